@@ -1,0 +1,24 @@
+"""Fused leaky integrate-and-fire neurons for PyTorch, with snnTorch's numbers.
+
+Start with :class:`Leaky` (a layer), :class:`MultiStep` (layers in sequence over time) or :func:`functional.lif` (the
+stateless function); :mod:`reference` is the definition they all equal.
+"""
+
+from snnfast import functional, reference, surrogate
+from snnfast._backend import use_backend
+from snnfast._config import config, show_config
+from snnfast._version import __version__
+from snnfast.leaky import Leaky
+from snnfast.multistep import MultiStep
+
+__all__ = [
+    "Leaky",
+    "MultiStep",
+    "__version__",
+    "config",
+    "functional",
+    "reference",
+    "show_config",
+    "surrogate",
+    "use_backend",
+]

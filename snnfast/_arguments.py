@@ -1,0 +1,178 @@
+"""Check and normalise the arguments that ``functional.lif`` and ``reference.lif`` share."""
+
+import math
+import operator
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from snnfast import surrogate
+
+SpikeGrad = Callable[[Tensor], Tensor]
+
+RESET_MECHANISMS = ("subtract", "zero", "none")
+_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+_DEFAULT_SPIKE_GRAD = surrogate.atan()
+
+
+class LIFArguments(NamedTuple):
+    """Arguments of one call, checked. ``*`` is any shape, the same for all; ``acc`` is the dtype of the arithmetic."""
+
+    current: Tensor  # [T, *] or, with num_steps, [*]; the caller's dtype
+    mem: Tensor | None  # [*] acc
+    beta: Tensor  # broadcastable to [*], acc
+    threshold: Tensor  # broadcastable to [*], acc
+    graded_spikes_factor: Tensor  # broadcastable to [*], acc
+    spike_grad: SpikeGrad
+    reset_mechanism: str
+    reset_delay: bool
+    num_steps: int | None  # None: time is the leading dimension of current
+    record_mem: bool
+    acc: torch.dtype
+
+    @property
+    def step_shape(self) -> torch.Size:
+        return self.current.shape if self.num_steps is not None else self.current.shape[1:]
+
+    @property
+    def mem_dtype(self) -> torch.dtype:
+        """The membrane is returned in the current's dtype, or in float64 where the arithmetic had to be promoted."""
+        return torch.float64 if self.acc == torch.float64 else self.current.dtype
+
+
+def check_arguments(
+    current: Tensor,
+    mem: Tensor | None,
+    beta: float | Tensor,
+    threshold: float | Tensor,
+    graded_spikes_factor: float | Tensor,
+    spike_grad: SpikeGrad | None,
+    reset_mechanism: str,
+    reset_delay: bool,
+    num_steps: int | None,
+    record_mem: bool,
+) -> LIFArguments:
+    """Raise ``TypeError`` or ``ValueError`` naming the argument that is wrong; else return them in one form."""
+    check_current("current", current)
+    if num_steps is not None:
+        num_steps = check_num_steps(num_steps)
+    elif current.dim() == 0:
+        raise ValueError("current: expected [T, *] with time first, got a tensor with no dimensions; or give num_steps")
+    step_shape = current.shape if num_steps is not None else current.shape[1:]
+
+    acc = torch.float64 if current.dtype == torch.float64 else torch.float32
+    for value in (mem, beta, threshold, graded_spikes_factor):
+        # PyTorch's promotion: a parameter with dimensions (and the membrane) widens the arithmetic, a scalar does not.
+        if isinstance(value, Tensor) and value.dtype == torch.float64 and (value.dim() > 0 or value is mem):
+            acc = torch.float64
+
+    if mem is not None:
+        mem = _check_mem(mem, current, step_shape).to(acc)
+    return LIFArguments(
+        current,
+        mem,
+        _check_parameter("beta", beta, current, step_shape, acc),
+        _check_parameter("threshold", threshold, current, step_shape, acc),
+        _check_parameter("graded_spikes_factor", graded_spikes_factor, current, step_shape, acc),
+        check_spike_grad(spike_grad),
+        check_reset_mechanism(reset_mechanism),
+        check_flag("reset_delay", reset_delay),
+        num_steps,
+        check_flag("record_mem", record_mem),
+        acc,
+    )
+
+
+def check_current(name: str, current: object) -> None:
+    if not isinstance(current, Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor, got {type(current).__name__}")
+    if current.dtype not in _DTYPES:
+        raise TypeError(f"{name}: expected float32, float64, float16 or bfloat16, got {_name(current.dtype)}")
+    if current.layout != torch.strided:
+        raise TypeError(f"{name}: expected a dense tensor, got layout {current.layout}")
+
+
+def check_spike_grad(spike_grad: object) -> SpikeGrad:
+    if spike_grad is None:
+        return _DEFAULT_SPIKE_GRAD
+    if not callable(spike_grad):
+        raise TypeError(f"spike_grad: expected a callable of (mem - threshold), got {type(spike_grad).__name__}")
+    return spike_grad
+
+
+def check_reset_mechanism(reset_mechanism: object) -> str:
+    if not isinstance(reset_mechanism, str):
+        raise TypeError(f"reset_mechanism: expected a string, got {type(reset_mechanism).__name__}")
+    if reset_mechanism not in RESET_MECHANISMS:
+        raise ValueError(f"reset_mechanism: expected 'subtract', 'zero' or 'none', got {reset_mechanism!r}")
+    return reset_mechanism
+
+
+def check_flag(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: expected a bool, got {type(value).__name__}")
+    return value
+
+
+def check_num_steps(num_steps: object) -> int:
+    if isinstance(num_steps, bool):
+        raise TypeError("num_steps: expected an int, got bool")
+    try:
+        steps = operator.index(num_steps)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"num_steps: expected an int, got {type(num_steps).__name__}") from None
+    if steps < 0:
+        raise ValueError(f"num_steps: expected 0 or more, got {steps}")
+    return steps
+
+
+def _check_mem(mem: object, current: Tensor, step_shape: torch.Size) -> Tensor:
+    if not isinstance(mem, Tensor):
+        raise TypeError(f"mem: expected a torch.Tensor or None, got {type(mem).__name__}")
+    if mem.dtype not in _DTYPES:
+        raise TypeError(f"mem: expected float32, float64, float16 or bfloat16, got {_name(mem.dtype)}")
+    if mem.device != current.device:
+        raise ValueError(f"mem is on {mem.device}, but current is on {current.device}")
+    if mem.shape != step_shape:
+        raise ValueError(f"mem: expected the shape of one time step of current, {_show(step_shape)}, got {_show(mem.shape)}")
+    return mem
+
+
+def _check_parameter(
+    name: str, value: object, current: Tensor, step_shape: torch.Size, acc: torch.dtype
+) -> Tensor:
+    if isinstance(value, Tensor):
+        if value.is_complex():
+            raise TypeError(f"{name}: expected a real tensor, got {_name(value.dtype)}")
+        if value.device != current.device and not (value.dim() == 0 and value.device.type == "cpu"):
+            raise ValueError(f"{name} is on {value.device}, but current is on {current.device}")
+        if not _broadcasts(value.shape, step_shape):
+            raise ValueError(
+                f"{name}: shape {_show(value.shape)} does not broadcast to one time step of current, {_show(step_shape)}"
+            )
+        return value.to(acc)
+    check_number(name, value)
+    return torch.tensor(value, dtype=acc)
+
+
+def check_number(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name}: expected a number or a torch.Tensor, got {type(value).__name__}")
+    if math.isnan(value):
+        raise ValueError(f"{name}: expected a number, got NaN")
+
+
+def _broadcasts(shape: Sequence[int], to: Sequence[int]) -> bool:
+    if len(shape) > len(to):
+        return False
+    return all(n in (1, m) for n, m in zip(reversed(shape), reversed(to), strict=False))
+
+
+def _show(shape: Sequence[int]) -> str:
+    return str(tuple(shape))
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

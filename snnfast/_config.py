@@ -1,0 +1,51 @@
+"""What this installation is made of, for bug reports."""
+
+import platform
+from collections.abc import Mapping
+
+import torch
+
+from snnfast import _backend, _ops
+
+__all__ = ["config", "show_config"]
+
+
+def config() -> Mapping[str, str]:
+    """Versions, build facts and availability of each backend, as text by name.
+
+    Example::
+
+        >>> import snnfast
+        >>> snnfast.config()["backend"]
+        'auto'
+    """
+    from snnfast import __version__
+
+    facts = {
+        "snnfast": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "backend": _backend.current_backend(),
+    }
+    build = _ops.extension
+    if build is not None:
+        facts["compiler"] = build.compiler
+        facts["built for torch"] = build.torch_target
+        facts["CPU instructions"] = f"{build.isa()} in use; available: {', '.join(build.isa_available())}"
+        facts["CUDA compiler"] = build.cuda_compiler or "none"
+        facts["CUDA architectures"] = build.cuda_architectures or "none"
+    for name in ("cpu", "cuda"):
+        reason = _backend.unavailable(torch.device(name))
+        if reason is None and name == "cuda" and not torch.cuda.is_available():
+            reason = "the kernels are built in, but torch sees no CUDA device"
+        facts[f"fused on {name}"] = f"no: {reason}" if reason else "yes"
+    facts["threads"] = str(torch.get_num_threads())
+    return facts
+
+
+def show_config() -> None:
+    """Print :func:`config`, one fact a line. ``python -m snnfast`` does the same."""
+    facts = config()
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        print(f"{name:<{width}}  {value}")

@@ -1,0 +1,268 @@
+"""Surrogate gradients: a Heaviside step forward, a smooth derivative backward.
+
+Every factory has the name, the defaults and the formula of its namesake in
+`snntorch.surrogate <https://snntorch.readthedocs.io/en/latest/snntorch.surrogate.html>`_ (1.0.0), and returns a
+picklable :class:`Surrogate`. The fused kernels know each of them by its :attr:`Surrogate.kernel_id`; called on a
+tensor, it is also an ordinary differentiable function, usable anywhere and by the reference path.
+
+With ``z = mem - threshold`` (in units of the membrane), the forward value is always ``1`` if ``z > 0`` else ``0``,
+in the dtype of ``z``. The derivative is listed with each factory.
+
+Example::
+
+    >>> import torch, snnfast
+    >>> z = torch.tensor([-0.5, 0.0, 0.5], requires_grad=True)
+    >>> spk = snnfast.surrogate.fast_sigmoid(slope=2.0)(z)
+    >>> spk.sum().backward()
+    >>> z.grad
+    tensor([0.2500, 1.0000, 0.2500])
+"""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "LSO",
+    "SFS",
+    "Surrogate",
+    "atan",
+    "fast_sigmoid",
+    "heaviside",
+    "sigmoid",
+    "spike_rate_escape",
+    "straight_through_estimator",
+    "triangular",
+]
+
+
+class Surrogate(ABC):
+    """A step function with a surrogate derivative that the fused kernels know.
+
+    Calling it on ``z`` (``[*]``, any floating dtype) returns the spikes ``1[z > 0]`` (``[*]``, dtype of ``z``), whose
+    gradient with respect to ``z`` is ``grad * derivative(z)``.
+    """
+
+    kernel_id: ClassVar[int]
+    """The value of ``SurrogateKind`` in ``csrc/math/surrogate.h``."""
+
+    @abstractmethod
+    def derivative(self, z: Tensor) -> Tensor:
+        """The surrogate derivative of the spike with respect to ``z`` (``[*]`` -> ``[*]``, same dtype)."""
+
+    def parameters(self) -> tuple[float, float]:
+        """The up to two numbers that shape the derivative, as the kernels take them (unused ones are 0)."""
+        return (0.0, 0.0)
+
+    def __call__(self, z: Tensor) -> Tensor:
+        return cast(Tensor, _Spike.apply(z, self))
+
+
+class _Spike(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, surrogate: Surrogate) -> Tensor:
+        ctx.save_for_backward(z)
+        ctx.surrogate = surrogate
+        return (z > 0).to(z.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
+        (z,) = ctx.saved_tensors
+        return grads[0] * ctx.surrogate.derivative(z), None
+
+
+@dataclass(frozen=True)
+class _ATan(Surrogate):
+    kernel_id = 0
+    alpha: float
+
+    def derivative(self, z: Tensor) -> Tensor:
+        return self.alpha / 2 / (1 + (math.pi / 2 * self.alpha * z).square())
+
+    def parameters(self) -> tuple[float, float]:
+        return (self.alpha, 0.0)
+
+
+@dataclass(frozen=True)
+class _FastSigmoid(Surrogate):
+    kernel_id = 1
+    slope: float
+
+    def derivative(self, z: Tensor) -> Tensor:
+        return 1 / (self.slope * z.abs() + 1).square()
+
+    def parameters(self) -> tuple[float, float]:
+        return (self.slope, 0.0)
+
+
+@dataclass(frozen=True)
+class _Sigmoid(Surrogate):
+    kernel_id = 2
+    slope: float
+
+    def derivative(self, z: Tensor) -> Tensor:
+        # The derivative is even in z: exp of the negative magnitude can't overflow where exp(-slope * z) does.
+        e = torch.exp(-(self.slope * z).abs())
+        return self.slope * e / (1 + e).square()
+
+    def parameters(self) -> tuple[float, float]:
+        return (self.slope, 0.0)
+
+
+@dataclass(frozen=True)
+class _StraightThrough(Surrogate):
+    kernel_id = 3
+
+    def derivative(self, z: Tensor) -> Tensor:
+        return torch.ones_like(z)
+
+
+@dataclass(frozen=True)
+class _Heaviside(Surrogate):
+    kernel_id = 4
+
+    def derivative(self, z: Tensor) -> Tensor:
+        return (z > 0).to(z.dtype)
+
+
+@dataclass(frozen=True)
+class _Triangular(Surrogate):
+    kernel_id = 5
+    threshold: float
+
+    def derivative(self, z: Tensor) -> Tensor:
+        height = torch.full_like(z, self.threshold)
+        return torch.where(z >= 0, -height, height)
+
+    def parameters(self) -> tuple[float, float]:
+        return (self.threshold, 0.0)
+
+
+@dataclass(frozen=True)
+class _SpikeRateEscape(Surrogate):
+    kernel_id = 6
+    beta: float
+    slope: float
+
+    def derivative(self, z: Tensor) -> Tensor:
+        return self.slope * torch.exp(-self.beta * (z - 1).abs())
+
+    def parameters(self) -> tuple[float, float]:
+        return (self.beta, self.slope)
+
+
+@dataclass(frozen=True)
+class _SFS(Surrogate):
+    kernel_id = 7
+    slope: float
+    B: float
+
+    def derivative(self, z: Tensor) -> Tensor:
+        return (z > self.B).to(z.dtype) / (self.slope * z.abs() + 1).square()
+
+    def parameters(self) -> tuple[float, float]:
+        return (self.slope, self.B)
+
+
+@dataclass(frozen=True)
+class _LSO(Surrogate):
+    kernel_id = 8
+    slope: float
+
+    def derivative(self, z: Tensor) -> Tensor:
+        one = torch.ones_like(z)
+        return torch.where(z > 0, one, self.slope * one)
+
+    def parameters(self) -> tuple[float, float]:
+        return (self.slope, 0.0)
+
+
+def _number(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
+    if math.isnan(value):
+        raise ValueError(f"{name}: expected a number, got NaN")
+    return float(value)
+
+
+def atan(alpha: float = 2.0) -> Surrogate:
+    """Arc tangent, the default of every neuron: ``(alpha / 2) / (1 + (pi / 2 * alpha * z)^2)``.
+
+    Source: W. Fang et al., *Incorporating learnable membrane time constants to enhance learning of spiking neural
+    networks*, ICCV 2021.
+    """
+    return _ATan(_number("alpha", alpha))
+
+
+def fast_sigmoid(slope: float = 25) -> Surrogate:
+    """Fast sigmoid: ``1 / (slope * |z| + 1)^2``.
+
+    Source: F. Zenke, S. Ganguli, *SuperSpike*, Neural Computation 30 (2018) 1514-1541.
+    """
+    return _FastSigmoid(_number("slope", slope))
+
+
+def sigmoid(slope: float = 25) -> Surrogate:
+    """Logistic sigmoid: ``slope * e / (1 + e)^2`` with ``e = exp(-slope * |z|)``.
+
+    The same function as snnTorch's ``slope * exp(-slope * z) / (exp(-slope * z) + 1)^2``, in a form that stays finite
+    where that one overflows to NaN (``slope * z < -88`` in float32).
+
+    Source: F. Zenke, S. Ganguli, *SuperSpike*, Neural Computation 30 (2018) 1514-1541.
+    """
+    return _Sigmoid(_number("slope", slope))
+
+
+def straight_through_estimator() -> Surrogate:
+    """Straight-through estimator: ``1`` everywhere.
+
+    Source: Y. Bengio et al., *Estimating or propagating gradients through stochastic neurons*, arXiv:1308.3432.
+    """
+    return _StraightThrough()
+
+
+def heaviside() -> Surrogate:
+    """The spike itself: ``1`` if ``z > 0`` else ``0``.
+
+    Source: J. K. Eshraghian et al., *Training spiking neural networks using lessons from deep learning*, Proc. IEEE
+    111 (2023); the surrogate of snnTorch's tutorial 5.
+    """
+    return _Heaviside()
+
+
+def triangular(threshold: float = 1) -> Surrogate:
+    """Sign of the distance: ``threshold`` if ``z < 0`` else ``-threshold`` (snnTorch's definition).
+
+    Source: ``snntorch.surrogate.triangular``.
+    """
+    return _Triangular(_number("threshold", threshold))
+
+
+def spike_rate_escape(beta: float = 1, slope: float = 25) -> Surrogate:
+    """Boltzmann escape rate: ``slope * exp(-beta * |z - 1|)``; its peak is at ``z = 1``.
+
+    Source: W. Gerstner, W. M. Kistler, *Spiking neuron models*, Cambridge University Press, 2002.
+    """
+    return _SpikeRateEscape(_number("beta", beta), _number("slope", slope))
+
+
+def SFS(slope: float = 25, B: float = 1) -> Surrogate:  # noqa: N802 - snnTorch's name
+    """Sparse fast sigmoid: ``1 / (slope * |z| + 1)^2`` if ``z > B`` else ``0``.
+
+    Source: N. Perez-Nieves, D. F. M. Goodman, *Sparse spiking gradient descent*, NeurIPS 2021.
+    """
+    return _SFS(_number("slope", slope), _number("B", B))
+
+
+def LSO(slope: float = 0.1) -> Surrogate:  # noqa: N802 - snnTorch's name
+    """Leaky spike operator: ``1`` if ``z > 0`` else ``slope``, the derivative of a leaky ReLU.
+
+    snnTorch 1.0.0 documents this function but its ``LSO`` raises; this is the documented one.
+
+    Source: ``snntorch.surrogate.LeakySpikeOperator``.
+    """
+    return _LSO(_number("slope", slope))
