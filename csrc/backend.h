@@ -1,0 +1,101 @@
+// How lif.cpp reaches the kernels of a device. The test emulator builds the CUDA sources for tensors on the CPU.
+#pragma once
+
+#include <vector>
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include "lif.h"
+
+#if !defined(SNN_EMULATED)
+#include "cpu/pool.h"
+#endif
+
+#if !defined(SNN_NAMESPACE)
+#define SNN_NAMESPACE snnfast
+#endif
+#if defined(SNN_EMULATED)
+#define SNN_CUDA_KEY CPU
+#else
+#define SNN_CUDA_KEY CUDA
+#endif
+
+#if !defined(USE_CUDA)
+// The one symbol that a CPU build of torch lacks: weak, and looked at before it is called.
+extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** stream);
+#endif
+
+namespace snnfast {
+
+#if !defined(SNN_EMULATED)
+struct CpuBackend {
+  static void check_device(const torch::stable::Tensor& t) {
+    STD_TORCH_CHECK(t.is_cpu(), "expected tensors on the CPU");
+  }
+
+  // An uninitialised contiguous tensor on the device of `like`.
+  static torch::stable::Tensor empty(const torch::stable::Tensor& like, const std::vector<int64_t>& shape,
+                                     torch::headeronly::ScalarType dtype) {
+    size_t bytes = dtype == torch::headeronly::ScalarType::Double  ? 8
+                   : dtype == torch::headeronly::ScalarType::Float ? 4
+                                                                   : 2;
+    for (const int64_t size : shape) bytes *= static_cast<size_t>(size);
+    if (bytes < cpu::pool::kLeast) return torch::stable::new_empty(like, shape, dtype);
+    std::vector<int64_t> strides(shape.size(), 1);
+    for (size_t d = shape.size(); d-- > 1;) strides[d - 1] = strides[d] * shape[d];
+    return torch::stable::from_blob(cpu::pool::take(bytes), shape, strides, like.device(), dtype,
+                                    &cpu::pool::give_back);
+  }
+
+  static void run(const LifForward& problem, const torch::stable::Tensor&) { cpu::lif_forward(problem); }
+  static void run(const LifBackward& problem, const torch::stable::Tensor&) { cpu::lif_backward(problem); }
+};
+#endif
+
+struct CudaBackend {
+  static torch::stable::Tensor empty(const torch::stable::Tensor& like, const std::vector<int64_t>& shape,
+                                     torch::headeronly::ScalarType dtype) {
+    return torch::stable::new_empty(like, shape, dtype);
+  }
+
+#if defined(SNN_EMULATED)
+  static void check_device(const torch::stable::Tensor& t) {
+    STD_TORCH_CHECK(t.is_cpu(), "expected tensors on the CPU");
+  }
+
+  template <typename Launch>
+  static int on_stream_of(const torch::stable::Tensor&, Launch&& launch) {
+    return launch(nullptr);
+  }
+#else
+  static void check_device(const torch::stable::Tensor& t) { STD_TORCH_CHECK(t.is_cuda(), "expected tensors on CUDA"); }
+
+  // Launches on the caller's current stream of the tensor's device, with that device current.
+  template <typename Launch>
+  static int on_stream_of(const torch::stable::Tensor& t, Launch&& launch) {
+    STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream != nullptr, "this build of torch has no CUDA");
+    const torch::stable::accelerator::DeviceGuard guard(t.get_device_index());
+    void* stream = nullptr;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream));
+    return launch(stream);
+  }
+#endif
+
+  static void run(const LifForward& problem, const torch::stable::Tensor& t) {
+    check(on_stream_of(t, [&](void* stream) { return cuda::lif_forward(problem, stream); }), "lif_forward");
+  }
+  static void run(const LifBackward& problem, const torch::stable::Tensor& t) {
+    check(on_stream_of(t, [&](void* stream) { return cuda::lif_backward(problem, stream); }), "lif_backward");
+  }
+
+ private:
+  static void check(int error, const char* kernel) {
+    STD_TORCH_CHECK(error == 0, "snnfast: the CUDA kernel of ", kernel, " failed: ", cuda::error_string(error));
+  }
+};
+
+}  // namespace snnfast

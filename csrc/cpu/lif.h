@@ -1,0 +1,15 @@
+// What the Python module sees of the CPU backend beside the kernels of ../lif.h.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "../lif.h"
+
+namespace snnfast::cpu {
+
+std::string isa();                         // name of the instruction set in use
+std::vector<std::string> isa_available();  // best first
+void set_isa(const std::string& name);     // throws if this processor has not got it
+
+}  // namespace snnfast::cpu

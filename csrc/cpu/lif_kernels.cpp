@@ -1,0 +1,428 @@
+// The CPU kernels: time runs inside a block of neurons, and each step is a vectorised loop over the block.
+//
+// Compiled once for each instruction set with SNN_ISA naming the namespace. Nothing here may have external linkage but
+// `kernels`, and nothing inline from other headers may be emitted: the linker would keep one copy for all sets.
+#include "kernels.h"
+#include "rows.h"
+
+namespace snnfast::cpu::SNN_ISA {
+namespace {
+
+template <typename A>
+struct Lanes {  // the neurons of a block: parameters and carried state
+  alignas(64) A beta[kBlock];
+  alignas(64) A threshold[kBlock];
+  alignas(64) A graded[kBlock];
+  alignas(64) A state[kBlock];  // forward: the membrane; backward: the gradient with respect to it
+};
+
+template <typename A>
+struct Sums {  // gradients of the parameters, summed over time
+  alignas(64) A beta[kBlock];
+  alignas(64) A threshold[kBlock];
+  alignas(64) A graded[kBlock];
+};
+
+// ---- a few time steps of a block
+
+// Time steps that a row loop does for each neuron before it goes to the next: state and parameters are then loaded once
+// for all of them. What is left over is done one by one.
+constexpr int kSteps = 4;
+
+template <typename A>
+struct ForwardRows {  // of each time step
+  const A* x[kSteps];
+  A* spk[kSteps];
+  A* mem[kSteps];
+};
+
+template <typename A>
+using ForwardSteps = void (*)(int n, const ForwardRows<A>& rows, Lanes<A>& lanes);
+
+template <typename A, Reset R, bool Delay, bool Record, int Steps>
+void forward_steps(int n, const ForwardRows<A>& rows, Lanes<A>& lanes) {
+  const ForwardRows<A> row = rows;
+#pragma GCC ivdep  // no two of so many rows overlap; g++ would rather give up than test that
+  for (int i = 0; i < n; ++i) {
+    const Neuron<A> p{lanes.beta[i], lanes.threshold[i], lanes.graded[i]};
+    A u = lanes.state[i];
+#pragma GCC unroll 8
+    for (int k = 0; k < Steps; ++k) {
+      const A r = heaviside(u - p.threshold);
+      const A v = lif_integrate(R, u, r, row.x[k][i], p);
+      const A s = heaviside(v - p.threshold);
+      u = lif_settle(R, Delay, v, s, r, p);
+      row.spk[k][i] = s * p.graded;
+      if (Record) row.mem[k][i] = u;
+    }
+    lanes.state[i] = u;
+  }
+}
+
+template <typename A>
+struct RecomputeRows {
+  const A* u;  // membrane before the first of the steps
+  const A* x[kSteps];
+  A* v[kSteps];      // membrane that decides the spike
+  A* after[kSteps];  // membrane after the step; not written if that is v
+};
+
+template <typename A>
+using RecomputeSteps = void (*)(int n, const RecomputeRows<A>& rows, const Lanes<A>& lanes);
+
+template <typename A, Reset R, bool Delay, int Steps>
+void recompute_steps(int n, const RecomputeRows<A>& rows, const Lanes<A>& lanes) {
+  const RecomputeRows<A> row = rows;
+#pragma GCC ivdep
+  for (int i = 0; i < n; ++i) {
+    const Neuron<A> p{lanes.beta[i], lanes.threshold[i], A(1)};
+    A u = row.u[i];
+#pragma GCC unroll 8
+    for (int k = 0; k < Steps; ++k) {
+      const A r = heaviside(u - p.threshold);
+      const A v = lif_integrate(R, u, r, row.x[k][i], p);
+      row.v[k][i] = v;
+      u = lif_settle(R, Delay, v, heaviside(v - p.threshold), r, p);
+      if (!Delay) row.after[k][i] = u;
+    }
+  }
+}
+
+template <typename A>
+struct AdjointRows {
+  const A* u[kSteps];  // membrane before each step
+  const A* v[kSteps];  // membrane that decided its spike
+  const A* grad_spk[kSteps];
+  const A* grad_mem[kSteps];
+  A* grad_x[kSteps];
+  A a, b;  // coefficients of the surrogate
+};
+
+template <typename A>
+using AdjointSteps = void (*)(int n, const AdjointRows<A>& rows, Lanes<A>& lanes, Sums<A>& sums);
+
+template <typename A, typename Surrogate, Reset R, bool Delay, bool ParameterGradients, int Steps>
+void adjoint_steps(int n, const AdjointRows<A>& rows, Lanes<A>& lanes, Sums<A>& sums) {
+  const AdjointRows<A> row = rows;
+#pragma GCC ivdep
+  for (int i = 0; i < n; ++i) {
+    const Neuron<A> p{lanes.beta[i], lanes.threshold[i], lanes.graded[i]};
+    LifGradients<A> g{lanes.state[i], A(0), A(0), A(0)};
+    if (ParameterGradients) g = {lanes.state[i], sums.beta[i], sums.threshold[i], sums.graded[i]};
+#pragma GCC unroll 8
+    for (int k = Steps - 1; k >= 0; --k) {
+      const A v = row.v[k][i];
+      const A sg = Surrogate::derivative(v - p.threshold, row.a, row.b);
+      row.grad_x[k][i] = lif_adjoint(R, Delay, row.u[k][i], v, sg, row.grad_spk[k][i], row.grad_mem[k][i], p, g);
+    }
+    lanes.state[i] = g.carry;
+    if (ParameterGradients) {
+      sums.beta[i] = g.beta;
+      sums.threshold[i] = g.threshold;
+      sums.graded[i] = g.graded;
+    }
+  }
+}
+
+// ---- run-time options to compile-time ones
+
+template <bool Value>
+struct Bool {
+  static constexpr bool value = Value;
+};
+template <Reset Value>
+struct ResetIs {
+  static constexpr Reset value = Value;
+};
+
+template <typename F>
+auto with_bool(bool value, F&& f) {
+  return value ? f(Bool<true>{}) : f(Bool<false>{});
+}
+
+template <typename F>
+auto with_reset(Reset reset, F&& f) {
+  if (reset == Reset::kSubtract) return f(ResetIs<Reset::kSubtract>{});
+  if (reset == Reset::kZero) return f(ResetIs<Reset::kZero>{});
+  return f(ResetIs<Reset::kNone>{});
+}
+
+// A row loop for one time step and one for kSteps of them.
+template <typename Function>
+struct Either {
+  Function one, several;
+
+  Function operator()(int steps) const { return steps == kSteps ? several : one; }
+};
+
+template <typename A>
+Either<ForwardSteps<A>> choose_forward(const LifForward& p) {
+  return with_reset(p.reset, [&](auto r) {
+    return with_bool(p.reset_delay, [&](auto delay) {
+      return with_bool(p.mem_rec != nullptr, [&](auto record) -> Either<ForwardSteps<A>> {
+        constexpr Reset R = decltype(r)::value;
+        constexpr bool D = decltype(delay)::value, M = decltype(record)::value;
+        return {forward_steps<A, R, D, M, 1>, forward_steps<A, R, D, M, kSteps>};
+      });
+    });
+  });
+}
+
+template <typename A>
+Either<RecomputeSteps<A>> choose_recompute(const LifBackward& p) {
+  return with_reset(p.reset, [&](auto r) {
+    return with_bool(p.reset_delay, [&](auto delay) -> Either<RecomputeSteps<A>> {
+      constexpr Reset R = decltype(r)::value;
+      constexpr bool D = decltype(delay)::value;
+      return {recompute_steps<A, R, D, 1>, recompute_steps<A, R, D, kSteps>};
+    });
+  });
+}
+
+template <typename A>
+Either<AdjointSteps<A>> choose_adjoint(const LifBackward& p) {
+  return visit_surrogate(p.surrogate, [&](auto surrogate) {
+    return with_reset(p.reset, [&](auto r) {
+      return with_bool(p.reset_delay, [&](auto delay) {
+        return with_bool(p.parameter_gradients(), [&](auto parameters) -> Either<AdjointSteps<A>> {
+          using S = decltype(surrogate);
+          constexpr Reset R = decltype(r)::value;
+          constexpr bool D = decltype(delay)::value, P = decltype(parameters)::value;
+          return {adjoint_steps<A, S, R, D, P, 1>, adjoint_steps<A, S, R, D, P, kSteps>};
+        });
+      });
+    });
+  });
+}
+
+// ---- a block through all its time steps
+
+template <typename A>
+void fill(int64_t first, int n, const Parameter& parameter, A* out) {
+  const A* data = static_cast<const A*>(parameter.data);
+  if (data == nullptr || parameter.size == 1) {
+    const A value = data == nullptr ? static_cast<A>(parameter.value) : data[0];
+    for (int i = 0; i < n; ++i) out[i] = value;
+    return;
+  }
+  int64_t element = first / parameter.inner % parameter.size, within = first % parameter.inner;
+  for (int i = 0; i < n; ++i) {
+    out[i] = data[element];
+    if (++within == parameter.inner) {
+      within = 0;
+      if (++element == parameter.size) element = 0;
+    }
+  }
+}
+
+template <typename A>
+void copy_or_zero(int n, const A* from, A* to) {
+  for (int i = 0; i < n; ++i) to[i] = from == nullptr ? A(0) : from[i];
+}
+
+template <typename A>
+void open_lanes(int64_t first, int n, const LifProblem& p, Lanes<A>& lanes) {
+  fill(first, n, p.beta, lanes.beta);
+  fill(first, n, p.threshold, lanes.threshold);
+  fill(first, n, p.graded, lanes.graded);
+  for (int i = 0; i < n; ++i) lanes.beta[i] = clamp_unit(lanes.beta[i]);
+}
+
+// Row t of a [T, N] tensor at neuron `first`; nullptr stays nullptr.
+template <typename S, typename V>
+S* row_of(V* tensor, int64_t t, int64_t N, int64_t first) {
+  return tensor == nullptr ? nullptr : static_cast<S*>(tensor) + t * N + first;
+}
+
+template <typename A>
+using Scratch = A[kSteps][kBlock];  // converted rows
+
+template <typename S>
+void forward_block(const LifForward& p, Either<ForwardSteps<typename Acc<S>::type>> loops, int64_t first, int n) {
+  using A = typename Acc<S>::type;
+  Lanes<A> lanes;
+  alignas(64) Scratch<A> x_scratch, spk_scratch, mem_scratch;
+  open_lanes(first, n, p, lanes);
+  copy_or_zero(n, row_of<const A>(p.mem0, 0, p.N, first), lanes.state);
+  for (int64_t t = 0, steps; t < p.T; t += steps) {
+    steps = t + kSteps <= p.T ? kSteps : 1;
+    if (p.checkpoints != nullptr && t > 0 && t % kCheckpoint == 0) {
+      store_row(row_of<A>(p.checkpoints, t / kCheckpoint - 1, p.N, first), n, lanes.state);
+    }
+    ForwardRows<A> rows;
+    for (int k = 0; k < steps; ++k) {
+      rows.x[k] = load_row(row_of<const S>(p.x, p.x_constant ? 0 : t + k, p.N, first), n, x_scratch[k]);
+      rows.spk[k] = open_row(row_of<S>(p.spk, t + k, p.N, first), spk_scratch[k]);
+      if (p.mem_rec != nullptr) rows.mem[k] = open_row(row_of<S>(p.mem_rec, t + k, p.N, first), mem_scratch[k]);
+    }
+    loops(static_cast<int>(steps))(n, rows, lanes);
+    for (int k = 0; k < steps; ++k) {
+      store_row(row_of<S>(p.spk, t + k, p.N, first), n, rows.spk[k]);
+      if (p.mem_rec != nullptr) store_row(row_of<S>(p.mem_rec, t + k, p.N, first), n, rows.mem[k]);
+    }
+  }
+  if (p.mem_last != nullptr) store_row(row_of<S>(p.mem_last, 0, p.N, first), n, lanes.state);
+}
+
+template <typename A>
+struct Trajectory {  // membranes of up to kCheckpoint steps, recomputed
+  alignas(64) A v[kCheckpoint][kBlock];
+  alignas(64) A u[kCheckpoint + 1][kBlock];  // before each step; beyond [0] only used if the reset is not delayed
+};
+
+template <typename S>
+struct BackwardBlock {
+  using A = typename Acc<S>::type;
+
+  const LifBackward& p;
+  Either<RecomputeSteps<A>> recompute_loops;
+  Either<AdjointSteps<A>> adjoint_loops;
+  int64_t first = 0;
+  int n = 0;
+  Lanes<A> lanes;
+  Sums<A> sums;
+  Trajectory<A> trajectory;
+  alignas(64) A zeros[kBlock] = {};
+  alignas(64) Scratch<A> x_scratch, grad_spk_scratch, grad_mem_scratch, grad_x_scratch;
+  alignas(64) A grad_x_sum[kBlock];
+
+  explicit BackwardBlock(const LifBackward& problem)
+      : p(problem), recompute_loops(choose_recompute<A>(problem)), adjoint_loops(choose_adjoint<A>(problem)) {}
+
+  void run(int64_t first_neuron, int count) {
+    first = first_neuron;
+    n = count;
+    open_lanes(first, n, p, lanes);
+    const S* grad_last = row_of<const S>(p.grad_mem_last, 0, p.N, first);
+    copy_or_zero(n, grad_last == nullptr ? zeros : load_row(grad_last, n, x_scratch[0]), lanes.state);
+    for (int i = 0; i < n; ++i) sums.beta[i] = sums.threshold[i] = sums.graded[i] = grad_x_sum[i] = A(0);
+    for (int64_t start = p.T == 0 ? -1 : (p.T - 1) / kCheckpoint * kCheckpoint; start >= 0; start -= kCheckpoint) {
+      const int count_of_chunk = static_cast<int>(p.T - start < kCheckpoint ? p.T - start : kCheckpoint);
+      if (p.mem_rec == nullptr) recompute(start, count_of_chunk);
+      int k = count_of_chunk;
+      for (; k % kSteps != 0; --k) adjoint(start, k - 1, 1);
+      for (; k > 0; k -= kSteps) adjoint(start, k - kSteps, kSteps);
+    }
+    finish();
+  }
+
+  const A* before_first_step() const {
+    const A* mem0 = row_of<const A>(p.mem0, 0, p.N, first);
+    return mem0 == nullptr ? zeros : mem0;
+  }
+
+  // All steps of a chunk, from the membrane that the forward pass kept.
+  void recompute(int64_t start, int count) {
+    copy_or_zero(n,
+                 start == 0 ? before_first_step() : row_of<const A>(p.checkpoints, start / kCheckpoint - 1, p.N, first),
+                 trajectory.u[0]);
+    for (int k = 0, steps; k < count; k += steps) {
+      steps = k + kSteps <= count ? kSteps : 1;
+      RecomputeRows<A> rows;
+      rows.u = before(k);
+      for (int j = 0; j < steps; ++j) {
+        rows.x[j] = load_row(row_of<const S>(p.x, p.x_constant ? 0 : start + k + j, p.N, first), n, x_scratch[j]);
+        rows.v[j] = trajectory.v[k + j];
+        rows.after[j] = trajectory.u[k + j + 1];
+      }
+      recompute_loops(steps)(n, rows, lanes);
+    }
+  }
+
+  // The recomputed membrane before step k of the chunk.
+  const A* before(int k) const { return p.reset_delay && k > 0 ? trajectory.v[k - 1] : trajectory.u[k]; }
+
+  // Steps k + steps - 1 down to k of the chunk.
+  void adjoint(int64_t start, int k, int steps) {
+    AdjointRows<A> rows;
+    rows.a = static_cast<A>(p.coefficients.a);
+    rows.b = static_cast<A>(p.coefficients.b);
+    for (int j = 0; j < steps; ++j) {
+      const int64_t t = start + k + j;
+      if (p.mem_rec != nullptr) {
+        rows.v[j] = row_of<const A>(p.mem_rec, t, p.N, first);
+        rows.u[j] = t == 0 ? before_first_step() : row_of<const A>(p.mem_rec, t - 1, p.N, first);
+      } else {
+        rows.v[j] = trajectory.v[k + j];
+        rows.u[j] = before(k + j);
+      }
+      rows.grad_spk[j] = gradient_row(p.grad_spk, t, grad_spk_scratch[j]);
+      rows.grad_mem[j] = gradient_row(p.grad_mem_rec, t, grad_mem_scratch[j]);
+      S* grad_x = grad_x_row(t);
+      rows.grad_x[j] = grad_x == nullptr ? grad_x_scratch[j] : open_row(grad_x, grad_x_scratch[j]);
+    }
+    adjoint_loops(steps)(n, rows, lanes, sums);
+    for (int j = steps - 1; j >= 0; --j) {
+      if (grad_x_row(start + k + j) != nullptr) store_row(grad_x_row(start + k + j), n, rows.grad_x[j]);
+      if (p.x_constant) {
+        for (int i = 0; i < n; ++i) grad_x_sum[i] += rows.grad_x[j][i];
+      }
+    }
+  }
+
+  S* grad_x_row(int64_t t) const { return p.x_constant ? nullptr : row_of<S>(p.grad_x, t, p.N, first); }
+
+  const A* gradient_row(const void* gradient, int64_t t, A* scratch) const {
+    const S* row = row_of<const S>(gradient, t, p.N, first);
+    return row == nullptr ? zeros : load_row(row, n, scratch);
+  }
+
+  void finish() {
+    if (p.x_constant && p.grad_x != nullptr) store_row(row_of<S>(p.grad_x, 0, p.N, first), n, grad_x_sum);
+    if (p.grad_mem0 != nullptr) store_row(row_of<A>(p.grad_mem0, 0, p.N, first), n, lanes.state);
+    if (p.grad_beta != nullptr) {
+      // The clamp's own derivative needs beta as it was given.
+      fill(first, n, p.beta, lanes.beta);
+      for (int i = 0; i < n; ++i) sums.beta[i] *= clamp_unit_derivative(lanes.beta[i]);
+      store_row(row_of<A>(p.grad_beta, 0, p.N, first), n, sums.beta);
+    }
+    if (p.grad_threshold != nullptr) store_row(row_of<A>(p.grad_threshold, 0, p.N, first), n, sums.threshold);
+    if (p.grad_graded != nullptr) store_row(row_of<A>(p.grad_graded, 0, p.N, first), n, sums.graded);
+  }
+};
+
+// ---- all blocks of a thread
+
+int block_size(int64_t N, int64_t first) { return static_cast<int>(N - first < kBlock ? N - first : kBlock); }
+
+template <typename S>
+void forward_blocks(const LifForward& p, int64_t first_block, int64_t last_block) {
+  const auto loops = choose_forward<typename Acc<S>::type>(p);
+  for (int64_t block = first_block; block < last_block; ++block) {
+    forward_block<S>(p, loops, block * kBlock, block_size(p.N, block * kBlock));
+  }
+}
+
+template <typename S>
+void backward_blocks(const LifBackward& p, int64_t first_block, int64_t last_block) {
+  BackwardBlock<S> work(p);
+  for (int64_t block = first_block; block < last_block; ++block) {
+    work.run(block * kBlock, block_size(p.N, block * kBlock));
+  }
+}
+
+void forward(const LifForward& p, int64_t first_block, int64_t last_block) {
+  switch (p.dtype) {
+    case DType::kFloat: return forward_blocks<float>(p, first_block, last_block);
+    case DType::kDouble: return forward_blocks<double>(p, first_block, last_block);
+    case DType::kHalf: return forward_blocks<Half>(p, first_block, last_block);
+    case DType::kBFloat16: return forward_blocks<BFloat16>(p, first_block, last_block);
+  }
+}
+
+void backward(const LifBackward& p, int64_t first_block, int64_t last_block) {
+  switch (p.dtype) {
+    case DType::kFloat: return backward_blocks<float>(p, first_block, last_block);
+    case DType::kDouble: return backward_blocks<double>(p, first_block, last_block);
+    case DType::kHalf: return backward_blocks<Half>(p, first_block, last_block);
+    case DType::kBFloat16: return backward_blocks<BFloat16>(p, first_block, last_block);
+  }
+}
+
+}  // namespace
+
+#define SNN_STRING(name) #name
+#define SNN_NAME(name) SNN_STRING(name)
+const Kernels kernels{SNN_NAME(SNN_ISA), forward, backward};
+
+}  // namespace snnfast::cpu::SNN_ISA

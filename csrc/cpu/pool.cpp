@@ -1,0 +1,131 @@
+#include "pool.h"
+
+#include <cstdlib>
+#include <list>
+#include <mutex>
+#include <new>
+#include <unordered_map>
+
+#if defined(__linux__)
+#include <pthread.h>
+#include <sys/mman.h>
+#include <unistd.h>
+#endif
+
+namespace snnfast::cpu::pool {
+namespace {
+
+constexpr size_t kPage = size_t{2} << 20;  // a huge page: one fault instead of 512
+
+struct Buffer {
+  void* data;
+  size_t bytes;
+};
+
+struct Pool {
+  std::mutex mutex;
+  std::list<Buffer> idle;  // the one given back last is in front
+  size_t idle_bytes = 0;
+  size_t limit = 0;
+  std::unordered_map<void*, size_t> sizes;  // of every live buffer, in use or idle
+
+  Pool() {
+#if defined(__linux__)
+    const long pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGESIZE);
+    if (pages > 0 && page > 0) limit = static_cast<size_t>(pages) * static_cast<size_t>(page) / 8;
+#endif
+  }
+
+  void trim(size_t to) {
+    while (idle_bytes > to) {
+      const Buffer oldest = idle.back();
+      idle.pop_back();
+      idle_bytes -= oldest.bytes;
+      sizes.erase(oldest.data);
+      std::free(oldest.data);
+    }
+  }
+};
+
+// Never destroyed: tensors may outlive every static object.
+Pool& the_pool() {
+  static Pool* const pool = [] {
+    auto* made = new Pool;
+#if defined(__linux__)
+    // A fork while another thread holds the lock would leave the child with a lock that nobody opens.
+    pthread_atfork([] { the_pool().mutex.lock(); }, [] { the_pool().mutex.unlock(); },
+                   [] { the_pool().mutex.unlock(); });
+#endif
+    return made;
+  }();
+  return *pool;
+}
+
+}  // namespace
+
+void* take(size_t bytes) {
+  const size_t rounded = (bytes + kPage - 1) / kPage * kPage;
+  Pool& pool = the_pool();
+  {
+    const std::lock_guard lock(pool.mutex);
+    auto best = pool.idle.end();
+    for (auto it = pool.idle.begin(); it != pool.idle.end(); ++it) {
+      const bool fits = it->bytes >= rounded && it->bytes <= rounded + rounded / 4;
+      if (fits && (best == pool.idle.end() || it->bytes < best->bytes)) best = it;
+    }
+    if (best != pool.idle.end()) {
+      void* data = best->data;
+      pool.idle_bytes -= best->bytes;
+      pool.idle.erase(best);
+      return data;
+    }
+  }
+  void* data = std::aligned_alloc(kPage, rounded);
+  if (data == nullptr) {  // what lies idle here may be what is missing
+    clear();
+    data = std::aligned_alloc(kPage, rounded);
+  }
+  if (data == nullptr) throw std::bad_alloc();
+#if defined(__linux__)
+  madvise(data, rounded, MADV_HUGEPAGE);  // advice: where huge pages are switched off, nothing is lost
+#endif
+  const std::lock_guard lock(pool.mutex);
+  pool.sizes[data] = rounded;
+  return data;
+}
+
+void give_back(void* buffer) {
+  Pool& pool = the_pool();
+  const std::lock_guard lock(pool.mutex);
+  const size_t bytes = pool.sizes.at(buffer);
+  pool.idle.push_front({buffer, bytes});
+  pool.idle_bytes += bytes;
+  pool.trim(pool.limit);
+}
+
+void clear() {
+  Pool& pool = the_pool();
+  const std::lock_guard lock(pool.mutex);
+  pool.trim(0);
+}
+
+size_t idle_bytes() {
+  Pool& pool = the_pool();
+  const std::lock_guard lock(pool.mutex);
+  return pool.idle_bytes;
+}
+
+size_t idle_limit() {
+  Pool& pool = the_pool();
+  const std::lock_guard lock(pool.mutex);
+  return pool.limit;
+}
+
+void set_idle_limit(size_t bytes) {
+  Pool& pool = the_pool();
+  const std::lock_guard lock(pool.mutex);
+  pool.limit = bytes;
+  pool.trim(bytes);
+}
+
+}  // namespace snnfast::cpu::pool

@@ -1,0 +1,97 @@
+// A row of a block of neurons: contiguous values in memory, in the dtype of a tensor, as arithmetic wants them.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
+
+#include "../math/scalar.h"
+
+namespace snnfast::cpu::SNN_ISA {
+namespace {
+
+struct Half {
+  _Float16 value;
+};
+struct BFloat16 {
+  uint16_t bits;
+};
+
+template <typename S>
+struct Acc {
+  using type = float;
+};
+template <>
+struct Acc<double> {
+  using type = double;
+};
+
+SNN_HD float widen(Half h) { return static_cast<float>(h.value); }
+SNN_HD void narrow(float value, Half& h) { h.value = static_cast<_Float16>(value); }
+
+SNN_HD float widen(BFloat16 h) {
+  const uint32_t bits = static_cast<uint32_t>(h.bits) << 16;
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+SNN_HD void narrow(float value, BFloat16& h) {  // to nearest, ties to even
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  h.bits = static_cast<uint16_t>(value == value ? rounded : 0x7fc0u);
+}
+
+// A row for reading: where the dtype is that of the arithmetic, the memory itself; else a converted copy in `scratch`.
+template <typename S>
+const float* load_row(const S* row, int n, float* scratch) {
+  for (int i = 0; i < n; ++i) scratch[i] = widen(row[i]);
+  return scratch;
+}
+#if defined(__F16C__)  // g++ does not vectorise this conversion by itself
+inline const float* load_row(const Half* row, int n, float* scratch) {
+  int i = 0;
+  for (; i + 8 <= n; i += 8) {
+    _mm256_storeu_ps(scratch + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(row + i))));
+  }
+  for (; i < n; ++i) scratch[i] = widen(row[i]);
+  return scratch;
+}
+#endif
+inline const float* load_row(const float* row, int, float*) { return row; }
+inline const double* load_row(const double* row, int, double*) { return row; }
+
+// A row for writing: the memory itself, or `scratch`, which store_row then converts into it.
+template <typename S>
+float* open_row(S*, float* scratch) {
+  return scratch;
+}
+inline float* open_row(float* row, float*) { return row; }
+inline double* open_row(double* row, double*) { return row; }
+
+template <typename S>
+void store_row(S* row, int n, const float* opened) {
+  for (int i = 0; i < n; ++i) narrow(opened[i], row[i]);
+}
+#if defined(__F16C__)
+inline void store_row(Half* row, int n, const float* opened) {
+  int i = 0;
+  for (; i + 8 <= n; i += 8) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(row + i), _mm256_cvtps_ph(_mm256_loadu_ps(opened + i), 0));
+  }
+  for (; i < n; ++i) narrow(opened[i], row[i]);
+}
+#endif
+inline void store_row(float* row, int n, const float* opened) {
+  if (row != opened) std::memcpy(row, opened, static_cast<size_t>(n) * sizeof(float));
+}
+inline void store_row(double* row, int n, const double* opened) {
+  if (row != opened) std::memcpy(row, opened, static_cast<size_t>(n) * sizeof(double));
+}
+
+}  // namespace
+}  // namespace snnfast::cpu::SNN_ISA

@@ -1,0 +1,98 @@
+// Forward kernel: a thread takes V adjacent neurons through all time steps.
+#include "neuron.cuh"
+
+namespace snnfast::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+// Time steps whose input is under way before the first of them is used: memory latency is what limits this kernel.
+constexpr int kAhead = 4;
+
+int64_t g_vector_minimum = int64_t{1} << 18;
+
+template <typename S, int V>
+struct Forward {
+  using A = typename Acc<S>::type;
+
+  const LifForward& p;
+  int64_t first;
+  Neurons<A, V> neurons;
+  A mem[V];
+
+  __device__ Forward(const LifForward& problem, int64_t first_neuron)
+      : p(problem), first(first_neuron), neurons(problem, first_neuron) {
+    initial_membrane(p, first, mem);
+  }
+
+  // Steps t to t + kAhead - 1, as far as there are any.
+  __device__ __forceinline__ void steps(int64_t t) {
+    A x[kAhead][V];
+#pragma unroll
+    for (int k = 0; k < kAhead; ++k) {
+      if (t + k >= p.T) break;
+      load<V>(static_cast<const S*>(p.x) + (p.x_constant ? 0 : (t + k) * p.N) + first, x[k]);
+    }
+#pragma unroll
+    for (int k = 0; k < kAhead; ++k) {
+      if (t + k >= p.T) break;
+      step(t + k, x[k]);
+    }
+  }
+
+  __device__ __forceinline__ void step(int64_t t, const A (&x)[V]) {
+    if (p.checkpoints != nullptr && t % kCheckpoint == 0 && t > 0) {
+      store<V>(static_cast<A*>(p.checkpoints) + (t / kCheckpoint - 1) * p.N + first, mem);
+    }
+    A spk[V];
+#pragma unroll
+    for (int i = 0; i < V; ++i) {
+      const Neuron<A>& neuron = neurons.at[i];
+      const A r = heaviside(mem[i] - neuron.threshold);
+      const A v = lif_integrate(p.reset, mem[i], r, x[i], neuron);
+      const A s = heaviside(v - neuron.threshold);
+      spk[i] = s * neuron.graded;
+      mem[i] = lif_settle(p.reset, p.reset_delay, v, s, r, neuron);
+    }
+    const int64_t at = t * p.N + first;
+    store<V>(static_cast<S*>(p.spk) + at, spk);
+    if (p.mem_rec != nullptr) store<V>(static_cast<S*>(p.mem_rec) + at, mem);
+  }
+};
+
+template <typename S, int V>
+__global__ void __launch_bounds__(kThreads) lif_forward_kernel(const LifForward p) {
+  const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
+  for (int64_t group = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; group < p.N / V; group += stride) {
+    Forward<S, V> neurons(p, group * V);
+    for (int64_t t = 0; t < p.T; t += kAhead) neurons.steps(t);
+    if (p.mem_last != nullptr) store<V>(static_cast<S*>(p.mem_last) + group * V, neurons.mem);
+  }
+}
+
+template <typename S>
+int forward(const LifForward& p, void* stream) {
+  constexpr int V = kVector<S>;
+  const bool vectors =
+      p.N >= g_vector_minimum && p.N % V == 0 && aligned({p.x, p.mem0, p.spk, p.mem_rec, p.mem_last, p.checkpoints});
+  return vectors ? launch<LifForward>(lif_forward_kernel<S, V>, p.N / V, kThreads, stream, p)
+                 : launch<LifForward>(lif_forward_kernel<S, 1>, p.N, kThreads, stream, p);
+}
+
+}  // namespace
+
+int lif_forward(const LifForward& p, void* stream) {
+  switch (p.dtype) {
+    case DType::kFloat: return forward<float>(p, stream);
+    case DType::kDouble: return forward<double>(p, stream);
+    case DType::kHalf: return forward<Half>(p, stream);
+    case DType::kBFloat16: return forward<BFloat16>(p, stream);
+  }
+  return static_cast<int>(cudaErrorInvalidValue);
+}
+
+const char* error_string(int error) { return cudaGetErrorString(static_cast<cudaError_t>(error)); }
+
+int64_t vector_minimum() { return g_vector_minimum; }
+void set_vector_minimum(int64_t neurons) { g_vector_minimum = neurons; }
+
+}  // namespace snnfast::cuda

@@ -1,0 +1,77 @@
+// What the op hands to a kernel: sizes, strides and raw pointers, checked in lif.cpp and trusted from there on.
+#pragma once
+
+#include <cstdint>
+
+#include "math/lif.h"
+
+namespace snnfast {
+
+enum class DType : int { kFloat, kDouble, kHalf, kBFloat16 };
+
+// Arithmetic and carried state: double for double, float for all others. Called `acc` in the comments below.
+
+// Forward keeps the membrane before every kCheckpoint-th step, backward recomputes the steps between.
+inline constexpr int64_t kCheckpoint = 16;
+
+constexpr int64_t checkpoint_rows(int64_t steps) { return steps > kCheckpoint ? (steps - 1) / kCheckpoint : 0; }
+
+// One of beta, threshold, graded_spikes_factor. Neuron i takes element (i / inner) % size.
+struct Parameter {
+  const void* data = nullptr;  // [size] acc, on the device of the kernel; nullptr: `value` for every neuron
+  double value = 0;
+  int64_t inner = 1;
+  int64_t size = 1;
+};
+
+struct LifProblem {
+  DType dtype;
+  Reset reset;
+  bool reset_delay;
+  int64_t T;      // time steps
+  int64_t N;      // neurons of one step, batch included
+  const void* x;  // [T, N], or [N] if constant; the input current
+  bool x_constant;
+  const void* mem0;  // [N] acc, or nullptr for zeros
+  Parameter beta, threshold, graded;
+};
+
+struct LifForward : LifProblem {
+  void* spk;          // [T, N]
+  void* mem_rec;      // [T, N] or nullptr
+  void* mem_last;     // [N] or nullptr
+  void* checkpoints;  // [checkpoint_rows(T), N] acc, or nullptr
+};
+
+struct LifBackward : LifProblem {  // x is nullptr where mem_rec is given
+  const void* mem_rec;        // [T, N] acc == dtype: the membrane of every step, only with a delayed reset; or nullptr
+  const void* checkpoints;    // [checkpoint_rows(T), N] acc, where mem_rec is nullptr
+  const void* grad_spk;       // [T, N] or nullptr
+  const void* grad_mem_rec;   // [T, N] or nullptr
+  const void* grad_mem_last;  // [N] or nullptr
+  void* grad_x;               // [T, N], or [N] if constant, or nullptr
+  void* grad_mem0;            // [N] acc or nullptr
+  void* grad_beta;            // [N] acc or nullptr, as the next two: sums over time of each neuron's own gradient
+  void* grad_threshold;
+  void* grad_graded;
+  SurrogateKind surrogate;
+  Coefficients coefficients;
+
+  bool parameter_gradients() const { return grad_beta || grad_threshold || grad_graded; }
+};
+
+namespace cpu {
+void lif_forward(const LifForward& problem);
+void lif_backward(const LifBackward& problem);
+}  // namespace cpu
+
+namespace cuda {
+// Launch on `stream` (a cudaStream_t) of the current device; return a cudaError_t, 0 for success.
+int lif_forward(const LifForward& problem, void* stream);
+int lif_backward(const LifBackward& problem, void* stream);
+const char* error_string(int error);
+// Neurons from which a thread takes several of them, 16 bytes at a time. For tests.
+void set_vector_minimum(int64_t neurons);
+}  // namespace cuda
+
+}  // namespace snnfast

@@ -1,0 +1,35 @@
+// What every compiler that sees the equations needs: g++, nvcc and the test emulator.
+#pragma once
+
+#if defined(__CUDACC__)
+#define SNN_HD __host__ __device__ __forceinline__
+#else
+#define SNN_HD inline __attribute__((always_inline))
+#endif
+
+namespace snnfast {
+
+// H(z): strict, and 0 for NaN.
+template <typename T>
+SNN_HD T heaviside(T z) {
+  return z > T(0) ? T(1) : T(0);
+}
+
+// clamp(beta, 0, 1) that hands NaN on, as torch.clamp does.
+template <typename T>
+SNN_HD T clamp_unit(T beta) {
+  return beta < T(0) ? T(0) : beta > T(1) ? T(1) : beta;
+}
+
+// Where clamp(beta, 0, 1) lets the gradient through: torch includes both ends.
+template <typename T>
+SNN_HD T clamp_unit_derivative(T beta) {
+  return beta >= T(0) && beta <= T(1) ? T(1) : T(0);
+}
+
+template <typename T>
+SNN_HD T magnitude(T z) {
+  return z < T(0) ? -z : z;
+}
+
+}  // namespace snnfast

@@ -1,0 +1,126 @@
+// Surrogate derivatives of the step H(z), z = mem - threshold, as compile-time functors.
+//
+// Each functor turns its user parameters into at most two coefficients, once per launch, and evaluates the derivative
+// from them. Formulas: snntorch.surrogate 1.0.0; snnfast/surrogate.py has the same in PyTorch, with sources.
+#pragma once
+
+#include "exponential.h"
+#include "scalar.h"
+
+namespace snnfast {
+
+// The order is that of the kernel_id in snnfast/surrogate.py.
+enum class SurrogateKind : int {
+  kATan,
+  kFastSigmoid,
+  kSigmoid,
+  kStraightThrough,
+  kHeaviside,
+  kTriangular,
+  kSpikeRateEscape,
+  kSFS,
+  kLSO,
+};
+inline constexpr int kSurrogateKinds = 9;
+
+struct Coefficients {
+  double a = 0, b = 0;
+};
+
+struct ATan {  // alpha
+  static Coefficients coefficients(double alpha, double) { return {1.57079632679489661923 * alpha, alpha / 2}; }
+  template <typename T>
+  static SNN_HD T derivative(T z, T a, T b) {
+    const T y = a * z;
+    return b / (T(1) + y * y);
+  }
+};
+
+struct FastSigmoid {  // slope
+  static Coefficients coefficients(double slope, double) { return {slope, 0}; }
+  template <typename T>
+  static SNN_HD T derivative(T z, T a, T) {
+    const T y = a * magnitude(z) + T(1);
+    return T(1) / (y * y);
+  }
+};
+
+struct Sigmoid {  // slope; the derivative is even in z, so exp of a non-positive number suffices and cannot overflow
+  static Coefficients coefficients(double slope, double) { return {slope, 0}; }
+  template <typename T>
+  static SNN_HD T derivative(T z, T a, T) {
+    const T e = exp_of_nonpositive(-magnitude(a * z));
+    const T y = T(1) + e;
+    return a * e / (y * y);
+  }
+};
+
+struct StraightThrough {
+  static Coefficients coefficients(double, double) { return {}; }
+  template <typename T>
+  static SNN_HD T derivative(T, T, T) {
+    return T(1);
+  }
+};
+
+struct Heaviside {
+  static Coefficients coefficients(double, double) { return {}; }
+  template <typename T>
+  static SNN_HD T derivative(T z, T, T) {
+    return heaviside(z);
+  }
+};
+
+struct Triangular {  // threshold
+  static Coefficients coefficients(double threshold, double) { return {threshold, 0}; }
+  template <typename T>
+  static SNN_HD T derivative(T z, T a, T) {
+    return z >= T(0) ? -a : a;
+  }
+};
+
+struct SpikeRateEscape {  // beta, slope; for beta < 0 the function grows and needs the general exponential
+  static Coefficients coefficients(double beta, double slope) { return {beta, slope}; }
+  template <typename T>
+  static SNN_HD T derivative(T z, T a, T b) {
+    const T x = -a * magnitude(z - T(1));
+    const T e = exp_of_nonpositive(-magnitude(x));
+    return b * (x > T(0) ? T(1) / e : e);
+  }
+};
+
+struct SFS {  // slope, B
+  static Coefficients coefficients(double slope, double b) { return {slope, b}; }
+  template <typename T>
+  static SNN_HD T derivative(T z, T a, T b) {
+    const T y = a * magnitude(z) + T(1);
+    return heaviside(z - b) / (y * y);
+  }
+};
+
+struct LSO {  // slope
+  static Coefficients coefficients(double slope, double) { return {slope, 0}; }
+  template <typename T>
+  static SNN_HD T derivative(T z, T a, T) {
+    return z > T(0) ? T(1) : a;
+  }
+};
+
+// Calls f with the functor of a kind; folds away where the kind is a constant.
+template <typename F>
+SNN_HD auto visit_surrogate(SurrogateKind kind, F&& f) {
+  switch (kind) {
+    case SurrogateKind::kFastSigmoid: return f(FastSigmoid{});
+    case SurrogateKind::kSigmoid: return f(Sigmoid{});
+    case SurrogateKind::kStraightThrough: return f(StraightThrough{});
+    case SurrogateKind::kHeaviside: return f(Heaviside{});
+    case SurrogateKind::kTriangular: return f(Triangular{});
+    case SurrogateKind::kSpikeRateEscape: return f(SpikeRateEscape{});
+    case SurrogateKind::kSFS: return f(SFS{});
+    case SurrogateKind::kLSO: return f(LSO{});
+    case SurrogateKind::kATan: break;
+  }
+  return f(ATan{});
+}
+
+}  // namespace snnfast

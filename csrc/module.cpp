@@ -1,0 +1,31 @@
+// The Python module snnfast._C: what is not a tensor op. Importing it registers the ops of lif.cpp.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "cpu/lif.h"
+#include "cpu/pool.h"
+
+#if defined(__clang__)
+#define SNN_COMPILER "clang " __clang_version__
+#else
+#define SNN_COMPILER "g++ " __VERSION__
+#endif
+
+PYBIND11_MODULE(_C, m) {
+  using namespace snnfast;
+  m.doc() = "Build facts and switches of snnfast's compiled kernels.";
+  m.attr("compiler") = SNN_COMPILER;
+  m.attr("torch_target") = SNN_TORCH_TARGET;
+  m.attr("cuda_compiler") = SNN_CUDA_COMPILER;
+  m.attr("cuda_architectures") = SNN_CUDA_ARCHITECTURES;
+  m.attr("cuda") = *SNN_CUDA_COMPILER != '\0';
+  m.attr("checkpoint_stride") = kCheckpoint;
+  m.attr("surrogate_kinds") = kSurrogateKinds;
+  m.def("isa", &cpu::isa, "Name of the CPU instruction set that the kernels use.");
+  m.def("isa_available", &cpu::isa_available, "Instruction sets that this processor has kernels for, best first.");
+  m.def("set_isa", &cpu::set_isa, pybind11::arg("name"), "Use the kernels of another instruction set, process-wide.");
+  m.def("pool_clear", &cpu::pool::clear, "Return the idle memory of past outputs to the system.");
+  m.def("pool_idle_bytes", &cpu::pool::idle_bytes, "Bytes of past outputs kept for the next ones.");
+  m.def("pool_idle_limit", &cpu::pool::idle_limit, "The most bytes that are kept.");
+  m.def("pool_set_idle_limit", &cpu::pool::set_idle_limit, pybind11::arg("bytes"), "Keep at most so many bytes.");
+}

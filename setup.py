@@ -1,0 +1,198 @@
+"""Build of the extension ``snnfast._C``: C++ for the CPU, and CUDA kernels wherever nvcc is found.
+
+torch's own ``CUDAExtension`` refuses to build CUDA code beside a CPU build of torch. Nothing here needs torch's CUDA: the
+``.cu`` files include no torch header and the ops are registered on torch's stable ABI, so one binary serves every torch
+from 2.11 on, with or without CUDA. Environment variables are described in README.md.
+"""
+
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent
+TORCH_TARGET = (2, 11)
+DEFAULT_ARCHITECTURES = "8.0;9.0;10.0;12.0+PTX"
+X86 = platform.machine().lower() in ("x86_64", "amd64")
+
+# No contraction to fused multiply-add: it would round membranes differently from PyTorch. g++ vectorises the threshold
+# compare only where it need not preserve floating-point exception flags.
+CXX_FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno"]
+CXX_FLAGS += ["-fno-trapping-math", "-Wall", "-Wextra"]
+NVCC_FLAGS = ["-std=c++20", "-O3", "-fmad=false", "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall,-Wextra"]
+
+
+class BuildError(Exception):
+    """The extension can't be built here; the message says why."""
+
+
+def compiler() -> str:
+    name = os.environ.get("CXX", "g++")
+    if shutil.which(name) is None:
+        raise BuildError(f"no C++ compiler: {name} was not found")
+    return name
+
+
+def cuda_home() -> Path | None:
+    """The CUDA toolkit, or None where it is not wanted or not found. SNNFAST_CUDA=1 demands it, 0 forbids it."""
+    wanted = os.environ.get("SNNFAST_CUDA", "")
+    if wanted not in ("", "0", "1"):
+        raise BuildError(f"SNNFAST_CUDA: expected 0 or 1, got {wanted!r}")
+    if wanted == "0":
+        return None
+    places = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
+    nvcc = shutil.which("nvcc")
+    if nvcc is not None:
+        # nvcc may be a wrapper script outside the toolkit; it tells the toolkit itself.
+        told = subprocess.run([nvcc, "--dryrun", "x.cu"], capture_output=True, text=True, check=False).stderr
+        places += re.findall(r"^#\$ TOP=(.+)$", told, flags=re.MULTILINE)
+    places.append("/usr/local/cuda")
+    for place in places:
+        if place and Path(place, "bin/nvcc").exists() and Path(place, "include/cuda_runtime.h").exists():
+            return Path(place).resolve()
+    if wanted == "1":
+        raise BuildError("SNNFAST_CUDA=1, but no CUDA toolkit was found; set CUDA_HOME")
+    return None
+
+
+def architectures() -> list[str]:
+    """``TORCH_CUDA_ARCH_LIST`` in torch's own form, e.g. ``8.0;9.0+PTX``."""
+    names = re.split(r"[;\s]+", os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip() or DEFAULT_ARCHITECTURES)
+    for name in names:
+        if not re.fullmatch(r"\d+\.\d+[af]?(\+PTX)?", name):
+            raise BuildError(f"TORCH_CUDA_ARCH_LIST: expected e.g. '8.0;9.0+PTX', got {name!r}")
+    return names
+
+
+def gencode(names: list[str]) -> list[str]:
+    flags = []
+    for name in names:
+        number = name.removesuffix("+PTX").replace(".", "")
+        flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
+        if name.endswith("+PTX"):
+            flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
+    return flags
+
+
+def define(name: str, text: str) -> str:
+    return shlex.quote(f'-D{name}="{text}"')
+
+
+def write_ninja(path: Path, output: Path, python_include: str) -> None:
+    """One build edge per object file; ninja adds parallelism and header dependencies."""
+    import pybind11
+    import torch
+
+    torch_dir = Path(torch.__file__).parent
+    home = cuda_home()
+    target = f"0x{TORCH_TARGET[0]:02x}{TORCH_TARGET[1]:02x}000000000000"
+    strict = ["-Werror"] if os.environ.get("SNNFAST_WERROR") == "1" else []
+    cxx = [*CXX_FLAGS, *strict, f"-DTORCH_TARGET_VERSION={target}", f"-isystem {torch_dir}/include"]
+    if X86:
+        cxx.append("-DSNN_X86")
+    nvcc_version = ""
+    if home is not None:
+        cxx.append("-DSNN_CUDA")
+        told = subprocess.run([home / "bin/nvcc", "--version"], capture_output=True, text=True, check=True).stdout
+        nvcc_version = "nvcc " + re.search(r"release [\d.]+, V([\d.]+)", told)[1]  # type: ignore[index]
+    module = [
+        f"-isystem {pybind11.get_include()}",
+        f"-isystem {python_include}",
+        define("SNN_TORCH_TARGET", ".".join(map(str, TORCH_TARGET)) + " or newer"),
+        define("SNN_CUDA_COMPILER", nvcc_version),
+        define("SNN_CUDA_ARCHITECTURES", ";".join(architectures()) if home is not None else ""),
+    ]
+    # source, object, flags
+    objects = [
+        ("csrc/module.cpp", "module", module),
+        ("csrc/lif.cpp", "lif", []),
+        ("csrc/cpu/lif.cpp", "cpu_lif", []),
+        ("csrc/cpu/pool.cpp", "cpu_pool", []),
+        ("csrc/cpu/lif_kernels.cpp", "cpu_lif_kernels_baseline", ["-DSNN_ISA=baseline"]),
+    ]
+    if X86:
+        objects.append(("csrc/cpu/lif_kernels.cpp", "cpu_lif_kernels_avx2", ["-DSNN_ISA=avx2", "-march=x86-64-v3"]))
+    lines = [
+        f"cxx = {compiler()}",
+        "rule cxx",
+        "  command = $cxx -MMD -MF $out.d $flags -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "  description = c++ $out",
+    ]
+    links = [f"-L{torch_dir}/lib", "-ltorch", "-ltorch_cpu", "-lc10"]
+    outputs = []
+    for source, name, flags in objects:
+        outputs.append(f"{name}.o")
+        lines += [f"build {name}.o: cxx {ROOT.resolve() / source}", "  flags = " + " ".join([*cxx, *flags])]
+    if home is not None:
+        nvcc = [*NVCC_FLAGS, *gencode(architectures())]
+        if strict:
+            nvcc += ["-Werror all-warnings", "-Xcompiler=-Werror"]
+        lines += [
+            f"nvcc = {home}/bin/nvcc",
+            "rule nvcc",
+            "  command = $nvcc -MD -MF $out.d --threads 0 $flags -c $in -o $out",
+            "  depfile = $out.d",
+            "  deps = gcc",
+            "  description = nvcc $out",
+        ]
+        for source in sorted((ROOT / "csrc/cuda").glob("*.cu")):
+            outputs.append(f"cuda_{source.stem}.o")
+            lines += [f"build cuda_{source.stem}.o: nvcc {source.resolve()}", "  flags = " + " ".join(nvcc)]
+        links += [f"-L{home}/lib64", f"-L{home}/lib", "-lcudart_static", "-lrt", "-lpthread", "-ldl"]
+    # The interpreter provides Python's symbols; every other one must be resolved now.
+    lines += [
+        "rule link",
+        "  command = $cxx -shared -o $out $in $libs",
+        "  description = link $out",
+        f"build {output}: link " + " ".join(outputs),
+        "  libs = -Wl,--exclude-libs,ALL -Wl,--as-needed " + " ".join(links),
+        f"default {output}",
+    ]
+    path.write_text("\n".join(lines) + "\n")
+
+
+class NinjaBuild(build_ext):
+    """``build_ext`` that hands the whole extension to ninja, and can do without it."""
+
+    def build_extension(self, ext: Extension) -> None:
+        try:
+            self._ninja(Path(self.get_ext_fullpath(ext.name)).resolve())
+        except (BuildError, ImportError, subprocess.CalledProcessError) as error:
+            reason = "compilation failed, see above" if isinstance(error, subprocess.CalledProcessError) else error
+            if os.environ.get("SNNFAST_REQUIRE_EXT") == "1":
+                raise SystemExit(f"snnfast: the extension was not built: {reason}") from error
+            print(
+                f"snnfast: installing WITHOUT the compiled kernels: {reason}.\n"
+                "snnfast: everything works on the slow reference path. SNNFAST_REQUIRE_EXT=1 makes this an error.",
+                file=sys.stderr,
+            )
+
+    def _ninja(self, output: Path) -> None:
+        folder = Path(self.build_temp).resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_ninja(folder / "build.ninja", output, sysconfig.get_paths()["include"])
+        # With pip's own ninja on the path of this interpreter or of the system.
+        command = shutil.which("ninja", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+        if command is None:
+            raise BuildError("ninja was not found; pip install ninja")
+        jobs = os.environ.get("MAX_JOBS")
+        subprocess.check_call([command, "-C", str(folder), *(["-j", jobs] if jobs else [])])
+
+    def get_outputs(self) -> list[str]:
+        # An extension that was not built is not there to be installed.
+        return [path for path in super().get_outputs() if Path(path).exists()]
+
+
+if __name__ == "__main__":
+    setup(ext_modules=[Extension("snnfast._C", [], optional=True)], cmdclass={"build_ext": NinjaBuild})
