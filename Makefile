@@ -1,0 +1,87 @@
+# Two commands need nothing but Python >= 3.11, g++ and, for the CUDA kernels, nvcc:  make demo  and  make test
+# Each makes .venv, installs what it needs, builds the extension and runs. `make help` lists the rest.
+
+PYTHON ?= python3
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install -q -c constraints.txt
+BUILD_INPUTS := pyproject.toml setup.py $(shell find csrc -type f)
+CPP_FILES := $(shell find csrc tests/emulator -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+
+# Optional dependencies of pyproject.toml that each command needs.
+EXTRAS_demo := examples,snntorch
+EXTRAS_test := test
+EXTRAS_bench := bench
+
+.DELETE_ON_ERROR:
+.PHONY: help demo test bench lint format types sanitize clean
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo 'Arguments: make demo ARGS="--epochs 2"; another Python: make PYTHON=python3.12 demo'
+
+demo: $(VENV)/.built $(VENV)/.installed-demo  ## train on MNIST, time a training step, draw figures
+	$(BIN)/python examples/mnist.py $(ARGS)
+
+test: $(VENV)/.built $(VENV)/.installed-test  ## run the tests
+	$(BIN)/python -m pytest tests $(ARGS)
+
+bench: $(VENV)/.built $(VENV)/.installed-bench  ## measure against snnTorch, and say which bars hold
+	$(BIN)/python -m benchmarks $(ARGS)
+
+lint: $(VENV)/.tools  ## check style and format of Python and C++
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(CPP_FILES)
+
+format: $(VENV)/.tools  ## format Python and C++ in place
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP_FILES)
+
+types: $(VENV)/.tools $(VENV)/.torch  ## check the types
+	$(BIN)/mypy
+	$(BIN)/mypy --allow-untyped-calls --ignore-missing-imports --follow-imports=silent examples/*.py
+
+sanitize: $(VENV)/.built $(VENV)/.installed-test  ## run the CUDA sources on the CPU under the sanitizers
+	SNNFAST_EMULATOR_SANITIZE=1 $(BIN)/python tests/emulator/build.py
+	SNNFAST_EMULATOR_SANITIZE=1 ASAN_OPTIONS=detect_leaks=0 \
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
+	$(BIN)/python -m pytest tests -m emulated $(ARGS)
+
+clean:  ## remove the virtual environment and everything that was built
+	rm -rf $(VENV) build dist *.egg-info snnfast/*.so tests/emulator/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@echo "making $(VENV) with $(PYTHON)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed: make PYTHON=python3.11 ...")'
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+
+# torch comes before the package: the extension is built against the torch that it will run with.
+$(VENV)/.torch: constraints.txt | $(BIN)/python
+	@echo "installing torch and the build tools (minutes, the first time)"
+	@$(PIP) torch 'setuptools>=77' wheel 'pybind11>=2.13' ninja
+	@touch $@
+
+# Without the stamp, which only a build that succeeded leaves, the next run tries again.
+$(VENV)/.built: $(VENV)/.torch $(BUILD_INPUTS)
+	@echo "building the extension"
+	@rm -f snnfast/_C*.so
+	@$(PIP) --no-build-isolation -e .
+	@$(BIN)/python -m snnfast | grep '^fused'
+	@if ls snnfast/_C*.so >/dev/null 2>&1; then touch $@; else \
+	  echo "no extension; to see why: $(BIN)/python -m pip install -v --no-build-isolation -e ."; fi
+
+# The package is there already, so that this installs its extras and builds nothing.
+$(VENV)/.installed-%: constraints.txt pyproject.toml | $(VENV)/.built
+	@echo "installing what 'make $*' needs"
+	@$(PIP) 'snnfast[$(EXTRAS_$*)]'
+	@touch $@
+
+$(VENV)/.tools: constraints.txt | $(BIN)/python
+	@echo "installing ruff, clang-format and mypy"
+	@$(PIP) ruff clang-format mypy
+	@touch $@

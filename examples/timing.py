@@ -1,0 +1,142 @@
+"""One training step, side by side: fused kernels, plain PyTorch loop, and snnTorch as its tutorial writes it."""
+
+import copy
+import importlib.util
+import time
+from collections.abc import Callable
+from statistics import median
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - PyTorch's own name for it
+
+import snnfast
+
+_WARM_UP = 2  # rounds
+_MIN_ROUNDS = 3
+_MAX_ROUNDS = 50
+_SECONDS = 6.0  # of measuring, unless the fewest rounds take longer
+
+Step = Callable[[], Tensor]
+"""One training step; returns its loss, a tensor with no dimensions."""
+
+
+def compare(
+    net: snnfast.MultiStep,
+    images: Tensor,  # [B, 784]
+    labels: Tensor,  # [B]
+    num_steps: int,
+    lr: float,
+    make_step: Callable[[snnfast.MultiStep], Step],
+) -> None:
+    """Print the median time of one training step (forward, backward, Adam) of each implementation.
+
+    All start from the weights of ``net``, which stay as they are, and see the same batch. ``make_step`` gives the
+    training step that the example itself uses for a network.
+    """
+    steps: dict[str, Step] = {}
+    if (reason := why_not_fused(images.device)) is None:
+        steps["snnfast, fused kernels"] = _with_backend("fused", make_step(copy.deepcopy(net)))
+    else:
+        print(f"left out of the timing: {reason}")
+    steps["snnfast, reference loop"] = _with_backend("reference", make_step(copy.deepcopy(net)))
+    if importlib.util.find_spec("snntorch") is None:
+        print("left out of the timing: snnTorch is not installed: pip install snntorch")
+    else:
+        steps["snnTorch, tutorial 5"] = _snntorch_step(net, images, labels, num_steps, lr)
+
+    loss = {name: step().item() for name, step in steps.items()}
+    milliseconds = _measure(steps, images.device)
+    print(
+        f"one training step on {images.device}, batch {len(images)}, {num_steps} time steps: median of alternating runs"
+    )
+    width = max(map(len, steps))
+    base = list(milliseconds)[-1]
+    print(f"{'':<{width}}  {'ms':>8}  {'speed-up':>8}  first loss")
+    for name, ms in milliseconds.items():
+        print(f"{name:<{width}}  {ms:>8.2f}  {milliseconds[base] / ms:>7.1f}x  {loss[name]:>10.4f}")
+
+
+def why_not_fused(device: torch.device) -> str | None:
+    """Why the fused kernels can't run on ``device``; ``None`` where they can."""
+    try:
+        with snnfast.use_backend("fused"):
+            snnfast.functional.lif(torch.zeros(1, 1, device=device), beta=0.5)
+    except RuntimeError as error:
+        return str(error)
+    return None
+
+
+def _measure(steps: dict[str, Step], device: torch.device) -> dict[str, float]:
+    """Median milliseconds of each step; the steps take turns, so that a slow moment of the machine hits all alike."""
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(_WARM_UP):
+        for step in steps.values():
+            step()
+    end = time.perf_counter() + _SECONDS
+    for done in range(_MAX_ROUNDS):
+        if done >= _MIN_ROUNDS and time.perf_counter() > end:
+            break
+        for name, step in steps.items():
+            _synchronize(device)
+            start = time.perf_counter()
+            step()
+            _synchronize(device)
+            seconds[name].append(time.perf_counter() - start)
+    return {name: 1e3 * median(times) for name, times in seconds.items()}
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _with_backend(name: str, step: Step) -> Step:
+    def run() -> Tensor:
+        with snnfast.use_backend(name):
+            return step()
+
+    return run
+
+
+def _snntorch_step(net: snnfast.MultiStep, images: Tensor, labels: Tensor, num_steps: int, lr: float) -> Step:
+    """The network, the loop and the loss of snnTorch's tutorial 5, line by line, with the weights of ``net``."""
+    import snntorch as snn
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            fc1, lif1, fc2, lif2 = copy.deepcopy(net.layers)
+            self.fc1 = fc1
+            self.lif1 = snn.Leaky(beta=lif1.beta)
+            self.fc2 = fc2
+            self.lif2 = snn.Leaky(beta=lif2.beta)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            mem1 = self.lif1.init_leaky()
+            mem2 = self.lif2.init_leaky()
+            spk2_rec = []
+            mem2_rec = []
+            for _ in range(num_steps):
+                cur1 = self.fc1(x)
+                spk1, mem1 = self.lif1(cur1, mem1)
+                cur2 = self.fc2(spk1)
+                spk2, mem2 = self.lif2(cur2, mem2)
+                spk2_rec.append(spk2)
+                mem2_rec.append(mem2)
+            return torch.stack(spk2_rec, dim=0), torch.stack(mem2_rec, dim=0)
+
+    model = Net().to(images.device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr, betas=(0.9, 0.999))
+
+    def run() -> Tensor:
+        _, mem_rec = model(images)
+        loss = torch.zeros((), device=images.device)
+        for step in range(num_steps):
+            loss = loss + F.cross_entropy(mem_rec[step], labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    return run
