@@ -1,0 +1,1 @@
+"""Measurements of snnfast against its alternatives: ``python -m benchmarks --help``."""

@@ -1,0 +1,47 @@
+"""Command line: each command prints what it measured and whether its bar holds."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+from . import lif, parity, registers, tutorial5
+from .measure import machine
+
+COMMANDS = {
+    "lif": (lif.run, "LIF layer, forward and backward, against snnTorch's loop"),
+    "step": (tutorial5.run_step, "one training step of tutorial 5's network, against snnTorch's own loop"),
+    "parity": (parity.run, "bits that differ from snnTorch over random configurations"),
+    "registers": (registers.run, "registers and spills of the CUDA kernels (needs nvcc, no GPU)"),
+    "epoch": (tutorial5.run_epoch, "one epoch on MNIST with snnfast and with snnTorch: seconds and test accuracy"),
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument(
+        "commands",
+        nargs="*",
+        metavar="COMMAND",
+        help="; ".join(f"{name}: {text}" for name, (_, text) in COMMANDS.items()) + " (default: all of them)",
+    )
+    parser.add_argument("--shape", type=int, nargs=3, default=(25, 128, 1000), metavar=("T", "B", "N"), help="of lif")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of measuring per comparison (default: %(default)s)")
+    parser.add_argument("--configurations", type=int, default=400, help="of parity (default: %(default)s)")
+    parser.add_argument("--architectures", nargs="+", default=["80", "90", "100"], help="of registers (default: 80 90 100)")
+    parser.add_argument("--data-path", type=Path, help="of epoch: folder with MNIST/raw (default: SNNFAST_DATA)")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: as many as PyTorch chooses)")
+    args = parser.parse_args()
+    unknown = [name for name in args.commands if name not in COMMANDS]
+    if unknown:
+        parser.error(f"unknown command {unknown[0]!r}; there are {', '.join(COMMANDS)}")
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    print(machine(), end="\n\n")
+    held = [COMMANDS[name][0](args) for name in args.commands or COMMANDS]
+    return 0 if all(held) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,70 @@
+"""Timing side by side, and the machine it was done on."""
+
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping
+from statistics import median, quantiles
+
+import torch
+
+import snnfast
+
+
+def alternate(
+    functions: Mapping[str, Callable[[], object]], seconds: float = 20.0, warm_up: int = 3, least: int = 7
+) -> dict[str, list[float]]:
+    """Seconds of each call, the functions taking turns, so that a slow moment of the machine hits all alike.
+
+    Each runs at least ``least`` times after ``warm_up`` uncounted ones, and the rounds go on for ``seconds``.
+    """
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    end = None
+    rounds = 0
+    while rounds < warm_up + least or (end is not None and time.perf_counter() < end):
+        if rounds == warm_up:
+            end = time.perf_counter() + seconds
+        for name, function in functions.items():
+            start = time.perf_counter()
+            result = function()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            taken = time.perf_counter() - start
+            del result  # freed outside of the clock, before the next one runs
+            if rounds >= warm_up:
+                times[name].append(taken)
+        rounds += 1
+    return times
+
+
+def table(times: Mapping[str, list[float]], ours: str) -> float:
+    """Print median and quartiles of each function, and how many times longer than ``ours``; return the last ratio."""
+    base = median(times[ours])
+    width = max(map(len, times))
+    ratio = 1.0
+    print(f"{'':<{width}}  {'median':>10}  {'quartiles':>19}  {'/ ours':>7}  repeats")
+    for name, values in times.items():
+        low, _, high = quantiles(values, n=4)
+        ratio = median(values) / base
+        print(
+            f"{name:<{width}}  {median(values) * 1e3:>7.3f} ms  {low * 1e3:>7.3f} - {high * 1e3:<7.3f}ms"
+            f"  {ratio:>6.1f}x  {len(values)}"
+        )
+    return ratio
+
+
+def machine() -> str:
+    """CPU, cores, versions and allocator settings, in one line each."""
+    model = platform.processor() or platform.machine()
+    try:
+        with open("/proc/cpuinfo") as file:
+            model = next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    lines = [f"{model}, {os.cpu_count()} processors, {torch.get_num_threads()} threads"]
+    if torch.cuda.is_available():
+        lines.append(torch.cuda.get_device_name())
+    lines.append(", ".join(f"{k} {v}" for k, v in snnfast.config().items() if k in ("snnfast", "python", "torch", "CPU instructions")))
+    settings = {k: v for k, v in os.environ.items() if k.startswith(("MALLOC_", "THP_", "OMP_", "LD_PRELOAD", "SNNFAST_"))}
+    lines.append("environment: " + (" ".join(f"{k}={v}" for k, v in sorted(settings.items())) or "default"))
+    return "\n".join(lines)
