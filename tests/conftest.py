@@ -1,0 +1,83 @@
+"""Fixtures: where the fused kernels run, which backend runs, and the same random numbers for every test."""
+
+import os
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from snnfast import _ops, use_backend
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "gpu: needs a CUDA device")
+    config.addinivalue_line("markers", "emulated: runs the CUDA sources on the CPU")
+
+
+def _skip_unless_required(reason: str | None, variable: str) -> None:
+    reason = str(reason)
+    if os.environ.get(variable) == "1":
+        pytest.fail(f"{variable}=1, but {reason}")
+    pytest.skip(reason)
+
+
+def _need_extension() -> None:
+    if _ops.extension is None:
+        _skip_unless_required(_ops.missing, "SNNFAST_REQUIRE_EXT")
+
+
+@pytest.fixture(scope="session")
+def emulator() -> None:
+    """The CUDA sources built for the CPU, registered as ``torch.ops.snnfast_emulated``."""
+    from emulator.build import load
+
+    try:
+        load()
+    except RuntimeError as error:
+        _skip_unless_required(str(error), "SNNFAST_REQUIRE_EMULATOR")
+
+
+@pytest.fixture(
+    params=[
+        "cpu",
+        pytest.param("emulated", marks=pytest.mark.emulated),
+        pytest.param("cuda", marks=pytest.mark.gpu),
+    ]
+)
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
+    """Where the fused kernels run; the backend is "fused" for the duration of the test."""
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("torch sees no CUDA device")
+    _need_extension()
+    if request.param == "cuda" and not _ops.extension.cuda:
+        _skip_unless_required("snnfast was built without CUDA", "SNNFAST_REQUIRE_EXT")
+    if request.param == "emulated":
+        request.getfixturevalue("emulator")
+        monkeypatch.setattr(_ops, "NAMESPACE", "snnfast_emulated")
+    with use_backend("fused"):
+        yield torch.device("cuda" if request.param == "cuda" else "cpu")
+
+
+@pytest.fixture(params=["reference", "fused"])
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each implementation in turn, on the CPU."""
+    if request.param == "fused":
+        _need_extension()
+    with use_backend(request.param):
+        yield request.param
+
+
+@pytest.fixture(autouse=True)
+def same_random_numbers() -> Iterator[None]:
+    """Seed every test alike, and leave the generators and the number of threads as they were."""
+    state, threads = (random.getstate(), np.random.get_state(), torch.get_rng_state()), torch.get_num_threads()
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    yield
+    random.setstate(state[0])
+    np.random.set_state(state[1])
+    torch.set_rng_state(state[2])
+    torch.set_num_threads(threads)

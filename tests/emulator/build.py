@@ -1,0 +1,94 @@
+"""Build and load the emulated ops ``torch.ops.snnfast_emulated``: the CUDA sources compiled by g++ for tensors on the CPU.
+
+``python tests/emulator/build.py`` builds only. ``SNNFAST_EMULATOR_SANITIZE=1`` builds (and loads) the variant with
+AddressSanitizer and UndefinedBehaviorSanitizer; the process must then have been started with their libraries
+preloaded, see ``make sanitize``.
+"""
+
+import ctypes
+import functools
+import importlib.util
+import os
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+NAMESPACE = "snnfast_emulated"
+SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
+
+
+def _setup() -> ModuleType:
+    """setup.py as a module, for its compiler flags and its search for the toolkit."""
+    spec = importlib.util.spec_from_file_location("snnfast_setup", ROOT / "setup.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def sanitized() -> bool:
+    return os.environ.get("SNNFAST_EMULATOR_SANITIZE") == "1"
+
+
+def build() -> Path:
+    """Compile what is newer than its object file; return the library. Raises ``RuntimeError`` where it can't."""
+    setup = _setup()
+    home = next((p for p in (os.environ.get("CUDA_HOME"), "/usr/local/cuda") if p and Path(p, "include").exists()), None)
+    found = setup.cuda_home() if os.environ.get("SNNFAST_CUDA") != "0" else None
+    include = Path(found or home or "/nowhere", "include")
+    if not (include / "cuda_fp16.h").exists():
+        raise RuntimeError("the emulator needs the CUDA toolkit's headers; set CUDA_HOME")
+    folder = HERE / "_build" / ("sanitized" if sanitized() else "plain")
+    folder.mkdir(parents=True, exist_ok=True)
+    flags = [f for f in setup.CXX_FLAGS if f != "-O3"]
+    flags += ["-O1", "-g", *SANITIZE] if sanitized() else ["-O2", "-g"]
+    flags += ["-Werror", "-Wno-unknown-pragmas", "-fno-strict-aliasing", "-DSNN_EMULATED", "-DSNN_CUDA", f"-DSNN_NAMESPACE={NAMESPACE}"]
+    flags += ["-DTORCH_TARGET_VERSION=0x020b000000000000", f"-I{HERE}", f"-isystem{include}"]
+    flags += [f"-isystem{Path(torch.__file__).parent / 'include'}"]
+    sources = [*sorted((ROOT / "csrc/cuda").glob("*.cu")), ROOT / "csrc/lif.cpp", HERE / "hooks.cpp"]
+    newest = max(p.stat().st_mtime for p in [*ROOT.glob("csrc/**/*"), *HERE.glob("*.*"), ROOT / "setup.py"])
+    library = folder / "libsnnfast_emulated.so"
+    if library.exists() and library.stat().st_mtime > newest:
+        return library
+
+    def compile_one(source: Path) -> Path:
+        target = folder / f"{source.name}.o"
+        subprocess.run(
+            [setup.compiler(), *flags, "-x", "c++", "-c", str(source), "-o", str(target)], check=True, text=True
+        )
+        return target
+
+    with ThreadPoolExecutor() as pool:
+        objects = list(pool.map(compile_one, sources))
+    torch_lib = Path(torch.__file__).parent / "lib"
+    links = [f"-L{torch_lib}", "-ltorch", "-ltorch_cpu", "-lc10", *(SANITIZE if sanitized() else [])]
+    subprocess.run([setup.compiler(), "-shared", "-o", str(library), *map(str, objects), *links], check=True)
+    return library
+
+
+@functools.cache
+def load() -> None:
+    """Register ``torch.ops.snnfast_emulated`` in this process (``SNNFAST_EMULATOR_LIBRARY``: one built elsewhere)."""
+    from snnfast import _ops
+
+    library = os.environ.get("SNNFAST_EMULATOR_LIBRARY") or str(build())
+    torch.ops.load_library(library)
+    _ops.register_fakes(NAMESPACE)
+    # Whatever allows 16-byte accesses takes them: test shapes are small.
+    set_vector_minimum(1)
+
+
+def set_vector_minimum(neurons: int) -> None:
+    """Neurons from which a thread takes several of them."""
+    library = os.environ.get("SNNFAST_EMULATOR_LIBRARY") or str(build())
+    ctypes.CDLL(library).snnfast_set_vector_minimum(ctypes.c_int64(neurons))
+
+
+if __name__ == "__main__":
+    print(build())

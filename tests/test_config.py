@@ -1,0 +1,160 @@
+"""Which backend runs, who is told, and what the configuration says."""
+
+import os
+import subprocess
+import sys
+import threading
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+import snnfast
+from snnfast import _backend, _ops, functional
+
+ROOT = Path(__file__).parents[1]
+CURRENT = torch.rand(3, 4)
+
+
+def run(code: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    arguments = code.split() if code.startswith("-m") else ["-c", code]
+    environment = {name: value for name, value in os.environ.items() if name != "SNNFAST_BACKEND"} | variables
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, cwd=ROOT, env=environment, check=False
+    )
+
+
+def test_blocks_choose_the_backend_and_restore_it() -> None:
+    outside = snnfast.config()["backend"]
+    with snnfast.use_backend("reference"):
+        assert snnfast.config()["backend"] == "reference"
+        with snnfast.use_backend("fused"):
+            assert snnfast.config()["backend"] == "fused"
+        assert snnfast.config()["backend"] == "reference"
+    assert snnfast.config()["backend"] == outside
+
+
+def test_a_block_left_by_an_exception_restores_the_backend() -> None:
+    outside = snnfast.config()["backend"]
+    with pytest.raises(ZeroDivisionError), snnfast.use_backend("reference"):
+        raise ZeroDivisionError
+    assert snnfast.config()["backend"] == outside
+
+
+def test_a_block_holds_for_all_threads() -> None:
+    seen: list[str] = []
+    with snnfast.use_backend("reference"):
+        thread = threading.Thread(target=lambda: seen.append(snnfast.config()["backend"]))
+        thread.start()
+        thread.join()
+    assert seen == ["reference"]
+
+
+@pytest.mark.parametrize("name", ["auto", "fused", "reference"])
+def test_the_environment_sets_the_backend(name: str) -> None:
+    found = run("import snnfast; print(snnfast.config()['backend'])", SNNFAST_BACKEND=name)
+    assert (found.stdout.strip(), found.returncode) == (name, 0), found.stderr
+
+
+def test_the_backend_is_auto_where_nothing_is_said() -> None:
+    assert run("import snnfast; print(snnfast.config()['backend'])").stdout.strip() == "auto"
+
+
+def test_a_wrong_backend_in_the_environment_is_an_error_that_names_the_variable() -> None:
+    found = run("import snnfast", SNNFAST_BACKEND="cuda")
+    assert found.returncode != 0
+    assert "ValueError: SNNFAST_BACKEND" in found.stderr
+    assert "'cuda'" in found.stderr
+
+
+def test_the_module_prints_what_show_config_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    snnfast.show_config()
+    shown, found = capsys.readouterr().out, run("-m snnfast")
+    assert found.returncode == 0, found.stderr
+    for text in (shown, found.stdout):
+        for fact in (
+            snnfast.__version__,
+            torch.__version__,
+            "python",
+            "backend",
+            "fused on cpu",
+            "fused on cuda",
+            "threads",
+        ):
+            assert fact in text
+    facts = snnfast.config()
+    assert len(shown.splitlines()) == len(facts)
+    assert all(value in shown for value in facts.values())
+
+
+def test_show_config_says_how_the_extension_was_built() -> None:
+    if _ops.extension is None:
+        pytest.skip(str(_ops.missing))
+    facts = snnfast.config()
+    assert facts["fused on cpu"] == "yes"
+    for name in ("compiler", "built for torch", "CPU instructions", "CUDA compiler", "CUDA architectures"):
+        assert facts[name]
+    assert (facts["CUDA compiler"] != "none") == _ops.extension.cuda
+
+
+@pytest.fixture
+def no_extension(monkeypatch: pytest.MonkeyPatch) -> str:
+    """As installed without a compiler."""
+    reason = "there was no compiler"
+    monkeypatch.setattr(_ops, "extension", None)
+    monkeypatch.setattr(_ops, "missing", reason)
+    monkeypatch.setattr(_backend, "_warned", set())
+    return reason
+
+
+def test_without_the_extension_everything_runs_after_one_warning(no_extension: str) -> None:
+    with snnfast.use_backend("auto"):
+        with pytest.warns(UserWarning, match=f"slow reference path on cpu: {no_extension}") as caught:
+            spk, mem = functional.lif(CURRENT, beta=0.9)
+        assert len(caught) == 1
+        assert caught[0].filename == __file__
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            functional.lif(CURRENT, beta=0.9)
+            snnfast.Leaky(0.9).unroll(CURRENT)
+    expected = snnfast.reference.lif(CURRENT, beta=0.9)
+    assert torch.equal(spk, expected[0])
+    assert torch.equal(mem, expected[1])
+
+
+def test_without_the_extension_the_fused_backend_is_an_error_that_says_why(no_extension: str) -> None:
+    with snnfast.use_backend("fused"), pytest.raises(RuntimeError, match=f"'fused'.*cpu.*{no_extension}"):
+        functional.lif(CURRENT, beta=0.9)
+    assert no_extension in snnfast.config()["fused on cpu"]
+
+
+def test_without_the_extension_the_reference_backend_does_not_warn(no_extension: str) -> None:
+    with snnfast.use_backend("reference"), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        functional.lif(CURRENT, beta=0.9)
+
+
+def test_an_unknown_surrogate_with_an_immediate_reset_warns_once_that_it_is_slow(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_backend, "_warned", set())
+
+    def fire(z: torch.Tensor) -> torch.Tensor:
+        return (z > 0).to(z.dtype)
+
+    current = CURRENT.to(device)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        functional.lif(current, beta=0.9, spike_grad=fire)
+    with pytest.warns(UserWarning, match="spike_grad") as caught:
+        functional.lif(current, beta=0.9, spike_grad=fire, reset_delay=False)
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        functional.lif(current, beta=0.9, spike_grad=fire, reset_delay=False)
+
+
+def test_importing_prints_and_warns_nothing() -> None:
+    found = run("import warnings; warnings.simplefilter('error'); import snnfast")
+    assert (found.returncode, found.stdout, found.stderr) == (0, "", "")

@@ -1,0 +1,222 @@
+"""snnfast.Leaky is snntorch.Leaky to its user, and unroll is that many calls of it."""
+
+import copy
+import itertools
+import pickle
+from typing import Any
+
+import pytest
+import snntorch
+import torch
+from helpers import RESETS, SURROGATES, assert_bits_equal, assert_close
+from torch import Tensor, nn
+
+import snnfast
+
+RESET_CASES = [pytest.param(r, d, id=f"{r}-{'delay' if d else 'nodelay'}") for r in RESETS for d in (True, False)]
+FLAGS = list(itertools.product((False, True), repeat=3))
+
+
+def both(*args: Any, **kwargs: Any) -> tuple[snnfast.Leaky, snntorch.Leaky]:
+    """The same layer of either library; copies of tensors, so that neither learns the other's parameters."""
+    return snnfast.Leaky(*copy.deepcopy(args), **copy.deepcopy(kwargs)), snntorch.Leaky(*args, **kwargs)
+
+
+def current(*shape: int) -> Tensor:
+    return torch.rand(shape) * 2 - 0.4
+
+
+@pytest.mark.parametrize(("reset", "delay"), RESET_CASES)
+def test_steps_with_the_membrane_passed_equal_snntorch(reset: str, delay: bool, backend: str) -> None:
+    beta, threshold, graded = torch.rand(10), torch.rand(10) + 0.4, torch.rand(3, 1) + 0.5
+    ours, theirs = both(beta, threshold, reset_mechanism=reset, graded_spikes_factor=graded, reset_delay=delay)
+    mem = mem_expected = torch.rand(3, 10) * 2
+    for x in current(12, 3, 10):
+        spk, mem = ours(x, mem)
+        spk_expected, mem_expected = theirs(x, mem_expected)
+        assert_bits_equal(spk, spk_expected)
+        assert_bits_equal(mem, mem_expected)
+
+
+@pytest.mark.parametrize("output", [False, True])
+@pytest.mark.parametrize("init_hidden", [False, True], ids=["passed", "held"])
+def test_steps_with_the_membrane_held_equal_snntorch(init_hidden: bool, output: bool, backend: str) -> None:
+    ours, theirs = both(0.9, init_hidden=init_hidden, output=output)
+    for x in (*current(5, 3, 10), *current(3, 2, 7), *current(2, 4)):  # another shape starts from zeros
+        found, expected = ours(x), theirs(x)
+        assert type(found) is type(expected)
+        for a, b in zip(*(r if isinstance(r, tuple) else (r,) for r in (found, expected)), strict=True):
+            assert_bits_equal(a, b)
+        assert_bits_equal(ours.mem, theirs.mem)
+    assert_bits_equal(ours.reset_mem(), theirs.reset_mem())
+    assert_bits_equal(ours.mem, torch.zeros(4))
+    ours(torch.ones(4))
+    assert not ours.init_leaky().any()
+    assert not ours.mem.any()
+
+
+def test_a_fresh_layer_holds_an_empty_membrane() -> None:
+    ours, theirs = both(0.9)
+    for layer in (ours, theirs):
+        assert layer.mem.shape == layer.init_leaky().shape == layer.reset_mem().shape == (0,)
+
+
+def test_a_membrane_of_another_shape_is_replaced_by_zeros_as_in_snntorch(backend: str) -> None:
+    ours, theirs = both(0.9)
+    x = current(3, 10)
+    for mem in (torch.ones(10), torch.ones(1), torch.ones(4, 10)):
+        for a, b in zip(ours(x, mem), theirs(x, mem), strict=True):
+            assert_bits_equal(a, b)
+
+
+@pytest.mark.parametrize("learn", FLAGS, ids=lambda f: "".join("ny"[i] for i in f))
+def test_state_dicts_are_interchangeable_with_snntorch(learn: tuple[bool, bool, bool]) -> None:
+    flags = dict(zip(("learn_beta", "learn_threshold", "learn_graded_spikes_factor"), learn, strict=True))
+    for beta, threshold, graded in ((0.9, 1.0, 1.0), (torch.rand(10), torch.rand(10), torch.rand(3, 1))):
+        ours, theirs = both(beta, threshold, graded_spikes_factor=graded, reset_mechanism="zero", **flags)
+        assert list(ours.state_dict()) == list(theirs.state_dict())
+        for (name, a), b in zip(ours.state_dict().items(), theirs.state_dict().values(), strict=True):
+            assert_bits_equal(a, b, name)
+        assert [n for n, _ in ours.named_parameters()] == [n for n, _ in theirs.named_parameters()]
+        other, _ = both(*(v if v is None else v * 0.5 for v in (beta, threshold)), graded_spikes_factor=graded, **flags)
+        for source, target in ((theirs, other), (ours, theirs)):
+            target.load_state_dict(source.state_dict())
+            for name, t in source.state_dict().items():
+                assert_bits_equal(target.state_dict()[name], t, name)
+
+
+@pytest.mark.parametrize("learn", FLAGS, ids=lambda f: "".join("ny"[i] for i in f))
+def test_learned_parameters_get_the_gradients_of_snntorch(learn: tuple[bool, bool, bool], backend: str) -> None:
+    flags = dict(zip(("learn_beta", "learn_threshold", "learn_graded_spikes_factor"), learn, strict=True))
+    ours, theirs = both(torch.rand(10), 0.8, graded_spikes_factor=1.5, **flags)
+    x = current(8, 3, 10).requires_grad_()
+    x_expected = x.detach().clone().requires_grad_()
+    spk, mem = ours.unroll(x)
+    (spk.sum() + mem.square().sum()).backward()
+    state, loss = None, torch.zeros(())
+    for step in x_expected:
+        s, state = theirs(step, state)
+        loss = loss + s.sum() + state.square().sum()
+    loss.backward()
+    assert_close(x.grad, x_expected.grad, 1e-5, "current")
+    for (name, p), expected in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        assert_close(p.grad, expected.grad, 1e-5, name)
+
+
+@pytest.mark.parametrize("init_hidden", [False, True], ids=["passed", "held"])
+@pytest.mark.parametrize(("reset", "delay"), RESET_CASES)
+def test_unroll_equals_that_many_calls(reset: str, delay: bool, init_hidden: bool, backend: str) -> None:
+    layer = snnfast.Leaky(
+        torch.rand(10), 0.9, SURROGATES["fast_sigmoid"], init_hidden=init_hidden, output=True, learn_beta=True,
+        learn_threshold=True, reset_mechanism=reset, reset_delay=delay,
+    )  # fmt: skip
+    start = torch.rand(3, 10) * 2
+    for num_steps, record_mem in ((None, True), (None, False), (7, True), (7, False)):
+        x = current(3, 10) if num_steps else current(7, 3, 10)
+        results = []
+        for unroll in (True, False):
+            layer.zero_grad()
+            layer.mem = start.clone()
+            x_leaf = x.clone().requires_grad_()
+            mem = None if init_hidden else start
+            if unroll:
+                spk_rec, mem_rec = layer.unroll(x_leaf, mem, num_steps=num_steps, record_mem=record_mem)
+            else:
+                spks, mems = [], []
+                for step in (x_leaf,) * num_steps if num_steps else x_leaf:
+                    spk, mem = layer(step) if init_hidden else layer(step, mem)
+                    spks.append(spk)
+                    mems.append(mem)
+                spk_rec, mem_rec = torch.stack(spks), torch.stack(mems) if record_mem else mems[-1]
+            (spk_rec.sum() + mem_rec.square().sum()).backward()
+            grads = (x_leaf.grad, *(p.grad for p in layer.parameters()))
+            results.append((spk_rec, mem_rec, layer.mem if init_hidden else mem_rec, *grads))
+        for name, a, b in zip(("spk", "mem", "held"), *results, strict=False):
+            assert_bits_equal(a, b, name)
+        for a, b in zip(results[0][3:], results[1][3:], strict=True):
+            assert_close(a, b, 1e-5, "gradient")
+
+
+def test_unroll_continues_from_the_held_membrane(backend: str) -> None:
+    x = current(12, 3, 10)
+    whole, pieces = snnfast.Leaky(0.9, init_hidden=True), snnfast.Leaky(0.9, init_hidden=True, output=True)
+    spk, mem = whole.unroll(x)
+    spk1, mem1 = pieces.unroll(x[:5])
+    spk2, mem2 = pieces(x[5])
+    spk3, mem3 = pieces.unroll(x[6:6])
+    spk4, mem4 = pieces.unroll(x[6:], record_mem=False)
+    assert_bits_equal(torch.cat([spk1, spk2[None], spk3, spk4]), spk)
+    assert_bits_equal(torch.cat([mem1, mem2[None], mem3, mem4[None]]), torch.cat([mem[:6], mem[-1:]]))
+    assert_bits_equal(pieces.mem, whole.mem)
+    pieces.unroll(torch.ones(4, 2, 5))
+    assert_bits_equal(pieces.mem, whole.unroll(torch.ones(4, 2, 5))[1][-1])
+
+
+def test_unroll_of_a_layer_that_holds_nothing_starts_from_zeros_and_keeps_nothing(backend: str) -> None:
+    layer = snnfast.Leaky(0.9)
+    layer(torch.ones(3, 10))
+    held = layer.mem.clone()
+    x = current(6, 3, 10)
+    expected = snnfast.functional.lif(x, torch.zeros(3, 10), beta=layer.beta)
+    for a, b in zip(layer.unroll(x), expected, strict=True):
+        assert_bits_equal(a, b)
+    assert_bits_equal(layer.mem, held)
+
+
+@pytest.mark.parametrize("record_mem", [True, False], ids=["record", "last"])
+def test_the_held_membrane_can_be_detached_in_place(record_mem: bool, backend: str) -> None:
+    layer = snnfast.Leaky(0.9, init_hidden=True, learn_beta=True)
+    for _ in range(3):  # truncated backpropagation through time
+        spk, _ = layer.unroll(current(4, 2, 5), record_mem=record_mem)
+        spk.sum().backward()
+        assert layer.mem.requires_grad
+        layer.mem.detach_()
+        assert not layer.mem.requires_grad
+
+
+def test_positional_arguments_have_the_order_and_defaults_of_snntorch() -> None:
+    import inspect
+
+    ours, theirs = (inspect.signature(c.__init__).parameters for c in (snnfast.Leaky, snntorch.Leaky))
+    assert [(n, p.default) for n, p in ours.items()] == [(n, p.default) for n, p in theirs.items()]
+
+
+def test_copies_are_independent_and_equal(backend: str) -> None:
+    layer = snnfast.Leaky(torch.rand(10), spike_grad=SURROGATES["SFS"], learn_beta=True, reset_mechanism="zero")
+    x = current(6, 3, 10)
+    expected = layer.unroll(x)
+    for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        for a, b in zip(other.unroll(x), expected, strict=True):
+            assert_bits_equal(a, b)
+        with torch.no_grad():
+            other.beta.zero_()
+    assert layer.beta.any()
+    assert not isinstance(layer.mem, nn.Parameter)
+    assert "mem" not in layer.state_dict()
+
+
+def test_dtype_moves(backend: str) -> None:
+    layer = snnfast.Leaky(torch.rand(10), 0.8, init_hidden=True, output=True)
+    for dtype in (torch.float64, torch.float16, torch.bfloat16, torch.float32):
+        layer = layer.to(dtype)
+        assert {t.dtype for t in (layer.beta, layer.threshold, layer.graded_spikes_factor, layer.mem)} == {dtype}
+        assert layer.reset_mechanism_val.dtype == torch.int64
+        layer.reset_mem()
+        for spk, mem in (layer.unroll(current(5, 3, 10).to(dtype)), layer(current(3, 10).to(dtype))):
+            assert spk.dtype == mem.dtype == layer.mem.dtype == dtype
+            assert set(spk.unique().tolist()) == {0, 1}
+
+
+def test_device_moves(device: torch.device) -> None:
+    layer = snnfast.Leaky(torch.rand(10), learn_threshold=True, init_hidden=True).to(device)
+    x = current(5, 3, 10)
+    spk, mem = layer.unroll(x.to(device))
+    expected, _ = snnfast.Leaky(layer.beta.cpu()).unroll(x)
+    assert_bits_equal(spk, expected)
+    assert {t.device.type for t in (spk, mem, layer.mem, layer.beta, layer.threshold)} == {device.type}
+
+
+def test_repr_shows_what_was_asked_for() -> None:
+    text = repr(snnfast.Leaky(0.9, torch.rand(10), reset_mechanism="zero", reset_delay=False))
+    for part in ("beta=0.9", "threshold=(10,)", "reset_mechanism='zero'", "reset_delay=False", "init_hidden=False"):
+        assert part in text

@@ -1,0 +1,179 @@
+"""The MNIST example: what it leaves behind, how it fails, and what an interruption keeps. Never uses the network."""
+
+import os
+import re
+import signal
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+
+datasets = pytest.importorskip("torchvision.datasets")
+pytest.importorskip("matplotlib")
+pytest.importorskip("tqdm")
+
+SCRIPT = Path(__file__).parent.parent / "examples" / "mnist.py"
+SMALL = ["--device", "cpu", "--no-timing", "--hidden", "30", "--num-steps", "5", "--batch-size", "16"]
+
+Run = Callable[..., int]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
+    """Run the example inside this process (importing torch anew takes seconds), offline and in an empty folder."""
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SNNFAST_DATA", raising=False)
+    monkeypatch.setattr(datasets.MNIST, "mirrors", ["http://127.0.0.1:9/"])
+    main = import_module("mnist").main
+    return lambda *args: main(args)
+
+
+def write_idx(path: Path, values: torch.Tensor) -> None:
+    header = struct.pack(f">{1 + values.dim()}I", 0x800 + values.dim(), *values.shape)
+    path.write_bytes(header + values.to(torch.uint8).numpy().tobytes())
+
+
+@pytest.fixture
+def mnist(tmp_path: Path) -> Path:
+    """A folder laid out as torchvision stores MNIST, with a few images: a bright bar whose place tells the class."""
+    raw = tmp_path / "dataset" / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for split, size in (("train", 160), ("t10k", 40)):
+        labels = torch.arange(size) % 10
+        images = torch.zeros(size, 28, 28)
+        for image, label in zip(images, labels.tolist(), strict=True):
+            image[2 * label : 2 * label + 3] = 255
+        write_idx(raw / f"{split}-images-idx3-ubyte", images)
+        write_idx(raw / f"{split}-labels-idx1-ubyte", labels)
+    return tmp_path / "dataset"
+
+
+def test_training_on_a_folder_prints_the_accuracy_and_saves_weights_and_figures(
+    run: Run, mnist: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("--data-path", str(mnist), *SMALL, "--epochs", "2", "--output", "out/here") == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^test accuracy \(rate code\): [01]\.\d{4} \(\d+ of 40\)$", out, re.MULTILINE)
+    for name in ("training.png", "raster.png"):
+        assert f"saved {Path('out/here') / name}" in out
+        assert (tmp_path / "out/here" / name).read_bytes().startswith(b"\x89PNG")
+    weights = torch.load(tmp_path / "out/here/model.pt")
+    assert weights["layers.0.weight"].shape == (30, 784)
+    assert weights["layers.2.weight"].shape == (10, 30)
+
+
+def test_the_timing_shows_the_same_first_loss_for_every_implementation(
+    run: Run, mnist: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(import_module("timing"), "_SECONDS", 0.0)
+    args = [arg for arg in SMALL if arg != "--no-timing"]
+    assert run("--data-path", str(mnist), *args, "--epochs", "1") == 0
+    rows = re.findall(r"^(snn[^,]+, .+?) +[\d.]+ +[\d.]+x +([\d.]+)$", capsys.readouterr().out, re.MULTILINE)
+    assert "snnfast, reference loop" in dict(rows)
+    assert len({loss for _, loss in rows}) == 1
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(
+    run: Run, mnist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SNNFAST_DATA", str(mnist))  # in place of --data-path
+
+    def train(name: str, seed: int) -> torch.Tensor:
+        assert run(*SMALL, "--epochs", "1", "--limit", "48", "--seed", str(seed), "--output", name) == 0
+        return torch.load(tmp_path / name / "model.pt")["layers.0.weight"]
+
+    first, again, other = train("a", 1), train("b", 1), train("c", 2)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_offline_without_a_folder_it_trains_on_the_bundled_digits_and_says_so(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("sklearn")
+    assert run(*SMALL, "--epochs", "1", "--limit", "64") == 0
+    out = capsys.readouterr().out
+    assert len(re.findall(r"^MNIST can't be downloaded", out, re.MULTILINE)) == 1
+    assert "data: scikit-learn's digits" in out
+    assert "test accuracy" in out
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--data-path", "nowhere"], "no such folder: nowhere"),
+        (["--device", "abacus"], "--device abacus: "),
+        (["--output", "taken"], "taken"),
+    ],
+    ids=["data-path", "device", "output"],
+)
+def test_a_wrong_argument_is_one_line_and_exit_code_2(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], args: list[str], message: str
+) -> None:
+    (tmp_path / "taken").write_text("a file, not a folder")
+    assert run(*args) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+
+
+@pytest.mark.parametrize("damage", ["truncated images", "empty labels", "labels out of range", "file missing"])
+def test_a_damaged_dataset_is_one_line_and_exit_code_2(
+    run: Run, mnist: Path, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    raw = mnist / "MNIST" / "raw"
+    images, labels = raw / "train-images-idx3-ubyte", raw / "train-labels-idx1-ubyte"
+    if damage == "truncated images":
+        images.write_bytes(images.read_bytes()[:1000])
+    elif damage == "empty labels":
+        labels.write_bytes(b"")
+    elif damage == "labels out of range":
+        write_idx(labels, torch.full((160,), 200))
+    else:
+        images.unlink()
+    assert run("--data-path", str(mnist)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert str(mnist) in line
+    assert ("corrupt" in line) == (damage != "file missing")
+
+
+def test_help_mentions_every_option(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        run("--help")
+    assert exit_.value.code == 0
+    listed = re.findall(r"^  (--[a-z-]+)", capsys.readouterr().out, re.MULTILINE)
+    assert set(listed) == set(re.findall(r'"(--[a-z-]+)"', SCRIPT.read_text()))
+
+
+def test_ctrl_c_keeps_what_was_learned(mnist: Path, tmp_path: Path) -> None:
+    command = [sys.executable, str(SCRIPT), "--data-path", str(mnist), *SMALL, "--epochs", "1000000"]
+    with subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        # A job in the background of a shell ignores Ctrl-C, and its children would as well.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if line.startswith("epoch 3/"):
+                    break
+            process.send_signal(signal.SIGINT)
+            rest, _ = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 130
+    assert "test accuracy" in rest
+    assert (tmp_path / "figures" / "training.png").exists()
+    assert torch.load(tmp_path / "figures" / "model.pt")["layers.0.weight"].shape == (30, 784)

@@ -1,0 +1,100 @@
+"""Surrogates have snnTorch's names, defaults and derivatives, keep the dtype, and can be copied."""
+
+import copy
+import inspect
+import math
+import pickle
+from typing import Any
+
+import pytest
+import snntorch.surrogate as theirs
+import torch
+from helpers import SURROGATES, assert_bits_equal
+from torch import Tensor
+
+from snnfast import surrogate
+from snnfast.surrogate import Surrogate
+
+NAMES = [name for name in surrogate.__all__ if name != "Surrogate"]
+WORKING_IN_SNNTORCH = [name for name in NAMES if name != "LSO"]  # its LSO raises
+
+
+def derivative(fire: Any, z: Tensor) -> Tensor:
+    z = z.detach().clone().requires_grad_()
+    (grad,) = torch.autograd.grad(fire(z).sum(), [z])
+    return grad
+
+
+def points(dtype: torch.dtype = torch.float32, reach: float = 3.0) -> Tensor:
+    return torch.cat([torch.linspace(-reach, reach, 1201), torch.tensor([0.0, -0.0, 1.0, 0.2])]).to(dtype)
+
+
+@pytest.mark.parametrize("name", WORKING_IN_SNNTORCH)
+def test_derivative_equals_snntorch(name: str) -> None:
+    own = SURROGATES[name]
+    for ours, reference in (
+        (getattr(surrogate, name)(), getattr(theirs, name)()),
+        (own, getattr(theirs, name)(*vars(own).values())),
+    ):
+        expected = derivative(reference, points())
+        assert expected.isfinite().all()
+        # Below 1e-17 snnTorch's sigmoid is 0, where the square in its denominator overflows.
+        torch.testing.assert_close(derivative(ours, points()), expected, rtol=1e-6, atol=1e-17)
+
+
+def test_lso_is_the_operator_that_snntorch_documents() -> None:
+    for slope in (0.1, 0.3):
+        z = points().requires_grad_()
+        ours, (expected,) = derivative(surrogate.LSO(slope), z), torch.autograd.grad(z.relu().sum(), [z])
+        assert_bits_equal(ours, torch.where(z > 0, expected, torch.full_like(z, slope)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_and_defaults_are_those_of_snntorch(name: str) -> None:
+    ours, reference = (inspect.signature(getattr(m, name)).parameters for m in (surrogate, theirs))
+    assert [(n, p.default) for n, p in ours.items()] == [(n, p.default) for n, p in reference.items()]
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=lambda d: str(d)[6:]
+)
+@pytest.mark.parametrize("name", NAMES)
+def test_the_spike_is_the_strict_step_in_the_dtype_of_its_argument(name: str, dtype: torch.dtype) -> None:
+    z = torch.tensor([-math.inf, -1.0, -0.0, 0.0, 1e-7, 1.0, math.inf, math.nan]).to(dtype)
+    assert_bits_equal(SURROGATES[name](z), torch.tensor([0, 0, 0, 0, 1, 1, 1, 0], dtype=dtype))
+    assert derivative(SURROGATES[name], z).dtype == dtype
+    assert_bits_equal(SURROGATES[name].derivative(z), derivative(SURROGATES[name], z))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_incoming_gradient_multiplies_the_derivative(name: str) -> None:
+    z, weights = points(torch.float64).requires_grad_(), torch.randn(1205, dtype=torch.float64)
+    (grad,) = torch.autograd.grad(SURROGATES[name](z), [z], weights)
+    assert_bits_equal(grad, weights * SURROGATES[name].derivative(z.detach()))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=lambda d: str(d)[6:])
+def test_the_derivative_is_finite_everywhere(name: str, dtype: torch.dtype) -> None:
+    far = torch.tensor([-1e30, -1e4, -10.0, 10.0, 1e4, 1e30, math.inf, -math.inf], dtype=dtype)
+    assert getattr(surrogate, name)().derivative(torch.cat([far, points(dtype, 1e3)])).isfinite().all()
+
+
+def test_each_has_a_kernel_of_its_own_and_hands_it_its_parameters() -> None:
+    made = [SURROGATES[name] for name in NAMES]
+    assert sorted(s.kernel_id for s in made) == list(range(len(NAMES)))
+    for s in made:
+        given = tuple(vars(s).values())
+        assert s.parameters() == given + (0.0,) * (2 - len(given))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_copies_are_equal_and_other_parameters_are_not(name: str) -> None:
+    own = SURROGATES[name]
+    assert pickle.loads(pickle.dumps(own)) == copy.deepcopy(own) == own == type(own)(*vars(own).values())
+    assert hash(own) == hash(copy.deepcopy(own))
+    if vars(own):
+        assert getattr(surrogate, name)() != own
+    assert isinstance(own, Surrogate)
+    with pytest.raises(AttributeError):
+        own.slope = 1.0  # type: ignore[attr-defined]
