@@ -1,8 +1,8 @@
 """Build of the extension ``snnfast._C``: C++ for the CPU, and CUDA kernels wherever nvcc is found.
 
-torch's own ``CUDAExtension`` refuses to build CUDA code beside a CPU build of torch. Nothing here needs torch's CUDA: the
-``.cu`` files include no torch header and the ops are registered on torch's stable ABI, so one binary serves every torch
-from 2.11 on, with or without CUDA. Environment variables are described in README.md.
+torch's own ``CUDAExtension`` refuses to build CUDA code beside a CPU build of torch. Nothing here needs torch's CUDA:
+the ``.cu`` files include no torch header and the ops are registered on torch's stable ABI, so one binary serves every
+torch from 2.11 on, with or without CUDA. Environment variables are described in README.md.
 """
 
 import os
@@ -20,6 +20,7 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
 TORCH_TARGET = (2, 11)
+TORCH_TARGET_FLAG = f"-DTORCH_TARGET_VERSION=0x{TORCH_TARGET[0]:02x}{TORCH_TARGET[1]:02x}000000000000"
 DEFAULT_ARCHITECTURES = "8.0;9.0;10.0;12.0+PTX"
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 
@@ -93,9 +94,8 @@ def write_ninja(path: Path, output: Path, python_include: str) -> None:
 
     torch_dir = Path(torch.__file__).parent
     home = cuda_home()
-    target = f"0x{TORCH_TARGET[0]:02x}{TORCH_TARGET[1]:02x}000000000000"
     strict = ["-Werror"] if os.environ.get("SNNFAST_WERROR") == "1" else []
-    cxx = [*CXX_FLAGS, *strict, f"-DTORCH_TARGET_VERSION={target}", f"-isystem {torch_dir}/include"]
+    cxx = [*CXX_FLAGS, *strict, TORCH_TARGET_FLAG, f"-isystem {torch_dir}/include"]
     if X86:
         cxx.append("-DSNN_X86")
     nvcc_version = ""

@@ -27,9 +27,13 @@ def main() -> int:
         help="; ".join(f"{name}: {text}" for name, (_, text) in COMMANDS.items()) + " (default: all of them)",
     )
     parser.add_argument("--shape", type=int, nargs=3, default=(25, 128, 1000), metavar=("T", "B", "N"), help="of lif")
-    parser.add_argument("--seconds", type=float, default=20.0, help="of measuring per comparison (default: %(default)s)")
+    parser.add_argument(
+        "--seconds", type=float, default=20.0, help="of measuring per comparison (default: %(default)s)"
+    )
     parser.add_argument("--configurations", type=int, default=400, help="of parity (default: %(default)s)")
-    parser.add_argument("--architectures", nargs="+", default=["80", "90", "100"], help="of registers (default: 80 90 100)")
+    parser.add_argument(
+        "--architectures", nargs="+", default=["80", "90", "100"], help="of registers (default: 80 90 100)"
+    )
     parser.add_argument("--data-path", type=Path, help="of epoch: folder with MNIST/raw (default: SNNFAST_DATA)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: as many as PyTorch chooses)")
     args = parser.parse_args()

@@ -64,7 +64,13 @@ def machine() -> str:
     lines = [f"{model}, {os.cpu_count()} processors, {torch.get_num_threads()} threads"]
     if torch.cuda.is_available():
         lines.append(torch.cuda.get_device_name())
-    lines.append(", ".join(f"{k} {v}" for k, v in snnfast.config().items() if k in ("snnfast", "python", "torch", "CPU instructions")))
-    settings = {k: v for k, v in os.environ.items() if k.startswith(("MALLOC_", "THP_", "OMP_", "LD_PRELOAD", "SNNFAST_"))}
+    lines.append(
+        ", ".join(
+            f"{k} {v}" for k, v in snnfast.config().items() if k in ("snnfast", "python", "torch", "CPU instructions")
+        )
+    )
+    settings = {
+        k: v for k, v in os.environ.items() if k.startswith(("MALLOC_", "THP_", "OMP_", "LD_PRELOAD", "SNNFAST_"))
+    }
     lines.append("environment: " + (" ".join(f"{k}={v}" for k, v in sorted(settings.items())) or "default"))
     return "\n".join(lines)

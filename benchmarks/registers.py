@@ -30,7 +30,9 @@ def run(args: argparse.Namespace) -> bool:
     columns = {arch: _compile(setup, home, arch) for arch in args.architectures}
     first = columns[args.architectures[0]]
     width = max(len(kernel.name) for kernel in first)
-    print(f"registers (shared bytes) per thread of {len(first)} kernels; spills and stack are added where there are any")
+    print(
+        f"registers (shared bytes) per thread of {len(first)} kernels; spills and stack are added where there are any"
+    )
     print(f"{'':<{width}}  " + "  ".join(f"{f'sm_{arch}':>11}" for arch in columns))
     spills = 0
     for rows in zip(*columns.values(), strict=True):
@@ -70,7 +72,8 @@ def _parse(report: str) -> list[Kernel]:
     kernels = []
     for block in report.split("Compiling entry function '")[1:]:
         stack, stores, loads = map(
-            int, re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", block).groups()
+            int,
+            re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", block).groups(),
         )
         shared = re.search(r"(\d+) bytes smem", block)
         kernels.append(

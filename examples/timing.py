@@ -43,7 +43,8 @@ def compare(
     if importlib.util.find_spec("snntorch") is None:
         print("left out of the timing: snnTorch is not installed: pip install snntorch")
     else:
-        steps["snnTorch, tutorial 5"] = _snntorch_step(net, images, labels, num_steps, lr)
+        _, train_on = snntorch_trainer(net, num_steps, lr)
+        steps["snnTorch, tutorial 5"] = lambda: train_on(images, labels)
 
     loss = {name: step().item() for name, step in steps.items()}
     milliseconds = _measure(steps, images.device)
@@ -99,8 +100,14 @@ def _with_backend(name: str, step: Step) -> Step:
     return run
 
 
-def _snntorch_step(net: snnfast.MultiStep, images: Tensor, labels: Tensor, num_steps: int, lr: float) -> Step:
-    """The network, the loop and the loss of snnTorch's tutorial 5, line by line, with the weights of ``net``."""
+def snntorch_trainer(
+    net: snnfast.MultiStep, num_steps: int, lr: float
+) -> tuple[nn.Module, Callable[[Tensor, Tensor], Tensor]]:
+    """The network, the loop and the loss of snnTorch's tutorial 5, line by line, with the weights of ``net``.
+
+    Returns the network, which maps images to ``(spk_rec, mem_rec)``, and a function that trains it on one batch of
+    images and labels and returns the loss.
+    """
     import snntorch as snn
 
     class Net(nn.Module):
@@ -126,10 +133,10 @@ def _snntorch_step(net: snnfast.MultiStep, images: Tensor, labels: Tensor, num_s
                 mem2_rec.append(mem2)
             return torch.stack(spk2_rec, dim=0), torch.stack(mem2_rec, dim=0)
 
-    model = Net().to(images.device)
+    model = Net().to(net.layers[0].weight.device)
     optimizer = torch.optim.Adam(model.parameters(), lr=lr, betas=(0.9, 0.999))
 
-    def run() -> Tensor:
+    def train_on(images: Tensor, labels: Tensor) -> Tensor:
         _, mem_rec = model(images)
         loss = torch.zeros((), device=images.device)
         for step in range(num_steps):
@@ -139,4 +146,4 @@ def _snntorch_step(net: snnfast.MultiStep, images: Tensor, labels: Tensor, num_s
         optimizer.step()
         return loss.detach()
 
-    return run
+    return model, train_on

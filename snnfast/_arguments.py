@@ -136,13 +136,11 @@ def _check_mem(mem: object, current: Tensor, step_shape: torch.Size) -> Tensor:
     if mem.device != current.device:
         raise ValueError(f"mem is on {mem.device}, but current is on {current.device}")
     if mem.shape != step_shape:
-        raise ValueError(f"mem: expected the shape of one time step of current, {_show(step_shape)}, got {_show(mem.shape)}")
+        raise ValueError(f"mem: expected the shape of one step of current, {_show(step_shape)}, got {_show(mem.shape)}")
     return mem
 
 
-def _check_parameter(
-    name: str, value: object, current: Tensor, step_shape: torch.Size, acc: torch.dtype
-) -> Tensor:
+def _check_parameter(name: str, value: object, current: Tensor, step_shape: torch.Size, acc: torch.dtype) -> Tensor:
     if isinstance(value, Tensor):
         if value.is_complex():
             raise TypeError(f"{name}: expected a real tensor, got {_name(value.dtype)}")
@@ -150,7 +148,7 @@ def _check_parameter(
             raise ValueError(f"{name} is on {value.device}, but current is on {current.device}")
         if not _broadcasts(value.shape, step_shape):
             raise ValueError(
-                f"{name}: shape {_show(value.shape)} does not broadcast to one time step of current, {_show(step_shape)}"
+                f"{name}: shape {_show(value.shape)} does not broadcast to one step of current, {_show(step_shape)}"
             )
         return value.to(acc)
     check_number(name, value)

@@ -79,7 +79,7 @@ def _lif_forward_fake(
     rows = 0
     if checkpoint:
         stride = checkpoint_stride()
-        rows = torch.sym_max((steps + stride - 1) // stride - 1, 0)
+        rows = torch.sym_max((steps + stride - 1) // stride - 1, 0)  # type: ignore[no-untyped-call]
     return (
         x.new_empty((steps, *shape)),
         x.new_empty((steps, *shape) if record_mem else shape),

@@ -1,6 +1,6 @@
 """The fused unroll as a differentiable function: what is saved for backward and what is returned."""
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,9 +21,7 @@ def fused_lif(args: LIFArguments, surrogate: Surrogate) -> tuple[Tensor, Tensor]
     reset = RESET_MECHANISMS.index(args.reset_mechanism)
     tensors = (current, args.mem, beta, threshold, graded)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        spk, mem = LIFFunction.apply(
-            *tensors, args.num_steps, reset, args.reset_delay, args.record_mem, surrogate
-        )  # type: ignore[no-untyped-call]
+        spk, mem = LIFFunction.apply(*tensors, args.num_steps, reset, args.reset_delay, args.record_mem, surrogate)  # type: ignore[no-untyped-call]
     else:
         spk, mem, _ = _ops.lif_forward(*tensors, args.num_steps, reset, args.reset_delay, args.record_mem, False)
     return spk.to(args.current.dtype), mem
@@ -79,7 +77,9 @@ class LIFFunction(torch.autograd.Function):
             if partial is not None:
                 inputs[i] = _sum_to(partial, parameter.shape).to(parameter.device)
         if torch.is_grad_enabled():  # create_graph=True: refuse a second derivative instead of losing terms of it
-            sources = [t for t in (grad_spk, grad_mem, current, mem_rec, mem0, beta, threshold, graded) if t is not None]
+            sources = [
+                t for t in (grad_spk, grad_mem, current, mem_rec, mem0, beta, threshold, graded) if t is not None
+            ]
             inputs = [g if g is None else _NoDoubleBackward.apply(g, *sources) for g in inputs]  # type: ignore[no-untyped-call]
         return (*inputs, None, None, None, None, None)
 
@@ -126,4 +126,4 @@ def _sum_to(partial: Tensor, shape: torch.Size) -> Tensor:
             pieces = -(-total.numel() // 1024)
             total = torch.nn.functional.pad(total, (0, pieces * 1024 - total.numel())).view(pieces, 1024).sum(1)
         total = total.view(shape)
-    return cast(Tensor, total.to(partial.dtype))
+    return total.to(partial.dtype)

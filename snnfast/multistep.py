@@ -82,7 +82,8 @@ class MultiStep(nn.Module):
 def _over_time(layer: nn.Module, x: Tensor) -> Tensor:
     """A stateless layer on ``[T, B, *]``, as one batch of ``T * B``."""
     steps = x.shape[:2]
-    return cast(Tensor, layer(x.flatten(0, 1))).unflatten(0, steps)
+    y = layer(x.flatten(0, 1))
+    return cast(Tensor, y.reshape(*steps, *y.shape[1:]))
 
 
 def _flatten(layers: tuple[nn.Module, ...] | nn.Sequential) -> Iterator[nn.Module]:
@@ -93,7 +94,7 @@ def _flatten(layers: tuple[nn.Module, ...] | nn.Sequential) -> Iterator[nn.Modul
             yield from _flatten(layer)
         elif not isinstance(layer, Leaky) and any(isinstance(m, Leaky) for m in layer.modules()):
             raise TypeError(
-                f"layers: {type(layer).__name__} contains a Leaky inside its own forward, which MultiStep cannot unroll; "
+                f"layers: {type(layer).__name__} calls a Leaky inside its own forward, which MultiStep can't unroll; "
                 "pass its layers one by one or in an nn.Sequential"
             )
         else:

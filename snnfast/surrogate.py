@@ -59,7 +59,7 @@ class Surrogate(ABC):
         return (0.0, 0.0)
 
     def __call__(self, z: Tensor) -> Tensor:
-        return cast(Tensor, _Spike.apply(z, self))
+        return cast(Tensor, _Spike.apply(z, self))  # type: ignore[no-untyped-call]
 
 
 class _Spike(torch.autograd.Function):

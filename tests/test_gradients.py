@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.autograd.gradcheck import GradcheckError
 
 import snnfast
-from snnfast import _ops, reference
+from snnfast import _ops, reference, surrogate
 from snnfast.functional import lif
 
 RESET_CASES = [pytest.param(r, d, id=f"{r}-{'delay' if d else 'nodelay'}") for r in RESETS for d in (True, False)]
@@ -96,6 +96,22 @@ def test_nan_and_infinities_flow_backward_as_in_the_reference(device: torch.devi
         mem[2] = special.to(device)
         for name, grad in gradients(reference.lif, leaves(tensors), case).items():
             assert_close(gradients(lif, leaves(tensors), case)[name], grad, 1e-12, f"{case}: grad of {name}")
+
+
+@pytest.mark.parametrize("name", list(SURROGATES))
+def test_surrogates_where_they_jump(name: str, device: torch.device) -> None:
+    """Membranes exactly at the threshold, one unit above it, and where SFS begins."""
+    spike_grad = surrogate.SFS(slope=2.0, B=0.25) if name == "SFS" else SURROGATES[name]
+    exact = torch.tensor([1.0, 1.25, 2.0, 0.75, 1.0 - 2**-20, 1.25 + 2**-20], device=device)
+    one = torch.ones((), device=device)
+    for delay in (True, False):
+        case = Case(1, (6,), delay=delay, spike_grad=spike_grad)
+        found, expected = (
+            gradients(lif, leaves(dict(zip(TENSORS, (exact[None], 0 * exact, one, one, one), strict=True))), case)
+            for lif in (snnfast.functional.lif, reference.lif)
+        )
+        for tensor, grad in expected.items():
+            assert_close(found[tensor], grad, 1e-6, tensor)
 
 
 @pytest.mark.parametrize("name", list(SURROGATES))

@@ -1,4 +1,4 @@
-"""Build and load the emulated ops ``torch.ops.snnfast_emulated``: the CUDA sources compiled by g++ for tensors on the CPU.
+"""Build and load the emulated ops ``torch.ops.snnfast_emulated``: the CUDA sources, compiled by g++ for CPU tensors.
 
 ``python tests/emulator/build.py`` builds only. ``SNNFAST_EMULATOR_SANITIZE=1`` builds (and loads) the variant with
 AddressSanitizer and UndefinedBehaviorSanitizer; the process must then have been started with their libraries
@@ -39,18 +39,16 @@ def sanitized() -> bool:
 def build() -> Path:
     """Compile what is newer than its object file; return the library. Raises ``RuntimeError`` where it can't."""
     setup = _setup()
-    home = next((p for p in (os.environ.get("CUDA_HOME"), "/usr/local/cuda") if p and Path(p, "include").exists()), None)
-    found = setup.cuda_home() if os.environ.get("SNNFAST_CUDA") != "0" else None
-    include = Path(found or home or "/nowhere", "include")
-    if not (include / "cuda_fp16.h").exists():
-        raise RuntimeError("the emulator needs the CUDA toolkit's headers; set CUDA_HOME")
+    home = setup.cuda_home()
+    if home is None:
+        raise RuntimeError("the emulator needs the headers of the CUDA toolkit; set CUDA_HOME")
     folder = HERE / "_build" / ("sanitized" if sanitized() else "plain")
     folder.mkdir(parents=True, exist_ok=True)
     flags = [f for f in setup.CXX_FLAGS if f != "-O3"]
     flags += ["-O1", "-g", *SANITIZE] if sanitized() else ["-O2", "-g"]
-    flags += ["-Werror", "-Wno-unknown-pragmas", "-fno-strict-aliasing", "-DSNN_EMULATED", "-DSNN_CUDA", f"-DSNN_NAMESPACE={NAMESPACE}"]
-    flags += ["-DTORCH_TARGET_VERSION=0x020b000000000000", f"-I{HERE}", f"-isystem{include}"]
-    flags += [f"-isystem{Path(torch.__file__).parent / 'include'}"]
+    flags += ["-Werror", "-Wno-unknown-pragmas", "-fno-strict-aliasing", setup.TORCH_TARGET_FLAG]
+    flags += ["-DSNN_EMULATED", "-DSNN_CUDA", f"-DSNN_NAMESPACE={NAMESPACE}"]
+    flags += [f"-I{HERE}", f"-isystem{home}/include", f"-isystem{Path(torch.__file__).parent}/include"]
     sources = [*sorted((ROOT / "csrc/cuda").glob("*.cu")), ROOT / "csrc/lif.cpp", HERE / "hooks.cpp"]
     newest = max(p.stat().st_mtime for p in [*ROOT.glob("csrc/**/*"), *HERE.glob("*.*"), ROOT / "setup.py"])
     library = folder / "libsnnfast_emulated.so"
