@@ -11,30 +11,42 @@ import torch
 import snnfast
 
 
+TURN = 5
+
+
 def alternate(
-    functions: Mapping[str, Callable[[], object]], seconds: float = 20.0, warm_up: int = 3, least: int = 7
+    functions: Mapping[str, Callable[[], object]], seconds: float = 20.0, warm_up: int = 1, least: int = 5
 ) -> dict[str, list[float]]:
     """Seconds of each call, the functions taking turns, so that a slow moment of the machine hits all alike.
 
-    Each runs at least ``least`` times after ``warm_up`` uncounted ones, and the rounds go on for ``seconds``.
+    A turn is ``TURN`` calls, the same number for each function. The first of a turn is not counted: it finds the caches
+    as another function left them. There are at least ``least`` turns after ``warm_up`` uncounted ones, and the turns go
+    on for ``seconds``.
     """
     times: dict[str, list[float]] = {name: [] for name in functions}
     end = None
-    rounds = 0
-    while rounds < warm_up + least or (end is not None and time.perf_counter() < end):
-        if rounds == warm_up:
+    turns = 0
+    while turns < warm_up + least or (end is not None and time.perf_counter() < end):
+        if turns == warm_up:
             end = time.perf_counter() + seconds
         for name, function in functions.items():
-            start = time.perf_counter()
-            result = function()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            taken = time.perf_counter() - start
-            del result  # freed outside of the clock, before the next one runs
-            if rounds >= warm_up:
-                times[name].append(taken)
-        rounds += 1
+            taken = [_time(function) for _ in range(TURN)]
+            if turns >= warm_up:
+                times[name] += taken[1:]
+        turns += 1
     return times
+
+
+def _time(function: Callable[[], object]) -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    result = function()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    taken = time.perf_counter() - start
+    del result  # freed outside of the clock, before the next call
+    return taken
 
 
 def table(times: Mapping[str, list[float]], ours: str) -> float:

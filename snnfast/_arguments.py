@@ -146,11 +146,11 @@ def _check_parameter(name: str, value: object, current: Tensor, step_shape: torc
             raise TypeError(f"{name}: expected a real tensor, got {_name(value.dtype)}")
         if value.device != current.device and not (value.dim() == 0 and value.device.type == "cpu"):
             raise ValueError(f"{name} is on {value.device}, but current is on {current.device}")
-        if not _broadcasts(value.shape, step_shape):
+        if value.dim() > 0 and not _broadcasts(value.shape, step_shape):
             raise ValueError(
                 f"{name}: shape {_show(value.shape)} does not broadcast to one step of current, {_show(step_shape)}"
             )
-        return value.to(acc)
+        return value if value.dtype == acc else value.to(acc)
     check_number(name, value)
     return torch.tensor(value, dtype=acc)
 

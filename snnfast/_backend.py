@@ -73,6 +73,8 @@ def use_fused(device: torch.device) -> bool:
     """Whether a call with tensors on ``device`` goes to the kernels; warns or raises where they are missing."""
     if _current == "reference":
         return False
+    if device.type == "cpu" and _ops.extension is not None:  # the common case, at no cost
+        return True
     reason = unavailable(device)
     if reason is None:
         return True

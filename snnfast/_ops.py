@@ -40,11 +40,11 @@ def namespace(name: str) -> Any:
 
 
 def lif_forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return namespace(NAMESPACE).lif_forward(*args)  # type: ignore[no-any-return]
+    return namespace(NAMESPACE).lif_forward.default(*args)  # type: ignore[no-any-return]
 
 
 def lif_backward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return namespace(NAMESPACE).lif_backward(*args)  # type: ignore[no-any-return]
+    return namespace(NAMESPACE).lif_backward.default(*args)  # type: ignore[no-any-return]
 
 
 def register_fakes(name: str) -> None:

@@ -12,19 +12,26 @@ from snnfast.surrogate import Surrogate
 
 def fused_lif(args: LIFArguments, surrogate: Surrogate) -> tuple[Tensor, Tensor]:
     """Run the kernels on checked arguments; through autograd only where a gradient is asked for."""
-    current = args.current
+    current, mem = args.current, args.mem
     if args.acc == torch.float64:
         current = current.to(torch.float64)
-    beta, threshold, graded = (
-        _one_block(p, args.step_shape) for p in (args.beta, args.threshold, args.graded_spikes_factor)
-    )
+    step_shape = args.step_shape
+    beta = _one_block(args.beta, step_shape)
+    threshold = _one_block(args.threshold, step_shape)
+    graded = _one_block(args.graded_spikes_factor, step_shape)
     reset = RESET_MECHANISMS.index(args.reset_mechanism)
-    tensors = (current, args.mem, beta, threshold, graded)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+    tensors = (current, mem, beta, threshold, graded)
+    if torch.is_grad_enabled() and (
+        current.requires_grad
+        or (mem is not None and mem.requires_grad)
+        or beta.requires_grad
+        or threshold.requires_grad
+        or graded.requires_grad
+    ):
         spk, mem = LIFFunction.apply(*tensors, args.num_steps, reset, args.reset_delay, args.record_mem, surrogate)  # type: ignore[no-untyped-call]
     else:
         spk, mem, _ = _ops.lif_forward(*tensors, args.num_steps, reset, args.reset_delay, args.record_mem, False)
-    return spk.to(args.current.dtype), mem
+    return (spk if spk.dtype == args.current.dtype else spk.to(args.current.dtype)), mem
 
 
 class LIFFunction(torch.autograd.Function):
@@ -105,6 +112,8 @@ def _one_block(parameter: Tensor, step_shape: torch.Size) -> Tensor:
     The kernels find the value of neuron ``i`` of the flattened step at ``(i // inner) % size``, which covers a scalar
     and parameters per neuron, per channel, per sample or per element.
     """
+    if parameter.dim() == 0:
+        return parameter
     shape = (1,) * (len(step_shape) - parameter.dim()) + tuple(parameter.shape)
     varies = [d for d, n in enumerate(shape) if n != 1]
     if not varies or all(shape[d] == step_shape[d] for d in range(varies[0], varies[-1] + 1)):

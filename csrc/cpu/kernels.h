@@ -7,7 +7,7 @@ namespace snnfast::cpu {
 
 // Neurons that a thread takes through all time steps at once. Their state and a checkpoint's worth of membranes stay in
 // the first- and second-level cache. Fixed, so that no result depends on the number of threads.
-inline constexpr int kBlock = 1024;
+inline constexpr int kBlock = 2048;
 
 struct Kernels {
   const char* name;

@@ -2,6 +2,8 @@
 //
 // Compiled once for each instruction set with SNN_ISA naming the namespace. Nothing here may have external linkage but
 // `kernels`, and nothing inline from other headers may be emitted: the linker would keep one copy for all sets.
+#include <memory>
+
 #include "kernels.h"
 #include "rows.h"
 
@@ -274,7 +276,7 @@ template <typename S>
 struct BackwardBlock {
   using A = typename Acc<S>::type;
 
-  const LifBackward& p;
+  LifBackward p;
   Either<RecomputeSteps<A>> recompute_loops;
   Either<AdjointSteps<A>> adjoint_loops;
   int64_t first = 0;
@@ -286,8 +288,11 @@ struct BackwardBlock {
   alignas(64) Scratch<A> x_scratch, grad_spk_scratch, grad_mem_scratch, grad_x_scratch;
   alignas(64) A grad_x_sum[kBlock];
 
-  explicit BackwardBlock(const LifBackward& problem)
-      : p(problem), recompute_loops(choose_recompute<A>(problem)), adjoint_loops(choose_adjoint<A>(problem)) {}
+  void open(const LifBackward& problem) {
+    p = problem;
+    recompute_loops = choose_recompute<A>(problem);
+    adjoint_loops = choose_adjoint<A>(problem);
+  }
 
   void run(int64_t first_neuron, int count) {
     first = first_neuron;
@@ -395,9 +400,11 @@ void forward_blocks(const LifForward& p, int64_t first_block, int64_t last_block
 
 template <typename S>
 void backward_blocks(const LifBackward& p, int64_t first_block, int64_t last_block) {
-  BackwardBlock<S> work(p);
+  // Larger than a thread's stack may be, and kept from call to call: fresh memory costs page faults.
+  thread_local const auto work = std::make_unique<BackwardBlock<S>>();
+  work->open(p);
   for (int64_t block = first_block; block < last_block; ++block) {
-    work.run(block * kBlock, block_size(p.N, block * kBlock));
+    work->run(block * kBlock, block_size(p.N, block * kBlock));
   }
 }
 
