@@ -16,7 +16,7 @@ EXTRAS_test := test
 EXTRAS_bench := bench
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test bench lint format types sanitize clean
+.PHONY: help demo test bench registers lint format types sanitize clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ test: $(VENV)/.built $(VENV)/.installed-test  ## run the tests
 
 bench: $(VENV)/.built $(VENV)/.installed-bench  ## measure against snnTorch, and say which bars hold
 	$(BIN)/python -m benchmarks $(ARGS)
+
+registers: $(VENV)/.built  ## list registers and spills of every CUDA kernel; fails on a spill
+	$(BIN)/python -m benchmarks registers $(ARGS)
 
 lint: $(VENV)/.tools  ## check style and format of Python and C++
 	$(BIN)/ruff check .

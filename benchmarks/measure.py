@@ -10,7 +10,6 @@ import torch
 
 import snnfast
 
-
 TURN = 5
 
 

@@ -7,6 +7,7 @@ stateless function); :mod:`reference` is the definition they all equal.
 from snnfast import functional, reference, surrogate
 from snnfast._backend import use_backend
 from snnfast._config import config, show_config
+from snnfast._memory import empty_cache, set_cache_limit
 from snnfast._version import __version__
 from snnfast.leaky import Leaky
 from snnfast.multistep import MultiStep
@@ -16,8 +17,10 @@ __all__ = [
     "MultiStep",
     "__version__",
     "config",
+    "empty_cache",
     "functional",
     "reference",
+    "set_cache_limit",
     "show_config",
     "surrogate",
     "use_backend",

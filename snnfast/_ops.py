@@ -27,7 +27,10 @@ def _load() -> None:
     except ModuleNotFoundError as error:
         if error.name != "snnfast._C":
             raise
-        missing = "snnfast was installed without its compiled extension (no C++ compiler was found at install time)"
+        missing = (
+            "snnfast was installed without its compiled extension, because no C++ compiler was found or the build "
+            "failed; reinstall with SNNFAST_REQUIRE_EXT=1 to see why"
+        )
     # Any other ImportError (a torch too old for the binary, a missing symbol) is the user's to see: it is raised.
 
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from snnfast import _ops
 from snnfast._arguments import RESET_MECHANISMS, LIFArguments
@@ -27,6 +28,8 @@ def fused_lif(args: LIFArguments, surrogate: Surrogate) -> tuple[Tensor, Tensor]
         or beta.requires_grad
         or threshold.requires_grad
         or graded.requires_grad
+        # Under forward-mode AD, which needs no requires_grad, autograd must see the call in order to refuse it.
+        or getattr(forward_ad, "_current_level", -1) >= 0
     ):
         spk, mem = LIFFunction.apply(*tensors, args.num_steps, reset, args.reset_delay, args.record_mem, surrogate)  # type: ignore[no-untyped-call]
     else:

@@ -96,7 +96,7 @@ class Leaky(nn.Module):
         self.spike_grad = check_spike_grad(spike_grad)
         self.init_hidden = check_flag("init_hidden", init_hidden)
         self.output = check_flag("output", output)
-        self.reset_mechanism = check_reset_mechanism(reset_mechanism)
+        self._reset_mechanism = check_reset_mechanism(reset_mechanism)
         self.reset_delay = check_flag("reset_delay", reset_delay)
         # The order is that of snntorch.Leaky's state_dict.
         self._add("threshold", threshold, learn_threshold)
@@ -110,6 +110,8 @@ class Leaky(nn.Module):
         if not isinstance(value, Tensor):
             check_number(name, value)
             value = torch.tensor(float(value))
+        if value.is_complex():
+            raise TypeError(f"{name}: expected a real tensor, got {value.dtype}")
         if value.isnan().any():
             raise ValueError(f"{name}: expected numbers, got a tensor with NaN")
         if learn:
@@ -118,6 +120,16 @@ class Leaky(nn.Module):
             setattr(self, name, nn.Parameter(value))
         else:
             self.register_buffer(name, value)
+
+    @property
+    def reset_mechanism(self) -> str:
+        """``"subtract"``, ``"zero"`` or ``"none"``; setting it takes effect with the next step."""
+        return self._reset_mechanism
+
+    @reset_mechanism.setter
+    def reset_mechanism(self, reset_mechanism: str) -> None:
+        self._reset_mechanism = check_reset_mechanism(reset_mechanism)
+        self.reset_mechanism_val.fill_(RESET_MECHANISMS.index(reset_mechanism))
 
     def forward(self, input_: Tensor, mem: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         """One time step.

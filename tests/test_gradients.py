@@ -274,3 +274,10 @@ def test_without_a_gradient_asked_for_nothing_is_held(device: torch.device) -> N
         assert bytes_held(inputs(case, device), case) == 0
         with torch.no_grad():
             assert bytes_held(leaves(inputs(case, device)), case) == 0
+
+
+def test_forward_mode_differentiation_is_refused_not_ignored(device):
+    with torch.autograd.forward_ad.dual_level():
+        current = torch.autograd.forward_ad.make_dual(torch.ones(3, 2), torch.ones(3, 2))
+        with pytest.raises((NotImplementedError, RuntimeError), match=r"jvp|forward"):
+            snnfast.functional.lif(current, beta=0.9)

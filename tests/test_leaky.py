@@ -220,3 +220,14 @@ def test_repr_shows_what_was_asked_for() -> None:
     text = repr(snnfast.Leaky(0.9, torch.rand(10), reset_mechanism="zero", reset_delay=False))
     for part in ("beta=0.9", "threshold=(10,)", "reset_mechanism='zero'", "reset_delay=False", "init_hidden=False"):
         assert part in text
+
+
+def test_setting_the_reset_mechanism_takes_effect_and_reaches_the_state_dict():
+    lif = snnfast.Leaky(beta=1.0)
+    lif.reset_mechanism = "none"
+    _, mem_rec = lif.unroll(torch.full((3, 1), 0.6))
+    torch.testing.assert_close(mem_rec.flatten(), torch.tensor([0.6, 1.2, 1.8]))
+    assert lif.state_dict()["reset_mechanism_val"].item() == 2
+    with pytest.raises(ValueError, match="reset_mechanism"):
+        lif.reset_mechanism = "halve"
+    assert lif.reset_mechanism == "none"

@@ -1,0 +1,121 @@
+"""What the CPU backend does beside the arithmetic: instruction sets, and the memory of large outputs."""
+
+import gc
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from helpers import assert_bits_equal
+
+import snnfast
+from snnfast import _ops, surrogate
+
+pytestmark = pytest.mark.skipif(_ops.extension is None, reason="the extension is not built")
+MIB = 1 << 20
+
+
+def run(dtype, spike_grad, reset_mechanism):
+    torch.manual_seed(0)
+    current = torch.randn(37, 3, 1111, dtype=dtype, requires_grad=True)
+    beta = torch.rand(1111, dtype=dtype, requires_grad=True)
+    spk, mem = snnfast.functional.lif(
+        current, beta=beta, spike_grad=spike_grad, reset_mechanism=reset_mechanism, record_mem=False
+    )
+    (spk.sum() + mem.sum()).backward()
+    return spk.detach(), mem.detach(), current.grad, beta.grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("spike_grad", [surrogate.atan(), surrogate.sigmoid(), surrogate.SFS()], ids=repr)
+def test_every_instruction_set_gives_the_same_bits(dtype, spike_grad):
+    used = _ops.extension.isa()
+    results = {}
+    try:
+        for name in _ops.extension.isa_available():
+            _ops.extension.set_isa(name)
+            results[name] = run(dtype, spike_grad, "subtract")
+    finally:
+        _ops.extension.set_isa(used)
+    for values in results.values():
+        for value, expected in zip(values, results["baseline"], strict=True):
+            assert_bits_equal(value, expected)
+
+
+def test_an_unknown_instruction_set_is_refused():
+    with pytest.raises(RuntimeError, match=r"SNNFAST_ISA.*available"):
+        _ops.extension.set_isa("mmx")
+    code = "import snnfast, torch; snnfast.functional.lif(torch.ones(2, 2), beta=0.5)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "SNNFAST_ISA": "mmx"}, capture_output=True, text=True
+    )
+    assert done.returncode != 0
+    assert "SNNFAST_ISA: 'mmx' is not available" in done.stderr
+
+
+@pytest.fixture
+def empty_pool():
+    gc.collect()
+    limit = _ops.extension.pool_idle_limit()
+    _ops.extension.pool_clear()
+    yield _ops.extension
+    _ops.extension.pool_set_idle_limit(limit)
+    _ops.extension.pool_clear()
+
+
+def large(steps=8):
+    return snnfast.functional.lif(torch.rand(steps, 64, 1024), beta=0.9, record_mem=False)[0]  # 256 KiB a step
+
+
+def test_large_outputs_reuse_the_memory_of_freed_ones(empty_pool):
+    first = large()
+    address = first.data_ptr()
+    assert empty_pool.pool_idle_bytes() == 0
+    del first
+    assert empty_pool.pool_idle_bytes() == 2 * MIB
+    assert large().data_ptr() == address
+
+
+def test_live_outputs_never_share_memory(empty_pool):
+    kept = [large() for _ in range(4)]
+    copies = [spk.clone() for spk in kept]
+    kept.append(large())
+    assert len({spk.data_ptr() for spk in kept}) == 5
+    for spk, copy in zip(kept, copies, strict=False):
+        assert_bits_equal(spk, copy)
+
+
+def test_a_view_keeps_the_memory_of_its_output(empty_pool):
+    last = large()[-1]
+    expected = last.clone()
+    large()
+    assert_bits_equal(last, expected)
+
+
+def test_idle_memory_stays_under_the_limit_and_can_be_released(empty_pool):
+    snnfast.set_cache_limit(4 * MIB)
+    outputs = [large() for _ in range(5)]
+    outputs.clear()
+    assert empty_pool.pool_idle_bytes() == 4 * MIB
+    snnfast.empty_cache()
+    assert empty_pool.pool_idle_bytes() == 0
+    snnfast.set_cache_limit(0)
+    large()
+    assert empty_pool.pool_idle_bytes() == 0
+
+
+def test_a_much_larger_buffer_is_not_taken_for_a_small_output(empty_pool):
+    large(steps=80)
+    idle = empty_pool.pool_idle_bytes()
+    small = large()
+    assert empty_pool.pool_idle_bytes() == idle
+    del small
+
+
+@pytest.mark.parametrize(("limit", "error"), [(-1, ValueError), (1.5, TypeError), (True, TypeError)])
+def test_a_wrong_limit_is_refused(empty_pool, limit, error):
+    before = empty_pool.pool_idle_limit()
+    with pytest.raises(error, match="limit"):
+        snnfast.set_cache_limit(limit)
+    assert empty_pool.pool_idle_limit() == before
