@@ -21,7 +21,7 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).parent
 TORCH_TARGET = (2, 11)
 TORCH_TARGET_FLAG = f"-DTORCH_TARGET_VERSION=0x{TORCH_TARGET[0]:02x}{TORCH_TARGET[1]:02x}000000000000"
-DEFAULT_ARCHITECTURES = "8.0;9.0;10.0;12.0+PTX"
+DEFAULT_ARCHITECTURES = ["8.0", "9.0", "10.0", "12.0"]  # and PTX of the last, for what comes later
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 
 # No contraction to fused multiply-add: it would round membranes differently from PyTorch. g++ vectorises the threshold
@@ -36,10 +36,11 @@ class BuildError(Exception):
 
 
 def compiler() -> str:
-    name = os.environ.get("CXX", "g++")
-    if shutil.which(name) is None:
-        raise BuildError(f"no C++ compiler: {name} was not found")
-    return name
+    """The command of the C++ compiler; ``CXX`` may have words before it, as in ``ccache g++``."""
+    command = os.environ.get("CXX", "g++")
+    if shutil.which(shlex.split(command)[0]) is None:
+        raise BuildError(f"no C++ compiler: {command} was not found")
+    return command
 
 
 def cuda_home() -> Path | None:
@@ -64,9 +65,16 @@ def cuda_home() -> Path | None:
     return None
 
 
-def architectures() -> list[str]:
-    """``TORCH_CUDA_ARCH_LIST`` in torch's own form, e.g. ``8.0;9.0+PTX``."""
-    names = re.split(r"[;\s]+", os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip() or DEFAULT_ARCHITECTURES)
+def architectures(home: Path) -> list[str]:
+    """``TORCH_CUDA_ARCH_LIST`` in torch's own form, e.g. ``8.0;9.0+PTX``; else those of the default that nvcc knows."""
+    wanted = os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip()
+    if not wanted:
+        told = subprocess.run([home / "bin/nvcc", "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout
+        known = [name for name in DEFAULT_ARCHITECTURES if f"compute_{name.replace('.', '')}" in told.split()]
+        if not known:
+            raise BuildError(f"nvcc in {home} knows none of {', '.join(DEFAULT_ARCHITECTURES)}")
+        return [*known[:-1], known[-1] + "+PTX"]
+    names = re.split(r"[;\s]+", wanted)
     for name in names:
         if not re.fullmatch(r"\d+\.\d+[af]?(\+PTX)?", name):
             raise BuildError(f"TORCH_CUDA_ARCH_LIST: expected e.g. '8.0;9.0+PTX', got {name!r}")
@@ -87,6 +95,15 @@ def define(name: str, text: str) -> str:
     return shlex.quote(f'-D{name}="{text}"')
 
 
+def isystem(folder: Path | str) -> str:
+    return "-isystem " + shlex.quote(str(folder))
+
+
+def ninja_path(path: Path | str) -> str:
+    """``path`` as ninja wants it in a build line."""
+    return re.sub(r"([$: ])", r"$\1", str(path))
+
+
 def write_ninja(path: Path, output: Path, python_include: str) -> None:
     """One build edge per object file; ninja adds parallelism and header dependencies."""
     import pybind11
@@ -95,20 +112,21 @@ def write_ninja(path: Path, output: Path, python_include: str) -> None:
     torch_dir = Path(torch.__file__).parent
     home = cuda_home()
     strict = ["-Werror"] if os.environ.get("SNNFAST_WERROR") == "1" else []
-    cxx = [*CXX_FLAGS, *strict, TORCH_TARGET_FLAG, f"-isystem {torch_dir}/include"]
+    cxx = [*CXX_FLAGS, *strict, TORCH_TARGET_FLAG, isystem(torch_dir / "include")]
     if X86:
         cxx.append("-DSNN_X86")
     nvcc_version = ""
     if home is not None:
         cxx.append("-DSNN_CUDA")
         told = subprocess.run([home / "bin/nvcc", "--version"], capture_output=True, text=True, check=True).stdout
-        nvcc_version = "nvcc " + re.search(r"release [\d.]+, V([\d.]+)", told)[1]  # type: ignore[index]
+        version = re.search(r"release [\d.]+, V([\d.]+)", told)
+        nvcc_version = f"nvcc {version[1] if version else 'of unknown version'}"
     module = [
-        f"-isystem {pybind11.get_include()}",
-        f"-isystem {python_include}",
+        isystem(pybind11.get_include()),
+        isystem(python_include),
         define("SNN_TORCH_TARGET", ".".join(map(str, TORCH_TARGET)) + " or newer"),
         define("SNN_CUDA_COMPILER", nvcc_version),
-        define("SNN_CUDA_ARCHITECTURES", ";".join(architectures()) if home is not None else ""),
+        define("SNN_CUDA_ARCHITECTURES", ";".join(architectures(home)) if home is not None else ""),
     ]
     # source, object, flags
     objects = [
@@ -128,17 +146,22 @@ def write_ninja(path: Path, output: Path, python_include: str) -> None:
         "  deps = gcc",
         "  description = c++ $out",
     ]
-    links = [f"-L{torch_dir}/lib", "-ltorch", "-ltorch_cpu", "-lc10"]
+    # libtorch is linked although nothing in it is needed: in a CUDA build of torch it brings in libtorch_cuda, where
+    # the one weak symbol is, and a library that the extension does not name is out of its sight.
+    links = [f"-L{shlex.quote(str(torch_dir / 'lib'))}", "-Wl,--no-as-needed", "-ltorch", "-Wl,--as-needed"]
+    links += ["-ltorch_cpu", "-lc10"]
     outputs = []
     for source, name, flags in objects:
         outputs.append(f"{name}.o")
-        lines += [f"build {name}.o: cxx {ROOT.resolve() / source}", "  flags = " + " ".join([*cxx, *flags])]
+        lines += [f"build {name}.o: cxx {ninja_path(ROOT.resolve() / source)}", "  flags = " + " ".join([*cxx, *flags])]
     if home is not None:
-        nvcc = [*NVCC_FLAGS, *gencode(architectures())]
+        nvcc = [*NVCC_FLAGS, *gencode(architectures(home))]
+        if "CXX" in os.environ:
+            nvcc.append(f"-ccbin={shlex.quote(shlex.split(compiler())[-1])}")
         if strict:
             nvcc += ["-Werror all-warnings", "-Xcompiler=-Werror"]
         lines += [
-            f"nvcc = {home}/bin/nvcc",
+            f"nvcc = {shlex.quote(str(home / 'bin/nvcc'))}",
             "rule nvcc",
             "  command = $nvcc -MD -MF $out.d --threads 0 $flags -c $in -o $out",
             "  depfile = $out.d",
@@ -147,16 +170,17 @@ def write_ninja(path: Path, output: Path, python_include: str) -> None:
         ]
         for source in sorted((ROOT / "csrc/cuda").glob("*.cu")):
             outputs.append(f"cuda_{source.stem}.o")
-            lines += [f"build cuda_{source.stem}.o: nvcc {source.resolve()}", "  flags = " + " ".join(nvcc)]
-        links += [f"-L{home}/lib64", f"-L{home}/lib", "-lcudart_static", "-lrt", "-lpthread", "-ldl"]
+            lines += [f"build cuda_{source.stem}.o: nvcc {ninja_path(source.resolve())}", "  flags = " + " ".join(nvcc)]
+        links += [f"-L{shlex.quote(str(home / folder))}" for folder in ("lib64", "lib")]
+        links += ["-lcudart_static", "-lrt", "-lpthread", "-ldl"]
     # The interpreter provides Python's symbols; every other one must be resolved now.
     lines += [
         "rule link",
         "  command = $cxx -shared -o $out $in $libs",
         "  description = link $out",
-        f"build {output}: link " + " ".join(outputs),
-        "  libs = -Wl,--exclude-libs,ALL -Wl,--as-needed " + " ".join(links),
-        f"default {output}",
+        f"build {ninja_path(output)}: link " + " ".join(outputs),
+        "  libs = -Wl,--exclude-libs,ALL " + " ".join(links),
+        f"default {ninja_path(output)}",
     ]
     path.write_text("\n".join(lines) + "\n")
 
@@ -165,9 +189,13 @@ class NinjaBuild(build_ext):
     """``build_ext`` that hands the whole extension to ninja, and can do without it."""
 
     def build_extension(self, ext: Extension) -> None:
+        output = Path(self.get_ext_fullpath(ext.name)).resolve()
         try:
-            self._ninja(Path(self.get_ext_fullpath(ext.name)).resolve())
-        except (BuildError, ImportError, subprocess.CalledProcessError) as error:
+            self._ninja(output)
+        except (BuildError, ImportError, OSError, subprocess.CalledProcessError) as error:
+            # What an earlier build left must not be taken for this one.
+            for stale in (output, ROOT / self.get_ext_filename(ext.name)):
+                stale.unlink(missing_ok=True)
             reason = "compilation failed, see above" if isinstance(error, subprocess.CalledProcessError) else error
             if os.environ.get("SNNFAST_REQUIRE_EXT") == "1":
                 raise SystemExit(f"snnfast: the extension was not built: {reason}") from error

@@ -47,8 +47,13 @@ struct CpuBackend {
     if (bytes < cpu::pool::kLeast) return torch::stable::new_empty(like, shape, dtype);
     std::vector<int64_t> strides(shape.size(), 1);
     for (size_t d = shape.size(); d-- > 1;) strides[d - 1] = strides[d] * shape[d];
-    return torch::stable::from_blob(cpu::pool::take(bytes), shape, strides, like.device(), dtype,
-                                    &cpu::pool::give_back);
+    void* buffer = cpu::pool::take(bytes);
+    try {
+      return torch::stable::from_blob(buffer, shape, strides, like.device(), dtype, &cpu::pool::give_back);
+    } catch (...) {
+      cpu::pool::give_back(buffer);
+      throw;
+    }
   }
 
   static void run(const LifForward& problem, const torch::stable::Tensor&) { cpu::lif_forward(problem); }
@@ -77,7 +82,7 @@ struct CudaBackend {
   // Launches on the caller's current stream of the tensor's device, with that device current.
   template <typename Launch>
   static int on_stream_of(const torch::stable::Tensor& t, Launch&& launch) {
-    STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream != nullptr, "this build of torch has no CUDA");
+    STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream != nullptr, "torch's CUDA library is not loaded");
     const torch::stable::accelerator::DeviceGuard guard(t.get_device_index());
     void* stream = nullptr;
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream));

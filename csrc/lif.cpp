@@ -4,7 +4,7 @@
 // its own, whatever tensors reach the op.
 #include "lif.h"
 
-#include <initializer_list>
+#include <limits>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -25,6 +25,9 @@ using torch::stable::Tensor;
 using Shape = std::vector<int64_t>;
 using MaybeTensor = std::optional<Tensor>;
 
+// So that no size in bytes overflows.
+constexpr int64_t kMostElements = std::numeric_limits<int64_t>::max() / 16;
+
 // ---- shapes and dtypes
 
 Shape shape_of(const Tensor& t) {
@@ -40,7 +43,9 @@ Shape with_time(int64_t T, const Shape& step) {
 
 int64_t count(const Shape& shape) {
   int64_t n = 1;
-  for (const int64_t size : shape) n *= size;
+  for (const int64_t size : shape) {
+    STD_TORCH_CHECK(!__builtin_mul_overflow(n, size, &n) && n <= kMostElements, "more elements than memory can hold");
+  }
   return n;
 }
 
@@ -133,7 +138,7 @@ std::tuple<Tensor, Tensor, Tensor> lif_forward(const Tensor& x,          // [T, 
   const Shape x_shape = shape_of(x);
   const Shape step = num_steps.has_value() ? x_shape : leading_dim_removed(x_shape);
   LifForward p{};
-  p.T = num_steps.value_or(num_steps.has_value() ? 0 : x_shape[0]);
+  p.T = num_steps.has_value() ? *num_steps : x_shape[0];
   check_options(p.T, reset);
   p.N = count(step);
   p.dtype = dtype_of(x, "x");
@@ -149,6 +154,7 @@ std::tuple<Tensor, Tensor, Tensor> lif_forward(const Tensor& x,          // [T, 
   p.graded = inputs.parameter(graded, "graded", step);
 
   const Shape sequence = with_time(p.T, step);
+  count(sequence);
   const int64_t rows = checkpoint ? checkpoint_rows(p.T) : 0;
   Tensor spk = Backend::empty(x, sequence, x.scalar_type());
   Tensor mem = Backend::empty(x, record_mem ? sequence : step, x.scalar_type());
@@ -190,11 +196,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lif_backward(
   p.reset = static_cast<Reset>(reset);
   p.reset_delay = reset_delay;
   p.surrogate = static_cast<SurrogateKind>(surrogate);
+  if (!grad_spk.has_value() && (reset_delay || p.reset == Reset::kNone)) {
+    // No gradient passes through a spike, so its derivative must not matter, not even where it is NaN.
+    p.surrogate = SurrogateKind::kStraightThrough;
+  }
   p.coefficients = visit_surrogate(p.surrogate, [&](auto kind) { return decltype(kind)::coefficients(p0, p1); });
 
   Inputs inputs(like);
   const ScalarType acc = inputs.acc();
   const Shape sequence = with_time(p.T, step);
+  count(sequence);
   if (mem_rec.has_value()) {
     STD_TORCH_CHECK(reset_delay && dtype == acc, "mem_rec: only a delayed reset in float32 or float64 can use it");
     p.mem_rec = inputs.keep(*mem_rec, "mem_rec", dtype, sequence);

@@ -1,6 +1,7 @@
 """Check and normalise the arguments that ``functional.lif`` and ``reference.lif`` share."""
 
 import math
+import numbers
 import operator
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -151,15 +152,15 @@ def _check_parameter(name: str, value: object, current: Tensor, step_shape: torc
                 f"{name}: shape {_show(value.shape)} does not broadcast to one step of current, {_show(step_shape)}"
             )
         return value if value.dtype == acc else value.to(acc)
-    check_number(name, value)
-    return torch.tensor(value, dtype=acc)
+    return torch.tensor(check_number(name, value), dtype=acc)
 
 
-def check_number(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
+def check_number(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name}: expected a number or a torch.Tensor, got {type(value).__name__}")
     if math.isnan(value):
         raise ValueError(f"{name}: expected a number, got NaN")
+    return float(value)
 
 
 def _broadcasts(shape: Sequence[int], to: Sequence[int]) -> bool:

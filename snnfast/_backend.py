@@ -1,5 +1,6 @@
 """Which implementation runs: the fused kernels, or the step-by-step reference."""
 
+import functools
 import os
 import warnings
 from collections.abc import Iterator
@@ -65,16 +66,27 @@ def unavailable(device: torch.device) -> str | None:
     if device.type == "cpu" or device.type == "meta":
         return None
     if device.type == "cuda":
-        return None if _ops.extension.cuda else "snnfast was built without CUDA (nvcc was not found at install time)"
+        if not _ops.extension.cuda:
+            return "snnfast was built without CUDA (no nvcc at install time, or SNNFAST_CUDA=0)"
+        return _unsupported(device) if torch.cuda.is_available() else None
     return f"snnfast has no kernels for device type {device.type!r}"
+
+
+@functools.cache
+def _unsupported(device: torch.device) -> str | None:
+    """Why the kernels in the binary can't run on this CUDA device: it is older than all of them."""
+    assert _ops.extension is not None
+    oldest = min(float(name.removesuffix("+PTX").rstrip("af")) for name in _ops.extension.cuda_architectures.split(";"))
+    major, minor = torch.cuda.get_device_capability(device)
+    if major + minor / 10 >= oldest:
+        return None
+    return f"its compute capability {major}.{minor} is below {oldest}, the lowest that snnfast was built for"
 
 
 def use_fused(device: torch.device) -> bool:
     """Whether a call with tensors on ``device`` goes to the kernels; warns or raises where they are missing."""
     if _current == "reference":
         return False
-    if device.type == "cpu" and _ops.extension is not None:  # the common case, at no cost
-        return True
     reason = unavailable(device)
     if reason is None:
         return True

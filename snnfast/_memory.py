@@ -11,6 +11,8 @@ def empty_cache() -> None:
     Fresh memory costs page faults, several times the time of the kernel that writes to it; so the kernels keep it, up
     to an eighth of the physical memory (see :func:`set_cache_limit`). Without the compiled extension, it does nothing.
 
+    A tensor in such memory can't be resized in place (``resize_``, ``untyped_storage().resize_``).
+
     Example::
 
         >>> import snnfast

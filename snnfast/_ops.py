@@ -28,8 +28,8 @@ def _load() -> None:
         if error.name != "snnfast._C":
             raise
         missing = (
-            "snnfast was installed without its compiled extension, because no C++ compiler was found or the build "
-            "failed; reinstall with SNNFAST_REQUIRE_EXT=1 to see why"
+            "snnfast was installed without its compiled extension (an isolated build that saw no torch, no C++ "
+            "compiler, or a failed build); SNNFAST_REQUIRE_EXT=1 pip install --no-build-isolation tells why"
         )
     # Any other ImportError (a torch too old for the binary, a missing symbol) is the user's to see: it is raised.
 

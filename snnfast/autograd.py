@@ -22,15 +22,15 @@ def fused_lif(args: LIFArguments, surrogate: Surrogate) -> tuple[Tensor, Tensor]
     graded = _one_block(args.graded_spikes_factor, step_shape)
     reset = RESET_MECHANISMS.index(args.reset_mechanism)
     tensors = (current, mem, beta, threshold, graded)
-    if torch.is_grad_enabled() and (
+    differentiable = torch.is_grad_enabled() and (
         current.requires_grad
         or (mem is not None and mem.requires_grad)
         or beta.requires_grad
         or threshold.requires_grad
         or graded.requires_grad
-        # Under forward-mode AD, which needs no requires_grad, autograd must see the call in order to refuse it.
-        or getattr(forward_ad, "_current_level", -1) >= 0
-    ):
+    )
+    # Forward-mode AD needs neither: autograd must see the call in order to refuse it.
+    if differentiable or getattr(forward_ad, "_current_level", -1) >= 0:
         spk, mem = LIFFunction.apply(*tensors, args.num_steps, reset, args.reset_delay, args.record_mem, surrogate)  # type: ignore[no-untyped-call]
     else:
         spk, mem, _ = _ops.lif_forward(*tensors, args.num_steps, reset, args.reset_delay, args.record_mem, False)

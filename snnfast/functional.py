@@ -5,7 +5,7 @@ from torch import Tensor
 from snnfast import _backend, reference
 from snnfast._arguments import LIFArguments, SpikeGrad, check_arguments
 from snnfast.autograd import fused_lif
-from snnfast.surrogate import Surrogate, heaviside
+from snnfast.surrogate import heaviside, known_to_kernels
 
 __all__ = ["lif"]
 
@@ -48,7 +48,8 @@ def lif(
         threshold: Membrane above which a neuron spikes; a number or a tensor broadcastable to ``[*]``.
         graded_spikes_factor: Height of a spike; a number or a tensor broadcastable to ``[*]``.
         spike_grad: Derivative used for the step in the backward pass: one of :mod:`snnfast.surrogate`, or any
-            callable of ``mem - threshold`` that returns the spikes. ``None``: ``surrogate.atan()``.
+            callable of ``mem - threshold`` that returns the spikes ``1[mem - threshold > 0]`` (only its derivative is
+            free: the kernels reset by that very step). ``None``: ``surrogate.atan()``.
         reset_mechanism: ``"subtract"`` the threshold, set to ``"zero"``, or ``"none"``.
         reset_delay: Reset one step after the spike (snnTorch's default) or at once.
         num_steps: Number of steps of a constant current. ``None``: time is the leading dimension of ``current``.
@@ -79,10 +80,15 @@ def lif(
     )  # fmt: skip
     if not _backend.use_fused(current.device):
         return reference.unroll(args)
-    if isinstance(args.spike_grad, Surrogate):
+    if known_to_kernels(args.spike_grad):
         return fused_lif(args, args.spike_grad)
     if args.reset_delay:
         return _lif_of_callable(args)
+    if _backend.current_backend() == "fused":
+        raise RuntimeError(
+            "backend 'fused' is not available: the kernels do not know this spike_grad, and with reset_delay=False its "
+            "derivative enters the recurrence"
+        )
     _backend.warn_once(
         "snnfast: a spike_grad that the kernels do not know, together with reset_delay=False, runs step by step on the "
         "reference path, many times slower: its derivative enters the recurrence. Use one of snnfast.surrogate."

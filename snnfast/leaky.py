@@ -1,5 +1,7 @@
 """See :class:`Leaky`."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -28,7 +30,7 @@ class Leaky(nn.Module):
             one step of the input ``[B, *]`` (one per neuron, channel ...).
         threshold: Membrane above which a neuron spikes; a number or a tensor like ``beta``.
         spike_grad: Surrogate gradient, one of :mod:`snnfast.surrogate` or any callable of ``mem - threshold`` that
-            returns the spikes. ``None``: ``surrogate.atan()``.
+            returns the spikes ``1[mem - threshold > 0]``. ``None``: ``surrogate.atan()``.
         surrogate_disable: Not supported yet; must be ``False``.
         init_hidden: Keep the membrane inside the layer: it is not passed, and one step returns only the spikes.
         inhibition: Not supported yet; must be ``False``.
@@ -108,11 +110,10 @@ class Leaky(nn.Module):
     def _add(self, name: str, value: float | Tensor, learn: bool) -> None:
         check_flag(f"learn_{name}", learn)
         if not isinstance(value, Tensor):
-            check_number(name, value)
-            value = torch.tensor(float(value))
-        if value.is_complex():
+            value = torch.tensor(check_number(name, value))
+        elif value.is_complex():
             raise TypeError(f"{name}: expected a real tensor, got {value.dtype}")
-        if value.isnan().any():
+        elif not value.is_meta and value.isnan().any():
             raise ValueError(f"{name}: expected numbers, got a tensor with NaN")
         if learn:
             if not value.is_floating_point():
@@ -208,6 +209,12 @@ class Leaky(nn.Module):
             num_steps=num_steps,
             record_mem=record_mem,
         )
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        # What is loaded takes effect.
+        if not self.reset_mechanism_val.is_meta:
+            self._reset_mechanism = RESET_MECHANISMS[int(self.reset_mechanism_val)]
 
     def reset_mem(self) -> Tensor:
         """Set the held membrane to zeros (of its present shape) and return it."""

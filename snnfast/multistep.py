@@ -17,10 +17,11 @@ class MultiStep(nn.Module):
     Each :class:`Leaky` is unrolled over time in one kernel. Every other layer has no state and is applied once to all
     steps together, ``[T * B, *]``; as long as the signal is still the same at every step, once to ``[B, *]``. The
     result is that of the loop over time, up to the order of floating-point sums inside matrix products. (Layers with
-    statistics over the batch, such as batch normalisation, see all steps of it together.)
+    statistics over the batch, such as batch normalisation, see all steps of it together, and dropout before the first
+    ``Leaky`` of a constant input draws one mask for all steps.)
 
     Args:
-        *layers: Modules in order of application; nested ``nn.Sequential`` are opened.
+        *layers: Modules in order of application; nested ``nn.Sequential`` are opened (their own hooks do not run).
 
     Raises:
         TypeError: Something that is not a module, or a module that contains a ``Leaky`` where it can't be unrolled.
@@ -86,15 +87,25 @@ def _over_time(layer: nn.Module, x: Tensor) -> Tensor:
     return cast(Tensor, y.reshape(*steps, *y.shape[1:]))
 
 
+def _is_snntorch_neuron(module: nn.Module) -> bool:
+    """Told by name, so that snnTorch is never imported for it."""
+    return any(c.__name__ == "SpikingNeuron" and c.__module__.startswith("snntorch.") for c in type(module).__mro__)
+
+
 def _flatten(layers: tuple[nn.Module, ...] | nn.Sequential) -> Iterator[nn.Module]:
     for layer in layers:
         if not isinstance(layer, nn.Module):
             raise TypeError(f"layers: expected torch.nn.Module, got {type(layer).__name__}")
-        if isinstance(layer, nn.Sequential):
+        if isinstance(layer, nn.Sequential) and type(layer).forward is nn.Sequential.forward:
             yield from _flatten(layer)
+        elif any(_is_snntorch_neuron(m) for m in layer.modules()):
+            raise TypeError(
+                f"layers: {type(layer).__name__} is or has a neuron of snnTorch, whose state MultiStep can't carry over "
+                "time; use snnfast.Leaky"
+            )
         elif not isinstance(layer, Leaky) and any(isinstance(m, Leaky) for m in layer.modules()):
             raise TypeError(
-                f"layers: {type(layer).__name__} calls a Leaky inside its own forward, which MultiStep can't unroll; "
+                f"layers: {type(layer).__name__} calls a Leaky in its forward, which can't be unrolled; "
                 "pass its layers one by one or in an nn.Sequential"
             )
         else:

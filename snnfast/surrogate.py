@@ -21,7 +21,7 @@ Example::
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, TypeGuard, cast
 
 import torch
 from torch import Tensor
@@ -44,11 +44,12 @@ class Surrogate(ABC):
     """A step function with a surrogate derivative that the fused kernels know.
 
     Calling it on ``z`` (``[*]``, any floating dtype) returns the spikes ``1[z > 0]`` (``[*]``, dtype of ``z``), whose
-    gradient with respect to ``z`` is ``grad * derivative(z)``.
+    gradient with respect to ``z`` is ``grad * derivative(z)``. A class of your own that defines ``derivative`` works as
+    well; the kernels then unroll the membrane and leave its derivative to PyTorch.
     """
 
     kernel_id: ClassVar[int]
-    """The value of ``SurrogateKind`` in ``csrc/math/surrogate.h``."""
+    """The value of ``SurrogateKind`` in ``csrc/math/surrogate.h``, where there is one."""
 
     @abstractmethod
     def derivative(self, z: Tensor) -> Tensor:
@@ -179,6 +180,14 @@ class _LSO(Surrogate):
 
     def parameters(self) -> tuple[float, float]:
         return (self.slope, 0.0)
+
+
+def known_to_kernels(spike_grad: object) -> TypeGuard[Surrogate]:
+    """Whether the kernels have this very derivative; a subclass may have another and is called like any callable."""
+    return type(spike_grad) in _KNOWN
+
+
+_KNOWN = (_ATan, _FastSigmoid, _Sigmoid, _StraightThrough, _Heaviside, _Triangular, _SpikeRateEscape, _SFS, _LSO)
 
 
 def _number(name: str, value: object) -> float:

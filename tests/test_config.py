@@ -147,10 +147,12 @@ def test_an_unknown_surrogate_with_an_immediate_reset_warns_once_that_it_is_slow
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         functional.lif(current, beta=0.9, spike_grad=fire)
-    with pytest.warns(UserWarning, match="spike_grad") as caught:
+    with pytest.raises(RuntimeError, match=r"'fused'.*spike_grad"):
+        functional.lif(current, beta=0.9, spike_grad=fire, reset_delay=False)
+    with snnfast.use_backend("auto"), pytest.warns(UserWarning, match="spike_grad") as caught:
         functional.lif(current, beta=0.9, spike_grad=fire, reset_delay=False)
     assert caught[0].filename == __file__
-    with warnings.catch_warnings():
+    with snnfast.use_backend("auto"), warnings.catch_warnings():
         warnings.simplefilter("error")
         functional.lif(current, beta=0.9, spike_grad=fire, reset_delay=False)
 

@@ -119,3 +119,24 @@ def test_a_wrong_limit_is_refused(empty_pool, limit, error):
     with pytest.raises(error, match="limit"):
         snnfast.set_cache_limit(limit)
     assert empty_pool.pool_idle_limit() == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads an ELF file")
+def test_the_binary_names_libtorch_through_which_a_cuda_build_of_torch_is_found():
+    """Without it the weak symbol of the CUDA stream would stay unresolved, and no CUDA tensor would be accepted."""
+    done = subprocess.run(["readelf", "-d", _ops.extension.__file__], capture_output=True, text=True, check=True)
+    assert "[libtorch.so]" in done.stdout
+
+
+def test_few_neurons_give_the_same_bits_with_any_number_of_threads():
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            results.append(run(torch.float32, None, "zero"))
+    finally:
+        torch.set_num_threads(threads)
+    for values in results[1:]:
+        for value, expected in zip(values, results[0], strict=True):
+            assert_bits_equal(value, expected)

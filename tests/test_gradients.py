@@ -281,3 +281,20 @@ def test_forward_mode_differentiation_is_refused_not_ignored(device):
         current = torch.autograd.forward_ad.make_dual(torch.ones(3, 2), torch.ones(3, 2))
         with pytest.raises((NotImplementedError, RuntimeError), match=r"jvp|forward"):
             snnfast.functional.lif(current, beta=0.9)
+        with torch.no_grad(), pytest.raises((NotImplementedError, RuntimeError), match=r"jvp|forward"):
+            snnfast.functional.lif(current, beta=0.9)
+
+
+@pytest.mark.parametrize("record_mem", [True, False])
+def test_a_nan_reaches_no_gradient_that_does_not_pass_through_it(device, record_mem):
+    """With no loss on the spikes, nothing depends on the derivative at a NaN membrane."""
+    values = torch.full((5, 3), 0.4)
+    values[2, 1] = float("nan")
+    found = []
+    for unroll in (snnfast.functional.lif, reference.lif):
+        current = values.to(device).requires_grad_()
+        _, mem = unroll(current, beta=0.9, record_mem=record_mem)
+        (mem[0] if record_mem else mem)[..., 0].sum().backward()
+        found.append(current.grad)
+    torch.testing.assert_close(found[0], found[1], equal_nan=True)
+    assert found[0][:, 0].isfinite().all()

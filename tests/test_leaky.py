@@ -231,3 +231,17 @@ def test_setting_the_reset_mechanism_takes_effect_and_reaches_the_state_dict():
     with pytest.raises(ValueError, match="reset_mechanism"):
         lif.reset_mechanism = "halve"
     assert lif.reset_mechanism == "none"
+
+
+def test_a_loaded_reset_mechanism_takes_effect():
+    lif = snnfast.Leaky(beta=1.0, reset_mechanism="zero")
+    lif.load_state_dict(snntorch.Leaky(beta=1.0, reset_mechanism="none").state_dict())
+    assert lif.reset_mechanism == "none"
+    _, mem_rec = lif.unroll(torch.full((3, 1), 0.6))
+    torch.testing.assert_close(mem_rec.flatten(), torch.tensor([0.6, 1.2, 1.8]))
+
+
+def test_a_layer_can_be_made_on_the_meta_device():
+    with torch.device("meta"):
+        lif = snnfast.Leaky(beta=0.9)
+    assert lif.beta.is_meta

@@ -139,3 +139,20 @@ def test_both_backends_give_the_same(backend: str) -> None:
     with snnfast.use_backend("reference"):
         for a, b in zip(found, net(x), strict=True):
             assert_bits_equal(a, b)
+
+
+def test_a_neuron_of_snntorch_is_refused():
+    import snntorch
+
+    with pytest.raises(TypeError, match="layers: Leaky is or has a neuron of snnTorch"):
+        snnfast.MultiStep(nn.Linear(2, 2), snntorch.Leaky(beta=0.9, init_hidden=True))
+
+
+def test_a_sequential_with_a_forward_of_its_own_is_one_layer():
+    class Scaled(nn.Sequential):
+        def forward(self, x):
+            return 100 * super().forward(x)
+
+    layer = Scaled(nn.Identity())
+    net = snnfast.MultiStep(layer)
+    torch.testing.assert_close(net(torch.ones(3, 2, 4)), torch.full((3, 2, 4), 100.0))

@@ -12,7 +12,7 @@ import torch
 from helpers import SURROGATES, assert_bits_equal
 from torch import Tensor
 
-from snnfast import surrogate
+from snnfast import functional, reference, surrogate
 from snnfast.surrogate import Surrogate
 
 NAMES = [name for name in surrogate.__all__ if name != "Surrogate"]
@@ -98,3 +98,19 @@ def test_copies_are_equal_and_other_parameters_are_not(name: str) -> None:
     assert isinstance(own, Surrogate)
     with pytest.raises(AttributeError):
         own.slope = 1.0  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("base", [surrogate.Surrogate, type(surrogate.atan())], ids=["new", "derived"])
+def test_a_surrogate_of_ones_own_keeps_its_derivative(base):
+    class Mine(base):
+        def derivative(self, z):
+            return torch.full_like(z, 0.25)
+
+    spike_grad = Mine() if base is surrogate.Surrogate else Mine(2.0)
+    grads = []
+    for lif in (functional.lif, reference.lif):
+        current = torch.linspace(0, 1, 12).view(4, 3).requires_grad_()
+        spk, _ = lif(current, beta=0.9, spike_grad=spike_grad)
+        spk.sum().backward()
+        grads.append(current.grad)
+    torch.testing.assert_close(grads[0], grads[1])

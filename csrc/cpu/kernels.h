@@ -1,18 +1,19 @@
-// The two CPU kernels on a range of blocks, compiled once for each instruction set (SNN_ISA) from lif_kernels.cpp.
+// The two CPU kernels on a range of neurons, compiled once for each instruction set (SNN_ISA) from lif_kernels.cpp.
 #pragma once
 
 #include "../lif.h"
 
 namespace snnfast::cpu {
 
-// Neurons that a thread takes through all time steps at once. Their state and a checkpoint's worth of membranes stay in
-// the first- and second-level cache. Fixed, so that no result depends on the number of threads.
+// The most neurons that a thread takes through all time steps at once: their state and a checkpoint's worth of
+// membranes stay in the first- and second-level cache, and their rows are long enough for the memory.
 inline constexpr int kBlock = 2048;
 
 struct Kernels {
   const char* name;
-  void (*forward)(const LifForward&, int64_t first_block, int64_t last_block);
-  void (*backward)(const LifBackward&, int64_t first_block, int64_t last_block);
+  // On neurons first to last - 1; no result depends on how they are divided into ranges.
+  void (*forward)(const LifForward&, int64_t first, int64_t last);
+  void (*backward)(const LifBackward&, int64_t first, int64_t last);
 };
 
 namespace baseline {

@@ -17,14 +17,14 @@ namespace {
 // Neuron-steps below which another thread costs more than it saves.
 constexpr int64_t kGrain = 32768;
 
+// Threads share neurons out in multiples of this: whole vectors of every instruction set and whole cache lines.
+constexpr int64_t kUnit = 64;
+
 std::vector<const Kernels*> available() {  // best first
   std::vector<const Kernels*> found;
 #if defined(SNN_X86)
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c") &&
-      __builtin_cpu_supports("bmi2")) {
-    found.push_back(&avx2::kernels);
-  }
+  if (__builtin_cpu_supports("x86-64-v3")) found.push_back(&avx2::kernels);
 #endif
   found.push_back(&baseline::kernels);
   return found;
@@ -49,10 +49,11 @@ const Kernels*& current() {
 
 template <typename Problem>
 void run(const Problem& problem, void (*kernel)(const Problem&, int64_t, int64_t)) {
-  const int64_t blocks = (problem.N + kBlock - 1) / kBlock;
-  const int64_t work = kBlock * (problem.T > 0 ? problem.T : 1);
-  torch::stable::parallel_for(0, blocks, work >= kGrain ? 1 : kGrain / work,
-                              [&](int64_t first, int64_t last) { kernel(problem, first, last); });
+  const int64_t units = (problem.N + kUnit - 1) / kUnit;
+  const int64_t work = kUnit * (problem.T > 0 ? problem.T : 1);
+  torch::stable::parallel_for(0, units, work >= kGrain ? 1 : kGrain / work, [&](int64_t first, int64_t last) {
+    kernel(problem, first * kUnit, last * kUnit < problem.N ? last * kUnit : problem.N);
+  });
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 // Compiled once for each instruction set with SNN_ISA naming the namespace. Nothing here may have external linkage but
 // `kernels`, and nothing inline from other headers may be emitted: the linker would keep one copy for all sets.
 #include <memory>
+#include <type_traits>
 
 #include "kernels.h"
 #include "rows.h"
@@ -128,25 +129,16 @@ void adjoint_steps(int n, const AdjointRows<A>& rows, Lanes<A>& lanes, Sums<A>& 
 
 // ---- run-time options to compile-time ones
 
-template <bool Value>
-struct Bool {
-  static constexpr bool value = Value;
-};
-template <Reset Value>
-struct ResetIs {
-  static constexpr Reset value = Value;
-};
-
 template <typename F>
 auto with_bool(bool value, F&& f) {
-  return value ? f(Bool<true>{}) : f(Bool<false>{});
+  return value ? f(std::true_type{}) : f(std::false_type{});
 }
 
 template <typename F>
 auto with_reset(Reset reset, F&& f) {
-  if (reset == Reset::kSubtract) return f(ResetIs<Reset::kSubtract>{});
-  if (reset == Reset::kZero) return f(ResetIs<Reset::kZero>{});
-  return f(ResetIs<Reset::kNone>{});
+  if (reset == Reset::kSubtract) return f(std::integral_constant<Reset, Reset::kSubtract>{});
+  if (reset == Reset::kZero) return f(std::integral_constant<Reset, Reset::kZero>{});
+  return f(std::integral_constant<Reset, Reset::kNone>{});
 }
 
 // A row loop for one time step and one for kSteps of them.
@@ -386,43 +378,43 @@ struct BackwardBlock {
   }
 };
 
-// ---- all blocks of a thread
+// ---- a thread's range of neurons
 
-int block_size(int64_t N, int64_t first) { return static_cast<int>(N - first < kBlock ? N - first : kBlock); }
-
-template <typename S>
-void forward_blocks(const LifForward& p, int64_t first_block, int64_t last_block) {
-  const auto loops = choose_forward<typename Acc<S>::type>(p);
-  for (int64_t block = first_block; block < last_block; ++block) {
-    forward_block<S>(p, loops, block * kBlock, block_size(p.N, block * kBlock));
-  }
+// Calls f with the first neuron and the size of each block of a range.
+template <typename F>
+void for_each_block(int64_t first, int64_t last, F&& f) {
+  for (; first < last; first += kBlock) f(first, static_cast<int>(last - first < kBlock ? last - first : kBlock));
 }
 
 template <typename S>
-void backward_blocks(const LifBackward& p, int64_t first_block, int64_t last_block) {
+void forward_range(const LifForward& p, int64_t first, int64_t last) {
+  const auto loops = choose_forward<typename Acc<S>::type>(p);
+  for_each_block(first, last, [&](int64_t neuron, int n) { forward_block<S>(p, loops, neuron, n); });
+}
+
+template <typename S>
+void backward_range(const LifBackward& p, int64_t first, int64_t last) {
   // Larger than a thread's stack may be, and kept from call to call: fresh memory costs page faults.
   thread_local const auto work = std::make_unique<BackwardBlock<S>>();
   work->open(p);
-  for (int64_t block = first_block; block < last_block; ++block) {
-    work->run(block * kBlock, block_size(p.N, block * kBlock));
+  for_each_block(first, last, [&](int64_t neuron, int n) { work->run(neuron, n); });
+}
+
+void forward(const LifForward& p, int64_t first, int64_t last) {
+  switch (p.dtype) {
+    case DType::kFloat: return forward_range<float>(p, first, last);
+    case DType::kDouble: return forward_range<double>(p, first, last);
+    case DType::kHalf: return forward_range<Half>(p, first, last);
+    case DType::kBFloat16: return forward_range<BFloat16>(p, first, last);
   }
 }
 
-void forward(const LifForward& p, int64_t first_block, int64_t last_block) {
+void backward(const LifBackward& p, int64_t first, int64_t last) {
   switch (p.dtype) {
-    case DType::kFloat: return forward_blocks<float>(p, first_block, last_block);
-    case DType::kDouble: return forward_blocks<double>(p, first_block, last_block);
-    case DType::kHalf: return forward_blocks<Half>(p, first_block, last_block);
-    case DType::kBFloat16: return forward_blocks<BFloat16>(p, first_block, last_block);
-  }
-}
-
-void backward(const LifBackward& p, int64_t first_block, int64_t last_block) {
-  switch (p.dtype) {
-    case DType::kFloat: return backward_blocks<float>(p, first_block, last_block);
-    case DType::kDouble: return backward_blocks<double>(p, first_block, last_block);
-    case DType::kHalf: return backward_blocks<Half>(p, first_block, last_block);
-    case DType::kBFloat16: return backward_blocks<BFloat16>(p, first_block, last_block);
+    case DType::kFloat: return backward_range<float>(p, first, last);
+    case DType::kDouble: return backward_range<double>(p, first, last);
+    case DType::kHalf: return backward_range<Half>(p, first, last);
+    case DType::kBFloat16: return backward_range<BFloat16>(p, first, last);
   }
 }
 

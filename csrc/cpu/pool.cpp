@@ -1,6 +1,7 @@
 #include "pool.h"
 
 #include <cstdlib>
+#include <fstream>
 #include <list>
 #include <mutex>
 #include <new>
@@ -22,19 +23,27 @@ struct Buffer {
   size_t bytes;
 };
 
+// Bytes of memory that this process may use: the machine's, or its container's if that is less. 0 if unknown.
+size_t memory_size() {
+  size_t bytes = 0;
+#if defined(__linux__)
+  const long pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGESIZE);
+  if (pages > 0 && page > 0) bytes = static_cast<size_t>(pages) * static_cast<size_t>(page);
+  size_t allowed = 0;
+  // "max" where there is no limit, which is then not read.
+  if (std::ifstream("/sys/fs/cgroup/memory.max") >> allowed && allowed < bytes) bytes = allowed;
+#endif
+  return bytes;
+}
+
 struct Pool {
   std::mutex mutex;
   std::list<Buffer> idle;  // the one given back last is in front
   size_t idle_bytes = 0;
-  size_t limit = 0;
+  size_t limit;
   std::unordered_map<void*, size_t> sizes;  // of every live buffer, in use or idle
 
-  Pool() {
-#if defined(__linux__)
-    const long pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGESIZE);
-    if (pages > 0 && page > 0) limit = static_cast<size_t>(pages) * static_cast<size_t>(page) / 8;
-#endif
-  }
+  Pool() : limit(memory_size() / 8) {}
 
   void trim(size_t to) {
     while (idle_bytes > to) {
