@@ -100,7 +100,7 @@ def _flatten(layers: tuple[nn.Module, ...] | nn.Sequential) -> Iterator[nn.Modul
             yield from _flatten(layer)
         elif any(_is_snntorch_neuron(m) for m in layer.modules()):
             raise TypeError(
-                f"layers: {type(layer).__name__} is or has a neuron of snnTorch, whose state MultiStep can't carry over "
+                f"layers: {type(layer).__name__} is or has a neuron of snnTorch, whose state can't be carried over "
                 "time; use snnfast.Leaky"
             )
         elif not isinstance(layer, Leaky) and any(isinstance(m, Leaky) for m in layer.modules()):

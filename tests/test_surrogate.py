@@ -32,11 +32,11 @@ def points(dtype: torch.dtype = torch.float32, reach: float = 3.0) -> Tensor:
 @pytest.mark.parametrize("name", WORKING_IN_SNNTORCH)
 def test_derivative_equals_snntorch(name: str) -> None:
     own = SURROGATES[name]
-    for ours, reference in (
+    for ours, original in (
         (getattr(surrogate, name)(), getattr(theirs, name)()),
         (own, getattr(theirs, name)(*vars(own).values())),
     ):
-        expected = derivative(reference, points())
+        expected = derivative(original, points())
         assert expected.isfinite().all()
         # Below 1e-17 snnTorch's sigmoid is 0, where the square in its denominator overflows.
         torch.testing.assert_close(derivative(ours, points()), expected, rtol=1e-6, atol=1e-17)
