@@ -133,7 +133,7 @@ def snntorch_trainer(
                 mem2_rec.append(mem2)
             return torch.stack(spk2_rec, dim=0), torch.stack(mem2_rec, dim=0)
 
-    model = Net().to(net.layers[0].weight.device)
+    model = Net().to(next(net.parameters()).device)
     optimizer = torch.optim.Adam(model.parameters(), lr=lr, betas=(0.9, 0.999))
 
     def train_on(images: Tensor, labels: Tensor) -> Tensor:
