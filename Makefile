@@ -66,7 +66,7 @@ $(BIN)/python:
 # torch comes before the package: the extension is built against the torch that it will run with.
 $(VENV)/.torch: constraints.txt | $(BIN)/python
 	@echo "installing torch and the build tools (minutes, the first time)"
-	@$(PIP) torch 'setuptools>=77' wheel 'pybind11>=2.13' ninja
+	@$(PIP) torch numpy 'setuptools>=77' wheel 'pybind11>=2.13' ninja
 	@touch $@
 
 # Without the stamp, which only a build that succeeded leaves, the next run tries again.
