@@ -1,13 +1,15 @@
 """Registers, spills and shared memory of every CUDA kernel, as ptxas reports them. Needs nvcc, not a GPU."""
 
 import argparse
-import importlib.util
 import re
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
-from types import ModuleType
 from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+import setup  # the flags of the build itself
 
 ROOT = Path(__file__).parent.parent
 
@@ -22,12 +24,11 @@ class Kernel(NamedTuple):
 
 def run(args: argparse.Namespace) -> bool:
     """A table, one row per kernel and one column per architecture; the bar is no spill at all."""
-    setup = _setup()
     home = setup.cuda_home()
     if home is None:
         print("nvcc was not found; set CUDA_HOME\n")
         return False
-    columns = {arch: _compile(setup, home, arch) for arch in args.architectures}
+    columns = {arch: _compile(home, arch) for arch in args.architectures}
     first = columns[args.architectures[0]]
     width = max(len(kernel.name) for kernel in first)
     print(
@@ -46,16 +47,7 @@ def run(args: argparse.Namespace) -> bool:
     return spills == 0
 
 
-def _setup() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("snnfast_setup", ROOT / "setup.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def _compile(setup: ModuleType, home: Path, arch: str) -> list[Kernel]:
+def _compile(home: Path, arch: str) -> list[Kernel]:
     kernels = []
     with tempfile.TemporaryDirectory() as folder:
         for source in sorted((ROOT / "csrc/cuda").glob("*.cu")):

@@ -7,29 +7,21 @@ preloaded, see ``make sanitize``.
 
 import ctypes
 import functools
-import importlib.util
 import os
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import ModuleType
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent.parent))
+import setup  # the flags of the build itself, and its search for the toolkit
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 NAMESPACE = "snnfast_emulated"
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
-
-
-def _setup() -> ModuleType:
-    """setup.py as a module, for its compiler flags and its search for the toolkit."""
-    spec = importlib.util.spec_from_file_location("snnfast_setup", ROOT / "setup.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def sanitized() -> bool:
@@ -38,7 +30,6 @@ def sanitized() -> bool:
 
 def build() -> Path:
     """Compile what is newer than its object file; return the library. Raises ``RuntimeError`` where it can't."""
-    setup = _setup()
     home = setup.cuda_home()
     if home is None:
         raise RuntimeError("the emulator needs the headers of the CUDA toolkit; set CUDA_HOME")
