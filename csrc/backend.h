@@ -31,6 +31,30 @@ extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stre
 
 namespace snnfast {
 
+inline std::vector<int64_t> contiguous_strides(const std::vector<int64_t>& shape) {
+  std::vector<int64_t> strides(shape.size(), 1);
+  for (size_t d = shape.size(); d-- > 1;) strides[d - 1] = strides[d] * (shape[d] > 1 ? shape[d] : 1);
+  return strides;
+}
+
+// By torch's C function: torch::stable::new_empty goes through the dispatcher by name, which takes as long as a kernel
+// of a small step.
+inline torch::stable::Tensor empty_strided(const torch::stable::Tensor& like, const std::vector<int64_t>& shape,
+                                           torch::headeronly::ScalarType dtype) {
+  using torch::headeronly::ScalarType;
+  const std::vector<int64_t> strides = contiguous_strides(shape);
+  const int32_t type = dtype == ScalarType::Float    ? aoti_torch_dtype_float32()
+                       : dtype == ScalarType::Double ? aoti_torch_dtype_float64()
+                       : dtype == ScalarType::Half   ? aoti_torch_dtype_float16()
+                                                     : aoti_torch_dtype_bfloat16();
+  int32_t device = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
+  AtenTensorHandle handle = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.data(), strides.data(),
+                                                  type, device, like.get_device_index(), &handle));
+  return torch::stable::Tensor(handle);
+}
+
 #if !defined(SNN_EMULATED)
 struct CpuBackend {
   static void check_device(const torch::stable::Tensor& t) {
@@ -44,12 +68,11 @@ struct CpuBackend {
                    : dtype == torch::headeronly::ScalarType::Float ? 4
                                                                    : 2;
     for (const int64_t size : shape) bytes *= static_cast<size_t>(size);
-    if (bytes < cpu::pool::kLeast) return torch::stable::new_empty(like, shape, dtype);
-    std::vector<int64_t> strides(shape.size(), 1);
-    for (size_t d = shape.size(); d-- > 1;) strides[d - 1] = strides[d] * shape[d];
+    if (bytes < cpu::pool::kLeast) return empty_strided(like, shape, dtype);
     void* buffer = cpu::pool::take(bytes);
     try {
-      return torch::stable::from_blob(buffer, shape, strides, like.device(), dtype, &cpu::pool::give_back);
+      return torch::stable::from_blob(buffer, shape, contiguous_strides(shape), like.device(), dtype,
+                                      &cpu::pool::give_back);
     } catch (...) {
       cpu::pool::give_back(buffer);
       throw;
@@ -64,7 +87,7 @@ struct CpuBackend {
 struct CudaBackend {
   static torch::stable::Tensor empty(const torch::stable::Tensor& like, const std::vector<int64_t>& shape,
                                      torch::headeronly::ScalarType dtype) {
-    return torch::stable::new_empty(like, shape, dtype);
+    return empty_strided(like, shape, dtype);
   }
 
 #if defined(SNN_EMULATED)

@@ -7,6 +7,7 @@
 #include <limits>
 #include <optional>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include <torch/csrc/stable/library.h>
@@ -42,9 +43,11 @@ Shape with_time(int64_t T, const Shape& step) {
 }
 
 int64_t count(const Shape& shape) {
-  int64_t n = 1;
+  int64_t n = 1, span = 1;  // span: what strides are made of, which 0 elements in one dimension leave as they are
   for (const int64_t size : shape) {
-    STD_TORCH_CHECK(!__builtin_mul_overflow(n, size, &n) && n <= kMostElements, "more elements than memory can hold");
+    STD_TORCH_CHECK(!__builtin_mul_overflow(span, size > 1 ? size : 1, &span) && span <= kMostElements,
+                    "more elements than memory can hold");
+    n *= size;
   }
   return n;
 }
@@ -61,11 +64,33 @@ DType dtype_of(const Tensor& t, const char* name) {
 
 ScalarType acc_of(ScalarType dtype) { return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float; }
 
-Shape leading_dim_removed(const Shape& shape) { return Shape(shape.begin() + 1, shape.end()); }
+// The shapes of a call. The ops of one step have no time dimension: `sequence` is then `step`, and T is 1.
+struct Sizes {
+  int64_t T;
+  Shape step;      // [*]
+  Shape sequence;  // [T, *]
+  bool x_constant;
+
+  const Shape& x() const { return x_constant ? step : sequence; }
+};
+
+Sizes sizes_of_step(const Tensor& t) { return {1, shape_of(t), shape_of(t), false}; }
+
+// Of an unroll with t as [T, *], or as [*] with `num_steps`.
+Sizes sizes_of_unroll(const Tensor& t, bool has_time, std::optional<int64_t> num_steps, const char* name) {
+  const Shape shape = shape_of(t);
+  STD_TORCH_CHECK(!has_time || !shape.empty(), name, ": expected [T, *]");
+  const int64_t T = has_time ? shape[0] : *num_steps;
+  STD_TORCH_CHECK(T >= 0, "num_steps: expected 0 or more");
+  STD_TORCH_CHECK(!num_steps.has_value() || T == *num_steps, "num_steps: not the number of steps of ", name);
+  Shape step = has_time ? Shape(shape.begin() + 1, shape.end()) : shape;
+  Shape sequence = with_time(T, step);
+  return {T, std::move(step), std::move(sequence), num_steps.has_value()};
+}
 
 // ---- checked inputs
 
-// Owns the contiguous tensors whose pointers a problem holds.
+// Owns the contiguous copies whose pointers a problem holds.
 class Inputs {
  public:
   explicit Inputs(const Tensor& like) : like_(like), acc_(acc_of(like.scalar_type())) {}
@@ -74,6 +99,7 @@ class Inputs {
     STD_TORCH_CHECK(t.device() == like_.device(), name, ": on another device than the other tensors");
     STD_TORCH_CHECK(t.scalar_type() == dtype, name, ": wrong dtype");
     STD_TORCH_CHECK(shape_of(t) == shape, name, ": wrong shape");
+    if (t.is_contiguous()) return t.const_data_ptr();  // the caller holds it
     kept_.push_back(torch::stable::contiguous(t));
     return kept_.back().const_data_ptr();
   }
@@ -119,129 +145,169 @@ class Inputs {
   std::vector<Tensor> kept_;
 };
 
-void check_options(int64_t T, int64_t reset) {
-  STD_TORCH_CHECK(T >= 0, "num_steps: expected 0 or more");
-  STD_TORCH_CHECK(reset >= 0 && reset <= static_cast<int64_t>(Reset::kNone), "reset: expected 0, 1 or 2");
+// ---- what all ops share
+
+// What every op is given beside its current.
+struct Common {
+  const MaybeTensor& mem0;  // [*] acc
+  const Tensor& beta;       // broadcastable to [*], acc; as the next two
+  const Tensor& threshold;
+  const Tensor& graded;
+  int64_t reset;
+  bool reset_delay;
+};
+
+void describe(LifProblem& p, Inputs& inputs, const Sizes& sizes, const Common& common) {
+  STD_TORCH_CHECK(common.reset >= 0 && common.reset <= static_cast<int64_t>(Reset::kNone), "reset: expected 0, 1 or 2");
+  p.reset = static_cast<Reset>(common.reset);
+  p.reset_delay = common.reset_delay;
+  p.T = sizes.T;
+  p.N = count(sizes.step);
+  count(sizes.sequence);
+  p.x_constant = sizes.x_constant;
+  p.mem0 = inputs.keep(common.mem0, "mem0", inputs.acc(), sizes.step);
+  p.beta = inputs.parameter(common.beta, "beta", sizes.step);
+  p.threshold = inputs.parameter(common.threshold, "threshold", sizes.step);
+  p.graded = inputs.parameter(common.graded, "graded", sizes.step);
+}
+
+// Returns spk and mem; the checkpoints go to p.checkpoints, if it has any.
+template <typename Backend>
+std::tuple<Tensor, Tensor> forward(LifForward& p, Inputs& inputs, const Tensor& x, const Sizes& sizes,
+                                   bool record_mem) {
+  p.dtype = dtype_of(x, "x");
+  p.x = inputs.keep(x, "x", x.scalar_type(), sizes.x());
+  Tensor spk = Backend::empty(x, sizes.sequence, x.scalar_type());
+  Tensor mem = Backend::empty(x, record_mem ? sizes.sequence : sizes.step, x.scalar_type());
+  p.spk = spk.mutable_data_ptr();
+  (record_mem ? p.mem_rec : p.mem_last) = mem.mutable_data_ptr();
+  if (p.N > 0) Backend::run(p, x);
+  return {spk, mem};
+}
+
+struct BackwardInputs {
+  const MaybeTensor& grad_spk;     // [T, *]
+  const MaybeTensor& grad_mem;     // [T, *], or [*] for the last membrane only
+  const MaybeTensor& x;            // as in forward, with checkpoints; or
+  const MaybeTensor& mem;          // [T, *], where the reset is delayed and the dtype is that of the arithmetic
+  const MaybeTensor& checkpoints;  // [rows, *] acc
+  const MaybeTensor& derivative;   // [T, *] acc, in place of a surrogate
+  int64_t surrogate;
+  double p0, p1;
+  int64_t needs;  // bit i: the gradient of input i of x, mem0, beta, threshold, graded
+};
+
+template <typename Backend>
+std::vector<Tensor> backward(const BackwardInputs& in, const Sizes& sizes, const Common& common) {
+  constexpr int kGradients = 5;
+  const Tensor& like = in.x.has_value() ? *in.x : *in.mem;
+  const ScalarType dtype = like.scalar_type();
+  Backend::check_device(like);
+  STD_TORCH_CHECK(in.surrogate >= 0 && in.surrogate < kSurrogateKinds, "surrogate: unknown kind");
+  STD_TORCH_CHECK(in.needs >= 0 && in.needs < 1 << kGradients, "needs: expected five bits");
+  LifBackward p{};
+  Inputs inputs(like);
+  p.dtype = dtype_of(like, in.x.has_value() ? "x" : "mem");
+  describe(p, inputs, sizes, common);
+  if (in.mem.has_value()) {
+    STD_TORCH_CHECK(p.reset_delay && dtype == inputs.acc(),
+                    "mem: only a delayed reset in float32 or float64 can use it");
+    p.mem_rec = inputs.keep(*in.mem, "mem", dtype, sizes.sequence);
+  } else {
+    const int64_t rows = checkpoint_rows(p.T);
+    STD_TORCH_CHECK(in.checkpoints.has_value() || rows == 0, "checkpoints: must be given with x");
+    p.x = inputs.keep(*in.x, "x", dtype, sizes.x());
+    p.checkpoints = inputs.keep(in.checkpoints, "checkpoints", inputs.acc(), with_time(rows, sizes.step));
+  }
+  p.derivative = inputs.keep(in.derivative, "derivative", inputs.acc(), sizes.sequence);
+  p.grad_spk = inputs.keep(in.grad_spk, "grad_spk", dtype, sizes.sequence);
+  if (in.grad_mem.has_value()) {
+    const bool recorded = shape_of(*in.grad_mem) == sizes.sequence;
+    (recorded ? p.grad_mem_rec : p.grad_mem_last) =
+        inputs.keep(*in.grad_mem, "grad_mem", dtype, recorded ? sizes.sequence : sizes.step);
+  }
+
+  p.surrogate = static_cast<SurrogateKind>(in.surrogate);
+  if (p.grad_spk == nullptr && (p.reset_delay || p.reset == Reset::kNone)) {
+    // No gradient passes through a spike, so its derivative must not matter, not even where it is NaN.
+    p.surrogate = SurrogateKind::kNone;
+    p.derivative = nullptr;
+  }
+  p.coefficients = visit_surrogate(p.surrogate, [&](auto kind) { return decltype(kind)::coefficients(in.p0, in.p1); });
+
+  void** const pointers[kGradients] = {&p.grad_x, &p.grad_mem0, &p.grad_beta, &p.grad_threshold, &p.grad_graded};
+  std::vector<Tensor> gradients;
+  gradients.reserve(kGradients);
+  for (int i = 0; i < kGradients; ++i) {
+    if ((in.needs >> i & 1) == 0) continue;
+    gradients.push_back(i == 0 ? Backend::empty(like, sizes.x(), dtype)
+                               : Backend::empty(like, sizes.step, inputs.acc()));
+    *pointers[i] = gradients.back().mutable_data_ptr();
+  }
+  if (p.N > 0) Backend::run(p, like);
+  return gradients;
 }
 
 // ---- the ops
 
 template <typename Backend>
-std::tuple<Tensor, Tensor, Tensor> lif_forward(const Tensor& x,          // [T, *], or [*] with num_steps
-                                               const MaybeTensor& mem0,  // [*] acc
-                                               const Tensor& beta,       // broadcastable to [*], acc
-                                               const Tensor& threshold, const Tensor& graded,
-                                               std::optional<int64_t> num_steps, int64_t reset, bool reset_delay,
-                                               bool record_mem, bool checkpoint) {
+std::tuple<Tensor, Tensor, Tensor> lif_forward(const Tensor& x,  // [T, *], or [*] with num_steps
+                                               const MaybeTensor& mem0, const Tensor& beta, const Tensor& threshold,
+                                               const Tensor& graded, std::optional<int64_t> num_steps, int64_t reset,
+                                               bool reset_delay, bool record_mem, bool checkpoint) {
   Backend::check_device(x);
-  STD_TORCH_CHECK(num_steps.has_value() || x.dim() > 0, "x: expected [T, *]");
-  const Shape x_shape = shape_of(x);
-  const Shape step = num_steps.has_value() ? x_shape : leading_dim_removed(x_shape);
+  const Sizes sizes = sizes_of_unroll(x, !num_steps.has_value(), num_steps, "x");
   LifForward p{};
-  p.T = num_steps.has_value() ? *num_steps : x_shape[0];
-  check_options(p.T, reset);
-  p.N = count(step);
-  p.dtype = dtype_of(x, "x");
-  p.reset = static_cast<Reset>(reset);
-  p.reset_delay = reset_delay;
-  p.x_constant = num_steps.has_value();
-
   Inputs inputs(x);
-  p.x = inputs.keep(x, "x", x.scalar_type(), x_shape);
-  p.mem0 = inputs.keep(mem0, "mem0", inputs.acc(), step);
-  p.beta = inputs.parameter(beta, "beta", step);
-  p.threshold = inputs.parameter(threshold, "threshold", step);
-  p.graded = inputs.parameter(graded, "graded", step);
-
-  const Shape sequence = with_time(p.T, step);
-  count(sequence);
+  describe(p, inputs, sizes, {mem0, beta, threshold, graded, reset, reset_delay});
   const int64_t rows = checkpoint ? checkpoint_rows(p.T) : 0;
-  Tensor spk = Backend::empty(x, sequence, x.scalar_type());
-  Tensor mem = Backend::empty(x, record_mem ? sequence : step, x.scalar_type());
-  Tensor checkpoints = Backend::empty(x, with_time(rows, step), inputs.acc());
-  p.spk = spk.mutable_data_ptr();
-  (record_mem ? p.mem_rec : p.mem_last) = mem.mutable_data_ptr();
+  Tensor checkpoints = Backend::empty(x, with_time(rows, sizes.step), inputs.acc());
   if (rows > 0) p.checkpoints = checkpoints.mutable_data_ptr();
-  if (p.N > 0) Backend::run(p, x);
+  auto [spk, mem] = forward<Backend>(p, inputs, x, sizes, record_mem);
   return {spk, mem, checkpoints};
 }
 
 template <typename Backend>
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lif_backward(
-    const MaybeTensor& grad_spk,     // [T, *]
-    const MaybeTensor& grad_mem,     // [T, *], or [*] for the last membrane only
-    const MaybeTensor& x,            // as in forward, with checkpoints; or
-    const MaybeTensor& mem_rec,      // [T, *], where the reset is delayed and the dtype is that of the arithmetic
-    const MaybeTensor& checkpoints,  // [rows, *] acc
-    const MaybeTensor& mem0, const Tensor& beta, const Tensor& threshold, const Tensor& graded,
-    std::optional<int64_t> num_steps, int64_t reset, bool reset_delay, int64_t surrogate, double p0, double p1,
-    const std::vector<bool>& needs) {
-  STD_TORCH_CHECK(x.has_value() != mem_rec.has_value(), "exactly one of x and mem_rec must be given");
-  const Tensor& like = x.has_value() ? *x : *mem_rec;
-  Backend::check_device(like);
-  const ScalarType dtype = like.scalar_type();
-  LifBackward p{};
-  p.dtype = dtype_of(like, x.has_value() ? "x" : "mem_rec");
-  p.x_constant = num_steps.has_value();
-  const bool has_time = !(x.has_value() && p.x_constant);
-  STD_TORCH_CHECK(!has_time || like.dim() > 0, "x, mem_rec: expected [T, *]");
-  const Shape shape = shape_of(like);
-  const Shape step = has_time ? leading_dim_removed(shape) : shape;
-  p.T = has_time ? shape[0] : *num_steps;
-  check_options(p.T, reset);
-  STD_TORCH_CHECK(!p.x_constant || p.T == *num_steps, "num_steps: not the number of steps of mem_rec");
-  STD_TORCH_CHECK(surrogate >= 0 && surrogate < kSurrogateKinds, "surrogate: unknown kind");
-  STD_TORCH_CHECK(needs.size() == 5, "needs: expected five flags");
-  p.N = count(step);
-  p.reset = static_cast<Reset>(reset);
-  p.reset_delay = reset_delay;
-  p.surrogate = static_cast<SurrogateKind>(surrogate);
-  if (!grad_spk.has_value() && (reset_delay || p.reset == Reset::kNone)) {
-    // No gradient passes through a spike, so its derivative must not matter, not even where it is NaN.
-    p.surrogate = SurrogateKind::kStraightThrough;
-  }
-  p.coefficients = visit_surrogate(p.surrogate, [&](auto kind) { return decltype(kind)::coefficients(p0, p1); });
+std::tuple<Tensor, Tensor> lif_step_forward(const Tensor& x,  // [*]
+                                            const MaybeTensor& mem0, const Tensor& beta, const Tensor& threshold,
+                                            const Tensor& graded, int64_t reset, bool reset_delay) {
+  Backend::check_device(x);
+  const Sizes sizes = sizes_of_step(x);
+  LifForward p{};
+  Inputs inputs(x);
+  describe(p, inputs, sizes, {mem0, beta, threshold, graded, reset, reset_delay});
+  // A record of one step is its membrane, and spares the kernel a copy of its state.
+  return forward<Backend>(p, inputs, x, sizes, /*record_mem=*/true);
+}
 
-  Inputs inputs(like);
-  const ScalarType acc = inputs.acc();
-  const Shape sequence = with_time(p.T, step);
-  count(sequence);
-  if (mem_rec.has_value()) {
-    STD_TORCH_CHECK(reset_delay && dtype == acc, "mem_rec: only a delayed reset in float32 or float64 can use it");
-    p.mem_rec = inputs.keep(*mem_rec, "mem_rec", dtype, sequence);
-  } else {
-    STD_TORCH_CHECK(checkpoints.has_value(), "checkpoints: must be given with x");
-    p.x = inputs.keep(*x, "x", dtype, shape);
-    p.checkpoints = inputs.keep(*checkpoints, "checkpoints", acc, with_time(checkpoint_rows(p.T), step));
-  }
-  p.mem0 = inputs.keep(mem0, "mem0", acc, step);
-  p.beta = inputs.parameter(beta, "beta", step);
-  p.threshold = inputs.parameter(threshold, "threshold", step);
-  p.graded = inputs.parameter(graded, "graded", step);
-  p.grad_spk = inputs.keep(grad_spk, "grad_spk", dtype, sequence);
-  if (grad_mem.has_value()) {
-    const bool recorded = shape_of(*grad_mem) == sequence;
-    (recorded ? p.grad_mem_rec : p.grad_mem_last) =
-        inputs.keep(*grad_mem, "grad_mem", dtype, recorded ? sequence : step);
-  }
+const Tensor& one_of(const MaybeTensor& x, const MaybeTensor& mem, const char* name) {
+  STD_TORCH_CHECK(x.has_value() != mem.has_value(), "exactly one of x and ", name, " must be given");
+  return x.has_value() ? *x : *mem;
+}
 
-  const Shape grad_x_shape = p.x_constant ? step : sequence;
-  const auto output = [&](size_t i, const Shape& size, ScalarType type) {
-    return Backend::empty(like, needs[i] ? size : Shape{0}, type);
-  };
-  Tensor grad_x = output(0, grad_x_shape, dtype);
-  Tensor grad_mem0 = output(1, step, acc);
-  Tensor grad_beta = output(2, step, acc);
-  Tensor grad_threshold = output(3, step, acc);
-  Tensor grad_graded = output(4, step, acc);
-  const auto pointer = [&](size_t i, const Tensor& t) { return needs[i] ? t.mutable_data_ptr() : nullptr; };
-  p.grad_x = pointer(0, grad_x);
-  p.grad_mem0 = pointer(1, grad_mem0);
-  p.grad_beta = pointer(2, grad_beta);
-  p.grad_threshold = pointer(3, grad_threshold);
-  p.grad_graded = pointer(4, grad_graded);
-  if (p.N > 0) Backend::run(p, like);
-  return {grad_x, grad_mem0, grad_beta, grad_threshold, grad_graded};
+template <typename Backend>
+std::vector<Tensor> lif_backward(const MaybeTensor& grad_spk, const MaybeTensor& grad_mem, const MaybeTensor& x,
+                                 const MaybeTensor& mem_rec, const MaybeTensor& checkpoints, const MaybeTensor& mem0,
+                                 const Tensor& beta, const Tensor& threshold, const Tensor& graded,
+                                 const MaybeTensor& derivative, std::optional<int64_t> num_steps, int64_t reset,
+                                 bool reset_delay, int64_t surrogate, double p0, double p1, int64_t needs) {
+  const Tensor& like = one_of(x, mem_rec, "mem_rec");
+  const bool has_time = mem_rec.has_value() || !num_steps.has_value();
+  return backward<Backend>({grad_spk, grad_mem, x, mem_rec, checkpoints, derivative, surrogate, p0, p1, needs},
+                           sizes_of_unroll(like, has_time, num_steps, x.has_value() ? "x" : "mem_rec"),
+                           {mem0, beta, threshold, graded, reset, reset_delay});
+}
+
+template <typename Backend>
+std::vector<Tensor> lif_step_backward(const MaybeTensor& grad_spk,  // [*]
+                                      const MaybeTensor& grad_mem,  // [*]
+                                      const MaybeTensor& x,         // as in forward; or
+                                      const MaybeTensor& mem,       // what forward returned, as for mem_rec
+                                      const MaybeTensor& mem0, const Tensor& beta, const Tensor& threshold,
+                                      const Tensor& graded, int64_t reset, bool reset_delay, int64_t surrogate,
+                                      double p0, double p1, int64_t needs) {
+  return backward<Backend>({grad_spk, grad_mem, x, mem, std::nullopt, std::nullopt, surrogate, p0, p1, needs},
+                           sizes_of_step(one_of(x, mem, "mem")), {mem0, beta, threshold, graded, reset, reset_delay});
 }
 
 }  // namespace
@@ -252,14 +318,23 @@ STABLE_TORCH_LIBRARY(SNN_NAMESPACE, m) {
       "bool reset_delay, bool record_mem, bool checkpoint) -> (Tensor spk, Tensor mem, Tensor checkpoints)");
   m.def(
       "lif_backward(Tensor? grad_spk, Tensor? grad_mem, Tensor? x, Tensor? mem_rec, Tensor? checkpoints, Tensor? mem0, "
-      "Tensor beta, Tensor threshold, Tensor graded, int? num_steps, int reset, bool reset_delay, int surrogate, "
-      "float p0, float p1, bool[] needs) -> (Tensor x, Tensor mem0, Tensor beta, Tensor threshold, Tensor graded)");
+      "Tensor beta, Tensor threshold, Tensor graded, Tensor? derivative, int? num_steps, int reset, bool reset_delay, "
+      "int surrogate, float p0, float p1, int needs) -> Tensor[]");
+  m.def(
+      "lif_step_forward(Tensor x, Tensor? mem0, Tensor beta, Tensor threshold, Tensor graded, int reset, "
+      "bool reset_delay) -> (Tensor spk, Tensor mem)");
+  m.def(
+      "lif_step_backward(Tensor? grad_spk, Tensor? grad_mem, Tensor? x, Tensor? mem, Tensor? mem0, Tensor beta, "
+      "Tensor threshold, Tensor graded, int reset, bool reset_delay, int surrogate, float p0, float p1, int needs) "
+      "-> Tensor[]");
 }
 
 #if !defined(SNN_EMULATED)
 STABLE_TORCH_LIBRARY_IMPL(SNN_NAMESPACE, CPU, m) {
   m.impl("lif_forward", TORCH_BOX(&lif_forward<CpuBackend>));
   m.impl("lif_backward", TORCH_BOX(&lif_backward<CpuBackend>));
+  m.impl("lif_step_forward", TORCH_BOX(&lif_step_forward<CpuBackend>));
+  m.impl("lif_step_backward", TORCH_BOX(&lif_step_backward<CpuBackend>));
 }
 #endif
 
@@ -267,6 +342,8 @@ STABLE_TORCH_LIBRARY_IMPL(SNN_NAMESPACE, CPU, m) {
 STABLE_TORCH_LIBRARY_IMPL(SNN_NAMESPACE, SNN_CUDA_KEY, m) {
   m.impl("lif_forward", TORCH_BOX(&lif_forward<CudaBackend>));
   m.impl("lif_backward", TORCH_BOX(&lif_backward<CudaBackend>));
+  m.impl("lif_step_forward", TORCH_BOX(&lif_step_forward<CudaBackend>));
+  m.impl("lif_step_backward", TORCH_BOX(&lif_step_backward<CudaBackend>));
 }
 #endif
 

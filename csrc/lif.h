@@ -46,6 +46,7 @@ struct LifForward : LifProblem {
 struct LifBackward : LifProblem {  // x is nullptr where mem_rec is given
   const void* mem_rec;        // [T, N] acc == dtype: the membrane of every step, only with a delayed reset; or nullptr
   const void* checkpoints;    // [checkpoint_rows(T), N] acc, where mem_rec is nullptr
+  const void* derivative;     // [T, N] acc: the surrogate derivative of every step, given; or nullptr: `surrogate`
   const void* grad_spk;       // [T, N] or nullptr
   const void* grad_mem_rec;   // [T, N] or nullptr
   const void* grad_mem_last;  // [N] or nullptr
@@ -57,6 +58,7 @@ struct LifBackward : LifProblem {  // x is nullptr where mem_rec is given
   SurrogateKind surrogate;
   Coefficients coefficients;
 
+  SNN_HD bool through_spike() const { return derivative != nullptr || surrogate != SurrogateKind::kNone; }
   bool parameter_gradients() const { return grad_beta || grad_threshold || grad_graded; }
 };
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from snnfast import surrogate
+from snnfast._spike_grad import SpikeGrad, recognise
 
-SpikeGrad = Callable[[Tensor], Tensor]
+StateQuant = Callable[[Tensor], Tensor]
 
 RESET_MECHANISMS = ("subtract", "zero", "none")
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -32,6 +33,8 @@ class LIFArguments(NamedTuple):
     num_steps: int | None  # None: time is the leading dimension of current
     record_mem: bool
     acc: torch.dtype
+    inhibition: bool = False
+    state_quant: StateQuant | None = None
 
     @property
     def step_shape(self) -> torch.Size:
@@ -54,6 +57,8 @@ def check_arguments(
     reset_delay: bool,
     num_steps: int | None,
     record_mem: bool,
+    inhibition: bool = False,
+    state_quant: StateQuant | bool | None = None,
 ) -> LIFArguments:
     """Raise ``TypeError`` or ``ValueError`` naming the argument that is wrong; else return them in one form."""
     check_current("current", current)
@@ -71,6 +76,8 @@ def check_arguments(
 
     if mem is not None:
         mem = _check_mem(mem, current, step_shape).to(acc)
+    if check_flag("inhibition", inhibition) and len(step_shape) != 2:
+        raise ValueError(f"inhibition: needs steps of shape [B, N], got {_show(step_shape)}")
     return LIFArguments(
         current,
         mem,
@@ -83,6 +90,8 @@ def check_arguments(
         num_steps,
         check_flag("record_mem", record_mem),
         acc,
+        inhibition,
+        check_state_quant(state_quant),
     )
 
 
@@ -100,7 +109,15 @@ def check_spike_grad(spike_grad: object) -> SpikeGrad:
         return _DEFAULT_SPIKE_GRAD
     if not callable(spike_grad):
         raise TypeError(f"spike_grad: expected a callable of (mem - threshold), got {type(spike_grad).__name__}")
-    return spike_grad
+    return recognise(spike_grad)  # type: ignore[no-any-return]
+
+
+def check_state_quant(state_quant: object) -> StateQuant | None:
+    if state_quant is None or state_quant is False:
+        return None
+    if not callable(state_quant):
+        raise TypeError(f"state_quant: expected a callable of the membrane or False, got {type(state_quant).__name__}")
+    return state_quant
 
 
 def check_reset_mechanism(reset_mechanism: object) -> str:
@@ -153,6 +170,41 @@ def _check_parameter(name: str, value: object, current: Tensor, step_shape: torc
             )
         return value if value.dtype == acc else value.to(acc)
     return torch.tensor(check_number(name, value), dtype=acc)
+
+
+def check_parameter_value(name: str, value: object) -> Tensor:
+    """A parameter of a layer as the tensor that snnTorch makes of it: a Python float becomes float32, an int int64."""
+    if isinstance(value, Tensor):
+        if value.is_complex():
+            raise TypeError(f"{name}: expected a real tensor, got {_name(value.dtype)}")
+        if not value.is_meta and value.isnan().any():
+            raise ValueError(f"{name}: expected numbers, got a tensor with NaN")
+        return value
+    if isinstance(value, list | tuple) or hasattr(value, "__array__"):
+        try:
+            made = torch.as_tensor(value)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(f"{name}: expected numbers or a torch.Tensor: {error}") from None
+        return check_parameter_value(name, made)
+    check_number(name, value)
+    return torch.as_tensor(value)
+
+
+def fits_step(x: Tensor, mem: Tensor | None, parameters: Sequence[Tensor]) -> bool:
+    """Whether one step's tensors can go to the kernels as they are; :func:`check_arguments` converts or refuses."""
+    acc = torch.float64 if x.dtype == torch.float64 else torch.float32
+    device = x.device
+    if mem is not None and (mem.dtype != acc or mem.device != device):
+        return False
+    for p in parameters:
+        if p.dtype != acc:
+            return False
+        if p.dim() > 0:
+            if p.device != device or not _broadcasts(p.shape, x.shape):
+                return False
+        elif p.device != device and p.device.type != "cpu":
+            return False
+    return True
 
 
 def check_number(name: str, value: object) -> float:

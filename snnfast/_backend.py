@@ -2,6 +2,7 @@
 
 import functools
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -94,14 +95,18 @@ def use_fused(device: torch.device) -> bool:
         raise RuntimeError(f"backend 'fused' is not available on {device}: {reason}")
     warn_once(
         f"snnfast: running step by step on the slow reference path on {device}: {reason}. "
-        "use_backend('reference') chooses it without this warning.",
-        stacklevel=4,
+        "use_backend('reference') chooses it without this warning."
     )
     return False
 
 
-def warn_once(message: str, stacklevel: int = 3) -> None:
-    """Warn once per process and message, whatever the warning filters do with repetitions."""
-    if message not in _warned:
-        _warned.add(message)
-        warnings.warn(message, UserWarning, stacklevel=stacklevel)
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch.compile runs it while tracing
+def warn_once(message: str) -> None:
+    """Warn once per process and message, at the caller's line, whatever the warning filters do with repetitions."""
+    if message in _warned or torch.compiler.is_compiling():  # a warning can't be traced
+        return
+    _warned.add(message)
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("snnfast", "torch"):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, UserWarning, stacklevel=level)

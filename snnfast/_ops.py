@@ -1,7 +1,8 @@
 """Load the extension ``snnfast._C`` and give its ops their shapes for tracing.
 
-``lif_forward`` and ``lif_backward`` below are what the rest of the package calls; nothing else names
-``torch.ops.snnfast``.
+The four functions named as the ops, below, are what the rest of the package calls; nothing else names
+``torch.ops.snnfast``. The backward ops return the gradients asked for, in the order of the inputs ``x``, ``mem0``,
+``beta``, ``threshold``, ``graded``: bit ``i`` of ``needs`` asks for that of input ``i``.
 """
 
 import importlib
@@ -46,14 +47,27 @@ def lif_forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     return namespace(NAMESPACE).lif_forward.default(*args)  # type: ignore[no-any-return]
 
 
-def lif_backward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def lif_backward(*args: Any) -> list[Tensor]:
     return namespace(NAMESPACE).lif_backward.default(*args)  # type: ignore[no-any-return]
+
+
+def lif_step_forward(*args: Any) -> tuple[Tensor, Tensor]:
+    return namespace(NAMESPACE).lif_step_forward.default(*args)  # type: ignore[no-any-return]
+
+
+def lif_step_backward(*args: Any) -> list[Tensor]:
+    return namespace(NAMESPACE).lif_step_backward.default(*args)  # type: ignore[no-any-return]
 
 
 def register_fakes(name: str) -> None:
     """Tell ``torch.compile`` and FakeTensor the shapes that the ops of namespace ``name`` return."""
-    torch.library.register_fake(f"{name}::lif_forward", _lif_forward_fake)
-    torch.library.register_fake(f"{name}::lif_backward", _lif_backward_fake)
+    for op, fake in (
+        ("lif_forward", _lif_forward_fake),
+        ("lif_backward", _lif_backward_fake),
+        ("lif_step_forward", _lif_step_forward_fake),
+        ("lif_step_backward", _lif_step_backward_fake),
+    ):
+        torch.library.register_fake(f"{name}::{op}", fake)
 
 
 def checkpoint_stride() -> int:
@@ -100,24 +114,57 @@ def _lif_backward_fake(
     beta: Tensor,
     threshold: Tensor,
     graded: Tensor,
+    derivative: Tensor | None,  # [T, *] acc
     num_steps: int | None,
     reset: int,
     reset_delay: bool,
     surrogate: int,
     p0: float,
     p1: float,
-    needs: list[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    needs: int,
+) -> list[Tensor]:
     like = x if x is not None else mem_rec
     assert like is not None
-    shape = like.shape if x is not None and num_steps is not None else like.shape[1:]
-    sizes = [like.shape if x is not None or num_steps is None else shape] + [shape] * 4
-    dtypes = [like.dtype] + [_acc(like.dtype)] * 4
-    grads = [
-        like.new_empty(size if need else (0,), dtype=dtype)
-        for size, dtype, need in zip(sizes, dtypes, needs, strict=True)
-    ]
-    return tuple(grads)  # type: ignore[return-value]
+    step = like.shape if x is not None and num_steps is not None else like.shape[1:]
+    return _gradients_fake(like, like.shape if num_steps is None else step, step, needs)
+
+
+def _lif_step_forward_fake(
+    x: Tensor,  # [*], as everything but parameters
+    mem0: Tensor | None,
+    beta: Tensor,
+    threshold: Tensor,
+    graded: Tensor,
+    reset: int,
+    reset_delay: bool,
+) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), x.new_empty(x.shape)
+
+
+def _lif_step_backward_fake(
+    grad_spk: Tensor | None,
+    grad_mem: Tensor | None,
+    x: Tensor | None,
+    mem: Tensor | None,
+    mem0: Tensor | None,
+    beta: Tensor,
+    threshold: Tensor,
+    graded: Tensor,
+    reset: int,
+    reset_delay: bool,
+    surrogate: int,
+    p0: float,
+    p1: float,
+    needs: int,
+) -> list[Tensor]:
+    like = x if x is not None else mem
+    assert like is not None
+    return _gradients_fake(like, like.shape, like.shape, needs)
+
+
+def _gradients_fake(like: Tensor, x_shape: torch.Size, step: torch.Size, needs: int) -> list[Tensor]:
+    sizes = [(x_shape, like.dtype)] + [(step, _acc(like.dtype))] * 4
+    return [like.new_empty(shape, dtype=dtype) for i, (shape, dtype) in enumerate(sizes) if needs >> i & 1]
 
 
 if extension is not None:

@@ -1,5 +1,6 @@
-"""The fused unroll as a differentiable function: what is saved for backward and what is returned."""
+"""The fused unroll and the fused step as differentiable functions: what is saved for backward and what is returned."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -8,33 +9,86 @@ from torch.autograd import forward_ad
 
 from snnfast import _ops
 from snnfast._arguments import RESET_MECHANISMS, LIFArguments
-from snnfast.surrogate import Surrogate
+from snnfast._spike_grad import SpikeGrad
+from snnfast.surrogate import DISABLED, Surrogate, has_derivative
 
 
 def fused_lif(args: LIFArguments, surrogate: Surrogate) -> tuple[Tensor, Tensor]:
     """Run the kernels on checked arguments; through autograd only where a gradient is asked for."""
-    current, mem = args.current, args.mem
-    if args.acc == torch.float64:
-        current = current.to(torch.float64)
-    step_shape = args.step_shape
-    beta = _one_block(args.beta, step_shape)
-    threshold = _one_block(args.threshold, step_shape)
-    graded = _one_block(args.graded_spikes_factor, step_shape)
-    reset = RESET_MECHANISMS.index(args.reset_mechanism)
-    tensors = (current, mem, beta, threshold, graded)
-    differentiable = torch.is_grad_enabled() and (
-        current.requires_grad
-        or (mem is not None and mem.requires_grad)
-        or beta.requires_grad
-        or threshold.requires_grad
-        or graded.requires_grad
-    )
-    # Forward-mode AD needs neither: autograd must see the call in order to refuse it.
-    if differentiable or getattr(forward_ad, "_current_level", -1) >= 0:
+    tensors, reset = _for_kernels(args)
+    if _needs_autograd(*tensors):
         spk, mem = LIFFunction.apply(*tensors, args.num_steps, reset, args.reset_delay, args.record_mem, surrogate)  # type: ignore[no-untyped-call]
     else:
         spk, mem, _ = _ops.lif_forward(*tensors, args.num_steps, reset, args.reset_delay, args.record_mem, False)
     return (spk if spk.dtype == args.current.dtype else spk.to(args.current.dtype)), mem
+
+
+def fused_lif_step(
+    current: Tensor,  # [*]
+    mem: Tensor | None,  # [*] acc
+    beta: Tensor,  # broadcastable to [*], acc; as the next two
+    threshold: Tensor,
+    graded: Tensor,
+    reset: int,  # index into RESET_MECHANISMS
+    reset_delay: bool,
+    surrogate: Surrogate,
+) -> tuple[Tensor, Tensor]:
+    """One time step on checked arguments: spikes and membrane ``[*]``, what an unroll of one step would return."""
+    dtype, x = current.dtype, current
+    if beta.dtype != dtype and beta.dtype == torch.float64:
+        x = current.to(torch.float64)
+    if beta.dim():
+        beta = _one_block(beta, x.shape)
+    if threshold.dim():
+        threshold = _one_block(threshold, x.shape)
+    if graded.dim():
+        graded = _one_block(graded, x.shape)
+    if _needs_autograd(x, mem, beta, threshold, graded):
+        spk, mem = LIFStepFunction.apply(x, mem, beta, threshold, graded, reset, reset_delay, surrogate)  # type: ignore[no-untyped-call]
+    else:
+        spk, mem = _ops.lif_step_forward(x, mem, beta, threshold, graded, reset, reset_delay)
+    return (spk if x is current else spk.to(dtype)), mem
+
+
+def fused_lif_of_callable(args: LIFArguments, spike_grad: SpikeGrad) -> tuple[Tensor, Tensor]:
+    """Any differentiable element-wise callable as surrogate where the reset is immediate, on checked arguments.
+
+    Its derivative then enters the recurrence: the backward pass asks for it once, at all steps together, and hands it
+    to the kernel. The gradient goes to ``mem - threshold`` only, not to anything else that the callable holds.
+    """
+    # The membrane in the dtype of the arithmetic: from a rounded one the steps could not be told.
+    tensors, reset = _for_kernels(args._replace(current=args.current.to(args.acc)))
+    if _needs_autograd(*tensors):
+        spk, mem = LIFOfCallableFunction.apply(*tensors, args.num_steps, reset, args.record_mem, spike_grad)  # type: ignore[no-untyped-call]
+    else:
+        spk, mem, _ = _ops.lif_forward(*tensors, args.num_steps, reset, False, args.record_mem, False)
+    return spk.to(args.current.dtype), mem.to(args.mem_dtype)
+
+
+def _for_kernels(args: LIFArguments) -> tuple[tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor], int]:
+    """Current, membrane and the three parameters, and the reset mechanism, as the ops take them."""
+    current, step_shape = args.current, args.step_shape
+    tensors = (
+        current.to(torch.float64) if args.acc == torch.float64 else current,
+        args.mem,
+        _one_block(args.beta, step_shape),
+        _one_block(args.threshold, step_shape),
+        _one_block(args.graded_spikes_factor, step_shape),
+    )
+    return tensors, RESET_MECHANISMS.index(args.reset_mechanism)
+
+
+def _needs_autograd(current: Tensor, mem: Tensor | None, beta: Tensor, threshold: Tensor, graded: Tensor) -> bool:
+    return (
+        torch.is_grad_enabled()
+        and (
+            current.requires_grad
+            or (mem is not None and mem.requires_grad)
+            or beta.requires_grad
+            or threshold.requires_grad
+            or graded.requires_grad
+        )
+    ) or getattr(forward_ad, "_current_level", -1) >= 0  # autograd must see a forward-mode call in order to refuse it
 
 
 class LIFFunction(torch.autograd.Function):
@@ -58,15 +112,14 @@ class LIFFunction(torch.autograd.Function):
         record_mem: bool,
         surrogate: Surrogate,
     ) -> tuple[Tensor, Tensor]:
-        # The recorded membrane is the trajectory itself if nothing was rounded or reset before it was written.
-        from_mem = record_mem and reset_delay and current.dtype in (torch.float32, torch.float64)
+        from_mem = record_mem and _tells_the_steps(current, reset_delay)
         spk, mem, checkpoints = _ops.lif_forward(
             current, mem0, beta, threshold, graded, num_steps, reset, reset_delay, record_mem, not from_mem
         )
         saved = (None, mem, None) if from_mem else (current, None, checkpoints)
         ctx.save_for_backward(*saved, mem0, beta, threshold, graded)
         ctx.options = (num_steps, reset, reset_delay, surrogate)
-        ctx.set_materialize_grads(False)
+        _mark_outputs(ctx, spk, surrogate)
         return spk, mem
 
     @staticmethod
@@ -76,22 +129,178 @@ class LIFFunction(torch.autograd.Function):
             return (None,) * 10
         current, mem_rec, checkpoints, mem0, beta, threshold, graded = ctx.saved_tensors
         num_steps, reset, reset_delay, surrogate = ctx.options
-        needs = list(ctx.needs_input_grad[:5])
         found = _ops.lif_backward(
-            grad_spk, grad_mem, current, mem_rec, checkpoints, mem0, beta, threshold, graded,
-            num_steps, reset, reset_delay, surrogate.kernel_id, *surrogate.parameters(), needs,
+            grad_spk, grad_mem, current, mem_rec, checkpoints, mem0, beta, threshold, graded, None,
+            num_steps, reset, reset_delay, surrogate.kernel_id, *surrogate.parameters(), _needs(ctx),
         )  # fmt: skip
-        inputs: list[Tensor | None] = [g if need else None for g, need in zip(found, needs, strict=True)]
-        for i, parameter in ((2, beta), (3, threshold), (4, graded)):
-            partial = inputs[i]
-            if partial is not None:
-                inputs[i] = _sum_to(partial, parameter.shape).to(parameter.device)
-        if torch.is_grad_enabled():  # create_graph=True: refuse a second derivative instead of losing terms of it
-            sources = [
-                t for t in (grad_spk, grad_mem, current, mem_rec, mem0, beta, threshold, graded) if t is not None
-            ]
-            inputs = [g if g is None else _NoDoubleBackward.apply(g, *sources) for g in inputs]  # type: ignore[no-untyped-call]
-        return (*inputs, None, None, None, None, None)
+        parameters = (beta, threshold, graded)
+        return (
+            *_gradients(ctx, found, parameters, grad_spk, grad_mem, current, mem_rec, mem0),
+            None, None, None, None, None,
+        )  # fmt: skip
+
+
+class LIFStepFunction(torch.autograd.Function):
+    """``lif_step_forward`` with ``lif_step_backward`` as its gradient. Nothing is saved beyond inputs and outputs."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        current: Tensor,  # [*]
+        mem0: Tensor | None,  # [*]
+        beta: Tensor,
+        threshold: Tensor,
+        graded: Tensor,
+        reset: int,
+        reset_delay: bool,
+        surrogate: Surrogate,
+    ) -> tuple[Tensor, Tensor]:
+        spk, mem = _ops.lif_step_forward(current, mem0, beta, threshold, graded, reset, reset_delay)
+        if _tells_the_steps(current, reset_delay):
+            ctx.save_for_backward(None, mem, mem0, beta, threshold, graded)
+        else:
+            ctx.save_for_backward(current, None, mem0, beta, threshold, graded)
+        ctx.options = (reset, reset_delay, surrogate)
+        _mark_outputs(ctx, spk, surrogate)
+        return spk, mem
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+        grad_spk, grad_mem = grads
+        if grad_spk is None and grad_mem is None:
+            return (None,) * 8
+        current, mem, mem0, beta, threshold, graded = ctx.saved_tensors
+        reset, reset_delay, surrogate = ctx.options
+        found = _ops.lif_step_backward(
+            grad_spk, grad_mem, current, mem, mem0, beta, threshold, graded,
+            reset, reset_delay, surrogate.kernel_id, *surrogate.parameters(), _needs(ctx),
+        )  # fmt: skip
+        parameters = (beta, threshold, graded)
+        return *_gradients(ctx, found, parameters, grad_spk, grad_mem, current, mem, mem0), None, None, None
+
+
+class LIFOfCallableFunction(torch.autograd.Function):
+    """``lif_forward`` with an immediate reset, and ``lif_backward`` with the derivative of a callable.
+
+    The recorded membrane is kept, returned or not, since the membranes that decided the spikes come from it.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        current: Tensor,  # [T, *], or [*] with num_steps; acc
+        mem0: Tensor | None,  # [*]
+        beta: Tensor,
+        threshold: Tensor,
+        graded: Tensor,
+        num_steps: int | None,
+        reset: int,
+        record_mem: bool,
+        spike_grad: SpikeGrad,
+    ) -> tuple[Tensor, Tensor]:
+        steps = current.shape[0] if num_steps is None else num_steps
+        record = record_mem or steps > 0  # without a step, the last membrane is in no record
+        spk, mem, checkpoints = _ops.lif_forward(
+            current, mem0, beta, threshold, graded, num_steps, reset, False, record, True
+        )
+        ctx.save_for_backward(current, mem if record else spk, checkpoints, mem0, beta, threshold, graded)
+        ctx.options = (num_steps, reset, spike_grad)
+        ctx.set_materialize_grads(False)
+        return spk, mem if record == record_mem else mem[-1].clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+        grad_spk, grad_mem = grads
+        if grad_spk is None and grad_mem is None:
+            return (None,) * 9
+        current, mem_rec, checkpoints, mem0, beta, threshold, graded = ctx.saved_tensors
+        num_steps, reset, spike_grad = ctx.options
+        derivative = None
+        if grad_spk is not None or RESET_MECHANISMS[reset] != "none":
+            with torch.no_grad():
+                v = _deciding_membrane(current, mem_rec, mem0, beta, threshold, reset)
+                derivative = _derivative_of(spike_grad, v.sub_(threshold))
+        # Without a derivative no gradient passes through a spike.
+        found = _ops.lif_backward(
+            grad_spk, grad_mem, current, None, checkpoints, mem0, beta, threshold, graded, derivative,
+            num_steps, reset, False, DISABLED.kernel_id, 0.0, 0.0, _needs(ctx),
+        )  # fmt: skip
+        parameters = (beta, threshold, graded)
+        return *_gradients(ctx, found, parameters, grad_spk, grad_mem, current, mem0), None, None, None, None
+
+
+def _tells_the_steps(current: Tensor, reset_delay: bool) -> bool:
+    """Whether the membrane after a step is the one that decided its spike: not reset and not rounded since."""
+    return reset_delay and current.dtype in (torch.float32, torch.float64)
+
+
+def _mark_outputs(ctx: Any, spk: Tensor, surrogate: Surrogate) -> None:
+    ctx.set_materialize_grads(False)
+    if surrogate.kernel_id == DISABLED.kernel_id and not ctx.needs_input_grad[4]:
+        ctx.mark_non_differentiable(spk)
+
+
+def _needs(ctx: Any) -> int:
+    """The inputs whose gradient is wanted, as the bits that the backward ops take."""
+    current, mem0, beta, threshold, graded, *_ = ctx.needs_input_grad
+    return current | mem0 << 1 | beta << 2 | threshold << 3 | graded << 4  # type: ignore[no-any-return]
+
+
+def _gradients(
+    ctx: Any, found: Sequence[Tensor], parameters: tuple[Tensor, Tensor, Tensor], *sources: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    """One gradient, or ``None``, for each of the five tensors, from what a backward op returned.
+
+    ``sources``: what they depend on beside ``parameters``.
+    """
+    needs = ctx.needs_input_grad
+    rest = iter(found)
+    current = next(rest) if needs[0] else None
+    mem0 = next(rest) if needs[1] else None
+    beta = _sum_to(next(rest), parameters[0]) if needs[2] else None
+    threshold = _sum_to(next(rest), parameters[1]) if needs[3] else None
+    graded = _sum_to(next(rest), parameters[2]) if needs[4] else None
+    grads = (current, mem0, beta, threshold, graded)
+    if not torch.is_grad_enabled():
+        return grads
+    # create_graph=True: refuse a second derivative instead of losing terms of it
+    given = [t for t in (*sources, *parameters) if t is not None]
+    return tuple(g if g is None else _NoDoubleBackward.apply(g, *given) for g in grads)  # type: ignore[no-untyped-call]
+
+
+def _deciding_membrane(
+    current: Tensor,  # [T, *], or [*] the same at each step
+    mem_rec: Tensor,  # [T, *]
+    mem0: Tensor | None,
+    beta: Tensor,
+    threshold: Tensor,
+    reset: int,
+) -> Tensor:
+    """The membrane ``[T, *]`` before each immediate reset: the kernel's own operations, so the same to the last bit."""
+    if mem_rec.shape[0] == 0:
+        return mem_rec.clone()
+    first = torch.zeros_like(mem_rec[:1]) if mem0 is None else mem0.unsqueeze(0)
+    v = torch.cat([first, mem_rec[:-1]])
+    beta = beta.clamp(0, 1)
+    if RESET_MECHANISMS[reset] == "subtract":
+        taken = ((v - threshold) > 0).to(v.dtype).mul_(threshold)
+        return v.mul_(beta).add_(current).sub_(taken)
+    if RESET_MECHANISMS[reset] == "zero":
+        v.mul_(1 - ((v - threshold) > 0).to(v.dtype))
+    return v.mul_(beta).add_(current)
+
+
+def _derivative_of(spike_grad: SpikeGrad, z: Tensor) -> Tensor | None:
+    """The derivative of an element-wise callable at every element of ``z``; ``None`` where it has no gradient."""
+    if has_derivative(spike_grad):
+        return spike_grad.derivative(z)
+    with torch.enable_grad():
+        z = z.detach().requires_grad_()
+        spk = spike_grad(z)
+        if not spk.requires_grad:
+            return None
+        (derivative,) = torch.autograd.grad(spk, [z], torch.ones_like(spk), allow_unused=True)
+    return derivative
 
 
 class _NoDoubleBackward(torch.autograd.Function):
@@ -124,18 +333,24 @@ def _one_block(parameter: Tensor, step_shape: torch.Size) -> Tensor:
     return parameter.expand(step_shape)
 
 
-def _sum_to(partial: Tensor, shape: torch.Size) -> Tensor:
+def _sum_to(partial: Tensor, parameter: Tensor) -> Tensor:
     """Sum per-neuron partial gradients to a parameter's shape, the same way for any number of threads.
 
-    torch splits only the reduction to a single number by thread; here that one goes through fixed pieces.
+    torch splits only a long reduction to a single number by thread; here that one goes through fixed pieces.
     """
-    total = partial.to(torch.float64)
-    if shape.numel() > 1 or partial.numel() == 0:
-        total = total.sum_to_size(shape)
+    shape = parameter.shape
+    if partial.numel() == shape.numel():
+        total = partial.reshape(shape)
+    elif shape.numel() > 1 or partial.numel() == 0:
+        total = partial.to(torch.float64).sum_to_size(shape).to(partial.dtype)
     else:
-        total = total.flatten()
-        while total.numel() > 1:
-            pieces = -(-total.numel() // 1024)
-            total = torch.nn.functional.pad(total, (0, pieces * 1024 - total.numel())).view(pieces, 1024).sum(1)
-        total = total.view(shape)
-    return total.to(partial.dtype)
+        total = partial.flatten()
+        while total.numel() > _PIECE:
+            if total.numel() % _PIECE:
+                total = torch.nn.functional.pad(total, (0, -total.numel() % _PIECE))
+            total = total.view(-1, _PIECE).sum(1, dtype=torch.float64)
+        total = total.sum(dtype=torch.float64).to(partial.dtype).view(shape)
+    return total.to(parameter.device)
+
+
+_PIECE = 1024

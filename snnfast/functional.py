@@ -1,11 +1,13 @@
 """Stateless functions: :func:`lif`, the whole leaky integrate-and-fire unroll in one call."""
 
+import torch
 from torch import Tensor
 
 from snnfast import _backend, reference
-from snnfast._arguments import LIFArguments, SpikeGrad, check_arguments
-from snnfast.autograd import fused_lif
-from snnfast.surrogate import heaviside, known_to_kernels
+from snnfast._arguments import LIFArguments, StateQuant, check_arguments
+from snnfast._spike_grad import SpikeGrad, examine
+from snnfast.autograd import fused_lif, fused_lif_of_callable
+from snnfast.surrogate import has_derivative, heaviside, known_to_kernels
 
 __all__ = ["lif"]
 
@@ -22,6 +24,8 @@ def lif(
     reset_delay: bool = True,
     num_steps: int | None = None,
     record_mem: bool = True,
+    inhibition: bool = False,
+    state_quant: StateQuant | bool | None = None,
 ) -> tuple[Tensor, Tensor]:
     r"""Unroll a layer of leaky integrate-and-fire neurons over time, in one kernel forward and one backward.
 
@@ -47,13 +51,20 @@ def lif(
             neuron, channel ...). As every tensor argument, it may require a gradient.
         threshold: Membrane above which a neuron spikes; a number or a tensor broadcastable to ``[*]``.
         graded_spikes_factor: Height of a spike; a number or a tensor broadcastable to ``[*]``.
-        spike_grad: Derivative used for the step in the backward pass: one of :mod:`snnfast.surrogate`, or any
-            callable of ``mem - threshold`` that returns the spikes ``1[mem - threshold > 0]`` (only its derivative is
-            free: the kernels reset by that very step). ``None``: ``surrogate.atan()``.
+        spike_grad: Derivative used for the step in the backward pass: one of :mod:`snnfast.surrogate` (snnTorch's
+            own closures and objects are taken for these), or any callable of ``mem - threshold`` that returns the
+            spikes ``1[mem - threshold > 0]``. A callable is tried out on made-up values at its first use and called on
+            all time steps at once, ``[T, *]``; one that does not allow that, or returns other values, runs step by
+            step, with one warning. ``None``: ``surrogate.atan()``.
         reset_mechanism: ``"subtract"`` the threshold, set to ``"zero"``, or ``"none"``.
         reset_delay: Reset one step after the spike (snnTorch's default) or at once.
         num_steps: Number of steps of a constant current. ``None``: time is the leading dimension of ``current``.
         record_mem: Return the membrane after every step, or only after the last one (less memory).
+        inhibition: Of each sample only the neuron with the largest ``mem - threshold`` may spike (with height 1, as in
+            snnTorch); the others are reset all the same. Steps must be ``[B, N]``. With ``reset_delay=False`` it runs
+            step by step, with one warning.
+        state_quant: A function of the membrane, such as ``snntorch.functional.quant.state_quant`` makes, applied to it
+            at every step; ``False`` or ``None``: none. It runs step by step, with one warning.
 
     Returns:
         ``(spk, mem)``: spikes ``[T, *]`` in the dtype of ``current``; membranes ``[T, *]``, or ``[*]`` with
@@ -74,41 +85,71 @@ def lif(
     Source: J. K. Eshraghian et al., *Training spiking neural networks using lessons from deep learning*, Proc. IEEE
     111 (2023), and ``snntorch.Leaky`` 1.0.0, whose order of operations this is.
     """
-    args = check_arguments(
-        current, mem, beta, threshold, graded_spikes_factor, spike_grad, reset_mechanism, reset_delay, num_steps,
-        record_mem,
+    return run(
+        check_arguments(
+            current, mem, beta, threshold, graded_spikes_factor, spike_grad, reset_mechanism, reset_delay, num_steps,
+            record_mem, inhibition, state_quant,
+        )
     )  # fmt: skip
-    if not _backend.use_fused(current.device):
+
+
+def run(args: LIFArguments) -> tuple[Tensor, Tensor]:
+    """:func:`lif` on checked arguments."""
+    if not _backend.use_fused(args.current.device):
         return reference.unroll(args)
+    if args.state_quant is not None:
+        return _step_by_step(args, "state_quant is called on the membrane of every step before the next one")
+    if args.inhibition:
+        if not args.reset_delay:
+            return _step_by_step(args, "inhibition with reset_delay=False makes each neuron wait for all others")
+        return _lif_with_inhibition(args)
     if known_to_kernels(args.spike_grad):
         return fused_lif(args, args.spike_grad)
-    if args.reset_delay:
-        return _lif_of_callable(args)
-    if _backend.current_backend() == "fused":
-        raise RuntimeError(
-            "backend 'fused' is not available: the kernels do not know this spike_grad, and with reset_delay=False its "
-            "derivative enters the recurrence"
-        )
-    _backend.warn_once(
-        "snnfast: a spike_grad that the kernels do not know, together with reset_delay=False, runs step by step on the "
-        "reference path, many times slower: its derivative enters the recurrence. Use one of snnfast.surrogate."
-    )
-    return reference.unroll(args)
+    return _lif_of_callable(args)
 
 
 def _lif_of_callable(args: LIFArguments) -> tuple[Tensor, Tensor]:
-    """Any callable as surrogate: the kernel unrolls the membrane, the callable sees all of it at once.
-
-    With a delayed reset no gradient of the spike enters the recurrence, so nothing else is needed. The membrane is
-    kept in the dtype of the arithmetic, since a rounded one could fall on the other side of the threshold.
-    """
-    full = args._replace(current=args.current.to(args.acc), record_mem=True)
-    _, mem_rec = fused_lif(full, heaviside())
-    spk = args.spike_grad(mem_rec - args.threshold) * args.graded_spikes_factor
-    if args.record_mem:
-        mem = mem_rec
-    elif mem_rec.shape[0] > 0:
-        mem = mem_rec[-1].clone()
-    else:
-        mem = fused_lif(full._replace(record_mem=False), heaviside())[1]
+    """Any callable as surrogate: the kernel unrolls the membrane, the callable sees all of it at once."""
+    unfit = examine(args.spike_grad, args.step_shape, args.acc, args.current.device)
+    reason = unfit.delayed if args.reset_delay else unfit.immediate
+    if reason is None and not args.reset_delay:
+        if not torch.compiler.is_compiling() or has_derivative(args.spike_grad):
+            return fused_lif_of_callable(args, args.spike_grad)
+        reason = "torch.compile can't trace how its derivative is taken in the backward pass of an immediate reset"
+    if reason is not None:
+        return _step_by_step(args, f"of its spike_grad: {reason}")
+    # With a delayed reset no gradient of the spike enters the recurrence, so the callable can stay outside of it. The
+    # membrane is kept in the dtype of the arithmetic: a rounded one could fall on the other side of the threshold.
+    full, mem = _whole_membrane(args)
+    spk = args.spike_grad(full - args.threshold) * args.graded_spikes_factor
     return spk.to(args.current.dtype), mem.to(args.mem_dtype)
+
+
+def _lif_with_inhibition(args: LIFArguments) -> tuple[Tensor, Tensor]:
+    """With a delayed reset, which all neurons above the threshold get, only the spikes know of the inhibition."""
+    full, mem = _whole_membrane(args)
+    distance = full - args.threshold
+    spk = args.spike_grad(distance) * reference.winners(distance)
+    return spk.to(args.current.dtype), mem.to(args.mem_dtype)
+
+
+def _whole_membrane(args: LIFArguments) -> tuple[Tensor, Tensor]:
+    """The membrane of every step in the dtype of the arithmetic, and what is to be returned of it. Reset delayed."""
+    full = args._replace(current=args.current.to(args.acc), record_mem=True, inhibition=False)
+    mem_rec = fused_lif(full, heaviside())[1]
+    if args.record_mem:
+        return mem_rec, mem_rec
+    if mem_rec.shape[0] > 0:
+        return mem_rec, mem_rec[-1].clone()
+    return mem_rec, fused_lif(full._replace(record_mem=False), heaviside())[1]
+
+
+def _step_by_step(args: LIFArguments, reason: str) -> tuple[Tensor, Tensor]:
+    """The reference path where the kernels can't run, said once; an error if they were demanded."""
+    if _backend.current_backend() == "fused":
+        raise RuntimeError(f"backend 'fused' is not available for this layer, because {reason}")
+    _backend.warn_once(
+        f"snnfast: a layer runs step by step on the slow reference path, because {reason}. "
+        "use_backend('reference') chooses it without this warning."
+    )
+    return reference.unroll(args)

@@ -1,20 +1,28 @@
 """See :class:`Leaky`."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
-from snnfast import functional
+from snnfast import _backend, functional
 from snnfast._arguments import (
     RESET_MECHANISMS,
-    SpikeGrad,
+    StateQuant,
     check_current,
     check_flag,
-    check_number,
+    check_parameter_value,
     check_reset_mechanism,
     check_spike_grad,
+    check_state_quant,
+    fits_step,
 )
+from snnfast._instances import Instances
+from snnfast._spike_grad import SpikeGrad, recognise
+from snnfast.autograd import fused_lif_step
+from snnfast.reference import winners
+from snnfast.surrogate import DISABLED, known_to_kernels
 
 __all__ = ["Leaky"]
 
@@ -23,33 +31,37 @@ class Leaky(nn.Module):
     r"""A layer of leaky integrate-and-fire neurons, argument for argument ``snntorch.Leaky``.
 
     Called, it computes one time step; :meth:`unroll` computes all of them in one kernel and equals that many calls,
-    bit for bit in float32 and float64. The equations are those of :func:`snnfast.functional.lif`.
+    bit for bit in float32 and float64. The equations are those of :func:`snnfast.functional.lif`. Its ``state_dict``
+    has the keys, order, shapes and dtypes of ``snntorch.Leaky``'s: checkpoints load both ways. (To have an instance of
+    ``snntorch.Leaky`` itself, take :class:`snnfast.snntorch.Leaky`.)
 
     Args:
         beta: Decay of the membrane per time step, clamped to [0, 1] when used; a number, or a tensor broadcastable to
             one step of the input ``[B, *]`` (one per neuron, channel ...).
         threshold: Membrane above which a neuron spikes; a number or a tensor like ``beta``.
-        spike_grad: Surrogate gradient, one of :mod:`snnfast.surrogate` or any callable of ``mem - threshold`` that
-            returns the spikes ``1[mem - threshold > 0]``. ``None``: ``surrogate.atan()``.
-        surrogate_disable: Not supported yet; must be ``False``.
+        spike_grad: Surrogate gradient, one of :mod:`snnfast.surrogate` or ``snntorch.surrogate``, or any callable of
+            ``mem - threshold`` that returns the spikes ``1[mem - threshold > 0]``. ``None``: ``surrogate.atan()``.
+        surrogate_disable: Let no gradient pass through the spikes, whatever ``spike_grad`` is.
         init_hidden: Keep the membrane inside the layer: it is not passed, and one step returns only the spikes.
-        inhibition: Not supported yet; must be ``False``.
+        inhibition: Of each sample only the neuron with the largest ``mem - threshold`` may spike; needs ``[B, N]``.
         learn_beta: Make ``beta`` an ``nn.Parameter``.
         learn_threshold: Make ``threshold`` an ``nn.Parameter``.
         reset_mechanism: ``"subtract"`` the threshold, set to ``"zero"``, or ``"none"``.
-        state_quant: Not supported yet; must be ``False``.
+        state_quant: A function that quantizes the membrane at every step, e.g. from ``snntorch.functional.quant``;
+            ``False``: none. It runs step by step, at the speed of snnTorch.
         output: With ``init_hidden``, return the membrane as well.
         graded_spikes_factor: Height of a spike; a number or a tensor like ``beta``.
         learn_graded_spikes_factor: Make ``graded_spikes_factor`` an ``nn.Parameter``.
         reset_delay: Reset one step after the spike (snnTorch's default) or at once.
 
     Attributes:
-        mem: The membrane after the last step ``[B, *]``; a non-persistent buffer, empty at first.
+        mem: The membrane after the last step ``[B, *]``, empty at first; it follows the layer to another device or
+            dtype. Not a buffer, so that ``DistributedDataParallel`` does not overwrite it with another process's.
+        instances: All layers that exist, held weakly.
 
     Raises:
         TypeError: An argument of a wrong type, named.
         ValueError: A wrong value, named; NaN in ``beta``, ``threshold`` or ``graded_spikes_factor``.
-        NotImplementedError: An option that is not supported yet.
 
     Example::
 
@@ -70,6 +82,8 @@ class Leaky(nn.Module):
     reset_mechanism_val: Tensor
     mem: Tensor
 
+    instances: ClassVar[Instances] = Instances()
+
     def __init__(
         self,
         beta: float | Tensor,
@@ -81,22 +95,18 @@ class Leaky(nn.Module):
         learn_beta: bool = False,
         learn_threshold: bool = False,
         reset_mechanism: str = "subtract",
-        state_quant: bool = False,
+        state_quant: StateQuant | bool = False,
         output: bool = False,
         graded_spikes_factor: float | Tensor = 1.0,
         learn_graded_spikes_factor: bool = False,
         reset_delay: bool = True,
     ) -> None:
-        super().__init__()
-        for name, value in (
-            ("surrogate_disable", surrogate_disable),
-            ("inhibition", inhibition),
-            ("state_quant", state_quant),
-        ):
-            if value is not False:
-                raise NotImplementedError(f"{name}: not supported by snnfast.Leaky yet, only False; use snntorch.Leaky")
-        self.spike_grad = check_spike_grad(spike_grad)
+        nn.Module.__init__(self)  # by name: a subclass may have snntorch.Leaky as its next base
+        self.surrogate_disable = check_flag("surrogate_disable", surrogate_disable)
+        self.spike_grad = DISABLED if surrogate_disable else check_spike_grad(spike_grad)
         self.init_hidden = check_flag("init_hidden", init_hidden)
+        self.inhibition = check_flag("inhibition", inhibition)
+        self.state_quant: StateQuant | bool = check_state_quant(state_quant) or False
         self.output = check_flag("output", output)
         self._reset_mechanism = check_reset_mechanism(reset_mechanism)
         self.reset_delay = check_flag("reset_delay", reset_delay)
@@ -105,22 +115,21 @@ class Leaky(nn.Module):
         self._add("graded_spikes_factor", graded_spikes_factor, learn_graded_spikes_factor)
         self.register_buffer("reset_mechanism_val", torch.as_tensor(RESET_MECHANISMS.index(reset_mechanism)))
         self._add("beta", beta, learn_beta)
-        self.register_buffer("mem", torch.zeros(0), persistent=False)
+        self.mem = torch.zeros(0)
+        self._register()  # last: no layer whose constructor raised is ever found among the instances
 
     def _add(self, name: str, value: float | Tensor, learn: bool) -> None:
         check_flag(f"learn_{name}", learn)
-        if not isinstance(value, Tensor):
-            value = torch.tensor(check_number(name, value))
-        elif value.is_complex():
-            raise TypeError(f"{name}: expected a real tensor, got {value.dtype}")
-        elif not value.is_meta and value.isnan().any():
-            raise ValueError(f"{name}: expected numbers, got a tensor with NaN")
+        value = check_parameter_value(name, value)
         if learn:
             if not value.is_floating_point():
                 raise TypeError(f"{name}: only a floating tensor can be learned, got {value.dtype}")
             setattr(self, name, nn.Parameter(value))
         else:
             self.register_buffer(name, value)
+
+    def _register(self) -> None:
+        self.instances.append(self)
 
     @property
     def reset_mechanism(self) -> str:
@@ -131,6 +140,8 @@ class Leaky(nn.Module):
     def reset_mechanism(self, reset_mechanism: str) -> None:
         self._reset_mechanism = check_reset_mechanism(reset_mechanism)
         self.reset_mechanism_val.fill_(RESET_MECHANISMS.index(reset_mechanism))
+
+    # ---- time steps
 
     def forward(self, input_: Tensor, mem: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         """One time step.
@@ -145,16 +156,33 @@ class Leaky(nn.Module):
 
         Raises:
             TypeError: ``mem`` is given though ``init_hidden=True``; nothing is changed then.
+            ValueError: A parameter that does not broadcast to ``input_``, or is on another device.
         """
-        if mem is not None and self.init_hidden:
-            raise TypeError("mem: must not be passed to a layer with init_hidden=True, which holds its own")
         check_current("input_", input_)
-        held = self.mem if mem is None else mem
-        if not isinstance(held, Tensor):
-            raise TypeError(f"mem: expected a torch.Tensor or None, got {type(mem).__name__}")
-        spk, self.mem = self._lif(input_, held if held.shape == input_.shape else None, num_steps=1, record_mem=False)
-        spk = spk.squeeze(0)
-        return spk if self.init_hidden and not self.output else (spk, self.mem)
+        if mem is None:
+            mem = self._held(input_.shape, input_.device)
+        else:
+            self._check_passed(mem)
+            if mem.shape != input_.shape:
+                mem = None
+        surrogate = self.spike_grad
+        if not known_to_kernels(surrogate):
+            surrogate = recognise(surrogate)  # assigned after construction
+        beta, threshold, graded = self.beta, self.threshold, self.graded_spikes_factor
+        if (
+            known_to_kernels(surrogate)
+            and not self.inhibition
+            and not self.state_quant
+            and fits_step(input_, mem, (beta, threshold, graded))
+            and _backend.use_fused(input_.device)
+        ):
+            reset = RESET_MECHANISMS.index(self._reset_mechanism)
+            spk, mem = fused_lif_step(input_, mem, beta, threshold, graded, reset, self.reset_delay, surrogate)
+        else:
+            spk_rec, mem = self._lif(input_, mem, num_steps=1, record_mem=False)
+            spk = spk_rec[0]
+        self.mem = mem
+        return spk if self.init_hidden and not self.output else (spk, mem)
 
     def unroll(
         self,
@@ -182,17 +210,29 @@ class Leaky(nn.Module):
         Raises:
             TypeError, ValueError: As :func:`snnfast.functional.lif`.
         """
-        if mem is not None and self.init_hidden:
-            raise TypeError("mem: must not be passed to a layer with init_hidden=True, which holds its own")
-        if self.init_hidden and isinstance(current, Tensor):
-            step_shape = current.shape if num_steps is not None else current.shape[1:]
-            mem = self.mem if self.mem.shape == step_shape else None
+        if mem is not None:
+            self._check_passed(mem)
+        elif self.init_hidden and isinstance(current, Tensor):
+            mem = self._held(current.shape if num_steps is not None else current.shape[1:], current.device)
         spk_rec, mem_rec = self._lif(current, mem, num_steps, record_mem)
         if self.init_hidden:
             # A copy where it would be a view: detaching a view in place is an error.
             last = mem_rec if not record_mem else mem_rec[-1].clone() if mem_rec.shape[0] > 0 else mem
             self.mem = last if last is not None else mem_rec.new_zeros(mem_rec.shape[1:])
         return spk_rec, mem_rec
+
+    def _held(self, shape: torch.Size, device: torch.device) -> Tensor | None:
+        """The held membrane if it fits; a replica of ``DataParallel`` may find one on another device."""
+        held = self.mem
+        if held.shape != shape:
+            return None
+        return held if held.device == device else held.to(device)
+
+    def _check_passed(self, mem: object) -> None:
+        if self.init_hidden:
+            raise TypeError("mem: must not be passed to a layer with init_hidden=True, which holds its own")
+        if not isinstance(mem, Tensor):
+            raise TypeError(f"mem: expected a torch.Tensor or None, got {type(mem).__name__}")
 
     def _lif(
         self, current: Tensor, mem: Tensor | None, num_steps: int | None, record_mem: bool
@@ -204,17 +244,39 @@ class Leaky(nn.Module):
             threshold=self.threshold,
             graded_spikes_factor=self.graded_spikes_factor,
             spike_grad=self.spike_grad,
-            reset_mechanism=self.reset_mechanism,
+            reset_mechanism=self._reset_mechanism,
             reset_delay=self.reset_delay,
             num_steps=num_steps,
             record_mem=record_mem,
+            inhibition=self.inhibition,
+            state_quant=self.state_quant,
         )
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        # What is loaded takes effect.
-        if not self.reset_mechanism_val.is_meta:
-            self._reset_mechanism = RESET_MECHANISMS[int(self.reset_mechanism_val)]
+    # ---- the parts of a step, as snnTorch has them
+
+    def fire(self, mem: Tensor) -> Tensor:
+        """Spikes ``[B, *]`` of a membrane ``[B, *]``: ``graded_spikes_factor`` where it is above the threshold."""
+        if callable(self.state_quant):
+            mem = self.state_quant(mem)
+        return self._step_function(mem) * self.graded_spikes_factor
+
+    def fire_inhibition(self, batch_size: int, mem: Tensor) -> Tensor:
+        """Spikes ``[B, N]`` of a membrane ``[B, N]``: 1 for the largest of each sample if it is above the threshold.
+
+        ``batch_size`` is snnTorch's argument; it is the size of the first dimension.
+        """
+        spk = self._step_function(mem)
+        return spk * winners(mem - self.threshold)
+
+    def mem_reset(self, mem: Tensor) -> Tensor:
+        """Which neurons of a membrane ``[B, *]`` are to be reset: ``1`` above the threshold, without a gradient."""
+        return self._step_function(mem).detach()
+
+    def _step_function(self, mem: Tensor) -> Tensor:
+        distance = mem - self.threshold
+        return self.spike_grad(distance).to(distance.dtype)
+
+    # ---- state
 
     def reset_mem(self) -> Tensor:
         """Set the held membrane to zeros (of its present shape) and return it."""
@@ -224,6 +286,42 @@ class Leaky(nn.Module):
     def init_leaky(self) -> Tensor:
         """The old name of :meth:`reset_mem`, which snnTorch's tutorials use."""
         return self.reset_mem()
+
+    @classmethod
+    def detach_hidden(cls) -> None:
+        """Cut the held membrane of every layer from its graph, in place: truncated backpropagation through time."""
+        for layer in cls.instances:
+            layer.mem.detach_()
+
+    @classmethod
+    def reset_hidden(cls) -> None:
+        """Set the held membrane of every layer to zeros."""
+        for layer in cls.instances:
+            layer.reset_mem()
+
+    @classmethod
+    def init(cls) -> None:
+        """Forget all layers: :meth:`detach_hidden` and :meth:`reset_hidden` reach only those made from now on."""
+        cls.instances.clear()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.mem = fn(self.mem)
+        return self
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        # What is loaded takes effect.
+        if not self.reset_mechanism_val.is_meta:
+            self._reset_mechanism = RESET_MECHANISMS[int(self.reset_mechanism_val)]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A membrane with a graph can be neither copied nor pickled, and neither can snnTorch's closures.
+        return {**self.__dict__, "mem": self.mem.detach(), "spike_grad": recognise(self.spike_grad)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._register()
 
     def extra_repr(self) -> str:
         def show(parameter: Tensor) -> str:

@@ -98,12 +98,14 @@ def _flatten(layers: tuple[nn.Module, ...] | nn.Sequential) -> Iterator[nn.Modul
             raise TypeError(f"layers: expected torch.nn.Module, got {type(layer).__name__}")
         if isinstance(layer, nn.Sequential) and type(layer).forward is nn.Sequential.forward:
             yield from _flatten(layer)
-        elif any(_is_snntorch_neuron(m) for m in layer.modules()):
+        elif isinstance(layer, Leaky):
+            yield layer
+        elif any(_is_snntorch_neuron(m) and not isinstance(m, Leaky) for m in layer.modules()):
             raise TypeError(
                 f"layers: {type(layer).__name__} is or has a neuron of snnTorch, whose state can't be carried over "
-                "time; use snnfast.Leaky"
+                "time; use snnfast.Leaky, or snnfast.snntorch.convert"
             )
-        elif not isinstance(layer, Leaky) and any(isinstance(m, Leaky) for m in layer.modules()):
+        elif any(isinstance(m, Leaky) for m in layer.modules()):
             raise TypeError(
                 f"layers: {type(layer).__name__} calls a Leaky in its forward, which can't be unrolled; "
                 "pass its layers one by one or in an nn.Sequential"

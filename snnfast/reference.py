@@ -8,7 +8,8 @@ this module.
 import torch
 from torch import Tensor
 
-from snnfast._arguments import LIFArguments, SpikeGrad, check_arguments
+from snnfast._arguments import LIFArguments, StateQuant, check_arguments
+from snnfast._spike_grad import SpikeGrad
 
 __all__ = ["lif"]
 
@@ -25,6 +26,8 @@ def lif(
     reset_delay: bool = True,
     num_steps: int | None = None,
     record_mem: bool = True,
+    inhibition: bool = False,
+    state_quant: StateQuant | bool | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Unroll a layer of leaky integrate-and-fire neurons over time, one step after the other.
 
@@ -41,7 +44,7 @@ def lif(
     return unroll(
         check_arguments(
             current, mem, beta, threshold, graded_spikes_factor, spike_grad, reset_mechanism, reset_delay, num_steps,
-            record_mem,
+            record_mem, inhibition, state_quant,
         )
     )  # fmt: skip
 
@@ -75,19 +78,34 @@ def step(x: Tensor, mem: Tensor, args: LIFArguments) -> tuple[Tensor, Tensor]:
         v = beta * ((1 - reset) * mem) + x
     else:
         v = beta * mem + x
-    spk = fire(v - threshold).to(v.dtype)
+    if args.state_quant is not None:
+        v = args.state_quant(v)
+    if args.inhibition:
+        distance = v - threshold
+        spk = fire(distance).to(v.dtype) * winners(distance)
+        out = spk  # snnTorch does not grade the spikes of inhibited layers
+    else:
+        # snnTorch quantizes once more what decides the spike.
+        spk = fire((v if args.state_quant is None else args.state_quant(v)) - threshold).to(v.dtype)
+        out = spk * args.graded_spikes_factor
     if args.reset_delay:
         mem = v
     else:
         # Reset at once what spikes now; what `reset` already took (or took too early) is given back.
-        due = spk - reset
+        due = (spk / args.graded_spikes_factor if args.inhibition else spk) - reset
         if args.reset_mechanism == "subtract":
             mem = v - due * threshold
         elif args.reset_mechanism == "zero":
             mem = v - due * v
         else:
             mem = v
-    return spk * args.graded_spikes_factor, mem
+    return out, mem
+
+
+def winners(distance: Tensor) -> Tensor:
+    """1 for the neuron of each sample that is nearest to or farthest above its threshold, else 0: ``[*, N]``."""
+    spk = torch.zeros_like(distance)
+    return spk.scatter_(-1, distance.detach().argmax(-1, keepdim=True), 1) if spk.numel() > 0 else spk
 
 
 def _stack(steps: list[Tensor], args: LIFArguments, dtype: torch.dtype) -> Tensor:

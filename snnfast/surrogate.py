@@ -20,6 +20,7 @@ Example::
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeGuard, cast
 
@@ -29,8 +30,10 @@ from torch import Tensor
 __all__ = [
     "LSO",
     "SFS",
+    "SSO",
     "Surrogate",
     "atan",
+    "custom_surrogate",
     "fast_sigmoid",
     "heaviside",
     "sigmoid",
@@ -182,12 +185,70 @@ class _LSO(Surrogate):
         return (self.slope, 0.0)
 
 
+@dataclass(frozen=True)
+class _Disabled(Surrogate):
+    """No surrogate: the spike is a constant, through which no gradient passes (snnTorch's ``surrogate_disable``)."""
+
+    kernel_id = 9
+
+    def derivative(self, z: Tensor) -> Tensor:
+        return torch.zeros_like(z)
+
+    def __call__(self, z: Tensor) -> Tensor:
+        return (z.detach() > 0).to(z.dtype)
+
+
+DISABLED = _Disabled()
+
+
+@dataclass(frozen=True)
+class _SSO(Surrogate):
+    mean: float
+    variance: float
+
+    def derivative(self, z: Tensor) -> Tensor:
+        noise = (torch.rand_like(z) - 0.5 + self.mean) * self.variance
+        return torch.where(z > 0, torch.ones_like(z), noise)
+
+
+@dataclass(frozen=True)
+class _Custom(Surrogate):
+    function: Callable[[Tensor, Tensor, Tensor], Tensor]
+
+    def derivative(self, z: Tensor) -> Tensor:
+        return self.function(z, torch.ones_like(z), (z > 0).to(z.dtype))
+
+    def __call__(self, z: Tensor) -> Tensor:
+        return cast(Tensor, _CustomSpike.apply(z, self.function))  # type: ignore[no-untyped-call]
+
+
+class _CustomSpike(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
+        spk = (z > 0).to(z.dtype)
+        ctx.save_for_backward(z, spk)
+        ctx.function = function
+        return spk
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
+        z, spk = ctx.saved_tensors
+        return ctx.function(z, grads[0].clone(), spk), None
+
+
 def known_to_kernels(spike_grad: object) -> TypeGuard[Surrogate]:
     """Whether the kernels have this very derivative; a subclass may have another and is called like any callable."""
     return type(spike_grad) in _KNOWN
 
 
-_KNOWN = (_ATan, _FastSigmoid, _Sigmoid, _StraightThrough, _Heaviside, _Triangular, _SpikeRateEscape, _SFS, _LSO)
+def has_derivative(spike_grad: object) -> TypeGuard[Surrogate]:
+    """Whether ``derivative`` says it all: a subclass may be called in another way."""
+    return isinstance(spike_grad, Surrogate) and type(spike_grad).__call__ is Surrogate.__call__
+
+
+_KNOWN = (
+    _ATan, _FastSigmoid, _Sigmoid, _StraightThrough, _Heaviside, _Triangular, _SpikeRateEscape, _SFS, _LSO, _Disabled,
+)  # fmt: skip
 
 
 def _number(name: str, value: object) -> float:
@@ -275,3 +336,46 @@ def LSO(slope: float = 0.1) -> Surrogate:  # noqa: N802 - snnTorch's name
     Source: ``snntorch.surrogate.LeakySpikeOperator``.
     """
     return _LSO(_number("slope", slope))
+
+
+def SSO(mean: float = 0, variance: float = 0.2) -> Surrogate:  # noqa: N802 - snnTorch's name
+    """Stochastic spike operator: ``1`` if ``z > 0`` else ``(U - 0.5 + mean) * variance``, ``U`` uniform on [0, 1).
+
+    The noise is drawn anew in every backward pass, from PyTorch's generator of the tensor's device. The kernels unroll
+    the membrane; the derivative is PyTorch's.
+
+    Source: ``snntorch.surrogate.StochasticSpikeOperator``.
+    """
+    return _SSO(_number("mean", mean), _number("variance", variance))
+
+
+def custom_surrogate(custom_surrogate_function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Surrogate:
+    """A surrogate gradient of your own, as a function of three tensors of one shape.
+
+    Args:
+        custom_surrogate_function: ``f(z, grad, spk) -> grad_z``, with ``z = mem - threshold``, the gradient with
+            respect to the spikes, and the spikes. It may be called on all time steps at once, ``[T, *]``.
+
+    Raises:
+        TypeError: ``custom_surrogate_function`` is not callable.
+
+    Example::
+
+        >>> import torch, snnfast
+        >>> spike_grad = snnfast.surrogate.custom_surrogate(lambda z, grad, spk: grad * torch.exp(-z.abs()))
+        >>> spk, mem = snnfast.functional.lif(torch.ones(4, 2), beta=0.9, spike_grad=spike_grad)
+
+    Source: ``snntorch.surrogate.custom_surrogate``.
+    """
+    if not callable(custom_surrogate_function):
+        raise TypeError(
+            f"custom_surrogate_function: expected a callable, got {type(custom_surrogate_function).__name__}"
+        )
+    return _Custom(custom_surrogate_function)
+
+
+_factories: tuple[Callable[..., Surrogate], ...] = (
+    atan, fast_sigmoid, sigmoid, straight_through_estimator, heaviside, triangular, spike_rate_escape, SFS, SSO, LSO,
+)  # fmt: skip
+FACTORIES = {factory.__name__: factory for factory in _factories}
+"""The factories of a formula by name; names, and those of the parameters, are snnTorch's."""

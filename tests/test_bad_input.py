@@ -128,8 +128,8 @@ def assert_unchanged(layer: nn.Module, before: dict[str, Any]) -> None:
 
 BAD_LAYERS: list[tuple[str, Any, type[Exception]]] = [
     *((name, value, error) for name in ("beta", "threshold", "graded_spikes_factor") for value, error in (
-        ("0.9", TypeError), (None, TypeError), (True, TypeError), ([0.9], TypeError), (math.nan, ValueError),
-        (torch.tensor([0.9, math.nan]), ValueError),
+        ("0.9", TypeError), (None, TypeError), (True, TypeError), (["0.9"], TypeError), (math.nan, ValueError),
+        ([0.9, [1.0]], TypeError), ([0.9, math.nan], ValueError), (torch.tensor([0.9, math.nan]), ValueError),
     )),
     *((name, value, TypeError) for value in (1, None, "yes") for name in (
         "init_hidden", "learn_beta", "learn_threshold", "output", "learn_graded_spikes_factor", "reset_delay",
@@ -137,9 +137,10 @@ BAD_LAYERS: list[tuple[str, Any, type[Exception]]] = [
     ("spike_grad", 2.0, TypeError),
     ("reset_mechanism", "substract", ValueError),
     ("reset_mechanism", 0, TypeError),
-    ("surrogate_disable", True, NotImplementedError),
-    ("inhibition", True, NotImplementedError),
-    ("state_quant", lambda mem: mem, NotImplementedError),
+    ("surrogate_disable", 1, TypeError),
+    ("inhibition", 1, TypeError),
+    ("state_quant", True, TypeError),
+    ("state_quant", 8, TypeError),
 ]  # fmt: skip
 
 
@@ -266,8 +267,8 @@ def test_the_forward_op_refuses_inconsistent_arguments(wrong: dict[str, Any], de
 BACKWARD = {
     "grad_spk": torch.rand(40, 3, 10), "grad_mem": torch.rand(40, 3, 10), "x": torch.rand(40, 3, 10), "mem_rec": None,
     "checkpoints": None, "mem0": torch.rand(3, 10), "beta": torch.tensor(0.9), "threshold": torch.tensor(1.0),
-    "graded": torch.tensor(1.0), "num_steps": None, "reset": 0, "reset_delay": True, "surrogate": 0, "p0": 2.0,
-    "p1": 0.0, "needs": [True] * 5,
+    "graded": torch.tensor(1.0), "derivative": None, "num_steps": None, "reset": 0, "reset_delay": True, "surrogate": 0,
+    "p0": 2.0, "p1": 0.0, "needs": 31,
 }  # fmt: skip
 BAD_BACKWARD: list[dict[str, Any]] = [
     {"x": None, "checkpoints": None},
@@ -295,11 +296,13 @@ BAD_BACKWARD: list[dict[str, Any]] = [
     {"graded": torch.rand(40, 3, 10)},
     {"reset": 3},
     {"reset": -1},
-    {"surrogate": 9},
+    {"derivative": torch.rand(39, 3, 10)},
+    {"derivative": torch.rand(3, 10)},
+    {"derivative": torch.rand(40, 3, 10).double()},
+    {"surrogate": 10},
     {"surrogate": -1},
-    {"needs": [True] * 4},
-    {"needs": [True] * 6},
-    {"needs": []},
+    {"needs": -1},
+    {"needs": 32},
 ]
 
 

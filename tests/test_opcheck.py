@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -37,7 +38,7 @@ def forward_arguments(case: Case, device: torch.device, layout: Any = contiguous
 
 
 def backward_arguments(
-    case: Case, device: torch.device, layout: Any = contiguous, needs: Any = (True,) * 5
+    case: Case, device: torch.device, layout: Any = contiguous, needs: int = 31, given: bool = False
 ) -> list[Any]:
     """From the recorded membrane where that is the trajectory, else from current and checkpoints."""
     args = forward_arguments(case, device, layout)
@@ -45,9 +46,10 @@ def backward_arguments(
     current, mem0, *parameters = args[:5]
     from_mem = case.record_mem and case.delay and case.dtype in FLOATS
     saved = (None, mem, None) if from_mem else (current, None, checkpoints)
+    derivative = layout(torch.rand_like(spk, dtype=case.acc)) if given else None
     return [
-        layout(torch.rand_like(spk)), layout(torch.rand_like(mem)), *saved, mem0, *parameters, *args[5:8], 0, 2.0, 0.0,
-        list(needs),
+        layout(torch.rand_like(spk)), layout(torch.rand_like(mem)), *saved, mem0, *parameters, derivative, *args[5:8],
+        0, 2.0, 0.0, needs,
     ]  # fmt: skip
 
 
@@ -57,12 +59,14 @@ def test_opcheck(layout: Any, record_mem: bool, device: torch.device) -> None:
     ops = _ops.namespace(_ops.NAMESPACE)
     for constant in (False, True):
         case = Case(20, (2, 3, 4), record_mem=record_mem, constant=constant, parameters="element")
-        forward, backward = (make(case, device, layout) for make in (forward_arguments, backward_arguments))
+        forward = forward_arguments(case, device, layout)
         torch.library.opcheck(ops.lif_forward.default, forward, test_utils=OPCHECKS)
-        torch.library.opcheck(ops.lif_backward.default, backward, test_utils=OPCHECKS)
+        for needs, given in ((31, False), (31, True), (10, False)):
+            backward = backward_arguments(case, device, layout, needs, given)
+            torch.library.opcheck(ops.lif_backward.default, backward, test_utils=OPCHECKS)
 
 
-def shapes(results: tuple[Tensor, ...]) -> list[Any]:
+def shapes(results: Sequence[Tensor]) -> list[Any]:
     return [(t.shape, t.dtype, t.stride(), t.device.type) for t in results]
 
 
@@ -75,9 +79,8 @@ def test_fake_results_have_the_shapes_of_real_ones(device: torch.device) -> None
         )
     ):  # fmt: skip
         case = Case(steps, shape, dtype, RESETS[i % 3], delay, record_mem, constant, mem=i % 5 != 0)
-        needs = [bool(i >> n & 1) for n in range(5)]
-        forward, backward = forward_arguments(case, device, checkpoint=i % 7 != 0), backward_arguments(case, device)
-        backward[-1] = needs
+        forward = forward_arguments(case, device, checkpoint=i % 7 != 0)
+        backward = backward_arguments(case, device, needs=i % 32, given=i % 3 == 0)
         for op, args in ((_ops.lif_forward, forward), (_ops.lif_backward, backward)):
             with FakeTensorMode() as mode:
                 fake = op(*(mode.from_tensor(a) if isinstance(a, Tensor) else a for a in args))

@@ -15,7 +15,8 @@ from torch import Tensor
 from snnfast import functional, reference, surrogate
 from snnfast.surrogate import Surrogate
 
-NAMES = [name for name in surrogate.__all__ if name != "Surrogate"]
+RANDOM_OR_YOUR_OWN = ("SSO", "custom_surrogate")
+NAMES = [name for name in surrogate.__all__ if name not in ("Surrogate", *RANDOM_OR_YOUR_OWN)]
 WORKING_IN_SNNTORCH = [name for name in NAMES if name != "LSO"]  # its LSO raises
 
 
@@ -49,7 +50,7 @@ def test_lso_is_the_operator_that_snntorch_documents() -> None:
         assert_bits_equal(ours, torch.where(z > 0, expected, torch.full_like(z, slope)))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *RANDOM_OR_YOUR_OWN])
 def test_names_and_defaults_are_those_of_snntorch(name: str) -> None:
     ours, reference = (inspect.signature(getattr(m, name)).parameters for m in (surrogate, theirs))
     assert [(n, p.default) for n, p in ours.items()] == [(n, p.default) for n, p in reference.items()]
@@ -114,3 +115,39 @@ def test_a_surrogate_of_ones_own_keeps_its_derivative(base):
         spk.sum().backward()
         grads.append(current.grad)
     torch.testing.assert_close(grads[0], grads[1])
+
+
+def test_sso_draws_its_derivative_below_the_threshold_in_each_backward_pass():
+    z = points().requires_grad_()
+    fire = surrogate.SSO(mean=0.25, variance=0.4)
+    assert_bits_equal(fire(z), (z > 0).float())
+    first, second = derivative(fire, z), derivative(fire, z)
+    assert_bits_equal(first[z > 0], torch.ones(int((z > 0).sum())))
+    low, high = (-0.5 + 0.25) * 0.4, (0.5 + 0.25) * 0.4
+    for drawn in (first, second):
+        below = drawn[z <= 0]
+        assert low <= below.min() < low + 0.02
+        assert high - 0.02 < below.max() < high
+        assert abs(below.mean() - 0.25 * 0.4) < 0.02
+    assert not torch.equal(first, second)
+    state = torch.get_rng_state()
+    expected = derivative(theirs.SSO(mean=0.25, variance=0.4), z)
+    torch.set_rng_state(state)
+    torch.testing.assert_close(derivative(fire, z), expected)
+
+
+def cubed(z: Tensor, grad: Tensor, spk: Tensor) -> Tensor:
+    return grad / (1 + 3 * z.abs()) ** 3 + 0.1 * grad * spk
+
+
+def test_custom_surrogate_calls_the_function_as_snntorch_does():
+    z, weights = points(torch.float64).requires_grad_(), torch.randn(1205, dtype=torch.float64)
+    ours, original = surrogate.custom_surrogate(cubed), theirs.custom_surrogate(cubed)
+    assert_bits_equal(ours(z), (z > 0).double())
+    (grad,) = torch.autograd.grad(ours(z), [z], weights)
+    (expected,) = torch.autograd.grad(original(z), [z], weights.float())
+    torch.testing.assert_close(grad, expected, rtol=1e-6, atol=1e-6)
+    assert_bits_equal(ours.derivative(z), derivative(ours, z))
+    assert pickle.loads(pickle.dumps(ours)) == copy.deepcopy(ours) == ours
+    with pytest.raises(TypeError, match="^custom_surrogate_function: expected a callable"):
+        surrogate.custom_surrogate(0.5)  # type: ignore[arg-type]

@@ -167,6 +167,7 @@ struct BackwardBlock {
       }
       rows.grad_spk[j] = gradient_row(p.grad_spk, t, grad_spk_scratch[j]);
       rows.grad_mem[j] = gradient_row(p.grad_mem_rec, t, grad_mem_scratch[j]);
+      rows.derivative[j] = row_of<const A>(p.derivative, t, p.N, first);
       S* grad_x = grad_x_row(t);
       rows.grad_x[j] = grad_x == nullptr ? grad_x_scratch[j] : open_row(grad_x, grad_x_scratch[j]);
     }

@@ -96,12 +96,15 @@ struct AdjointRows {
   const A* v[kSteps];  // membrane that decided its spike
   const A* grad_spk[kSteps];
   const A* grad_mem[kSteps];
+  const A* derivative[kSteps];  // of the spike, where it is given
   A* grad_x[kSteps];
   A a, b;  // coefficients of the surrogate
 };
 
 template <typename A>
 using AdjointSteps = void (*)(int n, const AdjointRows<A>& rows, Lanes<A>& lanes, Sums<A>& sums);
+
+struct GivenDerivative {};  // in place of a functor of math/surrogate.h
 
 template <typename A, typename Surrogate, Reset R, bool Delay, bool ParameterGradients, int Steps>
 void adjoint_steps(int n, const AdjointRows<A>& rows, Lanes<A>& lanes, Sums<A>& sums) {
@@ -114,8 +117,15 @@ void adjoint_steps(int n, const AdjointRows<A>& rows, Lanes<A>& lanes, Sums<A>& 
 #pragma GCC unroll 8
     for (int k = Steps - 1; k >= 0; --k) {
       const A v = row.v[k][i];
-      const A sg = Surrogate::derivative(v - p.threshold, row.a, row.b);
-      row.grad_x[k][i] = lif_adjoint(R, Delay, row.u[k][i], v, sg, row.grad_spk[k][i], row.grad_mem[k][i], p, g);
+      A sg;
+      if constexpr (std::is_same_v<Surrogate, GivenDerivative>) {
+        sg = row.derivative[k][i];
+      } else {
+        sg = Surrogate::derivative(v - p.threshold, row.a, row.b);
+      }
+      constexpr bool kThroughSpike = !std::is_same_v<Surrogate, NoSurrogate>;
+      row.grad_x[k][i] =
+          lif_adjoint(R, Delay, kThroughSpike, row.u[k][i], v, sg, row.grad_spk[k][i], row.grad_mem[k][i], p, g);
     }
     lanes.state[i] = g.carry;
     if (ParameterGradients) {
@@ -174,7 +184,7 @@ Either<RecomputeSteps<A>> choose_recompute(const LifBackward& p) {
 
 template <typename A>
 Either<AdjointSteps<A>> choose_adjoint(const LifBackward& p) {
-  return visit_surrogate(p.surrogate, [&](auto surrogate) {
+  const auto choose = [&](auto surrogate) {
     return with_reset(p.reset, [&](auto r) {
       return with_bool(p.reset_delay, [&](auto delay) {
         return with_bool(p.parameter_gradients(), [&](auto parameters) -> Either<AdjointSteps<A>> {
@@ -185,7 +195,8 @@ Either<AdjointSteps<A>> choose_adjoint(const LifBackward& p) {
         });
       });
     });
-  });
+  };
+  return p.derivative != nullptr ? choose(GivenDerivative{}) : visit_surrogate(p.surrogate, choose);
 }
 
 }  // namespace

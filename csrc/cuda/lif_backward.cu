@@ -155,14 +155,19 @@ struct Backward {
   __device__ __forceinline__ void adjoint_step(int64_t t, const A (&u)[V], const A (&gs)[V], const A (&gm)[V]) {
     A sg[V], dx[V];
     const A a = static_cast<A>(p.coefficients.a), b = static_cast<A>(p.coefficients.b);
-    // The kind is the same for all threads, so this branch costs little; templating on it would cost nine kernels.
-    visit_surrogate(p.surrogate, [&](auto kind) {
+    // The same way for all threads, so these branches cost little; templating on them would multiply the kernels.
+    if (p.derivative != nullptr) {
+      load<V>(static_cast<const A*>(p.derivative) + t * p.N + first, sg);
+    } else {
+      visit_surrogate(p.surrogate, [&](auto kind) {
 #pragma unroll
-      for (int i = 0; i < V; ++i) sg[i] = decltype(kind)::derivative(v[i] - neurons.at[i].threshold, a, b);
-    });
+        for (int i = 0; i < V; ++i) sg[i] = decltype(kind)::derivative(v[i] - neurons.at[i].threshold, a, b);
+      });
+    }
 #pragma unroll
     for (int i = 0; i < V; ++i) {
-      dx[i] = lif_adjoint(p.reset, p.reset_delay, u[i], v[i], sg[i], gs[i], gm[i], neurons.at[i], g[i]);
+      dx[i] =
+          lif_adjoint(p.reset, p.reset_delay, p.through_spike(), u[i], v[i], sg[i], gs[i], gm[i], neurons.at[i], g[i]);
       grad_x_sum[i] += dx[i];
     }
     if (p.grad_x != nullptr && !p.x_constant) store<V>(static_cast<S*>(p.grad_x) + t * p.N + first, dx);
@@ -204,8 +209,8 @@ template <typename S, bool kRecorded>
 int backward(const LifBackward& p, void* stream) {
   constexpr int V = kVector<S>;
   const bool vectors = p.N >= vector_minimum() && p.N % V == 0 &&
-                       aligned({p.x, p.mem0, p.mem_rec, p.checkpoints, p.grad_spk, p.grad_mem_rec, p.grad_mem_last,
-                                p.grad_x, p.grad_mem0, p.grad_beta, p.grad_threshold, p.grad_graded});
+                       aligned({p.x, p.mem0, p.mem_rec, p.checkpoints, p.derivative, p.grad_spk, p.grad_mem_rec,
+                                p.grad_mem_last, p.grad_x, p.grad_mem0, p.grad_beta, p.grad_threshold, p.grad_graded});
   return vectors ? launch<LifBackward>(lif_backward_kernel<S, V, kRecorded>, p.N / V, kThreads<S, V>, stream, p)
                  : launch<LifBackward>(lif_backward_kernel<S, 1, kRecorded>, p.N, kThreads<S, 1>, stream, p);
 }

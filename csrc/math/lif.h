@@ -41,9 +41,10 @@ struct LifGradients {
 };
 
 // Adjoint of one step: returns the gradient with respect to x and moves `g` one step back in time.
-// gs, gm: gradients with respect to this step's spike and membrane; sg: the surrogate derivative at v - threshold.
+// gs, gm: gradients with respect to this step's spike and membrane; sg: the surrogate derivative at v - threshold,
+// which must not matter where no gradient passes `through_spike`, not even by 0 * NaN.
 template <typename T>
-SNN_HD T lif_adjoint(Reset reset, bool reset_delay, T u, T v, T sg, T gs, T gm, const Neuron<T>& p,
+SNN_HD T lif_adjoint(Reset reset, bool reset_delay, bool through_spike, T u, T v, T sg, T gs, T gm, const Neuron<T>& p,
                      LifGradients<T>& g) {
   const T r = heaviside(u - p.threshold);
   const T s = heaviside(v - p.threshold);
@@ -60,7 +61,7 @@ SNN_HD T lif_adjoint(Reset reset, bool reset_delay, T u, T v, T sg, T gs, T gm, 
       dv = a * (T(1) - d);
     }
   }
-  const T q = ds * sg;
+  const T q = through_spike ? ds * sg : T(0);
   dv += q;
   g.threshold -= q;
   g.graded += gs * s;

@@ -20,8 +20,9 @@ enum class SurrogateKind : int {
   kSpikeRateEscape,
   kSFS,
   kLSO,
+  kNone,  // no gradient passes through a spike
 };
-inline constexpr int kSurrogateKinds = 9;
+inline constexpr int kSurrogateKinds = 10;
 
 struct Coefficients {
   double a = 0, b = 0;
@@ -106,6 +107,14 @@ struct LSO {  // slope
   }
 };
 
+struct NoSurrogate {
+  static Coefficients coefficients(double, double) { return {}; }
+  template <typename T>
+  static SNN_HD T derivative(T, T, T) {
+    return T(0);
+  }
+};
+
 // Calls f with the functor of a kind; folds away where the kind is a constant.
 template <typename F>
 SNN_HD auto visit_surrogate(SurrogateKind kind, F&& f) {
@@ -118,6 +127,7 @@ SNN_HD auto visit_surrogate(SurrogateKind kind, F&& f) {
     case SurrogateKind::kSpikeRateEscape: return f(SpikeRateEscape{});
     case SurrogateKind::kSFS: return f(SFS{});
     case SurrogateKind::kLSO: return f(LSO{});
+    case SurrogateKind::kNone: return f(NoSurrogate{});
     case SurrogateKind::kATan: break;
   }
   return f(ATan{});

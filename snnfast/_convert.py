@@ -1,0 +1,218 @@
+"""Turn the ``Leaky`` layers of a model of snnTorch into snnfast's, in place, and back."""
+
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import snntorch
+from torch import nn
+
+import snnfast.snntorch
+from snnfast import surrogate
+from snnfast._arguments import RESET_MECHANISMS
+from snnfast._spike_grad import recognise
+
+# What snntorch.Leaky computes with: a layer in which one of these is not snnTorch's computes something else.
+_METHODS = (
+    "forward", "fire", "fire_inhibition", "mem_reset", "reset_mem", "_init_mem", "_base_state_function", "_base_sub",
+    "_base_zero", "_base_int",
+)  # fmt: skip
+_STATE_FUNCTIONS = {"_base_sub": "subtract", "_base_zero": "zero", "_base_int": "none"}
+
+_FLAGS = ("surrogate_disable", "init_hidden", "inhibition", "output", "reset_delay")  # snnTorch takes any truth value
+_NEURONS = (snntorch.SpikingNeuron, snntorch.LeakyParallel)
+
+# The spike_grad that a converted layer had, and what it has in its place; for revert, and outside of the layer, since
+# the former may not be picklable.
+_spike_grads: weakref.WeakKeyDictionary[nn.Module, tuple[Any, Any]] = weakref.WeakKeyDictionary()
+
+# Subclasses of snntorch.Leaky without a computation of their own, put on snnfast's Leaky.
+_subclasses: dict[type, type] = {}
+
+
+@dataclass(frozen=True)
+class Report:
+    """What :func:`convert` or :func:`revert` did to the layers of a model, by their names in it.
+
+    Attributes:
+        swapped: Names of the layers that were swapped (``""`` is the model itself).
+        left: Names of the neurons that were left as they are, each with the reason.
+        notes: Names of swapped layers of which there is something to know, each with it.
+    """
+
+    swapped: tuple[str, ...]
+    left: dict[str, str]
+    notes: dict[str, str]
+
+    def __str__(self) -> str:
+        lines = [f"swapped {len(self.swapped)}: {', '.join(n or '(the model)' for n in self.swapped) or 'none'}"]
+        lines += [f"left {name or '(the model)'}: {reason}" for name, reason in self.left.items()]
+        lines += [f"note on {name or '(the model)'}: {note}" for name, note in self.notes.items()]
+        return "\n".join(lines)
+
+
+def convert(net: nn.Module) -> Report:
+    """Put every ``snntorch.Leaky`` of a model on the fused kernels, in place.
+
+    Each layer stays the same object, and so do its parameters, buffers, hooks, flags, held membrane, training mode,
+    device and dtype: optimizers, references and checkpoints remain valid. Layers that compute something else are left
+    alone: subclasses with a ``forward`` (or another part of the computation) of their own, and other neuron models.
+    A second call changes nothing. One step at a time the layer is faster as it is; more is to gain with its ``unroll``.
+
+    Args:
+        net: Any module, also a single layer.
+
+    Returns:
+        What was swapped, what was left and why; ``print`` it.
+
+    Raises:
+        TypeError: ``net`` is not a module.
+
+    Example::
+
+        >>> import snntorch, snnfast.snntorch
+        >>> from torch import nn
+        >>> net = nn.Sequential(nn.Linear(784, 10), snntorch.Leaky(beta=0.9), snntorch.Synaptic(0.9, 0.8))
+        >>> print(snnfast.snntorch.convert(net))
+        swapped 1: 1
+        left 2: snnfast has no kernel for Synaptic
+    """
+    swapped, left, notes = [], {}, {}
+    for name, module in _neurons(net):
+        if isinstance(module, snnfast.snntorch.Leaky):
+            continue
+        reason = _reason_to_leave(module)
+        if reason is not None:
+            left[name] = reason
+            continue
+        note = _swap(module)
+        swapped.append(name)
+        if note is not None:
+            notes[name] = note
+    return Report(tuple(swapped), left, notes)
+
+
+def revert(net: nn.Module) -> Report:
+    """Turn every :class:`snnfast.snntorch.Leaky` of a model into a plain ``snntorch.Leaky``: undo :func:`convert`.
+
+    Also layers that were made as ``snnfast.snntorch.Leaky`` become snnTorch's, e.g. to hand the whole model to someone
+    without snnfast. Parameters, buffers, hooks and the held membrane stay.
+
+    Args:
+        net: Any module, also a single layer.
+
+    Returns:
+        What was swapped, what was left and why.
+
+    Raises:
+        TypeError: ``net`` is not a module.
+    """
+    swapped, left = [], {}
+    for name, module in _neurons(net):
+        if not isinstance(module, snnfast.snntorch.Leaky):
+            continue
+        if type(module) is not snnfast.snntorch.Leaky and type(module) not in _subclasses.values():
+            left[name] = f"{type(module).__name__} was made as a subclass of snnfast.snntorch.Leaky"
+            continue
+        _swap_back(module)
+        swapped.append(name)
+    return Report(tuple(swapped), left, {})
+
+
+def _neurons(net: object) -> Iterator[tuple[str, nn.Module]]:
+    if not isinstance(net, nn.Module):
+        raise TypeError(f"net: expected a torch.nn.Module, got {type(net).__name__}")
+    for name, module in list(net.named_modules()):
+        if isinstance(module, _NEURONS):
+            yield name, module
+
+
+def _reason_to_leave(module: nn.Module) -> str | None:
+    cls = type(module)
+    if not isinstance(module, snntorch.Leaky):
+        return f"snnfast has no kernel for {cls.__name__}"
+    for method in _METHODS:
+        if getattr(cls, method) is not getattr(snntorch.Leaky, method):
+            return f"{cls.__name__} has its own {method}"
+        if method in vars(module):
+            return f"its {method} was replaced"
+    function: Any = getattr(module.state_function, "__func__", None)
+    if function not in [getattr(snntorch.Leaky, n) for n in _STATE_FUNCTIONS]:
+        return "its state_function was replaced"
+    if module.state_function.__self__ is not module:
+        return "its state_function is that of another layer"
+    behaves, stored = _STATE_FUNCTIONS[function.__name__], RESET_MECHANISMS[int(module.reset_mechanism_val)]
+    if not module.reset_delay and behaves != stored:
+        return f"it mixes the reset mechanisms {behaves!r} and {stored!r}"
+    return None
+
+
+def _swap(module: Any) -> str | None:
+    note = None
+    behaves = _STATE_FUNCTIONS[vars(module).pop("state_function").__func__.__name__]
+    stored = RESET_MECHANISMS[int(module.reset_mechanism_val)]
+    if behaves != stored:
+        note = f"its reset mechanism was set to {stored!r}, without effect in snnTorch: it stays {behaves!r}, as it ran"
+    mem = module._buffers.pop("mem")
+    module._non_persistent_buffers_set.discard("mem")
+    before = module.spike_grad
+    _set_spike_grad(module, recognise(before))
+    _spike_grads[module] = before, module.spike_grad
+    for flag in _FLAGS:
+        setattr(module, flag, bool(getattr(module, flag)))
+    module.__class__ = _class_for(type(module))
+    module.mem = mem
+    module.reset_mechanism = behaves
+    module._register()
+    return note
+
+
+def _swap_back(module: Any) -> None:
+    before, converted = _spike_grads.pop(module, (None, None))
+    spike_grad = before if module.spike_grad is converted else _snntorchs_own(module.spike_grad)
+    module._unregister()
+    mem = vars(module).pop("mem")
+    cls = type(module)
+    module.__class__ = snntorch.Leaky if cls is snnfast.snntorch.Leaky else cls.__mro__[1]
+    module.register_buffer("mem", mem, persistent=False)
+    _set_spike_grad(module, spike_grad)
+    name = next(n for n, mechanism in _STATE_FUNCTIONS.items() if mechanism == module.reset_mechanism)
+    module.state_function = getattr(module, name)
+
+
+def _set_spike_grad(module: Any, spike_grad: Any) -> None:
+    if module.spike_grad is not spike_grad:
+        module.spike_grad = spike_grad
+
+
+def _snntorchs_own(spike_grad: Any) -> Any:
+    """snnTorch's equal of one of our surrogates; what it lacks, or has broken (LSO), stays ours, which it can call."""
+    if spike_grad is surrogate.DISABLED:
+        return snntorch.SpikingNeuron._surrogate_bypass
+    if isinstance(spike_grad, surrogate._Custom):
+        return snntorch.surrogate.custom_surrogate(spike_grad.function)
+    for name, factory in surrogate.FACTORIES.items():
+        if name != "LSO" and type(spike_grad) is type(factory()):
+            return getattr(snntorch.surrogate, name)(**vars(spike_grad))
+    return spike_grad
+
+
+def _class_for(cls: type) -> type:
+    if cls is snntorch.Leaky:
+        return snnfast.snntorch.Leaky
+    if cls not in _subclasses:
+        # The user's class comes first, so that whatever it defines stays.
+        members = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__reduce_ex__": _reduce}
+        _subclasses[cls] = type(cls.__name__, (cls, snnfast.snntorch.Leaky), members)
+    return _subclasses[cls]
+
+
+def _reduce(self: Any, protocol: Any) -> tuple[Any, ...]:
+    """Pickle by the user's class, which can be imported."""
+    return _rebuild, (type(self).__mro__[1],), self.__getstate__()
+
+
+def _rebuild(cls: type) -> Any:
+    made: Any = _class_for(cls)
+    return made.__new__(made)

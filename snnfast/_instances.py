@@ -1,0 +1,44 @@
+"""A list of layers that does not keep them alive."""
+
+import weakref
+from collections.abc import Iterator, Sequence
+from typing import Any, overload
+
+
+class Instances(Sequence[Any]):
+    """The layers that were added and still exist, oldest first.
+
+    snnTorch's ``instances`` is a plain list: no layer in it, nor the memory of its state, is ever freed.
+    """
+
+    def __init__(self) -> None:
+        self._refs: list[weakref.ref[Any]] = []
+
+    def append(self, layer: object) -> None:
+        # A new list, so that one being iterated over stays as it is; what is gone leaves here.
+        self._refs = [ref for ref in self._refs if ref() is not None] + [weakref.ref(layer)]
+
+    def remove(self, layer: object) -> None:
+        self._refs = [ref for ref in self._refs if ref() is not layer]
+
+    def clear(self) -> None:
+        self._refs = []
+
+    def _alive(self) -> list[Any]:
+        return [layer for ref in self._refs if (layer := ref()) is not None]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._alive())
+
+    def __len__(self) -> int:
+        return len(self._alive())
+
+    @overload
+    def __getitem__(self, index: int) -> Any: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Any]: ...
+    def __getitem__(self, index: int | slice) -> Any:
+        return self._alive()[index]
+
+    def __repr__(self) -> str:
+        return f"Instances({self._alive()!r})"
