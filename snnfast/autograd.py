@@ -344,12 +344,15 @@ def _sum_to(partial: Tensor, parameter: Tensor) -> Tensor:
     elif shape.numel() > 1 or partial.numel() == 0:
         total = partial.to(torch.float64).sum_to_size(shape).to(partial.dtype)
     else:
-        total = partial.flatten()
+        total = partial
         while total.numel() > _PIECE:
+            total = total.flatten()
             if total.numel() % _PIECE:
                 total = torch.nn.functional.pad(total, (0, -total.numel() % _PIECE))
             total = total.view(-1, _PIECE).sum(1, dtype=torch.float64)
-        total = total.sum(dtype=torch.float64).to(partial.dtype).view(shape)
+        total = total.sum(dtype=torch.float64).to(partial.dtype)
+        if shape:
+            total = total.view(shape)
     return total.to(parameter.device)
 
 

@@ -65,7 +65,7 @@ def empty_pool():
 
 
 def large(steps=8):
-    return snnfast.functional.lif(torch.rand(steps, 64, 1024), beta=0.9, record_mem=False)[0]  # 256 KiB a step
+    return snnfast.functional.lif(torch.rand(8 * steps, 8, 1024), beta=0.9, record_mem=False)[0]  # 2 MiB in 8 steps
 
 
 def test_large_outputs_reuse_the_memory_of_freed_ones(empty_pool):

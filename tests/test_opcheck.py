@@ -22,7 +22,8 @@ def contiguous(t: Tensor) -> Tensor:
 
 
 def permuted(t: Tensor) -> Tensor:
-    return t.permute(*reversed(range(t.dim()))).contiguous().permute(*reversed(range(t.dim())))
+    order = tuple(reversed(range(t.dim())))
+    return t.permute(order).contiguous().permute(order)
 
 
 def expanded(t: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ namespace snnfast::cpu::pool {
 namespace {
 
 constexpr size_t kPage = size_t{2} << 20;  // a huge page: one fault instead of 512
+constexpr size_t kSmallUnit = size_t{64} << 10;  // of buffers below a huge page
 
 struct Buffer {
   void* data;
@@ -73,7 +74,8 @@ Pool& the_pool() {
 }  // namespace
 
 void* take(size_t bytes) {
-  const size_t rounded = (bytes + kPage - 1) / kPage * kPage;
+  const size_t unit = bytes < kPage ? kSmallUnit : kPage;
+  const size_t rounded = (bytes + unit - 1) / unit * unit;
   Pool& pool = the_pool();
   {
     const std::lock_guard lock(pool.mutex);
@@ -81,6 +83,7 @@ void* take(size_t bytes) {
     for (auto it = pool.idle.begin(); it != pool.idle.end(); ++it) {
       const bool fits = it->bytes >= rounded && it->bytes <= rounded + rounded / 4;
       if (fits && (best == pool.idle.end() || it->bytes < best->bytes)) best = it;
+      if (fits && it->bytes == rounded) break;
     }
     if (best != pool.idle.end()) {
       void* data = best->data;
@@ -89,14 +92,14 @@ void* take(size_t bytes) {
       return data;
     }
   }
-  void* data = std::aligned_alloc(kPage, rounded);
+  void* data = std::aligned_alloc(unit, rounded);
   if (data == nullptr) {  // what lies idle here may be what is missing
     clear();
-    data = std::aligned_alloc(kPage, rounded);
+    data = std::aligned_alloc(unit, rounded);
   }
   if (data == nullptr) throw std::bad_alloc();
 #if defined(__linux__)
-  madvise(data, rounded, MADV_HUGEPAGE);  // advice: where huge pages are switched off, nothing is lost
+  if (unit == kPage) madvise(data, rounded, MADV_HUGEPAGE);  // advice: where huge pages are switched off, nothing is lost
 #endif
   const std::lock_guard lock(pool.mutex);
   pool.sizes[data] = rounded;

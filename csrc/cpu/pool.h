@@ -10,9 +10,9 @@
 namespace snnfast::cpu::pool {
 
 // Outputs from here on come from the pool; smaller ones the C library recycles by itself.
-inline constexpr size_t kLeast = size_t{1} << 20;
+inline constexpr size_t kLeast = size_t{128} << 10;
 
-void* take(size_t bytes);  // aligned to 2 MiB; throws std::bad_alloc
+void* take(size_t bytes);  // aligned to at least 64 bytes; throws std::bad_alloc
 void give_back(void* buffer);
 void clear();  // returns all idle memory to the system
 
