@@ -6,11 +6,12 @@ from pathlib import Path
 
 import torch
 
-from . import lif, parity, registers, tutorial5
+from . import lif, loop, parity, registers, tutorial5
 from .measure import machine
 
 COMMANDS = {
     "lif": (lif.run, "LIF layer, forward and backward, against snnTorch's loop"),
+    "loop": (loop.run, "the layer called once per time step in a loop of one's own, against snnTorch's"),
     "step": (tutorial5.run_step, "one training step of tutorial 5's network, against snnTorch's own loop"),
     "parity": (parity.run, "bits that differ from snnTorch over random configurations"),
     "registers": (registers.run, "registers and spills of the CUDA kernels (needs nvcc, no GPU)"),

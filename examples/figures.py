@@ -20,7 +20,7 @@ def save_training(path: Path, losses: Sequence[float], accuracies: Sequence[floa
     figure, axes = plt.subplots(2, 1, figsize=(8, 6), sharex=True, layout="constrained")
     figure.suptitle(title)
     _curve(axes[0], losses, _HIDDEN)
-    axes[0].set(ylabel="loss, summed over time", ylim=(0, None))
+    axes[0].set(ylabel="loss", ylim=(0, None))
     _curve(axes[1], [100 * a for a in accuracies], _RIGHT)
     axes[1].set(ylabel="accuracy of the batch (%)", xlabel="iteration", ylim=(0, 102))
     figure.savefig(path, dpi=150)

@@ -4,7 +4,7 @@ Start with :class:`Leaky` (a layer), :class:`MultiStep` (layers in sequence over
 stateless function); :mod:`reference` is the definition they all equal.
 """
 
-from snnfast import functional, reference, surrogate
+from snnfast import functional, losses, reference, surrogate
 from snnfast._backend import use_backend
 from snnfast._config import config, show_config
 from snnfast._memory import empty_cache, set_cache_limit
@@ -19,6 +19,7 @@ __all__ = [
     "config",
     "empty_cache",
     "functional",
+    "losses",
     "reference",
     "set_cache_limit",
     "show_config",

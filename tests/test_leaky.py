@@ -9,6 +9,7 @@ import pytest
 import snntorch
 import torch
 from helpers import RESETS, SURROGATES, assert_bits_equal, assert_close
+from snntorch.functional.quant import state_quant
 from torch import Tensor, nn
 
 import snnfast
@@ -245,3 +246,86 @@ def test_a_layer_can_be_made_on_the_meta_device():
     with torch.device("meta"):
         lif = snnfast.Leaky(beta=0.9)
     assert lif.beta.is_meta
+
+
+@pytest.mark.parametrize("delay", [True, False], ids=["delay", "nodelay"])
+@pytest.mark.parametrize("reset", RESETS)
+@pytest.mark.parametrize("inhibition", [False, True], ids=["all", "inhibition"])
+@pytest.mark.filterwarnings("ignore:Inhibition is an unstable feature", "ignore:snnfast. a layer runs step by step")
+def test_a_quantized_membrane_is_that_of_snntorch(inhibition: bool, reset: str, delay: bool) -> None:
+    quant = state_quant(num_bits=4, uniform=True, threshold=1.0)
+    flags = {
+        "state_quant": quant, "inhibition": inhibition, "reset_mechanism": reset, "reset_delay": delay,
+        "learn_beta": True, "graded_spikes_factor": 1.5,
+    }  # fmt: skip
+    ours, theirs = both(0.9, 0.8, **flags)
+    x = current(8, 3, 10)
+    results = []
+    for layer, unroll in ((theirs, False), (ours, False), (ours, True)):
+        leaf = x.clone().requires_grad_()
+        if unroll:
+            spk_rec, mem_rec = layer.unroll(leaf)
+        else:
+            mem, steps = None, []
+            for step in leaf:
+                spk, mem = layer(step, mem)
+                steps.append((spk, mem))
+            spk_rec, mem_rec = (torch.stack(t) for t in zip(*steps, strict=True))
+        loss = (spk_rec * torch.linspace(-1, 1, 10)).sum() + mem_rec.square().sum()
+        results.append((spk_rec, mem_rec, *torch.autograd.grad(loss, [leaf, layer.beta])))
+    for spk, mem, grad, grad_beta in results[1:]:
+        assert_bits_equal(spk, results[0][0], "spk")
+        assert_bits_equal(mem, results[0][1], "mem")
+        assert_close(grad, results[0][2], 1e-5, "current")
+        assert_close(grad_beta, results[0][3], 1e-5, "beta")
+    assert not delay or len(results[0][1].unique()) <= 16
+
+
+@pytest.mark.filterwarnings("ignore:Inhibition is an unstable feature")
+def test_the_parts_of_a_step_are_those_of_snntorch() -> None:
+    for flags in ({}, {"surrogate_disable": True}, {"state_quant": state_quant(num_bits=3)}, {"inhibition": True}):
+        ours, theirs = both(0.9, torch.rand(10) + 0.2, graded_spikes_factor=1.5, **flags)
+        results = []
+        for layer in (ours, theirs):
+            mem = (torch.linspace(-1, 2, 30).view(3, 10)).requires_grad_()
+            parts = (layer.fire(mem), layer.fire_inhibition(3, mem), layer.mem_reset(mem))
+            found = [p.requires_grad and torch.autograd.grad(p.sum(), mem, retain_graph=True)[0] for p in parts]
+            results.append((parts, found))
+        for a, b in zip(results[0][0], results[1][0], strict=True):
+            assert_bits_equal(a, b)
+        for a, b in zip(results[0][1], results[1][1], strict=True):
+            assert a is b is False or torch.allclose(a, b)
+
+
+@pytest.mark.parametrize("how", ["step", "unroll"])
+@pytest.mark.parametrize("delay", [True, False], ids=["delay", "nodelay"])
+@pytest.mark.parametrize("learn", [False, True], ids=["fixed", "graded"])
+def test_a_disabled_surrogate_lets_only_the_membrane_and_the_factor_learn(learn: bool, delay: bool, how: str) -> None:
+    ours, theirs = both(0.9, surrogate_disable=True, learn_graded_spikes_factor=learn, reset_delay=delay)
+    results = []
+    for layer in (ours, theirs):
+        leaf = (torch.linspace(-1, 3, 30).view(3, 10)).requires_grad_()
+        if layer is ours and how == "unroll":
+            spk, mem = (t[0] for t in layer.unroll(leaf[None]))
+        else:
+            spk, mem = layer(leaf)
+        assert spk.requires_grad == learn
+        (grad,) = torch.autograd.grad(mem.sum(), leaf, retain_graph=True)
+        results.append((grad, torch.autograd.grad(spk.sum(), layer.graded_spikes_factor)[0] if learn else grad))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_hidden_states_of_all_layers_are_reset_and_detached_and_none_is_kept_alive() -> None:
+    before = len(snnfast.Leaky.instances)
+    layers = [snnfast.Leaky(0.9, init_hidden=True, learn_beta=True) for _ in range(3)]
+    assert list(snnfast.Leaky.instances)[before:] == snnfast.Leaky.instances[before:] == layers
+    for layer in layers:
+        layer(torch.ones(2, 4))
+        assert layer.mem.grad_fn is not None
+    snnfast.Leaky.detach_hidden()
+    assert all(layer.mem.grad_fn is None and layer.mem.any() for layer in layers)
+    snnfast.Leaky.reset_hidden()
+    assert not any(layer.mem.any() for layer in layers)
+    del layers, layer
+    assert len(snnfast.Leaky.instances) == before

@@ -59,13 +59,32 @@ def test_training_on_a_folder_prints_the_accuracy_and_saves_weights_and_figures(
 ) -> None:
     assert run("--data-path", str(mnist), *SMALL, "--epochs", "2", "--output", "out/here") == 0
     out = capsys.readouterr().out
-    assert re.search(r"^test accuracy \(rate code\): [01]\.\d{4} \(\d+ of 40\)$", out, re.MULTILINE)
+    assert re.findall(r"^test accuracy \((\w+) code\): [01]\.\d{4} \(\d+ of 40\);", out, re.MULTILINE) == [
+        "rate",
+        "latency",
+    ]
     for name in ("training.png", "raster.png"):
         assert f"saved {Path('out/here') / name}" in out
         assert (tmp_path / "out/here" / name).read_bytes().startswith(b"\x89PNG")
     weights = torch.load(tmp_path / "out/here/model.pt")
     assert weights["layers.0.weight"].shape == (30, 784)
     assert weights["layers.2.weight"].shape == (10, 30)
+
+
+def test_both_codes_read_the_same_output_spikes(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    spk_rec = torch.zeros(5, 4, 10)
+    spk_rec[2:, :, 7] = 1  # most spikes
+    spk_rec[1, :3, 4] = 1  # the first spike
+    import_module("mnist").decode(spk_rec, torch.tensor([7, 4, 4, 7]))
+    out = capsys.readouterr().out
+    assert "test accuracy (rate code): 0.5000 (2 of 4)" in out
+    assert "test accuracy (latency code): 0.7500 (3 of 4)" in out
+
+
+def test_the_latency_code_can_be_trained(run: Run, mnist: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--data-path", str(mnist), *SMALL, "--epochs", "20", "--code", "latency") == 0
+    (accuracy,) = re.findall(r"^test accuracy \(latency code\): (\S+)", capsys.readouterr().out, re.MULTILINE)
+    assert float(accuracy) > 0.9
 
 
 def test_the_timing_shows_the_same_first_loss_for_every_implementation(

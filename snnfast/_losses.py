@@ -1,0 +1,253 @@
+"""What :mod:`snnfast.losses` is made of: reduction, spike counts, spike times, wanted outputs, checks."""
+
+import math
+import numbers
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - PyTorch's own name for it
+
+from snnfast._arguments import check_flag
+
+
+class Loss(ABC):
+    """A criterion with snnTorch's reduction: a weighted loss is not reduced before its weights are in it."""
+
+    __name__: str  # by which snntorch.backprop tells what a criterion wants
+
+    def __init__(self, reduction: str = "mean", weight: Tensor | None = None) -> None:
+        if reduction not in ("mean", "sum", "none"):
+            raise ValueError(f"reduction: expected 'mean', 'sum' or 'none', got {reduction!r}")
+        if weight is not None and not isinstance(weight, Tensor):
+            raise TypeError(f"weight: expected a torch.Tensor or None, got {type(weight).__name__}")
+        self.reduction = reduction
+        self.weight = weight
+        self.__name__ = type(self).__name__
+
+    def __call__(self, spk_out: Tensor, targets: Tensor) -> Tensor:
+        return self._reduce(self._compute_loss(check_record("spk_out", spk_out), targets))
+
+    @abstractmethod
+    def _compute_loss(
+        self,
+        record: Tensor,  # [T, B, N] floating
+        targets: Tensor,
+    ) -> Tensor: ...
+
+    @property
+    def _first_reduction(self) -> str:
+        return self.reduction if self.weight is None else "none"
+
+    def _reduce(self, loss: Tensor) -> Tensor:
+        return loss.mean() if self.weight is not None and self.reduction == "mean" else loss
+
+    def _cross_entropy(
+        self,
+        logits: Tensor,  # [B, classes]
+        labels: Tensor,  # [B]
+        reduction: str,
+    ) -> Tensor:
+        weight = self.weight
+        if weight is not None:
+            check_device("weight", weight, logits)
+            if weight.shape != logits.shape[1:]:
+                raise ValueError(f"weight: expected [{logits.shape[1]}], one per class, got {tuple(weight.shape)}")
+            weight = weight.to(logits.dtype)
+        return F.cross_entropy(logits, labels, weight=weight, reduction=reduction)
+
+    def _weight_of(
+        self,
+        index: Tensor,  # [*] int64
+    ) -> Tensor:
+        assert self.weight is not None
+        check_device("weight", self.weight, index)
+        if self.weight.dim() == 0:
+            raise ValueError("weight: expected one per class, got a tensor with no dimensions")
+        return self.weight[index]
+
+    def _weight_of_class(
+        self,
+        labels: Tensor,  # [*] int64
+    ) -> Tensor:  # [*, 1]
+        weight = self._weight_of(labels)
+        return weight if weight.dim() > labels.dim() else weight.unsqueeze(-1)
+
+
+class PopulationLoss(Loss):
+    """A criterion that can take several neurons for each class."""
+
+    def __init__(
+        self,
+        population_code: bool = False,
+        num_classes: int = False,
+        reduction: str = "mean",
+        weight: Tensor | None = None,
+    ) -> None:
+        super().__init__(reduction, weight)
+        self.population_code, self.num_classes = check_population(population_code, num_classes)
+
+
+def count(
+    spk: Tensor,  # [T, B, N]
+    population_code: bool,
+    num_classes: int,
+) -> Tensor:  # [B, N] or [B, num_classes]
+    if not population_code:
+        return spk.sum(0)
+    return add_populations(spk.sum(0, dtype=torch.get_default_dtype()), num_classes)
+
+
+def add_populations(
+    spikes: Tensor,  # [*, N]
+    num_classes: int,
+) -> Tensor:  # [*, num_classes] of the default dtype, as in snnTorch
+    neurons = spikes.shape[-1]
+    if neurons % num_classes:
+        raise ValueError(f"num_classes: expected a divisor of the {neurons} output neurons, got {num_classes}")
+    groups = spikes.reshape(*spikes.shape[:-1], num_classes, neurons // num_classes)
+    return groups.sum(-1, dtype=torch.get_default_dtype())
+
+
+def first_step(
+    fired: Tensor,  # [T, B, N] bool
+) -> Tensor:  # [B, N] int64
+    """The first step at which a neuron fired, the last one if it never did."""
+    last = len(fired) - 1
+    steps = torch.arange(last + 1, dtype=torch.int32, device=fired.device).view(-1, 1, 1)
+    return torch.where(fired, steps, last).amin(0).long()
+
+
+def spike_times(spk: Tensor, count: int) -> Tensor:
+    """Steps of the first ``count`` spikes of each neuron, ``[T, B, N]`` to ``[count, B, N]``, in the spikes' dtype."""
+    return cast(Tensor, _SpikeTimes.apply(spk, count))  # type: ignore[no-untyped-call]
+
+
+class _SpikeTimes(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, spk: Tensor, count: int) -> Tensor:
+        fired = spk != 0
+        found = [first_step(fired)]
+        for _ in range(count - 1):
+            # snnTorch clears the whole step, for all samples and neurons.
+            seen = torch.zeros(len(spk), dtype=torch.bool, device=spk.device).index_fill(0, found[-1].flatten(), True)
+            fired = fired & ~seen.view(-1, 1, 1)
+            found.append(first_step(fired))
+        steps = torch.stack(found)
+        ctx.save_for_backward(steps)
+        ctx.num_steps = len(spk)
+        return steps.to(spk.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
+        (steps,) = ctx.saved_tensors
+        grad = -grads[0]
+        spk_grad = grad.new_zeros(ctx.num_steps, *steps.shape[1:])
+        # One after the other: where two times are the same step, as those of no spike are, snnTorch keeps the last.
+        for i in range(len(steps)):
+            spk_grad = spk_grad.scatter(0, steps[i : i + 1], grad[i : i + 1])
+        return spk_grad, None
+
+
+def spread(
+    labels: Tensor,  # [*] int64
+    num_classes: int,
+    on: float,
+    off: float,
+) -> Tensor:  # [*, num_classes] float32
+    """``on`` at the label and ``off`` elsewhere, as snnTorch's ``spikegen.targets_convert`` has it."""
+    elsewhere = max(0.0, off) if on > off else off
+    wanted = torch.full((*labels.shape, num_classes), elsewhere, dtype=torch.float32, device=labels.device)
+    return wanted.scatter(-1, labels.unsqueeze(-1), on)
+
+
+def check_record(name: str, record: object) -> Tensor:
+    """``record`` as a floating tensor ``[T, B, N]``."""
+    tensor = check_real(name, record)
+    if tensor.dim() != 3 or not len(tensor):
+        raise ValueError(f"{name}: expected [T, B, N] with at least one time step, got shape {tuple(tensor.shape)}")
+    return tensor
+
+
+def check_real(name: str, value: object) -> Tensor:
+    """``value`` as a floating tensor."""
+    tensor = _check_tensor(name, value)
+    if tensor.is_complex():
+        raise TypeError(f"{name}: expected a real tensor, got {tensor.dtype}")
+    return tensor if tensor.is_floating_point() else tensor.float()
+
+
+def check_labels(
+    targets: object,
+    record: Tensor,
+    time_var_targets: bool = False,
+    floating: bool = False,  # whether snnTorch takes floating numbers here
+) -> Tensor:  # [B] or [T, B] int64
+    labels = _check_tensor("targets", targets)
+    if labels.is_complex() or labels.dtype == torch.bool or (labels.is_floating_point() and not floating):
+        raise TypeError(f"targets: expected integers, the numbers of classes, got {labels.dtype}")
+    shape = record.shape[:2] if time_var_targets else record.shape[1:2]
+    if labels.shape != shape:
+        raise ValueError(f"targets: expected shape {tuple(shape)}, a class per sample, got {tuple(labels.shape)}")
+    check_device("targets", labels, record)
+    return labels.long()
+
+
+def check_times(
+    targets: object,
+    record: Tensor,
+    multi_spike: bool,
+) -> Tensor:  # [F, B or 1, N or 1]; F is 1 without multi_spike
+    times = _check_tensor("targets", targets)
+    if times.is_complex() or times.dtype == torch.bool:
+        raise TypeError(f"targets: expected times in steps, got {times.dtype}")
+    check_device("targets", times, record)
+    expected, shape = record.shape[1:], tuple(times.shape)
+    if not multi_spike and times.dim() <= 2:
+        times = times.reshape(1, *(1,) * (2 - times.dim()), *shape)
+    if (
+        times.dim() != 3
+        or not len(times)
+        or any(n not in (1, m) for n, m in zip(times.shape[1:], expected, strict=True))
+    ):
+        name = "[F, B, N]" if multi_spike else "[B, N]"
+        raise ValueError(f"targets: expected {name}, with (B, N) broadcastable to {tuple(expected)}, got {shape}")
+    return times
+
+
+def check_device(name: str, tensor: Tensor, like: Tensor) -> None:
+    if tensor.device != like.device:
+        raise ValueError(f"{name} is on {tensor.device}, but the record is on {like.device}")
+
+
+def check_population(population_code: object, num_classes: object) -> tuple[bool, int]:
+    code = check_flag("population_code", population_code)
+    if not isinstance(num_classes, numbers.Integral):
+        raise TypeError(f"num_classes: expected an int, got {type(num_classes).__name__}")
+    if code and num_classes < 1:
+        raise ValueError(f"num_classes: expected the number of classes, for population_code=True, got {num_classes}")
+    return code, int(num_classes)
+
+
+def check_numbers(name: str, values: object) -> tuple[float, ...]:
+    if not isinstance(values, Iterable) or (isinstance(values, Tensor) and values.dim() == 0):
+        raise TypeError(f"{name}: expected one number per spike, for multi_spike=True, got {type(values).__name__}")
+    return tuple(check_finite(name, value) for value in values)
+
+
+def check_finite(name: str, value: object) -> float:
+    if isinstance(value, Tensor) and value.dim() == 0:
+        value = value.item()
+    if not isinstance(value, numbers.Real):
+        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name}: expected a finite number, got {value}")
+    return float(value)
+
+
+def _check_tensor(name: str, value: object) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
+    return value

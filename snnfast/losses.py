@@ -1,0 +1,571 @@
+# ruff: noqa: N801 - the classes have snnTorch's names
+"""Losses, penalties and accuracies over time, vectorised: no loop over steps, samples, neurons or classes.
+
+Every name, argument and value is that of its namesake in `snntorch.functional
+<https://snntorch.readthedocs.io/en/latest/snntorch.functional.html>`_ (1.0.0), down to the shape and the dtype of the
+result; gradients agree to rounding. :class:`ce_membrane_loss`, the loss of snnTorch's tutorial 5, is ours.
+
+A loss is made once and called with what the output layer recorded and the labels::
+
+    >>> import torch
+    >>> from snnfast import losses
+    >>> loss_fn = losses.ce_count_loss()
+    >>> spk_out = torch.zeros(25, 2, 10, requires_grad=True)  # [T, B, N]
+    >>> loss_fn(spk_out, torch.tensor([3, 7]))
+    tensor(2.3026, grad_fn=<NllLossBackward0>)
+
+What all have in common:
+
+- The record, ``[T, B, N]`` with ``T >= 1``: spikes, or membranes in units of the threshold, of any real dtype. Integers
+  and booleans, which snnTorch's cross-entropies refuse, are taken as float32. Inputs are never changed in place. (One
+  sample without a batch dimension, which some of snnTorch's take, is an error here.)
+- ``targets``, ``[B]``: integers, the number of the class from 0. (Cross-entropy leaves out targets of -100.)
+- ``population_code``: each class has ``N / num_classes`` neighbouring neurons, whose spikes are added.
+- ``reduction``: ``"mean"``, ``"sum"`` or ``"none"``, over samples (and neurons, where a loss has one per neuron).
+- ``weight``, ``[classes]``: factor of a sample by its class. As in snnTorch, the mean of a weighted loss is over the
+  number of samples, and ``"sum"`` does not sum a weighted loss but returns that of ``"none"``; only
+  :class:`ce_temporal_loss` and :class:`ce_membrane_loss` reduce as ``torch.nn.CrossEntropyLoss`` does. snnTorch fails
+  on a weight in another dtype than the record.
+- Errors: ``TypeError`` for what is not a tensor, a number, a bool or of the right kind; ``ValueError`` for a shape, a
+  device or a value that does not fit; both name the argument. A label without a class is PyTorch's ``IndexError`` or
+  ``RuntimeError``: to ask for it here would wait for the device. No loss does, so they work in CUDA graphs.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - PyTorch's own name for it
+
+from snnfast._arguments import check_flag
+from snnfast._losses import (
+    Loss,
+    PopulationLoss,
+    add_populations,
+    check_finite,
+    check_labels,
+    check_numbers,
+    check_population,
+    check_real,
+    check_record,
+    check_times,
+    count,
+    first_step,
+    spike_times,
+    spread,
+)
+
+__all__ = [
+    "accuracy_rate",
+    "accuracy_temporal",
+    "ce_count_loss",
+    "ce_max_membrane_loss",
+    "ce_membrane_loss",
+    "ce_rate_loss",
+    "ce_temporal_loss",
+    "l1_rate_sparsity",
+    "mse_count_loss",
+    "mse_membrane_loss",
+    "mse_temporal_loss",
+]
+
+
+class ce_rate_loss(PopulationLoss):
+    """Cross-entropy of the spikes at each step, mean over the steps.
+
+    Args:
+        population_code: Add the spikes of each class's neurons at each step.
+        num_classes: Number of classes of a population code.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        weight: Factor per class, ``[classes]``.
+
+    Returns:
+        When called with ``spk_out`` ``[T, B, N]`` and ``targets`` ``[B]``: the loss, in float32 whatever the spikes
+        are; ``[1]``, ``[B]`` with ``"none"``, ``[]`` for the mean of a weighted loss.
+
+    Raises:
+        TypeError, ValueError: As listed at the top of the module; ``num_classes`` is missing or does not divide ``N``.
+
+    Note:
+        snnTorch's population code adds no spikes, takes a label for the number of a neuron, and needs a ``weight`` of
+        two values, for the first ``N / num_classes`` neurons and the others. Here it is that of :class:`ce_count_loss`.
+
+    Example::
+
+        >>> import torch
+        >>> from snnfast import losses
+        >>> losses.ce_rate_loss()(torch.zeros(25, 2, 10), torch.tensor([3, 7]))
+        tensor([2.3026])
+
+    Source: ``snntorch.functional.ce_rate_loss``.
+    """
+
+    def _compute_loss(self, record: Tensor, targets: Tensor) -> Tensor:
+        steps, labels = len(record), check_labels(targets, record)
+        logits = add_populations(record, self.num_classes) if self.population_code else record
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        reduction = self._first_reduction
+        loss = self._cross_entropy(logits.flatten(0, 1), labels.repeat(steps), reduction)
+        if reduction == "none":
+            return loss.view(steps, -1).sum(0, dtype=torch.float32) / steps
+        # The mean over samples at each step is over as many at every step: it is that over samples and steps.
+        return (loss.float() if reduction == "mean" else loss.float() / steps).view(1)
+
+
+class ce_count_loss(PopulationLoss):
+    """Cross-entropy of the number of spikes.
+
+    Args:
+        population_code: Add the spikes of each class's neurons.
+        num_classes: Number of classes of a population code.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        weight: Factor per class, ``[classes]``.
+
+    Returns:
+        When called with ``spk_out`` ``[T, B, N]`` and ``targets`` ``[B]``: the loss, ``[]`` or ``[B]``, in the dtype of
+        the spikes; in PyTorch's default dtype with a population code.
+
+    Raises:
+        TypeError, ValueError: As listed at the top of the module; ``num_classes`` is missing or does not divide ``N``.
+
+    Example::
+
+        >>> import torch
+        >>> from snnfast import losses
+        >>> loss_fn = losses.ce_count_loss(population_code=True, num_classes=10)
+        >>> loss_fn(torch.zeros(25, 2, 200), torch.tensor([3, 7]))  # 20 neurons for each class
+        tensor(2.3026)
+
+    Source: ``snntorch.functional.ce_count_loss``.
+    """
+
+    def _compute_loss(self, record: Tensor, targets: Tensor) -> Tensor:
+        labels = check_labels(targets, record)
+        counts = count(record, self.population_code, self.num_classes)
+        return self._cross_entropy(counts, labels, self._first_reduction)
+
+
+class ce_max_membrane_loss(Loss):
+    """Cross-entropy of the highest membrane that each neuron reaches.
+
+    Args:
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        weight: Factor per class, ``[classes]``.
+
+    Returns:
+        When called with membranes ``[T, B, N]`` and ``targets`` ``[B]``: the loss, ``[]`` or ``[B]``, in the dtype of
+        the membranes. Its gradient goes to the first step of the maximum.
+
+    Raises:
+        TypeError, ValueError: As listed at the top of the module.
+
+    Example::
+
+        >>> import torch
+        >>> from snnfast import losses
+        >>> losses.ce_max_membrane_loss()(torch.zeros(25, 2, 10), torch.tensor([3, 7]))
+        tensor(2.3026)
+
+    Source: ``snntorch.functional.ce_max_membrane_loss``, after F. Zenke's SpyTorch.
+    """
+
+    def _compute_loss(self, record: Tensor, targets: Tensor) -> Tensor:
+        labels = check_labels(targets, record)
+        return self._cross_entropy(record.max(0).values, labels, self._first_reduction)
+
+
+class ce_membrane_loss(Loss):
+    """Cross-entropy of the membranes at each step, summed over the steps: the loss of snnTorch's tutorial 5.
+
+    Equals ``sum(torch.nn.CrossEntropyLoss(weight, reduction=reduction)(mem[t], targets) for t in range(T))``.
+
+    Args:
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``; the mean is over the samples, weighted as in PyTorch.
+        weight: Factor per class, ``[classes]``.
+
+    Returns:
+        When called with membranes ``[T, B, N]`` and ``targets`` ``[B]``: the loss, ``[]`` or ``[B]``, in the dtype of
+        the membranes.
+
+    Raises:
+        TypeError, ValueError: As listed at the top of the module.
+
+    Example::
+
+        >>> import torch
+        >>> from snnfast import losses
+        >>> losses.ce_membrane_loss()(torch.zeros(25, 2, 10), torch.tensor([3, 7]))
+        tensor(57.5646)
+
+    Source: snnTorch's `tutorial 5 <https://snntorch.readthedocs.io/en/latest/tutorials/tutorial_5.html>`_.
+    """
+
+    def _compute_loss(self, record: Tensor, targets: Tensor) -> Tensor:
+        steps, labels = len(record), check_labels(targets, record)
+        loss = self._cross_entropy(record.flatten(0, 1), labels.repeat(steps), self.reduction)
+        if self.reduction == "none":
+            return loss.view(steps, -1).sum(0)
+        return steps * loss if self.reduction == "mean" else loss
+
+    def _reduce(self, loss: Tensor) -> Tensor:
+        return loss
+
+
+class mse_count_loss(Loss):
+    """Squared error of the number of spikes, divided by the number of steps.
+
+    The neuron of the right class should spike ``int(correct_rate * T)`` times and each of the others
+    ``int(incorrect_rate * T)`` times; with a population code, ``N / num_classes`` times as often in sum.
+
+    Args:
+        correct_rate: Spikes per step of the right class, 0 to 1.
+        incorrect_rate: Spikes per step of the other classes, 0 to 1.
+        population_code: Add the spikes of each class's neurons.
+        num_classes: Number of classes of a population code.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        weight: Factor per class, ``[classes]``.
+
+    Returns:
+        When called with ``spk_out`` ``[T, B, N]`` and ``targets`` ``[B]``: the loss, ``[]`` or ``[B, classes]``, in
+        float32, or float64 if the spikes are; in PyTorch's default dtype with a population code.
+
+    Raises:
+        TypeError, ValueError: As listed at the top of the module; ``num_classes`` is missing or does not divide ``N``.
+
+    Note:
+        snnTorch multiplies the losses ``[B, classes]`` by weights ``[B]``, which fails unless ``B`` is 1 or the number
+        of classes. Here a weight belongs to its sample. (One of ``[classes, 1]`` does so in both.)
+
+    Example::
+
+        >>> import torch
+        >>> from snnfast import losses
+        >>> losses.mse_count_loss(correct_rate=0.8)(torch.zeros(25, 2, 10), torch.tensor([3, 7]))
+        tensor(1.6000)
+
+    Source: ``snntorch.functional.mse_count_loss``, after S. B. Shrestha, G. Orchard, *SLAYER*, NeurIPS 2018.
+    """
+
+    def __init__(
+        self,
+        correct_rate: float = 1,
+        incorrect_rate: float = 0,
+        population_code: bool = False,
+        num_classes: int = False,
+        reduction: str = "mean",
+        weight: Tensor | None = None,
+    ) -> None:
+        super().__init__(reduction, weight)
+        self.correct_rate = check_finite("correct_rate", correct_rate)
+        self.incorrect_rate = check_finite("incorrect_rate", incorrect_rate)
+        self.population_code, self.num_classes = check_population(population_code, num_classes)
+
+    def _compute_loss(self, record: Tensor, targets: Tensor) -> Tensor:
+        steps, labels = len(record), check_labels(targets, record, floating=True)
+        counts = count(record, self.population_code, self.num_classes)
+        size = record.shape[2] / self.num_classes if self.population_code else 1
+        on, off = int(steps * self.correct_rate * size), int(steps * self.incorrect_rate * size)
+        wanted = spread(labels, counts.shape[1], on, off)
+        loss = F.mse_loss(counts, wanted, reduction=self._first_reduction)
+        return (loss if self.weight is None else loss * self._weight_of_class(labels)) / steps
+
+
+class mse_membrane_loss(Loss):
+    """Squared error of the membranes, mean over the steps.
+
+    Args:
+        time_var_targets: Targets change with time: they are ``[T, B]``.
+        on_target: Membrane wanted of the right class.
+        off_target: Membrane wanted of the other classes. As in snnTorch, 0 in place of a negative ``off_target`` below
+            ``on_target``.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        weight: Factor per class, ``[classes]``.
+
+    Returns:
+        When called with membranes ``[T, B, N]`` and ``targets`` ``[B]``: the loss, in float32 whatever the membranes
+        are, in float64 with a float64 weight; ``[1]``, ``[B, N]`` with ``"none"``, ``[]`` for the mean of a weighted
+        loss.
+
+    Raises:
+        TypeError, ValueError: As listed at the top of the module.
+
+    Note:
+        snnTorch fails on targets ``[T, B]``, and on weights as in :class:`mse_count_loss`.
+
+    Example::
+
+        >>> import torch
+        >>> from snnfast import losses
+        >>> losses.mse_membrane_loss()(torch.zeros(25, 2, 10), torch.tensor([3, 7]))
+        tensor([0.1000])
+
+    Source: ``snntorch.functional.mse_membrane_loss``.
+    """
+
+    def __init__(
+        self,
+        time_var_targets: bool = False,
+        on_target: float = 1,
+        off_target: float = 0,
+        reduction: str = "mean",
+        weight: Tensor | None = None,
+    ) -> None:
+        super().__init__(reduction, weight)
+        self.time_var_targets = check_flag("time_var_targets", time_var_targets)
+        self.on_target = check_finite("on_target", on_target)
+        self.off_target = check_finite("off_target", off_target)
+
+    def _compute_loss(self, record: Tensor, targets: Tensor) -> Tensor:
+        steps, labels = len(record), check_labels(targets, record, self.time_var_targets, floating=True)
+        wanted = spread(labels, record.shape[2], self.on_target, self.off_target)
+        reduction = self._first_reduction
+        loss = F.mse_loss(record, wanted.expand_as(record), reduction=reduction)
+        if reduction == "none":
+            if self.weight is None:
+                return loss.sum(0, dtype=torch.float32) / steps
+            dtype = torch.promote_types(self.weight.dtype, torch.float32)
+            return (loss * self._weight_of_class(labels)).sum(0, dtype=dtype) / steps
+        return (loss.float() if reduction == "mean" else loss.float() / steps).view(1)
+
+
+class mse_temporal_loss(Loss):
+    """Squared error of the time of the first spike of each neuron (or the first few), in units of ``T``.
+
+    A neuron that stays silent counts as one that spikes at the last step. The derivative of a spike's time with
+    respect to that spike is set to -1, and to 0 with respect to the others; with respect to the last step's where there
+    is none.
+
+    Args:
+        target_is_time: ``targets`` are times in steps, not labels: broadcastable to ``[B, N]``, or ``[F, B, N]`` with
+            ``multi_spike``. Negative ones count from the end.
+        on_target: Time wanted of the right class; with ``multi_spike``, one for each of ``F`` spikes.
+        off_target: The same for the other classes. As in snnTorch, 0 in place of a negative ``off_target`` below
+            ``on_target``: the default ``(0, -1)`` wants the first step of *every* class. Say ``T - 1`` for the last.
+        tolerance: A time nearer to its target than this is no error.
+        multi_spike: Compare the first ``F`` spikes instead of one.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        weight: Factor per class, ``[classes]``; with ``target_is_time``, per step that is a target.
+
+    Returns:
+        When called with ``spk_rec`` ``[T, B, N]`` (0: no spike, else: a spike) and ``targets`` ``[B]``: the loss,
+        ``[]``, ``[B, N]`` or ``[F, B, N]``, in float32, or float64 if the spikes or times are.
+
+    Raises:
+        TypeError, ValueError: As listed at the top of the module; ``on_target`` and ``off_target`` of unequal lengths.
+
+    Note:
+        As in snnTorch, the second and later spikes of ``multi_spike`` are searched only at steps that were no earlier
+        spike's time of *any* neuron in the batch. snnTorch changes ``targets`` that are negative times, multiplies the
+        time of a graded spike by its height, and fails on weights as in :class:`mse_count_loss`.
+
+    Example::
+
+        >>> import torch
+        >>> from snnfast import losses
+        >>> loss_fn = losses.mse_temporal_loss(on_target=0, off_target=24)
+        >>> loss_fn(torch.zeros(25, 2, 10), torch.tensor([3, 7]))  # the right class should have spiked at once
+        tensor(0.0922)
+
+    Source: ``snntorch.functional.mse_temporal_loss``.
+    """
+
+    def __init__(
+        self,
+        target_is_time: bool = False,
+        on_target: float | Iterable[float] = 0,
+        off_target: float | Iterable[float] = -1,
+        tolerance: float = 0,
+        multi_spike: bool = False,
+        reduction: str = "mean",
+        weight: Tensor | None = None,
+    ) -> None:
+        super().__init__(reduction, weight)
+        self.target_is_time = check_flag("target_is_time", target_is_time)
+        self.multi_spike = check_flag("multi_spike", multi_spike)
+        self.tolerance = check_finite("tolerance", tolerance)
+        self.on_target, self.off_target = on_target, off_target
+        self._wanted: tuple[tuple[float, float], ...] = ()
+        if not target_is_time:
+            on, off = (
+                check_numbers(name, value) if multi_spike else (check_finite(name, value),)
+                for name, value in (("on_target", on_target), ("off_target", off_target))
+            )
+            if not on or len(on) != len(off):
+                raise ValueError(f"off_target: expected as many as on_target, at least 1, got {len(off)} and {len(on)}")
+            self._wanted = tuple(zip(on, off, strict=True))
+
+    def __call__(self, spk_rec: Tensor, targets: Tensor) -> Tensor:  # the argument has another name in snnTorch, too
+        return self._reduce(self._compute_loss(check_record("spk_rec", spk_rec), targets))
+
+    def _compute_loss(self, record: Tensor, targets: Tensor) -> Tensor:
+        steps = len(record)
+        if self.target_is_time:
+            wanted = check_times(targets, record, self.multi_spike)
+        else:
+            labels = check_labels(targets, record, floating=True)
+            wanted = torch.stack([spread(labels, record.shape[2], on, off) for on, off in self._wanted])
+        wanted = torch.where(wanted < 0, wanted + steps, wanted)
+        times = spike_times(record, len(wanted))
+        if self.tolerance:
+            # A time set to its target has no gradient, as the error of none has.
+            near = (times - wanted).abs() < self.tolerance
+            times = torch.where(near, wanted.to(times.dtype), times)
+        loss = F.mse_loss(times / steps, (wanted / steps).expand_as(times), reduction=self._first_reduction)
+        if self.weight is not None and not self.target_is_time:
+            loss = loss * self._weight_of_class(labels)
+        elif self.weight is not None:
+            if wanted.is_floating_point():
+                raise TypeError(f"targets: expected integers, which select the weight, got {wanted.dtype}")
+            loss = loss * self._weight_of(wanted.long())
+        return loss if self.multi_spike or loss.dim() == 0 else loss.squeeze(0)
+
+
+class ce_temporal_loss(Loss):
+    """Cross-entropy of the inverted time of the first spike of each neuron: the right class should be the first.
+
+    Times and their gradients are those of :class:`mse_temporal_loss`.
+
+    Args:
+        inverse: ``"negate"``: ``-time``; ``"reciprocal"``: ``1 / (time + 1)``.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``; the mean is over the samples, weighted as in PyTorch.
+        weight: Factor per class, ``[classes]``.
+
+    Returns:
+        When called with ``spk_rec`` ``[T, B, N]`` and ``targets`` ``[B]``: the loss, ``[]`` or ``[B]``, in the dtype of
+        the spikes.
+
+    Raises:
+        TypeError, ValueError: As listed at the top of the module; another ``inverse``.
+
+    Example::
+
+        >>> import torch
+        >>> from snnfast import losses
+        >>> spk_rec = torch.zeros(25, 1, 10)
+        >>> spk_rec[20, 0, 3] = 1
+        >>> losses.ce_temporal_loss()(spk_rec, torch.tensor([3]))
+        tensor(0.1526)
+
+    Source: ``snntorch.functional.ce_temporal_loss``.
+    """
+
+    def __init__(self, inverse: str = "negate", reduction: str = "mean", weight: Tensor | None = None) -> None:
+        super().__init__(reduction, weight)
+        if inverse not in ("negate", "reciprocal"):
+            raise ValueError(f"inverse: expected 'negate' or 'reciprocal', got {inverse!r}")
+        self.inverse = inverse
+
+    def __call__(self, spk_rec: Tensor, targets: Tensor) -> Tensor:
+        return self._compute_loss(check_record("spk_rec", spk_rec), targets)
+
+    def _compute_loss(self, record: Tensor, targets: Tensor) -> Tensor:
+        labels = check_labels(targets, record)
+        times = spike_times(record, 1).squeeze(0)
+        return self._cross_entropy(-times if self.inverse == "negate" else 1 / (times + 1), labels, self.reduction)
+
+
+class l1_rate_sparsity:
+    """Penalty on the number of spikes: ``Lambda`` times their sum.
+
+    Args:
+        Lambda: Penalty of one spike.
+
+    Returns:
+        When called with ``spk_out``, of any shape: the penalty, ``[]``, in the dtype of the spikes.
+
+    Raises:
+        TypeError: ``Lambda`` is not a number, or ``spk_out`` not a real tensor.
+
+    Example::
+
+        >>> import torch
+        >>> from snnfast import losses
+        >>> losses.l1_rate_sparsity(1e-3)(torch.ones(25, 2, 10))
+        tensor(0.5000)
+
+    Source: ``snntorch.functional.l1_rate_sparsity``.
+    """
+
+    def __init__(self, Lambda: float = 1e-5) -> None:
+        self.Lambda = check_finite("Lambda", Lambda)
+        self.__name__ = type(self).__name__
+
+    def __call__(self, spk_out: Tensor) -> Tensor:
+        return self.Lambda * check_real("spk_out", spk_out).sum()
+
+
+def accuracy_rate(
+    spk_out: Tensor,  # [T, B, N]
+    targets: Tensor,  # [B]
+    population_code: bool = False,
+    num_classes: int = False,
+) -> float:
+    """Accuracy by rate code: the share of samples whose class spikes most often (the first of equals).
+
+    Args:
+        spk_out: Spikes of the output layer, ``[T, B, N]``.
+        targets: Class of each sample, ``[B]``.
+        population_code: Add the spikes of each class's neurons.
+        num_classes: Number of classes of a population code.
+
+    Returns:
+        0 to 1, NaN for an empty batch; a Python ``float``, where snnTorch's is a ``numpy.float64`` of the same value.
+
+    Raises:
+        TypeError, ValueError: As listed at the top of the module; ``num_classes`` is missing or does not divide ``N``.
+
+    Example::
+
+        >>> import torch
+        >>> from snnfast import losses
+        >>> spk_out = torch.zeros(25, 2, 10)
+        >>> spk_out[:5, :, 3] = 1
+        >>> losses.accuracy_rate(spk_out, torch.tensor([3, 7]))
+        0.5
+
+    Source: ``snntorch.functional.accuracy_rate``.
+    """
+    record = check_record("spk_out", spk_out)
+    counts = count(record, *check_population(population_code, num_classes))
+    return _share(counts.max(1).indices, targets, record)
+
+
+def accuracy_temporal(
+    spk_out: Tensor,  # [T, B, N]
+    targets: Tensor,  # [B]
+) -> float:
+    """Accuracy by latency code: the share of samples whose class spikes first.
+
+    A neuron that stays silent counts as one that spikes at the last step, and the first of equals is taken.
+
+    Args:
+        spk_out: Spikes of the output layer, ``[T, B, N]`` (0: no spike, else: a spike).
+        targets: Class of each sample, ``[B]``.
+
+    Returns:
+        0 to 1, NaN for an empty batch; a Python ``float``, where snnTorch's is a ``numpy.float64`` of the same value.
+
+    Raises:
+        TypeError, ValueError: As listed at the top of the module.
+
+    Example::
+
+        >>> import torch
+        >>> from snnfast import losses
+        >>> spk_out = torch.zeros(25, 2, 10)
+        >>> spk_out[4, :, 7] = 1
+        >>> losses.accuracy_temporal(spk_out, torch.tensor([3, 7]))
+        0.5
+
+    Source: ``snntorch.functional.accuracy_temporal``.
+    """
+    record = check_record("spk_out", spk_out)
+    return _share(first_step(record != 0).min(1).indices, targets, record)
+
+
+def _share(
+    predicted: Tensor,  # [B]
+    targets: Tensor,
+    record: Tensor,
+) -> float:
+    return (predicted == check_labels(targets, record, floating=True)).double().mean().item()
