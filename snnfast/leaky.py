@@ -325,7 +325,8 @@ class Leaky(nn.Module):
 
     def extra_repr(self) -> str:
         def show(parameter: Tensor) -> str:
-            return f"{parameter.item():g}" if parameter.numel() == 1 else str(tuple(parameter.shape))
+            known = parameter.numel() == 1 and not parameter.is_meta
+            return f"{parameter.item():g}" if known else str(tuple(parameter.shape))
 
         return (
             f"beta={show(self.beta)}, threshold={show(self.threshold)}, reset_mechanism={self.reset_mechanism!r}, "
