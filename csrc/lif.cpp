@@ -227,7 +227,7 @@ std::vector<Tensor> backward(const BackwardInputs& in, const Sizes& sizes, const
         inputs.keep(*in.grad_mem, "grad_mem", dtype, recorded ? sizes.sequence : sizes.step);
   }
 
-  p.surrogate = static_cast<SurrogateKind>(in.surrogate);
+  p.surrogate = p.derivative != nullptr ? SurrogateKind::kStraightThrough : static_cast<SurrogateKind>(in.surrogate);
   if (p.grad_spk == nullptr && (p.reset_delay || p.reset == Reset::kNone)) {
     // No gradient passes through a spike, so its derivative must not matter, not even where it is NaN.
     p.surrogate = SurrogateKind::kNone;

@@ -46,7 +46,7 @@ struct LifForward : LifProblem {
 struct LifBackward : LifProblem {  // x is nullptr where mem_rec is given
   const void* mem_rec;        // [T, N] acc == dtype: the membrane of every step, only with a delayed reset; or nullptr
   const void* checkpoints;    // [checkpoint_rows(T), N] acc, where mem_rec is nullptr
-  const void* derivative;     // [T, N] acc: the surrogate derivative of every step, given; or nullptr: `surrogate`
+  const void* derivative;     // [T, N] acc: that of the spike at every step; or nullptr: that of `surrogate`
   const void* grad_spk;       // [T, N] or nullptr
   const void* grad_mem_rec;   // [T, N] or nullptr
   const void* grad_mem_last;  // [N] or nullptr
@@ -55,10 +55,9 @@ struct LifBackward : LifProblem {  // x is nullptr where mem_rec is given
   void* grad_beta;            // [N] acc or nullptr, as the next two: sums over time of each neuron's own gradient
   void* grad_threshold;
   void* grad_graded;
-  SurrogateKind surrogate;
+  SurrogateKind surrogate;  // kNone: no gradient passes through a spike; never kNone with `derivative`
   Coefficients coefficients;
 
-  SNN_HD bool through_spike() const { return derivative != nullptr || surrogate != SurrogateKind::kNone; }
   bool parameter_gradients() const { return grad_beta || grad_threshold || grad_graded; }
 };
 

@@ -6,7 +6,7 @@ __all__ = ["empty_cache", "set_cache_limit"]
 
 
 def empty_cache() -> None:
-    """Return to the system what freed CPU outputs of 1 MiB or more left behind for later ones.
+    """Return to the system what freed CPU outputs of 128 KiB or more left behind for later ones.
 
     Fresh memory costs page faults, several times the time of the kernel that writes to it; so the kernels keep it, up
     to an eighth of the physical memory (see :func:`set_cache_limit`). Without the compiled extension, it does nothing.

@@ -16,7 +16,7 @@
 namespace snnfast::cpu::pool {
 namespace {
 
-constexpr size_t kPage = size_t{2} << 20;  // a huge page: one fault instead of 512
+constexpr size_t kPage = size_t{2} << 20;        // a huge page: one fault instead of 512
 constexpr size_t kSmallUnit = size_t{64} << 10;  // of buffers below a huge page
 
 struct Buffer {
@@ -99,7 +99,8 @@ void* take(size_t bytes) {
   }
   if (data == nullptr) throw std::bad_alloc();
 #if defined(__linux__)
-  if (unit == kPage) madvise(data, rounded, MADV_HUGEPAGE);  // advice: where huge pages are switched off, nothing is lost
+  // Advice: where huge pages are switched off, nothing is lost.
+  if (unit == kPage) madvise(data, rounded, MADV_HUGEPAGE);
 #endif
   const std::lock_guard lock(pool.mutex);
   pool.sizes[data] = rounded;

@@ -166,8 +166,8 @@ struct Backward {
     }
 #pragma unroll
     for (int i = 0; i < V; ++i) {
-      dx[i] =
-          lif_adjoint(p.reset, p.reset_delay, p.through_spike(), u[i], v[i], sg[i], gs[i], gm[i], neurons.at[i], g[i]);
+      dx[i] = lif_adjoint(p.reset, p.reset_delay, p.surrogate != SurrogateKind::kNone, u[i], v[i], sg[i], gs[i], gm[i],
+                          neurons.at[i], g[i]);
       grad_x_sum[i] += dx[i];
     }
     if (p.grad_x != nullptr && !p.x_constant) store<V>(static_cast<S*>(p.grad_x) + t * p.N + first, dx);
