@@ -7,8 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import snnfast
-
 from .lif import verdict
 from .measure import alternate, table
 

@@ -1,9 +1,14 @@
-"""Handwritten digits as tensors: MNIST, or scikit-learn's bundled digits where there is no MNIST and no network."""
+"""MNIST and Fashion-MNIST as tensors, or scikit-learn's bundled digits where there is neither data nor a network."""
 
 import contextlib
+import gzip
 import io
+import os
+import shutil
 import socket
-from dataclasses import dataclass
+import tempfile
+import zlib
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -17,6 +22,10 @@ MNIST_EPOCHS, DIGITS_EPOCHS = 1, 40
 _DOWNLOAD_ROOT = Path("data")
 _DOWNLOAD_TIMEOUT = 5.0  # seconds without an answer
 _DIGITS_TEST_SIZE = 360  # of 1797 images
+_MNIST, _FASHION = "MNIST", "FashionMNIST"  # torchvision's names of the classes and their folders
+_TITLES = {_MNIST: "MNIST", _FASHION: "Fashion-MNIST"}
+# Where Debian's package dataset-fashion-mnist puts the files, each compressed.
+_DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
 _FILES = tuple(f"{split}-{kind}-ubyte" for split in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
 # What torchvision raises on a file that is truncated, empty, unreadable or something else altogether.
 _CORRUPT = (AssertionError, IndexError, KeyError, OSError, RuntimeError, TypeError, ValueError)
@@ -45,22 +54,62 @@ def load(path: str | None, device: torch.device) -> Digits:
     Raises:
         InputError: ``path`` holds no MNIST, a file is corrupt, or a package is missing.
     """
+    return _load(_MNIST, path, device)
+
+
+def load_fashion(path: str | None, device: torch.device) -> Digits:
+    """Fashion-MNIST from the folder ``path``; without one, from SNNFAST_DATA, ``./data`` or Debian's package.
+
+    Where none of them has it, it is downloaded, and offline the bundled digits take its place.
+
+    Raises:
+        InputError: ``path`` holds no Fashion-MNIST, a file is corrupt, or a package is missing.
+    """
+    shared = os.environ.get("SNNFAST_DATA")
+    if path is None and shared:
+        if _has(_FASHION, Path(shared)):
+            path = shared
+        else:
+            print(f"no Fashion-MNIST in SNNFAST_DATA ({shared}); looking elsewhere")
+    if path is None and not _has(_FASHION, _DOWNLOAD_ROOT) and (unpacked := _from_debian(device)) is not None:
+        return unpacked
+    return _load(_FASHION, path, device)
+
+
+def _load(dataset: str, path: str | None, device: torch.device) -> Digits:
     if path is not None:
-        return _mnist(Path(path), device)
-    if not _has_mnist(_DOWNLOAD_ROOT):
-        print(f"no --data-path: downloading MNIST into {_DOWNLOAD_ROOT}/", flush=True)
-        if (reason := _download()) is not None:
-            print(f"MNIST can't be downloaded ({reason}); going on with the small digits set of scikit-learn")
+        return _read(dataset, Path(path), device)
+    if not _has(dataset, _DOWNLOAD_ROOT):
+        title = _TITLES[dataset]
+        print(f"no --data-path: downloading {title} into {_DOWNLOAD_ROOT}/", flush=True)
+        if (reason := _download(dataset)) is not None:
+            print(f"{title} can't be downloaded ({reason}); going on with the small digits set of scikit-learn")
             return _bundled(device)
-    return _mnist(_DOWNLOAD_ROOT, device)
+    return _read(dataset, _DOWNLOAD_ROOT, device)
 
 
-def _has_mnist(root: Path) -> bool:
-    return all((root / "MNIST" / "raw" / name).is_file() for name in _FILES)
+def _has(dataset: str, root: Path) -> bool:
+    return all((root / dataset / "raw" / name).is_file() for name in _FILES)
 
 
-def _download() -> str | None:
-    """Fetch MNIST; returns why that failed, or ``None``."""
+def _from_debian(device: torch.device) -> Digits | None:
+    archives = [_DEBIAN_FASHION / f"{name}.gz" for name in _FILES]
+    if not all(archive.is_file() for archive in archives):
+        return None
+    with tempfile.TemporaryDirectory() as root:
+        raw = Path(root) / _FASHION / "raw"
+        raw.mkdir(parents=True)
+        for archive in archives:
+            try:
+                with gzip.open(archive) as source, (raw / archive.stem).open("wb") as target:
+                    shutil.copyfileobj(source, target)
+            except (EOFError, OSError, zlib.error) as error:
+                raise InputError(f"{archive} is corrupt: {_one_line(error)}") from None
+        return replace(_read(_FASHION, Path(root), device), origin=f"from {_DEBIAN_FASHION}")
+
+
+def _download(dataset: str) -> str | None:
+    """Fetch a data set; returns why that failed, or ``None``."""
     try:
         from torchvision import datasets
     except ModuleNotFoundError:
@@ -70,7 +119,7 @@ def _download() -> str | None:
     try:
         # torchvision prints every mirror that it tries; its progress bar goes to stderr and stays.
         with contextlib.redirect_stdout(io.StringIO()):
-            datasets.MNIST(str(_DOWNLOAD_ROOT), download=True)
+            getattr(datasets, dataset)(str(_DOWNLOAD_ROOT), download=True)
     except (OSError, RuntimeError) as error:
         return str(error).strip().splitlines()[-1]
     finally:
@@ -78,24 +127,25 @@ def _download() -> str | None:
     return None
 
 
-def _mnist(root: Path, device: torch.device) -> Digits:
+def _read(dataset: str, root: Path, device: torch.device) -> Digits:
+    title = _TITLES[dataset]
     if not root.is_dir():
         raise InputError(f"no such folder: {root}")
-    if not _has_mnist(root):
-        raise InputError(f"no MNIST in {root}: expected {', '.join(_FILES)} in {root / 'MNIST' / 'raw'}")
+    if not _has(dataset, root):
+        raise InputError(f"no {title} in {root}: expected {', '.join(_FILES)} in {root / dataset / 'raw'}")
     try:
         from torchvision import datasets
     except ModuleNotFoundError:
-        raise InputError("reading MNIST needs torchvision: pip install torchvision") from None
+        raise InputError(f"reading {title} needs torchvision: pip install torchvision") from None
     try:
-        train, test = (datasets.MNIST(str(root), train=train, download=False) for train in (True, False))
+        train, test = (getattr(datasets, dataset)(str(root), train=train, download=False) for train in (True, False))
     except _CORRUPT as error:
-        raise InputError(f"MNIST in {root} is corrupt: {_one_line(error)}") from None
+        raise InputError(f"{title} in {root} is corrupt: {_one_line(error)}") from None
     for split in (train, test):
         if len(split.data) != len(split.targets) or not 0 <= int(split.targets.max()) < CLASSES:
-            raise InputError(f"MNIST in {root} is corrupt: its labels don't fit its images")
+            raise InputError(f"{title} in {root} is corrupt: its labels don't fit its images")
     return Digits(
-        "MNIST",
+        title,
         f"from {root}",
         MNIST_EPOCHS,
         _as_input(train.data, 255, device),

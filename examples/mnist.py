@@ -14,6 +14,7 @@ from pathlib import Path
 
 try:
     import torch
+    from common import choose_device, positive
     from data import CLASSES, DIGITS_EPOCHS, MNIST_EPOCHS, SIDE, Digits, InputError, load
     from figures import save_raster, save_training
     from timing import Step, compare, why_not_fused
@@ -210,17 +211,6 @@ def draw(net: snnfast.MultiStep, digits: Digits, history: History, num_steps: in
     )
 
 
-def choose_device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.zeros((), device=device)
-    except (AssertionError, RuntimeError) as error:
-        raise InputError(f"--device {name}: {str(error).splitlines()[0]}") from None
-    return device
-
-
 def choose_backend(name: str, device: torch.device) -> str:
     reason = None if name == "reference" else why_not_fused(device)
     if reason is None:
@@ -294,19 +284,6 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--no-timing", dest="timing", action="store_false", help="leave out the timing of one training step")
     return parser.parse_args(argv)
-
-
-def positive(number: type[int] | type[float]) -> Callable[[str], float]:
-    def parse(text: str) -> float:
-        try:
-            value = number(text)
-        except ValueError:
-            value = number(0)
-        if not 0 < value < float("inf"):
-            raise argparse.ArgumentTypeError(f"expected a positive {number.__name__}, got {text!r}")
-        return value
-
-    return parse
 
 
 def unit_interval(text: str) -> float:

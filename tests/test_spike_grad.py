@@ -175,7 +175,7 @@ def test_an_error_of_the_callable_itself_is_the_users_to_see() -> None:
     for lif in (functional.lif, reference.lif):
         with pytest.raises(ZeroDivisionError, match="mine"):
             lif(torch.ones(4, 3), beta=0.9, spike_grad=broken)
-    with pytest.raises(TypeError, match="^spike_grad: expected a callable that returns"):
+    with pytest.raises(TypeError, match=r"^spike_grad: expected a callable that returns"):
         functional.lif(torch.ones(4, 3), beta=0.9, spike_grad=lambda z: 3)  # type: ignore[arg-type,return-value]
 
 

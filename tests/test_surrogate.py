@@ -149,5 +149,5 @@ def test_custom_surrogate_calls_the_function_as_snntorch_does():
     torch.testing.assert_close(grad, expected, rtol=1e-6, atol=1e-6)
     assert_bits_equal(ours.derivative(z), derivative(ours, z))
     assert pickle.loads(pickle.dumps(ours)) == copy.deepcopy(ours) == ours
-    with pytest.raises(TypeError, match="^custom_surrogate_function: expected a callable"):
+    with pytest.raises(TypeError, match=r"^custom_surrogate_function: expected a callable"):
         surrogate.custom_surrogate(0.5)  # type: ignore[arg-type]

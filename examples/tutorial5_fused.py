@@ -1,0 +1,78 @@
+"""The network of snnTorch's tutorial 5 without its loop over time, and what that is worth.
+
+``fc1`` sees the same image at every step and runs once; each layer of neurons is unrolled in one kernel; ``fc2`` takes
+all steps as one large batch. The first iterations and the time of one are shown beside the loop of ``tutorial5.py``,
+with snnfast's neurons and with snnTorch's.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+
+import snntorch
+import torch
+import tutorial5
+from common import add_data_path, add_length, describe, in_turn, make_parser, positive, print_times, run_main
+from data import CLASSES, SIDE, Digits, load
+from torch import Tensor, nn
+
+import snnfast
+
+
+class Net(nn.Module):
+    def __init__(self, num_steps: int) -> None:
+        super().__init__()
+        self.num_steps = num_steps
+        self.fc1 = nn.Linear(SIDE * SIDE, tutorial5.HIDDEN)
+        self.lif1 = snnfast.Leaky(beta=tutorial5.BETA)
+        self.fc2 = nn.Linear(tutorial5.HIDDEN, CLASSES)
+        self.lif2 = snnfast.Leaky(beta=tutorial5.BETA)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        spk1_rec, _ = self.lif1.unroll(self.fc1(x), num_steps=self.num_steps, record_mem=False)
+        cur2 = self.fc2(spk1_rec.flatten(0, 1)).unflatten(0, (self.num_steps, -1))  # [T * B, N]: one matrix product
+        return self.lif2.unroll(cur2)
+
+
+def trainers(data: Digits, args: argparse.Namespace) -> dict[str, tutorial5.Trainer]:
+    """All start from the same weights and see the same images."""
+    nets: dict[str, Callable[[], nn.Module]] = {
+        "unrolled": lambda: Net(args.num_steps),
+        "loop": lambda: tutorial5.Net(args.num_steps),
+        "snntorch": lambda: tutorial5.Net(args.num_steps, snntorch),
+    }
+    loss_fns = {"unrolled": snnfast.losses.ce_membrane_loss()}
+    return {
+        name: tutorial5.Trainer(make_net, data, args, loss_fns.get(name, tutorial5.loss_over_time))
+        for name, make_net in nets.items()
+    }
+
+
+def run(args: argparse.Namespace, device: torch.device) -> None:
+    data = load(args.data_path, device)
+    print(describe(data), flush=True)
+    tutorial5.print_first({name: trainer.first(args.compare) for name, trainer in trainers(data, args).items()})
+    again = trainers(data, args)
+    _, milliseconds = in_turn({name: t.train_on for name, t in again.items()}, again["unrolled"].batches, args.rounds)
+    print_times(milliseconds)
+    print("training unrolled")
+    tutorial5.train(trainers(data, args)["unrolled"], data, args)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = make_parser(
+        "snnTorch's tutorial 5 with all time steps in one kernel, beside the loop over time.",
+        batch_size=128,
+        num_steps=25,
+        compare=3,
+    )
+    add_data_path(parser)
+    add_length(parser)
+    parser.add_argument(
+        "--rounds", type=positive(int), default=20, help="iterations to time of each (default: %(default)s)"
+    )
+    return run_main(run, parser.parse_args(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
