@@ -9,6 +9,9 @@ namespace snnfast::cpu {
 // membranes stay in the first- and second-level cache, and their rows are long enough for the memory.
 inline constexpr int kBlock = 2048;
 
+// The same where there are fewer steps than a row loop takes.
+inline constexpr int kShortBlock = 512;
+
 struct Kernels {
   const char* name;
   // On neurons first to last - 1; no result depends on how they are divided into ranges.

@@ -13,10 +13,12 @@ namespace {
 
 // ---- a block through all its time steps
 
+bool uniform(const Parameter& parameter) { return parameter.data == nullptr || parameter.size == 1; }
+
 template <typename A>
 void fill(int64_t first, int n, const Parameter& parameter, A* out) {
   const A* data = static_cast<const A*>(parameter.data);
-  if (data == nullptr || parameter.size == 1) {
+  if (uniform(parameter)) {
     const A value = data == nullptr ? static_cast<A>(parameter.value) : data[0];
     for (int i = 0; i < n; ++i) out[i] = value;
     return;
@@ -36,12 +38,15 @@ void copy_or_zero(int n, const A* from, A* to) {
   for (int i = 0; i < n; ++i) to[i] = from == nullptr ? A(0) : from[i];
 }
 
+// `next`: the lanes hold those of the block before, which was as long or longer.
 template <typename A>
-void open_lanes(int64_t first, int n, const LifProblem& p, Lanes<A>& lanes) {
-  fill(first, n, p.beta, lanes.beta);
-  fill(first, n, p.threshold, lanes.threshold);
-  fill(first, n, p.graded, lanes.graded);
-  for (int i = 0; i < n; ++i) lanes.beta[i] = clamp_unit(lanes.beta[i]);
+void open_lanes(int64_t first, int n, const LifProblem& p, bool next, Lanes<A>& lanes) {
+  if (!next || !uniform(p.beta)) {
+    fill(first, n, p.beta, lanes.beta);
+    for (int i = 0; i < n; ++i) lanes.beta[i] = clamp_unit(lanes.beta[i]);
+  }
+  if (!next || !uniform(p.threshold)) fill(first, n, p.threshold, lanes.threshold);
+  if (!next || !uniform(p.graded)) fill(first, n, p.graded, lanes.graded);
 }
 
 // Row t of a [T, N] tensor at neuron `first`; nullptr stays nullptr.
@@ -54,11 +59,11 @@ template <typename A>
 using Scratch = A[kSteps][kBlock];  // converted rows
 
 template <typename S>
-void forward_block(const LifForward& p, Either<ForwardSteps<typename Acc<S>::type>> loops, int64_t first, int n) {
+void forward_block(const LifForward& p, Either<ForwardSteps<typename Acc<S>::type>> loops, int64_t first, int n,
+                   bool next, Lanes<typename Acc<S>::type>& lanes) {
   using A = typename Acc<S>::type;
-  Lanes<A> lanes;
   alignas(64) Scratch<A> x_scratch, spk_scratch, mem_scratch;
-  open_lanes(first, n, p, lanes);
+  open_lanes(first, n, p, next, lanes);
   copy_or_zero(n, row_of<const A>(p.mem0, 0, p.N, first), lanes.state);
   for (int64_t t = 0, steps; t < p.T; t += steps) {
     steps = t + kSteps <= p.T ? kSteps : 1;
@@ -108,13 +113,18 @@ struct BackwardBlock {
     adjoint_loops = choose_adjoint<A>(problem);
   }
 
-  void run(int64_t first_neuron, int count) {
+  void run(int64_t first_neuron, int count, bool next) {
     first = first_neuron;
     n = count;
-    open_lanes(first, n, p, lanes);
+    open_lanes(first, n, p, next && p.grad_beta == nullptr, lanes);  // finish() takes beta's lanes for its gradient
     const S* grad_last = row_of<const S>(p.grad_mem_last, 0, p.N, first);
     copy_or_zero(n, grad_last == nullptr ? zeros : load_row(grad_last, n, x_scratch[0]), lanes.state);
-    for (int i = 0; i < n; ++i) sums.beta[i] = sums.threshold[i] = sums.graded[i] = grad_x_sum[i] = A(0);
+    if (p.parameter_gradients()) {
+      for (int i = 0; i < n; ++i) sums.beta[i] = sums.threshold[i] = sums.graded[i] = A(0);
+    }
+    if (p.x_constant) {
+      for (int i = 0; i < n; ++i) grad_x_sum[i] = A(0);
+    }
     for (int64_t start = p.T == 0 ? -1 : (p.T - 1) / kCheckpoint * kCheckpoint; start >= 0; start -= kCheckpoint) {
       const int count_of_chunk = static_cast<int>(p.T - start < kCheckpoint ? p.T - start : kCheckpoint);
       if (p.mem_rec == nullptr) recompute(start, count_of_chunk);
@@ -203,16 +213,23 @@ struct BackwardBlock {
 
 // ---- a thread's range of neurons
 
-// Calls f with the first neuron and the size of each block of a range.
+// Calls f with the first neuron of each block of a range, its size, and whether it is not the first block.
 template <typename F>
-void for_each_block(int64_t first, int64_t last, F&& f) {
-  for (; first < last; first += kBlock) f(first, static_cast<int>(last - first < kBlock ? last - first : kBlock));
+void for_each_block(const LifProblem& p, int64_t first, int64_t last, F&& f) {
+  // Long rows matter over many steps; with a few, that state and parameters stay in the first-level cache.
+  const int64_t block = p.T < kSteps ? kShortBlock : kBlock;
+  for (int64_t neuron = first; neuron < last; neuron += block) {
+    f(neuron, static_cast<int>(last - neuron < block ? last - neuron : block), neuron > first);
+  }
 }
 
 template <typename S>
 void forward_range(const LifForward& p, int64_t first, int64_t last) {
-  const auto loops = choose_forward<typename Acc<S>::type>(p);
-  for_each_block(first, last, [&](int64_t neuron, int n) { forward_block<S>(p, loops, neuron, n); });
+  using A = typename Acc<S>::type;
+  const auto loops = choose_forward<A>(p);
+  Lanes<A> lanes;
+  for_each_block(p, first, last,
+                 [&](int64_t neuron, int n, bool next) { forward_block<S>(p, loops, neuron, n, next, lanes); });
 }
 
 template <typename S>
@@ -220,7 +237,7 @@ void backward_range(const LifBackward& p, int64_t first, int64_t last) {
   // Larger than a thread's stack may be, and kept from call to call: fresh memory costs page faults.
   thread_local const auto work = std::make_unique<BackwardBlock<S>>();
   work->open(p);
-  for_each_block(first, last, [&](int64_t neuron, int n) { work->run(neuron, n); });
+  for_each_block(p, first, last, [&](int64_t neuron, int n, bool next) { work->run(neuron, n, next); });
 }
 
 void forward(const LifForward& p, int64_t first, int64_t last) {
