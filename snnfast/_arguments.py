@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from snnfast import surrogate
 from snnfast._spike_grad import SpikeGrad, recognise
@@ -177,7 +178,8 @@ def check_parameter_value(name: str, value: object) -> Tensor:
     if isinstance(value, Tensor):
         if value.is_complex():
             raise TypeError(f"{name}: expected a real tensor, got {_name(value.dtype)}")
-        if not value.is_meta and value.isnan().any():
+        # A fake tensor has no values to look at, and neither has a meta tensor.
+        if not value.is_meta and not isinstance(value, FakeTensor) and value.isnan().any():
             raise ValueError(f"{name}: expected numbers, got a tensor with NaN")
         return value
     if isinstance(value, list | tuple) or hasattr(value, "__array__"):

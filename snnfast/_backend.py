@@ -103,7 +103,7 @@ def use_fused(device: torch.device) -> bool:
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch.compile runs it while tracing
 def warn_once(message: str) -> None:
     """Warn once per process and message, at the caller's line, whatever the warning filters do with repetitions."""
-    if message in _warned or torch.compiler.is_compiling():  # a warning can't be traced
+    if message in _warned:
         return
     _warned.add(message)
     level, frame = 1, sys._getframe()

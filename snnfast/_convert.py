@@ -7,11 +7,13 @@ from typing import Any
 
 import snntorch
 from torch import nn
+from torch.nn.utils import parametrize
 
 import snnfast.snntorch
 from snnfast import surrogate
 from snnfast._arguments import RESET_MECHANISMS
 from snnfast._spike_grad import recognise
+from snnfast.snntorch import _Theirs
 
 # What snntorch.Leaky computes with: a layer in which one of these is not snnTorch's computes something else.
 _METHODS = (
@@ -130,15 +132,17 @@ def _neurons(net: object) -> Iterator[tuple[str, nn.Module]]:
 
 def _reason_to_leave(module: nn.Module) -> str | None:
     cls = type(module)
-    if not isinstance(module, snntorch.Leaky):
+    if not isinstance(module, _Theirs):
         return f"snnfast has no kernel for {cls.__name__}"
+    if parametrize.is_parametrized(module):
+        return "it is parametrized: convert it before register_parametrization"
     for method in _METHODS:
-        if getattr(cls, method) is not getattr(snntorch.Leaky, method):
+        if getattr(cls, method) is not getattr(_Theirs, method):
             return f"{cls.__name__} has its own {method}"
         if method in vars(module):
             return f"its {method} was replaced"
     function: Any = getattr(module.state_function, "__func__", None)
-    if function not in [getattr(snntorch.Leaky, n) for n in _STATE_FUNCTIONS]:
+    if function not in [getattr(_Theirs, n) for n in _STATE_FUNCTIONS]:
         return "its state_function was replaced"
     if module.state_function.__self__ is not module:
         return "its state_function is that of another layer"
@@ -154,6 +158,7 @@ def _swap(module: Any) -> str | None:
     stored = RESET_MECHANISMS[int(module.reset_mechanism_val)]
     if behaves != stored:
         note = f"its reset mechanism was set to {stored!r}, without effect in snnTorch: it stays {behaves!r}, as it ran"
+    vars(module).pop("reset", None)  # of the last step
     mem = module._buffers.pop("mem")
     module._non_persistent_buffers_set.discard("mem")
     before = module.spike_grad
@@ -174,7 +179,7 @@ def _swap_back(module: Any) -> None:
     module._unregister()
     mem = vars(module).pop("mem")
     cls = type(module)
-    module.__class__ = snntorch.Leaky if cls is snnfast.snntorch.Leaky else cls.__mro__[1]
+    module.__class__ = _Theirs if cls is snnfast.snntorch.Leaky else cls.__mro__[1]
     module.register_buffer("mem", mem, persistent=False)
     _set_spike_grad(module, spike_grad)
     name = next(n for n, mechanism in _STATE_FUNCTIONS.items() if mechanism == module.reset_mechanism)
@@ -199,7 +204,7 @@ def _snntorchs_own(spike_grad: Any) -> Any:
 
 
 def _class_for(cls: type) -> type:
-    if cls is snntorch.Leaky:
+    if cls is _Theirs:
         return snnfast.snntorch.Leaky
     if cls not in _subclasses:
         # The user's class comes first, so that whatever it defines stays.

@@ -226,6 +226,8 @@ class Leaky(nn.Module):
         held = self.mem
         if held.shape != shape:
             return None
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling() and held.is_inference():
+            held = held.clone()  # held since inference_mode; autograd may save it
         return held if held.device == device else held.to(device)
 
     def _check_passed(self, mem: object) -> None:

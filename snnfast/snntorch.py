@@ -85,6 +85,9 @@ def _tell_snntorch(layer: object) -> None:
     neurons.append(weakref.proxy(layer, bury))
 
 
+# Kept: a program may put our Leaky in the place of snntorch.Leaky.
+_Theirs = snntorch.Leaky
+
 # What snntorch.Leaky computes a step with, and the fused one does not.
 _PARTS = ("fire", "fire_inhibition", "mem_reset", "_base_state_function", "_base_sub", "_base_zero", "_base_int")
 
@@ -118,7 +121,9 @@ class Leaky(_FusedLeaky, snntorch.Leaky):  # type: ignore[misc]  # snnTorch has 
 
     def __getattr__(self, name: str) -> Any:
         # snnTorch's AttributeMonitor calls this by its name, where nn.Module knows only of buffers.
-        return vars(self)["mem"] if name == "mem" else nn.Module.__getattr__(self, name)
+        if name == "mem" and name in self.__dict__:
+            return self.__dict__[name]
+        return nn.Module.__getattr__(self, name)
 
     def _register(self) -> None:
         super()._register()
@@ -139,12 +144,12 @@ class Leaky(_FusedLeaky, snntorch.Leaky):  # type: ignore[misc]  # snnTorch has 
     @classmethod
     def detach_hidden(cls) -> None:
         """Cut the held membrane of every layer, snnTorch's included, from its graph, in place."""
-        snntorch.Leaky.detach_hidden()
+        _Theirs.detach_hidden()
 
     @classmethod
     def reset_hidden(cls) -> None:
         """Set the held membrane of every layer, snnTorch's included, to zeros."""
-        snntorch.Leaky.reset_hidden()
+        _Theirs.reset_hidden()
 
 
 # After Leaky, from which the module takes its class.

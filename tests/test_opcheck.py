@@ -26,6 +26,11 @@ def permuted(t: Tensor) -> Tensor:
     return t.permute(order).contiguous().permute(order)
 
 
+def channels_last(t: Tensor) -> Tensor:
+    """What a convolution in that format returns, one step ``[B, C, H, W]`` or all of them."""
+    return t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else permuted(t)
+
+
 def expanded(t: Tensor) -> Tensor:
     return t[..., :1].expand(t.shape) if t.dim() else t
 
@@ -55,7 +60,7 @@ def backward_arguments(
 
 
 @pytest.mark.parametrize("record_mem", [True, False], ids=["record", "last"])
-@pytest.mark.parametrize("layout", [contiguous, permuted, expanded])
+@pytest.mark.parametrize("layout", [contiguous, permuted, channels_last, expanded])
 def test_opcheck(layout: Any, record_mem: bool, device: torch.device) -> None:
     ops = _ops.namespace(_ops.NAMESPACE)
     for constant in (False, True):

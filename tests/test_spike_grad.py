@@ -277,3 +277,20 @@ def test_sso_has_the_spikes_of_snntorch_and_its_gradients_in_the_mean() -> None:
         found.append((spk, grad.mean(1)))
     assert_bits_equal(found[0][0], found[1][0])
     torch.testing.assert_close(found[0][1], found[1][1], rtol=0, atol=0.01)
+
+
+@pytest.mark.parametrize("delay", [True, False], ids=["delay", "nodelay"])
+def test_a_callable_is_examined_while_it_is_compiled(delay: bool) -> None:
+    for name, spike_grad in {**FAST_BOTH, **SLOW}.items():
+        torch._dynamo.reset()
+        _backend._warned.clear()
+        layer = snnfast.Leaky(0.9, spike_grad=spike_grad, reset_delay=delay)
+        x = torch.rand(4, 3, 10) * 2
+        compiled = torch.compile(layer.unroll, fullgraph=True, backend="aot_eager")
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            results = [compiled(x), layer.unroll(x)]
+        for a, b in zip(*results, strict=True):
+            assert_bits_equal(a, b)
+        slow = [str(w.message) for w in caught if "step by step" in str(w.message)]
+        assert len(slow) == (1 if name in SLOW or not delay else 0), (name, slow)

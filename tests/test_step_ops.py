@@ -25,7 +25,7 @@ from helpers import (
     random_cases,
 )
 from test_bad_input import label
-from test_opcheck import OPCHECKS, backward_arguments, contiguous, expanded, permuted, shapes
+from test_opcheck import OPCHECKS, backward_arguments, channels_last, contiguous, expanded, permuted, shapes
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -100,11 +100,11 @@ def step_call(case: Case, device: torch.device, layout: Any = contiguous, needs:
 
 
 @pytest.mark.parametrize(("reset", "delay"), OPTIONS)
-@pytest.mark.parametrize("layout", [contiguous, permuted, expanded])
+@pytest.mark.parametrize("layout", [contiguous, permuted, channels_last, expanded])
 def test_opcheck(layout: Any, reset: str, delay: bool, device: torch.device) -> None:
     ops = _ops.namespace(_ops.NAMESPACE)
     for dtype, needs in ((torch.float32, 31), (torch.float16, 10)):
-        args = step_call(Case(1, (2, 3, 4), dtype, reset, delay, parameters="element"), device, layout, needs)
+        args = step_call(Case(1, (2, 3, 4, 5), dtype, reset, delay, parameters="element"), device, layout, needs)
         torch.library.opcheck(ops.lif_step_forward.default, args.forward, test_utils=OPCHECKS)
         torch.library.opcheck(ops.lif_step_backward.default, args.backward, test_utils=OPCHECKS)
 

@@ -1,0 +1,101 @@
+"""DistributedDataParallel leaves the state of each process alone: a membrane is not a buffer to broadcast."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import snntorch
+import torch
+import torch.distributed as dist
+from helpers import assert_bits_equal, assert_close
+from torch import Tensor, multiprocessing, nn
+from torch.nn.parallel import DistributedDataParallel
+
+import snnfast.snntorch as snn
+
+pytestmark = pytest.mark.skipif(
+    not (dist.is_available() and dist.is_gloo_available()), reason="torch was built without gloo"
+)
+STEPS, BATCH = 5, 3
+
+
+class Net(nn.Module):
+    """One time step, with the state in the layers."""
+
+    def __init__(self, library: Any) -> None:
+        super().__init__()
+        torch.manual_seed(7)
+        self.fc = nn.Linear(6, 8)
+        self.lif = library.Leaky(0.9, init_hidden=True, output=True, learn_beta=True)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.lif(self.fc(x))
+
+
+def data(rank: int) -> Tensor:
+    return torch.rand(STEPS, BATCH, 6, generator=torch.Generator().manual_seed(rank)) * 3
+
+
+def run(net: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    spk, mem = zip(*(net(step) for step in x), strict=True)
+    return torch.stack(spk), torch.stack(mem)
+
+
+def loss(spk: Tensor, mem: Tensor) -> Tensor:
+    return spk.mean() + mem.square().mean()
+
+
+def work(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    found: dict[str, Any] = {}
+    for name, library in (("ours", snn), ("theirs", snntorch)):
+        net = DistributedDataParallel(Net(library))
+        assert net.broadcast_buffers
+        found[name] = run(net, data(rank))[1].detach()  # with a graph: else DDP broadcasts nothing
+    trained = DistributedDataParallel(Net(snn))
+    with trained.no_sync():
+        for step in data(rank)[:-1]:
+            trained(step)
+        trained.module.lif.mem.detach_()
+    loss(*trained(data(rank)[-1])).backward()
+    found["grads"] = [p.grad for p in trained.parameters()]
+    torch.save(found, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each of two processes found."""
+    folder = tmp_path_factory.mktemp("ranks")
+    multiprocessing.spawn(work, args=(str(folder),), nprocs=2)
+    return [torch.load(Path(folder, f"{rank}.pt")) for rank in range(2)]
+
+
+def test_every_process_keeps_its_own_membrane(ranks: list[dict[str, Any]]) -> None:
+    for rank in range(2):
+        with torch.no_grad():
+            expected = run(Net(snntorch), data(rank))[1]
+        assert_bits_equal(ranks[rank]["ours"], expected)
+
+
+def test_snntorchs_buffer_is_overwritten_by_the_first_process(ranks: list[dict[str, Any]]) -> None:
+    with torch.no_grad():
+        expected = [run(Net(snntorch), data(rank))[1] for rank in range(2)]
+    assert_bits_equal(ranks[0]["theirs"], expected[0])
+    assert not torch.allclose(ranks[1]["theirs"], expected[1])
+
+
+def test_gradients_are_averaged_over_the_processes(ranks: list[dict[str, Any]]) -> None:
+    grads = []
+    for rank in range(2):
+        net = Net(snn)
+        for step in data(rank)[:-1]:
+            net(step)
+        net.lif.mem.detach_()
+        loss(*net(data(rank)[-1])).backward()
+        grads.append([p.grad for p in net.parameters()])
+    for first, second, expected in zip(*(r["grads"] for r in ranks), zip(*grads, strict=True), strict=True):
+        assert_bits_equal(first, second)
+        assert_close(first, torch.stack(expected).mean(0), 1e-5)
+        assert not torch.equal(expected[0], expected[1])

@@ -1,0 +1,119 @@
+"""snnTorch's own NIR exporter and importer, unpatched, take our layer and give layers that convert takes."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import snntorch
+import torch
+from helpers import assert_bits_equal
+from torch import Tensor, nn
+
+import snnfast
+import snnfast.snntorch as snn
+
+nir = pytest.importorskip("nir", reason="nir is not installed")
+pytest.importorskip("nirtorch", reason="nirtorch is not installed")
+
+from snntorch.export_nir import export_to_nir  # noqa: E402
+from snntorch.import_nir import import_from_nir  # noqa: E402
+
+BETA = torch.linspace(0.5, 0.95, 8)
+
+
+def network(library: Any, threshold: Tensor | None = None) -> nn.Sequential:
+    torch.manual_seed(8)
+    threshold = torch.full((8,), 0.9) if threshold is None else threshold
+    return nn.Sequential(
+        nn.Linear(6, 8),
+        library.Leaky(BETA, threshold, init_hidden=True, reset_mechanism="zero", reset_delay=False),
+        nn.Linear(8, 4),
+        library.Leaky(
+            torch.full((4,), 0.8), torch.ones(4), init_hidden=True, reset_mechanism="zero", reset_delay=False
+        ),
+    )
+
+
+def imported(graph: Any) -> nn.Module:
+    net: nn.Module = import_from_nir(graph)
+    return net
+
+
+def leaky_layers(net: nn.Module) -> list[Any]:
+    return [m for m in net.modules() if isinstance(m, snntorch.Leaky)]
+
+
+def run(net: nn.Module, x: Tensor) -> Tensor:
+    state, spikes = None, []
+    for step in x:
+        out = net(step) if state is None else net(step, state)
+        if isinstance(out, tuple):  # nirtorch's executor hands its state on
+            out, state = out
+        spikes.append(out)
+    return torch.stack(spikes)
+
+
+def test_our_layers_export_to_the_graph_of_snntorchs() -> None:
+    threshold = torch.linspace(0.6, 1.2, 8)
+    ours, theirs = (
+        export_to_nir(network(library, threshold), torch.rand(1, 6), ignore_dims=[0]) for library in (snn, snntorch)
+    )
+    assert list(ours.nodes) == list(theirs.nodes)
+    assert sorted(ours.edges) == sorted(theirs.edges)
+    for name, node in theirs.nodes.items():
+        assert type(ours.nodes[name]) is type(node)
+        for field, value in vars(node).items():
+            if field in ("tau", "r", "v_threshold", "v_leak", "v_reset", "weight", "bias"):
+                assert_bits_equal(*(torch.as_tensor(v) for v in (getattr(ours.nodes[name], field), value)), field)
+    kinds = [type(node).__name__ for node in ours.nodes.values()]
+    assert kinds.count("LIF") == 2
+    assert kinds.count("Affine") == 2
+
+
+def test_an_imported_model_converts_to_the_same_spikes(tmp_path: Path) -> None:
+    graph = export_to_nir(network(snn), torch.rand(1, 6), ignore_dims=[0])
+    nir.write(tmp_path / "net.nir", graph)
+    expected, net = imported(nir.read(tmp_path / "net.nir")), imported(nir.read(tmp_path / "net.nir"))
+    assert [type(lif) for lif in leaky_layers(net)] == [snntorch.Leaky, snntorch.Leaky]
+    report = snn.convert(net)
+    assert len(report.swapped) == 2
+    assert not report.left
+    x = torch.rand(9, 3, 6) * 3
+    with torch.no_grad():
+        spk, spk_expected = run(net, x), run(expected, x)
+    assert spk.any()
+    assert not spk.all()
+    assert_bits_equal(spk, spk_expected.to(spk.dtype))
+
+
+def test_the_spikes_survive_the_way_out_and_back() -> None:
+    original = network(snn)
+    net = imported(export_to_nir(original, torch.rand(1, 6), ignore_dims=[0]))
+    snn.convert(net)
+    x = torch.rand(9, 3, 6) * 3
+    with torch.no_grad():
+        spk, expected = run(net, x), run(original, x)
+    # 1 - dt / (dt / (1 - beta)) is beta up to rounding: a spike at the very threshold may move.
+    assert (spk != expected).float().mean() < 0.02
+    assert expected.any()
+
+
+def test_what_the_importer_makes_runs_fused_and_unrolls() -> None:
+    net = imported(export_to_nir(network(snn), torch.rand(1, 6), ignore_dims=[0]))
+    expected = leaky_layers(imported(export_to_nir(network(snn), torch.rand(1, 6), ignore_dims=[0])))[0]
+    snn.convert(net)
+    lif = leaky_layers(net)[0]
+    assert lif.reset_mechanism == "zero"
+    assert not lif.reset_delay
+    assert lif.beta.shape == (8,)
+    x = torch.rand(9, 3, 8) * 2
+    with snnfast.use_backend("fused"):
+        spk, mem = lif.unroll(x)
+        lif.reset_mem()
+        stepped = torch.stack([lif(step) for step in x])
+    for t, step in enumerate(x):
+        spk_expected = expected(step)
+        assert_bits_equal(spk[t], spk_expected.to(spk.dtype))
+        assert_bits_equal(stepped[t], spk[t])
+        torch.testing.assert_close(mem[t], expected.mem.to(mem.dtype), rtol=0, atol=0)
+    assert spk.any()
