@@ -199,7 +199,7 @@ def fits_step(x: Tensor, mem: Tensor | None, parameters: Sequence[Tensor]) -> bo
     if mem is not None and (mem.dtype != acc or mem.device != device):
         return False
     for p in parameters:
-        if p.dtype != acc:
+        if not isinstance(p, Tensor) or p.dtype != acc:  # snnTorch takes a number that was assigned
             return False
         if p.dim() > 0:
             if p.device != device or not _broadcasts(p.shape, x.shape):

@@ -100,7 +100,6 @@ def use_fused(device: torch.device) -> bool:
     return False
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch.compile runs it while tracing
 def warn_once(message: str) -> None:
     """Warn once per process and message, at the caller's line, whatever the warning filters do with repetitions."""
     if message in _warned:
@@ -110,3 +109,7 @@ def warn_once(message: str) -> None:
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("snnfast", "torch"):
         level, frame = level + 1, frame.f_back
     warnings.warn(message, UserWarning, stacklevel=level)
+
+
+# What torch.compiler.assume_constant_result sets, without the import of the compiler: it warns while tracing.
+warn_once._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -149,6 +149,8 @@ def _reason_to_leave(module: nn.Module) -> str | None:
     behaves, stored = _STATE_FUNCTIONS[function.__name__], RESET_MECHANISMS[int(module.reset_mechanism_val)]
     if not module.reset_delay and behaves != stored:
         return f"it mixes the reset mechanisms {behaves!r} and {stored!r}"
+    if "mem" not in module._buffers:
+        return "its mem is no buffer"
     return None
 
 

@@ -156,10 +156,8 @@ class LIFStepFunction(torch.autograd.Function):
         surrogate: Surrogate,
     ) -> tuple[Tensor, Tensor]:
         spk, mem = _ops.lif_step_forward(current, mem0, beta, threshold, graded, reset, reset_delay)
-        if _tells_the_steps(current, reset_delay):
-            ctx.save_for_backward(None, mem, mem0, beta, threshold, graded)
-        else:
-            ctx.save_for_backward(current, None, mem0, beta, threshold, graded)
+        # Not the membrane, which the user may change in place before the next step.
+        ctx.save_for_backward(current, mem0, beta, threshold, graded)
         ctx.options = (reset, reset_delay, surrogate)
         _mark_outputs(ctx, spk, surrogate)
         return spk, mem
@@ -169,14 +167,14 @@ class LIFStepFunction(torch.autograd.Function):
         grad_spk, grad_mem = grads
         if grad_spk is None and grad_mem is None:
             return (None,) * 8
-        current, mem, mem0, beta, threshold, graded = ctx.saved_tensors
+        current, mem0, beta, threshold, graded = ctx.saved_tensors
         reset, reset_delay, surrogate = ctx.options
         found = _ops.lif_step_backward(
-            grad_spk, grad_mem, current, mem, mem0, beta, threshold, graded,
+            grad_spk, grad_mem, current, None, mem0, beta, threshold, graded,
             reset, reset_delay, surrogate.kernel_id, *surrogate.parameters(), _needs(ctx),
         )  # fmt: skip
         parameters = (beta, threshold, graded)
-        return *_gradients(ctx, found, parameters, grad_spk, grad_mem, current, mem, mem0), None, None, None
+        return *_gradients(ctx, found, parameters, grad_spk, grad_mem, current, mem0), None, None, None
 
 
 class LIFOfCallableFunction(torch.autograd.Function):

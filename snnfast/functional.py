@@ -53,7 +53,8 @@ def lif(
         graded_spikes_factor: Height of a spike; a number or a tensor broadcastable to ``[*]``.
         spike_grad: Derivative used for the step in the backward pass: one of :mod:`snnfast.surrogate` (snnTorch's
             own closures and objects are taken for these), or any callable of ``mem - threshold`` that returns the
-            spikes ``1[mem - threshold > 0]``. A callable is tried out on made-up values at its first use and called on
+            spikes ``1[mem - threshold > 0]``. A callable must be a pure function, the same forward and backward. It is
+            tried out on made-up values when it is first used (for a shape, a dtype and a device), and then called on
             all time steps at once, ``[T, *]``; one that does not allow that, or returns other values, runs step by
             step, with one warning. ``None``: ``surrogate.atan()``.
         reset_mechanism: ``"subtract"`` the threshold, set to ``"zero"``, or ``"none"``.
@@ -99,25 +100,36 @@ def run(args: LIFArguments) -> tuple[Tensor, Tensor]:
         return reference.unroll(args)
     if args.state_quant is not None:
         return _step_by_step(args, "state_quant is called on the membrane of every step before the next one")
+    reason = None if known_to_kernels(args.spike_grad) else _why_step_by_step(args)
+    if reason is not None:
+        return _step_by_step(args, reason)
     if args.inhibition:
         if not args.reset_delay:
             return _step_by_step(args, "inhibition with reset_delay=False makes each neuron wait for all others")
         return _lif_with_inhibition(args)
     if known_to_kernels(args.spike_grad):
         return fused_lif(args, args.spike_grad)
-    return _lif_of_callable(args)
+    if args.reset_delay:
+        return _lif_of_callable(args)
+    return fused_lif_of_callable(args, args.spike_grad)
+
+
+def _why_step_by_step(args: LIFArguments) -> str | None:
+    """Why a callable that is not known to the kernels can't be followed by them; ``None``: it can."""
+    unfit = examine(args.spike_grad, args.step_shape, args.acc, args.current.device)
+    reason = unfit.delayed if args.reset_delay else unfit.immediate
+    if (
+        reason is None
+        and not args.reset_delay
+        and torch.compiler.is_compiling()
+        and not has_derivative(args.spike_grad)
+    ):
+        reason = "torch.compile can't trace how its derivative is taken in the backward pass of an immediate reset"
+    return reason if reason is None else f"of its spike_grad: {reason}"
 
 
 def _lif_of_callable(args: LIFArguments) -> tuple[Tensor, Tensor]:
     """Any callable as surrogate: the kernel unrolls the membrane, the callable sees all of it at once."""
-    unfit = examine(args.spike_grad, args.step_shape, args.acc, args.current.device)
-    reason = unfit.delayed if args.reset_delay else unfit.immediate
-    if reason is None and not args.reset_delay:
-        if not torch.compiler.is_compiling() or has_derivative(args.spike_grad):
-            return fused_lif_of_callable(args, args.spike_grad)
-        reason = "torch.compile can't trace how its derivative is taken in the backward pass of an immediate reset"
-    if reason is not None:
-        return _step_by_step(args, f"of its spike_grad: {reason}")
     # With a delayed reset no gradient of the spike enters the recurrence, so the callable can stay outside of it. The
     # membrane is kept in the dtype of the arithmetic: a rounded one could fall on the other side of the threshold.
     full, mem = _whole_membrane(args)

@@ -163,8 +163,7 @@ class Leaky(nn.Module):
             mem = self._held(input_.shape, input_.device)
         else:
             self._check_passed(mem)
-            if mem.shape != input_.shape:
-                mem = None
+            mem = _out_of_inference(mem) if mem.shape == input_.shape else None
         surrogate = self.spike_grad
         if not known_to_kernels(surrogate):
             surrogate = recognise(surrogate)  # assigned after construction
@@ -212,6 +211,7 @@ class Leaky(nn.Module):
         """
         if mem is not None:
             self._check_passed(mem)
+            mem = _out_of_inference(mem)
         elif self.init_hidden and isinstance(current, Tensor):
             mem = self._held(current.shape if num_steps is not None else current.shape[1:], current.device)
         spk_rec, mem_rec = self._lif(current, mem, num_steps, record_mem)
@@ -226,8 +226,7 @@ class Leaky(nn.Module):
         held = self.mem
         if held.shape != shape:
             return None
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling() and held.is_inference():
-            held = held.clone()  # held since inference_mode; autograd may save it
+        held = _out_of_inference(held)
         return held if held.device == device else held.to(device)
 
     def _check_passed(self, mem: object) -> None:
@@ -247,10 +246,10 @@ class Leaky(nn.Module):
             graded_spikes_factor=self.graded_spikes_factor,
             spike_grad=self.spike_grad,
             reset_mechanism=self._reset_mechanism,
-            reset_delay=self.reset_delay,
+            reset_delay=bool(self.reset_delay),  # snnTorch takes whatever is assigned for true or false
             num_steps=num_steps,
             record_mem=record_mem,
-            inhibition=self.inhibition,
+            inhibition=bool(self.inhibition),
             state_quant=self.state_quant,
         )
 
@@ -319,7 +318,10 @@ class Leaky(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         # A membrane with a graph can be neither copied nor pickled, and neither can snnTorch's closures.
-        return {**self.__dict__, "mem": self.mem.detach(), "spike_grad": recognise(self.spike_grad)}
+        state = {**self.__dict__, "mem": self.mem.detach()}
+        if "spike_grad" in state:  # an nn.Module is among the submodules
+            state["spike_grad"] = recognise(self.spike_grad)
+        return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
@@ -334,3 +336,10 @@ class Leaky(nn.Module):
             f"beta={show(self.beta)}, threshold={show(self.threshold)}, reset_mechanism={self.reset_mechanism!r}, "
             f"reset_delay={self.reset_delay}, init_hidden={self.init_hidden}"
         )
+
+
+def _out_of_inference(mem: Tensor) -> Tensor:
+    """A membrane of ``torch.inference_mode`` as one that autograd may save."""
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling() and mem.is_inference():
+        return mem.clone()
+    return mem

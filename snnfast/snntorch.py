@@ -69,12 +69,18 @@ class _Gone:
         pass
 
 
-def _tell_snntorch(layer: object) -> None:
+_entries: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary()
+
+
+def _tell_snntorch(layer: nn.Module) -> None:
     """Enter a layer into snnTorch's own list of neurons, weakly: ``snntorch.utils.reset`` goes through that list.
 
     A dead entry stays, as something that snnTorch's loops over indices skip, until the next layer comes.
     """
     neurons: list[Any] = snntorch.SpikingNeuron.instances
+    entered = _entries.get(layer)
+    if any(n is entered for n in neurons if entered is not None):
+        return  # a layer that was reverted, and is converted again
 
     def bury(dead: object, gone: type = _Gone) -> None:  # bound here: at exit the module's names are gone
         for i, entry in enumerate(neurons):
@@ -82,7 +88,8 @@ def _tell_snntorch(layer: object) -> None:
                 neurons[i] = gone()
 
     neurons[:] = [n for n in neurons if type(n) is not _Gone and n is not layer]
-    neurons.append(weakref.proxy(layer, bury))
+    _entries[layer] = weakref.proxy(layer, bury)
+    neurons.append(_entries[layer])
 
 
 # Kept: a program may put our Leaky in the place of snntorch.Leaky.

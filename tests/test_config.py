@@ -172,3 +172,9 @@ def test_a_gpu_older_than_every_kernel_is_named_as_the_reason(monkeypatch: pytes
         found = _backend.unavailable(torch.device("cuda:0"))
         assert (found is None) if reason is None else (found is not None and reason in found)
     _backend._unsupported.cache_clear()
+
+
+def test_importing_does_not_import_the_compiler() -> None:
+    found = run("import torch, sys; before = 'torch._dynamo' in sys.modules; import snnfast; "
+                "print(before or 'torch._dynamo' not in sys.modules)")  # fmt: skip
+    assert found.stdout.strip() == "True"

@@ -650,3 +650,23 @@ def test_a_converted_and_a_reverted_model_are_freed() -> None:
         gc.collect()
         assert all(ref() is None for ref in died)
         snn.Leaky.reset_hidden()
+
+
+def test_converting_back_and_forth_leaves_one_entry_in_the_list_of_snntorch() -> None:
+    net = nn.Sequential(nn.Linear(3, 4), snntorch.Leaky(0.9), snntorch.Leaky(0.8))
+    snn.convert(net)
+    entries = len(snntorch.SpikingNeuron.instances)
+    for _ in range(3):
+        snn.revert(net)
+        snn.convert(net)
+    assert len(snntorch.SpikingNeuron.instances) == entries
+
+
+def test_a_layer_without_its_membrane_among_the_buffers_is_left_as_it_is() -> None:
+    layer = snntorch.Leaky(0.9)
+    mem = layer._buffers.pop("mem")
+    layer.mem = mem
+    report = snn.convert(nn.Sequential(layer, snntorch.Leaky(0.8)))
+    assert report.swapped == ("1",)
+    assert report.left == {"0": "its mem is no buffer"}
+    layer(torch.rand(2, 3))

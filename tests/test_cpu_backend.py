@@ -4,6 +4,7 @@ import gc
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -140,3 +141,24 @@ def test_few_neurons_give_the_same_bits_with_any_number_of_threads():
     for values in results[1:]:
         for value, expected in zip(values, results[0], strict=True):
             assert_bits_equal(value, expected)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="asks Linux for the memory in use")
+@pytest.mark.parametrize("kilobytes", [256, 1024, 5000])
+def test_an_emptied_cache_is_back_with_the_system(kilobytes: int) -> None:
+    if snnfast._ops.extension is None:
+        pytest.skip("the extension is not built")
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") >> 20
+
+    x = torch.zeros(kilobytes * 256)
+    with snnfast.use_backend("fused"), torch.no_grad():
+        snnfast.empty_cache()
+        before = resident()
+        outputs = [snnfast.functional.lif(x, beta=0.9, num_steps=1) for _ in range(150000 // kilobytes)]
+        full = resident()
+        del outputs
+        snnfast.empty_cache()
+    assert full - before > 200
+    assert resident() - before < 60

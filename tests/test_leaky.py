@@ -3,7 +3,9 @@
 import copy
 import gc
 import itertools
+import math
 import pickle
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -331,3 +333,77 @@ def test_hidden_states_of_all_layers_are_reset_and_detached_and_none_is_kept_ali
     assert not any(layer.mem.any() for layer in layers)
     del layers, layer
     assert len(snnfast.Leaky.instances) == before
+
+
+CHANGES: dict[str, Callable[[Tensor, Tensor], object]] = {
+    "clamp": lambda spk, mem: mem.clamp_(min=-0.2),
+    "refractory": lambda spk, mem: mem.masked_fill_(spk.bool(), 0.0),
+    "scale": lambda spk, mem: mem.mul_(0.5),
+    "data": lambda spk, mem: mem.data.clamp_(0, 0.5),
+    "spikes": lambda spk, mem: spk.mul_(2.0),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("held", [False, True], ids=["passed", "held"])
+@pytest.mark.parametrize(("reset", "delay"), RESET_CASES)
+def test_what_a_step_returned_may_be_changed_in_place(reset: str, delay: bool, held: bool, change: str) -> None:
+    ours, theirs = both(0.9, 0.7, init_hidden=held, output=True, reset_mechanism=reset, reset_delay=delay)
+    x = current(6, 3, 10)
+    results = []
+    for layer in (ours, theirs):
+        leaf, loss, mem = x.clone().requires_grad_(), torch.zeros(()), None
+        for step in leaf:
+            spk, mem = layer(step) if held else layer(step, mem)
+            CHANGES[change](spk, mem)
+            loss = loss + spk.sum() + mem.square().sum()
+        results.append(torch.autograd.grad(loss, leaf)[0])
+    assert_close(results[0], results[1], 1e-5)
+
+
+@pytest.mark.parametrize("how", ["held", "passed"])
+def test_a_membrane_of_inference_mode_can_be_trained_on(how: str, backend: str) -> None:
+    x = current(3, 3, 10)
+    for unroll in (False, True):
+        layer = snnfast.Leaky(0.9, init_hidden=how == "held", output=True)
+        with torch.inference_mode():
+            _, mem = layer(x[0])
+        args = () if how == "held" else (mem,)
+        leaf = x[1].clone().requires_grad_()
+        spk, _ = layer.unroll(leaf[None], *args) if unroll else layer(leaf, *args)
+        spk.sum().backward()
+        assert leaf.grad is not None
+
+
+def test_a_number_may_take_the_place_of_a_parameter_as_in_snntorch() -> None:
+    ours, theirs = both(0.9)
+    for layer in (ours, theirs):
+        del layer.threshold
+        layer.threshold = 0.25
+    x = current(3, 10)
+    for a, b in zip(ours(x), theirs(x), strict=True):
+        assert_bits_equal(a, b)
+
+
+def test_a_surrogate_with_parameters_stays_a_submodule_of_copies() -> None:
+    class Slope(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.slope = nn.Parameter(torch.tensor(2.0))
+
+        def forward(self, z: Tensor) -> Tensor:
+            return snnfast.surrogate.atan()(z * self.slope)
+
+    layer = snnfast.Leaky(0.9, spike_grad=Slope())
+    other = copy.deepcopy(layer)
+    assert "spike_grad" not in vars(other)
+    assert other.spike_grad is other._modules["spike_grad"] is not layer.spike_grad
+
+
+def test_a_beta_outside_of_the_unit_interval_has_no_gradient_not_even_nan(device: torch.device) -> None:
+    beta = torch.tensor([1.5, -0.5, math.nan, 0.5], requires_grad=True)
+    mem = torch.full((1, 4), math.inf, device=device)
+    _, mem = snnfast.functional.lif(torch.ones(1, 1, 4, device=device), mem, beta=beta.to(device))
+    mem.sum().backward()
+    assert_bits_equal(beta.grad[:3], torch.zeros(3))
+    assert not beta.grad[3].isfinite()

@@ -1,5 +1,6 @@
 """snnTorch's surrogates are taken for ours; any other callable is used as fast as it allows, and never wrongly."""
 
+import dataclasses
 import itertools
 import warnings
 from typing import Any
@@ -12,8 +13,8 @@ from snntorch import surrogate as theirs
 from torch import Tensor, nn
 
 import snnfast
-from snnfast import _backend, functional, reference, surrogate
-from snnfast._spike_grad import examine, recognise
+from snnfast import _backend, _spike_grad, functional, reference, surrogate
+from snnfast._spike_grad import recognise
 from snnfast.surrogate import Surrogate, known_to_kernels
 
 PARAMETERS: dict[str, dict[str, float]] = {
@@ -135,6 +136,22 @@ def over_time(z: Tensor) -> Tensor:
     return step_with_gradient_of(z / (1 + z.detach().abs().sum()), z)
 
 
+def by_the_maximum(z: Tensor) -> Tensor:
+    return step_with_gradient_of(torch.atan(z / z.detach().abs().max()), z)
+
+
+def by_the_deviation(z: Tensor) -> Tensor:
+    return step_with_gradient_of(torch.atan(z / (z.detach().std(correction=0) + 0.1)), z)
+
+
+def soft(z: Tensor) -> Tensor:
+    return torch.sigmoid(5 * z)
+
+
+def with_negative_spikes(z: Tensor) -> Tensor:
+    return (z > 0).to(z.dtype) - (z < -4).to(z.dtype) + 0 * z
+
+
 def two_dimensional(z: Tensor) -> Tensor:
     if z.dim() != 2:
         raise ValueError("only [B, N]")
@@ -155,17 +172,145 @@ def without_a_gradient(z: Tensor) -> Tensor:
 
 FAST_BOTH = {"steep": steep, "in_float32": in_float32, "without_a_gradient": without_a_gradient}
 FAST_DELAYED = {"PerNeuron": PerNeuron(), "clipped": clipped, "neighbours": neighbours}
-SLOW = {"over_time": over_time, "two_dimensional": two_dimensional, "not_strict": not_strict}
+STATISTICS = {"over_time": over_time, "by_the_maximum": by_the_maximum, "by_the_deviation": by_the_deviation}
+OTHER_SPIKES = {"not_strict": not_strict, "soft": soft, "with_negative_spikes": with_negative_spikes}
+SLOW = {**STATISTICS, **OTHER_SPIKES, "two_dimensional": two_dimensional}
 
 
-def test_callables_are_examined_for_what_the_kernels_need() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=lambda d: str(d)[6:])
+@pytest.mark.parametrize("shape", [(3, 10), (4, 9), (1, 10), (128, 1000), (32, 3, 10)], ids=str)
+def test_callables_are_examined_for_what_the_kernels_need(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     for spike_grad in (*FAST_BOTH.values(), *FAST_DELAYED.values(), *SLOW.values(), surrogate.SSO()):
-        for dtype in (torch.float32, torch.float64):
-            state = torch.get_rng_state()
-            unfit = examine(spike_grad, torch.Size((3, 10)), dtype, torch.device("cpu"))
-            assert torch.equal(torch.get_rng_state(), state)  # what it draws is given back
-            assert (unfit.delayed is None) == (spike_grad not in SLOW.values()), spike_grad
-            assert (unfit.immediate is None) == (spike_grad in FAST_BOTH.values() or isinstance(spike_grad, Surrogate))
+        if spike_grad is FAST_DELAYED["PerNeuron"] and shape[-1] != 10:
+            continue
+        if spike_grad is two_dimensional and len(shape) != 2:
+            continue
+        state = torch.get_rng_state()
+        unfit = _spike_grad._examine(spike_grad, torch.Size(shape), dtype, torch.device("cpu"))
+        assert torch.equal(torch.get_rng_state(), state)  # what it draws is given back
+        assert (unfit.delayed is None) == (spike_grad not in SLOW.values()), spike_grad
+        assert (unfit.immediate is None) == (spike_grad in FAST_BOTH.values() or isinstance(spike_grad, Surrogate))
+
+
+def test_a_single_neuron_is_enough_to_tell() -> None:
+    def random_spikes(z: Tensor) -> Tensor:
+        return torch.bernoulli(torch.sigmoid(z.detach())) + 0 * z
+
+    for shape in ((1,), (1, 1), ()):
+        for spike_grad in (not_strict, soft, with_negative_spikes, random_spikes):
+            unfit = _spike_grad._examine(spike_grad, torch.Size(shape), torch.float32, torch.device("cpu"))
+            assert unfit.delayed is not None, spike_grad
+
+
+class Flips(nn.Module):
+    """Soft in eval mode, and with a number that may be learned or not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slope = nn.Parameter(torch.tensor(0.7), requires_grad=False)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return step_with_gradient_of(torch.atan(self.slope * z), z) if self.training else torch.sigmoid(z)
+
+
+@dataclasses.dataclass(frozen=True)
+class Named:
+    """All of them are equal."""
+
+    name: str
+    function: Any = dataclasses.field(compare=False)
+
+    def __call__(self, z: Tensor) -> Tensor:
+        return self.function(z)  # type: ignore[no-any-return]
+
+
+@pytest.mark.filterwarnings("ignore:snnfast. a layer runs step by step")
+def test_a_verdict_holds_only_for_what_was_tried() -> None:
+    def equal_to_the_reference(spike_grad: Any, shape: tuple[int, ...], delay: bool = True) -> None:
+        x = torch.rand(4, *shape) * 2
+        results = []
+        for lif in (functional.lif, reference.lif):
+            leaf = x.clone().requires_grad_()
+            spk, mem = lif(leaf, beta=0.9, threshold=0.5, spike_grad=spike_grad, reset_delay=delay)
+            own = list(spike_grad.parameters()) if isinstance(spike_grad, nn.Module) else []
+            own = [p for p in own if p.requires_grad]
+            results.append(
+                (spk, mem, *torch.autograd.grad(spk.sum() + mem.square().sum(), [leaf, *own], allow_unused=True))
+            )
+        for name, a, b in zip(("spk", "mem", "current", "own"), *results, strict=False):
+            assert_close(a, b, 1e-5, name)
+
+    fresh = Named("soft", soft)
+    equal_to_the_reference(fresh, (0, 10))  # an empty batch tells nothing
+    equal_to_the_reference(fresh, (3, 10))
+
+    def per_sample(z: Tensor) -> Tensor:
+        rows = z.flatten(1)
+        return step_with_gradient_of((rows / (1 + rows.detach().abs().mean(0))).view_as(z), z)
+
+    equal_to_the_reference(per_sample, (1, 2, 5))
+    equal_to_the_reference(per_sample, (8, 2, 5))
+
+    flips = Flips()
+    equal_to_the_reference(flips, (3, 10), delay=False)
+    flips.slope.requires_grad_()
+    equal_to_the_reference(flips, (3, 10), delay=False)
+    equal_to_the_reference(flips.eval(), (3, 10))
+
+    equal_to_the_reference(Named("same", steep), (3, 10))
+    equal_to_the_reference(Named("same", soft), (3, 10))
+
+
+@pytest.mark.filterwarnings("ignore:Inhibition is an unstable feature", "ignore:snnfast. a layer runs step by step")
+@pytest.mark.parametrize("name", [*FAST_BOTH, "neighbours", *SLOW])
+def test_callables_of_inhibited_layers_have_the_numbers_of_snntorch(name: str) -> None:
+    spike_grad = {**FAST_BOTH, **FAST_DELAYED, **SLOW}[name]
+    x = torch.rand(5, 4, 10) * 2
+    results = []
+    for make, unroll in ((snntorch.Leaky, False), (snnfast.Leaky, False), (snnfast.Leaky, True)):
+        layer, leaf = make(0.9, inhibition=True, spike_grad=spike_grad), x.clone().requires_grad_()
+        if unroll:
+            spk, mem_rec = layer.unroll(leaf)
+        else:
+            mem, steps = torch.zeros(4, 10), []
+            for step in leaf:
+                s, mem = layer(step, mem)
+                steps.append((s, mem))
+            spk, mem_rec = (torch.stack(t) for t in zip(*steps, strict=True))
+        results.append((spk, mem_rec, torch.autograd.grad(spk.sum() + mem_rec.square().sum(), leaf)[0]))
+    for spk, mem_rec, grad in results[1:]:
+        assert_bits_equal(spk, results[0][0], "spk")
+        assert_bits_equal(mem_rec, results[0][1], "mem")
+        assert_close(grad, results[0][2], 1e-5, "current")
+
+
+def test_a_callable_can_be_used_first_in_inference_mode() -> None:
+    for make in (lambda: Named("a", steep), lambda: theirs.custom_surrogate(lambda z, g, s: g * s)):
+        for delay in (True, False):
+            layer, x = snnfast.Leaky(0.9, spike_grad=make(), reset_delay=delay), torch.rand(4, 3, 10) * 2
+            with torch.inference_mode():
+                found = (*layer.unroll(x), *layer(x[0], torch.rand(3, 10)))
+            assert found[0].any()
+            leaf = x.clone().requires_grad_()
+            layer.unroll(leaf)[0].sum().backward()
+            assert leaf.grad is not None
+
+
+def test_a_closure_that_is_assigned_is_examined_once() -> None:
+    calls = []
+
+    def function(z: Tensor, grad: Tensor, spk: Tensor) -> Tensor:
+        calls.append(z.shape)
+        return grad * spk
+
+    layer = snnfast.Leaky(0.9)
+    layer.spike_grad = theirs.custom_surrogate(function)
+    with torch.no_grad():
+        _, mem = layer(torch.rand(3, 10))
+        after_one = len(calls)
+        for step in torch.rand(3, 3, 10):
+            _, mem = layer(step, mem)
+    assert len(calls) == after_one > 0
 
 
 def test_an_error_of_the_callable_itself_is_the_users_to_see() -> None:
@@ -251,7 +396,11 @@ def test_a_callable_too_special_for_an_immediate_reset_is_right_all_the_same(
 
 @pytest.mark.parametrize("name", SLOW)
 def test_a_callable_that_the_kernels_cannot_follow_runs_step_by_step_and_says_so(name: str) -> None:
-    reasons = {"over_time": "depends on the others", "two_dimensional": "only [B, N]", "not_strict": "not the step"}
+    reasons = {
+        **dict.fromkeys(STATISTICS, "depends on the others"),
+        **dict.fromkeys(OTHER_SPIKES, "not the step"),
+        "two_dimensional": "only [B, N]",
+    }
     trained_like_snntorch(SLOW[name], "subtract", True, reasons[name])
     with (
         snnfast.use_backend("fused"),

@@ -26,6 +26,9 @@ extern const Kernels kernels;
 namespace avx2 {
 extern const Kernels kernels;
 }
+namespace avx512 {
+extern const Kernels kernels;
+}
 #endif
 
 }  // namespace snnfast::cpu

@@ -24,6 +24,7 @@ std::vector<const Kernels*> available() {  // best first
   std::vector<const Kernels*> found;
 #if defined(SNN_X86)
   __builtin_cpu_init();
+  if (__builtin_cpu_supports("x86-64-v4")) found.push_back(&avx512::kernels);
   if (__builtin_cpu_supports("x86-64-v3")) found.push_back(&avx2::kernels);
 #endif
   found.push_back(&baseline::kernels);

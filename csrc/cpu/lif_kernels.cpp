@@ -203,7 +203,7 @@ struct BackwardBlock {
     if (p.grad_beta != nullptr) {
       // The clamp's own derivative needs beta as it was given.
       fill(first, n, p.beta, lanes.beta);
-      for (int i = 0; i < n; ++i) sums.beta[i] *= clamp_unit_derivative(lanes.beta[i]);
+      for (int i = 0; i < n; ++i) sums.beta[i] = clamp_unit_adjoint(lanes.beta[i], sums.beta[i]);
       store_row(row_of<A>(p.grad_beta, 0, p.N, first), n, sums.beta);
     }
     if (p.grad_threshold != nullptr) store_row(row_of<A>(p.grad_threshold, 0, p.N, first), n, sums.threshold);

@@ -3,10 +3,14 @@
 #include <cstdlib>
 #include <fstream>
 #include <list>
+#include <map>
 #include <mutex>
 #include <new>
 #include <unordered_map>
 
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
 #if defined(__linux__)
 #include <pthread.h>
 #include <sys/mman.h>
@@ -24,6 +28,8 @@ struct Buffer {
   size_t bytes;
 };
 
+using Idle = std::list<Buffer>;
+
 // Bytes of memory that this process may use: the machine's, or its container's if that is less. 0 if unknown.
 size_t memory_size() {
   size_t bytes = 0;
@@ -39,7 +45,8 @@ size_t memory_size() {
 
 struct Pool {
   std::mutex mutex;
-  std::list<Buffer> idle;  // the one given back last is in front
+  Idle idle;                                     // the one given back last is in front
+  std::multimap<size_t, Idle::iterator> sorted;  // the idle ones by size; of a size, the one given back last comes last
   size_t idle_bytes = 0;
   size_t limit;
   std::unordered_map<void*, size_t> sizes;  // of every live buffer, in use or idle
@@ -49,11 +56,25 @@ struct Pool {
   void trim(size_t to) {
     while (idle_bytes > to) {
       const Buffer oldest = idle.back();
+      auto place = sorted.lower_bound(oldest.bytes);  // the oldest of its size
+      sorted.erase(place);
       idle.pop_back();
       idle_bytes -= oldest.bytes;
       sizes.erase(oldest.data);
       std::free(oldest.data);
     }
+  }
+
+  // One of at least `bytes` and not much more, preferably of just as many and still warm; nullptr if there is none.
+  void* reuse(size_t bytes) {
+    auto place = sorted.lower_bound(bytes);
+    if (place == sorted.end() || place->first > bytes + bytes / 4) return nullptr;
+    place = std::prev(sorted.upper_bound(place->first));
+    const Buffer found = *place->second;
+    idle.erase(place->second);
+    sorted.erase(place);
+    idle_bytes -= found.bytes;
+    return found.data;
   }
 };
 
@@ -71,6 +92,17 @@ Pool& the_pool() {
   return *pool;
 }
 
+void trim_to(size_t bytes) {
+  Pool& pool = the_pool();
+  {
+    const std::lock_guard lock(pool.mutex);
+    pool.trim(bytes);
+  }
+#if defined(__GLIBC__)
+  malloc_trim(0);  // buffers too small to be mapped are otherwise kept by the C library
+#endif
+}
+
 }  // namespace
 
 void* take(size_t bytes) {
@@ -79,18 +111,7 @@ void* take(size_t bytes) {
   Pool& pool = the_pool();
   {
     const std::lock_guard lock(pool.mutex);
-    auto best = pool.idle.end();
-    for (auto it = pool.idle.begin(); it != pool.idle.end(); ++it) {
-      const bool fits = it->bytes >= rounded && it->bytes <= rounded + rounded / 4;
-      if (fits && (best == pool.idle.end() || it->bytes < best->bytes)) best = it;
-      if (fits && it->bytes == rounded) break;
-    }
-    if (best != pool.idle.end()) {
-      void* data = best->data;
-      pool.idle_bytes -= best->bytes;
-      pool.idle.erase(best);
-      return data;
-    }
+    if (void* const data = pool.reuse(rounded)) return data;
   }
   void* data = std::aligned_alloc(unit, rounded);
   if (data == nullptr) {  // what lies idle here may be what is missing
@@ -112,15 +133,12 @@ void give_back(void* buffer) {
   const std::lock_guard lock(pool.mutex);
   const size_t bytes = pool.sizes.at(buffer);
   pool.idle.push_front({buffer, bytes});
+  pool.sorted.emplace(bytes, pool.idle.begin());
   pool.idle_bytes += bytes;
   pool.trim(pool.limit);
 }
 
-void clear() {
-  Pool& pool = the_pool();
-  const std::lock_guard lock(pool.mutex);
-  pool.trim(0);
-}
+void clear() { trim_to(0); }
 
 size_t idle_bytes() {
   Pool& pool = the_pool();
@@ -136,9 +154,11 @@ size_t idle_limit() {
 
 void set_idle_limit(size_t bytes) {
   Pool& pool = the_pool();
-  const std::lock_guard lock(pool.mutex);
-  pool.limit = bytes;
-  pool.trim(bytes);
+  {
+    const std::lock_guard lock(pool.mutex);
+    pool.limit = bytes;
+  }
+  trim_to(bytes);
 }
 
 }  // namespace snnfast::cpu::pool

@@ -179,7 +179,7 @@ struct Backward {
     for (int i = 0; i < V; ++i) {
       carry[i] = g[i].carry;
       // The clamp's own derivative needs beta as it was given.
-      beta[i] = p.grad_beta == nullptr ? A(0) : g[i].beta * clamp_unit_derivative(parameter<A>(p.beta, first + i));
+      beta[i] = p.grad_beta == nullptr ? A(0) : clamp_unit_adjoint(parameter<A>(p.beta, first + i), g[i].beta);
       threshold[i] = g[i].threshold;
       graded[i] = g[i].graded;
     }

@@ -21,10 +21,10 @@ SNN_HD T clamp_unit(T beta) {
   return beta < T(0) ? T(0) : beta > T(1) ? T(1) : beta;
 }
 
-// Where clamp(beta, 0, 1) lets the gradient through: torch includes both ends.
+// The gradient that clamp(beta, 0, 1) lets through: torch includes both ends, and elsewhere not even NaN passes.
 template <typename T>
-SNN_HD T clamp_unit_derivative(T beta) {
-  return beta >= T(0) && beta <= T(1) ? T(1) : T(0);
+SNN_HD T clamp_unit_adjoint(T beta, T gradient) {
+  return beta >= T(0) && beta <= T(1) ? gradient : T(0);
 }
 
 template <typename T>
