@@ -4,6 +4,7 @@ import types
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -85,28 +86,41 @@ def examine(spike_grad: SpikeGrad, shape: torch.Size, dtype: torch.dtype, device
     """
     if shape.numel() == 0:
         return Traits(None, None)  # nothing can go wrong, and nothing is learned of it
-    if len(shape) > 1 and shape.numel() > _MOST:
-        shape = torch.Size((max(2, _MOST // shape[1:].numel()), *shape[1:])) if shape[0] > 2 else shape
     key: tuple[Any, ...] = (shape, dtype, device)
     if isinstance(spike_grad, nn.Module):
         key += (spike_grad.training, tuple(p.requires_grad for p in spike_grad.parameters()))
     known = _examined.get(id(spike_grad))
     if known is not None and known.spike_grad() is spike_grad and key in known.verdicts:
         return known.verdicts[key]
-    verdict = _examine(spike_grad, shape, dtype, device)
+    fewer = _fewer_samples(shape)
+    try:
+        verdict = _examine(spike_grad, fewer, dtype, device)
+    except Exception:
+        if fewer == shape:
+            raise
+        verdict = _examine(spike_grad, shape, dtype, device)  # it may know the batch
     if known is None or known.spike_grad() is not spike_grad:
-        number = id(spike_grad)
         try:
-            known = _Examined(weakref.ref(spike_grad, lambda _: _examined.pop(number, None)), {})
+            known = _Examined(weakref.ref(spike_grad, partial(_forget, id(spike_grad))), {})
         except TypeError:  # can't be referred to weakly: examined at every call
             return verdict
-        _examined[number] = known
+        _examined[id(spike_grad)] = known
     known.verdicts[key] = verdict
     return verdict
 
 
 # What torch.compiler.assume_constant_result sets, without the import of the compiler: it calls this while tracing.
 examine._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _forget(number: int, _: object) -> None:
+    _examined.pop(number, None)
+
+
+def _fewer_samples(shape: torch.Size) -> torch.Size:
+    if shape.numel() <= _MOST or len(shape) < 2 or shape[0] <= 2:
+        return shape
+    return torch.Size((max(2, min(shape[0], _MOST // shape[1:].numel())), *shape[1:]))
 
 
 # Distances from the threshold: of every size, and on it.

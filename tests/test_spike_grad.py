@@ -313,6 +313,22 @@ def test_a_closure_that_is_assigned_is_examined_once() -> None:
     assert len(calls) == after_one > 0
 
 
+def test_a_large_layer_is_tried_with_fewer_samples_unless_the_callable_knows_the_batch() -> None:
+    seen = []
+
+    def noted(z: Tensor) -> Tensor:
+        seen.append(tuple(z.shape))
+        return steep(z)
+
+    spk, _ = functional.lif(torch.rand(3, 64, 4000) * 2, beta=0.9, spike_grad=noted)
+    assert seen[-1] == (3, 64, 4000)
+    assert all(shape[-2:] == (8, 4000) for shape in seen[:-1])
+    slope = torch.rand(64, 1) + 0.5
+    by_sample = Named("by sample", lambda z: surrogate.atan()(z * slope))
+    with snnfast.use_backend("fused"):
+        assert functional.lif(torch.rand(3, 64, 4000) * 2, beta=0.9, spike_grad=by_sample)[0].shape == spk.shape
+
+
 def test_an_error_of_the_callable_itself_is_the_users_to_see() -> None:
     def broken(z: Tensor) -> Tensor:
         raise ZeroDivisionError("mine")
