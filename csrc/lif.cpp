@@ -72,6 +72,7 @@ struct Sizes {
   bool x_constant;
 
   const Shape& x() const { return x_constant ? step : sequence; }
+  const Shape& spk(bool count) const { return count ? step : sequence; }
 };
 
 Sizes sizes_of_step(const Tensor& t) { return {1, shape_of(t), shape_of(t), false}; }
@@ -155,6 +156,7 @@ struct Common {
   const Tensor& graded;
   int64_t reset;
   bool reset_delay;
+  bool count;  // of the spikes, in place of the spikes of every step
 };
 
 void describe(LifProblem& p, Inputs& inputs, const Sizes& sizes, const Common& common) {
@@ -165,6 +167,7 @@ void describe(LifProblem& p, Inputs& inputs, const Sizes& sizes, const Common& c
   p.N = count(sizes.step);
   count(sizes.sequence);
   p.x_constant = sizes.x_constant;
+  p.spk_count = common.count;
   p.mem0 = inputs.keep(common.mem0, "mem0", inputs.acc(), sizes.step);
   p.beta = inputs.parameter(common.beta, "beta", sizes.step);
   p.threshold = inputs.parameter(common.threshold, "threshold", sizes.step);
@@ -177,7 +180,7 @@ std::tuple<Tensor, Tensor> forward(LifForward& p, Inputs& inputs, const Tensor& 
                                    bool record_mem) {
   p.dtype = dtype_of(x, "x");
   p.x = inputs.keep(x, "x", x.scalar_type(), sizes.x());
-  Tensor spk = Backend::empty(x, sizes.sequence, x.scalar_type());
+  Tensor spk = Backend::empty(x, sizes.spk(p.spk_count), x.scalar_type());
   Tensor mem = Backend::empty(x, record_mem ? sizes.sequence : sizes.step, x.scalar_type());
   p.spk = spk.mutable_data_ptr();
   (record_mem ? p.mem_rec : p.mem_last) = mem.mutable_data_ptr();
@@ -186,7 +189,7 @@ std::tuple<Tensor, Tensor> forward(LifForward& p, Inputs& inputs, const Tensor& 
 }
 
 struct BackwardInputs {
-  const MaybeTensor& grad_spk;     // [T, *]
+  const MaybeTensor& grad_spk;     // [T, *], or [*] of a count
   const MaybeTensor& grad_mem;     // [T, *], or [*] for the last membrane only
   const MaybeTensor& x;            // as in forward, with checkpoints; or
   const MaybeTensor& mem;          // [T, *], where the reset is delayed and the dtype is that of the arithmetic
@@ -220,7 +223,7 @@ std::vector<Tensor> backward(const BackwardInputs& in, const Sizes& sizes, const
     p.checkpoints = inputs.keep(in.checkpoints, "checkpoints", inputs.acc(), with_time(rows, sizes.step));
   }
   p.derivative = inputs.keep(in.derivative, "derivative", inputs.acc(), sizes.sequence);
-  p.grad_spk = inputs.keep(in.grad_spk, "grad_spk", dtype, sizes.sequence);
+  p.grad_spk = inputs.keep(in.grad_spk, "grad_spk", dtype, sizes.spk(p.spk_count));
   if (in.grad_mem.has_value()) {
     const bool recorded = shape_of(*in.grad_mem) == sizes.sequence;
     (recorded ? p.grad_mem_rec : p.grad_mem_last) =
@@ -254,12 +257,12 @@ template <typename Backend>
 std::tuple<Tensor, Tensor, Tensor> lif_forward(const Tensor& x,  // [T, *], or [*] with num_steps
                                                const MaybeTensor& mem0, const Tensor& beta, const Tensor& threshold,
                                                const Tensor& graded, std::optional<int64_t> num_steps, int64_t reset,
-                                               bool reset_delay, bool record_mem, bool checkpoint) {
+                                               bool reset_delay, bool record_mem, bool count, bool checkpoint) {
   Backend::check_device(x);
   const Sizes sizes = sizes_of_unroll(x, !num_steps.has_value(), num_steps, "x");
   LifForward p{};
   Inputs inputs(x);
-  describe(p, inputs, sizes, {mem0, beta, threshold, graded, reset, reset_delay});
+  describe(p, inputs, sizes, {mem0, beta, threshold, graded, reset, reset_delay, count});
   const int64_t rows = checkpoint ? checkpoint_rows(p.T) : 0;
   Tensor checkpoints = Backend::empty(x, with_time(rows, sizes.step), inputs.acc());
   if (rows > 0) p.checkpoints = checkpoints.mutable_data_ptr();
@@ -275,7 +278,7 @@ std::tuple<Tensor, Tensor> lif_step_forward(const Tensor& x,  // [*]
   const Sizes sizes = sizes_of_step(x);
   LifForward p{};
   Inputs inputs(x);
-  describe(p, inputs, sizes, {mem0, beta, threshold, graded, reset, reset_delay});
+  describe(p, inputs, sizes, {mem0, beta, threshold, graded, reset, reset_delay, /*count=*/false});
   // A record of one step is its membrane, and spares the kernel a copy of its state.
   return forward<Backend>(p, inputs, x, sizes, /*record_mem=*/true);
 }
@@ -290,12 +293,12 @@ std::vector<Tensor> lif_backward(const MaybeTensor& grad_spk, const MaybeTensor&
                                  const MaybeTensor& mem_rec, const MaybeTensor& checkpoints, const MaybeTensor& mem0,
                                  const Tensor& beta, const Tensor& threshold, const Tensor& graded,
                                  const MaybeTensor& derivative, std::optional<int64_t> num_steps, int64_t reset,
-                                 bool reset_delay, int64_t surrogate, double p0, double p1, int64_t needs) {
+                                 bool reset_delay, bool count, int64_t surrogate, double p0, double p1, int64_t needs) {
   const Tensor& like = one_of(x, mem_rec, "mem_rec");
   const bool has_time = mem_rec.has_value() || !num_steps.has_value();
   return backward<Backend>({grad_spk, grad_mem, x, mem_rec, checkpoints, derivative, surrogate, p0, p1, needs},
                            sizes_of_unroll(like, has_time, num_steps, x.has_value() ? "x" : "mem_rec"),
-                           {mem0, beta, threshold, graded, reset, reset_delay});
+                           {mem0, beta, threshold, graded, reset, reset_delay, count});
 }
 
 template <typename Backend>
@@ -307,7 +310,8 @@ std::vector<Tensor> lif_step_backward(const MaybeTensor& grad_spk,  // [*]
                                       const Tensor& graded, int64_t reset, bool reset_delay, int64_t surrogate,
                                       double p0, double p1, int64_t needs) {
   return backward<Backend>({grad_spk, grad_mem, x, mem, std::nullopt, std::nullopt, surrogate, p0, p1, needs},
-                           sizes_of_step(one_of(x, mem, "mem")), {mem0, beta, threshold, graded, reset, reset_delay});
+                           sizes_of_step(one_of(x, mem, "mem")),
+                           {mem0, beta, threshold, graded, reset, reset_delay, /*count=*/false});
 }
 
 }  // namespace
@@ -315,11 +319,12 @@ std::vector<Tensor> lif_step_backward(const MaybeTensor& grad_spk,  // [*]
 STABLE_TORCH_LIBRARY(SNN_NAMESPACE, m) {
   m.def(
       "lif_forward(Tensor x, Tensor? mem0, Tensor beta, Tensor threshold, Tensor graded, int? num_steps, int reset, "
-      "bool reset_delay, bool record_mem, bool checkpoint) -> (Tensor spk, Tensor mem, Tensor checkpoints)");
+      "bool reset_delay, bool record_mem, bool count, bool checkpoint) -> (Tensor spk, Tensor mem, Tensor "
+      "checkpoints)");
   m.def(
       "lif_backward(Tensor? grad_spk, Tensor? grad_mem, Tensor? x, Tensor? mem_rec, Tensor? checkpoints, Tensor? mem0, "
       "Tensor beta, Tensor threshold, Tensor graded, Tensor? derivative, int? num_steps, int reset, bool reset_delay, "
-      "int surrogate, float p0, float p1, int needs) -> Tensor[]");
+      "bool count, int surrogate, float p0, float p1, int needs) -> Tensor[]");
   m.def(
       "lif_step_forward(Tensor x, Tensor? mem0, Tensor beta, Tensor threshold, Tensor graded, int reset, "
       "bool reset_delay) -> (Tensor spk, Tensor mem)");

@@ -32,12 +32,13 @@ struct LifProblem {
   int64_t N;      // neurons of one step, batch included
   const void* x;  // [T, N], or [N] if constant; the input current
   bool x_constant;
+  bool spk_count;    // the spikes are summed over time: they and their gradient are [N] instead of [T, N]
   const void* mem0;  // [N] acc, or nullptr for zeros
   Parameter beta, threshold, graded;
 };
 
 struct LifForward : LifProblem {
-  void* spk;          // [T, N]
+  void* spk;          // [T, N], or [N] if spk_count: summed in acc, rounded once
   void* mem_rec;      // [T, N] or nullptr
   void* mem_last;     // [N] or nullptr
   void* checkpoints;  // [checkpoint_rows(T), N] acc, or nullptr
@@ -47,7 +48,7 @@ struct LifBackward : LifProblem {  // x is nullptr where mem_rec is given
   const void* mem_rec;        // [T, N] acc == dtype: the membrane of every step, only with a delayed reset; or nullptr
   const void* checkpoints;    // [checkpoint_rows(T), N] acc, where mem_rec is nullptr
   const void* derivative;     // [T, N] acc: that of the spike at every step; or nullptr: that of `surrogate`
-  const void* grad_spk;       // [T, N] or nullptr
+  const void* grad_spk;       // [T, N], or [N] if spk_count, the same at every step; or nullptr
   const void* grad_mem_rec;   // [T, N] or nullptr
   const void* grad_mem_last;  // [N] or nullptr
   void* grad_x;               // [T, N], or [N] if constant, or nullptr

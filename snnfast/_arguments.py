@@ -36,6 +36,12 @@ class LIFArguments(NamedTuple):
     acc: torch.dtype
     inhibition: bool = False
     state_quant: StateQuant | None = None
+    reduce: str | None = None
+
+    @property
+    def counts_spikes(self) -> bool:
+        """Whether the spikes are to be summed over time."""
+        return self.reduce == "sum"
 
     @property
     def step_shape(self) -> torch.Size:
@@ -60,6 +66,7 @@ def check_arguments(
     record_mem: bool,
     inhibition: bool = False,
     state_quant: StateQuant | bool | None = None,
+    reduce: str | None = None,
 ) -> LIFArguments:
     """Raise ``TypeError`` or ``ValueError`` naming the argument that is wrong; else return them in one form."""
     check_current("current", current)
@@ -93,6 +100,7 @@ def check_arguments(
         acc,
         inhibition,
         check_state_quant(state_quant),
+        check_reduce(reduce),
     )
 
 
@@ -127,6 +135,14 @@ def check_reset_mechanism(reset_mechanism: object) -> str:
     if reset_mechanism not in RESET_MECHANISMS:
         raise ValueError(f"reset_mechanism: expected 'subtract', 'zero' or 'none', got {reset_mechanism!r}")
     return reset_mechanism
+
+
+def check_reduce(reduce: object) -> str | None:
+    if reduce is not None and not isinstance(reduce, str):
+        raise TypeError(f"reduce: expected a string or None, got {type(reduce).__name__}")
+    if reduce not in (None, "sum"):
+        raise ValueError(f"reduce: expected 'sum' or None, got {reduce!r}")
+    return reduce
 
 
 def check_flag(name: str, value: object) -> bool:

@@ -90,6 +90,7 @@ def _lif_forward_fake(
     reset: int,
     reset_delay: bool,
     record_mem: bool,
+    count: bool,
     checkpoint: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     steps, shape = (x.shape[0], x.shape[1:]) if num_steps is None else (num_steps, x.shape)
@@ -98,14 +99,14 @@ def _lif_forward_fake(
         stride = checkpoint_stride()
         rows = torch.sym_max((steps + stride - 1) // stride - 1, 0)  # type: ignore[no-untyped-call]
     return (
-        x.new_empty((steps, *shape)),
+        x.new_empty(shape if count else (steps, *shape)),
         x.new_empty((steps, *shape) if record_mem else shape),
         x.new_empty((rows, *shape), dtype=_acc(x.dtype)),
     )
 
 
 def _lif_backward_fake(
-    grad_spk: Tensor | None,  # [T, *]
+    grad_spk: Tensor | None,  # [T, *], or [*] of a count
     grad_mem: Tensor | None,  # [T, *] or [*]
     x: Tensor | None,
     mem_rec: Tensor | None,
@@ -118,6 +119,7 @@ def _lif_backward_fake(
     num_steps: int | None,
     reset: int,
     reset_delay: bool,
+    count: bool,
     surrogate: int,
     p0: float,
     p1: float,

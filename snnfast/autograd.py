@@ -17,9 +17,13 @@ def fused_lif(args: LIFArguments, surrogate: Surrogate) -> tuple[Tensor, Tensor]
     """Run the kernels on checked arguments; through autograd only where a gradient is asked for."""
     tensors, reset = _for_kernels(args)
     if _needs_autograd(*tensors):
-        spk, mem = LIFFunction.apply(*tensors, args.num_steps, reset, args.reset_delay, args.record_mem, surrogate)  # type: ignore[no-untyped-call]
+        spk, mem = LIFFunction.apply(  # type: ignore[no-untyped-call]
+            *tensors, args.num_steps, reset, args.reset_delay, args.record_mem, args.counts_spikes, surrogate
+        )
     else:
-        spk, mem, _ = _ops.lif_forward(*tensors, args.num_steps, reset, args.reset_delay, args.record_mem, False)
+        spk, mem, _ = _ops.lif_forward(
+            *tensors, args.num_steps, reset, args.reset_delay, args.record_mem, args.counts_spikes, False
+        )
     return (spk if spk.dtype == args.current.dtype else spk.to(args.current.dtype)), mem
 
 
@@ -59,9 +63,13 @@ def fused_lif_of_callable(args: LIFArguments, spike_grad: SpikeGrad) -> tuple[Te
     # The membrane in the dtype of the arithmetic: from a rounded one the steps could not be told.
     tensors, reset = _for_kernels(args._replace(current=args.current.to(args.acc)))
     if _needs_autograd(*tensors):
-        spk, mem = LIFOfCallableFunction.apply(*tensors, args.num_steps, reset, args.record_mem, spike_grad)  # type: ignore[no-untyped-call]
+        spk, mem = LIFOfCallableFunction.apply(  # type: ignore[no-untyped-call]
+            *tensors, args.num_steps, reset, args.record_mem, args.counts_spikes, spike_grad
+        )
     else:
-        spk, mem, _ = _ops.lif_forward(*tensors, args.num_steps, reset, False, args.record_mem, False)
+        spk, mem, _ = _ops.lif_forward(
+            *tensors, args.num_steps, reset, False, args.record_mem, args.counts_spikes, False
+        )
     return spk.to(args.current.dtype), mem.to(args.mem_dtype)
 
 
@@ -110,15 +118,16 @@ class LIFFunction(torch.autograd.Function):
         reset: int,
         reset_delay: bool,
         record_mem: bool,
+        count: bool,
         surrogate: Surrogate,
     ) -> tuple[Tensor, Tensor]:
         from_mem = record_mem and _tells_the_steps(current, reset_delay)
         spk, mem, checkpoints = _ops.lif_forward(
-            current, mem0, beta, threshold, graded, num_steps, reset, reset_delay, record_mem, not from_mem
+            current, mem0, beta, threshold, graded, num_steps, reset, reset_delay, record_mem, count, not from_mem
         )
         saved = (None, mem, None) if from_mem else (current, None, checkpoints)
         ctx.save_for_backward(*saved, mem0, beta, threshold, graded)
-        ctx.options = (num_steps, reset, reset_delay, surrogate)
+        ctx.options = (num_steps, reset, reset_delay, count, surrogate)
         _mark_outputs(ctx, spk, surrogate)
         return spk, mem
 
@@ -126,17 +135,17 @@ class LIFFunction(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
         grad_spk, grad_mem = grads
         if grad_spk is None and grad_mem is None:
-            return (None,) * 10
+            return (None,) * 11
         current, mem_rec, checkpoints, mem0, beta, threshold, graded = ctx.saved_tensors
-        num_steps, reset, reset_delay, surrogate = ctx.options
+        num_steps, reset, reset_delay, count, surrogate = ctx.options
         found = _ops.lif_backward(
             grad_spk, grad_mem, current, mem_rec, checkpoints, mem0, beta, threshold, graded, None,
-            num_steps, reset, reset_delay, surrogate.kernel_id, *surrogate.parameters(), _needs(ctx),
+            num_steps, reset, reset_delay, count, surrogate.kernel_id, *surrogate.parameters(), _needs(ctx),
         )  # fmt: skip
         parameters = (beta, threshold, graded)
         return (
             *_gradients(ctx, found, parameters, grad_spk, grad_mem, current, mem_rec, mem0),
-            None, None, None, None, None,
+            None, None, None, None, None, None,
         )  # fmt: skip
 
 
@@ -194,15 +203,17 @@ class LIFOfCallableFunction(torch.autograd.Function):
         num_steps: int | None,
         reset: int,
         record_mem: bool,
+        count: bool,
         spike_grad: SpikeGrad,
     ) -> tuple[Tensor, Tensor]:
         steps = current.shape[0] if num_steps is None else num_steps
         record = record_mem or steps > 0  # without a step, the last membrane is in no record
         spk, mem, checkpoints = _ops.lif_forward(
-            current, mem0, beta, threshold, graded, num_steps, reset, False, record, True
+            current, mem0, beta, threshold, graded, num_steps, reset, False, record, count, True
         )
-        ctx.save_for_backward(current, mem if record else spk, checkpoints, mem0, beta, threshold, graded)
-        ctx.options = (num_steps, reset, spike_grad)
+        mem_rec = mem if record else checkpoints  # both [0, *] where there is no step
+        ctx.save_for_backward(current, mem_rec, checkpoints, mem0, beta, threshold, graded)
+        ctx.options = (num_steps, reset, count, spike_grad)
         ctx.set_materialize_grads(False)
         return spk, mem if record == record_mem else mem[-1].clone()
 
@@ -210,9 +221,9 @@ class LIFOfCallableFunction(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
         grad_spk, grad_mem = grads
         if grad_spk is None and grad_mem is None:
-            return (None,) * 9
+            return (None,) * 10
         current, mem_rec, checkpoints, mem0, beta, threshold, graded = ctx.saved_tensors
-        num_steps, reset, spike_grad = ctx.options
+        num_steps, reset, count, spike_grad = ctx.options
         derivative = None
         if grad_spk is not None or RESET_MECHANISMS[reset] != "none":
             with torch.no_grad():
@@ -221,10 +232,10 @@ class LIFOfCallableFunction(torch.autograd.Function):
         # Without a derivative no gradient passes through a spike.
         found = _ops.lif_backward(
             grad_spk, grad_mem, current, None, checkpoints, mem0, beta, threshold, graded, derivative,
-            num_steps, reset, False, DISABLED.kernel_id, 0.0, 0.0, _needs(ctx),
+            num_steps, reset, False, count, DISABLED.kernel_id, 0.0, 0.0, _needs(ctx),
         )  # fmt: skip
         parameters = (beta, threshold, graded)
-        return *_gradients(ctx, found, parameters, grad_spk, grad_mem, current, mem0), None, None, None, None
+        return *_gradients(ctx, found, parameters, grad_spk, grad_mem, current, mem0), None, None, None, None, None
 
 
 def _tells_the_steps(current: Tensor, reset_delay: bool) -> bool:

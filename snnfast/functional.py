@@ -26,6 +26,7 @@ def lif(
     record_mem: bool = True,
     inhibition: bool = False,
     state_quant: StateQuant | bool | None = None,
+    reduce: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     r"""Unroll a layer of leaky integrate-and-fire neurons over time, in one kernel forward and one backward.
 
@@ -66,10 +67,14 @@ def lif(
             step by step, with one warning.
         state_quant: A function of the membrane, such as ``snntorch.functional.quant.state_quant`` makes, applied to it
             at every step; ``False`` or ``None``: none. It runs step by step, with one warning.
+        reduce: ``"sum"``: return the sum of the spikes over time, all that a rate code needs, in place of those of
+            every step, which the kernels then never write. ``None``: the spikes.
 
     Returns:
         ``(spk, mem)``: spikes ``[T, *]`` in the dtype of ``current``; membranes ``[T, *]``, or ``[*]`` with
         ``record_mem=False``, in the dtype of ``current`` (float64 where ``mem`` or a parameter with dimensions is).
+        With ``reduce="sum"``, ``spk`` is their sum over time ``[*]``, accumulated in the dtype of the arithmetic and
+        rounded once.
 
     Raises:
         TypeError: An argument of a wrong type or dtype, named.
@@ -89,7 +94,7 @@ def lif(
     return run(
         check_arguments(
             current, mem, beta, threshold, graded_spikes_factor, spike_grad, reset_mechanism, reset_delay, num_steps,
-            record_mem, inhibition, state_quant,
+            record_mem, inhibition, state_quant, reduce,
         )
     )  # fmt: skip
 
@@ -134,7 +139,7 @@ def _lif_of_callable(args: LIFArguments) -> tuple[Tensor, Tensor]:
     # membrane is kept in the dtype of the arithmetic: a rounded one could fall on the other side of the threshold.
     full, mem = _whole_membrane(args)
     spk = args.spike_grad(full - args.threshold) * args.graded_spikes_factor
-    return spk.to(args.current.dtype), mem.to(args.mem_dtype)
+    return _reduced(spk, args).to(args.current.dtype), mem.to(args.mem_dtype)
 
 
 def _lif_with_inhibition(args: LIFArguments) -> tuple[Tensor, Tensor]:
@@ -142,12 +147,18 @@ def _lif_with_inhibition(args: LIFArguments) -> tuple[Tensor, Tensor]:
     full, mem = _whole_membrane(args)
     distance = full - args.threshold
     spk = args.spike_grad(distance) * reference.winners(distance)
-    return spk.to(args.current.dtype), mem.to(args.mem_dtype)
+    return _reduced(spk, args).to(args.current.dtype), mem.to(args.mem_dtype)
+
+
+def _reduced(spk: Tensor, args: LIFArguments) -> Tensor:
+    """Spikes of all steps at once, and from them what is asked for."""
+    return spk.sum(0, dtype=args.acc) if args.counts_spikes else spk
 
 
 def _whole_membrane(args: LIFArguments) -> tuple[Tensor, Tensor]:
     """The membrane of every step in the dtype of the arithmetic, and what is to be returned of it. Reset delayed."""
-    full = args._replace(current=args.current.to(args.acc), record_mem=True, inhibition=False)
+    # The kernel's own spikes are not used: as a sum they are at least not written.
+    full = args._replace(current=args.current.to(args.acc), record_mem=True, inhibition=False, reduce="sum")
     mem_rec = fused_lif(full, heaviside())[1]
     if args.record_mem:
         return mem_rec, mem_rec

@@ -190,6 +190,7 @@ class Leaky(nn.Module):
         *,
         num_steps: int | None = None,
         record_mem: bool = True,
+        reduce: str | None = None,
     ) -> tuple[Tensor, Tensor]:
         """All time steps in one kernel.
 
@@ -202,9 +203,12 @@ class Leaky(nn.Module):
             mem: Membrane before the first step ``[B, *]``; with ``init_hidden`` it must not be given.
             num_steps: Number of steps of a constant current.
             record_mem: Return the membrane of every step, or only the last.
+            reduce: ``"sum"``: return the sum of the spikes over time in place of those of every step, which are then
+                never written. ``None``: the spikes.
 
         Returns:
             ``(spk_rec, mem_rec)``, both ``[T, B, *]``; with ``record_mem=False`` ``(spk_rec, mem)``, ``mem [B, *]``.
+            With ``reduce="sum"`` the first is the spike count ``[B, *]``.
 
         Raises:
             TypeError, ValueError: As :func:`snnfast.functional.lif`.
@@ -214,7 +218,7 @@ class Leaky(nn.Module):
             mem = _out_of_inference(mem)
         elif self.init_hidden and isinstance(current, Tensor):
             mem = self._held(current.shape if num_steps is not None else current.shape[1:], current.device)
-        spk_rec, mem_rec = self._lif(current, mem, num_steps, record_mem)
+        spk_rec, mem_rec = self._lif(current, mem, num_steps, record_mem, reduce)
         if self.init_hidden:
             # A copy where it would be a view: detaching a view in place is an error.
             last = mem_rec if not record_mem else mem_rec[-1].clone() if mem_rec.shape[0] > 0 else mem
@@ -236,7 +240,7 @@ class Leaky(nn.Module):
             raise TypeError(f"mem: expected a torch.Tensor or None, got {type(mem).__name__}")
 
     def _lif(
-        self, current: Tensor, mem: Tensor | None, num_steps: int | None, record_mem: bool
+        self, current: Tensor, mem: Tensor | None, num_steps: int | None, record_mem: bool, reduce: str | None = None
     ) -> tuple[Tensor, Tensor]:
         return functional.lif(
             current,
@@ -251,6 +255,7 @@ class Leaky(nn.Module):
             record_mem=record_mem,
             inhibition=bool(self.inhibition),
             state_quant=self.state_quant,
+            reduce=reduce,
         )
 
     # ---- the parts of a step, as snnTorch has them

@@ -5,7 +5,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from snnfast._arguments import check_flag, check_num_steps
+from snnfast._arguments import check_flag, check_num_steps, check_reduce
 from snnfast.leaky import Leaky
 
 __all__ = ["MultiStep"]
@@ -43,7 +43,7 @@ class MultiStep(nn.Module):
             raise ValueError("layers: expected at least one module")
 
     def forward(
-        self, x: Tensor, num_steps: int | None = None, *, record_mem: bool = True
+        self, x: Tensor, num_steps: int | None = None, *, record_mem: bool = True, reduce: str | None = None
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Apply the layers to every time step.
 
@@ -51,14 +51,17 @@ class MultiStep(nn.Module):
             x: Input of every step ``[T, B, *]``; with ``num_steps`` the same input ``[B, *]`` at each step.
             num_steps: Number of steps of a constant input.
             record_mem: Whether a final :class:`Leaky` returns its membrane at every step or only the last.
+            reduce: ``"sum"``: a final :class:`Leaky`, which there must be, returns the sum of its spikes over time in
+                place of those of every step, which are then never written. ``None``: the spikes.
 
         Returns:
             ``(spk_rec, mem_rec)`` of a final :class:`Leaky`, both ``[T, B, *]`` (``mem [B, *]`` with
-            ``record_mem=False``); else the output of the last layer ``[T, B, *]``, which is ``[B, *]`` if no ``Leaky``
-            came before it and the input is constant.
+            ``record_mem=False``, the spike count ``[B, *]`` with ``reduce="sum"``); else the output of the last layer
+            ``[T, B, *]``, which is ``[B, *]`` if no ``Leaky`` came before it and the input is constant.
 
         Raises:
-            TypeError, ValueError: As :func:`snnfast.functional.lif`; ``x`` without time and batch dimensions.
+            TypeError, ValueError: As :func:`snnfast.functional.lif`; ``x`` without time and batch dimensions;
+                ``reduce`` where the last layer is no :class:`Leaky`.
         """
         if not isinstance(x, Tensor):
             raise TypeError(f"x: expected a torch.Tensor, got {type(x).__name__}")
@@ -68,11 +71,16 @@ class MultiStep(nn.Module):
             raise ValueError(f"x: expected {expected}, got shape {tuple(x.shape)}")
         num_steps = None if num_steps is None else check_num_steps(num_steps)
         check_flag("record_mem", record_mem)
+        if check_reduce(reduce) is not None and not isinstance(self.layers[-1], Leaky):
+            raise ValueError(f"reduce: needs a Leaky as the last layer, got {type(self.layers[-1]).__name__}")
         mem_rec: Tensor | None = None
         last = len(self.layers) - 1
         for i, layer in enumerate(self.layers):
             if isinstance(layer, Leaky):
-                x, mem_rec = layer.unroll(x, num_steps=num_steps, record_mem=record_mem and i == last)
+                final = i == last
+                x, mem_rec = layer.unroll(
+                    x, num_steps=num_steps, record_mem=record_mem and final, reduce=reduce if final else None
+                )
                 num_steps = None  # from here on the signal changes with time
             else:
                 mem_rec = None

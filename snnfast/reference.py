@@ -28,6 +28,7 @@ def lif(
     record_mem: bool = True,
     inhibition: bool = False,
     state_quant: StateQuant | bool | None = None,
+    reduce: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Unroll a layer of leaky integrate-and-fire neurons over time, one step after the other.
 
@@ -44,7 +45,7 @@ def lif(
     return unroll(
         check_arguments(
             current, mem, beta, threshold, graded_spikes_factor, spike_grad, reset_mechanism, reset_delay, num_steps,
-            record_mem, inhibition, state_quant,
+            record_mem, inhibition, state_quant, reduce,
         )
     )  # fmt: skip
 
@@ -60,7 +61,10 @@ def unroll(args: LIFArguments) -> tuple[Tensor, Tensor]:
         spk, mem = step(x, mem, args)
         spk_rec.append(spk)
         mem_rec.append(mem)
-    spk = _stack(spk_rec, args, args.current.dtype)
+    if args.counts_spikes:
+        spk = sum(spk_rec, start=torch.zeros_like(mem)).to(args.current.dtype)  # one step after the other
+    else:
+        spk = _stack(spk_rec, args, args.current.dtype)
     if args.record_mem:
         return spk, _stack(mem_rec, args, args.mem_dtype)
     # With no step the initial membrane is the last one; a copy, so that writing to it can't reach the argument.

@@ -47,6 +47,7 @@ class Case:
     parameters: str = "scalar"
     mem: bool = True
     spike_grad: Surrogate = SURROGATES["atan"]
+    count: bool = False  # reduce="sum"
 
     @property
     def acc(self) -> torch.dtype:
@@ -60,6 +61,7 @@ class Case:
             "reset_delay": self.delay,
             "num_steps": self.steps if self.constant else None,
             "record_mem": self.record_mem,
+            "reduce": "sum" if self.count else None,
         }
 
     def __str__(self) -> str:
@@ -72,6 +74,7 @@ class Case:
             "last": not self.record_mem,
             "constant": self.constant,
             "zeros": not self.mem,
+            "count": self.count,
         }
         return "-".join(words + [word for word, given in flags.items() if given])
 

@@ -56,6 +56,10 @@ BAD_ARGUMENTS: list[tuple[str, Any, type[Exception]]] = [
     ("reset_delay", torch.tensor(True), TypeError),
     ("record_mem", 0, TypeError),
     ("record_mem", "last", TypeError),
+    ("reduce", "mean", ValueError),
+    ("reduce", "", ValueError),
+    ("reduce", True, TypeError),
+    ("reduce", torch.sum, TypeError),
     ("num_steps", -1, ValueError),
     ("num_steps", True, TypeError),
     ("num_steps", 3.0, TypeError),
@@ -237,7 +241,7 @@ def test_use_backend_names_the_wrong_argument(value: Any, error: type[Exception]
 FORWARD = {
     "x": torch.rand(20, 3, 10), "mem0": torch.rand(3, 10), "beta": torch.tensor(0.9), "threshold": torch.tensor(1.0),
     "graded": torch.tensor(1.0), "num_steps": None, "reset": 0, "reset_delay": True, "record_mem": True,
-    "checkpoint": False,
+    "count": False, "checkpoint": False,
 }  # fmt: skip
 BAD_FORWARD: list[dict[str, Any]] = [
     {"x": torch.zeros(20, 3, 10, dtype=torch.int32)},
@@ -267,8 +271,8 @@ def test_the_forward_op_refuses_inconsistent_arguments(wrong: dict[str, Any], de
 BACKWARD = {
     "grad_spk": torch.rand(40, 3, 10), "grad_mem": torch.rand(40, 3, 10), "x": torch.rand(40, 3, 10), "mem_rec": None,
     "checkpoints": None, "mem0": torch.rand(3, 10), "beta": torch.tensor(0.9), "threshold": torch.tensor(1.0),
-    "graded": torch.tensor(1.0), "derivative": None, "num_steps": None, "reset": 0, "reset_delay": True, "surrogate": 0,
-    "p0": 2.0, "p1": 0.0, "needs": 31,
+    "graded": torch.tensor(1.0), "derivative": None, "num_steps": None, "reset": 0, "reset_delay": True, "count": False,
+    "surrogate": 0, "p0": 2.0, "p1": 0.0, "needs": 31,
 }  # fmt: skip
 BAD_BACKWARD: list[dict[str, Any]] = [
     {"x": None, "checkpoints": None},
@@ -286,6 +290,10 @@ BAD_BACKWARD: list[dict[str, Any]] = [
     {"grad_spk": torch.rand(39, 3, 10)},
     {"grad_spk": torch.rand(3, 10)},
     {"grad_spk": torch.rand(40, 3, 10).double()},
+    {"grad_spk": torch.rand(40, 3, 10), "count": True},
+    {"grad_spk": torch.rand(10), "count": True},
+    {"grad_spk": torch.rand(3, 10).double(), "count": True},
+    {"grad_spk": torch.rand(40, 3, 10), "x": torch.rand(3, 10), "num_steps": 40, "count": True},
     {"grad_mem": torch.rand(39, 3, 10)},
     {"grad_mem": torch.rand(10)},
     {"grad_mem": torch.rand(3, 10).half()},

@@ -39,7 +39,7 @@ def forward_arguments(case: Case, device: torch.device, layout: Any = contiguous
     tensors = inputs(case, device)
     return [
         *(t if t is None else layout(t) for t in tensors.values()), case.steps if case.constant else None,
-        RESETS.index(case.reset), case.delay, case.record_mem, checkpoint,
+        RESETS.index(case.reset), case.delay, case.record_mem, case.count, checkpoint,
     ]  # fmt: skip
 
 
@@ -52,10 +52,10 @@ def backward_arguments(
     current, mem0, *parameters = args[:5]
     from_mem = case.record_mem and case.delay and case.dtype in FLOATS
     saved = (None, mem, None) if from_mem else (current, None, checkpoints)
-    derivative = layout(torch.rand_like(spk, dtype=case.acc)) if given else None
+    derivative = layout(torch.rand((case.steps, *case.shape), dtype=case.acc, device=device)) if given else None
     return [
         layout(torch.rand_like(spk)), layout(torch.rand_like(mem)), *saved, mem0, *parameters, derivative, *args[5:8],
-        0, 2.0, 0.0, needs,
+        case.count, 0, 2.0, 0.0, needs,
     ]  # fmt: skip
 
 
@@ -63,8 +63,8 @@ def backward_arguments(
 @pytest.mark.parametrize("layout", [contiguous, permuted, channels_last, expanded])
 def test_opcheck(layout: Any, record_mem: bool, device: torch.device) -> None:
     ops = _ops.namespace(_ops.NAMESPACE)
-    for constant in (False, True):
-        case = Case(20, (2, 3, 4), record_mem=record_mem, constant=constant, parameters="element")
+    for constant, count in itertools.product((False, True), (False, True)):
+        case = Case(20, (2, 3, 4), record_mem=record_mem, constant=constant, parameters="element", count=count)
         forward = forward_arguments(case, device, layout)
         torch.library.opcheck(ops.lif_forward.default, forward, test_utils=OPCHECKS)
         for needs, given in ((31, False), (31, True), (10, False)):
@@ -78,13 +78,13 @@ def shapes(results: Sequence[Tensor]) -> list[Any]:
 
 def test_fake_results_have_the_shapes_of_real_ones(device: torch.device) -> None:
     stride = _ops.checkpoint_stride()
-    for i, (steps, shape, dtype, delay, record_mem, constant) in enumerate(
+    for i, (steps, shape, dtype, delay, record_mem, constant, count) in enumerate(
         itertools.product(
             (0, 1, stride, stride + 1), ((), (0, 3), (2, 5)), (*FLOATS, *HALVES), (True, False), (True, False),
-            (True, False),
+            (True, False), (True, False),
         )
     ):  # fmt: skip
-        case = Case(steps, shape, dtype, RESETS[i % 3], delay, record_mem, constant, mem=i % 5 != 0)
+        case = Case(steps, shape, dtype, RESETS[i % 3], delay, record_mem, constant, mem=i % 5 != 0, count=count)
         forward = forward_arguments(case, device, checkpoint=i % 7 != 0)
         backward = backward_arguments(case, device, needs=i % 32, given=i % 3 == 0)
         for op, args in ((_ops.lif_forward, forward), (_ops.lif_backward, backward)):

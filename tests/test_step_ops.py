@@ -88,15 +88,18 @@ def step_call(case: Case, device: torch.device, layout: Any = contiguous, needs:
     grad_spk, grad_mem = layout(torch.rand_like(spk)), layout(torch.rand_like(mem))
     from_mem = case.delay and case.dtype in FLOATS
     saved = (None, mem) if from_mem else (x, None)
-    last = [*options, case.spike_grad.kernel_id, *case.spike_grad.parameters(), needs]
+    last = [case.spike_grad.kernel_id, *case.spike_grad.parameters(), needs]
     with_time = [t if t is None else t.unsqueeze(0) for t in saved]
     checkpoints = None if from_mem else torch.empty(0, *case.shape, dtype=case.acc, device=device)
     return StepCall(
         [x, *others, *options],
-        [grad_spk, grad_mem, *saved, *others, *last],
-        [x.unsqueeze(0), *others, None, *options, True, False],
-        [grad_spk.unsqueeze(0), grad_mem.unsqueeze(0), *with_time, checkpoints, *others, None, None, *last],
-    )
+        [grad_spk, grad_mem, *saved, *others, *options, *last],
+        [x.unsqueeze(0), *others, None, *options, True, False, False],
+        [
+            grad_spk.unsqueeze(0), grad_mem.unsqueeze(0), *with_time, checkpoints, *others, None, None, *options, False,
+            *last,
+        ],
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(("reset", "delay"), OPTIONS)
@@ -372,10 +375,10 @@ def test_a_given_derivative_equals_the_surrogate(reset: str, delay: bool, name: 
             v.append(reference.lif(**{**given, "mem": mem}, **options)[1])  # type: ignore[arg-type]
             mem = reference.lif(**{**given, "mem": mem}, **{**options, "reset_delay": delay})[1]  # type: ignore[arg-type]
         args[9] = SURROGATES[name].derivative(torch.stack(v) - threshold)
-        args[13:16] = [9, 0.0, 0.0]  # no longer looked at
+        args[14:17] = [9, 0.0, 0.0]  # no longer looked at
         found = _ops.lif_backward(*args)
         args[9] = None
-        args[13:16] = [SURROGATES[name].kernel_id, *SURROGATES[name].parameters()]
+        args[14:17] = [SURROGATES[name].kernel_id, *SURROGATES[name].parameters()]
         for grad, expected in zip(found, _ops.lif_backward(*args), strict=True):
             assert_close(grad, expected, RELATIVE[dtype], f"{case}")
 

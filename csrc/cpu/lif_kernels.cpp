@@ -65,23 +65,30 @@ void forward_block(const LifForward& p, Either<ForwardSteps<typename Acc<S>::typ
   alignas(64) Scratch<A> x_scratch, spk_scratch, mem_scratch;
   open_lanes(first, n, p, next, lanes);
   copy_or_zero(n, row_of<const A>(p.mem0, 0, p.N, first), lanes.state);
+  A* count = nullptr;
+  if (p.spk_count) {
+    count = open_row(row_of<S>(p.spk, 0, p.N, first), spk_scratch[0]);
+    for (int i = 0; i < n; ++i) count[i] = A(0);
+  }
   for (int64_t t = 0, steps; t < p.T; t += steps) {
     steps = t + kSteps <= p.T ? kSteps : 1;
     if (p.checkpoints != nullptr && t > 0 && t % kCheckpoint == 0) {
       store_row(row_of<A>(p.checkpoints, t / kCheckpoint - 1, p.N, first), n, lanes.state);
     }
     ForwardRows<A> rows;
+    rows.count = count;
     for (int k = 0; k < steps; ++k) {
       rows.x[k] = load_row(row_of<const S>(p.x, p.x_constant ? 0 : t + k, p.N, first), n, x_scratch[k]);
-      rows.spk[k] = open_row(row_of<S>(p.spk, t + k, p.N, first), spk_scratch[k]);
+      if (!p.spk_count) rows.spk[k] = open_row(row_of<S>(p.spk, t + k, p.N, first), spk_scratch[k]);
       if (p.mem_rec != nullptr) rows.mem[k] = open_row(row_of<S>(p.mem_rec, t + k, p.N, first), mem_scratch[k]);
     }
     loops(static_cast<int>(steps))(n, rows, lanes);
     for (int k = 0; k < steps; ++k) {
-      store_row(row_of<S>(p.spk, t + k, p.N, first), n, rows.spk[k]);
+      if (!p.spk_count) store_row(row_of<S>(p.spk, t + k, p.N, first), n, rows.spk[k]);
       if (p.mem_rec != nullptr) store_row(row_of<S>(p.mem_rec, t + k, p.N, first), n, rows.mem[k]);
     }
   }
+  if (p.spk_count) store_row(row_of<S>(p.spk, 0, p.N, first), n, count);
   if (p.mem_last != nullptr) store_row(row_of<S>(p.mem_last, 0, p.N, first), n, lanes.state);
 }
 
@@ -100,6 +107,7 @@ struct BackwardBlock {
   Either<AdjointSteps<A>> adjoint_loops;
   int64_t first = 0;
   int n = 0;
+  const A* grad_count = nullptr;  // the row of grad_spk for all steps, if there is but one
   Lanes<A> lanes;
   Sums<A> sums;
   Trajectory<A> trajectory;
@@ -119,6 +127,7 @@ struct BackwardBlock {
     open_lanes(first, n, p, next && p.grad_beta == nullptr, lanes);  // finish() takes beta's lanes for its gradient
     const S* grad_last = row_of<const S>(p.grad_mem_last, 0, p.N, first);
     copy_or_zero(n, grad_last == nullptr ? zeros : load_row(grad_last, n, x_scratch[0]), lanes.state);
+    grad_count = p.spk_count ? gradient_row(p.grad_spk, 0, grad_spk_scratch[0]) : nullptr;
     if (p.parameter_gradients()) {
       for (int i = 0; i < n; ++i) sums.beta[i] = sums.threshold[i] = sums.graded[i] = A(0);
     }
@@ -175,7 +184,7 @@ struct BackwardBlock {
         rows.v[j] = trajectory.v[k + j];
         rows.u[j] = before(k + j);
       }
-      rows.grad_spk[j] = gradient_row(p.grad_spk, t, grad_spk_scratch[j]);
+      rows.grad_spk[j] = p.spk_count ? grad_count : gradient_row(p.grad_spk, t, grad_spk_scratch[j]);
       rows.grad_mem[j] = gradient_row(p.grad_mem_rec, t, grad_mem_scratch[j]);
       rows.derivative[j] = row_of<const A>(p.derivative, t, p.N, first);
       S* grad_x = grad_x_row(t);

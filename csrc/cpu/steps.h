@@ -36,28 +36,35 @@ struct ForwardRows {  // of each time step
   const A* x[kSteps];
   A* spk[kSteps];
   A* mem[kSteps];
+  A* count;  // in place of spk: one row for all steps, to which the spikes are added
 };
 
 template <typename A>
 using ForwardSteps = void (*)(int n, const ForwardRows<A>& rows, Lanes<A>& lanes);
 
-template <typename A, Reset R, bool Delay, bool Record, int Steps>
+template <typename A, Reset R, bool Delay, bool Record, bool Count, int Steps>
 void forward_steps(int n, const ForwardRows<A>& rows, Lanes<A>& lanes) {
   const ForwardRows<A> row = rows;
 #pragma GCC ivdep  // no two of so many rows overlap; g++ would rather give up than test that
   for (int i = 0; i < n; ++i) {
     const Neuron<A> p{lanes.beta[i], lanes.threshold[i], lanes.graded[i]};
     A u = lanes.state[i];
+    A count = Count ? row.count[i] : A(0);
 #pragma GCC unroll 8
     for (int k = 0; k < Steps; ++k) {
       const A r = heaviside(u - p.threshold);
       const A v = lif_integrate(R, u, r, row.x[k][i], p);
       const A s = heaviside(v - p.threshold);
       u = lif_settle(R, Delay, v, s, r, p);
-      row.spk[k][i] = s * p.graded;
+      if (Count) {
+        count += s * p.graded;
+      } else {
+        row.spk[k][i] = s * p.graded;
+      }
       if (Record) row.mem[k][i] = u;
     }
     lanes.state[i] = u;
+    if (Count) row.count[i] = count;
   }
 }
 
@@ -162,10 +169,12 @@ template <typename A>
 Either<ForwardSteps<A>> choose_forward(const LifForward& p) {
   return with_reset(p.reset, [&](auto r) {
     return with_bool(p.reset_delay, [&](auto delay) {
-      return with_bool(p.mem_rec != nullptr, [&](auto record) -> Either<ForwardSteps<A>> {
-        constexpr Reset R = decltype(r)::value;
-        constexpr bool D = decltype(delay)::value, M = decltype(record)::value;
-        return {forward_steps<A, R, D, M, 1>, forward_steps<A, R, D, M, kSteps>};
+      return with_bool(p.mem_rec != nullptr, [&](auto record) {
+        return with_bool(p.spk_count, [&](auto count) -> Either<ForwardSteps<A>> {
+          constexpr Reset R = decltype(r)::value;
+          constexpr bool D = decltype(delay)::value, M = decltype(record)::value, C = decltype(count)::value;
+          return {forward_steps<A, R, D, M, C, 1>, forward_steps<A, R, D, M, C, kSteps>};
+        });
       });
     });
   });

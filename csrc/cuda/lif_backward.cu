@@ -116,8 +116,8 @@ struct Backward {
     for (int j = 0; j < Steps; ++j) {
       if (k + j >= count) break;
       const int64_t t = start + k + j;
-      gradient(p.grad_spk, t, gs[j]);
-      gradient(p.grad_mem_rec, t, gm[j]);
+      gradient(p.grad_spk, p.spk_count, t, gs[j]);
+      gradient(p.grad_mem_rec, false, t, gm[j]);
       if constexpr (kRecorded) {
         if (t == 0) {
           initial_membrane(p, first, u[j]);
@@ -144,9 +144,11 @@ struct Backward {
     }
   }
 
-  __device__ __forceinline__ void gradient(const void* gradients, int64_t t, A (&to)[V]) const {
+  __device__ __forceinline__ void gradient(const void* gradients, bool same, int64_t t, A (&to)[V]) const {
     if (gradients == nullptr) {
       fill(to, A(0));
+    } else if (same) {
+      load<V>(static_cast<const S*>(gradients) + first, to);
     } else {
       load<V>(static_cast<const S*>(gradients) + t * p.N + first, to);
     }

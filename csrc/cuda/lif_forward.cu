@@ -18,10 +18,12 @@ struct Forward {
   int64_t first;
   Neurons<A, V> neurons;
   A mem[V];
+  A count[V];  // spikes so far, if they are summed
 
   __device__ Forward(const LifForward& problem, int64_t first_neuron)
       : p(problem), first(first_neuron), neurons(problem, first_neuron) {
     initial_membrane(p, first, mem);
+    fill(count, A(0));
   }
 
   // Steps t to t + kAhead - 1, as far as there are any.
@@ -51,10 +53,11 @@ struct Forward {
       const A v = lif_integrate(p.reset, mem[i], r, x[i], neuron);
       const A s = heaviside(v - neuron.threshold);
       spk[i] = s * neuron.graded;
+      count[i] += spk[i];
       mem[i] = lif_settle(p.reset, p.reset_delay, v, s, r, neuron);
     }
     const int64_t at = t * p.N + first;
-    store<V>(static_cast<S*>(p.spk) + at, spk);
+    if (!p.spk_count) store<V>(static_cast<S*>(p.spk) + at, spk);
     if (p.mem_rec != nullptr) store<V>(static_cast<S*>(p.mem_rec) + at, mem);
   }
 };
@@ -65,6 +68,7 @@ __global__ void __launch_bounds__(kThreads) lif_forward_kernel(const LifForward 
   for (int64_t group = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; group < p.N / V; group += stride) {
     Forward<S, V> neurons(p, group * V);
     for (int64_t t = 0; t < p.T; t += kAhead) neurons.steps(t);
+    if (p.spk_count) store<V>(static_cast<S*>(p.spk) + group * V, neurons.count);
     if (p.mem_last != nullptr) store<V>(static_cast<S*>(p.mem_last) + group * V, neurons.mem);
   }
 }
