@@ -28,8 +28,8 @@ demo: $(VENV)/.built $(VENV)/.installed-demo  ## train on MNIST, time a training
 test: $(VENV)/.built $(VENV)/.installed-test  ## run the tests
 	$(BIN)/python -m pytest tests $(ARGS)
 
-bench: $(VENV)/.built $(VENV)/.installed-bench  ## measure against snnTorch, and say which bars hold
-	$(BIN)/python -m benchmarks $(ARGS)
+bench: $(VENV)/.built $(VENV)/.installed-bench  ## measure against snnTorch and others for five minutes, say which bars hold
+	$(BIN)/python -m benchmarks $(or $(ARGS),run)
 
 registers: $(VENV)/.built  ## list registers and spills of every CUDA kernel; fails on a spill
 	$(BIN)/python -m benchmarks registers $(ARGS)

@@ -1,4 +1,7 @@
-"""Command line: each command prints what it measured and whether its bar holds."""
+"""Command line: each command prints what it measured and whether its bar holds.
+
+``list`` and ``run`` are the suites against all implementations and have options of their own: ``run --help``.
+"""
 
 import argparse
 import sys
@@ -6,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from . import lif, loop, parity, registers, tutorial5
+from . import cli, lif, loop, parity, registers, tutorial5
 from .measure import machine
 
 COMMANDS = {
@@ -20,6 +23,8 @@ COMMANDS = {
 
 
 def main() -> int:
+    if sys.argv[1:2] and sys.argv[1] in ("list", "run"):
+        return cli.main(sys.argv[1:])
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
         "commands",

@@ -1,0 +1,91 @@
+"""What an implementation must offer to take part."""
+
+from collections.abc import Callable, Sequence
+from importlib import metadata, util
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..registry import Case
+
+
+class Unsupported(Exception):  # noqa: N818 - a reason, not a mistake
+    """Why an implementation can't run a case; printed in its row."""
+
+
+class Neuron(NamedTuple):
+    """One layer of neurons."""
+
+    unroll: Callable[[Tensor, bool], tuple[Tensor, Tensor | None]]
+    """Spikes ``[T, B, *]`` of a current ``[T, B, *]``, and membranes if they are asked for and there are any."""
+    step: Callable[[Tensor, Any], tuple[Tensor, Any]] | None = None
+    """Spikes of one step and the new state, from a current and the old state (``None`` at first)."""
+    parameters: Sequence[Tensor] = ()
+    constant: Callable[[Tensor, int, bool], tuple[Tensor, Tensor | None]] | None = None
+    """As ``unroll``, of one current and a number of steps, where that is more than an expanded current."""
+
+
+class Peer(NamedTuple):
+    """An implementation."""
+
+    name: str
+    module: str  # that must be importable
+    package: str  # of PyPI
+    install: str  # a command
+    make: Callable[[Case, torch.device], Neuron]
+    note: str = ""  # where its model or its use differs
+    nearest: Callable[[Case], dict[str, Any]] = lambda case: {}
+    """Options of snnfast that make the model nearest to this one's: whose spikes are compared."""
+    network_in_loop: bool = False  # a network is called once per step, as snnTorch's tutorials do
+    compiled: bool = False  # a call with another shape compiles again
+    devices: tuple[str, ...] = ("cpu", "cuda")
+    kinds: tuple[str, ...] = ("layer", "loop", "tutorial5", "convolution", "framework")  # of cases it makes sense for
+
+    def missing(self, device: torch.device) -> str | None:
+        """Why it can't run at all."""
+        if device.type not in self.devices:
+            return f"runs on {' and '.join(self.devices)} only"
+        try:
+            found = util.find_spec(self.module) is not None
+        except ModuleNotFoundError:  # of a package around it
+            found = False
+        if not found:
+            return f"not installed: {self.install}"
+        try:
+            __import__(self.module)
+        except Exception as error:  # what it needs in turn, or a library built for another torch
+            return f"import fails ({type(error).__name__}: {error}): {self.install}"
+        return None
+
+    def version(self) -> str:
+        try:
+            return metadata.version(self.package)
+        except metadata.PackageNotFoundError:
+            return "not installed"
+
+
+def only(case: Case, **supported: Any) -> None:
+    """Raise for options that are not among those supported."""
+    for name, values in supported.items():
+        value = case.dtype if name == "dtype" else getattr(case.options, name)
+        if value not in values:
+            raise Unsupported(f"has no {name}={value}")
+
+
+def unrolled(
+    step: Callable[[Tensor, Any], tuple[Tensor, Any]], membrane: Callable[[Any], Tensor] | None
+) -> Callable[[Tensor, bool], tuple[Tensor, Tensor | None]]:
+    """A loop over time. ``x.unbind(0)``, because the backward pass of indexing costs O(T) per step."""
+
+    def unroll(x: Tensor, record_mem: bool) -> tuple[Tensor, Tensor | None]:
+        state = None
+        spikes, membranes = [], []
+        for current in x.unbind(0):
+            spike, state = step(current, state)
+            spikes.append(spike)
+            if record_mem and membrane is not None:
+                membranes.append(membrane(state))
+        return torch.stack(spikes), torch.stack(membranes) if membranes else None
+
+    return unroll

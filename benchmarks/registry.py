@@ -1,0 +1,161 @@
+"""What is measured: a case is a workload with its shape and options; a suite is a list of cases."""
+
+from dataclasses import asdict, dataclass, field, replace
+from math import prod
+from typing import Any
+
+import torch
+
+DTYPES = {str(d).removeprefix("torch."): d for d in (torch.float32, torch.float64, torch.float16, torch.bfloat16)}
+
+
+@dataclass(frozen=True)
+class Options:
+    """Of a layer of neurons, in snnTorch's words."""
+
+    beta: float = 0.95
+    reset_mechanism: str = "subtract"
+    reset_delay: bool = True
+    record_mem: bool = False
+    learn_beta: bool = False
+    surrogate: str = "atan"
+
+    def changed(self) -> dict[str, Any]:
+        default = asdict(Options())
+        return {name: value for name, value in asdict(self).items() if value != default[name]}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One workload: ``kind`` names its builder in :mod:`benchmarks.workloads`."""
+
+    suite: str
+    kind: str  # layer, loop, tutorial5, convolution, framework
+    T: int
+    B: int
+    shape: tuple[int, ...]  # of one sample
+    dtype: str = "float32"
+    options: Options = field(default_factory=Options)
+    backward: bool = True
+    constant: bool = False  # the same current at every step
+    variant: str = ""  # of framework: "Linear inside the loop" or "Linear hoisted"
+    quick: bool = False  # part of the five-minute run
+    peers: bool = True  # all peers in the five-minute run, or snnfast alone
+
+    @property
+    def N(self) -> int:  # noqa: N802
+        """Neurons in one step."""
+        return self.B * prod(self.shape)
+
+    @property
+    def neuron_steps(self) -> int:
+        return self.T * self.N
+
+    @property
+    def itemsize(self) -> int:
+        return DTYPES[self.dtype].itemsize
+
+    @property
+    def name(self) -> str:
+        """What ``--case`` filters and ``--base`` matches."""
+        parts = [f"{self.suite} [{', '.join(map(str, (self.T, self.B, *self.shape)))}] {self.dtype}"]
+        if self.variant:
+            parts.append(self.variant)
+        if self.constant:
+            parts.append("constant current")
+        parts += [f"{name}={value}" for name, value in self.options.changed().items()]
+        parts.append("forward + backward" if self.backward else "forward")
+        return ", ".join(parts)
+
+    @property
+    def ideal_bytes(self) -> float | None:
+        """The least a layer can read and write per neuron-step, tensors of one step left out; None for networks.
+
+        Forward: the current is read, the spikes (and a recorded membrane) are written. Backward: the gradient of the
+        spikes is read, the current (or the recorded membrane) is read again, the gradient of the current is written.
+        """
+        if self.kind != "layer":
+            return None
+        current = 1 / self.T if self.constant else 1
+        record = self.options.record_mem
+        elements = current + 1 + record
+        if self.backward:
+            elements += 1 + (1 if record else current) + current
+        return elements * self.itemsize
+
+    def resized(self, T: int) -> "Case":
+        return replace(self, T=T)
+
+
+def suites(device: str) -> dict[str, list[Case]]:
+    """All cases of each suite on a kind of device, in the order in which they run."""
+    big = device == "cuda"
+    return {
+        "lif": _lif(big),
+        "loop": _loop(),
+        "tutorial5": [Case("tutorial5", "tutorial5", 25, 128, (784,), quick=True)],
+        "conv": [
+            Case("conv", "convolution", 50, 128, (1, 28, 28), options=Options(beta=0.5, surrogate="fast_sigmoid")),
+            Case("conv", "convolution", 10, 32, (1, 28, 28), options=Options(beta=0.5, surrogate="fast_sigmoid")),
+        ],
+        "long": [
+            Case("long", "layer", 1000, 1, (100,), quick=True),
+            Case("long", "layer", 1000, 16, (100,)),
+            Case("long", "layer", 10000, 1, (10,)),
+            Case("long", "layer", 10000, 16, (100,)),
+        ],
+        "framework": [
+            Case("framework", "framework", T, 16, (n,), variant=variant)
+            for T, n in ([(500, n) for n in ((512, 4096, 8192, 16384) if big else (256, 512, 1024))])
+            for variant in ("Linear inside the loop", "Linear hoisted")
+        ],
+        "memory": [
+            Case("memory", "layer", 64, 16, (4096,)),
+            Case("memory", "layer", 64, 16, (4096,), options=Options(record_mem=True)),
+            Case("memory", "layer", 64, 16, (4096,), constant=True),
+        ],
+        "inference": [
+            Case("inference", "layer", 25, 128, (1000,), backward=False),
+            Case("inference", "layer", 100, 128, (1024,), backward=False, quick=True),
+            Case("inference", "layer", 1000, 16, (1024,), backward=False),
+        ],
+    }
+
+
+def _lif(big: bool) -> list[Case]:
+    def layer(T: int, B: int, n: int, *, quick: bool = False, peers: bool = False, **options: Any) -> Case:
+        known = {key: options.pop(key) for key in ("dtype", "constant") if key in options}
+        return Case("lif", "layer", T, B, (n,), options=Options(**options), quick=quick, peers=peers, **known)
+
+    cases = [layer(25, 128, 1000, quick=True, peers=True), layer(100, 128, 1024, quick=True, peers=True)]
+    cases.append(layer(500, 16, 16384))
+    # Over T and N, products of more neuron-steps than fit are left out when they run.
+    cases += [
+        layer(T, 1, N, quick=(T, N) in QUICK_GRID)
+        for N in (10, 1_000, 10_000, 100_000, 1_000_000, 10_000_000, 16_000_000)
+        for T in (1, 4, 25, 100, 1000, 4096)
+        if (2**32 if big else 2**29) >= T * N
+    ]
+    cases += [layer(25, 128, 1000, quick=True, dtype=dtype) for dtype in ("float64", "float16", "bfloat16")]
+    for options in (
+        {"reset_mechanism": "zero"},
+        {"reset_mechanism": "none"},
+        {"reset_delay": False},
+        {"reset_mechanism": "zero", "reset_delay": False},
+        {"record_mem": True},
+        {"learn_beta": True},
+        {"constant": True},
+    ):
+        cases.append(layer(25, 128, 1000, quick=True, **options))
+    return cases
+
+
+QUICK_GRID = {(25, 10_000), (25, 100_000), (25, 1_000_000), (100, 100_000), (1000, 10_000), (4096, 10_000)}
+
+
+def _loop() -> list[Case]:
+    return [
+        Case("loop", "loop", 25, 128, (1000,), quick=True),
+        Case("loop", "loop", 25, 1, (10,), quick=True),
+        Case("loop", "loop", 25, 128, (64, 14, 14)),
+    ]
