@@ -33,9 +33,7 @@ def recognise(spike_grad: Any) -> Any:
     if isinstance(spike_grad, Surrogate) or torch.compiler.is_compiling():
         return spike_grad
     if isinstance(spike_grad, types.FunctionType):
-        if spike_grad.__qualname__ == "SpikingNeuron._surrogate_bypass" and spike_grad.__module__.startswith(
-            "snntorch."
-        ):
+        if (spike_grad.__module__, spike_grad.__qualname__) == _BYPASS:
             return surrogate.DISABLED
         name, _, inner = spike_grad.__qualname__.partition(".<locals>.")
         if spike_grad.__module__ != "snntorch.surrogate" or inner != "inner":
