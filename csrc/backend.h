@@ -46,6 +46,7 @@ inline torch::stable::Tensor empty_strided(const torch::stable::Tensor& like, co
   const int32_t type = dtype == ScalarType::Float    ? aoti_torch_dtype_float32()
                        : dtype == ScalarType::Double ? aoti_torch_dtype_float64()
                        : dtype == ScalarType::Half   ? aoti_torch_dtype_float16()
+                       : dtype == ScalarType::Byte   ? aoti_torch_dtype_uint8()
                                                      : aoti_torch_dtype_bfloat16();
   int32_t device = 0;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
@@ -64,9 +65,8 @@ struct CpuBackend {
   // An uninitialised contiguous tensor on the device of `like`.
   static torch::stable::Tensor empty(const torch::stable::Tensor& like, const std::vector<int64_t>& shape,
                                      torch::headeronly::ScalarType dtype) {
-    size_t bytes = dtype == torch::headeronly::ScalarType::Double  ? 8
-                   : dtype == torch::headeronly::ScalarType::Float ? 4
-                                                                   : 2;
+    using torch::headeronly::ScalarType;
+    size_t bytes = dtype == ScalarType::Double ? 8 : dtype == ScalarType::Float ? 4 : dtype == ScalarType::Byte ? 1 : 2;
     for (const int64_t size : shape) bytes *= static_cast<size_t>(size);
     if (bytes < cpu::pool::kLeast) return empty_strided(like, shape, dtype);
     void* buffer = cpu::pool::take(bytes);

@@ -174,7 +174,30 @@ void describe(LifProblem& p, Inputs& inputs, const Sizes& sizes, const Common& c
   p.graded = inputs.parameter(common.graded, "graded", sizes.step);
 }
 
-// Returns spk and mem; the checkpoints go to p.checkpoints, if it has any.
+struct KeptSize {
+  Shape shape;
+  ScalarType dtype;
+};
+
+KeptSize kept_size(Keep keep, const Sizes& sizes, ScalarType acc) {
+  switch (keep) {
+    case Keep::kCheckpoints: return {with_time(checkpoint_rows(sizes.T), sizes.step), acc};
+    case Keep::kRounded: return {sizes.sequence, ScalarType::BFloat16};
+    case Keep::kBits: return {with_time(bit_rows(sizes.T), sizes.step), ScalarType::Byte};
+    case Keep::kNothing: break;
+  }
+  return {with_time(0, sizes.step), acc};
+}
+
+Keep checked_keep(int64_t keep, bool reset_delay) {
+  STD_TORCH_CHECK(keep >= 0 && keep < kKeeps, "keep: unknown kind");
+  const Keep kind = static_cast<Keep>(keep);
+  STD_TORCH_CHECK(reset_delay || kind == Keep::kNothing || kind == Keep::kCheckpoints,
+                  "keep: only with a delayed reset does the membrane of a step tell its reset");
+  return kind;
+}
+
+// Returns spk and mem.
 template <typename Backend>
 std::tuple<Tensor, Tensor> forward(LifForward& p, Inputs& inputs, const Tensor& x, const Sizes& sizes,
                                    bool record_mem) {
@@ -189,38 +212,49 @@ std::tuple<Tensor, Tensor> forward(LifForward& p, Inputs& inputs, const Tensor& 
 }
 
 struct BackwardInputs {
-  const MaybeTensor& grad_spk;     // [T, *], or [*] of a count
-  const MaybeTensor& grad_mem;     // [T, *], or [*] for the last membrane only
-  const MaybeTensor& x;            // as in forward, with checkpoints; or
-  const MaybeTensor& mem;          // [T, *], where the reset is delayed and the dtype is that of the arithmetic
-  const MaybeTensor& checkpoints;  // [rows, *] acc
-  const MaybeTensor& derivative;   // [T, *] acc, in place of a surrogate
+  MaybeTensor grad_spk;    // [T, *], or [*] of a count
+  MaybeTensor grad_mem;    // [T, *], or [*] for the last membrane only
+  MaybeTensor x;           // as in forward, with checkpoints; or
+  MaybeTensor mem;         // [T, *], where the reset is delayed and the dtype is that of the arithmetic; or
+  MaybeTensor kept;        // what forward kept
+  MaybeTensor derivative;  // [T, *] acc, in place of a surrogate
+  int64_t keep;
   int64_t surrogate;
   double p0, p1;
   int64_t needs;  // bit i: the gradient of input i of x, mem0, beta, threshold, graded
 };
 
+constexpr int kNeedsBeta = 1 << 2, kNeedsGraded = 1 << 4;
+
 template <typename Backend>
 std::vector<Tensor> backward(const BackwardInputs& in, const Sizes& sizes, const Common& common) {
   constexpr int kGradients = 5;
-  const Tensor& like = in.x.has_value() ? *in.x : *in.mem;
+  STD_TORCH_CHECK(in.grad_spk.has_value() || in.grad_mem.has_value(), "grad_spk or grad_mem must be given");
+  const Tensor& like = in.grad_spk.has_value() ? *in.grad_spk : *in.grad_mem;
   const ScalarType dtype = like.scalar_type();
   Backend::check_device(like);
   STD_TORCH_CHECK(in.surrogate >= 0 && in.surrogate < kSurrogateKinds, "surrogate: unknown kind");
   STD_TORCH_CHECK(in.needs >= 0 && in.needs < 1 << kGradients, "needs: expected five bits");
   LifBackward p{};
   Inputs inputs(like);
-  p.dtype = dtype_of(like, in.x.has_value() ? "x" : "mem");
+  p.dtype = dtype_of(like, in.grad_spk.has_value() ? "grad_spk" : "grad_mem");
   describe(p, inputs, sizes, common);
+  p.keep = checked_keep(in.keep, p.reset_delay);
   if (in.mem.has_value()) {
+    STD_TORCH_CHECK(p.keep == Keep::kNothing, "mem: nothing else is kept beside it");
     STD_TORCH_CHECK(p.reset_delay && dtype == inputs.acc(),
                     "mem: only a delayed reset in float32 or float64 can use it");
     p.mem_rec = inputs.keep(*in.mem, "mem", dtype, sizes.sequence);
   } else {
-    const int64_t rows = checkpoint_rows(p.T);
-    STD_TORCH_CHECK(in.checkpoints.has_value() || rows == 0, "checkpoints: must be given with x");
-    p.x = inputs.keep(*in.x, "x", dtype, sizes.x());
-    p.checkpoints = inputs.keep(in.checkpoints, "checkpoints", inputs.acc(), with_time(rows, sizes.step));
+    const KeptSize kept = kept_size(p.keep, sizes, inputs.acc());
+    if (p.keep == Keep::kNothing || p.keep == Keep::kCheckpoints) {
+      STD_TORCH_CHECK(in.x.has_value(), "exactly one of x and mem must be given");
+      STD_TORCH_CHECK(in.kept.has_value() || checkpoint_rows(p.T) == 0, "kept: must be given with x");
+      p.x = inputs.keep(*in.x, "x", dtype, sizes.x());
+    } else {
+      STD_TORCH_CHECK(!in.x.has_value() && in.kept.has_value(), "kept: given alone, it must be there");
+    }
+    p.kept = inputs.keep(in.kept, "kept", kept.dtype, kept.shape);
   }
   p.derivative = inputs.keep(in.derivative, "derivative", inputs.acc(), sizes.sequence);
   p.grad_spk = inputs.keep(in.grad_spk, "grad_spk", dtype, sizes.spk(p.spk_count));
@@ -238,6 +272,12 @@ std::vector<Tensor> backward(const BackwardInputs& in, const Sizes& sizes, const
   }
   p.coefficients = visit_surrogate(p.surrogate, [&](auto kind) { return decltype(kind)::coefficients(in.p0, in.p1); });
 
+  if (p.keep == Keep::kBits) {
+    STD_TORCH_CHECK(p.surrogate == SurrogateKind::kNone ||
+                        (p.surrogate == SurrogateKind::kStraightThrough && p.derivative == nullptr),
+                    "keep: spikes alone do not tell this derivative");
+    STD_TORCH_CHECK((in.needs & (kNeedsBeta | kNeedsGraded)) == 0, "keep: spikes alone do not tell these gradients");
+  }
   void** const pointers[kGradients] = {&p.grad_x, &p.grad_mem0, &p.grad_beta, &p.grad_threshold, &p.grad_graded};
   std::vector<Tensor> gradients;
   gradients.reserve(kGradients);
@@ -257,17 +297,22 @@ template <typename Backend>
 std::tuple<Tensor, Tensor, Tensor> lif_forward(const Tensor& x,  // [T, *], or [*] with num_steps
                                                const MaybeTensor& mem0, const Tensor& beta, const Tensor& threshold,
                                                const Tensor& graded, std::optional<int64_t> num_steps, int64_t reset,
-                                               bool reset_delay, bool record_mem, bool count, bool checkpoint) {
+                                               bool reset_delay, bool record_mem, bool count, int64_t keep) {
   Backend::check_device(x);
   const Sizes sizes = sizes_of_unroll(x, !num_steps.has_value(), num_steps, "x");
   LifForward p{};
   Inputs inputs(x);
   describe(p, inputs, sizes, {mem0, beta, threshold, graded, reset, reset_delay, count});
-  const int64_t rows = checkpoint ? checkpoint_rows(p.T) : 0;
-  Tensor checkpoints = Backend::empty(x, with_time(rows, sizes.step), inputs.acc());
-  if (rows > 0) p.checkpoints = checkpoints.mutable_data_ptr();
+  p.keep = checked_keep(keep, p.reset_delay);
+  const KeptSize size = kept_size(p.keep, sizes, inputs.acc());
+  Tensor kept = Backend::empty(x, size.shape, size.dtype);
+  if (size.shape[0] > 0) {
+    p.kept = kept.mutable_data_ptr();
+  } else {
+    p.keep = Keep::kNothing;
+  }
   auto [spk, mem] = forward<Backend>(p, inputs, x, sizes, record_mem);
-  return {spk, mem, checkpoints};
+  return {spk, mem, kept};
 }
 
 template <typename Backend>
@@ -283,34 +328,43 @@ std::tuple<Tensor, Tensor> lif_step_forward(const Tensor& x,  // [*]
   return forward<Backend>(p, inputs, x, sizes, /*record_mem=*/true);
 }
 
-const Tensor& one_of(const MaybeTensor& x, const MaybeTensor& mem, const char* name) {
-  STD_TORCH_CHECK(x.has_value() != mem.has_value(), "exactly one of x and ", name, " must be given");
-  return x.has_value() ? *x : *mem;
+// Of an unroll of T steps whose membranes come from one of three tensors.
+Sizes sizes_of_backward(const MaybeTensor& x, const MaybeTensor& mem_rec, const MaybeTensor& kept, int64_t T,
+                        bool x_constant) {
+  STD_TORCH_CHECK(x.has_value() ? !mem_rec.has_value() : mem_rec.has_value() || kept.has_value(),
+                  "exactly one of x, mem_rec and, alone, kept must be given");
+  STD_TORCH_CHECK(T >= 0, "steps: expected 0 or more");
+  const bool has_time = !(x.has_value() && x_constant);
+  Shape step = shape_of(x.has_value() ? *x : mem_rec.has_value() ? *mem_rec : *kept);
+  STD_TORCH_CHECK(!has_time || !step.empty(), "expected [T, *]");
+  if (has_time) step.erase(step.begin());
+  Shape sequence = with_time(T, step);
+  return {T, std::move(step), std::move(sequence), x_constant};
 }
 
 template <typename Backend>
 std::vector<Tensor> lif_backward(const MaybeTensor& grad_spk, const MaybeTensor& grad_mem, const MaybeTensor& x,
-                                 const MaybeTensor& mem_rec, const MaybeTensor& checkpoints, const MaybeTensor& mem0,
+                                 const MaybeTensor& mem_rec, const MaybeTensor& kept, const MaybeTensor& mem0,
                                  const Tensor& beta, const Tensor& threshold, const Tensor& graded,
-                                 const MaybeTensor& derivative, std::optional<int64_t> num_steps, int64_t reset,
-                                 bool reset_delay, bool count, int64_t surrogate, double p0, double p1, int64_t needs) {
-  const Tensor& like = one_of(x, mem_rec, "mem_rec");
-  const bool has_time = mem_rec.has_value() || !num_steps.has_value();
-  return backward<Backend>({grad_spk, grad_mem, x, mem_rec, checkpoints, derivative, surrogate, p0, p1, needs},
-                           sizes_of_unroll(like, has_time, num_steps, x.has_value() ? "x" : "mem_rec"),
+                                 const MaybeTensor& derivative, int64_t steps, bool constant, int64_t reset,
+                                 bool reset_delay, bool count, int64_t keep, int64_t surrogate, double p0, double p1,
+                                 int64_t needs) {
+  return backward<Backend>({grad_spk, grad_mem, x, mem_rec, kept, derivative, keep, surrogate, p0, p1, needs},
+                           sizes_of_backward(x, mem_rec, kept, steps, constant),
                            {mem0, beta, threshold, graded, reset, reset_delay, count});
 }
 
 template <typename Backend>
 std::vector<Tensor> lif_step_backward(const MaybeTensor& grad_spk,  // [*]
                                       const MaybeTensor& grad_mem,  // [*]
-                                      const MaybeTensor& x,         // as in forward; or
-                                      const MaybeTensor& mem,       // what forward returned, as for mem_rec
+                                      const Tensor& x,              // as in forward
                                       const MaybeTensor& mem0, const Tensor& beta, const Tensor& threshold,
                                       const Tensor& graded, int64_t reset, bool reset_delay, int64_t surrogate,
                                       double p0, double p1, int64_t needs) {
-  return backward<Backend>({grad_spk, grad_mem, x, mem, std::nullopt, std::nullopt, surrogate, p0, p1, needs},
-                           sizes_of_step(one_of(x, mem, "mem")),
+  constexpr auto keep = static_cast<int64_t>(Keep::kNothing);
+  return backward<Backend>({grad_spk, grad_mem, x, std::nullopt, std::nullopt, std::nullopt, keep, surrogate, p0, p1,
+                            needs},
+                           sizes_of_step(x),
                            {mem0, beta, threshold, graded, reset, reset_delay, /*count=*/false});
 }
 
@@ -319,17 +373,16 @@ std::vector<Tensor> lif_step_backward(const MaybeTensor& grad_spk,  // [*]
 STABLE_TORCH_LIBRARY(SNN_NAMESPACE, m) {
   m.def(
       "lif_forward(Tensor x, Tensor? mem0, Tensor beta, Tensor threshold, Tensor graded, int? num_steps, int reset, "
-      "bool reset_delay, bool record_mem, bool count, bool checkpoint) -> (Tensor spk, Tensor mem, Tensor "
-      "checkpoints)");
+      "bool reset_delay, bool record_mem, bool count, int keep) -> (Tensor spk, Tensor mem, Tensor kept)");
   m.def(
-      "lif_backward(Tensor? grad_spk, Tensor? grad_mem, Tensor? x, Tensor? mem_rec, Tensor? checkpoints, Tensor? mem0, "
-      "Tensor beta, Tensor threshold, Tensor graded, Tensor? derivative, int? num_steps, int reset, bool reset_delay, "
-      "bool count, int surrogate, float p0, float p1, int needs) -> Tensor[]");
+      "lif_backward(Tensor? grad_spk, Tensor? grad_mem, Tensor? x, Tensor? mem_rec, Tensor? kept, Tensor? mem0, "
+      "Tensor beta, Tensor threshold, Tensor graded, Tensor? derivative, SymInt steps, bool constant, int reset, "
+      "bool reset_delay, bool count, int keep, int surrogate, float p0, float p1, int needs) -> Tensor[]");
   m.def(
       "lif_step_forward(Tensor x, Tensor? mem0, Tensor beta, Tensor threshold, Tensor graded, int reset, "
       "bool reset_delay) -> (Tensor spk, Tensor mem)");
   m.def(
-      "lif_step_backward(Tensor? grad_spk, Tensor? grad_mem, Tensor? x, Tensor? mem, Tensor? mem0, Tensor beta, "
+      "lif_step_backward(Tensor? grad_spk, Tensor? grad_mem, Tensor x, Tensor? mem0, Tensor beta, "
       "Tensor threshold, Tensor graded, int reset, bool reset_delay, int surrogate, float p0, float p1, int needs) "
       "-> Tensor[]");
 }

@@ -16,6 +16,18 @@ inline constexpr int64_t kCheckpoint = 16;
 
 constexpr int64_t checkpoint_rows(int64_t steps) { return steps > kCheckpoint ? (steps - 1) / kCheckpoint : 0; }
 
+// What forward leaves for backward beside its outputs.
+enum class Keep : int {
+  kNothing,
+  kCheckpoints,  // [checkpoint_rows(T), N] acc: membranes from which backward recomputes the steps between
+  kRounded,      // [T, N] bfloat16: the membrane that decided each spike, less the threshold; its sign is exact
+  kBits,         // [bit_rows(T), N] bytes: the spikes of all steps but the last, eight to a byte
+};
+inline constexpr int kKeeps = 4;
+
+// The last spike decides no reset.
+constexpr int64_t bit_rows(int64_t steps) { return steps > 1 ? (steps + 6) / 8 : 0; }
+
 // One of beta, threshold, graded_spikes_factor. Neuron i takes element (i / inner) % size.
 struct Parameter {
   const void* data = nullptr;  // [size] acc, on the device of the kernel; nullptr: `value` for every neuron
@@ -41,12 +53,15 @@ struct LifForward : LifProblem {
   void* spk;          // [T, N], or [N] if spk_count: summed in acc, rounded once
   void* mem_rec;      // [T, N] or nullptr
   void* mem_last;     // [N] or nullptr
-  void* checkpoints;  // [checkpoint_rows(T), N] acc, or nullptr
+  Keep keep;          // kRounded and kBits only with a delayed reset
+  void* kept;         // or nullptr, where there are no rows of it
 };
 
-struct LifBackward : LifProblem {  // x is nullptr where mem_rec is given
+// Exactly one of mem_rec, and x with checkpoints, and kRounded or kBits tells the membranes.
+struct LifBackward : LifProblem {
   const void* mem_rec;        // [T, N] acc == dtype: the membrane of every step, only with a delayed reset; or nullptr
-  const void* checkpoints;    // [checkpoint_rows(T), N] acc, where mem_rec is nullptr
+  Keep keep;                  // as in forward; with kBits, no gradient of beta or graded, and no surrogate that asks
+  const void* kept;           // for more than which spikes there were
   const void* derivative;     // [T, N] acc: that of the spike at every step; or nullptr: that of `surrogate`
   const void* grad_spk;       // [T, N], or [N] if spk_count, the same at every step; or nullptr
   const void* grad_mem_rec;   // [T, N] or nullptr

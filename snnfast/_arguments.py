@@ -37,6 +37,7 @@ class LIFArguments(NamedTuple):
     inhibition: bool = False
     state_quant: StateQuant | None = None
     reduce: str | None = None
+    membrane_dtype: torch.dtype | None = None
 
     @property
     def counts_spikes(self) -> bool:
@@ -67,6 +68,7 @@ def check_arguments(
     inhibition: bool = False,
     state_quant: StateQuant | bool | None = None,
     reduce: str | None = None,
+    membrane_dtype: torch.dtype | None = None,
 ) -> LIFArguments:
     """Raise ``TypeError`` or ``ValueError`` naming the argument that is wrong; else return them in one form."""
     check_current("current", current)
@@ -86,13 +88,14 @@ def check_arguments(
         mem = _check_mem(mem, current, step_shape).to(acc)
     if check_flag("inhibition", inhibition) and len(step_shape) != 2:
         raise ValueError(f"inhibition: needs steps of shape [B, N], got {_show(step_shape)}")
-    return LIFArguments(
+    spike_grad = check_spike_grad(spike_grad)
+    args = LIFArguments(
         current,
         mem,
         _check_parameter("beta", beta, current, step_shape, acc),
         _check_parameter("threshold", threshold, current, step_shape, acc),
         _check_parameter("graded_spikes_factor", graded_spikes_factor, current, step_shape, acc),
-        check_spike_grad(spike_grad),
+        spike_grad,
         check_reset_mechanism(reset_mechanism),
         check_flag("reset_delay", reset_delay),
         num_steps,
@@ -101,7 +104,11 @@ def check_arguments(
         inhibition,
         check_state_quant(state_quant),
         check_reduce(reduce),
+        check_membrane_dtype(membrane_dtype),
     )
+    if args.membrane_dtype is not None:
+        _check_rounding(args)
+    return args
 
 
 def check_current(name: str, current: object) -> None:
@@ -143,6 +150,24 @@ def check_reduce(reduce: object) -> str | None:
     if reduce not in (None, "sum"):
         raise ValueError(f"reduce: expected 'sum' or None, got {reduce!r}")
     return reduce
+
+
+def check_membrane_dtype(dtype: object) -> torch.dtype | None:
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise TypeError(f"membrane_dtype: expected a torch.dtype or None, got {type(dtype).__name__}")
+    if dtype not in (None, torch.bfloat16):
+        raise ValueError(f"membrane_dtype: expected torch.bfloat16 or None, got {dtype}")
+    return dtype
+
+
+def _check_rounding(args: LIFArguments) -> None:
+    """Where the kernels could not work from a rounded membrane, asking for one is an error."""
+    if not args.reset_delay:
+        raise ValueError("membrane_dtype: needs reset_delay=True; an immediate reset takes the exact membrane")
+    if args.inhibition or args.state_quant is not None or not surrogate.known_to_kernels(args.spike_grad):
+        raise ValueError(
+            "membrane_dtype: needs a spike_grad of snnfast.surrogate and neither inhibition nor state_quant"
+        )
 
 
 def check_flag(name: str, value: object) -> bool:

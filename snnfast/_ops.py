@@ -20,6 +20,9 @@ missing: str | None = None
 
 NAMESPACE = "snnfast"
 
+# What forward keeps for backward beside its outputs: the values of enum Keep in csrc/lif.h.
+KEEP_NOTHING, KEEP_CHECKPOINTS, KEEP_ROUNDED, KEEP_BITS = range(4)
+
 
 def _load() -> None:
     global extension, missing
@@ -91,18 +94,26 @@ def _lif_forward_fake(
     reset_delay: bool,
     record_mem: bool,
     count: bool,
-    checkpoint: bool,
+    keep: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     steps, shape = (x.shape[0], x.shape[1:]) if num_steps is None else (num_steps, x.shape)
-    rows = 0
-    if checkpoint:
-        stride = checkpoint_stride()
-        rows = torch.sym_max((steps + stride - 1) // stride - 1, 0)  # type: ignore[no-untyped-call]
+    rows, dtype = 0, _acc(x.dtype)
+    if keep == KEEP_CHECKPOINTS:
+        rows = _rows(steps, checkpoint_stride())
+    elif keep == KEEP_ROUNDED:
+        rows, dtype = steps, torch.bfloat16
+    elif keep == KEEP_BITS:
+        rows, dtype = torch.sym_max((steps + 6) // 8, 0), torch.uint8  # type: ignore[no-untyped-call]
     return (
         x.new_empty(shape if count else (steps, *shape)),
         x.new_empty((steps, *shape) if record_mem else shape),
-        x.new_empty((rows, *shape), dtype=_acc(x.dtype)),
+        x.new_empty((rows, *shape), dtype=dtype),
     )
+
+
+def _rows(steps: int, stride: int) -> int:
+    """Steps after the first at which a stride begins."""
+    return torch.sym_max((steps + stride - 1) // stride - 1, 0)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _lif_backward_fake(
@@ -110,25 +121,28 @@ def _lif_backward_fake(
     grad_mem: Tensor | None,  # [T, *] or [*]
     x: Tensor | None,
     mem_rec: Tensor | None,
-    checkpoints: Tensor | None,
+    kept: Tensor | None,
     mem0: Tensor | None,
     beta: Tensor,
     threshold: Tensor,
     graded: Tensor,
     derivative: Tensor | None,  # [T, *] acc
-    num_steps: int | None,
+    steps: int,
+    constant: bool,
     reset: int,
     reset_delay: bool,
     count: bool,
+    keep: int,
     surrogate: int,
     p0: float,
     p1: float,
     needs: int,
 ) -> list[Tensor]:
-    like = x if x is not None else mem_rec
-    assert like is not None
-    step = like.shape if x is not None and num_steps is not None else like.shape[1:]
-    return _gradients_fake(like, like.shape if num_steps is None else step, step, needs)
+    grad = grad_spk if grad_spk is not None else grad_mem
+    known = x if x is not None else mem_rec if mem_rec is not None else kept
+    assert grad is not None and known is not None
+    step = known.shape if x is not None and constant else known.shape[1:]
+    return _gradients_fake(grad, step if constant else torch.Size((steps, *step)), step, needs)
 
 
 def _lif_step_forward_fake(
@@ -146,8 +160,7 @@ def _lif_step_forward_fake(
 def _lif_step_backward_fake(
     grad_spk: Tensor | None,
     grad_mem: Tensor | None,
-    x: Tensor | None,
-    mem: Tensor | None,
+    x: Tensor,
     mem0: Tensor | None,
     beta: Tensor,
     threshold: Tensor,
@@ -159,9 +172,7 @@ def _lif_step_backward_fake(
     p1: float,
     needs: int,
 ) -> list[Tensor]:
-    like = x if x is not None else mem
-    assert like is not None
-    return _gradients_fake(like, like.shape, like.shape, needs)
+    return _gradients_fake(x, x.shape, x.shape, needs)
 
 
 def _gradients_fake(like: Tensor, x_shape: torch.Size, step: torch.Size, needs: int) -> list[Tensor]:

@@ -10,7 +10,7 @@ from torch.autograd import forward_ad
 from snnfast import _ops
 from snnfast._arguments import RESET_MECHANISMS, LIFArguments
 from snnfast._spike_grad import SpikeGrad
-from snnfast.surrogate import DISABLED, Surrogate, has_derivative
+from snnfast.surrogate import DISABLED, Surrogate, has_derivative, straight_through_estimator
 
 
 def fused_lif(args: LIFArguments, surrogate: Surrogate) -> tuple[Tensor, Tensor]:
@@ -18,11 +18,12 @@ def fused_lif(args: LIFArguments, surrogate: Surrogate) -> tuple[Tensor, Tensor]
     tensors, reset = _for_kernels(args)
     if _needs_autograd(*tensors):
         spk, mem = LIFFunction.apply(  # type: ignore[no-untyped-call]
-            *tensors, args.num_steps, reset, args.reset_delay, args.record_mem, args.counts_spikes, surrogate
-        )
+            *tensors, args.num_steps, reset, args.reset_delay, args.record_mem, args.counts_spikes, surrogate,
+            args.membrane_dtype is not None,
+        )  # fmt: skip
     else:
         spk, mem, _ = _ops.lif_forward(
-            *tensors, args.num_steps, reset, args.reset_delay, args.record_mem, args.counts_spikes, False
+            *tensors, args.num_steps, reset, args.reset_delay, args.record_mem, args.counts_spikes, _ops.KEEP_NOTHING
         )
     return (spk if spk.dtype == args.current.dtype else spk.to(args.current.dtype)), mem
 
@@ -68,7 +69,7 @@ def fused_lif_of_callable(args: LIFArguments, spike_grad: SpikeGrad) -> tuple[Te
         )
     else:
         spk, mem, _ = _ops.lif_forward(
-            *tensors, args.num_steps, reset, False, args.record_mem, args.counts_spikes, False
+            *tensors, args.num_steps, reset, False, args.record_mem, args.counts_spikes, _ops.KEEP_NOTHING
         )
     return spk.to(args.current.dtype), mem.to(args.mem_dtype)
 
@@ -103,7 +104,9 @@ class LIFFunction(torch.autograd.Function):
     """``lif_forward`` with ``lif_backward`` as its gradient.
 
     Saved beyond inputs and outputs: nothing where the recorded membrane tells the whole trajectory; else one membrane
-    in ``_ops.checkpoint_stride()`` steps, from which the backward kernel recomputes the others.
+    in ``_ops.checkpoint_stride()`` steps, from which the backward kernel recomputes the others. Or, in place of the
+    current: the membrane of every step in bfloat16, if that was asked for; the spikes as bits, if they tell all that
+    the gradient depends on.
     """
 
     @staticmethod
@@ -120,14 +123,18 @@ class LIFFunction(torch.autograd.Function):
         record_mem: bool,
         count: bool,
         surrogate: Surrogate,
+        rounded: bool,
     ) -> tuple[Tensor, Tensor]:
-        from_mem = record_mem and _tells_the_steps(current, reset_delay)
-        spk, mem, checkpoints = _ops.lif_forward(
-            current, mem0, beta, threshold, graded, num_steps, reset, reset_delay, record_mem, count, not from_mem
+        keep = _what_to_keep(ctx, current, reset_delay, record_mem, surrogate, rounded)
+        spk, mem, kept = _ops.lif_forward(
+            current, mem0, beta, threshold, graded, num_steps, reset, reset_delay, record_mem, count, keep
         )
-        saved = (None, mem, None) if from_mem else (current, None, checkpoints)
+        recomputes, from_mem = keep == _ops.KEEP_CHECKPOINTS, keep == _ops.KEEP_NOTHING
+        saved = (current if recomputes else None, mem if from_mem else None, None if from_mem else kept)
         ctx.save_for_backward(*saved, mem0, beta, threshold, graded)
-        ctx.options = (num_steps, reset, reset_delay, count, surrogate)
+        steps, constant = (current.shape[0], False) if num_steps is None else (num_steps, True)
+        ctx.options = (steps, constant, reset, reset_delay, count, keep)
+        ctx.surrogate = surrogate
         _mark_outputs(ctx, spk, surrogate)
         return spk, mem
 
@@ -135,17 +142,19 @@ class LIFFunction(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
         grad_spk, grad_mem = grads
         if grad_spk is None and grad_mem is None:
-            return (None,) * 11
-        current, mem_rec, checkpoints, mem0, beta, threshold, graded = ctx.saved_tensors
-        num_steps, reset, reset_delay, count, surrogate = ctx.options
+            return (None,) * 12
+        current, mem_rec, kept, mem0, beta, threshold, graded = ctx.saved_tensors
+        surrogate = ctx.surrogate
+        if torch.is_grad_enabled() and ctx.options[-1] == _ops.KEEP_ROUNDED:
+            raise NotImplementedError(_NO_SECOND_DERIVATIVE)  # nothing that is saved leads back to the current
         found = _ops.lif_backward(
-            grad_spk, grad_mem, current, mem_rec, checkpoints, mem0, beta, threshold, graded, None,
-            num_steps, reset, reset_delay, count, surrogate.kernel_id, *surrogate.parameters(), _needs(ctx),
+            grad_spk, grad_mem, current, mem_rec, kept, mem0, beta, threshold, graded, None,
+            *ctx.options, surrogate.kernel_id, *surrogate.parameters(), _needs(ctx),
         )  # fmt: skip
         parameters = (beta, threshold, graded)
         return (
             *_gradients(ctx, found, parameters, grad_spk, grad_mem, current, mem_rec, mem0),
-            None, None, None, None, None, None,
+            None, None, None, None, None, None, None,
         )  # fmt: skip
 
 
@@ -179,7 +188,7 @@ class LIFStepFunction(torch.autograd.Function):
         current, mem0, beta, threshold, graded = ctx.saved_tensors
         reset, reset_delay, surrogate = ctx.options
         found = _ops.lif_step_backward(
-            grad_spk, grad_mem, current, None, mem0, beta, threshold, graded,
+            grad_spk, grad_mem, current, mem0, beta, threshold, graded,
             reset, reset_delay, surrogate.kernel_id, *surrogate.parameters(), _needs(ctx),
         )  # fmt: skip
         parameters = (beta, threshold, graded)
@@ -209,11 +218,11 @@ class LIFOfCallableFunction(torch.autograd.Function):
         steps = current.shape[0] if num_steps is None else num_steps
         record = record_mem or steps > 0  # without a step, the last membrane is in no record
         spk, mem, checkpoints = _ops.lif_forward(
-            current, mem0, beta, threshold, graded, num_steps, reset, False, record, count, True
+            current, mem0, beta, threshold, graded, num_steps, reset, False, record, count, _ops.KEEP_CHECKPOINTS
         )
         mem_rec = mem if record else checkpoints  # both [0, *] where there is no step
         ctx.save_for_backward(current, mem_rec, checkpoints, mem0, beta, threshold, graded)
-        ctx.options = (num_steps, reset, count, spike_grad)
+        ctx.options = (steps, num_steps is not None, reset, count, spike_grad)
         ctx.set_materialize_grads(False)
         return spk, mem if record == record_mem else mem[-1].clone()
 
@@ -223,7 +232,7 @@ class LIFOfCallableFunction(torch.autograd.Function):
         if grad_spk is None and grad_mem is None:
             return (None,) * 10
         current, mem_rec, checkpoints, mem0, beta, threshold, graded = ctx.saved_tensors
-        num_steps, reset, count, spike_grad = ctx.options
+        steps, constant, reset, count, spike_grad = ctx.options
         derivative = None
         if grad_spk is not None or RESET_MECHANISMS[reset] != "none":
             with torch.no_grad():
@@ -232,15 +241,25 @@ class LIFOfCallableFunction(torch.autograd.Function):
         # Without a derivative no gradient passes through a spike.
         found = _ops.lif_backward(
             grad_spk, grad_mem, current, None, checkpoints, mem0, beta, threshold, graded, derivative,
-            num_steps, reset, False, count, DISABLED.kernel_id, 0.0, 0.0, _needs(ctx),
+            steps, constant, reset, False, count, _ops.KEEP_CHECKPOINTS, DISABLED.kernel_id, 0.0, 0.0, _needs(ctx),
         )  # fmt: skip
         parameters = (beta, threshold, graded)
         return *_gradients(ctx, found, parameters, grad_spk, grad_mem, current, mem0), None, None, None, None, None
 
 
-def _tells_the_steps(current: Tensor, reset_delay: bool) -> bool:
-    """Whether the membrane after a step is the one that decided its spike: not reset and not rounded since."""
-    return reset_delay and current.dtype in (torch.float32, torch.float64)
+def _what_to_keep(
+    ctx: Any, current: Tensor, reset_delay: bool, record_mem: bool, surrogate: Surrogate, rounded: bool
+) -> int:
+    """What the forward op is to keep, one of ``_ops.KEEP_*``. ``KEEP_NOTHING``: the recorded membrane tells all."""
+    if rounded:
+        return _ops.KEEP_ROUNDED
+    # Where the membrane after a step is the one that decided its spike: not reset and not rounded since.
+    if record_mem and reset_delay and current.dtype in (torch.float32, torch.float64):
+        return _ops.KEEP_NOTHING
+    _, _, needs_beta, _, needs_graded, *_ = ctx.needs_input_grad
+    if reset_delay and surrogate.kernel_id in _FROM_SPIKES and not needs_beta and not needs_graded:
+        return _ops.KEEP_BITS
+    return _ops.KEEP_CHECKPOINTS
 
 
 def _mark_outputs(ctx: Any, spk: Tensor, surrogate: Surrogate) -> None:
@@ -312,6 +331,15 @@ def _derivative_of(spike_grad: SpikeGrad, z: Tensor) -> Tensor | None:
     return derivative
 
 
+_FROM_SPIKES = (straight_through_estimator().kernel_id, DISABLED.kernel_id)
+"""Surrogates whose derivative does not depend on the membrane."""
+
+_NO_SECOND_DERIVATIVE = (
+    "snnfast's fused unroll has no second derivative (double backward). "
+    "Run this part under snnfast.use_backend('reference') to differentiate the surrogate twice."
+)
+
+
 class _NoDoubleBackward(torch.autograd.Function):
     """The identity on ``grad``, whose own gradient (with respect to anything) is an error."""
 
@@ -321,10 +349,7 @@ class _NoDoubleBackward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        raise NotImplementedError(
-            "snnfast's fused unroll has no second derivative (double backward). "
-            "Run this part under snnfast.use_backend('reference') to differentiate the surrogate twice."
-        )
+        raise NotImplementedError(_NO_SECOND_DERIVATIVE)
 
 
 def _one_block(parameter: Tensor, step_shape: torch.Size) -> Tensor:

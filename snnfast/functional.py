@@ -27,6 +27,7 @@ def lif(
     inhibition: bool = False,
     state_quant: StateQuant | bool | None = None,
     reduce: str | None = None,
+    membrane_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
     r"""Unroll a layer of leaky integrate-and-fire neurons over time, in one kernel forward and one backward.
 
@@ -69,6 +70,11 @@ def lif(
             at every step; ``False`` or ``None``: none. It runs step by step, with one warning.
         reduce: ``"sum"``: return the sum of the spikes over time, all that a rate code needs, in place of those of
             every step, which the kernels then never write. ``None``: the spikes.
+        membrane_dtype: ``torch.bfloat16``: keep for backward the membrane of every step at half the size of the
+            current, 2 bytes instead of 4.25 per neuron and step. Spikes and membranes are the same, and so are all
+            resets; the surrogate derivative is taken at a membrane that is rounded to 8 bits relative to its distance
+            from the threshold (docs/performance.md has the error). Needs ``reset_delay=True`` and a surrogate of
+            :mod:`snnfast.surrogate`; of no effect on the reference path. ``None``: exact gradients.
 
     Returns:
         ``(spk, mem)``: spikes ``[T, *]`` in the dtype of ``current``; membranes ``[T, *]``, or ``[*]`` with
@@ -94,7 +100,7 @@ def lif(
     return run(
         check_arguments(
             current, mem, beta, threshold, graded_spikes_factor, spike_grad, reset_mechanism, reset_delay, num_steps,
-            record_mem, inhibition, state_quant, reduce,
+            record_mem, inhibition, state_quant, reduce, membrane_dtype,
         )
     )  # fmt: skip
 
@@ -158,7 +164,7 @@ def _reduced(spk: Tensor, args: LIFArguments) -> Tensor:
 def _whole_membrane(args: LIFArguments) -> tuple[Tensor, Tensor]:
     """The membrane of every step in the dtype of the arithmetic, and what is to be returned of it. Reset delayed."""
     # The kernel's own spikes are not used: as a sum they are at least not written.
-    full = args._replace(current=args.current.to(args.acc), record_mem=True, inhibition=False, reduce="sum")
+    full = args._replace(current=args.current.to(args.acc), record_mem=True, inhibition=False, reduce="sum", membrane_dtype=None)
     mem_rec = fused_lif(full, heaviside())[1]
     if args.record_mem:
         return mem_rec, mem_rec

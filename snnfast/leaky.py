@@ -191,6 +191,7 @@ class Leaky(nn.Module):
         num_steps: int | None = None,
         record_mem: bool = True,
         reduce: str | None = None,
+        membrane_dtype: torch.dtype | None = None,
     ) -> tuple[Tensor, Tensor]:
         """All time steps in one kernel.
 
@@ -205,6 +206,8 @@ class Leaky(nn.Module):
             record_mem: Return the membrane of every step, or only the last.
             reduce: ``"sum"``: return the sum of the spikes over time in place of those of every step, which are then
                 never written. ``None``: the spikes.
+            membrane_dtype: ``torch.bfloat16``: keep the membranes for backward at half size, for a gradient that is
+                rounded (see :func:`snnfast.functional.lif`).
 
         Returns:
             ``(spk_rec, mem_rec)``, both ``[T, B, *]``; with ``record_mem=False`` ``(spk_rec, mem)``, ``mem [B, *]``.
@@ -218,7 +221,7 @@ class Leaky(nn.Module):
             mem = _out_of_inference(mem)
         elif self.init_hidden and isinstance(current, Tensor):
             mem = self._held(current.shape if num_steps is not None else current.shape[1:], current.device)
-        spk_rec, mem_rec = self._lif(current, mem, num_steps, record_mem, reduce)
+        spk_rec, mem_rec = self._lif(current, mem, num_steps, record_mem, reduce, membrane_dtype)
         if self.init_hidden:
             # A copy where it would be a view: detaching a view in place is an error.
             last = mem_rec if not record_mem else mem_rec[-1].clone() if mem_rec.shape[0] > 0 else mem
@@ -240,7 +243,13 @@ class Leaky(nn.Module):
             raise TypeError(f"mem: expected a torch.Tensor or None, got {type(mem).__name__}")
 
     def _lif(
-        self, current: Tensor, mem: Tensor | None, num_steps: int | None, record_mem: bool, reduce: str | None = None
+        self,
+        current: Tensor,
+        mem: Tensor | None,
+        num_steps: int | None,
+        record_mem: bool,
+        reduce: str | None = None,
+        membrane_dtype: torch.dtype | None = None,
     ) -> tuple[Tensor, Tensor]:
         return functional.lif(
             current,
@@ -256,6 +265,7 @@ class Leaky(nn.Module):
             inhibition=bool(self.inhibition),
             state_quant=self.state_quant,
             reduce=reduce,
+            membrane_dtype=membrane_dtype,
         )
 
     # ---- the parts of a step, as snnTorch has them

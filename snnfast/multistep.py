@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 from snnfast._arguments import check_flag, check_num_steps, check_reduce
@@ -43,7 +44,13 @@ class MultiStep(nn.Module):
             raise ValueError("layers: expected at least one module")
 
     def forward(
-        self, x: Tensor, num_steps: int | None = None, *, record_mem: bool = True, reduce: str | None = None
+        self,
+        x: Tensor,
+        num_steps: int | None = None,
+        *,
+        record_mem: bool = True,
+        reduce: str | None = None,
+        membrane_dtype: torch.dtype | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Apply the layers to every time step.
 
@@ -53,6 +60,8 @@ class MultiStep(nn.Module):
             record_mem: Whether a final :class:`Leaky` returns its membrane at every step or only the last.
             reduce: ``"sum"``: a final :class:`Leaky`, which there must be, returns the sum of its spikes over time in
                 place of those of every step, which are then never written. ``None``: the spikes.
+            membrane_dtype: ``torch.bfloat16``: every :class:`Leaky` keeps its membranes for backward at half size,
+                for gradients that are rounded (see :func:`snnfast.functional.lif`).
 
         Returns:
             ``(spk_rec, mem_rec)`` of a final :class:`Leaky`, both ``[T, B, *]`` (``mem [B, *]`` with
@@ -79,8 +88,9 @@ class MultiStep(nn.Module):
             if isinstance(layer, Leaky):
                 final = i == last
                 x, mem_rec = layer.unroll(
-                    x, num_steps=num_steps, record_mem=record_mem and final, reduce=reduce if final else None
-                )
+                    x, num_steps=num_steps, record_mem=record_mem and final, reduce=reduce if final else None,
+                    membrane_dtype=membrane_dtype,
+                )  # fmt: skip
                 num_steps = None  # from here on the signal changes with time
             else:
                 mem_rec = None

@@ -29,6 +29,7 @@ def lif(
     inhibition: bool = False,
     state_quant: StateQuant | bool | None = None,
     reduce: str | None = None,
+    membrane_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Unroll a layer of leaky integrate-and-fire neurons over time, one step after the other.
 
@@ -45,7 +46,7 @@ def lif(
     return unroll(
         check_arguments(
             current, mem, beta, threshold, graded_spikes_factor, spike_grad, reset_mechanism, reset_delay, num_steps,
-            record_mem, inhibition, state_quant, reduce,
+            record_mem, inhibition, state_quant, reduce, membrane_dtype,
         )
     )  # fmt: skip
 

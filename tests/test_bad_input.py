@@ -241,7 +241,7 @@ def test_use_backend_names_the_wrong_argument(value: Any, error: type[Exception]
 FORWARD = {
     "x": torch.rand(20, 3, 10), "mem0": torch.rand(3, 10), "beta": torch.tensor(0.9), "threshold": torch.tensor(1.0),
     "graded": torch.tensor(1.0), "num_steps": None, "reset": 0, "reset_delay": True, "record_mem": True,
-    "count": False, "checkpoint": False,
+    "count": False, "keep": _ops.KEEP_NOTHING,
 }  # fmt: skip
 BAD_FORWARD: list[dict[str, Any]] = [
     {"x": torch.zeros(20, 3, 10, dtype=torch.int32)},
@@ -255,6 +255,10 @@ BAD_FORWARD: list[dict[str, Any]] = [
     {"num_steps": 5},
     {"reset": 3},
     {"reset": -1},
+    {"keep": -1},
+    {"keep": 4},
+    {"keep": _ops.KEEP_ROUNDED, "reset_delay": False},
+    {"keep": _ops.KEEP_BITS, "reset_delay": False},
     *({name: value} for name in ("beta", "threshold", "graded") for value in (
         torch.tensor(0.9).double(), torch.tensor(1), torch.rand(9), torch.rand(3), torch.rand(20, 3, 10), torch.rand(0),
     )),
@@ -270,30 +274,52 @@ def test_the_forward_op_refuses_inconsistent_arguments(wrong: dict[str, Any], de
 
 BACKWARD = {
     "grad_spk": torch.rand(40, 3, 10), "grad_mem": torch.rand(40, 3, 10), "x": torch.rand(40, 3, 10), "mem_rec": None,
-    "checkpoints": None, "mem0": torch.rand(3, 10), "beta": torch.tensor(0.9), "threshold": torch.tensor(1.0),
-    "graded": torch.tensor(1.0), "derivative": None, "num_steps": None, "reset": 0, "reset_delay": True, "count": False,
-    "surrogate": 0, "p0": 2.0, "p1": 0.0, "needs": 31,
+    "kept": None, "mem0": torch.rand(3, 10), "beta": torch.tensor(0.9), "threshold": torch.tensor(1.0),
+    "graded": torch.tensor(1.0), "derivative": None, "steps": 40, "constant": False, "reset": 0, "reset_delay": True,
+    "count": False, "keep": _ops.KEEP_CHECKPOINTS, "surrogate": 0, "p0": 2.0, "p1": 0.0, "needs": 31,
+}  # fmt: skip
+FROM_MEM = {"x": None, "kept": None, "keep": _ops.KEEP_NOTHING, "mem_rec": torch.rand(40, 3, 10)}
+FROM_ROUNDED = {"x": None, "keep": _ops.KEEP_ROUNDED, "kept": torch.rand(40, 3, 10).bfloat16()}
+FROM_BITS = {
+    "x": None, "keep": _ops.KEEP_BITS, "kept": torch.zeros(5, 3, 10, dtype=torch.uint8), "surrogate": 3, "needs": 1,
 }  # fmt: skip
 BAD_BACKWARD: list[dict[str, Any]] = [
-    {"x": None, "checkpoints": None},
-    {"x": None, "checkpoints": None, "mem_rec": torch.rand(39, 3, 10)},
-    {"x": None, "checkpoints": None, "mem_rec": torch.rand(40, 3, 9)},
-    {"x": None, "checkpoints": None, "mem_rec": torch.rand(40, 3, 10).double()},
-    {"x": None, "checkpoints": None, "mem_rec": torch.rand(40, 3, 10), "num_steps": 39},
+    {"x": None, "kept": None},
+    {"grad_spk": None, "grad_mem": None},
+    {**FROM_MEM, "mem_rec": torch.rand(39, 3, 10)},
+    {**FROM_MEM, "mem_rec": torch.rand(40, 3, 9)},
+    {**FROM_MEM, "mem_rec": torch.rand(40, 3, 10).double()},
+    {**FROM_MEM, "steps": 39},
+    {**FROM_MEM, "keep": _ops.KEEP_CHECKPOINTS},
+    {**FROM_MEM, "reset_delay": False},
+    {**FROM_ROUNDED, "kept": torch.rand(40, 3, 10)},
+    {**FROM_ROUNDED, "kept": torch.rand(39, 3, 10).bfloat16()},
+    {**FROM_ROUNDED, "kept": None},
+    {**FROM_ROUNDED, "x": torch.rand(40, 3, 10)},
+    {**FROM_ROUNDED, "reset_delay": False},
+    {**FROM_BITS, "kept": torch.zeros(4, 3, 10, dtype=torch.uint8)},
+    {**FROM_BITS, "surrogate": 0},
+    {**FROM_BITS, "derivative": torch.rand(40, 3, 10)},
+    {**FROM_BITS, "needs": 4},
+    {**FROM_BITS, "needs": 16},
+    {**FROM_BITS, "reset_delay": False},
+    {"keep": -1},
+    {"keep": 4},
     {"x": torch.zeros(40, 3, 10, dtype=torch.int64)},
     {"x": torch.rand(40, 3, 9)},
-    {"x": torch.rand(3, 10), "num_steps": 39},
-    {"x": torch.rand(3, 10), "num_steps": -1},
-    {"checkpoints": None},
-    {"checkpoints": torch.rand(0, 3, 10)},
-    {"checkpoints": torch.rand(41, 3, 10)},
+    {"x": torch.rand(3, 10), "constant": True, "steps": 39},
+    {"x": torch.rand(3, 10), "constant": True, "steps": -1},
+    {"x": torch.rand(3, 10)},
+    {"kept": None},
+    {"kept": torch.rand(0, 3, 10)},
+    {"kept": torch.rand(41, 3, 10)},
     {"grad_spk": torch.rand(39, 3, 10)},
     {"grad_spk": torch.rand(3, 10)},
     {"grad_spk": torch.rand(40, 3, 10).double()},
     {"grad_spk": torch.rand(40, 3, 10), "count": True},
     {"grad_spk": torch.rand(10), "count": True},
     {"grad_spk": torch.rand(3, 10).double(), "count": True},
-    {"grad_spk": torch.rand(40, 3, 10), "x": torch.rand(3, 10), "num_steps": 40, "count": True},
+    {"grad_spk": torch.rand(40, 3, 10), "x": torch.rand(3, 10), "constant": True, "count": True},
     {"grad_mem": torch.rand(39, 3, 10)},
     {"grad_mem": torch.rand(10)},
     {"grad_mem": torch.rand(3, 10).half()},
@@ -315,8 +341,8 @@ BAD_BACKWARD: list[dict[str, Any]] = [
 
 
 def backward_arguments(device: torch.device, changes: dict[str, Any]) -> list[Any]:
-    rows = _ops.lif_forward(*(FORWARD | {"x": BACKWARD["x"], "checkpoint": True}).values())[2]
-    args = {**BACKWARD, "checkpoints": rows, **changes}
+    rows = _ops.lif_forward(*(FORWARD | {"x": BACKWARD["x"], "keep": _ops.KEEP_CHECKPOINTS}).values())[2]
+    args = {**BACKWARD, "kept": rows, **changes}
     return [a.to(device) if isinstance(a, torch.Tensor) and a.dim() else a for a in args.values()]
 
 

@@ -35,27 +35,41 @@ def expanded(t: Tensor) -> Tensor:
     return t[..., :1].expand(t.shape) if t.dim() else t
 
 
-def forward_arguments(case: Case, device: torch.device, layout: Any = contiguous, checkpoint: bool = True) -> list[Any]:
+def forward_arguments(
+    case: Case, device: torch.device, layout: Any = contiguous, keep: int = _ops.KEEP_CHECKPOINTS
+) -> list[Any]:
     tensors = inputs(case, device)
     return [
         *(t if t is None else layout(t) for t in tensors.values()), case.steps if case.constant else None,
-        RESETS.index(case.reset), case.delay, case.record_mem, case.count, checkpoint,
+        RESETS.index(case.reset), case.delay, case.record_mem, case.count, keep,
     ]  # fmt: skip
 
 
 def backward_arguments(
-    case: Case, device: torch.device, layout: Any = contiguous, needs: int = 31, given: bool = False
+    case: Case,
+    device: torch.device,
+    layout: Any = contiguous,
+    needs: int = 31,
+    given: bool = False,
+    keep: int | None = None,
 ) -> list[Any]:
-    """From the recorded membrane where that is the trajectory, else from current and checkpoints."""
-    args = forward_arguments(case, device, layout)
-    spk, mem, checkpoints = _ops.lif_forward(*args)
+    """From what ``keep`` says; else from the recorded membrane where that is the trajectory, else from checkpoints."""
+    if keep is None:
+        from_mem = case.record_mem and case.delay and case.dtype in FLOATS
+        keep = _ops.KEEP_NOTHING if from_mem else _ops.KEEP_CHECKPOINTS
+    args = forward_arguments(case, device, layout, keep)
+    spk, mem, kept = _ops.lif_forward(*args)
     current, mem0, *parameters = args[:5]
-    from_mem = case.record_mem and case.delay and case.dtype in FLOATS
-    saved = (None, mem, None) if from_mem else (current, None, checkpoints)
+    saved = (
+        current if keep == _ops.KEEP_CHECKPOINTS else None,
+        mem if keep == _ops.KEEP_NOTHING else None,
+        None if keep == _ops.KEEP_NOTHING else kept,
+    )
     derivative = layout(torch.rand((case.steps, *case.shape), dtype=case.acc, device=device)) if given else None
+    surrogate = 3 if keep == _ops.KEEP_BITS else 0
     return [
-        layout(torch.rand_like(spk)), layout(torch.rand_like(mem)), *saved, mem0, *parameters, derivative, *args[5:8],
-        case.count, 0, 2.0, 0.0, needs,
+        layout(torch.rand_like(spk)), layout(torch.rand_like(mem)), *saved, mem0, *parameters, derivative,
+        case.steps, case.constant, *args[6:8], case.count, keep, surrogate, 2.0, 0.0, needs,
     ]  # fmt: skip
 
 
@@ -69,6 +83,11 @@ def test_opcheck(layout: Any, record_mem: bool, device: torch.device) -> None:
         torch.library.opcheck(ops.lif_forward.default, forward, test_utils=OPCHECKS)
         for needs, given in ((31, False), (31, True), (10, False)):
             backward = backward_arguments(case, device, layout, needs, given)
+            torch.library.opcheck(ops.lif_backward.default, backward, test_utils=OPCHECKS)
+        for keep, needs in ((_ops.KEEP_ROUNDED, 31), (_ops.KEEP_BITS, 11)):
+            forward = forward_arguments(case, device, layout, keep)
+            torch.library.opcheck(ops.lif_forward.default, forward, test_utils=OPCHECKS)
+            backward = backward_arguments(case, device, layout, needs, keep=keep)
             torch.library.opcheck(ops.lif_backward.default, backward, test_utils=OPCHECKS)
 
 
@@ -85,9 +104,11 @@ def test_fake_results_have_the_shapes_of_real_ones(device: torch.device) -> None
         )
     ):  # fmt: skip
         case = Case(steps, shape, dtype, RESETS[i % 3], delay, record_mem, constant, mem=i % 5 != 0, count=count)
-        forward = forward_arguments(case, device, checkpoint=i % 7 != 0)
-        backward = backward_arguments(case, device, needs=i % 32, given=i % 3 == 0)
-        for op, args in ((_ops.lif_forward, forward), (_ops.lif_backward, backward)):
+        keeps = range(4) if delay else range(2)
+        calls = [(_ops.lif_forward, forward_arguments(case, device, keep=keep)) for keep in keeps]
+        calls.append((_ops.lif_backward, backward_arguments(case, device, needs=i % 32, given=i % 3 == 0)))
+        calls += [(_ops.lif_backward, backward_arguments(case, device, needs=11, keep=keep)) for keep in keeps[2:]]
+        for op, args in calls:
             with FakeTensorMode() as mode:
                 fake = op(*(mode.from_tensor(a) if isinstance(a, Tensor) else a for a in args))
             assert shapes(fake) == shapes(op(*args)), str(case)

@@ -86,18 +86,15 @@ def step_call(case: Case, device: torch.device, layout: Any = contiguous, needs:
     options = [RESETS.index(case.reset), case.delay]
     spk, mem = _ops.lif_step_forward(x, *others, *options)
     grad_spk, grad_mem = layout(torch.rand_like(spk)), layout(torch.rand_like(mem))
-    from_mem = case.delay and case.dtype in FLOATS
-    saved = (None, mem) if from_mem else (x, None)
     last = [case.spike_grad.kernel_id, *case.spike_grad.parameters(), needs]
-    with_time = [t if t is None else t.unsqueeze(0) for t in saved]
-    checkpoints = None if from_mem else torch.empty(0, *case.shape, dtype=case.acc, device=device)
+    checkpoints = torch.empty(0, *case.shape, dtype=case.acc, device=device)
     return StepCall(
         [x, *others, *options],
-        [grad_spk, grad_mem, *saved, *others, *options, *last],
-        [x.unsqueeze(0), *others, None, *options, True, False, False],
+        [grad_spk, grad_mem, x, *others, *options, *last],
+        [x.unsqueeze(0), *others, None, *options, True, False, _ops.KEEP_NOTHING],
         [
-            grad_spk.unsqueeze(0), grad_mem.unsqueeze(0), *with_time, checkpoints, *others, None, None, *options, False,
-            *last,
+            grad_spk.unsqueeze(0), grad_mem.unsqueeze(0), x.unsqueeze(0), None, checkpoints, *others, None, 1, False,
+            *options, False, _ops.KEEP_CHECKPOINTS, *last,
         ],
     )  # fmt: skip
 
@@ -173,7 +170,7 @@ FORWARD: dict[str, Any] = {
     "x": X, "mem0": MEM, "beta": ONE, "threshold": ONE, "graded": ONE, "reset": 0, "reset_delay": True,
 }  # fmt: skip
 BACKWARD: dict[str, Any] = {
-    "grad_spk": X, "grad_mem": X, "x": X, "mem": None, "mem0": MEM, "beta": ONE, "threshold": ONE, "graded": ONE,
+    "grad_spk": X, "grad_mem": X, "x": X, "mem0": MEM, "beta": ONE, "threshold": ONE, "graded": ONE,
     "reset": 0, "reset_delay": True, "surrogate": 0, "p0": 2.0, "p1": 0.0, "needs": 31,
 }  # fmt: skip
 BAD_EITHER: list[dict[str, Any]] = [
@@ -191,12 +188,6 @@ BAD_EITHER: list[dict[str, Any]] = [
 ]  # fmt: skip
 BAD_BACKWARD: list[dict[str, Any]] = [
     {"x": None},
-    {"mem": MEM},
-    {"x": None, "mem": MEM.double()},
-    {"x": None, "mem": torch.rand(3, 9)},
-    {"x": None, "mem": torch.rand(1, 3, 10)},
-    {"x": None, "mem": MEM, "reset_delay": False},
-    {"x": None, "mem": MEM.half(), "grad_spk": X.half(), "grad_mem": X.half()},
     {"grad_spk": torch.rand(1, 3, 10)},
     {"grad_spk": torch.rand(10)},
     {"grad_spk": X.double()},
@@ -375,10 +366,10 @@ def test_a_given_derivative_equals_the_surrogate(reset: str, delay: bool, name: 
             v.append(reference.lif(**{**given, "mem": mem}, **options)[1])  # type: ignore[arg-type]
             mem = reference.lif(**{**given, "mem": mem}, **{**options, "reset_delay": delay})[1]  # type: ignore[arg-type]
         args[9] = SURROGATES[name].derivative(torch.stack(v) - threshold)
-        args[14:17] = [9, 0.0, 0.0]  # no longer looked at
+        args[16:19] = [9, 0.0, 0.0]  # no longer looked at
         found = _ops.lif_backward(*args)
         args[9] = None
-        args[14:17] = [SURROGATES[name].kernel_id, *SURROGATES[name].parameters()]
+        args[16:19] = [SURROGATES[name].kernel_id, *SURROGATES[name].parameters()]
         for grad, expected in zip(found, _ops.lif_backward(*args), strict=True):
             assert_close(grad, expected, RELATIVE[dtype], f"{case}")
 

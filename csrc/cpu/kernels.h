@@ -5,18 +5,20 @@
 
 namespace snnfast::cpu {
 
-// The most neurons that a thread takes through all time steps at once: their state and a checkpoint's worth of
-// membranes stay in the first- and second-level cache, and their rows are long enough for the memory.
+// Neurons that a thread takes through all time steps at once: their state stays in the first-level cache, a checkpoint's
+// worth of their currents in the second, and their rows are long enough for the memory.
 inline constexpr int kBlock = 2048;
 
-// The same where there are fewer steps than a row loop takes.
+// The same where there are fewer steps than a row loop takes, and, forward, where nothing fits in the caches anyway.
 inline constexpr int kShortBlock = 512;
+inline constexpr int kLongBlock = 8192;
 
 struct Kernels {
   const char* name;
-  // On neurons first to last - 1; no result depends on how they are divided into ranges.
-  void (*forward)(const LifForward&, int64_t first, int64_t last);
-  void (*backward)(const LifBackward&, int64_t first, int64_t last);
+  // On neurons first to last - 1; no result depends on how they are divided into ranges. `stream`: what has a row for
+  // every step is written past the caches; the rows must then be aligned to 64 bytes.
+  void (*forward)(const LifForward&, int64_t first, int64_t last, bool stream);
+  void (*backward)(const LifBackward&, int64_t first, int64_t last, bool stream);
 };
 
 namespace baseline {

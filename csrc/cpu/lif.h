@@ -11,5 +11,6 @@ namespace snnfast::cpu {
 std::string isa();                         // name of the instruction set in use
 std::vector<std::string> isa_available();  // best first
 void set_isa(const std::string& name);     // throws if this processor has not got it
+void set_stream_bytes(int64_t bytes);      // from which a call writes its outputs past the caches; for tests
 
 }  // namespace snnfast::cpu

@@ -4,6 +4,7 @@
 // `kernels`, and nothing inline from other headers may be emitted: the linker would keep one copy for all sets.
 #include <memory>
 
+#include "kept.h"
 #include "kernels.h"
 #include "rows.h"
 #include "steps.h"
@@ -11,7 +12,7 @@
 namespace snnfast::cpu::SNN_ISA {
 namespace {
 
-// ---- a block through all its time steps
+// ---- parameters
 
 bool uniform(const Parameter& parameter) { return parameter.data == nullptr || parameter.size == 1; }
 
@@ -33,21 +34,25 @@ void fill(int64_t first, int n, const Parameter& parameter, A* out) {
   }
 }
 
+// Returns how many values were written. `next`: the lane holds those of another block of the same problem.
 template <typename A>
-void copy_or_zero(int n, const A* from, A* to) {
-  for (int i = 0; i < n; ++i) to[i] = from == nullptr ? A(0) : from[i];
+int open_lane(int64_t first, int n, const Parameter& parameter, bool next, Lane<A>& lane) {
+  lane.mask = uniform(parameter) ? 0 : -1;
+  if (next && uniform(parameter)) return 0;
+  const int count = uniform(parameter) ? kColumn<A> : n;
+  fill(first, count, parameter, lane.values);
+  return count;
 }
 
-// `next`: the lanes hold those of the block before, which was as long or longer.
 template <typename A>
 void open_lanes(int64_t first, int n, const LifProblem& p, bool next, Lanes<A>& lanes) {
-  if (!next || !uniform(p.beta)) {
-    fill(first, n, p.beta, lanes.beta);
-    for (int i = 0; i < n; ++i) lanes.beta[i] = clamp_unit(lanes.beta[i]);
-  }
-  if (!next || !uniform(p.threshold)) fill(first, n, p.threshold, lanes.threshold);
-  if (!next || !uniform(p.graded)) fill(first, n, p.graded, lanes.graded);
+  const int count = open_lane(first, n, p.beta, next, lanes.beta);
+  for (int i = 0; i < count; ++i) lanes.beta.values[i] = clamp_unit(lanes.beta.values[i]);
+  open_lane(first, n, p.threshold, next, lanes.threshold);
+  open_lane(first, n, p.graded, next, lanes.graded);
 }
+
+// ---- rows of tensors as the loops want them
 
 // Row t of a [T, N] tensor at neuron `first`; nullptr stays nullptr.
 template <typename S, typename V>
@@ -55,164 +60,289 @@ S* row_of(V* tensor, int64_t t, int64_t N, int64_t first) {
   return tensor == nullptr ? nullptr : static_cast<S*>(tensor) + t * N + first;
 }
 
-template <typename A>
-using Scratch = A[kSteps][kBlock];  // converted rows
+// Whether the loops can work on the memory itself: in the dtype of the arithmetic, and in whole columns.
+template <typename S, typename A>
+constexpr bool in_place(int n) {
+  return std::is_same_v<std::remove_const_t<S>, A> && n % kColumn<A> == 0;
+}
 
-template <typename S>
-void forward_block(const LifForward& p, Either<ForwardSteps<typename Acc<S>::type>> loops, int64_t first, int n,
-                   bool next, Lanes<typename Acc<S>::type>& lanes) {
-  using A = typename Acc<S>::type;
-  alignas(64) Scratch<A> x_scratch, spk_scratch, mem_scratch;
-  open_lanes(first, n, p, next, lanes);
-  copy_or_zero(n, row_of<const A>(p.mem0, 0, p.N, first), lanes.state);
-  A* count = nullptr;
-  if (p.spk_count) {
-    count = open_row(row_of<S>(p.spk, 0, p.N, first), spk_scratch[0]);
-    for (int i = 0; i < n; ++i) count[i] = A(0);
+template <typename S, typename A>
+const A* open_for_reading(const S* row, int n, A* scratch) {
+  if (row == nullptr) return nullptr;
+  if constexpr (std::is_same_v<S, A>) {
+    if (in_place<S, A>(n)) return row;
   }
-  for (int64_t t = 0, steps; t < p.T; t += steps) {
-    steps = t + kSteps <= p.T ? kSteps : 1;
-    if (p.checkpoints != nullptr && t > 0 && t % kCheckpoint == 0) {
-      store_row(row_of<A>(p.checkpoints, t / kCheckpoint - 1, p.N, first), n, lanes.state);
-    }
-    ForwardRows<A> rows;
-    rows.count = count;
-    for (int k = 0; k < steps; ++k) {
-      rows.x[k] = load_row(row_of<const S>(p.x, p.x_constant ? 0 : t + k, p.N, first), n, x_scratch[k]);
-      if (!p.spk_count) rows.spk[k] = open_row(row_of<S>(p.spk, t + k, p.N, first), spk_scratch[k]);
-      if (p.mem_rec != nullptr) rows.mem[k] = open_row(row_of<S>(p.mem_rec, t + k, p.N, first), mem_scratch[k]);
-    }
-    loops(static_cast<int>(steps))(n, rows, lanes);
-    for (int k = 0; k < steps; ++k) {
-      if (!p.spk_count) store_row(row_of<S>(p.spk, t + k, p.N, first), n, rows.spk[k]);
-      if (p.mem_rec != nullptr) store_row(row_of<S>(p.mem_rec, t + k, p.N, first), n, rows.mem[k]);
-    }
+  load_row(row, n, scratch);
+  return scratch;
+}
+
+template <typename S, typename A>
+A* open_for_writing(S* row, int n, A* scratch) {
+  if constexpr (std::is_same_v<S, A>) {
+    if (in_place<S, A>(n)) return row;
   }
-  if (p.spk_count) store_row(row_of<S>(p.spk, 0, p.N, first), n, count);
-  if (p.mem_last != nullptr) store_row(row_of<S>(p.mem_last, 0, p.N, first), n, lanes.state);
+  return row == nullptr ? nullptr : scratch;
+}
+
+template <typename S, typename A>
+void close(S* row, int n, const A* opened) {
+  if (row != nullptr && !in_place<S, A>(n)) store_row(row, n, opened);
+}
+
+// Rows of several steps of a tensor, `stride` elements apart; at most as many as `scratch` has.
+template <typename S, typename A, int Size, int Block>
+Rows<const A> open_for_reading(const S* row, int64_t stride, int steps, int n, A (&scratch)[Size][Block]) {
+  if (row == nullptr) return {nullptr, 0};
+  if (in_place<S, A>(n)) return {open_for_reading(row, n, scratch[0]), stride};
+  for (int k = 0; k < (stride == 0 ? 1 : steps); ++k) load_row(row + k * stride, n, scratch[k]);
+  return {scratch[0], stride == 0 ? 0 : Block};
+}
+
+template <typename S, typename A, int Size, int Block>
+Rows<A> open_for_writing(S* row, int64_t stride, int n, A (&scratch)[Size][Block]) {
+  if (row == nullptr || !in_place<S, A>(n)) return {scratch[0], Block};
+  return {open_for_writing(row, n, scratch[0]), stride};
+}
+
+template <typename S, typename A>
+void close(S* row, int64_t stride, int steps, int n, const Rows<A>& opened) {
+  for (int k = 0; k < steps && row != nullptr; ++k) close(row + k * stride, n, opened[k]);
 }
 
 template <typename A>
-struct Trajectory {  // membranes of up to kCheckpoint steps, recomputed
-  alignas(64) A v[kCheckpoint][kBlock];
-  alignas(64) A u[kCheckpoint + 1][kBlock];  // before each step; beyond [0] only used if the reset is not delayed
+void zero(int n, A* row) {
+  for (int i = 0; i < n; ++i) row[i] = A(0);
+}
+
+// ---- a block through all its time steps
+
+template <typename S>
+struct ForwardBlock {
+  using A = typename Acc<S>::type;
+
+  LifForward p;
+  Either<ForwardSteps<A>> loops;
+  bool stream;
+  int64_t first;
+  int n;
+  Lanes<A> lanes;
+  alignas(64) A state[kLongBlock];
+  alignas(64) A x_scratch[kSteps][kLongBlock], spk_scratch[kSteps][kLongBlock], mem_scratch[kSteps][kLongBlock];
+
+  void open(const LifForward& problem, bool past_the_caches) {
+    p = problem;
+    stream = past_the_caches;
+    loops = choose_forward<A>(problem, /*recorded=*/p.mem_rec != nullptr || keeps_rows());
+  }
+
+  bool keeps_rows() const { return p.keep == Keep::kRounded || p.keep == Keep::kBits; }
+
+  void run(int64_t first_neuron, int count, bool next) {
+    first = first_neuron;
+    n = count;
+    open_lanes(first, n, p, next, lanes);
+    ForwardRows<A> rows;
+    rows.stream = stream && in_place<S, A>(n);
+    rows.before = open_for_reading(row_of<const A>(p.mem0, 0, p.N, first), n, state);
+    S* const spk_count = p.spk_count ? row_of<S>(p.spk, 0, p.N, first) : nullptr;
+    rows.count = open_for_writing(spk_count, n, spk_scratch[0]);
+    if (rows.count != nullptr) zero(in_place<S, A>(n) ? n : (n + kColumn<A> - 1) / kColumn<A> * kColumn<A>, rows.count);
+    for (int64_t t = 0, steps; t < p.T; t += steps) {
+      steps = t + kSteps <= p.T ? kSteps : 1;
+      several_steps(t, static_cast<int>(steps), rows);
+    }
+    close(spk_count, n, rows.count);
+    if (p.T == 0 && p.mem_last != nullptr) {  // no step has written it
+      if (rows.before == nullptr) zero(n, state);
+      store_row(row_of<S>(p.mem_last, 0, p.N, first), n, rows.before == nullptr ? state : rows.before);
+    }
+  }
+
+  void several_steps(int64_t t, int steps, ForwardRows<A>& rows) {
+    S* const spk = p.spk_count ? nullptr : row_of<S>(p.spk, t, p.N, first);
+    S* const mem = row_of<S>(p.mem_rec, t, p.N, first);
+    const int64_t x_stride = p.x_constant ? 0 : p.N;
+    rows.x = open_for_reading(row_of<const S>(p.x, t, x_stride, first), x_stride, steps, n, x_scratch);
+    rows.spk = open_for_writing(spk, p.N, n, spk_scratch);
+    rows.mem = open_for_writing(mem, p.N, n, mem_scratch);
+    // The membrane after the steps goes where it is to stay, if anywhere.
+    const int64_t end = t + steps;
+    S* const last = end == p.T ? row_of<S>(p.mem_last, 0, p.N, first) : nullptr;
+    A* const checkpoint = p.keep == Keep::kCheckpoints && end < p.T && end % kCheckpoint == 0
+                              ? row_of<A>(p.kept, end / kCheckpoint - 1, p.N, first)
+                              : nullptr;
+    rows.after = last != nullptr         ? open_for_writing(last, n, state)
+                 : checkpoint != nullptr ? open_for_writing(checkpoint, n, state)
+                                         : state;
+    loops(steps)(n, rows, lanes);
+    close(last, n, rows.after);
+    close(checkpoint, n, rows.after);
+    rows.before = rows.after;
+    close(spk, p.N, steps, n, rows.spk);
+    close(mem, p.N, steps, n, rows.mem);
+    for (int k = 0; k < steps && keeps_rows(); ++k) keep_row(t + k, rows.mem[k]);
+  }
+
+  void keep_row(int64_t t, const A* mem) {
+    if (p.keep == Keep::kRounded) {
+      keep_rounded(n, mem, lanes.threshold, row_of<BFloat16>(p.kept, t, p.N, first));
+    } else if (t + 1 < p.T) {
+      keep_bits(n, mem, lanes.threshold, static_cast<int>(t % 8), row_of<uint8_t>(p.kept, t / 8, p.N, first));
+    }
+  }
 };
 
 template <typename S>
 struct BackwardBlock {
   using A = typename Acc<S>::type;
 
+  // The most loops that a checkpoint's worth of steps takes: kSteps at a time, what is left one by one.
+  static constexpr int kLoops = kCheckpoint / kSteps + kSteps - 1;
+
   LifBackward p;
-  Either<RecomputeSteps<A>> recompute_loops;
+  bool recorded, stream;
+  Either<AdvanceSteps<A>> advance_loops;
   Either<AdjointSteps<A>> adjoint_loops;
-  int64_t first = 0;
-  int n = 0;
-  const A* grad_count = nullptr;  // the row of grad_spk for all steps, if there is but one
+  int64_t first;
+  int n;
+  const A* grad_count;  // the row of grad_spk for all steps, if there is but one, be it of zeros; or nullptr
   Lanes<A> lanes;
   Sums<A> sums;
-  Trajectory<A> trajectory;
-  alignas(64) A zeros[kBlock] = {};
-  alignas(64) Scratch<A> x_scratch, grad_spk_scratch, grad_mem_scratch, grad_x_scratch;
+  alignas(64) A carry[kBlock];
   alignas(64) A grad_x_sum[kBlock];
+  alignas(64) A zeros[kBlock] = {};
+  alignas(64) A mem0_scratch[kBlock];
+  alignas(64) A starts[kLoops][kBlock];  // membrane before each loop over a checkpoint's worth of steps, but the first
+  alignas(64) A x_scratch[kCheckpoint][kBlock];
+  alignas(64) A mem_scratch[kSteps + 1][kBlock];
+  alignas(64) A derivative_scratch[kSteps][kBlock];
+  alignas(64) A grad_spk_scratch[kSteps][kBlock], grad_mem_scratch[kSteps][kBlock], grad_x_scratch[kSteps][kBlock];
 
-  void open(const LifBackward& problem) {
+  void open(const LifBackward& problem, bool past_the_caches) {
     p = problem;
-    recompute_loops = choose_recompute<A>(problem);
-    adjoint_loops = choose_adjoint<A>(problem);
+    stream = past_the_caches;
+    recorded = p.mem_rec != nullptr || p.keep == Keep::kRounded || p.keep == Keep::kBits;
+    advance_loops = choose_advance<A>(problem);
+    adjoint_loops = choose_adjoint<A>(problem, recorded);
   }
 
   void run(int64_t first_neuron, int count, bool next) {
     first = first_neuron;
     n = count;
-    open_lanes(first, n, p, next && p.grad_beta == nullptr, lanes);  // finish() takes beta's lanes for its gradient
-    const S* grad_last = row_of<const S>(p.grad_mem_last, 0, p.N, first);
-    copy_or_zero(n, grad_last == nullptr ? zeros : load_row(grad_last, n, x_scratch[0]), lanes.state);
-    grad_count = p.spk_count ? gradient_row(p.grad_spk, 0, grad_spk_scratch[0]) : nullptr;
+    open_lanes(first, n, p, next && p.grad_beta == nullptr, lanes);  // finish() takes beta's lane for its gradient
+    grad_count = p.grad_spk == nullptr ? zeros
+                 : p.spk_count ? open_for_reading(row_of<const S>(p.grad_spk, 0, p.N, first), n, grad_spk_scratch[0])
+                               : nullptr;
     if (p.parameter_gradients()) {
-      for (int i = 0; i < n; ++i) sums.beta[i] = sums.threshold[i] = sums.graded[i] = A(0);
+      zero(kBlock, sums.beta);
+      zero(kBlock, sums.threshold);
+      zero(kBlock, sums.graded);
     }
-    if (p.x_constant) {
-      for (int i = 0; i < n; ++i) grad_x_sum[i] = A(0);
-    }
-    for (int64_t start = p.T == 0 ? -1 : (p.T - 1) / kCheckpoint * kCheckpoint; start >= 0; start -= kCheckpoint) {
-      const int count_of_chunk = static_cast<int>(p.T - start < kCheckpoint ? p.T - start : kCheckpoint);
-      if (p.mem_rec == nullptr) recompute(start, count_of_chunk);
-      int k = count_of_chunk;
-      for (; k % kSteps != 0; --k) adjoint(start, k - 1, 1);
-      for (; k > 0; k -= kSteps) adjoint(start, k - kSteps, kSteps);
-    }
-    finish();
-  }
-
-  const A* before_first_step() const {
-    const A* mem0 = row_of<const A>(p.mem0, 0, p.N, first);
-    return mem0 == nullptr ? zeros : mem0;
-  }
-
-  // All steps of a chunk, from the membrane that the forward pass kept.
-  void recompute(int64_t start, int count) {
-    copy_or_zero(n,
-                 start == 0 ? before_first_step() : row_of<const A>(p.checkpoints, start / kCheckpoint - 1, p.N, first),
-                 trajectory.u[0]);
-    for (int k = 0, steps; k < count; k += steps) {
-      steps = k + kSteps <= count ? kSteps : 1;
-      RecomputeRows<A> rows;
-      rows.u = before(k);
-      for (int j = 0; j < steps; ++j) {
-        rows.x[j] = load_row(row_of<const S>(p.x, p.x_constant ? 0 : start + k + j, p.N, first), n, x_scratch[j]);
-        rows.v[j] = trajectory.v[k + j];
-        rows.after[j] = trajectory.u[k + j + 1];
-      }
-      recompute_loops(steps)(n, rows, lanes);
-    }
-  }
-
-  // The recomputed membrane before step k of the chunk.
-  const A* before(int k) const { return p.reset_delay && k > 0 ? trajectory.v[k - 1] : trajectory.u[k]; }
-
-  // Steps k + steps - 1 down to k of the chunk.
-  void adjoint(int64_t start, int k, int steps) {
+    if (p.x_constant) zero(kBlock, grad_x_sum);
     AdjointRows<A> rows;
     rows.a = static_cast<A>(p.coefficients.a);
     rows.b = static_cast<A>(p.coefficients.b);
-    for (int j = 0; j < steps; ++j) {
-      const int64_t t = start + k + j;
-      if (p.mem_rec != nullptr) {
-        rows.v[j] = row_of<const A>(p.mem_rec, t, p.N, first);
-        rows.u[j] = t == 0 ? before_first_step() : row_of<const A>(p.mem_rec, t - 1, p.N, first);
+    rows.grad_after = open_for_reading(row_of<const S>(p.grad_mem_last, 0, p.N, first), n, carry);
+    for (int64_t start = p.T == 0 ? -1 : (p.T - 1) / kCheckpoint * kCheckpoint; start >= 0; start -= kCheckpoint) {
+      chunk(start, static_cast<int>(p.T - start < kCheckpoint ? p.T - start : kCheckpoint), rows);
+    }
+    finish(rows.grad_after);
+  }
+
+  const A* mem0() { return open_for_reading(row_of<const A>(p.mem0, 0, p.N, first), n, mem0_scratch); }
+
+  // A checkpoint's worth of steps: forward through all loops but the last, for the membranes before them; then back.
+  void chunk(int64_t start, int count, AdjointRows<A>& rows) {
+    Rows<const A> x{nullptr, 0};
+    const A* before[kLoops];
+    int loops = 0, steps[kLoops], k = 0;
+    for (int at = 0; at < count; at += steps[loops++]) steps[loops] = at + kSteps <= count ? kSteps : 1;
+    if (!recorded) {
+      const int64_t stride = p.x_constant ? 0 : p.N;
+      x = open_for_reading(row_of<const S>(p.x, start, stride, first), stride, count, n, x_scratch);
+      before[0] = start == 0 ? mem0()
+                             : open_for_reading(row_of<const A>(p.kept, start / kCheckpoint - 1, p.N, first), n,
+                                                mem0_scratch);
+      for (int loop = 0; loop + 1 < loops; k += steps[loop++]) {
+        advance_loops(steps[loop])(n, {before[loop], starts[loop], {x[k], x.stride}}, lanes);
+        before[loop + 1] = starts[loop];
+      }
+    }
+    for (int loop = loops - 1, end = count; loop >= 0; end -= steps[loop--]) {
+      k = end - steps[loop];
+      if (recorded) {
+        recorded_membranes(start + k, steps[loop], rows);
       } else {
-        rows.v[j] = trajectory.v[k + j];
-        rows.u[j] = before(k + j);
+        rows.before = before[loop];
+        rows.x = {x[k], x.stride};
       }
-      rows.grad_spk[j] = p.spk_count ? grad_count : gradient_row(p.grad_spk, t, grad_spk_scratch[j]);
-      rows.grad_mem[j] = gradient_row(p.grad_mem_rec, t, grad_mem_scratch[j]);
-      rows.derivative[j] = row_of<const A>(p.derivative, t, p.N, first);
-      S* grad_x = grad_x_row(t);
-      rows.grad_x[j] = grad_x == nullptr ? grad_x_scratch[j] : open_row(grad_x, grad_x_scratch[j]);
+      adjoint(start + k, steps[loop], rows);
     }
+  }
+
+  // Those that decided the spikes of steps t to t + steps - 1, and the one before.
+  void recorded_membranes(int64_t t, int steps, AdjointRows<A>& rows) {
+    if (p.mem_rec != nullptr) {
+      rows.mem = open_for_reading(row_of<const A>(p.mem_rec, t, p.N, first), p.N, steps, n, mem_scratch);
+    } else {
+      rows.mem = {mem_scratch[0], kBlock};
+      for (int j = 0; j < steps; ++j) recover(t + j, mem_scratch[j]);
+    }
+    if (t == 0) {
+      rows.before = mem0();
+    } else if (p.mem_rec != nullptr) {
+      rows.before = open_for_reading(row_of<const A>(p.mem_rec, t - 1, p.N, first), n, mem0_scratch);
+    } else {
+      recover(t - 1, mem0_scratch);
+      rows.before = mem0_scratch;
+    }
+  }
+
+  // A membrane from what was kept of it.
+  void recover(int64_t t, A* mem) {
+    if (p.keep == Keep::kRounded) {
+      from_rounded(n, row_of<const BFloat16>(p.kept, t, p.N, first), lanes.threshold, mem);
+    } else {
+      const uint8_t* const bits = t + 1 < p.T ? row_of<const uint8_t>(p.kept, t / 8, p.N, first) : nullptr;
+      from_bits(n, bits, static_cast<int>(t % 8), lanes.threshold, mem);
+    }
+  }
+
+  // Steps t + steps - 1 down to t.
+  void adjoint(int64_t t, int steps, AdjointRows<A>& rows) {
+    const S* const grad_mem = row_of<const S>(p.grad_mem_rec, t, p.N, first);
+    const A* const derivative = row_of<const A>(p.derivative, t, p.N, first);
+    S* const grad_x = p.x_constant ? nullptr : row_of<S>(p.grad_x, t, p.N, first);
+    if (grad_count != nullptr) {
+      rows.grad_spk = {grad_count, 0};
+    } else {
+      rows.grad_spk = open_for_reading(row_of<const S>(p.grad_spk, t, p.N, first), p.N, steps, n, grad_spk_scratch);
+    }
+    rows.grad_mem = open_for_reading(grad_mem, p.N, steps, n, grad_mem_scratch);
+    rows.derivative = open_for_reading(derivative, p.N, steps, n, derivative_scratch);
+    rows.grad_x = open_for_writing(grad_x, p.N, n, grad_x_scratch);
+    rows.stream = stream && rows.grad_x.first != grad_x_scratch[0];
+    A* const grad_mem0 = t == 0 ? row_of<A>(p.grad_mem0, 0, p.N, first) : nullptr;
+    rows.grad_before = grad_mem0 == nullptr ? carry : open_for_writing(grad_mem0, n, carry);
     adjoint_loops(steps)(n, rows, lanes, sums);
-    for (int j = steps - 1; j >= 0; --j) {
-      if (grad_x_row(start + k + j) != nullptr) store_row(grad_x_row(start + k + j), n, rows.grad_x[j]);
-      if (p.x_constant) {
-        for (int i = 0; i < n; ++i) grad_x_sum[i] += rows.grad_x[j][i];
-      }
+    rows.grad_after = rows.grad_before;
+    close(grad_mem0, n, rows.grad_before);
+    close(grad_x, p.N, steps, n, rows.grad_x);
+    for (int j = steps - 1; j >= 0 && p.x_constant; --j) {
+      for (int i = 0; i < n; ++i) grad_x_sum[i] += rows.grad_x[j][i];
     }
   }
 
-  S* grad_x_row(int64_t t) const { return p.x_constant ? nullptr : row_of<S>(p.grad_x, t, p.N, first); }
-
-  const A* gradient_row(const void* gradient, int64_t t, A* scratch) const {
-    const S* row = row_of<const S>(gradient, t, p.N, first);
-    return row == nullptr ? zeros : load_row(row, n, scratch);
-  }
-
-  void finish() {
+  void finish(const A* grad_after) {
+    if (p.T == 0 && p.grad_mem0 != nullptr) {  // no step has written it
+      if (grad_after == nullptr) zero(n, carry);
+      store_row(row_of<A>(p.grad_mem0, 0, p.N, first), n, grad_after == nullptr ? carry : grad_after);
+    }
     if (p.x_constant && p.grad_x != nullptr) store_row(row_of<S>(p.grad_x, 0, p.N, first), n, grad_x_sum);
-    if (p.grad_mem0 != nullptr) store_row(row_of<A>(p.grad_mem0, 0, p.N, first), n, lanes.state);
     if (p.grad_beta != nullptr) {
       // The clamp's own derivative needs beta as it was given.
-      fill(first, n, p.beta, lanes.beta);
-      for (int i = 0; i < n; ++i) sums.beta[i] = clamp_unit_adjoint(lanes.beta[i], sums.beta[i]);
+      fill(first, n, p.beta, lanes.beta.values);
+      for (int i = 0; i < n; ++i) sums.beta[i] = clamp_unit_adjoint(lanes.beta.values[i], sums.beta[i]);
       store_row(row_of<A>(p.grad_beta, 0, p.N, first), n, sums.beta);
     }
     if (p.grad_threshold != nullptr) store_row(row_of<A>(p.grad_threshold, 0, p.N, first), n, sums.threshold);
@@ -222,48 +352,50 @@ struct BackwardBlock {
 
 // ---- a thread's range of neurons
 
-// Calls f with the first neuron of each block of a range, its size, and whether it is not the first block.
-template <typename F>
-void for_each_block(const LifProblem& p, int64_t first, int64_t last, F&& f) {
-  // Long rows matter over many steps; with a few, that state and parameters stay in the first-level cache.
-  const int64_t block = p.T < kSteps ? kShortBlock : kBlock;
-  for (int64_t neuron = first; neuron < last; neuron += block) {
-    f(neuron, static_cast<int>(last - neuron < block ? last - neuron : block), neuron > first);
+// In blocks; those that are not a whole number of columns come last, by themselves.
+template <typename Block>
+void run_blocks(Block& block, int64_t size, int64_t first, int64_t last) {
+  constexpr int64_t column = kColumn<typename Block::A>;
+  const int64_t whole = first + (last - first) / column * column;
+  for (int64_t neuron = first; neuron < whole; neuron += size) {
+    block.run(neuron, static_cast<int>(whole - neuron < size ? whole - neuron : size), neuron > first);
   }
+  if (whole < last) block.run(whole, static_cast<int>(last - whole), whole > first);
 }
 
 template <typename S>
-void forward_range(const LifForward& p, int64_t first, int64_t last) {
-  using A = typename Acc<S>::type;
-  const auto loops = choose_forward<A>(p);
-  Lanes<A> lanes;
-  for_each_block(p, first, last,
-                 [&](int64_t neuron, int n, bool next) { forward_block<S>(p, loops, neuron, n, next, lanes); });
+void forward_range(const LifForward& p, int64_t first, int64_t last, bool stream) {
+  // Kept from call to call, as fresh memory costs page faults; and larger than a thread's stack may be.
+  thread_local const std::unique_ptr<ForwardBlock<S>> block(new ForwardBlock<S>);
+  block->open(p, stream);
+  // With a few steps, long rows matter less than that state and parameters stay in the first-level cache.
+  run_blocks(*block, p.T < kSteps ? kShortBlock : stream ? kLongBlock : kBlock, first, last);
+  if (stream) stream_fence();
 }
 
 template <typename S>
-void backward_range(const LifBackward& p, int64_t first, int64_t last) {
-  // Larger than a thread's stack may be, and kept from call to call: fresh memory costs page faults.
-  thread_local const auto work = std::make_unique<BackwardBlock<S>>();
-  work->open(p);
-  for_each_block(p, first, last, [&](int64_t neuron, int n, bool next) { work->run(neuron, n, next); });
+void backward_range(const LifBackward& p, int64_t first, int64_t last, bool stream) {
+  thread_local const std::unique_ptr<BackwardBlock<S>> block(new BackwardBlock<S>);
+  block->open(p, stream);
+  run_blocks(*block, p.T < kSteps ? kShortBlock : kBlock, first, last);
+  if (stream) stream_fence();
 }
 
-void forward(const LifForward& p, int64_t first, int64_t last) {
+void forward(const LifForward& p, int64_t first, int64_t last, bool stream) {
   switch (p.dtype) {
-    case DType::kFloat: return forward_range<float>(p, first, last);
-    case DType::kDouble: return forward_range<double>(p, first, last);
-    case DType::kHalf: return forward_range<Half>(p, first, last);
-    case DType::kBFloat16: return forward_range<BFloat16>(p, first, last);
+    case DType::kFloat: return forward_range<float>(p, first, last, stream);
+    case DType::kDouble: return forward_range<double>(p, first, last, stream);
+    case DType::kHalf: return forward_range<Half>(p, first, last, stream);
+    case DType::kBFloat16: return forward_range<BFloat16>(p, first, last, stream);
   }
 }
 
-void backward(const LifBackward& p, int64_t first, int64_t last) {
+void backward(const LifBackward& p, int64_t first, int64_t last, bool stream) {
   switch (p.dtype) {
-    case DType::kFloat: return backward_range<float>(p, first, last);
-    case DType::kDouble: return backward_range<double>(p, first, last);
-    case DType::kHalf: return backward_range<Half>(p, first, last);
-    case DType::kBFloat16: return backward_range<BFloat16>(p, first, last);
+    case DType::kFloat: return backward_range<float>(p, first, last, stream);
+    case DType::kDouble: return backward_range<double>(p, first, last, stream);
+    case DType::kHalf: return backward_range<Half>(p, first, last, stream);
+    case DType::kBFloat16: return backward_range<BFloat16>(p, first, last, stream);
   }
 }
 

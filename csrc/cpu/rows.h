@@ -1,4 +1,4 @@
-// A row of a block of neurons: contiguous values in memory, in the dtype of a tensor, as arithmetic wants them.
+// Rows of a block of neurons in the dtype of a tensor, to and from that of the arithmetic.
 #pragma once
 
 #include <cstdint>
@@ -46,51 +46,43 @@ SNN_HD void narrow(float value, BFloat16& h) {  // to nearest, ties to even
   h.bits = static_cast<uint16_t>(value == value ? rounded : 0x7fc0u);
 }
 
-// A row for reading: where the dtype is that of the arithmetic, the memory itself; else a converted copy in `scratch`.
+// A row in the dtype of a tensor, as arithmetic wants it.
 template <typename S>
-const float* load_row(const S* row, int n, float* scratch) {
-  for (int i = 0; i < n; ++i) scratch[i] = widen(row[i]);
-  return scratch;
+void load_row(const S* row, int n, float* to) {
+  for (int i = 0; i < n; ++i) to[i] = widen(row[i]);
 }
 #if defined(__F16C__)  // g++ does not vectorise this conversion by itself
-inline const float* load_row(const Half* row, int n, float* scratch) {
+inline void load_row(const Half* row, int n, float* to) {
   int i = 0;
   for (; i + 8 <= n; i += 8) {
-    _mm256_storeu_ps(scratch + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(row + i))));
+    _mm256_storeu_ps(to + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(row + i))));
   }
-  for (; i < n; ++i) scratch[i] = widen(row[i]);
-  return scratch;
+  for (; i < n; ++i) to[i] = widen(row[i]);
 }
 #endif
-inline const float* load_row(const float* row, int, float*) { return row; }
-inline const double* load_row(const double* row, int, double*) { return row; }
-
-// A row for writing: the memory itself, or `scratch`, which store_row then converts into it.
-template <typename S>
-float* open_row(S*, float* scratch) {
-  return scratch;
+inline void load_row(const float* row, int n, float* to) { std::memcpy(to, row, static_cast<size_t>(n) * sizeof *to); }
+inline void load_row(const double* row, int n, double* to) {
+  std::memcpy(to, row, static_cast<size_t>(n) * sizeof *to);
 }
-inline float* open_row(float* row, float*) { return row; }
-inline double* open_row(double* row, double*) { return row; }
 
 template <typename S>
-void store_row(S* row, int n, const float* opened) {
-  for (int i = 0; i < n; ++i) narrow(opened[i], row[i]);
+void store_row(S* row, int n, const float* from) {
+  for (int i = 0; i < n; ++i) narrow(from[i], row[i]);
 }
 #if defined(__F16C__)
-inline void store_row(Half* row, int n, const float* opened) {
+inline void store_row(Half* row, int n, const float* from) {
   int i = 0;
   for (; i + 8 <= n; i += 8) {
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(row + i), _mm256_cvtps_ph(_mm256_loadu_ps(opened + i), 0));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(row + i), _mm256_cvtps_ph(_mm256_loadu_ps(from + i), 0));
   }
-  for (; i < n; ++i) narrow(opened[i], row[i]);
+  for (; i < n; ++i) narrow(from[i], row[i]);
 }
 #endif
-inline void store_row(float* row, int n, const float* opened) {
-  if (row != opened) std::memcpy(row, opened, static_cast<size_t>(n) * sizeof(float));
+inline void store_row(float* row, int n, const float* from) {
+  std::memcpy(row, from, static_cast<size_t>(n) * sizeof *row);
 }
-inline void store_row(double* row, int n, const double* opened) {
-  if (row != opened) std::memcpy(row, opened, static_cast<size_t>(n) * sizeof(double));
+inline void store_row(double* row, int n, const double* from) {
+  std::memcpy(row, from, static_cast<size_t>(n) * sizeof *row);
 }
 
 }  // namespace

@@ -1,6 +1,6 @@
 // Backward kernel: a thread takes V adjacent neurons back through all time steps.
 //
-// Where the forward pass recorded the membrane it is read back; else kCheckpoint steps at a time are recomputed from
+// Where the forward pass recorded or kept the membrane it is read back; else kCheckpoint steps at a time are recomputed from
 // the input into shared memory, each thread in a column of its own.
 #include "neuron.cuh"
 
@@ -47,7 +47,7 @@ struct Backward {
     for (int i = 0; i < V; ++i) g[i] = {carry[i], A(0), A(0), A(0)};
     fill(grad_x_sum, A(0));
     if constexpr (kRecorded) {
-      if (p.T > 0) load<V>(static_cast<const A*>(p.mem_rec) + (p.T - 1) * p.N + first, v);
+      if (p.T > 0) recorded(p.T - 1, v);
     }
   }
 
@@ -64,7 +64,7 @@ struct Backward {
     if (start == 0) {
       initial_membrane(p, first, chunk_u);
     } else {
-      load<V>(static_cast<const A*>(p.checkpoints) + (start / kCheckpoint - 1) * p.N + first, chunk_u);
+      load<V>(static_cast<const A*>(p.kept) + (start / kCheckpoint - 1) * p.N + first, chunk_u);
     }
     A u[V];
 #pragma unroll
@@ -122,7 +122,7 @@ struct Backward {
         if (t == 0) {
           initial_membrane(p, first, u[j]);
         } else {
-          load<V>(static_cast<const A*>(p.mem_rec) + (t - 1) * p.N + first, u[j]);
+          recorded(t - 1, u[j]);
         }
       }
     }
@@ -141,6 +141,30 @@ struct Backward {
 #pragma unroll
         for (int i = 0; i < V; ++i) v[i] = u[j][i];
       }
+    }
+  }
+
+  // The membrane that decided the spike of step t.
+  __device__ __forceinline__ void recorded(int64_t t, A (&to)[V]) const {
+    if (p.keep == Keep::kRounded) {
+      load<V>(static_cast<const BFloat16*>(p.kept) + t * p.N + first, to);
+#pragma unroll
+      for (int i = 0; i < V; ++i) {
+        const A threshold = neurons.at[i].threshold, least = just_above(threshold), now = to[i] + threshold;
+        to[i] = to[i] > A(0) && now < least ? least : now;
+      }
+    } else if (p.keep == Keep::kBits) {
+      Pack<uint8_t, V> bits{};  // of the last step, which are not kept
+      if (t + 1 < p.T) {
+        bits = *reinterpret_cast<const Pack<uint8_t, V>*>(static_cast<const uint8_t*>(p.kept) + t / 8 * p.N + first);
+      }
+#pragma unroll
+      for (int i = 0; i < V; ++i) {
+        const A threshold = neurons.at[i].threshold;
+        to[i] = (bits.values[i] >> (t % 8) & 1) != 0 ? just_above(threshold) : threshold;
+      }
+    } else {
+      load<V>(static_cast<const A*>(p.mem_rec) + t * p.N + first, to);
     }
   }
 
@@ -211,7 +235,7 @@ template <typename S, bool kRecorded>
 int backward(const LifBackward& p, void* stream) {
   constexpr int V = kVector<S>;
   const bool vectors = p.N >= vector_minimum() && p.N % V == 0 &&
-                       aligned({p.x, p.mem0, p.mem_rec, p.checkpoints, p.derivative, p.grad_spk, p.grad_mem_rec,
+                       aligned({p.x, p.mem0, p.mem_rec, p.kept, p.derivative, p.grad_spk, p.grad_mem_rec,
                                 p.grad_mem_last, p.grad_x, p.grad_mem0, p.grad_beta, p.grad_threshold, p.grad_graded});
   return vectors ? launch<LifBackward>(lif_backward_kernel<S, V, kRecorded>, p.N / V, kThreads<S, V>, stream, p)
                  : launch<LifBackward>(lif_backward_kernel<S, 1, kRecorded>, p.N, kThreads<S, 1>, stream, p);
@@ -219,9 +243,8 @@ int backward(const LifBackward& p, void* stream) {
 
 template <typename S>
 int backward(const LifBackward& p, void* stream) {
-  if (p.mem_rec == nullptr) return backward<S, false>(p, stream);
-  if constexpr (sizeof(S) == sizeof(typename Acc<S>::type)) return backward<S, true>(p, stream);
-  return static_cast<int>(cudaErrorInvalidValue);  // lif.cpp lets only unrounded membranes through
+  const bool recorded = p.mem_rec != nullptr || p.keep == Keep::kRounded || p.keep == Keep::kBits;
+  return recorded ? backward<S, true>(p, stream) : backward<S, false>(p, stream);
 }
 
 }  // namespace

@@ -18,12 +18,14 @@ struct Forward {
   int64_t first;
   Neurons<A, V> neurons;
   A mem[V];
-  A count[V];  // spikes so far, if they are summed
+  A count[V];       // spikes so far, if they are summed
+  uint8_t bits[V];  // spikes of up to eight steps, where they are kept
 
   __device__ Forward(const LifForward& problem, int64_t first_neuron)
       : p(problem), first(first_neuron), neurons(problem, first_neuron) {
     initial_membrane(p, first, mem);
     fill(count, A(0));
+    fill(bits, uint8_t{0});
   }
 
   // Steps t to t + kAhead - 1, as far as there are any.
@@ -42,8 +44,8 @@ struct Forward {
   }
 
   __device__ __forceinline__ void step(int64_t t, const A (&x)[V]) {
-    if (p.checkpoints != nullptr && t % kCheckpoint == 0 && t > 0) {
-      store<V>(static_cast<A*>(p.checkpoints) + (t / kCheckpoint - 1) * p.N + first, mem);
+    if (p.keep == Keep::kCheckpoints && t % kCheckpoint == 0 && t > 0) {
+      store<V>(static_cast<A*>(p.kept) + (t / kCheckpoint - 1) * p.N + first, mem);
     }
     A spk[V];
 #pragma unroll
@@ -59,6 +61,34 @@ struct Forward {
     const int64_t at = t * p.N + first;
     if (!p.spk_count) store<V>(static_cast<S*>(p.spk) + at, spk);
     if (p.mem_rec != nullptr) store<V>(static_cast<S*>(p.mem_rec) + at, mem);
+    if (p.keep == Keep::kRounded) keep_rounded(at);
+    if (p.keep == Keep::kBits && t + 1 < p.T) keep_bits(t);
+  }
+
+  // With a delayed reset, the membrane after a step is the one that decided its spike.
+  __device__ __forceinline__ void keep_rounded(int64_t at) {
+    Pack<BFloat16, V> rounded;
+#pragma unroll
+    for (int i = 0; i < V; ++i) {
+      const A z = mem[i] - neurons.at[i].threshold;
+      rounded.values[i] = narrow<BFloat16>(static_cast<float>(z));
+      // What is above 0 stays above 0: the spikes, and so the resets, are told exactly.
+      if (z > A(0) && rounded.values[i].bits == 0) rounded.values[i].bits = 1;
+    }
+    *reinterpret_cast<Pack<BFloat16, V>*>(static_cast<BFloat16*>(p.kept) + at) = rounded;
+  }
+
+  __device__ __forceinline__ void keep_bits(int64_t t) {
+    const int bit = static_cast<int>(t % 8);
+    Pack<uint8_t, V> pack;
+#pragma unroll
+    for (int i = 0; i < V; ++i) {
+      const bool spike = mem[i] - neurons.at[i].threshold > A(0);
+      bits[i] = static_cast<uint8_t>((bit == 0 ? 0u : bits[i]) | (spike ? 1u : 0u) << bit);
+      pack.values[i] = bits[i];
+    }
+    if (bit != 7 && t + 2 < p.T) return;  // the byte has room for the next step
+    *reinterpret_cast<Pack<uint8_t, V>*>(static_cast<uint8_t*>(p.kept) + t / 8 * p.N + first) = pack;
   }
 };
 
@@ -77,7 +107,7 @@ template <typename S>
 int forward(const LifForward& p, void* stream) {
   constexpr int V = kVector<S>;
   const bool vectors =
-      p.N >= g_vector_minimum && p.N % V == 0 && aligned({p.x, p.mem0, p.spk, p.mem_rec, p.mem_last, p.checkpoints});
+      p.N >= g_vector_minimum && p.N % V == 0 && aligned({p.x, p.mem0, p.spk, p.mem_rec, p.mem_last, p.kept});
   return vectors ? launch<LifForward>(lif_forward_kernel<S, V>, p.N / V, kThreads, stream, p)
                  : launch<LifForward>(lif_forward_kernel<S, 1>, p.N, kThreads, stream, p);
 }

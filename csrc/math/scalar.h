@@ -1,6 +1,8 @@
 // What every compiler that sees the equations needs: g++, nvcc and the test emulator.
 #pragma once
 
+#include <limits>
+
 #if defined(__CUDACC__)
 #define SNN_HD __host__ __device__ __forceinline__
 #else
@@ -9,16 +11,22 @@
 
 namespace snnfast {
 
+// The equations are written for one number or a vector of them: a choice is `select`, which a vector type overloads.
+template <typename T>
+SNN_HD T select(bool condition, T yes, T no) {
+  return condition ? yes : no;
+}
+
 // H(z): strict, and 0 for NaN.
 template <typename T>
 SNN_HD T heaviside(T z) {
-  return z > T(0) ? T(1) : T(0);
+  return select(z > T(0), T(1), T(0));
 }
 
 // clamp(beta, 0, 1) that hands NaN on, as torch.clamp does.
 template <typename T>
 SNN_HD T clamp_unit(T beta) {
-  return beta < T(0) ? T(0) : beta > T(1) ? T(1) : beta;
+  return select(beta < T(0), T(0), select(beta > T(1), T(1), beta));
 }
 
 // The gradient that clamp(beta, 0, 1) lets through: torch includes both ends, and elsewhere not even NaN passes.
@@ -29,7 +37,20 @@ SNN_HD T clamp_unit_adjoint(T beta, T gradient) {
 
 template <typename T>
 SNN_HD T magnitude(T z) {
-  return z < T(0) ? -z : z;
+  return select(z < T(0), -z, z);
+}
+
+// As constants: nvcc refuses calls of numeric_limits in device code.
+template <typename T>
+inline constexpr T kEpsilon = std::numeric_limits<T>::epsilon();
+template <typename T>
+inline constexpr T kSmallest = std::numeric_limits<T>::min();
+
+// The least membrane, or nearly, of which H(membrane - threshold) is 1.
+template <typename T>
+SNN_HD T just_above(T threshold) {
+  const T step = magnitude(threshold) * kEpsilon<T>;
+  return threshold + (step > kSmallest<T> ? step : kSmallest<T>);
 }
 
 }  // namespace snnfast

@@ -76,7 +76,7 @@ struct Triangular {  // threshold
   static Coefficients coefficients(double threshold, double) { return {threshold, 0}; }
   template <typename T>
   static SNN_HD T derivative(T z, T a, T) {
-    return z >= T(0) ? -a : a;
+    return select(z >= T(0), -a, a);
   }
 };
 
@@ -86,7 +86,7 @@ struct SpikeRateEscape {  // beta, slope; for beta < 0 the function grows and ne
   static SNN_HD T derivative(T z, T a, T b) {
     const T x = -a * magnitude(z - T(1));
     const T e = exp_of_nonpositive(-magnitude(x));
-    return b * (x > T(0) ? T(1) / e : e);
+    return b * select(x > T(0), T(1) / e, e);
   }
 };
 
@@ -103,7 +103,7 @@ struct LSO {  // slope
   static Coefficients coefficients(double slope, double) { return {slope, 0}; }
   template <typename T>
   static SNN_HD T derivative(T z, T a, T) {
-    return z > T(0) ? T(1) : a;
+    return select(z > T(0), T(1), a);
   }
 };
 

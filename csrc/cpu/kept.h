@@ -1,0 +1,79 @@
+// Membranes that the forward pass keeps in less than their own size, and what the backward pass makes of them.
+//
+// Part of lif_kernels.cpp, whose rules hold here too.
+#pragma once
+
+#include "rows.h"
+#include "steps.h"
+
+namespace snnfast::cpu::SNN_ISA {
+namespace {
+
+// Calls f with a function that gives the threshold of a neuron; a loop over a single one vectorises better.
+template <typename A, typename F>
+void with_threshold(const Lane<A>& threshold, F&& f) {
+  if (threshold.mask == 0) {
+    const A value = threshold.values[0];
+    f([value](int) { return value; });
+  } else {
+    const A* const values = threshold.values;
+    f([values](int i) { return values[i]; });
+  }
+}
+
+// v - threshold, rounded. What is above 0 stays above 0: the spikes, and so the resets, are told exactly.
+template <typename A>
+void keep_rounded(int n, const A* mem, const Lane<A>& threshold, BFloat16* kept) {
+  with_threshold(threshold, [=](auto threshold_of) {
+#pragma GCC ivdep
+    for (int i = 0; i < n; ++i) {
+      const A z = mem[i] - threshold_of(i);
+      BFloat16 rounded;
+      narrow(static_cast<float>(z), rounded);
+      kept[i].bits = static_cast<uint16_t>(rounded.bits | (z > A(0) && rounded.bits == 0));
+    }
+  });
+}
+
+template <typename A>
+void from_rounded(int n, const BFloat16* kept, const Lane<A>& threshold, A* mem) {
+  with_threshold(threshold, [=](auto threshold_of) {
+#pragma GCC ivdep
+    for (int i = 0; i < n; ++i) {
+      const A t = threshold_of(i), z = static_cast<A>(widen(kept[i])), v = z + t, least = just_above(t);
+      mem[i] = z > A(0) && v < least ? least : v;
+    }
+  });
+}
+
+// The spikes of eight steps in a byte, the first in its lowest bit.
+template <typename A>
+void keep_bits(int n, const A* mem, const Lane<A>& threshold, int bit, uint8_t* kept) {
+  with_threshold(threshold, [=](auto threshold_of) {
+    const int others = bit == 0 ? 0 : 0xff;
+#pragma GCC ivdep
+    for (int i = 0; i < n; ++i) {
+      const int spike = mem[i] - threshold_of(i) > A(0);
+      kept[i] = static_cast<uint8_t>((kept[i] & others) | spike << bit);
+    }
+  });
+}
+
+// Membranes that spike or not as the bits say; nullptr: none does.
+template <typename A>
+void from_bits(int n, const uint8_t* kept, int bit, const Lane<A>& threshold, A* mem) {
+  with_threshold(threshold, [=](auto threshold_of) {
+    if (kept == nullptr) {
+      for (int i = 0; i < n; ++i) mem[i] = threshold_of(i);
+      return;
+    }
+#pragma GCC ivdep
+    for (int i = 0; i < n; ++i) {
+      const A t = threshold_of(i), above = just_above(t);
+      mem[i] = (kept[i] >> bit & 1) != 0 ? above : t;
+    }
+  });
+}
+
+}  // namespace
+}  // namespace snnfast::cpu::SNN_ISA

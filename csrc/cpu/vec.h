@@ -1,0 +1,112 @@
+// Vec<A>: one vector register of this instruction set, for the equations of math/, which are templates of their type.
+//
+// Part of lif_kernels.cpp, whose rules hold here too. GCC's vector types do the work: each operator is one instruction.
+#pragma once
+
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
+#include "../math/exponential.h"
+#include "../math/scalar.h"
+
+namespace snnfast::cpu::SNN_ISA {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+template <typename A>
+struct Registers;
+template <>
+struct Registers<float> {
+  typedef float Value __attribute__((vector_size(kVectorBytes)));
+  typedef float Unaligned __attribute__((vector_size(kVectorBytes), aligned(alignof(float)), may_alias));
+  typedef int32_t Int __attribute__((vector_size(kVectorBytes)));
+};
+template <>
+struct Registers<double> {
+  typedef double Value __attribute__((vector_size(kVectorBytes)));
+  typedef double Unaligned __attribute__((vector_size(kVectorBytes), aligned(alignof(double)), may_alias));
+  typedef int64_t Int __attribute__((vector_size(kVectorBytes)));
+};
+
+template <typename A>
+struct Vec {
+  using Scalar = A;
+  using Value = typename Registers<A>::Value;
+  using Mask = typename Registers<A>::Int;  // -1 where true
+  static constexpr int kSize = kVectorBytes / static_cast<int>(sizeof(A));
+
+  Value r;
+
+  Vec() = default;
+  SNN_HD explicit Vec(A s) : r(s - Value{}) {}  // in every lane; not 0 + s, which loses the sign of -0
+  SNN_HD explicit Vec(Value value) : r(value) {}
+
+  friend SNN_HD Vec operator+(Vec a, Vec b) { return Vec(a.r + b.r); }
+  friend SNN_HD Vec operator-(Vec a, Vec b) { return Vec(a.r - b.r); }
+  friend SNN_HD Vec operator*(Vec a, Vec b) { return Vec(a.r * b.r); }
+  friend SNN_HD Vec operator/(Vec a, Vec b) { return Vec(a.r / b.r); }
+  friend SNN_HD Vec operator-(Vec a) { return Vec(-a.r); }
+  SNN_HD Vec& operator+=(Vec b) { return *this = *this + b; }
+  SNN_HD Vec& operator-=(Vec b) { return *this = *this - b; }
+
+  friend SNN_HD Mask operator>(Vec a, Vec b) { return a.r > b.r; }
+  friend SNN_HD Mask operator<(Vec a, Vec b) { return a.r < b.r; }
+  friend SNN_HD Mask operator>=(Vec a, Vec b) { return a.r >= b.r; }
+  friend SNN_HD Vec select(Mask condition, Vec yes, Vec no) { return Vec(condition ? yes.r : no.r); }
+
+  friend SNN_HD Vec power_of_two(Vec shifted) {
+    using Traits = ExpTraits<A>;
+    return Vec(reinterpret_cast<Value>((reinterpret_cast<Mask>(shifted.r) + Traits::kBias) << Traits::kMantissa));
+  }
+
+  static SNN_HD Vec load(const A* from) {
+    return Vec(static_cast<Value>(*reinterpret_cast<const typename Registers<A>::Unaligned*>(from)));
+  }
+  SNN_HD void store(A* to) const { *reinterpret_cast<typename Registers<A>::Unaligned*>(to) = r; }
+};
+
+}  // namespace
+}  // namespace snnfast::cpu::SNN_ISA
+
+namespace snnfast {
+template <typename A>
+struct ExpTraits<cpu::SNN_ISA::Vec<A>> : ExpTraits<A> {};
+}  // namespace snnfast
+
+namespace snnfast::cpu::SNN_ISA {
+namespace {
+
+// A store past the caches, which then need not read the line first. `to` must be aligned to a register.
+#if defined(__AVX512F__)
+SNN_HD void stream(float* to, Vec<float> v) { _mm512_stream_ps(to, v.r); }
+SNN_HD void stream(double* to, Vec<double> v) { _mm512_stream_pd(to, v.r); }
+#elif defined(__AVX__)
+SNN_HD void stream(float* to, Vec<float> v) { _mm256_stream_ps(to, v.r); }
+SNN_HD void stream(double* to, Vec<double> v) { _mm256_stream_pd(to, v.r); }
+#elif defined(__SSE2__)
+SNN_HD void stream(float* to, Vec<float> v) { _mm_stream_ps(to, v.r); }
+SNN_HD void stream(double* to, Vec<double> v) { _mm_stream_pd(to, v.r); }
+#else
+template <typename A>
+SNN_HD void stream(A* to, Vec<A> v) {
+  v.store(to);
+}
+#endif
+
+// Orders what was streamed before anything that another thread may take as the sign that it is there.
+inline void stream_fence() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
+}
+
+}  // namespace
+}  // namespace snnfast::cpu::SNN_ISA
