@@ -11,7 +11,9 @@
 
 #include "lif.h"
 
-#if !defined(SNN_EMULATED)
+#if defined(SNN_EMULATED)
+#include "outputs.h"
+#else
 #include "cpu/pool.h"
 #endif
 
@@ -85,21 +87,34 @@ struct CpuBackend {
 #endif
 
 struct CudaBackend {
+#if defined(SNN_EMULATED)
+  // The first thing that an op does: what an earlier one that failed has left is no output of this one.
+  static void check_device(const torch::stable::Tensor& t) {
+    emulator::outputs.clear();
+    STD_TORCH_CHECK(t.is_cpu(), "expected tensors on the CPU");
+  }
+
+  static torch::stable::Tensor empty(const torch::stable::Tensor& like, const std::vector<int64_t>& shape,
+                                     torch::headeronly::ScalarType dtype) {
+    torch::stable::Tensor t = empty_strided(like, shape, dtype);
+    emulator::add_output({t.mutable_data_ptr(), t.numel(), static_cast<size_t>(t.element_size())});
+    return t;
+  }
+
+  template <typename Launch>
+  static int on_stream_of(const torch::stable::Tensor&, Launch&& launch) {
+    const int error = launch(nullptr);
+    if (error != 0) return error;
+    const std::string unwritten = emulator::describe_unwritten();
+    STD_TORCH_CHECK(unwritten.empty(), "the kernel has not written ", unwritten);
+    return 0;
+  }
+#else
   static torch::stable::Tensor empty(const torch::stable::Tensor& like, const std::vector<int64_t>& shape,
                                      torch::headeronly::ScalarType dtype) {
     return empty_strided(like, shape, dtype);
   }
 
-#if defined(SNN_EMULATED)
-  static void check_device(const torch::stable::Tensor& t) {
-    STD_TORCH_CHECK(t.is_cpu(), "expected tensors on the CPU");
-  }
-
-  template <typename Launch>
-  static int on_stream_of(const torch::stable::Tensor&, Launch&& launch) {
-    return launch(nullptr);
-  }
-#else
   static void check_device(const torch::stable::Tensor& t) { STD_TORCH_CHECK(t.is_cuda(), "expected tensors on CUDA"); }
 
   // Launches on the caller's current stream of the tensor's device, with that device current.

@@ -3,6 +3,7 @@
 import os
 import random
 from collections.abc import Iterator
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "emulated: runs the CUDA sources on the CPU")
 
 
-def _skip_unless_required(reason: str | None, variable: str) -> None:
+def skip_unless_required(reason: str | None, variable: str) -> NoReturn:
     reason = str(reason)
     if os.environ.get(variable) == "1":
         pytest.fail(f"{variable}=1, but {reason}")
@@ -25,7 +26,7 @@ def _skip_unless_required(reason: str | None, variable: str) -> None:
 
 def _need_extension() -> None:
     if _ops.extension is None:
-        _skip_unless_required(_ops.missing, "SNNFAST_REQUIRE_EXT")
+        skip_unless_required(_ops.missing, "SNNFAST_REQUIRE_EXT")
 
 
 @pytest.fixture(scope="session")
@@ -36,7 +37,7 @@ def emulator() -> None:
     try:
         load()
     except RuntimeError as error:
-        _skip_unless_required(str(error), "SNNFAST_REQUIRE_EMULATOR")
+        skip_unless_required(str(error), "SNNFAST_REQUIRE_EMULATOR")
 
 
 @pytest.fixture(
@@ -52,7 +53,7 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
         pytest.skip("torch sees no CUDA device")
     _need_extension()
     if request.param == "cuda" and not _ops.extension.cuda:
-        _skip_unless_required("snnfast was built without CUDA", "SNNFAST_REQUIRE_EXT")
+        skip_unless_required("snnfast was built without CUDA", "SNNFAST_REQUIRE_EXT")
     if request.param == "emulated":
         request.getfixturevalue("emulator")
         monkeypatch.setattr(_ops, "NAMESPACE", "snnfast_emulated")

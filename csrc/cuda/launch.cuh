@@ -97,7 +97,7 @@ int launch(void (*kernel)(Problem), int64_t groups, int threads, [[maybe_unused]
   const int64_t needed = (groups + threads - 1) / threads;
   const auto grid = static_cast<unsigned>(needed < kLargestGrid ? needed : kLargestGrid);
 #if defined(SNN_EMULATED)
-  return emulator::launch(kernel, grid, static_cast<unsigned>(threads), problem);
+  return emulator::launch(kernel, grid, static_cast<unsigned>(threads), 0, problem);
 #else
   // clang-format off
   kernel<<<grid, static_cast<unsigned>(threads), 0, static_cast<cudaStream_t>(stream)>>>(problem);

@@ -1,13 +1,14 @@
-"""Build and load the emulated ops ``torch.ops.snnfast_emulated``: the CUDA sources, compiled by g++ for CPU tensors.
+"""Build what runs on the emulator: the ops ``torch.ops.snnfast_emulated`` for CPU tensors, and programs without torch.
 
-``python tests/emulator/build.py`` builds only. ``SNNFAST_EMULATOR_SANITIZE=1`` builds (and loads) the variant with
-AddressSanitizer and UndefinedBehaviorSanitizer; the process must then have been started with their libraries
-preloaded, see ``make sanitize``.
+``python tests/emulator/build.py`` builds the ops, ``build.py planted address`` a program for one sanitizer.
+``SNNFAST_EMULATOR_SANITIZE=1`` builds (and loads) the ops with AddressSanitizer and UndefinedBehaviorSanitizer; the
+process must then have been started with their libraries preloaded, see ``make sanitize``.
 """
 
 import ctypes
 import functools
 import os
+import shlex
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -21,63 +22,90 @@ import setup  # the flags of the build itself, and its search for the toolkit
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 NAMESPACE = "snnfast_emulated"
-SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
+SANITIZERS = {
+    "plain": [],
+    "address": ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
+    "thread": ["-fsanitize=thread"],
+}
+KERNELS = sorted((ROOT / "csrc/cuda").glob("*.cu"))
+OPS = [*KERNELS, ROOT / "csrc/lif.cpp", HERE / "hooks.cpp"]
+PROGRAMS = {
+    "planted": [HERE / "planted/main.cpp"],
+    "driver": [*KERNELS, HERE / "driver.cpp"],
+}
 
 
-def sanitized() -> bool:
-    return os.environ.get("SNNFAST_EMULATOR_SANITIZE") == "1"
+def ops_sanitizer() -> str:
+    return "address" if os.environ.get("SNNFAST_EMULATOR_SANITIZE") == "1" else "plain"
 
 
-def build() -> Path:
-    """Compile what is newer than its object file; return the library. Raises ``RuntimeError`` where it can't."""
+def _build(output: Path, sources: list[Path], sanitizer: str, links: list[str]) -> Path:
+    """Compile and link, unless the output is newer than everything it could depend on."""
     home = setup.cuda_home()
     if home is None:
         raise RuntimeError("the emulator needs the headers of the CUDA toolkit; set CUDA_HOME")
-    folder = HERE / "_build" / ("sanitized" if sanitized() else "plain")
+    inputs = [*ROOT.glob("csrc/**/*"), *HERE.glob("*.*"), *HERE.glob("planted/*"), ROOT / "setup.py"]
+    if output.exists() and output.stat().st_mtime > max(path.stat().st_mtime for path in inputs):
+        return output
+    folder = output.with_suffix(".objects")
     folder.mkdir(parents=True, exist_ok=True)
-    flags = [f for f in setup.CXX_FLAGS if f != "-O3"]
-    flags += ["-O1", "-g", *SANITIZE] if sanitized() else ["-O2", "-g"]
-    flags += ["-Werror", "-Wno-unknown-pragmas", "-fno-strict-aliasing", setup.TORCH_TARGET_FLAG]
-    flags += ["-DSNN_EMULATED", "-DSNN_CUDA", f"-DSNN_NAMESPACE={NAMESPACE}"]
-    flags += [f"-I{HERE}", f"-isystem{home}/include", f"-isystem{Path(torch.__file__).parent}/include"]
-    sources = [*sorted((ROOT / "csrc/cuda").glob("*.cu")), ROOT / "csrc/lif.cpp", HERE / "hooks.cpp"]
-    newest = max(p.stat().st_mtime for p in [*ROOT.glob("csrc/**/*"), *HERE.glob("*.*"), ROOT / "setup.py"])
-    library = folder / "libsnnfast_emulated.so"
-    if library.exists() and library.stat().st_mtime > newest:
-        return library
+    compiler = shlex.split(setup.compiler())
+    sanitize = SANITIZERS[sanitizer]
+    flags = [flag for flag in setup.CXX_FLAGS if flag != "-O3"]
+    flags += ["-g", "-Werror", "-Wno-unknown-pragmas", "-fno-strict-aliasing", setup.TORCH_TARGET_FLAG]
+    flags += ["-DSNN_EMULATED", "-DSNN_CUDA", f"-DSNN_NAMESPACE={NAMESPACE}", f"-I{HERE}", f"-isystem{home}/include"]
+    flags += [f"-isystem{Path(torch.__file__).parent}/include"]
+    # A section for each variable: shared.ld collects those that are __shared__.
+    kernel_flags = [
+        *flags,
+        "-fdata-sections",
+        *(["-O1", "-fno-omit-frame-pointer", *sanitize] if sanitize else ["-O2"]),
+    ]
 
-    def compile_one(source: Path) -> Path:
-        target = folder / f"{source.name}.o"
-        subprocess.run(
-            [setup.compiler(), *flags, "-x", "c++", "-c", str(source), "-o", str(target)], check=True, text=True
-        )
+    def compile_one(source: Path) -> str:
+        own = [*flags, "-O2"] if source.name == "emulator.cpp" else kernel_flags
+        target = str(folder / f"{source.name}.o")
+        subprocess.run([*compiler, *own, "-x", "c++", "-c", str(source), "-o", target], check=True)
         return target
 
-    with ThreadPoolExecutor() as pool:
-        objects = list(pool.map(compile_one, sources))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(compile_one, [*sources, HERE / "emulator.cpp"]))
+    links = [*sanitize, f"-Wl,-T,{HERE / 'shared.ld'}", *links]
+    subprocess.run([*compiler, "-o", str(output), *objects, *links], check=True)
+    return output
+
+
+def build_ops() -> Path:
+    """The library of the ops. Raises ``RuntimeError`` where it can't be built."""
     torch_lib = Path(torch.__file__).parent / "lib"
-    links = [f"-L{torch_lib}", "-ltorch", "-ltorch_cpu", "-lc10", *(SANITIZE if sanitized() else [])]
-    subprocess.run([setup.compiler(), "-shared", "-o", str(library), *map(str, objects), *links], check=True)
-    return library
+    links = ["-shared", f"-L{torch_lib}", "-ltorch", "-ltorch_cpu", "-lc10"]
+    folder = HERE / "_build" / ops_sanitizer()
+    return _build(folder / "libsnnfast_emulated.so", OPS, ops_sanitizer(), links)
+
+
+def build_program(name: str, sanitizer: str) -> Path:
+    """One of ``PROGRAMS``. Raises ``RuntimeError`` where it can't be built."""
+    return _build(HERE / "_build" / sanitizer / name, PROGRAMS[name], sanitizer, [])
 
 
 @functools.cache
-def load() -> None:
+def load() -> ctypes.CDLL:
     """Register ``torch.ops.snnfast_emulated`` in this process (``SNNFAST_EMULATOR_LIBRARY``: one built elsewhere)."""
     from snnfast import _ops
 
-    library = os.environ.get("SNNFAST_EMULATOR_LIBRARY") or str(build())
-    torch.ops.load_library(library)
+    path = os.environ.get("SNNFAST_EMULATOR_LIBRARY") or str(build_ops())
+    torch.ops.load_library(path)
     _ops.register_fakes(NAMESPACE)
+    library = ctypes.CDLL(path)
     # Whatever allows 16-byte accesses takes them: test shapes are small.
-    set_vector_minimum(1)
+    library.snnfast_set_vector_minimum(ctypes.c_int64(1))
+    return library
 
 
-def set_vector_minimum(neurons: int) -> None:
-    """Neurons from which a thread takes several of them."""
-    library = os.environ.get("SNNFAST_EMULATOR_LIBRARY") or str(build())
-    ctypes.CDLL(library).snnfast_set_vector_minimum(ctypes.c_int64(neurons))
+def set_seed(seed: int) -> None:
+    """The order of threads and blocks from now on."""
+    load().snnfast_set_emulator_seed(ctypes.c_uint(seed))
 
 
 if __name__ == "__main__":
-    print(build())
+    print(build_program(*sys.argv[1:]) if len(sys.argv) > 1 else build_ops())

@@ -1,0 +1,140 @@
+// The kernels without torch, over a grid of shapes and options and with seeds 0 to 7: for ThreadSanitizer, which would
+// have to watch all of Python and torch as well. Every output must be written; a sanitizer says the rest.
+#include <cstdio>
+#include <cstdlib>
+#include <initializer_list>
+#include <vector>
+
+#include "../../csrc/lif.h"
+#include "emulator.h"
+#include "poison.h"
+
+namespace {
+
+using snnfast::DType;
+using snnfast::LifBackward;
+using snnfast::LifForward;
+using snnfast::LifProblem;
+
+size_t size_of(DType type) { return type == DType::kDouble ? 8 : type == DType::kFloat ? 4 : 2; }
+DType acc_of(DType type) { return type == DType::kDouble ? type : DType::kFloat; }
+
+// A tensor to the byte, so that AddressSanitizer watches its ends.
+class Memory {
+ public:
+  Memory(DType type, int64_t count) : type_(type), count_(count), bytes_(static_cast<size_t>(count) * size_of(type)) {
+    emulator::poison(bytes_.data(), bytes_.size());
+  }
+
+  // Numbers between -0.5 and 1.5, as of a current that makes some neurons spike.
+  static Memory input(DType type, int64_t count) {
+    Memory memory(type, count);
+    for (int64_t i = 0; i < count; ++i) memory.set(i, static_cast<double>(i * 37 % 101) / 50 - 0.5);
+    return memory;
+  }
+
+  void* data() { return bytes_.data(); }
+
+  void expect_written(const char* name) const {
+    const int64_t at = emulator::first_poisoned(bytes_.data(), count_, size_of(type_));
+    if (at == count_) return;
+    std::fprintf(stderr, "driver: %s: element %d was not written\n", name, static_cast<int>(at));
+    std::exit(1);
+  }
+
+ private:
+  void set(int64_t i, double value) {
+    void* const at = bytes_.data() + static_cast<size_t>(i) * size_of(type_);
+    switch (type_) {
+      case DType::kDouble: *static_cast<double*>(at) = value; break;
+      case DType::kFloat: *static_cast<float*>(at) = static_cast<float>(value); break;
+      case DType::kHalf: *static_cast<__half*>(at) = __double2half(value); break;
+      case DType::kBFloat16: *static_cast<__nv_bfloat16*>(at) = __double2bfloat16(value); break;
+    }
+  }
+
+  DType type_;
+  int64_t count_;
+  std::vector<char> bytes_;
+};
+
+void expect_success(int error) {
+  if (error == 0) return;
+  std::fprintf(stderr, "driver: %s\n", snnfast::cuda::error_string(error));
+  std::exit(1);
+}
+
+void forward_and_backward(LifProblem problem, bool record) {
+  const DType type = problem.dtype, acc = acc_of(type);
+  const int64_t T = problem.T, N = problem.N, rows = snnfast::checkpoint_rows(T);
+  const int64_t x_count = problem.x_constant ? N : T * N, spk_count = problem.spk_count ? N : T * N;
+  Memory x = Memory::input(type, x_count), mem0 = Memory::input(acc, N), beta = Memory::input(acc, N);
+  problem.x = x.data();
+  problem.mem0 = mem0.data();
+  problem.beta = {beta.data(), 0, 1, N};
+  problem.threshold.value = 0.5;
+  problem.graded.value = 1;
+
+  Memory spk(type, spk_count), mem_rec(type, T * N), mem_last(type, N), checkpoints(acc, rows * N);
+  LifForward forward{problem, spk.data(), nullptr, nullptr, nullptr};
+  (record ? forward.mem_rec : forward.mem_last) = (record ? mem_rec : mem_last).data();
+  if (rows > 0) forward.checkpoints = checkpoints.data();
+  expect_success(snnfast::cuda::lif_forward(forward, nullptr));
+  spk.expect_written("spk");
+  (record ? mem_rec : mem_last).expect_written("mem");
+  checkpoints.expect_written("checkpoints");
+
+  Memory grad_spk = Memory::input(type, spk_count), grad_mem = Memory::input(type, record ? T * N : N);
+  Memory grad_x(type, x_count), grad_mem0(acc, N), grad_beta(acc, N), grad_threshold(acc, N), grad_graded(acc, N);
+  LifBackward backward{};
+  static_cast<LifProblem&>(backward) = problem;
+  if (record && problem.reset_delay && type == acc) {
+    backward.mem_rec = mem_rec.data();
+  } else {
+    backward.checkpoints = forward.checkpoints;
+  }
+  backward.grad_spk = grad_spk.data();
+  (record ? backward.grad_mem_rec : backward.grad_mem_last) = grad_mem.data();
+  backward.surrogate = snnfast::SurrogateKind::kATan;
+  backward.coefficients =
+      snnfast::visit_surrogate(backward.surrogate, [](auto kind) { return decltype(kind)::coefficients(2.0, 0.0); });
+  backward.grad_x = grad_x.data();
+  backward.grad_mem0 = grad_mem0.data();
+  backward.grad_beta = grad_beta.data();
+  backward.grad_threshold = grad_threshold.data();
+  backward.grad_graded = grad_graded.data();
+  expect_success(snnfast::cuda::lif_backward(backward, nullptr));
+  for (const Memory* memory : {&grad_x, &grad_mem0, &grad_beta, &grad_threshold, &grad_graded}) {
+    memory->expect_written("a gradient");
+  }
+}
+
+}  // namespace
+
+int main() {
+  int cases = 0;
+  snnfast::cuda::set_vector_minimum(1);
+  for (unsigned seed = 0; seed < 8; ++seed) {
+    emulator::set_seed(seed);
+    for (const DType dtype : {DType::kFloat, DType::kDouble, DType::kHalf, DType::kBFloat16}) {
+      for (const snnfast::Reset reset : {snnfast::Reset::kSubtract, snnfast::Reset::kZero, snnfast::Reset::kNone}) {
+        for (int options = 0; options < 16; ++options) {
+          // Full vectors in several blocks, single neurons, and the tail of a block; steps on both sides of a chunk.
+          for (const int64_t N : {1, 7, 264, 1040}) {
+            LifProblem problem{};
+            problem.dtype = dtype;
+            problem.reset = reset;
+            problem.reset_delay = options & 1;
+            problem.x_constant = options & 2;
+            problem.spk_count = options & 4;
+            problem.T = N == 264 ? 33 : 5;
+            problem.N = N;
+            forward_and_backward(problem, options & 8);
+            ++cases;
+          }
+        }
+      }
+    }
+  }
+  std::printf("driver: %d forward and backward passes\n", cases);
+}

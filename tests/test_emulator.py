@@ -1,0 +1,118 @@
+"""Bugs planted in small kernels are caught by the tool that should catch them; the same kernels without them pass."""
+
+import itertools
+import os
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import skip_unless_required
+from emulator.build import HERE, build_program, set_seed
+from gradient_checks import check_against_reference
+from helpers import FLOATS, HALVES, RESETS, Case, inputs
+from test_lif import assert_equals_reference
+
+pytestmark = pytest.mark.emulated
+
+FIRST_SEED = int(os.environ.get("SNNFAST_EMULATOR_SEED", "0"))
+SOURCES = [HERE / "planted/memory.cu", HERE / "planted/threads.cu"]
+ASAN = "ERROR: AddressSanitizer: "
+RACE = "WARNING: ThreadSanitizer: data race"
+# Bug, the build that catches it, what its report says ({}: file and line of the bug), whether it names the line.
+BUGS = [
+    ("global_bounds", "address", ASAN + "heap-buffer-overflow", True),
+    ("static_shared_bounds", "address", ASAN + "global-buffer-overflow", True),
+    ("shared_index", "address", "runtime error: index 32 out of bounds for type 'float [32]'", True),
+    ("dynamic_shared_bounds", "address", ASAN + "heap-buffer-overflow", True),
+    ("alignment", "address", "runtime error: reference binding to misaligned address", True),
+    ("index_overflow", "address", "runtime error: signed integer overflow", True),
+    ("missing_syncthreads", "thread", RACE, True),
+    ("missing_second_syncthreads", "thread", RACE, True),
+    ("missing_syncwarp", "thread", RACE, True),
+    ("block_race", "thread", RACE, True),
+    ("divergent_barrier", "plain", "waits in __syncthreads at {}; thread (16,0,0) of block (0,0,0) has exited", True),
+    ("two_barriers", "plain", "thread (16,0,0) of block (0,0,0) waits in __syncthreads at ", True),
+    ("exited_lane", "plain", "__shfl_down_sync with mask 0xffffffff at {}; thread (16,0,0)", True),
+    ("own_lane", "plain", "__syncwarp with mask 0xfffffffe at {}: without its own lane", True),
+    ("absent_lane", "plain", "mask 0xffffffff at {}: with lanes that the block does not have", True),
+    ("different_masks", "plain", "with mask 0xffffffff at {}; thread (3,0,0)", True),
+    ("block_waits", "plain", "atomicAdd at {}: again and again", True),
+    ("unwritten_global", "plain", "poison: element 31 of the output", False),
+    ("unwritten_shared", "plain", "poison: element 24 of the output", False),
+    ("unwritten_output", "plain", "poison: element 31 of the output", False),
+    ("block_size", "plain", "launch: error 9, invalid configuration argument", False),
+    ("shared_size", "plain", "launch: error 1, invalid argument", False),
+]
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def planted() -> Run:
+    """Runs the program with the planted bugs, built with one sanitizer."""
+
+    def run(sanitizer: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        try:
+            program = build_program("planted", sanitizer)
+        except RuntimeError as error:
+            skip_unless_required(str(error), "SNNFAST_REQUIRE_EMULATOR")
+        # Not with what `make sanitize` preloads into Python: each program has its own sanitizer.
+        environment = {"TSAN_OPTIONS": "halt_on_error=1", "ASAN_OPTIONS": "detect_leaks=0"}
+        return subprocess.run(
+            [program, *arguments], capture_output=True, text=True, timeout=60, check=False, env=environment
+        )
+
+    return run
+
+
+def place_of(bug: str) -> str:
+    """File and line of the planted bug, as reports name them."""
+    for path in SOURCES:
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            if line.endswith(f"// planted: {bug}"):
+                return f"{path}:{number}"
+    raise AssertionError(f"no line is marked as '// planted: {bug}'")
+
+
+@pytest.mark.parametrize(("bug", "sanitizer", "report", "names_line"), BUGS, ids=[bug[0] for bug in BUGS])
+def test_a_planted_bug_is_reported(bug: str, sanitizer: str, report: str, names_line: bool, planted: Run) -> None:
+    result = planted(sanitizer, bug)
+    assert result.returncode not in (0, 2)
+    if not names_line:
+        assert report in result.stderr
+        return
+    place = place_of(bug)
+    assert report.format(place) in result.stderr
+    assert re.search(re.escape(place) + r"\b", result.stderr)
+
+
+def test_every_planted_bug_is_tested() -> None:
+    listed = re.findall(r"BUG\((\w+)\)", Path(HERE / "planted/main.cpp").read_text())
+    assert sorted(set(listed) - {"NAME"}) == sorted(bug[0] for bug in BUGS)
+
+
+@pytest.mark.parametrize("sanitizer", ["plain", "address", "thread"])
+def test_the_clean_twins_pass_with_eight_seeds(sanitizer: str, planted: Run) -> None:
+    result = planted(sanitizer, "clean")
+    # AddressSanitizer warns of every use of swapcontext; it is told of each switch.
+    report = [
+        line for line in result.stderr.splitlines() if "doesn't fully support makecontext/swapcontext" not in line
+    ]
+    assert (result.returncode, report) == (0, [])
+
+
+@pytest.mark.parametrize("device", ["emulated"], indirect=True)
+@pytest.mark.parametrize("seed", range(8))
+def test_kernels_do_not_depend_on_the_order_of_threads(
+    seed: int, device: torch.device, request: pytest.FixtureRequest
+) -> None:
+    request.addfinalizer(lambda: set_seed(FIRST_SEED))
+    set_seed(seed)
+    for dtype, reset, delay, (record_mem, constant) in itertools.product(
+        FLOATS + HALVES, RESETS, (True, False), ((True, False), (False, True))
+    ):
+        case = Case(17, (3, 1030), dtype, reset, delay, record_mem, constant, "neuron")
+        assert_equals_reference(inputs(case, device, seed), case)
+        check_against_reference(case, device, seed=seed)
