@@ -76,7 +76,9 @@ void forward_and_backward(LifProblem problem, bool record) {
   problem.graded.value = 1;
 
   Memory spk(type, spk_count), mem_rec(type, T * N), mem_last(type, N), checkpoints(acc, rows * N);
-  LifForward forward{problem, spk.data(), nullptr, nullptr, nullptr};
+  LifForward forward{};
+  static_cast<LifProblem&>(forward) = problem;
+  forward.spk = spk.data();
   (record ? forward.mem_rec : forward.mem_last) = (record ? mem_rec : mem_last).data();
   if (rows > 0) forward.checkpoints = checkpoints.data();
   expect_success(snnfast::cuda::lif_forward(forward, nullptr));

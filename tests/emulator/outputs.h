@@ -17,7 +17,7 @@ inline thread_local std::vector<Output> outputs;
 
 inline void add_output(const Output& output) {
   poison(output.data, static_cast<size_t>(output.count) * output.size);
-  outputs.push_back(output);
+  if (output.size > 1) outputs.push_back(output);  // in a byte every bit may be set by right
 }
 
 // Of the first output with an element that no thread has written; empty if there is none.
