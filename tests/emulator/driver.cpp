@@ -80,7 +80,10 @@ void forward_and_backward(LifProblem problem, bool record) {
   static_cast<LifProblem&>(forward) = problem;
   forward.spk = spk.data();
   (record ? forward.mem_rec : forward.mem_last) = (record ? mem_rec : mem_last).data();
-  if (rows > 0) forward.checkpoints = checkpoints.data();
+  if (rows > 0) {
+    forward.keep = snnfast::Keep::kCheckpoints;
+    forward.kept = checkpoints.data();
+  }
   expect_success(snnfast::cuda::lif_forward(forward, nullptr));
   spk.expect_written("spk");
   (record ? mem_rec : mem_last).expect_written("mem");
@@ -93,7 +96,8 @@ void forward_and_backward(LifProblem problem, bool record) {
   if (record && problem.reset_delay && type == acc) {
     backward.mem_rec = mem_rec.data();
   } else {
-    backward.checkpoints = forward.checkpoints;
+    backward.keep = snnfast::Keep::kCheckpoints;
+    backward.kept = forward.kept;
   }
   backward.grad_spk = grad_spk.data();
   (record ? backward.grad_mem_rec : backward.grad_mem_last) = grad_mem.data();
