@@ -362,10 +362,9 @@ std::vector<Tensor> lif_step_backward(const MaybeTensor& grad_spk,  // [*]
                                       const Tensor& graded, int64_t reset, bool reset_delay, int64_t surrogate,
                                       double p0, double p1, int64_t needs) {
   constexpr auto keep = static_cast<int64_t>(Keep::kNothing);
-  return backward<Backend>({grad_spk, grad_mem, x, std::nullopt, std::nullopt, std::nullopt, keep, surrogate, p0, p1,
-                            needs},
-                           sizes_of_step(x),
-                           {mem0, beta, threshold, graded, reset, reset_delay, /*count=*/false});
+  return backward<Backend>(
+      {grad_spk, grad_mem, x, std::nullopt, std::nullopt, std::nullopt, keep, surrogate, p0, p1, needs},
+      sizes_of_step(x), {mem0, beta, threshold, graded, reset, reset_delay, /*count=*/false});
 }
 
 }  // namespace

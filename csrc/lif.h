@@ -50,11 +50,11 @@ struct LifProblem {
 };
 
 struct LifForward : LifProblem {
-  void* spk;          // [T, N], or [N] if spk_count: summed in acc, rounded once
-  void* mem_rec;      // [T, N] or nullptr
-  void* mem_last;     // [N] or nullptr
-  Keep keep;          // kRounded and kBits only with a delayed reset
-  void* kept;         // or nullptr, where there are no rows of it
+  void* spk;       // [T, N], or [N] if spk_count: summed in acc, rounded once
+  void* mem_rec;   // [T, N] or nullptr
+  void* mem_last;  // [N] or nullptr
+  Keep keep;       // kRounded and kBits only with a delayed reset
+  void* kept;      // or nullptr, where there are no rows of it
 };
 
 // Exactly one of mem_rec, and x with checkpoints, and kRounded or kBits tells the membranes.

@@ -164,7 +164,9 @@ def _reduced(spk: Tensor, args: LIFArguments) -> Tensor:
 def _whole_membrane(args: LIFArguments) -> tuple[Tensor, Tensor]:
     """The membrane of every step in the dtype of the arithmetic, and what is to be returned of it. Reset delayed."""
     # The kernel's own spikes are not used: as a sum they are at least not written.
-    full = args._replace(current=args.current.to(args.acc), record_mem=True, inhibition=False, reduce="sum", membrane_dtype=None)
+    full = args._replace(
+        current=args.current.to(args.acc), record_mem=True, inhibition=False, reduce="sum", membrane_dtype=None
+    )
     mem_rec = fused_lif(full, heaviside())[1]
     if args.record_mem:
         return mem_rec, mem_rec

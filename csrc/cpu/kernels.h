@@ -5,8 +5,8 @@
 
 namespace snnfast::cpu {
 
-// Neurons that a thread takes through all time steps at once: their state stays in the first-level cache, a checkpoint's
-// worth of their currents in the second, and their rows are long enough for the memory.
+// Neurons that a thread takes through all time steps at once: their state stays in the first-level cache, a
+// checkpoint's worth of their currents in the second, and their rows are long enough for the memory.
 inline constexpr int kBlock = 2048;
 
 // The same where there are fewer steps than a row loop takes, and, forward, where nothing fits in the caches anyway.

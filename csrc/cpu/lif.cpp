@@ -68,9 +68,7 @@ int64_t& stream_bytes() {
   return bytes;
 }
 
-int64_t element_size(DType dtype) {
-  return dtype == DType::kDouble ? 8 : dtype == DType::kFloat ? 4 : 2;
-}
+int64_t element_size(DType dtype) { return dtype == DType::kDouble ? 8 : dtype == DType::kFloat ? 4 : 2; }
 
 // `rows`: tensors with a row for every step that the call reads or writes; `written`: those that it writes.
 bool past_the_caches(const LifProblem& p, int rows, std::initializer_list<const void*> written) {

@@ -260,9 +260,9 @@ struct BackwardBlock {
     if (!recorded) {
       const int64_t stride = p.x_constant ? 0 : p.N;
       x = open_for_reading(row_of<const S>(p.x, start, stride, first), stride, count, n, x_scratch);
-      before[0] = start == 0 ? mem0()
-                             : open_for_reading(row_of<const A>(p.kept, start / kCheckpoint - 1, p.N, first), n,
-                                                mem0_scratch);
+      before[0] = start == 0
+                      ? mem0()
+                      : open_for_reading(row_of<const A>(p.kept, start / kCheckpoint - 1, p.N, first), n, mem0_scratch);
       for (int loop = 0; loop + 1 < loops; k += steps[loop++]) {
         advance_loops(steps[loop])(n, {before[loop], starts[loop], {x[k], x.stride}}, lanes);
         before[loop + 1] = starts[loop];

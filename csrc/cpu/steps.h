@@ -32,9 +32,7 @@ struct Column {
   SNN_HD Vec<A>& operator[](int i) { return at[i]; }
   SNN_HD const Vec<A>& operator[](int i) const { return at[i]; }
 
-  SNN_HD void fill(A value) {
-    SNN_UNROLL for (int g = 0; g < kVectors; ++g) at[g] = Vec<A>(value);
-  }
+  SNN_HD void fill(A value) { SNN_UNROLL for (int g = 0; g < kVectors; ++g) at[g] = Vec<A>(value); }
   SNN_HD void load(const A* from) {
     SNN_UNROLL for (int g = 0; g < kVectors; ++g) at[g] = Vec<A>::load(from + g * Vec<A>::kSize);
   }
@@ -45,9 +43,7 @@ struct Column {
       load(from + i);
     }
   }
-  SNN_HD void store(A* to) const {
-    SNN_UNROLL for (int g = 0; g < kVectors; ++g) at[g].store(to + g * Vec<A>::kSize);
-  }
+  SNN_HD void store(A* to) const { SNN_UNROLL for (int g = 0; g < kVectors; ++g) at[g].store(to + g * Vec<A>::kSize); }
   SNN_HD void put(A* to, bool past_the_caches) const {
     if (past_the_caches) {
       SNN_UNROLL for (int g = 0; g < kVectors; ++g) stream(to + g * Vec<A>::kSize, at[g]);

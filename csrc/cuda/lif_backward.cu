@@ -1,7 +1,7 @@
 // Backward kernel: a thread takes V adjacent neurons back through all time steps.
 //
-// Where the forward pass recorded or kept the membrane it is read back; else kCheckpoint steps at a time are recomputed from
-// the input into shared memory, each thread in a column of its own.
+// Where the forward pass recorded or kept the membrane it is read back; else kCheckpoint steps at a time are recomputed
+// from the input into shared memory, each thread in a column of its own.
 #include "neuron.cuh"
 
 namespace snnfast::cuda {
