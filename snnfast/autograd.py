@@ -17,10 +17,12 @@ def fused_lif(args: LIFArguments, surrogate: Surrogate) -> tuple[Tensor, Tensor]
     """Run the kernels on checked arguments; through autograd only where a gradient is asked for."""
     tensors, reset = _for_kernels(args)
     if _needs_autograd(*tensors):
-        spk, mem = LIFFunction.apply(  # type: ignore[no-untyped-call]
-            *tensors, args.num_steps, reset, args.reset_delay, args.record_mem, args.counts_spikes, surrogate,
+        # In one tuple: Function.apply looks at each of its arguments.
+        options = (
+            args.num_steps, reset, args.reset_delay, args.record_mem, args.counts_spikes, surrogate,
             args.membrane_dtype is not None,
         )  # fmt: skip
+        spk, mem = LIFFunction.apply(*tensors, options)  # type: ignore[no-untyped-call]
     else:
         spk, mem, _ = _ops.lif_forward(
             *tensors, args.num_steps, reset, args.reset_delay, args.record_mem, args.counts_spikes, _ops.KEEP_NOTHING
@@ -117,14 +119,9 @@ class LIFFunction(torch.autograd.Function):
         beta: Tensor,
         threshold: Tensor,
         graded: Tensor,
-        num_steps: int | None,
-        reset: int,
-        reset_delay: bool,
-        record_mem: bool,
-        count: bool,
-        surrogate: Surrogate,
-        rounded: bool,
+        options: tuple[int | None, int, bool, bool, bool, Surrogate, bool],
     ) -> tuple[Tensor, Tensor]:
+        num_steps, reset, reset_delay, record_mem, count, surrogate, rounded = options
         keep = _what_to_keep(ctx, current, reset_delay, record_mem, surrogate, rounded)
         spk, mem, kept = _ops.lif_forward(
             current, mem0, beta, threshold, graded, num_steps, reset, reset_delay, record_mem, count, keep
@@ -142,7 +139,7 @@ class LIFFunction(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
         grad_spk, grad_mem = grads
         if grad_spk is None and grad_mem is None:
-            return (None,) * 12
+            return (None,) * 6
         current, mem_rec, kept, mem0, beta, threshold, graded = ctx.saved_tensors
         surrogate = ctx.surrogate
         if torch.is_grad_enabled() and ctx.options[-1] == _ops.KEEP_ROUNDED:
@@ -152,10 +149,7 @@ class LIFFunction(torch.autograd.Function):
             *ctx.options, surrogate.kernel_id, *surrogate.parameters(), _needs(ctx),
         )  # fmt: skip
         parameters = (beta, threshold, graded)
-        return (
-            *_gradients(ctx, found, parameters, grad_spk, grad_mem, current, mem_rec, mem0),
-            None, None, None, None, None, None, None,
-        )  # fmt: skip
+        return *_gradients(ctx, found, parameters, grad_spk, grad_mem, current, mem_rec, mem0), None
 
 
 class LIFStepFunction(torch.autograd.Function):

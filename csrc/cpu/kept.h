@@ -50,11 +50,11 @@ void from_rounded(int n, const BFloat16* kept, const Lane<A>& threshold, A* mem)
 template <typename A>
 void keep_bits(int n, const A* mem, const Lane<A>& threshold, int bit, uint8_t* kept) {
   with_threshold(threshold, [=](auto threshold_of) {
-    const int others = bit == 0 ? 0 : 0xff;
+    const auto one = static_cast<uint8_t>(1 << bit), others = static_cast<uint8_t>(one - 1);
 #pragma GCC ivdep
     for (int i = 0; i < n; ++i) {
-      const int spike = mem[i] - threshold_of(i) > A(0);
-      kept[i] = static_cast<uint8_t>((kept[i] & others) | spike << bit);
+      const uint8_t spike = mem[i] - threshold_of(i) > A(0) ? one : uint8_t{0};
+      kept[i] = static_cast<uint8_t>((kept[i] & others) | spike);
     }
   });
 }
