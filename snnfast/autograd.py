@@ -9,22 +9,23 @@ from torch.autograd import forward_ad
 
 from snnfast import _ops
 from snnfast._arguments import RESET_MECHANISMS, LIFArguments
+from snnfast._layout import InOrder, StepOrder, one_block, step_order
 from snnfast._spike_grad import SpikeGrad
 from snnfast.surrogate import DISABLED, Surrogate, has_derivative, straight_through_estimator
 
 
 def fused_lif(args: LIFArguments, surrogate: Surrogate) -> tuple[Tensor, Tensor]:
     """Run the kernels on checked arguments; through autograd only where a gradient is asked for."""
-    tensors, reset = _for_kernels(args)
+    tensors, reset, order = _for_kernels(args)
     if _needs_autograd(*tensors):
         # In one tuple: Function.apply looks at each of its arguments.
         options = (
             args.num_steps, reset, args.reset_delay, args.record_mem, args.counts_spikes, surrogate,
-            args.membrane_dtype is not None,
+            args.membrane_dtype is not None, order,
         )  # fmt: skip
         spk, mem = LIFFunction.apply(*tensors, options)  # type: ignore[no-untyped-call]
     else:
-        spk, mem, _ = _ops.lif_forward(
+        spk, mem, _ = (_ops if order is None else InOrder(order)).lif_forward(
             *tensors, args.num_steps, reset, args.reset_delay, args.record_mem, args.counts_spikes, _ops.KEEP_NOTHING
         )
     return (spk if spk.dtype == args.current.dtype else spk.to(args.current.dtype)), mem
@@ -45,15 +46,17 @@ def fused_lif_step(
     if beta.dtype != dtype and beta.dtype == torch.float64:
         x = current.to(torch.float64)
     if beta.dim():
-        beta = _one_block(beta, x.shape)
+        beta = one_block(beta, x.shape)
     if threshold.dim():
-        threshold = _one_block(threshold, x.shape)
+        threshold = one_block(threshold, x.shape)
     if graded.dim():
-        graded = _one_block(graded, x.shape)
+        graded = one_block(graded, x.shape)
+    order = None if x.is_contiguous() else step_order(x, has_time=False)
     if _needs_autograd(x, mem, beta, threshold, graded):
-        spk, mem = LIFStepFunction.apply(x, mem, beta, threshold, graded, reset, reset_delay, surrogate)  # type: ignore[no-untyped-call]
+        spk, mem = LIFStepFunction.apply(x, mem, beta, threshold, graded, reset, reset_delay, surrogate, order)  # type: ignore[no-untyped-call]
     else:
-        spk, mem = _ops.lif_step_forward(x, mem, beta, threshold, graded, reset, reset_delay)
+        ops = _ops if order is None else InOrder(order)
+        spk, mem = ops.lif_step_forward(x, mem, beta, threshold, graded, reset, reset_delay)
     return (spk if x is current else spk.to(dtype)), mem
 
 
@@ -64,29 +67,35 @@ def fused_lif_of_callable(args: LIFArguments, spike_grad: SpikeGrad) -> tuple[Te
     to the kernel. The gradient goes to ``mem - threshold`` only, not to anything else that the callable holds.
     """
     # The membrane in the dtype of the arithmetic: from a rounded one the steps could not be told.
-    tensors, reset = _for_kernels(args._replace(current=args.current.to(args.acc)))
+    tensors, reset, order = _for_kernels(args._replace(current=args.current.to(args.acc)))
     if _needs_autograd(*tensors):
         spk, mem = LIFOfCallableFunction.apply(  # type: ignore[no-untyped-call]
-            *tensors, args.num_steps, reset, args.record_mem, args.counts_spikes, spike_grad
+            *tensors, args.num_steps, reset, args.record_mem, args.counts_spikes, spike_grad, order
         )
     else:
-        spk, mem, _ = _ops.lif_forward(
+        spk, mem, _ = (_ops if order is None else InOrder(order)).lif_forward(
             *tensors, args.num_steps, reset, False, args.record_mem, args.counts_spikes, _ops.KEEP_NOTHING
         )
     return spk.to(args.current.dtype), mem.to(args.mem_dtype)
 
 
-def _for_kernels(args: LIFArguments) -> tuple[tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor], int]:
-    """Current, membrane and the three parameters, and the reset mechanism, as the ops take them."""
+def _for_kernels(
+    args: LIFArguments,
+) -> tuple[tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor], int, StepOrder | None]:
+    """Current, membrane and the three parameters, and the reset mechanism, as the ops take them.
+
+    Last, the order in which the steps of the current lie in memory, if it is another than that of its dimensions.
+    """
     current, step_shape = args.current, args.step_shape
     tensors = (
         current.to(torch.float64) if args.acc == torch.float64 else current,
         args.mem,
-        _one_block(args.beta, step_shape),
-        _one_block(args.threshold, step_shape),
-        _one_block(args.graded_spikes_factor, step_shape),
+        one_block(args.beta, step_shape),
+        one_block(args.threshold, step_shape),
+        one_block(args.graded_spikes_factor, step_shape),
     )
-    return tensors, RESET_MECHANISMS.index(args.reset_mechanism)
+    order = None if current.is_contiguous() else step_order(current, args.num_steps is None)
+    return tensors, RESET_MECHANISMS.index(args.reset_mechanism), order
 
 
 def _needs_autograd(current: Tensor, mem: Tensor | None, beta: Tensor, threshold: Tensor, graded: Tensor) -> bool:
@@ -119,11 +128,11 @@ class LIFFunction(torch.autograd.Function):
         beta: Tensor,
         threshold: Tensor,
         graded: Tensor,
-        options: tuple[int | None, int, bool, bool, bool, Surrogate, bool],
+        options: tuple[int | None, int, bool, bool, bool, Surrogate, bool, StepOrder | None],
     ) -> tuple[Tensor, Tensor]:
-        num_steps, reset, reset_delay, record_mem, count, surrogate, rounded = options
+        num_steps, reset, reset_delay, record_mem, count, surrogate, rounded, order = options
         keep = _what_to_keep(ctx, current, reset_delay, record_mem, surrogate, rounded)
-        spk, mem, kept = _ops.lif_forward(
+        spk, mem, kept = (_ops if order is None else InOrder(order)).lif_forward(
             current, mem0, beta, threshold, graded, num_steps, reset, reset_delay, record_mem, count, keep
         )
         recomputes, from_mem = keep == _ops.KEEP_CHECKPOINTS, keep == _ops.KEEP_NOTHING
@@ -131,7 +140,7 @@ class LIFFunction(torch.autograd.Function):
         ctx.save_for_backward(*saved, mem0, beta, threshold, graded)
         steps, constant = (current.shape[0], False) if num_steps is None else (num_steps, True)
         ctx.options = (steps, constant, reset, reset_delay, count, keep)
-        ctx.surrogate = surrogate
+        ctx.surrogate, ctx.order = surrogate, order
         _mark_outputs(ctx, spk, surrogate)
         return spk, mem
 
@@ -144,7 +153,7 @@ class LIFFunction(torch.autograd.Function):
         surrogate = ctx.surrogate
         if torch.is_grad_enabled() and ctx.options[-1] == _ops.KEEP_ROUNDED:
             raise NotImplementedError(_NO_SECOND_DERIVATIVE)  # nothing that is saved leads back to the current
-        found = _ops.lif_backward(
+        found = (_ops if ctx.order is None else InOrder(ctx.order)).lif_backward(
             grad_spk, grad_mem, current, mem_rec, kept, mem0, beta, threshold, graded, None,
             *ctx.options, surrogate.kernel_id, *surrogate.parameters(), _needs(ctx),
         )  # fmt: skip
@@ -166,11 +175,13 @@ class LIFStepFunction(torch.autograd.Function):
         reset: int,
         reset_delay: bool,
         surrogate: Surrogate,
+        order: StepOrder | None,
     ) -> tuple[Tensor, Tensor]:
-        spk, mem = _ops.lif_step_forward(current, mem0, beta, threshold, graded, reset, reset_delay)
+        ops = _ops if order is None else InOrder(order)
+        spk, mem = ops.lif_step_forward(current, mem0, beta, threshold, graded, reset, reset_delay)
         # Not the membrane, which the user may change in place before the next step.
         ctx.save_for_backward(current, mem0, beta, threshold, graded)
-        ctx.options = (reset, reset_delay, surrogate)
+        ctx.options = (reset, reset_delay, surrogate, order)
         _mark_outputs(ctx, spk, surrogate)
         return spk, mem
 
@@ -178,15 +189,15 @@ class LIFStepFunction(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
         grad_spk, grad_mem = grads
         if grad_spk is None and grad_mem is None:
-            return (None,) * 8
+            return (None,) * 9
         current, mem0, beta, threshold, graded = ctx.saved_tensors
-        reset, reset_delay, surrogate = ctx.options
-        found = _ops.lif_step_backward(
+        reset, reset_delay, surrogate, order = ctx.options
+        found = (_ops if order is None else InOrder(order)).lif_step_backward(
             grad_spk, grad_mem, current, mem0, beta, threshold, graded,
             reset, reset_delay, surrogate.kernel_id, *surrogate.parameters(), _needs(ctx),
         )  # fmt: skip
         parameters = (beta, threshold, graded)
-        return *_gradients(ctx, found, parameters, grad_spk, grad_mem, current, mem0), None, None, None
+        return *_gradients(ctx, found, parameters, grad_spk, grad_mem, current, mem0), None, None, None, None
 
 
 class LIFOfCallableFunction(torch.autograd.Function):
@@ -208,15 +219,16 @@ class LIFOfCallableFunction(torch.autograd.Function):
         record_mem: bool,
         count: bool,
         spike_grad: SpikeGrad,
+        order: StepOrder | None,
     ) -> tuple[Tensor, Tensor]:
         steps = current.shape[0] if num_steps is None else num_steps
         record = record_mem or steps > 0  # without a step, the last membrane is in no record
-        spk, mem, checkpoints = _ops.lif_forward(
+        spk, mem, checkpoints = (_ops if order is None else InOrder(order)).lif_forward(
             current, mem0, beta, threshold, graded, num_steps, reset, False, record, count, _ops.KEEP_CHECKPOINTS
         )
         mem_rec = mem if record else checkpoints  # both [0, *] where there is no step
         ctx.save_for_backward(current, mem_rec, checkpoints, mem0, beta, threshold, graded)
-        ctx.options = (steps, num_steps is not None, reset, count, spike_grad)
+        ctx.options = (steps, num_steps is not None, reset, count, spike_grad, order)
         ctx.set_materialize_grads(False)
         return spk, mem if record == record_mem else mem[-1].clone()
 
@@ -224,21 +236,24 @@ class LIFOfCallableFunction(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
         grad_spk, grad_mem = grads
         if grad_spk is None and grad_mem is None:
-            return (None,) * 10
+            return (None,) * 11
         current, mem_rec, checkpoints, mem0, beta, threshold, graded = ctx.saved_tensors
-        steps, constant, reset, count, spike_grad = ctx.options
+        steps, constant, reset, count, spike_grad, order = ctx.options
         derivative = None
         if grad_spk is not None or RESET_MECHANISMS[reset] != "none":
             with torch.no_grad():
                 v = _deciding_membrane(current, mem_rec, mem0, beta, threshold, reset)
                 derivative = _derivative_of(spike_grad, v.sub_(threshold))
         # Without a derivative no gradient passes through a spike.
-        found = _ops.lif_backward(
+        found = (_ops if order is None else InOrder(order)).lif_backward(
             grad_spk, grad_mem, current, None, checkpoints, mem0, beta, threshold, graded, derivative,
             steps, constant, reset, False, count, _ops.KEEP_CHECKPOINTS, DISABLED.kernel_id, 0.0, 0.0, _needs(ctx),
         )  # fmt: skip
         parameters = (beta, threshold, graded)
-        return *_gradients(ctx, found, parameters, grad_spk, grad_mem, current, mem0), None, None, None, None, None
+        return (
+            *_gradients(ctx, found, parameters, grad_spk, grad_mem, current, mem0),
+            None, None, None, None, None, None,
+        )  # fmt: skip
 
 
 def _what_to_keep(
@@ -344,21 +359,6 @@ class _NoDoubleBackward(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         raise NotImplementedError(_NO_SECOND_DERIVATIVE)
-
-
-def _one_block(parameter: Tensor, step_shape: torch.Size) -> Tensor:
-    """``parameter``, expanded only if the dimensions along which it varies are not next to one another.
-
-    The kernels find the value of neuron ``i`` of the flattened step at ``(i // inner) % size``, which covers a scalar
-    and parameters per neuron, per channel, per sample or per element.
-    """
-    if parameter.dim() == 0:
-        return parameter
-    shape = (1,) * (len(step_shape) - parameter.dim()) + tuple(parameter.shape)
-    varies = [d for d, n in enumerate(shape) if n != 1]
-    if not varies or all(shape[d] == step_shape[d] for d in range(varies[0], varies[-1] + 1)):
-        return parameter
-    return parameter.expand(step_shape)
 
 
 def _sum_to(partial: Tensor, parameter: Tensor) -> Tensor:

@@ -30,7 +30,9 @@ SURROGATES: dict[str, Surrogate] = {
     "LSO": surrogate.LSO(slope=0.3),
 }
 
-_DIMENSIONS: dict[int, tuple[str, ...]] = {0: (), 1: ("N",), 2: ("B", "N"), 3: ("B", "C", "L"), 4: ("B", "C", "H", "W")}
+_DIMENSIONS: dict[int, tuple[str, ...]] = {
+    0: (), 1: ("N",), 2: ("B", "N"), 3: ("B", "C", "L"), 4: ("B", "C", "H", "W"), 5: ("B", "C", "D", "H", "W"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
