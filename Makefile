@@ -19,10 +19,10 @@ EXTRAS_bench := bench
 SANITIZED := tests/test_lif.py tests/test_gradients.py tests/test_counts.py tests/test_step_ops.py
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test bench registers lint format types sanitize clean
+.PHONY: help demo test bench bench-check registers lint format types sanitize clean
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo 'Arguments: make demo ARGS="--epochs 2"; another Python: make PYTHON=python3.12 demo'
 
 demo: $(VENV)/.built $(VENV)/.installed-demo  ## train on MNIST, time a training step, draw figures
@@ -33,6 +33,9 @@ test: $(VENV)/.built $(VENV)/.installed-test  ## run the tests
 
 bench: $(VENV)/.built $(VENV)/.installed-bench  ## measure against snnTorch and others for five minutes, say which bars hold
 	$(BIN)/python -m benchmarks $(or $(ARGS),run)
+
+bench-check: $(VENV)/.built $(VENV)/.installed-test  ## fail where a ratio to snnTorch is below half its bar; a minute
+	$(BIN)/python -m benchmarks check $(ARGS)
 
 registers: $(VENV)/.built  ## list registers and spills of every CUDA kernel; fails on a spill
 	$(BIN)/python -m benchmarks registers $(ARGS)

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import torch
 
-from . import cli, lif, loop, parity, registers, tutorial5
+from . import check, cli, lif, loop, parity, registers, tutorial5
 from .measure import machine
 
 COMMANDS = {
+    "check": (check.run, "whether a ratio to snnTorch has fallen below half its bar, within a minute"),
     "lif": (lif.run, "LIF layer, forward and backward, against snnTorch's loop"),
     "loop": (loop.run, "the layer called once per time step in a loop of one's own, against snnTorch's"),
     "step": (tutorial5.run_step, "one training step of tutorial 5's network, against snnTorch's own loop"),
@@ -34,7 +35,10 @@ def main() -> int:
     )
     parser.add_argument("--shape", type=int, nargs=3, default=(25, 128, 1000), metavar=("T", "B", "N"), help="of lif")
     parser.add_argument(
-        "--seconds", type=float, default=20.0, help="of measuring per comparison (default: %(default)s)"
+        "--seconds",
+        type=float,
+        default=20.0,
+        help="of measuring per comparison (default: %(default)s; at most 5 of check)",
     )
     parser.add_argument("--configurations", type=int, default=400, help="of parity (default: %(default)s)")
     parser.add_argument(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import snnfast
 from benchmarks import __main__ as command_line
-from benchmarks import bars, cli, measure, memory_use, report, runner
+from benchmarks import bars, check, cli, measure, memory_use, report, runner
 from benchmarks.peers import PEERS, Peer
 from benchmarks.peers.ours import OURS
 from benchmarks.peers.snntorch_loop import LOOP
@@ -112,6 +112,85 @@ def test_missed_bar_is_the_exit_code(capsys):
     assert not report.print_bars([missed, held])
     assert report.print_bars([held, unknown])
     assert capsys.readouterr().out.count("MISSED") == 1
+
+
+LAYER, TUTORIAL, LOOP_CASE = check.CASES
+
+
+def _measured(case: Case, ratio: float, theirs: float = 0.06, copy: float | None = None) -> check.Measurement:
+    ours = runner.Row(case.name, OURS, median=theirs / ratio, ratio=1.0)
+    return check.Measurement([ours, runner.Row(case.name, LOOP, median=theirs, ratio=ratio)], copy)
+
+
+@pytest.mark.parametrize(
+    ("case", "bar"), [(LAYER, 30), (TUTORIAL, 8), (LOOP_CASE, 4)], ids=["lif", "tutorial5", "loop"]
+)
+def test_gate_fails_below_half_of_each_bar(case, bar):
+    for ratio, verdict in ((0.49 * bar, "MISSED"), (0.51 * bar, "holds"), (2 * bar, "holds")):
+        found = check.judge(case, _measured(case, ratio))
+        assert found.bar == bar / 2
+        assert found.verdict == verdict
+
+
+def test_gate_asks_for_half_of_what_the_memory_allows_where_that_is_less():
+    # snnTorch in 60 ms, copy_ in 5 ms: no kernel is more than 12 times as fast, and 6 are enough.
+    for ratio, verdict in ((5.9, "MISSED"), (6.1, "holds")):
+        found = check.judge(LAYER, _measured(LAYER, ratio, 0.06, copy=0.005))
+        assert found.bar == pytest.approx(6)
+        assert found.verdict == verdict
+        assert "half of 12.0" in found.detail
+        assert "the bar is 30" in found.detail
+    assert check.judge(LAYER, _measured(LAYER, 14.9, 0.06, copy=0.001)).bar == 15  # 60 times: the bar is less
+
+
+def test_gate_measures_once_more_before_it_fails(capsys):
+    def attempts(*ratios: float) -> tuple[bool, int]:
+        results = [_measured(TUTORIAL, ratio) for ratio in ratios]
+        held = check.passes(TUTORIAL, lambda case: results.pop(0))
+        return held, len(ratios) - len(results)
+
+    assert attempts(5.0, 5.0) == (True, 1)
+    assert attempts(1.0, 5.0) == (True, 2)
+    assert attempts(1.0, 1.0, 5.0) == (False, 2)
+    assert capsys.readouterr().out.count("once more") == 2
+
+
+def test_gate_fails_on_what_is_not_measured(capsys):
+    rows = [runner.Row(LAYER.name, OURS, median=1.0, ratio=1.0), runner.Row(LAYER.name, LOOP, problem="not installed")]
+    assert not check.passes(LAYER, lambda case: check.Measurement(rows, None))
+    assert "not installed" in capsys.readouterr().out
+
+
+def test_gate_judges_every_case_and_sets_the_exit_code(monkeypatch, capsys):
+    judged = []
+
+    def passes(case: Case, measure: object) -> bool:
+        judged.append(case)
+        return case != LAYER
+
+    monkeypatch.setattr(check, "passes", passes)
+    monkeypatch.setattr("sys.argv", ["benchmarks", "check"])
+    assert command_line.main() == 1
+    assert judged == [LAYER, TUTORIAL, LOOP_CASE]
+
+
+def test_gate_runs(monkeypatch, capsys):
+    pytest.importorskip("snntorch")
+    monkeypatch.setattr(check, "CASES", [replace(case, T=3, B=2) for case in check.CASES])
+    monkeypatch.setattr("sys.argv", ["benchmarks", "check", "--seconds", "0.05", "--threads", "1"])
+    command_line.main()
+    assert capsys.readouterr().out.count("not measured") == 2  # no bar is known of other shapes, but of any tutorial 5
+
+
+def test_copy_moves_as_many_bytes_as_the_layer(monkeypatch):
+    small = replace(LAYER, T=3, B=2)
+    copied = []
+    monkeypatch.setattr(
+        check, "alternate", lambda functions, seconds: {n: copied.append(f()) or [7.0] for n, f in functions.items()}
+    )
+    assert check.copy_seconds(small) == 7.0
+    assert 2 * copied[0].nbytes == 20 * small.neuron_steps
+    assert check.copy_seconds(TUTORIAL) is None
 
 
 def _peer(name: str, make, module: str = "torch") -> Peer:
