@@ -10,6 +10,7 @@
 #include <cuda_runtime_api.h>
 
 #include <cstdint>
+#include <cstring>
 #include <initializer_list>
 
 #include "../lif.h"
@@ -64,11 +65,28 @@ __device__ __forceinline__ void load(const S* from, A (&to)[V]) {
   for (int i = 0; i < V; ++i) to[i] = widen(pack.values[i]);
 }
 
+#if !defined(SNN_EMULATED)
+// For architectures before 10.0 nvcc takes an assignment of a pack apart, into one store per element.
+__device__ __forceinline__ void store_16_bytes(uint4* to, uint4 x) {
+  asm("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)), "r"(x.x), "r"(x.y), "r"(x.z),
+      "r"(x.w));
+}
+#endif
+
 template <int V, typename S, typename A>
 __device__ __forceinline__ void store(S* to, const A (&from)[V]) {
   Pack<S, V> pack;
 #pragma unroll
   for (int i = 0; i < V; ++i) pack.values[i] = narrow<S>(from[i]);
+#if !defined(SNN_EMULATED)
+  if constexpr (sizeof pack % 16 == 0) {
+    uint4 words[sizeof pack / 16];
+    memcpy(words, &pack, sizeof pack);
+#pragma unroll
+    for (unsigned i = 0; i < sizeof pack / 16; ++i) store_16_bytes(reinterpret_cast<uint4*>(to) + i, words[i]);
+    return;
+  }
+#endif
   *reinterpret_cast<Pack<S, V>*>(to) = pack;
 }
 
