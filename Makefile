@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -q -c constraints.txt
 BUILD_INPUTS := pyproject.toml setup.py $(shell find csrc -type f)
-CPP_FILES := $(shell find csrc tests/emulator -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+CPP_FILES := $(shell find csrc tests/emulator tools -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 # Optional dependencies of pyproject.toml that each command needs.
 EXTRAS_demo := examples,snntorch
@@ -19,7 +19,7 @@ EXTRAS_bench := bench
 SANITIZED := tests/test_lif.py tests/test_gradients.py tests/test_counts.py tests/test_step_ops.py
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test bench bench-check registers lint format types sanitize clean
+.PHONY: help demo test bench bench-check gates wheel-check lint format types sanitize clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,8 +37,8 @@ bench: $(VENV)/.built $(VENV)/.installed-bench  ## measure against snnTorch and 
 bench-check: $(VENV)/.built $(VENV)/.installed-test  ## fail where a ratio to snnTorch is below half its bar; a minute
 	$(BIN)/python -m benchmarks check $(ARGS)
 
-registers: $(VENV)/.built  ## list registers and spills of every CUDA kernel; fails on a spill
-	$(BIN)/python -m benchmarks registers $(ARGS)
+gates: $(VENV)/.built $(VENV)/.disassemblers  ## check the machine code of the CUDA kernels; ARGS=--update: new budgets
+	$(BIN)/python -m tools.gates $(ARGS)
 
 lint: $(VENV)/.tools  ## check style and format of Python and C++
 	$(BIN)/ruff check .
@@ -90,6 +90,11 @@ $(VENV)/.built: $(VENV)/.torch $(BUILD_INPUTS)
 $(VENV)/.installed-%: constraints.txt pyproject.toml | $(VENV)/.built
 	@echo "installing what 'make $*' needs"
 	@$(PIP) 'snnfast[$(EXTRAS_$*)]'
+	@touch $@
+
+$(VENV)/.disassemblers: constraints.txt | $(BIN)/python
+	@echo "installing nvdisasm and cuobjdump"
+	@$(PIP) nvidia-cuda-nvdisasm nvidia-cuda-cuobjdump
 	@touch $@
 
 $(VENV)/.tools: constraints.txt | $(BIN)/python

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from . import check, cli, lif, loop, parity, registers, tutorial5
+from . import check, cli, lif, loop, parity, tutorial5
 from .measure import machine
 
 COMMANDS = {
@@ -18,7 +18,6 @@ COMMANDS = {
     "loop": (loop.run, "the layer called once per time step in a loop of one's own, against snnTorch's"),
     "step": (tutorial5.run_step, "one training step of tutorial 5's network, against snnTorch's own loop"),
     "parity": (parity.run, "bits that differ from snnTorch over random configurations"),
-    "registers": (registers.run, "registers and spills of the CUDA kernels (needs nvcc, no GPU)"),
     "epoch": (tutorial5.run_epoch, "one epoch on MNIST with snnfast and with snnTorch: seconds and test accuracy"),
 }
 
@@ -41,9 +40,6 @@ def main() -> int:
         help="of measuring per comparison (default: %(default)s; at most 5 of check)",
     )
     parser.add_argument("--configurations", type=int, default=400, help="of parity (default: %(default)s)")
-    parser.add_argument(
-        "--architectures", nargs="+", default=["80", "90", "100"], help="of registers (default: 80 90 100)"
-    )
     parser.add_argument("--data-path", type=Path, help="of epoch: folder with MNIST/raw (default: SNNFAST_DATA)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: as many as PyTorch chooses)")
     args = parser.parse_args()

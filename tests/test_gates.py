@@ -1,0 +1,306 @@
+"""What the gates of the CUDA kernels read out of the compiler's reports, and when they fail. Needs no compiler."""
+
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import setup
+from tools.gates import analysis, arithmetic, budgets, compile, kernels, memory, occupancy, sass
+from tools.gates.__main__ import budget_gate, kernel_gates
+from tools.gates.kernels import Resources
+from tools.gates.report import Gate, show, table
+
+FORWARD = (
+    "_ZN7snnfast4cuda47_GLOBAL__N__488b60fb_14_lif_forward_cu_ebb0cb9218lif_forward_kernelIfLi4EEEvNS_10LifForwardE"
+)
+HALF = (
+    "_ZN7snnfast4cuda48_GLOBAL__N__186a5353_15_lif_backward_cu_96abbbf519"
+    "lif_backward_kernelINS0_8BFloat16ELi8ELb0EEEvNS_11LifBackwardE"
+)
+
+PTXAS = f"""\
+ptxas info    : 0 bytes gmem
+ptxas info    : Compiling entry function '{FORWARD}' for 'sm_90'
+ptxas info    : Function properties for {FORWARD}
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 56 registers, used 0 barriers
+ptxas info    : Compile time = 47.904 ms
+ptxas info    : Compiling entry function '{HALF}' for 'sm_90'
+ptxas info    : Function properties for {HALF}
+    16 bytes stack frame, 8 bytes spill stores, 12 bytes spill loads
+ptxas info    : Used 220 registers, used 0 barriers, 32768 bytes smem
+"""
+
+PTX = f"""\
+.visible .entry {FORWARD}(
+	.param .align 8 .b8 {FORWARD}_param_0[192]
+)
+.maxntid 256, 1, 1
+{{
+	mul.rn.f32 	%f3, %f1, %f2;
+	@%p2 add.rn.f32 	%f4, %f3, %f5;
+	mad.lo.s64 	%rd3, %rd1, %rd2, %rd4;
+	cvt.rn.f32.f64 	%f6, %fd1;
+	div.rn.f32 	%f7, %f4, %f3;
+	ret;
+}}
+"""
+
+# A loop over groups of neurons (.L_grid) around one over time (.L_time), with a table of branches, a jump written as a
+# call, and a subroutine behind the end.
+SASS = f"""\
+	.target	sm_90
+	.section	.text.{FORWARD},"ax",@progbits
+.text.{FORWARD}:
+        /*0000*/                   HFMA2.MMA R3, -RZ, RZ, 0, 0 ;
+        /*0010*/              @P0 EXIT ;
+.L_grid:
+        /*0020*/                   LDG.E R4, desc[UR22][R4.64] ;
+        /*0030*/                   CALL.REL.NOINC `($__internal_0_$__cuda_sm20_div_s64) ;
+.L_time:
+        /*0040*/                   LDG.E.128 R8, desc[UR22][R24.64] ;
+        /*0050*/                   BRX R28 -0x60 (*"BRANCH_TARGETS .L_one,.L_two"*);
+.L_one:
+        /*0060*/                   FADD R32, R28, -R5 ;
+.L_two:
+        /*0070*/              @!P2 STG.E.128 desc[UR22][R46.64], R32 ;
+        /*0080*/              @!P3 BRA `(.L_time) ;
+        /*0090*/              @P1 CALL.REL.NOINC `(.L_end) ;
+        /*00a0*/                   BRA.U UP3, `(.L_grid) ;
+.L_end:
+        /*00b0*/                   STG.E desc[UR22][R46.64], R32 ;
+        /*00c0*/                   EXIT ;
+        .type           $__internal_0_$__cuda_sm20_div_s64,@function
+$__internal_0_$__cuda_sm20_div_s64:
+        /*00d0*/                   IMAD R33, R28, R31, R33 ;
+        /*00e0*/                   RET.REL.NODEC R34 `({FORWARD}) ;
+.L_x_1:
+        /*00f0*/                   BRA `(.L_x_1);
+"""
+
+
+def code(text: str = SASS) -> sass.Kernel:
+    (kernel,) = sass.parse(text)
+    return kernel
+
+
+def record(**changes: object) -> analysis.Measured:
+    whole = analysis.Measured(
+        "lif_forward<float, 4>", "9.0", 256, Resources(56, 0, 0, 0), memory.Accesses(4, 9), [], share=0.5
+    )
+    return replace(whole, **changes)
+
+
+def test_registers_spills_stack_and_shared_memory_are_read_from_the_report() -> None:
+    found = kernels.resources(PTXAS)
+    assert found == {FORWARD: Resources(56, 0, 0, 0), HALF: Resources(220, 20, 16, 32768)}
+
+
+def test_a_report_without_registers_is_an_error() -> None:
+    with pytest.raises(ValueError, match="nothing of the registers"):
+        kernels.resources(PTXAS.replace("Used 56 registers", ""))
+
+
+def test_names_are_those_of_the_source() -> None:
+    found = kernels.names([FORWARD, HALF])
+    assert list(found.values()) == ["lif_forward<float, 4>", "lif_backward<BFloat16, 8, false>"]
+    assert [kernels.width(name) for name in found.values()] == [4, 8]
+
+
+def test_a_kernel_that_does_not_tell_its_width_is_an_error() -> None:
+    with pytest.raises(ValueError, match="second template argument"):
+        kernels.width("lif_forward<float>")
+
+
+def test_threads_of_a_block_are_the_launch_bound_and_one_is_needed() -> None:
+    assert kernels.threads(PTX) == {FORWARD: 256}
+    with pytest.raises(ValueError, match="__launch_bounds__"):
+        kernels.threads(PTX.replace(".maxntid 256, 1, 1", ""))
+
+
+def test_a_kernel_above_its_budget_or_without_one_fails_and_one_within_it_holds() -> None:
+    budget = {"a": {"9.0": Resources(56, 0, 0, 8)}, "gone": {"9.0": Resources(1, 0, 0, 0)}}
+    assert budgets.problems({"a": {"9.0": Resources(55, 0, 0, 8)}, "gone": {}}, budget) == {}
+    assert budgets.problems({"a": {"9.0": Resources(57, 4, 0, 8)}, "gone": {}}, budget) == {
+        "a": ["9.0: registers 57, budget 56", "9.0: spill 4, budget 0"]
+    }
+    assert budgets.problems({"a": {"8.0": Resources(1, 0, 0, 0)}, "b": {"9.0": Resources(1, 0, 0, 0)}}, budget) == {
+        "a": ["no budget for 8.0"],
+        "b": ["no budget for 9.0"],
+        "gone": ["a budget for a kernel that is not there"],
+    }
+
+
+def test_budgets_are_read_back_as_they_were_written(tmp_path: Path) -> None:
+    written = {"b": {"8.0": Resources(1, 2, 3, 4)}, "a": {"8.0": Resources(5, 0, 0, 0), "9.0": Resources(6, 0, 0, 0)}}
+    budgets.save("13.0.88", written, tmp_path / "budgets.json")
+    assert budgets.load(tmp_path / "budgets.json") == ("13.0.88", written)
+
+
+def test_every_stored_budget_has_all_architectures_and_no_spill() -> None:
+    _, stored = budgets.load()
+    assert stored
+    for per in stored.values():
+        assert list(per) == setup.DEFAULT_ARCHITECTURES
+        assert all((taken.spill, taken.stack) == (0, 0) for taken in per.values())
+
+
+def test_update_makes_the_budget_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "budgets.json"
+    monkeypatch.setattr(budgets.save, "__defaults__", (file,))
+    monkeypatch.setattr(budgets.load, "__defaults__", (file,))
+    budgets.save("13.0.88", {record().name: {"9.0": Resources(1, 0, 0, 0)}})
+    assert budget_gate("13.0.88", [record()], update=False).problems
+    assert not budget_gate("13.0.88", [record()], update=True).problems
+    assert "of nvcc 13.0.88" in budget_gate("13.1.1", [record()], update=False).name
+
+
+def test_ptx_of_separately_rounded_operations_holds() -> None:
+    assert arithmetic.ptx_problems(PTX) == {FORWARD: []}
+
+
+@pytest.mark.parametrize(
+    ("instruction", "why"),
+    [
+        ("fma.rn.f32 	%f4, %f1, %f2, %f3;", "a fused multiply-add"),
+        ("@%p1 fma.rn.f64 	%fd4, %fd1, %fd2, %fd3;", "a fused multiply-add"),
+        ("mul.f32 	%f4, %f1, %f2;", "may be contracted"),
+        ("sub.f64 	%fd4, %fd1, %fd2;", "may be contracted"),
+        ("add.rn.ftz.f32 	%f4, %f1, %f2;", "flushes to zero"),
+        ("div.full.f32 	%f4, %f1, %f2;", "approximates"),
+        ("ex2.approx.f32 	%f4, %f1;", "approximates"),
+    ],
+)
+def test_ptx_that_rounds_otherwise_is_named(instruction: str, why: str) -> None:
+    (problems,) = arithmetic.ptx_problems(PTX.replace("ret;", instruction)).values()
+    assert len(problems) == 1
+    assert problems[0].endswith(why)
+
+
+def test_a_fused_multiply_add_in_machine_code_is_named_and_a_constant_is_none() -> None:
+    assert arithmetic.fused(code()) == []
+    for operation in ("FFMA R32, R28, R5, R6", "DFMA R8, R8, R4, R6", "HFMA2 R4, R5, R6, R7", "FFMA2 R4, R5, R6, R7"):
+        (problem,) = arithmetic.fused(code(SASS.replace("FADD R32, R28, -R5", operation)))
+        assert problem == f"1 fused multiply-adds in machine code: {operation}"
+
+
+def test_instructions_lie_in_as_many_loops_as_the_branches_make() -> None:
+    kernel = code()
+    depths = {i.opcode: d for i, d in zip(kernel.instructions, kernel.depths(), strict=True)}
+    assert (depths["HFMA2.MMA"], depths["LDG.E"], depths["LDG.E.128"], depths["FADD"]) == (0, 1, 2, 2)
+    assert (depths["STG.E.128"], depths["BRA.U"], depths["STG.E"], depths["IMAD"]) == (2, 1, 0, 0)
+
+
+def test_a_table_of_branches_without_targets_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no targets of BRX"):
+        code(SASS.replace('(*"BRANCH_TARGETS .L_one,.L_two"*)', "")).depths()
+
+
+def test_accesses_count_in_the_loop_over_time_only() -> None:
+    found = memory.accesses(code())
+    assert found == memory.Accesses(loads=1, stores=1)
+    assert found.problems() == []
+
+
+def test_narrow_accesses_in_the_loop_over_time_are_named() -> None:
+    found = memory.accesses(code(SASS.replace("STG.E.128 ", "STG.E.U16 ")))
+    assert found.problems() == ["accesses under 16 bytes in the loop over time: 1 STG.E.U16"]
+    generic = memory.accesses(code(SASS.replace("STG.E.128 ", "ST.E ")))
+    assert generic.problems() == ["accesses under 16 bytes in the loop over time: 1 ST.E"]
+
+
+def test_a_loop_over_time_without_loads_is_no_loop_over_time() -> None:
+    found = memory.accesses(code(SASS.replace("@!P3 BRA `(.L_time)", "NOP")))
+    assert found.problems() == ["no loads in a loop over time", "no stores in a loop over time"]
+
+
+def test_local_memory_is_found_anywhere() -> None:
+    assert memory.accesses(code(SASS.replace("IMAD R33, R28, R31, R33", "LDL R33, [R1]"))).local == 1
+
+
+def test_records_join_the_three_reports() -> None:
+    unit = compile.Unit(
+        "lif_forward.cu", "9.0", PTXAS.split("ptxas info    : Compiling entry function '" + HALF)[0], PTX
+    )
+    (found,) = analysis.records(unit, SASS)
+    assert found == record(accesses=memory.Accesses(1, 1), share=0)
+    assert found.vector
+    with pytest.raises(ValueError, match="different kernels"):
+        analysis.records(replace(unit, report=PTXAS), SASS)
+
+
+def test_multiply_adds_of_machine_code_count_against_forward_kernels_only() -> None:
+    fused = SASS.replace("FADD R32, R28, -R5", "FFMA R32, R28, R5, R6")
+    report = PTXAS.split("ptxas info    : Compiling entry function '" + HALF)[0]
+    for direction, problems in (("forward", 1), ("backward", 0)):
+        texts = [text.replace("lif_forward_kernel", f"lif_{direction}_kernel") for text in (report, PTX, fused)]
+        if direction == "backward":
+            texts = [text.replace("18lif_backward", "19lif_backward") for text in texts]
+        (found,) = analysis.records(compile.Unit("lif.cu", "9.0", *texts[:2]), texts[2])
+        assert len(found.roundings) == problems, found.name
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"roundings": ["FFMA R1, R2, R3, R4"]}, "FFMA"),
+        ({"accesses": memory.Accesses(4, 9, narrow=("STG.E",))}, "under 16 bytes"),
+        ({"accesses": memory.Accesses(4, 9, local=3)}, "3 accesses to local memory"),
+        ({"share": 0.0}, "no block fits"),
+    ],
+)
+def test_each_gate_of_a_kernel_can_fail(changes: dict[str, object], why: str) -> None:
+    assert not any(gate.problems for gate in kernel_gates([record()]))
+    (problem,) = [problem for gate in kernel_gates([record(**changes)]) for problem in gate.problems]
+    assert problem.startswith("lif_forward<float, 4>, 9.0: ")
+    assert why in problem
+
+
+def test_kernels_of_one_neuron_may_take_their_elements_one_by_one() -> None:
+    one = record(name="lif_forward<float, 1>", accesses=memory.Accesses(4, 9, narrow=("STG.E",)))
+    assert not any(gate.problems for gate in kernel_gates([one]))
+
+
+def test_one_failing_gate_fails_and_an_absent_tool_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    holds, absent = Gate("one", []), Gate("two", [], "not installed: apt-get install clang-19")
+    assert show([holds, absent], [record()], {"9.0": "H100"})
+    printed = capsys.readouterr().out
+    assert "one: holds" in printed
+    assert "two: not installed" in printed
+    assert not show([holds, Gate("three", ["this one"])], [], {})
+    assert "three: FAILS, 1 times\n    this one" in capsys.readouterr().out
+
+
+def test_the_table_has_a_row_for_each_kernel_and_a_column_for_each_card() -> None:
+    heading, row = table([record()], {"8.0": "A100", "9.0": "H100"})
+    cells = dict(zip(heading, row, strict=True))
+    assert (cells["A100 8.0"], cells["H100 9.0"]) == ("-", "56  50%")
+    assert (cells["kernel"], cells["block"], cells["loads"], cells["under 16 bytes"]) == (
+        record().name,
+        "256",
+        "4",
+        "0",
+    )
+
+
+def test_every_architecture_of_the_build_has_a_card() -> None:
+    assert [card.architecture for card in occupancy.CARDS] == setup.DEFAULT_ARCHITECTURES
+
+
+def test_the_calculator_knows_what_limits_a_card(tmp_path: Path) -> None:
+    toolkit = setup.cuda_home()
+    if toolkit is None:
+        pytest.skip("needs the headers of the CUDA toolkit")
+    program = occupancy.build(toolkit, tmp_path)
+    h100 = next(card for card in occupancy.CARDS if card.name == "H100")
+    # 256 threads of 40 registers: 6 blocks of them in 65536; 33 KiB: 6 in 228 KiB; else 2048 threads.
+    blocks = [occupancy.Block(256, 40, 0), occupancy.Block(64, 32, 33 * 1024), occupancy.Block(256, 32, 0)]
+    assert occupancy.blocks(program, h100, blocks) == [6, 6, 8]
+
+
+def test_what_the_extension_contains_is_read_from_its_listing(monkeypatch: pytest.MonkeyPatch) -> None:
+    listing = "ELF file    1: _C.cpython-311-x86_64-linux-gnu.1.sm_80.cubin\nPTX file    1: _C.1.sm_120.ptx\n"
+    monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: subprocess.CompletedProcess(args, 0, stdout=listing))
+    assert compile.shipped("cuobjdump", Path("_C.so")) == ["sm_80.cubin", "sm_120.ptx"]

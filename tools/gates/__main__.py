@@ -1,0 +1,104 @@
+"""Everything that can be known of the CUDA kernels without a GPU, in one table; the exit code says whether it holds.
+
+Needs nvcc; and nvdisasm and cuobjdump, which ``pip install nvidia-cuda-nvdisasm nvidia-cuda-cuobjdump`` brings.
+"""
+
+import argparse
+import shutil
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import setup
+
+from . import analysis, budgets, compile, occupancy
+from .analysis import Measured
+from .kernels import Resources
+from .report import Gate, show
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tools.gates", description=__doc__)
+    parser.add_argument("--update", action="store_true", help="write what the kernels take now as their budgets")
+    update = parser.parse_args(argv).update
+    toolkit, nvdisasm, cuobjdump = setup.cuda_home(), find("nvdisasm"), find("cuobjdump")
+    if toolkit is None:
+        parser.exit(1, "nvcc was not found; set CUDA_HOME\n")
+    if nvdisasm is None or cuobjdump is None:
+        parser.exit(1, "nvdisasm or cuobjdump was not found; pip install nvidia-cuda-nvdisasm nvidia-cuda-cuobjdump\n")
+    with tempfile.TemporaryDirectory() as folder:
+        gates, measured = measure(toolkit, nvdisasm, Path(folder), update)
+    gates.append(extension_gate(cuobjdump))
+    return 0 if show(gates, measured, {card.architecture: card.name for card in occupancy.CARDS}) else 1
+
+
+def find(tool: str) -> str | None:
+    """A tool of the toolkit: where its package on PyPI puts it, or on the path."""
+    packaged = sorted(Path(sysconfig.get_path("purelib")).glob(f"nvidia/cu*/bin/{tool}"))
+    return str(packaged[-1]) if packaged else shutil.which(tool)
+
+
+def measure(toolkit: Path, nvdisasm: str, folder: Path, update: bool) -> tuple[list[Gate], list[Measured]]:
+    """Compile everything, and look at what came out."""
+    nvcc = compile.nvcc_version(toolkit)
+    units = compile.compile_all(toolkit, setup.DEFAULT_ARCHITECTURES, folder)
+    failed = [f"{u.source}, {u.architecture}: {u.report.strip()[-2000:]}" for u in units if u.cubin is None]
+    gates = [
+        Gate(f"nvcc {nvcc} for {', '.join(setup.DEFAULT_ARCHITECTURES)}, machine code and PTX, no warning", failed),
+        clang_gate(toolkit, folder),
+    ]
+    if failed:
+        return gates, []
+    measured = analysis.analyse(units, nvdisasm)
+    analysis.occupy(measured, toolkit, folder)
+    return [*gates, budget_gate(nvcc, measured, update), *kernel_gates(measured)], measured
+
+
+def clang_gate(toolkit: Path, folder: Path) -> Gate:
+    compiler = compile.clang()
+    if compiler is None:
+        return Gate("a second compiler, no warning", [], "not installed: apt-get install clang-19")
+    complaints = compile.clang_complaints(compiler, toolkit, folder).strip()
+    return Gate(f"{Path(compiler).name}, no warning", [complaints[:4000]] if complaints else [])
+
+
+def budget_gate(nvcc: str, measured: Sequence[Measured], update: bool) -> Gate:
+    taken: dict[str, dict[str, Resources]] = {}
+    for m in measured:
+        taken.setdefault(m.name, {})[m.architecture] = m.resources
+    if update:
+        budgets.save(nvcc, taken)
+    budgeted_with, allowed = budgets.load()
+    name = "registers, spills, stack and shared memory within " + budgets.FILE.name
+    if budgeted_with != nvcc:
+        name += f" (of nvcc {budgeted_with})"
+    return Gate(name, [f"{kernel}: {why}" for kernel, whys in budgets.problems(taken, allowed).items() for why in whys])
+
+
+def kernel_gates(measured: Sequence[Measured]) -> list[Gate]:
+    roundings = [f"{m.name}, {m.architecture}: {why}" for m in measured for why in m.roundings]
+    accesses = [f"{m.name}, {m.architecture}: {why}" for m in measured for why in m.memory_problems]
+    blocked = [f"{m.name}, {m.architecture}: no block fits" for m in measured if m.share == 0]
+    return [
+        Gate("every product, sum and difference rounded by itself, exactly, with subnormal numbers", roundings),
+        Gate("16 bytes at a time in the loops over time of vector kernels, no local memory", accesses),
+        Gate("a block of every kernel fits on its card", blocked),
+    ]
+
+
+def extension_gate(cuobjdump: str) -> Gate:
+    """The built extension has machine code for every architecture, and PTX of the last for what comes later."""
+    name = "the extension as built has all architectures"
+    extension = setup.ROOT / "snnfast" / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
+    if not extension.exists():
+        return Gate(name, [], "not built: python setup.py build_ext --inplace")
+    names = [f"sm_{architecture.replace('.', '')}" for architecture in setup.DEFAULT_ARCHITECTURES]
+    wanted = [*(f"{name}.cubin" for name in names), f"{names[-1]}.ptx"]
+    there = compile.shipped(cuobjdump, extension)
+    return Gate(name, [f"{one} is missing" for one in wanted if one not in there])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

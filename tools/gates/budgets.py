@@ -1,0 +1,45 @@
+"""What each kernel may take on each architecture; ``--update`` writes what it takes now."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from .kernels import Resources
+
+FILE = Path(__file__).parent / "budgets.json"
+Table = Mapping[str, Mapping[str, Resources]]  # kernel, then architecture
+
+
+def load(file: Path = FILE) -> tuple[str, dict[str, dict[str, Resources]]]:
+    """The version of nvcc that the budgets were taken with, and the budgets."""
+    content = json.loads(file.read_text())
+    kernels = {
+        name: {architecture: Resources(*numbers) for architecture, numbers in per.items()}
+        for name, per in content["kernels"].items()
+    }
+    return content["nvcc"], kernels
+
+
+def save(nvcc: str, table: Table, file: Path = FILE) -> None:
+    """One line for each kernel, so that a change can be read."""
+    rows = ",\n".join(f"  {json.dumps(name)}: {json.dumps(table[name])}" for name in sorted(table))
+    columns = json.dumps(Resources._fields)
+    file.write_text(f'{{\n "nvcc": {json.dumps(nvcc)},\n "columns": {columns},\n "kernels": {{\n{rows}\n }}\n}}\n')
+
+
+def problems(measured: Table, budget: Table) -> dict[str, list[str]]:
+    """By kernel: what is above its budget, or has none; and budgets without a kernel."""
+    found: dict[str, list[str]] = {}
+    for name, per in measured.items():
+        for architecture, now in per.items():
+            allowed = budget.get(name, {}).get(architecture)
+            if allowed is None:
+                found.setdefault(name, []).append(f"no budget for {architecture}")
+                continue
+            for field, value, most in zip(Resources._fields, now, allowed, strict=True):
+                if value > most:
+                    found.setdefault(name, []).append(f"{architecture}: {field} {value}, budget {most}")
+    for name in budget:
+        if name not in measured:
+            found.setdefault(name, []).append("a budget for a kernel that is not there")
+    return found
