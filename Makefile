@@ -40,6 +40,9 @@ bench-check: $(VENV)/.built $(VENV)/.installed-test  ## fail where a ratio to sn
 gates: $(VENV)/.built $(VENV)/.disassemblers  ## check the machine code of the CUDA kernels; ARGS=--update: new budgets
 	$(BIN)/python -m tools.gates $(ARGS)
 
+wheel-check: $(VENV)/.torch  ## one wheel in clean environments with CPU and CUDA builds of torch; downloads 3 GB
+	$(BIN)/python tools/wheel_check.py $(ARGS)
+
 lint: $(VENV)/.tools  ## check style and format of Python and C++
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -65,6 +65,12 @@ def cuda_home() -> Path | None:
     return None
 
 
+def cuda_missing() -> str:
+    """Why the kernels of CUDA are not built, for the user of the installed package."""
+    forbidden = os.environ.get("SNNFAST_CUDA") == "0"
+    return f"{'SNNFAST_CUDA=0' if forbidden else 'no nvcc was found'} at install time"
+
+
 def architectures(home: Path) -> list[str]:
     """``TORCH_CUDA_ARCH_LIST`` in torch's own form, e.g. ``8.0;9.0+PTX``; else those of the default that nvcc knows."""
     wanted = os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip()
@@ -127,6 +133,7 @@ def write_ninja(path: Path, output: Path, python_include: str) -> None:
         define("SNN_TORCH_TARGET", ".".join(map(str, TORCH_TARGET)) + " or newer"),
         define("SNN_CUDA_COMPILER", nvcc_version),
         define("SNN_CUDA_ARCHITECTURES", ";".join(architectures(home)) if home is not None else ""),
+        define("SNN_CUDA_MISSING", "" if home is not None else cuda_missing()),
     ]
     # source, object, flags
     objects = [

@@ -19,6 +19,7 @@ PYBIND11_MODULE(_C, m) {
   m.attr("cuda_compiler") = SNN_CUDA_COMPILER;
   m.attr("cuda_architectures") = SNN_CUDA_ARCHITECTURES;
   m.attr("cuda") = *SNN_CUDA_COMPILER != '\0';
+  m.attr("cuda_missing") = SNN_CUDA_MISSING;
   m.attr("checkpoint_stride") = kCheckpoint;
   m.attr("surrogate_kinds") = kSurrogateKinds;
   m.def("isa", &cpu::isa, "Name of the CPU instruction set that the kernels use.");

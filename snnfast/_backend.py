@@ -68,7 +68,7 @@ def unavailable(device: torch.device) -> str | None:
         return None
     if device.type == "cuda":
         if not _ops.extension.cuda:
-            return "snnfast was built without CUDA (no nvcc at install time, or SNNFAST_CUDA=0)"
+            return f"snnfast was built without CUDA: {_ops.extension.cuda_missing}"
         return _unsupported(device) if torch.cuda.is_available() else None
     return f"snnfast has no kernels for device type {device.type!r}"
 

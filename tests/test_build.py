@@ -38,6 +38,23 @@ def test_without_a_compiler_the_installation_succeeds_and_says_so(tree: Path) ->
     assert not list(tree.rglob("*.so"))
 
 
+@pytest.mark.parametrize(
+    ("variable", "reason"), [("0", "SNNFAST_CUDA=0 at install time"), ("", "no nvcc was found at install time")]
+)
+def test_a_build_without_cuda_records_why(
+    variable: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import setup
+
+    monkeypatch.setenv("SNNFAST_CUDA", variable)
+    if not variable:
+        monkeypatch.setattr(setup, "cuda_home", lambda: None)
+    setup.write_ninja(tmp_path / "build.ninja", tmp_path / "_C.so", "include")
+    written = (tmp_path / "build.ninja").read_text()
+    assert f'-DSNN_CUDA_MISSING="{reason}"' in written
+    assert "nvcc" not in written.replace(reason, "")
+
+
 def test_a_failed_build_leaves_no_stale_extension(tree: Path) -> None:
     suffix = subprocess.run(
         [sys.executable, "-c", "import sysconfig; print(sysconfig.get_config_var('EXT_SUFFIX'))"],

@@ -98,6 +98,17 @@ def test_show_config_says_how_the_extension_was_built() -> None:
     assert (facts["CUDA compiler"] != "none") == _ops.extension.cuda
 
 
+def test_a_build_without_cuda_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    if _ops.extension is None:
+        pytest.skip(str(_ops.missing))
+    assert (_ops.extension.cuda_missing == "") == _ops.extension.cuda
+    monkeypatch.setattr(_ops.extension, "cuda", False)
+    monkeypatch.setattr(_ops.extension, "cuda_missing", "no nvcc was found at install time")
+    reason = "snnfast was built without CUDA: no nvcc was found at install time"
+    assert snnfast.config()["fused on cuda"] == f"no: {reason}"
+    assert snnfast.config()["fused on cpu"] == "yes"
+
+
 @pytest.fixture
 def no_extension(monkeypatch: pytest.MonkeyPatch) -> str:
     """As installed without a compiler."""

@@ -1,0 +1,84 @@
+"""Look at an installed snnfast: where it is, what it can do, whether its numbers are right; without the sources."""
+
+import argparse
+from pathlib import Path
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import snnfast
+from snnfast import _ops, reference
+from snnfast.functional import lif
+
+OPS = ("lif_forward", "lif_backward", "lif_step_forward", "lif_step_backward")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--torch-cuda", action="store_true", help="torch must be a CUDA build; else it must not be")
+    parser.add_argument("--kernels", nargs="+", choices=("CPU", "CUDA"), required=True, help="these, and no others")
+    args = parser.parse_args()
+    print(f"torch {torch.__version__}, snnfast {snnfast.__version__} in {Path(snnfast.__file__).parent}", flush=True)
+    assert "site-packages" in snnfast.__file__, "this is not the installed package"
+    assert (torch.version.cuda is not None) == args.torch_cuda, f"torch is built with CUDA {torch.version.cuda}"
+    registered(args.kernels)
+    numbers()
+    if "CUDA" in args.kernels:
+        fake()
+    why(args.kernels)
+    print("holds", flush=True)
+
+
+def registered(kernels: list[str]) -> None:
+    for op in OPS:
+        for key in ("CPU", "CUDA"):
+            there = torch._C._dispatch_has_kernel_for_dispatch_key(f"snnfast::{op}", key)
+            assert there == (key in kernels), f"snnfast::{op}: kernel for {key}: {there}"
+    print(f"ops registered for {' and '.join(kernels)}")
+
+
+def numbers() -> None:
+    """Spikes and membranes as the reference has them, and its gradients to rounding."""
+    torch.manual_seed(0)
+    for dtype in (torch.float32, torch.float64):
+        results = []
+        current = torch.rand(20, 3, 70, dtype=dtype) * 2
+        for function in (lif, reference.lif):
+            x, beta = current.clone().requires_grad_(), torch.full((70,), 0.9, dtype=dtype, requires_grad=True)
+            with snnfast.use_backend("fused"):
+                spk, mem = function(x, beta=beta)
+            results.append((spk, mem, *torch.autograd.grad(spk.sum() + mem.square().sum(), (x, beta))))
+        for a, b in zip(results[0][:2], results[1][:2], strict=True):
+            assert torch.equal(a, b), f"{dtype}: the kernels differ from the reference"
+        assert 0 < results[0][0].mean() < 1, "all spikes are the same"
+        torch.testing.assert_close(results[0][2:], results[1][2:], rtol=1e-4, atol=1e-4)
+    print("spikes and membranes of the CPU kernels as in the reference, gradients to rounding")
+
+
+def fake() -> None:
+    """Shapes on a device that is not there, as torch.compile needs them."""
+    with FakeTensorMode(), torch.no_grad(), snnfast.use_backend("fused"):
+        spk, mem = lif(torch.empty(9, 3, 10, device="cuda"), beta=torch.empty(10, device="cuda"), record_mem=False)
+        assert (spk.shape, mem.shape, spk.device.type) == ((9, 3, 10), (3, 10), "cuda")
+        x, beta = torch.empty(9, 3, 10, device="cuda"), torch.empty((), device="cuda")
+        arguments = (spk, mem, x, None, torch.empty(0, 3, 10, device="cuda"), None, beta, beta, beta, None, None)
+        grads = _ops.lif_backward(*arguments, 0, True, False, 0, 2.0, 0.0, 3)
+        assert [grad.shape for grad in grads] == [(9, 3, 10), (3, 10)]
+        assert {grad.device.type for grad in grads} == {"cuda"}
+    print("fake tensors on cuda run forward and backward")
+
+
+def why(kernels: list[str]) -> None:
+    """What show_config says of CUDA where it can't run."""
+    state = snnfast.config()["fused on cuda"]
+    print(f"fused on cuda: {state}")
+    if "CUDA" not in kernels:
+        assert "built without CUDA: SNNFAST_CUDA=0" in state, state
+    elif not torch.cuda.is_available():
+        assert "the kernels are built in, but torch sees no CUDA device" in state, state
+    else:
+        assert state == "yes", state
+
+
+if __name__ == "__main__":
+    main()
