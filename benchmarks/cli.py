@@ -116,6 +116,8 @@ def _run(
             progress.clear()
             report.print_case(case, found)
             rows += found
+            if args.json:  # what a run that is ended early leaves
+                report.save(args.json, header, selected, rows, [], complete=False)
             progress.done()
     report.print_notes(rows)
     if old is not None:

@@ -20,14 +20,16 @@ def alternate(
     warm_up: int = 1,
     least: int = 5,
     slow: float = math.inf,
+    clock: Callable[[Callable[[], object]], float] | None = None,
 ) -> dict[str, list[float]]:
     """Seconds of each call, the functions taking turns, so that a slow moment of the machine hits all alike.
 
     A turn is ``TURN`` calls, the same number for each function. The first of a turn is not counted: it finds the caches
     as another function left them. There are at least ``least`` turns after ``warm_up`` uncounted ones, and the turns go
     on for ``seconds``. A function that takes longer than ``slow`` seconds gets turns of one call, which
-    counts: what the caches hold does not matter to it.
+    counts: what the caches hold does not matter to it. ``clock`` times one call, by default :func:`seconds_of`.
     """
+    clock = clock or seconds_of
     times: dict[str, list[float]] = {name: [] for name in functions}
     end = None
     turns = 0
@@ -36,10 +38,10 @@ def alternate(
         if turns == warm_up:
             end = time.perf_counter() + seconds
         for name, function in functions.items():
-            taken = [seconds_of(function) for _ in range(min(2, calls[name]))]
+            taken = [clock(function) for _ in range(min(2, calls[name]))]
             if turns == 0 and min(taken) > slow:
                 calls[name] = 1
-            taken += [seconds_of(function) for _ in range(calls[name] - 2)]
+            taken += [clock(function) for _ in range(calls[name] - 2)]
             if turns >= warm_up:
                 times[name] += taken[1:] or taken
         turns += 1
@@ -57,6 +59,18 @@ def seconds_of(function: Callable[[], object]) -> float:
     taken = time.perf_counter() - start
     del result  # freed outside of the clock, before the next call
     return taken
+
+
+def seconds_on_gpu(function: Callable[[], object]) -> float:
+    """Of one call on the current stream, by the clock of the card: from before its first kernel to after its last."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    start.record()
+    result = function()
+    end.record()
+    end.synchronize()
+    del result
+    return start.elapsed_time(end) / 1e3
 
 
 def table(times: Mapping[str, list[float]], ours: str) -> float:

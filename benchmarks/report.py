@@ -128,9 +128,18 @@ def print_bars(bars: Sequence[Bar]) -> bool:
     return all(bar.verdict != "MISSED" for bar in bars)
 
 
-def save(path: Path, found: Mapping[str, Any], cases: Iterable[Case], rows: Iterable[Row], bars: Sequence[Bar]) -> None:
+def save(
+    path: Path,
+    found: Mapping[str, Any],
+    cases: Iterable[Case],
+    rows: Iterable[Row],
+    bars: Sequence[Bar],
+    complete: bool = True,
+) -> None:
+    """Write a run, or with ``complete`` false what there is of it so far."""
     content = {
         "format": FORMAT,
+        "complete": complete,
         "header": found,
         "cases": {case.name: asdict(case) for case in cases},
         "rows": [asdict(row) for row in rows],

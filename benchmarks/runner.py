@@ -14,7 +14,7 @@ import torch
 import snnfast
 
 from . import memory_use
-from .measure import alternate, seconds_of
+from .measure import alternate, seconds_of, seconds_on_gpu
 from .peers import PEERS, Peer, Unsupported
 from .peers.ours import OURS
 from .registry import Case
@@ -92,7 +92,8 @@ def run_case(
             rows[COPY] = Row(case.name, COPY, neuron_steps=count)
         advance(f"{case.name}: measuring")
         least = 5 if len(functions) < 3 or seconds >= 5 else 3
-        times = alternate(functions, seconds, least=least, slow=0.1)
+        clock = seconds_on_gpu if device.type == "cuda" else seconds_of
+        times = alternate(functions, seconds, least=least, slow=0.1, clock=clock)
     _fill(case, rows, times | twice)
     if device.type == "cpu" and case.suite == "memory":
         _peaks_on_cpu(case, rows, advance)

@@ -1,0 +1,191 @@
+"""The script for a card: what becomes of its steps, what it keeps, what it reads of tools. Needs no card."""
+
+import json
+import sys
+import sysconfig
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import measure
+from benchmarks.gpu import __main__ as script
+from benchmarks.gpu import bandwidth, environment, runner
+from benchmarks.gpu.plan import SUITES, steps
+from benchmarks.gpu.runner import Outcome, Step
+
+
+def python(code: str, seconds: float = 20, **fields: object) -> Step:
+    return replace(Step("step", [sys.executable, "-c", code], seconds), **fields)
+
+
+def test_a_step_passes_or_fails_by_its_exit_code_and_its_output_is_kept() -> None:
+    passed = runner.run(python("print('done')"), 60)
+    assert (passed.verdict, passed.output) == ("passed", "done\n")
+    failed = runner.run(python("import sys; sys.exit('why not')"), 60)
+    assert (failed.verdict, failed.output) == ("failed", "why not\n")
+
+
+@pytest.mark.parametrize(("limit", "left"), [(3, 60), (60, 3)])
+def test_a_step_out_of_time_is_interrupted_and_what_it_said_and_left_is_kept(
+    limit: float, left: float, tmp_path: Path
+) -> None:
+    code = f"""
+import pathlib, time
+pathlib.Path({str(tmp_path / "found.json")!r}).write_text("[1]")
+print("begun", flush=True)
+try:
+    time.sleep(30)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    found = runner.run(python(code, limit, results=tmp_path / "found.json"), left)
+    assert (found.verdict, found.output, found.results) == ("timed out", "begun\ninterrupted\n", [1])
+    assert found.seconds < 15
+
+
+def test_a_step_that_will_not_end_is_ended_with_all_that_it_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "GRACE", 0.5)
+    deaf = "import signal, subprocess, sys, time; signal.signal(signal.SIGINT, signal.SIG_IGN);"
+    child = f"{deaf} time.sleep(60)"
+    found = runner.run(python(f"{deaf} subprocess.run([sys.executable, '-c', {child!r}])", 2), 60)
+    assert found.verdict == "timed out"
+    assert found.seconds < 10
+
+
+def test_without_its_tool_or_without_time_a_step_is_skipped_and_says_so() -> None:
+    assert runner.run(python("", tool="no-such-tool"), 60).output == "no-such-tool was not found"
+    assert runner.run(python(""), 0).output == "no time was left"
+
+
+def test_where_results_tell_the_exit_code_does_not(tmp_path: Path) -> None:
+    file = tmp_path / "found.json"
+    for complete in (True, False):
+        file.write_text(json.dumps({"complete": complete}))
+        found = runner.run(python("raise SystemExit(1)", results=file, complete=lambda f: f["complete"]), 60)
+        assert found.verdict == ("passed" if complete else "failed")
+
+
+def test_paths_of_the_machine_are_not_kept() -> None:
+    kept = runner.public(f"{runner.ROOT}/tests {sys.prefix}/lib {Path.home()}/x")
+    assert all(str(path) not in kept for path in (runner.ROOT, sys.prefix, Path.home()))
+
+
+def test_a_dry_run_has_the_steps_of_a_run_and_needs_no_tool(tmp_path: Path) -> None:
+    real, dry = steps(tmp_path), steps(tmp_path, dry_run=True)
+    assert [step.name for step in real] == [step.name for step in dry]
+    assert [step.name for step in real if step.gating] == ["smoke"]
+    assert {step.tool for step in real} == {"", "ncu", "compute-sanitizer"}
+    assert {step.tool for step in dry} == {""}
+    assert set(SUITES) <= {step.name for step in real}
+    assert all("cuda" not in step.command for step in dry)
+
+
+def test_only_the_smoke_test_ends_a_run_and_decides_its_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    for failing, ran, code in (("smoke", ["smoke"], 1), ("lif", ["smoke", "lif", "tests"], 0)):
+        plan = [
+            python(f"raise SystemExit({name == failing})", name=name, gating=name == "smoke")
+            for name in ("smoke", "lif", "tests")
+        ]
+        monkeypatch.setattr(script, "steps", lambda *arguments, plan=plan: plan)
+        seen: list[str] = []
+        monkeypatch.setattr(
+            script, "run", lambda step, left, seen=seen: seen.append(step.name) or runner.run(step, left)
+        )
+        assert script.main([]) == code
+        assert seen == ran
+
+
+def test_the_time_of_all_steps_together_is_limited(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = [python("import time; time.sleep(60)", name="first"), python("", name="second")]
+    monkeypatch.setattr(script, "steps", lambda *arguments: plan)
+    script.main(["--seconds", "2"])
+    printed = capsys.readouterr().out
+    assert "first timed out" in printed
+    assert "second skipped" in printed
+
+
+def test_results_are_kept_with_card_driver_and_versions_under_the_name_of_the_card(tmp_path: Path) -> None:
+    facts = {"cards": [{"name": "NVIDIA H100 80GB HBM3"}], "driver": "580.1", "snnfast": {"torch": "2.11.0+cu130"}}
+    outcomes = [Outcome("environment", "passed", results=facts), Outcome("lif", "passed", results={"rows": [1]})]
+    file = script.save(script.summary(outcomes, False), tmp_path / "results")
+    assert file.name.startswith("nvidia-h100-80gb-hbm3-20")
+    kept = json.loads(file.read_text())
+    assert kept["environment"] == facts
+    assert [step["results"] for step in kept["steps"]] == [None, {"rows": [1]}]
+
+
+def test_every_step_must_pass_in_a_dry_run() -> None:
+    outcomes = [Outcome("smoke", "passed"), Outcome("memcheck", "failed")]
+    assert (script.exit_code(outcomes, dry_run=True), script.exit_code(outcomes, dry_run=False)) == (1, 0)
+
+
+def test_the_environment_names_versions_and_cards() -> None:
+    found = environment.facts()
+    assert found["snnfast"]["torch"] == torch.__version__
+    assert len(found["cards"]) == torch.cuda.device_count()
+
+
+def test_the_extension_comes_out_of_a_wheel_for_this_python_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(environment, "ROOT", tmp_path)
+    wheel = tmp_path / "snnfast.whl"
+    for suffix in (sysconfig.get_config_var("EXT_SUFFIX"), ".cpython-399-x86_64-linux-gnu.so"):
+        with zipfile.ZipFile(wheel, "w") as archive:
+            archive.writestr(f"snnfast/_C{suffix}", suffix)
+            archive.writestr("snnfast/__init__.py", "")
+        if "399" in suffix:
+            with pytest.raises(SystemExit, match="built for another Python"):
+                environment.unpack(wheel)
+        else:
+            environment.unpack(wheel)
+    assert [file.name for file in (tmp_path / "snnfast").iterdir()] == [f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"]
+
+
+NCU = """\
+==PROF== Connected to process 5268
+==PROF== Profiling "lif_forward_kernel" - 0: 0%....50%....100% - 2 passes
+"ID","Process ID","Kernel Name","Context","dram__bytes_read.sum","dram__bytes_write.sum","dram__throughput.avg.pct_of_peak_sustained_elapsed","gpu__time_duration.sum"
+"","","","","byte","byte","%","ns"
+"0","5268","void lif_forward_kernel<float, 4>(LifForward)","1","419,430,400","419,430,400","85.5","300,000"
+"""  # noqa: E501
+
+
+def test_bandwidth_is_read_from_the_report_of_the_profiler() -> None:
+    (found,) = bandwidth.parse(NCU)
+    assert found["kernel"] == "lif_forward_kernel<float, 4>"
+    assert found["seconds"] == pytest.approx(3e-4)
+    assert found["bytes per second"] == pytest.approx(2 * 419430400 / 3e-4)
+    assert found["share of peak"] == pytest.approx(0.855)
+    assert bandwidth.parse("==ERROR== The user does not have permission") == []
+
+
+def test_a_call_on_a_card_is_timed_from_an_idle_card_to_its_last_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+
+    class Event:
+        made = 0
+
+        def __init__(self, enable_timing: bool) -> None:
+            Event.made += 1
+            self.name = f"event {Event.made}"
+
+        def record(self) -> None:
+            order.append(f"{self.name} recorded")
+
+        def synchronize(self) -> None:
+            order.append(f"{self.name} awaited")
+
+        def elapsed_time(self, end: "Event") -> float:
+            assert (self.name, end.name) == ("event 1", "event 2")
+            return 2.5  # milliseconds
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: order.append("idle"))
+    assert measure.seconds_on_gpu(lambda: order.append("called")) == pytest.approx(2.5e-3)
+    assert order == ["idle", "event 1 recorded", "called", "event 2 recorded", "event 2 awaited"]
