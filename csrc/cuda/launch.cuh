@@ -65,29 +65,42 @@ __device__ __forceinline__ void load(const S* from, A (&to)[V]) {
   for (int i = 0; i < V; ++i) to[i] = widen(pack.values[i]);
 }
 
-#if !defined(SNN_EMULATED)
-// For architectures before 10.0 nvcc takes an assignment of a pack apart, into one store per element.
-__device__ __forceinline__ void store_16_bytes(uint4* to, uint4 x) {
-  asm("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)), "r"(x.x), "r"(x.y), "r"(x.z),
-      "r"(x.w));
-}
+// In as few accesses as the pack's alignment allows. For architectures before 10.0 nvcc takes an assignment of a pack,
+// or of a vector, apart into one store per element; instructions it does not.
+template <typename S, int V>
+__device__ __forceinline__ void put(S* to, const Pack<S, V>& pack) {
+#if defined(SNN_EMULATED)
+  *reinterpret_cast<Pack<S, V>*>(to) = pack;
+#else
+  if constexpr (sizeof pack % 4 == 0) {
+    constexpr int kWords = sizeof pack / 4;
+    uint32_t w[kWords];
+    memcpy(w, &pack, sizeof pack);
+    const auto at = __cvta_generic_to_global(to);
+    if constexpr (kWords % 4 == 0) {
+#pragma unroll
+      for (int i = 0; i < kWords; i += 4) {
+        asm("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(at + 4 * i), "r"(w[i]), "r"(w[i + 1]), "r"(w[i + 2]),
+            "r"(w[i + 3]));
+      }
+    } else if constexpr (kWords == 2) {
+      asm("st.global.v2.b32 [%0], {%1, %2};" ::"l"(at), "r"(w[0]), "r"(w[1]));
+    } else {
+      static_assert(kWords == 1);
+      asm("st.global.b32 [%0], %1;" ::"l"(at), "r"(w[0]));
+    }
+  } else {
+    *reinterpret_cast<Pack<S, V>*>(to) = pack;
+  }
 #endif
+}
 
 template <int V, typename S, typename A>
 __device__ __forceinline__ void store(S* to, const A (&from)[V]) {
   Pack<S, V> pack;
 #pragma unroll
   for (int i = 0; i < V; ++i) pack.values[i] = narrow<S>(from[i]);
-#if !defined(SNN_EMULATED)
-  if constexpr (sizeof pack % 16 == 0) {
-    uint4 words[sizeof pack / 16];
-    memcpy(words, &pack, sizeof pack);
-#pragma unroll
-    for (unsigned i = 0; i < sizeof pack / 16; ++i) store_16_bytes(reinterpret_cast<uint4*>(to) + i, words[i]);
-    return;
-  }
-#endif
-  *reinterpret_cast<Pack<S, V>*>(to) = pack;
+  put(to, pack);
 }
 
 template <typename A, int V>

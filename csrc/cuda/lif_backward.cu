@@ -221,8 +221,13 @@ struct Backward {
   }
 };
 
+// The least number of blocks at once; 0 leaves it to the compiler. For compute capability 9.0 that spills registers of
+// one kernel to keep more threads in flight.
+template <int V, bool kRecorded>
+constexpr int kLeastBlocks = V == 1 && kRecorded ? 1 : 0;
+
 template <typename S, int V, bool kRecorded>
-__global__ void __launch_bounds__(kThreads<S, V>) lif_backward_kernel(const LifBackward p) {
+__global__ void __launch_bounds__(kThreads<S, V>, kLeastBlocks<V, kRecorded>) lif_backward_kernel(const LifBackward p) {
   using A = typename Acc<S>::type;
   __shared__ A trajectory[kRecorded ? 1 : kCheckpoint][V][kThreads<S, V>];
   const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;

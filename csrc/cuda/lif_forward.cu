@@ -75,7 +75,7 @@ struct Forward {
       // What is above 0 stays above 0: the spikes, and so the resets, are told exactly.
       if (z > A(0) && rounded.values[i].bits == 0) rounded.values[i].bits = 1;
     }
-    *reinterpret_cast<Pack<BFloat16, V>*>(static_cast<BFloat16*>(p.kept) + at) = rounded;
+    put(static_cast<BFloat16*>(p.kept) + at, rounded);
   }
 
   __device__ __forceinline__ void keep_bits(int64_t t) {
@@ -88,7 +88,7 @@ struct Forward {
       pack.values[i] = bits[i];
     }
     if (bit != 7 && t + 2 < p.T) return;  // the byte has room for the next step
-    *reinterpret_cast<Pack<uint8_t, V>*>(static_cast<uint8_t*>(p.kept) + t / 8 * p.N + first) = pack;
+    put(static_cast<uint8_t*>(p.kept) + t / 8 * p.N + first, pack);
   }
 };
 
