@@ -9,6 +9,7 @@ import pytest
 import setup
 from tools.gates import analysis, arithmetic, budgets, compile, kernels, memory, occupancy, sass
 from tools.gates.__main__ import budget_gate, kernel_gates
+from tools.gates.budgets import Taken
 from tools.gates.kernels import Resources
 from tools.gates.report import Gate, show, table
 
@@ -121,12 +122,12 @@ def test_threads_of_a_block_are_the_launch_bound_and_one_is_needed() -> None:
 
 
 def test_a_kernel_above_its_budget_or_without_one_fails_and_one_within_it_holds() -> None:
-    budget = {"a": {"9.0": Resources(56, 0, 0, 8)}, "gone": {"9.0": Resources(1, 0, 0, 0)}}
-    assert budgets.problems({"a": {"9.0": Resources(55, 0, 0, 8)}, "gone": {}}, budget) == {}
-    assert budgets.problems({"a": {"9.0": Resources(57, 4, 0, 8)}, "gone": {}}, budget) == {
-        "a": ["9.0: registers 57, budget 56", "9.0: spill 4, budget 0"]
+    budget = {"a": {"9.0": Taken(56, 0, 0, 8, 0)}, "gone": {"9.0": Taken(1, 0, 0, 0, 0)}}
+    assert budgets.problems({"a": {"9.0": Taken(55, 0, 0, 8, 0)}, "gone": {}}, budget) == {}
+    assert budgets.problems({"a": {"9.0": Taken(57, 4, 0, 8, 2)}, "gone": {}}, budget) == {
+        "a": ["9.0: registers 57, budget 56", "9.0: spill 4, budget 0", "9.0: narrow 2, budget 0"]
     }
-    assert budgets.problems({"a": {"8.0": Resources(1, 0, 0, 0)}, "b": {"9.0": Resources(1, 0, 0, 0)}}, budget) == {
+    assert budgets.problems({"a": {"8.0": Taken(1, 0, 0, 0, 0)}, "b": {"9.0": Taken(1, 0, 0, 0, 0)}}, budget) == {
         "a": ["no budget for 8.0"],
         "b": ["no budget for 9.0"],
         "gone": ["a budget for a kernel that is not there"],
@@ -134,7 +135,7 @@ def test_a_kernel_above_its_budget_or_without_one_fails_and_one_within_it_holds(
 
 
 def test_budgets_are_read_back_as_they_were_written(tmp_path: Path) -> None:
-    written = {"b": {"8.0": Resources(1, 2, 3, 4)}, "a": {"8.0": Resources(5, 0, 0, 0), "9.0": Resources(6, 0, 0, 0)}}
+    written = {"b": {"8.0": Taken(1, 2, 3, 4, 0)}, "a": {"8.0": Taken(5, 0, 0, 0, 0), "9.0": Taken(6, 0, 0, 0, 0)}}
     budgets.save("13.0.88", written, tmp_path / "budgets.json")
     assert budgets.load(tmp_path / "budgets.json") == ("13.0.88", written)
 
@@ -151,7 +152,7 @@ def test_update_makes_the_budget_hold(tmp_path: Path, monkeypatch: pytest.Monkey
     file = tmp_path / "budgets.json"
     monkeypatch.setattr(budgets.save, "__defaults__", (file,))
     monkeypatch.setattr(budgets.load, "__defaults__", (file,))
-    budgets.save("13.0.88", {record().name: {"9.0": Resources(1, 0, 0, 0)}})
+    budgets.save("13.0.88", {record().name: {"9.0": Taken(1, 0, 0, 0, 0)}})
     assert budget_gate("13.0.88", [record()], update=False).problems
     assert not budget_gate("13.0.88", [record()], update=True).problems
     assert "of nvcc 13.0.88" in budget_gate("13.1.1", [record()], update=False).name
@@ -201,19 +202,32 @@ def test_a_table_of_branches_without_targets_is_an_error() -> None:
 def test_accesses_count_in_the_loop_over_time_only() -> None:
     found = memory.accesses(code())
     assert found == memory.Accesses(loads=1, stores=1)
-    assert found.problems() == []
+    assert found.problems(4) == []
 
 
 def test_narrow_accesses_in_the_loop_over_time_are_named() -> None:
     found = memory.accesses(code(SASS.replace("STG.E.128 ", "STG.E.U16 ")))
-    assert found.problems() == ["accesses under 16 bytes in the loop over time: 1 STG.E.U16"]
+    assert "accesses under 16 bytes in the loop over time: 1 STG.E.U16" in found.problems(4)
     generic = memory.accesses(code(SASS.replace("STG.E.128 ", "ST.E ")))
-    assert generic.problems() == ["accesses under 16 bytes in the loop over time: 1 ST.E"]
+    assert "accesses under 16 bytes in the loop over time: 1 ST.E" in generic.problems(8)
+    assert "no stores of 16 bytes in a loop over time" in generic.problems(8)
+
+
+def test_what_a_thread_keeps_of_its_neurons_may_be_narrow_and_counts_against_the_budget() -> None:
+    kept = record(accesses=memory.Accesses(4, 12, narrow=("STG.E.64", "STG.E", "LDG.E.64")))
+    assert kept.memory_problems == []  # 2 and 1 bytes for each of 4 neurons
+    assert kept.taken.narrow == 3
+    assert record(name="lif_forward<double, 2>", accesses=kept.accesses).memory_problems == [
+        "accesses under 16 bytes in the loop over time: 1 LDG.E.64, 1 STG.E.64"
+    ]
 
 
 def test_a_loop_over_time_without_loads_is_no_loop_over_time() -> None:
     found = memory.accesses(code(SASS.replace("@!P3 BRA `(.L_time)", "NOP")))
-    assert found.problems() == ["no loads in a loop over time", "no stores in a loop over time"]
+    assert found.problems(4) == [
+        "no loads of 16 bytes in a loop over time",
+        "no stores of 16 bytes in a loop over time",
+    ]
 
 
 def test_local_memory_is_found_anywhere() -> None:
@@ -246,7 +260,7 @@ def test_multiply_adds_of_machine_code_count_against_forward_kernels_only() -> N
     ("changes", "why"),
     [
         ({"roundings": ["FFMA R1, R2, R3, R4"]}, "FFMA"),
-        ({"accesses": memory.Accesses(4, 9, narrow=("STG.E",))}, "under 16 bytes"),
+        ({"accesses": memory.Accesses(4, 9, narrow=("STG.E.U16",))}, "under 16 bytes"),
         ({"accesses": memory.Accesses(4, 9, local=3)}, "3 accesses to local memory"),
         ({"share": 0.0}, "no block fits"),
     ],

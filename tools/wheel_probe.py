@@ -61,8 +61,8 @@ def fake() -> None:
         spk, mem = lif(torch.empty(9, 3, 10, device="cuda"), beta=torch.empty(10, device="cuda"), record_mem=False)
         assert (spk.shape, mem.shape, spk.device.type) == ((9, 3, 10), (3, 10), "cuda")
         x, beta = torch.empty(9, 3, 10, device="cuda"), torch.empty((), device="cuda")
-        arguments = (spk, mem, x, None, torch.empty(0, 3, 10, device="cuda"), None, beta, beta, beta, None, None)
-        grads = _ops.lif_backward(*arguments, 0, True, False, 0, 2.0, 0.0, 3)
+        arguments = (spk, mem, x, None, torch.empty(0, 3, 10, device="cuda"), None, beta, beta, beta, None)
+        grads = _ops.lif_backward(*arguments, 9, False, 0, True, False, _ops.KEEP_CHECKPOINTS, 0, 2.0, 0.0, 3)
         assert [grad.shape for grad in grads] == [(9, 3, 10), (3, 10)]
         assert {grad.device.type for grad in grads} == {"cuda"}
     print("fake tensors on cuda run forward and backward")

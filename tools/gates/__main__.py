@@ -15,7 +15,6 @@ import setup
 
 from . import analysis, budgets, compile, occupancy
 from .analysis import Measured
-from .kernels import Resources
 from .report import Gate, show
 
 
@@ -65,13 +64,13 @@ def clang_gate(toolkit: Path, folder: Path) -> Gate:
 
 
 def budget_gate(nvcc: str, measured: Sequence[Measured], update: bool) -> Gate:
-    taken: dict[str, dict[str, Resources]] = {}
+    taken: dict[str, dict[str, budgets.Taken]] = {}
     for m in measured:
-        taken.setdefault(m.name, {})[m.architecture] = m.resources
+        taken.setdefault(m.name, {})[m.architecture] = m.taken
     if update:
         budgets.save(nvcc, taken)
     budgeted_with, allowed = budgets.load()
-    name = "registers, spills, stack and shared memory within " + budgets.FILE.name
+    name = "registers, spills, stack, shared memory and narrow accesses within " + budgets.FILE.name
     if budgeted_with != nvcc:
         name += f" (of nvcc {budgeted_with})"
     return Gate(name, [f"{kernel}: {why}" for kernel, whys in budgets.problems(taken, allowed).items() for why in whys])

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import arithmetic, kernels, memory, occupancy, sass
+from . import arithmetic, budgets, kernels, memory, occupancy, sass
 from .compile import Unit
 
 
@@ -27,8 +27,12 @@ class Measured:
         return kernels.width(self.name) > 1
 
     @property
+    def taken(self) -> budgets.Taken:
+        return budgets.Taken(*self.resources, narrow=len(self.accesses.narrow) if self.vector else 0)
+
+    @property
     def memory_problems(self) -> list[str]:
-        found = self.accesses.problems() if self.vector else []
+        found = self.accesses.problems(kernels.width(self.name)) if self.vector else []
         return found + ([f"{self.accesses.local} accesses to local memory"] if self.accesses.local else [])
 
 

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from .sass import Kernel
 
+# Bytes of what a step also keeps of each neuron, a bfloat16 or a byte: under 16 in all for few neurons.
+_KEPT = (2, 1)
 _GLOBAL = {"LDG": "loads", "LD": "loads", "STG": "stores", "ST": "stores"}
 _LOCAL = ("LDL", "STL")
 # The outer loop takes a thread from one group of neurons to the next; the loops over time lie in it.
@@ -19,24 +21,39 @@ class Accesses:
     narrow: tuple[str, ...] = ()  # of these, the opcodes of those under 16 bytes
     local: int = 0  # anywhere
 
-    def problems(self) -> list[str]:
-        """Why this is no kernel that takes 16 bytes at a time."""
+    def problems(self, neurons: int) -> list[str]:
+        """Why this is no kernel whose threads take ``neurons`` at a time, 16 bytes or all that they keep of them."""
+        wrong = [kind for kind in self.narrow if _bytes(kind) not in [size * neurons for size in _KEPT]]
         found = []
-        if self.narrow:
-            kinds = ", ".join(f"{self.narrow.count(kind)} {kind}" for kind in sorted(set(self.narrow)))
+        if wrong:
+            kinds = ", ".join(f"{wrong.count(kind)} {kind}" for kind in sorted(set(wrong)))
             found.append(f"accesses under 16 bytes in the loop over time: {kinds}")
-        found += [f"no {kind} in a loop over time" for kind in ("loads", "stores") if not getattr(self, kind)]
+        found += [f"no {kind} of 16 bytes in a loop over time" for kind in ("loads", "stores") if not self._wide(kind)]
         return found
+
+    def _wide(self, kind: str) -> int:
+        """How many of the loads, or stores, are of 16 bytes."""
+        number: int = getattr(self, kind)
+        return number - sum(_GLOBAL[opcode.split(".")[0]] == kind for opcode in self.narrow)
+
+
+def _bytes(opcode: str) -> int:
+    """Of one access; 4 where no modifier says otherwise."""
+    for modifier in opcode.split(".")[1:]:
+        if modifier.lstrip("US") in ("8", "16", "64", "128"):
+            return int(modifier.lstrip("US")) // 8
+    return 4
 
 
 def accesses(kernel: Kernel) -> Accesses:
+    """Count them, by the loops that they lie in."""
     found = Accesses()
     for instruction, depth in zip(kernel.instructions, kernel.depths(), strict=True):
-        name, *modifiers = instruction.opcode.split(".")
+        name = instruction.opcode.split(".")[0]
         if name in _LOCAL:
             found.local += 1
         elif name in _GLOBAL and depth >= TIME_LOOP:
             setattr(found, _GLOBAL[name], getattr(found, _GLOBAL[name]) + 1)
-            if "128" not in modifiers:
+            if _bytes(instruction.opcode) < 16:
                 found.narrow += (instruction.opcode,)
     return found
