@@ -6,6 +6,7 @@ whatever a tool reports is ours.
 
 import argparse
 import itertools
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +16,9 @@ from snnfast import _ops
 
 from .card import Card, open_card
 
-BETA, THRESHOLD = 0.9, 1.0
+BETA, THRESHOLD, ALPHA = 0.9, 1.0, 2.0
+SUBTRACT, ATAN, STRAIGHT_THROUGH = 0, 0, 3  # as the ops number them
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 def main() -> None:
@@ -25,30 +28,44 @@ def main() -> None:
     args = parser.parse_args()
     card = open_card(args.dry_run)
     if args.large:
-        size = (4, 64) if card.dry else (100, 1 << 20)
-        for record in (False, True):
-            call(card, *size, torch.float32, record, False, check=card.dry)
+        T, N = (4, 64) if card.dry else (100, 1 << 20)
+        for keep in (_ops.KEEP_CHECKPOINTS, _ops.KEEP_NOTHING):
+            call(card, Call(T, N, torch.float32, keep), check=card.dry)
         return
-    dtypes = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-    for dtype, N, record, count in itertools.product(dtypes, (37, card.many), (False, True), (False, True)):
-        call(card, 18, N, dtype, record, count)
+    for N, dtype, count in itertools.product((37, card.many), DTYPES, (False, True)):
+        for keep in (_ops.KEEP_CHECKPOINTS, _ops.KEEP_ROUNDED, _ops.KEEP_BITS, _ops.KEEP_NOTHING):
+            if keep != _ops.KEEP_NOTHING or dtype.itemsize >= 4:  # rounded membranes tell no spikes
+                call(card, Call(18, N, dtype, keep, count))
 
 
-def call(card: Card, T: int, N: int, dtype: torch.dtype, record: bool, count: bool, check: bool = True) -> None:
+class Call(NamedTuple):
+    """Of the ops for all steps."""
+
+    T: int
+    N: int
+    dtype: torch.dtype
+    keep: int
+    count: bool = False
+
+
+def call(card: Card, of: Call, check: bool = True) -> None:
     """Forward and backward by the ops themselves: nothing of autograd touches the device."""
     torch.manual_seed(0)
-    x, grad = (torch.rand(T, N) * 2).to(dtype), torch.rand((N,) if count else (T, N)).to(dtype)
-    acc = torch.float64 if dtype == torch.float64 else torch.float32
+    x = (torch.rand(of.T, of.N) * 2).to(of.dtype)
+    grad = torch.rand((of.N,) if of.count else (of.T, of.N)).to(of.dtype)
+    acc = torch.float64 if of.dtype == torch.float64 else torch.float32
     parameters = [torch.tensor(value, dtype=acc) for value in (BETA, THRESHOLD, 1.0)]
+    # Spikes alone tell the gradients of x, mem0 and threshold, and no surrogate but the one that lets all through.
+    surrogate, needs = (STRAIGHT_THROUGH, 0b01011) if of.keep == _ops.KEEP_BITS else (ATAN, 0b11111)
 
     def results(device: torch.device) -> list[Tensor]:
         there, given, *rest = (t.to(device) for t in (x, grad, *parameters))
-        spk, mem, checkpoints = _ops.lif_forward(there, None, *rest, None, 0, True, record, count, True)
-        from_mem = record and acc == dtype
-        saved = (None, mem, None) if from_mem else (there, None, checkpoints)
-        options = (None, None, 0, True, count, 0, 2.0, 0.0, 31)
-        grads = _ops.lif_backward(given, None, *saved, None, *rest, *options)
-        return [t.cpu() for t in (spk, mem, *grads)]
+        recorded = of.keep == _ops.KEEP_NOTHING
+        spk, mem, kept = _ops.lif_forward(there, None, *rest, None, SUBTRACT, True, recorded, of.count, of.keep)
+        from_x = there if of.keep == _ops.KEEP_CHECKPOINTS else None
+        saved = (from_x, mem if recorded else None, None if recorded else kept)
+        options = (None, of.T, False, SUBTRACT, True, of.count, of.keep, surrogate, ALPHA, 0.0, needs)
+        return [t.cpu() for t in (spk, mem, *_ops.lif_backward(given, None, *saved, None, *rest, *options))]
 
     found = results(card.device)
     if not check:
@@ -58,9 +75,9 @@ def call(card: Card, T: int, N: int, dtype: torch.dtype, record: bool, count: bo
     _ops.NAMESPACE = namespace
     for a, b in zip(found[:2], wanted[:2], strict=True):
         if not torch.equal(a, b):
-            raise SystemExit(f"T={T}, N={N}, {dtype}, record={record}, count={count}: differs from the CPU")
+            raise SystemExit(f"{of}: differs from the CPU")
     for a, b in zip(found[2:], wanted[2:], strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-2 if dtype.itemsize == 2 else 1e-4, atol=1e-4)
+        torch.testing.assert_close(a, b, rtol=1e-2 if of.dtype.itemsize == 2 else 1e-4, atol=1e-4)
 
 
 if __name__ == "__main__":
