@@ -140,7 +140,8 @@ def _lif_backward_fake(
 ) -> list[Tensor]:
     grad = grad_spk if grad_spk is not None else grad_mem
     known = x if x is not None else mem_rec if mem_rec is not None else kept
-    assert grad is not None and known is not None
+    assert grad is not None
+    assert known is not None
     step = known.shape if x is not None and constant else known.shape[1:]
     return _gradients_fake(grad, step if constant else torch.Size((steps, *step)), step, needs)
 
