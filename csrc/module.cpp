@@ -26,7 +26,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("isa_available", &cpu::isa_available, "Instruction sets that this processor has kernels for, best first.");
   m.def("set_isa", &cpu::set_isa, pybind11::arg("name"), "Use the kernels of another instruction set, process-wide.");
   m.def("set_stream_bytes", &cpu::set_stream_bytes, pybind11::arg("bytes"),
-        "Write the outputs of calls that touch as many bytes past the CPU's caches. For tests.");
+        "Write the outputs of calls that touch as many bytes past the CPU's caches; returns the number before. For "
+        "tests.");
   m.def("pool_clear", &cpu::pool::clear, "Return the idle memory of past outputs to the system.");
   m.def("pool_idle_bytes", &cpu::pool::idle_bytes, "Bytes of past outputs kept for the next ones.");
   m.def("pool_idle_limit", &cpu::pool::idle_limit, "The most bytes that are kept.");

@@ -49,8 +49,12 @@ def check_against_reference(
     wild: bool = False,
     wrt: tuple[str, ...] = TENSORS,
     function: Callable[..., tuple[Tensor, Tensor]] = lif,
+    oracle: Callable[..., tuple[Tensor, Tensor]] = reference.lif,
 ) -> None:
-    """Every gradient of the fused unroll (or of ``function``) equals what autograd makes of the reference."""
+    """Every gradient of the fused unroll (or of ``function``) equals what autograd makes of the reference.
+
+    Or of another ``oracle`` in plain PyTorch.
+    """
     tensors = {name: t for name, t in inputs(case, device, seed, wild).items() if t is not None}
     for name, t in tensors.items():
         t.requires_grad_(name in wrt)
@@ -59,7 +63,7 @@ def check_against_reference(
     each = {
         name: t.detach().expand(shapes[name]).clone().requires_grad_(t.requires_grad) for name, t in tensors.items()
     }
-    actual, expected = gradients(function, tensors, case, flow), gradients(reference.lif, each, case, flow)
+    actual, expected = gradients(function, tensors, case, flow), gradients(oracle, each, case, flow)
     assert actual.keys() == expected.keys()
     for name, found in actual.items():
         # Where the loss does not depend on an input, "no gradient" and zeros are the same answer.

@@ -21,7 +21,7 @@ void with_threshold(const Lane<A>& threshold, F&& f) {
   }
 }
 
-// v - threshold, rounded. What is above 0 stays above 0: the spikes, and so the resets, are told exactly.
+// v - threshold, rounded. Its sign stays: the spikes, and so the resets, are told exactly.
 template <typename A>
 void keep_rounded(int n, const A* mem, const Lane<A>& threshold, BFloat16* kept) {
   with_threshold(threshold, [=](auto threshold_of) {
@@ -30,7 +30,7 @@ void keep_rounded(int n, const A* mem, const Lane<A>& threshold, BFloat16* kept)
       const A z = mem[i] - threshold_of(i);
       BFloat16 rounded;
       narrow(static_cast<float>(z), rounded);
-      kept[i].bits = static_cast<uint16_t>(rounded.bits | (z > A(0) && rounded.bits == 0));
+      kept[i].bits = keep_side(z, rounded.bits);
     }
   });
 }
@@ -39,10 +39,7 @@ template <typename A>
 void from_rounded(int n, const BFloat16* kept, const Lane<A>& threshold, A* mem) {
   with_threshold(threshold, [=](auto threshold_of) {
 #pragma GCC ivdep
-    for (int i = 0; i < n; ++i) {
-      const A t = threshold_of(i), z = static_cast<A>(widen(kept[i])), v = z + t, least = just_above(t);
-      mem[i] = z > A(0) && v < least ? least : v;
-    }
+    for (int i = 0; i < n; ++i) mem[i] = membrane_at(static_cast<A>(widen(kept[i])), threshold_of(i));
   });
 }
 

@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <initializer_list>
 #include <string>
+#include <utility>
 #include <vector>
 
 #if defined(__linux__)
@@ -107,7 +108,7 @@ void run(const Problem& problem, void (*kernel)(const Problem&, int64_t, int64_t
 void lif_forward(const LifForward& problem) { run(problem, current()->forward); }
 void lif_backward(const LifBackward& problem) { run(problem, current()->backward); }
 
-void set_stream_bytes(int64_t bytes) { stream_bytes() = bytes; }
+int64_t set_stream_bytes(int64_t bytes) { return std::exchange(stream_bytes(), bytes); }
 
 std::string isa() { return current()->name; }
 void set_isa(const std::string& name) { current() = find(name); }

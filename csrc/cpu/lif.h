@@ -11,6 +11,8 @@ namespace snnfast::cpu {
 std::string isa();                         // name of the instruction set in use
 std::vector<std::string> isa_available();  // best first
 void set_isa(const std::string& name);     // throws if this processor has not got it
-void set_stream_bytes(int64_t bytes);      // from which a call writes its outputs past the caches; for tests
+
+// From how many bytes a call writes its outputs past the caches; returns what it was. For tests.
+int64_t set_stream_bytes(int64_t bytes);
 
 }  // namespace snnfast::cpu

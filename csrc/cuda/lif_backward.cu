@@ -149,10 +149,7 @@ struct Backward {
     if (p.keep == Keep::kRounded) {
       load<V>(static_cast<const BFloat16*>(p.kept) + t * p.N + first, to);
 #pragma unroll
-      for (int i = 0; i < V; ++i) {
-        const A threshold = neurons.at[i].threshold, least = just_above(threshold), now = to[i] + threshold;
-        to[i] = to[i] > A(0) && now < least ? least : now;
-      }
+      for (int i = 0; i < V; ++i) to[i] = membrane_at(to[i], neurons.at[i].threshold);
     } else if (p.keep == Keep::kBits) {
       Pack<uint8_t, V> bits{};  // of the last step, which are not kept
       if (t + 1 < p.T) {

@@ -72,8 +72,7 @@ struct Forward {
     for (int i = 0; i < V; ++i) {
       const A z = mem[i] - neurons.at[i].threshold;
       rounded.values[i] = narrow<BFloat16>(static_cast<float>(z));
-      // What is above 0 stays above 0: the spikes, and so the resets, are told exactly.
-      if (z > A(0) && rounded.values[i].bits == 0) rounded.values[i].bits = 1;
+      rounded.values[i].bits = keep_side(z, rounded.values[i].bits);  // the spikes, and so the resets, stay exact
     }
     put(static_cast<BFloat16*>(p.kept) + at, rounded);
   }

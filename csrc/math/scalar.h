@@ -1,6 +1,7 @@
 // What every compiler that sees the equations needs: g++, nvcc and the test emulator.
 #pragma once
 
+#include <cstdint>
 #include <limits>
 
 #if defined(__CUDACC__)
@@ -51,6 +52,22 @@ template <typename T>
 SNN_HD T just_above(T threshold) {
   const T step = magnitude(threshold) * kEpsilon<T>;
   return threshold + (step > kSmallest<T> ? step : kSmallest<T>);
+}
+
+// A membrane of which only the rounded distance from the threshold is known; on the side that z says.
+template <typename T>
+SNN_HD T membrane_at(T z, T threshold) {
+  const T v = z + threshold;
+  const T settled = z > T(0) && !(v - threshold > T(0)) ? just_above(threshold) : v;
+  // At an infinite distance from an infinite threshold is every finite number.
+  return settled != settled && z == z ? T(0) : settled;
+}
+
+// `bits`: z rounded to bfloat16. No z but 0 may become 0, nor a denormal number, which may count as 0.
+template <typename T>
+SNN_HD uint16_t keep_side(T z, uint16_t bits) {
+  constexpr int kSign = 0x8000, kLeastNormal = 0x0080;
+  return static_cast<uint16_t>(z != T(0) && (bits & ~kSign) < kLeastNormal ? (bits & kSign) | kLeastNormal : bits);
 }
 
 }  // namespace snnfast

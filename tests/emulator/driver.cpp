@@ -12,6 +12,7 @@
 namespace {
 
 using snnfast::DType;
+using snnfast::Keep;
 using snnfast::LifBackward;
 using snnfast::LifForward;
 using snnfast::LifProblem;
@@ -22,9 +23,9 @@ DType acc_of(DType type) { return type == DType::kDouble ? type : DType::kFloat;
 // A tensor to the byte, so that AddressSanitizer watches its ends.
 class Memory {
  public:
-  Memory(DType type, int64_t count) : type_(type), count_(count), bytes_(static_cast<size_t>(count) * size_of(type)) {
-    emulator::poison(bytes_.data(), bytes_.size());
-  }
+  Memory(DType type, int64_t count) : Memory(type, count, size_of(type)) {}
+
+  static Memory of_bytes(int64_t count) { return Memory(DType::kHalf, count, 1); }
 
   // Numbers between -0.5 and 1.5, as of a current that makes some neurons spike.
   static Memory input(DType type, int64_t count) {
@@ -36,13 +37,18 @@ class Memory {
   void* data() { return bytes_.data(); }
 
   void expect_written(const char* name) const {
-    const int64_t at = emulator::first_poisoned(bytes_.data(), count_, size_of(type_));
+    const int64_t at = emulator::first_poisoned(bytes_.data(), count_, size_);
     if (at == count_) return;
     std::fprintf(stderr, "driver: %s: element %d was not written\n", name, static_cast<int>(at));
     std::exit(1);
   }
 
  private:
+  Memory(DType type, int64_t count, size_t size)
+      : type_(type), count_(count), size_(size), bytes_(static_cast<size_t>(count) * size) {
+    emulator::poison(bytes_.data(), bytes_.size());
+  }
+
   void set(int64_t i, double value) {
     void* const at = bytes_.data() + static_cast<size_t>(i) * size_of(type_);
     switch (type_) {
@@ -55,6 +61,7 @@ class Memory {
 
   DType type_;
   int64_t count_;
+  size_t size_;  // of an element
   std::vector<char> bytes_;
 };
 
@@ -64,9 +71,18 @@ void expect_success(int error) {
   std::exit(1);
 }
 
-void forward_and_backward(LifProblem problem, bool record) {
+// What forward keeps for backward.
+Memory kept_memory(Keep keep, const LifProblem& p) {
+  switch (keep) {
+    case Keep::kRounded: return Memory(DType::kBFloat16, p.T * p.N);
+    case Keep::kBits: return Memory::of_bytes(snnfast::bit_rows(p.T) * p.N);
+    default: return Memory(acc_of(p.dtype), snnfast::checkpoint_rows(p.T) * p.N);
+  }
+}
+
+void forward_and_backward(LifProblem problem, bool record, Keep keep) {
   const DType type = problem.dtype, acc = acc_of(type);
-  const int64_t T = problem.T, N = problem.N, rows = snnfast::checkpoint_rows(T);
+  const int64_t T = problem.T, N = problem.N;
   const int64_t x_count = problem.x_constant ? N : T * N, spk_count = problem.spk_count ? N : T * N;
   Memory x = Memory::input(type, x_count), mem0 = Memory::input(acc, N), beta = Memory::input(acc, N);
   problem.x = x.data();
@@ -75,43 +91,48 @@ void forward_and_backward(LifProblem problem, bool record) {
   problem.threshold.value = 0.5;
   problem.graded.value = 1;
 
-  Memory spk(type, spk_count), mem_rec(type, T * N), mem_last(type, N), checkpoints(acc, rows * N);
+  Memory spk(type, spk_count), mem_rec(type, T * N), mem_last(type, N), kept = kept_memory(keep, problem);
   LifForward forward{};
   static_cast<LifProblem&>(forward) = problem;
   forward.spk = spk.data();
   (record ? forward.mem_rec : forward.mem_last) = (record ? mem_rec : mem_last).data();
-  if (rows > 0) {
-    forward.keep = snnfast::Keep::kCheckpoints;
-    forward.kept = checkpoints.data();
+  if (keep != Keep::kCheckpoints || snnfast::checkpoint_rows(T) > 0) {
+    forward.keep = keep;
+    forward.kept = kept.data();
   }
   expect_success(snnfast::cuda::lif_forward(forward, nullptr));
   spk.expect_written("spk");
   (record ? mem_rec : mem_last).expect_written("mem");
-  checkpoints.expect_written("checkpoints");
+  // In a byte of eight steps every bit may be set by right.
+  if (keep != Keep::kBits || T <= 8) kept.expect_written("what is kept");
 
   Memory grad_spk = Memory::input(type, spk_count), grad_mem = Memory::input(type, record ? T * N : N);
   Memory grad_x(type, x_count), grad_mem0(acc, N), grad_beta(acc, N), grad_threshold(acc, N), grad_graded(acc, N);
   LifBackward backward{};
   static_cast<LifProblem&>(backward) = problem;
-  if (record && problem.reset_delay && type == acc) {
+  if (keep == Keep::kCheckpoints && record && problem.reset_delay && type == acc) {
     backward.mem_rec = mem_rec.data();
   } else {
-    backward.keep = snnfast::Keep::kCheckpoints;
+    backward.keep = keep;
     backward.kept = forward.kept;
   }
+  if (keep != Keep::kCheckpoints) backward.x = nullptr;
   backward.grad_spk = grad_spk.data();
   (record ? backward.grad_mem_rec : backward.grad_mem_last) = grad_mem.data();
-  backward.surrogate = snnfast::SurrogateKind::kATan;
+  backward.surrogate = keep == Keep::kBits ? snnfast::SurrogateKind::kStraightThrough : snnfast::SurrogateKind::kATan;
   backward.coefficients =
       snnfast::visit_surrogate(backward.surrogate, [](auto kind) { return decltype(kind)::coefficients(2.0, 0.0); });
   backward.grad_x = grad_x.data();
   backward.grad_mem0 = grad_mem0.data();
-  backward.grad_beta = grad_beta.data();
   backward.grad_threshold = grad_threshold.data();
-  backward.grad_graded = grad_graded.data();
+  if (keep != Keep::kBits) {
+    backward.grad_beta = grad_beta.data();
+    backward.grad_graded = grad_graded.data();
+  }
   expect_success(snnfast::cuda::lif_backward(backward, nullptr));
-  for (const Memory* memory : {&grad_x, &grad_mem0, &grad_beta, &grad_threshold, &grad_graded}) {
-    memory->expect_written("a gradient");
+  for (const Memory* memory : {&grad_x, &grad_mem0, &grad_threshold}) memory->expect_written("a gradient");
+  if (keep != Keep::kBits) {
+    for (const Memory* memory : {&grad_beta, &grad_graded}) memory->expect_written("a parameter's gradient");
   }
 }
 
@@ -135,8 +156,11 @@ int main() {
             problem.spk_count = options & 4;
             problem.T = N == 264 ? 33 : 5;
             problem.N = N;
-            forward_and_backward(problem, options & 8);
-            ++cases;
+            for (const Keep keep : {Keep::kCheckpoints, Keep::kRounded, Keep::kBits}) {
+              if (keep != Keep::kCheckpoints && !problem.reset_delay) continue;
+              forward_and_backward(problem, options & 8, keep);
+              ++cases;
+            }
           }
         }
       }
