@@ -72,8 +72,8 @@ def lif(
             every step, which the kernels then never write. ``None``: the spikes.
         membrane_dtype: ``torch.bfloat16``: keep for backward the membrane of every step at half the size of the
             current, 2 bytes instead of 4.25 per neuron and step. Spikes and membranes are the same, and so are all
-            resets; the surrogate derivative, and the gradient of ``beta``, are taken at a membrane that is rounded to 8
-            bits relative to its distance from the threshold (docs/performance.md has the error). Needs ``reset_delay=True`` and a surrogate of
+            resets; the surrogate derivative, and the gradient of ``beta``, are taken at a membrane that is rounded to
+            8 bits relative to its distance from the threshold. Needs ``reset_delay=True`` and a surrogate of
             :mod:`snnfast.surrogate`; of no effect on the reference path. ``None``: exact gradients.
 
     Returns:

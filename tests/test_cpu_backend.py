@@ -68,8 +68,8 @@ def test_rows_that_end_anywhere(dtype, each_isa):
         for isa in each_isa:
             for n in range(1, 131):
                 case = Case(
-                    5 + n % 3, (n,), dtype, RESETS[n % 3], n % 2 == 0, n % 5 < 3, n % 7 == 0, ("neuron", "scalar")[n % 11 == 0],
-                    count=n % 4 == 0,
+                    5 + n % 3, (n,), dtype, RESETS[n % 3], n % 2 == 0, n % 5 < 3, n % 7 == 0,
+                    ("neuron", "scalar")[n % 11 == 0], count=n % 4 == 0,
                 )  # fmt: skip
                 assert_equals_reference(inputs(case), case)
                 if n < 70 or isa == "avx512":  # with two vectors of 16 numbers, all ends are there twice before
@@ -95,8 +95,8 @@ def test_outputs_past_the_caches_have_the_same_bits(dtype, each_isa, stream_byte
         for (i, (steps, shape)), which in itertools.product(enumerate(STREAMED), range(3)):
             reset, record_mem, count, mem, constant = options[(i * 5 + which * 23) % len(options)]
             case = Case(
-                steps, shape, dtype, reset, i % 3 != which, record_mem, constant, ("neuron", "scalar", "element")[which], mem,
-                SURROGATES["atan"], count,
+                steps, shape, dtype, reset, i % 3 != which, record_mem, constant,
+                ("neuron", "scalar", "element")[which], mem, SURROGATES["atan"], count,
             )  # fmt: skip
             results = []
             for least in (1 << 62, 0):

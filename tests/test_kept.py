@@ -1,4 +1,4 @@
-"""What the forward pass keeps in place of the current: rounded membranes (``membrane_dtype``), or the spikes as bits."""
+"""What forward keeps in place of the current: rounded membranes (``membrane_dtype``), or the spikes as bits."""
 
 import functools
 import itertools
@@ -180,7 +180,8 @@ def test_rounding_moves_no_membrane_across_the_threshold(reset: str, name: str, 
         case = Case(3, (10,), dtype, reset, spike_grad=SURROGATES[name])
         tensors = {
             "current": current.to(device), "mem": torch.zeros(10, dtype=dtype, device=device),
-            "beta": torch.tensor(1.0, dtype=dtype), "threshold": at, "graded_spikes_factor": torch.tensor(1.5, dtype=dtype),
+            "beta": torch.tensor(1.0, dtype=dtype), "threshold": at,
+            "graded_spikes_factor": torch.tensor(1.5, dtype=dtype),
         }  # fmt: skip
         for which, exact, found in exact_and_rounded(case, tensors):  # type: ignore[arg-type]
             if which != "beta":
