@@ -7,7 +7,7 @@ from pathlib import Path
 from .peers.ours import OURS
 from .peers.snntorch_loop import COMPILED, LOOP
 from .peers.spikingjelly import PREFIX as SPIKINGJELLY
-from .registry import Case
+from .registry import ROUNDED, STRAIGHT_THROUGH, Case
 from .runner import Row
 
 Rows = Sequence[Row]
@@ -50,6 +50,11 @@ def judge(cases: Cases, rows: Rows, gpu: bool = False) -> list[Bar]:
         bars.append(_evenness(cases, rows))
         bars.append(Bar("bytes saved, membrane not recorded", *_saved(cases, rows, constant=False), False))
         bars.append(Bar("bytes saved beyond the current of one step", *_saved(cases, rows, constant=True), False))
+        for what, options, most in (
+            ("membranes in bfloat16", ROUNDED, 2.2),
+            ("straight-through: spikes as bits", STRAIGHT_THROUGH, 0.13),
+        ):
+            bars.append(Bar(f"bytes saved, {what}", _saved_with(cases, rows, options), most, False))
     if "inference" in run:
         bars.append(_inference(cases, rows, gpu))
     if "tutorial5" in run:
@@ -134,6 +139,14 @@ def _evenness(cases: Cases, rows: Rows) -> Bar:
     detail = f"{len(times)} shapes; {times[slow] * 1e9:.2f} ns at T={slow[0]}, N={slow[1]}, "
     detail += f"{times[fast] * 1e9:.2f} ns at T={fast[0]}, N={fast[1]}"
     return Bar(name, times[slow] / times[fast], 1.6, False, detail)
+
+
+def _saved_with(cases: Cases, rows: Rows, options: Mapping[str, object]) -> float | None:
+    """The most saved per neuron-step with these options and no others."""
+    found = [
+        _find(rows, name) for name, case in cases.items() if case.suite == "lif" and case.options.changed() == options
+    ]
+    return max((row.saved for row in found if row is not None and row.saved is not None), default=None)
 
 
 def _saved(cases: Cases, rows: Rows, constant: bool) -> tuple[float | None, float]:

@@ -19,6 +19,7 @@ class Options:
     record_mem: bool = False
     learn_beta: bool = False
     surrogate: str = "atan"
+    membrane_dtype: str | None = None  # of snnfast alone: what backward keeps of the membrane
 
     def changed(self) -> dict[str, Any]:
         default = asdict(Options())
@@ -113,6 +114,8 @@ def suites(device: str) -> dict[str, list[Case]]:
             Case("memory", "layer", 64, 16, (4096,)),
             Case("memory", "layer", 64, 16, (4096,), options=Options(record_mem=True)),
             Case("memory", "layer", 64, 16, (4096,), constant=True),
+            Case("memory", "layer", 64, 16, (4096,), options=Options(**ROUNDED)),
+            Case("memory", "layer", 64, 16, (4096,), options=Options(**STRAIGHT_THROUGH)),
         ],
         "inference": [
             Case("inference", "layer", 25, 128, (1000,), backward=False),
@@ -145,10 +148,16 @@ def _lif(big: bool) -> list[Case]:
         {"record_mem": True},
         {"learn_beta": True},
         {"constant": True},
+        ROUNDED,
+        STRAIGHT_THROUGH,
     ):
         cases.append(layer(25, 128, 1000, quick=True, **options))
     return cases
 
+
+# The two that keep less than the current.
+ROUNDED = {"membrane_dtype": "bfloat16"}
+STRAIGHT_THROUGH = {"surrogate": "straight_through_estimator"}
 
 QUICK_GRID = {(25, 10_000), (25, 100_000), (25, 1_000_000), (100, 100_000), (1000, 10_000), (4096, 10_000)}
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 import snnfast
 
-from ..registry import Case
+from ..registry import DTYPES, Case
 from .base import Neuron, Peer
 
 OURS = "snnfast"
@@ -28,13 +28,14 @@ def layer_options(case: Case, **changed: Any) -> dict[str, Any]:
 def make(case: Case, device: torch.device, **changed: Any) -> Neuron:
     surrogate = getattr(snnfast.surrogate, case.options.surrogate)()
     lif = snnfast.Leaky(spike_grad=surrogate, **layer_options(case, **changed)).to(device)
+    kept = None if case.options.membrane_dtype is None else DTYPES[case.options.membrane_dtype]
 
     def unroll(x: Tensor, record_mem: bool) -> tuple[Tensor, Tensor | None]:
-        spk_rec, mem_rec = lif.unroll(x, record_mem=record_mem)
+        spk_rec, mem_rec = lif.unroll(x, record_mem=record_mem, membrane_dtype=kept)
         return spk_rec, mem_rec if record_mem else None
 
     def constant(x: Tensor, T: int, record_mem: bool) -> tuple[Tensor, Tensor | None]:
-        spk_rec, mem_rec = lif.unroll(x, num_steps=T, record_mem=record_mem)
+        spk_rec, mem_rec = lif.unroll(x, num_steps=T, record_mem=record_mem, membrane_dtype=kept)
         return spk_rec, mem_rec if record_mem else None
 
     def step(x: Tensor, mem: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ SURROGATES = {"atan": ("ATan", 2.0), "sigmoid": ("Sigmoid", 25.0), "fast_sigmoid
 def make(case: Case, device: torch.device, implementation: str | None = None) -> Neuron:
     from spikingjelly.activation_based import functional, neuron, surrogate
 
-    only(case, learn_beta=(False,), reset_mechanism=("subtract", "zero"))
+    only(case, learn_beta=(False,), reset_mechanism=("subtract", "zero"), surrogate=tuple(SURROGATES))
     kind, alpha = SURROGATES[case.options.surrogate]
     choose = _chooser(implementation)
 
