@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> bool:
         report.print_case(case, rows)
         return Measurement(rows, copy_seconds(case))
 
-    print("ratios to snnTorch against half their bars, or a third of what the memory allows where that is less\n")
+    print("ratios to snnTorch against half their bars, or a quarter of what the memory allows where that is less\n")
     held = [passes(case, measure) for case in CASES]
     return all(held)
 
@@ -72,11 +72,11 @@ def judge(case: Case, found: Measurement) -> Bar | None:
     theirs = next((row.median for row in found.rows if row.peer == LOOP), None)
     if promise is None or theirs is None:
         return None
-    # Where memory is slow beside the arithmetic, no kernel reaches the bar; half of what a kernel attains, which is
-    # about two thirds of that roof, is then a third of the roof.
+    # Where memory is slow beside the arithmetic, no kernel reaches the bar; half of what the kernels attain, which is
+    # about half of that roof, is then a quarter of the roof.
     reach = math.inf if found.copy is None else theirs / found.copy
-    if reach / 3 < promise.bar / 2:
-        detail = f"a third of {reach:.1f}, snnTorch / copy_ of as many bytes in this run; the bar is {promise.bar:g}"
+    if reach / 4 < promise.bar / 2:
+        detail = f"a quarter of {reach:.1f}, snnTorch / copy_ of as many bytes in this run; the bar is {promise.bar:g}"
     else:
         detail = f"half of the bar, {promise.bar:g}"
-    return Bar(promise.name, promise.value, min(promise.bar / 2, reach / 3), True, detail)
+    return Bar(promise.name, promise.value, min(promise.bar / 2, reach / 4), True, detail)
