@@ -28,14 +28,16 @@ def layer_options(case: Case, **changed: Any) -> dict[str, Any]:
 def make(case: Case, device: torch.device, **changed: Any) -> Neuron:
     surrogate = getattr(snnfast.surrogate, case.options.surrogate)()
     lif = snnfast.Leaky(spike_grad=surrogate, **layer_options(case, **changed)).to(device)
-    kept = None if case.options.membrane_dtype is None else DTYPES[case.options.membrane_dtype]
+    # Only where the case asks for it: an older revision, with --base, does not know the argument.
+    kept = case.options.membrane_dtype
+    keep = {} if kept is None else {"membrane_dtype": DTYPES[kept]}
 
     def unroll(x: Tensor, record_mem: bool) -> tuple[Tensor, Tensor | None]:
-        spk_rec, mem_rec = lif.unroll(x, record_mem=record_mem, membrane_dtype=kept)
+        spk_rec, mem_rec = lif.unroll(x, record_mem=record_mem, **keep)
         return spk_rec, mem_rec if record_mem else None
 
     def constant(x: Tensor, T: int, record_mem: bool) -> tuple[Tensor, Tensor | None]:
-        spk_rec, mem_rec = lif.unroll(x, num_steps=T, record_mem=record_mem, membrane_dtype=kept)
+        spk_rec, mem_rec = lif.unroll(x, num_steps=T, record_mem=record_mem, **keep)
         return spk_rec, mem_rec if record_mem else None
 
     def step(x: Tensor, mem: Tensor | None) -> tuple[Tensor, Tensor]:

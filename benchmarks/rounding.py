@@ -1,0 +1,36 @@
+"""What ``membrane_dtype=torch.bfloat16`` does to the gradient, against exact membranes."""
+
+import argparse
+
+import torch
+from torch import Tensor
+
+import snnfast
+
+from .lif import verdict
+
+# Of the root mean square: the bound of what is rounded, docs/performance.md.
+BAR = 2**-7
+
+
+def run(args: argparse.Namespace) -> bool:
+    """Error of the gradient of the current on random currents, for each surrogate with a derivative of the membrane."""
+    torch.manual_seed(0)
+    current = torch.randn(*args.shape, requires_grad=True)
+    grad_spk = torch.randn(*args.shape)
+    print(f"gradient of the current {list(args.shape)} with membranes in bfloat16, relative error")
+    print(f"{'':20}{'root mean square':>18}{'largest / largest gradient':>30}")
+    held = True
+    for name in ("atan", "fast_sigmoid", "sigmoid"):
+        lif = snnfast.Leaky(beta=0.95, spike_grad=getattr(snnfast.surrogate, name)())
+        exact, rounded = (_gradient(lif, current, grad_spk, dtype) for dtype in (None, torch.bfloat16))
+        error = rounded - exact
+        rms = (error.norm() / exact.norm()).item()
+        print(f"{name:20}{rms:18.2e}{(error.abs().max() / exact.abs().max()).item():30.2e}")
+        held &= verdict("2^-7 / root mean square", BAR / rms, 1)
+    return held
+
+
+def _gradient(lif: snnfast.Leaky, current: Tensor, grad_spk: Tensor, dtype: torch.dtype | None) -> Tensor:
+    spk_rec, _ = lif.unroll(current, record_mem=False, membrane_dtype=dtype)
+    return torch.autograd.grad(spk_rec, current, grad_spk)[0]
