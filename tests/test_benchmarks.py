@@ -323,3 +323,9 @@ def test_plots_are_drawn(tmp_path):
     files = plots.draw(tmp_path / "figures", cases, rows)
     assert [file.name for file in files] == ["time_over_N.png", "time_over_T.png", "bytes_held.png", "roofline.png"]
     assert all(Path(file).stat().st_size > 0 for file in files)
+
+
+def test_error_of_rounded_membranes_is_printed_and_judged(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["benchmarks", "rounding", "--shape", "25", "4", "100"])
+    assert command_line.main() == 0
+    assert capsys.readouterr().out.count("holds") == 3
