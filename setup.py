@@ -141,6 +141,7 @@ def write_ninja(path: Path, output: Path, python_include: str) -> None:
         ("csrc/lif.cpp", "lif", []),
         ("csrc/cpu/lif.cpp", "cpu_lif", []),
         ("csrc/cpu/pool.cpp", "cpu_pool", []),
+        ("csrc/cpu/time_ranges.cpp", "cpu_time_ranges", []),
         ("csrc/cpu/lif_kernels.cpp", "cpu_lif_kernels_baseline", ["-DSNN_ISA=baseline"]),
     ]
     if X86:

@@ -9,6 +9,9 @@ namespace snnfast {
 
 enum class DType : int { kFloat, kDouble, kHalf, kBFloat16 };
 
+constexpr int64_t element_size(DType dtype) { return dtype == DType::kDouble ? 8 : dtype == DType::kFloat ? 4 : 2; }
+constexpr int64_t acc_size(DType dtype) { return dtype == DType::kDouble ? 8 : 4; }  // of the arithmetic
+
 // Arithmetic and carried state: double for double, float for all others. Called `acc` in the comments below.
 
 // Forward keeps the membrane before every kCheckpoint-th step, backward recomputes the steps between.

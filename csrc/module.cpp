@@ -1,9 +1,12 @@
 // The Python module snnfast._C: what is not a tensor op. Importing it registers the ops of lif.cpp.
+#include <utility>
+
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include "cpu/lif.h"
 #include "cpu/pool.h"
+#include "cpu/time_ranges.h"
 
 #if defined(__clang__)
 #define SNN_COMPILER "clang " __clang_version__
@@ -26,8 +29,20 @@ PYBIND11_MODULE(_C, m) {
   m.def("isa_available", &cpu::isa_available, "Instruction sets that this processor has kernels for, best first.");
   m.def("set_isa", &cpu::set_isa, pybind11::arg("name"), "Use the kernels of another instruction set, process-wide.");
   m.def("set_stream_bytes", &cpu::set_stream_bytes, pybind11::arg("bytes"),
-        "Write the outputs of calls that touch as many bytes past the CPU's caches; returns the number before. For "
-        "tests.");
+        "Write the outputs of calls that touch as many bytes past the CPU's caches, -1: as these are; returns the number "
+        "before. For tests.");
+  m.def(
+      "force_time_ranges",
+      [](int64_t count, int64_t warm_up) { cpu::force_time_ranges({count, warm_up}); }, pybind11::arg("count"),
+      pybind11::arg("warm_up"),
+      "Divide every backward pass on the CPU that can be into so many ranges of time; 0, 0: as usual. For tests.");
+  m.def(
+      "time_range_counts",
+      [] {
+        const cpu::TimeRangeCounts counts = cpu::time_range_counts();
+        return std::pair(counts.ranges, counts.repeated_neurons);
+      },
+      "Ranges of time so far, and neurons that had one of them done once more. For tests.");
   m.def("pool_clear", &cpu::pool::clear, "Return the idle memory of past outputs to the system.");
   m.def("pool_idle_bytes", &cpu::pool::idle_bytes, "Bytes of past outputs kept for the next ones.");
   m.def("pool_idle_limit", &cpu::pool::idle_limit, "The most bytes that are kept.");

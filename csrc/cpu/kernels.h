@@ -13,12 +13,19 @@ inline constexpr int kBlock = 2048;
 inline constexpr int kShortBlock = 512;
 inline constexpr int kLongBlock = 8192;
 
+// A stretch of time of a backward pass: steps `to` - 1 down to `from`, which are multiples of kCheckpoint or T.
+struct TimeRange {
+  int64_t from, to;
+  const void* carry;  // [N] acc: gradient with respect to the membrane after the last of them; nullptr: grad_mem_last
+  void* carry_out;    // [N] acc or nullptr: and before the first of them
+};
+
 struct Kernels {
   const char* name;
   // On neurons first to last - 1; no result depends on how they are divided into ranges. `stream`: what has a row for
   // every step is written past the caches; the rows must then be aligned to 64 bytes.
   void (*forward)(const LifForward&, int64_t first, int64_t last, bool stream);
-  void (*backward)(const LifBackward&, int64_t first, int64_t last, bool stream);
+  void (*backward)(const LifBackward&, const TimeRange&, int64_t first, int64_t last, bool stream);
 };
 
 namespace baseline {

@@ -15,6 +15,7 @@
 #include <torch/headeronly/util/Exception.h>
 
 #include "kernels.h"
+#include "time_ranges.h"
 
 namespace snnfast::cpu {
 namespace {
@@ -24,6 +25,10 @@ constexpr int64_t kGrain = 32768;
 
 // Threads share neurons out in multiples of this: whole vectors of every instruction set and whole cache lines.
 constexpr int64_t kUnit = 64;
+
+// Units that a thread takes at least of a forward pass: with fewer, threads write into each other's cache lines' vicinity,
+// which takes longer than doing it alone.
+constexpr int64_t kLeastUnits = 2;
 
 // Of what is written past the caches: whole cache lines.
 constexpr int64_t kAlignment = 64;
@@ -56,20 +61,29 @@ const Kernels*& current() {
   return chosen;
 }
 
-// Bytes that a call may touch before its outputs are written past the caches: what is larger than the last-level cache
-// evicts itself before anybody reads it, and each line written through the caches is first read from memory.
-int64_t& stream_bytes() {
-  static int64_t bytes = [] {
-    int64_t size = 0;
+// What a thread can count on of a last-level cache that many cores share. The system tells the size of the whole cache,
+// to a virtual machine even where other machines use it too.
+constexpr int64_t kCachePerThread = int64_t{20} << 20;
+
+// Bytes of the last-level cache; 0 where nobody tells.
+int64_t cache_bytes() {
 #if defined(__linux__) && defined(_SC_LEVEL3_CACHE_SIZE)
-    size = sysconf(_SC_LEVEL3_CACHE_SIZE);
+  static const int64_t bytes = sysconf(_SC_LEVEL3_CACHE_SIZE);
+  return bytes > 0 ? bytes : 0;
+#else
+  return 0;
 #endif
-    return size > 0 ? size : int64_t{32} << 20;  // where the system does not tell
-  }();
-  return bytes;
 }
 
-int64_t element_size(DType dtype) { return dtype == DType::kDouble ? 8 : dtype == DType::kFloat ? 4 : 2; }
+int64_t forced_stream_bytes = -1;
+
+// Bytes that a call may touch before its outputs are written past the caches: what is larger than the caches evicts
+// itself before anybody reads it, and each line written through the caches is first read from memory.
+int64_t stream_bytes() {
+  if (forced_stream_bytes >= 0) return forced_stream_bytes;
+  const int64_t share = kCachePerThread * torch::stable::get_num_threads(), cache = cache_bytes();
+  return cache > 0 && cache < share ? cache : share;
+}
 
 // `rows`: tensors with a row for every step that the call reads or writes; `written`: those that it writes.
 bool past_the_caches(const LifProblem& p, int rows, std::initializer_list<const void*> written) {
@@ -93,22 +107,36 @@ bool past_the_caches(const LifBackward& p) {
   return past_the_caches(p, rows, {p.x_constant ? nullptr : p.grad_x});
 }
 
-template <typename Problem>
-void run(const Problem& problem, void (*kernel)(const Problem&, int64_t, int64_t, bool)) {
-  const int64_t units = (problem.N + kUnit - 1) / kUnit;
-  const int64_t work = kUnit * (problem.T > 0 ? problem.T : 1);
-  const bool stream = past_the_caches(problem);
-  torch::stable::parallel_for(0, units, work >= kGrain ? 1 : kGrain / work, [&](int64_t first, int64_t last) {
-    kernel(problem, first * kUnit, last * kUnit < problem.N ? last * kUnit : problem.N, stream);
+// Calls `kernel` with the neurons of each thread.
+template <typename Kernel>
+void share_out(const LifProblem& p, int64_t least_units, Kernel&& kernel) {
+  const int64_t units = (p.N + kUnit - 1) / kUnit;
+  const int64_t work = kUnit * (p.T > 0 ? p.T : 1);
+  const int64_t grain = work * least_units >= kGrain ? least_units : kGrain / work;
+  torch::stable::parallel_for(0, units, grain, [&](int64_t first, int64_t last) {
+    kernel(first * kUnit, last * kUnit < p.N ? last * kUnit : p.N);
   });
 }
 
 }  // namespace
 
-void lif_forward(const LifForward& problem) { run(problem, current()->forward); }
-void lif_backward(const LifBackward& problem) { run(problem, current()->backward); }
+void lif_forward(const LifForward& p) {
+  const bool stream = past_the_caches(p);
+  share_out(p, kLeastUnits, [&, kernel = current()->forward](int64_t first, int64_t last) {
+    kernel(p, first, last, stream);
+  });
+}
 
-int64_t set_stream_bytes(int64_t bytes) { return std::exchange(stream_bytes(), bytes); }
+void lif_backward(const LifBackward& p) {
+  const auto kernel = current()->backward;
+  const bool stream = past_the_caches(p);
+  const TimeRanges ranges = choose_time_ranges(p, torch::stable::get_num_threads());
+  if (ranges.count > 1) return backward_in_time_ranges(p, ranges, kernel, kUnit, stream);
+  const TimeRange whole{0, p.T, nullptr, p.grad_mem0};
+  share_out(p, 1, [&](int64_t first, int64_t last) { kernel(p, whole, first, last, stream); });
+}
+
+int64_t set_stream_bytes(int64_t bytes) { return std::exchange(forced_stream_bytes, bytes); }
 
 std::string isa() { return current()->name; }
 void set_isa(const std::string& name) { current() = find(name); }

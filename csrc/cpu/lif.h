@@ -12,7 +12,7 @@ std::string isa();                         // name of the instruction set in use
 std::vector<std::string> isa_available();  // best first
 void set_isa(const std::string& name);     // throws if this processor has not got it
 
-// From how many bytes a call writes its outputs past the caches; returns what it was. For tests.
+// From how many bytes a call writes its outputs past the caches, -1: as the caches are; returns what it was. For tests.
 int64_t set_stream_bytes(int64_t bytes);
 
 }  // namespace snnfast::cpu

@@ -102,6 +102,7 @@ struct BackwardBlock {
   static constexpr int kLoops = kCheckpoint / kSteps + kSteps - 1;
 
   LifBackward p;
+  TimeRange range;
   bool recorded, stream;
   Either<AdvanceSteps<A>> advance_loops;
   Either<AdjointSteps<A>> adjoint_loops;
@@ -120,8 +121,9 @@ struct BackwardBlock {
   alignas(64) A derivative_scratch[kSteps][kBlock];
   alignas(64) A grad_spk_scratch[kSteps][kBlock], grad_mem_scratch[kSteps][kBlock], grad_x_scratch[kSteps][kBlock];
 
-  void open(const LifBackward& problem, bool past_the_caches) {
+  void open(const LifBackward& problem, const TimeRange& time_range, bool past_the_caches) {
     p = problem;
+    range = time_range;
     stream = past_the_caches;
     recorded = p.mem_rec != nullptr || p.keep == Keep::kRounded || p.keep == Keep::kBits;
     advance_loops = choose_advance<A>(problem);
@@ -144,9 +146,13 @@ struct BackwardBlock {
     AdjointRows<A> rows;
     rows.a = static_cast<A>(p.coefficients.a);
     rows.b = static_cast<A>(p.coefficients.b);
-    rows.grad_after = open_for_reading(row_of<const S>(p.grad_mem_last, 0, p.N, first), n, carry);
-    for (int64_t start = p.T == 0 ? -1 : (p.T - 1) / kCheckpoint * kCheckpoint; start >= 0; start -= kCheckpoint) {
-      chunk(start, static_cast<int>(p.T - start < kCheckpoint ? p.T - start : kCheckpoint), rows);
+    rows.grad_after = range.carry != nullptr
+                          ? open_for_reading(row_of<const A>(range.carry, 0, p.N, first), n, carry)
+                          : open_for_reading(row_of<const S>(p.grad_mem_last, 0, p.N, first), n, carry);
+    for (int64_t end = range.to; end > range.from;) {
+      const int64_t start = (end - 1) / kCheckpoint * kCheckpoint;
+      chunk(start, static_cast<int>(end - start), rows);
+      end = start;
     }
     finish(rows.grad_after);
   }
@@ -224,11 +230,11 @@ struct BackwardBlock {
     rows.derivative = open_for_reading(derivative, p.N, steps, n, derivative_scratch);
     rows.grad_x = open_for_writing(grad_x, p.N, n, grad_x_scratch);
     rows.stream = stream && rows.grad_x.first != grad_x_scratch[0];
-    A* const grad_mem0 = t == 0 ? row_of<A>(p.grad_mem0, 0, p.N, first) : nullptr;
-    rows.grad_before = grad_mem0 == nullptr ? carry : open_for_writing(grad_mem0, n, carry);
+    A* const carry_out = t == range.from ? row_of<A>(range.carry_out, 0, p.N, first) : nullptr;
+    rows.grad_before = carry_out == nullptr ? carry : open_for_writing(carry_out, n, carry);
     adjoint_loops(steps)(n, rows, lanes, sums);
     rows.grad_after = rows.grad_before;
-    close(grad_mem0, n, rows.grad_before);
+    close(carry_out, n, rows.grad_before);
     close(grad_x, p.N, steps, n, rows.grad_x);
     for (int j = steps - 1; j >= 0 && p.x_constant; --j) {
       for (int i = 0; i < n; ++i) grad_x_sum[i] += rows.grad_x[j][i];
@@ -236,9 +242,9 @@ struct BackwardBlock {
   }
 
   void finish(const A* grad_after) {
-    if (p.T == 0 && p.grad_mem0 != nullptr) {  // no step has written it
+    if (range.to == range.from && range.carry_out != nullptr) {  // no step has written it
       if (grad_after == nullptr) zero(n, carry);
-      store_row(row_of<A>(p.grad_mem0, 0, p.N, first), n, grad_after == nullptr ? carry : grad_after);
+      store_row(row_of<A>(range.carry_out, 0, p.N, first), n, grad_after == nullptr ? carry : grad_after);
     }
     if (p.x_constant && p.grad_x != nullptr) store_row(row_of<S>(p.grad_x, 0, p.N, first), n, grad_x_sum);
     if (p.grad_beta != nullptr) {
@@ -276,9 +282,9 @@ void forward_range(const LifForward& p, int64_t first, int64_t last, bool stream
 }
 
 template <typename S>
-void backward_range(const LifBackward& p, int64_t first, int64_t last, bool stream) {
+void backward_range(const LifBackward& p, const TimeRange& range, int64_t first, int64_t last, bool stream) {
   thread_local const std::unique_ptr<BackwardBlock<S>> block(new BackwardBlock<S>);
-  block->open(p, stream);
+  block->open(p, range, stream);
   run_blocks(*block, p.T < kSteps ? kShortBlock : kBlock, first, last);
   if (stream) stream_fence();
 }
@@ -292,12 +298,12 @@ void forward(const LifForward& p, int64_t first, int64_t last, bool stream) {
   }
 }
 
-void backward(const LifBackward& p, int64_t first, int64_t last, bool stream) {
+void backward(const LifBackward& p, const TimeRange& range, int64_t first, int64_t last, bool stream) {
   switch (p.dtype) {
-    case DType::kFloat: return backward_range<float>(p, first, last, stream);
-    case DType::kDouble: return backward_range<double>(p, first, last, stream);
-    case DType::kHalf: return backward_range<Half>(p, first, last, stream);
-    case DType::kBFloat16: return backward_range<BFloat16>(p, first, last, stream);
+    case DType::kFloat: return backward_range<float>(p, range, first, last, stream);
+    case DType::kDouble: return backward_range<double>(p, range, first, last, stream);
+    case DType::kHalf: return backward_range<Half>(p, range, first, last, stream);
+    case DType::kBFloat16: return backward_range<BFloat16>(p, range, first, last, stream);
   }
 }
 

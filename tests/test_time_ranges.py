@@ -1,0 +1,158 @@
+"""Backward passes of few neurons and many steps, divided in time among the CPU's threads: the same bits, or one pass."""
+
+import functools
+import itertools
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from gradient_checks import gradients
+from helpers import FLOATS, HALVES, RESETS, SURROGATES, Case, assert_bits_equal, inputs, leaves
+from torch import Tensor
+
+import snnfast
+from snnfast import _ops
+
+pytestmark = pytest.mark.skipif(_ops.extension is None, reason="the extension is not built")
+WHOLE = (1, 0)
+
+
+@pytest.fixture
+def force() -> Iterator[Callable[[int, int], None]]:
+    """Sets the number of ranges and the steps of their warm-up."""
+    yield _ops.extension.force_time_ranges
+    _ops.extension.force_time_ranges(0, 0)
+
+
+@pytest.fixture
+def chosen(force) -> None:
+    """The library's own choice, as after a call in which no neuron was repeated."""
+    force(2, 1024)
+    of_current(torch.ones(2048, 4))
+    force(0, 0)
+
+
+def counts_of(function: Callable[[], object]) -> tuple[int, int]:
+    """Ranges and repeated neurons of a call."""
+    before = _ops.extension.time_range_counts()
+    function()
+    ranges, repeated = _ops.extension.time_range_counts()
+    return ranges - before[0], repeated - before[1]
+
+
+def of_current(grad_spk: Tensor, beta: float | Tensor = 0.9, num_steps: int | None = None) -> Tensor:
+    """The gradient of a random current, from one of the spikes."""
+    torch.manual_seed(0)
+    current = torch.randn(grad_spk.shape[1:] if num_steps else grad_spk.shape).requires_grad_()
+    with snnfast.use_backend("fused"):
+        spk, _ = snnfast.functional.lif(current, beta=beta, record_mem=False, num_steps=num_steps)
+        return torch.autograd.grad(spk, current, grad_spk)[0]
+
+
+CASES = [
+    Case(steps, shape, dtype, reset, delay, record_mem, False, "scalar", mem, count=count)
+    for i, (dtype, reset, delay, record_mem) in enumerate(
+        itertools.product(FLOATS + HALVES, RESETS, (True, False), (True, False))
+    )
+    for steps, shape, mem, count in [
+        ((17, (3, 10), True, False), (48, (64,), False, False), (70, (1, 97), True, True), (131, (130,), True, False))[
+            i % 4
+        ]
+    ]
+]
+
+
+@pytest.mark.parametrize("flow", ["both", "last"])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_ranges_of_time_give_the_bits_of_one_pass(case, flow, force):
+    # Only these two: sums over time have one order, and keep it.
+    asked = {"current", "mem"}
+    tensors = leaves(inputs(case))
+    tensors |= {name: t.detach() for name, t in tensors.items() if t is not None and name not in asked}
+    results = {}
+    for ranges in (WHOLE, (2, 16), (3, 32), (5, 16), (2, 1024)):
+        force(*ranges)
+        made, _ = counts_of(lambda: results.update({ranges: gradients(snnfast.functional.lif, tensors, case, flow)}))
+        assert made >= 2 or ranges == WHOLE or case.steps <= 16
+    for ranges, found in results.items():
+        for name, expected in results[WHOLE].items():
+            if expected is not None:
+                assert_bits_equal(found[name], expected, f"{ranges}: {name}")
+
+
+@pytest.mark.parametrize("kept", ["membranes in bfloat16", "bits"])
+@pytest.mark.parametrize("reset", RESETS)
+def test_ranges_of_time_read_whatever_was_kept(kept, reset, force):
+    case = Case(75, (2, 33), reset=reset, record_mem=False)
+    lif = snnfast.functional.lif
+    if kept == "bits":
+        case = Case(75, (2, 33), reset=reset, record_mem=False, spike_grad=SURROGATES["straight_through_estimator"])
+    else:
+        lif = functools.partial(lif, membrane_dtype=torch.bfloat16)
+    tensors = leaves(inputs(case))
+    tensors |= {name: tensors[name].detach() for name in ("beta", "threshold", "graded_spikes_factor")}
+    force(*WHOLE)
+    expected = gradients(lif, tensors, case)
+    for ranges in ((2, 16), (4, 16), (3, 1024)):
+        force(*ranges)
+        assert_bits_equal(gradients(lif, tensors, case)["current"], expected["current"])
+
+
+def test_neurons_that_have_not_forgotten_are_done_once_more(force):
+    grad_spk = torch.rand(320, 200)
+    beta = torch.full((200,), 0.5)
+    beta[70] = 1.0
+    force(*WHOLE)
+    expected = of_current(grad_spk, beta)
+    force(2, 96)
+    result = []
+    ranges, repeated = counts_of(lambda: result.append(of_current(grad_spk, beta)))
+    assert ranges == 2
+    assert repeated == 64  # those that are done together with neuron 70
+    assert_bits_equal(result[0], expected)
+
+
+def test_few_neurons_and_many_steps_are_divided(chosen):
+    torch.set_num_threads(2)
+    grad_spk = torch.rand(4096, 1, 256)
+    assert counts_of(lambda: of_current(grad_spk, 0.95)) == (2, 0)
+
+
+@pytest.mark.parametrize(
+    ("shape", "beta", "threads"),
+    [((4096, 256), 1.0, 2), ((4096, 256), 0.999, 2), ((100, 256), 0.95, 2), ((500, 40000), 0.5, 2), ((4096, 256), 0.9, 1)],
+    ids=["no decay", "little decay", "few steps", "many neurons", "one thread"],
+)  # fmt: skip
+def test_what_would_not_gain_is_one_pass(shape, beta, threads, chosen):
+    torch.set_num_threads(threads)
+    assert counts_of(lambda: of_current(torch.rand(shape), beta)) == (0, 0)
+
+
+def test_sums_over_time_are_one_pass(force):
+    force(3, 16)
+    beta = torch.tensor(0.9, requires_grad=True)
+    spk, _ = snnfast.functional.lif(torch.randn(100, 64), beta=beta, record_mem=False)
+    assert counts_of(lambda: spk.sum().backward()) == (0, 0)
+    assert counts_of(lambda: of_current(torch.rand(100, 64), num_steps=100)) == (0, 0)
+
+
+def test_calls_that_have_to_repeat_neurons_become_rare(chosen):
+    torch.set_num_threads(2)
+    # Gradients at the end alone, which only decay from there.
+    grad_spk = torch.zeros(4096, 64)
+    grad_spk[-1] = 1
+    tried = [counts_of(lambda: of_current(grad_spk, 0.95))[0] for _ in range(20)]
+    assert tried[0] == 2
+    assert 2 <= sum(made == 2 for made in tried) <= 5
+    for _ in range(65):
+        of_current(grad_spk, 0.95)
+    assert sum(counts_of(lambda: of_current(grad_spk, 0.95))[0] == 2 for _ in range(70)) in (1, 2)
+
+
+def test_gradients_that_are_not_finite_give_the_bits_of_one_pass(force):
+    grad_spk = torch.rand(200, 40)
+    grad_spk[150, 3], grad_spk[20, 7] = float("inf"), float("nan")
+    force(*WHOLE)
+    expected = of_current(grad_spk)
+    force(4, 16)
+    assert_bits_equal(of_current(grad_spk), expected)
