@@ -1,4 +1,4 @@
-"""The backward pass of few neurons and many steps: divided in time among the threads, against one pass over all steps."""
+"""The backward pass of few neurons and many steps: divided in time among the threads, against one pass."""
 
 import argparse
 from collections.abc import Callable

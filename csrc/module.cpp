@@ -28,13 +28,13 @@ PYBIND11_MODULE(_C, m) {
   m.def("isa", &cpu::isa, "Name of the CPU instruction set that the kernels use.");
   m.def("isa_available", &cpu::isa_available, "Instruction sets that this processor has kernels for, best first.");
   m.def("set_isa", &cpu::set_isa, pybind11::arg("name"), "Use the kernels of another instruction set, process-wide.");
-  m.def("set_stream_bytes", &cpu::set_stream_bytes, pybind11::arg("bytes"),
-        "Write the outputs of calls that touch as many bytes past the CPU's caches, -1: as these are; returns the number "
-        "before. For tests.");
   m.def(
-      "force_time_ranges",
-      [](int64_t count, int64_t warm_up) { cpu::force_time_ranges({count, warm_up}); }, pybind11::arg("count"),
-      pybind11::arg("warm_up"),
+      "set_stream_bytes", &cpu::set_stream_bytes, pybind11::arg("bytes"),
+      "Write the outputs of calls that touch as many bytes past the CPU's caches, -1: as these are; returns the number "
+      "before. For tests.");
+  m.def(
+      "force_time_ranges", [](int64_t count, int64_t warm_up) { cpu::force_time_ranges({count, warm_up}); },
+      pybind11::arg("count"), pybind11::arg("warm_up"),
       "Divide every backward pass on the CPU that can be into so many ranges of time; 0, 0: as usual. For tests.");
   m.def(
       "time_range_counts",

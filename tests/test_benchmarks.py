@@ -329,3 +329,32 @@ def test_error_of_rounded_membranes_is_printed_and_judged(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["benchmarks", "rounding", "--shape", "25", "4", "100"])
     assert command_line.main() == 0
     assert capsys.readouterr().out.count("holds") == 3
+
+
+def test_ranges_of_time_are_compared_with_one_pass(monkeypatch, capsys):
+    from benchmarks import ranges
+
+    torch.set_num_threads(2)
+    monkeypatch.setattr(ranges, "BAR", 0.0)
+    monkeypatch.setattr("sys.argv", ["benchmarks", "ranges", "--seconds", "0.1"])
+    assert command_line.main() == 0
+    output = capsys.readouterr().out
+    assert output.count("the same bits") == output.count("holds") == len(ranges.SHAPES)
+    assert "OTHER" not in output
+
+
+def test_bars_of_a_layer_say_what_the_memory_allows():
+    rows = [row for row in _rows_of_every_case() if row.case == LAYER.name]
+    for row in rows:
+        row.bytes_worth, row.ratio = 300.0, 12.0
+    bar = bars.judge({LAYER.name: LAYER}, rows)[0]
+    assert (bar.value, bar.detail) == (12.0, "15.0 at copy_'s speed")
+
+
+def test_a_cache_counts_as_far_as_the_threads_can_count_on_it(monkeypatch):
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: [Path(self / "index3/size")])
+    monkeypatch.setattr(Path, "read_text", lambda self: "491520K\n")
+    torch.set_num_threads(2)
+    assert bars.last_level_cache() == 40 << 20
+    monkeypatch.setattr(Path, "read_text", lambda self: "32768K\n")
+    assert bars.last_level_cache() == 32 << 20

@@ -1,8 +1,9 @@
-"""Backward passes of few neurons and many steps, divided in time among the CPU's threads: the same bits, or one pass."""
+"""Backward passes of few neurons and many steps, divided in time among the CPU's threads: the bits of one pass."""
 
 import functools
 import itertools
 from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from snnfast import _ops
 
 pytestmark = pytest.mark.skipif(_ops.extension is None, reason="the extension is not built")
 WHOLE = (1, 0)
+T = TypeVar("T")
 
 
 @pytest.fixture
@@ -32,12 +34,12 @@ def chosen(force) -> None:
     force(0, 0)
 
 
-def counts_of(function: Callable[[], object]) -> tuple[int, int]:
-    """Ranges and repeated neurons of a call."""
+def counted(function: Callable[..., T], *args: Any) -> tuple[T, int, int]:
+    """What a call returns, its ranges and its repeated neurons."""
     before = _ops.extension.time_range_counts()
-    function()
+    result = function(*args)
     ranges, repeated = _ops.extension.time_range_counts()
-    return ranges - before[0], repeated - before[1]
+    return result, ranges - before[0], repeated - before[1]
 
 
 def of_current(grad_spk: Tensor, beta: float | Tensor = 0.9, num_steps: int | None = None) -> Tensor:
@@ -72,7 +74,7 @@ def test_ranges_of_time_give_the_bits_of_one_pass(case, flow, force):
     results = {}
     for ranges in (WHOLE, (2, 16), (3, 32), (5, 16), (2, 1024)):
         force(*ranges)
-        made, _ = counts_of(lambda: results.update({ranges: gradients(snnfast.functional.lif, tensors, case, flow)}))
+        results[ranges], made, _ = counted(gradients, snnfast.functional.lif, tensors, case, flow)
         assert made >= 2 or ranges == WHOLE or case.steps <= 16
     for ranges, found in results.items():
         for name, expected in results[WHOLE].items():
@@ -105,35 +107,37 @@ def test_neurons_that_have_not_forgotten_are_done_once_more(force):
     force(*WHOLE)
     expected = of_current(grad_spk, beta)
     force(2, 96)
-    result = []
-    ranges, repeated = counts_of(lambda: result.append(of_current(grad_spk, beta)))
+    found, ranges, repeated = counted(of_current, grad_spk, beta)
     assert ranges == 2
     assert repeated == 64  # those that are done together with neuron 70
-    assert_bits_equal(result[0], expected)
+    assert_bits_equal(found, expected)
 
 
 def test_few_neurons_and_many_steps_are_divided(chosen):
     torch.set_num_threads(2)
     grad_spk = torch.rand(4096, 1, 256)
-    assert counts_of(lambda: of_current(grad_spk, 0.95)) == (2, 0)
+    assert counted(of_current, grad_spk, 0.95)[1:] == (2, 0)
 
 
 @pytest.mark.parametrize(
     ("shape", "beta", "threads"),
-    [((4096, 256), 1.0, 2), ((4096, 256), 0.999, 2), ((100, 256), 0.95, 2), ((500, 40000), 0.5, 2), ((4096, 256), 0.9, 1)],
+    [
+        ((4096, 256), 1.0, 2), ((4096, 256), 0.999, 2), ((100, 256), 0.95, 2), ((500, 40000), 0.5, 2),
+        ((4096, 256), 0.9, 1),
+    ],
     ids=["no decay", "little decay", "few steps", "many neurons", "one thread"],
 )  # fmt: skip
 def test_what_would_not_gain_is_one_pass(shape, beta, threads, chosen):
     torch.set_num_threads(threads)
-    assert counts_of(lambda: of_current(torch.rand(shape), beta)) == (0, 0)
+    assert counted(of_current, torch.rand(shape), beta)[1:] == (0, 0)
 
 
 def test_sums_over_time_are_one_pass(force):
     force(3, 16)
     beta = torch.tensor(0.9, requires_grad=True)
     spk, _ = snnfast.functional.lif(torch.randn(100, 64), beta=beta, record_mem=False)
-    assert counts_of(lambda: spk.sum().backward()) == (0, 0)
-    assert counts_of(lambda: of_current(torch.rand(100, 64), num_steps=100)) == (0, 0)
+    assert counted(spk.sum().backward)[1:] == (0, 0)
+    assert counted(of_current, torch.rand(100, 64), 0.9, 100)[1:] == (0, 0)
 
 
 def test_calls_that_have_to_repeat_neurons_become_rare(chosen):
@@ -141,12 +145,12 @@ def test_calls_that_have_to_repeat_neurons_become_rare(chosen):
     # Gradients at the end alone, which only decay from there.
     grad_spk = torch.zeros(4096, 64)
     grad_spk[-1] = 1
-    tried = [counts_of(lambda: of_current(grad_spk, 0.95))[0] for _ in range(20)]
+    tried = [counted(of_current, grad_spk, 0.95)[1] for _ in range(20)]
     assert tried[0] == 2
     assert 2 <= sum(made == 2 for made in tried) <= 5
     for _ in range(65):
         of_current(grad_spk, 0.95)
-    assert sum(counts_of(lambda: of_current(grad_spk, 0.95))[0] == 2 for _ in range(70)) in (1, 2)
+    assert sum(counted(of_current, grad_spk, 0.95)[1] == 2 for _ in range(70)) in (1, 2)
 
 
 def test_gradients_that_are_not_finite_give_the_bits_of_one_pass(force):

@@ -26,8 +26,8 @@ constexpr int64_t kGrain = 32768;
 // Threads share neurons out in multiples of this: whole vectors of every instruction set and whole cache lines.
 constexpr int64_t kUnit = 64;
 
-// Units that a thread takes at least of a forward pass: with fewer, threads write into each other's cache lines' vicinity,
-// which takes longer than doing it alone.
+// Units that a thread takes at least of a forward pass: threads that share shorter rows take each other's cache lines
+// away, and both together need longer than one alone.
 constexpr int64_t kLeastUnits = 2;
 
 // Of what is written past the caches: whole cache lines.
@@ -122,9 +122,8 @@ void share_out(const LifProblem& p, int64_t least_units, Kernel&& kernel) {
 
 void lif_forward(const LifForward& p) {
   const bool stream = past_the_caches(p);
-  share_out(p, kLeastUnits, [&, kernel = current()->forward](int64_t first, int64_t last) {
-    kernel(p, first, last, stream);
-  });
+  share_out(p, kLeastUnits,
+            [&, kernel = current()->forward](int64_t first, int64_t last) { kernel(p, first, last, stream); });
 }
 
 void lif_backward(const LifBackward& p) {

@@ -2,9 +2,9 @@
 //
 // Threads that share the neurons of a short row work in the same pages and take each other's cache lines away, or there
 // are more threads than vectors of neurons. So each takes a range of time. The gradient that enters a range at its end
-// is known only when the later ranges are done. But a leaky membrane forgets: a pass that begins with zero, a warm-up of
-// some steps further on, arrives at that gradient to the last bit. Whether it has is looked up when all are done, and
-// neurons of which that is not so have their range done once more. So no bit depends on the number of ranges.
+// is known only when the later ranges are done. But a leaky membrane forgets: a pass that begins with zero, a warm-up
+// of some steps further on, arrives at that gradient to the last bit. Whether it has is looked up when all are done,
+// and neurons of which that is not so have their range done once more. So no bit depends on the number of ranges.
 #pragma once
 
 #include <cstdint>
