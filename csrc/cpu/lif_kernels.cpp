@@ -260,7 +260,8 @@ struct BackwardBlock {
 
 // ---- a thread's range of neurons
 
-// In blocks; those that are not a whole number of columns come last, by themselves.
+// In blocks. The neurons at the end that are no whole column are the end of one which begins among those done already,
+// and does them again to the same result; where there are not enough for that, they pass through scratch rows.
 template <typename Block>
 void run_blocks(Block& block, int64_t size, int64_t first, int64_t last) {
   constexpr int64_t column = kColumn<typename Block::A>;
@@ -268,7 +269,9 @@ void run_blocks(Block& block, int64_t size, int64_t first, int64_t last) {
   for (int64_t neuron = first; neuron < whole; neuron += size) {
     block.run(neuron, static_cast<int>(whole - neuron < size ? whole - neuron : size), neuron > first);
   }
-  if (whole < last) block.run(whole, static_cast<int>(last - whole), whole > first);
+  if (whole == last) return;
+  const int64_t rest = whole > first ? last - column : whole;
+  block.run(rest, static_cast<int>(last - rest), whole > first);
 }
 
 template <typename S>
