@@ -4,6 +4,7 @@
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -42,7 +43,12 @@ def main() -> int:
         help="of measuring per comparison (default: %(default)s; at most 5 of check)",
     )
     parser.add_argument("--configurations", type=int, default=400, help="of parity (default: %(default)s)")
-    parser.add_argument("--data-path", type=Path, help="of epoch: folder with MNIST/raw (default: SNNFAST_DATA)")
+    parser.add_argument(
+        "--data-path",
+        type=Path,
+        default=os.environ.get("SNNFAST_DATA") or None,
+        help="of epoch: folder with MNIST/raw (default: the environment variable SNNFAST_DATA)",
+    )
     parser.add_argument("--threads", type=int, help="CPU threads (default: as many as PyTorch chooses)")
     args = parser.parse_args()
     unknown = [name for name in args.commands if name not in COMMANDS]

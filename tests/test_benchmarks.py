@@ -311,6 +311,17 @@ def test_commands_of_old_still_parse(monkeypatch, capsys):
     assert "suite lif" in capsys.readouterr().out
 
 
+def test_folder_of_mnist_comes_from_the_environment(monkeypatch, tmp_path):
+    seen = []
+    monkeypatch.setitem(command_line.COMMANDS, "epoch", (lambda args: seen.append(args.data_path) or True, ""))
+    monkeypatch.setattr("sys.argv", ["benchmarks", "epoch"])
+    monkeypatch.setenv("SNNFAST_DATA", str(tmp_path))
+    assert command_line.main() == 0
+    monkeypatch.delenv("SNNFAST_DATA")
+    assert command_line.main() == 0
+    assert seen == [tmp_path, None]
+
+
 def test_plots_are_drawn(tmp_path):
     pytest.importorskip("matplotlib")
     from benchmarks import plots
