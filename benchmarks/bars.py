@@ -12,7 +12,7 @@ from .peers.spikingjelly import PREFIX as SPIKINGJELLY
 from .registry import ROUNDED, STRAIGHT_THROUGH, Case
 from .runner import Row
 
-CACHE_PER_THREAD = 20 << 20  # as csrc/cpu/lif.cpp has it
+CACHE_PER_THREAD = 8 << 20  # as csrc/cpu/lif.cpp has it
 Rows = Sequence[Row]
 Cases = Mapping[str, Case]
 

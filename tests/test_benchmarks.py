@@ -366,6 +366,6 @@ def test_a_cache_counts_as_far_as_the_threads_can_count_on_it(monkeypatch):
     monkeypatch.setattr(Path, "glob", lambda self, pattern: [Path(self / "index3/size")])
     monkeypatch.setattr(Path, "read_text", lambda self: "491520K\n")
     torch.set_num_threads(2)
-    assert bars.last_level_cache() == 40 << 20
-    monkeypatch.setattr(Path, "read_text", lambda self: "32768K\n")
-    assert bars.last_level_cache() == 32 << 20
+    assert bars.last_level_cache() == 16 << 20
+    monkeypatch.setattr(Path, "read_text", lambda self: "12288K\n")
+    assert bars.last_level_cache() == 12 << 20

@@ -61,9 +61,9 @@ const Kernels*& current() {
   return chosen;
 }
 
-// What a thread can count on of a last-level cache that many cores share. The system tells the size of the whole cache,
-// to a virtual machine even where other machines use it too.
-constexpr int64_t kCachePerThread = int64_t{20} << 20;
+// What a thread can count on of a last-level cache that many cores share: twice what processors have for each core. The
+// system tells the size of the whole cache, to a virtual machine even where other machines use it too.
+constexpr int64_t kCachePerThread = int64_t{8} << 20;
 
 // Bytes of the last-level cache; 0 where nobody tells.
 int64_t cache_bytes() {
