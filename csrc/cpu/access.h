@@ -84,8 +84,8 @@ A* open_for_writing(S* row, int n, A* scratch) {
 }
 
 template <typename S, typename A>
-void close(S* row, int n, const A* opened) {
-  if (row != nullptr && !in_place<S, A>(n)) store_row(row, n, opened);
+void close(S* row, int n, const A* opened, bool past_the_caches = false) {
+  if (row != nullptr && !in_place<S, A>(n)) store_row(row, n, opened, past_the_caches);
 }
 
 // Rows of several steps of a tensor, `stride` elements apart; at most as many as `scratch` has.
@@ -104,8 +104,8 @@ Rows<A> open_for_writing(S* row, int64_t stride, int n, A (&scratch)[Size][Block
 }
 
 template <typename S, typename A>
-void close(S* row, int64_t stride, int steps, int n, const Rows<A>& opened) {
-  for (int k = 0; k < steps && row != nullptr; ++k) close(row + k * stride, n, opened[k]);
+void close(S* row, int64_t stride, int steps, int n, const Rows<A>& opened, bool past_the_caches) {
+  for (int k = 0; k < steps && row != nullptr; ++k) close(row + k * stride, n, opened[k], past_the_caches);
 }
 
 }  // namespace

@@ -9,7 +9,8 @@ namespace snnfast::cpu {
 // checkpoint's worth of their currents in the second, and their rows are long enough for the memory.
 inline constexpr int kBlock = 2048;
 
-// The same where there are fewer steps than a row loop takes, and, forward, where nothing fits in the caches anyway.
+// The same where there are fewer steps than a row loop takes or rows are converted, and, forward, where nothing fits in
+// the caches anyway.
 inline constexpr int kShortBlock = 512;
 inline constexpr int kLongBlock = 8192;
 

@@ -80,8 +80,8 @@ struct ForwardBlock {
     close(last, n, rows.after);
     close(checkpoint, n, rows.after);
     rows.before = rows.after;
-    close(spk, p.N, steps, n, rows.spk);
-    close(mem, p.N, steps, n, rows.mem);
+    close(spk, p.N, steps, n, rows.spk, stream);
+    close(mem, p.N, steps, n, rows.mem, stream);
     for (int k = 0; k < steps && keeps_rows(); ++k) keep_row(t + k, rows.mem[k]);
   }
 
@@ -235,7 +235,7 @@ struct BackwardBlock {
     adjoint_loops(steps)(n, rows, lanes, sums);
     rows.grad_after = rows.grad_before;
     close(carry_out, n, rows.grad_before);
-    close(grad_x, p.N, steps, n, rows.grad_x);
+    close(grad_x, p.N, steps, n, rows.grad_x, stream);
     for (int j = steps - 1; j >= 0 && p.x_constant; --j) {
       for (int i = 0; i < n; ++i) grad_x_sum[i] += rows.grad_x[j][i];
     }
@@ -260,6 +260,13 @@ struct BackwardBlock {
 
 // ---- a thread's range of neurons
 
+// With a few steps, long rows matter less than that state and parameters stay in the first-level cache; with 16-bit
+// rows, that the converted ones do.
+template <typename S>
+bool wants_short_blocks(const LifProblem& p) {
+  return p.T < kSteps || sizeof(S) == 2;
+}
+
 // In blocks. The neurons at the end that are no whole column are the end of one which begins among those done already,
 // and does them again to the same result; where there are not enough for that, they pass through scratch rows.
 template <typename Block>
@@ -279,8 +286,7 @@ void forward_range(const LifForward& p, int64_t first, int64_t last, bool stream
   // Kept from call to call, as fresh memory costs page faults; and larger than a thread's stack may be.
   thread_local const std::unique_ptr<ForwardBlock<S>> block(new ForwardBlock<S>);
   block->open(p, stream);
-  // With a few steps, long rows matter less than that state and parameters stay in the first-level cache.
-  run_blocks(*block, p.T < kSteps ? kShortBlock : stream ? kLongBlock : kBlock, first, last);
+  run_blocks(*block, wants_short_blocks<S>(p) ? kShortBlock : stream ? kLongBlock : kBlock, first, last);
   if (stream) stream_fence();
 }
 
@@ -288,7 +294,7 @@ template <typename S>
 void backward_range(const LifBackward& p, const TimeRange& range, int64_t first, int64_t last, bool stream) {
   thread_local const std::unique_ptr<BackwardBlock<S>> block(new BackwardBlock<S>);
   block->open(p, range, stream);
-  run_blocks(*block, p.T < kSteps ? kShortBlock : kBlock, first, last);
+  run_blocks(*block, wants_short_blocks<S>(p) ? kShortBlock : kBlock, first, last);
   if (stream) stream_fence();
 }
 

@@ -4,11 +4,8 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__F16C__)
-#include <immintrin.h>
-#endif
-
 #include "../math/scalar.h"
+#include "vec.h"
 
 namespace snnfast::cpu::SNN_ISA {
 namespace {
@@ -65,23 +62,53 @@ inline void load_row(const double* row, int n, double* to) {
   std::memcpy(to, row, static_cast<size_t>(n) * sizeof *to);
 }
 
-template <typename S>
-void store_row(S* row, int n, const float* from) {
-  for (int i = 0; i < n; ++i) narrow(from[i], row[i]);
+// A vector of floats as 16-bit elements, rounded as `narrow` does it.
+typedef uint16_t Narrowed __attribute__((vector_size(kVectorBytes / 2)));
+
+inline Narrowed narrow(Vec<float> v, BFloat16*) {
+  typedef uint32_t Bits __attribute__((vector_size(kVectorBytes)));
+  const auto bits = reinterpret_cast<Bits>(v.r);
+  const Bits rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  return __builtin_convertvector(v.r == v.r ? rounded : Bits{} + 0x7fc0u, Narrowed);
 }
-#if defined(__F16C__)
-inline void store_row(Half* row, int n, const float* from) {
+#if defined(__AVX512F__)
+inline Narrowed narrow(Vec<float> v, Half*) { return reinterpret_cast<Narrowed>(_mm512_cvtps_ph(v.r, 0)); }
+#elif defined(__F16C__)
+inline Narrowed narrow(Vec<float> v, Half*) { return reinterpret_cast<Narrowed>(_mm256_cvtps_ph(v.r, 0)); }
+#else
+inline Narrowed narrow(Vec<float> v, Half*) {  // by number: there is no instruction for more
+  Narrowed narrowed;
+  for (int i = 0; i < Vec<float>::kSize; ++i) {
+    Half h;
+    narrow(v.r[i], h);
+    std::memcpy(reinterpret_cast<char*>(&narrowed) + i * sizeof h, &h, sizeof h);
+  }
+  return narrowed;
+}
+#endif
+
+inline void put(void* to, Narrowed narrowed, [[maybe_unused]] bool past_the_caches) {
+#if defined(__AVX512F__)
+  if (past_the_caches) return _mm256_stream_si256(static_cast<__m256i*>(to), reinterpret_cast<__m256i>(narrowed));
+#elif defined(__AVX__)
+  if (past_the_caches) return _mm_stream_si128(static_cast<__m128i*>(to), reinterpret_cast<__m128i>(narrowed));
+#endif
+  std::memcpy(to, &narrowed, sizeof narrowed);
+}
+
+// `past_the_caches`: where a register can be; `row` is then aligned to one, and there is no end of fewer elements.
+template <typename S>
+void store_row(S* row, int n, const float* from, bool past_the_caches = false) {
   int i = 0;
-  for (; i + 8 <= n; i += 8) {
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(row + i), _mm256_cvtps_ph(_mm256_loadu_ps(from + i), 0));
+  for (; i + Vec<float>::kSize <= n; i += Vec<float>::kSize) {
+    put(row + i, narrow(Vec<float>::load(from + i), row), past_the_caches);
   }
   for (; i < n; ++i) narrow(from[i], row[i]);
 }
-#endif
-inline void store_row(float* row, int n, const float* from) {
+inline void store_row(float* row, int n, const float* from, bool = false) {
   std::memcpy(row, from, static_cast<size_t>(n) * sizeof *row);
 }
-inline void store_row(double* row, int n, const double* from) {
+inline void store_row(double* row, int n, const double* from, bool = false) {
   std::memcpy(row, from, static_cast<size_t>(n) * sizeof *row);
 }
 
