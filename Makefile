@@ -16,7 +16,8 @@ EXTRAS_test := test
 EXTRAS_bench := bench
 
 # The tests that reach every line of the kernels; what the others add is outside of them.
-SANITIZED := tests/test_lif.py tests/test_gradients.py tests/test_counts.py tests/test_step_ops.py
+SANITIZED := tests/test_lif.py tests/test_gradients.py tests/test_counts.py tests/test_step_ops.py \
+  tests/test_chunked_backward.py
 
 .DELETE_ON_ERROR:
 .PHONY: help demo test bench bench-check gates wheel-check lint format types sanitize clean

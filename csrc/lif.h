@@ -92,6 +92,8 @@ int lif_backward(const LifBackward& problem, void* stream);
 const char* error_string(int error);
 // Neurons from which a thread takes several of them, 16 bytes at a time. For tests.
 void set_vector_minimum(int64_t neurons);
+// Steps from which, and neurons up to which, backward shares out time among the warps of a block. For tests.
+void set_chunked_limits(int64_t least_steps, int64_t most_neurons);
 }  // namespace cuda
 
 }  // namespace snnfast

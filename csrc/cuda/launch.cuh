@@ -113,6 +113,18 @@ __device__ __forceinline__ void fill(A (&to)[V], A value) {
 template <typename S>
 inline constexpr int kVector = 16 / static_cast<int>(sizeof(S));
 
+// Calls f with an element of the type.
+template <typename F>
+int visit_element(DType dtype, F&& f) {
+  switch (dtype) {
+    case DType::kFloat: return f(float{});
+    case DType::kDouble: return f(double{});
+    case DType::kHalf: return f(Half{});
+    case DType::kBFloat16: return f(BFloat16{});
+  }
+  return static_cast<int>(cudaErrorInvalidValue);
+}
+
 inline bool aligned(std::initializer_list<const void*> pointers) {
   for (const void* p : pointers) {
     if (reinterpret_cast<uintptr_t>(p) % 16 != 0) return false;
@@ -120,13 +132,12 @@ inline bool aligned(std::initializer_list<const void*> pointers) {
   return true;
 }
 
-// One thread per group of neurons, at most the largest grid; the kernels stride over what is left.
+// At most the largest grid: kernels that need more blocks stride over what is left.
 template <typename Problem>
-int launch(void (*kernel)(Problem), int64_t groups, int threads, [[maybe_unused]] void* stream,
-           const Problem& problem) {
+int launch_blocks(void (*kernel)(Problem), int64_t blocks, int threads, [[maybe_unused]] void* stream,
+                  const Problem& problem) {
   constexpr int64_t kLargestGrid = 0x7fffffff;
-  const int64_t needed = (groups + threads - 1) / threads;
-  const auto grid = static_cast<unsigned>(needed < kLargestGrid ? needed : kLargestGrid);
+  const auto grid = static_cast<unsigned>(blocks < kLargestGrid ? blocks : kLargestGrid);
 #if defined(SNN_EMULATED)
   return emulator::launch(kernel, grid, static_cast<unsigned>(threads), 0, problem);
 #else
@@ -135,6 +146,12 @@ int launch(void (*kernel)(Problem), int64_t groups, int threads, [[maybe_unused]
   // clang-format on
   return static_cast<int>(cudaGetLastError());
 #endif
+}
+
+// One thread per group of neurons.
+template <typename Problem>
+int launch(void (*kernel)(Problem), int64_t groups, int threads, void* stream, const Problem& problem) {
+  return launch_blocks<Problem>(kernel, (groups + threads - 1) / threads, threads, stream, problem);
 }
 
 int64_t vector_minimum();

@@ -114,13 +114,7 @@ int forward(const LifForward& p, void* stream) {
 }  // namespace
 
 int lif_forward(const LifForward& p, void* stream) {
-  switch (p.dtype) {
-    case DType::kFloat: return forward<float>(p, stream);
-    case DType::kDouble: return forward<double>(p, stream);
-    case DType::kHalf: return forward<Half>(p, stream);
-    case DType::kBFloat16: return forward<BFloat16>(p, stream);
-  }
-  return static_cast<int>(cudaErrorInvalidValue);
+  return visit_element(p.dtype, [&](auto element) { return forward<decltype(element)>(p, stream); });
 }
 
 const char* error_string(int error) { return cudaGetErrorString(static_cast<cudaError_t>(error)); }

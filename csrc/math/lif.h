@@ -79,4 +79,12 @@ SNN_HD T lif_adjoint(Reset reset, bool reset_delay, bool through_spike, T u, T v
   return dv;
 }
 
+// A stretch of steps back in time is linear in the carry that enters it: what leaves it is `offset`, which leaves where
+// nothing enters, and `factor`, what lif_adjoint makes of a carry of 1 without any other gradient, times the carry.
+// Where nothing enters, the offset is all, even if the factor is infinite.
+template <typename T>
+SNN_HD T lif_carry_through(T offset, T factor, T carry) {
+  return select(carry == T(0), offset, offset + factor * carry);
+}
+
 }  // namespace snnfast

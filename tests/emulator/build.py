@@ -13,6 +13,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -105,6 +106,24 @@ def load() -> ctypes.CDLL:
 def set_seed(seed: int) -> None:
     """The order of threads and blocks from now on."""
     load().snnfast_set_emulator_seed(ctypes.c_uint(seed))
+
+
+class Launch(NamedTuple):
+    """The shape of a launch."""
+
+    blocks: int
+    threads: int  # of a block
+
+
+def last_launch() -> Launch:
+    """Of the kernel that ran last, which tells it from others."""
+    library = load()
+    return Launch(library.snnfast_last_blocks(), library.snnfast_last_threads())
+
+
+def set_chunked_limits(least_steps: int, most_neurons: int) -> None:
+    """From how many steps on, and up to how many neurons, backward shares out time among warps."""
+    load().snnfast_set_chunked_limits(ctypes.c_int64(least_steps), ctypes.c_int64(most_neurons))
 
 
 if __name__ == "__main__":

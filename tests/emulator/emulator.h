@@ -71,6 +71,12 @@ void fence();
 // Seeds other than 0 shuffle the order of threads, odd ones reverse that of blocks. The first: SNNFAST_EMULATOR_SEED.
 void set_seed(unsigned seed);
 
+// Of the last launch: by its shape a test knows which kernel ran.
+struct Launch {
+  unsigned blocks, threads;
+};
+Launch last_launch();
+
 int run_grid(dim3 grid, dim3 block, size_t shared_bytes, void (*run)(const void*), const void* of);
 const char* error_string(int error);  // for a fault of the kernel itself, of the last launch that had one
 
