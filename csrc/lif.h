@@ -94,6 +94,9 @@ const char* error_string(int error);
 void set_vector_minimum(int64_t neurons);
 // Steps from which, and neurons up to which, backward shares out time among the warps of a block. For tests.
 void set_chunked_limits(int64_t least_steps, int64_t most_neurons);
+// Bytes that the tensors over time of a call must exceed to pass by the caches; -1: those of the device's L2. For
+// tests.
+void set_stream_bytes(int64_t bytes);
 }  // namespace cuda
 
 }  // namespace snnfast

@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <cstring>
 #include <initializer_list>
+#include <type_traits>
 
 #include "../lif.h"
 
@@ -58,49 +59,99 @@ struct alignas(sizeof(S) * V < 16 ? sizeof(S) * V : 16) Pack {
   S values[V];
 };
 
+// As many bits as a pack, or 16 bytes of it.
+template <int kBytes>
+using Word = std::conditional_t<
+    kBytes == 1, unsigned char,
+    std::conditional_t<kBytes == 2, unsigned short,
+                       std::conditional_t<kBytes == 4, unsigned, std::conditional_t<kBytes == 8, uint2, uint4>>>>;
+
+// `streaming`, here and below: what is accessed is not needed again soon and may leave the caches first. The same for
+// all threads, so this costs a predicate and no second kernel.
+template <typename S, int V>
+__device__ __forceinline__ Pack<S, V> get(const S* from, bool streaming) {
+  using W = Word<static_cast<int>(sizeof(Pack<S, V>))>;
+  constexpr int kWords = sizeof(Pack<S, V>) / sizeof(W);
+  W words[kWords];
+#pragma unroll
+  for (int i = 0; i < kWords; ++i) {
+    const W* const word = reinterpret_cast<const W*>(from) + i;
+    words[i] = streaming ? __ldcs(word) : *word;
+  }
+  Pack<S, V> pack;
+  memcpy(&pack, words, sizeof pack);
+  return pack;
+}
+
 template <int V, typename S, typename A>
-__device__ __forceinline__ void load(const S* from, A (&to)[V]) {
-  const Pack<S, V> pack = *reinterpret_cast<const Pack<S, V>*>(from);
+__device__ __forceinline__ void load(const S* from, A (&to)[V], bool streaming = false) {
+  const Pack<S, V> pack = get<S, V>(from, streaming);
 #pragma unroll
   for (int i = 0; i < V; ++i) to[i] = widen(pack.values[i]);
 }
 
+#if !defined(SNN_EMULATED)
+__device__ __forceinline__ void put_words(size_t at, uint32_t (&w)[1], bool streaming) {
+  if (streaming) {
+    asm("st.global.cs.b32 [%0], %1;" ::"l"(at), "r"(w[0]));
+  } else {
+    asm("st.global.b32 [%0], %1;" ::"l"(at), "r"(w[0]));
+  }
+}
+__device__ __forceinline__ void put_words(size_t at, uint32_t (&w)[2], bool streaming) {
+  if (streaming) {
+    asm("st.global.cs.v2.b32 [%0], {%1, %2};" ::"l"(at), "r"(w[0]), "r"(w[1]));
+  } else {
+    asm("st.global.v2.b32 [%0], {%1, %2};" ::"l"(at), "r"(w[0]), "r"(w[1]));
+  }
+}
+template <int kWords>
+__device__ __forceinline__ void put_words(size_t at, uint32_t (&w)[kWords], bool streaming) {
+  static_assert(kWords % 4 == 0);
+#pragma unroll
+  for (int i = 0; i < kWords; i += 4) {
+    if (streaming) {
+      asm("st.global.cs.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(at + 4 * i), "r"(w[i]), "r"(w[i + 1]), "r"(w[i + 2]),
+          "r"(w[i + 3]));
+    } else {
+      asm("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(at + 4 * i), "r"(w[i]), "r"(w[i + 1]), "r"(w[i + 2]),
+          "r"(w[i + 3]));
+    }
+  }
+}
+#endif
+
 // In as few accesses as the pack's alignment allows. For architectures before 10.0 nvcc takes an assignment of a pack,
 // or of a vector, apart into one store per element; instructions it does not.
 template <typename S, int V>
-__device__ __forceinline__ void put(S* to, const Pack<S, V>& pack) {
-#if defined(SNN_EMULATED)
-  *reinterpret_cast<Pack<S, V>*>(to) = pack;
-#else
-  if constexpr (sizeof pack % 4 == 0) {
-    constexpr int kWords = sizeof pack / 4;
-    uint32_t w[kWords];
-    memcpy(w, &pack, sizeof pack);
-    const auto at = __cvta_generic_to_global(to);
-    if constexpr (kWords % 4 == 0) {
-#pragma unroll
-      for (int i = 0; i < kWords; i += 4) {
-        asm("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(at + 4 * i), "r"(w[i]), "r"(w[i + 1]), "r"(w[i + 2]),
-            "r"(w[i + 3]));
-      }
-    } else if constexpr (kWords == 2) {
-      asm("st.global.v2.b32 [%0], {%1, %2};" ::"l"(at), "r"(w[0]), "r"(w[1]));
-    } else {
-      static_assert(kWords == 1);
-      asm("st.global.b32 [%0], %1;" ::"l"(at), "r"(w[0]));
-    }
-  } else {
-    *reinterpret_cast<Pack<S, V>*>(to) = pack;
+__device__ __forceinline__ void put(S* to, const Pack<S, V>& pack, bool streaming = false) {
+  constexpr int kBytes = static_cast<int>(sizeof pack);
+#if !defined(SNN_EMULATED)
+  if constexpr (kBytes % 4 == 0) {
+    uint32_t words[kBytes / 4];
+    memcpy(words, &pack, sizeof pack);
+    put_words(__cvta_generic_to_global(to), words, streaming);
+    return;
   }
 #endif
+  using W = Word<kBytes>;
+  W words[kBytes / sizeof(W)];
+  memcpy(words, &pack, sizeof pack);
+  for (size_t i = 0; i < sizeof words / sizeof(W); ++i) {
+    if (streaming) {
+      __stcs(reinterpret_cast<W*>(to) + i, words[i]);
+    } else {
+      reinterpret_cast<W*>(to)[i] = words[i];
+    }
+  }
 }
 
 template <int V, typename S, typename A>
-__device__ __forceinline__ void store(S* to, const A (&from)[V]) {
+__device__ __forceinline__ void store(S* to, const A (&from)[V], bool streaming = false) {
   Pack<S, V> pack;
 #pragma unroll
   for (int i = 0; i < V; ++i) pack.values[i] = narrow<S>(from[i]);
-  put(to, pack);
+  put(to, pack, streaming);
 }
 
 template <typename A, int V>
@@ -112,6 +163,11 @@ __device__ __forceinline__ void fill(A (&to)[V], A value) {
 // Elements in 16 bytes.
 template <typename S>
 inline constexpr int kVector = 16 / static_cast<int>(sizeof(S));
+
+// Whether the tensors of a call with a row per step are together more than the device's second-level cache holds. Below
+// that, what is written is better kept there for the next layer, and above it what is written pushes out what is not.
+bool exceeds_cache(const LifForward& p);
+bool exceeds_cache(const LifBackward& p);
 
 // Calls f with an element of the type.
 template <typename F>
@@ -132,17 +188,19 @@ inline bool aligned(std::initializer_list<const void*> pointers) {
   return true;
 }
 
-// At most the largest grid: kernels that need more blocks stride over what is left.
+// `kernel` takes the problem, and whether to stream. At most the largest grid: kernels that need more blocks stride
+// over what is left.
 template <typename Problem>
-int launch_blocks(void (*kernel)(Problem), int64_t blocks, int threads, [[maybe_unused]] void* stream,
+int launch_blocks(void (*kernel)(Problem, bool), int64_t blocks, int threads, [[maybe_unused]] void* stream,
                   const Problem& problem) {
   constexpr int64_t kLargestGrid = 0x7fffffff;
   const auto grid = static_cast<unsigned>(blocks < kLargestGrid ? blocks : kLargestGrid);
+  const bool streaming = exceeds_cache(problem);
 #if defined(SNN_EMULATED)
-  return emulator::launch(kernel, grid, static_cast<unsigned>(threads), 0, problem);
+  return emulator::launch(kernel, grid, static_cast<unsigned>(threads), 0, problem, streaming);
 #else
   // clang-format off
-  kernel<<<grid, static_cast<unsigned>(threads), 0, static_cast<cudaStream_t>(stream)>>>(problem);
+  kernel<<<grid, static_cast<unsigned>(threads), 0, static_cast<cudaStream_t>(stream)>>>(problem, streaming);
   // clang-format on
   return static_cast<int>(cudaGetLastError());
 #endif
@@ -150,7 +208,7 @@ int launch_blocks(void (*kernel)(Problem), int64_t blocks, int threads, [[maybe_
 
 // One thread per group of neurons.
 template <typename Problem>
-int launch(void (*kernel)(Problem), int64_t groups, int threads, void* stream, const Problem& problem) {
+int launch(void (*kernel)(Problem, bool), int64_t groups, int threads, void* stream, const Problem& problem) {
   return launch_blocks<Problem>(kernel, (groups + threads - 1) / threads, threads, stream, problem);
 }
 

@@ -17,12 +17,12 @@ constexpr int kLeastBlocks = V == 1 && (kRecorded || sizeof(S) == 8) ? 1 : 0;
 
 template <typename S, int V, bool kRecorded>
 __global__ void __launch_bounds__(kThreads<S, V>, kLeastBlocks<S, V, kRecorded>)
-    lif_backward_kernel(const LifBackward p) {
+    lif_backward_kernel(const LifBackward p, const bool streaming) {
   using A = typename Acc<S>::type;
   __shared__ A trajectory[kRecorded ? 1 : kCheckpoint][V][kThreads<S, V>];
   const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
   for (int64_t group = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; group < p.N / V; group += stride) {
-    Backward<S, V, kRecorded, kThreads<S, V>> neurons(p, group * V, trajectory);
+    Backward<S, V, kRecorded, kThreads<S, V>> neurons(p, group * V, trajectory, streaming);
     neurons.start_at_end();
     neurons.run(0, p.T);
     neurons.finish();

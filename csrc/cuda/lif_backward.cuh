@@ -31,9 +31,11 @@ struct Backward {
   A chunk_u[V];        // recomputed: the membrane before the chunk
   uint32_t resets[V];  // recomputed: bit k tells whether step k of the chunk began with a reset
   bool trial = false;  // nothing is written
+  bool streaming;
+  bool last = false;  // rows are read for the last time, and written, past the caches
 
-  __device__ Backward(const LifBackward& problem, int64_t first_neuron, Column shared)
-      : p(problem), first(first_neuron), column(shared), neurons(problem, first_neuron) {}
+  __device__ Backward(const LifBackward& problem, int64_t first_neuron, Column shared, bool stream)
+      : p(problem), first(first_neuron), column(shared), neurons(problem, first_neuron), streaming(stream) {}
 
   // With the gradient of the membrane after the step from which run() is about to go back.
   __device__ __forceinline__ void start(const A (&carry)[V]) {
@@ -59,6 +61,7 @@ struct Backward {
   __device__ __forceinline__ void run(int64_t begin, int64_t end, bool on_trial = false) {
     if (begin == end) return;
     trial = on_trial;
+    last = streaming && !trial;
     if constexpr (kRecorded) recorded(end - 1, v);
     for (int64_t start = (end - 1) / kCheckpoint * kCheckpoint; start >= begin; start -= kCheckpoint) {
       const int count = static_cast<int>(end - start < kCheckpoint ? end - start : kCheckpoint);
@@ -71,7 +74,7 @@ struct Backward {
     if (start == 0) {
       initial_membrane(p, first, chunk_u);
     } else {
-      load<V>(static_cast<const A*>(p.kept) + (start / kCheckpoint - 1) * p.N + first, chunk_u);
+      load<V>(static_cast<const A*>(p.kept) + (start / kCheckpoint - 1) * p.N + first, chunk_u, last);
     }
     A u[V];
 #pragma unroll
@@ -89,7 +92,8 @@ struct Backward {
 #pragma unroll
     for (int j = 0; j < Steps; ++j) {
       if (k + j >= count) break;
-      load<V>(static_cast<const S*>(p.x) + (p.x_constant ? 0 : (start + k + j) * p.N) + first, x[j]);
+      load<V>(static_cast<const S*>(p.x) + (p.x_constant ? 0 : (start + k + j) * p.N) + first, x[j],
+              last && !p.x_constant);
     }
 #pragma unroll
     for (int j = 0; j < Steps; ++j) {
@@ -154,7 +158,7 @@ struct Backward {
   // The membrane that decided the spike of step t.
   __device__ __forceinline__ void recorded(int64_t t, A (&to)[V]) const {
     if (p.keep == Keep::kRounded) {
-      load<V>(static_cast<const BFloat16*>(p.kept) + t * p.N + first, to);
+      load<V>(static_cast<const BFloat16*>(p.kept) + t * p.N + first, to, last);
 #pragma unroll
       for (int i = 0; i < V; ++i) to[i] = membrane_at(to[i], neurons.at[i].threshold);
     } else if (p.keep == Keep::kBits) {
@@ -168,7 +172,7 @@ struct Backward {
         to[i] = (bits.values[i] >> (t % 8) & 1) != 0 ? just_above(threshold) : threshold;
       }
     } else {
-      load<V>(static_cast<const A*>(p.mem_rec) + t * p.N + first, to);
+      load<V>(static_cast<const A*>(p.mem_rec) + t * p.N + first, to, last);
     }
   }
 
@@ -178,7 +182,7 @@ struct Backward {
     } else if (same) {
       load<V>(static_cast<const S*>(gradients) + first, to);
     } else {
-      load<V>(static_cast<const S*>(gradients) + t * p.N + first, to);
+      load<V>(static_cast<const S*>(gradients) + t * p.N + first, to, last);
     }
   }
 
@@ -187,7 +191,7 @@ struct Backward {
     const A a = static_cast<A>(p.coefficients.a), b = static_cast<A>(p.coefficients.b);
     // The same way for all threads, so these branches cost little; templating on them would multiply the kernels.
     if (p.derivative != nullptr) {
-      load<V>(static_cast<const A*>(p.derivative) + t * p.N + first, sg);
+      load<V>(static_cast<const A*>(p.derivative) + t * p.N + first, sg, last);
     } else {
       visit_surrogate(p.surrogate, [&](auto kind) {
 #pragma unroll
@@ -208,7 +212,7 @@ struct Backward {
       }
       return;
     }
-    if (p.grad_x != nullptr && !p.x_constant) store<V>(static_cast<S*>(p.grad_x) + t * p.N + first, dx);
+    if (p.grad_x != nullptr && !p.x_constant) store<V>(static_cast<S*>(p.grad_x) + t * p.N + first, dx, last);
   }
 
   __device__ __forceinline__ void finish() {

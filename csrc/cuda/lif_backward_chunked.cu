@@ -50,7 +50,7 @@ __device__ __forceinline__ A entering_carry(Shared<A> shared, int segment, int l
 
 template <typename S, int V, bool kRecorded>
 __global__ void __launch_bounds__(kSegments<typename Acc<S>::type>* kLanes, 2)
-    lif_backward_chunked_kernel(const LifBackward p) {
+    lif_backward_chunked_kernel(const LifBackward p, const bool streaming) {
   static_assert(V == 1, "a lane takes one neuron");
   using A = typename Acc<S>::type;
   constexpr int kLast = kSegments<A> - 1;
@@ -59,7 +59,7 @@ __global__ void __launch_bounds__(kSegments<typename Acc<S>::type>* kLanes, 2)
   const int64_t begin = start_of<A>(segment, p.T), end = start_of<A>(segment + 1, p.T);
   const int64_t own = static_cast<int64_t>(blockIdx.x) * kLanes + lane;
   const bool there = own < p.N;  // lanes without a neuron come to the barriers
-  Backward<S, V, kRecorded, kSegments<A> * kLanes> neuron(p, there ? own : p.N - 1, shared);
+  Backward<S, V, kRecorded, kSegments<A> * kLanes> neuron(p, there ? own : p.N - 1, shared, streaming);
 
   neuron.start({A(0)});
   if (segment == kLast) neuron.start_at_end();  // its carry is known

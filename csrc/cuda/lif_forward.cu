@@ -16,25 +16,28 @@ struct Forward {
 
   const LifForward& p;
   int64_t first;
+  bool streaming;
   Neurons<A, V> neurons;
   A mem[V];
-  A count[V];       // spikes so far, if they are summed
-  uint8_t bits[V];  // spikes of up to eight steps, where they are kept
+  A count[V];                  // spikes so far, if they are summed
+  uint32_t bits[(V + 3) / 4];  // a byte to each neuron: its spikes of up to eight steps, where they are kept
 
-  __device__ Forward(const LifForward& problem, int64_t first_neuron)
-      : p(problem), first(first_neuron), neurons(problem, first_neuron) {
+  __device__ Forward(const LifForward& problem, int64_t first_neuron, bool stream)
+      : p(problem), first(first_neuron), streaming(stream), neurons(problem, first_neuron) {
     initial_membrane(p, first, mem);
     fill(count, A(0));
-    fill(bits, uint8_t{0});
+    fill(bits, 0u);
   }
 
   // Steps t to t + kAhead - 1, as far as there are any.
   __device__ __forceinline__ void steps(int64_t t) {
     A x[kAhead][V];
+    // With checkpoints, backward reads it again.
+    const bool last = streaming && !p.x_constant && p.keep != Keep::kCheckpoints;
 #pragma unroll
     for (int k = 0; k < kAhead; ++k) {
       if (t + k >= p.T) break;
-      load<V>(static_cast<const S*>(p.x) + (p.x_constant ? 0 : (t + k) * p.N) + first, x[k]);
+      load<V>(static_cast<const S*>(p.x) + (p.x_constant ? 0 : (t + k) * p.N) + first, x[k], last);
     }
 #pragma unroll
     for (int k = 0; k < kAhead; ++k) {
@@ -45,7 +48,7 @@ struct Forward {
 
   __device__ __forceinline__ void step(int64_t t, const A (&x)[V]) {
     if (p.keep == Keep::kCheckpoints && t % kCheckpoint == 0 && t > 0) {
-      store<V>(static_cast<A*>(p.kept) + (t / kCheckpoint - 1) * p.N + first, mem);
+      store<V>(static_cast<A*>(p.kept) + (t / kCheckpoint - 1) * p.N + first, mem, streaming);
     }
     A spk[V];
 #pragma unroll
@@ -59,8 +62,8 @@ struct Forward {
       mem[i] = lif_settle(p.reset, p.reset_delay, v, s, r, neuron);
     }
     const int64_t at = t * p.N + first;
-    if (!p.spk_count) store<V>(static_cast<S*>(p.spk) + at, spk);
-    if (p.mem_rec != nullptr) store<V>(static_cast<S*>(p.mem_rec) + at, mem);
+    if (!p.spk_count) store<V>(static_cast<S*>(p.spk) + at, spk, streaming);
+    if (p.mem_rec != nullptr) store<V>(static_cast<S*>(p.mem_rec) + at, mem, streaming);
     if (p.keep == Keep::kRounded) keep_rounded(at);
     if (p.keep == Keep::kBits && t + 1 < p.T) keep_bits(t);
   }
@@ -74,28 +77,35 @@ struct Forward {
       rounded.values[i] = narrow<BFloat16>(static_cast<float>(z));
       rounded.values[i].bits = keep_side(z, rounded.values[i].bits);  // the spikes, and so the resets, stay exact
     }
-    put(static_cast<BFloat16*>(p.kept) + at, rounded);
+    put(static_cast<BFloat16*>(p.kept) + at, rounded, streaming);
   }
 
   __device__ __forceinline__ void keep_bits(int64_t t) {
     const int bit = static_cast<int>(t % 8);
-    Pack<uint8_t, V> pack;
+    if (bit == 0) fill(bits, 0u);
 #pragma unroll
     for (int i = 0; i < V; ++i) {
       const bool spike = mem[i] - neurons.at[i].threshold > A(0);
-      bits[i] = static_cast<uint8_t>((bit == 0 ? 0u : bits[i]) | (spike ? 1u : 0u) << bit);
-      pack.values[i] = bits[i];
+      bits[i / 4] |= (spike ? 1u : 0u) << (bit + i % 4 * 8);
     }
     if (bit != 7 && t + 2 < p.T) return;  // the byte has room for the next step
-    put(static_cast<uint8_t*>(p.kept) + t / 8 * p.N + first, pack);
+    Pack<uint8_t, V> pack;
+    memcpy(&pack, bits, sizeof pack);
+    put(static_cast<uint8_t*>(p.kept) + t / 8 * p.N + first, pack, streaming);
   }
 };
 
+// The least number of blocks at once; 0 leaves it to the compiler. In float it would take a few registers more, in
+// double it spills for want of them.
 template <typename S, int V>
-__global__ void __launch_bounds__(kThreads) lif_forward_kernel(const LifForward p) {
+constexpr int kLeastBlocks = V > 1 && sizeof(S) == 4 ? 4 : 0;
+
+template <typename S, int V>
+__global__ void __launch_bounds__(kThreads, kLeastBlocks<S, V>)
+    lif_forward_kernel(const LifForward p, const bool streaming) {
   const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
   for (int64_t group = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; group < p.N / V; group += stride) {
-    Forward<S, V> neurons(p, group * V);
+    Forward<S, V> neurons(p, group * V, streaming);
     for (int64_t t = 0; t < p.T; t += kAhead) neurons.steps(t);
     if (p.spk_count) store<V>(static_cast<S*>(p.spk) + group * V, neurons.count);
     if (p.mem_last != nullptr) store<V>(static_cast<S*>(p.mem_last) + group * V, neurons.mem);

@@ -100,6 +100,8 @@ def load() -> ctypes.CDLL:
     library = ctypes.CDLL(path)
     # Whatever allows 16-byte accesses takes them: test shapes are small.
     library.snnfast_set_vector_minimum(ctypes.c_int64(1))
+    for name in ("loads", "stores"):
+        getattr(library, f"snnfast_streamed_{name}").restype = ctypes.c_int64
     return library
 
 
@@ -119,6 +121,30 @@ def last_launch() -> Launch:
     """Of the kernel that ran last, which tells it from others."""
     library = load()
     return Launch(library.snnfast_last_blocks(), library.snnfast_last_threads())
+
+
+class Streamed(NamedTuple):
+    """Accesses that were to leave the caches first."""
+
+    loads: int
+    stores: int
+
+
+def streamed() -> Streamed:
+    """Since the last time that it was asked."""
+    library = load()
+    return Streamed(library.snnfast_streamed_loads(), library.snnfast_streamed_stores())
+
+
+def set_stream_bytes(size: int) -> None:
+    """Calls that touch more are streamed; -1: more than the cache of the emulated device."""
+    load().snnfast_set_stream_bytes(ctypes.c_int64(size))
+
+
+def cache_bytes() -> int:
+    """What the emulated device says of its second-level cache."""
+    size: int = load().snnfast_emulated_cache_bytes()
+    return size
 
 
 def set_chunked_limits(least_steps: int, most_neurons: int) -> None:

@@ -9,6 +9,7 @@
 #include <vector_functions.h>
 
 #include <algorithm>
+#include <atomic>
 #include <bit>
 #include <cstdint>
 #include <cstring>
@@ -36,6 +37,8 @@
 namespace emulator {
 
 using Location = std::source_location;
+
+inline constexpr int kCacheBytes = 4 * 1024 * 1024;  // of the second-level cache that the device says it has
 
 // Of the CUDA thread that runs now.
 struct Position {
@@ -110,13 +113,43 @@ T atomic(const char* name, T* address, Location at, Change&& change) {
   return std::bit_cast<T>(old);
 }
 
+inline cudaError_t get_device(int* device) {
+  *device = 0;
+  return cudaSuccess;
+}
+inline cudaError_t get_attribute(int* value, cudaDeviceAttr attribute, int) {
+  if (attribute != cudaDevAttrL2CacheSize) return cudaErrorInvalidValue;
+  *value = kCacheBytes;
+  return cudaSuccess;
+}
+
+// Accesses so far that were to leave the caches first.
+struct Streamed {
+  std::atomic<int64_t> loads, stores;
+};
+inline Streamed streamed;
+
 }  // namespace emulator
+
+template <typename T>
+T __ldcs(const T* from) {
+  emulator::streamed.loads.fetch_add(1, std::memory_order_relaxed);
+  return *from;
+}
+template <typename T>
+void __stcs(T* to, const T& value) {
+  emulator::streamed.stores.fetch_add(1, std::memory_order_relaxed);
+  *to = value;
+}
 
 #define threadIdx (emulator::here().thread)
 #define blockIdx (emulator::here().block)
 #define blockDim (emulator::here().block_size)
 #define gridDim (emulator::here().grid_size)
-#define cudaGetErrorString emulator::error_string  // there is no CUDA runtime to ask
+// There is no CUDA runtime to ask.
+#define cudaGetErrorString emulator::error_string
+#define cudaGetDevice emulator::get_device
+#define cudaDeviceGetAttribute emulator::get_attribute
 inline constexpr int warpSize = 32;
 
 // ---- device functions that wait: their last argument is where the kernel calls them
