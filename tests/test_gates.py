@@ -222,6 +222,16 @@ def test_what_a_thread_keeps_of_its_neurons_may_be_narrow_and_counts_against_the
     ]
 
 
+def test_elements_of_a_thread_that_are_less_than_16_bytes_are_taken_at_once() -> None:
+    assert kernels.access("lif_forward<float, 4>") == kernels.access("lif_forward<Half, 8>") == 16
+    assert kernels.access("lif_backward<BFloat16, 4, true>") == 8
+    eight = SASS.replace("LDG.E.128 ", "LDG.E.64 ").replace("STG.E.128 ", "STG.E.EF.64 ")
+    assert memory.accesses(code(eight), 8).problems(4) == []
+    four = memory.accesses(code(eight.replace("LDG.E.64 R8", "LDG.E R8")), 8)
+    assert "no loads of 8 bytes in a loop over time" in four.problems(8)
+    assert "accesses under 8 bytes in the loop over time: 1 LDG.E" in four.problems(8)
+
+
 def test_a_loop_over_time_without_loads_is_no_loop_over_time() -> None:
     found = memory.accesses(code(SASS.replace("@!P3 BRA `(.L_time)", "NOP")))
     assert found.problems(4) == [
@@ -291,7 +301,7 @@ def test_the_table_has_a_row_for_each_kernel_and_a_column_for_each_card() -> Non
     heading, row = table([record()], {"8.0": "A100", "9.0": "H100"})
     cells = dict(zip(heading, row, strict=True))
     assert (cells["A100 8.0"], cells["H100 9.0"]) == ("-", "56  50%")
-    assert (cells["kernel"], cells["block"], cells["loads"], cells["under 16 bytes"]) == (
+    assert (cells["kernel"], cells["block"], cells["loads"], cells["narrow"]) == (
         record().name,
         "256",
         "4",

@@ -66,28 +66,46 @@ using Word = std::conditional_t<
     std::conditional_t<kBytes == 2, unsigned short,
                        std::conditional_t<kBytes == 4, unsigned, std::conditional_t<kBytes == 8, uint2, uint4>>>>;
 
+// A pack as it comes from memory. The compiler takes a pack of 16-bit elements that lives on beyond a branch apart into
+// elements, and waits for the load to do so; words it leaves alone. So loads that are to be under way at once stay
+// words until each is used.
+template <typename S, int V>
+struct Raw {
+  using W = Word<static_cast<int>(sizeof(Pack<S, V>))>;
+  W words[sizeof(Pack<S, V>) / sizeof(W)];
+};
+
 // `streaming`, here and below: what is accessed is not needed again soon and may leave the caches first. The same for
 // all threads, so this costs a predicate and no second kernel.
 template <typename S, int V>
-__device__ __forceinline__ Pack<S, V> get(const S* from, bool streaming) {
-  using W = Word<static_cast<int>(sizeof(Pack<S, V>))>;
-  constexpr int kWords = sizeof(Pack<S, V>) / sizeof(W);
-  W words[kWords];
+__device__ __forceinline__ Raw<S, V> get(const S* from, bool streaming) {
+  using W = typename Raw<S, V>::W;
+  Raw<S, V> raw;
 #pragma unroll
-  for (int i = 0; i < kWords; ++i) {
+  for (int i = 0; i < static_cast<int>(sizeof raw / sizeof(W)); ++i) {
     const W* const word = reinterpret_cast<const W*>(from) + i;
-    words[i] = streaming ? __ldcs(word) : *word;
+    raw.words[i] = streaming ? __ldcs(word) : *word;
   }
+  return raw;
+}
+
+template <typename S, int V>
+__device__ __forceinline__ Pack<S, V> pack_of(const Raw<S, V>& raw) {
   Pack<S, V> pack;
-  memcpy(&pack, words, sizeof pack);
+  memcpy(&pack, &raw, sizeof pack);
   return pack;
+}
+
+template <typename S, int V, typename A>
+__device__ __forceinline__ void unpack(const Raw<S, V>& raw, A (&to)[V]) {
+  const Pack<S, V> pack = pack_of(raw);
+#pragma unroll
+  for (int i = 0; i < V; ++i) to[i] = widen(pack.values[i]);
 }
 
 template <int V, typename S, typename A>
 __device__ __forceinline__ void load(const S* from, A (&to)[V], bool streaming = false) {
-  const Pack<S, V> pack = get<S, V>(from, streaming);
-#pragma unroll
-  for (int i = 0; i < V; ++i) to[i] = widen(pack.values[i]);
+  unpack(get<S, V>(from, streaming), to);
 }
 
 #if !defined(SNN_EMULATED)
@@ -146,11 +164,32 @@ __device__ __forceinline__ void put(S* to, const Pack<S, V>& pack, bool streamin
   }
 }
 
+// Two at once where there is an instruction for it, which rounds as that for one does.
+template <typename S, typename A, int V>
+__device__ __forceinline__ void narrow_two(const A* from, Pack<S, V>& to, int i) {
+  to.values[i] = narrow<S>(from[0]);
+  to.values[i + 1] = narrow<S>(from[1]);
+}
+template <int V>
+__device__ __forceinline__ void narrow_two(const float* from, Pack<Half, V>& to, int i) {
+  const __half2 two = __floats2half2_rn(from[0], from[1]);
+  memcpy(&to.values[i], &two, sizeof two);
+}
+template <int V>
+__device__ __forceinline__ void narrow_two(const float* from, Pack<BFloat16, V>& to, int i) {
+  const __nv_bfloat162 two = __floats2bfloat162_rn(from[0], from[1]);
+  memcpy(&to.values[i], &two, sizeof two);
+}
+
 template <int V, typename S, typename A>
 __device__ __forceinline__ void store(S* to, const A (&from)[V], bool streaming = false) {
   Pack<S, V> pack;
+  if constexpr (V == 1) {
+    pack.values[0] = narrow<S>(from[0]);
+  } else {
 #pragma unroll
-  for (int i = 0; i < V; ++i) pack.values[i] = narrow<S>(from[i]);
+    for (int i = 0; i < V; i += 2) narrow_two(from + i, pack, i);
+  }
   put(to, pack, streaming);
 }
 

@@ -4,16 +4,24 @@
 namespace snnfast::cuda {
 namespace {
 
+// Adjacent neurons of a thread: as many as fill 16 bytes in arithmetic, which for 16-bit elements is 8 bytes of them.
+// The state of twice as many would leave registers for an eighth of a multiprocessor's threads.
+template <typename S>
+constexpr int kWidth = 16 / static_cast<int>(sizeof(typename Acc<S>::type));
+
 template <typename S, int V>
 constexpr int kThreads = [] {
   const int fits = kSharedBytes / static_cast<int>(kCheckpoint * V * sizeof(typename Acc<S>::type));
   return fits < 128 ? fits : 128;
 }();
 
-// The least number of blocks at once; 0 leaves it to the compiler. For compute capabilities 9.0 and 10.0 that spills
-// registers of some kernels to keep more threads in flight.
+// The least number of blocks at once; 0 leaves it to the compiler, which spills registers of some kernels to keep more
+// threads in flight, and of others takes a few too many for four blocks.
 template <typename S, int V, bool kRecorded>
-constexpr int kLeastBlocks = V == 1 && (kRecorded || sizeof(S) == 8) ? 1 : 0;
+constexpr int kLeastBlocks = [] {
+  if (V == 1) return kRecorded || sizeof(S) != 4 ? 1 : 0;
+  return sizeof(S) == 8 ? 0 : 4;
+}();
 
 template <typename S, int V, bool kRecorded>
 __global__ void __launch_bounds__(kThreads<S, V>, kLeastBlocks<S, V, kRecorded>)
@@ -31,7 +39,7 @@ __global__ void __launch_bounds__(kThreads<S, V>, kLeastBlocks<S, V, kRecorded>)
 
 template <typename S, bool kRecorded>
 int backward(const LifBackward& p, void* stream) {
-  constexpr int V = kVector<S>;
+  constexpr int V = kWidth<S>;
   const bool vectors = p.N >= vector_minimum() && p.N % V == 0 &&
                        aligned({p.x, p.mem0, p.mem_rec, p.kept, p.derivative, p.grad_spk, p.grad_mem_rec,
                                 p.grad_mem_last, p.grad_x, p.grad_mem0, p.grad_beta, p.grad_threshold, p.grad_graded});

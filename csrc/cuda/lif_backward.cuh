@@ -20,6 +20,25 @@ struct Backward {
   using A = typename Acc<S>::type;
   using Column = A (*)[V][kThreads];  // [kCheckpoint][V][thread]
 
+  // A pack of what tells the membranes of a step: themselves, rounded ones, or bits. Membranes are as wide as elements.
+  struct Row {
+    uint32_t words[V * sizeof(S) <= 4 ? 1 : V * sizeof(S) / 4];
+
+    template <typename E>
+    static __device__ __forceinline__ Row of(const Raw<E, V>& raw) {
+      Row row{};
+      static_assert(sizeof raw <= sizeof row);
+      memcpy(&row, &raw, sizeof raw);
+      return row;
+    }
+    template <typename E>
+    __device__ __forceinline__ Raw<E, V> as() const {
+      Raw<E, V> raw;
+      memcpy(&raw, this, sizeof raw);
+      return raw;
+    }
+  };
+
   const LifBackward& p;
   int64_t first;
   Column column;
@@ -62,7 +81,7 @@ struct Backward {
     if (begin == end) return;
     trial = on_trial;
     last = streaming && !trial;
-    if constexpr (kRecorded) recorded(end - 1, v);
+    if constexpr (kRecorded) membranes(recorded(end - 1), end - 1, v);
     for (int64_t start = (end - 1) / kCheckpoint * kCheckpoint; start >= begin; start -= kCheckpoint) {
       const int count = static_cast<int>(end - start < kCheckpoint ? end - start : kCheckpoint);
       if constexpr (!kRecorded) recompute(start, count);
@@ -88,21 +107,23 @@ struct Backward {
   // Steps k to k + kAhead - 1 of the chunk, as far as it has them.
   __device__ __forceinline__ void recompute_steps(int64_t start, int k, int count, A (&u)[V]) {
     constexpr int Steps = kAhead<A>;
-    A x[Steps][V];
+    Raw<S, V> currents[Steps];
 #pragma unroll
     for (int j = 0; j < Steps; ++j) {
       if (k + j >= count) break;
-      load<V>(static_cast<const S*>(p.x) + (p.x_constant ? 0 : (start + k + j) * p.N) + first, x[j],
-              last && !p.x_constant);
+      currents[j] = get<S, V>(static_cast<const S*>(p.x) + (p.x_constant ? 0 : (start + k + j) * p.N) + first,
+                              last && !p.x_constant);
     }
 #pragma unroll
     for (int j = 0; j < Steps; ++j) {
       if (k + j >= count) break;
+      A x[V];
+      unpack(currents[j], x);
 #pragma unroll
       for (int i = 0; i < V; ++i) {
         const Neuron<A>& neuron = neurons.at[i];
         const A r = heaviside(u[i] - neuron.threshold);
-        const A now = lif_integrate(p.reset, u[i], r, x[j][i], neuron);
+        const A now = lif_integrate(p.reset, u[i], r, x[i], neuron);
         column[k + j][i][threadIdx.x] = now;
         resets[i] |= static_cast<uint32_t>(r > A(0)) << (k + j);
         u[i] = lif_settle(p.reset, p.reset_delay, now, heaviside(now - neuron.threshold), r, neuron);
@@ -122,68 +143,81 @@ struct Backward {
   // Steps k + kAhead - 1 down to k of the chunk, as far as it has them.
   __device__ __forceinline__ void adjoint_steps(int64_t start, int k, int count) {
     constexpr int Steps = kAhead<A>;
-    A gs[Steps][V], gm[Steps][V], u[Steps][V];
+    Raw<S, V> raw_gs[Steps], raw_gm[Steps];
+    Row rows[Steps];
 #pragma unroll
     for (int j = 0; j < Steps; ++j) {
       if (k + j >= count) break;
       const int64_t t = start + k + j;
-      gradient(p.grad_spk, p.spk_count, t, gs[j]);
-      gradient(p.grad_mem_rec, false, t, gm[j]);
+      raw_gs[j] = gradient(p.grad_spk, p.spk_count, t);
+      raw_gm[j] = gradient(p.grad_mem_rec, false, t);
       if constexpr (kRecorded) {
-        if (t == 0) {
-          initial_membrane(p, first, u[j]);
-        } else {
-          recorded(t - 1, u[j]);
-        }
+        if (t > 0) rows[j] = recorded(t - 1);
       }
     }
 #pragma unroll
     for (int j = Steps - 1; j >= 0; --j) {
       if (k + j >= count) continue;
+      const int64_t t = start + k + j;
+      A gs[V], gm[V], u[V];
+      unpack(raw_gs[j], gs);
+      unpack(raw_gm[j], gm);
       if constexpr (!kRecorded) {
 #pragma unroll
         for (int i = 0; i < V; ++i) {
           v[i] = column[k + j][i][threadIdx.x];
-          u[j][i] = before(k + j, i);
+          u[i] = before(k + j, i);
         }
+      } else if (t > 0) {
+        membranes(rows[j], t - 1, u);
+      } else {
+        initial_membrane(p, first, u);
       }
-      adjoint_step(start + k + j, u[j], gs[j], gm[j]);
+      adjoint_step(t, u, gs, gm);
       if constexpr (kRecorded) {
 #pragma unroll
-        for (int i = 0; i < V; ++i) v[i] = u[j][i];
+        for (int i = 0; i < V; ++i) v[i] = u[i];
       }
     }
   }
 
-  // The membrane that decided the spike of step t.
-  __device__ __forceinline__ void recorded(int64_t t, A (&to)[V]) const {
+  // What was recorded or kept of step t, not yet converted.
+  __device__ __forceinline__ Row recorded(int64_t t) const {
+    Row row{};
     if (p.keep == Keep::kRounded) {
-      load<V>(static_cast<const BFloat16*>(p.kept) + t * p.N + first, to, last);
+      row = Row::of(get<BFloat16, V>(static_cast<const BFloat16*>(p.kept) + t * p.N + first, last));
+    } else if (p.keep == Keep::kBits) {
+      // Not past the caches: the same for eight steps. Of the last step they are not kept.
+      if (t + 1 < p.T) row = Row::of(get<uint8_t, V>(static_cast<const uint8_t*>(p.kept) + t / 8 * p.N + first, false));
+    } else if constexpr (sizeof(S) == sizeof(A)) {
+      row = Row::of(get<A, V>(static_cast<const A*>(p.mem_rec) + t * p.N + first, last));
+    }
+    return row;
+  }
+
+  // The membranes that decided the spikes of step t.
+  __device__ __forceinline__ void membranes(const Row& row, int64_t t, A (&to)[V]) const {
+    if (p.keep == Keep::kRounded) {
+      unpack(row.template as<BFloat16>(), to);
 #pragma unroll
       for (int i = 0; i < V; ++i) to[i] = membrane_at(to[i], neurons.at[i].threshold);
     } else if (p.keep == Keep::kBits) {
-      Pack<uint8_t, V> bits{};  // of the last step, which are not kept
-      if (t + 1 < p.T) {
-        bits = *reinterpret_cast<const Pack<uint8_t, V>*>(static_cast<const uint8_t*>(p.kept) + t / 8 * p.N + first);
-      }
+      const Pack<uint8_t, V> bits = pack_of(row.template as<uint8_t>());
 #pragma unroll
       for (int i = 0; i < V; ++i) {
         const A threshold = neurons.at[i].threshold;
         to[i] = (bits.values[i] >> (t % 8) & 1) != 0 ? just_above(threshold) : threshold;
       }
+    } else if constexpr (sizeof(S) == sizeof(A)) {
+      unpack(row.template as<A>(), to);
     } else {
-      load<V>(static_cast<const A*>(p.mem_rec) + t * p.N + first, to, last);
+      fill(to, A(0));  // never: membranes recorded in 16 bits tell no spikes
     }
   }
 
-  __device__ __forceinline__ void gradient(const void* gradients, bool same, int64_t t, A (&to)[V]) const {
-    if (gradients == nullptr) {
-      fill(to, A(0));
-    } else if (same) {
-      load<V>(static_cast<const S*>(gradients) + first, to);
-    } else {
-      load<V>(static_cast<const S*>(gradients) + t * p.N + first, to, last);
-    }
+  __device__ __forceinline__ Raw<S, V> gradient(const void* gradients, bool same, int64_t t) const {
+    if (gradients == nullptr) return Raw<S, V>{};
+    return get<S, V>(static_cast<const S*>(gradients) + (same ? 0 : t * p.N) + first, last && !same);
   }
 
   __device__ __forceinline__ void adjoint_step(int64_t t, const A (&u)[V], const A (&gs)[V], const A (&gm)[V]) {

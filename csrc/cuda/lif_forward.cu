@@ -31,13 +31,13 @@ struct Forward {
 
   // Steps t to t + kAhead - 1, as far as there are any.
   __device__ __forceinline__ void steps(int64_t t) {
-    A x[kAhead][V];
+    Raw<S, V> x[kAhead];
     // With checkpoints, backward reads it again.
     const bool last = streaming && !p.x_constant && p.keep != Keep::kCheckpoints;
 #pragma unroll
     for (int k = 0; k < kAhead; ++k) {
       if (t + k >= p.T) break;
-      load<V>(static_cast<const S*>(p.x) + (p.x_constant ? 0 : (t + k) * p.N) + first, x[k], last);
+      x[k] = get<S, V>(static_cast<const S*>(p.x) + (p.x_constant ? 0 : (t + k) * p.N) + first, last);
     }
 #pragma unroll
     for (int k = 0; k < kAhead; ++k) {
@@ -46,7 +46,9 @@ struct Forward {
     }
   }
 
-  __device__ __forceinline__ void step(int64_t t, const A (&x)[V]) {
+  __device__ __forceinline__ void step(int64_t t, const Raw<S, V>& current) {
+    A x[V];
+    unpack(current, x);
     if (p.keep == Keep::kCheckpoints && t % kCheckpoint == 0 && t > 0) {
       store<V>(static_cast<A*>(p.kept) + (t / kCheckpoint - 1) * p.N + first, mem, streaming);
     }

@@ -82,7 +82,7 @@ def kernel_gates(measured: Sequence[Measured]) -> list[Gate]:
     blocked = [f"{m.name}, {m.architecture}: no block fits" for m in measured if m.share == 0]
     return [
         Gate("every product, sum and difference rounded by itself, exactly, with subnormal numbers", roundings),
-        Gate("16 bytes at a time in the loops over time of vector kernels, no local memory", accesses),
+        Gate("16 bytes, or all of a thread, at a time in loops over time of vector kernels, no local memory", accesses),
         Gate("a block of every kernel fits on its card", blocked),
     ]
 

@@ -23,7 +23,7 @@ class Measured:
 
     @property
     def vector(self) -> bool:
-        """Whether a thread takes several neurons, 16 bytes at a time."""
+        """Whether a thread takes several neurons at a time."""
         return kernels.width(self.name) > 1
 
     @property
@@ -56,8 +56,8 @@ def records(unit: Unit, disassembly: str) -> list[Measured]:
         fused = arithmetic.fused(code[symbol]) if "_forward" in name else []
         found.append(
             Measured(
-                name, unit.architecture, bounds[symbol], taken[symbol], memory.accesses(code[symbol]),
-                roundings[symbol] + fused,
+                name, unit.architecture, bounds[symbol], taken[symbol],
+                memory.accesses(code[symbol], kernels.access(name)), roundings[symbol] + fused,
             )
         )  # fmt: skip
     return found

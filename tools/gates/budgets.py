@@ -15,7 +15,7 @@ class Taken(NamedTuple):
     spill: int
     stack: int
     shared: int
-    narrow: int  # accesses under 16 bytes in the loops over time, of a kernel that takes 16 bytes at a time
+    narrow: int  # accesses in the loops over time of less than a thread takes at a time, 16 bytes or all its elements
 
 
 Table = Mapping[str, Mapping[str, Taken]]  # kernel, then architecture

@@ -10,7 +10,8 @@ _STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) b
 _REGISTERS = re.compile(r"Used (\d+) registers")
 _SHARED = re.compile(r"(\d+) bytes smem")
 _BOUNDS = re.compile(r"\.entry (\w+)\(.*?\)\s*(?:\.maxntid (\d+))?", re.DOTALL)
-_WIDTH = re.compile(r"<[^,<>]+, (\d+)\b")
+_WIDTH = re.compile(r"<([^,<>]+), (\d+)\b")
+_SIZES = {"double": 8, "float": 4, "Half": 2, "BFloat16": 2}
 
 
 class Resources(NamedTuple):
@@ -59,7 +60,17 @@ def shorten(name: str) -> str:
 
 def width(name: str) -> int:
     """Neurons of a thread: the second template argument of every kernel."""
+    return _arguments(name)[1]
+
+
+def access(name: str) -> int:
+    """Bytes that a thread takes at a time: all its elements, the first template argument of every kernel, up to 16."""
+    element, neurons = _arguments(name)
+    return min(_SIZES[element] * neurons, 16)
+
+
+def _arguments(name: str) -> tuple[str, int]:
     found = _WIDTH.search(name)
     if found is None:
         raise ValueError(f"{name}: the second template argument is not a number of neurons")
-    return int(found[1])
+    return found[1], int(found[2])

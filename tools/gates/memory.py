@@ -18,21 +18,24 @@ class Accesses:
 
     loads: int = 0  # in the loop over time
     stores: int = 0
-    narrow: tuple[str, ...] = ()  # of these, the opcodes of those under 16 bytes
+    narrow: tuple[str, ...] = ()  # of these, the opcodes of those under `least` bytes
     local: int = 0  # anywhere
+    least: int = 16
 
     def problems(self, neurons: int) -> list[str]:
-        """Why this is no kernel whose threads take ``neurons`` at a time, 16 bytes or all that they keep of them."""
+        """Why this is no kernel of so many neurons to a thread, ``least`` bytes at a time or all that is kept."""
         wrong = [kind for kind in self.narrow if _bytes(kind) not in [size * neurons for size in _KEPT]]
         found = []
         if wrong:
             kinds = ", ".join(f"{wrong.count(kind)} {kind}" for kind in sorted(set(wrong)))
-            found.append(f"accesses under 16 bytes in the loop over time: {kinds}")
-        found += [f"no {kind} of 16 bytes in a loop over time" for kind in ("loads", "stores") if not self._wide(kind)]
+            found.append(f"accesses under {self.least} bytes in the loop over time: {kinds}")
+        for kind in ("loads", "stores"):
+            if not self._wide(kind):
+                found.append(f"no {kind} of {self.least} bytes in a loop over time")
         return found
 
     def _wide(self, kind: str) -> int:
-        """How many of the loads, or stores, are of 16 bytes."""
+        """How many of the loads, or stores, are of that many bytes."""
         number: int = getattr(self, kind)
         return number - sum(_GLOBAL[opcode.split(".")[0]] == kind for opcode in self.narrow)
 
@@ -45,15 +48,15 @@ def _bytes(opcode: str) -> int:
     return 4
 
 
-def accesses(kernel: Kernel) -> Accesses:
-    """Count them, by the loops that they lie in."""
-    found = Accesses()
+def accesses(kernel: Kernel, least: int = 16) -> Accesses:
+    """Count them, by the loops that they lie in, and those under ``least`` bytes."""
+    found = Accesses(least=least)
     for instruction, depth in zip(kernel.instructions, kernel.depths(), strict=True):
         name = instruction.opcode.split(".")[0]
         if name in _LOCAL:
             found.local += 1
         elif name in _GLOBAL and depth >= TIME_LOOP:
             setattr(found, _GLOBAL[name], getattr(found, _GLOBAL[name]) + 1)
-            if _bytes(instruction.opcode) < 16:
+            if _bytes(instruction.opcode) < least:
                 found.narrow += (instruction.opcode,)
     return found

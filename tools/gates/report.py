@@ -8,7 +8,8 @@ from .analysis import Measured
 LEGEND = """\
 under an architecture: registers of a thread, and the share of the card's threads that can be in flight
 block: threads; shared: bytes of a block; spill, stack: bytes of a thread; local: accesses to local memory
-loads, stores: instructions in the loops over time, fewest - most of any architecture; under 16 bytes: of these
+loads, stores: instructions in the loops over time, fewest - most of any architecture
+narrow: of these, under 16 bytes, or 8 where all elements of a thread are 8
 """
 
 
@@ -45,7 +46,7 @@ def table(measured: Iterable[Measured], cards: Mapping[str, str]) -> list[list[s
     for m in measured:
         rows.setdefault(m.name, {})[m.architecture] = m
     lines = [["kernel", "block", *(f"{name} {architecture}" for architecture, name in cards.items())]]
-    lines[0] += ["shared", "spill", "stack", "local", "loads", "stores", "under 16 bytes"]
+    lines[0] += ["shared", "spill", "stack", "local", "loads", "stores", "narrow"]
     for name in sorted(rows):
         of = list(rows[name].values())
         cells = [_cell(rows[name].get(architecture)) for architecture in cards]
