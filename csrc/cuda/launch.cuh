@@ -245,6 +245,16 @@ int launch_blocks(void (*kernel)(Problem, bool), int64_t blocks, int threads, [[
 #endif
 }
 
+// Threads of a block of `most` at most, so that few neurons come to as many blocks as large cards have multiprocessors,
+// if a block of one warp is enough for that. By their number alone, so that it is the same on every card.
+inline int threads_for(int64_t neurons, int most) {
+  constexpr int64_t kBlocks = 128;
+  constexpr int kWarp = 32;
+  int threads = most;
+  while (threads > kWarp && neurons < kBlocks * threads) threads /= 2;
+  return threads;
+}
+
 // One thread per group of neurons.
 template <typename Problem>
 int launch(void (*kernel)(Problem, bool), int64_t groups, int threads, void* stream, const Problem& problem) {

@@ -44,7 +44,8 @@ int backward(const LifBackward& p, void* stream) {
                        aligned({p.x, p.mem0, p.mem_rec, p.kept, p.derivative, p.grad_spk, p.grad_mem_rec,
                                 p.grad_mem_last, p.grad_x, p.grad_mem0, p.grad_beta, p.grad_threshold, p.grad_graded});
   return vectors ? launch<LifBackward>(lif_backward_kernel<S, V, kRecorded>, p.N / V, kThreads<S, V>, stream, p)
-                 : launch<LifBackward>(lif_backward_kernel<S, 1, kRecorded>, p.N, kThreads<S, 1>, stream, p);
+                 : launch<LifBackward>(lif_backward_kernel<S, 1, kRecorded>, p.N, threads_for(p.N, kThreads<S, 1>),
+                                       stream, p);
 }
 
 }  // namespace

@@ -120,7 +120,7 @@ int forward(const LifForward& p, void* stream) {
   const bool vectors =
       p.N >= g_vector_minimum && p.N % V == 0 && aligned({p.x, p.mem0, p.spk, p.mem_rec, p.mem_last, p.kept});
   return vectors ? launch<LifForward>(lif_forward_kernel<S, V>, p.N / V, kThreads, stream, p)
-                 : launch<LifForward>(lif_forward_kernel<S, 1>, p.N, kThreads, stream, p);
+                 : launch<LifForward>(lif_forward_kernel<S, 1>, p.N, threads_for(p.N, kThreads), stream, p);
 }
 
 }  // namespace
