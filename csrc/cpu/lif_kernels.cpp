@@ -44,7 +44,8 @@ struct ForwardBlock {
     n = count;
     open_lanes(first, n, p, next, lanes);
     ForwardRows<A> rows;
-    rows.stream = stream && in_place<S, A>(n);
+    rows.stream_spk = stream && in_place<S, A>(n);
+    rows.stream_mem = rows.stream_spk && p.mem_rec != nullptr;  // and not a row that is kept, by way of scratch
     rows.before = open_for_reading(row_of<const A>(p.mem0, 0, p.N, first), n, state);
     S* const spk_count = p.spk_count ? row_of<S>(p.spk, 0, p.N, first) : nullptr;
     rows.count = open_for_writing(spk_count, n, spk_scratch[0]);

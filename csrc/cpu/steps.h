@@ -99,7 +99,7 @@ struct ForwardRows {
   Rows<const A> x;
   Rows<A> spk, mem;
   A* count;     // in place of spk: one row for all steps, to which the spikes are added
-  bool stream;  // spk and mem past the caches
+  bool stream_spk, stream_mem;  // past the caches
 };
 
 template <typename A>
@@ -125,8 +125,8 @@ void forward_steps(int n, const ForwardRows<A>& rows, const Lanes<A>& lanes) {
         s[g] = s[g] * p[g].graded;
         if (Count) count[g] += s[g];
       }
-      if (!Count) s.put(row.spk[k] + i, row.stream);
-      if (Record) u.put(row.mem[k] + i, row.stream);
+      if (!Count) s.put(row.spk[k] + i, row.stream_spk);
+      if (Record) u.put(row.mem[k] + i, row.stream_mem);
     }
     u.store(row.after + i);
     if (Count) count.store(row.count + i);

@@ -22,12 +22,9 @@ int64_t cache_bytes() {
   return bytes;
 }
 
-int64_t size_of(DType type) { return type == DType::kDouble ? 8 : type == DType::kFloat ? 4 : 2; }
-int64_t acc_size_of(DType type) { return type == DType::kDouble ? 8 : 4; }
-
 int64_t kept_bytes(const LifProblem& p, Keep keep) {
   switch (keep) {
-    case Keep::kCheckpoints: return checkpoint_rows(p.T) * p.N * acc_size_of(p.dtype);
+    case Keep::kCheckpoints: return checkpoint_rows(p.T) * p.N * acc_size(p.dtype);
     case Keep::kRounded: return p.T * p.N * 2;
     case Keep::kBits: return bit_rows(p.T) * p.N;
     case Keep::kNothing: break;
@@ -39,14 +36,14 @@ int64_t kept_bytes(const LifProblem& p, Keep keep) {
 
 bool exceeds_cache(const LifForward& p) {
   const int rows = !p.x_constant + !p.spk_count + (p.mem_rec != nullptr);
-  return rows * p.T * p.N * size_of(p.dtype) + kept_bytes(p, p.keep) > cache_bytes();
+  return rows * p.T * p.N * element_size(p.dtype) + kept_bytes(p, p.keep) > cache_bytes();
 }
 
 bool exceeds_cache(const LifBackward& p) {
   const int rows = (p.x != nullptr && !p.x_constant) + (p.grad_spk != nullptr && !p.spk_count) +
                    (p.grad_mem_rec != nullptr) + (p.grad_x != nullptr && !p.x_constant) + (p.mem_rec != nullptr);
-  const int64_t derivative = p.derivative != nullptr ? p.T * p.N * acc_size_of(p.dtype) : 0;
-  return rows * p.T * p.N * size_of(p.dtype) + derivative + kept_bytes(p, p.keep) > cache_bytes();
+  const int64_t derivative = p.derivative != nullptr ? p.T * p.N * acc_size(p.dtype) : 0;
+  return rows * p.T * p.N * element_size(p.dtype) + derivative + kept_bytes(p, p.keep) > cache_bytes();
 }
 
 void set_stream_bytes(int64_t bytes) { g_stream_bytes = bytes; }
