@@ -88,7 +88,9 @@ int64_t stream_bytes() {
 // `rows`: tensors with a row for every step that the call reads or writes; `written`: those that it writes.
 bool past_the_caches(const LifProblem& p, int rows, std::initializer_list<const void*> written) {
   const int64_t row = p.N * element_size(p.dtype);
-  if (rows * p.T * row < stream_bytes() || row % kAlignment != 0) return false;
+  // 16-bit rows wait for their conversion more than for the memory.
+  const int64_t limit = element_size(p.dtype) == 2 ? 2 * stream_bytes() : stream_bytes();
+  if (rows * p.T * row < limit || row % kAlignment != 0) return false;
   for (const void* tensor : written) {
     if (reinterpret_cast<uintptr_t>(tensor) % kAlignment != 0) return false;
   }
