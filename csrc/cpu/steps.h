@@ -98,7 +98,7 @@ struct ForwardRows {
   A* after;         // and after the last of them
   Rows<const A> x;
   Rows<A> spk, mem;
-  A* count;     // in place of spk: one row for all steps, to which the spikes are added
+  A* count;                     // in place of spk: one row for all steps, to which the spikes are added
   bool stream_spk, stream_mem;  // past the caches
 };
 
