@@ -6,6 +6,7 @@ import itertools
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -246,3 +247,21 @@ def test_an_emptied_cache_is_back_with_the_system(kilobytes: int) -> None:
         snnfast.empty_cache()
     assert full - before > 200
     assert resident() - before < 60
+
+
+def test_lanes_without_a_neuron_cost_no_more_than_those_with_one():
+    """What an earlier call left in them must not decay to denormal numbers, with which processors are far slower."""
+    torch.set_num_threads(1)
+
+    def seconds(neurons):
+        current, mem = torch.rand(20000, neurons), torch.zeros(neurons)
+
+        def once():
+            snnfast.functional.lif(torch.zeros(1, 31), torch.full((31,), 0.5), beta=0.95)
+            start = time.perf_counter()
+            snnfast.functional.lif(current, mem, beta=0.95, record_mem=False)
+            return time.perf_counter() - start
+
+        return min(once() for _ in range(10))
+
+    assert seconds(10) < 5 * seconds(32)

@@ -33,6 +33,18 @@ void fill(int64_t first, int n, const Parameter& parameter, A* out) {
   }
 }
 
+// What rows of n values lack of whole columns becomes 0, and so stays 0 through all steps, as nothing is written there:
+// of what an earlier block left, some would decay to denormal numbers, with which a processor is many times slower.
+template <typename A>
+void pad(int n, A* row) {
+  for (int i = n; i % kColumn<A> != 0; ++i) row[i] = A(0);
+}
+
+template <typename A, int Size, int Block>
+void pad_all(int n, A (&rows)[Size][Block]) {
+  for (A* const row : rows) pad(n, row);
+}
+
 // Returns how many values were written. `next`: the lane holds those of another block of the same problem.
 template <typename A>
 int open_lane(int64_t first, int n, const Parameter& parameter, bool next, Lane<A>& lane) {
@@ -40,6 +52,7 @@ int open_lane(int64_t first, int n, const Parameter& parameter, bool next, Lane<
   if (next && uniform(parameter)) return 0;
   const int count = uniform(parameter) ? kColumn<A> : n;
   fill(first, count, parameter, lane.values);
+  pad(count, lane.values);
   return count;
 }
 

@@ -43,6 +43,8 @@ struct ForwardBlock {
     first = first_neuron;
     n = count;
     open_lanes(first, n, p, next, lanes);
+    pad(n, state);
+    pad_all(n, x_scratch);
     ForwardRows<A> rows;
     rows.stream_spk = stream && in_place<S, A>(n);
     rows.stream_mem = rows.stream_spk && p.mem_rec != nullptr;  // and not a row that is kept, by way of scratch
@@ -135,6 +137,12 @@ struct BackwardBlock {
     first = first_neuron;
     n = count;
     open_lanes(first, n, p, next && p.grad_beta == nullptr, lanes);  // finish() takes beta's lane for its gradient
+    for (A* const row : {carry, mem0_scratch}) pad(n, row);
+    pad_all(n, x_scratch);
+    pad_all(n, mem_scratch);
+    pad_all(n, derivative_scratch);
+    pad_all(n, grad_spk_scratch);
+    pad_all(n, grad_mem_scratch);
     grad_count = p.grad_spk == nullptr ? zeros
                  : p.spk_count ? open_for_reading(row_of<const S>(p.grad_spk, 0, p.N, first), n, grad_spk_scratch[0])
                                : nullptr;
