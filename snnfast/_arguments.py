@@ -233,17 +233,23 @@ def check_parameter_value(name: str, value: object) -> Tensor:
     return torch.as_tensor(value)
 
 
-def fits_step(x: Tensor, mem: Tensor | None, parameters: Sequence[Tensor]) -> bool:
-    """Whether one step's tensors can go to the kernels as they are; :func:`check_arguments` converts or refuses."""
-    acc = torch.float64 if x.dtype == torch.float64 else torch.float32
-    device = x.device
-    if mem is not None and (mem.dtype != acc or mem.device != device):
+def fits(x: Tensor, has_time: bool, mem: Tensor | None, beta: Tensor, threshold: Tensor, graded: Tensor) -> bool:
+    """Whether the tensors can go to the kernels as they are; :func:`check_arguments` converts or refuses.
+
+    ``x``: ``[T, *]`` if it ``has_time``, else ``[*]``.
+    """
+    dtype, device = x.dtype, x.device
+    if dtype not in _DTYPES or x.layout != torch.strided:
         return False
-    for p in parameters:
+    acc = torch.float64 if dtype == torch.float64 else torch.float32
+    step_shape = x.shape[1:] if has_time else x.shape
+    if mem is not None and (mem.dtype != acc or mem.device != device or mem.shape != step_shape):
+        return False
+    for p in (beta, threshold, graded):
         if not isinstance(p, Tensor) or p.dtype != acc:  # snnTorch takes a number that was assigned
             return False
         if p.dim() > 0:
-            if p.device != device or not _broadcasts(p.shape, x.shape):
+            if p.device != device or not _broadcasts(p.shape, step_shape):
                 return False
         elif p.device != device and p.device.type != "cpu":
             return False

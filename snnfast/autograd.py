@@ -16,19 +16,41 @@ from snnfast.surrogate import DISABLED, Surrogate, has_derivative, straight_thro
 
 def fused_lif(args: LIFArguments, surrogate: Surrogate) -> tuple[Tensor, Tensor]:
     """Run the kernels on checked arguments; through autograd only where a gradient is asked for."""
-    tensors, reset, order = _for_kernels(args)
-    if _needs_autograd(*tensors):
+    current = args.current.to(torch.float64) if args.acc == torch.float64 else args.current
+    spk, mem = fused_unroll(
+        current, args.mem, args.beta, args.threshold, args.graded_spikes_factor, args.num_steps,
+        RESET_MECHANISMS.index(args.reset_mechanism), args.reset_delay, args.record_mem, args.counts_spikes, surrogate,
+        args.membrane_dtype is not None,
+    )  # fmt: skip
+    return (spk if spk.dtype == args.current.dtype else spk.to(args.current.dtype)), mem
+
+
+def fused_unroll(
+    current: Tensor,  # [T, *], or [*] with num_steps
+    mem: Tensor | None,  # [*] acc
+    beta: Tensor,  # broadcastable to [*], acc; as the next two
+    threshold: Tensor,
+    graded: Tensor,
+    num_steps: int | None,
+    reset: int,  # index into RESET_MECHANISMS
+    reset_delay: bool,
+    record_mem: bool,
+    count: bool,
+    surrogate: Surrogate,
+    rounded: bool,
+) -> tuple[Tensor, Tensor]:
+    """:func:`fused_lif` on tensors of which nothing is to be converted."""
+    beta, threshold, graded = _in_blocks(current, num_steps is None, beta, threshold, graded)
+    order = None if current.is_contiguous() else step_order(current, num_steps is None)
+    if _needs_autograd(current, mem, beta, threshold, graded):
         # In one tuple: Function.apply looks at each of its arguments.
-        options = (
-            args.num_steps, reset, args.reset_delay, args.record_mem, args.counts_spikes, surrogate,
-            args.membrane_dtype is not None, order,
-        )  # fmt: skip
-        spk, mem = LIFFunction.apply(*tensors, options)  # type: ignore[no-untyped-call]
+        options = (num_steps, reset, reset_delay, record_mem, count, surrogate, rounded, order)
+        spk, mem = LIFFunction.apply(current, mem, beta, threshold, graded, options)  # type: ignore[no-untyped-call]
     else:
         spk, mem, _ = (_ops if order is None else InOrder(order)).lif_forward(
-            *tensors, args.num_steps, reset, args.reset_delay, args.record_mem, args.counts_spikes, _ops.KEEP_NOTHING
+            current, mem, beta, threshold, graded, num_steps, reset, reset_delay, record_mem, count, _ops.KEEP_NOTHING
         )
-    return (spk if spk.dtype == args.current.dtype else spk.to(args.current.dtype)), mem
+    return spk, mem
 
 
 def fused_lif_step(
@@ -45,12 +67,7 @@ def fused_lif_step(
     dtype, x = current.dtype, current
     if beta.dtype != dtype and beta.dtype == torch.float64:
         x = current.to(torch.float64)
-    if beta.dim():
-        beta = one_block(beta, x.shape)
-    if threshold.dim():
-        threshold = one_block(threshold, x.shape)
-    if graded.dim():
-        graded = one_block(graded, x.shape)
+    beta, threshold, graded = _in_blocks(x, False, beta, threshold, graded)
     order = None if x.is_contiguous() else step_order(x, has_time=False)
     if _needs_autograd(x, mem, beta, threshold, graded):
         spk, mem = LIFStepFunction.apply(x, mem, beta, threshold, graded, reset, reset_delay, surrogate, order)  # type: ignore[no-untyped-call]
@@ -67,35 +84,31 @@ def fused_lif_of_callable(args: LIFArguments, spike_grad: SpikeGrad) -> tuple[Te
     to the kernel. The gradient goes to ``mem - threshold`` only, not to anything else that the callable holds.
     """
     # The membrane in the dtype of the arithmetic: from a rounded one the steps could not be told.
-    tensors, reset, order = _for_kernels(args._replace(current=args.current.to(args.acc)))
-    if _needs_autograd(*tensors):
+    current, has_time = args.current.to(args.acc), args.num_steps is None
+    parameters = _in_blocks(current, has_time, args.beta, args.threshold, args.graded_spikes_factor)
+    order = None if current.is_contiguous() else step_order(current, has_time)
+    reset = RESET_MECHANISMS.index(args.reset_mechanism)
+    if _needs_autograd(current, args.mem, *parameters):
         spk, mem = LIFOfCallableFunction.apply(  # type: ignore[no-untyped-call]
-            *tensors, args.num_steps, reset, args.record_mem, args.counts_spikes, spike_grad, order
-        )
+            current, args.mem, *parameters, args.num_steps, reset, args.record_mem, args.counts_spikes, spike_grad,
+            order,
+        )  # fmt: skip
     else:
         spk, mem, _ = (_ops if order is None else InOrder(order)).lif_forward(
-            *tensors, args.num_steps, reset, False, args.record_mem, args.counts_spikes, _ops.KEEP_NOTHING
-        )
+            current, args.mem, *parameters, args.num_steps, reset, False, args.record_mem, args.counts_spikes,
+            _ops.KEEP_NOTHING,
+        )  # fmt: skip
     return spk.to(args.current.dtype), mem.to(args.mem_dtype)
 
 
-def _for_kernels(
-    args: LIFArguments,
-) -> tuple[tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor], int, StepOrder | None]:
-    """Current, membrane and the three parameters, and the reset mechanism, as the ops take them.
-
-    Last, the order in which the steps of the current lie in memory, if it is another than that of its dimensions.
-    """
-    current, step_shape = args.current, args.step_shape
-    tensors = (
-        current.to(torch.float64) if args.acc == torch.float64 else current,
-        args.mem,
-        one_block(args.beta, step_shape),
-        one_block(args.threshold, step_shape),
-        one_block(args.graded_spikes_factor, step_shape),
-    )
-    order = None if current.is_contiguous() else step_order(current, args.num_steps is None)
-    return tensors, RESET_MECHANISMS.index(args.reset_mechanism), order
+def _in_blocks(
+    current: Tensor, has_time: bool, beta: Tensor, threshold: Tensor, graded: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The parameters as the kernels find their values."""
+    if not (beta.dim() or threshold.dim() or graded.dim()):
+        return beta, threshold, graded
+    step_shape = current.shape[1:] if has_time else current.shape
+    return one_block(beta, step_shape), one_block(threshold, step_shape), one_block(graded, step_shape)
 
 
 def _needs_autograd(current: Tensor, mem: Tensor | None, beta: Tensor, threshold: Tensor, graded: Tensor) -> bool:

@@ -16,11 +16,11 @@ from snnfast._arguments import (
     check_reset_mechanism,
     check_spike_grad,
     check_state_quant,
-    fits_step,
+    fits,
 )
 from snnfast._instances import Instances
 from snnfast._spike_grad import SpikeGrad, recognise
-from snnfast.autograd import fused_lif_step
+from snnfast.autograd import fused_lif_step, fused_unroll
 from snnfast.reference import winners
 from snnfast.surrogate import DISABLED, known_to_kernels
 
@@ -172,7 +172,7 @@ class Leaky(nn.Module):
             known_to_kernels(surrogate)
             and not self.inhibition
             and not self.state_quant
-            and fits_step(input_, mem, (beta, threshold, graded))
+            and fits(input_, False, mem, beta, threshold, graded)
             and _backend.use_fused(input_.device)
         ):
             reset = RESET_MECHANISMS.index(self._reset_mechanism)
@@ -251,13 +251,31 @@ class Leaky(nn.Module):
         reduce: str | None = None,
         membrane_dtype: torch.dtype | None = None,
     ) -> tuple[Tensor, Tensor]:
+        beta, threshold, graded, surrogate = self.beta, self.threshold, self.graded_spikes_factor, self.spike_grad
+        # Most calls need none of the checks and conversions below, which cost as much as the kernels of a small layer.
+        if (
+            isinstance(current, Tensor)
+            and (current.dim() > 0 if num_steps is None else type(num_steps) is int and num_steps >= 0)
+            and (record_mem is True or record_mem is False)
+            and (reduce is None or reduce == "sum")
+            and membrane_dtype is None
+            and not self.inhibition
+            and not self.state_quant
+            and known_to_kernels(surrogate)
+            and fits(current, num_steps is None, mem, beta, threshold, graded)
+            and _backend.use_fused(current.device)
+        ):
+            return fused_unroll(
+                current, mem, beta, threshold, graded, num_steps, RESET_MECHANISMS.index(self._reset_mechanism),
+                bool(self.reset_delay), record_mem, reduce is not None, surrogate, False,
+            )  # fmt: skip
         return functional.lif(
             current,
             mem,
-            beta=self.beta,
-            threshold=self.threshold,
-            graded_spikes_factor=self.graded_spikes_factor,
-            spike_grad=self.spike_grad,
+            beta=beta,
+            threshold=threshold,
+            graded_spikes_factor=graded,
+            spike_grad=surrogate,
             reset_mechanism=self._reset_mechanism,
             reset_delay=bool(self.reset_delay),  # snnTorch takes whatever is assigned for true or false
             num_steps=num_steps,
