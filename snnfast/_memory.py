@@ -9,7 +9,9 @@ def empty_cache() -> None:
     """Return to the system what freed CPU outputs of 128 KiB or more left behind for later ones.
 
     Fresh memory costs page faults, several times the time of the kernel that writes to it; so the kernels keep it, up
-    to an eighth of the physical memory (see :func:`set_cache_limit`). Without the compiled extension, it does nothing.
+    to half of the physical memory, of which all but an eighth is marked as free to take: the system takes it back as
+    soon as it is short of memory (``MADV_FREE``), though until then tools count it as used. Without the compiled
+    extension, it does nothing.
 
     A tensor in such memory can't be resized in place (``resize_``, ``untyped_storage().resize_``).
 
@@ -24,6 +26,8 @@ def empty_cache() -> None:
 
 def set_cache_limit(limit: int) -> None:
     """Keep at most ``limit`` bytes of freed CPU outputs for later ones, process-wide; 0 keeps nothing.
+
+    By default half of the physical memory, most of it free to take for the system: see :func:`empty_cache`.
 
     Raises:
         TypeError: ``limit`` is not an int.

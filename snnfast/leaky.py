@@ -167,7 +167,7 @@ class Leaky(nn.Module):
         surrogate = self.spike_grad
         if not known_to_kernels(surrogate):
             surrogate = recognise(surrogate)  # assigned after construction
-        beta, threshold, graded = self.beta, self.threshold, self.graded_spikes_factor
+        beta, threshold, graded = self._values()
         if (
             known_to_kernels(surrogate)
             and not self.inhibition
@@ -236,6 +236,14 @@ class Leaky(nn.Module):
         held = _out_of_inference(held)
         return held if held.device == device else held.to(device)
 
+    def _values(self) -> tuple[Tensor, Tensor, Tensor]:
+        """``beta``, ``threshold`` and ``graded_spikes_factor``."""
+        buffers = self._buffers
+        try:  # past nn.Module.__getattr__, which costs as much as the kernel of a small step
+            return buffers["beta"], buffers["threshold"], buffers["graded_spikes_factor"]  # type: ignore[return-value]
+        except KeyError:  # one of them is learned, or was replaced
+            return self.beta, self.threshold, self.graded_spikes_factor
+
     def _check_passed(self, mem: object) -> None:
         if self.init_hidden:
             raise TypeError("mem: must not be passed to a layer with init_hidden=True, which holds its own")
@@ -251,7 +259,8 @@ class Leaky(nn.Module):
         reduce: str | None = None,
         membrane_dtype: torch.dtype | None = None,
     ) -> tuple[Tensor, Tensor]:
-        beta, threshold, graded, surrogate = self.beta, self.threshold, self.graded_spikes_factor, self.spike_grad
+        beta, threshold, graded = self._values()
+        surrogate = self.spike_grad
         # Most calls need none of the checks and conversions below, which cost as much as the kernels of a small layer.
         if (
             isinstance(current, Tensor)

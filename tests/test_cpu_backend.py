@@ -191,6 +191,36 @@ def test_idle_memory_stays_under_the_limit_and_can_be_released(empty_pool):
     assert empty_pool.pool_idle_bytes() == 0
 
 
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="asks Linux for the pages that it may take")
+def test_the_system_may_take_back_what_is_idle_beyond_the_firm_limit(empty_pool):
+    def free_to_take() -> int:
+        lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("LazyFree:")) << 10
+
+    given = [large() for _ in range(4)]
+    others = free_to_take()
+    firm = empty_pool.pool_set_firm_limit(2 * MIB)
+    try:
+        copies = [snnfast.functional.lif(spk, beta=0.9, record_mem=False)[0] for spk in given]
+        addresses = {spk.data_ptr() for spk in copies}
+        copies.clear()
+        assert empty_pool.pool_idle_bytes() == 8 * MIB
+        assert empty_pool.pool_yielded_bytes() == 6 * MIB
+        assert free_to_take() - others == 6 * MIB
+        copies = [snnfast.functional.lif(spk, beta=0.9, record_mem=False)[0] for spk in given]
+        assert {spk.data_ptr() for spk in copies} == addresses
+        assert empty_pool.pool_yielded_bytes() == 0
+        assert free_to_take() == others
+        with snnfast.use_backend("reference"):
+            for spk, x in zip(copies, given, strict=True):
+                assert_bits_equal(spk, snnfast.functional.lif(x, beta=0.9, record_mem=False)[0])
+        copies.clear()
+        empty_pool.pool_clear()
+        assert empty_pool.pool_yielded_bytes() == 0
+    finally:
+        empty_pool.pool_set_firm_limit(firm)
+
+
 def test_a_much_larger_buffer_is_not_taken_for_a_small_output(empty_pool):
     large(steps=80)
     idle = empty_pool.pool_idle_bytes()

@@ -7,6 +7,7 @@
 #include <mutex>
 #include <new>
 #include <unordered_map>
+#include <utility>
 
 #if defined(__GLIBC__)
 #include <malloc.h>
@@ -26,6 +27,7 @@ constexpr size_t kSmallUnit = size_t{64} << 10;  // of buffers below a huge page
 struct Buffer {
   void* data;
   size_t bytes;
+  bool yielded = false;  // the system may take its pages back
 };
 
 using Idle = std::list<Buffer>;
@@ -43,15 +45,43 @@ size_t memory_size() {
   return bytes;
 }
 
+// Lets the system take the pages back when it is short of memory; until it does, writing to them costs no fault.
+// Returns whether that was possible.
+bool yield(const Buffer& buffer) {
+#if defined(__linux__) && defined(MADV_FREE)
+  return madvise(buffer.data, buffer.bytes, MADV_FREE) == 0;
+#else
+  return false;
+#endif
+}
+
 struct Pool {
   std::mutex mutex;
   Idle idle;                                     // the one given back last is in front
   std::multimap<size_t, Idle::iterator> sorted;  // the idle ones by size; of a size, the one given back last comes last
-  size_t idle_bytes = 0;
-  size_t limit;
-  std::unordered_map<void*, size_t> sizes;  // of every live buffer, in use or idle
+  size_t idle_bytes = 0, yielded_bytes = 0;      // the latter are among the former
+  size_t limit, firm_limit;                      // of all idle bytes, and of those that are not yielded
+  std::unordered_map<void*, size_t> sizes;       // of every live buffer, in use or idle
 
-  Pool() : limit(memory_size() / 8) {}
+  Pool() : limit(memory_size() / 2), firm_limit(memory_size() / 8) {}
+
+  void add(Buffer buffer) {
+    idle.push_front(buffer);
+    sorted.emplace(buffer.bytes, idle.begin());
+    idle_bytes += buffer.bytes;
+    trim(limit);
+    for (auto oldest = idle.rbegin(); idle_bytes - yielded_bytes > firm_limit && oldest != idle.rend(); ++oldest) {
+      if (oldest->yielded) continue;
+      if (!yield(*oldest)) return trim(firm_limit);
+      oldest->yielded = true;
+      yielded_bytes += oldest->bytes;
+    }
+  }
+
+  void forget(const Buffer& buffer) {
+    idle_bytes -= buffer.bytes;
+    if (buffer.yielded) yielded_bytes -= buffer.bytes;
+  }
 
   void trim(size_t to) {
     while (idle_bytes > to) {
@@ -59,7 +89,7 @@ struct Pool {
       auto place = sorted.lower_bound(oldest.bytes);  // the oldest of its size
       sorted.erase(place);
       idle.pop_back();
-      idle_bytes -= oldest.bytes;
+      forget(oldest);
       sizes.erase(oldest.data);
       std::free(oldest.data);
     }
@@ -73,7 +103,7 @@ struct Pool {
     const Buffer found = *place->second;
     idle.erase(place->second);
     sorted.erase(place);
-    idle_bytes -= found.bytes;
+    forget(found);
     return found.data;
   }
 };
@@ -131,11 +161,7 @@ void* take(size_t bytes) {
 void give_back(void* buffer) {
   Pool& pool = the_pool();
   const std::lock_guard lock(pool.mutex);
-  const size_t bytes = pool.sizes.at(buffer);
-  pool.idle.push_front({buffer, bytes});
-  pool.sorted.emplace(bytes, pool.idle.begin());
-  pool.idle_bytes += bytes;
-  pool.trim(pool.limit);
+  pool.add({buffer, pool.sizes.at(buffer)});
 }
 
 void clear() { trim_to(0); }
@@ -144,6 +170,18 @@ size_t idle_bytes() {
   Pool& pool = the_pool();
   const std::lock_guard lock(pool.mutex);
   return pool.idle_bytes;
+}
+
+size_t yielded_bytes() {
+  Pool& pool = the_pool();
+  const std::lock_guard lock(pool.mutex);
+  return pool.yielded_bytes;
+}
+
+size_t set_firm_limit(size_t bytes) {
+  Pool& pool = the_pool();
+  const std::lock_guard lock(pool.mutex);
+  return std::exchange(pool.firm_limit, bytes);
 }
 
 size_t idle_limit() {

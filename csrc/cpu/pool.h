@@ -2,7 +2,8 @@
 //
 // A fresh allocation of tens of megabytes comes from the system as unmapped pages, and the page faults of the first
 // write cost several times the write itself. torch returns such memory to the system when a tensor dies; this pool
-// keeps it for the next output of about the same size.
+// keeps it for the next output of about the same size. Beyond an eighth of the memory it keeps only what the system may
+// take back at any time.
 #pragma once
 
 #include <cstddef>
@@ -18,6 +19,8 @@ void clear();  // returns all idle memory to the system
 
 size_t idle_bytes();
 size_t idle_limit();
-void set_idle_limit(size_t bytes);  // 0: keep nothing
+void set_idle_limit(size_t bytes);    // 0: keep nothing
+size_t yielded_bytes();               // of the idle ones, those that the system may take back
+size_t set_firm_limit(size_t bytes);  // of the other ones; returns the one before. For tests.
 
 }  // namespace snnfast::cpu::pool
