@@ -14,6 +14,7 @@ import torch
 from gradient_checks import check_against_reference, gradients
 from helpers import FLOATS, HALVES, RESETS, SURROGATES, Case, assert_bits_equal, call, inputs, leaves
 from test_lif import assert_equals_reference
+from torch import Tensor
 
 import snnfast
 from snnfast import _ops, surrogate
@@ -277,6 +278,35 @@ def test_an_emptied_cache_is_back_with_the_system(kilobytes: int) -> None:
         snnfast.empty_cache()
     assert full - before > 200
     assert resident() - before < 60
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(steps=5, shape=(3_500_007,), parameters="neuron", record_mem=False),
+        Case(steps=6, shape=(3_000_000,), parameters="neuron", reset="zero"),
+        Case(steps=5, shape=(7_000_017,), dtype=torch.float16, parameters="neuron", record_mem=False, delay=False),
+        Case(steps=5, shape=(3_500_016,), constant=True, parameters="neuron", record_mem=False, count=True),
+    ],
+    ids=str,
+)
+def test_large_tensors_give_the_bits_of_their_halves(case: Case) -> None:
+    """From 64 MiB on, blocks of neurons are longer."""
+    tensors = inputs(case)
+    neurons = case.shape[0]
+    assert case.steps * neurons * case.dtype.itemsize >= 64 * MIB
+
+    def results(part: slice) -> list[Tensor]:
+        given = leaves({name: t if t is None else t[..., part] for name, t in tensors.items()})
+        spk, mem = call(snnfast.functional.lif, given, case)
+        wanted = [t for t in given.values() if t is not None]
+        return [spk, mem, *torch.autograd.grad((spk, mem), wanted, [torch.ones_like(spk), torch.ones_like(mem)])]
+
+    with snnfast.use_backend("fused"):
+        whole = results(slice(None))
+        left, right = results(slice(neurons // 2)), results(slice(neurons // 2, None))
+    for value, a, b in zip(whole, left, right, strict=True):
+        assert_bits_equal(value, torch.cat([a, b], dim=-1))
 
 
 def test_lanes_without_a_neuron_cost_no_more_than_those_with_one():

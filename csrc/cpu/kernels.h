@@ -14,6 +14,10 @@ inline constexpr int kBlock = 2048;
 inline constexpr int kShortBlock = 512;
 inline constexpr int kLongBlock = 8192;
 
+// Bytes of one tensor from which on blocks are long wherever the arithmetic is in float32: the system's page tables do
+// not stay in the caches either, and a cache line of them then serves a whole row.
+inline constexpr int64_t kFar = int64_t{64} << 20;
+
 // A stretch of time of a backward pass: steps `to` - 1 down to `from`, which are multiples of kCheckpoint or T.
 struct TimeRange {
   int64_t from, to;

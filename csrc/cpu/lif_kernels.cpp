@@ -51,7 +51,7 @@ struct ForwardBlock {
     rows.before = open_for_reading(row_of<const A>(p.mem0, 0, p.N, first), n, state);
     S* const spk_count = p.spk_count ? row_of<S>(p.spk, 0, p.N, first) : nullptr;
     rows.count = open_for_writing(spk_count, n, spk_scratch[0]);
-    if (rows.count != nullptr) zero(in_place<S, A>(n) ? n : (n + kColumn<A> - 1) / kColumn<A> * kColumn<A>, rows.count);
+    if (rows.count != nullptr) zero(in_columns<A>(n), rows.count);
     for (int64_t t = 0, steps; t < p.T; t += steps) {
       steps = t + kSteps <= p.T ? kSteps : 1;
       several_steps(t, static_cast<int>(steps), rows);
@@ -114,15 +114,16 @@ struct BackwardBlock {
   const A* grad_count;  // the row of grad_spk for all steps, if there is but one, be it of zeros; or nullptr
   Lanes<A> lanes;
   Sums<A> sums;
-  alignas(64) A carry[kBlock];
-  alignas(64) A grad_x_sum[kBlock];
-  alignas(64) A zeros[kBlock] = {};
-  alignas(64) A mem0_scratch[kBlock];
-  alignas(64) A starts[kLoops][kBlock];  // membrane before each loop over a checkpoint's worth of steps, but the first
-  alignas(64) A x_scratch[kCheckpoint][kBlock];
-  alignas(64) A mem_scratch[kSteps + 1][kBlock];
-  alignas(64) A derivative_scratch[kSteps][kBlock];
-  alignas(64) A grad_spk_scratch[kSteps][kBlock], grad_mem_scratch[kSteps][kBlock], grad_x_scratch[kSteps][kBlock];
+  alignas(64) A carry[kMost<A>];
+  alignas(64) A grad_x_sum[kMost<A>];
+  alignas(64) A zeros[kMost<A>] = {};
+  alignas(64) A mem0_scratch[kMost<A>];
+  alignas(64) A starts[kLoops][kMost<A>];  // membrane before each loop over a checkpoint's steps, but the first
+  alignas(64) A x_scratch[kCheckpoint][kMost<A>];
+  alignas(64) A mem_scratch[kSteps + 1][kMost<A>];
+  alignas(64) A derivative_scratch[kSteps][kMost<A>];
+  alignas(64) A grad_spk_scratch[kSteps][kMost<A>], grad_mem_scratch[kSteps][kMost<A>];
+  alignas(64) A grad_x_scratch[kSteps][kMost<A>];
 
   void open(const LifBackward& problem, const TimeRange& time_range, bool past_the_caches) {
     p = problem;
@@ -147,11 +148,9 @@ struct BackwardBlock {
                  : p.spk_count ? open_for_reading(row_of<const S>(p.grad_spk, 0, p.N, first), n, grad_spk_scratch[0])
                                : nullptr;
     if (p.parameter_gradients()) {
-      zero(kBlock, sums.beta);
-      zero(kBlock, sums.threshold);
-      zero(kBlock, sums.graded);
+      for (A* const sum : {sums.beta, sums.threshold, sums.graded}) zero(in_columns<A>(n), sum);
     }
-    if (p.x_constant) zero(kBlock, grad_x_sum);
+    if (p.x_constant) zero(in_columns<A>(n), grad_x_sum);
     AdjointRows<A> rows;
     rows.a = static_cast<A>(p.coefficients.a);
     rows.b = static_cast<A>(p.coefficients.b);
@@ -202,7 +201,7 @@ struct BackwardBlock {
     if (p.mem_rec != nullptr) {
       rows.mem = open_for_reading(row_of<const A>(p.mem_rec, t, p.N, first), p.N, steps, n, mem_scratch);
     } else {
-      rows.mem = {mem_scratch[0], kBlock};
+      rows.mem = {mem_scratch[0], kMost<A>};
       for (int j = 0; j < steps; ++j) recover(t + j, mem_scratch[j]);
     }
     if (t == 0) {
@@ -270,10 +269,12 @@ struct BackwardBlock {
 // ---- a thread's range of neurons
 
 // With a few steps, long rows matter less than that state and parameters stay in the first-level cache; with 16-bit
-// rows, that the converted ones do.
+// rows, that the converted ones do. `usual`: otherwise.
 template <typename S>
-bool wants_short_blocks(const LifProblem& p) {
-  return p.T < kSteps || sizeof(S) == 2;
+int block_size(const LifProblem& p, int usual) {
+  if (p.T < kSteps) return kShortBlock;
+  if (sizeof(S) <= sizeof(float) && p.T * p.N >= kFar / static_cast<int64_t>(sizeof(S))) return kLongBlock;
+  return sizeof(S) == 2 ? kShortBlock : usual;
 }
 
 // In blocks. The neurons at the end that are no whole column are the end of one which begins among those done already,
@@ -295,7 +296,7 @@ void forward_range(const LifForward& p, int64_t first, int64_t last, bool stream
   // Kept from call to call, as fresh memory costs page faults; and larger than a thread's stack may be.
   thread_local const std::unique_ptr<ForwardBlock<S>> block(new ForwardBlock<S>);
   block->open(p, stream);
-  run_blocks(*block, wants_short_blocks<S>(p) ? kShortBlock : stream ? kLongBlock : kBlock, first, last);
+  run_blocks(*block, block_size<S>(p, stream ? kLongBlock : kBlock), first, last);
   if (stream) stream_fence();
 }
 
@@ -303,7 +304,7 @@ template <typename S>
 void backward_range(const LifBackward& p, const TimeRange& range, int64_t first, int64_t last, bool stream) {
   thread_local const std::unique_ptr<BackwardBlock<S>> block(new BackwardBlock<S>);
   block->open(p, range, stream);
-  run_blocks(*block, wants_short_blocks<S>(p) ? kShortBlock : kBlock, first, last);
+  run_blocks(*block, block_size<S>(p, kBlock), first, last);
   if (stream) stream_fence();
 }
 

@@ -19,6 +19,12 @@ constexpr int kVectors = kVectorBytes == 64 ? 2 : 1;
 template <typename A>
 constexpr int kColumn = kVectors * Vec<A>::kSize;
 
+// Values of the whole columns that n neurons take.
+template <typename A>
+constexpr int in_columns(int n) {
+  return (n + kColumn<A> - 1) / kColumn<A> * kColumn<A>;
+}
+
 // Time steps that a loop does for a column before it goes to the next: state and parameters are then loaded once for
 // all of them, and no more rows are open than a processor's prefetcher follows. What is left over is done one by one.
 constexpr int kSteps = 4;
@@ -83,11 +89,15 @@ struct Lanes {
   }
 };
 
+// The longest block of a backward pass.
+template <typename A>
+constexpr int kMost = sizeof(A) == 4 ? kLongBlock : kBlock;
+
 template <typename A>
 struct Sums {  // gradients of the parameters, summed over time
-  alignas(64) A beta[kBlock];
-  alignas(64) A threshold[kBlock];
-  alignas(64) A graded[kBlock];
+  alignas(64) A beta[kMost<A>];
+  alignas(64) A threshold[kMost<A>];
+  alignas(64) A graded[kMost<A>];
 };
 
 // ---- forward
