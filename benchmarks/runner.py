@@ -157,7 +157,8 @@ def _agreement(case: Case, peer: Peer, data: Data, candidate: Candidate) -> floa
             theirs = candidate.forward()[0]
     else:
         theirs = candidate.forward()[0]
-    changed = {"record_mem": False, **peer.nearest(case)}
+    # A rounded membrane leaves the spikes as they are, and does not go with every model.
+    changed = {"record_mem": False, "membrane_dtype": None, **peer.nearest(case)}
     ours = PEERS[OURS]
     nearest = build(replace(case, options=replace(case.options, **changed)), ours, data).forward()[0]
     return (theirs == nearest.to(theirs.dtype)).double().mean().item()

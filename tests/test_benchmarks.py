@@ -212,6 +212,19 @@ def test_missing_and_failing_peers_are_rows(monkeypatch, capsys):
     assert "pip install absent" in capsys.readouterr().out
 
 
+def test_a_model_that_resets_at_once_is_compared_where_ours_rounds_membranes(monkeypatch):
+    def make(case, device):
+        only = replace(case, options=replace(case.options, reset_delay=False, membrane_dtype=None))
+        return PEERS[OURS].make(only, device)
+
+    peer = _peer("immediate", make)._replace(nearest=lambda case: {"reset_delay": False})
+    monkeypatch.setitem(PEERS, "immediate", peer)
+    case = Case("memory", "layer", 9, 3, (10,), options=Options(membrane_dtype="bfloat16"))
+    rows = {row.peer: row for row in runner.run_case(case, ["immediate"], CPU, 0.0)}
+    assert rows["immediate"].problem == ""
+    assert rows["immediate"].agree == 1.0
+
+
 def test_what_would_take_too_long_is_left_out():
     rows = runner.run_case(Case("lif", "layer", 4096, 1, (10**7,)), [LOOP], CPU, 0.0)
     assert all(row.problem.startswith("left out") for row in rows)
