@@ -237,6 +237,7 @@ struct BackwardBlock {
     rows.grad_mem = open_for_reading(grad_mem, p.N, steps, n, grad_mem_scratch);
     rows.derivative = open_for_reading(derivative, p.N, steps, n, derivative_scratch);
     rows.grad_x = open_for_writing(grad_x, p.N, n, grad_x_scratch);
+    rows.grad_x_sum = p.x_constant ? grad_x_sum : nullptr;
     rows.stream = stream && rows.grad_x.first != grad_x_scratch[0];
     A* const carry_out = t == range.from ? row_of<A>(range.carry_out, 0, p.N, first) : nullptr;
     rows.grad_before = carry_out == nullptr ? carry : open_for_writing(carry_out, n, carry);
@@ -244,9 +245,6 @@ struct BackwardBlock {
     rows.grad_after = rows.grad_before;
     close(carry_out, n, rows.grad_before);
     close(grad_x, p.N, steps, n, rows.grad_x, stream);
-    for (int j = steps - 1; j >= 0 && p.x_constant; --j) {
-      for (int i = 0; i < n; ++i) grad_x_sum[i] += rows.grad_x[j][i];
-    }
   }
 
   void finish(const A* grad_after) {

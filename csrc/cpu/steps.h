@@ -189,8 +189,9 @@ struct AdjointRows {
   const A* grad_after;     // with respect to the membrane after the last of the steps; nullptr: 0
   A* grad_before;          // and before the first of them
   Rows<A> grad_x;
-  A a, b;       // coefficients of the surrogate
-  bool stream;  // grad_x past the caches
+  A* grad_x_sum;  // in place of grad_x: one row for all steps, to which their gradients are added
+  A a, b;         // coefficients of the surrogate
+  bool stream;    // grad_x past the caches
 };
 
 template <typename A>
@@ -226,8 +227,9 @@ void adjoint_steps(int n, const AdjointRows<A>& rows, const Lanes<A>& lanes, Sum
       }
     }
 
-    Column<A> carry, dx, beta, threshold, graded;
+    Column<A> carry, dx, dx_sum, beta, threshold, graded;
     carry.load_or_zero(row.grad_after, i);
+    dx_sum.load_or_zero(row.grad_x_sum, i);
     if (ParameterGradients) {
       beta.load(sums.beta + i);
       threshold.load(sums.threshold + i);
@@ -256,9 +258,14 @@ void adjoint_steps(int n, const AdjointRows<A>& rows, const Lanes<A>& lanes, Sum
           graded[g] = grad.graded;
         }
       }
-      dx.put(row.grad_x[k] + i, row.stream);
+      if (row.grad_x_sum == nullptr) {
+        dx.put(row.grad_x[k] + i, row.stream);
+      } else {
+        SNN_UNROLL for (int g = 0; g < kVectors; ++g) dx_sum[g] += dx[g];
+      }
     }
     carry.store(row.grad_before + i);
+    if (row.grad_x_sum != nullptr) dx_sum.store(row.grad_x_sum + i);
     if (ParameterGradients) {
       beta.store(sums.beta + i);
       threshold.store(sums.threshold + i);
