@@ -142,6 +142,7 @@ def write_ninja(path: Path, output: Path, python_include: str) -> None:
         ("csrc/cpu/lif.cpp", "cpu_lif", []),
         ("csrc/cpu/pool.cpp", "cpu_pool", []),
         ("csrc/cpu/time_ranges.cpp", "cpu_time_ranges", []),
+        ("csrc/cpu/time_sums.cpp", "cpu_time_sums", []),
         ("csrc/cpu/lif_kernels.cpp", "cpu_lif_kernels_baseline", ["-DSNN_ISA=baseline"]),
     ]
     if X86:

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import pytest
 import torch
-from gradient_checks import gradients
+from gradient_checks import check_against_reference, gradients
 from helpers import FLOATS, HALVES, RESETS, SURROGATES, Case, assert_bits_equal, inputs, leaves
 from torch import Tensor
 
@@ -67,7 +67,7 @@ CASES = [
 @pytest.mark.parametrize("flow", ["both", "last"])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_ranges_of_time_give_the_bits_of_one_pass(case, flow, force):
-    # Only these two: sums over time have one order, and keep it.
+    # Only these two: sums have a test of their own.
     asked = {"current", "mem"}
     tensors = leaves(inputs(case))
     tensors |= {name: t.detach() for name, t in tensors.items() if t is not None and name not in asked}
@@ -132,12 +132,76 @@ def test_what_would_not_gain_is_one_pass(shape, beta, threads, chosen):
     assert counted(of_current, torch.rand(shape), beta)[1:] == (0, 0)
 
 
-def test_sums_over_time_are_one_pass(force):
+SUMS = [
+    Case(steps, (1, neurons), dtype, reset, delay, False, constant, parameters, count=count)
+    for i, (dtype, reset, constant) in enumerate(itertools.product((*FLOATS, torch.float16), RESETS, (False, True)))
+    for steps, neurons, parameters in [((257, 40, "neuron"), (700, 97, "scalar"), (1025, 130, "neuron"))[i % 3]]
+    for delay, count in [((True, False), (False, True))[i % 2]]
+]
+
+
+@pytest.mark.parametrize("case", SUMS, ids=str)
+def test_sums_over_time_have_one_order(case, force):
+    tensors = leaves(inputs(case, wild=True))
+    divisible = not (case.constant and case.dtype == torch.float16)
+    force(*WHOLE)
+    expected = gradients(snnfast.functional.lif, tensors, case)
+    for ranges in ((2, 64), (3, 512), (4, 16), (2, 4096)):
+        force(*ranges)
+        found, made, _ = counted(gradients, snnfast.functional.lif, tensors, case)
+        assert (made >= 2) == divisible
+        for name, gradient in expected.items():
+            assert_bits_equal(found[name], gradient, f"{ranges}: {name}")
+
+
+@pytest.mark.parametrize("case", [case for case in SUMS if case.dtype != torch.float16], ids=str)
+def test_sums_over_many_steps_equal_the_reference(case, force):
+    force(3, 64)
+    # The reference adds up so many steps one by one.
+    relative = 1e-4 if case.dtype == torch.float32 else None
+    check_against_reference(case, torch.device("cpu"), wild=True, relative=relative)
+
+
+def test_sums_of_repeated_neurons_are_right(force):
+    beta = torch.full((200,), 0.5)
+    beta[70] = 1.0
+    current, grad_spk = torch.randn(600, 200), torch.rand(600, 200)
+    found = []
+    for ranges in (WHOLE, (2, 96)):
+        force(*ranges)
+        leaf = beta.clone().requires_grad_()
+        spk, _ = snnfast.functional.lif(current, beta=leaf, record_mem=False)
+        (gradient,), _, repeated = counted(torch.autograd.grad, spk, leaf, grad_spk)
+        found.append((gradient, repeated))
+    assert found[0][1] == 0
+    assert found[1][1] == 64
+    assert_bits_equal(found[1][0], found[0][0])
+
+
+def test_a_constant_current_in_16_bits_is_one_pass(force):
+    """Its gradient is rounded once, when all steps are summed up."""
     force(3, 16)
-    beta = torch.tensor(0.9, requires_grad=True)
-    spk, _ = snnfast.functional.lif(torch.randn(100, 64), beta=beta, record_mem=False)
-    assert counted(spk.sum().backward)[1:] == (0, 0)
-    assert counted(of_current, torch.rand(100, 64), 0.9, 100)[1:] == (0, 0)
+    current = torch.randn(64, dtype=torch.float16, requires_grad=True)
+    spk, _ = snnfast.functional.lif(current, beta=0.9, num_steps=600, record_mem=False)
+    assert counted(torch.autograd.grad, spk, current, torch.rand_like(spk))[1:] == (0, 0)
+
+
+@pytest.mark.parametrize(("neurons", "ranges"), [(128, 2), (256, 0)])
+def test_where_no_gradient_has_a_row_for_each_step_fewer_neurons_are_divided(neurons, ranges, chosen):
+    torch.set_num_threads(2)
+    torch.manual_seed(1)
+    beta = torch.tensor(0.95, requires_grad=True)
+    spk, _ = snnfast.functional.lif(torch.randn(4096, 1, neurons), beta=beta, record_mem=False)
+    assert counted(torch.autograd.grad, spk, beta, torch.rand_like(spk))[1:] == (ranges, 0)
+    assert counted(of_current, torch.rand(4096, neurons), 0.95, 4096)[1:] == (ranges, 0)
+
+
+def test_neurons_that_learn_are_divided(chosen):
+    torch.set_num_threads(2)
+    torch.manual_seed(1)
+    current, beta = torch.randn(4096, 1, 256, requires_grad=True), torch.tensor(0.95, requires_grad=True)
+    spk, _ = snnfast.functional.lif(current, beta=beta, record_mem=False)
+    assert counted(torch.autograd.grad, spk, (current, beta), torch.rand_like(spk))[1:] == (2, 0)
 
 
 def test_calls_that_have_to_repeat_neurons_become_rare(chosen):

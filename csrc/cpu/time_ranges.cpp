@@ -12,8 +12,9 @@
 namespace snnfast::cpu {
 namespace {
 
-// Bytes of a row, for each thread, from which sharing out the neurons serves the memory well enough.
-constexpr int64_t kShortRow = 1024;
+// Bytes of a row, for each thread, from which sharing out the neurons serves the memory well enough; where no row is
+// written at each step, a few cache lines do.
+constexpr int64_t kShortRow = 1024, kShortRowRead = 256;
 
 // The largest part of the steps that a thread may have to do, warm-up included, for the division to pay.
 constexpr double kLargestPart = 0.75;
@@ -30,7 +31,12 @@ TimeRanges g_forced{0, 0};
 std::atomic<int> g_pause{0}, g_next_pause{1};
 std::atomic<int64_t> g_ranges{0}, g_repeated{0};
 
-int64_t round_up(int64_t steps) { return (steps + kCheckpoint - 1) / kCheckpoint * kCheckpoint; }
+int64_t round_up(int64_t steps, int64_t unit) { return (steps + unit - 1) / unit * unit; }
+
+// The last range has no warm-up, and so more steps of its own.
+int64_t length_of(const TimeRanges& ranges, int64_t T, int64_t unit) {
+  return std::max(round_up((T - ranges.warm_up) / ranges.count, unit), unit);
+}
 
 template <typename A>
 double largest(const Parameter& parameter) {
@@ -47,26 +53,28 @@ int64_t warm_up_steps(const LifBackward& p) {
   if (!(beta > 0)) return kCheckpoint;
   const double digits = wide ? 53 : 24, until_an_ulp = digits * std::log(2.0) / -std::log(beta);
   const double steps = until_an_ulp + (std::log(static_cast<double>(p.N)) + kPatience) / (1 - beta);
-  return steps < 1e9 ? round_up(static_cast<int64_t>(steps)) : -1;
+  return steps < 1e9 ? round_up(static_cast<int64_t>(steps), kCheckpoint) : -1;
 }
 
 struct Range {
   TimeRange steps;
-  std::byte* guess;  // [N]: what the warm-up has arrived at; nullptr for the last range, which needs none
+  std::byte* guess;    // [N]: what the warm-up has arrived at; nullptr for the last range, which needs none
+  std::byte* carries;  // [2, N]: for the sums
 };
 
-std::vector<Range> divide(const LifBackward& p, const TimeRanges& ranges, std::vector<std::byte>& carries) {
+std::vector<Range> divide(const TimeSums& sums, const TimeRanges& ranges, std::vector<std::byte>& carries) {
+  const LifBackward& p = sums.problem();
   const size_t row = static_cast<size_t>(p.N * acc_size(p.dtype));
-  // The last range has no warm-up, and so more steps of its own.
-  const int64_t length = std::max(round_up((p.T - ranges.warm_up) / ranges.count), int64_t{kCheckpoint});
+  const int64_t length = length_of(ranges, p.T, sums.unit());
   std::vector<Range> made;
   for (int64_t from = 0; from < p.T; from = made.back().steps.to) {
     const bool last = static_cast<int64_t>(made.size()) + 1 == ranges.count || from + length >= p.T;
-    made.push_back({{from, last ? p.T : from + length, nullptr, nullptr}, nullptr});
+    made.push_back({{from, last ? p.T : from + length, nullptr, nullptr}, nullptr, nullptr});
   }
-  carries.resize(2 * row * made.size());
+  carries.resize(4 * row * made.size());
   for (size_t i = 0; i < made.size(); ++i) {
     made[i].steps.carry_out = i == 0 ? p.grad_mem0 : carries.data() + row * i;
+    made[i].carries = carries.data() + row * 2 * (made.size() + i);
     if (i + 1 == made.size()) continue;  // begins with grad_mem_last
     made[i].guess = carries.data() + row * (made.size() + i);
     made[i].steps.carry = made[i].guess;
@@ -76,40 +84,42 @@ std::vector<Range> divide(const LifBackward& p, const TimeRanges& ranges, std::v
 
 }  // namespace
 
-TimeRanges choose_time_ranges(const LifBackward& p, int64_t threads) {
+TimeRanges choose_time_ranges(const TimeSums& sums, int64_t threads) {
   constexpr TimeRanges kWhole{1, 0};
-  // Sums over time have one order.
-  if (p.parameter_gradients() || p.x_constant || p.N == 0 || p.T <= kCheckpoint) return kWhole;
+  const LifBackward& p = sums.problem();
+  if (p.N == 0 || sums.unit() == 0 || p.T <= sums.unit()) return kWhole;
   if (g_forced.count > 0) return g_forced;
-  if (threads < 2 || p.N * element_size(p.dtype) > threads * kShortRow) return kWhole;
+  const int64_t short_row = p.grad_x != nullptr && !p.x_constant ? kShortRow : kShortRowRead;
+  if (threads < 2 || p.N * element_size(p.dtype) > threads * short_row) return kWhole;
   const int64_t warm_up = warm_up_steps(p);
   if (warm_up < 0 || warm_up >= p.T) return kWhole;
-  const int64_t count = std::min(threads, p.T / warm_up);
-  const double part = static_cast<double>((p.T - warm_up) / count + warm_up) / static_cast<double>(p.T);
-  if (part > kLargestPart) return kWhole;
+  const TimeRanges ranges{std::min(threads, p.T / warm_up), warm_up};
+  const int64_t most = length_of(ranges, p.T, sums.unit()) + warm_up;
+  if (static_cast<double>(most) > kLargestPart * static_cast<double>(p.T)) return kWhole;
   if (g_pause > 0) {
     --g_pause;
     return kWhole;
   }
-  return {count, warm_up};
+  return ranges;
 }
 
-void backward_in_time_ranges(const LifBackward& p, const TimeRanges& ranges, decltype(Kernels::backward) kernel,
-                             int64_t unit, bool stream) {
+void backward_in_time_ranges(const TimeSums& sums, const TimeRanges& ranges, BackwardKernel kernel, int64_t unit,
+                             bool stream) {
+  const LifBackward& p = sums.problem();
   std::vector<std::byte> carries;
-  const std::vector<Range> all = divide(p, ranges, carries);
+  const std::vector<Range> all = divide(sums, ranges, carries);
   const auto count = static_cast<int64_t>(all.size());
   torch::stable::parallel_for(0, count, 1, [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) {
       const Range& range = all[static_cast<size_t>(i)];
       if (range.guess != nullptr) {
         LifBackward before = p;
-        before.grad_x = nullptr;
+        before.grad_x = before.grad_beta = before.grad_threshold = before.grad_graded = nullptr;
         const int64_t from = range.steps.to, to = std::min(from + ranges.warm_up, p.T);
         if (to < p.T) before.grad_mem_last = nullptr;
         kernel(before, {from, to, nullptr, range.guess}, 0, p.N, false);
       }
-      kernel(p, range.steps, 0, p.N, stream);
+      sums.run(kernel, range.steps, 0, p.N, stream, range.carries);
     }
   });
   const int64_t size = acc_size(p.dtype);
@@ -125,13 +135,15 @@ void backward_in_time_ranges(const LifBackward& p, const TimeRanges& ranges, dec
       for (last = first; last < p.N && differs(last);) last += unit;
       if (last > first) {
         last = std::min(last, p.N);
-        kernel(p, {range.steps.from, range.steps.to, right, range.steps.carry_out}, first, last, stream);
+        const TimeRange again{range.steps.from, range.steps.to, right, range.steps.carry_out};
+        sums.run(kernel, again, first, last, stream, range.carries);
         repeated += last - first;
       } else {
         last += unit;
       }
     }
   }
+  sums.total(0, p.N);
   const int pause = repeated == 0 ? 0 : g_next_pause.load();
   g_pause = pause;
   g_next_pause = repeated == 0 ? 1 : std::min(2 * pause, kLongestPause);

@@ -9,21 +9,21 @@
 
 #include <cstdint>
 
-#include "kernels.h"
+#include "time_sums.h"
 
 namespace snnfast::cpu {
 
 struct TimeRanges {
   int64_t count;    // 1: not divided
-  int64_t warm_up;  // steps; a multiple of kCheckpoint
+  int64_t warm_up;  // steps
 };
 
 // What is likely to be fastest for this problem with so many threads.
-TimeRanges choose_time_ranges(const LifBackward& p, int64_t threads);
+TimeRanges choose_time_ranges(const TimeSums& sums, int64_t threads);
 
 // `unit`: neurons that are done once more together.
-void backward_in_time_ranges(const LifBackward& p, const TimeRanges& ranges, decltype(Kernels::backward) kernel,
-                             int64_t unit, bool stream);
+void backward_in_time_ranges(const TimeSums& sums, const TimeRanges& ranges, BackwardKernel kernel, int64_t unit,
+                             bool stream);
 
 // For tests: choose these, whatever the problem, where dividing it is possible at all; {0, 0} chooses as usual.
 void force_time_ranges(const TimeRanges& ranges);
