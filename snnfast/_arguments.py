@@ -251,7 +251,7 @@ def fits(x: Tensor, has_time: bool, mem: Tensor | None, beta: Tensor, threshold:
         if p.dim() > 0:
             if p.device != device or not _broadcasts(p.shape, step_shape):
                 return False
-        elif p.device != device and p.device.type != "cpu":
+        elif not p.is_cpu and p.device != device:
             return False
     return True
 

@@ -70,7 +70,8 @@ def fused_lif_step(
     beta, threshold, graded = _in_blocks(x, False, beta, threshold, graded)
     order = None if x.is_contiguous() else step_order(x, has_time=False)
     if _needs_autograd(x, mem, beta, threshold, graded):
-        spk, mem = LIFStepFunction.apply(x, mem, beta, threshold, graded, reset, reset_delay, surrogate, order)  # type: ignore[no-untyped-call]
+        options = (reset, reset_delay, surrogate, order)
+        spk, mem = LIFStepFunction.apply(x, mem, beta, threshold, graded, options)  # type: ignore[no-untyped-call]
     else:
         ops = _ops if order is None else InOrder(order)
         spk, mem = ops.lif_step_forward(x, mem, beta, threshold, graded, reset, reset_delay)
@@ -163,15 +164,15 @@ class LIFFunction(torch.autograd.Function):
         if grad_spk is None and grad_mem is None:
             return (None,) * 6
         current, mem_rec, kept, mem0, beta, threshold, graded = ctx.saved_tensors
-        surrogate = ctx.surrogate
+        surrogate, needs = ctx.surrogate, ctx.needs_input_grad
         if torch.is_grad_enabled() and ctx.options[-1] == _ops.KEEP_ROUNDED:
             raise NotImplementedError(_NO_SECOND_DERIVATIVE)  # nothing that is saved leads back to the current
         found = (_ops if ctx.order is None else InOrder(ctx.order)).lif_backward(
             grad_spk, grad_mem, current, mem_rec, kept, mem0, beta, threshold, graded, None,
-            *ctx.options, surrogate.kernel_id, *surrogate.parameters(), _needs(ctx),
+            *ctx.options, surrogate.kernel_id, *surrogate.parameters(), _as_bits(needs),
         )  # fmt: skip
         parameters = (beta, threshold, graded)
-        return *_gradients(ctx, found, parameters, grad_spk, grad_mem, current, mem_rec, mem0), None
+        return *_gradients(needs, found, parameters, grad_spk, grad_mem, current, mem_rec, mem0), None
 
 
 class LIFStepFunction(torch.autograd.Function):
@@ -185,16 +186,13 @@ class LIFStepFunction(torch.autograd.Function):
         beta: Tensor,
         threshold: Tensor,
         graded: Tensor,
-        reset: int,
-        reset_delay: bool,
-        surrogate: Surrogate,
-        order: StepOrder | None,
+        options: tuple[int, bool, Surrogate, StepOrder | None],
     ) -> tuple[Tensor, Tensor]:
+        reset, reset_delay, surrogate, order = ctx.options = options
         ops = _ops if order is None else InOrder(order)
         spk, mem = ops.lif_step_forward(current, mem0, beta, threshold, graded, reset, reset_delay)
         # Not the membrane, which the user may change in place before the next step.
         ctx.save_for_backward(current, mem0, beta, threshold, graded)
-        ctx.options = (reset, reset_delay, surrogate, order)
         _mark_outputs(ctx, spk, surrogate)
         return spk, mem
 
@@ -202,15 +200,15 @@ class LIFStepFunction(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
         grad_spk, grad_mem = grads
         if grad_spk is None and grad_mem is None:
-            return (None,) * 9
+            return (None,) * 6
         current, mem0, beta, threshold, graded = ctx.saved_tensors
         reset, reset_delay, surrogate, order = ctx.options
+        needs = ctx.needs_input_grad
         found = (_ops if order is None else InOrder(order)).lif_step_backward(
             grad_spk, grad_mem, current, mem0, beta, threshold, graded,
-            reset, reset_delay, surrogate.kernel_id, *surrogate.parameters(), _needs(ctx),
+            reset, reset_delay, surrogate.kernel_id, *surrogate.parameters(), _as_bits(needs),
         )  # fmt: skip
-        parameters = (beta, threshold, graded)
-        return *_gradients(ctx, found, parameters, grad_spk, grad_mem, current, mem0), None, None, None, None
+        return *_gradients(needs, found, (beta, threshold, graded), grad_spk, grad_mem, current, mem0), None
 
 
 class LIFOfCallableFunction(torch.autograd.Function):
@@ -252,7 +250,7 @@ class LIFOfCallableFunction(torch.autograd.Function):
             return (None,) * 11
         current, mem_rec, checkpoints, mem0, beta, threshold, graded = ctx.saved_tensors
         steps, constant, reset, count, spike_grad, order = ctx.options
-        derivative = None
+        derivative, needs = None, ctx.needs_input_grad
         if grad_spk is not None or RESET_MECHANISMS[reset] != "none":
             with torch.no_grad():
                 v = _deciding_membrane(current, mem_rec, mem0, beta, threshold, reset)
@@ -260,11 +258,11 @@ class LIFOfCallableFunction(torch.autograd.Function):
         # Without a derivative no gradient passes through a spike.
         found = (_ops if order is None else InOrder(order)).lif_backward(
             grad_spk, grad_mem, current, None, checkpoints, mem0, beta, threshold, graded, derivative,
-            steps, constant, reset, False, count, _ops.KEEP_CHECKPOINTS, DISABLED.kernel_id, 0.0, 0.0, _needs(ctx),
+            steps, constant, reset, False, count, _ops.KEEP_CHECKPOINTS, DISABLED.kernel_id, 0.0, 0.0, _as_bits(needs),
         )  # fmt: skip
         parameters = (beta, threshold, graded)
         return (
-            *_gradients(ctx, found, parameters, grad_spk, grad_mem, current, mem0),
+            *_gradients(needs, found, parameters, grad_spk, grad_mem, current, mem0),
             None, None, None, None, None, None,
         )  # fmt: skip
 
@@ -290,20 +288,23 @@ def _mark_outputs(ctx: Any, spk: Tensor, surrogate: Surrogate) -> None:
         ctx.mark_non_differentiable(spk)
 
 
-def _needs(ctx: Any) -> int:
-    """The inputs whose gradient is wanted, as the bits that the backward ops take."""
-    current, mem0, beta, threshold, graded, *_ = ctx.needs_input_grad
-    return current | mem0 << 1 | beta << 2 | threshold << 3 | graded << 4  # type: ignore[no-any-return]
+def _as_bits(needs: Sequence[bool]) -> int:
+    """The inputs whose gradient is wanted, as the backward ops take them."""
+    return needs[0] | needs[1] << 1 | needs[2] << 2 | needs[3] << 3 | needs[4] << 4
 
 
 def _gradients(
-    ctx: Any, found: Sequence[Tensor], parameters: tuple[Tensor, Tensor, Tensor], *sources: Tensor | None
+    needs: Sequence[bool],
+    found: Sequence[Tensor],
+    parameters: tuple[Tensor, Tensor, Tensor],
+    *sources: Tensor | None,
 ) -> tuple[Tensor | None, ...]:
     """One gradient, or ``None``, for each of the five tensors, from what a backward op returned.
 
     ``sources``: what they depend on beside ``parameters``.
     """
-    needs = ctx.needs_input_grad
+    if not (needs[2] or needs[3] or needs[4] or torch.is_grad_enabled()):  # nearly always
+        return found[0] if needs[0] else None, found[-1] if needs[1] else None, None, None, None
     rest = iter(found)
     current = next(rest) if needs[0] else None
     mem0 = next(rest) if needs[1] else None

@@ -158,7 +158,8 @@ class Leaky(nn.Module):
             TypeError: ``mem`` is given though ``init_hidden=True``; nothing is changed then.
             ValueError: A parameter that does not broadcast to ``input_``, or is on another device.
         """
-        check_current("input_", input_)
+        if not isinstance(input_, Tensor):
+            check_current("input_", input_)
         if mem is None:
             mem = self._held(input_.shape, input_.device)
         else:
@@ -178,9 +179,10 @@ class Leaky(nn.Module):
             reset = RESET_MECHANISMS.index(self._reset_mechanism)
             spk, mem = fused_lif_step(input_, mem, beta, threshold, graded, reset, self.reset_delay, surrogate)
         else:
+            check_current("input_", input_)
             spk_rec, mem = self._lif(input_, mem, num_steps=1, record_mem=False)
             spk = spk_rec[0]
-        self.mem = mem
+        self._hold(mem)
         return spk if self.init_hidden and not self.output else (spk, mem)
 
     def unroll(
@@ -225,8 +227,15 @@ class Leaky(nn.Module):
         if self.init_hidden:
             # A copy where it would be a view: detaching a view in place is an error.
             last = mem_rec if not record_mem else mem_rec[-1].clone() if mem_rec.shape[0] > 0 else mem
-            self.mem = last if last is not None else mem_rec.new_zeros(mem_rec.shape[1:])
+            self._hold(last if last is not None else mem_rec.new_zeros(mem_rec.shape[1:]))
         return spk_rec, mem_rec
+
+    def _hold(self, mem: Tensor) -> None:
+        attributes = self.__dict__
+        if "mem" in attributes and not torch.compiler.is_compiling():
+            attributes["mem"] = mem  # past nn.Module.__setattr__, which costs a microsecond
+        else:
+            self.mem = mem
 
     def _held(self, shape: torch.Size, device: torch.device) -> Tensor | None:
         """The held membrane if it fits; a replica of ``DataParallel`` may find one on another device."""
