@@ -10,8 +10,9 @@ def empty_cache() -> None:
 
     Fresh memory costs page faults, several times the time of the kernel that writes to it; so the kernels keep it, up
     to half of the physical memory, of which all but an eighth is marked as free to take: the system takes it back as
-    soon as it is short of memory (``MADV_FREE``), though until then tools count it as used. Without the compiled
-    extension, it does nothing.
+    soon as it is short of memory (``MADV_FREE``), though until then tools count it as used, and so does a limit of
+    address space. Where the system has no such mark, an eighth is kept. Without the compiled extension, this function
+    does nothing.
 
     A tensor in such memory can't be resized in place (``resize_``, ``untyped_storage().resize_``).
 

@@ -4,6 +4,7 @@ import functools
 import gc
 import itertools
 import os
+import random
 import subprocess
 import sys
 import time
@@ -218,6 +219,31 @@ def test_the_system_may_take_back_what_is_idle_beyond_the_firm_limit(empty_pool)
         copies.clear()
         empty_pool.pool_clear()
         assert empty_pool.pool_yielded_bytes() == 0
+    finally:
+        empty_pool.pool_set_firm_limit(firm)
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="asks Linux for the pages that it may take")
+def test_what_is_firm_stays_within_its_limit_in_any_order_of_calls(empty_pool):
+    generator = random.Random(0)
+    inputs = {steps: torch.rand(steps, 1, 1 << 18) for steps in (1, 2, 3)}  # MiB
+    expected = {steps: snnfast.functional.lif(x, beta=0.9, record_mem=False)[0].clone() for steps, x in inputs.items()}
+    firm = empty_pool.pool_set_firm_limit(4 * MIB)
+    live: list[tuple[int, Tensor]] = []
+    most = 0
+    try:
+        for _ in range(400):
+            if live and generator.random() < 0.5:
+                steps, spk = live.pop(generator.randrange(len(live)))
+                assert_bits_equal(spk, expected[steps])
+                del spk
+            else:
+                steps = generator.choice(list(inputs))
+                live.append((steps, snnfast.functional.lif(inputs[steps], beta=0.9, record_mem=False)[0]))
+            idle, yielded = empty_pool.pool_idle_bytes(), empty_pool.pool_yielded_bytes()
+            assert 0 <= idle - yielded <= 4 * MIB
+            most = max(most, yielded)
+        assert most > 8 * MIB
     finally:
         empty_pool.pool_set_firm_limit(firm)
 

@@ -57,7 +57,8 @@ bool yield(const Buffer& buffer) {
 
 struct Pool {
   std::mutex mutex;
-  Idle idle;                                     // the one given back last is in front
+  Idle idle;                                     // the one given back last is in front; the yielded ones come last
+  Idle::iterator yielded = idle.end();           // the first of these
   std::multimap<size_t, Idle::iterator> sorted;  // the idle ones by size; of a size, the one given back last comes last
   size_t idle_bytes = 0, yielded_bytes = 0;      // the latter are among the former
   size_t limit, firm_limit;                      // of all idle bytes, and of those that are not yielded
@@ -70,26 +71,28 @@ struct Pool {
     sorted.emplace(buffer.bytes, idle.begin());
     idle_bytes += buffer.bytes;
     trim(limit);
-    for (auto oldest = idle.rbegin(); idle_bytes - yielded_bytes > firm_limit && oldest != idle.rend(); ++oldest) {
-      if (oldest->yielded) continue;
+    while (idle_bytes - yielded_bytes > firm_limit) {
+      const auto oldest = std::prev(yielded);
       if (!yield(*oldest)) return trim(firm_limit);
       oldest->yielded = true;
       yielded_bytes += oldest->bytes;
+      yielded = oldest;
     }
   }
 
-  void forget(const Buffer& buffer) {
+  Buffer remove(Idle::iterator place) {
+    const Buffer buffer = *place;
     idle_bytes -= buffer.bytes;
     if (buffer.yielded) yielded_bytes -= buffer.bytes;
+    if (place == yielded) ++yielded;
+    idle.erase(place);
+    return buffer;
   }
 
   void trim(size_t to) {
     while (idle_bytes > to) {
-      const Buffer oldest = idle.back();
-      auto place = sorted.lower_bound(oldest.bytes);  // the oldest of its size
-      sorted.erase(place);
-      idle.pop_back();
-      forget(oldest);
+      sorted.erase(sorted.lower_bound(idle.back().bytes));  // the oldest of its size
+      const Buffer oldest = remove(std::prev(idle.end()));
       sizes.erase(oldest.data);
       std::free(oldest.data);
     }
@@ -100,11 +103,9 @@ struct Pool {
     auto place = sorted.lower_bound(bytes);
     if (place == sorted.end() || place->first > bytes + bytes / 4) return nullptr;
     place = std::prev(sorted.upper_bound(place->first));
-    const Buffer found = *place->second;
-    idle.erase(place->second);
+    const Idle::iterator found = place->second;
     sorted.erase(place);
-    forget(found);
-    return found.data;
+    return remove(found).data;
   }
 };
 

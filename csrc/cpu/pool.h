@@ -3,7 +3,7 @@
 // A fresh allocation of tens of megabytes comes from the system as unmapped pages, and the page faults of the first
 // write cost several times the write itself. torch returns such memory to the system when a tensor dies; this pool
 // keeps it for the next output of about the same size. Beyond an eighth of the memory it keeps only what the system may
-// take back at any time.
+// take back at any time, and nothing where the system has no such mark.
 #pragma once
 
 #include <cstddef>
