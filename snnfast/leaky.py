@@ -84,6 +84,19 @@ class Leaky(nn.Module):
 
     instances: ClassVar[Instances] = Instances()
 
+    _plain_attributes: ClassVar[bool] = True
+    """Whether the layer's tensors are where ``nn.Module`` keeps them, and nothing of a subclass comes between."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        getter = next(base for base in cls.__mro__ if "__getattr__" in vars(base))
+        cls._plain_attributes = (
+            getter.__module__ in (nn.Module.__module__, "snnfast.snntorch")
+            and cls.__getattribute__ is object.__getattribute__
+            and cls.__setattr__ is nn.Module.__setattr__
+            and not any(hasattr(cls, name) for name in ("mem", "beta", "threshold", "graded_spikes_factor"))
+        )
+
     def __init__(
         self,
         beta: float | Tensor,
@@ -106,7 +119,8 @@ class Leaky(nn.Module):
         self.spike_grad = DISABLED if surrogate_disable else check_spike_grad(spike_grad)
         self.init_hidden = check_flag("init_hidden", init_hidden)
         self.inhibition = check_flag("inhibition", inhibition)
-        self.state_quant: StateQuant | bool = check_state_quant(state_quant) or False
+        checked = check_state_quant(state_quant)
+        self.state_quant: StateQuant | bool = False if checked is None else checked
         self.output = check_flag("output", output)
         self._reset_mechanism = check_reset_mechanism(reset_mechanism)
         self.reset_delay = check_flag("reset_delay", reset_delay)
@@ -172,7 +186,7 @@ class Leaky(nn.Module):
         if (
             known_to_kernels(surrogate)
             and not self.inhibition
-            and not self.state_quant
+            and self.state_quant is False
             and fits(input_, False, mem, beta, threshold, graded)
             and _backend.use_fused(input_.device)
         ):
@@ -231,9 +245,8 @@ class Leaky(nn.Module):
         return spk_rec, mem_rec
 
     def _hold(self, mem: Tensor) -> None:
-        attributes = self.__dict__
-        if "mem" in attributes and not torch.compiler.is_compiling():
-            attributes["mem"] = mem  # past nn.Module.__setattr__, which costs a microsecond
+        if self._plain_attributes and "mem" in self.__dict__ and not torch.compiler.is_compiling():
+            self.__dict__["mem"] = mem  # past nn.Module.__setattr__, which costs a microsecond
         else:
             self.mem = mem
 
@@ -248,10 +261,12 @@ class Leaky(nn.Module):
     def _values(self) -> tuple[Tensor, Tensor, Tensor]:
         """``beta``, ``threshold`` and ``graded_spikes_factor``."""
         buffers = self._buffers
-        try:  # past nn.Module.__getattr__, which costs as much as the kernel of a small step
-            return buffers["beta"], buffers["threshold"], buffers["graded_spikes_factor"]  # type: ignore[return-value]
-        except KeyError:  # one of them is learned, or was replaced
-            return self.beta, self.threshold, self.graded_spikes_factor
+        if self._plain_attributes:
+            try:  # past nn.Module.__getattr__, which costs as much as the kernel of a small step
+                return buffers["beta"], buffers["threshold"], buffers["graded_spikes_factor"]  # type: ignore[return-value]
+            except KeyError:  # one of them is learned, or was replaced
+                pass
+        return self.beta, self.threshold, self.graded_spikes_factor
 
     def _check_passed(self, mem: object) -> None:
         if self.init_hidden:
@@ -278,7 +293,7 @@ class Leaky(nn.Module):
             and (reduce is None or reduce == "sum")
             and membrane_dtype is None
             and not self.inhibition
-            and not self.state_quant
+            and self.state_quant is False
             and known_to_kernels(surrogate)
             and fits(current, num_steps is None, mem, beta, threshold, graded)
             and _backend.use_fused(current.device)

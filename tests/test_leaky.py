@@ -361,6 +361,75 @@ def test_what_a_step_returned_may_be_changed_in_place(reset: str, delay: bool, h
     assert_close(results[0], results[1], 1e-5)
 
 
+class _HoldsElsewhere(snnfast.Leaky):
+    """``mem`` and ``beta`` are properties of the class."""
+
+    @property
+    def mem(self) -> Tensor:
+        return self.__dict__["elsewhere"]
+
+    @mem.setter
+    def mem(self, mem: Tensor) -> None:
+        self.__dict__["elsewhere"] = mem
+
+    @property
+    def beta(self) -> Tensor:
+        return torch.sigmoid(nn.Module.__getattr__(self, "beta"))
+
+
+class _Watched(snnfast.Leaky):
+    """Sees what is set and what is looked for."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "mem":
+            self.__dict__["seen"] = self.__dict__.get("seen", 0) + 1
+        super().__setattr__(name, value)
+
+    def __getattr__(self, name: str) -> Any:
+        return super().__getattr__(name) * 0.5 if name == "beta" else super().__getattr__(name)
+
+
+@pytest.mark.parametrize("unrolled", [False, True], ids=["step", "unroll"])
+def test_attributes_of_a_subclass_come_first(unrolled: bool) -> None:
+    x = current(6, 2, 5)
+    for made, beta in ((_HoldsElsewhere, torch.sigmoid(torch.tensor(0.8))), (_Watched, torch.tensor(0.4))):
+        layer, expected = copy.deepcopy(made(0.8, init_hidden=True)), snnfast.Leaky(beta, init_hidden=True)
+        for half in (x[:3], x[3:]):
+            for lif in (layer, expected):
+                if unrolled:
+                    lif.unroll(half)
+                else:
+                    for step in half:
+                        lif(step)
+            assert_bits_equal(layer.mem, expected.mem)
+        if made is _Watched:
+            assert layer.seen > 2
+
+
+class _NoBits:
+    """A quantizer that is false, as a container without elements is."""
+
+    def __len__(self) -> int:
+        return 0
+
+    def __call__(self, mem: Tensor) -> Tensor:
+        return (mem * 4).round() / 4
+
+
+@pytest.mark.filterwarnings("ignore:snnfast. a layer runs step by step")
+def test_a_quantizer_counts_whatever_its_truth_value() -> None:
+    x = current(6, 2, 5)
+    layer = snnfast.Leaky(0.8, state_quant=_NoBits())
+    expected = snnfast.functional.lif(x, beta=0.8, state_quant=lambda mem: (mem * 4).round() / 4)
+    spk, mem = layer.unroll(x)
+    assert_bits_equal(spk, expected[0])
+    assert_bits_equal(mem, expected[1])
+    step = None
+    for t, current_t in enumerate(x):
+        _, step = layer(current_t, step)
+        assert_bits_equal(step, mem[t])
+
+
 @pytest.mark.parametrize("how", ["held", "passed"])
 def test_a_membrane_of_inference_mode_can_be_trained_on(how: str, backend: str) -> None:
     x = current(3, 3, 10)
