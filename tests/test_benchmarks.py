@@ -363,7 +363,7 @@ def test_ranges_of_time_are_compared_with_one_pass(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["benchmarks", "ranges", "--seconds", "0.1"])
     assert command_line.main() == 0
     output = capsys.readouterr().out
-    assert output.count("the same bits") == output.count("holds") == len(ranges.CASES)
+    assert output.count("2 ranges, the same bits") == output.count("holds") == len(ranges.CASES)
     assert "OTHER" not in output
 
 
