@@ -9,13 +9,14 @@ namespace snnfast::cpu {
 // checkpoint's worth of their currents in the second, and their rows are long enough for the memory.
 inline constexpr int kBlock = 2048;
 
-// The same where there are fewer steps than a row loop takes or rows are converted, and, forward, where nothing fits in
-// the caches anyway.
+// The same where there are fewer steps than a row loop takes or rows are converted; and where nothing fits in the
+// caches anyway: forward, and from kFar on backward too.
 inline constexpr int kShortBlock = 512;
 inline constexpr int kLongBlock = 8192;
 
-// Bytes of one tensor from which on blocks are long wherever the arithmetic is in float32: the system's page tables do
-// not stay in the caches either, and a cache line of them then serves a whole row.
+// Bytes of a tensor [T, N] from which on blocks are long where the arithmetic is in float32 and there are as many steps
+// as a row loop takes: the system's page tables do not stay in the caches either, and a cache line of them then serves
+// a whole row.
 inline constexpr int64_t kFar = int64_t{64} << 20;
 
 // A stretch of time of a backward pass: steps `to` - 1 down to `from`, which are multiples of kCheckpoint or T.
@@ -23,6 +24,7 @@ struct TimeRange {
   int64_t from, to;
   const void* carry;  // [N] acc: gradient with respect to the membrane after the last of them; nullptr: grad_mem_last
   void* carry_out;    // [N] acc or nullptr: and before the first of them
+  void* grad_x_sum = nullptr;  // [N] acc: where the gradient of a constant current goes; nullptr: rounded, to grad_x
 };
 
 struct Kernels {
@@ -31,6 +33,10 @@ struct Kernels {
   // every step is written past the caches; the rows must then be aligned to 64 bytes.
   void (*forward)(const LifForward&, int64_t first, int64_t last, bool stream);
   void (*backward)(const LifBackward&, const TimeRange&, int64_t first, int64_t last, bool stream);
+  // total[i] = parts[count - 1][i] + ... + parts[0][i] in this order, for i from first to last - 1. `total`: [N] of
+  // `dtype`, rounded once; it may be one of the parts. `parts`: rows of acc, `stride` values apart.
+  void (*add_up)(DType dtype, const void* parts, int64_t count, int64_t stride, int64_t first, int64_t last,
+                 void* total);
 };
 
 namespace baseline {

@@ -129,16 +129,13 @@ void lif_forward(const LifForward& p) {
 }
 
 void lif_backward(const LifBackward& p) {
-  const auto kernel = current()->backward;
+  const Kernels& kernels = *current();
   const bool stream = past_the_caches(p);
-  const TimeSums sums(p);
+  TimeSums sums(p);
   const TimeRanges ranges = choose_time_ranges(sums, torch::stable::get_num_threads());
-  if (ranges.count > 1) return backward_in_time_ranges(sums, ranges, kernel, kUnit, stream);
-  const TimeRange whole{0, p.T, nullptr, p.grad_mem0};
-  share_out(p, 1, [&](int64_t first, int64_t last) {
-    sums.run(kernel, whole, first, last, stream);
-    sums.total(first, last);
-  });
+  sums.open(/*divided=*/ranges.count > 1);
+  if (ranges.count > 1) return backward_in_time_ranges(sums, ranges, kernels, kUnit, stream);
+  share_out(p, 1, [&](int64_t first, int64_t last) { sums.run_all(kernels, first, last, stream); });
 }
 
 int64_t set_stream_bytes(int64_t bytes) { return std::exchange(forced_stream_bytes, bytes); }

@@ -252,7 +252,11 @@ struct BackwardBlock {
       if (grad_after == nullptr) zero(n, carry);
       store_row(row_of<A>(range.carry_out, 0, p.N, first), n, grad_after == nullptr ? carry : grad_after);
     }
-    if (p.x_constant && p.grad_x != nullptr) store_row(row_of<S>(p.grad_x, 0, p.N, first), n, grad_x_sum);
+    if (p.x_constant && range.grad_x_sum != nullptr) {
+      store_row(row_of<A>(range.grad_x_sum, 0, p.N, first), n, grad_x_sum);
+    } else if (p.x_constant && p.grad_x != nullptr) {
+      store_row(row_of<S>(p.grad_x, 0, p.N, first), n, grad_x_sum);
+    }
     if (p.grad_beta != nullptr) {
       // The clamp's own derivative needs beta as it was given.
       fill(first, n, p.beta, lanes.beta.values);
@@ -324,10 +328,35 @@ void backward(const LifBackward& p, const TimeRange& range, int64_t first, int64
   }
 }
 
+template <typename S>
+void add_up_rows(const void* parts, int64_t count, int64_t stride, int64_t first, int64_t last, void* total) {
+  using A = typename Acc<S>::type;
+  A sums[kShortBlock];
+  for (int n; first < last; first += n) {
+    n = last - first < kShortBlock ? static_cast<int>(last - first) : kShortBlock;
+    const A* row = static_cast<const A*>(parts) + (count - 1) * stride + first;
+    for (int i = 0; i < n; ++i) sums[i] = row[i];
+    for (int64_t k = count - 1; k > 0; --k) {
+      row -= stride;
+      for (int i = 0; i < n; ++i) sums[i] += row[i];
+    }
+    store_row(static_cast<S*>(total) + first, n, sums);
+  }
+}
+
+void add_up(DType dtype, const void* parts, int64_t count, int64_t stride, int64_t first, int64_t last, void* total) {
+  switch (dtype) {
+    case DType::kFloat: return add_up_rows<float>(parts, count, stride, first, last, total);
+    case DType::kDouble: return add_up_rows<double>(parts, count, stride, first, last, total);
+    case DType::kHalf: return add_up_rows<Half>(parts, count, stride, first, last, total);
+    case DType::kBFloat16: return add_up_rows<BFloat16>(parts, count, stride, first, last, total);
+  }
+}
+
 }  // namespace
 
 #define SNN_STRING(name) #name
 #define SNN_NAME(name) SNN_STRING(name)
-const Kernels kernels{SNN_NAME(SNN_ISA), forward, backward};
+const Kernels kernels{SNN_NAME(SNN_ISA), forward, backward, add_up};
 
 }  // namespace snnfast::cpu::SNN_ISA

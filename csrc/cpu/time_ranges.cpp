@@ -87,7 +87,7 @@ std::vector<Range> divide(const TimeSums& sums, const TimeRanges& ranges, std::v
 TimeRanges choose_time_ranges(const TimeSums& sums, int64_t threads) {
   constexpr TimeRanges kWhole{1, 0};
   const LifBackward& p = sums.problem();
-  if (p.N == 0 || sums.unit() == 0 || p.T <= sums.unit()) return kWhole;
+  if (p.N == 0 || p.T <= sums.unit()) return kWhole;
   if (g_forced.count > 0) return g_forced;
   const int64_t short_row = p.grad_x != nullptr && !p.x_constant ? kShortRow : kShortRowRead;
   if (threads < 2 || p.N * element_size(p.dtype) > threads * short_row) return kWhole;
@@ -103,7 +103,7 @@ TimeRanges choose_time_ranges(const TimeSums& sums, int64_t threads) {
   return ranges;
 }
 
-void backward_in_time_ranges(const TimeSums& sums, const TimeRanges& ranges, BackwardKernel kernel, int64_t unit,
+void backward_in_time_ranges(const TimeSums& sums, const TimeRanges& ranges, const Kernels& kernels, int64_t unit,
                              bool stream) {
   const LifBackward& p = sums.problem();
   std::vector<std::byte> carries;
@@ -117,9 +117,9 @@ void backward_in_time_ranges(const TimeSums& sums, const TimeRanges& ranges, Bac
         before.grad_x = before.grad_beta = before.grad_threshold = before.grad_graded = nullptr;
         const int64_t from = range.steps.to, to = std::min(from + ranges.warm_up, p.T);
         if (to < p.T) before.grad_mem_last = nullptr;
-        kernel(before, {from, to, nullptr, range.guess}, 0, p.N, false);
+        kernels.backward(before, {from, to, nullptr, range.guess}, 0, p.N, false);
       }
-      sums.run(kernel, range.steps, 0, p.N, stream, range.carries);
+      sums.run_range(kernels, range.steps, 0, p.N, stream, range.carries);
     }
   });
   const int64_t size = acc_size(p.dtype);
@@ -136,14 +136,14 @@ void backward_in_time_ranges(const TimeSums& sums, const TimeRanges& ranges, Bac
       if (last > first) {
         last = std::min(last, p.N);
         const TimeRange again{range.steps.from, range.steps.to, right, range.steps.carry_out};
-        sums.run(kernel, again, first, last, stream, range.carries);
+        sums.run_range(kernels, again, first, last, stream, range.carries);
         repeated += last - first;
       } else {
         last += unit;
       }
     }
   }
-  sums.total(0, p.N);
+  sums.total(kernels);
   const int pause = repeated == 0 ? 0 : g_next_pause.load();
   g_pause = pause;
   g_next_pause = repeated == 0 ? 1 : std::min(2 * pause, kLongestPause);

@@ -22,7 +22,7 @@ struct TimeRanges {
 TimeRanges choose_time_ranges(const TimeSums& sums, int64_t threads);
 
 // `unit`: neurons that are done once more together.
-void backward_in_time_ranges(const TimeSums& sums, const TimeRanges& ranges, BackwardKernel kernel, int64_t unit,
+void backward_in_time_ranges(const TimeSums& sums, const TimeRanges& ranges, const Kernels& kernels, int64_t unit,
                              bool stream);
 
 // For tests: choose these, whatever the problem, where dividing it is possible at all; {0, 0} chooses as usual.

@@ -11,39 +11,48 @@
 
 namespace snnfast::cpu {
 
-using BackwardKernel = decltype(Kernels::backward);
-
 class TimeSums {
  public:
   static constexpr int64_t kStretch = 256;  // steps; a multiple of kCheckpoint
 
   explicit TimeSums(const LifBackward& problem);
 
-  // Of how many steps ranges of time must be multiples, T aside; 0: this pass can't be divided.
-  int64_t unit() const;
-
-  // Calls the kernel on all steps of a range. `carries`: [2, N] acc, for this range alone; nullptr: some that all
-  // others share.
-  void run(BackwardKernel kernel, const TimeRange& range, int64_t first, int64_t last, bool stream,
-           std::byte* carries = nullptr) const;
-
-  // Makes the gradients of neurons first to last - 1 when all their steps are done.
-  void total(int64_t first, int64_t last) const;
-
   const LifBackward& problem() const { return p_; }
+
+  // Of how many steps ranges of time must be multiples, T aside.
+  int64_t unit() const { return count_ == 0 ? kCheckpoint : kStretch; }
+
+  // What the next two need; not from several threads.
+  void open(bool divided);
+
+  // All steps of some neurons.
+  void run_all(const Kernels& kernels, int64_t first, int64_t last, bool stream) const;
+
+  // All steps of a range of a pass that is divided. `carries`: [2, N] acc, for this range alone.
+  void run_range(const Kernels& kernels, const TimeRange& range, int64_t first, int64_t last, bool stream,
+                 std::byte* carries) const;
+
+  // Makes the gradients when all ranges are done.
+  void total(const Kernels& kernels) const;
 
  private:
   static constexpr int kMost = 4;
 
-  std::byte* row(int64_t index) const { return rows_.get() + index * row_bytes_; }
+  template <typename F>
+  void each_stretch(TimeRange range, std::byte* carries, F&& f) const;
+  void run_stretch(const Kernels& kernels, TimeRange steps, int64_t row, int64_t first, int64_t last,
+                   bool stream) const;
+
+  // Row `row` of sum `i`, or of what comes behind all sums.
+  std::byte* sum(int64_t row, int i) const { return rows_.get() + (row * count_ + i) * row_bytes_; }
 
   const LifBackward& p_;
+  const DType acc_;
+  const int64_t row_bytes_;
   int count_ = 0;
-  void* LifBackward::* sums_[kMost];  // those that are asked for
-  bool rounded_;                      // one of them is kept in 16 bits, and must be complete before it is rounded
-  int64_t stretches_ = 1, row_bytes_;
-  std::unique_ptr<std::byte[]>
-      rows_;  // of each stretch one for each sum, if there are several stretches; and two carries
+  void* LifBackward::* gradients_[kMost];  // those that are asked for
+  int64_t stretches_ = 1;
+  std::unique_ptr<std::byte, void (*)(void*)> rows_;
 };
 
 }  // namespace snnfast::cpu
