@@ -207,7 +207,7 @@ def test_sums_of_repeated_neurons_are_right(steps, ranges, force):
 
 
 def test_a_parameters_gradient_does_not_depend_on_what_else_is_asked_for(force):
-    """Neither divided nor not, nor where the gradient of a constant current is rounded to 16 bits."""
+    """Divided or not, and with the gradient of a constant current rounded to 16 bits beside it or not."""
     torch.manual_seed(0)
     for steps in (100, 700):
         current, beta = torch.randn(64, dtype=torch.float16), torch.rand(64).requires_grad_()

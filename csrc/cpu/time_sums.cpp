@@ -77,10 +77,7 @@ void TimeSums::run_all(const Kernels& kernels, int64_t first, int64_t last, bool
     run_stretch(kernels, steps, later ? 0 : 1, first, last, stream);
     for (int i = 0; i < count_ && later; ++i) kernels.add_up(acc_, sum(0, i), 2, p_.N * count_, first, last, sum(1, i));
   });
-  for (int i = 0; i < count_; ++i) {
-    const DType dtype = gradients_[i] == &LifBackward::grad_x ? p_.dtype : acc_;
-    kernels.add_up(dtype, sum(1, i), 1, 0, first, last, p_.*gradients_[i]);
-  }
+  for (int i = 0; i < count_; ++i) store(kernels, i, 1, 1, first, last);
 }
 
 void TimeSums::run_range(const Kernels& kernels, const TimeRange& range, int64_t first, int64_t last, bool stream,
@@ -92,10 +89,13 @@ void TimeSums::run_range(const Kernels& kernels, const TimeRange& range, int64_t
 }
 
 void TimeSums::total(const Kernels& kernels) const {
-  for (int i = 0; i < count_ && stretches_ > 1; ++i) {
-    const DType dtype = gradients_[i] == &LifBackward::grad_x ? p_.dtype : acc_;
-    kernels.add_up(dtype, sum(0, i), stretches_, p_.N * count_, 0, p_.N, p_.*gradients_[i]);
-  }
+  for (int i = 0; i < count_ && stretches_ > 1; ++i) store(kernels, i, 0, stretches_, 0, p_.N);
+}
+
+void TimeSums::store(const Kernels& kernels, int i, int64_t first_row, int64_t count, int64_t first,
+                     int64_t last) const {
+  const DType dtype = gradients_[i] == &LifBackward::grad_x ? p_.dtype : acc_;
+  kernels.add_up(dtype, sum(first_row, i), count, p_.N * count_, first, last, p_.*gradients_[i]);
 }
 
 }  // namespace snnfast::cpu

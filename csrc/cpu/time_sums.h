@@ -43,6 +43,9 @@ class TimeSums {
   void run_stretch(const Kernels& kernels, TimeRange steps, int64_t row, int64_t first, int64_t last,
                    bool stream) const;
 
+  // Rounds and stores: gradient i from `count` of its rows, `first_row` and those after it.
+  void store(const Kernels& kernels, int i, int64_t first_row, int64_t count, int64_t first, int64_t last) const;
+
   // Row `row` of sum `i`, or of what comes behind all sums.
   std::byte* sum(int64_t row, int i) const { return rows_.get() + (row * count_ + i) * row_bytes_; }
 
