@@ -256,6 +256,13 @@ def fits(x: Tensor, has_time: bool, mem: Tensor | None, beta: Tensor, threshold:
     return True
 
 
+def out_of_inference(mem: Tensor) -> Tensor:
+    """A membrane of ``torch.inference_mode`` as one that autograd may save."""
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling() and mem.is_inference():
+        return mem.clone()
+    return mem
+
+
 def check_number(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name}: expected a number or a torch.Tensor, got {type(value).__name__}")

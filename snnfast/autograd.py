@@ -294,10 +294,7 @@ def _as_bits(needs: Sequence[bool]) -> int:
 
 
 def _gradients(
-    needs: Sequence[bool],
-    found: Sequence[Tensor],
-    parameters: tuple[Tensor, Tensor, Tensor],
-    *sources: Tensor | None,
+    needs: Sequence[bool], found: Sequence[Tensor], parameters: tuple[Tensor, Tensor, Tensor], *sources: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     """One gradient, or ``None``, for each of the five tensors, from what a backward op returned.
 

@@ -17,7 +17,9 @@ from snnfast._arguments import (
     check_spike_grad,
     check_state_quant,
     fits,
+    out_of_inference,
 )
+from snnfast._attributes import are_plain
 from snnfast._instances import Instances
 from snnfast._spike_grad import SpikeGrad, recognise
 from snnfast.autograd import fused_lif_step, fused_unroll
@@ -85,17 +87,10 @@ class Leaky(nn.Module):
     instances: ClassVar[Instances] = Instances()
 
     _plain_attributes: ClassVar[bool] = True
-    """Whether the layer's tensors are where ``nn.Module`` keeps them, and nothing of a subclass comes between."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        getter = next(base for base in cls.__mro__ if "__getattr__" in vars(base))
-        cls._plain_attributes = (
-            getter.__module__ in (nn.Module.__module__, "snnfast.snntorch")
-            and cls.__getattribute__ is object.__getattribute__
-            and cls.__setattr__ is nn.Module.__setattr__
-            and not any(hasattr(cls, name) for name in ("mem", "beta", "threshold", "graded_spikes_factor"))
-        )
+        cls._plain_attributes = are_plain(cls)
 
     def __init__(
         self,
@@ -172,13 +167,12 @@ class Leaky(nn.Module):
             TypeError: ``mem`` is given though ``init_hidden=True``; nothing is changed then.
             ValueError: A parameter that does not broadcast to ``input_``, or is on another device.
         """
-        if not isinstance(input_, Tensor):
-            check_current("input_", input_)
+        check_current("input_", input_)
         if mem is None:
             mem = self._held(input_.shape, input_.device)
         else:
             self._check_passed(mem)
-            mem = _out_of_inference(mem) if mem.shape == input_.shape else None
+            mem = out_of_inference(mem) if mem.shape == input_.shape else None
         surrogate = self.spike_grad
         if not known_to_kernels(surrogate):
             surrogate = recognise(surrogate)  # assigned after construction
@@ -193,7 +187,6 @@ class Leaky(nn.Module):
             reset = RESET_MECHANISMS.index(self._reset_mechanism)
             spk, mem = fused_lif_step(input_, mem, beta, threshold, graded, reset, self.reset_delay, surrogate)
         else:
-            check_current("input_", input_)
             spk_rec, mem = self._lif(input_, mem, num_steps=1, record_mem=False)
             spk = spk_rec[0]
         self._hold(mem)
@@ -234,7 +227,7 @@ class Leaky(nn.Module):
         """
         if mem is not None:
             self._check_passed(mem)
-            mem = _out_of_inference(mem)
+            mem = out_of_inference(mem)
         elif self.init_hidden and isinstance(current, Tensor):
             mem = self._held(current.shape if num_steps is not None else current.shape[1:], current.device)
         spk_rec, mem_rec = self._lif(current, mem, num_steps, record_mem, reduce, membrane_dtype)
@@ -255,7 +248,7 @@ class Leaky(nn.Module):
         held = self.mem
         if held.shape != shape:
             return None
-        held = _out_of_inference(held)
+        held = out_of_inference(held)
         return held if held.device == device else held.to(device)
 
     def _values(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -402,10 +395,3 @@ class Leaky(nn.Module):
             f"beta={show(self.beta)}, threshold={show(self.threshold)}, reset_mechanism={self.reset_mechanism!r}, "
             f"reset_delay={self.reset_delay}, init_hidden={self.init_hidden}"
         )
-
-
-def _out_of_inference(mem: Tensor) -> Tensor:
-    """A membrane of ``torch.inference_mode`` as one that autograd may save."""
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling() and mem.is_inference():
-        return mem.clone()
-    return mem
