@@ -48,8 +48,9 @@ def run(args: argparse.Namespace) -> bool:
     return verdict("snnTorch / ours", ratio, BAR)
 
 
-def verdict(what: str, value: float, bar: float) -> bool:
+def verdict(what: str, value: float, bar: float, at_most: bool = False) -> bool:
     """Print whether a bar holds."""
-    held = value >= bar
-    print(f"{what}: {value:.1f}, bar >= {bar:g}: {'holds' if held else 'MISSED'}\n")
+    held = value <= bar if at_most else value >= bar
+    figure = f"{value:.2f}, bar <=" if at_most else f"{value:.1f}, bar >="
+    print(f"{what}: {figure} {bar:g}: {'holds' if held else 'MISSED'}\n")
     return held
