@@ -9,7 +9,9 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Exception.h>
+#include <torch/headeronly/util/Half.h>
 
 #include "lif.h"
 
@@ -55,6 +57,30 @@ DType dtype_of(const Tensor& t, const char* name) {
     case ScalarType::BFloat16: return DType::kBFloat16;
     default: STD_TORCH_CHECK(false, name, ": expected float32, float64, float16 or bfloat16");
   }
+}
+
+Number number_type_of(const Tensor& t, const char* name) {
+  switch (t.scalar_type()) {
+    case ScalarType::Float: return Number::kFloat;
+    case ScalarType::Double: return Number::kDouble;
+    case ScalarType::Half: return Number::kHalf;
+    case ScalarType::BFloat16: return Number::kBFloat16;
+    case ScalarType::Long: return Number::kLong;
+    default: STD_TORCH_CHECK(false, name, ": wrong dtype");
+  }
+}
+
+// A tensor of no dimensions on the CPU.
+double number_in(const Tensor& t, Number type) {
+  const void* const data = t.const_data_ptr();
+  switch (type) {
+    case Number::kFloat: return *static_cast<const float*>(data);
+    case Number::kHalf: return *static_cast<const torch::headeronly::Half*>(data);
+    case Number::kBFloat16: return *static_cast<const torch::headeronly::BFloat16*>(data);
+    case Number::kLong: return static_cast<double>(*static_cast<const int64_t*>(data));
+    case Number::kDouble: break;
+  }
+  return *static_cast<const double*>(data);
 }
 
 ScalarType acc_of(ScalarType dtype) { return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float; }
@@ -104,13 +130,18 @@ class Inputs {
     return t.has_value() ? keep(*t, name, dtype, shape) : nullptr;
   }
 
-  // A parameter varies along one run of adjacent dimensions of a step; it is broadcast along all others.
+  // A parameter varies along one run of adjacent dimensions of a step; it is broadcast along all others. One of no
+  // dimensions is a number, whatever its dtype.
   Parameter parameter(const Tensor& t, const char* name, const Shape& step) {
-    STD_TORCH_CHECK(t.scalar_type() == acc_, name, ": wrong dtype");
+    STD_TORCH_CHECK(t.dim() == 0 || t.scalar_type() == acc_, name, ": wrong dtype");
     Parameter p;
-    if (t.dim() == 0 && t.is_cpu()) {  // read here: no copy to the device, no access from it
-      p.value = acc_ == ScalarType::Double ? *static_cast<const double*>(t.const_data_ptr())
-                                           : *static_cast<const float*>(t.const_data_ptr());
+    p.type = number_type_of(t, name);
+    if (t.dim() == 0) {
+      if (t.is_cpu()) {  // read here: no copy to the device, no access from it
+        p.value = number_in(t, p.type);
+      } else {
+        p.data = keep(t, name, t.scalar_type(), {});
+      }
       return p;
     }
     const Shape own = shape_of(t);

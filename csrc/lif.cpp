@@ -23,6 +23,11 @@ namespace {
 
 // ---- what all ops share
 
+// Whether clamp(beta, 0, 1) has a gradient at 0 and 1: the rule of the torch that runs, which Python tells once.
+bool g_clamp_closed = false;
+
+void set_clamp_closed(bool closed) { g_clamp_closed = closed; }
+
 // What every op is given beside its current.
 struct Common {
   const MaybeTensor& mem0;  // [*] acc
@@ -79,7 +84,8 @@ std::tuple<Tensor, Tensor> forward(LifForward& p, Inputs& inputs, const Tensor& 
   p.dtype = dtype_of(x, "x");
   p.x = inputs.keep(x, "x", x.scalar_type(), sizes.x());
   Tensor spk = Backend::empty(x, sizes.spk(p.spk_count), x.scalar_type());
-  Tensor mem = Backend::empty(x, record_mem ? sizes.sequence : sizes.step, x.scalar_type());
+  Tensor mem =
+      record_mem ? Backend::empty(x, sizes.sequence, x.scalar_type()) : Backend::empty(x, sizes.step, inputs.acc());
   p.spk = spk.mutable_data_ptr();
   (record_mem ? p.mem_rec : p.mem_last) = mem.mutable_data_ptr();
   if (p.N > 0) Backend::run(p, x);
@@ -88,7 +94,7 @@ std::tuple<Tensor, Tensor> forward(LifForward& p, Inputs& inputs, const Tensor& 
 
 struct BackwardInputs {
   MaybeTensor grad_spk;    // [T, *], or [*] of a count
-  MaybeTensor grad_mem;    // [T, *], or [*] for the last membrane only
+  MaybeTensor grad_mem;    // [T, *], or [*] acc for the last membrane only
   MaybeTensor x;           // as in forward, with checkpoints; or
   MaybeTensor mem;         // [T, *], where the reset is delayed and the dtype is that of the arithmetic; or
   MaybeTensor kept;        // what forward kept
@@ -105,14 +111,16 @@ template <typename Backend>
 std::vector<Tensor> backward(const BackwardInputs& in, const Sizes& sizes, const Common& common) {
   constexpr int kGradients = 5;
   STD_TORCH_CHECK(in.grad_spk.has_value() || in.grad_mem.has_value(), "grad_spk or grad_mem must be given");
-  const Tensor& like = in.grad_spk.has_value() ? *in.grad_spk : *in.grad_mem;
+  // Where only the gradient of the last membrane is given, all is in its dtype, that of the arithmetic.
+  const Tensor& like = in.grad_spk.has_value() ? *in.grad_spk : in.x.has_value() ? *in.x : *in.grad_mem;
   const ScalarType dtype = like.scalar_type();
   Backend::check_device(like);
   STD_TORCH_CHECK(in.surrogate >= 0 && in.surrogate < kSurrogateKinds, "surrogate: unknown kind");
   STD_TORCH_CHECK(in.needs >= 0 && in.needs < 1 << kGradients, "needs: expected five bits");
   LifBackward p{};
   Inputs inputs(like);
-  p.dtype = dtype_of(like, in.grad_spk.has_value() ? "grad_spk" : "grad_mem");
+  p.dtype = dtype_of(like, in.grad_spk.has_value() ? "grad_spk" : in.x.has_value() ? "x" : "grad_mem");
+  p.clamp_closed = g_clamp_closed;
   describe(p, inputs, sizes, common);
   p.keep = checked_keep(in.keep, p.reset_delay);
   if (in.mem.has_value()) {
@@ -124,7 +132,8 @@ std::vector<Tensor> backward(const BackwardInputs& in, const Sizes& sizes, const
     const KeptSize kept = kept_size(p.keep, sizes, inputs.acc());
     if (p.keep == Keep::kNothing || p.keep == Keep::kCheckpoints) {
       STD_TORCH_CHECK(in.x.has_value(), "exactly one of x and mem must be given");
-      STD_TORCH_CHECK(in.kept.has_value() || checkpoint_rows(p.T) == 0, "kept: must be given with x");
+      STD_TORCH_CHECK((in.kept.has_value() && p.keep == Keep::kCheckpoints) || checkpoint_rows(p.T) == 0,
+                      "kept: checkpoints must be given with x");
       p.x = inputs.keep(*in.x, "x", dtype, sizes.x());
     } else {
       STD_TORCH_CHECK(!in.x.has_value() && in.kept.has_value(), "kept: given alone, it must be there");
@@ -134,9 +143,13 @@ std::vector<Tensor> backward(const BackwardInputs& in, const Sizes& sizes, const
   p.derivative = inputs.keep(in.derivative, "derivative", inputs.acc(), sizes.sequence);
   p.grad_spk = inputs.keep(in.grad_spk, "grad_spk", dtype, sizes.spk(p.spk_count));
   if (in.grad_mem.has_value()) {
-    const bool recorded = shape_of(*in.grad_mem) == sizes.sequence;
-    (recorded ? p.grad_mem_rec : p.grad_mem_last) =
-        inputs.keep(*in.grad_mem, "grad_mem", dtype, recorded ? sizes.sequence : sizes.step);
+    // Of one step, which has no time dimension, it is the state.
+    const bool recorded = in.grad_mem->dim() == static_cast<int64_t>(sizes.step.size()) + 1;
+    if (recorded) {
+      p.grad_mem_rec = inputs.keep(*in.grad_mem, "grad_mem", dtype, sizes.sequence);
+    } else {
+      p.grad_mem_last = inputs.keep(*in.grad_mem, "grad_mem", inputs.acc(), sizes.step);
+    }
   }
 
   p.surrogate = p.derivative != nullptr ? SurrogateKind::kStraightThrough : static_cast<SurrogateKind>(in.surrogate);
@@ -147,6 +160,8 @@ std::vector<Tensor> backward(const BackwardInputs& in, const Sizes& sizes, const
   }
   p.coefficients = visit_surrogate(p.surrogate, [&](auto kind) { return decltype(kind)::coefficients(in.p0, in.p1); });
 
+  STD_TORCH_CHECK(p.keep != Keep::kRounded || (in.needs & kNeedsBeta) == 0,
+                  "keep: a rounded membrane does not tell the gradient of beta");
   if (p.keep == Keep::kBits) {
     STD_TORCH_CHECK(p.surrogate == SurrogateKind::kNone ||
                         (p.surrogate == SurrogateKind::kStraightThrough && p.derivative == nullptr),
@@ -181,11 +196,7 @@ std::tuple<Tensor, Tensor, Tensor> lif_forward(const Tensor& x,  // [T, *], or [
   p.keep = checked_keep(keep, p.reset_delay);
   const KeptSize size = kept_size(p.keep, sizes, inputs.acc());
   Tensor kept = Backend::empty(x, size.shape, size.dtype);
-  if (size.shape[0] > 0) {
-    p.kept = kept.mutable_data_ptr();
-  } else {
-    p.keep = Keep::kNothing;
-  }
+  if (size.shape[0] > 0) p.kept = kept.mutable_data_ptr();
   auto [spk, mem] = forward<Backend>(p, inputs, x, sizes, record_mem);
   return {spk, mem, kept};
 }
@@ -199,8 +210,8 @@ std::tuple<Tensor, Tensor> lif_step_forward(const Tensor& x,  // [*]
   LifForward p{};
   Inputs inputs(x);
   describe(p, inputs, sizes, {mem0, beta, threshold, graded, reset, reset_delay, /*count=*/false});
-  // A record of one step is its membrane, and spares the kernel a copy of its state.
-  return forward<Backend>(p, inputs, x, sizes, /*record_mem=*/true);
+  p.keep = Keep::kCheckpoints;  // of which one step has none; backward reads the current again
+  return forward<Backend>(p, inputs, x, sizes, /*record_mem=*/false);
 }
 
 // Of an unroll of T steps whose membranes come from one of three tensors.
@@ -259,6 +270,11 @@ STABLE_TORCH_LIBRARY(SNN_NAMESPACE, m) {
       "lif_step_backward(Tensor? grad_spk, Tensor? grad_mem, Tensor x, Tensor? mem0, Tensor beta, "
       "Tensor threshold, Tensor graded, int reset, bool reset_delay, int surrogate, float p0, float p1, int needs) "
       "-> Tensor[]");
+  m.def("set_clamp_closed(bool closed) -> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(SNN_NAMESPACE, CompositeExplicitAutograd, m) {
+  m.impl("set_clamp_closed", TORCH_BOX(&set_clamp_closed));
 }
 
 #if !defined(SNN_EMULATED)

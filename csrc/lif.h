@@ -26,17 +26,22 @@ enum class Keep : int {
   kRounded,      // [T, N] bfloat16: the membrane that decided each spike, less the threshold; its sign is exact
   kBits,         // [bit_rows(T), N] bytes: the spikes of all steps but the last, eight to a byte
 };
+inline constexpr const char* kKeepNames[] = {"nothing", "checkpoints", "rounded", "bits"};
 inline constexpr int kKeeps = 4;
 
 // The last spike decides no reset.
 constexpr int64_t bit_rows(int64_t steps) { return steps > 1 ? (steps + 6) / 8 : 0; }
 
+// Dtypes of a parameter that is one number.
+enum class Number : int { kFloat, kDouble, kHalf, kBFloat16, kLong };
+
 // One of beta, threshold, graded_spikes_factor. Neuron i takes element (i / inner) % size.
 struct Parameter {
-  const void* data = nullptr;  // [size] acc, on the device of the kernel; nullptr: `value` for every neuron
+  const void* data = nullptr;  // [size], on the device of the kernel; nullptr: `value` for every neuron
   double value = 0;
   int64_t inner = 1;
   int64_t size = 1;
+  Number type = Number::kFloat;  // of the data; that of acc where size > 1
 };
 
 struct LifProblem {
@@ -55,7 +60,7 @@ struct LifProblem {
 struct LifForward : LifProblem {
   void* spk;       // [T, N], or [N] if spk_count: summed in acc, rounded once
   void* mem_rec;   // [T, N] or nullptr
-  void* mem_last;  // [N] or nullptr
+  void* mem_last;  // [N] acc or nullptr: the state, which no later call may find rounded
   Keep keep;       // kRounded and kBits only with a delayed reset
   void* kept;      // or nullptr, where there are no rows of it
 };
@@ -63,17 +68,18 @@ struct LifForward : LifProblem {
 // Exactly one of mem_rec, and x with checkpoints, and kRounded or kBits tells the membranes.
 struct LifBackward : LifProblem {
   const void* mem_rec;        // [T, N] acc == dtype: the membrane of every step, only with a delayed reset; or nullptr
-  Keep keep;                  // as in forward; with kBits, no gradient of beta or graded, and no surrogate that asks
-  const void* kept;           // for more than which spikes there were
+  Keep keep;                  // as in forward; with kRounded, no gradient of beta; with kBits, none of beta or graded,
+  const void* kept;           // and no surrogate that asks for more than which spikes there were
   const void* derivative;     // [T, N] acc: that of the spike at every step; or nullptr: that of `surrogate`
   const void* grad_spk;       // [T, N], or [N] if spk_count, the same at every step; or nullptr
   const void* grad_mem_rec;   // [T, N] or nullptr
-  const void* grad_mem_last;  // [N] or nullptr
+  const void* grad_mem_last;  // [N] acc or nullptr
   void* grad_x;               // [T, N], or [N] if constant, or nullptr
   void* grad_mem0;            // [N] acc or nullptr
   void* grad_beta;            // [N] acc or nullptr, as the next two: sums over time of each neuron's own gradient
   void* grad_threshold;
   void* grad_graded;
+  bool clamp_closed;        // whether beta gets a gradient at exactly 0 and 1, as by torch.clamp
   SurrogateKind surrogate;  // kNone: no gradient passes through a spike; never kNone with `derivative`
   Coefficients coefficients;
 

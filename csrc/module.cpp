@@ -1,5 +1,7 @@
 // The Python module snnfast._C: what is not a tensor op. Importing it registers the ops of lif.cpp.
+#include <string>
 #include <utility>
+#include <vector>
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -14,6 +16,15 @@
 #define SNN_COMPILER "g++ " __VERSION__
 #endif
 
+namespace {
+
+template <size_t Size>
+std::vector<std::string> names(const char* const (&list)[Size]) {
+  return {list, list + Size};
+}
+
+}  // namespace
+
 PYBIND11_MODULE(_C, m) {
   using namespace snnfast;
   m.doc() = "Build facts and switches of snnfast's compiled kernels.";
@@ -24,7 +35,10 @@ PYBIND11_MODULE(_C, m) {
   m.attr("cuda") = *SNN_CUDA_COMPILER != '\0';
   m.attr("cuda_missing") = SNN_CUDA_MISSING;
   m.attr("checkpoint_stride") = kCheckpoint;
-  m.attr("surrogate_kinds") = kSurrogateKinds;
+  // Their numbers are places in these lists, in Python too.
+  m.attr("surrogates") = names(kSurrogateNames);
+  m.attr("resets") = names(kResetNames);
+  m.attr("keeps") = names(kKeepNames);
   m.def("isa", &cpu::isa, "Name of the CPU instruction set that the kernels use.");
   m.def("isa_available", &cpu::isa_available, "Instruction sets that this processor has kernels for, best first.");
   m.def("set_isa", &cpu::set_isa, pybind11::arg("name"), "Use the kernels of another instruction set, process-wide.");

@@ -11,12 +11,14 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from snnfast import surrogate
+from snnfast._ops import RESET_MECHANISMS
 from snnfast._spike_grad import SpikeGrad, recognise
 
 StateQuant = Callable[[Tensor], Tensor]
 
-RESET_MECHANISMS = ("subtract", "zero", "none")
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+_NUMBERS = (*_DTYPES, torch.int64)  # of a parameter: what a kernel reads as a number
+_MOST_STEPS = 2**63 - 1
 _DEFAULT_SPIKE_GRAD = surrogate.atan()
 
 
@@ -50,8 +52,8 @@ class LIFArguments(NamedTuple):
 
     @property
     def mem_dtype(self) -> torch.dtype:
-        """The membrane is returned in the current's dtype, or in float64 where the arithmetic had to be promoted."""
-        return torch.float64 if self.acc == torch.float64 else self.current.dtype
+        """Of the membrane that is returned: a record is rounded to the current's dtype, the last one is state."""
+        return self.current.dtype if self.record_mem and self.acc != torch.float64 else self.acc
 
 
 def check_arguments(
@@ -85,7 +87,7 @@ def check_arguments(
             acc = torch.float64
 
     if mem is not None:
-        mem = _check_mem(mem, current, step_shape).to(acc)
+        mem = out_of_inference(_check_mem(mem, current, step_shape).to(acc))
     if check_flag("inhibition", inhibition) and len(step_shape) != 2:
         raise ValueError(f"inhibition: needs steps of shape [B, N], got {_show(step_shape)}")
     spike_grad = check_spike_grad(spike_grad)
@@ -183,8 +185,8 @@ def check_num_steps(num_steps: object) -> int:
         steps = operator.index(num_steps)  # type: ignore[arg-type]
     except TypeError:
         raise TypeError(f"num_steps: expected an int, got {type(num_steps).__name__}") from None
-    if steps < 0:
-        raise ValueError(f"num_steps: expected 0 or more, got {steps}")
+    if not 0 <= steps <= _MOST_STEPS:
+        raise ValueError(f"num_steps: expected 0 to 2**63 - 1, got {steps}")
     return steps
 
 
@@ -210,7 +212,7 @@ def _check_parameter(name: str, value: object, current: Tensor, step_shape: torc
             raise ValueError(
                 f"{name}: shape {_show(value.shape)} does not broadcast to one step of current, {_show(step_shape)}"
             )
-        return value if value.dtype == acc else value.to(acc)
+        return out_of_inference(value.to(acc))
     return torch.tensor(check_number(name, value), dtype=acc)
 
 
@@ -234,33 +236,34 @@ def check_parameter_value(name: str, value: object) -> Tensor:
 
 
 def fits(x: Tensor, has_time: bool, mem: Tensor | None, beta: Tensor, threshold: Tensor, graded: Tensor) -> bool:
-    """Whether the tensors can go to the kernels as they are; :func:`check_arguments` converts or refuses.
+    """Whether the kernels can work in the dtype of ``x``: :func:`check_arguments` converts the rest, or refuses it.
 
-    ``x``: ``[T, *]`` if it ``has_time``, else ``[*]``.
+    ``x``: ``[T, *]`` if it ``has_time``, else ``[*]``. ``mem`` may have the dtype of ``x`` or of the arithmetic, and a
+    parameter any dtype that does not widen it.
     """
     dtype, device = x.dtype, x.device
     if dtype not in _DTYPES or x.layout != torch.strided:
         return False
     acc = torch.float64 if dtype == torch.float64 else torch.float32
     step_shape = x.shape[1:] if has_time else x.shape
-    if mem is not None and (mem.dtype != acc or mem.device != device or mem.shape != step_shape):
+    if mem is not None and (mem.dtype not in (acc, dtype) or mem.device != device or mem.shape != step_shape):
         return False
     for p in (beta, threshold, graded):
-        if not isinstance(p, Tensor) or p.dtype != acc:  # snnTorch takes a number that was assigned
-            return False
+        if not isinstance(p, Tensor) or (p.dtype != acc and p.dtype not in _NUMBERS):
+            return False  # snnTorch takes a number that was assigned
         if p.dim() > 0:
-            if p.device != device or not _broadcasts(p.shape, step_shape):
+            if p.device != device or not _broadcasts(p.shape, step_shape) or (p.dtype == torch.float64 != acc):
                 return False
         elif not p.is_cpu and p.device != device:
             return False
     return True
 
 
-def out_of_inference(mem: Tensor) -> Tensor:
-    """A membrane of ``torch.inference_mode`` as one that autograd may save."""
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling() and mem.is_inference():
-        return mem.clone()
-    return mem
+def out_of_inference(t: Tensor) -> Tensor:
+    """A tensor of ``torch.inference_mode`` as one that autograd may save."""
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling() and t.is_inference():
+        return t.clone()
+    return t
 
 
 def check_number(name: str, value: object) -> float:

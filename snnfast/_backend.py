@@ -3,9 +3,11 @@
 import functools
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 
@@ -25,12 +27,33 @@ def _check(source: str, name: object) -> str:
     return name
 
 
-_current = _check("SNNFAST_BACKEND", os.environ.get("SNNFAST_BACKEND", "auto"))
+_default = _check("SNNFAST_BACKEND", os.environ.get("SNNFAST_BACKEND") or "auto")
+_choice = ContextVar("snnfast_backend", default=_default)
+
+# What torch.compile sees, process-wide: it traces a global and guards it, neither of which it does for a ContextVar in
+# every supported version.
+_traced = _default
+_entered: list[str] = []  # by the blocks that are open, in whatever thread
+_lock = threading.Lock()
+
+
+def _check_isa() -> None:
+    wanted = os.environ.get("SNNFAST_ISA")
+    if wanted and _ops.extension is not None and wanted not in _ops.extension.isa_available():
+        available = ", ".join(_ops.extension.isa_available())
+        raise ValueError(f"SNNFAST_ISA: this processor has kernels for {available}; got {wanted!r}")
+
+
+_check_isa()
 
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Choose the implementation inside a ``with`` block, for all threads of the process.
+    """Choose the implementation inside a ``with`` block, for the thread that runs it.
+
+    The choice is a context variable: other threads keep theirs, and a thread that is started inside of the block begins
+    with the choice of ``SNNFAST_BACKEND``. Code under ``torch.compile`` sees the block that was entered last in any
+    thread, and is compiled once for each choice.
 
     Args:
         name: ``"auto"``: the fused kernels where they exist, else the reference with one warning that says why.
@@ -47,17 +70,32 @@ def use_backend(name: str) -> Iterator[None]:
         >>> with snnfast.use_backend("reference"):
         ...     spk, mem = snnfast.functional.lif(torch.ones(4, 2), beta=0.9)
     """
-    global _current
-    previous, _current = _current, _check("name", name)
+    global _traced
+    _check("name", name)
+    if torch.compiler.is_compiling():  # the block itself is being traced
+        outside, _traced = _traced, name
+        try:
+            yield
+        finally:
+            _traced = outside
+        return
+    previous = _choice.get()
+    _choice.set(name)
+    with _lock:
+        _entered.append(name)
+        _traced = name
     try:
         yield
     finally:
-        _current = previous
+        _choice.set(previous)
+        with _lock:
+            _entered.remove(name)  # which of several that are equal makes no difference
+            _traced = _entered[-1] if _entered else _default
 
 
 def current_backend() -> str:
     """The backend chosen now: ``"auto"``, ``"fused"`` or ``"reference"``."""
-    return _current
+    return _traced if torch.compiler.is_compiling() else _choice.get()
 
 
 def unavailable(device: torch.device) -> str | None:
@@ -86,12 +124,13 @@ def _unsupported(device: torch.device) -> str | None:
 
 def use_fused(device: torch.device) -> bool:
     """Whether a call with tensors on ``device`` goes to the kernels; warns or raises where they are missing."""
-    if _current == "reference":
+    chosen = current_backend()
+    if chosen == "reference":
         return False
     reason = unavailable(device)
     if reason is None:
         return True
-    if _current == "fused":
+    if chosen == "fused":
         raise RuntimeError(f"backend 'fused' is not available on {device}: {reason}")
     warn_once(
         f"snnfast: running step by step on the slow reference path on {device}: {reason}. "

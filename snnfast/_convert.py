@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize
 
 import snnfast.snntorch
 from snnfast import surrogate
-from snnfast._arguments import RESET_MECHANISMS
+from snnfast._ops import RESET_MECHANISMS
 from snnfast._spike_grad import recognise
 from snnfast.snntorch import _Theirs
 

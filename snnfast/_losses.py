@@ -122,7 +122,7 @@ def first_step(
 
 def spike_times(spk: Tensor, count: int) -> Tensor:
     """Steps of the first ``count`` spikes of each neuron, ``[T, B, N]`` to ``[count, B, N]``, in the spikes' dtype."""
-    return cast(Tensor, _SpikeTimes.apply(spk, count))  # type: ignore[no-untyped-call]
+    return cast(Tensor, _SpikeTimes.apply(spk, count))
 
 
 class _SpikeTimes(torch.autograd.Function):

@@ -6,8 +6,9 @@ The four functions named as the ops, below, are what the rest of the package cal
 """
 
 import importlib
+from collections.abc import Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -20,8 +21,10 @@ missing: str | None = None
 
 NAMESPACE = "snnfast"
 
-# What forward keeps for backward beside its outputs: the values of enum Keep in csrc/lif.h.
-KEEP_NOTHING, KEEP_CHECKPOINTS, KEEP_ROUNDED, KEEP_BITS = range(4)
+# What forward keeps for backward beside its outputs: enum Keep in csrc/lif.h.
+KEEPS = ("nothing", "checkpoints", "rounded", "bits")
+KEEP_NOTHING, KEEP_CHECKPOINTS, KEEP_ROUNDED, KEEP_BITS = range(len(KEEPS))
+RESET_MECHANISMS = ("subtract", "zero", "none")
 
 
 def _load() -> None:
@@ -38,7 +41,18 @@ def _load() -> None:
     # Any other ImportError (a torch too old for the binary, a missing symbol) is the user's to see: it is raised.
 
 
+def check_names(attribute: str, names: Sequence[str]) -> None:
+    """Raise ``ImportError`` where the extension counts something else by the numbers that Python uses."""
+    if extension is not None and list(names) != list(getattr(extension, attribute)):
+        raise ImportError(
+            f"snnfast._C was built from other sources than these: its {attribute} are {getattr(extension, attribute)}, "
+            f"not {list(names)}; build it again"
+        )
+
+
 _load()
+check_names("keeps", KEEPS)
+check_names("resets", RESET_MECHANISMS)
 
 
 def namespace(name: str) -> Any:
@@ -62,8 +76,17 @@ def lif_step_backward(*args: Any) -> list[Tensor]:
     return namespace(NAMESPACE).lif_step_backward.default(*args)  # type: ignore[no-any-return]
 
 
-def register_fakes(name: str) -> None:
-    """Tell ``torch.compile`` and FakeTensor the shapes that the ops of namespace ``name`` return."""
+def clamp_is_closed() -> bool:
+    """Whether the gradient of ``clamp(x, 0, 1)`` passes at exactly 0 and 1: up to torch 2.13 it does, later not."""
+    with torch.inference_mode(False), torch.enable_grad():
+        x = torch.ones(1, device="cpu", dtype=torch.float32, requires_grad=True)
+        (gradient,) = torch.autograd.grad(x.clamp(0, 1), x)
+        return bool(gradient.item() == 1)
+
+
+def set_up(name: str) -> None:
+    """Make the ops of namespace ``name`` ready: the rules of this torch, and their shapes for ``torch.compile``."""
+    namespace(name).set_clamp_closed.default(clamp_is_closed())
     for op, fake in (
         ("lif_forward", _lif_forward_fake),
         ("lif_backward", _lif_backward_fake),
@@ -103,22 +126,27 @@ def _lif_forward_fake(
     elif keep == KEEP_ROUNDED:
         rows, dtype = steps, torch.bfloat16
     elif keep == KEEP_BITS:
-        rows, dtype = torch.sym_max((steps + 6) // 8, 0), torch.uint8  # type: ignore[no-untyped-call]
+        rows, dtype = _at_least_0((steps + 6) // 8), torch.uint8
     return (
         x.new_empty(shape if count else (steps, *shape)),
-        x.new_empty((steps, *shape) if record_mem else shape),
+        x.new_empty((steps, *shape)) if record_mem else x.new_empty(shape, dtype=_acc(x.dtype)),
         x.new_empty((rows, *shape), dtype=dtype),
     )
 
 
 def _rows(steps: int, stride: int) -> int:
     """Steps after the first at which a stride begins."""
-    return torch.sym_max((steps + stride - 1) // stride - 1, 0)  # type: ignore[no-any-return, no-untyped-call]
+    return _at_least_0((steps + stride - 1) // stride - 1)
+
+
+def _at_least_0(rows: int) -> int:
+    """Of a number that may be symbolic."""
+    return cast(int, torch.sym_max(rows, 0))
 
 
 def _lif_backward_fake(
     grad_spk: Tensor | None,  # [T, *], or [*] of a count
-    grad_mem: Tensor | None,  # [T, *] or [*]
+    grad_mem: Tensor | None,  # [T, *], or [*] acc
     x: Tensor | None,
     mem_rec: Tensor | None,
     kept: Tensor | None,
@@ -138,7 +166,7 @@ def _lif_backward_fake(
     p1: float,
     needs: int,
 ) -> list[Tensor]:
-    grad = grad_spk if grad_spk is not None else grad_mem
+    grad = grad_spk if grad_spk is not None else x if x is not None else grad_mem
     known = x if x is not None else mem_rec if mem_rec is not None else kept
     assert grad is not None
     assert known is not None
@@ -155,12 +183,12 @@ def _lif_step_forward_fake(
     reset: int,
     reset_delay: bool,
 ) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), x.new_empty(x.shape)
+    return x.new_empty(x.shape), x.new_empty(x.shape, dtype=_acc(x.dtype))
 
 
 def _lif_step_backward_fake(
     grad_spk: Tensor | None,
-    grad_mem: Tensor | None,
+    grad_mem: Tensor | None,  # acc
     x: Tensor,
     mem0: Tensor | None,
     beta: Tensor,
@@ -182,4 +210,4 @@ def _gradients_fake(like: Tensor, x_shape: torch.Size, step: torch.Size, needs: 
 
 
 if extension is not None:
-    register_fakes(NAMESPACE)
+    set_up(NAMESPACE)

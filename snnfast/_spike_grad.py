@@ -4,6 +4,7 @@ import types
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,6 +20,20 @@ SpikeGrad = Callable[[Tensor], Tensor]
 _BYPASS = ("snntorch._neurons.neurons", "SpikingNeuron._surrogate_bypass")
 
 
+@dataclass(frozen=True)
+class Applied:
+    """The ``apply`` of an ``autograd.Function``: one object, where each ``Function.apply`` is a new one.
+
+    ``torch.compile`` takes it for a constant, which it does not do with a built-in method.
+    """
+
+    function: Any
+
+    def __call__(self, z: Tensor) -> Tensor:
+        return self.function.apply(z)  # type: ignore[no-any-return]
+
+
+_applied: weakref.WeakKeyDictionary[type, Applied] = weakref.WeakKeyDictionary()
 _customs: weakref.WeakKeyDictionary[types.FunctionType, Surrogate] = weakref.WeakKeyDictionary()
 
 
@@ -31,6 +46,11 @@ def recognise(spike_grad: Any) -> Any:
     """
     # The names of a function can't be traced by torch.compile; layers recognise theirs when they are made.
     if isinstance(spike_grad, Surrogate) or torch.compiler.is_compiling():
+        return spike_grad
+    if isinstance(spike_grad, types.BuiltinMethodType):
+        owner = spike_grad.__self__
+        if isinstance(owner, type) and issubclass(owner, torch.autograd.Function):
+            return _applied.setdefault(owner, Applied(owner))
         return spike_grad
     if isinstance(spike_grad, types.FunctionType):
         if (spike_grad.__module__, spike_grad.__qualname__) == _BYPASS:

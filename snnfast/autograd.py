@@ -8,8 +8,9 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from snnfast import _ops
-from snnfast._arguments import RESET_MECHANISMS, LIFArguments
+from snnfast._arguments import LIFArguments
 from snnfast._layout import InOrder, StepOrder, one_block, step_order
+from snnfast._ops import RESET_MECHANISMS
 from snnfast._spike_grad import SpikeGrad
 from snnfast.surrogate import DISABLED, Surrogate, has_derivative, straight_through_estimator
 
@@ -27,8 +28,8 @@ def fused_lif(args: LIFArguments, surrogate: Surrogate) -> tuple[Tensor, Tensor]
 
 def fused_unroll(
     current: Tensor,  # [T, *], or [*] with num_steps
-    mem: Tensor | None,  # [*] acc
-    beta: Tensor,  # broadcastable to [*], acc; as the next two
+    mem: Tensor | None,  # [*] acc, or the dtype of current
+    beta: Tensor,  # broadcastable to [*]; as the next two
     threshold: Tensor,
     graded: Tensor,
     num_steps: int | None,
@@ -39,13 +40,13 @@ def fused_unroll(
     surrogate: Surrogate,
     rounded: bool,
 ) -> tuple[Tensor, Tensor]:
-    """:func:`fused_lif` on tensors of which nothing is to be converted."""
-    beta, threshold, graded = _in_blocks(current, num_steps is None, beta, threshold, graded)
+    """:func:`fused_lif` on tensors that ``fits`` of ``_arguments`` lets through."""
+    mem, beta, threshold, graded = _as_read(current, num_steps is None, mem, beta, threshold, graded)
     order = None if current.is_contiguous() else step_order(current, num_steps is None)
     if _needs_autograd(current, mem, beta, threshold, graded):
         # In one tuple: Function.apply looks at each of its arguments.
         options = (num_steps, reset, reset_delay, record_mem, count, surrogate, rounded, order)
-        spk, mem = LIFFunction.apply(current, mem, beta, threshold, graded, options)  # type: ignore[no-untyped-call]
+        spk, mem = LIFFunction.apply(current, mem, beta, threshold, graded, options)
     else:
         spk, mem, _ = (_ops if order is None else InOrder(order)).lif_forward(
             current, mem, beta, threshold, graded, num_steps, reset, reset_delay, record_mem, count, _ops.KEEP_NOTHING
@@ -55,27 +56,24 @@ def fused_unroll(
 
 def fused_lif_step(
     current: Tensor,  # [*]
-    mem: Tensor | None,  # [*] acc
-    beta: Tensor,  # broadcastable to [*], acc; as the next two
+    mem: Tensor | None,  # [*] acc, or the dtype of current
+    beta: Tensor,  # broadcastable to [*]; as the next two
     threshold: Tensor,
     graded: Tensor,
     reset: int,  # index into RESET_MECHANISMS
     reset_delay: bool,
     surrogate: Surrogate,
 ) -> tuple[Tensor, Tensor]:
-    """One time step on checked arguments: spikes and membrane ``[*]``, what an unroll of one step would return."""
-    dtype, x = current.dtype, current
-    if beta.dtype != dtype and beta.dtype == torch.float64:
-        x = current.to(torch.float64)
-    beta, threshold, graded = _in_blocks(x, False, beta, threshold, graded)
-    order = None if x.is_contiguous() else step_order(x, has_time=False)
-    if _needs_autograd(x, mem, beta, threshold, graded):
+    """One time step on tensors that ``fits`` of ``_arguments`` lets through: spikes ``[*]``, membrane ``[*]`` acc."""
+    mem, beta, threshold, graded = _as_read(current, False, mem, beta, threshold, graded)
+    order = None if current.is_contiguous() else step_order(current, has_time=False)
+    if _needs_autograd(current, mem, beta, threshold, graded):
         options = (reset, reset_delay, surrogate, order)
-        spk, mem = LIFStepFunction.apply(x, mem, beta, threshold, graded, options)  # type: ignore[no-untyped-call]
+        spk, mem = LIFStepFunction.apply(current, mem, beta, threshold, graded, options)
     else:
         ops = _ops if order is None else InOrder(order)
-        spk, mem = ops.lif_step_forward(x, mem, beta, threshold, graded, reset, reset_delay)
-    return (spk if x is current else spk.to(dtype)), mem
+        spk, mem = ops.lif_step_forward(current, mem, beta, threshold, graded, reset, reset_delay)
+    return spk, mem
 
 
 def fused_lif_of_callable(args: LIFArguments, spike_grad: SpikeGrad) -> tuple[Tensor, Tensor]:
@@ -86,30 +84,37 @@ def fused_lif_of_callable(args: LIFArguments, spike_grad: SpikeGrad) -> tuple[Te
     """
     # The membrane in the dtype of the arithmetic: from a rounded one the steps could not be told.
     current, has_time = args.current.to(args.acc), args.num_steps is None
-    parameters = _in_blocks(current, has_time, args.beta, args.threshold, args.graded_spikes_factor)
+    mem0, *parameters = _as_read(current, has_time, args.mem, args.beta, args.threshold, args.graded_spikes_factor)
     order = None if current.is_contiguous() else step_order(current, has_time)
     reset = RESET_MECHANISMS.index(args.reset_mechanism)
-    if _needs_autograd(current, args.mem, *parameters):
-        spk, mem = LIFOfCallableFunction.apply(  # type: ignore[no-untyped-call]
-            current, args.mem, *parameters, args.num_steps, reset, args.record_mem, args.counts_spikes, spike_grad,
+    if _needs_autograd(current, mem0, *parameters):
+        spk, mem = LIFOfCallableFunction.apply(
+            current, mem0, *parameters, args.num_steps, reset, args.record_mem, args.counts_spikes, spike_grad,
             order,
         )  # fmt: skip
     else:
         spk, mem, _ = (_ops if order is None else InOrder(order)).lif_forward(
-            current, args.mem, *parameters, args.num_steps, reset, False, args.record_mem, args.counts_spikes,
+            current, mem0, *parameters, args.num_steps, reset, False, args.record_mem, args.counts_spikes,
             _ops.KEEP_NOTHING,
         )  # fmt: skip
     return spk.to(args.current.dtype), mem.to(args.mem_dtype)
 
 
-def _in_blocks(
-    current: Tensor, has_time: bool, beta: Tensor, threshold: Tensor, graded: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The parameters as the kernels find their values."""
+def _as_read(
+    current: Tensor, has_time: bool, mem: Tensor | None, beta: Tensor, threshold: Tensor, graded: Tensor
+) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
+    """Membrane and parameters as the kernels read them: in the dtype of the arithmetic, but for single numbers."""
+    acc = torch.float64 if current.dtype == torch.float64 else torch.float32
+    if mem is not None and mem.dtype != acc:
+        mem = mem.to(acc)
     if not (beta.dim() or threshold.dim() or graded.dim()):
-        return beta, threshold, graded
+        return mem, beta, threshold, graded
     step_shape = current.shape[1:] if has_time else current.shape
-    return one_block(beta, step_shape), one_block(threshold, step_shape), one_block(graded, step_shape)
+    beta, threshold, graded = (
+        p if p.dim() == 0 else one_block(p if p.dtype == acc else p.to(acc), step_shape)
+        for p in (beta, threshold, graded)
+    )
+    return mem, beta, threshold, graded
 
 
 def _needs_autograd(current: Tensor, mem: Tensor | None, beta: Tensor, threshold: Tensor, graded: Tensor) -> bool:
@@ -154,7 +159,7 @@ class LIFFunction(torch.autograd.Function):
         ctx.save_for_backward(*saved, mem0, beta, threshold, graded)
         steps, constant = (current.shape[0], False) if num_steps is None else (num_steps, True)
         ctx.options = (steps, constant, reset, reset_delay, count, keep)
-        ctx.surrogate, ctx.order = surrogate, order
+        ctx.surrogate, ctx.order, ctx.dtype = surrogate, order, current.dtype
         _mark_outputs(ctx, spk, surrogate)
         return spk, mem
 
@@ -171,6 +176,8 @@ class LIFFunction(torch.autograd.Function):
             grad_spk, grad_mem, current, mem_rec, kept, mem0, beta, threshold, graded, None,
             *ctx.options, surrogate.kernel_id, *surrogate.parameters(), _as_bits(needs),
         )  # fmt: skip
+        if needs[0] and found[0].dtype != ctx.dtype:  # of the last membrane alone, without a current to tell its dtype
+            found = [found[0].to(ctx.dtype), *found[1:]]
         parameters = (beta, threshold, graded)
         return *_gradients(needs, found, parameters, grad_spk, grad_mem, current, mem_rec, mem0), None
 
@@ -271,12 +278,12 @@ def _what_to_keep(
     ctx: Any, current: Tensor, reset_delay: bool, record_mem: bool, surrogate: Surrogate, rounded: bool
 ) -> int:
     """What the forward op is to keep, one of ``_ops.KEEP_*``. ``KEEP_NOTHING``: the recorded membrane tells all."""
-    if rounded:
+    _, _, needs_beta, _, needs_graded, *_ = ctx.needs_input_grad
+    if rounded and not needs_beta:
         return _ops.KEEP_ROUNDED
     # Where the membrane after a step is the one that decided its spike: not reset and not rounded since.
     if record_mem and reset_delay and current.dtype in (torch.float32, torch.float64):
         return _ops.KEEP_NOTHING
-    _, _, needs_beta, _, needs_graded, *_ = ctx.needs_input_grad
     if reset_delay and surrogate.kernel_id in _FROM_SPIKES and not needs_beta and not needs_graded:
         return _ops.KEEP_BITS
     return _ops.KEEP_CHECKPOINTS
@@ -313,7 +320,7 @@ def _gradients(
         return grads
     # create_graph=True: refuse a second derivative instead of losing terms of it
     given = [t for t in (*sources, *parameters) if t is not None]
-    return tuple(g if g is None else _NoDoubleBackward.apply(g, *given) for g in grads)  # type: ignore[no-untyped-call]
+    return tuple(g if g is None else _NoDoubleBackward.apply(g, *given) for g in grads)
 
 
 def _deciding_membrane(
@@ -381,7 +388,7 @@ def _sum_to(partial: Tensor, parameter: Tensor) -> Tensor:
     if partial.numel() == shape.numel():
         total = partial.reshape(shape)
     elif shape.numel() > 1 or partial.numel() == 0:
-        total = partial.to(torch.float64).sum_to_size(shape).to(partial.dtype)
+        total = partial.to(torch.float64).sum_to_size(shape)
     else:
         total = partial
         while total.numel() > _PIECE:
@@ -389,10 +396,10 @@ def _sum_to(partial: Tensor, parameter: Tensor) -> Tensor:
             if total.numel() % _PIECE:
                 total = torch.nn.functional.pad(total, (0, -total.numel() % _PIECE))
             total = total.view(-1, _PIECE).sum(1, dtype=torch.float64)
-        total = total.sum(dtype=torch.float64).to(partial.dtype)
+        total = total.sum(dtype=torch.float64)
         if shape:
             total = total.view(shape)
-    return total.to(parameter.device)
+    return total.to(parameter.device, parameter.dtype)
 
 
 _PIECE = 1024

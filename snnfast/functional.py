@@ -43,7 +43,8 @@ def lif(
         reset_delay=False:  d = s - r;  subtract: mem = v - d * threshold;  zero: mem = v - d * v;  none: mem = v
 
     Spikes and membranes equal snnTorch's bit for bit in float32 and float64. In float16 and bfloat16 the arithmetic
-    and the membrane carried from step to step are float32; only what is returned is rounded.
+    and the membrane carried from step to step are float32. Spikes and recorded membranes are rounded when they are
+    returned; the last membrane with ``record_mem=False`` is not, so that a next call can go on from it.
 
     Args:
         current: Input current of every step, ``[T, *]``, in units of the threshold; float32, float64, float16 or
@@ -72,15 +73,17 @@ def lif(
             every step, which the kernels then never write. ``None``: the spikes.
         membrane_dtype: ``torch.bfloat16``: keep for backward the membrane of every step at half the size of the
             current, 2 bytes instead of 4.25 per neuron and step. Spikes and membranes are the same, and so are all
-            resets; the surrogate derivative, and the gradient of ``beta``, are taken at a membrane that is rounded to
-            8 bits relative to its distance from the threshold. Needs ``reset_delay=True`` and a surrogate of
-            :mod:`snnfast.surrogate`; of no effect on the reference path. ``None``: exact gradients.
+            resets; the surrogate derivative is taken at a membrane that is rounded to 8 bits relative to its distance
+            from the threshold. Needs ``reset_delay=True`` and a surrogate of :mod:`snnfast.surrogate`. It has no effect
+            where ``beta`` asks for a gradient, which takes the whole membrane, and on the reference path. ``None``:
+            exact gradients.
 
     Returns:
-        ``(spk, mem)``: spikes ``[T, *]`` in the dtype of ``current``; membranes ``[T, *]``, or ``[*]`` with
-        ``record_mem=False``, in the dtype of ``current`` (float64 where ``mem`` or a parameter with dimensions is).
-        With ``reduce="sum"``, ``spk`` is their sum over time ``[*]``, accumulated in the dtype of the arithmetic and
-        rounded once.
+        ``(spk, mem)``: spikes ``[T, *]`` in the dtype of ``current``; membranes ``[T, *]`` in the dtype of ``current``,
+        or with ``record_mem=False`` the last one ``[*]`` in that of the arithmetic: float32, or float64 where
+        ``current`` is. Where ``mem`` or a parameter with dimensions is float64, so are the arithmetic and the membranes.
+        With ``reduce="sum"``, ``spk`` is the sum of the spikes over time ``[*]``, accumulated in the dtype of the
+        arithmetic and rounded once.
 
     Raises:
         TypeError: An argument of a wrong type or dtype, named.

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from snnfast import _backend, functional
 from snnfast._arguments import (
-    RESET_MECHANISMS,
     StateQuant,
     check_current,
     check_flag,
@@ -21,12 +20,17 @@ from snnfast._arguments import (
 )
 from snnfast._attributes import are_plain
 from snnfast._instances import Instances
+from snnfast._ops import RESET_MECHANISMS
 from snnfast._spike_grad import SpikeGrad, recognise
 from snnfast.autograd import fused_lif_step, fused_unroll
 from snnfast.reference import winners
 from snnfast.surrogate import DISABLED, known_to_kernels
 
 __all__ = ["Leaky"]
+
+_HALVES = (torch.float16, torch.bfloat16)
+_transforms_are_active = torch._C._are_functorch_transforms_active
+_current_graph_task_id = torch._C._current_graph_task_id  # -1 outside of a backward pass
 
 
 class Leaky(nn.Module):
@@ -161,11 +165,14 @@ class Leaky(nn.Module):
                 than ``input_`` (as it is before the first call) is replaced by zeros, as in snnTorch.
 
         Returns:
-            ``(spk, mem)``, both ``[B, *]``; with ``init_hidden`` and not ``output`` only ``spk``.
+            ``(spk, mem)``, both ``[B, *]``; with ``init_hidden`` and not ``output`` only ``spk``. ``spk`` has the dtype
+            of ``input_``, ``mem`` that of the arithmetic: float32 for a half-precision ``input_``.
 
         Raises:
             TypeError: ``mem`` is given though ``init_hidden=True``; nothing is changed then.
             ValueError: A parameter that does not broadcast to ``input_``, or is on another device.
+            RuntimeError: The held membrane is asked for where it can't be right: in the recomputation of activation
+                checkpointing, or under a transform of ``torch.func``.
         """
         check_current("input_", input_)
         if mem is None:
@@ -220,25 +227,39 @@ class Leaky(nn.Module):
 
         Returns:
             ``(spk_rec, mem_rec)``, both ``[T, B, *]``; with ``record_mem=False`` ``(spk_rec, mem)``, ``mem [B, *]``.
-            With ``reduce="sum"`` the first is the spike count ``[B, *]``.
+            With ``reduce="sum"`` the first is the spike count ``[B, *]``. Of a half-precision ``current``, ``mem`` is
+            float32, and ``mem_rec`` is rounded: to go on from the last membrane, take ``mem`` or ``init_hidden``.
 
         Raises:
             TypeError, ValueError: As :func:`snnfast.functional.lif`.
+            RuntimeError: As for one step.
         """
         if mem is not None:
             self._check_passed(mem)
             mem = out_of_inference(mem)
         elif self.init_hidden and isinstance(current, Tensor):
             mem = self._held(current.shape if num_steps is not None else current.shape[1:], current.device)
-        spk_rec, mem_rec = self._lif(current, mem, num_steps, record_mem, reduce, membrane_dtype)
+        # What is held is exact, and a record in half precision is not: it is rounded from a record that is.
+        exact = self.init_hidden and record_mem and isinstance(current, Tensor) and current.dtype in _HALVES
+        given = current.to(torch.float32) if exact else current
+        spk_rec, mem_rec = self._lif(given, mem, num_steps, record_mem, reduce, membrane_dtype)
         if self.init_hidden:
             # A copy where it would be a view: detaching a view in place is an error.
             last = mem_rec if not record_mem else mem_rec[-1].clone() if mem_rec.shape[0] > 0 else mem
             self._hold(last if last is not None else mem_rec.new_zeros(mem_rec.shape[1:]))
+        if exact:
+            spk_rec = spk_rec.to(current.dtype)
+            mem_rec = mem_rec if mem_rec.dtype == torch.float64 else mem_rec.to(current.dtype)
         return spk_rec, mem_rec
 
     def _hold(self, mem: Tensor) -> None:
-        if self._plain_attributes and "mem" in self.__dict__ and not torch.compiler.is_compiling():
+        compiling = torch.compiler.is_compiling()
+        if not compiling:
+            if _transforms_are_active():
+                return  # a tensor of a torch.func transform is dead after it
+            if (task := _current_graph_task_id()) != -1:
+                self.__dict__["_held_in_backward"] = task, id(mem)
+        if self._plain_attributes and "mem" in self.__dict__ and not compiling:
             self.__dict__["mem"] = mem  # past nn.Module.__setattr__, which costs a microsecond
         else:
             self.mem = mem
@@ -246,6 +267,17 @@ class Leaky(nn.Module):
     def _held(self, shape: torch.Size, device: torch.device) -> Tensor | None:
         """The held membrane if it fits; a replica of ``DataParallel`` may find one on another device."""
         held = self.mem
+        if not torch.compiler.is_compiling():
+            if _transforms_are_active():
+                raise RuntimeError(
+                    "mem: must be passed under a torch.func transform, where a layer can't hold it; begin with zeros"
+                )
+            task = _current_graph_task_id()
+            if task != -1 and self.__dict__.get("_held_in_backward") != (task, id(held)):
+                raise RuntimeError(
+                    "a layer that holds its membrane can't be recomputed in a backward pass (activation "
+                    "checkpointing): the membrane has moved on since. Pass it, or checkpoint what resets it first"
+                )
         if held.shape != shape:
             return None
         held = out_of_inference(held)
@@ -340,7 +372,9 @@ class Leaky(nn.Module):
 
     def reset_mem(self) -> Tensor:
         """Set the held membrane to zeros (of its present shape) and return it."""
-        self.mem = torch.zeros_like(self.mem)
+        held = self.mem
+        # By its shape alone: with zeros_like the old membrane, and its graph, would be an input to a compiled function.
+        self._hold(torch.zeros(held.shape, dtype=held.dtype, device=held.device))
         return self.mem
 
     def init_leaky(self) -> Tensor:

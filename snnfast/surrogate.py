@@ -27,6 +27,8 @@ from typing import Any, ClassVar, TypeGuard, cast
 import torch
 from torch import Tensor
 
+from snnfast import _ops
+
 __all__ = [
     "LSO",
     "SFS",
@@ -52,7 +54,7 @@ class Surrogate(ABC):
     """
 
     kernel_id: ClassVar[int]
-    """The value of ``SurrogateKind`` in ``csrc/math/surrogate.h``, where there is one."""
+    """The number of its derivative in the kernels, where they have it."""
 
     @abstractmethod
     def derivative(self, z: Tensor) -> Tensor:
@@ -63,25 +65,37 @@ class Surrogate(ABC):
         return (0.0, 0.0)
 
     def __call__(self, z: Tensor) -> Tensor:
-        return cast(Tensor, _Spike.apply(z, self))  # type: ignore[no-untyped-call]
+        return cast(Tensor, _Spike.apply(z, self))
 
 
 class _Spike(torch.autograd.Function):
+    """Written for ``torch.func`` and forward mode too, so that the reference path has them."""
+
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, z: Tensor, surrogate: Surrogate) -> Tensor:
-        ctx.save_for_backward(z)
-        ctx.surrogate = surrogate
+    def forward(z: Tensor, surrogate: Surrogate) -> Tensor:
         return (z > 0).to(z.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Surrogate], output: Tensor) -> None:
+        z, ctx.surrogate = inputs
+        ctx.save_for_backward(z)
+        ctx.save_for_forward(z)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
         (z,) = ctx.saved_tensors
         return grads[0] * ctx.surrogate.derivative(z), None
 
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        (z,) = ctx.saved_tensors
+        return cast(Tensor, tangents[0] * ctx.surrogate.derivative(z))
+
 
 @dataclass(frozen=True)
 class _ATan(Surrogate):
-    kernel_id = 0
     alpha: float
 
     def derivative(self, z: Tensor) -> Tensor:
@@ -93,7 +107,6 @@ class _ATan(Surrogate):
 
 @dataclass(frozen=True)
 class _FastSigmoid(Surrogate):
-    kernel_id = 1
     slope: float
 
     def derivative(self, z: Tensor) -> Tensor:
@@ -105,7 +118,6 @@ class _FastSigmoid(Surrogate):
 
 @dataclass(frozen=True)
 class _Sigmoid(Surrogate):
-    kernel_id = 2
     slope: float
 
     def derivative(self, z: Tensor) -> Tensor:
@@ -119,23 +131,18 @@ class _Sigmoid(Surrogate):
 
 @dataclass(frozen=True)
 class _StraightThrough(Surrogate):
-    kernel_id = 3
-
     def derivative(self, z: Tensor) -> Tensor:
         return torch.ones_like(z)
 
 
 @dataclass(frozen=True)
 class _Heaviside(Surrogate):
-    kernel_id = 4
-
     def derivative(self, z: Tensor) -> Tensor:
         return (z > 0).to(z.dtype)
 
 
 @dataclass(frozen=True)
 class _Triangular(Surrogate):
-    kernel_id = 5
     threshold: float
 
     def derivative(self, z: Tensor) -> Tensor:
@@ -148,7 +155,6 @@ class _Triangular(Surrogate):
 
 @dataclass(frozen=True)
 class _SpikeRateEscape(Surrogate):
-    kernel_id = 6
     beta: float
     slope: float
 
@@ -161,7 +167,6 @@ class _SpikeRateEscape(Surrogate):
 
 @dataclass(frozen=True)
 class _SFS(Surrogate):
-    kernel_id = 7
     slope: float
     B: float
 
@@ -174,7 +179,6 @@ class _SFS(Surrogate):
 
 @dataclass(frozen=True)
 class _LSO(Surrogate):
-    kernel_id = 8
     slope: float
 
     def derivative(self, z: Tensor) -> Tensor:
@@ -188,8 +192,6 @@ class _LSO(Surrogate):
 @dataclass(frozen=True)
 class _Disabled(Surrogate):
     """No surrogate: the spike is a constant, through which no gradient passes (snnTorch's ``surrogate_disable``)."""
-
-    kernel_id = 9
 
     def derivative(self, z: Tensor) -> Tensor:
         return torch.zeros_like(z)
@@ -219,7 +221,7 @@ class _Custom(Surrogate):
         return self.function(z, torch.ones_like(z), (z > 0).to(z.dtype))
 
     def __call__(self, z: Tensor) -> Tensor:
-        return cast(Tensor, _CustomSpike.apply(z, self.function))  # type: ignore[no-untyped-call]
+        return cast(Tensor, _CustomSpike.apply(z, self.function))
 
 
 class _CustomSpike(torch.autograd.Function):
@@ -246,9 +248,24 @@ def has_derivative(spike_grad: object) -> TypeGuard[Surrogate]:
     return isinstance(spike_grad, Surrogate) and type(spike_grad).__call__ is Surrogate.__call__
 
 
-_KNOWN = (
-    _ATan, _FastSigmoid, _Sigmoid, _StraightThrough, _Heaviside, _Triangular, _SpikeRateEscape, _SFS, _LSO, _Disabled,
-)  # fmt: skip
+_KERNELS: dict[str, type[Surrogate]] = {
+    "atan": _ATan,
+    "fast_sigmoid": _FastSigmoid,
+    "sigmoid": _Sigmoid,
+    "straight_through_estimator": _StraightThrough,
+    "heaviside": _Heaviside,
+    "triangular": _Triangular,
+    "spike_rate_escape": _SpikeRateEscape,
+    "SFS": _SFS,
+    "LSO": _LSO,
+    "none": _Disabled,
+}
+"""Surrogates by their names in ``csrc/math/surrogate.h``, in the order of their numbers there."""
+
+for _number_of_kernel, _kind in enumerate(_KERNELS.values()):
+    _kind.kernel_id = _number_of_kernel
+_ops.check_names("surrogates", list(_KERNELS))
+_KNOWN = frozenset(_KERNELS.values())
 
 
 def _number(name: str, value: object) -> float:

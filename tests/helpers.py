@@ -122,9 +122,9 @@ def inputs(
     }
 
 
-def leaves(tensors: Mapping[str, Tensor | None]) -> dict[str, Tensor | None]:
+def leaves(tensors: Mapping[str, Tensor | None], wrt: tuple[str, ...] = TENSORS) -> dict[str, Tensor | None]:
     """The same values, asking for gradients."""
-    return {name: t if t is None else t.detach().clone().requires_grad_() for name, t in tensors.items()}
+    return {name: t if t is None else t.detach().clone().requires_grad_(name in wrt) for name, t in tensors.items()}
 
 
 def call(

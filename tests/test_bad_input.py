@@ -268,7 +268,8 @@ BAD_FORWARD: list[dict[str, Any]] = [
     {"keep": _ops.KEEP_ROUNDED, "reset_delay": False},
     {"keep": _ops.KEEP_BITS, "reset_delay": False},
     *({name: value} for name in ("beta", "threshold", "graded") for value in (
-        torch.tensor(0.9).double(), torch.tensor(1), torch.rand(9), torch.rand(3), torch.rand(20, 3, 10), torch.rand(0),
+        torch.tensor(1, dtype=torch.int32), torch.rand(10).double(), torch.ones(10, dtype=torch.int64), torch.rand(9),
+        torch.rand(3), torch.rand(20, 3, 10), torch.rand(0),
     )),
 ]  # fmt: skip
 
@@ -305,6 +306,7 @@ BAD_BACKWARD: list[dict[str, Any]] = [
     {**FROM_ROUNDED, "kept": None},
     {**FROM_ROUNDED, "x": torch.rand(40, 3, 10)},
     {**FROM_ROUNDED, "reset_delay": False},
+    {**FROM_ROUNDED, "needs": 4},
     {**FROM_BITS, "kept": torch.zeros(4, 3, 10, dtype=torch.uint8)},
     {**FROM_BITS, "surrogate": 0},
     {**FROM_BITS, "derivative": torch.rand(40, 3, 10)},
@@ -319,6 +321,8 @@ BAD_BACKWARD: list[dict[str, Any]] = [
     {"x": torch.rand(3, 10), "constant": True, "steps": -1},
     {"x": torch.rand(3, 10)},
     {"kept": None},
+    {"kept": None, "keep": _ops.KEEP_NOTHING},
+    {"kept": torch.rand(0, 3, 10), "keep": _ops.KEEP_NOTHING},
     {"kept": torch.rand(0, 3, 10)},
     {"kept": torch.rand(41, 3, 10)},
     {"grad_spk": torch.rand(39, 3, 10)},
@@ -334,7 +338,8 @@ BAD_BACKWARD: list[dict[str, Any]] = [
     {"mem0": torch.rand(10)},
     {"mem0": torch.rand(3, 10).double()},
     {"beta": torch.rand(9)},
-    {"threshold": torch.tensor(1.0).double()},
+    {"threshold": torch.rand(10).double()},
+    {"threshold": torch.tensor(True)},
     {"graded": torch.rand(40, 3, 10)},
     {"reset": 3},
     {"reset": -1},

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -42,13 +43,65 @@ def test_a_block_left_by_an_exception_restores_the_backend() -> None:
     assert snnfast.config()["backend"] == outside
 
 
-def test_a_block_holds_for_all_threads() -> None:
+def test_a_block_holds_for_its_own_thread() -> None:
     seen: list[str] = []
+    outside = snnfast.config()["backend"]
     with snnfast.use_backend("reference"):
         thread = threading.Thread(target=lambda: seen.append(snnfast.config()["backend"]))
         thread.start()
         thread.join()
-    assert seen == ["reference"]
+    assert seen == [outside]
+
+
+def test_blocks_that_overlap_in_several_threads_leave_the_backend_as_it_was() -> None:
+    outside = snnfast.config()["backend"]
+    entered, left = threading.Barrier(3), threading.Barrier(3)
+
+    def work(name: str) -> None:
+        with snnfast.use_backend(name):
+            entered.wait()  # all are inside before the first leaves
+            seen.append(snnfast.config()["backend"] == name)
+        left.wait()
+
+    for _ in range(20):
+        seen: list[bool] = []
+        threads = [threading.Thread(target=work, args=(name,)) for name in ("reference", "fused", "reference")]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert seen == [True] * 3
+        assert snnfast.config()["backend"] == outside
+        assert _backend._traced == outside
+
+
+def test_a_compiled_function_follows_the_block_that_it_is_called_in_or_contains(
+    monkeypatch: pytest.MonkeyPatch, no_dynamo_left: None
+) -> None:
+    monkeypatch.setattr(_ops, "extension", None)  # "fused" is an error then, and "reference" is none
+    monkeypatch.setattr(_ops, "missing", "for this test")
+
+    def inside(x: torch.Tensor) -> torch.Tensor:
+        with snnfast.use_backend("reference"):
+            return functional.lif(x, beta=0.9)[0]
+
+    x = torch.rand(5, 2)
+    compiled = torch.compile(lambda x: functional.lif(x, beta=0.9)[0], backend="eager")
+    for _ in range(2):
+        with snnfast.use_backend("reference"):
+            expected = compiled(x)
+        with snnfast.use_backend("fused"):
+            with pytest.raises(RuntimeError, match="'fused' is not available"):
+                compiled(x)
+            assert torch.equal(torch.compile(inside, backend="eager")(x), expected)
+            assert snnfast.config()["backend"] == "fused"
+
+
+@pytest.fixture
+def no_dynamo_left() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
 
 
 @pytest.mark.parametrize("name", ["auto", "fused", "reference"])
@@ -59,6 +112,19 @@ def test_the_environment_sets_the_backend(name: str) -> None:
 
 def test_the_backend_is_auto_where_nothing_is_said() -> None:
     assert run("import snnfast; print(snnfast.config()['backend'])").stdout.strip() == "auto"
+
+
+def test_an_empty_variable_counts_as_unset() -> None:
+    found = run("import snnfast; print(snnfast.config()['backend'])", SNNFAST_BACKEND="", SNNFAST_ISA="")
+    assert (found.stdout.strip(), found.returncode) == ("auto", 0), found.stderr
+
+
+@pytest.mark.skipif(_ops.extension is None, reason="the extension is not built")
+def test_a_wrong_instruction_set_is_an_error_at_import_that_names_the_variable() -> None:
+    found = run("import snnfast", SNNFAST_ISA="mmx")
+    assert found.returncode != 0
+    assert "ValueError: SNNFAST_ISA: this processor has kernels for" in found.stderr
+    assert "'mmx'" in found.stderr
 
 
 def test_a_wrong_backend_in_the_environment_is_an_error_that_names_the_variable() -> None:

@@ -134,12 +134,6 @@ def test_rounded_membranes_past_the_caches_have_the_same_bits(each_isa, stream_b
 def test_an_unknown_instruction_set_is_refused():
     with pytest.raises(RuntimeError, match=r"SNNFAST_ISA.*available"):
         _ops.extension.set_isa("mmx")
-    code = "import snnfast, torch; snnfast.functional.lif(torch.ones(2, 2), beta=0.5)"
-    done = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, "SNNFAST_ISA": "mmx"}, capture_output=True, text=True
-    )
-    assert done.returncode != 0
-    assert "SNNFAST_ISA: 'mmx' is not available" in done.stderr
 
 
 @pytest.fixture

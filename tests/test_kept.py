@@ -36,7 +36,7 @@ rounded_lif = functools.partial(lif, membrane_dtype=torch.bfloat16)
 STEPS = (0, 1, 2, 4, 5, 8, 9, 16, 17, 40)
 # Derivatives that depend on no more than the side of the threshold.
 BY_SIDE = ("straight_through_estimator", "heaviside", "triangular", "LSO")
-EXACT = ("current", "mem", "threshold", "graded_spikes_factor")  # beta's gradient takes the membranes themselves
+BUT_BETA = ("current", "mem", "threshold", "graded_spikes_factor")  # whose gradient takes the membranes themselves
 
 
 # ---- rounded membranes --------------------------------------------------------------------------------------------
@@ -94,15 +94,15 @@ def rounded_oracle(
         spk, mem_all = torch.stack(spk_rec) * graded_spikes_factor, torch.stack(mem_rec)
     if reduce == "sum":
         spk = spk.sum(0)
-    return spk.to(current.dtype), (mem_all if record_mem else v).to(current.dtype)
+    return spk.to(current.dtype), mem_all.to(current.dtype) if record_mem else v
 
 
 def check_rounded(case: Case, device: torch.device, flow: str = "both", seed: int = 0, wild: bool = False) -> None:
     """The same outputs to the last bit, and the gradients of the oracle."""
-    tensors = leaves(inputs(case, device, seed, wild))
+    tensors = leaves(inputs(case, device, seed, wild), BUT_BETA)
     for name, a, b in zip(("spk", "mem"), call(rounded_lif, tensors, case), call(lif, tensors, case), strict=True):
         assert_bits_equal(a, b, f"{case}: {name}")
-    check_against_reference(case, device, flow, seed, wild, function=rounded_lif, oracle=rounded_oracle)
+    check_against_reference(case, device, flow, seed, wild, BUT_BETA, rounded_lif, rounded_oracle)
 
 
 ROUNDED_CASES = [
@@ -157,7 +157,7 @@ def exact_and_rounded(
     case: Case, tensors: dict[str, Tensor | None], flow: str = "both"
 ) -> Iterator[tuple[str, Any, Any]]:
     """Gradients from what is kept otherwise, and from rounded membranes."""
-    exact, found = (gradients(f, leaves(tensors), case, flow) for f in (lif, rounded_lif))
+    exact, found = (gradients(f, leaves(tensors, BUT_BETA), case, flow) for f in (lif, rounded_lif))
     assert exact.keys() == found.keys()
     yield from ((name, exact[name], found[name]) for name in exact)
 
@@ -184,8 +184,7 @@ def test_rounding_moves_no_membrane_across_the_threshold(reset: str, name: str, 
             "graded_spikes_factor": torch.tensor(1.5, dtype=dtype),
         }  # fmt: skip
         for which, exact, found in exact_and_rounded(case, tensors):  # type: ignore[arg-type]
-            if which != "beta":
-                assert_bits_equal(found, exact, f"{dtype}, threshold {threshold}: {which}")
+            assert_bits_equal(found, exact, f"{dtype}, threshold {threshold}: {which}")
 
 
 def test_membranes_too_close_for_a_float_stay_on_their_side(device: torch.device) -> None:
@@ -200,8 +199,7 @@ def test_membranes_too_close_for_a_float_stay_on_their_side(device: torch.device
             pytest.skip("this processor can't flush denormal numbers")
         try:
             for which, exact, found in exact_and_rounded(case, tensors):
-                if which != "beta":
-                    assert_bits_equal(found, exact, f"{name}, flush {flush}: {which}")
+                assert_bits_equal(found, exact, f"{name}, flush {flush}: {which}")
         finally:
             torch.set_flush_denormal(False)
 
@@ -212,8 +210,18 @@ def test_rounded_with_a_threshold_out_of_reach(reset: str, device: torch.device)
         case = Case(5, (3, 10), dtype, reset)
         tensors = {**inputs(case, device), "threshold": torch.tensor(threshold, dtype=dtype)}
         for which, exact, found in exact_and_rounded(case, tensors):
-            if which != "beta":  # what a membrane is beside infinity was not kept
-                assert_bits_equal(found, exact, f"{dtype}, threshold {threshold}: {which}")
+            assert_bits_equal(found, exact, f"{dtype}, threshold {threshold}: {which}")
+
+
+@pytest.mark.parametrize("threshold", [1.0, 1e3, 1e9, float("inf"), -float("inf")])
+def test_where_beta_learns_nothing_is_rounded(threshold: float, device: torch.device) -> None:
+    """A rounded distance from a large threshold says nothing of the membrane, which beta's gradient is made of."""
+    for dtype, record_mem in itertools.product(FLOATS, (True, False)):
+        case = Case(25, (4, 10), dtype, "none", record_mem=record_mem)
+        tensors = {**inputs(case, device), "threshold": torch.tensor(threshold, dtype=dtype)}
+        exact, found = (gradients(f, leaves(tensors, TENSORS[:3]), case, "mem") for f in (lif, rounded_lif))
+        for name in exact:
+            assert_bits_equal(found[name], exact[name], f"{case}: {name}")  # type: ignore[arg-type]
 
 
 def test_rounded_hands_on_what_is_not_finite(device: torch.device) -> None:
@@ -291,7 +299,7 @@ def test_gradients_from_bits_equal_those_from_checkpoints(
         exact, found = (
             op_gradients(case, device, keep, spike_grad, needs) for keep in (_ops.KEEP_CHECKPOINTS, _ops.KEEP_BITS)
         )
-        for name, a, b in zip(EXACT, found, exact, strict=False):
+        for name, a, b in zip(BUT_BETA, found, exact, strict=False):
             assert_bits_equal(a, b, f"{case}: {name}")
 
 
@@ -404,7 +412,7 @@ def test_what_rounding_does_not_do_is_an_error(options: dict[str, Any], error: t
 def test_layers_hand_it_on(device: torch.device) -> None:
     x = (torch.rand(25, 3, 10) * 2).to(device)
     net = MultiStep(nn.Linear(10, 20), Leaky(0.8), nn.Linear(20, 6), Leaky(0.7, surrogate_disable=True)).to(device)
-    layer = Leaky(torch.full((10,), 0.9), learn_beta=True).to(device)
+    layer = Leaky(0.9, torch.full((10,), 0.9), learn_threshold=True).to(device)
     for module, call_ in ((net, net), (layer, layer.unroll)):
         results = []
         for dtype in (None, torch.bfloat16):
@@ -437,7 +445,7 @@ def test_the_reference_ignores_it() -> None:
 
 
 def test_no_second_derivative_of_a_rounded_membrane(device: torch.device) -> None:
-    for wrt in ("current", "beta"):
+    for wrt in ("current", "threshold"):
         tensors = inputs(Case(), device)
         leaf = tensors[wrt] = tensors[wrt].requires_grad_()  # type: ignore[union-attr]
         spk, mem = call(rounded_lif, tensors, Case())

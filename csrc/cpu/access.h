@@ -19,6 +19,7 @@ template <typename A>
 void fill(int64_t first, int n, const Parameter& parameter, A* out) {
   const A* data = static_cast<const A*>(parameter.data);
   if (uniform(parameter)) {
+    // Of no dimensions it is a value here: whatever has data is in the dtype of the arithmetic.
     const A value = data == nullptr ? static_cast<A>(parameter.value) : data[0];
     for (int i = 0; i < n; ++i) out[i] = value;
     return;

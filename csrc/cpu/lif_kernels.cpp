@@ -59,7 +59,7 @@ struct ForwardBlock {
     close(spk_count, n, rows.count);
     if (p.T == 0 && p.mem_last != nullptr) {  // no step has written it
       if (rows.before == nullptr) zero(n, state);
-      store_row(row_of<S>(p.mem_last, 0, p.N, first), n, rows.before == nullptr ? state : rows.before);
+      store_row(row_of<A>(p.mem_last, 0, p.N, first), n, rows.before == nullptr ? state : rows.before);
     }
   }
 
@@ -72,7 +72,7 @@ struct ForwardBlock {
     rows.mem = open_for_writing(mem, p.N, n, mem_scratch);
     // The membrane after the steps goes where it is to stay, if anywhere.
     const int64_t end = t + steps;
-    S* const last = end == p.T ? row_of<S>(p.mem_last, 0, p.N, first) : nullptr;
+    A* const last = end == p.T ? row_of<A>(p.mem_last, 0, p.N, first) : nullptr;
     A* const checkpoint = p.keep == Keep::kCheckpoints && end < p.T && end % kCheckpoint == 0
                               ? row_of<A>(p.kept, end / kCheckpoint - 1, p.N, first)
                               : nullptr;
@@ -154,9 +154,8 @@ struct BackwardBlock {
     AdjointRows<A> rows;
     rows.a = static_cast<A>(p.coefficients.a);
     rows.b = static_cast<A>(p.coefficients.b);
-    rows.grad_after = range.carry != nullptr
-                          ? open_for_reading(row_of<const A>(range.carry, 0, p.N, first), n, carry)
-                          : open_for_reading(row_of<const S>(p.grad_mem_last, 0, p.N, first), n, carry);
+    const void* const entering = range.carry != nullptr ? range.carry : p.grad_mem_last;
+    rows.grad_after = open_for_reading(row_of<const A>(entering, 0, p.N, first), n, carry);
     for (int64_t end = range.to; end > range.from;) {
       const int64_t start = (end - 1) / kCheckpoint * kCheckpoint;
       chunk(start, static_cast<int>(end - start), rows);
@@ -260,7 +259,9 @@ struct BackwardBlock {
     if (p.grad_beta != nullptr) {
       // The clamp's own derivative needs beta as it was given.
       fill(first, n, p.beta, lanes.beta.values);
-      for (int i = 0; i < n; ++i) sums.beta[i] = clamp_unit_adjoint(lanes.beta.values[i], sums.beta[i]);
+      for (int i = 0; i < n; ++i) {
+        sums.beta[i] = clamp_unit_adjoint(lanes.beta.values[i], sums.beta[i], p.clamp_closed);
+      }
       store_row(row_of<A>(p.grad_beta, 0, p.N, first), n, sums.beta);
     }
     if (p.grad_threshold != nullptr) store_row(row_of<A>(p.grad_threshold, 0, p.N, first), n, sums.threshold);

@@ -109,18 +109,19 @@ __device__ __forceinline__ void load(const S* from, A (&to)[V], bool streaming =
 }
 
 #if !defined(SNN_EMULATED)
+// volatile, and with "memory": the compiler knows of no other effect of them, and might drop or move them.
 __device__ __forceinline__ void put_words(size_t at, uint32_t (&w)[1], bool streaming) {
   if (streaming) {
-    asm("st.global.cs.b32 [%0], %1;" ::"l"(at), "r"(w[0]));
+    asm volatile("st.global.cs.b32 [%0], %1;" ::"l"(at), "r"(w[0]) : "memory");
   } else {
-    asm("st.global.b32 [%0], %1;" ::"l"(at), "r"(w[0]));
+    asm volatile("st.global.b32 [%0], %1;" ::"l"(at), "r"(w[0]) : "memory");
   }
 }
 __device__ __forceinline__ void put_words(size_t at, uint32_t (&w)[2], bool streaming) {
   if (streaming) {
-    asm("st.global.cs.v2.b32 [%0], {%1, %2};" ::"l"(at), "r"(w[0]), "r"(w[1]));
+    asm volatile("st.global.cs.v2.b32 [%0], {%1, %2};" ::"l"(at), "r"(w[0]), "r"(w[1]) : "memory");
   } else {
-    asm("st.global.v2.b32 [%0], {%1, %2};" ::"l"(at), "r"(w[0]), "r"(w[1]));
+    asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(at), "r"(w[0]), "r"(w[1]) : "memory");
   }
 }
 template <int kWords>
@@ -129,11 +130,13 @@ __device__ __forceinline__ void put_words(size_t at, uint32_t (&w)[kWords], bool
 #pragma unroll
   for (int i = 0; i < kWords; i += 4) {
     if (streaming) {
-      asm("st.global.cs.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(at + 4 * i), "r"(w[i]), "r"(w[i + 1]), "r"(w[i + 2]),
-          "r"(w[i + 3]));
+      asm volatile("st.global.cs.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(at + 4 * i), "r"(w[i]), "r"(w[i + 1]),
+                   "r"(w[i + 2]), "r"(w[i + 3])
+                   : "memory");
     } else {
-      asm("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(at + 4 * i), "r"(w[i]), "r"(w[i + 1]), "r"(w[i + 2]),
-          "r"(w[i + 3]));
+      asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(at + 4 * i), "r"(w[i]), "r"(w[i + 1]),
+                   "r"(w[i + 2]), "r"(w[i + 3])
+                   : "memory");
     }
   }
 }

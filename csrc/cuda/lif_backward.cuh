@@ -71,7 +71,7 @@ struct Backward {
     if (p.grad_mem_last == nullptr) {
       fill(carry, A(0));
     } else {
-      load<V>(static_cast<const S*>(p.grad_mem_last) + first, carry);
+      load<V>(static_cast<const A*>(p.grad_mem_last) + first, carry);
     }
     start(carry);
   }
@@ -251,11 +251,12 @@ struct Backward {
 
   __device__ __forceinline__ void finish() {
     A carry[V], beta[V], threshold[V], graded[V];
+    fill(beta, A(0));
+    if (p.grad_beta != nullptr) parameter(p.beta, first, beta);  // as it was given, for the clamp's own derivative
 #pragma unroll
     for (int i = 0; i < V; ++i) {
       carry[i] = g[i].carry;
-      // The clamp's own derivative needs beta as it was given.
-      beta[i] = p.grad_beta == nullptr ? A(0) : clamp_unit_adjoint(parameter<A>(p.beta, first + i), g[i].beta);
+      beta[i] = clamp_unit_adjoint(beta[i], g[i].beta, p.clamp_closed);
       threshold[i] = g[i].threshold;
       graded[i] = g[i].graded;
     }

@@ -105,12 +105,13 @@ constexpr int kLeastBlocks = V > 1 && sizeof(S) == 4 ? 4 : 0;
 template <typename S, int V>
 __global__ void __launch_bounds__(kThreads, kLeastBlocks<S, V>)
     lif_forward_kernel(const LifForward p, const bool streaming) {
+  using A = typename Acc<S>::type;
   const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
   for (int64_t group = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; group < p.N / V; group += stride) {
     Forward<S, V> neurons(p, group * V, streaming);
     for (int64_t t = 0; t < p.T; t += kAhead) neurons.steps(t);
     if (p.spk_count) store<V>(static_cast<S*>(p.spk) + group * V, neurons.count);
-    if (p.mem_last != nullptr) store<V>(static_cast<S*>(p.mem_last) + group * V, neurons.mem);
+    if (p.mem_last != nullptr) store<V>(static_cast<A*>(p.mem_last) + group * V, neurons.mem);
   }
 }
 

@@ -5,11 +5,26 @@
 
 namespace snnfast::cuda {
 
+// Of a parameter that is one number.
 template <typename A>
-__device__ __forceinline__ A parameter(const Parameter& p, int64_t neuron) {
+__device__ __forceinline__ A number(const Parameter& p) {
   if (p.data == nullptr) return static_cast<A>(p.value);
-  const A* data = static_cast<const A*>(p.data);
-  return p.size == 1 ? data[0] : data[neuron / p.inner % p.size];
+  switch (p.type) {
+    case Number::kFloat: return static_cast<A>(*static_cast<const float*>(p.data));
+    case Number::kHalf: return static_cast<A>(widen(*static_cast<const Half*>(p.data)));
+    case Number::kBFloat16: return static_cast<A>(widen(*static_cast<const BFloat16*>(p.data)));
+    case Number::kLong: return static_cast<A>(*static_cast<const int64_t*>(p.data));
+    case Number::kDouble: break;
+  }
+  return static_cast<A>(*static_cast<const double*>(p.data));
+}
+
+// Of the V neurons from `first` on.
+template <typename A, int V>
+__device__ __forceinline__ void parameter(const Parameter& p, int64_t first, A (&to)[V]) {
+  if (p.size == 1) return fill(to, number<A>(p));
+#pragma unroll
+  for (int i = 0; i < V; ++i) to[i] = static_cast<const A*>(p.data)[(first + i) / p.inner % p.size];
 }
 
 template <typename A, int V>
@@ -17,12 +32,12 @@ struct Neurons {
   Neuron<A> at[V];
 
   __device__ Neurons(const LifProblem& p, int64_t first) {
+    A beta[V], threshold[V], graded[V];
+    parameter(p.beta, first, beta);
+    parameter(p.threshold, first, threshold);
+    parameter(p.graded, first, graded);
 #pragma unroll
-    for (int i = 0; i < V; ++i) {
-      at[i].beta = clamp_unit(parameter<A>(p.beta, first + i));
-      at[i].threshold = parameter<A>(p.threshold, first + i);
-      at[i].graded = parameter<A>(p.graded, first + i);
-    }
+    for (int i = 0; i < V; ++i) at[i] = {clamp_unit(beta[i]), threshold[i], graded[i]};
   }
 };
 

@@ -10,6 +10,7 @@
 namespace snnfast {
 
 enum class Reset : int { kSubtract, kZero, kNone };
+inline constexpr const char* kResetNames[] = {"subtract", "zero", "none"};
 
 template <typename T>
 struct Neuron {

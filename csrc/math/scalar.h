@@ -30,10 +30,12 @@ SNN_HD T clamp_unit(T beta) {
   return select(beta < T(0), T(0), select(beta > T(1), T(1), beta));
 }
 
-// The gradient that clamp(beta, 0, 1) lets through: torch includes both ends, and elsewhere not even NaN passes.
+// The gradient that clamp(beta, 0, 1) lets through, which is none outside of [0, 1] and for NaN. At 0 and 1 it depends
+// on the version of torch: up to 2.13 the gradient passes (`closed`), from 2.14 on it does not.
 template <typename T>
-SNN_HD T clamp_unit_adjoint(T beta, T gradient) {
-  return beta >= T(0) && beta <= T(1) ? gradient : T(0);
+SNN_HD T clamp_unit_adjoint(T beta, T gradient, bool closed) {
+  const bool inside = closed ? beta >= T(0) && beta <= T(1) : beta > T(0) && beta < T(1);
+  return inside ? gradient : T(0);
 }
 
 template <typename T>
@@ -47,11 +49,12 @@ inline constexpr T kEpsilon = std::numeric_limits<T>::epsilon();
 template <typename T>
 inline constexpr T kSmallest = std::numeric_limits<T>::min();
 
-// The least membrane, or nearly, of which H(membrane - threshold) is 1.
+// The least membrane, or nearly, of which H(membrane - threshold) is 1. Above -infinity is every finite number.
 template <typename T>
 SNN_HD T just_above(T threshold) {
   const T step = magnitude(threshold) * kEpsilon<T>;
-  return threshold + (step > kSmallest<T> ? step : kSmallest<T>);
+  const T above = threshold + (step > kSmallest<T> ? step : kSmallest<T>);
+  return above == above ? above : T(0);
 }
 
 // A membrane of which only the rounded distance from the threshold is known; on the side that z says.

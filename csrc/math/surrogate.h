@@ -9,7 +9,7 @@
 
 namespace snnfast {
 
-// The order is that of the kernel_id in snnfast/surrogate.py.
+// snnfast/surrogate.py has the same names and numbers, which are compared when the package is imported.
 enum class SurrogateKind : int {
   kATan,
   kFastSigmoid,
@@ -22,7 +22,11 @@ enum class SurrogateKind : int {
   kLSO,
   kNone,  // no gradient passes through a spike
 };
-inline constexpr int kSurrogateKinds = 10;
+inline constexpr const char* kSurrogateNames[] = {
+    "atan", "fast_sigmoid", "sigmoid", "straight_through_estimator", "heaviside", "triangular", "spike_rate_escape",
+    "SFS",  "LSO",          "none",
+};
+inline constexpr int kSurrogateKinds = static_cast<int>(SurrogateKind::kNone) + 1;
 
 struct Coefficients {
   double a = 0, b = 0;

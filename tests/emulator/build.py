@@ -96,7 +96,7 @@ def load() -> ctypes.CDLL:
 
     path = os.environ.get("SNNFAST_EMULATOR_LIBRARY") or str(build_ops())
     torch.ops.load_library(path)
-    _ops.register_fakes(NAMESPACE)
+    _ops.set_up(NAMESPACE)
     library = ctypes.CDLL(path)
     # Whatever allows 16-byte accesses takes them: test shapes are small.
     library.snnfast_set_vector_minimum(ctypes.c_int64(1))

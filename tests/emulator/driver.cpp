@@ -15,6 +15,7 @@ using snnfast::DType;
 using snnfast::Keep;
 using snnfast::LifBackward;
 using snnfast::LifForward;
+using snnfast::Number;
 using snnfast::LifProblem;
 
 size_t size_of(DType type) { return type == DType::kDouble ? 8 : type == DType::kFloat ? 4 : 2; }
@@ -87,26 +88,26 @@ void forward_and_backward(LifProblem problem, bool record, Keep keep) {
   Memory x = Memory::input(type, x_count), mem0 = Memory::input(acc, N), beta = Memory::input(acc, N);
   problem.x = x.data();
   problem.mem0 = mem0.data();
-  problem.beta = {beta.data(), 0, 1, N};
+  const auto acc_number = acc == DType::kDouble ? Number::kDouble : Number::kFloat;
+  problem.beta = {beta.data(), 0, 1, N, acc_number};
   problem.threshold.value = 0.5;
-  problem.graded.value = 1;
+  const int64_t one = 1;
+  problem.graded = {&one, 0, 1, 1, Number::kLong};
 
-  Memory spk(type, spk_count), mem_rec(type, T * N), mem_last(type, N), kept = kept_memory(keep, problem);
+  Memory spk(type, spk_count), mem_rec(type, T * N), mem_last(acc, N), kept = kept_memory(keep, problem);
   LifForward forward{};
   static_cast<LifProblem&>(forward) = problem;
   forward.spk = spk.data();
   (record ? forward.mem_rec : forward.mem_last) = (record ? mem_rec : mem_last).data();
-  if (keep != Keep::kCheckpoints || snnfast::checkpoint_rows(T) > 0) {
-    forward.keep = keep;
-    forward.kept = kept.data();
-  }
+  forward.keep = keep;
+  if (keep != Keep::kCheckpoints || snnfast::checkpoint_rows(T) > 0) forward.kept = kept.data();
   expect_success(snnfast::cuda::lif_forward(forward, nullptr));
   spk.expect_written("spk");
   (record ? mem_rec : mem_last).expect_written("mem");
   // In a byte of eight steps every bit may be set by right.
   if (keep != Keep::kBits || T <= 8) kept.expect_written("what is kept");
 
-  Memory grad_spk = Memory::input(type, spk_count), grad_mem = Memory::input(type, record ? T * N : N);
+  Memory grad_spk = Memory::input(type, spk_count), grad_mem = record ? Memory::input(type, T * N) : Memory::input(acc, N);
   Memory grad_x(type, x_count), grad_mem0(acc, N), grad_beta(acc, N), grad_threshold(acc, N), grad_graded(acc, N);
   LifBackward backward{};
   static_cast<LifProblem&>(backward) = problem;
@@ -125,15 +126,12 @@ void forward_and_backward(LifProblem problem, bool record, Keep keep) {
   backward.grad_x = grad_x.data();
   backward.grad_mem0 = grad_mem0.data();
   backward.grad_threshold = grad_threshold.data();
-  if (keep != Keep::kBits) {
-    backward.grad_beta = grad_beta.data();
-    backward.grad_graded = grad_graded.data();
-  }
+  if (keep == Keep::kCheckpoints) backward.grad_beta = grad_beta.data();
+  if (keep != Keep::kBits) backward.grad_graded = grad_graded.data();
   expect_success(snnfast::cuda::lif_backward(backward, nullptr));
   for (const Memory* memory : {&grad_x, &grad_mem0, &grad_threshold}) memory->expect_written("a gradient");
-  if (keep != Keep::kBits) {
-    for (const Memory* memory : {&grad_beta, &grad_graded}) memory->expect_written("a parameter's gradient");
-  }
+  if (keep == Keep::kCheckpoints) grad_beta.expect_written("the gradient of beta");
+  if (keep != Keep::kBits) grad_graded.expect_written("the gradient of the graded factor");
 }
 
 // Full vectors in several blocks, single neurons, and the tail of a block; steps on both sides of a chunk. Backward

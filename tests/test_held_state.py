@@ -1,0 +1,231 @@
+"""A layer that holds its membrane, where PyTorch runs it twice, transforms it or compiles it."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import snnfast
+from snnfast import Leaky
+
+# ---- activation checkpointing -------------------------------------------------------------------------------------
+
+X = torch.rand(6, 3, 10) * 2
+
+
+def holding() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(10, 8), Leaky(0.9, init_hidden=True), nn.Linear(8, 4), Leaky(0.8, init_hidden=True))
+
+
+def reset(net: nn.Sequential) -> None:
+    for layer in net:
+        if isinstance(layer, Leaky):
+            layer.reset_mem()
+
+
+def gradient(net: nn.Module, loss: Tensor) -> list[Tensor]:
+    return list(torch.autograd.grad(loss, list(net.parameters())))
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_step_that_would_be_recomputed_from_a_later_state_is_an_error(backend: str, reentrant: bool) -> None:
+    net = holding()
+    x = X.clone().requires_grad_()
+    loss = sum(checkpoint(net, x[t], use_reentrant=reentrant).sum() for t in range(len(X)))
+    with pytest.raises(RuntimeError, match="holds its membrane"):
+        loss.backward()  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("how", ["unroll", "step without init_hidden"])
+def test_the_same_holds_for_an_unroll_and_for_a_membrane_that_is_not_passed(backend: str, how: str) -> None:
+    layer = Leaky(0.9, init_hidden=how == "unroll", learn_beta=True)
+    call: Callable[..., Any] = layer.unroll if how == "unroll" else layer
+    loss = sum(checkpoint(call, x, use_reentrant=False)[0].sum() for x in (X, X)) if how == "unroll" else sum(
+        checkpoint(call, x, use_reentrant=False)[1].sum() for x in X
+    )  # fmt: skip
+    with pytest.raises(RuntimeError, match="holds its membrane"):
+        gradient(layer, loss)  # type: ignore[arg-type]
+
+
+def test_what_resets_the_state_itself_is_recomputed_to_the_same_gradient(backend: str) -> None:
+    net = holding()
+
+    def whole(x: Tensor) -> Tensor:
+        reset(net)
+        return torch.stack([net(step) for step in x]).sum()
+
+    expected = gradient(net, whole(X))
+    for _ in range(2):
+        for found, exact in zip(gradient(net, checkpoint(whole, X, use_reentrant=False)), expected, strict=True):
+            assert torch.equal(found, exact)
+
+
+def test_states_that_are_passed_are_recomputed_to_the_same_gradient(backend: str) -> None:
+    layer = Leaky(0.9, learn_beta=True)
+
+    def loss(step: Callable[..., Any]) -> Tensor:
+        mem, total = torch.zeros(3, 10), torch.zeros(())
+        for x in X:
+            spk, mem = step(x, mem)
+            total = total + spk.sum()
+        return total + mem.sum()
+
+    expected = gradient(layer, loss(layer))
+    found = gradient(layer, loss(lambda x, mem: checkpoint(layer, x, mem, use_reentrant=False)))
+    assert torch.equal(found[0], expected[0])
+
+
+# ---- torch.func ---------------------------------------------------------------------------------------------------
+
+
+def test_a_step_under_vmap_leaves_the_layer_usable(backend: str) -> None:
+    layer = Leaky(0.9)
+    x, mem = torch.rand(4, 3, 10), torch.rand(4, 3, 10)
+    spk, last = torch.func.vmap(layer)(x, mem)
+    expected = layer(x, mem)
+    assert torch.equal(spk, expected[0])
+    assert torch.equal(last, expected[1])
+    layer = Leaky(0.9)
+    torch.func.vmap(layer)(x, mem)
+    assert layer.mem.numel() == 0
+    layer(x)
+
+
+@pytest.mark.parametrize("layer", [Leaky(0.9), Leaky(0.9, init_hidden=True)], ids=["plain", "init_hidden"])
+def test_a_transform_of_a_membrane_that_is_not_passed_is_an_error(backend: str, layer: Leaky) -> None:
+    with pytest.raises(RuntimeError, match=r"^mem: must be passed under a torch"):
+        torch.func.vmap(layer)(torch.rand(4, 3, 10))
+    layer(torch.rand(3, 10))
+
+
+def test_the_reference_has_the_transforms_of_torch_func_and_forward_mode() -> None:
+    x, v = torch.rand(5, 3) * 2, torch.rand(5, 3)
+
+    def loss(x: Tensor) -> Tensor:
+        spk, mem = snnfast.functional.lif(x, beta=0.9)
+        return (spk * mem).sum()
+
+    with snnfast.use_backend("reference"):
+        leaf = x.clone().requires_grad_()
+        (expected,) = torch.autograd.grad(loss(leaf), leaf)
+        assert torch.equal(torch.func.grad(loss)(x), expected)
+        assert torch.allclose(torch.func.jacrev(loss)(x), expected)
+        assert torch.allclose(torch.func.jacfwd(loss)(x), expected)
+        _value, tangent = torch.func.jvp(loss, (x,), (v,))
+        assert torch.allclose(tangent, (expected * v).sum())
+        batched = torch.func.vmap(torch.func.grad(loss))(torch.stack([x, 2 * x]))
+        assert torch.allclose(batched[0], expected)
+        assert torch.func.hessian(loss)(x).isfinite().all()
+        with torch.autograd.forward_ad.dual_level():
+            dual = loss(torch.autograd.forward_ad.make_dual(x, v))
+            assert torch.allclose(torch.autograd.forward_ad.unpack_dual(dual).tangent, tangent)
+
+
+# ---- torch.compile ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def compiler() -> Iterator[Callable[..., Any]]:
+    torch._dynamo.reset()
+    yield lambda function: torch.compile(function, backend="aot_eager")
+    torch._dynamo.reset()
+
+
+def reset_mem(net: nn.Sequential, module: Any) -> None:
+    for layer in net:
+        if hasattr(layer, "reset_mem"):
+            layer.reset_mem()
+
+
+def init_leaky(net: nn.Sequential, module: Any) -> None:
+    net[1].init_leaky()
+    net[3].init_leaky()
+
+
+def utils_reset(net: nn.Sequential, module: Any) -> None:
+    from snntorch import utils
+
+    utils.reset(net)
+
+
+def reset_hidden(net: nn.Sequential, module: Any) -> None:
+    module.Leaky.reset_hidden()
+
+
+def detach_hidden(net: nn.Sequential, module: Any) -> None:
+    module.Leaky.detach_hidden()
+
+
+def detach(net: nn.Sequential, module: Any) -> None:
+    net[1].mem.detach_()
+    net[3].mem.detach_()
+
+
+def assign(net: nn.Sequential, module: Any) -> None:
+    net[1].mem = torch.full((5, 8), 0.25)
+    net[3].mem = torch.zeros(5, 4)
+
+
+@pytest.mark.parametrize("start", [reset_mem, init_leaky, utils_reset, reset_hidden, detach_hidden, detach, assign])
+def test_a_compiled_training_step_does_with_held_membranes_what_snntorch_does(
+    start: Callable[[nn.Sequential, Any], None], compiler: Callable[..., Any]
+) -> None:
+    snntorch = pytest.importorskip("snntorch")
+    import snnfast.snntorch
+
+    def losses(module: Any, compiled: bool) -> list[float]:
+        module.Leaky.instances.clear()  # of other tests
+        torch.manual_seed(0)
+        net = nn.Sequential(
+            nn.Linear(20, 8), module.Leaky(0.9, init_hidden=True),
+            nn.Linear(8, 4), module.Leaky(0.8, init_hidden=True, output=True, learn_beta=True),
+        )  # fmt: skip
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+
+        def forward(x: Tensor) -> Tensor:
+            start(net, module)
+            return torch.stack([net(step)[1] for step in x]).square().mean()
+
+        run, values = compiler(forward) if compiled else forward, []
+        for seed in range(4):
+            torch.manual_seed(seed)
+            optimizer.zero_grad()
+            loss = run(torch.rand(4, 5, 20))
+            loss.backward()
+            optimizer.step()
+            values.append(loss.item())
+        return [*values, *(layer.mem.sum().item() for layer in (net[1], net[3]))]
+
+    expected = losses(snntorch, compiled=False)
+    assert losses(snnfast.snntorch, compiled=False) == pytest.approx(expected, rel=1e-5)
+    assert losses(snnfast.snntorch, compiled=True) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_apply_of_an_autograd_function_is_compiled(compiler: Callable[..., Any]) -> None:
+    layer = Leaky(0.9, spike_grad=Ramp.apply)
+    net = nn.Sequential(nn.Linear(10, 8), layer)
+    found = []
+    for run in (net, torch.compile(net, backend="aot_eager", fullgraph=True)):
+        layer.mem = torch.zeros(0)
+        found.append(gradient(net[0], run(X[0])[0].sum()))
+    for a, b in zip(*found, strict=True):
+        assert torch.equal(a, b)
+        assert a.any()
+
+
+class Ramp(torch.autograd.Function):
+    """A surrogate as many write it."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor) -> Tensor:
+        ctx.save_for_backward(z)
+        return (z > 0).to(z.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        (z,) = ctx.saved_tensors
+        return grads[0] * (1 - z.abs()).clamp(min=0)
