@@ -4,6 +4,9 @@ Start with :class:`Leaky` (a layer), :class:`MultiStep` (layers in sequence over
 stateless function); :mod:`reference` is the definition they all equal.
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from snnfast import functional, losses, reference, surrogate
 from snnfast._backend import use_backend
 from snnfast._config import config, show_config
@@ -26,3 +29,13 @@ __all__ = [
     "surrogate",
     "use_backend",
 ]
+
+if TYPE_CHECKING:
+    from snnfast import snntorch as snntorch
+else:
+
+    def __getattr__(name: str) -> Any:
+        """``snnfast.snntorch`` is imported when it is first asked for: snnTorch is not needed by the rest."""
+        if name == "snntorch":
+            return importlib.import_module("snnfast.snntorch")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
