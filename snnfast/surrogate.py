@@ -19,6 +19,7 @@ Example::
 """
 
 import math
+import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -252,11 +253,15 @@ _KNOWN = (
 
 
 def _number(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
-    if math.isnan(value):
+    try:
+        number = float(value)
+    except OverflowError:
+        raise ValueError(f"{name}: expected a number that a float can hold, got a larger one") from None
+    if math.isnan(number):
         raise ValueError(f"{name}: expected a number, got NaN")
-    return float(value)
+    return number
 
 
 def atan(alpha: float = 2.0) -> Surrogate:
