@@ -45,6 +45,7 @@ class Leaky(nn.Module):
             ``mem - threshold`` that returns the spikes ``1[mem - threshold > 0]``. ``None``: ``surrogate.atan()``.
         surrogate_disable: Let no gradient pass through the spikes, whatever ``spike_grad`` is.
         init_hidden: Keep the membrane inside the layer: it is not passed, and one step returns only the spikes.
+            :func:`snnfast.reset` sets it to zeros between samples.
         inhibition: Of each sample only the neuron with the largest ``mem - threshold`` may spike; needs ``[B, N]``.
         learn_beta: Make ``beta`` an ``nn.Parameter``.
         learn_threshold: Make ``threshold`` an ``nn.Parameter``.
