@@ -96,8 +96,9 @@ def convert(net: nn.Module) -> Report:
 def revert(net: nn.Module) -> Report:
     """Turn every :class:`snnfast.snntorch.Leaky` of a model into a plain ``snntorch.Leaky``: undo :func:`convert`.
 
-    Also layers that were made as ``snnfast.snntorch.Leaky`` become snnTorch's, e.g. to hand the whole model to someone
-    without snnfast. Parameters, buffers, hooks and the held membrane stay.
+    Also layers that were made as ``snnfast.snntorch.Leaky`` become snnTorch's. Parameters, buffers, hooks and the held
+    membrane stay. A reverted model can't be pickled, since snnTorch's surrogates are local functions: save its
+    ``state_dict``, which is the same before and after.
 
     Args:
         net: Any module, also a single layer.

@@ -68,11 +68,16 @@ class Surrogate(ABC):
 
 
 class _Spike(torch.autograd.Function):
+    generate_vmap_rule = True  # with setup_context: what torch.func's transforms ask for
+
     @staticmethod
-    def forward(ctx: Any, z: Tensor, surrogate: Surrogate) -> Tensor:
-        ctx.save_for_backward(z)
-        ctx.surrogate = surrogate
+    def forward(z: Tensor, surrogate: Surrogate) -> Tensor:
         return (z > 0).to(z.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Surrogate], output: Tensor) -> None:
+        z, ctx.surrogate = inputs
+        ctx.save_for_backward(z)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
@@ -224,12 +229,16 @@ class _Custom(Surrogate):
 
 
 class _CustomSpike(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, z: Tensor, function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
-        spk = (z > 0).to(z.dtype)
-        ctx.save_for_backward(z, spk)
-        ctx.function = function
-        return spk
+    def forward(z: Tensor, function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
+        return (z > 0).to(z.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Any], output: Tensor) -> None:
+        z, ctx.function = inputs
+        ctx.save_for_backward(z, output)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
