@@ -1,28 +1,46 @@
 """Fused leaky integrate-and-fire neurons for PyTorch, with snnTorch's numbers.
 
-Start with :class:`Leaky` (a layer), :class:`MultiStep` (layers in sequence over time) or :func:`functional.lif` (the
-stateless function); :mod:`reference` is the definition they all equal.
+Start with :class:`Leaky` (a layer), :class:`MultiStep` (layers in sequence over time, :class:`Residual` for a skip
+connection in it) or :func:`functional.lif` (the stateless function); :mod:`reference` is the definition they all equal.
+:func:`reset` sets the state that layers hold to zeros. In code that goes on using snnTorch, start with :mod:`snntorch`
+(``import snnfast.snntorch as snn``).
 """
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from snnfast import functional, losses, reference, surrogate
 from snnfast._backend import use_backend
 from snnfast._config import config, show_config
 from snnfast._memory import empty_cache, set_cache_limit
+from snnfast._neurons import reset
 from snnfast._version import __version__
 from snnfast.leaky import Leaky
-from snnfast.multistep import MultiStep
+from snnfast.multistep import MultiStep, Residual
 
 __all__ = [
     "Leaky",
     "MultiStep",
+    "Residual",
     "__version__",
     "config",
     "empty_cache",
     "functional",
     "losses",
     "reference",
+    "reset",
     "set_cache_limit",
     "show_config",
     "surrogate",
     "use_backend",
 ]
+
+if TYPE_CHECKING:
+    from snnfast import snntorch as snntorch
+else:
+
+    def __getattr__(name: str) -> Any:
+        """``snnfast.snntorch`` is imported when it is first asked for: snnTorch is not needed by the rest."""
+        if name == "snntorch":
+            return importlib.import_module("snnfast.snntorch")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -88,7 +88,8 @@ def check_arguments(
 
     if mem is not None:
         mem = out_of_inference(_check_mem(mem, current, step_shape).to(acc))
-    if check_flag("inhibition", inhibition) and len(step_shape) != 2:
+    inhibition = check_flag("inhibition", inhibition)
+    if inhibition and len(step_shape) != 2:
         raise ValueError(f"inhibition: needs steps of shape [B, N], got {_show(step_shape)}")
     spike_grad = check_spike_grad(spike_grad)
     args = LIFArguments(
@@ -117,9 +118,19 @@ def check_current(name: str, current: object) -> None:
     if not isinstance(current, Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(current).__name__}")
     if current.dtype not in _DTYPES:
-        raise TypeError(f"{name}: expected float32, float64, float16 or bfloat16, got {_name(current.dtype)}")
-    if current.layout != torch.strided:
-        raise TypeError(f"{name}: expected a dense tensor, got layout {current.layout}")
+        remedy = "" if current.is_complex() else "; convert it, for example with .float()"
+        raise TypeError(f"{name}: expected float32, float64, float16 or bfloat16, got {_name(current.dtype)}{remedy}")
+    _check_dense(name, current)
+
+
+def _check_dense(name: str, tensor: Tensor) -> None:
+    if tensor.is_nested:
+        raise TypeError(
+            f"{name}: expected a dense tensor, got a nested one; pad it with torch.nested.to_padded_tensor, or call "
+            "once per sample"
+        )
+    if tensor.layout != torch.strided:
+        raise TypeError(f"{name}: expected a dense tensor, got layout {tensor.layout}")
 
 
 def check_spike_grad(spike_grad: object) -> SpikeGrad:
@@ -172,10 +183,20 @@ def _check_rounding(args: LIFArguments) -> None:
         )
 
 
-def check_flag(name: str, value: object) -> bool:
-    if not isinstance(value, bool):
-        raise TypeError(f"{name}: expected a bool, got {type(value).__name__}")
-    return value
+def check_flag(name: str, value: object, *, optional: bool = False) -> bool:
+    """True and False, also as numpy has them or as 1 and 0; if the flag is ``optional``, ``None`` is False."""
+    if isinstance(value, bool):
+        return value
+    if optional and value is None:
+        return False
+    if isinstance(value, numbers.Integral):  # of Python or of numpy
+        if value not in (0, 1):
+            raise ValueError(f"{name}: expected True or False, got {value}")
+        return bool(value)
+    # numpy's own bool, told without importing numpy.
+    if getattr(getattr(value, "dtype", None), "kind", None) == "b" and getattr(value, "shape", None) == ():
+        return bool(value)
+    raise TypeError(f"{name}: expected True or False, got {type(value).__name__}")
 
 
 def check_num_steps(num_steps: object) -> int:
@@ -195,6 +216,7 @@ def _check_mem(mem: object, current: Tensor, step_shape: torch.Size) -> Tensor:
         raise TypeError(f"mem: expected a torch.Tensor or None, got {type(mem).__name__}")
     if mem.dtype not in _DTYPES:
         raise TypeError(f"mem: expected float32, float64, float16 or bfloat16, got {_name(mem.dtype)}")
+    _check_dense("mem", mem)
     if mem.device != current.device:
         raise ValueError(f"mem is on {mem.device}, but current is on {current.device}")
     if mem.shape != step_shape:
@@ -206,6 +228,7 @@ def _check_parameter(name: str, value: object, current: Tensor, step_shape: torc
     if isinstance(value, Tensor):
         if value.is_complex():
             raise TypeError(f"{name}: expected a real tensor, got {_name(value.dtype)}")
+        _check_dense(name, value)
         if value.device != current.device and not (value.dim() == 0 and value.device.type == "cpu"):
             raise ValueError(f"{name} is on {value.device}, but current is on {current.device}")
         if value.dim() > 0 and not _broadcasts(value.shape, step_shape):
@@ -221,6 +244,7 @@ def check_parameter_value(name: str, value: object) -> Tensor:
     if isinstance(value, Tensor):
         if value.is_complex():
             raise TypeError(f"{name}: expected a real tensor, got {_name(value.dtype)}")
+        _check_dense(name, value)
         # A fake tensor has no values to look at, and neither has a meta tensor.
         if not value.is_meta and not isinstance(value, FakeTensor) and value.isnan().any():
             raise ValueError(f"{name}: expected numbers, got a tensor with NaN")
@@ -228,11 +252,13 @@ def check_parameter_value(name: str, value: object) -> Tensor:
     if isinstance(value, list | tuple) or hasattr(value, "__array__"):
         try:
             made = torch.as_tensor(value)
-        except (TypeError, ValueError, RuntimeError) as error:
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise TypeError(f"{name}: expected numbers or a torch.Tensor: {error}") from None
         return check_parameter_value(name, made)
-    check_number(name, value)
-    return torch.as_tensor(value)
+    number = check_number(name, value)
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ValueError(f"{name}: expected an int of 64 bits, as its tensor has, got a larger one; use a float")
+    return torch.as_tensor(value if isinstance(value, int | float) else number)
 
 
 def fits(x: Tensor, has_time: bool, mem: Tensor | None, beta: Tensor, threshold: Tensor, graded: Tensor) -> bool:
@@ -242,11 +268,13 @@ def fits(x: Tensor, has_time: bool, mem: Tensor | None, beta: Tensor, threshold:
     parameter any dtype that does not widen it.
     """
     dtype, device = x.dtype, x.device
-    if dtype not in _DTYPES or x.layout != torch.strided:
+    if dtype not in _DTYPES or x.layout != torch.strided or x.is_nested:
         return False
     acc = torch.float64 if dtype == torch.float64 else torch.float32
     step_shape = x.shape[1:] if has_time else x.shape
-    if mem is not None and (mem.dtype not in (acc, dtype) or mem.device != device or mem.shape != step_shape):
+    if mem is not None and (
+        mem.dtype not in (acc, dtype) or mem.device != device or mem.shape != step_shape or mem.layout != torch.strided
+    ):
         return False
     for p in (beta, threshold, graded):
         if not isinstance(p, Tensor) or (p.dtype != acc and p.dtype not in _NUMBERS):
@@ -269,9 +297,13 @@ def out_of_inference(t: Tensor) -> Tensor:
 def check_number(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name}: expected a number or a torch.Tensor, got {type(value).__name__}")
-    if math.isnan(value):
+    try:
+        number = float(value)
+    except OverflowError:
+        raise ValueError(f"{name}: expected a number that a float can hold, got a larger one") from None
+    if math.isnan(number):
         raise ValueError(f"{name}: expected a number, got NaN")
-    return float(value)
+    return number
 
 
 def _broadcasts(shape: Sequence[int], to: Sequence[int]) -> bool:

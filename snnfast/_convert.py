@@ -5,15 +5,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import snntorch
 from torch import nn
 from torch.nn.utils import parametrize
 
-import snnfast.snntorch
 from snnfast import surrogate
 from snnfast._ops import RESET_MECHANISMS
+from snnfast._snntorch_leaky import Leaky, Theirs, snntorch
 from snnfast._spike_grad import recognise
-from snnfast.snntorch import _Theirs
 
 # What snntorch.Leaky computes with: a layer in which one of these is not snnTorch's computes something else.
 _METHODS = (
@@ -82,7 +80,7 @@ def convert(net: nn.Module) -> Report:
     """
     swapped, left, notes = [], {}, {}
     for name, module in _neurons(net):
-        if isinstance(module, snnfast.snntorch.Leaky):
+        if isinstance(module, Leaky):
             continue
         reason = _reason_to_leave(module)
         if reason is not None:
@@ -98,8 +96,9 @@ def convert(net: nn.Module) -> Report:
 def revert(net: nn.Module) -> Report:
     """Turn every :class:`snnfast.snntorch.Leaky` of a model into a plain ``snntorch.Leaky``: undo :func:`convert`.
 
-    Also layers that were made as ``snnfast.snntorch.Leaky`` become snnTorch's, e.g. to hand the whole model to someone
-    without snnfast. Parameters, buffers, hooks and the held membrane stay.
+    Also layers that were made as ``snnfast.snntorch.Leaky`` become snnTorch's. Parameters, buffers, hooks and the held
+    membrane stay. A reverted model can't be pickled, since snnTorch's surrogates are local functions: save its
+    ``state_dict``, which is the same before and after.
 
     Args:
         net: Any module, also a single layer.
@@ -112,9 +111,9 @@ def revert(net: nn.Module) -> Report:
     """
     swapped, left = [], {}
     for name, module in _neurons(net):
-        if not isinstance(module, snnfast.snntorch.Leaky):
+        if not isinstance(module, Leaky):
             continue
-        if type(module) is not snnfast.snntorch.Leaky and type(module) not in _subclasses.values():
+        if type(module) is not Leaky and type(module) not in _subclasses.values():
             left[name] = f"{type(module).__name__} was made as a subclass of snnfast.snntorch.Leaky"
             continue
         _swap_back(module)
@@ -132,17 +131,17 @@ def _neurons(net: object) -> Iterator[tuple[str, nn.Module]]:
 
 def _reason_to_leave(module: nn.Module) -> str | None:
     cls = type(module)
-    if not isinstance(module, _Theirs):
+    if not isinstance(module, Theirs):
         return f"snnfast has no kernel for {cls.__name__}"
     if parametrize.is_parametrized(module):
         return "it is parametrized: convert it before register_parametrization"
     for method in _METHODS:
-        if getattr(cls, method) is not getattr(_Theirs, method):
+        if getattr(cls, method) is not getattr(Theirs, method):
             return f"{cls.__name__} has its own {method}"
         if method in vars(module):
             return f"its {method} was replaced"
     function: Any = getattr(module.state_function, "__func__", None)
-    if function not in [getattr(_Theirs, n) for n in _STATE_FUNCTIONS]:
+    if function not in [getattr(Theirs, n) for n in _STATE_FUNCTIONS]:
         return "its state_function was replaced"
     if module.state_function.__self__ is not module:
         return "its state_function is that of another layer"
@@ -181,7 +180,7 @@ def _swap_back(module: Any) -> None:
     module._unregister()
     mem = vars(module).pop("mem")
     cls = type(module)
-    module.__class__ = _Theirs if cls is snnfast.snntorch.Leaky else cls.__mro__[1]
+    module.__class__ = Theirs if cls is Leaky else cls.__mro__[1]
     module.register_buffer("mem", mem, persistent=False)
     _set_spike_grad(module, spike_grad)
     name = next(n for n, mechanism in _STATE_FUNCTIONS.items() if mechanism == module.reset_mechanism)
@@ -206,12 +205,12 @@ def _snntorchs_own(spike_grad: Any) -> Any:
 
 
 def _class_for(cls: type) -> type:
-    if cls is _Theirs:
-        return snnfast.snntorch.Leaky
+    if cls is Theirs:
+        return Leaky
     if cls not in _subclasses:
         # The user's class comes first, so that whatever it defines stays.
         members = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__reduce_ex__": _reduce}
-        _subclasses[cls] = type(cls.__name__, (cls, snnfast.snntorch.Leaky), members)
+        _subclasses[cls] = type(cls.__name__, (cls, Leaky), members)
     return _subclasses[cls]
 
 

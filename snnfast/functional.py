@@ -81,7 +81,7 @@ def lif(
     Returns:
         ``(spk, mem)``: spikes ``[T, *]`` in the dtype of ``current``; membranes ``[T, *]`` in the dtype of ``current``,
         or with ``record_mem=False`` the last one ``[*]`` in that of the arithmetic: float32, or float64 where
-        ``current`` is. Where ``mem`` or a parameter with dimensions is float64, so are the arithmetic and the membranes.
+        ``current`` is. A float64 ``mem`` or parameter with dimensions makes the arithmetic and the membranes float64.
         With ``reduce="sum"``, ``spk`` is the sum of the spikes over time ``[*]``, accumulated in the dtype of the
         arithmetic and rounded once.
 

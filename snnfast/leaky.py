@@ -49,6 +49,7 @@ class Leaky(nn.Module):
             ``mem - threshold`` that returns the spikes ``1[mem - threshold > 0]``. ``None``: ``surrogate.atan()``.
         surrogate_disable: Let no gradient pass through the spikes, whatever ``spike_grad`` is.
         init_hidden: Keep the membrane inside the layer: it is not passed, and one step returns only the spikes.
+            :func:`snnfast.reset` sets it to zeros between samples.
         inhibition: Of each sample only the neuron with the largest ``mem - threshold`` may spike; needs ``[B, N]``.
         learn_beta: Make ``beta`` an ``nn.Parameter``.
         learn_threshold: Make ``threshold`` an ``nn.Parameter``.
@@ -59,6 +60,8 @@ class Leaky(nn.Module):
         graded_spikes_factor: Height of a spike; a number or a tensor like ``beta``.
         learn_graded_spikes_factor: Make ``graded_spikes_factor`` an ``nn.Parameter``.
         reset_delay: Reset one step after the spike (snnTorch's default) or at once.
+
+    Flags may also be numpy's bools, or 1 and 0, and those whose default is False may be ``None``.
 
     Attributes:
         mem: The membrane after the last step ``[B, *]``, empty at first; it follows the layer to another device or
@@ -114,13 +117,13 @@ class Leaky(nn.Module):
         reset_delay: bool = True,
     ) -> None:
         nn.Module.__init__(self)  # by name: a subclass may have snntorch.Leaky as its next base
-        self.surrogate_disable = check_flag("surrogate_disable", surrogate_disable)
-        self.spike_grad = DISABLED if surrogate_disable else check_spike_grad(spike_grad)
-        self.init_hidden = check_flag("init_hidden", init_hidden)
-        self.inhibition = check_flag("inhibition", inhibition)
+        self.surrogate_disable = check_flag("surrogate_disable", surrogate_disable, optional=True)
+        self.spike_grad = DISABLED if self.surrogate_disable else check_spike_grad(spike_grad)
+        self.init_hidden = check_flag("init_hidden", init_hidden, optional=True)
+        self.inhibition = check_flag("inhibition", inhibition, optional=True)
         checked = check_state_quant(state_quant)
         self.state_quant: StateQuant | bool = False if checked is None else checked
-        self.output = check_flag("output", output)
+        self.output = check_flag("output", output, optional=True)
         self._reset_mechanism = check_reset_mechanism(reset_mechanism)
         self.reset_delay = check_flag("reset_delay", reset_delay)
         # The order is that of snntorch.Leaky's state_dict.
@@ -132,9 +135,8 @@ class Leaky(nn.Module):
         self._register()  # last: no layer whose constructor raised is ever found among the instances
 
     def _add(self, name: str, value: float | Tensor, learn: bool) -> None:
-        check_flag(f"learn_{name}", learn)
         value = check_parameter_value(name, value)
-        if learn:
+        if check_flag(f"learn_{name}", learn, optional=True):
             if not value.is_floating_point():
                 raise TypeError(f"{name}: only a floating tensor can be learned, got {value.dtype}")
             setattr(self, name, nn.Parameter(value))

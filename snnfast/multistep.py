@@ -1,18 +1,19 @@
-"""See :class:`MultiStep`."""
+"""See :class:`MultiStep` and :class:`Residual`."""
 
-from collections.abc import Iterator
-from typing import cast
+from collections.abc import Sequence
+from typing import Any, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
 
 from snnfast._arguments import check_flag, check_num_steps, check_reduce
+from snnfast._neurons import is_snntorchs
 from snnfast.leaky import Leaky
 
-__all__ = ["MultiStep"]
+__all__ = ["MultiStep", "Residual"]
 
 
-class MultiStep(nn.Module):
+class MultiStep(nn.Sequential):
     """Layers in sequence, applied to all time steps at once instead of one step after the other.
 
     Each :class:`Leaky` is unrolled over time in one kernel. Every other layer has no state and is applied once to all
@@ -21,11 +22,16 @@ class MultiStep(nn.Module):
     statistics over the batch, such as batch normalisation, see all steps of it together, and dropout before the first
     ``Leaky`` of a constant input draws one mask for all steps.)
 
+    It is an ``nn.Sequential``: the same ``state_dict``, ``len``, indices and slices. A module of your own that needs
+    all time steps, for a loop or a skip connection inside of it, has a method ``unroll``: it is called with
+    ``[T, B, *]`` and returns ``[T, B, *]``.
+
     Args:
-        *layers: Modules in order of application; nested ``nn.Sequential`` are opened (their own hooks do not run).
+        *layers: Modules in order of application, or one ``OrderedDict`` of them. Nested ``nn.Sequential`` and
+            ``MultiStep`` are opened (their own hooks do not run).
 
     Raises:
-        TypeError: Something that is not a module, or a module that contains a ``Leaky`` where it can't be unrolled.
+        TypeError: Something that is not a module, or a module that contains a neuron where it can't be unrolled.
 
     Example::
 
@@ -37,11 +43,21 @@ class MultiStep(nn.Module):
         torch.Size([25, 128, 10])
     """
 
-    def __init__(self, *layers: nn.Module) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(_flatten(layers))
-        if not len(self.layers):
+    def __init__(self, *layers: Any) -> None:
+        given = layers[0].values() if len(layers) == 1 and isinstance(layers[0], dict) else layers
+        for layer in given:
+            if not isinstance(layer, nn.Module):
+                raise TypeError(f"layers: expected torch.nn.Module, got {type(layer).__name__}")
+        super().__init__(*layers)
+        if not self.layers:
             raise ValueError("layers: expected at least one module")
+        for layer in self.layers:
+            _check_layer(layer)
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """The layers in order of application, nested ones opened."""
+        return [layer for _, layer in _inside(self)]
 
     def forward(
         self,
@@ -51,7 +67,10 @@ class MultiStep(nn.Module):
         record_mem: bool = True,
         reduce: str | None = None,
         membrane_dtype: torch.dtype | None = None,
-    ) -> Tensor | tuple[Tensor, Tensor]:
+        states: Sequence[Tensor | None] | None = None,
+        return_states: bool = False,
+        return_spikes: bool = False,
+    ) -> Any:
         """Apply the layers to every time step.
 
         Args:
@@ -62,40 +81,223 @@ class MultiStep(nn.Module):
                 place of those of every step, which are then never written. ``None``: the spikes.
             membrane_dtype: ``torch.bfloat16``: every :class:`Leaky` keeps its membranes for backward at half size,
                 for gradients that are rounded (see :func:`snnfast.functional.lif`).
+            states: The membranes to start from, one ``[B, *]`` per :class:`Leaky` in order of application: what the
+                call before returned. ``None``, also as one of them: zeros, or what an ``init_hidden`` layer holds.
+            return_states: Return the last membranes as well, to go on with the next part of a long sequence.
+            return_spikes: Return the spikes of every :class:`Leaky` as well, for example to regularise their rates.
 
         Returns:
             ``(spk_rec, mem_rec)`` of a final :class:`Leaky`, both ``[T, B, *]`` (``mem [B, *]`` with
             ``record_mem=False``, the spike count ``[B, *]`` with ``reduce="sum"``); else the output of the last layer
             ``[T, B, *]``, which is ``[B, *]`` if no ``Leaky`` came before it and the input is constant.
 
+            After these come, if asked for, the list of states ``[B, *]`` (``None`` for a layer with ``init_hidden``,
+            which holds its own) and the list of spikes ``[T, B, *]``, each with one entry per :class:`Leaky` in order
+            of application. States keep their graph: ``detach`` them to cut it between two parts. Those of a final
+            ``Leaky`` are rounded like its record in half precision, and exact with ``record_mem=False``.
+
         Raises:
             TypeError, ValueError: As :func:`snnfast.functional.lif`; ``x`` without time and batch dimensions;
-                ``reduce`` where the last layer is no :class:`Leaky`.
+                ``reduce`` where the last layer is no :class:`Leaky`; ``states`` of another number or shape, for a
+                layer with ``init_hidden``, or where a module with an ``unroll`` of its own has neurons.
+
+        Example::
+
+            >>> import torch, snnfast
+            >>> from torch import nn
+            >>> net = snnfast.MultiStep(nn.Linear(6, 5), snnfast.Leaky(0.9), nn.Linear(5, 2), snnfast.Leaky(0.9))
+            >>> states = None
+            >>> for part in torch.rand(100, 8, 6).split(25):  # truncated backpropagation through time
+            ...     spk_rec, mem_rec, states, spikes = net(part, states=states, return_states=True, return_spikes=True)
+            ...     (mem_rec.square().mean() + 0.1 * spikes[0].mean()).backward()
+            ...     states = [mem.detach() for mem in states]
         """
-        if not isinstance(x, Tensor):
-            raise TypeError(f"x: expected a torch.Tensor, got {type(x).__name__}")
-        needed = 2 if num_steps is None else 1
-        if x.dim() < needed:
-            expected = "[T, B, *]" if num_steps is None else "[B, *]"
-            raise ValueError(f"x: expected {expected}, got shape {tuple(x.shape)}")
-        num_steps = None if num_steps is None else check_num_steps(num_steps)
-        check_flag("record_mem", record_mem)
-        if check_reduce(reduce) is not None and not isinstance(self.layers[-1], Leaky):
-            raise ValueError(f"reduce: needs a Leaky as the last layer, got {type(self.layers[-1]).__name__}")
-        mem_rec: Tensor | None = None
-        last = len(self.layers) - 1
-        for i, layer in enumerate(self.layers):
+        num_steps = _check_input(x, num_steps)
+        record_mem = check_flag("record_mem", record_mem)
+        layers = self.layers
+        final = layers[-1] if isinstance(layers[-1], Leaky) else None
+        if check_reduce(reduce) is not None and final is None:
+            raise ValueError(f"reduce: needs a Leaky as the last layer, got {type(layers[-1]).__name__}")
+        return_states = check_flag("return_states", return_states)
+        return_spikes = check_flag("return_spikes", return_spikes)
+        if states is not None or return_states:
+            _check_states(states, layers)
+        call = _Call(membrane_dtype, states, return_states, return_spikes)
+        x, num_steps = call.sequence(layers if final is None else layers[:-1], x, num_steps)
+        results: tuple[Any, ...] = (x,)
+        if final is not None:
+            results = call.leaky(final, x, num_steps, record_mem, reduce)
+        if return_states:
+            results += (call.last,)
+        if return_spikes:
+            results += (call.spikes,)
+        return results if len(results) > 1 else results[0]
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        # Before it was an nn.Sequential, its keys were "layers." and the number in order of application.
+        old = f"{prefix}layers."
+        names = [name for name, _ in _inside(self)]
+        for key in [key for key in state_dict if key.startswith(old)]:
+            number, dot, rest = key.removeprefix(old).partition(".")
+            if dot and number.isdecimal() and int(number) < len(names):
+                state_dict[f"{prefix}{names[int(number)]}.{rest}"] = state_dict.pop(key)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+class Residual(nn.Module):
+    """A skip connection around layers, over all time steps: ``layers(x) + x``, as in a spiking ResNet.
+
+    In a :class:`MultiStep` it is one of the layers. What is added to ``x`` is the output of the last layer, so the
+    spikes if that is a :class:`Leaky` (spike-element-wise), or currents if the next layer is one.
+
+    Args:
+        *layers: What :class:`MultiStep` takes.
+        shortcut: The module that ``x`` goes through, such as a convolution with a stride or an ``nn.Sequential`` with
+            a :class:`Leaky`. ``None``: ``x`` itself.
+
+    Raises:
+        TypeError: As :class:`MultiStep`.
+
+    Example::
+
+        >>> import torch, snnfast
+        >>> from torch import nn
+        >>> block = snnfast.Residual(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), snnfast.Leaky(0.9))
+        >>> net = snnfast.MultiStep(nn.Conv2d(1, 8, 3), snnfast.Leaky(0.9), block, nn.Flatten(), nn.Linear(288, 10))
+        >>> net(torch.rand(25, 4, 1, 8, 8)).shape
+        torch.Size([25, 4, 10])
+
+    Source: W. Fang et al., *Deep residual learning in spiking neural networks*, NeurIPS 2021.
+    """
+
+    def __init__(self, *layers: Any, shortcut: nn.Module | None = None) -> None:
+        super().__init__()
+        self.layers = MultiStep(*layers)
+        if shortcut is not None:
+            if not isinstance(shortcut, nn.Module):
+                raise TypeError(f"shortcut: expected torch.nn.Module or None, got {type(shortcut).__name__}")
+            for layer in _opened(shortcut):
+                _check_layer(layer, "shortcut")
+        self.shortcut = shortcut
+
+    def forward(self, x: Tensor, num_steps: int | None = None) -> Tensor:
+        """Input of every step ``[T, B, *]``, or ``[B, *]`` with ``num_steps``, to ``[T, B, *]``.
+
+        Raises:
+            ValueError: The shapes of the two that are to be added differ.
+        """
+        return _Call().residual(self, x, _check_input(x, num_steps))[0]
+
+
+class _Call:
+    """One pass through a network: what is asked for, and what is collected on the way.
+
+    A signal is ``x`` and ``num_steps``: ``[B, *]`` as long as it is the same at ``num_steps`` steps, then ``[T, B, *]``
+    and ``None``.
+    """
+
+    def __init__(
+        self,
+        membrane_dtype: torch.dtype | None = None,
+        states: Sequence[Tensor | None] | None = None,
+        return_states: bool = False,
+        return_spikes: bool = False,
+    ) -> None:
+        self.membrane_dtype = membrane_dtype
+        self.states = states
+        self.return_states = return_states
+        self.return_spikes = return_spikes
+        self.number = 0  # of the next Leaky
+        self.last: list[Tensor | None] = []
+        self.spikes: list[Tensor] = []
+
+    def sequence(self, layers: Sequence[nn.Module], x: Tensor, num_steps: int | None) -> tuple[Tensor, int | None]:
+        for layer in layers:
             if isinstance(layer, Leaky):
-                final = i == last
-                x, mem_rec = layer.unroll(
-                    x, num_steps=num_steps, record_mem=record_mem and final, reduce=reduce if final else None,
-                    membrane_dtype=membrane_dtype,
-                )  # fmt: skip
-                num_steps = None  # from here on the signal changes with time
+                x, num_steps = self.leaky(layer, x, num_steps)[0], None
+            elif isinstance(layer, Residual):
+                x, num_steps = self.residual(layer, x, num_steps)
+            elif _has_unroll(layer):
+                x, num_steps = _unrolled(layer, x if num_steps is None else x.expand(num_steps, *x.shape)), None
             else:
-                mem_rec = None
+                if not torch.compiler.is_compiling():
+                    _check_layer(layer)  # a model may have been changed, or reverted to snnTorch's layers
                 x = layer(x) if num_steps is not None else _over_time(layer, x)
-        return x if mem_rec is None else (x, mem_rec)
+        return x, num_steps
+
+    def leaky(
+        self, layer: Leaky, x: Tensor, num_steps: int | None, record_mem: bool = False, reduce: str | None = None
+    ) -> tuple[Tensor, Tensor]:
+        mem = None
+        if self.states is not None:
+            mem = self.states[self.number]
+            _check_state(self.number, mem, layer, x.shape[1:] if num_steps is None else x.shape)
+        self.number += 1
+        spk, mem_rec = layer.unroll(
+            x, mem, num_steps=num_steps, record_mem=record_mem, reduce=reduce, membrane_dtype=self.membrane_dtype
+        )
+        if self.return_states:
+            last: Tensor | None = mem_rec
+            if layer.init_hidden:
+                last = None
+            elif record_mem and mem_rec.shape[0] > 0:
+                last = mem_rec[-1].clone()  # no view, which would keep the record and could not be detached in place
+            elif record_mem:
+                last = mem if mem is not None else mem_rec.new_zeros(mem_rec.shape[1:])
+            self.last.append(last)
+        if self.return_spikes:
+            self.spikes.append(spk)
+        return spk, mem_rec
+
+    def residual(self, block: Residual, x: Tensor, num_steps: int | None) -> tuple[Tensor, int | None]:
+        y, steps_y = self.sequence(block.layers.layers, x, num_steps)
+        z, steps_z = x, num_steps
+        if block.shortcut is not None:
+            z, steps_z = self.sequence(_opened(block.shortcut), x, num_steps)
+        shape_y, shape_z = (s.shape[1:] if n is None else s.shape for s, n in ((y, steps_y), (z, steps_z)))
+        if shape_y != shape_z:
+            raise ValueError(
+                f"shortcut: expected steps of the shape that the layers return, {tuple(shape_y)}, got {tuple(shape_z)}"
+            )
+        return y + z, None if steps_y is None or steps_z is None else num_steps
+
+
+def _check_input(x: object, num_steps: int | None) -> int | None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x: expected a torch.Tensor, got {type(x).__name__}")
+    if x.dim() < (2 if num_steps is None else 1):
+        expected = "[T, B, *]" if num_steps is None else "[B, *]"
+        raise ValueError(f"x: expected {expected}, got shape {tuple(x.shape)}")
+    return None if num_steps is None else check_num_steps(num_steps)
+
+
+def _check_states(states: object, layers: Sequence[nn.Module]) -> None:
+    layers = _without_skips(layers)
+    for layer in layers:
+        for module in () if isinstance(layer, Leaky) or not _has_unroll(layer) else layer.modules():
+            if (isinstance(module, Leaky) or is_snntorchs(module)) and not getattr(module, "init_hidden", False):
+                raise ValueError(
+                    f"states: {type(layer).__name__} has an unroll of its own, and in it a neuron whose state can't be "
+                    "passed; give that init_hidden=True"
+                )
+    if states is None:
+        return
+    if not isinstance(states, list | tuple):
+        raise TypeError(f"states: expected a list of torch.Tensor or None, got {type(states).__name__}")
+    number = sum(isinstance(layer, Leaky) for layer in layers)
+    if len(states) != number:
+        raise ValueError(f"states: expected {number}, one per Leaky, got {len(states)}")
+
+
+def _check_state(number: int, mem: object, layer: Leaky, step_shape: torch.Size) -> None:
+    if mem is None:
+        return
+    if layer.init_hidden:
+        raise ValueError(f"states[{number}]: expected None for a layer with init_hidden=True, which holds its own")
+    if not isinstance(mem, Tensor):
+        raise TypeError(f"states[{number}]: expected a torch.Tensor or None, got {type(mem).__name__}")
+    if mem.shape != step_shape:
+        raise ValueError(f"states[{number}]: expected {tuple(step_shape)}, got {tuple(mem.shape)}")
 
 
 def _over_time(layer: nn.Module, x: Tensor) -> Tensor:
@@ -105,28 +307,68 @@ def _over_time(layer: nn.Module, x: Tensor) -> Tensor:
     return cast(Tensor, y.reshape(*steps, *y.shape[1:]))
 
 
-def _is_snntorch_neuron(module: nn.Module) -> bool:
-    """Told by name, so that snnTorch is never imported for it."""
-    return any(c.__name__ == "SpikingNeuron" and c.__module__.startswith("snntorch.") for c in type(module).__mro__)
+def _has_unroll(layer: nn.Module) -> bool:
+    return callable(getattr(layer, "unroll", None))
 
 
-def _flatten(layers: tuple[nn.Module, ...] | nn.Sequential) -> Iterator[nn.Module]:
+def _unrolled(layer: Any, x: Tensor) -> Tensor:
+    y = layer.unroll(x)
+    if not isinstance(y, Tensor) or y.shape[:1] != x.shape[:1]:
+        got = f"shape {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
+        raise ValueError(f"{type(layer).__name__}.unroll: expected it to return [T, B, *], T={len(x)}, got {got}")
+    return y
+
+
+def _inside(sequence: nn.Sequential, prefix: str = "") -> list[tuple[str, nn.Module]]:
+    """The layers of a sequence in order of application and their names, nested sequences opened."""
+    layers: list[tuple[str, nn.Module]] = []
+    for child, layer in zip(sequence._modules, sequence, strict=True):
+        name = prefix + child
+        layers += _inside(layer, f"{name}.") if _is_sequence(layer) else [(name, layer)]
+    return layers
+
+
+def _is_sequence(module: nn.Module) -> TypeGuard[nn.Sequential]:
+    forward = type(module).forward
+    return isinstance(module, nn.Sequential) and forward in (nn.Sequential.forward, MultiStep.forward)
+
+
+def _opened(module: nn.Module) -> list[nn.Module]:
+    return [layer for _, layer in _inside(module)] if _is_sequence(module) else [module]
+
+
+def _without_skips(layers: Sequence[nn.Module]) -> list[nn.Module]:
+    """The same with what is in a :class:`Residual` in its place, in order of application."""
+    flat: list[nn.Module] = []
     for layer in layers:
-        if not isinstance(layer, nn.Module):
-            raise TypeError(f"layers: expected torch.nn.Module, got {type(layer).__name__}")
-        if isinstance(layer, nn.Sequential) and type(layer).forward is nn.Sequential.forward:
-            yield from _flatten(layer)
-        elif isinstance(layer, Leaky):
-            yield layer
-        elif any(_is_snntorch_neuron(m) and not isinstance(m, Leaky) for m in layer.modules()):
-            raise TypeError(
-                f"layers: {type(layer).__name__} is or has a neuron of snnTorch, whose state can't be carried over "
-                "time; use snnfast.Leaky, or snnfast.snntorch.convert"
-            )
-        elif any(isinstance(m, Leaky) for m in layer.modules()):
-            raise TypeError(
-                f"layers: {type(layer).__name__} calls a Leaky in its forward, which can't be unrolled; "
-                "pass its layers one by one or in an nn.Sequential"
-            )
+        if isinstance(layer, Residual):
+            shortcut = [] if layer.shortcut is None else _opened(layer.shortcut)
+            flat += _without_skips(layer.layers.layers + shortcut)
         else:
-            yield layer
+            flat.append(layer)
+    return flat
+
+
+def _check_layer(layer: nn.Module, argument: str = "layers") -> None:
+    if isinstance(layer, Leaky | Residual) or _has_unroll(layer):
+        return
+    kind = type(layer).__name__
+    if isinstance(layer, nn.ModuleList | nn.ModuleDict):
+        raise TypeError(
+            f"{argument}: {kind} has no forward; pass its layers one by one, or give a subclass a method unroll that "
+            "takes all time steps [T, B, *]"
+        )
+    for module in layer.modules():
+        if isinstance(module, Leaky):
+            raise TypeError(
+                f"{argument}: {kind} calls a Leaky in its forward, which can't be unrolled; pass its layers one by one "
+                "or in an nn.Sequential, or give it a method unroll that takes all time steps [T, B, *]"
+            )
+        if is_snntorchs(module):
+            remedy = "use snnfast.Leaky, or snnfast.snntorch.convert"
+            if not any(c.__name__ == "Leaky" for c in type(module).__mro__):
+                remedy = "keep the loop over time, or give its module a method unroll with that loop in it"
+            raise TypeError(
+                f"{argument}: {kind} is or has a neuron of snnTorch ({type(module).__name__}), whose state can't be "
+                f"carried over time; {remedy}"
+            )

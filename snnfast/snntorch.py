@@ -5,7 +5,9 @@ Everything of ``snntorch`` is here under its own name (``snn.Synaptic``, ``snn.s
 :class:`Leaky` is another one: a subclass of ``snntorch.Leaky``, so that ``isinstance``, ``utils.reset``, ``backprop``
 and the NIR exporter know it. :func:`convert` turns the layers of an existing model into it, :func:`revert` back.
 
-snnTorch is an extra and not needed by the rest of the package: ``pip install 'snnfast[snntorch]'``.
+Submodules are found as well: ``import snnfast.snntorch.functional as SF`` gives ``snntorch.functional``.
+
+snnTorch is an extra and not needed by the rest of the package: ``pip install "snntorch>=1.0.0"``.
 
 Example::
 
@@ -17,150 +19,17 @@ Example::
 """
 
 import importlib
-import importlib.metadata
+import importlib.abc
+import importlib.machinery
 import importlib.util
 import pkgutil
-import re
-import weakref
-from typing import Any, ClassVar
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
 
-import torch
-from torch import Tensor, nn
-
-from snnfast._instances import Instances
-from snnfast.leaky import Leaky as _FusedLeaky
-
-_INSTALL = "pip install 'snnfast[snntorch]'"
-
-try:
-    import snntorch
-except ModuleNotFoundError as error:
-    if error.name != "snntorch":
-        raise
-    raise ModuleNotFoundError(
-        f"snnfast.snntorch needs snntorch >= 1.0.0, which is not installed: {_INSTALL}", name="snntorch"
-    ) from None
-
-
-def _check_version() -> None:
-    try:
-        version = importlib.metadata.version("snntorch")
-    except importlib.metadata.PackageNotFoundError:  # a source tree on the path
-        version = str(getattr(snntorch, "__version__", 0))
-    if int((re.match(r"\d+", version) or ["0"])[0]) < 1:
-        raise ImportError(f"snnfast.snntorch needs snntorch >= 1.0.0, but {version} is installed: {_INSTALL}")
-
-
-_check_version()
-
-
-class _Gone:
-    """Takes the place of a dead layer in snnTorch's list.
-
-    A layer may die between two lines of a loop of snnTorch's over that list, which then reads or writes its ``mem``.
-    """
-
-    @property
-    def mem(self) -> Tensor:
-        return torch.zeros(0)
-
-    @mem.setter
-    def mem(self, mem: Tensor) -> None:
-        pass
-
-
-_entries: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary()
-
-
-def _tell_snntorch(layer: nn.Module) -> None:
-    """Enter a layer into snnTorch's own list of neurons, weakly: ``snntorch.utils.reset`` goes through that list.
-
-    A dead entry stays, as something that snnTorch's loops over indices skip, until the next layer comes.
-    """
-    neurons: list[Any] = snntorch.SpikingNeuron.instances
-    entered = _entries.get(layer)
-    if any(n is entered for n in neurons if entered is not None):
-        return  # a layer that was reverted, and is converted again
-
-    def bury(dead: object, gone: type = _Gone) -> None:  # bound here: at exit the module's names are gone
-        for i, entry in enumerate(neurons):
-            if entry is dead:
-                neurons[i] = gone()
-
-    neurons[:] = [n for n in neurons if type(n) is not _Gone and n is not layer]
-    _entries[layer] = weakref.proxy(layer, bury)
-    neurons.append(_entries[layer])
-
-
-# Kept: a program may put our Leaky in the place of snntorch.Leaky.
-_Theirs = snntorch.Leaky
-
-# What snntorch.Leaky computes a step with, and the fused one does not.
-_PARTS = ("fire", "fire_inhibition", "mem_reset", "_base_state_function", "_base_sub", "_base_zero", "_base_int")
-
-
-class Leaky(_FusedLeaky, snntorch.Leaky):  # type: ignore[misc]  # snnTorch has no type hints
-    """:class:`snnfast.Leaky` that is a ``snntorch.Leaky`` as well: same arguments, same methods, same numbers.
-
-    A subclass that replaces a part of the step, such as ``fire``, needs a ``forward`` of its own that calls it; without
-    one it is an error, since the fused step calls no such part. Derive it from ``snntorch.Leaky`` instead.
-
-    Example::
-
-        >>> import torch, snntorch
-        >>> import snnfast.snntorch as snn
-        >>> lif = snn.Leaky(beta=0.9, init_hidden=True)
-        >>> isinstance(lif, snntorch.Leaky)
-        True
-    """
-
-    instances: ClassVar[Instances] = Instances()
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        if cls.forward is Leaky.forward:
-            for part in _PARTS:
-                if getattr(cls, part) is not getattr(Leaky, part):
-                    raise TypeError(
-                        f"{cls.__name__} replaces {part}, which the fused step of snnfast.snntorch.Leaky does not "
-                        "call: derive it from snntorch.Leaky, or give it a forward of its own"
-                    )
-
-    def __getattr__(self, name: str) -> Any:
-        # snnTorch's AttributeMonitor calls this by its name, where nn.Module knows only of buffers.
-        if name == "mem" and name in self.__dict__:
-            return self.__dict__[name]
-        return nn.Module.__getattr__(self, name)
-
-    def _register(self) -> None:
-        super()._register()
-        _FusedLeaky.instances.append(self)
-        _tell_snntorch(self)
-
-    def _unregister(self) -> None:
-        """For ``revert``; snnTorch's list keeps its entry."""
-        self.instances.remove(self)
-        _FusedLeaky.instances.remove(self)
-
-    @classmethod
-    def init(cls) -> None:
-        """Forget all layers, snnTorch's included: the next two methods reach only those made from now on."""
-        super().init()
-        snntorch.SpikingNeuron.init()
-
-    @classmethod
-    def detach_hidden(cls) -> None:
-        """Cut the held membrane of every layer, snnTorch's included, from its graph, in place."""
-        _Theirs.detach_hidden()
-
-    @classmethod
-    def reset_hidden(cls) -> None:
-        """Set the held membrane of every layer, snnTorch's included, to zeros."""
-        _Theirs.reset_hidden()
-
-
-# After Leaky, from which the module takes its class.
-from snnfast._convert import Report, convert, revert  # noqa: E402
+from snnfast._convert import Report, convert, revert
+from snnfast._snntorch_leaky import Leaky, snntorch
 
 __all__ = [
     "Leaky",
@@ -169,6 +38,32 @@ __all__ = [
     "revert",
     *(n for n in dir(snntorch) if not n.startswith("_") and n != "Leaky"),
 ]
+
+# Makes this module a package, so that the import system looks for submodules of it; no file is searched.
+__path__: list[str] = []
+
+
+class _Submodules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds snnTorch's submodules under the name of this module: the same module objects, imported when asked for."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if not fullname.startswith(f"{__name__}.") or importlib.util.find_spec(_snntorchs(fullname)) is None:
+            return None
+        return importlib.machinery.ModuleSpec(fullname, self)
+
+    def exec_module(self, module: ModuleType) -> None:
+        # What stands in sys.modules after this is what was imported. snnTorch's own module keeps its name and spec.
+        sys.modules[module.__name__] = importlib.import_module(_snntorchs(module.__name__))
+
+
+def _snntorchs(fullname: str) -> str:
+    return fullname.removeprefix("snnfast.")
+
+
+# First, since the usual finder would load a second copy of a module inside of snntorch.functional, from its file.
+sys.meta_path.insert(0, _Submodules())
 
 
 def __getattr__(name: str) -> Any:

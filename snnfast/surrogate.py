@@ -19,6 +19,7 @@ Example::
 """
 
 import math
+import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -225,12 +226,16 @@ class _Custom(Surrogate):
 
 
 class _CustomSpike(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, z: Tensor, function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
-        spk = (z > 0).to(z.dtype)
-        ctx.save_for_backward(z, spk)
-        ctx.function = function
-        return spk
+    def forward(z: Tensor, function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
+        return (z > 0).to(z.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Any], output: Tensor) -> None:
+        z, ctx.function = inputs
+        ctx.save_for_backward(z, output)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
@@ -269,11 +274,15 @@ _KNOWN = frozenset(_KERNELS.values())
 
 
 def _number(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
-    if math.isnan(value):
+    try:
+        number = float(value)
+    except OverflowError:
+        raise ValueError(f"{name}: expected a number that a float can hold, got a larger one") from None
+    if math.isnan(number):
         raise ValueError(f"{name}: expected a number, got NaN")
-    return float(value)
+    return number
 
 
 def atan(alpha: float = 2.0) -> Surrogate:

@@ -15,6 +15,9 @@ from snnfast import _ops, surrogate
 CURRENT = torch.rand(4, 3, 10)
 
 
+LAYOUTS = (torch.Tensor.to_sparse, torch.Tensor.to_sparse_csr, torch.Tensor.to_mkldnn)
+
+
 class Wrong:
     """A value whose type no argument takes."""
 
@@ -38,12 +41,16 @@ BAD_ARGUMENTS: list[tuple[str, Any, type[Exception]]] = [
     ("mem", torch.zeros(()), ValueError),
     ("mem", torch.zeros(0), ValueError),
     ("mem", torch.zeros(3, 10, device="meta"), ValueError),
+    ("current", torch.nested.nested_tensor([torch.zeros(3, 10), torch.zeros(2, 10)]), TypeError),
+    ("mem", torch.nested.nested_tensor([torch.zeros(3, 10), torch.zeros(2, 10)]), TypeError),
+    *(("mem", layout(torch.zeros(3, 10)), TypeError) for layout in LAYOUTS),
+    *((name, layout(torch.zeros(3, 10)), TypeError) for name in ("beta", "threshold") for layout in LAYOUTS),
     *((name, value, error) for name in ("beta", "threshold", "graded_spikes_factor") for value, error in (
         ("0.9", TypeError), (None, TypeError), (True, TypeError), ([0.9], TypeError), (1j, TypeError),
-        (Wrong(), TypeError), (math.nan, ValueError), (torch.zeros(10, dtype=torch.complex64), TypeError),
-        (torch.zeros(3), ValueError), (torch.zeros(4, 3, 10), ValueError), (torch.zeros(1, 3, 10), ValueError),
-        (torch.zeros(0), ValueError), (torch.zeros(3, 0), ValueError), (torch.zeros(10, device="meta"), ValueError),
-        (torch.zeros((), device="meta"), ValueError),
+        (Wrong(), TypeError), (math.nan, ValueError), (10**400, ValueError), (torch.zeros(3), ValueError),
+        (torch.zeros(10, dtype=torch.complex64), TypeError), (torch.zeros(4, 3, 10), ValueError),
+        (torch.zeros(1, 3, 10), ValueError), (torch.zeros(0), ValueError), (torch.zeros(3, 0), ValueError),
+        (torch.zeros(10, device="meta"), ValueError), (torch.zeros((), device="meta"), ValueError),
     )),
     ("spike_grad", 2.0, TypeError),
     ("spike_grad", "atan", TypeError),
@@ -51,10 +58,11 @@ BAD_ARGUMENTS: list[tuple[str, Any, type[Exception]]] = [
     ("reset_mechanism", "Subtract", ValueError),
     ("reset_mechanism", 0, TypeError),
     ("reset_mechanism", None, TypeError),
-    ("reset_delay", 1, TypeError),
+    ("reset_delay", 2, ValueError),
     ("reset_delay", None, TypeError),
     ("reset_delay", torch.tensor(True), TypeError),
-    ("record_mem", 0, TypeError),
+    ("record_mem", 2, ValueError),
+    ("record_mem", None, TypeError),
     ("record_mem", "last", TypeError),
     ("reduce", "mean", ValueError),
     ("reduce", "", ValueError),
@@ -70,6 +78,8 @@ BAD_ARGUMENTS: list[tuple[str, Any, type[Exception]]] = [
 
 def label(value: Any) -> str | None:
     if isinstance(value, torch.Tensor):
+        if value.is_nested or value.layout != torch.strided:
+            return "nested" if value.is_nested else str(value.layout)
         return f"{str(value.dtype)[6:]}{list(value.shape)}{value.device}"
     return (
         value.__name__ if isinstance(value, type) else str(value)[:12] if not isinstance(value, np.ndarray) else "numpy"
@@ -134,15 +144,19 @@ BAD_LAYERS: list[tuple[str, Any, type[Exception]]] = [
     *((name, value, error) for name in ("beta", "threshold", "graded_spikes_factor") for value, error in (
         ("0.9", TypeError), (None, TypeError), (True, TypeError), (["0.9"], TypeError), (math.nan, ValueError),
         ([0.9, [1.0]], TypeError), ([0.9, math.nan], ValueError), (torch.tensor([0.9, math.nan]), ValueError),
+        (10**400, ValueError), (2**70, ValueError), ([10**400], TypeError), (torch.zeros(3, 10).to_sparse(), TypeError),
     )),
-    *((name, value, TypeError) for value in (1, None, "yes") for name in (
+    *((name, value, error) for value, error in (
+        ("yes", TypeError), (1.0, TypeError), (torch.tensor(True), TypeError), (np.array([True]), TypeError),
+        (2, ValueError), (-1, ValueError), (np.int64(2), ValueError),
+    ) for name in (
         "init_hidden", "learn_beta", "learn_threshold", "output", "learn_graded_spikes_factor", "reset_delay",
+        "surrogate_disable", "inhibition",
     )),
+    ("reset_delay", None, TypeError),
     ("spike_grad", 2.0, TypeError),
     ("reset_mechanism", "substract", ValueError),
     ("reset_mechanism", 0, TypeError),
-    ("surrogate_disable", 1, TypeError),
-    ("inhibition", 1, TypeError),
     ("state_quant", True, TypeError),
     ("state_quant", 8, TypeError),
 ]  # fmt: skip
@@ -169,6 +183,7 @@ def test_leaky_learns_floating_tensors_only(name: str) -> None:
         ("forward", (torch.zeros(3, 4),), {}, "beta", ValueError),
         ("forward", (torch.zeros(3, 10), 0.5), {}, "mem", TypeError),
         ("forward", (torch.zeros(3, 10), torch.zeros(3, 10, dtype=torch.int64)), {}, "mem", TypeError),
+        ("forward", (torch.zeros(3, 10), torch.zeros(3, 10).to_sparse()), {}, "mem", TypeError),
         ("unroll", ([1.0],), {}, "current", TypeError),
         ("unroll", (torch.tensor(1.0),), {}, "current", ValueError),
         ("unroll", (torch.zeros(4, 3, 10, dtype=torch.int64),), {}, "current", TypeError),
@@ -182,7 +197,8 @@ def test_leaky_learns_floating_tensors_only(name: str) -> None:
         ("unroll", (CURRENT,), {"num_steps": 2.0}, "num_steps", TypeError),
         ("unroll", (CURRENT,), {"num_steps": True}, "num_steps", TypeError),
         ("unroll", (CURRENT,), {"record_mem": None}, "record_mem", TypeError),
-        ("unroll", (CURRENT,), {"record_mem": 1}, "record_mem", TypeError),
+        ("unroll", (CURRENT,), {"record_mem": 2}, "record_mem", ValueError),
+        ("unroll", (CURRENT, torch.zeros(3, 10).to_sparse()), {}, "mem", TypeError),
         ("unroll", (CURRENT,), {"reduce": "mean"}, "reduce", ValueError),
         ("unroll", (CURRENT,), {"membrane_dtype": torch.float16}, "membrane_dtype", ValueError),
     ],
@@ -229,7 +245,9 @@ def test_surrogates_name_the_wrong_argument(name: str) -> None:
     if name == "Surrogate" or not factory.__defaults__:
         pytest.skip("takes no numbers")
     for argument in factory.__code__.co_varnames[: factory.__code__.co_argcount]:
-        for value, error in (("2", TypeError), (None, TypeError), (True, TypeError), (math.nan, ValueError)):
+        for value, error in (
+            ("2", TypeError), (None, TypeError), (True, TypeError), (math.nan, ValueError), (10**400, ValueError)
+        ):  # fmt: skip
             with pytest.raises(error, match=rf"^{argument}\b"):
                 factory(**{argument: value})
 

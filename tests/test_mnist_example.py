@@ -67,8 +67,8 @@ def test_training_on_a_folder_prints_the_accuracy_and_saves_weights_and_figures(
         assert f"saved {Path('out/here') / name}" in out
         assert (tmp_path / "out/here" / name).read_bytes().startswith(b"\x89PNG")
     weights = torch.load(tmp_path / "out/here/model.pt")
-    assert weights["layers.0.weight"].shape == (30, 784)
-    assert weights["layers.2.weight"].shape == (10, 30)
+    assert weights["0.weight"].shape == (30, 784)
+    assert weights["2.weight"].shape == (10, 30)
 
 
 def test_both_codes_read_the_same_output_spikes(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
@@ -105,7 +105,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(
 
     def train(name: str, seed: int) -> torch.Tensor:
         assert run(*SMALL, "--epochs", "1", "--limit", "48", "--seed", str(seed), "--output", name) == 0
-        return torch.load(tmp_path / name / "model.pt")["layers.0.weight"]
+        return torch.load(tmp_path / name / "model.pt")["0.weight"]
 
     first, again, other = train("a", 1), train("b", 1), train("c", 2)
     assert torch.equal(first, again)
@@ -195,4 +195,4 @@ def test_ctrl_c_keeps_what_was_learned(mnist: Path, tmp_path: Path) -> None:
     assert process.returncode == 130
     assert "test accuracy" in rest
     assert (tmp_path / "figures" / "training.png").exists()
-    assert torch.load(tmp_path / "figures" / "model.pt")["layers.0.weight"].shape == (30, 784)
+    assert torch.load(tmp_path / "figures" / "model.pt")["0.weight"].shape == (30, 784)

@@ -1,0 +1,285 @@
+"""MultiStep is an nn.Sequential: its checkpoints, nesting, skip connections, modules with an unroll of their own."""
+
+import copy
+import pickle
+from collections import OrderedDict
+from typing import Any
+
+import pytest
+import snntorch
+import torch
+from helpers import assert_bits_equal, assert_close
+from snntorch import utils
+from test_multistep import eighths, exact, loop
+from torch import Tensor, nn
+
+import snnfast.snntorch as snn
+from snnfast import Leaky, MultiStep, Residual
+
+
+def layers() -> list[nn.Module]:
+    return [exact(nn.Linear(6, 5)), Leaky(0.5, learn_beta=True), exact(nn.Linear(5, 4)), Leaky(0.75)]
+
+
+# ---- a sequence
+
+
+def test_checkpoints_of_a_sequential_and_of_a_multistep_are_the_same() -> None:
+    made = [nn.Sequential(nn.Sequential(*layers()[:2]), *layers()[2:]) for _ in range(2)]
+    net = MultiStep(*made[0])
+    assert list(net.state_dict()) == list(made[1].state_dict())
+    net.load_state_dict(made[1].state_dict(), strict=True)
+    for name, expected in made[1].state_dict().items():
+        assert_bits_equal(net.state_dict()[name], expected, name)
+    made[0].load_state_dict(net.state_dict(), strict=True)
+
+
+def test_checkpoints_with_the_keys_of_the_first_version_load() -> None:
+    net = MultiStep(nn.Sequential(*layers()[:2]), nn.Sequential(nn.Sequential(layers()[2]), layers()[3]))
+    names = {"0.0": 0, "0.1": 1, "1.0.0": 2, "1.1": 3}
+    old = {}
+    for key, value in copy.deepcopy(net.state_dict()).items():
+        name, _, parameter = key.rpartition(".")
+        old[f"layers.{names[name]}.{parameter}"] = value + 1
+    outer, prefixed = nn.ModuleDict({"net": net}), {f"net.{key}": value for key, value in old.items()}
+    for module, state in ((net, old), (outer, prefixed)):
+        before = copy.deepcopy(net.state_dict())
+        module.load_state_dict(state, strict=True)
+        for key, value in net.state_dict().items():
+            assert_bits_equal(value, before[key] + 1 if module is net else before[key], key)
+        assert all(key.startswith(("layers.", "net.layers.")) for key in state)  # the caller's dict is left alone
+    with pytest.raises(RuntimeError, match=r"Unexpected key\(s\) in state_dict: \"layers\.4\.weight\""):
+        net.load_state_dict({**old, "layers.4.weight": torch.zeros(1)})
+
+
+def test_names_indices_slices_and_length_are_those_of_a_sequential() -> None:
+    parts = layers()
+    net = MultiStep(OrderedDict(zip(("fc1", "lif1", "fc2", "lif2"), parts, strict=True)))
+    assert list(net.state_dict())[:3] == ["fc1.weight", "fc1.bias", "lif1.beta"]
+    assert net.fc1 is net[0] is parts[0]
+    assert len(net) == 4
+    assert list(net) == net.layers == parts
+    x = eighths(5, 3, 6)
+    hidden, rest = net[:2], net[2:]
+    assert type(hidden) is MultiStep
+    for a, b in zip(rest(hidden(x)[0]), net(x), strict=True):
+        assert_bits_equal(a, b)
+    for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        for a, b in zip(other(x), net(x), strict=True):
+            assert_bits_equal(a, b)
+
+
+def test_snntorchs_reset_finds_the_layers() -> None:
+    net = MultiStep(nn.Linear(6, 5), snn.Leaky(0.9, init_hidden=True))
+    net(torch.rand(3, 2, 6) * 3)
+    assert net[1].mem.any()
+    utils.reset(net)
+    assert not net[1].mem.any()
+
+
+@pytest.mark.parametrize("num_steps", [None, 5], ids=["sequence", "constant"])
+def test_a_multistep_in_a_multistep_is_opened(num_steps: int | None, backend: str) -> None:
+    parts = layers()
+    x = eighths(3, 6) if num_steps else eighths(5, 3, 6)
+    for net in (
+        MultiStep(MultiStep(*parts[:2]), nn.Sequential(MultiStep(*parts[2:]))),
+        MultiStep(MultiStep(MultiStep(*parts))),
+    ):
+        assert net.layers == parts
+        expected = MultiStep(*parts)(x, num_steps, record_mem=False)
+        for a, b in zip(net(x, num_steps, record_mem=False), expected, strict=True):
+            assert_bits_equal(a, b)
+
+
+def test_a_subclass_may_call_forward_from_its_own() -> None:
+    class Rates(MultiStep):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x, 4, reduce="sum")[0] / 4
+
+    net, x = Rates(*layers()), eighths(3, 6)
+    assert_close(net(x), MultiStep(*net)(x, 4)[0].mean(0), 1e-6)
+    with pytest.raises(TypeError, match=r"layers: Rates calls a Leaky in its forward.*a method unroll"):
+        MultiStep(net)
+
+
+def test_a_sequential_with_a_forward_of_its_own_is_one_layer() -> None:
+    class Scaled(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return 100 * super().forward(x)
+
+    net = MultiStep(Scaled(nn.Identity()))
+    torch.testing.assert_close(net(torch.ones(3, 2, 4)), torch.full((3, 2, 4), 100.0))
+
+
+# ---- neurons that it can't carry over time
+
+
+@pytest.mark.parametrize(
+    ("neuron", "remedy"),
+    [
+        (lambda: snntorch.Leaky(0.9, init_hidden=True), "use snnfast.Leaky, or snnfast.snntorch.convert"),
+        (lambda: snntorch.Synaptic(0.9, 0.8, init_hidden=True), "keep the loop over time, or .* unroll"),
+        (lambda: snntorch.LeakyParallel(5, 5), "keep the loop over time, or .* unroll"),
+    ],
+    ids=["Leaky", "Synaptic", "LeakyParallel"],
+)
+def test_a_neuron_of_snntorch_is_refused_with_a_remedy_that_helps(neuron: Any, remedy: str) -> None:
+    class Holder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inside = neuron()
+
+    for made in (neuron(), Holder()):
+        with pytest.raises(TypeError, match=rf"layers: .* is or has a neuron of snnTorch .*{remedy}"):
+            MultiStep(nn.Linear(5, 5), made)
+
+
+def test_layers_that_were_changed_after_construction_are_checked_too() -> None:
+    net = MultiStep(nn.Linear(5, 5), snn.Leaky(0.9), nn.Linear(5, 5))
+    snn.revert(net)
+    with pytest.raises(TypeError, match="neuron of snnTorch"):
+        net(torch.rand(3, 2, 5))
+
+
+def test_a_list_of_modules_which_has_no_forward_is_refused() -> None:
+    for layer in (snntorch.BatchNormTT1d(5, 4), nn.ModuleDict({"a": nn.Linear(5, 5)})):
+        with pytest.raises(TypeError, match=r"^layers: Module(List|Dict) has no forward; .* unroll"):
+            MultiStep(nn.Linear(5, 5), layer)
+
+
+# ---- skip connections
+
+
+def looped(block: list[nn.Module], shortcut: list[nn.Module], x: Tensor, num_steps: int | None) -> Tensor:
+    return loop(block, x, num_steps)[0] + loop(shortcut, x, num_steps)[0]
+
+
+@pytest.mark.parametrize("num_steps", [None, 5], ids=["sequence", "constant"])
+def test_a_skip_connection_equals_the_loop_with_one(num_steps: int | None, backend: str) -> None:
+    body, shortcut = [exact(nn.Linear(6, 6)), Leaky(0.5)], [exact(nn.Linear(6, 6)), Leaky(0.25)]
+    x = (eighths(3, 6) if num_steps else eighths(5, 3, 6)).requires_grad_()
+    parameters = [p for layer in (*body, *shortcut) for p in layer.parameters()]
+    for block, expected in (
+        (Residual(*body), looped(body, [nn.Identity()], x, num_steps)),
+        (Residual(*body, shortcut=shortcut[0]), looped(body, shortcut[:1], x, num_steps)),
+        (Residual(*body, shortcut=nn.Sequential(*shortcut)), looped(body, shortcut, x, num_steps)),
+        (Residual(body[0], shortcut=MultiStep(*shortcut)), looped(body[:1], shortcut, x, num_steps)),
+    ):
+        for found in (block(x, num_steps), MultiStep(block, nn.Identity())(x, num_steps)):
+            assert expected.any()
+            assert_bits_equal(found, expected)
+            grads = [torch.autograd.grad(y.square().sum(), [x, *parameters], allow_unused=True, retain_graph=True)
+                     for y in (found, expected)]  # fmt: skip
+            for a, b in zip(*grads, strict=True):
+                assert_close(a, b, 1e-5)
+
+
+def test_a_spiking_resnet_in_sequence_equals_its_loop(backend: str) -> None:
+    torch.manual_seed(1)
+    conv = [exact(nn.Conv2d(1, 4, 3, padding=1)), Leaky(0.5)]
+    first = [exact(nn.Conv2d(4, 4, 3, padding=1)), Leaky(0.5), exact(nn.Conv2d(4, 4, 3, padding=1)), Leaky(0.5)]
+    down, across = [exact(nn.Conv2d(4, 4, 3, stride=2, padding=1)), Leaky(0.5)], [exact(nn.Conv2d(4, 4, 1, stride=2))]
+    head = [nn.Flatten(), exact(nn.Linear(64, 3)), Leaky(0.5)]
+    net = MultiStep(*conv, Residual(*first), Residual(*down, shortcut=across[0]), *head)
+    x = eighths(5, 2, 1, 8, 8)
+    hidden = loop(conv, x)[0]
+    hidden = loop(first, hidden)[0] + hidden
+    hidden = loop(down, hidden)[0] + loop(across, hidden)[0]
+    expected = loop(head, hidden)
+    found = net(x)
+    assert found[0].any()
+    for a, b in zip(found, expected, strict=True):
+        assert b is not None
+        assert_bits_equal(a, b)
+
+
+def test_skips_nest_and_without_a_neuron_a_constant_stays_constant() -> None:
+    inner = [exact(nn.Linear(6, 6)), Leaky(0.5)]
+    outer = exact(nn.Linear(6, 6))
+    x = eighths(5, 3, 6)
+    middle = loop([outer], x)[0]
+    assert_bits_equal(Residual(outer, Residual(*inner))(x), loop(inner, middle)[0] + middle + x)
+    assert_bits_equal(Residual(outer)(x[0], 5), outer(x[0]) + x[0])
+    assert MultiStep(Residual(outer), nn.Linear(6, 2))(x[0], 5).shape == (3, 2)
+
+
+def test_wrong_skips_are_named() -> None:
+    with pytest.raises(TypeError, match=r"^shortcut: expected torch\.nn\.Module or None, got str"):
+        Residual(nn.Linear(6, 6), shortcut="identity")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"^shortcut: Synaptic is or has a neuron of snnTorch"):
+        Residual(nn.Linear(6, 6), shortcut=snntorch.Synaptic(0.9, 0.8))
+    with pytest.raises(ValueError, match=r"^layers: expected at least one"):
+        Residual()
+    for x, num_steps in ((torch.rand(5, 3, 6), None), (torch.rand(3, 6), 5)):
+        with pytest.raises(ValueError, match=r"^shortcut: expected steps of the shape .*\(3, 1\), got \(3, 6\)"):
+            Residual(nn.Linear(6, 1), Leaky(0.9))(x, num_steps)
+    with pytest.raises(ValueError, match=r"^reduce: needs a Leaky as the last layer, got Residual"):
+        MultiStep(Residual(nn.Linear(6, 6), Leaky(0.9)))(torch.rand(5, 3, 6), reduce="sum")
+
+
+# ---- modules that unroll themselves
+
+
+class Recurrent(nn.Module):
+    """A loop over time of its own, with a neuron of snnTorch in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lif = snntorch.RLeaky(0.9, all_to_all=False)
+
+    def unroll(self, x: Tensor) -> Tensor:
+        spk, mem = self.lif.init_rleaky()
+        spk_rec = []
+        for step in x:
+            spk, mem = self.lif(step, spk, mem)
+            spk_rec.append(spk)
+        return torch.stack(spk_rec)
+
+
+@pytest.mark.parametrize("num_steps", [None, 5], ids=["sequence", "constant"])
+def test_a_module_with_an_unroll_of_its_own_gets_all_time_steps(num_steps: int | None) -> None:
+    block, head = Recurrent(), layers()[2:]
+    head[0] = exact(nn.Linear(6, 4))
+    x = eighths(3, 6) * 3 if num_steps else eighths(5, 3, 6) * 3
+    over_time = x.expand(5, 3, 6) if num_steps else x
+    expected = MultiStep(*head)(block.unroll(over_time))
+    for a, b in zip(MultiStep(block, *head)(x, num_steps), expected, strict=True):
+        assert a.any()
+        assert_bits_equal(a, b)
+
+
+@pytest.mark.parametrize("returned", [lambda x: (x, x), lambda x: x[0], lambda x: None], ids=["tuple", "step", "None"])
+def test_an_unroll_that_returns_something_else_is_named(returned: Any) -> None:
+    class Block(nn.Module):
+        def unroll(self, x: Tensor) -> Any:
+            return returned(x)
+
+    with pytest.raises(ValueError, match=r"Block\.unroll: expected it to return \[T, B, \*\], T=5, got"):
+        MultiStep(Block())(torch.rand(5, 3, 6))
+
+
+def test_compiled_it_is_one_graph_and_equals_eager() -> None:
+    net = MultiStep(
+        nn.Sequential(*layers()[:2]), Residual(exact(nn.Linear(5, 5)), Leaky(0.9)), MultiStep(*layers()[2:])
+    )
+    torch._dynamo.reset()
+    compiled, x = torch.compile(net, fullgraph=True, backend="aot_eager"), eighths(5, 3, 6)
+    expected = net(x, return_states=True, return_spikes=True)
+    found = compiled(x, return_states=True, return_spikes=True)
+    flat = [[*out[:2], *out[2], *out[3]] for out in (found, expected)]
+    for a, b in zip(*flat, strict=True):
+        assert_bits_equal(a, b)
+    torch._dynamo.reset()
+
+
+def test_weights_load_from_a_loop_whose_layers_have_names() -> None:
+    class Loop(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc1, self.lif1, self.fc2, self.lif2 = layers()
+
+    model = Loop()
+    net = MultiStep(OrderedDict(zip(("fc1", "lif1", "fc2", "lif2"), layers(), strict=True)))
+    net.load_state_dict(model.state_dict(), strict=True)
+    assert_bits_equal(net.fc1.weight, model.fc1.weight)
+    assert_bits_equal(net.lif1.beta, model.lif1.beta)

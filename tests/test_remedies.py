@@ -1,0 +1,195 @@
+"""What the docs tell users to do instead, where something is not supported, works; what they call an error is one."""
+
+import pickle
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import snntorch
+import torch
+from helpers import assert_bits_equal, assert_close
+from test_fresh_process import Run, run  # noqa: F401 - a fixture
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+import snnfast
+import snnfast.snntorch as snn
+from snnfast import surrogate
+
+
+def loss(lif: Any) -> Callable[[Tensor], Tensor]:
+    def loss(x: Tensor) -> Tensor:
+        spk, mem = lif.unroll(x)
+        return spk.sum() + mem.square().sum()  # type: ignore[no-any-return]
+
+    return loss
+
+
+# ---- derivatives
+
+SURROGATES: dict[str, Any] = {
+    "atan": surrogate.atan(),
+    "LSO": surrogate.LSO(),
+    "disabled": surrogate.DISABLED,
+    "custom": surrogate.custom_surrogate(lambda z, grad, spk: grad * torch.exp(-z.abs())),
+    "snntorchs": snntorch.surrogate.fast_sigmoid(slope=5),
+}
+
+
+@pytest.mark.parametrize("delay", [True, False], ids=["delay", "nodelay"])
+@pytest.mark.parametrize("name", SURROGATES)
+def test_under_the_reference_the_transforms_of_torch_func_give_the_gradients_of_autograd(
+    name: str, delay: bool
+) -> None:
+    f, x = loss(snn.Leaky(0.9, spike_grad=SURROGATES[name], reset_delay=delay)), torch.rand(7, 3, 6) * 2
+    leaf = x.clone().requires_grad_()
+    with snnfast.use_backend("reference"):
+        (expected,) = torch.autograd.grad(f(leaf), leaf)
+        assert_close(torch.func.grad(f)(x), expected, 1e-6)
+        assert_close(torch.func.vjp(f, x)[1](torch.tensor(1.0))[0], expected, 1e-6)
+        assert_close(torch.func.jacrev(f)(x), expected, 1e-6)
+        per_sample = torch.func.vmap(torch.func.grad(f), in_dims=1, out_dims=1)(x)
+        assert_close(per_sample, expected, 1e-6)
+        (second,) = torch.autograd.grad(
+            torch.autograd.grad(f(leaf), leaf, create_graph=True)[0].square().sum(), leaf, allow_unused=True
+        )
+        assert second is not None
+
+
+def test_vmap_without_a_derivative_works_on_both_backends(backend: str) -> None:
+    lif, x = snnfast.Leaky(0.9), torch.rand(7, 3, 6) * 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch says that it goes sample by sample
+        found = torch.func.vmap(lif.unroll, in_dims=1, out_dims=1)(x)
+    for a, b in zip(found, lif.unroll(x), strict=True):
+        assert_bits_equal(a, b)
+
+
+def test_on_the_kernels_a_gradient_transform_is_an_error_and_forward_mode_everywhere(backend: str) -> None:
+    f, x = loss(snnfast.Leaky(0.9)), torch.rand(7, 3, 6)
+    if backend == "fused":
+        with pytest.raises(RuntimeError, match="functorch"):
+            torch.func.grad(f)(x)
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        torch.func.jvp(f, (x,), (x,))
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="jvp"):
+        f(forward_ad.make_dual(x, x))
+
+
+def test_snntorch_has_second_derivatives_and_no_transforms() -> None:
+    def f(x: Tensor) -> Tensor:
+        return snntorch.Leaky(0.9)(x, torch.zeros(3, 6))[0].sum()  # type: ignore[no-any-return]
+
+    x = torch.rand(3, 6, requires_grad=True)
+    (grad,) = torch.autograd.grad(f(x), x, create_graph=True)
+    assert torch.autograd.grad(grad.sum(), x)[0].any()
+    for transform in (torch.func.grad(f), lambda x: torch.func.jvp(f, (x,), (x,))):
+        with pytest.raises(RuntimeError, match="functorch"):
+            transform(x.detach())
+
+
+# ---- handing a model on
+
+
+def test_a_converted_model_is_handed_on_whole_or_as_a_state_dict_and_a_reverted_one_as_the_latter() -> None:
+    net, theirs = (nn.Sequential(nn.Linear(3, 4), snntorch.Leaky(0.9, learn_beta=True)) for _ in range(2))
+    snn.convert(net)
+    assert type(pickle.loads(pickle.dumps(net))[1]) is snn.Leaky
+    states = [net.state_dict()]
+    snn.revert(net)
+    states.append(net.state_dict())
+    for state in states:
+        theirs.load_state_dict(state, strict=True)
+        assert_bits_equal(theirs[0].weight, net[0].weight)
+    for model in (net, theirs):
+        with pytest.raises((AttributeError, pickle.PicklingError)):
+            pickle.dumps(model)
+
+
+# ---- export
+
+
+class Step(nn.Module):
+    """One step, its membrane passed and returned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.lif = nn.Linear(6, 5), snn.Leaky(0.9)
+
+    def forward(self, x: Tensor, mem: Tensor) -> Any:
+        return self.lif(self.fc(x), mem)
+
+
+def programs() -> dict[str, tuple[nn.Module, tuple[Tensor, ...]]]:
+    net = snnfast.MultiStep(nn.Linear(6, 5), snnfast.Leaky(0.9), nn.Linear(5, 2), snnfast.Leaky(0.8, 0.1)).eval()
+    return {"unroll": (net, (torch.rand(7, 3, 6) * 3,)), "step": (Step().eval(), (torch.rand(3, 6), torch.rand(3, 5)))}
+
+
+LOAD = """
+import torch
+{first}
+program = torch.{kind}.load("program")
+program = program.module() if "{kind}" == "export" else program
+args, expected = torch.load("expected.pt")
+with torch.no_grad():
+    print(all(torch.equal(a, b) for a, b in zip(program(*args), expected)), "snnfast" in sys.modules)
+"""
+FAILS = """
+import torch
+try:
+    torch.{kind}.load("program")
+except Exception:
+    print("fails")
+"""
+
+
+@pytest.mark.parametrize("name", ["unroll", "step"])
+@pytest.mark.parametrize("kind", ["jit", "export", "export-reference"])
+@pytest.mark.filterwarnings("ignore:The tensor attribute", "ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_an_exported_program_is_loaded_in_a_fresh_process(kind: str, name: str, run: Run, tmp_path: Path) -> None:  # noqa: F811
+    model, args = programs()[name]
+    kind, _, backend = kind.partition("-")
+    with torch.no_grad(), snnfast.use_backend(backend or "fused"):
+        torch.save((args, model(*args)), tmp_path / "expected.pt")
+        if kind == "jit":
+            torch.jit.save(torch.jit.trace(model, args), tmp_path / "program")
+        else:
+            torch.export.save(torch.export.export(model, args), tmp_path / "program")
+    if backend:
+        assert run(LOAD.format(kind=kind, first="")) == "True False"
+    else:
+        assert run(LOAD.format(kind=kind, first="import snnfast")) == "True True"
+        assert run(FAILS.format(kind=kind)) == "fails"
+
+
+@pytest.mark.parametrize("name", ["unroll", "step"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_a_trace_of_the_reference_runs_and_cannot_be_saved(name: str, tmp_path: Path) -> None:
+    model, args = programs()[name]
+    with torch.no_grad(), snnfast.use_backend("reference"):
+        traced = torch.jit.trace(model, args)
+        for a, b in zip(traced(*args), model(*args), strict=True):
+            assert_bits_equal(a, b)
+        with pytest.raises(RuntimeError, match="Could not export Python function call"):
+            torch.jit.save(traced, tmp_path / "program")
+
+
+@pytest.mark.parametrize("name", ["unroll", "step"])
+@pytest.mark.filterwarnings("ignore")
+def test_onnx_takes_what_is_exported_under_the_reference_only(name: str, tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx", reason="onnx is not installed")
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+    from onnx.reference import ReferenceEvaluator
+
+    model, args = programs()[name]
+    with snnfast.use_backend("reference"):
+        torch.onnx.export(model, args, tmp_path / "net.onnx", dynamo=True, verbose=False)
+    loaded = onnx.load(tmp_path / "net.onnx")
+    assert {node.domain for node in loaded.graph.node} <= {"", "pkg.onnxscript.torch_lib"}
+    inputs = {i.name: arg.numpy() for i, arg in zip(loaded.graph.input, args, strict=True)}
+    for found, expected in zip(ReferenceEvaluator(loaded).run(None, inputs), model(*args), strict=True):
+        torch.testing.assert_close(torch.as_tensor(found), expected.detach())
+    with snnfast.use_backend("fused"), pytest.raises(Exception, match="ONNX"):
+        torch.onnx.export(model, args, tmp_path / "fused.onnx", dynamo=True, verbose=False)
