@@ -1,16 +1,18 @@
-"""What the examples on snnTorch's tutorials share: options, minibatches, training, and losses side by side."""
+"""What the examples share: options, errors, minibatches, training, and losses side by side."""
 
 import argparse
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain, islice, repeat
 from statistics import median
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import torch
 from data import Digits, InputError
+from startup import INTERRUPTED, interruptible, say_interrupted
 from timing import why_not_fused
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -23,17 +25,51 @@ Forward = Callable[[Tensor], tuple[Tensor, Tensor]]
 """``[B, *]`` to the output layer's ``(spk_rec, mem_rec)``, both ``[T, B, N]``."""
 
 
-def positive(number: type[int] | type[float]) -> Callable[[str], float]:
-    def parse(text: str) -> float:
+# More threads than any machine has; libgomp ends the process where it can't make as many as it is told to.
+_MAX_THREADS = 1024
+# What PyTorch and snnfast say where memory is too small for a tensor, or an address for its size.
+_NO_MEMORY = re.compile(
+    r"(can't|cannot|could not|failed to) allocate|bad_alloc|out of memory|not enough memory"
+    r"|storage size calculation overflowed|integer multiplication overflow|more elements than memory can hold",
+    re.IGNORECASE,
+)
+_SIZE = re.compile(r"tried to allocate ([\d.]+ \w+)", re.IGNORECASE)
+
+
+class Parser(argparse.ArgumentParser):
+    """One that tells of a wrong argument in one line, as the examples do of everything else that is wrong."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}\n")
+
+
+def integer(low: int = 1, high: int = 2**31 - 1) -> Callable[[str], int]:
+    def parse(text: str) -> int:
         try:
-            value = number(text)
+            value = int(text)
         except ValueError:
-            value = number(0)
-        if not 0 < value < float("inf"):
-            raise argparse.ArgumentTypeError(f"expected a positive {number.__name__}, got {text!r}")
+            value = low - 1
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"expected an integer from {low} to {high}, got {text!r}")
         return value
 
     return parse
+
+
+def positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a positive number, got {text!r}")
+    return value
+
+
+def folder(text: str) -> str:
+    if not text:  # often a variable of the shell that is not set
+        raise argparse.ArgumentTypeError("expected a folder, got ''")
+    return text
 
 
 def choose_device(name: str) -> torch.device:
@@ -41,37 +77,72 @@ def choose_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-        torch.zeros((), device=device)
-    except (AssertionError, RuntimeError) as error:
+        torch.zeros((), device=device).item()  # read, because a meta tensor can be made but has no numbers
+    except (AssertionError, ImportError, RuntimeError) as error:
         raise InputError(f"--device {name}: {str(error).splitlines()[0]}") from None
     return device
+
+
+def choose_backend(name: str, device: torch.device) -> tuple[str, str]:
+    """What :func:`snnfast.use_backend` is to be given, and the same in words."""
+    if name == "reference":
+        return name, "reference loop"
+    if (reason := why_not_fused(device)) is None:
+        return "fused", "fused kernels"
+    if name == "fused":
+        raise InputError(f"--backend fused: {reason}")
+    return "reference", f"reference loop ({reason})"
 
 
 def make_parser(
     description: str, *, num_steps: int, compare: int, batch_size: int | None = None
 ) -> argparse.ArgumentParser:
     """The options that these examples have in common, with their defaults; a minibatch only where there is one."""
-    parser = argparse.ArgumentParser(description=description)
+    parser = Parser(description=description)
     add = parser.add_argument
     if batch_size is not None:
-        add("--batch-size", type=positive(int), default=batch_size, help="images in a minibatch (default: %(default)s)")
-    add("--num-steps", type=positive(int), default=num_steps, help="time steps (default: %(default)s)")
+        add("--batch-size", type=integer(), default=batch_size, help="images in a minibatch (default: %(default)s)")
+    add("--num-steps", type=integer(), default=num_steps, help="time steps (default: %(default)s)")
     add(
         "--compare",
-        type=positive(int),
+        type=integer(),
         default=compare,
         metavar="N",
         help="iterations whose losses are shown side by side (default: %(default)s)",
     )
-    add("--seed", type=int, default=0, help="seed of the weights and of the order of images (default: %(default)s)")
-    add("--device", default="auto", help="cpu, cuda, cuda:1 ... (default: the GPU where PyTorch sees one)")
-    add("--threads", type=positive(int), metavar="N", help="CPU threads (default: as many as PyTorch chooses)")
+    add_run(parser)
     return parser
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """Where and how it is computed: what :func:`run_main` and ``run`` need of every example."""
+    add = parser.add_argument
+    add(
+        "--seed",
+        type=integer(-(2**63), 2**64 - 1),  # what torch.manual_seed takes
+        default=0,
+        help="seed of the weights and of the order of images (default: %(default)s)",
+    )
+    add("--device", default="auto", help="cpu, cuda, cuda:1 ... (default: the GPU where PyTorch sees one)")
+    add(
+        "--threads",
+        type=integer(1, _MAX_THREADS),
+        metavar="N",
+        help="CPU threads (default: as many as PyTorch chooses)",
+    )
+    add(
+        "--backend",
+        choices=("auto", "fused", "reference"),
+        default=os.environ.get("SNNFAST_BACKEND") or "auto",
+        help="the fused kernels, the plain PyTorch loop, or the better one there is (default: %(default)s, which the "
+        "environment variable SNNFAST_BACKEND sets)",
+    )
 
 
 def add_data_path(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data-path",
+        type=folder,
         default=os.environ.get("SNNFAST_DATA") or None,
         metavar="FOLDER",
         help="folder that holds MNIST/raw as torchvision stores it (default: the environment variable SNNFAST_DATA; "
@@ -84,29 +155,54 @@ def add_length(parser: argparse.ArgumentParser) -> None:
     length = parser.add_mutually_exclusive_group()
     length.add_argument(
         "--epochs",
-        type=positive(int),
+        type=integer(),
         help="passes over the training images (default: 1, or 40 over the small digits set)",
     )
-    length.add_argument("--iterations", type=positive(int), help="minibatches to train on, in place of --epochs")
+    length.add_argument("--iterations", type=integer(), help="minibatches to train on, in place of --epochs")
 
 
-def run_main(run: Callable[[argparse.Namespace, torch.device], None], args: argparse.Namespace) -> int:
-    """Run an example; returns its exit code."""
+def run_main(run: Callable[[argparse.Namespace, torch.device], int | None], args: argparse.Namespace) -> int:
+    """Run an example; returns its exit code, which is 0 unless ``run`` returns another.
+
+    A wrong argument, a file that can't be read or written and a lack of memory are one line on stderr, and 2 is
+    returned; after Ctrl-C it is 130.
+    """
     try:
-        device = choose_device(args.device)
-        if args.threads is not None:
-            torch.set_num_threads(args.threads)
-        reason = why_not_fused(device)
-        kernels = "fused kernels" if reason is None else f"reference loop ({reason})"
-        print(f"device: {device}, {torch.get_num_threads()} CPU threads; snnfast: {kernels}", flush=True)
-        run(args, device)
+        with interruptible():
+            device = choose_device(args.device)
+            if args.threads is not None:
+                torch.set_num_threads(args.threads)
+            backend, kernels = choose_backend(args.backend, device)
+            print(f"device: {device}, {torch.get_num_threads()} CPU threads; snnfast: {kernels}", flush=True)
+            with snnfast.use_backend(backend):
+                code = run(args, device)
+            sys.stdout.flush()
+            return code or 0
+    except KeyboardInterrupt:
+        say_interrupted()
+        return INTERRUPTED
     except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        return 130
-    return 0
+        _drop_unwritten()
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        size = _SIZE.search(str(error))
+        lower = [f"--{name}" for name in ("hidden", "batch-size", "num-steps") if name.replace("-", "_") in args]
+        print(f"error: not enough memory{f' for {size[1]}' if size else ''}; lower {', '.join(lower)}", file=sys.stderr)
+    return 2
+
+
+def _out_of_memory(error: Exception) -> bool:
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or _NO_MEMORY.search(str(error)) is not None
+
+
+def _drop_unwritten() -> None:
+    """Where stdout takes no more (a full disk, a pipe that is closed), Python would try again at exit, and complain."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def describe(data: Digits) -> str:

@@ -16,28 +16,31 @@ import copy
 import sys
 from collections.abc import Sequence
 
-import torch
-from common import (
-    accuracy_on_test_images,
-    add_data_path,
-    describe,
-    endless,
-    in_turn,
-    loop,
-    make_parser,
-    make_trainer,
-    minibatches,
-    positive,
-    print_losses,
-    print_times,
-    run_main,
-    unroll,
-)
-from data import CLASSES, SIDE, load
-from torch import nn
+from startup import importing
 
-import snnfast
-from snnfast import losses
+with importing(__name__):
+    import torch
+    from common import (
+        accuracy_on_test_images,
+        add_data_path,
+        describe,
+        endless,
+        in_turn,
+        integer,
+        loop,
+        make_parser,
+        make_trainer,
+        minibatches,
+        print_losses,
+        print_times,
+        run_main,
+        unroll,
+    )
+    from data import CLASSES, SIDE, load
+    from torch import nn
+
+    import snnfast
+    from snnfast import losses
 
 BETA, SLOPE, LR = 0.5, 25, 1e-2
 
@@ -100,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_data_path(parser)
     parser.add_argument(
         "--iterations",
-        type=positive(int),
+        type=integer(),
         default=50,
         help="minibatches to train on, of which an epoch of MNIST has 468 (default: %(default)s)",
     )

@@ -1,16 +1,19 @@
 """The two figures of the MNIST example."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
 import torch
+from files import write_whole
 from torch import Tensor
 
 matplotlib.use("Agg")  # files only: works without a display
 
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 _HIDDEN, _OUTPUT, _RIGHT = "tab:blue", "tab:orange", "tab:green"
 
@@ -23,8 +26,7 @@ def save_training(path: Path, losses: Sequence[float], accuracies: Sequence[floa
     axes[0].set(ylabel="loss", ylim=(0, None))
     _curve(axes[1], [100 * a for a in accuracies], _RIGHT)
     axes[1].set(ylabel="accuracy of the batch (%)", xlabel="iteration", ylim=(0, 102))
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    _save(figure, path)
 
 
 def _curve(ax: Axes, values: Sequence[float], color: str) -> None:
@@ -83,8 +85,7 @@ def save_raster(
         ax.tick_params(labelbottom=False)
     for ax in (top_counts, bottom_counts):
         ax.tick_params(labelleft=False)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    _save(figure, path)
 
 
 def _spikes(
@@ -95,3 +96,10 @@ def _spikes(
 ) -> None:
     step, neuron = spk_rec.nonzero(as_tuple=True)
     ax.scatter(step.tolist(), neuron.tolist(), s=size, marker="|", color=color, linewidths=1.5)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=150, format="png")
+    plt.close(figure)
+    write_whole(path, buffer.getvalue())

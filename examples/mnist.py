@@ -5,30 +5,31 @@ integrate-and-fire neurons that sees the same image at every time step), written
 """
 
 import argparse
-import os
+import io
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-try:
+from startup import INTERRUPTED, importing, say_interrupted
+
+with importing(__name__):
     import torch
-    from common import choose_device, positive
+    from common import Parser, add_data_path, add_run, describe, folder, integer, positive, run_main
     from data import CLASSES, DIGITS_EPOCHS, MNIST_EPOCHS, SIDE, Digits, InputError, load
     from figures import save_raster, save_training
-    from timing import Step, compare, why_not_fused
+    from files import try_folder, write_whole
+    from timing import Step, compare
     from torch import Tensor, nn
     from tqdm import tqdm
 
     import snnfast
     from snnfast.losses import accuracy_rate, accuracy_temporal, ce_membrane_loss, ce_temporal_loss
-except ModuleNotFoundError as missing:
-    package = "." if missing.name == "snnfast" else missing.name
-    sys.exit(f"error: {missing.name} is not installed: pip install {package}")
 
 BAR_WINDOW = 50  # iterations over which the progress bar averages
 RASTER_NEURONS = 80
+MODEL, TRAINING, RASTER = "model.pt", "training.png", "raster.png"  # what it leaves in --output
 
 
 @dataclass
@@ -40,45 +41,53 @@ class History:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parse_args(argv)
-    try:
-        return run(args)
-    except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        return 130
+    return run_main(run, parse_args(argv))
 
 
-def run(args: argparse.Namespace) -> int:
-    device = choose_device(args.device)
-    backend = choose_backend(args.backend, device)
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
-    output = Path(args.output)
-    output.mkdir(parents=True, exist_ok=True)
-    digits = load(args.data_path, device)
-    train = (digits.train_images[: args.limit], digits.train_labels[: args.limit])
-    if len(train[0]) < args.batch_size:
-        raise InputError(f"--batch-size {args.batch_size} is more than the {len(train[0])} training images")
-    print(f"data: {digits.name} ({digits.origin}), {len(train[0])} training and {len(digits.test_images)} test images")
-    print(f"device: {device}, {torch.get_num_threads()} CPU threads; backend: {backend}", flush=True)
-
+def run(args: argparse.Namespace, device: torch.device) -> int:
     torch.manual_seed(args.seed)
     net = build(args.hidden, args.beta).to(device)
+    output = Path(args.output)
+    try:
+        try_folder(output, (MODEL, TRAINING, RASTER), weights(net))
+    except OSError as error:
+        raise InputError(f"--output {args.output}: nothing can be saved there: {error}") from None
+    data = load(args.data_path, device)
+    digits = replace(data, train_images=data.train_images[: args.limit], train_labels=data.train_labels[: args.limit])
+    if len(digits.train_images) < args.batch_size:
+        raise InputError(f"--batch-size {args.batch_size} is more than the {len(digits.train_images)} training images")
+    print(describe(digits), flush=True)
+
     history = History()
-    with snnfast.use_backend(backend):
-        finished = fit(net, *train, args.epochs or digits.epochs, args, history)
-        torch.save(net.state_dict(), output / "model.pt")
-        decode(output_spikes(net, digits.test_images, args), digits.test_labels)
-        if finished and args.timing:
-            x, y = train[0][: args.batch_size], train[1][: args.batch_size]
-            compare(net, x, y, args.num_steps, args.lr, lambda n: make_step(n, args, x, y))
-        draw(net, digits, history, args.num_steps, output)
-    for name in ("model.pt", *(("training.png",) if history.losses else ()), "raster.png"):
-        print(f"saved {output / name}")
-    return 0 if finished else 130
+    finished = fit(net, digits.train_images, digits.train_labels, args.epochs or digits.epochs, args, history)
+    unsaved = save(net, output / MODEL)
+    decode(output_spikes(net, digits.test_images, args), digits.test_labels)
+    if unsaved is not None:
+        raise InputError(
+            f"the weights can't be saved and are lost: {unsaved}; make room or choose another --output, and train again"
+        )
+    if finished and args.timing:
+        x, y = digits.train_images[: args.batch_size], digits.train_labels[: args.batch_size]
+        compare(net, x, y, args.num_steps, args.lr, lambda n: make_step(n, args, x, y))
+    draw(net, digits, history, args.num_steps, output)
+    return 0 if finished else INTERRUPTED
+
+
+def weights(net: nn.Module) -> bytes:
+    """A file that ``torch.load`` reads. PyTorch writes it in memory: of a disk it does not tell what is wrong."""
+    buffer = io.BytesIO()
+    torch.save(net.state_dict(), buffer)
+    return buffer.getvalue()
+
+
+def save(net: nn.Module, path: Path) -> Exception | None:
+    """Save the weights; returns what was in the way. An earlier file then stays."""
+    try:
+        write_whole(path, weights(net))
+    except (OSError, RuntimeError) as error:
+        return error
+    print(f"saved {path}", flush=True)
+    return None
 
 
 def build(hidden: int, beta: float) -> snnfast.MultiStep:
@@ -133,7 +142,7 @@ def fit(
     args: argparse.Namespace,
     history: History,
 ) -> bool:
-    """Train; returns whether it came to the end (``False``: Ctrl-C)."""
+    """Train; returns whether it came to the end (``False``: Ctrl-C, once something was learned)."""
     train_on = make_trainer(net, args.num_steps, args.lr, args.code)
     shuffle = torch.Generator().manual_seed(args.seed)
     batches = len(images) // args.batch_size
@@ -155,7 +164,9 @@ def fit(
             text = ", ".join(f"{key} {value}" for key, value in summary(history, batches).items())
             print(f"{name}: {text}, {time.perf_counter() - start:.1f} s", flush=True)
     except KeyboardInterrupt:
-        print(f"\ninterrupted after {len(history.losses)} iterations; keeping what was learned", file=sys.stderr)
+        if not history.losses:
+            raise
+        say_interrupted(f"interrupted after {len(history.losses)} iterations; keeping what was learned")
         return False
     return True
 
@@ -195,58 +206,44 @@ def decode(
 def draw(net: snnfast.MultiStep, digits: Digits, history: History, num_steps: int, output: Path) -> None:
     if history.losses:
         losses, accuracies = (torch.stack(h).tolist() for h in (history.losses, history.accuracies))
-        save_training(output / "training.png", losses, accuracies, f"training on {digits.name}")
+        save_training(output / TRAINING, losses, accuracies, f"training on {digits.name}")
+        print(f"saved {output / TRAINING}", flush=True)
     image = digits.test_images[:1]
     hidden, _ = snnfast.MultiStep(*net.layers[:2])(image, num_steps=num_steps)
     spk_rec, _ = snnfast.MultiStep(*net.layers[2:])(hidden)
     size = hidden.shape[-1]
     some = torch.linspace(0, size - 1, min(size, RASTER_NEURONS)).long()
     save_raster(
-        output / "raster.png",
+        output / RASTER,
         image.view(SIDE, SIDE).cpu(),
         int(digits.test_labels[0]),
         hidden[:, 0].cpu()[:, some],
         spk_rec[:, 0].cpu(),
         size,
     )
-
-
-def choose_backend(name: str, device: torch.device) -> str:
-    reason = None if name == "reference" else why_not_fused(device)
-    if reason is None:
-        return "reference" if name == "reference" else "fused"
-    if name == "fused":
-        raise InputError(reason)
-    print(f"falling back to the reference loop: {reason}")
-    return "reference"
+    print(f"saved {output / RASTER}", flush=True)
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description="Train a spiking network on handwritten digits with snnfast, and time one training step."
     )
+    add_data_path(parser)
     add = parser.add_argument
     add(
-        "--data-path",
-        default=os.environ.get("SNNFAST_DATA") or None,
-        metavar="FOLDER",
-        help="folder that holds MNIST/raw as torchvision stores it (default: the environment variable SNNFAST_DATA; "
-        "without it MNIST is downloaded into ./data, and offline the small digits set of scikit-learn is used)",
-    )
-    add(
         "--epochs",
-        type=positive(int),
+        type=integer(),
         help=f"passes over the training images (default: {MNIST_EPOCHS} for MNIST, {DIGITS_EPOCHS} for the small set)",
     )
     add(
         "--batch-size",
-        type=positive(int),
+        type=integer(),
         default=128,
         help="images in a batch; the last, partial one of an epoch is dropped (default: %(default)s)",
     )
     add(
         "--num-steps",
-        type=positive(int),
+        type=integer(),
         default=25,
         help="time steps for which the network sees an image (default: %(default)s)",
     )
@@ -256,7 +253,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         default=0.95,
         help="decay of the membranes per time step, 0 to 1 (default: %(default)s)",
     )
-    add("--lr", type=positive(float), default=5e-4, help="learning rate of Adam (default: %(default)s)")
+    add("--lr", type=positive, default=5e-4, help="learning rate of Adam (default: %(default)s)")
     add(
         "--code",
         choices=("rate", "latency"),
@@ -264,25 +261,17 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         help="train the right class to have the highest membrane at every step (rate), or to spike first (latency); "
         "both are tested (default: %(default)s)",
     )
-    add("--hidden", type=positive(int), default=1000, help="neurons in the hidden layer (default: %(default)s)")
-    add("--seed", type=int, default=0, help="seed of the weights and of the order of images (default: %(default)s)")
-    add("--limit", type=positive(int), metavar="N", help="train on the first N images only (default: all of them)")
-    add("--device", default="auto", help="cpu, cuda, cuda:1 ... (default: the GPU where PyTorch sees one)")
-    add("--threads", type=positive(int), metavar="N", help="CPU threads (default: as many as PyTorch chooses)")
-    add(
-        "--backend",
-        choices=("auto", "fused", "reference"),
-        default=os.environ.get("SNNFAST_BACKEND", "auto"),
-        help="the fused kernels, the plain PyTorch loop, or the better one there is (default: %(default)s, which the "
-        "environment variable SNNFAST_BACKEND sets)",
-    )
+    add("--hidden", type=integer(), default=1000, help="neurons in the hidden layer (default: %(default)s)")
+    add("--limit", type=integer(), metavar="N", help="train on the first N images only (default: all of them)")
     add(
         "--output",
+        type=folder,
         default="figures",
         metavar="FOLDER",
         help="where the figures and the trained weights are saved (default: %(default)s)",
     )
     add("--no-timing", dest="timing", action="store_false", help="leave out the timing of one training step")
+    add_run(parser)
     return parser.parse_args(argv)
 
 

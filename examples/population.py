@@ -12,27 +12,31 @@ import sys
 import time
 from collections.abc import Sequence
 
-import torch
-from common import (
-    accuracy_on_test_images,
-    add_length,
-    count_iterations,
-    describe,
-    endless,
-    in_turn,
-    loop,
-    make_parser,
-    make_trainer,
-    minibatches,
-    print_losses,
-    run_main,
-    unroll,
-)
-from data import CLASSES, SIDE, Digits, load_fashion
-from torch import nn
+from startup import importing
 
-import snnfast
-from snnfast import losses
+with importing(__name__):
+    import torch
+    from common import (
+        accuracy_on_test_images,
+        add_length,
+        count_iterations,
+        describe,
+        endless,
+        folder,
+        in_turn,
+        loop,
+        make_parser,
+        make_trainer,
+        minibatches,
+        print_losses,
+        run_main,
+        unroll,
+    )
+    from data import CLASSES, SIDE, Digits, load_fashion
+    from torch import nn
+
+    import snnfast
+    from snnfast import losses
 
 HIDDEN, BETA, LR = 128, 0.9, 2e-3
 POPULATION = 50  # neurons of a class
@@ -84,6 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_length(parser)
     parser.add_argument(
         "--data-path",
+        type=folder,
         metavar="FOLDER",
         help="folder that holds FashionMNIST/raw as torchvision stores it (default: the first that has it of the "
         "environment variable SNNFAST_DATA, ./data, and Debian's package dataset-fashion-mnist; without any of them "

@@ -14,11 +14,14 @@ import sys
 from collections.abc import Sequence
 from itertools import repeat
 
-import torch
-from common import in_turn, make_parser, make_trainer, positive, print_losses, print_times, run_main
-from torch import Tensor, nn
+from startup import importing
 
-import snnfast
+with importing(__name__):
+    import torch
+    from common import in_turn, integer, make_parser, make_trainer, print_losses, print_times, run_main
+    from torch import Tensor, nn
+
+    import snnfast
 
 LR = 1e-3
 
@@ -112,8 +115,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add = parser.add_argument
     add("--curve", choices=("linear", "sqrt"), default="sqrt", help="curve to follow (default: %(default)s)")
-    add("--hidden", type=positive(int), default=128, help="neurons in each hidden layer (default: %(default)s)")
-    add("--iterations", type=positive(int), default=300, help="training iterations (default: %(default)s)")
+    add("--hidden", type=integer(), default=128, help="neurons in each hidden layer (default: %(default)s)")
+    add("--iterations", type=integer(), default=300, help="training iterations (default: %(default)s)")
     return run_main(run, parser.parse_args(argv))
 
 

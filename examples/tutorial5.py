@@ -12,24 +12,27 @@ from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import NamedTuple
 
-import snntorch
-import torch
-from common import (
-    accuracy_on_test_images,
-    add_data_path,
-    add_length,
-    count_iterations,
-    describe,
-    endless,
-    make_parser,
-    minibatches,
-    run_main,
-)
-from data import CLASSES, SIDE, Digits, load
-from torch import Tensor, nn
+from startup import importing
 
-# The only line that differs from a script for snnTorch, which has `import snntorch as snn`.
-import snnfast.snntorch as snn
+with importing(__name__):
+    import snntorch
+    import torch
+    from common import (
+        accuracy_on_test_images,
+        add_data_path,
+        add_length,
+        count_iterations,
+        describe,
+        endless,
+        make_parser,
+        minibatches,
+        run_main,
+    )
+    from data import CLASSES, SIDE, Digits, load
+    from torch import Tensor, nn
+
+    # The only line that differs from a script for snnTorch, which has `import snntorch as snn`.
+    import snnfast.snntorch as snn
 
 HIDDEN, BETA, LR = 1000, 0.95, 5e-4
 

@@ -9,14 +9,17 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-import snntorch
-import torch
-import tutorial5
-from common import add_data_path, add_length, describe, in_turn, make_parser, positive, print_times, run_main
-from data import CLASSES, SIDE, Digits, load
-from torch import Tensor, nn
+from startup import importing
 
-import snnfast
+with importing(__name__):
+    import snntorch
+    import torch
+    import tutorial5
+    from common import add_data_path, add_length, describe, in_turn, integer, make_parser, print_times, run_main
+    from data import CLASSES, SIDE, Digits, load
+    from torch import Tensor, nn
+
+    import snnfast
 
 
 class Net(nn.Module):
@@ -69,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_data_path(parser)
     add_length(parser)
     parser.add_argument(
-        "--rounds", type=positive(int), default=20, help="iterations to time of each (default: %(default)s)"
+        "--rounds", type=integer(), default=20, help="iterations to time of each (default: %(default)s)"
     )
     return run_main(run, parser.parse_args(argv))
 

@@ -70,9 +70,7 @@ class Surrogate(ABC):
 
 
 class _Spike(torch.autograd.Function):
-    """Written for ``torch.func`` and forward mode too, so that the reference path has them."""
-
-    generate_vmap_rule = True
+    generate_vmap_rule = True  # with setup_context: what torch.func's transforms ask for
 
     @staticmethod
     def forward(z: Tensor, surrogate: Surrogate) -> Tensor:
@@ -82,17 +80,11 @@ class _Spike(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Tensor, Surrogate], output: Tensor) -> None:
         z, ctx.surrogate = inputs
         ctx.save_for_backward(z)
-        ctx.save_for_forward(z)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
         (z,) = ctx.saved_tensors
         return grads[0] * ctx.surrogate.derivative(z), None
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Tensor:
-        (z,) = ctx.saved_tensors
-        return cast(Tensor, tangents[0] * ctx.surrogate.derivative(z))
 
 
 @dataclass(frozen=True)

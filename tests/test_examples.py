@@ -2,7 +2,10 @@
 
 import gzip
 import re
+import signal
 import struct
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
@@ -11,12 +14,16 @@ from types import ModuleType
 import pytest
 import torch
 
+import snnfast
+from snnfast import _ops
+
 datasets = pytest.importorskip("torchvision.datasets")
 snntorch = pytest.importorskip("snntorch")
 for package in ("matplotlib", "tqdm", "sklearn"):
     pytest.importorskip(package)
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
+SCRIPTS = sorted(path.stem for path in EXAMPLES.glob("*.py") if "\nif __name__ ==" in path.read_text())
 
 Run = Callable[..., str]
 
@@ -235,6 +242,11 @@ def test_a_damaged_archive_is_one_line_and_exit_code_2(
         ("tutorial5_fused", ["--device", "abacus"], "--device abacus: "),
         ("convolution", ["--batch-size", "2000"], "--batch-size 2000 is more than the 1437 training images"),
         ("population", ["--data-path", "."], "no Fashion-MNIST in ."),
+        ("population", ["--data-path", ""], "--data-path: expected a folder"),
+        ("regression", ["--iterations", "9" * 23], "--iterations: expected an integer from 1 to 2147483647"),
+        ("regression", ["--device", "meta"], "--device meta: "),
+        ("convolution", ["--seed", "9" * 23], "--seed: expected an integer from "),
+        ("tutorial5", ["--threads", "0"], "--threads: expected an integer from 1 to 1024"),
     ],
 )
 def test_a_wrong_argument_is_one_line_and_exit_code_2(
@@ -244,7 +256,94 @@ def test_a_wrong_argument_is_one_line_and_exit_code_2(
     args: list[str],
     message: str,
 ) -> None:
-    assert example(name).main(args) == 2
+    try:
+        code = example(name).main(args)
+    except SystemExit as exit_:
+        code = exit_.code
+    assert code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     assert message in line
+
+
+def start_with(torch_module: str, name: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
+    """Run an example for which importing torch, and whatever else is slow, does something else."""
+    for module in ("torch", "snntorch"):
+        (tmp_path / f"{module}.py").write_text(torch_module)
+    command = [sys.executable, str(EXAMPLES / f"{name}.py")]
+    return subprocess.run(
+        command,
+        env={"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        # A job in the background of a shell ignores Ctrl-C, and its children would as well.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_ctrl_c_during_the_imports_is_one_line(name: str, tmp_path: Path) -> None:
+    # As C++ code does that takes the exception for a failed import of its own.
+    swallow = "import signal\ntry: signal.raise_signal(signal.SIGINT)\nexcept KeyboardInterrupt: pass\n"
+    process = start_with(swallow, name, tmp_path)
+    assert (process.returncode, process.stdout, process.stderr) == (130, "", "interrupted\n")
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_missing_package_is_one_line(name: str, tmp_path: Path) -> None:
+    process = start_with("import no_such_package", name, tmp_path)
+    assert process.returncode == 1
+    assert process.stderr == "error: no_such_package is not installed: pip install no_such_package\n"
+
+
+@pytest.mark.parametrize("name", [name for name in SCRIPTS if name != "mnist"])
+def test_ctrl_c_while_it_runs_is_one_line(
+    example: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    def ctrl_c(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(example(name), "run", ctrl_c)
+    assert example(name).main(["--device", "cpu"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def too_large_for_torch(*_: object) -> None:
+    torch.empty(2**60)
+
+
+def too_large_for_the_kernels(*_: object) -> None:
+    snnfast.functional.lif(torch.zeros(1), beta=0.5, num_steps=2**50)
+
+
+@pytest.mark.parametrize("run", [too_large_for_torch, too_large_for_the_kernels])
+def test_a_lack_of_memory_is_one_line_with_the_options_to_lower(
+    example: Callable[[str], ModuleType],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    run: Callable[..., None],
+) -> None:
+    if run is too_large_for_the_kernels and _ops.extension is None:
+        pytest.skip(str(_ops.missing))
+    monkeypatch.setattr(example("tutorial5"), "run", run)
+    assert example("tutorial5").main(["--device", "cpu"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"error: not enough memory( for \d+ bytes)?; lower --batch-size, --num-steps", line)
+
+
+def test_an_error_that_is_not_about_memory_is_not_taken_for_one(
+    example: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(example("tutorial5"), "run", lambda *_: torch.zeros(2) @ torch.zeros(3))
+    with pytest.raises(RuntimeError, match="size"):
+        example("tutorial5").main(["--device", "cpu"])
+
+
+def test_a_full_disk_under_the_output_is_one_line(
+    example: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert example("regression").main(["--device", "cpu"]) == 2
+    # Closing it, as Python does at exit, has not complained again.
+    assert capsys.readouterr().err == "error: [Errno 28] No space left on device\n"

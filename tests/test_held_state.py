@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-import snnfast
 from snnfast import Leaky
 
 # ---- activation checkpointing -------------------------------------------------------------------------------------
@@ -100,29 +99,6 @@ def test_a_transform_of_a_membrane_that_is_not_passed_is_an_error(backend: str, 
     with pytest.raises(RuntimeError, match=r"^mem: must be passed under a torch"):
         torch.func.vmap(layer)(torch.rand(4, 3, 10))
     layer(torch.rand(3, 10))
-
-
-def test_the_reference_has_the_transforms_of_torch_func_and_forward_mode() -> None:
-    x, v = torch.rand(5, 3) * 2, torch.rand(5, 3)
-
-    def loss(x: Tensor) -> Tensor:
-        spk, mem = snnfast.functional.lif(x, beta=0.9)
-        return (spk * mem).sum()
-
-    with snnfast.use_backend("reference"):
-        leaf = x.clone().requires_grad_()
-        (expected,) = torch.autograd.grad(loss(leaf), leaf)
-        assert torch.equal(torch.func.grad(loss)(x), expected)
-        assert torch.allclose(torch.func.jacrev(loss)(x), expected)
-        assert torch.allclose(torch.func.jacfwd(loss)(x), expected)
-        _value, tangent = torch.func.jvp(loss, (x,), (v,))
-        assert torch.allclose(tangent, (expected * v).sum())
-        batched = torch.func.vmap(torch.func.grad(loss))(torch.stack([x, 2 * x]))
-        assert torch.allclose(batched[0], expected)
-        assert torch.func.hessian(loss)(x).isfinite().all()
-        with torch.autograd.forward_ad.dual_level():
-            dual = loss(torch.autograd.forward_ad.make_dual(x, v))
-            assert torch.allclose(torch.autograd.forward_ad.unpack_dual(dual).tangent, tangent)
 
 
 # ---- torch.compile ------------------------------------------------------------------------------------------------

@@ -2,11 +2,12 @@
 
 import os
 import re
+import resource
 import signal
 import struct
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 
@@ -31,7 +32,14 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
     monkeypatch.delenv("SNNFAST_DATA", raising=False)
     monkeypatch.setattr(datasets.MNIST, "mirrors", ["http://127.0.0.1:9/"])
     main = import_module("mnist").main
-    return lambda *args: main(args)
+
+    def run(*args: str) -> int:
+        try:
+            return main(args)
+        except SystemExit as exit_:
+            return exit_.code
+
+    return run
 
 
 def write_idx(path: Path, values: torch.Tensor) -> None:
@@ -127,15 +135,35 @@ def test_offline_without_a_folder_it_trains_on_the_bundled_digits_and_says_so(
     ("args", "message"),
     [
         (["--data-path", "nowhere"], "no such folder: nowhere"),
+        (["--data-path", ""], "--data-path: expected a folder"),
         (["--device", "abacus"], "--device abacus: "),
-        (["--output", "taken"], "taken"),
+        (["--device", "meta"], "--device meta: "),
+        (["--device", ""], "--device : "),
+        (["--output", "taken"], "--output taken: nothing can be saved there: "),
+        (["--output", "taken/inside"], "--output taken/inside: nothing can be saved there: "),
+        (["--output", "full"], "full/model.pt"),
+        (["--output", ""], "--output: expected a folder"),
+        (["--seed", "9" * 23], "--seed: expected an integer from "),
+        (["--threads", "9" * 11], "--threads: expected an integer from 1 to 1024"),
+        (["--hidden", "1" + "0" * 10], "--hidden: expected an integer from 1 to 2147483647"),
+        (["--num-steps", "9" * 26], "--num-steps: expected an integer from 1 to 2147483647"),
+        (["--batch-size", "0"], "--batch-size: expected an integer from 1 "),
+        (["--batch-size", "2000000000", *SMALL[:3]], "--batch-size 2000000000 is more than the 1437 training images"),
+        (["--epochs", "0"], "--epochs: expected an integer from 1 "),
+        (["--limit", "1.5"], "--limit: expected an integer from 1 "),
+        (["--lr", "nan"], "--lr: expected a positive number"),
+        (["--lr", "inf"], "--lr: expected a positive number"),
+        (["--lr", "-1"], "--lr: expected a positive number"),
+        (["--beta", "nan"], "--beta: expected a number from 0 to 1"),
+        (["--abacus"], "--abacus"),
     ],
-    ids=["data-path", "device", "output"],
+    ids=lambda value: "=".join(value)[:30] if isinstance(value, list) else "",
 )
 def test_a_wrong_argument_is_one_line_and_exit_code_2(
     run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], args: list[str], message: str
 ) -> None:
     (tmp_path / "taken").write_text("a file, not a folder")
+    (tmp_path / "full" / "model.pt").mkdir(parents=True)
     assert run(*args) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
@@ -164,11 +192,10 @@ def test_a_damaged_dataset_is_one_line_and_exit_code_2(
 
 
 def test_help_mentions_every_option(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as exit_:
-        run("--help")
-    assert exit_.value.code == 0
+    assert run("--help") == 0
     listed = re.findall(r"^  (--[a-z-]+)", capsys.readouterr().out, re.MULTILINE)
-    assert set(listed) == set(re.findall(r'"(--[a-z-]+)"', SCRIPT.read_text()))
+    shared = {"--data-path", "--seed", "--device", "--threads", "--backend"}
+    assert set(listed) == shared | set(re.findall(r'"(--[a-z-]+)"', SCRIPT.read_text()))
 
 
 def test_ctrl_c_keeps_what_was_learned(mnist: Path, tmp_path: Path) -> None:
@@ -196,3 +223,138 @@ def test_ctrl_c_keeps_what_was_learned(mnist: Path, tmp_path: Path) -> None:
     assert "test accuracy" in rest
     assert (tmp_path / "figures" / "training.png").exists()
     assert torch.load(tmp_path / "figures" / "model.pt")["0.weight"].shape == (30, 784)
+
+
+# ---- what an earlier run has left stays until there is something better
+
+
+@pytest.fixture
+def earlier(run: Run, mnist: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Path:
+    """A folder with the model and the figures of an earlier run, which the next run would replace."""
+    monkeypatch.setenv("SNNFAST_DATA", str(mnist))
+    assert run(*SMALL, "--epochs", "1") == 0
+    capsys.readouterr()
+    return Path("figures")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def full_disk() -> Iterator[Callable[[], None]]:
+    """From its call on no file can grow beyond 20 kB, as on a disk that fills up in the middle of one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def after(step: str, then: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let something happen when a function of the example has done its work."""
+    function = getattr(import_module("mnist"), step)
+
+    def both(*args: object) -> object:
+        result = function(*args)
+        then()
+        return result
+
+    monkeypatch.setattr(import_module("mnist"), step, both)
+
+
+def test_a_folder_without_room_for_the_model_is_an_error_before_training(
+    run: Run, earlier: Path, full_disk: Callable[[], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = contents(earlier)
+    full_disk()
+    assert run(*SMALL, "--seed", "1") == 2
+    out, err = capsys.readouterr()
+    assert "epoch" not in out
+    (line,) = err.splitlines()
+    assert line.startswith("error: --output figures: nothing can be saved there: [Errno 27] File too large: 'figures/")
+    assert contents(earlier) == before
+
+
+@pytest.mark.parametrize("cause", ["disk", "PyTorch"])
+def test_a_save_that_fails_leaves_the_earlier_model_and_still_tells_the_accuracy(
+    run: Run,
+    earlier: Path,
+    full_disk: Callable[[], None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    cause: str,
+) -> None:
+    def break_pytorch() -> None:
+        def save(*args: object) -> None:
+            raise RuntimeError("unexpected pos 64 vs 0")
+
+        monkeypatch.setattr(torch, "save", save)
+
+    before = contents(earlier)
+    after("fit", full_disk if cause == "disk" else break_pytorch, monkeypatch)
+    assert run(*SMALL, "--seed", "1", "--epochs", "1") == 2
+    out, err = capsys.readouterr()
+    assert "test accuracy (rate code): " in out
+    assert "saved" not in out
+    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    reason = "[Errno 27] File too large: 'figures/model.pt'" if cause == "disk" else "unexpected pos 64 vs 0"
+    assert f"the weights can't be saved and are lost: {reason}; " in line
+    assert "Traceback" not in err
+    assert contents(earlier) == before
+
+
+def test_a_figure_that_cannot_be_saved_leaves_the_earlier_one_and_the_new_model(
+    run: Run,
+    earlier: Path,
+    full_disk: Callable[[], None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    before = contents(earlier)
+    after("decode", full_disk, monkeypatch)
+    assert run(*SMALL, "--seed", "1", "--epochs", "1") == 2
+    out, err = capsys.readouterr()
+    assert re.findall("^saved (.+)$", out, re.MULTILINE) == ["figures/model.pt"]
+    assert err.endswith("error: [Errno 27] File too large: 'figures/training.png'\n")
+    now = contents(earlier)
+    assert now.pop("model.pt") != before.pop("model.pt")
+    assert now == before
+
+
+@pytest.mark.parametrize("moment", ["in the middle of the save", "before anything was learned"])
+def test_ctrl_c_leaves_the_earlier_model(
+    run: Run, earlier: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], moment: str
+) -> None:
+    def ctrl_c(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = contents(earlier)
+    if moment == "in the middle of the save":
+        after("fit", lambda: monkeypatch.setattr(os, "fsync", ctrl_c), monkeypatch)
+    else:
+        monkeypatch.setattr(import_module("mnist"), "make_trainer", lambda *_: ctrl_c)
+    assert run(*SMALL, "--seed", "1", "--epochs", "1") == 130
+    out, err = capsys.readouterr()
+    assert err.splitlines()[-1] == "interrupted"
+    assert "saved" not in out
+    assert contents(earlier) == before
+
+
+def test_a_process_killed_while_it_writes_leaves_the_earlier_file(tmp_path: Path) -> None:
+    (tmp_path / "model.pt").write_bytes(b"earlier")
+    code = (
+        "import os, signal; from pathlib import Path; from files import write_whole;"
+        "os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL); write_whole(Path('model.pt'), b'new')"
+    )
+    process = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(SCRIPT.parent)})
+    assert process.returncode == -signal.SIGKILL
+    assert (tmp_path / "model.pt").read_bytes() == b"earlier"
+
+
+def test_a_model_that_is_a_link_stays_one(run: Run, earlier: Path, tmp_path: Path) -> None:
+    model = earlier / "model.pt"
+    model.rename(tmp_path / "elsewhere.pt")
+    model.symlink_to(tmp_path / "elsewhere.pt")
+    before = model.read_bytes()
+    assert run(*SMALL, "--seed", "1", "--epochs", "1") == 0
+    assert model.is_symlink()
+    assert (tmp_path / "elsewhere.pt").read_bytes() == model.read_bytes() != before

@@ -383,7 +383,8 @@ def test_the_held_membrane_is_never_a_view_after_an_unroll(mode: str, kind: str,
         _, mem = lif.unroll(x, **MODES[mode])
         assert not lif.mem._is_view()
         assert lif.mem.requires_grad
-        assert_bits_equal(lif.mem, mem if "last" in mode else mem[-1])
+        assert lif.mem.dtype == torch.float32
+        assert_bits_equal(lif.mem.to(mem.dtype), mem if "last" in mode else mem[-1])
         snn.Leaky.detach_hidden()
         assert not lif.mem.requires_grad
         assert lif.mem.untyped_storage().size() == 6 * lif.mem.element_size()  # and it keeps no record alive
@@ -440,12 +441,17 @@ def test_the_held_membrane_moves_with_the_layer(learn: bool) -> None:
 
 @OURS
 @pytest.mark.parametrize("dtype", [*FLOATS, *HALVES], ids=str)
-def test_spikes_and_membranes_have_the_dtype_of_the_input(library: Any, dtype: torch.dtype, backend: str) -> None:
+def test_spikes_and_records_have_the_dtype_of_the_input_and_states_that_of_the_arithmetic(
+    library: Any, dtype: torch.dtype, backend: str
+) -> None:
+    acc = torch.float32 if dtype in HALVES else dtype
     for options in ({}, {"reset_delay": False}, {"surrogate_disable": True}, {"inhibition": True}):
         lif = library.Leaky(0.9, **options)
         x = (torch.rand(4, 2, 3) * 2).to(dtype)
-        for spk, mem in (lif(x[0]), lif(x[0], torch.zeros(2, 3)), lif.unroll(x), lif.unroll(x, torch.zeros(2, 3))):
+        for spk, mem in (lif.unroll(x), lif.unroll(x, torch.zeros(2, 3))):
             assert spk.dtype == mem.dtype == dtype
+        for spk, mem in (lif(x[0]), lif(x[0], torch.zeros(2, 3)), lif.unroll(x, record_mem=False)):
+            assert (spk.dtype, mem.dtype) == (dtype, acc)
 
 
 @pytest.mark.parametrize("dtype", [*FLOATS, *HALVES], ids=str)
@@ -477,12 +483,15 @@ def test_under_autocast_spikes_are_as_low_as_the_layer_before_made_them(backend:
         spk, mem = lif.unroll(cur)
         assert spk.dtype == mem.dtype == torch.bfloat16
         stepped = snn.Leaky(0.9, init_hidden=True, output=True)
-        assert {t.dtype for step in cur for t in stepped(step)} == {torch.bfloat16}
+        steps = [stepped(step) for step in cur]
+        assert {(s.dtype, m.dtype) for s, m in steps} == {(torch.bfloat16, torch.float32)}
         theirs = snntorch.Leaky(0.9, init_hidden=True, output=True)
         spk_expected = torch.stack([theirs(step)[0] for step in cur])
     assert spk_expected.dtype == theirs.mem.dtype == torch.float32
     assert spk.any()
-    assert_bits_equal(spk.float(), spk_expected)  # the state that the unroll carries is float32, as snnTorch's
+    assert_bits_equal(spk.float(), spk_expected)  # the state is float32, as snnTorch's
+    assert_bits_equal(torch.stack([s for s, _ in steps]).float(), spk_expected)
+    assert_bits_equal(stepped.mem, theirs.mem)
     (spk.sum() + mem.sum()).backward()
     assert fc.weight.grad.dtype == lif.beta.grad.dtype == torch.float32
     assert fc.weight.grad.any()
