@@ -84,7 +84,7 @@ def test_opcheck(layout: Any, record_mem: bool, device: torch.device) -> None:
         for needs, given in ((31, False), (31, True), (10, False)):
             backward = backward_arguments(case, device, layout, needs, given)
             torch.library.opcheck(ops.lif_backward.default, backward, test_utils=OPCHECKS)
-        for keep, needs in ((_ops.KEEP_ROUNDED, 31), (_ops.KEEP_BITS, 11)):
+        for keep, needs in ((_ops.KEEP_ROUNDED, 27), (_ops.KEEP_BITS, 11)):
             forward = forward_arguments(case, device, layout, keep)
             torch.library.opcheck(ops.lif_forward.default, forward, test_utils=OPCHECKS)
             backward = backward_arguments(case, device, layout, needs, keep=keep)

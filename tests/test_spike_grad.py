@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import pickle
 import warnings
 from typing import Any
 
@@ -62,8 +63,15 @@ def test_what_only_looks_like_snntorchs_is_left_alone() -> None:
         return x
 
     slope = torch.tensor(2.0, requires_grad=True)
-    for spike_grad in (inner, torch.relu, nn.ReLU(), theirs.Heaviside.apply, theirs.fast_sigmoid(slope)):
+    for spike_grad in (inner, torch.relu, nn.ReLU(), theirs.fast_sigmoid(slope)):
         assert recognise(spike_grad) is spike_grad
+
+
+def test_the_apply_of_a_function_is_one_object_that_can_be_pickled() -> None:
+    applied = recognise(theirs.Heaviside.apply)
+    assert applied is recognise(theirs.Heaviside.apply)
+    assert pickle.loads(pickle.dumps(applied)) == applied
+    assert applied(torch.tensor([-1.0, 1.0])).tolist() == [0, 1]
     for ours in SURROGATES.values():
         assert recognise(ours) is ours
 

@@ -29,7 +29,7 @@ from test_opcheck import OPCHECKS, backward_arguments, channels_last, contiguous
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from snnfast import _ops, reference
+from snnfast import Leaky, _ops, reference
 from snnfast._arguments import LIFArguments, check_arguments
 from snnfast.autograd import fused_lif_of_callable, fused_lif_step
 from snnfast.functional import lif
@@ -91,9 +91,9 @@ def step_call(case: Case, device: torch.device, layout: Any = contiguous, needs:
     return StepCall(
         [x, *others, *options],
         [grad_spk, grad_mem, x, *others, *options, *last],
-        [x.unsqueeze(0), *others, None, *options, True, False, _ops.KEEP_NOTHING],
+        [x.unsqueeze(0), *others, None, *options, False, False, _ops.KEEP_NOTHING],
         [
-            grad_spk.unsqueeze(0), grad_mem.unsqueeze(0), x.unsqueeze(0), None, checkpoints, *others, None, 1, False,
+            grad_spk.unsqueeze(0), grad_mem, x.unsqueeze(0), None, checkpoints, *others, None, 1, False,
             *options, False, _ops.KEEP_CHECKPOINTS, *last,
         ],
     )  # fmt: skip
@@ -128,8 +128,8 @@ def test_the_step_ops_equal_the_unroll_of_one_step_bit_for_bit(device: torch.dev
             continue
         args = step_call(case, device, (contiguous, permuted)[i % 2], 31 if i % 3 else i % 32, seed=i)
         found, expected = _ops.lif_step_forward(*args.forward), _ops.lif_forward(*args.unroll_forward)
-        for t, of_unroll in zip(found, expected, strict=False):
-            assert_bits_equal(t, of_unroll.squeeze(0), str(case))
+        for t, of_unroll in zip(found, (expected[0].squeeze(0), expected[1]), strict=True):
+            assert_bits_equal(t, of_unroll, str(case))
             assert t.is_contiguous()
             assert t._base is None
         grads, expected_grads = _ops.lif_step_backward(*args.backward), _ops.lif_backward(*args.unroll_backward)
@@ -183,7 +183,7 @@ BAD_EITHER: list[dict[str, Any]] = [
     {"x": X.double()},
     {"x": torch.rand(3, 9)},
     *({name: value} for name in ("beta", "threshold", "graded") for value in (
-        ONE.double(), torch.tensor(1), torch.rand(9), torch.rand(3), torch.rand(1, 3, 10), torch.rand(0),
+        ONE.int(), torch.rand(10).double(), torch.rand(9), torch.rand(3), torch.rand(1, 3, 10), torch.rand(0),
     )),
 ]  # fmt: skip
 BAD_BACKWARD: list[dict[str, Any]] = [
@@ -254,15 +254,15 @@ def test_a_gradient_for_some_inputs_only(wrt: str, device: torch.device) -> None
 
 
 def test_a_float64_parameter_with_dimensions_widens_the_arithmetic(device: torch.device) -> None:
-    tensors = leaves(
-        {**inputs(replace(STEP, parameters="neuron"), device), "beta": torch.rand(10, device=device).double()}
-    )
-    for t, expected in zip(call(step, tensors, STEP), call(lif, tensors, STEP), strict=True):
-        assert_bits_equal(t, expected)
-    found, of_unroll = gradients(step, tensors, STEP), gradients(lif, tensors, STEP)
-    for name, grad in of_unroll.items():
-        assert grad is not None
-        assert_bits_equal(found[name], grad, name)  # type: ignore[arg-type]
+    beta, x, mem = torch.rand(10, device=device).double(), X.to(device), MEM.to(device)
+    layer = Leaky(beta, learn_beta=True)
+    spk, last = layer(x, mem)
+    expected_spk, expected = lif(x.unsqueeze(0), mem, beta=layer.beta, record_mem=False)
+    assert (spk.dtype, last.dtype) == (torch.float32, torch.float64)
+    assert_bits_equal(spk, expected_spk[0])
+    assert_bits_equal(last, expected)
+    found, of_unroll = (torch.autograd.grad(t.sum(), [layer.beta])[0] for t in (last, expected))
+    assert_bits_equal(found, of_unroll)
 
 
 @pytest.mark.parametrize(("reset", "delay"), OPTIONS)
