@@ -140,6 +140,7 @@ def write_ninja(path: Path, output: Path, python_include: str) -> None:
         ("csrc/module.cpp", "module", module),
         ("csrc/lif.cpp", "lif", []),
         ("csrc/cpu/lif.cpp", "cpu_lif", []),
+        ("csrc/cpu/memory_limit.cpp", "cpu_memory_limit", []),
         ("csrc/cpu/pool.cpp", "cpu_pool", []),
         ("csrc/cpu/time_ranges.cpp", "cpu_time_ranges", []),
         ("csrc/cpu/time_sums.cpp", "cpu_time_sums", []),

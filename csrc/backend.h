@@ -1,6 +1,8 @@
 // How lif.cpp reaches the kernels of a device. The test emulator builds the CUDA sources for tensors on the CPU.
 #pragma once
 
+#include <stdexcept>
+#include <string>
 #include <vector>
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -71,7 +73,7 @@ struct CpuBackend {
     size_t bytes = dtype == ScalarType::Double ? 8 : dtype == ScalarType::Float ? 4 : dtype == ScalarType::Byte ? 1 : 2;
     for (const int64_t size : shape) bytes *= static_cast<size_t>(size);
     if (bytes < cpu::pool::kLeast) return empty_strided(like, shape, dtype);
-    void* buffer = cpu::pool::take(bytes);
+    void* buffer = take(bytes, shape);
     try {
       return torch::stable::from_blob(buffer, shape, contiguous_strides(shape), like.device(), dtype,
                                       &cpu::pool::give_back);
@@ -83,6 +85,15 @@ struct CpuBackend {
 
   static void run(const LifForward& problem, const torch::stable::Tensor&) { cpu::lif_forward(problem); }
   static void run(const LifBackward& problem, const torch::stable::Tensor&) { cpu::lif_backward(problem); }
+
+ private:
+  static void* take(size_t bytes, const std::vector<int64_t>& shape) try {
+    return cpu::pool::take(bytes);
+  } catch (const cpu::pool::OutOfMemory& error) {
+    std::string message = std::string(error.what()) + " for an output of shape [";
+    for (size_t d = 0; d < shape.size(); ++d) message += (d > 0 ? ", " : "") + std::to_string(shape[d]);
+    throw std::runtime_error(message + "]");
+  }
 };
 #endif
 

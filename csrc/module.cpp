@@ -7,6 +7,7 @@
 #include <pybind11/stl.h>
 
 #include "cpu/lif.h"
+#include "cpu/memory_limit.h"
 #include "cpu/pool.h"
 #include "cpu/time_ranges.h"
 
@@ -59,9 +60,9 @@ PYBIND11_MODULE(_C, m) {
       "Ranges of time so far, and neurons that had one of them done once more. For tests.");
   m.def("pool_clear", &cpu::pool::clear, "Return the idle memory of past outputs to the system.");
   m.def("pool_idle_bytes", &cpu::pool::idle_bytes, "Bytes of past outputs kept for the next ones.");
-  m.def("pool_yielded_bytes", &cpu::pool::yielded_bytes, "Bytes among them that the system may take back.");
-  m.def("pool_set_firm_limit", &cpu::pool::set_firm_limit, pybind11::arg("bytes"),
-        "Let the system take back what is kept beyond so many bytes; returns the bytes before. For tests.");
-  m.def("pool_idle_limit", &cpu::pool::idle_limit, "The most bytes that are kept.");
-  m.def("pool_set_idle_limit", &cpu::pool::set_idle_limit, pybind11::arg("bytes"), "Keep at most so many bytes.");
+  m.def("pool_idle_limit", &cpu::pool::idle_limit, "The most bytes that are kept, None: what the demand decides.");
+  m.def("pool_set_idle_limit", &cpu::pool::set_idle_limit, pybind11::arg("bytes"),
+        "Keep at most so many bytes; None: what the demand decides.");
+  m.def("memory_limit", &cpu::memory_limit, pybind11::arg("root") = "",
+        "Bytes of memory that this process may use, by the /proc and /sys in a folder.");
 }

@@ -1,20 +1,24 @@
 """The memory that large CPU outputs leave to the next ones."""
 
+import operator
+
 from snnfast import _ops
 
 __all__ = ["empty_cache", "set_cache_limit"]
 
 
 def empty_cache() -> None:
-    """Return to the system what freed CPU outputs of 128 KiB or more left behind for later ones.
+    """Return to the system the memory that freed CPU outputs of 128 KiB or more left behind for later ones.
 
-    Fresh memory costs page faults, several times the time of the kernel that writes to it; so the kernels keep it, up
-    to half of the physical memory, of which all but an eighth is marked as free to take: the system takes it back as
-    soon as it is short of memory (``MADV_FREE``), though until then tools count it as used, and so does a limit of
-    address space. Where the system has no such mark, an eighth is kept. Without the compiled extension, this function
-    does nothing.
+    Fresh memory costs page faults, which take several times as long as the kernel that writes to it. So the memory of
+    freed outputs is kept for later outputs. How much is kept follows the demand: together with the outputs in use, at
+    most twice the largest number of bytes that were in use at once lately, or 64 MiB if that is more. It is never more
+    than 8 GiB, nor more than a quarter of the memory of the machine or of the control group (container) that the
+    process is in. Under a limit of address space (``ulimit -v``, ``ulimit -d``) it is at most an eighth of the room
+    that is left. :func:`set_cache_limit` sets another limit.
 
-    A tensor in such memory can't be resized in place (``resize_``, ``untyped_storage().resize_``).
+    Without the compiled extension, this function does nothing. A tensor in such memory can't be resized in place
+    (``resize_``, ``untyped_storage().resize_``).
 
     Example::
 
@@ -25,23 +29,33 @@ def empty_cache() -> None:
         _ops.extension.pool_clear()
 
 
-def set_cache_limit(limit: int) -> None:
-    """Keep at most ``limit`` bytes of freed CPU outputs for later ones, process-wide; 0 keeps nothing.
+def set_cache_limit(limit: int | None) -> None:
+    """Keep at most ``limit`` bytes of freed CPU outputs for later ones, in the whole process.
 
-    By default half of the physical memory, most of it free to take for the system: see :func:`empty_cache`.
+    The limit takes the place of the default one, which :func:`empty_cache` describes. It holds whatever the demand, the
+    memory of the machine and the limits of address space are. Without the compiled extension, it has no effect.
+
+    Args:
+        limit: bytes. 0 keeps nothing. None is the default limit.
 
     Raises:
         TypeError: ``limit`` is not an int.
-        ValueError: ``limit`` is negative.
+        ValueError: ``limit`` is negative, or 2**64 or more.
 
     Example::
 
         >>> import snnfast
         >>> snnfast.set_cache_limit(1 << 30)
+        >>> snnfast.set_cache_limit(None)
     """
-    if isinstance(limit, bool) or not isinstance(limit, int):
-        raise TypeError(f"limit: expected an int, got {type(limit).__name__}")
-    if limit < 0:
-        raise ValueError(f"limit: expected 0 or more bytes, got {limit}")
+    if limit is not None:
+        if isinstance(limit, bool):
+            raise TypeError("limit: expected an int or None, got bool")
+        try:
+            limit = operator.index(limit)
+        except TypeError:
+            raise TypeError(f"limit: expected an int or None, got {type(limit).__name__}") from None
+        if not 0 <= limit < 2**64:
+            raise ValueError(f"limit: expected 0 or more bytes, and less than 2**64, got {limit}")
     if _ops.extension is not None:
         _ops.extension.pool_set_idle_limit(limit)

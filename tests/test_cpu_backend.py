@@ -1,14 +1,11 @@
-"""What the CPU backend does beside the arithmetic: instruction sets, and the memory of large outputs."""
+"""What the CPU backend does beside the arithmetic: instruction sets, threads, and outputs past the caches."""
 
 import functools
-import gc
 import itertools
 import os
-import random
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -136,128 +133,6 @@ def test_an_unknown_instruction_set_is_refused():
         _ops.extension.set_isa("mmx")
 
 
-@pytest.fixture
-def empty_pool():
-    gc.collect()
-    limit = _ops.extension.pool_idle_limit()
-    _ops.extension.pool_clear()
-    yield _ops.extension
-    _ops.extension.pool_set_idle_limit(limit)
-    _ops.extension.pool_clear()
-
-
-def large(steps=8):
-    return snnfast.functional.lif(torch.rand(8 * steps, 8, 1024), beta=0.9, record_mem=False)[0]  # 2 MiB in 8 steps
-
-
-def test_large_outputs_reuse_the_memory_of_freed_ones(empty_pool):
-    first = large()
-    address = first.data_ptr()
-    assert empty_pool.pool_idle_bytes() == 0
-    del first
-    assert empty_pool.pool_idle_bytes() == 2 * MIB
-    assert large().data_ptr() == address
-
-
-def test_live_outputs_never_share_memory(empty_pool):
-    kept = [large() for _ in range(4)]
-    copies = [spk.clone() for spk in kept]
-    kept.append(large())
-    assert len({spk.data_ptr() for spk in kept}) == 5
-    for spk, copy in zip(kept, copies, strict=False):
-        assert_bits_equal(spk, copy)
-
-
-def test_a_view_keeps_the_memory_of_its_output(empty_pool):
-    last = large()[-1]
-    expected = last.clone()
-    large()
-    assert_bits_equal(last, expected)
-
-
-def test_idle_memory_stays_under_the_limit_and_can_be_released(empty_pool):
-    snnfast.set_cache_limit(4 * MIB)
-    outputs = [large() for _ in range(5)]
-    outputs.clear()
-    assert empty_pool.pool_idle_bytes() == 4 * MIB
-    snnfast.empty_cache()
-    assert empty_pool.pool_idle_bytes() == 0
-    snnfast.set_cache_limit(0)
-    large()
-    assert empty_pool.pool_idle_bytes() == 0
-
-
-@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="asks Linux for the pages that it may take")
-def test_the_system_may_take_back_what_is_idle_beyond_the_firm_limit(empty_pool):
-    def free_to_take() -> int:
-        lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("LazyFree:")) << 10
-
-    given = [large() for _ in range(4)]
-    others = free_to_take()
-    firm = empty_pool.pool_set_firm_limit(2 * MIB)
-    try:
-        copies = [snnfast.functional.lif(spk, beta=0.9, record_mem=False)[0] for spk in given]
-        addresses = {spk.data_ptr() for spk in copies}
-        copies.clear()
-        assert empty_pool.pool_idle_bytes() == 8 * MIB
-        assert empty_pool.pool_yielded_bytes() == 6 * MIB
-        assert free_to_take() - others == 6 * MIB
-        copies = [snnfast.functional.lif(spk, beta=0.9, record_mem=False)[0] for spk in given]
-        assert {spk.data_ptr() for spk in copies} == addresses
-        assert empty_pool.pool_yielded_bytes() == 0
-        assert free_to_take() == others
-        with snnfast.use_backend("reference"):
-            for spk, x in zip(copies, given, strict=True):
-                assert_bits_equal(spk, snnfast.functional.lif(x, beta=0.9, record_mem=False)[0])
-        copies.clear()
-        empty_pool.pool_clear()
-        assert empty_pool.pool_yielded_bytes() == 0
-    finally:
-        empty_pool.pool_set_firm_limit(firm)
-
-
-@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="asks Linux for the pages that it may take")
-def test_what_is_firm_stays_within_its_limit_in_any_order_of_calls(empty_pool):
-    generator = random.Random(0)
-    inputs = {steps: torch.rand(steps, 1, 1 << 18) for steps in (1, 2, 3)}  # MiB
-    expected = {steps: snnfast.functional.lif(x, beta=0.9, record_mem=False)[0].clone() for steps, x in inputs.items()}
-    firm = empty_pool.pool_set_firm_limit(4 * MIB)
-    live: list[tuple[int, Tensor]] = []
-    most = 0
-    try:
-        for _ in range(400):
-            if live and generator.random() < 0.5:
-                steps, spk = live.pop(generator.randrange(len(live)))
-                assert_bits_equal(spk, expected[steps])
-                del spk
-            else:
-                steps = generator.choice(list(inputs))
-                live.append((steps, snnfast.functional.lif(inputs[steps], beta=0.9, record_mem=False)[0]))
-            idle, yielded = empty_pool.pool_idle_bytes(), empty_pool.pool_yielded_bytes()
-            assert 0 <= idle - yielded <= 4 * MIB
-            most = max(most, yielded)
-        assert most > 8 * MIB
-    finally:
-        empty_pool.pool_set_firm_limit(firm)
-
-
-def test_a_much_larger_buffer_is_not_taken_for_a_small_output(empty_pool):
-    large(steps=80)
-    idle = empty_pool.pool_idle_bytes()
-    small = large()
-    assert empty_pool.pool_idle_bytes() == idle
-    del small
-
-
-@pytest.mark.parametrize(("limit", "error"), [(-1, ValueError), (1.5, TypeError), (True, TypeError)])
-def test_a_wrong_limit_is_refused(empty_pool, limit, error):
-    before = empty_pool.pool_idle_limit()
-    with pytest.raises(error, match="limit"):
-        snnfast.set_cache_limit(limit)
-    assert empty_pool.pool_idle_limit() == before
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="reads an ELF file")
 def test_the_binary_names_libtorch_through_which_a_cuda_build_of_torch_is_found():
     """Without it the weak symbol of the CUDA stream would stay unresolved, and no CUDA tensor would be accepted."""
@@ -277,27 +152,6 @@ def test_few_neurons_give_the_same_bits_with_any_number_of_threads():
     for values in results[1:]:
         for value, expected in zip(values, results[0], strict=True):
             assert_bits_equal(value, expected)
-
-
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="asks Linux for the memory in use")
-@pytest.mark.parametrize("kilobytes", [256, 1024, 5000])
-def test_an_emptied_cache_is_back_with_the_system(kilobytes: int) -> None:
-    if snnfast._ops.extension is None:
-        pytest.skip("the extension is not built")
-
-    def resident() -> int:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") >> 20
-
-    x = torch.zeros(kilobytes * 256)
-    with snnfast.use_backend("fused"), torch.no_grad():
-        snnfast.empty_cache()
-        before = resident()
-        outputs = [snnfast.functional.lif(x, beta=0.9, num_steps=1) for _ in range(150000 // kilobytes)]
-        full = resident()
-        del outputs
-        snnfast.empty_cache()
-    assert full - before > 200
-    assert resident() - before < 60
 
 
 @pytest.mark.parametrize(

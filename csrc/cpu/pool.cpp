@@ -1,13 +1,14 @@
 #include "pool.h"
 
+#include <algorithm>
 #include <cstdlib>
-#include <fstream>
+#include <limits>
 #include <list>
 #include <map>
 #include <mutex>
-#include <new>
 #include <unordered_map>
-#include <utility>
+
+#include "memory_limit.h"
 
 #if defined(__GLIBC__)
 #include <malloc.h>
@@ -15,7 +16,6 @@
 #if defined(__linux__)
 #include <pthread.h>
 #include <sys/mman.h>
-#include <unistd.h>
 #endif
 
 namespace snnfast::cpu::pool {
@@ -24,67 +24,80 @@ namespace {
 constexpr size_t kPage = size_t{2} << 20;        // a huge page: one fault instead of 512
 constexpr size_t kSmallUnit = size_t{64} << 10;  // of buffers below a huge page
 
+// By default, idle memory is limited to
+constexpr size_t kAlways = size_t{64} << 20;  // where the demand is less,
+constexpr size_t kMost = size_t{8} << 30;     // however large the demand,
+constexpr size_t kMemoryShare = 4;            // this part of the memory,
+constexpr size_t kRoomShare = 8;              // and this part of the room under a limit of address space: what keeps
+                                              // running into it is torch, which can't ask for anything back.
+
 struct Buffer {
   void* data;
   size_t bytes;
-  bool yielded = false;  // the system may take its pages back
 };
 
 using Idle = std::list<Buffer>;
 
-// Bytes of memory that this process may use: the machine's, or its container's if that is less. 0 if unknown.
-size_t memory_size() {
-  size_t bytes = 0;
-#if defined(__linux__)
-  const long pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGESIZE);
-  if (pages > 0 && page > 0) bytes = static_cast<size_t>(pages) * static_cast<size_t>(page);
-  size_t allowed = 0;
-  // "max" where there is no limit, which is then not read.
-  if (std::ifstream("/sys/fs/cgroup/memory.max") >> allowed && allowed < bytes) bytes = allowed;
-#endif
-  return bytes;
-}
+// The most bytes that were in use at once lately. A window ends when sixteen times as much has been taken, and the one
+// before it counts as well. So memory that is dropped too early is faulted in again once in sixteen uses at most.
+class Demand {
+ public:
+  void take(size_t bytes) {
+    in_use_ += bytes;
+    taken_ += bytes;
+    now_ = std::max(now_, in_use_);
+    if (taken_ / 16 > most()) {
+      before_ = now_;
+      now_ = in_use_;
+      taken_ = 0;
+    }
+  }
+  void give_back(size_t bytes) { in_use_ -= bytes; }
+  void forget() { before_ = 0, now_ = in_use_, taken_ = 0; }
+  size_t in_use() const { return in_use_; }
+  size_t most() const { return std::max(before_, now_); }
 
-// Lets the system take the pages back when it is short of memory; until it does, writing to them costs no fault.
-// Returns whether that was possible.
-bool yield(const Buffer& buffer) {
-#if defined(__linux__) && defined(MADV_FREE)
-  return madvise(buffer.data, buffer.bytes, MADV_FREE) == 0;
-#else
-  return false;
-#endif
-}
+ private:
+  size_t in_use_ = 0, taken_ = 0, now_ = 0, before_ = 0;
+};
 
 struct Pool {
   std::mutex mutex;
-  Idle idle;                                     // the one given back last is in front; the yielded ones come last
-  Idle::iterator yielded = idle.end();           // the first of these
+  Idle idle;                                     // the one given back last is in front
   std::multimap<size_t, Idle::iterator> sorted;  // the idle ones by size; of a size, the one given back last comes last
-  size_t idle_bytes = 0, yielded_bytes = 0;      // the latter are among the former
-  size_t limit, firm_limit;                      // of all idle bytes, and of those that are not yielded
-  std::unordered_map<void*, size_t> sizes;       // of every live buffer, in use or idle
+  size_t idle_bytes = 0;
+  std::optional<size_t> limit;  // that the user has set
+  Demand demand;
+  std::unordered_map<void*, size_t> sizes;  // of every live buffer, in use or idle
+  const size_t most = std::min(kMost, memory_limit() / kMemoryShare);
 
-  Pool() : limit(memory_size() / 2), firm_limit(memory_size() / 8) {}
+  size_t allowed() const {
+    if (limit.has_value()) return *limit;
+    // Twice: in a step that is repeated, what is in use at its peak and what is taken and given back around it.
+    const size_t demanded = std::max(kAlways, 2 * demand.most() - demand.in_use());
+    const size_t room = mappable_bytes();
+    const size_t unlimited = std::numeric_limits<size_t>::max();
+    return std::min({most, demanded, room == unlimited ? room : (room + idle_bytes) / kRoomShare});
+  }
 
   void add(Buffer buffer) {
+    demand.give_back(buffer.bytes);
+    const size_t most_now = allowed();
+    if (buffer.bytes > most_now) return release(buffer);  // instead of all others
     idle.push_front(buffer);
     sorted.emplace(buffer.bytes, idle.begin());
     idle_bytes += buffer.bytes;
-    trim(limit);
-    while (idle_bytes - yielded_bytes > firm_limit) {
-      const auto oldest = std::prev(yielded);
-      if (!yield(*oldest)) return trim(firm_limit);
-      oldest->yielded = true;
-      yielded_bytes += oldest->bytes;
-      yielded = oldest;
-    }
+    trim(most_now);
+  }
+
+  void release(const Buffer& buffer) {
+    sizes.erase(buffer.data);
+    std::free(buffer.data);
   }
 
   Buffer remove(Idle::iterator place) {
     const Buffer buffer = *place;
     idle_bytes -= buffer.bytes;
-    if (buffer.yielded) yielded_bytes -= buffer.bytes;
-    if (place == yielded) ++yielded;
     idle.erase(place);
     return buffer;
   }
@@ -92,20 +105,21 @@ struct Pool {
   void trim(size_t to) {
     while (idle_bytes > to) {
       sorted.erase(sorted.lower_bound(idle.back().bytes));  // the oldest of its size
-      const Buffer oldest = remove(std::prev(idle.end()));
-      sizes.erase(oldest.data);
-      std::free(oldest.data);
+      release(remove(std::prev(idle.end())));
     }
   }
 
-  // One of at least `bytes` and not much more, preferably of just as many and still warm; nullptr if there is none.
+  // One of at least `bytes` and at most twice as many, preferably of just as many and still warm; nullptr if there is
+  // none. With twice as many, shapes that vary find a buffer mostly.
   void* reuse(size_t bytes) {
     auto place = sorted.lower_bound(bytes);
-    if (place == sorted.end() || place->first > bytes + bytes / 4) return nullptr;
+    if (place == sorted.end() || place->first / 2 > bytes) return nullptr;
     place = std::prev(sorted.upper_bound(place->first));
     const Idle::iterator found = place->second;
     sorted.erase(place);
-    return remove(found).data;
+    const Buffer buffer = remove(found);
+    demand.take(buffer.bytes);
+    return buffer.data;
   }
 };
 
@@ -136,6 +150,8 @@ void trim_to(size_t bytes) {
 
 }  // namespace
 
+OutOfMemory::OutOfMemory(size_t bytes) : message_("snnfast: could not allocate " + std::to_string(bytes) + " bytes") {}
+
 void* take(size_t bytes) {
   const size_t unit = bytes < kPage ? kSmallUnit : kPage;
   const size_t rounded = (bytes + unit - 1) / unit * unit;
@@ -149,13 +165,15 @@ void* take(size_t bytes) {
     clear();
     data = std::aligned_alloc(unit, rounded);
   }
-  if (data == nullptr) throw std::bad_alloc();
+  if (data == nullptr) throw OutOfMemory(bytes);
 #if defined(__linux__)
   // Advice: where huge pages are switched off, nothing is lost.
   if (unit == kPage) madvise(data, rounded, MADV_HUGEPAGE);
 #endif
   const std::lock_guard lock(pool.mutex);
   pool.sizes[data] = rounded;
+  pool.demand.take(rounded);
+  pool.trim(pool.allowed());  // before anything is written to the new one: idle ones of other sizes make room for it
   return data;
 }
 
@@ -165,7 +183,14 @@ void give_back(void* buffer) {
   pool.add({buffer, pool.sizes.at(buffer)});
 }
 
-void clear() { trim_to(0); }
+void clear() {
+  {
+    Pool& pool = the_pool();
+    const std::lock_guard lock(pool.mutex);
+    pool.demand.forget();
+  }
+  trim_to(0);
+}
 
 size_t idle_bytes() {
   Pool& pool = the_pool();
@@ -173,31 +198,21 @@ size_t idle_bytes() {
   return pool.idle_bytes;
 }
 
-size_t yielded_bytes() {
-  Pool& pool = the_pool();
-  const std::lock_guard lock(pool.mutex);
-  return pool.yielded_bytes;
-}
-
-size_t set_firm_limit(size_t bytes) {
-  Pool& pool = the_pool();
-  const std::lock_guard lock(pool.mutex);
-  return std::exchange(pool.firm_limit, bytes);
-}
-
-size_t idle_limit() {
+std::optional<size_t> idle_limit() {
   Pool& pool = the_pool();
   const std::lock_guard lock(pool.mutex);
   return pool.limit;
 }
 
-void set_idle_limit(size_t bytes) {
+void set_idle_limit(std::optional<size_t> bytes) {
   Pool& pool = the_pool();
+  size_t allowed = 0;
   {
     const std::lock_guard lock(pool.mutex);
     pool.limit = bytes;
+    allowed = pool.allowed();
   }
-  trim_to(bytes);
+  trim_to(allowed);
 }
 
 }  // namespace snnfast::cpu::pool

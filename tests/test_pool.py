@@ -1,0 +1,298 @@
+"""The memory of large CPU outputs: how it is recycled, how much of it is kept, and what limits that."""
+
+import gc
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import assert_bits_equal
+
+import snnfast
+from snnfast import _ops
+
+pytestmark = pytest.mark.skipif(_ops.extension is None, reason="the extension is not built")
+MIB = 1 << 20
+
+# Training steps of varying shapes, three outputs of 2 to 24 MB in each; what it prints is read by the tests.
+VARYING = """
+import os, random, sys
+import torch, snnfast
+torch.set_num_threads(1)
+most = torch.zeros(2 * 3_000_000)
+generator = random.Random(0)
+def step(least=250_000, largest=3_000_000):
+    n = generator.randint(least, largest)
+    current = most[:2 * n].view(2, n).requires_grad_()
+    spk, mem = snnfast.functional.lif(current, beta=0.9)
+    torch.autograd.grad((spk, mem), current, (spk.detach(), mem.detach()))
+def idle():
+    return snnfast._ops.extension.pool_idle_bytes()
+"""
+
+
+def run_python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", VARYING + code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def empty_pool():
+    gc.collect()
+    limit = _ops.extension.pool_idle_limit()
+    _ops.extension.pool_clear()
+    yield _ops.extension
+    _ops.extension.pool_set_idle_limit(limit)
+    _ops.extension.pool_clear()
+
+
+def large(steps=8):
+    return snnfast.functional.lif(torch.rand(8 * steps, 8, 1024), beta=0.9, record_mem=False)[0]  # 2 MiB in 8 steps
+
+
+def test_large_outputs_reuse_the_memory_of_freed_ones(empty_pool):
+    first = large()
+    address = first.data_ptr()
+    assert empty_pool.pool_idle_bytes() == 0
+    del first
+    assert empty_pool.pool_idle_bytes() == 2 * MIB
+    assert large().data_ptr() == address
+
+
+def test_live_outputs_never_share_memory(empty_pool):
+    kept = [large() for _ in range(4)]
+    copies = [spk.clone() for spk in kept]
+    kept.append(large())
+    assert len({spk.data_ptr() for spk in kept}) == 5
+    for spk, copy in zip(kept, copies, strict=False):
+        assert_bits_equal(spk, copy)
+
+
+def test_a_view_keeps_the_memory_of_its_output(empty_pool):
+    last = large()[-1]
+    expected = last.clone()
+    large()
+    assert_bits_equal(last, expected)
+
+
+def test_idle_memory_stays_under_the_limit_and_can_be_released(empty_pool):
+    snnfast.set_cache_limit(4 * MIB)
+    outputs = [large() for _ in range(5)]
+    outputs.clear()
+    assert empty_pool.pool_idle_bytes() == 4 * MIB
+    snnfast.empty_cache()
+    assert empty_pool.pool_idle_bytes() == 0
+    snnfast.set_cache_limit(0)
+    large()
+    assert empty_pool.pool_idle_bytes() == 0
+
+
+def test_an_output_beyond_the_limit_leaves_what_is_kept_of_others(empty_pool):
+    large()
+    snnfast.set_cache_limit(8 * MIB)
+    large(steps=80)
+    assert empty_pool.pool_idle_bytes() == 2 * MIB
+
+
+def test_a_much_larger_buffer_is_not_taken_for_a_small_output(empty_pool):
+    large(steps=80)
+    idle = empty_pool.pool_idle_bytes()
+    small = large()
+    assert empty_pool.pool_idle_bytes() == idle
+    del small
+
+
+def test_a_buffer_of_up_to_twice_the_size_is_taken(empty_pool):
+    first = large(steps=16)
+    address = first.data_ptr()
+    del first
+    assert large().data_ptr() == address
+
+
+def test_a_repeated_step_gets_all_its_memory_back_however_large(empty_pool):
+    current = torch.zeros(4, 2 * MIB, requires_grad=True)  # 32 MiB
+
+    def step() -> set[int]:
+        spk, mem = snnfast.functional.lif(current, beta=0.9)
+        (gradient,) = torch.autograd.grad((spk, mem), current, (spk.detach(), mem.detach()))
+        return {spk.data_ptr(), mem.data_ptr(), gradient.data_ptr()}
+
+    addresses = step()
+    assert empty_pool.pool_idle_bytes() == 3 * 32 * MIB
+    assert step() == addresses
+    assert empty_pool.pool_idle_bytes() == 3 * 32 * MIB
+
+
+def test_shapes_that_vary_keep_at_most_twice_what_was_in_use_at_once():
+    printed = run_python("for _ in range(100): step()\nprint(idle())")
+    assert 0 < int(printed) <= 2 * 3 * 24 * MIB
+
+
+def test_layers_of_falling_size_all_find_memory_though_one_output_is_in_use_at_a_time(empty_pool):
+    inputs = [torch.zeros(1, size * MIB // 4) for size in (80, 48, 26, 10)]
+
+    kept = []
+    for x in inputs * 4:
+        snnfast.functional.lif(x, beta=0.9, record_mem=False)
+        kept.append(empty_pool.pool_idle_bytes())
+    assert set(kept[4:]) == {kept[3]}  # none was made afresh, for which another would have had to go
+
+
+def test_memory_that_is_no_longer_needed_goes_back_while_smaller_outputs_are_made(empty_pool):
+    large_current, current = torch.zeros(1, 25 * MIB), torch.zeros(1, 4 * MIB)
+    snnfast.functional.lif(large_current, beta=0.9, record_mem=False)
+    assert empty_pool.pool_idle_bytes() >= 100 * MIB
+    for _ in range(220):
+        snnfast.functional.lif(current, beta=0.9, record_mem=False)
+    assert empty_pool.pool_idle_bytes() <= 64 * MIB
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_eight_processes_keep_64_mib_each_at_most_where_their_steps_are_small():
+    printed = run_python("""
+for _ in range(8):
+    if os.fork() == 0:
+        for _ in range(60): step(100_000, 1_000_000)
+        os.write(1, f"{idle()}\\n".encode())
+        os._exit(0)
+for _ in range(8): os.wait()
+""")
+    kept = [int(line) for line in printed.split()]
+    assert len(kept) == 8
+    assert sum(kept) <= 8 * 64 * MIB
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="sets limits of Linux")
+@pytest.mark.parametrize("name", ["RLIMIT_AS", "RLIMIT_DATA"])
+def test_a_limited_address_space_leaves_room_for_tensors_of_pytorch(name):
+    run_python(f"""
+import resource
+step()
+used = int(open("/proc/self/statm").read().split()[{0 if name == "RLIMIT_AS" else 5}]) * resource.getpagesize()
+resource.setrlimit(resource.{name}, (used + (768 << 20),) * 2)
+for i in range(100):
+    step()
+    if i % 5 == 0: torch.empty(400 << 20, dtype=torch.uint8)
+assert 0 < idle() <= 128 << 20, idle()
+""")
+
+
+NO_LIMIT = "9223372036854771712"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads files of Linux")
+@pytest.mark.parametrize(
+    ("groups", "limits"),
+    [
+        ("0::/", {"memory.max": "512"}),
+        ("0::/a.slice/b.scope", {"a.slice/memory.max": "768", "a.slice/b.scope/memory.max": "512"}),
+        ("0::/a.slice/b.scope", {"a.slice/memory.max": "512", "a.slice/b.scope/memory.max": "max"}),
+        ("0::/not/seen/here", {"memory.max": "512"}),
+        ("0::/../other", {"memory.max": "512"}),
+        ("0::/a:b", {"a:b/memory.max": "512"}),
+        ("9:memory:/\n0::/", {"memory/memory.limit_in_bytes": "512"}),
+        (
+            "9:cpu:/c\n8:memory:/a/b\n0::/",
+            {
+                "memory/memory.limit_in_bytes": NO_LIMIT,
+                "memory/a/memory.limit_in_bytes": "512",
+                "memory/a/b/memory.limit_in_bytes": "768",
+            },
+        ),
+        ("8:cpuset,memory:/not/seen", {"memory/memory.limit_in_bytes": "512"}),
+        ("8:memory:/a\n0::/b", {"memory/a/memory.limit_in_bytes": "768", "b/memory.max": "512"}),
+    ],
+)
+def test_the_least_limit_of_a_control_group_and_those_above_it_counts(tmp_path, groups, limits):
+    write_groups(tmp_path, groups, limits)
+    assert _ops.extension.memory_limit(str(tmp_path)) == 512
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads files of Linux")
+def test_without_a_limit_of_a_control_group_it_is_the_memory_of_the_machine(tmp_path):
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGESIZE")
+    assert _ops.extension.memory_limit(str(tmp_path)) == machine
+    others = {"memory.max": "max", "b/memory.max": "512", "memory/a/memory.limit_in_bytes": NO_LIMIT}
+    write_groups(tmp_path, "8:memory:/a\n7:pids:/b\n0::/", others)
+    assert _ops.extension.memory_limit(str(tmp_path)) == machine
+
+
+def write_groups(root: Path, groups: str, limits: dict[str, str]) -> None:
+    (root / "proc/self").mkdir(parents=True)
+    (root / "proc/self/cgroup").write_text(groups + "\n")
+    for name, limit in limits.items():
+        path = root / "sys/fs/cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(limit + "\n")
+
+
+def test_an_output_that_does_not_fit_is_named_and_the_next_one_works(empty_pool):
+    large()
+    with pytest.raises(RuntimeError, match=rf"snnfast: could not allocate {12 << 50} bytes .*shape \[{1 << 50}, 3\]"):
+        snnfast.functional.lif(torch.rand(3), beta=0.9, num_steps=1 << 50)
+    large()
+    assert empty_pool.pool_idle_bytes() == 2 * MIB
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_a_process_forked_while_other_threads_make_outputs_can_make_its_own():
+    run_python("""
+import threading
+current = torch.rand(4, 100_000)
+stopped = threading.Event()
+def work():
+    while not stopped.is_set(): snnfast.functional.lif(current, beta=0.9)
+threads = [threading.Thread(target=work) for _ in range(3)]
+for thread in threads: thread.start()
+for _ in range(20):
+    child = os.fork()
+    if child == 0:
+        import signal
+        signal.alarm(60)  # ends a child that hangs
+        snnfast.functional.lif(current, beta=0.9)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+stopped.set()
+""")
+
+
+@pytest.mark.parametrize(
+    ("limit", "error"),
+    [(-1, ValueError), (1 << 64, ValueError), (1.5, TypeError), ("1", TypeError), (True, TypeError)],
+)
+def test_a_wrong_limit_is_refused(empty_pool, limit, error):
+    before = empty_pool.pool_idle_limit()
+    with pytest.raises(error, match=r"^limit: expected"):
+        snnfast.set_cache_limit(limit)
+    assert empty_pool.pool_idle_limit() == before
+
+
+def test_a_limit_is_any_kind_of_integer_and_none_is_the_default(empty_pool):
+    snnfast.set_cache_limit(np.int64(5))
+    assert empty_pool.pool_idle_limit() == 5
+    snnfast.set_cache_limit((1 << 64) - 1)
+    assert empty_pool.pool_idle_limit() == (1 << 64) - 1
+    snnfast.set_cache_limit(None)
+    assert empty_pool.pool_idle_limit() is None
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="asks Linux for the memory in use")
+@pytest.mark.parametrize("kilobytes", [256, 1024, 5000])
+def test_an_emptied_cache_is_back_with_the_system(kilobytes: int) -> None:
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") >> 20
+
+    x = torch.zeros(kilobytes * 256)
+    with snnfast.use_backend("fused"), torch.no_grad():
+        snnfast.empty_cache()
+        before = resident()
+        outputs = [snnfast.functional.lif(x, beta=0.9, num_steps=1) for _ in range(150000 // kilobytes)]
+        full = resident()
+        del outputs
+        snnfast.empty_cache()
+    assert full - before > 200
+    assert resident() - before < 60
