@@ -3,7 +3,7 @@
 import importlib.metadata
 import re
 import weakref
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -130,7 +130,7 @@ class _Entry(Leaky):
 
     layer: weakref.ref[nn.Module]
 
-    __setattr__ = object.__setattr__
+    __setattr__ = object.__setattr__  # type: ignore[assignment]  # it is no module of its own
 
     def __init__(self, layer: nn.Module) -> None:
         self.layer = weakref.ref(layer)
@@ -142,7 +142,7 @@ class _Entry(Leaky):
     def mem(self) -> Tensor:
         _not_traced()
         layer = self.layer()
-        return torch.zeros(0) if layer is None else layer.mem
+        return torch.zeros(0) if layer is None else cast(Tensor, layer.mem)
 
     @mem.setter
     def mem(self, mem: Tensor) -> None:

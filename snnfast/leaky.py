@@ -236,23 +236,41 @@ class Leaky(nn.Module):
             TypeError, ValueError: As :func:`snnfast.functional.lif`.
             RuntimeError: As for one step.
         """
+        return self._unroll(current, mem, num_steps, record_mem, reduce, membrane_dtype)[:2]
+
+    def _unroll(
+        self,
+        current: Tensor,
+        mem: Tensor | None,
+        num_steps: int | None,
+        record_mem: bool,
+        reduce: str | None,
+        membrane_dtype: torch.dtype | None,
+        wants_last: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """:meth:`unroll`, and the last membrane as a state to go on from, if that is wanted or held."""
+        check_current("current", current)
+        wants_last = wants_last or self.init_hidden
         if mem is not None:
             self._check_passed(mem)
             mem = out_of_inference(mem)
-        elif self.init_hidden and isinstance(current, Tensor):
+        elif self.init_hidden:
             mem = self._held(current.shape if num_steps is not None else current.shape[1:], current.device)
-        # What is held is exact, and a record in half precision is not: it is rounded from a record that is.
-        exact = self.init_hidden and record_mem and isinstance(current, Tensor) and current.dtype in _HALVES
+        # A state is exact, and a record in half precision is not: it is rounded from a record that is.
+        exact = wants_last and record_mem and current.dtype in _HALVES
         given = current.to(torch.float32) if exact else current
         spk_rec, mem_rec = self._lif(given, mem, num_steps, record_mem, reduce, membrane_dtype)
-        if self.init_hidden:
-            # A copy where it would be a view: detaching a view in place is an error.
+        last: Tensor | None = None
+        if wants_last:
+            # A copy where it would be a view, which would keep the record and can't be detached in place.
             last = mem_rec if not record_mem else mem_rec[-1].clone() if mem_rec.shape[0] > 0 else mem
-            self._hold(last if last is not None else mem_rec.new_zeros(mem_rec.shape[1:]))
+            last = last if last is not None else mem_rec.new_zeros(mem_rec.shape[1:])
+        if self.init_hidden:
+            self._hold(last)  # type: ignore[arg-type]
         if exact:
             spk_rec = spk_rec.to(current.dtype)
             mem_rec = mem_rec if mem_rec.dtype == torch.float64 else mem_rec.to(current.dtype)
-        return spk_rec, mem_rec
+        return spk_rec, mem_rec, last
 
     def _hold(self, mem: Tensor) -> None:
         compiling = torch.compiler.is_compiling()

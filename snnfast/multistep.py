@@ -93,8 +93,8 @@ class MultiStep(nn.Sequential):
 
             After these come, if asked for, the list of states ``[B, *]`` (``None`` for a layer with ``init_hidden``,
             which holds its own) and the list of spikes ``[T, B, *]``, each with one entry per :class:`Leaky` in order
-            of application. States keep their graph: ``detach`` them to cut it between two parts. Those of a final
-            ``Leaky`` are rounded like its record in half precision, and exact with ``record_mem=False``.
+            of application. States keep their graph: ``detach`` them to cut it between two parts. They are in the dtype
+            of the arithmetic, float32 for half-precision inputs.
 
         Raises:
             TypeError, ValueError: As :func:`snnfast.functional.lif`; ``x`` without time and batch dimensions;
@@ -233,18 +233,10 @@ class _Call:
             mem = self.states[self.number]
             _check_state(self.number, mem, layer, x.shape[1:] if num_steps is None else x.shape)
         self.number += 1
-        spk, mem_rec = layer.unroll(
-            x, mem, num_steps=num_steps, record_mem=record_mem, reduce=reduce, membrane_dtype=self.membrane_dtype
+        spk, mem_rec, last = layer._unroll(
+            x, mem, num_steps, record_mem, reduce, self.membrane_dtype, wants_last=self.return_states
         )
-        if self.return_states:
-            last: Tensor | None = mem_rec
-            if layer.init_hidden:
-                last = None
-            elif record_mem and mem_rec.shape[0] > 0:
-                last = mem_rec[-1].clone()  # no view, which would keep the record and could not be detached in place
-            elif record_mem:
-                last = mem if mem is not None else mem_rec.new_zeros(mem_rec.shape[1:])
-            self.last.append(last)
+        self.last.append(None if layer.init_hidden else last)
         if self.return_spikes:
             self.spikes.append(spk)
         return spk, mem_rec

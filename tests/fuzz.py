@@ -213,7 +213,7 @@ class Call:
             if found[name].dtype != self.tensors[name].dtype:
                 return f"grad of {name}: dtype {found[name].dtype}"
             tolerance = max(TOLERANCES[self.dtype], TOLERANCES[found[name].dtype])
-            total, magnitude = b.sum_to_size(a.shape), b.abs().sum_to_size(a.shape)
+            total, magnitude = b.sum_to_size(a.shape).to(found[name].dtype).double(), b.abs().sum_to_size(a.shape)
             scale = magnitude[magnitude.isfinite()].max().item() if magnitude.isfinite().any() else 0.0
             off = (a - total).abs()
             if ((off > tolerance * max(scale, 1e-30)) & total.isfinite()).any() or (a.isnan() & total.isfinite()).any():

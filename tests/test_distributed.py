@@ -1,4 +1,4 @@
-"""DistributedDataParallel leaves the state of each process alone: a membrane is not a buffer to broadcast."""
+"""Data-parallel training: a membrane is no buffer to broadcast, and sharded layers unroll as well as they step."""
 
 import os
 from pathlib import Path
@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from helpers import assert_bits_equal, assert_close
 from torch import Tensor, multiprocessing, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.nn.parallel import DistributedDataParallel
 
 import snnfast.snntorch as snn
@@ -46,6 +48,37 @@ def loss(spk: Tensor, mem: Tensor) -> Tensor:
     return spk.mean() + mem.square().mean()
 
 
+class Unrolled(nn.Module):
+    """A learned decay of one dimension: fully_shard takes none of no dimensions."""
+
+    def __init__(self, by_unroll: bool) -> None:
+        super().__init__()
+        torch.manual_seed(7)
+        self.fc = nn.Linear(6, 8)
+        self.lif = snn.Leaky(torch.tensor([0.9]), learn_beta=True)
+        self.by_unroll = by_unroll
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if self.by_unroll:
+            return self.lif.unroll(self.fc(x))
+        mem, spks, mems = self.lif.init_leaky(), [], []
+        for step in x:
+            spk, mem = self.lif(self.fc(step), mem)
+            spks.append(spk)
+            mems.append(mem)
+        return torch.stack(spks), torch.stack(mems)
+
+
+def sharded(rank: int, by_unroll: bool) -> list[Tensor]:
+    """Gradients of every parameter under ``fully_shard`` of each layer and of the whole."""
+    net = Unrolled(by_unroll)
+    for module in (net.fc, net.lif, net):
+        fully_shard(module, mesh=init_device_mesh("cpu", (2,)))
+    register_fsdp_forward_method(net.lif, "unroll")
+    loss(*net(data(rank))).backward()
+    return [p.grad.full_tensor() for p in net.parameters()]  # type: ignore[union-attr]
+
+
 def work(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
@@ -61,6 +94,7 @@ def work(rank: int, folder: str) -> None:
         trained.module.lif.mem.detach_()
     loss(*trained(data(rank)[-1])).backward()
     found["grads"] = [p.grad for p in trained.parameters()]
+    found["sharded"] = [sharded(rank, by_unroll) for by_unroll in (False, True)]
     torch.save(found, f"{folder}/{rank}.pt")
     dist.barrier()
     os._exit(0)  # gloo's threads may abort a process that is taken down while the other one closes its connections
@@ -101,3 +135,15 @@ def test_gradients_are_averaged_over_the_processes(ranks: list[dict[str, Any]]) 
         assert_bits_equal(first, second)
         assert_close(first, torch.stack(expected).mean(0), 1e-5)
         assert not torch.equal(expected[0], expected[1])
+
+
+@pytest.mark.parametrize("by_unroll", [False, True], ids=["steps", "unroll"])
+def test_fully_sharded_layers_have_the_gradients_of_one_process(ranks: list[dict[str, Any]], by_unroll: bool) -> None:
+    grads = []
+    for rank in range(2):
+        net = Unrolled(by_unroll)
+        loss(*net(data(rank))).backward()
+        grads.append([p.grad for p in net.parameters()])
+    for found in (r["sharded"][by_unroll] for r in ranks):
+        for grad, *alone in zip(found, *grads, strict=True):
+            assert_close(grad, torch.stack(alone).mean(0), 1e-5)

@@ -9,6 +9,7 @@ import gc
 import io
 import pickle
 import threading
+import warnings
 import weakref
 from typing import Any
 
@@ -495,6 +496,29 @@ def test_under_autocast_spikes_are_as_low_as_the_layer_before_made_them(backend:
     (spk.sum() + mem.sum()).backward()
     assert fc.weight.grad.dtype == lif.beta.grad.dtype == torch.float32
     assert fc.weight.grad.any()
+
+
+def test_an_inhibited_float64_layer_divides_by_its_graded_factor_in_float64(backend: str) -> None:
+    """As snnTorch would, were its spikes not float32."""
+
+    class Corrected(snntorch.Leaky):
+        def fire_inhibition(self, batch_size: int, mem: Tensor) -> Tensor:
+            return super().fire_inhibition(batch_size, mem).double()
+
+    x, graded = torch.rand(6, 4, 5, dtype=torch.float64) * 2, torch.tensor(1.3, dtype=torch.float64)
+    records = []
+    for leaky in (snn.Leaky, Corrected, snntorch.Leaky):
+        layer = leaky(0.9, inhibition=True, reset_delay=False, graded_spikes_factor=graded)
+        mem, record = torch.zeros(4, 5, dtype=torch.float64), []
+        with snnfast.use_backend("auto" if backend == "fused" else backend), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for step in x:
+                _, mem = layer(step, mem)
+                record.append(mem)
+        records.append(torch.stack(record))
+    assert_bits_equal(records[0], records[1])
+    assert not torch.equal(records[0], records[2])
+    assert_close(records[0], records[2], 1e-6)
 
 
 # ---- mended: replicas of DataParallel
