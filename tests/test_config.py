@@ -88,9 +88,8 @@ def test_the_module_prints_what_show_config_prints(capsys: pytest.CaptureFixture
     assert all(value in shown for value in facts.values())
 
 
+@pytest.mark.needs_extension
 def test_show_config_says_how_the_extension_was_built() -> None:
-    if _ops.extension is None:
-        pytest.skip(str(_ops.missing))
     facts = snnfast.config()
     assert facts["fused on cpu"] == "yes"
     for name in ("compiler", "built for torch", "CPU instructions", "CUDA compiler", "CUDA architectures"):
@@ -98,9 +97,8 @@ def test_show_config_says_how_the_extension_was_built() -> None:
     assert (facts["CUDA compiler"] != "none") == _ops.extension.cuda
 
 
+@pytest.mark.needs_extension
 def test_a_build_without_cuda_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    if _ops.extension is None:
-        pytest.skip(str(_ops.missing))
     assert (_ops.extension.cuda_missing == "") == _ops.extension.cuda
     monkeypatch.setattr(_ops.extension, "cuda", False)
     monkeypatch.setattr(_ops.extension, "cuda_missing", "no nvcc was found at install time")

@@ -20,7 +20,7 @@ from torch import Tensor
 import snnfast
 from snnfast import _ops, surrogate
 
-pytestmark = pytest.mark.skipif(_ops.extension is None, reason="the extension is not built")
+pytestmark = pytest.mark.needs_extension
 MIB = 1 << 20
 
 
@@ -288,9 +288,6 @@ def test_few_neurons_give_the_same_bits_with_any_number_of_threads():
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="asks Linux for the memory in use")
 @pytest.mark.parametrize("kilobytes", [256, 1024, 5000])
 def test_an_emptied_cache_is_back_with_the_system(kilobytes: int) -> None:
-    if snnfast._ops.extension is None:
-        pytest.skip("the extension is not built")
-
     def resident() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") >> 20
 
