@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import setup
+from tools import environments, torch_check
 
 ROOT = Path(__file__).parent.parent
 
@@ -155,3 +156,48 @@ def test_an_architecture_that_nvcc_does_not_know_is_an_error(tmp_path: Path, mon
         setup.architectures(tmp_path)
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "")
     assert setup.architectures(tmp_path) == ["8.0", "9.0+PTX"]
+
+
+def test_the_torch_that_is_built_for_is_the_oldest_that_is_tested() -> None:
+    assert environments.oldest_torch() == f"torch=={'.'.join(map(str, setup.TORCH_TARGET))}.*"
+    assert environments.newest_torch() != environments.oldest_torch()
+
+
+def test_the_requirements_of_the_tests_are_packages_and_no_extras_of_this_one() -> None:
+    found = environments.extra_requirements("test")
+    assert {"pytest>=8", "snntorch==1.0.0", "torchvision>=0.26"} <= set(found)
+    assert not [name for name in found if name.startswith("snnfast")]
+
+
+def test_torch_check_counts_what_pytest_wrote(tmp_path: Path) -> None:
+    (tmp_path / "test_it.py").write_text(
+        "import pytest\n"
+        "@pytest.fixture\ndef broken(): assert False\n"
+        "def test_error(broken): pass\n"
+        "def test_failure(): assert False\n"
+        "def test_skip(): pytest.skip('so')\n"
+        "@pytest.mark.parametrize('n', range(3))\ndef test_pass(n): pass\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--junitxml=tests.xml", "test_it.py"]
+    subprocess.run(command, cwd=tmp_path, capture_output=True, check=False)
+    assert torch_check.counts(tmp_path / "tests.xml") == {"passed": 3, "failed": 2, "skipped": 1}
+
+
+def test_torch_check_copies_the_sources_and_nothing_that_was_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, tree = tmp_path / "root", tmp_path / "tree"
+    (root / "package").mkdir(parents=True)
+    for name in ("package/a.py", "b.py", "_C.so"):
+        (root / name).write_text(name)
+    (root / ".gitignore").write_text("*.so")
+    for command in (["init", "-q"], ["add", "b.py"]):
+        subprocess.run(["git", *command], cwd=root, check=True)
+    monkeypatch.setattr(torch_check, "ROOT", root)
+    torch_check.copy_sources(tree)
+    (tree / "b.o").touch()
+    (root / "b.py").unlink()
+    (root / "package/a.py").write_text("changed")
+    torch_check.copy_sources(tree)
+    assert {str(path.relative_to(tree)) for path in tree.rglob("[!.]*.*")} == {"b.o", "package/a.py"}
+    assert (tree / "package/a.py").read_text() == "changed"
