@@ -20,7 +20,7 @@ SANITIZED := tests/test_lif.py tests/test_gradients.py tests/test_counts.py test
   tests/test_chunked_backward.py
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test bench bench-check gates wheel-check lint format types sanitize clean
+.PHONY: help demo test bench bench-check gates torch-check wheel-check lint format types sanitize clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,8 +41,11 @@ bench-check: $(VENV)/.built $(VENV)/.installed-test  ## fail where a ratio to sn
 gates: $(VENV)/.built $(VENV)/.disassemblers  ## check the machine code of the CUDA kernels; ARGS=--update: new budgets
 	$(BIN)/python -m tools.gates $(ARGS)
 
-wheel-check: $(VENV)/.torch  ## one wheel in clean environments with CPU and CUDA builds of torch; downloads 3 GB
-	$(BIN)/python tools/wheel_check.py $(ARGS)
+torch-check: $(BIN)/python  ## build and run the tests with the oldest and the newest torch; downloads 6 GB
+	$(BIN)/python -m tools.torch_check $(ARGS)
+
+wheel-check: $(BIN)/python  ## one wheel in clean environments with the oldest and the newest torch; downloads 6 GB
+	$(BIN)/python -m tools.wheel_check $(ARGS)
 
 lint: $(VENV)/.tools  ## check style and format of Python and C++
 	$(BIN)/ruff check .

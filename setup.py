@@ -35,20 +35,47 @@ class BuildError(Exception):
     """The extension can't be built here; the message says why."""
 
 
+class VariableError(SystemExit):
+    """What an environment variable asks for can't be done; setup.py ends with the message, which names the variable."""
+
+
+def switch(name: str) -> bool | None:
+    """A variable that is 0 or 1; None where it is empty or not set."""
+    value = os.environ.get(name, "")
+    if value not in ("", "0", "1"):
+        raise VariableError(f"{name}: expected 0 or 1, got {value!r}")
+    return value == "1" if value else None
+
+
+def max_jobs() -> int | None:
+    value = os.environ.get("MAX_JOBS", "")
+    if value and not (re.fullmatch("[0-9]+", value) and int(value) > 0):
+        raise VariableError(f"MAX_JOBS: expected a number above 0, got {value!r}")
+    return int(value) if value else None
+
+
 def compiler() -> str:
     """The command of the C++ compiler; ``CXX`` may have words before it, as in ``ccache g++``."""
-    command = os.environ.get("CXX", "g++")
-    if shutil.which(shlex.split(command)[0]) is None:
-        raise BuildError(f"no C++ compiler: {command} was not found")
+    command = os.environ.get("CXX")
+    if command is None:
+        if shutil.which("g++") is None:
+            raise BuildError("no C++ compiler: g++ was not found")
+        return "g++"
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise VariableError(f"CXX: {error}, got {command!r}") from error
+    if not words:
+        raise VariableError("CXX: expected the command of a C++ compiler, got nothing; unset it for g++")
+    if shutil.which(words[0]) is None:
+        raise VariableError(f"CXX: {words[0]} was not found")
     return command
 
 
 def cuda_home() -> Path | None:
     """The CUDA toolkit, or None where it is not wanted or not found. SNNFAST_CUDA=1 demands it, 0 forbids it."""
-    wanted = os.environ.get("SNNFAST_CUDA", "")
-    if wanted not in ("", "0", "1"):
-        raise BuildError(f"SNNFAST_CUDA: expected 0 or 1, got {wanted!r}")
-    if wanted == "0":
+    wanted = switch("SNNFAST_CUDA")
+    if wanted is False:
         return None
     places = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
     nvcc = shutil.which("nvcc")
@@ -60,31 +87,53 @@ def cuda_home() -> Path | None:
     for place in places:
         if place and Path(place, "bin/nvcc").exists() and Path(place, "include/cuda_runtime.h").exists():
             return Path(place).resolve()
-    if wanted == "1":
-        raise BuildError("SNNFAST_CUDA=1, but no CUDA toolkit was found; set CUDA_HOME")
+    if wanted:
+        raise VariableError("SNNFAST_CUDA=1, but no CUDA toolkit was found; set CUDA_HOME")
     return None
 
 
 def cuda_missing() -> str:
     """Why the kernels of CUDA are not built, for the user of the installed package."""
-    forbidden = os.environ.get("SNNFAST_CUDA") == "0"
+    forbidden = switch("SNNFAST_CUDA") is False
     return f"{'SNNFAST_CUDA=0' if forbidden else 'no nvcc was found'} at install time"
 
 
-def architectures(home: Path) -> list[str]:
-    """``TORCH_CUDA_ARCH_LIST`` in torch's own form, e.g. ``8.0;9.0+PTX``; else those of the default that nvcc knows."""
+def wanted_architectures() -> list[str]:
+    """``TORCH_CUDA_ARCH_LIST`` in torch's own form, e.g. ``8.0;9.0+PTX``; empty where it is not set."""
     wanted = os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip()
-    if not wanted:
-        told = subprocess.run([home / "bin/nvcc", "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout
-        known = [name for name in DEFAULT_ARCHITECTURES if f"compute_{name.replace('.', '')}" in told.split()]
-        if not known:
-            raise BuildError(f"nvcc in {home} knows none of {', '.join(DEFAULT_ARCHITECTURES)}")
-        return [*known[:-1], known[-1] + "+PTX"]
-    names = re.split(r"[;\s]+", wanted)
+    names = re.split(r"[;\s]+", wanted) if wanted else []
     for name in names:
-        if not re.fullmatch(r"\d+\.\d+[af]?(\+PTX)?", name):
-            raise BuildError(f"TORCH_CUDA_ARCH_LIST: expected e.g. '8.0;9.0+PTX', got {name!r}")
+        if not re.fullmatch(r"\d+\.\d[af]?(\+PTX)?", name):
+            raise VariableError(f"TORCH_CUDA_ARCH_LIST: expected e.g. '8.0;9.0+PTX', got {wanted!r}")
     return names
+
+
+def architectures(home: Path) -> list[str]:
+    """Those that are wanted; else those of the default that nvcc knows."""
+    told = subprocess.run([home / "bin/nvcc", "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout
+    known = re.findall(r"compute_(\d+)", told)
+    wanted = wanted_architectures()
+    for name in wanted:
+        if re.sub(r"\D", "", name) not in known:
+            raise VariableError(f"TORCH_CUDA_ARCH_LIST: nvcc in {home} does not know {name}")
+    if wanted:
+        return wanted
+    default = [name for name in DEFAULT_ARCHITECTURES if name.replace(".", "") in known]
+    if not default:
+        raise BuildError(f"nvcc in {home} knows none of {', '.join(DEFAULT_ARCHITECTURES)}")
+    return [*default[:-1], default[-1] + "+PTX"]
+
+
+def check_variables() -> None:
+    """Raise :class:`VariableError` where a variable is wrong, before anything is built."""
+    for name in ("SNNFAST_REQUIRE_EXT", "SNNFAST_WERROR", "SNNFAST_CUDA"):
+        switch(name)
+    max_jobs()
+    wanted_architectures()
+    if "CXX" in os.environ:
+        compiler()
+    if switch("SNNFAST_CUDA"):
+        cuda_home()
 
 
 def gencode(names: list[str]) -> list[str]:
@@ -117,8 +166,10 @@ def write_ninja(path: Path, output: Path, python_include: str) -> None:
 
     torch_dir = Path(torch.__file__).parent
     home = cuda_home()
-    strict = ["-Werror"] if os.environ.get("SNNFAST_WERROR") == "1" else []
-    cxx = [*CXX_FLAGS, *strict, TORCH_TARGET_FLAG, isystem(torch_dir / "include")]
+    strict = ["-Werror"] if switch("SNNFAST_WERROR") else []
+    cxx = [*CXX_FLAGS, *strict]
+    # For all but module.cpp: torch's own copy of pybind11, in its include folder, may refuse a build with a target.
+    of_torch = [TORCH_TARGET_FLAG, isystem(torch_dir / "include")]
     if X86:
         cxx.append("-DSNN_X86")
     nvcc_version = ""
@@ -137,7 +188,7 @@ def write_ninja(path: Path, output: Path, python_include: str) -> None:
     ]
     # source, object, flags
     objects = [
-        ("csrc/module.cpp", "module", module),
+        ("csrc/module.cpp", "module", []),
         ("csrc/lif.cpp", "lif", []),
         ("csrc/cpu/lif.cpp", "cpu_lif", []),
         ("csrc/cpu/memory_limit.cpp", "cpu_memory_limit", []),
@@ -167,7 +218,8 @@ def write_ninja(path: Path, output: Path, python_include: str) -> None:
     outputs = []
     for source, name, flags in objects:
         outputs.append(f"{name}.o")
-        lines += [f"build {name}.o: cxx {ninja_path(ROOT.resolve() / source)}", "  flags = " + " ".join([*cxx, *flags])]
+        flags = [*cxx, *(module if name == "module" else of_torch), *flags]
+        lines += [f"build {name}.o: cxx {ninja_path(ROOT.resolve() / source)}", "  flags = " + " ".join(flags)]
     if home is not None:
         nvcc = [*NVCC_FLAGS, *gencode(architectures(home))]
         if "CXX" in os.environ:
@@ -202,6 +254,10 @@ def write_ninja(path: Path, output: Path, python_include: str) -> None:
 class NinjaBuild(build_ext):
     """``build_ext`` that hands the whole extension to ninja, and can do without it."""
 
+    def run(self) -> None:
+        check_variables()  # not in build_extension: on the way there setuptools reads CXX, too
+        super().run()
+
     def build_extension(self, ext: Extension) -> None:
         output = Path(self.get_ext_fullpath(ext.name)).resolve()
         try:
@@ -211,7 +267,7 @@ class NinjaBuild(build_ext):
             for stale in (output, ROOT / self.get_ext_filename(ext.name)):
                 stale.unlink(missing_ok=True)
             reason = "compilation failed, see above" if isinstance(error, subprocess.CalledProcessError) else error
-            if os.environ.get("SNNFAST_REQUIRE_EXT") == "1":
+            if switch("SNNFAST_REQUIRE_EXT"):
                 raise SystemExit(f"snnfast: the extension was not built: {reason}") from error
             print(
                 f"snnfast: installing WITHOUT the compiled kernels: {reason}.\n"
@@ -228,8 +284,8 @@ class NinjaBuild(build_ext):
         command = shutil.which("ninja", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
         if command is None:
             raise BuildError("ninja was not found; pip install ninja")
-        jobs = os.environ.get("MAX_JOBS")
-        subprocess.check_call([command, "-C", str(folder), *(["-j", jobs] if jobs else [])])
+        jobs = max_jobs()
+        subprocess.check_call([command, "-C", str(folder), *(["-j", str(jobs)] if jobs is not None else [])])
 
     def get_outputs(self) -> list[str]:
         # An extension that was not built is not there to be installed.

@@ -33,7 +33,7 @@ _NO_MEMORY = re.compile(
     r"|storage size calculation overflowed|integer multiplication overflow|more elements than memory can hold",
     re.IGNORECASE,
 )
-_SIZE = re.compile(r"tried to allocate ([\d.]+ \w+)", re.IGNORECASE)
+_SIZE = re.compile(r"(?:tried to|could not) allocate ([\d.]+ \w+)", re.IGNORECASE)
 
 
 class Parser(argparse.ArgumentParser):

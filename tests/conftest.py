@@ -15,6 +15,13 @@ from snnfast import _ops, use_backend
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "gpu: needs a CUDA device")
     config.addinivalue_line("markers", "emulated: runs the CUDA sources on the CPU")
+    config.addinivalue_line("markers", "needs_extension: runs the compiled kernels")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("needs_extension") and _ops.extension is None:
+        skip_unless_required(_ops.missing, "SNNFAST_REQUIRE_EXT")
 
 
 def skip_unless_required(reason: str | None, variable: str) -> NoReturn:
@@ -22,11 +29,6 @@ def skip_unless_required(reason: str | None, variable: str) -> NoReturn:
     if os.environ.get(variable) == "1":
         pytest.fail(f"{variable}=1, but {reason}")
     pytest.skip(reason)
-
-
-def _need_extension() -> None:
-    if _ops.extension is None:
-        skip_unless_required(_ops.missing, "SNNFAST_REQUIRE_EXT")
 
 
 @pytest.fixture(scope="session")
@@ -42,16 +44,15 @@ def emulator() -> None:
 
 @pytest.fixture(
     params=[
-        "cpu",
-        pytest.param("emulated", marks=pytest.mark.emulated),
-        pytest.param("cuda", marks=pytest.mark.gpu),
+        pytest.param("cpu", marks=pytest.mark.needs_extension),
+        pytest.param("emulated", marks=[pytest.mark.needs_extension, pytest.mark.emulated]),
+        pytest.param("cuda", marks=[pytest.mark.needs_extension, pytest.mark.gpu]),
     ]
 )
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
     """Where the fused kernels run; the backend is "fused" for the duration of the test."""
     if request.param == "cuda" and not torch.cuda.is_available():
         pytest.skip("torch sees no CUDA device")
-    _need_extension()
     if request.param == "cuda" and not _ops.extension.cuda:
         skip_unless_required("snnfast was built without CUDA", "SNNFAST_REQUIRE_EXT")
     if request.param == "emulated":
@@ -61,11 +62,9 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
         yield torch.device("cuda" if request.param == "cuda" else "cpu")
 
 
-@pytest.fixture(params=["reference", "fused"])
+@pytest.fixture(params=["reference", pytest.param("fused", marks=pytest.mark.needs_extension)])
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each implementation in turn, on the CPU."""
-    if request.param == "fused":
-        _need_extension()
     with use_backend(request.param):
         yield request.param
 

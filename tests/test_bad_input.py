@@ -397,8 +397,7 @@ def test_the_ops_refuse_tensors_on_different_devices(device: torch.device) -> No
             _ops.lif_forward(*({**FORWARD, "x": tensors["current"], "mem0": None, "beta": elsewhere}).values())
 
 
+@pytest.mark.needs_extension
 def test_sizes_that_no_memory_can_hold_are_an_error_and_not_a_crash():
-    if snnfast._ops.extension is None:
-        pytest.skip("the extension is not built")
     with snnfast.use_backend("fused"), pytest.raises((RuntimeError, MemoryError)):
         snnfast.functional.lif(torch.ones(3), beta=0.9, num_steps=2**62 - 1)

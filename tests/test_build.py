@@ -1,19 +1,26 @@
-"""What an installation does where the extension can't be built."""
+"""What the build is told to do, and what an installation does where the extension can't be built."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+import setup
+from tools import environments, torch_check
 
 ROOT = Path(__file__).parent.parent
 
 
+VARIABLES = ("SNNFAST_REQUIRE_EXT", "SNNFAST_WERROR", "SNNFAST_CUDA", "CXX", "MAX_JOBS", "TORCH_CUDA_ARCH_LIST")
+
+
 def build(tree: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    names = ("SNNFAST_REQUIRE_EXT", "SNNFAST_CUDA", "CXX")
-    clean = {name: value for name, value in os.environ.items() if name not in names}
+    clean = {name: value for name, value in os.environ.items() if name not in VARIABLES}
     command = [sys.executable, "setup.py", "build_ext", "--inplace"]
     return subprocess.run(
         command, cwd=tree, env={**clean, **environment}, capture_output=True, text=True, timeout=120, check=False
@@ -31,11 +38,28 @@ def tree(tmp_path: Path) -> Path:
     return copy
 
 
-def test_without_a_compiler_the_installation_succeeds_and_says_so(tree: Path) -> None:
-    done = build(tree, CXX="no-such-compiler")
+def test_without_a_compiler_the_installation_succeeds_and_says_so(tree: Path, tmp_path: Path) -> None:
+    done = build(tree, PATH=str(tmp_path))
     assert done.returncode == 0, done.stderr
-    assert "WITHOUT the compiled kernels: no C++ compiler: no-such-compiler was not found" in done.stderr
+    assert "WITHOUT the compiled kernels: no C++ compiler: g++ was not found" in done.stderr
     assert not list(tree.rglob("*.so"))
+
+
+def test_what_does_not_compile_is_left_out_and_the_installation_says_so(tree: Path) -> None:
+    done = build(tree, SNNFAST_CUDA="0", CXX="false")
+    assert done.returncode == 0, done.stderr
+    assert "WITHOUT the compiled kernels: compilation failed, see above" in done.stderr
+
+
+def test_the_module_is_built_without_the_headers_of_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Its pybind11 is the package's own: the copy among torch's headers may refuse a build for the stable ABI.
+    monkeypatch.setenv("SNNFAST_CUDA", "0")
+    setup.write_ninja(tmp_path / "build.ninja", tmp_path / "_C.so", "include")
+    edges = dict(re.findall(r"^build (\w+)\.o: cxx .*\n  flags = (.*)$", (tmp_path / "build.ninja").read_text(), re.M))
+    folder = str(Path(torch.__file__).parent)
+    for told in (folder, "TORCH_TARGET_VERSION"):
+        assert told not in edges["module"]
+        assert told in edges["lif"]
 
 
 @pytest.mark.parametrize(
@@ -44,8 +68,6 @@ def test_without_a_compiler_the_installation_succeeds_and_says_so(tree: Path) ->
 def test_a_build_without_cuda_records_why(
     variable: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import setup
-
     monkeypatch.setenv("SNNFAST_CUDA", variable)
     if not variable:
         monkeypatch.setattr(setup, "cuda_home", lambda: None)
@@ -63,20 +85,119 @@ def test_a_failed_build_leaves_no_stale_extension(tree: Path) -> None:
         check=True,
     ).stdout.strip()
     (tree / "snnfast" / f"_C{suffix}").write_bytes(b"of an earlier build")
-    assert build(tree, CXX="no-such-compiler").returncode == 0
+    assert build(tree, PATH=str(tree)).returncode == 0
     assert not list(tree.rglob("*.so"))
 
 
+def test_a_required_extension_that_cannot_be_built_is_an_error(tree: Path) -> None:
+    done = build(tree, SNNFAST_REQUIRE_EXT="1", PATH=str(tree))
+    assert done.returncode != 0
+    assert "g++ was not found" in done.stderr
+
+
 @pytest.mark.parametrize(
-    ("environment", "reason"),
+    ("variable", "value", "message"),
     [
-        ({"CXX": "no-such-compiler"}, "no-such-compiler was not found"),
-        ({"SNNFAST_CUDA": "yes"}, "SNNFAST_CUDA: expected 0 or 1"),
+        ("SNNFAST_CUDA", "yes", "expected 0 or 1, got 'yes'"),
+        ("SNNFAST_REQUIRE_EXT", "true", "expected 0 or 1, got 'true'"),
+        ("SNNFAST_WERROR", "2", "expected 0 or 1, got '2'"),
+        ("MAX_JOBS", "abc", "expected a number above 0, got 'abc'"),
+        ("MAX_JOBS", "-1", "expected a number above 0, got '-1'"),
+        ("MAX_JOBS", "0", "expected a number above 0, got '0'"),
+        ("TORCH_CUDA_ARCH_LIST", "8.0;nine", "expected e.g. '8.0;9.0+PTX', got '8.0;nine'"),
+        ("TORCH_CUDA_ARCH_LIST", "8.0,9.0", "expected e.g. '8.0;9.0+PTX', got '8.0,9.0'"),
+        ("CXX", "", "expected the command of a C++ compiler"),
+        ("CXX", "g++ 'x", "No closing quotation"),
+        ("CXX", "no-such-compiler", "no-such-compiler was not found"),
     ],
 )
-def test_a_required_extension_that_cannot_be_built_is_an_error(
-    tree: Path, environment: dict[str, str], reason: str
-) -> None:
-    done = build(tree, SNNFAST_REQUIRE_EXT="1", **environment)
+def test_a_wrong_variable_stops_the_build_before_it_begins(variable: str, value: str, message: str, tree: Path) -> None:
+    done = build(tree, **({"SNNFAST_REQUIRE_EXT": "0", "SNNFAST_CUDA": "0"} | {variable: value}))
     assert done.returncode != 0
-    assert reason in done.stderr
+    assert done.stderr.splitlines()[-1].startswith(f"{variable}: {message}")
+    assert "Traceback" not in done.stderr
+    assert not (tree / "build").exists()
+
+
+def test_empty_variables_count_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CXX", raising=False)
+    for name in set(VARIABLES) - {"CXX"}:
+        monkeypatch.setenv(name, "")
+    setup.check_variables()
+
+
+@pytest.fixture
+def no_toolkit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine where nothing has a ``bin/nvcc``."""
+    monkeypatch.setattr(setup.shutil, "which", lambda name: None)
+    exists = Path.exists
+    monkeypatch.setattr(setup.Path, "exists", lambda path: path.name != "nvcc" and exists(path))
+    monkeypatch.delenv("CXX", raising=False)
+
+
+@pytest.mark.usefixtures("no_toolkit")
+def test_cuda_that_is_demanded_and_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SNNFAST_CUDA", "")
+    assert setup.cuda_home() is None
+    monkeypatch.setenv("SNNFAST_CUDA", "1")
+    with pytest.raises(SystemExit, match=r"^SNNFAST_CUDA=1, but no CUDA toolkit was found; set CUDA_HOME$"):
+        setup.check_variables()
+
+
+def test_an_architecture_that_nvcc_does_not_know_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nvcc = tmp_path / "bin/nvcc"
+    nvcc.parent.mkdir()
+    nvcc.write_text("#!/bin/sh\necho compute_80\necho compute_90\n")
+    nvcc.chmod(0o755)
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0 9.0a+PTX")
+    assert setup.architectures(tmp_path) == ["8.0", "9.0a+PTX"]
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0;9.9")
+    with pytest.raises(SystemExit, match=r"^TORCH_CUDA_ARCH_LIST: nvcc in .* does not know 9\.9$"):
+        setup.architectures(tmp_path)
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "")
+    assert setup.architectures(tmp_path) == ["8.0", "9.0+PTX"]
+
+
+def test_the_torch_that_is_built_for_is_the_oldest_that_is_tested() -> None:
+    assert environments.oldest_torch() == f"torch=={'.'.join(map(str, setup.TORCH_TARGET))}.*"
+    assert environments.newest_torch() != environments.oldest_torch()
+
+
+def test_the_requirements_of_the_tests_are_packages_and_no_extras_of_this_one() -> None:
+    found = environments.extra_requirements("test")
+    assert {"pytest>=8", "snntorch==1.0.0", "torchvision>=0.26"} <= set(found)
+    assert not [name for name in found if name.startswith("snnfast")]
+
+
+def test_torch_check_counts_what_pytest_wrote(tmp_path: Path) -> None:
+    (tmp_path / "test_it.py").write_text(
+        "import pytest\n"
+        "@pytest.fixture\ndef broken(): assert False\n"
+        "def test_error(broken): pass\n"
+        "def test_failure(): assert False\n"
+        "def test_skip(): pytest.skip('so')\n"
+        "@pytest.mark.parametrize('n', range(3))\ndef test_pass(n): pass\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--junitxml=tests.xml", "test_it.py"]
+    subprocess.run(command, cwd=tmp_path, capture_output=True, check=False)
+    assert torch_check.counts(tmp_path / "tests.xml") == {"passed": 3, "failed": 2, "skipped": 1}
+
+
+def test_torch_check_copies_the_sources_and_nothing_that_was_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, tree = tmp_path / "root", tmp_path / "tree"
+    (root / "package").mkdir(parents=True)
+    for name in ("package/a.py", "b.py", "_C.so"):
+        (root / name).write_text(name)
+    (root / ".gitignore").write_text("*.so")
+    for command in (["init", "-q"], ["add", "b.py"]):
+        subprocess.run(["git", *command], cwd=root, check=True)
+    monkeypatch.setattr(torch_check, "ROOT", root)
+    torch_check.copy_sources(tree)
+    (tree / "b.o").touch()
+    (root / "b.py").unlink()
+    (root / "package/a.py").write_text("changed")
+    torch_check.copy_sources(tree)
+    assert {str(path.relative_to(tree)) for path in tree.rglob("[!.]*.*")} == {"b.o", "package/a.py"}
+    assert (tree / "package/a.py").read_text() == "changed"

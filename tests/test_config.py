@@ -119,7 +119,7 @@ def test_an_empty_variable_counts_as_unset() -> None:
     assert (found.stdout.strip(), found.returncode) == ("auto", 0), found.stderr
 
 
-@pytest.mark.skipif(_ops.extension is None, reason="the extension is not built")
+@pytest.mark.needs_extension
 def test_a_wrong_instruction_set_is_an_error_at_import_that_names_the_variable() -> None:
     found = run("import snnfast", SNNFAST_ISA="mmx")
     assert found.returncode != 0
@@ -154,9 +154,8 @@ def test_the_module_prints_what_show_config_prints(capsys: pytest.CaptureFixture
     assert all(value in shown for value in facts.values())
 
 
+@pytest.mark.needs_extension
 def test_show_config_says_how_the_extension_was_built() -> None:
-    if _ops.extension is None:
-        pytest.skip(str(_ops.missing))
     facts = snnfast.config()
     assert facts["fused on cpu"] == "yes"
     for name in ("compiler", "built for torch", "CPU instructions", "CUDA compiler", "CUDA architectures"):
@@ -164,9 +163,8 @@ def test_show_config_says_how_the_extension_was_built() -> None:
     assert (facts["CUDA compiler"] != "none") == _ops.extension.cuda
 
 
+@pytest.mark.needs_extension
 def test_a_build_without_cuda_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    if _ops.extension is None:
-        pytest.skip(str(_ops.missing))
     assert (_ops.extension.cuda_missing == "") == _ops.extension.cuda
     monkeypatch.setattr(_ops.extension, "cuda", False)
     monkeypatch.setattr(_ops.extension, "cuda_missing", "no nvcc was found at install time")

@@ -103,6 +103,7 @@ def leaky_layers(net: nn.Module) -> list[Any]:
 # ---- the same numbers
 
 
+@pytest.mark.needs_extension
 def test_a_converted_model_gives_the_same_numbers_one_step_at_a_time_and_unrolled() -> None:
     expected, net = network(), network()
     assert snn.convert(net).swapped == ("1", "2.1", "4")
@@ -555,6 +556,7 @@ def test_a_surrogate_that_is_a_module_stays_a_module_of_the_layer() -> None:
 # ---- subclasses
 
 
+@pytest.mark.needs_extension
 def test_a_subclass_without_its_own_step_is_swapped_and_stays_an_instance_of_its_class() -> None:
     lif, expected = Named("a", beta=0.9, init_hidden=True), Named("a", beta=0.9, init_hidden=True)
     net = nn.Sequential(lif)

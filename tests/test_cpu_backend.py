@@ -16,7 +16,7 @@ from torch import Tensor
 import snnfast
 from snnfast import _ops, surrogate
 
-pytestmark = pytest.mark.skipif(_ops.extension is None, reason="the extension is not built")
+pytestmark = pytest.mark.needs_extension
 MIB = 1 << 20
 
 

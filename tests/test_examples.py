@@ -15,7 +15,6 @@ import pytest
 import torch
 
 import snnfast
-from snnfast import _ops
 
 datasets = pytest.importorskip("torchvision.datasets")
 snntorch = pytest.importorskip("snntorch")
@@ -316,15 +315,15 @@ def too_large_for_the_kernels(*_: object) -> None:
     snnfast.functional.lif(torch.zeros(1), beta=0.5, num_steps=2**50)
 
 
-@pytest.mark.parametrize("run", [too_large_for_torch, too_large_for_the_kernels])
+@pytest.mark.parametrize(
+    "run", [too_large_for_torch, pytest.param(too_large_for_the_kernels, marks=pytest.mark.needs_extension)]
+)
 def test_a_lack_of_memory_is_one_line_with_the_options_to_lower(
     example: Callable[[str], ModuleType],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     run: Callable[..., None],
 ) -> None:
-    if run is too_large_for_the_kernels and _ops.extension is None:
-        pytest.skip(str(_ops.missing))
     monkeypatch.setattr(example("tutorial5"), "run", run)
     assert example("tutorial5").main(["--device", "cpu"]) == 2
     (line,) = capsys.readouterr().err.splitlines()

@@ -94,16 +94,19 @@ def test_none_among_the_states_is_zeros(backend: str) -> None:
         assert_bits_equal(a, b)
 
 
-def test_states_pass_half_precision_unrounded_without_a_record(backend: str) -> None:
+@pytest.mark.parametrize("record_mem", [True, False])
+def test_states_of_half_precision_are_not_rounded(record_mem: bool, backend: str) -> None:
     net = network().to(torch.bfloat16)
     x = torch.rand(40, 3, 6).to(torch.bfloat16)
-    spk, _, _ = net(x, record_mem=False, return_states=True)
+    spk, _, last = net(x, record_mem=False, return_states=True)
     states, spks = None, []
     for part in x.split(8):
-        out, mem, states = net(part, states=states, record_mem=False, return_states=True)
-        assert states[-1] is mem  # just as the layer returns it
+        out, _, states = net(part, states=states, record_mem=record_mem, return_states=True)
+        assert all(mem.dtype == torch.float32 for mem in states)
         spks.append(out)
-    assert torch.cat(spks).shape == spk.shape
+    assert_bits_equal(torch.cat(spks), spk)
+    for found, expected in zip(states, last, strict=True):
+        assert_bits_equal(found, expected)
 
 
 @pytest.mark.parametrize(

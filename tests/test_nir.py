@@ -98,6 +98,7 @@ def test_the_spikes_survive_the_way_out_and_back() -> None:
     assert expected.any()
 
 
+@pytest.mark.needs_extension
 def test_what_the_importer_makes_runs_fused_and_unrolls() -> None:
     net = imported(export_to_nir(network(snn), torch.rand(1, 6), ignore_dims=[0]))
     expected = leaky_layers(imported(export_to_nir(network(snn), torch.rand(1, 6), ignore_dims=[0])))[0]

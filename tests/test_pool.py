@@ -14,7 +14,7 @@ from helpers import assert_bits_equal
 import snnfast
 from snnfast import _ops
 
-pytestmark = pytest.mark.skipif(_ops.extension is None, reason="the extension is not built")
+pytestmark = pytest.mark.needs_extension
 MIB = 1 << 20
 
 # Training steps of varying shapes, three outputs of 2 to 24 MB in each; what it prints is read by the tests.

@@ -609,6 +609,7 @@ def test_explain_finds_no_graph_break(options: dict[str, Any]) -> None:
     assert torch._dynamo.explain(snn.Leaky(beta=0.5, **options))(torch.rand(3, 6)).graph_break_count == 0
 
 
+@pytest.mark.needs_extension
 @pytest.mark.filterwarnings("ignore:The tensor attribute self.lif.mem was assigned during export")
 def test_exported_from_the_reference_a_step_has_only_operators_of_pytorch() -> None:
     class Step(nn.Module):

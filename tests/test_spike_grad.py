@@ -321,6 +321,7 @@ def test_a_closure_that_is_assigned_is_examined_once() -> None:
     assert len(calls) == after_one > 0
 
 
+@pytest.mark.needs_extension
 def test_a_large_layer_is_tried_with_fewer_samples_unless_the_callable_knows_the_batch() -> None:
     seen = []
 
@@ -418,6 +419,7 @@ def test_a_callable_too_special_for_an_immediate_reset_is_right_all_the_same(
     trained_like_snntorch(FAST_DELAYED[name], reset, delay, None if delay else reasons[name])
 
 
+@pytest.mark.needs_extension
 @pytest.mark.parametrize("name", SLOW)
 def test_a_callable_that_the_kernels_cannot_follow_runs_step_by_step_and_says_so(name: str) -> None:
     reasons = {

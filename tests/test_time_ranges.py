@@ -14,7 +14,7 @@ from torch import Tensor
 import snnfast
 from snnfast import _ops
 
-pytestmark = pytest.mark.skipif(_ops.extension is None, reason="the extension is not built")
+pytestmark = pytest.mark.needs_extension
 WHOLE = (1, 0)
 T = TypeVar("T")
 

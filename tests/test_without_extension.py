@@ -1,0 +1,44 @@
+"""Where the compiled kernels are missing, the tests of them are skipped; or fail, where the kernels are required."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+# Tests with the marker, with the fixture "device" and with the fixture "backend".
+FILES = ("test_config.py", "test_opcheck.py", "test_tutorial_neuron.py")
+RUN = """
+import sys, pytest
+sys.modules["snnfast._C"] = None  # what can't be imported
+sys.exit(pytest.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(("required", "outcome"), [("", "skipped"), ("1", "errors")])
+def test_a_missing_extension_skips_the_tests_of_it_and_fails_them_where_it_is_required(
+    required: str, outcome: str
+) -> None:
+    arguments = ["-q", "--tb=no", "-rN", "-p", "no:cacheprovider", "-m", "needs_extension and not gpu and not emulated"]
+    command = [sys.executable, "-c", RUN, *arguments, *(str(TESTS / name) for name in FILES)]
+    environment = {**os.environ, "SNNFAST_REQUIRE_EXT": required}
+    done = subprocess.run(
+        command, cwd=TESTS.parent, env=environment, capture_output=True, text=True, check=False, timeout=300
+    )
+    summary = done.stdout.splitlines()[-1]
+    counts = {name: int(count) for count, name in re.findall(r"(\d+) (\w+)", summary)}
+    assert counts.pop("deselected")
+    assert set(counts) == {outcome}, summary
+    assert counts[outcome] > len(FILES)
+
+
+@pytest.mark.parametrize("path", sorted(TESTS.glob("test_*.py")), ids=lambda path: path.name)
+def test_only_the_marker_asks_whether_there_is_an_extension(path: Path) -> None:
+    # A test that asks itself may skip where the extension is required.
+    if path.name != Path(__file__).name:
+        assert not re.search(
+            r"extension is (not )?None|not _ops\.extension\b(?!\.)|extension is not built", path.read_text()
+        )
