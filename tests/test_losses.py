@@ -340,7 +340,7 @@ def call(name: str, rec: Any = None, targets: Any = None, **options: Any) -> Any
 WRONG: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: losses.ce_count_loss(reduction="median"), ValueError, "reduction: "),
     (lambda: losses.ce_count_loss(weight=[1.0, 2.0]), TypeError, "weight: "),
-    (lambda: losses.ce_count_loss(population_code=1), TypeError, "population_code: "),
+    (lambda: losses.ce_count_loss(population_code="yes"), TypeError, "population_code: "),
     (lambda: losses.ce_count_loss(population_code=True), ValueError, "num_classes: "),
     (lambda: losses.ce_count_loss(population_code=True, num_classes=2.0), TypeError, "num_classes: "),
     (lambda: losses.accuracy_rate(torch.zeros(2, 3, 4), torch.zeros(3), True), ValueError, "num_classes: "),
