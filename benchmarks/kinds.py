@@ -1,18 +1,17 @@
 """One call per time step for every kind of number that a layer may be made of: no kind leaves the quick way."""
 
 import argparse
-from collections.abc import Callable
+from statistics import median
 from typing import Any
 
 import torch
-from torch import Tensor
 
 import snnfast
 
 from .lif import verdict
+from .loop import STEPS, train
 from .measure import alternate, table
 
-STEPS = 25
 SHAPES = ((1, 10), (128, 1000))
 PLAIN = "float32"
 NUMBER_BAR, HALF_BAR = 1.05, 1.3
@@ -43,17 +42,6 @@ def run(args: argparse.Namespace) -> bool:
         currents = [torch.randn(B, N) for _ in range(STEPS)]
         grads = [torch.rand(B, N) for _ in range(STEPS)]
 
-        def train(layer: Any, xs: list[Tensor], gs: list[Tensor]) -> Callable[[], Any]:
-            def step_by_step() -> Any:
-                mem = torch.zeros_like(xs[0])
-                spks = []
-                for x in xs:
-                    spk, mem = layer(x, mem)
-                    spks.append(spk)
-                return torch.autograd.grad(spks, xs, gs)
-
-            return step_by_step
-
         functions, bars = {}, {}
         for name, (layer, dtype, bar) in layers().items():
             xs = [x.to(dtype, copy=True).requires_grad_() for x in currents]
@@ -62,9 +50,9 @@ def run(args: argparse.Namespace) -> bool:
         with snnfast.use_backend("fused"):
             times = alternate(functions, args.seconds)
         table(times, PLAIN)
-        least = {name: sorted(taken)[len(taken) // 2] for name, taken in times.items()}
+        typical = {name: median(taken) for name, taken in times.items()}
         for name, bar in bars.items():
             if name != PLAIN:
-                held &= verdict(f"{name} / {PLAIN}, [{B}, {N}]", least[name] / least[PLAIN], bar, at_most=True)
+                held &= verdict(f"{name} / {PLAIN}, [{B}, {N}]", typical[name] / typical[PLAIN], bar, at_most=True)
         print()
     return held

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from helpers import SURROGATES, assert_bits_equal, parameter_shapes
+from helpers import SURROGATES, Bump, assert_bits_equal, parameter_shapes
 from torch import Tensor
 
 import snnfast
@@ -32,20 +32,6 @@ THRESHOLDS = (1.0, 1.0, 0.5, 0.7, 0.0, -0.3, 1e-30, 1e30, float("inf"), -float("
 BY_SIDE = ("straight_through_estimator", "heaviside", "triangular", "LSO")
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
 NAMES = ("current", "mem", "beta", "threshold", "graded_spikes_factor")
-
-
-class Bump(torch.autograd.Function):
-    """A surrogate that the kernels do not know."""
-
-    @staticmethod
-    def forward(ctx: Any, z: Tensor) -> Tensor:
-        ctx.save_for_backward(z)
-        return (z > 0).to(z.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        (z,) = ctx.saved_tensors
-        return grads[0] * torch.exp(-z.abs())
 
 
 def quantized(mem: Tensor) -> Tensor:

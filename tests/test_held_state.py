@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import Bump
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -182,7 +183,7 @@ def test_a_compiled_training_step_does_with_held_membranes_what_snntorch_does(
 
 
 def test_the_apply_of_an_autograd_function_is_compiled(compiler: Callable[..., Any]) -> None:
-    layer = Leaky(0.9, spike_grad=Ramp.apply)
+    layer = Leaky(0.9, spike_grad=Bump.apply)
     net = nn.Sequential(nn.Linear(10, 8), layer)
     found = []
     for run in (net, torch.compile(net, backend="aot_eager", fullgraph=True)):
@@ -191,17 +192,3 @@ def test_the_apply_of_an_autograd_function_is_compiled(compiler: Callable[..., A
     for a, b in zip(*found, strict=True):
         assert torch.equal(a, b)
         assert a.any()
-
-
-class Ramp(torch.autograd.Function):
-    """A surrogate as many write it."""
-
-    @staticmethod
-    def forward(ctx: Any, z: Tensor) -> Tensor:
-        ctx.save_for_backward(z)
-        return (z > 0).to(z.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        (z,) = ctx.saved_tensors
-        return grads[0] * (1 - z.abs()).clamp(min=0)
