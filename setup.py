@@ -49,8 +49,8 @@ def switch(name: str) -> bool | None:
 
 def max_jobs() -> int | None:
     value = os.environ.get("MAX_JOBS", "")
-    if value and not (re.fullmatch("[0-9]+", value) and int(value) > 0):
-        raise VariableError(f"MAX_JOBS: expected a number above 0, got {value!r}")
+    if value and not (re.fullmatch("[0-9]{1,6}", value) and int(value) > 0):
+        raise VariableError(f"MAX_JOBS: expected a number from 1 to 999999, got {value!r}")
     return int(value) if value else None
 
 
@@ -99,7 +99,7 @@ def cuda_missing() -> str:
 
 
 def wanted_architectures() -> list[str]:
-    """``TORCH_CUDA_ARCH_LIST`` in torch's own form, e.g. ``8.0;9.0+PTX``; empty where it is not set."""
+    """``TORCH_CUDA_ARCH_LIST`` by numbers, e.g. ``8.0;9.0+PTX``; empty where it is not set."""
     wanted = os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip()
     names = re.split(r"[;\s]+", wanted) if wanted else []
     for name in names:
@@ -129,7 +129,8 @@ def check_variables() -> None:
     for name in ("SNNFAST_REQUIRE_EXT", "SNNFAST_WERROR", "SNNFAST_CUDA"):
         switch(name)
     max_jobs()
-    wanted_architectures()
+    if switch("SNNFAST_CUDA") is not False:
+        wanted_architectures()
     if "CXX" in os.environ:
         compiler()
     if switch("SNNFAST_CUDA"):

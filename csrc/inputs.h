@@ -70,14 +70,17 @@ Number number_type_of(const Tensor& t, const char* name) {
   }
 }
 
-// A tensor of no dimensions on the CPU.
-double number_in(const Tensor& t, Number type) {
+// A tensor of no dimensions on the CPU, as arithmetic in `acc` takes it.
+double number_in(const Tensor& t, Number type, ScalarType acc) {
   const void* const data = t.const_data_ptr();
   switch (type) {
     case Number::kFloat: return *static_cast<const float*>(data);
     case Number::kHalf: return *static_cast<const torch::headeronly::Half*>(data);
     case Number::kBFloat16: return *static_cast<const torch::headeronly::BFloat16*>(data);
-    case Number::kLong: return static_cast<double>(*static_cast<const int64_t*>(data));
+    case Number::kLong: {
+      const int64_t value = *static_cast<const int64_t*>(data);  // rounded once, as torch does it
+      return acc == ScalarType::Double ? static_cast<double>(value) : static_cast<float>(value);
+    }
     case Number::kDouble: break;
   }
   return *static_cast<const double*>(data);
@@ -138,7 +141,7 @@ class Inputs {
     p.type = number_type_of(t, name);
     if (t.dim() == 0) {
       if (t.is_cpu()) {  // read here: no copy to the device, no access from it
-        p.value = number_in(t, p.type);
+        p.value = number_in(t, p.type, acc_);
       } else {
         p.data = keep(t, name, t.scalar_type(), {});
       }

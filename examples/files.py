@@ -3,7 +3,8 @@
 import contextlib
 import errno
 import os
-from collections.abc import Iterable
+import stat
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -25,6 +26,8 @@ def write_whole(path: Path, content: bytes) -> None:
             # Some file systems tell of a full disk only now. And the content must be on the disk before the name leads
             # to it: after a power cut the file would be empty.
             os.fsync(file.fileno())
+        if target.exists():
+            partial.chmod(stat.S_IMODE(target.stat().st_mode))  # a private file stays private
         partial.replace(target)
     except OSError as error:
         _remove(partial)
@@ -34,7 +37,7 @@ def write_whole(path: Path, content: bytes) -> None:
         raise
 
 
-def try_folder(folder: Path, names: Iterable[str], content: bytes) -> None:
+def try_folder(folder: Path, names: Sequence[str], content: bytes) -> None:
     """Make ``folder``, and find out whether files with these names can be written there, by a trial with ``content``.
 
     Raises:
@@ -44,11 +47,14 @@ def try_folder(folder: Path, names: Iterable[str], content: bytes) -> None:
     for name in names:
         if (folder / name).is_dir():
             raise _naming(folder / name, errno.EISDIR)
-    trial = folder / f".trial.{os.getpid()}"
-    try:
-        write_whole(trial, content)
-    finally:
-        _remove(trial)
+    for place in {(folder / name).resolve().parent for name in names}:  # a link leads to another folder
+        trial = place / f".trial.{os.getpid()}"
+        try:
+            write_whole(trial, content)
+        except OSError as error:
+            raise _naming(folder / trial.name if place == folder.resolve() else trial, error.errno) from None
+        finally:
+            _remove(trial)
 
 
 def _naming(path: Path, code: int | None) -> OSError:

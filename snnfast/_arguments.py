@@ -80,7 +80,7 @@ def check_arguments(
         raise ValueError("current: expected [T, *] with time first, got a tensor with no dimensions; or give num_steps")
     step_shape = current.shape if num_steps is not None else current.shape[1:]
 
-    acc = torch.float64 if current.dtype == torch.float64 else torch.float32
+    acc = arithmetic_dtype(current.dtype)
     for value in (mem, beta, threshold, graded_spikes_factor):
         # PyTorch's promotion: a parameter with dimensions (and the membrane) widens the arithmetic, a scalar does not.
         if isinstance(value, Tensor) and value.dtype == torch.float64 and (value.dim() > 0 or value is mem):
@@ -120,10 +120,10 @@ def check_current(name: str, current: object) -> None:
     if current.dtype not in _DTYPES:
         remedy = "" if current.is_complex() else "; convert it, for example with .float()"
         raise TypeError(f"{name}: expected float32, float64, float16 or bfloat16, got {_name(current.dtype)}{remedy}")
-    _check_dense(name, current)
+    check_dense(name, current)
 
 
-def _check_dense(name: str, tensor: Tensor) -> None:
+def check_dense(name: str, tensor: Tensor) -> None:
     if tensor.is_nested:
         raise TypeError(
             f"{name}: expected a dense tensor, got a nested one; pad it with torch.nested.to_padded_tensor, or call "
@@ -216,7 +216,7 @@ def _check_mem(mem: object, current: Tensor, step_shape: torch.Size) -> Tensor:
         raise TypeError(f"mem: expected a torch.Tensor or None, got {type(mem).__name__}")
     if mem.dtype not in _DTYPES:
         raise TypeError(f"mem: expected float32, float64, float16 or bfloat16, got {_name(mem.dtype)}")
-    _check_dense("mem", mem)
+    check_dense("mem", mem)
     if mem.device != current.device:
         raise ValueError(f"mem is on {mem.device}, but current is on {current.device}")
     if mem.shape != step_shape:
@@ -228,7 +228,7 @@ def _check_parameter(name: str, value: object, current: Tensor, step_shape: torc
     if isinstance(value, Tensor):
         if value.is_complex():
             raise TypeError(f"{name}: expected a real tensor, got {_name(value.dtype)}")
-        _check_dense(name, value)
+        check_dense(name, value)
         if value.device != current.device and not (value.dim() == 0 and value.device.type == "cpu"):
             raise ValueError(f"{name} is on {value.device}, but current is on {current.device}")
         if value.dim() > 0 and not _broadcasts(value.shape, step_shape):
@@ -244,7 +244,7 @@ def check_parameter_value(name: str, value: object) -> Tensor:
     if isinstance(value, Tensor):
         if value.is_complex():
             raise TypeError(f"{name}: expected a real tensor, got {_name(value.dtype)}")
-        _check_dense(name, value)
+        check_dense(name, value)
         # A fake tensor has no values to look at, and neither has a meta tensor.
         if not value.is_meta and not isinstance(value, FakeTensor) and value.isnan().any():
             raise ValueError(f"{name}: expected numbers, got a tensor with NaN")
@@ -270,7 +270,7 @@ def fits(x: Tensor, has_time: bool, mem: Tensor | None, beta: Tensor, threshold:
     dtype, device = x.dtype, x.device
     if dtype not in _DTYPES or x.layout != torch.strided or x.is_nested:
         return False
-    acc = torch.float64 if dtype == torch.float64 else torch.float32
+    acc = arithmetic_dtype(dtype)
     step_shape = x.shape[1:] if has_time else x.shape
     if mem is not None and (
         mem.dtype not in (acc, dtype) or mem.device != device or mem.shape != step_shape or mem.layout != torch.strided
@@ -280,11 +280,18 @@ def fits(x: Tensor, has_time: bool, mem: Tensor | None, beta: Tensor, threshold:
         if not isinstance(p, Tensor) or (p.dtype != acc and p.dtype not in _NUMBERS):
             return False  # snnTorch takes a number that was assigned
         if p.dim() > 0:
-            if p.device != device or not _broadcasts(p.shape, step_shape) or (p.dtype == torch.float64 != acc):
+            if p.device != device or p.layout != torch.strided or not _broadcasts(p.shape, step_shape):
+                return False
+            if p.dtype == torch.float64 and acc != torch.float64:  # widens the arithmetic
                 return False
         elif not p.is_cpu and p.device != device:
             return False
     return True
+
+
+def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What a current of ``dtype`` is computed with where nothing else widens it."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def out_of_inference(t: Tensor) -> Tensor:

@@ -28,12 +28,13 @@ def _check(source: str, name: object) -> str:
 
 
 _default = _check("SNNFAST_BACKEND", os.environ.get("SNNFAST_BACKEND") or "auto")
-_choice = ContextVar("snnfast_backend", default=_default)
+_choice: ContextVar[str | None] = ContextVar("snnfast_backend", default=None)
 
-# What torch.compile sees, process-wide: it traces a global and guards it, neither of which it does for a ContextVar in
-# every supported version.
+# Of the block entered last in any thread. torch.compile sees it: it traces a global and guards it, neither of which it
+# does for a ContextVar in every supported version. So do the threads of a backward pass, which compute forward passes
+# again (activation checkpointing) and have no context of their own.
 _traced = _default
-_entered: list[str] = []  # by the blocks that are open, in whatever thread
+_entered: dict[object, str] = {}  # by the blocks that are open, in whatever thread
 _lock = threading.Lock()
 
 
@@ -52,8 +53,8 @@ def use_backend(name: str) -> Iterator[None]:
     """Choose the implementation inside a ``with`` block, for the thread that runs it.
 
     The choice is a context variable: other threads keep theirs, and a thread that is started inside of the block begins
-    with the choice of ``SNNFAST_BACKEND``. Code under ``torch.compile`` sees the block that was entered last in any
-    thread, and is compiled once for each choice.
+    with the choice of ``SNNFAST_BACKEND``; so do the replicas of ``DataParallel``. Code under ``torch.compile``, and
+    what is computed again in a backward pass, sees the block that was entered last in any thread.
 
     Args:
         name: ``"auto"``: the fused kernels where they exist, else the reference with one warning that says why.
@@ -81,21 +82,26 @@ def use_backend(name: str) -> Iterator[None]:
         return
     previous = _choice.get()
     _choice.set(name)
+    block = object()
     with _lock:
-        _entered.append(name)
-        _traced = name
+        _entered[block] = _traced = name
     try:
         yield
     finally:
         _choice.set(previous)
         with _lock:
-            _entered.remove(name)  # which of several that are equal makes no difference
-            _traced = _entered[-1] if _entered else _default
+            del _entered[block]
+            _traced = next(reversed(_entered.values()), _default)
 
 
 def current_backend() -> str:
     """The backend chosen now: ``"auto"``, ``"fused"`` or ``"reference"``."""
-    return _traced if torch.compiler.is_compiling() else _choice.get()
+    if torch.compiler.is_compiling():
+        return _traced
+    chosen = _choice.get()
+    if chosen is not None:
+        return chosen
+    return _default if torch._C._current_graph_task_id() == -1 else _traced
 
 
 def unavailable(device: torch.device) -> str | None:

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 extension: ModuleType | None = None
 """The compiled module, or ``None`` where the package was installed without a compiler."""
@@ -43,10 +44,13 @@ def _load() -> None:
 
 def check_names(attribute: str, names: Sequence[str]) -> None:
     """Raise ``ImportError`` where the extension counts something else by the numbers that Python uses."""
-    if extension is not None and list(names) != list(getattr(extension, attribute)):
+    if extension is None:
+        return
+    found = getattr(extension, attribute, None)
+    if found != list(names):
         raise ImportError(
-            f"snnfast._C was built from other sources than these: its {attribute} are {getattr(extension, attribute)}, "
-            f"not {list(names)}; build it again"
+            f"snnfast._C was built from other sources than these: its {attribute} are {found}, not {list(names)}; "
+            "build it again"
         )
 
 
@@ -78,15 +82,18 @@ def lif_step_backward(*args: Any) -> list[Tensor]:
 
 def clamp_is_closed() -> bool:
     """Whether the gradient of ``clamp(x, 0, 1)`` passes at exactly 0 and 1: up to torch 2.13 it does, later not."""
-    with torch.inference_mode(False), torch.enable_grad():
-        x = torch.ones(1, device="cpu", dtype=torch.float32, requires_grad=True)
-        (gradient,) = torch.autograd.grad(x.clamp(0, 1), x)
-        return bool(gradient.item() == 1)
+    with torch.inference_mode(False), torch.enable_grad(), _disable_current_modes():
+        one = torch.ones(1, device="cpu", dtype=torch.float32, requires_grad=True)
+        clamped: Any = one.clamp(0, 1).grad_fn
+        # Not by a backward pass: the first one starts PyTorch's threads, and with them CUDA, before the user may have
+        # forked or chosen a device.
+        return bool(clamped(torch.ones(1, device="cpu", dtype=torch.float32)).item() == 1)
 
 
 def set_up(name: str) -> None:
     """Make the ops of namespace ``name`` ready: the rules of this torch, and their shapes for ``torch.compile``."""
-    namespace(name).set_clamp_closed.default(clamp_is_closed())
+    with _disable_current_modes():
+        namespace(name).set_clamp_closed.default(clamp_is_closed())
     for op, fake in (
         ("lif_forward", _lif_forward_fake),
         ("lif_backward", _lif_backward_fake),

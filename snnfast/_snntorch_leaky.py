@@ -147,8 +147,10 @@ class _Entry(Leaky):
     @mem.setter
     def mem(self, mem: Tensor) -> None:
         _not_traced()
-        layer = self.layer()
-        if layer is not None:
+        layer: Any = self.layer()
+        if isinstance(layer, Leaky):
+            layer._set_held(mem)
+        elif layer is not None:  # reverted
             layer.mem = mem
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from snnfast import _ops
-from snnfast._arguments import LIFArguments
+from snnfast._arguments import LIFArguments, arithmetic_dtype
 from snnfast._layout import InOrder, StepOrder, one_block, step_order
 from snnfast._ops import RESET_MECHANISMS
 from snnfast._spike_grad import SpikeGrad
@@ -104,7 +104,7 @@ def _as_read(
     current: Tensor, has_time: bool, mem: Tensor | None, beta: Tensor, threshold: Tensor, graded: Tensor
 ) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
     """Membrane and parameters as the kernels read them: in the dtype of the arithmetic, but for single numbers."""
-    acc = torch.float64 if current.dtype == torch.float64 else torch.float32
+    acc = arithmetic_dtype(current.dtype)
     if mem is not None and mem.dtype != acc:
         mem = mem.to(acc)
     if not (beta.dim() or threshold.dim() or graded.dim()):

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from snnfast import _backend, functional
 from snnfast._arguments import (
     StateQuant,
+    arithmetic_dtype,
     check_current,
+    check_dense,
     check_flag,
     check_parameter_value,
     check_reset_mechanism,
@@ -178,7 +180,7 @@ class Leaky(nn.Module):
         """
         check_current("input_", input_)
         if mem is None:
-            mem = self._held(input_.shape, input_.device)
+            mem = self._held(input_, input_.shape)
         else:
             self._check_passed(mem)
             mem = out_of_inference(mem) if mem.shape == input_.shape else None
@@ -255,7 +257,7 @@ class Leaky(nn.Module):
             self._check_passed(mem)
             mem = out_of_inference(mem)
         elif self.init_hidden:
-            mem = self._held(current.shape if num_steps is not None else current.shape[1:], current.device)
+            mem = self._held(current, current.shape if num_steps is not None else current.shape[1:])
         # A state is exact, and a record in half precision is not: it is rounded from a record that is.
         exact = wants_last and record_mem and current.dtype in _HALVES
         given = current.to(torch.float32) if exact else current
@@ -263,8 +265,11 @@ class Leaky(nn.Module):
         last: Tensor | None = None
         if wants_last:
             # A copy where it would be a view, which would keep the record and can't be detached in place.
-            last = mem_rec if not record_mem else mem_rec[-1].clone() if mem_rec.shape[0] > 0 else mem
-            last = last if last is not None else mem_rec.new_zeros(mem_rec.shape[1:])
+            last = mem_rec if not record_mem else mem_rec[-1].clone() if mem_rec.shape[0] > 0 else None
+            if last is None and mem is not None:  # no step: a copy, so that writing to it can't reach the argument
+                last = mem.to(mem_rec.dtype, copy=True)
+            elif last is None:
+                last = mem_rec.new_zeros(mem_rec.shape[1:])
         if self.init_hidden:
             self._hold(last)  # type: ignore[arg-type]
         if exact:
@@ -273,19 +278,23 @@ class Leaky(nn.Module):
         return spk_rec, mem_rec, last
 
     def _hold(self, mem: Tensor) -> None:
+        if torch.compiler.is_compiling() or not _transforms_are_active():  # a tensor of a transform is dead after it
+            self._set_held(mem)
+
+    def _set_held(self, mem: Tensor) -> None:
         compiling = torch.compiler.is_compiling()
-        if not compiling:
-            if _transforms_are_active():
-                return  # a tensor of a torch.func transform is dead after it
-            if (task := _current_graph_task_id()) != -1:
-                self.__dict__["_held_in_backward"] = task, id(mem)
+        if not compiling and (task := _current_graph_task_id()) != -1:
+            self.__dict__["_held_in_backward"] = task, id(mem)
         if self._plain_attributes and "mem" in self.__dict__ and not compiling:
             self.__dict__["mem"] = mem  # past nn.Module.__setattr__, which costs a microsecond
         else:
             self.mem = mem
 
-    def _held(self, shape: torch.Size, device: torch.device) -> Tensor | None:
-        """The held membrane if it fits; a replica of ``DataParallel`` may find one on another device."""
+    def _held(self, x: Tensor, shape: torch.Size) -> Tensor:
+        """The held membrane if it has the shape of a step of ``x``, else zeros.
+
+        Not ``None`` for zeros: activation checkpointing wants to see the same tensors when a step is computed again.
+        """
         held = self.mem
         if not torch.compiler.is_compiling():
             if _transforms_are_active():
@@ -296,12 +305,13 @@ class Leaky(nn.Module):
             if task != -1 and self.__dict__.get("_held_in_backward") != (task, id(held)):
                 raise RuntimeError(
                     "a layer that holds its membrane can't be recomputed in a backward pass (activation "
-                    "checkpointing): the membrane has moved on since. Pass it, or checkpoint what resets it first"
+                    "checkpointing): the membrane has moved on since. Pass it, or checkpoint a function that begins "
+                    "with snnfast.reset(net)"
                 )
         if held.shape != shape:
-            return None
+            return torch.zeros(shape, dtype=arithmetic_dtype(x.dtype), device=x.device)
         held = out_of_inference(held)
-        return held if held.device == device else held.to(device)
+        return held if held.device == x.device else held.to(x.device)  # as a replica of DataParallel may find it
 
     def _values(self) -> tuple[Tensor, Tensor, Tensor]:
         """``beta``, ``threshold`` and ``graded_spikes_factor``."""
@@ -318,6 +328,8 @@ class Leaky(nn.Module):
             raise TypeError("mem: must not be passed to a layer with init_hidden=True, which holds its own")
         if not isinstance(mem, Tensor):
             raise TypeError(f"mem: expected a torch.Tensor or None, got {type(mem).__name__}")
+        if mem.is_nested:
+            check_dense("mem", mem)
 
     def _lif(
         self,
@@ -394,8 +406,9 @@ class Leaky(nn.Module):
         """Set the held membrane to zeros (of its present shape) and return it."""
         held = self.mem
         # By its shape alone: with zeros_like the old membrane, and its graph, would be an input to a compiled function.
-        self._hold(torch.zeros(held.shape, dtype=held.dtype, device=held.device))
-        return self.mem
+        zeros = torch.zeros(held.shape, dtype=held.dtype, device=held.device)
+        self._set_held(zeros)
+        return zeros
 
     def init_leaky(self) -> Tensor:
         """The old name of :meth:`reset_mem`, which snnTorch's tutorials use."""

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+import types
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,6 +74,31 @@ def test_blocks_that_overlap_in_several_threads_leave_the_backend_as_it_was() ->
         assert seen == [True] * 3
         assert snnfast.config()["backend"] == outside
         assert _backend._traced == outside
+
+
+def test_what_torch_compile_sees_is_the_innermost_block() -> None:
+    with snnfast.use_backend("reference"), snnfast.use_backend("fused"):
+        with snnfast.use_backend("reference"):
+            pass
+        assert _backend._traced == _backend.current_backend() == "fused"
+
+
+def test_importing_runs_no_backward_pass_and_works_under_any_mode() -> None:
+    """The first backward pass starts PyTorch's threads, and with them CUDA."""
+    found = run(
+        "import torch; torch.autograd.grad = torch.Tensor.backward = None\n"
+        "from torch._subclasses.fake_tensor import FakeTensorMode\n"
+        "with torch.inference_mode(), FakeTensorMode(): import snnfast\n"
+        "print('imported')"
+    )
+    assert (found.stdout.strip(), found.returncode) == ("imported", 0), found.stderr
+
+
+def test_an_extension_built_from_other_sources_is_an_error_that_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    for extension in (types.SimpleNamespace(), types.SimpleNamespace(resets=["zero", "subtract", "none"])):
+        monkeypatch.setattr(_ops, "extension", extension)
+        with pytest.raises(ImportError, match=r"its resets are .* build it again"):
+            _ops.check_names("resets", _ops.RESET_MECHANISMS)
 
 
 def test_a_compiled_function_follows_the_block_that_it_is_called_in_or_contains(

@@ -8,7 +8,7 @@ from gradient_checks import RELATIVE
 from helpers import HALVES, RESETS, SURROGATES, assert_bits_equal, assert_close
 from torch import Tensor
 
-from snnfast import Leaky, reference
+from snnfast import Leaky, MultiStep, reference
 from snnfast.functional import lif
 
 BETAS = (0.9, 0.95, 0.99)
@@ -105,3 +105,14 @@ def test_gradients_through_the_last_membrane(name: str, dtype: torch.dtype, devi
         for grads in found[:2]:
             for grad, expected in zip(grads, found[2], strict=True):
                 assert_close(grad, expected, RELATIVE[dtype], f"{flow}, beta learns {beta_learns}")
+
+
+def test_without_a_step_the_state_is_a_copy_in_the_dtype_of_the_arithmetic(device: torch.device) -> None:
+    mem = torch.rand(2, 3, device=device).half()
+    net = MultiStep(Leaky(0.9))
+    for x in (torch.zeros(0, 2, 3), torch.zeros(0, 2, 3).half()):
+        for record_mem in (True, False):
+            _, _, (last,) = net(x.to(device), states=[mem], record_mem=record_mem, return_states=True)
+            assert last.dtype == torch.float32
+            assert_bits_equal(last, mem.float())
+            assert last.data_ptr() != mem.data_ptr()

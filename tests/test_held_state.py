@@ -1,5 +1,6 @@
 """A layer that holds its membrane, where PyTorch runs it twice, transforms it or compiles it."""
 
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -9,6 +10,7 @@ from helpers import Bump
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+import snnfast
 from snnfast import Leaky
 
 # ---- activation checkpointing -------------------------------------------------------------------------------------
@@ -16,15 +18,9 @@ from snnfast import Leaky
 X = torch.rand(6, 3, 10) * 2
 
 
-def holding() -> nn.Sequential:
+def holding(leaky: type[Leaky] = Leaky) -> nn.Sequential:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(10, 8), Leaky(0.9, init_hidden=True), nn.Linear(8, 4), Leaky(0.8, init_hidden=True))
-
-
-def reset(net: nn.Sequential) -> None:
-    for layer in net:
-        if isinstance(layer, Leaky):
-            layer.reset_mem()
+    return nn.Sequential(nn.Linear(10, 8), leaky(0.9, init_hidden=True), nn.Linear(8, 4), leaky(0.8, init_hidden=True))
 
 
 def gradient(net: nn.Module, loss: Tensor) -> list[Tensor]:
@@ -51,17 +47,46 @@ def test_the_same_holds_for_an_unroll_and_for_a_membrane_that_is_not_passed(back
         gradient(layer, loss)  # type: ignore[arg-type]
 
 
-def test_what_resets_the_state_itself_is_recomputed_to_the_same_gradient(backend: str) -> None:
+@pytest.mark.parametrize("how", ["ours", "snntorch", "reset_hidden"])
+def test_what_begins_with_a_reset_is_recomputed_to_the_same_gradient(backend: str, how: str) -> None:
+    """From the first call on, and when the size of the batch changes."""
+    reset: Callable[[nn.Module], object] = snnfast.reset
     net = holding()
+    if how != "ours":
+        pytest.importorskip("snntorch")
+        from snntorch import utils
+
+        from snnfast import snntorch as snn
+
+        net = holding(snn.Leaky)
+        reset = utils.reset if how == "snntorch" else lambda _: snn.Leaky.reset_hidden()
 
     def whole(x: Tensor) -> Tensor:
         reset(net)
         return torch.stack([net(step) for step in x]).sum()
 
-    expected = gradient(net, whole(X))
-    for _ in range(2):
-        for found, exact in zip(gradient(net, checkpoint(whole, X, use_reentrant=False)), expected, strict=True):
-            assert torch.equal(found, exact)
+    for x in (X, X[:, :2], X[:, :2], X):
+        found = gradient(net, checkpoint(whole, x, use_reentrant=False))
+        for grad, exact in zip(found, gradient(net, whole(x)), strict=True):
+            assert torch.equal(grad, exact)
+
+
+def test_a_recomputation_in_another_thread_follows_the_block_it_runs_in(backend: str) -> None:
+    """As PyTorch computes CUDA tensors again in a thread of its own."""
+    layer, x, errors = Leaky(0.9, learn_beta=True), X.clone().requires_grad_(), []
+    out = checkpoint(lambda x: layer.unroll(x)[0], x, use_reentrant=False)
+
+    def backward() -> None:
+        try:
+            out.sum().backward()
+        except Exception as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=backward)
+    thread.start()
+    thread.join()
+    assert not errors
+    assert layer.beta.grad is not None
 
 
 def test_states_that_are_passed_are_recomputed_to_the_same_gradient(backend: str) -> None:
@@ -95,8 +120,17 @@ def test_a_step_under_vmap_leaves_the_layer_usable(backend: str) -> None:
     layer(x)
 
 
-@pytest.mark.parametrize("layer", [Leaky(0.9), Leaky(0.9, init_hidden=True)], ids=["plain", "init_hidden"])
-def test_a_transform_of_a_membrane_that_is_not_passed_is_an_error(backend: str, layer: Leaky) -> None:
+def test_a_reset_under_a_transform_gives_zeros(backend: str) -> None:
+    layer, x = Leaky(0.9), torch.full((2, 3), 0.7)
+    layer(x, torch.ones(2, 3))
+    _, mem = torch.func.vmap(lambda x: layer(x, layer.init_leaky()))(x.unsqueeze(0))
+    assert torch.equal(mem[0], x)
+    assert not layer.mem.any()
+
+
+@pytest.mark.parametrize("init_hidden", [False, True])
+def test_a_transform_of_a_membrane_that_is_not_passed_is_an_error(backend: str, init_hidden: bool) -> None:
+    layer = Leaky(0.9, init_hidden=init_hidden)
     with pytest.raises(RuntimeError, match=r"^mem: must be passed under a torch"):
         torch.func.vmap(layer)(torch.rand(4, 3, 10))
     layer(torch.rand(3, 10))
