@@ -120,6 +120,12 @@ def first_step(
     return torch.where(fired, steps, last).amin(0).long()
 
 
+def squared_error(found: Tensor, wanted: Tensor, reduction: str) -> Tensor:
+    """``mse_loss`` of tensors that may differ in their dtypes: with torch 2.11 that fails in the backward pass."""
+    dtype = torch.promote_types(found.dtype, wanted.dtype)
+    return torch.nn.functional.mse_loss(found.to(dtype), wanted.to(dtype), reduction=reduction)
+
+
 def spike_times(spk: Tensor, count: int) -> Tensor:
     """Steps of the first ``count`` spikes of each neuron, ``[T, B, N]`` to ``[count, B, N]``, in the spikes' dtype."""
     return cast(Tensor, _SpikeTimes.apply(spk, count))

@@ -29,6 +29,9 @@ class Applied:
 
     function: Any
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return recognise, (self.function.apply,)
+
     def __call__(self, z: Tensor) -> Tensor:
         return self.function.apply(z)  # type: ignore[no-any-return]
 
@@ -47,9 +50,9 @@ def recognise(spike_grad: Any) -> Any:
     # The names of a function can't be traced by torch.compile; layers recognise theirs when they are made.
     if isinstance(spike_grad, Surrogate) or torch.compiler.is_compiling():
         return spike_grad
-    if isinstance(spike_grad, types.BuiltinMethodType):
+    if isinstance(spike_grad, types.BuiltinMethodType | types.MethodType):  # which one, depends on torch
         owner = spike_grad.__self__
-        if isinstance(owner, type) and issubclass(owner, torch.autograd.Function):
+        if isinstance(owner, type) and issubclass(owner, torch.autograd.Function) and spike_grad.__name__ == "apply":
             return _applied.setdefault(owner, Applied(owner))
         return spike_grad
     if isinstance(spike_grad, types.FunctionType):

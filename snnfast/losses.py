@@ -35,7 +35,6 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812 - PyTorch's own name for it
 
 from snnfast._arguments import check_flag
 from snnfast._losses import (
@@ -53,6 +52,7 @@ from snnfast._losses import (
     first_step,
     spike_times,
     spread,
+    squared_error,
 )
 
 __all__ = [
@@ -266,7 +266,7 @@ class mse_count_loss(Loss):
         size = record.shape[2] / self.num_classes if self.population_code else 1
         on, off = int(steps * self.correct_rate * size), int(steps * self.incorrect_rate * size)
         wanted = spread(labels, counts.shape[1], on, off)
-        loss = F.mse_loss(counts, wanted, reduction=self._first_reduction)
+        loss = squared_error(counts, wanted, self._first_reduction)
         return (loss if self.weight is None else loss * self._weight_of_class(labels)) / steps
 
 
@@ -319,7 +319,7 @@ class mse_membrane_loss(Loss):
         steps, labels = len(record), check_labels(targets, record, self.time_var_targets, floating=True)
         wanted = spread(labels, record.shape[2], self.on_target, self.off_target)
         reduction = self._first_reduction
-        loss = F.mse_loss(record, wanted.expand_as(record), reduction=reduction)
+        loss = squared_error(record, wanted.expand_as(record), reduction)
         if reduction == "none":
             if self.weight is None:
                 return loss.sum(0, dtype=torch.float32) / steps
@@ -410,7 +410,7 @@ class mse_temporal_loss(Loss):
             # A time set to its target has no gradient, as the error of none has.
             near = (times - wanted).abs() < self.tolerance
             times = torch.where(near, wanted.to(times.dtype), times)
-        loss = F.mse_loss(times / steps, (wanted / steps).expand_as(times), reduction=self._first_reduction)
+        loss = squared_error(times / steps, (wanted / steps).expand_as(times), self._first_reduction)
         if self.weight is not None and not self.target_is_time:
             loss = loss * self._weight_of_class(labels)
         elif self.weight is not None:

@@ -216,6 +216,7 @@ def test_a_compiled_training_step_does_with_held_membranes_what_snntorch_does(
     assert losses(snnfast.snntorch, compiled=True) == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.skipif(torch.__version__.startswith("2.11"), reason="torch 2.11 can't put a dataclass into a graph")
 def test_the_apply_of_an_autograd_function_is_compiled(compiler: Callable[..., Any]) -> None:
     layer = Leaky(0.9, spike_grad=Bump.apply)
     net = nn.Sequential(nn.Linear(10, 8), layer)

@@ -7,7 +7,7 @@ import itertools
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,21 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from snnfast import losses
+
+
+@pytest.fixture(autouse=True, scope="module")
+def snntorch_may_mix_dtypes() -> Iterator[None]:
+    """With torch 2.11, the backward pass of ``mse_loss`` fails where the dtypes differ, as in snnTorch they do."""
+    mse_loss = torch.nn.functional.mse_loss
+
+    def promoting(a: Tensor, b: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        dtype = torch.promote_types(a.dtype, b.dtype)
+        return mse_loss(a.to(dtype), b.to(dtype), *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.functional, "mse_loss", promoting)
+        yield
+
 
 NAMES = [name for name in losses.__all__ if name != "ce_membrane_loss"]
 LOSSES = [name for name in losses.__all__ if name.endswith("_loss")]
