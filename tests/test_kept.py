@@ -73,7 +73,8 @@ def rounded_oracle(
 ) -> tuple[Tensor, Tensor]:
     """The unroll whose backward pass knows of a membrane only its distance from the threshold, in bfloat16."""
     assert reset_delay
-    steps = current.unbind(0) if num_steps is None else (current,) * num_steps
+    full = current.to(beta.dtype)  # at once: the gradients of all steps are added in this dtype
+    steps = full.unbind(0) if num_steps is None else (full,) * num_steps
     shape, acc = (current.shape if num_steps is not None else current.shape[1:]), beta.dtype
     v = torch.zeros(shape, dtype=acc, device=current.device) if mem is None else mem
     known = v.detach()  # the initial membrane is not rounded
@@ -81,7 +82,7 @@ def rounded_oracle(
     for x in steps:
         reset = (v - threshold > 0).to(acc).detach()
         left, known_left = ((1 - reset) * v, (1 - reset) * known) if reset_mechanism == "zero" else (v, known)
-        v = (b.detach() * left + (b - b.detach()) * known_left) + x.to(acc)
+        v = (b.detach() * left + (b - b.detach()) * known_left) + x
         if reset_mechanism == "subtract":
             v = v - reset * threshold
         z = (v - threshold).detach()
