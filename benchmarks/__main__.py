@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from . import check, cli, kinds, lif, loop, parity, ranges, rounding, tutorial5
+from . import check, cli, kinds, lif, loop, parity, pool, ranges, rounding, tutorial5
 from .measure import machine
 
 COMMANDS = {
@@ -18,6 +18,7 @@ COMMANDS = {
     "lif": (lif.run, "LIF layer, forward and backward, against snnTorch's loop"),
     "loop": (loop.run, "the layer called once per time step in a loop of one's own, against snnTorch's"),
     "kinds": (kinds.run, "one call per time step with integer, float64, numpy and half numbers, against float32"),
+    "pool": (pool.run, "memory that freed outputs leave idle after steps of varying shapes, and what it saves"),
     "ranges": (ranges.run, "the backward pass of few neurons divided in time, against one pass over all steps"),
     "rounding": (rounding.run, "what membranes kept in bfloat16 do to the gradient"),
     "step": (tutorial5.run_step, "one training step of tutorial 5's network, against snnTorch's own loop"),

@@ -299,7 +299,8 @@ class Leaky(nn.Module):
         if not torch.compiler.is_compiling():
             if _transforms_are_active():
                 raise RuntimeError(
-                    "mem: must be passed under a torch.func transform, where a layer can't hold it; begin with zeros"
+                    "mem: must be passed under a torch.func transform (with init_hidden=False), where a layer can't "
+                    "hold it; begin with zeros"
                 )
             task = _current_graph_task_id()
             if task != -1 and self.__dict__.get("_held_in_backward") != (task, id(held)):
