@@ -15,8 +15,8 @@ using snnfast::DType;
 using snnfast::Keep;
 using snnfast::LifBackward;
 using snnfast::LifForward;
-using snnfast::Number;
 using snnfast::LifProblem;
+using snnfast::Number;
 
 size_t size_of(DType type) { return type == DType::kDouble ? 8 : type == DType::kFloat ? 4 : 2; }
 DType acc_of(DType type) { return type == DType::kDouble ? type : DType::kFloat; }
@@ -107,7 +107,8 @@ void forward_and_backward(LifProblem problem, bool record, Keep keep) {
   // In a byte of eight steps every bit may be set by right.
   if (keep != Keep::kBits || T <= 8) kept.expect_written("what is kept");
 
-  Memory grad_spk = Memory::input(type, spk_count), grad_mem = record ? Memory::input(type, T * N) : Memory::input(acc, N);
+  Memory grad_spk = Memory::input(type, spk_count),
+         grad_mem = record ? Memory::input(type, T * N) : Memory::input(acc, N);
   Memory grad_x(type, x_count), grad_mem0(acc, N), grad_beta(acc, N), grad_threshold(acc, N), grad_graded(acc, N);
   LifBackward backward{};
   static_cast<LifProblem&>(backward) = problem;
