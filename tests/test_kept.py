@@ -320,6 +320,22 @@ def test_bits_through_autograd(device: torch.device, monkeypatch: pytest.MonkeyP
             assert kept.pop() == _ops.KEEP_CHECKPOINTS
 
 
+@pytest.mark.parametrize("threshold", [float("inf"), -float("inf")])
+def test_bits_with_a_threshold_out_of_reach(threshold: float, device: torch.device) -> None:
+    """Above -infinity is every finite membrane, and a number must stand for one."""
+    for dtype, reset, spike_grad in itertools.product(
+        FLOATS, ("zero", "none"), (straight_through_estimator(), DISABLED)
+    ):
+        case = Case(9, (3, 10), dtype, reset, record_mem=False, spike_grad=spike_grad)
+        tensors = {**inputs(case, device), "threshold": torch.tensor(threshold, dtype=dtype)}
+        wrt = ("current", "mem", "threshold")
+        found, expected = (gradients(f, leaves(tensors, wrt), case, "mem") for f in (lif, reference.lif))
+        for name in wrt:
+            zero = torch.zeros_like(tensors[name])  # type: ignore[arg-type]
+            a, b = (zero if g[name] is None else g[name] for g in (found, expected))
+            assert_close(a, b, 1e-6, f"{case}: {name}")
+
+
 def test_bits_have_the_second_derivative_of_the_reference(device: torch.device) -> None:
     """None: with respect to the current the gradient is constant, and what it depends on otherwise is refused."""
     case = Case(9, (3, 10), record_mem=False, spike_grad=straight_through_estimator())

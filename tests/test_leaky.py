@@ -434,6 +434,17 @@ def test_a_quantizer_counts_whatever_its_truth_value() -> None:
         assert_bits_equal(step, mem[t])
 
 
+def test_the_function_takes_tensors_of_inference_mode_where_others_learn(backend: str) -> None:
+    with torch.inference_mode():
+        mem, beta = torch.rand(3, 4), torch.rand(4)
+    x = torch.rand(5, 3, 4, requires_grad=True)
+    snnfast.functional.lif(x, mem, beta=beta)[1].sum().backward()
+    expected = x.grad.clone()
+    x.grad = None
+    snnfast.functional.lif(x, mem.clone(), beta=beta.clone())[1].sum().backward()
+    assert torch.equal(x.grad, expected)
+
+
 @pytest.mark.parametrize("how", ["held", "passed"])
 def test_a_membrane_of_inference_mode_can_be_trained_on(how: str, backend: str) -> None:
     x = current(3, 3, 10)

@@ -11,7 +11,7 @@ from helpers import FLOATS, HALVES, RESETS, SURROGATES, Case, assert_bits_equal,
 from test_chunked_backward import ALWAYS, LIMITS
 from torch import Tensor
 
-from snnfast import _ops
+from snnfast import Leaky, _ops
 from snnfast.functional import lif
 
 pytestmark = [
@@ -75,6 +75,19 @@ def test_what_has_a_row_per_step_is_streamed_once(
     assert accesses(case, device) == (forward, backward)
     set_stream_bytes(NOTHING)
     assert accesses(case, device) == (Streamed(0, 0), Streamed(0, 0))
+
+
+@pytest.mark.parametrize("steps", [2, 15, 16])
+def test_a_current_that_backward_reads_again_stays_also_where_there_is_no_checkpoint(
+    steps: int, device: torch.device
+) -> None:
+    set_stream_bytes(EVERYTHING)
+    forward, backward = accesses(Case(steps, (32,), record_mem=False), device)
+    assert forward == Streamed(0, steps * ROW)
+    assert backward == Streamed(2 * steps * ROW, steps * ROW)
+    layer, x = Leaky(0.9), torch.rand(32, device=device, requires_grad=True)
+    layer(x, torch.zeros(32, device=device))
+    assert streamed().loads == 0
 
 
 def test_a_pass_that_is_repeated_is_streamed_only_the_last_time(device: torch.device) -> None:
