@@ -57,7 +57,9 @@ def call(card: Card, of: Call, check: bool = True) -> None:
     acc = torch.float64 if of.dtype == torch.float64 else torch.float32
     parameters = [torch.tensor(value, dtype=acc) for value in (BETA, THRESHOLD, 1.0)]
     # Spikes alone tell the gradients of x, mem0 and threshold, and no surrogate but the one that lets all through.
-    surrogate, needs = (STRAIGHT_THROUGH, 0b01011) if of.keep == _ops.KEEP_BITS else (ATAN, 0b11111)
+    # Not all that is kept tells every gradient: those of x, mem0, beta, threshold, graded, from the lowest bit on.
+    needs = {_ops.KEEP_BITS: 0b01011, _ops.KEEP_ROUNDED: 0b11011}.get(of.keep, 0b11111)
+    surrogate = STRAIGHT_THROUGH if of.keep == _ops.KEEP_BITS else ATAN
 
     def results(device: torch.device) -> list[Tensor]:
         there, given, *rest = (t.to(device) for t in (x, grad, *parameters))
