@@ -56,8 +56,8 @@ def call(card: Card, of: Call, check: bool = True) -> None:
     grad = torch.rand((of.N,) if of.count else (of.T, of.N)).to(of.dtype)
     acc = torch.float64 if of.dtype == torch.float64 else torch.float32
     parameters = [torch.tensor(value, dtype=acc) for value in (BETA, THRESHOLD, 1.0)]
-    # Spikes alone tell the gradients of x, mem0 and threshold, and no surrogate but the one that lets all through.
-    # Not all that is kept tells every gradient: those of x, mem0, beta, threshold, graded, from the lowest bit on.
+    # Of x, mem0, beta, threshold and graded, from the lowest bit on. Spikes alone tell the gradients of x, mem0 and
+    # threshold, and no surrogate but the one that lets all through; rounded membranes tell all but that of beta.
     needs = {_ops.KEEP_BITS: 0b01011, _ops.KEEP_ROUNDED: 0b11011}.get(of.keep, 0b11111)
     surrogate = STRAIGHT_THROUGH if of.keep == _ops.KEEP_BITS else ATAN
 
