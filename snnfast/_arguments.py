@@ -11,7 +11,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from snnfast import surrogate
-from snnfast._ops import RESET_MECHANISMS
+from snnfast._ops import RESET_MECHANISMS, arithmetic_dtype
 from snnfast._spike_grad import SpikeGrad, recognise
 
 StateQuant = Callable[[Tensor], Tensor]
@@ -287,11 +287,6 @@ def fits(x: Tensor, has_time: bool, mem: Tensor | None, beta: Tensor, threshold:
         elif not p.is_cpu and p.device != device:
             return False
     return True
-
-
-def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:
-    """What a current of ``dtype`` is computed with where nothing else widens it."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def out_of_inference(t: Tensor) -> Tensor:

@@ -109,7 +109,8 @@ def checkpoint_stride() -> int:
     return int(extension.checkpoint_stride)
 
 
-def _acc(dtype: torch.dtype) -> torch.dtype:
+def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What a current of ``dtype`` is computed with where nothing else widens it."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
@@ -127,7 +128,7 @@ def _lif_forward_fake(
     keep: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     steps, shape = (x.shape[0], x.shape[1:]) if num_steps is None else (num_steps, x.shape)
-    rows, dtype = 0, _acc(x.dtype)
+    rows, dtype = 0, arithmetic_dtype(x.dtype)
     if keep == KEEP_CHECKPOINTS:
         rows = _rows(steps, checkpoint_stride())
     elif keep == KEEP_ROUNDED:
@@ -136,7 +137,7 @@ def _lif_forward_fake(
         rows, dtype = _at_least_0((steps + 6) // 8), torch.uint8
     return (
         x.new_empty(shape if count else (steps, *shape)),
-        x.new_empty((steps, *shape)) if record_mem else x.new_empty(shape, dtype=_acc(x.dtype)),
+        x.new_empty((steps, *shape)) if record_mem else x.new_empty(shape, dtype=arithmetic_dtype(x.dtype)),
         x.new_empty((rows, *shape), dtype=dtype),
     )
 
@@ -190,7 +191,7 @@ def _lif_step_forward_fake(
     reset: int,
     reset_delay: bool,
 ) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), x.new_empty(x.shape, dtype=_acc(x.dtype))
+    return x.new_empty(x.shape), x.new_empty(x.shape, dtype=arithmetic_dtype(x.dtype))
 
 
 def _lif_step_backward_fake(
@@ -212,7 +213,7 @@ def _lif_step_backward_fake(
 
 
 def _gradients_fake(like: Tensor, x_shape: torch.Size, step: torch.Size, needs: int) -> list[Tensor]:
-    sizes = [(x_shape, like.dtype)] + [(step, _acc(like.dtype))] * 4
+    sizes = [(x_shape, like.dtype)] + [(step, arithmetic_dtype(like.dtype))] * 4
     return [like.new_empty(shape, dtype=dtype) for i, (shape, dtype) in enumerate(sizes) if needs >> i & 1]
 
 

@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from snnfast import _ops
-from snnfast._arguments import LIFArguments, arithmetic_dtype
+from snnfast._arguments import LIFArguments
 from snnfast._layout import InOrder, StepOrder, one_block, step_order
-from snnfast._ops import RESET_MECHANISMS
+from snnfast._ops import RESET_MECHANISMS, arithmetic_dtype
 from snnfast._spike_grad import SpikeGrad
 from snnfast.surrogate import DISABLED, Surrogate, has_derivative, straight_through_estimator
 

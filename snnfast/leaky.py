@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from snnfast import _backend, functional
 from snnfast._arguments import (
     StateQuant,
-    arithmetic_dtype,
     check_current,
     check_dense,
     check_flag,
@@ -22,7 +21,7 @@ from snnfast._arguments import (
 )
 from snnfast._attributes import are_plain
 from snnfast._instances import Instances
-from snnfast._ops import RESET_MECHANISMS
+from snnfast._ops import RESET_MECHANISMS, arithmetic_dtype
 from snnfast._spike_grad import SpikeGrad, recognise
 from snnfast.autograd import fused_lif_step, fused_unroll
 from snnfast.reference import winners
