@@ -16,8 +16,8 @@ EXTRAS_test := test
 EXTRAS_bench := bench
 
 # The tests that reach every line of the kernels; what the others add is outside of them.
-SANITIZED := tests/test_lif.py tests/test_gradients.py tests/test_counts.py tests/test_step_ops.py \
-  tests/test_chunked_backward.py
+SANITIZED := tests/test_forward.py tests/test_gradients.py tests/test_saved.py tests/test_rounded.py \
+  tests/test_layout.py tests/test_ops.py tests/test_chunked_backward.py
 
 .DELETE_ON_ERROR:
 .PHONY: help demo test bench bench-check gates torch-check wheel-check lint format types sanitize clean
@@ -30,12 +30,12 @@ demo: $(VENV)/.built $(VENV)/.installed-demo  ## train on MNIST, time a training
 	$(BIN)/python examples/mnist.py $(ARGS)
 
 test: $(VENV)/.built $(VENV)/.installed-test  ## run the tests
-	$(BIN)/python -m pytest tests $(ARGS)
+	$(BIN)/python -m pytest tests -n auto --maxprocesses=4 --dist loadfile $(ARGS)
 
 bench: $(VENV)/.built $(VENV)/.installed-bench  ## measure against snnTorch and others for five minutes, say which bars hold
-	$(BIN)/python -m benchmarks $(or $(ARGS),run)
+	$(BIN)/python -m benchmarks $(ARGS)
 
-bench-check: $(VENV)/.built $(VENV)/.installed-test  ## fail where a ratio to snnTorch is below half its bar; a minute
+bench-check: $(VENV)/.built $(VENV)/.installed-test  ## fail where the layers, a loop or a training step got slower; a minute
 	$(BIN)/python -m benchmarks check $(ARGS)
 
 gates: $(VENV)/.built $(VENV)/.disassemblers  ## check the machine code of the CUDA kernels; ARGS=--update: new budgets

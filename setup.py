@@ -23,6 +23,7 @@ TORCH_TARGET = (2, 11)
 TORCH_TARGET_FLAG = f"-DTORCH_TARGET_VERSION=0x{TORCH_TARGET[0]:02x}{TORCH_TARGET[1]:02x}000000000000"
 DEFAULT_ARCHITECTURES = ["8.0", "9.0", "10.0", "12.0"]  # and PTX of the last, for what comes later
 X86 = platform.machine().lower() in ("x86_64", "amd64")
+NEURONS = sorted(path.stem for path in (ROOT / "csrc/neurons").glob("*.cpp"))
 
 # No contraction to fused multiply-add: it would round membranes differently from PyTorch. g++ vectorises the threshold
 # compare only where it need not preserve floating-point exception flags.
@@ -147,6 +148,23 @@ def gencode(names: list[str]) -> list[str]:
     return flags
 
 
+def of_neuron(name: str) -> list[str]:
+    """Flags of a source that is compiled once for each neuron: its struct, and the header of it before all others."""
+    header = ROOT.resolve() / "csrc/math" / f"{name}.h"
+    return [f"-DSNN_NEURON={name.capitalize()}", f"-include {shlex.quote(str(header))}"]
+
+
+def cuda_sources() -> list[tuple[Path, str, list[str]]]:
+    """Sources of the CUDA kernels, names of their objects, and flags: most are compiled once for each neuron."""
+    made = []
+    for source in sorted((ROOT.resolve() / "csrc/cuda").glob("*.cu")):
+        if source.stem == "device":
+            made.append((source, f"cuda_{source.stem}", []))
+        else:
+            made += [(source, f"cuda_{source.stem}_{name}", of_neuron(name)) for name in NEURONS]
+    return made
+
+
 def define(name: str, text: str) -> str:
     return shlex.quote(f'-D{name}="{text}"')
 
@@ -190,20 +208,20 @@ def write_ninja(path: Path, output: Path, python_include: str) -> None:
     # source, object, flags
     objects = [
         ("csrc/module.cpp", "module", []),
-        ("csrc/lif.cpp", "lif", []),
-        ("csrc/cpu/lif.cpp", "cpu_lif", []),
+        ("csrc/cpu/dispatch.cpp", "cpu_dispatch", []),
         ("csrc/cpu/memory_limit.cpp", "cpu_memory_limit", []),
         ("csrc/cpu/pool.cpp", "cpu_pool", []),
-        ("csrc/cpu/time_ranges.cpp", "cpu_time_ranges", []),
-        ("csrc/cpu/time_sums.cpp", "cpu_time_sums", []),
-        ("csrc/cpu/lif_kernels.cpp", "cpu_lif_kernels_baseline", ["-DSNN_ISA=baseline"]),
     ]
+    instruction_sets: list[tuple[str, list[str]]] = [("baseline", [])]
     if X86:
-        for isa, march in (
-            ("avx2", ["-march=x86-64-v3"]),
-            ("avx512", ["-march=x86-64-v4", "-mprefer-vector-width=512"]),  # g++'s own choice, 256, gained nothing
-        ):
-            objects.append(("csrc/cpu/lif_kernels.cpp", f"cpu_lif_kernels_{isa}", [f"-DSNN_ISA={isa}", *march]))
+        # 512: g++'s own choice for v4 is vectors of 256 bits.
+        wide = ["-march=x86-64-v4", "-mprefer-vector-width=512"]
+        instruction_sets += [("avx2", ["-march=x86-64-v3"]), ("avx512", wide)]
+    for neuron in NEURONS:
+        objects.append((f"csrc/neurons/{neuron}.cpp", neuron, []))
+        for isa, flags in instruction_sets:
+            flags = [f"-DSNN_ISA={isa}", *flags, *of_neuron(neuron)]
+            objects.append(("csrc/cpu/kernels.cpp", f"cpu_kernels_{neuron}_{isa}", flags))
     lines = [
         f"cxx = {compiler()}",
         "rule cxx",
@@ -235,9 +253,9 @@ def write_ninja(path: Path, output: Path, python_include: str) -> None:
             "  deps = gcc",
             "  description = nvcc $out",
         ]
-        for source in sorted((ROOT / "csrc/cuda").glob("*.cu")):
-            outputs.append(f"cuda_{source.stem}.o")
-            lines += [f"build cuda_{source.stem}.o: nvcc {ninja_path(source.resolve())}", "  flags = " + " ".join(nvcc)]
+        for source, name, flags in cuda_sources():
+            outputs.append(f"{name}.o")
+            lines += [f"build {name}.o: nvcc {ninja_path(source)}", "  flags = " + " ".join([*nvcc, *flags])]
         links += [f"-L{shlex.quote(str(home / folder))}" for folder in ("lib64", "lib")]
         links += ["-lcudart_static", "-lrt", "-lpthread", "-ldl"]
     # The interpreter provides Python's symbols; every other one must be resolved now.

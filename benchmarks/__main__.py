@@ -1,66 +1,81 @@
-"""Command line: each command prints what it measured and whether its bar holds.
-
-``list`` and ``run`` are the suites against all implementations and have options of their own: ``run --help``.
-"""
+"""Measure snnfast against its alternatives and say which bars hold. Without a command: run."""
 
 import argparse
 import os
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
-from . import check, cli, kinds, lif, loop, parity, pool, ranges, rounding, tutorial5
+from . import epoch, kinds, parity, pool, report, rounding, run
+from .bars import Bar
 from .measure import machine
-
-COMMANDS = {
-    "check": (check.run, "whether a ratio to snnTorch has fallen below half its bar, within a minute"),
-    "lif": (lif.run, "LIF layer, forward and backward, against snnTorch's loop"),
-    "loop": (loop.run, "the layer called once per time step in a loop of one's own, against snnTorch's"),
-    "kinds": (kinds.run, "one call per time step with integer, float64, numpy and half numbers, against float32"),
-    "pool": (pool.run, "memory that freed outputs leave idle after steps of varying shapes, and what it saves"),
-    "ranges": (ranges.run, "the backward pass of few neurons divided in time, against one pass over all steps"),
-    "rounding": (rounding.run, "what membranes kept in bfloat16 do to the gradient"),
-    "step": (tutorial5.run_step, "one training step of tutorial 5's network, against snnTorch's own loop"),
-    "parity": (parity.run, "bits that differ from snnTorch over random configurations"),
-    "epoch": (tutorial5.run_epoch, "one epoch on MNIST with snnfast and with snnTorch: seconds and test accuracy"),
-}
+from .registry import suites
 
 
-def main() -> int:
-    if sys.argv[1:2] and sys.argv[1] in ("list", "run"):
-        return cli.main(sys.argv[1:])
+def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument(
-        "commands",
-        nargs="*",
-        metavar="COMMAND",
-        help="; ".join(f"{name}: {text}" for name, (_, text) in COMMANDS.items()) + " (default: all of them)",
-    )
-    parser.add_argument("--shape", type=int, nargs=3, default=(25, 128, 1000), metavar=("T", "B", "N"), help="of lif")
-    parser.add_argument(
-        "--seconds",
-        type=float,
-        default=20.0,
-        help="of measuring per comparison (default: %(default)s; at most 5 of check)",
-    )
-    parser.add_argument("--configurations", type=int, default=400, help="of parity (default: %(default)s)")
-    parser.add_argument(
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    def command(name: str, function: Callable[[argparse.Namespace], list[Bar]], text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        added.set_defaults(function=function, error=added.error)
+        return added
+
+    listing = command("list", run.list_cases, "suites, cases and peers")
+    running = command("run", run.run, "cases against every implementation that is installed; five minutes by default")
+    checking = command("check", run.check, "a few cases against snnTorch, within a minute: has something become worse?")
+    comparing = command("parity", parity.run, "bits that differ from snnTorch over random configurations")
+    training = command("epoch", epoch.run, "an epoch on MNIST, beside snnTorch: seconds and test accuracy")
+    counting = command("kinds", kinds.run, "one call per step with integer, float64, numpy and half numbers")
+    command("pool", pool.run, "memory that freed outputs leave idle after steps of varying shapes, and what it saves")
+    command("rounding", rounding.run, "what membranes kept in bfloat16 do to the gradient")
+
+    for each in (listing, running):
+        each.add_argument("--suite", nargs="+", choices=list(suites("cpu")), metavar="S", help="whole suites")
+        each.add_argument("--case", default="", metavar="TEXT", help="only cases with this in their names")
+        each.add_argument("--device", choices=("cpu", "cuda"), help="default: a GPU if there is one")
+    add = running.add_argument
+    add("--peer", nargs="+", type=run.named, metavar="P", help="implementations, or how their names begin")
+    add("--seconds", type=float, help=f"per case (default: {run.SECONDS:g}, of the selection {run.QUICK_SECONDS:g})")
+    add("--json", type=Path, metavar="FILE", help="write the results")
+    add("--base", metavar="REV_OR_JSON", help="compare with a file of --json, or with a revision of git")
+    add("--plot", type=Path, metavar="DIR", help="draw figures (needs matplotlib)")
+    checking.add_argument("--seconds", type=float, default=run.GATE_SECONDS, help="per case (default: %(default)s)")
+    for each in (running, checking):
+        add = each.add_argument
+        add("--patience", type=float, default=60.0, help="leave out a call of more seconds (default: %(default)s)")
+        add(
+            "--attempts",
+            type=int,
+            choices=range(1, 10),
+            metavar="N",
+            default=run.ATTEMPTS,
+            help="at a case that misses a bar (default: %(default)s)",
+        )
+    comparing.add_argument("--configurations", type=int, default=400, help="of each neuron (default: %(default)s)")
+    training.add_argument(
         "--data-path",
         type=Path,
         default=os.environ.get("SNNFAST_DATA") or None,
-        help="of epoch: folder with MNIST/raw (default: the environment variable SNNFAST_DATA)",
+        help="folder with MNIST/raw (default: the environment variable SNNFAST_DATA)",
     )
-    parser.add_argument("--threads", type=int, help="CPU threads (default: as many as PyTorch chooses)")
-    args = parser.parse_args()
-    unknown = [name for name in args.commands if name not in COMMANDS]
-    if unknown:
-        parser.error(f"unknown command {unknown[0]!r}; there are {', '.join(COMMANDS)}")
+    counting.add_argument("--seconds", type=float, default=20.0, help="per shape (default: %(default)s)")
+    for each in commands.choices.values():
+        each.add_argument("--threads", type=int, help="CPU threads (default: as many as PyTorch chooses)")
+    return parser.parse_args(argv or ["run"])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(sys.argv[1:] if argv is None else argv)
     if args.threads:
         torch.set_num_threads(args.threads)
-    print(machine(), end="\n\n")
-    held = [COMMANDS[name][0](args) for name in args.commands or COMMANDS]
-    return 0 if all(held) else 1
+    if args.command not in ("list", "run", "check"):  # which print more
+        print(machine(), end="\n\n")
+    bars = args.function(args)
+    report.print_bars(bars)
+    return 1 if any(bar.missed for bar in bars) else 0
 
 
 if __name__ == "__main__":

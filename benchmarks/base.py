@@ -40,7 +40,8 @@ def _measure(revision: str, folder: Path, arguments: Sequence[str], cuda: bool) 
         raise ValueError(f"--base {revision}: its build failed:\n{build.stderr[-2000:]}")
     output = folder / "base.json"
     # The folder comes first in the search path of -m, before an installed package.
-    command = [sys.executable, "-m", "benchmarks", "run", *arguments, "--peer", "snnfast", "--json", str(output)]
+    command = [sys.executable, "-m", "benchmarks", "run", *arguments, "--peer", "snnfast"]
+    command += ["--attempts", "1", "--json", str(output)]
     subprocess.run(command, cwd=folder, stdout=subprocess.DEVNULL, check=False)
     if not output.is_file():
         raise ValueError(f"--base {revision}: its measurement failed")

@@ -73,20 +73,17 @@ def seconds_on_gpu(function: Callable[[], object]) -> float:
     return start.elapsed_time(end) / 1e3
 
 
-def table(times: Mapping[str, list[float]], ours: str) -> float:
-    """Print median and quartiles of each function, and how many times longer than ``ours``; return the last ratio."""
+def table(times: Mapping[str, list[float]], ours: str) -> None:
+    """Print median and quartiles of each function, and how many times longer than ``ours``."""
     base = median(times[ours])
     width = max(map(len, times))
-    ratio = 1.0
     print(f"{'':<{width}}  {'median':>10}  {'quartiles':>19}  {'/ ours':>7}  repeats")
     for name, values in times.items():
         low, _, high = quantiles(values, n=4)
-        ratio = median(values) / base
         print(
             f"{name:<{width}}  {median(values) * 1e3:>7.3f} ms  {low * 1e3:>7.3f} - {high * 1e3:<7.3f}ms"
-            f"  {ratio:>6.1f}x  {len(values)}"
+            f"  {median(values) / base:>6.2f}x  {len(values)}"
         )
-    return ratio
 
 
 def machine() -> str:

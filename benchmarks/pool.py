@@ -9,10 +9,11 @@ import torch
 import snnfast
 from snnfast import _ops
 
-from .lif import verdict
+from .bars import IDLE, Bar
 from .measure import alternate, table
 
 STEPS, MILLION, MIB = 300, 10**6, 1 << 20
+SECONDS = 5.0
 REPEATED = (25, 128, 1000)
 
 
@@ -21,7 +22,7 @@ def train(x: torch.Tensor) -> torch.Tensor:
     return torch.autograd.grad(spk.sum(), x)[0]
 
 
-def run(args: argparse.Namespace) -> bool:
+def run(args: argparse.Namespace) -> list[Bar]:
     assert _ops.extension is not None, _ops.missing
     snnfast.empty_cache()
     draw, most = random.Random(0), 0
@@ -31,10 +32,7 @@ def run(args: argparse.Namespace) -> bool:
         most = max(most, 4 * 2 * neurons * 4)  # the current, the spikes and the gradients of both
     gc.collect()
     idle = _ops.extension.pool_idle_bytes()
-    bar = max(1024, most / MIB / 4)
     print(f"{STEPS} training steps, 2 x 1 to 12 million floats, one at a time; the largest takes {most / MIB:.0f} MiB")
-    held = verdict("MiB kept idle", idle / MIB, bar, at_most=True)
-
     x = torch.rand(REPEATED, requires_grad=True)
 
     def fresh() -> torch.Tensor:
@@ -45,6 +43,6 @@ def run(args: argparse.Namespace) -> bool:
             snnfast.set_cache_limit(None)
 
     print(f"one training step of {list(REPEATED)} float32, in memory that earlier ones left and in fresh memory")
-    table(alternate({"as by default": lambda: train(x), "nothing kept": fresh}, args.seconds / 4), "as by default")
+    table(alternate({"as by default": lambda: train(x), "nothing kept": fresh}, SECONDS), "as by default")
     print()
-    return held
+    return [Bar("MiB kept idle", idle / MIB, max(1024, most / MIB * IDLE))]

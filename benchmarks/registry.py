@@ -10,9 +10,26 @@ DTYPES = {str(d).removeprefix("torch."): d for d in (torch.float32, torch.float6
 
 
 @dataclass(frozen=True)
+class Model:
+    """A model of a neuron, under the name that snntorch and snnfast both give to its class."""
+
+    name: str
+    decays: tuple[str, ...] = ("beta",)
+    states: tuple[str, ...] = ("mem",)
+
+
+NEURONS = {
+    "leaky": Model("Leaky"),
+    "synaptic": Model("Synaptic", ("alpha", "beta"), ("syn", "mem")),
+    "lapicque": Model("Lapicque"),
+}
+
+
+@dataclass(frozen=True)
 class Options:
     """Of a layer of neurons, in snnTorch's words."""
 
+    alpha: float = 0.9
     beta: float = 0.95
     reset_mechanism: str = "subtract"
     reset_delay: bool = True
@@ -36,12 +53,14 @@ class Case:
     B: int
     shape: tuple[int, ...]  # of one sample
     dtype: str = "float32"
+    neuron: str = "leaky"  # of NEURONS
     options: Options = field(default_factory=Options)
     backward: bool = True
     constant: bool = False  # the same current at every step
     variant: str = ""  # of framework: "Linear inside the loop" or "Linear hoisted"
     quick: bool = False  # part of the five-minute run
     peers: bool = True  # all peers in the five-minute run, or snnfast alone
+    gate: bool = False  # part of `check`
 
     @property
     def N(self) -> int:  # noqa: N802
@@ -60,6 +79,8 @@ class Case:
     def name(self) -> str:
         """What ``--case`` filters and ``--base`` matches."""
         parts = [f"{self.suite} [{', '.join(map(str, (self.T, self.B, *self.shape)))}] {self.dtype}"]
+        if self.neuron != "leaky":
+            parts.append(self.neuron)
         if self.variant:
             parts.append(self.variant)
         if self.constant:
@@ -72,14 +93,14 @@ class Case:
     def ideal_bytes(self) -> float | None:
         """The least a layer can read and write per neuron-step, tensors of one step left out; None for networks.
 
-        Forward: the current is read, the spikes (and a recorded membrane) are written. Backward: the gradient of the
+        Forward: the current is read, the spikes (and each recorded state) are written. Backward: the gradient of the
         spikes is read, the current (or the recorded membrane) is read again, the gradient of the current is written.
         """
         if self.kind != "layer":
             return None
         current = 1 / self.T if self.constant else 1
         record = self.options.record_mem
-        elements = current + 1 + record
+        elements = current + 1 + record * len(NEURONS[self.neuron].states)
         if self.backward:
             elements += 1 + (1 if record else current) + current
         return elements * self.itemsize
@@ -88,13 +109,24 @@ class Case:
         return replace(self, T=T)
 
 
+TUTORIAL5 = Case("tutorial5", "tutorial5", 25, 128, (784,), quick=True, gate=True)
+
+
 def suites(device: str) -> dict[str, list[Case]]:
     """All cases of each suite on a kind of device, in the order in which they run."""
     big = device == "cuda"
     return {
         "lif": _lif(big),
         "loop": _loop(),
-        "tutorial5": [Case("tutorial5", "tutorial5", 25, 128, (784,), quick=True)],
+        "neurons": [
+            *(
+                Case("neurons", "layer", 25, 128, (1000,), neuron=n, quick=True, gate=True)
+                for n in NEURONS
+                if n != "leaky"
+            ),
+            Case("neurons", "layer", 100, 128, (8192,), neuron="synaptic", quick=True, peers=False),
+        ],
+        "tutorial5": [TUTORIAL5],
         "conv": [
             Case("conv", "convolution", 50, 128, (1, 28, 28), options=Options(beta=0.5, surrogate="fast_sigmoid")),
             Case("conv", "convolution", 10, 32, (1, 28, 28), options=Options(beta=0.5, surrogate="fast_sigmoid")),
@@ -127,10 +159,10 @@ def suites(device: str) -> dict[str, list[Case]]:
 
 def _lif(big: bool) -> list[Case]:
     def layer(T: int, B: int, n: int, *, quick: bool = False, peers: bool = False, **options: Any) -> Case:
-        known = {key: options.pop(key) for key in ("dtype", "constant") if key in options}
+        known = {key: options.pop(key) for key in ("dtype", "constant", "gate") if key in options}
         return Case("lif", "layer", T, B, (n,), options=Options(**options), quick=quick, peers=peers, **known)
 
-    cases = [layer(25, 128, 1000, quick=True, peers=True), layer(100, 128, 1024, quick=True, peers=True)]
+    cases = [layer(T, 128, n, quick=True, peers=True, gate=True) for T, n in ((25, 1000), (100, 1024))]
     cases.append(layer(500, 16, 16384))
     # Over T and N, products of more neuron-steps than fit are left out when they run.
     cases += [
@@ -164,7 +196,7 @@ QUICK_GRID = {(25, 10_000), (25, 100_000), (25, 1_000_000), (100, 100_000), (100
 
 def _loop() -> list[Case]:
     return [
-        Case("loop", "loop", 25, 128, (1000,), quick=True),
+        Case("loop", "loop", 25, 128, (1000,), quick=True, gate=True),
         Case("loop", "loop", 25, 1, (10,), quick=True),
         Case("loop", "loop", 25, 128, (64, 14, 14)),
     ]

@@ -20,7 +20,7 @@ from .registry import Case
 from .runner import Row
 
 ROOT = Path(__file__).parent.parent
-FORMAT = 1
+FORMAT = 2
 
 
 def header(device: torch.device, peers: Iterable[Peer]) -> dict[str, Any]:
@@ -114,18 +114,10 @@ def print_notes(rows: Iterable[Row]) -> None:
     print()
 
 
-def print_bars(bars: Sequence[Bar]) -> bool:
-    """Whether none is missed."""
-    if not bars:
-        return True
-    width = max(len(bar.name) for bar in bars)
-    print(f"{'':<{width}}   value  bar")
-    for bar in bars:
-        value = "-" if bar.value is None else f"{bar.value:.2f}"
-        print(f"{bar.name:<{width}}  {value:>6}  {'>=' if bar.at_least else '<='} {bar.bar:<5g} {bar.verdict}", end="")
-        print(f" ({bar.detail})" if bar.detail else "")
-    print()
-    return all(bar.verdict != "MISSED" for bar in bars)
+def print_bars(bars: Sequence[Bar]) -> None:
+    """Those that were missed come last, where they are seen."""
+    for bar in sorted(bars, key=lambda bar: bar.missed):
+        print(bar.text)
 
 
 def save(

@@ -16,13 +16,14 @@ import snnfast
 from . import memory_use
 from .measure import alternate, seconds_of, seconds_on_gpu
 from .peers import PEERS, Peer, Unsupported
-from .peers.ours import OURS
+from .peers.ours import OURS, lacking
 from .registry import Case
 from .workloads import Candidate, Data, build, make_data, network_neurons
 
 COPY = "copy_"
 COMPARED = 1 << 23  # neuron-steps up to which the spikes of the case itself are compared
 MEMORY_LIMIT = 1 << 30  # of the largest T
+COPIED = 1 << 26  # most elements of copy_'s tensors, far more than a cache holds; more are copied in several calls
 # What to expect of an implementation before it runs: bytes and seconds per neuron-step of a loop of small operators.
 LOOP_ELEMENTS, OUR_ELEMENTS = 16, 7  # inputs and gradients included; the suite `memory` prints peaks without them
 LOOP_SECONDS = {"cpu": 150e-9, "cuda": 3e-9}
@@ -44,7 +45,7 @@ class Row:
     neuron_steps: int = 0
     bytes_worth: float | None = None  # per neuron-step: what copy_ moves in the same time
     bandwidth: float | None = None  # bytes per second of the fewest bytes possible
-    share_of_copy: float | None = None
+    share_of_copy: float | None = None  # time of copy_, which moves these bytes, / time
     saved: float | None = None  # bytes per neuron-step, as the next two
     held: float | None = None
     peak: float | None = None
@@ -63,7 +64,7 @@ def run_case(
     """Measure ``names``; ours is always first, and a row without a measurement says why."""
     count = case.T * network_neurons(case) if case.kind in ("tutorial5", "convolution") else case.neuron_steps
     rows = {name: Row(case.name, name, neuron_steps=count) for name in dict.fromkeys([OURS, *names])}
-    if problem := _too_large(case, True, count, device, patience):
+    if problem := lacking(case) or _too_large(case, True, count, device, patience):
         for row in rows.values():
             row.problem = problem
         return list(rows.values())
@@ -85,10 +86,8 @@ def run_case(
                 row.problem = str(error)
             except Exception as error:
                 row.problem = f"failed: {type(error).__name__}: {' '.join(str(error).split())[:160]}"
-        if case.kind == "layer":
-            target = torch.empty(case.neuron_steps, dtype=data.x.dtype, device=device)
-            source = torch.rand_like(target)
-            functions[COPY] = lambda: target.copy_(source)
+        if case.ideal_bytes is not None:
+            functions[COPY] = copying(case.ideal_bytes * count, device)
             rows[COPY] = Row(case.name, COPY, neuron_steps=count)
         advance(f"{case.name}: measuring")
         least = 5 if len(functions) < 3 or seconds >= 5 else 3
@@ -98,6 +97,19 @@ def run_case(
     if device.type == "cpu" and case.suite == "memory":
         _peaks_on_cpu(case, rows, advance)
     return list(rows.values())
+
+
+def copying(moved: float, device: torch.device) -> Callable[[], object]:
+    """``copy_`` into existing memory that moves this many bytes: half of them are read, half are written."""
+    whole, rest = divmod(round(moved / 8), COPIED)
+    source = torch.ones(COPIED if whole else rest, device=device)
+    target = torch.empty_like(source)
+
+    def run() -> None:
+        for size in (*[COPIED] * whole, rest):
+            target[:size].copy_(source[:size])
+
+    return run
 
 
 def _fused(device: torch.device) -> AbstractContextManager[Any]:
@@ -127,7 +139,7 @@ def _prepare(case: Case, peer: Peer, data: Data, row: Row, patience: float, comp
     device, count = data.x.device, row.neuron_steps
     if problem := peer.missing(device) or _too_large(case, peer.name == OURS, count, device, patience):
         raise Unsupported(problem)
-    if case.kind not in peer.kinds:
+    if not peer.fits(case):
         raise Unsupported("is not measured on this kind of case")
     candidate = build(case, peer, data)
     start = time.perf_counter()
@@ -149,7 +161,7 @@ def _agreement(case: Case, peer: Peer, data: Data, candidate: Candidate) -> floa
     if case.kind != "layer" or case.neuron_steps > COMPARED:
         if peer.compiled:
             return None  # another shape would compile once more
-        case = Case(case.suite, "layer", 16, 4, (64,), case.dtype, case.options)
+        case = Case(case.suite, "layer", 16, 4, (64,), case.dtype, case.neuron, case.options)
         data = make_data(case, data.x.device)
         candidate = build(case, peer, data)
     if data.grad is None:
@@ -175,11 +187,9 @@ def _fill(case: Case, rows: dict[str, Row], times: dict[str, list[float]]) -> No
         row.repeats = len(taken)
         row.ratio = row.median / ours if ours else None
         if copy is not None and ideal is not None:
-            moved = 2 * case.itemsize  # bytes of copy_ per neuron-step: one read, one written
-            row.bytes_worth = row.median / copy * moved
-            needed = moved if name == COPY else ideal
-            row.bandwidth = needed * row.neuron_steps / row.median
-            row.share_of_copy = needed / row.bytes_worth
+            row.bytes_worth = row.median / copy * ideal
+            row.bandwidth = ideal * row.neuron_steps / row.median
+            row.share_of_copy = copy / row.median
 
 
 def _peaks_on_cpu(case: Case, rows: dict[str, Row], advance: Callable[[str], None]) -> None:

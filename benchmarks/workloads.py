@@ -52,12 +52,15 @@ def build(case: Case, peer: Peer, data: Data) -> Candidate:
     """Raise Unsupported where the implementation can't do it."""
     device = data.x.device
     if case.kind in ("tutorial5", "convolution"):
-        return _network(case, peer, data)
+        assert data.labels is not None
+        network, x, labels = Network(case, peer, device), data.x, data.labels
+        given = [x, labels, *network.parameters]
+        return Candidate(lambda: network.train(x, labels), lambda: (network.loss(x, labels),), given)
     neuron = peer.make(case, device)
     return {"layer": _layer, "loop": _loop, "framework": _framework}[case.kind](case, neuron, data)
 
 
-def _over_time(neuron: Neuron, x: Tensor, T: int, record_mem: bool) -> tuple[Tensor, Tensor | None]:
+def _over_time(neuron: Neuron, x: Tensor, T: int, record_mem: bool) -> tuple[Tensor, ...]:
     """The same current ``[B, *]`` at each of T steps."""
     if neuron.constant is not None:
         return neuron.constant(x, T, record_mem)
@@ -77,10 +80,8 @@ def _layer(case: Case, neuron: Neuron, data: Data) -> Candidate:
 
     def forward() -> tuple[Tensor, ...]:
         if case.constant:
-            out = _over_time(neuron, data.x, case.T, case.options.record_mem)
-        else:
-            out = neuron.unroll(data.x, case.options.record_mem)
-        return tuple(t for t in out if t is not None)
+            return _over_time(neuron, data.x, case.T, case.options.record_mem)
+        return neuron.unroll(data.x, case.options.record_mem)
 
     def run() -> object:
         if data.grad is None:
@@ -153,59 +154,56 @@ def network_neurons(case: Case) -> int:
     return case.B * (HIDDEN + CLASSES if case.kind == "tutorial5" else 12 * 12 * 12 + 64 * 4 * 4 + CLASSES)
 
 
-def _network(case: Case, peer: Peer, data: Data) -> Candidate:
-    """A training step with Adam. The loss is that of each tutorial: on membranes (5), on the spike count (6)."""
-    device, T = data.x.device, case.T
-    torch.manual_seed(0)
-    modules = nn.ModuleList(_stages(case)).to(device)
-    neurons = [peer.make(case, device) for _ in modules]
-    parameters = [*modules.parameters(), *(p for neuron in neurons for p in neuron.parameters)]
-    optimizer = torch.optim.Adam(parameters, lr=5e-4)
-    on_membranes = case.kind == "tutorial5"
-    labels = data.labels
-    assert labels is not None
-    over_time = labels.repeat(T)
+class Network:
+    """The network of a tutorial, its loss and its training step with Adam, the same weights at first for all peers."""
 
-    def unrolled() -> tuple[Tensor, Tensor | None]:
-        last = len(neurons) - 1
-        spk, mem = _over_time(neurons[0], modules[0](data.x), T, False)
-        for i in range(1, len(neurons)):
-            current = modules[i](spk.flatten(0, 1)).unflatten(0, (T, case.B))
-            spk, mem = neurons[i].unroll(current, on_membranes and i == last)
-        return spk, mem
+    def __init__(self, case: Case, peer: Peer, device: torch.device) -> None:
+        torch.manual_seed(0)
+        self.T = case.T
+        self.on_membranes = case.kind == "tutorial5"  # the loss; tutorial 6 takes that of the spike count
+        self.in_loop = peer.network_in_loop
+        self.modules = nn.ModuleList(_stages(case)).to(device)
+        self.neurons = [peer.make(case, device) for _ in self.modules]
+        self.parameters = [*self.modules.parameters(), *(p for neuron in self.neurons for p in neuron.parameters)]
+        # For all alike the update in one kernel, so that most of the time is that of the layers.
+        self.optimizer = torch.optim.Adam(self.parameters, lr=5e-4, fused=True)
 
-    def looped() -> tuple[Tensor, Tensor | None]:
-        states: list[Any] = [None] * len(neurons)
+    def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Spikes ``[T, B, classes]``, and membranes where the loss needs them and there are any."""
+        return self._looped(x) if self.in_loop else self._unrolled(x)
+
+    def _unrolled(self, x: Tensor) -> tuple[Tensor, ...]:
+        last = len(self.neurons) - 1
+        out = _over_time(self.neurons[0], self.modules[0](x), self.T, False)
+        for i in range(1, len(self.neurons)):
+            current = self.modules[i](out[0].flatten(0, 1)).unflatten(0, (self.T, -1))
+            out = self.neurons[i].unroll(current, self.on_membranes and i == last)
+        return out
+
+    def _looped(self, images: Tensor) -> tuple[Tensor, ...]:
+        states: list[Any] = [None] * len(self.neurons)
         spikes, membranes = [], []
-        for _ in range(T):
-            x = data.x
-            for i, (module, neuron) in enumerate(zip(modules, neurons, strict=True)):
+        for _ in range(self.T):
+            x = images
+            for i, (module, neuron) in enumerate(zip(self.modules, self.neurons, strict=True)):
                 assert neuron.step is not None
                 x, states[i] = neuron.step(module(x), states[i])
             spikes.append(x)
-            membranes.append(states[-1])
+            membranes.append(states[-1][-1])
         return torch.stack(spikes), torch.stack(membranes)
 
-    network = looped if peer.network_in_loop else unrolled
+    def loss(self, x: Tensor, labels: Tensor) -> Tensor:
+        out = self(x)
+        if not self.on_membranes:
+            return F.cross_entropy(out[0].sum(0), labels)
+        if self.in_loop:
+            # As the tutorial writes it.
+            return sum((F.cross_entropy(out[-1][t], labels) for t in range(self.T)), torch.zeros((), device=x.device))
+        return F.cross_entropy(out[-1].flatten(0, 1), labels.repeat(self.T)) * self.T
 
-    def forward() -> tuple[Tensor, ...]:
-        spk, mem = network()
-        values = spk if mem is None else mem
-        if not on_membranes:
-            loss = F.cross_entropy(spk.sum(0), labels)
-        elif peer.network_in_loop:
-            loss = torch.zeros((), device=device)
-            for t in range(T):
-                loss = loss + F.cross_entropy(values[t], labels)
-        else:
-            loss = F.cross_entropy(values.flatten(0, 1), over_time) * T
-        return (loss,)
-
-    def run() -> object:
-        (loss,) = forward()
-        optimizer.zero_grad()
+    def train(self, x: Tensor, labels: Tensor) -> Tensor:
+        loss = self.loss(x, labels)
+        self.optimizer.zero_grad()
         loss.backward()
-        optimizer.step()
+        self.optimizer.step()
         return loss.detach()
-
-    return Candidate(run, forward, [data.x, labels, over_time, *parameters])

@@ -1,9 +1,8 @@
-// How lif.cpp reaches the kernels of a device. The test emulator builds the CUDA sources for tensors on the CPU.
+// How host.h reaches the kernels of a device. The test emulator builds the CUDA sources for tensors on the CPU.
 #pragma once
 
 #include <stdexcept>
 #include <string>
-#include <vector>
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
@@ -11,11 +10,13 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
 
-#include "lif.h"
+#include "layout.h"
+#include "problem.h"
 
 #if defined(SNN_EMULATED)
 #include "outputs.h"
 #else
+#include "cpu/dispatch.h"
 #include "cpu/pool.h"
 #endif
 
@@ -35,18 +36,11 @@ extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stre
 
 namespace snnfast {
 
-inline std::vector<int64_t> contiguous_strides(const std::vector<int64_t>& shape) {
-  std::vector<int64_t> strides(shape.size(), 1);
-  for (size_t d = shape.size(); d-- > 1;) strides[d - 1] = strides[d] * (shape[d] > 1 ? shape[d] : 1);
-  return strides;
-}
-
 // By torch's C function: torch::stable::new_empty goes through the dispatcher by name, which takes as long as a kernel
 // of a small step.
-inline torch::stable::Tensor empty_strided(const torch::stable::Tensor& like, const std::vector<int64_t>& shape,
+inline torch::stable::Tensor empty_strided(const torch::stable::Tensor& like, const Shape& shape, const Shape& strides,
                                            torch::headeronly::ScalarType dtype) {
   using torch::headeronly::ScalarType;
-  const std::vector<int64_t> strides = contiguous_strides(shape);
   const int32_t type = dtype == ScalarType::Float    ? aoti_torch_dtype_float32()
                        : dtype == ScalarType::Double ? aoti_torch_dtype_float64()
                        : dtype == ScalarType::Half   ? aoti_torch_dtype_float16()
@@ -66,28 +60,34 @@ struct CpuBackend {
     STD_TORCH_CHECK(t.is_cpu(), "expected tensors on the CPU");
   }
 
-  // An uninitialised contiguous tensor on the device of `like`.
-  static torch::stable::Tensor empty(const torch::stable::Tensor& like, const std::vector<int64_t>& shape,
+  // An uninitialised tensor on the device of `like`, dense in some order of its dimensions.
+  static torch::stable::Tensor empty(const torch::stable::Tensor& like, const Shape& shape, const Shape& strides,
                                      torch::headeronly::ScalarType dtype) {
     using torch::headeronly::ScalarType;
     size_t bytes = dtype == ScalarType::Double ? 8 : dtype == ScalarType::Float ? 4 : dtype == ScalarType::Byte ? 1 : 2;
     for (const int64_t size : shape) bytes *= static_cast<size_t>(size);
-    if (bytes < cpu::pool::kLeast) return empty_strided(like, shape, dtype);
+    if (bytes < cpu::pool::kLeast) return empty_strided(like, shape, strides, dtype);
     void* buffer = take(bytes, shape);
     try {
-      return torch::stable::from_blob(buffer, shape, contiguous_strides(shape), like.device(), dtype,
-                                      &cpu::pool::give_back);
+      return torch::stable::from_blob(buffer, {shape.data(), shape.size()}, {strides.data(), strides.size()},
+                                      like.device(), dtype, &cpu::pool::give_back);
     } catch (...) {
       cpu::pool::give_back(buffer);
       throw;
     }
   }
 
-  static void run(const LifForward& problem, const torch::stable::Tensor&) { cpu::lif_forward(problem); }
-  static void run(const LifBackward& problem, const torch::stable::Tensor&) { cpu::lif_backward(problem); }
+  template <typename Neuron>
+  static void run(const Forward<Neuron>& problem, const torch::stable::Tensor&) {
+    cpu::forward(problem);
+  }
+  template <typename Neuron>
+  static void run(const Backward<Neuron>& problem, const torch::stable::Tensor&) {
+    cpu::backward(problem);
+  }
 
  private:
-  static void* take(size_t bytes, const std::vector<int64_t>& shape) try {
+  static void* take(size_t bytes, const Shape& shape) try {
     return cpu::pool::take(bytes);
   } catch (const cpu::pool::OutOfMemory& error) {
     std::string message = std::string(error.what()) + " for an output of shape [";
@@ -105,9 +105,9 @@ struct CudaBackend {
     STD_TORCH_CHECK(t.is_cpu(), "expected tensors on the CPU");
   }
 
-  static torch::stable::Tensor empty(const torch::stable::Tensor& like, const std::vector<int64_t>& shape,
+  static torch::stable::Tensor empty(const torch::stable::Tensor& like, const Shape& shape, const Shape& strides,
                                      torch::headeronly::ScalarType dtype) {
-    torch::stable::Tensor t = empty_strided(like, shape, dtype);
+    torch::stable::Tensor t = empty_strided(like, shape, strides, dtype);
     emulator::add_output({t.mutable_data_ptr(), t.numel(), static_cast<size_t>(t.element_size())});
     return t;
   }
@@ -121,9 +121,9 @@ struct CudaBackend {
     return 0;
   }
 #else
-  static torch::stable::Tensor empty(const torch::stable::Tensor& like, const std::vector<int64_t>& shape,
+  static torch::stable::Tensor empty(const torch::stable::Tensor& like, const Shape& shape, const Shape& strides,
                                      torch::headeronly::ScalarType dtype) {
-    return empty_strided(like, shape, dtype);
+    return empty_strided(like, shape, strides, dtype);
   }
 
   static void check_device(const torch::stable::Tensor& t) { STD_TORCH_CHECK(t.is_cuda(), "expected tensors on CUDA"); }
@@ -139,16 +139,17 @@ struct CudaBackend {
   }
 #endif
 
-  static void run(const LifForward& problem, const torch::stable::Tensor& t) {
-    check(on_stream_of(t, [&](void* stream) { return cuda::lif_forward(problem, stream); }), "lif_forward");
+  template <typename Neuron>
+  static void run(const Forward<Neuron>& problem, const torch::stable::Tensor& t) {
+    const int error = on_stream_of(t, [&](void* stream) { return cuda::forward(problem, stream); });
+    STD_TORCH_CHECK(error == 0, "snnfast: the CUDA kernel ", Neuron::kName,
+                    "_forward failed: ", cuda::error_string(error));
   }
-  static void run(const LifBackward& problem, const torch::stable::Tensor& t) {
-    check(on_stream_of(t, [&](void* stream) { return cuda::lif_backward(problem, stream); }), "lif_backward");
-  }
-
- private:
-  static void check(int error, const char* kernel) {
-    STD_TORCH_CHECK(error == 0, "snnfast: the CUDA kernel of ", kernel, " failed: ", cuda::error_string(error));
+  template <typename Neuron>
+  static void run(const Backward<Neuron>& problem, const torch::stable::Tensor& t) {
+    const int error = on_stream_of(t, [&](void* stream) { return cuda::backward(problem, stream); });
+    STD_TORCH_CHECK(error == 0, "snnfast: the CUDA kernel ", Neuron::kName,
+                    "_backward failed: ", cuda::error_string(error));
   }
 };
 

@@ -1,9 +1,9 @@
 """Fused leaky integrate-and-fire neurons for PyTorch, with snnTorch's numbers.
 
-Start with :class:`Leaky` (a layer), :class:`MultiStep` (layers in sequence over time, :class:`Residual` for a skip
-connection in it) or :func:`functional.lif` (the stateless function); :mod:`reference` is the definition they all equal.
-:func:`reset` sets the state that layers hold to zeros. In code that goes on using snnTorch, start with :mod:`snntorch`
-(``import snnfast.snntorch as snn``).
+Start with :class:`Leaky`, :class:`Synaptic` or :class:`Lapicque` (layers), :class:`MultiStep` (layers in sequence over
+time, :class:`Residual` for a skip connection in it), or the stateless functions of :mod:`functional`; :mod:`reference`
+is the definition they all equal. :func:`reset` sets the states that layers hold to zeros.
+In code that goes on using snnTorch, start with :mod:`snntorch` (``import snnfast.snntorch as snn``).
 """
 
 import importlib
@@ -15,13 +15,17 @@ from snnfast._config import config, show_config
 from snnfast._memory import empty_cache, set_cache_limit
 from snnfast._neurons import reset
 from snnfast._version import __version__
+from snnfast.lapicque import Lapicque
 from snnfast.leaky import Leaky
 from snnfast.multistep import MultiStep, Residual
+from snnfast.synaptic import Synaptic
 
 __all__ = [
+    "Lapicque",
     "Leaky",
     "MultiStep",
     "Residual",
+    "Synaptic",
     "__version__",
     "config",
     "empty_cache",

@@ -1,4 +1,4 @@
-"""Check and normalise the arguments that ``functional.lif`` and ``reference.lif`` share."""
+"""Check what users pass: options of a layer once, what a call asks for and its tensors once per call."""
 
 import math
 import numbers
@@ -11,107 +11,189 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from snnfast import surrogate
-from snnfast._ops import RESET_MECHANISMS, arithmetic_dtype
+from snnfast._ops import (
+    CONSTANT,
+    LAST_AT,
+    RECORD_AT,
+    REDUCE_AT,
+    RESET_AT,
+    RESET_DELAY_AT,
+    RESET_MECHANISMS,
+    SEQUENCE,
+    STEP,
+    SURROGATE_AT,
+    TIME_AT,
+    Neuron,
+    arithmetic_dtype,
+)
 from snnfast._spike_grad import SpikeGrad, recognise
 
 StateQuant = Callable[[Tensor], Tensor]
 
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _NUMBERS = (*_DTYPES, torch.int64)  # of a parameter: what a kernel reads as a number
+_STRIDED = torch.strided
 _MOST_STEPS = 2**63 - 1
 _DEFAULT_SPIKE_GRAD = surrogate.atan()
 
 
-class LIFArguments(NamedTuple):
-    """Arguments of one call, checked. ``*`` is any shape, the same for all; ``acc`` is the dtype of the arithmetic."""
+class Options(NamedTuple):
+    """How a layer computes, checked: the same from call to call."""
 
-    current: Tensor  # [T, *] or, with num_steps, [*]; the caller's dtype
-    mem: Tensor | None  # [*] acc
-    beta: Tensor  # broadcastable to [*], acc
-    threshold: Tensor  # broadcastable to [*], acc
-    graded_spikes_factor: Tensor  # broadcastable to [*], acc
     spike_grad: SpikeGrad
-    reset_mechanism: str
+    reset: int  # a place in RESET_MECHANISMS
     reset_delay: bool
-    num_steps: int | None  # None: time is the leading dimension of current
-    record_mem: bool
-    acc: torch.dtype
-    inhibition: bool = False
-    state_quant: StateQuant | None = None
-    reduce: str | None = None
-    membrane_dtype: torch.dtype | None = None
-
-    @property
-    def counts_spikes(self) -> bool:
-        """Whether the spikes are to be summed over time."""
-        return self.reduce == "sum"
-
-    @property
-    def step_shape(self) -> torch.Size:
-        return self.current.shape if self.num_steps is not None else self.current.shape[1:]
-
-    @property
-    def mem_dtype(self) -> torch.dtype:
-        """Of the membrane that is returned: a record is rounded to the current's dtype, the last one is state."""
-        return self.current.dtype if self.record_mem and self.acc != torch.float64 else self.acc
+    inhibition: bool
+    state_quant: StateQuant | None
+    kernels_do_all: bool  # spike_grad is one of theirs, and there is no inhibition or state_quant
+    packed: int  # reset and reset_delay as options of the ops
+    derivative: tuple[int, float, float]  # of the spike, as the backward ops take it
 
 
-def check_arguments(
-    current: Tensor,
-    mem: Tensor | None,
-    beta: float | Tensor,
-    threshold: float | Tensor,
-    graded_spikes_factor: float | Tensor,
-    spike_grad: SpikeGrad | None,
-    reset_mechanism: str,
-    reset_delay: bool,
-    num_steps: int | None,
-    record_mem: bool,
-    inhibition: bool = False,
-    state_quant: StateQuant | bool | None = None,
-    reduce: str | None = None,
-    membrane_dtype: torch.dtype | None = None,
-) -> LIFArguments:
-    """Raise ``TypeError`` or ``ValueError`` naming the argument that is wrong; else return them in one form."""
-    check_current("current", current)
-    if num_steps is not None:
-        num_steps = check_num_steps(num_steps)
-    elif current.dim() == 0:
-        raise ValueError("current: expected [T, *] with time first, got a tensor with no dimensions; or give num_steps")
-    step_shape = current.shape if num_steps is not None else current.shape[1:]
+class Call(NamedTuple):
+    """What one call asks for, checked."""
 
-    acc = arithmetic_dtype(current.dtype)
-    for value in (mem, beta, threshold, graded_spikes_factor):
-        # PyTorch's promotion: a parameter with dimensions (and the membrane) widens the arithmetic, a scalar does not.
-        if isinstance(value, Tensor) and value.dtype == torch.float64 and (value.dim() > 0 or value is mem):
-            acc = torch.float64
+    time: int  # a place in TIMES: what time is in the shape of the current
+    steps: int
+    record: int  # states to return of every step, as bits
+    last: bool  # whether to return all states after the last step
+    reduce: bool  # sum the spikes over time
+    rounded: bool  # membrane_dtype is bfloat16
+    packed: int  # all of these but the steps as options of the forward op
+    backward_packed: int  # time and reduce as options of the backward op
 
-    if mem is not None:
-        mem = out_of_inference(_check_mem(mem, current, step_shape).to(acc))
-    inhibition = check_flag("inhibition", inhibition)
-    if inhibition and len(step_shape) != 2:
-        raise ValueError(f"inhibition: needs steps of shape [B, N], got {_show(step_shape)}")
-    spike_grad = check_spike_grad(spike_grad)
-    args = LIFArguments(
-        current,
-        mem,
-        _check_parameter("beta", beta, current, step_shape, acc),
-        _check_parameter("threshold", threshold, current, step_shape, acc),
-        _check_parameter("graded_spikes_factor", graded_spikes_factor, current, step_shape, acc),
+
+def made_call(time: int, steps: int, record: int, last: bool, reduce: bool, rounded: bool = False) -> Call:
+    shared = time << TIME_AT | reduce << REDUCE_AT
+    return Call(time, steps, record, last, reduce, rounded, shared | last << LAST_AT | record << RECORD_AT, shared)
+
+
+ONE_STEP = made_call(STEP, 1, record=0, last=True, reduce=False)
+
+
+def check_options(
+    spike_grad: object, reset_mechanism: object, reset_delay: object, inhibition: object, state_quant: object
+) -> Options:
+    """Raise ``TypeError`` or ``ValueError`` naming the option that is wrong; else return them in one form."""
+    spike_grad, reset_delay = check_spike_grad(spike_grad), check_flag("reset_delay", reset_delay)
+    reset = RESET_MECHANISMS.index(check_reset_mechanism(reset_mechanism))
+    inhibition, state_quant = check_flag("inhibition", inhibition), check_state_quant(state_quant)
+    kernel = spike_grad if surrogate.known_to_kernels(spike_grad) else surrogate.DISABLED
+    return Options(
         spike_grad,
-        check_reset_mechanism(reset_mechanism),
-        check_flag("reset_delay", reset_delay),
-        num_steps,
-        check_flag("record_mem", record_mem),
-        acc,
+        reset,
+        reset_delay,
         inhibition,
-        check_state_quant(state_quant),
-        check_reduce(reduce),
-        check_membrane_dtype(membrane_dtype),
+        state_quant,
+        kernel is spike_grad and not inhibition and state_quant is None,
+        reset << RESET_AT | reset_delay << RESET_DELAY_AT,
+        (kernel.kernel_id << SURROGATE_AT, *kernel.parameters()),
     )
-    if args.membrane_dtype is not None:
-        _check_rounding(args)
-    return args
+
+
+def check_call(
+    neuron: Neuron,
+    options: Options,
+    current: Tensor,
+    num_steps: object,
+    record_mem: object,
+    reduce: object,
+    membrane_dtype: object,
+    last: bool = False,
+) -> Call:
+    """The same for what a call of all time steps asks for; ``current`` has been checked.
+
+    ``last``: all states after the last step are wanted in any case.
+    """
+    if num_steps is not None:
+        time, steps = CONSTANT, check_num_steps(num_steps)
+    elif current.dim() > 0:
+        time, steps = SEQUENCE, current.shape[0]
+    else:
+        raise ValueError("current: expected [T, *] with time first, got a tensor with no dimensions; or give num_steps")
+    record = record_mem if isinstance(record_mem, bool) else check_flag("record_mem", record_mem)
+    rounded = membrane_dtype is not None and check_membrane_dtype(membrane_dtype) is not None
+    if rounded:
+        _check_rounding(neuron, options)
+    reduces = reduce is not None and check_reduce(reduce) is not None
+    return made_call(time, steps, neuron.every_state if record else 0, last or not record, reduces, rounded)
+
+
+States = tuple[Tensor | None, ...]
+Parameters = tuple[Tensor, ...]
+
+
+def prepare(
+    neuron: Neuron, options: Options, time: int, current: Tensor, states: States, parameters: Parameters
+) -> tuple[Tensor, States, Parameters, bool]:
+    """The tensors of a call as the kernels take them, or an error naming the one that is wrong.
+
+    Kernels convert states and parameters themselves, but for what widens the arithmetic to float64: then all that is
+    returned is float64. Returned behind the tensors: whether one of them asks for a gradient.
+    """
+    dtype, device = current.dtype, current.device
+    acc = arithmetic_dtype(dtype)
+    step_shape = current.shape[1:] if time == SEQUENCE else current.shape
+    # Autograd can't save a tensor of torch.inference_mode.
+    saves = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    fit, asks = not options.inhibition, current.requires_grad
+    for t in states:
+        if t is None:
+            continue
+        if not (
+            isinstance(t, Tensor)
+            and not t.is_nested  # which has no shape
+            and (t.dtype is acc or t.dtype is dtype)
+            and t.shape == step_shape
+            and t.device == device
+            and t.layout is _STRIDED
+            and not (saves and t.is_inference())
+        ):
+            fit = False
+            break
+        asks = asks or t.requires_grad
+    for t in parameters:
+        if not isinstance(t, Tensor) or t.dtype not in _NUMBERS or (saves and t.is_inference()):
+            fit = False  # snnTorch takes a number that was assigned
+            break
+        if t.dim() or not t.is_cpu:
+            fit = fit and t.device == device
+            if t.dim():
+                widens = t.dtype == torch.float64 and acc != torch.float64
+                dense = t.layout is _STRIDED and not t.is_nested
+                fit = fit and dense and not widens and _broadcasts(t.shape, step_shape)
+        asks = asks or t.requires_grad
+    if not fit:
+        current, states, parameters = _convert(neuron, options, current, states, parameters, step_shape)
+        asks = current.requires_grad or any(t is not None and t.requires_grad for t in states + parameters)
+    return current, states, parameters, asks
+
+
+def _convert(
+    neuron: Neuron,
+    options: Options,
+    current: Tensor,
+    states: States,
+    parameters: Parameters,
+    step_shape: torch.Size,
+) -> tuple[Tensor, States, Parameters]:
+    if options.inhibition and len(step_shape) != 2:
+        raise ValueError(f"inhibition: needs steps of shape [B, N], got {_show(step_shape)}")
+    acc = arithmetic_dtype(current.dtype)
+    for value in states + parameters:
+        # PyTorch's promotion: a parameter with dimensions (and a state) widens the arithmetic, a scalar does not.
+        is_state = any(value is state for state in states)
+        if isinstance(value, Tensor) and value.dtype == torch.float64 and (value.dim() > 0 or is_state):
+            acc = torch.float64
+    checked_states = tuple(
+        None if state is None else out_of_inference(_check_state(name, state, current, step_shape).to(acc))
+        for name, state in zip(neuron.states, states, strict=True)
+    )
+    checked_parameters = tuple(
+        check_parameter(name, value, current, step_shape, acc)
+        for name, value in zip(neuron.parameters, parameters, strict=True)
+    )
+    return (current.to(acc) if acc == torch.float64 else current), checked_states, checked_parameters
 
 
 def check_current(name: str, current: object) -> None:
@@ -173,11 +255,13 @@ def check_membrane_dtype(dtype: object) -> torch.dtype | None:
     return dtype
 
 
-def _check_rounding(args: LIFArguments) -> None:
+def _check_rounding(neuron: Neuron, options: Options) -> None:
     """Where the kernels could not work from a rounded membrane, asking for one is an error."""
-    if not args.reset_delay:
+    if not neuron.record_tells:
+        raise ValueError(f"membrane_dtype: a {neuron.name} neuron needs more than its membrane for backward")
+    if not options.reset_delay:
         raise ValueError("membrane_dtype: needs reset_delay=True; an immediate reset takes the exact membrane")
-    if args.inhibition or args.state_quant is not None or not surrogate.known_to_kernels(args.spike_grad):
+    if not options.kernels_do_all:
         raise ValueError(
             "membrane_dtype: needs a spike_grad of snnfast.surrogate and neither inhibition nor state_quant"
         )
@@ -211,20 +295,22 @@ def check_num_steps(num_steps: object) -> int:
     return steps
 
 
-def _check_mem(mem: object, current: Tensor, step_shape: torch.Size) -> Tensor:
-    if not isinstance(mem, Tensor):
-        raise TypeError(f"mem: expected a torch.Tensor or None, got {type(mem).__name__}")
-    if mem.dtype not in _DTYPES:
-        raise TypeError(f"mem: expected float32, float64, float16 or bfloat16, got {_name(mem.dtype)}")
-    check_dense("mem", mem)
-    if mem.device != current.device:
-        raise ValueError(f"mem is on {mem.device}, but current is on {current.device}")
-    if mem.shape != step_shape:
-        raise ValueError(f"mem: expected the shape of one step of current, {_show(step_shape)}, got {_show(mem.shape)}")
-    return mem
+def _check_state(name: str, state: object, current: Tensor, step_shape: torch.Size) -> Tensor:
+    if not isinstance(state, Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor or None, got {type(state).__name__}")
+    if state.dtype not in _DTYPES:
+        raise TypeError(f"{name}: expected float32, float64, float16 or bfloat16, got {_name(state.dtype)}")
+    check_dense(name, state)
+    if state.device != current.device:
+        raise ValueError(f"{name} is on {state.device}, but current is on {current.device}")
+    if state.shape != step_shape:
+        raise ValueError(
+            f"{name}: expected the shape of one step of current, {_show(step_shape)}, got {_show(state.shape)}"
+        )
+    return state
 
 
-def _check_parameter(name: str, value: object, current: Tensor, step_shape: torch.Size, acc: torch.dtype) -> Tensor:
+def check_parameter(name: str, value: object, current: Tensor, step_shape: torch.Size, acc: torch.dtype) -> Tensor:
     if isinstance(value, Tensor):
         if value.is_complex():
             raise TypeError(f"{name}: expected a real tensor, got {_name(value.dtype)}")
@@ -259,34 +345,6 @@ def check_parameter_value(name: str, value: object) -> Tensor:
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         raise ValueError(f"{name}: expected an int of 64 bits, as its tensor has, got a larger one; use a float")
     return torch.as_tensor(value if isinstance(value, int | float) else number)
-
-
-def fits(x: Tensor, has_time: bool, mem: Tensor | None, beta: Tensor, threshold: Tensor, graded: Tensor) -> bool:
-    """Whether the kernels can work in the dtype of ``x``: :func:`check_arguments` converts the rest, or refuses it.
-
-    ``x``: ``[T, *]`` if it ``has_time``, else ``[*]``. ``mem`` may have the dtype of ``x`` or of the arithmetic, and a
-    parameter any dtype that does not widen it.
-    """
-    dtype, device = x.dtype, x.device
-    if dtype not in _DTYPES or x.layout != torch.strided or x.is_nested:
-        return False
-    acc = arithmetic_dtype(dtype)
-    step_shape = x.shape[1:] if has_time else x.shape
-    if mem is not None and (
-        mem.dtype not in (acc, dtype) or mem.device != device or mem.shape != step_shape or mem.layout != torch.strided
-    ):
-        return False
-    for p in (beta, threshold, graded):
-        if not isinstance(p, Tensor) or (p.dtype != acc and p.dtype not in _NUMBERS):
-            return False  # snnTorch takes a number that was assigned
-        if p.dim() > 0:
-            if p.device != device or p.layout != torch.strided or not _broadcasts(p.shape, step_shape):
-                return False
-            if p.dtype == torch.float64 and acc != torch.float64:  # widens the arithmetic
-                return False
-        elif not p.is_cpu and p.device != device:
-            return False
-    return True
 
 
 def out_of_inference(t: Tensor) -> Tensor:

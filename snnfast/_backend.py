@@ -17,6 +17,7 @@ __all__ = ["use_backend"]
 
 _BACKENDS = ("auto", "fused", "reference")
 _warned: set[str] = set()
+_current_graph_task_id = torch._C._current_graph_task_id  # -1 outside of a backward pass
 
 
 def _check(source: str, name: object) -> str:
@@ -101,7 +102,7 @@ def current_backend() -> str:
     chosen = _choice.get()
     if chosen is not None:
         return chosen
-    return _default if torch._C._current_graph_task_id() == -1 else _traced
+    return _default if _current_graph_task_id() == -1 else _traced
 
 
 def unavailable(device: torch.device) -> str | None:
@@ -133,6 +134,8 @@ def use_fused(device: torch.device) -> bool:
     chosen = current_backend()
     if chosen == "reference":
         return False
+    if device.type == "cpu" and _ops.extension is not None:  # nearly always
+        return True
     reason = unavailable(device)
     if reason is None:
         return True

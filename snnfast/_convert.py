@@ -1,34 +1,29 @@
-"""Turn the ``Leaky`` layers of a model of snnTorch into snnfast's, in place, and back."""
+"""Turn the layers of a model of snnTorch into snnfast's, in place, and back."""
 
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 from torch.nn.utils import parametrize
 
 from snnfast import surrogate
 from snnfast._ops import RESET_MECHANISMS
-from snnfast._snntorch_leaky import Leaky, Theirs, snntorch
+from snnfast._snntorch_layers import LAYERS, DropIn, snntorch
 from snnfast._spike_grad import recognise
 
-# What snntorch.Leaky computes with: a layer in which one of these is not snnTorch's computes something else.
-_METHODS = (
-    "forward", "fire", "fire_inhibition", "mem_reset", "reset_mem", "_init_mem", "_base_state_function", "_base_sub",
-    "_base_zero", "_base_int",
-)  # fmt: skip
 _STATE_FUNCTIONS = {"_base_sub": "subtract", "_base_zero": "zero", "_base_int": "none"}
 
-_FLAGS = ("surrogate_disable", "init_hidden", "inhibition", "output", "reset_delay")  # snnTorch takes any truth value
+_FLAGS = ("surrogate_disable", "init_hidden", "inhibition", "output", "reset_delay")
 _NEURONS = (snntorch.SpikingNeuron, snntorch.LeakyParallel)
 
 # The spike_grad that a converted layer had, and what it has in its place; for revert, and outside of the layer, since
 # the former may not be picklable.
 _spike_grads: weakref.WeakKeyDictionary[nn.Module, tuple[Any, Any]] = weakref.WeakKeyDictionary()
 
-# Subclasses of snntorch.Leaky without a computation of their own, put on snnfast's Leaky.
-_subclasses: dict[type, type] = {}
+# Subclasses of snnTorch's layers without a computation of their own, put on snnfast's.
+_subclasses: dict[type, type[DropIn]] = {}
 
 
 @dataclass(frozen=True)
@@ -53,9 +48,9 @@ class Report:
 
 
 def convert(net: nn.Module) -> Report:
-    """Put every ``snntorch.Leaky`` of a model on the fused kernels, in place.
+    """Put every ``snntorch.Leaky``, ``Synaptic`` and ``Lapicque`` of a model on the fused kernels, in place.
 
-    Each layer stays the same object, and so do its parameters, buffers, hooks, flags, held membrane, training mode,
+    Each layer stays the same object, and so do its parameters, buffers, hooks, flags, held states, training mode,
     device and dtype: optimizers, references and checkpoints remain valid. Layers that compute something else are left
     alone: subclasses with a ``forward`` (or another part of the computation) of their own, and other neuron models.
     A second call changes nothing. One step at a time the layer is faster as it is; more is to gain with its ``unroll``.
@@ -73,14 +68,14 @@ def convert(net: nn.Module) -> Report:
 
         >>> import snntorch, snnfast.snntorch
         >>> from torch import nn
-        >>> net = nn.Sequential(nn.Linear(784, 10), snntorch.Leaky(beta=0.9), snntorch.Synaptic(0.9, 0.8))
+        >>> net = nn.Sequential(nn.Linear(784, 10), snntorch.Leaky(beta=0.9), snntorch.Alpha(0.9, 0.8))
         >>> print(snnfast.snntorch.convert(net))
         swapped 1: 1
-        left 2: snnfast has no kernel for Synaptic
+        left 2: snnfast has no kernel for Alpha
     """
     swapped, left, notes = [], {}, {}
     for name, module in _neurons(net):
-        if isinstance(module, Leaky):
+        if isinstance(module, DropIn):
             continue
         reason = _reason_to_leave(module)
         if reason is not None:
@@ -96,9 +91,9 @@ def convert(net: nn.Module) -> Report:
 def revert(net: nn.Module) -> Report:
     """Turn every :class:`snnfast.snntorch.Leaky` of a model into a plain ``snntorch.Leaky``: undo :func:`convert`.
 
-    Also layers that were made as ``snnfast.snntorch.Leaky`` become snnTorch's. Parameters, buffers, hooks and the held
-    membrane stay. A reverted model can't be pickled, since snnTorch's surrogates are local functions: save its
-    ``state_dict``, which is the same before and after.
+    So for the other neurons, and for layers that were made as those of :mod:`snnfast.snntorch`. Parameters, buffers,
+    hooks and held states stay. A reverted model can't be pickled, since snnTorch's surrogates are local functions: save
+    its ``state_dict``, which is the same before and after.
 
     Args:
         net: Any module, also a single layer.
@@ -111,10 +106,14 @@ def revert(net: nn.Module) -> Report:
     """
     swapped, left = [], {}
     for name, module in _neurons(net):
-        if not isinstance(module, Leaky):
+        if not isinstance(module, DropIn):
             continue
-        if type(module) is not Leaky and type(module) not in _subclasses.values():
-            left[name] = f"{type(module).__name__} was made as a subclass of snnfast.snntorch.Leaky"
+        if type(module) not in LAYERS and type(module) not in _subclasses.values():
+            base = type(module)._drop_in.__name__
+            left[name] = f"{type(module).__name__} was made as a subclass of snnfast.snntorch.{base}"
+            continue
+        if not (module.reset_delay or module._takes_delay):
+            left[name] = f"snntorch.{module._theirs.__name__} has no reset_delay=False"
             continue
         _swap_back(module)
         swapped.append(name)
@@ -129,46 +128,50 @@ def _neurons(net: object) -> Iterator[tuple[str, nn.Module]]:
             yield name, module
 
 
-def _reason_to_leave(module: nn.Module) -> str | None:
+def _reason_to_leave(module: Any) -> str | None:
     cls = type(module)
-    if not isinstance(module, Theirs):
+    layer = _layer_for(cls)
+    if layer is None:
         return f"snnfast has no kernel for {cls.__name__}"
+    theirs = layer._theirs
     if parametrize.is_parametrized(module):
         return "it is parametrized: convert it before register_parametrization"
-    for method in _METHODS:
-        if getattr(cls, method) is not getattr(Theirs, method):
+    for method in ("forward", *layer._parts, "reset_mem", "_init_mem"):
+        if getattr(cls, method) is not getattr(theirs, method):
             return f"{cls.__name__} has its own {method}"
         if method in vars(module):
             return f"its {method} was replaced"
     function: Any = getattr(module.state_function, "__func__", None)
-    if function not in [getattr(Theirs, n) for n in _STATE_FUNCTIONS]:
+    if function not in [getattr(theirs, n) for n in _STATE_FUNCTIONS]:
         return "its state_function was replaced"
     if module.state_function.__self__ is not module:
         return "its state_function is that of another layer"
     behaves, stored = _STATE_FUNCTIONS[function.__name__], RESET_MECHANISMS[int(module.reset_mechanism_val)]
-    if not module.reset_delay and behaves != stored:
+    if not getattr(module, "reset_delay", True) and behaves != stored:
         return f"it mixes the reset mechanisms {behaves!r} and {stored!r}"
-    if "mem" not in module._buffers:
-        return "its mem is no buffer"
+    for state in layer.neuron.states:
+        if state not in module._buffers:
+            return f"its {state} is no buffer"
     return None
 
 
 def _swap(module: Any) -> str | None:
-    note = None
+    cls, note = _class_for(type(module)), None
     behaves = _STATE_FUNCTIONS[vars(module).pop("state_function").__func__.__name__]
     stored = RESET_MECHANISMS[int(module.reset_mechanism_val)]
     if behaves != stored:
         note = f"its reset mechanism was set to {stored!r}, without effect in snnTorch: it stays {behaves!r}, as it ran"
     vars(module).pop("reset", None)  # of the last step
-    mem = module._buffers.pop("mem")
-    module._non_persistent_buffers_set.discard("mem")
+    states = {name: module._buffers.pop(name) for name in cls.neuron.states}
+    module._non_persistent_buffers_set.difference_update(states)
     before = module.spike_grad
     _set_spike_grad(module, recognise(before))
     _spike_grads[module] = before, module.spike_grad
-    for flag in _FLAGS:
-        setattr(module, flag, bool(getattr(module, flag)))
-    module.__class__ = _class_for(type(module))
-    module.mem = mem
+    for flag in _FLAGS:  # snnTorch takes any truth value; not all of its neurons have a reset_delay
+        setattr(module, flag, bool(getattr(module, flag, flag == "reset_delay")))
+    module.__class__ = cls
+    for name, state in states.items():
+        setattr(module, name, state)
     module.reset_mechanism = behaves
     module._register()
     return note
@@ -178,11 +181,14 @@ def _swap_back(module: Any) -> None:
     before, converted = _spike_grads.pop(module, (None, None))
     spike_grad = before if module.spike_grad is converted else _snntorchs_own(module.spike_grad)
     module._unregister()
-    mem = vars(module).pop("mem")
+    states = {name: vars(module).pop(name) for name in module.neuron.states}
     cls = type(module)
-    module.__class__ = Theirs if cls is Leaky else cls.__mro__[1]
-    module.register_buffer("mem", mem, persistent=False)
+    module.__class__ = cls._theirs if cls in LAYERS else cls.__mro__[1]
+    for name, state in states.items():
+        module.register_buffer(name, state, persistent=False)
     _set_spike_grad(module, spike_grad)
+    if not cls._takes_delay:
+        del module.reset_delay
     name = next(n for n, mechanism in _STATE_FUNCTIONS.items() if mechanism == module.reset_mechanism)
     module.state_function = getattr(module, name)
 
@@ -204,13 +210,19 @@ def _snntorchs_own(spike_grad: Any) -> Any:
     return spike_grad
 
 
-def _class_for(cls: type) -> type:
-    if cls is Theirs:
-        return Leaky
+def _layer_for(cls: type) -> type[DropIn] | None:
+    """Our layer in the place of a class of snnTorch's, or of one derived from it."""
+    return next((layer for layer in LAYERS if issubclass(cls, layer._theirs)), None)
+
+
+def _class_for(cls: type) -> type[DropIn]:
+    layer = cast(type[DropIn], _layer_for(cls))
+    if cls is layer._theirs:
+        return layer
     if cls not in _subclasses:
         # The user's class comes first, so that whatever it defines stays.
         members = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__reduce_ex__": _reduce}
-        _subclasses[cls] = type(cls.__name__, (cls, Leaky), members)
+        _subclasses[cls] = type(cls.__name__, (cls, layer), members)
     return _subclasses[cls]
 
 

@@ -1,22 +1,29 @@
-"""Neurons in a network, ours and snnTorch's: :func:`reset`."""
+"""The neuron layers there are, and those found in a network, ours and snnTorch's: :func:`reset`."""
 
 from typing import Any
 
 from torch import nn
 
+from snnfast._layer import SpikingLayer
+from snnfast.lapicque import Lapicque
 from snnfast.leaky import Leaky
+from snnfast.synaptic import Synaptic
 
-__all__ = ["is_snntorchs", "reset"]
+__all__ = ["LAYERS", "is_snntorchs", "reset"]
+
+LAYERS: tuple[type[SpikingLayer], ...] = (Leaky, Synaptic, Lapicque)
+"""One for each of ``_ops.NEURONS``, with the name of snnTorch's."""
 
 
 def reset(net: nn.Module) -> None:
-    """Set the state that the neurons of a network hold to zeros, and cut it from its graph: call it between samples.
+    """Set the states that the neurons of a network hold to zeros, and cut them from their graph, between two samples.
 
-    It reaches every :class:`Leaky` anywhere in ``net``, and snnTorch's own neurons beside them by their ``reset_mem``;
-    no layer outside of ``net``. (``snntorch.utils.reset`` knows ``snnfast.snntorch.Leaky``, but not :class:`Leaky`.)
+    It reaches every neuron layer of snnfast anywhere in ``net``, and snnTorch's own
+    beside them by their ``reset_mem``; no layer outside of ``net``. (``snntorch.utils.reset`` knows the layers of
+    :mod:`snnfast.snntorch`, but not those of :mod:`snnfast`.)
 
     Args:
-        net: Any module, also a single layer. Membranes keep their shape ``[B, *]``, dtype and device.
+        net: Any module, also a single layer. States keep their shape ``[B, *]``, dtype and device.
 
     Raises:
         TypeError: ``net`` is not a module.
@@ -33,7 +40,7 @@ def reset(net: nn.Module) -> None:
     if not isinstance(net, nn.Module):
         raise TypeError(f"net: expected a torch.nn.Module, got {type(net).__name__}")
     for module in net.modules():
-        if isinstance(module, Leaky) or is_snntorchs(module):
+        if isinstance(module, SpikingLayer) or is_snntorchs(module):
             held: Any = module
             if hasattr(held, "reset_mem"):  # StateLeaky and those derived from it hold nothing, and have none
                 held.reset_mem()

@@ -1,17 +1,15 @@
-"""Load the extension ``snnfast._C`` and give its ops their shapes for tracing.
+"""Load the extension ``snnfast._C`` and name its ops.
 
-The four functions named as the ops, below, are what the rest of the package calls; nothing else names
-``torch.ops.snnfast``. The backward ops return the gradients asked for, in the order of the inputs ``x``, ``mem0``,
-``beta``, ``threshold``, ``graded``: bit ``i`` of ``needs`` asks for that of input ``i``.
+Each neuron has two ops, ``<name>_forward`` and ``<name>_backward``, for all time steps or for one; their schemas and
+what they return are described in ``csrc/host.h``. Nothing else names ``torch.ops.snnfast``.
 """
 
 import importlib
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 extension: ModuleType | None = None
@@ -21,11 +19,59 @@ missing: str | None = None
 """Why ``extension`` is ``None``, in words for the user."""
 
 NAMESPACE = "snnfast"
+used = NAMESPACE
+"""The namespace whose ops are called; another one only in tests."""
 
-# What forward keeps for backward beside its outputs: enum Keep in csrc/lif.h.
-KEEPS = ("nothing", "checkpoints", "rounded", "bits")
-KEEP_NOTHING, KEEP_CHECKPOINTS, KEEP_ROUNDED, KEEP_BITS = range(len(KEEPS))
+# Numbers of the kernels are places in these lists. They are compared with those of the extension.
 RESET_MECHANISMS = ("subtract", "zero", "none")
+TIMES = ("sequence", "constant", "step")  # what time is in the shapes of a call: [T, *], [*] at T steps, [*]
+SEQUENCE, CONSTANT, STEP = range(len(TIMES))
+# What forward saves for backward beside inputs and outputs. T steps take (T + plus) // per rows.
+SAVED_MODES = (("nothing", 0, 0, 0), ("checkpoints", -1, 16, 0), ("membrane", 0, 1, 2), ("spikes", 6, 8, 1))
+SAVE_NOTHING, SAVE_CHECKPOINTS, SAVE_MEMBRANE, SAVE_SPIKES = range(len(SAVED_MODES))
+
+# The options of an op are fields of one number, since each argument costs as much as the checks of a tensor. Their
+# names, places and bits; the last three are backward's, the two before them forward's.
+OPTION_FIELDS = (
+    ("time", 0, 2), ("reset", 2, 2), ("reset_delay", 4, 1), ("reduce", 5, 1), ("saved", 6, 3),
+    ("last", 9, 1), ("record", 10, 8), ("clamp_closed", 9, 1), ("surrogate", 10, 8), ("needs", 18, 24),
+)  # fmt: skip
+(
+    TIME_AT, RESET_AT, RESET_DELAY_AT, REDUCE_AT, SAVED_AT, LAST_AT, RECORD_AT, CLAMP_CLOSED_AT, SURROGATE_AT, NEEDS_AT,
+) = (at for _, at, _ in OPTION_FIELDS)  # fmt: skip
+
+
+class Neuron:
+    """What is told of a neuron to all that is written once for every neuron.
+
+    Args:
+        name: Of its ops.
+        states: Names in snnTorch's order; the last is the membrane.
+        parameters: Names in the order of the ops; the last two are the threshold and the height of a spike.
+        record_tells: Whether, with a delayed reset, the recorded membrane is all that backward needs.
+    """
+
+    forward: Any
+    backward: Any
+
+    def __init__(self, name: str, states: tuple[str, ...], parameters: tuple[str, ...], record_tells: bool) -> None:
+        self.name = name
+        self.states = states
+        self.parameters = parameters
+        self.record_tells = record_tells
+        self.every_state = (1 << len(states)) - 1  # as bits: what to record
+        self.membrane = 1 << len(states) - 1
+        self.deciding = 1 << len(states)
+        self.no_states: tuple[None, ...] = (None,) * len(states)
+        self.no_others: tuple[None, ...] = (None,) * (len(states) + len(parameters))  # than the current
+
+
+LEAKY = Neuron("leaky", ("mem",), ("beta", "threshold", "graded_spikes_factor"), record_tells=True)
+SYNAPTIC = Neuron("synaptic", ("syn", "mem"), ("alpha", "beta", "threshold", "graded_spikes_factor"), False)
+LAPICQUE = Neuron(
+    "lapicque", ("mem",), ("R", "rate", "time_step", "decay", "threshold", "graded_spikes_factor"), record_tells=False
+)
+NEURONS = (LEAKY, SYNAPTIC, LAPICQUE)
 
 
 def _load() -> None:
@@ -42,7 +88,7 @@ def _load() -> None:
     # Any other ImportError (a torch too old for the binary, a missing symbol) is the user's to see: it is raised.
 
 
-def check_names(attribute: str, names: Sequence[str]) -> None:
+def check_names(attribute: str, names: Sequence[Any]) -> None:
     """Raise ``ImportError`` where the extension counts something else by the numbers that Python uses."""
     if extension is None:
         return
@@ -55,29 +101,10 @@ def check_names(attribute: str, names: Sequence[str]) -> None:
 
 
 _load()
-check_names("keeps", KEEPS)
 check_names("resets", RESET_MECHANISMS)
-
-
-def namespace(name: str) -> Any:
-    """The ops of a namespace: the product's, or one that a test library registered beside it."""
-    return getattr(torch.ops, name)
-
-
-def lif_forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return namespace(NAMESPACE).lif_forward.default(*args)  # type: ignore[no-any-return]
-
-
-def lif_backward(*args: Any) -> list[Tensor]:
-    return namespace(NAMESPACE).lif_backward.default(*args)  # type: ignore[no-any-return]
-
-
-def lif_step_forward(*args: Any) -> tuple[Tensor, Tensor]:
-    return namespace(NAMESPACE).lif_step_forward.default(*args)  # type: ignore[no-any-return]
-
-
-def lif_step_backward(*args: Any) -> list[Tensor]:
-    return namespace(NAMESPACE).lif_step_backward.default(*args)  # type: ignore[no-any-return]
+check_names("times", TIMES)
+check_names("saved_modes", SAVED_MODES)
+check_names("option_fields", OPTION_FIELDS)
 
 
 def clamp_is_closed() -> bool:
@@ -90,23 +117,7 @@ def clamp_is_closed() -> bool:
         return bool(clamped(torch.ones(1, device="cpu", dtype=torch.float32)).item() == 1)
 
 
-def set_up(name: str) -> None:
-    """Make the ops of namespace ``name`` ready: the rules of this torch, and their shapes for ``torch.compile``."""
-    with _disable_current_modes():
-        namespace(name).set_clamp_closed.default(clamp_is_closed())
-    for op, fake in (
-        ("lif_forward", _lif_forward_fake),
-        ("lif_backward", _lif_backward_fake),
-        ("lif_step_forward", _lif_step_forward_fake),
-        ("lif_step_backward", _lif_step_backward_fake),
-    ):
-        torch.library.register_fake(f"{name}::{op}", fake)
-
-
-def checkpoint_stride() -> int:
-    """Time steps between two membranes that the forward pass keeps for the recompute in the backward pass."""
-    assert extension is not None
-    return int(extension.checkpoint_stride)
+CLAMP_CLOSED = clamp_is_closed()
 
 
 def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -114,108 +125,31 @@ def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _lif_forward_fake(
-    x: Tensor,  # [T, *], or [*] with num_steps
-    mem0: Tensor | None,  # [*] acc
-    beta: Tensor,
-    threshold: Tensor,
-    graded: Tensor,
-    num_steps: int | None,
-    reset: int,
-    reset_delay: bool,
-    record_mem: bool,
-    count: bool,
-    keep: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    steps, shape = (x.shape[0], x.shape[1:]) if num_steps is None else (num_steps, x.shape)
-    rows, dtype = 0, arithmetic_dtype(x.dtype)
-    if keep == KEEP_CHECKPOINTS:
-        rows = _rows(steps, checkpoint_stride())
-    elif keep == KEEP_ROUNDED:
-        rows, dtype = steps, torch.bfloat16
-    elif keep == KEEP_BITS:
-        rows, dtype = _at_least_0((steps + 6) // 8), torch.uint8
-    return (
-        x.new_empty(shape if count else (steps, *shape)),
-        x.new_empty((steps, *shape)) if record_mem else x.new_empty(shape, dtype=arithmetic_dtype(x.dtype)),
-        x.new_empty((rows, *shape), dtype=dtype),
-    )
+def pack(**options: int) -> int:
+    """The options of an op, by their names, as its one number. The two paths of a call put them together themselves."""
+    places = {name: (at, bits) for name, at, bits in OPTION_FIELDS}
+    packed = 0
+    for name, value in options.items():
+        at, bits = places[name]
+        assert 0 <= value < 1 << bits, f"{name}: {value}"
+        packed |= value << at
+    return packed
 
 
-def _rows(steps: int, stride: int) -> int:
-    """Steps after the first at which a stride begins."""
-    return _at_least_0((steps + stride - 1) // stride - 1)
+def unpack(options: int, name: str) -> int:
+    """One of the options that :func:`pack` has put together."""
+    at, bits = next((at, bits) for field, at, bits in OPTION_FIELDS if field == name)
+    return options >> at & (1 << bits) - 1
 
 
-def _at_least_0(rows: int) -> int:
-    """Of a number that may be symbolic."""
-    return cast(int, torch.sym_max(rows, 0))
-
-
-def _lif_backward_fake(
-    grad_spk: Tensor | None,  # [T, *], or [*] of a count
-    grad_mem: Tensor | None,  # [T, *], or [*] acc
-    x: Tensor | None,
-    mem_rec: Tensor | None,
-    kept: Tensor | None,
-    mem0: Tensor | None,
-    beta: Tensor,
-    threshold: Tensor,
-    graded: Tensor,
-    derivative: Tensor | None,  # [T, *] acc
-    steps: int,
-    constant: bool,
-    reset: int,
-    reset_delay: bool,
-    count: bool,
-    keep: int,
-    surrogate: int,
-    p0: float,
-    p1: float,
-    needs: int,
-) -> list[Tensor]:
-    grad = grad_spk if grad_spk is not None else x if x is not None else grad_mem
-    known = x if x is not None else mem_rec if mem_rec is not None else kept
-    assert grad is not None
-    assert known is not None
-    step = known.shape if x is not None and constant else known.shape[1:]
-    return _gradients_fake(grad, step if constant else torch.Size((steps, *step)), step, needs)
-
-
-def _lif_step_forward_fake(
-    x: Tensor,  # [*], as everything but parameters
-    mem0: Tensor | None,
-    beta: Tensor,
-    threshold: Tensor,
-    graded: Tensor,
-    reset: int,
-    reset_delay: bool,
-) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), x.new_empty(x.shape, dtype=arithmetic_dtype(x.dtype))
-
-
-def _lif_step_backward_fake(
-    grad_spk: Tensor | None,
-    grad_mem: Tensor | None,  # acc
-    x: Tensor,
-    mem0: Tensor | None,
-    beta: Tensor,
-    threshold: Tensor,
-    graded: Tensor,
-    reset: int,
-    reset_delay: bool,
-    surrogate: int,
-    p0: float,
-    p1: float,
-    needs: int,
-) -> list[Tensor]:
-    return _gradients_fake(x, x.shape, x.shape, needs)
-
-
-def _gradients_fake(like: Tensor, x_shape: torch.Size, step: torch.Size, needs: int) -> list[Tensor]:
-    sizes = [(x_shape, like.dtype)] + [(step, arithmetic_dtype(like.dtype))] * 4
-    return [like.new_empty(shape, dtype=dtype) for i, (shape, dtype) in enumerate(sizes) if needs >> i & 1]
+def use(namespace: str) -> None:
+    """Call the ops of a namespace from now on: the product's, or one that a test library registered beside it."""
+    global used
+    used, ops = namespace, getattr(torch.ops, namespace)
+    for neuron in NEURONS:
+        neuron.forward = getattr(ops, f"{neuron.name}_forward").default
+        neuron.backward = getattr(ops, f"{neuron.name}_backward").default
 
 
 if extension is not None:
-    set_up(NAMESPACE)
+    use(NAMESPACE)

@@ -1,15 +1,17 @@
-"""Stateless functions: :func:`lif`, the whole leaky integrate-and-fire unroll in one call."""
+"""Stateless functions: the whole unroll of a layer of neurons over time in one call."""
+
+import numbers
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from snnfast import _backend, reference
-from snnfast._arguments import LIFArguments, StateQuant, check_arguments
-from snnfast._spike_grad import SpikeGrad, examine
-from snnfast.autograd import fused_lif, fused_lif_of_callable
-from snnfast.surrogate import has_derivative, heaviside, known_to_kernels
+from snnfast._arguments import StateQuant, check_call, check_current, check_options, check_parameter, out_of_inference
+from snnfast._ops import LAPICQUE, LEAKY, SYNAPTIC, Neuron, arithmetic_dtype
+from snnfast._spike_grad import SpikeGrad
+from snnfast._unroll import run
 
-__all__ = ["lif"]
+__all__ = ["lapicque", "lif", "synaptic"]
 
 
 def lif(
@@ -100,90 +102,175 @@ def lif(
     Source: J. K. Eshraghian et al., *Training spiking neural networks using lessons from deep learning*, Proc. IEEE
     111 (2023), and ``snntorch.Leaky`` 1.0.0, whose order of operations this is.
     """
-    return run(
-        check_arguments(
-            current, mem, beta, threshold, graded_spikes_factor, spike_grad, reset_mechanism, reset_delay, num_steps,
-            record_mem, inhibition, state_quant, reduce, membrane_dtype,
-        )
+    return _unroll(  # type: ignore[no-any-return]
+        LEAKY, current, (mem,), (beta, threshold, graded_spikes_factor), spike_grad, reset_mechanism, reset_delay,
+        num_steps, record_mem, inhibition, state_quant, reduce, membrane_dtype,
     )  # fmt: skip
 
 
-def run(args: LIFArguments) -> tuple[Tensor, Tensor]:
-    """:func:`lif` on checked arguments."""
-    if not _backend.use_fused(args.current.device):
-        return reference.unroll(args)
-    if args.state_quant is not None:
-        return _step_by_step(args, "state_quant is called on the membrane of every step before the next one")
-    reason = None if known_to_kernels(args.spike_grad) else _why_step_by_step(args)
-    if reason is not None:
-        return _step_by_step(args, reason)
-    if args.inhibition:
-        if not args.reset_delay:
-            return _step_by_step(args, "inhibition with reset_delay=False makes each neuron wait for all others")
-        return _lif_with_inhibition(args)
-    if known_to_kernels(args.spike_grad):
-        return fused_lif(args, args.spike_grad)
-    if args.reset_delay:
-        return _lif_of_callable(args)
-    return fused_lif_of_callable(args, args.spike_grad)
+def synaptic(
+    current: Tensor,  # [T, *], or [*] with num_steps
+    syn: Tensor | None = None,  # [*]
+    mem: Tensor | None = None,  # [*]
+    *,
+    alpha: float | Tensor,
+    beta: float | Tensor,
+    threshold: float | Tensor = 1.0,
+    graded_spikes_factor: float | Tensor = 1.0,
+    spike_grad: SpikeGrad | None = None,
+    reset_mechanism: str = "subtract",
+    reset_delay: bool = True,
+    num_steps: int | None = None,
+    record_mem: bool = True,
+    inhibition: bool = False,
+    state_quant: StateQuant | bool | None = None,
+    reduce: str | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    r"""Unroll a layer of neurons with a decaying synaptic current over time, in one kernel forward and one backward.
+
+    Per neuron and step, with ``a = clamp(alpha, 0, 1)``, ``i`` the synaptic current and ``u`` the membrane before the
+    step, and the rest as in :func:`lif`::
+
+        r = H(u - threshold)                                       (no gradient)
+        syn = a * i + x;  base = b * u + syn
+        subtract: v = base - r * threshold
+        zero:     v = base - base * r                              (syn is not reset)
+        none:     v = base
+        s = H(v - threshold);  spk = s * graded_spikes_factor
+        reset_delay=True:   mem = v
+        reset_delay=False:  d = s - r;  subtract: mem = v - d * threshold;  zero: mem = v - d * v;  none: mem = v
+
+    Args:
+        current: Input current of every step, as of :func:`lif`.
+        syn: Synaptic current before the first step, ``[*]``. ``None``: zeros.
+        mem: Membrane before the first step, ``[*]``. ``None``: zeros.
+        alpha: Decay of the synaptic current per time step, clamped to [0, 1]; a number or a tensor as ``beta``.
+        beta, threshold, graded_spikes_factor, spike_grad, reset_mechanism, reset_delay, num_steps, inhibition, reduce:
+            As of :func:`lif`.
+        record_mem: Return both states after every step, or only after the last one.
+        state_quant: As of :func:`lif`; it is applied to both states.
+
+    Returns:
+        ``(spk, syn, mem)``: as of :func:`lif`, with the synaptic current as a second state.
+
+    Raises:
+        TypeError, ValueError: As :func:`lif`.
+
+    Example::
+
+        >>> import torch, snnfast
+        >>> spk, syn, mem = snnfast.functional.synaptic(torch.full((3, 1), 0.5), alpha=0.5, beta=0.5)
+        >>> spk.flatten(), syn.flatten(), mem.flatten()
+        (tensor([0., 0., 1.]), tensor([0.5000, 0.7500, 0.8750]), tensor([0.5000, 1.0000, 1.3750]))
+
+    Source: ``snntorch.Synaptic`` 1.0.0, whose order of operations this is.
+    """
+    return _unroll(  # type: ignore[no-any-return]
+        SYNAPTIC, current, (syn, mem), (alpha, beta, threshold, graded_spikes_factor), spike_grad, reset_mechanism,
+        reset_delay, num_steps, record_mem, inhibition, state_quant, reduce, None,
+    )  # fmt: skip
 
 
-def _why_step_by_step(args: LIFArguments) -> str | None:
-    """Why a callable that is not known to the kernels can't be followed by them; ``None``: it can."""
-    unfit = examine(args.spike_grad, args.step_shape, args.acc, args.current.device)
-    reason = unfit.delayed if args.reset_delay else unfit.immediate
-    if (
-        reason is None
-        and not args.reset_delay
-        and torch.compiler.is_compiling()
-        and not has_derivative(args.spike_grad)
-    ):
-        reason = "torch.compile can't trace how its derivative is taken in the backward pass of an immediate reset"
-    return reason if reason is None else f"of its spike_grad: {reason}"
+def lapicque(
+    current: Tensor,  # [T, *], or [*] with num_steps
+    mem: Tensor | None = None,  # [*]
+    *,
+    beta: float | Tensor | None = None,
+    R: float | Tensor | None = None,
+    C: float | Tensor | None = None,
+    time_step: float | Tensor = 1,
+    threshold: float | Tensor = 1.0,
+    graded_spikes_factor: float | Tensor = 1.0,
+    spike_grad: SpikeGrad | None = None,
+    reset_mechanism: str = "subtract",
+    reset_delay: bool = True,
+    num_steps: int | None = None,
+    record_mem: bool = True,
+    inhibition: bool = False,
+    state_quant: StateQuant | bool | None = None,
+    reduce: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    r"""Unroll a layer of neurons that are RC circuits over time, in one kernel forward and one backward.
+
+    Give ``beta``, or two of ``beta``, ``R`` and ``C``. From ``beta`` the missing one follows such that
+    ``beta = exp(-time_step / (R * C))``, with ``R = 1`` if only ``beta`` is given. Then, per neuron and step, as in
+    :func:`synaptic` with this ``base``, whose decay is the first order of ``beta``, as in snnTorch, and not clamped::
+
+        base = x * R * (1 / (R * C)) * time_step + (1 - time_step / (R * C)) * u
+
+    Args:
+        beta, R, C: Decay per time step, between 0 and 1, resistance and capacitance; numbers, or tensors broadcastable
+            to ``[*]``. ``None`` and 0: not given.
+        time_step: Duration of a step, in units of ``R * C``; likewise.
+        current, mem, threshold, graded_spikes_factor, spike_grad, reset_mechanism, reset_delay, num_steps, record_mem,
+            inhibition, state_quant, reduce: As of :func:`lif`, and so are results and errors.
+
+    Example::
+
+        >>> import torch, snnfast
+        >>> spk, mem = snnfast.functional.lapicque(torch.full((3, 1), 3.0), R=1.0, C=4.0)
+        >>> spk.flatten(), mem.flatten()
+        (tensor([0., 1., 0.]), tensor([0.7500, 1.3125, 0.7344]))
+
+    Source: ``snntorch.Lapicque`` 1.0.0, whose order of operations this is.
+    """
+    check_current("current", current)
+    step_shape, acc = current.shape if num_steps is not None else current.shape[1:], arithmetic_dtype(current.dtype)
+    given: dict[str, Any] = {**check_rc(beta, R, C), "time_step": time_step}
+    for name, value in given.items():
+        if value is not None:
+            checked = check_parameter(name, value, current, step_shape, acc)
+            if isinstance(value, Tensor):
+                checked = out_of_inference(value)
+            # Tensors and ints keep their dtype: promotion decides what R * C is computed in, as in snnTorch.
+            given[name] = torch.as_tensor(value) if isinstance(value, int) else checked
+    parameters = *kernel_rc(*infer_rc(**given), given["time_step"]), threshold, graded_spikes_factor
+    return _unroll(  # type: ignore[no-any-return]
+        LAPICQUE, current, (mem,), parameters, spike_grad, reset_mechanism, reset_delay,
+        num_steps, record_mem, inhibition, state_quant, reduce, None,
+    )  # fmt: skip
 
 
-def _lif_of_callable(args: LIFArguments) -> tuple[Tensor, Tensor]:
-    """Any callable as surrogate: the kernel unrolls the membrane, the callable sees all of it at once."""
-    # With a delayed reset no gradient of the spike enters the recurrence, so the callable can stay outside of it. The
-    # membrane is kept in the dtype of the arithmetic: a rounded one could fall on the other side of the threshold.
-    full, mem = _whole_membrane(args)
-    spk = args.spike_grad(full - args.threshold) * args.graded_spikes_factor
-    return _reduced(spk, args).to(args.current.dtype), mem.to(args.mem_dtype)
+def check_rc(beta: Any, R: Any, C: Any) -> dict[str, Any]:
+    """By name, ``None`` for each that is not given: snnTorch takes 0 and ``False`` for that."""
+    given = {"beta": beta, "R": R, "C": C}
+    given = {name: None if isinstance(v, numbers.Real) and v == 0 else v for name, v in given.items()}
+    names = [name for name, value in given.items() if value is not None]
+    if names != ["beta"] and len(names) != 2:
+        raise ValueError(f"beta, R, C: expected beta, or two of the three, got {', '.join(names) or 'none of them'}")
+    return given
 
 
-def _lif_with_inhibition(args: LIFArguments) -> tuple[Tensor, Tensor]:
-    """With a delayed reset, which all neurons above the threshold get, only the spikes know of the inhibition."""
-    full, mem = _whole_membrane(args)
-    distance = full - args.threshold
-    spk = args.spike_grad(distance) * reference.winners(distance)
-    return _reduced(spk, args).to(args.current.dtype), mem.to(args.mem_dtype)
+def infer_rc(beta: Any, R: Any, C: Any, time_step: Tensor) -> tuple[Any, Any]:
+    """R and C, the missing ones from ``beta``."""
+    if R is None and C is not None:
+        return time_step / (C * torch.log(1 / beta)), C
+    R = torch.as_tensor(1) if R is None else R
+    return R, time_step / (R * torch.log(1 / beta)) if C is None else C
 
 
-def _reduced(spk: Tensor, args: LIFArguments) -> Tensor:
-    """Spikes of all steps at once, and from them what is asked for."""
-    return spk.sum(0, dtype=args.acc) if args.counts_spikes else spk
+def kernel_rc(R: Tensor, C: Tensor, time_step: Tensor) -> tuple[Tensor, ...]:
+    """What snnTorch computes of them at each step: all but the last two parameters of the kernel."""
+    rc = R * C
+    return R, 1 / rc, time_step, 1 - time_step / rc
 
 
-def _whole_membrane(args: LIFArguments) -> tuple[Tensor, Tensor]:
-    """The membrane of every step in the dtype of the arithmetic, and what is to be returned of it. Reset delayed."""
-    # The kernel's own spikes are not used: as a sum they are at least not written.
-    full = args._replace(
-        current=args.current.to(args.acc), record_mem=True, inhibition=False, reduce="sum", membrane_dtype=None
-    )
-    mem_rec = fused_lif(full, heaviside())[1]
-    if args.record_mem:
-        return mem_rec, mem_rec
-    if mem_rec.shape[0] > 0:
-        return mem_rec, mem_rec[-1].clone()
-    return mem_rec, fused_lif(full._replace(record_mem=False), heaviside())[1]
-
-
-def _step_by_step(args: LIFArguments, reason: str) -> tuple[Tensor, Tensor]:
-    """The reference path where the kernels can't run, said once; an error if they were demanded."""
-    if _backend.current_backend() == "fused":
-        raise RuntimeError(f"backend 'fused' is not available for this layer, because {reason}")
-    _backend.warn_once(
-        f"snnfast: a layer runs step by step on the slow reference path, because {reason}. "
-        "use_backend('reference') chooses it without this warning."
-    )
-    return reference.unroll(args)
+def _unroll(
+    neuron: Neuron,
+    current: Tensor,
+    states: tuple[Any, ...],
+    parameters: tuple[Any, ...],
+    spike_grad: object,
+    reset_mechanism: object,
+    reset_delay: object,
+    num_steps: object,
+    record_mem: object,
+    inhibition: object,
+    state_quant: object,
+    reduce: object,
+    membrane_dtype: object,
+) -> Any:
+    check_current("current", current)
+    options = check_options(spike_grad, reset_mechanism, reset_delay, inhibition, state_quant)
+    call = check_call(neuron, options, current, num_steps, record_mem, reduce, membrane_dtype)
+    return run(neuron, options, call, current, states, parameters)

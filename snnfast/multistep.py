@@ -7,20 +7,23 @@ import torch
 from torch import Tensor, nn
 
 from snnfast._arguments import check_flag, check_num_steps, check_reduce
-from snnfast._neurons import is_snntorchs
-from snnfast.leaky import Leaky
+from snnfast._layer import SpikingLayer
+from snnfast._neurons import LAYERS, is_snntorchs
 
 __all__ = ["MultiStep", "Residual"]
+
+State = Tensor | tuple[Tensor | None, ...] | None
+"""Of one neuron layer: its state, or a tuple of them where its neurons have several."""
 
 
 class MultiStep(nn.Sequential):
     """Layers in sequence, applied to all time steps at once instead of one step after the other.
 
-    Each :class:`Leaky` is unrolled over time in one kernel. Every other layer has no state and is applied once to all
-    steps together, ``[T * B, *]``; as long as the signal is still the same at every step, once to ``[B, *]``. The
-    result is that of the loop over time, up to the order of floating-point sums inside matrix products. (Layers with
-    statistics over the batch, such as batch normalisation, see all steps of it together, and dropout before the first
-    ``Leaky`` of a constant input draws one mask for all steps.)
+    Each neuron layer (:class:`Leaky` and the like) is unrolled over time in one kernel. Every other layer has no
+    state and is applied once to all steps together, ``[T * B, *]``; as long as the signal is still the same at every
+    step, once to ``[B, *]``. The result is that of the loop over time, up to the order of floating-point sums inside
+    matrix products. (Layers with statistics over the batch, such as batch normalisation, see all steps of it together,
+    and dropout before the first neuron layer of a constant input draws one mask for all steps.)
 
     It is an ``nn.Sequential``: the same ``state_dict``, ``len``, indices and slices. A module of your own that needs
     all time steps, for a loop or a skip connection inside of it, has a method ``unroll``: it is called with
@@ -67,7 +70,7 @@ class MultiStep(nn.Sequential):
         record_mem: bool = True,
         reduce: str | None = None,
         membrane_dtype: torch.dtype | None = None,
-        states: Sequence[Tensor | None] | None = None,
+        states: Sequence[State] | None = None,
         return_states: bool = False,
         return_spikes: bool = False,
     ) -> Any:
@@ -76,30 +79,33 @@ class MultiStep(nn.Sequential):
         Args:
             x: Input of every step ``[T, B, *]``; with ``num_steps`` the same input ``[B, *]`` at each step.
             num_steps: Number of steps of a constant input.
-            record_mem: Whether a final :class:`Leaky` returns its membrane at every step or only the last.
-            reduce: ``"sum"``: a final :class:`Leaky`, which there must be, returns the sum of its spikes over time in
+            record_mem: Whether a final neuron layer returns its states at every step or only the last.
+            reduce: ``"sum"``: a final neuron layer, which there must be, returns the sum of its spikes over time in
                 place of those of every step, which are then never written. ``None``: the spikes.
             membrane_dtype: ``torch.bfloat16``: every :class:`Leaky` keeps its membranes for backward at half size,
-                for gradients that are rounded (see :func:`snnfast.functional.lif`).
-            states: The membranes to start from, one ``[B, *]`` per :class:`Leaky` in order of application: what the
-                call before returned. ``None``, also as one of them: zeros, or what an ``init_hidden`` layer holds.
-            return_states: Return the last membranes as well, to go on with the next part of a long sequence.
-            return_spikes: Return the spikes of every :class:`Leaky` as well, for example to regularise their rates.
+                for gradients that are rounded (see :func:`snnfast.functional.lif`). Other neurons can't.
+            states: What the neuron layers start from, one entry each in order of application: what the call before
+                returned. An entry is ``mem [B, *]``, or ``(syn, mem)`` of :class:`Synaptic`. ``None``, also as an
+                entry: zeros, or what an ``init_hidden`` layer holds.
+            return_states: Return the last states as well, to go on with the next part of a long sequence.
+            return_spikes: Return the spikes of every neuron layer as well, for example to regularise their rates.
 
         Returns:
-            ``(spk_rec, mem_rec)`` of a final :class:`Leaky`, both ``[T, B, *]`` (``mem [B, *]`` with
-            ``record_mem=False``, the spike count ``[B, *]`` with ``reduce="sum"``); else the output of the last layer
-            ``[T, B, *]``, which is ``[B, *]`` if no ``Leaky`` came before it and the input is constant.
+            What ``unroll`` of a final neuron layer returns: ``(spk_rec, mem_rec)``, or ``(spk_rec, syn_rec, mem_rec)``
+            of :class:`Synaptic`, all ``[T, B, *]`` (states ``[B, *]`` with ``record_mem=False``, the spike count
+            ``[B, *]`` with ``reduce="sum"``). Else the output of the last layer ``[T, B, *]``, which is ``[B, *]`` if
+            no neuron layer came before it and the input is constant.
 
-            After these come, if asked for, the list of states ``[B, *]`` (``None`` for a layer with ``init_hidden``,
-            which holds its own) and the list of spikes ``[T, B, *]``, each with one entry per :class:`Leaky` in order
-            of application. States keep their graph: ``detach`` them to cut it between two parts. They are in the dtype
-            of the arithmetic, float32 for half-precision inputs.
+            After these come, if asked for, the list of states, entries as in ``states`` (``None`` for a layer with
+            ``init_hidden``, which holds its own), and the list of spikes ``[T, B, *]``, one entry per neuron layer in
+            order of application. States keep their graph: ``detach`` them to cut it between two parts. They are in the
+            dtype of the arithmetic, float32 for half-precision inputs.
 
         Raises:
             TypeError, ValueError: As :func:`snnfast.functional.lif`; ``x`` without time and batch dimensions;
-                ``reduce`` where the last layer is no :class:`Leaky`; ``states`` of another number or shape, for a
-                layer with ``init_hidden``, or where a module with an ``unroll`` of its own has neurons.
+                ``reduce`` where the last layer is no neuron layer; ``membrane_dtype`` where a neuron layer needs more
+                than its membrane for backward; ``states`` of another number or shape, for a layer with
+                ``init_hidden``, or where a module with an ``unroll`` of its own has neurons.
 
         Example::
 
@@ -115,9 +121,9 @@ class MultiStep(nn.Sequential):
         num_steps = _check_input(x, num_steps)
         record_mem = check_flag("record_mem", record_mem)
         layers = self.layers
-        final = layers[-1] if isinstance(layers[-1], Leaky) else None
+        final = layers[-1] if isinstance(layers[-1], SpikingLayer) else None
         if check_reduce(reduce) is not None and final is None:
-            raise ValueError(f"reduce: needs a Leaky as the last layer, got {type(layers[-1]).__name__}")
+            raise ValueError(f"reduce: needs a neuron as the last layer, got {type(layers[-1]).__name__}")
         return_states = check_flag("return_states", return_states)
         return_spikes = check_flag("return_spikes", return_spikes)
         if states is not None or return_states:
@@ -126,7 +132,7 @@ class MultiStep(nn.Sequential):
         x, num_steps = call.sequence(layers if final is None else layers[:-1], x, num_steps)
         results: tuple[Any, ...] = (x,)
         if final is not None:
-            results = call.leaky(final, x, num_steps, record_mem, reduce)
+            results = call.neuron(final, x, num_steps, record_mem, reduce)
         if return_states:
             results += (call.last,)
         if return_spikes:
@@ -148,12 +154,12 @@ class Residual(nn.Module):
     """A skip connection around layers, over all time steps: ``layers(x) + x``, as in a spiking ResNet.
 
     In a :class:`MultiStep` it is one of the layers. What is added to ``x`` is the output of the last layer, so the
-    spikes if that is a :class:`Leaky` (spike-element-wise), or currents if the next layer is one.
+    spikes if that is a neuron layer (spike-element-wise), or currents if the next layer is one.
 
     Args:
         *layers: What :class:`MultiStep` takes.
         shortcut: The module that ``x`` goes through, such as a convolution with a stride or an ``nn.Sequential`` with
-            a :class:`Leaky`. ``None``: ``x`` itself.
+            a neuron layer. ``None``: ``x`` itself.
 
     Raises:
         TypeError: As :class:`MultiStep`.
@@ -199,7 +205,7 @@ class _Call:
     def __init__(
         self,
         membrane_dtype: torch.dtype | None = None,
-        states: Sequence[Tensor | None] | None = None,
+        states: Sequence[State] | None = None,
         return_states: bool = False,
         return_spikes: bool = False,
     ) -> None:
@@ -207,14 +213,14 @@ class _Call:
         self.states = states
         self.return_states = return_states
         self.return_spikes = return_spikes
-        self.number = 0  # of the next Leaky
-        self.last: list[Tensor | None] = []
+        self.number = 0  # of the next neuron
+        self.last: list[State] = []
         self.spikes: list[Tensor] = []
 
     def sequence(self, layers: Sequence[nn.Module], x: Tensor, num_steps: int | None) -> tuple[Tensor, int | None]:
         for layer in layers:
-            if isinstance(layer, Leaky):
-                x, num_steps = self.leaky(layer, x, num_steps)[0], None
+            if isinstance(layer, SpikingLayer):
+                x, num_steps = self.neuron(layer, x, num_steps)[0], None
             elif isinstance(layer, Residual):
                 x, num_steps = self.residual(layer, x, num_steps)
             elif _has_unroll(layer):
@@ -225,21 +231,20 @@ class _Call:
                 x = layer(x) if num_steps is not None else _over_time(layer, x)
         return x, num_steps
 
-    def leaky(
-        self, layer: Leaky, x: Tensor, num_steps: int | None, record_mem: bool = False, reduce: str | None = None
-    ) -> tuple[Tensor, Tensor]:
-        mem = None
-        if self.states is not None:
-            mem = self.states[self.number]
-            _check_state(self.number, mem, layer, x.shape[1:] if num_steps is None else x.shape)
+    def neuron(
+        self, layer: SpikingLayer, x: Tensor, num_steps: int | None, record_mem: bool = False, reduce: str | None = None
+    ) -> tuple[Tensor, ...]:
+        number, n = self.number, len(layer.neuron.states)
         self.number += 1
-        spk, mem_rec, last = layer._unroll(
-            x, mem, num_steps, record_mem, reduce, self.membrane_dtype, wants_last=self.return_states
-        )
-        self.last.append(None if layer.init_hidden else last)
+        given = None if self.states is None else self.states[number]
+        states = _check_state(number, given, layer, x.shape[1:] if num_steps is None else x.shape)
+        found = layer._unroll(x, states, num_steps, record_mem, reduce, self.membrane_dtype, last=self.return_states)
+        if self.return_states:
+            found, last = found[:-n], found[-n:]
+            self.last.append(None if layer.init_hidden else last[0] if n == 1 else last)
         if self.return_spikes:
-            self.spikes.append(spk)
-        return spk, mem_rec
+            self.spikes.append(found[0])
+        return found
 
     def residual(self, block: Residual, x: Tensor, num_steps: int | None) -> tuple[Tensor, int | None]:
         y, steps_y = self.sequence(block.layers.layers, x, num_steps)
@@ -266,8 +271,8 @@ def _check_input(x: object, num_steps: int | None) -> int | None:
 def _check_states(states: object, layers: Sequence[nn.Module]) -> None:
     layers = _without_skips(layers)
     for layer in layers:
-        for module in () if isinstance(layer, Leaky) or not _has_unroll(layer) else layer.modules():
-            if (isinstance(module, Leaky) or is_snntorchs(module)) and not getattr(module, "init_hidden", False):
+        for module in () if isinstance(layer, SpikingLayer) or not _has_unroll(layer) else layer.modules():
+            if (isinstance(module, SpikingLayer) or is_snntorchs(module)) and not getattr(module, "init_hidden", False):
                 raise ValueError(
                     f"states: {type(layer).__name__} has an unroll of its own, and in it a neuron whose state can't be "
                     "passed; give that init_hidden=True"
@@ -276,20 +281,28 @@ def _check_states(states: object, layers: Sequence[nn.Module]) -> None:
         return
     if not isinstance(states, list | tuple):
         raise TypeError(f"states: expected a list of torch.Tensor or None, got {type(states).__name__}")
-    number = sum(isinstance(layer, Leaky) for layer in layers)
+    number = sum(isinstance(layer, SpikingLayer) for layer in layers)
     if len(states) != number:
-        raise ValueError(f"states: expected {number}, one per Leaky, got {len(states)}")
+        raise ValueError(f"states: expected {number}, one per neuron layer, got {len(states)}")
 
 
-def _check_state(number: int, mem: object, layer: Leaky, step_shape: torch.Size) -> None:
-    if mem is None:
-        return
+def _check_state(number: int, given: object, layer: SpikingLayer, step_shape: torch.Size) -> tuple[Tensor | None, ...]:
+    """The states that a layer starts from, in the order of its ``unroll``."""
+    names = layer.neuron.states
+    if given is None:
+        return (None,) * len(names)
     if layer.init_hidden:
         raise ValueError(f"states[{number}]: expected None for a layer with init_hidden=True, which holds its own")
-    if not isinstance(mem, Tensor):
-        raise TypeError(f"states[{number}]: expected a torch.Tensor or None, got {type(mem).__name__}")
-    if mem.shape != step_shape:
-        raise ValueError(f"states[{number}]: expected {tuple(step_shape)}, got {tuple(mem.shape)}")
+    states = (given,) if len(names) == 1 else given
+    if not isinstance(states, tuple | list) or len(states) != len(names):
+        raise TypeError(f"states[{number}]: expected ({', '.join(names)}) or None, got {type(given).__name__}")
+    for i, state in enumerate(states):
+        entry = f"states[{number}]" if len(names) == 1 else f"states[{number}][{i}]"
+        if state is not None and not isinstance(state, Tensor):
+            raise TypeError(f"{entry}: expected a torch.Tensor or None, got {type(state).__name__}")
+        if state is not None and state.shape != step_shape:
+            raise ValueError(f"{entry}: expected {tuple(step_shape)}, got {tuple(state.shape)}")
+    return tuple(states)
 
 
 def _over_time(layer: nn.Module, x: Tensor) -> Tensor:
@@ -342,7 +355,7 @@ def _without_skips(layers: Sequence[nn.Module]) -> list[nn.Module]:
 
 
 def _check_layer(layer: nn.Module, argument: str = "layers") -> None:
-    if isinstance(layer, Leaky | Residual) or _has_unroll(layer):
+    if isinstance(layer, SpikingLayer | Residual) or _has_unroll(layer):
         return
     kind = type(layer).__name__
     if isinstance(layer, nn.ModuleList | nn.ModuleDict):
@@ -351,15 +364,17 @@ def _check_layer(layer: nn.Module, argument: str = "layers") -> None:
             "takes all time steps [T, B, *]"
         )
     for module in layer.modules():
-        if isinstance(module, Leaky):
+        if isinstance(module, SpikingLayer):
             raise TypeError(
-                f"{argument}: {kind} calls a Leaky in its forward, which can't be unrolled; pass its layers one by one "
-                "or in an nn.Sequential, or give it a method unroll that takes all time steps [T, B, *]"
+                f"{argument}: {kind} calls a {type(module).__name__} in its forward, which can't be unrolled; pass its "
+                "layers one by one or in an nn.Sequential, or give it a method unroll that takes all time steps "
+                "[T, B, *]"
             )
         if is_snntorchs(module):
-            remedy = "use snnfast.Leaky, or snnfast.snntorch.convert"
-            if not any(c.__name__ == "Leaky" for c in type(module).__mro__):
-                remedy = "keep the loop over time, or give its module a method unroll with that loop in it"
+            fused = [layer.__name__ for layer in LAYERS if layer.__name__ in [c.__name__ for c in type(module).__mro__]]
+            remedy = "keep the loop over time, or give its module a method unroll with that loop in it"
+            if fused:
+                remedy = f"use snnfast.{fused[0]}, or snnfast.snntorch.convert"
             raise TypeError(
                 f"{argument}: {kind} is or has a neuron of snnTorch ({type(module).__name__}), whose state can't be "
                 f"carried over time; {remedy}"

@@ -1,36 +1,22 @@
-"""The leaky integrate-and-fire unroll in plain PyTorch: the definition, the fall-back and the gradient oracle.
+"""The neurons in plain PyTorch, one time step after the other: the definition, the fall-back and the gradient oracle.
 
-The arithmetic is snnTorch 1.0.0's ``Leaky``, operation for operation, so spikes and membranes are bit-identical to it
-in float32 and float64, and its gradients are what autograd makes of these lines. The fused kernels are tested against
-this module.
+The arithmetic is snnTorch 1.0.0's, operation for operation, so spikes and states are bit-identical to it in float32 and
+float64, and the gradients are what autograd makes of these lines. The fused kernels are tested against this module.
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from snnfast._arguments import LIFArguments, StateQuant, check_arguments
-from snnfast._spike_grad import SpikeGrad
+from snnfast._arguments import Call, Options, Parameters, States
+from snnfast._ops import RESET_MECHANISMS, SEQUENCE, STEP, Neuron, arithmetic_dtype
 
-__all__ = ["lif"]
+__all__ = ["lapicque", "lif", "synaptic"]
 
 
-def lif(
-    current: Tensor,  # [T, *], or [*] with num_steps
-    mem: Tensor | None = None,  # [*]
-    *,
-    beta: float | Tensor,
-    threshold: float | Tensor = 1.0,
-    graded_spikes_factor: float | Tensor = 1.0,
-    spike_grad: SpikeGrad | None = None,
-    reset_mechanism: str = "subtract",
-    reset_delay: bool = True,
-    num_steps: int | None = None,
-    record_mem: bool = True,
-    inhibition: bool = False,
-    state_quant: StateQuant | bool | None = None,
-    reduce: str | None = None,
-    membrane_dtype: torch.dtype | None = None,
-) -> tuple[Tensor, Tensor]:
+def lif(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
     """Unroll a layer of leaky integrate-and-fire neurons over time, one step after the other.
 
     The same arguments, results and errors as :func:`snnfast.functional.lif`, which documents them; this one is a
@@ -43,77 +29,128 @@ def lif(
         >>> spk.flatten(), mem.flatten()
         (tensor([0., 1., 0.]), tensor([0.6000, 1.2000, 0.8000]))
     """
-    return unroll(
-        check_arguments(
-            current, mem, beta, threshold, graded_spikes_factor, spike_grad, reset_mechanism, reset_delay, num_steps,
-            record_mem, inhibition, state_quant, reduce, membrane_dtype,
-        )
-    )  # fmt: skip
+    return _step_by_step("lif", args, kwargs)  # type: ignore[no-any-return]
 
 
-def unroll(args: LIFArguments) -> tuple[Tensor, Tensor]:
-    """:func:`lif` on checked arguments."""
-    # Half precision: arithmetic and carried state in float32, results rounded once.
-    current = args.current.to(args.acc)
-    steps = current.unbind(0) if args.num_steps is None else (current,) * args.num_steps
-    mem = args.mem if args.mem is not None else torch.zeros(args.step_shape, dtype=args.acc, device=current.device)
-    spk_rec, mem_rec = [], []
+def synaptic(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`snnfast.functional.synaptic`, one step after the other, as :func:`lif`."""
+    return _step_by_step("synaptic", args, kwargs)  # type: ignore[no-any-return]
+
+
+def lapicque(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    """:func:`snnfast.functional.lapicque`, one step after the other, as :func:`lif`."""
+    return _step_by_step("lapicque", args, kwargs)  # type: ignore[no-any-return]
+
+
+def _step_by_step(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    from snnfast import functional, use_backend  # both are made of this module
+
+    with use_backend("reference"):
+        return getattr(functional, name)(*args, **kwargs)
+
+
+# ---- the equations of one step: states before it and its current to the states after it, but for an immediate reset
+
+
+def _leaky(x: Tensor, states: list[Tensor], parameters: Parameters, reset: Tensor, mechanism: str) -> list[Tensor]:
+    (mem,), (beta, threshold, _) = states, parameters
+    beta = beta.clamp(0, 1)
+    if mechanism == "subtract":
+        return [(beta * mem + x) - reset * threshold]
+    if mechanism == "zero":
+        return [beta * ((1 - reset) * mem) + x]
+    return [beta * mem + x]
+
+
+def _synaptic(x: Tensor, states: list[Tensor], parameters: Parameters, reset: Tensor, mechanism: str) -> list[Tensor]:
+    (syn, mem), (alpha, beta, threshold, _) = states, parameters
+    syn = alpha.clamp(0, 1) * syn + x
+    base = beta.clamp(0, 1) * mem + syn
+    if mechanism == "subtract":
+        return [syn, base - reset * threshold]
+    if mechanism == "zero":
+        return [syn, base - base * reset]
+    return [syn, base]
+
+
+def _lapicque(x: Tensor, states: list[Tensor], parameters: Parameters, reset: Tensor, mechanism: str) -> list[Tensor]:
+    (mem,), (R, rate, time_step, decay, threshold, _) = states, parameters
+    base = x * R * rate * time_step + decay * mem
+    if mechanism == "subtract":
+        return [base - reset * threshold]
+    return [base - reset * base if mechanism == "zero" else base]
+
+
+_INTEGRATE: dict[str, Callable[[Tensor, list[Tensor], Parameters, Tensor, str], list[Tensor]]] = {
+    "leaky": _leaky,
+    "synaptic": _synaptic,
+    "lapicque": _lapicque,
+}
+
+
+# ---- what all neurons share
+
+
+def unroll(
+    neuron: Neuron, options: Options, call: Call, current: Tensor, states: States, parameters: Parameters
+) -> tuple[Tensor, ...]:
+    """A call of :func:`snnfast._unroll.run` on prepared tensors: spikes, then the states that it asks for."""
+    # Half precision: arithmetic and carried states in float32, results rounded once.
+    acc = arithmetic_dtype(current.dtype)
+    x = current.to(acc)
+    steps = x.unbind(0) if call.time == SEQUENCE else (x,) * call.steps
+    step_shape = current.shape[1:] if call.time == SEQUENCE else current.shape
+    now = [torch.zeros(step_shape, dtype=acc, device=x.device) if s is None else s.to(acc) for s in states]
+    parameters = tuple(p.to(acc) for p in parameters)
+    spk_rec: list[Tensor] = []
+    record: list[list[Tensor]] = []
     for x in steps:
-        spk, mem = step(x, mem, args)
+        spk, now = step(neuron, options, x, now, parameters)
         spk_rec.append(spk)
-        mem_rec.append(mem)
-    if args.counts_spikes:
-        spk = sum(spk_rec, start=torch.zeros_like(mem)).to(args.current.dtype)  # one step after the other
-    else:
-        spk = _stack(spk_rec, args, args.current.dtype)
-    if args.record_mem:
-        return spk, _stack(mem_rec, args, args.mem_dtype)
-    # With no step the initial membrane is the last one; a copy, so that writing to it can't reach the argument.
-    return spk, mem.to(args.mem_dtype) if steps else mem.to(args.mem_dtype, copy=True)
+        record.append(now)
+    # With no step the initial states are the last ones; copies, so that writing to them can't reach the arguments.
+    last = [s if steps else s.clone() for s in now] if call.last else []
+    if call.time == STEP:
+        return spk_rec[0].to(current.dtype), *last
+
+    def over_time(tensors: list[Tensor]) -> Tensor:
+        made = torch.stack(tensors) if tensors else torch.empty((0, *step_shape), dtype=acc, device=current.device)
+        return made.to(current.dtype)
+
+    count = sum(spk_rec, start=torch.zeros_like(now[0])) if call.reduce else None  # one step after the other
+    spk = over_time(spk_rec) if count is None else count.to(current.dtype)
+    wanted = [i for i in range(len(now)) if call.record >> i & 1]
+    return spk, *(over_time([states[i] for states in record]) for i in wanted), *last
 
 
-def step(x: Tensor, mem: Tensor, args: LIFArguments) -> tuple[Tensor, Tensor]:
-    """One time step: input ``x`` and membrane ``mem`` (both ``[*]``) to spikes and membrane (both ``[*]``)."""
-    beta, threshold, fire = args.beta.clamp(0, 1), args.threshold, args.spike_grad
+def step(
+    neuron: Neuron, options: Options, x: Tensor, states: list[Tensor], parameters: Parameters
+) -> tuple[Tensor, list[Tensor]]:
+    """One time step: current ``x`` and states before it (all ``[*]``) to spikes and states after it."""
+    threshold, graded = parameters[-2:]
+    mechanism, fire = RESET_MECHANISMS[options.reset], options.spike_grad
     # The reset comes from the incoming membrane, not from the last spike: a given one may exceed the threshold.
-    reset = fire(mem - threshold).detach().to(mem.dtype)
-    if args.reset_mechanism == "subtract":
-        v = (beta * mem + x) - reset * threshold
-    elif args.reset_mechanism == "zero":
-        v = beta * ((1 - reset) * mem) + x
-    else:
-        v = beta * mem + x
-    if args.state_quant is not None:
-        v = args.state_quant(v)
-    if args.inhibition:
+    reset = fire(states[-1] - threshold).detach().to(x.dtype)
+    after = _INTEGRATE[neuron.name](x, states, parameters, reset, mechanism)
+    if options.state_quant is not None:
+        after = [options.state_quant(s) for s in reversed(after)][::-1]  # snnTorch's order: the membrane first
+    v = after[-1]
+    if options.inhibition:
         distance = v - threshold
         spk = fire(distance).to(v.dtype) * winners(distance)
         out = spk  # snnTorch does not grade the spikes of inhibited layers
     else:
         # snnTorch quantizes once more what decides the spike.
-        spk = fire((v if args.state_quant is None else args.state_quant(v)) - threshold).to(v.dtype)
-        out = spk * args.graded_spikes_factor
-    if args.reset_delay:
-        mem = v
-    else:
+        spk = fire((v if options.state_quant is None else options.state_quant(v)) - threshold).to(v.dtype)
+        out = spk * graded
+    if not options.reset_delay and mechanism != "none":
         # Reset at once what spikes now; what `reset` already took (or took too early) is given back.
-        due = (spk / args.graded_spikes_factor if args.inhibition else spk) - reset
-        if args.reset_mechanism == "subtract":
-            mem = v - due * threshold
-        elif args.reset_mechanism == "zero":
-            mem = v - due * v
-        else:
-            mem = v
-    return out, mem
+        due = (spk / graded if options.inhibition else spk) - reset
+        after[-1] = v - due * (threshold if mechanism == "subtract" else v)
+    return out, after
 
 
 def winners(distance: Tensor) -> Tensor:
     """1 for the neuron of each sample that is nearest to or farthest above its threshold, else 0: ``[*, N]``."""
     spk = torch.zeros_like(distance)
     return spk.scatter_(-1, distance.detach().argmax(-1, keepdim=True), 1) if spk.numel() > 0 else spk
-
-
-def _stack(steps: list[Tensor], args: LIFArguments, dtype: torch.dtype) -> Tensor:
-    if not steps:
-        return torch.empty((0, *args.step_shape), dtype=dtype, device=args.current.device)
-    return torch.stack(steps).to(dtype)

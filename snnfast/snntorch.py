@@ -1,9 +1,10 @@
-"""snnTorch with its ``Leaky`` on the fused kernels: ``import snnfast.snntorch as snn`` in place of ``import snntorch``.
+"""snnTorch with neurons on the fused kernels: ``import snnfast.snntorch as snn`` in place of ``import snntorch``.
 
-Everything of ``snntorch`` is here under its own name (``snn.Synaptic``, ``snn.surrogate``, ``snn.functional``,
+Everything of ``snntorch`` is here under its own name (``snn.Alpha``, ``snn.surrogate``, ``snn.functional``,
 ``snn.spikegen``, ``snn.utils`` ...), the very objects of the installed snnTorch, which is not patched. Only
-:class:`Leaky` is another one: a subclass of ``snntorch.Leaky``, so that ``isinstance``, ``utils.reset``, ``backprop``
-and the NIR exporter know it. :func:`convert` turns the layers of an existing model into it, :func:`revert` back.
+:class:`Leaky`, :class:`Synaptic` and :class:`Lapicque` are others: subclasses of snnTorch's, so that ``isinstance``,
+``utils.reset``, ``backprop`` and the NIR exporter know them. :func:`convert` turns the layers of an existing model into
+them, :func:`revert` back.
 
 Submodules are found as well: ``import snnfast.snntorch.functional as SF`` gives ``snntorch.functional``.
 
@@ -29,14 +30,16 @@ from types import ModuleType
 from typing import Any
 
 from snnfast._convert import Report, convert, revert
-from snnfast._snntorch_leaky import Leaky, snntorch
+from snnfast._snntorch_layers import LAYERS, Lapicque, Leaky, Synaptic, snntorch
 
 __all__ = [
+    "Lapicque",
     "Leaky",
     "Report",
+    "Synaptic",
     "convert",
     "revert",
-    *(n for n in dir(snntorch) if not n.startswith("_") and n != "Leaky"),
+    *(n for n in dir(snntorch) if not n.startswith("_") and n not in [layer.__name__ for layer in LAYERS]),
 ]
 
 # Makes this module a package, so that the import system looks for submodules of it; no file is searched.

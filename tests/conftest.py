@@ -49,7 +49,7 @@ def emulator() -> None:
         pytest.param("cuda", marks=[pytest.mark.needs_extension, pytest.mark.gpu]),
     ]
 )
-def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
+def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
     """Where the fused kernels run; the backend is "fused" for the duration of the test."""
     if request.param == "cuda" and not torch.cuda.is_available():
         pytest.skip("torch sees no CUDA device")
@@ -57,9 +57,13 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
         skip_unless_required("snnfast was built without CUDA", "SNNFAST_REQUIRE_EXT")
     if request.param == "emulated":
         request.getfixturevalue("emulator")
-        monkeypatch.setattr(_ops, "NAMESPACE", "snnfast_emulated")
-    with use_backend("fused"):
-        yield torch.device("cuda" if request.param == "cuda" else "cpu")
+        _ops.use("snnfast_emulated")
+    try:
+        with use_backend("fused"):
+            yield torch.device("cuda" if request.param == "cuda" else "cpu")
+    finally:
+        if request.param == "emulated":
+            _ops.use(_ops.NAMESPACE)
 
 
 @pytest.fixture(params=["reference", pytest.param("fused", marks=pytest.mark.needs_extension)])

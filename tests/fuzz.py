@@ -1,4 +1,4 @@
-"""Random calls of ``functional.lif`` against ``reference.lif``: outputs by their bits, every gradient to rounding.
+"""Random calls of every neuron against its reference: outputs by their bits, every gradient to rounding.
 
 ``python tests/fuzz.py --cases 100000`` draws that many calls over all options, dtypes, shapes, layouts and kinds of
 parameters, with decays at exactly 0 and 1 and thresholds at and beyond every edge. It prints each call that differs
@@ -15,23 +15,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from helpers import SURROGATES, Bump, assert_bits_equal, parameter_shapes
+from helpers import KINDS, NEURONS, SURROGATES, Bump, assert_bits_equal, parameter_shapes
 from torch import Tensor
 
 import snnfast
-from snnfast import reference
-from snnfast.functional import lif
 
 STEPS = (0, 1, 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 25, 33, 40)
 SIZES = (0, 1, 1, 2, 3, 4, 7, 10, 16, 17, 33)
 DTYPES = (torch.float32, torch.float32, torch.float64, torch.float16, torch.bfloat16)
 NUMBER_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64)
-BETAS = (0.0, 1.0, 0.999, 0.5, 0.9, -0.2, 1.3)
+DECAYS = (0.0, 1.0, 0.999, 0.5, 0.9, -0.2, 1.3)
 THRESHOLDS = (1.0, 1.0, 0.5, 0.7, 0.0, -0.3, 1e-30, 1e30, float("inf"), -float("inf"))
 # Derivatives that a rounded membrane tells exactly.
 BY_SIDE = ("straight_through_estimator", "heaviside", "triangular", "LSO")
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
-NAMES = ("current", "mem", "beta", "threshold", "graded_spikes_factor")
 
 
 def quantized(mem: Tensor) -> Tensor:
@@ -43,6 +40,7 @@ class Call:
     """One call, drawn from its number."""
 
     number: int
+    neuron: str = ""
     tensors: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
     wrt: list[str] = field(default_factory=list)
@@ -52,6 +50,8 @@ class Call:
     def __post_init__(self) -> None:
         self.draw = random.Random(self.number)
         self.random = torch.Generator().manual_seed(self.number)
+        self.neuron = self.draw.choice(NEURONS)
+        self.kind = KINDS[self.neuron]
         self.dtype = self.draw.choice(DTYPES)
         self.acc = torch.float64 if self.dtype == torch.float64 else torch.float32
         self._options()
@@ -73,7 +73,7 @@ class Call:
         spike_grad: Any = SURROGATES[name]
         if self.some(0.05):
             spike_grad, name = snnfast.surrogate.DISABLED, "none"
-        rounded = delay and not self.inhibition and self.some(0.1)
+        rounded = self.kind.ops.record_tells and delay and not self.inhibition and self.some(0.1)
         if not rounded and self.some(0.1):
             spike_grad, self.known = Bump.apply, False
         quantizes = not rounded and self.some(0.04)
@@ -88,8 +88,9 @@ class Call:
             "inhibition": self.inhibition,
             "state_quant": quantized if quantizes else None,
             "reduce": "sum" if self.some(0.3) else None,
-            "membrane_dtype": torch.bfloat16 if rounded else None,
         }
+        if self.kind.ops.record_tells:
+            self.options["membrane_dtype"] = torch.bfloat16 if rounded else None
 
     def _uniform(self, shape: Sequence[int], low: float, high: float, dtype: torch.dtype) -> Tensor:
         return (torch.rand(tuple(shape), generator=self.random, dtype=torch.float64) * (high - low) + low).to(dtype)
@@ -127,34 +128,35 @@ class Call:
         kind = self.draw.choice(("scalar", "one", "neuron", "channel", "batch", "element", "exotic", "mixed"))
         if not self.shape:
             kind = "scalar"
-        shapes = parameter_shapes(kind, self.shape)
+        ops = self.kind.ops
+        shapes = dict(zip(ops.parameters, parameter_shapes(kind, self.shape, len(ops.parameters)), strict=True))
         lead = 0 if self.constant else 1
         current = self._uniform((self.steps, *self.shape)[1 - lead :], -0.6, 1.4, self.dtype)
-        mem = None
-        if self.some(0.6):
-            dtype = self.draw.choice((self.acc, self.acc, self.dtype, torch.float64))
-            mem = self._laid_out(self._uniform(self.shape, -0.5, 2.0, dtype), 0)
-        self.tensors = {
-            "current": self._laid_out(current, lead),
-            "mem": mem,
-            "beta": self._parameter(shapes[0], BETAS, -0.2, 1.2),
-            "threshold": self._parameter(shapes[1], THRESHOLDS, 0.4, 1.2),
-            "graded_spikes_factor": self._parameter(shapes[2], (1.0, 1.0, 2.0, 0.5), 0.5, 2.0),
-        }
+        self.tensors = {"current": self._laid_out(current, lead)}
+        for name in ops.states:
+            self.tensors[name] = None
+            if self.some(0.6):
+                dtype = self.draw.choice((self.acc, self.acc, self.dtype, torch.float64))
+                self.tensors[name] = self._laid_out(self._uniform(self.shape, -0.5, 2.0, dtype), 0)
+        for name in self.kind.decays:
+            self.tensors[name] = self._parameter(shapes[name], DECAYS, -0.2, 1.2)
+        self.tensors["threshold"] = self._parameter(shapes["threshold"], THRESHOLDS, 0.4, 1.2)
+        heights = (1.0, 1.0, 2.0, 0.5)
+        self.tensors["graded_spikes_factor"] = self._parameter(shapes["graded_spikes_factor"], heights, 0.5, 2.0)
         self.wrt = [
             name
             for name, t in self.tensors.items()
             if isinstance(t, Tensor) and t.is_floating_point() and self.some(0.6)
         ]
-        self.weights = [self.draw.choice((True, True, False)), self.draw.choice((True, False))]
+        self.weights = [self.draw.choice((True, True, False)), *(self.draw.choice((True, False)) for _ in ops.states)]
 
-    def run(self, function: Callable[..., tuple[Tensor, Tensor]], each: bool = False) -> tuple[Any, dict[str, Tensor]]:
+    def run(self, function: Callable[..., Any], each: bool = False) -> tuple[Any, dict[str, Tensor]]:
         """Outputs and gradients. ``each``: of a parameter by neuron, in place of the sum."""
         tensors = dict(self.tensors)
         for name in self.wrt:
             t = tensors[name].detach()
             # A parameter of no dimensions does not widen the arithmetic, which one for each neuron would.
-            if each and name in NAMES[2:]:
+            if each and name in self.kind.ops.parameters:
                 t = (t if t.dim() else t.to(self.wide())).expand(self.shape)
             tensors[name] = (t.clone(memory_format=torch.preserve_format) if name != "current" else t).requires_grad_()
         outputs = function(**tensors, **self.options)
@@ -174,15 +176,15 @@ class Call:
     def wide(self) -> torch.dtype:
         """The dtype of the arithmetic of this call."""
         given = [t for t in self.tensors.values() if isinstance(t, Tensor)]
-        mem = self.tensors["mem"]
-        widens = any(t.dtype == torch.float64 and (t.dim() > 0 or t is mem) for t in given[1:])
+        states = [self.tensors[name] for name in self.kind.ops.states]
+        widens = any(t.dtype == torch.float64 and (t.dim() > 0 or any(t is s for s in states)) for t in given[1:])
         return torch.float64 if widens else self.acc
 
     def check(self) -> str | None:
         """What differs; ``None``: nothing."""
-        outputs, found = self.run(lif)
-        expected_outputs, _ = self.run(reference.lif)
-        for name, a, b in zip(("spk", "mem"), outputs, expected_outputs, strict=True):
+        outputs, found = self.run(self.kind.function)
+        expected_outputs, _ = self.run(self.kind.reference)
+        for name, a, b in zip(("spk", *self.kind.ops.states), outputs, expected_outputs, strict=True):
             try:
                 if name == "spk" and self.options["reduce"] and not self.known:  # PyTorch's sum
                     torch.testing.assert_close(a, b)
@@ -191,9 +193,9 @@ class Call:
             except AssertionError as error:
                 return str(error)
         # Of membranes that are not finite, as with an infinite threshold that is subtracted, the gradient is anything.
-        if not self.exact or not outputs[1].isfinite().all():
+        if not self.exact or not all(t.isfinite().all() for t in outputs[1:]):
             return None
-        _, each = self.run(reference.lif, each=True)
+        _, each = self.run(self.kind.reference, each=True)
         for name in found:
             a, b = found[name].double(), each[name].double()
             if found[name].dtype != self.tensors[name].dtype:
@@ -211,7 +213,7 @@ class Call:
             return f"{str(t.dtype)[6:]}{list(t.shape)}" if isinstance(t, Tensor) and t.numel() != 1 else repr(t)
 
         given = {**self.tensors, **{k: v for k, v in self.options.items() if v not in (None, False)}}
-        return ", ".join(f"{k}={show(v)}" for k, v in given.items()) + f", wrt {self.wrt}"
+        return f"{self.neuron}: " + ", ".join(f"{k}={show(v)}" for k, v in given.items()) + f", wrt {self.wrt}"
 
 
 def wrong(numbers: Sequence[int], report: Callable[[str], None] = print) -> int:

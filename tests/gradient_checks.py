@@ -1,44 +1,51 @@
 """Checks of the fused gradients as plain functions, so that a test can assert that they catch a broken backward."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-from helpers import TENSORS, Case, assert_close, call, inputs, leaves
+from helpers import Case, Outputs, Tensors, assert_close, expected, fused, inputs, leaves, named
 from torch import Tensor
 from torch.autograd.gradcheck import gradcheck
 
-from snnfast import reference
-from snnfast.functional import lif
+from snnfast.surrogate import Surrogate
 
-FLOWS = ("spk", "mem", "both", "last")
-"""The outputs that a loss depends on; ``last`` is the last membrane only."""
+FLOWS = ("both", "spk", "states", "last", "first")
+"""The outputs that a loss depends on; ``last``: the last states only; ``first``: the first state only."""
 
 RELATIVE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 
+Function = Callable[[Mapping[str, Any], Case], Outputs]
 
-def loss_of(spk: Tensor, mem: Tensor, case: Case, flow: str = "both") -> Tensor:
+
+def loss_of(outputs: Outputs, case: Case, flow: str = "both") -> Tensor:
     generator = torch.Generator().manual_seed(5)
-    last = mem[-1] if case.record_mem and flow == "last" else mem
-    outputs = {"spk": (spk,), "mem": (mem,), "both": (spk, mem), "last": (last,)}[flow]
-    total = torch.zeros((), dtype=torch.float64, device=spk.device)
-    for t in outputs:
+    states = case.kind.ops.states
+    wanted = {"both": tuple(outputs), "spk": ("spk",), "states": states, "last": states, "first": states[:1]}[flow]
+    total = torch.zeros((), dtype=torch.float64, device=outputs["spk"].device)
+    for name in wanted:
+        t = outputs[name]
+        if case.record_mem and flow == "last":
+            t = t[-1:]
         weights = torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t)
         total = total + (t * weights).sum(dtype=torch.float64)
     return total
 
 
-def gradients(
-    function: Callable[..., tuple[Tensor, Tensor]], tensors: Mapping[str, Tensor | None], case: Case, flow: str = "both"
-) -> dict[str, Tensor | None]:
+def gradients(function: Function, tensors: Mapping[str, Tensor | None], case: Case, flow: str = "both") -> Tensors:
     """The gradient for every tensor that asks for one; ``None`` where the loss does not depend on it."""
     asking = {name: t for name, t in tensors.items() if t is not None and t.requires_grad}
-    spk, mem = call(function, tensors, case)
-    loss = loss_of(spk, mem, case, flow)
+    loss = loss_of(function(tensors, case), case, flow)
     if not loss.requires_grad:
         return dict.fromkeys(asking)
     return dict(zip(asking, torch.autograd.grad(loss, list(asking.values()), allow_unused=True), strict=True))
+
+
+def or_zeros(found: Tensors, tensors: Mapping[str, Tensor | None]) -> Outputs:
+    """Where the loss does not depend on an input, "no gradient" and zeros are the same answer."""
+    return {name: torch.zeros_like(tensors[name]) if g is None else g for name, g in found.items()}  # type: ignore[arg-type]
 
 
 def check_against_reference(
@@ -47,56 +54,60 @@ def check_against_reference(
     flow: str = "both",
     seed: int = 0,
     wild: bool = False,
-    wrt: tuple[str, ...] = TENSORS,
-    function: Callable[..., tuple[Tensor, Tensor]] = lif,
-    oracle: Callable[..., tuple[Tensor, Tensor]] = reference.lif,
+    wrt: Sequence[str] | None = None,
+    function: Function = fused,
+    oracle: Function | None = None,
     relative: float | None = None,
 ) -> None:
-    """Every gradient of the fused unroll (or of ``function``) equals what autograd makes of the reference.
+    """Every gradient of the fused call (or of ``function``) equals what autograd makes of the reference.
 
-    Or of another ``oracle`` in plain PyTorch.
+    Or of another ``oracle`` in plain PyTorch. ``wrt``: by default the inputs that the variant is about.
     """
-    tensors = {name: t for name, t in inputs(case, device, seed, wild).items() if t is not None}
-    for name, t in tensors.items():
-        t.requires_grad_(name in wrt)
+    wrt = case.wrt if wrt is None else wrt
+    if oracle is None:
+        oracle = rounded_oracle if case.has("rounded") and not set(case.kind.decays) & set(wrt) else expected
+    tensors = leaves({name: t for name, t in inputs(case, device, seed, wild).items() if t is not None}, wrt)
     # A parameter's gradient is a sum over neurons that may cancel: rounding is measured by the sum of their magnitudes.
-    shapes = {name: case.shape if name in TENSORS[2:] else t.shape for name, t in tensors.items()}
+    parameters = case.kind.ops.parameters
     each = {
-        name: t.detach().expand(shapes[name]).clone().requires_grad_(t.requires_grad) for name, t in tensors.items()
+        name: t.detach().expand(case.shape if name in parameters else t.shape).clone().requires_grad_(t.requires_grad)
+        for name, t in tensors.items()
+        if t is not None
     }
-    actual, expected = gradients(function, tensors, case, flow), gradients(oracle, each, case, flow)
-    assert actual.keys() == expected.keys()
+    actual = or_zeros(gradients(function, with_every_name(tensors, case), case, flow), tensors)
+    by_neuron = or_zeros(gradients(oracle, with_every_name(each, case), case, flow), each)
+    assert actual.keys() == by_neuron.keys()
     for name, found in actual.items():
-        # Where the loss does not depend on an input, "no gradient" and zeros are the same answer.
-        grad = torch.zeros_like(each[name]) if expected[name] is None else expected[name]
-        found = torch.zeros_like(tensors[name]) if found is None else found
-        assert grad is not None
-        total = grad.sum_to_size(found.shape)
-        magnitude = grad.abs().sum_to_size(found.shape)
+        total = by_neuron[name].sum_to_size(found.shape)
+        magnitude = by_neuron[name].abs().sum_to_size(found.shape)
         scale = magnitude.max().item() if magnitude.numel() else 0.0
         assert_close(found, total, relative or RELATIVE[case.dtype], f"{case}, loss of {flow}: grad of {name}", scale)
 
 
+def with_every_name(tensors: Mapping[str, Tensor | None], case: Case) -> Tensors:
+    return {name: tensors.get(name) for name in case.names}
+
+
 def check_chained(case: Case, device: torch.device) -> None:
-    """Two unrolls joined by the last membrane, with a loss on both outputs of each, equal one of the reference."""
-    tensors = leaves(inputs(case, device))
-    others = {name: t for name, t in tensors.items() if name not in ("current", "mem")}
-    current, mem = tensors["current"], tensors["mem"]
+    """Two calls joined by the last states, with a loss on all outputs of each, equal one of the reference."""
+    tensors, states = leaves(inputs(case, device)), case.kind.ops.states
+    current = tensors["current"]
     assert current is not None
     half = case.steps // 2
-    options = {**case.options, "record_mem": False}
-    spk1, mem1 = lif(current[:half], mem, **others, **options)  # type: ignore[arg-type]
-    spk2, mem2 = lif(current[half:], mem1, **others, **options)  # type: ignore[arg-type]
-    spk_rec, mem_rec = reference.lif(**tensors, **{**case.options, "record_mem": True})  # type: ignore[arg-type]
+    last = replace(case, record_mem=False)
+    first = fused({**tensors, "current": current[:half]}, last)
+    second = fused({**tensors, "current": current[half:], **{name: first[name] for name in states}}, last)
+    whole = expected(tensors, replace(case, record_mem=True))
+    joined = {"spk": torch.cat([first["spk"], second["spk"]])}
+    joined |= {name: torch.stack([first[name], second[name]]) for name in states}
+    picked = {"spk": whole["spk"], **{name: whole[name][[half - 1, -1]] for name in states}}
     asking = [t for t in tensors.values() if t is not None]
-    joined = loss_of(torch.cat([spk1, spk2]), torch.stack([mem1, mem2]), case)
-    whole = loss_of(spk_rec, mem_rec[[half - 1, -1]], case)
-    found = zip(TENSORS, torch.autograd.grad(joined, asking), torch.autograd.grad(whole, asking), strict=True)
-    for name, a, b in found:
+    found = (torch.autograd.grad(loss_of(outputs, case), asking) for outputs in (joined, picked))
+    for name, a, b in zip(tensors, *found, strict=True):
         assert_close(a, b, RELATIVE[case.dtype], f"{case}: grad of {name}")
 
 
-# ---- the backward pass is the gradient of a forward pass whose step is made smooth around the trajectory ----
+# ---- the backward pass is the gradient of a forward pass whose step is made smooth around the trajectory -----------
 
 ANTIDERIVATIVES: dict[str, Callable[[Tensor, Any], Tensor]] = {
     "_ATan": lambda z, s: torch.atan(math.pi / 2 * s.alpha * z) / math.pi,
@@ -118,64 +129,110 @@ def kinks(spike_grad: Any) -> tuple[float, ...]:
 
 
 class Trajectory(NamedTuple):
-    spk: Tensor  # [T, *]
-    mem: Tensor  # [T, *]
+    outputs: Outputs  # as of the call
     reset: Tensor  # [T, *] 1 where the membrane was above the threshold before the step
     z: Tensor  # [T, *] membrane before the immediate reset, less the threshold
 
 
-def trajectory(tensors: dict[str, Tensor], case: Case, base: Trajectory | None = None) -> Trajectory:
+def trajectory(tensors: Mapping[str, Tensor], case: Case, base: Trajectory | None = None) -> Trajectory:
     """The equations in words of their own. Around ``base``, resets are held and the step is linearised there."""
-    current, u, beta, th, graded = (tensors[name] for name in TENSORS)
+    states, th = case.kind.ops.states, tensors["threshold"]
     antiderivative = ANTIDERIVATIVES[type(case.spike_grad).__name__]
-    record = []
+    now, record = {name: tensors[name] for name in states}, []
     for t in range(case.steps):
-        reset = (u > th).to(u) if base is None else base.reset[t]
-        kept = u * (1 - reset) if case.reset == "zero" else u
-        taken = reset * th if case.reset == "subtract" else 0.0
-        v = beta.clamp(0, 1) * kept + (current if case.constant else current[t]) - taken
+        reset = (now["mem"] > th).to(now["mem"]) if base is None else base.reset[t]
+        x = tensors["current"] if case.has("constant") else tensors["current"][t]
+        now = case.kind.integrate(now, x, tensors, reset, case.reset)
+        v = now["mem"]
         z = v - th
         if base is None:
             fired = (z > 0).to(z)
         else:
-            smooth, there = (antiderivative(x, case.spike_grad) for x in (z, base.z[t]))
+            smooth, there = (antiderivative(at, case.spike_grad) for at in (z, base.z[t]))
             fired = (base.z[t] > 0).to(z) + smooth - there
-        u = v
         if not case.delay:
-            u = v - (fired - reset) * {"subtract": th, "zero": v, "none": 0.0}[case.reset]
-        record.append((fired * graded, u, reset, z))
-    return Trajectory(*map(torch.stack, zip(*record, strict=True)))
+            now["mem"] = v - (fired - reset) * {"subtract": th, "zero": v, "none": 0.0}[case.reset]
+        record.append((reset, z, fired * tensors["graded_spikes_factor"], *(now[name] for name in states)))
+    resets, zs, spk, *recorded = (torch.stack(t) for t in zip(*record, strict=True))
+    if case.has("count"):
+        spk = spk.sum(0)
+    recorded = recorded if case.record_mem else [t[-1].clone() for t in recorded]
+    return Trajectory(named((spk, *recorded), case), resets, zs)
 
 
 class _SmoothForwardFusedBackward(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, case: Case, base: Trajectory, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, case: Case, base: Trajectory, *tensors: Tensor) -> Any:
         ctx.case = case
         ctx.save_for_backward(*tensors)
-        spk, mem, _, _ = trajectory(dict(zip(TENSORS, tensors, strict=True)), case, base)
-        return spk.sum(0) if case.count else spk, mem if case.record_mem else mem[-1].clone()
+        return tuple(trajectory(dict(zip(case.names, tensors, strict=True)), case, base).outputs.values())
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
-        tensors = leaves(dict(zip(TENSORS, ctx.saved_tensors, strict=True)))
+        tensors = leaves(dict(zip(ctx.case.names, ctx.saved_tensors, strict=True)), ctx.case.wrt)
+        asking = [t for t in tensors.values() if t is not None and t.requires_grad]
         with torch.enable_grad():
-            outputs = call(lif, tensors, ctx.case)
-        return None, None, *torch.autograd.grad(outputs, list(tensors.values()), grads)
+            outputs = fused(tensors, ctx.case)
+        found = iter(torch.autograd.grad(list(outputs.values()), asking, grads))
+        return None, None, *(next(found) if t is not None and t.requires_grad else None for t in tensors.values())
 
 
 def check_is_a_gradient(case: Case, device: torch.device) -> None:
     """The fused backward against finite differences, in float64."""
-    for seed in range(50):
+    for seed in range(100):
         tensors: dict[str, Tensor] = inputs(case, device, seed)  # type: ignore[assignment]
         base = trajectory(tensors, case)
         if all((base.z - kink).abs().min() > 1e-3 for kink in kinks(case.spike_grad)):
             break
     else:
         raise RuntimeError("no inputs found away from the kinks")
-    spk, mem = call(lif, tensors, case)  # type: ignore[arg-type]
-    assert_close(spk, base.spk.sum(0) if case.count else base.spk, 1e-14, "spikes of the equations")
-    assert_close(mem, base.mem if case.record_mem else base.mem[-1], 1e-13, "membranes of the equations")
-    asking = [tensors[name].requires_grad_() for name in TENSORS]
+    for name, t in fused(tensors, case).items():
+        assert_close(t, base.outputs[name], 1e-13, f"{name} of the equations")
+    asking = [tensors[name].requires_grad_(name in case.wrt) for name in case.names]
     gradcheck(
-        lambda *tensors: _SmoothForwardFusedBackward.apply(case, base, *tensors), asking, eps=1e-6, atol=1e-7, rtol=1e-5
+        lambda *tensors: _SmoothForwardFusedBackward.apply(case, base, *tensors),
+        asking,
+        eps=1e-6,
+        atol=1e-7,
+        rtol=1e-5,
+        fast_mode=True,
     )
+
+
+# ---- the gradient from rounded membranes --------------------------------------------------------------------------
+
+
+class _StepAtRounded(torch.autograd.Function):
+    """The step at ``z``, with its derivative at ``at``."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, at: Tensor, spike_grad: Surrogate) -> Tensor:
+        ctx.save_for_backward(at)
+        ctx.spike_grad = spike_grad
+        return (z > 0).to(z)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+        (at,) = ctx.saved_tensors
+        return grads[0] * ctx.spike_grad.derivative(at), None, None
+
+
+def rounded_oracle(tensors: Mapping[str, Any], case: Case) -> Outputs:
+    """Leaky whose backward pass knows of a membrane only its distance from the threshold, in bfloat16."""
+    current, mem, beta, threshold, graded = (tensors[name] for name in case.names)
+    acc, x = case.acc, current.to(case.acc)  # at once: the gradients of all steps are added in this dtype
+    v = torch.zeros(case.shape, dtype=acc, device=current.device) if mem is None else mem
+    record = []
+    for step in (x,) * case.steps if case.has("constant") else x:
+        reset = (v - threshold > 0).to(acc).detach()
+        left = (1 - reset) * v if case.reset == "zero" else v
+        v = beta.clamp(0, 1).detach() * left + step
+        if case.reset == "subtract":
+            v = v - reset * threshold
+        at = (v - threshold).detach().to(torch.bfloat16).to(acc)
+        record.append((_StepAtRounded.apply(v - threshold, at, case.spike_grad) * graded, v))  # type: ignore[no-untyped-call]
+    empty = v.new_zeros((0, *case.shape))
+    spk, mem_rec = (torch.stack(t) for t in zip(*record, strict=True)) if record else (empty, empty)
+    if case.has("count"):
+        spk = spk.sum(0)
+    return named((spk.to(case.dtype), mem_rec.to(case.dtype) if case.record_mem else v), case)

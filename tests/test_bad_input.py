@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import Case, assert_bits_equal, call, inputs
+from helpers import NEURONS, Case, assert_bits_equal
 from torch import nn
 
 import snnfast
-from snnfast import _ops, surrogate
+from snnfast import surrogate
 
 CURRENT = torch.rand(4, 3, 10)
 
@@ -43,6 +43,7 @@ BAD_ARGUMENTS: list[tuple[str, Any, type[Exception]]] = [
     ("mem", torch.zeros(3, 10, device="meta"), ValueError),
     ("current", torch.nested.nested_tensor([torch.zeros(3, 10), torch.zeros(2, 10)]), TypeError),
     ("mem", torch.nested.nested_tensor([torch.zeros(3, 10), torch.zeros(2, 10)]), TypeError),
+    ("beta", torch.nested.nested_tensor([torch.zeros(10)]), TypeError),
     *(("mem", layout(torch.zeros(3, 10)), TypeError) for layout in LAYOUTS),
     *((name, layout(torch.zeros(3, 10)), TypeError) for name in ("beta", "threshold") for layout in LAYOUTS),
     *((name, value, error) for name in ("beta", "threshold", "graded_spikes_factor") for value, error in (
@@ -86,14 +87,17 @@ def label(value: Any) -> str | None:
     )
 
 
-@pytest.mark.parametrize("lif", [snnfast.functional.lif, snnfast.reference.lif], ids=["functional", "reference"])
+@pytest.mark.parametrize("neuron", NEURONS)
 @pytest.mark.parametrize(("argument", "value", "error"), BAD_ARGUMENTS, ids=label)
-def test_lif_names_the_wrong_argument(
-    argument: str, value: Any, error: type[Exception], lif: Any, backend: str
+def test_a_function_names_the_wrong_argument(
+    argument: str, value: Any, error: type[Exception], neuron: str, backend: str
 ) -> None:
-    kwargs = {"current": CURRENT, "beta": 0.9, argument: value}
-    with pytest.raises(error, match=rf"^{argument}\b"):
-        lif(**kwargs)
+    kind = Case(neuron).kind
+    alike = {"mem": kind.ops.states, "beta": kind.decays}  # what holds for one holds for all of its kind
+    for name in alike.get(argument, (argument,)):
+        for function in (kind.function, kind.reference):
+            with pytest.raises(error, match=rf"^{name}\b"):
+                function(**{"current": CURRENT, **dict.fromkeys(kind.decays, 0.9), name: value})
 
 
 def test_unknown_and_missing_arguments(backend: str) -> None:
@@ -260,144 +264,3 @@ def test_use_backend_names_the_wrong_argument(value: Any, error: type[Exception]
     with pytest.raises(error, match=r"^name\b"), snnfast.use_backend(value):
         pass
     assert snnfast.config()["backend"] == before
-
-
-# ---- tensors that never passed the checks of the public functions must not reach a kernel --------------------------
-
-FORWARD = {
-    "x": torch.rand(20, 3, 10), "mem0": torch.rand(3, 10), "beta": torch.tensor(0.9), "threshold": torch.tensor(1.0),
-    "graded": torch.tensor(1.0), "num_steps": None, "reset": 0, "reset_delay": True, "record_mem": True,
-    "count": False, "keep": _ops.KEEP_NOTHING,
-}  # fmt: skip
-BAD_FORWARD: list[dict[str, Any]] = [
-    {"x": torch.zeros(20, 3, 10, dtype=torch.int32)},
-    {"x": torch.tensor(1.0)},
-    {"x": torch.rand(20, 3, 10).double()},
-    {"x": torch.rand(20, 3, 9)},
-    {"mem0": torch.rand(10)},
-    {"mem0": torch.rand(20, 3, 10)},
-    {"mem0": torch.rand(3, 10).double()},
-    {"num_steps": -1},
-    {"num_steps": 5},
-    {"reset": 3},
-    {"reset": -1},
-    {"keep": -1},
-    {"keep": 4},
-    {"keep": _ops.KEEP_ROUNDED, "reset_delay": False},
-    {"keep": _ops.KEEP_BITS, "reset_delay": False},
-    *({name: value} for name in ("beta", "threshold", "graded") for value in (
-        torch.tensor(1, dtype=torch.int32), torch.rand(10).double(), torch.ones(10, dtype=torch.int64), torch.rand(9),
-        torch.rand(3), torch.rand(20, 3, 10), torch.rand(0),
-    )),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("wrong", BAD_FORWARD, ids=lambda w: "-".join(f"{k}-{label(v)}" for k, v in w.items()))
-def test_the_forward_op_refuses_inconsistent_arguments(wrong: dict[str, Any], device: torch.device) -> None:
-    args = [a.to(device) if isinstance(a, torch.Tensor) and a.dim() else a for a in {**FORWARD, **wrong}.values()]
-    with pytest.raises(RuntimeError):
-        _ops.lif_forward(*args)
-
-
-BACKWARD = {
-    "grad_spk": torch.rand(40, 3, 10), "grad_mem": torch.rand(40, 3, 10), "x": torch.rand(40, 3, 10), "mem_rec": None,
-    "kept": None, "mem0": torch.rand(3, 10), "beta": torch.tensor(0.9), "threshold": torch.tensor(1.0),
-    "graded": torch.tensor(1.0), "derivative": None, "steps": 40, "constant": False, "reset": 0, "reset_delay": True,
-    "count": False, "keep": _ops.KEEP_CHECKPOINTS, "surrogate": 0, "p0": 2.0, "p1": 0.0, "needs": 31,
-}  # fmt: skip
-FROM_MEM = {"x": None, "kept": None, "keep": _ops.KEEP_NOTHING, "mem_rec": torch.rand(40, 3, 10)}
-FROM_ROUNDED = {"x": None, "keep": _ops.KEEP_ROUNDED, "kept": torch.rand(40, 3, 10).bfloat16()}
-FROM_BITS = {
-    "x": None, "keep": _ops.KEEP_BITS, "kept": torch.zeros(5, 3, 10, dtype=torch.uint8), "surrogate": 3, "needs": 1,
-}  # fmt: skip
-BAD_BACKWARD: list[dict[str, Any]] = [
-    {"x": None, "kept": None},
-    {"grad_spk": None, "grad_mem": None},
-    {**FROM_MEM, "mem_rec": torch.rand(39, 3, 10)},
-    {**FROM_MEM, "mem_rec": torch.rand(40, 3, 9)},
-    {**FROM_MEM, "mem_rec": torch.rand(40, 3, 10).double()},
-    {**FROM_MEM, "steps": 39},
-    {**FROM_MEM, "keep": _ops.KEEP_CHECKPOINTS},
-    {**FROM_MEM, "reset_delay": False},
-    {**FROM_ROUNDED, "kept": torch.rand(40, 3, 10)},
-    {**FROM_ROUNDED, "kept": torch.rand(39, 3, 10).bfloat16()},
-    {**FROM_ROUNDED, "kept": None},
-    {**FROM_ROUNDED, "x": torch.rand(40, 3, 10)},
-    {**FROM_ROUNDED, "reset_delay": False},
-    {**FROM_ROUNDED, "needs": 4},
-    {**FROM_BITS, "kept": torch.zeros(4, 3, 10, dtype=torch.uint8)},
-    {**FROM_BITS, "surrogate": 0},
-    {**FROM_BITS, "derivative": torch.rand(40, 3, 10)},
-    {**FROM_BITS, "needs": 4},
-    {**FROM_BITS, "needs": 16},
-    {**FROM_BITS, "reset_delay": False},
-    {"keep": -1},
-    {"keep": 4},
-    {"x": torch.zeros(40, 3, 10, dtype=torch.int64)},
-    {"x": torch.rand(40, 3, 9)},
-    {"x": torch.rand(3, 10), "constant": True, "steps": 39},
-    {"x": torch.rand(3, 10), "constant": True, "steps": -1},
-    {"x": torch.rand(3, 10)},
-    {"kept": None},
-    {"kept": None, "keep": _ops.KEEP_NOTHING},
-    {"kept": torch.rand(0, 3, 10), "keep": _ops.KEEP_NOTHING},
-    {"kept": torch.rand(0, 3, 10)},
-    {"kept": torch.rand(41, 3, 10)},
-    {"grad_spk": torch.rand(39, 3, 10)},
-    {"grad_spk": torch.rand(3, 10)},
-    {"grad_spk": torch.rand(40, 3, 10).double()},
-    {"grad_spk": torch.rand(40, 3, 10), "count": True},
-    {"grad_spk": torch.rand(10), "count": True},
-    {"grad_spk": torch.rand(3, 10).double(), "count": True},
-    {"grad_spk": torch.rand(40, 3, 10), "x": torch.rand(3, 10), "constant": True, "count": True},
-    {"grad_mem": torch.rand(39, 3, 10)},
-    {"grad_mem": torch.rand(10)},
-    {"grad_mem": torch.rand(3, 10).half()},
-    {"mem0": torch.rand(10)},
-    {"mem0": torch.rand(3, 10).double()},
-    {"beta": torch.rand(9)},
-    {"threshold": torch.rand(10).double()},
-    {"threshold": torch.tensor(True)},
-    {"graded": torch.rand(40, 3, 10)},
-    {"reset": 3},
-    {"reset": -1},
-    {"derivative": torch.rand(39, 3, 10)},
-    {"derivative": torch.rand(3, 10)},
-    {"derivative": torch.rand(40, 3, 10).double()},
-    {"surrogate": 10},
-    {"surrogate": -1},
-    {"needs": -1},
-    {"needs": 32},
-]
-
-
-def backward_arguments(device: torch.device, changes: dict[str, Any]) -> list[Any]:
-    rows = _ops.lif_forward(*(FORWARD | {"x": BACKWARD["x"], "keep": _ops.KEEP_CHECKPOINTS}).values())[2]
-    args = {**BACKWARD, "kept": rows, **changes}
-    return [a.to(device) if isinstance(a, torch.Tensor) and a.dim() else a for a in args.values()]
-
-
-@pytest.mark.parametrize("wrong", BAD_BACKWARD, ids=lambda w: "-".join(f"{k}-{label(v)}" for k, v in w.items()))
-def test_the_backward_op_refuses_inconsistent_arguments(wrong: dict[str, Any], device: torch.device) -> None:
-    _ops.lif_backward(*backward_arguments(device, {}))
-    with pytest.raises(RuntimeError):
-        _ops.lif_backward(*backward_arguments(device, wrong))
-
-
-def test_the_ops_refuse_tensors_on_different_devices(device: torch.device) -> None:
-    if device.type == "cpu":
-        pytest.skip("needs a second device")
-    case = Case()
-    tensors = inputs(case, device)
-    for name in ("mem", "beta"):
-        elsewhere = torch.rand(3, 10)
-        with pytest.raises(ValueError, match=f"^{name} is on cpu, but current is on cuda"):
-            call(snnfast.functional.lif, {**tensors, name: elsewhere}, case)
-        with pytest.raises(RuntimeError):
-            _ops.lif_forward(*({**FORWARD, "x": tensors["current"], "mem0": None, "beta": elsewhere}).values())
-
-
-@pytest.mark.needs_extension
-def test_sizes_that_no_memory_can_hold_are_an_error_and_not_a_crash():
-    with snnfast.use_backend("fused"), pytest.raises((RuntimeError, MemoryError)):
-        snnfast.functional.lif(torch.ones(3), beta=0.9, num_steps=2**62 - 1)

@@ -59,7 +59,7 @@ def test_the_module_is_built_without_the_headers_of_torch(tmp_path: Path, monkey
     folder = str(Path(torch.__file__).parent)
     for told in (folder, "TORCH_TARGET_VERSION"):
         assert told not in edges["module"]
-        assert told in edges["lif"]
+        assert told in edges["leaky"]
 
 
 @pytest.mark.parametrize(

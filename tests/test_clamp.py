@@ -1,49 +1,66 @@
 """Decays at exactly 0 and 1, where the gradient of torch.clamp depends on the version of torch."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
-from gradient_checks import FLOWS, check_against_reference, gradients
-from helpers import FLOATS, HALVES, RESETS, Case, assert_close, call, inputs, leaves
-from torch import Tensor
+from gradient_checks import FLOWS, check_against_reference, gradients, or_zeros
+from helpers import (
+    FLOATS,
+    HALVES,
+    NEURONS,
+    SURROGATES,
+    Case,
+    Tensors,
+    assert_close,
+    expected,
+    fused,
+    inputs,
+    leaves,
+    random_cases,
+)
+from ops import backward_arguments, call_op
 
-from snnfast import Leaky, _ops, reference
-from snnfast.functional import lif
+from snnfast import Leaky, _ops
 
 EDGES = (0.0, 1.0, -0.1, 1.1, 0.5)
+neurons = pytest.mark.parametrize("neuron", NEURONS)
+CLAMPED = [neuron for neuron in NEURONS if "beta" in Case(neuron).kind.decays]  # Lapicque clamps none
 
 
-def at_edges(case: Case, device: torch.device, one: float | None = None) -> dict[str, Tensor | None]:
-    tensors = inputs(case, device)
+def at_edges(case: Case, device: torch.device, one: float | None = None) -> Tensors:
     values = torch.tensor(EDGES if one is None else [one], dtype=case.acc, device=device)
-    return {**tensors, "beta": values.repeat(2) if one is None else values[0]}
+    decay = values.repeat(2) if one is None else values[0]
+    return {**inputs(case, device), **{name: decay.clone() for name in case.kind.decays}}
 
 
+@neurons
 @pytest.mark.parametrize("dtype", FLOATS + HALVES, ids=str)
-def test_the_gradient_at_the_edges_is_that_of_this_torch(dtype: torch.dtype, device: torch.device) -> None:
-    for reset, delay, record_mem, steps in itertools.product(RESETS, (True, False), (True, False), (1, 20)):
-        case = Case(steps, (3, 10), dtype, reset, delay, record_mem, parameters="neuron")
-        for one, flow in itertools.product((None, 0.0, 1.0), FLOWS[:2]):
-            tensors = at_edges(case, device, one)
-            found, expected = (gradients(f, leaves(tensors, ("beta",)), case, flow) for f in (lif, reference.lif))
-            zero = torch.zeros_like(tensors["beta"])  # type: ignore[arg-type]
-            a, b = (zero if g["beta"] is None else g["beta"] for g in (found, expected))
-            assert_close(a, b, 1e-4 if dtype != torch.float64 else 1e-11, f"{case}, beta {one}, loss of {flow}")
+def test_the_gradient_at_the_edges_is_that_of_this_torch(dtype: torch.dtype, neuron: str, device: torch.device) -> None:
+    choices = {"neuron": (neuron,), "dtype": (dtype,), "shape": ((3, 10),), "steps": (1, 20)}
+    variants = ("unroll", "constant", "count", "step", "callable")
+    for i, case in enumerate(random_cases(20, 1, variant=variants, spike_grad=(SURROGATES["atan"],), **choices)):
+        case = replace(case, parameters="neuron")
+        for one, flow in itertools.product((None, 0.0, 1.0), FLOWS[i % 2 :: 4]):
+            tensors = leaves(at_edges(case, device, one), case.kind.decays)
+            found, grads = (or_zeros(gradients(f, tensors, case, flow), tensors) for f in (fused, expected))
+            for name in case.kind.decays:
+                tolerance = 1e-4 if dtype != torch.float64 else 1e-11
+                assert_close(found[name], grads[name], tolerance, f"{case}, decay {one}, loss of {flow}: {name}", 1.0)
 
 
+@pytest.mark.parametrize("neuron", CLAMPED)
 @pytest.mark.parametrize("closed", [True, False])
-def test_the_kernels_have_both_rules(closed: bool, device: torch.device) -> None:
-    case = Case(20, (3, 10), parameters="neuron")
-    ops = _ops.namespace(_ops.NAMESPACE)
-    ops.set_clamp_closed(closed)
-    try:
-        tensors = leaves(at_edges(case, device))
-        spk, mem = call(lif, tensors, case)
-        (grad,) = torch.autograd.grad(mem.sum() + spk.sum(), [tensors["beta"]])
-    finally:
-        ops.set_clamp_closed(_ops.clamp_is_closed())
-    assert [bool(g) for g in grad[:5]] == [closed, closed, False, False, True]
+def test_the_kernels_have_both_rules(closed: bool, neuron: str, device: torch.device) -> None:
+    for variant in ("unroll", "step"):
+        case = Case(neuron, variant, parameters="neuron")
+        tensors = at_edges(case, device)
+        decays = {name: tensors[name] for name in case.kind.decays}
+        given = {**backward_arguments(case, device), **decays, "clamp_closed": closed}
+        _, *grads = call_op(case.kind.ops.backward, given)
+        for grad in grads[len(case.kind.ops.states) :][: len(decays)]:
+            assert [bool(g) for g in grad.sum(0)[:5]] == [closed, closed, False, False, True]
 
 
 def test_torch_is_asked_for_its_rule(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,8 +94,8 @@ def test_a_learned_decay_at_the_edge_takes_the_steps_that_snntorch_takes(
     assert values[1] == pytest.approx(values[0], abs=1e-6)
 
 
-def test_every_option_at_the_edges(device: torch.device) -> None:
+@neurons
+def test_every_option_at_the_edges(neuron: str, device: torch.device) -> None:
     """With decays on both sides of 0 and 1, and other parameters as they come."""
-    for i, (reset, constant, count) in enumerate(itertools.product(RESETS, (True, False), (True, False))):
-        case = Case(9, (3, 10), FLOATS[i % 2], reset, i % 3 > 0, i % 2 > 0, constant, "neuron", count=count)
+    for i, case in enumerate(random_cases(24, 2, neuron=(neuron,), parameters=("neuron",))):
         check_against_reference(case, device, seed=i, wild=True)

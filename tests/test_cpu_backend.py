@@ -1,50 +1,50 @@
 """What the CPU backend does beside the arithmetic: instruction sets, threads, and outputs past the caches."""
 
-import functools
-import itertools
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 from gradient_checks import check_against_reference, gradients
-from helpers import FLOATS, HALVES, RESETS, SURROGATES, Case, assert_bits_equal, call, inputs, leaves
-from test_lif import assert_equals_reference
+from helpers import (
+    FLOATS,
+    HALVES,
+    NEURONS,
+    Case,
+    assert_bits_equal,
+    assert_equals_reference,
+    every_other,
+    fused,
+    inputs,
+    leaves,
+    random_cases,
+)
 from torch import Tensor
 
 import snnfast
-from snnfast import _ops, surrogate
+from snnfast import _ops
 
 pytestmark = pytest.mark.needs_extension
 MIB = 1 << 20
 
 
-def run(dtype, spike_grad, reset_mechanism):
-    torch.manual_seed(0)
-    current = torch.randn(37, 3, 1111, dtype=dtype, requires_grad=True)
-    beta = torch.rand(1111, dtype=dtype, requires_grad=True)
-    spk, mem = snnfast.functional.lif(
-        current, beta=beta, spike_grad=spike_grad, reset_mechanism=reset_mechanism, record_mem=False
-    )
-    (spk.sum() + mem.sum()).backward()
-    return spk.detach(), mem.detach(), current.grad, beta.grad
+def outputs_and_gradients(case, tensors):
+    """By name, also where only the last states count, and no decay asks for a gradient."""
+    outputs = fused(tensors, case)
+    grads = gradients(fused, tensors, case)
+    few = {n: t if t is None or n not in case.kind.decays else t.detach() for n, t in tensors.items()}
+    last = gradients(fused, few, case, "last")
+    return {**outputs, **grads, **{f"{name}, last": g for name, g in last.items()}}
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("spike_grad", [surrogate.atan(), surrogate.sigmoid(), surrogate.SFS()], ids=repr)
-def test_every_instruction_set_gives_the_same_bits(dtype, spike_grad):
-    used = _ops.extension.isa()
-    results = {}
-    try:
-        for name in _ops.extension.isa_available():
-            _ops.extension.set_isa(name)
-            results[name] = run(dtype, spike_grad, "subtract")
-    finally:
-        _ops.extension.set_isa(used)
-    for values in results.values():
-        for value, expected in zip(values, results["baseline"], strict=True):
-            assert_bits_equal(value, expected)
+def assert_all_equal(found, expected, what):
+    for name, value in expected.items():
+        if value is None:
+            assert found[name] is None
+        else:
+            assert_bits_equal(found[name], value, f"{what}: {name}")
 
 
 @pytest.fixture
@@ -61,17 +61,35 @@ def each_isa():
     _ops.extension.set_isa(used)
 
 
-@pytest.mark.parametrize("dtype", FLOATS + HALVES, ids=str)
-def test_rows_that_end_anywhere(dtype, each_isa):
+KERNELS = ("unroll", "constant", "count", "rounded", "bits")  # variants with loops of their own
+neurons = pytest.mark.parametrize("neuron", NEURONS)
+dtypes = pytest.mark.parametrize("dtype", FLOATS + HALVES, ids=str)
+
+
+@neurons
+@dtypes
+def test_every_instruction_set_gives_the_same_bits(dtype, neuron, each_isa):
+    cases = list(random_cases(10, 1, neuron=(neuron,), dtype=(dtype,), steps=(37,), shape=((3, 151),), variant=KERNELS))
+    results = {isa: [outputs_and_gradients(c, leaves(inputs(c))) for c in cases] for isa in each_isa}
+    for isa, found in results.items():
+        for case, values, expected in zip(cases, found, results["baseline"], strict=True):
+            assert_all_equal(values, expected, f"{isa}, {case}")
+
+
+@neurons
+@dtypes
+def test_rows_that_end_anywhere(dtype, neuron, each_isa):
+    variants = (*KERNELS, "step")
     with snnfast.use_backend("fused"):
         for isa in each_isa:
-            for n in range(1, 131):
-                case = Case(
-                    5 + n % 3, (n,), dtype, RESETS[n % 3], n % 2 == 0, n % 5 < 3, n % 7 == 0,
-                    ("neuron", "scalar")[n % 11 == 0], count=n % 4 == 0,
-                )  # fmt: skip
-                assert_equals_reference(inputs(case), case)
-                if n < 70 or isa == "avx512":  # with two vectors of 16 numbers, all ends are there twice before
+            choices = {"neuron": (neuron,), "dtype": (dtype,), "variant": variants, "parameters": ("neuron", "scalar")}
+            for n, case in enumerate(random_cases(130, 2, steps=(5, 6, 7), shape=((1,),), **choices), 1):
+                turn = (n + NEURONS.index(neuron)) % 6
+                if turn % 3 == 0:  # another third of the lengths for each neuron
+                    continue
+                case = replace(case, shape=(n,))
+                assert_equals_reference(case, inputs(case))
+                if turn % 3 == 1 and (n < 70 or isa == "avx512"):  # with two vectors of 16, all are there before
                     check_against_reference(case, torch.device("cpu"), seed=n)
 
 
@@ -87,44 +105,19 @@ STREAMED = [(1, (8192,)), (2, (64,)), (3, (128,)), (4, (16,)), (4, (48,)), (5, (
             (9, (5, 64)), (15, (3, 80)), (16, (2, 2112)), (17, (1088,)), (33, (7, 64)), (40, (2, 1056))]  # fmt: skip
 
 
-@pytest.mark.parametrize("dtype", FLOATS + HALVES, ids=str)
-def test_outputs_past_the_caches_have_the_same_bits(dtype, each_isa, stream_bytes):
-    options = list(itertools.product(RESETS, (True, False), (True, False), (True, False), (False, False, True)))
+@neurons
+@dtypes
+def test_outputs_past_the_caches_have_the_same_bits(dtype, neuron, each_isa, stream_bytes):
     for isa in each_isa:
-        for (i, (steps, shape)), which in itertools.product(enumerate(STREAMED), range(3)):
-            reset, record_mem, count, mem, constant = options[(i * 5 + which * 23) % len(options)]
-            case = Case(
-                steps, shape, dtype, reset, i % 3 != which, record_mem, constant,
-                ("neuron", "scalar", "element")[which], mem, SURROGATES["atan"], count,
-            )  # fmt: skip
-            results = []
+        choices = {"neuron": (neuron,), "dtype": (dtype,), "parameters": ("neuron", "scalar", "element")}
+        cases = zip(random_cases(len(STREAMED), 3, variant=KERNELS, **choices), STREAMED, strict=True)
+        for case, (steps, shape) in every_other(cases, neuron, dtype.itemsize // 4):
+            case = replace(case, steps=steps, shape=shape)
+            tensors, results = inputs(case), []
             for least in (1 << 60, 0):
                 stream_bytes(least)
-                tensors = leaves(inputs(case))
-                spk, mem_rec = call(snnfast.functional.lif, tensors, case)
-                grads = gradients(snnfast.functional.lif, tensors, case)
-                last = gradients(snnfast.functional.lif, {**tensors, "beta": tensors["beta"].detach()}, case, "last")
-                results.append(
-                    {"spk": spk, "mem": mem_rec, **grads, **{f"{name}, last": g for name, g in last.items()}}
-                )
-            for name, expected in results[0].items():
-                if expected is None:
-                    assert results[1][name] is None
-                else:
-                    assert_bits_equal(results[1][name], expected, f"{isa}, {case}: {name}")
-
-
-def test_rounded_membranes_past_the_caches_have_the_same_bits(each_isa, stream_bytes):
-    for isa in each_isa:
-        for (steps, shape), record_mem in itertools.product(STREAMED, (True, False)):
-            case = Case(steps, shape, record_mem=record_mem)
-            results = []
-            for least in (1 << 60, 0):
-                stream_bytes(least)
-                lif = functools.partial(snnfast.functional.lif, membrane_dtype=torch.bfloat16)
-                results.append(gradients(lif, leaves(inputs(case)), case))
-            for name, expected in results[0].items():
-                assert_bits_equal(results[1][name], expected, f"{isa}, {case}: {name}")
+                results.append(outputs_and_gradients(case, leaves(tensors, case.wrt)))
+            assert_all_equal(results[1], results[0], f"{isa}, {case}")
 
 
 def test_an_unknown_instruction_set_is_refused():
@@ -139,27 +132,23 @@ def test_the_binary_names_libtorch_through_which_a_cuda_build_of_torch_is_found(
     assert "[libtorch.so]" in done.stdout
 
 
-def test_few_neurons_give_the_same_bits_with_any_number_of_threads():
-    threads = torch.get_num_threads()
-    results = []
-    try:
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
-            results.append(run(torch.float32, None, "zero"))
-    finally:
-        torch.set_num_threads(threads)
-    for values in results[1:]:
-        for value, expected in zip(values, results[0], strict=True):
-            assert_bits_equal(value, expected)
+@neurons
+def test_few_neurons_give_the_same_bits_with_any_number_of_threads(neuron):
+    case = Case(neuron, "unroll", 37, (3, 111), reset="zero", record_mem=False)
+    tensors, results = inputs(case), []
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        results.append(outputs_and_gradients(case, leaves(tensors)))
+    for found in results[1:]:
+        assert_all_equal(found, results[0], case)
 
 
 @pytest.mark.parametrize(
     "case",
     [
-        Case(steps=5, shape=(3_500_007,), parameters="neuron", record_mem=False),
-        Case(steps=6, shape=(3_000_000,), parameters="neuron", reset="zero"),
-        Case(steps=5, shape=(7_000_017,), dtype=torch.float16, parameters="neuron", record_mem=False, delay=False),
-        Case(steps=5, shape=(3_500_016,), constant=True, parameters="neuron", record_mem=False, count=True),
+        Case("leaky", "unroll", 5, (3_500_007,), parameters="neuron", record_mem=False),
+        Case("synaptic", "unroll", 5, (7_000_017,), torch.float16, record_mem=False, delay=False),
+        Case("leaky", "count+constant", 5, (3_500_016,), record_mem=False),
     ],
     ids=str,
 )
@@ -170,10 +159,10 @@ def test_large_tensors_give_the_bits_of_their_halves(case: Case) -> None:
     assert case.steps * neurons * case.dtype.itemsize >= 64 * MIB
 
     def results(part: slice) -> list[Tensor]:
-        given = leaves({name: t if t is None else t[..., part] for name, t in tensors.items()})
-        spk, mem = call(snnfast.functional.lif, given, case)
-        wanted = [t for t in given.values() if t is not None]
-        return [spk, mem, *torch.autograd.grad((spk, mem), wanted, [torch.ones_like(spk), torch.ones_like(mem)])]
+        given = leaves({name: t if t is None or t.dim() == 0 else t[..., part] for name, t in tensors.items()})
+        outputs = list(fused(given, case).values())
+        wanted = [t for t in given.values() if t is not None and t.dim() > 0]
+        return [*outputs, *torch.autograd.grad(outputs, wanted, [torch.ones_like(t) for t in outputs])]
 
     with snnfast.use_backend("fused"):
         whole = results(slice(None))

@@ -1,7 +1,5 @@
 """Bugs planted in small kernels are caught by the tool that should catch them; the same kernels without them pass."""
 
-import itertools
-import os
 import re
 import subprocess
 from collections.abc import Callable
@@ -12,12 +10,10 @@ import torch
 from conftest import skip_unless_required
 from emulator.build import HERE, build_program, set_seed
 from gradient_checks import check_against_reference
-from helpers import FLOATS, HALVES, RESETS, Case, inputs
-from test_lif import assert_equals_reference
+from helpers import FIRST_SEED, NEURONS, assert_equals_reference, inputs, random_cases
 
 pytestmark = pytest.mark.emulated
 
-FIRST_SEED = int(os.environ.get("SNNFAST_EMULATOR_SEED", "0"))
 SOURCES = [HERE / "planted/memory.cu", HERE / "planted/threads.cu"]
 ASAN = "ERROR: AddressSanitizer: "
 RACE = "WARNING: ThreadSanitizer: data race"
@@ -110,9 +106,7 @@ def test_kernels_do_not_depend_on_the_order_of_threads(
 ) -> None:
     request.addfinalizer(lambda: set_seed(FIRST_SEED))
     set_seed(seed)
-    for dtype, reset, delay, (record_mem, constant) in itertools.product(
-        FLOATS + HALVES, RESETS, (True, False), ((True, False), (False, True))
-    ):
-        case = Case(17, (3, 1030), dtype, reset, delay, record_mem, constant, "neuron")
-        assert_equals_reference(inputs(case, device, seed), case)
-        check_against_reference(case, device, seed=seed)
+    for neuron in NEURONS:
+        for case in random_cases(8, seed, neuron=(neuron,), steps=(17,), shape=((3, 1030),), parameters=("neuron",)):
+            assert_equals_reference(case, inputs(case, device, seed))
+            check_against_reference(case, device, seed=seed)

@@ -41,7 +41,7 @@ def run(tmp_path: Path) -> Run:
     "statement",
     [
         "import snnfast._convert",
-        "import snnfast._snntorch_leaky",
+        "import snnfast._snntorch_layers",
         "import snnfast.snntorch",
         "import snnfast; snnfast.snntorch.Leaky",
         "from snnfast import snntorch",

@@ -1,8 +1,11 @@
 """A few hundred of the random calls that ``tests/fuzz.py`` draws by the hundred thousand."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from fuzz import Call, wrong
+from helpers import KINDS, NEURONS
 
 from snnfast import use_backend
 
@@ -12,7 +15,7 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("first", range(0, 600, 100))
+@pytest.mark.parametrize("first", range(0, 400, 100))
 def test_random_calls_equal_the_reference(first: int) -> None:
     torch.set_num_threads(1)
     differ: list[str] = []
@@ -23,8 +26,8 @@ def test_random_calls_equal_the_reference(first: int) -> None:
 def test_calls_are_drawn_by_their_number_alone_and_reach_the_edges() -> None:
     calls = [Call(number) for number in range(300)]
     assert str(calls[7]) == str(Call(7))
-    betas = {float(t) for c in calls for t in [c.tensors["beta"]] if not isinstance(t, torch.Tensor) or t.dim() == 0}
-    assert {0.0, 1.0} <= betas
+    decays = [c.tensors[name] for c in calls for name in c.kind.decays]
+    assert {0.0, 1.0} <= {float(t) for t in decays if not isinstance(t, torch.Tensor) or t.dim() == 0}
     assert {c.dtype for c in calls} == {torch.float16, torch.bfloat16, torch.float32, torch.float64}
     for option, kinds in (
         ("inhibition", 2),
@@ -33,13 +36,17 @@ def test_calls_are_drawn_by_their_number_alone_and_reach_the_edges() -> None:
         ("membrane_dtype", 2),
         ("num_steps", 5),
     ):
-        assert len({str(c.options[option]) for c in calls}) >= kinds
+        assert len({str(c.options.get(option)) for c in calls}) >= kinds
+    assert {c.neuron for c in calls} == set(NEURONS)
 
 
-def test_a_wrong_kernel_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    import fuzz
-
-    exact = fuzz.lif
-    monkeypatch.setattr(fuzz, "lif", lambda *args, **options: tuple(t * (1 + 1e-3) for t in exact(*args, **options)))
+@pytest.mark.parametrize("neuron", NEURONS)
+def test_a_wrong_kernel_is_found(neuron: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    exact = KINDS[neuron].function
+    wrong_kind = replace(
+        KINDS[neuron], function=lambda *args, **options: tuple(t * (1 + 1e-3) for t in exact(*args, **options))
+    )
+    monkeypatch.setitem(KINDS, neuron, wrong_kind)
     with use_backend("auto"):
-        assert wrong(range(20), lambda _: None) > 10
+        of_it = [number for number in range(40) if Call(number).neuron == neuron]
+        assert wrong(of_it, lambda _: None) > len(of_it) // 3

@@ -14,11 +14,12 @@ from tools.gates.kernels import Resources
 from tools.gates.report import Gate, show, table
 
 FORWARD = (
-    "_ZN7snnfast4cuda47_GLOBAL__N__488b60fb_14_lif_forward_cu_ebb0cb9218lif_forward_kernelIfLi4EEEvNS_10LifForwardE"
+    "_ZN7snnfast4cuda48_GLOBAL__N__488b60fb_10_forward_cu_ebb0cb92_488314forward_kernelINS_5LeakyEfLi4ELb0EEEv"
+    "NS_7ForwardIT_EEb"
 )
 HALF = (
-    "_ZN7snnfast4cuda48_GLOBAL__N__186a5353_15_lif_backward_cu_96abbbf519"
-    "lif_backward_kernelINS0_8BFloat16ELi8ELb0EEEvNS_11LifBackwardE"
+    "_ZN7snnfast4cuda49_GLOBAL__N__0d6fb10e_11_backward_cu_b56fc707_553715backward_kernelINS_8SynapticE"
+    "NS0_8BFloat16ELi8ELb0EEEvNS_8BackwardIT_EEb"
 )
 
 PTXAS = f"""\
@@ -89,7 +90,7 @@ def code(text: str = SASS) -> sass.Kernel:
 
 def record(**changes: object) -> analysis.Measured:
     whole = analysis.Measured(
-        "lif_forward<float, 4>", "9.0", 256, Resources(56, 0, 0, 0), memory.Accesses(4, 9), [], share=0.5
+        "forward<Leaky, float, 4, false>", "9.0", 256, Resources(56, 0, 0, 0), memory.Accesses(4, 9), [], share=0.5
     )
     return replace(whole, **changes)
 
@@ -106,13 +107,13 @@ def test_a_report_without_registers_is_an_error() -> None:
 
 def test_names_are_those_of_the_source() -> None:
     found = kernels.names([FORWARD, HALF])
-    assert list(found.values()) == ["lif_forward<float, 4>", "lif_backward<BFloat16, 8, false>"]
+    assert list(found.values()) == ["forward<Leaky, float, 4, false>", "backward<Synaptic, BFloat16, 8, false>"]
     assert [kernels.width(name) for name in found.values()] == [4, 8]
 
 
 def test_a_kernel_that_does_not_tell_its_width_is_an_error() -> None:
-    with pytest.raises(ValueError, match="second template argument"):
-        kernels.width("lif_forward<float>")
+    with pytest.raises(ValueError, match="a number of neurons"):
+        kernels.width("forward<Leaky, float>")
 
 
 def test_threads_of_a_block_are_the_launch_bound_and_one_is_needed() -> None:
@@ -217,14 +218,14 @@ def test_what_a_thread_keeps_of_its_neurons_may_be_narrow_and_counts_against_the
     kept = record(accesses=memory.Accesses(4, 12, narrow=("STG.E.64", "STG.E", "LDG.E.64")))
     assert kept.memory_problems == []  # 2 and 1 bytes for each of 4 neurons
     assert kept.taken.narrow == 3
-    assert record(name="lif_forward<double, 2>", accesses=kept.accesses).memory_problems == [
+    assert record(name="forward<Leaky, double, 2, false>", accesses=kept.accesses).memory_problems == [
         "accesses under 16 bytes in the loop over time: 1 LDG.E.64, 1 STG.E.64"
     ]
 
 
 def test_elements_of_a_thread_that_are_less_than_16_bytes_are_taken_at_once() -> None:
-    assert kernels.access("lif_forward<float, 4>") == kernels.access("lif_forward<Half, 8>") == 16
-    assert kernels.access("lif_backward<BFloat16, 4, true>") == 8
+    assert kernels.access("forward<Leaky, float, 4, false>") == kernels.access("forward<Leaky, Half, 8, false>") == 16
+    assert kernels.access("backward<Leaky, BFloat16, 4, true>") == 8
     eight = SASS.replace("LDG.E.128 ", "LDG.E.64 ").replace("STG.E.128 ", "STG.E.EF.64 ")
     assert memory.accesses(code(eight), 8).problems(4) == []
     four = memory.accesses(code(eight.replace("LDG.E.64 R8", "LDG.E R8")), 8)
@@ -246,7 +247,7 @@ def test_local_memory_is_found_anywhere() -> None:
 
 def test_records_join_the_three_reports() -> None:
     unit = compile.Unit(
-        "lif_forward.cu", "9.0", PTXAS.split("ptxas info    : Compiling entry function '" + HALF)[0], PTX
+        "cuda_forward_leaky", "9.0", PTXAS.split("ptxas info    : Compiling entry function '" + HALF)[0], PTX
     )
     (found,) = analysis.records(unit, SASS)
     assert found == record(accesses=memory.Accesses(1, 1), share=0)
@@ -258,11 +259,9 @@ def test_records_join_the_three_reports() -> None:
 def test_multiply_adds_of_machine_code_count_against_forward_kernels_only() -> None:
     fused = SASS.replace("FADD R32, R28, -R5", "FFMA R32, R28, R5, R6")
     report = PTXAS.split("ptxas info    : Compiling entry function '" + HALF)[0]
-    for direction, problems in (("forward", 1), ("backward", 0)):
-        texts = [text.replace("lif_forward_kernel", f"lif_{direction}_kernel") for text in (report, PTX, fused)]
-        if direction == "backward":
-            texts = [text.replace("18lif_backward", "19lif_backward") for text in texts]
-        (found,) = analysis.records(compile.Unit("lif.cu", "9.0", *texts[:2]), texts[2])
+    for name, problems in (("14forward_kernel", 1), ("15backward_kernel", 0)):
+        texts = [text.replace("14forward_kernel", name) for text in (report, PTX, fused)]
+        (found,) = analysis.records(compile.Unit("cuda_leaky", "9.0", *texts[:2]), texts[2])
         assert len(found.roundings) == problems, found.name
 
 
@@ -278,12 +277,12 @@ def test_multiply_adds_of_machine_code_count_against_forward_kernels_only() -> N
 def test_each_gate_of_a_kernel_can_fail(changes: dict[str, object], why: str) -> None:
     assert not any(gate.problems for gate in kernel_gates([record()]))
     (problem,) = [problem for gate in kernel_gates([record(**changes)]) for problem in gate.problems]
-    assert problem.startswith("lif_forward<float, 4>, 9.0: ")
+    assert problem.startswith("forward<Leaky, float, 4, false>, 9.0: ")
     assert why in problem
 
 
 def test_kernels_of_one_neuron_may_take_their_elements_one_by_one() -> None:
-    one = record(name="lif_forward<float, 1>", accesses=memory.Accesses(4, 9, narrow=("STG.E",)))
+    one = record(name="forward<Leaky, float, 1, false>", accesses=memory.Accesses(4, 9, narrow=("STG.E",)))
     assert not any(gate.problems for gate in kernel_gates([one]))
 
 

@@ -5,7 +5,20 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from helpers import FLOATS, HALVES, RESETS, Case, assert_bits_equal, assert_close, call, inputs, leaves
+from helpers import (
+    FLOATS,
+    HALVES,
+    NEURONS,
+    RESETS,
+    Case,
+    Outputs,
+    Tensors,
+    assert_bits_equal,
+    assert_close,
+    fused,
+    inputs,
+    leaves,
+)
 from torch import Tensor
 
 from benchmarks.gpu.card import Card, DryRun
@@ -19,51 +32,56 @@ RELATIVE = {torch.float32: 1e-5, torch.float64: 1e-12, torch.float16: 2e-3, torc
 
 
 @pytest.fixture
-def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[Card]:
+def card() -> Iterator[Card]:
     """A CUDA device with kernels for it; the backend is "fused"."""
-    monkeypatch.setattr(_ops, "NAMESPACE", _ops.NAMESPACE)  # a dry run changes it
+    namespace = _ops.LEAKY.forward.namespace
     if os.environ.get("SNNFAST_DRY_RUN") == "1":
         opened: Card = DryRun()
     elif torch.cuda.is_available():
         opened = Card()
     else:
         pytest.skip("torch sees no CUDA device")
-    with use_backend("fused"):
-        yield opened
+    try:
+        with use_backend("fused"):
+            yield opened
+    finally:
+        _ops.use(namespace)  # a dry run changes it
 
 
-def run(case: Case, device: torch.device, seed: int = 0) -> dict[str, Tensor]:
+def run(case: Case, device: torch.device, seed: int = 0) -> Outputs:
     """Results and gradients of all inputs, by name."""
     tensors = leaves(inputs(case, device, seed))
-    return outcome(lambda: call(lif, tensors, case), tensors)
+    return outcome(lambda: fused(tensors, case), tensors)
 
 
-def outcome(function: Callable[[], tuple[Tensor, Tensor]], tensors: dict[str, Tensor | None]) -> dict[str, Tensor]:
-    spk, mem = function()
+def outcome(function: Callable[[], Outputs], tensors: Tensors) -> Outputs:
+    outputs = function()
     given = {name: t for name, t in tensors.items() if t is not None}
     weights = [
-        torch.linspace(0.5, 1.5, t.shape[-1], dtype=t.dtype, device=t.device).expand(t.shape) for t in (spk, mem)
+        torch.linspace(0.5, 1.5, t.shape[-1], dtype=t.dtype, device=t.device).expand(t.shape) for t in outputs.values()
     ]
-    grads = torch.autograd.grad((spk, mem), list(given.values()), weights)
-    return {"spk": spk.detach(), "mem": mem.detach(), **dict(zip(given, grads, strict=True))}
+    found = torch.autograd.grad(list(outputs.values()), list(given.values()), weights)
+    grads = {f"grad of {name}": g for name, g in zip(given, found, strict=True)}
+    return {name: t.detach() for name, t in outputs.items()} | grads
 
 
-def on_cpu(case: Case, seed: int = 0) -> dict[str, Tensor]:
+def on_cpu(case: Case, seed: int = 0) -> Outputs:
     """The same by the CPU kernels."""
-    namespace, _ops.NAMESPACE = _ops.NAMESPACE, "snnfast"
+    namespace = _ops.LEAKY.forward.namespace
+    _ops.use("snnfast")
     try:
         return run(case, torch.device("cpu"), seed)
     finally:
-        _ops.NAMESPACE = namespace
+        _ops.use(namespace)
 
 
 def assert_as_on_cpu(found: dict[str, Tensor], case: Case, seed: int = 0) -> None:
-    """Spikes and membranes bit for bit, gradients to rounding."""
+    """Spikes and states bit for bit, gradients to rounding."""
     for name, expected in on_cpu(case, seed).items():
-        if name in ("spk", "mem"):
-            assert_bits_equal(found[name], expected, f"{case}: {name}")
-        else:
+        if name.startswith("grad"):
             assert_close(found[name].cpu(), expected, RELATIVE[case.dtype], f"{case}: {name}")
+        else:
+            assert_bits_equal(found[name], expected, f"{case}: {name}")
 
 
 def shapes(card: Card) -> list[tuple[int, ...]]:
@@ -78,14 +96,15 @@ def shapes(card: Card) -> list[tuple[int, ...]]:
 def test_results_are_those_of_the_cpu(
     dtype: torch.dtype, reset: str, delay: bool, record_mem: bool, card: Card
 ) -> None:
-    for i, shape in enumerate(shapes(card)):
-        case = Case(18, shape, dtype, reset, delay, record_mem, parameters="neuron", count=i == 1)
-        assert_as_on_cpu(run(case, card.device), case)
+    for neuron in NEURONS:
+        for variant, shape in zip(("unroll", "count", "step"), shapes(card), strict=True):
+            case = Case(neuron, variant, 18, shape, dtype, reset, delay, record_mem, "neuron")
+            assert_as_on_cpu(run(case, card.device), case)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
 def test_misaligned_and_strided_inputs_give_the_same(dtype: torch.dtype, card: Card) -> None:
-    case = Case(9, (4, card.many // 4), dtype)
+    case = Case("leaky", "unroll", 9, (4, card.many // 4), dtype)
     expected = run(case, card.device)
     tensors = inputs(case, card.device)
     current = tensors["current"]
@@ -94,7 +113,7 @@ def test_misaligned_and_strided_inputs_give_the_same(dtype: torch.dtype, card: C
     for other in (shifted, current.mT.contiguous().mT):
         given = leaves({**tensors, "current": other})
         given["current"] = other.detach().requires_grad_()
-        for name, t in outcome(lambda given=given: call(lif, given, case), given).items():
+        for name, t in outcome(lambda given=given: fused(given, case), given).items():
             assert_bits_equal(t, expected[name], name)
 
 
@@ -121,7 +140,7 @@ def test_more_than_2_to_the_31_elements(card: Card) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
 def test_repetition_changes_no_bit(dtype: torch.dtype, card: Card) -> None:
     for shape in shapes(card):
-        case = Case(18, shape, dtype, delay=dtype != torch.float64, parameters="scalar")
+        case = Case("leaky", "unroll", 18, shape, dtype, delay=dtype != torch.float64)
         first = run(case, card.device)
         for _ in range(3):
             for name, t in run(case, card.device).items():
@@ -129,7 +148,7 @@ def test_repetition_changes_no_bit(dtype: torch.dtype, card: Card) -> None:
 
 
 def test_work_follows_the_current_stream_forward_and_backward(card: Card) -> None:
-    case = Case(18, (card.many,))
+    case = Case("leaky", "unroll", 18, (card.many,))
     tensors = inputs(case, card.device)
     late = {name: torch.zeros_like(t).requires_grad_() for name, t in tensors.items() if t is not None}
     card.synchronize()
@@ -138,16 +157,16 @@ def test_work_follows_the_current_stream_forward_and_backward(card: Card) -> Non
         with torch.no_grad():
             for name, t in late.items():
                 t.copy_(tensors[name])  # type: ignore[arg-type]
-        found = outcome(lambda: call(lif, dict(late), case), dict(late))
+        found = outcome(lambda: fused(dict(late), case), dict(late))
         card.synchronize()
     assert_as_on_cpu(found, case)
 
 
 def test_a_captured_graph_replays_on_new_inputs(card: Card) -> None:
-    case = Case(18, (card.many,), record_mem=False)
+    case = Case("leaky", "unroll", 18, (card.many,), record_mem=False)
     tensors = leaves(inputs(case, card.device))
     found: dict[str, Tensor] = {}
-    replay = card.captured(lambda: found.update(outcome(lambda: call(lif, tensors, case), tensors)))
+    replay = card.captured(lambda: found.update(outcome(lambda: fused(tensors, case), tensors)))
     for seed in (1, 2):
         with torch.no_grad():
             for name, t in inputs(case, card.device, seed).items():
@@ -160,7 +179,7 @@ def test_a_captured_graph_replays_on_new_inputs(card: Card) -> None:
 def test_two_devices(card: Card) -> None:
     if card.dry or torch.cuda.device_count() < 2:
         pytest.skip("needs two CUDA devices")
-    case = Case(18, (4, 300))
+    case = Case("leaky", "unroll", 18, (4, 300))
     found = run(case, torch.device("cuda:1"))  # while the first is the current one
     assert {t.device.index for t in found.values()} == {1}
     assert torch.cuda.current_device() == 0
@@ -174,9 +193,9 @@ def test_two_devices(card: Card) -> None:
 def test_compiled_equals_eager(mode: str, card: Card) -> None:
     """``reduce-overhead`` replays CUDA graphs."""
     torch._dynamo.reset()
-    case = Case(18, (4, 70))
+    case = Case("leaky", "unroll", 18, (4, 70))
     options = {"backend": "aot_eager"} if card.dry else {"mode": mode}
-    compiled = torch.compile(lambda tensors: call(lif, tensors, case), fullgraph=True, **options)
+    compiled = torch.compile(lambda tensors: fused(tensors, case), fullgraph=True, **options)
     for seed in range(4):  # the first calls warm up, the later ones replay
         tensors = leaves(inputs(case, card.device, seed))
         torch.compiler.cudagraph_mark_step_begin()

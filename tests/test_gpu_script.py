@@ -149,16 +149,16 @@ def test_the_extension_comes_out_of_a_wheel_for_this_python_alone(
 
 NCU = """\
 ==PROF== Connected to process 5268
-==PROF== Profiling "lif_forward_kernel" - 0: 0%....50%....100% - 2 passes
+==PROF== Profiling "forward_kernel" - 0: 0%....50%....100% - 2 passes
 "ID","Process ID","Kernel Name","Context","dram__bytes_read.sum","dram__bytes_write.sum","dram__throughput.avg.pct_of_peak_sustained_elapsed","gpu__time_duration.sum"
 "","","","","byte","byte","%","ns"
-"0","5268","void lif_forward_kernel<float, 4>(LifForward)","1","419,430,400","419,430,400","85.5","300,000"
+"0","5268","void forward_kernel<Leaky, float, 4, 0>(Forward<Leaky>, bool)","1","419,430,400","419,430,400","85.5","300,000"
 """  # noqa: E501
 
 
 def test_bandwidth_is_read_from_the_report_of_the_profiler() -> None:
     (found,) = bandwidth.parse(NCU)
-    assert found["kernel"] == "lif_forward_kernel<float, 4>"
+    assert found["kernel"] == "forward_kernel<Leaky, float, 4, 0>"
     assert found["seconds"] == pytest.approx(3e-4)
     assert found["bytes per second"] == pytest.approx(2 * 419430400 / 3e-4)
     assert found["share of peak"] == pytest.approx(0.855)

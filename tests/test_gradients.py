@@ -1,300 +1,273 @@
 """The fused backward pass: equal to the reference's gradients, and a gradient by finite differences."""
 
 import itertools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from gradient_checks import FLOWS, RELATIVE, check_against_reference, check_chained, check_is_a_gradient, gradients
+from gradient_checks import (
+    FLOWS,
+    check_against_reference,
+    check_chained,
+    check_is_a_gradient,
+    gradients,
+)
 from helpers import (
+    COMBINATIONS,
     FLOATS,
     HALVES,
-    PARAMETERS,
+    NEURONS,
     RESETS,
     SURROGATES,
-    TENSORS,
+    VARIANTS,
     Case,
-    assert_bits_equal,
+    Outputs,
     assert_close,
-    call,
+    every_other,
+    expected,
+    fused,
     inputs,
+    layer_of,
     leaves,
+    named,
     random_cases,
 )
-from torch import Tensor
 from torch.autograd.gradcheck import GradcheckError
 
 import snnfast
-from snnfast import _ops, reference, surrogate
-from snnfast.functional import lif
+from snnfast.surrogate import DISABLED
 
 RESET_CASES = [pytest.param(r, d, id=f"{r}-{'delay' if d else 'nodelay'}") for r in RESETS for d in (True, False)]
+each = pytest.mark.parametrize(("neuron", "variant"), COMBINATIONS, ids=["-".join(both) for both in COMBINATIONS])
+neurons = pytest.mark.parametrize("neuron", NEURONS)
+EXACT = [v for v in VARIANTS if "rounded" not in v]  # the gradient is that of the equations
+
+
+@each
+def test_random_calls_against_the_reference(neuron: str, variant: str, device: torch.device) -> None:
+    for i, case in enumerate(random_cases(28, seed=4, neuron=(neuron,), variant=(variant,))):
+        check_against_reference(case, device, FLOWS[i % 5], seed=i, wild=i % 2 == 0)
 
 
 @pytest.mark.parametrize("name", list(SURROGATES))
 @pytest.mark.parametrize(("reset", "delay"), RESET_CASES)
 def test_every_surrogate_against_the_reference(reset: str, delay: bool, name: str, device: torch.device) -> None:
-    for i, (record_mem, constant) in enumerate(itertools.product((True, False), (True, False))):
-        dtype, parameters = FLOATS[i % 2], ("scalar", "neuron", "element", "mixed")[i]
-        case = Case(7, (3, 10), dtype, reset, delay, record_mem, constant, parameters, i != 2, SURROGATES[name])
-        check_against_reference(case, device, seed=i, wild=True)
-        check_against_reference(
-            Case(7, (3, 10), FLOATS[1 - i % 2], reset, delay, record_mem, constant, spike_grad=SURROGATES[name]), device
+    variants = ("unroll", "constant", "step", "count+constant")
+    for neuron, (i, variant) in itertools.product(NEURONS, enumerate(variants)):
+        parameters = ("scalar", "neuron", "element", "mixed")[i]
+        case = Case(
+            neuron, variant, 7, (3, 10), FLOATS[i % 2], reset, delay, i % 2 == 0, parameters, i != 2, SURROGATES[name]
         )
+        check_against_reference(case, device, seed=i, wild=True)
 
 
+@neurons
 @pytest.mark.parametrize("flow", FLOWS)
 @pytest.mark.parametrize(("reset", "delay"), RESET_CASES)
-def test_every_flow_of_gradients(reset: str, delay: bool, flow: str, device: torch.device) -> None:
-    for dtype, record_mem, constant in itertools.product((*FLOATS, *HALVES), (True, False), (True, False)):
-        case = Case(9, (2, 11), dtype, reset, delay, record_mem, constant, "neuron")
+def test_every_flow_of_gradients(reset: str, delay: bool, flow: str, neuron: str, device: torch.device) -> None:
+    options = itertools.product((*FLOATS, *HALVES), (True, False), ("unroll", "count+constant", "step"))
+    for dtype, record_mem, variant in every_other(options, neuron, FLOWS.index(flow)):
+        case = Case(neuron, variant, 9, (2, 11), dtype, reset, delay, record_mem, "neuron")
         check_against_reference(case, device, flow)
 
 
-@pytest.mark.parametrize("strides", [0, 1, 2, 3])
-@pytest.mark.parametrize("offset", [-1, 0, 1])
-def test_every_number_of_steps_around_the_checkpoints(strides: int, offset: int, device: torch.device) -> None:
-    steps = strides * _ops.checkpoint_stride() + offset
-    for reset, delay, constant in itertools.product(RESETS, (True, False), (True, False)):
-        if steps >= 0:
-            check_against_reference(Case(steps, (5,), torch.float64, reset, delay, False, constant, "neuron"), device)
-            check_against_reference(Case(steps, (2, 9), torch.float32, reset, delay, delay, constant), device, "mem")
+@pytest.mark.parametrize("steps", [0, 1, 15, 16, 17, 31, 32, 33, 47, 48, 49], ids=lambda n: f"T{n}")
+def test_every_number_of_steps_around_the_checkpoints(steps: int, device: torch.device) -> None:
+    for i, (neuron, reset, delay) in enumerate(itertools.product(NEURONS, RESETS, (True, False))):
+        if (i + steps) % 3 == 0:
+            continue
+        case = Case(neuron, "unroll", steps, (5,), torch.float64, reset, delay, False, "neuron")
+        check_against_reference(case, device)
+        check_against_reference(replace(case, variant="constant", dtype=torch.float32), device, "states")
 
 
-@pytest.mark.parametrize("wrt", [*TENSORS, "all but current", "all but beta"])
-def test_a_gradient_for_some_inputs_only(wrt: str, device: torch.device) -> None:
-    asked = (wrt,) if wrt in TENSORS else tuple(t for t in TENSORS if not wrt.endswith(t))
-    for (reset, delay), record_mem, constant in itertools.product(
-        itertools.product(RESETS, (True, False)), (True, False), (True, False)
-    ):
-        case = Case(6, (2, 5), torch.float64, reset, delay, record_mem, constant, "mixed")
-        check_against_reference(case, device, wrt=asked)
+@neurons
+@pytest.mark.parametrize("wrt", ["current", "states", "decays", "threshold", "graded_spikes_factor", "all but current"])
+def test_a_gradient_for_some_inputs_only(wrt: str, neuron: str, device: torch.device) -> None:
+    for i, case in enumerate(random_cases(24, seed=5, neuron=(neuron,), steps=(6,), shape=((2, 5),), states=(True,))):
+        kind = case.kind
+        groups = {"states": kind.ops.states, "decays": kind.decays, "all but current": case.names[1:]}
+        asked = tuple(name for name in groups.get(wrt, (wrt,)) if name in case.wrt)
+        if wrt in groups and i % 3 == 0:
+            asked = asked[:1]
+        if asked:
+            check_against_reference(case, device, wrt=asked)
 
 
-def test_random_calls_against_the_reference(device: torch.device) -> None:
-    cases = random_cases(
-        100, seed=4, steps=(1, 5, 18, 40), shape=((), (1,), (9,), (0, 4), (3, 10), (2, 3, 7), (2, 4, 3, 3), (2, 301)),
-        dtype=(*FLOATS, *FLOATS, *HALVES), reset=RESETS, delay=(True, False), record_mem=(True, False),
-        constant=(True, False, False), parameters=PARAMETERS, mem=(True, False), spike_grad=tuple(SURROGATES.values()),
-    )  # fmt: skip
-    for i, case in enumerate(cases):
-        if case.parameters != "mixed" or len(case.shape) > 1:
-            check_against_reference(case, device, FLOWS[i % 4], seed=i, wild=i % 2 == 0)
+@pytest.mark.parametrize("variant", EXACT)
+def test_backward_is_a_gradient_by_finite_differences(variant: str, device: torch.device) -> None:
+    choices = {"steps": (5,), "shape": ((2, 3),), "dtype": (torch.float64,), "states": (True,)}
+    choices |= {"variant": (variant,), "spike_grad": tuple(SURROGATES.values())}
+    for case in random_cases(12, seed=6, **choices):
+        check_is_a_gradient(case, device)
 
 
-def test_nan_and_infinities_flow_backward_as_in_the_reference(device: torch.device) -> None:
-    special = torch.tensor([float("nan"), float("inf"), float("-inf"), 0.3], dtype=torch.float64)
-    for reset, delay, record_mem in itertools.product(RESETS, (True, False), (True, False)):
-        case = Case(5, (4, 4), torch.float64, reset, delay, record_mem, parameters="element")
-        tensors = inputs(case, device)
-        current, mem = tensors["current"], tensors["mem"]
-        assert current is not None
-        assert mem is not None
-        current[2] = special.to(device)
-        mem[2] = special.to(device)
-        for name, grad in gradients(reference.lif, leaves(tensors), case).items():
-            assert_close(gradients(lif, leaves(tensors), case)[name], grad, 1e-12, f"{case}: grad of {name}")
-
-
+@neurons
 @pytest.mark.parametrize("name", list(SURROGATES))
-def test_surrogates_where_they_jump(name: str, device: torch.device) -> None:
+def test_every_surrogate_by_finite_differences(name: str, neuron: str, device: torch.device) -> None:
+    for i, (reset, delay) in enumerate(itertools.product(RESETS, (True, False))):
+        parameters = ("neuron", "scalar", "mixed", "element")[i % 4]
+        check_is_a_gradient(
+            Case(neuron, ("unroll", "step")[i // 2 % 2], 5, (2, 3), torch.float64, reset, delay, i % 4 > 1, parameters,
+                 spike_grad=SURROGATES[name]),
+            device,
+        )  # fmt: skip
+
+
+@neurons
+def test_gradients_of_record_and_last_states_at_once(neuron: str, device: torch.device) -> None:
+    """A layer that holds its states records them too: a loss may depend on both, in half precision on each as it is."""
+
+    def held(backend: str, tensors: Mapping[str, Any], case: Case) -> Outputs:
+        layer, states = layer_of(case, tensors, init_hidden=True), case.kind.ops.states
+        with snnfast.use_backend(backend):
+            options = {name: case.options[name] for name in ("num_steps", "reduce")}
+            outputs = named(layer.unroll(tensors["current"], **options), case)
+        return outputs | {f"last {name}": getattr(layer, name) for name in states}
+
+    variants = ("unroll", "constant", "count", "count+constant")
+    for case in random_cases(26, seed=7, neuron=(neuron,), variant=variants, record_mem=(True,), states=(False,)):
+        check_against_reference(case, device, function=partial(held, "fused"), oracle=partial(held, "reference"))
+
+
+@neurons
+@pytest.mark.parametrize(("reset", "delay"), RESET_CASES)
+def test_calls_joined_by_the_states_equal_one(reset: str, delay: bool, neuron: str, device: torch.device) -> None:
+    for dtype, variant in itertools.product(FLOATS, ("unroll", "step", "callable")):
+        check_chained(Case(neuron, variant, 12, (3, 5), dtype, reset, delay, parameters="neuron"), device)
+
+
+# ---- the checks themselves ----------------------------------------------------------------------------------------
+
+CASE = Case("leaky", "unroll", 6, (2, 3), torch.float64, parameters="neuron")
+Arguments = dict[str, Any]
+
+
+def flip_the_sign_of_the_current(backward: Callable[[Arguments], Any], given: Arguments) -> Any:
+    grad_current, *others = backward(given)
+    return [-grad_current, *others]
+
+
+def forget_the_decay(backward: Callable[[Arguments], Any], given: Arguments) -> Any:
+    name = "beta" if "beta" in given else "decay"
+    return backward({**given, name: torch.ones_like(given[name])})
+
+
+def forget_the_membrane(backward: Callable[[Arguments], Any], given: Arguments) -> Any:
+    spk, record = given["grad_spk"], given["grad_mem_rec"]
+    given = {**given, "grad_mem_rec": torch.zeros_like(record) if spk is None else None, "grad_mem": None}
+    return backward(given if spk is not None or record is not None else {**given, "grad_mem": given["grad_mem"]})
+
+
+@neurons
+@pytest.mark.parametrize("check", [check_against_reference, check_is_a_gradient, check_chained])
+@pytest.mark.parametrize("fault", [flip_the_sign_of_the_current, forget_the_decay, forget_the_membrane])
+def test_a_broken_backward_does_not_pass(
+    fault: Callable[..., Any], check: Callable[..., None], neuron: str, device: torch.device,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    case = replace(CASE, neuron=neuron)
+    check(case, device)
+    ops = case.kind.ops
+    backward, names = ops.backward, [a.name for a in ops.backward._schema.arguments]
+    monkeypatch.setattr(
+        ops,
+        "backward",
+        lambda *args: fault(lambda given: backward(*given.values()), dict(zip(names, args, strict=True))),
+    )
+    with pytest.raises((AssertionError, GradcheckError)):
+        check(case, device)
+
+
+# ---- numbers ------------------------------------------------------------------------------------------------------
+
+
+@neurons
+def test_nan_and_infinities_flow_backward_as_in_the_reference(neuron: str, device: torch.device) -> None:
+    special = torch.tensor([math.nan, math.inf, -math.inf, 0.3], dtype=torch.float64, device=device)
+    for reset, delay, variant in itertools.product(RESETS, (True, False), ("unroll", "step")):
+        case = Case(neuron, variant, 5, (4, 4), torch.float64, reset, delay, parameters="element")
+        tensors = inputs(case, device)
+        for name in ("current", *case.kind.ops.states):
+            tensors[name][2] = special  # type: ignore[index]
+        found, grads = (gradients(f, leaves(tensors), case) for f in (fused, expected))
+        for name, grad in grads.items():
+            assert_close(found[name], grad, 1e-12, f"{case}: grad of {name}")
+
+
+@neurons
+@pytest.mark.parametrize("name", list(SURROGATES))
+def test_surrogates_where_they_jump(name: str, neuron: str, device: torch.device) -> None:
     """Membranes exactly at the threshold, one unit above it, and where SFS begins."""
-    spike_grad = surrogate.SFS(slope=2.0, B=0.25) if name == "SFS" else SURROGATES[name]
+    spike_grad = snnfast.surrogate.SFS(slope=2.0, B=0.25) if name == "SFS" else SURROGATES[name]
     exact = torch.tensor([1.0, 1.25, 2.0, 0.75, 1.0 - 2**-20, 1.25 + 2**-20], device=device)
-    one = torch.ones((), device=device)
-    for delay in (True, False):
-        case = Case(1, (6,), delay=delay, spike_grad=spike_grad)
-        found, expected = (
-            gradients(lif, leaves(dict(zip(TENSORS, (exact[None], 0 * exact, one, one, one), strict=True))), case)
-            for lif in (snnfast.functional.lif, reference.lif)
-        )
-        for tensor, grad in expected.items():
+    for delay, variant in itertools.product((True, False), ("unroll", "step")):
+        case = Case(neuron, variant, 1, (6,), delay=delay, spike_grad=spike_grad)
+        tensors = dict.fromkeys(case.kind.ops.parameters, torch.ones((), device=device))
+        tensors = {"current": exact[None], **dict.fromkeys(case.kind.ops.states, 0 * exact), **tensors}
+        found, grads = (gradients(f, leaves(tensors), case) for f in (fused, expected))
+        for tensor, grad in grads.items():
             assert_close(found[tensor], grad, 1e-6, tensor)
 
 
-@pytest.mark.parametrize("name", list(SURROGATES))
-@pytest.mark.parametrize(("reset", "delay"), RESET_CASES)
-def test_backward_is_a_gradient_by_finite_differences(reset: str, delay: bool, name: str, device: torch.device) -> None:
-    position = (list(SURROGATES).index(name) + RESETS.index(reset) + delay) % 4
-    check_is_a_gradient(
-        Case(
-            5, (2, 3), torch.float64, reset, delay, position % 2 == 0, position == 3,
-            ("neuron", "scalar", "mixed", "element")[position], spike_grad=SURROGATES[name],
-        ), device
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize(("reset", "delay"), RESET_CASES)
-def test_unrolls_joined_by_the_membrane_equal_one(reset: str, delay: bool, device: torch.device) -> None:
-    for dtype in FLOATS:
-        check_chained(Case(12, (3, 5), dtype, reset, delay, parameters="neuron"), device)
-
-
-def flip_the_sign_of_the_current(backward: Callable[..., Any], args: list[Any]) -> Any:
-    grad_current, *others = backward(*args)
-    return -grad_current, *others
-
-
-def forget_the_decay(backward: Callable[..., Any], args: list[Any]) -> Any:
-    return backward(*args[:6], torch.ones_like(args[6]), *args[7:])
-
-
-def forget_the_membrane(backward: Callable[..., Any], args: list[Any]) -> Any:
-    grad_spk, grad_mem, *others = args
-    return backward(grad_spk, torch.zeros_like(grad_mem) if grad_spk is None else None, *others)
-
-
-CASE = Case(6, (2, 3), torch.float64, parameters="neuron")
-
-
 @pytest.mark.parametrize(
-    "check",
-    [
-        pytest.param(lambda device: check_against_reference(CASE, device), id="reference"),
-        pytest.param(lambda device: check_is_a_gradient(CASE, device), id="finite_differences"),
-        pytest.param(lambda device: check_chained(CASE, device), id="chained"),
-    ],
+    ("neuron", "variant"),
+    [(n, v) for i, n in enumerate(NEURONS) for j, v in enumerate(("unroll", "count", "callable")) if (i + j) % 3],
 )
-@pytest.mark.parametrize("fault", [flip_the_sign_of_the_current, forget_the_decay, forget_the_membrane])
-def test_a_broken_backward_does_not_pass(
-    fault: Callable[..., Any], check: Callable[..., None], device: torch.device, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    check(device)
-    backward = _ops.lif_backward
-    monkeypatch.setattr(_ops, "lif_backward", lambda *args: fault(backward, list(args)))
-    with pytest.raises((AssertionError, GradcheckError)):
-        check(device)
+def test_sums_over_two_thousand_steps_are_accurate(variant: str, neuron: str, device: torch.device) -> None:
+    """Of each parameter, to 1e-5 of what float64 makes of the same spikes."""
+    case = Case(neuron, variant, 2000, (2, 8), record_mem=False, parameters="neuron")
+    tensors = inputs(case, device)
+    # Multiples of a power of two, small enough: both dtypes make the same spikes of them.
+    tensors["current"] = (tensors["current"] * 16).round() / 16  # type: ignore[operator]
+    tensors |= {name: torch.full((8,), 0.5, device=device) for name in case.kind.decays}
+    tensors |= {"threshold": torch.full((8,), 0.75, device=device), **dict.fromkeys(case.kind.ops.states)}
+    wide = {name: t if t is None else t.double() for name, t in tensors.items()}
+    found, exact = (
+        gradients(fused, leaves(tensors), case),
+        gradients(expected, leaves(wide), replace(case, dtype=torch.float64)),
+    )
+    for name in case.kind.ops.parameters:
+        assert found[name] is not None
+        assert_close(found[name].double(), exact[name], 1e-5, name)  # type: ignore[union-attr]
 
 
-def test_any_callable_as_surrogate_has_the_gradients_of_the_reference(device: torch.device) -> None:
-    for dtype, record_mem, constant, steps in itertools.product(FLOATS, (True, False), (True, False), (1, 9)):
-        case = Case(steps, (3, 5), dtype, record_mem=record_mem, constant=constant, parameters="neuron")
-        tensors = leaves(inputs(case, device))
-        own = replace(case, spike_grad=lambda z: SURROGATES["atan"](z))  # a callable that the kernels do not know
-        expected, actual = gradients(reference.lif, tensors, case), gradients(lif, tensors, own)
-        for name, grad in expected.items():
-            assert_close(actual[name], grad, RELATIVE[dtype], f"{case}: {name}")
-
-
-def test_learned_numbers_on_the_cpu_serve_any_device(device: torch.device) -> None:
-    case = Case(6, (4, 8), torch.float64)
-    tensors, numbers = inputs(case, device), leaves(inputs(case))
-    here = gradients(lif, leaves(tensors), case)
-    mixed = {name: tensors[name] if name in TENSORS[:2] else numbers[name] for name in TENSORS}
-    for name, grad in gradients(lif, mixed, case).items():
-        assert grad is not None
-        assert grad.device.type == "cpu"
-        assert_bits_equal(grad, here[name])  # type: ignore[arg-type]
-
-
-def test_gradients_in_any_layout_give_the_same(device: torch.device) -> None:
-    case = Case(6, (4, 8), parameters="neuron")
-    tensors = leaves(inputs(case, device))
-    spk, mem = call(lif, tensors, case)
-    asked = [t for t in tensors.values() if t is not None]
-    grad = torch.rand(6, device=device).view(6, 1, 1).expand(6, 4, 8)
-    plain = torch.autograd.grad((spk, mem), asked, (grad.contiguous(), grad.contiguous()), retain_graph=True)
-    moved = grad.permute(2, 1, 0).contiguous().permute(2, 1, 0)
-    for a, b in zip(torch.autograd.grad((spk, mem), asked, (grad, moved)), plain, strict=True):
-        assert_bits_equal(a, b)
-
-
-@pytest.mark.parametrize("record_mem", [True, False], ids=["record", "last"])
-def test_a_second_derivative_is_refused_by_name(record_mem: bool, device: torch.device) -> None:
-    case = Case(5, (3,), torch.float64, record_mem=record_mem)
-    for name in TENSORS:
-        tensors = inputs(case, device)
-        asked = tensors[name]
-        assert asked is not None
-        spk, mem = call(lif, {**tensors, name: asked.requires_grad_()}, case)
-        (grad,) = torch.autograd.grad(spk.sum() + mem.square().sum(), [asked], create_graph=True)
-        with pytest.raises(NotImplementedError, match="double backward"):
-            torch.autograd.grad(grad.sum(), [asked])
-
-
-def test_a_second_derivative_with_respect_to_the_incoming_gradient_is_refused(device: torch.device) -> None:
-    tensors = leaves(inputs(Case(), device))
-    spk, _ = call(lif, tensors, Case())
-    weight = torch.ones_like(spk, requires_grad=True)
-    (grad,) = torch.autograd.grad(spk, [tensors["current"]], weight, create_graph=True)
-    with pytest.raises(NotImplementedError, match="double backward"):
-        torch.autograd.grad(grad.sum(), [weight])
-
-
-def test_the_reference_backend_has_a_second_derivative(device: torch.device) -> None:
-    case = Case(5, (3,), torch.float64)
-    current, *_ = tensors = list(leaves(inputs(case, device)).values())
-    with snnfast.use_backend("reference"):
-        spk, mem = call(lif, dict(zip(TENSORS, tensors, strict=True)), case)
-    (grad,) = torch.autograd.grad(spk.sum() + mem.sum(), [current], create_graph=True)
-    (second,) = torch.autograd.grad(grad.sum(), [current])
-    assert second.abs().max() > 0
-
-
-def test_a_loss_on_one_output_or_none_works(device: torch.device) -> None:
-    tensors = leaves(inputs(Case(), device))
-    spk, mem = call(lif, tensors, Case())
-    for output in (spk, mem):
-        output.sum().backward(retain_graph=True)
-    assert all(t is not None and t.grad is not None for t in tensors.values())
-    assert torch.autograd.grad(tensors["current"].sum(), [tensors["mem"]], allow_unused=True) == (None,)  # type: ignore[union-attr]
-    call(lif, tensors, Case())  # outputs dropped
-
-
-def bytes_held(tensors: dict[str, Tensor | None], case: Case) -> int:
-    """Bytes that autograd keeps for the backward pass beyond inputs and outputs."""
-    held: dict[int, int] = {}
-
-    def pack(t: Tensor) -> Tensor:
-        held[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
-        return t
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        outputs = call(lif, tensors, case)
-    known = {t.untyped_storage().data_ptr() for t in (*tensors.values(), *outputs) if t is not None}
-    return sum(size for pointer, size in held.items() if pointer not in known)
-
-
-def test_what_is_held_for_backward(device: torch.device) -> None:
-    for steps, reset in itertools.product((1, 16, 17, 100), RESETS):
-        for dtype in FLOATS:
-            case = Case(steps, (4, 25), dtype, reset)
-            assert bytes_held(leaves(inputs(case, device)), case) == 0
-        for delay, record_mem, constant in [(True, False, False), (False, True, False), (True, False, True)]:
-            case = Case(steps, (4, 25), torch.float32, reset, delay, record_mem, constant)
-            limit = 4 / _ops.checkpoint_stride() * steps * 100
-            assert bytes_held(leaves(inputs(case, device)), case) <= limit
-
-
-def test_without_a_gradient_asked_for_nothing_is_held(device: torch.device) -> None:
-    for record_mem in (True, False):
-        case = Case(100, (4, 25), record_mem=record_mem)
-        assert bytes_held(inputs(case, device), case) == 0
-        with torch.no_grad():
-            assert bytes_held(leaves(inputs(case, device)), case) == 0
-
-
-def test_forward_mode_differentiation_is_refused_not_ignored(device):
-    with torch.autograd.forward_ad.dual_level():
-        current = torch.autograd.forward_ad.make_dual(torch.ones(3, 2), torch.ones(3, 2))
-        with pytest.raises((NotImplementedError, RuntimeError), match=r"jvp|forward"):
-            snnfast.functional.lif(current, beta=0.9)
-        with torch.no_grad(), pytest.raises((NotImplementedError, RuntimeError), match=r"jvp|forward"):
-            snnfast.functional.lif(current, beta=0.9)
-
-
-@pytest.mark.parametrize("record_mem", [True, False])
-def test_a_nan_reaches_no_gradient_that_does_not_pass_through_it(device, record_mem):
+@neurons
+def test_a_nan_reaches_no_gradient_that_does_not_pass_through_it(neuron: str, device: torch.device) -> None:
     """With no loss on the spikes, nothing depends on the derivative at a NaN membrane."""
-    values = torch.full((5, 3), 0.4)
-    values[2, 1] = float("nan")
-    found = []
-    for unroll in (snnfast.functional.lif, reference.lif):
-        current = values.to(device).requires_grad_()
-        _, mem = unroll(current, beta=0.9, record_mem=record_mem)
-        (mem[0] if record_mem else mem)[..., 0].sum().backward()
-        found.append(current.grad)
-    torch.testing.assert_close(found[0], found[1], equal_nan=True)
-    assert found[0][:, 0].isfinite().all()
+    for record_mem, variant in itertools.product((True, False), ("unroll", "step", "callable")):
+        case = Case(neuron, variant, 5, (3,), record_mem=record_mem)
+        tensors = inputs(case, device)
+        tensors["current"][2, 1] = math.nan  # type: ignore[index]
+        found = []
+        for function in (fused, expected):
+            current = tensors["current"].clone().requires_grad_()  # type: ignore[union-attr]
+            mem = function({**tensors, "current": current}, case)["mem"]
+            found += torch.autograd.grad((mem[0] if record_mem else mem)[..., 0].sum(), [current])
+        torch.testing.assert_close(found[0], found[1], equal_nan=True)
+        assert found[0][:, 0].isfinite().all()
+
+
+@neurons
+@pytest.mark.parametrize(("reset", "delay"), RESET_CASES)
+def test_without_a_surrogate_no_gradient_passes_through_a_spike(
+    reset: str, delay: bool, neuron: str, device: torch.device
+) -> None:
+    for i, (dtype, variant) in enumerate(itertools.product((*FLOATS, *HALVES), ("unroll", "constant", "step"))):
+        case = Case(neuron, variant, 9, (3, 10), dtype, reset, delay, i % 2 == 0, "neuron", spike_grad=DISABLED)
+        check_against_reference(case, device)
+        tensors = leaves(inputs(case, device))
+        tensors["graded_spikes_factor"] = torch.ones(10, dtype=case.acc, device=device)
+        outputs = fused(tensors, case)
+        assert not outputs["spk"].requires_grad
+        assert outputs["mem"].requires_grad
+        # A gradient that is not finite stops at the spike: 0 * inf would be NaN.
+        case = replace(case, steps=1, variant="step" if variant == "step" else "unroll")
+        tensors = leaves(inputs(case, device))
+        spk = fused(tensors, case)["spk"]
+        *grads, _ = torch.autograd.grad(spk, list(tensors.values()), torch.full_like(spk, math.inf), allow_unused=True)  # type: ignore[arg-type]
+        assert all(g is None or (g == 0).all() for g in grads)

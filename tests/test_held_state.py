@@ -5,12 +5,16 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import snntorch
 import torch
 from helpers import Bump
+from snntorch import utils
+from snntorch_checks import DECAYS, NEURONS, STATES, held, make
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import snnfast
+import snnfast.snntorch as snn
 from snnfast import Leaky
 
 # ---- activation checkpointing -------------------------------------------------------------------------------------
@@ -18,48 +22,50 @@ from snnfast import Leaky
 X = torch.rand(6, 3, 10) * 2
 
 
-def holding(leaky: type[Leaky] = Leaky) -> nn.Sequential:
+def holding(name: str, library: Any = snnfast) -> nn.Sequential:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(10, 8), leaky(0.9, init_hidden=True), nn.Linear(8, 4), leaky(0.8, init_hidden=True))
+    layers = [make(library, name, init_hidden=True) for _ in range(2)]
+    return nn.Sequential(nn.Linear(10, 8), layers[0], nn.Linear(8, 4), layers[1])
 
 
 def gradient(net: nn.Module, loss: Tensor) -> list[Tensor]:
     return list(torch.autograd.grad(loss, list(net.parameters())))
 
 
+@NEURONS
 @pytest.mark.parametrize("reentrant", [True, False])
-def test_a_step_that_would_be_recomputed_from_a_later_state_is_an_error(backend: str, reentrant: bool) -> None:
-    net = holding()
+def test_a_step_that_would_be_recomputed_from_a_later_state_is_an_error(
+    backend: str, reentrant: bool, name: str
+) -> None:
+    net = holding(name)
     x = X.clone().requires_grad_()
     loss = sum(checkpoint(net, x[t], use_reentrant=reentrant).sum() for t in range(len(X)))
     with pytest.raises(RuntimeError, match="holds its membrane"):
         loss.backward()  # type: ignore[union-attr]
 
 
+@NEURONS
 @pytest.mark.parametrize("how", ["unroll", "step without init_hidden"])
-def test_the_same_holds_for_an_unroll_and_for_a_membrane_that_is_not_passed(backend: str, how: str) -> None:
-    layer = Leaky(0.9, init_hidden=how == "unroll", learn_beta=True)
+def test_the_same_holds_for_an_unroll_and_for_states_that_are_not_passed(backend: str, how: str, name: str) -> None:
+    layer = make(snnfast, name, init_hidden=how == "unroll", learn_beta=True)
     call: Callable[..., Any] = layer.unroll if how == "unroll" else layer
     loss = sum(checkpoint(call, x, use_reentrant=False)[0].sum() for x in (X, X)) if how == "unroll" else sum(
-        checkpoint(call, x, use_reentrant=False)[1].sum() for x in X
+        checkpoint(call, x, use_reentrant=False)[-1].sum() for x in X
     )  # fmt: skip
     with pytest.raises(RuntimeError, match="holds its membrane"):
         gradient(layer, loss)  # type: ignore[arg-type]
 
 
+@NEURONS
 @pytest.mark.parametrize("how", ["ours", "snntorch", "reset_hidden"])
-def test_what_begins_with_a_reset_is_recomputed_to_the_same_gradient(backend: str, how: str) -> None:
+def test_what_begins_with_a_reset_is_recomputed_to_the_same_gradient(backend: str, how: str, name: str) -> None:
     """From the first call on, and when the size of the batch changes."""
-    reset: Callable[[nn.Module], object] = snnfast.reset
-    net = holding()
-    if how != "ours":
-        pytest.importorskip("snntorch")
-        from snntorch import utils
-
-        from snnfast import snntorch as snn
-
-        net = holding(snn.Leaky)
-        reset = utils.reset if how == "snntorch" else lambda _: snn.Leaky.reset_hidden()
+    resets: dict[str, Callable[[nn.Module], object]] = {
+        "ours": snnfast.reset,
+        "snntorch": utils.reset,
+        "reset_hidden": lambda _: getattr(snn, name).reset_hidden(),
+    }
+    net, reset = holding(name, snnfast if how == "ours" else snn), resets[how]
 
     def whole(x: Tensor) -> Tensor:
         reset(net)
@@ -89,34 +95,34 @@ def test_a_recomputation_in_another_thread_follows_the_block_it_runs_in(backend:
     assert layer.beta.grad is not None
 
 
-def test_states_that_are_passed_are_recomputed_to_the_same_gradient(backend: str) -> None:
-    layer = Leaky(0.9, learn_beta=True)
+@NEURONS
+def test_states_that_are_passed_are_recomputed_to_the_same_gradient(backend: str, name: str) -> None:
+    layer = make(snnfast, name, learn_beta=True)
 
     def loss(step: Callable[..., Any]) -> Tensor:
-        mem, total = torch.zeros(3, 10), torch.zeros(())
+        states, total = [torch.zeros(3, 10) for _ in STATES[name]], torch.zeros(())
         for x in X:
-            spk, mem = step(x, mem)
+            spk, *states = step(x, *states)
             total = total + spk.sum()
-        return total + mem.sum()
+        return total + states[-1].sum()
 
     expected = gradient(layer, loss(layer))
-    found = gradient(layer, loss(lambda x, mem: checkpoint(layer, x, mem, use_reentrant=False)))
+    found = gradient(layer, loss(lambda *args: checkpoint(layer, *args, use_reentrant=False)))
     assert torch.equal(found[0], expected[0])
 
 
 # ---- torch.func ---------------------------------------------------------------------------------------------------
 
 
-def test_a_step_under_vmap_leaves_the_layer_usable(backend: str) -> None:
-    layer = Leaky(0.9)
-    x, mem = torch.rand(4, 3, 10), torch.rand(4, 3, 10)
-    spk, last = torch.func.vmap(layer)(x, mem)
-    expected = layer(x, mem)
-    assert torch.equal(spk, expected[0])
-    assert torch.equal(last, expected[1])
-    layer = Leaky(0.9)
-    torch.func.vmap(layer)(x, mem)
-    assert layer.mem.numel() == 0
+@NEURONS
+def test_a_step_under_vmap_leaves_the_layer_usable(backend: str, name: str) -> None:
+    layer = make(snnfast, name)
+    x, *states = (torch.rand(4, 3, 10) for _ in range(1 + len(STATES[name])))
+    for found, expected in zip(torch.func.vmap(layer)(x, *states), layer(x, *states), strict=True):
+        assert torch.equal(found, expected)
+    layer = make(snnfast, name)
+    torch.func.vmap(layer)(x, *states)
+    assert all(state.numel() == 0 for state in held(layer))
     layer(x)
 
 
@@ -128,10 +134,11 @@ def test_a_reset_under_a_transform_gives_zeros(backend: str) -> None:
     assert not layer.mem.any()
 
 
+@NEURONS
 @pytest.mark.parametrize("init_hidden", [False, True])
-def test_a_transform_of_a_membrane_that_is_not_passed_is_an_error(backend: str, init_hidden: bool) -> None:
-    layer = Leaky(0.9, init_hidden=init_hidden)
-    with pytest.raises(RuntimeError, match=r"^mem: must be passed under a torch"):
+def test_a_transform_of_a_state_that_is_not_passed_is_an_error(backend: str, init_hidden: bool, name: str) -> None:
+    layer = make(snnfast, name, init_hidden=init_hidden)
+    with pytest.raises(RuntimeError, match=rf"^{STATES[name][0]}: must be passed under a torch"):
         torch.func.vmap(layer)(torch.rand(4, 3, 10))
     layer(torch.rand(3, 10))
 
@@ -146,74 +153,67 @@ def compiler() -> Iterator[Callable[..., Any]]:
     torch._dynamo.reset()
 
 
-def reset_mem(net: nn.Sequential, module: Any) -> None:
+def reset_mem(net: nn.Sequential, library: Any) -> None:
     for layer in net:
         if hasattr(layer, "reset_mem"):
             layer.reset_mem()
 
 
-def init_leaky(net: nn.Sequential, module: Any) -> None:
-    net[1].init_leaky()
-    net[3].init_leaky()
-
-
-def utils_reset(net: nn.Sequential, module: Any) -> None:
-    from snntorch import utils
-
+def utils_reset(net: nn.Sequential, library: Any) -> None:
     utils.reset(net)
 
 
-def reset_hidden(net: nn.Sequential, module: Any) -> None:
-    module.Leaky.reset_hidden()
+def reset_hidden(net: nn.Sequential, library: Any) -> None:
+    for name in DECAYS:
+        getattr(library, name).reset_hidden()
 
 
-def detach_hidden(net: nn.Sequential, module: Any) -> None:
-    module.Leaky.detach_hidden()
+def detach_hidden(net: nn.Sequential, library: Any) -> None:
+    for name in DECAYS:
+        getattr(library, name).detach_hidden()
 
 
-def detach(net: nn.Sequential, module: Any) -> None:
-    net[1].mem.detach_()
-    net[3].mem.detach_()
+def detach(net: nn.Sequential, library: Any) -> None:
+    for state in (*held(net[1]), *held(net[3])):
+        state.detach_()
 
 
-def assign(net: nn.Sequential, module: Any) -> None:
+def assign(net: nn.Sequential, library: Any) -> None:
     net[1].mem = torch.full((5, 8), 0.25)
-    net[3].mem = torch.zeros(5, 4)
+    net[3].syn, net[3].mem = torch.zeros(5, 4), torch.full((5, 4), 0.5)
 
 
-@pytest.mark.parametrize("start", [reset_mem, init_leaky, utils_reset, reset_hidden, detach_hidden, detach, assign])
-def test_a_compiled_training_step_does_with_held_membranes_what_snntorch_does(
+@pytest.mark.parametrize("start", [reset_mem, utils_reset, reset_hidden, detach_hidden, detach, assign])
+def test_a_compiled_training_step_does_with_held_states_what_snntorch_does(
     start: Callable[[nn.Sequential, Any], None], compiler: Callable[..., Any]
 ) -> None:
-    snntorch = pytest.importorskip("snntorch")
-    import snnfast.snntorch
-
-    def losses(module: Any, compiled: bool) -> list[float]:
-        module.Leaky.instances.clear()  # of other tests
+    def losses(library: Any, compiled: bool) -> list[float]:
+        for name in DECAYS:
+            getattr(library, name).instances.clear()  # of other tests
         torch.manual_seed(0)
         net = nn.Sequential(
-            nn.Linear(20, 8), module.Leaky(0.9, init_hidden=True),
-            nn.Linear(8, 4), module.Leaky(0.8, init_hidden=True, output=True, learn_beta=True),
+            nn.Linear(20, 8), library.Leaky(0.9, init_hidden=True),
+            nn.Linear(8, 4), library.Synaptic(0.7, 0.8, init_hidden=True, output=True, learn_beta=True),
         )  # fmt: skip
         optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
 
         def forward(x: Tensor) -> Tensor:
-            start(net, module)
-            return torch.stack([net(step)[1] for step in x]).square().mean()
+            start(net, library)
+            return torch.stack([net(step)[-1] for step in x]).square().mean()
 
         run, values = compiler(forward) if compiled else forward, []
-        for seed in range(4):
+        for seed in range(3):
             torch.manual_seed(seed)
             optimizer.zero_grad()
-            loss = run(torch.rand(4, 5, 20))
+            loss = run(torch.rand(3, 5, 20))
             loss.backward()
             optimizer.step()
             values.append(loss.item())
-        return [*values, *(layer.mem.sum().item() for layer in (net[1], net[3]))]
+        return [*values, *(state.sum().item() for layer in (net[1], net[3]) for state in held(layer))]
 
     expected = losses(snntorch, compiled=False)
-    assert losses(snnfast.snntorch, compiled=False) == pytest.approx(expected, rel=1e-5)
-    assert losses(snnfast.snntorch, compiled=True) == pytest.approx(expected, rel=1e-5)
+    assert losses(snn, compiled=False) == pytest.approx(expected, rel=1e-5)
+    assert losses(snn, compiled=True) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.skipif(torch.__version__.startswith("2.11"), reason="torch 2.11 can't put a dataclass into a graph")

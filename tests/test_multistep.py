@@ -1,72 +1,48 @@
 """MultiStep equals the loop over time of its layers."""
 
 import itertools
-from typing import Any
 
 import pytest
 import torch
 from helpers import assert_bits_equal, assert_close
-from torch import Tensor, nn
+from multistep_checks import NEURONS, eighths, exact, loop, make
+from torch import nn
 
 import snnfast
-from snnfast import Leaky, MultiStep
+from snnfast import Leaky, MultiStep, Synaptic
+from snnfast._layer import SpikingLayer
 
 
-def exact(layer: nn.Module) -> nn.Module:
-    """Weights in eighths: products with spikes or eighths and their sums are exact, in any order."""
-    with torch.no_grad():
-        for p in layer.parameters():
-            p.copy_((p * 16).round() / 8)
-    return layer
-
-
-def loop(layers: list[nn.Module], x: Tensor, num_steps: int | None = None) -> tuple[Tensor, Tensor | None]:
-    """The layers called step by step; the outputs of the last and, if it is a Leaky, its membranes."""
-    state: dict[int, Any] = {}
-    outputs, mems = [], []
-    for step in x if num_steps is None else (x,) * num_steps:
-        for i, layer in enumerate(layers):
-            if isinstance(layer, Leaky):
-                step, state[i] = layer(step, state[i] if i in state else torch.zeros_like(step))
-            else:
-                step = layer(step)
-        outputs.append(step)
-        mems.append(state.get(len(layers) - 1))
-    return torch.stack(outputs), None if mems[0] is None else torch.stack(mems)
-
-
-def eighths(*shape: int) -> Tensor:
-    return torch.randint(0, 9, shape) / 8
-
-
-def fully_connected() -> list[nn.Module]:
-    return [exact(nn.Linear(12, 20)), Leaky(0.5), exact(nn.Linear(20, 6)), Leaky(0.75, reset_mechanism="zero")]
+def fully_connected(neuron: type[SpikingLayer] = Leaky) -> list[nn.Module]:
+    last = make(neuron, beta=0.75, reset_mechanism="zero")
+    return [exact(nn.Linear(12, 20)), make(neuron), exact(nn.Linear(20, 6)), last]
 
 
 @pytest.mark.parametrize("num_steps", [None, 9], ids=["sequence", "constant"])
-def test_equals_the_loop_over_time_bit_for_bit(num_steps: int | None, backend: str) -> None:
-    layers = fully_connected()
+@NEURONS
+def test_equals_the_loop_over_time_bit_for_bit(neuron: type[SpikingLayer], num_steps: int | None, backend: str) -> None:
+    layers = fully_connected(neuron)
     x = eighths(4, 12) if num_steps else eighths(9, 4, 12)
-    spk, mem = MultiStep(*layers)(x, num_steps)
-    spk_expected, mem_expected = loop(layers, x, num_steps)
-    assert spk_expected.any()
-    assert mem_expected is not None
-    assert_bits_equal(spk, spk_expected)
-    assert_bits_equal(mem, mem_expected)
-    spk, mem = MultiStep(*layers)(x, num_steps, record_mem=False)
-    assert_bits_equal(spk, spk_expected)
-    assert_bits_equal(mem, mem_expected[-1])
+    expected = loop(layers, x, num_steps)
+    assert expected[0].any()
+    for a, b in zip(MultiStep(*layers)(x, num_steps), expected, strict=True):
+        assert_bits_equal(a, b)
+    spk, *states = MultiStep(*layers)(x, num_steps, record_mem=False)
+    assert_bits_equal(spk, expected[0])
+    for a, b in zip(states, expected[1:], strict=True):
+        assert_bits_equal(a, b[-1])
 
 
 @pytest.mark.parametrize("num_steps", [None, 9], ids=["sequence", "constant"])
-def test_gradients_equal_those_of_the_loop(num_steps: int | None, backend: str) -> None:
-    layers = fully_connected()
+@NEURONS
+def test_gradients_equal_those_of_the_loop(neuron: type[SpikingLayer], num_steps: int | None, backend: str) -> None:
+    layers = fully_connected(neuron)
     net, parameters = MultiStep(*layers), [p for layer in layers for p in layer.parameters()]
     x = (eighths(4, 12) if num_steps else eighths(9, 4, 12)).requires_grad_()
     results = []
-    for spk, mem in (net(x, num_steps), loop(layers, x, num_steps)):
-        assert mem is not None
-        results.append(torch.autograd.grad(spk.square().sum() + mem.sum(), [x, *parameters]))
+    for spk, *states in (net(x, num_steps), loop(layers, x, num_steps)):
+        total = spk.square().sum() + sum(state.sum() for state in states)
+        results.append(torch.autograd.grad(total, [x, *parameters]))
     for a, b in zip(*results, strict=True):
         assert_close(a, b, 1e-5)
 
@@ -80,7 +56,6 @@ def test_convolutions_pooling_and_nested_sequentials(backend: str) -> None:
         spk_expected, mem_expected = loop([*conv, *head], x, num_steps)
         assert spk.shape == mem.shape == (5, 2, 4)
         assert_bits_equal(spk, spk_expected)
-        assert mem_expected is not None
         assert_bits_equal(mem, mem_expected)
 
 
@@ -105,10 +80,11 @@ def test_what_is_returned_depends_on_the_last_layer(backend: str) -> None:
     assert MultiStep(linear)(x[0], 7).shape == (4, 12)  # nothing has made it change with time
 
 
-def test_layers_that_hold_their_membrane_go_on_from_it(backend: str) -> None:
-    layers = [exact(nn.Linear(12, 6)), Leaky(0.5, init_hidden=True)]
+@NEURONS
+def test_layers_that_hold_their_states_go_on_from_them(neuron: type[SpikingLayer], backend: str) -> None:
+    layers = [exact(nn.Linear(12, 6)), make(neuron, init_hidden=True)]
     net, x = MultiStep(*layers), eighths(8, 4, 12)
-    whole, _ = net(x)
+    whole, *_ = net(x)
     layers[1].reset_mem()
     assert_bits_equal(torch.cat([net(x[:3])[0], net(x[3:])[0]]), whole)
 
@@ -139,3 +115,9 @@ def test_both_backends_give_the_same(backend: str) -> None:
     with snnfast.use_backend("reference"):
         for a, b in zip(found, net(x), strict=True):
             assert_bits_equal(a, b)
+
+
+def test_a_membrane_dtype_that_a_neuron_cannot_have_is_an_error_that_names_both() -> None:
+    net = MultiStep(nn.Linear(12, 6), Leaky(0.9), nn.Linear(6, 6), Synaptic(0.9, 0.8), nn.Linear(6, 2))
+    with pytest.raises(ValueError, match=r"^membrane_dtype: .*synaptic"):
+        net(torch.rand(5, 4, 12), membrane_dtype=torch.bfloat16)

@@ -5,41 +5,51 @@ from typing import Any
 import pytest
 import torch
 from helpers import assert_bits_equal, assert_close
-from test_multistep import eighths, exact
+from multistep_checks import NEURONS, eighths, exact, make
 from torch import Tensor, nn
 
-from snnfast import Leaky, MultiStep, Residual
+from snnfast import Leaky, MultiStep, Residual, Synaptic
+from snnfast._layer import SpikingLayer
 
 
-def network(**options: Any) -> MultiStep:
+def network(neuron: type[SpikingLayer] = Leaky, **options: Any) -> MultiStep:
     torch.manual_seed(3)
     return MultiStep(
-        nn.Sequential(exact(nn.Linear(6, 5)), Leaky(0.5, 0.125, **options)),
+        nn.Sequential(exact(nn.Linear(6, 5)), make(neuron, threshold=0.125, **options)),
         Residual(
             exact(nn.Linear(5, 5)),
-            Leaky(0.75, 0.125),
-            shortcut=nn.Sequential(exact(nn.Linear(5, 5)), Leaky(0.25, 0.125)),
+            make(neuron, beta=0.75, threshold=0.125),
+            shortcut=nn.Sequential(exact(nn.Linear(5, 5)), make(neuron, beta=0.25, threshold=0.125)),
         ),
-        MultiStep(exact(nn.Linear(5, 4)), Leaky(0.5, 0.125, reset_mechanism="zero")),
+        MultiStep(exact(nn.Linear(5, 4)), make(neuron, threshold=0.125, reset_mechanism="zero")),
     )
 
 
+def flat(states: list[Any]) -> list[Tensor]:
+    """The tensors in a list of states, each of which is one or a tuple of them."""
+    return [t for state in states for t in (state if isinstance(state, tuple) else (state,))]
+
+
+@NEURONS
 @pytest.mark.parametrize("record_mem", [True, False], ids=["record", "last"])
 @pytest.mark.parametrize("sizes", [[9], [4, 5], [1, 1, 7], [0, 9, 0]], ids=str)
-def test_part_by_part_equals_the_whole(sizes: list[int], record_mem: bool, backend: str) -> None:
-    net, x = network(), eighths(9, 3, 6)
-    spk, mem, last = net(x, return_states=True)
-    states, spks, mems = None, [], []
+def test_part_by_part_equals_the_whole(
+    sizes: list[int], record_mem: bool, neuron: type[SpikingLayer], backend: str
+) -> None:
+    net, x = network(neuron), eighths(9, 3, 6)
+    spk, *records, last = net(x, return_states=True)
+    states, parts = None, []
     for part in x.split(sizes):
         *out, states = net(part, states=states, record_mem=record_mem, return_states=True)
-        assert all(state._base is None for state in states)
-        spks.append(out[0])
-        mems.append(out[1])
+        assert all(state._base is None for state in flat(states))
+        parts.append(out)
     assert spk.any()
+    spks, *found = zip(*parts, strict=True)
     assert_bits_equal(torch.cat(spks), spk)
-    assert_bits_equal(torch.cat(mems) if record_mem else mems[-1], mem if record_mem else mem[-1])
+    for mems, mem in zip(found, records, strict=True):
+        assert_bits_equal(torch.cat(mems) if record_mem else mems[-1], mem if record_mem else mem[-1])
     assert len(states) == len(last) == 4
-    for a, b in zip(states, last, strict=True):
+    for a, b in zip(flat(states), flat(last), strict=True):
         assert_bits_equal(a, b)
 
 
@@ -56,13 +66,14 @@ def test_what_ends_without_a_neuron_returns_its_states_too(backend: str) -> None
     assert_bits_equal(torch.cat([first, net(x[4:], states=states)]), net(x))
 
 
-def test_gradients_reach_the_states_given_and_through_those_returned(backend: str) -> None:
-    net, x = network(), eighths(8, 3, 6).requires_grad_()
+@NEURONS
+def test_gradients_reach_the_states_given_and_through_those_returned(neuron: type[SpikingLayer], backend: str) -> None:
+    net, x = network(neuron), eighths(8, 3, 6).requires_grad_()
     parameters = [x, *net.parameters()]
-    expected = torch.autograd.grad(net(x)[1].square().sum(), parameters)
-    _, first, states = net(x[:5], return_states=True)
-    assert all(state.requires_grad for state in states)
-    _, second = net(x[5:], states=states)
+    expected = torch.autograd.grad(net(x)[-1].square().sum(), parameters)
+    *_, first, states = net(x[:5], return_states=True)
+    assert all(state.requires_grad for state in flat(states))
+    *_, second = net(x[5:], states=states)
     found = torch.autograd.grad(first.square().sum() + second.square().sum(), parameters)
     for a, b in zip(found, expected, strict=True):
         assert_close(a, b, 1e-5)
@@ -77,10 +88,13 @@ def test_detached_states_cut_the_gradient_between_two_parts(backend: str) -> Non
     assert gradient[5:].any()
 
 
-def test_layers_with_init_hidden_hold_their_own_state_and_have_none_here(backend: str) -> None:
-    net, x = network(init_hidden=True), eighths(9, 3, 6)
-    whole = network()(x)[0]
-    first, _, states = net(x[:4], return_states=True)
+@NEURONS
+def test_layers_with_init_hidden_hold_their_own_state_and_have_none_here(
+    neuron: type[SpikingLayer], backend: str
+) -> None:
+    net, x = network(neuron, init_hidden=True), eighths(9, 3, 6)
+    whole = network(neuron)(x)[0]
+    first, *_, states = net(x[:4], return_states=True)
     assert [state is None for state in states] == [True, False, False, False]
     assert_bits_equal(torch.cat([first, net(x[4:], states=states)[0]]), whole)
     states[0] = net[0][1].mem
@@ -88,38 +102,62 @@ def test_layers_with_init_hidden_hold_their_own_state_and_have_none_here(backend
         net(x[4:], states=states)
 
 
-def test_none_among_the_states_is_zeros(backend: str) -> None:
-    net, x = network(), eighths(5, 3, 6)
-    for a, b in zip(net(x, states=[None] * 4), net(x), strict=True):
-        assert_bits_equal(a, b)
+@NEURONS
+def test_none_among_the_states_is_zeros(neuron: type[SpikingLayer], backend: str) -> None:
+    net, x = network(neuron), eighths(5, 3, 6)
+    given: list[list[Any]] = [[None] * 4]
+    if neuron is Synaptic:
+        given += [[(None, torch.zeros(3, 5)), None, [torch.zeros(3, 5), None], (None, None)]]
+    for states in given:
+        for a, b in zip(net(x, states=states), net(x), strict=True):
+            assert_bits_equal(a, b)
 
 
+@NEURONS
 @pytest.mark.parametrize("record_mem", [True, False])
-def test_states_of_half_precision_are_not_rounded(record_mem: bool, backend: str) -> None:
-    net = network().to(torch.bfloat16)
+def test_states_of_half_precision_are_not_rounded(record_mem: bool, neuron: type[SpikingLayer], backend: str) -> None:
+    net = network(neuron).to(torch.bfloat16)
     x = torch.rand(40, 3, 6).to(torch.bfloat16)
-    spk, _, last = net(x, record_mem=False, return_states=True)
+    spk, *_, last = net(x, record_mem=False, return_states=True)
     states, spks = None, []
     for part in x.split(8):
-        out, _, states = net(part, states=states, record_mem=record_mem, return_states=True)
-        assert all(mem.dtype == torch.float32 for mem in states)
+        out, *_, states = net(part, states=states, record_mem=record_mem, return_states=True)
+        assert all(state.dtype == torch.float32 for state in flat(states))
         spks.append(out)
     assert_bits_equal(torch.cat(spks), spk)
-    for found, expected in zip(states, last, strict=True):
+    for found, expected in zip(flat(states), flat(last), strict=True):
         assert_bits_equal(found, expected)
+
+
+MEM = torch.zeros(3, 5)
 
 
 @pytest.mark.parametrize(
     ("states", "error", "message"),
     [
-        ([None] * 3, ValueError, r"^states: expected 4, one per Leaky, got 3"),
+        ([None, MEM, None, None], TypeError, r"^states\[1\]: expected \(syn, mem\) or None, got Tensor"),
+        ([None, (MEM,), None, None], TypeError, r"^states\[1\]: expected \(syn, mem\) or None, got tuple"),
+        ([(MEM, 3), None, None, None], TypeError, r"^states\[0\]\[1\]: expected a torch\.Tensor or None, got int"),
+        ([(MEM[:2], MEM), None, None, None], ValueError, r"^states\[0\]\[0\]: expected \(3, 5\), got \(2, 5\)"),
+    ],
+    ids=["tensor", "tuple", "type", "shape"],
+)
+def test_wrong_states_of_neurons_with_several_are_named(states: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        network(Synaptic)(torch.rand(5, 3, 6), states=states)
+
+
+@pytest.mark.parametrize(
+    ("states", "error", "message"),
+    [
+        ([None] * 3, ValueError, r"^states: expected 4, one per neuron layer, got 3"),
         (torch.zeros(4, 3, 5), TypeError, r"^states: expected a list of torch\.Tensor or None, got Tensor"),
         ([None, 0.5, None, None], TypeError, r"^states\[1\]: expected a torch\.Tensor or None, got float"),
         ([None, None, None, torch.zeros(2, 4)], ValueError, r"^states\[3\]: expected \(3, 4\), got \(2, 4\)"),
     ],
     ids=["number", "tensor", "type", "shape"],
 )
-def test_wrong_states_are_named(states: Any, error: type[Exception], message: str, backend: str) -> None:
+def test_wrong_states_are_named(states: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         network()(torch.rand(5, 3, 6), states=states)
 

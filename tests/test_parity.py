@@ -1,5 +1,9 @@
-"""Random layers, inputs and states against snnTorch's own loop: forward to the bit, gradients to rounding."""
+"""Random layers, inputs and states against snnTorch's own loop: forward to the bit, gradients to rounding.
 
+``SNNFAST_PARITY_EXAMPLES`` is how many layers of each neuron are drawn.
+"""
+
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,11 +15,13 @@ import torch
 from helpers import FLOATS, HALVES, RESETS, SURROGATES, assert_bits_equal, assert_close
 from hypothesis import HealthCheck, given, settings
 from snntorch import surrogate as theirs
+from snntorch_checks import LEARNED, STATES
 from torch import Tensor, nn
 
 import snnfast
 import snnfast.snntorch
 from snnfast import surrogate
+from snnfast._neurons import LAYERS
 from snnfast.surrogate import Surrogate
 
 
@@ -53,6 +59,7 @@ CLOSURES: dict[str, Callable[[], Any]] = {
 class Layer:
     """One layer of both libraries, its input and its state."""
 
+    neuron: str
     dtype: torch.dtype
     shape: tuple[int, ...]  # of a time step
     steps: int
@@ -63,17 +70,21 @@ class Layer:
     delay: bool
     surrogate_disable: bool
     inhibition: bool
-    learn: tuple[bool, bool, bool]
+    learn: tuple[bool, bool, bool]  # in the order of LEARNED, which may be shorter
     init_hidden: bool
     output: bool
-    state: str  # the membrane at the start: "none", "given", "held" or "other shape"
+    state: str  # at the start: "none", "given", "only" (the first of them), "held" or "other shape"
     parameters: tuple[str, str, str]
-    standalone: bool  # snnfast.Leaky instead of the subclass of snntorch.Leaky
+    standalone: bool  # snnfast's layer instead of the subclass of snnTorch's
     seed: int
 
     @property
     def acc(self) -> torch.dtype:
         return torch.float64 if self.dtype == torch.float64 else torch.float32
+
+    @property
+    def states(self) -> tuple[str, ...]:
+        return STATES[self.neuron]
 
 
 DIMENSIONS = st.integers(1, 5)
@@ -86,7 +97,7 @@ PARAMETERS = st.sampled_from(("float", "scalar", "one", "neuron", "channel", "el
 
 
 @st.composite
-def layers(draw: st.DrawFn) -> Layer:
+def layers(draw: st.DrawFn, neuron: str) -> Layer:
     shape = draw(SHAPES)
     name = draw(st.sampled_from((*SURROGATES, "bump", "custom_surrogate")))
     dtype = draw(st.sampled_from((torch.float32, torch.float32, torch.float64, *HALVES)))
@@ -94,7 +105,12 @@ def layers(draw: st.DrawFn) -> Layer:
     # In half precision the layer rounds what it holds between calls; the unroll carries it in float32.
     how = draw(st.sampled_from(("unroll", "unroll last", "constant", *(("steps",) * 3 if dtype in FLOATS else ()))))
     inhibited = len(shape) == 2 and shape[1] > 0 and draw(st.integers(0, 4)) == 0
+    given = ("none", "given", "only") if len(STATES[neuron]) > 1 else ("none", "given")
+    # snnTorch's Lapicque takes a beta of one value, and no reset_delay.
+    lapicque = neuron == "Lapicque"
+    first = st.sampled_from(("scalar", "one")) if lapicque else PARAMETERS
     return Layer(
+        neuron=neuron,
         dtype=dtype,
         shape=shape,
         steps=draw(st.integers(0, 6) | st.integers(15, 34)),
@@ -103,14 +119,14 @@ def layers(draw: st.DrawFn) -> Layer:
         # Those of snnTorch return float32 spikes, which changes the arithmetic of a float64 layer.
         closure=name in CLOSURES and dtype != torch.float64 and (draw(st.booleans()) or name == "custom_surrogate"),
         reset=draw(st.sampled_from(RESETS)),
-        delay=draw(st.booleans()),
+        delay=lapicque or draw(st.booleans()),
         surrogate_disable=draw(st.integers(0, 5)) == 0,
         inhibition=inhibited,
         learn=draw(st.tuples(st.booleans(), st.booleans(), st.booleans())),
         init_hidden=init_hidden,
         output=draw(st.booleans()),
-        state=draw(st.sampled_from(("none", "held", "other shape") if init_hidden else ("none", "given"))),
-        parameters=draw(st.tuples(PARAMETERS, PARAMETERS, PARAMETERS)),
+        state=draw(st.sampled_from(("none", "held", "other shape") if init_hidden else given)),
+        parameters=draw(st.tuples(first, PARAMETERS, PARAMETERS)),
         standalone=draw(st.booleans()),
         seed=draw(st.integers(0, 2**16)),
     )
@@ -144,27 +160,31 @@ def spike_grads(case: Layer) -> tuple[Any, Any]:
     return (SURROGATES[case.spike_grad],) * 2
 
 
+RANGES = {"alpha": (-0.2, 1.2), "beta": (-0.2, 1.2), "threshold": (0.6, 1.1), "graded_spikes_factor": (0.5, 2.0)}
+
+
 def both(case: Layer) -> tuple[Any, Any]:
+    learned = LEARNED[case.neuron]
+    ranges = {**RANGES, "beta": (0.05, 1.2)} if case.neuron == "Lapicque" else RANGES
     values = {
-        "beta": parameter(case.parameters[0], case.shape, -0.2, 1.2, case),
-        "threshold": parameter(case.parameters[1], case.shape, 0.6, 1.1, case),
-        "graded_spikes_factor": parameter(case.parameters[2], case.shape, 0.5, 2.0, case),
+        name: parameter(kind, case.shape, *ranges[name], case)
+        for name, kind in zip(learned, case.parameters, strict=False)
     }
     flags = {
-        **dict(zip(("learn_beta", "learn_threshold", "learn_graded_spikes_factor"), case.learn, strict=True)),
+        **{f"learn_{name}": learn for name, learn in zip(learned, case.learn, strict=False)},
         "reset_mechanism": case.reset,
-        "reset_delay": case.delay,
+        **({} if case.neuron == "Lapicque" else {"reset_delay": case.delay}),
         "surrogate_disable": case.surrogate_disable,
         "inhibition": case.inhibition,
         "init_hidden": case.init_hidden,
         "output": case.output,
     }
     layers = []
-    for make, spike_grad in zip(
-        (snnfast.Leaky if case.standalone else snnfast.snntorch.Leaky, snntorch.Leaky), spike_grads(case), strict=True
+    for library, spike_grad in zip(
+        (snnfast if case.standalone else snnfast.snntorch, snntorch), spike_grads(case), strict=True
     ):
         copies = {name: v.clone() if isinstance(v, Tensor) else v for name, v in values.items()}
-        layer = make(**copies, spike_grad=spike_grad, **flags)
+        layer = getattr(library, case.neuron)(**copies, spike_grad=spike_grad, **flags)
         layers.append(layer.to(case.acc) if case.acc == torch.float64 else layer)
     if case.surrogate_disable and case.acc == torch.float64:
         # snnTorch's own bypass returns float32 whatever it is given.
@@ -172,41 +192,44 @@ def both(case: Layer) -> tuple[Any, Any]:
     return layers[0], layers[1]
 
 
-def start(case: Layer, *layers: Any) -> Tensor | None:
-    """Bring the layers into the same state; returns the membrane to be passed."""
-    mem = (torch.rand(case.shape, dtype=torch.float64) * 2.5 - 0.5).to(case.acc)
-    if case.state == "held":
-        for layer in layers:
-            layer.mem = mem.clone()
-    elif case.state == "other shape":
-        for layer in layers:
-            layer.mem = torch.ones(*case.shape, 3, dtype=case.acc)
-    return mem if case.state == "given" else None
+def start(case: Layer, *layers: Any) -> list[Tensor | None]:
+    """Bring the layers into the same state; returns the states to be passed."""
+    states = [(torch.rand(case.shape, dtype=torch.float64) * 2.5 - 0.5).to(case.acc) for _ in case.states]
+    for layer in layers:
+        for name, state in zip(case.states, states, strict=True):
+            if case.state == "held":
+                setattr(layer, name, state.clone())
+            elif case.state == "other shape":
+                setattr(layer, name, torch.ones(*case.shape, 3, dtype=case.acc))
+    passed = {"given": len(states), "only": 1}.get(case.state, 0)
+    return [state if i < passed else None for i, state in enumerate(states)]
 
 
-def step_by_step(layer: Any, steps: list[Tensor], mem: Tensor | None, case: Layer) -> tuple[list[Tensor], list[Tensor]]:
-    spks, mems = [], []
+def step_by_step(
+    layer: Any, steps: list[Tensor], states: list[Tensor | None], case: Layer
+) -> tuple[list[Tensor], list[list[Tensor | None]]]:
+    """Spikes, and states, of every step."""
+    spks, record = [], []
     for x in steps:
         if case.init_hidden:
             result = layer(x)
-            spk = result[0] if case.output else result
-            mem = layer.mem
+            spk, *states = result if case.output else (result, *(getattr(layer, name) for name in case.states))
         else:
-            spk, mem = layer(x, mem)
+            spk, *states = layer(x, *states)
         spks.append(spk)
-        mems.append(mem)
-    return spks, mems
+        record.append(states)
+    return spks, record
 
 
 def stacked(tensors: list[Tensor], case: Layer) -> Tensor:
     return torch.stack(tensors) if tensors else torch.zeros((0, *case.shape), dtype=case.acc)
 
 
-def gradients(layer: nn.Module, x: Tensor, spk: Tensor, mem: Tensor, case: Layer) -> list[Tensor]:
-    """Of a weighted sum of spikes and membranes; zeros where there is none."""
+def gradients(layer: nn.Module, x: Tensor, results: list[Tensor], case: Layer) -> list[Tensor]:
+    """Of a weighted sum of spikes and states; zeros where there is none."""
     generator = torch.Generator().manual_seed(case.seed)
     loss = torch.zeros((), dtype=torch.float64)
-    for t in (spk, mem):
+    for t in results:
         weights = torch.rand(t.shape, generator=generator, dtype=torch.float64) - 0.3
         loss = loss + (t.double().cpu() * weights.to(case.dtype).double()).sum()
     wanted = [x, *layer.parameters()]
@@ -216,6 +239,12 @@ def gradients(layer: nn.Module, x: Tensor, spk: Tensor, mem: Tensor, case: Layer
     return [torch.zeros_like(t) if g is None else g for t, g in zip(wanted, found, strict=True)]
 
 
+def records(spks: list[Tensor], record: list[list[Any]], case: Layer) -> list[Tensor]:
+    """Of every step, or of the states the last one."""
+    states = [[states[i] for states in record] for i in range(len(case.states))]
+    return [stacked(spks, case), *(stacked(s, case) for s in states)]
+
+
 def check(case: Layer, device: torch.device | str = "cpu") -> None:
     torch.manual_seed(case.seed)
     ours, reference = both(case)
@@ -223,57 +252,66 @@ def check(case: Layer, device: torch.device | str = "cpu") -> None:
     constant = case.how == "constant"
     x = torch.rand(case.shape if constant else (case.steps, *case.shape), dtype=torch.float64) * 2 - 0.6
     x = x.to(case.dtype)
-    mem = start(case, ours, reference)
+    states = start(case, ours, reference)
     if case.steps == 0 and case.state == "other shape":
-        return  # with no step snnTorch keeps a membrane of the wrong shape
+        return  # with no step snnTorch keeps states of the wrong shape
 
     leaf = x.to(case.acc).requires_grad_()
     steps = [leaf] * case.steps if constant else list(leaf.unbind(0))
-    spks, mems = step_by_step(reference, steps, mem, case)
-    expected_spk, expected_mem = stacked(spks, case), stacked(mems, case)
-    last = mems[-1] if mems else reference.mem if case.state == "held" else mem
+    spks, record = step_by_step(reference, steps, states, case)
+    expected = records(spks, record, case)
+    held = [getattr(reference, name) for name in case.states]
+    last = record[-1] if record else held if case.state == "held" else states
     if case.how == "unroll last":
-        expected_mem = torch.zeros(case.shape, dtype=case.acc) if last is None else last
-    mem_dtype = case.acc if case.how in ("steps", "unroll last") else case.dtype  # state, or a record
-    expected = gradients(reference, leaf, expected_spk.to(case.dtype), expected_mem.to(mem_dtype), case)
+        expected[1:] = [torch.zeros(case.shape, dtype=case.acc) if s is None else s for s in last]
+    states_dtype = case.acc if case.how in ("steps", "unroll last") else case.dtype  # states, or a record
+    expected = [expected[0].to(case.dtype), *(t.to(states_dtype) for t in expected[1:])]
+    expected_grads = gradients(reference, leaf, expected, case)
 
     leaf = x.to(device, copy=True).requires_grad_()
-    mem = None if mem is None else mem.to(device)
+    states = [s if s is None else s.to(device) for s in states]
     if case.how == "steps":
-        spks, mems = step_by_step(ours, list(leaf.unbind(0)), mem, case)
-        spk, found_mem = stacked(spks, case), stacked(mems, case)
+        found = records(*step_by_step(ours, list(leaf.unbind(0)), states, case), case)
     else:
-        spk, found_mem = ours.unroll(
-            leaf, mem, num_steps=case.steps if constant else None, record_mem=case.how != "unroll last"
-        )
-    assert_bits_equal(spk, expected_spk.to(case.dtype), "spk")
-    assert_bits_equal(found_mem, expected_mem.to(mem_dtype), "mem")
+        how = {"num_steps": case.steps if constant else None, "record_mem": case.how != "unroll last"}
+        found = list(ours.unroll(leaf, *states, **how))
+    for name, a, b in zip(("spk", *case.states), found, expected, strict=True):
+        assert_bits_equal(a, b, name)
     if case.init_hidden and case.steps > 0:
-        assert_bits_equal(ours.mem, last, "held")
-    found = gradients(ours, leaf, spk, found_mem, case)
+        for name, b in zip(case.states, last, strict=True):
+            assert_bits_equal(getattr(ours, name), b, f"held {name}")
+    grads = gradients(ours, leaf, found, case)
     relative = {torch.float64: 1e-10, torch.float32: 3e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}[case.dtype]
     # What is summed up may cancel: an error is one of its terms, not of the sum.
-    scale = max(1.0, expected[0].abs().sum().item())
+    scale = max(1.0, expected_grads[0].abs().sum().item())
     if case.dtype == torch.float16 and scale > 1e4:
         return  # may overflow
-    for name, a, b in zip(["current", *dict(ours.named_parameters())], found, expected, strict=True):
+    for name, a, b in zip(["current", *dict(ours.named_parameters())], grads, expected_grads, strict=True):
         assert_close(a.to(b.dtype), b, relative, name, scale=1.0 if name == "current" else scale)
 
 
-QUIET = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large]
+EXAMPLES = int(os.environ.get("SNNFAST_PARITY_EXAMPLES", 2500))
+OPTIONS: dict[str, Any] = {
+    "deadline": None, "derandomize": True, "database": None,
+    "suppress_health_check": [HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large],
+}  # fmt: skip
+QUIET = pytest.mark.filterwarnings("ignore:Inhibition is an unstable", "ignore:snnfast. a layer runs step by step")
 
 
-@given(layers())
-@settings(max_examples=2500, deadline=None, derandomize=True, database=None, suppress_health_check=QUIET)
-@pytest.mark.filterwarnings("ignore:Inhibition is an unstable feature", "ignore:snnfast. a layer runs step by step")
-def test_a_random_layer_has_the_numbers_of_snntorchs_loop(case: Layer) -> None:
-    check(case)
+@QUIET
+@pytest.mark.parametrize("neuron", STATES)
+@given(data=st.data())
+@settings(max_examples=EXAMPLES, **OPTIONS)
+def test_a_random_layer_has_the_numbers_of_snntorchs_loop(neuron: str, data: st.DataObject) -> None:
+    check(data.draw(layers(neuron)))
 
 
-@given(layers())
-@settings(max_examples=200, deadline=None, derandomize=True, database=None, suppress_health_check=QUIET)
-@pytest.mark.filterwarnings("ignore:Inhibition is an unstable feature")
-def test_a_random_layer_has_them_on_every_device(device: torch.device, case: Layer) -> None:
+@QUIET
+@pytest.mark.parametrize("neuron", STATES)
+@given(data=st.data())
+@settings(max_examples=min(200, EXAMPLES), **OPTIONS)
+def test_a_random_layer_has_them_on_every_device(device: torch.device, neuron: str, data: st.DataObject) -> None:
+    case = data.draw(layers(neuron))
     if not case.inhibition or case.delay:  # else step by step
         check(case, device)
 
@@ -281,3 +319,8 @@ def test_a_random_layer_has_them_on_every_device(device: torch.device, case: Lay
 def test_surrogates_of_both_libraries_are_drawn() -> None:
     assert set(CLOSURES) - {"custom_surrogate"} <= set(SURROGATES)
     assert all(isinstance(s, Surrogate) for s in SURROGATES.values())
+
+
+def test_every_neuron_is_drawn() -> None:
+    assert [layer.__name__ for layer in LAYERS] == list(STATES)
+    assert [layer.neuron.states for layer in LAYERS] == list(STATES.values())

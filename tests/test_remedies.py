@@ -61,7 +61,7 @@ def test_under_the_reference_the_transforms_of_torch_func_give_the_gradients_of_
 def test_vmap_without_a_derivative_works_on_both_backends(backend: str) -> None:
     lif, x = snnfast.Leaky(0.9), torch.rand(7, 3, 6) * 2
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PyTorch says that it goes sample by sample
+        warnings.simplefilter("error")  # PyTorch would say that it goes sample by sample
         found = torch.func.vmap(lif.unroll, in_dims=1, out_dims=1)(x)
     for a, b in zip(found, lif.unroll(x), strict=True):
         assert_bits_equal(a, b)

@@ -17,6 +17,8 @@ import snnfast.snntorch as snn
 NEURONS: dict[str, Any] = {
     "snnfast.Leaky": lambda: snnfast.Leaky(0.9, init_hidden=True, learn_beta=True),
     "snnfast.snntorch.Leaky": lambda: snn.Leaky(0.9, init_hidden=True, learn_beta=True),
+    "snnfast.Synaptic": lambda: snnfast.Synaptic(0.9, 0.8, init_hidden=True, learn_beta=True),
+    "snnfast.snntorch.Synaptic": lambda: snn.Synaptic(0.9, 0.8, init_hidden=True, learn_beta=True),
     "Leaky": lambda: snntorch.Leaky(0.9, init_hidden=True, learn_beta=True),
     "Synaptic": lambda: snntorch.Synaptic(0.9, 0.8, init_hidden=True),
     "Alpha": lambda: snntorch.Alpha(0.9, 0.8, init_hidden=True),

@@ -1,17 +1,28 @@
 """Calls whose tensors over time exceed the cache of the device go past it, others through it."""
 
-import itertools
 from collections.abc import Iterator
 
 import pytest
 import torch
 from emulator.build import Streamed, cache_bytes, last_launch, set_chunked_limits, set_stream_bytes, streamed
 from gradient_checks import gradients
-from helpers import FLOATS, HALVES, RESETS, SURROGATES, Case, assert_bits_equal, call, inputs, leaves
-from test_chunked_backward import ALWAYS, LIMITS
+from helpers import (
+    FLOATS,
+    HALVES,
+    NEURONS,
+    SURROGATES,
+    Case,
+    assert_bits_equal,
+    fused,
+    inputs,
+    layer_of,
+    leaves,
+    random_cases,
+)
+from ops import backward_arguments, call_op, forward_arguments
 from torch import Tensor
 
-from snnfast import Leaky, _ops
+from snnfast._ops import SAVE_MEMBRANE, SAVE_NOTHING, SAVE_SPIKES
 from snnfast.functional import lif
 
 pytestmark = [
@@ -19,6 +30,7 @@ pytestmark = [
     pytest.mark.parametrize("device", ["emulated"], indirect=True),
 ]
 EVERYTHING, NOTHING, DEFAULT = 0, 1 << 60, -1
+LIMITS, ALWAYS = (256, 8192), (0, 1 << 40)  # steps from which, neurons up to which backward shares out time
 
 
 @pytest.fixture(autouse=True)
@@ -32,47 +44,41 @@ def limits(device: torch.device) -> Iterator[None]:
 def accesses(case: Case, device: torch.device) -> tuple[Streamed, Streamed]:
     """Of the forward and the backward pass, with a gradient for every input."""
     tensors = leaves(inputs(case, device))
-    spk, mem = call(lif, tensors, case)
+    outputs = fused(tensors, case)
     forward = streamed()
-    outputs = (spk, mem) if case.record_mem else (spk,)
-    torch.autograd.grad(outputs, list(tensors.values()), [torch.ones_like(t) for t in outputs])
+    wanted = list(outputs.values()) if case.record_mem else [outputs["spk"]]
+    asking = [t for t in tensors.values() if t is not None]
+    torch.autograd.grad(wanted, asking, [torch.ones_like(t) for t in wanted], allow_unused=True)
     return forward, streamed()
 
 
-# T, N and dtype of all: a row is 8 accesses of 4 neurons, of the current, spikes or membranes.
+# T, N and dtype of all: a row is 8 accesses of 4 neurons, of the current, spikes or states.
 T, ROW = 40, 8
-CHECKPOINTS = 2 * ROW
 
 
-CASES = {
-    # In: current; membranes and two gradients. Out: spikes and membranes; gradient of the current.
-    "recorded": ({}, Streamed(T * ROW, 2 * T * ROW), Streamed(3 * T * ROW, T * ROW)),
-    # The current is read again in backward.
-    "checkpoints": (
-        {"record_mem": False},
-        Streamed(0, T * ROW + CHECKPOINTS),
-        Streamed(2 * T * ROW + CHECKPOINTS, T * ROW),
-    ),
-    "count": (
-        {"record_mem": False, "count": True},
-        Streamed(0, CHECKPOINTS),
-        Streamed(T * ROW + CHECKPOINTS, T * ROW),
-    ),
-    "constant": (
-        {"record_mem": False, "constant": True},
-        Streamed(0, T * ROW + CHECKPOINTS),
-        Streamed(T * ROW + CHECKPOINTS, 0),
-    ),
-}
+def expected_accesses(neuron: str, variant: str, record_mem: bool) -> tuple[Streamed, Streamed]:
+    """Rows of T steps, and checkpoints."""
+    ops = Case(neuron).kind.ops
+    states, tells = len(ops.states), record_mem and ops.record_tells
+    rows = 0 if tells else 2 * states * ROW
+    x, spikes = variant != "constant", variant != "count"
+    recorded = states * record_mem
+    read_again = not tells and x  # in backward: so forward leaves the current in the caches
+    return (
+        Streamed(T * ROW * (x and not read_again), T * ROW * (spikes + recorded) + rows),
+        Streamed(T * ROW * (read_again + tells + spikes + recorded) + rows, T * ROW * x),
+    )
 
 
-@pytest.mark.parametrize(("options", "forward", "backward"), CASES.values(), ids=CASES)
+@pytest.mark.parametrize("neuron", NEURONS)
+@pytest.mark.parametrize("record_mem", [True, False], ids=["record", "last"])
+@pytest.mark.parametrize("variant", ["unroll", "count", "constant"])
 def test_what_has_a_row_per_step_is_streamed_once(
-    options: dict[str, bool], forward: Streamed, backward: Streamed, device: torch.device
+    variant: str, record_mem: bool, neuron: str, device: torch.device
 ) -> None:
-    case = Case(T, (32,), **options)
+    case = Case(neuron, variant, T, (32,), record_mem=record_mem)
     set_stream_bytes(EVERYTHING)
-    assert accesses(case, device) == (forward, backward)
+    assert accesses(case, device) == expected_accesses(neuron, variant, record_mem)
     set_stream_bytes(NOTHING)
     assert accesses(case, device) == (Streamed(0, 0), Streamed(0, 0))
 
@@ -82,12 +88,14 @@ def test_a_current_that_backward_reads_again_stays_also_where_there_is_no_checkp
     steps: int, device: torch.device
 ) -> None:
     set_stream_bytes(EVERYTHING)
-    forward, backward = accesses(Case(steps, (32,), record_mem=False), device)
-    assert forward == Streamed(0, steps * ROW)
-    assert backward == Streamed(2 * steps * ROW, steps * ROW)
-    layer, x = Leaky(0.9), torch.rand(32, device=device, requires_grad=True)
-    layer(x, torch.zeros(32, device=device))
-    assert streamed().loads == 0
+    for neuron in NEURONS:
+        case = Case(neuron, "unroll", steps, (32,), record_mem=False)
+        forward, backward = accesses(case, device)
+        assert forward == Streamed(0, steps * ROW)
+        assert backward == Streamed(2 * steps * ROW, steps * ROW)
+        tensors = leaves(inputs(case, device))
+        layer_of(case, tensors)(tensors["current"][0], *(tensors[s] for s in case.kind.ops.states))  # type: ignore[index]
+        assert streamed().loads == 0
 
 
 def test_a_pass_that_is_repeated_is_streamed_only_the_last_time(device: torch.device) -> None:
@@ -96,14 +104,14 @@ def test_a_pass_that_is_repeated_is_streamed_only_the_last_time(device: torch.de
     set_stream_bytes(EVERYTHING)
     steps, neurons = 300, 32
     checkpoints = 18
-    _, backward = accesses(Case(steps, (neurons,), record_mem=False), device)
+    _, backward = accesses(Case("leaky", "unroll", steps, (neurons,), record_mem=False), device)
     assert last_launch().threads == 512
     assert backward == Streamed((2 * steps + checkpoints) * neurons, steps * neurons)
 
 
 @pytest.mark.parametrize("dtype", FLOATS + HALVES, ids=lambda d: str(d)[6:])
 def test_the_limit_is_the_sum_of_all_tensors_over_time(dtype: torch.dtype, device: torch.device) -> None:
-    case = Case(T, (32,), dtype, record_mem=False)
+    case = Case("leaky", "unroll", T, (32,), dtype, record_mem=False)
     size, acc = (torch.empty(0, dtype=t).element_size() for t in (dtype, case.acc))
     forward = T * 32 * 2 * size + 2 * 32 * acc  # current, spikes, checkpoints
     set_stream_bytes(forward)
@@ -117,30 +125,30 @@ def test_the_limit_is_the_sum_of_all_tensors_over_time(dtype: torch.dtype, devic
     assert accesses(case, device)[1].stores > 0
 
 
-def test_what_is_kept_and_a_given_derivative_count_too(device: torch.device) -> None:
-    x, number = torch.rand(T, 32, device=device), torch.tensor(1.0)
+def test_what_is_saved_and_a_given_derivative_count_too(device: torch.device) -> None:
+    case = Case("leaky", "unroll", T, (32,))
+    op = case.kind.ops
 
-    def stores(keep: int, size: int) -> int:
+    def stores(saved: int, size: int) -> int:
         set_stream_bytes(size)
-        _ops.lif_forward(x, None, number, number, number, None, 0, True, False, False, keep)
+        call_op(op.forward, forward_arguments(case, device, saved=saved, record=0, last=True))
         return streamed().stores
 
-    for keep, size in ((_ops.KEEP_ROUNDED, T * 32 * 2), (_ops.KEEP_BITS, 5 * 32), (_ops.KEEP_NOTHING, 0)):
+    for saved, size in ((SAVE_MEMBRANE, T * 32 * 2), (SAVE_SPIKES, 5 * 32), (SAVE_NOTHING, 0)):
         size += 2 * T * 32 * 4
-        assert stores(keep, size) == 0
-        assert stores(keep, size - 1) > 0
+        assert stores(saved, size) == 0
+        assert stores(saved, size - 1) > 0
 
-    def loads(derivative: Tensor | None, size: int) -> int:
+    def loads(given: bool, size: int) -> int:
+        arguments = backward_arguments(case, device, saved=SAVE_NOTHING, needs=1, derivative=given)
+        streamed()
         set_stream_bytes(size)
-        _ops.lif_backward(
-            x, None, None, x, None, None, number, number, number, derivative, T, False, 0, True, False,
-            _ops.KEEP_NOTHING, 0, 0.0, 0.0, 1,
-        )  # fmt: skip
+        call_op(op.backward, {**arguments, "grad_mem_rec": None})
         return streamed().loads
 
-    for derivative, tensors in ((None, 3), (x, 4)):
-        assert loads(derivative, tensors * T * 32 * 4) == 0
-        assert loads(derivative, tensors * T * 32 * 4 - 1) > 0
+    for given, tensors in ((False, 3), (True, 4)):
+        assert loads(given, tensors * T * 32 * 4) == 0
+        assert loads(given, tensors * T * 32 * 4 - 1) > 0
 
 
 def test_the_cache_is_that_of_the_device(device: torch.device) -> None:
@@ -151,21 +159,21 @@ def test_the_cache_is_that_of_the_device(device: torch.device) -> None:
         assert streamed() == Streamed(beyond * N, beyond * N)
 
 
-def test_streaming_changes_no_bit(device: torch.device) -> None:
-    for i, (dtype, reset, delay, record_mem) in enumerate(
-        itertools.product(FLOATS + HALVES, RESETS, (True, False), (True, False))
-    ):
-        for neurons in (37, 64):
-            case = Case(21, (neurons,), dtype, reset, delay, record_mem, i % 5 == 0, "neuron", count=i % 7 == 0)
-            found = []
-            for size in (EVERYTHING, NOTHING):
-                set_stream_bytes(size)
-                tensors = leaves(inputs(case, device))
-                outputs = dict(zip(("spk", "mem"), call(lif, tensors, case), strict=True))
-                found.append(outputs | gradients(lif, tensors, case))
-                assert (streamed().stores > 0) == (size == EVERYTHING)
-            for name in found[0]:
-                assert_bits_equal(found[0][name], found[1][name], f"{case}: {name}")
+@pytest.mark.parametrize("neuron", NEURONS)
+def test_streaming_changes_no_bit(neuron: str, device: torch.device) -> None:
+    variants = ("unroll", "constant", "count", "count+constant", "rounded", "bits")
+    for case in random_cases(40, 1, neuron=(neuron,), variant=variants, steps=(21,), shape=((37,), (64,))):
+        found: list[dict[str, Tensor | None]] = []
+        for size in (EVERYTHING, NOTHING):
+            set_stream_bytes(size)
+            tensors = leaves(inputs(case, device), case.wrt)
+            found.append({**fused(tensors, case), **gradients(fused, tensors, case)})
+            assert (streamed().stores > 0) == (size == EVERYTHING)
+        for name, t in found[0].items():
+            if t is None:
+                assert found[1][name] is None
+            else:
+                assert_bits_equal(t, found[1][name], f"{case}: {name}")  # type: ignore[arg-type]
 
 
 def test_rounded_membranes_and_bits_are_streamed(device: torch.device) -> None:

@@ -2,7 +2,7 @@
 
 The oldest is the lower bound in pyproject.toml, the newest that in constraints.txt. The sources are copied, so that the
 extension in the source tree stays as it is. What is no option of this command goes to pytest: ``-m "not emulated"``, or
-``tests/test_lif.py``. The folder is kept, and a second run does only what has changed. SNNFAST_CUDA=0 spares minutes.
+``tests/test_forward.py``. The folder is kept, and a second run does only what has changed. SNNFAST_CUDA=0 saves time.
 """
 
 import argparse

@@ -7,10 +7,10 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import snnfast
-from snnfast import reference
+from snnfast import _ops, reference
 from snnfast.functional import lif
 
-OPS = ("lif_forward", "lif_backward", "lif_step_forward", "lif_step_backward")
+OPS = [f"{neuron.name}_{direction}" for neuron in _ops.NEURONS for direction in ("forward", "backward")]
 
 
 def main() -> None:

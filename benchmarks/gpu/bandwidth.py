@@ -8,7 +8,7 @@ from typing import Any
 TIME, READ, WRITTEN = "gpu__time_duration.sum", "dram__bytes_read.sum", "dram__bytes_write.sum"
 SHARE = "dram__throughput.avg.pct_of_peak_sustained_elapsed"
 METRICS = (TIME, READ, WRITTEN, SHARE)
-KERNELS = "regex:lif_(forward|backward)"
+KERNELS = "regex:^(forward|backward)(_chunked)?_kernel$"
 
 
 def command(program: list[str], report: Path) -> list[str]:

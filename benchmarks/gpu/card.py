@@ -60,7 +60,7 @@ class DryRun(Card):
         except RuntimeError as error:
             self.name = f"dry run on the CPU kernels ({error})"
         else:
-            _ops.NAMESPACE = "snnfast_emulated"
+            _ops.use("snnfast_emulated")
             self.name = "dry run on the emulator"
 
     def synchronize(self) -> None:

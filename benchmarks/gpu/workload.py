@@ -13,10 +13,11 @@ from torch import Tensor
 
 import snnfast
 from snnfast import _ops
+from snnfast._ops import NEURONS, SAVE_CHECKPOINTS, SAVE_MEMBRANE, SAVE_NOTHING, SAVE_SPIKES, SEQUENCE, Neuron, pack
 
 from .card import Card, open_card
 
-BETA, THRESHOLD, ALPHA = 0.9, 1.0, 2.0
+DECAY, ALPHA = 0.9, 2.0  # of every neuron; of the surrogate
 SUBTRACT, ATAN, STRAIGHT_THROUGH = 0, 0, 3  # as the ops number them
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -29,53 +30,64 @@ def main() -> None:
     card = open_card(args.dry_run)
     if args.large:
         T, N = (4, 64) if card.dry else (100, 1 << 20)
-        for keep in (_ops.KEEP_CHECKPOINTS, _ops.KEEP_NOTHING):
-            call(card, Call(T, N, torch.float32, keep), check=card.dry)
+        for saved in (SAVE_CHECKPOINTS, SAVE_NOTHING):
+            call(card, Call(_ops.LEAKY, T, N, torch.float32, saved), check=card.dry)
         return
     # The last shape is one whose time backward shares out among the warps of a block.
-    for (T, N), dtype, count in itertools.product(((18, 37), (18, card.many), (272, 37)), DTYPES, (False, True)):
-        for keep in (_ops.KEEP_CHECKPOINTS, _ops.KEEP_ROUNDED, _ops.KEEP_BITS, _ops.KEEP_NOTHING):
-            if keep != _ops.KEEP_NOTHING or dtype.itemsize >= 4:  # rounded membranes tell no spikes
-                call(card, Call(T, N, dtype, keep, count))
+    shapes = ((18, 37), (18, card.many), (272, 37))
+    for neuron, (T, N), dtype, reduce in itertools.product(NEURONS, shapes, DTYPES, (False, True)):
+        modes = (SAVE_CHECKPOINTS, SAVE_MEMBRANE, SAVE_SPIKES, SAVE_NOTHING) if neuron.record_tells else (1,)
+        for saved in modes:
+            if saved != SAVE_NOTHING or dtype.itemsize >= 4:  # rounded membranes tell no spikes
+                call(card, Call(neuron, T, N, dtype, saved, reduce))
 
 
 class Call(NamedTuple):
     """Of the ops for all steps."""
 
+    neuron: Neuron
     T: int
     N: int
     dtype: torch.dtype
-    keep: int
-    count: bool = False
+    saved: int
+    reduce: bool = False
 
 
 def call(card: Card, of: Call, check: bool = True) -> None:
     """Forward and backward by the ops themselves: nothing of autograd touches the device."""
     torch.manual_seed(0)
+    neuron, states = of.neuron, len(of.neuron.states)
     x = (torch.rand(of.T, of.N) * 2).to(of.dtype)
-    grad = torch.rand((of.N,) if of.count else (of.T, of.N)).to(of.dtype)
+    grad = torch.rand((of.N,) if of.reduce else (of.T, of.N)).to(of.dtype)
     acc = torch.float64 if of.dtype == torch.float64 else torch.float32
-    parameters = [torch.tensor(value, dtype=acc) for value in (BETA, THRESHOLD, 1.0)]
-    # Of x, mem0, beta, threshold and graded, from the lowest bit on. Spikes alone tell the gradients of x, mem0 and
+    numbers = [DECAY] * (len(neuron.parameters) - 2) + [1.0, 1.0]
+    parameters = [torch.tensor(value, dtype=acc) for value in numbers]
+    # Of x, the states and the parameters, from the lowest bit on. Spikes alone tell the gradients of x, mem and
     # threshold, and no surrogate but the one that lets all through; rounded membranes tell all but that of beta.
-    needs = {_ops.KEEP_BITS: 0b01011, _ops.KEEP_ROUNDED: 0b11011}.get(of.keep, 0b11111)
-    surrogate = STRAIGHT_THROUGH if of.keep == _ops.KEEP_BITS else ATAN
+    every_input = (1 << 1 + states + len(parameters)) - 1
+    needs = {SAVE_SPIKES: 0b01011, SAVE_MEMBRANE: 0b11011}.get(of.saved, every_input)
+    surrogate = STRAIGHT_THROUGH if of.saved == SAVE_SPIKES else ATAN
+    initial = [None] * states
+    how = {"time": SEQUENCE, "reset": SUBTRACT, "reset_delay": 1, "reduce": of.reduce, "saved": of.saved}
 
     def results(device: torch.device) -> list[Tensor]:
         there, given, *rest = (t.to(device) for t in (x, grad, *parameters))
-        recorded = of.keep == _ops.KEEP_NOTHING
-        spk, mem, kept = _ops.lif_forward(there, None, *rest, None, SUBTRACT, True, recorded, of.count, of.keep)
-        from_x = there if of.keep == _ops.KEEP_CHECKPOINTS else None
-        saved = (from_x, mem if recorded else None, None if recorded else kept)
-        options = (None, of.T, False, SUBTRACT, True, of.count, of.keep, surrogate, ALPHA, 0.0, needs)
-        return [t.cpu() for t in (spk, mem, *_ops.lif_backward(given, None, *saved, None, *rest, *options))]
+        recorded = of.saved == SAVE_NOTHING
+        asked = pack(**how, record=neuron.membrane if recorded else 0, last=not recorded)
+        found = neuron.forward(there, *initial, *rest, of.T, asked)
+        from_x = there if of.saved == SAVE_CHECKPOINTS else None
+        saved = (from_x, found[1] if recorded else None, None if recorded else found[-1], None)
+        asked = pack(**how, surrogate=surrogate, clamp_closed=_ops.CLAMP_CLOSED, needs=needs)
+        gradients = neuron.backward(given, *[None] * 2 * states, *saved, *initial, *rest, of.T, asked, ALPHA, 0.0)
+        return [t.cpu() for t in (*found[:2], *gradients)]
 
     found = results(card.device)
     if not check:
         return
-    namespace, _ops.NAMESPACE = _ops.NAMESPACE, "snnfast"
+    namespace = _ops.used
+    _ops.use(_ops.NAMESPACE)
     wanted = results(torch.device("cpu"))
-    _ops.NAMESPACE = namespace
+    _ops.use(namespace)
     for a, b in zip(found[:2], wanted[:2], strict=True):
         if not torch.equal(a, b):
             raise SystemExit(f"{of}: differs from the CPU")

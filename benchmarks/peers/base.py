@@ -17,12 +17,12 @@ class Unsupported(Exception):  # noqa: N818 - a reason, not a mistake
 class Neuron(NamedTuple):
     """One layer of neurons."""
 
-    unroll: Callable[[Tensor, bool], tuple[Tensor, Tensor | None]]
-    """Spikes ``[T, B, *]`` of a current ``[T, B, *]``, and membranes if they are asked for and there are any."""
+    unroll: Callable[[Tensor, bool], tuple[Tensor, ...]]
+    """Spikes ``[T, B, *]`` of a current ``[T, B, *]``, and if asked for the records of the states that it has."""
     step: Callable[[Tensor, Any], tuple[Tensor, Any]] | None = None
     """Spikes of one step and the new state, from a current and the old state (``None`` at first)."""
     parameters: Sequence[Tensor] = ()
-    constant: Callable[[Tensor, int, bool], tuple[Tensor, Tensor | None]] | None = None
+    constant: Callable[[Tensor, int, bool], tuple[Tensor, ...]] | None = None
     """As ``unroll``, of one current and a number of steps, where that is more than an expanded current."""
 
 
@@ -41,6 +41,10 @@ class Peer(NamedTuple):
     compiled: bool = False  # a call with another shape compiles again
     devices: tuple[str, ...] = ("cpu", "cuda")
     kinds: tuple[str, ...] = ("layer", "loop", "tutorial5", "convolution", "framework")  # of cases it makes sense for
+    neurons: tuple[str, ...] = ("leaky",)
+
+    def fits(self, case: Case) -> bool:
+        return case.kind in self.kinds and case.neuron in self.neurons
 
     def missing(self, device: torch.device) -> str | None:
         """Why it can't run at all."""
@@ -73,19 +77,27 @@ def only(case: Case, **supported: Any) -> None:
             raise Unsupported(f"has no {name}={value}")
 
 
+def stepping(layer: Callable[..., Sequence[Tensor]], states: int) -> Callable[[Tensor, Any], tuple[Tensor, Any]]:
+    """One step of a layer that takes its states after the current and returns them after the spikes."""
+
+    def step(x: Tensor, state: Any) -> tuple[Tensor, Any]:
+        spk, *state = layer(x, *(state or [torch.zeros_like(x) for _ in range(states)]))
+        return spk, state
+
+    return step
+
+
 def unrolled(
-    step: Callable[[Tensor, Any], tuple[Tensor, Any]], membrane: Callable[[Any], Tensor] | None
-) -> Callable[[Tensor, bool], tuple[Tensor, Tensor | None]]:
+    step: Callable[[Tensor, Any], tuple[Tensor, Any]], recorded: Callable[[Any], Sequence[Tensor]] = lambda state: ()
+) -> Callable[[Tensor, bool], tuple[Tensor, ...]]:
     """A loop over time. ``x.unbind(0)``, because the backward pass of indexing costs O(T) per step."""
 
-    def unroll(x: Tensor, record_mem: bool) -> tuple[Tensor, Tensor | None]:
+    def unroll(x: Tensor, record_mem: bool) -> tuple[Tensor, ...]:
         state = None
-        spikes, membranes = [], []
+        steps = []
         for current in x.unbind(0):
             spike, state = step(current, state)
-            spikes.append(spike)
-            if record_mem and membrane is not None:
-                membranes.append(membrane(state))
-        return torch.stack(spikes), torch.stack(membranes) if membranes else None
+            steps.append((spike, *recorded(state)) if record_mem else (spike,))
+        return tuple(torch.stack(of_all_steps) for of_all_steps in zip(*steps, strict=True))
 
     return unroll

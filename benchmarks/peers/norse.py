@@ -32,13 +32,13 @@ def make(case: Case, device: torch.device) -> Neuron:
     def scaled(x: Tensor, state: Any) -> tuple[Tensor, Any]:
         return step(x * scale, state)
 
-    return Neuron(unrolled(scaled, None), scaled)
+    return Neuron(unrolled(scaled), scaled)
 
 
 def make_compiled(case: Case, device: torch.device) -> Neuron:
     torch._dynamo.reset()
     step = torch.compile(make(case, device).step, dynamic=False)
-    return Neuron(unrolled(step, None), step)
+    return Neuron(unrolled(step), step)
 
 
 def nearest(case: Case) -> dict[str, Any]:

@@ -24,7 +24,7 @@ def make(case: Case, device: torch.device) -> Neuron:
             x, case.options.beta, None, state, threshold, SingleSpike, reset, surrogate, None, False
         )
 
-    return Neuron(unrolled(step, lambda state: state["v_mem"]), step)
+    return Neuron(unrolled(step, lambda state: (state["v_mem"],)), step)
 
 
 def make_exodus(case: Case, device: torch.device) -> Neuron:
@@ -43,9 +43,9 @@ def make_exodus(case: Case, device: torch.device) -> Neuron:
         norm_input=False,
     ).to(device)
 
-    def unroll(x: Tensor, record_mem: bool) -> tuple[Tensor, Tensor | None]:
+    def unroll(x: Tensor, record_mem: bool) -> tuple[Tensor, ...]:
         lif.reset_states()
-        return lif(x.transpose(0, 1)).transpose(0, 1), None
+        return (lif(x.transpose(0, 1)).transpose(0, 1),)
 
     return Neuron(unroll)
 

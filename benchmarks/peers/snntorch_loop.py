@@ -1,10 +1,9 @@
 """snnTorch: its layer in a loop over time, as its tutorials write it; and that loop under ``torch.compile``."""
 
 import torch
-from torch import Tensor
 
-from ..registry import Case
-from .base import Neuron, Peer, unrolled
+from ..registry import NEURONS, Case
+from .base import Neuron, Peer, stepping, unrolled
 from .ours import layer_options
 
 LOOP, COMPILED, HOISTED = "snnTorch, loop", "snnTorch, compiled loop", "snnTorch, loop, hoisted layers"
@@ -14,16 +13,13 @@ WHOLE = 32  # steps up to which the whole loop is compiled; more take minutes to
 def make(case: Case, device: torch.device) -> Neuron:
     import snntorch
 
+    model = NEURONS[case.neuron]
     surrogate = getattr(snntorch.surrogate, case.options.surrogate)()
-    lif = snntorch.Leaky(spike_grad=surrogate, **layer_options(case)).to(device)
+    layer = getattr(snntorch, model.name)(spike_grad=surrogate, **layer_options(case)).to(device)
     if case.dtype == "float64":
-        lif = lif.double()
-
-    def step(x: Tensor, mem: Tensor | None) -> tuple[Tensor, Tensor]:
-        spk, mem = lif(x, torch.zeros_like(x) if mem is None else mem)
-        return spk, mem
-
-    return Neuron(unrolled(step, lambda mem: mem), step, [p for p in lif.parameters() if p.requires_grad])
+        layer = layer.double()
+    step = stepping(layer, len(model.states))
+    return Neuron(unrolled(step, list), step, [p for p in layer.parameters() if p.requires_grad])
 
 
 def make_compiled(case: Case, device: torch.device) -> Neuron:
@@ -32,12 +28,12 @@ def make_compiled(case: Case, device: torch.device) -> Neuron:
     if case.kind == "layer" and case.T <= WHOLE:
         return Neuron(torch.compile(eager.unroll, dynamic=False), None, eager.parameters)
     step = torch.compile(eager.step, dynamic=False)
-    return Neuron(unrolled(step, lambda mem: mem), step, eager.parameters)
+    return Neuron(unrolled(step, list), step, eager.parameters)
 
 
 INSTALL = "pip install 'snntorch>=1.0.0'"
 PEERS = [
-    Peer(LOOP, "snntorch", "snntorch", INSTALL, make, network_in_loop=True),
+    Peer(LOOP, "snntorch", "snntorch", INSTALL, make, network_in_loop=True, neurons=tuple(NEURONS)),
     Peer(
         HOISTED,
         "snntorch",
@@ -56,5 +52,6 @@ PEERS = [
         f"torch.compile of the whole loop up to {WHOLE} steps, of the step beyond; its compilation is not counted",
         compiled=True,
         kinds=("layer", "loop", "framework"),
+        neurons=tuple(NEURONS),
     ),
 ]

@@ -34,11 +34,11 @@ def make(case: Case, device: torch.device, implementation: str | None = None) ->
 
     multi, single = node("m"), node("s")
 
-    def unroll(x: Tensor, record_mem: bool) -> tuple[Tensor, Tensor | None]:
+    def unroll(x: Tensor, record_mem: bool) -> tuple[Tensor, ...]:
         choose()
         functional.reset_net(multi)
         spk_rec = multi(x)
-        return spk_rec, multi.v_seq if record_mem else None
+        return (spk_rec, multi.v_seq) if record_mem else (spk_rec,)
 
     def step(x: Tensor, state: Any) -> tuple[Tensor, Any]:
         choose()

@@ -1,6 +1,6 @@
 // Vec<A>: one vector register of this instruction set, for the equations of math/, which are templates of their type.
 //
-// Part of lif_kernels.cpp, whose rules hold here too. GCC's vector types do the work: each operator is one instruction.
+// Part of kernels.cpp, whose rules hold here too. GCC's vector types do the work: each operator is one instruction.
 #pragma once
 
 #if defined(__SSE2__)
@@ -84,7 +84,7 @@ struct ExpTraits<cpu::SNN_ISA::Vec<A>> : ExpTraits<A> {};
 namespace snnfast::cpu::SNN_ISA {
 namespace {
 
-// A store past the caches, which then need not read the line first. `to` must be aligned to a register.
+// A non-temporal store: the line need not be read first. `to` must be aligned to a register.
 #if defined(__AVX512F__)
 SNN_HD void stream(float* to, Vec<float> v) { _mm512_stream_ps(to, v.r); }
 SNN_HD void stream(double* to, Vec<double> v) { _mm512_stream_pd(to, v.r); }

@@ -1,215 +1,32 @@
-// What the kernels need around them: element types, 16-byte accesses, and the launch itself.
+// What the host does for every kernel: which of them runs, and its launch.
 #pragma once
 
-#if defined(SNN_EMULATED)
-#include "emulator.h"  // the CUDA language on the CPU, for tests
-#endif
-
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#include <cuda_runtime_api.h>
-
 #include <cstdint>
-#include <cstring>
-#include <initializer_list>
-#include <type_traits>
 
-#include "../lif.h"
+#include "../problem.h"
+#include "elements.cuh"
 
 namespace snnfast::cuda {
 
-// Half-precision elements as bits: trivial types, so that a pack of them moves in one access.
-struct Half {
-  uint16_t bits;
-};
-struct BFloat16 {
-  uint16_t bits;
-};
+// ---- of device.cu: what does not depend on the neuron
 
-template <typename S>
-struct Acc {
-  using type = float;
-};
-template <>
-struct Acc<double> {
-  using type = double;
-};
+// Whether `bytes` are more than the L2 cache of the current device holds. Below that, what is written is better kept
+// there for the next layer, and above it what is written pushes out what is not.
+bool exceeds_cache(int64_t bytes);
+// Neurons from which a thread takes several of them.
+int64_t vector_minimum();
+// Whether backward_chunked.cu is the faster kernel.
+bool wants_chunked(int64_t steps, int64_t neurons);
 
-__device__ __forceinline__ float widen(float x) { return x; }
-__device__ __forceinline__ double widen(double x) { return x; }
-__device__ __forceinline__ float widen(Half x) { return __half2float(__ushort_as_half(x.bits)); }
-__device__ __forceinline__ float widen(BFloat16 x) { return __bfloat162float(__ushort_as_bfloat16(x.bits)); }
+// Whether backward_chunked.cu is for this neuron: the carry is one number, and so is the factor by which a stretch of
+// time hands it on.
+template <typename Neuron>
+inline constexpr bool kSharesTime = Neuron::kStates == 1 && Neuron::kRecordTells;
 
-template <typename S, typename A>
-__device__ __forceinline__ S narrow(A x) {
-  return x;
-}
-template <>
-__device__ __forceinline__ Half narrow<Half, float>(float x) {
-  return {__half_as_ushort(__float2half_rn(x))};
-}
-template <>
-__device__ __forceinline__ BFloat16 narrow<BFloat16, float>(float x) {
-  return {__bfloat16_as_ushort(__float2bfloat16_rn(x))};
-}
+template <typename Neuron>
+int backward_chunked(const Backward<Neuron>& p, void* stream);
 
-// V adjacent elements. One access of 16 bytes, or several where they are more.
-template <typename S, int V>
-struct alignas(sizeof(S) * V < 16 ? sizeof(S) * V : 16) Pack {
-  S values[V];
-};
-
-// As many bits as a pack, or 16 bytes of it.
-template <int kBytes>
-using Word = std::conditional_t<
-    kBytes == 1, unsigned char,
-    std::conditional_t<kBytes == 2, unsigned short,
-                       std::conditional_t<kBytes == 4, unsigned, std::conditional_t<kBytes == 8, uint2, uint4>>>>;
-
-// A pack as it comes from memory. The compiler takes a pack of 16-bit elements that lives on beyond a branch apart into
-// elements, and waits for the load to do so; words it leaves alone. So loads that are to be under way at once stay
-// words until each is used.
-template <typename S, int V>
-struct Raw {
-  using W = Word<static_cast<int>(sizeof(Pack<S, V>))>;
-  W words[sizeof(Pack<S, V>) / sizeof(W)];
-};
-
-// `streaming`, here and below: what is accessed is not needed again soon and may leave the caches first. The same for
-// all threads, so this costs a predicate and no second kernel.
-template <typename S, int V>
-__device__ __forceinline__ Raw<S, V> get(const S* from, bool streaming) {
-  using W = typename Raw<S, V>::W;
-  Raw<S, V> raw;
-#pragma unroll
-  for (int i = 0; i < static_cast<int>(sizeof raw / sizeof(W)); ++i) {
-    const W* const word = reinterpret_cast<const W*>(from) + i;
-    raw.words[i] = streaming ? __ldcs(word) : *word;
-  }
-  return raw;
-}
-
-template <typename S, int V>
-__device__ __forceinline__ Pack<S, V> pack_of(const Raw<S, V>& raw) {
-  Pack<S, V> pack;
-  memcpy(&pack, &raw, sizeof pack);
-  return pack;
-}
-
-template <typename S, int V, typename A>
-__device__ __forceinline__ void unpack(const Raw<S, V>& raw, A (&to)[V]) {
-  const Pack<S, V> pack = pack_of(raw);
-#pragma unroll
-  for (int i = 0; i < V; ++i) to[i] = widen(pack.values[i]);
-}
-
-template <int V, typename S, typename A>
-__device__ __forceinline__ void load(const S* from, A (&to)[V], bool streaming = false) {
-  unpack(get<S, V>(from, streaming), to);
-}
-
-#if !defined(SNN_EMULATED)
-// volatile, and with "memory": the compiler knows of no other effect of them, and might drop or move them.
-__device__ __forceinline__ void put_words(size_t at, uint32_t (&w)[1], bool streaming) {
-  if (streaming) {
-    asm volatile("st.global.cs.b32 [%0], %1;" ::"l"(at), "r"(w[0]) : "memory");
-  } else {
-    asm volatile("st.global.b32 [%0], %1;" ::"l"(at), "r"(w[0]) : "memory");
-  }
-}
-__device__ __forceinline__ void put_words(size_t at, uint32_t (&w)[2], bool streaming) {
-  if (streaming) {
-    asm volatile("st.global.cs.v2.b32 [%0], {%1, %2};" ::"l"(at), "r"(w[0]), "r"(w[1]) : "memory");
-  } else {
-    asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(at), "r"(w[0]), "r"(w[1]) : "memory");
-  }
-}
-template <int kWords>
-__device__ __forceinline__ void put_words(size_t at, uint32_t (&w)[kWords], bool streaming) {
-  static_assert(kWords % 4 == 0);
-#pragma unroll
-  for (int i = 0; i < kWords; i += 4) {
-    if (streaming) {
-      asm volatile("st.global.cs.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(at + 4 * i), "r"(w[i]), "r"(w[i + 1]),
-                   "r"(w[i + 2]), "r"(w[i + 3])
-                   : "memory");
-    } else {
-      asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(at + 4 * i), "r"(w[i]), "r"(w[i + 1]),
-                   "r"(w[i + 2]), "r"(w[i + 3])
-                   : "memory");
-    }
-  }
-}
-#endif
-
-// In as few accesses as the pack's alignment allows. For architectures before 10.0 nvcc takes an assignment of a pack,
-// or of a vector, apart into one store per element; instructions it does not.
-template <typename S, int V>
-__device__ __forceinline__ void put(S* to, const Pack<S, V>& pack, bool streaming = false) {
-  constexpr int kBytes = static_cast<int>(sizeof pack);
-#if !defined(SNN_EMULATED)
-  if constexpr (kBytes % 4 == 0) {
-    uint32_t words[kBytes / 4];
-    memcpy(words, &pack, sizeof pack);
-    put_words(__cvta_generic_to_global(to), words, streaming);
-    return;
-  }
-#endif
-  using W = Word<kBytes>;
-  W words[kBytes / sizeof(W)];
-  memcpy(words, &pack, sizeof pack);
-  for (size_t i = 0; i < sizeof words / sizeof(W); ++i) {
-    if (streaming) {
-      __stcs(reinterpret_cast<W*>(to) + i, words[i]);
-    } else {
-      reinterpret_cast<W*>(to)[i] = words[i];
-    }
-  }
-}
-
-// Two at once where there is an instruction for it, which rounds as that for one does.
-template <typename S, typename A, int V>
-__device__ __forceinline__ void narrow_two(const A* from, Pack<S, V>& to, int i) {
-  to.values[i] = narrow<S>(from[0]);
-  to.values[i + 1] = narrow<S>(from[1]);
-}
-template <int V>
-__device__ __forceinline__ void narrow_two(const float* from, Pack<Half, V>& to, int i) {
-  const __half2 two = __floats2half2_rn(from[0], from[1]);
-  memcpy(&to.values[i], &two, sizeof two);
-}
-template <int V>
-__device__ __forceinline__ void narrow_two(const float* from, Pack<BFloat16, V>& to, int i) {
-  const __nv_bfloat162 two = __floats2bfloat162_rn(from[0], from[1]);
-  memcpy(&to.values[i], &two, sizeof two);
-}
-
-template <int V, typename S, typename A>
-__device__ __forceinline__ void store(S* to, const A (&from)[V], bool streaming = false) {
-  Pack<S, V> pack;
-  if constexpr (V == 1) {
-    pack.values[0] = narrow<S>(from[0]);
-  } else {
-#pragma unroll
-    for (int i = 0; i < V; i += 2) narrow_two(from + i, pack, i);
-  }
-  put(to, pack, streaming);
-}
-
-template <typename A, int V>
-__device__ __forceinline__ void fill(A (&to)[V], A value) {
-#pragma unroll
-  for (int i = 0; i < V; ++i) to[i] = value;
-}
-
-// Elements in 16 bytes.
-template <typename S>
-inline constexpr int kVector = 16 / static_cast<int>(sizeof(S));
-
-// Whether the tensors of a call with a row per step are together more than the device's second-level cache holds. Below
-// that, what is written is better kept there for the next layer, and above it what is written pushes out what is not.
-bool exceeds_cache(const LifForward& p);
-bool exceeds_cache(const LifBackward& p);
+// ----
 
 // Calls f with an element of the type.
 template <typename F>
@@ -223,21 +40,44 @@ int visit_element(DType dtype, F&& f) {
   return static_cast<int>(cudaErrorInvalidValue);
 }
 
-inline bool aligned(std::initializer_list<const void*> pointers) {
-  for (const void* p : pointers) {
-    if (reinterpret_cast<uintptr_t>(p) % 16 != 0) return false;
+inline bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
+template <typename T, size_t n>
+bool is_aligned(T* const (&pointers)[n]) {
+  for (const void* pointer : pointers) {
+    if (!is_aligned(pointer)) return false;
   }
   return true;
+}
+template <typename... Pointers>
+bool aligned(const Pointers&... pointers) {
+  return (is_aligned(pointers) && ...);
+}
+
+template <typename Neuron>
+bool has_row_of_acc(const Forward<Neuron>& p) {
+  return p.deciding != nullptr;
+}
+template <typename Neuron>
+bool has_row_of_acc(const Backward<Neuron>& p) {
+  return p.derivative != nullptr;
+}
+
+// Bytes of the tensors over time that a call reads or writes.
+template <typename P>
+int64_t bytes_over_time(const P& p) {
+  const int64_t step = rows_per_step(p) * element_size(p.dtype) + (has_row_of_acc(p) ? acc_size(p.dtype) : 0);
+  const int64_t saved = saved_rows(p.saved, p.T) * saved_element_size(p.saved, p.dtype);
+  return (p.T * step + (p.saved == Saved::kCheckpoints ? P::kStates : 1) * saved) * p.N;
 }
 
 // `kernel` takes the problem, and whether to stream. At most the largest grid: kernels that need more blocks stride
 // over what is left.
-template <typename Problem>
-int launch_blocks(void (*kernel)(Problem, bool), int64_t blocks, int threads, [[maybe_unused]] void* stream,
-                  const Problem& problem) {
+template <typename P>
+int launch_blocks(void (*kernel)(P, bool), int64_t blocks, int threads, [[maybe_unused]] void* stream,
+                  const P& problem) {
   constexpr int64_t kLargestGrid = 0x7fffffff;
   const auto grid = static_cast<unsigned>(blocks < kLargestGrid ? blocks : kLargestGrid);
-  const bool streaming = exceeds_cache(problem);
+  const bool streaming = exceeds_cache(bytes_over_time(problem));
 #if defined(SNN_EMULATED)
   return emulator::launch(kernel, grid, static_cast<unsigned>(threads), 0, problem, streaming);
 #else
@@ -259,11 +99,9 @@ inline int threads_for(int64_t neurons, int most) {
 }
 
 // One thread per group of neurons.
-template <typename Problem>
-int launch(void (*kernel)(Problem, bool), int64_t groups, int threads, void* stream, const Problem& problem) {
-  return launch_blocks<Problem>(kernel, (groups + threads - 1) / threads, threads, stream, problem);
+template <typename P>
+int launch(void (*kernel)(P, bool), int64_t groups, int threads, void* stream, const P& problem) {
+  return launch_blocks(kernel, (groups + threads - 1) / threads, threads, stream, problem);
 }
-
-int64_t vector_minimum();
 
 }  // namespace snnfast::cuda

@@ -68,7 +68,7 @@ SNN_HD T membrane_at(T z, T threshold) {
 
 // `bits`: z rounded to bfloat16. No z but 0 may become 0, nor a denormal number, which may count as 0.
 template <typename T>
-SNN_HD uint16_t keep_side(T z, uint16_t bits) {
+SNN_HD uint16_t save_side(T z, uint16_t bits) {
   constexpr int kSign = 0x8000, kLeastNormal = 0x0080;
   return static_cast<uint16_t>(z != T(0) && (bits & ~kSign) < kLeastNormal ? (bits & kSign) | kLeastNormal : bits);
 }

@@ -6,6 +6,7 @@ process must then have been started with their libraries preloaded, see ``make s
 """
 
 import ctypes
+import fcntl
 import functools
 import os
 import shlex
@@ -28,11 +29,35 @@ SANITIZERS = {
     "address": ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
     "thread": ["-fsanitize=thread"],
 }
-KERNELS = sorted((ROOT / "csrc/cuda").glob("*.cu"))
-OPS = [*KERNELS, ROOT / "csrc/lif.cpp", HERE / "hooks.cpp"]
+
+
+class Source(NamedTuple):
+    """What is compiled to one object."""
+
+    path: Path
+    name: str  # of the object
+    flags: list[str]
+
+
+def _kernels() -> list[Source]:
+    return [Source(path, name, shlex.split(" ".join(flags))) for path, name, flags in setup.cuda_sources()]
+
+
+def _driver() -> Source:
+    """For all neurons at once."""
+    names = ",".join(f"snnfast::{name.capitalize()}" for name in setup.NEURONS)
+    headers = [f"-include{ROOT / 'csrc/math' / name}.h" for name in setup.NEURONS]
+    return Source(HERE / "driver.cpp", "driver", [f"-DSNN_NEURONS={names}", *headers])
+
+
+OPS = [
+    *_kernels(),
+    *(Source(ROOT / f"csrc/neurons/{name}.cpp", name, []) for name in setup.NEURONS),
+    Source(HERE / "hooks.cpp", "hooks", []),
+]
 PROGRAMS = {
-    "planted": [HERE / "planted/main.cpp"],
-    "driver": [*KERNELS, HERE / "driver.cpp"],
+    "planted": [Source(HERE / "planted/main.cpp", "main", [])],
+    "driver": [*_kernels(), _driver()],
 }
 
 
@@ -40,16 +65,24 @@ def ops_sanitizer() -> str:
     return "address" if os.environ.get("SNNFAST_EMULATOR_SANITIZE") == "1" else "plain"
 
 
-def _build(output: Path, sources: list[Path], sanitizer: str, links: list[str]) -> Path:
+def _build(output: Path, sources: list[Source], sanitizer: str, links: list[str]) -> Path:
     """Compile and link, unless the output is newer than everything it could depend on."""
     home = setup.cuda_home()
     if home is None:
         raise RuntimeError("the emulator needs the headers of the CUDA toolkit; set CUDA_HOME")
+    folder = output.with_suffix(".objects")
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:  # of several processes that run tests, one builds
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return _build_alone(output, folder, sources, sanitizer, links, home)
+
+
+def _build_alone(
+    output: Path, folder: Path, sources: list[Source], sanitizer: str, links: list[str], home: Path
+) -> Path:
     inputs = [*ROOT.glob("csrc/**/*"), *HERE.glob("*.*"), *HERE.glob("planted/*"), ROOT / "setup.py"]
     if output.exists() and output.stat().st_mtime > max(path.stat().st_mtime for path in inputs):
         return output
-    folder = output.with_suffix(".objects")
-    folder.mkdir(parents=True, exist_ok=True)
     compiler = shlex.split(setup.compiler())
     sanitize = SANITIZERS[sanitizer]
     flags = [flag for flag in setup.CXX_FLAGS if flag != "-O3"]
@@ -63,14 +96,17 @@ def _build(output: Path, sources: list[Path], sanitizer: str, links: list[str]) 
         *(["-O1", "-fno-omit-frame-pointer", *sanitize] if sanitize else ["-O2"]),
     ]
 
-    def compile_one(source: Path) -> str:
-        own = [*flags, "-O2"] if source.name == "emulator.cpp" else kernel_flags
+    emulator = Source(HERE / "emulator.cpp", "emulator", [])
+
+    def compile_one(source: Source) -> str:
+        own = [*flags, "-O2"] if source is emulator else kernel_flags
         target = str(folder / f"{source.name}.o")
-        subprocess.run([*compiler, *own, "-x", "c++", "-c", str(source), "-o", target], check=True)
+        command = [*compiler, *own, *source.flags, "-x", "c++", "-c", str(source.path), "-o", target]
+        subprocess.run(command, check=True)
         return target
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = list(pool.map(compile_one, [*sources, HERE / "emulator.cpp"]))
+        objects = list(pool.map(compile_one, [*sources, emulator]))
     links = [*sanitize, f"-Wl,-T,{HERE / 'shared.ld'}", *links]
     subprocess.run([*compiler, "-o", str(output), *objects, *links], check=True)
     return output
@@ -92,11 +128,11 @@ def build_program(name: str, sanitizer: str) -> Path:
 @functools.cache
 def load() -> ctypes.CDLL:
     """Register ``torch.ops.snnfast_emulated`` in this process (``SNNFAST_EMULATOR_LIBRARY``: one built elsewhere)."""
-    from snnfast import _ops
+    from snnfast import _op_rules
 
     path = os.environ.get("SNNFAST_EMULATOR_LIBRARY") or str(build_ops())
     torch.ops.load_library(path)
-    _ops.set_up(NAMESPACE)
+    _op_rules.register(NAMESPACE)
     library = ctypes.CDLL(path)
     # Whatever allows 16-byte accesses takes them: test shapes are small.
     library.snnfast_set_vector_minimum(ctypes.c_int64(1))

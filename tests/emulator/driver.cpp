@@ -1,24 +1,25 @@
-// The kernels without torch, over a grid of shapes and options and with seeds 0 to 7: for ThreadSanitizer, which would
-// have to watch all of Python and torch as well. Every output must be written; a sanitizer says the rest.
+// The kernels of SNN_NEURONS without torch, over a grid of shapes and options and with seeds 0 to 7: for
+// ThreadSanitizer, which would have to watch all of Python and torch as well. Every output must be written; a sanitizer
+// says the rest.
 #include <cstdio>
 #include <cstdlib>
 #include <initializer_list>
 #include <vector>
 
-#include "../../csrc/lif.h"
+#include "../../csrc/problem.h"
 #include "emulator.h"
 #include "poison.h"
 
 namespace {
 
+using snnfast::Backward;
 using snnfast::DType;
-using snnfast::Keep;
-using snnfast::LifBackward;
-using snnfast::LifForward;
-using snnfast::LifProblem;
+using snnfast::Forward;
 using snnfast::Number;
+using snnfast::Problem;
+using snnfast::Saved;
 
-size_t size_of(DType type) { return type == DType::kDouble ? 8 : type == DType::kFloat ? 4 : 2; }
+size_t size_of(DType type) { return static_cast<size_t>(snnfast::element_size(type)); }
 DType acc_of(DType type) { return type == DType::kDouble ? type : DType::kFloat; }
 
 // A tensor to the byte, so that AddressSanitizer watches its ends.
@@ -72,67 +73,95 @@ void expect_success(int error) {
   std::exit(1);
 }
 
-// What forward keeps for backward.
-Memory kept_memory(Keep keep, const LifProblem& p) {
-  switch (keep) {
-    case Keep::kRounded: return Memory(DType::kBFloat16, p.T * p.N);
-    case Keep::kBits: return Memory::of_bytes(snnfast::bit_rows(p.T) * p.N);
-    default: return Memory(acc_of(p.dtype), snnfast::checkpoint_rows(p.T) * p.N);
+// What forward saves for backward.
+template <typename Neuron>
+Memory saved_memory(Saved saved, const Problem<Neuron>& p) {
+  const int64_t rows = snnfast::saved_rows(saved, p.T);
+  switch (saved) {
+    case Saved::kMembrane: return Memory(DType::kBFloat16, rows * p.N);
+    case Saved::kSpikes: return Memory::of_bytes(rows * p.N);
+    default: return Memory(acc_of(p.dtype), rows * Neuron::kStates * p.N);
   }
 }
 
-void forward_and_backward(LifProblem problem, bool record, Keep keep) {
+// One tensor for each state, or parameter, and its pointers in a problem.
+template <typename Pointer, size_t n>
+std::vector<Memory> each(Pointer (&pointers)[n], const Memory& memory) {
+  std::vector<Memory> memories(n, memory);
+  for (size_t i = 0; i < n; ++i) pointers[i] = memories[i].data();
+  return memories;
+}
+
+void expect_written(const std::vector<Memory>& memories, const char* name) {
+  for (const Memory& memory : memories) memory.expect_written(name);
+}
+
+template <typename Neuron>
+void forward_and_backward(Problem<Neuron> problem, bool record, Saved saved) {
+  using P = Problem<Neuron>;
   const DType type = problem.dtype, acc = acc_of(type);
   const int64_t T = problem.T, N = problem.N;
-  const int64_t x_count = problem.x_constant ? N : T * N, spk_count = problem.spk_count ? N : T * N;
-  Memory x = Memory::input(type, x_count), mem0 = Memory::input(acc, N), beta = Memory::input(acc, N);
+  const bool checkpoints = saved == Saved::kCheckpoints;
+  const int64_t x_count = problem.constant ? N : T * N, spk_count = problem.reduce ? N : T * N;
+  Memory x = Memory::input(type, x_count), decay = Memory::input(acc, N);
   problem.x = x.data();
-  problem.mem0 = mem0.data();
+  const auto initial = each(problem.initial, Memory::input(acc, N));
   const auto acc_number = acc == DType::kDouble ? Number::kDouble : Number::kFloat;
-  problem.beta = {beta.data(), 0, 1, N, acc_number};
-  problem.threshold.value = 0.5;
+  for (int k = 0; k < P::kThreshold; ++k) problem.parameters[k] = {decay.data(), 0, 1, N, acc_number};
+  problem.parameters[P::kThreshold].value = 0.5;
   const int64_t one = 1;
-  problem.graded = {&one, 0, 1, 1, Number::kLong};
+  problem.parameters[P::kGraded] = {&one, 0, 1, 1, Number::kLong};
 
-  Memory spk(type, spk_count), mem_rec(type, T * N), mem_last(acc, N), kept = kept_memory(keep, problem);
-  LifForward forward{};
-  static_cast<LifProblem&>(forward) = problem;
+  Memory spk(type, spk_count), deciding(acc, T * N), rows = saved_memory(saved, problem);
+  Forward<Neuron> forward{};
+  static_cast<P&>(forward) = problem;
   forward.spk = spk.data();
-  (record ? forward.mem_rec : forward.mem_last) = (record ? mem_rec : mem_last).data();
-  forward.keep = keep;
-  if (keep != Keep::kCheckpoints || snnfast::checkpoint_rows(T) > 0) forward.kept = kept.data();
-  expect_success(snnfast::cuda::lif_forward(forward, nullptr));
+  const auto states = record ? each(forward.record, Memory(type, T * N)) : each(forward.last, Memory(acc, N));
+  forward.saved = saved;
+  if (snnfast::saved_rows(saved, T) > 0) forward.rows = rows.data();
+  expect_success(snnfast::cuda::forward(forward, nullptr));
   spk.expect_written("spk");
-  (record ? mem_rec : mem_last).expect_written("mem");
+  expect_written(states, "the states");
   // In a byte of eight steps every bit may be set by right.
-  if (keep != Keep::kBits || T <= 8) kept.expect_written("what is kept");
-
-  Memory grad_spk = Memory::input(type, spk_count),
-         grad_mem = record ? Memory::input(type, T * N) : Memory::input(acc, N);
-  Memory grad_x(type, x_count), grad_mem0(acc, N), grad_beta(acc, N), grad_threshold(acc, N), grad_graded(acc, N);
-  LifBackward backward{};
-  static_cast<LifProblem&>(backward) = problem;
-  if (keep == Keep::kCheckpoints && record && problem.reset_delay && type == acc) {
-    backward.mem_rec = mem_rec.data();
-  } else {
-    backward.keep = keep;
-    backward.kept = forward.kept;
+  if (saved != Saved::kSpikes || T <= 8) rows.expect_written("what is saved");
+  if (record && checkpoints) {
+    forward.deciding = deciding.data();
+    expect_success(snnfast::cuda::forward(forward, nullptr));
+    deciding.expect_written("the deciding membranes");
   }
-  if (keep != Keep::kCheckpoints) backward.x = nullptr;
+
+  Memory grad_spk = Memory::input(type, spk_count), grad_x(type, x_count);
+  Backward<Neuron> backward{};
+  static_cast<P&>(backward) = problem;
+  if (Neuron::kRecordTells && checkpoints && record && problem.rules.delay && type == acc) {
+    backward.mem_rec = forward.record[P::kMem];
+  } else {
+    backward.saved = saved;
+    backward.rows = forward.rows;
+  }
+  if (!checkpoints) backward.x = nullptr;
   backward.grad_spk = grad_spk.data();
-  (record ? backward.grad_mem_rec : backward.grad_mem_last) = grad_mem.data();
-  backward.surrogate = keep == Keep::kBits ? snnfast::SurrogateKind::kStraightThrough : snnfast::SurrogateKind::kATan;
+  const auto grad_states =
+      record ? each(backward.grad_record, Memory::input(type, T * N)) : each(backward.grad_last, Memory::input(acc, N));
+  backward.derivative = forward.deciding;
+  backward.surrogate =
+      saved == Saved::kSpikes ? snnfast::SurrogateKind::kStraightThrough : snnfast::SurrogateKind::kATan;
   backward.coefficients =
       snnfast::visit_surrogate(backward.surrogate, [](auto kind) { return decltype(kind)::coefficients(2.0, 0.0); });
   backward.grad_x = grad_x.data();
-  backward.grad_mem0 = grad_mem0.data();
-  backward.grad_threshold = grad_threshold.data();
-  if (keep == Keep::kCheckpoints) backward.grad_beta = grad_beta.data();
-  if (keep != Keep::kBits) backward.grad_graded = grad_graded.data();
-  expect_success(snnfast::cuda::lif_backward(backward, nullptr));
-  for (const Memory* memory : {&grad_x, &grad_mem0, &grad_threshold}) memory->expect_written("a gradient");
-  if (keep == Keep::kCheckpoints) grad_beta.expect_written("the gradient of beta");
-  if (keep != Keep::kBits) grad_graded.expect_written("the gradient of the graded factor");
+  const auto grad_initial = each(backward.grad_initial, Memory(acc, N));
+  const auto grad_parameters = each(backward.grad_parameters, Memory(acc, N));
+  // What is not saved exactly tells no gradient of these.
+  for (int k = 0; k < P::kThreshold; ++k) {
+    if (!checkpoints) backward.grad_parameters[k] = nullptr;
+  }
+  if (saved == Saved::kSpikes) backward.grad_parameters[P::kGraded] = nullptr;
+  expect_success(snnfast::cuda::backward(backward, nullptr));
+  grad_x.expect_written("the gradient of x");
+  expect_written(grad_initial, "a gradient of a state");
+  for (int k = 0; k < P::kParameters; ++k) {
+    if (backward.grad_parameters[k] != nullptr) grad_parameters[k].expect_written("a gradient of a parameter");
+  }
 }
 
 // Full vectors in several blocks, single neurons, and the tail of a block; steps on both sides of a chunk. Backward
@@ -145,6 +174,40 @@ constexpr Shape kShapes[] = {
     {1, 5, false}, {7, 5, false}, {264, 33, false}, {1040, 5, false}, {33, 50, true},
 };
 
+template <typename Neuron>
+int run(unsigned seed) {
+  int cases = 0;
+  for (const DType dtype : {DType::kFloat, DType::kDouble, DType::kHalf, DType::kBFloat16}) {
+    for (const snnfast::Reset reset : {snnfast::Reset::kSubtract, snnfast::Reset::kZero, snnfast::Reset::kNone}) {
+      for (unsigned options = 0; options < 16; ++options) {
+        for (const auto& [N, T, chunked] : kShapes) {
+          // Two seeds for each case, one of them streaming; one seed where hundreds of threads wait, which takes long.
+          if ((options + seed) % 8 >= (chunked ? 1 : 2)) continue;
+          Problem<Neuron> problem{};
+          problem.dtype = dtype;
+          problem.rules = {reset, (options & 1) != 0};
+          problem.constant = options & 2;
+          problem.reduce = options & 4;
+          problem.T = T;
+          problem.N = N;
+          snnfast::cuda::set_chunked_limits(chunked ? 0 : T + 1, N);
+          for (const Saved saved : {Saved::kCheckpoints, Saved::kMembrane, Saved::kSpikes}) {
+            if (tells_membrane(saved) && !(Neuron::kRecordTells && problem.rules.delay)) continue;
+            forward_and_backward(problem, options & 8, saved);
+            ++cases;
+          }
+        }
+      }
+    }
+  }
+  return cases;
+}
+
+template <typename... Neurons>
+int run_all(unsigned seed) {
+  return (run<Neurons>(seed) + ...);
+}
+
 }  // namespace
 
 int main() {
@@ -153,30 +216,7 @@ int main() {
   for (unsigned seed = 0; seed < 8; ++seed) {
     emulator::set_seed(seed);
     snnfast::cuda::set_stream_bytes(seed % 2 == 1 ? 0 : -1);  // no shape here exceeds the cache
-    for (const DType dtype : {DType::kFloat, DType::kDouble, DType::kHalf, DType::kBFloat16}) {
-      for (const snnfast::Reset reset : {snnfast::Reset::kSubtract, snnfast::Reset::kZero, snnfast::Reset::kNone}) {
-        for (int options = 0; options < 16; ++options) {
-          for (const auto& [N, T, chunked] : kShapes) {
-            // Hundreds of threads that wait take a hundred times as long: one seed for each.
-            if (chunked && seed != static_cast<unsigned>(options % 8)) continue;
-            LifProblem problem{};
-            problem.dtype = dtype;
-            problem.reset = reset;
-            problem.reset_delay = options & 1;
-            problem.x_constant = options & 2;
-            problem.spk_count = options & 4;
-            problem.T = T;
-            problem.N = N;
-            snnfast::cuda::set_chunked_limits(chunked ? 0 : T + 1, N);
-            for (const Keep keep : {Keep::kCheckpoints, Keep::kRounded, Keep::kBits}) {
-              if (keep != Keep::kCheckpoints && !problem.reset_delay) continue;
-              forward_and_backward(problem, options & 8, keep);
-              ++cases;
-            }
-          }
-        }
-      }
-    }
+    cases += run_all<SNN_NEURONS>(seed);
   }
   std::printf("driver: %d forward and backward passes\n", cases);
 }

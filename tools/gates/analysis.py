@@ -53,7 +53,7 @@ def records(unit: Unit, disassembly: str) -> list[Measured]:
         raise ValueError(f"{unit.source}, {unit.architecture}: ptxas, PTX and nvdisasm tell of different kernels")
     found = []
     for symbol, name in kernels.names(code).items():
-        fused = arithmetic.fused(code[symbol]) if "_forward" in name else []
+        fused = arithmetic.fused(code[symbol]) if name.startswith("forward") else []
         found.append(
             Measured(
                 name, unit.architecture, bounds[symbol], taken[symbol],

@@ -10,7 +10,7 @@ _STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) b
 _REGISTERS = re.compile(r"Used (\d+) registers")
 _SHARED = re.compile(r"(\d+) bytes smem")
 _BOUNDS = re.compile(r"\.entry (\w+)\(.*?\)\s*(?:\.maxntid (\d+))?", re.DOTALL)
-_WIDTH = re.compile(r"<([^,<>]+), (\d+)\b")
+_ARGUMENTS = re.compile(r"<\w+, (\w+), (\d+)\b")
 _SIZES = {"double": 8, "float": 4, "Half": 2, "BFloat16": 2}
 
 
@@ -45,7 +45,7 @@ def threads(ptx: str) -> dict[str, int]:
 
 
 def names(symbols: Iterable[str]) -> dict[str, str]:
-    """Symbols in the words of the source, e.g. ``lif_backward<float, 4, true>``."""
+    """Symbols in the words of the source, e.g. ``backward<Leaky, float, 4, true>``."""
     symbols = list(symbols)
     done = subprocess.run(["c++filt"], input="\n".join(symbols), capture_output=True, text=True, check=True)
     return dict(zip(symbols, map(shorten, done.stdout.splitlines()), strict=True))
@@ -59,18 +59,18 @@ def shorten(name: str) -> str:
 
 
 def width(name: str) -> int:
-    """Neurons of a thread: the second template argument of every kernel."""
+    """Neurons of a thread: the third template argument of every kernel."""
     return _arguments(name)[1]
 
 
 def access(name: str) -> int:
-    """Bytes that a thread takes at a time: all its elements, the first template argument of every kernel, up to 16."""
+    """Bytes that a thread takes at a time: all its elements, the second template argument of every kernel, up to 16."""
     element, neurons = _arguments(name)
     return min(_SIZES[element] * neurons, 16)
 
 
 def _arguments(name: str) -> tuple[str, int]:
-    found = _WIDTH.search(name)
+    found = _ARGUMENTS.search(name)
     if found is None:
-        raise ValueError(f"{name}: the second template argument is not a number of neurons")
+        raise ValueError(f"{name}: the template arguments are not a neuron, an element and a number of neurons")
     return found[1], int(found[2])

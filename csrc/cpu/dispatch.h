@@ -1,0 +1,64 @@
+// The CPU backend: picks the kernels for this processor and spreads the neurons over PyTorch's threads.
+#pragma once
+
+#include <cstdint>
+#include <initializer_list>
+
+#include <torch/csrc/stable/ops.h>
+
+#include "isa.h"
+#include "kernels.h"
+
+namespace snnfast::cpu {
+
+enum class Isa { kBaseline, kAvx2, kAvx512 };
+Isa current_isa();
+
+// Whether to write by non-temporal stores: where `rows` tensors [T, N] are more than the caches hold, and all that are
+// `written` allow it.
+bool streams(DType dtype, int64_t T, int64_t N, int rows, std::initializer_list<const void*> written);
+
+// Units of neurons, and how many of them a thread takes at least.
+struct Shares {
+  int64_t units, least;
+};
+Shares shares(int64_t T, int64_t N, int64_t least_units);
+
+// Threads share neurons out in multiples of this: whole vectors of every instruction set and whole cache lines.
+inline constexpr int64_t kUnit = 64;
+
+// Units that a thread takes at least of a forward pass: threads that share shorter rows take each other's cache lines
+// away, and both together need longer than one alone.
+inline constexpr int64_t kLeastUnits = 2;
+
+template <typename Neuron>
+const Kernels<Neuron>& current_kernels() {
+#if defined(SNN_X86)
+  if (current_isa() == Isa::kAvx512) return avx512::kernels<Neuron>();
+  if (current_isa() == Isa::kAvx2) return avx2::kernels<Neuron>();
+#endif
+  return baseline::kernels<Neuron>();
+}
+
+template <typename Kernel, typename P>
+void share_out(Kernel kernel, const P& p, int64_t least_units, bool stream) {
+  const Shares work = shares(p.T, p.N, least_units);
+  torch::stable::parallel_for(0, work.units, work.least, [&](int64_t first, int64_t last) {
+    kernel(p, first * kUnit, last * kUnit < p.N ? last * kUnit : p.N, stream);
+  });
+}
+
+template <typename Neuron>
+void forward(const Forward<Neuron>& p) {
+  bool stream = streams(p.dtype, p.T, p.N, rows_per_step(p), {p.reduce ? nullptr : p.spk, p.deciding});
+  for (const void* record : p.record) stream &= streams(p.dtype, p.T, p.N, rows_per_step(p), {record});
+  share_out(current_kernels<Neuron>().forward[static_cast<int>(p.dtype)], p, kLeastUnits, stream);
+}
+
+template <typename Neuron>
+void backward(const Backward<Neuron>& p) {
+  const bool stream = streams(p.dtype, p.T, p.N, rows_per_step(p), {p.constant ? nullptr : p.grad_x});
+  share_out(current_kernels<Neuron>().backward[static_cast<int>(p.dtype)], p, 1, stream);
+}
+
+}  // namespace snnfast::cpu

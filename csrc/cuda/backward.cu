@@ -1,0 +1,78 @@
+// Backward kernel: a thread takes V adjacent neurons back through all time steps. Compiled once for each neuron.
+#include <algorithm>
+#include <bit>
+
+#include "backward.cuh"
+
+namespace snnfast::cuda {
+namespace {
+
+// Adjacent neurons of a thread: as many as fill 16 bytes in acc, which for 16-bit elements is 8 bytes of them. The
+// state of twice as many would leave registers for an eighth of a multiprocessor's threads.
+template <typename S>
+constexpr int kWidth = 16 / static_cast<int>(sizeof(typename Acc<S>::type));
+
+// Shared memory of a thread that recomputes.
+template <typename Neuron, typename S, int V>
+constexpr int kBytes = kCheckpoint * kKeptRows<Neuron> * V * static_cast<int>(sizeof(typename Acc<S>::type));
+
+// As many as kSharedBytes allow, by powers of two.
+template <typename Neuron, typename S, int V>
+constexpr int kThreads = std::min(128, static_cast<int>(std::bit_floor(unsigned{kSharedBytes / kBytes<Neuron, S, V>})));
+
+// The least number of blocks at once: without it the compiler takes a few registers too many for so many threads, with
+// a larger one it spills. With several states shared memory allows less: a multiprocessor has 228 KiB at most, and a
+// block takes 1 KiB more than it asks for.
+template <typename Neuron, typename S, int V>
+constexpr int kLeastBlocks = [] {
+  constexpr int kOf = kThreads<Neuron, S, V>;
+  constexpr int kFit = 228 * 1024 / (kOf * kBytes<Neuron, S, V> + 1024);
+  constexpr int kWanted = sizeof(S) == 8 ? (V == 1 ? 896 : 640) : (V == 1 ? 1024 : 512);
+  return std::min(kFit, kWanted / kOf);
+}();
+
+template <typename Neuron, typename S, int V, bool kRecorded>
+__global__ void __launch_bounds__(kThreads<Neuron, S, V>, kLeastBlocks<Neuron, S, V>)
+    backward_kernel(const Backward<Neuron> p, const bool streaming) {
+  using A = typename Acc<S>::type;
+  constexpr int kColumns = kThreads<Neuron, S, V>;
+  __shared__ A steps[kRecorded ? 1 : kCheckpoint * kKeptRows<Neuron>][V][kColumns];
+  const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
+  for (int64_t group = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; group < p.N / V; group += stride) {
+    BackwardPass<Neuron, S, V, kRecorded, kColumns> neurons(p, group * V, steps, streaming);
+    neurons.start_at_end();
+    neurons.run(0, p.T);
+    neurons.finish();
+  }
+}
+
+template <typename Neuron, typename S, bool kRecorded>
+int launch_backward(const Backward<Neuron>& p, void* stream) {
+  constexpr int V = kWidth<S>;
+  const bool vectors = p.N >= vector_minimum() && p.N % V == 0 &&
+                       aligned(p.x, p.initial, p.mem_rec, p.rows, p.derivative, p.grad_spk, p.grad_record, p.grad_last,
+                               p.grad_x, p.grad_initial, p.grad_parameters);
+  return vectors ? launch(backward_kernel<Neuron, S, V, kRecorded>, p.N / V, kThreads<Neuron, S, V>, stream, p)
+                 : launch(backward_kernel<Neuron, S, 1, kRecorded>, p.N, threads_for(p.N, kThreads<Neuron, S, 1>),
+                          stream, p);
+}
+
+}  // namespace
+
+template <typename Neuron>
+int backward(const Backward<Neuron>& p, void* stream) {
+  if constexpr (kSharesTime<Neuron>) {
+    if (wants_chunked(p.T, p.N)) return backward_chunked(p, stream);
+  }
+  return visit_element(p.dtype, [&](auto element) {
+    using S = decltype(element);
+    if constexpr (Neuron::kRecordTells) {
+      if (p.recorded()) return launch_backward<Neuron, S, true>(p, stream);
+    }
+    return launch_backward<Neuron, S, false>(p, stream);
+  });
+}
+
+template int backward<SNN_NEURON>(const Backward<SNN_NEURON>&, void*);
+
+}  // namespace snnfast::cuda

@@ -1,0 +1,114 @@
+// Backward kernel for few neurons and many steps: the warps of a block share out the time of 32 adjacent neurons.
+// Compiled once for each neuron, to nothing for those whose carry is more than one number.
+//
+// One thread per neuron would leave most of a card idle. Going back is linear in the carry, the gradient of the
+// membrane between two steps: each warp goes through its segment of time with a carry of 0, to learn what leaves it,
+// and by what factor a carry from later segments would; from that it knows its true carry, and goes through it again to
+// write.
+//
+// Where a gradient overflows, the sum of what overflowed and a multiple of it may be NaN, where step by step it would
+// have stayed infinite, and a factor may overflow that times its carry would not have.
+#include "backward.cuh"
+
+namespace snnfast::cuda {
+namespace {
+
+constexpr int kLanes = 32;
+
+// As many as leave the recomputed steps in kSharedBytes.
+template <typename Neuron, typename A>
+constexpr int kSegments = kSharedBytes / static_cast<int>(kCheckpoint * kKeptRows<Neuron> * kLanes * sizeof(A));
+
+// What warps tell each other, in the column of the thread: before the second pass, and after it.
+enum Told : int { kCarry, kFactor, kGradX = 0, kSums };
+
+template <typename Neuron, typename A>
+using Shared = A (*)[1][kSegments<Neuron, A> * kLanes];
+
+// The step with which a segment of whole chunks begins, and the one before ends. The last segment is never empty.
+template <int kOf>
+__device__ __forceinline__ int64_t start_of(int segment, int64_t T) {
+  const int64_t start = (T + kCheckpoint - 1) / kCheckpoint * segment / kOf * kCheckpoint;
+  return start < T ? start : T;
+}
+
+// The carry that enters `segment`, always in the same order of those after it, the last of which had its true carry.
+template <typename Neuron, typename A>
+__device__ __forceinline__ A entering_carry(Shared<Neuron, A> shared, int segment, int lane) {
+  A carry = shared[kCarry][0][(kSegments<Neuron, A> - 1) * kLanes + lane];
+  for (int later = kSegments<Neuron, A> - 2; later > segment; --later) {
+    const int at = later * kLanes + lane;
+    carry = carry_through(shared[kCarry][0][at], shared[kFactor][0][at], carry);
+  }
+  return carry;
+}
+
+template <typename Neuron, typename S, int V, bool kRecorded>
+__global__ void __launch_bounds__(kSegments<Neuron, typename Acc<S>::type>* kLanes, 2)
+    backward_chunked_kernel(const Backward<Neuron> p, const bool streaming) {
+  static_assert(V == 1, "a lane takes one neuron");
+  using A = typename Acc<S>::type;
+  constexpr int kOf = kSegments<Neuron, A>, kLast = kOf - 1, kParameters = Neuron::kParameters;
+  constexpr int kKept = kCheckpoint * kKeptRows<Neuron>, kTold = kSums + kParameters;
+  static_assert(kTold <= kKept);
+  __shared__ A shared[kRecorded ? kTold : kKept][V][kOf * kLanes];
+  const int segment = static_cast<int>(threadIdx.x) / kLanes, lane = static_cast<int>(threadIdx.x) % kLanes;
+  const int64_t begin = start_of<kOf>(segment, p.T), end = start_of<kOf>(segment + 1, p.T);
+  const int64_t own = static_cast<int64_t>(blockIdx.x) * kLanes + lane;
+  const bool there = own < p.N;  // lanes without a neuron come to the barriers
+  BackwardPass<Neuron, S, V, kRecorded, kOf * kLanes> neuron(p, there ? own : p.N - 1, shared, streaming);
+
+  neuron.start();
+  if (segment == kLast) neuron.start_at_end();  // its carry is known
+  if (there && segment > 0) neuron.run(begin, end, /*on_trial=*/segment < kLast);
+  if (there) {
+    shared[kCarry][0][threadIdx.x] = neuron.carry[0][0];
+    shared[kFactor][0][threadIdx.x] = neuron.factor[0][0];
+  }
+  __syncthreads();
+  const A carry = there ? entering_carry<Neuron, A>(shared, segment, lane) : A(0);
+  __syncthreads();
+  if (there && segment < kLast) {
+    neuron.start();
+    neuron.carry[0][0] = carry;
+    neuron.run(begin, end);
+  }
+  if (segment > 0 && there) {
+    shared[kGradX][0][threadIdx.x] = neuron.grad_x_sum[0];
+#pragma unroll
+    for (int k = 0; k < kParameters; ++k) shared[kSums + k][0][threadIdx.x] = neuron.sums[0][k];
+  }
+  __syncthreads();
+  if (segment > 0 || !there) return;
+  for (int later = 1; later < kOf; ++later) {
+    const int at = later * kLanes + lane;
+    neuron.grad_x_sum[0] += shared[kGradX][0][at];
+#pragma unroll
+    for (int k = 0; k < kParameters; ++k) neuron.sums[0][k] += shared[kSums + k][0][at];
+  }
+  neuron.finish();
+}
+
+template <typename Neuron, typename S, bool kRecorded>
+int launch_chunked(const Backward<Neuron>& p, void* stream) {
+  constexpr int kThreads = kSegments<Neuron, typename Acc<S>::type> * kLanes;
+  return launch_blocks(backward_chunked_kernel<Neuron, S, 1, kRecorded>, (p.N + kLanes - 1) / kLanes, kThreads, stream,
+                       p);
+}
+
+}  // namespace
+
+template <typename Neuron>
+int backward_chunked([[maybe_unused]] const Backward<Neuron>& p, [[maybe_unused]] void* stream) {
+  if constexpr (kSharesTime<Neuron>) {
+    return visit_element(p.dtype, [&](auto element) {
+      using S = decltype(element);
+      return p.recorded() ? launch_chunked<Neuron, S, true>(p, stream) : launch_chunked<Neuron, S, false>(p, stream);
+    });
+  }
+  return static_cast<int>(cudaErrorInvalidValue);
+}
+
+template int backward_chunked<SNN_NEURON>(const Backward<SNN_NEURON>&, void*);
+
+}  // namespace snnfast::cuda

@@ -1,0 +1,50 @@
+// What the launches of all neurons share: the cache of the device, the limits by which a kernel is chosen, and errors.
+#include <atomic>
+
+#include "launch.cuh"
+
+namespace snnfast::cuda {
+namespace {
+
+int64_t g_stream_bytes = -1;
+int64_t g_vector_minimum = int64_t{1} << 18;
+// From so many steps on each of 16 warps has a chunk. Up to so many neurons there are 256 blocks at most, about what
+// the largest cards hold at once, two to a multiprocessor; and the plain kernel has less than two warps there to hide
+// the latency of memory with. With more neurons both fill the card, and the plain one reads its inputs only once.
+int64_t g_least_steps = 16 * kCheckpoint;
+int64_t g_most_neurons = 8192;
+
+// Of the current device; asked for once for each. 0 where it can't be told: then every call is streamed.
+int64_t cache_bytes() {
+  if (g_stream_bytes >= 0) return g_stream_bytes;
+  constexpr int kDevices = 64;
+  static std::atomic<int> known[kDevices];
+  int device = 0, bytes = 0;
+  if (cudaGetDevice(&device) != cudaSuccess) return 0;
+  if (device < kDevices) bytes = known[device].load(std::memory_order_relaxed);
+  if (bytes != 0) return bytes;
+  if (cudaDeviceGetAttribute(&bytes, cudaDevAttrL2CacheSize, device) != cudaSuccess) return 0;
+  if (device < kDevices) known[device].store(bytes, std::memory_order_relaxed);
+  return bytes;
+}
+
+}  // namespace
+
+bool exceeds_cache(int64_t bytes) { return bytes > cache_bytes(); }
+
+int64_t vector_minimum() { return g_vector_minimum; }
+
+bool wants_chunked(int64_t steps, int64_t neurons) { return steps >= g_least_steps && neurons <= g_most_neurons; }
+
+const char* error_string(int error) { return cudaGetErrorString(static_cast<cudaError_t>(error)); }
+
+void set_vector_minimum(int64_t neurons) { g_vector_minimum = neurons; }
+
+void set_chunked_limits(int64_t least_steps, int64_t most_neurons) {
+  g_least_steps = least_steps;
+  g_most_neurons = most_neurons;
+}
+
+void set_stream_bytes(int64_t bytes) { g_stream_bytes = bytes; }
+
+}  // namespace snnfast::cuda

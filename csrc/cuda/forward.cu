@@ -1,0 +1,167 @@
+// Forward kernel: a thread takes V adjacent neurons through all time steps. Compiled once for each neuron.
+#include "neurons.cuh"
+
+namespace snnfast::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+// Time steps whose input is under way before the first of them is used: memory latency is what limits this kernel.
+constexpr int kAhead = 4;
+
+// kDeciding: whether the membranes that decided the spikes are an output. They hold registers that other calls need.
+template <typename Neuron, typename S, int V, bool kDeciding>
+struct ForwardPass {
+  using A = typename Acc<S>::type;
+  static constexpr int kStates = Neuron::kStates;
+
+  const Forward<Neuron>& p;
+  int64_t first;
+  bool streaming;
+  A parameters[V][Neuron::kParameters];
+  A state[V][kStates];
+  A count[V];                  // spikes so far, if they are summed
+  uint32_t bits[(V + 3) / 4];  // a byte to each neuron: its spikes of up to eight steps, where they are saved
+
+  __device__ ForwardPass(const Forward<Neuron>& problem, int64_t first_neuron, bool stream)
+      : p(problem), first(first_neuron), streaming(stream) {
+    load_parameters(p, first, parameters);
+    load_initial(p, first, state);
+    fill(count, A(0));
+    fill(bits, 0u);
+  }
+
+  __device__ __forceinline__ A threshold(int i) const { return parameters[i][Problem<Neuron>::kThreshold]; }
+
+  // Steps t to t + kAhead - 1, as far as there are any.
+  __device__ __forceinline__ void steps(int64_t t) {
+    Raw<S, V> x[kAhead];
+    // With checkpoints, backward reads it again.
+    const bool last = streaming && !p.constant && p.saved != Saved::kCheckpoints;
+#pragma unroll
+    for (int k = 0; k < kAhead; ++k) {
+      if (t + k >= p.T) break;
+      x[k] = get<S, V>(static_cast<const S*>(p.x) + (p.constant ? 0 : (t + k) * p.N) + first, last);
+    }
+#pragma unroll
+    for (int k = 0; k < kAhead; ++k) {
+      if (t + k >= p.T) break;
+      step(t + k, x[k]);
+    }
+  }
+
+  __device__ __forceinline__ void step(int64_t t, const Raw<S, V>& current) {
+    A x[V];
+    unpack(current, x);
+    if (p.saved == Saved::kCheckpoints && t % kCheckpoint == 0 && t > 0) {
+#pragma unroll
+      for (int s = 0; s < kStates; ++s) {
+        store_row(static_cast<A*>(p.rows) + ((t / kCheckpoint - 1) * kStates + s) * p.N + first, s, state, streaming);
+      }
+    }
+    [[maybe_unused]] A v[V];
+    A spk[V];
+#pragma unroll
+    for (int i = 0; i < V; ++i) {
+      const Fired<A> fired = Neuron::step(p.rules, x[i], state[i], parameters[i]);
+      v[i] = fired.v;
+      spk[i] = fired.spk;
+    }
+    const int64_t at = t * p.N + first;
+    if constexpr (kDeciding) store<V>(static_cast<A*>(p.deciding) + at, v, streaming);
+    if (p.reduce) {
+#pragma unroll
+      for (int i = 0; i < V; ++i) count[i] += spk[i];
+    } else {
+      store<V>(static_cast<S*>(p.spk) + at, spk, streaming);
+    }
+#pragma unroll
+    for (int s = 0; s < kStates; ++s) {
+      if (p.record[s] != nullptr) store_row(static_cast<S*>(p.record[s]) + at, s, state, streaming);
+    }
+    if constexpr (Neuron::kRecordTells) {
+      if (p.saved == Saved::kMembrane) save_membrane(at);
+      if (p.saved == Saved::kSpikes && t + 1 < p.T) save_spikes(t);
+    }
+  }
+
+  // With a delayed reset, the membrane after a step is the one that decided its spike.
+  __device__ __forceinline__ void save_membrane(int64_t at) {
+    Pack<BFloat16, V> rounded;
+#pragma unroll
+    for (int i = 0; i < V; ++i) {
+      const A z = state[i][Problem<Neuron>::kMem] - threshold(i);
+      rounded.values[i] = narrow<BFloat16>(static_cast<float>(z));
+      rounded.values[i].bits = save_side(z, rounded.values[i].bits);  // the spikes, and so the resets, stay exact
+    }
+    put(static_cast<BFloat16*>(p.rows) + at, rounded, streaming);
+  }
+
+  __device__ __forceinline__ void save_spikes(int64_t t) {
+    const int bit = static_cast<int>(t % 8);
+    if (bit == 0) fill(bits, 0u);
+#pragma unroll
+    for (int i = 0; i < V; ++i) {
+      const bool spike = state[i][Problem<Neuron>::kMem] > threshold(i);
+      bits[i / 4] |= (spike ? 1u : 0u) << (bit + i % 4 * 8);
+    }
+    if (bit != 7 && t + 2 < p.T) return;  // the byte has room for the next step
+    Pack<uint8_t, V> pack;
+    memcpy(&pack, bits, sizeof pack);
+    put(static_cast<uint8_t*>(p.rows) + t / 8 * p.N + first, pack, streaming);
+  }
+
+  __device__ __forceinline__ void finish() {
+    if (p.reduce) store<V>(static_cast<S*>(p.spk) + first, count);
+#pragma unroll
+    for (int s = 0; s < kStates; ++s) {
+      if (p.last[s] != nullptr) store_row(static_cast<A*>(p.last[s]) + first, s, state);
+    }
+  }
+};
+
+// The least number of blocks at once; 0 leaves it to the compiler. With vectors it would take a few registers more, and
+// in double it spills some to run more blocks.
+template <typename Neuron, typename S, int V>
+constexpr int kLeastBlocks = [] {
+  constexpr int kLess = Neuron::kStates + Neuron::kParameters > 4 ? 1 : 0;
+  if (sizeof(S) == 8) return V == 1 ? 5 - kLess : 0;
+  if (V == 1) return 0;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+  if (sizeof(S) == 2) return 0;  // it has a few registers too few for 3
+#endif
+  return (sizeof(S) == 4 ? 4 : 3) - kLess;
+}();
+
+template <typename Neuron, typename S, int V, bool kDeciding>
+__global__ void __launch_bounds__(kThreads, kLeastBlocks<Neuron, S, V>)
+    forward_kernel(const Forward<Neuron> p, const bool streaming) {
+  const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
+  for (int64_t group = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; group < p.N / V; group += stride) {
+    ForwardPass<Neuron, S, V, kDeciding> neurons(p, group * V, streaming);
+    for (int64_t t = 0; t < p.T; t += kAhead) neurons.steps(t);
+    neurons.finish();
+  }
+}
+
+template <typename Neuron, typename S>
+int launch_forward(const Forward<Neuron>& p, void* stream) {
+  constexpr int V = kVector<S>;
+  const int threads = threads_for(p.N, kThreads);
+  // What a callable of the user's makes of them takes longer than this: one neuron to a thread will do.
+  if (p.deciding != nullptr) return launch(forward_kernel<Neuron, S, 1, true>, p.N, threads, stream, p);
+  const bool vectors =
+      p.N >= vector_minimum() && p.N % V == 0 && aligned(p.x, p.initial, p.spk, p.record, p.last, p.rows);
+  return vectors ? launch(forward_kernel<Neuron, S, V, false>, p.N / V, kThreads, stream, p)
+                 : launch(forward_kernel<Neuron, S, 1, false>, p.N, threads, stream, p);
+}
+
+}  // namespace
+
+template <typename Neuron>
+int forward(const Forward<Neuron>& p, void* stream) {
+  return visit_element(p.dtype, [&](auto element) { return launch_forward<Neuron, decltype(element)>(p, stream); });
+}
+
+template int forward<SNN_NEURON>(const Forward<SNN_NEURON>&, void*);
+
+}  // namespace snnfast::cuda

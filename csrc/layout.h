@@ -1,0 +1,143 @@
+// Shapes of a call, and the order in which one time step lies in memory.
+//
+// The neurons of a layer do not know of one another, so a kernel may count them in any order: in that of the current,
+// if its steps are dense in some order of their dimensions, as the channels_last output of a convolution is. Outputs
+// get the strides of the current, and whatever lies in another order is copied. A current that is dense in no order, or
+// whose time is not outermost, is copied too.
+#pragma once
+
+#include <cstdint>
+#include <limits>
+#include <utility>
+
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include "problem.h"
+
+namespace snnfast {
+
+// Sizes or strides of a tensor. Not on the heap, where some of them for every tensor take as long as a small kernel.
+class Shape {
+ public:
+  Shape() = default;
+  template <typename Range>
+  explicit Shape(const Range& range) {
+    for (const int64_t value : range) push_back(value);
+  }
+
+  void push_back(int64_t value) {
+    STD_TORCH_CHECK(size_ < kMostDimensions, "expected at most 64 dimensions");
+    at_[size_++] = value;
+  }
+  // The same with one more in front, or without the first ones.
+  Shape with(int64_t front) const {
+    Shape shape;
+    shape.push_back(front);
+    for (const int64_t value : *this) shape.push_back(value);
+    return shape;
+  }
+  Shape from(size_t first) const {
+    Shape shape;
+    for (size_t d = first; d < size_; ++d) shape.push_back(at_[d]);
+    return shape;
+  }
+
+  size_t size() const { return size_; }
+  const int64_t* data() const { return at_; }
+  int64_t& operator[](size_t d) { return at_[d]; }
+  int64_t operator[](size_t d) const { return at_[d]; }
+  const int64_t* begin() const { return at_; }
+  const int64_t* end() const { return at_ + size_; }
+
+ private:
+  static constexpr size_t kMostDimensions = 64;  // PyTorch's own limit
+  int64_t at_[kMostDimensions];
+  size_t size_ = 0;
+};
+
+// So that no size in bytes overflows.
+constexpr int64_t kMostElements = std::numeric_limits<int64_t>::max() / 16;
+
+inline int64_t elements(const Shape& shape) {
+  int64_t n = 1, span = 1;  // span: what strides are made of, which 0 elements in one dimension leave as they are
+  for (const int64_t size : shape) {
+    STD_TORCH_CHECK(!__builtin_mul_overflow(span, size > 1 ? size : 1, &span) && span <= kMostElements,
+                    "more elements than memory can hold");
+    n *= size;
+  }
+  return n;
+}
+
+// Of T time steps [*]. A call of one step has no dimension for time.
+struct Layout {
+  int64_t T, N;
+  Time time;
+  Shape step, strides;  // of a step [*]
+  Shape order;          // its dimensions, from the outermost in memory to the innermost
+
+  // Of a tensor [rows, *] or, without rows, [*].
+  Layout(const torch::stable::Tensor& t, bool has_rows, int64_t steps, Time kind) : T(steps), time(kind) {
+    const auto sizes = t.sizes();
+    STD_TORCH_CHECK(!has_rows || !sizes.empty(), "expected [T, *]");
+    const size_t lead = has_rows ? 1 : 0;
+    for (size_t d = lead; d < sizes.size(); ++d) {
+      step.push_back(sizes[d]);
+      order.push_back(static_cast<int64_t>(d - lead));
+    }
+    N = elements(step);
+    elements(step.with(T));
+    strides = dense_strides(step);
+    if (t.is_contiguous()) return;
+    const Shape in_order = order;
+    const auto given = t.strides();
+    for (size_t d = 1; d < order.size(); ++d) {  // a stable sort of very few
+      for (size_t i = d; i > 0 && given[lead + at(i - 1)] < given[lead + at(i)]; --i) std::swap(order[i - 1], order[i]);
+    }
+    strides = dense_strides(step);
+    if (fits(t, has_rows)) return;
+    order = in_order;
+    strides = dense_strides(step);
+  }
+
+  bool has_time() const { return time != Time::kStep; }
+  bool constant() const { return time == Time::kConstant; }
+
+  // The dimension at a place in memory.
+  size_t at(size_t place) const { return static_cast<size_t>(order[place]); }
+
+  bool has_shape(const torch::stable::Tensor& t, bool has_rows, int64_t rows) const {
+    const auto sizes = t.sizes();
+    const size_t lead = has_rows ? 1 : 0;
+    if (sizes.size() != lead + step.size() || (has_rows && sizes[0] != rows)) return false;
+    for (size_t d = 0; d < step.size(); ++d) {
+      if (sizes[lead + d] != step[d]) return false;
+    }
+    return true;
+  }
+
+  // Whether the memory of t is as a kernel reads it.
+  bool fits(const torch::stable::Tensor& t, bool has_rows) const {
+    const auto sizes = t.sizes(), given = t.strides();
+    const size_t lead = has_rows ? 1 : 0;
+    if (N == 0) return true;
+    if (has_rows && sizes[0] > 1 && given[0] != N) return false;
+    for (size_t d = 0; d < step.size(); ++d) {
+      if (step[d] > 1 && given[lead + d] != strides[d]) return false;
+    }
+    return true;
+  }
+
+  // Strides of a tensor whose dimensions, of these sizes, lie in memory in the order of a step's.
+  Shape dense_strides(const Shape& sizes) const {
+    Shape made = sizes;
+    int64_t stride = 1;
+    for (size_t i = order.size(); i-- > 0;) {
+      made[at(i)] = stride;
+      stride *= sizes[at(i)] > 1 ? sizes[at(i)] : 1;
+    }
+    return made;
+  }
+};
+
+}  // namespace snnfast

@@ -1,0 +1,10 @@
+// The ops of snnTorch's Lapicque.
+#include "../math/lapicque.h"
+
+#include "../host.h"
+
+namespace snnfast {
+
+SNN_REGISTER(Lapicque)
+
+}  // namespace snnfast

@@ -1,0 +1,10 @@
+// The ops of snnTorch's Leaky.
+#include "../math/leaky.h"
+
+#include "../host.h"
+
+namespace snnfast {
+
+SNN_REGISTER(Leaky)
+
+}  // namespace snnfast

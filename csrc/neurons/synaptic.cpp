@@ -1,0 +1,10 @@
+// The ops of snnTorch's Synaptic.
+#include "../math/synaptic.h"
+
+#include "../host.h"
+
+namespace snnfast {
+
+SNN_REGISTER(Synaptic)
+
+}  // namespace snnfast

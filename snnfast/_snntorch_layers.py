@@ -1,0 +1,220 @@
+"""snnTorch's neurons on the fused kernels; :mod:`snnfast.snntorch` is where users find them."""
+
+import importlib.metadata
+import inspect
+import re
+import weakref
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from snnfast import lapicque, leaky, synaptic
+from snnfast._instances import Instances
+from snnfast._layer import SpikingLayer
+
+__all__ = ["LAYERS", "DropIn", "Lapicque", "Leaky", "Synaptic", "snntorch"]
+
+_INSTALL = 'pip install "snntorch>=1.0.0"'
+
+try:
+    import snntorch
+except ModuleNotFoundError as error:
+    if error.name != "snntorch":
+        raise
+    raise ModuleNotFoundError(
+        f"snnfast.snntorch needs snntorch >= 1.0.0, which is not installed: {_INSTALL}", name="snntorch"
+    ) from None
+
+
+def _check_version() -> None:
+    try:
+        version = importlib.metadata.version("snntorch")
+    except importlib.metadata.PackageNotFoundError:  # a source tree on the path
+        version = str(getattr(snntorch, "__version__", 0))
+    if int((re.match(r"\d+", version) or ["0"])[0]) < 1:
+        raise ImportError(f"snnfast.snntorch needs snntorch >= 1.0.0, but {version} is installed: {_INSTALL}")
+
+
+_check_version()
+
+
+class DropIn(SpikingLayer):
+    """What all layers of :mod:`snnfast.snntorch` share. Their other two bases say all that is particular to one."""
+
+    _drop_in: ClassVar[type["DropIn"]]  # the layer itself, also for a user's subclass of it
+    _fused: ClassVar[type[SpikingLayer]]
+    _theirs: ClassVar[Any]  # snnTorch's class, kept: a program may put ours in its place
+    _parts: ClassVar[tuple[str, ...]]  # what snnTorch's class computes a step with, and the fused one does not
+    _takes_delay: ClassVar[bool]  # whether snnTorch's class has a reset_delay
+    _entry: ClassVar[type["_Entry"]]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if DropIn in cls.__bases__:
+            _, cls._fused, cls._theirs = cls.__bases__
+            cls._drop_in, cls.instances = cls, Instances()
+            integrate = [name for name in vars(cls._theirs) if name.startswith("_base_")]
+            cls._parts = ("fire", "fire_inhibition", "mem_reset", *integrate)
+            cls._takes_delay = "reset_delay" in inspect.signature(cls._theirs).parameters
+            cls._entry = type("_Entry", (_Entry, cls), {name: _entered(name) for name in cls.neuron.states})
+        elif cls.forward is cls._drop_in.forward:
+            for part in cls._parts:
+                if getattr(cls, part) is not getattr(cls._drop_in, part):
+                    name = cls._drop_in.__name__
+                    raise TypeError(
+                        f"{cls.__name__} replaces {part}, which the fused step of snnfast.snntorch.{name} does not "
+                        f"call: derive it from snntorch.{name}, or give it a forward of its own"
+                    )
+
+    def __getattr__(self, name: str) -> Any:
+        # snnTorch's AttributeMonitor calls this by its name, where nn.Module knows only of buffers.
+        if name in self.neuron.states and name in self.__dict__:
+            return self.__dict__[name]
+        return nn.Module.__getattr__(self, name)
+
+    def _register(self) -> None:
+        super()._register()
+        self._fused.instances.append(self)
+        _tell_snntorch(self)
+
+    def _unregister(self) -> None:
+        """For ``revert``; snnTorch's list keeps its entry."""
+        self.instances.remove(self)
+        self._fused.instances.remove(self)
+
+    @classmethod
+    def init(cls) -> None:
+        """Forget the layers of all neurons, snnTorch's included: the next two methods reach only those made later."""
+        for layer in LAYERS:
+            layer.instances.clear()
+        snntorch.SpikingNeuron.init()
+
+    @classmethod
+    def detach_hidden(cls) -> None:
+        """Cut the held states of every layer of this neuron, snnTorch's included, from their graph, in place."""
+        cls._theirs.detach_hidden()
+
+    @classmethod
+    def reset_hidden(cls) -> None:
+        """Set the held states of every layer of this neuron, snnTorch's included, to zeros."""
+        cls._theirs.reset_hidden()
+
+
+class _Entry:
+    """Stands for a layer in snnTorch's list of neurons, and does not keep it alive; with the layer's class as a base.
+
+    snnTorch's loops over the list ask whether an entry is a ``Leaky``, and read and write its ``mem``; so for the other
+    neurons and their states. A layer may die between two lines of them; its entry stays until the next layer comes.
+    ``weakref.proxy`` will not do: for ``torch.compile`` it is no ``Leaky``, and is passed over.
+    """
+
+    layer: weakref.ref[nn.Module]
+
+    __setattr__ = object.__setattr__  # it is no module of its own
+
+    def __init__(self, layer: nn.Module) -> None:
+        self.layer = weakref.ref(layer)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.layer(), name)
+
+
+def _entered(name: str) -> property:
+    """A held state of an entry's layer."""
+
+    def get(entry: _Entry) -> Tensor:
+        _not_traced()
+        layer = entry.layer()
+        return torch.zeros(0) if layer is None else cast(Tensor, getattr(layer, name))
+
+    def set_(entry: _Entry, state: Tensor) -> None:
+        _not_traced()
+        layer = entry.layer()
+        if isinstance(layer, DropIn):
+            layer._set_held(name, state)
+        elif layer is not None:  # reverted
+            setattr(layer, name, state)
+
+    return property(get, set_)
+
+
+def _not_traced() -> None:
+    """``torch.compile`` does not see that what a weak reference leads to is a layer that it knows already."""
+    if torch.compiler.is_compiling():
+        torch._dynamo.graph_break()
+
+
+_entries: weakref.WeakKeyDictionary[nn.Module, _Entry] = weakref.WeakKeyDictionary()
+
+
+def _tell_snntorch(layer: DropIn) -> None:
+    """Enter a layer into snnTorch's own list of neurons: ``snntorch.utils.reset`` goes through that list."""
+    neurons: list[Any] = snntorch.SpikingNeuron.instances
+    entered = _entries.get(layer)
+    if any(n is entered for n in neurons if entered is not None):
+        return  # a layer that was reverted, and is converted again
+    neurons[:] = [n for n in neurons if n is not layer and not (isinstance(n, _Entry) and n.layer() is None)]
+    _entries[layer] = layer._entry(layer)
+    neurons.append(_entries[layer])
+
+
+# ---- the layers: snnfast's class, then snnTorch's, which has no type hints
+
+
+class Leaky(DropIn, leaky.Leaky, snntorch.Leaky):  # type: ignore[misc]
+    """:class:`snnfast.Leaky` that is a ``snntorch.Leaky`` as well: same arguments, same methods, same numbers.
+
+    A subclass that replaces a part of the step, such as ``fire``, needs a ``forward`` of its own that calls it; without
+    one it is an error, since the fused step calls no such part. Derive it from ``snntorch.Leaky`` instead.
+
+    Example::
+
+        >>> import torch, snntorch
+        >>> import snnfast.snntorch as snn
+        >>> lif = snn.Leaky(beta=0.9, init_hidden=True)
+        >>> isinstance(lif, snntorch.Leaky)
+        True
+    """
+
+    __module__ = "snnfast.snntorch"  # its public name, by which it is pickled
+
+
+class Synaptic(DropIn, synaptic.Synaptic, snntorch.Synaptic):  # type: ignore[misc]
+    """:class:`snnfast.Synaptic` that is a ``snntorch.Synaptic`` as well: same arguments, same methods, same numbers.
+
+    What is said of subclasses of :class:`Leaky` holds for those of this class.
+
+    Example::
+
+        >>> import torch
+        >>> import snnfast.snntorch as snn
+        >>> layer = snn.Synaptic(alpha=0.9, beta=0.8)
+        >>> spk, syn, mem = layer(torch.rand(128, 10), *layer.reset_mem())   # as in snnTorch, faster
+        >>> spk_rec, syn_rec, mem_rec = layer.unroll(torch.rand(25, 128, 10))
+    """
+
+    __module__ = "snnfast.snntorch"
+
+
+class Lapicque(DropIn, lapicque.Lapicque, snntorch.Lapicque):  # type: ignore[misc]
+    """:class:`snnfast.Lapicque` that is a ``snntorch.Lapicque`` as well: same arguments, same methods, same numbers.
+
+    What is said of subclasses of :class:`Leaky` holds for those of this class.
+
+    Example::
+
+        >>> import torch, snnfast.snntorch
+        >>> spk, mem = snnfast.snntorch.Lapicque(R=5.0, C=1.44)(torch.rand(128, 10))  # as in snnTorch, faster
+    """
+
+    __module__ = "snnfast.snntorch"
+
+    def _unregister(self) -> None:
+        super()._unregister()
+        with torch.enable_grad():
+            self.C = self._capacitance()  # with its graph: all that snnTorch's learned beta is used for
+
+
+LAYERS: tuple[type[DropIn], ...] = (Leaky, Synaptic, Lapicque)
+"""All of them: what ``convert`` makes of snnTorch's, and what :mod:`snnfast.snntorch` has in place of snnTorch's."""

@@ -1,0 +1,46 @@
+"""What the tests of MultiStep share: networks whose sums are exact, and the loop over time that they equal."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from snnfast import Lapicque, Leaky, Synaptic
+from snnfast._layer import SpikingLayer
+
+DECAYS: dict[type[SpikingLayer], dict[str, float]] = {
+    Leaky: {"beta": 0.5}, Synaptic: {"alpha": 0.25, "beta": 0.5}, Lapicque: {"beta": 0.5, "R": 4.0}
+}  # fmt: skip
+NEURONS = pytest.mark.parametrize("neuron", DECAYS, ids=lambda neuron: neuron.__name__)
+
+
+def make(neuron: type[SpikingLayer], **options: Any) -> Any:
+    return neuron(**{**DECAYS[neuron], **options})
+
+
+def exact(layer: nn.Module) -> nn.Module:
+    """Weights in eighths: products with spikes or eighths and their sums are exact, in any order."""
+    with torch.no_grad():
+        for p in layer.parameters():
+            p.copy_((p * 16).round() / 8)
+    return layer
+
+
+def eighths(*shape: int) -> Tensor:
+    return torch.randint(0, 9, shape) / 8
+
+
+def loop(layers: list[nn.Module], x: Tensor, num_steps: int | None = None) -> tuple[Tensor, ...]:
+    """The layers called step by step: the outputs of the last and, if it is a neuron layer, its states."""
+    states: dict[int, Any] = {}
+    record = []
+    for out in x if num_steps is None else (x,) * num_steps:
+        for i, layer in enumerate(layers):
+            if isinstance(layer, SpikingLayer):
+                before = states[i] if i in states else [torch.zeros_like(out) for _ in layer.neuron.states]
+                out, *states[i] = layer(out, *before)
+            else:
+                out = layer(out)
+        record.append((out, *states.get(len(layers) - 1, ())))
+    return tuple(torch.stack(r) for r in zip(*record, strict=True))

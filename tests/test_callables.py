@@ -1,0 +1,177 @@
+"""Any callable as surrogate has snnTorch's numbers, whether the kernels can follow it or it runs step by step."""
+
+import itertools
+import warnings
+from typing import Any
+
+import pytest
+import snntorch
+import torch
+from callables import FAST_BOTH, FAST_DELAYED, OTHER_SPIKES, SLOW, STATISTICS, steep
+from gradient_checks import FLOWS, check_against_reference
+from helpers import NEURONS, RESETS, assert_bits_equal, assert_close, assert_equals_reference, inputs, random_cases
+from snntorch import surrogate as theirs
+from torch import Tensor, nn
+
+import snnfast
+from snnfast import _backend, functional
+
+
+@pytest.mark.filterwarnings("ignore:Inhibition is an unstable feature", "ignore:snnfast. a layer runs step by step")
+@pytest.mark.parametrize("name", [*FAST_BOTH, "neighbours", *SLOW])
+def test_callables_of_inhibited_layers_have_the_numbers_of_snntorch(name: str) -> None:
+    spike_grad = {**FAST_BOTH, **FAST_DELAYED, **SLOW}[name]
+    x = torch.rand(5, 4, 10) * 2
+    results = []
+    for make, unroll in ((snntorch.Leaky, False), (snnfast.Leaky, False), (snnfast.Leaky, True)):
+        layer, leaf = make(0.9, inhibition=True, spike_grad=spike_grad), x.clone().requires_grad_()
+        if unroll:
+            spk, mem_rec = layer.unroll(leaf)
+        else:
+            mem, steps = torch.zeros(4, 10), []
+            for step in leaf:
+                s, mem = layer(step, mem)
+                steps.append((s, mem))
+            spk, mem_rec = (torch.stack(t) for t in zip(*steps, strict=True))
+        results.append((spk, mem_rec, torch.autograd.grad(spk.sum() + mem_rec.square().sum(), leaf)[0]))
+    for spk, mem_rec, grad in results[1:]:
+        assert_bits_equal(spk, results[0][0], "spk")
+        assert_bits_equal(mem_rec, results[0][1], "mem")
+        assert_close(grad, results[0][2], 1e-5, "current")
+
+
+def trained_like_snntorch(spike_grad: Any, reset: str, delay: bool, expected_warning: str | None) -> None:
+    """Spikes, membranes and all gradients of a layer, unrolled and called step by step, against snnTorch's loop."""
+    options = {"spike_grad": spike_grad, "reset_mechanism": reset, "reset_delay": delay, "learn_threshold": True}
+    theirs_layer = snntorch.Leaky(torch.linspace(0.5, 1, 10), torch.tensor(0.9), learn_beta=True, **options)
+    x = torch.rand(7, 3, 10) * 2 - 0.4
+    weights, weights_mem = torch.randn(7, 3, 10), torch.randn(7, 3, 10)
+    own = list(spike_grad.parameters()) if isinstance(spike_grad, nn.Module) else []
+
+    def gradients(layer: nn.Module, leaf: Tensor, spk: Tensor, mem: Tensor) -> tuple[Tensor | None, ...]:
+        loss = (spk * weights).sum() + (mem * weights_mem).sum()
+        return torch.autograd.grad(loss, [leaf, layer.beta, layer.threshold, *own], allow_unused=True)
+
+    leaf = x.clone().requires_grad_()
+    mem, spks, mems = torch.rand(3, 10) * 2, [], []
+    mem0 = mem
+    for step in leaf:
+        spk, mem = theirs_layer(step, mem)
+        spks.append(spk)
+        mems.append(mem)
+    spk_expected, mem_expected = torch.stack(spks), torch.stack(mems)
+    expected = gradients(theirs_layer, leaf, spk_expected, mem_expected)
+    for unroll in (True, False):
+        layer = snnfast.Leaky(torch.linspace(0.5, 1, 10), torch.tensor(0.9), learn_beta=True, **options)
+        leaf = x.clone().requires_grad_()
+        _backend._warned.clear()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            if unroll:
+                spk_rec, mem_rec = layer.unroll(leaf, mem0)
+            else:
+                mem, spks, mems = mem0, [], []
+                for step in leaf:
+                    spk, mem = layer(step, mem)
+                    spks.append(spk)
+                    mems.append(mem)
+                spk_rec, mem_rec = torch.stack(spks), torch.stack(mems)
+        messages = [str(w.message) for w in caught if "step by step" in str(w.message)]
+        assert len(messages) == (expected_warning is not None), messages
+        assert all(expected_warning in m for m in messages if expected_warning)
+        assert_bits_equal(spk_rec, spk_expected, "spk")
+        assert_bits_equal(mem_rec, mem_expected, "mem")
+        found = gradients(layer, leaf, spk_rec, mem_rec)
+        for name, a, b in zip(("current", "beta", "threshold", "own"), found, expected, strict=False):
+            # No path to a parameter and a gradient of zeros are the same.
+            assert a is None or (b is None and not a.any()) or assert_close(a, b, 1e-5, name, scale=1.0) is None
+            assert a is not None or b is None or not b.any(), name
+
+
+CASES = list(itertools.product(RESETS, (True, False)))
+
+
+@pytest.mark.parametrize(("reset", "delay"), CASES, ids=lambda v: str(v))
+@pytest.mark.parametrize("name", FAST_BOTH)
+def test_any_callable_has_the_spikes_and_gradients_of_snntorchs_loop(name: str, reset: str, delay: bool) -> None:
+    trained_like_snntorch(FAST_BOTH[name], reset, delay, None)
+
+
+@pytest.mark.parametrize(("reset", "delay"), CASES, ids=lambda v: str(v))
+@pytest.mark.parametrize("name", FAST_DELAYED)
+def test_a_callable_too_special_for_an_immediate_reset_is_right_all_the_same(
+    name: str, reset: str, delay: bool
+) -> None:
+    reasons = {
+        "PerNeuron": "parameters of its own",
+        "clipped": "its gradient is not",
+        "neighbours": "its gradient is not",
+    }
+    trained_like_snntorch(FAST_DELAYED[name], reset, delay, None if delay else reasons[name])
+
+
+@pytest.mark.needs_extension
+@pytest.mark.parametrize("name", SLOW)
+def test_a_callable_that_the_kernels_cannot_follow_runs_step_by_step_and_says_so(name: str) -> None:
+    reasons = {
+        **dict.fromkeys(STATISTICS, "depends on the others"),
+        **dict.fromkeys(OTHER_SPIKES, "not the step"),
+        "two_dimensional": "only [B, N]",
+    }
+    trained_like_snntorch(SLOW[name], "subtract", True, reasons[name])
+    with (
+        snnfast.use_backend("fused"),
+        pytest.raises(RuntimeError, match="is not available for this layer"),
+    ):
+        functional.lif(torch.ones(4, 3, 10), beta=0.9, spike_grad=SLOW[name])
+
+
+def test_sso_has_the_spikes_of_snntorch_and_its_gradients_in_the_mean() -> None:
+    x = (torch.rand(5, 4) * 2 - 0.4).repeat(4000, 1, 1).transpose(0, 1).contiguous()  # [T, 4000 samples alike, 4]
+    found = []
+    for layer in (snnfast.Leaky(0.9, 0.8, theirs.SSO()), snntorch.Leaky(0.9, 0.8, theirs.SSO())):
+        leaf = x.clone().requires_grad_()
+        if isinstance(layer, snnfast.Leaky):
+            spk, _ = layer.unroll(leaf)
+        else:
+            mem, spks = None, []
+            for step in leaf:
+                spk, mem = layer(step, mem)
+                spks.append(spk)
+            spk = torch.stack(spks)
+        (grad,) = torch.autograd.grad(spk.sum(), [leaf])
+        found.append((spk, grad.mean(1)))
+    assert_bits_equal(found[0][0], found[1][0])
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=0, atol=0.01)
+
+
+@pytest.mark.parametrize("delay", [True, False], ids=["delay", "nodelay"])
+def test_a_callable_is_examined_while_it_is_compiled(delay: bool) -> None:
+    for name in (*FAST_BOTH, "over_time", "soft", "two_dimensional") if delay else ("steep", "soft"):
+        spike_grad = {**FAST_BOTH, **SLOW}[name]
+        torch._dynamo.reset()
+        _backend._warned.clear()
+        layer = snnfast.Leaky(0.9, spike_grad=spike_grad, reset_delay=delay)
+        x = torch.rand(4, 3, 10) * 2
+        compiled = torch.compile(layer.unroll, fullgraph=True, backend="aot_eager")
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            results = [compiled(x), layer.unroll(x)]
+        for a, b in zip(*results, strict=True):
+            assert_bits_equal(a, b)
+        slow = [str(w.message) for w in caught if "step by step" in str(w.message)]
+        assert len(slow) == (1 if name in SLOW or not delay else 0), (name, slow)
+
+
+@pytest.mark.parametrize("neuron", NEURONS)
+@pytest.mark.parametrize("reset", RESETS)
+def test_an_immediate_reset_with_any_callable_in_every_mode(reset: str, neuron: str, device: torch.device) -> None:
+    """Half precision, a constant current, counts and single steps: bits of the reference, and its gradients."""
+    own = {**FAST_BOTH, "snntorch": theirs.fast_sigmoid(slope=4), "other dtype": lambda z: steep(z.double())}
+    choices = {"neuron": (neuron,), "reset": (reset,), "delay": (False,), "shape": ((3, 10), (2, 3, 7), (1,))}
+    variants = ("unroll", "constant", "count", "count+constant", "step")
+    for i, case in enumerate(random_cases(40, 1, variant=variants, spike_grad=tuple(own.values()), **choices)):
+        if case.spike_grad in (own["snntorch"], FAST_BOTH["in_float32"]) and case.dtype == torch.float64:
+            continue  # its spikes are float32, to which the reference then rounds their gradients
+        assert_equals_reference(case, inputs(case, device, seed=i))
+        check_against_reference(case, device, FLOWS[i % 5], seed=i)

@@ -1,0 +1,93 @@
+"""Layers that are snnTorch's as well, compiled and exported."""
+
+import warnings
+from typing import Any
+
+import pytest
+import snntorch
+import torch
+from helpers import Bump, assert_bits_equal
+from snntorch_checks import NEURONS, as_tuple, held, make
+from torch import Tensor, nn
+
+import snnfast
+import snnfast.snntorch as snn
+
+
+def bump(z: Tensor) -> Tensor:
+    return Bump.apply(z)  # type: ignore[no-any-return,no-untyped-call]
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "output": {"init_hidden": True, "output": True},
+    "surrogate_disable": {"surrogate_disable": True},
+    "inhibition": {"inhibition": True},
+    "nodelay-zero": {"reset_delay": False, "reset_mechanism": "zero"},
+    "learn": {"learn_beta": True, "learn_threshold": True, "learn_graded_spikes_factor": True},
+    "vector": {"beta": torch.linspace(0.5, 1, 6), "learn_beta": True, "init_hidden": True},
+    "integer": {"beta": 1, "threshold": 2},
+    "closure": {"spike_grad": snntorch.surrogate.fast_sigmoid(slope=4)},
+    "callable": {"spike_grad": bump},
+    "callable-learn": {"spike_grad": bump, "learn_beta": True, "init_hidden": True, "output": True},
+}
+
+
+@NEURONS
+@pytest.mark.parametrize("options", [{}, {"surrogate_disable": True}, {"init_hidden": True}], ids=str)
+def test_explain_finds_no_graph_break(name: str, options: dict[str, Any]) -> None:
+    torch._dynamo.reset()
+    assert torch._dynamo.explain(make(snn, name, **options))(torch.rand(3, 6)).graph_break_count == 0
+
+
+@NEURONS
+@pytest.mark.needs_extension
+@pytest.mark.filterwarnings("ignore:The tensor attribute")
+def test_exported_from_the_reference_a_step_has_only_operators_of_pytorch(name: str) -> None:
+    class Step(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = make(snn, name)
+
+        def forward(self, x: Tensor, *states: Tensor) -> Any:
+            return self.layer(x, *states)
+
+    names = []
+    states = (torch.rand(2, 6),) * len(held(make(snn, name)))
+    for backend in ("reference", "fused"):
+        with snnfast.use_backend(backend), torch.no_grad():
+            exported = torch.export.export(Step().eval(), (torch.rand(2, 6), *states))
+        names.append([str(n.target) for n in exported.graph.nodes if n.op == "call_function"])
+    assert all(name.startswith("aten.") for name in names[0])
+    assert any(name.startswith("snnfast.") for name in names[1])
+
+
+# What Synaptic adds to a compiled step is its second state; the options are the same code.
+CASES = [("Leaky", options) for options in OPTIONS] + [
+    ("Synaptic", options) for options in ("output", "nodelay-zero", "callable-learn")
+]
+
+
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_compiled_steps_are_one_graph_and_equal_eager(name: str, options: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        eager, compiled = (make(snn, name, **OPTIONS[options]) for _ in range(2))
+    torch._dynamo.reset()
+    step = torch.compile(compiled, fullgraph=True, backend="aot_eager")
+    for i in range(3):
+        x = torch.rand(3, 6) * 2
+        results = []
+        for layer, call in ((eager, eager), (compiled, step)):
+            layer.zero_grad()
+            for state in layer.neuron.states:
+                setattr(layer, state, getattr(layer, state).detach())
+            leaf = x.clone().requires_grad_()
+            out = as_tuple(call(leaf))
+            total = sum(o.square().sum() for o in (*out, *held(layer)))
+            total.backward()
+            grads = (leaf.grad, *(p.grad for p in layer.parameters()))
+            results.append((*(o.detach() for o in (*out, *held(layer))), *grads))
+        for a, b in zip(*results, strict=True):
+            assert_bits_equal(a, b, f"call {i}")
+    torch._dynamo.reset()

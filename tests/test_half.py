@@ -1,0 +1,196 @@
+"""A state that goes from call to call is never rounded to half precision, or neurons would spike without a reset."""
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from gradient_checks import RELATIVE
+from helpers import (
+    FLOATS,
+    HALVES,
+    NEURONS,
+    RESETS,
+    SURROGATES,
+    Case,
+    assert_bits_equal,
+    assert_close,
+    every_other,
+    inputs,
+    layer_of,
+)
+from torch import Tensor
+
+import snnfast
+from snnfast import Leaky, MultiStep
+
+BETAS = (0.9, 0.95, 0.99)
+neurons = pytest.mark.parametrize("neuron", NEURONS)
+halves = pytest.mark.parametrize("dtype", HALVES, ids=str)
+
+
+def currents(dtype: torch.dtype, device: torch.device, neuron: str, beta: float, steps: int = 120) -> Tensor:
+    """For a membrane that often comes just above the threshold.
+
+    Synaptic with alpha 0.5 doubles the current, and Lapicque scales it itself.
+    """
+    strength = {"leaky": 2.4 * (1 - beta), "synaptic": 1.2 * (1 - beta), "lapicque": 2.4}[neuron]
+    return (strength * torch.rand(steps, 3, 67)).to(dtype).to(device)
+
+
+def decays_of(neuron: str, beta: float) -> tuple[float, ...]:
+    """Positional arguments of the layer."""
+    return (0.5, beta) if neuron == "synaptic" else (beta,)
+
+
+def make(neuron: str, beta: float, device: torch.device, **options: Any) -> Any:
+    layer = getattr(snnfast, neuron.capitalize())(*decays_of(neuron, beta), **options)
+    return layer.to(device)
+
+
+def one_call_per_step(layer: Any, current: Tensor, states: Any) -> tuple[Tensor, ...]:
+    record = []
+    for x in current:
+        spk, *states = layer(x, *states)
+        record.append(spk)
+    return torch.stack(record), *states
+
+
+def no_states(neuron: str) -> list[None]:
+    return [None] * len(Case(neuron).kind.ops.states)
+
+
+@halves
+@neurons
+def test_step_by_step_is_the_unroll_spike_for_spike(neuron: str, dtype: torch.dtype, device: torch.device) -> None:
+    for i, (reset, delay) in every_other(
+        enumerate(itertools.product(RESETS, (True, False))), neuron, HALVES.index(dtype)
+    ):
+        beta = BETAS[i // 2]
+        layer = make(neuron, beta, device, reset_mechanism=reset, reset_delay=delay)
+        current = currents(dtype, device, neuron, beta, 250)
+        spk, *last = one_call_per_step(layer, current, no_states(neuron))
+        expected, *states = layer.unroll(current, record_mem=False)
+        assert 0 < expected.float().mean() < 1
+        assert_bits_equal(spk, expected, f"{reset}, delay {delay}: spikes")
+        for a, b in zip(last, states, strict=True):
+            assert_bits_equal(a, b, f"{reset}, delay {delay}: last states")
+            assert a.dtype == torch.float32
+
+
+@halves
+@neurons
+def test_chunks_are_the_whole(neuron: str, dtype: torch.dtype, device: torch.device) -> None:
+    """Whether the last states are passed on or held, and whether the others are recorded."""
+    current, names = currents(dtype, device, neuron, 0.95, 120), Case(neuron).kind.ops.states
+    whole = make(neuron, 0.95, device).unroll(current)
+    for lengths in ([1] * 120, [40, 1, 79]):
+        layer, states, spks = make(neuron, 0.95, device), no_states(neuron), []
+        for chunk in current.split(lengths):
+            spk, *states = layer.unroll(chunk, *states, record_mem=False)
+            spks.append(spk)
+        assert_bits_equal(torch.cat(spks), whole[0], f"{lengths[:2]} passed")
+        for record_mem in (True, False):
+            holder = make(neuron, 0.95, device, init_hidden=True)
+            parts = [holder.unroll(chunk, record_mem=record_mem) for chunk in current.split(lengths)]
+            joined = (
+                [torch.cat(t) for t in zip(*parts, strict=True)] if record_mem else [torch.cat([p[0] for p in parts])]
+            )
+            for a, b in zip(joined, whole, strict=False):
+                assert_bits_equal(a, b, f"{lengths[:2]} held, record {record_mem}")
+            for name, state in zip(names, states, strict=True):
+                assert getattr(holder, name).dtype == torch.float32
+                assert_bits_equal(getattr(holder, name), state)
+
+
+@halves
+@neurons
+def test_a_record_and_held_states_come_from_one_call_in_the_dtype_of_the_current(
+    neuron: str, dtype: torch.dtype, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The record rounded, the last states exact; the kernels are not given a float32 copy of the current."""
+    case = Case(neuron)
+    ops, calls = case.kind.ops, []
+    forward = ops.forward
+    monkeypatch.setattr(ops, "forward", lambda x, *args: calls.append(x.dtype) or forward(x, *args))
+    for grad, reset, delay in itertools.product((True, False), RESETS, (True, False)):
+        current = currents(dtype, device, neuron, 0.9, 40).requires_grad_(grad)
+        holder = make(neuron, 0.9, device, init_hidden=True, reset_mechanism=reset, reset_delay=delay)
+        calls.clear()
+        spk, *record = holder.unroll(current)
+        assert calls == [dtype]
+        exact = make(neuron, 0.9, device, reset_mechanism=reset, reset_delay=delay).unroll(current.float())
+        assert_bits_equal(spk, exact[0].to(dtype))
+        for name, rounded, wide in zip(ops.states, record, exact[1:], strict=True):
+            assert_bits_equal(rounded, wide.to(dtype), name)
+            assert_bits_equal(getattr(holder, name), wide[-1], f"last {name}")
+
+
+@halves
+@neurons
+def test_the_spikes_are_those_of_snntorch(neuron: str, dtype: torch.dtype, device: torch.device) -> None:
+    """Which carries float32 whatever a layer under autocast hands to it."""
+    snntorch = pytest.importorskip("snntorch")
+    for beta in BETAS:
+        layer = make(neuron, beta, device)
+        current = currents(dtype, device, neuron, beta)
+        spk, *_ = one_call_per_step(layer, current, no_states(neuron))
+        theirs = getattr(snntorch, neuron.capitalize())(*decays_of(neuron, beta)).to(device)
+        zeros = [torch.zeros(3, 67, device=device) for _ in no_states(neuron)]
+        # Of a current in half precision snnTorch's Lapicque rounds the product with R and the rate.
+        expected, *_ = one_call_per_step(theirs, current.float() if neuron == "lapicque" else current, zeros)
+        assert_bits_equal(spk.float(), expected.float(), f"beta {beta}")
+
+
+def test_a_membrane_just_above_the_threshold_is_reset(device: torch.device) -> None:
+    """1.0008 would be 1 in bfloat16, which is not above the threshold."""
+    current = torch.full((3, 1), 0.55078125, dtype=torch.bfloat16, device=device)
+    layer, mem, spikes = Leaky(0.9), torch.full((1, 1), 0.5, device=device), []
+    for x in current:
+        spk, mem = layer(x.unsqueeze(0), mem)
+        spikes.append(spk.item())
+    assert spikes == [1, 0, 0]
+
+
+@halves
+@neurons
+@pytest.mark.parametrize("name", ["atan", "straight_through_estimator"])
+def test_gradients_through_the_last_states(name: str, neuron: str, dtype: torch.dtype, device: torch.device) -> None:
+    """Of chunks that are joined by them, and where the loss is of them alone; in the dtype of each input."""
+    kind, options = Case(neuron).kind, {"spike_grad": SURROGATES[name], "record_mem": False}
+    x = currents(dtype, device, neuron, 0.9, 20)
+    for flow, learns in itertools.product(("both", "states"), (True, False)):
+        found = []
+        for function, chunks in ((kind.function, [7, 13]), (kind.function, [1] * 20), (kind.reference, [20])):
+            current = x.clone().requires_grad_()
+            decays = {
+                d: torch.full((67,), 0.9 if d == "beta" else 0.5, dtype=dtype, device=device, requires_grad=learns)
+                for d in kind.decays
+            }
+            states, loss = no_states(neuron), torch.zeros((), device=device)
+            for chunk in current.split(chunks):
+                spk, *states = function(chunk, *states, **decays, **options)
+                loss = loss + spk.float().sum() * (flow == "both")
+            assert {s.dtype for s in states} == {torch.float32}  # type: ignore[attr-defined]
+            (loss + sum(s.square().sum() for s in states)).backward()  # type: ignore[attr-defined]
+            found.append((current.grad, *(d.grad for d in decays.values())))
+        for grads in found[:2]:
+            for grad, expected in zip(grads, found[2], strict=True):
+                assert_close(grad, expected, RELATIVE[dtype], f"{flow}, decays learn {learns}")
+
+
+@neurons
+def test_without_a_step_the_states_are_copies_in_the_dtype_of_the_arithmetic(neuron: str, device: torch.device) -> None:
+    for dtype, record_mem in itertools.product((*FLOATS, *HALVES), (True, False)):
+        case = Case(neuron, "unroll", 0, dtype=dtype)
+        names, tensors = case.kind.ops.states, inputs(case, device)
+        given = [tensors[name].half() for name in names]  # type: ignore[union-attr]
+        layer = layer_of(case, tensors)
+        last = layer.unroll(tensors["current"], *given, record_mem=False)[1:]
+        if neuron == "leaky":
+            net = MultiStep(layer)
+            _, _, last = net(tensors["current"], states=given, record_mem=record_mem, return_states=True)
+        for a, b in zip(last, given, strict=True):
+            assert a.dtype == case.acc
+            assert_bits_equal(a, b.to(case.acc))
+            assert a.data_ptr() != b.data_ptr()

@@ -1,0 +1,102 @@
+"""What is particular to Lapicque: which arguments are given, what follows from them, and what of snnTorch is mended."""
+
+import copy
+from typing import Any
+
+import pytest
+import snntorch
+import torch
+from helpers import FLOATS, RESETS, assert_bits_equal, assert_close
+from torch import Tensor, nn
+
+import snnfast
+import snnfast.snntorch as snn
+
+CASES: dict[str, dict[str, Any]] = {
+    "beta": {"beta": 0.9}, "R,C": {"R": 5.1, "C": 1.44}, "ints": {"R": 5, "C": 2}, "beta,R": {"beta": 0.9, "R": 5.1},
+    "beta,C": {"beta": 0.8, "C": 1.7}, "time_step": {"R": 1.3, "C": 7, "time_step": 0.1},
+    "learned": {"beta": torch.tensor([0.7]), "learn_beta": True, "learn_threshold": True},
+    "tensors": {"R": torch.tensor(5.1), "C": torch.tensor([1.44])},
+    "float64": {"beta": torch.tensor(0.7, dtype=torch.float64), "R": 5.1},
+}  # fmt: skip
+START = torch.rand(4, 5)
+
+
+def loop(layer: Any, x: Tensor, mem: Tensor) -> tuple[Tensor, ...]:
+    steps = [(None, mem)]
+    for step in x:
+        steps.append(layer(step, steps[-1][1]))
+    return tuple(torch.stack([s.to(mem.dtype) for s in record]) for record in zip(*steps[1:], strict=True))
+
+
+@pytest.mark.parametrize("reset", RESETS)
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("given", CASES.values(), ids=CASES)
+def test_every_way_to_give_it_has_the_numbers_and_the_checkpoint_of_snntorch(
+    given: Any, dtype: torch.dtype, reset: str
+) -> None:
+    x = torch.rand(20, 4, 5, dtype=dtype) * 8 - 2
+    ours, theirs = (lib.Lapicque(**copy.deepcopy(given), reset_mechanism=reset) for lib in (snn, snntorch))
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    for name, t in theirs.state_dict().items():
+        assert_bits_equal(ours.state_dict()[name], t, name)
+    found = []
+    for layer, call in ((theirs, loop), (ours, loop), (ours, snn.Lapicque.unroll)):
+        leaves = [x.clone().requires_grad_(), START.to(dtype).requires_grad_()]
+        spk, mem = call(layer, *leaves)
+        found.append((spk, mem, *torch.autograd.grad((spk + mem.sin()).sum(), [*leaves, *layer.parameters()])))
+        for i, (a, b) in enumerate(zip(found[-1], found[0], strict=True)):
+            assert_close(a, b, 3e-5) if i > 1 else assert_bits_equal(a, b)
+    ours.load_state_dict(theirs.state_dict())
+    theirs.load_state_dict(ours.state_dict())
+
+
+@pytest.mark.parametrize("given", [{}, {"R": 1.0}, {"C": 1.0}, {"beta": 0.9, "R": 1.0, "C": 2.0}], ids=str)
+def test_beta_or_two_of_three_must_be_given(given: Any) -> None:
+    for call in (snnfast.Lapicque, lambda **given: snnfast.functional.lapicque(START, **given)):
+        with pytest.raises(ValueError, match=rf"^beta, R, C: .* got {', '.join(given) or 'none'}"):
+            call(**given)
+    for given in ({"R": 1.0, "C": 2.0}, {"beta": 0.9, "C": 2.0}):
+        with pytest.raises(ValueError, match=r"^learn_beta: "):
+            snnfast.Lapicque(**given, learn_beta=True)
+    with pytest.raises(TypeError, match=r"^C: "):
+        snnfast.functional.lapicque(START, R=1.0, C="2")  # type: ignore[arg-type]
+
+
+def test_a_learned_beta_trains_on_and_c_follows_it_until_it_is_snntorchs_again() -> None:
+    theirs, swapped = (snntorch.Lapicque(0.7, learn_beta=True) for _ in range(2))
+    snn.convert(swapped)
+    x = torch.rand(9, 4, 5) * 3
+    for layer in (snnfast.Lapicque(0.7, learn_beta=True), copy.deepcopy(swapped), swapped):
+        for _ in range(2):
+            layer.unroll(x)[1].sum().backward()
+            layer.beta.data -= 1e-4 * layer.beta.grad
+        now = snntorch.Lapicque(layer.beta.item())
+        assert_bits_equal(layer.state_dict()["C"], now.C)
+        assert_bits_equal(layer.unroll(x, START)[1], loop(now, x, START)[1])
+    snn.revert(swapped)
+    for layer in (theirs, swapped):
+        loop(layer, x, START)[1].sum().backward()
+        with pytest.raises(RuntimeError, match="second time"):
+            loop(layer, x, START)[1].sum().backward()
+
+
+@pytest.mark.parametrize("names", ["beta", "RC", ("beta", "R"), ("beta", "C")], ids=str)
+def test_tensors_may_have_a_value_for_each_neuron_and_gradients_reach_them(names: Any, backend: str) -> None:
+    names = ("time_step", *([names] if names == "beta" else names))
+    values = [torch.linspace(0.5, 0.9, 5, dtype=torch.float64).requires_grad_() for _ in names]
+    x = torch.rand(6, 4, 5, dtype=torch.float64)
+
+    def mem(*tensors: Tensor) -> Tensor:
+        return snnfast.functional.lapicque(x, threshold=1e6, **dict(zip(names, tensors, strict=True)))[1]  # type: ignore[arg-type]
+
+    assert torch.autograd.gradcheck(mem, values)
+    layer = snnfast.Lapicque(**dict(zip(names, values, strict=True)), threshold=1e6)
+    assert_bits_equal(layer.unroll(x)[1], mem(*values))
+
+
+def test_a_layer_without_a_delay_resets_at_once_and_is_not_reverted() -> None:
+    net = nn.Sequential(snn.Lapicque(0.7, reset_delay=False), snn.Lapicque(0.7))
+    assert snn.revert(net).left == {"0": "snntorch.Lapicque has no reset_delay=False"}
+    now, later = (layer(torch.full((1, 1), 9.0))[1] for layer in net)
+    assert now == later - 1

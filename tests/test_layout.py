@@ -1,0 +1,344 @@
+"""Steps that lie in memory in another order, such as channels_last, are read and written in place, to the same bits."""
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from helpers import (
+    NEURONS,
+    PARAMETERS,
+    RESETS,
+    VARIANTS,
+    Case,
+    Outputs,
+    Tensors,
+    assert_bits_equal,
+    assert_close,
+    every_other,
+    fused,
+    inputs,
+    layer_of,
+    leaves,
+    random_cases,
+)
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+
+import snnfast
+from snnfast import Leaky, MultiStep
+from snnfast.functional import lif
+
+# Dimensions of a step, from the outermost in memory to the innermost.
+ORDERS = {
+    "channels_last": (0, 2, 3, 1),
+    "channels_last_3d": (0, 2, 3, 4, 1),
+    "batch_last": (1, 2, 3, 0),
+    "reversed": (2, 1, 0),
+}
+SHAPES = {3: (3, 5, 6), 4: (3, 4, 5, 6), 5: (2, 3, 2, 5, 4)}
+CHANNELS_LAST = ORDERS["channels_last"]
+PLAIN = (0, 1, 2, 3)
+
+neurons = pytest.mark.parametrize("neuron", NEURONS)
+orders = pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS)
+
+
+def in_order(t: Tensor, order: Sequence[int]) -> Tensor:
+    """The values of ``[*]`` or ``[T, *]`` with its step in this order in memory."""
+    lead = t.dim() - len(order)
+    dims = [*range(lead), *(lead + d for d in order)]
+    return t.detach().permute(dims).contiguous().permute([dims.index(d) for d in range(t.dim())])
+
+
+def moved(tensors: Tensors, order: Sequence[int], names: Sequence[str] = ("current", "syn", "mem")) -> Tensors:
+    return {n: in_order(t, order) if t is not None and n in names else t for n, t in tensors.items()}
+
+
+def strides_in(order: Sequence[int], t: Tensor) -> tuple[int, ...]:
+    return in_order(torch.empty(t.shape), order).stride()
+
+
+def in_place(tensors: Tensors, wrt: Sequence[str] | None = None) -> Tensors:
+    """Asking for gradients, without a copy, which could have another layout."""
+    return {n: t if t is None else t.detach().requires_grad_(wrt is None or n in wrt) for n, t in tensors.items()}
+
+
+def with_gradients(tensors: Tensors, case: Case) -> Outputs:
+    asking = {n: t for n, t in in_place(tensors, case.wrt).items() if t is not None}
+    outputs = fused({**tensors, **asking}, case)
+    weights = []
+    for t in outputs.values():
+        values = torch.linspace(0.5, 1.5, t.numel(), dtype=torch.float64).view(t.shape)
+        weights.append(torch.empty_like(t).copy_(values.to(t)))  # in the layout of the output
+    wanted = [t for t in asking.values() if t.requires_grad]
+    asked = [(t, w) for t, w in zip(outputs.values(), weights, strict=True) if t.requires_grad]
+    found = iter(torch.autograd.grad([t for t, _ in asked], wanted, [w for _, w in asked]))
+    return outputs | {f"grad of {n}": next(found) for n, t in asking.items() if t.requires_grad}
+
+
+def assert_same(found: Outputs, plain: Outputs, case: Case, what: object = "") -> None:
+    for name, t in plain.items():
+        # PyTorch adds up what it makes of a recorded membrane in the order of the memory.
+        if case.has("callable") and name in ("grad of threshold", "grad of graded_spikes_factor"):
+            assert_close(
+                found[name], t, 1e-2 if case.dtype in (torch.float16, torch.bfloat16) else 1e-5, f"{case}: {name}"
+            )
+        else:
+            assert_bits_equal(found[name], t, f"{case}, {what}: {name}")
+
+
+@orders
+@neurons
+def test_equals_the_contiguous_copy_in_the_layout_of_the_current(
+    neuron: str, order: Sequence[int], device: torch.device
+) -> None:
+    variants = [v for v in VARIANTS if v != "callable+count"]  # added up by PyTorch
+    shape = SHAPES[len(order)]
+    for i, case in enumerate(random_cases(30, 1, neuron=(neuron,), variant=variants, shape=(shape,), steps=(2, 5, 20))):
+        plain = inputs(case, device, seed=i)
+        found = with_gradients(moved(plain, order), case)
+        assert_same(found, with_gradients(plain, case), case)
+        states = case.kind.ops.states
+        for name in ("spk", *states, "grad of current", *(f"grad of {s}" for s in states)):
+            if name in found and not case.has("step"):  # those are stacked by PyTorch
+                assert found[name].stride() == strides_in(order, found[name]), f"{case}: {name}"
+                assert not found[name]._is_view(), f"{case}: {name}"
+
+
+def copies(function: object) -> int:
+    """How often elements of a tensor are copied while a function runs, in Python or in the ops."""
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        function()  # type: ignore[operator]
+    return sum(e.count for e in profiled.key_averages() if e.key in ("aten::copy_", "aten::clone", "aten::contiguous"))
+
+
+@neurons
+def test_nothing_is_copied(neuron: str, device: torch.device) -> None:
+    """Neither tensors over time nor parameters for each channel; nor in the backward pass of the current and states."""
+    for order, variant, record_mem in itertools.product(
+        ORDERS.values(), ("unroll", "constant", "count", "step"), (True, False)
+    ):
+        parameters = "channel" if len(order) > 3 else "scalar"
+        case = Case(
+            neuron,
+            variant.replace("step", "unroll"),
+            3,
+            SHAPES[len(order)],
+            record_mem=record_mem,
+            parameters=parameters,
+        )
+        given = in_place(moved(inputs(case, device), order), ("current", *case.kind.ops.states))
+
+        def train(case: Case = case, given: Tensors = given) -> None:
+            outputs = list(fused(given, case).values())
+            asking = [t for t in given.values() if t is not None and t.requires_grad]
+            torch.autograd.grad(outputs, asking, [torch.ones_like(t) for t in outputs])
+
+        layer = layer_of(case, given)
+
+        def step(case: Case = case, given: Tensors = given, layer: Any = layer) -> None:
+            x = given["current"][0]  # type: ignore[index]
+            for t in layer(x, *(given[s] for s in case.kind.ops.states)):
+                assert t.stride() == x.stride()
+                torch.autograd.grad(t, x, torch.ones_like(t), retain_graph=True)
+
+        assert copies(step if variant == "step" else train) == 0, str(case)
+    gaps = torch.rand(3, 10, 2, device=device)[..., 0]
+    assert copies(lambda: lif(gaps, beta=0.9)) > 0  # what is not dense is
+
+
+@orders
+@neurons
+@pytest.mark.parametrize("parameters", PARAMETERS[1:])
+def test_parameters_and_their_gradients(
+    parameters: str, neuron: str, order: Sequence[int], device: torch.device
+) -> None:
+    for i, (dtype, record_mem) in enumerate(itertools.product((torch.float32, torch.float64), (True, False))):
+        case = Case(
+            neuron,
+            ("unroll", "step")[i % 2],
+            6,
+            SHAPES[len(order)],
+            dtype,
+            record_mem=record_mem,
+            parameters=parameters,
+        )
+        plain = inputs(case, device)
+        expected = with_gradients(plain, case)
+        # Parameters in their own order, and in that of the current; and the other way around.
+        for names in (("current", *case.kind.ops.states), case.names, case.kind.ops.parameters):
+            full = [n for n in names if plain[n].dim() >= len(order)]  # type: ignore[union-attr]
+            assert_same(with_gradients(moved(plain, order, full), case), expected, case, names)
+
+
+@neurons
+def test_states_in_another_layout_or_dtype(neuron: str, device: torch.device) -> None:
+    for variant in ("unroll", "step", "constant"):
+        case = Case(neuron, variant, 6, SHAPES[4])
+        plain, states = inputs(case, device), case.kind.ops.states
+        expected = with_gradients(plain, case)
+        for current, *others in itertools.product((PLAIN, CHANNELS_LAST, (3, 2, 1, 0)), repeat=1 + len(states)):
+            tensors = moved(plain, current, ("current",))
+            for name, order in zip(states, others, strict=True):
+                tensors = moved(tensors, order, (name,))
+            found = with_gradients(tensors, case)
+            assert_same(found, expected, case, (current, others))
+            assert variant != "unroll" or found["spk"].stride() == tensors["current"].stride()  # type: ignore[union-attr]
+        half = replace(case, dtype=torch.bfloat16)
+        tensors = moved(inputs(half, device), CHANNELS_LAST, ("current",))
+        rounded = {name: tensors[name].bfloat16() for name in states}  # type: ignore[union-attr]
+        exact = {name: t.float() for name, t in rounded.items()}
+        a, b = (with_gradients({**tensors, **given}, half) for given in (rounded, exact))
+        for name in b:
+            if name.removeprefix("grad of ") in states and name.startswith("grad"):
+                assert_bits_equal(a[name], b[name].bfloat16(), name)
+            else:
+                assert_bits_equal(a[name], b[name], name)
+
+
+@neurons
+def test_a_gradient_in_another_layout(neuron: str, device: torch.device) -> None:
+    for variant in ("unroll", "step", "count"):
+        case = Case(neuron, variant, 6, SHAPES[4], states=False)
+        tensors = in_place(moved(inputs(case, device), CHANNELS_LAST))
+        current = tensors["current"]
+        assert current is not None
+        spk = fused(tensors, case)["spk"]
+        weights = torch.rand(spk.shape, device=device)
+        for given in (weights, weights[..., :1].expand_as(spk)):
+            moved_there, at_home = (
+                torch.autograd.grad(spk, current, w, retain_graph=True)[0]
+                for w in (in_order(given, CHANNELS_LAST), given)
+            )
+            assert_bits_equal(moved_there, at_home)
+            assert moved_there.stride() == at_home.stride() == current.stride()
+
+
+@neurons
+def test_what_is_not_dense_with_time_first_is_copied_and_right(neuron: str, device: torch.device) -> None:
+    for variant in ("unroll", "step"):
+        case = Case(neuron, variant, 6, SHAPES[4])
+        plain = inputs(case, device)
+        current = plain["current"]
+        assert current is not None
+        wide = in_order(torch.cat([current, torch.full_like(current, math.nan)], dim=2), CHANNELS_LAST)
+        for other in (
+            wide[:, :, : current.shape[2]],  # gaps
+            torch.stack([current, torch.full_like(current, math.nan)], dim=-1).flatten(-2)[..., ::2],
+            torch.cat([current.new_full((1,), math.nan), current.flatten()])[1:].view(current.shape),  # misaligned
+            current[:, :, :1].expand_as(current),  # stride 0
+            current[:, :1].expand_as(current),
+            current[:1].expand_as(current),
+            current.permute(1, 2, 3, 4, 0).contiguous().permute(4, 0, 1, 2, 3),  # time innermost
+            current.transpose(0, 1).contiguous().transpose(0, 1),
+            in_order(current, CHANNELS_LAST).flip(0)[1:],
+            in_order(current, CHANNELS_LAST)[::2],
+            in_order(current, CHANNELS_LAST)[:, 1:],
+        ):
+            steps, batch = other.shape[:2]
+            own = {**plain, **{s: plain[s][:batch] for s in case.kind.ops.states}}  # type: ignore[index]
+            expected = with_gradients({**own, "current": other.contiguous()}, replace(case, steps=steps))
+            assert_same(with_gradients({**own, "current": other}, case), expected, case, other.stride())
+
+
+@neurons
+def test_expanded_states_and_parameters(neuron: str, device: torch.device) -> None:
+    row = torch.rand(12, device=device)
+    for variant in ("unroll", "step"):
+        case = Case(neuron, variant, 9, (4, 12))
+        tensors = inputs(case, device)
+        tensors |= dict.fromkeys(case.kind.ops.states, row.expand(4, 12))
+        tensors |= dict.fromkeys(case.kind.decays, row.expand(4, 12))
+        tensors |= {"threshold": row[:1].expand(12), "graded_spikes_factor": row[0].expand(4, 1)}
+        plain = {name: t if t is None else t.contiguous() for name, t in tensors.items()}
+        assert_same(with_gradients(tensors, case), with_gradients(plain, case), case)
+
+
+@neurons
+def test_dimensions_of_one_element_and_of_none(neuron: str, device: torch.device) -> None:
+    for i, shape in enumerate(itertools.product((1, 3), (1, 2), (0, 1, 4), (1, 2))):
+        case = Case(neuron, ("unroll", "step")[i % 2], 3, shape, reset=RESETS[i % 3], parameters="channel")
+        plain = inputs(case, device)
+        expected = with_gradients(plain, case)
+        for order in itertools.permutations(range(4)):
+            assert_same(with_gradients(moved(plain, order), case), expected, case, order)
+
+
+@neurons
+def test_held_states_can_be_detached_and_changed_in_place(neuron: str, device: torch.device) -> None:
+    case = Case(neuron, "unroll", 5, (2, 3, 4, 4))
+    given = leaves(inputs(case, device), ())
+    layer = layer_of(case, given, init_hidden=True)
+    x = in_order(torch.rand(5, 2, 3, 4, 4, device=device), CHANNELS_LAST).requires_grad_()
+    for call in (lambda: layer(x[0]), lambda: layer.unroll(x), lambda: layer.unroll(x, record_mem=False)):
+        call()
+        for name in case.kind.ops.states:
+            assert getattr(layer, name).requires_grad
+            assert getattr(layer, name).stride() == x[0].stride()
+        type(layer).detach_hidden()
+        assert not any(getattr(layer, name).requires_grad for name in case.kind.ops.states)
+    spk, *states = layer_of(case, given).unroll(x, record_mem=False)
+    for state in states:
+        state += 1
+    (spk.sum() + sum(s.sum() for s in states)).backward()
+    assert x.grad is not None
+
+
+@neurons
+def test_without_gradients(neuron: str, device: torch.device) -> None:
+    for variant in ("unroll", "callable", "step"):
+        case = Case(neuron, variant, 6, SHAPES[4], parameters="channel")
+        plain = inputs(case, device)
+        tensors = moved(plain, CHANNELS_LAST)
+        for mode in (torch.no_grad(), torch.inference_mode()):
+            with mode:
+                found = fused(tensors, case)
+            for name, t in fused(plain, case).items():
+                assert_bits_equal(found[name], t)
+                assert variant == "step" or found[name].stride() == tensors["current"].stride()  # type: ignore[union-attr]
+
+
+@neurons
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+def test_compiled_the_strides_are_the_same(dynamic: bool, neuron: str, device: torch.device) -> None:
+    for variant, record_mem in every_other((("unroll", not dynamic), ("count", dynamic)), neuron, dynamic):
+        case = Case(neuron, variant, 3, SHAPES[4], record_mem=record_mem, parameters="scalar" if dynamic else "channel")
+        tensors = moved(inputs(case, device), CHANNELS_LAST)
+        torch._dynamo.reset()
+        compiled = torch.compile(
+            lambda t, case=case: fused(t, case), fullgraph=True, backend="aot_eager", dynamic=dynamic
+        )
+        results = []
+        for function in (lambda t, case=case: fused(t, case), compiled):
+            asking = in_place(tensors)
+            outputs = function(asking)
+            weights = [torch.ones_like(t) for t in outputs.values()]
+            grads = torch.autograd.grad(list(outputs.values()), list(asking.values()), weights)  # type: ignore[arg-type]
+            results.append((*outputs.values(), *grads))
+        for a, b in zip(*results, strict=True):
+            assert_bits_equal(b, a)
+            assert a.stride() == b.stride()
+
+
+def test_convolutions_stay_channels_last(device: torch.device) -> None:
+    first, second = nn.Conv2d(2, 4, 3), nn.Conv2d(4, 3, 3)
+    lifs = Leaky(torch.full((4, 1, 1), 0.9), learn_beta=True), Leaky(0.8)
+    net = MultiStep(first, lifs[0], second, lifs[1]).to(device=device, memory_format=torch.channels_last)
+    given: list[Tensor] = []
+    second.register_forward_pre_hook(lambda _, args: given.append(args[0]))
+    x = in_order(torch.rand(5, 3, 2, 8, 8, device=device) * 3, CHANNELS_LAST).requires_grad_()
+    spk, mem = net(x)
+    assert given[0].is_contiguous(memory_format=torch.channels_last)
+    assert not given[0].is_contiguous()
+    assert spk.stride() == mem.stride() == strides_in(CHANNELS_LAST, spk)
+    gradients = torch.autograd.grad((spk.square().sum() + mem.sum()), [x, *net.parameters()])
+    assert gradients[0].stride() == x.stride()
+    constant, _ = net(x[0], num_steps=5)
+    assert constant.stride() == strides_in(CHANNELS_LAST, constant)
+    with snnfast.use_backend("reference"):
+        for a, b in zip((spk, mem), net(x), strict=True):
+            assert_bits_equal(a, b)

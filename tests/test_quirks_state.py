@@ -1,0 +1,321 @@
+"""Mended bugs of snnTorch that concern what a layer holds: its states, copies, replicas, and its end."""
+
+import copy
+import gc
+import io
+import pickle
+import threading
+import weakref
+from typing import Any
+
+import pytest
+import snntorch
+import torch
+from helpers import assert_bits_equal, assert_close
+from snntorch import utils
+from snntorch_checks import BOTH, NEURONS, NOT_LAPICQUE, OURS, STATES, held, make, over_time, own_list_of_neurons  # noqa: F401
+from torch import Tensor, nn
+
+import snnfast
+import snnfast.snntorch as snn
+
+# ---- mended: layers and their state are freed, copied and found
+
+
+@OURS
+@NEURONS
+def test_a_layer_that_is_no_longer_used_is_freed(name: str, library: Any) -> None:
+    gc.collect()  # what other tests left
+    cls, layer = getattr(library, name), make(library, name, init_hidden=True)
+    layer(torch.rand(2, 3))
+    before = len(cls.instances)
+    dead, states = weakref.ref(layer), [weakref.ref(state) for state in held(layer)]
+    assert any(other is layer for other in cls.instances)
+    assert len(cls.instances[:]) == before
+    del layer
+    assert dead() is None
+    assert [state() for state in states] == [None] * len(states)
+    assert len(cls.instances) == before - 1
+    cls.reset_hidden()
+    cls.detach_hidden()
+    theirs = make(snntorch, name)
+    dead = weakref.ref(theirs)
+    del theirs
+    gc.collect()
+    assert dead() is not None
+
+
+@OURS
+def test_the_list_of_layers_does_not_grow_with_those_that_died(library: Any) -> None:
+    gc.collect()
+    for _ in range(50):
+        library.Leaky(0.9)
+    assert len(library.Leaky.instances._refs) <= len(library.Leaky.instances) + 1
+
+
+@NEURONS
+def test_unpatched_loops_over_the_neurons_pass_by_the_dead_ones(name: str) -> None:
+    layers = [make(snn, name, init_hidden=True, learn_beta=True) for _ in range(5)]
+    theirs = make(snntorch, name, init_hidden=True, learn_beta=True)
+    for layer in (*layers, theirs):
+        layer(torch.ones(2, 3))
+    del layer, layers[3], layers[0]
+    getattr(snntorch, name).detach_hidden()
+    assert not any(state.requires_grad for layer in (*layers, theirs) for state in held(layer))
+    utils.reset(nn.Sequential(layers[0]))
+    assert not any(state.any() for layer in (*layers, theirs) for state in held(layer))
+    snntorch.RSynaptic.reset_hidden()
+    snntorch.Alpha.detach_hidden()
+
+
+WRONG: list[tuple[dict[str, Any], type[Exception]]] = [
+    ({"beta": "x"}, TypeError),
+    ({"threshold": float("nan")}, ValueError),
+    ({"reset_mechanism": "halve"}, ValueError),
+    ({"spike_grad": 3}, TypeError),
+    ({"state_quant": 3}, TypeError),
+    ({"beta": 1, "learn_beta": True}, TypeError),
+]
+
+
+@OURS
+@NEURONS
+def test_a_constructor_that_raises_leaves_nothing_behind(name: str, library: Any) -> None:
+    gc.collect()  # what other tests left
+    cls = getattr(library, name)
+    before = list(cls.instances)
+    for options, error in WRONG:
+        with pytest.raises(error):
+            make(library, name, **options)
+    assert list(cls.instances) == before
+    assert snntorch.SpikingNeuron.instances == []
+    getattr(snn, name).reset_hidden()
+    getattr(snntorch, name).detach_hidden()
+
+
+@NEURONS
+def test_a_constructor_of_snntorch_that_raises_breaks_its_reset(name: str) -> None:
+    with pytest.raises(ValueError, match="reset_mechanism"):
+        make(snntorch, name, reset_mechanism="halve")
+    with pytest.raises(AttributeError):
+        getattr(snntorch, name).reset_hidden()
+
+
+@OURS
+@NEURONS
+def test_layers_are_copied_pickled_and_saved_after_a_step_with_gradients(name: str, library: Any) -> None:
+    cls = getattr(library, name)
+    lif = make(library, name, beta=torch.rand(3), init_hidden=True, learn_beta=True, reset_mechanism="zero")
+    lif(torch.rand(2, 3))
+    assert lif.mem.requires_grad
+    file = io.BytesIO()
+    torch.save(lif, file)
+    file.seek(0)
+    copies = [copy.deepcopy(lif), pickle.loads(pickle.dumps(lif)), torch.load(file, weights_only=False)]
+    for other in copies:
+        assert type(other) is cls
+        for state, original in zip(held(other), held(lif), strict=True):
+            assert_bits_equal(state, original)
+            assert not state.requires_grad
+        assert any(layer is other for layer in cls.instances)
+    assert lif.mem.requires_grad  # the layer's own graph is left alone
+    cls.reset_hidden()
+    assert not any(state.any() for other in (lif, *copies) for state in held(other))
+    theirs = make(snntorch, name, init_hidden=True, learn_beta=True)
+    theirs(torch.rand(2, 3))
+    with pytest.raises(RuntimeError, match="deepcopy"):
+        copy.deepcopy(theirs)
+    with pytest.raises((AttributeError, pickle.PicklingError)):
+        pickle.dumps(make(snntorch, name))
+
+
+@NEURONS
+def test_the_unpatched_reset_reaches_a_copy(name: str) -> None:
+    for library in (snn, snntorch):
+        layer = copy.deepcopy(make(library, name, init_hidden=True))
+        layer(torch.ones(2, 3))
+        utils.reset(nn.Sequential(layer))
+        assert all(bool(state.any()) == (library is snntorch) for state in held(layer))
+
+
+@NEURONS
+def test_init_forgets_the_layers_that_exist_and_no_later_ones(name: str) -> None:
+    try:
+        for library in (snn, snntorch):
+            old = make(library, name, init_hidden=True)
+            old(torch.ones(2, 3))
+            getattr(library, name).init()
+            new = make(library, name, init_hidden=True)
+            new(torch.ones(2, 3))
+            getattr(library, name).reset_hidden()
+            assert all(state.any() for state in held(old))
+            assert all(bool(state.any()) == (library is snntorch) for state in held(new))
+    finally:
+        # snnTorch's gives the class a list of its own, which stays empty.
+        del getattr(snntorch, name).instances
+
+
+# ---- mended: the held membrane
+
+
+@BOTH
+@pytest.mark.parametrize(("name", "state"), [("Leaky", "mem"), ("Synaptic", "syn"), ("Synaptic", "mem")])
+def test_an_error_for_a_state_that_must_not_be_passed_changes_nothing(library: Any, name: str, state: str) -> None:
+    layer = make(library, name, init_hidden=True)
+    layer(torch.full((1, 1), 0.4))
+    with pytest.raises(TypeError, match=state):
+        layer(torch.full((1, 1), 0.4), **{state: torch.full((1, 1), 0.7)})
+    for other in STATES[name]:
+        expected = 0.7 if library is snntorch and other == state else 0.4
+        assert getattr(layer, other).item() == pytest.approx(expected)
+
+
+@NEURONS
+def test_states_that_nothing_was_held_of_are_on_the_device_of_the_input(name: str) -> None:
+    x = torch.rand(2, 3, device="meta")
+    assert all(state.is_meta for state in make(snn, name)(x))
+    with pytest.raises(RuntimeError, match="meta"):
+        make(snntorch, name)(x)  # they are on the device of the layer
+
+
+MODES: dict[str, dict[str, Any]] = {
+    "record": {},
+    "last": {"record_mem": False},
+    "constant": {"num_steps": 4},
+    "constant-last": {"num_steps": 4, "record_mem": False},
+}
+KINDS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "nodelay": {"reset_delay": False},
+    "inhibition": {"inhibition": True},
+    "callable": {"spike_grad": lambda z: snnfast.surrogate.fast_sigmoid(3.0)(z)},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("mode", MODES)
+@NEURONS
+def test_a_held_state_is_never_a_view_after_an_unroll(name: str, mode: str, kind: str, backend: str) -> None:
+    layer = make(snn, name, init_hidden=True, learn_beta=True, **KINDS[kind])
+    for dtype in (torch.float32, torch.float16):
+        x = torch.rand((2, 3) if "num_steps" in MODES[mode] else (4, 2, 3)).to(dtype)
+        x.requires_grad_()
+        _, *records = layer.unroll(x, **MODES[mode])
+        for state, record in zip(held(layer), records, strict=True):
+            assert not state._is_view()
+            assert state.requires_grad
+            assert state.dtype == torch.float32
+            assert_bits_equal(state.to(record.dtype), record if "last" in mode else record[-1])
+            assert state.untyped_storage().size() == 6 * state.element_size()  # and it keeps no record alive
+        getattr(snn, name).detach_hidden()
+        assert not any(state.requires_grad for state in held(layer))
+
+
+@NOT_LAPICQUE
+def test_truncated_backpropagation_across_unrolls_has_the_gradients_of_snntorch(name: str, backend: str) -> None:
+    grads = []
+    for library in (snn, snntorch):
+        torch.manual_seed(4)
+        fc, lif = nn.Linear(6, 5), make(library, name, init_hidden=True, output=True, learn_beta=True)
+        for chunk in torch.rand(3, 4, 2, 6).mul(2):
+            spk, *_, mem = lif.unroll(fc(chunk)) if library is snn else over_time(lif, fc(chunk))
+            (spk.sum() + mem.square().sum()).backward()
+            getattr(library, name).detach_hidden()
+        grads.append((fc.weight.grad, fc.bias.grad, lif.beta.grad))
+    for a, b in zip(*grads, strict=True):
+        assert_close(a, b, 1e-5)
+
+
+@pytest.mark.parametrize("learn", [False, True])
+@NEURONS
+def test_training_goes_on_from_states_held_since_inference_mode(name: str, learn: bool, backend: str) -> None:
+    for unroll in (False, True):
+        lif = make(snn, name, init_hidden=True, learn_beta=learn)
+        x = torch.rand(2, 2, 3)
+        with torch.inference_mode():
+            lif.unroll(x) if unroll else lif(x[0])
+        leaf = x.requires_grad_()
+        spk = lif.unroll(leaf)[0] if unroll else lif(leaf[0])
+        spk.sum().backward()
+        assert leaf.grad.any()
+
+
+@NEURONS
+def test_held_states_move_with_the_layer(name: str) -> None:
+    layer = make(snn, name, init_hidden=True)
+    layer(torch.rand(2, 3, requires_grad=True))
+    values = [state.detach().clone() for state in held(layer)]
+    for dtype in (torch.float64, torch.bfloat16, torch.float32):
+        layer.to(dtype)
+        for state, value in zip(held(layer), values, strict=True):
+            assert state.dtype == dtype
+            assert state.requires_grad
+            torch.testing.assert_close(state.detach(), value.to(dtype), rtol=0.01, atol=0)
+    assert all(state.is_meta for state in held(layer.to("meta")))
+    assert all(state.shape == (2, 3) for state in held(layer.to_empty(device="cpu")))
+    assert not set(STATES[name]) & ({*dict(layer.named_buffers())} | {*layer.state_dict()})
+
+
+# ---- mended: replicas of DataParallel
+
+
+def replicas(net: nn.Module, number: int) -> list[nn.Module]:
+    """What ``torch.nn.parallel.replicate`` makes, on the CPU, which it refuses."""
+    modules = list(net.modules())
+    made = []
+    for _ in range(number):
+        copies = {module: module._replicate_for_data_parallel() for module in modules}
+        for module, replica in copies.items():
+            for name, child in module._modules.items():
+                setattr(replica, name, copies[child])
+            for name, parameter in module._parameters.items():
+                setattr(replica, name, parameter.view_as(parameter))
+            for name, buffer in module._buffers.items():
+                setattr(replica, name, buffer)
+        made.append(copies[net])
+    return made
+
+
+def run_in_replicas(net: nn.Module, x: Tensor) -> Tensor:
+    """Spikes ``[T, B, N]`` of halves of a batch in two replicas, one step of each in turn."""
+    pair = replicas(net, 2)
+    return torch.stack([torch.cat([r(h) for r, h in zip(pair, step.chunk(2), strict=True)]) for step in x])
+
+
+@NEURONS
+def test_a_replica_has_a_state_of_its_own(name: str) -> None:
+    def network(library: Any) -> nn.Sequential:
+        torch.manual_seed(6)
+        return nn.Sequential(nn.Linear(6, 5), make(library, name, init_hidden=True, learn_beta=True))
+
+    x = torch.rand(6, 4, 6) * 3
+    whole = network(snntorch)
+    expected = torch.stack([whole(step) for step in x])
+    net = network(snn)
+    spk = run_in_replicas(net, x)
+    assert_bits_equal(spk, expected)
+    assert all(state.shape == (0,) for state in held(net[1]))  # the original's are left alone
+    spk.sum().backward()
+    expected.sum().backward()
+    assert_close(net[1].beta.grad, whole[1].beta.grad, 1e-5)
+    assert_close(net[0].weight.grad, whole[0].weight.grad, 1e-5)
+    with pytest.raises((AssertionError, RuntimeError, AttributeError)):  # theirs all work on the original's state
+        assert_bits_equal(run_in_replicas(network(snntorch), x), expected)
+
+
+def test_replicas_run_at_the_same_time() -> None:
+    lif = snn.Leaky(0.9, init_hidden=True)
+    x = torch.rand(20, 2, 3) * 2
+    expected = snn.Leaky(0.9).unroll(x)[0]
+    results: dict[int, Tensor] = {}
+
+    def run(i: int, replica: nn.Module) -> None:
+        results[i] = torch.stack([replica(step) for step in x])
+
+    threads = [threading.Thread(target=run, args=pair) for pair in enumerate(replicas(lif, 4))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for i in range(4):
+        assert_bits_equal(results[i], expected)

@@ -1,0 +1,284 @@
+"""``membrane_dtype=torch.bfloat16``: exact outputs and resets, gradients at rounded distances from the threshold.
+
+Only neurons whose recorded membrane tells all have it.
+"""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from gradient_checks import FLOWS, check_against_reference, gradients, rounded_oracle
+from helpers import (
+    FLOATS,
+    HALVES,
+    RESETS,
+    SURROGATES,
+    Case,
+    Tensors,
+    assert_bits_equal,
+    assert_close,
+    fused,
+    inputs,
+    leaves,
+    random_cases,
+    unknown,
+)
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from snnfast import Leaky, MultiStep, reference
+from snnfast.functional import lif
+
+# Derivatives that depend on no more than the side of the threshold.
+BY_SIDE = ("straight_through_estimator", "heaviside", "triangular", "LSO")
+SMOOTH = ("atan", "fast_sigmoid", "sigmoid", "spike_rate_escape")
+
+
+@pytest.mark.parametrize("dtype", FLOATS + HALVES, ids=lambda d: str(d)[6:])
+@pytest.mark.parametrize("reset", RESETS)
+def test_every_option(reset: str, dtype: torch.dtype, device: torch.device) -> None:
+    for i, (record_mem, variant) in enumerate(
+        itertools.product((True, False), ("rounded", "rounded+constant", "rounded+count", "rounded+constant+count"))
+    ):
+        case = Case("leaky", variant, 17, (3, 10), dtype, reset, True, record_mem, "neuron")
+        check_against_reference(case, device, FLOWS[i % 4])
+
+
+@pytest.mark.parametrize("name", list(SURROGATES))
+def test_every_surrogate(name: str, device: torch.device) -> None:
+    variants = ("rounded", "rounded+constant", "rounded+count")
+    for i, case in enumerate(
+        random_cases(12, seed=8, neuron=("leaky",), variant=variants, spike_grad=(SURROGATES[name],))
+    ):
+        check_against_reference(case, device, FLOWS[i % 4], seed=i, wild=i % 2 == 0)
+
+
+def exact_and_rounded(case: Case, tensors: Tensors, flow: str = "both") -> Iterator[tuple[str, Any, Any]]:
+    """Gradients from what is saved otherwise, and from rounded membranes."""
+    wrt = replace(case, variant="rounded").wrt
+    variants = (case.variant, case.variant.replace("unroll", "rounded"))
+    exact, found = (gradients(fused, leaves(tensors, wrt), replace(case, variant=v), flow) for v in variants)
+    assert exact.keys() == found.keys()
+    yield from ((name, exact[name], found[name]) for name in exact)
+
+
+@pytest.mark.parametrize("name", BY_SIDE)
+@pytest.mark.parametrize("reset", RESETS)
+def test_rounding_moves_no_membrane_across_the_threshold(reset: str, name: str, device: torch.device) -> None:
+    """Where only sides of the threshold matter, gradients are equal bit for bit, even an ulp beside it."""
+    for dtype, threshold in itertools.product(
+        FLOATS, (1.0, 0.7, -1.0, -0.3, 0.0, 1e-30, -1e-30, 1e-38, 1e30, -1e30, 3e38, 2.0**-149)
+    ):
+        limits = torch.finfo(dtype)
+        at = torch.tensor(threshold, dtype=dtype)
+        above, below = (torch.nextafter(at, torch.tensor(end, dtype=dtype)) for end in (limits.max, limits.min))
+        # The first membrane is the first current.
+        first = torch.stack(
+            [at, above, below, at + limits.tiny, at - limits.tiny, at * 1.001, at * 0.999, at * 2, at * 0, -at]
+        )
+        current = torch.stack([first, first.flip(0) * 0.5, first.roll(1)])
+        case = Case("leaky", "unroll", 3, (10,), dtype, reset, spike_grad=SURROGATES[name])
+        tensors: Tensors = {
+            "current": current.to(device), "mem": torch.zeros(10, dtype=dtype, device=device),
+            "beta": torch.tensor(1.0, dtype=dtype), "threshold": at,
+            "graded_spikes_factor": torch.tensor(1.5, dtype=dtype),
+        }  # fmt: skip
+        for which, exact, found in exact_and_rounded(case, tensors):
+            assert_bits_equal(found, exact, f"{dtype}, threshold {threshold}: {which}")
+
+
+def test_membranes_too_close_for_a_float_stay_on_their_side(device: torch.device) -> None:
+    """Also with denormal numbers flushed to zero, as many set it for speed."""
+    first = torch.tensor([1e-300, -1e-300, 5e-324, -5e-324, 1e-40, -1e-40, 1e-45, 0.0], dtype=torch.float64)
+    zero = torch.tensor(0.0, dtype=torch.float64)
+    tensors: Tensors = {
+        "current": torch.stack([first, torch.ones_like(first)]).to(device), "mem": None, "beta": zero + 0.5,
+        "threshold": zero, "graded_spikes_factor": zero + 1,
+    }  # fmt: skip
+    for flush, name in itertools.product((False, True), BY_SIDE):
+        case = Case("leaky", "unroll", 2, (8,), torch.float64, "zero", states=False, spike_grad=SURROGATES[name])
+        if flush and not torch.set_flush_denormal(True):
+            pytest.skip("this processor can't flush denormal numbers")
+        try:
+            for which, exact, found in exact_and_rounded(case, tensors):
+                assert_bits_equal(found, exact, f"{name}, flush {flush}: {which}")
+        finally:
+            torch.set_flush_denormal(False)
+
+
+@pytest.mark.parametrize("reset", ["zero", "none"])
+def test_a_threshold_out_of_reach(reset: str, device: torch.device) -> None:
+    for dtype, threshold in itertools.product(FLOATS, (float("inf"), -float("inf"))):
+        case = Case("leaky", "unroll", 5, (3, 10), dtype, reset)
+        tensors = {**inputs(case, device), "threshold": torch.tensor(threshold, dtype=dtype)}
+        for which, exact, found in exact_and_rounded(case, tensors):
+            assert_bits_equal(found, exact, f"{dtype}, threshold {threshold}: {which}")
+
+
+@pytest.mark.parametrize("threshold", [1.0, 1e3, 1e9, float("inf"), -float("inf")])
+def test_where_beta_learns_nothing_is_rounded(threshold: float, device: torch.device) -> None:
+    """A rounded distance from a large threshold says nothing of the membrane, which beta's gradient is made of."""
+    for dtype, record_mem in itertools.product(FLOATS, (True, False)):
+        case = Case("leaky", "unroll", 25, (4, 10), dtype, "none", record_mem=record_mem)
+        tensors = {**inputs(case, device), "threshold": torch.tensor(threshold, dtype=dtype)}
+        wrt = ("current", "mem", "beta")
+        rounded = replace(case, variant="rounded")
+        exact, found = (gradients(fused, leaves(tensors, wrt), c, "states") for c in (case, rounded))
+        for name in exact:
+            assert_bits_equal(found[name], exact[name], f"{case}: {name}")  # type: ignore[arg-type]
+
+
+def test_what_is_not_finite_is_handed_on(device: torch.device) -> None:
+    values = torch.tensor([float("nan"), float("inf"), -float("inf"), 3e38, -3e38, 0.5], device=device)
+    for name, reset in itertools.product(SURROGATES, RESETS):
+        case = Case("leaky", "unroll", 1, (6,), torch.float32, reset, states=False, spike_grad=SURROGATES[name])
+        tensors = {**inputs(case, device), "current": values.unsqueeze(0)}
+        for which, exact, found in exact_and_rounded(case, tensors):
+            assert_close(found, exact, 2**-8, f"{name}: {which}")
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+def test_the_distance_from_the_threshold_keeps_eight_bits(name: str, device: torch.device) -> None:
+    """So the error is at most what a surrogate makes of one part in 2^8 of it, wherever the membrane is."""
+    spike_grad = SURROGATES[name]
+    x = torch.cat([torch.linspace(-4, 6, 20001), 1 + torch.logspace(-7, 0, 2000)]).to(device).unsqueeze(0)
+    results = []
+    for dtype in (None, torch.bfloat16):
+        current = x.clone().requires_grad_()
+        spk, _ = lif(current, beta=0.9, spike_grad=spike_grad, membrane_dtype=dtype)
+        results += torch.autograd.grad(spk.sum(), [current])
+    exact, found = results
+    z = (x - 1).double().requires_grad_()
+    (slope,) = torch.autograd.grad(spike_grad.derivative(z).sum(), [z])
+    assert ((found - exact).abs() <= 2**-7.9 * (slope * z).abs() + 1e-6 * exact).all()
+    if name in ("atan", "fast_sigmoid"):
+        error = ((found - exact) / exact).abs().max().item()
+        assert 2**-8 < error < 2**-7
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+@pytest.mark.parametrize("reset", RESETS)
+def test_gradients_are_close_to_the_exact_ones(reset: str, name: str, device: torch.device) -> None:
+    for dtype, steps in itertools.product(FLOATS, (2, 9, 40)):
+        case = Case("leaky", "unroll", steps, (8, 50), dtype, reset, parameters="neuron", spike_grad=SURROGATES[name])
+        for which, exact, found in exact_and_rounded(case, inputs(case, device)):
+            assert_close(found, exact, 2**-8, f"{case}: {which}")
+
+
+# ---- errors, layers -----------------------------------------------------------------------------------------------
+
+X = torch.rand(4, 3, 10)
+WRONG: list[tuple[dict[str, Any], type[Exception]]] = [
+    ({"membrane_dtype": "bfloat16"}, TypeError),
+    ({"membrane_dtype": True}, TypeError),
+    ({"membrane_dtype": 16}, TypeError),
+    ({"membrane_dtype": torch.float16}, ValueError),
+    ({"membrane_dtype": torch.float32}, ValueError),
+    ({"membrane_dtype": torch.int8}, ValueError),
+    ({"reset_delay": False}, ValueError),
+    ({"inhibition": True}, ValueError),
+    ({"state_quant": lambda mem: mem}, ValueError),
+    ({"spike_grad": unknown(SURROGATES["atan"])}, ValueError),
+]
+
+
+def label(value: Any) -> str | None:
+    return "-".join(value) + "-" + str(next(iter(value.values())))[:14] if isinstance(value, dict) else None
+
+
+@pytest.mark.parametrize(("options", "error"), WRONG, ids=label)
+def test_what_rounding_does_not_do_is_an_error(options: dict[str, Any], error: type[Exception], backend: str) -> None:
+    dtype = options.get("membrane_dtype", torch.bfloat16)
+    own = {name: value for name, value in options.items() if name != "membrane_dtype"}
+    layer = Leaky(0.9, **own)
+    for function in (
+        lambda: lif(X, beta=0.9, membrane_dtype=dtype, **own),
+        lambda: reference.lif(X, beta=0.9, membrane_dtype=dtype, **own),
+        lambda: layer.unroll(X, membrane_dtype=dtype),
+        lambda: MultiStep(nn.Linear(10, 10), layer)(X, membrane_dtype=dtype),
+    ):
+        with pytest.raises(error, match=r"^membrane_dtype: "):
+            function()
+
+
+def test_layers_hand_it_on(device: torch.device) -> None:
+    x = (torch.rand(25, 3, 10) * 2).to(device)
+    net = MultiStep(nn.Linear(10, 20), Leaky(0.8), nn.Linear(20, 6), Leaky(0.7, surrogate_disable=True)).to(device)
+    layer = Leaky(0.9, torch.full((10,), 0.9), learn_threshold=True).to(device)
+    for module, call_ in ((net, net), (layer, layer.unroll)):
+        results = []
+        for dtype in (None, torch.bfloat16):
+            held = 0
+
+            def pack(t: Tensor) -> Tensor:
+                nonlocal held
+                held += t.dtype == torch.bfloat16
+                return t
+
+            with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+                spk, mem = call_(x, membrane_dtype=dtype)
+            assert held == (0 if dtype is None else 2 if module is net else 1)
+            results.append((spk, mem, *torch.autograd.grad(mem.square().sum() + spk.sum(), list(module.parameters()))))
+        for i, (exact, found) in enumerate(zip(*results, strict=True)):
+            if i < 2:
+                assert_bits_equal(found, exact)
+            else:
+                assert_close(found, exact, 2**-7)
+
+
+def test_the_reference_ignores_it() -> None:
+    results = []
+    for options in ({}, {"membrane_dtype": torch.bfloat16}):
+        x = X.clone().requires_grad_()
+        spk, mem = reference.lif(x, beta=0.9, **options)
+        results.append((spk, mem, *torch.autograd.grad(spk.sum() + mem.sum(), [x])))
+    for a, b in zip(*results, strict=True):
+        assert_bits_equal(a, b)
+
+
+def test_it_has_no_second_derivative(device: torch.device) -> None:
+    for wrt in ("current", "threshold"):
+        case = Case("leaky", "rounded")
+        tensors = leaves(inputs(case, device), (wrt,))
+        outputs = fused(tensors, case)
+        with pytest.raises(NotImplementedError, match="second derivative"):
+            torch.autograd.grad(sum(t.sum() for t in outputs.values()), [tensors[wrt]], create_graph=True)  # type: ignore[list-item, arg-type]
+
+
+# ---- anything at all ----------------------------------------------------------------------------------------------
+
+finite = st.floats(-3, 3, width=32)
+
+
+@pytest.mark.parametrize("reset", RESETS)
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@given(data=st.data())
+def test_any_numbers(reset: str, device: torch.device, data: st.DataObject) -> None:
+    """Outputs and resets are exact to the last bit, gradients those of the oracle."""
+    steps, size = data.draw(st.integers(1, 20), "T"), data.draw(st.integers(1, 5), "N")
+    name = data.draw(st.sampled_from([*BY_SIDE, "atan"]), "surrogate")
+    threshold, beta = data.draw(finite, "threshold"), data.draw(st.floats(0, 1, width=32), "beta")
+    # Often at the threshold or right beside it.
+    at = torch.tensor(threshold)
+    beside = st.sampled_from([threshold, *(torch.nextafter(at, at + d).item() for d in (-1, 1))])
+    values = st.lists(st.one_of(finite, beside), min_size=steps * size, max_size=steps * size)
+    current = torch.tensor(data.draw(values, "current")).reshape(steps, size).to(device)
+    record_mem = data.draw(st.booleans(), "record")
+    case = Case("leaky", "unroll", steps, (size,), reset=reset, record_mem=record_mem, spike_grad=SURROGATES[name])
+    tensors: Tensors = {
+        "current": current, "mem": None, "beta": torch.tensor(beta), "threshold": at,
+        "graded_spikes_factor": torch.tensor(1.0),
+    }  # fmt: skip
+    rounded = replace(case, variant="rounded")
+    for which, t in fused(tensors, rounded).items():
+        assert_bits_equal(t, fused(tensors, case)[which])
+    oracle = gradients(rounded_oracle, leaves(tensors, rounded.wrt), case)
+    for which, exact, found in exact_and_rounded(case, tensors):
+        if name == "atan":
+            assert_close(found, oracle[which], 1e-5, which, scale=10)  # it may be a sum of large numbers that cancel
+        else:
+            assert_bits_equal(found, exact, which)

@@ -1,0 +1,262 @@
+"""What forward saves for backward: its bytes, which mode is chosen, and that every mode tells the same gradients."""
+
+import itertools
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from gradient_checks import check_against_reference, gradients
+from helpers import (
+    FLOATS,
+    FROM_SPIKES,
+    HALVES,
+    NEURONS,
+    RESETS,
+    SURROGATES,
+    Case,
+    assert_bits_equal,
+    assert_close,
+    expected,
+    fused,
+    inputs,
+    layer_of,
+    leaves,
+    random_cases,
+)
+from ops import backward_arguments, call_op, every_input, told
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from snnfast import _ops
+from snnfast._ops import SAVE_CHECKPOINTS, SAVE_MEMBRANE, SAVE_NOTHING, SAVE_SPIKES
+from snnfast.surrogate import DISABLED
+
+neurons = pytest.mark.parametrize("neuron", NEURONS)
+TELLING = [neuron for neuron in NEURONS if Case(neuron).kind.ops.record_tells]  # whose membrane tells all
+telling = pytest.mark.parametrize("neuron", TELLING)
+STRIDE = _ops.SAVED_MODES[SAVE_CHECKPOINTS][2]  # steps from one checkpoint to the next
+
+
+def bytes_held(case: Case, tensors: dict[str, Tensor | None], known: tuple[str, ...] | None = None) -> int:
+    """Bytes that autograd keeps for the backward pass beyond inputs, or those in ``known``, and outputs."""
+    held: dict[int, int] = {}
+
+    def pack(t: Tensor) -> Tensor:
+        held[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    fused(tensors, case)  # a callable is tried out at its first use
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        outputs = fused(tensors, case)
+    own = [t for name, t in tensors.items() if t is not None and (known is None or name in known)]
+    if known is None:
+        own += list(outputs.values())
+    if case.has("count"):
+        assert outputs["spk"].untyped_storage().data_ptr() not in held
+    return sum(held[at] for at in held.keys() - {t.untyped_storage().data_ptr() for t in own})
+
+
+# ---- bytes --------------------------------------------------------------------------------------------------------
+
+
+@neurons
+@pytest.mark.parametrize("steps", [1, 16, 17, 100], ids=lambda n: f"T{n}")
+def test_beyond_inputs_and_outputs_only_checkpoints_are_held(steps: int, neuron: str, device: torch.device) -> None:
+    for reset, delay, record_mem, variant, dtype in itertools.product(
+        RESETS, (True, False), (True, False), ("unroll", "constant", "count"), FLOATS
+    ):
+        case = Case(neuron, variant, steps, (4, 25), dtype, reset, delay, record_mem)
+        ops, size = case.kind.ops, torch.empty(0, dtype=dtype).element_size()
+        tells = record_mem and delay and ops.record_tells
+        checkpoints = 0 if tells else (steps - 1) // STRIDE * len(ops.states) * 100 * size
+        assert bytes_held(case, leaves(inputs(case, device))) <= checkpoints, str(case)
+
+
+@neurons
+def test_a_callable_with_an_immediate_reset_holds_one_membrane_of_every_step(neuron: str, device: torch.device) -> None:
+    for steps, variant in itertools.product((1, 16, 100), ("callable", "callable+count")):
+        case = Case(neuron, variant, steps, (4, 25), delay=False, record_mem=False)
+        checkpoints = (steps - 1) // STRIDE * len(case.kind.ops.states) * 400
+        assert bytes_held(case, leaves(inputs(case, device))) <= checkpoints + 400 * steps
+
+
+@neurons
+def test_a_step_holds_nothing_beyond_inputs_and_outputs(neuron: str, device: torch.device) -> None:
+    for dtype, delay in itertools.product((*FLOATS, *HALVES), (True, False)):
+        case = Case(neuron, "step", 1, dtype=dtype, delay=delay, record_mem=False)
+        tensors = leaves(inputs(case, device))
+        layer = layer_of(case, tensors)
+        x, states = tensors["current"][0], [tensors[name] for name in case.kind.ops.states]  # type: ignore[index]
+        held: set[int] = set()
+
+        def pack(t: Tensor, held: set[int] = held) -> Tensor:
+            held.add(t.untyped_storage().data_ptr())
+            return t
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            outputs = layer(x, *states)
+        known = {t.untyped_storage().data_ptr() for t in (*tensors.values(), *outputs) if t is not None}
+        assert held <= known
+
+
+@neurons
+def test_without_a_gradient_asked_for_nothing_is_held(neuron: str, device: torch.device) -> None:
+    for variant, record_mem in itertools.product(("unroll", "step", "callable"), (True, False)):
+        case = Case(neuron, variant, 20, (4, 25), record_mem=record_mem)
+        assert bytes_held(case, inputs(case, device)) == 0
+        with torch.no_grad():
+            assert bytes_held(case, leaves(inputs(case, device))) == 0
+
+
+@telling
+@pytest.mark.parametrize("steps", [25, 100], ids=lambda n: f"T{n}")
+def test_rounded_membranes_and_bits_hold_less_than_the_current(steps: int, neuron: str, device: torch.device) -> None:
+    """Of all that is held, in bytes for each neuron and step; the parameters are the layer's own."""
+
+    def held(variant: str, dtype: torch.dtype = torch.float32, record_mem: bool = False, **options: Any) -> float:
+        case = replace(Case(neuron, variant, steps, (4, 100), dtype, record_mem=record_mem, states=False), **options)
+        tensors = leaves(inputs(case, device), ("current",))
+        return bytes_held(case, tensors, case.kind.ops.parameters) / (steps * 400)
+
+    for reset, constant in itertools.product(RESETS, ("", "+constant")):
+        exact = held("unroll" + constant, reset=reset)
+        assert exact <= 4 / steps + 0.3 if constant else 4 < exact <= 4.3
+        for dtype, record_mem in zip((*FLOATS, *HALVES), (True, False, True, False), strict=True):
+            assert 2 <= held("rounded" + constant, dtype, record_mem, reset=reset) <= 2.2
+        for spike_grad in FROM_SPIKES:
+            assert 0.1 < held("bits" + constant, reset=reset, spike_grad=spike_grad) <= 0.13
+
+
+class Largest(TorchDispatchMode):
+    """The most elements in any result of any operator."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for t in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(t, Tensor):
+                self.elements = max(self.elements, t.untyped_storage().nbytes() // t.element_size())
+        return result
+
+
+@neurons
+def test_a_count_of_a_constant_current_writes_nothing_over_time(neuron: str, device: torch.device) -> None:
+    """Neither spikes nor their gradient, only a checkpoint in so many steps."""
+    for reset, delay, dtype in itertools.product(RESETS, (True, False), FLOATS + HALVES):
+        case = Case(neuron, "count+constant", 100, (4, 25), dtype, reset, delay, False, "neuron")
+        tensors = leaves(inputs(case, device))
+        with Largest() as largest:
+            sum(t.sum() for t in fused(tensors, case).values()).backward()  # type: ignore[union-attr]
+        assert 0 < largest.elements <= (case.steps - 1) // STRIDE * len(case.kind.ops.states) * 100
+        with torch.no_grad(), Largest() as largest:
+            fused(tensors, case)
+        assert 0 < largest.elements <= 100
+
+
+# ---- which mode is chosen, and what it tells -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def chosen(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """What calls save, one after the other."""
+    modes: list[int] = []
+    for neuron in NEURONS:
+        ops = Case(neuron).kind.ops
+
+        def spy(*args: Any, forward: Any = ops.forward) -> Any:
+            modes.append(_ops.unpack(args[-1], "saved"))
+            return forward(*args)
+
+        monkeypatch.setattr(ops, "forward", spy)
+    return modes
+
+
+def test_what_the_gradients_need_decides_what_is_saved(chosen: list[int], device: torch.device) -> None:
+    every = ("current", "mem", "beta", "threshold", "graded_spikes_factor")
+    few = ("current", "mem", "threshold")
+    straight = SURROGATES["straight_through_estimator"]
+    for neuron, changes, wrt, saved in (
+        ("leaky", {}, every, SAVE_NOTHING),
+        ("leaky", {"delay": False}, every, SAVE_CHECKPOINTS),
+        ("leaky", {"record_mem": False}, every, SAVE_CHECKPOINTS),
+        ("leaky", {"dtype": torch.float16}, every, SAVE_CHECKPOINTS),
+        ("leaky", {"variant": "rounded"}, every, SAVE_NOTHING),
+        ("leaky", {"variant": "rounded", "record_mem": False}, every, SAVE_CHECKPOINTS),
+        ("leaky", {"variant": "rounded"}, few, SAVE_MEMBRANE),
+        ("leaky", {"variant": "rounded", "record_mem": False}, (*few, "graded_spikes_factor"), SAVE_MEMBRANE),
+        *(("leaky", {"record_mem": False, "spike_grad": s}, few, SAVE_SPIKES) for s in (straight, DISABLED)),
+        ("leaky", {"spike_grad": straight, "dtype": torch.bfloat16}, few, SAVE_SPIKES),
+        ("leaky", {"spike_grad": straight}, few, SAVE_NOTHING),
+        ("leaky", {"record_mem": False, "spike_grad": straight}, (*few, "beta"), SAVE_CHECKPOINTS),
+        ("leaky", {"record_mem": False, "spike_grad": straight}, (*few, "graded_spikes_factor"), SAVE_CHECKPOINTS),
+        *(("synaptic", {"record_mem": r, "spike_grad": straight}, few, SAVE_CHECKPOINTS) for r in (True, False)),
+    ):  # fmt: skip
+        case = Case(neuron, **{"steps": 20, "parameters": "neuron", **changes})  # type: ignore[arg-type]
+        chosen.clear()
+        fused(leaves(inputs(case, device), wrt), case)
+        assert chosen == [saved], f"{case}: {wrt}"
+        check_against_reference(case, device, wrt=wrt)
+
+
+@neurons
+@pytest.mark.parametrize("steps", [*range(19), 24, 25, 31, 32, 33, 40, 65], ids=lambda n: f"T{n}")
+def test_every_mode_tells_the_same_gradients(steps: int, neuron: str, device: torch.device) -> None:
+    """Bit for bit: from checkpoints, from the recorded membrane, from spikes; from rounded membranes for surrogates
+
+    that depend on the side of the threshold alone.
+    """
+    choices = {"shape": ((3, 10), (2, 64), (1, 77)), "delay": (True,), "spike_grad": FROM_SPIKES}
+    variants = ("unroll", "constant", "count", "count+constant")
+    for i, case in enumerate(random_cases(8, steps, neuron=(neuron,), steps=(steps,), variant=variants, **choices)):
+        op = case.kind.ops.backward
+        exact = backward_arguments(case, device, seed=i)
+        modes = [SAVE_NOTHING] if case.dtype in FLOATS else []
+        for saved in [*modes, SAVE_MEMBRANE, SAVE_SPIKES] if case.kind.ops.record_tells else []:
+            given = backward_arguments(case, device, saved=saved, seed=i)
+            given |= {name: exact[name] for name in ("surrogate", "p0", "p1")}
+            wanted = [g for j, g in enumerate(call_op(op, exact)) if told(case, saved) >> j & 1]
+            for a, b in zip(call_op(op, given), wanted, strict=True):
+                assert_bits_equal(a, b, f"{case}: saved {saved}")
+
+
+@telling
+def test_what_a_mode_does_not_tell_is_refused(neuron: str, device: torch.device) -> None:
+    case = Case(neuron)
+    for saved in (SAVE_MEMBRANE, SAVE_SPIKES):
+        given = backward_arguments(case, device, saved=saved)
+        for i, name in enumerate(case.names):
+            if not told(case, saved) >> i & 1:
+                with pytest.raises(RuntimeError, match=f"does not tell the gradient of {name}"):
+                    call_op(case.kind.ops.backward, {**given, "needs": 1 << i})
+        with pytest.raises(RuntimeError):
+            call_op(case.kind.ops.backward, {**given, "needs": every_input(case)})
+
+
+@telling
+@pytest.mark.parametrize("threshold", [float("inf"), -float("inf")])
+def test_bits_with_a_threshold_out_of_reach(threshold: float, neuron: str, device: torch.device) -> None:
+    """Above -infinity is every finite membrane, and a number must stand for one."""
+    for dtype, reset, spike_grad in itertools.product(FLOATS, ("zero", "none"), FROM_SPIKES):
+        case = Case(neuron, "bits", 9, (3, 10), dtype, reset, record_mem=False, spike_grad=spike_grad)
+        tensors = {**inputs(case, device), "threshold": torch.tensor(threshold, dtype=dtype)}
+        found, grads = (gradients(f, leaves(tensors, case.wrt), case, "states") for f in (fused, expected))
+        for name in case.wrt:
+            zero = torch.zeros_like(tensors[name])  # type: ignore[arg-type]
+            a, b = (zero if g[name] is None else g[name] for g in (found, grads))
+            assert_close(a, b, 1e-6, f"{case}: {name}")
+
+
+@telling
+def test_bits_have_the_second_derivative_of_the_reference(neuron: str, device: torch.device) -> None:
+    """None: with respect to the current the gradient is constant, and what it depends on otherwise is refused."""
+    case = Case(neuron, "bits", record_mem=False, spike_grad=FROM_SPIKES[0])
+    for function in (fused, expected):
+        tensors = leaves(inputs(case, device), ("current",))
+        current = tensors["current"]
+        assert current is not None
+        (grad,) = torch.autograd.grad(function(tensors, case)["spk"].sum(), [current], create_graph=True)
+        assert not grad.requires_grad or not any(
+            g is not None and g.any() for g in torch.autograd.grad(grad.sum(), [current], allow_unused=True)
+        )
