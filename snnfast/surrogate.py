@@ -23,7 +23,7 @@ import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeGuard, cast
+from typing import Any, ClassVar, ParamSpec, TypeGuard, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -44,6 +44,10 @@ __all__ = [
     "straight_through_estimator",
     "triangular",
 ]
+
+
+P = ParamSpec("P")
+Kind = TypeVar("Kind", bound="type[Surrogate]")
 
 
 class Surrogate(ABC):
@@ -87,6 +91,22 @@ class _Spike(torch.autograd.Function):
         return grads[0] * ctx.surrogate.derivative(z), None
 
 
+_KERNELS: dict[str, type[Surrogate]] = {}
+"""Surrogates by their names in ``csrc/math/surrogate.h``, in the order of their numbers there."""
+
+
+def _in_kernels(name: str) -> Callable[[Kind], Kind]:
+    """Give a class the next number of those that the kernels have."""
+
+    def enter(kind: Kind) -> Kind:
+        kind.kernel_id = len(_KERNELS)
+        _KERNELS[name] = kind
+        return kind
+
+    return enter
+
+
+@_in_kernels("atan")
 @dataclass(frozen=True)
 class _ATan(Surrogate):
     alpha: float
@@ -98,6 +118,7 @@ class _ATan(Surrogate):
         return (self.alpha, 0.0)
 
 
+@_in_kernels("fast_sigmoid")
 @dataclass(frozen=True)
 class _FastSigmoid(Surrogate):
     slope: float
@@ -109,6 +130,7 @@ class _FastSigmoid(Surrogate):
         return (self.slope, 0.0)
 
 
+@_in_kernels("sigmoid")
 @dataclass(frozen=True)
 class _Sigmoid(Surrogate):
     slope: float
@@ -122,18 +144,21 @@ class _Sigmoid(Surrogate):
         return (self.slope, 0.0)
 
 
+@_in_kernels("straight_through_estimator")
 @dataclass(frozen=True)
 class _StraightThrough(Surrogate):
     def derivative(self, z: Tensor) -> Tensor:
         return torch.ones_like(z)
 
 
+@_in_kernels("heaviside")
 @dataclass(frozen=True)
 class _Heaviside(Surrogate):
     def derivative(self, z: Tensor) -> Tensor:
         return (z > 0).to(z.dtype)
 
 
+@_in_kernels("triangular")
 @dataclass(frozen=True)
 class _Triangular(Surrogate):
     threshold: float
@@ -146,6 +171,7 @@ class _Triangular(Surrogate):
         return (self.threshold, 0.0)
 
 
+@_in_kernels("spike_rate_escape")
 @dataclass(frozen=True)
 class _SpikeRateEscape(Surrogate):
     beta: float
@@ -158,6 +184,7 @@ class _SpikeRateEscape(Surrogate):
         return (self.beta, self.slope)
 
 
+@_in_kernels("SFS")
 @dataclass(frozen=True)
 class _SFS(Surrogate):
     slope: float
@@ -170,6 +197,7 @@ class _SFS(Surrogate):
         return (self.slope, self.B)
 
 
+@_in_kernels("LSO")
 @dataclass(frozen=True)
 class _LSO(Surrogate):
     slope: float
@@ -182,6 +210,7 @@ class _LSO(Surrogate):
         return (self.slope, 0.0)
 
 
+@_in_kernels("none")
 @dataclass(frozen=True)
 class _Disabled(Surrogate):
     """No surrogate: the spike is a constant, through which no gradient passes (snnTorch's ``surrogate_disable``)."""
@@ -245,24 +274,17 @@ def has_derivative(spike_grad: object) -> TypeGuard[Surrogate]:
     return isinstance(spike_grad, Surrogate) and type(spike_grad).__call__ is Surrogate.__call__
 
 
-_KERNELS: dict[str, type[Surrogate]] = {
-    "atan": _ATan,
-    "fast_sigmoid": _FastSigmoid,
-    "sigmoid": _Sigmoid,
-    "straight_through_estimator": _StraightThrough,
-    "heaviside": _Heaviside,
-    "triangular": _Triangular,
-    "spike_rate_escape": _SpikeRateEscape,
-    "SFS": _SFS,
-    "LSO": _LSO,
-    "none": _Disabled,
-}
-"""Surrogates by their names in ``csrc/math/surrogate.h``, in the order of their numbers there."""
-
-for _number_of_kernel, _kind in enumerate(_KERNELS.values()):
-    _kind.kernel_id = _number_of_kernel
 _ops.check_names("surrogates", list(_KERNELS))
 _KNOWN = frozenset(_KERNELS.values())
+
+
+FACTORIES: dict[str, Callable[..., Surrogate]] = {}
+"""The factories of a formula by name; names, and those of the parameters, are snnTorch's."""
+
+
+def _factory(function: Callable[P, Surrogate]) -> Callable[P, Surrogate]:
+    FACTORIES[function.__name__] = function
+    return function
 
 
 def _number(name: str, value: object) -> float:
@@ -277,6 +299,7 @@ def _number(name: str, value: object) -> float:
     return number
 
 
+@_factory
 def atan(alpha: float = 2.0) -> Surrogate:
     """Arc tangent, the default of every neuron: ``(alpha / 2) / (1 + (pi / 2 * alpha * z)^2)``.
 
@@ -286,6 +309,7 @@ def atan(alpha: float = 2.0) -> Surrogate:
     return _ATan(_number("alpha", alpha))
 
 
+@_factory
 def fast_sigmoid(slope: float = 25) -> Surrogate:
     """Fast sigmoid: ``1 / (slope * |z| + 1)^2``.
 
@@ -294,6 +318,7 @@ def fast_sigmoid(slope: float = 25) -> Surrogate:
     return _FastSigmoid(_number("slope", slope))
 
 
+@_factory
 def sigmoid(slope: float = 25) -> Surrogate:
     """Logistic sigmoid: ``slope * e / (1 + e)^2`` with ``e = exp(-slope * |z|)``.
 
@@ -305,6 +330,7 @@ def sigmoid(slope: float = 25) -> Surrogate:
     return _Sigmoid(_number("slope", slope))
 
 
+@_factory
 def straight_through_estimator() -> Surrogate:
     """Straight-through estimator: ``1`` everywhere.
 
@@ -313,6 +339,7 @@ def straight_through_estimator() -> Surrogate:
     return _StraightThrough()
 
 
+@_factory
 def heaviside() -> Surrogate:
     """The spike itself: ``1`` if ``z > 0`` else ``0``.
 
@@ -322,6 +349,7 @@ def heaviside() -> Surrogate:
     return _Heaviside()
 
 
+@_factory
 def triangular(threshold: float = 1) -> Surrogate:
     """Sign of the distance: ``threshold`` if ``z < 0`` else ``-threshold`` (snnTorch's definition).
 
@@ -330,6 +358,7 @@ def triangular(threshold: float = 1) -> Surrogate:
     return _Triangular(_number("threshold", threshold))
 
 
+@_factory
 def spike_rate_escape(beta: float = 1, slope: float = 25) -> Surrogate:
     """Boltzmann escape rate: ``slope * exp(-beta * |z - 1|)``; its peak is at ``z = 1``.
 
@@ -338,6 +367,7 @@ def spike_rate_escape(beta: float = 1, slope: float = 25) -> Surrogate:
     return _SpikeRateEscape(_number("beta", beta), _number("slope", slope))
 
 
+@_factory
 def SFS(slope: float = 25, B: float = 1) -> Surrogate:  # noqa: N802 - snnTorch's name
     """Sparse fast sigmoid: ``1 / (slope * |z| + 1)^2`` if ``z > B`` else ``0``.
 
@@ -346,6 +376,7 @@ def SFS(slope: float = 25, B: float = 1) -> Surrogate:  # noqa: N802 - snnTorch'
     return _SFS(_number("slope", slope), _number("B", B))
 
 
+@_factory
 def LSO(slope: float = 0.1) -> Surrogate:  # noqa: N802 - snnTorch's name
     """Leaky spike operator: ``1`` if ``z > 0`` else ``slope``, the derivative of a leaky ReLU.
 
@@ -356,6 +387,7 @@ def LSO(slope: float = 0.1) -> Surrogate:  # noqa: N802 - snnTorch's name
     return _LSO(_number("slope", slope))
 
 
+@_factory
 def SSO(mean: float = 0, variance: float = 0.2) -> Surrogate:  # noqa: N802 - snnTorch's name
     """Stochastic spike operator: ``1`` if ``z > 0`` else ``(U - 0.5 + mean) * variance``, ``U`` uniform on [0, 1).
 
@@ -390,10 +422,3 @@ def custom_surrogate(custom_surrogate_function: Callable[[Tensor, Tensor, Tensor
             f"custom_surrogate_function: expected a callable, got {type(custom_surrogate_function).__name__}"
         )
     return _Custom(custom_surrogate_function)
-
-
-_factories: tuple[Callable[..., Surrogate], ...] = (
-    atan, fast_sigmoid, sigmoid, straight_through_estimator, heaviside, triangular, spike_rate_escape, SFS, SSO, LSO,
-)  # fmt: skip
-FACTORIES = {factory.__name__: factory for factory in _factories}
-"""The factories of a formula by name; names, and those of the parameters, are snnTorch's."""

@@ -9,23 +9,25 @@
 
 namespace snnfast {
 
-// snnfast/surrogate.py has the same names and numbers, which are compared when the package is imported.
-enum class SurrogateKind : int {
-  kATan,
-  kFastSigmoid,
-  kSigmoid,
-  kStraightThrough,
-  kHeaviside,
-  kTriangular,
-  kSpikeRateEscape,
-  kSFS,
-  kLSO,
-  kNone,  // no gradient passes through a spike
-};
-inline constexpr const char* kSurrogateNames[] = {
-    "atan", "fast_sigmoid", "sigmoid", "straight_through_estimator", "heaviside", "triangular", "spike_rate_escape",
-    "SFS",  "LSO",          "none",
-};
+// Their functors below, and their names: the one list. snnfast/surrogate.py has the same names in the same order, which
+// is compared when the package is imported. Not in it, as the last: none, through which no gradient passes.
+#define SNN_SURROGATES(X)                          \
+  X(ATan, "atan")                                  \
+  X(FastSigmoid, "fast_sigmoid")                   \
+  X(Sigmoid, "sigmoid")                            \
+  X(StraightThrough, "straight_through_estimator") \
+  X(Heaviside, "heaviside")                        \
+  X(Triangular, "triangular")                      \
+  X(SpikeRateEscape, "spike_rate_escape")          \
+  X(SFS, "SFS")                                    \
+  X(LSO, "LSO")
+
+#define SNN_KIND(kind, name) k##kind,
+#define SNN_NAME(kind, name) name,
+enum class SurrogateKind : int { SNN_SURROGATES(SNN_KIND) kNone };
+inline constexpr const char* kSurrogateNames[] = {SNN_SURROGATES(SNN_NAME) "none"};
+#undef SNN_KIND
+#undef SNN_NAME
 inline constexpr int kSurrogateKinds = static_cast<int>(SurrogateKind::kNone) + 1;
 
 struct Coefficients {
@@ -123,18 +125,13 @@ struct NoSurrogate {
 template <typename F>
 SNN_HD auto visit_surrogate(SurrogateKind kind, F&& f) {
   switch (kind) {
-    case SurrogateKind::kFastSigmoid: return f(FastSigmoid{});
-    case SurrogateKind::kSigmoid: return f(Sigmoid{});
-    case SurrogateKind::kStraightThrough: return f(StraightThrough{});
-    case SurrogateKind::kHeaviside: return f(Heaviside{});
-    case SurrogateKind::kTriangular: return f(Triangular{});
-    case SurrogateKind::kSpikeRateEscape: return f(SpikeRateEscape{});
-    case SurrogateKind::kSFS: return f(SFS{});
-    case SurrogateKind::kLSO: return f(LSO{});
-    case SurrogateKind::kNone: return f(NoSurrogate{});
-    case SurrogateKind::kATan: break;
+#define SNN_CASE(kind, name) \
+  case SurrogateKind::k##kind: return f(kind{});
+    SNN_SURROGATES(SNN_CASE)
+#undef SNN_CASE
+    case SurrogateKind::kNone: break;
   }
-  return f(ATan{});
+  return f(NoSurrogate{});
 }
 
 }  // namespace snnfast
