@@ -15,9 +15,9 @@ FLOOR, SAVED = "copy_", "saved"
 # All of the CPU with two threads.
 BARS: dict[str, dict[str, float]] = {
     "lif [25, 128, 1000] float32, forward + backward": {
-        FLOOR: 1.2, SAVED: 4.2, LOOP: 7, COMPILED: 1.8, JELLY: 7, f"{JELLY}, compiled": 1.7,
+        FLOOR: 1.1, SAVED: 4.2, LOOP: 7, COMPILED: 1.8, JELLY: 7, f"{JELLY}, compiled": 1.7,
     },
-    "lif [100, 128, 1024] float32, forward + backward": {FLOOR: 1.5, SAVED: 4.3, LOOP: 9, COMPILED: 6, JELLY: 10},
+    "lif [100, 128, 1024] float32, forward + backward": {FLOOR: 1.3, SAVED: 4.3, LOOP: 9, COMPILED: 6, JELLY: 10},
     "lif [500, 16, 16384] float32, forward + backward": {FLOOR: 1.5, SAVED: 4.3, LOOP: 11, COMPILED: 6, JELLY: 18},
     "lif [25, 1, 10000] float32, forward + backward": {FLOOR: 7},
     "lif [25, 1, 100000] float32, forward + backward": {FLOOR: 1.5},
@@ -30,10 +30,10 @@ BARS: dict[str, dict[str, float]] = {
     "lif [25, 128, 1000] float32, membrane_dtype=bfloat16, forward + backward": {SAVED: 2.1},
     "lif [25, 128, 1000] float32, surrogate=straight_through_estimator, forward + backward": {SAVED: 0.13},
     "inference [100, 128, 1024] float32, forward": {FLOOR: 1, LOOP: 20},
-    "loop [25, 128, 1000] float32, forward + backward": {LOOP: 3},
+    "loop [25, 128, 1000] float32, forward + backward": {LOOP: 2.5},
     "loop [25, 1, 10] float32, forward + backward": {LOOP: 2.6},
-    "neurons [25, 128, 1000] float32, synaptic, forward + backward": {LOOP: 10},
-    "neurons [25, 128, 1000] float32, lapicque, forward + backward": {LOOP: 7},
+    "neurons [25, 128, 1000] float32, synaptic, forward + backward": {LOOP: 8},
+    "neurons [25, 128, 1000] float32, lapicque, forward + backward": {LOOP: 7.5},
     "neurons [100, 128, 8192] float32, synaptic, forward + backward": {FLOOR: 1.25},
     "tutorial5 [25, 128, 784] float32, forward + backward": {LOOP: 6, HOISTED: 1.8},
     "long [1000, 1, 100] float32, forward + backward": {LOOP: 350},
