@@ -181,6 +181,7 @@ def _swap_back(module: Any) -> None:
     before, converted = _spike_grads.pop(module, (None, None))
     spike_grad = before if module.spike_grad is converted else _snntorchs_own(module.spike_grad)
     module._unregister()
+    vars(module).pop("_checked", None)  # options of the fused layer
     states = {name: vars(module).pop(name) for name in module.neuron.states}
     cls = type(module)
     module.__class__ = cls._theirs if cls in LAYERS else cls.__mro__[1]

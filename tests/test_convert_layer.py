@@ -379,3 +379,13 @@ def test_a_converted_model_is_saved_and_loaded_whole_after_a_forward_with_gradie
             assert_bits_equal(a, b)
         assert snn.revert(other).swapped == ("1", "3")
         assert other[1].spike_grad.__qualname__ == "fast_sigmoid.<locals>.inner"
+
+
+@NEURONS
+def test_nothing_of_ours_is_left_in_a_reverted_layer(name: str) -> None:
+    layer = make(snntorch, name)
+    before = set(vars(layer))
+    snn.convert(layer)
+    layer(torch.rand(3, 10))
+    snn.revert(layer)
+    assert set(vars(layer)) == before
