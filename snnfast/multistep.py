@@ -1,14 +1,17 @@
 """See :class:`MultiStep` and :class:`Residual`."""
 
+from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any, TypeGuard, cast
+from typing import Any, Self, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
-from snnfast._arguments import check_flag, check_num_steps, check_reduce
+from snnfast._arguments import check_flag, check_reduce
+from snnfast._from_sequential import check_names, check_neurons, convert, warn_of_batch_norm
 from snnfast._layer import SpikingLayer
 from snnfast._neurons import LAYERS, is_snntorchs
+from snnfast._over_time import check_input, check_state, has_unroll, over_time, unrolled
 
 __all__ = ["MultiStep", "Residual"]
 
@@ -56,6 +59,62 @@ class MultiStep(nn.Sequential):
             raise ValueError("layers: expected at least one module")
         for layer in self.layers:
             _check_layer(layer)
+
+    @classmethod
+    def from_sequential(cls, net: nn.Sequential) -> Self:
+        """Take a network that is called step by step in a loop over time, to apply it to all time steps at once.
+
+        It is made of the very same modules under the same names: ``state_dict``, optimizers and references stay valid,
+        and ``net`` itself still runs step by step. Neurons of snnTorch are put on the kernels in place, as
+        :func:`snnfast.snntorch.convert` does.
+
+        A call goes on from the states that layers with ``init_hidden=True`` hold, as the loop does. Reset them between
+        samples, as before: ``snntorch.utils.reset`` reaches snnTorch's layers, :func:`snnfast.reset` all.
+
+        The numbers are those of the loop up to rounding, but for batch normalisation in training, which takes its
+        statistics over all steps together (there is a warning), and for a last layer without ``init_hidden``, which
+        starts every call from zeros. What a call returns does not depend on ``output``: it is ``(spk_rec, mem_rec)``
+        also where a step returns the spikes only. Hooks of neuron layers, nested sequences and ``net`` do not run.
+
+        Args:
+            net: Layers of snnTorch or snnfast among others, in order of application; nested ones are opened.
+
+        Raises:
+            TypeError: ``net`` is no ``nn.Sequential`` or has a ``forward`` of its own; a neuron that can't be
+                converted, or is inside of a module where it can't be unrolled. Nothing was converted then.
+            ValueError: ``net`` is empty, has the same neuron layer twice, or a module named as an attribute of
+                ``MultiStep``.
+
+        Example::
+
+            >>> import torch, snnfast, snntorch
+            >>> from snntorch import utils
+            >>> from torch import nn
+            >>> net = nn.Sequential(
+            ...     nn.Linear(784, 100), snntorch.Leaky(0.95, init_hidden=True),
+            ...     nn.Linear(100, 10), snntorch.Leaky(0.95, init_hidden=True, output=True),
+            ... )
+            >>> over_time = snnfast.MultiStep.from_sequential(net)
+            >>> x = torch.rand(25, 128, 784)
+            >>> utils.reset(net)
+            >>> spk_rec, mem_rec = over_time(x)  # in place of: for step in range(25): spk, mem = net(x[step])
+            >>> spk_rec.shape
+            torch.Size([25, 128, 10])
+        """
+        if not _is_sequence(net):
+            problem = ", which has a forward of its own" if isinstance(net, nn.Sequential) else ""
+            raise TypeError(f"net: expected torch.nn.Sequential, got {type(net).__name__}{problem}")
+        layers = _inside(net)
+        check_names(cls, net)
+        check_neurons(layers)
+        for name, layer in layers:
+            if not is_snntorchs(layer):
+                _check_layer(layer, f"net.{name}", to_convert=True)
+        convert(net)
+        warn_of_batch_norm(net)
+        made = cls(OrderedDict(net._modules))
+        made.training = net.training
+        return made
 
     @property
     def layers(self) -> list[nn.Module]:
@@ -118,7 +177,7 @@ class MultiStep(nn.Sequential):
             ...     (mem_rec.square().mean() + 0.1 * spikes[0].mean()).backward()
             ...     states = [mem.detach() for mem in states]
         """
-        num_steps = _check_input(x, num_steps)
+        num_steps = check_input(x, num_steps)
         record_mem = check_flag("record_mem", record_mem)
         layers = self.layers
         final = layers[-1] if isinstance(layers[-1], SpikingLayer) else None
@@ -192,7 +251,7 @@ class Residual(nn.Module):
         Raises:
             ValueError: The shapes of the two that are to be added differ.
         """
-        return _Call().residual(self, x, _check_input(x, num_steps))[0]
+        return _Call().residual(self, x, check_input(x, num_steps))[0]
 
 
 class _Call:
@@ -223,12 +282,12 @@ class _Call:
                 x, num_steps = self.neuron(layer, x, num_steps)[0], None
             elif isinstance(layer, Residual):
                 x, num_steps = self.residual(layer, x, num_steps)
-            elif _has_unroll(layer):
-                x, num_steps = _unrolled(layer, x if num_steps is None else x.expand(num_steps, *x.shape)), None
+            elif has_unroll(layer):
+                x, num_steps = unrolled(layer, x if num_steps is None else x.expand(num_steps, *x.shape)), None
             else:
                 if not torch.compiler.is_compiling():
                     _check_layer(layer)  # a model may have been changed, or reverted to snnTorch's layers
-                x = layer(x) if num_steps is not None else _over_time(layer, x)
+                x = layer(x) if num_steps is not None else over_time(layer, x)
         return x, num_steps
 
     def neuron(
@@ -237,7 +296,7 @@ class _Call:
         number, n = self.number, len(layer.neuron.states)
         self.number += 1
         given = None if self.states is None else self.states[number]
-        states = _check_state(number, given, layer, x.shape[1:] if num_steps is None else x.shape)
+        states = check_state(number, given, layer, x.shape[1:] if num_steps is None else x.shape)
         found = layer._unroll(x, states, num_steps, record_mem, reduce, self.membrane_dtype, last=self.return_states)
         if self.return_states:
             found, last = found[:-n], found[-n:]
@@ -259,19 +318,10 @@ class _Call:
         return y + z, None if steps_y is None or steps_z is None else num_steps
 
 
-def _check_input(x: object, num_steps: int | None) -> int | None:
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x: expected a torch.Tensor, got {type(x).__name__}")
-    if x.dim() < (2 if num_steps is None else 1):
-        expected = "[T, B, *]" if num_steps is None else "[B, *]"
-        raise ValueError(f"x: expected {expected}, got shape {tuple(x.shape)}")
-    return None if num_steps is None else check_num_steps(num_steps)
-
-
 def _check_states(states: object, layers: Sequence[nn.Module]) -> None:
     layers = _without_skips(layers)
     for layer in layers:
-        for module in () if isinstance(layer, SpikingLayer) or not _has_unroll(layer) else layer.modules():
+        for module in () if isinstance(layer, SpikingLayer) or not has_unroll(layer) else layer.modules():
             if (isinstance(module, SpikingLayer) or is_snntorchs(module)) and not getattr(module, "init_hidden", False):
                 raise ValueError(
                     f"states: {type(layer).__name__} has an unroll of its own, and in it a neuron whose state can't be "
@@ -286,44 +336,6 @@ def _check_states(states: object, layers: Sequence[nn.Module]) -> None:
         raise ValueError(f"states: expected {number}, one per neuron layer, got {len(states)}")
 
 
-def _check_state(number: int, given: object, layer: SpikingLayer, step_shape: torch.Size) -> tuple[Tensor | None, ...]:
-    """The states that a layer starts from, in the order of its ``unroll``."""
-    names = layer.neuron.states
-    if given is None:
-        return (None,) * len(names)
-    if layer.init_hidden:
-        raise ValueError(f"states[{number}]: expected None for a layer with init_hidden=True, which holds its own")
-    states = (given,) if len(names) == 1 else given
-    if not isinstance(states, tuple | list) or len(states) != len(names):
-        raise TypeError(f"states[{number}]: expected ({', '.join(names)}) or None, got {type(given).__name__}")
-    for i, state in enumerate(states):
-        entry = f"states[{number}]" if len(names) == 1 else f"states[{number}][{i}]"
-        if state is not None and not isinstance(state, Tensor):
-            raise TypeError(f"{entry}: expected a torch.Tensor or None, got {type(state).__name__}")
-        if state is not None and state.shape != step_shape:
-            raise ValueError(f"{entry}: expected {tuple(step_shape)}, got {tuple(state.shape)}")
-    return tuple(states)
-
-
-def _over_time(layer: nn.Module, x: Tensor) -> Tensor:
-    """A stateless layer on ``[T, B, *]``, as one batch of ``T * B``."""
-    steps = x.shape[:2]
-    y = layer(x.flatten(0, 1))
-    return cast(Tensor, y.reshape(*steps, *y.shape[1:]))
-
-
-def _has_unroll(layer: nn.Module) -> bool:
-    return callable(getattr(layer, "unroll", None))
-
-
-def _unrolled(layer: Any, x: Tensor) -> Tensor:
-    y = layer.unroll(x)
-    if not isinstance(y, Tensor) or y.shape[:1] != x.shape[:1]:
-        got = f"shape {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
-        raise ValueError(f"{type(layer).__name__}.unroll: expected it to return [T, B, *], T={len(x)}, got {got}")
-    return y
-
-
 def _inside(sequence: nn.Sequential, prefix: str = "") -> list[tuple[str, nn.Module]]:
     """The layers of a sequence in order of application and their names, nested sequences opened."""
     layers: list[tuple[str, nn.Module]] = []
@@ -333,9 +345,9 @@ def _inside(sequence: nn.Sequential, prefix: str = "") -> list[tuple[str, nn.Mod
     return layers
 
 
-def _is_sequence(module: nn.Module) -> TypeGuard[nn.Sequential]:
-    forward = type(module).forward
-    return isinstance(module, nn.Sequential) and forward in (nn.Sequential.forward, MultiStep.forward)
+def _is_sequence(module: object) -> TypeGuard[nn.Sequential]:
+    own = (nn.Sequential.forward, MultiStep.forward)
+    return isinstance(module, nn.Sequential) and type(module).forward in own
 
 
 def _opened(module: nn.Module) -> list[nn.Module]:
@@ -354,8 +366,8 @@ def _without_skips(layers: Sequence[nn.Module]) -> list[nn.Module]:
     return flat
 
 
-def _check_layer(layer: nn.Module, argument: str = "layers") -> None:
-    if isinstance(layer, SpikingLayer | Residual) or _has_unroll(layer):
+def _check_layer(layer: nn.Module, argument: str = "layers", *, to_convert: bool = False) -> None:
+    if isinstance(layer, SpikingLayer | Residual) or has_unroll(layer):
         return
     kind = type(layer).__name__
     if isinstance(layer, nn.ModuleList | nn.ModuleDict):
@@ -364,14 +376,14 @@ def _check_layer(layer: nn.Module, argument: str = "layers") -> None:
             "takes all time steps [T, B, *]"
         )
     for module in layer.modules():
-        if isinstance(module, SpikingLayer):
+        fused = [layer.__name__ for layer in LAYERS if layer.__name__ in [c.__name__ for c in type(module).__mro__]]
+        if isinstance(module, SpikingLayer) or (to_convert and fused and is_snntorchs(module)):
             raise TypeError(
                 f"{argument}: {kind} calls a {type(module).__name__} in its forward, which can't be unrolled; pass its "
                 "layers one by one or in an nn.Sequential, or give it a method unroll that takes all time steps "
                 "[T, B, *]"
             )
         if is_snntorchs(module):
-            fused = [layer.__name__ for layer in LAYERS if layer.__name__ in [c.__name__ for c in type(module).__mro__]]
             remedy = "keep the loop over time, or give its module a method unroll with that loop in it"
             if fused:
                 remedy = f"use snnfast.{fused[0]}, or snnfast.snntorch.convert"

@@ -1,0 +1,76 @@
+"""What ``MultiStep.from_sequential`` asks of the layers of a loop over time, and what it does to them."""
+
+import importlib
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from snnfast._layer import SpikingLayer
+from snnfast._neurons import LAYERS, is_snntorchs
+
+__all__ = ["check_names", "check_neurons", "convert", "warn_of_batch_norm"]
+
+
+def check_names(cls: type[nn.Sequential], net: nn.Sequential) -> None:
+    """The modules must be ones that an instance of ``cls`` can have under their names."""
+    if not len(net):
+        raise ValueError("net: expected at least one module")
+    for name in net._modules:
+        if hasattr(cls, name):
+            raise ValueError(f"net: {cls.__name__} has an attribute {name!r} already; give that module another name")
+
+
+def check_neurons(layers: Sequence[tuple[str, nn.Module]]) -> None:
+    """The neuron layers must be ones that can be unrolled, and each must have its state to itself."""
+    names: dict[nn.Module, str] = {}
+    for name, layer in layers:
+        if not isinstance(layer, SpikingLayer) and not is_snntorchs(layer):
+            continue
+        kind = type(layer).__name__
+        if layer in names:
+            raise ValueError(
+                f"net.{name}: the same {kind} as net.{names[layer]}; in a loop the two share one state, which can't be "
+                "unrolled; make a layer for each"
+            )
+        names[layer] = name
+        if (reason := _reason(layer)) is not None:
+            raise TypeError(f"net.{name}: {kind} can't be unrolled: {reason}; keep the loop over time")
+
+
+def _reason(layer: nn.Module) -> str | None:
+    """Why a neuron layer can't be unrolled."""
+    if not isinstance(layer, SpikingLayer):
+        reason: str | None = _snntorchs()._reason_to_leave(layer)
+        return reason
+    own = "forward" in vars(layer) or not any(type(layer).forward is known.forward for known in LAYERS)
+    return f"{type(layer).__name__} has its own forward" if own else None
+
+
+def convert(net: nn.Module) -> None:
+    """Put snnTorch's neurons on the kernels; where there are none, snnTorch is not asked for."""
+    if any(is_snntorchs(module) for module in net.modules()):
+        _snntorchs().convert(net)
+
+
+def warn_of_batch_norm(net: nn.Module) -> None:
+    """Where the numbers are about to be others than those of the loop."""
+    names = [
+        name
+        for name, module in net.named_modules()
+        if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None)
+    ]
+    if names:
+        warnings.warn(
+            f"net: batch normalisation in training ({', '.join(names)}) takes its statistics over all time steps "
+            "together, and updates its running averages once for all of them; the loop did both at every step. In "
+            "evaluation there is no difference",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def _snntorchs() -> Any:
+    return importlib.import_module("snnfast._convert")

@@ -1,0 +1,335 @@
+"""MultiStep.from_sequential: a network that was written for a loop over time, without the loop."""
+
+import copy
+import subprocess
+import sys
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import snntorch
+import torch
+from helpers import assert_bits_equal, assert_close
+from multistep_checks import eighths, exact
+from snntorch import utils
+from snntorch_checks import NEURONS, as_tuple, held, make, neurons, over_time, own_list_of_neurons  # noqa: F401
+from torch import Tensor, nn
+
+import snnfast
+import snnfast.snntorch as snn
+from snnfast import MultiStep
+
+T, B = 6, 3
+Build = Callable[..., nn.Sequential]
+
+
+def convolutional(name: str = "Leaky", library: Any = snntorch, **options: Any) -> nn.Sequential:
+    return nn.Sequential(
+        exact(nn.Conv2d(1, 4, 3)), nn.MaxPool2d(2), make(library, name, init_hidden=True), nn.Flatten(),
+        exact(nn.Linear(36, 5)), make(library, name, init_hidden=True, output=True, **options),
+    )  # fmt: skip
+
+
+def nested(name: str = "Leaky", library: Any = snntorch, **options: Any) -> nn.Sequential:
+    parts = list(convolutional(name, library, **options))
+    features = nn.Sequential(OrderedDict(conv=parts[0], pooled=nn.Sequential(*parts[1:3])))
+    return nn.Sequential(OrderedDict(features=features, flat=parts[3], head=nn.Sequential(*parts[4:])))
+
+
+BUILDS = pytest.mark.parametrize("build", [convolutional, nested])
+
+
+def images(batch: int = B) -> Tensor:
+    return eighths(T, batch, 1, 8, 8) * 4
+
+
+def pair(build: Build, *args: Any, **options: Any) -> tuple[nn.Sequential, nn.Sequential]:
+    """The same network twice."""
+    found = []
+    for _ in range(2):
+        torch.manual_seed(1)
+        found.append(build(*args, **options))
+    return found[0], found[1]
+
+
+# ---- the same numbers as the loop
+
+
+@BUILDS
+@NEURONS
+def test_samples_after_a_reset_equal_snntorchs_loop(name: str, build: Build, backend: str) -> None:
+    looped, net = pair(build, name)
+    ours = MultiStep.from_sequential(net)
+    for x in (images(), images(), images(B + 2)):
+        utils.reset(looped)
+        utils.reset(net)
+        expected, found = over_time(looped, x), ours(x)
+        assert expected[0].any()
+        for a, b in zip(found, expected, strict=True):
+            assert_bits_equal(a, b)
+
+
+@BUILDS
+@NEURONS
+def test_without_a_reset_it_goes_on_from_the_states_as_the_loop_does(name: str, build: Build, backend: str) -> None:
+    looped, net = pair(build, name)
+    ours = MultiStep.from_sequential(net)
+    sample, larger = images(), images(B + 2)  # states of another batch size are zeros
+    for x in (sample, sample, larger, larger):
+        for a, b in zip(ours(x), over_time(looped, x), strict=True):
+            assert_bits_equal(a, b)
+        for theirs, layer in zip(neurons(looped), neurons(net), strict=True):
+            for a, b in zip(held(layer), held(theirs), strict=True):
+                assert_bits_equal(a, b)
+
+
+@BUILDS
+@NEURONS
+def test_gradients_equal_those_of_the_loop(name: str, build: Build, backend: str) -> None:
+    looped, net = pair(build, name, learn_threshold=True)
+    x = images()
+    found = []
+    for model, forward in ((looped, lambda x: over_time(looped, x)), (net, MultiStep.from_sequential(net))):
+        utils.reset(model)
+        x = x.detach().requires_grad_()
+        spk, *_, mem = forward(x)
+        (spk.mean(0).square().sum() + mem.square().mean()).backward()
+        found.append([x.grad, *(p.grad for p in model.parameters())])
+    assert len(found[0]) == 1 + 5
+    for theirs, ours in zip(*found, strict=True):
+        assert theirs.any()
+        assert_close(ours, theirs, 1e-5)
+
+
+def test_a_constant_input_equals_the_loop(backend: str) -> None:
+    looped, net = pair(convolutional)
+    x = images()[0]
+    expected = over_time(looped, x.expand(T, *x.shape))
+    for a, b in zip(MultiStep.from_sequential(net)(x, T), expected, strict=True):
+        assert_bits_equal(a, b)
+
+
+@pytest.mark.parametrize("library", [snntorch, snn, snnfast], ids=lambda library: library.__name__)
+def test_the_network_still_runs_step_by_step_on_the_same_states(library: Any) -> None:
+    looped, (net, _) = pair(convolutional)[0], pair(convolutional, library=library)
+    ours, x = MultiStep.from_sequential(net), images()
+    expected = over_time(looped, torch.cat([x, x, x]))
+    for a, *parts in zip(expected, ours(x), over_time(net, x), ours(x), strict=True):
+        assert_bits_equal(torch.cat(parts), a)
+
+
+def test_it_returns_spikes_and_membranes_also_where_a_step_returns_only_spikes() -> None:
+    (with_mem, without_mem), x = (convolutional(), convolutional()), images()
+    without_mem.load_state_dict(with_mem.state_dict())
+    without_mem[-1].output = False
+    expected = over_time(with_mem, x)
+    assert len(as_tuple(without_mem(x[0]))) == 1
+    utils.reset(without_mem)
+    for a, b in zip(MultiStep.from_sequential(without_mem)(x), expected, strict=True):
+        assert_bits_equal(a, b)
+
+
+def test_a_last_layer_that_holds_nothing_starts_every_call_from_zeros() -> None:
+    net = nn.Sequential(exact(nn.Linear(6, 5)), snntorch.Leaky(0.9))
+    x = eighths(T, B, 6)
+    expected = over_time(net, x)
+    ours = MultiStep.from_sequential(net)
+    for _ in range(2):
+        for a, b in zip(ours(x), expected, strict=True):
+            assert_bits_equal(a, b)
+
+
+# ---- the very same modules
+
+
+@BUILDS
+def test_it_has_the_modules_the_names_and_the_checkpoints_of_the_network(build: Build) -> None:
+    other, net = pair(build)
+    modules = dict(net.named_modules())
+    keys = list(net.state_dict())
+    ours = MultiStep.from_sequential(net)
+    assert type(ours) is MultiStep
+    for name, module in ours.named_modules():
+        assert name == "" or module is modules.pop(name)
+    assert list(modules) == [""]
+    assert list(ours.state_dict()) == list(net.state_dict()) == keys == list(other.state_dict())
+    changed = {key: value + 1 for key, value in other.state_dict().items() if value.is_floating_point()}
+    ours.load_state_dict({**other.state_dict(), **changed}, strict=True)
+    for key, value in changed.items():
+        assert_bits_equal(net.state_dict()[key], value, key)
+
+
+def test_an_optimizer_made_before_trains_it() -> None:
+    looped, net = pair(convolutional)
+    optimizers = [torch.optim.SGD(n.parameters(), lr=0.5) for n in (looped, net)]
+    ours, x = MultiStep.from_sequential(net), images()
+    before = copy.deepcopy(net.state_dict())
+    for optimizer, forward in zip(optimizers, (lambda x: over_time(looped, x), ours), strict=True):
+        forward(x)[0].mean().backward()
+        optimizer.step()
+    for key, expected in looped.state_dict().items():
+        assert_close(ours.state_dict()[key], expected, 1e-5)
+    assert not torch.equal(ours.state_dict()["0.weight"], before["0.weight"])
+
+
+@pytest.mark.parametrize("reset", [utils.reset, snnfast.reset])
+@pytest.mark.parametrize("through", ["network", "multistep"])
+def test_either_reset_reaches_the_states(reset: Callable[[nn.Module], None], through: str) -> None:
+    net = convolutional()
+    ours = MultiStep.from_sequential(net)
+    ours(images())
+    assert all(layer.mem.any() for layer in neurons(net))
+    reset(net if through == "network" else ours)
+    assert not any(layer.mem.any() for layer in neurons(net))
+
+
+def test_a_multistep_is_taken_and_a_subclass_is_made() -> None:
+    class Counts(MultiStep):
+        def forward(self, x: Tensor) -> Any:
+            return super().forward(x, reduce="sum")[0]
+
+    net = nested(library=snnfast)
+    spk_rec, _ = MultiStep.from_sequential(MultiStep(OrderedDict(net._modules)))(x := images())
+    snnfast.reset(net)
+    counts = Counts.from_sequential(net)
+    assert type(counts) is Counts
+    assert_bits_equal(counts(x), spk_rec.sum(0))
+
+
+def test_snntorch_is_not_imported_for_layers_of_snnfast() -> None:
+    code = (
+        "import sys, torch, snnfast\n"
+        "net = torch.nn.Sequential(torch.nn.Linear(4, 3), snnfast.Leaky(0.9, init_hidden=True))\n"
+        "print(*map(len, snnfast.MultiStep.from_sequential(net)(torch.rand(5, 2, 4))), 'snntorch' in sys.modules)"
+    )
+    folder = Path(snnfast.__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=300)
+    assert (done.stdout.strip(), done.returncode) == ("5 5 False", 0), done.stderr
+
+
+# ---- batch normalisation
+
+
+def normalised() -> nn.Sequential:
+    net = convolutional()
+    net.insert(1, nn.BatchNorm2d(4))
+    return net
+
+
+def test_batch_normalisation_in_training_is_warned_of() -> None:
+    with pytest.warns(UserWarning, match=r"^net: batch normalisation in training \(1\) .* the loop did both") as seen:
+        MultiStep.from_sequential(normalised())
+    assert [warning.filename for warning in seen] == [__file__]
+
+
+def test_batch_normalisation_in_evaluation_has_the_numbers_of_the_loop() -> None:
+    looped, net = pair(normalised)
+    for model in (looped, net):
+        model[1].running_var.fill_(0.25)
+        model.eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ours = MultiStep.from_sequential(net)
+    assert not any(module.training for module in ours.modules())
+    x = images()
+    for a, b in zip(ours(x), over_time(looped, x), strict=True):
+        assert_close(a, b, 1e-6)
+
+
+def test_layers_keep_their_modes() -> None:
+    net = normalised()
+    net[1].eval()
+    ours = MultiStep.from_sequential(net)
+    assert [name for name, module in ours.named_modules() if not module.training] == ["1"]
+
+
+# ---- what can't be taken
+
+
+class Block(nn.Module):
+    def __init__(self, neuron: nn.Module) -> None:
+        super().__init__()
+        self.lif = neuron
+
+    def forward(self, x: Tensor) -> Any:
+        return self.lif(x)
+
+
+class Wrapped(nn.Sequential):
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x) + 1
+
+
+def of_their_own(library: Any) -> nn.Module:
+    class Louder(library.Leaky):  # type: ignore[misc, name-defined]
+        def forward(self, input_: Tensor, mem: Tensor | None = None) -> Any:
+            return super().forward(2 * input_, mem)
+
+    return Louder(0.9, init_hidden=True)
+
+
+def lif() -> nn.Module:
+    return snntorch.Leaky(0.9, init_hidden=True)
+
+
+@pytest.mark.parametrize(
+    ("last", "message"),
+    [
+        (
+            lambda: snntorch.Alpha(0.9, 0.8, init_hidden=True),
+            r"Alpha can't be unrolled: snnfast has no kernel for Alpha",
+        ),
+        (lambda: of_their_own(snntorch), r"Louder can't be unrolled: Louder has its own forward; keep the loop"),
+        (lambda: of_their_own(snn), r"Louder can't be unrolled: Louder has its own forward; keep the loop"),
+        (lambda: of_their_own(snnfast), r"Louder can't be unrolled: Louder has its own forward; keep the loop"),
+        (lambda: Block(lif()), r"Block calls a Leaky in its forward, which can't be unrolled; .* unroll"),
+        (lambda: Block(snnfast.Leaky(0.9)), r"Block calls a Leaky in its forward, which can't be unrolled; .* unroll"),
+        (lambda: Block(snntorch.Alpha(0.9, 0.8)), r"Block is or has a neuron of snnTorch \(Alpha\).*; keep the loop"),
+        (lambda: Wrapped(lif()), r"Wrapped calls a Leaky in its forward, which can't be unrolled"),
+        (lambda: nn.ModuleList([nn.Linear(5, 5)]), r"ModuleList has no forward"),
+    ],
+    ids=["Alpha", "own", "own-drop-in", "own-snnfast", "Block", "Block-snnfast", "Block-Alpha", "Wrapped", "list"],
+)
+def test_a_layer_that_cannot_be_unrolled_is_named_and_nothing_is_converted(
+    last: Callable[[], nn.Module], message: str
+) -> None:
+    net = nn.Sequential(OrderedDict(fc=nn.Linear(6, 5), lif=lif(), head=nn.Sequential(nn.Linear(5, 5), last())))
+    with pytest.raises(TypeError, match=rf"^net\.head\.1: {message}"):
+        MultiStep.from_sequential(net)
+    assert type(net.lif) is snntorch.Leaky
+
+
+@pytest.mark.parametrize(
+    ("net", "message"),
+    [
+        (lambda: [nn.Linear(6, 5), lif()], r"net: expected torch\.nn\.Sequential, got list$"),
+        (lambda: Block(lif()), r"net: expected torch\.nn\.Sequential, got Block$"),
+        (lambda: Wrapped(lif()), r"net: expected torch\.nn\.Sequential, got Wrapped, which has a forward of its own$"),
+    ],
+    ids=["list", "module", "forward"],
+)
+def test_what_is_no_sequential_is_named(net: Callable[[], Any], message: str) -> None:
+    with pytest.raises(TypeError, match=f"^{message}"):
+        MultiStep.from_sequential(net())
+
+
+def test_a_neuron_layer_used_twice_is_named() -> None:
+    twice = lif()
+    with pytest.raises(ValueError, match=r"^net\.2\.0: the same Leaky as net\.1; .* make a layer for each"):
+        MultiStep.from_sequential(nn.Sequential(nn.Linear(5, 5), twice, nn.Sequential(twice)))
+    flat = nn.Flatten()
+    MultiStep.from_sequential(nn.Sequential(flat, nn.Linear(5, 5), lif(), flat))
+
+
+def test_an_empty_network_and_a_name_that_is_taken_are_named() -> None:
+    with pytest.raises(ValueError, match=r"^net: expected at least one module"):
+        MultiStep.from_sequential(nn.Sequential())
+    net = nn.Sequential(OrderedDict(layers=nn.Sequential(nn.Linear(5, 5), lif())))
+    with pytest.raises(
+        ValueError, match=r"^net: MultiStep has an attribute 'layers' already; give that module another"
+    ):
+        MultiStep.from_sequential(net)
+    assert type(net.layers[1]) is snntorch.Leaky
