@@ -9,9 +9,10 @@ In code that goes on using snnTorch, start with :mod:`snntorch` (``import snnfas
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from snnfast import functional, losses, reference, surrogate
+from snnfast import _step_op, functional, losses, reference, surrogate  # noqa: F401 - the op is registered by its import
 from snnfast._backend import use_backend
 from snnfast._config import config, show_config
+from snnfast._loop import compile, explain
 from snnfast._memory import empty_cache, set_cache_limit
 from snnfast._neurons import reset
 from snnfast._version import __version__
@@ -27,8 +28,10 @@ __all__ = [
     "Residual",
     "Synaptic",
     "__version__",
+    "compile",
     "config",
     "empty_cache",
+    "explain",
     "functional",
     "losses",
     "reference",

@@ -100,6 +100,7 @@ class SpikingLayer(nn.Module):
         self._register()
 
     def _register(self) -> None:
+        self._options()  # checked now, they need not be traced later
         self.instances.append(self)
 
     @property
@@ -212,11 +213,14 @@ class SpikingLayer(nn.Module):
                     else:
                         setattr(self, name, state)
                 return
-        for name, state in zip(self.neuron.states, states, strict=True):
+        for name, state in zip(self.neuron.states, states):  # noqa: B905
             self._set_held(name, state)
 
     def _set_held(self, name: str, state: Tensor) -> None:
-        if not torch.compiler.is_compiling() and (task := _current_graph_task_id()) != -1:
+        if torch.compiler.is_compiling():
+            object.__setattr__(self, name, state)  # nn.Module's would be traced, at every step
+            return
+        if (task := _current_graph_task_id()) != -1:
             self.__dict__[f"_{name}_in_backward"] = task, id(state)
         setattr(self, name, state)
 
@@ -245,10 +249,15 @@ class SpikingLayer(nn.Module):
         return held if held.device == x.device else held.to(x.device)  # as a replica of DataParallel may find it
 
     def reset_mem(self) -> Any:
-        """Set the held states to zeros (of their present shape) and return them."""
-        held = [getattr(self, name) for name in self.neuron.states]
-        # By their shape alone: with zeros_like the old states, and their graph, would be inputs to what is compiled.
-        zeros = [torch.zeros(state.shape, dtype=state.dtype, device=state.device) for state in held]
+        """Set the held states to zeros (of their present shape) and return them.
+
+        In what ``torch.compile`` traces they are empty, as in a new layer, and stand for zeros of any shape: what is
+        compiled then does not depend on the batch before.
+        """
+        if torch.compiler.is_compiling():
+            zeros = [torch.zeros(0) for _ in self.neuron.states]
+        else:
+            zeros = [torch.zeros_like(getattr(self, name)) for name in self.neuron.states]
         for name, state in zip(self.neuron.states, zeros, strict=True):
             self._set_held(name, state)
         return zeros[0] if len(zeros) == 1 else tuple(zeros)

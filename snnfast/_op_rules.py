@@ -1,5 +1,6 @@
 """What PyTorch asks of an op beside its kernels: the shapes of its results while tracing, and a rule for ``vmap``."""
 
+import math
 from functools import partial
 from typing import Any
 
@@ -38,6 +39,7 @@ class _Outputs:
     def __init__(self, like: Tensor, has_rows: bool) -> None:
         self.like = like
         self.step = like.shape[1:] if has_rows else like.shape
+        self.numel = math.prod(self.step)  # Size.numel makes an int of a symbol
         strides = like.stride()[1:] if has_rows else like.stride()
         self.order = sorted(range(len(strides)), key=lambda d: -strides[d])  # a stable sort
         if like.is_contiguous() or not self._fits(like, has_rows):
@@ -45,7 +47,7 @@ class _Outputs:
 
     def _fits(self, t: Tensor, has_rows: bool) -> bool:
         strides = t.stride()[1:] if has_rows else t.stride()
-        if has_rows and t.shape[0] > 1 and t.stride(0) != self.step.numel():
+        if has_rows and t.shape[0] > 1 and t.stride(0) != self.numel:
             return False
         return all(n <= 1 or a == b for n, a, b in zip(self.step, strides, self._strides(), strict=True))
 
@@ -60,8 +62,7 @@ class _Outputs:
         strides = self._strides()
         if rows is None:
             return self.like.new_empty_strided(self.step, strides, dtype=dtype)
-        n = self.step.numel()
-        return self.like.new_empty_strided((rows, *self.step), (n if n > 0 else 1, *strides), dtype=dtype)
+        return self.like.new_empty_strided((rows, *self.step), (max(self.numel, 1), *strides), dtype=dtype)
 
 
 def _forward_fake(neuron: Neuron, x: Tensor, *args: Any) -> list[Tensor]:

@@ -1,5 +1,6 @@
 """snnTorch's neurons on the fused kernels; :mod:`snnfast.snntorch` is where users find them."""
 
+import importlib
 import importlib.metadata
 import inspect
 import re
@@ -150,6 +151,9 @@ _entries: weakref.WeakKeyDictionary[nn.Module, _Entry] = weakref.WeakKeyDictiona
 
 def _tell_snntorch(layer: DropIn) -> None:
     """Enter a layer into snnTorch's own list of neurons: ``snntorch.utils.reset`` goes through that list."""
+    # It goes through globals and weak references, which torch.compile does not follow: it runs between two graphs.
+    # This is what torch.compiler.disable sets, without the import of the compiler.
+    importlib.import_module("snntorch.utils").reset._torchdynamo_disable = True
     neurons: list[Any] = snntorch.SpikingNeuron.instances
     entered = _entries.get(layer)
     if any(n is entered for n in neurons if entered is not None):

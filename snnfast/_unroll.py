@@ -36,13 +36,21 @@ def run(
     current: Tensor,  # [T, *], or [*] of a constant current or of one step; checked
     states: States,  # [*] each
     parameters: Parameters,  # broadcastable to [*] each
+    as_node: bool = True,
 ) -> tuple[Tensor, ...]:
     """Compute all time steps of a call, or one.
+
+    While torch.compile traces it, one step becomes one node of the graph; ``as_node=False`` is what the node does.
 
     Returns:
         The spikes (of every step, or their sum), the states of every step that ``call.record`` asks for, and with
         ``call.last`` all states after the last step.
     """
+    if as_node and call.time == STEP and torch.compiler.is_compiling() and options.kernels_do_all:
+        backend = _backend.current_backend()
+        if backend != "reference":
+            asked = options.packed, *options.derivative, backend
+            return tuple(torch.ops.snnfast.step(neuron.name, current, (*states, *parameters), *asked))
     x, states, parameters, asks = prepare(neuron, options, call.time, current, states, parameters)
     if not _backend.use_fused(x.device) or (not options.kernels_do_all and not _can_follow(options, call, x, neuron)):
         found = reference.unroll(neuron, options, call, x, states, parameters)

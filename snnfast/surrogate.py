@@ -22,7 +22,7 @@ import math
 import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, ParamSpec, TypeGuard, TypeVar, cast
 
 import torch
@@ -267,6 +267,14 @@ class _CustomSpike(torch.autograd.Function):
 def known_to_kernels(spike_grad: object) -> TypeGuard[Surrogate]:
     """Whether the kernels have this very derivative; a subclass may have another and is called like any callable."""
     return type(spike_grad) in _KNOWN
+
+
+def of_kernel(kernel_id: int, *parameters: float) -> Surrogate:
+    """The surrogate whose ``kernel_id`` and ``parameters()`` these are."""
+    kind = list(_KERNELS.values())[kernel_id]
+    if kind is _Disabled:
+        return DISABLED  # known by its identity
+    return kind(*parameters[: len(fields(kind))])  # type: ignore[arg-type]
 
 
 def has_derivative(spike_grad: object) -> TypeGuard[Surrogate]:

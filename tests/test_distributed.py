@@ -14,6 +14,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.nn.parallel import DistributedDataParallel
 
+import snnfast
 import snnfast.snntorch as snn
 
 pytestmark = pytest.mark.skipif(
@@ -79,6 +80,15 @@ def sharded(rank: int, by_unroll: bool) -> list[Tensor]:
     return [p.grad.full_tensor() for p in net.parameters()]  # type: ignore[union-attr]
 
 
+def compiled(rank: int, around: bool) -> list[Tensor]:
+    """Gradients of the loop, compiled around DistributedDataParallel or in it."""
+    torch._dynamo.reset()
+    net = Unrolled(by_unroll=False)
+    trained = snnfast.compile(DistributedDataParallel(net)) if around else DistributedDataParallel(snnfast.compile(net))
+    loss(*trained(data(rank))).backward()
+    return [p.grad for p in net.parameters()]  # type: ignore[misc]
+
+
 def work(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
@@ -95,6 +105,7 @@ def work(rank: int, folder: str) -> None:
     loss(*trained(data(rank)[-1])).backward()
     found["grads"] = [p.grad for p in trained.parameters()]
     found["sharded"] = [sharded(rank, by_unroll) for by_unroll in (False, True)]
+    found["compiled"] = [compiled(rank, around) for around in (False, True)]
     torch.save(found, f"{folder}/{rank}.pt")
     dist.barrier()
     os._exit(0)  # gloo's threads may abort a process that is taken down while the other one closes its connections
@@ -137,13 +148,25 @@ def test_gradients_are_averaged_over_the_processes(ranks: list[dict[str, Any]]) 
         assert not torch.equal(expected[0], expected[1])
 
 
-@pytest.mark.parametrize("by_unroll", [False, True], ids=["steps", "unroll"])
-def test_fully_sharded_layers_have_the_gradients_of_one_process(ranks: list[dict[str, Any]], by_unroll: bool) -> None:
+def averaged(by_unroll: bool) -> list[Tensor]:
+    """The gradients that the two processes have together."""
     grads = []
     for rank in range(2):
         net = Unrolled(by_unroll)
         loss(*net(data(rank))).backward()
         grads.append([p.grad for p in net.parameters()])
+    return [torch.stack(pair).mean(0) for pair in zip(*grads, strict=True)]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("by_unroll", [False, True], ids=["steps", "unroll"])
+def test_fully_sharded_layers_have_the_gradients_of_one_process(ranks: list[dict[str, Any]], by_unroll: bool) -> None:
     for found in (r["sharded"][by_unroll] for r in ranks):
-        for grad, *alone in zip(found, *grads, strict=True):
-            assert_close(grad, torch.stack(alone).mean(0), 1e-5)
+        for grad, expected in zip(found, averaged(by_unroll), strict=True):
+            assert_close(grad, expected, 1e-5)
+
+
+@pytest.mark.parametrize("around", [False, True], ids=["inside", "around"])
+def test_a_compiled_loop_has_the_gradients_of_one_process(ranks: list[dict[str, Any]], around: bool) -> None:
+    for found in (r["compiled"][around] for r in ranks):
+        for grad, expected in zip(found, averaged(by_unroll=False), strict=True):
+            assert_close(grad, expected, 1e-5)

@@ -1,0 +1,12 @@
+"""``torch.compile(net, backend="snnfast")``: the user's loop over time, run as layers over time.
+
+- ``capture.py``: reads the graph that dynamo made of the loop.
+- ``series.py``: finds the calls that are the same at every step.
+- ``rules.py``: how one call on all time steps is written.
+- ``emission.py``, ``sums.py``: write the new graph.
+- ``backend.py``: what ``torch.compile`` calls, :func:`compile`, :func:`explain`.
+"""
+
+from snnfast._loop.backend import backend, compile, explain
+
+__all__ = ["backend", "compile", "explain"]

@@ -1,0 +1,169 @@
+"""The backend of ``torch.compile``, and what users call: :func:`compile`, :func:`explain`."""
+
+import copy
+import importlib
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx import GraphModule
+
+from snnfast import _backend, _neurons
+from snnfast._loop import verify
+from snnfast._loop.capture import capture, is_step
+from snnfast._loop.emission import Emission
+from snnfast._loop.report import Explanation, GraphReport, describe, line_of
+from snnfast._loop.series import Series
+from snnfast._step_op import step
+
+Compiled = Callable[..., Any]
+
+
+class RefusedError(Exception):
+    """Nothing of a graph can be merged; the reason, in words for the user."""
+
+
+def backend(gm: GraphModule, example_inputs: Any, *, options: dict[str, Any] | None = None) -> Compiled:
+    """Turn the graph of a loop over time into layers over time: ``torch.compile(..., backend="snnfast")``.
+
+    Args:
+        gm: The graph that dynamo made.
+        example_inputs: Its inputs.
+        options: ``{"inner": name}``: the backend that is given the new graph, such as ``"inductor"``. Without it the
+            graph runs as it is, one PyTorch call after the other.
+
+    Raises:
+        ValueError: An option that there is not.
+    """
+    inner = _inner(options)
+    merged, report = merge(gm)
+    for message in report.warnings:
+        _backend.warn_once(message)
+    compiled = merged.forward if inner is None else inner(merged, example_inputs)
+    if verify.is_wanted() and merged is not gm:
+        return verify.verified(gm, compiled, report.where)
+    return compiled
+
+
+def merge(gm: GraphModule) -> tuple[GraphModule, GraphReport]:
+    """The graph with what can be merged merged, or as it was; and what was done."""
+    first = next((n for n in gm.graph.nodes if n.op.startswith("call")), None)
+    report = GraphReport(line_of(first) or "a graph")
+    try:
+        return _merged(gm, report), report
+    except RefusedError as refusal:
+        report.refuse(str(refusal))
+    except Exception:
+        report.fail(traceback.format_exc())
+    for node in filter(is_step, gm.graph.nodes):
+        node.target = step
+    gm.recompile()
+    return gm, report
+
+
+def _merged(gm: GraphModule, report: GraphReport) -> GraphModule:
+    if not any(map(is_step, gm.graph.nodes)):
+        report.leave_alone(gm)
+        return gm
+    captured = capture(gm)
+    series = Series(captured)
+    emission = Emission(series)
+    graph = emission.write()
+    describe(series, emission.summed, report)
+    if not report.merged:
+        raise RefusedError(report.why_not())
+    return GraphModule(gm, graph)
+
+
+def _inner(options: dict[str, Any] | None) -> Any:
+    given = dict(options or {})
+    name = given.pop("inner", None)
+    if given:
+        raise ValueError(f"options: expected 'inner' at most, got {', '.join(map(repr, given))}")
+    if name is None:
+        return None
+    from torch._dynamo.backends.registry import lookup_backend
+
+    return lookup_backend(name)
+
+
+def compile(net: Any, **options: Any) -> Any:
+    """Make a network, or a function, that loops over time as fast as layers over time.
+
+    snnTorch's layers in a network are put on snnfast's kernels (:func:`snnfast.snntorch.convert`, in place); then it
+    is ``torch.compile(net, backend="snnfast")``.
+
+    Args:
+        net: A module with a loop over time in its ``forward``; or a function with one, such as a training step.
+            Networks that a function calls must be converted beforehand.
+        **options: Of ``torch.compile``, for example ``dynamic=False``.
+
+    Returns:
+        What ``torch.compile`` returns: the same network, of the same parameters.
+
+    Example::
+
+        >>> import torch, snnfast
+        >>> from torch import nn
+        >>> class Net(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.fc, self.lif = nn.Linear(784, 10), snnfast.Leaky(beta=0.9)
+        ...     def forward(self, x):  # [T, B, 784]
+        ...         mem, spk_rec = self.lif.reset_mem(), []
+        ...         for step in range(x.size(0)):
+        ...             spk, mem = self.lif(self.fc(x[step]), mem)
+        ...             spk_rec.append(spk)
+        ...         return torch.stack(spk_rec)
+        >>> net = snnfast.compile(Net())
+        >>> net(torch.rand(25, 128, 784)).shape
+        torch.Size([25, 128, 10])
+    """
+    if not callable(net):
+        raise TypeError(f"net: expected a torch.nn.Module or a function, got {type(net).__name__}")
+    _convert(net)
+    return torch.compile(net, backend="snnfast", **options)
+
+
+def _convert(net: Any) -> None:
+    if isinstance(net, nn.Module) and any(map(_neurons.is_snntorchs, net.modules())):
+        importlib.import_module("snnfast.snntorch").convert(net)
+
+
+def explain(net: Any, *inputs: Any, **named: Any) -> Explanation:
+    """Tell what :func:`compile` makes of a network or a function: what is merged, repeated or refused, and why.
+
+    A network is copied first and stays as it is; a function is called once.
+
+    Args:
+        net: As of :func:`compile`.
+        *inputs, **named: What it is called with.
+
+    Returns:
+        An :class:`Explanation`; ``print`` it.
+
+    Example::
+
+        >>> import torch, snnfast
+        >>> lif = snnfast.Leaky(beta=0.9)
+        >>> def loop(x, mem):
+        ...     for step in range(5):
+        ...         spk, mem = lif(x[step], mem)
+        ...     return spk
+        >>> print(snnfast.explain(loop, torch.rand(5, 3), torch.zeros(3)).graphs[0].merged[0])
+        5 steps of leaky: one unroll
+    """
+    reports: list[GraphReport] = []
+
+    def recording(gm: GraphModule, example_inputs: Any) -> Compiled:
+        merged, report = merge(gm)
+        reports.append(report)
+        return merged.forward
+
+    if isinstance(net, nn.Module):
+        net = copy.deepcopy(net)
+        _convert(net)
+    torch.compile(net, backend=recording)(*inputs, **named)  # type: ignore[no-untyped-call]
+    return Explanation(reports)

@@ -1,0 +1,399 @@
+"""Write the graph in which each series is one call, and each chain of steps one unroll over time."""
+
+import operator
+from contextlib import ExitStack
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, Node, map_arg
+from torch.utils import _pytree as pytree
+
+from snnfast._loop.capture import Captured, Chain, is_step
+from snnfast._loop.nodes import argument, fake_call, fake_mode_of, is_number, size_of, tensors_of, value
+from snnfast._loop.rules import RULES, Site, UnmergedError, by_vmap
+from snnfast._loop.series import Group, IndexGroup, Series
+from snnfast._loop.sums import terms_of
+from snnfast._step_op import step, unroll
+
+
+class Piece(NamedTuple):
+    """Nodes that follow one another in a merged series, or a single node that is in none."""
+
+    owner: Any  # a group, or (chain, output)
+    first: int  # its number in the owner
+    nodes: list[Node]
+
+
+class Emission:
+    """The new graph, while it is written."""
+
+    def __init__(self, series: Series) -> None:
+        self.series = series
+        self.captured: Captured = series.captured
+        self.graph = Graph()
+        self._mode = fake_mode_of([value(node) for node in self.captured.nodes])
+        self.new: dict[Node, Any] = {}  # of nodes of the old graph
+        self._whole: dict[Any, Node] = {}  # [T, *] of a group, or of an output of a chain
+        # By the segment that they are made in: under no_grad they are cut from the graph.
+        self._parts: dict[tuple[Any, int], list[Node]] = {}
+        self._stacked: dict[tuple[tuple[Node, ...], int], Node] = {}
+        self._segment = 0  # of what is written now
+        self._unrolled: dict[Chain, tuple[Node, list[tuple[Any, Node]]]] = {}
+        self._autocast: dict[Node, ExitStack] = {}
+        self.effects: set[Node] = set()
+        self.summed: set[Node] = set()  # of the old graph: sums that became one
+
+    def write(self) -> Graph:
+        try:
+            for vertex in self.series.in_order():
+                self._segment = self.captured.segment[self.series.members(vertex)[0]]
+                if isinstance(vertex, Chain):
+                    self._unroll(vertex)
+                elif isinstance(vertex, Group):
+                    self._merge(vertex)
+                else:
+                    self._single(vertex)
+        finally:
+            for entered in self._autocast.values():
+                entered.close()
+        # What was tried in vain, or is not needed, must not count as a reader of an unroll.
+        self.graph.eliminate_dead_code(is_impure_node=lambda n: n in self.effects or n.op in ("placeholder", "output"))
+        for node, outputs in self._unrolled.values():
+            self._ask(node, outputs)
+        self.graph.lint()
+        return self.graph
+
+    # ---- new nodes
+
+    def call(self, target: Any, *args: Any, **kwargs: Any) -> Node:
+        """Append a call, and learn from fake tensors what it returns."""
+        op = "call_method" if isinstance(target, str) else "call_function"
+        found = fake_call(op, target, args, kwargs, self._mode)
+        node = self.graph.create_node(op, target, args, kwargs)
+        node.meta["example_value"] = found
+        return node
+
+    def _copy(self, node: Node) -> Any:
+        if node.target is operator.getitem and isinstance(source := self.get(node.args[0]), tuple):  # type: ignore[arg-type]
+            return source[node.args[1]]  # type: ignore[index]
+        made = self.graph.node_copy(node, self.get)
+        if is_step(node):
+            made.target = step
+        if node in self.captured.effects:
+            self.effects.add(made)
+        return made
+
+    def get(self, node: Node) -> Any:
+        """A node of the old graph in the new one: that of a single step."""
+        if node in self.new:
+            return self.new[node]
+        place = self.series.place(node)
+        assert place is not None, f"{node} is needed before it is there"
+        return self._part(*place)
+
+    def _part(self, owner: Any, number: int) -> Any:
+        if isinstance(owner, tuple):
+            chain, output = owner
+            if output > 0 and number == len(chain.steps) - 1:
+                # Not a part of the record, which could not be detached in place: it may be what a layer holds.
+                return self._output(chain, ("last", output - 1))
+        return self._unbound(owner)[number]
+
+    def _unbound(self, owner: Any) -> list[Any]:
+        """All steps by themselves. By one call: its gradient is one stack, where each index would fill T steps."""
+        key = owner, self._segment
+        if key not in self._parts:
+            whole = self.whole(owner)
+            if isinstance(value(whole), Tensor):
+                self._parts[key] = self._unbind(whole)
+            else:
+                count = len(value(whole))
+                outputs = [self._unbind(self.call(operator.getitem, whole, i)) for i in range(count)]
+                self._parts[key] = list(zip(*outputs, strict=True))  # type: ignore[arg-type]
+        return self._parts[key]
+
+    def _unbind(self, whole: Node) -> list[Node]:
+        parts = self.call(torch.unbind, whole, 0)
+        return [self.call(operator.getitem, parts, k) for k in range(len(value(parts)))]
+
+    def whole(self, owner: Any) -> Node:
+        if owner not in self._whole:
+            chain, output = owner
+            self._whole[owner] = self._output(chain, ("spk", 0) if output == 0 else ("rec", output - 1))
+        return self._whole[owner]
+
+    # ---- series
+
+    def over_time(self, nodes: list[Node]) -> Node:
+        """``[T, *]`` of one node per time step."""
+        key = tuple(nodes), self._segment
+        if key in self._stacked:
+            return self._stacked[key]
+        pieces: list[Node] = []
+        rest: list[Node] = []
+        for piece in self.pieces(nodes):
+            count = len(piece.nodes)
+            if piece.owner is None or (count == 1 and len(nodes) > 1):
+                rest += piece.nodes
+                continue
+            if rest:
+                pieces.append(self.call(torch.stack, [self.get(n) for n in rest]))
+                rest = []
+            whole = self.whole(piece.owner)
+            if count < self._steps(piece.owner):
+                whole = self.call(operator.getitem, whole, slice(piece.first, piece.first + count))
+            pieces.append(whole)
+        if rest:
+            pieces.append(self.call(torch.stack, [self.get(n) for n in rest]))
+        made = pieces[0] if len(pieces) == 1 else self.call(torch.cat, pieces)
+        if not any(n in self.captured.written for n in nodes):
+            self._stacked[key] = made
+        return made
+
+    def pieces(self, nodes: list[Node]) -> list[Piece]:
+        """Parts of merged series, in order."""
+        found: list[Piece] = []
+        for node in nodes:
+            owner, number = self.series.place(node) or (None, 0)
+            last = found[-1] if found else None
+            if (
+                last is not None
+                and owner is not None
+                and last.owner == owner
+                and number == last.first + len(last.nodes)
+            ):
+                last.nodes.append(node)
+            else:
+                found.append(Piece(owner, number, [node]))
+        return found
+
+    # ---- groups
+
+    def _merge(self, group: Group) -> None:
+        merged = self._of_index(group) if isinstance(group, IndexGroup) else self._of_calls(group)
+        if merged is not None:
+            self._whole[group] = merged
+            return
+        for node in group.nodes:
+            self.new[node] = self._copy(node)
+
+    def _of_index(self, group: IndexGroup) -> Node:
+        base, places, dim = self.get(group.base), group.places, group.dim
+        stride = places[1] - places[0]
+        regular = all(b - a == stride for a, b in pairwise(places))
+        whole = (slice(None),) * dim
+        if regular and stride > 0:
+            stop = places[-1] + 1
+            if places[0] != 0 or stride != 1 or stop != size_of(value(base), dim):
+                base = self.call(operator.getitem, base, (*whole, slice(places[0], stop, stride)))
+        elif regular and stride == -1:
+            base = self.call(operator.getitem, base, (*whole, slice(places[-1], places[0] + 1)))
+            base = self.call("flip", base, dim)
+        else:
+            base = self.call(operator.getitem, base, (*whole, list(places)))
+        return base if dim == 0 else self.call("movedim", base, dim, 0)
+
+    def _of_calls(self, group: Group) -> Node | None:
+        steps, first = len(group.nodes), group.first
+        varies: set[Node] = set()
+        given: list[Any] = [pytree.tree_flatten((n.args, n.kwargs)) for n in group.nodes]
+        made = []
+        for column in zip(*(leaves for leaves, _ in given), strict=True):
+            if all(is_number(a) for a in column) and any(a != column[0] for a in column):
+                found = value(first)
+                numbers = self.call(torch.tensor, list(column), dtype=found.dtype, device=found.device)
+                made.append(self.call("view", numbers, (steps, *(1,) * found.dim())))
+                varies.add(made[-1])
+            elif not isinstance(column[0], Node):
+                made.append(map_arg(column[0], self.get))
+            elif all(a is column[0] for a in column):
+                made.append(self.get(column[0]))
+            elif any(_looks(n) != _looks(column[0]) for n in column):
+                group.reason = "what it is given has not the same shape at each step"
+                return None
+            elif not all(isinstance(value(n), Tensor) for n in column) and not self._one_owner(column):
+                group.reason = "it is given several results of a call that is not merged"
+                return None
+            else:
+                made.append(self.over_time(list(column)))
+                varies.add(made[-1])
+        if not varies:  # random numbers, anew at every step
+            i = next((i for i, a in enumerate(made) if isinstance(a, Node) and isinstance(value(a), Tensor)), None)
+            if i is None:
+                group.reason = "nothing that it is given varies with time"
+                return None
+            made[i] = self.call("expand", made[i], steps, *(-1,) * value(made[i]).dim())
+            varies.add(made[i])
+        args, kwargs = pytree.tree_unflatten(made, given[0][1])
+        site = Site(self.call, first, tuple(args), dict(kwargs), varies, steps)
+        why = "no rule"
+        for make in (RULES.get(first.target), by_vmap):
+            try:
+                merged = make(site) if make is not None else None
+                if merged is not None and (why := self._unlike(group, merged)) == "":
+                    return merged
+            except UnmergedError as error:
+                group.reason = str(error)
+                return None
+            except Exception as error:  # of PyTorch, about what a call does not take
+                why = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        group.reason = f"torch.vmap can't merge it ({why})"
+        return None
+
+    def _one_owner(self, column: tuple[Node, ...]) -> bool:
+        pieces = self.pieces(list(column))
+        return len(pieces) == 1 and pieces[0].owner is not None and len(column) == self._steps(pieces[0].owner)
+
+    def _steps(self, owner: Any) -> int:
+        return len(owner[0].steps if isinstance(owner, tuple) else owner.nodes)
+
+    def _unlike(self, group: Group, merged: Node) -> str:
+        """Where what a merged call returns does not look like T results of the single one."""
+        wanted, found = tensors_of(group.first), tensors_of(merged)
+        if len(wanted) != len(found):
+            return "another number of results"
+        for a, b in zip(wanted, found, strict=True):
+            if a.dtype != b.dtype or a.device != b.device:
+                return f"{b.dtype} in place of {a.dtype}"
+            if list(map(str, b.shape)) != [str(len(group.nodes)), *map(str, a.shape)]:
+                return f"steps of shape {tuple(b.shape[1:])} in place of {tuple(a.shape)}"
+        return ""
+
+    # ---- chains
+
+    def _unroll(self, chain: Chain) -> None:
+        currents = chain.currents()
+        constant = all(n is currents[0] for n in currents)
+        x = self.get(currents[0]) if constant else self.over_time(currents)
+        first: Any = chain.steps[0].args
+        tensors = [self.get(t) if isinstance(t, Node) else t for t in (*chain.states(0), *chain.parameters())]
+        steps = len(currents) if constant else None
+        # Until it is known what is read of it, everything is asked for.
+        node = self.call(unroll, first[0], x, tensors, *first[3:], steps, chain.neuron.every_state, False)
+        self._unrolled[chain] = node, []
+
+    def _output(self, chain: Chain, what: tuple[str, int]) -> Node:
+        """A result of an unroll; which number it has among them is settled at the end."""
+        node, outputs = self._unrolled[chain]
+        for key, made in outputs:
+            if key == what:
+                return made
+        n = len(chain.neuron.states)
+        number = {"spk": 0, "rec": 1 + what[1], "last": 1 + n + what[1]}[what[0]]
+        # Directly behind the unroll, wherever it is first asked for.
+        after = outputs[-1][1] if outputs else node
+        with self.graph.inserting_after(after):
+            made = self.graph.call_function(operator.getitem, (node, number))
+        made.meta["example_value"] = value(node)[number]
+        outputs.append((what, made))
+        return made
+
+    def _ask(self, node: Node, outputs: list[tuple[Any, Node]]) -> None:
+        """Ask an unroll for what is read of it."""
+        used = {what: made for what, made in outputs if made.users}
+        records = sorted(i for kind, i in used if kind == "rec")
+        spk = used.get(("spk", 0))
+        reduce = spk is not None and all(_is_sum(u) for u in spk.users)
+        if reduce:
+            for user in list(spk.users):  # type: ignore[union-attr]
+                user.replace_all_uses_with(spk)
+                self.graph.erase_node(user)
+        node.args = (*node.args[:-2], sum(1 << i for i in records), reduce)
+        for (kind, i), made in used.items():
+            number = {"spk": 0, "rec": 1 + sum(r < i for r in records), "last": 1 + len(records) + i}[kind]
+            made.args = (node, number)
+
+    # ---- everything else
+
+    def _single(self, node: Node) -> None:
+        name = getattr(node.target, "__name__", "")
+        if node.op == "output":
+            made = self.graph.output(map_arg(node.args[0], self.get))
+            for old, new in zip(pytree.tree_leaves(node.args), pytree.tree_leaves(made.args), strict=True):
+                assert not isinstance(old, Node) or _looks(old) == _looks(new), f"{new} in place of {old}"
+            return
+        if self.series.place(node) is not None:
+            return  # a result of a chain, made when somebody asks
+        made = self._stack(node) if node not in self.captured.written else None
+        if made is None:
+            made = self._sum(node)
+        if made is None:
+            made = self._copy(node)
+        self.new[node] = made
+        if name == "_enter_autocast":  # what is tried on fake tensors has its dtypes
+            self._autocast[node] = ExitStack()
+            self._autocast[node].enter_context(torch.autocast(*node.args, **node.kwargs))  # type: ignore[arg-type]
+        elif name == "_exit_autocast":
+            self._autocast.pop(node.args[0]).close()  # type: ignore[arg-type]
+
+    def _stack(self, node: Node) -> Node | None:
+        """``torch.stack`` or ``torch.cat`` of a series."""
+        if node.target not in (torch.stack, torch.cat, torch.concat) or not node.args:
+            return None
+        nodes: Any = node.args[0]
+        dim = argument(node, "dim", 1) or 0
+        if not isinstance(nodes, list | tuple) or len(nodes) < 2 or not all(isinstance(n, Node) for n in nodes):
+            return None
+        pieces = self.pieces(list(nodes))
+        if 2 * len(pieces) > len(nodes) or len(set(nodes)) < len(nodes) or not isinstance(dim, int):
+            return None
+        if any(_looks(n) != _looks(nodes[0]) for n in nodes):
+            return None  # cat takes several sizes
+        whole = self.over_time(list(nodes))
+        if value(whole).dtype != value(node).dtype:
+            return None
+        if dim % value(node).dim() != 0:
+            whole = self.call("movedim", whole, 0, dim % value(node).dim())
+        if node.target is torch.stack:
+            return whole
+        dim %= value(node).dim()
+        return self.call("flatten", whole, dim, dim + 1)
+
+    def _sum(self, node: Node) -> Node | None:
+        """A sum that grew in the loop, as one."""
+        terms, parts = terms_of(node, self._may_be_inside)
+        if len(terms) < 2:
+            return None
+        by_owner: dict[Any, list[Node]] = {}
+        others = []
+        for term in terms:
+            place = self.series.place(term) if isinstance(term, Node) else None
+            if place is None:
+                others.append(term)
+            else:
+                by_owner.setdefault(place[0], []).append(term)
+        dtype = value(node).dtype
+        sums: list[Any] = []
+        for members in by_owner.values():
+            if len(members) < 2 or len(set(members)) < len(members):
+                others += members
+                continue
+            whole = self.over_time(members)
+            asked = {} if value(whole).dtype == dtype else {"dtype": dtype}
+            sums.append(self.call(torch.sum, whole, 0, **asked))
+        if not sums:
+            return None
+        total: Any = None
+        for term in [self.get(t) if isinstance(t, Node) else t for t in others if t != 0 or isinstance(t, Node)] + sums:
+            total = term if total is None else self.call(operator.add, total, term)
+        if value(total).shape != value(node).shape or value(total).dtype != dtype:
+            return None
+        self.summed.update(parts)
+        return total  # type: ignore[no-any-return]
+
+    def _may_be_inside(self, node: Node) -> bool:
+        return self.series.place(node) is None and node not in self.captured.written
+
+
+def _looks(node: Node) -> list[Any]:
+    return [(tuple(map(str, t.shape)), t.dtype) for t in tensors_of(node)]
+
+
+def _is_sum(node: Node) -> bool:
+    """Whether a node is the sum over the first dimension, and nothing else."""
+    if node.target not in (torch.sum, "sum") or len(node.args) + len(node.kwargs) != 2:
+        return False
+    dim = argument(node, "dim", 1)
+    return dim == 0 or dim in ([0], (0,))

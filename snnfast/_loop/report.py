@@ -1,0 +1,154 @@
+"""What was done with a graph, in words."""
+
+import operator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Node
+
+from snnfast._loop.capture import Chain, is_step
+from snnfast._loop.nodes import tensors_of
+from snnfast._loop.series import Group, IndexGroup, Series
+
+
+@dataclass
+class GraphReport:
+    """What was done with one graph of those that ``torch.compile`` made.
+
+    Attributes:
+        where: File and line of its first call.
+        merged: What became one call for all time steps, a line each.
+        repeated: What stays one call per time step, each with its line and the reason.
+        refused: Why the whole graph runs as it is, or ``None``.
+        warnings: What users are told without being asked.
+    """
+
+    where: str
+    merged: list[str] = field(default_factory=list)
+    repeated: list[str] = field(default_factory=list)
+    refused: str | None = None
+    warnings: list[str] = field(default_factory=list)
+
+    def refuse(self, reason: str) -> None:
+        self.refused = reason
+        self.warnings = [f"snnfast: a compiled loop runs as it is, step by step: {reason}"]
+
+    def fail(self, error: str) -> None:
+        self.refused = f"the pass failed, a fault of snnfast: {error}"
+        self.warnings = [
+            "snnfast: turning a loop over time into layers over time failed, and it runs as it is, step by step. This "
+            f"is a fault of snnfast; please report it with the program that leads to it.\n{error}"
+        ]
+
+    def leave_alone(self, gm: GraphModule) -> None:
+        """Without a neuron of ours in it: of a part of a program, such as an optimizer, nothing is said."""
+        self.refused = "there is no step of a neuron in it"
+        inner = (m.graph for m in gm.modules() if isinstance(m, GraphModule))
+        if any(is_step(n) for graph in inner for n in graph.nodes):
+            self.refuse("its steps are in calls with graphs of their own, such as checkpointing at each step")
+        elif any("/snntorch/_neurons/" in (n.stack_trace or "") for n in gm.graph.nodes):
+            self.refused = (
+                "its layers are snnTorch's own; put them on snnfast's kernels with snnfast.compile(net), or with "
+                "snnfast.snntorch.convert(net) before torch.compile"
+            )
+            self.warnings = [f"snnfast: {self.where} runs as it is: {self.refused}"]
+
+    def why_not(self) -> str:
+        return "; ".join(self.repeated[:3]) or "nothing in it is done at every step"
+
+    def __str__(self) -> str:
+        if self.refused is not None:
+            return f"{self.where}: runs as it is: {self.refused}"
+        lines = [f"{self.where}:"]
+        lines += [f"  merged    {line}" for line in self.merged]
+        lines += [f"  repeated  {line}" for line in self.repeated]
+        return "\n".join(lines)
+
+
+@dataclass
+class Explanation:
+    """What :func:`snnfast.explain` found; ``print`` it.
+
+    Attributes:
+        graphs: One report for each graph: where Python code between can't be traced, there are several.
+    """
+
+    graphs: list[GraphReport]
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.graphs)) or "nothing was compiled"
+
+
+def describe(series: Series, summed: set[Node], report: GraphReport) -> None:
+    """Enter chains and groups into a report."""
+    for chain in series.captured.chains:
+        steps = f"{len(chain.steps)} step{'s' * (len(chain.steps) != 1)} of {chain.neuron.name}"
+        if chain.merged:
+            report.merged.append(f"{steps}: one unroll")
+        else:
+            report.repeated.append(f"{steps}{_at(chain.steps[0])}: {chain.reason}")
+            if len(chain.steps) > 1:
+                report.warnings.append(
+                    f"snnfast: in a compiled loop, {steps} run one by one{_at(chain.steps[0])}: {chain.reason}. "
+                    "snnfast.explain tells what is merged"
+                )
+    for group in dict.fromkeys(series.group_of.values()):
+        if isinstance(group, IndexGroup):
+            continue
+        name = f"{len(group.nodes)} x {name_of(group.first)}"
+        if group.reason is None or summed.issuperset(group.nodes):
+            report.merged.append(name)
+        else:
+            report.repeated.append(f"{name}{_at(group.first)}: {group.reason}")
+    if not any(isinstance(v, Chain | Group) for v in series.vertices()):
+        report.merged.clear()
+    _describe_others(series, summed, report)
+
+
+def _describe_others(series: Series, summed: set[Node], report: GraphReport) -> None:
+    """Calls at the same line, once per step, that are in no series."""
+    alike: dict[tuple[str, str], list[Node]] = {}
+    for node in series.captured.nodes:
+        calls = (
+            node.op in ("call_function", "call_method")
+            and bool(tensors_of(node))
+            and any(map(tensors_of, node.all_input_nodes))
+        )
+        known = is_step(node) or node in series.group_of or node in summed
+        if calls and not known and node.target not in (operator.getitem, torch.stack, torch.cat):
+            alike.setdefault((name_of(node), line_of(node)), []).append(node)
+    steps = max((len(chain.steps) for chain in series.captured.chains), default=0)
+    for (name, _), nodes in alike.items():
+        if 1 < steps <= len(nodes):
+            changes = any(n in series.captured.effects for n in nodes)
+            reason = "it changes something in place, in order" if changes else "it differs from step to step"
+            report.repeated.append(f"{len(nodes)} x {name}{_at(nodes[0])}: {reason}")
+
+
+def name_of(node: Node) -> str:
+    target: Any = node.target
+    return target if isinstance(target, str) else getattr(target, "__name__", str(target))
+
+
+def _at(node: Node) -> str:
+    line = line_of(node)
+    return f" ({line})" if line else ""
+
+
+_NOT_THE_USERS = ("/torch/", "/snnfast/", "/snntorch/")
+
+
+def line_of(node: Node | None) -> str:
+    """File and line in the user's code that a node comes from, and the code; empty where that is not known."""
+    trace = node.stack_trace if node is not None else None
+    if not trace:
+        return ""
+    lines = trace.strip().splitlines()
+    for i in reversed(range(len(lines))):
+        place = lines[i].strip()
+        if place.startswith("File ") and not any(part in place for part in _NOT_THE_USERS):
+            file, number, *_ = place.removeprefix("File ").split(", ")
+            code = lines[i + 1].strip() if i + 1 < len(lines) and not lines[i + 1].strip().startswith("File") else ""
+            return f"{file.strip(chr(34))}:{number.removeprefix('line ')}" + (f": {code}" if code else "")
+    return ""

@@ -1,0 +1,97 @@
+"""One time step as one node of the graph that ``torch.compile`` makes of a loop: the op ``snnfast::step``.
+
+Without it the checks and the autograd function of a step would be traced anew for every step of a loop. The op is a
+composite one, so that a compiler still finds the kernels in it. The backend in :mod:`snnfast._loop` looks for it.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from snnfast import _backend, surrogate
+from snnfast._arguments import ONE_STEP, Call, Options, check_options, made_call
+from snnfast._ops import (
+    CONSTANT,
+    NAMESPACE,
+    NEURONS,
+    RESET_MECHANISMS,
+    SEQUENCE,
+    SURROGATE_AT,
+    arithmetic_dtype,
+    unpack,
+)
+from snnfast._unroll import run
+
+_BY_NAME = {neuron.name: neuron for neuron in NEURONS}
+
+
+def options_of(packed: int, surrogate_field: int, p0: float, p1: float) -> Options:
+    """Those that ``Options.packed`` and ``Options.derivative`` were made of."""
+    kind = surrogate.of_kernel(surrogate_field >> SURROGATE_AT, p0, p1)
+    reset, delay = RESET_MECHANISMS[unpack(packed, "reset")], bool(unpack(packed, "reset_delay"))
+    return check_options(kind, reset, delay, False, None)
+
+
+_options_of = lru_cache(options_of)
+
+
+def unroll(
+    neuron: str,
+    x: Tensor,  # [T, *], or [*] of a constant current
+    tensors: list[Tensor | None],
+    options: int,
+    surrogate_field: int,
+    p0: float,
+    p1: float,
+    backend: str,
+    steps: int | None,  # of a constant current
+    record: int,  # states to return of every step, as bits
+    reduce: bool,  # sum the spikes over time
+) -> list[Tensor]:
+    """All steps that follow one another in a graph: the spikes, the recorded states, and the states at the end.
+
+    Numbers and dtypes are those of the steps: of a half-precision current the states are as wide as the arithmetic.
+    """
+    time, steps = (SEQUENCE, len(x)) if steps is None else (CONSTANT, steps)
+    call = made_call(time, steps, record, last=True, reduce=reduce)
+    wide = x.to(arithmetic_dtype(x.dtype)) if record else x
+    spk, *found = _run(neuron, wide, tensors, (options, surrogate_field, p0, p1), backend, call)
+    return [spk.to(x.dtype), *found]
+
+
+def step(
+    neuron: str,
+    x: Tensor,  # [*]
+    tensors: list[Tensor | None],  # states, then parameters
+    options: int,
+    surrogate_field: int,
+    p0: float,
+    p1: float,
+    backend: str,
+) -> list[Tensor]:
+    """What the op does. A graph that is run as it is calls this function: the way through the op costs microseconds."""
+    return list(_run(neuron, x, tensors, (options, surrogate_field, p0, p1), backend, ONE_STEP))
+
+
+def _run(
+    name: str, x: Tensor, tensors: Sequence[Tensor | None], options: tuple[Any, ...], backend: str, call: Call
+) -> tuple[Tensor, ...]:
+    neuron, asked = _BY_NAME[name], _options_of(*options)
+    n = len(neuron.states)
+    states: Any = tuple(tensors[:n])
+    parameters: Any = tuple(tensors[n:])
+    if backend == _backend.current_backend():
+        return run(neuron, asked, call, x, states, parameters, as_node=False)
+    with _backend.use_backend(backend):  # of a block that was traced, which is not there when its graph runs
+        return run(neuron, asked, call, x, states, parameters, as_node=False)
+
+
+_library = torch.library.Library(NAMESPACE, "FRAGMENT")  # type: ignore[no-untyped-call]
+_library.define(  # type: ignore[no-untyped-call]
+    "step(str neuron, Tensor x, Tensor?[] tensors, int options, int surrogate, float p0, float p1, str backend)"
+    " -> Tensor[]"
+)
+_library.impl("step", step, "CompositeImplicitAutograd")  # type: ignore[no-untyped-call]

@@ -1,0 +1,55 @@
+"""Small networks with a loop over time, for the tests of the backend ``snnfast`` of ``torch.compile``."""
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import snnfast
+
+
+class Net(nn.Module):
+    """Tutorial 5's loop, over an input that changes with time."""
+
+    def __init__(self, layer: Any = snnfast.Leaky, **options: Any) -> None:
+        super().__init__()
+        self.fc1, self.lif1 = nn.Linear(12, 9), layer(beta=0.9, **options)
+        self.fc2, self.lif2 = nn.Linear(9, 4), layer(beta=0.8, **options)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        mem1, mem2 = self.lif1.init_leaky(), self.lif2.init_leaky()
+        spk_rec, mem_rec = [], []
+        for step in range(x.size(0)):
+            spk1, mem1 = self.lif1(self.fc1(x[step]), mem1)
+            spk2, mem2 = self.lif2(self.fc2(spk1), mem2)
+            spk_rec.append(spk2)
+            mem_rec.append(mem2)
+        return torch.stack(spk_rec), torch.stack(mem_rec)
+
+
+class Feedback(nn.Module):
+    """A layer that is given its own spikes of the step before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.back, self.lif = nn.Linear(12, 5), nn.Linear(5, 5), snnfast.Leaky(beta=0.9)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mem, spk, rec = self.lif.reset_mem(), torch.zeros(x.shape[1], 5), []
+        for step in range(x.size(0)):
+            spk, mem = self.lif(self.fc(x[step]) + self.back(spk), mem)
+            rec.append(spk)
+        return torch.stack(rec)
+
+
+def currents(T: int = 5, B: int = 3) -> Tensor:
+    return torch.rand(T, B, 12) * 3
+
+
+def refused(function: Any, *args: Any) -> str:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        function(*args)
+    (message,) = [str(w.message) for w in caught if str(w.message).startswith("snnfast: ")]
+    return message

@@ -1,0 +1,92 @@
+"""``SNNFAST_VERIFY=1`` compares a compiled loop with the loop, and finds what is planted."""
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from helpers import assert_bits_equal
+from loop_nets import Net, currents, refused
+from torch import Tensor, nn
+
+import snnfast
+from snnfast import _backend
+from snnfast._loop import rules
+
+
+@pytest.fixture(autouse=True)
+def verifying(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("SNNFAST_VERIFY", "1")
+    torch._dynamo.reset()
+    monkeypatch.setattr(_backend, "_warned", set())
+    torch.manual_seed(0)
+    yield
+    torch._dynamo.reset()
+
+
+def plant(monkeypatch: pytest.MonkeyPatch, wrong: Any) -> None:
+    monkeypatch.setitem(rules.RULES, torch._C._nn.linear, wrong)
+
+
+def test_verification_passes_what_is_right() -> None:
+    net, x = Net(), currents().requires_grad_()
+    other = copy.deepcopy(net)
+    found = snnfast.compile(net)(x)
+    for a, b in zip(found, other(x), strict=True):
+        assert_bits_equal(a, b)
+    found[1].sum().backward()
+    assert net.fc1.weight.grad is not None
+
+
+def test_verification_finds_wrong_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    def late(site: rules.Site) -> Any:  # the steps in another order
+        right = rules.with_batch(site)
+        return None if right is None else site.call("flip", right, 0)
+
+    plant(monkeypatch, late)
+    with pytest.raises(
+        RuntimeError, match=r"SNNFAST_VERIFY: output \d of the loop at .*loop_nets.py.* elements differ"
+    ):
+        snnfast.compile(Net())(currents())
+
+
+def test_verification_finds_wrong_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    def cut(site: rules.Site) -> Any:
+        right = rules.with_batch(site)
+        return None if right is None else site.call("detach", right)
+
+    plant(monkeypatch, cut)
+    with pytest.raises(RuntimeError, match=r"SNNFAST_VERIFY: gradient of input \d+ .* relative error"):
+        snnfast.compile(Net())(currents().requires_grad_())
+
+
+def test_verification_finds_wrong_running_averages(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Normed(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lif1 = nn.Sequential(nn.BatchNorm1d(9), self.lif1)  # type: ignore[assignment]
+
+        def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+            mem, rec = self.lif1[1].reset_mem(), []
+            for step in range(x.size(0)):
+                spk, mem = self.lif1[1](self.lif1[0](self.fc1(x[step])), mem)
+                rec.append(spk)
+            return (torch.stack(rec),)
+
+    net = Normed()
+    snnfast.compile(net)(currents())
+    assert int(net.lif1[0].num_batches_tracked) == 5
+
+
+def test_random_numbers_are_not_compared() -> None:
+    lif, fc = snnfast.Leaky(beta=0.9), nn.Linear(12, 4)
+
+    def loop(x: Tensor) -> Tensor:
+        mem, total = lif.reset_mem(), torch.zeros(x.shape[1], 4)
+        for step in range(5):
+            spk, mem = lif(nn.functional.dropout(fc(x[step]), 0.5), mem)
+            total = total + spk
+        return total
+
+    assert "draws random numbers" in refused(snnfast.compile(loop), currents())
