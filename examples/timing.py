@@ -1,9 +1,13 @@
-"""One training step, side by side: fused kernels, plain PyTorch loop, and snnTorch as its tutorial writes it."""
+"""One training step, side by side: fused kernels, plain PyTorch loop, and snnTorch as its tutorial writes it.
+
+The last also with one line added, ``snnfast.compile``.
+"""
 
 import copy
 import importlib.util
 import time
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 
 import torch
@@ -36,16 +40,19 @@ def compare(
     training step that the example itself uses for a network.
     """
     steps: dict[str, Step] = {}
+    fused = "fused"
     if (reason := why_not_fused(images.device)) is None:
         steps["snnfast, fused kernels"] = _with_backend("fused", make_step(copy.deepcopy(net)))
     else:
+        fused = "reference"
         print(f"left out of the timing: {reason}")
     steps["snnfast, reference loop"] = _with_backend("reference", make_step(copy.deepcopy(net)))
     if importlib.util.find_spec("snntorch") is None:
         print("left out of the timing: snnTorch is not installed: pip install snntorch")
     else:
-        _, train_on = snntorch_trainer(net, num_steps, lr)
-        steps["snnTorch, tutorial 5"] = lambda: train_on(images, labels)
+        for name, change in (("snnTorch, snnfast.compile", snnfast.compile), ("snnTorch, tutorial 5", None)):
+            _, train_on = snntorch_trainer(net, num_steps, lr, change)
+            steps[name] = _with_backend(fused, partial(train_on, images, labels))
 
     loss = {name: step().item() for name, step in steps.items()}
     milliseconds = _measure(steps, images.device)
@@ -105,12 +112,12 @@ def _with_backend(name: str, step: Step) -> Step:
 
 
 def snntorch_trainer(
-    net: snnfast.MultiStep, num_steps: int, lr: float
+    net: snnfast.MultiStep, num_steps: int, lr: float, change: Callable[[nn.Module], nn.Module] | None = None
 ) -> tuple[nn.Module, Callable[[Tensor, Tensor], Tensor]]:
     """The network, the loop and the loss of snnTorch's tutorial 5, line by line, with the weights of ``net``.
 
     Returns the network, which maps images to ``(spk_rec, mem_rec)``, and a function that trains it on one batch of
-    images and labels and returns the loss.
+    images and labels and returns the loss. With ``change`` the network is what that makes of it.
     """
     import snntorch as snn
 
@@ -137,7 +144,9 @@ def snntorch_trainer(
                 mem2_rec.append(mem2)
             return torch.stack(spk2_rec, dim=0), torch.stack(mem2_rec, dim=0)
 
-    model = Net().to(next(net.parameters()).device)
+    model: nn.Module = Net().to(next(net.parameters()).device)
+    if change is not None:
+        model = change(model)
     optimizer = torch.optim.Adam(model.parameters(), lr=lr, betas=(0.9, 0.999))
 
     def train_on(images: Tensor, labels: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """The network of snnTorch's tutorial 5 without its loop over time, and what that is worth.
 
 ``fc1`` sees the same image at every step and runs once; each layer of neurons is unrolled in one kernel; ``fc2`` takes
-all steps as one large batch. The first iterations and the time of one are shown beside the loop of ``tutorial5.py``,
-with snnfast's neurons and with snnTorch's.
+all steps as one large batch. The first iterations and the time of one are shown beside the loop of ``tutorial5.py``:
+compiled by ``snnfast.compile``, with snnfast's neurons, and with snnTorch's.
 """
 
 import argparse
@@ -41,6 +41,7 @@ def trainers(data: Digits, args: argparse.Namespace) -> dict[str, tutorial5.Trai
     """All start from the same weights and see the same images."""
     nets: dict[str, Callable[[], nn.Module]] = {
         "unrolled": lambda: Net(args.num_steps),
+        "compiled": lambda: snnfast.compile(tutorial5.Net(args.num_steps)),
         "loop": lambda: tutorial5.Net(args.num_steps),
         "snntorch": lambda: tutorial5.Net(args.num_steps, snntorch),
     }

@@ -109,18 +109,34 @@ def test_tutorial5_learns_the_same_with_plain_snntorch(run: Run) -> None:
     assert last.search(ours)[1] == last.search(theirs)[1]
 
 
+def test_tutorial5_compiled_has_the_losses_of_its_loop_to_rounding(run: Run) -> None:
+    args = [*TUTORIAL5, "--compare", "3", "--iterations", "2", "--compile"]
+    out = run("tutorial5", *args)
+    assert "training with snnfast.compile" in out
+    rows = [[float(loss) for loss in cells.split()[:6:2]] for _, cells in ROW.findall(out)]
+    assert len(rows) == 4
+    for _, theirs, compiled in rows:
+        assert compiled == pytest.approx(theirs, abs=2e-3)
+    last = re.search(r"iteration 2 of 2: loss ([\d.]+),", out)[1]
+    assert float(last) == pytest.approx(rows[2][2], abs=2e-2)  # the second minibatch
+    assert re.search(r"^test accuracy \(rate code\): [01]\.\d{4}$", out, re.MULTILINE)
+
+
 def test_the_unrolled_tutorial5_has_the_losses_of_the_loop_to_rounding(trainers: Callable[[str], object]) -> None:
     loop, unrolled = trainers("loop").first(3), trainers("unrolled").first(3)
     assert [seen.loss for seen in unrolled] == pytest.approx([seen.loss for seen in loop], rel=1e-5)
 
 
-def test_tutorial5_fused_shows_the_times_of_all_three(run: Run) -> None:
+def test_tutorial5_fused_shows_the_times_of_all(run: Run) -> None:
     out = run("tutorial5_fused", *TUTORIAL5, "--iterations", "2", "--rounds", "2")
     ms = r"[\d.]+ ms"
-    assert re.search(rf"unrolled {ms}, loop {ms}, snntorch {ms}; unrolled is [\d.]+ times as fast as loop", out)
+    assert re.search(
+        rf"unrolled {ms}, compiled {ms}, loop {ms}, snntorch {ms}; unrolled is [\d.]+ times as fast as", out
+    )
     for _, cells in ROW.findall(out):
-        ours, loop, theirs = (float(cell) for cell in cells.split()[:6:2])
+        ours, compiled, loop, theirs = (float(cell) for cell in cells.split()[:8:2])
         assert loop == theirs
+        assert compiled == pytest.approx(theirs, abs=2e-3)
         assert ours == pytest.approx(theirs, abs=2e-3)
 
 
@@ -237,6 +253,7 @@ def test_a_damaged_archive_is_one_line_and_exit_code_2(
 @pytest.mark.parametrize(
     ("name", "args", "message"),
     [
+        ("tutorial5", ["--compile", "--snntorch"], "--snntorch: not allowed with argument --compile"),
         ("tutorial5", ["--data-path", "nowhere"], "no such folder: nowhere"),
         ("tutorial5_fused", ["--device", "abacus"], "--device abacus: "),
         ("convolution", ["--batch-size", "2000"], "--batch-size 2000 is more than the 1437 training images"),
