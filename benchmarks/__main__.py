@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from . import epoch, kinds, parity, pool, report, rounding, run
+from . import compilation, epoch, kinds, parity, pool, report, rounding, run
 from .bars import Bar
 from .measure import machine
 from .registry import suites
@@ -29,6 +29,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     comparing = command("parity", parity.run, "bits that differ from snnTorch over random configurations")
     training = command("epoch", epoch.run, "an epoch on MNIST, beside snnTorch: seconds and test accuracy")
     counting = command("kinds", kinds.run, "one call per step with integer, float64, numpy and half numbers")
+    command("compile", compilation.run, "what compiling a loop over time costs: seconds over T, and how often")
     command("pool", pool.run, "memory that freed outputs leave idle after steps of varying shapes, and what it saves")
     command("rounding", rounding.run, "what membranes kept in bfloat16 do to the gradient")
 

@@ -25,6 +25,9 @@ NEURONS = {
 }
 
 
+NETWORKS = ("tutorial5", "convolution")
+
+
 @dataclass(frozen=True)
 class Options:
     """Of a layer of neurons, in snnTorch's words."""
@@ -48,7 +51,7 @@ class Case:
     """One workload: ``kind`` names its builder in :mod:`benchmarks.workloads`."""
 
     suite: str
-    kind: str  # layer, loop, tutorial5, convolution, framework
+    kind: str  # layer, loop, recurrent, framework, or one of NETWORKS
     T: int
     B: int
     shape: tuple[int, ...]  # of one sample
@@ -57,7 +60,7 @@ class Case:
     options: Options = field(default_factory=Options)
     backward: bool = True
     constant: bool = False  # the same current at every step
-    variant: str = ""  # of framework: "Linear inside the loop" or "Linear hoisted"
+    variant: str = ""  # of framework: "Linear inside the loop" or "Linear hoisted"; of recurrent, its name
     quick: bool = False  # part of the five-minute run
     peers: bool = True  # all peers in the five-minute run, or snnfast alone
     gate: bool = False  # part of `check`
@@ -129,7 +132,10 @@ def suites(device: str) -> dict[str, list[Case]]:
         "tutorial5": [TUTORIAL5],
         "conv": [
             Case("conv", "convolution", 50, 128, (1, 28, 28), options=Options(beta=0.5, surrogate="fast_sigmoid")),
-            Case("conv", "convolution", 10, 32, (1, 28, 28), options=Options(beta=0.5, surrogate="fast_sigmoid")),
+            *(
+                Case("conv", "convolution", T, 32, (1, 28, 28), options=Options(beta=0.5, surrogate="fast_sigmoid"))
+                for T in (10, 25)
+            ),
         ],
         "long": [
             Case("long", "layer", 1000, 1, (100,), quick=True),
@@ -199,4 +205,6 @@ def _loop() -> list[Case]:
         Case("loop", "loop", 25, 128, (1000,), quick=True, gate=True),
         Case("loop", "loop", 25, 1, (10,), quick=True),
         Case("loop", "loop", 25, 128, (64, 14, 14)),
+        Case("loop", "recurrent", 25, 32, (100,), variant="recurrent", quick=True),
+        Case("loop", "recurrent", 25, 128, (1000,), variant="recurrent"),
     ]

@@ -136,7 +136,11 @@ def _peers_of(case: Case, chosen: bool, device: torch.device) -> list[str]:
     """All that the device could run; those for another device would only be in the way."""
     if not (chosen or case.peers):
         return [OURS]
-    return [peer.name for peer in PEERS.values() if device.type in peer.devices and peer.fits(case)]
+    return [
+        peer.name
+        for peer in PEERS.values()
+        if device.type in peer.devices and peer.fits(case) and (chosen or not peer.slow)
+    ]
 
 
 def _device(args: argparse.Namespace) -> torch.device:

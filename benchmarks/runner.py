@@ -15,10 +15,11 @@ import snnfast
 
 from . import memory_use
 from .measure import alternate, seconds_of, seconds_on_gpu
+from .networks import neurons_per_step
 from .peers import PEERS, Peer, Unsupported
 from .peers.ours import OURS, lacking
-from .registry import Case
-from .workloads import Candidate, Data, build, make_data, network_neurons
+from .registry import NETWORKS, Case
+from .workloads import Candidate, Data, build, make_data
 
 COPY = "copy_"
 COMPARED = 1 << 23  # neuron-steps up to which the spikes of the case itself are compared
@@ -62,12 +63,14 @@ def run_case(
     patience: float = PATIENCE,
 ) -> list[Row]:
     """Measure ``names``; ours is always first, and a row without a measurement says why."""
-    count = case.T * network_neurons(case) if case.kind in ("tutorial5", "convolution") else case.neuron_steps
+    count = case.T * neurons_per_step(case) if case.kind in NETWORKS else case.neuron_steps
     rows = {name: Row(case.name, name, neuron_steps=count) for name in dict.fromkeys([OURS, *names])}
     if problem := lacking(case) or _too_large(case, True, count, device, patience):
         for row in rows.values():
             row.problem = problem
         return list(rows.values())
+    if any(PEERS[name].compiled for name in rows):
+        torch._dynamo.reset()  # shapes of other cases would make this one's dynamic
     data = make_data(case, device)
     functions: dict[str, Callable[[], object]] = {}
     twice: dict[str, list[float]] = {}

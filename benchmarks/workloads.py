@@ -5,13 +5,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 - PyTorch's own name for it
 
+from .networks import CLASSES, OverTime, loss_of, over_time
 from .peers import Neuron, Peer, Unsupported
-from .registry import DTYPES, Case
+from .registry import DTYPES, NETWORKS, Case
 
 INSIDE = "Linear inside the loop"
-CLASSES, HIDDEN = 10, 1000
 
 
 class Candidate(NamedTuple):
@@ -38,10 +37,10 @@ def make_data(case: Case, device: torch.device) -> Data:
     torch.manual_seed(0)
     dtype = DTYPES[case.dtype]
     step = (case.B, *case.shape)
-    if case.kind in ("tutorial5", "convolution"):
+    if case.kind in NETWORKS:
         return Data(torch.rand(step, device=device), labels=torch.randint(CLASSES, (case.B,), device=device))
     x = torch.randn(step if case.constant else (case.T, *step), dtype=dtype, device=device)
-    if case.kind == "framework":
+    if case.kind in ("framework", "recurrent"):
         return Data(x, linear=nn.Linear(case.shape[0], case.shape[0]).to(device))
     if not case.backward:
         return Data(x)
@@ -51,20 +50,15 @@ def make_data(case: Case, device: torch.device) -> Data:
 def build(case: Case, peer: Peer, data: Data) -> Candidate:
     """Raise Unsupported where the implementation can't do it."""
     device = data.x.device
-    if case.kind in ("tutorial5", "convolution"):
+    if case.kind in NETWORKS:
         assert data.labels is not None
         network, x, labels = Network(case, peer, device), data.x, data.labels
         given = [x, labels, *network.parameters]
         return Candidate(lambda: network.train(x, labels), lambda: (network.loss(x, labels),), given)
     neuron = peer.make(case, device)
+    if case.kind == "recurrent":
+        return _recurrent(case, neuron, data, peer.compile)
     return {"layer": _layer, "loop": _loop, "framework": _framework}[case.kind](case, neuron, data)
-
-
-def _over_time(neuron: Neuron, x: Tensor, T: int, record_mem: bool) -> tuple[Tensor, ...]:
-    """The same current ``[B, *]`` at each of T steps."""
-    if neuron.constant is not None:
-        return neuron.constant(x, T, record_mem)
-    return neuron.unroll(x.expand(T, *x.shape), record_mem)
 
 
 def _gradient_of(spk: Tensor, grad: Tensor, cast: dict[torch.dtype, Tensor]) -> Tensor:
@@ -80,7 +74,7 @@ def _layer(case: Case, neuron: Neuron, data: Data) -> Candidate:
 
     def forward() -> tuple[Tensor, ...]:
         if case.constant:
-            return _over_time(neuron, data.x, case.T, case.options.record_mem)
+            return over_time(neuron, data.x, case.T, case.options.record_mem)
         return neuron.unroll(data.x, case.options.record_mem)
 
     def run() -> object:
@@ -114,6 +108,28 @@ def _loop(case: Case, neuron: Neuron, data: Data) -> Candidate:
     return Candidate(lambda: torch.autograd.grad(forward(), wanted, grads), forward, wanted)
 
 
+def _recurrent(case: Case, neuron: Neuron, data: Data, compile_: Callable[[Any], Any] | None) -> Candidate:
+    """Each step needs the spikes of the step before, so that there is nothing to merge; the loss is their number."""
+    linear, step = data.linear, neuron.step
+    assert linear is not None
+    assert step is not None
+    wanted = [*linear.parameters(), *neuron.parameters]
+
+    def loop(x: Tensor) -> Tensor:
+        spk, state = torch.zeros_like(x[0]), None
+        spk_rec = []
+        for t in range(x.size(0)):
+            spk, state = step(x[t] + linear(spk), state)
+            spk_rec.append(spk)
+        return torch.stack(spk_rec)
+
+    if compile_ is not None:
+        loop = compile_(loop)
+    return Candidate(
+        lambda: torch.autograd.grad(loop(data.x).sum(), wanted), lambda: (loop(data.x),), [data.x, *wanted]
+    )
+
+
 def _framework(case: Case, neuron: Neuron, data: Data) -> Candidate:
     """Linear(n, n) and a layer of neurons; the loss is the number of spikes, as in Open Neuromorphic's benchmark."""
     linear, step = data.linear, neuron.step
@@ -138,68 +154,26 @@ def _framework(case: Case, neuron: Neuron, data: Data) -> Candidate:
     return Candidate(lambda: torch.autograd.grad(forward()[0].sum(), wanted), forward, [data.x, *wanted])
 
 
-def _stages(case: Case) -> list[nn.Module]:
-    """The layers between the neurons: of snnTorch's tutorial 5, and of its tutorial 6."""
-    if case.kind == "tutorial5":
-        return [nn.Linear(case.shape[0], HIDDEN), nn.Linear(HIDDEN, CLASSES)]
-    return [
-        nn.Sequential(nn.Conv2d(1, 12, 5), nn.MaxPool2d(2)),
-        nn.Sequential(nn.Conv2d(12, 64, 5), nn.MaxPool2d(2)),
-        nn.Sequential(nn.Flatten(), nn.Linear(64 * 4 * 4, CLASSES)),
-    ]
-
-
-def network_neurons(case: Case) -> int:
-    """Neurons per step of a network."""
-    return case.B * (HIDDEN + CLASSES if case.kind == "tutorial5" else 12 * 12 * 12 + 64 * 4 * 4 + CLASSES)
-
-
 class Network:
     """The network of a tutorial, its loss and its training step with Adam, the same weights at first for all peers."""
 
     def __init__(self, case: Case, peer: Peer, device: torch.device) -> None:
         torch.manual_seed(0)
-        self.T = case.T
-        self.on_membranes = case.kind == "tutorial5"  # the loss; tutorial 6 takes that of the spike count
-        self.in_loop = peer.network_in_loop
-        self.modules = nn.ModuleList(_stages(case)).to(device)
-        self.neurons = [peer.make(case, device) for _ in self.modules]
-        self.parameters = [*self.modules.parameters(), *(p for neuron in self.neurons for p in neuron.parameters)]
+        net = OverTime(case, lambda: peer.make(case, device)) if peer.network is None else peer.network(case)
+        self.net: Any = net.to(device)
+        compiled = peer.compile or (lambda loop: loop)
+        if not peer.with_loss:
+            self.net = compiled(self.net)
+        self.loss = loss_of(case, self.net, peer.looped)
+        if peer.with_loss:
+            self.loss = compiled(self.loss)
+        self.parameters = [p for p in net.parameters() if p.requires_grad]
         # For all alike the update in one kernel, so that most of the time is that of the layers.
         self.optimizer = torch.optim.Adam(self.parameters, lr=5e-4, fused=True)
 
     def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Spikes ``[T, B, classes]``, and membranes where the loss needs them and there are any."""
-        return self._looped(x) if self.in_loop else self._unrolled(x)
-
-    def _unrolled(self, x: Tensor) -> tuple[Tensor, ...]:
-        last = len(self.neurons) - 1
-        out = _over_time(self.neurons[0], self.modules[0](x), self.T, False)
-        for i in range(1, len(self.neurons)):
-            current = self.modules[i](out[0].flatten(0, 1)).unflatten(0, (self.T, -1))
-            out = self.neurons[i].unroll(current, self.on_membranes and i == last)
-        return out
-
-    def _looped(self, images: Tensor) -> tuple[Tensor, ...]:
-        states: list[Any] = [None] * len(self.neurons)
-        spikes, membranes = [], []
-        for _ in range(self.T):
-            x = images
-            for i, (module, neuron) in enumerate(zip(self.modules, self.neurons, strict=True)):
-                assert neuron.step is not None
-                x, states[i] = neuron.step(module(x), states[i])
-            spikes.append(x)
-            membranes.append(states[-1][-1])
-        return torch.stack(spikes), torch.stack(membranes)
-
-    def loss(self, x: Tensor, labels: Tensor) -> Tensor:
-        out = self(x)
-        if not self.on_membranes:
-            return F.cross_entropy(out[0].sum(0), labels)
-        if self.in_loop:
-            # As the tutorial writes it.
-            return sum((F.cross_entropy(out[-1][t], labels) for t in range(self.T)), torch.zeros((), device=x.device))
-        return F.cross_entropy(out[-1].flatten(0, 1), labels.repeat(self.T)) * self.T
+        """Spikes ``[T, B, classes]`` and, where the loss is of them, membranes."""
+        return self.net(x)
 
     def train(self, x: Tensor, labels: Tensor) -> Tensor:
         loss = self.loss(x, labels)

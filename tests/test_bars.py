@@ -9,9 +9,9 @@ from benchmarks import __main__ as command_line
 from benchmarks import bars, run, runner
 from benchmarks.bars import FLOOR, SAVED
 from benchmarks.peers import PEERS
-from benchmarks.peers.ours import OURS
-from benchmarks.peers.snntorch_loop import COMPILED, LOOP
-from benchmarks.registry import Case, suites
+from benchmarks.peers.ours import LOOPED, OURS
+from benchmarks.peers.snntorch_loop import COMPILED, LOOP, NETWORK
+from benchmarks.registry import TUTORIAL5, Case, suites
 
 CASES = {case.name: case for cases in suites("cpu").values() for case in cases}
 LAYER = CASES["lif [25, 128, 1000] float32, forward + backward"]
@@ -58,6 +58,27 @@ def test_bars_are_judged_by_copy_by_bytes_and_by_peers(monkeypatch):
     ]
     assert [bar.required for bar in found] == [True, False, False]
     assert [bar.verdict for bar in bars.judge(LAYER.name, [], asked=[FLOOR])] == ["NOT MEASURED"] + ["not measured"] * 3
+
+
+def test_bars_between_two_peers_are_at_most_where_the_time_above_is_our_own(monkeypatch):
+    limits = {LOOPED: 1.1, (LOOP, LOOPED): 7.5, (NETWORK, LOOPED): 1.0}
+    monkeypatch.setitem(bars.BARS, TUTORIAL5.name, limits)
+    ratios = {OURS: 1.0, LOOP: 9.0, LOOPED: 1.25}
+    rows = [runner.Row(TUTORIAL5.name, peer, median=ratio, ratio=ratio) for peer, ratio in ratios.items()]
+    rows.append(runner.Row(TUTORIAL5.name, NETWORK, problem="no compiler"))
+    found = bars.judge(TUTORIAL5.name, rows, asked=[LOOPED, NETWORK])
+    assert [bar.name.split(": ")[1] for bar in found] == [
+        f"{LOOPED} / ours", f"{LOOP} / {LOOPED}", f"{NETWORK} / {LOOPED}"
+    ]  # fmt: skip
+    assert [(bar.value, bar.at_least, bar.verdict) for bar in found] == [
+        (1.25, False, "MISSED"),
+        (7.2, True, "MISSED"),
+        (None, True, "NOT MEASURED"),
+    ]
+    assert found[2].detail == "no compiler"
+    assert [bar.required for bar in found] == [True, False, True]
+    assert [bar.name for bar in bars.judge(TUTORIAL5.name, rows, [LOOP])] == []
+    assert len(bars.judge(TUTORIAL5.name, rows, [LOOP, LOOPED])) == 2
 
 
 @pytest.fixture

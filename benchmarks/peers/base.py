@@ -5,9 +5,11 @@ from importlib import metadata, util
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..registry import Case
+from ..registry import NETWORKS, NEURONS, Case
+
+KINDS = ("layer", "loop", "framework", *NETWORKS)
 
 
 class Unsupported(Exception):  # noqa: N818 - a reason, not a mistake
@@ -37,10 +39,16 @@ class Peer(NamedTuple):
     note: str = ""  # where its model or its use differs
     nearest: Callable[[Case], dict[str, Any]] = lambda case: {}
     """Options of snnfast that make the model nearest to this one's: whose spikes are compared."""
-    network_in_loop: bool = False  # a network is called once per step, as snnTorch's tutorials do
+    network: Callable[[Case], nn.Module] | None = None
+    """The network of a tutorial; without it, the neurons of ``make`` over time between its other layers."""
+    looped: bool = False  # that network is a loop over time, and so is its loss
+    compile: Callable[[Any], Any] | None = None
+    """Of a network or a function that loops over time."""
+    with_loss: bool = False  # a network is compiled together with its loss
     compiled: bool = False  # a call with another shape compiles again
+    slow: bool = False  # compiles for minutes: only where its suite, its case or it itself is asked for
     devices: tuple[str, ...] = ("cpu", "cuda")
-    kinds: tuple[str, ...] = ("layer", "loop", "tutorial5", "convolution", "framework")  # of cases it makes sense for
+    kinds: tuple[str, ...] = KINDS  # of cases it makes sense for
     neurons: tuple[str, ...] = ("leaky",)
 
     def fits(self, case: Case) -> bool:
@@ -67,6 +75,14 @@ class Peer(NamedTuple):
             return metadata.version(self.package)
         except metadata.PackageNotFoundError:
             return "not installed"
+
+
+def layer_options(case: Case) -> dict[str, Any]:
+    """Arguments of the layer of a case, in snnTorch and in snnfast: its decays, and what is not their default."""
+    options = case.options
+    decays = {name: getattr(options, name) for name in NEURONS[case.neuron].decays}
+    names = ("reset_mechanism", "reset_delay", "learn_beta")
+    return decays | {name: value for name, value in options.changed().items() if name in names}
 
 
 def only(case: Case, **supported: Any) -> None:

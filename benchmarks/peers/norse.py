@@ -36,7 +36,6 @@ def make(case: Case, device: torch.device) -> Neuron:
 
 
 def make_compiled(case: Case, device: torch.device) -> Neuron:
-    torch._dynamo.reset()
     step = torch.compile(make(case, device).step, dynamic=False)
     return Neuron(unrolled(step), step)
 

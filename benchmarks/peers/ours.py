@@ -1,30 +1,27 @@
-"""This library: all steps in one kernel, or one call per step."""
+"""This library: all steps in one kernel, one call per step, or snnTorch's loop compiled."""
 
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import snnfast
 
-from ..registry import DTYPES, NEURONS, Case
-from .base import Neuron, Peer, stepping
+from ..networks import stages
+from ..registry import DTYPES, NETWORKS, NEURONS, Case
+from . import snntorch_loop
+from .base import KINDS, Neuron, Peer, layer_options, stepping
 
-OURS = "snnfast"
+OURS, LOOPED, WITH_LOSS = "snnfast", "snnfast, compiled loop", "snnfast, compiled loop and loss"
 
 
-def layer_options(case: Case) -> dict[str, Any]:
-    """Arguments of the layer of a case, in both libraries: its decays, and what is not their default."""
-    options = case.options
-    decays = {name: getattr(options, name) for name in NEURONS[case.neuron].decays}
-    names = ("reset_mechanism", "reset_delay", "learn_beta")
-    return decays | {name: value for name, value in options.changed().items() if name in names}
+def layer_of(case: Case) -> Any:
+    surrogate = getattr(snnfast.surrogate, case.options.surrogate)()
+    return getattr(snnfast, NEURONS[case.neuron].name)(spike_grad=surrogate, **layer_options(case))
 
 
 def make(case: Case, device: torch.device) -> Neuron:
-    surrogate = getattr(snnfast.surrogate, case.options.surrogate)()
-    model = NEURONS[case.neuron]
-    layer = getattr(snnfast, model.name)(spike_grad=surrogate, **layer_options(case)).to(device)
+    layer = layer_of(case).to(device)
     # Only where the case asks for it: an older revision, with --base, does not know the argument.
     kept = case.options.membrane_dtype
     keep = {} if kept is None else {"membrane_dtype": DTYPES[kept]}
@@ -37,7 +34,31 @@ def make(case: Case, device: torch.device) -> Neuron:
         return unroll(x, record_mem, num_steps=T)
 
     parameters = [p for p in layer.parameters() if p.requires_grad]
-    return Neuron(unroll, stepping(layer, len(model.states)), parameters, constant)
+    return Neuron(unroll, stepping(layer, len(NEURONS[case.neuron].states)), parameters, constant)
+
+
+class OverTime(snnfast.MultiStep):
+    """The network of a tutorial, the same image at every step."""
+
+    def __init__(self, case: Case) -> None:
+        super().__init__(*(layer for stage in stages(case) for layer in (stage, layer_of(case))))
+        self.steps = {"num_steps": case.T, "record_mem": case.kind == "tutorial5"}
+
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x, **self.steps)
+
+
+def snntorchs_loop(case: Case) -> nn.Module:
+    """snnTorch's network as it is, on the fused kernels."""
+    import snnfast.snntorch
+
+    net = snntorch_loop.network(case)
+    snnfast.snntorch.convert(net)
+    return net
+
+
+def compile_(loop: Any) -> Any:
+    return snnfast.compile(loop)
 
 
 def lacking(case: Case) -> str:
@@ -46,4 +67,19 @@ def lacking(case: Case) -> str:
     return "" if hasattr(snnfast, name) else f"snnfast has no {name} yet"
 
 
-PEERS = [Peer(OURS, "snnfast", "snnfast", "pip install --no-build-isolation .", make, neurons=tuple(NEURONS))]
+INSTALL = "pip install --no-build-isolation '.[snntorch]'"
+PEERS = [
+    Peer(
+        OURS, "snnfast", "snnfast", "pip install --no-build-isolation .", make, network=OverTime,
+        kinds=(*KINDS, "recurrent"), neurons=tuple(NEURONS),
+    ),
+    Peer(
+        LOOPED, "snntorch", "snnfast", INSTALL, make,
+        "the network of snnTorch's loop and layers, unchanged, compiled by snnfast.compile; its loss is not compiled",
+        network=snntorchs_loop, looped=True, compile=compile_, compiled=True, kinds=(*NETWORKS, "recurrent"),
+    ),
+    Peer(
+        WITH_LOSS, "snntorch", "snnfast", INSTALL, make, "the same, compiled together with its loss",
+        network=snntorchs_loop, looped=True, compile=compile_, with_loss=True, compiled=True, kinds=NETWORKS,
+    ),
+]  # fmt: skip

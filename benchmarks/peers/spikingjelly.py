@@ -79,7 +79,6 @@ def _chooser(implementation: str | None) -> Callable[[], None]:
 def make_compiled(case: Case, device: torch.device) -> Neuron:
     if case.T > 32 and device.type == "cpu":
         raise Unsupported("compiles all steps, for minutes beyond 32 of them")
-    torch._dynamo.reset()
     return Neuron(torch.compile(make(case, device).unroll, dynamic=False))
 
 
