@@ -17,7 +17,9 @@ from torch.utils.checkpoint import checkpoint
 import snnfast
 from snnfast import _backend
 from snnfast._loop import emission
+from snnfast._loop.backend import merge
 from snnfast._loop.nodes import one_int
+from snnfast._step_op import unroll
 
 
 @pytest.fixture(autouse=True)
@@ -59,8 +61,9 @@ def test_compile_takes_a_function() -> None:
 
 
 def test_what_can_not_be_compiled_is_an_error() -> None:
-    with pytest.raises(TypeError, match=r"net: expected a torch\.nn\.Module or a function, got int"):
-        snnfast.compile(3)
+    for function in (snnfast.compile, snnfast.explain):
+        with pytest.raises(TypeError, match=r"net: expected a torch\.nn\.Module or a function, got int"):
+            function(3)
 
 
 @pytest.mark.parametrize("inner", ["aot_eager", "inductor"])
@@ -105,6 +108,51 @@ def test_explain_does_not_convert_the_network_itself() -> None:
     net = Net(snntorch.Leaky)
     assert "steps of leaky" in str(snnfast.explain(net, currents()))
     assert type(net.lif1) is snntorch.Leaky
+
+
+# ---- what nobody reads is not made
+
+
+def asked_for(readout: Any) -> tuple[int, bool]:
+    """States that the unroll of a loop records, as bits; and whether it sums the spikes instead of writing them."""
+    lif, fc, seen = snnfast.Leaky(beta=0.9), nn.Linear(12, 4), []
+
+    def loop(x: Tensor) -> Any:
+        mem, spks, mems, total = lif.reset_mem(), [], [], torch.zeros(3, 4)
+        for step in range(5):
+            spk, mem = lif(fc(x[step]), mem)
+            spks.append(spk)
+            mems.append(mem)
+            total = total + spk
+        return readout(spks, mems, total)
+
+    def backend(gm: torch.fx.GraphModule, example_inputs: Any) -> Any:
+        merged, _ = merge(gm)
+        seen.extend(n.args[-2:] for n in merged.graph.nodes if n.target is unroll)
+        return merged.forward
+
+    x = currents()
+    found, expected = torch.compile(loop, backend=backend)(x), loop(x)
+    torch.testing.assert_close(found, expected)
+    (asked,) = seen
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("readout", "record", "reduce"),
+    [
+        (lambda spks, mems, total: torch.stack(spks), 0, False),
+        (lambda spks, mems, total: torch.stack(mems), 1, False),
+        (lambda spks, mems, total: mems[-1], 0, False),
+        (lambda spks, mems, total: total, 0, True),
+        (lambda spks, mems, total: sum(spks), 0, True),
+        (lambda spks, mems, total: torch.stack(spks).sum(0), 0, True),
+        (lambda spks, mems, total: (total, spks[-1]), 0, False),
+        (lambda spks, mems, total: (total, torch.stack(mems)), 1, True),
+    ],
+)
+def test_what_nobody_reads_is_not_made(readout: Any, record: int, reduce: bool) -> None:
+    assert asked_for(readout) == (record, reduce)
 
 
 # ---- refusal

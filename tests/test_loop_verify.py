@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import snnfast
 from snnfast import _backend
 from snnfast._loop import rules
+from snnfast._loop.verify import verified
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +62,7 @@ def test_verification_finds_wrong_gradients(monkeypatch: pytest.MonkeyPatch) -> 
         snnfast.compile(Net())(currents().requires_grad_())
 
 
-def test_verification_finds_wrong_running_averages(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verification_leaves_running_averages_to_the_loop() -> None:
     class Normed(Net):
         def __init__(self) -> None:
             super().__init__()
@@ -90,3 +91,18 @@ def test_random_numbers_are_not_compared() -> None:
         return total
 
     assert "draws random numbers" in refused(snnfast.compile(loop), currents())
+
+
+def test_verification_finds_wrong_changes_in_place() -> None:
+    def adds(number: int) -> Any:
+        def change(x: Tensor) -> tuple[Tensor]:
+            x.add_(number)
+            return (x * 0,)
+
+        return change
+
+    loop, x = torch.fx.symbolic_trace(adds(1)), torch.ones(3)
+    verified(loop, adds(1), "here")(x)
+    assert_bits_equal(x, torch.full((3,), 2.0))
+    with pytest.raises(RuntimeError, match="SNNFAST_VERIFY: input 0 of the loop at here"):
+        verified(loop, adds(2), "here")(x)
