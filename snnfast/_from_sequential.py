@@ -3,7 +3,6 @@
 import importlib
 import warnings
 from collections.abc import Sequence
-from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -11,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from snnfast._layer import SpikingLayer
 from snnfast._neurons import LAYERS, is_snntorchs
 
-__all__ = ["check_names", "check_neurons", "convert", "warn_of_batch_norm"]
+__all__ = ["check_names", "check_neurons", "warn_of_batch_norm"]
 
 
 def check_names(cls: type[nn.Sequential], net: nn.Sequential) -> None:
@@ -43,16 +42,10 @@ def check_neurons(layers: Sequence[tuple[str, nn.Module]]) -> None:
 def _reason(layer: nn.Module) -> str | None:
     """Why a neuron layer can't be unrolled."""
     if not isinstance(layer, SpikingLayer):
-        reason: str | None = _snntorchs()._reason_to_leave(layer)
+        reason: str | None = importlib.import_module("snnfast._convert")._reason_to_leave(layer)
         return reason
     own = "forward" in vars(layer) or not any(type(layer).forward is known.forward for known in LAYERS)
     return f"{type(layer).__name__} has its own forward" if own else None
-
-
-def convert(net: nn.Module) -> None:
-    """Put snnTorch's neurons on the kernels; where there are none, snnTorch is not asked for."""
-    if any(is_snntorchs(module) for module in net.modules()):
-        _snntorchs().convert(net)
 
 
 def warn_of_batch_norm(net: nn.Module) -> None:
@@ -70,7 +63,3 @@ def warn_of_batch_norm(net: nn.Module) -> None:
             UserWarning,
             stacklevel=3,
         )
-
-
-def _snntorchs() -> Any:
-    return importlib.import_module("snnfast._convert")

@@ -1,5 +1,6 @@
 """The neuron layers there are, and those found in a network, ours and snnTorch's: :func:`reset`."""
 
+import importlib
 from typing import Any
 
 from torch import nn
@@ -9,7 +10,7 @@ from snnfast.lapicque import Lapicque
 from snnfast.leaky import Leaky
 from snnfast.synaptic import Synaptic
 
-__all__ = ["LAYERS", "is_snntorchs", "reset"]
+__all__ = ["LAYERS", "convert", "is_snntorchs", "reset"]
 
 LAYERS: tuple[type[SpikingLayer], ...] = (Leaky, Synaptic, Lapicque)
 """One for each of ``_ops.NEURONS``, with the name of snnTorch's."""
@@ -50,3 +51,9 @@ def is_snntorchs(module: nn.Module) -> bool:
     """Whether it is a neuron of snnTorch; told by name, so that snnTorch is never imported for it."""
     names = ("SpikingNeuron", "LeakyParallel")
     return any(c.__name__ in names and c.__module__.startswith("snntorch.") for c in type(module).__mro__)
+
+
+def convert(net: nn.Module) -> None:
+    """Put snnTorch's neurons on the kernels, in place; where there are none, snnTorch is not asked for."""
+    if any(map(is_snntorchs, net.modules())):
+        importlib.import_module("snnfast._convert").convert(net)

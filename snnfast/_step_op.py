@@ -28,14 +28,12 @@ from snnfast._unroll import run
 _BY_NAME = {neuron.name: neuron for neuron in NEURONS}
 
 
-def options_of(packed: int, surrogate_field: int, p0: float, p1: float) -> Options:
+@lru_cache
+def _options_of(packed: int, surrogate_field: int, p0: float, p1: float) -> Options:
     """Those that ``Options.packed`` and ``Options.derivative`` were made of."""
     kind = surrogate.of_kernel(surrogate_field >> SURROGATE_AT, p0, p1)
     reset, delay = RESET_MECHANISMS[unpack(packed, "reset")], bool(unpack(packed, "reset_delay"))
     return check_options(kind, reset, delay, False, None)
-
-
-_options_of = lru_cache(options_of)
 
 
 def unroll(

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from snnfast._arguments import check_flag, check_reduce
-from snnfast._from_sequential import check_names, check_neurons, convert, warn_of_batch_norm
+from snnfast._from_sequential import check_names, check_neurons, warn_of_batch_norm
 from snnfast._layer import SpikingLayer
-from snnfast._neurons import LAYERS, is_snntorchs
+from snnfast._neurons import LAYERS, convert, is_snntorchs
 from snnfast._over_time import check_input, check_state, has_unroll, over_time, unrolled
 
 __all__ = ["MultiStep", "Residual"]

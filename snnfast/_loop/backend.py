@@ -1,7 +1,6 @@
 """The backend of ``torch.compile``, and what users call: :func:`compile`, :func:`explain`."""
 
 import copy
-import importlib
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -10,12 +9,13 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
-from snnfast import _backend, _neurons
+from snnfast import _backend
 from snnfast._loop import verify
 from snnfast._loop.capture import capture, is_step
 from snnfast._loop.emission import Emission
 from snnfast._loop.report import Explanation, GraphReport, describe, line_of
 from snnfast._loop.series import Series
+from snnfast._neurons import convert
 from snnfast._step_op import step
 
 Compiled = Callable[..., Any]
@@ -103,6 +103,9 @@ def compile(net: Any, **options: Any) -> Any:
     Returns:
         What ``torch.compile`` returns: the same network, of the same parameters.
 
+    Raises:
+        TypeError: ``net`` can't be called.
+
     Example::
 
         >>> import torch, snnfast
@@ -121,15 +124,15 @@ def compile(net: Any, **options: Any) -> Any:
         >>> net(torch.rand(25, 128, 784)).shape
         torch.Size([25, 128, 10])
     """
-    if not callable(net):
-        raise TypeError(f"net: expected a torch.nn.Module or a function, got {type(net).__name__}")
-    _convert(net)
+    _check(net)
+    if isinstance(net, nn.Module):
+        convert(net)
     return torch.compile(net, backend="snnfast", **options)
 
 
-def _convert(net: Any) -> None:
-    if isinstance(net, nn.Module) and any(map(_neurons.is_snntorchs, net.modules())):
-        importlib.import_module("snnfast.snntorch").convert(net)
+def _check(net: object) -> None:
+    if not callable(net):
+        raise TypeError(f"net: expected a torch.nn.Module or a function, got {type(net).__name__}")
 
 
 def explain(net: Any, *inputs: Any, **named: Any) -> Explanation:
@@ -144,6 +147,9 @@ def explain(net: Any, *inputs: Any, **named: Any) -> Explanation:
     Returns:
         An :class:`Explanation`; ``print`` it.
 
+    Raises:
+        TypeError: ``net`` can't be called.
+
     Example::
 
         >>> import torch, snnfast
@@ -155,6 +161,7 @@ def explain(net: Any, *inputs: Any, **named: Any) -> Explanation:
         >>> print(snnfast.explain(loop, torch.rand(5, 3), torch.zeros(3)).graphs[0].merged[0])
         5 steps of leaky: one unroll
     """
+    _check(net)
     reports: list[GraphReport] = []
 
     def recording(gm: GraphModule, example_inputs: Any) -> Compiled:
@@ -164,6 +171,6 @@ def explain(net: Any, *inputs: Any, **named: Any) -> Explanation:
 
     if isinstance(net, nn.Module):
         net = copy.deepcopy(net)
-        _convert(net)
+        convert(net)
     torch.compile(net, backend=recording)(*inputs, **named)  # type: ignore[no-untyped-call]
     return Explanation(reports)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
 from snnfast._loop.memory import Memory, changed
-from snnfast._loop.nodes import is_barrier, is_random, literal, named, storage_of, value
+from snnfast._loop.nodes import is_barrier, is_random, literal, looks, named, storage_of, value
 from snnfast._ops import NEURONS, Neuron
 from snnfast._step_op import step
 
@@ -130,7 +130,7 @@ def _chains(captured: Captured) -> list[Chain]:
             or chain.steps[-1] is not before
             or not _same_layer(before, node)
             or captured.segment[before] != captured.segment[node]
-            or _looks(before.args[1]) != _looks(node.args[1])
+            or looks(before.args[1]) != looks(node.args[1])
         ):
             chain = Chain(_NEURON_OF[node.args[0]], [])  # type: ignore[index]
             chains.append(chain)
@@ -140,11 +140,6 @@ def _chains(captured: Captured) -> list[Chain]:
         if any(u in captured.written for step in chain.steps for u in step.users):
             chain.reason = "what a step returns is changed in place"
     return chains
-
-
-def _looks(node: Any) -> Any:
-    found = value(node)
-    return (tuple(map(str, found.shape)), found.dtype, found.device) if isinstance(found, Tensor) else None
 
 
 # ---- segments and equal calls

@@ -11,7 +11,7 @@ from torch.fx import Graph, Node, map_arg
 from torch.utils import _pytree as pytree
 
 from snnfast._loop.capture import Captured, Chain, is_step
-from snnfast._loop.nodes import argument, fake_call, fake_mode_of, is_number, size_of, tensors_of, value
+from snnfast._loop.nodes import argument, fake_call, fake_mode_of, is_number, looks, size_of, tensors_of, value
 from snnfast._loop.rules import RULES, Site, UnmergedError, by_vmap
 from snnfast._loop.series import Group, IndexGroup, Series
 from snnfast._loop.sums import terms_of
@@ -210,7 +210,7 @@ class Emission:
                 made.append(map_arg(column[0], self.get))
             elif all(a is column[0] for a in column):
                 made.append(self.get(column[0]))
-            elif any(_looks(n) != _looks(column[0]) for n in column):
+            elif any(looks(n) != looks(column[0]) for n in column):
                 group.reason = "what it is given has not the same shape at each step"
                 return None
             elif not all(isinstance(value(n), Tensor) for n in column) and not self._one_owner(column):
@@ -312,7 +312,7 @@ class Emission:
         if node.op == "output":
             made = self.graph.output(map_arg(node.args[0], self.get))
             for old, new in zip(pytree.tree_leaves(node.args), pytree.tree_leaves(made.args), strict=True):
-                assert not isinstance(old, Node) or _looks(old) == _looks(new), f"{new} in place of {old}"
+                assert not isinstance(old, Node) or looks(old) == looks(new), f"{new} in place of {old}"
             return
         if self.series.place(node) is not None:
             return  # a result of a chain, made when somebody asks
@@ -339,7 +339,7 @@ class Emission:
         pieces = self.pieces(list(nodes))
         if 2 * len(pieces) > len(nodes) or len(set(nodes)) < len(nodes) or not isinstance(dim, int):
             return None
-        if any(_looks(n) != _looks(nodes[0]) for n in nodes):
+        if any(looks(n) != looks(nodes[0]) for n in nodes):
             return None  # cat takes several sizes
         whole = self.over_time(list(nodes))
         if value(whole).dtype != value(node).dtype:
@@ -385,10 +385,6 @@ class Emission:
 
     def _may_be_inside(self, node: Node) -> bool:
         return self.series.place(node) is None and node not in self.captured.written
-
-
-def _looks(node: Node) -> list[Any]:
-    return [(tuple(map(str, t.shape)), t.dtype) for t in tensors_of(node)]
 
 
 def _is_sum(node: Node) -> bool:

@@ -22,6 +22,12 @@ def tensors_of(node: Node) -> list[Tensor]:
     return tensors_in(value(node))
 
 
+def looks(node: Any) -> Any:
+    """What the merged results of several nodes must have in common: shapes, dtypes and devices."""
+    found = tensors_of(node) if isinstance(node, Node) else ()
+    return tuple((tuple(map(str, t.shape)), t.dtype, t.device) for t in found)
+
+
 def size_of(tensor: Tensor, dim: int) -> int | None:
     """The size of a dimension; ``None`` where it may differ from call to call."""
     size: Any = tensor.shape[dim]
@@ -154,5 +160,4 @@ def signature(node: Node, segment: dict[Node, int]) -> Any:
             return "dict", *((k, shape_of(v)) for k, v in sorted(tree.items()))
         return literal(tree)
 
-    looks = tuple((tuple(map(str, t.shape)), t.dtype, t.device) for t in tensors_of(node))
-    return node.op, named(node.target), shape_of((node.args, node.kwargs)), looks, segment[node]
+    return node.op, named(node.target), shape_of((node.args, node.kwargs)), looks(node), segment[node]
