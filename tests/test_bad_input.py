@@ -82,6 +82,8 @@ def label(value: Any) -> str | None:
         if value.is_nested or value.layout != torch.strided:
             return "nested" if value.is_nested else str(value.layout)
         return f"{str(value.dtype)[6:]}{list(value.shape)}{value.device}"
+    if isinstance(value, (tuple, list, dict)):  # the numbers of a random tensor do not belong in a test's name
+        return f"{type(value).__name__}({', '.join(filter(None, map(label, value)))})"
     return (
         value.__name__ if isinstance(value, type) else str(value)[:12] if not isinstance(value, np.ndarray) else "numpy"
     )
