@@ -1,4 +1,4 @@
-"""What :mod:`snnfast.losses` is made of: reduction, spike counts, spike times, wanted outputs, checks."""
+"""What :mod:`snnfast.losses` is made of: reduction, cross-entropy, spike counts, spike times, targets, checks."""
 
 import math
 import numbers
@@ -50,13 +50,27 @@ class Loss(ABC):
         labels: Tensor,  # [B]
         reduction: str,
     ) -> Tensor:
+        return F.cross_entropy(logits, labels, weight=self._weight_for(logits), reduction=reduction)
+
+    def _cross_entropy_over_time(
+        self,
+        logits: Tensor,  # [T, B, classes]
+        labels: Tensor,  # [B]
+        reduction: str,
+    ) -> Tensor:
+        return cross_entropy_over_time(logits, labels, weight=self._weight_for(logits), reduction=reduction)
+
+    def _weight_for(
+        self,
+        logits: Tensor,  # [*, classes]
+    ) -> Tensor | None:
         weight = self.weight
-        if weight is not None:
-            check_device("weight", weight, logits)
-            if weight.shape != logits.shape[1:]:
-                raise ValueError(f"weight: expected [{logits.shape[1]}], one per class, got {tuple(weight.shape)}")
-            weight = weight.to(logits.dtype)
-        return F.cross_entropy(logits, labels, weight=weight, reduction=reduction)
+        if weight is None:
+            return None
+        check_device("weight", weight, logits)
+        if weight.shape != logits.shape[-1:]:
+            raise ValueError(f"weight: expected [{logits.shape[-1]}], one per class, got {tuple(weight.shape)}")
+        return weight.to(logits.dtype)
 
     def _weight_of(
         self,
@@ -88,6 +102,28 @@ class PopulationLoss(Loss):
     ) -> None:
         super().__init__(reduction, weight)
         self.population_code, self.num_classes = check_population(population_code, num_classes)
+
+
+def cross_entropy_over_time(
+    logits: Tensor,  # [T, B, classes]
+    labels: Tensor,  # [B], the same at every step
+    **options: Any,
+) -> Tensor:  # [T, B] with reduction="none", else []
+    """``torch.nn.functional.cross_entropy`` of all steps in one call, with its options, reduced over steps and samples.
+
+    PyTorch's softmax over the last dimension puts the classes of one sample into a vector; of fewer than a vector's it
+    computes one after the other. With the samples last, a vector takes as many samples. Only on the CPU: CUDA adds up
+    the losses of such samples in no fixed order.
+    """
+    steps = logits.shape[0]
+    if logits.device.type == "cpu" and logits.shape[2] < _VECTOR:
+        return F.cross_entropy(logits.transpose(1, 2), labels.expand(steps, -1), **options)
+    loss = F.cross_entropy(logits.flatten(0, 1), labels.repeat(steps), **options)
+    return loss.view(steps, -1) if loss.dim() else loss
+
+
+_VECTOR = 16
+"""Numbers in float32 of the longest vector, that of AVX-512. From here on, classes last are as fast or faster."""
 
 
 def count(

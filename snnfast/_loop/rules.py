@@ -17,6 +17,7 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from snnfast._loop.nodes import argument, value
+from snnfast._losses import cross_entropy_over_time
 
 
 @dataclass
@@ -289,7 +290,7 @@ def _has_dims(site: Site) -> bool:
 
 @rule(F.cross_entropy)
 def cross_entropy(site: Site) -> Node | None:
-    """The mean over ``[B]`` at each step, for class indices; ``[T * B, C]`` at once."""
+    """The mean over ``[B]`` at each step, for class indices; ``[T, B, C]`` at once."""
     logits, targets = site.args[0], site.args[1] if len(site.args) > 1 else site.kwargs.get("target")
     names = ("weight", "size_average", "ignore_index", "reduce", "reduction", "label_smoothing")
     weight, size_average, ignored, reduces, reduction, smoothing = (
@@ -307,11 +308,8 @@ def cross_entropy(site: Site) -> Node | None:
         return None
     if weight is not None or size_average is not None or reduces is not None or value(targets).is_floating_point():
         return None
-    rows = site.call("flatten", logits, 0, 1)
-    wanted = site.call("flatten", site.call("expand", targets, site.steps, -1))
     options = {"ignore_index": ignored, "label_smoothing": smoothing or 0.0, "reduction": "none"}
-    losses = site.call(F.cross_entropy, rows, wanted, **options)
-    losses = site.call("unflatten", losses, 0, (site.steps, -1))
+    losses = site.call(cross_entropy_over_time, logits, targets, **options)
     if reduction == "mean":  # divided first: a sum of many could be too large for float16
         losses = site.call(operator.truediv, losses, site.call("sum", site.call(operator.ne, targets, ignored)))
     return site.call("sum", losses, 1)
