@@ -211,12 +211,18 @@ def write_ninja(path: Path, output: Path, python_include: str) -> None:
         ("csrc/cpu/dispatch.cpp", "cpu_dispatch", []),
         ("csrc/cpu/memory_limit.cpp", "cpu_memory_limit", []),
         ("csrc/cpu/pool.cpp", "cpu_pool", []),
+        ("csrc/cpu/products.cpp", "cpu_products", []),
+        ("csrc/spikes_linear.cpp", "spikes_linear", []),
+        ("csrc/spikes_conv2d.cpp", "spikes_conv2d", []),
     ]
     instruction_sets: list[tuple[str, list[str]]] = [("baseline", [])]
     if X86:
         # 512: g++'s own choice for v4 is vectors of 256 bits.
         wide = ["-march=x86-64-v4", "-mprefer-vector-width=512"]
         instruction_sets += [("avx2", ["-march=x86-64-v3"]), ("avx512", wide)]
+    for isa, flags in instruction_sets:
+        for name in ("events", "convolution"):
+            objects.append((f"csrc/cpu/{name}.cpp", f"cpu_{name}_{isa}", [f"-DSNN_ISA={isa}", *flags]))
     for neuron in NEURONS:
         objects.append((f"csrc/neurons/{neuron}.cpp", neuron, []))
         for isa, flags in instruction_sets:

@@ -69,6 +69,16 @@ inline int64_t elements(const Shape& shape) {
   return n;
 }
 
+inline Shape contiguous_strides(const Shape& sizes) {
+  Shape strides = sizes;
+  int64_t stride = 1;
+  for (size_t d = sizes.size(); d-- > 0;) {
+    strides[d] = stride;
+    stride *= sizes[d] > 1 ? sizes[d] : 1;
+  }
+  return strides;
+}
+
 // Of T time steps [*]. A call of one step has no dimension for time.
 struct Layout {
   int64_t T, N;
@@ -98,6 +108,14 @@ struct Layout {
     if (fits(t, has_rows)) return;
     order = in_order;
     strides = dense_strides(step);
+  }
+
+  // Whether the dimensions of a step lie in memory in their order.
+  bool in_order() const {
+    for (size_t i = 0; i < order.size(); ++i) {
+      if (at(i) != i) return false;
+    }
+    return true;
   }
 
   bool has_time() const { return time != Time::kStep; }

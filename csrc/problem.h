@@ -29,16 +29,16 @@ struct OptionField {
 namespace option {
 inline constexpr OptionField kTime{"time", 0, 2}, kReset{"reset", 2, 2}, kResetDelay{"reset_delay", 4, 1},
     kReduce{"reduce", 5, 1}, kSaved{"saved", 6, 3};
-// Of forward: whether to return the states after the last step, and by bits those of every step, with the membrane that
-// decided each spike behind them.
-inline constexpr OptionField kLast{"last", 9, 1}, kRecord{"record", 10, 8};
+// Of forward: whether to return the states after the last step; by bits those of every step, with the membrane that
+// decided each spike behind them; and whether the spikes are bits.
+inline constexpr OptionField kLast{"last", 9, 1}, kRecord{"record", 10, 8}, kBits{"bits", 18, 1};
 // Of backward: whether clamp has a gradient at 0 and 1, the derivative, and by bits the inputs that need a gradient.
 inline constexpr OptionField kClampClosed{"clamp_closed", 9, 1}, kSurrogate{"surrogate", 10, 8},
     kNeeds{"needs", 18, 24};
 }  // namespace option
 inline constexpr OptionField kOptionFields[] = {
-    option::kTime, option::kReset,  option::kResetDelay,  option::kReduce,    option::kSaved,
-    option::kLast, option::kRecord, option::kClampClosed, option::kSurrogate, option::kNeeds,
+    option::kTime,   option::kReset, option::kResetDelay,  option::kReduce,    option::kSaved, option::kLast,
+    option::kRecord, option::kBits,  option::kClampClosed, option::kSurrogate, option::kNeeds,
 };
 
 // ---- what forward saves for backward beside its inputs and outputs
@@ -60,7 +60,7 @@ inline constexpr SavedMode kSavedModes[] = {
     {"nothing", 0, 0, 0},
     {"checkpoints", -1, kCheckpoint, 0},  // [rows * kStates, N]: all states before every kCheckpoint-th step but 0
     {"membrane", 0, 1, 2},                // bfloat16: the membrane less the threshold; its sign is exact
-    {"spikes", 6, 8, 1},                  // the spikes of eight steps in a byte; the last step of all decides no reset
+    {"spikes", 7, 8, 1},                  // the spikes of eight steps in a byte, the first in its lowest bit
 };
 
 constexpr int64_t saved_rows(Saved saved, int64_t steps) {
@@ -112,13 +112,23 @@ template <typename Neuron>
 struct Forward : Problem<Neuron> {
   using Problem<Neuron>::kStates;
 
-  void* spk;              // [T, N], or [N] if `reduce`: summed in acc, rounded once
+  void* spk;              // [T, N], or [N] if `reduce`: summed in acc, rounded once; or nullptr
+  void* bits;             // in place of it, as Saved::kSpikes has them: 1 where a neuron spikes, of whatever height
   void* record[kStates];  // [T, N] each, or nullptr
   void* deciding;         // [T, N] acc: the membrane that decided each spike; or nullptr
   void* last[kStates];    // [N] acc each, or nullptr: the states, which no later call may find rounded
   Saved saved;
   void* rows;  // of what is saved; nullptr where there are none
 };
+
+// The spikes went through a Linear, and what is known is the gradient with respect to its outputs: that of the spikes
+// is grad * weight, for the N / columns samples of a step each. The CPU makes it for a few neurons at a time.
+struct Outputs {
+  const void* grad = nullptr;    // [T, N / columns, size]; nullptr: there is no Linear
+  const void* weight = nullptr;  // [size, columns]; both acc if they are few, else in x's dtype
+  int64_t size = 0, columns = 0;
+};
+inline constexpr int64_t kFewOutputs = 32;
 
 template <typename Neuron>
 struct Backward : Problem<Neuron> {
@@ -129,8 +139,11 @@ struct Backward : Problem<Neuron> {
   const void* mem_rec;  // [T, N] acc == dtype: the membrane of every step, only with a delayed reset; or nullptr
   Saved saved;
   const void* rows;
-  const void* derivative;              // [T, N] acc: that of the spike at every step; or nullptr: that of `surrogate`
-  const void* grad_spk;                // [T, N], or [N] if `reduce`, the same at every step; or nullptr
+  const void* derivative;   // [T, N] acc: that of the spike at every step; or nullptr: that of `surrogate`
+  const void* grad_spk;     // [T, N], or [N] if `reduce`, the same at every step; or nullptr
+  int64_t grad_spk_first;   // the neuron that its rows begin with
+  int64_t grad_spk_stride;  // from one row to the next
+  Outputs outputs;
   const void* grad_record[kStates];    // [T, N] each, or nullptr
   const void* grad_last[kStates];      // [N] acc each, or nullptr
   void* grad_x;                        // [T, N], or [N] if constant, or nullptr
@@ -152,7 +165,7 @@ struct Backward : Problem<Neuron> {
 // Tensors with a row for every step that a call reads or writes in x's dtype.
 template <typename Neuron>
 int rows_per_step(const Forward<Neuron>& p) {
-  int rows = !p.constant + !p.reduce;
+  int rows = !p.constant + (p.spk != nullptr && !p.reduce);
   for (const void* record : p.record) rows += record != nullptr;
   return rows;
 }

@@ -1,8 +1,8 @@
 """The network of snnTorch's tutorial 5 without its loop over time, and what that is worth.
 
-``fc1`` sees the same image at every step and runs once; each layer of neurons is unrolled in one kernel; ``fc2`` takes
-all steps as one large batch. The first iterations and the time of one are shown beside the loop of ``tutorial5.py``:
-compiled by ``snnfast.compile``, with snnfast's neurons, and with snnTorch's.
+The first layer sees the same image at every step and runs once; each layer of neurons is unrolled in one kernel; the
+layer between them is given the spikes of all steps at once, as bits. The first iterations and the time of one are shown
+beside the loop of ``tutorial5.py``: compiled by ``snnfast.compile``, with snnfast's neurons, and with snnTorch's.
 """
 
 import argparse
@@ -26,15 +26,16 @@ class Net(nn.Module):
     def __init__(self, num_steps: int) -> None:
         super().__init__()
         self.num_steps = num_steps
-        self.fc1 = nn.Linear(SIDE * SIDE, tutorial5.HIDDEN)
-        self.lif1 = snnfast.Leaky(beta=tutorial5.BETA)
-        self.fc2 = nn.Linear(tutorial5.HIDDEN, CLASSES)
-        self.lif2 = snnfast.Leaky(beta=tutorial5.BETA)
+        self.layers = snnfast.MultiStep(
+            nn.Linear(SIDE * SIDE, tutorial5.HIDDEN),
+            snnfast.Leaky(beta=tutorial5.BETA),
+            nn.Linear(tutorial5.HIDDEN, CLASSES),
+            snnfast.Leaky(beta=tutorial5.BETA),
+        )
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        spk1_rec, _ = self.lif1.unroll(self.fc1(x), num_steps=self.num_steps, record_mem=False)
-        cur2 = self.fc2(spk1_rec.flatten(0, 1)).unflatten(0, (self.num_steps, -1))  # [T * B, N]: one matrix product
-        return self.lif2.unroll(cur2)
+        spk_rec, mem_rec = self.layers(x, num_steps=self.num_steps)
+        return spk_rec, mem_rec
 
 
 def trainers(data: Digits, args: argparse.Namespace) -> dict[str, tutorial5.Trainer]:

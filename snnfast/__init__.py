@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from snnfast import _step_op, functional, losses, reference, surrogate  # noqa: F401 - the op is registered by its import
 from snnfast._backend import use_backend
 from snnfast._config import config, show_config
+from snnfast._events import use_events
 from snnfast._loop import compile, explain
 from snnfast._memory import empty_cache, set_cache_limit
 from snnfast._neurons import reset
@@ -40,6 +41,7 @@ __all__ = [
     "show_config",
     "surrogate",
     "use_backend",
+    "use_events",
 ]
 
 if TYPE_CHECKING:

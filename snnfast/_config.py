@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import torch
 
-from snnfast import _backend, _ops
+from snnfast import _backend, _events, _ops
 
 __all__ = ["config", "show_config"]
 
@@ -26,6 +26,7 @@ def config() -> Mapping[str, str]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "backend": _backend.current_backend(),
+        "events": "yes" if _events.enabled else "no: spikes go to linear layers as numbers",
     }
     build = _ops.extension
     if build is not None:

@@ -23,6 +23,7 @@ from snnfast._arguments import (
 )
 from snnfast._attributes import are_plain
 from snnfast._instances import Instances
+from snnfast._linear import Linear
 from snnfast._ops import RESET_MECHANISMS, Neuron, arithmetic_dtype
 from snnfast._spike_grad import SpikeGrad, recognise
 from snnfast._unroll import run
@@ -140,8 +141,12 @@ class SpikingLayer(nn.Module):
         reduce: str | None,
         membrane_dtype: torch.dtype | None = None,
         last: bool = False,
+        linear: Linear | None = None,
     ) -> tuple[Tensor, ...]:
-        """What ``unroll`` of a layer returns; with ``last``, the states after the last step behind that."""
+        """What ``unroll`` of a layer returns; with ``last``, the states after the last step behind that.
+
+        With ``linear``, what it makes of the spikes is in their place.
+        """
         check_current("current", current)
         options = self._options()
         wants_last = self.init_hidden or last
@@ -152,7 +157,7 @@ class SpikingLayer(nn.Module):
             if state is not None and (self.init_hidden or not isinstance(state, Tensor) or state.is_nested):
                 self._refuse(name, state)
             given.append(self._held(name, current, shape) if state is None and self.init_hidden else state)
-        found = run(self.neuron, options, call, current, tuple(given), self._values())
+        found = run(self.neuron, options, call, current, tuple(given), self._values(), linear=linear)
         n = len(self.neuron.states)
         if self.init_hidden:
             self._hold(found[-n:])

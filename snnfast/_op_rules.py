@@ -12,6 +12,7 @@ from snnfast._ops import (
     NEURONS,
     SAVE_CHECKPOINTS,
     SAVE_NOTHING,
+    SAVE_SPIKES,
     SAVED_MODES,
     SEQUENCE,
     STEP,
@@ -28,6 +29,9 @@ def register(namespace: str) -> None:
         torch.library.register_fake(f"{name}_forward", partial(_forward_fake, neuron))
         torch.library.register_fake(f"{name}_backward", partial(_backward_fake, neuron))
         torch.library.register_vmap(f"{name}_forward", partial(_forward_vmap, neuron))
+    if hasattr(getattr(torch.ops, namespace), "spikes_linear"):
+        torch.library.register_fake(f"{namespace}::spikes_linear", _linear_fake)
+        torch.library.register_fake(f"{namespace}::spikes_linear_weight", _linear_weight_fake)
 
 
 # ---- shapes
@@ -70,20 +74,28 @@ def _forward_fake(neuron: Neuron, x: Tensor, *args: Any) -> list[Tensor]:
     time, reduce, saved, record, last = (unpack(options, n) for n in ("time", "reduce", "saved", "record", "last"))
     outputs, acc = _Outputs(x, time == SEQUENCE), arithmetic_dtype(x.dtype)
     every = None if time == STEP else steps
-    made = [outputs.make(x.dtype, None if reduce else every)]
+    if unpack(options, "bits"):
+        made = [outputs.make(torch.uint8, _rows(SAVE_SPIKES, steps))]
+    else:
+        made = [outputs.make(x.dtype, None if reduce else every)]
     made += [outputs.make(x.dtype, every) for i in range(len(neuron.states)) if record >> i & 1]
     if record & neuron.deciding:
         made.append(outputs.make(acc, every))
     if last:
         made += [outputs.make(acc) for _ in neuron.states]
     if saved != SAVE_NOTHING and time != STEP:  # of one step there are no rows
-        _, plus, per, size = SAVED_MODES[saved]
-        rows = torch.sym_max((steps + plus) // per, 0) * (len(neuron.states) if saved == SAVE_CHECKPOINTS else 1)
-        made.append(outputs.make({0: acc, 1: torch.uint8, 2: torch.bfloat16}[size], rows))
+        rows = _rows(saved, steps) * (len(neuron.states) if saved == SAVE_CHECKPOINTS else 1)
+        made.append(outputs.make({0: acc, 1: torch.uint8, 2: torch.bfloat16}[SAVED_MODES[saved][3]], rows))
     return made
 
 
-def _backward_fake(neuron: Neuron, grad_spk: Tensor | None, *args: Any) -> list[Tensor]:
+def _rows(saved: int, steps: int) -> Any:
+    """Of what a mode saves for one state."""
+    _, plus, per, _ = SAVED_MODES[saved]
+    return torch.sym_max((steps + plus) // per, 0)
+
+
+def _backward_fake(neuron: Neuron, grad_spk: Tensor | None, weight: Tensor | None, *args: Any) -> list[Tensor]:
     states = len(neuron.states)
     grads, (x, mem_rec, rows), rest = args[: 2 * states], args[2 * states : 2 * states + 3], args[2 * states + 4 :]
     steps, options, *_ = rest[states + len(neuron.parameters) :]
@@ -94,6 +106,14 @@ def _backward_fake(neuron: Neuron, grad_spk: Tensor | None, *args: Any) -> list[
     outputs = _Outputs(known, has_rows)
     made = [outputs.make(like.dtype, steps if time == SEQUENCE else None)] if needs & 1 else []
     return made + [outputs.make(arithmetic_dtype(like.dtype)) for _ in range(int(needs >> 1).bit_count())]
+
+
+def _linear_fake(bits: Tensor, weight: Tensor, bias: Tensor | None, graded: Tensor, steps: int) -> Tensor:
+    return weight.new_empty((steps, bits.shape[1], weight.shape[0]))
+
+
+def _linear_weight_fake(bits: Tensor, grad: Tensor, graded: Tensor) -> Tensor:
+    return grad.new_empty((grad.shape[2], bits.shape[2]))
 
 
 # ---- vmap: one more dimension of a step, since the neurons do not know of one another

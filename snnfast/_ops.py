@@ -1,7 +1,9 @@
 """Load the extension ``snnfast._C`` and name its ops.
 
 Each neuron has two ops, ``<name>_forward`` and ``<name>_backward``, for all time steps or for one; their schemas and
-what they return are described in ``csrc/host.h``. Nothing else names ``torch.ops.snnfast``.
+what they return are described in ``csrc/host.h``. All neurons share ``spikes_linear``, the product of spikes as bits
+with the weights of a linear layer, and ``spikes_linear_weight``, the gradient of these weights. The ops of
+convolutions are named in ``_convolution.py``.
 """
 
 import importlib
@@ -22,22 +24,29 @@ NAMESPACE = "snnfast"
 used = NAMESPACE
 """The namespace whose ops are called; another one only in tests."""
 
+spikes_linear: Any = None
+"""``(bits, weight, bias, graded, steps)`` to ``[steps, R, O]``; ``None`` where a namespace has it not."""
+
+spikes_linear_weight: Any = None
+"""``(bits, grad, graded)`` to the gradient of the weight ``[O, N]``."""
+
 # Numbers of the kernels are places in these lists. They are compared with those of the extension.
 RESET_MECHANISMS = ("subtract", "zero", "none")
 TIMES = ("sequence", "constant", "step")  # what time is in the shapes of a call: [T, *], [*] at T steps, [*]
 SEQUENCE, CONSTANT, STEP = range(len(TIMES))
 # What forward saves for backward beside inputs and outputs. T steps take (T + plus) // per rows.
-SAVED_MODES = (("nothing", 0, 0, 0), ("checkpoints", -1, 16, 0), ("membrane", 0, 1, 2), ("spikes", 6, 8, 1))
+SAVED_MODES = (("nothing", 0, 0, 0), ("checkpoints", -1, 16, 0), ("membrane", 0, 1, 2), ("spikes", 7, 8, 1))
 SAVE_NOTHING, SAVE_CHECKPOINTS, SAVE_MEMBRANE, SAVE_SPIKES = range(len(SAVED_MODES))
 
 # The options of an op are fields of one number, since each argument costs as much as the checks of a tensor. Their
-# names, places and bits; the last three are backward's, the two before them forward's.
+# names, places and bits; the last three are backward's, the three before them forward's.
 OPTION_FIELDS = (
     ("time", 0, 2), ("reset", 2, 2), ("reset_delay", 4, 1), ("reduce", 5, 1), ("saved", 6, 3),
-    ("last", 9, 1), ("record", 10, 8), ("clamp_closed", 9, 1), ("surrogate", 10, 8), ("needs", 18, 24),
+    ("last", 9, 1), ("record", 10, 8), ("bits", 18, 1), ("clamp_closed", 9, 1), ("surrogate", 10, 8), ("needs", 18, 24),
 )  # fmt: skip
 (
-    TIME_AT, RESET_AT, RESET_DELAY_AT, REDUCE_AT, SAVED_AT, LAST_AT, RECORD_AT, CLAMP_CLOSED_AT, SURROGATE_AT, NEEDS_AT,
+    TIME_AT, RESET_AT, RESET_DELAY_AT, REDUCE_AT, SAVED_AT, LAST_AT, RECORD_AT, BITS_AT, CLAMP_CLOSED_AT, SURROGATE_AT,
+    NEEDS_AT,
 ) = (at for _, at, _ in OPTION_FIELDS)  # fmt: skip
 
 
@@ -144,8 +153,11 @@ def unpack(options: int, name: str) -> int:
 
 def use(namespace: str) -> None:
     """Call the ops of a namespace from now on: the product's, or one that a test library registered beside it."""
-    global used
+    global used, spikes_linear, spikes_linear_weight
     used, ops = namespace, getattr(torch.ops, namespace)
+    has_linear = hasattr(ops, "spikes_linear")  # the emulated kernels have none
+    spikes_linear = ops.spikes_linear.default if has_linear else None
+    spikes_linear_weight = ops.spikes_linear_weight.default if has_linear else None
     for neuron in NEURONS:
         neuron.forward = getattr(ops, f"{neuron.name}_forward").default
         neuron.backward = getattr(ops, f"{neuron.name}_backward").default

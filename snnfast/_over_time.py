@@ -1,14 +1,27 @@
 """A signal over time and the states of a layer: their checks, and how a module is applied to all steps."""
 
-from typing import Any, cast
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from snnfast._arguments import check_num_steps
 from snnfast._layer import SpikingLayer
+from snnfast._linear import Linear
+from snnfast._neurons import LAYERS, is_snntorchs
 
-__all__ = ["check_input", "check_state", "has_unroll", "over_time", "unrolled"]
+__all__ = [
+    "check_input",
+    "check_state",
+    "check_stateless",
+    "check_states",
+    "has_unroll",
+    "is_only_called",
+    "linear_behind",
+    "over_time",
+    "unrolled",
+]
 
 
 def check_input(x: object, num_steps: int | None) -> int | None:
@@ -39,11 +52,55 @@ def check_state(number: int, given: object, layer: SpikingLayer, step_shape: tor
     return tuple(states)
 
 
-def over_time(layer: nn.Module, x: Tensor) -> Tensor:
+def check_states(states: object, layers: Sequence[nn.Module]) -> None:
+    """Raise where the states that are passed, if any, are not those of these layers, one for each with neurons."""
+    for layer in layers:
+        for module in () if isinstance(layer, SpikingLayer) or not has_unroll(layer) else layer.modules():
+            if (isinstance(module, SpikingLayer) or is_snntorchs(module)) and not getattr(module, "init_hidden", False):
+                raise ValueError(
+                    f"states: {type(layer).__name__} has an unroll of its own, and in it a neuron whose state can't be "
+                    "passed; give that init_hidden=True"
+                )
+    if states is None:
+        return
+    if not isinstance(states, list | tuple):
+        raise TypeError(f"states: expected a list of torch.Tensor or None, got {type(states).__name__}")
+    number = sum(isinstance(layer, SpikingLayer) for layer in layers)
+    if len(states) != number:
+        raise ValueError(f"states: expected {number}, one per neuron layer, got {len(states)}")
+
+
+def check_stateless(layer: nn.Module, argument: str, to_convert: bool) -> None:
+    """Raise where a layer is, or has inside, a neuron that can't be unrolled; with ``to_convert`` also snnTorch's."""
+    kind = type(layer).__name__
+    if isinstance(layer, nn.ModuleList | nn.ModuleDict):
+        raise TypeError(
+            f"{argument}: {kind} has no forward; pass its layers one by one, or give a subclass a method unroll that "
+            "takes all time steps [T, B, *]"
+        )
+    for module in layer.modules():
+        fused = [layer.__name__ for layer in LAYERS if layer.__name__ in [c.__name__ for c in type(module).__mro__]]
+        if isinstance(module, SpikingLayer) or (to_convert and fused and is_snntorchs(module)):
+            raise TypeError(
+                f"{argument}: {kind} calls a {type(module).__name__} in its forward, which can't be unrolled; pass its "
+                "layers one by one or in an nn.Sequential, or give it a method unroll that takes all time steps "
+                "[T, B, *]"
+            )
+        if is_snntorchs(module):
+            remedy = "keep the loop over time, or give its module a method unroll with that loop in it"
+            if fused:
+                remedy = f"use snnfast.{fused[0]}, or snnfast.snntorch.convert"
+            raise TypeError(
+                f"{argument}: {kind} is or has a neuron of snnTorch ({type(module).__name__}), whose state can't be "
+                f"carried over time; {remedy}"
+            )
+
+
+def over_time(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """A stateless layer on ``[T, B, *]``, as one batch of ``T * B``."""
     steps = x.shape[:2]
     y = layer(x.flatten(0, 1))
-    return cast(Tensor, y.reshape(*steps, *y.shape[1:]))
+    return y.reshape(*steps, *y.shape[1:])
 
 
 def has_unroll(layer: nn.Module) -> bool:
@@ -56,3 +113,32 @@ def unrolled(layer: Any, x: Tensor) -> Tensor:
         got = f"shape {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
         raise ValueError(f"{type(layer).__name__}.unroll: expected it to return [T, B, *], T={len(x)}, got {got}")
     return y
+
+
+def linear_behind(layers: Sequence[nn.Module], step_dims: int) -> tuple[Linear | None, int]:
+    """The ``nn.Linear`` that is given the spikes of a layer, and the place behind it among the ``layers`` after that.
+
+    Only what leaves the spikes of a step (of so many dimensions) as they are may come before it, and nothing that a
+    user has hung on any of these modules may miss its call.
+    """
+    dims = 1
+    if step_dims < 2:
+        return None, 0
+    for i, layer in enumerate(layers):
+        if not is_only_called(layer):
+            break
+        kind = type(layer)
+        if kind is nn.Linear:
+            return Linear(layer.weight, layer.bias, dims), i + 1  # type: ignore[arg-type]
+        if kind is nn.Flatten and layer.start_dim == 1 and layer.end_dim == -1:
+            dims = step_dims - 1
+        elif not (kind is nn.Identity or (kind is nn.Dropout and not (layer.training and layer.p > 0))):  # type: ignore[operator]
+            break
+    return None, 0
+
+
+def is_only_called(layer: nn.Module) -> bool:
+    """Whether a call of a module is its own ``forward`` and nothing else that a user has hung on it, or on all."""
+    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
+    every = nn.modules.module._has_any_global_hook()  # type: ignore[no-untyped-call]
+    return not every and not any(hooks) and "forward" not in layer.__dict__

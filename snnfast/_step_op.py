@@ -13,6 +13,7 @@ from torch import Tensor
 
 from snnfast import _backend, surrogate
 from snnfast._arguments import ONE_STEP, Call, Options, check_options, made_call
+from snnfast._linear import Linear
 from snnfast._ops import (
     CONSTANT,
     NAMESPACE,
@@ -48,16 +49,26 @@ def unroll(
     steps: int | None,  # of a constant current
     record: int,  # states to return of every step, as bits
     reduce: bool,  # sum the spikes over time
+    weight: Tensor | None = None,  # [O, N] of a linear layer that alone reads the spikes
+    bias: Tensor | None = None,  # [O]
+    dims: int = 1,  # of a step, from the last: N is their product
 ) -> list[Tensor]:
     """All steps that follow one another in a graph: the spikes, the recorded states, and the states at the end.
+
+    With a ``weight``, what the linear layer makes of the spikes ``[T, *, O]`` is in their place.
 
     Numbers and dtypes are those of the steps: of a half-precision current the states are as wide as the arithmetic.
     """
     time, steps = (SEQUENCE, len(x)) if steps is None else (CONSTANT, steps)
     call = made_call(time, steps, record, last=True, reduce=reduce)
     wide = x.to(arithmetic_dtype(x.dtype)) if record else x
-    spk, *found = _run(neuron, wide, tensors, (options, surrogate_field, p0, p1), backend, call)
-    return [spk.to(x.dtype), *found]
+    linear = None if weight is None else Linear(weight, bias, dims)
+    asked = options, surrogate_field, p0, p1
+    if wide.dtype == x.dtype:
+        return list(_run(neuron, x, tensors, asked, backend, call, linear))
+    spk, *found = _run(neuron, wide, tensors, asked, backend, call)
+    spk = spk.to(x.dtype)
+    return [spk if linear is None else linear.of_spikes(spk), *found]
 
 
 def step(
@@ -75,16 +86,22 @@ def step(
 
 
 def _run(
-    name: str, x: Tensor, tensors: Sequence[Tensor | None], options: tuple[Any, ...], backend: str, call: Call
+    name: str,
+    x: Tensor,
+    tensors: Sequence[Tensor | None],
+    options: tuple[Any, ...],
+    backend: str,
+    call: Call,
+    linear: Linear | None = None,
 ) -> tuple[Tensor, ...]:
     neuron, asked = _BY_NAME[name], _options_of(*options)
     n = len(neuron.states)
     states: Any = tuple(tensors[:n])
     parameters: Any = tuple(tensors[n:])
     if backend == _backend.current_backend():
-        return run(neuron, asked, call, x, states, parameters, as_node=False)
+        return run(neuron, asked, call, x, states, parameters, as_node=False, linear=linear)
     with _backend.use_backend(backend):  # of a block that was traced, which is not there when its graph runs
-        return run(neuron, asked, call, x, states, parameters, as_node=False)
+        return run(neuron, asked, call, x, states, parameters, as_node=False, linear=linear)
 
 
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")  # type: ignore[no-untyped-call]

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from snnfast._arguments import StateQuant, check_call, check_current, check_options, check_parameter, out_of_inference
+from snnfast._linear import check_linear
 from snnfast._ops import LAPICQUE, LEAKY, SYNAPTIC, Neuron, arithmetic_dtype
 from snnfast._spike_grad import SpikeGrad
 from snnfast._unroll import run
@@ -30,6 +31,8 @@ def lif(
     state_quant: StateQuant | bool | None = None,
     reduce: str | None = None,
     membrane_dtype: torch.dtype | None = None,
+    weight: Tensor | None = None,  # [O, N]
+    bias: Tensor | None = None,  # [O]
 ) -> tuple[Tensor, Tensor]:
     r"""Unroll a layer of leaky integrate-and-fire neurons over time, in one kernel forward and one backward.
 
@@ -79,13 +82,19 @@ def lif(
             from the threshold. Needs ``reset_delay=True`` and a surrogate of :mod:`snnfast.surrogate`. It has no effect
             where ``beta`` asks for a gradient, which takes the whole membrane, and on the reference path. ``None``:
             exact gradients.
+        weight: Weights ``[O, N]`` of a linear layer behind the neurons, ``N`` being the last dimension of ``current``,
+            in its dtype. The first result is then ``linear(spk, weight, bias)`` in place of the spikes. The CPU kernels
+            hand these on as bits, and neither they nor their gradient are ever written as numbers
+            (:func:`snnfast.use_events`); results are the same up to the order of the sums. ``None``: the spikes.
+        bias: Bias ``[O]`` of that layer. ``None``: none.
 
     Returns:
         ``(spk, mem)``: spikes ``[T, *]`` in the dtype of ``current``; membranes ``[T, *]`` in the dtype of ``current``,
         or with ``record_mem=False`` the last one ``[*]`` in that of the arithmetic: float32, or float64 where
         ``current`` is. A float64 ``mem`` or parameter with dimensions makes the arithmetic and the membranes float64.
         With ``reduce="sum"``, ``spk`` is the sum of the spikes over time ``[*]``, accumulated in the dtype of the
-        arithmetic and rounded once.
+        arithmetic and rounded once. With ``weight``, what the linear layer makes of ``spk`` is in its place,
+        ``[T, *, O]``; with both, it is given the sum: ``[*, O]``.
 
     Raises:
         TypeError: An argument of a wrong type or dtype, named.
@@ -98,13 +107,19 @@ def lif(
         >>> spk, mem = snnfast.functional.lif(cur, beta=1.0)
         >>> spk.detach().flatten(), mem.detach().flatten()
         (tensor([0., 1., 0.]), tensor([0.6000, 1.2000, 0.8000]))
+        >>> weight = torch.tensor([[0.5], [2.0]])  # [O=2, N=1]
+        >>> out, mem = snnfast.functional.lif(cur, beta=1.0, weight=weight)
+        >>> out.detach()
+        tensor([[0.0000, 0.0000],
+                [0.5000, 2.0000],
+                [0.0000, 0.0000]])
 
     Source: J. K. Eshraghian et al., *Training spiking neural networks using lessons from deep learning*, Proc. IEEE
     111 (2023), and ``snntorch.Leaky`` 1.0.0, whose order of operations this is.
     """
     return _unroll(  # type: ignore[no-any-return]
         LEAKY, current, (mem,), (beta, threshold, graded_spikes_factor), spike_grad, reset_mechanism, reset_delay,
-        num_steps, record_mem, inhibition, state_quant, reduce, membrane_dtype,
+        num_steps, record_mem, inhibition, state_quant, reduce, membrane_dtype, weight, bias,
     )  # fmt: skip
 
 
@@ -125,6 +140,8 @@ def synaptic(
     inhibition: bool = False,
     state_quant: StateQuant | bool | None = None,
     reduce: str | None = None,
+    weight: Tensor | None = None,  # [O, N]
+    bias: Tensor | None = None,  # [O]
 ) -> tuple[Tensor, Tensor, Tensor]:
     r"""Unroll a layer of neurons with a decaying synaptic current over time, in one kernel forward and one backward.
 
@@ -145,8 +162,8 @@ def synaptic(
         syn: Synaptic current before the first step, ``[*]``. ``None``: zeros.
         mem: Membrane before the first step, ``[*]``. ``None``: zeros.
         alpha: Decay of the synaptic current per time step, clamped to [0, 1]; a number or a tensor as ``beta``.
-        beta, threshold, graded_spikes_factor, spike_grad, reset_mechanism, reset_delay, num_steps, inhibition, reduce:
-            As of :func:`lif`.
+        beta, threshold, graded_spikes_factor, spike_grad, reset_mechanism, reset_delay, num_steps, inhibition, reduce,
+            weight, bias: As of :func:`lif`.
         record_mem: Return both states after every step, or only after the last one.
         state_quant: As of :func:`lif`; it is applied to both states.
 
@@ -167,7 +184,7 @@ def synaptic(
     """
     return _unroll(  # type: ignore[no-any-return]
         SYNAPTIC, current, (syn, mem), (alpha, beta, threshold, graded_spikes_factor), spike_grad, reset_mechanism,
-        reset_delay, num_steps, record_mem, inhibition, state_quant, reduce, None,
+        reset_delay, num_steps, record_mem, inhibition, state_quant, reduce, None, weight, bias,
     )  # fmt: skip
 
 
@@ -189,6 +206,8 @@ def lapicque(
     inhibition: bool = False,
     state_quant: StateQuant | bool | None = None,
     reduce: str | None = None,
+    weight: Tensor | None = None,  # [O, N]
+    bias: Tensor | None = None,  # [O]
 ) -> tuple[Tensor, Tensor]:
     r"""Unroll a layer of neurons that are RC circuits over time, in one kernel forward and one backward.
 
@@ -203,7 +222,7 @@ def lapicque(
             to ``[*]``. ``None`` and 0: not given.
         time_step: Duration of a step, in units of ``R * C``; likewise.
         current, mem, threshold, graded_spikes_factor, spike_grad, reset_mechanism, reset_delay, num_steps, record_mem,
-            inhibition, state_quant, reduce: As of :func:`lif`, and so are results and errors.
+            inhibition, state_quant, reduce, weight, bias: As of :func:`lif`, and so are results and errors.
 
     Example::
 
@@ -227,7 +246,7 @@ def lapicque(
     parameters = *kernel_rc(*infer_rc(**given), given["time_step"]), threshold, graded_spikes_factor
     return _unroll(  # type: ignore[no-any-return]
         LAPICQUE, current, (mem,), parameters, spike_grad, reset_mechanism, reset_delay,
-        num_steps, record_mem, inhibition, state_quant, reduce, None,
+        num_steps, record_mem, inhibition, state_quant, reduce, None, weight, bias,
     )  # fmt: skip
 
 
@@ -269,8 +288,11 @@ def _unroll(
     state_quant: object,
     reduce: object,
     membrane_dtype: object,
+    weight: object,
+    bias: object,
 ) -> Any:
     check_current("current", current)
     options = check_options(spike_grad, reset_mechanism, reset_delay, inhibition, state_quant)
     call = check_call(neuron, options, current, num_steps, record_mem, reduce, membrane_dtype)
-    return run(neuron, options, call, current, states, parameters)
+    linear = check_linear(weight, bias, current, current.shape[1:] if num_steps is None else current.shape)
+    return run(neuron, options, call, current, states, parameters, linear=linear)

@@ -8,10 +8,21 @@ import torch
 from torch import Tensor, nn
 
 from snnfast._arguments import check_flag, check_reduce
+from snnfast._channels_last import Order, keeps_order
 from snnfast._from_sequential import check_names, check_neurons, warn_of_batch_norm
 from snnfast._layer import SpikingLayer
-from snnfast._neurons import LAYERS, convert, is_snntorchs
-from snnfast._over_time import check_input, check_state, has_unroll, over_time, unrolled
+from snnfast._linear import Linear
+from snnfast._neurons import convert, is_snntorchs
+from snnfast._over_time import (
+    check_input,
+    check_state,
+    check_stateless,
+    check_states,
+    has_unroll,
+    linear_behind,
+    over_time,
+    unrolled,
+)
 
 __all__ = ["MultiStep", "Residual"]
 
@@ -26,7 +37,13 @@ class MultiStep(nn.Sequential):
     state and is applied once to all steps together, ``[T * B, *]``; as long as the signal is still the same at every
     step, once to ``[B, *]``. The result is that of the loop over time, up to the order of floating-point sums inside
     matrix products. (Layers with statistics over the batch, such as batch normalisation, see all steps of it together,
-    and dropout before the first neuron layer of a constant input draws one mask for all steps.)
+    and dropout before the first neuron layer of a constant input draws one mask for all steps.) On the CPU, float32
+    ``nn.Conv2d`` layers and the pooling and neurons behind them run in channels_last order, which is faster; what a
+    call returns, and what a module of your own or a layer with a hook is given, lies in memory as the input does.
+
+    On the CPU, a neuron layer followed by ``nn.Linear`` gives it the spikes as bits (:func:`use_events`).
+    ``nn.Flatten``, ``nn.Identity`` and ``nn.Dropout`` that drops nothing may lie between the two. Modules with hooks,
+    and spikes that ``return_spikes`` asks for, are left as they are.
 
     It is an ``nn.Sequential``: the same ``state_dict``, ``len``, indices and slices. A module of your own that needs
     all time steps, for a loop or a skip connection inside of it, has a method ``unroll``: it is called with
@@ -186,9 +203,10 @@ class MultiStep(nn.Sequential):
         return_states = check_flag("return_states", return_states)
         return_spikes = check_flag("return_spikes", return_spikes)
         if states is not None or return_states:
-            _check_states(states, layers)
+            check_states(states, _without_skips(layers))
         call = _Call(membrane_dtype, states, return_states, return_spikes)
         x, num_steps = call.sequence(layers if final is None else layers[:-1], x, num_steps)
+        x = call.order.usual(x)
         results: tuple[Any, ...] = (x,)
         if final is not None:
             results = call.neuron(final, x, num_steps, record_mem, reduce)
@@ -251,7 +269,8 @@ class Residual(nn.Module):
         Raises:
             ValueError: The shapes of the two that are to be added differ.
         """
-        return _Call().residual(self, x, check_input(x, num_steps))[0]
+        call = _Call()
+        return call.order.usual(call.residual(self, x, check_input(x, num_steps))[0])
 
 
 class _Call:
@@ -273,13 +292,22 @@ class _Call:
         self.return_states = return_states
         self.return_spikes = return_spikes
         self.number = 0  # of the next neuron
+        self.order = Order()
         self.last: list[State] = []
         self.spikes: list[Tensor] = []
 
     def sequence(self, layers: Sequence[nn.Module], x: Tensor, num_steps: int | None) -> tuple[Tensor, int | None]:
-        for layer in layers:
+        rest = list(layers)
+        while rest:
+            layer = rest.pop(0)
+            if not isinstance(layer, SpikingLayer | Residual) and not keeps_order(layer):
+                x = self.order.usual(x)
             if isinstance(layer, SpikingLayer):
-                x, num_steps = self.neuron(layer, x, num_steps)[0], None
+                linear, taken = None, 0
+                if not self.return_spikes:
+                    linear, taken = linear_behind(rest, x.dim() - (num_steps is None))
+                rest = rest[taken:]
+                x, num_steps = self.neuron(layer, x, num_steps, linear=linear)[0], None
             elif isinstance(layer, Residual):
                 x, num_steps = self.residual(layer, x, num_steps)
             elif has_unroll(layer):
@@ -287,26 +315,36 @@ class _Call:
             else:
                 if not torch.compiler.is_compiling():
                     _check_layer(layer)  # a model may have been changed, or reverted to snnTorch's layers
-                x = layer(x) if num_steps is not None else over_time(layer, x)
+                call = self.order.to_call(layer, x, num_steps is not None)
+                x = call(x) if num_steps is not None else over_time(call, x)
         return x, num_steps
 
     def neuron(
-        self, layer: SpikingLayer, x: Tensor, num_steps: int | None, record_mem: bool = False, reduce: str | None = None
+        self,
+        layer: SpikingLayer,
+        x: Tensor,
+        num_steps: int | None,
+        record_mem: bool = False,
+        reduce: str | None = None,
+        linear: Linear | None = None,
     ) -> tuple[Tensor, ...]:
         number, n = self.number, len(layer.neuron.states)
         self.number += 1
         given = None if self.states is None else self.states[number]
         states = check_state(number, given, layer, x.shape[1:] if num_steps is None else x.shape)
-        found = layer._unroll(x, states, num_steps, record_mem, reduce, self.membrane_dtype, last=self.return_states)
+        found = layer._unroll(x, states, num_steps, record_mem, reduce, self.membrane_dtype, self.return_states, linear)
         if self.return_states:
             found, last = found[:-n], found[-n:]
+            last = tuple(map(self.order.shown, last))
             self.last.append(None if layer.init_hidden else last[0] if n == 1 else last)
         if self.return_spikes:
-            self.spikes.append(found[0])
+            self.spikes.append(self.order.shown(found[0]))
         return found
 
     def residual(self, block: Residual, x: Tensor, num_steps: int | None) -> tuple[Tensor, int | None]:
+        before = self.order.turned
         y, steps_y = self.sequence(block.layers.layers, x, num_steps)
+        y_turned, self.order.turned = self.order.turned, before
         z, steps_z = x, num_steps
         if block.shortcut is not None:
             z, steps_z = self.sequence(_opened(block.shortcut), x, num_steps)
@@ -315,25 +353,8 @@ class _Call:
             raise ValueError(
                 f"shortcut: expected steps of the shape that the layers return, {tuple(shape_y)}, got {tuple(shape_z)}"
             )
+        self.order.turned |= y_turned
         return y + z, None if steps_y is None or steps_z is None else num_steps
-
-
-def _check_states(states: object, layers: Sequence[nn.Module]) -> None:
-    layers = _without_skips(layers)
-    for layer in layers:
-        for module in () if isinstance(layer, SpikingLayer) or not has_unroll(layer) else layer.modules():
-            if (isinstance(module, SpikingLayer) or is_snntorchs(module)) and not getattr(module, "init_hidden", False):
-                raise ValueError(
-                    f"states: {type(layer).__name__} has an unroll of its own, and in it a neuron whose state can't be "
-                    "passed; give that init_hidden=True"
-                )
-    if states is None:
-        return
-    if not isinstance(states, list | tuple):
-        raise TypeError(f"states: expected a list of torch.Tensor or None, got {type(states).__name__}")
-    number = sum(isinstance(layer, SpikingLayer) for layer in layers)
-    if len(states) != number:
-        raise ValueError(f"states: expected {number}, one per neuron layer, got {len(states)}")
 
 
 def _inside(sequence: nn.Sequential, prefix: str = "") -> list[tuple[str, nn.Module]]:
@@ -367,27 +388,5 @@ def _without_skips(layers: Sequence[nn.Module]) -> list[nn.Module]:
 
 
 def _check_layer(layer: nn.Module, argument: str = "layers", *, to_convert: bool = False) -> None:
-    if isinstance(layer, SpikingLayer | Residual) or has_unroll(layer):
-        return
-    kind = type(layer).__name__
-    if isinstance(layer, nn.ModuleList | nn.ModuleDict):
-        raise TypeError(
-            f"{argument}: {kind} has no forward; pass its layers one by one, or give a subclass a method unroll that "
-            "takes all time steps [T, B, *]"
-        )
-    for module in layer.modules():
-        fused = [layer.__name__ for layer in LAYERS if layer.__name__ in [c.__name__ for c in type(module).__mro__]]
-        if isinstance(module, SpikingLayer) or (to_convert and fused and is_snntorchs(module)):
-            raise TypeError(
-                f"{argument}: {kind} calls a {type(module).__name__} in its forward, which can't be unrolled; pass its "
-                "layers one by one or in an nn.Sequential, or give it a method unroll that takes all time steps "
-                "[T, B, *]"
-            )
-        if is_snntorchs(module):
-            remedy = "keep the loop over time, or give its module a method unroll with that loop in it"
-            if fused:
-                remedy = f"use snnfast.{fused[0]}, or snnfast.snntorch.convert"
-            raise TypeError(
-                f"{argument}: {kind} is or has a neuron of snnTorch ({type(module).__name__}), whose state can't be "
-                f"carried over time; {remedy}"
-            )
+    if not isinstance(layer, SpikingLayer | Residual) and not has_unroll(layer):
+        check_stateless(layer, argument, to_convert)

@@ -24,7 +24,7 @@ def by_rate(current: Any, mem: Any = None, *, R: Any, rate: Any, time_step: Any,
     given = {
         "threshold": 1.0, "graded_spikes_factor": 1.0, "spike_grad": None, "reset_mechanism": "subtract",
         "reset_delay": True, "num_steps": None, "record_mem": True, "inhibition": False, "state_quant": None,
-        "reduce": None, "membrane_dtype": None, **options,
+        "reduce": None, "membrane_dtype": None, "weight": None, "bias": None, **options,
     }  # fmt: skip
     parameters = R, rate, time_step, decay, given.pop("threshold"), given.pop("graded_spikes_factor")
     return functional._unroll(_ops.LAPICQUE, current, (mem,), parameters, **given)

@@ -131,7 +131,7 @@ def backward_arguments(
     def like(t: Tensor) -> Tensor:
         return layout((torch.rand(t.shape, generator=generator, dtype=torch.float64) - 0.3).to(t))
 
-    grads: Arguments = {"grad_spk": like(spk)}
+    grads: Arguments = {"grad_spk": like(spk), "weight": None}
     for name in states:
         t = others[states.index(name)]
         grads |= {

@@ -21,7 +21,8 @@ CURRENT = torch.rand(3, 4)
 
 def run(code: str, **variables: str) -> subprocess.CompletedProcess[str]:
     arguments = code.split() if code.startswith("-m") else ["-c", code]
-    environment = {name: value for name, value in os.environ.items() if name != "SNNFAST_BACKEND"} | variables
+    own = ("SNNFAST_BACKEND", "SNNFAST_EVENTS")
+    environment = {name: value for name, value in os.environ.items() if name not in own} | variables
     return subprocess.run(
         [sys.executable, *arguments], capture_output=True, text=True, cwd=ROOT, env=environment, check=False
     )
@@ -158,6 +159,18 @@ def test_a_wrong_backend_in_the_environment_is_an_error_that_names_the_variable(
     assert found.returncode != 0
     assert "ValueError: SNNFAST_BACKEND" in found.stderr
     assert "'cuda'" in found.stderr
+
+
+@pytest.mark.parametrize(("value", "told"), [("0", "no"), ("1", "yes"), ("", "yes")])
+def test_the_environment_sets_whether_spikes_go_as_bits(value: str, told: str) -> None:
+    found = run("import snnfast; print(snnfast.config()['events'])", SNNFAST_EVENTS=value)
+    assert (found.stdout.partition(":")[0].strip(), found.returncode) == (told, 0), found.stderr
+
+
+def test_another_value_for_it_is_an_error_that_names_the_variable() -> None:
+    found = run("import snnfast", SNNFAST_EVENTS="off")
+    assert found.returncode != 0
+    assert "ValueError: SNNFAST_EVENTS: expected 0 or 1, got 'off'" in found.stderr
 
 
 def test_the_module_prints_what_show_config_prints(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 # What would make a test or a build another one than that of a user.
-FOREIGN = ("PYTHONPATH", "PYTHONHOME", "SNNFAST_BACKEND", "SNNFAST_ISA")
+FOREIGN = ("PYTHONPATH", "PYTHONHOME", "SNNFAST_BACKEND", "SNNFAST_EVENTS", "SNNFAST_ISA")
 
 
 def project() -> dict[str, Any]:

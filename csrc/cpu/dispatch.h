@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <initializer_list>
 
 #include <torch/csrc/stable/ops.h>
@@ -40,11 +41,12 @@ const Kernels<Neuron>& current_kernels() {
   return baseline::kernels<Neuron>();
 }
 
+// Neurons begin to end - 1.
 template <typename Kernel, typename P>
-void share_out(Kernel kernel, const P& p, int64_t least_units, bool stream) {
-  const Shares work = shares(p.T, p.N, least_units);
+void share_out(Kernel kernel, const P& p, int64_t begin, int64_t end, int64_t least_units, bool stream) {
+  const Shares work = shares(p.T, end - begin, least_units);
   torch::stable::parallel_for(0, work.units, work.least, [&](int64_t first, int64_t last) {
-    kernel(p, first * kUnit, last * kUnit < p.N ? last * kUnit : p.N, stream);
+    kernel(p, begin + first * kUnit, begin + last * kUnit < end ? begin + last * kUnit : end, stream);
   });
 }
 
@@ -52,13 +54,32 @@ template <typename Neuron>
 void forward(const Forward<Neuron>& p) {
   bool stream = streams(p.dtype, p.T, p.N, rows_per_step(p), {p.reduce ? nullptr : p.spk, p.deciding});
   for (const void* record : p.record) stream &= streams(p.dtype, p.T, p.N, rows_per_step(p), {record});
-  share_out(current_kernels<Neuron>().forward[static_cast<int>(p.dtype)], p, kLeastUnits, stream);
+  share_out(current_kernels<Neuron>().forward[static_cast<int>(p.dtype)], p, 0, p.N, kLeastUnits, stream);
 }
+
+// Calls f with the gradients [T, last - first, columns] of the spikes of some samples that went through a Linear with
+// many outputs, block after block: they stay in the caches until they are read. By PyTorch's product, which with few
+// outputs takes longer than the kernels.
+void each_spike_gradient(const Outputs& outputs, DType dtype, int64_t T, int64_t samples,
+                         const std::function<void(int64_t first, int64_t last, const void* gradient)>& f);
 
 template <typename Neuron>
 void backward(const Backward<Neuron>& p) {
   const bool stream = streams(p.dtype, p.T, p.N, rows_per_step(p), {p.constant ? nullptr : p.grad_x});
-  share_out(current_kernels<Neuron>().backward[static_cast<int>(p.dtype)], p, 1, stream);
+  const auto kernel = current_kernels<Neuron>().backward[static_cast<int>(p.dtype)];
+  const int64_t columns = p.outputs.columns;
+  if (p.T == 0 || p.outputs.size <= kFewOutputs) return share_out(kernel, p, 0, p.N, 1, stream);
+  each_spike_gradient(p.outputs, p.dtype, p.T, p.N / columns, [&](int64_t first, int64_t last, const void* gradient) {
+    Backward<Neuron> part = p;
+    part.outputs = {};
+    part.grad_spk = gradient;
+    part.grad_spk_first = first * columns;
+    part.grad_spk_stride = (last - first) * columns;
+    // A kernel streams whole registers, also those at the end of its neurons.
+    const auto fits = [&](int64_t neuron) { return neuron % kUnit == 0 || neuron == p.N; };
+    share_out(kernel, part, first * columns, last * columns, 1,
+              stream && fits(first * columns) && fits(last * columns));
+  });
 }
 
 }  // namespace snnfast::cpu

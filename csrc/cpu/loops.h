@@ -3,6 +3,7 @@
 // Part of kernels.cpp, whose rules hold here too.
 #pragma once
 
+#include <cstring>
 #include <type_traits>
 
 #include "kernels.h"
@@ -91,6 +92,24 @@ struct Columns {
   }
 };
 
+// ---- spikes as bits
+
+template <typename A>
+using Bits = typename Vec<A>::Mask;
+
+// Into the bytes of some neurons, from bit `first` on: the first of eight steps begins them anew.
+template <typename A>
+SNN_HD void put_bits(Bits<A> bits, int first, uint8_t* to) {
+  typedef uint8_t Bytes __attribute__((vector_size(Vec<A>::kSize)));
+  Bytes bytes = __builtin_convertvector(bits << first, Bytes);
+  if (first != 0) {
+    Bytes before;
+    std::memcpy(&before, to, sizeof before);
+    bytes |= before;
+  }
+  std::memcpy(to, &bytes, sizeof bytes);
+}
+
 // ---- what a loop works on
 
 // The same row of several time steps: `stride` values from one to the next, 0 where it is one for all.
@@ -128,7 +147,7 @@ struct Sums {  // gradients of the parameters, summed over time
 
 // ---- forward
 
-enum class Spikes { kEach, kSum, kUnused };
+enum class Spikes { kEach, kSum, kBits, kUnused };
 
 template <typename Neuron, typename A>
 struct ForwardRows {
@@ -136,7 +155,9 @@ struct ForwardRows {
   A* after[Neuron::kStates];         // and after the last of them
   Rows<const A> x;
   Rows<A> spk;
-  A* sum;                           // in place of spk: one row for all steps, to which the spikes are added
+  A* sum;                           // in place of spk: one row for all steps, to which the spikes are added; or
+  uint8_t* bits;                    // one row for up to eight steps
+  int bit;                          // of the first of the steps
   Rows<A> record[Neuron::kStates];  // states after each step, or nullptr
   Rows<A> deciding;                 // the membrane that decided each spike, or nullptr
   bool stream_spk, stream_record;   // by non-temporal stores
@@ -157,6 +178,7 @@ void forward_loop(int n, const ForwardRows<Neuron, A>& rows, const Lanes<A, Neur
     SNN_UNROLL for (int s = 0; s < kStates; ++s) state.load_or_zero(s, row.before[s], i);
     Column<A> x, spk, sum, v;
     if (Spk == Spikes::kSum) sum.load(row.sum + i);
+    Bits<A> bits[kVectors] = {};
     SNN_UNROLL for (int k = 0; k < Steps; ++k) {
       x.load(row.x[k] + i);
       SNN_UNROLL for (int g = 0; g < kVectors; ++g) {
@@ -164,6 +186,7 @@ void forward_loop(int n, const ForwardRows<Neuron, A>& rows, const Lanes<A, Neur
         spk[g] = fired.spk;
         v[g] = fired.v;
         if (Spk == Spikes::kSum) sum[g] += fired.spk;
+        if (Spk == Spikes::kBits) bits[g] |= (fired.v > p[g][Neuron::kParameters - 2]) & (1 << k);
       }
       if (Spk == Spikes::kEach) spk.put(row.spk[k] + i, row.stream_spk);
       if (!Record) continue;
@@ -174,6 +197,9 @@ void forward_loop(int n, const ForwardRows<Neuron, A>& rows, const Lanes<A, Neur
     }
     SNN_UNROLL for (int s = 0; s < kStates; ++s) state.store(s, row.after[s] + i);
     if (Spk == Spikes::kSum) sum.store(row.sum + i);
+    if (Spk == Spikes::kBits) {
+      SNN_UNROLL for (int g = 0; g < kVectors; ++g) put_bits<A>(bits[g], row.bit, row.bits + i + g * Vec<A>::kSize);
+    }
   }
 }
 
@@ -278,6 +304,13 @@ auto with_bool(bool value, F&& f) {
 }
 
 template <typename F>
+auto with_spikes(bool bits, bool sum, F&& f) {
+  if (bits) return f(std::integral_constant<Spikes, Spikes::kBits>{});
+  if (sum) return f(std::integral_constant<Spikes, Spikes::kSum>{});
+  return f(std::integral_constant<Spikes, Spikes::kEach>{});
+}
+
+template <typename F>
 auto with_rules(Rules rules, F&& f) {
   // Without a reset there is no delay.
   if (rules.reset == Reset::kNone) return f(std::integral_constant<Reset, Reset::kNone>{}, std::true_type{});
@@ -300,10 +333,10 @@ Either<ForwardLoop<Neuron, A>> choose_forward(const Forward<Neuron>& p, bool rec
   using Loops = Either<ForwardLoop<Neuron, A>>;
   return with_rules(p.rules, [&](auto r, auto delay) {
     return with_bool(record, [&](auto rec) {
-      return with_bool(p.reduce, [&](auto reduce) -> Loops {
+      return with_spikes(p.bits != nullptr, p.reduce, [&](auto spikes) -> Loops {
         constexpr Reset R = decltype(r)::value;
         constexpr bool D = decltype(delay)::value, M = decltype(rec)::value;
-        constexpr Spikes S = decltype(reduce)::value ? Spikes::kSum : Spikes::kEach;
+        constexpr Spikes S = decltype(spikes)::value;
         return {forward_loop<Neuron, A, R, D, M, S, 1>, forward_loop<Neuron, A, R, D, M, S, kSteps>};
       });
     });

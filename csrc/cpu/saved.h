@@ -43,35 +43,26 @@ void from_membrane(int n, const BFloat16* saved, const Lane<A>& threshold, A* me
   });
 }
 
-// The spikes of eight steps in a byte, the first in its lowest bit. By explicit vectors: g++ leaves a loop alone that
-// compares wide numbers and writes bytes.
+// By explicit vectors: g++ leaves a loop alone that compares wide numbers and writes bytes.
 template <typename A>
 void save_spikes(int n, const A* mem, const Lane<A>& threshold, int bit, uint8_t* saved) {
   using V = Vec<A>;
-  typedef uint8_t Bytes __attribute__((vector_size(V::kSize)));
-  const auto one = static_cast<uint8_t>(1 << bit), others = static_cast<uint8_t>(one - 1);
   int i = 0;
   for (; i + V::kSize <= n; i += V::kSize) {
     const auto spikes = V::load(mem + i) - V::load(threshold.values + (i & threshold.mask)) > V(0);
-    Bytes bytes;
-    std::memcpy(&bytes, saved + i, sizeof bytes);
-    bytes = (bytes & others) | (__builtin_convertvector(spikes, Bytes) & one);
-    std::memcpy(saved + i, &bytes, sizeof bytes);
+    put_bits<A>(spikes & 1, bit, saved + i);
   }
+  const auto one = static_cast<uint8_t>(1 << bit), others = static_cast<uint8_t>(one - 1);
   for (; i < n; ++i) {
     const bool spike = mem[i] - threshold.values[i & threshold.mask] > A(0);
     saved[i] = static_cast<uint8_t>((saved[i] & others) | (spike ? one : 0));
   }
 }
 
-// Membranes that spike or not as the bits say; nullptr: none does.
+// Membranes that spike or not as the bits say.
 template <typename A>
 void from_spikes(int n, const uint8_t* saved, int bit, const Lane<A>& threshold, A* mem) {
   with_threshold(threshold, [=](auto threshold_of) {
-    if (saved == nullptr) {
-      for (int i = 0; i < n; ++i) mem[i] = threshold_of(i);
-      return;
-    }
 #pragma GCC ivdep
     for (int i = 0; i < n; ++i) {
       const A t = threshold_of(i), above = just_above(t);

@@ -84,6 +84,28 @@ struct ExpTraits<cpu::SNN_ISA::Vec<A>> : ExpTraits<A> {};
 namespace snnfast::cpu::SNN_ISA {
 namespace {
 
+// a * b + c, rounded once where the instruction set can. Not for what decides a spike.
+#if defined(__AVX512F__)
+SNN_HD Vec<float> multiply_add(Vec<float> a, Vec<float> b, Vec<float> c) {
+  return Vec<float>(static_cast<Vec<float>::Value>(_mm512_fmadd_ps(a.r, b.r, c.r)));
+}
+SNN_HD Vec<double> multiply_add(Vec<double> a, Vec<double> b, Vec<double> c) {
+  return Vec<double>(static_cast<Vec<double>::Value>(_mm512_fmadd_pd(a.r, b.r, c.r)));
+}
+#elif defined(__FMA__)
+SNN_HD Vec<float> multiply_add(Vec<float> a, Vec<float> b, Vec<float> c) {
+  return Vec<float>(static_cast<Vec<float>::Value>(_mm256_fmadd_ps(a.r, b.r, c.r)));
+}
+SNN_HD Vec<double> multiply_add(Vec<double> a, Vec<double> b, Vec<double> c) {
+  return Vec<double>(static_cast<Vec<double>::Value>(_mm256_fmadd_pd(a.r, b.r, c.r)));
+}
+#else
+template <typename A>
+SNN_HD Vec<A> multiply_add(Vec<A> a, Vec<A> b, Vec<A> c) {
+  return a * b + c;
+}
+#endif
+
 // A non-temporal store: the line need not be read first. `to` must be aligned to a register.
 #if defined(__AVX512F__)
 SNN_HD void stream(float* to, Vec<float> v) { _mm512_stream_ps(to, v.r); }

@@ -191,8 +191,8 @@ struct BackwardPass {
     if (p.saved == Saved::kMembrane) {
       row = Row::of(get<BFloat16, V>(static_cast<const BFloat16*>(p.rows) + t * p.N + first, last));
     } else if (p.saved == Saved::kSpikes) {
-      // Not evict-first: the row is the same for eight steps. Those of the last step are not saved.
-      if (t + 1 < p.T) row = Row::of(get<uint8_t, V>(static_cast<const uint8_t*>(p.rows) + t / 8 * p.N + first, false));
+      // Not evict-first: the row is the same for eight steps.
+      row = Row::of(get<uint8_t, V>(static_cast<const uint8_t*>(p.rows) + t / 8 * p.N + first, false));
     } else if constexpr (sizeof(S) == sizeof(A)) {
       row = Row::of(get<A, V>(static_cast<const A*>(p.mem_rec) + t * p.N + first, last));
     }

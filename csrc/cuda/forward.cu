@@ -80,7 +80,7 @@ struct ForwardPass {
     }
     if constexpr (Neuron::kRecordTells) {
       if (p.saved == Saved::kMembrane) save_membrane(at);
-      if (p.saved == Saved::kSpikes && t + 1 < p.T) save_spikes(t);
+      if (p.saved == Saved::kSpikes) save_spikes(t);
     }
   }
 
@@ -104,7 +104,7 @@ struct ForwardPass {
       const bool spike = state[i][Problem<Neuron>::kMem] > threshold(i);
       bits[i / 4] |= (spike ? 1u : 0u) << (bit + i % 4 * 8);
     }
-    if (bit != 7 && t + 2 < p.T) return;  // the byte has room for the next step
+    if (bit != 7 && t + 1 < p.T) return;  // the byte has room for the next step
     Pack<uint8_t, V> pack;
     memcpy(&pack, bits, sizeof pack);
     put(static_cast<uint8_t*>(p.rows) + t / 8 * p.N + first, pack, streaming);

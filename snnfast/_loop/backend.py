@@ -12,6 +12,7 @@ from torch.fx import GraphModule
 from snnfast import _backend
 from snnfast._loop import verify
 from snnfast._loop.capture import capture, is_step
+from snnfast._loop.channels_last import use_channels_last
 from snnfast._loop.emission import Emission
 from snnfast._loop.report import Explanation, GraphReport, describe, line_of
 from snnfast._loop.series import Series
@@ -71,9 +72,11 @@ def _merged(gm: GraphModule, report: GraphReport) -> GraphModule:
     series = Series(captured)
     emission = Emission(series)
     graph = emission.write()
-    describe(series, emission.summed, report)
+    describe(series, emission.summed, emission.projected, report)
     if not report.merged:
         raise RefusedError(report.why_not())
+    if not captured.written:  # a copy in another order would be written in place of the tensor itself
+        use_channels_last(graph)
     return GraphModule(gm, graph)
 
 

@@ -12,9 +12,10 @@ from torch.utils import _pytree as pytree
 
 from snnfast._loop.capture import Captured, Chain, is_step
 from snnfast._loop.nodes import argument, fake_call, fake_mode_of, is_number, looks, size_of, tensors_of, value
+from snnfast._loop.projection import project
 from snnfast._loop.rules import RULES, Site, UnmergedError, by_vmap
 from snnfast._loop.series import Group, IndexGroup, Series
-from snnfast._loop.sums import terms_of
+from snnfast._loop.sums import is_sum, terms_of
 from snnfast._step_op import step, unroll
 
 
@@ -44,6 +45,7 @@ class Emission:
         self._autocast: dict[Node, ExitStack] = {}
         self.effects: set[Node] = set()
         self.summed: set[Node] = set()  # of the old graph: sums that became one
+        self.projected: set[Chain] = set()  # with the linear layer that reads their spikes
 
     def write(self) -> Graph:
         try:
@@ -60,8 +62,10 @@ class Emission:
                 entered.close()
         # What was tried in vain, or is not needed, must not count as a reader of an unroll.
         self.graph.eliminate_dead_code(is_impure_node=lambda n: n in self.effects or n.op in ("placeholder", "output"))
-        for node, outputs in self._unrolled.values():
-            self._ask(node, outputs)
+        for chain, (node, outputs) in self._unrolled.items():
+            spk = self._ask(node, outputs)
+            if spk is not None and project(self.graph, node, spk, self.effects, self.call):
+                self.projected.add(chain)
         self.graph.lint()
         return self.graph
 
@@ -290,12 +294,12 @@ class Emission:
         outputs.append((what, made))
         return made
 
-    def _ask(self, node: Node, outputs: list[tuple[Any, Node]]) -> None:
-        """Ask an unroll for what is read of it."""
+    def _ask(self, node: Node, outputs: list[tuple[Any, Node]]) -> Node | None:
+        """Ask an unroll for what is read of it; return the spikes of every step, if they are."""
         used = {what: made for what, made in outputs if made.users}
         records = sorted(i for kind, i in used if kind == "rec")
         spk = used.get(("spk", 0))
-        reduce = spk is not None and all(_is_sum(u) for u in spk.users)
+        reduce = spk is not None and all(is_sum(u) for u in spk.users)
         if reduce:
             for user in list(spk.users):  # type: ignore[union-attr]
                 user.replace_all_uses_with(spk)
@@ -304,6 +308,7 @@ class Emission:
         for (kind, i), made in used.items():
             number = {"spk": 0, "rec": 1 + sum(r < i for r in records), "last": 1 + len(records) + i}[kind]
             made.args = (node, number)
+        return None if reduce else spk
 
     # ---- everything else
 
@@ -385,11 +390,3 @@ class Emission:
 
     def _may_be_inside(self, node: Node) -> bool:
         return self.series.place(node) is None and node not in self.captured.written
-
-
-def _is_sum(node: Node) -> bool:
-    """Whether a node is the sum over the first dimension, and nothing else."""
-    if node.target not in (torch.sum, "sum") or len(node.args) + len(node.kwargs) != 2:
-        return False
-    dim = argument(node, "dim", 1)
-    return dim == 0 or dim in ([0], (0,))

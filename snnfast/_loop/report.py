@@ -80,12 +80,12 @@ class Explanation:
         return "\n".join(map(str, self.graphs)) or "nothing was compiled"
 
 
-def describe(series: Series, summed: set[Node], report: GraphReport) -> None:
+def describe(series: Series, summed: set[Node], projected: set[Chain], report: GraphReport) -> None:
     """Enter chains and groups into a report."""
     for chain in series.captured.chains:
         steps = f"{len(chain.steps)} step{'s' * (len(chain.steps) != 1)} of {chain.neuron.name}"
         if chain.merged:
-            report.merged.append(f"{steps}: one unroll")
+            report.merged.append(f"{steps}: one unroll" + ", with the linear behind it" * (chain in projected))
         else:
             report.repeated.append(f"{steps}{_at(chain.steps[0])}: {chain.reason}")
             if len(chain.steps) > 1:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from snnfast._loop.nodes import value
+from snnfast._loop.nodes import argument, value
 
 _ADD = (operator.add, torch.add, "add")
 
@@ -45,3 +45,11 @@ def _is_part(term: Any, whole: Node) -> bool:
         return False
     part, total = value(term), value(whole)
     return bool(part.dtype == total.dtype and part.shape == total.shape)
+
+
+def is_sum(node: Node) -> bool:
+    """Whether a node is the sum over the first dimension, and nothing else."""
+    if node.target not in (torch.sum, "sum") or len(node.args) + len(node.kwargs) != 2:
+        return False
+    dim = argument(node, "dim", 1)
+    return dim == 0 or dim in ([0], (0,))

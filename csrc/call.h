@@ -1,0 +1,181 @@
+// The tensors of a call: checks, copies where a kernel could not read them as they are, outputs.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Exception.h>
+#include <torch/headeronly/util/Half.h>
+
+#include "backend.h"
+#include "layout.h"
+#include "problem.h"
+
+namespace snnfast {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using MaybeTensor = std::optional<Tensor>;
+
+// ---- dtypes
+
+inline ScalarType acc_of(ScalarType dtype) {
+  return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+inline DType dtype_of(const Tensor& t, const char* name) {
+  switch (t.scalar_type()) {
+    case ScalarType::Float: return DType::kFloat;
+    case ScalarType::Double: return DType::kDouble;
+    case ScalarType::Half: return DType::kHalf;
+    case ScalarType::BFloat16: return DType::kBFloat16;
+    default: STD_TORCH_CHECK(false, name, ": expected float32, float64, float16 or bfloat16");
+  }
+}
+
+inline Number number_type_of(const Tensor& t, const char* name) {
+  return t.scalar_type() == ScalarType::Long ? Number::kLong : static_cast<Number>(dtype_of(t, name));
+}
+
+// A tensor of no dimensions on the CPU, as arithmetic in `acc` takes it.
+inline double number_in(const Tensor& t, Number type, ScalarType acc) {
+  const void* const data = t.const_data_ptr();
+  switch (type) {
+    case Number::kFloat: return *static_cast<const float*>(data);
+    case Number::kHalf: return *static_cast<const torch::headeronly::Half*>(data);
+    case Number::kBFloat16: return *static_cast<const torch::headeronly::BFloat16*>(data);
+    case Number::kLong: {
+      const int64_t value = *static_cast<const int64_t*>(data);  // rounded once, as torch does it
+      return acc == ScalarType::Double ? static_cast<double>(value) : static_cast<float>(value);
+    }
+    case Number::kDouble: break;
+  }
+  return *static_cast<const double*>(data);
+}
+
+inline ScalarType saved_dtype(Saved saved, ScalarType acc) {
+  const int64_t bytes = kSavedModes[static_cast<int>(saved)].bytes;
+  return bytes == 0 ? acc : bytes == 1 ? ScalarType::Byte : ScalarType::BFloat16;
+}
+
+// ---- checked inputs and outputs of a call
+
+constexpr int64_t kOne = -1;  // in place of a number of rows: a tensor [*] without that dimension
+
+// Owns the copies whose pointers a problem holds.
+template <typename Backend>
+class Call {
+ public:
+  const ScalarType acc;
+  std::vector<Tensor> outputs;
+
+  Call(const Tensor& like, const Layout& layout, ScalarType dtype)
+      : acc(acc_of(dtype)), layout_(layout), like_(like), device_(like.device()) {
+    outputs.reserve(8);
+  }
+
+  // A tensor [rows, *] or, without rows, [*]. Of another dtype only if it is `cast`.
+  const void* read(const Tensor& t, const char* name, ScalarType dtype, int64_t rows, bool cast = false) {
+    const bool as_it_is = t.scalar_type() == dtype;
+    STD_TORCH_CHECK(t.device() == device_, name, ": on another device than the other tensors");
+    STD_TORCH_CHECK(as_it_is || cast, name, ": wrong dtype");
+    STD_TORCH_CHECK(layout_.has_shape(t, rows != kOne, rows), name, ": wrong shape");
+    if (as_it_is && layout_.fits(t, rows != kOne)) return t.const_data_ptr();  // the caller holds it
+    return copy(t, shape_with(rows), strides_with(rows), dtype);
+  }
+
+  const void* read(const MaybeTensor& t, const char* name, ScalarType dtype, int64_t rows, bool cast = false) {
+    return t.has_value() ? read(*t, name, dtype, rows, cast) : nullptr;
+  }
+
+  // A parameter varies along dimensions of a step that are adjacent in memory; it is broadcast along all others. One of
+  // no dimensions is a number, whatever its dtype.
+  Parameter parameter(const Tensor& t, const char* name) {
+    Parameter p;
+    p.type = number_type_of(t, name);
+    if (t.dim() == 0 && t.is_cpu()) {  // read here: no copy to the device, no access from it
+      p.value = number_in(t, p.type, acc);
+      return p;
+    }
+    STD_TORCH_CHECK(t.device() == device_, name, ": on another device than the other tensors");
+    if (t.dim() == 0) {
+      p.data = t.const_data_ptr();
+      return p;
+    }
+    STD_TORCH_CHECK(static_cast<size_t>(t.dim()) <= layout_.step.size(), name, ": more dimensions than a time step");
+    p.type = acc == ScalarType::Double ? Number::kDouble : Number::kFloat;
+    const auto sizes = t.sizes(), strides = t.strides();
+    const size_t lead = layout_.step.size() - sizes.size();
+    Shape own = layout_.step;
+    for (size_t d = 0; d < lead; ++d) own[d] = 1;
+    for (size_t d = 0; d < sizes.size(); ++d) {
+      own[lead + d] = sizes[d];
+      STD_TORCH_CHECK(sizes[d] == layout_.step[lead + d] || sizes[d] == 1, name, ": does not broadcast to a time step");
+    }
+    if (t.numel() == 0) return p;
+    bool ended = false, adjacent = true, dense = t.scalar_type() == acc;
+    for (size_t i = layout_.order.size(); i-- > 0;) {  // from the innermost dimension
+      const size_t d = layout_.at(i);
+      if (own[d] != 1) {
+        adjacent &= !ended;
+        dense &= strides[d - lead] == p.size;
+        p.size *= own[d];
+      } else if (layout_.step[d] != 1) {
+        ended |= p.size != 1;
+        if (p.size == 1) p.inner *= layout_.step[d];
+      }
+    }
+    if (!adjacent) {
+      p.inner = 1;
+      p.size = layout_.N;
+      p.data = copy(t, layout_.step, layout_.strides, acc);
+    } else {
+      p.data = dense ? t.const_data_ptr() : copy(t, own.from(lead), layout_.dense_strides(own).from(lead), acc);
+    }
+    return p;
+  }
+
+  // A new tensor [rows, *] or [*], which goes to `outputs`.
+  void* make(ScalarType dtype, int64_t rows) {
+    outputs.push_back(Backend::empty(like_, shape_with(rows), strides_with(rows), dtype));
+    return outputs.back().mutable_data_ptr();
+  }
+
+  // Rows of a tensor with a value for every step.
+  int64_t every_step() const { return layout_.has_time() ? layout_.T : kOne; }
+  // And if there is but one for all of them.
+  int64_t every_step_unless(bool one) const { return one ? kOne : every_step(); }
+
+ private:
+  Shape shape_with(int64_t rows) const { return rows == kOne ? layout_.step : layout_.step.with(rows); }
+  Shape strides_with(int64_t rows) const {
+    return rows == kOne ? layout_.strides : layout_.strides.with(layout_.N > 0 ? layout_.N : 1);
+  }
+
+  const void* copy(const Tensor& t, const Shape& shape, const Shape& strides, ScalarType dtype) {
+    copies_.push_back(empty_strided(like_, shape, strides, dtype));
+    torch::stable::copy_(copies_.back(), t);
+    return copies_.back().const_data_ptr();
+  }
+
+  const Layout& layout_;
+  const Tensor& like_;
+  const torch::stable::Device device_;
+  std::vector<Tensor> copies_;
+};
+
+// Contiguous and in a dtype: the tensor itself, or a copy.
+inline Tensor in_order(const Tensor& t, ScalarType dtype) {
+  if (t.is_contiguous() && t.scalar_type() == dtype) return t;
+  const Shape shape(t.sizes());
+  Tensor copy = empty_strided(t, shape, contiguous_strides(shape), dtype);
+  torch::stable::copy_(copy, t);
+  return copy;
+}
+
+}  // namespace snnfast

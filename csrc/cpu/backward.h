@@ -1,0 +1,237 @@
+// All steps of some neurons, backward.
+//
+// Part of kernels.cpp, whose rules hold here too.
+#pragma once
+
+#include <memory>
+
+#include "outputs.h"
+#include "saved.h"
+#include "spans.h"
+#include "stage.h"
+
+namespace snnfast::cpu::SNN_ISA {
+namespace {
+
+template <typename Neuron, typename S>
+struct BackwardBlock {
+  using A = typename Acc<S>::type;
+  static constexpr int kStates = Neuron::kStates, kParameters = Neuron::kParameters, kMem = kStates - 1;
+
+  // The most loops that a checkpoint's worth of steps takes: kSteps at a time, what is left one by one.
+  static constexpr int kLoops = kCheckpoint / kSteps + kSteps - 1;
+
+  // Steps that are summed up by themselves, so that rounding errors of a long sum stay small; in whole checkpoints.
+  static constexpr int64_t kStretch = 256;
+
+  Backward<Neuron> p;
+  AdjointRows<Neuron, A> rows;
+  bool recorded, sums_parameters, stream;
+  Either<ForwardLoop<Neuron, A>> advance_loops;
+  Either<AdjointLoop<Neuron, A>> adjoint_loops;
+  int64_t first;
+  int n;
+  const A* grad_spk;  // the row for all steps, if there is but one, be it of zeros; or nullptr
+  Lanes<A, kParameters> lanes;
+  Sums<A, kParameters> sums, totals;
+  alignas(64) A grad_x_sum[kMost<A>], grad_x_total[kMost<A>];
+  alignas(64) A carry[kStates][kMost<A>];
+  alignas(64) A zeros[kMost<A>] = {};
+  alignas(64) A initial_scratch[kStates][kMost<A>];
+  alignas(64) A starts[kLoops][kStates][kMost<A>];  // states before each loop over a checkpoint's steps, but the first
+  alignas(64) A x_scratch[kCheckpoint][kMost<A>];
+  alignas(64) A mem_scratch[kSteps + 1][kMost<A>];
+  alignas(64) A derivative_scratch[kSteps][kMost<A>];
+  alignas(64) A grad_spk_scratch[kSteps][kMost<A> + kColumn<A>], grad_scratch[kStates][kSteps][kMost<A>];
+  alignas(64) A grad_x_scratch[kSteps][kMost<A>];
+
+  void open(const Backward<Neuron>& problem, bool non_temporal) {
+    p = problem;
+    stream = non_temporal;
+    recorded = p.recorded();
+    sums_parameters = p.sums_parameters();
+    advance_loops = choose_advance<Neuron, A>(p.rules);
+    adjoint_loops = choose_adjoint<Neuron, A>(p);
+  }
+
+  // All steps of some neurons.
+  void run(const Span& span) {
+    first = span.first;
+    n = span.n;
+    open_lanes(first, n, p, span.next, lanes);
+    for (int s = 0; s < kStates; ++s) pad_all(n, grad_scratch[s]);
+    pad_all(n, carry);
+    pad_all(n, initial_scratch);
+    pad_all(n, x_scratch);
+    pad_all(n, mem_scratch);
+    pad_all(n, derivative_scratch);
+    pad_all(n, grad_spk_scratch);
+    grad_spk = p.outputs.grad != nullptr ? nullptr
+               : p.grad_spk == nullptr   ? zeros
+               : p.reduce ? open_for_reading(row_of<const S>(p.grad_spk, 0, p.N, first), n, grad_spk_scratch[0])
+                          : nullptr;
+    clear(sums.of, grad_x_sum);
+    if (p.T > kStretch) clear(totals.of, grad_x_total);
+    rows.a = static_cast<A>(p.coefficients.a);
+    rows.b = static_cast<A>(p.coefficients.b);
+    rows.grad_x_sum = p.constant ? grad_x_sum : nullptr;
+    for (int s = 0; s < kStates; ++s) {
+      rows.grad_after[s] = open_for_reading(row_of<const A>(p.grad_last[s], 0, p.N, first), n, carry[s]);
+    }
+    for (int64_t end = p.T; end > 0;) {
+      const int64_t start = (end - 1) / kCheckpoint * kCheckpoint;
+      run_chunk(start, static_cast<int>(end - start));
+      end = start;
+      if (p.T > kStretch && start % kStretch == 0) end_stretch();
+    }
+    finish();
+  }
+
+  void clear(A (&parameters)[kParameters][kMost<A>], A (&grad_x)[kMost<A>]) {
+    for (int j = 0; j < kParameters && sums_parameters; ++j) zero(in_columns<A>(n), parameters[j]);
+    if (p.constant) zero(in_columns<A>(n), grad_x);
+  }
+
+  void end_stretch() {
+    for (int j = 0; j < kParameters && sums_parameters; ++j) add(sums.of[j], totals.of[j]);
+    if (p.constant) add(grad_x_sum, grad_x_total);
+    clear(sums.of, grad_x_sum);
+  }
+
+  void add(const A* sum, A* total) {
+    for (int i = 0; i < n; ++i) total[i] += sum[i];
+  }
+
+  // A checkpoint's worth of steps: forward through all loops but the last, for the states before them; then back.
+  void run_chunk(int64_t start, int count) {
+    Rows<const A> x{nullptr, 0};
+    ForwardRows<Neuron, A> advance{};
+    const A* before[kLoops][kStates];
+    int loops = 0, steps[kLoops], k = 0;
+    for (int at = 0; at < count; at += steps[loops++]) steps[loops] = at + kSteps <= count ? kSteps : 1;
+    if (!recorded) {
+      const int64_t stride = p.constant ? 0 : p.N;
+      x = open_for_reading(row_of<const S>(p.x, start, stride, first), stride, count, n, x_scratch);
+      for (int s = 0; s < kStates; ++s) before[0][s] = states_at(start, s);
+      for (int loop = 0; loop + 1 < loops; k += steps[loop++]) {
+        advance.x = {x[k], x.stride};
+        for (int s = 0; s < kStates; ++s) {
+          advance.before[s] = before[loop][s];
+          before[loop + 1][s] = advance.after[s] = starts[loop][s];
+        }
+        advance_loops(steps[loop])(n, advance, lanes);
+      }
+    }
+    for (int loop = loops - 1, end = count; loop >= 0; end -= steps[loop--]) {
+      k = end - steps[loop];
+      if (recorded) {
+        open_membranes(start + k, steps[loop]);
+      } else {
+        for (int s = 0; s < kStates; ++s) rows.before[s] = before[loop][s];
+        rows.x = {x[k], x.stride};
+      }
+      run_steps(start + k, steps[loop]);
+    }
+  }
+
+  // A state before the step that a chunk begins with.
+  const A* states_at(int64_t start, int s) {
+    const A* const row = start == 0 ? row_of<const A>(p.initial[s], 0, p.N, first)
+                                    : row_of<const A>(p.rows, (start / kCheckpoint - 1) * kStates + s, p.N, first);
+    return open_for_reading(row, n, initial_scratch[s]);
+  }
+
+  // Those that decided the spikes of steps t to t + steps - 1, and the one before.
+  void open_membranes(int64_t t, int steps) {
+    if (p.mem_rec != nullptr) {
+      rows.mem = open_for_reading(row_of<const A>(p.mem_rec, t, p.N, first), p.N, steps, n, mem_scratch);
+    } else {
+      rows.mem = {mem_scratch[0], kMost<A>};
+      for (int j = 0; j < steps; ++j) recover(t + j, mem_scratch[j]);
+    }
+    if (t == 0) {
+      rows.before[kMem] = states_at(0, kMem);
+    } else if (p.mem_rec != nullptr) {
+      rows.before[kMem] = open_for_reading(row_of<const A>(p.mem_rec, t - 1, p.N, first), n, initial_scratch[kMem]);
+    } else {
+      recover(t - 1, initial_scratch[kMem]);
+      rows.before[kMem] = initial_scratch[kMem];
+    }
+  }
+
+  // A membrane from what was saved of it.
+  void recover(int64_t t, A* mem) {
+    const Lane<A>& threshold = lanes.of[Problem<Neuron>::kThreshold];
+    if (p.saved == Saved::kMembrane) {
+      from_membrane(n, row_of<const BFloat16>(p.rows, t, p.N, first), threshold, mem);
+    } else {
+      from_spikes(n, row_of<const uint8_t>(p.rows, t / 8, p.N, first), static_cast<int>(t % 8), threshold, mem);
+    }
+  }
+
+  // Steps t + steps - 1 down to t.
+  void run_steps(int64_t t, int steps) {
+    const A* const derivative = row_of<const A>(p.derivative, t, p.N, first);
+    S* const grad_x = p.constant ? nullptr : row_of<S>(p.grad_x, t, p.N, first);
+    if (grad_spk != nullptr) {
+      rows.grad_spk = {grad_spk, 0};
+    } else if (p.outputs.grad != nullptr) {
+      rows.grad_spk = {grad_spk_scratch[0], grad_spk_scratch[1] - grad_spk_scratch[0]};
+      through_weight(p.outputs, p.N, t, steps, first, n, grad_spk_scratch);
+    } else {
+      const S* const row = row_of<const S>(p.grad_spk, t, p.grad_spk_stride, first - p.grad_spk_first);
+      rows.grad_spk = open_for_reading(row, p.grad_spk_stride, steps, n, grad_spk_scratch);
+    }
+    rows.derivative = open_for_reading(derivative, p.N, steps, n, derivative_scratch);
+    rows.grad_x = open_for_writing(grad_x, p.N, n, grad_x_scratch);
+    rows.stream = stream && rows.grad_x.first != grad_x_scratch[0];
+    A* initial[kStates];
+    for (int s = 0; s < kStates; ++s) {
+      const S* const grad = row_of<const S>(p.grad_record[s], t, p.N, first);
+      rows.grad[s] = open_for_reading(grad, p.N, steps, n, grad_scratch[s]);
+      initial[s] = t == 0 ? row_of<A>(p.grad_initial[s], 0, p.N, first) : nullptr;
+      rows.grad_before[s] = initial[s] == nullptr ? carry[s] : open_for_writing(initial[s], n, carry[s]);
+    }
+    adjoint_loops(steps)(n, rows, lanes, sums);
+    for (int s = 0; s < kStates; ++s) {
+      close(initial[s], n, rows.grad_before[s]);
+      rows.grad_after[s] = rows.grad_before[s];
+    }
+    close(grad_x, p.N, steps, n, rows.grad_x, stream);
+  }
+
+  void finish() {
+    for (int s = 0; p.T == 0 && s < kStates; ++s) {  // no step has written them
+      if (p.grad_initial[s] == nullptr) continue;
+      if (rows.grad_after[s] == nullptr) zero(n, carry[s]);
+      const A* const row = rows.grad_after[s] == nullptr ? carry[s] : rows.grad_after[s];
+      store_row(row_of<A>(p.grad_initial[s], 0, p.N, first), n, row);
+    }
+    const bool long_sums = p.T > kStretch;
+    if (p.constant && p.grad_x != nullptr) {
+      store_row(row_of<S>(p.grad_x, 0, p.N, first), n, long_sums ? grad_x_total : grad_x_sum);
+    }
+    for (int j = 0; j < kParameters; ++j) {
+      if (p.grad_parameters[j] == nullptr) continue;
+      A* const sum = long_sums ? totals.of[j] : sums.of[j];
+      if (Neuron::kClamped[j]) {
+        // The clamp's own derivative needs the parameter as it was given.
+        fill(first, n, p.parameters[j], mem_scratch[0]);
+        for (int i = 0; i < n; ++i) sum[i] = clamp_unit_adjoint(mem_scratch[0][i], sum[i], p.clamp_closed);
+      }
+      store_row(row_of<A>(p.grad_parameters[j], 0, p.N, first), n, sum);
+    }
+  }
+};
+
+template <typename Neuron, typename S>
+void backward(const Backward<Neuron>& p, int64_t first, int64_t last, bool stream) {
+  thread_local const std::unique_ptr<BackwardBlock<Neuron, S>> block(new BackwardBlock<Neuron, S>);
+  block->open(p, stream);
+  Spans<typename Acc<S>::type> spans(first, last, block_size<S>(p, kBlock));
+  for (Span span; spans.take(span);) block->run(span);
+  if (stream) stream_fence();
+}
+
+}  // namespace
+}  // namespace snnfast::cpu::SNN_ISA

@@ -1,0 +1,130 @@
+// All steps of some neurons, forward.
+//
+// Part of kernels.cpp, whose rules hold here too.
+#pragma once
+
+#include <memory>
+
+#include "saved.h"
+#include "spans.h"
+#include "stage.h"
+
+namespace snnfast::cpu::SNN_ISA {
+namespace {
+
+template <typename Neuron, typename S>
+struct ForwardBlock {
+  using A = typename Acc<S>::type;
+  static constexpr int kStates = Neuron::kStates, kMem = kStates - 1;
+
+  Forward<Neuron> p;
+  Either<ForwardLoop<Neuron, A>> loops;
+  ForwardRows<Neuron, A> rows;
+  bool stream, bits_in_place;
+  int64_t first;
+  int n;
+  Lanes<A, Neuron::kParameters> lanes;
+  alignas(64) A state[kStates][kLongBlock];
+  alignas(64) A x_scratch[kSteps][kLongBlock], spk_scratch[kSteps][kLongBlock];
+  alignas(64) A record_scratch[kStates][kSteps][kLongBlock], deciding_scratch[kSteps][kLongBlock];
+  alignas(64) uint8_t bits_scratch[kLongBlock];
+
+  void open(const Forward<Neuron>& problem, bool non_temporal) {
+    p = problem;
+    stream = non_temporal;
+    bool record = tells_membrane(p.saved) || p.deciding != nullptr;
+    for (const void* row : p.record) record |= row != nullptr;
+    loops = choose_forward<Neuron, A>(p, record);
+  }
+
+  // All steps of some neurons.
+  void run(const Span& span) {
+    first = span.first;
+    n = span.n;
+    open_lanes(first, n, p, span.next, lanes);
+    pad_all(n, state);
+    pad_all(n, x_scratch);
+    rows.stream_spk = stream && in_place<S, A>(n);
+    bits_in_place = n % kColumn<A> == 0;
+    // A membrane that is saved but not recorded is in a scratch row.
+    rows.stream_record = rows.stream_spk && !(tells_membrane(p.saved) && p.record[kMem] == nullptr);
+    for (int s = 0; s < kStates; ++s) {
+      rows.before[s] = open_for_reading(row_of<const A>(p.initial[s], 0, p.N, first), n, state[s]);
+    }
+    S* const spk_sum = p.reduce ? row_of<S>(p.spk, 0, p.N, first) : nullptr;
+    rows.sum = open_for_writing(spk_sum, n, spk_scratch[0]);
+    if (rows.sum != nullptr) zero(in_columns<A>(n), rows.sum);
+    for (int64_t t = 0, steps; t < p.T; t += steps) {
+      steps = t + kSteps <= p.T ? kSteps : 1;
+      run_steps(t, static_cast<int>(steps));
+    }
+    close(spk_sum, n, rows.sum);
+    for (int s = 0; p.T == 0 && s < kStates; ++s) {  // no step has written the last states
+      if (p.last[s] == nullptr) continue;
+      if (rows.before[s] == nullptr) zero(n, state[s]);
+      store_row(row_of<A>(p.last[s], 0, p.N, first), n, rows.before[s] == nullptr ? state[s] : rows.before[s]);
+    }
+  }
+
+  void run_steps(int64_t t, int steps) {
+    S* const spk = p.reduce ? nullptr : row_of<S>(p.spk, t, p.N, first);
+    A* const deciding = row_of<A>(p.deciding, t, p.N, first);
+    const int64_t x_stride = p.constant ? 0 : p.N, end = t + steps;
+    rows.x = open_for_reading(row_of<const S>(p.x, t, x_stride, first), x_stride, steps, n, x_scratch);
+    rows.spk = open_for_writing(spk, p.N, n, spk_scratch);
+    uint8_t* const bits = row_of<uint8_t>(p.bits, t / 8, p.N, first);
+    rows.bits = bits_in_place ? bits : bits_scratch;
+    rows.bit = static_cast<int>(t % 8);
+    rows.deciding = {nullptr, 0};
+    if (deciding != nullptr) rows.deciding = open_for_writing(deciding, p.N, n, deciding_scratch);
+    S* record[kStates];
+    A* kept[kStates];
+    for (int s = 0; s < kStates; ++s) {
+      record[s] = row_of<S>(p.record[s], t, p.N, first);
+      const bool needed = record[s] != nullptr || (s == kMem && tells_membrane(p.saved));
+      rows.record[s] = {nullptr, 0};
+      if (needed) rows.record[s] = open_for_writing(record[s], p.N, n, record_scratch[s]);
+      kept[s] = row_to_keep(s, end);
+      rows.after[s] = kept[s] == nullptr ? state[s] : open_for_writing(kept[s], n, state[s]);
+    }
+    loops(steps)(n, rows, lanes);
+    for (int s = 0; s < kStates; ++s) {
+      close(kept[s], n, rows.after[s]);
+      close(record[s], p.N, steps, n, rows.record[s], stream);
+      rows.before[s] = rows.after[s];
+    }
+    close(spk, p.N, steps, n, rows.spk, stream);
+    if (bits != nullptr && !bits_in_place) std::memcpy(bits, bits_scratch, static_cast<size_t>(n));
+    close(deciding, p.N, steps, n, rows.deciding, stream);
+    for (int k = 0; k < steps && tells_membrane(p.saved); ++k) save(t + k, rows.record[kMem][k]);
+  }
+
+  // Where the state after `end` steps goes, if anywhere but to the next ones.
+  A* row_to_keep(int s, int64_t end) {
+    if (end == p.T) return row_of<A>(p.last[s], 0, p.N, first);
+    if (p.saved != Saved::kCheckpoints || end % kCheckpoint != 0) return nullptr;
+    return row_of<A>(p.rows, (end / kCheckpoint - 1) * kStates + s, p.N, first);
+  }
+
+  void save(int64_t t, const A* mem) {
+    const Lane<A>& threshold = lanes.of[Problem<Neuron>::kThreshold];
+    if (p.saved == Saved::kMembrane) {
+      save_membrane(n, mem, threshold, row_of<BFloat16>(p.rows, t, p.N, first));
+    } else {
+      save_spikes(n, mem, threshold, static_cast<int>(t % 8), row_of<uint8_t>(p.rows, t / 8, p.N, first));
+    }
+  }
+};
+
+template <typename Neuron, typename S>
+void forward(const Forward<Neuron>& p, int64_t first, int64_t last, bool stream) {
+  // Kept from call to call, as fresh memory costs page faults; and larger than a thread's stack may be.
+  thread_local const std::unique_ptr<ForwardBlock<Neuron, S>> block(new ForwardBlock<Neuron, S>);
+  block->open(p, stream);
+  Spans<typename Acc<S>::type> spans(first, last, block_size<S>(p, stream ? kLongBlock : kBlock));
+  for (Span span; spans.take(span);) block->run(span);
+  if (stream) stream_fence();
+}
+
+}  // namespace
+}  // namespace snnfast::cpu::SNN_ISA

@@ -1,0 +1,120 @@
+"""Convolutions of spikes: where few are not zero, a kernel adds up the weights that these reach, and no others."""
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from snnfast import _backend, _events, _ops
+
+__all__ = ["conv2d", "convolved"]
+
+_transforms_are_active = torch._C._are_functorch_transforms_active
+
+MOST = 1 / 8
+"""Of the input that may not be zero: beyond, PyTorch's convolution is as fast."""
+
+_LEAST_CHANNELS, _LEAST_TAPS = 32, 9
+"""Outputs that an event must reach in each of its taps, and taps: fewer are not worth finding it."""
+
+
+def convolved(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    """A layer's output for ``[N, C, H, W]``; for what :func:`conv2d` tells."""
+    how = layer.stride, layer.padding, layer.dilation, layer.groups
+    if layer.padding_mode == "zeros" and _by_events(x, layer.weight, *how[1:]):
+        return _Events.apply(x, layer.weight, layer.bias, *map(_pair, how[:2]))  # type: ignore[no-any-return]
+    return cast(Tensor, layer(x))
+
+
+def conv2d(
+    input: Tensor,  # [N, C, H, W]; the names of torch.conv2d
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor:
+    """``torch.conv2d``, by its events where the input has few of them. Its numbers up to the order of the sums.
+
+    A weight that is not finite makes NaN of a zero of the input in PyTorch; so it does here. A gradient of the output
+    that is not finite reaches the weights through events only.
+    """
+    if _by_events(input, weight, padding, dilation, groups):
+        return _Events.apply(input, weight, bias, _pair(stride), _pair(padding))  # type: ignore[no-any-return]
+    return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
+
+
+def _by_events(x: Tensor, weight: Tensor, padding: Any, dilation: Any, groups: int) -> bool:
+    return (
+        not torch.compiler.is_compiling()  # what is traced must not depend on the numbers
+        and _events.enabled
+        and type(x) is Tensor  # one that has numbers
+        and x.dim() == 4
+        and groups == 1
+        and not isinstance(padding, str)
+        and _pair(dilation) == [1, 1]
+        and weight.shape[1] == x.shape[1]  # else PyTorch says what is wrong
+        and all(n + 2 * p >= k for n, p, k in zip(x.shape[2:], _pair(padding), weight.shape[2:], strict=True))
+        and weight.shape[0] >= _LEAST_CHANNELS
+        and weight.shape[2:].numel() >= _LEAST_TAPS
+        and x.device.type == weight.device.type == "cpu"
+        and x.dtype == weight.dtype == torch.float32
+        and x.is_contiguous(memory_format=torch.channels_last)
+        and x.stride(1) == 1  # not one channel in the other order
+        and x.numel() > 0
+        and _backend.use_fused(x.device)
+        and not torch.is_autocast_enabled("cpu")
+        and not _transforms_are_active()
+        and getattr(forward_ad, "_current_level", -1) < 0
+        and torch.ops.snnfast.count_events(x) <= MOST * x.numel()
+        and bool(weight.isfinite().all())
+    )
+
+
+def _pair(given: Any) -> list[int]:
+    return [given] * 2 if isinstance(given, int) else list(given) * (2 // len(given))
+
+
+class _Events(torch.autograd.Function):
+    """The gradient of the weights by events as well; that of the input, where there are none, by PyTorch."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int]
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.how = stride, padding, None if bias is None else list(bias.shape)
+        return torch.ops.snnfast.event_conv2d(x, weight, bias, *stride, *padding)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        x, weight = ctx.saved_tensors
+        stride, padding, sizes = ctx.how
+        needs = list(ctx.needs_input_grad[:3])
+        grad = grad.contiguous(memory_format=torch.channels_last)
+        by_events = not torch.is_grad_enabled()  # a second derivative is PyTorch's
+        # PyTorch would compute the gradient of the weights for that of the bias alone.
+        rest = [needs[0], False, False] if by_events else needs
+        of_x, of_weight, of_bias = torch.ops.aten.convolution_backward(
+            grad, x, weight, sizes, stride, padding, [1, 1], False, [0, 0], 1, rest
+        )
+        if by_events and needs[1]:
+            of_weight = torch.ops.snnfast.event_conv2d_weight(x, grad, *weight.shape[2:], *stride, *padding)
+        if by_events and needs[2]:
+            of_bias = grad.sum((0, 2, 3))
+        return of_x, of_weight, of_bias, None, None
+
+
+def _like_output(x: Tensor, weight: Tensor, bias: Tensor | None, *how: int) -> Tensor:
+    return torch.conv2d(x, weight, bias, how[:2], how[2:])
+
+
+def _like_weight(x: Tensor, grad: Tensor, kernel_y: int, kernel_x: int, *how: int) -> Tensor:
+    return x.new_empty(grad.shape[1], x.shape[1], kernel_y, kernel_x)
+
+
+if _ops.extension is not None:
+    torch.library.register_fake("snnfast::event_conv2d", _like_output)
+    torch.library.register_fake("snnfast::event_conv2d_weight", _like_weight)

@@ -1,0 +1,74 @@
+"""Whether spikes go to the linear layer behind them as bits."""
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from snnfast._arguments import check_flag
+
+__all__ = ["use_events"]
+
+_VALUES = {"": True, "1": True, "0": False}
+
+
+def _of_environment() -> bool:
+    given = os.environ.get("SNNFAST_EVENTS", "")
+    if given not in _VALUES:
+        raise ValueError(f"SNNFAST_EVENTS: expected 0 or 1, got {given!r}")
+    return _VALUES[given]
+
+
+# Of the block entered last in any thread. torch.compile guards a global, and the threads of a backward pass, which may
+# compute forward passes again, see it.
+enabled = _default = _of_environment()
+_entered: dict[object, bool] = {}  # by the blocks that are open, in whatever thread
+_lock = threading.Lock()
+
+
+@contextmanager
+def use_events(wanted: bool) -> Iterator[None]:
+    """Choose inside a ``with`` block, for all threads, whether spikes go as bits to the ``Linear`` behind them.
+
+    Where a linear layer alone reads the spikes of a neuron layer (in :class:`MultiStep`, in a compiled loop, with the
+    ``weight`` of :func:`snnfast.functional.lif`), the CPU kernels hand them on as one bit each. The product then visits
+    only the neurons that spiked, and neither the spikes nor their gradient are ever written as numbers. Convolutions of
+    few spikes in :class:`MultiStep` visit only these, too. Results are those of the spikes as numbers, up to the order
+    of the sums. Only a weight or a gradient that is not finite may not reach them where there is no spike: as a number,
+    0 times it would be NaN.
+
+    Args:
+        wanted: ``False``: write the spikes as numbers, and multiply by PyTorch's dense product. The environment
+            variable ``SNNFAST_EVENTS=0`` does so outside of such blocks.
+
+    Raises:
+        TypeError: ``wanted`` is not a bool.
+
+    Example::
+
+        >>> import torch, snnfast
+        >>> from torch import nn
+        >>> net = snnfast.MultiStep(snnfast.Leaky(0.9), nn.Linear(100, 10))
+        >>> with snnfast.use_events(False):
+        ...     out = net(torch.rand(25, 4, 100))
+    """
+    global enabled
+    wanted = check_flag("wanted", wanted)
+    if torch.compiler.is_compiling():  # the block itself is being traced
+        outside, enabled = enabled, wanted
+        try:
+            yield
+        finally:
+            enabled = outside
+        return
+    block = object()
+    with _lock:
+        _entered[block] = enabled = wanted
+    try:
+        yield
+    finally:
+        with _lock:
+            del _entered[block]
+            enabled = next(reversed(_entered.values()), _default)

@@ -1,0 +1,229 @@
+"""A linear layer behind the neurons, which is given their spikes as bits."""
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd import forward_ad
+
+from snnfast import _events, _ops
+from snnfast._arguments import Call, Options, Parameters, States, check_dense, out_of_inference
+from snnfast._autograd import CLAMP, NO_SECOND_DERIVATIVE, by_input, count, of_states, refusing, what_to_save
+from snnfast._ops import (
+    BITS_AT,
+    NEEDS_AT,
+    SAVE_CHECKPOINTS,
+    SAVE_NOTHING,
+    SAVE_SPIKES,
+    SAVED_AT,
+    SEQUENCE,
+    STEP,
+    Neuron,
+    arithmetic_dtype,
+)
+from snnfast.surrogate import DISABLED
+
+_transforms_are_active = torch._C._are_functorch_transforms_active
+
+
+class Linear(NamedTuple):
+    """The weights of the only reader of a layer's spikes."""
+
+    weight: Tensor  # [O, N]
+    bias: Tensor | None  # [O]
+    dims: int = 1  # of a step, from the last: N is their product
+
+    def of_spikes(self, spk: Tensor) -> Tensor:
+        """``[*rows, O]`` of spikes as numbers, ``[*rows, N]``."""
+        return F.linear(spk if self.dims == 1 else spk.flatten(-self.dims), self.weight, self.bias)
+
+
+def check_linear(weight: object, bias: object, current: Tensor, step_shape: torch.Size) -> Linear | None:
+    """Raise an error that names what is wrong with the weight or the bias; ``current`` has been checked."""
+    if weight is None:
+        if bias is not None:
+            raise ValueError("bias: needs a weight")
+        return None
+    if len(step_shape) == 0:
+        raise ValueError("weight: needs steps with at least one dimension, that of its inputs")
+    outputs = weight.shape[0] if isinstance(weight, Tensor) and not weight.is_nested and weight.dim() == 2 else None
+    given = {"weight": (weight, "[O, N]", (outputs, step_shape[-1])), "bias": (bias, "[O]", (outputs,))}
+    cast = torch.is_autocast_enabled(current.device.type)
+    for name, (t, letters, shape) in given.items():
+        if t is None:
+            continue
+        if not isinstance(t, Tensor):
+            raise TypeError(f"{name}: expected a torch.Tensor or None, got {type(t).__name__}")
+        check_dense(name, t)
+        if t.dtype != current.dtype and not (cast and t.is_floating_point()):
+            raise TypeError(f"{name}: expected {current.dtype}, as current, got {t.dtype}")
+        if t.device != current.device:
+            raise ValueError(f"{name} is on {t.device}, but current is on {current.device}")
+        if tuple(t.shape) != shape:
+            numbers = ", ".join("O" if n is None else str(n) for n in shape)
+            raise ValueError(f"{name}: expected {letters} of shape ({numbers}), got {tuple(t.shape)}")
+    return Linear(out_of_inference(weight), bias if bias is None else out_of_inference(bias))  # type: ignore[arg-type]
+
+
+def by_events(options: Options, call: Call, x: Tensor, parameters: Parameters, linear: Linear) -> bool:
+    """Whether the kernels can hand the spikes on as bits; else ``linear`` is given them as numbers."""
+    weight, bias, dims = linear
+    if not _events.enabled or _ops.spikes_linear is None or not x.is_cpu or not options.kernels_do_all:
+        return False
+    if call.time == STEP or call.reduce or torch.is_autocast_enabled("cpu"):
+        return False
+    if getattr(forward_ad, "_current_level", -1) >= 0:
+        return False
+    if not torch.compiler.is_compiling() and _transforms_are_active():
+        return False
+    if not _is_fit(weight, x) or weight.dim() != 2 or (bias is not None and not _is_fit(bias, x)):
+        return False
+    outputs, inputs = weight.shape
+    step_shape, graded = _step_shape(x, call), parameters[-1]
+    if inputs != step_shape[-dims:].numel() or (bias is not None and bias.shape != (outputs,)):
+        return False  # an error, which PyTorch words
+    if call.steps == 0 or step_shape.numel() == 0 or outputs == 0:
+        return False
+    return graded.dim() <= dims or all(n == 1 for n in graded.shape[:-dims])
+
+
+def _is_fit(t: Tensor, x: Tensor) -> bool:
+    known = type(t) in (Tensor, torch.nn.Parameter, FakeTensor)  # the last one while torch.export traces
+    return known and t.dtype == x.dtype and t.device == x.device and t.layout is torch.strided
+
+
+def unroll_linear(
+    neuron: Neuron,
+    options: Options,
+    call: Call,
+    x: Tensor,  # [T, *, N], or [*, N] of a constant current
+    states: States,
+    parameters: Parameters,
+    linear: Linear,
+    asks: bool,  # whether a tensor before ``linear`` asks for a gradient
+) -> tuple[Tensor, ...]:
+    """All time steps: what the linear layer makes of the spikes ``[T, *, O]``, and the states that are asked for."""
+    weight, bias, dims = linear
+    x = x.contiguous()
+    asks = asks or weight.requires_grad or (bias is not None and bias.requires_grad)
+    if asks and torch.is_grad_enabled():
+        how = neuron, options, call, dims
+        out, *found = UnrollLinear.apply(how, x, *states, *parameters, weight, bias)
+    else:
+        asked = options.packed | call.packed | 1 << BITS_AT
+        bits, *found = neuron.forward(x, *states, *parameters, call.steps, asked)
+        out = _product(bits, linear, parameters[-1], x, call)
+    # Here and not in the function: autograd lets nobody change a view that a function has made.
+    return out.view(call.steps, *_step_shape(x, call)[:-dims], out.shape[-1]), *found
+
+
+class UnrollLinear(torch.autograd.Function):
+    """A neuron's forward op and the product of its spikes with the weights behind it.
+
+    Saved for backward: the spikes as bits for the gradient of the weight, and what :class:`Unroll` saves. The neuron's
+    backward op makes the gradient of the spikes, block by block, from that of the product.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, how: tuple[Neuron, Options, Call, int], x: Tensor, *tensors: Any) -> Any:
+        neuron, options, call, dims = how
+        *tensors, weight, bias = tensors  # type: ignore[assignment]
+        *needs, needs_weight, needs_bias = ctx.needs_input_grad[1:]
+        asks = any(needs)
+        saved = what_to_save(neuron, options, call, x.dtype, needs) if asks else SAVE_NOTHING
+        asked = options.packed | call.packed | 1 << BITS_AT
+        if saved != SAVE_SPIKES:  # which are the first result
+            asked |= saved << SAVED_AT
+        bits, *found = neuron.forward(x, *tensors, call.steps, asked)
+        source: Tensor | None = None  # of what backward learns the membranes
+        rows = None
+        if saved == SAVE_SPIKES:
+            rows = bits
+        elif saved != SAVE_NOTHING:
+            *found, rows = found
+            source = x if saved == SAVE_CHECKPOINTS else None
+        elif asks:
+            source = found[count(neuron, call.record) - 1]  # the recorded membrane
+        out = _product(bits, Linear(weight, bias, dims), tensors[-1], x, call)
+        ctx.save_for_backward(source, rows, bits if needs_weight else None, weight if asks else None, *tensors)
+        ctx.how = neuron, options, call, saved, x.dtype, _step_shape(x, call)[-dims:]
+        ctx.set_materialize_grads(False)
+        if options.spike_grad is DISABLED and not (needs[-1] or needs_weight or needs_bias):
+            ctx.mark_non_differentiable(out)
+        elif not asks:
+            ctx.mark_non_differentiable(*found)
+        return out, *found
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, *others: Any) -> Any:
+        neuron, options, call, saved, dtype, shape = ctx.how
+        source, rows, bits, weight, *tensors = ctx.saved_tensors
+        *needs, needs_weight, needs_bias = ctx.needs_input_grad[1:]
+        refuses = torch.is_grad_enabled()  # create_graph=True
+        if refuses and source is None and any(needs):
+            raise NotImplementedError(NO_SECOND_DERIVATIVE)  # nothing that is saved leads back to the current
+        grad_weight = grad_bias = None
+        given = (grad, *others)
+        if grad is not None:
+            grad = grad.reshape(call.steps, -1, grad.shape[-1]).contiguous()  # [T, R, O]
+            if needs_weight:
+                bits, heights = _flat(bits, shape), _heights(tensors[-1], shape, dtype)
+                if refuses and not any(needs):  # no spike is differentiated, and so this can be once more
+                    grad_weight = grad.flatten(0, 1).t() @ (_as_numbers(bits, call.steps) * heights).to(dtype)
+                else:
+                    grad_weight = _ops.spikes_linear_weight(bits, grad, heights)
+            if needs_bias:
+                grad_bias = grad.sum((0, 1))
+            if options.spike_grad is DISABLED and not needs[-1]:
+                grad = None  # none of it passes through a spike
+        gradients: list[Tensor | None] = [None] * len(needs)
+        if any(needs) and (grad is not None or any(g is not None for g in others)):
+            x, mem_rec = (None, source) if saved == SAVE_NOTHING else (source, None)
+            asked = options.packed | call.backward_packed | saved << SAVED_AT | options.derivative[0] | CLAMP
+            asked |= sum([needed << i for i, needed in enumerate(needs)]) << NEEDS_AT
+            found = neuron.backward(
+                grad, None if grad is None else weight, *of_states(neuron, call, others), x, mem_rec, rows, None,
+                *tensors, call.steps, asked, *options.derivative[1:],
+            )  # fmt: skip
+            gradients = by_input(neuron, found, needs, tensors)
+            if needs[0] and gradients[0].dtype != dtype:  # type: ignore[union-attr] # of last states alone
+                gradients[0] = gradients[0].to(dtype)  # type: ignore[union-attr]
+        gradients = [None, *gradients, grad_weight, grad_bias]
+        if refuses and any(needs):
+            return refusing(gradients, *given, source, weight, *tensors)
+        return tuple(gradients)
+
+
+def _product(bits: Tensor, linear: Linear, graded: Tensor, x: Tensor, call: Call) -> Tensor:
+    """``[T, R, O]`` of the spikes as bits."""
+    shape = _step_shape(x, call)[-linear.dims :]
+    heights = _heights(graded, shape, x.dtype)
+    return _ops.spikes_linear(  # type: ignore[no-any-return]
+        _flat(bits, shape), linear.weight, linear.bias, heights, call.steps
+    )
+
+
+def _step_shape(x: Tensor, call: Call) -> torch.Size:
+    return x.shape[1:] if call.time == SEQUENCE else x.shape
+
+
+def _flat(bits: Tensor, shape: torch.Size) -> Tensor:
+    """``[rows of eight steps, R, N]``."""
+    return bits.reshape(bits.shape[0], -1, shape.numel())
+
+
+def _as_numbers(bits: Tensor, steps: int) -> Tensor:
+    """``[T * R, N]`` uint8 of bits ``[rows of eight steps, R, N]``."""
+    places = torch.arange(8, dtype=torch.uint8).view(1, 8, 1, 1)
+    numbers = bits.unsqueeze(1).bitwise_right_shift(places).bitwise_and(1)
+    return numbers.flatten(0, 1)[:steps].flatten(0, 1)
+
+
+def _heights(graded: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """Of the spikes ``[N]``, or of all spikes ``[]``; for a call in ``dtype``."""
+    graded = graded if graded.is_floating_point() else graded.to(arithmetic_dtype(dtype))
+    if graded.numel() == 1:
+        return graded.reshape(())
+    return graded.reshape(graded.shape[-len(shape) :]).expand(shape).reshape(-1)

@@ -1,0 +1,78 @@
+"""Convolutions of a merged graph in channels_last order on the CPU: what ``MultiStep`` does with layers."""
+
+import operator
+
+from torch import Tensor
+from torch.fx import Graph, Node
+
+from snnfast._channels_last import profits, turned
+from snnfast._convolution import conv2d
+from snnfast._loop.nodes import argument, value
+from snnfast._loop.rules import everywhere
+from snnfast._step_op import unroll
+
+_CONVOLUTIONS = set(everywhere("conv2d"))
+_KEEPING = _CONVOLUTIONS | {
+    *everywhere("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "batch_norm", "relu"),
+    *everywhere("dropout", "dropout2d", "flatten", "unflatten"), operator.getitem,
+}  # fmt: skip
+
+
+def use_channels_last(graph: Graph) -> None:
+    """Turn what convolutions are given, and turn back what anything else is given."""
+    found: set[Node] = set()  # what may be in channels_last order
+    back: dict[Node, Node] = {}
+    for node in list(graph.nodes):
+        given = [n for n in node.all_input_nodes if n in found]
+        if _takes_images(node) and not given and profits(value(node.args[0]), value(node.args[1])):
+            with graph.inserting_before(node):
+                made = graph.call_function(turned, node.args[:1])
+            made.meta["example_value"] = value(node.args[0])
+            node.update_arg(0, made)
+            found.add(made)
+            given = [made]
+        if given and _keeps(node, found):
+            found.add(node)
+            if node.target in _CONVOLUTIONS:
+                node.target = conv2d
+            continue
+        for n in given:
+            if isinstance(value(n), Tensor):
+                node.replace_input_with(n, _in_order(graph, n, back))
+
+
+def _takes_images(node: Node) -> bool:
+    """Whether a node is the one convolution of its weight, with a batch; of several, each is one of a time step."""
+    if node.target not in _CONVOLUTIONS or len(node.args) < 2:
+        return False
+    x, weight = node.args[:2]
+    if not isinstance(x, Node) or not isinstance(weight, Node) or value(x).dim() != 4:
+        return False
+    return sum(user.target in _CONVOLUTIONS for user in weight.users) == 1
+
+
+def _keeps(node: Node, found: set[Node]) -> bool:
+    """Whether a call returns the order that it is given, of ``[T, B, C, H, W]`` or ``[T * B, C, H, W]``."""
+    if node.target is unroll:
+        return node.args[1] in found  # the currents
+    source = node.args[0] if node.target in _KEEPING else None
+    if not isinstance(source, Node) or source not in found:
+        return False
+    if node.target in _FLATTEN:
+        return (argument(node, "start_dim", 1), argument(node, "end_dim", 2)) == (0, 1)
+    if node.target in _UNFLATTEN:
+        return bool(argument(node, "dim", 1) == 0)
+    if node.target is operator.getitem:
+        return not isinstance(value(source), Tensor)
+    return bool(value(source).dim() == 4)
+
+
+_FLATTEN, _UNFLATTEN = set(everywhere("flatten")), set(everywhere("unflatten"))
+
+
+def _in_order(graph: Graph, node: Node, back: dict[Node, Node]) -> Node:
+    if node not in back:
+        with graph.inserting_after(node):
+            back[node] = graph.call_method("contiguous", (node,))
+        back[node].meta["example_value"] = value(node)
+    return back[node]

@@ -1,0 +1,96 @@
+"""A linear layer that alone reads the spikes of an unroll, as a part of it."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch.fx import Graph, Node
+
+from snnfast._loop.nodes import argument, is_random, size_of, value
+
+_SHAPES = ("flatten", "reshape", "unflatten", "view", torch.flatten, torch.reshape, torch.unflatten)
+
+
+def project(graph: Graph, unroll: Node, spk: Node, effects: set[Node], call: Any) -> bool:
+    """Give an unroll the weights of the linear layer behind it, if it can be told that this changes no number.
+
+    Args:
+        graph: Of all that is given here.
+        unroll: The call, whose last arguments are those that it is asked for.
+        spk: Its spikes ``[T, *]``, its first result.
+        effects: Calls that must stay where they are, with what is before and after them.
+        call: Appends a call to the graph, where it is written, and returns its node.
+
+    Returns:
+        Whether it was done.
+    """
+    between: list[Node] = []
+    node = spk
+    while len(node.users) == 1:
+        (reader,) = node.users
+        if reader.target is F.linear and reader.args[:1] == (node,):
+            break
+        if not _passes_on(reader, node):
+            return False
+        between.append(reader)
+        node = reader
+    else:
+        return False
+    dims = _inputs(spk, node)
+    weight, bias = argument(reader, "weight", 1), argument(reader, "bias", 2)
+    if dims is None or not _come_before(unroll, reader, [weight, bias], effects):
+        return False
+    unroll.args = (*unroll.args, weight, bias, dims)
+    made, wanted = value(reader), value(spk).dim() - dims + 1
+    spk.meta["example_value"] = made.new_empty((*value(spk).shape[: wanted - 1], made.shape[-1]))
+    after = spk
+    if made.dim() != wanted:
+        with graph.inserting_after(spk):
+            after = call("flatten", spk, 0, -2)
+    reader.replace_all_uses_with(after)
+    for old in (reader, *reversed(between)):
+        graph.erase_node(old)
+    return True
+
+
+def _passes_on(reader: Node, node: Node) -> bool:
+    """Whether a call returns the same numbers in the same order."""
+    if not reader.args or reader.args[0] is not node:
+        return False
+    name = reader.target if reader.op == "call_method" else getattr(reader.target, "__name__", "")
+    if name == "dropout":
+        return not is_random(reader) and not argument(reader, "inplace")
+    # A view may also take numbers for those of another dtype.
+    return reader.target in _SHAPES and value(reader).dtype == value(node).dtype
+
+
+def _inputs(spk: Node, node: Node) -> int | None:
+    """How many of the last dimensions of a step are the last one of ``node``, which has the same elements."""
+    found, given = value(spk), value(node)
+    if given.dim() < 2:
+        return None
+    count: int | None = 1
+    wanted = size_of(given, -1)
+    for dims in range(1, found.dim()):
+        size = size_of(found, -dims)
+        if wanted is None or size is None or count is None:
+            return None
+        count *= size
+        if count == wanted:
+            rows = found.shape[:-dims]
+            same = given.dim() == 2 or list(map(str, given.shape[:-1])) == list(map(str, rows))
+            return dims if same else None
+    return None
+
+
+def _come_before(unroll: Node, reader: Node, given: list[Any], effects: set[Node]) -> bool:
+    """Whether the unroll could be given what its reader is, and neither depends on what is done in between."""
+    nodes = [n for n in given if n is not None]
+    if not nodes or not all(isinstance(n, Node) for n in nodes):
+        return False
+    node = unroll.next
+    while node is not reader:
+        if node in effects or node in nodes:
+            return False
+        node = node.next
+    return True

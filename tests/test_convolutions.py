@@ -1,0 +1,309 @@
+"""Convolutions over time: the numbers and strides of the loop, in whatever order the steps lie in memory between."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from helpers import assert_bits_equal, assert_close
+from multistep_checks import eighths, exact, loop
+from torch import Tensor, nn
+
+import snnfast
+from snnfast import Leaky, MultiStep, Residual, _channels_last, surrogate
+
+T, B = 4, 3
+LAYERS: dict[str, Callable[[], list[nn.Module]]] = {
+    "pooled": lambda: [conv(2, 5, 3), nn.MaxPool2d(2), lif(), conv(5, 7, 3), nn.MaxPool2d(2), lif()],
+    "one channel": lambda: [conv(1, 4, 3), nn.MaxPool2d(2), lif(), conv(4, 3, 3), lif()],
+    "flattened": lambda: [conv(2, 4, 3), nn.AvgPool2d(2), lif(), nn.Flatten(), exact(nn.Linear(100, 6)), lif()],
+    "no neuron last": lambda: [conv(2, 4, 3), lif(), conv(4, 4, 3)],
+    "groups": lambda: [conv(2, 6, 3, groups=2, padding=1), lif(), conv(6, 6, 3, groups=6), nn.MaxPool2d(3, 2, 1)],
+    "strided": lambda: [conv(2, 6, 3, stride=2), lif(), conv(6, 4, 3, dilation=2), lif()],
+    "pooling": lambda: [conv(2, 4, 4), nn.MaxPool2d(3, 2, ceil_mode=True), lif(), nn.MaxPool2d(2, dilation=2), lif()],
+    "neurons of channels": lambda: [conv(2, 4, 3), Leaky(torch.tensor([0.5, 0.25, 0.5, 1.0]).view(4, 1, 1)), lif()],
+    "normalised": lambda: [conv(2, 4, 3), nn.BatchNorm2d(4).eval(), nn.ReLU(), lif(), nn.Dropout(0.0), lif()],
+    "residual": lambda: [conv(2, 4, 3), Residual(conv(4, 4, 3, padding=1), lif(), shortcut=conv(4, 4, 1)), lif()],
+    "residual at first": lambda: [Residual(conv(2, 2, 3, padding=1)), nn.MaxPool2d(2), lif()],
+    "viewed": lambda: [conv(2, 4, 3), lif(), View(), lif()],
+}  # fmt: skip
+
+
+class View(nn.Module):
+    """Takes steps that lie in memory in the order of their dimensions, and no other."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.view(len(x), -1)
+
+
+def conv(*args: Any, **kwargs: Any) -> nn.Module:
+    return exact(nn.Conv2d(*args, **kwargs))
+
+
+def lif() -> nn.Module:
+    return Leaky(0.5, spike_grad=surrogate.fast_sigmoid(slope=4.0))
+
+
+def net_of(name: str) -> MultiStep:
+    torch.manual_seed(0)
+    return MultiStep(*LAYERS[name]())
+
+
+def channels(net: MultiStep) -> int:
+    return next(m.in_channels for m in net.modules() if isinstance(m, nn.Conv2d))
+
+
+def image(net: MultiStep) -> Tensor:
+    return (eighths(T, B, channels(net), 12, 12) * 2).requires_grad_()
+
+
+def gradients(results: Any, net: nn.Module, x: Tensor) -> list[Tensor]:
+    total = sum((t * torch.linspace(0.5, 1.5, t.numel()).view(t.shape)).sum() for t in results)
+    return list(torch.autograd.grad(total, [x, *net.parameters()]))
+
+
+def results_of(net: MultiStep, x: Tensor, **options: Any) -> tuple[Tensor, ...]:
+    found = net(x, **options)
+    return found if isinstance(found, tuple) else (found,)
+
+
+def plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("snnfast._channels_last", "snnfast._loop.channels_last"):
+        monkeypatch.setattr(f"{module}.profits", lambda x, weight: False)
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """What convolutions and max pooling are given, and return, from now on."""
+    tensors: list[Tensor] = []
+
+    def recording(forward: Any) -> Any:
+        def call(layer: nn.Module, x: Tensor) -> Tensor:
+            tensors.extend((x, forward(layer, x)))
+            return tensors[-1]
+
+        return call
+
+    for kind in (nn.Conv2d, nn.MaxPool2d):
+        monkeypatch.setattr(kind, "forward", recording(kind.forward))
+    return tensors
+
+
+@pytest.mark.parametrize("constant", [False, True], ids=["sequence", "constant"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_results_gradients_and_strides_are_those_of_the_plain_path(
+    name: str, constant: bool, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = net_of(name).to(device)
+    x = (image(net).detach()[0] if constant else image(net).detach()).to(device).requires_grad_()
+    steps = {"num_steps": T} if constant else {}
+    found = results_of(net, x, **steps)
+    found_gradients = gradients([t.cpu() for t in found], net, x)
+    plain(monkeypatch)
+    expected = results_of(net, x, **steps)
+    for a, b in zip(found, expected, strict=True):
+        assert_bits_equal(a, b)
+        assert a.stride() == b.stride()
+    for a, b in zip(found_gradients, gradients([t.cpu() for t in expected], net, x), strict=True):
+        assert_close(a, b, 1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name in LAYERS if "residual" not in name])
+def test_results_and_gradients_are_those_of_the_loop(name: str) -> None:
+    net = net_of(name)
+    x = image(net)
+    found, expected = results_of(net, x), loop(net.layers, x)
+    for a, b in zip(found, expected, strict=True):
+        assert_bits_equal(a, b)
+    for a, b in zip(gradients(found, net, x), gradients(expected, net, x), strict=True):
+        assert_close(a, b, 1e-5)
+
+
+@pytest.mark.needs_extension
+def test_convolutions_and_pooling_are_given_channels_last_steps(seen: list[Tensor]) -> None:
+    net = net_of("one channel")
+    net(image(net))
+    assert len(seen) == 6
+    for x in seen:
+        assert x.stride()[1] == 1, "the channels of a pixel lie side by side"
+
+
+def test_states_and_spikes_that_are_returned_lie_in_the_order_of_their_dimensions() -> None:
+    net = net_of("pooled")
+    _, _, states, spikes = net(image(net), return_states=True, return_spikes=True)
+    assert all(t.is_contiguous() for t in (*states, *spikes))
+
+
+def test_the_spike_count_and_the_last_states_do_so_too() -> None:
+    net = net_of("pooled")
+    found = net(image(net), reduce="sum", record_mem=False)
+    assert all(t.is_contiguous() for t in found)
+    assert net[0:3](image(net))[0].is_contiguous()
+    assert Residual(conv(2, 2, 3, padding=1))(image(net)).is_contiguous()
+
+
+def test_a_held_membrane_goes_on_in_any_order() -> None:
+    torch.manual_seed(0)
+    layers = conv(2, 4, 3), Leaky(0.5, init_hidden=True), conv(4, 4, 3), Leaky(0.5, init_hidden=True)
+    net, x = MultiStep(*layers), eighths(T, B, 2, 12, 12)
+    whole, _ = net(x)
+    snnfast.reset(net)
+    parts = torch.cat([net(part)[0] for part in x.split(2)])
+    assert_bits_equal(parts, whole)
+
+
+@pytest.mark.parametrize("hook", ["register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook"])
+def test_a_layer_with_a_hook_is_given_what_it_was_given_before(hook: str, seen: list[Tensor]) -> None:
+    net = net_of("pooled")
+    getattr(net[1], hook)(lambda *args: None)
+    net(image(net))
+    assert seen[2].is_contiguous()
+
+
+def test_so_is_a_layer_with_a_forward_of_its_own() -> None:
+    net, given = net_of("pooled"), []
+    forward = net[1].forward
+    net[1].forward = lambda x: given.append(x) or forward(x)
+    net(image(net))
+    assert given[0].is_contiguous()
+
+
+def test_so_is_a_subclass_of_a_layer(seen: list[Tensor]) -> None:
+    class Pool(nn.MaxPool2d):
+        pass
+
+    MultiStep(conv(2, 4, 3), Pool(2), lif())(eighths(T, B, 2, 12, 12))
+    assert seen[2].is_contiguous()
+
+
+@pytest.mark.parametrize("what", ["weights", "input"])
+def test_an_order_that_the_user_chose_stays(what: str) -> None:
+    net = net_of("pooled")
+    x = image(net).detach()
+    expected, _ = net(x)
+    if what == "weights":
+        net = net.to(memory_format=torch.channels_last)
+    else:
+        x = x.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, (T, B))
+    spk, mem = net(x)
+    assert spk.stride()[2] == mem.stride()[2] == 1
+    assert_bits_equal(spk, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_dtypes_are_left_alone(dtype: torch.dtype, seen: list[Tensor]) -> None:
+    net = net_of("pooled").to(dtype)
+    net(image(net).to(dtype))
+    assert all(x.is_contiguous() for x in seen)
+
+
+def test_convolutions_of_other_dimensions_are_as_they_were() -> None:
+    one = MultiStep(exact(nn.Conv1d(2, 4, 3)), nn.MaxPool1d(2), lif())
+    three = MultiStep(exact(nn.Conv3d(2, 4, 3)), nn.MaxPool3d(2), lif())
+    for net, x in ((one, eighths(T, B, 2, 12)), (three, eighths(T, B, 2, 6, 6, 6))):
+        for a, b in zip(net(x), loop(net.layers, x), strict=True):
+            assert_bits_equal(a, b)
+            assert a.is_contiguous()
+
+
+def test_one_channel_is_turned_too() -> None:
+    x = _channels_last.turned(torch.rand(3, 1, 4, 5))
+    assert x.stride() == (20, 1, 5, 1)
+
+
+def test_it_maps_with_vmap() -> None:
+    net, x = net_of("pooled"), torch.rand(2, T, B, 2, 12, 12)
+    found = torch.vmap(lambda x: net(x)[0])(x)
+    for a, b in zip(found, x, strict=True):
+        assert_close(a, net(b)[0], 1e-5)
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_with_batch_norm_in_both_modes(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    net = MultiStep(conv(2, 4, 3), nn.BatchNorm2d(4), lif(), conv(4, 4, 3), nn.MaxPool2d(2), lif())
+    other, x = copy.deepcopy(net), torch.rand(T, B, 2, 12, 12) * 2
+    getattr(net, mode)(), getattr(other, mode)()
+    found = net(x)
+    plain(monkeypatch)
+    for a, b in zip((*found, *net.buffers()), (*other(x), *other.buffers()), strict=True):
+        assert_close(a, b, 1e-5)
+
+
+def test_compiled_as_a_whole() -> None:
+    torch._dynamo.reset()
+    net = net_of("pooled")
+    x = image(net)
+    found, expected = torch.compile(net, fullgraph=True, backend="aot_eager")(x), net(x)
+    for a, b in zip(found, expected, strict=True):
+        assert_bits_equal(a, b)
+        assert a.stride() == b.stride()
+    for a, b in zip(gradients(found, net, x), gradients(expected, net, x), strict=True):
+        assert_close(a, b, 1e-5)
+
+
+# ---- the compiled loop
+
+
+class Loop(nn.Module):
+    """Tutorial 6's loop, small, which also returns what is inside."""
+
+    def __init__(self, flat: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv1, self.lif1 = conv(1, 4, 3), lif()
+        self.conv2, self.lif2 = conv(4, 6, 3), lif()
+        self.fc, self.lif3, self.flat = exact(nn.Linear(24, 3)), lif(), flat
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        mem1, mem2, mem3 = self.lif1.init_leaky(), self.lif2.init_leaky(), self.lif3.init_leaky()  # type: ignore
+        rec1, rec2, rec3 = [], [], []
+        for step in range(len(x)):
+            spk1, mem1 = self.lif1(F.max_pool2d(self.conv1(x[step]), 2), mem1)
+            spk2, mem2 = self.lif2(F.max_pool2d(self.conv2(spk1), 2), mem2)
+            flat = spk2.view(len(spk2), -1) if self.flat == "view" else torch.flatten(spk2, 1)
+            spk3, mem3 = self.lif3(self.fc(flat), mem3)
+            rec1.append(spk1)
+            rec2.append(mem2)
+            rec3.append(spk3)
+        return torch.stack(rec1), torch.stack(rec2, 1), torch.stack(rec3), mem1
+
+
+@pytest.mark.parametrize("flat", ["view", "flatten"])
+def test_a_compiled_loop_has_the_numbers_and_strides_of_the_plain_path(
+    flat: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = []
+    for turns in (True, False):
+        torch._dynamo.reset()
+        if not turns:
+            plain(monkeypatch)
+        net = Loop(flat)
+        torch.manual_seed(1)
+        x = (eighths(T, B, 1, 16, 16) * 2).requires_grad_()
+        found = torch.compile(net, backend="snnfast")(x)
+        expected = net(x)
+        for a, b in zip(found, expected, strict=True):
+            assert_bits_equal(a, b)
+        results.append((found, gradients(found, net, x)))
+    for a, b in zip(*(found for found, _ in results), strict=True):
+        assert a.stride() == b.stride()
+    for a, b in zip(*(grads for _, grads in results), strict=True):
+        assert_close(a, b, 1e-5)
+
+
+@pytest.mark.needs_extension
+def test_a_compiled_loop_calls_convolutions_in_channels_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    turned: list[Tensor] = []
+
+    def recording(x: Tensor) -> Tensor:
+        turned.append(x)
+        return _channels_last.turned(x)
+
+    monkeypatch.setattr("snnfast._loop.channels_last.turned", recording)
+    torch._dynamo.reset()
+    net = Loop("view")
+    torch.compile(net, backend="snnfast")(eighths(T, B, 1, 16, 16))
+    assert [t.shape for t in turned] == [(T * B, 1, 16, 16)], "once, and the rest follows"

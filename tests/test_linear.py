@@ -1,0 +1,418 @@
+"""Spikes as bits between neurons and the linear layer behind them: the numbers of both, and when it is not done."""
+
+import itertools
+import random
+import warnings
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from gradient_checks import FLOWS
+from helpers import (
+    FLOATS,
+    HALVES,
+    NEURONS,
+    RESETS,
+    SURROGATES,
+    Bump,
+    Case,
+    assert_bits_equal,
+    assert_close,
+    expected,
+    fused,
+    leaves,
+    random_cases,
+)
+from linear_checks import by_events, check, counting, fits, with_linear
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
+
+import snnfast
+from snnfast import _ops, functional, reference
+from snnfast.surrogate import DISABLED
+
+pytestmark = pytest.mark.needs_extension
+neurons = pytest.mark.parametrize("neuron", NEURONS)
+ROWS = ((), (1,), (4,), (2, 3))  # dimensions of a step before that of the inputs
+PARAMETERS = ("scalar", "one", "neuron", "channel", "element", "mixed")
+
+
+@pytest.fixture(autouse=True)
+def fused_backend() -> Iterator[None]:
+    torch._dynamo.reset()
+    with snnfast.use_backend("fused"):
+        yield
+    torch._dynamo.reset()
+
+
+def random_calls(number: int, seed: int, **choices: Any) -> Iterator[tuple[Case, int]]:
+    """Cases, and the number of outputs."""
+    draw = random.Random(seed)
+    choices = {
+        "variant": ("unroll", "unroll", "constant"),
+        "steps": (1, 3, 8, 9, 25),
+        "parameters": PARAMETERS,
+    } | choices
+    for case in random_cases(number, seed, **{"steps": (1, 3, 8, 9, 25), **choices}):
+        yield case, draw.choice((1, 3, 10, 17, 40))
+
+
+# ---- numbers
+
+
+@neurons
+@pytest.mark.parametrize("variant", ["unroll", "constant"])
+def test_random_calls_equal_the_reference(variant: str, neuron: str) -> None:
+    shapes = [(*rows, n) for rows, n in itertools.product(ROWS, (1, 7, 33, 65))]
+    for i, (case, outputs) in enumerate(random_calls(12, 1, neuron=(neuron,), variant=(variant,), shape=shapes)):
+        check(case, outputs, bias=i % 3 > 0, flow=FLOWS[i % 5], seed=i)
+        assert by_events(fused, with_linear(case), case) == fits(case), str(case)
+
+
+def test_every_number_of_inputs_and_outputs() -> None:
+    for i, (inputs_, outputs) in enumerate(itertools.product((1, 7, 33, 65, 1000), (1, 3, 10, 17, 40, 300))):
+        steps, rows = (1, 3, 8, 9, 17)[i % 5], (3, 1, 2)[i % 3]
+        check(Case("leaky", "unroll", steps, (rows, inputs_), FLOATS[i % 2], record_mem=i % 3 == 0), outputs)
+
+
+@neurons
+@pytest.mark.parametrize("name", [*SURROGATES, "DISABLED"])
+def test_every_surrogate_and_reset(name: str, neuron: str) -> None:
+    spike_grad = SURROGATES.get(name, DISABLED)
+    for i, (reset, delay) in enumerate(itertools.product(RESETS, (True, False))):
+        if (i + NEURONS.index(neuron)) % 3 == 0:  # the other neurons do
+            continue
+        record_mem = (i + NEURONS.index(neuron)) % 4 < 2
+        case = Case(neuron, "unroll", 9, (3, 10), FLOATS[i // 3], reset, delay, record_mem, "neuron", True, spike_grad)
+        check(case, 5, wrt=("current", "weight") if i % 2 else None)
+
+
+@neurons
+@pytest.mark.parametrize("wrt", ["current", "states", "decays", "threshold", "graded_spikes_factor", "weight", "bias"])
+def test_a_gradient_for_some_inputs_only(wrt: str, neuron: str) -> None:
+    for i, (case, outputs) in enumerate(random_calls(6, 2, neuron=(neuron,), shape=((3, 12),), states=(True,))):
+        groups = {"states": case.kind.ops.states, "decays": case.kind.decays}
+        check(case, outputs, wrt=groups.get(wrt, (wrt,)), flow=FLOWS[i % 2])
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_half_precision(dtype: torch.dtype) -> None:
+    for case, outputs in random_calls(8, 3, dtype=(dtype,), neuron=("leaky", "synaptic"), shape=((4, 33),)):
+        check(case, outputs)
+
+
+@pytest.mark.parametrize(("steps", "shape"), [(0, (3, 5)), (4, (0, 5)), (4, (3, 0)), (0, (0, 0))])
+def test_nothing_is_a_number_of_steps_rows_or_inputs(steps: int, shape: tuple[int, ...]) -> None:
+    for variant, outputs in itertools.product(("unroll", "constant"), (3, 0)):
+        check(Case("leaky", variant, steps, shape, record_mem=steps > 0), outputs)
+
+
+def test_gradients_of_weight_and_bias_by_finite_differences() -> None:
+    case = Case("leaky", "unroll", 9, (2, 5), torch.float64, parameters="neuron")
+    tensors = with_linear(case, 3)
+    given = (tensors.pop("weight"), tensors.pop("bias"))
+
+    def product(weight: Tensor, bias: Tensor) -> Tensor:
+        return fused({**tensors, "weight": weight, "bias": bias}, case)["spk"]
+
+    assert torch.autograd.gradcheck(product, [t.requires_grad_() for t in given])  # type: ignore[union-attr]
+
+
+def test_currents_in_any_layout() -> None:
+    case = Case("leaky", "unroll", 9, (4, 6))
+    tensors = leaves(with_linear(case))
+    current = tensors["current"]
+    assert current is not None
+    for layout in (current.transpose(0, 2).contiguous().transpose(0, 2), current[..., :1].expand(9, 4, 6)):
+        given = layout.detach().requires_grad_()
+        found, wanted = (f({**tensors, "current": given}, case)["spk"] for f in (fused, expected))
+        assert_close(found, wanted, 1e-6)
+        for a, b in zip(*(torch.autograd.grad(t.square().sum(), [given]) for t in (found, wanted)), strict=True):
+            assert_close(a, b, 1e-5)
+
+
+def test_the_sum_of_the_spikes_is_what_the_linear_layer_is_given_with_reduce() -> None:
+    check(Case("leaky", "count", 9, (4, 6)))
+    check(Case("synaptic", "count+constant", 9, (4, 6), record_mem=False))
+
+
+def test_an_int_is_a_height_of_a_spike() -> None:
+    x, weight = torch.rand(9, 4, 6) * 2, torch.rand(3, 6)
+    found, wanted = (f(x, beta=0.9, graded_spikes_factor=torch.tensor(2), weight=weight)[0]
+                     for f in (functional.lif, reference.lif))  # fmt: skip
+    assert_close(found, wanted, 1e-6)
+
+
+def test_rounded_membranes_are_saved_beside_the_bits() -> None:
+    case = Case("leaky", "rounded", 25, (4, 33), record_mem=False)
+    tensors = leaves(with_linear(case), ("current", "weight"))
+    found = []
+    for events in (True, False):
+        with snnfast.use_events(events):
+            out = fused(tensors, case)["spk"]
+        found.append(torch.autograd.grad(out.square().sum(), [tensors["current"], tensors["weight"]]))  # type: ignore[list-item]
+    for a, b in zip(*found, strict=True):
+        assert_close(a, b, 1e-5)
+
+
+# ---- memory
+
+
+class Floats(TorchDispatchMode):
+    """The results of operators that have at least so many floating elements."""
+
+    def __init__(self, elements: int) -> None:
+        super().__init__()
+        self.elements = elements
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for t in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(t, Tensor) and t.is_floating_point() and t.numel() >= self.elements:
+                self.found.append(str(func))
+        return result
+
+
+@neurons
+def test_neither_the_spikes_nor_their_gradient_are_ever_numbers(neuron: str) -> None:
+    for spike_grad in (SURROGATES["atan"], SURROGATES["straight_through_estimator"]):
+        case = Case(neuron, "constant", 25, (4, 100), record_mem=False, spike_grad=spike_grad)
+        tensors = leaves(with_linear(case), ("current", "weight", "bias"))
+        with Floats(25 * 400) as mode:
+            fused(tensors, case)["spk"].square().sum().backward()
+        assert mode.found == []
+
+
+@neurons
+def test_held_for_backward_are_bits_and_what_the_neurons_hold_anyway(neuron: str) -> None:
+    def held(wrt: tuple[str, ...], record_mem: bool = False, **options: Any) -> float:
+        """Bytes for each neuron and step, beyond inputs and outputs."""
+        case = Case(neuron, "unroll", 40, (4, 100), record_mem=record_mem, states=False, **options)
+        tensors = leaves(with_linear(case), wrt)
+        sizes: dict[int, int] = {}
+
+        def pack(t: Tensor) -> Tensor:
+            sizes[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+            return t
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            outputs = fused(tensors, case)
+        known = [t for name, t in tensors.items() if t is not None and name != "current"] + list(outputs.values())
+        return sum(sizes[at] for at in sizes.keys() - {t.untyped_storage().data_ptr() for t in known}) / (40 * 400)
+
+    current, checkpoints, bits = 4.0, 4 * 2 / 40, 5 / 40
+    states = {"synaptic": 2}.get(neuron, 1)
+    assert held(("current", "weight")) == pytest.approx(current + checkpoints * states + bits)
+    assert held(("current",)) == pytest.approx(current + checkpoints * states)
+    assert held(("weight", "bias")) == pytest.approx(bits)
+    assert held(("bias",)) == 0
+    if neuron == "leaky":
+        assert held(("current", "weight"), record_mem=True) == pytest.approx(bits)  # the membranes are an output
+        straight = {"spike_grad": SURROGATES["straight_through_estimator"]}
+        assert held(("current", "weight"), **straight) == pytest.approx(bits)
+    with torch.no_grad():
+        assert held(("current", "weight")) == 0
+
+
+# ---- other ways to call
+
+
+def test_without_gradients_the_numbers_are_the_same() -> None:
+    for case, outputs in random_calls(12, 4, shape=((3, 20),), dtype=FLOATS):
+        tensors = leaves(with_linear(case, outputs))
+        with torch.no_grad():
+            found = fused(tensors, case)["spk"]
+        assert_bits_equal(found, fused(tensors, case)["spk"])
+
+
+def test_a_second_derivative_is_refused() -> None:
+    for name, wrt in itertools.product(("atan", "straight_through_estimator"), ("current", "weight", "bias")):
+        case = Case("leaky", "unroll", 9, (4, 6), torch.float64, record_mem=False, spike_grad=SURROGATES[name])
+        tensors = leaves(with_linear(case), ("current", "weight", "bias"))
+        out = fused(tensors, case)["spk"].square().sum()
+        with pytest.raises(NotImplementedError, match="no second derivative"):  # noqa: PT012 - of the two
+            (grad,) = torch.autograd.grad(out, [tensors[wrt]], create_graph=True)  # type: ignore[list-item]
+            torch.autograd.grad(grad.sum(), [tensors["current"]])  # type: ignore[list-item]
+
+
+def test_forward_mode_differentiation_is_refused() -> None:
+    with torch.autograd.forward_ad.dual_level():
+        x = torch.autograd.forward_ad.make_dual(torch.rand(4, 2, 3), torch.ones(4, 2, 3))
+        with pytest.raises((NotImplementedError, RuntimeError), match=r"jvp|forward"):
+            functional.lif(x, beta=0.9, weight=torch.rand(2, 3))
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpointing(reentrant: bool) -> None:
+    case = Case("leaky", "unroll", 9, (4, 6), record_mem=False)
+    found = []
+    for again in (False, True):
+        tensors = leaves(with_linear(case))
+        names = list(tensors)
+
+        def call(*given: Tensor, names: list[str] = names) -> Tensor:
+            return fused(dict(zip(names, given, strict=True)), case)["spk"]
+
+        run = partial(checkpoint, call, use_reentrant=reentrant) if again else call
+        with counting() as calls:
+            run(*tensors.values()).square().sum().backward()
+        assert calls == ["product"] * (1 + again) + ["weight"]
+        found.append([t.grad for t in tensors.values() if t is not None])
+    for a, b in zip(*found, strict=True):
+        assert_bits_equal(a, b)  # type: ignore[arg-type]
+
+
+# ---- where it is not done
+
+
+def assert_plain(result: Tensor, spk: Tensor, weight: Tensor) -> None:
+    assert_bits_equal(result, F.linear(spk, weight))
+
+
+def test_what_can_not_be_done_by_bits_is_done_with_numbers() -> None:
+    x, weight = torch.rand(9, 4, 6) * 2, torch.randn(3, 6)
+
+    def lif(x: Tensor = x, **options: Any) -> bool:
+        given = {"beta": 0.9, **options}
+        with counting() as calls:
+            out = functional.lif(x, **given, weight=weight.to(x.dtype))[0]
+        assert_plain(out, functional.lif(x, **given)[0], weight.to(x.dtype))
+        return bool(calls)
+
+    assert_close(functional.lif(x, beta=0.9, weight=weight)[0], F.linear(functional.lif(x, beta=0.9)[0], weight), 1e-6)
+    assert not lif(spike_grad=Bump.apply)
+    assert not lif(spike_grad=Bump.apply, reset_delay=False)
+    assert not lif(inhibition=True)
+    assert not lif(reduce="sum")
+    assert not lif(graded_spikes_factor=torch.rand(4, 1))
+    assert not lif(beta=torch.full((6,), 0.9, dtype=torch.float64))  # which widens the arithmetic
+    with snnfast.use_backend("auto"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it is slow
+        assert not lif(state_quant=lambda mem: mem)
+    with snnfast.use_backend("reference"):
+        assert not lif()
+    with snnfast.use_events(False):
+        assert not lif()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not lif()
+
+
+def test_torch_func() -> None:
+    x, weight = torch.rand(5, 9, 4, 6) * 2, torch.randn(3, 6)
+    with counting() as calls:
+        mapped = torch.vmap(lambda x: functional.lif(x, beta=0.9, weight=weight)[0])(x)
+    assert calls == []
+    for a, b in zip(mapped, x, strict=True):
+        assert_close(a, functional.lif(b, beta=0.9, weight=weight)[0], 1e-6)
+    weights = torch.randn(5, 3, 6)
+    mapped = torch.vmap(lambda w: functional.lif(x[0], beta=0.9, weight=w)[0])(weights)
+    for a, w in zip(mapped, weights, strict=True):
+        assert_close(a, functional.lif(x[0], beta=0.9, weight=w)[0], 1e-6)
+
+
+# ---- the switch
+
+
+def test_a_block_chooses_and_restores() -> None:
+    case = Case("leaky")
+    given = with_linear(case)
+    assert by_events(fused, given, case)
+    with snnfast.use_events(False):
+        assert not by_events(fused, given, case)
+        assert snnfast.config()["events"].startswith("no")
+        with snnfast.use_events(True):
+            assert by_events(fused, given, case)
+    assert snnfast.config()["events"] == "yes"
+    with pytest.raises(ZeroDivisionError), snnfast.use_events(False):
+        raise ZeroDivisionError
+    assert by_events(fused, given, case)
+
+
+def test_a_wrong_choice_is_an_error() -> None:
+    for wrong, error in (("no", TypeError), (None, TypeError), (2, ValueError)):
+        with pytest.raises(error, match="wanted: expected True or False"), snnfast.use_events(wrong):  # type: ignore[arg-type]
+            pass
+
+
+# ---- torch.compile
+
+
+@neurons
+def test_compiled_calls_have_the_numbers_and_gradients_of_the_eager_ones(neuron: str) -> None:
+    dynamic = neuron != "leaky"
+    case = Case(neuron, "unroll", 9, (4, 6), torch.float64, record_mem=not dynamic, parameters="neuron")
+    compiled = torch.compile(partial(fused, case=case), backend="aot_eager", fullgraph=True, dynamic=dynamic)
+    for seed in (0, 1):
+        tensors = leaves(with_linear(case, seed=seed))
+        asking = [t for t in tensors.values() if t is not None]
+        found, wanted = compiled(tensors), fused(tensors, case)
+        for name, t in wanted.items():
+            assert_bits_equal(found[name], t, name)
+        grads = (torch.autograd.grad(sum(t.square().sum() for t in o.values()), asking) for o in (found, wanted))  # type: ignore[arg-type]
+        for name, a, b in zip(tensors, *grads, strict=True):
+            assert_close(a, b, 1e-12, name)
+
+
+def test_compiled_code_follows_the_switch() -> None:
+    case = Case("leaky")
+    given, graphs = with_linear(case), []
+
+    def recording(gm: torch.fx.GraphModule, example_inputs: Any) -> Any:
+        graphs.append(any(n.target == _ops.spikes_linear for n in gm.graph.nodes))
+        return gm.forward
+
+    compiled = torch.compile(partial(fused, case=case), backend=recording, fullgraph=True)
+    for events in (True, False, True):
+        with snnfast.use_events(events):
+            compiled(given)
+    assert graphs == [True, False]
+
+
+# ---- wrong arguments
+
+CURRENT = torch.rand(4, 3, 10)
+WEIGHT = torch.rand(5, 10)
+NESTED = torch.nested.nested_tensor([WEIGHT], layout=torch.jagged)
+
+
+@pytest.mark.parametrize("function", [functional.lif, reference.lif], ids=["fused", "reference"])
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"weight": 1.0}, TypeError, r"weight: expected a torch\.Tensor or None, got float"),
+        ({"weight": WEIGHT.double()}, TypeError, r"weight: expected torch\.float32, as current, got torch\.float64"),
+        ({"weight": WEIGHT.long()}, TypeError, "weight: expected torch.float32"),
+        ({"weight": WEIGHT.to_sparse()}, TypeError, "weight: expected a dense tensor"),
+        (
+            {"weight": torch.nested.nested_tensor([WEIGHT], layout=torch.jagged)},
+            TypeError,
+            "weight: expected a dense tensor",
+        ),
+        ({"weight": WEIGHT.to("meta")}, ValueError, "weight is on meta, but current is on cpu"),
+        ({"weight": WEIGHT.T}, ValueError, r"weight: expected \[O, N\] of shape \(10, 10\), got \(10, 5\)"),
+        ({"weight": WEIGHT[0]}, ValueError, r"weight: expected \[O, N\] of shape \(O, 10\), got \(10,\)"),
+        ({"weight": WEIGHT, "bias": 0.0}, TypeError, r"bias: expected a torch\.Tensor or None, got float"),
+        ({"weight": WEIGHT, "bias": torch.zeros(5).half()}, TypeError, r"bias: expected torch\.float32"),
+        ({"weight": WEIGHT, "bias": torch.zeros(5, device="meta")}, ValueError, "bias is on meta"),
+        ({"weight": WEIGHT, "bias": torch.zeros(4)}, ValueError, r"bias: expected \[O\] of shape \(5\), got \(4,\)"),
+        ({"weight": WEIGHT, "bias": torch.zeros(())}, ValueError, r"bias: expected \[O\] of shape \(5\), got \(\)"),
+        ({"bias": torch.zeros(5)}, ValueError, "bias: needs a weight"),
+        ({"current": CURRENT[:, 0, 0], "weight": WEIGHT}, ValueError, "weight: needs steps with at least one dim"),
+    ],
+)
+def test_a_wrong_weight_or_bias_is_an_error_that_names_it(
+    given: dict[str, Any], error: type[Exception], message: str, function: Any
+) -> None:
+    with pytest.raises(error, match=message):
+        function(**{"current": CURRENT, "beta": 0.9, **given})
+
+
+def test_autocast_takes_a_weight_of_another_dtype() -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        out, _ = functional.lif(CURRENT.bfloat16(), beta=0.9, weight=WEIGHT)
+    assert out.dtype == torch.bfloat16

@@ -1,0 +1,386 @@
+"""Where spikes go to an ``nn.Linear`` as bits by themselves: in ``MultiStep`` and in compiled loops."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from helpers import assert_bits_equal, assert_close
+from linear_checks import by_events, counting
+from loop_nets import Net, currents
+from multistep_checks import NEURONS, eighths, exact, make
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
+
+import snnfast
+from snnfast import Leaky, MultiStep, Residual, _events
+
+pytestmark = pytest.mark.needs_extension
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    torch._dynamo.reset()
+    with snnfast.use_backend("fused"):
+        yield
+    torch._dynamo.reset()
+
+
+def trained(net: nn.Module, call: Callable[[], Any]) -> list[tuple[str, Tensor]]:
+    """Outputs and gradients of a network, and their names."""
+    net.zero_grad()
+    outputs = call()
+    flat = [t for t in torch.utils._pytree.tree_leaves(outputs) if isinstance(t, Tensor)]
+    sum((t * (2 + i)).sum() + t.square().sum() for i, t in enumerate(flat)).backward()  # type: ignore[union-attr]
+    found = [(f"output {i}", t.detach()) for i, t in enumerate(flat)]
+    return found + [(name, p.grad.clone()) for name, p in net.named_parameters() if p.grad is not None]
+
+
+def assert_same(net: nn.Module, call: Callable[[], Any]) -> None:
+    """Outputs bit for bit those with the switch off, for weights whose sums are exact; gradients up to rounding."""
+    found = trained(net, call)
+    with snnfast.use_events(False):
+        wanted = trained(net, call)
+    assert [name for name, _ in found] == [name for name, _ in wanted]
+    for (name, a), (_, b) in zip(found, wanted, strict=True):
+        (assert_bits_equal if name.startswith("output") else lambda a, b, what: assert_close(a, b, 1e-5, what))(
+            a, b, name
+        )
+
+
+# ---- MultiStep
+
+
+@NEURONS
+@pytest.mark.parametrize("num_steps", [None, 9])
+def test_a_linear_layer_behind_a_neuron_layer(num_steps: int | None, neuron: Any) -> None:
+    net = MultiStep(
+        exact(nn.Linear(12, 9)), make(neuron), exact(nn.Linear(9, 5, bias=False)), make(neuron), exact(nn.Linear(5, 3))
+    )
+    x = eighths(4, 12) if num_steps else eighths(9, 4, 12)
+    for options in ({}, {"return_states": True}):
+        assert_same(net, lambda options=options: net(x, num_steps, **options))
+    with counting() as calls:
+        net(x, num_steps)[0].sum().backward()
+    assert calls == ["product"] * 2 + ["weight"] * 2
+
+
+def test_a_final_neuron_layer_behind_it_returns_what_it_is_asked_for() -> None:
+    net = MultiStep(exact(nn.Linear(12, 9)), Leaky(0.5), exact(nn.Linear(9, 5)), Leaky(0.5))
+    x = eighths(9, 4, 12)
+    for options in ({"reduce": "sum"}, {"record_mem": False}, {"states": [torch.rand(4, 9), torch.rand(4, 5)]}):
+        assert_same(net, lambda options=options: net(x, **options))
+        assert by_events(lambda options=options: net(x, **options))
+
+
+def test_a_layer_that_holds_its_state_holds_it_as_ever() -> None:
+    net = MultiStep(exact(nn.Linear(12, 9)), Leaky(0.5, init_hidden=True), exact(nn.Linear(9, 5)))
+    held = []
+    for events in (True, False):
+        snnfast.reset(net)
+        with snnfast.use_events(events):
+            torch.manual_seed(0)
+            out = [net(eighths(5, 4, 12)) for _ in range(2)]
+        held.append([*out, net[1].mem])
+    for a, b in zip(*held, strict=True):
+        assert_bits_equal(a, b)
+
+
+IMAGES = [nn.Conv2d(1, 3, 3), Leaky(0.5, learn_beta=True)]
+BETWEEN: dict[str, list[nn.Module]] = {
+    "flatten": [nn.Flatten()],
+    "identity": [nn.Identity(), nn.Flatten(), nn.Identity()],
+    "dropout of nothing": [nn.Flatten(), nn.Dropout(0.0)],
+    "dropout in evaluation": [nn.Dropout().eval(), nn.Flatten()],
+}
+
+
+@pytest.mark.parametrize("name", BETWEEN)
+def test_what_leaves_the_spikes_as_they_are_may_lie_between(name: str) -> None:
+    net = MultiStep(*map(exact, IMAGES), *BETWEEN[name], exact(nn.Linear(48, 5)))
+    x = eighths(9, 2, 1, 6, 6)
+    assert by_events(net, x)
+    assert_same(net, lambda: net(x))
+    assert net(x).shape == (9, 2, 5)
+
+
+def test_parameters_per_channel() -> None:
+    heights = torch.tensor([1.0, 2.0, 0.5]).view(3, 1, 1)
+    for learn in (False, True):
+        layer = Leaky(torch.rand(3, 1, 1), graded_spikes_factor=heights.clone(), learn_graded_spikes_factor=learn)
+        net = MultiStep(exact(nn.Conv2d(1, 3, 3)), layer, nn.Flatten(), exact(nn.Linear(48, 5)))
+        x = eighths(9, 2, 1, 6, 6)
+        assert by_events(net, x)
+        assert_same(net, lambda net=net, x=x: net(x))
+
+
+def test_more_dimensions_of_a_step() -> None:
+    net = MultiStep(Leaky(0.5), exact(nn.Linear(6, 5)))
+    x = eighths(9, 2, 3, 6).requires_grad_()
+    assert by_events(net, x)
+    assert_same(net, lambda: net(x))
+
+
+def test_channels_last_currents() -> None:
+    net = MultiStep(exact(nn.Conv2d(1, 3, 3)), Leaky(0.5), nn.Flatten(), exact(nn.Linear(48, 5)))
+    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    x = eighths(9, 2, 1, 6, 6)
+    assert by_events(net, x)
+    assert_same(net, lambda: net(x))
+
+
+def test_inside_of_a_skip_connection() -> None:
+    block = Residual(
+        Leaky(0.5), exact(nn.Linear(6, 6)), Leaky(0.5), shortcut=nn.Sequential(Leaky(0.5), nn.Linear(6, 6))
+    )
+    exact(block)
+    net, x = MultiStep(exact(nn.Linear(6, 6)), block), eighths(9, 2, 6)
+    with counting() as calls:
+        net(x)
+    assert calls == ["product"] * 2
+    assert_same(net, lambda: net(x))
+
+
+class Own(nn.Linear):
+    """One that may compute anything."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * 2
+
+
+def with_hook(register: str) -> nn.Module:
+    layer = nn.Linear(6, 5)
+    getattr(layer, register)(lambda *args: None)
+    return layer
+
+
+def with_forward_of_its_own() -> nn.Module:
+    layer = nn.Linear(6, 5)
+    layer.forward = lambda x: x.new_zeros(*x.shape[:-1], 5)  # type: ignore[method-assign]
+    return layer
+
+
+HOOKS = ("register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook",
+         "register_full_backward_pre_hook")  # fmt: skip
+LEFT: dict[str, Callable[[], list[nn.Module]]] = {
+    "another layer between": lambda: [nn.LayerNorm(6), nn.Linear(6, 5)],
+    "dropout in training": lambda: [nn.Dropout(), nn.Linear(6, 5)],
+    "a subclass": lambda: [Own(6, 5)],
+    "a parametrization": lambda: [weight_norm(nn.Linear(6, 5))],
+    "a forward of its own": lambda: [with_forward_of_its_own()],
+    "no linear layer": lambda: [nn.Identity()],
+    **{hook: (lambda hook=hook: [with_hook(hook)]) for hook in HOOKS},
+}
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_anything_else_is_left_as_it_is(name: str) -> None:
+    net = MultiStep(Leaky(0.5), *LEFT[name]())
+    assert not by_events(net, eighths(9, 4, 6))
+
+
+def test_hooks_run() -> None:
+    seen: list[tuple[int, ...]] = []
+    net = MultiStep(Leaky(0.5), nn.Identity(), nn.Linear(6, 5))
+    x = eighths(9, 4, 6)
+    assert by_events(net, x)
+    handle = net[1].register_forward_hook(lambda m, args, out: seen.append(tuple(out.shape)))
+    assert not by_events(net, x)
+    assert seen == [(36, 6)]
+    handle.remove()
+    assert by_events(net, x)
+    handle = nn.modules.module.register_module_forward_hook(lambda m, args, out: None)
+    assert not by_events(net, x)
+    handle.remove()
+
+
+def test_spikes_that_are_returned_are_numbers() -> None:
+    net = MultiStep(Leaky(0.5), nn.Linear(6, 5))
+    assert not by_events(lambda: net(eighths(9, 4, 6), return_spikes=True))
+
+
+def test_a_weight_that_does_not_fit_is_pytorchs_error() -> None:
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        MultiStep(Leaky(0.5), nn.Linear(7, 5))(eighths(9, 4, 6))
+    with pytest.raises(RuntimeError, match="dtype"):
+        MultiStep(Leaky(0.5), nn.Linear(6, 5).double())(eighths(9, 4, 6))
+
+
+def test_autocast_has_its_own_numbers() -> None:
+    net, x = MultiStep(Leaky(0.5), nn.Linear(6, 5)), eighths(9, 4, 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not by_events(net, x)
+        assert net(x).dtype == torch.bfloat16
+
+
+def test_functional_call_and_vmap_over_networks() -> None:
+    nets = [MultiStep(Leaky(0.5), nn.Linear(6, 5), Leaky(0.5)) for _ in range(3)]
+    parameters, buffers = torch.func.stack_module_state(nets)
+    x = eighths(9, 4, 6)
+
+    def call(*state: dict[str, Tensor]) -> Tensor:
+        return torch.func.functional_call(nets[0], state, (x,))[1]
+
+    with torch.no_grad():
+        for mem, net in zip(torch.vmap(call)(parameters, buffers), nets, strict=True):
+            assert_close(mem, net(x)[1], 1e-5)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "snnfast"])
+def test_a_compiled_network(backend: str) -> None:
+    net = MultiStep(exact(nn.Conv2d(1, 3, 3)), Leaky(0.5), nn.Flatten(), exact(nn.Linear(48, 5)), Leaky(0.5))
+    compiled, x = torch.compile(net, backend=backend, fullgraph=True), eighths(9, 2, 1, 6, 6)
+    pairs = zip(trained(net, lambda: compiled(x)), trained(net, lambda: net(x)), strict=True)
+    for (name, a), (_, b) in pairs:
+        assert_close(a, b, 1e-6, name)
+
+
+# ---- compiled loops
+
+
+class Loop(nn.Module):
+    """A layer of neurons, what is done with its spikes, and a readout."""
+
+    def __init__(self, between: Callable[..., Tensor], shape: tuple[int, ...] = (), also: bool = False) -> None:
+        super().__init__()
+        self.lif, self.fc = Leaky(0.5), exact(nn.Linear(12, 5))
+        self.between, self.shape, self.also = between, shape, also
+
+    def forward(self, x: Tensor) -> Any:
+        mem, outs, spikes = self.lif.reset_mem(), [], []
+        for step in range(x.shape[0]):
+            spk, mem = self.lif(x[step].unflatten(-1, self.shape) if self.shape else x[step], mem)
+            outs.append(self.fc(self.between(spk)))
+            spikes.append(spk)
+        out = torch.stack(outs)
+        return (out, torch.stack(spikes)) if self.also else out
+
+
+DONE: dict[str, Loop] = {
+    "directly": Loop(lambda spk: spk),
+    "flatten": Loop(lambda spk: spk.flatten(1), (3, 4)),
+    "torch.flatten": Loop(lambda spk: torch.flatten(spk, 1), (3, 2, 2)),
+    "view": Loop(lambda spk: spk.view(spk.shape[0], -1), (3, 4)),
+    "dropout": Loop(lambda spk: nn.functional.dropout(spk.flatten(1), 0.5, training=False), (3, 4)),
+}
+NOT_DONE: dict[str, Loop] = {
+    "rectified": Loop(torch.relu),
+    "scaled": Loop(lambda spk: spk * 0.5),
+    "permuted": Loop(lambda spk: spk.transpose(1, 2).flatten(1), (3, 4)),
+    "read by others": Loop(lambda spk: spk, also=True),
+    "rows of two neurons": Loop(lambda spk: spk.view(-1, 12), (3, 24)),
+}
+
+
+@pytest.mark.parametrize("name", [*DONE, *NOT_DONE])
+def test_a_compiled_loop(name: str) -> None:
+    loop = {**DONE, **NOT_DONE}[name]
+    x = eighths(9, 4, 72 if name == "rows of two neurons" else 12)
+    compiled = snnfast.compile(loop)
+    assert by_events(compiled, x) == (name in DONE)
+    told = "9 steps of leaky: one unroll, with the linear behind it"
+    assert (told in str(snnfast.explain(loop, x))) == (name in DONE)
+    for (what, a), (_, b) in zip(trained(loop, lambda: compiled(x)), trained(loop, lambda: loop(x)), strict=True):
+        assert_close(a, b, 1e-6, what)
+
+
+def test_a_compiled_loop_of_several_layers_and_its_switch() -> None:
+    net, x = Net(), currents()
+    compiled = snnfast.compile(net)
+    assert by_events(compiled, x)
+    assert_same(net, lambda: compiled(x))
+
+
+def test_a_compiled_loop_with_states_that_are_read() -> None:
+    lif, fc = Leaky(0.5), exact(nn.Linear(12, 5))
+
+    def loop(x: Tensor, mem: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        outs, mems = [], []
+        for step in range(5):
+            spk, mem = lif(x[step], mem)
+            outs.append(fc(spk))
+            mems.append(mem)
+        return torch.stack(outs), torch.stack(mems), mem
+
+    for dtype in (torch.float32, torch.bfloat16):  # of which the states are wider
+        fc.to(dtype)
+        compiled = torch.compile(loop, backend="snnfast")
+        x, mem = eighths(5, 4, 12).to(dtype), torch.zeros(4, 12)
+        for a, b in zip(compiled(x, mem), loop(x, mem), strict=True):
+            assert_bits_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    "context", [torch.no_grad, lambda: torch.autocast("cpu", torch.bfloat16)], ids=["grad", "cast"]
+)
+@pytest.mark.parametrize("around", ["all", "the layer", "the linear layer"])
+@pytest.mark.filterwarnings("ignore:snnfast. a compiled loop runs as it is")
+def test_a_compiled_loop_in_a_block(around: str, context: Any) -> None:
+    lif, fc = Leaky(0.5), exact(nn.Linear(12, 5))
+
+    def blocks(which: str) -> Any:
+        return context() if around == which else contextlib.nullcontext()
+
+    def loop(x: Tensor) -> Tensor:
+        mem, outs = torch.zeros(4, 12), []
+        with blocks("all"):
+            for step in range(5):
+                with blocks("the layer"):
+                    spk, mem = lif(x[step], mem)
+                with blocks("the linear layer"):
+                    outs.append(fc(spk))
+            return torch.stack(outs)
+
+    x = eighths(5, 4, 12)
+    found, wanted = torch.compile(loop, backend="snnfast")(x), loop(x)
+    assert_bits_equal(found, wanted)  # dtype, too
+    assert found.requires_grad == wanted.requires_grad
+
+
+# ---- what autograd lets a user do with the results
+
+
+def test_results_may_be_changed_in_place() -> None:
+    net = MultiStep(nn.Linear(6, 5), Leaky(0.9), nn.Linear(5, 4), nn.ReLU(inplace=True), nn.Linear(4, 2))
+    net(torch.rand(7, 3, 6)).sum().backward()
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            out, _ = snnfast.functional.lif(torch.rand(7, 3, 6), beta=0.9, weight=torch.ones(2, 6, requires_grad=True))
+            out += 1
+
+
+def test_states_ask_for_a_gradient_only_if_something_before_them_does() -> None:
+    layer, head = Leaky(0.9, init_hidden=True), nn.Linear(6, 2)
+    net = MultiStep(layer, head)
+    for _ in range(2):  # a state with a graph could not be passed through a second time
+        net(torch.rand(7, 3, 6)).sum().backward()
+        assert not layer.mem.requires_grad
+
+
+def test_where_only_the_weight_asks_for_it_there_is_a_second_derivative() -> None:
+    current, graded = torch.rand(11, 3, 6, dtype=torch.float64) * 2, torch.rand(6, dtype=torch.float64) + 0.5
+
+    def gradients() -> list[Tensor]:
+        weight = torch.arange(12.0, dtype=torch.float64).view(2, 6).requires_grad_()
+        bias = torch.ones(2, dtype=torch.float64, requires_grad=True)
+        out, _ = snnfast.functional.lif(current, beta=0.9, graded_spikes_factor=graded, weight=weight, bias=bias)
+        first = torch.autograd.grad(out.pow(3).sum(), (weight, bias), create_graph=True)
+        return [*first, *torch.autograd.grad(sum(g.square().sum() for g in first), (weight, bias))]
+
+    found = gradients()
+    with snnfast.use_events(False):
+        for a, b in zip(found, gradients(), strict=True):
+            assert_close(a, b, 1e-12)
+
+
+def test_blocks_of_threads_that_overlap_leave_the_choice_as_it_was() -> None:
+    first, second = snnfast.use_events(False), snnfast.use_events(False)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert not _events.enabled
+    second.__exit__(None, None, None)
+    assert _events.enabled
+    with snnfast.use_events(False), snnfast.use_events(True):
+        assert _events.enabled

@@ -1,0 +1,188 @@
+"""The ops of a Linear behind the neurons, on spikes as bits: at any rate, with any instruction set and threads."""
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from helpers import NEURONS, assert_bits_equal
+from torch import Tensor
+
+import snnfast
+from snnfast import _ops
+from snnfast._ops import BITS_AT, CONSTANT, SAVE_CHECKPOINTS, SEQUENCE, pack
+
+pytestmark = pytest.mark.needs_extension
+
+TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-13, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+RATES = (0.0, 0.01, 0.2, 0.6, 1.0)  # with many outputs the last two take the dense product
+SHAPES = (  # T, samples, neurons, outputs
+    (25, 4, 100, 10), (8, 3, 64, 16), (1, 1, 1, 1), (9, 2, 65, 300), (40, 5, 200, 130), (3, 7, 33, 49),
+    (16, 1, 2100, 5),
+)  # fmt: skip
+
+
+def random_spikes(steps: int, samples: int, neurons: int, rate: float) -> Tensor:
+    """``[T, R, N]`` bool."""
+    return torch.rand(steps, samples, neurons, generator=torch.Generator().manual_seed(0)) < rate
+
+
+def as_bits(spikes: Tensor) -> Tensor:
+    steps, *shape = spikes.shape
+    whole = torch.zeros((steps + 7) // 8 * 8, *shape, dtype=torch.uint8)
+    whole[:steps] = spikes
+    places = torch.tensor([1 << k for k in range(8)], dtype=torch.uint8).view(1, 8, *(1,) * len(shape))
+    return (whole.view(-1, 8, *shape) * places).sum(1, dtype=torch.uint8)
+
+
+def random(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(len(shape)), dtype=torch.float64).to(dtype)
+
+
+def close(found: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
+    assert found.dtype == dtype
+    scale = max(expected.abs().max().item(), 1)
+    assert (found.double() - expected).abs().max().item() <= TOLERANCES[dtype] * scale
+
+
+@pytest.fixture(params=["avx512", "avx2", "baseline"])
+def isa(request):
+    if request.param not in _ops.extension.isa_available():
+        pytest.skip(f"this processor has no {request.param}")
+    used = _ops.extension.isa()
+    _ops.extension.set_isa(request.param)
+    yield request.param
+    _ops.extension.set_isa(used)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_products_are_those_of_numbers(shape: tuple[int, ...], dtype: torch.dtype, isa: str) -> None:
+    steps, samples, neurons, outputs = shape
+    weight, bias = random(outputs, neurons, dtype=dtype), random(outputs, dtype=dtype)
+    grad = random(steps, samples, outputs, dtype=dtype)
+    for rate, graded in itertools.product(RATES, (torch.tensor(0.5), torch.rand(neurons) + 0.5)):
+        spikes = random_spikes(steps, samples, neurons, rate)
+        bits, heights = as_bits(spikes), spikes * graded.double()
+        for b in (bias, None):
+            found = torch.ops.snnfast.spikes_linear(bits, weight, b, graded, steps)
+            close(found, F.linear(heights, weight.double(), None if b is None else b.double()), dtype)
+        found = torch.ops.snnfast.spikes_linear_weight(bits, grad, graded)
+        close(found, torch.einsum("tro,trn->on", grad.double(), heights), dtype)
+
+
+@pytest.mark.parametrize("outputs", [10, 100])
+def test_results_do_not_depend_on_the_number_of_threads(outputs: int, isa: str) -> None:
+    threads = torch.get_num_threads()
+    weight, grad, one = random(outputs, 700), random(25, 40, outputs), torch.tensor(1.0)
+    bits = as_bits(random_spikes(25, 40, 700, 0.1))
+    try:
+        found = []
+        for n in (1, 2, 3, 7):
+            torch.set_num_threads(n)
+            product = torch.ops.snnfast.spikes_linear(bits, weight, None, one, 25)
+            found.append((product, torch.ops.snnfast.spikes_linear_weight(bits, grad, one)))
+    finally:
+        torch.set_num_threads(threads)
+    for product, gradient in found[1:]:
+        assert_bits_equal(product, found[0][0], "product")
+        assert_bits_equal(gradient, found[0][1], "gradient")
+
+
+def test_layouts_of_weights_and_gradients() -> None:
+    bits, one = as_bits(random_spikes(9, 3, 50, 0.3)), torch.tensor(1.0)
+    weight, grad, bias = random(50, 60).t(), random(60, 3, 9).permute(2, 1, 0), random(120)[::2]
+    found = torch.ops.snnfast.spikes_linear(bits, weight, bias, one, 9)
+    expected = torch.ops.snnfast.spikes_linear(bits, weight.contiguous(), bias.contiguous(), one, 9)
+    assert_bits_equal(found, expected, "product")
+    found = torch.ops.snnfast.spikes_linear_weight(bits, grad, one)
+    assert_bits_equal(found, torch.ops.snnfast.spikes_linear_weight(bits, grad.contiguous(), one), "gradient")
+
+
+def test_nothing_to_multiply() -> None:
+    one = torch.tensor(1.0)
+    for steps, samples, neurons, outputs in ((0, 2, 3, 4), (5, 0, 3, 4), (5, 2, 3, 0)):
+        bits = torch.zeros((steps + 7) // 8, samples, neurons, dtype=torch.uint8)
+        found = torch.ops.snnfast.spikes_linear(bits, torch.ones(outputs, neurons), None, one, steps)
+        assert found.shape == (steps, samples, outputs)
+        found = torch.ops.snnfast.spikes_linear_weight(bits, torch.ones(steps, samples, outputs), one)
+        assert torch.equal(found, torch.zeros(outputs, neurons))
+
+
+@pytest.mark.parametrize("neuron", NEURONS)
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+def test_bits_of_a_neuron_and_the_gradient_through_a_weight(neuron: str, dtype: torch.dtype, isa: str) -> None:
+    ops = next(n for n in _ops.NEURONS if n.name == neuron)
+    acc = _ops.arithmetic_dtype(dtype)
+    states = [None] * len(ops.states)
+    every = (1 << 1 + len(ops.states) + len(ops.parameters)) - 1
+    for (steps, samples, neurons, outputs), time, delay in itertools.product(SHAPES[:-1], (SEQUENCE, CONSTANT), (0, 1)):
+        shape = (steps, samples, neurons) if time == SEQUENCE else (samples, neurons)
+        x = (torch.rand(shape, generator=torch.Generator().manual_seed(1)) * 1.2).to(dtype)
+        given = (
+            x,
+            *states,
+            *[torch.tensor(0.9)] * (len(ops.parameters) - 2),
+            torch.tensor(1.0),
+            torch.rand(neurons) + 0.5,
+        )
+        options = pack(time=time, reset_delay=delay, last=1, saved=SAVE_CHECKPOINTS)
+        spk, *others = ops.forward(*given, steps, options)
+        bits, *same = ops.forward(*given, steps, options | 1 << BITS_AT)
+        assert torch.equal(bits, as_bits(spk != 0))
+        for a, b in zip(same, others, strict=True):
+            assert_bits_equal(a, b, "states")
+
+        grad, weight = random(steps, samples, outputs, dtype=dtype), random(outputs, neurons, dtype=dtype)
+        asked = pack(time=time, reset_delay=delay, saved=SAVE_CHECKPOINTS, needs=every)
+        behind = *[None] * 2 * len(ops.states), x, None, others[-1], None, *given[1:], steps, asked, 2.0, 0.0
+        found = ops.backward(grad, weight, *behind)
+        # In the dtype of the arithmetic: half-precision gradients of the spikes are not rounded between the two.
+        wide = (t if t is None or not isinstance(t, Tensor) or t.dtype != dtype else t.to(acc) for t in behind)
+        expected = ops.backward(grad.to(acc) @ weight.to(acc), None, *wide)
+        assert found[0].dtype == dtype
+        for a, b in zip(found, expected, strict=True):
+            close(a.to(dtype), b.double(), dtype)
+
+
+def test_a_gradient_beyond_the_caches_is_written_as_any_other(isa: str) -> None:
+    """By non-temporal stores: the blocks of samples that the dense product is made for need not end with a register."""
+    current = torch.rand(1100, 192, 10, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    found = []
+    for limit in (0, 1 << 40):
+        before = _ops.extension.set_stream_bytes(limit)
+        try:
+            out, _ = snnfast.functional.lif(current, beta=0.9, record_mem=False, weight=random(40, 10))
+            found.append(torch.autograd.grad(out.sum(), current)[0])
+        finally:
+            _ops.extension.set_stream_bytes(before)
+    assert_bits_equal(*found, "gradient")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"bits": torch.zeros(1, 2, 3)}, "bits"),
+        ({"bits": torch.zeros(2, 2, 3, dtype=torch.uint8)}, "bits"),
+        ({"bits": torch.zeros(1, 3, 2, dtype=torch.uint8).transpose(1, 2)}, "bits"),
+        ({"weight": torch.zeros(4, 2)}, "weight"),
+        ({"weight": torch.zeros(4)}, "weight"),
+        ({"weight": torch.zeros(4, 3, dtype=torch.int32)}, "weight"),
+        ({"bias": torch.zeros(3)}, "bias"),
+        ({"bias": torch.zeros(4, dtype=torch.float64)}, "bias"),
+        ({"graded": torch.zeros(2)}, "graded"),
+        ({"steps": 9}, "bits"),
+    ],
+    ids=lambda value: None if isinstance(value, str) else next(iter(value)),
+)
+def test_an_op_reads_no_memory_that_is_not_its_own(change: dict[str, object], message: str) -> None:
+    given = {"bits": torch.zeros(1, 2, 3, dtype=torch.uint8), "weight": torch.zeros(4, 3), "bias": torch.zeros(4)}
+    given |= {"graded": torch.tensor(1.0), "steps": 5}
+    assert torch.ops.snnfast.spikes_linear(*given.values()).shape == (5, 2, 4)
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.snnfast.spikes_linear(*(given | change).values())
+    if "weight" not in change and "bias" not in change:
+        own = given | change
+        grad = torch.zeros(own["steps"], 2, 4)
+        with pytest.raises(RuntimeError, match=message):
+            torch.ops.snnfast.spikes_linear_weight(own["bits"], grad, own["graded"])
