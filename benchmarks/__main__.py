@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from . import compilation, epoch, kinds, parity, pool, report, rounding, run
+from . import compilation, epoch, held, kinds, parity, pool, products, report, rounding, run
 from .bars import Bar
 from .measure import machine
 from .registry import suites
@@ -27,10 +27,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     running = command("run", run.run, "cases against every implementation that is installed; five minutes by default")
     checking = command("check", run.check, "a few cases against snnTorch, within a minute: has something become worse?")
     comparing = command("parity", parity.run, "bits that differ from snnTorch over random configurations")
-    training = command("epoch", epoch.run, "an epoch on MNIST, beside snnTorch: seconds and test accuracy")
+    training = command("epoch", epoch.run, "an epoch on MNIST, beside snnTorch: seconds and test accuracy, over seeds")
     counting = command("kinds", kinds.run, "one call per step with integer, float64, numpy and half numbers")
     command("compile", compilation.run, "what compiling a loop over time costs: seconds over T, and how often")
     command("pool", pool.run, "memory that freed outputs leave idle after steps of varying shapes, and what it saves")
+    multiplying = command("products", products.run, "spikes as bits times weights, beside PyTorch's dense product")
+    command("held", held.run, "bytes that networks hold for their backward pass, beside others")
     command("rounding", rounding.run, "what membranes kept in bfloat16 do to the gradient")
 
     for each in (listing, running):
@@ -62,6 +64,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         default=os.environ.get("SNNFAST_DATA") or None,
         help="folder with MNIST/raw (default: the environment variable SNNFAST_DATA)",
     )
+    training.add_argument("--seeds", type=int, choices=range(1, 10), metavar="N", default=3, help="(%(default)s)")
+    multiplying.add_argument("--seconds", type=float, default=5.0, help="per share of spikes (default: %(default)s)")
     counting.add_argument("--seconds", type=float, default=20.0, help="per shape (default: %(default)s)")
     for each in commands.choices.values():
         each.add_argument("--threads", type=int, help="CPU threads (default: as many as PyTorch chooses)")

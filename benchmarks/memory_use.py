@@ -97,7 +97,8 @@ def _main() -> None:
     from .workloads import build, make_data
 
     fields = json.loads(sys.argv[1])
-    case = Case(**{**fields, "shape": tuple(fields["shape"]), "options": Options(**fields["options"])})
+    options = Options(**fields["options"])
+    case = Case(**{**fields, "shape": tuple(fields["shape"]), "hidden": tuple(fields["hidden"]), "options": options})
     candidate = build(case, PEERS[sys.argv[2]], make_data(case, torch.device("cpu")))
     before = _most_resident()
     for _ in range(2):

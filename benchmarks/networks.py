@@ -1,18 +1,18 @@
 """The networks of snnTorch's tutorials: step by step as they write them, and over time for everybody else."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - PyTorch's own name for it
 
-from .registry import Case
+from .registry import CLASSES, HIDDEN, Case, widths
 
 if TYPE_CHECKING:
     from .peers import Neuron
 
-CLASSES, HIDDEN = 10, 1000
 CHANNELS = (12, 64)
 FEATURES = CHANNELS[1] * 4 * 4  # of 28 x 28 pixels after two convolutions of 5 x 5, each pooled by 2
 
@@ -21,8 +21,8 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 def stages(case: Case) -> list[nn.Module]:
     """What stands before each layer of neurons."""
-    if case.kind == "tutorial5":
-        return [nn.Linear(case.shape[0], HIDDEN), nn.Linear(HIDDEN, CLASSES)]
+    if case.kind != "convolution":
+        return [nn.Linear(inputs, outputs) for inputs, outputs in pairwise(widths(case))]
     return [
         nn.Sequential(nn.Conv2d(1, CHANNELS[0], 5), nn.MaxPool2d(2)),
         nn.Sequential(nn.Conv2d(*CHANNELS, 5), nn.MaxPool2d(2)),
@@ -31,7 +31,14 @@ def stages(case: Case) -> list[nn.Module]:
 
 
 def neurons_per_step(case: Case) -> int:
-    return case.B * (HIDDEN + CLASSES if case.kind == "tutorial5" else CHANNELS[0] * 12 * 12 + FEATURES + CLASSES)
+    if case.kind != "convolution":
+        return case.B * sum(widths(case)[1:])
+    return case.B * (CHANNELS[0] * 12 * 12 + FEATURES + CLASSES)
+
+
+def wants_membranes(case: Case) -> bool:
+    """Of its last layer, for the loss."""
+    return case.backward and case.kind != "convolution"
 
 
 # ---- step by step: the weights are made in the order of stages(), so that all networks begin with the same
@@ -39,8 +46,7 @@ def neurons_per_step(case: Case) -> int:
 
 def in_loop(case: Case, neuron: Callable[[], nn.Module]) -> nn.Module:
     """A network of snnTorch's layers, or of layers that are called like them."""
-    kind = FullyConnected if case.kind == "tutorial5" else Convolutional
-    return kind(case, neuron)
+    return {"tutorial5": FullyConnected, "deep": Deep, "convolution": Convolutional}[case.kind](case, neuron)
 
 
 class FullyConnected(nn.Module):
@@ -67,6 +73,28 @@ class FullyConnected(nn.Module):
             spk2_rec.append(spk2)
             mem2_rec.append(mem2)
         return torch.stack(spk2_rec, dim=0), torch.stack(mem2_rec, dim=0)
+
+
+class Deep(nn.Module):
+    """Several hidden layers, otherwise as tutorial 5."""
+
+    def __init__(self, case: Case, neuron: Callable[[], nn.Module]) -> None:
+        super().__init__()
+        self.num_steps = case.T
+        self.fcs = nn.ModuleList(stages(case))
+        self.lifs = nn.ModuleList(neuron() for _ in self.fcs)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        mems = [lif.init_leaky() for lif in self.lifs]
+        spk_rec = []
+        mem_rec = []
+        for step in range(self.num_steps):  # noqa: B007 - as the tutorial names it
+            spk = x
+            for i, (fc, lif) in enumerate(zip(self.fcs, self.lifs, strict=True)):
+                spk, mems[i] = lif(fc(spk), mems[i])
+            spk_rec.append(spk)
+            mem_rec.append(mems[-1])
+        return torch.stack(spk_rec, dim=0), torch.stack(mem_rec, dim=0)
 
 
 class Convolutional(nn.Module):
@@ -109,7 +137,7 @@ class OverTime(nn.Module):
     def __init__(self, case: Case, neuron: Callable[[], "Neuron"]) -> None:
         super().__init__()
         self.num_steps = case.T
-        self.record_mem = case.kind == "tutorial5"
+        self.record_mem = wants_membranes(case)
         self.stages = nn.ModuleList(stages(case))
         self.neurons = [neuron() for _ in self.stages]
         self.of_neurons = nn.ParameterList(p for neuron in self.neurons for p in neuron.parameters)
@@ -134,8 +162,8 @@ def over_time(neuron: "Neuron", x: Tensor, T: int, record_mem: bool) -> tuple[Te
 # ---- losses
 
 
-def loss_of(case: Case, net: Callable[[Tensor], tuple[Tensor, ...]], looped: bool) -> Loss:
-    """Forward pass and loss: of the membranes in tutorial 5, of the spike count in tutorial 6."""
+def loss_of(case: Case, net: Callable[[Tensor], tuple[Tensor, ...]], looped: bool, own: Loss | None) -> Loss:
+    """Forward pass and loss: of the spike count in tutorial 6, else of the membranes, which ``own`` may compute."""
     num_steps = case.T
 
     def of_count(x: Tensor, labels: Tensor) -> Tensor:
@@ -143,6 +171,8 @@ def loss_of(case: Case, net: Callable[[Tensor], tuple[Tensor, ...]], looped: boo
 
     def of_membranes(x: Tensor, labels: Tensor) -> Tensor:
         mem_rec = net(x)[-1]
+        if own is not None:
+            return own(mem_rec, labels)
         return F.cross_entropy(mem_rec.flatten(0, 1), labels.repeat(num_steps)) * num_steps
 
     def as_the_tutorial(x: Tensor, labels: Tensor) -> Tensor:
@@ -152,6 +182,6 @@ def loss_of(case: Case, net: Callable[[Tensor], tuple[Tensor, ...]], looped: boo
             loss_val += F.cross_entropy(mem_rec[step], labels)
         return loss_val
 
-    if case.kind != "tutorial5":
+    if not wants_membranes(case):
         return of_count
     return as_the_tutorial if looped else of_membranes

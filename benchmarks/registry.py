@@ -25,7 +25,7 @@ NEURONS = {
 }
 
 
-NETWORKS = ("tutorial5", "convolution")
+NETWORKS = ("tutorial5", "deep", "convolution")
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Case:
     """One workload: ``kind`` names its builder in :mod:`benchmarks.workloads`."""
 
     suite: str
-    kind: str  # layer, loop, recurrent, framework, or one of NETWORKS
+    kind: str  # layer, loop, recurrent, framework, pair, or one of NETWORKS
     T: int
     B: int
     shape: tuple[int, ...]  # of one sample
@@ -60,6 +60,8 @@ class Case:
     options: Options = field(default_factory=Options)
     backward: bool = True
     constant: bool = False  # the same current at every step
+    hidden: tuple[int, ...] = ()  # of deep: the sizes of its hidden layers
+    trained: bool = False  # of deep: images of MNIST and weights that have learned from it, which training then leaves
     variant: str = ""  # of framework: "Linear inside the loop" or "Linear hoisted"; of recurrent, its name
     quick: bool = False  # part of the five-minute run
     peers: bool = True  # all peers in the five-minute run, or snnfast alone
@@ -86,6 +88,10 @@ class Case:
             parts.append(self.neuron)
         if self.variant:
             parts.append(self.variant)
+        if self.hidden:
+            parts.append("-".join(map(str, widths(self))))
+        if self.trained:
+            parts.append("trained on MNIST")
         if self.constant:
             parts.append("constant current")
         parts += [f"{name}={value}" for name, value in self.options.changed().items()]
@@ -112,6 +118,14 @@ class Case:
         return replace(self, T=T)
 
 
+CLASSES, HIDDEN = 10, 1000
+
+
+def widths(case: Case) -> tuple[int, ...]:
+    """Of a fully connected network: its input, its hidden layers and its classes."""
+    return (*case.shape, *(case.hidden or (HIDDEN,)), CLASSES)
+
+
 TUTORIAL5 = Case("tutorial5", "tutorial5", 25, 128, (784,), quick=True, gate=True)
 
 
@@ -130,12 +144,17 @@ def suites(device: str) -> dict[str, list[Case]]:
             Case("neurons", "layer", 100, 128, (8192,), neuron="synaptic", quick=True, peers=False),
         ],
         "tutorial5": [TUTORIAL5],
-        "conv": [
-            Case("conv", "convolution", 50, 128, (1, 28, 28), options=Options(beta=0.5, surrogate="fast_sigmoid")),
+        "events": [
+            PAIR,
             *(
-                Case("conv", "convolution", T, 32, (1, 28, 28), options=Options(beta=0.5, surrogate="fast_sigmoid"))
-                for T in (10, 25)
+                Case("events", "deep", 25, 128, (784,), hidden=(HIDDEN,) * 2, trained=True, backward=backward)
+                for backward in (True, False)
             ),
+        ],
+        "conv": [
+            _convolution(50, 128),
+            *(_convolution(T, 32) for T in (10, 25)),
+            _convolution(25, 32, backward=False),
         ],
         "long": [
             Case("long", "layer", 1000, 1, (100,), quick=True),
@@ -161,6 +180,15 @@ def suites(device: str) -> dict[str, list[Case]]:
             Case("inference", "layer", 1000, 16, (1024,), backward=False),
         ],
     }
+
+
+# The hidden layer of tutorial 5, and the Linear that its spikes go to.
+PAIR = Case("events", "pair", 25, 128, (HIDDEN,), constant=True, quick=True, gate=True)
+
+
+def _convolution(T: int, B: int, backward: bool = True) -> Case:
+    options = Options(beta=0.5, surrogate="fast_sigmoid")
+    return Case("conv", "convolution", T, B, (1, 28, 28), options=options, backward=backward)
 
 
 def _lif(big: bool) -> list[Case]:

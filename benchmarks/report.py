@@ -80,6 +80,8 @@ def print_case(case: Case, rows: Sequence[Row]) -> None:
     )
     for row in rows:
         print(_line(row, width), flush=True)
+    if rows[0].rates:
+        print(f"spikes: {', '.join(f'{rate:.1%}' for rate in rows[0].rates)} of the neuron-steps of the hidden layers")
     for row in rows:
         if row.largest_T is not None:
             print(f"{row.peer}: about {row.largest_T} steps fit into 1 GiB beyond the inputs")

@@ -7,9 +7,9 @@ from collections.abc import Collection, Sequence
 import torch
 
 from . import base, plots, report
-from .bars import BARS, FLOOR, SAVED, Bar, judge
+from .bars import BARS, OF_ITSELF, Bar, judge
 from .peers import PEERS
-from .peers.ours import OURS, lacking
+from .peers.ours import NUMBERS, OURS, lacking
 from .peers.snntorch_loop import LOOP
 from .registry import Case, suites
 from .runner import Row, run_case
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> list[Bar]:
             old = base.results(args.base, options, device.type == "cuda")
         except ValueError as error:
             args.error(str(error))
-    asked = [FLOOR, SAVED, *wanted] if chosen else []
+    asked = [*OF_ITSELF, *wanted] if chosen else []
     rows: list[Row] = []
     bars: list[Bar] = []
     with _Progress(len(selected)) as progress:
@@ -94,14 +94,15 @@ def run(args: argparse.Namespace) -> list[Bar]:
 
 
 def check(args: argparse.Namespace) -> list[Bar]:
-    """A few cases against snnTorch, within a minute; each of their bars counts, also where it is not measured."""
+    """A few cases against snnTorch and spikes as numbers, within a minute; also bars that are not measured count."""
     device = torch.device("cpu")
     report.print_header(report.header(device, [PEERS[LOOP]]))
     cases = [case for cases in suites("cpu").values() for case in cases if case.gate and not lacking(case)]
     bars = []
     with _Progress(len(cases)) as progress:
         for case in cases:
-            bars += measure(case, [LOOP], (FLOOR, SAVED, LOOP), device, args.seconds, args, progress)[1]
+            peers = [NUMBERS] if case.kind == "pair" else [LOOP]
+            bars += measure(case, peers, (*OF_ITSELF, *peers), device, args.seconds, args, progress)[1]
             progress.done()
     return bars
 

@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from statistics import median, quantiles
 from typing import Any
 
@@ -52,6 +52,7 @@ class Row:
     peak: float | None = None
     largest_T: int | None = None  # noqa: N815
     agree: float | None = None  # share of the spikes that are ours
+    rates: list[float] = field(default_factory=list)  # of each hidden layer: share of the neuron-steps with a spike
 
 
 def run_case(
@@ -71,7 +72,13 @@ def run_case(
         return list(rows.values())
     if any(PEERS[name].compiled for name in rows):
         torch._dynamo.reset()  # shapes of other cases would make this one's dynamic
-    data = make_data(case, device)
+    try:
+        data = make_data(case, device)
+    except Unsupported as error:
+        for row in rows.values():
+            row.problem = str(error)
+        return list(rows.values())
+    rows[OURS].rates = list(data.rates)
     functions: dict[str, Callable[[], object]] = {}
     twice: dict[str, list[float]] = {}
     with _fused(device):

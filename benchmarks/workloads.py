@@ -1,16 +1,25 @@
 """What each kind of case computes, written once for all implementations."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from .networks import CLASSES, OverTime, loss_of, over_time
-from .peers import Neuron, Peer, Unsupported
-from .registry import DTYPES, NETWORKS, Case
+import snnfast
+
+from . import mnist
+from .networks import OverTime, loss_of, over_time
+from .peers import PEERS, Neuron, Peer, Unsupported
+from .peers.ours import OURS, layer_of
+from .registry import CLASSES, DTYPES, NETWORKS, Case
 
 INSIDE = "Linear inside the loop"
+LEARNING_RATE = 5e-4
+ITERATIONS = 150  # after which a network counts as trained
+CURRENT = 0.15  # standard deviation that makes the layer of a pair spike about as often as a trained network
 
 
 class Candidate(NamedTuple):
@@ -31,15 +40,26 @@ class Data(NamedTuple):
     grad: Tensor | None = None  # of the spikes
     labels: Tensor | None = None
     linear: nn.Linear | None = None
+    weights: Sequence[Tensor] = ()  # of a trained network, in the order of its parameters
+    rates: Sequence[float] = ()  # of each hidden layer: share of the neuron-steps with a spike
 
 
 def make_data(case: Case, device: torch.device) -> Data:
+    """Raise Unsupported where there is none."""
     torch.manual_seed(0)
     dtype = DTYPES[case.dtype]
     step = (case.B, *case.shape)
+    if case.trained:
+        x, labels, weights, rates = trained(replace(case, trained=False, backward=True))
+        return Data(x.to(device), labels=labels.to(device), weights=weights, rates=rates)
     if case.kind in NETWORKS:
         return Data(torch.rand(step, device=device), labels=torch.randint(CLASSES, (case.B,), device=device))
     x = torch.randn(step if case.constant else (case.T, *step), dtype=dtype, device=device)
+    if case.kind == "pair":
+        x = (x * CURRENT).requires_grad_()
+        linear, grad = nn.Linear(case.shape[0], CLASSES).to(device), torch.randn(case.T, case.B, CLASSES, device=device)
+        spk_rec, _ = layer_of(case).unroll(x.detach(), num_steps=case.T, record_mem=False)
+        return Data(x, grad, linear=linear, rates=[spk_rec.mean().item()])
     if case.kind in ("framework", "recurrent"):
         return Data(x, linear=nn.Linear(case.shape[0], case.shape[0]).to(device))
     if not case.backward:
@@ -47,17 +67,52 @@ def make_data(case: Case, device: torch.device) -> Data:
     return Data(x.requires_grad_(), torch.rand(case.T, *step, dtype=dtype, device=device))
 
 
+@cache
+def trained(case: Case) -> tuple[Tensor, Tensor, Sequence[Tensor], Sequence[float]]:
+    """Images and labels of a batch, weights after a short training with snnfast, and the rates with these."""
+    digits = mnist.load()
+    network = Network(case, PEERS[OURS], torch.device("cpu"))
+    order = torch.randperm(len(digits.train_images), generator=torch.Generator().manual_seed(0))
+    for batch in order.split(case.B)[:ITERATIONS]:
+        x, labels = digits.train_images[batch], digits.train_labels[batch]
+        network.train(x, labels)
+    with torch.no_grad():
+        *_, spikes = snnfast.MultiStep.forward(network.net, x, num_steps=case.T, return_spikes=True)
+    weights = [parameter.detach() for parameter in network.parameters]
+    return x, labels, weights, [spk_rec.mean().item() for spk_rec in spikes[:-1]]
+
+
 def build(case: Case, peer: Peer, data: Data) -> Candidate:
     """Raise Unsupported where the implementation can't do it."""
+    candidate = _build(case, peer, data)
+    if peer.around is None:
+        return candidate
+    run, forward = (_inside(peer.around, function) for function in candidate[:2])
+    return candidate._replace(run=run, forward=forward)
+
+
+def _inside(around: Callable[[], Any], function: Callable[[], Any]) -> Callable[[], Any]:
+    def call() -> Any:
+        with around():
+            return function()
+
+    return call
+
+
+def _build(case: Case, peer: Peer, data: Data) -> Candidate:
     device = data.x.device
     if case.kind in NETWORKS:
         assert data.labels is not None
-        network, x, labels = Network(case, peer, device), data.x, data.labels
+        network, x, labels = Network(case, peer, device, data.weights), data.x, data.labels
         given = [x, labels, *network.parameters]
+        if not case.backward:
+            return Candidate(lambda: network.infer(x), lambda: network.infer(x), given)
         return Candidate(lambda: network.train(x, labels), lambda: (network.loss(x, labels),), given)
     neuron = peer.make(case, device)
     if case.kind == "recurrent":
         return _recurrent(case, neuron, data, peer.compile)
+    if case.kind == "pair":
+        return _pair(case, neuron, data, peer.looped)
     return {"layer": _layer, "loop": _loop, "framework": _framework}[case.kind](case, neuron, data)
 
 
@@ -154,25 +209,62 @@ def _framework(case: Case, neuron: Neuron, data: Data) -> Candidate:
     return Candidate(lambda: torch.autograd.grad(forward()[0].sum(), wanted), forward, [data.x, *wanted])
 
 
-class Network:
-    """The network of a tutorial, its loss and its training step with Adam, the same weights at first for all peers."""
+def _pair(case: Case, neuron: Neuron, data: Data, looped: bool) -> Candidate:
+    """A layer on a constant current and the Linear behind it: gradients of the current, the weight and the bias."""
+    linear, step, grad = data.linear, neuron.step, data.grad
+    assert linear is not None
+    wanted = [data.x, *linear.parameters(), *neuron.parameters]
+    both = None if neuron.followed_by is None else neuron.followed_by(linear)
 
-    def __init__(self, case: Case, peer: Peer, device: torch.device) -> None:
-        torch.manual_seed(0)
+    def over_all_steps() -> tuple[Tensor, ...]:
+        if both is not None:
+            return (both(data.x, case.T),)
+        return (linear(over_time(neuron, data.x, case.T, False)[0]),)
+
+    def loop() -> tuple[Tensor, ...]:
+        assert step is not None
+        state, outputs = None, []
+        for _ in range(case.T):
+            spk, state = step(data.x, state)
+            outputs.append(linear(spk))
+        return (torch.stack(outputs),)
+
+    forward = loop if looped else over_all_steps
+    return Candidate(lambda: torch.autograd.grad(forward()[0], wanted, grad), forward, wanted)
+
+
+class Network:
+    """A network, its loss and its training step with Adam: with given weights or the same at first for all peers."""
+
+    def __init__(
+        self, case: Case, peer: Peer, device: torch.device, weights: Sequence[Tensor] = (), seed: int = 0
+    ) -> None:
+        if peer.with_loss and not case.backward:
+            raise Unsupported("has no loss here")
+        torch.manual_seed(seed)
         net = OverTime(case, lambda: peer.make(case, device)) if peer.network is None else peer.network(case)
         self.net: Any = net.to(device)
         compiled = peer.compile or (lambda loop: loop)
         if not peer.with_loss:
             self.net = compiled(self.net)
-        self.loss = loss_of(case, self.net, peer.looped)
+        self.loss = loss_of(case, self.net, peer.looped, peer.loss)
         if peer.with_loss:
             self.loss = compiled(self.loss)
         self.parameters = [p for p in net.parameters() if p.requires_grad]
+        if weights:
+            with torch.no_grad():
+                for parameter, given in zip(self.parameters, weights, strict=True):
+                    parameter.copy_(given)
         # For all alike the update in one kernel, so that most of the time is that of the layers.
-        self.optimizer = torch.optim.Adam(self.parameters, lr=5e-4, fused=True)
+        rate = 0.0 if case.trained else LEARNING_RATE
+        self.optimizer = torch.optim.Adam(self.parameters, lr=rate, fused=True)
 
     def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
         """Spikes ``[T, B, classes]`` and, where the loss is of them, membranes."""
+        return self.net(x)
+
+    @torch.no_grad()
+    def infer(self, x: Tensor) -> tuple[Tensor, ...]:
         return self.net(x)
 
     def train(self, x: Tensor, labels: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 import os
 import random
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import NoReturn
 
 import numpy as np
@@ -71,6 +72,19 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each implementation in turn, on the CPU."""
     with use_backend(request.param):
         yield request.param
+
+
+@pytest.fixture
+def digits(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Random images in place of MNIST, for the benchmarks."""
+    from benchmarks import mnist
+
+    images, labels = torch.rand(256, 784), torch.randint(10, (256,))
+    found = SimpleNamespace(
+        name="MNIST", train_images=images, train_labels=labels, test_images=images, test_labels=labels
+    )
+    monkeypatch.setattr(mnist.data, "load", lambda path, device: found)
+    return found
 
 
 @pytest.fixture(autouse=True)

@@ -9,9 +9,9 @@ from benchmarks import __main__ as command_line
 from benchmarks import bars, run, runner
 from benchmarks.bars import FLOOR, SAVED
 from benchmarks.peers import PEERS
-from benchmarks.peers.ours import LOOPED, OURS
+from benchmarks.peers.ours import LOOPED, NUMBERS, OURS
 from benchmarks.peers.snntorch_loop import COMPILED, LOOP, NETWORK
-from benchmarks.registry import TUTORIAL5, Case, suites
+from benchmarks.registry import PAIR, TUTORIAL5, Case, suites
 
 CASES = {case.name: case for cases in suites("cpu").values() for case in cases}
 LAYER = CASES["lif [25, 128, 1000] float32, forward + backward"]
@@ -26,12 +26,21 @@ def test_bars_name_cases_and_peers_that_exist_and_all_are_measured():
 
 
 def test_every_case_of_the_gate_has_a_bar_and_needs_nothing_but_snntorch():
-    assert {case.suite for case in GATE} == {"lif", "loop", "neurons", "tutorial5"}
+    assert {case.suite for case in GATE} == {"lif", "loop", "neurons", "tutorial5", "events"}
     assert all(bars.judge(case.name, [], [LOOP]) for case in GATE)
 
 
+def test_the_gate_misses_spikes_as_bits_where_they_are_lost(measured, monkeypatch, capsys):
+    monkeypatch.setattr(run, "suites", lambda device: {"events": [PAIR]})
+    for ratios, code in (([9.0], 0), ([1.0] * 3, 1)):  # of spikes as numbers to ours
+        measured.ratios = ratios
+        assert command_line.main(["check"]) == code
+    assert f"{NUMBERS} / ours" in capsys.readouterr().out.splitlines()[-1]
+
+
 def _rows(case: Case, **values: float | None) -> list[runner.Row]:
-    filled = {"median": 1.0, "low": 1.0, "high": 1.0, "ratio": 1.0, "share_of_copy": 1.0, "saved": 1.0, **values}
+    of_layer = {"median": 1.0, "low": 1.0, "high": 1.0, "ratio": 1.0, "share_of_copy": 1.0, "saved": 1.0, "held": 0.1}
+    filled = {**of_layer, **values}
     return [runner.Row(case.name, peer.name, **filled) for peer in PEERS.values() if peer.fits(case)]
 
 
@@ -157,4 +166,5 @@ def test_the_gate_runs(monkeypatch, capsys):
     command_line.main(["check", "--seconds", "0.05", "--threads", "1", "--attempts", "1"])
     output = capsys.readouterr().out
     assert all(output.count(case.name) >= 1 for case in small)
-    assert output.count(f"{LOOP} ") >= len(small)
+    assert output.count(f"{LOOP} ") >= len(small) - 1
+    assert output.count(f"{NUMBERS} ") >= 1

@@ -4,7 +4,6 @@ import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,15 +11,16 @@ from torch import Tensor
 
 import snnfast
 from benchmarks import __main__ as command_line
-from benchmarks import epoch, kinds, measure, memory_use, parity, pool, report, rounding, run, runner
+from benchmarks import kinds, measure, memory_use, parity, pool, report, rounding, run, runner
 from benchmarks.peers import PEERS, Peer
 from benchmarks.peers.ours import OURS
 from benchmarks.peers.snntorch_loop import LOOP
-from benchmarks.registry import NEURONS, Case, Options, suites
+from benchmarks.registry import NETWORKS, NEURONS, Case, Options, suites
 from benchmarks.workloads import build, make_data
 
 CPU = torch.device("cpu")
-SUITES = ["lif", "loop", "neurons", "tutorial5", "conv", "long", "framework", "memory", "inference"]
+SUITES = ["lif", "loop", "neurons", "tutorial5", "events", "conv", "long", "framework", "memory", "inference"]
+COMMANDS = ["list", "run", "check", "parity", "epoch", "kinds", "compile", "pool", "products", "held", "rounding"]
 SMALLEST = "lif [1, 1, 10] float32, forward"
 CASES = {case.name: case for cases in suites("cpu").values() for case in cases}
 LAYER = CASES["lif [25, 128, 1000] float32, forward + backward"]
@@ -85,14 +85,17 @@ def _shrunk(device: str) -> dict[str, list[Case]]:
     small: dict[str, list[Case]] = {}
     for name, known in suites(device).items():
         cases = [
-            replace(case, T=3, B=2, shape=case.shape if name in ("tutorial5", "conv") else (16,)) for case in known
+            replace(
+                case, T=3, B=2, shape=case.shape if case.kind in NETWORKS else (16,), hidden=(16,) * len(case.hidden)
+            )
+            for case in known
         ]
         small[name] = list({case.name: case for case in (cases[0], cases[1 % len(cases)], cases[-1])}.values())
     return small
 
 
 @pytest.mark.parametrize("suite", SUITES)
-def test_each_suite_runs(suite, capsys, monkeypatch, tmp_path, every_neuron):
+def test_each_suite_runs(suite, capsys, monkeypatch, tmp_path, every_neuron, digits):
     monkeypatch.setattr(memory_use, "peak_on_cpu", lambda case, peer: 4096 * case.T)
     monkeypatch.setattr(run, "suites", _shrunk)
     file = tmp_path / "run.json"
@@ -283,7 +286,7 @@ def test_slow_functions_take_short_turns():
     assert len(times["slow"]) == 2
 
 
-@pytest.mark.parametrize("command", ["list", "run", "check", "parity", "epoch", "kinds", "compile", "pool", "rounding"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_each_command_has_its_help_and_takes_no_option_of_another(command, capsys):
     with pytest.raises(SystemExit, match="0"):
         command_line.main([command, "--help"])
@@ -302,26 +305,6 @@ def test_what_there_is_not_is_an_error_that_says_what_there_is(wrong, said, caps
     with pytest.raises(SystemExit, match="2"):
         command_line.main(wrong)
     assert said in capsys.readouterr().err
-
-
-def test_folder_of_mnist_comes_from_the_environment(monkeypatch, tmp_path):
-    monkeypatch.setenv("SNNFAST_DATA", str(tmp_path))
-    assert command_line.parse(["epoch"]).data_path == tmp_path
-    monkeypatch.delenv("SNNFAST_DATA")
-    assert command_line.parse(["epoch"]).data_path is None
-
-
-def test_an_epoch_trains_both_networks_alike(monkeypatch, capsys):
-    pytest.importorskip("snntorch")
-    torch.manual_seed(0)
-    images, labels = torch.rand(256, 784), torch.randint(10, (256,))
-    digits = SimpleNamespace(
-        name="MNIST", train_images=images, train_labels=labels, test_images=images, test_labels=labels
-    )
-    monkeypatch.setattr(epoch.data, "load", lambda path, device: digits)
-    assert command_line.main(["epoch", "--threads", "1"]) == 1  # nothing is learned of random images
-    verdicts = capsys.readouterr().out.splitlines()[-2:]
-    assert [line.split()[0] for line in verdicts] == ["holds", "MISSED"]
 
 
 def test_parity_counts_the_bits_of_every_neuron(every_neuron, monkeypatch, capsys):

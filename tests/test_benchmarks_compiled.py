@@ -23,7 +23,7 @@ def test_networks_train_alike_whoever_computes_them(kind, peer):
     pytest.importorskip("snntorch")
     torch._dynamo.reset()
     case = next(case for case in CASES if case.kind == kind)
-    case = replace(case, T=8, B=4)
+    case = replace(case, T=8, B=4, trained=False)
     ours, theirs = (Network(case, PEERS[name], CPU) for name in (OURS, peer))
     x, labels = torch.rand(case.B, *case.shape), torch.randint(10, (case.B,))
     with torch.no_grad():

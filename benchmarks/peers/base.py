@@ -1,6 +1,7 @@
 """What an implementation must offer to take part."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from importlib import metadata, util
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from ..registry import NETWORKS, NEURONS, Case
 
-KINDS = ("layer", "loop", "framework", *NETWORKS)
+KINDS = ("layer", "loop", "framework", "pair", *NETWORKS)
 
 
 class Unsupported(Exception):  # noqa: N818 - a reason, not a mistake
@@ -26,6 +27,8 @@ class Neuron(NamedTuple):
     parameters: Sequence[Tensor] = ()
     constant: Callable[[Tensor, int, bool], tuple[Tensor, ...]] | None = None
     """As ``unroll``, of one current and a number of steps, where that is more than an expanded current."""
+    followed_by: Callable[[nn.Linear], Callable[[Tensor, int], Tensor]] | None = None
+    """This layer and a linear one as a function of one current and a number of steps, where that is more than both."""
 
 
 class Peer(NamedTuple):
@@ -44,6 +47,10 @@ class Peer(NamedTuple):
     looped: bool = False  # that network is a loop over time, and so is its loss
     compile: Callable[[Any], Any] | None = None
     """Of a network or a function that loops over time."""
+    loss: Callable[[Tensor, Tensor], Tensor] | None = None
+    """Its own of membranes ``[T, B, classes]`` and labels, in place of PyTorch's."""
+    around: Callable[[], AbstractContextManager[Any]] | None = None
+    """In which all its calls run."""
     with_loss: bool = False  # a network is compiled together with its loss
     compiled: bool = False  # a call with another shape compiles again
     slow: bool = False  # compiles for minutes: only where its suite, its case or it itself is asked for

@@ -7,12 +7,13 @@ from torch import Tensor, nn
 
 import snnfast
 
-from ..networks import stages
+from ..networks import stages, wants_membranes
 from ..registry import DTYPES, NETWORKS, NEURONS, Case
 from . import snntorch_loop
 from .base import KINDS, Neuron, Peer, layer_options, stepping
 
 OURS, LOOPED, WITH_LOSS = "snnfast", "snnfast, compiled loop", "snnfast, compiled loop and loss"
+NUMBERS = "snnfast, spikes as numbers"
 
 
 def layer_of(case: Case) -> Any:
@@ -34,7 +35,8 @@ def make(case: Case, device: torch.device) -> Neuron:
         return unroll(x, record_mem, num_steps=T)
 
     parameters = [p for p in layer.parameters() if p.requires_grad]
-    return Neuron(unroll, stepping(layer, len(NEURONS[case.neuron].states)), parameters, constant)
+    step = stepping(layer, len(NEURONS[case.neuron].states))
+    return Neuron(unroll, step, parameters, constant, lambda linear: snnfast.MultiStep(layer, linear))
 
 
 class OverTime(snnfast.MultiStep):
@@ -42,7 +44,7 @@ class OverTime(snnfast.MultiStep):
 
     def __init__(self, case: Case) -> None:
         super().__init__(*(layer for stage in stages(case) for layer in (stage, layer_of(case))))
-        self.steps = {"num_steps": case.T, "record_mem": case.kind == "tutorial5"}
+        self.steps = {"num_steps": case.T, "record_mem": wants_membranes(case)}
 
     def forward(self, x: Tensor) -> Any:
         return super().forward(x, **self.steps)
@@ -61,6 +63,10 @@ def compile_(loop: Any) -> Any:
     return snnfast.compile(loop)
 
 
+def loss(mem_rec: Tensor, labels: Tensor) -> Tensor:
+    return snnfast.losses.ce_membrane_loss()(mem_rec, labels)
+
+
 def lacking(case: Case) -> str:
     """Why this version of snnfast can't run a case; empty where it can."""
     name = NEURONS[case.neuron].name
@@ -70,8 +76,13 @@ def lacking(case: Case) -> str:
 INSTALL = "pip install --no-build-isolation '.[snntorch]'"
 PEERS = [
     Peer(
-        OURS, "snnfast", "snnfast", "pip install --no-build-isolation .", make, network=OverTime,
+        OURS, "snnfast", "snnfast", "pip install --no-build-isolation .", make, network=OverTime, loss=loss,
         kinds=(*KINDS, "recurrent"), neurons=tuple(NEURONS),
+    ),
+    Peer(
+        NUMBERS, "snnfast", "snnfast", "pip install --no-build-isolation .", make,
+        "the same, but the spikes go to the linear layer behind them as numbers: use_events(False)",
+        network=OverTime, loss=loss, around=lambda: snnfast.use_events(False), kinds=("pair", *NETWORKS),
     ),
     Peer(
         LOOPED, "snntorch", "snnfast", INSTALL, make,

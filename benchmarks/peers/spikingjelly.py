@@ -29,7 +29,6 @@ def make(case: Case, device: torch.device, implementation: str | None = None) ->
             surrogate_function=getattr(surrogate, kind)(alpha=alpha),
             detach_reset=True,
             step_mode=mode,
-            store_v_seq=mode == "m" and (case.options.record_mem or case.kind == "tutorial5"),
         ).to(device)
 
     multi, single = node("m"), node("s")
@@ -37,6 +36,7 @@ def make(case: Case, device: torch.device, implementation: str | None = None) ->
     def unroll(x: Tensor, record_mem: bool) -> tuple[Tensor, ...]:
         choose()
         functional.reset_net(multi)
+        multi.store_v_seq = record_mem
         spk_rec = multi(x)
         return (spk_rec, multi.v_seq) if record_mem else (spk_rec,)
 
