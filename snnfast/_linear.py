@@ -25,6 +25,9 @@ from snnfast._ops import (
 )
 from snnfast.surrogate import DISABLED
 
+LEAST_ROWS = 256
+"""Samples times steps, from which on bits gain: before that their packing and one more op cost what they save."""
+
 _transforms_are_active = torch._C._are_functorch_transforms_active
 
 
@@ -84,7 +87,7 @@ def by_events(options: Options, call: Call, x: Tensor, parameters: Parameters, l
     step_shape, graded = _step_shape(x, call), parameters[-1]
     if inputs != step_shape[-dims:].numel() or (bias is not None and bias.shape != (outputs,)):
         return False  # an error, which PyTorch words
-    if call.steps == 0 or step_shape.numel() == 0 or outputs == 0:
+    if step_shape.numel() == 0 or outputs == 0 or call.steps * (step_shape.numel() // inputs) < LEAST_ROWS:
         return False
     return graded.dim() <= dims or all(n == 1 for n in graded.shape[:-dims])
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from snnfast import _ops, use_backend
+from snnfast import _linear, _ops, use_backend
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -30,6 +30,12 @@ def skip_unless_required(reason: str | None, variable: str) -> NoReturn:
     if os.environ.get(variable) == "1":
         pytest.fail(f"{variable}=1, but {reason}")
     pytest.skip(reason)
+
+
+@pytest.fixture(autouse=True)
+def bits_for_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small tests reach the products of spikes as bits, too."""
+    monkeypatch.setattr(_linear, "LEAST_ROWS", 1)
 
 
 @pytest.fixture(scope="session")

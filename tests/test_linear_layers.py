@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 import snnfast
-from snnfast import Leaky, MultiStep, Residual, _events
+from snnfast import Leaky, MultiStep, Residual, _events, _linear
 
 pytestmark = pytest.mark.needs_extension
 
@@ -336,6 +336,13 @@ def test_a_compiled_loop_in_a_block(around: str, context: Any) -> None:
     found, wanted = torch.compile(loop, backend="snnfast")(x), loop(x)
     assert_bits_equal(found, wanted)  # dtype, too
     assert found.requires_grad == wanted.requires_grad
+
+
+def test_few_rows_are_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_linear, "LEAST_ROWS", 256)
+    net = MultiStep(Leaky(0.9), nn.Linear(6, 2))
+    for batch, wanted in ((10, False), (11, True)):
+        assert by_events(net, torch.rand(25, batch, 6)) == wanted
 
 
 # ---- what autograd lets a user do with the results

@@ -62,7 +62,7 @@ void in_parallel(int64_t first, int64_t last, int64_t least, F&& f) {
 // ---- events or the dense product
 
 // Vectors of outputs up to which the library's dense product loses at any rate.
-constexpr int64_t kFewVectors = 3;
+constexpr int64_t kFewVectors = 1;
 
 // What events cost in time of the dense product: for each spike that of two neuron-steps, and before that, to pack the
 // weights or to put the gradient together, that of some rows.
