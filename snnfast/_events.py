@@ -37,7 +37,7 @@ def use_events(wanted: bool) -> Iterator[None]:
     only the neurons that spiked, and neither the spikes nor their gradient are ever written as numbers. Convolutions of
     few spikes in :class:`MultiStep` visit only these, too. Results are those of the spikes as numbers, up to the order
     of the sums. Only a weight or a gradient that is not finite may not reach them where there is no spike: as a number,
-    0 times it would be NaN.
+    0 times it would be NaN. Calls of few rows (less than 256 samples times steps) are left as they are.
 
     Args:
         wanted: ``False``: write the spikes as numbers, and multiply by PyTorch's dense product. The environment
