@@ -1,6 +1,7 @@
 """The script for a card: what becomes of its steps, what it keeps, what it reads of tools. Needs no card."""
 
 import json
+import subprocess
 import sys
 import sysconfig
 import zipfile
@@ -189,3 +190,10 @@ def test_a_call_on_a_card_is_timed_from_an_idle_card_to_its_last_kernel(monkeypa
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: order.append("idle"))
     assert measure.seconds_on_gpu(lambda: order.append("called")) == pytest.approx(2.5e-3)
     assert order == ["idle", "event 1 recorded", "called", "event 2 recorded", "event 2 awaited"]
+
+
+@pytest.mark.needs_extension
+def test_the_calls_that_tools_watch_fit_the_ops_and_agree_with_the_cpu() -> None:
+    command = [sys.executable, "-m", "benchmarks.gpu.workload", "--dry-run"]  # a process of its own: it changes the ops
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=runner.ROOT)
+    assert done.returncode == 0, done.stderr

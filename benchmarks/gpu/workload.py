@@ -78,7 +78,8 @@ def call(card: Card, of: Call, check: bool = True) -> None:
         from_x = there if of.saved == SAVE_CHECKPOINTS else None
         saved = (from_x, found[1] if recorded else None, None if recorded else found[-1], None)
         asked = pack(**how, surrogate=surrogate, clamp_closed=_ops.CLAMP_CLOSED, needs=needs)
-        gradients = neuron.backward(given, *[None] * 2 * states, *saved, *initial, *rest, of.T, asked, ALPHA, 0.0)
+        no_weight, of_states = None, [None] * 2 * states  # gradients of the records and of the last states
+        gradients = neuron.backward(given, no_weight, *of_states, *saved, *initial, *rest, of.T, asked, ALPHA, 0.0)
         return [t.cpu() for t in (*found[:2], *gradients)]
 
     found = results(card.device)
