@@ -214,6 +214,7 @@ def write_ninja(path: Path, output: Path, python_include: str) -> None:
         ("csrc/cpu/products.cpp", "cpu_products", []),
         ("csrc/spikes_linear.cpp", "spikes_linear", []),
         ("csrc/spikes_conv2d.cpp", "spikes_conv2d", []),
+        ("csrc/max_pooling.cpp", "max_pooling", []),
     ]
     instruction_sets: list[tuple[str, list[str]]] = [("baseline", [])]
     if X86:
@@ -221,7 +222,7 @@ def write_ninja(path: Path, output: Path, python_include: str) -> None:
         wide = ["-march=x86-64-v4", "-mprefer-vector-width=512"]
         instruction_sets += [("avx2", ["-march=x86-64-v3"]), ("avx512", wide)]
     for isa, flags in instruction_sets:
-        for name in ("events", "convolution"):
+        for name in ("events", "convolution", "max_pooling"):
             objects.append((f"csrc/cpu/{name}.cpp", f"cpu_{name}_{isa}", [f"-DSNN_ISA={isa}", *flags]))
     for neuron in NEURONS:
         objects.append((f"csrc/neurons/{neuron}.cpp", neuron, []))

@@ -10,6 +10,7 @@
 
 #include "backend.h"
 #include "cpu/convolution.h"
+#include "images.h"
 
 namespace snnfast {
 namespace {
@@ -30,18 +31,6 @@ const cpu::ConvolutionKernels& kernels() {
   if (cpu::current_isa() == cpu::Isa::kAvx2) return cpu::avx2::convolution_kernels();
 #endif
   return cpu::baseline::convolution_kernels();
-}
-
-void check_image(const Tensor& t, const char* name) {
-  STD_TORCH_CHECK(t.is_cpu() && t.scalar_type() == ScalarType::Float, name, ": expected float32 on the CPU");
-  STD_TORCH_CHECK(t.dim() == 4, name, ": expected [N, C, H, W]");
-  const auto sizes = t.sizes(), strides = t.strides();
-  int64_t stride = 1;
-  for (const size_t d : {1, 3, 2, 0}) {
-    STD_TORCH_CHECK(t.numel() == 0 || sizes[d] <= 1 || strides[d] == stride, name, ": expected channels_last");
-    STD_TORCH_CHECK(d == 0 || sizes[d] <= std::numeric_limits<int32_t>::max(), name, ": too large");
-    stride *= std::max<int64_t>(sizes[d], 1);
-  }
 }
 
 std::vector<Reach> reach_of(int64_t size, int64_t outputs, int64_t kernel, int64_t stride, int64_t padding) {
@@ -107,8 +96,6 @@ struct Described {
   }
 };
 
-Shape channels_last(const Shape& s) { return Shape(std::vector<int64_t>{s[1] * s[2] * s[3], 1, s[3] * s[1], s[1]}); }
-
 int64_t count_events(const Tensor& x) {
   check_image(x, "x");
   const float* const data = static_cast<const float*>(x.const_data_ptr());
@@ -148,8 +135,7 @@ Tensor event_conv2d(const Tensor& x, const Tensor& weight, const std::optional<T
     const Tensor dense = torch::stable::contiguous(*bias);
     std::copy_n(static_cast<const float*>(dense.const_data_ptr()), p.O, biases.begin());
   }
-  const Shape shape(std::vector<int64_t>{p.N, p.O, p.Y, p.X});
-  const Tensor y = CpuBackend::empty(x, shape, channels_last(shape), ScalarType::Float);
+  const Tensor y = new_image(x, p.N, p.O, p.Y, p.X);
   const float* const images = static_cast<const float*>(x.const_data_ptr());
   float* const outputs = static_cast<float*>(y.mutable_data_ptr());
   const int64_t image = int64_t{p.C} * p.H * p.W, pixels = int64_t{p.Y} * p.X;

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from snnfast._convolution import convolved
+from snnfast._max_pooling import pooled
 from snnfast._over_time import is_only_called
 
 __all__ = ["Order", "keeps_order", "profits", "turned"]
@@ -71,6 +72,8 @@ class Order:
         constant: bool,
     ) -> Callable[[Tensor], Tensor]:
         """What a stateless layer does to all steps at once."""
+        if isinstance(layer, nn.MaxPool2d) and keeps_order(layer):
+            return lambda x: pooled(layer, x)
         if not isinstance(layer, nn.Conv2d) or not keeps_order(layer) or x.dim() != (4 if constant else 5):
             return layer
         if not profits(x, layer.weight):

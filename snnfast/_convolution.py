@@ -8,7 +8,7 @@ from torch.autograd import forward_ad
 
 from snnfast import _backend, _events, _ops
 
-__all__ = ["conv2d", "convolved"]
+__all__ = ["conv2d", "convolved", "pair", "takes_kernels"]
 
 _transforms_are_active = torch._C._are_functorch_transforms_active
 
@@ -23,7 +23,7 @@ def convolved(layer: nn.Conv2d, x: Tensor) -> Tensor:
     """A layer's output for ``[N, C, H, W]``; for what :func:`conv2d` tells."""
     how = layer.stride, layer.padding, layer.dilation, layer.groups
     if layer.padding_mode == "zeros" and _by_events(x, layer.weight, *how[1:]):
-        return _Events.apply(x, layer.weight, layer.bias, *map(_pair, how[:2]))  # type: ignore[no-any-return]
+        return _Events.apply(x, layer.weight, layer.bias, *map(pair, how[:2]))  # type: ignore[no-any-return]
     return cast(Tensor, layer(x))
 
 
@@ -42,38 +42,49 @@ def conv2d(
     that is not finite reaches the weights through events only.
     """
     if _by_events(input, weight, padding, dilation, groups):
-        return _Events.apply(input, weight, bias, _pair(stride), _pair(padding))  # type: ignore[no-any-return]
+        return _Events.apply(input, weight, bias, pair(stride), pair(padding))  # type: ignore[no-any-return]
     return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
 
 
 def _by_events(x: Tensor, weight: Tensor, padding: Any, dilation: Any, groups: int) -> bool:
     return (
-        not torch.compiler.is_compiling()  # what is traced must not depend on the numbers
+        takes_kernels(x)
         and _events.enabled
-        and type(x) is Tensor  # one that has numbers
-        and x.dim() == 4
         and groups == 1
         and not isinstance(padding, str)
-        and _pair(dilation) == [1, 1]
-        and weight.shape[1] == x.shape[1]  # else PyTorch says what is wrong
-        and all(n + 2 * p >= k for n, p, k in zip(x.shape[2:], _pair(padding), weight.shape[2:], strict=True))
+        and pair(dilation) == [1, 1]
+        and weight.shape[1] == x.shape[1]
+        and len(pair(padding)) == 2  # else PyTorch says what is wrong, as of the channels
+        and all(n + 2 * p >= k for n, p, k in zip(x.shape[2:], pair(padding), weight.shape[2:], strict=True))
         and weight.shape[0] >= _LEAST_CHANNELS
         and weight.shape[2:].numel() >= _LEAST_TAPS
-        and x.device.type == weight.device.type == "cpu"
-        and x.dtype == weight.dtype == torch.float32
-        and x.is_contiguous(memory_format=torch.channels_last)
-        and x.stride(1) == 1  # not one channel in the other order
-        and x.numel() > 0
-        and _backend.use_fused(x.device)
+        and weight.device.type == "cpu"
+        and weight.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
-        and not _transforms_are_active()
-        and getattr(forward_ad, "_current_level", -1) < 0
         and torch.ops.snnfast.count_events(x) <= MOST * x.numel()
         and bool(weight.isfinite().all())
     )
 
 
-def _pair(given: Any) -> list[int]:
+def takes_kernels(x: Tensor) -> bool:
+    """Whether the kernels for images may be given ``x``: a batch in float32 and in channels_last order on the CPU."""
+    return (
+        not torch.compiler.is_compiling()  # what is traced must not depend on the numbers
+        and type(x) is Tensor  # one that has numbers
+        and not _transforms_are_active()  # vmap cannot tell the order in memory
+        and x.dim() == 4
+        and x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and x.is_contiguous(memory_format=torch.channels_last)
+        and x.stride(1) == 1  # not one channel in the other order
+        and x.numel() > 0
+        and _backend.use_fused(x.device)
+        and getattr(forward_ad, "_current_level", -1) < 0
+    )
+
+
+def pair(given: Any) -> list[int]:
+    """What one number, or two, stand for: rows and columns."""
     return [given] * 2 if isinstance(given, int) else list(given) * (2 // len(given))
 
 

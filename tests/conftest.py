@@ -80,6 +80,17 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
         yield request.param
 
 
+@pytest.fixture(params=["avx512", "avx2", "baseline"])
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each set of instructions that this processor has, in use."""
+    if request.param not in _ops.extension.isa_available():
+        pytest.skip(f"this processor has no {request.param}")
+    used = _ops.extension.isa()
+    _ops.extension.set_isa(request.param)
+    yield request.param
+    _ops.extension.set_isa(used)
+
+
 @pytest.fixture
 def digits(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """Random images in place of MNIST, for the benchmarks."""

@@ -12,7 +12,7 @@ from multistep_checks import eighths, exact, loop
 from torch import Tensor, nn
 
 import snnfast
-from snnfast import Leaky, MultiStep, Residual, _channels_last, surrogate
+from snnfast import Leaky, MultiStep, Residual, _channels_last, _max_pooling, surrogate
 
 T, B = 4, 3
 LAYERS: dict[str, Callable[[], list[nn.Module]]] = {
@@ -80,7 +80,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     tensors: list[Tensor] = []
 
     def recording(forward: Any) -> Any:
-        def call(layer: nn.Module, x: Tensor) -> Tensor:
+        def call(layer: Any, x: Tensor) -> Tensor:
             tensors.extend((x, forward(layer, x)))
             return tensors[-1]
 
@@ -88,6 +88,9 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
 
     for kind in (nn.Conv2d, nn.MaxPool2d):
         monkeypatch.setattr(kind, "forward", recording(kind.forward))
+    apply = _max_pooling._MaxPooling.apply
+    by_kernels = recording(lambda how, x: apply(x, *how))
+    monkeypatch.setattr(_max_pooling._MaxPooling, "apply", lambda x, *how: by_kernels(how, x))
     return tensors
 
 

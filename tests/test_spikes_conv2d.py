@@ -43,19 +43,8 @@ def tensors_of(case: dict[str, Any], N: int = 40) -> tuple[Tensor, Tensor, Tenso
     return spikes(N, C, H, W), torch.randn(O, C, ky, kx), torch.randn(O), how
 
 
-@pytest.fixture(params=["best", "avx2", "baseline"])
-def isa(request: pytest.FixtureRequest) -> Any:
-    used = _ops.extension.isa()
-    if request.param != "best":
-        if request.param not in _ops.extension.isa_available():
-            pytest.skip(f"this processor has no {request.param}")
-        _ops.extension.set_isa(request.param)
-    yield
-    _ops.extension.set_isa(used)
-
-
 @pytest.mark.parametrize("name", CASES)
-def test_the_ops_have_pytorchs_numbers(name: str, isa: None) -> None:
+def test_the_ops_have_pytorchs_numbers(name: str, isa: str) -> None:
     x, weight, bias, how = tensors_of(CASES[name])
     found = torch.ops.snnfast.event_conv2d(x, weight, bias, *how)
     expected = torch.conv2d(x.double(), weight.double(), bias.double(), how[:2], how[2:])

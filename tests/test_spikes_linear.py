@@ -45,16 +45,6 @@ def close(found: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
     assert (found.double() - expected).abs().max().item() <= TOLERANCES[dtype] * scale
 
 
-@pytest.fixture(params=["avx512", "avx2", "baseline"])
-def isa(request):
-    if request.param not in _ops.extension.isa_available():
-        pytest.skip(f"this processor has no {request.param}")
-    used = _ops.extension.isa()
-    _ops.extension.set_isa(request.param)
-    yield request.param
-    _ops.extension.set_isa(used)
-
-
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_products_are_those_of_numbers(shape: tuple[int, ...], dtype: torch.dtype, isa: str) -> None:

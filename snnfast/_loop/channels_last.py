@@ -9,9 +9,11 @@ from snnfast._channels_last import profits, turned
 from snnfast._convolution import conv2d
 from snnfast._loop.nodes import argument, value
 from snnfast._loop.rules import everywhere
+from snnfast._max_pooling import max_pool2d
 from snnfast._step_op import unroll
 
 _CONVOLUTIONS = set(everywhere("conv2d"))
+_OURS = dict.fromkeys(_CONVOLUTIONS, conv2d) | dict.fromkeys(everywhere("max_pool2d"), max_pool2d)
 _KEEPING = _CONVOLUTIONS | {
     *everywhere("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "batch_norm", "relu"),
     *everywhere("dropout", "dropout2d", "flatten", "unflatten"), operator.getitem,
@@ -33,8 +35,8 @@ def use_channels_last(graph: Graph) -> None:
             given = [made]
         if given and _keeps(node, found):
             found.add(node)
-            if node.target in _CONVOLUTIONS:
-                node.target = conv2d
+            if node.op == "call_function":
+                node.target = _OURS.get(node.target, node.target)
             continue
         for n in given:
             if isinstance(value(n), Tensor):

@@ -1,0 +1,114 @@
+// Compiled once for each instruction set, as kernels.cpp, whose rules hold here too.
+#include "max_pooling.h"
+
+#include <cstring>
+
+namespace snnfast::cpu::SNN_ISA {
+namespace {
+
+// So many channels of one pixel. GCC splits them into the registers that there are.
+template <int Lanes>
+struct Channels {
+  typedef float Floats __attribute__((vector_size(Lanes * 4)));
+  typedef int32_t Ints __attribute__((vector_size(Lanes * 4)));
+  typedef uint8_t Bytes __attribute__((vector_size(Lanes)));
+};
+
+template <typename Vector>
+void load(Vector& v, const void* from) {
+  std::memcpy(&v, from, sizeof v);
+}
+
+template <int Lanes>
+struct Lane {};
+
+// The places of a window by their number and their offset; Side: of the kernel, or 0 where p tells.
+template <int Side, typename Visit>
+void each_place(const MaxPooling& p, Visit&& visit) {
+  const int rows = Side > 0 ? Side : p.kernel_y, columns = Side > 0 ? Side : p.kernel_x;
+  for (int i = 0; i < rows; ++i) {
+    for (int j = 0; j < columns; ++j) visit(i * columns + j, (int64_t{i} * p.W + j) * p.C);
+  }
+}
+
+// The channels of all windows of an image, in vectors: by their offset in the input and in the output.
+template <typename Visit>
+void each_window(const MaxPooling& p, Visit&& visit) {
+  int64_t output = 0;
+  for (int y = 0; y < p.Y; ++y) {
+    for (int x = 0; x < p.X; ++x, output += p.C) {
+      const int64_t input = (int64_t{y} * p.stride_y * p.W + int64_t{x} * p.stride_x) * p.C;
+      int c = 0;
+      for (; c + 16 <= p.C; c += 16) visit(Lane<16>(), input + c, output + c);
+      if (c + 8 <= p.C) visit(Lane<8>(), input + c, output + c), c += 8;
+      if (c + 4 <= p.C) visit(Lane<4>(), input + c, output + c), c += 4;
+      for (; c < p.C; ++c) visit(Lane<1>(), input + c, output + c);
+    }
+  }
+}
+
+// A NaN is larger than anything, and the last of several counts; of equal numbers the first one does. As in PyTorch.
+template <int Lanes, int Side>
+void forward_lanes(const MaxPooling& p, const float* window, float* largest, uint8_t* places) {
+  using C = Channels<Lanes>;
+  typename C::Floats most, value;
+  typename C::Ints place{};
+  load(most, window);
+  each_place<Side>(p, [&](int k, int64_t offset) {
+    load(value, window + offset);
+    const typename C::Ints taken = (value > most) | (value != value);
+    most = taken ? value : most;
+    place = taken ? k - typename C::Ints{} : place;
+  });
+  const auto bytes = __builtin_convertvector(place, typename C::Bytes);
+  std::memcpy(largest, &most, sizeof most);
+  std::memcpy(places, &bytes, sizeof bytes);
+}
+
+template <int Lanes, int Side>
+void backward_lanes(const MaxPooling& p, const float* grad, const uint8_t* places, float* window) {
+  using C = Channels<Lanes>;
+  typename C::Floats g;
+  typename C::Bytes bytes;
+  load(g, grad);
+  load(bytes, places);
+  const auto place = __builtin_convertvector(bytes, typename C::Ints);
+  each_place<Side>(p, [&](int k, int64_t offset) {
+    const typename C::Floats value = place == k ? g : typename C::Floats{};
+    std::memcpy(window + offset, &value, sizeof value);
+  });
+}
+
+template <int Side>
+void forward_image(const MaxPooling& p, const float* image, float* largest, uint8_t* places) {
+  each_window(p, [&]<int Lanes>(Lane<Lanes>, int64_t in, int64_t out) {
+    forward_lanes<Lanes, Side>(p, image + in, largest + out, places + out);
+  });
+}
+
+template <int Side>
+void backward_image(const MaxPooling& p, const float* grad, const uint8_t* places, float* of_image) {
+  each_window(p, [&]<int Lanes>(Lane<Lanes>, int64_t in, int64_t out) {
+    backward_lanes<Lanes, Side>(p, grad + out, places + out, of_image + in);
+  });
+}
+
+void forward(const MaxPooling& p, const float* image, float* largest, uint8_t* places) {
+  if (p.kernel_y == 2 && p.kernel_x == 2) return forward_image<2>(p, image, largest, places);
+  forward_image<0>(p, image, largest, places);
+}
+
+void backward(const MaxPooling& p, const float* grad, const uint8_t* places, float* of_image) {
+  if (!p.cover()) std::memset(of_image, 0, static_cast<size_t>(p.inputs()) * sizeof(float));
+  if (p.kernel_y == 2 && p.kernel_x == 2) return backward_image<2>(p, grad, places, of_image);
+  backward_image<0>(p, grad, places, of_image);
+}
+
+}  // namespace
+
+const MaxPoolingKernels& max_pooling_kernels() {
+  static constexpr MaxPoolingKernels kernels{forward, backward};
+  return kernels;
+}
+
+}  // namespace snnfast::cpu::SNN_ISA
