@@ -6,6 +6,7 @@ import sys
 import sysconfig
 import zipfile
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,8 @@ import torch
 
 from benchmarks import measure
 from benchmarks.gpu import __main__ as script
-from benchmarks.gpu import bandwidth, environment, runner
-from benchmarks.gpu.plan import SUITES, steps
+from benchmarks.gpu import bandwidth, environment, kernels, runner
+from benchmarks.gpu.plan import SHORT, steps
 from benchmarks.gpu.runner import Outcome, Step
 
 
@@ -80,7 +81,7 @@ def test_a_dry_run_has_the_steps_of_a_run_and_needs_no_tool(tmp_path: Path) -> N
     assert [step.name for step in real if step.gating] == ["smoke"]
     assert {step.tool for step in real} == {"", "ncu", "compute-sanitizer"}
     assert {step.tool for step in dry} == {""}
-    assert set(SUITES) <= {step.name for step in real}
+    assert [step.name for step in steps(tmp_path, short=True)] == list(SHORT)
     assert all("cuda" not in step.command for step in dry)
 
 
@@ -113,8 +114,8 @@ def test_the_time_of_all_steps_together_is_limited(
 def test_results_are_kept_with_card_driver_and_versions_under_the_name_of_the_card(tmp_path: Path) -> None:
     facts = {"cards": [{"name": "NVIDIA H100 80GB HBM3"}], "driver": "580.1", "snnfast": {"torch": "2.11.0+cu130"}}
     outcomes = [Outcome("environment", "passed", results=facts), Outcome("lif", "passed", results={"rows": [1]})]
-    file = script.save(script.summary(outcomes, False), tmp_path / "results")
-    assert file.name.startswith("nvidia-h100-80gb-hbm3-20")
+    file = script.save(script.summary(outcomes, False, datetime(2026, 11, 1, tzinfo=UTC)), tmp_path / "results")
+    assert file.name == "nvidia-h100-80gb-hbm3-2026-11-01-00-00-utc.json"
     kept = json.loads(file.read_text())
     assert kept["environment"] == facts
     assert [step["results"] for step in kept["steps"]] == [None, {"rows": [1]}]
@@ -151,19 +152,106 @@ def test_the_extension_comes_out_of_a_wheel_for_this_python_alone(
 NCU = """\
 ==PROF== Connected to process 5268
 ==PROF== Profiling "forward_kernel" - 0: 0%....50%....100% - 2 passes
-"ID","Process ID","Kernel Name","Context","dram__bytes_read.sum","dram__bytes_write.sum","dram__throughput.avg.pct_of_peak_sustained_elapsed","gpu__time_duration.sum"
-"","","","","byte","byte","%","ns"
-"0","5268","void forward_kernel<Leaky, float, 4, 0>(Forward<Leaky>, bool)","1","419,430,400","419,430,400","85.5","300,000"
+"ID","Process ID","Kernel Name","Context","dram__bytes_read.sum","dram__bytes_write.sum","dram__throughput.avg.pct_of_peak_sustained_elapsed","gpu__time_duration.sum","smsp__inst_executed.sum"
+"","","","","byte","byte","%","ns","inst"
+"0","5268","void snnfast::cuda::(anonymous namespace)::forward_kernel<snnfast::Leaky, float, (int)4, (bool)0>(snnfast::Forward<T1>, bool)","1","419,430,400","419,430,400","85.5","300,000","43,253,760"
 """  # noqa: E501
 
 
 def test_bandwidth_is_read_from_the_report_of_the_profiler() -> None:
     (found,) = bandwidth.parse(NCU)
-    assert found["kernel"] == "forward_kernel<Leaky, float, 4, 0>"
+    assert found["kernel"] == "forward_kernel<snnfast::Leaky, float, (int)4, (bool)0>"
     assert found["seconds"] == pytest.approx(3e-4)
     assert found["bytes per second"] == pytest.approx(2 * 419430400 / 3e-4)
     assert found["share of peak"] == pytest.approx(0.855)
+    assert found["instructions"] == 43253760
     assert bandwidth.parse("==ERROR== The user does not have permission") == []
+
+
+def tool(folder: Path, name: str, code: str) -> None:
+    """A program on the search path that behaves as the real one does, as far as the script sees it."""
+    file = folder / name
+    file.write_text(f"#!{sys.executable}\nimport subprocess, sys\n{code}\n")
+    file.chmod(0o755)
+
+
+def test_the_profiler_is_asked_for_a_report_that_is_read_and_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool(
+        tmp_path,
+        "ncu",
+        f"open(sys.argv[sys.argv.index('--log-file') + 1], 'w').write({NCU!r})\n"
+        "assert '--kernel-name' in sys.argv and '--csv' in sys.argv\n"
+        "program = sys.argv[sys.argv.index(sys.executable):]\n"
+        "sys.exit(subprocess.call(program))",
+    )
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    (step,) = [step for step in steps(tmp_path) if step.name == "bandwidth"]
+    command = [sys.executable if "python" in word else word for word in step.command]
+    command[command.index("-m") :] = ["-c", "print('profiled')"]
+    found = runner.run(replace(step, command=command), 60)
+    assert (found.verdict, found.output) == ("passed", "profiled\n")
+    assert [row["instructions"] for row in found.results] == [43253760]
+
+
+@pytest.mark.parametrize(("errors", "verdict"), [(0, "passed"), (2, "failed")])
+def test_errors_that_a_sanitizer_counts_fail_its_step(
+    errors: int, verdict: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool(
+        tmp_path,
+        "compute-sanitizer",
+        "assert sys.argv[1:3] == ['--tool', 'memcheck']\n"
+        "print('========= COMPUTE-SANITIZER')\n"
+        f"print('========= ERROR SUMMARY: {errors} errors')\n"
+        f"sys.exit(int(sys.argv[sys.argv.index('--error-exitcode') + 1]) if {errors} else 0)",
+    )
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    (step,) = [step for step in steps(tmp_path) if step.name == "memcheck"]
+    found = runner.run(step, 60)
+    assert found.verdict == verdict
+    assert f"ERROR SUMMARY: {errors} errors" in found.output
+
+
+def test_the_driver_is_what_its_tool_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert environment.driver() == "unknown"
+    tool(tmp_path, "nvidia-smi", "print('580.159.04')")
+    assert environment.driver() == "580.159.04"
+
+
+def test_what_was_found_is_kept_after_each_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[int] = []
+    save = script.save
+    monkeypatch.setattr(
+        script, "save", lambda content, folder: kept.append(len(content["steps"])) or save(content, folder)
+    )
+    monkeypatch.setattr(script, "steps", lambda *arguments: [python("", name="first"), python("", name="second")])
+    script.main(["--output", str(tmp_path)])
+    assert kept == [1, 2]
+    (file,) = tmp_path.iterdir()
+    assert [step["name"] for step in json.loads(file.read_text())["steps"]] == ["first", "second"]
+
+
+@pytest.mark.needs_extension
+def test_kernels_are_timed_beside_a_copy_of_their_bytes(tmp_path: Path) -> None:
+    file = tmp_path / "kernels.json"
+    printed = dry_run("kernels", "--short", "--json", str(file))
+    rows = json.loads(file.read_text())["rows"]
+    assert [(row["who"], row["pass"]) for row in rows] == [
+        (who, what) for who in ("snnfast", "copy_") for what in ("forward", "backward")
+    ]
+    assert all(row["kernel us"] > 0 and row["call us"] > 0 for row in rows)
+    (case,) = kernels.cases(short=True, dry=True)
+    assert [row["bytes"] for row in rows[2:]] == [8 * case.neuron_steps, 12 * case.neuron_steps]
+    assert "copy_" in printed
+
+
+def test_the_largest_shapes_come_first() -> None:
+    sizes = [case.neuron_steps for case in kernels.cases(short=False, dry=False) if case.dtype == "float32"]
+    assert sizes[0] == max(sizes)
+    assert len(kernels.cases(short=True, dry=False)) == 3
 
 
 def test_a_call_on_a_card_is_timed_from_an_idle_card_to_its_last_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,8 +280,15 @@ def test_a_call_on_a_card_is_timed_from_an_idle_card_to_its_last_kernel(monkeypa
     assert order == ["idle", "event 1 recorded", "called", "event 2 recorded", "event 2 awaited"]
 
 
-@pytest.mark.needs_extension
-def test_the_calls_that_tools_watch_fit_the_ops_and_agree_with_the_cpu() -> None:
-    command = [sys.executable, "-m", "benchmarks.gpu.workload", "--dry-run"]  # a process of its own: it changes the ops
+def dry_run(name: str, *arguments: str) -> str:
+    """In a process of its own, since it changes which ops are called."""
+    command = [sys.executable, "-m", f"benchmarks.gpu.{name}", *arguments, "--dry-run"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=runner.ROOT)
     assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.needs_extension
+@pytest.mark.parametrize("which", [[], ["--profiled"]], ids=["watched", "profiled"])
+def test_the_calls_that_tools_see_fit_the_ops_and_agree_with_the_cpu(which: list[str]) -> None:
+    dry_run("workload", *which)

@@ -2,20 +2,29 @@
 
 import csv
 import io
+import re
 from pathlib import Path
 from typing import Any
 
 TIME, READ, WRITTEN = "gpu__time_duration.sum", "dram__bytes_read.sum", "dram__bytes_write.sum"
 SHARE = "dram__throughput.avg.pct_of_peak_sustained_elapsed"
+# Those that check the counts of `make gates`: instructions of all warps, and how busy the schedulers were.
+COUNTS = {
+    "smsp__inst_executed.sum": "instructions",
+    "smsp__issue_active.avg.pct_of_peak_sustained_active": "issue %",
+    "sm__warps_active.avg.pct_of_peak_sustained_active": "warps %",
+    "launch__registers_per_thread": "registers",
+}
 METRICS = (TIME, READ, WRITTEN, SHARE)
-KERNELS = "regex:^(forward|backward)(_chunked)?_kernel$"
+KERNELS = "regex:^(forward|backward)[a-z_]*_kernel$"
+NAME = re.compile(r"\w+_kernel(<.*?>)?(?=\()")  # up to the arguments, without namespaces, which have brackets too
 
 
 def command(program: list[str], report: Path) -> list[str]:
     """``program`` under ncu, which writes ``report``; the card keeps its clocks."""
     options = ["--csv", "--page", "raw", "--print-units", "base", "--clock-control", "none"]
     options += ["--log-file", str(report)]
-    return ["ncu", *options, "--metrics", ",".join(METRICS), "--kernel-name", KERNELS, *program]
+    return ["ncu", *options, "--metrics", ",".join((*METRICS, *COUNTS)), "--kernel-name", KERNELS, *program]
 
 
 def parse(output: str) -> list[dict[str, Any]]:
@@ -32,12 +41,13 @@ def parse(output: str) -> list[dict[str, Any]]:
         seconds = time * 1e-9
         found.append(
             {
-                "kernel": row["Kernel Name"].split("(")[0].removeprefix("void "),
+                "kernel": name[0] if (name := NAME.search(row["Kernel Name"])) else row["Kernel Name"],
                 "seconds": seconds,
                 "bytes read": read,
                 "bytes written": written,
                 "bytes per second": (read + written) / seconds,
                 "share of peak": share / 100,
+                **{name: float(row[count].replace(",", "")) for count, name in COUNTS.items() if row.get(count)},
             }
         )
     return found

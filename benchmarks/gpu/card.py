@@ -1,9 +1,11 @@
 """The card, or in a dry run the emulator on the CPU: the same streams, graphs and waits, as far as it has them."""
 
 import sys
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ import torch
 from snnfast import _ops
 
 ROOT = Path(__file__).parent.parent.parent
+GROUPS = 5  # of calls that are timed together
 
 
 class Card:
@@ -20,6 +23,9 @@ class Card:
     name = "cuda"
     device = torch.device("cuda")
     many = 1 << 18  # neurons from which on a thread takes several of them
+
+    def __init__(self) -> None:
+        self.graphs: list[torch.cuda.CUDAGraph] = []
 
     def synchronize(self) -> None:
         torch.cuda.synchronize()
@@ -32,7 +38,7 @@ class Card:
         """Keep the current stream busy for about 50 ms; what is not ordered after it comes before it."""
         torch.cuda._sleep(100_000_000)
 
-    def captured(self, function: Callable[[], None]) -> Callable[[], None]:
+    def captured(self, function: Callable[[], object]) -> Callable[[], object]:
         """Capture what ``function`` launches in a CUDA graph; return its replay."""
         with self.other_stream():
             for _ in range(3):
@@ -41,7 +47,29 @@ class Card:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             function()
+        self.graphs.append(graph)  # what it wrote may be read by others
         return graph.replay
+
+    def timed(self, function: Callable[[], object], seconds: float) -> float:
+        """Median time of a call in seconds, of groups of calls that the card runs one after another."""
+        self.seconds_of(function, 1)
+        calls = max(1, min(1000, int(seconds / GROUPS / self.seconds_of(function, 1))))
+        return median(self.seconds_of(function, calls) / calls for _ in range(GROUPS))
+
+    def seconds_of(self, function: Callable[[], object], calls: int) -> float:
+        """By the clock of the card, from before the first kernel to after the last."""
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        self.synchronize()
+        start.record()
+        for _ in range(calls):
+            function()
+        end.record()
+        end.synchronize()
+        return max(start.elapsed_time(end) / 1e3, 1e-7)
+
+    def cache_bytes(self) -> int:
+        """Of the L2 cache."""
+        return int(torch.cuda.get_device_properties(self.device).L2_cache_size)
 
 
 class DryRun(Card):
@@ -72,8 +100,17 @@ class DryRun(Card):
     def delay(self) -> None:
         pass
 
-    def captured(self, function: Callable[[], None]) -> Callable[[], None]:
+    def captured(self, function: Callable[[], object]) -> Callable[[], object]:
         return function
+
+    def seconds_of(self, function: Callable[[], object], calls: int) -> float:
+        start = time.perf_counter()
+        for _ in range(calls):
+            function()
+        return time.perf_counter() - start
+
+    def cache_bytes(self) -> int:
+        return 0
 
 
 def open_card(dry_run: bool) -> Card:

@@ -24,22 +24,40 @@ DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.workload", description=__doc__)
-    parser.add_argument("--large", action="store_true", help="one shape that fills a card, float32, for the bandwidth")
+    parser.add_argument("--profiled", action="store_true", help="a launch of each kernel at sizes that fill a card")
     parser.add_argument("--dry-run", action="store_true")
     args = parser.parse_args()
     card = open_card(args.dry_run)
-    if args.large:
-        T, N = (4, 64) if card.dry else (100, 1 << 20)
-        for saved in (SAVE_CHECKPOINTS, SAVE_NOTHING):
-            call(card, Call(_ops.LEAKY, T, N, torch.float32, saved), check=card.dry)
-        return
-    # The last shape is one whose time backward shares out among the warps of a block.
-    shapes = ((18, 37), (18, card.many), (272, 37))
+    for of in profiled(card) if args.profiled else watched(card):
+        # At sizes that fill a card, the comparison on the CPU would take longer than the tool.
+        call(card, of, check=card.dry or card.many > of.N)
+
+
+def profiled(card: Card) -> list["Call"]:
+    """Vectors and single neurons, the dtypes, the saved modes, and few neurons over many steps."""
+    many, steps = (card.many, 4) if card.dry else (1 << 20, 100)
+    return [
+        *(Call(_ops.LEAKY, steps, many, dtype, SAVE_CHECKPOINTS) for dtype in DTYPES),
+        Call(_ops.LEAKY, steps, many, torch.float32, SAVE_NOTHING),
+        Call(_ops.LEAKY, steps, many - 1, torch.float32, SAVE_CHECKPOINTS),  # no vector fits
+        Call(_ops.LEAKY, 272 if card.dry else 4096, 256, torch.float32, SAVE_CHECKPOINTS),
+        Call(_ops.SYNAPTIC, steps, many, torch.float32, SAVE_CHECKPOINTS),
+    ]
+
+
+def watched(card: Card) -> list["Call"]:
+    """Every kernel at a few neurons, and the vectors of float32 and float16 at as many as they take."""
+    found = []
+    # Time is shared out among the warps of a block at the second shape.
+    shapes = ((18, 37), (272, 37), (18, card.many))
     for neuron, (T, N), dtype, reduce in itertools.product(NEURONS, shapes, DTYPES, (False, True)):
         modes = (SAVE_CHECKPOINTS, SAVE_MEMBRANE, SAVE_SPIKES, SAVE_NOTHING) if neuron.record_tells else (1,)
+        if card.many == N and (reduce or dtype not in (torch.float32, torch.float16)):
+            continue
         for saved in modes:
             if saved != SAVE_NOTHING or dtype.itemsize >= 4:  # rounded membranes tell no spikes
-                call(card, Call(neuron, T, N, dtype, saved, reduce))
+                found.append(Call(neuron, T, N, dtype, saved, reduce))
+    return found
 
 
 class Call(NamedTuple):
@@ -53,7 +71,7 @@ class Call(NamedTuple):
     reduce: bool = False
 
 
-def call(card: Card, of: Call, check: bool = True) -> None:
+def call(card: Card, of: Call, check: bool) -> None:
     """Forward and backward by the ops themselves: nothing of autograd touches the device."""
     torch.manual_seed(0)
     neuron, states = of.neuron, len(of.neuron.states)
