@@ -20,10 +20,10 @@ SANITIZED := tests/test_forward.py tests/test_gradients.py tests/test_saved.py t
   tests/test_layout.py tests/test_ops.py tests/test_chunked_backward.py
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test bench bench-check gates torch-check wheel-check lint format types sanitize clean
+.PHONY: help demo test bench bench-check gates torch-check wheel wheel-check release-check lint format types sanitize clean
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo 'Arguments: make demo ARGS="--epochs 2"; another Python: make PYTHON=python3.12 demo'
 
 demo: $(VENV)/.built $(VENV)/.installed-demo  ## train on MNIST, time a training step, draw figures
@@ -44,8 +44,14 @@ gates: $(VENV)/.built $(VENV)/.disassemblers  ## check the machine code of the C
 torch-check: $(BIN)/python  ## build and run the tests with the oldest and the newest torch; downloads 6 GB
 	$(BIN)/python -m tools.torch_check $(ARGS)
 
-wheel-check: $(BIN)/python  ## one wheel in clean environments with the oldest and the newest torch; downloads 6 GB
+wheel: $(VENV)/.build-tools  ## build dist/*.whl for every Python >= 3.11 and torch >= 2.11; CUDA kernels where nvcc is found
+	$(BIN)/python -m tools.wheel $(ARGS)
+
+wheel-check: $(VENV)/.build-tools  ## try the wheel in clean environments: oldest and newest torch, two Pythons; downloads 9 GB
 	$(BIN)/python -m tools.wheel_check $(ARGS)
+
+release-check: $(VENV)/.build-tools  ## go through the checklist of a release
+	$(BIN)/python -m tools.release_check $(ARGS)
 
 lint: $(VENV)/.tools  ## check style and format of Python and C++
 	$(BIN)/ruff check .
@@ -81,17 +87,17 @@ $(BIN)/python:
 # torch comes before the package: the extension is built against the torch that it will run with.
 $(VENV)/.torch: constraints.txt | $(BIN)/python
 	@echo "installing torch and the build tools (minutes, the first time)"
-	@$(PIP) torch numpy 'setuptools>=77' wheel 'pybind11>=2.13' ninja
+	@$(PIP) torch numpy 'setuptools>=77' ninja
 	@touch $@
 
 # Without the stamp, which only a build that succeeded leaves, the next run tries again.
 $(VENV)/.built: $(VENV)/.torch $(BUILD_INPUTS)
 	@echo "building the extension"
-	@rm -f snnfast/_C*.so
+	@rm -f snnfast/_kernels.so
 	@$(PIP) --no-build-isolation -e .
 	@$(BIN)/python -m snnfast | grep '^fused'
-	@if ls snnfast/_C*.so >/dev/null 2>&1; then touch $@; else \
-	  echo "no extension; to see why: $(BIN)/python -m pip install -v --no-build-isolation -e ."; fi
+	@if [ -e snnfast/_kernels.so ]; then touch $@; else \
+	  echo "no kernels; to see why: $(BIN)/python -m pip install -v --no-build-isolation -e ."; fi
 
 # The package is there already, so that this installs its extras and builds nothing.
 $(VENV)/.installed-%: constraints.txt pyproject.toml | $(VENV)/.built
@@ -102,6 +108,11 @@ $(VENV)/.installed-%: constraints.txt pyproject.toml | $(VENV)/.built
 $(VENV)/.disassemblers: constraints.txt | $(BIN)/python
 	@echo "installing nvdisasm and cuobjdump"
 	@$(PIP) nvidia-cuda-nvdisasm nvidia-cuda-cuobjdump
+	@touch $@
+
+$(VENV)/.build-tools: pyproject.toml | $(BIN)/python
+	@echo "installing setuptools"
+	@$(PIP) 'setuptools>=77'
 	@touch $@
 
 $(VENV)/.tools: constraints.txt | $(BIN)/python

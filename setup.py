@@ -1,10 +1,14 @@
-"""Build of the extension ``snnfast._C``: C++ for the CPU, and CUDA kernels wherever nvcc is found.
+"""Build of the library ``snnfast/_kernels.so``: C++ for the CPU, and CUDA kernels wherever nvcc is found.
 
-torch's own ``CUDAExtension`` refuses to build CUDA code beside a CPU build of torch. Nothing here needs torch's CUDA:
-the ``.cu`` files include no torch header and the ops are registered on torch's stable ABI, so one binary serves every
-torch from 2.11 on, with or without CUDA. Environment variables are described in README.md.
+The library is no Python module: ``torch.ops.load_library`` loads it, and one wheel fits every Python. The ops are
+registered on torch's stable ABI, so that one binary serves every torch from 2.11 on, with or without CUDA. torch's own
+``CUDAExtension`` refuses to build CUDA code beside a CPU build of torch; nothing here needs torch's CUDA, because the
+``.cu`` files include no torch header. Environment variables are described in README.md.
+
+There are kernels for Linux. On other systems the package is pure Python, and its reference path runs.
 """
 
+import importlib.util
 import os
 import platform
 import re
@@ -12,13 +16,15 @@ import shlex
 import shutil
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
+LIBRARY = "snnfast/_kernels.so"
+EXTENSION = Extension("snnfast._kernels", [], optional=True)  # as setuptools sees it
 TORCH_TARGET = (2, 11)
 TORCH_TARGET_FLAG = f"-DTORCH_TARGET_VERSION=0x{TORCH_TARGET[0]:02x}{TORCH_TARGET[1]:02x}000000000000"
 DEFAULT_ARCHITECTURES = ["8.0", "9.0", "10.0", "12.0"]  # and PTX of the last, for what comes later
@@ -33,7 +39,7 @@ NVCC_FLAGS = ["-std=c++20", "-O3", "-fmad=false", "-Xcompiler=-fPIC,-fvisibility
 
 
 class BuildError(Exception):
-    """The extension can't be built here; the message says why."""
+    """The kernels can't be built here; the message says why."""
 
 
 class VariableError(SystemExit):
@@ -173,22 +179,26 @@ def isystem(folder: Path | str) -> str:
     return "-isystem " + shlex.quote(str(folder))
 
 
+def torch_folder() -> Path:
+    """Where torch is. Its headers and libraries are needed, and not that it runs: no CUDA libraries beside it."""
+    found = importlib.util.find_spec("torch")
+    if found is None or found.origin is None:
+        raise BuildError("the build saw no torch; install torch and build with --no-build-isolation")
+    return Path(found.origin).parent
+
+
 def ninja_path(path: Path | str) -> str:
     """``path`` as ninja wants it in a build line."""
     return re.sub(r"([$: ])", r"$\1", str(path))
 
 
-def write_ninja(path: Path, output: Path, python_include: str) -> None:
+def write_ninja(path: Path, output: Path) -> None:
     """One build edge per object file; ninja adds parallelism and header dependencies."""
-    import pybind11
-    import torch
-
-    torch_dir = Path(torch.__file__).parent
+    torch_dir = torch_folder()
     home = cuda_home()
     strict = ["-Werror"] if switch("SNNFAST_WERROR") else []
-    cxx = [*CXX_FLAGS, *strict]
-    # For all but module.cpp: torch's own copy of pybind11, in its include folder, may refuse a build with a target.
     of_torch = [TORCH_TARGET_FLAG, isystem(torch_dir / "include")]
+    cxx = [*CXX_FLAGS, *strict]
     if X86:
         cxx.append("-DSNN_X86")
     nvcc_version = ""
@@ -197,9 +207,7 @@ def write_ninja(path: Path, output: Path, python_include: str) -> None:
         told = subprocess.run([home / "bin/nvcc", "--version"], capture_output=True, text=True, check=True).stdout
         version = re.search(r"release [\d.]+, V([\d.]+)", told)
         nvcc_version = f"nvcc {version[1] if version else 'of unknown version'}"
-    module = [
-        isystem(pybind11.get_include()),
-        isystem(python_include),
+    facts = [
         define("SNN_TORCH_TARGET", ".".join(map(str, TORCH_TARGET)) + " or newer"),
         define("SNN_CUDA_COMPILER", nvcc_version),
         define("SNN_CUDA_ARCHITECTURES", ";".join(architectures(home)) if home is not None else ""),
@@ -207,7 +215,7 @@ def write_ninja(path: Path, output: Path, python_include: str) -> None:
     ]
     # source, object, flags
     objects = [
-        ("csrc/module.cpp", "module", []),
+        ("csrc/c_api.cpp", "c_api", facts),
         ("csrc/cpu/dispatch.cpp", "cpu_dispatch", []),
         ("csrc/cpu/memory_limit.cpp", "cpu_memory_limit", []),
         ("csrc/cpu/pool.cpp", "cpu_pool", []),
@@ -244,7 +252,7 @@ def write_ninja(path: Path, output: Path, python_include: str) -> None:
     outputs = []
     for source, name, flags in objects:
         outputs.append(f"{name}.o")
-        flags = [*cxx, *(module if name == "module" else of_torch), *flags]
+        flags = [*cxx, *of_torch, *flags]
         lines += [f"build {name}.o: cxx {ninja_path(ROOT.resolve() / source)}", "  flags = " + " ".join(flags)]
     if home is not None:
         nvcc = [*NVCC_FLAGS, *gencode(architectures(home))]
@@ -264,21 +272,22 @@ def write_ninja(path: Path, output: Path, python_include: str) -> None:
             outputs.append(f"{name}.o")
             lines += [f"build {name}.o: nvcc {ninja_path(source)}", "  flags = " + " ".join([*nvcc, *flags])]
         links += [f"-L{shlex.quote(str(home / folder))}" for folder in ("lib64", "lib")]
-        links += ["-lcudart_static", "-lrt", "-lpthread", "-ldl"]
-    # The interpreter provides Python's symbols; every other one must be resolved now.
+        links += ["-lcudart_static", "-lrt"]
+    # defs: no symbol may be missing but those that are weak. LDFLAGS comes first, so that its -L does.
+    links = [os.environ.get("LDFLAGS", ""), "-Wl,-z,defs", "-Wl,--exclude-libs,ALL", *links, "-lpthread", "-ldl"]
     lines += [
         "rule link",
         "  command = $cxx -shared -o $out $in $libs",
         "  description = link $out",
         f"build {ninja_path(output)}: link " + " ".join(outputs),
-        "  libs = -Wl,--exclude-libs,ALL " + " ".join(links),
+        "  libs = " + " ".join(links),
         f"default {ninja_path(output)}",
     ]
     path.write_text("\n".join(lines) + "\n")
 
 
 class NinjaBuild(build_ext):
-    """``build_ext`` that hands the whole extension to ninja, and can do without it."""
+    """``build_ext`` that hands the whole library to ninja, and can do without it."""
 
     def run(self) -> None:
         check_variables()  # not in build_extension: on the way there setuptools reads CXX, too
@@ -288,13 +297,13 @@ class NinjaBuild(build_ext):
         output = Path(self.get_ext_fullpath(ext.name)).resolve()
         try:
             self._ninja(output)
-        except (BuildError, ImportError, OSError, subprocess.CalledProcessError) as error:
+        except (BuildError, OSError, subprocess.CalledProcessError) as error:
             # What an earlier build left must not be taken for this one.
-            for stale in (output, ROOT / self.get_ext_filename(ext.name)):
+            for stale in (output, ROOT / LIBRARY):
                 stale.unlink(missing_ok=True)
             reason = "compilation failed, see above" if isinstance(error, subprocess.CalledProcessError) else error
             if switch("SNNFAST_REQUIRE_EXT"):
-                raise SystemExit(f"snnfast: the extension was not built: {reason}") from error
+                raise SystemExit(f"snnfast: the kernels were not built: {reason}") from error
             print(
                 f"snnfast: installing WITHOUT the compiled kernels: {reason}.\n"
                 "snnfast: everything works on the slow reference path. SNNFAST_REQUIRE_EXT=1 makes this an error.",
@@ -302,10 +311,12 @@ class NinjaBuild(build_ext):
             )
 
     def _ninja(self, output: Path) -> None:
+        if sys.platform != "linux":
+            raise BuildError(f"there are kernels for Linux only, and this is {sys.platform}")
         folder = Path(self.build_temp).resolve()
         folder.mkdir(parents=True, exist_ok=True)
         output.parent.mkdir(parents=True, exist_ok=True)
-        write_ninja(folder / "build.ninja", output, sysconfig.get_paths()["include"])
+        write_ninja(folder / "build.ninja", output)
         # With pip's own ninja on the path of this interpreter or of the system.
         command = shutil.which("ninja", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
         if command is None:
@@ -313,10 +324,29 @@ class NinjaBuild(build_ext):
         jobs = max_jobs()
         subprocess.check_call([command, "-C", str(folder), *(["-j", str(jobs)] if jobs is not None else [])])
 
+    def get_ext_filename(self, fullname: str) -> str:
+        # No suffix that names a Python; the whole path of "snnfast._kernels", or the last part of it.
+        return str(Path(*fullname.split("."))) + ".so"
+
     def get_outputs(self) -> list[str]:
-        # An extension that was not built is not there to be installed.
+        # A library that was not built is not there to be installed.
         return [path for path in super().get_outputs() if Path(path).exists()]
 
 
+class AnyPythonWheel(bdist_wheel):
+    """A wheel for every Python: ``py3-none-<platform>`` with the library in it, ``py3-none-any`` without."""
+
+    def run(self) -> None:
+        self.run_command("build")
+        self.root_is_pure = not Path(self.get_finalized_command("build_ext").build_lib, LIBRARY).exists()
+        super().run()
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return ("py3", "none", super().get_tag()[2])
+
+
 if __name__ == "__main__":
-    setup(ext_modules=[Extension("snnfast._C", [], optional=True)], cmdclass={"build_ext": NinjaBuild})
+    setup(
+        ext_modules=[EXTENSION],
+        cmdclass={"build_ext": NinjaBuild, "bdist_wheel": AnyPythonWheel},
+    )

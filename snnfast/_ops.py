@@ -1,4 +1,4 @@
-"""Load the extension ``snnfast._C`` and name its ops.
+"""Load the compiled kernels and name their ops.
 
 Each neuron has two ops, ``<name>_forward`` and ``<name>_backward``, for all time steps or for one; their schemas and
 what they return are described in ``csrc/host.h``. All neurons share ``spikes_linear``, the product of spikes as bits
@@ -6,16 +6,18 @@ with the weights of a linear layer, and ``spikes_linear_weight``, the gradient o
 convolutions are named in ``_convolution.py``.
 """
 
-import importlib
+import sys
 from collections.abc import Sequence
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
-extension: ModuleType | None = None
-"""The compiled module, or ``None`` where the package was installed without a compiler."""
+from snnfast import _library
+from snnfast._library import Library
+
+extension: Library | None = None
+"""The compiled kernels, or ``None`` where the package was installed without a compiler."""
 
 missing: str | None = None
 """Why ``extension`` is ``None``, in words for the user."""
@@ -85,16 +87,15 @@ NEURONS = (LEAKY, SYNAPTIC, LAPICQUE)
 
 def _load() -> None:
     global extension, missing
-    try:
-        extension = importlib.import_module("snnfast._C")
-    except ModuleNotFoundError as error:
-        if error.name != "snnfast._C":
-            raise
+    if _library.PATH.exists():
+        extension = Library(_library.PATH)
+    elif sys.platform != "linux":
+        missing = f"snnfast has kernels for Linux only, and this is {sys.platform}"
+    else:
         missing = (
-            "snnfast was installed without its compiled extension (an isolated build that saw no torch, no C++ "
+            "snnfast was installed without its compiled kernels (an isolated build that saw no torch, no C++ "
             "compiler, or a failed build); SNNFAST_REQUIRE_EXT=1 pip install --no-build-isolation tells why"
         )
-    # Any other ImportError (a torch too old for the binary, a missing symbol) is the user's to see: it is raised.
 
 
 def check_names(attribute: str, names: Sequence[Any]) -> None:
@@ -104,8 +105,8 @@ def check_names(attribute: str, names: Sequence[Any]) -> None:
     found = getattr(extension, attribute, None)
     if found != list(names):
         raise ImportError(
-            f"snnfast._C was built from other sources than these: its {attribute} are {found}, not {list(names)}; "
-            "build it again"
+            f"the kernels of snnfast were built from other sources than these: its {attribute} are {found}, "
+            f"not {list(names)}; build it again"
         )
 
 

@@ -5,25 +5,40 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
+import zipfile
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-import torch
+import setuptools
 
 import setup
+import snnfast
 from tools import environments, torch_check
 
 ROOT = Path(__file__).parent.parent
 
 
-VARIABLES = ("SNNFAST_REQUIRE_EXT", "SNNFAST_WERROR", "SNNFAST_CUDA", "CXX", "MAX_JOBS", "TORCH_CUDA_ARCH_LIST")
+VARIABLES = (
+    "SNNFAST_REQUIRE_EXT", "SNNFAST_WERROR", "SNNFAST_CUDA", "CXX", "LDFLAGS", "MAX_JOBS", "TORCH_CUDA_ARCH_LIST",
+)  # fmt: skip
 
 
-def build(tree: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def build(
+    tree: Path, *options: str, command: Sequence[str] = ("build_ext", "--inplace"), **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run setup.py with options of the interpreter, a command of setuptools, and variables."""
     clean = {name: value for name, value in os.environ.items() if name not in VARIABLES}
-    command = [sys.executable, "setup.py", "build_ext", "--inplace"]
     return subprocess.run(
-        command, cwd=tree, env={**clean, **environment}, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, *options, "setup.py", *command],
+        cwd=tree,
+        env={**clean, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
 
 
@@ -51,15 +66,66 @@ def test_what_does_not_compile_is_left_out_and_the_installation_says_so(tree: Pa
     assert "WITHOUT the compiled kernels: compilation failed, see above" in done.stderr
 
 
-def test_the_module_is_built_without_the_headers_of_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Its pybind11 is the package's own: the copy among torch's headers may refuse a build for the stable ABI.
+def test_a_build_that_sees_no_torch_says_so(tree: Path, tmp_path: Path) -> None:
+    # As in an isolated build: an interpreter that has setuptools and nothing else.
+    packages = tmp_path / "packages"
+    packages.mkdir()
+    for name in ("setuptools", "_distutils_hack"):
+        (packages / name).symlink_to(Path(setuptools.__file__).parent.parent / name)
+    done = build(tree, "-S", PYTHONPATH=str(packages))
+    assert done.returncode == 0, done.stderr
+    assert "WITHOUT the compiled kernels: the build saw no torch; install torch and build with" in done.stderr
+
+
+def test_the_build_reads_ldflags_before_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SNNFAST_CUDA", "0")
-    setup.write_ninja(tmp_path / "build.ninja", tmp_path / "_C.so", "include")
-    edges = dict(re.findall(r"^build (\w+)\.o: cxx .*\n  flags = (.*)$", (tmp_path / "build.ninja").read_text(), re.M))
-    folder = str(Path(torch.__file__).parent)
-    for told in (folder, "TORCH_TARGET_VERSION"):
-        assert told not in edges["module"]
-        assert told in edges["leaky"]
+    monkeypatch.setenv("LDFLAGS", "-L/of/the/user")
+    setup.write_ninja(tmp_path / "build.ninja", tmp_path / "_kernels.so")
+    (libs,) = re.findall(r"^  libs = (.*)$", (tmp_path / "build.ninja").read_text(), re.M)
+    assert re.findall(r"-L\S+", libs)[0] == "-L/of/the/user"
+
+
+@pytest.mark.parametrize("system", ["darwin", "win32"])
+def test_other_systems_than_linux_get_the_reference_path_and_are_told(
+    system: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(setup, "sys", SimpleNamespace(platform=system, executable=sys.executable, stderr=sys.stderr))
+    monkeypatch.setattr(setup, "ROOT", tmp_path)  # where a library of an earlier build is removed
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+
+    def built() -> setup.NinjaBuild:
+        command = setup.NinjaBuild(setuptools.Distribution({"packages": ["snnfast"], "ext_modules": [setup.EXTENSION]}))
+        command.build_lib, command.build_temp = str(tmp_path / "lib"), str(tmp_path / "temp")
+        command.ensure_finalized()
+        command.run()
+        return command
+
+    assert built().get_outputs() == []
+    reason = f"there are kernels for Linux only, and this is {system}"
+    assert f"WITHOUT the compiled kernels: {reason}" in capsys.readouterr().err
+    monkeypatch.setenv("SNNFAST_REQUIRE_EXT", "1")
+    with pytest.raises(SystemExit, match=f"the kernels were not built: {reason}"):
+        built()
+
+
+@pytest.mark.parametrize("built", [True, False])
+def test_a_wheel_fits_every_python_and_without_kernels_every_system(tree: Path, tmp_path: Path, built: bool) -> None:
+    # The compiler is a script, and what it "links" is enough for a wheel.
+    compiler = tmp_path / "compiler"
+    compiler.write_text(
+        '#!/bin/sh\nwhile [ "$1" != -o ]; do shift; done; touch "$2"\n' if built else "#!/bin/sh\nexit 1\n"
+    )
+    compiler.chmod(0o755)
+    done = build(tree, command=("bdist_wheel",), SNNFAST_CUDA="0", CXX=str(compiler))
+    assert done.returncode == 0, done.stderr
+    (wheel,) = (tree / "dist").iterdir()
+    platform = sysconfig.get_platform().replace("-", "_") if built else "any"
+    assert wheel.name == f"snnfast-{snnfast.__version__}-py3-none-{platform}.whl"
+    with zipfile.ZipFile(wheel) as archive:
+        (record,) = (name for name in archive.namelist() if name.endswith("/WHEEL"))
+        assert f"Root-Is-Purelib: {'false' if built else 'true'}" in archive.read(record).decode()
+        assert [name for name in archive.namelist() if ".so" in name] == ([setup.LIBRARY] if built else [])
 
 
 @pytest.mark.parametrize(
@@ -71,20 +137,14 @@ def test_a_build_without_cuda_records_why(
     monkeypatch.setenv("SNNFAST_CUDA", variable)
     if not variable:
         monkeypatch.setattr(setup, "cuda_home", lambda: None)
-    setup.write_ninja(tmp_path / "build.ninja", tmp_path / "_C.so", "include")
+    setup.write_ninja(tmp_path / "build.ninja", tmp_path / "_kernels.so")
     written = (tmp_path / "build.ninja").read_text()
     assert f'-DSNN_CUDA_MISSING="{reason}"' in written
     assert "nvcc" not in written.replace(reason, "")
 
 
 def test_a_failed_build_leaves_no_stale_extension(tree: Path) -> None:
-    suffix = subprocess.run(
-        [sys.executable, "-c", "import sysconfig; print(sysconfig.get_config_var('EXT_SUFFIX'))"],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.strip()
-    (tree / "snnfast" / f"_C{suffix}").write_bytes(b"of an earlier build")
+    (tree / setup.LIBRARY).write_bytes(b"of an earlier build")
     assert build(tree, PATH=str(tree)).returncode == 0
     assert not list(tree.rglob("*.so"))
 
@@ -189,7 +249,7 @@ def test_torch_check_copies_the_sources_and_nothing_that_was_built(
 ) -> None:
     root, tree = tmp_path / "root", tmp_path / "tree"
     (root / "package").mkdir(parents=True)
-    for name in ("package/a.py", "b.py", "_C.so"):
+    for name in ("package/a.py", "b.py", "_kernels.so"):
         (root / name).write_text(name)
     (root / ".gitignore").write_text("*.so")
     for command in (["init", "-q"], ["add", "b.py"]):

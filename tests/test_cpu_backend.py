@@ -128,7 +128,7 @@ def test_an_unknown_instruction_set_is_refused():
 @pytest.mark.skipif(sys.platform != "linux", reason="reads an ELF file")
 def test_the_binary_names_libtorch_through_which_a_cuda_build_of_torch_is_found():
     """Without it the weak symbol of the CUDA stream would stay unresolved, and no CUDA tensor would be accepted."""
-    done = subprocess.run(["readelf", "-d", _ops.extension.__file__], capture_output=True, text=True, check=True)
+    done = subprocess.run(["readelf", "-d", _ops.extension.path], capture_output=True, text=True, check=True)
     assert "[libtorch.so]" in done.stdout
 
 

@@ -324,6 +324,6 @@ def test_the_calculator_knows_what_limits_a_card(tmp_path: Path) -> None:
 
 
 def test_what_the_extension_contains_is_read_from_its_listing(monkeypatch: pytest.MonkeyPatch) -> None:
-    listing = "ELF file    1: _C.cpython-311-x86_64-linux-gnu.1.sm_80.cubin\nPTX file    1: _C.1.sm_120.ptx\n"
+    listing = "ELF file    1: _kernels.1.sm_80.cubin\nPTX file    1: _kernels.1.sm_120.ptx\n"
     monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: subprocess.CompletedProcess(args, 0, stdout=listing))
-    assert compile.shipped("cuobjdump", Path("_C.so")) == ["sm_80.cubin", "sm_120.ptx"]
+    assert compile.shipped("cuobjdump", Path("_kernels.so")) == ["sm_80.cubin", "sm_120.ptx"]

@@ -12,8 +12,9 @@ TESTS = Path(__file__).parent
 # Tests with the marker, with the fixture "device" and with the fixture "backend".
 FILES = ("test_config.py", "test_clamp.py", "test_tutorial_neuron.py")
 RUN = """
-import sys, pytest
-sys.modules["snnfast._C"] = None  # what can't be imported
+import pathlib, sys, pytest
+exists = pathlib.Path.exists
+pathlib.Path.exists = lambda path: path.name != "_kernels.so" and exists(path)
 sys.exit(pytest.main(sys.argv[1:]))
 """
 

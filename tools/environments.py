@@ -2,9 +2,10 @@
 
 import os
 import re
+import shutil
 import subprocess
+import sys
 import tomllib
-import venv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 # What would make a test or a build another one than that of a user.
 FOREIGN = ("PYTHONPATH", "PYTHONHOME", "SNNFAST_BACKEND", "SNNFAST_EVENTS", "SNNFAST_ISA")
+
+# pip without the settings of this machine, which may prefer a CPU build of torch.
+PYPI = {"PIP_CONFIG_FILE": os.devnull, "PIP_FIND_LINKS": ""}
 
 
 def project() -> dict[str, Any]:
@@ -60,15 +64,31 @@ def run(
     return subprocess.run([str(word) for word in command], check=True, cwd=cwd, env=clean, stdout=stdout, text=True)
 
 
-def environment(folder: Path, requirements: Sequence[str], *options: str, **variables: str) -> Path:
+def other_python() -> str | None:
+    """The newest interpreter from 3.11 on that is of another version than this one and can make environments."""
+    installed = Path.home() / ".pyenv/versions"  # which are not all on the path
+    for minor in range(20, 10, -1):
+        places = [shutil.which(f"python3.{minor}"), *installed.glob(f"3.{minor}.*/bin/python")]
+        for place in places if minor != sys.version_info.minor else ():
+            if place:
+                code = "import ensurepip, sys, venv; print(sys.executable)"
+                told = subprocess.run([place, "-c", code], capture_output=True, text=True, check=False)
+                if told.returncode == 0:
+                    return told.stdout.strip()
+    return None
+
+
+def environment(
+    folder: Path, requirements: Sequence[str], *options: str, python: str = sys.executable, **variables: str
+) -> Path:
     """The interpreter of an environment with these packages; made where it is not there, or was made for others.
 
-    ``options`` and ``variables`` go to pip.
+    ``python`` makes it; ``options`` and ``variables`` go to pip.
     """
-    python, made_for = folder / "bin/python", folder / "made-for.txt"
-    wanted = "\n".join([*options, *requirements])
+    made, made_for = folder / "bin/python", folder / "made-for.txt"
+    wanted = "\n".join([python, *options, *requirements])
     if not made_for.exists() or made_for.read_text() != wanted:
-        venv.create(folder, with_pip=True, clear=True, symlinks=True)
-        run([python, "-m", "pip", "install", "-q", "--disable-pip-version-check", *options, *requirements], variables)
+        run([python, "-m", "venv", "--clear", folder])
+        run([made, "-m", "pip", "install", "-q", "--disable-pip-version-check", *options, *requirements], variables)
         made_for.write_text(wanted)
-    return python
+    return made

@@ -1,16 +1,20 @@
 """Look at an installed snnfast: where it is, what it can do, whether its numbers are right; without the sources."""
 
 import argparse
-from pathlib import Path
+import platform
+import shutil
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import snnfast
-from snnfast import _ops, reference
+from snnfast import _ops, functional, reference
 from snnfast.functional import lif
 
+COMPILERS = ("cc", "gcc", "g++", "clang", "c++", "nvcc")
 OPS = [f"{neuron.name}_{direction}" for neuron in _ops.NEURONS for direction in ("forward", "backward")]
+# Of the neurons, beside beta.
+PARAMETERS: dict[str, dict[str, float]] = {"lif": {}, "synaptic": {"alpha": 0.5}, "lapicque": {}}
 
 
 def main() -> None:
@@ -18,8 +22,9 @@ def main() -> None:
     parser.add_argument("--torch-cuda", action="store_true", help="torch must be a CUDA build; else it must not be")
     parser.add_argument("--kernels", nargs="+", choices=("CPU", "CUDA"), required=True, help="these, and no others")
     args = parser.parse_args()
-    print(f"torch {torch.__version__}, snnfast {snnfast.__version__} in {Path(snnfast.__file__).parent}", flush=True)
+    print(f"Python {platform.python_version()}, torch {torch.__version__}, snnfast {snnfast.__version__}", flush=True)
     assert "site-packages" in snnfast.__file__, "this is not the installed package"
+    assert not [name for name in COMPILERS if shutil.which(name)], "there is a compiler on the path"
     assert (torch.version.cuda is not None) == args.torch_cuda, f"torch is built with CUDA {torch.version.cuda}"
     registered(args.kernels)
     numbers()
@@ -38,21 +43,23 @@ def registered(kernels: list[str]) -> None:
 
 
 def numbers() -> None:
-    """Spikes and membranes as the reference has them, and its gradients to rounding."""
+    """Spikes and states as the reference has them, and its gradients to rounding."""
     torch.manual_seed(0)
-    for dtype in (torch.float32, torch.float64):
-        results = []
-        current = torch.rand(20, 3, 70, dtype=dtype) * 2
-        for function in (lif, reference.lif):
-            x, beta = current.clone().requires_grad_(), torch.full((70,), 0.9, dtype=dtype, requires_grad=True)
-            with snnfast.use_backend("fused"):
-                spk, mem = function(x, beta=beta)
-            results.append((spk, mem, *torch.autograd.grad(spk.sum() + mem.square().sum(), (x, beta))))
-        for a, b in zip(results[0][:2], results[1][:2], strict=True):
-            assert torch.equal(a, b), f"{dtype}: the kernels differ from the reference"
-        assert 0 < results[0][0].mean() < 1, "all spikes are the same"
-        torch.testing.assert_close(results[0][2:], results[1][2:], rtol=1e-4, atol=1e-4)
-    print("spikes and membranes of the CPU kernels as in the reference, gradients to rounding")
+    for name, parameters in PARAMETERS.items():
+        for dtype in (torch.float32, torch.float64):
+            results = []
+            current = torch.rand(20, 3, 70, dtype=dtype) * 2
+            for module in (functional, reference):
+                x, beta = current.clone().requires_grad_(), torch.full((70,), 0.9, dtype=dtype, requires_grad=True)
+                with snnfast.use_backend("fused"):
+                    spk, *states = getattr(module, name)(x, beta=beta, **parameters)
+                loss = spk.sum() + sum(state.square().sum() for state in states)
+                results.append((spk, *states, *torch.autograd.grad(loss, (x, beta))))
+            for a, b in zip(results[0][:-2], results[1][:-2], strict=True):
+                assert torch.equal(a, b), f"{name}, {dtype}: the kernels differ from the reference"
+            assert 0 < results[0][0].mean() < 1, f"{name}, {dtype}: all spikes are the same"
+            torch.testing.assert_close(results[0][-2:], results[1][-2:], rtol=1e-4, atol=1e-4)
+    print("spikes and states of the CPU kernels as in the reference, gradients to rounding")
 
 
 def fake() -> None:

@@ -6,7 +6,6 @@ import os
 import platform
 import subprocess
 import sys
-import sysconfig
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ ROOT = Path(__file__).parent.parent.parent
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.environment", description=__doc__)
     parser.add_argument("--json", type=Path, required=True)
-    parser.add_argument("--wheel", type=Path, help="take the extension from a wheel instead of building it")
+    parser.add_argument("--wheel", type=Path, help="take the kernels from a wheel instead of building them")
     parser.add_argument("--dry-run", action="store_true")
     args = parser.parse_args()
     if not args.dry_run and not torch.cuda.is_available():
@@ -50,11 +49,11 @@ def build() -> None:
 
 
 def unpack(wheel: Path) -> None:
-    """The extension of a wheel into the source tree, which is what runs here."""
-    name = f"snnfast/_C{sysconfig.get_config_var('EXT_SUFFIX')}"
+    """The kernels of a wheel into the source tree, which is what runs here."""
+    name = "snnfast/_kernels.so"
     with zipfile.ZipFile(wheel) as archive:
         if name not in archive.namelist():
-            raise SystemExit(f"{wheel.name} has no {name}: it was built for another Python")
+            raise SystemExit(f"{wheel.name} has no {name}: it was built without the kernels")
         archive.extract(name, ROOT)
 
 

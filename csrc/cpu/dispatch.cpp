@@ -31,13 +31,13 @@ std::vector<Isa> available() {  // best first
   return found;
 }
 
-std::string name_of(Isa isa) { return kIsaNames[static_cast<int>(isa)]; }
+const char* name_of(Isa isa) { return kIsaNames[static_cast<int>(isa)]; }
 
 Isa find(const std::string& name) {
   std::string names;
   for (const Isa isa : available()) {
     if (name == name_of(isa)) return isa;
-    names += (names.empty() ? "" : ", ") + name_of(isa);
+    names += (names.empty() ? "" : ", ") + std::string(name_of(isa));
   }
   STD_TORCH_CHECK(false, "SNNFAST_ISA: '", name, "' is not available on this processor; available: ", names);
 }
@@ -96,12 +96,12 @@ Shares shares(int64_t T, int64_t N, int64_t least_units) {
 
 int64_t set_stream_bytes(int64_t bytes) { return std::exchange(forced_stream_bytes, bytes); }
 
-std::string isa() { return name_of(current()); }
+const char* isa() { return name_of(current()); }
 void set_isa(const std::string& name) { current() = find(name); }
 
 std::vector<std::string> isa_available() {
   std::vector<std::string> names;
-  for (const Isa isa : available()) names.push_back(name_of(isa));
+  for (const Isa isa : available()) names.emplace_back(name_of(isa));
   return names;
 }
 

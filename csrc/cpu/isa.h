@@ -1,4 +1,4 @@
-// What the Python module sees of the CPU backend.
+// What the C API sees of the CPU backend.
 #pragma once
 
 #include <cstdint>
@@ -7,7 +7,7 @@
 
 namespace snnfast::cpu {
 
-std::string isa();                         // name of the instruction set in use
+const char* isa();                         // name of the instruction set in use
 std::vector<std::string> isa_available();  // best first
 void set_isa(const std::string& name);     // throws if this processor has not got it
 

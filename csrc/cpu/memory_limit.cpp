@@ -1,7 +1,7 @@
 #include "memory_limit.h"
 
 #include <algorithm>
-#include <cstdio>
+#include <charconv>
 #include <fstream>
 #include <limits>
 
@@ -66,9 +66,17 @@ size_t mappable_bytes() {
   if (file < 0) return 0;
   const ssize_t length = read(file, text, sizeof text - 1);
   close(file);
-  size_t mapped = 0, data = 0;  // in pages
-  if (length <= 0 || std::sscanf(text, "%zu %*u %*u %*u %*u %zu", &mapped, &data) != 2) return 0;
-  return std::min(room_under(RLIMIT_AS, times_page(mapped)), room_under(RLIMIT_DATA, times_page(data)));
+  if (length <= 0) return 0;
+  size_t pages[6];  // mapped, resident, shared, text, 0, data
+  const char* at = text;
+  for (size_t& number : pages) {
+    while (*at == ' ') ++at;
+    // Not sscanf: that of a new glibc is a symbol which no older one has.
+    const auto [next, error] = std::from_chars(at, text + length, number);
+    if (error != std::errc()) return 0;
+    at = next;
+  }
+  return std::min(room_under(RLIMIT_AS, times_page(pages[0])), room_under(RLIMIT_DATA, times_page(pages[5])));
 }
 
 #else

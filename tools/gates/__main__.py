@@ -90,7 +90,7 @@ def kernel_gates(measured: Sequence[Measured]) -> list[Gate]:
 def extension_gate(cuobjdump: str) -> Gate:
     """The built extension has machine code for every architecture, and PTX of the last for what comes later."""
     name = "the extension as built has all architectures"
-    extension = setup.ROOT / "snnfast" / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
+    extension = setup.ROOT / setup.LIBRARY
     if not extension.exists():
         return Gate(name, [], "not built: python setup.py build_ext --inplace")
     names = [f"sm_{architecture.replace('.', '')}" for architecture in setup.DEFAULT_ARCHITECTURES]
