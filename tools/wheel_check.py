@@ -113,7 +113,7 @@ def probe(python: Path, wheels: Path, *arguments: str) -> None:
     (file,) = wheels.glob("*.whl")
     bare = {"PATH": str(python.parent)}
     pip: list[str | Path] = [python, "-m", "pip", "--disable-pip-version-check"]
-    run([*pip, "uninstall", "-q", "-y", "snnfast"], bare)
+    run([*pip, "uninstall", "-qq", "-y", "snnfast"], bare)
     start = time.monotonic()
     run([*pip, "install", "-q", file], bare)
     seconds = time.monotonic() - start
