@@ -1,10 +1,9 @@
 """Check what users pass: options of a layer once, what a call asks for and its tensors once per call."""
 
-import math
 import numbers
 import operator
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -283,11 +282,13 @@ def check_flag(name: str, value: object, *, optional: bool = False) -> bool:
     raise TypeError(f"{name}: expected True or False, got {type(value).__name__}")
 
 
-def check_num_steps(num_steps: object) -> int:
+def check_num_steps(num_steps: Any) -> int:
     if isinstance(num_steps, bool):
         raise TypeError("num_steps: expected an int, got bool")
     try:
-        steps = operator.index(num_steps)  # type: ignore[arg-type]
+        # torch.compile makes a constant of what goes through operator.index.
+        symbol = isinstance(num_steps, int | torch.SymInt)
+        steps: int = num_steps if symbol else operator.index(num_steps)
     except TypeError:
         raise TypeError(f"num_steps: expected an int, got {type(num_steps).__name__}") from None
     if not 0 <= steps <= _MOST_STEPS:
@@ -361,7 +362,7 @@ def check_number(name: str, value: object) -> float:
         number = float(value)
     except OverflowError:
         raise ValueError(f"{name}: expected a number that a float can hold, got a larger one") from None
-    if math.isnan(number):
+    if number != number:  # not math.isnan, which torch.compile doesn't trace for a number that varies
         raise ValueError(f"{name}: expected a number, got NaN")
     return number
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from snnfast._arguments import Call, Options
+from snnfast._backend import exporting
 from snnfast._ops import (
     CLAMP_CLOSED,
     CLAMP_CLOSED_AT,
@@ -97,6 +98,11 @@ class Unroll(torch.autograd.Function):
             return None, found[0], *neuron.no_others
         gradients = [None, *by_input(neuron, found, needs[1:], tensors)]
         return refusing(gradients, *grads, source, *tensors) if refuses else tuple(gradients)
+
+
+def records(asks: bool) -> bool:
+    """Whether autograd is to know of a call, whose tensors ask for a gradient or not: an exported program has none."""
+    return asks and torch.is_grad_enabled() and not exporting()
 
 
 def of_states(neuron: Neuron, call: Call, grads: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -98,11 +98,35 @@ def use_backend(name: str) -> Iterator[None]:
 def current_backend() -> str:
     """The backend chosen now: ``"auto"``, ``"fused"`` or ``"reference"``."""
     if torch.compiler.is_compiling():
-        return _traced
+        return _for_onnx(_traced) if exporting() and _exports_to_onnx() else _traced
     chosen = _choice.get()
     if chosen is not None:
         return chosen
     return _default if _current_graph_task_id() == -1 else _traced
+
+
+def exporting() -> bool:
+    """Whether ``torch.export`` traces, or ``torch.onnx.export`` by it."""
+    return torch.compiler.is_exporting()
+
+
+def _exports_to_onnx() -> bool:
+    return torch.onnx.is_in_onnx_export()
+
+
+# As for warn_once below: torch.compile has an answer of its own, which is wrong, to what these two ask PyTorch.
+exporting._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_exports_to_onnx._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _for_onnx(chosen: str) -> str:
+    """The backend of a call that ``torch.onnx.export`` traces."""
+    if chosen == "fused":
+        raise RuntimeError(
+            "backend 'fused' can't be exported to ONNX, which has no operators for its kernels; export under "
+            "use_backend('reference')"
+        )
+    return "reference"
 
 
 def unavailable(device: torch.device) -> str | None:

@@ -1,5 +1,6 @@
 """A linear layer behind the neurons, which is given their spikes as bits."""
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -10,7 +11,8 @@ from torch.autograd import forward_ad
 
 from snnfast import _events, _ops
 from snnfast._arguments import Call, Options, Parameters, States, check_dense, out_of_inference
-from snnfast._autograd import CLAMP, NO_SECOND_DERIVATIVE, by_input, count, of_states, refusing, what_to_save
+from snnfast._autograd import CLAMP, NO_SECOND_DERIVATIVE, by_input, count, of_states, records, refusing, what_to_save
+from snnfast._backend import exporting
 from snnfast._ops import (
     BITS_AT,
     NEEDS_AT,
@@ -85,11 +87,21 @@ def by_events(options: Options, call: Call, x: Tensor, parameters: Parameters, l
         return False
     outputs, inputs = weight.shape
     step_shape, graded = _step_shape(x, call), parameters[-1]
-    if inputs != step_shape[-dims:].numel() or (bias is not None and bias.shape != (outputs,)):
+    if inputs != math.prod(step_shape[-dims:]) or (bias is not None and bias.shape != (outputs,)):
         return False  # an error, which PyTorch words
-    if step_shape.numel() == 0 or outputs == 0 or call.steps * (step_shape.numel() // inputs) < LEAST_ROWS:
+    neurons = math.prod(step_shape)  # Size.numel makes an int of a symbol
+    if neurons == 0 or outputs == 0 or not _are_enough(call.steps, neurons // inputs):
         return False
     return graded.dim() <= dims or all(n == 1 for n in graded.shape[:-dims])
+
+
+def _are_enough(steps: int, samples: int) -> bool:
+    if not exporting():
+        return steps * samples >= LEAST_ROWS
+    from torch.fx.experimental.symbolic_shapes import statically_known_true as known  # takes long to import
+
+    # A program for any number of steps must not depend on it: not by this choice, nor by the shape of the bits.
+    return known(steps * samples >= LEAST_ROWS) and (known(steps <= 8) or known(steps > 8))
 
 
 def _is_fit(t: Tensor, x: Tensor) -> bool:
@@ -110,8 +122,7 @@ def unroll_linear(
     """All time steps: what the linear layer makes of the spikes ``[T, *, O]``, and the states that are asked for."""
     weight, bias, dims = linear
     x = x.contiguous()
-    asks = asks or weight.requires_grad or (bias is not None and bias.requires_grad)
-    if asks and torch.is_grad_enabled():
+    if records(asks or weight.requires_grad or (bias is not None and bias.requires_grad)):
         how = neuron, options, call, dims
         out, *found = UnrollLinear.apply(how, x, *states, *parameters, weight, bias)
     else:

@@ -6,7 +6,7 @@ from torch.autograd import forward_ad
 
 from snnfast import _backend, _op_rules, reference  # noqa: F401 - the rules are registered by their import
 from snnfast._arguments import Call, Options, Parameters, States, made_call, prepare
-from snnfast._autograd import Unroll, count
+from snnfast._autograd import Unroll, count, records
 from snnfast._linear import Linear, by_events, unroll_linear
 from snnfast._ops import SEQUENCE, STEP, Neuron, arithmetic_dtype
 from snnfast._spike_grad import examine
@@ -43,7 +43,7 @@ def run(
         found = _fire_afterwards(neuron, options, call, x, states, parameters)
     elif linear is not None and by_events(options, call, x, parameters, linear):
         found, linear = unroll_linear(neuron, options, call, x, states, parameters, linear, asks), None
-    elif (asks and torch.is_grad_enabled()) or getattr(forward_ad, "_current_level", -1) >= 0:
+    elif records(asks) or getattr(forward_ad, "_current_level", -1) >= 0:
         # In forward mode autograd must see the call in order to refuse it.
         found = Unroll.apply((neuron, options, call), x, *states, *parameters)
     else:

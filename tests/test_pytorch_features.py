@@ -1,0 +1,272 @@
+"""What PyTorch offers around a network: compilation for any shape, export, mixed precision, and others."""
+
+import copy
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from helpers import assert_bits_equal, assert_close
+from torch import Tensor, nn
+from torch._dynamo.utils import counters
+from torch.export import Dim, export
+from torch.utils.checkpoint import checkpoint
+
+import snnfast
+from snnfast import Lapicque, Leaky, MultiStep, Synaptic
+
+pytestmark = pytest.mark.needs_extension
+LAYERS: dict[str, Callable[..., Any]] = {
+    "leaky": partial(Leaky, 0.9, learn_beta=True),
+    "synaptic": partial(Synaptic, 0.9, 0.8),
+    "lapicque": partial(Lapicque, 0.9),
+}
+layers = pytest.mark.parametrize("name", LAYERS)
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> None:
+    torch._dynamo.reset()
+
+
+def dense() -> MultiStep:
+    return MultiStep(nn.Linear(6, 8), Leaky(0.9, learn_beta=True), nn.Linear(8, 3), Leaky(0.8))
+
+
+def convolutional() -> MultiStep:
+    return MultiStep(nn.Conv2d(2, 4, 3), Leaky(0.9), nn.Flatten(), nn.Linear(64, 3), Leaky(0.8, learn_beta=True))
+
+
+def train(net: nn.Module, *inputs: Any, **options: Any) -> list[Tensor]:
+    """Outputs and gradients of every parameter."""
+    net.zero_grad()
+    spk, *_, mem = net(*inputs, **options)
+    (spk.float().sum() + mem.float().square().mean()).backward()
+    return [spk.detach(), mem.detach(), *(p.grad.clone() for p in net.parameters())]  # type: ignore[union-attr]
+
+
+def assert_same(found: Sequence[Tensor], expected: Sequence[Tensor], tolerance: float = 1e-5) -> None:
+    """Spikes to the bit; the rest to rounding, as PyTorch's products may add in another order."""
+    assert_bits_equal(found[0], expected[0])
+    for a, b in zip(found[1:], expected[1:], strict=True):
+        assert_close(a, b, tolerance)
+
+
+# ---- torch.compile
+
+
+@pytest.mark.parametrize("constant", [False, True], ids=["sequence", "constant"])
+def test_a_compiled_training_step_takes_any_batch_and_any_number_of_steps(constant: bool) -> None:
+    net = dense()
+    compiled = torch.compile(net, backend="aot_eager", fullgraph=True, dynamic=True)
+    counters.clear()
+    for T, B in ((5, 4), (40, 3), (70, 5), (131, 16), (64, 6)):
+        args = (torch.rand(B, 6) * 3, T) if constant else (torch.rand(T, B, 6) * 3,)
+        assert_same(train(compiled, *args), train(net, *args))
+    assert counters["stats"]["unique_graphs"] == 2  # few steps, and many
+
+
+@layers
+def test_a_compiled_layer_takes_any_batch_and_any_number_of_steps(name: str) -> None:
+    layer = LAYERS[name]()
+    for options in ({}, {"reduce": "sum", "record_mem": False}):
+        unroll = partial(layer.unroll, **options)
+        compiled = torch.compile(unroll, backend="aot_eager", fullgraph=True, dynamic=True)
+        for shape in ((3, 4, 6), (17, 2, 6), (40, 3, 6)):
+            x = torch.rand(shape) * 2
+            for a, b in zip(compiled(x), unroll(x), strict=True):
+                assert_bits_equal(a, b)
+
+
+def test_a_compiled_function_takes_any_decay_and_one_in_a_tensor_without_another_compilation() -> None:
+    def lif(x: Tensor, beta: float | Tensor) -> tuple[Tensor, Tensor]:
+        return snnfast.functional.lif(x, beta=beta, threshold=0.7)
+
+    compiled, x = torch.compile(lif, backend="aot_eager", fullgraph=True, dynamic=True), torch.rand(9, 3, 6)
+    for make, graphs in ((float, 3), (torch.tensor, 1)):  # PyTorch compiles a call for each number
+        counters.clear()
+        for beta in map(make, (0.9, 0.5, 0.25)):
+            for a, b in zip(compiled(x, beta), lif(x, beta), strict=True):
+                assert_bits_equal(a, b)
+        assert counters["stats"]["unique_graphs"] == graphs
+
+
+def test_reduce_overhead_trains() -> None:
+    net = MultiStep(nn.Linear(6, 8, bias=False), Leaky(0.9))  # no bias: nothing for inductor's compiler, which is slow
+    compiled = torch.compile(net, mode="reduce-overhead", fullgraph=True)
+    for _ in range(3):
+        x = torch.rand(9, 4, 6) * 3
+        assert_same(train(compiled, x), train(net, x))
+
+
+# ---- torch.export; loading in a fresh process, and ONNX, are in test_remedies.py
+
+
+class Unrolled(nn.Module):
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Any:
+        return self.layer.unroll(x)
+
+
+class Function(nn.Module):
+    def forward(self, x: Tensor) -> Any:
+        return snnfast.functional.lif(x, beta=0.9)
+
+
+EXPORTED: dict[str, Callable[[], nn.Module]] = {
+    **{name: lambda make=make: Unrolled(make()) for name, make in LAYERS.items()},  # type: ignore[misc]
+    "multistep": dense,
+    "functional": Function,
+}
+
+
+@pytest.mark.parametrize("strict", [False, True], ids=["nonstrict", "strict"])
+@pytest.mark.parametrize("name", EXPORTED)
+def test_an_exported_program_takes_any_batch_and_any_number_of_steps(name: str, strict: bool) -> None:
+    net = EXPORTED[name]().eval()
+    program = export(net, (torch.rand(7, 3, 6),), dynamic_shapes=({0: Dim("T"), 1: Dim("B")},), strict=strict)
+    assert any(str(node.target).startswith("snnfast.") for node in program.graph.nodes)
+    for T, B in ((7, 3), (2, 2), (40, 5), (131, 7)):
+        x = torch.rand(T, B, 6) * 3
+        assert_same(program.module()(x), net(x))
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+def test_exported_under_the_reference_the_batch_alone_is_free(name: str) -> None:
+    net = EXPORTED[name]().eval()
+    with snnfast.use_backend("reference"):
+        program = export(net, (torch.rand(7, 3, 6),), dynamic_shapes=({1: Dim("B")},))
+    assert not any("snnfast" in str(node.target) for node in program.graph.nodes)
+    x = torch.rand(7, 5, 6) * 3
+    assert_same(program.module()(x), net(x))
+
+
+def test_an_exported_program_keeps_nothing_for_a_backward_pass() -> None:
+    net, x = dense(), torch.rand(64, 8, 6) * 3
+    with torch.no_grad():
+        inference = export(net, (x,))
+    assert inference.graph_module.code == export(net, (x,)).graph_module.code
+
+
+# ---- mixed precision
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_under_autocast_convolutions_and_linear_layers_are_low_and_gradients_are_those_of_the_reference(
+    dtype: torch.dtype,
+) -> None:
+    net, x = convolutional(), torch.rand(9, 4, 2, 6, 6) * 3
+
+    def cast() -> list[Tensor]:
+        with torch.autocast("cpu", dtype):
+            return train(net, x)
+
+    found = cast()
+    assert found[0].any()
+    assert all(t.dtype == dtype for t in found[:2])
+    assert all(t.dtype == torch.float32 for t in found[2:])
+    with snnfast.use_backend("reference"):
+        assert_same(found, cast(), 2e-2)
+
+
+def test_a_grad_scaler_scales_gradients_and_skips_a_step_that_overflows() -> None:
+    net, x = convolutional(), torch.rand(9, 4, 2, 6, 6) * 3
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**7)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    before = [p.detach().clone() for p in net.parameters()]
+
+    def backward(factor: float) -> None:
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.float16):
+            mem = net(x)[1].float()
+        loss = mem.square().mean() * factor
+        scaler.scale(loss).backward()
+
+    backward(1.0)
+    scaled = [p.grad.clone() for p in net.parameters()]  # type: ignore[union-attr]
+    scaler.unscale_(optimizer)
+    for p, grad in zip(net.parameters(), scaled, strict=True):
+        assert grad.any()
+        assert_bits_equal(p.grad, grad / 2**7)
+    scaler.step(optimizer)
+    scaler.update()
+    changed = [p.detach().clone() for p in net.parameters()]
+    assert all(not torch.equal(a, b) for a, b in zip(before, changed, strict=True))
+    backward(1e30)  # more than float16 can hold
+    scaler.step(optimizer)
+    scaler.update()
+    assert scaler.get_scale() == 2.0**6
+    for p, unchanged in zip(net.parameters(), changed, strict=True):
+        assert_bits_equal(p, unchanged)
+
+
+# ---- what else is done with a module
+
+
+@pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "not"])
+def test_activation_checkpointing_of_a_network_and_of_its_layers_changes_no_gradient(reentrant: bool) -> None:
+    net, x = convolutional(), (torch.rand(9, 4, 2, 6, 6) * 3).requires_grad_()
+    again = partial(checkpoint, use_reentrant=reentrant)
+
+    def by_layer(x: Tensor) -> tuple[Tensor, Tensor]:
+        spk, _ = again(MultiStep(*net.layers[:2]), x)
+        return again(MultiStep(*net.layers[2:]), spk)  # type: ignore[no-any-return]
+
+    expected = [*train(net, x), x.grad.clone()]  # type: ignore[union-attr]
+    for forward in (lambda x: again(net, x), by_layer):
+        x.grad = None
+        whole = nn.Module()
+        whole.net, whole.forward = net, forward  # type: ignore[method-assign]
+        assert_same([*train(whole, x), x.grad], expected)  # type: ignore[list-item]
+
+
+@layers
+def test_functional_call_trains_the_parameters_that_it_is_given(name: str) -> None:
+    net = MultiStep(nn.Linear(6, 8), LAYERS[name]())
+    others = {key: (p.detach() * 0.7).requires_grad_() for key, p in net.named_parameters()}
+    x = torch.rand(9, 4, 6) * 3
+    spk, *_, mem = torch.func.functional_call(net, others, (x,))
+    (spk.sum() + mem.square().mean()).backward()
+    twin = copy.deepcopy(net)
+    twin.load_state_dict(others, strict=False)
+    expected = train(twin, x)
+    assert_bits_equal(spk, expected[0])
+    for grad, wanted in zip(others.values(), expected[2:], strict=True):
+        assert_bits_equal(grad.grad, wanted)
+    assert all(p.grad is None for p in net.parameters())
+
+
+def test_an_ensemble_is_mapped_over_its_stacked_parameters() -> None:
+    nets = [convolutional() for _ in range(3)]
+    parameters, buffers = torch.func.stack_module_state(nets)  # type: ignore[arg-type]
+    x = torch.rand(9, 4, 2, 6, 6) * 3
+
+    def call(*state: dict[str, Tensor]) -> Any:
+        return torch.func.functional_call(nets[0], state, (x,))
+
+    with torch.no_grad():
+        spk, mem = torch.vmap(call)(parameters, buffers)
+        for i, net in enumerate(nets):
+            expected = net(x)
+            assert_bits_equal(spk[i], expected[0])
+            assert_close(mem[i], expected[1], 1e-5)
+
+
+def test_deterministic_mode_gives_the_same_bits_every_time_and_for_one_and_two_threads() -> None:
+    x = torch.rand(30, 64, 300) * 2
+    net = MultiStep(Leaky(0.9, learn_beta=True), nn.Linear(300, 9), Leaky(0.8, learn_threshold=True))
+    torch.use_deterministic_algorithms(True)
+    try:
+        results = []
+        for threads in (1, 2, 2):
+            torch.set_num_threads(threads)
+            results.append(train(net, x))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for found in results[1:]:
+        for a, b in zip(found, results[0], strict=True):
+            assert_bits_equal(a, b)
