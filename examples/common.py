@@ -22,7 +22,10 @@ import snnfast
 Result = TypeVar("Result")
 
 Forward = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""``[B, *]`` to the output layer's ``(spk_rec, mem_rec)``, both ``[T, B, N]``."""
+"""``[B, *]``, or an input of its own for each step ``[T, B, *]``, to the output layer's ``(spk_rec, mem_rec)``.
+
+Both are ``[T, B, N]``.
+"""
 
 
 # More threads than any machine has; libgomp ends the process where it can't make as many as it is told to.
@@ -233,18 +236,18 @@ def count_iterations(args: argparse.Namespace, data: Digits) -> int:
     return epochs * (len(data.train_images) // args.batch_size) if iterations is None else iterations
 
 
-def loop(net: nn.Sequential, num_steps: int) -> Forward:
+def loop(net: nn.Sequential, num_steps: int | None = None) -> Forward:
     """snnTorch's way: all layers, step after step. The last layer is one with ``output=True``."""
 
     def forward(x: Tensor) -> tuple[Tensor, Tensor]:
         snnfast.Leaky.reset_hidden()
-        steps = [net(x) for _ in range(num_steps)]
+        steps = [net(step) for step in (x if num_steps is None else repeat(x, num_steps))]
         return torch.stack([spk for spk, _ in steps]), torch.stack([mem for _, mem in steps])
 
     return forward
 
 
-def unroll(net: nn.Sequential, num_steps: int) -> Forward:
+def unroll(net: nn.Sequential, num_steps: int | None = None) -> Forward:
     """All steps, layer after layer."""
     layers = snnfast.MultiStep(net)
 

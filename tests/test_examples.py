@@ -316,6 +316,9 @@ def test_a_missing_package_is_one_line(name: str, tmp_path: Path) -> None:
 def test_ctrl_c_while_it_runs_is_one_line(
     example: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
+    if name == "lightning_mnist":
+        pytest.importorskip("lightning", reason="lightning is not installed")
+
     def ctrl_c(*_: object) -> None:
         raise KeyboardInterrupt
 
