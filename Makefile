@@ -32,7 +32,7 @@ demo: $(VENV)/.built $(VENV)/.installed-demo  ## train on MNIST, time a training
 test: $(VENV)/.built $(VENV)/.installed-test  ## run the tests
 	$(BIN)/python -m pytest tests -n auto --maxprocesses=4 --dist loadfile $(ARGS)
 
-bench: $(VENV)/.built $(VENV)/.installed-bench  ## measure against snnTorch and others for five minutes, say which bars hold
+bench: $(VENV)/.built $(VENV)/.installed-bench  ## measure beside snnTorch and others for ten minutes; bars, a result and its page
 	$(BIN)/python -m benchmarks $(ARGS)
 
 bench-check: $(VENV)/.built $(VENV)/.installed-test  ## fail where the layers, a loop or a training step got slower; a minute

@@ -1,4 +1,4 @@
-"""Measure snnfast against its alternatives and say which bars hold. Without a command: run."""
+"""Measure snnfast against its alternatives and say which bars hold. Without a command: store."""
 
 import argparse
 import os
@@ -8,21 +8,24 @@ from pathlib import Path
 
 import torch
 
-from . import compilation, epoch, held, kinds, parity, pool, products, report, rounding, run
-from .bars import Bar
+from . import compilation, docs, epoch, held, kinds, page, parity, pool, products, raster, report, rounding, run, store
+from .bars import Found
 from .measure import machine
 from .registry import suites
+
+MEASURING_ONE_THING = ("parity", "epoch", "kinds", "compile", "pool", "products", "held", "rounding")
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
-    def command(name: str, function: Callable[[argparse.Namespace], list[Bar]], text: str) -> argparse.ArgumentParser:
+    def command(name: str, function: Callable[[argparse.Namespace], Found], text: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
         added.set_defaults(function=function, error=added.error)
         return added
 
+    storing = command("store", store.run, "all that README and the docs show, into a result and its page; ten minutes")
     listing = command("list", run.list_cases, "suites, cases and peers")
     running = command("run", run.run, "cases against every implementation that is installed; five minutes by default")
     checking = command("check", run.check, "a few cases against snnTorch, within a minute: has something become worse?")
@@ -34,6 +37,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     multiplying = command("products", products.run, "spikes as bits times weights, beside PyTorch's dense product")
     command("held", held.run, "bytes that networks hold for their backward pass, beside others")
     command("rounding", rounding.run, "what membranes kept in bfloat16 do to the gradient")
+    drawing = command("page", page.run, "draw a result: a Markdown page with figures (needs matplotlib)")
+    writing = command("docs", docs.run, "compare the figures in README and docs with the stored results")
+    spiking = command("raster", raster.run, "train on MNIST and draw the spikes (needs matplotlib)")
 
     for each in (listing, running):
         each.add_argument("--suite", nargs="+", choices=list(suites("cpu")), metavar="S", help="whole suites")
@@ -44,9 +50,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--seconds", type=float, help=f"per case (default: {run.SECONDS:g}, of the selection {run.QUICK_SECONDS:g})")
     add("--json", type=Path, metavar="FILE", help="write the results")
     add("--base", metavar="REV_OR_JSON", help="compare with a file of --json, or with a revision of git")
-    add("--plot", type=Path, metavar="DIR", help="draw figures (needs matplotlib)")
+    add = storing.add_argument
+    add("--out", type=Path, default=store.RESULTS, metavar="FOLDER", help="of the result (benchmarks/results)")
+    add("--seconds", type=float, default=store.SECONDS, help="per case (default: %(default)s)")
     checking.add_argument("--seconds", type=float, default=run.GATE_SECONDS, help="per case (default: %(default)s)")
-    for each in (running, checking):
+    for each, attempts in ((storing, 1), (running, run.ATTEMPTS), (checking, run.ATTEMPTS)):
         add = each.add_argument
         add("--patience", type=float, default=60.0, help="leave out a call of more seconds (default: %(default)s)")
         add(
@@ -54,31 +62,44 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
             type=int,
             choices=range(1, 10),
             metavar="N",
-            default=run.ATTEMPTS,
+            default=attempts,
             help="at a case that misses a bar (default: %(default)s)",
         )
-    comparing.add_argument("--configurations", type=int, default=400, help="of each neuron (default: %(default)s)")
-    training.add_argument(
-        "--data-path",
-        type=Path,
-        default=os.environ.get("SNNFAST_DATA") or None,
-        help="folder with MNIST/raw (default: the environment variable SNNFAST_DATA)",
+    for each in (storing, comparing):
+        each.add_argument("--configurations", type=int, default=400, help="of each neuron (default: %(default)s)")
+    for each in (storing, training, spiking):
+        each.add_argument(
+            "--data-path",
+            type=Path,
+            default=os.environ.get("SNNFAST_DATA") or None,
+            help="folder with MNIST/raw (default: the environment variable SNNFAST_DATA)",
+        )
+    for each in (storing, training):
+        each.add_argument("--seeds", type=int, choices=range(1, 10), metavar="N", default=3, help="(%(default)s)")
+    drawing.add_argument("result", type=Path, metavar="RESULT.json", help="as `store` or `run --json` wrote it")
+    drawing.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the page and its figures go")
+    writing.add_argument(
+        "--update",
+        nargs="?",
+        const=docs.SAME,
+        metavar="RESULT.json",
+        help="write the figures of the results that the documents name; with a file, of that one",
     )
-    training.add_argument("--seeds", type=int, choices=range(1, 10), metavar="N", default=3, help="(%(default)s)")
+    spiking.add_argument("--out", type=Path, required=True, metavar="FILE.svg", help="the figure")
     multiplying.add_argument("--seconds", type=float, default=5.0, help="per share of spikes (default: %(default)s)")
     counting.add_argument("--seconds", type=float, default=20.0, help="per shape (default: %(default)s)")
     for each in commands.choices.values():
         each.add_argument("--threads", type=int, help="CPU threads (default: as many as PyTorch chooses)")
-    return parser.parse_args(argv or ["run"])
+    return parser.parse_args(argv or ["store"])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(sys.argv[1:] if argv is None else argv)
     if args.threads:
         torch.set_num_threads(args.threads)
-    if args.command not in ("list", "run", "check"):  # which print more
+    if args.command in MEASURING_ONE_THING:
         print(machine(), end="\n\n")
-    bars = args.function(args)
+    bars = args.function(args).bars
     report.print_bars(bars)
     return 1 if any(bar.missed for bar in bars) else 0
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from .peers.ours import LOOPED, NUMBERS, OURS, WITH_LOSS
 from .peers.snntorch_loop import COMPILED, HOISTED, LOOP, NETWORK
@@ -94,6 +95,13 @@ class Bar:
         value = "-" if self.value is None else f"{self.value:.3g}"
         detail = f" ({self.detail})" if self.detail else ""
         return f"{self.verdict:<12}  {value:>6} {'>=' if self.at_least else '<='} {self.bar:<6g}  {self.name}{detail}"
+
+
+class Found(NamedTuple):
+    """What a command found."""
+
+    bars: Sequence[Bar] = ()
+    rows: Sequence[dict[str, Any]] = ()  # what it printed, as `store` keeps it
 
 
 def judge(

@@ -7,7 +7,7 @@ from statistics import mean
 import torch
 
 from . import mnist
-from .bars import ACCURACY, ACCURACY_DIFFERENCE, Bar
+from .bars import ACCURACY, ACCURACY_DIFFERENCE, Bar, Found
 from .peers import PEERS, Unsupported
 from .peers.ours import OURS
 from .peers.snntorch_loop import LOOP
@@ -15,27 +15,29 @@ from .registry import TUTORIAL5
 from .workloads import Network
 
 
-def run(args: argparse.Namespace) -> list[Bar]:
+def run(args: argparse.Namespace) -> Found:
     """For each seed from the same weights, over the same batches."""
     try:
         digits = mnist.load(str(args.data_path) if args.data_path else None)
     except Unsupported as error:
         args.error(str(error))
-    accuracies: dict[str, list[float]] = {OURS: [], LOOP: []}
+    rows = []
     for seed in range(args.seeds):
-        for name, found in accuracies.items():
+        for name in (OURS, LOOP):
             network = Network(TUTORIAL5, PEERS[name], torch.device("cpu"), seed=seed)
-            seconds = _train(network, digits, seed)
-            found.append(_accuracy(network, digits))
-            print(f"seed {seed}  {name:<{len(LOOP)}}  {seconds:>6.1f} s  test accuracy {found[-1]:.4f}", flush=True)
-    ours, theirs = map(mean, accuracies.values())
-    return [
+            seconds = train(network, digits, seed)
+            accuracy = _accuracy(network, digits)
+            print(f"seed {seed}  {name:<{len(LOOP)}}  {seconds:>6.1f} s  test accuracy {accuracy:.4f}", flush=True)
+            rows.append({"seed": seed, "peer": name, "seconds": seconds, "accuracy": accuracy})
+    ours, theirs = (mean(row["accuracy"] for row in rows if row["peer"] == name) for name in (OURS, LOOP))
+    bars = [
         Bar("test accuracy", ours, ACCURACY, at_least=True),
         Bar("difference from the test accuracy of snnTorch", abs(ours - theirs), ACCURACY_DIFFERENCE),
     ]
+    return Found(bars, rows)
 
 
-def _train(network: Network, digits: mnist.data.Digits, seed: int) -> float:
+def train(network: Network, digits: mnist.data.Digits, seed: int) -> float:
     generator = torch.Generator().manual_seed(seed)
     size = TUTORIAL5.B
     count = len(digits.train_images) // size * size

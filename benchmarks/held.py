@@ -5,7 +5,7 @@ import argparse
 import torch
 
 from . import memory_use
-from .bars import HELD_OF, Bar
+from .bars import HELD_OF, Bar, Found
 from .networks import neurons_per_step
 from .peers import PEERS
 from .peers.ours import NUMBERS, OURS
@@ -23,11 +23,11 @@ CASES = {
 }
 
 
-def run(args: argparse.Namespace) -> list[Bar]:
+def run(args: argparse.Namespace) -> Found:
     print("bytes per neuron-step that autograd saves: without inputs and parameters / all")
     width = max(map(len, CASES))
     print(f"{'':<{width}}" + "".join(f"  {name:>26}" for name in COLUMNS))
-    bars = []
+    bars, rows = [], []
     for name, case in CASES.items():
         line = f"{name:<{width}}"
         for peer in COLUMNS:
@@ -35,12 +35,14 @@ def run(args: argparse.Namespace) -> list[Bar]:
                 line += f"  {problem.split(':')[0]:>26}"
                 continue
             found, count = kept(case, peer), case.T * neurons_per_step(case)
-            line += f"  {f'{found.held / count:.2f} / {found.saved / count:.2f}':>26}"
+            held, saved = found.held / count, found.saved / count
+            line += f"  {f'{held:.2f} / {saved:.2f}':>26}"
+            rows.append({"network": name, "peer": peer, "held": held, "saved": saved})
             if peer == OURS:
-                bars.append(Bar(f"{name}: bytes held", found.held / count, HELD_OF[name]))
+                bars.append(Bar(f"{name}: bytes held", held, HELD_OF[name]))
         print(line, flush=True)
     print()
-    return bars
+    return Found(bars, rows)
 
 
 def kept(case: Case, peer: str) -> memory_use.Kept:

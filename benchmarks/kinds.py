@@ -10,7 +10,7 @@ from torch import Tensor
 
 import snnfast
 
-from .bars import HALF_KIND, NUMBER_KIND, Bar
+from .bars import HALF_KIND, NUMBER_KIND, Bar, Found
 from .measure import alternate, table
 
 SHAPES = ((1, 10), (128, 1000))
@@ -50,7 +50,7 @@ def train(layer: Any, currents: Sequence[Tensor], grads: Sequence[Tensor]) -> Ca
     return step_by_step
 
 
-def run(args: argparse.Namespace) -> list[Bar]:
+def run(args: argparse.Namespace) -> Found:
     bars = []
     for B, N in SHAPES:
         torch.manual_seed(0)
@@ -68,4 +68,4 @@ def run(args: argparse.Namespace) -> list[Bar]:
         print()
         typical = {name: median(taken) / median(times[PLAIN]) for name, taken in times.items()}
         bars += [Bar(f"{n} / {PLAIN}, [{B}, {N}]", typical[n], kinds[n][2]) for n in kinds if n != PLAIN]
-    return bars
+    return Found(bars)

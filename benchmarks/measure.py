@@ -5,6 +5,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from statistics import median, quantiles
 
 import torch
@@ -103,7 +104,10 @@ def machine() -> str:
         )
     )
     settings = {
-        k: v for k, v in os.environ.items() if k.startswith(("MALLOC_", "THP_", "OMP_", "LD_PRELOAD", "SNNFAST_"))
+        # Of a path the last name: where files lie is no matter of a result.
+        k: " ".join(Path(part).name for part in v.replace(":", " ").split())
+        for k, v in os.environ.items()
+        if k.startswith(("MALLOC_", "THP_", "OMP_", "LD_PRELOAD", "SNNFAST_")) and k != "SNNFAST_DATA"
     }
     lines.append("environment: " + (" ".join(f"{k}={v}" for k, v in sorted(settings.items())) or "default"))
     return "\n".join(lines)

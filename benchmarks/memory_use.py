@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .registry import Case, Options
+from .registry import Case, case_of
 
 
 class Kept(NamedTuple):
@@ -96,9 +96,7 @@ def _main() -> None:
     from .peers import PEERS
     from .workloads import build, make_data
 
-    fields = json.loads(sys.argv[1])
-    options = Options(**fields["options"])
-    case = Case(**{**fields, "shape": tuple(fields["shape"]), "hidden": tuple(fields["hidden"]), "options": options})
+    case = case_of(json.loads(sys.argv[1]))
     candidate = build(case, PEERS[sys.argv[2]], make_data(case, torch.device("cpu")))
     before = _most_resident()
     for _ in range(2):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import snnfast
 
-from .bars import Bar
+from .bars import Bar, Found
 from .registry import NEURONS
 
 CHOICES = {"reset_mechanism": ("subtract", "zero", "none")}
@@ -35,9 +35,9 @@ TABLE = {
 }
 
 
-def run(args: argparse.Namespace) -> list[Bar]:
+def run(args: argparse.Namespace) -> Found:
     """Spikes and states, float32 and float64, random options, shapes and parameters."""
-    bars = []
+    bars, rows = [], []
     for neuron, drawn in TABLE.items():
         name = NEURONS[neuron].name
         if not hasattr(snnfast, name):
@@ -53,8 +53,14 @@ def run(args: argparse.Namespace) -> list[Bar]:
                 compared += sum(record.numel() for record in theirs)
                 spikes += int(theirs[0].count_nonzero())
         print(f"{neuron}: {args.configurations} random configurations, {compared} values ({spikes} spikes)")
+        rows.append(
+            {
+                "neuron": neuron, "configurations": args.configurations, "values": compared, "spikes": spikes,
+                "different": different,
+            }
+        )  # fmt: skip
         bars.append(Bar(f"{neuron}: values that differ from snnTorch's loop in any bit", different, 0))
-    return bars
+    return Found(bars, rows)
 
 
 def _records(rng: random.Random, neuron: str, drawn: Drawn) -> tuple[list[Tensor], list[Tensor]]:

@@ -9,7 +9,7 @@ import torch
 import snnfast
 from snnfast import _ops
 
-from .bars import IDLE, Bar
+from .bars import IDLE, Bar, Found
 from .measure import alternate, table
 
 STEPS, MILLION, MIB = 300, 10**6, 1 << 20
@@ -22,7 +22,7 @@ def train(x: torch.Tensor) -> torch.Tensor:
     return torch.autograd.grad(spk.sum(), x)[0]
 
 
-def run(args: argparse.Namespace) -> list[Bar]:
+def run(args: argparse.Namespace) -> Found:
     assert _ops.extension is not None, _ops.missing
     snnfast.empty_cache()
     draw, most = random.Random(0), 0
@@ -45,4 +45,4 @@ def run(args: argparse.Namespace) -> list[Bar]:
     print(f"one training step of {list(REPEATED)} float32, in memory that earlier ones left and in fresh memory")
     table(alternate({"as by default": lambda: train(x), "nothing kept": fresh}, SECONDS), "as by default")
     print()
-    return [Bar("MiB kept idle", idle / MIB, max(1024, most / MIB * IDLE))]
+    return Found([Bar("MiB kept idle", idle / MIB, max(1024, most / MIB * IDLE))])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - PyTorch's own name for it
 
-from .bars import PRODUCTS, Bar
+from .bars import PRODUCTS, Bar, Found
 from .measure import alternate
 
 T, B, NEURONS, OUTPUTS = 25, 128, 1024, 1024
@@ -39,10 +39,10 @@ def functions_of(rate: float) -> dict[str, tuple[Callable[[], Tensor], Callable[
     }
 
 
-def run(args: argparse.Namespace) -> list[Bar]:
+def run(args: argparse.Namespace) -> Found:
     print(f"product of spikes [{T * B}, {NEURONS}] and weights [{OUTPUTS}, {NEURONS}], in ms")
     print(f"{'spikes':>6}" + "".join(f"  {f'{name}: dense':>22}  {'bits':>7}  {'ratio':>6}" for name in DIRECTIONS))
-    bars = []
+    bars, rows = [], []
     for rate, limits in PRODUCTS.items():
         found = functions_of(rate)
         for dense, ours in found.values():
@@ -55,7 +55,8 @@ def run(args: argparse.Namespace) -> list[Bar]:
         for name, limit in zip(DIRECTIONS, limits, strict=True):
             dense, ours = (median(times[f"{name} {i}"]) * 1e3 for i in range(2))
             line += f"  {dense:>22.2f}  {ours:>7.2f}  {dense / ours:>6.2f}"
+            rows.append({"rate": rate, "direction": name, "dense": dense / 1e3, "bits": ours / 1e3})  # seconds
             bars.append(Bar(f"{name}, {rate:.0%} spikes: dense / bits", dense / ours, limit, at_least=True))
         print(line, flush=True)
     print()
-    return bars
+    return Found(bars, rows)

@@ -118,6 +118,12 @@ class Case:
         return replace(self, T=T)
 
 
+def case_of(fields: dict[str, Any]) -> Case:
+    """As ``dataclasses.asdict`` made it, and JSON kept it."""
+    lists = {name: tuple(fields[name]) for name in ("shape", "hidden")}
+    return Case(**{**fields, **lists, "options": Options(**fields["options"])})
+
+
 CLASSES, HIDDEN = 10, 1000
 
 

@@ -6,6 +6,7 @@ import platform
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +21,17 @@ from .registry import Case
 from .runner import Row
 
 ROOT = Path(__file__).parent.parent
-FORMAT = 2
+FORMAT = 3
 
 
 def header(device: torch.device, peers: Iterable[Peer]) -> dict[str, Any]:
     """Everything that a figure depends on."""
     lines = machine().splitlines()
     found: dict[str, Any] = {
+        "date": datetime.now(UTC).date().isoformat(),
         "machine": lines[0],
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
-        "system": platform.platform(),
+        "system": f"{platform.system()} {platform.machine()}",
         "commit": commit(),
         "snnfast": f"{snnfast.__version__}, fused on {device.type}: {snnfast.config()[f'fused on {device.type}']}",
         "versions": lines[-2],
@@ -129,8 +131,9 @@ def save(
     rows: Iterable[Row],
     bars: Sequence[Bar],
     complete: bool = True,
+    parts: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
 ) -> None:
-    """Write a run, or with ``complete`` false what there is of it so far."""
+    """Write a run, or with ``complete`` false what there is of it so far; ``parts`` are rows of other commands."""
     content = {
         "format": FORMAT,
         "complete": complete,
@@ -138,6 +141,7 @@ def save(
         "cases": {case.name: asdict(case) for case in cases},
         "rows": [asdict(row) for row in rows],
         "bars": [{**asdict(bar), "verdict": bar.verdict} for bar in bars],
+        "parts": parts or {},
     }
     path.write_text(json.dumps(content, indent=1) + "\n")
 

@@ -2,12 +2,13 @@
 
 import argparse
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
 import torch
 
-from . import base, plots, report
-from .bars import BARS, OF_ITSELF, Bar, judge
+from . import base, report
+from .bars import BARS, OF_ITSELF, Bar, Found, judge
 from .peers import PEERS
 from .peers.ours import NUMBERS, OURS, lacking
 from .peers.snntorch_loop import LOOP
@@ -26,7 +27,7 @@ def named(name: str) -> list[str]:
     return found
 
 
-def list_cases(args: argparse.Namespace) -> list[Bar]:
+def list_cases(args: argparse.Namespace) -> Found:
     device = _device(args)
     known = suites(device.type)
     for suite in args.suite or known:
@@ -39,10 +40,10 @@ def list_cases(args: argparse.Namespace) -> list[Bar]:
         problem = peer.missing(device)
         state = problem or (peer.version() if peer.version() != "not installed" else "installed")
         print(f"    {peer.name:<{max(map(len, PEERS))}}  {state}")
-    return []
+    return Found()
 
 
-def run(args: argparse.Namespace) -> list[Bar]:
+def run(args: argparse.Namespace) -> Found:
     device = _device(args)
     known = suites(device.type)
     chosen = bool(args.suite or args.case)
@@ -56,10 +57,8 @@ def run(args: argparse.Namespace) -> list[Bar]:
         args.error("no case is left of --suite and --case")
     seconds = args.seconds or (SECONDS if chosen else QUICK_SECONDS)
     wanted = [name for names in args.peer or () for name in names]
-    peers = {case.name: wanted or _peers_of(case, chosen, device) for case in selected}
-    used = {name for names in peers.values() for name in names}
-    header = report.header(device, [peer for peer in PEERS.values() if peer.name in used])
-    report.print_header(header)
+    plan = {case: wanted or peers_of(case, chosen, device) for case in selected}
+    header = header_of(plan, device)
     old = None
     if args.base:
         options = ["--seconds", str(seconds), "--device", device.type, "--case", args.case]
@@ -70,30 +69,57 @@ def run(args: argparse.Namespace) -> list[Bar]:
         except ValueError as error:
             args.error(str(error))
     asked = [*OF_ITSELF, *wanted] if chosen else []
-    rows: list[Row] = []
-    bars: list[Bar] = []
-    with _Progress(len(selected)) as progress:
-        for case in selected:
-            found, judged = measure(case, peers[case.name], asked, device, seconds, args, progress)
-            rows += found
-            bars += judged
-            if args.json:  # what a run that is ended early leaves
-                report.save(args.json, header, selected, rows, bars, complete=False)
-            progress.done()
-    report.print_notes(rows)
+
+    def save(rows: Sequence[Row], bars: Sequence[Bar], complete: bool = False) -> None:
+        if args.json:
+            report.save(args.json, header, plan, rows, bars, complete)
+
+    rows, bars = measure_all(plan, asked, device, seconds, args, save)
     if old is not None:
         report.print_base(old, rows)
     if not chosen and device.type == "cpu":
-        bars += [bar for name in BARS if name not in peers for bar in judge(name, [], wanted or None)]
-    if args.json:
-        report.save(args.json, header, selected, rows, bars)
-    if args.plot:
-        for file in plots.draw(args.plot, {case.name: case for case in selected}, rows):
-            print(f"wrote {file}")
-    return bars
+        bars += not_measured(plan, wanted or None)
+    save(rows, bars, complete=True)
+    return Found(bars)
 
 
-def check(args: argparse.Namespace) -> list[Bar]:
+def header_of(plan: Mapping[Case, Sequence[str]], device: torch.device) -> dict[str, Any]:
+    """Print it as well."""
+    used = {name for names in plan.values() for name in names}
+    header = report.header(device, [peer for peer in PEERS.values() if peer.name in used])
+    report.print_header(header)
+    return header
+
+
+def measure_all(
+    plan: Mapping[Case, Sequence[str]],
+    asked: Collection[str],
+    device: torch.device,
+    seconds: float,
+    args: argparse.Namespace,
+    save: Callable[[Sequence[Row], Sequence[Bar]], None],
+) -> tuple[list[Row], list[Bar]]:
+    """Every case against its peers; ``save`` gets what there is after each, for a run that is ended early."""
+    rows: list[Row] = []
+    bars: list[Bar] = []
+    with _Progress(len(plan)) as progress:
+        for case, peers in plan.items():
+            found, judged = measure(case, peers, asked, device, seconds, args, progress)
+            rows += found
+            bars += judged
+            save(rows, bars)
+            progress.done()
+    report.print_notes(rows)
+    return rows, bars
+
+
+def not_measured(plan: Mapping[Case, Sequence[str]], peers: Collection[str] | None = None) -> list[Bar]:
+    """Bars of the cases that are not in a plan."""
+    measured = {case.name for case in plan}
+    return [bar for name in BARS if name not in measured for bar in judge(name, [], peers)]
+
+
+def check(args: argparse.Namespace) -> Found:
     """A few cases against snnTorch and spikes as numbers, within a minute; also bars that are not measured count."""
     device = torch.device("cpu")
     report.print_header(report.header(device, [PEERS[LOOP]]))
@@ -104,7 +130,7 @@ def check(args: argparse.Namespace) -> list[Bar]:
             peers = [NUMBERS] if case.kind == "pair" else [LOOP]
             bars += measure(case, peers, (*OF_ITSELF, *peers), device, args.seconds, args, progress)[1]
             progress.done()
-    return bars
+    return Found(bars)
 
 
 def measure(
@@ -133,7 +159,7 @@ def measure(
     return rows, bars
 
 
-def _peers_of(case: Case, chosen: bool, device: torch.device) -> list[str]:
+def peers_of(case: Case, chosen: bool, device: torch.device) -> list[str]:
     """All that the device could run; those for another device would only be in the way."""
     if not (chosen or case.peers):
         return [OURS]

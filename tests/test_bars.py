@@ -145,8 +145,8 @@ def test_what_is_not_measured_fails_only_where_it_was_asked_for(measured, capsys
     assert "(not installed)" in output
 
 
-def test_without_a_command_the_selection_runs_and_lists_every_bar(measured, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["benchmarks"])
+def test_without_cases_the_selection_runs_and_lists_every_bar(measured, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["benchmarks", "run"])
     command_line.main()
     output = capsys.readouterr().out
     assert set(measured.cases) == {case.name for case in CASES.values() if case.quick}

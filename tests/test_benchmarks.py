@@ -3,7 +3,6 @@
 import json
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
@@ -20,7 +19,10 @@ from benchmarks.workloads import build, make_data
 
 CPU = torch.device("cpu")
 SUITES = ["lif", "loop", "neurons", "tutorial5", "events", "conv", "long", "framework", "memory", "inference"]
-COMMANDS = ["list", "run", "check", "parity", "epoch", "kinds", "compile", "pool", "products", "held", "rounding"]
+COMMANDS = [
+    "store", "list", "run", "check", "parity", "epoch", "kinds", "compile", "pool", "products", "held", "rounding",
+    "page", "docs", "raster",
+]  # fmt: skip
 SMALLEST = "lif [1, 1, 10] float32, forward"
 CASES = {case.name: case for cases in suites("cpu").values() for case in cases}
 LAYER = CASES["lif [25, 128, 1000] float32, forward + backward"]
@@ -263,11 +265,21 @@ def test_peak_is_at_least_what_the_gradient_takes():
 def test_header_is_complete():
     found = report.header(CPU, PEERS.values())
     assert set(found) == {
-        "machine", "device", "system", "commit", "snnfast", "versions", "threads", "load", "environment", "peers",
+        "date", "machine", "device", "system", "commit", "snnfast", "versions", "threads", "load", "environment",
+        "peers",
     }  # fmt: skip
     assert "torch" in found["versions"]
     assert set(found["peers"]) == {peer.package for peer in PEERS.values()} - {"snnfast"}
     assert all(found.values())
+
+
+def test_the_header_tells_no_path_of_the_environment(monkeypatch):
+    monkeypatch.setenv("LD_PRELOAD", "/some/where/libone.so:/else/libtwo.so")
+    monkeypatch.setenv("SNNFAST_DATA", "/some/data")
+    environment = report.header(CPU, [])["environment"]
+    assert "LD_PRELOAD=libone.so libtwo.so" in environment
+    assert "/" not in environment
+    assert "SNNFAST_DATA" not in environment
 
 
 def test_slow_functions_take_short_turns():
@@ -291,7 +303,7 @@ def test_each_command_has_its_help_and_takes_no_option_of_another(command, capsy
     with pytest.raises(SystemExit, match="0"):
         command_line.main([command, "--help"])
     assert capsys.readouterr().out.startswith(f"usage: python -m benchmarks {command} ")
-    other = ["--seconds", "1"] if command == "parity" else ["--configurations", "1"]
+    other = ["--base", "HEAD"] if command in ("store", "parity") else ["--configurations", "1"]
     with pytest.raises(SystemExit, match="2"):
         command_line.main([command, *other])
 
@@ -333,20 +345,6 @@ def test_measurements_of_one_thing_are_printed_and_judged(monkeypatch, capsys):
     monkeypatch.setattr(kinds, "SHAPES", ((1, 10),))
     command_line.main(["kinds", "--seconds", "0", "--threads", "1"])
     assert capsys.readouterr().out.count(" / float32, [") == 8
-
-
-def test_plots_are_drawn(tmp_path):
-    pytest.importorskip("matplotlib")
-    from benchmarks import plots
-
-    cases = {case.name: case for case in suites("cpu")["lif"] if case.T * case.N <= 10**6}
-    rows = [
-        runner.Row(name, OURS, median=1.0, neuron_steps=case.neuron_steps, bandwidth=1e9, saved=4.0, held=1.0)
-        for name, case in cases.items()
-    ]
-    files = plots.draw(tmp_path / "figures", cases, rows)
-    assert [file.name for file in files] == ["time_over_N.png", "time_over_T.png", "bytes_held.png", "roofline.png"]
-    assert all(Path(file).stat().st_size > 0 for file in files)
 
 
 def test_error_of_rounded_membranes_is_printed_and_judged(monkeypatch, capsys):

@@ -60,8 +60,8 @@ def test_in_the_recurrent_case_there_is_nothing_to_merge():
 
 def test_what_compiles_for_minutes_is_run_only_where_it_is_asked_for():
     pytest.importorskip("snntorch")
-    assert NETWORK not in run._peers_of(TUTORIAL5, False, CPU)
-    assert NETWORK in run._peers_of(TUTORIAL5, True, CPU)
+    assert NETWORK not in run.peers_of(TUTORIAL5, False, CPU)
+    assert NETWORK in run.peers_of(TUTORIAL5, True, CPU)
     rows = {row.peer: row for row in runner.run_case(replace(TUTORIAL5, T=33, B=1), [NETWORK], CPU, 0.0)}
     assert rows[NETWORK].problem.startswith("compiles all steps")
 
