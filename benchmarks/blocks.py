@@ -4,7 +4,7 @@ from collections.abc import Callable
 from datetime import date
 from textwrap import fill
 
-from .peers.ours import LOOPED, NUMBERS, OURS, WITH_LOSS
+from .peers.ours import LOOPED, NUMBERS, OURS, SWAPPED, WITH_LOSS
 from .peers.snntorch_loop import COMPILED, HOISTED, LOOP, NETWORK
 from .peers.spikingjelly import PREFIX as JELLY
 from .registry import PAIR, TUTORIAL5
@@ -31,6 +31,7 @@ WORDS = {
     COMPILED: "snnTorch, `torch.compile`",
     f"{JELLY}, compiled": "SpikingJelly, `torch.compile`",
     HOISTED: "snnTorch, `Linear` hoisted",
+    SWAPPED: "snnfast, import changed",
     LOOPED: "`snnfast.compile(net)`",
     WITH_LOSS: "`snnfast.compile`, loss inside",
     OURS: "`snnfast.MultiStep`",
@@ -164,6 +165,21 @@ def _word(peer: str, kind: str) -> str:
     return peer if peer == OURS and kind == "layer" else WORDS.get(peer, peer)
 
 
+def levels(of: Stored) -> str:
+    """What each way from snnTorch gains, on the training step of tutorial 5."""
+    lines = []
+    for level, what, peer in (
+        ("snnTorch", "", LOOP),
+        ("1, 2", "the import, or one call on the model", SWAPPED),
+        ("3", "one added line, `net = snnfast.compile(net)`", LOOPED),
+        ("3, with the loss", "a function that holds network and loss, compiled", WITH_LOSS),
+        ("4", "the loop over time, by hand", OURS),
+    ):
+        seconds = of.seconds(STEP, peer)
+        lines.append([level, what, ms(seconds), times(of.seconds(STEP, LOOP) / seconds)])
+    return table(["level", "what changes", "ms", "snnTorch / this"], lines)
+
+
 def calls(of: Stored) -> str:
     """One call per time step."""
     lines = []
@@ -246,6 +262,6 @@ BLOCKS: dict[str, Callable[[Stored], str]] = {
     function.__name__: function
     for function in (
         machine, link, time_plot, share_plot, memory_plot, headline, figure, speed, parity, floors, layers, networks,
-        calls, options, events, products, held, rounding,
+        levels, calls, options, events, products, held, rounding,
     )
 }  # fmt: skip

@@ -77,6 +77,9 @@ def different() -> Iterator[str]:
         for found in MARKED.finditer(text):
             if filled(found[0]) != found[0]:
                 yield f"{document.relative_to(ROOT)}: {found['block']}"
+    for file in sorted(PAGES.glob("*.md")):
+        if file.stem not in store.results() or not page.agrees(file.read_text(), stored(file.stem)):
+            yield str(file.relative_to(ROOT))
     if plots.description(FIGURE) != plots.of_training_step(stored(_named_in_readme())):
         yield str(FIGURE.relative_to(ROOT))
 

@@ -45,14 +45,23 @@ def text(of: Stored, figures: list[tuple[str, Path]]) -> str:
     parts = [ORPHAN, f"# {of.name}", BLOCKS["machine"](of)]
     for caption, path in figures:
         parts += [f"![{caption.replace('`', '')}]({path.as_posix()})", f"*{caption}*"]
+    return "\n\n".join(parts) + "\n\n" + _after_figures(of)
+
+
+def agrees(text: str, of: Stored) -> bool:
+    """Whether a page says what the result gives; its figures are not read."""
+    return BLOCKS["machine"](of) in text and text.endswith(_after_figures(of))
+
+
+def _after_figures(of: Stored) -> str:
+    parts = []
     for name, title in PASSAGES.items():
         try:
             passage = BLOCKS[name](of)
         except Missing:  # of a run that measured less
             continue
         parts += [f"## {title}", passage]
-    parts += ["## All measurements", ALL, everything(of)]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join([*parts, "## All measurements", ALL, everything(of)]) + "\n"
 
 
 ORPHAN = "---\norphan: true\n---"  # tells Sphinx that docs/performance.md, and no table of contents, leads here

@@ -6,14 +6,14 @@ from typing import Any
 
 from . import svg
 from .blocks import CONVOLUTION, LARGE, LAYER, STEP, WORDS, inference
-from .peers.ours import LOOPED, NUMBERS, OURS, WITH_LOSS
+from .peers.ours import LOOPED, NUMBERS, OURS, SWAPPED, WITH_LOSS
 from .peers.snntorch_loop import LOOP, NETWORK
 from .peers.spikingjelly import PREFIX as JELLY
 from .registry import Case
 from .runner import COPY
 from .stored import Stored, digits, ms, times
 
-OWN = (OURS, LOOPED, WITH_LOSS, NUMBERS)
+OWN = (OURS, LOOPED, WITH_LOSS, NUMBERS, SWAPPED)
 SHOWN = (LOOP, JELLY, NETWORK, LOOPED, OURS)  # in the figure of README, from top to bottom
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,18 +36,14 @@ def run(args: argparse.Namespace) -> Found:
         *_, spikes = snnfast.MultiStep.forward(network.net, image, num_steps=TUTORIAL5.T, return_spikes=True)
     hidden, output = (spk_rec[:, 0] for spk_rec in spikes)
     some = torch.linspace(0, HIDDEN - 1, NEURONS).long()
-    print(f"wrote {draw(args.out, image.view(28, 28), label, hidden[:, some], output)}")
+    shown = {f"{NEURONS} of {HIDDEN}\nhidden neurons": hidden[:, some], "class": output}
+    print(f"wrote {draw(args.out, image.view(28, 28), label, shown)}")
     return Found()
 
 
-def draw(
-    path: Path,
-    image: Tensor,  # [H, W]
-    label: int,
-    hidden: Tensor,  # [T, neurons] 0 or 1
-    output: Tensor,  # [T, classes] 0 or 1
-) -> Path:
-    """The digit, the spikes of some hidden neurons and those of the output layer."""
+def draw(path: Path, image: Tensor, label: int, spikes: Mapping[str, Tensor]) -> Path:
+    """The digit ``[H, W]``, and the spikes ``[T, neurons]`` of hidden and of output neurons, by their names."""
+    (hidden_name, hidden), (output_name, output) = spikes.items()
     said = int(output.sum(0).argmax())
     with svg.pyplot() as plt:
         figure = plt.figure(figsize=INCHES, layout="constrained")
@@ -60,14 +57,14 @@ def draw(
         top = figure.add_subplot(grid[0, 1])
         _spikes(top, hidden, svg.SERIES[0], width=2)
         top.set_title("A network trained on MNIST sees a digit")
-        top.set(ylim=(-1, hidden.shape[1]), ylabel=f"{hidden.shape[1]} of {HIDDEN}\nhidden neurons", yticks=[])
+        top.set(ylim=(-1, hidden.shape[1]), ylabel=hidden_name, yticks=[])
         top.tick_params(labelbottom=False, length=0)
 
         bottom = figure.add_subplot(grid[1, 1], sharex=top)
         classes = output.shape[1]
         bottom.axhspan(said - 0.5, said + 0.5, color=svg.OURS, alpha=0.15, linewidth=0)
         _spikes(bottom, output, svg.OURS, width=2.4)
-        bottom.set(yticks=sorted({0, said, classes - 1}), ylim=(-0.7, classes - 0.3), ylabel="class")
+        bottom.set(yticks=sorted({0, said, classes - 1}), ylim=(-0.7, classes - 0.3), ylabel=output_name)
         bottom.tick_params(axis="y", labelsize=8, length=0)
         bottom.set(xlabel="time step", xlim=(-0.7, len(output) - 0.3))
         text = f"Spikes of a 784-1000-10 network, trained for one epoch on MNIST, that sees a {label} and says {said}."

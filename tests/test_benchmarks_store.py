@@ -201,7 +201,7 @@ def test_documents_are_written_from_the_result_and_then_agree_with_it(documents,
     assert (documents / "docs" / "results" / f"{NAME}.md").is_file()
 
 
-@pytest.mark.parametrize("file", ["README.md", "docs/a.md", "docs/figures/tutorial5.svg"])
+@pytest.mark.parametrize("file", ["README.md", "docs/a.md", "docs/figures/tutorial5.svg", f"docs/results/{NAME}.md"])
 def test_a_figure_that_no_result_has_is_found(file, documents, capsys):
     command_line.main(["docs", "--update"])
     path = documents / file

@@ -13,7 +13,7 @@ from . import snntorch_loop
 from .base import KINDS, Neuron, Peer, layer_options, stepping
 
 OURS, LOOPED, WITH_LOSS = "snnfast", "snnfast, compiled loop", "snnfast, compiled loop and loss"
-NUMBERS = "snnfast, spikes as numbers"
+NUMBERS, SWAPPED = "snnfast, spikes as numbers", "snnfast, import changed"
 
 
 def layer_of(case: Case) -> Any:
@@ -83,6 +83,11 @@ PEERS = [
         NUMBERS, "snnfast", "snnfast", "pip install --no-build-isolation .", make,
         "the same, but the spikes go to the linear layer behind them as numbers: use_events(False)",
         network=OverTime, loss=loss, around=lambda: snnfast.use_events(False), kinds=("pair", *NETWORKS),
+    ),
+    Peer(
+        SWAPPED, "snntorch", "snnfast", INSTALL, make,
+        "the network of snnTorch's loop on the kernels, as after a change of the import; the loop stays",
+        network=snntorchs_loop, looped=True, kinds=NETWORKS,
     ),
     Peer(
         LOOPED, "snntorch", "snnfast", INSTALL, make,
