@@ -72,6 +72,7 @@ struct BackwardBlock {
                           : nullptr;
     clear(sums.of, grad_x_sum);
     if (p.T > kStretch) clear(totals.of, grad_x_total);
+    rows.surrogate = p.surrogate;
     rows.a = static_cast<A>(p.coefficients.a);
     rows.b = static_cast<A>(p.coefficients.b);
     rows.grad_x_sum = p.constant ? grad_x_sum : nullptr;

@@ -217,15 +217,34 @@ struct AdjointRows {
   A* grad_before[Neuron::kStates];       // with respect to the states before the first of the steps
   Rows<A> grad_x;
   A* grad_x_sum;  // in place of grad_x: one row for all steps, to which their gradients are added
-  A a, b;         // coefficients of the surrogate
-  bool stream;    // grad_x by non-temporal stores
+  SurrogateKind surrogate;
+  A a, b;       // its coefficients
+  bool stream;  // grad_x by non-temporal stores
 };
 
 template <typename Neuron, typename A>
 using AdjointLoop = void (*)(int n, const AdjointRows<Neuron, A>& rows, const Lanes<A, Neuron::kParameters>& lanes,
                              Sums<A, Neuron::kParameters>& sums);
 
-struct GivenDerivative {};  // in place of a functor of math/surrogate.h
+// In place of a functor of math/surrogate.h: the derivative is given, or the kind is told at run time.
+struct GivenDerivative {};
+struct AnySurrogate {};
+
+// The derivatives of a column. Surrogates that networks rarely use share loops, which take minutes to compile.
+template <typename Surrogate, typename A>
+SNN_HD void differentiate(SurrogateKind kind, const Column<A>& v, const Column<A>& threshold, Vec<A> a, Vec<A> b,
+                          Column<A>& derivative) {
+  const auto of = [&](auto surrogate) {
+    SNN_UNROLL for (int g = 0; g < kVectors; ++g) {
+      derivative[g] = decltype(surrogate)::derivative(v[g] - threshold[g], a, b);
+    }
+  };
+  if constexpr (std::is_same_v<Surrogate, AnySurrogate>) {
+    visit_surrogate(kind, of);
+  } else {
+    of(Surrogate{});
+  }
+}
 
 template <typename Neuron, typename A, typename Surrogate, Reset R, bool Delay, bool Recorded, bool ParameterGradients,
           int Steps>
@@ -241,6 +260,8 @@ void adjoint_loop(int n, const AdjointRows<Neuron, A>& rows, const Lanes<A, Neur
   for (int i = 0; i < n; i += kColumn<A>) {
     Columns<A, kParameters> p;
     lanes.load(i, p);
+    Column<A> threshold;
+    SNN_UNROLL for (int g = 0; g < kVectors; ++g) threshold[g] = p[g][kThreshold];
 
     Columns<A, kStates> u[Steps + 1];  // before each step
     Column<A> v[Steps], x[Steps];      // what decided its spike; its current
@@ -276,9 +297,12 @@ void adjoint_loop(int n, const AdjointRows<Neuron, A>& rows, const Lanes<A, Neur
           grad.load(s, row.grad[s][k] + i);
         }
       }
-      if constexpr (kGiven) derivative.load(row.derivative[k] + i);
+      if constexpr (kGiven) {
+        derivative.load(row.derivative[k] + i);
+      } else {
+        differentiate<Surrogate>(row.surrogate, v[k], threshold, a, b, derivative);
+      }
       SNN_UNROLL for (int g = 0; g < kVectors; ++g) {
-        if constexpr (!kGiven) derivative[g] = Surrogate::derivative(v[k][g] - p[g][kThreshold], a, b);
         const Given<V> given{grad_spk[g], derivative[g], kThroughSpike};
         dx[g] = Neuron::adjoint(kRules, x[k][g], u[k][g], v[k][g], given, grad[g], p[g], carry[g], sum[g]);
       }
@@ -373,7 +397,13 @@ Either<AdjointLoop<Neuron, A>> choose_adjoint(const Backward<Neuron>& p) {
       });
     });
   };
-  return p.derivative != nullptr ? choose(GivenDerivative{}) : visit_surrogate(p.surrogate, choose);
+  if (p.derivative != nullptr) return choose(GivenDerivative{});
+  if (p.surrogate == SurrogateKind::kNone) return choose(NoSurrogate{});
+  if constexpr (std::is_same_v<A, float>) {  // what nearly all networks use, in what nearly all use it
+    if (p.surrogate == SurrogateKind::kATan) return choose(ATan{});
+    if (p.surrogate == SurrogateKind::kFastSigmoid) return choose(FastSigmoid{});
+  }
+  return choose(AnySurrogate{});
 }
 
 }  // namespace
