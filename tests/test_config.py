@@ -243,6 +243,25 @@ def test_without_the_extension_the_fused_backend_is_an_error_that_says_why(no_ex
     assert no_extension in snnfast.config()["fused on cpu"]
 
 
+@pytest.mark.parametrize(
+    ("system", "reason"),
+    [
+        ("win32", "snnfast has kernels for Linux only, and this is win32"),
+        ("darwin", "snnfast has kernels for Linux only, and this is darwin"),
+        ("linux", "snnfast was installed without its compiled kernels"),
+    ],
+)
+def test_a_system_without_kernels_is_told_from_an_installation_without_them(system: str, reason: str) -> None:
+    # In a process of its own, with neither the file nor the name of this system.
+    found = run(
+        "import pathlib, sys, torch\n"
+        "pathlib.Path.exists = lambda path: False\n"
+        f"sys.platform = {system!r}\n"
+        "import snnfast; print(snnfast.config()['fused on cpu'])"
+    )
+    assert found.stdout.startswith(f"no: {reason}"), found.stderr
+
+
 def test_without_the_extension_the_reference_backend_does_not_warn(no_extension: str) -> None:
     with snnfast.use_backend("reference"), warnings.catch_warnings():
         warnings.simplefilter("error")
