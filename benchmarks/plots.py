@@ -118,7 +118,7 @@ def _share(plt: Any, of: Stored) -> Any:
     figure, axes = plt.subplots(figsize=(8, 0.9 + 0.27 * len(bars)), layout="constrained")
     _bars(axes, bars, "%")
     axes.axvline(100, color=svg.INK, linewidth=1, linestyle="--")
-    axes.set_xlabel("time of copy_ / time of the layer, %: 100 is the speed of copy_")
+    axes.set_xlabel("% of the speed of copy_")
     return figure
 
 
