@@ -14,13 +14,18 @@ CPP_FILES := $(shell find csrc tests/emulator tools -name '*.h' -o -name '*.cpp'
 EXTRAS_demo := examples,snntorch
 EXTRAS_test := test
 EXTRAS_bench := bench
+EXTRAS_docs := docs
+
+# Libraries that the migration pages are tested against. They have a folder of their own, which other commands do not see,
+# and come without their dependencies (gigabytes), which their neurons do not need.
+OTHERS := $(VENV)/others
 
 # The tests that reach every line of the kernels; what the others add is outside of them.
 SANITIZED := tests/test_forward.py tests/test_gradients.py tests/test_saved.py tests/test_rounded.py \
   tests/test_layout.py tests/test_ops.py tests/test_chunked_backward.py
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test bench bench-check gates torch-check wheel wheel-check release-check lint format types sanitize clean
+.PHONY: help demo test bench bench-check gates torch-check wheel wheel-check release-check docs lint format types sanitize clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,8 +34,8 @@ help:  ## show this list
 demo: $(VENV)/.built $(VENV)/.installed-demo  ## train on MNIST, time a training step, draw figures
 	$(BIN)/python examples/mnist.py $(ARGS)
 
-test: $(VENV)/.built $(VENV)/.installed-test  ## run the tests
-	$(BIN)/python -m pytest tests -n auto --maxprocesses=4 --dist loadfile $(ARGS)
+test: $(VENV)/.built $(VENV)/.installed-test $(VENV)/.others  ## run the tests
+	PYTHONPATH=$(CURDIR)/$(OTHERS) $(BIN)/python -m pytest tests -n auto --maxprocesses=4 --dist loadfile $(ARGS)
 
 bench: $(VENV)/.built $(VENV)/.installed-bench  ## measure beside snnTorch and others for ten minutes; bars, a result and its page
 	$(BIN)/python -m benchmarks $(ARGS)
@@ -49,6 +54,11 @@ wheel: $(VENV)/.build-tools  ## build dist/*.whl for every Python >= 3.11 and to
 
 wheel-check: $(VENV)/.build-tools  ## try the wheel in clean environments: oldest and newest torch, two Pythons; downloads 9 GB
 	$(BIN)/python -m tools.wheel_check $(ARGS)
+
+docs: $(VENV)/.built $(VENV)/.installed-docs  ## build the site into build/docs; any warning is an error
+	rm -rf build/docs
+	$(BIN)/python -m sphinx -q -W -n --keep-going -b html docs build/docs
+	@echo "build/docs/index.html"
 
 release-check: $(VENV)/.build-tools  ## go through the checklist of a release
 	$(BIN)/python -m tools.release_check $(ARGS)
@@ -106,6 +116,12 @@ $(VENV)/.built: $(VENV)/.torch $(BUILD_INPUTS)
 $(VENV)/.installed-%: constraints.txt pyproject.toml | $(VENV)/.built
 	@echo "installing what 'make $*' needs"
 	@$(PIP) 'snnfast[$(EXTRAS_$*)]'
+	@touch $@
+
+$(VENV)/.others: constraints.txt | $(VENV)/.installed-test
+	@echo "installing SpikingJelly and Norse"
+	@rm -rf $(OTHERS)
+	@$(PIP) --no-deps --target $(OTHERS) 'spikingjelly>=2.0.0' 'norse>=1.1.0' loguru
 	@touch $@
 
 $(VENV)/.disassemblers: constraints.txt | $(BIN)/python

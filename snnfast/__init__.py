@@ -1,9 +1,13 @@
 """Fused leaky integrate-and-fire neurons for PyTorch, with snnTorch's numbers.
 
-Start with :class:`Leaky`, :class:`Synaptic` or :class:`Lapicque` (layers), :class:`MultiStep` (layers in sequence over
-time, :class:`Residual` for a skip connection in it), or the stateless functions of :mod:`functional`; :mod:`reference`
-is the definition they all equal. :func:`reset` sets the states that layers hold to zeros.
-In code that goes on using snnTorch, start with :mod:`snntorch` (``import snnfast.snntorch as snn``).
+Where to start:
+
+- :class:`Leaky`, :class:`Synaptic` and :class:`Lapicque` are layers of neurons.
+- :func:`compile` runs a loop over time as layers over time.
+- :class:`MultiStep` is layers in sequence over time, and :class:`Residual` a skip connection in it.
+- :mod:`snnfast.snntorch` is for code that goes on using snnTorch (``import snnfast.snntorch as snn``).
+- :mod:`snnfast.functional` has the stateless functions, and :mod:`snnfast.reference` the definition that all equal.
+- :func:`reset` sets the states that layers hold to zeros.
 """
 
 import importlib

@@ -1,0 +1,193 @@
+"""The functions of docs/migrate-spikingjelly.md and docs/migrate-norse.md, and what their tables say of each case."""
+
+import itertools
+import warnings
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import test_docs
+import torch
+from torch import Tensor
+
+import snnfast
+
+pytestmark = pytest.mark.needs_extension
+
+
+@pytest.fixture(scope="module")
+def sj() -> SimpleNamespace:
+    return SimpleNamespace(**test_docs.run_page(test_docs.DOCS / "migrate-spikingjelly.md"))
+
+
+@pytest.fixture(scope="module")
+def norse() -> SimpleNamespace:
+    return SimpleNamespace(**test_docs.run_page(test_docs.DOCS / "migrate-norse.md"))
+
+
+def run(call: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Spikes, membranes, and the gradient of the input from a loss on the spikes with a weight of each."""
+    x = x.clone().requires_grad_()
+    spk, mem = call(x)
+    generator = torch.Generator().manual_seed(1)
+    (spk * torch.rand(spk.shape, generator=generator, dtype=spk.dtype)).sum().backward()
+    assert x.grad is not None
+    assert 0 < spk.mean() < 1
+    return spk.detach(), mem.detach(), x.grad
+
+
+def of_node(sj: SimpleNamespace, node: Any) -> Any:
+    def call(x: Tensor) -> tuple[Tensor, Tensor]:
+        node.step_mode, node.store_v_seq = "m", True
+        sj.functional.reset_net(node)
+        return node(x), node.v_seq
+
+    return call
+
+
+def of_leaky(lif: Any, factor: float, rest: float = 0.0) -> Any:
+    def call(x: Tensor) -> tuple[Tensor, Tensor]:
+        spk, mem = lif.unroll(factor * x)
+        if lif.reset_delay:  # the membrane before the reset
+            mem = mem - spk * mem if lif.reset_mechanism == "zero" else mem - spk * lif.threshold
+        return spk, mem + rest
+
+    return call
+
+
+def current(scale: float) -> Tensor:
+    return scale * torch.rand(60, 4, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def assert_to_rounding(ours: tuple[Tensor, ...], theirs: tuple[Tensor, ...]) -> None:
+    """In float64, with parameters that float32 holds exactly: a layer keeps them in float32."""
+    assert torch.equal(ours[0], theirs[0])
+    for a, b in zip(ours[1:], theirs[1:], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8)
+
+
+HARD = list(itertools.product([2.0, 3.2], [False, True], [0.0, -0.5], [False, True]))
+
+
+@pytest.mark.parametrize(("tau", "decay_input", "v_reset", "detach_reset"), HARD)
+@pytest.mark.parametrize("surrogate", ["ATan", "Sigmoid", "PiecewiseQuadratic"])
+def test_hard_reset_of_spikingjelly(
+    sj: SimpleNamespace, tau: float, decay_input: bool, v_reset: float, detach_reset: bool, surrogate: str
+) -> None:
+    node = sj.neuron.LIFNode(tau, decay_input, 0.75, v_reset, getattr(sj.sj, surrogate)(), detach_reset)
+    lif, factor = sj.leaky_from(node)
+    x = current(5.0 if decay_input else 2.0)
+    assert_to_rounding(run(of_leaky(lif, factor, v_reset), x), run(of_node(sj, node), x))
+
+
+@pytest.mark.parametrize("tau", [2.0, 4.0, 16.0])
+def test_spikingjelly_bit_for_bit_where_tau_is_a_power_of_two(sj: SimpleNamespace, tau: float) -> None:
+    node = sj.neuron.LIFNode(tau, decay_input=False, surrogate_function=sj.sj.ATan())
+    lif, factor = sj.leaky_from(node)
+    x = current(1.0).float()
+    ours, theirs = run(of_leaky(lif, factor), x), run(of_node(sj, node), x)
+    assert torch.equal(ours[0], theirs[0])
+    assert torch.equal(ours[1], theirs[1])
+
+
+@pytest.mark.parametrize("v_reset", [0.0, -0.5, None])
+def test_integrate_and_fire_of_spikingjelly(sj: SimpleNamespace, v_reset: float | None) -> None:
+    node = sj.neuron.IFNode(0.75, v_reset, sj.sj.ATan(), detach_reset=True)
+    lif, factor = sj.leaky_from(node)
+    x = current(3.0 if v_reset is not None else 1.5) - 0.5  # soft: also more than the threshold in a step
+    assert_to_rounding(run(of_leaky(lif, factor, v_reset or 0.0), x), run(of_node(sj, node), x))
+
+
+@pytest.mark.parametrize("decay_input", [False, True])
+def test_soft_reset_of_spikingjelly_up_to_inputs_of_the_threshold(sj: SimpleNamespace, decay_input: bool) -> None:
+    node = sj.neuron.LIFNode(3.2, decay_input, 0.75, None, sj.sj.ATan())
+    lif, factor = sj.leaky_from(node)
+    x = current(0.75 / factor)
+    assert_to_rounding(run(of_leaky(lif, factor), x), run(of_node(sj, node), x))
+    x = current(4.0 / factor)
+    assert not torch.equal(run(of_leaky(lif, factor), x)[0], run(of_node(sj, node), x)[0])
+
+
+def test_detached_soft_reset_of_spikingjelly_has_no_equal(sj: SimpleNamespace) -> None:
+    with pytest.raises(ValueError, match="detached"):
+        sj.leaky_from(sj.neuron.LIFNode(v_reset=None, detach_reset=True))
+
+
+def test_exactly_at_the_threshold_only_spikingjelly_spikes(sj: SimpleNamespace) -> None:
+    node = sj.neuron.LIFNode(2.0, decay_input=False, surrogate_function=sj.sj.ATan(), step_mode="m")
+    lif, factor = sj.leaky_from(node)
+    x = torch.ones(1, 1, 1)
+    assert node(x).item() == 1
+    assert lif.unroll(factor * x)[0].item() == 0
+
+
+def test_a_surrogate_object_of_spikingjelly_runs_step_by_step_with_a_warning(
+    sj: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snnfast._backend, "_warned", set())
+    with pytest.warns(UserWarning, match="its value is not the step"):
+        snnfast.Leaky(0.5, spike_grad=sj.sj.Sigmoid()).unroll(torch.rand(3, 2, 2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        snnfast.Leaky(0.5, spike_grad=sj.surrogate_from(sj.sj.Erf())).unroll(torch.rand(3, 2, 2))
+
+
+@pytest.mark.parametrize("init_tau", [2.0, 5.0])
+def test_learned_time_constant_of_spikingjelly(sj: SimpleNamespace, init_tau: float) -> None:
+    node = sj.neuron.ParametricLIFNode(init_tau, surrogate_function=sj.sj.ATan()).double()
+    x = current(4.0)
+    theirs = run(of_node(sj, node), x)
+    grad, node.w.grad = node.w.grad, None
+    ours = run(lambda x: sj.plif_from(node.w, x), x)
+    assert_to_rounding(ours, theirs)
+    torch.testing.assert_close(node.w.grad, grad)
+
+
+@pytest.mark.parametrize("rest", [0.0, -0.25])
+@pytest.mark.parametrize("method", ["super", "tanh", "circ", "triangle", "heavi_erfc"])
+@pytest.mark.parametrize("kind", ["box", "synaptic", "iaf"])
+def test_neurons_of_norse(norse: SimpleNamespace, kind: str, method: str, rest: float) -> None:
+    p = {"v_th": torch.tensor(0.75), "v_reset": torch.tensor(rest), "method": method, "alpha": torch.tensor(0.5)}
+    if kind == "iaf":
+        cell = norse.norse.IAFCell(norse.norse.IAFParameters(**p))
+    else:
+        p |= {"v_leak": torch.tensor(rest), "tau_mem_inv": torch.tensor(128.0)}
+        box = kind == "box"
+        make, parameters = (
+            (norse.norse.LIFBoxCell, norse.norse.LIFBoxParameters)
+            if box
+            else (norse.norse.LIFCell, norse.norse.LIFParameters)
+        )
+        cell = make(parameters(**p), dt=1 / 1024)
+    layer, factor = (norse.synaptic_from if kind == "synaptic" else norse.leaky_from)(cell)
+    x = current({"box": 15.0, "synaptic": 4.0, "iaf": 0.9}[kind])
+
+    def ours(x: Tensor) -> tuple[Tensor, Tensor]:
+        spk, *_, mem = layer.unroll(factor * x)
+        return spk, mem + rest
+
+    assert_to_rounding(run(ours, x), run(lambda x: norse.over_time(cell, x), x))
+
+
+def test_soft_reset_of_norse_up_to_inputs_of_the_threshold(norse: SimpleNamespace) -> None:
+    p = norse.norse.LIFBoxParameters(tau_mem_inv=torch.tensor(128.0), reset_method=norse.reset_subtract)
+    cell = norse.norse.LIFBoxCell(p, dt=1 / 1024)
+    lif, factor = norse.leaky_from(cell)
+    for scale, same in ((1.0, True), (5.0, False)):
+        x = current(scale / factor)
+        ours, theirs = run(of_leaky(lif, factor), x), run(lambda x: norse.over_time(cell, x), x)
+        assert torch.equal(ours[0], theirs[0]) == same
+        if same:
+            assert_to_rounding(ours, theirs)
+
+
+def test_reset_to_another_value_than_the_leak_has_no_equal(norse: SimpleNamespace) -> None:
+    with pytest.raises(ValueError, match="v_reset"):
+        norse.leaky_from(norse.norse.LIFBoxCell(norse.norse.LIFBoxParameters(v_reset=torch.tensor(0.2))))
+
+
+def test_exactly_at_the_threshold_norse_does_not_spike_either(norse: SimpleNamespace) -> None:
+    cell = norse.norse.IAFCell()
+    lif, factor = norse.leaky_from(cell)
+    x = torch.ones(1, 1, 1)
+    assert norse.over_time(cell, x)[0].item() == lif.unroll(factor * x)[0].item() == 0
