@@ -18,8 +18,8 @@ _STATE_FUNCTIONS = {"_base_sub": "subtract", "_base_zero": "zero", "_base_int": 
 _FLAGS = ("surrogate_disable", "init_hidden", "inhibition", "output", "reset_delay")
 _NEURONS = (snntorch.SpikingNeuron, snntorch.LeakyParallel)
 
-# The spike_grad that a converted layer had, and what it has in its place; for revert, and outside of the layer, since
-# the former may not be picklable.
+# The spike_grad that a converted layer had, and its replacement, for revert. They are kept outside of the layer,
+# because the former may not be picklable.
 _spike_grads: weakref.WeakKeyDictionary[nn.Module, tuple[Any, Any]] = weakref.WeakKeyDictionary()
 
 # Subclasses of snnTorch's layers without a computation of their own, put on snnfast's.
@@ -33,7 +33,7 @@ class Report:
     Attributes:
         swapped: Names of the layers that were swapped (``""`` is the model itself).
         left: Names of the neurons that were left as they are, each with the reason.
-        notes: Names of swapped layers of which there is something to know, each with it.
+        notes: Remarks on swapped layers, by their names.
     """
 
     swapped: tuple[str, ...]
@@ -50,10 +50,10 @@ class Report:
 def convert(net: nn.Module) -> Report:
     """Put every ``snntorch.Leaky``, ``Synaptic`` and ``Lapicque`` of a model on the fused kernels, in place.
 
-    Each layer stays the same object, and so do its parameters, buffers, hooks, flags, held states, training mode,
-    device and dtype: optimizers, references and checkpoints remain valid. Layers that compute something else are left
-    alone: subclasses with a ``forward`` (or another part of the computation) of their own, and other neuron models.
-    A second call changes nothing. One step at a time the layer is faster as it is; more is to gain with its ``unroll``.
+    Each layer stays the same object, with its parameters, buffers, hooks, flags, held states, training mode, device and
+    dtype. So optimizers, references and checkpoints stay valid. Layers that compute something else are left alone:
+    subclasses with a ``forward``, or another part of the computation, of their own, and other neuron models. A second
+    call changes nothing.
 
     Args:
         net: Any module, also a single layer.
@@ -89,11 +89,11 @@ def convert(net: nn.Module) -> Report:
 
 
 def revert(net: nn.Module) -> Report:
-    """Turn every :class:`snnfast.snntorch.Leaky` of a model into a plain ``snntorch.Leaky``: undo :func:`convert`.
+    """Turn the layers of :mod:`snnfast.snntorch` in a model into snnTorch's own: undo :func:`convert`.
 
-    So for the other neurons, and for layers that were made as those of :mod:`snnfast.snntorch`. Parameters, buffers,
-    hooks and held states stay. A reverted model can't be pickled, since snnTorch's surrogates are local functions: save
-    its ``state_dict``, which is the same before and after.
+    It also turns layers that were made as those of :mod:`snnfast.snntorch`. Parameters, buffers, hooks and held states
+    stay. A reverted model can't be pickled, because snnTorch's surrogates are local functions. Save its ``state_dict``,
+    which is the same before and after.
 
     Args:
         net: Any module, also a single layer.
@@ -103,6 +103,14 @@ def revert(net: nn.Module) -> Report:
 
     Raises:
         TypeError: ``net`` is not a module.
+
+    Example::
+
+        >>> import snnfast.snntorch
+        >>> from torch import nn
+        >>> net = nn.Sequential(nn.Linear(784, 10), snnfast.snntorch.Leaky(beta=0.9))
+        >>> print(snnfast.snntorch.revert(net))
+        swapped 1: 1
     """
     swapped, left = [], {}
     for name, module in _neurons(net):
@@ -160,7 +168,7 @@ def _swap(module: Any) -> str | None:
     behaves = _STATE_FUNCTIONS[vars(module).pop("state_function").__func__.__name__]
     stored = RESET_MECHANISMS[int(module.reset_mechanism_val)]
     if behaves != stored:
-        note = f"its reset mechanism was set to {stored!r}, without effect in snnTorch: it stays {behaves!r}, as it ran"
+        note = f"its reset mechanism was set to {stored!r}, which has no effect in snnTorch: it stays {behaves!r}"
     vars(module).pop("reset", None)  # of the last step
     states = {name: module._buffers.pop(name) for name in cls.neuron.states}
     module._non_persistent_buffers_set.difference_update(states)
@@ -200,7 +208,7 @@ def _set_spike_grad(module: Any, spike_grad: Any) -> None:
 
 
 def _snntorchs_own(spike_grad: Any) -> Any:
-    """snnTorch's equal of one of our surrogates; what it lacks, or has broken (LSO), stays ours, which it can call."""
+    """snnTorch's equal of one of our surrogates. Ours stays, and works there, if it has none or a broken one (LSO)."""
     if spike_grad is surrogate.DISABLED:
         return snntorch.SpikingNeuron._surrogate_bypass
     if isinstance(spike_grad, surrogate._Custom):
@@ -212,7 +220,7 @@ def _snntorchs_own(spike_grad: Any) -> Any:
 
 
 def _layer_for(cls: type) -> type[DropIn] | None:
-    """Our layer in the place of a class of snnTorch's, or of one derived from it."""
+    """Our layer for a class of snnTorch's, or for one derived from it."""
     return next((layer for layer in LAYERS if issubclass(cls, layer._theirs)), None)
 
 

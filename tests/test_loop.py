@@ -100,7 +100,7 @@ def test_explain_tells_what_is_repeated_with_its_line() -> None:
     (graph,) = snnfast.explain(Feedback(), currents()).graphs
     assert "5 x linear" in graph.merged
     (layer,) = [line for line in graph.repeated if "leaky" in line]
-    assert re.search(r"5 steps of leaky \(.*loop_nets.py:\d+: spk, mem = self.lif\(.*\): what it is given", layer)
+    assert re.search(r"5 steps of leaky \(.*loop_nets.py:\d+: spk, mem = self.lif\(.*\): its input at a step", layer)
 
 
 def test_explain_does_not_convert_the_network_itself() -> None:

@@ -25,7 +25,7 @@ _NEURON_OF = {neuron.name: neuron for neuron in NEURONS}
 
 @dataclass(eq=False)
 class Chain:
-    """Steps of one layer, each from the states that the one before it returned."""
+    """Steps of one layer. Each starts from the states that the step before returned."""
 
     neuron: Neuron
     steps: list[Node]
@@ -39,7 +39,7 @@ class Chain:
         return [step.args[1] for step in self.steps]  # type: ignore[misc]
 
     def states(self, number: int) -> list[Any]:
-        """What a step starts from."""
+        """The states that a step starts from."""
         return states_of(self.steps[number])
 
     def parameters(self) -> list[Any]:
@@ -80,7 +80,7 @@ def _same_layer(a: Node, b: Node) -> bool:
 
 @dataclass
 class Captured:
-    """A graph ready to be merged, and what is known of its nodes."""
+    """A graph ready to be merged, and facts about its nodes."""
 
     graph: Graph
     nodes: list[Node]
@@ -93,7 +93,7 @@ class Captured:
 
 
 def capture(gm: GraphModule) -> Captured:
-    """Make a copy of the graph, cleaned, and say what its nodes do."""
+    """Copy the graph, clean the copy, and find out what its nodes do."""
     graph = Graph()
     graph.output(graph.graph_copy(gm.graph, {}))
     Memory(graph).without_changes_in_place()
@@ -138,7 +138,7 @@ def _chains(captured: Captured) -> list[Chain]:
         chain_of[node] = chain
     for chain in chains:
         if any(u in captured.written for step in chain.steps for u in step.users):
-            chain.reason = "what a step returns is changed in place"
+            chain.reason = "a result of a step is changed in place"
     return chains
 
 
@@ -146,7 +146,7 @@ def _chains(captured: Captured) -> list[Chain]:
 
 
 def _segments(graph: Graph) -> dict[Node, int]:
-    """Numbers that grow wherever the meaning of all that follows changes; a barrier has one of its own."""
+    """Number the segments: it grows wherever the meaning of all later calls changes. A barrier is its own segment."""
     segment, now = {}, 0
     for node in graph.nodes:
         if is_barrier(node):
@@ -161,7 +161,7 @@ _CONVERSIONS = ("to", "float", "double", "half", "bfloat16", "type", "type_as", 
 
 
 def _pass_through(graph: Graph) -> None:
-    """Take out conversions that return what they are given."""
+    """Remove conversions that change nothing."""
     for node in graph.nodes:
         if node.op == "call_method" and node.target in _CONVERSIONS and isinstance(node.args[0], Node):
             before, after = value(node.args[0]), value(node)
@@ -170,7 +170,7 @@ def _pass_through(graph: Graph) -> None:
 
 
 def _merge_equal(graph: Graph, segment: dict[Node, int]) -> None:
-    """One call in place of equal ones: the same Linear of the same input at every step, the same index."""
+    """Replace equal calls by one: the same Linear of the same input at every step, the same index."""
     memory = Memory(graph)
     seen: dict[Any, Node] = {}
     for node in list(graph.nodes):

@@ -1,4 +1,4 @@
-"""Write the graph in which each series is one call, and each chain of steps one unroll over time."""
+"""Write the new graph: each series becomes one call, and each chain of steps one unroll over time."""
 
 import operator
 from contextlib import ExitStack
@@ -20,7 +20,7 @@ from snnfast._step_op import step, unroll
 
 
 class Piece(NamedTuple):
-    """Nodes that follow one another in a merged series, or a single node that is in none."""
+    """Consecutive nodes of a merged series, or a single node outside of any."""
 
     owner: Any  # a group, or (chain, output)
     first: int  # its number in the owner
@@ -60,7 +60,7 @@ class Emission:
         finally:
             for entered in self._autocast.values():
                 entered.close()
-        # What was tried in vain, or is not needed, must not count as a reader of an unroll.
+        # A call that was tried in vain, or that is not needed, must not count as a reader of an unroll.
         self.graph.eliminate_dead_code(is_impure_node=lambda n: n in self.effects or n.op in ("placeholder", "output"))
         for chain, (node, outputs) in self._unrolled.items():
             spk = self._ask(node, outputs)
@@ -72,7 +72,7 @@ class Emission:
     # ---- new nodes
 
     def call(self, target: Any, *args: Any, **kwargs: Any) -> Node:
-        """Append a call, and learn from fake tensors what it returns."""
+        """Append a call, and run it on fake tensors to know its results."""
         op = "call_method" if isinstance(target, str) else "call_function"
         found = fake_call(op, target, args, kwargs, self._mode)
         node = self.graph.create_node(op, target, args, kwargs)
@@ -90,7 +90,7 @@ class Emission:
         return made
 
     def get(self, node: Node) -> Any:
-        """A node of the old graph in the new one: that of a single step."""
+        """The node in the new graph of a node in the old graph: the result of a single step."""
         if node in self.new:
             return self.new[node]
         place = self.series.place(node)
@@ -101,12 +101,12 @@ class Emission:
         if isinstance(owner, tuple):
             chain, output = owner
             if output > 0 and number == len(chain.steps) - 1:
-                # Not a part of the record, which could not be detached in place: it may be what a layer holds.
+                # Not a slice of the record, which could not be detached in place: a layer may hold it.
                 return self._output(chain, ("last", output - 1))
         return self._unbound(owner)[number]
 
     def _unbound(self, owner: Any) -> list[Any]:
-        """All steps by themselves. By one call: its gradient is one stack, where each index would fill T steps."""
+        """All steps, by one unbind: its gradient is one stack. That of an index would fill T steps each time."""
         key = owner, self._segment
         if key not in self._parts:
             whole = self.whole(owner)
@@ -215,10 +215,10 @@ class Emission:
             elif all(a is column[0] for a in column):
                 made.append(self.get(column[0]))
             elif any(looks(n) != looks(column[0]) for n in column):
-                group.reason = "what it is given has not the same shape at each step"
+                group.reason = "its inputs have other shapes at other steps"
                 return None
             elif not all(isinstance(value(n), Tensor) for n in column) and not self._one_owner(column):
-                group.reason = "it is given several results of a call that is not merged"
+                group.reason = "it takes several results of a call that is not merged"
                 return None
             else:
                 made.append(self.over_time(list(column)))
@@ -226,7 +226,7 @@ class Emission:
         if not varies:  # random numbers, anew at every step
             i = next((i for i, a in enumerate(made) if isinstance(a, Node) and isinstance(value(a), Tensor)), None)
             if i is None:
-                group.reason = "nothing that it is given varies with time"
+                group.reason = "none of its inputs varies with time"
                 return None
             made[i] = self.call("expand", made[i], steps, *(-1,) * value(made[i]).dim())
             varies.add(made[i])
@@ -254,7 +254,7 @@ class Emission:
         return len(owner[0].steps if isinstance(owner, tuple) else owner.nodes)
 
     def _unlike(self, group: Group, merged: Node) -> str:
-        """Where what a merged call returns does not look like T results of the single one."""
+        """The results of a merged call do not have the shapes of T results of the single call."""
         wanted, found = tensors_of(group.first), tensors_of(merged)
         if len(wanted) != len(found):
             return "another number of results"
@@ -274,19 +274,19 @@ class Emission:
         first: Any = chain.steps[0].args
         tensors = [self.get(t) if isinstance(t, Node) else t for t in (*chain.states(0), *chain.parameters())]
         steps = len(currents) if constant else None
-        # Until it is known what is read of it, everything is asked for.
+        # It asks for everything, until the readers are known.
         node = self.call(unroll, first[0], x, tensors, *first[3:], steps, chain.neuron.every_state, False)
         self._unrolled[chain] = node, []
 
     def _output(self, chain: Chain, what: tuple[str, int]) -> Node:
-        """A result of an unroll; which number it has among them is settled at the end."""
+        """A result of an unroll. Its number among the results is settled at the end."""
         node, outputs = self._unrolled[chain]
         for key, made in outputs:
             if key == what:
                 return made
         n = len(chain.neuron.states)
         number = {"spk": 0, "rec": 1 + what[1], "last": 1 + n + what[1]}[what[0]]
-        # Directly behind the unroll, wherever it is first asked for.
+        # Directly behind the unroll, wherever its first reader is.
         after = outputs[-1][1] if outputs else node
         with self.graph.inserting_after(after):
             made = self.graph.call_function(operator.getitem, (node, number))
@@ -295,7 +295,7 @@ class Emission:
         return made
 
     def _ask(self, node: Node, outputs: list[tuple[Any, Node]]) -> Node | None:
-        """Ask an unroll for what is read of it; return the spikes of every step, if they are."""
+        """Make an unroll return only what is read. Return the spikes of every step if they are read."""
         used = {what: made for what, made in outputs if made.users}
         records = sorted(i for kind, i in used if kind == "rec")
         spk = used.get(("spk", 0))
@@ -357,7 +357,7 @@ class Emission:
         return self.call("flatten", whole, dim, dim + 1)
 
     def _sum(self, node: Node) -> Node | None:
-        """A sum that grew in the loop, as one."""
+        """A sum that grew in the loop, as one call."""
         terms, parts = terms_of(node, self._may_be_inside)
         if len(terms) < 2:
             return None

@@ -18,10 +18,10 @@ class GraphReport:
 
     Attributes:
         where: File and line of its first call.
-        merged: What became one call for all time steps, a line each.
-        repeated: What stays one call per time step, each with its line and the reason.
+        merged: One line for each series of calls that became one call for all time steps.
+        repeated: One line, with the reason, for each series of calls that stays one call per time step.
         refused: Why the whole graph runs as it is, or ``None``.
-        warnings: What users are told without being asked.
+        warnings: Messages that are shown as warnings.
     """
 
     where: str
@@ -37,16 +37,16 @@ class GraphReport:
     def fail(self, error: str) -> None:
         self.refused = f"the pass failed, a fault of snnfast: {error}"
         self.warnings = [
-            "snnfast: turning a loop over time into layers over time failed, and it runs as it is, step by step. This "
-            f"is a fault of snnfast; please report it with the program that leads to it.\n{error}"
+            "snnfast: a loop over time runs as it is, step by step, because of a fault of snnfast; please report it "
+            f"with the program that leads to it.\n{error}"
         ]
 
     def leave_alone(self, gm: GraphModule) -> None:
-        """Without a neuron of ours in it: of a part of a program, such as an optimizer, nothing is said."""
+        """A graph without a neuron of ours. If it is another part of a program, such as an optimizer, do not warn."""
         self.refused = "there is no step of a neuron in it"
         inner = (m.graph for m in gm.modules() if isinstance(m, GraphModule))
         if any(is_step(n) for graph in inner for n in graph.nodes):
-            self.refuse("its steps are in calls with graphs of their own, such as checkpointing at each step")
+            self.refuse("its steps are in calls that have their own graphs, such as checkpointing at each step")
         elif any("/snntorch/_neurons/" in (n.stack_trace or "") for n in gm.graph.nodes):
             self.refused = (
                 "its layers are snnTorch's own; put them on snnfast's kernels with snnfast.compile(net), or with "
@@ -55,7 +55,7 @@ class GraphReport:
             self.warnings = [f"snnfast: {self.where} runs as it is: {self.refused}"]
 
     def why_not(self) -> str:
-        return "; ".join(self.repeated[:3]) or "nothing in it is done at every step"
+        return "; ".join(self.repeated[:3]) or "no call in it is made at every step"
 
     def __str__(self) -> str:
         if self.refused is not None:
@@ -71,7 +71,7 @@ class Explanation:
     """What :func:`snnfast.explain` found; ``print`` it.
 
     Attributes:
-        graphs: One report for each graph: where Python code between can't be traced, there are several.
+        graphs: One report for each graph. There are several if Python code between them can't be traced.
     """
 
     graphs: list[GraphReport]
@@ -107,7 +107,7 @@ def describe(series: Series, summed: set[Node], projected: set[Chain], report: G
 
 
 def _describe_others(series: Series, summed: set[Node], report: GraphReport) -> None:
-    """Calls at the same line, once per step, that are in no series."""
+    """Enter calls that are in no series, though the same line makes one at each step."""
     alike: dict[tuple[str, str], list[Node]] = {}
     for node in series.captured.nodes:
         calls = (
@@ -122,7 +122,7 @@ def _describe_others(series: Series, summed: set[Node], report: GraphReport) -> 
     for (name, _), nodes in alike.items():
         if 1 < steps <= len(nodes):
             changes = any(n in series.captured.effects for n in nodes)
-            reason = "it changes something in place, in order" if changes else "it differs from step to step"
+            reason = "it changes a tensor in place" if changes else "it differs from step to step"
             report.repeated.append(f"{len(nodes)} x {name}{_at(nodes[0])}: {reason}")
 
 
@@ -140,7 +140,7 @@ _NOT_THE_USERS = ("/torch/", "/snnfast/", "/snntorch/")
 
 
 def line_of(node: Node | None) -> str:
-    """File and line in the user's code that a node comes from, and the code; empty where that is not known."""
+    """File, line and code of the user's program that a node comes from; empty if unknown."""
     trace = node.stack_trace if node is not None else None
     if not trace:
         return ""

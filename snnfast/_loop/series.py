@@ -1,8 +1,8 @@
 """Find the series in a graph: the same call at every step of a loop.
 
-From the chains of steps it is searched backwards (what is given to a layer at its steps) and forwards (what is made of
-its spikes and states). A series whose calls wait for one another, such as a running mean, is none: it is taken apart
-again. Nothing is built here.
+The search starts at the chains of steps. It goes backwards to the inputs of a layer at its steps, and forwards to the
+calls that use its spikes and states. Calls that wait for one another, such as a running mean, are no series: they are
+taken apart again. Nothing is built here.
 """
 
 import heapq
@@ -22,7 +22,7 @@ from snnfast._loop.nodes import argument, one_int, signature, size_of, tensors_o
 
 
 class Group:
-    """Calls that become one."""
+    """Calls that become one call."""
 
     def __init__(self, nodes: list[Node]) -> None:
         self.nodes = nodes
@@ -34,7 +34,7 @@ class Group:
 
 
 class IndexGroup(Group):
-    """``x[0]``, ``x[1]``, ...: parts of one tensor along ``dim``."""
+    """``x[0]``, ``x[1]``, ...: slices of one tensor along ``dim``."""
 
     def __init__(self, nodes: list[Node], base: Node, dim: int, places: list[int]) -> None:
         super().__init__(nodes)
@@ -72,7 +72,7 @@ class Series:
     # ---- what runs before what
 
     def vertex(self, node: Node) -> Any:
-        """What a node is a part of: a chain that is merged, a group, or itself."""
+        """The vertex of a node: a merged chain, a group, or the node itself."""
         chain = self.chain_of.get(node)
         if chain is not None and chain.merged:
             return chain
@@ -97,7 +97,7 @@ class Series:
         return list(dict.fromkeys(map(self.vertex, self.captured.nodes)))
 
     def in_order(self) -> list[Any]:
-        """Each vertex behind all that it waits for, and otherwise in the order of the old graph."""
+        """The vertices, each behind all that it waits for, otherwise in the order of the old graph."""
         order, segment = self.captured.order, self.captured.segment
         waiting: dict[Any, int] = {}
         after: dict[Any, list[Any]] = {}
@@ -136,13 +136,13 @@ class Series:
         for found in self._cycles():
             for vertex in found:
                 if isinstance(vertex, Chain):
-                    vertex.reason = "what it is given at a step depends on what it returned at an earlier one"
+                    vertex.reason = "its input at a step depends on its output at an earlier step"
 
     def _take_apart(self) -> None:
         for found in self._cycles():
             for vertex in found:
                 if isinstance(vertex, Group):
-                    vertex.reason = "each one needs the result of an earlier one"
+                    vertex.reason = "each call needs the result of an earlier one"
 
     # ---- searching
 
@@ -168,7 +168,7 @@ class Series:
         )
 
     def _find(self, nodes: list[Node]) -> None:
-        """Make groups of the free nodes among these, as long as they are alike and follow one another."""
+        """Group free nodes among these that are alike and follow one another."""
         i = 0
         while i < len(nodes):
             run = [nodes[i]]
@@ -208,7 +208,7 @@ class Series:
         self._follow(nodes)
 
     def _follow(self, members: Sequence[Node | None]) -> None:
-        """Ask for what is made of the members of a series, one each."""
+        """Search for calls that use the members of a series, one each."""
         users: dict[Any, list[tuple[int, Node]]] = defaultdict(list)
         for k, node in enumerate(members):
             times: dict[Any, int] = defaultdict(int)
