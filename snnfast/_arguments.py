@@ -1,4 +1,4 @@
-"""Check what users pass: options of a layer once, what a call asks for and its tensors once per call."""
+"""Check the arguments of users: the options of a layer once, the options and tensors of a call at each call."""
 
 import numbers
 import operator
@@ -37,7 +37,7 @@ _DEFAULT_SPIKE_GRAD = surrogate.atan()
 
 
 class Options(NamedTuple):
-    """How a layer computes, checked: the same from call to call."""
+    """Checked options of a layer, the same from call to call."""
 
     spike_grad: SpikeGrad
     reset: int  # a place in RESET_MECHANISMS
@@ -50,7 +50,7 @@ class Options(NamedTuple):
 
 
 class Call(NamedTuple):
-    """What one call asks for, checked."""
+    """Checked options of one call."""
 
     time: int  # a place in TIMES: what time is in the shape of the current
     steps: int
@@ -73,7 +73,7 @@ ONE_STEP = made_call(STEP, 1, record=0, last=True, reduce=False)
 def check_options(
     spike_grad: object, reset_mechanism: object, reset_delay: object, inhibition: object, state_quant: object
 ) -> Options:
-    """Raise ``TypeError`` or ``ValueError`` naming the option that is wrong; else return them in one form."""
+    """Return the options in one form, or raise ``TypeError`` or ``ValueError``, naming the option that is wrong."""
     spike_grad, reset_delay = check_spike_grad(spike_grad), check_flag("reset_delay", reset_delay)
     reset = RESET_MECHANISMS.index(check_reset_mechanism(reset_mechanism))
     inhibition, state_quant = check_flag("inhibition", inhibition), check_state_quant(state_quant)
@@ -100,9 +100,9 @@ def check_call(
     membrane_dtype: object,
     last: bool = False,
 ) -> Call:
-    """The same for what a call of all time steps asks for; ``current`` has been checked.
+    """The same for the options of a call of all time steps. ``current`` is checked already.
 
-    ``last``: all states after the last step are wanted in any case.
+    ``last``: return all states after the last step in any case.
     """
     if num_steps is not None:
         time, steps = CONSTANT, check_num_steps(num_steps)
@@ -125,10 +125,10 @@ Parameters = tuple[Tensor, ...]
 def prepare(
     neuron: Neuron, options: Options, time: int, current: Tensor, states: States, parameters: Parameters
 ) -> tuple[Tensor, States, Parameters, bool]:
-    """The tensors of a call as the kernels take them, or an error naming the one that is wrong.
+    """The tensors of a call as the kernels take them, and whether one of them asks for a gradient.
 
-    Kernels convert states and parameters themselves, but for what widens the arithmetic to float64: then all that is
-    returned is float64. Returned behind the tensors: whether one of them asks for a gradient.
+    A wrong tensor is an error that names it. Kernels convert states and parameters themselves, unless one of them
+    widens the arithmetic to float64. Then all tensors are returned as float64.
     """
     dtype, device = current.dtype, current.device
     acc = arithmetic_dtype(dtype)
@@ -255,7 +255,7 @@ def check_membrane_dtype(dtype: object) -> torch.dtype | None:
 
 
 def _check_rounding(neuron: Neuron, options: Options) -> None:
-    """Where the kernels could not work from a rounded membrane, asking for one is an error."""
+    """Raise where the kernels can't work from a rounded membrane."""
     if not neuron.record_tells:
         raise ValueError(f"membrane_dtype: a {neuron.name} neuron needs more than its membrane for backward")
     if not options.reset_delay:
@@ -267,7 +267,7 @@ def _check_rounding(neuron: Neuron, options: Options) -> None:
 
 
 def check_flag(name: str, value: object, *, optional: bool = False) -> bool:
-    """True and False, also as numpy has them or as 1 and 0; if the flag is ``optional``, ``None`` is False."""
+    """A flag as a bool. It may be numpy's bool, or 1 or 0. If it is ``optional``, ``None`` is False."""
     if isinstance(value, bool):
         return value
     if optional and value is None:
@@ -276,7 +276,7 @@ def check_flag(name: str, value: object, *, optional: bool = False) -> bool:
         if value not in (0, 1):
             raise ValueError(f"{name}: expected True or False, got {value}")
         return bool(value)
-    # numpy's own bool, told without importing numpy.
+    # numpy's bool, recognised without importing numpy.
     if getattr(getattr(value, "dtype", None), "kind", None) == "b" and getattr(value, "shape", None) == ():
         return bool(value)
     raise TypeError(f"{name}: expected True or False, got {type(value).__name__}")
@@ -327,7 +327,7 @@ def check_parameter(name: str, value: object, current: Tensor, step_shape: torch
 
 
 def check_parameter_value(name: str, value: object) -> Tensor:
-    """A parameter of a layer as the tensor that snnTorch makes of it: a Python float becomes float32, an int int64."""
+    """A parameter of a layer as the tensor that snnTorch makes of it: float32 of a Python float, int64 of an int."""
     if isinstance(value, Tensor):
         if value.is_complex():
             raise TypeError(f"{name}: expected a real tensor, got {_name(value.dtype)}")

@@ -1,4 +1,4 @@
-"""Where a layer's tensors are found."""
+"""Where the tensors of a layer are kept."""
 
 from collections.abc import Sequence
 
@@ -6,9 +6,10 @@ from torch import nn
 
 
 def are_plain(layer: type[nn.Module], names: Sequence[str]) -> bool:
-    """Whether ``nn.Module`` alone decides where the layers of a class keep what has these names.
+    """Whether the layers of a class keep attributes of these names where ``nn.Module`` puts them.
 
-    It can then be read and written there, which costs a fraction of ``nn.Module.__getattr__`` and ``__setattr__``.
+    The attributes can then be read and written there directly. That costs a fraction of ``nn.Module.__getattr__`` and
+    ``__setattr__``.
     """
     getter = next(base for base in layer.__mro__ if "__getattr__" in vars(base))
     return (

@@ -29,12 +29,13 @@ from snnfast.surrogate import DISABLED, has_derivative, straight_through_estimat
 class Unroll(torch.autograd.Function):
     """A neuron's forward op with its backward op as the gradient.
 
-    Saved beyond inputs and outputs: nothing where the recorded membrane tells all; else the states before every 16th
-    step, from which the backward kernel recomputes the others. Two things may be saved in place of the current: the
-    membrane of every step in bfloat16, if that was asked for; the spikes as bits, if they tell all that the gradient
-    depends on. A callable
-    ``spike_grad`` is asked for its derivative at the membranes that decided the spikes, all at once, in the backward
-    pass; the gradient goes to these membranes only, not to anything else that the callable holds.
+    Beyond inputs and outputs it saves nothing if the gradient can be computed from the recorded membrane. Otherwise it
+    saves the states before every 16th step, from which the backward kernel recomputes the others. In place of the
+    current it may save the membrane of every step in bfloat16, if the user asks for that, or the spikes as bits, if the
+    gradient depends on nothing else.
+
+    In the backward pass, a callable ``spike_grad`` is asked for its derivative at all membranes that decided a spike,
+    in one call. The gradient reaches these membranes only, not parameters of the callable.
     """
 
     @staticmethod
@@ -106,7 +107,7 @@ def records(asks: bool) -> bool:
 
 
 def of_states(neuron: Neuron, call: Call, grads: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The gradients of all states of every step, then of all last states; ``None`` for what was not returned."""
+    """The gradients of all states of every step, then of all last states; ``None`` for states not returned."""
     if call.record == 0:
         grads = neuron.no_states + grads
     elif call.record != neuron.every_state:
@@ -118,7 +119,7 @@ def of_states(neuron: Neuron, call: Call, grads: tuple[Any, ...]) -> tuple[Any, 
 def by_input(
     neuron: Neuron, found: Sequence[Tensor], needs: Sequence[bool], tensors: Sequence[Tensor]
 ) -> list[Tensor | None]:
-    """What a backward op returned, for the current, each state and each parameter; ``needs`` says which there are."""
+    """The results of a backward op by current, state and parameter. ``needs`` says which of them exist."""
     rest = iter(found)
     gradients = [next(rest) if needed else None for needed in needs]
     for i in range(1 + len(neuron.states), len(needs)):
@@ -128,21 +129,22 @@ def by_input(
 
 
 def refusing(gradients: Sequence[Tensor | None], *sources: Tensor | None) -> tuple[Tensor | None, ...]:
-    """The same gradients; it is an error to differentiate them again with respect to what they depend on."""
+    """The same gradients, which raise an error when they are differentiated again."""
     given = [t for t in sources if t is not None]
     return tuple([g if g is None else _NoDoubleBackward.apply(g, *given) for g in gradients])
 
 
 def what_to_save(neuron: Neuron, options: Options, call: Call, dtype: torch.dtype, needs: Sequence[bool]) -> int:
-    """One of ``SAVE_*``. ``SAVE_NOTHING``: the recorded membrane tells all; ``SAVE_CHECKPOINTS``: with the current.
+    """What forward saves, one of ``SAVE_*``.
 
-    ``needs``: whether the current, each state and each parameter asks for its gradient.
+    With ``SAVE_NOTHING``, backward uses the recorded membrane. ``SAVE_CHECKPOINTS`` goes with the current. ``needs``:
+    whether the current, each state and each parameter asks for its gradient.
     """
     if not neuron.record_tells or not options.reset_delay:
         return SAVE_CHECKPOINTS
     if call.rounded and not _needs_membrane(neuron, needs):
         return SAVE_MEMBRANE
-    # Where the membrane after a step is the one that decided its spike: not rounded since.
+    # Only where the membrane after a step is the one that decided its spike, and was not rounded since.
     if call.record & neuron.membrane and (dtype == torch.float32 or dtype == torch.float64):
         return SAVE_NOTHING
     from_spikes = options.spike_grad.kernel_id in _FROM_SPIKES  # type: ignore[attr-defined]
@@ -152,12 +154,12 @@ def what_to_save(neuron: Neuron, options: Options, call: Call, dtype: torch.dtyp
 
 
 def _needs_membrane(neuron: Neuron, needs: Sequence[bool]) -> bool:
-    """Whether a parameter but the last two asks for its gradient, which takes the membrane itself."""
+    """Whether a parameter other than the last two asks for its gradient, which takes the membrane itself."""
     return any(needs[1 + len(neuron.states) : -2])
 
 
 def count(neuron: Neuron, record: int) -> int:
-    """How many states are recorded; not by ``bin``, which torch.compile does not trace with torch 2.11."""
+    """How many states are recorded. (torch.compile does not trace ``bin`` with torch 2.11.)"""
     return sum([record >> i & 1 for i in range(len(neuron.states))])
 
 
@@ -200,7 +202,7 @@ class _NoDoubleBackward(torch.autograd.Function):
 def _sum_to(partial: Tensor, parameter: Tensor) -> Tensor:
     """Sum per-neuron partial gradients to a parameter's shape, the same way for any number of threads.
 
-    torch splits only a long reduction to a single number by thread; here that one goes through fixed pieces.
+    torch splits a reduction by thread only if it is long and gives a single number. That one goes through fixed pieces.
     """
     shape = parameter.shape
     partial = partial.contiguous()  # the order of the sum must not depend on the layout

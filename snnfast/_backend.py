@@ -31,9 +31,9 @@ def _check(source: str, name: object) -> str:
 _default = _check("SNNFAST_BACKEND", os.environ.get("SNNFAST_BACKEND") or "auto")
 _choice: ContextVar[str | None] = ContextVar("snnfast_backend", default=None)
 
-# Of the block entered last in any thread. torch.compile sees it: it traces a global and guards it, neither of which it
-# does for a ContextVar in every supported version. So do the threads of a backward pass, which compute forward passes
-# again (activation checkpointing) and have no context of their own.
+# The choice of the block that was entered last in any thread. It is a global for two readers. torch.compile traces and
+# guards globals; a ContextVar it does not, in every supported version. And the threads of a backward pass, which
+# compute forward passes again (activation checkpointing), have no context of their own.
 _traced = _default
 _entered: dict[object, str] = {}  # by the blocks that are open, in whatever thread
 _lock = threading.Lock()
@@ -53,14 +53,14 @@ _check_isa()
 def use_backend(name: str) -> Iterator[None]:
     """Choose the implementation inside a ``with`` block, for the thread that runs it.
 
-    The choice is a context variable: other threads keep theirs, and a thread that is started inside of the block begins
-    with the choice of ``SNNFAST_BACKEND``; so do the replicas of ``DataParallel``. Code under ``torch.compile``, and
-    what is computed again in a backward pass, sees the block that was entered last in any thread.
+    The choice is a context variable. Other threads keep theirs. A thread that is started inside of the block begins
+    with the choice of ``SNNFAST_BACKEND``, and so do the replicas of ``DataParallel``. Code under ``torch.compile``,
+    and code that a backward pass computes again, sees the block that was entered last in any thread.
 
     Args:
-        name: ``"auto"``: the fused kernels where they exist, else the reference with one warning that says why.
+        name: ``"auto"``: the fused kernels where they exist, otherwise the reference with one warning that says why.
             ``"fused"``: the kernels, or an error that says why not. ``"reference"``: the plain PyTorch loop.
-            The environment variable ``SNNFAST_BACKEND`` sets the choice outside such blocks.
+            The environment variable ``SNNFAST_BACKEND`` sets the choice outside of such blocks.
 
     Raises:
         TypeError: ``name`` is not a string.

@@ -1,5 +1,5 @@
 # ruff: noqa: N801 - the classes have snnTorch's names
-"""The cross-entropies of :mod:`snnfast.losses`, which tells what they have in common."""
+"""The cross-entropies of :mod:`snnfast.losses`."""
 
 import torch
 from torch import Tensor
@@ -17,15 +17,16 @@ class ce_rate_loss(PopulationLoss):
         weight: Factor per class, ``[classes]``.
 
     Returns:
-        When called with ``spk_out`` ``[T, B, N]`` and ``targets`` ``[B]``: the loss, in float32 whatever the spikes
-        are; ``[1]``, ``[B]`` with ``"none"``, ``[]`` for the mean of a weighted loss.
+        When called with ``spk_out`` ``[T, B, N]`` and ``targets`` ``[B]``: the loss, ``[1]``; with ``"none"`` ``[B]``;
+        ``[]`` for the mean of a weighted loss. It is float32 whatever the spikes are.
 
     Raises:
         TypeError, ValueError: As listed in :mod:`snnfast.losses`; ``num_classes`` is missing or does not divide ``N``.
 
     Note:
-        snnTorch's population code adds no spikes, takes a label for the number of a neuron, and needs a ``weight`` of
-        two values, for the first ``N / num_classes`` neurons and the others. Here it is that of :class:`ce_count_loss`.
+        snnTorch's population code adds no spikes. It takes a label for the number of a neuron, and needs a ``weight``
+        of two values: for the first ``N / num_classes`` neurons, and for the others. Here it is that of
+        :class:`ce_count_loss`.
 
     Example::
 
@@ -45,7 +46,7 @@ class ce_rate_loss(PopulationLoss):
         loss = self._cross_entropy_over_time(logits, labels, reduction)
         if reduction == "none":
             return loss.sum(0, dtype=torch.float32) / steps
-        # The mean over samples at each step is over as many at every step: it is that over samples and steps.
+        # Every step has the same number of samples, so the mean of the steps' means is the mean over all.
         return (loss.float() if reduction == "mean" else loss.float() / steps).view(1)
 
 
@@ -60,7 +61,7 @@ class ce_count_loss(PopulationLoss):
 
     Returns:
         When called with ``spk_out`` ``[T, B, N]`` and ``targets`` ``[B]``: the loss, ``[]`` or ``[B]``, in the dtype of
-        the spikes; in PyTorch's default dtype with a population code.
+        the spikes. With a population code it has PyTorch's default dtype.
 
     Raises:
         TypeError, ValueError: As listed in :mod:`snnfast.losses`; ``num_classes`` is missing or does not divide ``N``.

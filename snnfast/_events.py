@@ -21,8 +21,8 @@ def _of_environment() -> bool:
     return _VALUES[given]
 
 
-# Of the block entered last in any thread. torch.compile guards a global, and the threads of a backward pass, which may
-# compute forward passes again, see it.
+# The choice of the block that was entered last in any thread. It is a global, because torch.compile guards globals, and
+# because the threads of a backward pass, which may compute forward passes again, see it.
 enabled = _default = _of_environment()
 _entered: dict[object, bool] = {}  # by the blocks that are open, in whatever thread
 _lock = threading.Lock()
@@ -32,16 +32,18 @@ _lock = threading.Lock()
 def use_events(wanted: bool) -> Iterator[None]:
     """Choose inside a ``with`` block, for all threads, whether spikes go as bits to the ``Linear`` behind them.
 
-    Where a linear layer alone reads the spikes of a neuron layer (in :class:`MultiStep`, in a compiled loop, with the
-    ``weight`` of :func:`snnfast.functional.lif`), the CPU kernels hand them on as one bit each. The product then visits
-    only the neurons that spiked, and neither the spikes nor their gradient are ever written as numbers. Convolutions of
-    few spikes in :class:`MultiStep` visit only these, too. Results are those of the spikes as numbers, up to the order
-    of the sums. Only a weight or a gradient that is not finite may not reach them where there is no spike: as a number,
-    0 times it would be NaN. Calls of few rows (less than 256 samples times steps) are left as they are.
+    Where only a linear layer reads the spikes of a neuron layer, the CPU kernels hand them on as one bit each. That is
+    so in :class:`MultiStep`, in a compiled loop, and with the ``weight`` of :func:`snnfast.functional.lif`. The product
+    then visits only the neurons that spiked, and neither the spikes nor their gradient are ever written as numbers.
+    Convolutions of few spikes in :class:`MultiStep` visit only the spikes, too. Calls of few rows (less than 256
+    samples times steps) stay as they are.
+
+    Results are those of the spikes as numbers, up to the order of the sums. There is one exception: a weight or a
+    gradient that is not finite has no effect where there is no spike. As a number, 0 times it would be NaN.
 
     Args:
-        wanted: ``False``: write the spikes as numbers, and multiply by PyTorch's dense product. The environment
-            variable ``SNNFAST_EVENTS=0`` does so outside of such blocks.
+        wanted: ``True``: bits, the default. ``False``: write the spikes as numbers, and multiply by PyTorch's dense
+            product. The environment variable ``SNNFAST_EVENTS=0`` does so outside of such blocks.
 
     Raises:
         TypeError: ``wanted`` is not a bool.

@@ -1,4 +1,4 @@
-"""What ``MultiStep.from_sequential`` asks of the layers of a loop over time, and what it does to them."""
+"""The checks of ``MultiStep.from_sequential``."""
 
 import importlib
 import warnings
@@ -14,7 +14,7 @@ __all__ = ["check_names", "check_neurons", "warn_of_batch_norm"]
 
 
 def check_names(cls: type[nn.Sequential], net: nn.Sequential) -> None:
-    """The modules must be ones that an instance of ``cls`` can have under their names."""
+    """Raise unless an instance of ``cls`` can have the modules under their names."""
     if not len(net):
         raise ValueError("net: expected at least one module")
     for name in net._modules:
@@ -23,7 +23,7 @@ def check_names(cls: type[nn.Sequential], net: nn.Sequential) -> None:
 
 
 def check_neurons(layers: Sequence[tuple[str, nn.Module]]) -> None:
-    """The neuron layers must be ones that can be unrolled, and each must have its state to itself."""
+    """Raise unless every neuron layer can be unrolled and has a state of its own."""
     names: dict[nn.Module, str] = {}
     for name, layer in layers:
         if not isinstance(layer, SpikingLayer) and not is_snntorchs(layer):
@@ -49,7 +49,7 @@ def _reason(layer: nn.Module) -> str | None:
 
 
 def warn_of_batch_norm(net: nn.Module) -> None:
-    """Where the numbers are about to be others than those of the loop."""
+    """Warn that the numbers will differ from those of the loop."""
     names = [
         name
         for name, module in net.named_modules()

@@ -8,14 +8,14 @@ from typing import Any, overload
 class Instances(Sequence[Any]):
     """The layers that were added and still exist, oldest first.
 
-    snnTorch's ``instances`` is a plain list: no layer in it, nor the memory of its state, is ever freed.
+    snnTorch's ``instances`` is a plain list, which keeps every layer and the memory of its state alive.
     """
 
     def __init__(self) -> None:
         self._refs: list[weakref.ref[Any]] = []
 
     def append(self, layer: object) -> None:
-        # A new list, so that one being iterated over stays as it is; what is gone leaves here.
+        # A new list without dead layers. A list that somebody iterates over stays as it is.
         self._refs = [ref for ref in self._refs if ref() is not None] + [weakref.ref(layer)]
 
     def remove(self, layer: object) -> None:

@@ -35,10 +35,10 @@ _current_graph_task_id = torch._C._current_graph_task_id  # -1 outside of a back
 
 
 class SpikingLayer(nn.Module):
-    """What the layers of all neurons share: options, parameters, held states, and their way to the kernels.
+    """What the layers of all neurons share: options, parameters, held states, and the call of the kernels.
 
-    A layer says which ``neuron`` it is, makes its parameters in the order of snnTorch's ``state_dict``, and has a
-    ``forward`` and an ``unroll`` with its own states as arguments.
+    A layer names its ``neuron``, makes its parameters in the order of snnTorch's ``state_dict``, and has a ``forward``
+    and an ``unroll`` with its own states as arguments.
 
     Attributes:
         instances: All layers of a class that exist, held weakly.
@@ -95,7 +95,7 @@ class SpikingLayer(nn.Module):
         self.register_buffer("reset_mechanism_val", torch.as_tensor(RESET_MECHANISMS.index(self._reset_mechanism)))
 
     def _finish(self) -> None:
-        """The last line of a constructor: no layer whose constructor raised is ever found among the instances."""
+        """The last line of a constructor. So a layer whose constructor raised is never among the instances."""
         for name in self.neuron.states:
             setattr(self, name, torch.zeros(0))
         self._register()
@@ -106,7 +106,7 @@ class SpikingLayer(nn.Module):
 
     @property
     def reset_mechanism(self) -> str:
-        """``"subtract"``, ``"zero"`` or ``"none"``; setting it takes effect with the next step."""
+        """``"subtract"``, ``"zero"`` or ``"none"``. A new value takes effect with the next step."""
         return self._reset_mechanism
 
     @reset_mechanism.setter
@@ -143,9 +143,9 @@ class SpikingLayer(nn.Module):
         last: bool = False,
         linear: Linear | None = None,
     ) -> tuple[Tensor, ...]:
-        """What ``unroll`` of a layer returns; with ``last``, the states after the last step behind that.
+        """What ``unroll`` of a layer returns. With ``last``, the states after the last step follow.
 
-        With ``linear``, what it makes of the spikes is in their place.
+        With ``linear``, its output takes the place of the spikes.
         """
         check_current("current", current)
         options = self._options()
@@ -166,7 +166,7 @@ class SpikingLayer(nn.Module):
         return found if call.record or not last else found + found[-n:]
 
     def _options(self) -> Options:
-        """Options of a call: checked when they are made, and again only where an attribute was assigned since."""
+        """Options of a call. They are checked when they are made, and again only after an attribute was assigned."""
         known = self.__dict__.get("_checked")
         # By identity: two callables that are equal may differ in what they compute.
         if (
@@ -180,7 +180,7 @@ class SpikingLayer(nn.Module):
             return known[5]  # type: ignore[no-any-return]
         given = self.spike_grad, self._reset_mechanism, self.reset_delay, self.inhibition, self.state_quant
         spike_grad, reset_mechanism, reset_delay, inhibition, state_quant = given
-        # snnTorch takes whatever is assigned for true or false.
+        # snnTorch takes any assigned value as true or false.
         options = check_options(spike_grad, reset_mechanism, bool(reset_delay), bool(inhibition), state_quant)
         if not torch.compiler.is_compiling():
             self.__dict__["_checked"] = *given, options
@@ -197,7 +197,7 @@ class SpikingLayer(nn.Module):
         return tuple([getattr(self, name) for name in self.neuron.parameters])
 
     def _refuse(self, name: str, state: object) -> None:
-        """Say what is wrong with a state that was passed."""
+        """Raise an error for a state that must not be passed, or is wrong."""
         if self.init_hidden:
             raise TypeError(f"{name}: must not be passed to a layer with init_hidden=True, which holds its own")
         if not isinstance(state, Tensor):
@@ -232,7 +232,7 @@ class SpikingLayer(nn.Module):
     def _held(self, name: str, x: Tensor, shape: torch.Size) -> Tensor:
         """The held state if it has the shape of a step of ``x``, else zeros.
 
-        Not ``None`` for zeros: activation checkpointing wants to see the same tensors when a step is computed again.
+        ``None`` would do for zeros, but activation checkpointing wants the same tensors when it computes a step again.
         """
         held: Tensor = getattr(self, name)
         if not torch.compiler.is_compiling():
@@ -256,8 +256,8 @@ class SpikingLayer(nn.Module):
     def reset_mem(self) -> Any:
         """Set the held states to zeros (of their present shape) and return them.
 
-        In what ``torch.compile`` traces they are empty, as in a new layer, and stand for zeros of any shape: what is
-        compiled then does not depend on the batch before.
+        While ``torch.compile`` traces, they are empty, as in a new layer, and stand for zeros of any shape. So compiled
+        code does not depend on the batch before.
         """
         if torch.compiler.is_compiling():
             zeros = [torch.zeros(0) for _ in self.neuron.states]
@@ -282,7 +282,7 @@ class SpikingLayer(nn.Module):
 
     @classmethod
     def init(cls) -> None:
-        """Forget all layers: :meth:`detach_hidden` and :meth:`reset_hidden` reach only those made from now on."""
+        """Forget all layers: :meth:`detach_hidden` and :meth:`reset_hidden` reach only layers that are made later."""
         cls.instances.clear()
 
     # ---- the parts of a step, as snnTorch has them
@@ -296,13 +296,13 @@ class SpikingLayer(nn.Module):
     def fire_inhibition(self, batch_size: int, mem: Tensor) -> Tensor:
         """Spikes ``[B, N]`` of a membrane ``[B, N]``: 1 for the largest of each sample if it is above the threshold.
 
-        ``batch_size`` is snnTorch's argument; it is the size of the first dimension.
+        ``batch_size`` is an argument of snnTorch's method: the size of the first dimension.
         """
         spk = self._step_function(mem)
         return spk * winners(mem - self.threshold)
 
     def mem_reset(self, mem: Tensor) -> Tensor:
-        """Which neurons of a membrane ``[B, *]`` are to be reset: ``1`` above the threshold, without a gradient."""
+        """The reset of a membrane ``[B, *]``: ``1`` where it is above the threshold, without a gradient."""
         return self._step_function(mem).detach()
 
     def _step_function(self, mem: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""A linear layer behind the neurons, which is given their spikes as bits."""
+"""A linear layer behind the neurons, which takes their spikes as bits."""
 
 import math
 from typing import Any, NamedTuple
@@ -28,13 +28,13 @@ from snnfast._ops import (
 from snnfast.surrogate import DISABLED
 
 LEAST_ROWS = 256
-"""Samples times steps, from which on bits gain: before that their packing and one more op cost what they save."""
+"""Samples times steps from which on bits are faster. Below, their packing and one more op cost more than they save."""
 
 _transforms_are_active = torch._C._are_functorch_transforms_active
 
 
 class Linear(NamedTuple):
-    """The weights of the only reader of a layer's spikes."""
+    """The weights of a linear layer that alone reads the spikes of a neuron layer."""
 
     weight: Tensor  # [O, N]
     bias: Tensor | None  # [O]
@@ -46,7 +46,7 @@ class Linear(NamedTuple):
 
 
 def check_linear(weight: object, bias: object, current: Tensor, step_shape: torch.Size) -> Linear | None:
-    """Raise an error that names what is wrong with the weight or the bias; ``current`` has been checked."""
+    """Check the weight and the bias, or raise an error that names one. ``current`` is checked already."""
     if weight is None:
         if bias is not None:
             raise ValueError("bias: needs a weight")
@@ -73,7 +73,7 @@ def check_linear(weight: object, bias: object, current: Tensor, step_shape: torc
 
 
 def by_events(options: Options, call: Call, x: Tensor, parameters: Parameters, linear: Linear) -> bool:
-    """Whether the kernels can hand the spikes on as bits; else ``linear`` is given them as numbers."""
+    """Whether the kernels can hand the spikes on as bits. If not, ``linear`` takes them as numbers."""
     weight, bias, dims = linear
     if not _events.enabled or _ops.spikes_linear is None or not x.is_cpu or not options.kernels_do_all:
         return False
@@ -119,7 +119,7 @@ def unroll_linear(
     linear: Linear,
     asks: bool,  # whether a tensor before ``linear`` asks for a gradient
 ) -> tuple[Tensor, ...]:
-    """All time steps: what the linear layer makes of the spikes ``[T, *, O]``, and the states that are asked for."""
+    """Compute all time steps: the output of the linear layer ``[T, *, O]``, and the states that the call returns."""
     weight, bias, dims = linear
     x = x.contiguous()
     if records(asks or weight.requires_grad or (bias is not None and bias.requires_grad)):
@@ -129,15 +129,15 @@ def unroll_linear(
         asked = options.packed | call.packed | 1 << BITS_AT
         bits, *found = neuron.forward(x, *states, *parameters, call.steps, asked)
         out = _product(bits, linear, parameters[-1], x, call)
-    # Here and not in the function: autograd lets nobody change a view that a function has made.
+    # Not in the function: autograd forbids changes of a view that a function has made.
     return out.view(call.steps, *_step_shape(x, call)[:-dims], out.shape[-1]), *found
 
 
 class UnrollLinear(torch.autograd.Function):
     """A neuron's forward op and the product of its spikes with the weights behind it.
 
-    Saved for backward: the spikes as bits for the gradient of the weight, and what :class:`Unroll` saves. The neuron's
-    backward op makes the gradient of the spikes, block by block, from that of the product.
+    It saves the spikes as bits, for the gradient of the weight, and the tensors that :class:`Unroll` saves. The
+    neuron's backward op computes the gradient of the spikes, block by block, from that of the product.
     """
 
     @staticmethod

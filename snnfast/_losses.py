@@ -1,4 +1,4 @@
-"""What :mod:`snnfast.losses` is made of: reduction, cross-entropy, spike counts, spike times, targets, checks."""
+"""The parts of :mod:`snnfast.losses`: reduction, cross-entropy, spike counts, spike times, targets, checks."""
 
 import math
 import numbers
@@ -14,7 +14,7 @@ from snnfast._arguments import check_flag
 
 
 class Loss(ABC):
-    """A criterion with snnTorch's reduction: a weighted loss is not reduced before its weights are in it."""
+    """A criterion with snnTorch's reduction: a loss is multiplied by its weights before it is reduced."""
 
     __name__: str  # by which snntorch.backprop tells what a criterion wants
 
@@ -111,9 +111,9 @@ def cross_entropy_over_time(
 ) -> Tensor:  # [T, B] with reduction="none", else []
     """``torch.nn.functional.cross_entropy`` of all steps in one call, with its options, reduced over steps and samples.
 
-    PyTorch's softmax over the last dimension puts the classes of one sample into a vector; of fewer than a vector's it
-    computes one after the other. With the samples last, a vector takes as many samples. Only on the CPU: CUDA adds up
-    the losses of such samples in no fixed order.
+    PyTorch's softmax over the last dimension puts the classes of one sample into a vector. If there are fewer classes
+    than a vector holds, it computes one after the other. With the samples last, a vector holds that many samples. This
+    is done on the CPU only: CUDA adds up the losses of such samples in no fixed order.
     """
     steps = logits.shape[0]
     if logits.device.type == "cpu" and logits.shape[2] < _VECTOR:
@@ -123,7 +123,7 @@ def cross_entropy_over_time(
 
 
 _VECTOR = 16
-"""Numbers in float32 of the longest vector, that of AVX-512. From here on, classes last are as fast or faster."""
+"""float32 numbers in the longest vector, that of AVX-512. For so many classes or more, classes last are as fast."""
 
 
 def count(
@@ -157,7 +157,7 @@ def first_step(
 
 
 def squared_error(found: Tensor, wanted: Tensor, reduction: str) -> Tensor:
-    """``mse_loss`` of tensors that may differ in their dtypes: with torch 2.11 that fails in the backward pass."""
+    """``mse_loss`` of tensors that may differ in dtype. With torch 2.11, PyTorch's fails in the backward pass."""
     dtype = torch.promote_types(found.dtype, wanted.dtype)
     return torch.nn.functional.mse_loss(found.to(dtype), wanted.to(dtype), reduction=reduction)
 
@@ -187,7 +187,7 @@ class _SpikeTimes(torch.autograd.Function):
         (steps,) = ctx.saved_tensors
         grad = -grads[0]
         spk_grad = grad.new_zeros(ctx.num_steps, *steps.shape[1:])
-        # One after the other: where two times are the same step, as those of no spike are, snnTorch keeps the last.
+        # One after the other. Silent neurons may have the same step several times: snnTorch keeps the last.
         for i in range(len(steps)):
             spk_grad = spk_grad.scatter(0, steps[i : i + 1], grad[i : i + 1])
         return spk_grad, None

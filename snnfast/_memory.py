@@ -10,12 +10,12 @@ __all__ = ["empty_cache", "set_cache_limit"]
 def empty_cache() -> None:
     """Return to the system the memory that freed CPU outputs of 128 KiB or more left behind for later ones.
 
-    Fresh memory costs page faults, which take several times as long as the kernel that writes to it. So the memory of
-    freed outputs is kept for later outputs. How much is kept follows the demand: together with the outputs in use, at
-    most twice the largest number of bytes that were in use at once lately, or 64 MiB if that is more. It is never more
-    than 8 GiB, nor more than a quarter of the memory of the machine or of the control group (container) that the
-    process is in. Under a limit of address space (``ulimit -v``, ``ulimit -d``) it is at most an eighth of the room
-    that is left. :func:`set_cache_limit` sets another limit.
+    Fresh memory costs page faults, which take several times as long as the kernel that writes to it. So snnfast keeps
+    the memory of freed outputs for later outputs. How much it keeps follows the demand. Together with the outputs in
+    use, it is at most twice the largest number of bytes that were in use at once lately, or 64 MiB if that is more. It
+    is never more than 8 GiB, nor more than a quarter of the memory of the machine or of the control group (container).
+    Under a limit of address space (``ulimit -v``, ``ulimit -d``) it is at most an eighth of the room that is left.
+    :func:`set_cache_limit` sets another limit.
 
     Without the compiled extension, this function does nothing. A tensor in such memory can't be resized in place
     (``resize_``, ``untyped_storage().resize_``).
@@ -36,7 +36,7 @@ def set_cache_limit(limit: int | None) -> None:
     memory of the machine and the limits of address space are. Without the compiled extension, it has no effect.
 
     Args:
-        limit: bytes. 0 keeps nothing. None is the default limit.
+        limit: Number of bytes. 0 keeps nothing. ``None`` is the default limit.
 
     Raises:
         TypeError: ``limit`` is not an int.

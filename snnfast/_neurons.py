@@ -1,4 +1,4 @@
-"""The neuron layers there are, and those found in a network, ours and snnTorch's: :func:`reset`."""
+"""The list of neuron layers, and what is done with all neurons of a network: :func:`reset`, :func:`convert`."""
 
 import importlib
 from typing import Any
@@ -19,9 +19,8 @@ LAYERS: tuple[type[SpikingLayer], ...] = (Leaky, Synaptic, Lapicque)
 def reset(net: nn.Module) -> None:
     """Set the states that the neurons of a network hold to zeros, and cut them from their graph, between two samples.
 
-    It reaches every neuron layer of snnfast anywhere in ``net``, and snnTorch's own
-    beside them by their ``reset_mem``; no layer outside of ``net``. (``snntorch.utils.reset`` knows the layers of
-    :mod:`snnfast.snntorch`, but not those of :mod:`snnfast`.)
+    It reaches every neuron layer in ``net``, snnfast's and snnTorch's, and no layer outside of ``net``.
+    (``snntorch.utils.reset`` reaches the layers of :mod:`snnfast.snntorch`, but not those of :mod:`snnfast`.)
 
     Args:
         net: Any module, also a single layer. States keep their shape ``[B, *]``, dtype and device.
@@ -48,12 +47,12 @@ def reset(net: nn.Module) -> None:
 
 
 def is_snntorchs(module: nn.Module) -> bool:
-    """Whether it is a neuron of snnTorch; told by name, so that snnTorch is never imported for it."""
+    """Whether it is a neuron of snnTorch. It goes by names, so that snnTorch is never imported for it."""
     names = ("SpikingNeuron", "LeakyParallel")
     return any(c.__name__ in names and c.__module__.startswith("snntorch.") for c in type(module).__mro__)
 
 
 def convert(net: nn.Module) -> None:
-    """Put snnTorch's neurons on the kernels, in place; where there are none, snnTorch is not asked for."""
+    """Put snnTorch's neurons on the kernels, in place. If there are none, snnTorch is not imported."""
     if any(map(is_snntorchs, net.modules())):
         importlib.import_module("snnfast._convert").convert(net)

@@ -1,4 +1,4 @@
-"""What PyTorch asks of an op beside its kernels: the shapes of its results while tracing, and a rule for ``vmap``."""
+"""What PyTorch needs of an op beside its kernels: the shapes of its results while tracing, and a rule for ``vmap``."""
 
 import math
 from functools import partial
@@ -90,7 +90,7 @@ def _forward_fake(neuron: Neuron, x: Tensor, *args: Any) -> list[Tensor]:
 
 
 def _rows(saved: int, steps: int) -> Any:
-    """Of what a mode saves for one state."""
+    """The shape of the tensor that a mode saves for one state."""
     _, plus, per, _ = SAVED_MODES[saved]
     return torch.sym_max((steps + plus) // per, 0)
 
@@ -116,7 +116,7 @@ def _linear_weight_fake(bits: Tensor, grad: Tensor, graded: Tensor) -> Tensor:
     return grad.new_empty((grad.shape[2], bits.shape[2]))
 
 
-# ---- vmap: one more dimension of a step, since the neurons do not know of one another
+# ---- vmap: one more dimension of a step, because neurons are independent of one another
 
 
 def _forward_vmap(neuron: Neuron, info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[list[Tensor], list[int]]:

@@ -53,7 +53,7 @@ def check_state(number: int, given: object, layer: SpikingLayer, step_shape: tor
 
 
 def check_states(states: object, layers: Sequence[nn.Module]) -> None:
-    """Raise where the states that are passed, if any, are not those of these layers, one for each with neurons."""
+    """Raise unless the states that are passed, if any, fit these layers: one entry for each neuron layer."""
     for layer in layers:
         for module in () if isinstance(layer, SpikingLayer) or not has_unroll(layer) else layer.modules():
             if (isinstance(module, SpikingLayer) or is_snntorchs(module)) and not getattr(module, "init_hidden", False):
@@ -71,7 +71,7 @@ def check_states(states: object, layers: Sequence[nn.Module]) -> None:
 
 
 def check_stateless(layer: nn.Module, argument: str, to_convert: bool) -> None:
-    """Raise where a layer is, or has inside, a neuron that can't be unrolled; with ``to_convert`` also snnTorch's."""
+    """Raise if a layer is or contains a neuron that can't be unrolled. ``to_convert``: snnTorch's will be converted."""
     kind = type(layer).__name__
     if isinstance(layer, nn.ModuleList | nn.ModuleDict):
         raise TypeError(
@@ -116,10 +116,10 @@ def unrolled(layer: Any, x: Tensor) -> Tensor:
 
 
 def linear_behind(layers: Sequence[nn.Module], step_dims: int) -> tuple[Linear | None, int]:
-    """The ``nn.Linear`` that is given the spikes of a layer, and the place behind it among the ``layers`` after that.
+    """The ``nn.Linear`` that takes the spikes of a neuron layer, and the number of ``layers`` up to and with it.
 
-    Only what leaves the spikes of a step (of so many dimensions) as they are may come before it, and nothing that a
-    user has hung on any of these modules may miss its call.
+    Only modules that leave the spikes of a step (of ``step_dims`` dimensions) as they are may come before it. None of
+    these modules may have a hook of the user, which would miss its call.
     """
     dims = 1
     if step_dims < 2:
@@ -138,7 +138,7 @@ def linear_behind(layers: Sequence[nn.Module], step_dims: int) -> tuple[Linear |
 
 
 def is_only_called(layer: nn.Module) -> bool:
-    """Whether a call of a module is its own ``forward`` and nothing else that a user has hung on it, or on all."""
+    """Whether a call of a module runs its ``forward`` and no hook, neither its own nor a global one."""
     hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
     every = nn.modules.module._has_any_global_hook()  # type: ignore[no-untyped-call]
     return not every and not any(hooks) and "forward" not in layer.__dict__

@@ -41,12 +41,12 @@ _check_version()
 
 
 class DropIn(SpikingLayer):
-    """What all layers of :mod:`snnfast.snntorch` share. Their other two bases say all that is particular to one."""
+    """What all layers of :mod:`snnfast.snntorch` share. A layer has two more bases: snnfast's class and snnTorch's."""
 
     _drop_in: ClassVar[type["DropIn"]]  # the layer itself, also for a user's subclass of it
     _fused: ClassVar[type[SpikingLayer]]
     _theirs: ClassVar[Any]  # snnTorch's class, kept: a program may put ours in its place
-    _parts: ClassVar[tuple[str, ...]]  # what snnTorch's class computes a step with, and the fused one does not
+    _parts: ClassVar[tuple[str, ...]]  # methods that a step of snnTorch's class calls, and a fused step does not
     _takes_delay: ClassVar[bool]  # whether snnTorch's class has a reset_delay
     _entry: ClassVar[type["_Entry"]]
 
@@ -103,11 +103,12 @@ class DropIn(SpikingLayer):
 
 
 class _Entry:
-    """Stands for a layer in snnTorch's list of neurons, and does not keep it alive; with the layer's class as a base.
+    """The entry of a layer in snnTorch's list of neurons, which does not keep the layer alive.
 
-    snnTorch's loops over the list ask whether an entry is a ``Leaky``, and read and write its ``mem``; so for the other
-    neurons and their states. A layer may die between two lines of them; its entry stays until the next layer comes.
-    ``weakref.proxy`` will not do: for ``torch.compile`` it is no ``Leaky``, and is passed over.
+    snnTorch's loops over the list ask whether an entry is a ``Leaky``, and read and write its ``mem``; likewise for the
+    other neurons. So an entry has the layer's class as a base. A layer may die between two lines of such a loop: its
+    entry stays until the next layer is made. ``weakref.proxy`` would not do: ``torch.compile`` does not take it for a
+    ``Leaky``.
     """
 
     layer: weakref.ref[nn.Module]
@@ -141,7 +142,7 @@ def _entered(name: str) -> property:
 
 
 def _not_traced() -> None:
-    """``torch.compile`` does not see that what a weak reference leads to is a layer that it knows already."""
+    """Break the graph: ``torch.compile`` does not know that a weak reference leads to a layer that it traces."""
     if torch.compiler.is_compiling():
         torch._dynamo.graph_break()
 
@@ -151,8 +152,8 @@ _entries: weakref.WeakKeyDictionary[nn.Module, _Entry] = weakref.WeakKeyDictiona
 
 def _tell_snntorch(layer: DropIn) -> None:
     """Enter a layer into snnTorch's own list of neurons: ``snntorch.utils.reset`` goes through that list."""
-    # It goes through globals and weak references, which torch.compile does not follow: it runs between two graphs.
-    # This is what torch.compiler.disable sets, without the import of the compiler.
+    # reset uses globals and weak references, which torch.compile does not follow, so it must run between two graphs.
+    # torch.compiler.disable would set the same attribute, but would import the compiler.
     importlib.import_module("snntorch.utils").reset._torchdynamo_disable = True
     neurons: list[Any] = snntorch.SpikingNeuron.instances
     entered = _entries.get(layer)
@@ -169,8 +170,8 @@ def _tell_snntorch(layer: DropIn) -> None:
 class Leaky(DropIn, leaky.Leaky, snntorch.Leaky):  # type: ignore[misc]
     """:class:`snnfast.Leaky` that is a ``snntorch.Leaky`` as well: same arguments, same methods, same numbers.
 
-    A subclass that replaces a part of the step, such as ``fire``, needs a ``forward`` of its own that calls it; without
-    one it is an error, since the fused step calls no such part. Derive it from ``snntorch.Leaky`` instead.
+    The fused step calls no parts of a step, such as ``fire``. So a subclass that replaces one needs a ``forward`` of
+    its own that calls it, and is an error without one. Derive it from ``snntorch.Leaky`` instead.
 
     Example::
 
@@ -221,4 +222,4 @@ class Lapicque(DropIn, lapicque.Lapicque, snntorch.Lapicque):  # type: ignore[mi
 
 
 LAYERS: tuple[type[DropIn], ...] = (Leaky, Synaptic, Lapicque)
-"""All of them: what ``convert`` makes of snnTorch's, and what :mod:`snnfast.snntorch` has in place of snnTorch's."""
+"""The layers that ``convert`` puts in the place of snnTorch's, and that :mod:`snnfast.snntorch` has in their place."""

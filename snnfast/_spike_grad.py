@@ -1,4 +1,4 @@
-"""What the kernels may assume of a ``spike_grad``: snnTorch's own are recognised, any other callable is examined."""
+"""What the kernels may assume of a ``spike_grad``. snnTorch's own are recognised. Any other callable is examined."""
 
 import types
 import weakref
@@ -22,9 +22,9 @@ _BYPASS = ("snntorch._neurons.neurons", "SpikingNeuron._surrogate_bypass")
 
 @dataclass(frozen=True)
 class Applied:
-    """The ``apply`` of an ``autograd.Function``: one object, where each ``Function.apply`` is a new one.
+    """The ``apply`` of an ``autograd.Function`` as one object. Each access to ``Function.apply`` makes a new one.
 
-    ``torch.compile`` takes it for a constant, which it does not do with a built-in method.
+    ``torch.compile`` takes it for a constant. It does not do so with a built-in method.
     """
 
     function: Any
@@ -41,11 +41,11 @@ _customs: weakref.WeakKeyDictionary[types.FunctionType, Surrogate] = weakref.Wea
 
 
 def recognise(spike_grad: Any) -> Any:
-    """Return our equal of one of snnTorch's surrogates; anything else comes back as it is.
+    """Return our equal of one of snnTorch's surrogates, and anything else as it is.
 
-    snnTorch 1.0.0 returns closures ``atan.<locals>.inner`` whose free variables are the parameters; its main branch
-    returns an object ``ATanSurrogate`` with the same names as attributes. They are told by name, so that snnTorch is
-    never imported for it.
+    snnTorch 1.0.0 returns closures ``atan.<locals>.inner``, whose free variables are the parameters. Its main branch
+    returns an object ``ATanSurrogate`` with the same names as attributes. They are recognised by name, so that snnTorch
+    is never imported for it.
     """
     # The names of a function can't be traced by torch.compile; layers recognise theirs when they are made.
     if isinstance(spike_grad, Surrogate) or torch.compiler.is_compiling():
@@ -81,7 +81,7 @@ def _is_number(value: object) -> bool:
 
 
 class Traits(NamedTuple):
-    """Why a callable can't run in the fused unroll, in words for the user; ``None`` where it can."""
+    """Why a callable can't run in the fused unroll, in words for the user. ``None``: it can."""
 
     delayed: str | None  # with reset_delay=True
     immediate: str | None  # with reset_delay=False, where the derivative enters the recurrence
@@ -95,15 +95,16 @@ class _Examined(NamedTuple):
 # By identity: two callables that are equal may differ in what they compute.
 _examined: dict[int, _Examined] = {}
 
-# Neurons that a trial takes at most; of a larger layer it takes fewer samples.
+# The most neurons in a trial. For a larger layer it takes fewer samples.
 _MOST = 1 << 15
 
 
 def examine(spike_grad: SpikeGrad, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Traits:
     """Try ``spike_grad`` on made-up time steps of ``shape``, once per callable, shape, dtype and device.
 
-    The kernels reset by the step ``1[z > 0]``, call it on all time steps at once, and with an immediate reset take its
-    derivative to be one number per neuron and step: a callable for which that is wrong must not reach them.
+    The kernels assume three things: the value is the step ``1[z > 0]``, it can be called on all time steps at once,
+    and, with an immediate reset, the derivative is one number per neuron and step. A callable for which one of these is
+    wrong must not reach them.
     """
     if shape.numel() == 0:
         return Traits(None, None)  # nothing can go wrong, and nothing is learned of it
@@ -153,7 +154,7 @@ _SAMPLES = tuple(
 
 
 def _steps(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Every sample somewhere, in time steps that have nothing in common: no statistic of one is that of another."""
+    """Time steps that hold every sample, and that differ from one another in every statistic."""
     n = shape.numel()
     first = torch.tensor(_SAMPLES, dtype=dtype, device=device)
     count = -(-len(_SAMPLES) // n)
@@ -172,7 +173,7 @@ def _examine(spike_grad: SpikeGrad, shape: torch.Size, dtype: torch.dtype, devic
     ):
         z = _steps(shape, dtype, device)
         weights = torch.linspace(-1, 2, z.numel(), dtype=dtype, device=device).view_as(z)
-        # Errors of these calls are the callable's own: a loop over time would meet them as well.
+        # An error in these calls is the callable's own: a loop over time would raise it as well.
         asks = _asks_for_a_gradient(spike_grad(z[0]))
         learned = "it has parameters of its own that ask for a gradient" if asks else None
         values, gradients = zip(
@@ -196,7 +197,7 @@ def _examine(spike_grad: SpikeGrad, shape: torch.Size, dtype: torch.dtype, devic
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
-    """Up to rounding, also of sums in another order."""
+    """Equal up to rounding, also that of sums in another order."""
     return torch.allclose(a, b, rtol=1e-4, atol=1e-7, equal_nan=True)
 
 

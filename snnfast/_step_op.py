@@ -1,7 +1,7 @@
 """One time step as one node of the graph that ``torch.compile`` makes of a loop: the op ``snnfast::step``.
 
-Without it the checks and the autograd function of a step would be traced anew for every step of a loop. The op is a
-composite one, so that a compiler still finds the kernels in it. The backend in :mod:`snnfast._loop` looks for it.
+Without it, torch.compile would trace the checks and the autograd function of a step anew for every step of a loop. It
+is a composite op, so that any compiler finds the kernels in it. The backend in :mod:`snnfast._loop` looks for it.
 """
 
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ _BY_NAME = {neuron.name: neuron for neuron in NEURONS}
 
 @lru_cache
 def _options_of(packed: int, surrogate_field: int, p0: float, p1: float) -> Options:
-    """Those that ``Options.packed`` and ``Options.derivative`` were made of."""
+    """The options that ``Options.packed`` and ``Options.derivative`` hold."""
     kind = surrogate.of_kernel(surrogate_field >> SURROGATE_AT, p0, p1)
     reset, delay = RESET_MECHANISMS[unpack(packed, "reset")], bool(unpack(packed, "reset_delay"))
     return check_options(kind, reset, delay, False, None)
@@ -53,11 +53,10 @@ def unroll(
     bias: Tensor | None = None,  # [O]
     dims: int = 1,  # of a step, from the last: N is their product
 ) -> list[Tensor]:
-    """All steps that follow one another in a graph: the spikes, the recorded states, and the states at the end.
+    """Unroll steps that follow one another in a graph: the spikes, the recorded states, and the states at the end.
 
-    With a ``weight``, what the linear layer makes of the spikes ``[T, *, O]`` is in their place.
-
-    Numbers and dtypes are those of the steps: of a half-precision current the states are as wide as the arithmetic.
+    With a ``weight``, the output of the linear layer ``[T, *, O]`` takes the place of the spikes. Numbers and dtypes
+    are those of the steps: for a half-precision current, the states have the dtype of the arithmetic.
     """
     time, steps = (SEQUENCE, len(x)) if steps is None else (CONSTANT, steps)
     call = made_call(time, steps, record, last=True, reduce=reduce)
@@ -81,7 +80,7 @@ def step(
     p1: float,
     backend: str,
 ) -> list[Tensor]:
-    """What the op does. A graph that is run as it is calls this function: the way through the op costs microseconds."""
+    """What the op does. A graph that runs as it is calls this function, because a call of the op takes microseconds."""
     return list(_run(neuron, x, tensors, (options, surrogate_field, p0, p1), backend, ONE_STEP))
 
 

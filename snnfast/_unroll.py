@@ -1,4 +1,4 @@
-"""The one way from a layer, or a function of :mod:`snnfast.functional`, to the kernels, and through autograd."""
+"""The path from a layer, or from a function of :mod:`snnfast.functional`, to autograd and the kernels."""
 
 import torch
 from torch import Tensor
@@ -25,11 +25,11 @@ def run(
 ) -> tuple[Tensor, ...]:
     """Compute all time steps of a call, or one.
 
-    While torch.compile traces it, one step becomes one node of the graph; ``as_node=False`` is what the node does.
+    While torch.compile traces, one step becomes one node of the graph. ``as_node=False`` is what that node runs.
 
     Returns:
-        The spikes (of every step, or their sum), or what ``linear`` makes of them; the states of every step that
-        ``call.record`` asks for; and with ``call.last`` all states after the last step.
+        The spikes of every step, or their sum, or the output of ``linear``. Then the states of every step that
+        ``call.record`` names. Then, with ``call.last``, all states after the last step.
     """
     if as_node and call.time == STEP and torch.compiler.is_compiling() and options.kernels_do_all:
         backend = _backend.current_backend()
@@ -54,7 +54,7 @@ def run(
 
 
 def _can_follow(options: Options, call: Call, x: Tensor, neuron: Neuron) -> bool:
-    """Whether the kernels can compute the membrane of a layer whose spikes, or their derivative, are not theirs."""
+    """Whether the kernels can unroll the membrane of a layer whose spikes or derivative they do not compute."""
     reason = None
     if options.state_quant is not None:
         reason = "state_quant is called on the states of every step before the next one"
@@ -82,12 +82,13 @@ def _can_follow(options: Options, call: Call, x: Tensor, neuron: Neuron) -> bool
 def _fire_afterwards(
     neuron: Neuron, options: Options, call: Call, x: Tensor, states: States, parameters: Parameters
 ) -> tuple[Tensor, ...]:
-    """Any callable as surrogate, or inhibition: the kernel computes the states, the spikes come from all of it at once.
+    """Any callable as surrogate, or inhibition: the kernel unrolls the states, then all spikes are made in one call.
 
-    With a delayed reset no gradient of a spike enters the recurrence, and every neuron above the threshold is reset.
+    This is possible with a delayed reset. Then no gradient of a spike enters the recurrence, and every neuron above the
+    threshold is reset.
     """
-    # The membrane in the dtype of the arithmetic: a rounded one could fall on the other side of the threshold. The
-    # kernel's own spikes are not used: as a sum they are at least not written.
+    # The membrane is in the dtype of the arithmetic: a rounded one could fall on the other side of the threshold. The
+    # kernel's own spikes are not used. As a sum they are not written for every step.
     acc = arithmetic_dtype(x.dtype)
     given = _plain(options)
     if call.time == STEP:
@@ -112,5 +113,5 @@ def _fire_afterwards(
 
 
 def _plain(options: Options) -> Options:
-    """The same neurons where no gradient passes through the spikes, which are not used."""
+    """The same options without a gradient through the spikes, which are not used."""
     return options._replace(spike_grad=heaviside(), inhibition=False, kernels_do_all=True)

@@ -56,49 +56,52 @@ def lif(
             bfloat16. With ``num_steps``, ``[*]``: the same current at every step, never materialised over time.
         mem: Membrane before the first step, ``[*]``, any floating dtype. ``None``: zeros.
         beta: Decay per time step, clamped to [0, 1]; a number, or a tensor broadcastable to ``[*]`` (one per layer,
-            neuron, channel ...). As every tensor argument, it may require a gradient.
+            neuron, channel ...). Like every tensor argument, it may require a gradient.
         threshold: Membrane above which a neuron spikes; a number or a tensor broadcastable to ``[*]``.
         graded_spikes_factor: Height of a spike; a number or a tensor broadcastable to ``[*]``.
-        spike_grad: Derivative used for the step in the backward pass: one of :mod:`snnfast.surrogate` (snnTorch's
-            own closures and objects are taken for these), or any callable of ``mem - threshold`` that returns the
-            spikes ``1[mem - threshold > 0]``. A callable must be a pure function, the same forward and backward. It is
-            tried out on made-up values when it is first used (for a shape, a dtype and a device), and then called on
-            all time steps at once, ``[T, *]``; one that does not allow that, or returns other values, runs step by
+        spike_grad: Derivative of a spike in the backward pass. One of :mod:`snnfast.surrogate` or of
+            ``snntorch.surrogate``, or any callable of ``mem - threshold`` that returns the spikes
+            ``1[mem - threshold > 0]``. A callable must be a pure function, the same forward and backward. When it is
+            first used for a shape, a dtype and a device, it is tried out on made-up values. It is then called on all
+            time steps at once, ``[T, *]``. If it does not allow that, or returns other values, the layer runs step by
             step, with one warning. ``None``: ``surrogate.atan()``.
         reset_mechanism: ``"subtract"`` the threshold, set to ``"zero"``, or ``"none"``.
         reset_delay: Reset one step after the spike (snnTorch's default) or at once.
         num_steps: Number of steps of a constant current. ``None``: time is the leading dimension of ``current``.
         record_mem: Return the membrane after every step, or only after the last one (less memory).
-        inhibition: Of each sample only the neuron with the largest ``mem - threshold`` may spike (with height 1, as in
-            snnTorch); the others are reset all the same. Steps must be ``[B, N]``. With ``reset_delay=False`` it runs
-            step by step, with one warning.
-        state_quant: A function of the membrane, such as ``snntorch.functional.quant.state_quant`` makes, applied to it
-            at every step; ``False`` or ``None``: none. It runs step by step, with one warning.
-        reduce: ``"sum"``: return the sum of the spikes over time, all that a rate code needs, in place of those of
-            every step, which the kernels then never write. ``None``: the spikes.
-        membrane_dtype: ``torch.bfloat16``: keep for backward the membrane of every step at half the size of the
-            current, 2 bytes instead of 4.25 per neuron and step. Spikes and membranes are the same, and so are all
-            resets; the surrogate derivative is taken at a membrane that is rounded to 8 bits relative to its distance
-            from the threshold. Needs ``reset_delay=True`` and a surrogate of :mod:`snnfast.surrogate`. It has no effect
-            where ``beta`` asks for a gradient, which takes the whole membrane, and on the reference path. ``None``:
-            exact gradients.
-        weight: Weights ``[O, N]`` of a linear layer behind the neurons, ``N`` being the last dimension of ``current``,
-            in its dtype. The first result is then ``linear(spk, weight, bias)`` in place of the spikes. The CPU kernels
-            hand these on as bits, and neither they nor their gradient are ever written as numbers
-            (:func:`snnfast.use_events`); results are the same up to the order of the sums. ``None``: the spikes.
+        inhibition: In each sample, only the neuron with the largest ``mem - threshold`` may spike (with height 1, as in
+            snnTorch). The others are reset all the same. Steps must be ``[B, N]``. With ``reset_delay=False`` the layer
+            runs step by step, with one warning.
+        state_quant: A function that is applied to the membrane at every step, such as
+            ``snntorch.functional.quant.state_quant`` makes. ``False`` or ``None``: none. The layer runs step by step,
+            with one warning.
+        reduce: ``"sum"``: return the spike count over time, which is all that a rate code needs. The kernels then never
+            write the spikes. ``None``: return the spikes.
+        membrane_dtype: ``torch.bfloat16``: keep the membrane of every step for backward at half the size of the
+            current, 2 bytes instead of 4.25 per neuron and step. Spikes, membranes and resets are the same. The
+            surrogate derivative is taken at a rounded membrane: its distance from the threshold has 8 bits. Needs
+            ``reset_delay=True`` and a surrogate of :mod:`snnfast.surrogate`. It has no effect on the reference path,
+            and where ``beta`` asks for a gradient, which takes the whole membrane. ``None``: exact gradients.
+        weight: Weights ``[O, N]`` of a linear layer behind the neurons, in the dtype of ``current``, whose last
+            dimension is ``N``. The first result is then ``linear(spk, weight, bias)`` in place of the spikes. The CPU
+            kernels hand the spikes on as bits, and never write them or their gradient as numbers
+            (:func:`snnfast.use_events`). Results are the same up to the order of the sums. ``None``: return the spikes.
         bias: Bias ``[O]`` of that layer. ``None``: none.
 
     Returns:
-        ``(spk, mem)``: spikes ``[T, *]`` in the dtype of ``current``; membranes ``[T, *]`` in the dtype of ``current``,
-        or with ``record_mem=False`` the last one ``[*]`` in that of the arithmetic: float32, or float64 where
-        ``current`` is. A float64 ``mem`` or parameter with dimensions makes the arithmetic and the membranes float64.
-        With ``reduce="sum"``, ``spk`` is the sum of the spikes over time ``[*]``, accumulated in the dtype of the
-        arithmetic and rounded once. With ``weight``, what the linear layer makes of ``spk`` is in its place,
-        ``[T, *, O]``; with both, it is given the sum: ``[*, O]``.
+        ``(spk, mem)``, both ``[T, *]`` in the dtype of ``current``.
+
+        - With ``record_mem=False``, ``mem`` is the last membrane ``[*]`` in the dtype of the arithmetic: float32, or
+          float64 where ``current`` is. A float64 ``mem``, or a float64 parameter with dimensions, makes the arithmetic
+          and the membranes float64.
+        - With ``reduce="sum"``, ``spk`` is the spike count ``[*]``, added up in the dtype of the arithmetic and rounded
+          once.
+        - With ``weight``, the output of the linear layer ``[T, *, O]`` is in the place of ``spk``. If
+          ``reduce="sum"`` is given as well, the linear layer takes the spike count: ``[*, O]``.
 
     Raises:
-        TypeError: An argument of a wrong type or dtype, named.
-        ValueError: A wrong shape, device or value, named. Values of tensors are not looked at (NaN propagates).
+        TypeError: An argument has a wrong type or dtype. The message names it.
+        ValueError: An argument has a wrong shape, device or value. Values of tensors are not looked at: NaN propagates.
 
     Example::
 
@@ -162,10 +165,11 @@ def synaptic(
         syn: Synaptic current before the first step, ``[*]``. ``None``: zeros.
         mem: Membrane before the first step, ``[*]``. ``None``: zeros.
         alpha: Decay of the synaptic current per time step, clamped to [0, 1]; a number or a tensor as ``beta``.
-        beta, threshold, graded_spikes_factor, spike_grad, reset_mechanism, reset_delay, num_steps, inhibition, reduce,
-            weight, bias: As of :func:`lif`.
+        beta: Decay of the membrane per time step, as of :func:`lif`.
         record_mem: Return both states after every step, or only after the last one.
-        state_quant: As of :func:`lif`; it is applied to both states.
+        state_quant: As of :func:`lif`, applied to both states.
+
+    All other arguments are those of :func:`lif`.
 
     Returns:
         ``(spk, syn, mem)``: as of :func:`lif`, with the synaptic current as a second state.
@@ -211,18 +215,30 @@ def lapicque(
 ) -> tuple[Tensor, Tensor]:
     r"""Unroll a layer of neurons that are RC circuits over time, in one kernel forward and one backward.
 
-    Give ``beta``, or two of ``beta``, ``R`` and ``C``. From ``beta`` the missing one follows such that
-    ``beta = exp(-time_step / (R * C))``, with ``R = 1`` if only ``beta`` is given. Then, per neuron and step, as in
-    :func:`synaptic` with this ``base``, whose decay is the first order of ``beta``, as in snnTorch, and not clamped::
+    Give ``beta``, or two of ``beta``, ``R`` and ``C``. The missing one follows from
+    ``beta = exp(-time_step / (R * C))``, with ``R = 1`` if only ``beta`` is given. The equations are those of
+    :func:`synaptic` with another ``base``::
 
         base = x * R * (1 / (R * C)) * time_step + (1 - time_step / (R * C)) * u
 
+    As in snnTorch, the decay is the first-order approximation of ``beta``, and is not clamped.
+
     Args:
-        beta, R, C: Decay per time step, between 0 and 1, resistance and capacitance; numbers, or tensors broadcastable
-            to ``[*]``. ``None`` and 0: not given.
+        current: Input current of every step, as of :func:`lif`.
+        mem: Membrane before the first step, ``[*]``. ``None``: zeros.
+        beta: Decay per time step, between 0 and 1; a number, or a tensor broadcastable to ``[*]``. ``None`` and 0: not
+            given.
+        R: Resistance; likewise.
+        C: Capacitance; likewise.
         time_step: Duration of a step, in units of ``R * C``; likewise.
-        current, mem, threshold, graded_spikes_factor, spike_grad, reset_mechanism, reset_delay, num_steps, record_mem,
-            inhibition, state_quant, reduce, weight, bias: As of :func:`lif`, and so are results and errors.
+
+    All other arguments are those of :func:`lif`.
+
+    Returns:
+        ``(spk, mem)``: as of :func:`lif`.
+
+    Raises:
+        TypeError, ValueError: As :func:`lif`; ``beta``, ``R`` and ``C`` all given, or too few of them.
 
     Example::
 

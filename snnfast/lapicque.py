@@ -18,18 +18,21 @@ __all__ = ["Lapicque"]
 class Lapicque(SpikingLayer):
     r"""A layer of neurons that are RC circuits, argument for argument ``snntorch.Lapicque``, and ``reset_delay``.
 
-    Called, it computes one time step; :meth:`unroll` computes all of them in one kernel and equals that many calls,
-    bit for bit in float32 and float64. The equations are those of :func:`snnfast.functional.lapicque`. Its
-    ``state_dict`` has the keys, order, shapes and dtypes of ``snntorch.Lapicque``'s: checkpoints load both ways.
+    A call computes one time step. :meth:`unroll` computes all time steps in one kernel. It equals that many calls, bit
+    for bit in float32 and float64. The equations are those of :func:`snnfast.functional.lapicque`. The ``state_dict``
+    has the keys, order, shapes and dtypes of ``snntorch.Lapicque``'s, so that checkpoints load both ways.
 
     Args:
-        beta, R, C: ``beta``, or two of them, as of :func:`snnfast.functional.lapicque`. ``False``: not given.
+        beta: Decay per time step, as of :func:`snnfast.functional.lapicque`. Give ``beta``, or two of ``beta``, ``R``
+            and ``C``. ``False``: not given.
+        R: Resistance; likewise.
+        C: Capacitance; likewise.
         time_step: Duration of a step.
-        learn_beta: Make ``beta`` an ``nn.Parameter``, which ``C`` follows: ``C`` must not be given then.
-        reset_delay: As of :class:`snnfast.Leaky`; snnTorch's layer has no such argument, and always the delay.
-        threshold, spike_grad, surrogate_disable, init_hidden, inhibition, learn_threshold, reset_mechanism,
-            state_quant, output: As of :class:`snnfast.Leaky`, and so are attributes and errors. What an error calls
-            ``rate`` is ``1 / (R * C)``, and ``decay`` is ``1 - time_step / (R * C)``.
+        learn_beta: Make ``beta`` an ``nn.Parameter``. ``C`` then follows it, and must not be given.
+        reset_delay: As of :class:`snnfast.Leaky`. snnTorch's layer has no such argument, and always the delay.
+
+    All other arguments are those of :class:`snnfast.Leaky`, and so are attributes and errors. In an error, ``rate`` is
+    ``1 / (R * C)``, and ``decay`` is ``1 - time_step / (R * C)``.
 
     Example::
 
@@ -76,7 +79,7 @@ class Lapicque(SpikingLayer):
             raise ValueError("learn_beta: beta must be given, and C, which follows it, must not")
         step = check_parameter_value("time_step", time_step)
         made: Any = {name: None if v is None else check_parameter_value(name, v) for name, v in given.items()}
-        # snnTorch computes with R as it was given, not yet with its tensor; so with C, where beta is missing.
+        # snnTorch computes with R as it was given, not with its tensor. So it does with C if beta is missing.
         plain = {name: v if isinstance(v, int | float) else made[name] for name, v in given.items()}
         if made["beta"] is None:
             ratio = -step / (plain["R"] * plain["C"])
@@ -116,7 +119,7 @@ class Lapicque(SpikingLayer):
         return *kernel_rc(self.R, self._capacitance(), self.time_step), self.threshold, self.graded_spikes_factor
 
     def _capacitance(self) -> Tensor:
-        """C, which follows a learned beta at each call: snnTorch's has a graph that lasts for one backward pass."""
+        """C follows a learned beta at each call. snnTorch's has a graph that lasts for one backward pass."""
         return self.C if "beta" in self._buffers else infer_rc(self.beta, self.R, None, self.time_step)[1]
 
     def _refresh(self) -> None:

@@ -17,10 +17,11 @@ __all__ = ["Leaky"]
 class Leaky(SpikingLayer):
     r"""A layer of leaky integrate-and-fire neurons, argument for argument ``snntorch.Leaky``.
 
-    Called, it computes one time step; :meth:`unroll` computes all of them in one kernel and equals that many calls,
-    bit for bit in float32 and float64. The equations are those of :func:`snnfast.functional.lif`. Its ``state_dict``
-    has the keys, order, shapes and dtypes of ``snntorch.Leaky``'s: checkpoints load both ways. (To have an instance of
-    ``snntorch.Leaky`` itself, take :class:`snnfast.snntorch.Leaky`.)
+    A call computes one time step. :meth:`unroll` computes all time steps in one kernel. It equals that many calls, bit
+    for bit in float32 and float64. The equations are those of :func:`snnfast.functional.lif`.
+
+    The ``state_dict`` has the keys, order, shapes and dtypes of ``snntorch.Leaky``'s, so that checkpoints load both
+    ways. :class:`snnfast.snntorch.Leaky` is the same layer as an instance of ``snntorch.Leaky``.
 
     Args:
         beta: Decay of the membrane per time step, clamped to [0, 1] when used; a number, or a tensor broadcastable to
@@ -31,27 +32,27 @@ class Leaky(SpikingLayer):
         surrogate_disable: Let no gradient pass through the spikes, whatever ``spike_grad`` is.
         init_hidden: Keep the membrane inside the layer: it is not passed, and one step returns only the spikes.
             :func:`snnfast.reset` sets it to zeros between samples.
-        inhibition: Of each sample only the neuron with the largest ``mem - threshold`` may spike; needs ``[B, N]``.
+        inhibition: In each sample, only the neuron with the largest ``mem - threshold`` may spike. Needs ``[B, N]``.
         learn_beta: Make ``beta`` an ``nn.Parameter``.
         learn_threshold: Make ``threshold`` an ``nn.Parameter``.
         reset_mechanism: ``"subtract"`` the threshold, set to ``"zero"``, or ``"none"``.
-        state_quant: A function that quantizes the membrane at every step, e.g. from ``snntorch.functional.quant``;
-            ``False``: none. It runs step by step, at the speed of snnTorch.
+        state_quant: A function that quantizes the membrane at every step, for example from
+            ``snntorch.functional.quant``. ``False``: none. The layer then runs step by step, at the speed of snnTorch.
         output: With ``init_hidden``, return the membrane as well.
         graded_spikes_factor: Height of a spike; a number or a tensor like ``beta``.
         learn_graded_spikes_factor: Make ``graded_spikes_factor`` an ``nn.Parameter``.
         reset_delay: Reset one step after the spike (snnTorch's default) or at once.
 
-    Flags may also be numpy's bools, or 1 and 0, and those whose default is False may be ``None``.
+    Flags may also be numpy's bools, or 1 and 0. Flags whose default is False may be ``None``.
 
     Attributes:
-        mem: The membrane after the last step ``[B, *]``, empty at first; it follows the layer to another device or
-            dtype. Not a buffer, so that ``DistributedDataParallel`` does not overwrite it with another process's.
+        mem: The membrane after the last step ``[B, *]``, empty at first. It follows the layer to another device or
+            dtype. It is not a buffer: ``DistributedDataParallel`` would overwrite it with another process's.
         instances: All layers that exist, held weakly.
 
     Raises:
-        TypeError: An argument of a wrong type, named.
-        ValueError: A wrong value, named; NaN in ``beta``, ``threshold`` or ``graded_spikes_factor``.
+        TypeError: An argument has a wrong type. The message names it.
+        ValueError: An argument has a wrong value, such as NaN in ``beta``, ``threshold`` or ``graded_spikes_factor``.
 
     Example::
 
@@ -104,18 +105,19 @@ class Leaky(SpikingLayer):
 
         Args:
             input_: Current ``[B, *]``.
-            mem: Membrane before the step ``[B, *]``. ``None``: the one held from the last call. One of another shape
-                than ``input_`` (as it is before the first call) is replaced by zeros, as in snnTorch.
+            mem: Membrane before the step ``[B, *]``. ``None``: the membrane that the layer holds from the last call. A
+                membrane of another shape than ``input_`` (as before the first call) is replaced by zeros, as in
+                snnTorch.
 
         Returns:
-            ``(spk, mem)``, both ``[B, *]``; with ``init_hidden`` and not ``output`` only ``spk``. ``spk`` has the dtype
-            of ``input_``, ``mem`` that of the arithmetic: float32 for a half-precision ``input_``.
+            ``(spk, mem)``, both ``[B, *]``. With ``init_hidden`` and without ``output``, only ``spk``. ``spk`` has the
+            dtype of ``input_``. ``mem`` has that of the arithmetic: float32 for a half-precision ``input_``.
 
         Raises:
-            TypeError: ``mem`` is given though ``init_hidden=True``; nothing is changed then.
-            ValueError: A parameter that does not broadcast to ``input_``, or is on another device.
-            RuntimeError: The held membrane is asked for where it can't be right: in the recomputation of activation
-                checkpointing, or under a transform of ``torch.func``.
+            TypeError: ``mem`` is given though ``init_hidden=True``. Nothing is changed then.
+            ValueError: A parameter does not broadcast to ``input_``, or is on another device.
+            RuntimeError: The layer would have to use the held membrane where it can't be right: in the recomputation of
+                activation checkpointing, or under a transform of ``torch.func``.
         """
         return self._step(input_, (mem,))  # type: ignore[no-any-return]
 
@@ -131,24 +133,24 @@ class Leaky(SpikingLayer):
     ) -> tuple[Tensor, Tensor]:
         """All time steps in one kernel.
 
-        Starts from ``mem`` if given; else, with ``init_hidden``, from the held membrane (zeros if it has another
-        shape); else from zeros. With ``init_hidden`` the layer then holds the last membrane.
+        It starts from ``mem`` if given. If not, with ``init_hidden``, it starts from the held membrane (from zeros if
+        that has another shape), and the layer then holds the last membrane. Otherwise it starts from zeros.
 
         Args:
-            current: Current of every step ``[T, B, *]``; with ``num_steps`` the same current ``[B, *]`` at each of
-                that many steps.
-            mem: Membrane before the first step ``[B, *]``; with ``init_hidden`` it must not be given.
+            current: Current of every step ``[T, B, *]``. With ``num_steps``, ``[B, *]``: the same current at each step.
+            mem: Membrane before the first step ``[B, *]``. With ``init_hidden`` it must not be given.
             num_steps: Number of steps of a constant current.
             record_mem: Return the membrane of every step, or only the last.
-            reduce: ``"sum"``: return the sum of the spikes over time in place of those of every step, which are then
-                never written. ``None``: the spikes.
+            reduce: ``"sum"``: return the spike count over time. The spikes are then never written. ``None``: return the
+                spikes.
             membrane_dtype: ``torch.bfloat16``: keep the membranes for backward at half size, for a gradient that is
                 rounded (see :func:`snnfast.functional.lif`).
 
         Returns:
-            ``(spk_rec, mem_rec)``, both ``[T, B, *]``; with ``record_mem=False`` ``(spk_rec, mem)``, ``mem [B, *]``.
-            With ``reduce="sum"`` the first is the spike count ``[B, *]``. Of a half-precision ``current``, ``mem`` is
-            float32, and ``mem_rec`` is rounded: to go on from the last membrane, take ``mem`` or ``init_hidden``.
+            ``(spk_rec, mem_rec)``, both ``[T, B, *]``. With ``record_mem=False``, ``(spk_rec, mem)`` with
+            ``mem [B, *]``. With ``reduce="sum"`` the first is the spike count ``[B, *]``. For a half-precision
+            ``current``, ``mem`` is float32, and ``mem_rec`` is rounded: to go on from the last membrane, take ``mem``
+            or ``init_hidden``.
 
         Raises:
             TypeError, ValueError: As :func:`snnfast.functional.lif`.

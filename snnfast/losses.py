@@ -2,10 +2,11 @@
 """Losses, penalties and accuracies over time, vectorised: no loop over steps, samples, neurons or classes.
 
 Every name, argument and value is that of its namesake in `snntorch.functional
-<https://snntorch.readthedocs.io/en/latest/snntorch.functional.html>`_ (1.0.0), down to the shape and the dtype of the
-result; gradients agree to rounding. :class:`ce_membrane_loss`, the loss of snnTorch's tutorial 5, is ours.
+<https://snntorch.readthedocs.io/en/latest/snntorch.functional.html>`_ (1.0.0), and so are the shape and the dtype of
+the result. Gradients agree to rounding. :class:`ce_membrane_loss`, the loss of snnTorch's tutorial 5, has no namesake
+there.
 
-A loss is made once and called with what the output layer recorded and the labels::
+A loss is made once. It is called with the record of the output layer and the labels::
 
     >>> import torch
     >>> from snnfast import losses
@@ -16,19 +17,19 @@ A loss is made once and called with what the output layer recorded and the label
 
 What all have in common:
 
-- The record, ``[T, B, N]`` with ``T >= 1``: spikes, or membranes in units of the threshold, of any real dtype. Integers
-  and booleans, which snnTorch's cross-entropies refuse, are taken as float32. Inputs are never changed in place. (One
-  sample without a batch dimension, which some of snnTorch's take, is an error here.)
-- ``targets``, ``[B]``: integers, the number of the class from 0. (Cross-entropy leaves out targets of -100.)
+- The record is ``[T, B, N]`` with ``T >= 1``: spikes, or membranes in units of the threshold, of any real dtype.
+  Integers and booleans count as float32; snnTorch's cross-entropies refuse them. Inputs are never changed in place. One
+  sample without a batch dimension is an error, though some of snnTorch's losses take it.
+- ``targets``, ``[B]``: integers, the number of the class from 0. Cross-entropy leaves out targets of -100.
 - ``population_code``: each class has ``N / num_classes`` neighbouring neurons, whose spikes are added.
 - ``reduction``: ``"mean"``, ``"sum"`` or ``"none"``, over samples (and neurons, where a loss has one per neuron).
-- ``weight``, ``[classes]``: factor of a sample by its class. As in snnTorch, the mean of a weighted loss is over the
-  number of samples, and ``"sum"`` does not sum a weighted loss but returns that of ``"none"``; only
-  :class:`ce_temporal_loss` and :class:`ce_membrane_loss` reduce as ``torch.nn.CrossEntropyLoss`` does. snnTorch fails
-  on a weight in another dtype than the record.
-- Errors: ``TypeError`` for what is not a tensor, a number, a bool or of the right kind; ``ValueError`` for a shape, a
-  device or a value that does not fit; both name the argument. A label without a class is PyTorch's ``IndexError`` or
-  ``RuntimeError``: to ask for it here would wait for the device. No loss does, so they work in CUDA graphs.
+- ``weight``, ``[classes]``: factor of a sample by its class. As in snnTorch, the mean of a weighted loss divides by the
+  number of samples, and ``"sum"`` of a weighted loss returns that of ``"none"``. Only :class:`ce_temporal_loss` and
+  :class:`ce_membrane_loss` reduce as ``torch.nn.CrossEntropyLoss`` does. A weight may have another dtype than the
+  record, on which snnTorch fails.
+- Errors name the argument: ``TypeError`` for a wrong type, ``ValueError`` for a wrong shape, device or value. A label
+  without a class is PyTorch's ``IndexError`` or ``RuntimeError``, because a check would have to wait for the device. No
+  loss waits, so they work in CUDA graphs.
 """
 
 from collections.abc import Iterable
@@ -78,8 +79,9 @@ __all__ = [
 class mse_count_loss(Loss):
     """Squared error of the number of spikes, divided by the number of steps.
 
-    The neuron of the right class should spike ``int(correct_rate * T)`` times and each of the others
-    ``int(incorrect_rate * T)`` times; with a population code, ``N / num_classes`` times as often in sum.
+    The neuron of the right class should spike ``int(correct_rate * T)`` times, and each of the others
+    ``int(incorrect_rate * T)`` times. With a population code, the neurons of a class together should spike
+    ``N / num_classes`` times as often.
 
     Args:
         correct_rate: Spikes per step of the right class, 0 to 1.
@@ -90,15 +92,15 @@ class mse_count_loss(Loss):
         weight: Factor per class, ``[classes]``.
 
     Returns:
-        When called with ``spk_out`` ``[T, B, N]`` and ``targets`` ``[B]``: the loss, ``[]`` or ``[B, classes]``, in
-        float32, or float64 if the spikes are; in PyTorch's default dtype with a population code.
+        When called with ``spk_out`` ``[T, B, N]`` and ``targets`` ``[B]``: the loss, ``[]`` or ``[B, classes]``. It is
+        float32, or float64 if the spikes are. With a population code it has PyTorch's default dtype.
 
     Raises:
         TypeError, ValueError: As listed at the top of the module; ``num_classes`` is missing or does not divide ``N``.
 
     Note:
         snnTorch multiplies the losses ``[B, classes]`` by weights ``[B]``, which fails unless ``B`` is 1 or the number
-        of classes. Here a weight belongs to its sample. (One of ``[classes, 1]`` does so in both.)
+        of classes. Here a weight belongs to its sample. A weight of ``[classes, 1]`` works so in both.
 
     Example::
 
@@ -139,16 +141,16 @@ class mse_membrane_loss(Loss):
 
     Args:
         time_var_targets: Targets change with time: they are ``[T, B]``.
-        on_target: Membrane wanted of the right class.
-        off_target: Membrane wanted of the other classes. As in snnTorch, 0 in place of a negative ``off_target`` below
-            ``on_target``.
+        on_target: Wanted membrane of the right class.
+        off_target: Wanted membrane of the other classes. As in snnTorch, a negative ``off_target`` below ``on_target``
+            counts as 0.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         weight: Factor per class, ``[classes]``.
 
     Returns:
-        When called with membranes ``[T, B, N]`` and ``targets`` ``[B]``: the loss, in float32 whatever the membranes
-        are, in float64 with a float64 weight; ``[1]``, ``[B, N]`` with ``"none"``, ``[]`` for the mean of a weighted
-        loss.
+        When called with membranes ``[T, B, N]`` and ``targets`` ``[B]``: the loss, ``[1]``; with ``"none"`` ``[B, N]``;
+        ``[]`` for the mean of a weighted loss. It is float32 whatever the membranes are, and float64 with a float64
+        weight.
 
     Raises:
         TypeError, ValueError: As listed at the top of the module.
@@ -195,32 +197,32 @@ class mse_membrane_loss(Loss):
 class mse_temporal_loss(Loss):
     """Squared error of the time of the first spike of each neuron (or the first few), in units of ``T``.
 
-    A neuron that stays silent counts as one that spikes at the last step. The derivative of a spike's time with
-    respect to that spike is set to -1, and to 0 with respect to the others; with respect to the last step's where there
-    is none.
+    A neuron that stays silent counts as one that spikes at the last step. The derivative of a spike's time is set to -1
+    with respect to that spike, and to 0 with respect to the others. For a silent neuron, the last step is taken for the
+    spike.
 
     Args:
-        target_is_time: ``targets`` are times in steps, not labels: broadcastable to ``[B, N]``, or ``[F, B, N]`` with
-            ``multi_spike``. Negative ones count from the end.
-        on_target: Time wanted of the right class; with ``multi_spike``, one for each of ``F`` spikes.
-        off_target: The same for the other classes. As in snnTorch, 0 in place of a negative ``off_target`` below
-            ``on_target``: the default ``(0, -1)`` wants the first step of *every* class. Say ``T - 1`` for the last.
-        tolerance: A time nearer to its target than this is no error.
+        target_is_time: ``targets`` are times in steps, not labels. They are broadcastable to ``[B, N]``, or to
+            ``[F, B, N]`` with ``multi_spike``. Negative times count from the end.
+        on_target: Wanted time of the right class. With ``multi_spike``, one for each of ``F`` spikes.
+        off_target: The same for the other classes. As in snnTorch, a negative ``off_target`` below ``on_target`` counts
+            as 0. So the default ``(0, -1)`` wants the first step of *every* class. Take ``T - 1`` for the last step.
+        tolerance: A time that is nearer to its target than this is no error.
         multi_spike: Compare the first ``F`` spikes instead of one.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         weight: Factor per class, ``[classes]``; with ``target_is_time``, per step that is a target.
 
     Returns:
         When called with ``spk_rec`` ``[T, B, N]`` (0: no spike, else: a spike) and ``targets`` ``[B]``: the loss,
-        ``[]``, ``[B, N]`` or ``[F, B, N]``, in float32, or float64 if the spikes or times are.
+        ``[]``, ``[B, N]`` or ``[F, B, N]``. It is float32, or float64 if the spikes or times are.
 
     Raises:
         TypeError, ValueError: As listed at the top of the module; ``on_target`` and ``off_target`` of unequal lengths.
 
     Note:
-        As in snnTorch, the second and later spikes of ``multi_spike`` are searched only at steps that were no earlier
-        spike's time of *any* neuron in the batch. snnTorch changes ``targets`` that are negative times, multiplies the
-        time of a graded spike by its height, and fails on weights as in :class:`mse_count_loss`.
+        As in snnTorch, ``multi_spike`` ignores a step for all neurons of the batch once *any* of them had a spike
+        counted there. snnTorch changes ``targets`` that are negative times, multiplies the time of a graded spike by
+        its height, and fails on weights as in :class:`mse_count_loss`.
 
     Example::
 

@@ -27,34 +27,38 @@ from snnfast._over_time import (
 __all__ = ["MultiStep", "Residual"]
 
 State = Tensor | tuple[Tensor | None, ...] | None
-"""Of one neuron layer: its state, or a tuple of them where its neurons have several."""
+"""State of one neuron layer, or a tuple of states where its neurons have several."""
 
 
 class MultiStep(nn.Sequential):
     """Layers in sequence, applied to all time steps at once instead of one step after the other.
 
-    Each neuron layer (:class:`Leaky` and the like) is unrolled over time in one kernel. Every other layer has no
-    state and is applied once to all steps together, ``[T * B, *]``; as long as the signal is still the same at every
-    step, once to ``[B, *]``. The result is that of the loop over time, up to the order of floating-point sums inside
-    matrix products. (Layers with statistics over the batch, such as batch normalisation, see all steps of it together,
-    and dropout before the first neuron layer of a constant input draws one mask for all steps.) On the CPU, float32
-    ``nn.Conv2d`` layers and the pooling and neurons behind them run in channels_last order, which is faster; what a
-    call returns, and what a module of your own or a layer with a hook is given, lies in memory as the input does.
+    A neuron layer, such as :class:`Leaky`, is unrolled over time in one kernel. Any other layer is applied once to all
+    steps together, ``[T * B, *]``. Before the first neuron layer of a constant input, it is applied once to ``[B, *]``.
 
-    On the CPU, a neuron layer followed by ``nn.Linear`` gives it the spikes as bits (:func:`use_events`).
-    ``nn.Flatten``, ``nn.Identity`` and ``nn.Dropout`` that drops nothing may lie between the two. Modules with hooks,
-    and spikes that ``return_spikes`` asks for, are left as they are.
+    The result is that of the loop over time, up to the order of sums inside matrix products, with two exceptions. Batch
+    normalisation takes its statistics over all steps together. Dropout before the first neuron layer of a constant
+    input draws one mask for all steps.
 
-    It is an ``nn.Sequential``: the same ``state_dict``, ``len``, indices and slices. A module of your own that needs
-    all time steps, for a loop or a skip connection inside of it, has a method ``unroll``: it is called with
-    ``[T, B, *]`` and returns ``[T, B, *]``.
+    It is an ``nn.Sequential``, with the same ``state_dict``, ``len``, indices and slices. A module of your own that
+    needs all time steps, for a loop or a skip connection inside of it, has a method ``unroll`` that takes ``[T, B, *]``
+    and returns ``[T, B, *]``.
+
+    On the CPU, it does two things by itself to be faster:
+
+    - A neuron layer gives its spikes as bits to an ``nn.Linear`` behind it (:func:`use_events`). ``nn.Flatten``,
+      ``nn.Identity`` and ``nn.Dropout`` that drops nothing may lie between the two. It does not do so with modules that
+      have hooks, and with spikes that ``return_spikes`` asks for.
+    - float32 ``nn.Conv2d`` layers, and the pooling and neurons behind them, run in channels_last order. The result of a
+      call, and the input of a module of your own or of a layer with a hook, have the memory format of the input.
 
     Args:
         *layers: Modules in order of application, or one ``OrderedDict`` of them. Nested ``nn.Sequential`` and
             ``MultiStep`` are opened (their own hooks do not run).
 
     Raises:
-        TypeError: Something that is not a module, or a module that contains a neuron where it can't be unrolled.
+        TypeError: A layer is not a module, or contains a neuron where it can't be unrolled.
+        ValueError: There is no layer.
 
     Example::
 
@@ -79,26 +83,26 @@ class MultiStep(nn.Sequential):
 
     @classmethod
     def from_sequential(cls, net: nn.Sequential) -> Self:
-        """Take a network that is called step by step in a loop over time, to apply it to all time steps at once.
+        """Make a ``MultiStep`` of a network that is called step by step in a loop over time.
 
-        It is made of the very same modules under the same names: ``state_dict``, optimizers and references stay valid,
-        and ``net`` itself still runs step by step. Neurons of snnTorch are put on the kernels in place, as
+        It has the same modules under the same names. So its ``state_dict``, optimizers and references stay valid, and
+        ``net`` itself still runs step by step. Neurons of snnTorch are put on the kernels in place, as
         :func:`snnfast.snntorch.convert` does.
 
         A call goes on from the states that layers with ``init_hidden=True`` hold, as the loop does. Reset them between
-        samples, as before: ``snntorch.utils.reset`` reaches snnTorch's layers, :func:`snnfast.reset` all.
+        samples, as before: ``snntorch.utils.reset`` reaches snnTorch's layers, :func:`snnfast.reset` all layers.
 
-        The numbers are those of the loop up to rounding, but for batch normalisation in training, which takes its
-        statistics over all steps together (there is a warning), and for a last layer without ``init_hidden``, which
-        starts every call from zeros. What a call returns does not depend on ``output``: it is ``(spk_rec, mem_rec)``
-        also where a step returns the spikes only. Hooks of neuron layers, nested sequences and ``net`` do not run.
+        The numbers are those of the loop up to rounding, with two exceptions. Batch normalisation in training takes its
+        statistics over all steps together; there is a warning. A last layer without ``init_hidden`` starts every call
+        from zeros. A call returns ``(spk_rec, mem_rec)`` whatever ``output`` is, also where a step returns only the
+        spikes. Hooks of neuron layers, nested sequences and ``net`` do not run.
 
         Args:
-            net: Layers of snnTorch or snnfast among others, in order of application; nested ones are opened.
+            net: Layers of snnTorch or snnfast among others, in order of application. Nested sequences are opened.
 
         Raises:
-            TypeError: ``net`` is no ``nn.Sequential`` or has a ``forward`` of its own; a neuron that can't be
-                converted, or is inside of a module where it can't be unrolled. Nothing was converted then.
+            TypeError: ``net`` is no ``nn.Sequential``, or has a ``forward`` of its own. A neuron can't be converted, or
+                is inside of a module where it can't be unrolled. Nothing was converted then.
             ValueError: ``net`` is empty, has the same neuron layer twice, or a module named as an attribute of
                 ``MultiStep``.
 
@@ -153,35 +157,38 @@ class MultiStep(nn.Sequential):
         """Apply the layers to every time step.
 
         Args:
-            x: Input of every step ``[T, B, *]``; with ``num_steps`` the same input ``[B, *]`` at each step.
+            x: Input of every step ``[T, B, *]``. With ``num_steps``, ``[B, *]``: the same input at each step.
             num_steps: Number of steps of a constant input.
-            record_mem: Whether a final neuron layer returns its states at every step or only the last.
-            reduce: ``"sum"``: a final neuron layer, which there must be, returns the sum of its spikes over time in
-                place of those of every step, which are then never written. ``None``: the spikes.
+            record_mem: Whether a final neuron layer returns its states at every step, or only the last.
+            reduce: ``"sum"``: the last layer, which must be a neuron layer, returns its spike count over time. Its
+                spikes are then never written. ``None``: the spikes.
             membrane_dtype: ``torch.bfloat16``: every :class:`Leaky` keeps its membranes for backward at half size,
                 for gradients that are rounded (see :func:`snnfast.functional.lif`). Other neurons can't.
-            states: What the neuron layers start from, one entry each in order of application: what the call before
-                returned. An entry is ``mem [B, *]``, or ``(syn, mem)`` of :class:`Synaptic`. ``None``, also as an
-                entry: zeros, or what an ``init_hidden`` layer holds.
+            states: States that the neuron layers start from, as the call before returned them: one entry for each in
+                order of application. An entry is ``mem [B, *]``, or ``(syn, mem)`` of :class:`Synaptic`. ``None``, for
+                all or as an entry: zeros, or the state that an ``init_hidden`` layer holds.
             return_states: Return the last states as well, to go on with the next part of a long sequence.
             return_spikes: Return the spikes of every neuron layer as well, for example to regularise their rates.
 
         Returns:
-            What ``unroll`` of a final neuron layer returns: ``(spk_rec, mem_rec)``, or ``(spk_rec, syn_rec, mem_rec)``
-            of :class:`Synaptic`, all ``[T, B, *]`` (states ``[B, *]`` with ``record_mem=False``, the spike count
-            ``[B, *]`` with ``reduce="sum"``). Else the output of the last layer ``[T, B, *]``, which is ``[B, *]`` if
-            no neuron layer came before it and the input is constant.
+            If the last layer is a neuron layer, what its ``unroll`` returns: ``(spk_rec, mem_rec)``, or
+            ``(spk_rec, syn_rec, mem_rec)`` of :class:`Synaptic`, all ``[T, B, *]``. States are ``[B, *]`` with
+            ``record_mem=False``, and the first is the spike count ``[B, *]`` with ``reduce="sum"``. Otherwise, the
+            output of the last layer ``[T, B, *]``, or ``[B, *]`` if the input is constant and no neuron layer came
+            before.
 
-            After these come, if asked for, the list of states, entries as in ``states`` (``None`` for a layer with
-            ``init_hidden``, which holds its own), and the list of spikes ``[T, B, *]``, one entry per neuron layer in
-            order of application. States keep their graph: ``detach`` them to cut it between two parts. They are in the
-            dtype of the arithmetic, float32 for half-precision inputs.
+            Then, if asked for, the list of states, with entries as in ``states``. The entry is ``None`` for a layer
+            with ``init_hidden``, which holds its own. States keep their graph: ``detach`` them to cut it between two
+            parts. They have the dtype of the arithmetic, float32 for half-precision inputs.
+
+            Then, if asked for, the list of spikes ``[T, B, *]``, one entry per neuron layer in order of application.
 
         Raises:
-            TypeError, ValueError: As :func:`snnfast.functional.lif`; ``x`` without time and batch dimensions;
-                ``reduce`` where the last layer is no neuron layer; ``membrane_dtype`` where a neuron layer needs more
-                than its membrane for backward; ``states`` of another number or shape, for a layer with
-                ``init_hidden``, or where a module with an ``unroll`` of its own has neurons.
+            TypeError, ValueError: As :func:`snnfast.functional.lif`. ``x`` has no time or batch dimension. ``reduce``
+                is given, and the last layer is no neuron layer. ``membrane_dtype`` is given, and a neuron layer needs
+                more than its membrane for backward. ``states`` has another number of entries or other shapes, has an
+                entry for a layer with ``init_hidden``, or is given where a module with an ``unroll`` of its own has
+                neurons.
 
         Example::
 
@@ -230,13 +237,13 @@ class MultiStep(nn.Sequential):
 class Residual(nn.Module):
     """A skip connection around layers, over all time steps: ``layers(x) + x``, as in a spiking ResNet.
 
-    In a :class:`MultiStep` it is one of the layers. What is added to ``x`` is the output of the last layer, so the
-    spikes if that is a neuron layer (spike-element-wise), or currents if the next layer is one.
+    It is one of the layers of a :class:`MultiStep`. It adds ``x`` to the output of its last layer. If that is a neuron
+    layer, these are spikes (spike-element-wise); otherwise they are currents.
 
     Args:
-        *layers: What :class:`MultiStep` takes.
-        shortcut: The module that ``x`` goes through, such as a convolution with a stride or an ``nn.Sequential`` with
-            a neuron layer. ``None``: ``x`` itself.
+        *layers: Layers, as :class:`MultiStep` takes them.
+        shortcut: A module that is applied to ``x`` first, such as a convolution with a stride, or an ``nn.Sequential``
+            with a neuron layer. ``None``: ``x`` itself.
 
     Raises:
         TypeError: As :class:`MultiStep`.
@@ -267,17 +274,17 @@ class Residual(nn.Module):
         """Input of every step ``[T, B, *]``, or ``[B, *]`` with ``num_steps``, to ``[T, B, *]``.
 
         Raises:
-            ValueError: The shapes of the two that are to be added differ.
+            ValueError: The shapes of the two summands differ.
         """
         call = _Call()
         return call.order.usual(call.residual(self, x, check_input(x, num_steps))[0])
 
 
 class _Call:
-    """One pass through a network: what is asked for, and what is collected on the way.
+    """One pass through a network: the options of the call, and the states and spikes that it collects.
 
-    A signal is ``x`` and ``num_steps``: ``[B, *]`` as long as it is the same at ``num_steps`` steps, then ``[T, B, *]``
-    and ``None``.
+    A signal is the pair of ``x`` and ``num_steps``. A signal that is the same at every step is ``[B, *]`` and
+    ``num_steps``. Any other is ``[T, B, *]`` and ``None``.
     """
 
     def __init__(
@@ -376,7 +383,7 @@ def _opened(module: nn.Module) -> list[nn.Module]:
 
 
 def _without_skips(layers: Sequence[nn.Module]) -> list[nn.Module]:
-    """The same with what is in a :class:`Residual` in its place, in order of application."""
+    """The layers in order of application, each :class:`Residual` replaced by the layers in it."""
     flat: list[nn.Module] = []
     for layer in layers:
         if isinstance(layer, Residual):

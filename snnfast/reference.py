@@ -19,8 +19,8 @@ __all__ = ["lapicque", "lif", "synaptic"]
 def lif(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
     """Unroll a layer of leaky integrate-and-fire neurons over time, one step after the other.
 
-    The same arguments, results and errors as :func:`snnfast.functional.lif`, which documents them; this one is a
-    Python loop over time of differentiable PyTorch operators, slow and readable.
+    Arguments, results and errors are those of :func:`snnfast.functional.lif`. This function is a Python loop over time
+    of differentiable PyTorch operators: slow and readable.
 
     Example::
 
@@ -33,12 +33,28 @@ def lif(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
 
 
 def synaptic(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """:func:`snnfast.functional.synaptic`, one step after the other, as :func:`lif`."""
+    """:func:`snnfast.functional.synaptic`, one step after the other, like :func:`lif`.
+
+    Example::
+
+        >>> import torch, snnfast
+        >>> spk, syn, mem = snnfast.reference.synaptic(torch.full((3, 1), 0.5), alpha=0.5, beta=0.5)
+        >>> mem.flatten()
+        tensor([0.5000, 1.0000, 1.3750])
+    """
     return _step_by_step("synaptic", args, kwargs)  # type: ignore[no-any-return]
 
 
 def lapicque(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-    """:func:`snnfast.functional.lapicque`, one step after the other, as :func:`lif`."""
+    """:func:`snnfast.functional.lapicque`, one step after the other, like :func:`lif`.
+
+    Example::
+
+        >>> import torch, snnfast
+        >>> spk, mem = snnfast.reference.lapicque(torch.full((3, 1), 3.0), R=1.0, C=4.0)
+        >>> mem.flatten()
+        tensor([0.7500, 1.3125, 0.7344])
+    """
     return _step_by_step("lapicque", args, kwargs)  # type: ignore[no-any-return]
 
 
@@ -49,7 +65,8 @@ def _step_by_step(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
         return getattr(functional, name)(*args, **kwargs)
 
 
-# ---- the equations of one step: states before it and its current to the states after it, but for an immediate reset
+# ---- the equations of one step: from its current and the states before it to the states after it, without an immediate
+# reset
 
 
 def _leaky(x: Tensor, states: list[Tensor], parameters: Parameters, reset: Tensor, mechanism: str) -> list[Tensor]:

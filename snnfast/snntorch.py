@@ -1,14 +1,14 @@
 """snnTorch with neurons on the fused kernels: ``import snnfast.snntorch as snn`` in place of ``import snntorch``.
 
-Everything of ``snntorch`` is here under its own name (``snn.Alpha``, ``snn.surrogate``, ``snn.functional``,
-``snn.spikegen``, ``snn.utils`` ...), the very objects of the installed snnTorch, which is not patched. Only
-:class:`Leaky`, :class:`Synaptic` and :class:`Lapicque` are others: subclasses of snnTorch's, so that ``isinstance``,
-``utils.reset``, ``backprop`` and the NIR exporter know them. :func:`convert` turns the layers of an existing model into
-them, :func:`revert` back.
+Everything of ``snntorch`` is here under its own name: ``snn.Alpha``, ``snn.surrogate``, ``snn.functional``,
+``snn.spikegen``, ``snn.utils`` and so on. They are the objects of the installed snnTorch, which is not patched. Only
+:class:`Leaky`, :class:`Synaptic` and :class:`Lapicque` are others. They are subclasses of snnTorch's, so that
+``isinstance``, ``utils.reset``, ``backprop`` and the NIR exporter know them. :func:`convert` puts the layers of an
+existing model on the kernels, and :func:`revert` undoes it.
 
 Submodules are found as well: ``import snnfast.snntorch.functional as SF`` gives ``snntorch.functional``.
 
-snnTorch is an extra and not needed by the rest of the package: ``pip install "snntorch>=1.0.0"``.
+Only this module needs snnTorch: ``pip install "snntorch>=1.0.0"``.
 
 Example::
 
@@ -47,7 +47,7 @@ __path__: list[str] = []
 
 
 class _Submodules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds snnTorch's submodules under the name of this module: the same module objects, imported when asked for."""
+    """Finds snnTorch's submodules under the name of this module: the same module objects, imported on demand."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -57,7 +57,7 @@ class _Submodules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return importlib.machinery.ModuleSpec(fullname, self)
 
     def exec_module(self, module: ModuleType) -> None:
-        # What stands in sys.modules after this is what was imported. snnTorch's own module keeps its name and spec.
+        # The import system returns what is in sys.modules after this. snnTorch's own module keeps its name and spec.
         sys.modules[module.__name__] = importlib.import_module(_snntorchs(module.__name__))
 
 
@@ -65,7 +65,8 @@ def _snntorchs(fullname: str) -> str:
     return fullname.removeprefix("snnfast.")
 
 
-# First, since the usual finder would load a second copy of a module inside of snntorch.functional, from its file.
+# It is the first finder: the usual one would load a second copy of a module inside of snntorch.functional from its
+# file.
 sys.meta_path.insert(0, _Submodules())
 
 

@@ -2,20 +2,29 @@
 
 Every factory has the name, the defaults and the formula of its namesake in
 `snntorch.surrogate <https://snntorch.readthedocs.io/en/latest/snntorch.surrogate.html>`_ (1.0.0), and returns a
-picklable :class:`Surrogate`. The fused kernels know each of them by its :attr:`Surrogate.kernel_id`; called on a
-tensor, it is also an ordinary differentiable function, usable anywhere and by the reference path.
+:class:`Surrogate`, which can be pickled. The fused kernels know it by its :attr:`Surrogate.kernel_id`. Called on a
+tensor, it is an ordinary differentiable function.
 
-With ``z = mem - threshold`` (in units of the membrane), the forward value is always ``1`` if ``z > 0`` else ``0``,
-in the dtype of ``z``. The derivative is listed with each factory.
+With ``z = mem - threshold``, the value is always ``1`` if ``z > 0``, else ``0``, in the dtype of ``z``. Each factory
+names its derivative with respect to ``z``.
 
 Example::
 
-    >>> import torch, snnfast
+    >>> import torch
+    >>> from snnfast import surrogate
     >>> z = torch.tensor([-0.5, 0.0, 0.5], requires_grad=True)
-    >>> spk = snnfast.surrogate.fast_sigmoid(slope=2.0)(z)
+    >>> spk = surrogate.fast_sigmoid(slope=2.0)(z)
+    >>> spk
+    tensor([0., 0., 1.], grad_fn=<_SpikeBackward>)
     >>> spk.sum().backward()
     >>> z.grad
     tensor([0.2500, 1.0000, 0.2500])
+    >>> made = [surrogate.atan(), surrogate.sigmoid(4), surrogate.LSO(), surrogate.heaviside()]
+    >>> torch.stack([m.derivative(z.detach()) for m in made])
+    tensor([[0.2884, 1.0000, 0.2884],
+            [0.4200, 1.0000, 0.4200],
+            [0.1000, 0.1000, 1.0000],
+            [0.0000, 0.0000, 1.0000]])
 """
 
 import math
@@ -51,15 +60,15 @@ Kind = TypeVar("Kind", bound="type[Surrogate]")
 
 
 class Surrogate(ABC):
-    """A step function with a surrogate derivative that the fused kernels know.
+    """A step function with a surrogate derivative.
 
-    Calling it on ``z`` (``[*]``, any floating dtype) returns the spikes ``1[z > 0]`` (``[*]``, dtype of ``z``), whose
-    gradient with respect to ``z`` is ``grad * derivative(z)``. A class of your own that defines ``derivative`` works as
-    well; the kernels then unroll the membrane and leave its derivative to PyTorch.
+    A call with ``z`` (``[*]``, any floating dtype) returns the spikes ``1[z > 0]`` (``[*]``, dtype of ``z``). Their
+    gradient with respect to ``z`` is ``grad * derivative(z)``. A class of your own with a ``derivative`` works as well:
+    the kernels then unroll the membrane, and PyTorch computes the derivative.
     """
 
     kernel_id: ClassVar[int]
-    """The number of its derivative in the kernels, where they have it."""
+    """Number of the derivative in the kernels, if they have it."""
 
     @abstractmethod
     def derivative(self, z: Tensor) -> Tensor:
@@ -92,11 +101,11 @@ class _Spike(torch.autograd.Function):
 
 
 _KERNELS: dict[str, type[Surrogate]] = {}
-"""Surrogates by their names in ``csrc/math/surrogate.h``, in the order of their numbers there."""
+"""Surrogates by name, in the order of ``csrc/math/surrogate.h``."""
 
 
 def _in_kernels(name: str) -> Callable[[Kind], Kind]:
-    """Give a class the next number of those that the kernels have."""
+    """Give a class the next number of the kernels' list."""
 
     def enter(kind: Kind) -> Kind:
         kind.kernel_id = len(_KERNELS)
@@ -213,7 +222,7 @@ class _LSO(Surrogate):
 @_in_kernels("none")
 @dataclass(frozen=True)
 class _Disabled(Surrogate):
-    """No surrogate: the spike is a constant, through which no gradient passes (snnTorch's ``surrogate_disable``)."""
+    """No surrogate: no gradient passes through a spike (snnTorch's ``surrogate_disable``)."""
 
     def derivative(self, z: Tensor) -> Tensor:
         return torch.zeros_like(z)
@@ -265,12 +274,12 @@ class _CustomSpike(torch.autograd.Function):
 
 
 def known_to_kernels(spike_grad: object) -> TypeGuard[Surrogate]:
-    """Whether the kernels have this very derivative; a subclass may have another and is called like any callable."""
+    """Whether the kernels have this derivative. A subclass may have another, and is called like any callable."""
     return type(spike_grad) in _KNOWN
 
 
 def of_kernel(kernel_id: int, *parameters: float) -> Surrogate:
-    """The surrogate whose ``kernel_id`` and ``parameters()`` these are."""
+    """The surrogate with this ``kernel_id`` and these ``parameters()``."""
     kind = list(_KERNELS.values())[kernel_id]
     if kind is _Disabled:
         return DISABLED  # known by its identity
@@ -278,7 +287,7 @@ def of_kernel(kernel_id: int, *parameters: float) -> Surrogate:
 
 
 def has_derivative(spike_grad: object) -> TypeGuard[Surrogate]:
-    """Whether ``derivative`` says it all: a subclass may be called in another way."""
+    """Whether ``derivative`` is all that defines it. A subclass may have a ``__call__`` of its own."""
     return isinstance(spike_grad, Surrogate) and type(spike_grad).__call__ is Surrogate.__call__
 
 
@@ -287,7 +296,7 @@ _KNOWN = frozenset(_KERNELS.values())
 
 
 FACTORIES: dict[str, Callable[..., Surrogate]] = {}
-"""The factories of a formula by name; names, and those of the parameters, are snnTorch's."""
+"""The factories by name. Names and parameters are snnTorch's."""
 
 
 def _factory(function: Callable[P, Surrogate]) -> Callable[P, Surrogate]:
@@ -311,6 +320,9 @@ def _number(name: str, value: object) -> float:
 def atan(alpha: float = 2.0) -> Surrogate:
     """Arc tangent, the default of every neuron: ``(alpha / 2) / (1 + (pi / 2 * alpha * z)^2)``.
 
+    Args:
+        alpha: Height at the threshold is ``alpha / 2``; the larger, the narrower.
+
     Source: W. Fang et al., *Incorporating learnable membrane time constants to enhance learning of spiking neural
     networks*, ICCV 2021.
     """
@@ -321,6 +333,9 @@ def atan(alpha: float = 2.0) -> Surrogate:
 def fast_sigmoid(slope: float = 25) -> Surrogate:
     """Fast sigmoid: ``1 / (slope * |z| + 1)^2``.
 
+    Args:
+        slope: The larger, the narrower.
+
     Source: F. Zenke, S. Ganguli, *SuperSpike*, Neural Computation 30 (2018) 1514-1541.
     """
     return _FastSigmoid(_number("slope", slope))
@@ -330,8 +345,11 @@ def fast_sigmoid(slope: float = 25) -> Surrogate:
 def sigmoid(slope: float = 25) -> Surrogate:
     """Logistic sigmoid: ``slope * e / (1 + e)^2`` with ``e = exp(-slope * |z|)``.
 
-    The same function as snnTorch's ``slope * exp(-slope * z) / (exp(-slope * z) + 1)^2``, in a form that stays finite
-    where that one overflows to NaN (``slope * z < -88`` in float32).
+    It is the same function as snnTorch's ``slope * exp(-slope * z) / (exp(-slope * z) + 1)^2``. snnTorch's form
+    overflows to NaN where ``slope * z < -88`` in float32; this one stays finite.
+
+    Args:
+        slope: Height at the threshold is ``slope / 4``; the larger, the narrower.
 
     Source: F. Zenke, S. Ganguli, *SuperSpike*, Neural Computation 30 (2018) 1514-1541.
     """
@@ -361,6 +379,9 @@ def heaviside() -> Surrogate:
 def triangular(threshold: float = 1) -> Surrogate:
     """Sign of the distance: ``threshold`` if ``z < 0`` else ``-threshold`` (snnTorch's definition).
 
+    Args:
+        threshold: Size of the derivative.
+
     Source: ``snntorch.surrogate.triangular``.
     """
     return _Triangular(_number("threshold", threshold))
@@ -369,6 +390,10 @@ def triangular(threshold: float = 1) -> Surrogate:
 @_factory
 def spike_rate_escape(beta: float = 1, slope: float = 25) -> Surrogate:
     """Boltzmann escape rate: ``slope * exp(-beta * |z - 1|)``; its peak is at ``z = 1``.
+
+    Args:
+        beta: The larger, the narrower.
+        slope: Height of the peak.
 
     Source: W. Gerstner, W. M. Kistler, *Spiking neuron models*, Cambridge University Press, 2002.
     """
@@ -379,6 +404,10 @@ def spike_rate_escape(beta: float = 1, slope: float = 25) -> Surrogate:
 def SFS(slope: float = 25, B: float = 1) -> Surrogate:  # noqa: N802 - snnTorch's name
     """Sparse fast sigmoid: ``1 / (slope * |z| + 1)^2`` if ``z > B`` else ``0``.
 
+    Args:
+        slope: The larger, the narrower.
+        B: Distance from the threshold above which a gradient passes.
+
     Source: N. Perez-Nieves, D. F. M. Goodman, *Sparse spiking gradient descent*, NeurIPS 2021.
     """
     return _SFS(_number("slope", slope), _number("B", B))
@@ -388,7 +417,10 @@ def SFS(slope: float = 25, B: float = 1) -> Surrogate:  # noqa: N802 - snnTorch'
 def LSO(slope: float = 0.1) -> Surrogate:  # noqa: N802 - snnTorch's name
     """Leaky spike operator: ``1`` if ``z > 0`` else ``slope``, the derivative of a leaky ReLU.
 
-    snnTorch 1.0.0 documents this function but its ``LSO`` raises; this is the documented one.
+    snnTorch 1.0.0 documents this function, but its ``LSO`` raises an error.
+
+    Args:
+        slope: Derivative below the threshold.
 
     Source: ``snntorch.surrogate.LeakySpikeOperator``.
     """
@@ -399,8 +431,12 @@ def LSO(slope: float = 0.1) -> Surrogate:  # noqa: N802 - snnTorch's name
 def SSO(mean: float = 0, variance: float = 0.2) -> Surrogate:  # noqa: N802 - snnTorch's name
     """Stochastic spike operator: ``1`` if ``z > 0`` else ``(U - 0.5 + mean) * variance``, ``U`` uniform on [0, 1).
 
-    The noise is drawn anew in every backward pass, from PyTorch's generator of the tensor's device. The kernels unroll
-    the membrane; the derivative is PyTorch's.
+    Every backward pass draws the noise anew, from PyTorch's generator of the tensor's device. The kernels unroll the
+    membrane, and PyTorch computes the derivative.
+
+    Args:
+        mean: Mean of the noise, in units of ``variance``.
+        variance: Width of the noise.
 
     Source: ``snntorch.surrogate.StochasticSpikeOperator``.
     """
@@ -411,8 +447,8 @@ def custom_surrogate(custom_surrogate_function: Callable[[Tensor, Tensor, Tensor
     """A surrogate gradient of your own, as a function of three tensors of one shape.
 
     Args:
-        custom_surrogate_function: ``f(z, grad, spk) -> grad_z``, with ``z = mem - threshold``, the gradient with
-            respect to the spikes, and the spikes. It may be called on all time steps at once, ``[T, *]``.
+        custom_surrogate_function: ``f(z, grad, spk) -> grad_z``. ``z`` is ``mem - threshold``, ``grad`` the gradient
+            with respect to the spikes, and ``spk`` the spikes. It may be called on all time steps at once, ``[T, *]``.
 
     Raises:
         TypeError: ``custom_surrogate_function`` is not callable.

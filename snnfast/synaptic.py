@@ -16,9 +16,9 @@ __all__ = ["Synaptic"]
 class Synaptic(SpikingLayer):
     r"""A layer of neurons with a decaying synaptic current, argument for argument ``snntorch.Synaptic``.
 
-    Called, it computes one time step; :meth:`unroll` computes all of them in one kernel and equals that many calls,
-    bit for bit in float32 and float64. The equations are those of :func:`snnfast.functional.synaptic`. Its
-    ``state_dict`` has the keys, order, shapes and dtypes of ``snntorch.Synaptic``'s: checkpoints load both ways.
+    A call computes one time step. :meth:`unroll` computes all time steps in one kernel. It equals that many calls, bit
+    for bit in float32 and float64. The equations are those of :func:`snnfast.functional.synaptic`. The ``state_dict``
+    has the keys, order, shapes and dtypes of ``snntorch.Synaptic``'s, so that checkpoints load both ways.
 
     Args:
         alpha: Decay of the synaptic current per time step, clamped to [0, 1] when used; a number, or a tensor
@@ -26,8 +26,8 @@ class Synaptic(SpikingLayer):
         beta: Decay of the membrane per time step; like ``alpha``.
         learn_alpha: Make ``alpha`` an ``nn.Parameter``.
         state_quant: A function that quantizes both states at every step; ``False``: none.
-        threshold, spike_grad, surrogate_disable, init_hidden, inhibition, learn_beta, learn_threshold,
-            reset_mechanism, output, reset_delay: As of :class:`snnfast.Leaky`. The synaptic current is never reset.
+
+    All other arguments are those of :class:`snnfast.Leaky`. A reset changes the membrane, never the synaptic current.
 
     Attributes:
         syn: The synaptic current after the last step ``[B, *]``, empty at first.
@@ -35,8 +35,8 @@ class Synaptic(SpikingLayer):
         instances: All layers that exist, held weakly.
 
     Raises:
-        TypeError: An argument of a wrong type, named.
-        ValueError: A wrong value, named; NaN in a parameter.
+        TypeError: An argument has a wrong type. The message names it.
+        ValueError: An argument has a wrong value, such as NaN in a parameter.
 
     Example::
 

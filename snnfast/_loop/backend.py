@@ -23,7 +23,7 @@ Compiled = Callable[..., Any]
 
 
 class RefusedError(Exception):
-    """Nothing of a graph can be merged; the reason, in words for the user."""
+    """Nothing of a graph can be merged. The message is the reason, in words for the user."""
 
 
 def backend(gm: GraphModule, example_inputs: Any, *, options: dict[str, Any] | None = None) -> Compiled:
@@ -36,7 +36,7 @@ def backend(gm: GraphModule, example_inputs: Any, *, options: dict[str, Any] | N
             graph runs as it is, one PyTorch call after the other.
 
     Raises:
-        ValueError: An option that there is not.
+        ValueError: An unknown option.
     """
     inner = _inner(options)
     merged, report = merge(gm)
@@ -49,7 +49,7 @@ def backend(gm: GraphModule, example_inputs: Any, *, options: dict[str, Any] | N
 
 
 def merge(gm: GraphModule) -> tuple[GraphModule, GraphReport]:
-    """The graph with what can be merged merged, or as it was; and what was done."""
+    """Merge what can be merged. Returns the new graph, or the old one if nothing can, and a report."""
     first = next((n for n in gm.graph.nodes if n.op.startswith("call")), None)
     report = GraphReport(line_of(first) or "a graph")
     try:
@@ -93,18 +93,18 @@ def _inner(options: dict[str, Any] | None) -> Any:
 
 
 def compile(net: Any, **options: Any) -> Any:
-    """Make a network, or a function, that loops over time as fast as layers over time.
+    """Run the loop over time of a network, or of a function, as layers over time.
 
-    snnTorch's layers in a network are put on snnfast's kernels (:func:`snnfast.snntorch.convert`, in place); then it
-    is ``torch.compile(net, backend="snnfast")``.
+    It puts snnTorch's layers in a network on snnfast's kernels, in place (:func:`snnfast.snntorch.convert`). Then it
+    calls ``torch.compile(net, backend="snnfast")``.
 
     Args:
-        net: A module with a loop over time in its ``forward``; or a function with one, such as a training step.
+        net: A module with a loop over time in its ``forward``, or a function with one, such as a training step.
             Networks that a function calls must be converted beforehand.
-        **options: Of ``torch.compile``, for example ``dynamic=False``.
+        **options: Options of ``torch.compile``, for example ``dynamic=False``.
 
     Returns:
-        What ``torch.compile`` returns: the same network, of the same parameters.
+        What ``torch.compile`` returns: the same network with the same parameters, or a function.
 
     Raises:
         TypeError: ``net`` can't be called.
@@ -141,14 +141,15 @@ def _check(net: object) -> None:
 def explain(net: Any, *inputs: Any, **named: Any) -> Explanation:
     """Tell what :func:`compile` makes of a network or a function: what is merged, repeated or refused, and why.
 
-    A network is copied first and stays as it is; a function is called once.
+    It works on a copy of a network, which itself stays as it is. A function is called once.
 
     Args:
-        net: As of :func:`compile`.
-        *inputs, **named: What it is called with.
+        net: As for :func:`compile`.
+        *inputs: Arguments of the call.
+        **named: Named arguments of the call.
 
     Returns:
-        An :class:`Explanation`; ``print`` it.
+        An :class:`~snnfast._loop.report.Explanation`; ``print`` it.
 
     Raises:
         TypeError: ``net`` can't be called.

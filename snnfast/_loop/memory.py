@@ -1,8 +1,8 @@
-"""Changes in place: who makes them, whom they reach, and which of them are not needed.
+"""Changes in place: which calls make them, which tensors they reach, and which of them are not needed.
 
-A list of calls may be reordered only where nothing is changed in place in between. So a change is replaced by a new
-tensor where nobody sees the difference (``loss += ...``, ``rec[t] = spk``); the others are kept as edges: what must run
-before what.
+Calls may be reordered only where nothing between them is changed in place. So a change is replaced by a new tensor
+where nothing depends on it (``loss += ...``, ``rec[t] = spk``). The other changes become edges: they say which call
+must run before which.
 """
 
 import inspect
@@ -73,7 +73,7 @@ def _new_instead(node: Node) -> tuple[str, Any, dict[str, Any], tuple[Any, ...]]
 
 
 class Memory:
-    """Which nodes share memory, told by the fake tensors that dynamo made; and who changes it."""
+    """Which nodes share memory, by the fake tensors that dynamo made, and which calls change it."""
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
@@ -99,7 +99,7 @@ class Memory:
         return any(s in self.writes for s in self.storage.get(node, ()))
 
     def order(self) -> dict[Node, list[Node]]:
-        """Reads and changes of memory that is changed stay in their order."""
+        """Keep reads and changes of the same memory in their order."""
         before: dict[Node, list[Node]] = defaultdict(list)
         last: dict[int, Node] = {}
         reads: dict[int, list[Node]] = defaultdict(list)
@@ -130,7 +130,7 @@ class Memory:
     def _replace(self, node: Node, s: int, position: dict[Node, int]) -> bool:
         instead, now, before = _new_instead(node), position[node], node.args[0]
         for other in self.sharing[s]:
-            # Whoever has a view of the old tensor and reads it later would miss the change.
+            # A later reader of a view of the old tensor would miss the change.
             if other is not before and position[other] < now and any(position[u] > now for u in other.users):
                 return False
         if instead is None:

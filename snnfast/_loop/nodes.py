@@ -1,4 +1,4 @@
-"""What is asked of the nodes of a graph."""
+"""Questions about the nodes of a graph."""
 
 import inspect
 import operator
@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 
 def value(node: Node) -> Any:
-    """What dynamo found a node to be: a fake tensor, a number, or a tuple of them."""
+    """The value that dynamo found for a node: a fake tensor, a number, or a tuple of them."""
     return node.meta.get("example_value")
 
 
@@ -23,7 +23,7 @@ def tensors_of(node: Node) -> list[Tensor]:
 
 
 def looks(node: Any) -> Any:
-    """What the merged results of several nodes must have in common: shapes, dtypes and devices."""
+    """Shapes, dtypes and devices, which nodes must have in common to be merged."""
     found = tensors_of(node) if isinstance(node, Node) else ()
     return tuple((tuple(map(str, t.shape)), t.dtype, t.device) for t in found)
 
@@ -57,7 +57,7 @@ def fake_call(op: str, target: Any, args: Any, kwargs: Any, mode: Any = None) ->
 
 
 def one_int(index: Any, dims: int) -> tuple[int, int] | None:
-    """Of an index with one int in it and otherwise all of each dimension: the dimension and the int."""
+    """Dimension and int of an index that has one int, and takes all other dimensions whole."""
     parts = index if isinstance(index, tuple) else (index,)
     dim, found = 0, None
     for part in parts:
@@ -124,7 +124,7 @@ def named(target: Any) -> Any:
 
 
 def literal(tree: Any) -> Any:
-    """Arguments as something to compare and to hash: ``1``, ``1.0`` and ``True`` are three different things."""
+    """Arguments in a form to compare and to hash, in which ``1``, ``1.0`` and ``True`` differ."""
     if isinstance(tree, Node):
         return tree
     if isinstance(tree, tuple | list):
@@ -145,7 +145,7 @@ def is_number(a: object) -> bool:
 
 
 def signature(node: Node, segment: dict[Node, int]) -> Any:
-    """What two nodes of a series have in common: all but the nodes that they are given, and parameters also by name."""
+    """What two nodes of a series must have in common: all arguments that are no nodes, and the names of parameters."""
 
     numbers = node.target in _TAKE_NUMBERS and all(t.dtype in (torch.float32, torch.float64) for t in tensors_of(node))
 

@@ -12,14 +12,14 @@ _SHAPES = ("flatten", "reshape", "unflatten", "view", torch.flatten, torch.resha
 
 
 def project(graph: Graph, unroll: Node, spk: Node, effects: set[Node], call: Any) -> bool:
-    """Give an unroll the weights of the linear layer behind it, if it can be told that this changes no number.
+    """Give an unroll the weights of the linear layer behind it, if it is certain that no number changes.
 
     Args:
-        graph: Of all that is given here.
-        unroll: The call, whose last arguments are those that it is asked for.
-        spk: Its spikes ``[T, *]``, its first result.
-        effects: Calls that must stay where they are, with what is before and after them.
-        call: Appends a call to the graph, where it is written, and returns its node.
+        graph: The graph of all nodes here.
+        unroll: The call of the unroll.
+        spk: Its first result, the spikes ``[T, *]``.
+        effects: Calls that must keep their place among the others.
+        call: Appends a call to the graph and returns its node.
 
     Returns:
         Whether it was done.
@@ -65,7 +65,7 @@ def _passes_on(reader: Node, node: Node) -> bool:
 
 
 def _inputs(spk: Node, node: Node) -> int | None:
-    """How many of the last dimensions of a step are the last one of ``node``, which has the same elements."""
+    """How many last dimensions of a step are merged into the last one of ``node``, which has the same elements."""
     found, given = value(spk), value(node)
     if given.dim() < 2:
         return None
@@ -84,7 +84,7 @@ def _inputs(spk: Node, node: Node) -> int | None:
 
 
 def _come_before(unroll: Node, reader: Node, given: list[Any], effects: set[Node]) -> bool:
-    """Whether the unroll could be given what its reader is, and neither depends on what is done in between."""
+    """Whether the unroll can take its reader's arguments, and no call in between matters to either."""
     nodes = [n for n in given if n is not None]
     if not nodes or not all(isinstance(n, Node) for n in nodes):
         return False

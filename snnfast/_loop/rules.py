@@ -1,8 +1,8 @@
-"""How one call on all time steps ``[T, *]`` is written, by what is called.
+"""Rules by operator: how one call on all time steps ``[T, *]`` is written.
 
-A rule is given a :class:`Site` and returns the node of the merged call, or ``None`` where it does not fit. A call
-without a rule goes through ``torch.vmap``, which is always right but slower to call. What a rule returns is checked by
-its shape and dtype alone: a rule must be right about the numbers. ``docs/time-loop.md`` tells how to add one.
+A rule takes a :class:`Site` and returns the node of the merged call, or ``None`` where it does not fit. A call without
+a rule goes through ``torch.vmap``, which is right as well but slower to call. Only the shape and dtype of a rule's
+result are checked: a rule must be right about the numbers. ``docs/adding-a-rule.md`` tells how to add one.
 """
 
 import operator
@@ -22,7 +22,7 @@ from snnfast._losses import cross_entropy_over_time
 
 @dataclass
 class Site:
-    """A call of which there is one per time step, and what it is given now.
+    """A call that the loop makes once per time step, and its arguments in the new graph.
 
     Args:
         call: Appends a call to the graph and returns its node.
@@ -54,7 +54,7 @@ class Site:
 
 
 class UnmergedError(Exception):
-    """A rule's answer where ``torch.vmap`` would not be right either; the reason."""
+    """Raised by a rule where ``torch.vmap`` would not be right either. The message is the reason."""
 
 
 Rule = Callable[[Site], Node | None]
@@ -91,7 +91,7 @@ def everywhere(*names: str) -> list[Any]:
     )
 )  # fmt: skip
 def element_wise(site: Site) -> Node | None:
-    """Steps of fewer dimensions than the result get some behind the time; what is constant needs none."""
+    """An argument with fewer dimensions than the result gets more of them behind the time. A constant needs none."""
     found = value(site.step)
     if not isinstance(found, Tensor):
         return None
@@ -116,7 +116,7 @@ def _folded(site: Site) -> Node | None:
 
 @rule(*everywhere("linear"), *everywhere("embedding", "group_norm", "pixel_shuffle", "channel_shuffle"))
 def with_batch(site: Site) -> Node | None:
-    """What takes ``[B, *]`` and does the same for each of B."""
+    """Calls that take ``[B, *]`` and do the same for each of B."""
     if not site.only_first_varies():
         return None
     return _folded(site) if site.rank(site.args[0]) > 1 else site.again(*site.args)
@@ -130,7 +130,7 @@ def with_batch(site: Site) -> Node | None:
     )
 )  # fmt: skip
 def with_image(site: Site) -> Node | None:
-    """What takes ``[B, C, *]``, or ``[C, *]`` without a batch, which time then is."""
+    """Calls that take ``[B, C, *]``, or ``[C, *]`` without a batch. Time then becomes the batch."""
     if not site.only_first_varies():
         return None
     name = getattr(site.step.target, "__name__", "")
@@ -141,13 +141,13 @@ def with_image(site: Site) -> Node | None:
 
 @rule(*everywhere("interpolate", "upsample", "dropout1d", "dropout2d", "dropout3d"))
 def batch_of_images(site: Site) -> Node | None:
-    """What always takes ``[B, C, *]``."""
+    """Calls that always take ``[B, C, *]``."""
     return _folded(site) if site.only_first_varies() and site.rank(site.args[0]) > 2 else None
 
 
 @rule(*everywhere("batch_norm", "instance_norm"))
 def batch_norm(site: Site) -> Node | None:
-    """With fixed statistics; with those of a batch, each step has its own."""
+    """Batch normalisation with fixed statistics. With those of a batch, each step has its own."""
     training = argument(site.step, "training", 5) if "batch" in site.step.name else True
     if training or not site.only_first_varies() or site.rank(site.args[0]) < 2:
         return None
@@ -156,7 +156,7 @@ def batch_norm(site: Site) -> Node | None:
 
 @rule(*everywhere("layer_norm", "rms_norm", "pad"))
 def last_dimensions(site: Site) -> Node | None:
-    """What looks at the last dimensions only."""
+    """Calls that look at the last dimensions only."""
     return site.again(*site.args) if site.only_first_varies() else None
 
 
@@ -171,7 +171,7 @@ def matmul(site: Site) -> Node | None:
 
 @rule(F.scaled_dot_product_attention)
 def attention(site: Site) -> Node | None:
-    """``[B, heads, L, E]`` each, with a mask for all or none."""
+    """Attention on ``[B, heads, L, E]``, with one mask for all steps or none."""
     mask = argument(site.step, "attn_mask", 3)
     given = site.args[:3]
     if len(given) < 3 or mask is not None or any(a not in site.varies or site.rank(a) != 4 for a in given):
@@ -207,7 +207,7 @@ def flattened(site: Site) -> Node | None:
 
 @rule(*everywhere("transpose", "unsqueeze", "softmax", "log_softmax", "select", "squeeze", "movedim", "swapaxes"))
 def dimensions(site: Site) -> Node | None:
-    """What is given dimensions by their numbers, all of them."""
+    """Calls that take the numbers of all dimensions."""
     if not site.only_first_varies() or not _has_dims(site):
         return None
     if site.step.target in ("select", torch.select):
@@ -220,7 +220,7 @@ def dimensions(site: Site) -> Node | None:
 
 @rule(*everywhere("sum", "mean", "amax", "amin", "logsumexp"))
 def reduced(site: Site) -> Node | None:
-    """What sums over dimensions; without any, over all of a step."""
+    """Calls that reduce over dimensions. Without any, they reduce over all of a step."""
     if not site.only_first_varies():
         return None
     dims = site.args[1] if len(site.args) > 1 else site.kwargs.get("dim")
@@ -239,7 +239,7 @@ def reduced(site: Site) -> Node | None:
 
 @rule(*everywhere("max", "min", "median"))
 def extreme(site: Site) -> Node | None:
-    """Of a whole step. All equal elements share its gradient, as among spikes; under vmap they do not."""
+    """The maximum or minimum of a whole step. Equal elements, such as spikes, share its gradient. Not so under vmap."""
     if len(site.args) > 1 or site.kwargs or not site.varies.issuperset(site.args):
         return None
     name = str(getattr(site.step.target, "__name__", site.step.target))
@@ -290,7 +290,7 @@ def _has_dims(site: Site) -> bool:
 
 @rule(F.cross_entropy)
 def cross_entropy(site: Site) -> Node | None:
-    """The mean over ``[B]`` at each step, for class indices; ``[T, B, C]`` at once."""
+    """Cross-entropy with class indices: the mean over ``[B]`` at each step, from ``[T, B, C]`` in one call."""
     logits, targets = site.args[0], site.args[1] if len(site.args) > 1 else site.kwargs.get("target")
     names = ("weight", "size_average", "ignore_index", "reduce", "reduction", "label_smoothing")
     weight, size_average, ignored, reduces, reduction, smoothing = (

@@ -14,9 +14,9 @@ _ADD = (operator.add, torch.add, "add")
 
 
 def terms_of(node: Node, may_be_inside: Callable[[Node], bool]) -> tuple[list[Any], list[Node]]:
-    """The terms of a sum of sums whose parts nobody else reads, in their order, and the sums; of anything else, none.
+    """The terms of a sum of sums in their order, and the additions. Empty for any other node.
 
-    A part of a larger sum has no terms of its own: it is not needed.
+    Nothing else may read the sums in between. A part of a larger sum has no terms of its own: it is not needed.
     """
     if not _is_add(node) or not may_be_inside(node) or any(_is_part(node, user) for user in node.users):
         return [], []
@@ -34,7 +34,7 @@ def terms_of(node: Node, may_be_inside: Callable[[Node], bool]) -> tuple[list[An
 
 
 def _is_add(node: Any) -> bool:
-    """An addition of tensors, without a factor."""
+    """Whether a node is an addition of tensors without a factor."""
     if not isinstance(node, Node) or node.target not in _ADD or len(node.args) != 2 or node.kwargs:
         return False
     return isinstance(value(node), Tensor)

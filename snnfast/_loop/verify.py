@@ -1,4 +1,4 @@
-"""``SNNFAST_VERIFY=1``: every call also runs the loop as it was, and compares. For tests and for the careful."""
+"""``SNNFAST_VERIFY=1``: every call also runs the loop as it was, and compares the results."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -11,9 +11,9 @@ from torch.fx import GraphModule
 from snnfast import _backend
 from snnfast._loop.nodes import is_random
 
-# The products of matrices of all steps at once round otherwise than those of each step. A membrane next to its
-# threshold may then fall on the other side of it, and all that follows in that sample differs: a few elements of
-# float32 or less, and hardly ever of float64.
+# One matrix product of all steps rounds in another way than one per step. A membrane within rounding of its threshold
+# may then fall on the other side, and everything behind it in that sample differs. In float32 and below, this happens
+# to a few elements; in float64 hardly ever.
 _CLOSE = {torch.float64: 1e-7, torch.float32: 1e-4}
 _SHARE = {torch.float64: 0.0, torch.float32: 1e-3}
 _GRADIENT = {torch.float64: 1e-6, torch.float32: 1e-2}
@@ -49,7 +49,7 @@ def verified(loop: GraphModule, merged: Callable[..., Any], where: str) -> Calla
 
 
 def _results(function: Callable[..., Any], args: Sequence[Any]) -> list[tuple[str, Tensor]]:
-    """Outputs, inputs that were changed in place, and gradients; from copies of the inputs."""
+    """Run on copies of the inputs. Returns outputs, inputs that were changed in place, and gradients."""
     leaves = [_copy(a) for a in args]
     given = [a.clone() if isinstance(a, Tensor) and a.requires_grad else a for a in leaves]
     outputs = [o for o in function(*given) if isinstance(o, Tensor)]
