@@ -7,6 +7,7 @@ import zipfile
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ import torch
 import setup
 from benchmarks import measure
 from benchmarks.gpu import __main__ as script
-from benchmarks.gpu import bandwidth, environment, kernels, runner
+from benchmarks.gpu import bandwidth, environment, kernels, pack, runner
 from benchmarks.gpu.plan import SHORT, steps
 from benchmarks.gpu.runner import Outcome, Step
 
@@ -288,3 +289,21 @@ def dry_run(name: str, *arguments: str) -> str:
 @pytest.mark.parametrize("which", [[], ["--profiled"]], ids=["watched", "profiled"])
 def test_the_calls_that_tools_see_fit_the_ops_and_agree_with_the_cpu(which: list[str]) -> None:
     dry_run("workload", *which)
+
+
+def test_a_folder_to_carry_has_a_wheel_for_the_card_and_fails_where_it_is_too_large(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def wheel(folder: Path, **variables: str) -> Path:
+        asked.append(variables["TORCH_CUDA_ARCH_LIST"])
+        (folder / "snnfast.whl").write_text("wheel")
+        return folder / "snnfast.whl"
+
+    monkeypatch.setattr(pack, "wheel", wheel)
+    monkeypatch.setattr(pack, "packages", lambda folder, python: asked.append((folder.name, python)))
+    assert pack.main([str(tmp_path / "carry"), "--arch", "7.5"]) == 0
+    assert asked == ["7.5", ("site", "3.12")]
+    monkeypatch.setattr(pack, "MOST_BYTES", 4)
+    assert pack.main([str(tmp_path / "carry")]) == 1
