@@ -46,6 +46,9 @@ KEPT = 2  # checkpoints
 
 @contextlib.contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
+    if dist.is_initialized():  # by a caller of main
+        yield
+        return
     backend = "nccl" if device.type == "cuda" else "gloo"
     if WORLD > 1:
         dist.init_process_group(backend, device_id=device if device.type == "cuda" else None)

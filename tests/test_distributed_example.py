@@ -24,8 +24,10 @@ BOTH = """
 import sys
 sys.path.insert(0, {examples!r})
 import mnist_distributed
+mnist_distributed.dist.init_process_group("gloo")
 for strategy in ("ddp", "fsdp"):
     assert mnist_distributed.main([*sys.argv[1:], "--strategy", strategy, "--checkpoints", strategy]) == 0
+mnist_distributed.dist.destroy_process_group()
 """
 Run = Callable[..., str]
 
