@@ -15,9 +15,8 @@ import torch
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-PAGES = sorted(DOCS.glob("*.md"))
-WRITTEN = [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
-LANGUAGES = {"python", "sh", "text", "cpp", "{toctree}", "{include}", "{eval-rst}"}
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
+LANGUAGES = {"python", "sh", "text", "cpp", "diff", "{toctree}", "{include}", "{eval-rst}"}
 
 SOURCES = sorted(path.relative_to(ROOT).with_suffix("") for path in (ROOT / "snnfast").rglob("*.py"))
 MODULES = [".".join(path.parts).removesuffix(".__init__") for path in SOURCES if path.name != "__main__"]
@@ -161,7 +160,7 @@ def anchors(page: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("page", WRITTEN, ids=name)
+@pytest.mark.parametrize("page", PAGES, ids=name)
 def test_links_lead_to_files_and_headings_of_the_repository(page: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
         if re.match(r"[a-z]+:", target):
