@@ -128,7 +128,7 @@ def prepare(
     """The tensors of a call as the kernels take them, and whether one of them asks for a gradient.
 
     A wrong tensor is an error that names it. Kernels convert states and parameters themselves, unless one of them
-    widens the arithmetic to float64. Then all tensors are returned as float64.
+    makes the opmath dtype float64. Then all tensors are returned as float64.
     """
     dtype, device = current.dtype, current.device
     acc = arithmetic_dtype(dtype)

@@ -190,7 +190,7 @@ class SpikingLayer(nn.Module):
         """The parameters, in the order of the ops."""
         buffers = self._buffers
         if self._plain_attributes:
-            try:  # past nn.Module.__getattr__, which costs as much as the kernel of a small step
+            try:  # bypasses nn.Module.__getattr__, which costs as much as the kernel of a small step
                 return tuple([buffers[name] for name in self.neuron.parameters])  # type: ignore[misc]
             except KeyError:  # one of them is learned, or was replaced
                 pass
@@ -214,7 +214,7 @@ class SpikingLayer(nn.Module):
                 attributes = self.__dict__
                 for name, state in zip(self.neuron.states, states):  # noqa: B905
                     if name in attributes:
-                        attributes[name] = state  # past nn.Module.__setattr__, which costs a microsecond
+                        attributes[name] = state  # bypasses nn.Module.__setattr__, which costs a microsecond
                     else:
                         setattr(self, name, state)
                 return

@@ -56,7 +56,7 @@ def unroll(
     """Unroll steps that follow one another in a graph: the spikes, the recorded states, and the states at the end.
 
     With a ``weight``, the output of the linear layer ``[T, *, O]`` takes the place of the spikes. Numbers and dtypes
-    are those of the steps: for a half-precision current, the states have the dtype of the arithmetic.
+    are those of the steps: for a half-precision current, the states have the opmath dtype.
     """
     time, steps = (SEQUENCE, len(x)) if steps is None else (CONSTANT, steps)
     call = made_call(time, steps, record, last=True, reduce=reduce)

@@ -49,7 +49,7 @@ def run(
     else:
         found = tuple(neuron.forward(x, *states, *parameters, call.steps, options.packed | call.packed))
     if x is not current and x.dtype != current.dtype:
-        found = found[0].to(current.dtype), *found[1:]  # the states stay as wide as the arithmetic
+        found = found[0].to(current.dtype), *found[1:]  # the states stay in the opmath dtype
     return found if linear is None else (linear.of_spikes(found[0]), *found[1:])
 
 
@@ -87,7 +87,7 @@ def _fire_afterwards(
     This is possible with a delayed reset. Then no gradient of a spike enters the recurrence, and every neuron above the
     threshold is reset.
     """
-    # The membrane is in the dtype of the arithmetic: a rounded one could fall on the other side of the threshold. The
+    # The membrane is in the opmath dtype: a rounded one could fall on the other side of the threshold. The
     # kernel's own spikes are not used. As a sum they are not written for every step.
     acc = arithmetic_dtype(x.dtype)
     given = _plain(options)

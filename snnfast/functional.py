@@ -47,9 +47,10 @@ def lif(
         reset_delay=True:   mem = v
         reset_delay=False:  d = s - r;  subtract: mem = v - d * threshold;  zero: mem = v - d * v;  none: mem = v
 
-    Spikes and membranes equal snnTorch's bit for bit in float32 and float64. In float16 and bfloat16 the arithmetic
-    and the membrane carried from step to step are float32. Spikes and recorded membranes are rounded when they are
-    returned; the last membrane with ``record_mem=False`` is not, so that a next call can go on from it.
+    Spikes and membranes equal snnTorch's bit for bit in float32 and float64. The kernels compute, and carry the
+    membrane from step to step, in the *opmath dtype*: float32 in half precision, otherwise the dtype of ``current``.
+    Spikes and recorded membranes are rounded when they are returned. The last membrane with ``record_mem=False`` is not
+    rounded, so that a next call can go on from it.
 
     Args:
         current: Input current of every step, ``[T, *]``, in units of the threshold; float32, float64, float16 or
@@ -91,11 +92,9 @@ def lif(
     Returns:
         ``(spk, mem)``, both ``[T, *]`` in the dtype of ``current``.
 
-        - With ``record_mem=False``, ``mem`` is the last membrane ``[*]`` in the dtype of the arithmetic: float32, or
-          float64 where ``current`` is. A float64 ``mem``, or a float64 parameter with dimensions, makes the arithmetic
-          and the membranes float64.
-        - With ``reduce="sum"``, ``spk`` is the spike count ``[*]``, added up in the dtype of the arithmetic and rounded
-          once.
+        - With ``record_mem=False``, ``mem`` is the last membrane ``[*]`` in the opmath dtype.
+        - A float64 ``mem``, or a float64 parameter with dimensions, makes the opmath dtype and the membranes float64.
+        - With ``reduce="sum"``, ``spk`` is the spike count ``[*]``, added up in the opmath dtype and rounded once.
         - With ``weight``, the output of the linear layer ``[T, *, O]`` is in the place of ``spk``. If
           ``reduce="sum"`` is given as well, the linear layer takes the spike count: ``[*, O]``.
 

@@ -111,7 +111,7 @@ class Leaky(SpikingLayer):
 
         Returns:
             ``(spk, mem)``, both ``[B, *]``. With ``init_hidden`` and without ``output``, only ``spk``. ``spk`` has the
-            dtype of ``input_``. ``mem`` has that of the arithmetic: float32 for a half-precision ``input_``.
+            dtype of ``input_``. ``mem`` has the opmath dtype: float32 for a half-precision ``input_``.
 
         Raises:
             TypeError: ``mem`` is given though ``init_hidden=True``. Nothing is changed then.

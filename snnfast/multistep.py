@@ -179,7 +179,7 @@ class MultiStep(nn.Sequential):
 
             Then, if asked for, the list of states, with entries as in ``states``. The entry is ``None`` for a layer
             with ``init_hidden``, which holds its own. States keep their graph: ``detach`` them to cut it between two
-            parts. They have the dtype of the arithmetic, float32 for half-precision inputs.
+            parts. They have the opmath dtype, float32 for half-precision inputs.
 
             Then, if asked for, the list of spikes ``[T, B, *]``, one entry per neuron layer in order of application.
 

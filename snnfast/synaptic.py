@@ -97,7 +97,7 @@ class Synaptic(SpikingLayer):
 
         Returns:
             ``(spk, syn, mem)``, all ``[B, *]``; with ``init_hidden`` and not ``output`` only ``spk``. ``spk`` has the
-            dtype of ``input_``, the states that of the arithmetic: float32 for a half-precision ``input_``.
+            dtype of ``input_``, the states the opmath dtype: float32 for a half-precision ``input_``.
 
         Raises:
             TypeError, ValueError, RuntimeError: As :meth:`snnfast.Leaky.forward`.
