@@ -3,7 +3,7 @@
 The library is no Python module: ``torch.ops.load_library`` loads it, and one wheel fits every Python. The ops are
 registered on torch's stable ABI, so that one binary serves every torch from 2.11 on, with or without CUDA. torch's own
 ``CUDAExtension`` refuses to build CUDA code beside a CPU build of torch; nothing here needs torch's CUDA, because the
-``.cu`` files include no torch header. Environment variables are described in README.md.
+``.cu`` files include no torch header. Environment variables are described in docs/install.md.
 
 There are kernels for Linux. On other systems the package is pure Python, and its reference path runs.
 """
