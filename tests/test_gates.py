@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 import setup
-from tools.gates import analysis, arithmetic, budgets, compile, kernels, memory, occupancy, sass
-from tools.gates.__main__ import budget_gate, kernel_gates
+from tools.gates import analysis, arithmetic, budgets, compile, cost, kernels, memory, occupancy, sass
+from tools.gates.__main__ import budget_gates, kernel_gates
 from tools.gates.budgets import Taken
 from tools.gates.kernels import Resources
 from tools.gates.report import Gate, show, table
@@ -137,12 +137,13 @@ def test_a_kernel_above_its_budget_or_without_one_fails_and_one_within_it_holds(
 
 def test_budgets_are_read_back_as_they_were_written(tmp_path: Path) -> None:
     written = {"b": {"8.0": Taken(1, 2, 3, 4, 0)}, "a": {"8.0": Taken(5, 0, 0, 0, 0), "9.0": Taken(6, 0, 0, 0, 0)}}
-    budgets.save("13.0.88", written, tmp_path / "budgets.json")
-    assert budgets.load(tmp_path / "budgets.json") == ("13.0.88", written)
+    costs = {"a": budgets.Spent(9.8, 170)}
+    budgets.save("13.0.88", written, costs, tmp_path / "budgets.json")
+    assert budgets.load(tmp_path / "budgets.json") == ("13.0.88", written, costs)
 
 
 def test_every_stored_budget_has_all_architectures_and_no_spill() -> None:
-    _, stored = budgets.load()
+    _, stored, _ = budgets.load()
     assert stored
     for per in stored.values():
         assert list(per) == setup.DEFAULT_ARCHITECTURES
@@ -153,10 +154,11 @@ def test_update_makes_the_budget_hold(tmp_path: Path, monkeypatch: pytest.Monkey
     file = tmp_path / "budgets.json"
     monkeypatch.setattr(budgets.save, "__defaults__", (file,))
     monkeypatch.setattr(budgets.load, "__defaults__", (file,))
-    budgets.save("13.0.88", {record().name: {"9.0": Taken(1, 0, 0, 0, 0)}})
-    assert budget_gate("13.0.88", [record()], update=False).problems
-    assert not budget_gate("13.0.88", [record()], update=True).problems
-    assert "of nvcc 13.0.88" in budget_gate("13.1.1", [record()], update=False).name
+    budgets.save("13.0.88", {record().name: {"9.0": Taken(1, 0, 0, 0, 0)}}, {record().name: budgets.Spent(1, 1)})
+    costs = {record().name: cost.Cost(128, 4, 40, 100, 120, 200, 8, 0)}
+    assert all(gate.problems for gate in budget_gates("13.0.88", [record()], costs, update=False))
+    assert not any(gate.problems for gate in budget_gates("13.0.88", [record()], costs, update=True))
+    assert all("of nvcc 13.0.88" in gate.name for gate in budget_gates("13.1.1", [record()], costs, update=False))
 
 
 def test_ptx_of_separately_rounded_operations_holds() -> None:
@@ -241,6 +243,14 @@ def test_a_loop_over_time_without_loads_is_no_loop_over_time() -> None:
     ]
 
 
+def test_the_loop_over_time_of_a_plain_kernel_lies_in_no_other() -> None:
+    assert [kernels.time_loop(name) for name in ("forward<Leaky, float, 4>", "forward_plain<Leaky, float, 4>")] == [
+        2,
+        1,
+    ]
+    assert memory.accesses(code(), time_loop=1).loads == 2
+
+
 def test_local_memory_is_found_anywhere() -> None:
     assert memory.accesses(code(SASS.replace("IMAD R33, R28, R31, R33", "LDL R33, [R1]"))).local == 1
 
@@ -250,7 +260,7 @@ def test_records_join_the_three_reports() -> None:
         "cuda_forward_leaky", "9.0", PTXAS.split("ptxas info    : Compiling entry function '" + HALF)[0], PTX
     )
     (found,) = analysis.records(unit, SASS)
-    assert found == record(accesses=memory.Accesses(1, 1), share=0)
+    assert found == record(accesses=memory.Accesses(1, 1), share=0, code=cost.Code(code(), b"", 256))
     assert found.vector
     with pytest.raises(ValueError, match="different kernels"):
         analysis.records(replace(unit, report=PTXAS), SASS)

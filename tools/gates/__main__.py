@@ -8,14 +8,14 @@ import shutil
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import setup
 
-from . import analysis, budgets, compile, occupancy
+from . import analysis, budgets, cases, compile, cost, model, occupancy
 from .analysis import Measured
-from .report import Gate, show
+from .report import Gate, print_columns, show
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,6 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.exit(1, "nvdisasm or cuobjdump was not found; pip install nvidia-cuda-nvdisasm nvidia-cuda-cuobjdump\n")
     with tempfile.TemporaryDirectory() as folder:
         gates, measured = measure(toolkit, nvdisasm, Path(folder), update)
+        if measured:
+            predict(measured, Path(folder))
     gates.append(extension_gate(cuobjdump))
     return 0 if show(gates, measured, {card.architecture: card.name for card in occupancy.CARDS}) else 1
 
@@ -52,7 +54,26 @@ def measure(toolkit: Path, nvdisasm: str, folder: Path, update: bool) -> tuple[l
         return gates, []
     measured = analysis.analyse(units, nvdisasm)
     analysis.occupy(measured, toolkit, folder)
-    return [*gates, budget_gate(nvcc, measured, update), *kernel_gates(measured)], measured
+    costs = costs_of(measured, folder)
+    print_columns(cost.rows(costs))
+    print()
+    return [*gates, *budget_gates(nvcc, measured, costs, update), *kernel_gates(measured)], measured
+
+
+def costs_of(measured: Sequence[Measured], folder: Path) -> dict[str, cost.Cost]:
+    """Of the kernels that there is an ordinary launch for, by name."""
+    program = cases.build(folder)
+    codes = {m.name: m.code for m in measured if m.code is not None}
+    return {case.kernel: cost.cost(program, codes[case.kernel], case) for case in cost.ordinary_cases(list(codes))}
+
+
+def predict(measured: Sequence[Measured], folder: Path) -> None:
+    """Print what the model says of the shapes of the benchmark."""
+    codes = {m.name: m.code for m in measured if m.code is not None}
+    card = next(card for card in occupancy.CARDS if card.architecture == cost.ARCHITECTURE)
+    resident = {m.name: round(m.share * card.threads / model.LANES) for m in measured if m.code is not None}
+    print_columns(model.rows(model.predict(folder / "arguments", codes, resident)))
+    print()
 
 
 def clang_gate(toolkit: Path, folder: Path) -> Gate:
@@ -63,17 +84,24 @@ def clang_gate(toolkit: Path, folder: Path) -> Gate:
     return Gate(f"{Path(compiler).name}, no warning", [complaints[:4000]] if complaints else [])
 
 
-def budget_gate(nvcc: str, measured: Sequence[Measured], update: bool) -> Gate:
+def budget_gates(nvcc: str, measured: Sequence[Measured], costs: Mapping[str, cost.Cost], update: bool) -> list[Gate]:
     taken: dict[str, dict[str, budgets.Taken]] = {}
     for m in measured:
         taken.setdefault(m.name, {})[m.architecture] = m.taken
+    spent = {name: budgets.Spent(round(c.per_neuron_step, 2), c.startup) for name, c in costs.items()}
     if update:
-        budgets.save(nvcc, taken)
-    budgeted_with, allowed = budgets.load()
-    name = "registers, spills, stack, shared memory and narrow accesses within " + budgets.FILE.name
-    if budgeted_with != nvcc:
-        name += f" (of nvcc {budgeted_with})"
-    return Gate(name, [f"{kernel}: {why}" for kernel, whys in budgets.problems(taken, allowed).items() for why in whys])
+        budgets.save(nvcc, taken, spent)
+    budgeted_with, allowed, allowed_cost = budgets.load()
+    of = budgets.FILE.name + ("" if budgeted_with == nvcc else f" (of nvcc {budgeted_with})")
+    found = budgets.problems(taken, allowed), budgets.overspent(spent, allowed_cost)
+    names = (
+        f"registers, spills, stack, shared memory and narrow accesses within {of}",
+        f"instructions of a neuron and step, and cycles before the first load, within {of}",
+    )
+    return [
+        Gate(name, [f"{kernel}: {why}" for kernel, whys in problems.items() for why in whys])
+        for name, problems in zip(names, found, strict=True)
+    ]
 
 
 def kernel_gates(measured: Sequence[Measured]) -> list[Gate]:

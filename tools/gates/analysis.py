@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import arithmetic, budgets, kernels, memory, occupancy, sass
+from . import arithmetic, budgets, cost, kernels, memory, occupancy, sass
 from .compile import Unit
 
 
@@ -20,6 +20,7 @@ class Measured:
     accesses: memory.Accesses
     roundings: list[str]  # what rounds otherwise than PyTorch's operators
     share: float = 0  # of a multiprocessor's threads that it keeps occupied on the architecture's card
+    code: cost.Code | None = None  # of the architecture whose instructions are counted
 
     @property
     def vector(self) -> bool:
@@ -39,7 +40,7 @@ class Measured:
 def analyse(units: Iterable[Unit], nvdisasm: str) -> list[Measured]:
     found = []
     for unit in units:
-        done = subprocess.run([nvdisasm, "-c", str(unit.cubin)], capture_output=True, text=True, check=True)
+        done = subprocess.run([nvdisasm, "-hex", "-c", str(unit.cubin)], capture_output=True, text=True, check=True)
         found += records(unit, done.stdout)
     return found
 
@@ -49,6 +50,8 @@ def records(unit: Unit, disassembly: str) -> list[Measured]:
     code = {kernel.symbol: kernel for kernel in sass.parse(disassembly)}
     taken, bounds = kernels.resources(unit.report), kernels.threads(unit.ptx)
     roundings = arithmetic.ptx_problems(unit.ptx)
+    counted = unit.architecture == cost.ARCHITECTURE
+    tables = cost.jump_tables(unit.cubin) if counted and unit.cubin is not None else {}
     if not code.keys() == taken.keys() == bounds.keys() == roundings.keys():
         raise ValueError(f"{unit.source}, {unit.architecture}: ptxas, PTX and nvdisasm tell of different kernels")
     found = []
@@ -57,7 +60,8 @@ def records(unit: Unit, disassembly: str) -> list[Measured]:
         found.append(
             Measured(
                 name, unit.architecture, bounds[symbol], taken[symbol],
-                memory.accesses(code[symbol], kernels.access(name)), roundings[symbol] + fused,
+                memory.accesses(code[symbol], kernels.access(name), kernels.time_loop(name)), roundings[symbol] + fused,
+                code=cost.Code(code[symbol], tables.get(symbol, b""), bounds[symbol]) if counted else None,
             )
         )  # fmt: skip
     return found

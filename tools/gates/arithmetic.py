@@ -4,6 +4,10 @@ PTX, of every kernel: no fused multiply-add; and each addition, subtraction and 
 ptxas must not contract it ("add" and "mul" in the PTX ISA). Divisions stay whole there, so that this holds for the
 backward kernels as well, which decide spikes again but divide in the surrogate.
 
+The plain backward kernels fuse and approximate in the adjoint. There no comparison may depend on what was fused or
+approximated, through registers or shared memory, but for equality and for the bound of csrc/cuda/fused.cuh. So
+what decides a spike is rounded as everywhere.
+
 Machine code, of the forward kernels: no fused multiply-add of floating-point numbers at all. They divide integers only,
 for which the compiler takes none. In a backward kernel those of an exact division can't be told from others.
 """
@@ -20,14 +24,57 @@ _FUSED = re.compile(r"[FDH]FMA(2|32I)?$")
 _CONSTANT = re.compile(r"\w+, -?RZ, RZ, ")
 
 
+_STATEMENT = re.compile(r"^\s*(?:@!?%p\d+\s+)?([a-z]\w*)((?:\.[a-z0-9_:]+)+)\s+([^;]*);", re.MULTILINE)
+_REGISTER = re.compile(r"%[a-z]+\d+")
+_BOUND = "0f7E800000"  # 2^126
+_ADJOINT = "backward_plain"
+
+
 def ptx_problems(ptx: str) -> dict[str, list[str]]:
     """By symbol of the kernel: instructions that round otherwise, each kind once."""
     parts = _ENTRY.split(ptx)
     found = {}
     for symbol, text in zip(parts[1::2], parts[2::2], strict=True):
         kinds = sorted({(match[1], match[2]) for match in _INSTRUCTION.finditer(text)})
-        found[symbol] = [f"PTX {name}{rest}: {why}" for name, rest in kinds if (why := _ptx_problem(name, rest))]
+        problems = [(name, rest, why) for name, rest in kinds if (why := _ptx_problem(name, rest))]
+        if _ADJOINT in symbol:
+            problems = [(name, rest, why) for name, rest, why in problems if not _for_gradients(name, rest)]
+        found[symbol] = [f"PTX {name}{rest}: {why}" for name, rest, why in problems] + inexact_decisions(text)
     return found
+
+
+def _for_gradients(name: str, rest: str) -> bool:
+    return (name == "fma" and rest in (".rn.f32", ".rn.f64")) or (name, rest) == ("rcp", ".approx.ftz.f32")
+
+
+def inexact_decisions(text: str) -> list[str]:
+    """Comparisons that depend on a fused or approximate result, in the PTX of one kernel."""
+    statements = [(m[1], m[2], m[3]) for m in _STATEMENT.finditer(text)]
+    inexact: set[str] = set()
+    before = -1
+    while len(inexact) > before:  # until nothing more depends on it; loops lead back
+        before = len(inexact)
+        for name, rest, operands in statements:
+            targets, sources = _targets_and_sources(name, rest, operands)
+            if _for_gradients(name, rest) or any(source in inexact for source in sources):
+                inexact.update(targets)
+    return [
+        f"PTX {name}{rest} {operands}: decides by what is fused or approximate"
+        for name, rest, operands in statements
+        if name == "setp" and set(rest.split(".")) & {"f32", "f64"} and not set(rest.split(".")) & {"eq", "neu", "ne"}
+        and _BOUND not in operands and any(register in inexact for register in _REGISTER.findall(operands)[1:])
+    ]  # fmt: skip
+
+
+def _targets_and_sources(name: str, rest: str, operands: str) -> tuple[list[str], list[str]]:
+    """Registers, or "shared" for all of shared memory, that an instruction writes and reads."""
+    registers = _REGISTER.findall(operands)
+    shared = ["shared"] if ".shared" in rest else []
+    if name == "st":
+        return shared, registers
+    first = operands.split("}")[0] if operands.startswith("{") else operands.split(",")[0]
+    targets = _REGISTER.findall(first)
+    return targets, registers[len(targets) :] + (shared if name == "ld" else [])
 
 
 def _ptx_problem(name: str, rest: str) -> str:
@@ -49,7 +96,7 @@ def fused(kernel: Kernel) -> list[str]:
     """Fused multiply-adds of floating-point numbers in the machine code: how many, and the first."""
     found = [
         f"{opcode} {operands}"
-        for opcode, operands, _ in kernel.instructions
+        for opcode, operands, *_ in kernel.instructions
         if _FUSED.match(opcode.split(".")[0]) and not _CONSTANT.match(operands)
     ]
     return [f"{len(found)} fused multiply-adds in machine code: {found[0]}"] if found else []

@@ -69,6 +69,11 @@ def access(name: str) -> int:
     return min(_SIZES[element] * neurons, 16)
 
 
+def time_loop(name: str) -> int:
+    """In how many loops the loop over time lies, with itself: a general kernel goes from group to group of neurons."""
+    return 1 if "_plain" in name else 2
+
+
 def _arguments(name: str) -> tuple[str, int]:
     found = _ARGUMENTS.search(name)
     if found is None:

@@ -8,8 +8,6 @@ from .sass import Kernel
 _KEPT = (2, 1)
 _GLOBAL = {"LDG": "loads", "LD": "loads", "STG": "stores", "ST": "stores"}
 _LOCAL = ("LDL", "STL")
-# The outer loop takes a thread from one group of neurons to the next; the loops over time lie in it.
-TIME_LOOP = 2
 
 
 @dataclass
@@ -48,14 +46,14 @@ def _bytes(opcode: str) -> int:
     return 4
 
 
-def accesses(kernel: Kernel, least: int = 16) -> Accesses:
-    """Count them, by the loops that they lie in, and those under ``least`` bytes."""
+def accesses(kernel: Kernel, least: int = 16, time_loop: int = 2) -> Accesses:
+    """Count them, by the loops that they lie in, and those under ``least`` bytes; the loop over time is in so many."""
     found = Accesses(least=least)
     for instruction, depth in zip(kernel.instructions, kernel.depths(), strict=True):
         name = instruction.opcode.split(".")[0]
         if name in _LOCAL:
             found.local += 1
-        elif name in _GLOBAL and depth >= TIME_LOOP:
+        elif name in _GLOBAL and depth >= time_loop:
             setattr(found, _GLOBAL[name], getattr(found, _GLOBAL[name]) + 1)
             if _bytes(instruction.opcode) < least:
                 found.narrow += (instruction.opcode,)

@@ -10,6 +10,11 @@ under an architecture: registers of a thread, and the share of the card's thread
 block: threads; shared: bytes of a block; spill, stack: bytes of a thread; local: accesses to local memory
 loads, stores: instructions in the loops over time, fewest - most of any architecture
 narrow: of these, under 16 bytes, or 8 where all elements of a thread are 8
+
+above, of a launch as a layer in training makes it: instructions of a neuron and step; fixed: those of a thread besides;
+cycles of a step, if its warp is alone and a load takes 500; start: cycles before the first load of a current; loads of
+that size in flight at once; branches of unknown way. Predicted: by a model, see tools/gates/model.py; nothing of it is
+measured
 """
 
 

@@ -11,12 +11,15 @@ _INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:(@!?U?P\w+)\s+)?([A-Z][\
 _TARGET = re.compile(r"`\(([^)]+)\)")
 _TABLE = re.compile(r'"BRANCH_TARGETS ([^"]+)"')
 _PREDICATE = re.compile(r"!?U?P\d\b")
+_WORD = re.compile(r"^\s*/\* 0x([0-9a-f]{16}) \*/\s*$")  # the second half of an instruction, with -hex
 
 
 class Instruction(NamedTuple):
     opcode: str  # with its modifiers
     operands: str
     predicated: bool
+    guard: str = ""  # its predicate, as "P0" or "!UP1"
+    control: int = 0  # the half with the control bits, where the disassembly has it
 
 
 @dataclass
@@ -30,7 +33,7 @@ class Kernel:
     def successors(self) -> list[list[int]]:
         """Where each instruction may lead. A call leads to what follows it; the subroutine is not followed."""
         found = []
-        for i, (opcode, operands, predicated) in enumerate(self.instructions):
+        for i, (opcode, operands, predicated, *_) in enumerate(self.instructions):
             name = opcode.split(".")[0]
             following = [i + 1] if i + 1 < len(self.instructions) else []
             if name in ("BRX", "BRXU"):
@@ -80,7 +83,10 @@ def parse(text: str) -> list[Kernel]:
         elif label := _LABEL.match(line):
             kernels[-1].labels[label[1]] = len(kernels[-1].instructions)
         elif found := _INSTRUCTION.match(line):
-            kernels[-1].instructions.append(Instruction(found[2], found[3], found[1] is not None))
+            guard = (found[1] or "").lstrip("@")
+            kernels[-1].instructions.append(Instruction(found[2], found[3], guard != "", guard))
+        elif (word := _WORD.match(line)) and kernels[-1].instructions:
+            kernels[-1].instructions[-1] = kernels[-1].instructions[-1]._replace(control=int(word[1], 16))
     return kernels
 
 
