@@ -64,6 +64,7 @@ int backward(const Backward<Neuron>& p, void* stream) {
   if constexpr (kSharesTime<Neuron>) {
     if (wants_chunked(p.T, p.N)) return backward_chunked(p, stream);
   }
+  if (is_plain_backward(p)) return backward_plain(p, stream);
   return visit_element(p.dtype, [&](auto element) {
     using S = decltype(element);
     if constexpr (Neuron::kRecordTells) {

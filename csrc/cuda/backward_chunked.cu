@@ -9,6 +9,7 @@
 // Where a gradient overflows, the sum of what overflowed and a multiple of it may be NaN, where step by step it would
 // have stayed infinite, and a factor may overflow that times its carry would not have.
 #include "backward.cuh"
+#include "backward_plain.cuh"
 
 namespace snnfast::cuda {
 namespace {
@@ -89,6 +90,55 @@ __global__ void __launch_bounds__(kSegments<Neuron, typename Acc<S>::type>* kLan
   neuron.finish();
 }
 
+// The same of an ordinary call (plain.cuh), whose options are template arguments.
+template <typename Neuron, typename S, int V, Reset kReset, typename Surrogate>
+__global__ void __launch_bounds__(kSegments<Neuron, typename Acc<S>::type>* kLanes, 1)
+    backward_plain_chunked_kernel(const Backward<Neuron> p, const bool streaming) {
+  static_assert(V == 1, "a lane takes one neuron");
+  using A = typename Acc<S>::type;
+  constexpr int kOf = kSegments<Neuron, A>, kLast = kOf - 1;
+  __shared__ A shared[kFactor + 1][V][kOf * kLanes];
+  const int segment = static_cast<int>(threadIdx.x) / kLanes, lane = static_cast<int>(threadIdx.x) % kLanes;
+  const int begin = static_cast<int>(start_of<kOf>(segment, p.T));
+  const int end = static_cast<int>(start_of<kOf>(segment + 1, p.T));
+  const int64_t own = static_cast<int64_t>(blockIdx.x) * kLanes + lane;
+  const bool there = own < p.N, some = there && begin < end;
+  PlainBackward<Neuron, S, V, kReset, Surrogate, 1> neuron(p, there ? own : p.N - 1, false, nullptr);
+  neuron.streaming = streaming && segment == kLast;
+  if (some) neuron.start(end);
+  neuron.load();
+  if (segment < kLast) neuron.carry[0][0] = A(0);  // that of the last is known
+  neuron.factor[0][0] = A(1);
+#pragma unroll 1
+  for (int pass = 0; pass < 2; ++pass) {
+    const bool mine = pass == 0 ? segment > 0 : segment < kLast;
+    if (mine && some) {
+      if (pass == 0 && segment < kLast) {
+        neuron.template run<true>(begin, end);
+      } else {
+        neuron.template run<false>(begin, end);
+      }
+    }
+    if (pass > 0) break;
+    if (there) {
+      shared[kCarry][0][threadIdx.x] = neuron.carry[0][0];
+      shared[kFactor][0][threadIdx.x] = neuron.factor[0][0];
+    }
+    neuron.streaming = streaming;
+    if (some && segment < kLast) neuron.start(end);
+    __syncthreads();
+    if (there && segment < kLast) neuron.carry[0][0] = entering_carry<Neuron, A>(shared, segment, lane);
+  }
+  if (segment == 0 && there) neuron.finish();
+}
+
+template <typename Neuron, typename S, Reset kReset, typename Surrogate>
+int launch_plain_chunked(const Backward<Neuron>& p, void* stream) {
+  constexpr int kThreads = kSegments<Neuron, typename Acc<S>::type> * kLanes;
+  return launch_blocks(backward_plain_chunked_kernel<Neuron, S, 1, kReset, Surrogate>, (p.N + kLanes - 1) / kLanes,
+                       kThreads, stream, p);
+}
+
 template <typename Neuron, typename S, bool kRecorded>
 int launch_chunked(const Backward<Neuron>& p, void* stream) {
   constexpr int kThreads = kSegments<Neuron, typename Acc<S>::type> * kLanes;
@@ -103,6 +153,11 @@ int backward_chunked([[maybe_unused]] const Backward<Neuron>& p, [[maybe_unused]
   if constexpr (kSharesTime<Neuron>) {
     return visit_element(p.dtype, [&](auto element) {
       using S = decltype(element);
+      if (is_plain_backward(p)) {
+        return visit_plain_backward(p, [&](auto reset, auto surrogate) {
+          return launch_plain_chunked<Neuron, S, decltype(reset)::value, decltype(surrogate)>(p, stream);
+        });
+      }
       return p.recorded() ? launch_chunked<Neuron, S, true>(p, stream) : launch_chunked<Neuron, S, false>(p, stream);
     });
   }

@@ -77,6 +77,9 @@ struct Raw {
 template <typename S, int V>
 __device__ __forceinline__ Raw<S, V> get(const S* from, bool streaming) {
   using W = typename Raw<S, V>::W;
+#if !defined(SNN_EMULATED)
+  __builtin_assume(__isGlobal(from));
+#endif
   Raw<S, V> raw;
 #pragma unroll
   for (int i = 0; i < static_cast<int>(sizeof raw / sizeof(W)); ++i) {

@@ -159,6 +159,7 @@ int launch_forward(const Forward<Neuron>& p, void* stream) {
 
 template <typename Neuron>
 int forward(const Forward<Neuron>& p, void* stream) {
+  if (is_plain_forward(p)) return forward_plain(p, stream);
   return visit_element(p.dtype, [&](auto element) { return launch_forward<Neuron, decltype(element)>(p, stream); });
 }
 

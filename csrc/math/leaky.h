@@ -32,13 +32,14 @@ struct Leaky {
   // Returns the gradient with respect to x. `before`: the states before the step; v: what decided its spike; `grad`:
   // gradients with respect to the states that were recorded after it; `carry`: those that later steps hand back, on
   // return with respect to the states before the step; `sums`: of the gradients of the parameters over time.
-  template <typename T>
+  // Arithmetic: how it rounds.
+  template <typename Arithmetic = Rounded, typename T>
   static SNN_HD T adjoint(Rules rules, T, const T (&before)[kStates], T v, const Given<T>& given,
                           const T (&grad)[kStates], const T (&p)[kParameters], T (&carry)[kStates],
                           T (&sums)[kParameters]) {
     const T beta = p[0], threshold = p[1], u = before[0];
     const T r = select(u > threshold, T(1), T(0));
-    const T dv = fire_adjoint(rules, v, r, threshold, p[2], given, grad[0] + carry[0], sums[1], sums[2]);
+    const T dv = fire_adjoint<Arithmetic>(rules, v, r, threshold, p[2], given, grad[0] + carry[0], sums[1], sums[2]);
     if (rules.reset == Reset::kSubtract) sums[1] -= dv * r;
     const bool zero = rules.reset == Reset::kZero;
     sums[0] += dv * (zero ? (T(1) - r) * u : u);

@@ -31,11 +31,7 @@ struct Rules {
 // The product of a truth value, as 1 or 0, and a number: 0 * a keeps NaN and the sign of zero, as PyTorch's does.
 template <typename Mask, typename T>
 SNN_HD T times(Mask yes, T a) {
-#if defined(__CUDA_ARCH__)
-  return select(yes, T(1), T(0)) * a;  // the same number; for the other, nvcc keeps 0 * a of every neuron in registers
-#else
   return select(yes, a, T(0) * a);
-#endif
 }
 
 template <typename Mask, typename T>
@@ -70,7 +66,7 @@ struct Given {
 };
 
 // Adjoint of `fire`: from the gradient with respect to the membrane after the step to that with respect to v.
-template <typename T>
+template <typename Arithmetic, typename T>
 SNN_HD T fire_adjoint(Rules rules, T v, T r, T threshold, T graded, const Given<T>& given, T mem, T& grad_threshold,
                       T& grad_graded) {
   const T s = select(v > threshold, T(1), T(0));
@@ -88,7 +84,7 @@ SNN_HD T fire_adjoint(Rules rules, T v, T r, T threshold, T graded, const Given<
   const T q = given.through_spike ? ds * given.derivative : T(0);
   grad_threshold -= q;
   grad_graded += given.spk * s;
-  return dv + q;
+  return Arithmetic::kFused && given.through_spike ? Arithmetic::multiply_add(ds, given.derivative, dv) : dv + q;
 }
 
 // A stretch of steps back in time is linear in the carry that enters it: what leaves it is `offset`, which leaves where

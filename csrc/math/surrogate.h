@@ -1,7 +1,8 @@
 // Surrogate derivatives of the step H(z), z = mem - threshold, as compile-time functors.
 //
 // Each functor turns its user parameters into at most two coefficients, once per launch, and evaluates the derivative
-// from them. Formulas: snntorch.surrogate 1.0.0; snnfast/surrogate.py has the same in PyTorch, with sources.
+// from them, rounded as Arithmetic says. Formulas: snntorch.surrogate 1.0.0; snnfast/surrogate.py has the same in
+// PyTorch, with sources.
 #pragma once
 
 #include "exponential.h"
@@ -36,25 +37,25 @@ struct Coefficients {
 
 struct ATan {  // alpha
   static Coefficients coefficients(double alpha, double) { return {1.57079632679489661923 * alpha, alpha / 2}; }
-  template <typename T>
+  template <typename Arithmetic = Rounded, typename T>
   static SNN_HD T derivative(T z, T a, T b) {
     const T y = a * z;
-    return b / (T(1) + y * y);
+    return Arithmetic::quotient(b, Arithmetic::multiply_add(y, y, T(1)));
   }
 };
 
 struct FastSigmoid {  // slope
   static Coefficients coefficients(double slope, double) { return {slope, 0}; }
-  template <typename T>
+  template <typename Arithmetic = Rounded, typename T>
   static SNN_HD T derivative(T z, T a, T) {
-    const T y = a * magnitude(z) + T(1);
-    return T(1) / (y * y);
+    const T y = Arithmetic::multiply_add(a, magnitude(z), T(1));
+    return Arithmetic::quotient(T(1), y * y);
   }
 };
 
 struct Sigmoid {  // slope; the derivative is even in z, so exp of a non-positive number suffices and cannot overflow
   static Coefficients coefficients(double slope, double) { return {slope, 0}; }
-  template <typename T>
+  template <typename Arithmetic = Rounded, typename T>
   static SNN_HD T derivative(T z, T a, T) {
     const T e = exp_of_nonpositive(-magnitude(a * z));
     const T y = T(1) + e;
@@ -64,7 +65,7 @@ struct Sigmoid {  // slope; the derivative is even in z, so exp of a non-positiv
 
 struct StraightThrough {
   static Coefficients coefficients(double, double) { return {}; }
-  template <typename T>
+  template <typename Arithmetic = Rounded, typename T>
   static SNN_HD T derivative(T, T, T) {
     return T(1);
   }
@@ -72,7 +73,7 @@ struct StraightThrough {
 
 struct Heaviside {
   static Coefficients coefficients(double, double) { return {}; }
-  template <typename T>
+  template <typename Arithmetic = Rounded, typename T>
   static SNN_HD T derivative(T z, T, T) {
     return heaviside(z);
   }
@@ -80,7 +81,7 @@ struct Heaviside {
 
 struct Triangular {  // threshold
   static Coefficients coefficients(double threshold, double) { return {threshold, 0}; }
-  template <typename T>
+  template <typename Arithmetic = Rounded, typename T>
   static SNN_HD T derivative(T z, T a, T) {
     return select(z >= T(0), -a, a);
   }
@@ -88,7 +89,7 @@ struct Triangular {  // threshold
 
 struct SpikeRateEscape {  // beta, slope; for beta < 0 the function grows and needs the general exponential
   static Coefficients coefficients(double beta, double slope) { return {beta, slope}; }
-  template <typename T>
+  template <typename Arithmetic = Rounded, typename T>
   static SNN_HD T derivative(T z, T a, T b) {
     const T x = -a * magnitude(z - T(1));
     const T e = exp_of_nonpositive(-magnitude(x));
@@ -98,7 +99,7 @@ struct SpikeRateEscape {  // beta, slope; for beta < 0 the function grows and ne
 
 struct SFS {  // slope, B
   static Coefficients coefficients(double slope, double b) { return {slope, b}; }
-  template <typename T>
+  template <typename Arithmetic = Rounded, typename T>
   static SNN_HD T derivative(T z, T a, T b) {
     const T y = a * magnitude(z) + T(1);
     return heaviside(z - b) / (y * y);
@@ -107,7 +108,7 @@ struct SFS {  // slope, B
 
 struct LSO {  // slope
   static Coefficients coefficients(double slope, double) { return {slope, 0}; }
-  template <typename T>
+  template <typename Arithmetic = Rounded, typename T>
   static SNN_HD T derivative(T z, T a, T) {
     return select(z > T(0), T(1), a);
   }
@@ -115,7 +116,7 @@ struct LSO {  // slope
 
 struct NoSurrogate {
   static Coefficients coefficients(double, double) { return {}; }
-  template <typename T>
+  template <typename Arithmetic = Rounded, typename T>
   static SNN_HD T derivative(T, T, T) {
     return T(0);
   }

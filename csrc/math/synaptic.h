@@ -27,13 +27,13 @@ struct Synaptic {
   }
 
   // As Leaky::adjoint.
-  template <typename T>
+  template <typename Arithmetic = Rounded, typename T>
   static SNN_HD T adjoint(Rules rules, T, const T (&before)[kStates], T v, const Given<T>& given,
                           const T (&grad)[kStates], const T (&p)[kParameters], T (&carry)[kStates],
                           T (&sums)[kParameters]) {
     const T alpha = p[0], beta = p[1], threshold = p[2], u = before[1];
     const T r = select(u > threshold, T(1), T(0));
-    const T dv = fire_adjoint(rules, v, r, threshold, p[3], given, grad[1] + carry[1], sums[2], sums[3]);
+    const T dv = fire_adjoint<Arithmetic>(rules, v, r, threshold, p[3], given, grad[1] + carry[1], sums[2], sums[3]);
     if (rules.reset == Reset::kSubtract) sums[2] -= dv * r;
     const T base = rules.reset == Reset::kZero ? (T(1) - r) * dv : dv;
     const T syn = base + (grad[0] + carry[0]);

@@ -1,0 +1,83 @@
+// Backward kernel of the ordinary calls: a thread takes V adjacent neurons back through all time steps. Compiled once
+// for each neuron.
+#include <algorithm>
+#include <bit>
+
+#include "backward_plain.cuh"
+
+namespace snnfast::cuda {
+namespace {
+
+// As in backward.cu.
+template <typename S>
+constexpr int kWidth = 16 / static_cast<int>(sizeof(typename Acc<S>::type));
+
+template <typename Neuron, typename S, int V>
+constexpr int kThreads = [] {
+  if constexpr (V == 1) return 128;
+  return static_cast<int>(std::bit_floor(static_cast<unsigned>(32 * 1024 / std::max(kBytes<Neuron, S, V>, 1))));
+}();
+
+// The least number of blocks at once: with less the compiler takes more registers, with more it spills.
+template <typename Neuron, typename S, int V, typename Surrogate>
+constexpr int kLeastBlocks = [] {
+  constexpr int kOf = kThreads<Neuron, S, V>;
+  if (V > 1) return std::min(228 * 1024 / (kOf * kBytes<Neuron, S, V> + 1024), 512 / kOf);
+  if (sizeof(S) == 8 || kRows<Neuron> > 1) return 512 / kOf;
+  return (std::is_same_v<Surrogate, ATan> ? 896 : 768) / kOf;
+}();
+
+template <typename Neuron, typename S, int V, Reset kReset, typename Surrogate>
+__global__ void __launch_bounds__(kThreads<Neuron, S, V>, kLeastBlocks<Neuron, S, V, Surrogate>)
+    backward_plain_kernel(const Backward<Neuron> p, const bool streaming) {
+  using A = typename Acc<S>::type;
+  constexpr int kOf = kThreads<Neuron, S, V>;
+  __shared__ Pack<A, V> steps[V == 1 ? 1 : kChunk * kRows<Neuron>][kOf];
+  const int64_t first = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * V;
+  if (first >= p.N) return;
+  PlainBackward<Neuron, S, V, kReset, Surrogate, kOf> neurons(p, first, streaming, steps);
+  const int T = static_cast<int>(p.T);
+  neurons.start(T);
+  neurons.load();
+  neurons.template run<false>(0, T);
+  neurons.finish();
+}
+
+template <typename Neuron, typename S, Reset kReset, typename Surrogate>
+int launch_width(const Backward<Neuron>& p, void* stream) {
+  if constexpr (sizeof(S) < 8) {  // two in double would issue as much for each as one
+    constexpr int V = kWidth<S>;
+    if (p.N >= vector_minimum() && p.N % V == 0 &&
+        aligned(p.x, p.initial, p.rows, p.grad_spk, p.grad_last, p.grad_x, p.grad_initial)) {
+      return launch(backward_plain_kernel<Neuron, S, V, kReset, Surrogate>, p.N / V, kThreads<Neuron, S, V>, stream, p);
+    }
+  }
+  return launch(backward_plain_kernel<Neuron, S, 1, kReset, Surrogate>, p.N, threads_for(p.N, kThreads<Neuron, S, 1>),
+                stream, p);
+}
+
+}  // namespace
+
+template <typename Neuron>
+bool is_plain_backward(const Backward<Neuron>& p) {
+  if (!is_plain(p) || p.recorded() || p.grad_spk == nullptr || p.grad_x == nullptr || p.derivative != nullptr)
+    return false;
+  // With a negative slope the denominator may be 0, which the approximate quotient is not for.
+  const bool fast_sigmoid = p.surrogate == SurrogateKind::kFastSigmoid && p.coefficients.a >= 0;
+  return (p.surrogate == SurrogateKind::kATan || fast_sigmoid) && none_of(p.grad_record) && !p.sums_parameters();
+}
+
+template <typename Neuron>
+int backward_plain(const Backward<Neuron>& p, void* stream) {
+  return visit_element(p.dtype, [&](auto element) {
+    using S = decltype(element);
+    return visit_plain_backward(p, [&](auto reset, auto surrogate) {
+      return launch_width<Neuron, S, decltype(reset)::value, decltype(surrogate)>(p, stream);
+    });
+  });
+}
+
+template bool is_plain_backward<SNN_NEURON>(const Backward<SNN_NEURON>&);
+template int backward_plain<SNN_NEURON>(const Backward<SNN_NEURON>&, void*);
+
+}  // namespace snnfast::cuda

@@ -1,0 +1,39 @@
+// Arithmetic for gradients alone: products and sums are fused, and a quotient of floats is an approximate reciprocal
+// with one step of refinement. Nothing that decides a spike may be computed with it; tools/gates looks whether any is.
+#pragma once
+
+#include <cmath>
+
+#include "elements.cuh"
+
+namespace snnfast::cuda {
+
+struct Fused {
+  static constexpr bool kFused = true;
+
+  static __device__ __forceinline__ float multiply_add(float a, float b, float c) { return std::fma(a, b, c); }
+  static __device__ __forceinline__ double multiply_add(double a, double b, double c) { return std::fma(a, b, c); }
+
+  // b >= 1, or NaN. Where b is larger than 2^126, whose reciprocal is the least normal number, as if it were that.
+  static __device__ __forceinline__ float quotient(float a, float b) {
+    constexpr float kMost = 0x1p126f;
+    const float within = b > kMost ? kMost : b;
+    const float inverse = reciprocal(within);
+    const float first = a * inverse;
+    return std::fma(std::fma(-within, first, a), inverse, first);
+  }
+  static __device__ __forceinline__ double quotient(double a, double b) { return a / b; }
+
+ private:
+  static __device__ __forceinline__ float reciprocal(float b) {
+#if defined(SNN_EMULATED)
+    return 1 / b;
+#else
+    float inverse;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(b));
+    return inverse;
+#endif
+  }
+};
+
+}  // namespace snnfast::cuda
