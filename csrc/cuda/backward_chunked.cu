@@ -153,10 +153,12 @@ int backward_chunked([[maybe_unused]] const Backward<Neuron>& p, [[maybe_unused]
   if constexpr (kSharesTime<Neuron>) {
     return visit_element(p.dtype, [&](auto element) {
       using S = decltype(element);
-      if (is_plain_backward(p)) {
-        return visit_plain_backward(p, [&](auto reset, auto surrogate) {
-          return launch_plain_chunked<Neuron, S, decltype(reset)::value, decltype(surrogate)>(p, stream);
-        });
+      if constexpr (HasPlain<Neuron>) {
+        if (is_plain_backward(p)) {
+          return visit_plain_backward(p, [&](auto reset, auto surrogate) {
+            return launch_plain_chunked<Neuron, S, decltype(reset)::value, decltype(surrogate)>(p, stream);
+          });
+        }
       }
       return p.recorded() ? launch_chunked<Neuron, S, true>(p, stream) : launch_chunked<Neuron, S, false>(p, stream);
     });

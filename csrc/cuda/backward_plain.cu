@@ -68,13 +68,16 @@ bool is_plain_backward(const Backward<Neuron>& p) {
 }
 
 template <typename Neuron>
-int backward_plain(const Backward<Neuron>& p, void* stream) {
-  return visit_element(p.dtype, [&](auto element) {
-    using S = decltype(element);
-    return visit_plain_backward(p, [&](auto reset, auto surrogate) {
-      return launch_width<Neuron, S, decltype(reset)::value, decltype(surrogate)>(p, stream);
+int backward_plain([[maybe_unused]] const Backward<Neuron>& p, [[maybe_unused]] void* stream) {
+  if constexpr (HasPlain<Neuron>) {
+    return visit_element(p.dtype, [&](auto element) {
+      using S = decltype(element);
+      return visit_plain_backward(p, [&](auto reset, auto surrogate) {
+        return launch_width<Neuron, S, decltype(reset)::value, decltype(surrogate)>(p, stream);
+      });
     });
-  });
+  }
+  return static_cast<int>(cudaErrorInvalidValue);
 }
 
 template bool is_plain_backward<SNN_NEURON>(const Backward<SNN_NEURON>&);

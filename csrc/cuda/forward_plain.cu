@@ -172,8 +172,11 @@ bool is_plain_forward(const Forward<Neuron>& p) {
 }
 
 template <typename Neuron>
-int forward_plain(const Forward<Neuron>& p, void* stream) {
-  return visit_element(p.dtype, [&](auto element) { return launch_plain<Neuron, decltype(element)>(p, stream); });
+int forward_plain([[maybe_unused]] const Forward<Neuron>& p, [[maybe_unused]] void* stream) {
+  if constexpr (HasPlain<Neuron>) {
+    return visit_element(p.dtype, [&](auto element) { return launch_plain<Neuron, decltype(element)>(p, stream); });
+  }
+  return static_cast<int>(cudaErrorInvalidValue);
 }
 
 template bool is_plain_forward<SNN_NEURON>(const Forward<SNN_NEURON>&);

@@ -6,9 +6,17 @@
 
 #include <limits>
 
+#include "fused.cuh"
 #include "neurons.cuh"
 
 namespace snnfast::cuda {
+
+// Whether there are plain kernels for a neuron: where its adjoint takes the arithmetic.
+template <typename Neuron>
+concept HasPlain =
+    requires(float x, float (&states)[Neuron::kStates], float (&numbers)[Neuron::kParameters], Given<float> given) {
+      Neuron::template adjoint<Fused>(Rules{}, x, states, x, given, states, numbers, states, numbers);
+    };
 
 // Of one call, what both passes ask for.
 template <typename Neuron>
@@ -18,7 +26,7 @@ bool is_plain(const Problem<Neuron>& p) {
   for (const Parameter& parameter : p.parameters) {
     if (!parameter.uniform()) return false;
   }
-  return p.T > 0 && p.T < kMost && p.N < kMost;
+  return HasPlain<Neuron> && p.T > 0 && p.T < kMost && p.N < kMost;
 }
 
 template <typename T, size_t n>

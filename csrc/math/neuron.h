@@ -66,7 +66,7 @@ struct Given {
 };
 
 // Adjoint of `fire`: from the gradient with respect to the membrane after the step to that with respect to v.
-template <typename Arithmetic, typename T>
+template <typename Arithmetic = Rounded, typename T>
 SNN_HD T fire_adjoint(Rules rules, T v, T r, T threshold, T graded, const Given<T>& given, T mem, T& grad_threshold,
                       T& grad_graded) {
   const T s = select(v > threshold, T(1), T(0));
