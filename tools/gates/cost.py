@@ -58,8 +58,11 @@ def cost(program: Path, code: Code, case: Case, latency: int = LATENCY) -> Cost:
     first, second = (run(code, given, latency) for given in arguments(program, [case, case.with_steps(2 * steps)]))
     per_step = (second.instructions - first.instructions) / steps
     currents = [load for load in first.loads() if load.address is not None and load.address >> _REGION == 1]
+    if not currents:  # their addresses could not be told: those of the largest size stand for them
+        widest = max((load.size for load in first.loads()), default=0)
+        currents = [load for load in first.loads() if load.size == widest]
     if not currents:
-        raise ValueError(f"{case.kernel}: no load of a current")
+        raise ValueError(f"{case.kernel}: no load")
     return Cost(
         steps, kernels.width(case.kernel + ", "), per_step, first.instructions - per_step * steps,
         (second.time - first.time) / steps, currents[0].at, first.most_loads_in_flight(currents[0].size),
