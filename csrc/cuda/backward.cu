@@ -27,7 +27,7 @@ template <typename Neuron, typename S, int V>
 constexpr int kLeastBlocks = [] {
   constexpr int kOf = kThreads<Neuron, S, V>;
   constexpr int kFit = 228 * 1024 / (kOf * kBytes<Neuron, S, V> + 1024);
-  constexpr int kWanted = sizeof(S) == 8 ? (V == 1 ? 896 : 640) : (V == 1 ? 1024 : 512);
+  constexpr int kWanted = sizeof(S) == 8 ? (V == 1 ? 896 : 640) : (V == 1 ? 1024 : 384);
   return std::min(kFit, kWanted / kOf);
 }();
 

@@ -22,8 +22,13 @@ constexpr int kThreads = [] {
 template <typename Neuron, typename S, int V, typename Surrogate>
 constexpr int kLeastBlocks = [] {
   constexpr int kOf = kThreads<Neuron, S, V>;
-  if (V > 1) return std::min(228 * 1024 / (kOf * kBytes<Neuron, S, V> + 1024), 512 / kOf);
-  if (sizeof(S) == 8 || kRows<Neuron> > 1) return 512 / kOf;
+  if (V > 1 && kRows<Neuron> > 1) return 256 / kOf;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+  if (V > 1) return 384 / kOf;  // it takes a few registers too many for 512
+#endif
+  if (V > 1) return 512 / kOf;
+  if (sizeof(S) == 8) return 384 / kOf;
+  if (kRows<Neuron> > 1) return 512 / kOf;
   return (std::is_same_v<Surrogate, ATan> ? 896 : 768) / kOf;
 }();
 
