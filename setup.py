@@ -157,7 +157,13 @@ def gencode(names: list[str]) -> list[str]:
 def of_neuron(name: str) -> list[str]:
     """Flags of a source that is compiled once for each neuron: its struct, and the header of it before all others."""
     header = ROOT.resolve() / "csrc/math" / f"{name}.h"
-    return [f"-DSNN_NEURON={name.capitalize()}", f"-include {shlex.quote(str(header))}"]
+    return [f"-DSNN_NEURON={struct_of(name)}", f"-include {shlex.quote(str(header))}"]
+
+
+def struct_of(name: str) -> str:
+    """The struct of a neuron: the one in its header whose name, in lower case, is that of the file."""
+    found = re.findall(r"^struct (\w+) \{", (ROOT / "csrc/math" / f"{name}.h").read_text(), flags=re.MULTILINE)
+    return next(struct for struct in found if struct.lower() == name)
 
 
 def cuda_sources() -> list[tuple[Path, str, list[str]]]:
@@ -220,6 +226,7 @@ def write_ninja(path: Path, output: Path) -> None:
         ("csrc/cpu/memory_limit.cpp", "cpu_memory_limit", []),
         ("csrc/cpu/pool.cpp", "cpu_pool", []),
         ("csrc/cpu/products.cpp", "cpu_products", []),
+        ("csrc/buffers.cpp", "buffers", []),
         ("csrc/spikes_linear.cpp", "spikes_linear", []),
         ("csrc/spikes_conv2d.cpp", "spikes_conv2d", []),
         ("csrc/max_pooling.cpp", "max_pooling", []),

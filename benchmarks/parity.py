@@ -15,6 +15,7 @@ from .bars import Bar, Found
 from .registry import NEURONS
 
 CHOICES = {"reset_mechanism": ("subtract", "zero", "none")}
+OWN = {"all_to_all": (False,)}
 DELAY, GRADED = {"reset_delay": (True, False)}, {"graded_spikes_factor": (1.0, 0.75)}
 
 
@@ -32,6 +33,11 @@ TABLE = {
     "leaky": Drawn({"beta": DECAY, "threshold": (0.2, 1.5)}, CHOICES | DELAY | GRADED),
     "synaptic": Drawn({"alpha": DECAY, "beta": DECAY, "threshold": (0.2, 1.5)}, CHOICES | DELAY),
     "lapicque": Drawn({"beta": (0.05, 0.99), "threshold": (0.2, 1.5)}, CHOICES, per_neuron=False),
+    "alpha": Drawn({"alpha": (0.6, 1.1), "beta": (-0.1, 0.5), "threshold": (0.2, 1.5)}, CHOICES),
+    "rleaky": Drawn({"beta": DECAY, "V": (-1.0, 1.0), "threshold": (0.2, 1.5)}, CHOICES | DELAY | OWN),
+    # Without the delay snnTorch's raises an error.
+    "rsynaptic": Drawn({"alpha": DECAY, "beta": DECAY, "V": (-1.0, 1.0), "threshold": (0.2, 1.5)}, CHOICES | OWN),
+    "connected": Drawn({"beta": DECAY, "threshold": (0.2, 1.5)}, CHOICES | DELAY),
 }
 
 
@@ -79,15 +85,23 @@ def _records(rng: random.Random, neuron: str, drawn: Drawn) -> tuple[list[Tensor
 
     options: dict[str, Any] = {name: parameter(*limits) for name, limits in drawn.ranges.items()}
     options |= {name: rng.choice(values) for name, values in drawn.choices.items()}
+    if model.connected:
+        # A surrogate of ours in both: those of snnTorch return float32 spikes, which no float64 weights take.
+        options |= {"linear_features": step[-1], "spike_grad": snnfast.surrogate.atan()}
     current = torch.randn(T, *step, dtype=dtype) * rng.choice((0.3, 1.0, 3.0))
     make = torch.randn if rng.random() < 0.5 else torch.zeros
     states = [make(step, dtype=dtype) for _ in model.states]
-    spk_rec, *ours = getattr(snnfast, model.name)(**options).unroll(current, *states)
-    loop = getattr(snntorch, model.name)(**options)
-    steps = []
-    for x in current.unbind(0):
-        spk, *states = loop(x, *states)
-        steps.append((spk.float(), *states))
+    layer, loop = (getattr(library, model.name)(**options) for library in (snnfast, snntorch))
+    if model.connected:
+        loop.load_state_dict(layer.to(dtype).state_dict())
+        loop.to(dtype)
+    with torch.no_grad():
+        spk_rec, *ours = layer.unroll(current, *states)
+        steps = []
+        for x in current.unbind(0):
+            spk, *after = loop(x, *states)
+            states = [spk, *after] if model.fed_back else after
+            steps.append((spk.float(), *after))
     return [spk_rec.float(), *ours], [torch.stack(record) for record in zip(*steps, strict=True)]
 
 

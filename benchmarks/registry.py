@@ -1,5 +1,6 @@
 """What is measured: a case is a workload with its shape and options; a suite is a list of cases."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from math import prod
 from typing import Any
@@ -16,12 +17,23 @@ class Model:
     name: str
     decays: tuple[str, ...] = ("beta",)
     states: tuple[str, ...] = ("mem",)
+    fixed: Mapping[str, Any] = field(default_factory=dict)  # other arguments
+    connected: bool = False  # by a linear layer of the size of a step
+
+    @property
+    def fed_back(self) -> bool:
+        """Whether the last spike is a state, and so is returned as one."""
+        return self.states[0] == "spk"
 
 
 NEURONS = {
     "leaky": Model("Leaky"),
     "synaptic": Model("Synaptic", ("alpha", "beta"), ("syn", "mem")),
     "lapicque": Model("Lapicque"),
+    "alpha": Model("Alpha", (), ("syn_exc", "syn_inh", "mem"), {"alpha": 0.95, "beta": 0.9}),
+    "rleaky": Model("RLeaky", states=("spk", "mem"), fixed={"V": 0.5, "all_to_all": False}),
+    "rsynaptic": Model("RSynaptic", ("alpha", "beta"), ("spk", "syn", "mem"), fixed={"V": 0.5, "all_to_all": False}),
+    "connected": Model("RLeaky", states=("spk", "mem"), connected=True),
 }
 
 
@@ -109,7 +121,8 @@ class Case:
             return None
         current = 1 / self.T if self.constant else 1
         record = self.options.record_mem
-        elements = current + 1 + record * len(NEURONS[self.neuron].states)
+        model = NEURONS[self.neuron]
+        elements = current + 1 + record * (len(model.states) - model.fed_back)
         if self.backward:
             elements += 1 + (1 if record else current) + current
         return elements * self.itemsize
@@ -145,7 +158,11 @@ def suites(device: str) -> dict[str, list[Case]]:
             *(
                 Case("neurons", "layer", 25, 128, (1000,), neuron=n, quick=True, gate=True)
                 for n in NEURONS
-                if n != "leaky"
+                if n not in ("leaky", "connected")
+            ),
+            *(
+                Case("neurons", "layer", T, B, (n,), neuron="connected", quick=True, peers=False)
+                for T, B, n in ((100, 64, 256), (25, 128, 1000))
             ),
             Case("neurons", "layer", 100, 128, (8192,), neuron="synaptic", quick=True, peers=False),
         ],

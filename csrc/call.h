@@ -3,6 +3,7 @@
 
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <torch/csrc/stable/ops.h>
@@ -74,8 +75,9 @@ class Call {
   const ScalarType acc;
   std::vector<Tensor> outputs;
 
-  Call(const Tensor& like, const Layout& layout, ScalarType dtype)
-      : acc(acc_of(dtype)), layout_(layout), like_(like), device_(like.device()) {
+  // `into`: in place of new tensors, in the order of the outputs; none of them for new ones.
+  Call(const Tensor& like, const Layout& layout, ScalarType dtype, std::vector<Tensor> into = {})
+      : acc(acc_of(dtype)), layout_(layout), like_(like), device_(like.device()), into_(std::move(into)) {
     outputs.reserve(8);
   }
 
@@ -142,6 +144,15 @@ class Call {
 
   // A new tensor [rows, *] or [*], which goes to `outputs`.
   void* make(ScalarType dtype, int64_t rows) {
+    if (!into_.empty()) {
+      STD_TORCH_CHECK(outputs.size() < into_.size(), "out: too few tensors");
+      const Tensor& t = into_[outputs.size()];
+      STD_TORCH_CHECK(t.device() == device_ && t.scalar_type() == dtype && layout_.has_shape(t, rows != kOne, rows) &&
+                          layout_.fits(t, rows != kOne),
+                      "out: not like an output");
+      outputs.push_back(t);
+      return outputs.back().mutable_data_ptr();
+    }
     outputs.push_back(Backend::empty(like_, shape_with(rows), strides_with(rows), dtype));
     return outputs.back().mutable_data_ptr();
   }
@@ -166,6 +177,7 @@ class Call {
   const Layout& layout_;
   const Tensor& like_;
   const torch::stable::Device device_;
+  const std::vector<Tensor> into_;
   std::vector<Tensor> copies_;
 };
 

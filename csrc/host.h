@@ -7,6 +7,7 @@
 
 #include <array>
 #include <string>
+#include <string_view>
 #include <utility>
 
 #include <torch/csrc/stable/library.h>
@@ -38,6 +39,10 @@ std::string declare(const char* type, const char* before, const char* const (&na
   for (const char* name : names) text += std::string(type) + " " + before + name + after + ", ";
   return text;
 }
+
+// Whether the first state is the last spike, which comes back to the neuron: one step then returns it but once.
+template <typename Neuron>
+inline constexpr bool kFedBack = std::string_view(Neuron::kStateNames[0]) == "spk";
 
 // What both ops of a neuron are given, at the end of the tensors and the beginning of the options.
 template <typename Neuron>
@@ -90,13 +95,22 @@ struct Common {
 
 // Returns the spikes, as bits if that is asked for; the states of every step that `record` asks for, by bits, and
 // behind them, if its highest bit is set, the membrane that decided each spike; if `last`, all states after the last
-// step; what is saved, if anything.
+// step, but of one step no spike a second time; what is saved, if anything.
 template <typename Neuron>
 std::string forward_schema() {
-  return std::string(Neuron::kName) + "_forward(Tensor x, " + Common<Neuron>::schema() + ") -> Tensor[]";
+  return std::string(Neuron::kName) + "_forward(Tensor x, " + Common<Neuron>::schema();
 }
 
-template <typename Neuron, typename Backend>
+// With `into`, an op has one more argument, tensors to write its results to, and returns none: steps of a loop then
+// write rows of what the loop returns.
+template <bool kInto>
+std::string with_results(std::string schema) {
+  if (!kInto) return schema + ") -> Tensor[]";
+  const size_t name = schema.find('(');
+  return schema.substr(0, name) + "_into" + schema.substr(name) + ", Tensor(a!)[] out) -> ()";
+}
+
+template <typename Neuron, typename Backend, bool kInto>
 void forward_op(StableIValue* stack, uint64_t, uint64_t) {
   constexpr int kStates = Neuron::kStates;
   Arguments arguments(stack);
@@ -110,7 +124,9 @@ void forward_op(StableIValue* stack, uint64_t, uint64_t) {
   STD_TORCH_CHECK(record < 2 << kStates, "options: unknown states to record");
   const Layout layout(x, time == Time::kSequence, common.steps, time);
   STD_TORCH_CHECK(time != Time::kSequence || x.size(0) == common.steps, "steps: not the number of steps of x");
-  Call<Backend> call(x, layout, x.scalar_type());
+  std::vector<Tensor> into;
+  if constexpr (kInto) into = arguments.take<std::vector<Tensor>>();
+  Call<Backend> call(x, layout, x.scalar_type(), std::move(into));
   Forward<Neuron> p{};
   p.dtype = dtype_of(x, "x");
   common.describe(p, call, layout);
@@ -126,14 +142,15 @@ void forward_op(StableIValue* stack, uint64_t, uint64_t) {
     if ((record >> s & 1) != 0) p.record[s] = call.make(x.scalar_type(), call.every_step());
   }
   if ((record >> kStates & 1) != 0) p.deciding = call.make(call.acc, call.every_step());
-  for (int s = 0; last && s < kStates; ++s) p.last[s] = call.make(call.acc, kOne);
+  const int first_last = kFedBack<Neuron> && time == Time::kStep ? 1 : 0;
+  for (int s = first_last; last && s < kStates; ++s) p.last[s] = call.make(call.acc, kOne);
   if (p.saved != Saved::kNothing && time != Time::kStep) {  // of one step there are no rows
     const int64_t rows = saved_rows(p.saved, p.T) * (p.saved == Saved::kCheckpoints ? kStates : 1);
     void* const data = call.make(saved_dtype(p.saved, call.acc), rows);
     if (rows > 0) p.rows = data;
   }
   if (p.N > 0) Backend::run(p, x);
-  stack[0] = torch::stable::detail::from(call.outputs);
+  if constexpr (!kInto) stack[0] = torch::stable::detail::from(call.outputs);
 }
 
 // ---- backward
@@ -145,12 +162,12 @@ template <typename Neuron>
 std::string backward_schema() {
   return std::string(Neuron::kName) + "_backward(Tensor? grad_spk, Tensor? weight, " +
          declare("Tensor?", "grad_", Neuron::kStateNames, "_rec") +
-         declare("Tensor?", "grad_", Neuron::kStateNames, "") +
+         declare("Tensor?", "grad_", Neuron::kStateNames, "_last") +
          "Tensor? x, Tensor? mem_rec, Tensor? rows, Tensor? derivative, " + Common<Neuron>::schema() +
-         ", float p0, float p1) -> Tensor[]";
+         ", float p0, float p1";
 }
 
-template <typename Neuron, typename Backend>
+template <typename Neuron, typename Backend, bool kInto>
 void backward_op(StableIValue* stack, uint64_t, uint64_t) {
   constexpr int kStates = Neuron::kStates, kParameters = Neuron::kParameters, kInputs = 1 + kStates + kParameters;
   Arguments arguments(stack);
@@ -186,7 +203,9 @@ void backward_op(StableIValue* stack, uint64_t, uint64_t) {
                                             : *rows,
                       x.has_value() ? time == Time::kSequence : time != Time::kStep || !mem_rec.has_value(),
                       common.steps, time);
-  Call<Backend> call(**like, layout, dtype);
+  std::vector<Tensor> into;
+  if constexpr (kInto) into = arguments.take<std::vector<Tensor>>();
+  Call<Backend> call(**like, layout, dtype, std::move(into));
   Backward<Neuron> p{};
   p.dtype = dtype_of(**like, "x");
   p.clamp_closed = option::kClampClosed.of(common.options) != 0;
@@ -233,7 +252,8 @@ void backward_op(StableIValue* stack, uint64_t, uint64_t) {
   }
 
   p.surrogate = p.derivative != nullptr ? SurrogateKind::kStraightThrough : static_cast<SurrogateKind>(surrogate);
-  if (p.grad_spk == nullptr && p.outputs.grad == nullptr && (p.rules.delay || p.rules.reset == Reset::kNone)) {
+  if (!kFedBack<Neuron> && p.grad_spk == nullptr && p.outputs.grad == nullptr &&
+      (p.rules.delay || p.rules.reset == Reset::kNone)) {
     // No gradient passes through a spike, so its derivative must not matter, not even where it is NaN.
     p.surrogate = SurrogateKind::kNone;
     p.derivative = nullptr;
@@ -257,25 +277,39 @@ void backward_op(StableIValue* stack, uint64_t, uint64_t) {
     *to = i == 0 ? call.make(dtype, call.every_step_unless(p.constant)) : call.make(call.acc, kOne);
   }
   if (p.N > 0) Backend::run(p, **like);
-  stack[0] = torch::stable::detail::from(call.outputs);
+  if constexpr (!kInto) stack[0] = torch::stable::detail::from(call.outputs);
 }
 
 // ---- registration
 
+template <typename Neuron, typename Library>
+void define(Library& m) {
+  m.def(with_results<false>(forward_schema<Neuron>()).c_str());
+  m.def(with_results<false>(backward_schema<Neuron>()).c_str());
+  if (!kFedBack<Neuron>) return;
+  m.def(with_results<true>(forward_schema<Neuron>()).c_str());
+  m.def(with_results<true>(backward_schema<Neuron>()).c_str());
+}
+
+template <typename Neuron, typename Backend, typename Library>
+void implement(Library& m) {
+  const std::string name = Neuron::kName;
+  m.impl((name + "_forward").c_str(), &forward_op<Neuron, Backend, false>);
+  m.impl((name + "_backward").c_str(), &backward_op<Neuron, Backend, false>);
+  if constexpr (kFedBack<Neuron>) {
+    m.impl((name + "_forward_into").c_str(), &forward_op<Neuron, Backend, true>);
+    m.impl((name + "_backward_into").c_str(), &backward_op<Neuron, Backend, true>);
+  }
+}
+
 // For each neuron once, at the end of its file in neurons/.
-#define SNN_REGISTER(Neuron)                        \
-  STABLE_TORCH_LIBRARY_FRAGMENT(SNN_NAMESPACE, m) { \
-    m.def(forward_schema<Neuron>().c_str());        \
-    m.def(backward_schema<Neuron>().c_str());       \
-  }                                                 \
-  SNN_REGISTER_CPU(Neuron)                          \
+#define SNN_REGISTER(Neuron)                                             \
+  STABLE_TORCH_LIBRARY_FRAGMENT(SNN_NAMESPACE, m) { define<Neuron>(m); } \
+  SNN_REGISTER_CPU(Neuron)                                               \
   SNN_REGISTER_CUDA(Neuron)
 
-#define SNN_IMPLEMENT(Neuron, Key, Backend)                                                    \
-  STABLE_TORCH_LIBRARY_IMPL(SNN_NAMESPACE, Key, m) {                                           \
-    m.impl((std::string(Neuron::kName) + "_forward").c_str(), &forward_op<Neuron, Backend>);   \
-    m.impl((std::string(Neuron::kName) + "_backward").c_str(), &backward_op<Neuron, Backend>); \
-  }
+#define SNN_IMPLEMENT(Neuron, Key, Backend) \
+  STABLE_TORCH_LIBRARY_IMPL(SNN_NAMESPACE, Key, m) { implement<Neuron, Backend>(m); }
 
 #if defined(SNN_EMULATED)
 #define SNN_REGISTER_CPU(Neuron)

@@ -2,7 +2,8 @@
 
 Where to start:
 
-- :class:`Leaky`, :class:`Synaptic` and :class:`Lapicque` are layers of neurons.
+- :class:`Leaky`, :class:`Synaptic`, :class:`Lapicque`, :class:`Alpha`, :class:`RLeaky` and :class:`RSynaptic` are
+  layers of neurons.
 - :func:`compile` runs a loop over time as layers over time.
 - :class:`MultiStep` is layers in sequence over time, and :class:`Residual` a skip connection in it.
 - :mod:`snnfast.snntorch` is for code that goes on using snnTorch (``import snnfast.snntorch as snn``).
@@ -21,15 +22,21 @@ from snnfast._loop import compile, explain
 from snnfast._memory import empty_cache, set_cache_limit
 from snnfast._neurons import reset
 from snnfast._version import __version__
+from snnfast.alpha import Alpha
 from snnfast.lapicque import Lapicque
 from snnfast.leaky import Leaky
 from snnfast.multistep import MultiStep, Residual
+from snnfast.rleaky import RLeaky
+from snnfast.rsynaptic import RSynaptic
 from snnfast.synaptic import Synaptic
 
 __all__ = [
+    "Alpha",
     "Lapicque",
     "Leaky",
     "MultiStep",
+    "RLeaky",
+    "RSynaptic",
     "Residual",
     "Synaptic",
     "__version__",

@@ -80,7 +80,7 @@ class Unroll(torch.autograd.Function):
         derivative = None
         if not options.kernels_do_all:  # then options.derivative is that of no surrogate: no gradient through a spike
             *tensors, deciding = tensors
-            if grads[0] is not None or RESET_MECHANISMS[options.reset] != "none":
+            if grads[0] is not None or neuron.fed_back or RESET_MECHANISMS[options.reset] != "none":
                 with torch.no_grad():
                     derivative = _derivative_of(options.spike_grad, deciding - tensors[-2])
         x, mem_rec = (None, source) if saved == SAVE_NOTHING else (source, None)
@@ -110,9 +110,11 @@ def of_states(neuron: Neuron, call: Call, grads: tuple[Any, ...]) -> tuple[Any, 
     """The gradients of all states of every step, then of all last states; ``None`` for states not returned."""
     if call.record == 0:
         grads = neuron.no_states + grads
-    elif call.record != neuron.every_state:
+    elif call.record != neuron.every_state or neuron.fed_back:
         rest = iter(grads)
         grads = tuple([next(rest) if call.record >> i & 1 else None for i in range(len(neuron.states))]) + tuple(rest)
+    if call.time == STEP and neuron.fed_back:
+        grads = (*neuron.no_states, None, *grads[len(neuron.states) :])  # the spike is not returned again
     return grads if call.last else grads + neuron.no_states
 
 
@@ -124,7 +126,7 @@ def by_input(
     gradients = [next(rest) if needed else None for needed in needs]
     for i in range(1 + len(neuron.states), len(needs)):
         if needs[i]:
-            gradients[i] = _sum_to(gradients[i], tensors[i - 1])  # type: ignore[arg-type]
+            gradients[i] = sum_to(gradients[i], tensors[i - 1])  # type: ignore[arg-type]
     return gradients
 
 
@@ -199,7 +201,7 @@ class _NoDoubleBackward(torch.autograd.Function):
         raise NotImplementedError(NO_SECOND_DERIVATIVE)
 
 
-def _sum_to(partial: Tensor, parameter: Tensor) -> Tensor:
+def sum_to(partial: Tensor, parameter: Tensor) -> Tensor:
     """Sum per-neuron partial gradients to a parameter's shape, the same way for any number of threads.
 
     torch splits a reduction by thread only if it is long and gives a single number. That one goes through fixed pieces.

@@ -48,7 +48,7 @@ class Report:
 
 
 def convert(net: nn.Module) -> Report:
-    """Put every ``snntorch.Leaky``, ``Synaptic`` and ``Lapicque`` of a model on the fused kernels, in place.
+    """Put every neuron of a snnTorch model that snnfast has (see :mod:`snnfast.snntorch`) on the kernels, in place.
 
     Each layer stays the same object, with its parameters, buffers, hooks, flags, held states, training mode, device and
     dtype. So optimizers, references and checkpoints stay valid. Layers that compute something else are left alone:
@@ -68,10 +68,10 @@ def convert(net: nn.Module) -> Report:
 
         >>> import snntorch, snnfast.snntorch
         >>> from torch import nn
-        >>> net = nn.Sequential(nn.Linear(784, 10), snntorch.Leaky(beta=0.9), snntorch.Alpha(0.9, 0.8))
+        >>> net = nn.Sequential(nn.Linear(784, 10), snntorch.Leaky(beta=0.9), snntorch.SLSTM(10, 10))
         >>> print(snnfast.snntorch.convert(net))
         swapped 1: 1
-        left 2: snnfast has no kernel for Alpha
+        left 2: snnfast has no kernel for SLSTM
     """
     swapped, left, notes = [], {}, {}
     for name, module in _neurons(net):
@@ -157,6 +157,8 @@ def _reason_to_leave(module: Any) -> str | None:
     behaves, stored = _STATE_FUNCTIONS[function.__name__], RESET_MECHANISMS[int(module.reset_mechanism_val)]
     if not getattr(module, "reset_delay", True) and behaves != stored:
         return f"it mixes the reset mechanisms {behaves!r} and {stored!r}"
+    if layer.neuron.fed_back and not module.all_to_all and type(module.recurrent).__name__ != "RecurrentOneToOne":
+        return "its recurrent was replaced"
     for state in layer.neuron.states:
         if state not in module._buffers:
             return f"its {state} is no buffer"
@@ -197,7 +199,7 @@ def _swap_back(module: Any) -> None:
         module.register_buffer(name, state, persistent=False)
     _set_spike_grad(module, spike_grad)
     if not cls._takes_delay:
-        del module.reset_delay
+        vars(module).pop("reset_delay", None)
     name = next(n for n, mechanism in _STATE_FUNCTIONS.items() if mechanism == module.reset_mechanism)
     module.state_function = getattr(module, name)
 

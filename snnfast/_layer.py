@@ -84,7 +84,7 @@ class SpikingLayer(nn.Module):
 
     def _add(self, name: str, value: float | Tensor, learn: bool) -> None:
         value = check_parameter_value(name, value)
-        if check_flag(f"learn_{name}", learn, optional=True):
+        if check_flag("learn_recurrent" if name == "V" else f"learn_{name}", learn, optional=True):
             if not value.is_floating_point():
                 raise TypeError(f"{name}: only a floating tensor can be learned, got {value.dtype}")
             setattr(self, name, nn.Parameter(value))
@@ -129,7 +129,7 @@ class SpikingLayer(nn.Module):
                 self._refuse(name, state)
             given.append(state if state.shape == shape else None)
         spk, *after = run(self.neuron, self._options(), ONE_STEP, input_, tuple(given), self._values())
-        self._hold(after)
+        self._hold((spk, *after) if self.neuron.fed_back else after)
         return spk if self.init_hidden and not self.output else (spk, *after)
 
     def _unroll(
@@ -161,9 +161,10 @@ class SpikingLayer(nn.Module):
         n = len(self.neuron.states)
         if self.init_hidden:
             self._hold(found[-n:])
-        if call.record and call.last and not last:
-            return found[:-n]
-        return found if call.record or not last else found + found[-n:]
+        if call.record:
+            return found if last or not call.last else found[:-n]
+        shown = found[:1] + found[2:] if self.neuron.fed_back else found  # the last spike is no result of its own
+        return shown + found[-n:] if last else shown
 
     def _options(self) -> Options:
         """Options of a call. They are checked when they are made, and again only after an attribute was assigned."""
@@ -340,7 +341,8 @@ class SpikingLayer(nn.Module):
             known = parameter.numel() == 1 and not parameter.is_meta
             return f"{parameter.item():g}" if known else str(tuple(parameter.shape))
 
-        shown = [f"{name}={show(getattr(self, name))}" for name in self.shown or self.neuron.parameters[:-1]]
+        names = [name for name in self.shown or self.neuron.parameters[:-1] if hasattr(self, name)]
+        shown = [f"{name}={show(getattr(self, name))}" for name in names]
         return (
             f"{', '.join(shown)}, reset_mechanism={self.reset_mechanism!r}, "
             f"reset_delay={self.reset_delay}, init_hidden={self.init_hidden}"

@@ -6,13 +6,16 @@ from typing import Any
 from torch import nn
 
 from snnfast._layer import SpikingLayer
+from snnfast.alpha import Alpha
 from snnfast.lapicque import Lapicque
 from snnfast.leaky import Leaky
+from snnfast.rleaky import RLeaky
+from snnfast.rsynaptic import RSynaptic
 from snnfast.synaptic import Synaptic
 
 __all__ = ["LAYERS", "convert", "is_snntorchs", "reset"]
 
-LAYERS: tuple[type[SpikingLayer], ...] = (Leaky, Synaptic, Lapicque)
+LAYERS: tuple[type[SpikingLayer], ...] = (Leaky, Synaptic, Lapicque, Alpha, RLeaky, RSynaptic)
 """One for each of ``_ops.NEURONS``, with the name of snnTorch's."""
 
 

@@ -82,7 +82,7 @@ def _forward_fake(neuron: Neuron, x: Tensor, *args: Any) -> list[Tensor]:
     if record & neuron.deciding:
         made.append(outputs.make(acc, every))
     if last:
-        made += [outputs.make(acc) for _ in neuron.states]
+        made += [outputs.make(acc) for _ in neuron.states[neuron.fed_back and time == STEP :]]
     if saved != SAVE_NOTHING and time != STEP:  # of one step there are no rows
         rows = _rows(saved, steps) * (len(neuron.states) if saved == SAVE_CHECKPOINTS else 1)
         made.append(outputs.make({0: acc, 1: torch.uint8, 2: torch.bfloat16}[SAVED_MODES[saved][3]], rows))
@@ -138,7 +138,8 @@ def _forward_vmap(neuron: Neuron, info: Any, in_dims: tuple[Any, ...], *args: An
     found = neuron.forward(x, *given, *options)
     over_time = 0 if time == STEP else 1
     records = sum([record >> i & 1 for i in range(states + 1)])
-    dims = [0 if reduce else over_time] + [over_time] * records + [0] * (states if last else 0)
+    lasts = states - (neuron.fed_back and time == STEP) if last else 0
+    dims = [0 if reduce else over_time] + [over_time] * records + [0] * lasts
     return found, dims + [1] * (len(found) - len(dims))
 
 

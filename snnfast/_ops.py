@@ -32,6 +32,12 @@ spikes_linear: Any = None
 spikes_linear_weight: Any = None
 """``(bits, grad, graded)`` to the gradient of the weight ``[O, N]``."""
 
+rows_like: Any = None
+"""``(like, rows)`` to memory for ``[rows, *]`` like ``[*]``; ``None`` where a namespace has it not."""
+
+spikes_as_bits: Any = None
+"""``[T, R, N]`` to ``[(T + 7) // 8, R, N]``, as ``spikes_linear_weight`` takes them; likewise."""
+
 # Numbers of the kernels are places in these lists. They are compared with those of the extension.
 RESET_MECHANISMS = ("subtract", "zero", "none")
 TIMES = ("sequence", "constant", "step")  # what time is in the shapes of a call: [T, *], [*] at T steps, [*]
@@ -60,17 +66,24 @@ class Neuron:
         states: Names in snnTorch's order; the last is the membrane.
         parameters: Names in the order of the ops; the last two are the threshold and the height of a spike.
         record_tells: Whether, with a delayed reset, the recorded membrane is all that backward needs.
+
+    Attributes:
+        fed_back: Whether the first state is the last spike, which comes back to the neuron. It is never recorded, as
+            the spikes are; and a step returns it but once.
     """
 
     forward: Any
     backward: Any
+    forward_into: Any  # the same two, with a list of tensors to write to as one more argument; only if fed back
+    backward_into: Any
 
     def __init__(self, name: str, states: tuple[str, ...], parameters: tuple[str, ...], record_tells: bool) -> None:
         self.name = name
         self.states = states
         self.parameters = parameters
         self.record_tells = record_tells
-        self.every_state = (1 << len(states)) - 1  # as bits: what to record
+        self.fed_back = states[0] == "spk"
+        self.every_state = (1 << len(states)) - 1 - self.fed_back  # as bits: what to record
         self.membrane = 1 << len(states) - 1
         self.deciding = 1 << len(states)
         self.no_states: tuple[None, ...] = (None,) * len(states)
@@ -82,7 +95,14 @@ SYNAPTIC = Neuron("synaptic", ("syn", "mem"), ("alpha", "beta", "threshold", "gr
 LAPICQUE = Neuron(
     "lapicque", ("mem",), ("R", "rate", "time_step", "decay", "threshold", "graded_spikes_factor"), record_tells=False
 )
-NEURONS = (LEAKY, SYNAPTIC, LAPICQUE)
+ALPHA = Neuron(
+    "alpha", ("syn_exc", "syn_inh", "mem"), ("alpha", "beta", "tau", "threshold", "graded_spikes_factor"), False
+)
+RLEAKY = Neuron("rleaky", ("spk", "mem"), ("V", "beta", "threshold", "graded_spikes_factor"), record_tells=False)
+RSYNAPTIC = Neuron(
+    "rsynaptic", ("spk", "syn", "mem"), ("V", "alpha", "beta", "threshold", "graded_spikes_factor"), record_tells=False
+)
+NEURONS = (LEAKY, SYNAPTIC, LAPICQUE, ALPHA, RLEAKY, RSYNAPTIC)
 
 
 def _load() -> None:
@@ -154,14 +174,19 @@ def unpack(options: int, name: str) -> int:
 
 def use(namespace: str) -> None:
     """Call the ops of a namespace from now on: the product's, or one that a test library registered beside it."""
-    global used, spikes_linear, spikes_linear_weight
+    global used, spikes_linear, spikes_linear_weight, rows_like, spikes_as_bits
     used, ops = namespace, getattr(torch.ops, namespace)
     has_linear = hasattr(ops, "spikes_linear")  # the emulated kernels have none
     spikes_linear = ops.spikes_linear.default if has_linear else None
     spikes_linear_weight = ops.spikes_linear_weight.default if has_linear else None
+    rows_like = ops.rows_like.default if has_linear else None
+    spikes_as_bits = ops.spikes_as_bits.default if has_linear else None
     for neuron in NEURONS:
         neuron.forward = getattr(ops, f"{neuron.name}_forward").default
         neuron.backward = getattr(ops, f"{neuron.name}_backward").default
+        if neuron.fed_back:
+            neuron.forward_into = getattr(ops, f"{neuron.name}_forward_into").default
+            neuron.backward_into = getattr(ops, f"{neuron.name}_backward_into").default
 
 
 if extension is not None:

@@ -10,11 +10,11 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from snnfast import lapicque, leaky, synaptic
+from snnfast import alpha, lapicque, leaky, rleaky, rsynaptic, synaptic
 from snnfast._instances import Instances
 from snnfast._layer import SpikingLayer
 
-__all__ = ["LAYERS", "DropIn", "Lapicque", "Leaky", "Synaptic", "snntorch"]
+__all__ = ["LAYERS", "Alpha", "DropIn", "Lapicque", "Leaky", "RLeaky", "RSynaptic", "Synaptic", "snntorch"]
 
 _INSTALL = 'pip install "snntorch>=1.0.0"'
 
@@ -135,6 +135,8 @@ def _entered(name: str) -> property:
         layer = entry.layer()
         if isinstance(layer, DropIn):
             layer._set_held(name, state)
+            if name == "syn" and layer.neuron.fed_back:  # by snnTorch's reset_hidden, which forgets the spikes
+                layer._set_held("spk", torch.zeros_like(layer.spk))
         elif layer is not None:  # reverted
             setattr(layer, name, state)
 
@@ -221,5 +223,56 @@ class Lapicque(DropIn, lapicque.Lapicque, snntorch.Lapicque):  # type: ignore[mi
             self.C = self._capacitance()  # with its graph: all that snnTorch's learned beta is used for
 
 
-LAYERS: tuple[type[DropIn], ...] = (Leaky, Synaptic, Lapicque)
+class Alpha(DropIn, alpha.Alpha, snntorch.Alpha):  # type: ignore[misc]
+    """:class:`snnfast.Alpha` that is a ``snntorch.Alpha`` as well: same arguments, same methods, same numbers.
+
+    What is said of subclasses of :class:`Leaky` holds for those of this class.
+
+    Example::
+
+        >>> import torch, snnfast.snntorch
+        >>> spk, *states = snnfast.snntorch.Alpha(alpha=0.9, beta=0.8)(torch.rand(128, 10))  # as in snnTorch, faster
+    """
+
+    __module__ = "snnfast.snntorch"
+
+
+class RLeaky(DropIn, rleaky.RLeaky, snntorch.RLeaky):  # type: ignore[misc]
+    """:class:`snnfast.RLeaky` that is a ``snntorch.RLeaky`` as well: same arguments, same methods, same numbers.
+
+    What is said of subclasses of :class:`Leaky` holds for those of this class.
+
+    Example::
+
+        >>> import torch, snnfast.snntorch
+        >>> layer = snnfast.snntorch.RLeaky(beta=0.9, linear_features=10)
+        >>> spk, mem = layer(torch.rand(128, 10), *layer.reset_mem())  # as in snnTorch, faster
+    """
+
+    __module__ = "snnfast.snntorch"
+
+
+class RSynaptic(DropIn, rsynaptic.RSynaptic, snntorch.RSynaptic):  # type: ignore[misc]
+    """:class:`snnfast.RSynaptic` that is a ``snntorch.RSynaptic`` as well: same arguments, same methods, same numbers.
+
+    What is said of subclasses of :class:`Leaky` holds for those of this class.
+
+    Example::
+
+        >>> import torch, snnfast.snntorch
+        >>> layer = snnfast.snntorch.RSynaptic(alpha=0.9, beta=0.8, linear_features=10)
+        >>> spk, syn, mem = layer(torch.rand(128, 10), *layer.reset_mem())  # as in snnTorch, faster
+    """
+
+    __module__ = "snnfast.snntorch"
+
+    @classmethod
+    def detach_hidden(cls) -> None:
+        """As of every neuron; snnTorch's forgets the spikes."""
+        super().detach_hidden()
+        for layer in cls._drop_in.instances:
+            layer.spk.detach_()
+
+
+LAYERS: tuple[type[DropIn], ...] = (Leaky, Synaptic, Lapicque, Alpha, RLeaky, RSynaptic)
 """The layers that ``convert`` puts in the place of snnTorch's, and that :mod:`snnfast.snntorch` has in their place."""

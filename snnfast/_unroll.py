@@ -1,13 +1,25 @@
 """The path from a layer, or from a function of :mod:`snnfast.functional`, to autograd and the kernels."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from snnfast import _backend, _op_rules, reference  # noqa: F401 - the rules are registered by their import
-from snnfast._arguments import Call, Options, Parameters, States, made_call, prepare
+from snnfast import _backend, _op_rules, _recurrent, reference  # noqa: F401 - the rules are registered by their import
+from snnfast._arguments import (
+    Call,
+    Options,
+    Parameters,
+    States,
+    check_call,
+    check_current,
+    check_options,
+    made_call,
+    prepare,
+)
 from snnfast._autograd import Unroll, count, records
-from snnfast._linear import Linear, by_events, unroll_linear
+from snnfast._linear import Linear, by_events, check_linear, unroll_linear
 from snnfast._ops import SEQUENCE, STEP, Neuron, arithmetic_dtype
 from snnfast._spike_grad import examine
 from snnfast.surrogate import has_derivative, heaviside, known_to_kernels
@@ -29,8 +41,11 @@ def run(
 
     Returns:
         The spikes of every step, or their sum, or the output of ``linear``. Then the states of every step that
-        ``call.record`` names. Then, with ``call.last``, all states after the last step.
+        ``call.record`` names. Then, with ``call.last``, all states after the last step; of one step, no spike a second
+        time.
     """
+    if neuron.fed_back and isinstance(parameters[0], _recurrent.Connections):
+        return _recurrent.unroll(run, neuron, options, call, current, states, parameters, linear)
     if as_node and call.time == STEP and torch.compiler.is_compiling() and options.kernels_do_all:
         backend = _backend.current_backend()
         if backend != "reference":
@@ -39,7 +54,7 @@ def run(
     x, states, parameters, asks = prepare(neuron, options, call.time, current, states, parameters)
     if not _backend.use_fused(x.device) or (not options.kernels_do_all and not _can_follow(options, call, x, neuron)):
         found = reference.unroll(neuron, options, call, x, states, parameters)
-    elif options.reset_delay and not options.kernels_do_all:
+    elif not options.kernels_do_all and not _spikes_go_on(neuron, options):
         found = _fire_afterwards(neuron, options, call, x, states, parameters)
     elif linear is not None and by_events(options, call, x, parameters, linear):
         found, linear = unroll_linear(neuron, options, call, x, states, parameters, linear, asks), None
@@ -53,6 +68,33 @@ def run(
     return found if linear is None else (linear.of_spikes(found[0]), *found[1:])
 
 
+def run_function(
+    neuron: Neuron,
+    current: Tensor,
+    states: tuple[Any, ...],
+    parameters: tuple[Any, ...],
+    spike_grad: object,
+    reset_mechanism: object,
+    reset_delay: object,
+    num_steps: object,
+    record_mem: object,
+    inhibition: object,
+    state_quant: object,
+    reduce: object,
+    membrane_dtype: object,
+    weight: object,
+    bias: object,
+) -> Any:
+    """What a function of :mod:`snnfast.functional` returns."""
+    check_current("current", current)
+    options = check_options(spike_grad, reset_mechanism, reset_delay, inhibition, state_quant)
+    call = check_call(neuron, options, current, num_steps, record_mem, reduce, membrane_dtype)
+    linear = check_linear(weight, bias, current, current.shape[1:] if num_steps is None else current.shape)
+    found = run(neuron, options, call, current, states, parameters, linear=linear)
+    # The last spike is no result of its own.
+    return found[:1] + found[2:] if neuron.fed_back and not call.record else found
+
+
 def _can_follow(options: Options, call: Call, x: Tensor, neuron: Neuron) -> bool:
     """Whether the kernels can unroll the membrane of a layer whose spikes or derivative they do not compute."""
     reason = None
@@ -61,13 +103,15 @@ def _can_follow(options: Options, call: Call, x: Tensor, neuron: Neuron) -> bool
     elif not known_to_kernels(options.spike_grad):
         step_shape = x.shape[1:] if call.time == SEQUENCE else x.shape
         unfit = examine(options.spike_grad, step_shape, arithmetic_dtype(x.dtype), x.device)
-        found = unfit.delayed if options.reset_delay else unfit.immediate
-        compiling = torch.compiler.is_compiling() and not options.reset_delay
-        if found is None and compiling and not has_derivative(options.spike_grad):
-            found = "torch.compile can't trace how its derivative is taken in the backward pass of an immediate reset"
+        goes_on = _spikes_go_on(neuron, options)
+        found = unfit.immediate if goes_on else unfit.delayed
+        if found is None and goes_on and torch.compiler.is_compiling() and not has_derivative(options.spike_grad):
+            of = "spikes that come back" if neuron.fed_back else "an immediate reset"
+            found = f"torch.compile can't trace how its derivative is taken in the backward pass of {of}"
         reason = found if found is None else f"of its spike_grad: {found}"
-    if reason is None and options.inhibition and not options.reset_delay:
-        reason = "inhibition with reset_delay=False makes each neuron wait for all others"
+    if reason is None and options.inhibition and _spikes_go_on(neuron, options):
+        why = f"in a {neuron.name} layer" if neuron.fed_back else "with reset_delay=False"
+        reason = f"inhibition {why} makes each neuron wait for all others"
     if reason is None:
         return True
     if _backend.current_backend() == "fused":
@@ -77,6 +121,11 @@ def _can_follow(options: Options, call: Call, x: Tensor, neuron: Neuron) -> bool
         "use_backend('reference') chooses it without this warning."
     )
     return False
+
+
+def _spikes_go_on(neuron: Neuron, options: Options) -> bool:
+    """Whether the states after a step depend on its spikes: a gradient of these then enters the recurrence."""
+    return neuron.fed_back or not options.reset_delay
 
 
 def _fire_afterwards(

@@ -6,13 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snnfast._arguments import StateQuant, check_call, check_current, check_options, check_parameter, out_of_inference
-from snnfast._linear import check_linear
-from snnfast._ops import LAPICQUE, LEAKY, SYNAPTIC, Neuron, arithmetic_dtype
+from snnfast._arguments import StateQuant, check_current, check_parameter, out_of_inference
+from snnfast._functional_recurrent import rleaky, rsynaptic
+from snnfast._ops import ALPHA, LAPICQUE, LEAKY, SYNAPTIC, arithmetic_dtype
 from snnfast._spike_grad import SpikeGrad
-from snnfast._unroll import run
+from snnfast._unroll import run_function
 
-__all__ = ["lapicque", "lif", "synaptic"]
+__all__ = ["alpha", "lapicque", "lif", "rleaky", "rsynaptic", "synaptic"]
 
 
 def lif(
@@ -119,7 +119,7 @@ def lif(
     Source: J. K. Eshraghian et al., *Training spiking neural networks using lessons from deep learning*, Proc. IEEE
     111 (2023), and ``snntorch.Leaky`` 1.0.0, whose order of operations this is.
     """
-    return _unroll(  # type: ignore[no-any-return]
+    return run_function(  # type: ignore[no-any-return]
         LEAKY, current, (mem,), (beta, threshold, graded_spikes_factor), spike_grad, reset_mechanism, reset_delay,
         num_steps, record_mem, inhibition, state_quant, reduce, membrane_dtype, weight, bias,
     )  # fmt: skip
@@ -185,7 +185,7 @@ def synaptic(
 
     Source: ``snntorch.Synaptic`` 1.0.0, whose order of operations this is.
     """
-    return _unroll(  # type: ignore[no-any-return]
+    return run_function(  # type: ignore[no-any-return]
         SYNAPTIC, current, (syn, mem), (alpha, beta, threshold, graded_spikes_factor), spike_grad, reset_mechanism,
         reset_delay, num_steps, record_mem, inhibition, state_quant, reduce, None, weight, bias,
     )  # fmt: skip
@@ -249,17 +249,12 @@ def lapicque(
     Source: ``snntorch.Lapicque`` 1.0.0, whose order of operations this is.
     """
     check_current("current", current)
-    step_shape, acc = current.shape if num_steps is not None else current.shape[1:], arithmetic_dtype(current.dtype)
     given: dict[str, Any] = {**check_rc(beta, R, C), "time_step": time_step}
     for name, value in given.items():
         if value is not None:
-            checked = check_parameter(name, value, current, step_shape, acc)
-            if isinstance(value, Tensor):
-                checked = out_of_inference(value)
-            # Tensors and ints keep their dtype: promotion decides what R * C is computed in, as in snnTorch.
-            given[name] = torch.as_tensor(value) if isinstance(value, int) else checked
+            given[name] = _made(name, value, current, num_steps)
     parameters = *kernel_rc(*infer_rc(**given), given["time_step"]), threshold, graded_spikes_factor
-    return _unroll(  # type: ignore[no-any-return]
+    return run_function(  # type: ignore[no-any-return]
         LAPICQUE, current, (mem,), parameters, spike_grad, reset_mechanism, reset_delay,
         num_steps, record_mem, inhibition, state_quant, reduce, None, weight, bias,
     )  # fmt: skip
@@ -289,25 +284,97 @@ def kernel_rc(R: Tensor, C: Tensor, time_step: Tensor) -> tuple[Tensor, ...]:
     return R, 1 / rc, time_step, 1 - time_step / rc
 
 
-def _unroll(
-    neuron: Neuron,
-    current: Tensor,
-    states: tuple[Any, ...],
-    parameters: tuple[Any, ...],
-    spike_grad: object,
-    reset_mechanism: object,
-    reset_delay: object,
-    num_steps: object,
-    record_mem: object,
-    inhibition: object,
-    state_quant: object,
-    reduce: object,
-    membrane_dtype: object,
-    weight: object,
-    bias: object,
-) -> Any:
+def _made(name: str, value: Any, current: Tensor, num_steps: object) -> Tensor:
+    """A parameter from which others are computed. Tensors and ints keep their dtype: promotion decides what in."""
+    step_shape = current.shape if num_steps is not None else current.shape[1:]
+    checked = check_parameter(name, value, current, step_shape, arithmetic_dtype(current.dtype))
+    if isinstance(value, Tensor):
+        return out_of_inference(value)
+    return torch.as_tensor(value) if isinstance(value, int) else checked
+
+
+def alpha(
+    current: Tensor,  # [T, *], or [*] with num_steps
+    syn_exc: Tensor | None = None,  # [*]
+    syn_inh: Tensor | None = None,  # [*]
+    mem: Tensor | None = None,  # [*]
+    *,
+    alpha: float | Tensor,
+    beta: float | Tensor,
+    threshold: float | Tensor = 1.0,
+    graded_spikes_factor: float | Tensor = 1.0,
+    spike_grad: SpikeGrad | None = None,
+    reset_mechanism: str = "zero",
+    num_steps: int | None = None,
+    record_mem: bool = True,
+    inhibition: bool = False,
+    state_quant: StateQuant | bool | None = None,
+    reduce: str | None = None,
+    weight: Tensor | None = None,  # [O, N]
+    bias: Tensor | None = None,  # [O]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    r"""Unroll a layer of neurons whose membrane follows an input as an alpha function, in one kernel each way.
+
+    Per neuron and step, with ``a = clamp(alpha, 0, 1)``, ``b = clamp(beta, 0, 1)``, ``e`` and ``h`` the currents
+    ``syn_exc`` and ``syn_inh`` before the step, ``u`` the membrane before it, and the rest as in :func:`lif`::
+
+        tau = log(a) / (log(b) - log(a)) + 1
+        r = H(u - threshold)                                       (no gradient)
+        exc = a * e + x;  inh = b * h - x;  v = tau * (exc + inh)
+        zero:     syn_exc = exc - exc * r;        syn_inh = inh - inh * r;  mem = v - v * r
+        subtract: syn_exc = exc - threshold * r;  syn_inh = inh - inh * r;  mem = v + h * r
+        none:     syn_exc = exc;                  syn_inh = inh;            mem = v
+        s = H(mem - threshold);  spk = s * graded_spikes_factor
+
+    The membrane does not depend on the one before, which decides the reset alone. What ``"subtract"`` takes of it is
+    snnTorch's. There is no ``reset_delay``: the reset comes one step after the spike.
+
+    Args:
+        current: Input current of every step, as of :func:`lif`.
+        syn_exc, syn_inh, mem: The states before the first step, ``[*]`` each. ``None``: zeros.
+        alpha: Decay of ``syn_exc`` per time step, clamped to [0, 1], and greater than ``beta``; a number or a tensor.
+        beta: Decay of ``syn_inh`` per time step, clamped to [0, 1], and less than 1; likewise.
+        threshold, graded_spikes_factor, spike_grad, reset_mechanism, num_steps, inhibition, reduce, weight, bias: As
+            of :func:`lif`.
+        record_mem: Return the states after every step, or only after the last one.
+        state_quant: As of :func:`lif`; it is applied to all states.
+
+    Returns:
+        ``(spk, syn_exc, syn_inh, mem)``: as of :func:`lif`, with two more states.
+
+    Raises:
+        TypeError, ValueError: As :func:`lif`; ``alpha`` is not greater than ``beta``, both being numbers.
+
+    Example::
+
+        >>> import torch, snnfast
+        >>> found = snnfast.functional.alpha(torch.tensor([[2.0], [0.0], [0.0]]), alpha=0.5, beta=0.25)
+        >>> spk, syn_exc, syn_inh, mem = found
+        >>> spk.flatten(), mem.flatten()
+        (tensor([0., 0., 0.]), tensor([0.0000, 1.0000, 0.7500]))
+
+    Source: ``snntorch.Alpha`` 1.0.0, whose order of operations this is.
+    """
     check_current("current", current)
-    options = check_options(spike_grad, reset_mechanism, reset_delay, inhibition, state_quant)
-    call = check_call(neuron, options, current, num_steps, record_mem, reduce, membrane_dtype)
-    linear = check_linear(weight, bias, current, current.shape[1:] if num_steps is None else current.shape)
-    return run(neuron, options, call, current, states, parameters, linear=linear)
+    made = _made("alpha", alpha, current, num_steps), _made("beta", beta, current, num_steps)
+    if not isinstance(alpha, Tensor) and not isinstance(beta, Tensor):
+        check_decays(*made)
+    parameters = *made, kernel_tau(*made), threshold, graded_spikes_factor
+    return run_function(  # type: ignore[no-any-return]
+        ALPHA, current, (syn_exc, syn_inh, mem), parameters, spike_grad, reset_mechanism, True,
+        num_steps, record_mem, inhibition, state_quant, reduce, None, weight, bias,
+    )  # fmt: skip
+
+
+def check_decays(alpha: Tensor, beta: Tensor) -> None:
+    """Between the two, ``tau`` must exist."""
+    if (alpha <= beta).any():
+        raise ValueError("alpha: expected more than beta, which the other current decays by")
+    if (beta == 1).any():
+        raise ValueError("beta: expected less than 1, at which the time constant has no value")
+
+
+def kernel_tau(alpha: Tensor, beta: Tensor) -> Tensor:
+    """What snnTorch computes of them at each step."""
+    log_alpha = torch.log(alpha.clamp(0, 1))
+    return log_alpha / (torch.log(beta.clamp(0, 1)) - log_alpha) + 1

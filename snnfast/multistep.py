@@ -165,8 +165,9 @@ class MultiStep(nn.Sequential):
             membrane_dtype: ``torch.bfloat16``: every :class:`Leaky` keeps its membranes for backward at half size,
                 for gradients that are rounded (see :func:`snnfast.functional.lif`). Other neurons can't.
             states: States that the neuron layers start from, as the call before returned them: one entry for each in
-                order of application. An entry is ``mem [B, *]``, or ``(syn, mem)`` of :class:`Synaptic`. ``None``, for
-                all or as an entry: zeros, or the state that an ``init_hidden`` layer holds.
+                order of application. An entry is ``mem [B, *]``, or where a layer has several states all of them, in
+                the order of its ``unroll``. ``None``, for all or as an entry: zeros, or the state that an
+                ``init_hidden`` layer holds.
             return_states: Return the last states as well, to go on with the next part of a long sequence.
             return_spikes: Return the spikes of every neuron layer as well, for example to regularise their rates.
 

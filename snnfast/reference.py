@@ -13,7 +13,7 @@ from torch import Tensor
 from snnfast._arguments import Call, Options, Parameters, States
 from snnfast._ops import RESET_MECHANISMS, SEQUENCE, STEP, Neuron, arithmetic_dtype
 
-__all__ = ["lapicque", "lif", "synaptic"]
+__all__ = ["alpha", "lapicque", "lif", "rleaky", "rsynaptic", "synaptic"]
 
 
 def lif(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -58,6 +58,21 @@ def lapicque(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
     return _step_by_step("lapicque", args, kwargs)  # type: ignore[no-any-return]
 
 
+def alpha(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """:func:`snnfast.functional.alpha`, one step after the other, as :func:`lif`."""
+    return _step_by_step("alpha", args, kwargs)  # type: ignore[no-any-return]
+
+
+def rleaky(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    """:func:`snnfast.functional.rleaky`, one step after the other, as :func:`lif`."""
+    return _step_by_step("rleaky", args, kwargs)  # type: ignore[no-any-return]
+
+
+def rsynaptic(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`snnfast.functional.rsynaptic`, one step after the other, as :func:`lif`."""
+    return _step_by_step("rsynaptic", args, kwargs)  # type: ignore[no-any-return]
+
+
 def _step_by_step(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     from snnfast import functional, use_backend  # both are made of this module
 
@@ -98,10 +113,45 @@ def _lapicque(x: Tensor, states: list[Tensor], parameters: Parameters, reset: Te
     return [base - reset * base if mechanism == "zero" else base]
 
 
+def _alpha(x: Tensor, states: list[Tensor], parameters: Parameters, reset: Tensor, mechanism: str) -> list[Tensor]:
+    (exc, before, _), (alpha, beta, tau, threshold, _) = states, parameters
+    exc = alpha.clamp(0, 1) * exc + x
+    inh = beta.clamp(0, 1) * before - x
+    v = tau * (exc + inh)  # whatever the membrane before
+    if mechanism == "subtract":  # of the membrane no threshold, but the current before the step: as in snnTorch
+        return [exc - threshold * reset, inh - inh * reset, v - -before * reset]
+    if mechanism == "zero":
+        return [exc - exc * reset, inh - inh * reset, v - v * reset]
+    return [exc, inh, v]
+
+
+# Of neurons whose spikes come back to them: what their states are but for the spike, which is the first.
+
+
+def _rleaky(x: Tensor, states: list[Tensor], parameters: Parameters, reset: Tensor, mechanism: str) -> list[Tensor]:
+    (spk, mem), (V, beta, threshold, _) = states, parameters
+    base = beta.clamp(0, 1) * mem + x + spk * V
+    if mechanism == "subtract":
+        return [base - reset * threshold]
+    return [base - reset * base if mechanism == "zero" else base]
+
+
+def _rsynaptic(x: Tensor, states: list[Tensor], parameters: Parameters, reset: Tensor, mechanism: str) -> list[Tensor]:
+    (spk, syn, mem), (V, alpha, beta, threshold, _) = states, parameters
+    syn = alpha.clamp(0, 1) * syn + x + spk * V
+    base = beta.clamp(0, 1) * mem + syn
+    if mechanism == "subtract":
+        return [syn, base - reset * threshold]
+    return [syn, base - base * reset if mechanism == "zero" else base]
+
+
 _INTEGRATE: dict[str, Callable[[Tensor, list[Tensor], Parameters, Tensor, str], list[Tensor]]] = {
     "leaky": _leaky,
     "synaptic": _synaptic,
     "lapicque": _lapicque,
+    "alpha": _alpha,
+    "rleaky": _rleaky,
+    "rsynaptic": _rsynaptic,
 }
 
 
@@ -128,7 +178,7 @@ def unroll(
     # With no step the initial states are the last ones; copies, so that writing to them can't reach the arguments.
     last = [s if steps else s.clone() for s in now] if call.last else []
     if call.time == STEP:
-        return spk_rec[0].to(current.dtype), *last
+        return spk_rec[0].to(current.dtype), *last[neuron.fed_back :]
 
     def over_time(tensors: list[Tensor]) -> Tensor:
         made = torch.stack(tensors) if tensors else torch.empty((0, *step_shape), dtype=acc, device=current.device)
@@ -164,7 +214,7 @@ def step(
         # Reset at once what spikes now; what `reset` already took (or took too early) is given back.
         due = (spk / graded if options.inhibition else spk) - reset
         after[-1] = v - due * (threshold if mechanism == "subtract" else v)
-    return out, after
+    return out, [out, *after] if neuron.fed_back else after
 
 
 def winners(distance: Tensor) -> Tensor:

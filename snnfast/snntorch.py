@@ -1,10 +1,10 @@
 """snnTorch with neurons on the fused kernels: ``import snnfast.snntorch as snn`` in place of ``import snntorch``.
 
-Everything of ``snntorch`` is here under its own name: ``snn.Alpha``, ``snn.surrogate``, ``snn.functional``,
+Everything of ``snntorch`` is here under its own name: ``snn.SLSTM``, ``snn.surrogate``, ``snn.functional``,
 ``snn.spikegen``, ``snn.utils`` and so on. They are the objects of the installed snnTorch, which is not patched. Only
-:class:`Leaky`, :class:`Synaptic` and :class:`Lapicque` are others. They are subclasses of snnTorch's, so that
-``isinstance``, ``utils.reset``, ``backprop`` and the NIR exporter know them. :func:`convert` puts the layers of an
-existing model on the kernels, and :func:`revert` undoes it.
+:class:`Leaky`, :class:`Synaptic`, :class:`Lapicque`, :class:`Alpha`, :class:`RLeaky` and :class:`RSynaptic` are others.
+They are subclasses of snnTorch's, so that ``isinstance``, ``utils.reset``, ``backprop`` and the NIR exporter know them.
+:func:`convert` puts the layers of an existing model on the kernels, and :func:`revert` undoes it.
 
 Submodules are found as well: ``import snnfast.snntorch.functional as SF`` gives ``snntorch.functional``.
 
@@ -30,11 +30,14 @@ from types import ModuleType
 from typing import Any
 
 from snnfast._convert import Report, convert, revert
-from snnfast._snntorch_layers import LAYERS, Lapicque, Leaky, Synaptic, snntorch
+from snnfast._snntorch_layers import LAYERS, Alpha, Lapicque, Leaky, RLeaky, RSynaptic, Synaptic, snntorch
 
 __all__ = [
+    "Alpha",
     "Lapicque",
     "Leaky",
+    "RLeaky",
+    "RSynaptic",
     "Report",
     "Synaptic",
     "convert",

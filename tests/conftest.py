@@ -56,7 +56,7 @@ def emulator() -> None:
         pytest.param("cuda", marks=[pytest.mark.needs_extension, pytest.mark.gpu]),
     ]
 )
-def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
     """Where the fused kernels run; the backend is "fused" for the duration of the test."""
     if request.param == "cuda" and not torch.cuda.is_available():
         pytest.skip("torch sees no CUDA device")
@@ -70,6 +70,7 @@ def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
             yield torch.device("cuda" if request.param == "cuda" else "cpu")
     finally:
         if request.param == "emulated":
+            monkeypatch.undo()  # now: an op that a test has replaced would else become the emulated one again
             _ops.use(_ops.NAMESPACE)
 
 

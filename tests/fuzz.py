@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from helpers import KINDS, NEURONS, SURROGATES, Bump, assert_bits_equal, parameter_shapes
+from helpers import KINDS, SURROGATES, Bump, assert_bits_equal, parameter_shapes
 from torch import Tensor
 
 import snnfast
@@ -50,7 +50,7 @@ class Call:
     def __post_init__(self) -> None:
         self.draw = random.Random(self.number)
         self.random = torch.Generator().manual_seed(self.number)
-        self.neuron = self.draw.choice(NEURONS)
+        self.neuron = self.draw.choice(list(KINDS))
         self.kind = KINDS[self.neuron]
         self.dtype = self.draw.choice(DTYPES)
         self.acc = torch.float64 if self.dtype == torch.float64 else torch.float32
@@ -148,7 +148,8 @@ class Call:
             for name, t in self.tensors.items()
             if isinstance(t, Tensor) and t.is_floating_point() and self.some(0.6)
         ]
-        self.weights = [self.draw.choice((True, True, False)), *(self.draw.choice((True, False)) for _ in ops.states)]
+        others = [self.draw.choice((True, False)) for _ in self.kind.results[1:]]
+        self.weights = [self.draw.choice((True, True, False)), *others]
 
     def run(self, function: Callable[..., Any], each: bool = False) -> tuple[Any, dict[str, Tensor]]:
         """Outputs and gradients. ``each``: of a parameter by neuron, in place of the sum."""
@@ -184,7 +185,7 @@ class Call:
         """What differs; ``None``: nothing."""
         outputs, found = self.run(self.kind.function)
         expected_outputs, _ = self.run(self.kind.reference)
-        for name, a, b in zip(("spk", *self.kind.ops.states), outputs, expected_outputs, strict=True):
+        for name, a, b in zip(self.kind.results, outputs, expected_outputs, strict=True):
             try:
                 if name == "spk" and self.options["reduce"] and not self.known:  # PyTorch's sum
                     torch.testing.assert_close(a, b)

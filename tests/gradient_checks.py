@@ -22,7 +22,7 @@ Function = Callable[[Mapping[str, Any], Case], Outputs]
 
 def loss_of(outputs: Outputs, case: Case, flow: str = "both") -> Tensor:
     generator = torch.Generator().manual_seed(5)
-    states = case.kind.ops.states
+    states = case.kind.results[1:]
     wanted = {"both": tuple(outputs), "spk": ("spk",), "states": states, "last": states, "first": states[:1]}[flow]
     total = torch.zeros((), dtype=torch.float64, device=outputs["spk"].device)
     for name in wanted:
@@ -90,20 +90,24 @@ def with_every_name(tensors: Mapping[str, Tensor | None], case: Case) -> Tensors
 
 def check_chained(case: Case, device: torch.device) -> None:
     """Two calls joined by the last states, with a loss on all outputs of each, equal one of the reference."""
-    tensors, states = leaves(inputs(case, device)), case.kind.ops.states
+    tensors, states = leaves(inputs(case, device)), case.kind.results[1:]
     current = tensors["current"]
     assert current is not None
     half = case.steps // 2
     last = replace(case, record_mem=False)
     first = fused({**tensors, "current": current[:half]}, last)
-    second = fused({**tensors, "current": current[half:], **{name: first[name] for name in states}}, last)
+    between = {name: first[name] for name in states}
+    if case.kind.ops.fed_back:
+        between["spk"] = first["spk"][-1]
+    second = fused({**tensors, "current": current[half:], **between}, last)
     whole = expected(tensors, replace(case, record_mem=True))
     joined = {"spk": torch.cat([first["spk"], second["spk"]])}
     joined |= {name: torch.stack([first[name], second[name]]) for name in states}
     picked = {"spk": whole["spk"], **{name: whole[name][[half - 1, -1]] for name in states}}
     asking = [t for t in tensors.values() if t is not None]
-    found = (torch.autograd.grad(loss_of(outputs, case), asking) for outputs in (joined, picked))
-    for name, a, b in zip(tensors, *found, strict=True):
+    found = (torch.autograd.grad(loss_of(outputs, case), asking, allow_unused=True) for outputs in (joined, picked))
+    for name, *grads in zip(tensors, *found, strict=True):
+        a, b = (or_zeros({name: grad}, tensors)[name] for grad in grads)
         assert_close(a, b, RELATIVE[case.dtype], f"{case}: grad of {name}")
 
 
@@ -136,9 +140,9 @@ class Trajectory(NamedTuple):
 
 def trajectory(tensors: Mapping[str, Tensor], case: Case, base: Trajectory | None = None) -> Trajectory:
     """The equations in words of their own. Around ``base``, resets are held and the step is linearised there."""
-    states, th = case.kind.ops.states, tensors["threshold"]
+    states, th = case.kind.results[1:], tensors["threshold"]
     antiderivative = ANTIDERIVATIVES[type(case.spike_grad).__name__]
-    now, record = {name: tensors[name] for name in states}, []
+    now, record = {name: tensors[name] for name in case.kind.ops.states}, []
     for t in range(case.steps):
         reset = (now["mem"] > th).to(now["mem"]) if base is None else base.reset[t]
         x = tensors["current"] if case.has("constant") else tensors["current"][t]
@@ -152,7 +156,9 @@ def trajectory(tensors: Mapping[str, Tensor], case: Case, base: Trajectory | Non
             fired = (base.z[t] > 0).to(z) + smooth - there
         if not case.delay:
             now["mem"] = v - (fired - reset) * {"subtract": th, "zero": v, "none": 0.0}[case.reset]
-        record.append((reset, z, fired * tensors["graded_spikes_factor"], *(now[name] for name in states)))
+        spk = fired * tensors["graded_spikes_factor"]
+        record.append((reset, z, spk, *(now[name] for name in states)))
+        now["spk"] = spk
     resets, zs, spk, *recorded = (torch.stack(t) for t in zip(*record, strict=True))
     if case.has("count"):
         spk = spk.sum(0)

@@ -9,14 +9,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from by_rate import ByRate, by_rate, by_rate_of_reference
+from neuron_kinds import KINDS, NEURONS, Kind, Outputs
 from torch import Tensor
 
-from snnfast import Leaky, Synaptic, _ops, functional, reference, surrogate
+from snnfast import surrogate
 from snnfast.surrogate import DISABLED, Surrogate
 
 Tensors = dict[str, Tensor | None]
-Outputs = dict[str, Tensor]
 
 FIRST_SEED = int(os.environ.get("SNNFAST_EMULATOR_SEED", "0"))  # of the order of the emulator's threads
 RESETS = ("subtract", "zero", "none")
@@ -39,77 +38,9 @@ SURROGATES: dict[str, Surrogate] = {
 FROM_SPIKES = (SURROGATES["straight_through_estimator"], DISABLED)  # the derivative does not depend on the membrane
 
 
-# ---- neurons ------------------------------------------------------------------------------------------------------
-
-# One step in words of the tests' own: states after it, from those before it, and whether the neuron is to be reset.
-Integrate = Callable[[Mapping[str, Tensor], Tensor, Mapping[str, Tensor], Tensor, str], Outputs]
-
-
-@dataclass(frozen=True)
-class Kind:
-    """What the tests know of a neuron: a new one needs an entry in ``KINDS``, and nothing else."""
-
-    ops: _ops.Neuron
-    function: Callable[..., Any]
-    reference: Callable[..., Any]
-    layer: type
-    ranges: dict[str, tuple[float, float]]  # of random inputs, by name, in the order of the function's arguments
-    integrate: Integrate
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return ("current", *self.ops.states, *self.ops.parameters)
-
-    @property
-    def decays(self) -> tuple[str, ...]:
-        return self.ops.parameters[:-2]
-
-
-def _leaky(before: Mapping[str, Tensor], x: Tensor, p: Mapping[str, Tensor], reset: Tensor, mechanism: str) -> Outputs:
-    kept = before["mem"] * (1 - reset) if mechanism == "zero" else before["mem"]
-    taken = reset * p["threshold"] if mechanism == "subtract" else 0.0
-    return {"mem": p["beta"].clamp(0, 1) * kept + x - taken}
-
-
-def _synaptic(
-    before: Mapping[str, Tensor], x: Tensor, p: Mapping[str, Tensor], reset: Tensor, mechanism: str
-) -> Outputs:
-    syn = p["alpha"].clamp(0, 1) * before["syn"] + x
-    base = p["beta"].clamp(0, 1) * before["mem"] + syn
-    taken = {"subtract": p["threshold"], "zero": base, "none": 0.0}[mechanism]
-    return {"syn": syn, "mem": base - reset * taken}
-
-
-def _lapicque(
-    before: Mapping[str, Tensor], x: Tensor, p: Mapping[str, Tensor], reset: Tensor, mechanism: str
-) -> Outputs:
-    base = x * p["R"] * p["rate"] * p["time_step"] + p["decay"] * before["mem"]
-    return {"mem": base - reset * {"subtract": p["threshold"], "zero": base, "none": 0.0}[mechanism]}
-
-
-_COMMON = {"threshold": (0.6, 1.1), "graded_spikes_factor": (0.5, 2.0)}
-KINDS: dict[str, Kind] = {
-    "leaky": Kind(
-        _ops.LEAKY, functional.lif, reference.lif, Leaky,
-        {"current": (-0.6, 1.4), "mem": (-0.5, 2.0), "beta": (0.3, 0.98), **_COMMON}, _leaky,
-    ),
-    "synaptic": Kind(
-        _ops.SYNAPTIC, functional.synaptic, reference.synaptic, Synaptic,
-        {"current": (-0.9, 1.1), "syn": (-0.5, 1.0), "mem": (-0.5, 2.0), "alpha": (0.2, 0.9), "beta": (0.2, 0.9),
-         **_COMMON}, _synaptic,
-    ),
-    "lapicque": Kind(
-        _ops.LAPICQUE, by_rate, by_rate_of_reference, ByRate,
-        {"current": (-0.9, 2.4), "mem": (-0.5, 2.0), "R": (0.5, 1.5), "rate": (0.5, 1.2), "time_step": (0.6, 1.2),
-         "decay": (0.2, 0.9), **_COMMON}, _lapicque,
-    ),
-}  # fmt: skip
-NEURONS = tuple(KINDS)
-
-
 def every_other(choices: Iterable[Any], neuron: str, turn: int = 0) -> list[Any]:
     """Every other choice: what one neuron leaves out the next one takes, and this one at the next turn."""
-    return list(choices)[(NEURONS.index(neuron) + turn) % 2 :: 2]
+    return list(choices)[(list(KINDS).index(neuron) + turn) % 2 :: 2]
 
 
 # ---- calls --------------------------------------------------------------------------------------------------------
@@ -194,6 +125,8 @@ class Case:
             case = replace(case, delay=True, record_mem=False, spike_grad=straight)
         if case.has("step"):
             case = replace(case, steps=max(1, case.steps))
+            if case.kind.ops.fed_back and case.dtype in HALVES:  # spikes that go from step to step are rounded
+                case = replace(case, dtype=torch.float32)
         if case.parameters == "mixed" and len(case.shape) < 2:
             case = replace(case, parameters="neuron")
         return case
@@ -211,7 +144,7 @@ class Case:
 
 
 ANY: dict[str, Sequence[Any]] = {
-    "neuron": NEURONS,
+    "neuron": tuple(KINDS),
     "variant": VARIANTS,
     "steps": (0, 1, 2, 5, 15, 16, 17, 18, 33, 40),
     "shape": ((), (1,), (9,), (0, 4), (3, 10), (1, 64), (2, 3, 7), (2, 4, 3, 3), (2, 301)),
@@ -300,7 +233,7 @@ def expected(tensors: Mapping[str, Any], case: Case) -> Outputs:
 
 
 def named(outputs: Sequence[Tensor], case: Case) -> Outputs:
-    return dict(zip(("spk", *case.kind.ops.states), outputs, strict=True))
+    return dict(zip(case.kind.results, outputs, strict=True))
 
 
 def layer_of(case: Case, tensors: Mapping[str, Any], **options: Any) -> Any:
@@ -318,9 +251,11 @@ def _step_by_step(tensors: Mapping[str, Any], case: Case, spike_grad: Any) -> Ou
     for x in tensors["current"]:
         spk, *now = layer(x, *now)
         steps.append((spk, *now))
+        now = [spk, *now] if case.kind.ops.fed_back else now
     spk, *record = (torch.stack(t) for t in zip(*steps, strict=True))
     # The states that go from step to step are never rounded; a record is.
-    return named((spk, *([t.to(case.dtype) for t in record] if case.record_mem else now)), case)
+    last = now[case.kind.ops.fed_back :]
+    return named((spk, *([t.to(case.dtype) for t in record] if case.record_mem else last)), case)
 
 
 # ---- comparison ---------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_flatten
 import snnfast
 import snnfast.snntorch as snn
 
-for _file in ("sums", "layers", "nets", "wiring", "training", "around"):  # each enters its programs
+for _file in ("sums", "layers", "neurons", "nets", "wiring", "training", "around"):  # each enters its programs
     importlib.import_module(f"loop_programs_{_file}")
 
 BACKEND = "snnfast"

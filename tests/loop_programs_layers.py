@@ -85,32 +85,6 @@ class MixedNeurons(nn.Module):
         return out, syn1, mem2
 
 
-# A neuron that snnfast does not have is an ordinary module for it, and may hold a loop of its own.
-@program(
-    step_first(12),
-    exact=False,
-    repeats=("add", "autograd_function_apply", "clone", "detach", "getitem", "mul", "sub"),
-    since="2.15",
-)
-class AlphaAfterLeaky(nn.Module):
-    def __init__(self, snn: Any) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(12, 16)
-        self.lif1 = snn.Leaky(beta=0.9)
-        self.fc2 = nn.Linear(16, 5)
-        self.lif2 = snn.Alpha(alpha=0.75, beta=0.5, threshold=0.2)
-
-    def forward(self, x: Tensor) -> Any:
-        mem1 = self.lif1.reset_mem()
-        syn_exc, syn_inh, mem2 = self.lif2.reset_mem()
-        spk_rec = []
-        for t in range(x.size(0)):
-            spk1, mem1 = self.lif1(self.fc1(x[t]), mem1)
-            spk2, syn_exc, syn_inh, mem2 = self.lif2(self.fc2(spk1), syn_exc, syn_inh, mem2)
-            spk_rec.append(spk2)
-        return torch.stack(spk_rec), mem2
-
-
 # ---- options of Leaky, in the loop of tutorial 5
 
 

@@ -133,11 +133,11 @@ def backward_arguments(
 
     grads: Arguments = {"grad_spk": like(spk), "weight": None}
     for name in states:
-        t = others[states.index(name)]
-        grads |= {
-            f"grad_{name}_rec": like(t) if case.record_mem else None,
-            f"grad_{name}": None if case.record_mem else like(t),
-        }
+        grads |= {f"grad_{name}_rec": None, f"grad_{name}_last": None}
+    # The last spike is never recorded, and one step returns it but once.
+    once = ops.fed_back and (case.record_mem or case.has("step"))
+    for name, t in zip(states[once:], others, strict=False):
+        grads[f"grad_{name}_{'rec' if case.record_mem else 'last'}"] = like(t)
     steps = () if case.has("step") else (case.steps,)
     spike_grad = straight_through_estimator() if saved == SAVE_SPIKES else case.spike_grad
     p0, p1 = spike_grad.parameters()

@@ -14,13 +14,23 @@ import snnfast.snntorch as snn
 DECAYS: dict[str, dict[str, float]] = {
     "Leaky": {"beta": 0.9}, "Synaptic": {"alpha": 0.8, "beta": 0.9}, "Lapicque": {"beta": 0.4}
 }  # fmt: skip
+# Beside these on some axes: test_alpha.py and test_recurrent_layers.py are about them.
+OTHER_DECAYS: dict[str, dict[str, Any]] = {
+    "Alpha": {"alpha": 0.9, "beta": 0.6}, "RLeaky": {"beta": 0.9, "V": 0.4, "all_to_all": False},
+    "RSynaptic": {"alpha": 0.8, "beta": 0.9, "V": -0.4, "all_to_all": False},
+}  # fmt: skip
 LEARNED = {
     "Leaky": ("beta", "threshold", "graded_spikes_factor"), "Synaptic": ("alpha", "beta", "threshold"),
-    "Lapicque": ("beta", "threshold"),
+    "Lapicque": ("beta", "threshold"), "Alpha": ("alpha", "beta", "threshold"), "RLeaky": ("beta", "threshold", "V"),
+    "RSynaptic": ("alpha", "beta", "V"),
 }  # fmt: skip
-STATES = {"Leaky": ("mem",), "Synaptic": ("syn", "mem"), "Lapicque": ("mem",)}
+STATES = {
+    "Leaky": ("mem",), "Synaptic": ("syn", "mem"), "Lapicque": ("mem",), "Alpha": ("syn_exc", "syn_inh", "mem"),
+    "RLeaky": ("spk", "mem"), "RSynaptic": ("spk", "syn", "mem"),
+}  # fmt: skip
 
 NEURONS = pytest.mark.parametrize("name", DECAYS)
+OTHERS = pytest.mark.parametrize("name", OTHER_DECAYS)
 # snnTorch's has no reset_delay, no values per neuron, one backward pass of a learned beta, and no export to NIR.
 NOT_LAPICQUE = pytest.mark.parametrize("name", [name for name in DECAYS if name != "Lapicque"])
 BOTH = pytest.mark.parametrize("library", [snn, snntorch], ids=["ours", "theirs"])
@@ -35,7 +45,7 @@ def own_list_of_neurons(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def make(library: Any, name: str, **options: Any) -> Any:
     """A layer with decays that are not given; with copies of tensors, so that no other layer learns them."""
-    options = {**DECAYS[name], **copy.deepcopy(options)}
+    options = {**(DECAYS | OTHER_DECAYS)[name], **copy.deepcopy(options)}
     if name == "Lapicque":  # snnTorch's takes no beta of several values, and no reset_delay
         options["beta"] = options["beta"].flatten()[:1] if isinstance(options["beta"], Tensor) else options["beta"]
         options.pop("reset_delay", None)

@@ -323,7 +323,7 @@ def test_parity_counts_the_bits_of_every_neuron(every_neuron, monkeypatch, capsy
     assert set(parity.TABLE) == set(NEURONS)
     assert command_line.main(["parity", "--configurations", "5"]) == 0
     output = capsys.readouterr().out
-    assert [output.count(f"{neuron}: 5 random configurations") for neuron in NEURONS] == [1, 1, 1]
+    assert all(output.count(f"\n{neuron}: 5 random configurations") == 1 for neuron in NEURONS)
     unroll = snnfast.Leaky.unroll
 
     def off(self, current: Tensor, mem: Tensor) -> tuple[Tensor, Tensor]:

@@ -216,9 +216,6 @@ def test_a_compiled_model_is_converted_before_and_after_its_first_call() -> None
 
 
 NO_KERNEL: dict[str, Any] = {
-    "alpha": lambda: snntorch.Alpha(0.9, 0.8),
-    "rleaky": lambda: snntorch.RLeaky(0.9, all_to_all=False),
-    "rsynaptic": lambda: snntorch.RSynaptic(0.9, 0.8, all_to_all=False),
     "slstm": lambda: snntorch.SLSTM(2, 3),
     "conv": lambda: snntorch.SConv2dLSTM(1, 1, 3),
     "parallel": lambda: snntorch.LeakyParallel(2, 3),

@@ -279,19 +279,19 @@ def lif() -> nn.Module:
     ("last", "message"),
     [
         (
-            lambda: snntorch.Alpha(0.9, 0.8, init_hidden=True),
-            r"Alpha can't be unrolled: snnfast has no kernel for Alpha",
+            lambda: snntorch.SLSTM(2, 3, init_hidden=True),
+            r"SLSTM can't be unrolled: snnfast has no kernel for SLSTM",
         ),
         (lambda: of_their_own(snntorch), r"Louder can't be unrolled: Louder has its own forward; keep the loop"),
         (lambda: of_their_own(snn), r"Louder can't be unrolled: Louder has its own forward; keep the loop"),
         (lambda: of_their_own(snnfast), r"Louder can't be unrolled: Louder has its own forward; keep the loop"),
         (lambda: Block(lif()), r"Block calls a Leaky in its forward, which can't be unrolled; .* unroll"),
         (lambda: Block(snnfast.Leaky(0.9)), r"Block calls a Leaky in its forward, which can't be unrolled; .* unroll"),
-        (lambda: Block(snntorch.Alpha(0.9, 0.8)), r"Block is or has a neuron of snnTorch \(Alpha\).*; keep the loop"),
+        (lambda: Block(snntorch.SLSTM(2, 3)), r"Block is or has a neuron of snnTorch \(SLSTM\).*; keep the loop"),
         (lambda: Wrapped(lif()), r"Wrapped calls a Leaky in its forward, which can't be unrolled"),
         (lambda: nn.ModuleList([nn.Linear(5, 5)]), r"ModuleList has no forward"),
     ],
-    ids=["Alpha", "own", "own-drop-in", "own-snnfast", "Block", "Block-snnfast", "Block-Alpha", "Wrapped", "list"],
+    ids=["SLSTM", "own", "own-drop-in", "own-snnfast", "Block", "Block-snnfast", "Block-SLSTM", "Wrapped", "list"],
 )
 def test_a_layer_that_cannot_be_unrolled_is_named_and_nothing_is_converted(
     last: Callable[[], nn.Module], message: str

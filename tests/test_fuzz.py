@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from fuzz import Call, wrong
-from helpers import KINDS, NEURONS
+from helpers import KINDS
 
 from snnfast import use_backend
 
@@ -37,10 +37,10 @@ def test_calls_are_drawn_by_their_number_alone_and_reach_the_edges() -> None:
         ("num_steps", 5),
     ):
         assert len({str(c.options.get(option)) for c in calls}) >= kinds
-    assert {c.neuron for c in calls} == set(NEURONS)
+    assert {c.neuron for c in calls} == set(KINDS)
 
 
-@pytest.mark.parametrize("neuron", NEURONS)
+@pytest.mark.parametrize("neuron", KINDS)
 def test_a_wrong_kernel_is_found(neuron: str, monkeypatch: pytest.MonkeyPatch) -> None:
     exact = KINDS[neuron].function
     wrong_kind = replace(

@@ -159,8 +159,10 @@ def forget_the_decay(backward: Callable[[Arguments], Any], given: Arguments) -> 
 
 def forget_the_membrane(backward: Callable[[Arguments], Any], given: Arguments) -> Any:
     spk, record = given["grad_spk"], given["grad_mem_rec"]
-    given = {**given, "grad_mem_rec": torch.zeros_like(record) if spk is None else None, "grad_mem": None}
-    return backward(given if spk is not None or record is not None else {**given, "grad_mem": given["grad_mem"]})
+    given = {**given, "grad_mem_rec": torch.zeros_like(record) if spk is None else None, "grad_mem_last": None}
+    return backward(
+        given if spk is not None or record is not None else {**given, "grad_mem_last": given["grad_mem_last"]}
+    )
 
 
 @neurons

@@ -119,10 +119,10 @@ def test_a_sequential_with_a_forward_of_its_own_is_one_layer() -> None:
     [
         (lambda: snntorch.Leaky(0.9, init_hidden=True), "use snnfast.Leaky, or snnfast.snntorch.convert"),
         (lambda: snntorch.Synaptic(0.9, 0.8, init_hidden=True), "use snnfast.Synaptic, or snnfast.snntorch.convert"),
-        (lambda: snntorch.Alpha(0.9, 0.8, init_hidden=True), "keep the loop over time, or .* unroll"),
+        (lambda: snntorch.SLSTM(2, 3, init_hidden=True), "keep the loop over time, or .* unroll"),
         (lambda: snntorch.LeakyParallel(5, 5), "keep the loop over time, or .* unroll"),
     ],
-    ids=["Leaky", "Synaptic", "Alpha", "LeakyParallel"],
+    ids=["Leaky", "Synaptic", "SLSTM", "LeakyParallel"],
 )
 def test_a_neuron_of_snntorch_is_refused_with_a_remedy_that_helps(neuron: Any, remedy: str) -> None:
     class Holder(nn.Module):
@@ -206,8 +206,8 @@ def test_skips_nest_and_without_a_neuron_a_constant_stays_constant() -> None:
 def test_wrong_skips_are_named() -> None:
     with pytest.raises(TypeError, match=r"^shortcut: expected torch\.nn\.Module or None, got str"):
         Residual(nn.Linear(6, 6), shortcut="identity")  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match=r"^shortcut: Alpha is or has a neuron of snnTorch"):
-        Residual(nn.Linear(6, 6), shortcut=snntorch.Alpha(0.9, 0.8))
+    with pytest.raises(TypeError, match=r"^shortcut: SLSTM is or has a neuron of snnTorch"):
+        Residual(nn.Linear(6, 6), shortcut=snntorch.SLSTM(6, 6))
     with pytest.raises(ValueError, match=r"^layers: expected at least one"):
         Residual()
     for x, num_steps in ((torch.rand(5, 3, 6), None), (torch.rand(3, 6), 5)):

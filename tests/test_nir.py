@@ -17,6 +17,7 @@ import snnfast.snntorch as snn
 nir = pytest.importorskip("nir", reason="nir is not installed")
 pytest.importorskip("nirtorch", reason="nirtorch is not installed")
 
+from snntorch import import_nir  # noqa: E402
 from snntorch.export_nir import export_to_nir  # noqa: E402
 from snntorch.import_nir import import_from_nir  # noqa: E402
 
@@ -119,4 +120,41 @@ def test_what_the_importer_makes_runs_fused_and_unrolls() -> None:
         assert_bits_equal(spk[t], spk_expected.to(spk.dtype))
         assert_bits_equal(stepped[t], spk[t])
         torch.testing.assert_close(mem[t], expected.mem.to(mem.dtype), rtol=0, atol=0)
+    assert spk.any()
+
+
+# ---- neurons whose spikes come back to them
+
+
+def recurrent(library: Any, name: str, connected: bool) -> nn.Sequential:
+    torch.manual_seed(8)
+    how: dict[str, Any] = {"linear_features": 8} if connected else {"V": torch.rand(8), "all_to_all": False}
+    decays = {"beta": 0.75} if name == "RLeaky" else {"alpha": 0.5, "beta": 0.75}
+    return nn.Sequential(nn.Linear(6, 8), getattr(library, name)(**decays, **how, threshold=0.5, init_hidden=True))
+
+
+@pytest.mark.parametrize("connected", [True, False], ids=["connected", "own"])
+@pytest.mark.parametrize("name", ["RLeaky", "RSynaptic"])
+def test_recurrent_layers_go_out_as_snntorchs_and_come_back(name: str, connected: bool) -> None:
+    graphs = [
+        export_to_nir(recurrent(lib, name, connected), torch.rand(1, 6), ignore_dims=[0]) for lib in (snn, snntorch)
+    ]
+    assert list(graphs[0].nodes) == list(graphs[1].nodes)
+    assert sorted(graphs[0].edges) == sorted(graphs[1].edges)
+    for node, field in (("1.w_rec", "weight"), ("1.lif", "v_threshold"), ("1.lif", "r")):
+        assert_bits_equal(*(torch.as_tensor(getattr(graph.nodes[node], field)) for graph in graphs))
+    # import_from_nir has nirtorch run the two in a loop of its own; this is what else it can make of them.
+    layer: Any = import_nir._nir_to_snntorch_module(
+        import_nir._replace_rnn_subgraph_with_nirgraph(graphs[0]).nodes["1"]
+    )
+    assert type(layer) is getattr(snntorch, name)
+    assert not snn.convert(layer).left
+    expected = recurrent(snnfast, name, connected)[1]
+    assert layer.all_to_all == connected
+    expected.reset_mechanism, expected.reset_delay = "zero", False  # which the importer sets
+    x = torch.rand(9, 3, 8) * 2
+    with torch.no_grad():
+        spk, *_ = layer.unroll(x)
+        # 1 - dt / (dt / (1 - beta)) is beta up to rounding.
+        assert (spk != expected.unroll(x)[0]).float().mean() < 0.02
     assert spk.any()

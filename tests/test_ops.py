@@ -195,7 +195,7 @@ def wrong_for_backward(case: Case) -> list[Arguments]:
     wrong: list[Arguments] = [
         nothing,
         {"x": None},
-        dict.fromkeys(["grad_spk", *(f"grad_{s}{end}" for s in states for end in ("", "_rec"))]) | {"x": None},
+        dict.fromkeys(["grad_spk", *(f"grad_{s}{end}" for s in states for end in ("_last", "_rec"))]) | {"x": None},
         {**record, "mem_rec": torch.rand(STEPS - 1, *SHAPE)},
         {**record, "mem_rec": torch.rand(*over_time[:-1], 9)},
         {**record, "mem_rec": torch.rand(over_time).double()},
@@ -214,7 +214,7 @@ def wrong_for_backward(case: Case) -> list[Arguments]:
             {f"grad_{name}_rec": torch.rand(STEPS - 1, *SHAPE)},
             {f"grad_{name}_rec": torch.rand(over_time).half()},
         ]
-        wrong += [{f"grad_{name}": torch.rand(10)}, {f"grad_{name}": torch.rand(SHAPE).half()}]
+        wrong += [{f"grad_{name}_last": torch.rand(10)}, {f"grad_{name}_last": torch.rand(SHAPE).half()}]
     if not case.kind.ops.record_tells:
         wrong += [record, rounded, bits]
     if step:

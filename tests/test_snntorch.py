@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import snntorch
-from snntorch_checks import DECAYS
+from snntorch_checks import STATES
 
 import snnfast.snntorch as snn
 from snnfast import _snntorch_layers
@@ -49,7 +49,7 @@ def test_every_name_of_snntorch_is_here_and_the_same_object_but_for_the_fused_ne
         names
     )
     for name, expected in names.items():
-        assert (getattr(snn, name) is expected) == (name not in DECAYS), name
+        assert (getattr(snn, name) is expected) == (name not in STATES), name
 
 
 @pytest.mark.parametrize("name", modules())
@@ -115,7 +115,7 @@ def test_an_unknown_name_is_an_import_error_in_a_from_import() -> None:
 
 def test_every_neuron_of_the_package_is_here_as_one_of_snntorchs() -> None:
     assert {layer.__name__: layer._fused for layer in _snntorch_layers.LAYERS} == {c.__name__: c for c in LAYERS}
-    assert [layer.__name__ for layer in LAYERS] == list(DECAYS)
+    assert [layer.__name__ for layer in LAYERS] == list(STATES)
     for layer in _snntorch_layers.LAYERS:
         assert layer is getattr(snn, layer.__name__)
         assert layer._theirs is getattr(snntorch, layer.__name__)
@@ -187,7 +187,7 @@ def test_a_submodule_is_found_though_nothing_imported_it(fresh: dict[str, Any]) 
 
 def test_star_import_brings_what_it_brings_from_snntorch(fresh: dict[str, Any]) -> None:
     assert fresh["star"] == [["Report", "convert", "revert"], []]
-    assert sorted(fresh["same"]) == sorted(DECAYS)
+    assert sorted(fresh["same"]) == sorted(STATES)
 
 
 @pytest.mark.parametrize(("version", "fine"), [("0.9.4", False), ("0.10", False), ("1.0.0", True), ("2.1.0rc1", True)])

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..registry import NETWORKS, NEURONS, Case
+from ..registry import NETWORKS, NEURONS, Case, Model
 
 KINDS = ("layer", "loop", "framework", "pair", *NETWORKS)
 
@@ -86,10 +86,13 @@ class Peer(NamedTuple):
 
 def layer_options(case: Case) -> dict[str, Any]:
     """Arguments of the layer of a case, in snnTorch and in snnfast: its decays, and what is not their default."""
-    options = case.options
-    decays = {name: getattr(options, name) for name in NEURONS[case.neuron].decays}
+    options, model = case.options, NEURONS[case.neuron]
+    given = {name: getattr(options, name) for name in model.decays} | dict(model.fixed)
+    if model.connected:
+        given["linear_features"] = case.shape[-1]
+        torch.manual_seed(0)  # the same weights for all
     names = ("reset_mechanism", "reset_delay", "learn_beta")
-    return decays | {name: value for name, value in options.changed().items() if name in names}
+    return given | {name: value for name, value in options.changed().items() if name in names}
 
 
 def only(case: Case, **supported: Any) -> None:
@@ -100,12 +103,12 @@ def only(case: Case, **supported: Any) -> None:
             raise Unsupported(f"has no {name}={value}")
 
 
-def stepping(layer: Callable[..., Sequence[Tensor]], states: int) -> Callable[[Tensor, Any], tuple[Tensor, Any]]:
+def stepping(layer: Callable[..., Sequence[Tensor]], model: Model) -> Callable[[Tensor, Any], tuple[Tensor, Any]]:
     """One step of a layer that takes its states after the current and returns them after the spikes."""
 
     def step(x: Tensor, state: Any) -> tuple[Tensor, Any]:
-        spk, *state = layer(x, *(state or [torch.zeros_like(x) for _ in range(states)]))
-        return spk, state
+        spk, *state = layer(x, *(state or [torch.zeros_like(x) for _ in model.states]))
+        return spk, [spk, *state] if model.fed_back else state
 
     return step
 

@@ -35,7 +35,7 @@ def make(case: Case, device: torch.device) -> Neuron:
         return unroll(x, record_mem, num_steps=T)
 
     parameters = [p for p in layer.parameters() if p.requires_grad]
-    step = stepping(layer, len(NEURONS[case.neuron].states))
+    step = stepping(layer, NEURONS[case.neuron])
     return Neuron(unroll, step, parameters, constant, lambda linear: snnfast.MultiStep(layer, linear))
 
 

@@ -35,8 +35,14 @@ def network_to_compile(case: Case) -> nn.Module:
 
 def make(case: Case, device: torch.device) -> Neuron:
     layer = layer_of(case).to(device)
-    step = stepping(layer, len(NEURONS[case.neuron].states))
-    return Neuron(unrolled(step, list), step, [p for p in layer.parameters() if p.requires_grad])
+    step = stepping(layer, NEURONS[case.neuron])
+    return Neuron(unrolled(step, records_of(case)), step, [p for p in layer.parameters() if p.requires_grad])
+
+
+def records_of(case: Case) -> Any:
+    """What a call returns of the states, beside the spikes."""
+    fed_back = NEURONS[case.neuron].fed_back
+    return lambda states: states[fed_back:]
 
 
 def compile_(loop: Any) -> Any:
@@ -48,7 +54,7 @@ def make_compiled(case: Case, device: torch.device) -> Neuron:
     if case.kind == "layer" and case.T <= WHOLE:
         return Neuron(compile_(eager.unroll), None, eager.parameters)
     step = compile_(eager.step)
-    return Neuron(unrolled(step, list), step, eager.parameters)
+    return Neuron(unrolled(step, records_of(case)), step, eager.parameters)
 
 
 INSTALL = "pip install 'snntorch>=1.0.0'"

@@ -56,6 +56,11 @@ def states_of(step: Node) -> list[Any]:
     return list(tensors[: len(_NEURON_OF[step.args[0]].states)])  # type: ignore[index]
 
 
+def output_of(step: Node, state: int) -> int:
+    """Which output of a step a state is: the last spike, where it is one, is the first of them anyway."""
+    return state + 1 - _NEURON_OF[step.args[0]].fed_back  # type: ignore[index]
+
+
 def _step_before(step: Node) -> Node | None:
     """The step that returned all states that this one starts from."""
     before = None
@@ -63,7 +68,7 @@ def _step_before(step: Node) -> Node | None:
         if not (isinstance(state, Node) and state.target is operator.getitem):
             return None
         source, place = state.args
-        if not (isinstance(source, Node) and is_step(source) and place == 1 + i):
+        if not (isinstance(source, Node) and is_step(source) and place == output_of(step, i)):
             return None
         if before is not None and source is not before:
             return None

@@ -1,6 +1,7 @@
 """Write the new graph: each series becomes one call, and each chain of steps one unroll over time."""
 
 import operator
+from collections.abc import Sequence
 from contextlib import ExitStack
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -100,9 +101,11 @@ class Emission:
     def _part(self, owner: Any, number: int) -> Any:
         if isinstance(owner, tuple):
             chain, output = owner
-            if output > 0 and number == len(chain.steps) - 1:
+            state = output - 1 + chain.neuron.fed_back
+            if state >= 0 and number == len(chain.steps) - 1:
                 # Not a slice of the record, which could not be detached in place: a layer may hold it.
-                return self._output(chain, ("last", output - 1))
+                last, dtype = self._output(chain, ("last", state)), value(chain.steps[-1])[output].dtype
+                return last if value(last).dtype == dtype else self.call("to", last, dtype)
         return self._unbound(owner)[number]
 
     def _unbound(self, owner: Any) -> list[Any]:
@@ -125,7 +128,8 @@ class Emission:
     def whole(self, owner: Any) -> Node:
         if owner not in self._whole:
             chain, output = owner
-            self._whole[owner] = self._output(chain, ("spk", 0) if output == 0 else ("rec", output - 1))
+            rec = output - 1 + chain.neuron.fed_back
+            self._whole[owner] = self._output(chain, ("spk", 0) if output == 0 else ("rec", rec))
         return self._whole[owner]
 
     # ---- series
@@ -284,8 +288,7 @@ class Emission:
         for key, made in outputs:
             if key == what:
                 return made
-        n = len(chain.neuron.states)
-        number = {"spk": 0, "rec": 1 + what[1], "last": 1 + n + what[1]}[what[0]]
+        number = self._number(what, range(chain.neuron.fed_back, len(chain.neuron.states)))
         # Directly behind the unroll, wherever its first reader is.
         after = outputs[-1][1] if outputs else node
         with self.graph.inserting_after(after):
@@ -305,10 +308,14 @@ class Emission:
                 user.replace_all_uses_with(spk)
                 self.graph.erase_node(user)
         node.args = (*node.args[:-2], sum(1 << i for i in records), reduce)
-        for (kind, i), made in used.items():
-            number = {"spk": 0, "rec": 1 + sum(r < i for r in records), "last": 1 + len(records) + i}[kind]
-            made.args = (node, number)
+        for what, made in used.items():
+            made.args = (node, self._number(what, records))
         return None if reduce else spk
+
+    def _number(self, what: tuple[str, int], records: Sequence[int]) -> int:
+        """Of a result of an unroll that is asked for these records."""
+        kind, state = what
+        return {"spk": 0, "rec": 1 + sum(r < state for r in records), "last": 1 + len(records) + state}[kind]
 
     # ---- everything else
 

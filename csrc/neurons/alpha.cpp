@@ -1,0 +1,10 @@
+// The ops of snnTorch's Alpha.
+#include "../math/alpha.h"
+
+#include "../host.h"
+
+namespace snnfast {
+
+SNN_REGISTER(Alpha)
+
+}  // namespace snnfast

@@ -1,0 +1,10 @@
+// The ops of snnTorch's RLeaky.
+#include "../math/rleaky.h"
+
+#include "../host.h"
+
+namespace snnfast {
+
+SNN_REGISTER(RLeaky)
+
+}  // namespace snnfast

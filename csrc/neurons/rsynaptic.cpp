@@ -1,0 +1,10 @@
+// The ops of snnTorch's RSynaptic.
+#include "../math/rsynaptic.h"
+
+#include "../host.h"
+
+namespace snnfast {
+
+SNN_REGISTER(RSynaptic)
+
+}  // namespace snnfast

@@ -1,0 +1,146 @@
+"""See :class:`RLeaky`."""
+
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from snnfast import _ops
+from snnfast._arguments import StateQuant
+from snnfast._instances import Instances
+from snnfast._recurrent_layer import RecurrentLayer
+from snnfast._spike_grad import SpikeGrad
+
+__all__ = ["RLeaky"]
+
+
+class RLeaky(RecurrentLayer):
+    r"""A layer of leaky integrate-and-fire neurons whose spikes come back to it, argument for argument
+    ``snntorch.RLeaky``.
+
+    Called, it computes one time step; :meth:`unroll` computes all of them and equals that many calls, bit for bit in
+    float32 and float64. The equations are those of :func:`snnfast.functional.rleaky`. Its ``state_dict`` has the
+    keys, order, shapes and dtypes of ``snntorch.RLeaky``'s: checkpoints load both ways.
+
+    Args:
+        beta: Decay of the membrane per time step, as of :class:`snnfast.Leaky`.
+        V: Weight of a neuron's own last spike, with ``all_to_all=False``; a number, or a tensor broadcastable to one
+            step of the input ``[B, *]``.
+        all_to_all: Connect all neurons by ``recurrent``, an ``nn.Linear`` or ``nn.Conv2d``; else each comes back to
+            itself alone, through ``V``, and all steps are one kernel.
+        linear_features: Size of that linear layer, the last dimension of the input.
+        conv2d_channels, kernel_size: Of that convolution of inputs ``[B, C, H, W]``, the sizes of its kernel being odd.
+        learn_recurrent: Let the weights of ``recurrent`` be learned, or make ``V`` an ``nn.Parameter``.
+        threshold, spike_grad, surrogate_disable, init_hidden, inhibition, learn_beta, learn_threshold,
+            reset_mechanism, state_quant, output, reset_delay: As of :class:`snnfast.Leaky`.
+
+    Attributes:
+        spk, mem: The states after the last step ``[B, *]``, empty at first; the spikes are one of them.
+        recurrent: The connections; with ``all_to_all=False`` the product with ``V``.
+        instances: All layers that exist, held weakly.
+
+    Raises:
+        TypeError: An argument of a wrong type, named; sizes that do not go with ``all_to_all``.
+        ValueError: A wrong value, named; NaN in a parameter.
+
+    Example::
+
+        >>> import torch, snnfast
+        >>> layer = snnfast.RLeaky(beta=0.9, linear_features=100)
+        >>> spk_rec, mem_rec = layer.unroll(torch.rand(25, 128, 100))  # [T, B, N]
+        >>> spk, mem = layer(torch.rand(128, 100))  # one step, as in snnTorch
+        >>> own = snnfast.RLeaky(beta=0.9, V=0.5, all_to_all=False)  # in one kernel over time
+
+    Source: ``snntorch.RLeaky`` 1.0.0.
+    """
+
+    beta: Tensor
+
+    neuron = _ops.RLEAKY
+    instances: ClassVar[Instances] = Instances()
+
+    def __init__(
+        self,
+        beta: float | Tensor,
+        V: float | Tensor = 1.0,
+        all_to_all: bool = True,
+        linear_features: int | None = None,
+        conv2d_channels: int | None = None,
+        kernel_size: int | tuple[int, int] | None = None,
+        threshold: float | Tensor = 1.0,
+        spike_grad: SpikeGrad | None = None,
+        surrogate_disable: bool = False,
+        init_hidden: bool = False,
+        inhibition: bool = False,
+        learn_beta: bool = False,
+        learn_threshold: bool = False,
+        learn_recurrent: bool = True,
+        reset_mechanism: str = "subtract",
+        state_quant: StateQuant | bool = False,
+        output: bool = False,
+        reset_delay: bool = True,
+    ) -> None:
+        nn.Module.__init__(self)  # by name: a subclass may have snntorch.RLeaky as its next base
+        self._set_options(
+            spike_grad, surrogate_disable, init_hidden, inhibition, reset_mechanism, state_quant, output, reset_delay
+        )
+        # The order is that of snntorch.RLeaky's state_dict.
+        self._add("threshold", threshold, learn_threshold)
+        self._add("graded_spikes_factor", 1.0, False)
+        self._add_reset_mechanism()
+        self._add("beta", beta, learn_beta)
+        self._add_recurrence(V, all_to_all, linear_features, conv2d_channels, kernel_size, learn_recurrent)
+        self._finish()
+
+    def forward(
+        self,
+        input_: Tensor,
+        spk: Tensor | None = None,
+        mem: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """One time step.
+
+        Args:
+            input_: Current ``[B, *]``.
+            spk, mem: States before the step ``[B, *]``. ``None``: those held from the last call. One of another
+                shape than ``input_`` is replaced by zeros, as in snnTorch.
+
+        Returns:
+            ``(spk, mem)``, all ``[B, *]``; with ``init_hidden`` and not ``output`` only ``spk``. Dtypes are
+            those of :meth:`snnfast.Synaptic.forward`.
+
+        Raises:
+            TypeError, ValueError, RuntimeError: As :meth:`snnfast.Leaky.forward`.
+        """
+        return self._step(input_, (spk, mem))  # type: ignore[no-any-return]
+
+    def unroll(
+        self,
+        current: Tensor,  # [T, B, *], or [B, *] with num_steps
+        spk: Tensor | None = None,  # [B, *]
+        mem: Tensor | None = None,  # [B, *]
+        *,
+        num_steps: int | None = None,
+        record_mem: bool = True,
+        reduce: str | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """All time steps.
+
+        Starts from the states if given; else, with ``init_hidden``, from the held ones; else from zeros.
+
+        Args:
+            current, num_steps, reduce: As of :meth:`snnfast.Leaky.unroll`.
+            spk, mem: States before the first step ``[B, *]``; with ``init_hidden`` none may be given.
+            record_mem: Return the states of every step, or only the last.
+
+        Returns:
+            ``(spk_rec, mem_rec)``, all ``[T, B, *]``; with ``record_mem=False`` the states but the
+            spikes ``[B, *]``. With ``reduce="sum"`` the first is the spike count ``[B, *]``.
+
+        Raises:
+            TypeError, ValueError: As :func:`snnfast.functional.rleaky`.
+        """
+        return self._unroll(current, (spk, mem), num_steps, record_mem, reduce)  # type: ignore[return-value]
+
+    def init_rleaky(self) -> tuple[Tensor, Tensor]:
+        """The old name of ``reset_mem``, which snnTorch's tutorials use."""
+        return self.reset_mem()  # type: ignore[no-any-return]

@@ -1,0 +1,118 @@
+"""What the tests know of each neuron."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from by_rate import ByRate, ByTau, OwnLeaky, OwnSynaptic, by_kernel, by_kernel_of_reference
+from torch import Tensor
+
+from snnfast import Leaky, Synaptic, _ops, functional, reference
+
+Outputs = dict[str, Tensor]
+
+# One step in words of the tests' own: states after it, from those before it, and whether the neuron is to be reset.
+Integrate = Callable[[Mapping[str, Tensor], Tensor, Mapping[str, Tensor], Tensor, str], Outputs]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What the tests know of a neuron: a new one needs an entry in ``KINDS``, and nothing else."""
+
+    ops: _ops.Neuron
+    function: Callable[..., Any]
+    reference: Callable[..., Any]
+    layer: type
+    ranges: dict[str, tuple[float, float]]  # of random inputs, by name, in the order of the function's arguments
+    integrate: Integrate
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return ("current", *self.ops.states, *self.ops.parameters)
+
+    @property
+    def results(self) -> tuple[str, ...]:
+        """Of a call; a last spike that is a state is none of its own."""
+        return ("spk", *self.ops.states[self.ops.fed_back :])
+
+    @property
+    def decays(self) -> tuple[str, ...]:
+        return self.ops.parameters[:-2]
+
+
+def _leaky(before: Mapping[str, Tensor], x: Tensor, p: Mapping[str, Tensor], reset: Tensor, mechanism: str) -> Outputs:
+    kept = before["mem"] * (1 - reset) if mechanism == "zero" else before["mem"]
+    taken = reset * p["threshold"] if mechanism == "subtract" else 0.0
+    return {"mem": p["beta"].clamp(0, 1) * kept + x - taken}
+
+
+def _synaptic(
+    before: Mapping[str, Tensor], x: Tensor, p: Mapping[str, Tensor], reset: Tensor, mechanism: str
+) -> Outputs:
+    syn = p["alpha"].clamp(0, 1) * before["syn"] + x
+    base = p["beta"].clamp(0, 1) * before["mem"] + syn
+    taken = {"subtract": p["threshold"], "zero": base, "none": 0.0}[mechanism]
+    return {"syn": syn, "mem": base - reset * taken}
+
+
+def _lapicque(
+    before: Mapping[str, Tensor], x: Tensor, p: Mapping[str, Tensor], reset: Tensor, mechanism: str
+) -> Outputs:
+    base = x * p["R"] * p["rate"] * p["time_step"] + p["decay"] * before["mem"]
+    return {"mem": base - reset * {"subtract": p["threshold"], "zero": base, "none": 0.0}[mechanism]}
+
+
+def _alpha(before: Mapping[str, Tensor], x: Tensor, p: Mapping[str, Tensor], reset: Tensor, mechanism: str) -> Outputs:
+    exc, inh = p["alpha"].clamp(0, 1) * before["syn_exc"] + x, p["beta"].clamp(0, 1) * before["syn_inh"] - x
+    v = p["tau"] * (exc + inh)
+    taken = {"subtract": (p["threshold"], inh, -before["syn_inh"]), "zero": (exc, inh, v), "none": (0.0, 0.0, 0.0)}
+    after = zip(("syn_exc", "syn_inh", "mem"), (exc, inh, v), taken[mechanism], strict=True)
+    return {name: state - reset * part for name, state, part in after}
+
+
+def _rleaky(before: Mapping[str, Tensor], x: Tensor, p: Mapping[str, Tensor], reset: Tensor, mechanism: str) -> Outputs:
+    base = p["beta"].clamp(0, 1) * before["mem"] + x + p["V"] * before["spk"]
+    return {"mem": base - reset * {"subtract": p["threshold"], "zero": base, "none": 0.0}[mechanism]}
+
+
+def _rsynaptic(
+    before: Mapping[str, Tensor], x: Tensor, p: Mapping[str, Tensor], reset: Tensor, mechanism: str
+) -> Outputs:
+    return _synaptic(before, x + p["V"] * before["spk"], p, reset, mechanism)
+
+
+_COMMON = {"threshold": (0.6, 1.1), "graded_spikes_factor": (0.5, 2.0)}
+KINDS: dict[str, Kind] = {
+    "leaky": Kind(
+        _ops.LEAKY, functional.lif, reference.lif, Leaky,
+        {"current": (-0.6, 1.4), "mem": (-0.5, 2.0), "beta": (0.3, 0.98), **_COMMON}, _leaky,
+    ),
+    "synaptic": Kind(
+        _ops.SYNAPTIC, functional.synaptic, reference.synaptic, Synaptic,
+        {"current": (-0.9, 1.1), "syn": (-0.5, 1.0), "mem": (-0.5, 2.0), "alpha": (0.2, 0.9), "beta": (0.2, 0.9),
+         **_COMMON}, _synaptic,
+    ),
+    "lapicque": Kind(
+        _ops.LAPICQUE, by_kernel(_ops.LAPICQUE), by_kernel_of_reference(_ops.LAPICQUE), ByRate,
+        {"current": (-0.9, 2.4), "mem": (-0.5, 2.0), "R": (0.5, 1.5), "rate": (0.5, 1.2), "time_step": (0.6, 1.2),
+         "decay": (0.2, 0.9), **_COMMON}, _lapicque,
+    ),
+    "alpha": Kind(
+        _ops.ALPHA, by_kernel(_ops.ALPHA), by_kernel_of_reference(_ops.ALPHA), ByTau,
+        {"current": (-0.9, 1.4), "syn_exc": (-0.5, 1.5), "syn_inh": (-0.8, 0.2), "mem": (-0.5, 2.0),
+         "alpha": (0.5, 0.95), "beta": (0.2, 0.5), "tau": (1.2, 2.5), **_COMMON}, _alpha,
+    ),
+    "rleaky": Kind(
+        _ops.RLEAKY, functional.rleaky, reference.rleaky, OwnLeaky,
+        {"current": (-0.6, 1.4), "spk": (0.0, 1.0), "mem": (-0.5, 2.0), "V": (-0.6, 0.6), "beta": (0.3, 0.9),
+         **_COMMON}, _rleaky,
+    ),
+    "rsynaptic": Kind(
+        _ops.RSYNAPTIC, functional.rsynaptic, reference.rsynaptic, OwnSynaptic,
+        {"current": (-0.9, 1.1), "spk": (0.0, 1.0), "syn": (-0.5, 1.0), "mem": (-0.5, 2.0), "V": (-0.6, 0.6),
+         "alpha": (0.2, 0.9), "beta": (0.2, 0.9), **_COMMON}, _rsynaptic,
+    ),
+}  # fmt: skip
+# On every axis of every file. Those beside them differ in their equations alone, or in what test_other_neurons.py is
+# about; random calls draw from all.
+NEURONS = ("leaky", "synaptic", "lapicque")

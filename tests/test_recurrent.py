@@ -1,0 +1,284 @@
+"""Connections between the neurons of RLeaky and RSynaptic."""
+
+import itertools
+from typing import Any
+
+import pytest
+import snntorch
+import torch
+from helpers import Bump, Case, assert_bits_equal, assert_close
+from ops import forward_arguments, ordered
+from recurrent_checks import connected, current, layers, loop, make, trained
+from snntorch_checks import own_list_of_neurons  # noqa: F401
+from torch import nn
+
+import snnfast
+from snnfast import _ops, functional
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Small products wait for threads longer than they take."""
+    torch.set_num_threads(1)
+
+
+@layers
+@connected
+def test_an_unroll_has_the_numbers_of_snntorchs_loop(kind: str, name: str) -> None:
+    resets = itertools.product(("subtract", "zero", "none"), (True, False), (torch.float32, torch.float64))
+    for reset, delay, dtype in resets:
+        delay = delay or name == "RSynaptic"  # of snnTorch it raises an error without the delay
+        options = {"reset_mechanism": reset, "reset_delay": delay, "learn_beta": True, "learn_threshold": True}
+        theirs, ours = (make(library, name, kind, **options).to(dtype) for library in (snntorch, snnfast))
+        x = current(kind, dtype=dtype)
+        start = [torch.rand_like(x[0]) for _ in theirs.reset_mem()]
+        results = []
+        for layer, call in ((theirs, loop), (ours, loop), (ours, lambda layer, x, states: layer.unroll(x, *states))):
+            leaves = [t.clone().requires_grad_() for t in (x, *start)]
+            outputs = call(layer, leaves[0], leaves[1:])  # type: ignore[operator]
+            results.append((outputs, trained(layer, outputs, leaves)))
+        assert 0.02 < results[0][0][0].mean() < 0.98
+        for outputs, grads in results[1:]:
+            for a, b in zip(outputs, results[0][0], strict=True):
+                assert_bits_equal(a, b)
+            for a, b in zip(grads, results[0][1], strict=True):
+                assert_close(a, b, 2e-5 if dtype == torch.float32 else 1e-11)
+
+
+@connected
+def test_the_cuda_sources_have_the_same_numbers(kind: str, device: torch.device) -> None:
+    layer, x = make(snnfast, "RSynaptic", kind, reset_delay=False).to(device), current(kind).to(device)
+    leaf = x.clone().requires_grad_()
+    found = layer.unroll(leaf)
+    with snnfast.use_backend("reference"):
+        other = x.clone().requires_grad_()
+        expected = layer.unroll(other)
+    for a, b in zip(found, expected, strict=True):
+        assert_bits_equal(a, b)
+    for a, b in zip(trained(layer, found, [leaf]), trained(layer, expected, [other]), strict=True):
+        assert_close(a, b, 1e-5)
+
+
+@layers
+def test_every_way_of_asking_returns_parts_of_the_same(name: str) -> None:
+    layer, x = make(snnfast, name, "linear"), current("linear")
+    for constant, grad in itertools.product((False, True), (False, True)):
+        given, options = (x[0], {"num_steps": 19}) if constant else (x, {})
+        with torch.set_grad_enabled(grad):
+            spk, *record = layer.unroll(given, **options)
+            for reduce, record_mem in itertools.product((None, "sum"), (True, False)):
+                first, *states = layer.unroll(given, reduce=reduce, record_mem=record_mem, **options)
+                assert first.requires_grad == grad
+                assert_bits_equal(first, spk.sum(0) if reduce else spk)
+                for a, b in zip(states, record, strict=True):
+                    assert_bits_equal(a, b if record_mem else b[-1])
+        assert spk.any()
+
+
+@layers
+def test_a_count_and_a_constant_current_have_the_gradient_of_the_loop(name: str) -> None:
+    layer, x = make(snnfast, name, "linear", learn_beta=True), current("linear")[0]
+    results = []
+    for unroll in (True, False):
+        leaf = x.clone().requires_grad_()
+        if unroll:
+            spk, *states = layer.unroll(leaf, num_steps=19, reduce="sum", record_mem=False)
+        else:
+            record = loop(layer, leaf.expand(19, *leaf.shape))
+            spk, *states = record[0].sum(0), *(r[-1] for r in record[1:])
+        results.append(trained(layer, (spk, *states), [leaf]))
+    for a, b in zip(*results, strict=True):
+        assert_close(a, b, 1e-5)
+
+
+def test_no_steps_return_the_states_as_they_were() -> None:
+    layer, x = make(snnfast, "RLeaky", "linear"), torch.zeros(0, 4, 16, requires_grad=True)
+    mem = torch.rand(4, 16, requires_grad=True)
+    spk, record = layer.unroll(x, None, mem)
+    assert spk.shape == record.shape == (0, 4, 16)
+    _, last = layer.unroll(x, None, mem, record_mem=False)
+    assert_bits_equal(last, mem)
+    assert last.data_ptr() != mem.data_ptr()
+    (spk.sum() + last.sum()).backward()
+    assert mem.grad is not None
+    assert_bits_equal(mem.grad, torch.ones(4, 16))
+    assert not layer.recurrent.weight.grad.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_rounds_what_is_returned_and_nothing_between(dtype: torch.dtype) -> None:
+    layer, x = make(snnfast, "RLeaky", "linear").to(dtype), current("linear", dtype=torch.float32).to(dtype)
+    spk, mem = layer.unroll(x.requires_grad_())
+    with snnfast.use_backend("reference"):
+        expected = layer.unroll(x)
+    for a, b in zip((spk, mem), expected, strict=True):
+        assert_bits_equal(a, b)
+    spk.sum().backward()
+    assert x.grad is not None
+    assert x.grad.dtype == layer.recurrent.weight.grad.dtype == dtype
+
+
+@pytest.mark.needs_extension
+def test_the_gradient_of_the_weights_by_events_is_that_of_the_product() -> None:
+    found = []
+    for enabled in (True, False):
+        layer = make(snnfast, "RLeaky", "linear")
+        with snnfast.use_events(enabled):
+            layer.unroll(current("linear", 40))[0].square().sum().backward()
+        found.append(layer.recurrent.weight.grad)
+        assert found[-1].abs().max() > 0
+        torch.manual_seed(0)
+    assert_close(*found, 1e-5)
+
+
+@pytest.mark.needs_extension
+@pytest.mark.filterwarnings("ignore:snnfast. a layer runs step by step", "ignore:Inhibition is an unstable feature")
+@pytest.mark.parametrize(
+    "options",
+    [{"spike_grad": Bump.apply}, {"inhibition": True}, {"state_quant": torch.round}],
+    ids=lambda o: next(iter(o)),
+)
+def test_what_the_kernels_cannot_do_runs_step_by_step(options: dict[str, Any]) -> None:
+    theirs, ours = (make(library, "RLeaky", "linear", **options) for library in (snntorch, snnfast))
+    x = current("linear")
+    leaves = [x.clone().requires_grad_() for _ in range(2)]
+    results = []
+    for layer, outputs, leaf in (
+        (theirs, loop(theirs, leaves[0]), leaves[0]),
+        (ours, ours.unroll(leaves[1]), leaves[1]),
+    ):
+        results.append((outputs, trained(layer, outputs, [leaf])))
+    for a, b in zip(results[1][0], results[0][0], strict=True):
+        assert_bits_equal(a, b)
+    for a, b in zip(results[1][1], results[0][1], strict=True):
+        assert_close(a, b, 1e-5)
+
+
+def test_a_module_of_the_users_may_connect_the_neurons() -> None:
+    layer, x = make(snnfast, "RLeaky", "linear"), current("linear")
+    expected = layer.unroll(x)
+    calls: list[Any] = []
+    layer.recurrent.register_forward_hook(lambda *given: calls.append(given))
+    for a, b in zip(layer.unroll(x), expected, strict=True):
+        assert_bits_equal(a, b)
+    assert len(calls) == 19
+    layer.recurrent = nn.Sequential(nn.Linear(16, 4), nn.Tanh(), nn.Linear(4, 16))
+    for a, b in zip(layer.unroll(x), loop(layer, x), strict=True):
+        assert_bits_equal(a, b)
+
+
+def test_a_second_derivative_is_refused() -> None:
+    layer, x = make(snnfast, "RLeaky", "linear"), current("linear").requires_grad_()
+    (grad,) = torch.autograd.grad(layer.unroll(x)[1].square().sum(), x, create_graph=True)
+    with pytest.raises(NotImplementedError, match="second derivative"):
+        grad.sum().backward()
+
+
+def test_a_result_that_was_changed_in_place_is_an_error_in_backward() -> None:
+    layer = make(snnfast, "RLeaky", "linear")
+    spk, mem = layer.unroll(current("linear"))
+    loss = spk.sum()
+    mem.zero_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_the_functions_take_weights() -> None:
+    for kind in ("linear", "conv"):
+        layer, x = make(snnfast, "RLeaky", kind), current(kind)
+        weight, bias = layer.recurrent.weight, layer.recurrent.bias
+        found = functional.rleaky(x, beta=layer.beta, recurrent_weight=weight, recurrent_bias=bias)
+        stepped = snnfast.reference.rleaky(x, beta=layer.beta, recurrent_weight=weight, recurrent_bias=bias)
+        for a, b, c in zip(found, layer.unroll(x), stepped, strict=True):
+            assert_bits_equal(a, b)
+            assert_bits_equal(a, c)
+
+
+X = torch.rand(5, 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"recurrent_bias": X[0, 0]}, ValueError, "recurrent_bias: needs a recurrent_weight"),
+        ({"recurrent_weight": 3}, TypeError, "recurrent_weight: expected a torch.Tensor or None, got int"),
+        ({"recurrent_weight": X[0].double()}, TypeError, "recurrent_weight: expected torch.float32, as current"),
+        ({"recurrent_weight": X[0]}, ValueError, r"recurrent_weight: expected \[N, N\].*got \(3, 4\)"),
+        ({"recurrent_weight": torch.eye(3)}, ValueError, "recurrent_weight: expected 4 inputs, got 3"),
+        ({"recurrent_weight": torch.rand(3, 3, 2, 2)}, ValueError, "kernels of odd sizes"),
+        ({"recurrent_weight": torch.eye(4), "recurrent_bias": X[0, :, 0]}, ValueError, r"expected \(4,\), got \(3,\)"),
+        ({"recurrent_weight": torch.eye(4), "V": 2.0}, ValueError, "V: must not be given beside a recurrent_weight"),
+    ],
+    ids=["bias", "type", "dtype", "shape", "inputs", "even", "bias-shape", "V"],
+)
+def test_wrong_weights_are_named(options: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        functional.rleaky(X, beta=0.9, **options)
+
+
+def test_sizes_that_do_not_go_together_are_refused() -> None:
+    for options in (
+        {},
+        {"conv2d_channels": 2},
+        {"kernel_size": 3},
+        {"linear_features": 3, "kernel_size": 3},
+        {"all_to_all": False, "linear_features": 3},
+    ):
+        with pytest.raises(TypeError, match=r"linear_features|kernel_size"):
+            snnfast.RLeaky(0.9, **options)
+        with pytest.raises(TypeError):
+            snntorch.RLeaky(0.9, **options)
+    with pytest.raises(ValueError, match="kernel_size: expected odd sizes"):
+        snnfast.RLeaky(0.9, conv2d_channels=2, kernel_size=4)
+
+
+def test_meta_tensors_give_the_shapes() -> None:
+    layer = make(snnfast, "RLeaky", "linear").to("meta")
+    spk, mem = layer.unroll(torch.rand(5, 4, 16, device="meta"))
+    assert spk.is_meta
+    assert spk.shape == mem.shape == (5, 4, 16)
+
+
+# ---- the ops of a loop
+
+
+@pytest.mark.needs_extension
+def test_spikes_become_the_bits_that_a_product_takes() -> None:
+    for dtype, steps in itertools.product((torch.float32, torch.float64, torch.float16, torch.bfloat16), (1, 8, 19)):
+        spk = (torch.rand(steps, 3, 7) < 0.4).to(dtype) * -0.5
+        bits = _ops.spikes_as_bits(spk)
+        for t in range(steps):
+            assert torch.equal(bits[t // 8] >> t % 8 & 1, (spk[t] != 0).byte())
+        assert bits.shape == ((steps + 7) // 8, 3, 7)
+    for wrong in (torch.rand(3, 4), torch.rand(4, 3, 2).transpose(0, 1), torch.ones(2, 3, 4, dtype=torch.int64)):
+        with pytest.raises(RuntimeError, match="spk: expected"):
+            _ops.spikes_as_bits(wrong)
+
+
+@pytest.mark.needs_extension
+def test_rows_are_like_a_tensor_of_one_step() -> None:
+    rows = _ops.rows_like(torch.rand(3, 7, dtype=torch.float64), 5)
+    assert rows.shape == (5, 3, 7)
+    assert rows.dtype == torch.float64
+    assert rows.is_contiguous()
+    with pytest.raises(RuntimeError, match="rows: expected 0 or more"):
+        _ops.rows_like(rows, -1)
+
+
+@pytest.mark.needs_extension
+def test_no_step_writes_to_what_is_no_output_of_it() -> None:
+    given = forward_arguments(Case("rleaky", "step", 1), torch.device("cpu"))
+    arguments = ordered(_ops.RLEAKY.forward, given)
+    expected = _ops.RLEAKY.forward(*arguments)
+    out = [torch.empty_like(t) for t in expected]
+    _ops.RLEAKY.forward_into(*arguments, out)
+    for a, b in zip(out, expected, strict=True):
+        assert_bits_equal(a, b)
+    for wrong in (
+        [torch.empty(3, 9), out[1]],
+        [out[0].double(), out[1]],
+        [out[0].t().contiguous().t(), out[1]],
+        out[:1],
+    ):
+        with pytest.raises(RuntimeError, match="out: "):
+            _ops.RLEAKY.forward_into(*arguments, wrong)
