@@ -27,7 +27,10 @@ template <typename Neuron, typename S, int V>
 constexpr int kLeastBlocks = [] {
   constexpr int kOf = kThreads<Neuron, S, V>;
   constexpr int kFit = 228 * 1024 / (kOf * kBytes<Neuron, S, V> + 1024);
-  constexpr int kWanted = sizeof(S) == 8 ? (V == 1 ? 896 : 640) : (V == 1 ? 1024 : 384);
+  constexpr bool kMany = Neuron::kStates + Neuron::kParameters > 7;  // values of a neuron
+  constexpr int kWanted = sizeof(S) == 8 ? (V == 1 ? 896 : 640)
+                          : V > 1        ? (Neuron::kStates > 1 ? 256 : 384)
+                                         : (kMany ? 768 : 1024);
   return std::min(kFit, kWanted / kOf);
 }();
 

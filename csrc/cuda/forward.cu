@@ -123,13 +123,13 @@ struct ForwardPass {
 // in double it spills some to run more blocks.
 template <typename Neuron, typename S, int V>
 constexpr int kLeastBlocks = [] {
-  constexpr int kLess = Neuron::kStates + Neuron::kParameters > 4 ? 1 : 0;
-  if (sizeof(S) == 8) return V == 1 ? 5 - kLess : 0;
-  if (V == 1) return 0;
+  if (sizeof(S) == 8) return V == 1 ? 4 : 0;
+  if (V == 1) return sizeof(S) == 2 && Neuron::kStates > 1 ? 2 : 0;  // left alone, it once spilled a word
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
   if (sizeof(S) == 2) return 0;  // it has a few registers too few for 3
 #endif
-  return (sizeof(S) == 4 ? 4 : 3) - kLess;
+  if (sizeof(S) == 2 && Neuron::kStates > 2) return 0;  // of 8 neurons
+  return sizeof(S) == 4 ? 3 : 2;
 }();
 
 template <typename Neuron, typename S, int V, bool kDeciding>

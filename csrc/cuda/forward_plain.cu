@@ -18,12 +18,14 @@ enum class Stream { kNo, kYes, kAsked };
 template <int V>
 constexpr int kThreads = V == 1 ? 128 : 256;
 
-// Registers for 1024 threads of a multiprocessor; for less where a state takes two, or a thread has eight neurons.
+// Registers for 1024 threads of a multiprocessor; for fewer where a number takes two, a thread has eight neurons, or a
+// neuron has more than four numbers.
 template <typename Neuron, typename S, int V>
-constexpr int kLeastBlocks = (V == 1           ? (sizeof(S) == 8 ? 640 : 1024)
-                              : sizeof(S) == 4 ? 1024
-                                               : 768) /
-                             kThreads<V>;
+constexpr int kLeastBlocks = [] {
+  constexpr bool kMore = Neuron::kStates + Neuron::kParameters > 4;
+  if (V == 1) return (sizeof(S) == 8 ? 640 : kMore ? 896 : 1024) / kThreads<V>;
+  return (sizeof(S) == 4 ? (kMore ? 768 : 1024) : (kMore ? 512 : 768)) / kThreads<V>;
+}();
 
 template <typename Neuron, typename S, int V, Reset kReset, bool kRecord, Stream kStream>
 struct PlainForward {
