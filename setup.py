@@ -160,6 +160,12 @@ def of_neuron(name: str) -> list[str]:
     return [f"-DSNN_NEURON={struct_of(name)}", f"-include {shlex.quote(str(header))}"]
 
 
+def of_all_neurons() -> list[str]:
+    """Flags of a program about all of them at once: their structs, and the headers of them. Not quoted for a shell."""
+    structs = ",".join(f"snnfast::{struct_of(name)}" for name in NEURONS)
+    return [f"-DSNN_NEURONS={structs}", *(f"-include{ROOT.resolve() / 'csrc/math' / name}.h" for name in NEURONS)]
+
+
 def struct_of(name: str) -> str:
     """The struct of a neuron: the one in its header whose name, in lower case, is that of the file."""
     found = re.findall(r"^struct (\w+) \{", (ROOT / "csrc/math" / f"{name}.h").read_text(), flags=re.MULTILINE)

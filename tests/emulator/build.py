@@ -45,9 +45,7 @@ def _kernels() -> list[Source]:
 
 def _driver() -> Source:
     """For all neurons at once."""
-    names = ",".join(f"snnfast::{setup.struct_of(name)}" for name in setup.NEURONS)
-    headers = [f"-include{ROOT / 'csrc/math' / name}.h" for name in setup.NEURONS]
-    return Source(HERE / "driver.cpp", "driver", [f"-DSNN_NEURONS={names}", *headers])
+    return Source(HERE / "driver.cpp", "driver", setup.of_all_neurons())
 
 
 OPS = [

@@ -61,10 +61,14 @@ def measure(toolkit: Path, nvdisasm: str, folder: Path, update: bool) -> tuple[l
 
 
 def costs_of(measured: Sequence[Measured], folder: Path) -> dict[str, cost.Cost]:
-    """Of the kernels that there is an ordinary launch for, by name."""
+    """Of the kernels that there is an ordinary launch for, by name; it prints those whose cost it can't tell."""
     program = cases.build(folder)
     codes = {m.name: m.code for m in measured if m.code is not None}
-    return {case.kernel: cost.cost(program, codes[case.kernel], case) for case in cost.ordinary_cases(list(codes))}
+    found = {case.kernel: cost.cost(program, codes[case.kernel], case) for case in cost.ordinary_cases(list(codes))}
+    told = {name: c for name, c in found.items() if c.fixed >= 0}  # else the two runs went different ways
+    if untold := sorted(found.keys() - told.keys()):
+        print(f"not counted, because a branch depends on numbers: {', '.join(untold)}\n")
+    return told
 
 
 def predict(measured: Sequence[Measured], folder: Path) -> None:

@@ -1,4 +1,4 @@
-// The bytes that a launch hands to a kernel: the struct of csrc/problem.h, and whether to stream.
+// The bytes that a launch hands to a kernel of SNN_NEURONS: the struct of csrc/problem.h, and whether to stream.
 //
 // Reads lines of: pass (forward, backward); neuron; then numbers: dtype, steps, neurons, what is saved, whether the
 // states are recorded, where parameters are (0: in the arguments, 1: one number on the device, 2: one for each neuron),
@@ -8,9 +8,6 @@
 #include <iostream>
 #include <string>
 
-#include "math/lapicque.h"
-#include "math/leaky.h"
-#include "math/synaptic.h"
 #include "problem.h"
 
 namespace {
@@ -88,9 +85,17 @@ void backward(const Wanted& w) {
   print(p, w.stream != 0);
 }
 
+// Whether a neuron has the name, and its launch was printed.
 template <typename Neuron>
-bool is(const std::string& name) {
-  return name == Neuron::kName;
+bool launch(const std::string& name, bool back, const Wanted& w) {
+  if (name != Neuron::kName) return false;
+  back ? backward<Neuron>(w) : forward<Neuron>(w);
+  return true;
+}
+
+template <typename... Neurons>
+bool launch_any(const std::string& name, bool back, const Wanted& w) {
+  return (launch<Neurons>(name, back, w) || ...);
 }
 
 }  // namespace
@@ -101,16 +106,7 @@ int main() {
   while (std::cin >> pass >> neuron >> w.dtype >> w.steps >> w.neurons >> w.saved >> w.record >> w.place >>
          w.surrogate >> w.reset >> w.sums >> w.stream) {
     next_place = 0;
-    const bool back = pass == "backward";
-    if (is<Leaky>(neuron)) {
-      back ? backward<Leaky>(w) : forward<Leaky>(w);
-    } else if (is<Synaptic>(neuron)) {
-      back ? backward<Synaptic>(w) : forward<Synaptic>(w);
-    } else if (is<Lapicque>(neuron)) {
-      back ? backward<Lapicque>(w) : forward<Lapicque>(w);
-    } else {
-      return 1;
-    }
+    if (!launch_any<SNN_NEURONS>(neuron, pass == "backward", w)) return 1;
   }
   return 0;
 }

@@ -58,7 +58,8 @@ def build(folder: Path) -> Path:
     """The program that makes the arguments of a kernel, from the sources' own structs."""
     program = folder / "arguments"
     source = Path(__file__).parent / "arguments.cpp"
-    command = [*shlex.split(setup.compiler()), "-std=c++20", f"-I{setup.ROOT / 'csrc'}", str(source)]
+    command = [*shlex.split(setup.compiler()), "-std=c++20", *setup.of_all_neurons()]
+    command += [f"-I{setup.ROOT / 'csrc'}", str(source)]
     subprocess.run([*command, "-o", str(program)], check=True)
     return program
 
