@@ -22,8 +22,9 @@ constexpr int kThreads = V == 1 ? 128 : 256;
 // neuron has more than four numbers.
 template <typename Neuron, typename S, int V>
 constexpr int kLeastBlocks = [] {
-  constexpr bool kMore = Neuron::kStates + Neuron::kParameters > 4;
-  if (V == 1) return (sizeof(S) == 8 ? 640 : kMore ? 896 : 1024) / kThreads<V>;
+  constexpr int kNumbers = Neuron::kStates + Neuron::kParameters;
+  constexpr bool kMore = kNumbers > 4;
+  if (V == 1) return (sizeof(S) == 8 ? 640 : kNumbers > 6 ? 768 : kMore ? 896 : 1024) / kThreads<V>;
   return (sizeof(S) == 4 ? (kMore ? 768 : 1024) : (kMore ? 512 : 768)) / kThreads<V>;
 }();
 
