@@ -7,7 +7,7 @@ from textwrap import fill
 from .peers.ours import LOOPED, NUMBERS, OURS, SWAPPED, WITH_LOSS
 from .peers.snntorch_loop import COMPILED, HOISTED, LOOP, NETWORK
 from .peers.spikingjelly import PREFIX as JELLY
-from .registry import PAIR, TUTORIAL5
+from .registry import NEURONS, PAIR, TUTORIAL5
 from .runner import COPY
 from .stored import Missing, Stored, digits, ms, percent, table, times
 
@@ -106,7 +106,8 @@ def speed(of: Stored) -> str:
 
 def parity(of: Stored) -> str:
     rows = of.part("parity")
-    found = ", ".join(f"{row['different']} of {row['values']} (`{row['neuron'].capitalize()}`)" for row in rows)
+    words = {"connected": "connected `RLeaky`"} | {name: f"`{model.name}`" for name, model in NEURONS.items()}
+    found = ", ".join(f"{row['different']} of {row['values']} ({words[row['neuron']]})" for row in rows)
     return (
         f"`python -m benchmarks parity` compares {rows[0]['configurations']} random configurations of each neuron with "
         f"snnTorch's loop.\nSpikes and states that differ in any bit: {found}."
