@@ -106,7 +106,7 @@ def speed(of: Stored) -> str:
 
 def parity(of: Stored) -> str:
     rows = of.part("parity")
-    words = {"connected": "connected `RLeaky`"} | {name: f"`{model.name}`" for name, model in NEURONS.items()}
+    words = {name: f"`{model.name}`" for name, model in NEURONS.items()} | {"connected": "connected `RLeaky`"}
     found = ", ".join(f"{row['different']} of {row['values']} ({words[row['neuron']]})" for row in rows)
     return (
         f"`python -m benchmarks parity` compares {rows[0]['configurations']} random configurations of each neuron with "
