@@ -73,8 +73,10 @@ bool is_plain_backward(const Backward<Neuron>& p) {
 }
 
 template <typename Neuron>
-int backward_plain([[maybe_unused]] const Backward<Neuron>& p, [[maybe_unused]] void* stream) {
+int backward_plain([[maybe_unused]] Backward<Neuron> p, [[maybe_unused]] void* stream) {
   if constexpr (HasPlain<Neuron>) {
+    // The kernel computes an address from it before it knows that the first chunk has no checkpoint.
+    if (p.rows == nullptr) p.rows = p.x;
     return visit_element(p.dtype, [&](auto element) {
       using S = decltype(element);
       return visit_plain_backward(p, [&](auto reset, auto surrogate) {
@@ -86,6 +88,6 @@ int backward_plain([[maybe_unused]] const Backward<Neuron>& p, [[maybe_unused]] 
 }
 
 template bool is_plain_backward<SNN_NEURON>(const Backward<SNN_NEURON>&);
-template int backward_plain<SNN_NEURON>(const Backward<SNN_NEURON>&, void*);
+template int backward_plain<SNN_NEURON>(Backward<SNN_NEURON>, void*);
 
 }  // namespace snnfast::cuda
