@@ -62,9 +62,11 @@ def rleaky(
         recurrent_weight: In place of ``V``, the weights of a linear layer ``[N, N]``, or of a convolution ``[C, C, kH,
             kW]`` with kernels of odd sizes, which is padded to keep the size of its input.
         recurrent_bias: Bias of either. ``None``: none.
-        beta, threshold, graded_spikes_factor, spike_grad, reset_mechanism, reset_delay, num_steps, record_mem,
-            inhibition, state_quant, reduce, weight, bias: As of :func:`lif`. ``inhibition`` runs step by step, with one
-            warning, and so does, with a ``recurrent_weight``, any callable as ``spike_grad`` step by step.
+        inhibition: As of :func:`lif`; runs step by step, with one warning.
+        spike_grad: As of :func:`lif`. Beside a ``recurrent_weight``, a callable that is no surrogate of
+            :mod:`snnfast.surrogate` makes each step an autograd graph of its own, which is slower.
+
+    All other arguments are those of :func:`lif`.
 
     Returns:
         ``(spk, mem)``: as of :func:`lif`.
@@ -123,9 +125,8 @@ def rsynaptic(
     Args:
         spk, syn, mem: The states before the first step, ``[*]`` each. ``None``: zeros.
         alpha: Decay of the synaptic current per time step, clamped to [0, 1]; a number or a tensor as ``beta``.
-        current, beta, V, recurrent_weight, recurrent_bias, threshold, graded_spikes_factor, spike_grad,
-            reset_mechanism, reset_delay, num_steps, record_mem, inhibition, state_quant, reduce, weight, bias: As of
-            :func:`rleaky` and :func:`synaptic`, and so are errors.
+
+    All other arguments, and the errors, are those of :func:`rleaky`.
 
     Returns:
         ``(spk, syn, mem)``: as of :func:`synaptic`.

@@ -34,7 +34,9 @@ class Alpha(SpikingLayer):
             :class:`snnfast.Leaky`.
 
     Attributes:
-        syn_exc, syn_inh, mem: The states after the last step ``[B, *]``, empty at first.
+        syn_exc: The exciting current after the last step ``[B, *]``, empty at first.
+        syn_inh: The inhibiting current after the last step ``[B, *]``, empty at first.
+        mem: The membrane after the last step ``[B, *]``, empty at first.
         reset_delay: Always ``True``.
         instances: All layers that exist, held weakly.
 

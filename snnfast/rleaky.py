@@ -30,11 +30,12 @@ class RLeaky(RecurrentLayer):
         linear_features: Size of that linear layer, the last dimension of the input.
         conv2d_channels, kernel_size: Of that convolution of inputs ``[B, C, H, W]``, the sizes of its kernel being odd.
         learn_recurrent: Let the weights of ``recurrent`` be learned, or make ``V`` an ``nn.Parameter``.
-        threshold, spike_grad, surrogate_disable, init_hidden, inhibition, learn_beta, learn_threshold,
-            reset_mechanism, state_quant, output, reset_delay: As of :class:`snnfast.Leaky`.
+
+    All other arguments are those of :class:`snnfast.Leaky`.
 
     Attributes:
-        spk, mem: The states after the last step ``[B, *]``, empty at first; the spikes are one of them.
+        spk: The spikes of the last step ``[B, *]``, a state as well; empty at first.
+        mem: The membrane after the last step ``[B, *]``, empty at first.
         recurrent: The connections; with ``all_to_all=False`` the product with ``V``.
         instances: All layers that exist, held weakly.
 
