@@ -5,6 +5,7 @@
 
 #include <memory>
 
+#include "choose.h"
 #include "outputs.h"
 #include "saved.h"
 #include "spans.h"

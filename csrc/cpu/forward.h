@@ -5,6 +5,7 @@
 
 #include <memory>
 
+#include "choose.h"
 #include "saved.h"
 #include "spans.h"
 #include "stage.h"

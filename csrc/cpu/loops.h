@@ -1,4 +1,4 @@
-// The loops over a row of neurons, for one time step or a few of them, and their choice by run-time options.
+// The loops over a row of neurons, for one time step or a few of them. choose.h chooses one.
 //
 // Part of kernels.cpp, whose rules hold here too.
 #pragma once
@@ -230,20 +230,19 @@ using AdjointLoop = void (*)(int n, const AdjointRows<Neuron, A>& rows, const La
 struct GivenDerivative {};
 struct AnySurrogate {};
 
-// The derivatives of a column. Surrogates that networks rarely use share loops, which take minutes to compile.
-template <typename Surrogate, typename A>
-SNN_HD void differentiate(SurrogateKind kind, const Column<A>& v, const Column<A>& threshold, Vec<A> a, Vec<A> b,
-                          Column<A>& derivative) {
-  const auto of = [&](auto surrogate) {
-    SNN_UNROLL for (int g = 0; g < kVectors; ++g) {
-      derivative[g] = decltype(surrogate)::derivative(v[g] - threshold[g], a, b);
+// The derivatives of the steps of a column. Surrogates that networks rarely use share this function, which is not
+// inlined: in every loop they would be half of the library, and take minutes to compile.
+template <typename A, int Steps>
+__attribute__((noinline)) void differentiate_any(SurrogateKind kind, const Column<A> (&v)[Steps],
+                                                 const Column<A>& threshold, Vec<A> a, Vec<A> b,
+                                                 Column<A> (&derivative)[Steps]) {
+  visit_surrogate(kind, [&](auto surrogate) {
+    SNN_UNROLL for (int k = 0; k < Steps; ++k) {
+      SNN_UNROLL for (int g = 0; g < kVectors; ++g) {
+        derivative[k][g] = decltype(surrogate)::derivative(v[k][g] - threshold[g], a, b);
+      }
     }
-  };
-  if constexpr (std::is_same_v<Surrogate, AnySurrogate>) {
-    visit_surrogate(kind, of);
-  } else {
-    of(Surrogate{});
-  }
+  });
 }
 
 template <typename Neuron, typename A, typename Surrogate, Reset R, bool Delay, bool Recorded, bool ParameterGradients,
@@ -253,7 +252,7 @@ void adjoint_loop(int n, const AdjointRows<Neuron, A>& rows, const Lanes<A, Neur
   using V = Vec<A>;
   constexpr int kStates = Neuron::kStates, kParameters = Neuron::kParameters, kThreshold = kParameters - 2;
   constexpr Rules kRules{R, Delay};
-  constexpr bool kGiven = std::is_same_v<Surrogate, GivenDerivative>;
+  constexpr bool kGiven = std::is_same_v<Surrogate, GivenDerivative>, kAny = std::is_same_v<Surrogate, AnySurrogate>;
   constexpr bool kThroughSpike = !std::is_same_v<Surrogate, NoSurrogate>;
   const AdjointRows<Neuron, A> row = rows;
   const V a(row.a), b(row.b);
@@ -286,8 +285,10 @@ void adjoint_loop(int n, const AdjointRows<Neuron, A>& rows, const Lanes<A, Neur
     SNN_UNROLL for (int j = 0; j < kParameters; ++j) {
       sum.load_or_zero(j, ParameterGradients ? sums.of[j] : nullptr, i);
     }
+    Column<A> derivative[Steps];
+    if constexpr (kAny) differentiate_any<A, Steps>(row.surrogate, v, threshold, a, b, derivative);
     SNN_UNROLL for (int k = Steps - 1; k >= 0; --k) {
-      Column<A> grad_spk, derivative;
+      Column<A> grad_spk;
       Columns<A, kStates> grad;
       grad_spk.load(row.grad_spk[k] + i);
       SNN_UNROLL for (int s = 0; s < kStates; ++s) {
@@ -297,13 +298,10 @@ void adjoint_loop(int n, const AdjointRows<Neuron, A>& rows, const Lanes<A, Neur
           grad.load(s, row.grad[s][k] + i);
         }
       }
-      if constexpr (kGiven) {
-        derivative.load(row.derivative[k] + i);
-      } else {
-        differentiate<Surrogate>(row.surrogate, v[k], threshold, a, b, derivative);
-      }
+      if constexpr (kGiven) derivative[k].load(row.derivative[k] + i);
       SNN_UNROLL for (int g = 0; g < kVectors; ++g) {
-        const Given<V> given{grad_spk[g], derivative[g], kThroughSpike};
+        if constexpr (!kGiven && !kAny) derivative[k][g] = Surrogate::derivative(v[k][g] - threshold[g], a, b);
+        const Given<V> given{grad_spk[g], derivative[k][g], kThroughSpike};
         dx[g] = Neuron::adjoint(kRules, x[k][g], u[k][g], v[k][g], given, grad[g], p[g], carry[g], sum[g]);
       }
       if (row.grad_x_sum == nullptr) {
@@ -318,92 +316,6 @@ void adjoint_loop(int n, const AdjointRows<Neuron, A>& rows, const Lanes<A, Neur
       SNN_UNROLL for (int j = 0; j < kParameters; ++j) sum.store(j, sums.of[j] + i);
     }
   }
-}
-
-// ---- run-time options to compile-time ones
-
-template <typename F>
-auto with_bool(bool value, F&& f) {
-  return value ? f(std::true_type{}) : f(std::false_type{});
-}
-
-template <typename F>
-auto with_spikes(bool bits, bool sum, F&& f) {
-  if (bits) return f(std::integral_constant<Spikes, Spikes::kBits>{});
-  if (sum) return f(std::integral_constant<Spikes, Spikes::kSum>{});
-  return f(std::integral_constant<Spikes, Spikes::kEach>{});
-}
-
-template <typename F>
-auto with_rules(Rules rules, F&& f) {
-  // Without a reset there is no delay.
-  if (rules.reset == Reset::kNone) return f(std::integral_constant<Reset, Reset::kNone>{}, std::true_type{});
-  return with_bool(rules.delay, [&](auto delay) {
-    if (rules.reset == Reset::kSubtract) return f(std::integral_constant<Reset, Reset::kSubtract>{}, delay);
-    return f(std::integral_constant<Reset, Reset::kZero>{}, delay);
-  });
-}
-
-// A loop for one time step and one for kSteps of them.
-template <typename Function>
-struct Either {
-  Function one, several;
-
-  Function operator()(int steps) const { return steps == kSteps ? several : one; }
-};
-
-template <typename Neuron, typename A>
-Either<ForwardLoop<Neuron, A>> choose_forward(const Forward<Neuron>& p, bool record) {
-  using Loops = Either<ForwardLoop<Neuron, A>>;
-  return with_rules(p.rules, [&](auto r, auto delay) {
-    return with_bool(record, [&](auto rec) {
-      return with_spikes(p.bits != nullptr, p.reduce, [&](auto spikes) -> Loops {
-        constexpr Reset R = decltype(r)::value;
-        constexpr bool D = decltype(delay)::value, M = decltype(rec)::value;
-        constexpr Spikes S = decltype(spikes)::value;
-        return {forward_loop<Neuron, A, R, D, M, S, 1>, forward_loop<Neuron, A, R, D, M, S, kSteps>};
-      });
-    });
-  });
-}
-
-// The states alone, for the backward pass.
-template <typename Neuron, typename A>
-Either<ForwardLoop<Neuron, A>> choose_advance(Rules rules) {
-  return with_rules(rules, [&](auto r, auto delay) -> Either<ForwardLoop<Neuron, A>> {
-    constexpr Reset R = decltype(r)::value;
-    constexpr bool D = decltype(delay)::value;
-    constexpr Spikes S = Spikes::kUnused;
-    return {forward_loop<Neuron, A, R, D, false, S, 1>, forward_loop<Neuron, A, R, D, false, S, kSteps>};
-  });
-}
-
-template <typename Neuron, typename A>
-Either<AdjointLoop<Neuron, A>> choose_adjoint(const Backward<Neuron>& p) {
-  using Loops = Either<AdjointLoop<Neuron, A>>;
-  const auto choose = [&](auto surrogate) {
-    return with_bool(p.sums_parameters(), [&](auto parameters) {
-      return with_rules(p.rules, [&](auto r, auto delay) -> Loops {
-        using S = decltype(surrogate);
-        constexpr Reset R = decltype(r)::value;
-        constexpr bool P = decltype(parameters)::value, D = decltype(delay)::value;
-        // A recorded membrane tells what decided the spikes only if the reset is delayed.
-        if constexpr (Neuron::kRecordTells && D) {
-          using N = Neuron;
-          if (p.recorded())
-            return {adjoint_loop<N, A, S, R, D, true, P, 1>, adjoint_loop<N, A, S, R, D, true, P, kSteps>};
-        }
-        return {adjoint_loop<Neuron, A, S, R, D, false, P, 1>, adjoint_loop<Neuron, A, S, R, D, false, P, kSteps>};
-      });
-    });
-  };
-  if (p.derivative != nullptr) return choose(GivenDerivative{});
-  if (p.surrogate == SurrogateKind::kNone) return choose(NoSurrogate{});
-  if constexpr (std::is_same_v<A, float>) {  // what nearly all networks use, in what nearly all use it
-    if (p.surrogate == SurrogateKind::kATan) return choose(ATan{});
-    if (p.surrogate == SurrogateKind::kFastSigmoid) return choose(FastSigmoid{});
-  }
-  return choose(AnySurrogate{});
 }
 
 }  // namespace

@@ -1,0 +1,96 @@
+// Which loop of loops.h a call takes: run-time options become template arguments.
+//
+// Part of kernels.cpp, whose rules hold here too.
+#pragma once
+
+#include "loops.h"
+
+namespace snnfast::cpu::SNN_ISA {
+namespace {
+
+template <typename F>
+auto with_bool(bool value, F&& f) {
+  return value ? f(std::true_type{}) : f(std::false_type{});
+}
+
+template <typename F>
+auto with_spikes(bool bits, bool sum, F&& f) {
+  if (bits) return f(std::integral_constant<Spikes, Spikes::kBits>{});
+  if (sum) return f(std::integral_constant<Spikes, Spikes::kSum>{});
+  return f(std::integral_constant<Spikes, Spikes::kEach>{});
+}
+
+template <typename F>
+auto with_rules(Rules rules, F&& f) {
+  // Without a reset there is no delay.
+  if (rules.reset == Reset::kNone) return f(std::integral_constant<Reset, Reset::kNone>{}, std::true_type{});
+  return with_bool(rules.delay, [&](auto delay) {
+    if (rules.reset == Reset::kSubtract) return f(std::integral_constant<Reset, Reset::kSubtract>{}, delay);
+    return f(std::integral_constant<Reset, Reset::kZero>{}, delay);
+  });
+}
+
+// A loop for one time step and one for kSteps of them.
+template <typename Function>
+struct Either {
+  Function one, several;
+
+  Function operator()(int steps) const { return steps == kSteps ? several : one; }
+};
+
+template <typename Neuron, typename A>
+Either<ForwardLoop<Neuron, A>> choose_forward(const Forward<Neuron>& p, bool record) {
+  using Loops = Either<ForwardLoop<Neuron, A>>;
+  return with_rules(p.rules, [&](auto r, auto delay) {
+    return with_bool(record, [&](auto rec) {
+      return with_spikes(p.bits != nullptr, p.reduce, [&](auto spikes) -> Loops {
+        constexpr Reset R = decltype(r)::value;
+        constexpr bool D = decltype(delay)::value, M = decltype(rec)::value;
+        constexpr Spikes S = decltype(spikes)::value;
+        return {forward_loop<Neuron, A, R, D, M, S, 1>, forward_loop<Neuron, A, R, D, M, S, kSteps>};
+      });
+    });
+  });
+}
+
+// The states alone, for the backward pass.
+template <typename Neuron, typename A>
+Either<ForwardLoop<Neuron, A>> choose_advance(Rules rules) {
+  return with_rules(rules, [&](auto r, auto delay) -> Either<ForwardLoop<Neuron, A>> {
+    constexpr Reset R = decltype(r)::value;
+    constexpr bool D = decltype(delay)::value;
+    constexpr Spikes S = Spikes::kUnused;
+    return {forward_loop<Neuron, A, R, D, false, S, 1>, forward_loop<Neuron, A, R, D, false, S, kSteps>};
+  });
+}
+
+template <typename Neuron, typename A>
+Either<AdjointLoop<Neuron, A>> choose_adjoint(const Backward<Neuron>& p) {
+  using Loops = Either<AdjointLoop<Neuron, A>>;
+  const auto choose = [&](auto surrogate) {
+    return with_bool(p.sums_parameters(), [&](auto parameters) {
+      return with_rules(p.rules, [&](auto r, auto delay) -> Loops {
+        using S = decltype(surrogate);
+        constexpr Reset R = decltype(r)::value;
+        constexpr bool P = decltype(parameters)::value, D = decltype(delay)::value;
+        // A recorded membrane tells what decided the spikes only if the reset is delayed.
+        if constexpr (Neuron::kRecordTells && D) {
+          using N = Neuron;
+          if (p.recorded())
+            return {adjoint_loop<N, A, S, R, D, true, P, 1>, adjoint_loop<N, A, S, R, D, true, P, kSteps>};
+        }
+        return {adjoint_loop<Neuron, A, S, R, D, false, P, 1>, adjoint_loop<Neuron, A, S, R, D, false, P, kSteps>};
+      });
+    });
+  };
+  if (p.derivative != nullptr) return choose(GivenDerivative{});
+  if (p.surrogate == SurrogateKind::kNone) return choose(NoSurrogate{});
+  if constexpr (std::is_same_v<A, float>) {  // what nearly all networks use, in what nearly all use it
+    if (p.surrogate == SurrogateKind::kATan) return choose(ATan{});
+    if (p.surrogate == SurrogateKind::kFastSigmoid) return choose(FastSigmoid{});
+  }
+  return choose(AnySurrogate{});
+}
+
+}  // namespace
+}  // namespace snnfast::cpu::SNN_ISA
