@@ -154,6 +154,31 @@ def add_data_path(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--output",
+        type=folder,
+        default="figures",
+        metavar="FOLDER",
+        help="where the figure is saved (default: %(default)s)",
+    )
+
+
+def add_quick(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--quick", action="store_true", help="smaller, for a first look in seconds")
+
+
+def parse_quick(
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None, smaller: Mapping[str, object]
+) -> argparse.Namespace:
+    """Parse; with ``--quick``, the defaults are the ``smaller`` ones. Options that are given hold in any case."""
+    args = parser.parse_args(argv)
+    if args.quick:
+        parser.set_defaults(**smaller)
+        args = parser.parse_args(argv)
+    return args
+
+
 def add_length(parser: argparse.ArgumentParser) -> None:
     """How long to train, in passes over the images or in iterations."""
     length = parser.add_mutually_exclusive_group()

@@ -1,7 +1,7 @@
-"""The two figures of the MNIST example."""
+"""The figures of the examples: two of MNIST, and one trial of a recurrent network."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -85,6 +85,41 @@ def save_raster(
         ax.tick_params(labelbottom=False)
     for ax in (top_counts, bottom_counts):
         ax.tick_params(labelleft=False)
+    _save(figure, path)
+
+
+def save_trial(
+    path: Path,
+    title: str,
+    x: Tensor,  # [T, channels] 0 or 1
+    hidden: Tensor,  # [T, neurons] 0 or 1
+    mem_rec: Tensor,  # [T, classes]
+    names: Mapping[int, str],  # of the classes that are drawn in colour
+    periods: Mapping[str, tuple[int, int]] | None = None,  # steps that are shaded: first, and the one behind the last
+) -> None:
+    """Spikes that come in, spikes of the hidden layer, and membranes of the readout, over the same time steps."""
+    figure, axes = plt.subplots(
+        3, 1, figsize=(9, 9), sharex=True, layout="constrained", gridspec_kw={"height_ratios": (3, 3, 2)}
+    )
+    figure.suptitle(title)
+    for ax, spk_rec, color, unit in ((axes[0], x, "black", "channel"), (axes[1], hidden, _HIDDEN, "neuron")):
+        size = spk_rec.shape[1]
+        _spikes(ax, spk_rec, size=min(30.0, 3000 / size), color=color)
+        ax.set(ylabel=unit, ylim=(-1, size), title=f"{int(spk_rec.sum())} spikes of {size} {unit}s")
+    for i, membrane in enumerate(mem_rec.T.tolist()):
+        if i not in names:
+            axes[2].plot(membrane, color="lightgray", linewidth=0.8, zorder=1)
+    for (i, name), color in zip(names.items(), (_OUTPUT, _RIGHT, _HIDDEN), strict=False):
+        axes[2].plot(mem_rec[:, i].tolist(), color=color, linewidth=1.8, label=name)
+    axes[2].set(title="membranes of the readout", xlabel="time step", xlim=(-0.5, len(x) - 0.5))
+    axes[2].legend(frameon=False)
+    for name, (first, end) in (periods or {}).items():
+        for ax in axes:
+            ax.axvspan(first - 0.5, end - 0.5, color="tab:gray", alpha=0.15, linewidth=0)
+        axes[0].text((first + end - 1) / 2, 1.1 * x.shape[1], name, ha="center", va="top")
+        axes[0].set_ylim(-1, 1.1 * x.shape[1])
+    for ax in axes:
+        ax.spines[["top", "right"]].set_visible(False)
     _save(figure, path)
 
 

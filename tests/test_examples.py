@@ -298,6 +298,25 @@ def start_with(torch_module: str, name: str, tmp_path: Path) -> subprocess.Compl
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
+def test_every_example_takes_the_options_of_a_run(
+    example: Callable[[str], ModuleType], capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    if name == "lightning_mnist":
+        pytest.importorskip("lightning", reason="lightning is not installed")
+    with pytest.raises(SystemExit, match=r"^0$"):
+        example(name).main(["--help"])
+    out = capsys.readouterr().out
+    for option in ("seed", "device", "threads", "backend"):
+        assert re.search(rf"^  --{option} ", out, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_example_is_run_by_a_test(name: str) -> None:
+    calls = re.compile(rf'\brun\("{name}", |import_module\("{name}"\)\.?main')
+    assert any(calls.search(path.read_text()) for path in Path(__file__).parent.glob("test_*.py"))
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
 def test_ctrl_c_during_the_imports_is_one_line(name: str, tmp_path: Path) -> None:
     # As C++ code does that takes the exception for a failed import of its own.
     swallow = "import signal\ntry: signal.raise_signal(signal.SIGINT)\nexcept KeyboardInterrupt: pass\n"

@@ -179,8 +179,9 @@ def test_a_trace_of_the_reference_runs_and_cannot_be_saved(name: str, tmp_path: 
 @pytest.mark.parametrize("name", ["unroll", "step"])
 @pytest.mark.filterwarnings("ignore")
 def test_onnx_is_given_the_reference_and_for_the_kernels_an_error_says_so(name: str, tmp_path: Path) -> None:
-    onnx = pytest.importorskip("onnx", reason="onnx is not installed")
-    pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+    for package in ("onnx", "onnxscript"):
+        pytest.importorskip(package, reason=f"{package} is not installed; the extra 'onnx' brings it")
+    import onnx
     from onnx.reference import ReferenceEvaluator
 
     model, args = programs()[name]
