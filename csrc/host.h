@@ -101,16 +101,31 @@ std::string forward_schema() {
   return std::string(Neuron::kName) + "_forward(Tensor x, " + Common<Neuron>::schema();
 }
 
-// With `into`, an op has one more argument, tensors to write its results to, and returns none: steps of a loop then
-// write rows of what the loop returns.
-template <bool kInto>
-std::string with_results(std::string schema) {
-  if (!kInto) return schema + ") -> Tensor[]";
-  const size_t name = schema.find('(');
-  return schema.substr(0, name) + "_into" + schema.substr(name) + ", Tensor(a!)[] out) -> ()";
+// Each op has up to two others beside it, with one more argument. `_into`: tensors to write its results to, and it
+// returns none: steps of a loop then write rows of what the loop returns. `_ragged`: the steps of each sample, int64.
+enum class Variant { kPlain, kInto, kRagged };
+
+template <Variant kVariant>
+std::string complete(const std::string& schema) {
+  if (kVariant == Variant::kPlain) return schema + ") -> Tensor[]";
+  const size_t at = schema.find('(');
+  const std::string name = schema.substr(0, at), arguments = schema.substr(at);
+  if (kVariant == Variant::kRagged) return name + "_ragged" + arguments + ", Tensor lengths) -> Tensor[]";
+  return name + "_into" + arguments + ", Tensor(a!)[] out) -> ()";
 }
 
-template <typename Neuron, typename Backend, bool kInto>
+// `lengths` is held by the caller.
+template <typename Neuron>
+void describe_lengths(Problem<Neuron>& p, const Layout& layout, const Tensor& lengths, const Tensor& like) {
+  STD_TORCH_CHECK(layout.has_time() && layout.by_sample(), "lengths: need samples one after the other in memory");
+  STD_TORCH_CHECK(lengths.device() == like.device() && lengths.scalar_type() == ScalarType::Long &&
+                      lengths.dim() == 1 && lengths.size(0) == layout.step[0] && lengths.is_contiguous(),
+                  "lengths: expected contiguous int64 [B] on the device of the other tensors");
+  p.lengths = static_cast<const int64_t*>(lengths.const_data_ptr());
+  p.sample = layout.N > 0 ? layout.N / layout.step[0] : 1;
+}
+
+template <typename Neuron, typename Backend, Variant kVariant>
 void forward_op(StableIValue* stack, uint64_t, uint64_t) {
   constexpr int kStates = Neuron::kStates;
   Arguments arguments(stack);
@@ -125,11 +140,16 @@ void forward_op(StableIValue* stack, uint64_t, uint64_t) {
   const Layout layout(x, time == Time::kSequence, common.steps, time);
   STD_TORCH_CHECK(time != Time::kSequence || x.size(0) == common.steps, "steps: not the number of steps of x");
   std::vector<Tensor> into;
-  if constexpr (kInto) into = arguments.take<std::vector<Tensor>>();
+  if constexpr (kVariant == Variant::kInto) into = arguments.take<std::vector<Tensor>>();
   Call<Backend> call(x, layout, x.scalar_type(), std::move(into));
   Forward<Neuron> p{};
   p.dtype = dtype_of(x, "x");
   common.describe(p, call, layout);
+  MaybeTensor lengths;
+  if constexpr (kVariant == Variant::kRagged) {
+    lengths = arguments.take<Tensor>();
+    describe_lengths(p, layout, *lengths, x);
+  }
   p.saved = common.saved();
   p.x = call.read(x, "x", x.scalar_type(), call.every_step_unless(p.constant));
   if (option::kBits.of(common.options) != 0) {
@@ -150,7 +170,7 @@ void forward_op(StableIValue* stack, uint64_t, uint64_t) {
     if (rows > 0) p.rows = data;
   }
   if (p.N > 0) Backend::run(p, x);
-  if constexpr (!kInto) stack[0] = torch::stable::detail::from(call.outputs);
+  if constexpr (kVariant != Variant::kInto) stack[0] = torch::stable::detail::from(call.outputs);
 }
 
 // ---- backward
@@ -167,7 +187,7 @@ std::string backward_schema() {
          ", float p0, float p1";
 }
 
-template <typename Neuron, typename Backend, bool kInto>
+template <typename Neuron, typename Backend, Variant kVariant>
 void backward_op(StableIValue* stack, uint64_t, uint64_t) {
   constexpr int kStates = Neuron::kStates, kParameters = Neuron::kParameters, kInputs = 1 + kStates + kParameters;
   Arguments arguments(stack);
@@ -204,12 +224,17 @@ void backward_op(StableIValue* stack, uint64_t, uint64_t) {
                       x.has_value() ? time == Time::kSequence : time != Time::kStep || !mem_rec.has_value(),
                       common.steps, time);
   std::vector<Tensor> into;
-  if constexpr (kInto) into = arguments.take<std::vector<Tensor>>();
+  if constexpr (kVariant == Variant::kInto) into = arguments.take<std::vector<Tensor>>();
   Call<Backend> call(**like, layout, dtype, std::move(into));
   Backward<Neuron> p{};
   p.dtype = dtype_of(**like, "x");
   p.clamp_closed = option::kClampClosed.of(common.options) != 0;
   common.describe(p, call, layout);
+  MaybeTensor lengths;
+  if constexpr (kVariant == Variant::kRagged) {
+    lengths = arguments.take<Tensor>();
+    describe_lengths(p, layout, *lengths, **like);
+  }
   p.saved = common.saved();
   if (mem_rec.has_value()) {
     STD_TORCH_CHECK(p.saved == Saved::kNothing, "mem_rec: nothing else is saved beside it");
@@ -277,28 +302,30 @@ void backward_op(StableIValue* stack, uint64_t, uint64_t) {
     *to = i == 0 ? call.make(dtype, call.every_step_unless(p.constant)) : call.make(call.acc, kOne);
   }
   if (p.N > 0) Backend::run(p, **like);
-  if constexpr (!kInto) stack[0] = torch::stable::detail::from(call.outputs);
+  if constexpr (kVariant != Variant::kInto) stack[0] = torch::stable::detail::from(call.outputs);
 }
 
 // ---- registration
 
 template <typename Neuron, typename Library>
 void define(Library& m) {
-  m.def(with_results<false>(forward_schema<Neuron>()).c_str());
-  m.def(with_results<false>(backward_schema<Neuron>()).c_str());
-  if (!kFedBack<Neuron>) return;
-  m.def(with_results<true>(forward_schema<Neuron>()).c_str());
-  m.def(with_results<true>(backward_schema<Neuron>()).c_str());
+  for (const std::string& schema : {forward_schema<Neuron>(), backward_schema<Neuron>()}) {
+    m.def(complete<Variant::kPlain>(schema).c_str());
+    m.def(complete<Variant::kRagged>(schema).c_str());
+    if (kFedBack<Neuron>) m.def(complete<Variant::kInto>(schema).c_str());
+  }
 }
 
 template <typename Neuron, typename Backend, typename Library>
 void implement(Library& m) {
   const std::string name = Neuron::kName;
-  m.impl((name + "_forward").c_str(), &forward_op<Neuron, Backend, false>);
-  m.impl((name + "_backward").c_str(), &backward_op<Neuron, Backend, false>);
+  m.impl((name + "_forward").c_str(), &forward_op<Neuron, Backend, Variant::kPlain>);
+  m.impl((name + "_backward").c_str(), &backward_op<Neuron, Backend, Variant::kPlain>);
+  m.impl((name + "_forward_ragged").c_str(), &forward_op<Neuron, Backend, Variant::kRagged>);
+  m.impl((name + "_backward_ragged").c_str(), &backward_op<Neuron, Backend, Variant::kRagged>);
   if constexpr (kFedBack<Neuron>) {
-    m.impl((name + "_forward_into").c_str(), &forward_op<Neuron, Backend, true>);
-    m.impl((name + "_backward_into").c_str(), &backward_op<Neuron, Backend, true>);
+    m.impl((name + "_forward_into").c_str(), &forward_op<Neuron, Backend, Variant::kInto>);
+    m.impl((name + "_backward_into").c_str(), &backward_op<Neuron, Backend, Variant::kInto>);
   }
 }
 

@@ -44,6 +44,7 @@ class Shape {
   }
 
   size_t size() const { return size_; }
+  bool empty() const { return size_ == 0; }
   const int64_t* data() const { return at_; }
   int64_t& operator[](size_t d) { return at_[d]; }
   int64_t operator[](size_t d) const { return at_[d]; }
@@ -117,6 +118,9 @@ struct Layout {
     }
     return true;
   }
+
+  // Whether the samples, along the first dimension of a step, lie in memory one after the other.
+  bool by_sample() const { return !step.empty() && (step[0] <= 1 || N == 0 || strides[0] * step[0] == N); }
 
   bool has_time() const { return time != Time::kStep; }
   bool constant() const { return time == Time::kConstant; }

@@ -106,6 +106,17 @@ struct Problem {
   bool reduce;                   // the spikes are summed over time: they and their gradient are [N] instead of [T, N]
   const void* initial[kStates];  // [N] acc each, or nullptr for zeros
   Parameter parameters[kParameters];
+
+  // Of a ragged batch: the steps of each sample, whose neurons are adjacent. After them it keeps its states and does
+  // not spike. One below 0 or above T is taken for that. nullptr: T steps for all.
+  const int64_t* lengths;  // [N / sample]
+  int64_t sample;          // neurons of one
+
+  SNN_HD int64_t steps_of(int64_t neuron) const {
+    if (lengths == nullptr) return T;
+    const int64_t steps = lengths[neuron / sample];
+    return steps < 0 ? 0 : steps < T ? steps : T;
+  }
 };
 
 template <typename Neuron>

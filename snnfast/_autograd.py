@@ -41,13 +41,15 @@ class Unroll(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, how: tuple[Neuron, Options, Call], x: Tensor, *tensors: Any) -> Any:
         neuron, options, call = how  # in one tuple: Function.apply looks at each of its arguments
-        needs, given = ctx.needs_input_grad, options.kernels_do_all
+        tensors, lengths = split(neuron, tensors)
+        needs, given = ctx.needs_input_grad[: 2 + len(tensors)], options.kernels_do_all
         saved, asked = SAVE_CHECKPOINTS, options.packed | call.packed
         if not given:
             asked |= neuron.deciding << RECORD_AT
         elif call.time != STEP:
             saved = what_to_save(neuron, options, call, x.dtype, needs[1:])
-        found = neuron.forward(x, *tensors, call.steps, asked | saved << SAVED_AT)
+        forward = neuron.forward_ragged if lengths else neuron.forward
+        found = forward(x, *tensors, call.steps, asked | saved << SAVED_AT, *lengths)
         source: Tensor | None = x  # of what backward learns the membranes
         rows = None
         if saved == SAVE_NOTHING:
@@ -56,11 +58,11 @@ class Unroll(torch.autograd.Function):
             *found, rows = found  # not pop: torch.compile traces no change of what an op returned
             source = x if saved == SAVE_CHECKPOINTS else None
         if given:
-            ctx.save_for_backward(source, rows, *tensors)
+            ctx.save_for_backward(source, rows, *tensors, *lengths)
         else:
             records = 1 + count(neuron, call.record)
             deciding, found = found[records], found[:records] + found[records + 1 :]
-            ctx.save_for_backward(source, rows, *tensors, deciding)
+            ctx.save_for_backward(source, rows, *tensors, *lengths, deciding)
         ctx.how = neuron, options, call, saved, x.dtype
         ctx.set_materialize_grads(False)
         if options.spike_grad is DISABLED and not needs[-1]:
@@ -82,7 +84,8 @@ class Unroll(torch.autograd.Function):
             *tensors, deciding = tensors
             if grads[0] is not None or neuron.fed_back or RESET_MECHANISMS[options.reset] != "none":
                 with torch.no_grad():
-                    derivative = _derivative_of(options.spike_grad, deciding - tensors[-2])
+                    derivative = _derivative_of(options.spike_grad, deciding - split(neuron, tensors)[0][-2])
+        tensors, lengths = split(neuron, tensors)
         x, mem_rec = (None, source) if saved == SAVE_NOTHING else (source, None)
         needs, bits = ctx.needs_input_grad, 0  # as bits: the inputs whose gradient is wanted
         for needed in reversed(needs):
@@ -90,15 +93,26 @@ class Unroll(torch.autograd.Function):
         bits >>= 1  # the first one is no tensor
         surrogate, p0, p1 = options.derivative
         asked = options.packed | call.backward_packed | saved << SAVED_AT | bits << NEEDS_AT | surrogate | CLAMP
-        found = neuron.backward(
-            grads[0], None, *grad_states, x, mem_rec, rows, derivative, *tensors, call.steps, asked, p0, p1
-        )  # fmt: skip
+        backward = neuron.backward_ragged if lengths else neuron.backward
+        found = backward(
+            grads[0], None, *grad_states, x, mem_rec, rows, derivative, *tensors, call.steps, asked, p0, p1, *lengths
+        )
         if bits & 1 and found[0].dtype != dtype:  # of last states alone, without a current to tell its dtype
             found[0] = found[0].to(dtype)
         if bits == 1 and not refuses:  # nearly always
-            return None, found[0], *neuron.no_others
-        gradients = [None, *by_input(neuron, found, needs[1:], tensors)]
+            return None, found[0], *neuron.no_others, *no_gradient(lengths)
+        gradients = [None, *by_input(neuron, found, needs[1 : 2 + len(tensors)], tensors), *no_gradient(lengths)]
         return refusing(gradients, *grads, source, *tensors) if refuses else tuple(gradients)
+
+
+def split(neuron: Neuron, tensors: Any) -> tuple[Any, Any]:
+    """The states and parameters, and behind them the steps of each sample, if these are given."""
+    n = len(neuron.no_others)
+    return tensors[:n], tensors[n:]
+
+
+def no_gradient(lengths: Sequence[Any]) -> tuple[None, ...]:
+    return (None,) * len(lengths)
 
 
 def records(asks: bool) -> bool:

@@ -1,10 +1,23 @@
 # ruff: noqa: N801 - the classes have snnTorch's names
 """The cross-entropies of :mod:`snnfast.losses`."""
 
+import math
+
 import torch
 from torch import Tensor
 
-from snnfast._losses import Loss, PopulationLoss, add_populations, check_labels, check_record, count, spike_times
+from snnfast._losses import (
+    Loss,
+    PopulationLoss,
+    Steps,
+    add_populations,
+    check_labels,
+    check_record,
+    count,
+    not_ignored,
+    spike_times,
+    steps_of,
+)
 
 
 class ce_rate_loss(PopulationLoss):
@@ -38,16 +51,18 @@ class ce_rate_loss(PopulationLoss):
     Source: ``snntorch.functional.ce_rate_loss``.
     """
 
-    def _compute_loss(self, record: Tensor, targets: Tensor) -> Tensor:
-        steps, labels = len(record), check_labels(targets, record)
+    def _compute_loss(self, record: Tensor, targets: Tensor, steps: Steps) -> Tensor:
+        labels, record = check_labels(targets, record), steps.only(record)
         logits = add_populations(record, self.num_classes) if self.population_code else record
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         reduction = self._first_reduction
-        loss = self._cross_entropy_over_time(logits, labels, reduction)
-        if reduction == "none":
-            return loss.sum(0, dtype=torch.float32) / steps
+        if reduction == "none" or steps.valid is not None:
+            loss = steps.only(self._cross_entropy_over_time(logits, labels, "none")).sum(0, dtype=torch.float32)
+            loss = loss / (steps.number if steps.valid is None else steps.number.squeeze(1))
+            return loss if reduction == "none" else self._reduce_samples(loss, not_ignored(labels).sum()).view(1)
         # Every step has the same number of samples, so the mean of the steps' means is the mean over all.
-        return (loss.float() if reduction == "mean" else loss.float() / steps).view(1)
+        loss = self._cross_entropy_over_time(logits, labels, reduction)
+        return (loss.float() if reduction == "mean" else loss.float() / steps.number).view(1)
 
 
 class ce_count_loss(PopulationLoss):
@@ -77,9 +92,9 @@ class ce_count_loss(PopulationLoss):
     Source: ``snntorch.functional.ce_count_loss``.
     """
 
-    def _compute_loss(self, record: Tensor, targets: Tensor) -> Tensor:
+    def _compute_loss(self, record: Tensor, targets: Tensor, steps: Steps) -> Tensor:
         labels = check_labels(targets, record)
-        counts = count(record, self.population_code, self.num_classes)
+        counts = count(steps.only(record), self.population_code, self.num_classes)
         return self._cross_entropy(counts, labels, self._first_reduction)
 
 
@@ -107,9 +122,9 @@ class ce_max_membrane_loss(Loss):
     Source: ``snntorch.functional.ce_max_membrane_loss``, after F. Zenke's SpyTorch.
     """
 
-    def _compute_loss(self, record: Tensor, targets: Tensor) -> Tensor:
+    def _compute_loss(self, record: Tensor, targets: Tensor, steps: Steps) -> Tensor:
         labels = check_labels(targets, record)
-        return self._cross_entropy(record.max(0).values, labels, self._first_reduction)
+        return self._cross_entropy(steps.only(record, -math.inf).max(0).values, labels, self._first_reduction)
 
 
 class ce_membrane_loss(Loss):
@@ -138,8 +153,14 @@ class ce_membrane_loss(Loss):
     Source: snnTorch's `tutorial 5 <https://snntorch.readthedocs.io/en/latest/tutorials/tutorial_5.html>`_.
     """
 
-    def _compute_loss(self, record: Tensor, targets: Tensor) -> Tensor:
-        loss = self._cross_entropy_over_time(record, check_labels(targets, record), self.reduction)
+    def _compute_loss(self, record: Tensor, targets: Tensor, steps: Steps) -> Tensor:
+        labels = check_labels(targets, record)
+        if steps.valid is not None:
+            loss = steps.only(self._cross_entropy_over_time(steps.only(record), labels, "none")).sum(0)
+            weight, counted = self._weight_for(record), not_ignored(labels)
+            of_samples = counted if weight is None else torch.where(counted, weight[labels.clamp(min=0)], 0)
+            return self._reduce_samples(loss, of_samples.sum())
+        loss = self._cross_entropy_over_time(record, labels, self.reduction)
         if self.reduction == "none":
             return loss.sum(0)
         return len(record) * loss if self.reduction == "mean" else loss
@@ -183,12 +204,13 @@ class ce_temporal_loss(Loss):
             raise ValueError(f"inverse: expected 'negate' or 'reciprocal', got {inverse!r}")
         self.inverse = inverse
 
-    def __call__(self, spk_rec: Tensor, targets: Tensor) -> Tensor:
-        return self._compute_loss(check_record("spk_rec", spk_rec), targets)
+    def __call__(self, spk_rec: Tensor, targets: Tensor, *, lengths: Tensor | None = None) -> Tensor:
+        record = check_record("spk_rec", spk_rec)
+        return self._compute_loss(record, targets, steps_of("spk_rec", record, lengths))
 
-    def _compute_loss(self, record: Tensor, targets: Tensor) -> Tensor:
+    def _compute_loss(self, record: Tensor, targets: Tensor, steps: Steps) -> Tensor:
         labels = check_labels(targets, record)
-        times = spike_times(record, 1).squeeze(0)
+        times = spike_times(record, 1, steps).squeeze(0)
         return self._cross_entropy(-times if self.inverse == "negate" else 1 / (times + 1), labels, self.reduction)
 
 

@@ -3,6 +3,7 @@
 import importlib
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -10,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from snnfast._layer import SpikingLayer
 from snnfast._neurons import LAYERS, is_snntorchs
 
-__all__ = ["check_names", "check_neurons", "warn_of_batch_norm"]
+__all__ = ["check_names", "check_neurons", "rename_old_keys", "warn_of_batch_norm"]
 
 
 def check_names(cls: type[nn.Sequential], net: nn.Sequential) -> None:
@@ -63,3 +64,12 @@ def warn_of_batch_norm(net: nn.Module) -> None:
             UserWarning,
             stacklevel=3,
         )
+
+
+def rename_old_keys(state_dict: dict[str, Any], prefix: str, names: list[str]) -> None:
+    """Of a ``MultiStep`` before it was an ``nn.Sequential``: ``layers.`` and the number in order of application."""
+    old = f"{prefix}layers."
+    for key in [key for key in state_dict if key.startswith(old)]:
+        number, dot, rest = key.removeprefix(old).partition(".")
+        if dot and number.isdecimal() and int(number) < len(names):
+            state_dict[f"{prefix}{names[int(number)]}.{rest}"] = state_dict.pop(key)

@@ -5,8 +5,8 @@ from typing import Any
 from torch import Tensor
 
 from snnfast._arguments import StateQuant, check_current
+from snnfast._connections import check_connections
 from snnfast._ops import RLEAKY, RSYNAPTIC
-from snnfast._recurrent import check_connections
 from snnfast._spike_grad import SpikeGrad
 from snnfast._unroll import run_function
 
@@ -34,6 +34,7 @@ def rleaky(
     reduce: str | None = None,
     weight: Tensor | None = None,  # [O, N]
     bias: Tensor | None = None,  # [O]
+    lengths: Tensor | None = None,  # [B]
 ) -> tuple[Tensor, Tensor]:
     r"""Unroll a layer of leaky integrate-and-fire neurons whose spikes come back to it, over time.
 
@@ -87,7 +88,7 @@ def rleaky(
     parameters = check_connections(V, recurrent_weight, recurrent_bias, current), beta, threshold, graded_spikes_factor
     return run_function(  # type: ignore[no-any-return]
         RLEAKY, current, (spk, mem), parameters, spike_grad, reset_mechanism, reset_delay,
-        num_steps, record_mem, inhibition, state_quant, reduce, None, weight, bias,
+        num_steps, record_mem, inhibition, state_quant, reduce, None, weight, bias, lengths,
     )  # fmt: skip
 
 
@@ -114,6 +115,7 @@ def rsynaptic(
     reduce: str | None = None,
     weight: Tensor | None = None,  # [O, N]
     bias: Tensor | None = None,  # [O]
+    lengths: Tensor | None = None,  # [B]
 ) -> tuple[Tensor, Tensor, Tensor]:
     r"""Unroll a layer of neurons with a decaying synaptic current, to which their spikes come back, over time.
 
@@ -145,4 +147,5 @@ def rsynaptic(
     return run_function(  # type: ignore[no-any-return]
         RSYNAPTIC, current, (spk, syn, mem), (V_or, alpha, beta, threshold, graded_spikes_factor), spike_grad,
         reset_mechanism, reset_delay, num_steps, record_mem, inhibition, state_quant, reduce, None, weight, bias,
+        lengths,
     )  # fmt: skip

@@ -23,6 +23,7 @@ from snnfast._arguments import (
 )
 from snnfast._attributes import are_plain
 from snnfast._instances import Instances
+from snnfast._lengths import check_lengths
 from snnfast._linear import Linear
 from snnfast._ops import RESET_MECHANISMS, Neuron, arithmetic_dtype
 from snnfast._spike_grad import SpikeGrad, recognise
@@ -142,6 +143,7 @@ class SpikingLayer(nn.Module):
         membrane_dtype: torch.dtype | None = None,
         last: bool = False,
         linear: Linear | None = None,
+        lengths: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         """What ``unroll`` of a layer returns. With ``last``, the states after the last step follow.
 
@@ -151,13 +153,15 @@ class SpikingLayer(nn.Module):
         options = self._options()
         wants_last = self.init_hidden or last
         call = check_call(self.neuron, options, current, num_steps, record_mem, reduce, membrane_dtype, wants_last)
+        ragged = None if lengths is None else check_lengths(lengths, current, call)
         shape = current.shape if num_steps is not None else current.shape[1:]
         given: list[Tensor | None] = []
         for name, state in zip(self.neuron.states, states, strict=True):
             if state is not None and (self.init_hidden or not isinstance(state, Tensor) or state.is_nested):
                 self._refuse(name, state)
             given.append(self._held(name, current, shape) if state is None and self.init_hidden else state)
-        found = run(self.neuron, options, call, current, tuple(given), self._values(), linear=linear)
+        how: Any = {"linear": linear, "lengths": ragged}
+        found = run(self.neuron, options, call, current, tuple(given), self._values(), **how)
         n = len(self.neuron.states)
         if self.init_hidden:
             self._hold(found[-n:])

@@ -11,7 +11,18 @@ from torch.autograd import forward_ad
 
 from snnfast import _events, _ops
 from snnfast._arguments import Call, Options, Parameters, States, check_dense, out_of_inference
-from snnfast._autograd import CLAMP, NO_SECOND_DERIVATIVE, by_input, count, of_states, records, refusing, what_to_save
+from snnfast._autograd import (
+    CLAMP,
+    NO_SECOND_DERIVATIVE,
+    by_input,
+    count,
+    no_gradient,
+    of_states,
+    records,
+    refusing,
+    split,
+    what_to_save,
+)
 from snnfast._backend import exporting
 from snnfast._ops import (
     BITS_AT,
@@ -118,16 +129,20 @@ def unroll_linear(
     parameters: Parameters,
     linear: Linear,
     asks: bool,  # whether a tensor before ``linear`` asks for a gradient
+    lengths: Tensor | None,  # [B]
 ) -> tuple[Tensor, ...]:
     """Compute all time steps: the output of the linear layer ``[T, *, O]``, and the states that the call returns."""
     weight, bias, dims = linear
     x = x.contiguous()
     if records(asks or weight.requires_grad or (bias is not None and bias.requires_grad)):
-        how = neuron, options, call, dims
-        out, *found = UnrollLinear.apply(how, x, *states, *parameters, weight, bias)
+        how, ragged = (neuron, options, call, dims), () if lengths is None else (lengths,)
+        out, *found = UnrollLinear.apply(how, x, *states, *parameters, weight, bias, *ragged)
     else:
         asked = options.packed | call.packed | 1 << BITS_AT
-        bits, *found = neuron.forward(x, *states, *parameters, call.steps, asked)
+        if lengths is None:
+            bits, *found = neuron.forward(x, *states, *parameters, call.steps, asked)
+        else:
+            bits, *found = neuron.forward_ragged(x, *states, *parameters, call.steps, asked, lengths)
         out = _product(bits, linear, parameters[-1], x, call)
     # Not in the function: autograd forbids changes of a view that a function has made.
     return out.view(call.steps, *_step_shape(x, call)[:-dims], out.shape[-1]), *found
@@ -143,14 +158,15 @@ class UnrollLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, how: tuple[Neuron, Options, Call, int], x: Tensor, *tensors: Any) -> Any:
         neuron, options, call, dims = how
-        *tensors, weight, bias = tensors  # type: ignore[assignment]
-        *needs, needs_weight, needs_bias = ctx.needs_input_grad[1:]
+        tensors, (weight, bias, *lengths) = split(neuron, tensors)
+        *needs, needs_weight, needs_bias = ctx.needs_input_grad[1 : 4 + len(tensors)]
         asks = any(needs)
         saved = what_to_save(neuron, options, call, x.dtype, needs) if asks else SAVE_NOTHING
         asked = options.packed | call.packed | 1 << BITS_AT
         if saved != SAVE_SPIKES:  # which are the first result
             asked |= saved << SAVED_AT
-        bits, *found = neuron.forward(x, *tensors, call.steps, asked)
+        forward = neuron.forward_ragged if lengths else neuron.forward
+        bits, *found = forward(x, *tensors, call.steps, asked, *lengths)
         source: Tensor | None = None  # of what backward learns the membranes
         rows = None
         if saved == SAVE_SPIKES:
@@ -161,7 +177,8 @@ class UnrollLinear(torch.autograd.Function):
         elif asks:
             source = found[count(neuron, call.record) - 1]  # the recorded membrane
         out = _product(bits, Linear(weight, bias, dims), tensors[-1], x, call)
-        ctx.save_for_backward(source, rows, bits if needs_weight else None, weight if asks else None, *tensors)
+        kept = bits if needs_weight else None, weight if asks else None
+        ctx.save_for_backward(source, rows, *kept, *tensors, *lengths)
         ctx.how = neuron, options, call, saved, x.dtype, _step_shape(x, call)[-dims:]
         ctx.set_materialize_grads(False)
         if options.spike_grad is DISABLED and not (needs[-1] or needs_weight or needs_bias):
@@ -174,7 +191,8 @@ class UnrollLinear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor | None, *others: Any) -> Any:
         neuron, options, call, saved, dtype, shape = ctx.how
         source, rows, bits, weight, *tensors = ctx.saved_tensors
-        *needs, needs_weight, needs_bias = ctx.needs_input_grad[1:]
+        tensors, lengths = split(neuron, tensors)
+        *needs, needs_weight, needs_bias = ctx.needs_input_grad[1 : 4 + len(tensors)]
         refuses = torch.is_grad_enabled()  # create_graph=True
         if refuses and source is None and any(needs):
             raise NotImplementedError(NO_SECOND_DERIVATIVE)  # nothing that is saved leads back to the current
@@ -197,14 +215,15 @@ class UnrollLinear(torch.autograd.Function):
             x, mem_rec = (None, source) if saved == SAVE_NOTHING else (source, None)
             asked = options.packed | call.backward_packed | saved << SAVED_AT | options.derivative[0] | CLAMP
             asked |= sum([needed << i for i, needed in enumerate(needs)]) << NEEDS_AT
-            found = neuron.backward(
+            backward = neuron.backward_ragged if lengths else neuron.backward
+            found = backward(
                 grad, None if grad is None else weight, *of_states(neuron, call, others), x, mem_rec, rows, None,
-                *tensors, call.steps, asked, *options.derivative[1:],
+                *tensors, call.steps, asked, *options.derivative[1:], *lengths,
             )  # fmt: skip
             gradients = by_input(neuron, found, needs, tensors)
             if needs[0] and gradients[0].dtype != dtype:  # type: ignore[union-attr] # of last states alone
                 gradients[0] = gradients[0].to(dtype)  # type: ignore[union-attr]
-        gradients = [None, *gradients, grad_weight, grad_bias]
+        gradients = [None, *gradients, grad_weight, grad_bias, *no_gradient(lengths)]
         if refuses and any(needs):
             return refusing(gradients, *given, source, weight, *tensors)
         return tuple(gradients)

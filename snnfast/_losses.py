@@ -4,13 +4,37 @@ import math
 import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - PyTorch's own name for it
 
 from snnfast._arguments import check_flag
+from snnfast._lengths import check_steps, valid_steps
+
+
+class Steps(NamedTuple):
+    """The steps of each sample, by which it is measured."""
+
+    number: Any  # [B, 1], or an int where it is that of all samples
+    valid: Tensor | None = None  # [T, B, 1] bool; None: all
+
+    def only(self, record: Tensor, elsewhere: float = 0) -> Tensor:
+        """``record`` ``[T, B, *]`` with ``elsewhere`` at the steps that a sample does not have."""
+        if self.valid is None:
+            return record
+        return torch.where(self.valid.view(*self.valid.shape[:2], *(1,) * (record.dim() - 2)), record, elsewhere)
+
+
+def steps_of(name: str, record: Tensor, lengths: Tensor | None) -> Steps:
+    """Those of a record ``[T, B, *]``. ``lengths``: as a user gave them."""
+    steps, samples = len(record), record.shape[1]
+    checked = None if lengths is None else check_steps(lengths, record, name, steps, samples, least=1)
+    if checked is None:
+        return Steps(steps)
+    checked = checked.clamp(1, steps)  # on CUDA nobody has looked at them
+    return Steps(checked.view(-1, 1), valid_steps(checked, steps, 2))
 
 
 class Loss(ABC):
@@ -27,14 +51,16 @@ class Loss(ABC):
         self.weight = weight
         self.__name__ = type(self).__name__
 
-    def __call__(self, spk_out: Tensor, targets: Tensor) -> Tensor:
-        return self._reduce(self._compute_loss(check_record("spk_out", spk_out), targets))
+    def __call__(self, spk_out: Tensor, targets: Tensor, *, lengths: Tensor | None = None) -> Tensor:
+        record = check_record("spk_out", spk_out)
+        return self._reduce(self._compute_loss(record, targets, steps_of("spk_out", record, lengths)))
 
     @abstractmethod
     def _compute_loss(
         self,
         record: Tensor,  # [T, B, N] floating
         targets: Tensor,
+        steps: Steps,
     ) -> Tensor: ...
 
     @property
@@ -43,6 +69,12 @@ class Loss(ABC):
 
     def _reduce(self, loss: Tensor) -> Tensor:
         return loss.mean() if self.weight is not None and self.reduction == "mean" else loss
+
+    def _reduce_samples(self, loss: Tensor, number: Tensor | None = None) -> Tensor:
+        """Of losses ``[B, *]`` without a weight. ``number``: what their mean divides by, where it is not their own."""
+        if self.reduction == "mean":
+            return loss.mean() if number is None else loss.sum() / number
+        return loss.sum() if self.reduction == "sum" else loss
 
     def _cross_entropy(
         self,
@@ -126,6 +158,11 @@ _VECTOR = 16
 """float32 numbers in the longest vector, that of AVX-512. For so many classes or more, classes last are as fast."""
 
 
+def not_ignored(labels: Tensor) -> Tensor:
+    """Which samples a cross-entropy counts."""
+    return labels != -100
+
+
 def count(
     spk: Tensor,  # [T, B, N]
     population_code: bool,
@@ -148,12 +185,12 @@ def add_populations(
 
 
 def first_step(
-    fired: Tensor,  # [T, B, N] bool
+    fired: Tensor,  # [T, B, N] bool, at valid steps only
+    steps: Steps,
 ) -> Tensor:  # [B, N] int64
     """The first step at which a neuron fired, the last one if it never did."""
-    last = len(fired) - 1
-    steps = torch.arange(last + 1, dtype=torch.int32, device=fired.device).view(-1, 1, 1)
-    return torch.where(fired, steps, last).amin(0).long()
+    each = torch.arange(len(fired), dtype=torch.int32, device=fired.device).view(-1, 1, 1)
+    return torch.where(fired, each, steps.number - 1).amin(0).long()
 
 
 def squared_error(found: Tensor, wanted: Tensor, reduction: str) -> Tensor:
@@ -162,44 +199,52 @@ def squared_error(found: Tensor, wanted: Tensor, reduction: str) -> Tensor:
     return torch.nn.functional.mse_loss(found.to(dtype), wanted.to(dtype), reduction=reduction)
 
 
-def spike_times(spk: Tensor, count: int) -> Tensor:
+def spike_times(spk: Tensor, count: int, steps: Steps) -> Tensor:
     """Steps of the first ``count`` spikes of each neuron, ``[T, B, N]`` to ``[count, B, N]``, in the spikes' dtype."""
-    return cast(Tensor, _SpikeTimes.apply(spk, count))
+    return cast(Tensor, _SpikeTimes.apply(steps.only(spk), count, steps))
 
 
 class _SpikeTimes(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, spk: Tensor, count: int) -> Tensor:
+    def forward(ctx: Any, spk: Tensor, count: int, steps: Steps) -> Tensor:
         fired = spk != 0
-        found = [first_step(fired)]
+        found = [first_step(fired, steps)]
         for _ in range(count - 1):
             # snnTorch clears the whole step, for all samples and neurons.
-            seen = torch.zeros(len(spk), dtype=torch.bool, device=spk.device).index_fill(0, found[-1].flatten(), True)
-            fired = fired & ~seen.view(-1, 1, 1)
-            found.append(first_step(fired))
-        steps = torch.stack(found)
-        ctx.save_for_backward(steps)
+            if steps.valid is None:
+                seen = torch.zeros(len(spk), dtype=torch.bool, device=spk.device)
+                seen = seen.index_fill(0, found[-1].flatten(), True).view(-1, 1, 1)
+            else:  # or those of each sample
+                seen = torch.zeros(spk.shape[:2], dtype=torch.bool, device=spk.device)
+                seen = seen.scatter(0, found[-1].t(), True).unsqueeze(2)
+            fired = fired & ~seen
+            found.append(first_step(fired, steps))
+        times = torch.stack(found)
+        ctx.save_for_backward(times)
         ctx.num_steps = len(spk)
-        return steps.to(spk.dtype)
+        return times.to(spk.dtype)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None, None]:
         (steps,) = ctx.saved_tensors
         grad = -grads[0]
         spk_grad = grad.new_zeros(ctx.num_steps, *steps.shape[1:])
         # One after the other. Silent neurons may have the same step several times: snnTorch keeps the last.
         for i in range(len(steps)):
             spk_grad = spk_grad.scatter(0, steps[i : i + 1], grad[i : i + 1])
-        return spk_grad, None
+        return spk_grad, None, None
 
 
 def spread(
     labels: Tensor,  # [*] int64
     num_classes: int,
-    on: float,
-    off: float,
+    on: Any,  # numbers, or [*, 1] float64
+    off: Any,
 ) -> Tensor:  # [*, num_classes] float32
     """``on`` at the label and ``off`` elsewhere, as snnTorch's ``spikegen.targets_convert`` has it."""
+    if isinstance(on, Tensor):
+        elsewhere = torch.where(on > off, off.clamp(min=0), off).float()
+        return elsewhere.repeat(*(1,) * labels.dim(), num_classes).scatter(-1, labels.unsqueeze(-1), on.float())
     elsewhere = max(0.0, off) if on > off else off
     wanted = torch.full((*labels.shape, num_classes), elsewhere, dtype=torch.float32, device=labels.device)
     return wanted.scatter(-1, labels.unsqueeze(-1), on)

@@ -28,6 +28,8 @@ def register(namespace: str) -> None:
         name = f"{namespace}::{neuron.name}"
         torch.library.register_fake(f"{name}_forward", partial(_forward_fake, neuron))
         torch.library.register_fake(f"{name}_backward", partial(_backward_fake, neuron))
+        torch.library.register_fake(f"{name}_forward_ragged", partial(_forward_fake, neuron))
+        torch.library.register_fake(f"{name}_backward_ragged", partial(_backward_fake, neuron))
         torch.library.register_vmap(f"{name}_forward", partial(_forward_vmap, neuron))
     if hasattr(getattr(torch.ops, namespace), "spikes_linear"):
         torch.library.register_fake(f"{namespace}::spikes_linear", _linear_fake)
@@ -70,7 +72,7 @@ class _Outputs:
 
 
 def _forward_fake(neuron: Neuron, x: Tensor, *args: Any) -> list[Tensor]:
-    steps, options = args[len(neuron.states) + len(neuron.parameters) :]
+    steps, options, *_ = args[len(neuron.states) + len(neuron.parameters) :]
     time, reduce, saved, record, last = (unpack(options, n) for n in ("time", "reduce", "saved", "record", "last"))
     outputs, acc = _Outputs(x, time == SEQUENCE), arithmetic_dtype(x.dtype)
     every = None if time == STEP else steps

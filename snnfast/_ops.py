@@ -1,9 +1,9 @@
 """Load the compiled kernels and name their ops.
 
-Each neuron has two ops, ``<name>_forward`` and ``<name>_backward``, for all time steps or for one; their schemas and
-what they return are described in ``csrc/host.h``. All neurons share ``spikes_linear``, the product of spikes as bits
-with the weights of a linear layer, and ``spikes_linear_weight``, the gradient of these weights. The ops of
-convolutions are named in ``_convolution.py``.
+Each neuron has two ops, ``<name>_forward`` and ``<name>_backward``, for all time steps or for one, and ``_ragged`` ones
+for samples that differ in their steps; their schemas and what they return are described in ``csrc/host.h``. All neurons
+share ``spikes_linear``, the product of spikes as bits with the weights of a linear layer, and ``spikes_linear_weight``,
+the gradient of these weights. The ops of convolutions are named in ``_convolution.py``.
 """
 
 import sys
@@ -74,6 +74,8 @@ class Neuron:
 
     forward: Any
     backward: Any
+    forward_ragged: Any  # the same two, with the steps of each sample as one more argument
+    backward_ragged: Any
     forward_into: Any  # the same two, with a list of tensors to write to as one more argument; only if fed back
     backward_into: Any
 
@@ -184,6 +186,8 @@ def use(namespace: str) -> None:
     for neuron in NEURONS:
         neuron.forward = getattr(ops, f"{neuron.name}_forward").default
         neuron.backward = getattr(ops, f"{neuron.name}_backward").default
+        neuron.forward_ragged = getattr(ops, f"{neuron.name}_forward_ragged").default
+        neuron.backward_ragged = getattr(ops, f"{neuron.name}_backward_ragged").default
         if neuron.fed_back:
             neuron.forward_into = getattr(ops, f"{neuron.name}_forward_into").default
             neuron.backward_into = getattr(ops, f"{neuron.name}_backward_into").default

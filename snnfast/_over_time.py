@@ -1,5 +1,6 @@
 """A signal over time and the states of a layer: their checks, and how a module is applied to all steps."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -107,8 +108,15 @@ def has_unroll(layer: nn.Module) -> bool:
     return callable(getattr(layer, "unroll", None))
 
 
-def unrolled(layer: Any, x: Tensor) -> Tensor:
-    y = layer.unroll(x)
+def unrolled(layer: Any, x: Tensor, lengths: Tensor | None) -> Tensor:
+    """A module with an ``unroll`` of its own, which takes ``lengths`` if it has an argument of that name."""
+    takes = lengths is not None and "lengths" in inspect.signature(layer.unroll).parameters
+    if lengths is not None and not takes and any(isinstance(m, SpikingLayer) for m in layer.modules()):
+        raise ValueError(
+            f"lengths: {type(layer).__name__} has an unroll of its own, and in it a neuron that must know them; give "
+            "that unroll an argument lengths"
+        )
+    y = layer.unroll(x, lengths=lengths) if takes else layer.unroll(x)
     if not isinstance(y, Tensor) or y.shape[:1] != x.shape[:1]:
         got = f"shape {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
         raise ValueError(f"{type(layer).__name__}.unroll: expected it to return [T, B, *], T={len(x)}, got {got}")

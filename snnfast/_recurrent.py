@@ -6,7 +6,7 @@ one product after all steps.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -20,93 +20,19 @@ from snnfast._arguments import (
     Options,
     Parameters,
     States,
-    check_dense,
-    out_of_inference,
     prepare,
 )
 from snnfast._autograd import CLAMP, of_states, refusing, sum_to
+from snnfast._connections import Connections, Convolution
+from snnfast._lengths import Freezing
 from snnfast._linear import Linear
 from snnfast._ops import NEEDS_AT, SAVE_CHECKPOINTS, SAVED_AT, SEQUENCE, STEP, Neuron, arithmetic_dtype
 
-__all__ = ["Connections", "check_connections", "unroll"]
+__all__ = ["unroll"]
 
 _transforms_are_active = torch._C._are_functorch_transforms_active
 
 _ONE = torch.ones(())  # V
-
-
-class Convolution(NamedTuple):
-    """How a convolution goes over the spikes."""
-
-    stride: tuple[int, ...]
-    padding: Any
-    dilation: tuple[int, ...]
-    groups: int
-
-
-class Connections(NamedTuple):
-    """What makes of the last spikes of all neurons a current to each; in place of ``V`` among the parameters.
-
-    Where the weights are not known, ``call`` may be any module: each step then has a graph of its own.
-    """
-
-    call: Callable[[Tensor], Tensor]
-    weight: Tensor | None = None  # [N, N], or [C, C, kH, kW]
-    bias: Tensor | None = None
-    convolution: Convolution | None = None  # a linear layer, where there is none
-
-    @classmethod
-    def of_module(cls, module: nn.Module) -> "Connections":
-        known = "forward" not in vars(module) and not any(
-            (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-        )
-        if known and type(module) is nn.Linear:
-            return cls(module, module.weight, module.bias)
-        if known and type(module) is nn.Conv2d and module.padding_mode == "zeros" and module.padding != "same":
-            how = Convolution(module.stride, module.padding, module.dilation, module.groups)
-            return cls(module, module.weight, module.bias, how)
-        return cls(module)
-
-    @classmethod
-    def of_weight(cls, weight: Tensor, bias: Tensor | None) -> "Connections":
-        if weight.dim() == 2:
-            return cls(lambda spk: F.linear(spk, weight, bias), weight, bias)
-        how = Convolution((1, 1), tuple(n // 2 for n in weight.shape[2:]), (1, 1), 1)
-        return cls(lambda spk: F.conv2d(spk, weight, bias, *how), weight, bias, how)
-
-
-def check_connections(V: Any, weight: object, bias: object, current: Tensor) -> Any:
-    """``V``, or the connections in its place; ``current`` has been checked."""
-    if weight is None:
-        if bias is not None:
-            raise ValueError("recurrent_bias: needs a recurrent_weight")
-        return V
-    if isinstance(V, Tensor) or V != 1:
-        raise ValueError("V: must not be given beside a recurrent_weight, which takes its place")
-    for name, t in (("recurrent_weight", weight), ("recurrent_bias", bias)):
-        if name == "recurrent_bias" and t is None:
-            continue
-        if not isinstance(t, Tensor):
-            raise TypeError(f"{name}: expected a torch.Tensor or None, got {type(t).__name__}")
-        check_dense(name, t)
-        if t.dtype != current.dtype:
-            raise TypeError(f"{name}: expected {current.dtype}, as current, got {t.dtype}")
-        if t.device != current.device:
-            raise ValueError(f"{name} is on {t.device}, but current is on {current.device}")
-    assert isinstance(weight, Tensor)
-    dims = weight.dim()
-    odd = dims == 2 or all(n % 2 for n in weight.shape[2:])
-    place = -1 if dims == 2 else -3
-    if dims not in (2, 4) or weight.shape[0] != weight.shape[1] or not odd or current.dim() < -place:
-        raise ValueError(
-            f"recurrent_weight: expected [N, N], or [C, C, kH, kW] with kernels of odd sizes, got {tuple(weight.shape)}"
-        )
-    if current.shape[place] != weight.shape[0]:
-        raise ValueError(f"recurrent_weight: expected {current.shape[place]} inputs, got {weight.shape[0]}")
-    if isinstance(bias, Tensor) and bias.shape != weight.shape[:1]:
-        raise ValueError(f"recurrent_bias: expected ({weight.shape[0]},), got {tuple(bias.shape)}")
-    made = (out_of_inference(weight), None if bias is None else out_of_inference(bias))  # type: ignore[arg-type]
-    return Connections.of_weight(*made)
 
 
 Run = Callable[..., tuple[Tensor, ...]]  # ``_unroll.run``
@@ -121,16 +47,21 @@ def unroll(
     states: States,  # [*] each
     parameters: Parameters,  # the connections, and the others
     linear: Linear | None,
+    lengths: Tensor | None,
 ) -> tuple[Tensor, ...]:
     """A call of ``_unroll.run`` on neurons with connections."""
     connections: Any = parameters[0]
     plain = _ONE, *parameters[1:]
+    dims = current.dim() - (call.time == SEQUENCE)
+    if lengths is not None and dims < (2 if connections.convolution is None else 4):
+        raise ValueError("lengths: needs steps with a batch dimension before those that are connected")
+    ragged = None if lengths is None else Freezing(lengths, call.steps, dims)
     if call.time == STEP or not _is_fit(options, current, connections):
-        found = _by_steps(run, neuron, options, call, current, states, plain, connections)
+        found = _by_steps(run, neuron, options, call, current, states, plain, connections, ragged)
     else:
         x, states, plain, asks = prepare(neuron, options, call.time, current, states, plain)
         tensors = *states, *plain[1:], connections.weight, connections.bias
-        how = neuron, options, call, connections.convolution
+        how = neuron, options, call, connections.convolution, ragged
         asks = asks or any(t is not None and t.requires_grad for t in tensors[-2:])
         if asks and torch.is_grad_enabled():
             found = UnrollConnected.apply(how, x, *tensors)
@@ -164,6 +95,7 @@ def _by_steps(
     states: States,
     parameters: Parameters,
     connections: Connections,
+    ragged: Freezing | None,
 ) -> tuple[Tensor, ...]:
     """One step after the other, each with a graph of its own."""
     dtype, acc = current.dtype, arithmetic_dtype(current.dtype)
@@ -171,10 +103,14 @@ def _by_steps(
     first, *others = states
     spk = torch.zeros(shape, dtype=dtype, device=current.device) if first is None else first.to(dtype)
     spks, records = [], []
-    for x in current.unbind(0) if call.time == SEQUENCE else (current,) * call.steps:
+    for t, x in enumerate(current.unbind(0) if call.time == SEQUENCE else (current,) * call.steps):
+        before = spk, *others
+        x = x if ragged is None else ragged.without_padding(t, x)
         given = connections.call(spk), *others
         spk, *others = run(neuron, options, ONE_STEP, x, given, parameters)  # type: ignore[assignment]
-        spks.append(spk)
+        spks.append(spk if ragged is None else ragged.without_padding(t, spk))
+        if ragged is not None:
+            spk, *others = ragged.kept(t, (spk, *others), before)  # type: ignore[arg-type, assignment]
         records.append(others)
     if call.time == STEP:
         return spk, *others  # type: ignore[arg-type]
@@ -197,12 +133,13 @@ class _Forward:
     """
 
     def __init__(self, how: tuple[Any, ...], x: Tensor, tensors: Sequence[Any], keeps: bool) -> None:
-        neuron, options, self.call, convolution = how
+        neuron, options, self.call, convolution, ragged = how
         n, call = len(neuron.states), self.call
         (first, *now), parameters, (weight, bias) = tensors[:n], tensors[n:-2], tensors[-2:]
         self.dtype, self.acc = x.dtype, arithmetic_dtype(x.dtype)
         self.like = x if call.time != SEQUENCE else x.new_empty(x.shape[1:]) if len(x) == 0 else x[0]
         spk = torch.zeros_like(self.like) if first is None else first.to(x.dtype)
+        at_end = spk
         self.count = torch.zeros_like(self.like, dtype=self.acc) if call.reduce else None
         self.came_back: list[Tensor] = []
         # Of what nobody reads again, a row or two are written over.
@@ -218,10 +155,13 @@ class _Forward:
                 self.came_back.append(came_back)
             spk, after = spks[t % len(spks)], [rows[t % len(rows)] for rows in states]
             neuron.forward_into(step, came_back, *now, _ONE, *parameters, 1, asked, [spk, *after])
+            if ragged is not None:
+                (at_end,) = ragged.kept(t, [spk], [at_end])
+                ragged.freeze(t, [spk, *after], [None, *now])
             now = after
             if self.count is not None:
                 self.count += spk
-        self.last = spk, *now
+        self.last = spk if ragged is None else at_end, *now
 
     def _rows(self, rows: int, dtype: torch.dtype) -> Tensor:
         return rows_like(self.like if dtype == self.dtype else self.like.to(dtype), rows)
@@ -269,7 +209,7 @@ def _backward(
     kept: Sequence[Tensor],  # the states after each step, [T, *] each, and what came back to each
 ) -> list[Tensor | None]:
     """The gradients of the current and the tensors."""
-    neuron, options, call, convolution = how
+    neuron, options, call, convolution, ragged = how
     n, parameters, weight = len(neuron.states), tensors[len(neuron.states) : -2], tensors[-2]
     wanted = needs[1 + n : -2]  # of the parameters
     after, came_back = [rows.unbind(0) for rows in kept[: n - 1]], kept[n - 1 :]
@@ -286,13 +226,16 @@ def _backward(
     asked |= bits << NEEDS_AT
     given = of_states(neuron, call, tuple(grads[1:]))
     records, (last_spk, *carry) = given[1:n], given[n:]
-    later = None if last_spk is None else last_spk.to(x.dtype)  # what the steps after this one say of its spikes
+    at_end = None if last_spk is None else last_spk.to(x.dtype)
+    later = at_end if ragged is None else None  # what the steps after this one say of its spikes
     for t in reversed(range(call.steps)):
         of_this = grads[0] if call.reduce or grads[0] is None else grads[0][t]
         if t + 1 < call.steps:
             later = _through(every[t + 1], of_this, weight, convolution, of_spk)
         elif of_this is not None:
             later = of_this if later is None else later + of_this
+        if ragged is not None and at_end is not None:
+            later = ragged.at_last(t, at_end) if later is None else later + ragged.at_last(t, at_end)
         before = [rows[t - 1] if t else initial for rows, initial in zip(after, tensors[1:n], strict=True)]
         out = [every[t], *carries[t % 2], *partial]
         neuron.backward_into(
@@ -300,6 +243,10 @@ def _backward(
             x[t] if call.time == SEQUENCE else x, None, None, None, came_back[t], *before, _ONE, *parameters, 1,
             asked, p0, p1, out,
         )  # fmt: skip
+        if ragged is not None:
+            of_states_of_t = [r if r is None else r[t] for r in records]
+            ragged.freeze(t, carries[t % 2], ragged.sums(carry, of_states_of_t))
+            ragged.freeze(t, [every[t], *partial], [None] * (1 + len(partial)))
         carry = carries[t % 2]
         for total, found in zip(sums, partial, strict=True):
             total += found
@@ -309,7 +256,10 @@ def _backward(
         made[0] = every if call.time == SEQUENCE else every.sum(0, dtype=wide.dtype).to(x.dtype)
     if needs[1]:
         first = tensors[0]
-        made[1] = _through(every[0], None, weight, convolution, of_spk).to(first.dtype) if call.steps else last_spk
+        made[1] = _through(every[0], None, weight, convolution, of_spk) if call.steps else last_spk
+        if ragged is not None and at_end is not None and call.steps:
+            made[1] = made[1] + ragged.at_last(-1, at_end)
+        made[1] = made[1] if made[1] is None else made[1].to(first.dtype)
     for i in range(2, 1 + n):
         if needs[i] and carry[i - 2] is not None:
             made[i] = carry[i - 2].to(tensors[i - 1].dtype)

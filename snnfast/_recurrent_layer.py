@@ -6,8 +6,8 @@ from typing import Any, Self
 from torch import Tensor, nn
 
 from snnfast._arguments import check_flag
+from snnfast._connections import Connections
 from snnfast._layer import SpikingLayer
-from snnfast._recurrent import Connections
 
 __all__ = ["RecurrentLayer", "RecurrentOneToOne"]
 

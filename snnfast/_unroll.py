@@ -19,6 +19,8 @@ from snnfast._arguments import (
     prepare,
 )
 from snnfast._autograd import Unroll, count, records
+from snnfast._connections import Connections
+from snnfast._lengths import batch_outermost, check_lengths, reason_against, valid_steps
 from snnfast._linear import Linear, by_events, check_linear, unroll_linear
 from snnfast._ops import SEQUENCE, STEP, Neuron, arithmetic_dtype
 from snnfast._spike_grad import examine
@@ -34,6 +36,7 @@ def run(
     parameters: Parameters,  # broadcastable to [*] each
     as_node: bool = True,
     linear: Linear | None = None,
+    lengths: Tensor | None = None,  # [B], checked
 ) -> tuple[Tensor, ...]:
     """Compute all time steps of a call, or one.
 
@@ -44,23 +47,30 @@ def run(
         ``call.record`` names. Then, with ``call.last``, all states after the last step; of one step, no spike a second
         time.
     """
-    if neuron.fed_back and isinstance(parameters[0], _recurrent.Connections):
-        return _recurrent.unroll(run, neuron, options, call, current, states, parameters, linear)
+    if neuron.fed_back and isinstance(parameters[0], Connections):
+        return _recurrent.unroll(run, neuron, options, call, current, states, parameters, linear, lengths)
     if as_node and call.time == STEP and torch.compiler.is_compiling() and options.kernels_do_all:
         backend = _backend.current_backend()
         if backend != "reference":
             asked = options.packed, *options.derivative, backend
             return tuple(torch.ops.snnfast.step(neuron.name, current, (*states, *parameters), *asked))
     x, states, parameters, asks = prepare(neuron, options, call.time, current, states, parameters)
-    if not _backend.use_fused(x.device) or (not options.kernels_do_all and not _can_follow(options, call, x, neuron)):
-        found = reference.unroll(neuron, options, call, x, states, parameters)
+    plain = options.kernels_do_all and lengths is None  # nearly always
+    if not _backend.use_fused(x.device) or (not plain and not _can_follow(options, call, x, neuron, lengths)):
+        found = reference.unroll(neuron, options, call, x, states, parameters, lengths)
     elif not options.kernels_do_all and not _spikes_go_on(neuron, options):
-        found = _fire_afterwards(neuron, options, call, x, states, parameters)
+        found = _fire_afterwards(neuron, options, call, x, states, parameters, lengths)
     elif linear is not None and by_events(options, call, x, parameters, linear):
-        found, linear = unroll_linear(neuron, options, call, x, states, parameters, linear, asks), None
+        found, linear = unroll_linear(neuron, options, call, x, states, parameters, linear, asks, lengths), None
     elif records(asks) or getattr(forward_ad, "_current_level", -1) >= 0:
         # In forward mode autograd must see the call in order to refuse it.
-        found = Unroll.apply((neuron, options, call), x, *states, *parameters)
+        if lengths is None:
+            found = Unroll.apply((neuron, options, call), x, *states, *parameters)
+        else:
+            found = Unroll.apply((neuron, options, call), batch_outermost(x, call), *states, *parameters, lengths)
+    elif lengths is not None:
+        x, packed = batch_outermost(x, call), options.packed | call.packed
+        found = tuple(neuron.forward_ragged(x, *states, *parameters, call.steps, packed, lengths))
     else:
         found = tuple(neuron.forward(x, *states, *parameters, call.steps, options.packed | call.packed))
     if x is not current and x.dtype != current.dtype:
@@ -84,21 +94,25 @@ def run_function(
     membrane_dtype: object,
     weight: object,
     bias: object,
+    lengths: object = None,
 ) -> Any:
     """What a function of :mod:`snnfast.functional` returns."""
     check_current("current", current)
     options = check_options(spike_grad, reset_mechanism, reset_delay, inhibition, state_quant)
     call = check_call(neuron, options, current, num_steps, record_mem, reduce, membrane_dtype)
     linear = check_linear(weight, bias, current, current.shape[1:] if num_steps is None else current.shape)
-    found = run(neuron, options, call, current, states, parameters, linear=linear)
+    how: Any = {"linear": linear, "lengths": check_lengths(lengths, current, call)}
+    found = run(neuron, options, call, current, states, parameters, **how)
     # The last spike is no result of its own.
     return found[:1] + found[2:] if neuron.fed_back and not call.record else found
 
 
-def _can_follow(options: Options, call: Call, x: Tensor, neuron: Neuron) -> bool:
-    """Whether the kernels can unroll the membrane of a layer whose spikes or derivative they do not compute."""
-    reason = None
-    if options.state_quant is not None:
+def _can_follow(options: Options, call: Call, x: Tensor, neuron: Neuron, lengths: Tensor | None) -> bool:
+    """Whether the kernels can unroll a ragged batch, and the membrane of a layer whose spikes they do not compute."""
+    reason = reason_against(lengths)
+    if reason is not None or options.kernels_do_all:
+        pass
+    elif options.state_quant is not None:
         reason = "state_quant is called on the states of every step before the next one"
     elif not known_to_kernels(options.spike_grad):
         step_shape = x.shape[1:] if call.time == SEQUENCE else x.shape
@@ -129,7 +143,13 @@ def _spikes_go_on(neuron: Neuron, options: Options) -> bool:
 
 
 def _fire_afterwards(
-    neuron: Neuron, options: Options, call: Call, x: Tensor, states: States, parameters: Parameters
+    neuron: Neuron,
+    options: Options,
+    call: Call,
+    x: Tensor,
+    states: States,
+    parameters: Parameters,
+    lengths: Tensor | None,
 ) -> tuple[Tensor, ...]:
     """Any callable as surrogate, or inhibition: the kernel unrolls the states, then all spikes are made in one call.
 
@@ -145,7 +165,7 @@ def _fire_afterwards(
         mem = found[-1]
     else:
         whole = made_call(call.time, call.steps, call.record | neuron.membrane, call.last, reduce=True)
-        _, *found = run(neuron, given, whole, x.to(acc), states, parameters)
+        _, *found = run(neuron, given, whole, x.to(acc), states, parameters, lengths=lengths)
         recorded = count(neuron, whole.record)
         mem = found[recorded - 1]
         records = found[:recorded] if call.record & neuron.membrane else found[: recorded - 1]
@@ -156,6 +176,8 @@ def _fire_afterwards(
         spk = options.spike_grad(distance) * reference.winners(distance)
     else:
         spk = options.spike_grad(distance) * graded
+    if lengths is not None:
+        spk = torch.where(valid_steps(lengths, call.steps, spk.dim() - 1), spk, 0)
     if call.reduce:
         spk = spk.sum(0, dtype=acc)
     return spk.to(x.dtype), *found

@@ -136,13 +136,14 @@ class Alpha(SpikingLayer):
         num_steps: int | None = None,
         record_mem: bool = True,
         reduce: str | None = None,
+        lengths: Tensor | None = None,  # [B]
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """All time steps in one kernel.
 
         Starts from the states if given; else, with ``init_hidden``, from the held ones; else from zeros.
 
         Args:
-            current, num_steps, reduce: As of :meth:`snnfast.Leaky.unroll`.
+            current, num_steps, reduce, lengths: As of :meth:`snnfast.Leaky.unroll`.
             syn_exc, syn_inh, mem: States before the first step ``[B, *]``; with ``init_hidden`` none may be given.
             record_mem: Return the states of every step, or only the last.
 
@@ -153,7 +154,7 @@ class Alpha(SpikingLayer):
         Raises:
             TypeError, ValueError: As :func:`snnfast.functional.alpha`.
         """
-        return self._unroll(current, (syn_exc, syn_inh, mem), num_steps, record_mem, reduce)  # type: ignore[return-value]
+        return self._unroll(current, (syn_exc, syn_inh, mem), num_steps, record_mem, reduce, lengths=lengths)  # type: ignore[return-value]
 
     def init_alpha(self) -> tuple[Tensor, Tensor, Tensor]:
         """The old name of ``reset_mem``, which snnTorch's tutorials use."""

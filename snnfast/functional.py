@@ -33,6 +33,7 @@ def lif(
     membrane_dtype: torch.dtype | None = None,
     weight: Tensor | None = None,  # [O, N]
     bias: Tensor | None = None,  # [O]
+    lengths: Tensor | None = None,  # [B]
 ) -> tuple[Tensor, Tensor]:
     r"""Unroll a layer of leaky integrate-and-fire neurons over time, in one kernel forward and one backward.
 
@@ -88,6 +89,11 @@ def lif(
             kernels hand the spikes on as bits, and never write them or their gradient as numbers
             (:func:`snnfast.use_events`). Results are the same up to the order of the sums. ``None``: return the spikes.
         bias: Bias ``[O]`` of that layer. ``None``: none.
+        lengths: The steps that each sample has, integers ``[B]`` from 0 to ``T``, ``B`` being the first dimension of a
+            step; on the CPU or the device of ``current``. A sample keeps its states after its last step, and does not
+            spike any more: records show its last state again and again. All results and gradients are those of a call
+            for each sample alone, whatever the padding of ``current`` is. Where ``lengths`` is on the CPU, numbers
+            beyond are an error; on CUDA, the nearest of 0 and ``T`` is taken. ``None``: all samples have all steps.
 
     Returns:
         ``(spk, mem)``, both ``[T, *]`` in the dtype of ``current``.
@@ -121,7 +127,7 @@ def lif(
     """
     return run_function(  # type: ignore[no-any-return]
         LEAKY, current, (mem,), (beta, threshold, graded_spikes_factor), spike_grad, reset_mechanism, reset_delay,
-        num_steps, record_mem, inhibition, state_quant, reduce, membrane_dtype, weight, bias,
+        num_steps, record_mem, inhibition, state_quant, reduce, membrane_dtype, weight, bias, lengths,
     )  # fmt: skip
 
 
@@ -144,6 +150,7 @@ def synaptic(
     reduce: str | None = None,
     weight: Tensor | None = None,  # [O, N]
     bias: Tensor | None = None,  # [O]
+    lengths: Tensor | None = None,  # [B]
 ) -> tuple[Tensor, Tensor, Tensor]:
     r"""Unroll a layer of neurons with a decaying synaptic current over time, in one kernel forward and one backward.
 
@@ -187,7 +194,7 @@ def synaptic(
     """
     return run_function(  # type: ignore[no-any-return]
         SYNAPTIC, current, (syn, mem), (alpha, beta, threshold, graded_spikes_factor), spike_grad, reset_mechanism,
-        reset_delay, num_steps, record_mem, inhibition, state_quant, reduce, None, weight, bias,
+        reset_delay, num_steps, record_mem, inhibition, state_quant, reduce, None, weight, bias, lengths,
     )  # fmt: skip
 
 
@@ -211,6 +218,7 @@ def lapicque(
     reduce: str | None = None,
     weight: Tensor | None = None,  # [O, N]
     bias: Tensor | None = None,  # [O]
+    lengths: Tensor | None = None,  # [B]
 ) -> tuple[Tensor, Tensor]:
     r"""Unroll a layer of neurons that are RC circuits over time, in one kernel forward and one backward.
 
@@ -256,7 +264,7 @@ def lapicque(
     parameters = *kernel_rc(*infer_rc(**given), given["time_step"]), threshold, graded_spikes_factor
     return run_function(  # type: ignore[no-any-return]
         LAPICQUE, current, (mem,), parameters, spike_grad, reset_mechanism, reset_delay,
-        num_steps, record_mem, inhibition, state_quant, reduce, None, weight, bias,
+        num_steps, record_mem, inhibition, state_quant, reduce, None, weight, bias, lengths,
     )  # fmt: skip
 
 
@@ -312,6 +320,7 @@ def alpha(
     reduce: str | None = None,
     weight: Tensor | None = None,  # [O, N]
     bias: Tensor | None = None,  # [O]
+    lengths: Tensor | None = None,  # [B]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     r"""Unroll a layer of neurons whose membrane follows an input as an alpha function, in one kernel each way.
 
@@ -334,8 +343,8 @@ def alpha(
         syn_exc, syn_inh, mem: The states before the first step, ``[*]`` each. ``None``: zeros.
         alpha: Decay of ``syn_exc`` per time step, clamped to [0, 1], and greater than ``beta``; a number or a tensor.
         beta: Decay of ``syn_inh`` per time step, clamped to [0, 1], and less than 1; likewise.
-        threshold, graded_spikes_factor, spike_grad, reset_mechanism, num_steps, inhibition, reduce, weight, bias: As
-            of :func:`lif`.
+        threshold, graded_spikes_factor, spike_grad, reset_mechanism, num_steps, inhibition, reduce: As of :func:`lif`.
+        weight, bias, lengths: As of :func:`lif`.
         record_mem: Return the states after every step, or only after the last one.
         state_quant: As of :func:`lif`; it is applied to all states.
 
@@ -362,7 +371,7 @@ def alpha(
     parameters = *made, kernel_tau(*made), threshold, graded_spikes_factor
     return run_function(  # type: ignore[no-any-return]
         ALPHA, current, (syn_exc, syn_inh, mem), parameters, spike_grad, reset_mechanism, True,
-        num_steps, record_mem, inhibition, state_quant, reduce, None, weight, bias,
+        num_steps, record_mem, inhibition, state_quant, reduce, None, weight, bias, lengths,
     )  # fmt: skip
 
 

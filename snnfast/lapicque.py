@@ -107,9 +107,10 @@ class Lapicque(SpikingLayer):
         num_steps: int | None = None,
         record_mem: bool = True,
         reduce: str | None = None,
+        lengths: Tensor | None = None,  # [B]
     ) -> tuple[Tensor, Tensor]:
         """All time steps in one kernel: as :meth:`snnfast.Leaky.unroll`, but for its ``membrane_dtype``."""
-        return self._unroll(current, (mem,), num_steps, record_mem, reduce)  # type: ignore[return-value]
+        return self._unroll(current, (mem,), num_steps, record_mem, reduce, lengths=lengths)  # type: ignore[return-value]
 
     def init_lapicque(self) -> Tensor:
         """The old name of ``reset_mem``, which snnTorch's tutorials use."""

@@ -130,6 +130,7 @@ class Leaky(SpikingLayer):
         record_mem: bool = True,
         reduce: str | None = None,
         membrane_dtype: torch.dtype | None = None,
+        lengths: Tensor | None = None,  # [B]
     ) -> tuple[Tensor, Tensor]:
         """All time steps in one kernel.
 
@@ -145,6 +146,9 @@ class Leaky(SpikingLayer):
                 spikes.
             membrane_dtype: ``torch.bfloat16``: keep the membranes for backward at half size, for a gradient that is
                 rounded (see :func:`snnfast.functional.lif`).
+            lengths: The steps that each sample has, integers ``[B]`` from 0 to ``T``, on the CPU or the device of
+                ``current``. After its last step a sample keeps its states and does not spike, as
+                :func:`snnfast.functional.lif` says. ``None``: all have all steps.
 
         Returns:
             ``(spk_rec, mem_rec)``, both ``[T, B, *]``. With ``record_mem=False``, ``(spk_rec, mem)`` with
@@ -156,7 +160,7 @@ class Leaky(SpikingLayer):
             TypeError, ValueError: As :func:`snnfast.functional.lif`.
             RuntimeError: As for one step.
         """
-        return self._unroll(current, (mem,), num_steps, record_mem, reduce, membrane_dtype)  # type: ignore[return-value]
+        return self._unroll(current, (mem,), num_steps, record_mem, reduce, membrane_dtype, lengths=lengths)  # type: ignore[return-value]
 
     def init_leaky(self) -> Tensor:
         """The old name of ``reset_mem``, which snnTorch's tutorials use."""

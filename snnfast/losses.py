@@ -27,6 +27,11 @@ What all have in common:
   number of samples, and ``"sum"`` of a weighted loss returns that of ``"none"``. Only :class:`ce_temporal_loss` and
   :class:`ce_membrane_loss` reduce as ``torch.nn.CrossEntropyLoss`` does. A weight may have another dtype than the
   record, on which snnTorch fails.
+- ``lengths``, ``[B]``, a keyword of every call: the steps that each sample has, integers from 1 to ``T``, on
+  the CPU or the device of the record. What is behind them is not looked at. ``T`` is then each sample's own, wherever
+  it stands below: a mean over steps is over those of the sample, and the mean over samples gives each the same weight,
+  however long it is. So the loss is the mean (or the sum) of those of each sample alone. Where ``lengths`` is on the
+  CPU, other numbers are an error; on CUDA, the nearest of 1 and ``T`` is taken.
 - Errors name the argument: ``TypeError`` for a wrong type, ``ValueError`` for a wrong shape, device or value. A label
   without a class is PyTorch's ``IndexError`` or ``RuntimeError``, because a check would have to wait for the device. No
   loss waits, so they work in CUDA graphs.
@@ -37,6 +42,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from snnfast._accuracies import accuracy_rate, accuracy_temporal
 from snnfast._arguments import check_flag
 from snnfast._cross_entropies import (
     ce_count_loss,
@@ -47,6 +53,7 @@ from snnfast._cross_entropies import (
 )
 from snnfast._losses import (
     Loss,
+    Steps,
     check_finite,
     check_labels,
     check_numbers,
@@ -55,10 +62,10 @@ from snnfast._losses import (
     check_record,
     check_times,
     count,
-    first_step,
     spike_times,
     spread,
     squared_error,
+    steps_of,
 )
 
 __all__ = [
@@ -126,14 +133,17 @@ class mse_count_loss(Loss):
         self.incorrect_rate = check_finite("incorrect_rate", incorrect_rate)
         self.population_code, self.num_classes = check_population(population_code, num_classes)
 
-    def _compute_loss(self, record: Tensor, targets: Tensor) -> Tensor:
-        steps, labels = len(record), check_labels(targets, record, floating=True)
-        counts = count(record, self.population_code, self.num_classes)
+    def _compute_loss(self, record: Tensor, targets: Tensor, steps: Steps) -> Tensor:
+        labels = check_labels(targets, record, floating=True)
+        counts = count(steps.only(record), self.population_code, self.num_classes)
         size = record.shape[2] / self.num_classes if self.population_code else 1
-        on, off = int(steps * self.correct_rate * size), int(steps * self.incorrect_rate * size)
-        wanted = spread(labels, counts.shape[1], on, off)
-        loss = squared_error(counts, wanted, self._first_reduction)
-        return (loss if self.weight is None else loss * self._weight_of_class(labels)) / steps
+        ragged = steps.valid is not None
+        number = steps.number.double() if ragged else steps.number
+        on, off = (number * rate * size for rate in (self.correct_rate, self.incorrect_rate))
+        wanted = spread(labels, counts.shape[1], *((on.trunc(), off.trunc()) if ragged else (int(on), int(off))))
+        loss = squared_error(counts, wanted, "none" if ragged else self._first_reduction)
+        loss = (loss if self.weight is None else loss * self._weight_of_class(labels)) / steps.number
+        return self._reduce_samples(loss) if ragged and self.weight is None else loss
 
 
 class mse_membrane_loss(Loss):
@@ -181,17 +191,21 @@ class mse_membrane_loss(Loss):
         self.on_target = check_finite("on_target", on_target)
         self.off_target = check_finite("off_target", off_target)
 
-    def _compute_loss(self, record: Tensor, targets: Tensor) -> Tensor:
-        steps, labels = len(record), check_labels(targets, record, self.time_var_targets, floating=True)
+    def _compute_loss(self, record: Tensor, targets: Tensor, steps: Steps) -> Tensor:
+        labels = check_labels(targets, record, self.time_var_targets, floating=True)
+        labels = steps.only(labels) if self.time_var_targets else labels  # those of the padding may be no classes
         wanted = spread(labels, record.shape[2], self.on_target, self.off_target)
-        reduction = self._first_reduction
-        loss = squared_error(record, wanted.expand_as(record), reduction)
-        if reduction == "none":
-            if self.weight is None:
-                return loss.sum(0, dtype=torch.float32) / steps
-            dtype = torch.promote_types(self.weight.dtype, torch.float32)
-            return (loss * self._weight_of_class(labels)).sum(0, dtype=dtype) / steps
-        return (loss.float() if reduction == "mean" else loss.float() / steps).view(1)
+        ragged, reduction = steps.valid is not None, self._first_reduction
+        loss = squared_error(steps.only(record), wanted.expand_as(record), "none" if ragged else reduction)
+        if reduction == "none" or ragged:
+            loss = steps.only(loss)
+            if self.weight is not None:
+                dtype = torch.promote_types(self.weight.dtype, torch.float32)
+                weighted: Tensor = (loss * self._weight_of_class(labels)).sum(0, dtype=dtype) / steps.number
+                return weighted
+            found = self._reduce_samples(loss.sum(0, dtype=torch.float32) / steps.number)
+            return found if reduction == "none" else found.view(1)
+        return (loss.float() if reduction == "mean" else loss.float() / steps.number).view(1)
 
 
 class mse_temporal_loss(Loss):
@@ -221,8 +235,8 @@ class mse_temporal_loss(Loss):
 
     Note:
         As in snnTorch, ``multi_spike`` ignores a step for all neurons of the batch once *any* of them had a spike
-        counted there. snnTorch changes ``targets`` that are negative times, multiplies the time of a graded spike by
-        its height, and fails on weights as in :class:`mse_count_loss`.
+        counted there; with ``lengths``, for all neurons of that sample. snnTorch changes ``targets`` that are negative
+        times, multiplies the time of a graded spike by its height, and fails on weights as in :class:`mse_count_loss`.
 
     Example::
 
@@ -260,23 +274,25 @@ class mse_temporal_loss(Loss):
                 raise ValueError(f"off_target: expected as many as on_target, at least 1, got {len(off)} and {len(on)}")
             self._wanted = tuple(zip(on, off, strict=True))
 
-    def __call__(self, spk_rec: Tensor, targets: Tensor) -> Tensor:  # the argument has another name in snnTorch, too
-        return self._reduce(self._compute_loss(check_record("spk_rec", spk_rec), targets))
+    # The argument has another name in snnTorch, too.
+    def __call__(self, spk_rec: Tensor, targets: Tensor, *, lengths: Tensor | None = None) -> Tensor:
+        record = check_record("spk_rec", spk_rec)
+        return self._reduce(self._compute_loss(record, targets, steps_of("spk_rec", record, lengths)))
 
-    def _compute_loss(self, record: Tensor, targets: Tensor) -> Tensor:
-        steps = len(record)
+    def _compute_loss(self, record: Tensor, targets: Tensor, steps: Steps) -> Tensor:
+        number = steps.number
         if self.target_is_time:
             wanted = check_times(targets, record, self.multi_spike)
         else:
             labels = check_labels(targets, record, floating=True)
             wanted = torch.stack([spread(labels, record.shape[2], on, off) for on, off in self._wanted])
-        wanted = torch.where(wanted < 0, wanted + steps, wanted)
-        times = spike_times(record, len(wanted))
+        wanted = torch.where(wanted < 0, wanted + number, wanted)
+        times = spike_times(record, len(wanted), steps)
         if self.tolerance:
             # A time set to its target has no gradient, as the error of none has.
             near = (times - wanted).abs() < self.tolerance
             times = torch.where(near, wanted.to(times.dtype), times)
-        loss = squared_error(times / steps, (wanted / steps).expand_as(times), self._first_reduction)
+        loss = squared_error(times / number, (wanted / number).expand_as(times), self._first_reduction)
         if self.weight is not None and not self.target_is_time:
             loss = loss * self._weight_of_class(labels)
         elif self.weight is not None:
@@ -293,7 +309,8 @@ class l1_rate_sparsity:
         Lambda: Penalty of one spike.
 
     Returns:
-        When called with ``spk_out``, of any shape: the penalty, ``[]``, in the dtype of the spikes.
+        When called with ``spk_out``, of any shape (``[T, B, *]`` with ``lengths``): the penalty, ``[]``, in the dtype
+        of the spikes.
 
     Raises:
         TypeError: ``Lambda`` is not a number, or ``spk_out`` not a real tensor.
@@ -312,82 +329,10 @@ class l1_rate_sparsity:
         self.Lambda = check_finite("Lambda", Lambda)
         self.__name__ = type(self).__name__
 
-    def __call__(self, spk_out: Tensor) -> Tensor:
-        return self.Lambda * check_real("spk_out", spk_out).sum()
-
-
-def accuracy_rate(
-    spk_out: Tensor,  # [T, B, N]
-    targets: Tensor,  # [B]
-    population_code: bool = False,
-    num_classes: int = False,
-) -> float:
-    """Accuracy by rate code: the share of samples whose class spikes most often (the first of equals).
-
-    Args:
-        spk_out: Spikes of the output layer, ``[T, B, N]``.
-        targets: Class of each sample, ``[B]``.
-        population_code: Add the spikes of each class's neurons.
-        num_classes: Number of classes of a population code.
-
-    Returns:
-        0 to 1, NaN for an empty batch; a Python ``float``, where snnTorch's is a ``numpy.float64`` of the same value.
-
-    Raises:
-        TypeError, ValueError: As listed at the top of the module; ``num_classes`` is missing or does not divide ``N``.
-
-    Example::
-
-        >>> import torch
-        >>> from snnfast import losses
-        >>> spk_out = torch.zeros(25, 2, 10)
-        >>> spk_out[:5, :, 3] = 1
-        >>> losses.accuracy_rate(spk_out, torch.tensor([3, 7]))
-        0.5
-
-    Source: ``snntorch.functional.accuracy_rate``.
-    """
-    record = check_record("spk_out", spk_out)
-    counts = count(record, *check_population(population_code, num_classes))
-    return _share(counts.max(1).indices, targets, record)
-
-
-def accuracy_temporal(
-    spk_out: Tensor,  # [T, B, N]
-    targets: Tensor,  # [B]
-) -> float:
-    """Accuracy by latency code: the share of samples whose class spikes first.
-
-    A neuron that stays silent counts as one that spikes at the last step, and the first of equals is taken.
-
-    Args:
-        spk_out: Spikes of the output layer, ``[T, B, N]`` (0: no spike, else: a spike).
-        targets: Class of each sample, ``[B]``.
-
-    Returns:
-        0 to 1, NaN for an empty batch; a Python ``float``, where snnTorch's is a ``numpy.float64`` of the same value.
-
-    Raises:
-        TypeError, ValueError: As listed at the top of the module.
-
-    Example::
-
-        >>> import torch
-        >>> from snnfast import losses
-        >>> spk_out = torch.zeros(25, 2, 10)
-        >>> spk_out[4, :, 7] = 1
-        >>> losses.accuracy_temporal(spk_out, torch.tensor([3, 7]))
-        0.5
-
-    Source: ``snntorch.functional.accuracy_temporal``.
-    """
-    record = check_record("spk_out", spk_out)
-    return _share(first_step(record != 0).min(1).indices, targets, record)
-
-
-def _share(
-    predicted: Tensor,  # [B]
-    targets: Tensor,
-    record: Tensor,
-) -> float:
-    return (predicted == check_labels(targets, record, floating=True)).double().mean().item()
+    def __call__(self, spk_out: Tensor, *, lengths: Tensor | None = None) -> Tensor:
+        record = check_real("spk_out", spk_out)
+        if lengths is None:
+            return self.Lambda * record.sum()
+        if record.dim() < 2:
+            raise ValueError(f"lengths: needs spk_out [T, B, *], got shape {tuple(record.shape)}")
+        return self.Lambda * steps_of("spk_out", record, lengths).only(record).sum()

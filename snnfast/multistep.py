@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from snnfast._arguments import check_flag, check_reduce
 from snnfast._channels_last import Order, keeps_order
-from snnfast._from_sequential import check_names, check_neurons, warn_of_batch_norm
+from snnfast._from_sequential import check_names, check_neurons, rename_old_keys, warn_of_batch_norm
 from snnfast._layer import SpikingLayer
+from snnfast._lengths import check_steps
 from snnfast._linear import Linear
 from snnfast._neurons import convert, is_snntorchs
 from snnfast._over_time import (
@@ -153,6 +154,7 @@ class MultiStep(nn.Sequential):
         states: Sequence[State] | None = None,
         return_states: bool = False,
         return_spikes: bool = False,
+        lengths: Tensor | None = None,
     ) -> Any:
         """Apply the layers to every time step.
 
@@ -170,6 +172,8 @@ class MultiStep(nn.Sequential):
                 ``init_hidden`` layer holds.
             return_states: Return the last states as well, to go on with the next part of a long sequence.
             return_spikes: Return the spikes of every neuron layer as well, for example to regularise their rates.
+            lengths: The steps that each sample has ``[B]``, for every neuron layer
+                (see :func:`snnfast.functional.lif`); other layers compute the padding, too. ``None``: all have all.
 
         Returns:
             If the last layer is a neuron layer, what its ``unroll`` returns: ``(spk_rec, mem_rec)``, or
@@ -189,7 +193,7 @@ class MultiStep(nn.Sequential):
                 is given, and the last layer is no neuron layer. ``membrane_dtype`` is given, and a neuron layer needs
                 more than its membrane for backward. ``states`` has another number of entries or other shapes, has an
                 entry for a layer with ``init_hidden``, or is given where a module with an ``unroll`` of its own has
-                neurons.
+                neurons; with ``lengths``, that ``unroll`` must take them as an argument of that name.
 
         Example::
 
@@ -212,26 +216,17 @@ class MultiStep(nn.Sequential):
         return_spikes = check_flag("return_spikes", return_spikes)
         if states is not None or return_states:
             check_states(states, _without_skips(layers))
-        call = _Call(membrane_dtype, states, return_states, return_spikes)
+        if lengths is not None:
+            lengths = check_steps(lengths, x, "x", *(x.shape[:2] if num_steps is None else (num_steps, x.shape[0])))
+        call = _Call(membrane_dtype, states, return_states, return_spikes, lengths)
         x, num_steps = call.sequence(layers if final is None else layers[:-1], x, num_steps)
         x = call.order.usual(x)
-        results: tuple[Any, ...] = (x,)
-        if final is not None:
-            results = call.neuron(final, x, num_steps, record_mem, reduce)
-        if return_states:
-            results += (call.last,)
-        if return_spikes:
-            results += (call.spikes,)
+        results = (x,) if final is None else call.neuron(final, x, num_steps, record_mem, reduce)
+        results += (call.last,) * return_states + (call.spikes,) * return_spikes  # type: ignore[operator]
         return results if len(results) > 1 else results[0]
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        # Before it was an nn.Sequential, its keys were "layers." and the number in order of application.
-        old = f"{prefix}layers."
-        names = [name for name, _ in _inside(self)]
-        for key in [key for key in state_dict if key.startswith(old)]:
-            number, dot, rest = key.removeprefix(old).partition(".")
-            if dot and number.isdecimal() and int(number) < len(names):
-                state_dict[f"{prefix}{names[int(number)]}.{rest}"] = state_dict.pop(key)
+        rename_old_keys(state_dict, prefix, [name for name, _ in _inside(self)])
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
@@ -294,11 +289,13 @@ class _Call:
         states: Sequence[State] | None = None,
         return_states: bool = False,
         return_spikes: bool = False,
+        lengths: Tensor | None = None,
     ) -> None:
         self.membrane_dtype = membrane_dtype
         self.states = states
         self.return_states = return_states
         self.return_spikes = return_spikes
+        self.lengths = lengths
         self.number = 0  # of the next neuron
         self.order = Order()
         self.last: list[State] = []
@@ -319,7 +316,8 @@ class _Call:
             elif isinstance(layer, Residual):
                 x, num_steps = self.residual(layer, x, num_steps)
             elif has_unroll(layer):
-                x, num_steps = unrolled(layer, x if num_steps is None else x.expand(num_steps, *x.shape)), None
+                x = x if num_steps is None else x.expand(num_steps, *x.shape)
+                x, num_steps = unrolled(layer, x, self.lengths), None
             else:
                 if not torch.compiler.is_compiling():
                     _check_layer(layer)  # a model may have been changed, or reverted to snnTorch's layers
@@ -340,7 +338,8 @@ class _Call:
         self.number += 1
         given = None if self.states is None else self.states[number]
         states = check_state(number, given, layer, x.shape[1:] if num_steps is None else x.shape)
-        found = layer._unroll(x, states, num_steps, record_mem, reduce, self.membrane_dtype, self.return_states, linear)
+        options = record_mem, reduce, self.membrane_dtype, self.return_states, linear, self.lengths
+        found = layer._unroll(x, states, num_steps, *options)
         if self.return_states:
             found, last = found[:-n], found[-n:]
             last = tuple(map(self.order.shown, last))

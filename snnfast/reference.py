@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from snnfast._arguments import Call, Options, Parameters, States
+from snnfast._lengths import valid_steps
 from snnfast._ops import RESET_MECHANISMS, SEQUENCE, STEP, Neuron, arithmetic_dtype
 
 __all__ = ["alpha", "lapicque", "lif", "rleaky", "rsynaptic", "synaptic"]
@@ -159,9 +160,18 @@ _INTEGRATE: dict[str, Callable[[Tensor, list[Tensor], Parameters, Tensor, str], 
 
 
 def unroll(
-    neuron: Neuron, options: Options, call: Call, current: Tensor, states: States, parameters: Parameters
+    neuron: Neuron,
+    options: Options,
+    call: Call,
+    current: Tensor,
+    states: States,
+    parameters: Parameters,
+    lengths: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
-    """A call of :func:`snnfast._unroll.run` on prepared tensors: spikes, then the states that it asks for."""
+    """A call of :func:`snnfast._unroll.run` on prepared tensors: spikes, then the states that it asks for.
+
+    A sample of a ragged batch keeps its states and does not spike at the steps that it does not have.
+    """
     # Half precision: arithmetic and carried states in float32, results rounded once.
     acc = arithmetic_dtype(current.dtype)
     x = current.to(acc)
@@ -171,8 +181,15 @@ def unroll(
     parameters = tuple(p.to(acc) for p in parameters)
     spk_rec: list[Tensor] = []
     record: list[list[Tensor]] = []
-    for x in steps:
-        spk, now = step(neuron, options, x, now, parameters)
+    valid = () if lengths is None else valid_steps(lengths, call.steps, len(step_shape))
+    for t, x in enumerate(steps):
+        before = now
+        if lengths is not None:
+            x = torch.where(valid[t], x, 0)  # NaN would reach the gradients of parameters
+        spk, now = step(neuron, options, x, before, parameters)
+        if lengths is not None:
+            spk = torch.where(valid[t], spk, 0)
+            now = [torch.where(valid[t], *pair) for pair in zip(now, before, strict=True)]
         spk_rec.append(spk)
         record.append(now)
     # With no step the initial states are the last ones; copies, so that writing to them can't reach the arguments.

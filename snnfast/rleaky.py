@@ -123,13 +123,14 @@ class RLeaky(RecurrentLayer):
         num_steps: int | None = None,
         record_mem: bool = True,
         reduce: str | None = None,
+        lengths: Tensor | None = None,  # [B]
     ) -> tuple[Tensor, Tensor]:
         """All time steps.
 
         Starts from the states if given; else, with ``init_hidden``, from the held ones; else from zeros.
 
         Args:
-            current, num_steps, reduce: As of :meth:`snnfast.Leaky.unroll`.
+            current, num_steps, reduce, lengths: As of :meth:`snnfast.Leaky.unroll`.
             spk, mem: States before the first step ``[B, *]``; with ``init_hidden`` none may be given.
             record_mem: Return the states of every step, or only the last.
 
@@ -140,7 +141,7 @@ class RLeaky(RecurrentLayer):
         Raises:
             TypeError, ValueError: As :func:`snnfast.functional.rleaky`.
         """
-        return self._unroll(current, (spk, mem), num_steps, record_mem, reduce)  # type: ignore[return-value]
+        return self._unroll(current, (spk, mem), num_steps, record_mem, reduce, lengths=lengths)  # type: ignore[return-value]
 
     def init_rleaky(self) -> tuple[Tensor, Tensor]:
         """The old name of ``reset_mem``, which snnTorch's tutorials use."""

@@ -113,13 +113,14 @@ class Synaptic(SpikingLayer):
         num_steps: int | None = None,
         record_mem: bool = True,
         reduce: str | None = None,
+        lengths: Tensor | None = None,  # [B]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """All time steps in one kernel.
 
         Starts from ``syn`` and ``mem`` if given; else, with ``init_hidden``, from the held states; else from zeros.
 
         Args:
-            current, num_steps, reduce: As of :meth:`snnfast.Leaky.unroll`.
+            current, num_steps, reduce, lengths: As of :meth:`snnfast.Leaky.unroll`.
             syn: Synaptic current before the first step ``[B, *]``; with ``init_hidden`` it must not be given.
             mem: Membrane before the first step ``[B, *]``, likewise.
             record_mem: Return the states of every step, or only the last.
@@ -131,7 +132,7 @@ class Synaptic(SpikingLayer):
         Raises:
             TypeError, ValueError: As :func:`snnfast.functional.synaptic`.
         """
-        return self._unroll(current, (syn, mem), num_steps, record_mem, reduce)  # type: ignore[return-value]
+        return self._unroll(current, (syn, mem), num_steps, record_mem, reduce, lengths=lengths)  # type: ignore[return-value]
 
     def init_synaptic(self) -> tuple[Tensor, Tensor]:
         """The old name of ``reset_mem``, which snnTorch's tutorials use."""

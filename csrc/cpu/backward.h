@@ -3,6 +3,7 @@
 // Part of kernels.cpp, whose rules hold here too.
 #pragma once
 
+#include <cstring>
 #include <memory>
 
 #include "choose.h"
@@ -27,7 +28,8 @@ struct BackwardBlock {
 
   Backward<Neuron> p;
   AdjointRows<Neuron, A> rows;
-  bool recorded, sums_parameters, stream;
+  bool recorded, sums_parameters, streams, stream;
+  int64_t rows_after;  // of the padding behind the steps
   Either<ForwardLoop<Neuron, A>> advance_loops;
   Either<AdjointLoop<Neuron, A>> adjoint_loops;
   int64_t first;
@@ -48,17 +50,24 @@ struct BackwardBlock {
 
   void open(const Backward<Neuron>& problem, bool non_temporal) {
     p = problem;
-    stream = non_temporal;
+    streams = non_temporal;
     recorded = p.recorded();
     sums_parameters = p.sums_parameters();
     advance_loops = choose_advance<Neuron, A>(p.rules);
     adjoint_loops = choose_adjoint<Neuron, A>(p);
   }
 
+  // Of the neurons to come, which have so many steps of their own.
+  void set_steps(const Backward<Neuron>& problem, int64_t steps) {
+    p.T = steps;
+    rows_after = problem.T - steps;
+  }
+
   // All steps of some neurons.
   void run(const Span& span) {
     first = span.first;
     n = span.n;
+    stream = streams && is_aligned<S>(first);
     open_lanes(first, n, p, span.next, lanes);
     for (int s = 0; s < kStates; ++s) pad_all(n, grad_scratch[s]);
     pad_all(n, carry);
@@ -79,6 +88,10 @@ struct BackwardBlock {
     rows.grad_x_sum = p.constant ? grad_x_sum : nullptr;
     for (int s = 0; s < kStates; ++s) {
       rows.grad_after[s] = open_for_reading(row_of<const A>(p.grad_last[s], 0, p.N, first), n, carry[s]);
+      if (rows_after > 0 && p.grad_record[s] != nullptr) add_of_padding(s);
+    }
+    for (int64_t t = p.T; t < p.T + rows_after && p.grad_x != nullptr && !p.constant; ++t) {
+      std::memset(row_of<S>(p.grad_x, t, p.N, first), 0, static_cast<size_t>(n) * sizeof(S));
     }
     for (int64_t end = p.T; end > 0;) {
       const int64_t start = (end - 1) / kCheckpoint * kCheckpoint;
@@ -87,6 +100,20 @@ struct BackwardBlock {
       if (p.T > kStretch && start % kStretch == 0) end_stretch();
     }
     finish();
+  }
+
+  // What is recorded there is the last state, over and over.
+  void add_of_padding(int s) {
+    if (rows.grad_after[s] == nullptr) {
+      zero(in_columns<A>(n), carry[s]);
+    } else if (rows.grad_after[s] != carry[s]) {
+      load_row(rows.grad_after[s], n, carry[s]);
+    }
+    for (int64_t t = p.T; t < p.T + rows_after; ++t) {
+      const A* const row = open_for_reading(row_of<const S>(p.grad_record[s], t, p.N, first), n, grad_scratch[s][0]);
+      for (int i = 0; i < n; ++i) carry[s][i] += row[i];
+    }
+    rows.grad_after[s] = carry[s];
   }
 
   void clear(A (&parameters)[kParameters][kMost<A>], A (&grad_x)[kMost<A>]) {
@@ -230,8 +257,11 @@ template <typename Neuron, typename S>
 void backward(const Backward<Neuron>& p, int64_t first, int64_t last, bool stream) {
   thread_local const std::unique_ptr<BackwardBlock<Neuron, S>> block(new BackwardBlock<Neuron, S>);
   block->open(p, stream);
-  Spans<typename Acc<S>::type> spans(first, last, block_size<S>(p, kBlock));
-  for (Span span; spans.take(span);) block->run(span);
+  each_length(p, first, last, [&](int64_t begin, int64_t end, int64_t steps) {
+    block->set_steps(p, steps);
+    Spans<S, typename Acc<S>::type> spans(begin, end, block_size<S>(p, kBlock), stream, begin > first);
+    for (Span span; spans.take(span);) block->run(span);
+  });
   if (stream) stream_fence();
 }
 

@@ -1,9 +1,11 @@
 // The CPU backend: picks the kernels for this processor and spreads the neurons over PyTorch's threads.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <functional>
 #include <initializer_list>
+#include <vector>
 
 #include <torch/csrc/stable/ops.h>
 
@@ -41,10 +43,43 @@ const Kernels<Neuron>& current_kernels() {
   return baseline::kernels<Neuron>();
 }
 
+// Where neurons begin to end - 1 of a ragged batch are divided, so that shares of as many units are as much work.
+class Division {
+ public:
+  template <typename P>
+  Division(const P& p, int64_t begin, int64_t end, int64_t units)
+      : begin_(begin), end_(end), first_(begin / p.sample), sample_(p.sample), units_(units) {
+    // To fill a row takes about a quarter of a step.
+    for (int64_t b = first_; b * p.sample < end; ++b) {
+      const int64_t steps = p.steps_of(b * p.sample);
+      until_.push_back(until_.back() + static_cast<double>(3 * steps + p.T + 1));
+    }
+  }
+
+  int64_t at(int64_t unit) const {
+    if (unit == 0 || unit == units_) return unit == 0 ? begin_ : end_;
+    const double wanted = until_.back() * static_cast<double>(unit) / static_cast<double>(units_);
+    const auto after = std::upper_bound(until_.begin() + 1, until_.end() - 1, wanted);
+    const double within = (wanted - after[-1]) / (after[0] - after[-1]) * static_cast<double>(sample_);
+    const int64_t neuron = (first_ + (after - until_.begin() - 1)) * sample_ + static_cast<int64_t>(within);
+    return std::clamp(neuron / kUnit * kUnit, begin_, end_);
+  }
+
+ private:
+  int64_t begin_, end_, first_, sample_, units_;
+  std::vector<double> until_{0};  // the work of all samples up to one
+};
+
 // Neurons begin to end - 1.
 template <typename Kernel, typename P>
 void share_out(Kernel kernel, const P& p, int64_t begin, int64_t end, int64_t least_units, bool stream) {
   const Shares work = shares(p.T, end - begin, least_units);
+  if (p.lengths != nullptr && work.units > work.least && torch::stable::get_num_threads() > 1) {
+    const Division division(p, begin, end, work.units);
+    return torch::stable::parallel_for(0, work.units, work.least, [&](int64_t first, int64_t last) {
+      kernel(p, division.at(first), division.at(last), stream);
+    });
+  }
   torch::stable::parallel_for(0, work.units, work.least, [&](int64_t first, int64_t last) {
     kernel(p, begin + first * kUnit, begin + last * kUnit < end ? begin + last * kUnit : end, stream);
   });

@@ -3,6 +3,7 @@
 // Part of kernels.cpp, whose rules hold here too.
 #pragma once
 
+#include <cstring>
 #include <memory>
 
 #include "choose.h"
@@ -21,8 +22,8 @@ struct ForwardBlock {
   Forward<Neuron> p;
   Either<ForwardLoop<Neuron, A>> loops;
   ForwardRows<Neuron, A> rows;
-  bool stream, bits_in_place;
-  int64_t first;
+  bool streams, stream, bits_in_place;
+  int64_t first, rows_after;  // rows_after: of the padding behind the steps
   int n;
   Lanes<A, Neuron::kParameters> lanes;
   alignas(64) A state[kStates][kLongBlock];
@@ -32,16 +33,23 @@ struct ForwardBlock {
 
   void open(const Forward<Neuron>& problem, bool non_temporal) {
     p = problem;
-    stream = non_temporal;
+    streams = non_temporal;
     bool record = tells_membrane(p.saved) || p.deciding != nullptr;
     for (const void* row : p.record) record |= row != nullptr;
     loops = choose_forward<Neuron, A>(p, record);
+  }
+
+  // Of the neurons to come, which have so many steps of their own.
+  void set_steps(const Forward<Neuron>& problem, int64_t steps) {
+    p.T = steps;
+    rows_after = problem.T - steps;
   }
 
   // All steps of some neurons.
   void run(const Span& span) {
     first = span.first;
     n = span.n;
+    stream = streams && is_aligned<S>(first);
     open_lanes(first, n, p, span.next, lanes);
     pad_all(n, state);
     pad_all(n, x_scratch);
@@ -64,6 +72,28 @@ struct ForwardBlock {
       if (p.last[s] == nullptr) continue;
       if (rows.before[s] == nullptr) zero(n, state[s]);
       store_row(row_of<A>(p.last[s], 0, p.N, first), n, rows.before[s] == nullptr ? state[s] : rows.before[s]);
+    }
+    if (rows_after > 0) fill_padding();
+  }
+
+  // After its last step a sample keeps its states and does not spike.
+  void fill_padding() {
+    const auto fill_rows = [&](void* tensor, auto element, int64_t begin, int64_t end, auto&& fill) {
+      using E = decltype(element);
+      for (int64_t t = begin; t < end && tensor != nullptr; ++t) fill(row_of<E>(tensor, t, p.N, first));
+    };
+    const auto with_zeros = [&](auto* row) { std::memset(row, 0, static_cast<size_t>(n) * sizeof *row); };
+    const int64_t end = p.T + rows_after;
+    fill_rows(p.reduce ? nullptr : p.spk, S{}, p.T, end, with_zeros);
+    fill_rows(p.bits, uint8_t{}, saved_rows(Saved::kSpikes, p.T), saved_rows(Saved::kSpikes, end), with_zeros);
+    fill_rows(p.deciding, A{}, p.T, end, with_zeros);
+    for (int s = 0; s < kStates; ++s) {
+      const A* const kept = rows.before[s];
+      if (kept == nullptr) {
+        fill_rows(p.record[s], S{}, p.T, end, with_zeros);
+      } else {
+        fill_rows(p.record[s], S{}, p.T, end, [&](S* row) { store_row(row, n, kept, stream && n % kColumn<A> == 0); });
+      }
     }
   }
 
@@ -122,8 +152,12 @@ void forward(const Forward<Neuron>& p, int64_t first, int64_t last, bool stream)
   // Kept from call to call, as fresh memory costs page faults; and larger than a thread's stack may be.
   thread_local const std::unique_ptr<ForwardBlock<Neuron, S>> block(new ForwardBlock<Neuron, S>);
   block->open(p, stream);
-  Spans<typename Acc<S>::type> spans(first, last, block_size<S>(p, stream ? kLongBlock : kBlock));
-  for (Span span; spans.take(span);) block->run(span);
+  each_length(p, first, last, [&](int64_t begin, int64_t end, int64_t steps) {
+    block->set_steps(p, steps);
+    Spans<S, typename Acc<S>::type> spans(begin, end, block_size<S>(p, stream ? kLongBlock : kBlock), stream,
+                                          begin > first);
+    for (Span span; spans.take(span);) block->run(span);
+  });
   if (stream) stream_fence();
 }
 

@@ -22,30 +22,65 @@ struct Span {
   bool next;
 };
 
+// Calls f(begin, end, steps) for the parts of a range of neurons that go through the same number of steps.
+template <typename Neuron, typename F>
+void each_length(const Problem<Neuron>& p, int64_t first, int64_t last, F&& f) {
+  if (p.lengths == nullptr) return f(first, last, p.T);
+  for (int64_t begin = first, end; begin < last; begin = end) {
+    const int64_t steps = p.steps_of(begin);
+    end = (begin / p.sample + 1) * p.sample;
+    while (end < last && p.steps_of(end) == steps) end += p.sample;
+    if (end > last) end = last;
+    f(begin, end, steps);
+  }
+}
+
 // The spans of a range. Neurons at the end that are no whole column are the end of one which begins among those done
 // already, and does them again to the same result; where there are not enough for that, they pass through scratch rows.
-template <typename A>
+// `align`: whether spans are to begin where non-temporal stores can, which is for the first one to reach. `next`:
+// another range of the same problem was done before.
+template <typename S, typename A>
 class Spans {
  public:
-  Spans(int64_t first, int64_t last, int64_t size)
-      : first_(first), last_(last), size_(size), at_(first), whole_(first + (last - first) / kColumn<A> * kColumn<A>) {}
+  Spans(int64_t first, int64_t last, int64_t size, bool align, bool next)
+      : last_(last), size_(size), at_(first), done_(0), next_(next) {
+    const int64_t head = (kAligned - first % kAligned) % kAligned;
+    if (align && head > 0 && first + in_columns<A>(static_cast<int>(head)) <= last) head_ = static_cast<int>(head);
+  }
 
   bool take(Span& span) {
     if (at_ == last_) return false;
-    const bool next = at_ > first_;
-    if (at_ < whole_) {
-      span = {at_, static_cast<int>(whole_ - at_ < size_ ? whole_ - at_ : size_), next};
+    const int64_t left = last_ - at_, whole = left / kColumn<A> * kColumn<A>;
+    int64_t end;
+    if (head_ > 0) {
+      span = {at_, in_columns<A>(head_), next_};
+      end = at_ + head_;
+      head_ = 0;
     } else {
-      const int64_t rest = next ? last_ - kColumn<A> : at_;
-      span = {rest, static_cast<int>(last_ - rest), next};
+      const int64_t n = whole == 0 ? left : whole < size_ ? whole : size_;
+      const int64_t again = whole == 0 && done_ >= kColumn<A> - left ? kColumn<A> - left : 0;
+      span = {at_ - again, static_cast<int>(n + again), next_};
+      end = at_ + n;
     }
-    at_ = span.first + span.n;
+    done_ += end - at_;
+    at_ = end;
+    next_ = true;
     return true;
   }
 
  private:
-  int64_t first_, last_, size_, at_, whole_;
+  static constexpr int64_t kAligned = 64 / static_cast<int64_t>(sizeof(S));  // elements of a cache line
+
+  int64_t last_, size_, at_, done_;
+  int head_ = 0;
+  bool next_;
 };
+
+// Whether non-temporal stores can write the neurons from `first` on.
+template <typename S>
+bool is_aligned(int64_t first) {
+  return first * static_cast<int64_t>(sizeof(S)) % 64 == 0;
+}
 
 // With a few steps, long rows matter less than that states and parameters stay in the L1 cache; with 16-bit rows, that
 // the converted ones do. `usual`: otherwise.

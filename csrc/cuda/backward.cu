@@ -34,9 +34,8 @@ constexpr int kLeastBlocks = [] {
   return std::min(kFit, kWanted / kOf);
 }();
 
-template <typename Neuron, typename S, int V, bool kRecorded>
-__global__ void __launch_bounds__(kThreads<Neuron, S, V>, kLeastBlocks<Neuron, S, V>)
-    backward_kernel(const Backward<Neuron> p, const bool streaming) {
+template <typename Neuron, typename S, int V, bool kRecorded, bool kRagged>
+__device__ __forceinline__ void take_back_through_time(const Backward<Neuron>& p, bool streaming) {
   using A = typename Acc<S>::type;
   constexpr int kColumns = kThreads<Neuron, S, V>;
   __shared__ A steps[kRecorded ? 1 : kCheckpoint * kKeptRows<Neuron>][V][kColumns];
@@ -44,20 +43,38 @@ __global__ void __launch_bounds__(kThreads<Neuron, S, V>, kLeastBlocks<Neuron, S
   for (int64_t group = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; group < p.N / V; group += stride) {
     BackwardPass<Neuron, S, V, kRecorded, kColumns> neurons(p, group * V, steps, streaming);
     neurons.start_at_end();
-    neurons.run(0, p.T);
+    const int64_t end = kRagged ? p.steps_of(group * V) : p.T;
+    if constexpr (kRagged) neurons.start_behind(end);
+    neurons.run(0, end);
     neurons.finish();
   }
+}
+
+template <typename Neuron, typename S, int V, bool kRecorded>
+__global__ void __launch_bounds__(kThreads<Neuron, S, V>, kLeastBlocks<Neuron, S, V>)
+    backward_kernel(const Backward<Neuron> p, const bool streaming) {
+  take_back_through_time<Neuron, S, V, kRecorded, false>(p, streaming);
+}
+
+template <typename Neuron, typename S, int V, bool kRecorded>
+__global__ void __launch_bounds__(kThreads<Neuron, S, V>)
+    ragged_backward_kernel(const Backward<Neuron> p, const bool streaming) {
+  take_back_through_time<Neuron, S, V, kRecorded, true>(p, streaming);
 }
 
 template <typename Neuron, typename S, bool kRecorded>
 int launch_backward(const Backward<Neuron>& p, void* stream) {
   constexpr int V = kWidth<S>;
-  const bool vectors = p.N >= vector_minimum() && p.N % V == 0 &&
+  const bool ragged = p.lengths != nullptr;
+  const auto choose = [=](auto kernel, auto ragged_kernel) { return ragged ? ragged_kernel : kernel; };
+  const bool vectors = p.N >= vector_minimum() && (ragged ? p.sample : p.N) % V == 0 &&
                        aligned(p.x, p.initial, p.mem_rec, p.rows, p.derivative, p.grad_spk, p.grad_record, p.grad_last,
                                p.grad_x, p.grad_initial, p.grad_parameters);
-  return vectors ? launch(backward_kernel<Neuron, S, V, kRecorded>, p.N / V, kThreads<Neuron, S, V>, stream, p)
-                 : launch(backward_kernel<Neuron, S, 1, kRecorded>, p.N, threads_for(p.N, kThreads<Neuron, S, 1>),
-                          stream, p);
+  return vectors
+             ? launch(choose(backward_kernel<Neuron, S, V, kRecorded>, ragged_backward_kernel<Neuron, S, V, kRecorded>),
+                      p.N / V, kThreads<Neuron, S, V>, stream, p)
+             : launch(choose(backward_kernel<Neuron, S, 1, kRecorded>, ragged_backward_kernel<Neuron, S, 1, kRecorded>),
+                      p.N, threads_for(p.N, kThreads<Neuron, S, 1>), stream, p);
 }
 
 }  // namespace
@@ -65,7 +82,7 @@ int launch_backward(const Backward<Neuron>& p, void* stream) {
 template <typename Neuron>
 int backward(const Backward<Neuron>& p, void* stream) {
   if constexpr (kSharesTime<Neuron>) {
-    if (wants_chunked(p.T, p.N)) return backward_chunked(p, stream);
+    if (p.lengths == nullptr && wants_chunked(p.T, p.N)) return backward_chunked(p, stream);
   }
   if (is_plain_backward(p)) return backward_plain(p, stream);
   return visit_element(p.dtype, [&](auto element) {

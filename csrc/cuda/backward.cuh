@@ -100,6 +100,23 @@ struct BackwardPass {
     }
   }
 
+  // From behind the `steps` that a sample has: what is recorded there is its last state, over and over.
+  __device__ __forceinline__ void start_behind(int64_t steps) {
+    A none[V];
+    fill(none, A(0));
+    for (int64_t t = steps; t < p.T; ++t) {
+#pragma unroll
+      for (int s = 0; s < kStates; ++s) {
+        if (p.grad_record[s] == nullptr) continue;
+        A row[V];
+        load<V>(static_cast<const S*>(p.grad_record[s]) + t * p.N + first, row, streaming);
+#pragma unroll
+        for (int i = 0; i < V; ++i) carry[i][s] += row[i];
+      }
+      if (p.grad_x != nullptr && !p.constant) store<V>(static_cast<S*>(p.grad_x) + t * p.N + first, none, streaming);
+    }
+  }
+
   // Steps end - 1 down to `begin`, which is the first of a chunk. On trial, only to learn how they pass a carry on.
   __device__ __forceinline__ void run(int64_t begin, int64_t end, bool on_trial = false) {
     if (begin == end) return;

@@ -8,14 +8,16 @@ constexpr int kThreads = 256;
 // Time steps whose input is under way before the first of them is used: memory latency is what limits this kernel.
 constexpr int kAhead = 4;
 
-// kDeciding: whether the membranes that decided the spikes are an output. They hold registers that other calls need.
-template <typename Neuron, typename S, int V, bool kDeciding>
+// kDeciding: whether the membranes that decided the spikes are an output. kRagged: whether samples differ in their
+// steps. Both hold registers that other calls need.
+template <typename Neuron, typename S, int V, bool kDeciding, bool kRagged>
 struct ForwardPass {
   using A = typename Acc<S>::type;
   static constexpr int kStates = Neuron::kStates;
 
   const Forward<Neuron>& p;
   int64_t first;
+  int64_t own_steps;  // if ragged
   bool streaming;
   A parameters[V][Neuron::kParameters];
   A state[V][kStates];
@@ -23,13 +25,14 @@ struct ForwardPass {
   uint32_t bits[(V + 3) / 4];  // a byte to each neuron: its spikes of up to eight steps, where they are saved
 
   __device__ ForwardPass(const Forward<Neuron>& problem, int64_t first_neuron, bool stream)
-      : p(problem), first(first_neuron), streaming(stream) {
+      : p(problem), first(first_neuron), own_steps(kRagged ? problem.steps_of(first_neuron) : 0), streaming(stream) {
     load_parameters(p, first, parameters);
     load_initial(p, first, state);
     fill(count, A(0));
     fill(bits, 0u);
   }
 
+  __device__ __forceinline__ int64_t T() const { return kRagged ? own_steps : p.T; }
   __device__ __forceinline__ A threshold(int i) const { return parameters[i][Problem<Neuron>::kThreshold]; }
 
   // Steps t to t + kAhead - 1, as far as there are any.
@@ -39,12 +42,12 @@ struct ForwardPass {
     const bool last = streaming && !p.constant && p.saved != Saved::kCheckpoints;
 #pragma unroll
     for (int k = 0; k < kAhead; ++k) {
-      if (t + k >= p.T) break;
+      if (t + k >= T()) break;
       x[k] = get<S, V>(static_cast<const S*>(p.x) + (p.constant ? 0 : (t + k) * p.N) + first, last);
     }
 #pragma unroll
     for (int k = 0; k < kAhead; ++k) {
-      if (t + k >= p.T) break;
+      if (t + k >= T()) break;
       step(t + k, x[k]);
     }
   }
@@ -104,13 +107,39 @@ struct ForwardPass {
       const bool spike = state[i][Problem<Neuron>::kMem] > threshold(i);
       bits[i / 4] |= (spike ? 1u : 0u) << (bit + i % 4 * 8);
     }
-    if (bit != 7 && t + 1 < p.T) return;  // the byte has room for the next step
+    if (bit != 7 && t + 1 < T()) return;  // the byte has room for the next step
     Pack<uint8_t, V> pack;
     memcpy(&pack, bits, sizeof pack);
     put(static_cast<uint8_t*>(p.rows) + t / 8 * p.N + first, pack, streaming);
   }
 
+  // After its last step a sample keeps its states and does not spike. What would be saved of it nobody reads.
+  __device__ __forceinline__ void fill_padding() {
+    A none[V];
+    fill(none, A(0));
+    for (int64_t t = own_steps; t < p.T; ++t) {
+      const int64_t at = t * p.N + first;
+      if constexpr (kDeciding) store<V>(static_cast<A*>(p.deciding) + at, none, streaming);
+      if (!p.reduce) store<V>(static_cast<S*>(p.spk) + at, none, streaming);
+#pragma unroll
+      for (int s = 0; s < kStates; ++s) {
+        if (p.record[s] != nullptr) store_row(static_cast<S*>(p.record[s]) + at, s, state, streaming);
+      }
+      if (p.saved == Saved::kCheckpoints && t % kCheckpoint == 0 && t > 0) {
+        A* const rows = static_cast<A*>(p.rows) + (t / kCheckpoint - 1) * kStates * p.N + first;
+        for (int s = 0; s < kStates; ++s) store<V>(rows + s * p.N, none, streaming);
+      }
+      if constexpr (Neuron::kRecordTells) {
+        if (p.saved == Saved::kMembrane) put(static_cast<BFloat16*>(p.rows) + at, Pack<BFloat16, V>{}, streaming);
+        if (p.saved == Saved::kSpikes && t % 8 == 0) {
+          put(static_cast<uint8_t*>(p.rows) + t / 8 * p.N + first, Pack<uint8_t, V>{}, streaming);
+        }
+      }
+    }
+  }
+
   __device__ __forceinline__ void finish() {
+    if constexpr (kRagged) fill_padding();
     if (p.reduce) store<V>(static_cast<S*>(p.spk) + first, count);
 #pragma unroll
     for (int s = 0; s < kStates; ++s) {
@@ -132,27 +161,44 @@ constexpr int kLeastBlocks = [] {
   return sizeof(S) == 4 ? 3 : 2;
 }();
 
+template <typename Neuron, typename S, int V, bool kDeciding, bool kRagged>
+__device__ __forceinline__ void take_through_time(const Forward<Neuron>& p, bool streaming) {
+  const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
+  for (int64_t group = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; group < p.N / V; group += stride) {
+    ForwardPass<Neuron, S, V, kDeciding, kRagged> neurons(p, group * V, streaming);
+    for (int64_t t = 0; t < neurons.T(); t += kAhead) neurons.steps(t);
+    neurons.finish();
+  }
+}
+
 template <typename Neuron, typename S, int V, bool kDeciding>
 __global__ void __launch_bounds__(kThreads, kLeastBlocks<Neuron, S, V>)
     forward_kernel(const Forward<Neuron> p, const bool streaming) {
-  const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
-  for (int64_t group = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; group < p.N / V; group += stride) {
-    ForwardPass<Neuron, S, V, kDeciding> neurons(p, group * V, streaming);
-    for (int64_t t = 0; t < p.T; t += kAhead) neurons.steps(t);
-    neurons.finish();
-  }
+  take_through_time<Neuron, S, V, kDeciding, false>(p, streaming);
+}
+
+template <typename Neuron, typename S, int V, bool kDeciding>
+__global__ void __launch_bounds__(kThreads) ragged_forward_kernel(const Forward<Neuron> p, const bool streaming) {
+  take_through_time<Neuron, S, V, kDeciding, true>(p, streaming);
 }
 
 template <typename Neuron, typename S>
 int launch_forward(const Forward<Neuron>& p, void* stream) {
   constexpr int V = kVector<S>;
   const int threads = threads_for(p.N, kThreads);
+  const bool ragged = p.lengths != nullptr;
+  const auto choose = [=](auto kernel, auto ragged_kernel) { return ragged ? ragged_kernel : kernel; };
   // What a callable of the user's makes of them takes longer than this: one neuron to a thread will do.
-  if (p.deciding != nullptr) return launch(forward_kernel<Neuron, S, 1, true>, p.N, threads, stream, p);
-  const bool vectors =
-      p.N >= vector_minimum() && p.N % V == 0 && aligned(p.x, p.initial, p.spk, p.record, p.last, p.rows);
-  return vectors ? launch(forward_kernel<Neuron, S, V, false>, p.N / V, kThreads, stream, p)
-                 : launch(forward_kernel<Neuron, S, 1, false>, p.N, threads, stream, p);
+  if (p.deciding != nullptr) {
+    return launch(choose(forward_kernel<Neuron, S, 1, true>, ragged_forward_kernel<Neuron, S, 1, true>), p.N, threads,
+                  stream, p);
+  }
+  const bool vectors = p.N >= vector_minimum() && (ragged ? p.sample : p.N) % V == 0 &&
+                       aligned(p.x, p.initial, p.spk, p.record, p.last, p.rows);
+  return vectors ? launch(choose(forward_kernel<Neuron, S, V, false>, ragged_forward_kernel<Neuron, S, V, false>),
+                          p.N / V, kThreads, stream, p)
+                 : launch(choose(forward_kernel<Neuron, S, 1, false>, ragged_forward_kernel<Neuron, S, 1, false>), p.N,
+                          threads, stream, p);
 }
 
 }  // namespace

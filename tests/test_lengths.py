@@ -1,0 +1,307 @@
+"""A ragged batch equals a call for each sample alone: bit for bit forward, to rounding backward."""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from gradient_checks import check_against_reference, rounded_oracle
+from helpers import (
+    COMBINATIONS,
+    HALVES,
+    KINDS,
+    SURROGATES,
+    Case,
+    Outputs,
+    assert_bits_equal,
+    assert_close,
+    inputs,
+    leaves,
+    random_cases,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ops import backward_arguments, call_op, channels_last, forward_arguments, permuted, shapes
+from ragged import alone, of_reference, ragged, some_lengths
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import gradcheck
+
+from snnfast import _backend, _ops, functional, reference, use_backend
+from snnfast.surrogate import DISABLED
+
+VARIANTS = [(neuron, variant) for neuron, variant in COMBINATIONS if "step" not in variant]
+VARIANTS += [(n, v) for n in ("alpha", "rleaky", "rsynaptic") for v in ("unroll", "constant", "count", "callable")]
+each = pytest.mark.parametrize(("neuron", "variant"), VARIANTS, ids=["-".join(both) for both in VARIANTS])
+every_neuron = pytest.mark.parametrize("neuron", KINDS)
+SHAPES = ((3, 10), (5, 64), (4,), (2, 3, 7), (3, 2, 3, 3), (6, 1), (2, 130))
+
+
+def some(number: int, seed: int, **choices: Any) -> Iterator[tuple[Case, Tensor]]:
+    choices = {"shape": SHAPES, "steps": (1, 2, 5, 16, 18, 33, 40), **choices}
+    for i, case in enumerate(random_cases(number, seed, **choices)):
+        yield case, some_lengths(case.steps, case.shape[0], seed=i)
+
+
+def assert_same(found: Outputs, wanted: Outputs, case: Case) -> None:
+    assert found.keys() == wanted.keys()
+    for name, t in wanted.items():
+        if name == "spk" and case.has("callable") and case.has("count"):  # added up by PyTorch
+            assert_close(found[name], t, 2e-2 if case.dtype in HALVES else 1e-6, f"{case}: {name}")
+        else:
+            assert_bits_equal(found[name], t, f"{case}: {name}")
+
+
+# ---- the definition
+
+
+@every_neuron
+def test_the_reference_is_each_sample_alone(neuron: str) -> None:
+    for case, lengths in some(24, seed=1, neuron=(neuron,), variant=("unroll", "constant", "count")):
+        tensors = inputs(case, seed=case.steps)
+        assert_same(of_reference(lengths)(tensors, case), alone(lengths)(tensors, case), case)
+
+
+@every_neuron
+def test_the_gradient_of_the_reference_is_that_of_each_sample_alone(neuron: str) -> None:
+    for case, lengths in some(6, seed=2, neuron=(neuron,), variant=("unroll", "constant", "count")):
+        with use_backend("reference"):
+            check_against_reference(
+                case, torch.device("cpu"), function=of_reference(lengths), oracle=alone(lengths), wrt=case.names
+            )
+
+
+# ---- the kernels
+
+
+@each
+def test_outputs(neuron: str, variant: str, device: torch.device) -> None:
+    for i, (case, lengths) in enumerate(some(16, seed=3, neuron=(neuron,), variant=(variant,))):
+        tensors = inputs(case, device, seed=i)
+        assert_same(ragged(lengths)(tensors, case), alone(lengths)(tensors, case), case)
+
+
+@each
+def test_gradients(neuron: str, variant: str, device: torch.device) -> None:
+    flows = itertools.cycle(("both", "spk", "states", "last", "first"))
+    for i, (case, lengths) in enumerate(some(8, seed=4, neuron=(neuron,), variant=(variant,))):
+        rounded = case.has("rounded") and not set(case.kind.decays) & set(case.wrt)
+        oracle = alone(lengths, rounded_oracle) if rounded else alone(lengths)
+        check_against_reference(case, device, next(flows), i, function=ragged(lengths), oracle=oracle)
+
+
+@every_neuron
+def test_gradients_of_states_and_decays_by_differences(neuron: str, device: torch.device) -> None:
+    """No spike has a gradient, and no membrane jumps: what is left is smooth."""
+    case = Case(neuron, "unroll", 5, (3, 2), torch.float64, "none", spike_grad=DISABLED)
+    lengths = torch.tensor([2, 5, 0])
+    tensors = inputs(case, device)
+    tensors["threshold"] = torch.full((), 1e3, dtype=torch.float64, device=device)
+    wrt = ("current", *case.kind.ops.states[case.kind.ops.fed_back :], *case.kind.decays)
+    asking = [tensors[name].requires_grad_() for name in wrt]  # type: ignore[union-attr]
+
+    def states(*given: Tensor) -> tuple[Tensor, ...]:
+        found = [*ragged(lengths)({**tensors, **dict(zip(wrt, given, strict=True))}, case).values()]
+        return tuple(found[1:])
+
+    assert gradcheck(states, asking, fast_mode=True)
+
+
+@every_neuron
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_any_lengths(neuron: str, data: st.DataObject) -> None:
+    steps, samples, n = (data.draw(st.integers(*limits)) for limits in ((1, 20), (1, 6), (1, 40)))
+    lengths = torch.tensor(data.draw(st.lists(st.integers(0, steps), min_size=samples, max_size=samples)))
+    for record_mem in (True, False):
+        case = Case(neuron, "unroll", steps, (samples, n), record_mem=record_mem, delay=data.draw(st.booleans()))
+        tensors = inputs(case, seed=data.draw(st.integers(0, 9)))
+        assert_same(ragged(lengths)(tensors, case), alone(lengths)(tensors, case), case)
+
+
+@pytest.mark.parametrize("layout", [permuted, channels_last])
+def test_layouts(layout: Any, device: torch.device) -> None:
+    for case, lengths in some(12, seed=5, variant=("unroll", "count"), shape=((3, 4, 5), (2, 3, 3, 2))):
+        tensors = leaves(inputs(case, device))
+        results = []
+        for how in (layout, torch.Tensor.contiguous):
+            current = how(tensors["current"])
+            found = ragged(lengths)({**tensors, "current": current}, case)
+            total = sum((i + 1) * t.double().sum() for i, t in enumerate(found.values()))
+            results.append((found, torch.autograd.grad(total, [tensors["current"]])[0]))
+        assert_same(results[0][0], results[1][0], case)
+        assert_bits_equal(results[0][1], results[1][1])
+
+
+@pytest.mark.needs_extension
+def test_threads_instruction_sets_and_stores_past_the_caches_change_no_bit(isa: str) -> None:
+    draw = torch.Generator().manual_seed(1)
+    default = _ops.extension.set_stream_bytes(1 << 60)
+    try:
+        for shape, dtype in itertools.product(((7, 1000), (9, 640), (33, 10), (3, 4032)), (torch.float32, *HALVES)):
+            case = Case("leaky", "unroll", 40, shape, dtype, record_mem=shape[0] != 9)
+            lengths = torch.randint(0, 41, shape[:1], generator=draw)
+            tensors, results = leaves(inputs(case)), []
+            for threads, least in ((1, 1 << 60), (1, 0), (2, 0), (5, 1 << 60)):
+                torch.set_num_threads(threads)
+                _ops.extension.set_stream_bytes(least)
+                outputs = ragged(lengths)(tensors, case)
+                loss = sum((i + 1) * t.double().square().sum() for i, t in enumerate(outputs.values()))
+                results.append([*outputs.values(), *torch.autograd.grad(loss, list(tensors.values()))])  # type: ignore[arg-type]
+            for result in results[1:]:
+                for a, b in zip(result, results[0], strict=True):
+                    assert_bits_equal(a, b, f"{case}, {isa}")
+    finally:
+        _ops.extension.set_stream_bytes(default)
+
+
+def test_what_is_in_the_padding_does_not_matter(device: torch.device) -> None:
+    for case, lengths in some(12, seed=6, variant=("unroll", "callable"), record_mem=(True,), states=(True,)):
+        tensors = leaves(inputs(case, device))
+        padding = torch.arange(case.steps).view(-1, 1) >= lengths
+        padding = padding.to(device).view(*padding.shape, *(1,) * (len(case.shape) - 1))
+        results = []
+        for value in (0.0, float("nan"), float("inf")):
+            with torch.no_grad():
+                tensors["current"].masked_fill_(padding, value)  # type: ignore[union-attr]
+            found = ragged(lengths)(tensors, case)
+            loss = sum((i + 1) * t.double().sum() for i, t in enumerate(found.values()))
+            results.append([*found.values(), *torch.autograd.grad(loss, list(tensors.values()))])  # type: ignore[arg-type]
+        for other in results[1:]:
+            for a, b in zip(results[0], other, strict=True):
+                assert_bits_equal(a, b, str(case))
+        assert not results[0][len(case.kind.results)].masked_select(padding).any()
+
+
+@every_neuron
+def test_a_batch_of_whole_samples_is_a_dense_call(neuron: str, device: torch.device) -> None:
+    for whole in (torch.full((3,), 9), torch.full((3,), 9, dtype=torch.int8)):
+        case = Case(neuron)
+        tensors = inputs(case, device)
+        assert_same(ragged(whole)(tensors, case), alone(whole)(tensors, case), case)
+
+
+# ---- the reference in place of the kernels
+
+
+@pytest.mark.parametrize("delay", [True, False])
+@pytest.mark.parametrize("record_mem", [True, False])
+@every_neuron
+def test_inhibition_and_quantized_states(neuron: str, record_mem: bool, delay: bool) -> None:
+    case = Case(neuron, "unroll", 9, (4, 6), record_mem=record_mem, delay=delay or neuron == "alpha")
+    lengths, tensors = torch.tensor([3, 9, 0, 7]), inputs(case)
+
+    def rounded(state: Tensor) -> Tensor:
+        return (state * 8).round() / 8
+
+    for more in ({"inhibition": True}, {"state_quant": rounded}, {"inhibition": True, "reduce": "sum"}):
+
+        def function(tensors: Any, case: Case, more: Any = more, **lengths: Any) -> Outputs:
+            found = case.kind.function(**tensors, **{**case.options, **more}, **lengths)
+            return dict(zip(case.kind.results, found, strict=True))
+
+        of_samples = replace(case, variant="count") if "reduce" in more else case
+        wanted = alone(lengths, function)(tensors, of_samples)
+        assert_same(function(tensors, of_samples, lengths=lengths), wanted, case)
+
+
+@pytest.mark.needs_extension
+def test_a_transform_goes_by_the_reference_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_backend, "_warned", set())
+    x, lengths = torch.rand(2, 9, 3, 4), torch.tensor([2, 9, 5])
+    with pytest.warns(UserWarning, match="no rule of a torch.func transform for lengths"):
+        found = torch.vmap(lambda x: functional.lif(x, beta=0.9, lengths=lengths)[1])(x)
+    for i in range(2):
+        assert_bits_equal(found[i], functional.lif(x[i], beta=0.9, lengths=lengths)[1])
+
+
+# ---- the ops
+
+
+@every_neuron
+def test_the_ops_take_the_nearest_of_0_and_all_steps(neuron: str, device: torch.device) -> None:
+    case = Case(neuron, steps=9, shape=(4, 5))
+    ops, arguments = case.kind.ops, forward_arguments(case, device)
+    found, wanted = (
+        call_op(ops.forward_ragged, {**arguments, "lengths": torch.tensor(lengths, device=device)})
+        for lengths in ([-7, 99, 3, 9], [0, 9, 3, 9])
+    )
+    saved = len(found) - 1  # nobody reads it beyond the length
+    for a, b in zip(found[:saved], wanted[:saved], strict=True):
+        assert_bits_equal(a, b)
+
+
+@every_neuron
+def test_fake_results_are_like_real_ones(neuron: str, device: torch.device) -> None:
+    case, lengths = Case(neuron, steps=20, shape=(3, 4)), torch.tensor([2, 20, 5], device=device)
+    ops = case.kind.ops
+    calls = (
+        (ops.forward_ragged, forward_arguments(case, device)),
+        (ops.backward_ragged, backward_arguments(case, device)),
+    )
+    for op, arguments in calls:
+        given = {**arguments, "lengths": lengths}
+        with FakeTensorMode() as mode:
+            fake = call_op(op, {k: mode.from_tensor(a) if isinstance(a, Tensor) else a for k, a in given.items()})
+        assert shapes(fake) == shapes(call_op(op, given))
+
+
+def test_wrong_lengths_are_refused_by_the_ops(device: torch.device) -> None:
+    case = Case(shape=(3, 4))
+    arguments = forward_arguments(case, device)
+    good = torch.tensor([1, 2, 3], device=device)
+    for wrong in (good[:2], good.int(), good.double(), good.view(3, 1), torch.stack([good, good], 1)[:, 0]):
+        with pytest.raises(RuntimeError, match="lengths: expected contiguous int64"):
+            call_op(_ops.LEAKY.forward_ragged, {**arguments, "lengths": wrong})
+    arguments["x"] = arguments["x"].transpose(1, 2).contiguous().transpose(1, 2)
+    with pytest.raises(RuntimeError, match="lengths: need samples one after the other in memory"):
+        call_op(_ops.LEAKY.forward_ragged, {**arguments, "lengths": good})
+
+
+# ---- errors, and torch.compile
+
+
+@pytest.mark.parametrize(
+    ("lengths", "error"),
+    [
+        ([2, 9, 5], TypeError), (torch.tensor([2.0, 9.0, 5.0]), TypeError), (torch.tensor([True] * 3), TypeError),
+        (torch.tensor([2, 9]), ValueError), (torch.tensor([[2, 9, 5]]), ValueError), (torch.tensor(9), ValueError),
+        (torch.tensor([2, 10, 5]), ValueError), (torch.tensor([2, -1, 5]), ValueError),
+        (torch.tensor([2, 9, 5], device="meta"), ValueError), (torch.tensor([2, 9, 5]).to_sparse(), TypeError),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_bad_lengths(lengths: Any, error: type[Exception], backend: str) -> None:
+    with pytest.raises(error, match=r"^lengths\b"):
+        functional.lif(torch.rand(9, 3, 4), beta=0.9, lengths=lengths)
+
+
+def test_a_step_without_samples_has_no_lengths(backend: str) -> None:
+    with pytest.raises(ValueError, match=r"^lengths: needs steps with a batch dimension"):
+        functional.lif(torch.rand(9), beta=0.9, lengths=torch.tensor([9]))
+
+
+@pytest.mark.needs_extension
+@pytest.mark.parametrize("record_mem", [True, False])
+def test_compiled(record_mem: bool) -> None:
+    torch._dynamo.reset()
+
+    def function(current: Tensor, beta: Tensor, lengths: Tensor) -> Any:
+        return functional.lif(current, beta=beta, lengths=lengths, record_mem=record_mem, spike_grad=SURROGATES["atan"])
+
+    results = []
+    for call in (function, torch.compile(function, fullgraph=True, backend="aot_eager")):
+        asking = torch.rand(20, 3, 10, generator=torch.Generator().manual_seed(1)).requires_grad_(), torch.tensor(0.9)
+        asking[1].requires_grad_()
+        spk, mem = call(*asking, torch.tensor([2, 20, 5]))
+        results.append([spk, mem, *torch.autograd.grad(spk.sum() + 2 * mem.sum(), asking)])
+    for a, b in zip(*results, strict=True):
+        assert_bits_equal(a, b)
+
+
+def test_the_definition_needs_no_kernels() -> None:
+    spk, mem = reference.lif(torch.full((3, 2), 0.6), beta=1.0, lengths=torch.tensor([2, 3]))
+    assert spk.tolist() == [[0, 0], [1, 1], [0, 0]]
+    torch.testing.assert_close(mem, torch.tensor([[0.6, 0.6], [1.2, 1.2], [1.2, 0.8]]))

@@ -1,0 +1,281 @@
+"""Ragged batches in layers, connected neurons, sequences, and spikes as bits to a linear layer."""
+
+from typing import Any
+
+import pytest
+import torch
+from helpers import KINDS, Case, assert_bits_equal, assert_close, inputs, leaves
+from recurrent_checks import CONNECTIONS, DECAYS, current, layers, make
+from torch import Tensor, nn
+
+import snnfast
+from snnfast import Leaky, MultiStep, Residual, RLeaky, Synaptic, _linear, functional, use_backend
+
+LENGTHS = torch.tensor([4, 9, 0, 7, 9])
+STEPS, SAMPLES = 9, len(LENGTHS)
+every_neuron = pytest.mark.parametrize("neuron", KINDS)
+
+
+def grads(outputs: Any, asking: list[Tensor]) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    loss = sum((t * torch.randn(t.shape, generator=generator).to(t)).sum() for t in outputs)
+    found = torch.autograd.grad(loss, asking, allow_unused=True)
+    return [torch.zeros_like(t) if g is None else g for t, g in zip(asking, found, strict=True)]
+
+
+def padded(record: Tensor, n: int, steps: int, like_last: bool) -> Tensor:
+    """``[n, 1, *]`` with its last row, or with zeros, behind it."""
+    last = record[-1:] if like_last and n else record.new_zeros(1, *record.shape[1:])
+    return torch.cat([record, last.expand(steps - n, *last.shape[1:])])
+
+
+# ---- layers
+
+
+@every_neuron
+@pytest.mark.parametrize("record_mem", [True, False])
+def test_a_layer_holds_the_states_after_the_last_steps(neuron: str, record_mem: bool, backend: str) -> None:
+    kind = KINDS[neuron]
+    decays = dict.fromkeys(kind.decays, 0.5)
+    layer, one = (kind.layer(*decays.values(), init_hidden=True) for _ in range(2))
+    x = torch.rand(STEPS, SAMPLES, 6) * 2
+    spk, *states = layer.unroll(x, record_mem=record_mem, lengths=LENGTHS)
+    for b, n in enumerate(LENGTHS.tolist()):
+        one.reset_mem()
+        own, *_ = one.unroll(x[:n, b : b + 1])
+        assert_bits_equal(spk[:, b : b + 1], padded(own, n, STEPS, like_last=False))
+        for name in kind.ops.states:
+            wanted = getattr(one, name) if n else torch.zeros(1, 6)
+            assert_bits_equal(getattr(layer, name)[b : b + 1], wanted, name)
+    for name, t in zip(kind.ops.states[kind.ops.fed_back :], states, strict=True):
+        assert_bits_equal(t[-1] if record_mem else t, getattr(layer, name))
+
+
+def test_snntorchs_layers_take_lengths(backend: str) -> None:
+    snn = pytest.importorskip("snnfast.snntorch")
+    x = torch.rand(STEPS, SAMPLES, 6) * 2
+    for ours, theirs in ((Leaky(0.9), snn.Leaky(0.9)), (Synaptic(0.9, 0.8), snn.Synaptic(0.9, 0.8))):
+        for a, b in zip(ours.unroll(x, lengths=LENGTHS), theirs.unroll(x, lengths=LENGTHS), strict=True):
+            assert_bits_equal(a, b)
+
+
+# ---- spikes as bits
+
+
+@pytest.mark.needs_extension
+@pytest.mark.parametrize("variant", ["unroll", "constant", "bits", "rounded"])
+@every_neuron
+def test_spikes_as_bits_to_a_linear_layer(neuron: str, variant: str) -> None:
+    case = Case(neuron, variant, 19, (4, 5, 12)).fitted()
+    lengths = torch.tensor([3, 19, 0, 8])
+    for outputs in (3, 40):
+        tensors = leaves(inputs(case), case.wrt)
+        weight = torch.randn(outputs, 12, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        bias = torch.randn(outputs, generator=torch.Generator().manual_seed(2)).requires_grad_()
+        options = {**case.options, "lengths": lengths}
+        if case.has("rounded"):
+            options["membrane_dtype"] = torch.bfloat16
+        asking = [t for t in (*tensors.values(), weight, bias) if t is not None and t.requires_grad]
+        out, *states = case.kind.function(**tensors, **options, weight=weight, bias=bias)
+        spk, *expected = case.kind.function(**tensors, **options)
+        numbers = nn.functional.linear(spk, weight, bias)
+        assert type(out.grad_fn).__name__ != type(numbers.grad_fn).__name__  # it is the product of bits
+        for b, n in enumerate(lengths.tolist()):
+            assert_bits_equal(out[n:, b], bias.expand_as(out[n:, b]))
+        assert_close(out, numbers, 1e-5)
+        for a, b in zip(states, expected, strict=True):
+            assert_bits_equal(a, b)
+        for a, b in zip(grads([out, *states], asking), grads([numbers, *expected], asking), strict=True):
+            assert_close(a, b, 1e-4)
+
+
+# ---- connected neurons
+
+
+def connected_calls(name: str, kind: str, **options: Any) -> tuple[Any, Tensor, Tensor]:
+    layer = make(snnfast, name, kind, learn_beta=True, **options)
+    x = current(kind)
+    lengths = torch.tensor([7, 19, 0, 12])[: x.shape[1]]
+    return layer, x, lengths
+
+
+KINDS_WITH_BATCH = [kind for kind in CONNECTIONS if kind != "one sample"]
+
+
+@pytest.mark.parametrize("kind", KINDS_WITH_BATCH)
+@layers
+def test_connected_neurons_keep_the_bits_of_the_loop(name: str, kind: str) -> None:
+    layer, x, lengths = connected_calls(name, kind)
+    states = [torch.rand_like(x[0]).requires_grad_() for _ in layer.neuron.states]
+    x.requires_grad_()
+    for record_mem in (True, False):
+        for reduce in (None, "sum"):
+            results = []
+            for backend in ("auto", "reference"):
+                with use_backend(backend):
+                    given = {"record_mem": record_mem, "reduce": reduce, "lengths": lengths}
+                    outputs = layer.unroll(x, *states, **given)
+                    results.append((outputs, grads(outputs, [x, *states, *layer.parameters()])))
+                    with torch.no_grad():
+                        for a, b in zip(layer.unroll(x, *states, **given), outputs, strict=True):
+                            assert_bits_equal(a, b)
+            for a, b in zip(results[0][0], results[1][0], strict=True):
+                assert_bits_equal(a, b)
+            for a, b in zip(results[0][1], results[1][1], strict=True):
+                assert_close(a, b, 1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS_WITH_BATCH)
+@layers
+def test_connected_neurons_equal_each_sample_alone(name: str, kind: str, backend: str) -> None:
+    """In float64, where the order of sums decides no spike; the states are those that the layer holds."""
+    layer, x, lengths = connected_calls(name, kind, init_hidden=True)
+    layer, x = layer.double(), x.double().requires_grad_()
+    asking = [x, *layer.parameters()]
+    spk, *states = layer.unroll(x, lengths=lengths)
+    held = [getattr(layer, state) for state in layer.neuron.states]
+    found = [spk, *states, *held]
+    joined: list[list[Tensor]] = []
+    for b, n in enumerate(lengths.tolist()):
+        snnfast.reset(layer)
+        own, *records = layer.unroll(x[:n, b : b + 1])
+        last = [getattr(layer, state) if n else own.new_zeros(1, *x.shape[2:]) for state in layer.neuron.states]
+        made = [padded(own, n, len(x), like_last=False), *(padded(r, n, len(x), like_last=True) for r in records)]
+        joined.append([*made, *last])
+    wanted = [torch.cat(t, 1 if i < 1 + len(states) else 0) for i, t in enumerate(zip(*joined, strict=True))]
+    for a, b in zip(found, wanted, strict=True):
+        assert_close(a, b, 1e-12)
+    gradients = grads(found, asking)
+    for a, b in zip(gradients, grads(wanted, asking), strict=True):
+        assert_close(a, b, 1e-10)
+    for b, n in enumerate(lengths.tolist()):
+        assert not gradients[0][n:, b].any()
+
+
+@layers
+def test_connections_that_are_any_module_go_step_by_step(name: str) -> None:
+    layer, x, lengths = connected_calls(name, "linear")
+    wanted = layer.unroll(x, lengths=lengths)
+    layer.recurrent.register_forward_hook(lambda *_: None)
+    for a, b in zip(layer.unroll(x, lengths=lengths), wanted, strict=True):
+        assert_bits_equal(a, b)
+    constant = layer.unroll(x[0], num_steps=9, lengths=lengths.clamp(max=9))
+    every = layer.unroll(x[:1].expand(9, *x.shape[1:]), lengths=lengths.clamp(max=9))
+    for a, b in zip(constant, every, strict=True):
+        assert_bits_equal(a, b)
+
+
+def test_connected_neurons_without_a_batch_have_no_lengths(backend: str) -> None:
+    layer, x = RLeaky(linear_features=10, **DECAYS["RLeaky"]), torch.rand(9, 10)
+    with pytest.raises(ValueError, match=r"^lengths: needs steps with a batch dimension"):
+        layer.unroll(x, lengths=torch.arange(10) % 9)
+
+
+# ---- sequences
+
+
+def network(**options: Any) -> MultiStep:
+    torch.manual_seed(5)
+    return MultiStep(
+        nn.Linear(6, 8), Leaky(0.8, learn_beta=True, **options), nn.Linear(8, 8), Synaptic(0.5, 0.7, **options),
+        Residual(nn.Linear(8, 8), Leaky(0.9, **options)), nn.Linear(8, 4), RLeaky(0.9, linear_features=4, **options),
+    ).double()  # fmt: skip
+
+
+@pytest.mark.parametrize("num_steps", [None, STEPS])
+def test_a_sequence_equals_each_sample_alone(num_steps: int | None, backend: str) -> None:
+    net = network()
+    x = torch.rand(*(() if num_steps else (STEPS,)), SAMPLES, 6, dtype=torch.float64).mul(4).requires_grad_()
+    more: dict[str, Any] = {"return_states": True, "return_spikes": True}
+    spk, mem, states, spikes = net(x, num_steps, lengths=LENGTHS, **more)
+    found = [spk, mem, *spikes]
+    assert all(t.any() for t in spikes)
+    joined = []
+    for b, n in enumerate(LENGTHS.tolist()):
+        own, own_mem, last, own_spikes = net(
+            x[b : b + 1] if num_steps else x[:n, b : b + 1], n if num_steps else None, **more
+        )
+        joined.append([padded(t, n, STEPS, i == 1) for i, t in enumerate((own, own_mem, *own_spikes))])
+        for state, one in zip(states, last, strict=True):
+            for a, c in zip(*((s if isinstance(s, tuple) else (s,)) for s in (state, one)), strict=True):
+                assert_close(a[b : b + 1], c, 1e-12)
+    wanted = [torch.cat(t, 1) for t in zip(*joined, strict=True)]
+    for a, c in zip(found, wanted, strict=True):
+        assert_close(a, c, 1e-12)
+    asking = [x, *net.parameters()]
+    for a, c in zip(grads(found, asking), grads(wanted, asking), strict=True):
+        assert_close(a, c, 1e-10)
+    count, last_mem = net(x, num_steps, lengths=LENGTHS, reduce="sum", record_mem=False)
+    assert_close(count, spk.sum(0), 1e-12)
+    assert_close(last_mem, mem[-1], 1e-12)
+
+
+def test_parts_of_a_sequence_go_on_from_frozen_states(backend: str) -> None:
+    """A sample that has ended takes part with a length of 0."""
+    net, x = network(), torch.rand(STEPS, SAMPLES, 6, dtype=torch.float64) * 4
+    spk, mem = net(x, lengths=LENGTHS)
+    states, parts, done = None, [], 0
+    for part in x.split(4):
+        *out, states = net(part, states=states, return_states=True, lengths=(LENGTHS - done).clamp(0, len(part)))
+        parts.append(out)
+        done += len(part)
+    for found, wanted in zip(map(torch.cat, zip(*parts, strict=True)), (spk, mem), strict=True):
+        assert_close(found, wanted, 1e-12)
+
+
+class Own(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lif = Leaky(0.5)
+
+    def unroll(self, x: Tensor) -> Tensor:
+        return self.lif.unroll(x)[0]
+
+
+class OwnWithLengths(Own):
+    def unroll(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        return self.lif.unroll(x, lengths=lengths)[0]
+
+
+class Shift(nn.Module):
+    def unroll(self, x: Tensor) -> Tensor:
+        return torch.cat([torch.zeros_like(x[:1]), x[:-1]])
+
+
+def test_modules_with_an_unroll_of_their_own(backend: str) -> None:
+    x = torch.rand(STEPS, SAMPLES, 6) * 2
+    wanted = Leaky(0.5).unroll(x, lengths=LENGTHS)[0]
+    assert_bits_equal(MultiStep(OwnWithLengths())(x, lengths=LENGTHS), wanted)
+    assert_bits_equal(MultiStep(OwnWithLengths())(x), Leaky(0.5).unroll(x)[0])
+    with pytest.raises(ValueError, match=r"^lengths: Own has an unroll of its own"):
+        MultiStep(Own())(x, lengths=LENGTHS)
+    assert MultiStep(Shift(), Leaky(0.5))(x, lengths=LENGTHS)[0].shape == x.shape  # it has no neuron
+
+
+def test_lengths_of_a_sequence_are_checked_where_no_layer_takes_them(backend: str) -> None:
+    net, x = MultiStep(nn.Linear(6, 5)), torch.rand(STEPS, SAMPLES, 6)
+    for wrong, error in (([1], TypeError), (LENGTHS[:2], ValueError), (LENGTHS + 1, ValueError)):
+        with pytest.raises(error, match=r"^lengths\b"):
+            net(x, lengths=wrong)
+
+
+@pytest.mark.needs_extension
+def test_a_sequence_hands_on_bits_and_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = MultiStep(nn.Linear(6, 8), Leaky(0.8), nn.Linear(8, 4), Leaky(0.9))
+    x, made = torch.rand(STEPS, SAMPLES, 6) * 4, []
+    monkeypatch.setattr(
+        "snnfast._unroll.unroll_linear", lambda *args: made.append(args) or _linear.unroll_linear(*args)
+    )
+    wanted = net(x, lengths=LENGTHS)
+    assert len(made) == 1
+    torch._dynamo.reset()
+    found = torch.compile(net, backend="aot_eager")(x, lengths=LENGTHS)
+    for a, b in zip(found, wanted, strict=True):
+        assert_close(a, b, 1e-6)
+
+
+def test_a_function_with_lengths_and_weights(backend: str) -> None:
+    x, weight = torch.rand(STEPS, SAMPLES, 6), torch.rand(3, 6)
+    count, _ = functional.lif(x, beta=0.9, reduce="sum", lengths=LENGTHS, weight=weight)
+    spk, _ = functional.lif(x, beta=0.9, lengths=LENGTHS)
+    assert_close(count, spk.sum(0) @ weight.t(), 1e-6)
