@@ -91,6 +91,10 @@ class Call:
         }
         if self.kind.ops.record_tells:
             self.options["membrane_dtype"] = torch.bfloat16 if rounded else None
+        of_lengths = random.Random(~self.number)  # so that calls without them stay what they were
+        if self.shape and of_lengths.random() < 0.2:
+            lengths = [of_lengths.randint(0, self.steps) for _ in range(self.shape[0])]
+            self.options["lengths"] = torch.tensor(lengths, dtype=torch.int64)
 
     def _uniform(self, shape: Sequence[int], low: float, high: float, dtype: torch.dtype) -> Tensor:
         return (torch.rand(tuple(shape), generator=self.random, dtype=torch.float64) * (high - low) + low).to(dtype)

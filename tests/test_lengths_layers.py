@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import KINDS, Case, assert_bits_equal, assert_close, inputs, leaves
+from helpers import KINDS, Bump, Case, assert_bits_equal, assert_close, inputs, leaves
 from recurrent_checks import CONNECTIONS, DECAYS, current, layers, make
 from torch import Tensor, nn
 
@@ -150,6 +150,33 @@ def test_connected_neurons_equal_each_sample_alone(name: str, kind: str, backend
         assert_close(a, b, 1e-10)
     for b, n in enumerate(lengths.tolist()):
         assert not gradients[0][n:, b].any()
+
+
+STEP_BY_STEP: tuple[dict[str, Any], ...] = (
+    {"inhibition": True}, {"inhibition": True, "reset_delay": False}, {"spike_grad": Bump.apply}, {"reset_delay": False}
+)  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:snnfast. a layer runs step by step")
+@pytest.mark.parametrize("options", STEP_BY_STEP, ids=str)
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@layers
+def test_connected_neurons_that_go_step_by_step(name: str, options: dict[str, Any], backend: str) -> None:
+    layer, x, lengths = connected_calls(name, "linear", **options)
+    layer, x = layer.double(), x.double().requires_grad_()
+    asking = [x, *layer.parameters()]
+    with use_backend(backend):
+        found = layer.unroll(x, lengths=lengths)
+        alone = [layer.unroll(x[:n, b : b + 1]) for b, n in enumerate(lengths.tolist())]
+    joined = [
+        [padded(t, n, len(x), like_last=i > 0) for i, t in enumerate(own)]
+        for own, n in zip(alone, lengths.tolist(), strict=True)
+    ]
+    wanted = [torch.cat(t, 1) for t in zip(*joined, strict=True)]
+    for a, b in zip(found, wanted, strict=True):
+        assert_close(a, b, 1e-12)
+    for a, b in zip(grads(found, asking), grads(wanted, asking), strict=True):
+        assert_close(a, b, 1e-10)
 
 
 @layers

@@ -3,7 +3,6 @@
 // Part of kernels.cpp, whose rules hold here too.
 #pragma once
 
-#include <cstring>
 #include <memory>
 
 #include "choose.h"
@@ -91,7 +90,7 @@ struct BackwardBlock {
       if (rows_after > 0 && p.grad_record[s] != nullptr) add_of_padding(s);
     }
     for (int64_t t = p.T; t < p.T + rows_after && p.grad_x != nullptr && !p.constant; ++t) {
-      std::memset(row_of<S>(p.grad_x, t, p.N, first), 0, static_cast<size_t>(n) * sizeof(S));
+      put_zeros(row_of<S>(p.grad_x, t, p.N, first), n, stream);
     }
     for (int64_t end = p.T; end > 0;) {
       const int64_t start = (end - 1) / kCheckpoint * kCheckpoint;

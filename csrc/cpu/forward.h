@@ -78,21 +78,18 @@ struct ForwardBlock {
 
   // After its last step a sample keeps its states and does not spike.
   void fill_padding() {
-    const auto fill_rows = [&](void* tensor, auto element, int64_t begin, int64_t end, auto&& fill) {
-      using E = decltype(element);
-      for (int64_t t = begin; t < end && tensor != nullptr; ++t) fill(row_of<E>(tensor, t, p.N, first));
-    };
-    const auto with_zeros = [&](auto* row) { std::memset(row, 0, static_cast<size_t>(n) * sizeof *row); };
     const int64_t end = p.T + rows_after;
-    fill_rows(p.reduce ? nullptr : p.spk, S{}, p.T, end, with_zeros);
-    fill_rows(p.bits, uint8_t{}, saved_rows(Saved::kSpikes, p.T), saved_rows(Saved::kSpikes, end), with_zeros);
-    fill_rows(p.deciding, A{}, p.T, end, with_zeros);
+    const auto zeros = [&](auto* tensor, int64_t from, int64_t to, bool non_temporal) {
+      for (int64_t t = from; t < to && tensor != nullptr; ++t) put_zeros(tensor + t * p.N + first, n, non_temporal);
+    };
+    zeros(p.reduce ? nullptr : static_cast<S*>(p.spk), p.T, end, stream);
+    zeros(static_cast<A*>(p.deciding), p.T, end, stream);
+    zeros(static_cast<uint8_t*>(p.bits), saved_rows(Saved::kSpikes, p.T), saved_rows(Saved::kSpikes, end), false);
     for (int s = 0; s < kStates; ++s) {
-      const A* const kept = rows.before[s];
-      if (kept == nullptr) {
-        fill_rows(p.record[s], S{}, p.T, end, with_zeros);
-      } else {
-        fill_rows(p.record[s], S{}, p.T, end, [&](S* row) { store_row(row, n, kept, stream && n % kColumn<A> == 0); });
+      S* const record = static_cast<S*>(p.record[s]);
+      if (rows.before[s] == nullptr) zeros(record, p.T, end, stream);
+      for (int64_t t = p.T; t < end && record != nullptr && rows.before[s] != nullptr; ++t) {
+        put_row(record + t * p.N + first, n, rows.before[s], stream);
       }
     }
   }

@@ -3,6 +3,7 @@
 // Part of kernels.cpp, whose rules hold here too.
 #pragma once
 
+#include <cstring>
 #include <type_traits>
 
 #include "convert.h"
@@ -114,6 +115,26 @@ template <typename S, typename A, int Size, int Block>
 Rows<A> open_for_writing(S* row, int64_t stride, int n, A (&scratch)[Size][Block]) {
   if (row == nullptr || !in_place<S, A>(n)) return {scratch[0], Block};
   return {open_for_writing(row, n, scratch[0]), stride};
+}
+
+// Rows that no loop computes. `non_temporal`: if they begin on a cache line.
+template <typename S, typename A>
+void put_row(S* row, int n, const A* from, bool non_temporal) {
+  if constexpr (std::is_same_v<S, A>) {
+    int i = 0;
+    for (; non_temporal && i + Vec<A>::kSize <= n; i += Vec<A>::kSize) stream(row + i, Vec<A>::load(from + i));
+    std::memcpy(row + i, from + i, static_cast<size_t>(n - i) * sizeof *row);
+  } else {
+    store_row(row, n, from, non_temporal);
+  }
+}
+
+template <typename S>
+void put_zeros(S* row, int n, bool non_temporal) {
+  constexpr int kSize = kVectorBytes / static_cast<int>(sizeof(S));
+  int i = 0;
+  for (; non_temporal && i + kSize <= n; i += kSize) stream(reinterpret_cast<float*>(row + i), Vec<float>(0));
+  std::memset(row + i, 0, static_cast<size_t>(n - i) * sizeof *row);
 }
 
 template <typename S, typename A>

@@ -58,7 +58,7 @@ __global__ void __launch_bounds__(kThreads<Neuron, S, V>, kLeastBlocks<Neuron, S
 
 template <typename Neuron, typename S, int V, bool kRecorded>
 __global__ void __launch_bounds__(kThreads<Neuron, S, V>)
-    ragged_backward_kernel(const Backward<Neuron> p, const bool streaming) {
+    backward_ragged_kernel(const Backward<Neuron> p, const bool streaming) {
   take_back_through_time<Neuron, S, V, kRecorded, true>(p, streaming);
 }
 
@@ -71,9 +71,9 @@ int launch_backward(const Backward<Neuron>& p, void* stream) {
                        aligned(p.x, p.initial, p.mem_rec, p.rows, p.derivative, p.grad_spk, p.grad_record, p.grad_last,
                                p.grad_x, p.grad_initial, p.grad_parameters);
   return vectors
-             ? launch(choose(backward_kernel<Neuron, S, V, kRecorded>, ragged_backward_kernel<Neuron, S, V, kRecorded>),
+             ? launch(choose(backward_kernel<Neuron, S, V, kRecorded>, backward_ragged_kernel<Neuron, S, V, kRecorded>),
                       p.N / V, kThreads<Neuron, S, V>, stream, p)
-             : launch(choose(backward_kernel<Neuron, S, 1, kRecorded>, ragged_backward_kernel<Neuron, S, 1, kRecorded>),
+             : launch(choose(backward_kernel<Neuron, S, 1, kRecorded>, backward_ragged_kernel<Neuron, S, 1, kRecorded>),
                       p.N, threads_for(p.N, kThreads<Neuron, S, 1>), stream, p);
 }
 

@@ -178,7 +178,7 @@ __global__ void __launch_bounds__(kThreads, kLeastBlocks<Neuron, S, V>)
 }
 
 template <typename Neuron, typename S, int V, bool kDeciding>
-__global__ void __launch_bounds__(kThreads) ragged_forward_kernel(const Forward<Neuron> p, const bool streaming) {
+__global__ void __launch_bounds__(kThreads) forward_ragged_kernel(const Forward<Neuron> p, const bool streaming) {
   take_through_time<Neuron, S, V, kDeciding, true>(p, streaming);
 }
 
@@ -190,14 +190,14 @@ int launch_forward(const Forward<Neuron>& p, void* stream) {
   const auto choose = [=](auto kernel, auto ragged_kernel) { return ragged ? ragged_kernel : kernel; };
   // What a callable of the user's makes of them takes longer than this: one neuron to a thread will do.
   if (p.deciding != nullptr) {
-    return launch(choose(forward_kernel<Neuron, S, 1, true>, ragged_forward_kernel<Neuron, S, 1, true>), p.N, threads,
+    return launch(choose(forward_kernel<Neuron, S, 1, true>, forward_ragged_kernel<Neuron, S, 1, true>), p.N, threads,
                   stream, p);
   }
   const bool vectors = p.N >= vector_minimum() && (ragged ? p.sample : p.N) % V == 0 &&
                        aligned(p.x, p.initial, p.spk, p.record, p.last, p.rows);
-  return vectors ? launch(choose(forward_kernel<Neuron, S, V, false>, ragged_forward_kernel<Neuron, S, V, false>),
+  return vectors ? launch(choose(forward_kernel<Neuron, S, V, false>, forward_ragged_kernel<Neuron, S, V, false>),
                           p.N / V, kThreads, stream, p)
-                 : launch(choose(forward_kernel<Neuron, S, 1, false>, ragged_forward_kernel<Neuron, S, 1, false>), p.N,
+                 : launch(choose(forward_kernel<Neuron, S, 1, false>, forward_ragged_kernel<Neuron, S, 1, false>), p.N,
                           threads, stream, p);
 }
 
