@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from snnfast import _backend, _op_rules, _recurrent, reference  # noqa: F401 - the rules are registered by their import
+from snnfast import _backend, _op_rules, _recurrent, _varying, reference  # noqa: F401 - importing registers rules
 from snnfast._arguments import (
     Call,
     Options,
@@ -102,6 +102,8 @@ def run_function(
     call = check_call(neuron, options, current, num_steps, record_mem, reduce, membrane_dtype)
     linear = check_linear(weight, bias, current, current.shape[1:] if num_steps is None else current.shape)
     how: Any = {"linear": linear, "lengths": check_lengths(lengths, current, call)}
+    if _varying.vary(neuron, call, current, parameters):
+        return _varying.unroll(run, options, call, current, states, parameters, **how)
     found = run(neuron, options, call, current, states, parameters, **how)
     # The last spike is no result of its own.
     return found[:1] + found[2:] if neuron.fed_back and not call.record else found

@@ -58,8 +58,12 @@ def lif(
             bfloat16. With ``num_steps``, ``[*]``: the same current at every step, never materialised over time.
         mem: Membrane before the first step, ``[*]``, any floating dtype. ``None``: zeros.
         beta: Decay per time step, clamped to [0, 1]; a number, or a tensor broadcastable to ``[*]`` (one per layer,
-            neuron, channel ...). Like every tensor argument, it may require a gradient.
-        threshold: Membrane above which a neuron spikes; a number or a tensor broadcastable to ``[*]``.
+            neuron, channel ...). Like every tensor argument, it may require a gradient. It may have other values at
+            each step: a tensor with all dimensions of ``[T, *]``, of which the first is ``T`` and the others broadcast
+            to ``[*]``. Then each step is one kernel.
+        threshold: Membrane above which a neuron spikes; a number or a tensor broadcastable to ``[*]``, or one value
+            for each step, as of ``beta``. The reset of a step is decided by the threshold of that step, like its spike:
+            ``r = H(u - threshold[t])``, not by the one under which the membrane spiked before.
         graded_spikes_factor: Height of a spike; a number or a tensor broadcastable to ``[*]``.
         spike_grad: Derivative of a spike in the backward pass. One of :mod:`snnfast.surrogate` or of
             ``snntorch.surrogate``, or any callable of ``mem - threshold`` that returns the spikes
@@ -82,8 +86,9 @@ def lif(
         membrane_dtype: ``torch.bfloat16``: keep the membrane of every step for backward at half the size of the
             current, 2 bytes instead of 4.25 per neuron and step. Spikes, membranes and resets are the same. The
             surrogate derivative is taken at a rounded membrane: its distance from the threshold has 8 bits. Needs
-            ``reset_delay=True`` and a surrogate of :mod:`snnfast.surrogate`. It has no effect on the reference path,
-            and where ``beta`` asks for a gradient, which takes the whole membrane. ``None``: exact gradients.
+            ``reset_delay=True``, a surrogate of :mod:`snnfast.surrogate`, and parameters that do not vary with time. It
+            has no effect on the reference path, and where ``beta`` asks for a gradient, which takes the whole membrane.
+            ``None``: exact gradients.
         weight: Weights ``[O, N]`` of a linear layer behind the neurons, in the dtype of ``current``, whose last
             dimension is ``N``. The first result is then ``linear(spk, weight, bias)`` in place of the spikes. The CPU
             kernels hand the spikes on as bits, and never write them or their gradient as numbers

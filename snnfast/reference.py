@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from snnfast._arguments import Call, Options, Parameters, States
-from snnfast._lengths import valid_steps
+from snnfast._lengths import Freezing
 from snnfast._ops import RESET_MECHANISMS, SEQUENCE, STEP, Neuron, arithmetic_dtype
 
 __all__ = ["alpha", "lapicque", "lif", "rleaky", "rsynaptic", "synaptic"]
@@ -178,18 +178,19 @@ def unroll(
     steps = x.unbind(0) if call.time == SEQUENCE else (x,) * call.steps
     step_shape = current.shape[1:] if call.time == SEQUENCE else current.shape
     now = [torch.zeros(step_shape, dtype=acc, device=x.device) if s is None else s.to(acc) for s in states]
-    parameters = tuple(p.to(acc) for p in parameters)
+    # A parameter with one dimension more than a step has a value for each.
+    wide = [p.to(acc) for p in parameters]
+    each = [p.unbind(0) if p.dim() > len(step_shape) else (p,) * len(steps) for p in wide]
     spk_rec: list[Tensor] = []
     record: list[list[Tensor]] = []
-    valid = () if lengths is None else valid_steps(lengths, call.steps, len(step_shape))
-    for t, x in enumerate(steps):
+    freezing = None if lengths is None else Freezing(lengths, call.steps, len(step_shape))
+    for t, (x, *of_step) in enumerate(zip(steps, *each, strict=True)):
         before = now
-        if lengths is not None:
-            x = torch.where(valid[t], x, 0)  # NaN would reach the gradients of parameters
-        spk, now = step(neuron, options, x, before, parameters)
-        if lengths is not None:
-            spk = torch.where(valid[t], spk, 0)
-            now = [torch.where(valid[t], *pair) for pair in zip(now, before, strict=True)]
+        if freezing is not None:
+            x = freezing.without_padding(t, x)  # NaN would reach the gradients of parameters
+        spk, now = step(neuron, options, x, before, tuple(of_step))
+        if freezing is not None:
+            spk, now = freezing.without_padding(t, spk), freezing.kept(t, now, before)
         spk_rec.append(spk)
         record.append(now)
     # With no step the initial states are the last ones; copies, so that writing to them can't reach the arguments.

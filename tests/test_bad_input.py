@@ -49,7 +49,7 @@ BAD_ARGUMENTS: list[tuple[str, Any, type[Exception]]] = [
     *((name, value, error) for name in ("beta", "threshold", "graded_spikes_factor") for value, error in (
         ("0.9", TypeError), (None, TypeError), (True, TypeError), ([0.9], TypeError), (1j, TypeError),
         (Wrong(), TypeError), (math.nan, ValueError), (10**400, ValueError), (torch.zeros(3), ValueError),
-        (torch.zeros(10, dtype=torch.complex64), TypeError), (torch.zeros(4, 3, 10), ValueError),
+        (torch.zeros(10, dtype=torch.complex64), TypeError), (torch.zeros(5, 3, 10), ValueError),
         (torch.zeros(1, 3, 10), ValueError), (torch.zeros(0), ValueError), (torch.zeros(3, 0), ValueError),
         (torch.zeros(10, device="meta"), ValueError), (torch.zeros((), device="meta"), ValueError),
     )),

@@ -132,7 +132,7 @@ class Series:
     def _step_by_step(self) -> None:
         for chain in self.captured.chains:
             if len(chain.steps) == 1 and chain.reason is None:
-                chain.reason = "it runs for a single step, or its state is changed between two steps"
+                chain.reason = "it runs for a single step, or its state or parameters are changed between two steps"
         for found in self._cycles():
             for vertex in found:
                 if isinstance(vertex, Chain):
