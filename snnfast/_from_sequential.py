@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from snnfast._layer import SpikingLayer
-from snnfast._neurons import LAYERS, is_snntorchs
+from snnfast._neurons import LAYERS, is_delay, is_snntorchs
 
 __all__ = ["check_names", "check_neurons", "rename_old_keys", "warn_of_batch_norm"]
 
@@ -27,7 +27,7 @@ def check_neurons(layers: Sequence[tuple[str, nn.Module]]) -> None:
     """Raise unless every neuron layer can be unrolled and has a state of its own."""
     names: dict[nn.Module, str] = {}
     for name, layer in layers:
-        if not isinstance(layer, SpikingLayer) and not is_snntorchs(layer):
+        if not isinstance(layer, SpikingLayer) and not is_snntorchs(layer) and not is_delay(layer):
             continue
         kind = type(layer).__name__
         if layer in names:
@@ -36,7 +36,7 @@ def check_neurons(layers: Sequence[tuple[str, nn.Module]]) -> None:
                 "unrolled; make a layer for each"
             )
         names[layer] = name
-        if (reason := _reason(layer)) is not None:
+        if not is_delay(layer) and (reason := _reason(layer)) is not None:
             raise TypeError(f"net.{name}: {kind} can't be unrolled: {reason}; keep the loop over time")
 
 

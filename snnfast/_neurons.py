@@ -13,7 +13,7 @@ from snnfast.rleaky import RLeaky
 from snnfast.rsynaptic import RSynaptic
 from snnfast.synaptic import Synaptic
 
-__all__ = ["LAYERS", "convert", "is_snntorchs", "reset"]
+__all__ = ["LAYERS", "convert", "is_delay", "is_snntorchs", "reset"]
 
 LAYERS: tuple[type[SpikingLayer], ...] = (Leaky, Synaptic, Lapicque, Alpha, RLeaky, RSynaptic)
 """One for each of ``_ops.NEURONS``, with the name of snnTorch's."""
@@ -23,7 +23,8 @@ def reset(net: nn.Module) -> None:
     """Set the states that the neurons of a network hold to zeros, and cut them from their graph, between two samples.
 
     It reaches every neuron layer in ``net``, snnfast's and snnTorch's, and no layer outside of ``net``.
-    (``snntorch.utils.reset`` reaches the layers of :mod:`snnfast.snntorch`, but not those of :mod:`snnfast`.)
+    (``snntorch.utils.reset`` reaches the layers of :mod:`snnfast.snntorch`, but not those of :mod:`snnfast`.) What a
+    ``SynapticDelay`` of snnTorch holds, which is newer than snnTorch 1.0.0, is set to zeros as well.
 
     Args:
         net: Any module, also a single layer. States keep their shape ``[B, *]``, dtype and device.
@@ -43,16 +44,31 @@ def reset(net: nn.Module) -> None:
     if not isinstance(net, nn.Module):
         raise TypeError(f"net: expected a torch.nn.Module, got {type(net).__name__}")
     for module in net.modules():
-        if isinstance(module, SpikingLayer) or is_snntorchs(module):
-            held: Any = module
-            if hasattr(held, "reset_mem"):  # StateLeaky and those derived from it hold nothing, and have none
-                held.reset_mem()
+        held: Any = module
+        if is_delay(module):
+            held.reset_delay()
+        elif isinstance(module, SpikingLayer) or is_snntorchs(module):
+            # StateLeaky and those derived from it hold nothing, and have none of these.
+            for method in ("reset_mem", "reset_state"):  # the second one of neuron_from_equations
+                if hasattr(held, method):
+                    getattr(held, method)()
+                    break
 
 
 def is_snntorchs(module: nn.Module) -> bool:
-    """Whether it is a neuron of snnTorch. It goes by names, so that snnTorch is never imported for it."""
-    names = ("SpikingNeuron", "LeakyParallel")
-    return any(c.__name__ in names and c.__module__.startswith("snntorch.") for c in type(module).__mro__)
+    """Whether it is a neuron of snnTorch, or any other layer of it that may hold a state.
+
+    It goes by names, so that snnTorch is never imported for it. A layer of a later version counts as a neuron, unless
+    it is known.
+    """
+    if is_delay(module) or type(module).__name__ == "RecurrentOneToOne":  # the weights of an RLeaky
+        return False
+    return any(c.__module__.startswith("snntorch._neurons.") for c in type(module).__mro__)
+
+
+def is_delay(module: nn.Module) -> bool:
+    """Whether it is a ``SynapticDelay`` of snnTorch (after 1.0.0), which holds the last inputs of its channels."""
+    return any(c.__name__ == "SynapticDelay" and c.__module__.startswith("snntorch.") for c in type(module).__mro__)
 
 
 def convert(net: nn.Module) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from snnfast._arguments import check_num_steps
 from snnfast._layer import SpikingLayer
 from snnfast._linear import Linear
-from snnfast._neurons import LAYERS, is_snntorchs
+from snnfast._neurons import LAYERS, is_delay, is_snntorchs
 
 __all__ = [
     "check_input",
@@ -81,7 +81,7 @@ def check_stateless(layer: nn.Module, argument: str, to_convert: bool) -> None:
         )
     for module in layer.modules():
         fused = [layer.__name__ for layer in LAYERS if layer.__name__ in [c.__name__ for c in type(module).__mro__]]
-        if isinstance(module, SpikingLayer) or (to_convert and fused and is_snntorchs(module)):
+        if isinstance(module, SpikingLayer) or is_delay(module) or (to_convert and fused and is_snntorchs(module)):
             raise TypeError(
                 f"{argument}: {kind} calls a {type(module).__name__} in its forward, which can't be unrolled; pass its "
                 "layers one by one or in an nn.Sequential, or give it a method unroll that takes all time steps "
@@ -105,22 +105,34 @@ def over_time(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 
 def has_unroll(layer: nn.Module) -> bool:
-    return callable(getattr(layer, "unroll", None))
+    """Whether a layer that is no neuron takes all time steps: snnTorch's ``SynapticDelay``, and any with a method."""
+    return callable(getattr(layer, "unroll", None)) or is_delay(layer)
 
 
 def unrolled(layer: Any, x: Tensor, lengths: Tensor | None) -> Tensor:
-    """A module with an ``unroll`` of its own, which takes ``lengths`` if it has an argument of that name."""
-    takes = lengths is not None and "lengths" in inspect.signature(layer.unroll).parameters
-    if lengths is not None and not takes and any(isinstance(m, SpikingLayer) for m in layer.modules()):
+    """A module with an ``unroll`` of its own, which takes ``lengths`` if it has an argument of that name; or a delay."""
+    if not callable(getattr(layer, "unroll", None)):
+        y = _delayed(layer, x)
+    elif lengths is not None and "lengths" in inspect.signature(layer.unroll).parameters:
+        y = layer.unroll(x, lengths=lengths)
+    elif lengths is not None and any(isinstance(module, SpikingLayer) for module in layer.modules()):
         raise ValueError(
             f"lengths: {type(layer).__name__} has an unroll of its own, and in it a neuron that must know them; give "
             "that unroll an argument lengths"
         )
-    y = layer.unroll(x, lengths=lengths) if takes else layer.unroll(x)
+    else:
+        y = layer.unroll(x)
     if not isinstance(y, Tensor) or y.shape[:1] != x.shape[:1]:
         got = f"shape {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
         raise ValueError(f"{type(layer).__name__}.unroll: expected it to return [T, B, *], T={len(x)}, got {got}")
     return y
+
+
+def _delayed(layer: Any, x: Tensor) -> Tensor:
+    """snnTorch's ``SynapticDelay``: one step at a time it goes on from what it holds, as in a loop."""
+    if not layer.step_mode:
+        return layer(x)  # type: ignore[no-any-return]
+    return torch.stack([layer(step) for step in x]) if len(x) else x
 
 
 def linear_behind(layers: Sequence[nn.Module], step_dims: int) -> tuple[Linear | None, int]:

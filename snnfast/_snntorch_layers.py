@@ -11,12 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from snnfast import alpha, lapicque, leaky, rleaky, rsynaptic, synaptic
+from snnfast._backend import warn_once
 from snnfast._instances import Instances
 from snnfast._layer import SpikingLayer
 
 __all__ = ["LAYERS", "Alpha", "DropIn", "Lapicque", "Leaky", "RLeaky", "RSynaptic", "Synaptic", "snntorch"]
 
 _INSTALL = 'pip install "snntorch>=1.0.0"'
+_NEWEST = (1, 0)
+"""The newest release of snnTorch whose neurons these are compared with, which is the oldest one as well."""
 
 try:
     import snntorch
@@ -33,8 +36,15 @@ def _check_version() -> None:
         version = importlib.metadata.version("snntorch")
     except importlib.metadata.PackageNotFoundError:  # a source tree on the path
         version = str(getattr(snntorch, "__version__", 0))
-    if int((re.match(r"\d+", version) or ["0"])[0]) < 1:
+    found = re.match(r"(\d+)\.?(\d*)", version)
+    release = (int(found[1]), int(found[2] or 0)) if found else (0, 0)
+    if release < _NEWEST:
         raise ImportError(f"snnfast.snntorch needs snntorch >= 1.0.0, but {version} is installed: {_INSTALL}")
+    if release > _NEWEST:
+        warn_once(
+            f"snnfast.snntorch: snntorch {version} is newer than snntorch 1.0, whose numbers the fused neurons have. "
+            "Everything else is that of the installed version."
+        )
 
 
 _check_version()
@@ -58,6 +68,8 @@ class DropIn(SpikingLayer):
             integrate = [name for name in vars(cls._theirs) if name.startswith("_base_")]
             cls._parts = ("fire", "fire_inhibition", "mem_reset", *integrate)
             cls._takes_delay = "reset_delay" in inspect.signature(cls._theirs).parameters
+            if hasattr(cls._theirs, "enable_homeostasis"):
+                cls.enable_homeostasis = _enable_homeostasis  # type: ignore[attr-defined]
             cls._entry = type("_Entry", (_Entry, cls), {name: _entered(name) for name in cls.neuron.states})
         elif cls.forward is cls._drop_in.forward:
             for part in cls._parts:
@@ -100,6 +112,15 @@ class DropIn(SpikingLayer):
     def reset_hidden(cls) -> None:
         """Set the held states of every layer of this neuron, snnTorch's included, to zeros."""
         cls._theirs.reset_hidden()
+
+
+def _enable_homeostasis(self: DropIn, *args: Any, **kwargs: Any) -> None:
+    """snnTorch's, after 1.0.0, lets the threshold of a step follow the spikes before it."""
+    name = self._drop_in.__name__
+    raise NotImplementedError(
+        f"enable_homeostasis: the fused step of snnfast.snntorch.{name} has a threshold that does not follow its "
+        f"spikes: use snntorch.{name}"
+    )
 
 
 class _Entry:
