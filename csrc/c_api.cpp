@@ -3,12 +3,14 @@
 #include <cstdint>
 #include <exception>
 #include <optional>
+#include <stdexcept>
 #include <string>
 #include <utility>
 
 #include "cpu/isa.h"
 #include "cpu/memory_limit.h"
 #include "cpu/pool.h"
+#include "cuda/device.h"
 #include "problem.h"
 
 #if defined(__clang__)
@@ -118,6 +120,19 @@ SNN_API bool snnfast_pool_idle_limit(uint64_t* bytes) {
 // nullptr: the demand decides.
 SNN_API void snnfast_pool_set_idle_limit(const uint64_t* bytes) {
   cpu::pool::set_idle_limit(bytes != nullptr ? std::optional<size_t>(*bytes) : std::nullopt);
+}
+
+// Why the kernels can't run on the current CUDA device goes to `reason`; "" where they can.
+SNN_API const char* snnfast_cuda_unavailable([[maybe_unused]] const char** reason) {
+  return message_of([&] {
+#if defined(SNN_CUDA)
+    thread_local std::string text;
+    text = cuda::unavailable();
+    *reason = text.c_str();
+#else
+    throw std::runtime_error("snnfast was built without CUDA");
+#endif
+  });
 }
 
 // Bytes of memory that this process may use, by the /proc and /sys in the folder `root`.

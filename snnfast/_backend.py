@@ -1,6 +1,5 @@
 """Which implementation runs: the fused kernels, or the step-by-step reference."""
 
-import functools
 import os
 import sys
 import threading
@@ -136,21 +135,35 @@ def unavailable(device: torch.device) -> str | None:
     if device.type == "cpu" or device.type == "meta":
         return None
     if device.type == "cuda":
-        if not _ops.extension.cuda:
-            return f"snnfast was built without CUDA: {_ops.extension.cuda_missing}"
-        return _unsupported(device) if torch.cuda.is_available() else None
+        return _cuda_unavailable(device)
     return f"snnfast has no kernels for device type {device.type!r}"
 
 
-@functools.cache
-def _unsupported(device: torch.device) -> str | None:
-    """Why the kernels in the binary can't run on this CUDA device: it is older than all of them."""
-    assert _ops.extension is not None
-    oldest = min(float(name.removesuffix("+PTX").rstrip("af")) for name in _ops.extension.cuda_architectures.split(";"))
-    major, minor = torch.cuda.get_device_capability(device)
-    if major + minor / 10 >= oldest:
-        return None
-    return f"its compute capability {major}.{minor} is below {oldest}, the lowest that snnfast was built for"
+_asked: dict[int, str | None] = {}  # what a CUDA device has answered, by its number
+
+
+def _cuda_unavailable(device: torch.device) -> str | None:
+    """Why the kernels can't run on a CUDA device. Its driver is asked once; a call then costs no more than this."""
+    extension = _ops.extension
+    assert extension is not None
+    if not extension.cuda:
+        return f"snnfast was built without CUDA: {extension.cuda_missing}"
+    if torch.version.hip is not None:
+        return f"this PyTorch is a build for ROCm {torch.version.hip}, and the kernels are for CUDA"
+    if device.index in _asked:
+        return _asked[device.index]
+    if not torch.cuda.is_available():
+        return None  # no tensor has memory there
+    index = torch.cuda.current_device() if device.index is None else device.index
+    if index not in _asked:
+        with torch.cuda.device(index):
+            reason = extension.cuda_unavailable()
+        if reason is not None:
+            major, minor = torch.cuda.get_device_capability(index)
+            reason += f" (a card of compute capability {major}.{minor}; kernels for {extension.cuda_architectures} by "
+            reason += f"{extension.cuda_compiler})"
+        _asked[index] = reason
+    return _asked[index]
 
 
 def use_fused(device: torch.device) -> bool:
@@ -183,5 +196,7 @@ def warn_once(message: str) -> None:
     warnings.warn(message, UserWarning, stacklevel=level)
 
 
-# What torch.compiler.assume_constant_result sets, without the import of the compiler: it warns while tracing.
+# What torch.compiler.assume_constant_result sets, without the import of the compiler: it warns, or asks a driver, while
+# tracing.
+_cuda_unavailable._dynamo_marked_constant = True  # type: ignore[attr-defined]
 warn_once._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -13,6 +13,9 @@ __all__ = ["config", "show_config"]
 def config() -> Mapping[str, str]:
     """Versions, build facts and availability of each backend, as text by name.
 
+    ``"fused on cuda"`` is about the current CUDA device, and each has a line of its own besides. Asking them whether
+    the kernels run starts CUDA there.
+
     Example::
 
         >>> import snnfast
@@ -40,6 +43,10 @@ def config() -> Mapping[str, str]:
         if reason is None and name == "cuda" and not torch.cuda.is_available():
             reason = "the kernels are built in, but torch sees no CUDA device"
         facts[f"fused on {name}"] = f"no: {reason}" if reason else "yes"
+    for index in range(torch.cuda.device_count()):
+        reason = _backend.unavailable(torch.device("cuda", index))
+        card = torch.cuda.get_device_name(index)
+        facts[f"fused on cuda:{index}"] = f"{card}: no: {reason}" if reason else f"{card}: yes"
     facts["threads"] = str(torch.get_num_threads())
     return facts
 

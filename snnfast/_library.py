@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 PATH = Path(__file__).parent / "_kernels.so"
+REBUILD = "build it again: SNNFAST_REQUIRE_EXT=1 pip install --no-build-isolation -e . beside its setup.py"
 
 _text, _count, _count_pointer = ctypes.c_char_p, ctypes.c_uint64, ctypes.POINTER(ctypes.c_uint64)
 # The functions: what they return, what they take.
@@ -22,6 +23,7 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "pool_idle_limit": (ctypes.c_bool, (_count_pointer,)),
     "pool_set_idle_limit": (None, (_count_pointer,)),
     "memory_limit": (_count, (_text,)),
+    "cuda_unavailable": (_text, (ctypes.POINTER(_text),)),
 }
 
 
@@ -75,7 +77,10 @@ class Library:
             self.option_fields = [(name, at, bits) for name, at, bits in facts["option_fields"]]
             self._isa_available: list[str] = facts["isa_available"]
         except (AttributeError, KeyError, ValueError) as error:
-            raise ImportError(f"{path} was built from other sources than these: {error}; build it again") from error
+            raise ImportError(
+                f"{path} was built from other sources than the Python files of snnfast, most likely older ones: "
+                f"{error}; {REBUILD}"
+            ) from error
         self.cuda = bool(self.cuda_compiler)
 
     def isa(self) -> str:
@@ -123,6 +128,15 @@ class Library:
         """Bytes of memory that this process may use, by the ``/proc`` and ``/sys`` in the folder ``root``."""
         size: int = self._library.snnfast_memory_limit(os.fsencode(root))
         return size
+
+    def cuda_unavailable(self) -> str | None:
+        """Why the kernels can't run on the current CUDA device; ``None`` where they can. It starts CUDA there.
+
+        Raises ``RuntimeError`` where CUDA fails for another reason.
+        """
+        reason = _text()
+        _check(self._library.snnfast_cuda_unavailable(ctypes.byref(reason)))
+        return reason.value.decode() if reason.value else None
 
 
 def _check(message: bytes | None) -> None:

@@ -8,6 +8,7 @@ the gradient of these weights. The ops of convolutions are named in ``_convoluti
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -107,10 +108,36 @@ RSYNAPTIC = Neuron(
 NEURONS = (LEAKY, SYNAPTIC, LAPICQUE, ALPHA, RLEAKY, RSYNAPTIC)
 
 
+# All others of the product's namespace.
+OPS = (
+    "count_events", "event_conv2d", "event_conv2d_weight", "max_pooling", "max_pooling_backward", "rows_like",
+    "spikes_as_bits", "spikes_linear", "spikes_linear_weight",
+)  # fmt: skip
+
+
+def names_of_ops() -> list[str]:
+    """Of every op that the compiled kernels have."""
+    names = list(OPS)
+    for neuron in NEURONS:
+        for kind in ("forward", "backward"):
+            names += [f"{neuron.name}_{kind}", *([f"{neuron.name}_{kind}_into"] if neuron.fed_back else [])]
+    return names
+
+
+def check_ops(path: Path) -> None:
+    """Raise ``ImportError`` where the library that was loaded from ``path`` lacks an op that Python calls."""
+    lacking = [name for name in names_of_ops() if not hasattr(getattr(torch.ops, NAMESPACE), name)]
+    if lacking:
+        raise ImportError(
+            f"{path} is older than the Python files of snnfast: it has no op {', '.join(lacking)}; {_library.REBUILD}"
+        )
+
+
 def _load() -> None:
     global extension, missing
     if _library.PATH.exists():
         extension = Library(_library.PATH)
+        check_ops(_library.PATH)
     elif sys.platform != "linux":
         missing = f"snnfast has kernels for Linux only, and this is {sys.platform}"
     else:
@@ -128,7 +155,7 @@ def check_names(attribute: str, names: Sequence[Any]) -> None:
     if found != list(names):
         raise ImportError(
             f"the kernels of snnfast were built from other sources than these: its {attribute} are {found}, "
-            f"not {list(names)}; build it again"
+            f"not {list(names)}; {_library.REBUILD}"
         )
 
 

@@ -292,21 +292,6 @@ def test_importing_prints_and_warns_nothing() -> None:
     assert (found.returncode, found.stdout, found.stderr) == (0, "", "")
 
 
-def test_a_gpu_older_than_every_kernel_is_named_as_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Build:
-        cuda = True
-        cuda_architectures = "8.0;9.0;12.0+PTX"
-
-    monkeypatch.setattr(_backend._ops, "extension", Build())
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    for capability, reason in (((7, 5), "7.5 is below 8.0"), ((8, 6), None), ((12, 0), None)):
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, c=capability: c)
-        _backend._unsupported.cache_clear()
-        found = _backend.unavailable(torch.device("cuda:0"))
-        assert (found is None) if reason is None else (found is not None and reason in found)
-    _backend._unsupported.cache_clear()
-
-
 def test_importing_does_not_import_the_compiler() -> None:
     found = run("import torch, sys; before = 'torch._dynamo' in sys.modules; import snnfast; "
                 "print(before or 'torch._dynamo' not in sys.modules)")  # fmt: skip

@@ -1,5 +1,9 @@
-// What the launches of all neurons share: the cache of the device, the limits by which a kernel is chosen, and errors.
+// What the launches of all neurons share: whether a device can run the kernels, its cache, the limits by which a kernel
+// is chosen, and errors.
+#include "device.h"
+
 #include <atomic>
+#include <stdexcept>
 
 #include "launch.cuh"
 
@@ -28,7 +32,44 @@ int64_t cache_bytes() {
   return bytes;
 }
 
+#if !defined(SNN_EMULATED)
+// There is machine code of it for the same architectures as of every kernel.
+__global__ void __launch_bounds__(32) probe_kernel() {}
+
+// 13.0 of 13000.
+std::string version(int number) { return std::to_string(number / 1000) + "." + std::to_string(number % 1000 / 10); }
+
+std::string old_driver() {
+  int driver = 0, runtime = 0;
+  cudaDriverGetVersion(&driver);
+  cudaRuntimeGetVersion(&runtime);
+  if (driver == 0) return "there is no driver of NVIDIA's";
+  return "its driver is one for CUDA " + version(driver) + ", and the kernels need one for CUDA " +
+         std::to_string(runtime / 1000) + " or newer";
+}
+#endif
+
 }  // namespace
+
+#if !defined(SNN_EMULATED)
+std::string unavailable() {
+  cudaFuncAttributes attributes;
+  const cudaError_t error = cudaFuncGetAttributes(&attributes, probe_kernel);
+  cudaGetLastError();  // else the next launch would report it
+  switch (error) {
+    case cudaSuccess: return "";
+    case cudaErrorInsufficientDriver: return old_driver();
+    case cudaErrorNoKernelImageForDevice:
+    case cudaErrorInvalidDeviceFunction: return "there are no kernels for this card in the library";
+    case cudaErrorInvalidPtx:
+    case cudaErrorUnsupportedPtxVersion:
+    case cudaErrorJitCompilerNotFound:
+    case cudaErrorJitCompilationDisabled:
+      return std::string("its driver can't compile the kernels from the PTX in the library: ") + error_string(error);
+    default: throw std::runtime_error(std::string("snnfast: CUDA failed: ") + error_string(error));
+  }
+}
+#endif
 
 bool exceeds_cache(int64_t bytes) { return bytes > cache_bytes(); }
 

@@ -1,0 +1,147 @@
+"""Where the kernels can't run: on which card, with which driver, PyTorch or library; what is said, and to whom."""
+
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+import snnfast
+from snnfast import _backend, _library, _ops
+
+OLD_DRIVER = "its driver is one for CUDA 12.2, and the kernels need one for CUDA 13 or newer"
+
+
+class Cards:
+    """A build with CUDA on a machine with cards, the second of which has too old a driver."""
+
+    cuda = True
+    cuda_architectures = "8.0;9.0;12.0+PTX"
+    cuda_compiler = "nvcc 13.0.88"
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.current = 0
+        self.asked: list[int] = []
+        monkeypatch.setattr(_ops, "extension", self)
+        monkeypatch.setattr(_backend, "_asked", {})
+        monkeypatch.setattr(_backend, "_warned", set())
+        for name, replacement in {
+            "is_available": lambda: True,
+            "current_device": lambda: self.current,
+            "device": self.chosen,
+            "get_device_capability": lambda index: (7, 0),
+        }.items():
+            monkeypatch.setattr(torch.cuda, name, replacement)
+
+    @contextmanager
+    def chosen(self, index: int) -> Iterator[None]:
+        before, self.current = self.current, index
+        yield
+        self.current = before
+
+    def cuda_unavailable(self) -> str | None:
+        self.asked.append(self.current)
+        return OLD_DRIVER if self.current == 1 else None
+
+
+@pytest.fixture
+def cards(monkeypatch: pytest.MonkeyPatch) -> Cards:
+    return Cards(monkeypatch)
+
+
+def test_a_card_that_cannot_run_the_kernels_is_asked_once_and_told_with_its_reason(cards: Cards) -> None:
+    why = f"{OLD_DRIVER} (a card of compute capability 7.0; kernels for 8.0;9.0;12.0+PTX by nvcc 13.0.88)"
+    for _ in range(3):
+        assert _backend.unavailable(torch.device("cuda:0")) is None
+        assert _backend.unavailable(torch.device("cuda")) is None
+        assert _backend.unavailable(torch.device("cuda:1")) == why
+    assert (cards.asked, cards.current) == ([0, 1], 0)
+
+
+def test_such_a_card_falls_back_with_one_warning_and_the_fused_backend_is_an_error(cards: Cards) -> None:
+    with snnfast.use_backend("auto"):
+        assert _backend.use_fused(torch.device("cuda:0"))
+        with pytest.warns(UserWarning, match=f"slow reference path on cuda:1: {OLD_DRIVER}") as caught:
+            assert not _backend.use_fused(torch.device("cuda:1"))
+        assert len(caught) == 1
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert not _backend.use_fused(torch.device("cuda:1"))
+    with snnfast.use_backend("fused"), pytest.raises(RuntimeError, match=f"'fused'.*cuda:1: {OLD_DRIVER}"):
+        _backend.use_fused(torch.device("cuda:1"))
+
+
+def test_the_answer_of_a_card_is_a_constant_to_the_compiler(cards: Cards, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The compiler must see no card, for which it would look for more than is there.
+    to_us = "snnfast._backend"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: sys._getframe(1).f_globals["__name__"] == to_us)
+    torch._dynamo.reset()
+
+    def told(x: torch.Tensor) -> torch.Tensor:
+        first, second = (_backend.unavailable(torch.device("cuda", index)) for index in (0, 1))
+        return x + (10 if first is None else 20) + (1 if second is None else 2)
+
+    compiled = torch.compile(told, backend="eager", fullgraph=True)
+    for _ in range(2):
+        assert compiled(torch.zeros(1)).item() == 12
+    assert cards.asked == [0, 1]
+
+
+def test_each_card_has_a_line_of_its_own(cards: Cards, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"Card {index}")
+    for name in ("compiler", "torch_target", "isa", "isa_available"):
+        monkeypatch.setattr(cards, name, "baseline" if "isa" not in name else lambda: ["baseline"], raising=False)
+    facts = snnfast.config()
+    assert facts["fused on cuda"] == facts["fused on cuda:0"].removeprefix("Card 0: ") == "yes"
+    assert facts["fused on cuda:1"].startswith(f"Card 1: no: {OLD_DRIVER}")
+
+
+def test_a_build_of_pytorch_for_rocm_is_named_as_the_reason(cards: Cards, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    reason = "this PyTorch is a build for ROCm 6.4, and the kernels are for CUDA"
+    assert _backend.unavailable(torch.device("cuda:0")) == reason
+    assert cards.asked == []
+
+
+@pytest.mark.needs_extension
+def test_the_library_itself_tells_that_there_is_no_driver_or_no_cuda() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a card")
+    if _ops.extension.cuda:
+        assert _ops.extension.cuda_unavailable() == "there is no driver of NVIDIA's"
+    else:
+        with pytest.raises(RuntimeError, match="snnfast was built without CUDA"):
+            _ops.extension.cuda_unavailable()
+
+
+def test_a_library_that_lacks_an_op_is_an_error_that_says_how_to_build_it_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_ops, "OPS", (*_ops.OPS, "an_op_of_tomorrow"))
+    with pytest.raises(
+        ImportError, match=r"_kernels\.so is older than .*no op an_op_of_tomorrow; build it again: .*pip"
+    ):
+        _ops.check_ops(_library.PATH)
+
+
+@pytest.mark.needs_extension
+def test_a_library_that_lacks_a_function_is_an_error_that_says_how_to_build_it_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(_library._FUNCTIONS, "of_tomorrow", (None, ()))
+    with pytest.raises(ImportError, match=r"_kernels\.so .* older ones: .*snnfast_of_tomorrow; build it again: .*pip"):
+        _library.Library(_library.PATH)
+
+
+@pytest.mark.needs_extension
+def test_every_op_that_the_library_registers_is_looked_for() -> None:
+    code = (
+        f"import torch; torch.ops.load_library({str(_library.PATH)!r})\n"
+        "print(*(name[9:] for name in torch._C._dispatch_get_all_op_names() if name.startswith('snnfast::')))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert sorted(found.stdout.split()) == sorted(_ops.names_of_ops()), found.stderr
