@@ -27,7 +27,7 @@ LIBRARY = "snnfast/_kernels.so"
 EXTENSION = Extension("snnfast._kernels", [], optional=True)  # as setuptools sees it
 TORCH_TARGET = (2, 11)
 TORCH_TARGET_FLAG = f"-DTORCH_TARGET_VERSION=0x{TORCH_TARGET[0]:02x}{TORCH_TARGET[1]:02x}000000000000"
-DEFAULT_ARCHITECTURES = ["8.0", "9.0", "10.0", "12.0"]  # and PTX of the last, for what comes later
+DEFAULT_ARCHITECTURES = ["7.5", "8.0", "9.0", "10.0", "12.0"]  # and PTX of the last, for what comes later
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 NEURONS = sorted(path.stem for path in (ROOT / "csrc/neurons").glob("*.cpp"))
 
@@ -142,6 +142,15 @@ def check_variables() -> None:
         compiler()
     if switch("SNNFAST_CUDA"):
         cuda_home()
+
+
+def compression(home: Path) -> list[str]:
+    """The best compression of machine code, which nvcc knows from 12.8 on: to a tenth of what 13.0 makes by itself.
+
+    A driver before that of CUDA 12.4 can't read it. One that is so old runs nothing of nvcc 13 anyway.
+    """
+    told = subprocess.run([home / "bin/nvcc", "--help"], capture_output=True, text=True, check=True).stdout
+    return ["--compress-mode=size"] if "--compress-mode" in told else []
 
 
 def gencode(names: list[str]) -> list[str]:
@@ -268,7 +277,7 @@ def write_ninja(path: Path, output: Path) -> None:
         flags = [*cxx, *of_torch, *flags]
         lines += [f"build {name}.o: cxx {ninja_path(ROOT.resolve() / source)}", "  flags = " + " ".join(flags)]
     if home is not None:
-        nvcc = [*NVCC_FLAGS, *gencode(architectures(home))]
+        nvcc = [*NVCC_FLAGS, *compression(home), *gencode(architectures(home))]
         if "CXX" in os.environ:
             nvcc.append(f"-ccbin={shlex.quote(shlex.split(compiler())[-1])}")
         if strict:

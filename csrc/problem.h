@@ -163,6 +163,7 @@ struct Backward : Problem<Neuron> {
   bool clamp_closed;                   // whether a clamped parameter gets a gradient at exactly 0 and 1
   SurrogateKind surrogate;             // kNone: no gradient passes through a spike; never kNone with `derivative`
   Coefficients coefficients;
+  Rational rational;  // the same for a plain kernel of CUDA, which sets it at its launch
 
   bool recorded() const { return mem_rec != nullptr || tells_membrane(saved); }
   bool sums_parameters() const {

@@ -219,6 +219,17 @@ def test_an_architecture_that_nvcc_does_not_know_is_an_error(tmp_path: Path, mon
     assert setup.architectures(tmp_path) == ["8.0", "9.0+PTX"]
 
 
+@pytest.mark.parametrize(
+    ("help_text", "flags"), [("--compress-mode [default,size]", ["--compress-mode=size"]), ("--no-compress", [])]
+)
+def test_machine_code_is_compressed_as_far_as_nvcc_knows(help_text: str, flags: list[str], tmp_path: Path) -> None:
+    nvcc = tmp_path / "bin/nvcc"
+    nvcc.parent.mkdir()
+    nvcc.write_text(f"#!/bin/sh\necho '{help_text}'\n")
+    nvcc.chmod(0o755)
+    assert setup.compression(tmp_path) == flags
+
+
 def test_the_torch_that_is_built_for_is_the_oldest_that_is_tested() -> None:
     assert environments.oldest_torch() == f"torch=={'.'.join(map(str, setup.TORCH_TARGET))}.*"
     assert environments.newest_torch() != environments.oldest_torch()

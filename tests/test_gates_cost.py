@@ -11,7 +11,7 @@ from tools.gates.cases import Case
 from tools.gates.interpret import Run
 from tools.gates.operands import Operands, split
 
-NAME = "forward_plain<Leaky, float, 1, (Reset)0, false, (Stream)0>"
+NAME = "forward_plain<Leaky, float, 1, (Reset)0, false>"
 
 
 def control(stall: int, sets: int = 7, waits: int = 0) -> int:
@@ -175,10 +175,10 @@ def test_the_cost_of_a_step_is_what_more_steps_take(program: Path) -> None:
 
 
 def test_every_name_of_a_kernel_has_a_launch_or_is_left_out() -> None:
-    names = [NAME, "backward_plain<Lapicque, Half, 4, (Reset)1, FastSigmoid>", "backward<Leaky, Half, 4, true>"]
+    names = [NAME, "backward_plain<Synaptic, Half, 4, (Reset)1>", "backward<Leaky, Half, 4, true>"]
     found = cost.ordinary_cases([*names, "backward_chunked<Leaky, float, 1, false>"])
     assert [case.kernel for case in found] == names
-    assert (found[1].reset, found[1].surrogate, found[2].saved) == ("zero", "fast_sigmoid", "membrane")
+    assert (found[1].reset, found[2].saved) == ("zero", "membrane")
 
 
 def test_a_kernel_that_costs_more_than_its_budget_fails() -> None:
@@ -205,7 +205,7 @@ def test_the_model_takes_the_kernel_that_the_launch_code_takes() -> None:
     few, many = model.Shape("few", 4096, 256), model.Shape("many", 100, 1 << 20)
     assert model.kernel_of(few, True).startswith("backward_plain_chunked<Leaky, float, 1,")
     assert model.kernel_of(many, True).startswith("backward_plain<Leaky, float, 4,")
-    assert model.kernel_of(few, False).endswith("(Stream)0>")
+    assert model.kernel_of(few, False).endswith("float, 1, (Reset)0, false>")
     assert model.bytes_of(many, True) == 4 * (3 * 100 + 6) << 20
 
 

@@ -28,14 +28,13 @@ constexpr int kLeastBlocks = [] {
   constexpr int kOf = kThreads<Neuron, S, V>;
   constexpr int kFit = 228 * 1024 / (kOf * kBytes<Neuron, S, V> + 1024);
   constexpr bool kMany = Neuron::kStates + Neuron::kParameters > 7;  // values of a neuron
-  constexpr int kWanted = sizeof(S) == 8 ? (V == 1 ? 896 : 640)
-                          : V > 1        ? (Neuron::kStates > 1 ? 256 : 384)
-                                         : (kMany ? 768 : 1024);
+  constexpr int kWanted = sizeof(S) == 8 ? 896 : V > 1 ? (Neuron::kStates > 1 ? 256 : 384) : (kMany ? 768 : 1024);
   return std::min(kFit, kWanted / kOf);
 }();
 
-template <typename Neuron, typename S, int V, bool kRecorded, bool kRagged>
-__device__ __forceinline__ void take_back_through_time(const Backward<Neuron>& p, bool streaming) {
+template <typename Neuron, typename S, int V, bool kRecorded>
+__global__ void __launch_bounds__(kThreads<Neuron, S, V>, kLeastBlocks<Neuron, S, V>)
+    backward_kernel(const Backward<Neuron> p, const bool streaming) {
   using A = typename Acc<S>::type;
   constexpr int kColumns = kThreads<Neuron, S, V>;
   __shared__ A steps[kRecorded ? 1 : kCheckpoint * kKeptRows<Neuron>][V][kColumns];
@@ -43,38 +42,27 @@ __device__ __forceinline__ void take_back_through_time(const Backward<Neuron>& p
   for (int64_t group = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; group < p.N / V; group += stride) {
     BackwardPass<Neuron, S, V, kRecorded, kColumns> neurons(p, group * V, steps, streaming);
     neurons.start_at_end();
-    const int64_t end = kRagged ? p.steps_of(group * V) : p.T;
-    if constexpr (kRagged) neurons.start_behind(end);
+    int64_t end = p.T;
+    if constexpr (V == 1) {  // a ragged batch takes no vectors
+      end = p.steps_of(group);
+      neurons.start_behind(end);
+    }
     neurons.run(0, end);
     neurons.finish();
   }
 }
 
-template <typename Neuron, typename S, int V, bool kRecorded>
-__global__ void __launch_bounds__(kThreads<Neuron, S, V>, kLeastBlocks<Neuron, S, V>)
-    backward_kernel(const Backward<Neuron> p, const bool streaming) {
-  take_back_through_time<Neuron, S, V, kRecorded, false>(p, streaming);
-}
-
-template <typename Neuron, typename S, int V, bool kRecorded>
-__global__ void __launch_bounds__(kThreads<Neuron, S, V>)
-    backward_ragged_kernel(const Backward<Neuron> p, const bool streaming) {
-  take_back_through_time<Neuron, S, V, kRecorded, true>(p, streaming);
-}
-
 template <typename Neuron, typename S, bool kRecorded>
 int launch_backward(const Backward<Neuron>& p, void* stream) {
   constexpr int V = kWidth<S>;
-  const bool ragged = p.lengths != nullptr;
-  const auto choose = [=](auto kernel, auto ragged_kernel) { return ragged ? ragged_kernel : kernel; };
-  const bool vectors = p.N >= vector_minimum() && (ragged ? p.sample : p.N) % V == 0 &&
-                       aligned(p.x, p.initial, p.mem_rec, p.rows, p.derivative, p.grad_spk, p.grad_record, p.grad_last,
-                               p.grad_x, p.grad_initial, p.grad_parameters);
-  return vectors
-             ? launch(choose(backward_kernel<Neuron, S, V, kRecorded>, backward_ragged_kernel<Neuron, S, V, kRecorded>),
-                      p.N / V, kThreads<Neuron, S, V>, stream, p)
-             : launch(choose(backward_kernel<Neuron, S, 1, kRecorded>, backward_ragged_kernel<Neuron, S, 1, kRecorded>),
-                      p.N, threads_for(p.N, kThreads<Neuron, S, 1>), stream, p);
+  if constexpr (V > 2) {  // two in double would issue as much for each as one
+    if (p.lengths == nullptr && p.N >= vector_minimum() && p.N % V == 0 &&
+        aligned(p.x, p.initial, p.mem_rec, p.rows, p.derivative, p.grad_spk, p.grad_record, p.grad_last, p.grad_x,
+                p.grad_initial, p.grad_parameters)) {
+      return launch(backward_kernel<Neuron, S, V, kRecorded>, p.N / V, kThreads<Neuron, S, V>, stream, p);
+    }
+  }
+  return launch(backward_kernel<Neuron, S, 1, kRecorded>, p.N, threads_for(p.N, kThreads<Neuron, S, 1>), stream, p);
 }
 
 }  // namespace

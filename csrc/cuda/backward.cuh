@@ -166,11 +166,14 @@ struct BackwardPass {
       currents[j] =
           get<S, V>(static_cast<const S*>(p.x) + (p.constant ? 0 : (start + k + j) * p.N) + first, last && !p.constant);
     }
-#pragma unroll
+    // One after the other in the same place, as in forward.
+#pragma unroll 1
     for (int j = 0; j < Steps; ++j) {
       if (k + j >= count) break;
       A x[V];
-      unpack(currents[j], x);
+      unpack(currents[0], x);
+#pragma unroll
+      for (int next = 1; next < Steps; ++next) currents[next - 1] = currents[next];
 #pragma unroll
       for (int i = 0; i < V; ++i) {
         resets[i] |= static_cast<uint32_t>(state[i][kMem] > threshold(i)) << (k + j);
@@ -278,17 +281,23 @@ struct BackwardPass {
         if (t > 0) rows[j] = recorded(t - 1);
       }
     }
-#pragma unroll
+#pragma unroll 1
     for (int j = Steps - 1; j >= 0; --j) {
-      if (k + j >= count) continue;
-      const int64_t t = start + k + j;
-      Step step;
-      if constexpr (kRecorded) {
-        read_back(rows[j], t, step);
-      } else {
-        read_back(k + j, step);
+      if (k + j < count) {
+        const int64_t t = start + k + j;
+        Step step;
+        if constexpr (kRecorded) {
+          read_back(rows[Steps - 1], t, step);
+        } else {
+          read_back(k + j, step);
+        }
+        adjoint_step(t, step, given[Steps - 1]);
       }
-      adjoint_step(t, step, given[j]);
+#pragma unroll
+      for (int next = Steps - 1; next > 0; --next) {
+        given[next] = given[next - 1];
+        if constexpr (kRecorded) rows[next] = rows[next - 1];
+      }
     }
   }
 

@@ -91,7 +91,7 @@ __global__ void __launch_bounds__(kSegments<Neuron, typename Acc<S>::type>* kLan
 }
 
 // The same of an ordinary call (plain.cuh), whose options are template arguments.
-template <typename Neuron, typename S, int V, Reset kReset, typename Surrogate>
+template <typename Neuron, typename S, int V, Reset kReset>
 __global__ void __launch_bounds__(kSegments<Neuron, typename Acc<S>::type>* kLanes, 1)
     backward_plain_chunked_kernel(const Backward<Neuron> p, const bool streaming) {
   static_assert(V == 1, "a lane takes one neuron");
@@ -103,7 +103,7 @@ __global__ void __launch_bounds__(kSegments<Neuron, typename Acc<S>::type>* kLan
   const int end = static_cast<int>(start_of<kOf>(segment + 1, p.T));
   const int64_t own = static_cast<int64_t>(blockIdx.x) * kLanes + lane;
   const bool there = own < p.N, some = there && begin < end;
-  PlainBackward<Neuron, S, V, kReset, Surrogate, 1> neuron(p, there ? own : p.N - 1, false, nullptr);
+  PlainBackward<Neuron, S, V, kReset, 1> neuron(p, there ? own : p.N - 1, false, nullptr);
   neuron.streaming = streaming && segment == kLast;
   if (some) neuron.start(end);
   neuron.load();
@@ -132,11 +132,11 @@ __global__ void __launch_bounds__(kSegments<Neuron, typename Acc<S>::type>* kLan
   if (segment == 0 && there) neuron.finish();
 }
 
-template <typename Neuron, typename S, Reset kReset, typename Surrogate>
+template <typename Neuron, typename S, Reset kReset>
 int launch_plain_chunked(const Backward<Neuron>& p, void* stream) {
   constexpr int kThreads = kSegments<Neuron, typename Acc<S>::type> * kLanes;
-  return launch_blocks(backward_plain_chunked_kernel<Neuron, S, 1, kReset, Surrogate>, (p.N + kLanes - 1) / kLanes,
-                       kThreads, stream, p);
+  return launch_blocks(backward_plain_chunked_kernel<Neuron, S, 1, kReset>, (p.N + kLanes - 1) / kLanes, kThreads,
+                       stream, p);
 }
 
 template <typename Neuron, typename S, bool kRecorded>
@@ -151,15 +151,15 @@ int launch_chunked(const Backward<Neuron>& p, void* stream) {
 template <typename Neuron>
 int backward_chunked([[maybe_unused]] const Backward<Neuron>& p, [[maybe_unused]] void* stream) {
   if constexpr (kSharesTime<Neuron>) {
+    if constexpr (HasPlain<Neuron>) {
+      if (is_plain_backward(p)) {
+        return visit_plain_backward(p, [&](const Backward<Neuron>& plain, auto element, auto reset) {
+          return launch_plain_chunked<Neuron, decltype(element), decltype(reset)::value>(plain, stream);
+        });
+      }
+    }
     return visit_element(p.dtype, [&](auto element) {
       using S = decltype(element);
-      if constexpr (HasPlain<Neuron>) {
-        if (is_plain_backward(p)) {
-          return visit_plain_backward(p, [&](auto reset, auto surrogate) {
-            return launch_plain_chunked<Neuron, S, decltype(reset)::value, decltype(surrogate)>(p, stream);
-          });
-        }
-      }
       return p.recorded() ? launch_chunked<Neuron, S, true>(p, stream) : launch_chunked<Neuron, S, false>(p, stream);
     });
   }

@@ -19,7 +19,7 @@ constexpr int kThreads = [] {
 }();
 
 // The least number of blocks at once: with less the compiler takes more registers, with more it spills.
-template <typename Neuron, typename S, int V, typename Surrogate>
+template <typename Neuron, typename S, int V>
 constexpr int kLeastBlocks = [] {
   constexpr int kOf = kThreads<Neuron, S, V>;
   if (V > 1 && kRows<Neuron> > 1) return 256 / kOf;
@@ -27,20 +27,18 @@ constexpr int kLeastBlocks = [] {
   if (V > 1) return 384 / kOf;  // it takes a few registers too many for 512
 #endif
   if (V > 1) return 512 / kOf;
-  if (sizeof(S) == 8) return 384 / kOf;
-  if (kRows<Neuron> > 1) return 512 / kOf;
-  return (std::is_same_v<Surrogate, ATan> ? 896 : 768) / kOf;
+  return (kRows<Neuron> > 1 ? 512 : 896) / kOf;
 }();
 
-template <typename Neuron, typename S, int V, Reset kReset, typename Surrogate>
-__global__ void __launch_bounds__(kThreads<Neuron, S, V>, kLeastBlocks<Neuron, S, V, Surrogate>)
+template <typename Neuron, typename S, int V, Reset kReset>
+__global__ void __launch_bounds__(kThreads<Neuron, S, V>, kLeastBlocks<Neuron, S, V>)
     backward_plain_kernel(const Backward<Neuron> p, const bool streaming) {
   using A = typename Acc<S>::type;
   constexpr int kOf = kThreads<Neuron, S, V>;
   __shared__ Pack<A, V> steps[V == 1 ? 1 : kChunk * kRows<Neuron>][kOf];
   const int64_t first = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * V;
   if (first >= p.N) return;
-  PlainBackward<Neuron, S, V, kReset, Surrogate, kOf> neurons(p, first, streaming, steps);
+  PlainBackward<Neuron, S, V, kReset, kOf> neurons(p, first, streaming, steps);
   const int T = static_cast<int>(p.T);
   neurons.start(T);
   neurons.load();
@@ -48,17 +46,14 @@ __global__ void __launch_bounds__(kThreads<Neuron, S, V>, kLeastBlocks<Neuron, S
   neurons.finish();
 }
 
-template <typename Neuron, typename S, Reset kReset, typename Surrogate>
+template <typename Neuron, typename S, Reset kReset>
 int launch_width(const Backward<Neuron>& p, void* stream) {
-  if constexpr (sizeof(S) < 8) {  // two in double would issue as much for each as one
-    constexpr int V = kWidth<S>;
-    if (p.N >= vector_minimum() && p.N % V == 0 &&
-        aligned(p.x, p.initial, p.rows, p.grad_spk, p.grad_last, p.grad_x, p.grad_initial)) {
-      return launch(backward_plain_kernel<Neuron, S, V, kReset, Surrogate>, p.N / V, kThreads<Neuron, S, V>, stream, p);
-    }
+  constexpr int V = kWidth<S>;
+  if (p.N >= vector_minimum() && p.N % V == 0 &&
+      aligned(p.x, p.initial, p.rows, p.grad_spk, p.grad_last, p.grad_x, p.grad_initial)) {
+    return launch(backward_plain_kernel<Neuron, S, V, kReset>, p.N / V, kThreads<Neuron, S, V>, stream, p);
   }
-  return launch(backward_plain_kernel<Neuron, S, 1, kReset, Surrogate>, p.N, threads_for(p.N, kThreads<Neuron, S, 1>),
-                stream, p);
+  return launch(backward_plain_kernel<Neuron, S, 1, kReset>, p.N, threads_for(p.N, kThreads<Neuron, S, 1>), stream, p);
 }
 
 }  // namespace
@@ -73,21 +68,16 @@ bool is_plain_backward(const Backward<Neuron>& p) {
 }
 
 template <typename Neuron>
-int backward_plain([[maybe_unused]] Backward<Neuron> p, [[maybe_unused]] void* stream) {
+int backward_plain([[maybe_unused]] const Backward<Neuron>& p, [[maybe_unused]] void* stream) {
   if constexpr (HasPlain<Neuron>) {
-    // The kernel computes an address from it before it knows that the first chunk has no checkpoint.
-    if (p.rows == nullptr) p.rows = p.x;
-    return visit_element(p.dtype, [&](auto element) {
-      using S = decltype(element);
-      return visit_plain_backward(p, [&](auto reset, auto surrogate) {
-        return launch_width<Neuron, S, decltype(reset)::value, decltype(surrogate)>(p, stream);
-      });
+    return visit_plain_backward(p, [&](const Backward<Neuron>& plain, auto element, auto reset) {
+      return launch_width<Neuron, decltype(element), decltype(reset)::value>(plain, stream);
     });
   }
   return static_cast<int>(cudaErrorInvalidValue);
 }
 
 template bool is_plain_backward<SNN_NEURON>(const Backward<SNN_NEURON>&);
-template int backward_plain<SNN_NEURON>(Backward<SNN_NEURON>, void*);
+template int backward_plain<SNN_NEURON>(const Backward<SNN_NEURON>&, void*);
 
 }  // namespace snnfast::cuda

@@ -7,14 +7,17 @@
 
 namespace snnfast::cuda {
 
-// Calls f with the reset, as a type, and the surrogate of a call for which is_plain_backward() is true.
+// Calls f with the problem as a kernel takes it, an element, and the reset as a type, of a call for which
+// is_plain_backward() is true.
 template <typename Neuron, typename F>
-int visit_plain_backward(const Backward<Neuron>& p, F&& f) {
-  const auto with_reset = [&](auto reset) {
-    return p.surrogate == SurrogateKind::kATan ? f(reset, ATan{}) : f(reset, FastSigmoid{});
-  };
-  return p.rules.reset == Reset::kZero ? with_reset(std::integral_constant<Reset, Reset::kZero>{})
-                                       : with_reset(std::integral_constant<Reset, Reset::kSubtract>{});
+int visit_plain_backward(Backward<Neuron> p, F&& f) {
+  p.rational = Rational::of(p.surrogate, p.coefficients);
+  // The kernel computes an address from it before it knows that the first chunk has no checkpoint.
+  if (p.rows == nullptr) p.rows = p.x;
+  return visit_plain_element(p.dtype, [&](auto element) {
+    return p.rules.reset == Reset::kZero ? f(p, element, std::integral_constant<Reset, Reset::kZero>{})
+                                         : f(p, element, std::integral_constant<Reset, Reset::kSubtract>{});
+  });
 }
 
 inline constexpr int kChunk = static_cast<int>(kCheckpoint);
@@ -87,7 +90,7 @@ struct Trajectory<Neuron, A, 1, kOf> {
   __device__ __forceinline__ Kept<Neuron, A, 1> get(int k) const { return steps[k]; }
 };
 
-template <typename Neuron, typename S, int V, Reset kReset, typename Surrogate, int kOf>
+template <typename Neuron, typename S, int V, Reset kReset, int kOf>
 struct PlainBackward {
   using A = typename Acc<S>::type;
   using Batch = Raw<S, V>[kBatch<V>];
@@ -111,7 +114,11 @@ struct PlainBackward {
 
   __device__ __forceinline__ PlainBackward(const Backward<Neuron>& problem, int64_t first_neuron, bool stream,
                                            Pack<A, V> (*shared)[kOf])
-      : p(problem), first(first_neuron), streaming(stream), trajectory(shared) {}
+      : p(problem),
+        first(first_neuron),
+
+        streaming(stream),
+        trajectory(shared) {}
 
   // Requests what going back from `end` begins with.
   __device__ __forceinline__ void start(int end) {
@@ -254,7 +261,6 @@ struct PlainBackward {
   __device__ __forceinline__ void adjoint(const Raw<S, V>& gradient, const A (&earlier)[V][kStates],
                                           const Kept<Neuron, A, V>& after) {
     constexpr Rules kRules{kReset, true};
-    const A a = static_cast<A>(p.coefficients.a), b = static_cast<A>(p.coefficients.b);
     A spk[V], dx[V], none[kStates];
     fill(none, -A(0));  // the compiler may leave it out of a sum, which 0 would change
     unpack(gradient, spk);
@@ -262,9 +268,9 @@ struct PlainBackward {
     for (int i = 0; i < V; ++i) {
       const A v = after.rows[kMem][i], x_of_step = after.current(i);
       A unused[kParameters] = {};
-      const A derivative = Surrogate::template derivative<Fused>(v - parameters[kThreshold], a, b);
-      dx[i] = Neuron::template adjoint<Fused>(kRules, x_of_step, earlier[i], v, Given<A>{spk[i], derivative, true},
-                                              none, parameters, carry[i], unused);
+      const A slope = derivative(p.rational, v - parameters[kThreshold]);
+      dx[i] = Neuron::template adjoint<Fused>(kRules, x_of_step, earlier[i], v, Given<A>{spk[i], slope, true}, none,
+                                              parameters, carry[i], unused);
       if constexpr (kTrial) {
         Neuron::template adjoint<Fused>(kRules, x_of_step, earlier[i], v, Given<A>{A(0), A(0), false}, none, parameters,
                                         factor[i], unused);

@@ -8,16 +8,16 @@ constexpr int kThreads = 256;
 // Time steps whose input is under way before the first of them is used: memory latency is what limits this kernel.
 constexpr int kAhead = 4;
 
-// kDeciding: whether the membranes that decided the spikes are an output. kRagged: whether samples differ in their
-// steps. Both hold registers that other calls need.
-template <typename Neuron, typename S, int V, bool kDeciding, bool kRagged>
+// One neuron alone also does what holds registers that several need: its sample may have fewer steps than others, and
+// the membranes that decided the spikes may be an output.
+template <typename Neuron, typename S, int V>
 struct ForwardPass {
   using A = typename Acc<S>::type;
   static constexpr int kStates = Neuron::kStates;
 
   const Forward<Neuron>& p;
   int64_t first;
-  int64_t own_steps;  // if ragged
+  int64_t own_steps;  // of one neuron alone
   bool streaming;
   A parameters[V][Neuron::kParameters];
   A state[V][kStates];
@@ -25,14 +25,14 @@ struct ForwardPass {
   uint32_t bits[(V + 3) / 4];  // a byte to each neuron: its spikes of up to eight steps, where they are saved
 
   __device__ ForwardPass(const Forward<Neuron>& problem, int64_t first_neuron, bool stream)
-      : p(problem), first(first_neuron), own_steps(kRagged ? problem.steps_of(first_neuron) : 0), streaming(stream) {
+      : p(problem), first(first_neuron), own_steps(V == 1 ? problem.steps_of(first_neuron) : 0), streaming(stream) {
     load_parameters(p, first, parameters);
     load_initial(p, first, state);
     fill(count, A(0));
     fill(bits, 0u);
   }
 
-  __device__ __forceinline__ int64_t T() const { return kRagged ? own_steps : p.T; }
+  __device__ __forceinline__ int64_t T() const { return V == 1 ? own_steps : p.T; }
   __device__ __forceinline__ A threshold(int i) const { return parameters[i][Problem<Neuron>::kThreshold]; }
 
   // Steps t to t + kAhead - 1, as far as there are any.
@@ -45,10 +45,13 @@ struct ForwardPass {
       if (t + k >= T()) break;
       x[k] = get<S, V>(static_cast<const S*>(p.x) + (p.constant ? 0 : (t + k) * p.N) + first, last);
     }
-#pragma unroll
+    // Unrolled, it would be four times as much code. So each current moves up to the place of the one before.
+#pragma unroll 1
     for (int k = 0; k < kAhead; ++k) {
       if (t + k >= T()) break;
-      step(t + k, x[k]);
+      step(t + k, x[0]);
+#pragma unroll
+      for (int next = 1; next < kAhead; ++next) x[next - 1] = x[next];
     }
   }
 
@@ -70,7 +73,9 @@ struct ForwardPass {
       spk[i] = fired.spk;
     }
     const int64_t at = t * p.N + first;
-    if constexpr (kDeciding) store<V>(static_cast<A*>(p.deciding) + at, v, streaming);
+    if constexpr (V == 1) {
+      if (p.deciding != nullptr) store<V>(static_cast<A*>(p.deciding) + at, v, streaming);
+    }
     if (p.reduce) {
 #pragma unroll
       for (int i = 0; i < V; ++i) count[i] += spk[i];
@@ -119,7 +124,7 @@ struct ForwardPass {
     fill(none, A(0));
     for (int64_t t = own_steps; t < p.T; ++t) {
       const int64_t at = t * p.N + first;
-      if constexpr (kDeciding) store<V>(static_cast<A*>(p.deciding) + at, none, streaming);
+      if (p.deciding != nullptr) store<V>(static_cast<A*>(p.deciding) + at, none, streaming);
       if (!p.reduce) store<V>(static_cast<S*>(p.spk) + at, none, streaming);
 #pragma unroll
       for (int s = 0; s < kStates; ++s) {
@@ -139,7 +144,7 @@ struct ForwardPass {
   }
 
   __device__ __forceinline__ void finish() {
-    if constexpr (kRagged) fill_padding();
+    if constexpr (V == 1) fill_padding();
     if (p.reduce) store<V>(static_cast<S*>(p.spk) + first, count);
 #pragma unroll
     for (int s = 0; s < kStates; ++s) {
@@ -152,7 +157,7 @@ struct ForwardPass {
 // in double it spills some to run more blocks.
 template <typename Neuron, typename S, int V>
 constexpr int kLeastBlocks = [] {
-  if (sizeof(S) == 8) return V == 1 ? 4 : 0;
+  if (sizeof(S) == 8) return 4;
   if (V == 1) return sizeof(S) == 2 && Neuron::kStates > 1 ? 2 : 0;  // left alone, it once spilled a word
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
   if (sizeof(S) == 2) return 0;  // it has a few registers too few for 3
@@ -161,44 +166,29 @@ constexpr int kLeastBlocks = [] {
   return sizeof(S) == 4 ? 3 : 2;
 }();
 
-template <typename Neuron, typename S, int V, bool kDeciding, bool kRagged>
-__device__ __forceinline__ void take_through_time(const Forward<Neuron>& p, bool streaming) {
+template <typename Neuron, typename S, int V>
+__global__ void __launch_bounds__(kThreads, kLeastBlocks<Neuron, S, V>)
+    forward_kernel(const Forward<Neuron> p, const bool streaming) {
   const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
   for (int64_t group = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; group < p.N / V; group += stride) {
-    ForwardPass<Neuron, S, V, kDeciding, kRagged> neurons(p, group * V, streaming);
+    ForwardPass<Neuron, S, V> neurons(p, group * V, streaming);
     for (int64_t t = 0; t < neurons.T(); t += kAhead) neurons.steps(t);
     neurons.finish();
   }
 }
 
-template <typename Neuron, typename S, int V, bool kDeciding>
-__global__ void __launch_bounds__(kThreads, kLeastBlocks<Neuron, S, V>)
-    forward_kernel(const Forward<Neuron> p, const bool streaming) {
-  take_through_time<Neuron, S, V, kDeciding, false>(p, streaming);
-}
-
-template <typename Neuron, typename S, int V, bool kDeciding>
-__global__ void __launch_bounds__(kThreads) forward_ragged_kernel(const Forward<Neuron> p, const bool streaming) {
-  take_through_time<Neuron, S, V, kDeciding, true>(p, streaming);
-}
-
 template <typename Neuron, typename S>
 int launch_forward(const Forward<Neuron>& p, void* stream) {
   constexpr int V = kVector<S>;
-  const int threads = threads_for(p.N, kThreads);
-  const bool ragged = p.lengths != nullptr;
-  const auto choose = [=](auto kernel, auto ragged_kernel) { return ragged ? ragged_kernel : kernel; };
-  // What a callable of the user's makes of them takes longer than this: one neuron to a thread will do.
-  if (p.deciding != nullptr) {
-    return launch(choose(forward_kernel<Neuron, S, 1, true>, forward_ragged_kernel<Neuron, S, 1, true>), p.N, threads,
-                  stream, p);
+  // For the membranes that decided the spikes one neuron to a thread will do: what a callable of the user's makes of
+  // them takes longer than this.
+  if constexpr (V > 2) {  // two in double would issue as much for each as one
+    if (p.deciding == nullptr && p.lengths == nullptr && p.N >= vector_minimum() && p.N % V == 0 &&
+        aligned(p.x, p.initial, p.spk, p.record, p.last, p.rows)) {
+      return launch(forward_kernel<Neuron, S, V>, p.N / V, kThreads, stream, p);
+    }
   }
-  const bool vectors = p.N >= vector_minimum() && (ragged ? p.sample : p.N) % V == 0 &&
-                       aligned(p.x, p.initial, p.spk, p.record, p.last, p.rows);
-  return vectors ? launch(choose(forward_kernel<Neuron, S, V, false>, forward_ragged_kernel<Neuron, S, V, false>),
-                          p.N / V, kThreads, stream, p)
-                 : launch(choose(forward_kernel<Neuron, S, 1, false>, forward_ragged_kernel<Neuron, S, 1, false>), p.N,
-                          threads, stream, p);
+  return launch(forward_kernel<Neuron, S, 1>, p.N, threads_for(p.N, kThreads), stream, p);
 }
 
 }  // namespace

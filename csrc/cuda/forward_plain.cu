@@ -7,31 +7,26 @@ namespace {
 
 // Steps of a batch: of one neuron as many as hide the latency of memory where there are few warps; a thread of several
 // neurons has as much under way with less of them.
-template <typename S, int V>
-constexpr int kBatch = V > 1            ? 4
-                       : sizeof(S) == 8 ? 8
-                                        : 16;
-
-// Whether accesses pass by the caches. A thread of several neurons asks; for one alone that costs an eighth.
-enum class Stream { kNo, kYes, kAsked };
+template <int V>
+constexpr int kBatch = V > 1 ? 4 : 16;
 
 template <int V>
 constexpr int kThreads = V == 1 ? 128 : 256;
 
-// Registers for 1024 threads of a multiprocessor; for fewer where a number takes two, a thread has eight neurons, or a
-// neuron has more than four numbers.
+// Registers for 1024 threads of a multiprocessor; for fewer where a thread has eight neurons, or a neuron has more than
+// four numbers.
 template <typename Neuron, typename S, int V>
 constexpr int kLeastBlocks = [] {
-  constexpr int kNumbers = Neuron::kStates + Neuron::kParameters;
-  constexpr bool kMore = kNumbers > 4;
-  if (V == 1) return (sizeof(S) == 8 ? 640 : kNumbers > 6 ? 768 : kMore ? 896 : 1024) / kThreads<V>;
+  constexpr bool kMore = Neuron::kStates + Neuron::kParameters > 4;
+  if (V == 1) return (kMore ? 896 : 1024) / kThreads<V>;
   return (sizeof(S) == 4 ? (kMore ? 768 : 1024) : (kMore ? 512 : 768)) / kThreads<V>;
 }();
 
-template <typename Neuron, typename S, int V, Reset kReset, bool kRecord, Stream kStream>
+template <typename Neuron, typename S, int V, Reset kReset, bool kRecord>
 struct PlainForward {
   using A = typename Acc<S>::type;
-  using Batch = Raw<S, V>[kBatch<S, V>];
+  static constexpr int kSteps = kBatch<V>;
+  using Batch = Raw<S, V>[kSteps];
   static constexpr int kStates = Neuron::kStates;
 
   const S* x;  // of the next step to request
@@ -49,7 +44,7 @@ struct PlainForward {
         spk(static_cast<S*>(p.spk) + first),
         checkpoint(p.saved == Saved::kCheckpoints && p.rows != nullptr ? static_cast<A*>(p.rows) + first : nullptr),
         N(p.N),
-        streaming(kStream == Stream::kAsked ? stream : kStream == Stream::kYes),
+        streaming(V > 1 && stream),  // of one neuron a step the question would cost an eighth
         last(streaming && p.saved != Saved::kCheckpoints) {
 #pragma unroll
     for (int s = 0; s < kStates; ++s) record[s] = kRecord ? static_cast<S*>(p.record[s]) + first : nullptr;
@@ -59,7 +54,7 @@ struct PlainForward {
   template <bool kWhole>
   __device__ __forceinline__ void request(Batch& batch, int count) {
 #pragma unroll
-    for (int k = 0; k < kBatch<S, V>; ++k) {
+    for (int k = 0; k < kSteps; ++k) {
       if (!kWhole && k >= count) break;
       batch[k] = get<S, V>(x, last);
       advance(x, N);
@@ -69,7 +64,7 @@ struct PlainForward {
   template <bool kWhole>
   __device__ __forceinline__ void compute(const Batch& batch, int count) {
 #pragma unroll
-    for (int k = 0; k < kBatch<S, V>; ++k) {
+    for (int k = 0; k < kSteps; ++k) {
       if (!kWhole && k >= count) break;
       A current[V], spikes[V];
       unpack(batch[k], current);
@@ -95,15 +90,15 @@ struct PlainForward {
   }
 };
 
-template <typename Neuron, typename S, int V, Reset kReset, bool kRecord, Stream kStream>
+template <typename Neuron, typename S, int V, Reset kReset, bool kRecord>
 __global__ void __launch_bounds__(kThreads<V>, kLeastBlocks<Neuron, S, V>)
     forward_plain_kernel(const Forward<Neuron> p, const bool streaming) {
   using A = typename Acc<S>::type;
-  constexpr int kSteps = kBatch<S, V>;
+  constexpr int kSteps = kBatch<V>;
   const int64_t first = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * V;
   if (first >= p.N) return;
   const int whole = static_cast<int>(p.T) / kSteps, rest = static_cast<int>(p.T) % kSteps;
-  PlainForward<Neuron, S, V, kReset, kRecord, kStream> neurons(p, first, streaming);
+  PlainForward<Neuron, S, V, kReset, kRecord> neurons(p, first, streaming);
   Raw<S, V> now[kSteps], next[kSteps];
   if (whole > 0) {
     neurons.template request<true>(now, kSteps);
@@ -150,12 +145,9 @@ int launch_width(const Forward<Neuron>& p, void* stream) {
   const bool vectors =
       p.N >= vector_minimum() && p.N % V == 0 && aligned(p.x, p.initial, p.spk, p.record, p.last, p.rows);
   if (vectors) {
-    return launch(forward_plain_kernel<Neuron, S, V, kReset, kRecord, Stream::kAsked>, p.N / V, kThreads<V>, stream, p);
+    return launch(forward_plain_kernel<Neuron, S, V, kReset, kRecord>, p.N / V, kThreads<V>, stream, p);
   }
-  const auto kernel = exceeds_cache(bytes_over_time(p))
-                          ? forward_plain_kernel<Neuron, S, 1, kReset, kRecord, Stream::kYes>
-                          : forward_plain_kernel<Neuron, S, 1, kReset, kRecord, Stream::kNo>;
-  return launch(kernel, p.N, threads_for(p.N, kThreads<1>), stream, p);
+  return launch(forward_plain_kernel<Neuron, S, 1, kReset, kRecord>, p.N, threads_for(p.N, kThreads<1>), stream, p);
 }
 
 template <typename Neuron, typename S>
@@ -177,7 +169,8 @@ bool is_plain_forward(const Forward<Neuron>& p) {
 template <typename Neuron>
 int forward_plain([[maybe_unused]] const Forward<Neuron>& p, [[maybe_unused]] void* stream) {
   if constexpr (HasPlain<Neuron>) {
-    return visit_element(p.dtype, [&](auto element) { return launch_plain<Neuron, decltype(element)>(p, stream); });
+    return visit_plain_element(p.dtype,
+                               [&](auto element) { return launch_plain<Neuron, decltype(element)>(p, stream); });
   }
   return static_cast<int>(cudaErrorInvalidValue);
 }

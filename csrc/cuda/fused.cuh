@@ -4,6 +4,7 @@
 
 #include <cmath>
 
+#include "../math/surrogate.h"
 #include "elements.cuh"
 
 namespace snnfast::cuda {
@@ -12,7 +13,6 @@ struct Fused {
   static constexpr bool kFused = true;
 
   static __device__ __forceinline__ float multiply_add(float a, float b, float c) { return std::fma(a, b, c); }
-  static __device__ __forceinline__ double multiply_add(double a, double b, double c) { return std::fma(a, b, c); }
 
   // b >= 1, or NaN. Where b is larger than 2^126, whose reciprocal is the least normal number, as if it were that.
   static __device__ __forceinline__ float quotient(float a, float b) {
@@ -22,7 +22,6 @@ struct Fused {
     const float first = a * inverse;
     return std::fma(std::fma(-within, first, a), inverse, first);
   }
-  static __device__ __forceinline__ double quotient(double a, double b) { return a / b; }
 
  private:
   static __device__ __forceinline__ float reciprocal(float b) {
@@ -35,5 +34,11 @@ struct Fused {
 #endif
   }
 };
+
+// The derivative at z of the surrogate of a plain kernel.
+__device__ __forceinline__ float derivative(const Rational& of, float z) {
+  const float y = Fused::multiply_add(of.a, magnitude(z), of.shift);
+  return Fused::quotient(of.numerator, Fused::multiply_add(y, y, of.rest));
+}
 
 }  // namespace snnfast::cuda

@@ -27,7 +27,7 @@ int forward_plain(const Forward<Neuron>& p, void* stream);
 template <typename Neuron>
 bool is_plain_backward(const Backward<Neuron>& p);
 template <typename Neuron>
-int backward_plain(Backward<Neuron> p, void* stream);
+int backward_plain(const Backward<Neuron>& p, void* stream);
 
 // ---- of backward_chunked.cu
 

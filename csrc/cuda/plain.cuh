@@ -1,7 +1,8 @@
 // What the plain kernels share. They are for the ordinary calls of a training loop: a current of every step, spikes of
 // every step, a delayed reset, parameters that are one number each. For these each option is a template argument, and
 // nothing is asked in the loop over time. Whatever else there is goes to the general kernels of forward.cu and
-// backward.cu, which ask.
+// backward.cu, which ask. That is all of float64, in which nobody trains, and of neurons that are rare on a GPU: each
+// kernel is in the library once for every architecture.
 #pragma once
 
 #include <limits>
@@ -27,7 +28,19 @@ bool is_plain(const Problem<Neuron>& p) {
   for (const Parameter& parameter : p.parameters) {
     if (!parameter.uniform()) return false;
   }
-  return HasPlain<Neuron> && p.T > 0 && p.T < kMost && p.N < kMost;
+  return HasPlain<Neuron> && p.dtype != DType::kDouble && p.T > 0 && p.T < kMost && p.N < kMost;
+}
+
+// As visit_element, of a call for which is_plain() is true.
+template <typename F>
+int visit_plain_element(DType dtype, F&& f) {
+  switch (dtype) {
+    case DType::kFloat: return f(float{});
+    case DType::kHalf: return f(Half{});
+    case DType::kBFloat16: return f(BFloat16{});
+    case DType::kDouble: break;
+  }
+  return static_cast<int>(cudaErrorInvalidValue);
 }
 
 template <typename T, size_t n>
@@ -72,10 +85,9 @@ __device__ __forceinline__ void load_numbers(const Problem<Neuron>& p, A (&to)[N
 
 // The dtype that the numbers of a layer most often have: S, that of the current.
 template <typename S>
-inline constexpr Number kNumber = std::is_same_v<S, float>    ? Number::kFloat
-                                  : std::is_same_v<S, double> ? Number::kDouble
-                                  : std::is_same_v<S, Half>   ? Number::kHalf
-                                                              : Number::kBFloat16;
+inline constexpr Number kNumber = std::is_same_v<S, float>  ? Number::kFloat
+                                  : std::is_same_v<S, Half> ? Number::kHalf
+                                                            : Number::kBFloat16;
 
 // The parameters of all neurons, with which a step computes. What is to be under way meanwhile is requested before.
 template <typename S, typename Neuron, typename A>

@@ -27,13 +27,13 @@ struct Lapicque {
   }
 
   // As Leaky::adjoint.
-  template <typename Arithmetic = Rounded, typename T>
+  template <typename T>
   static SNN_HD T adjoint(Rules rules, T x, const T (&before)[kStates], T v, const Given<T>& given,
                           const T (&grad)[kStates], const T (&p)[kParameters], T (&carry)[kStates],
                           T (&sums)[kParameters]) {
     const T threshold = p[4], u = before[0];
     const T r = select(u > threshold, T(1), T(0));
-    const T dv = fire_adjoint<Arithmetic>(rules, v, r, threshold, p[5], given, grad[0] + carry[0], sums[4], sums[5]);
+    const T dv = fire_adjoint(rules, v, r, threshold, p[5], given, grad[0] + carry[0], sums[4], sums[5]);
     if (rules.reset == Reset::kSubtract) sums[4] -= dv * r;
     const T base = rules.reset == Reset::kZero ? (T(1) - r) * dv : dv;
     const T scaled = base * p[2], driven = scaled * p[1];  // gradients of x * R * rate and of x * R

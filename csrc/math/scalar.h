@@ -24,18 +24,14 @@ SNN_HD T heaviside(T z) {
   return select(z > T(0), T(1), T(0));
 }
 
-// How an adjoint rounds: each product, sum and quotient by itself. csrc/cuda has another, for gradients alone: what
-// decides a spike is never computed with it.
+// How an adjoint rounds: each product and sum by itself. csrc/cuda has another, for gradients alone: what decides a
+// spike is never computed with it.
 struct Rounded {
   static constexpr bool kFused = false;
 
   template <typename T>
   static SNN_HD T multiply_add(T a, T b, T c) {
     return a * b + c;
-  }
-  template <typename T>
-  static SNN_HD T quotient(T a, T b) {
-    return a / b;
   }
 };
 

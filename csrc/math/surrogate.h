@@ -1,8 +1,7 @@
 // Surrogate derivatives of the step H(z), z = mem - threshold, as compile-time functors.
 //
 // Each functor turns its user parameters into at most two coefficients, once per launch, and evaluates the derivative
-// from them, rounded as Arithmetic says. Formulas: snntorch.surrogate 1.0.0; snnfast/surrogate.py has the same in
-// PyTorch, with sources.
+// from them. Formulas: snntorch.surrogate 1.0.0; snnfast/surrogate.py has the same in PyTorch, with sources.
 #pragma once
 
 #include "exponential.h"
@@ -37,25 +36,36 @@ struct Coefficients {
 
 struct ATan {  // alpha
   static Coefficients coefficients(double alpha, double) { return {1.57079632679489661923 * alpha, alpha / 2}; }
-  template <typename Arithmetic = Rounded, typename T>
+  template <typename T>
   static SNN_HD T derivative(T z, T a, T b) {
     const T y = a * z;
-    return Arithmetic::quotient(b, Arithmetic::multiply_add(y, y, T(1)));
+    return b / (y * y + T(1));
   }
 };
 
 struct FastSigmoid {  // slope
   static Coefficients coefficients(double slope, double) { return {slope, 0}; }
-  template <typename Arithmetic = Rounded, typename T>
+  template <typename T>
   static SNN_HD T derivative(T z, T a, T) {
-    const T y = Arithmetic::multiply_add(a, magnitude(z), T(1));
-    return Arithmetic::quotient(T(1), y * y);
+    const T y = a * magnitude(z) + T(1);
+    return T(1) / (y * y);
+  }
+};
+
+// Both as one, for kernels that have the same instructions for either and find the numbers among their arguments:
+// numerator / ((a |z| + shift)^2 + rest).
+struct Rational {
+  float a = 0, shift = 0, rest = 0, numerator = 0;
+
+  static Rational of(SurrogateKind kind, const Coefficients& given) {
+    const float a = static_cast<float>(given.a);
+    return kind == SurrogateKind::kATan ? Rational{a, 0, 1, static_cast<float>(given.b)} : Rational{a, 1, 0, 1};
   }
 };
 
 struct Sigmoid {  // slope; the derivative is even in z, so exp of a non-positive number suffices and cannot overflow
   static Coefficients coefficients(double slope, double) { return {slope, 0}; }
-  template <typename Arithmetic = Rounded, typename T>
+  template <typename T>
   static SNN_HD T derivative(T z, T a, T) {
     const T e = exp_of_nonpositive(-magnitude(a * z));
     const T y = T(1) + e;
@@ -65,7 +75,7 @@ struct Sigmoid {  // slope; the derivative is even in z, so exp of a non-positiv
 
 struct StraightThrough {
   static Coefficients coefficients(double, double) { return {}; }
-  template <typename Arithmetic = Rounded, typename T>
+  template <typename T>
   static SNN_HD T derivative(T, T, T) {
     return T(1);
   }
@@ -73,7 +83,7 @@ struct StraightThrough {
 
 struct Heaviside {
   static Coefficients coefficients(double, double) { return {}; }
-  template <typename Arithmetic = Rounded, typename T>
+  template <typename T>
   static SNN_HD T derivative(T z, T, T) {
     return heaviside(z);
   }
@@ -81,7 +91,7 @@ struct Heaviside {
 
 struct Triangular {  // threshold
   static Coefficients coefficients(double threshold, double) { return {threshold, 0}; }
-  template <typename Arithmetic = Rounded, typename T>
+  template <typename T>
   static SNN_HD T derivative(T z, T a, T) {
     return select(z >= T(0), -a, a);
   }
@@ -89,7 +99,7 @@ struct Triangular {  // threshold
 
 struct SpikeRateEscape {  // beta, slope; for beta < 0 the function grows and needs the general exponential
   static Coefficients coefficients(double beta, double slope) { return {beta, slope}; }
-  template <typename Arithmetic = Rounded, typename T>
+  template <typename T>
   static SNN_HD T derivative(T z, T a, T b) {
     const T x = -a * magnitude(z - T(1));
     const T e = exp_of_nonpositive(-magnitude(x));
@@ -99,7 +109,7 @@ struct SpikeRateEscape {  // beta, slope; for beta < 0 the function grows and ne
 
 struct SFS {  // slope, B
   static Coefficients coefficients(double slope, double b) { return {slope, b}; }
-  template <typename Arithmetic = Rounded, typename T>
+  template <typename T>
   static SNN_HD T derivative(T z, T a, T b) {
     const T y = a * magnitude(z) + T(1);
     return heaviside(z - b) / (y * y);
@@ -108,7 +118,7 @@ struct SFS {  // slope, B
 
 struct LSO {  // slope
   static Coefficients coefficients(double slope, double) { return {slope, 0}; }
-  template <typename Arithmetic = Rounded, typename T>
+  template <typename T>
   static SNN_HD T derivative(T z, T a, T) {
     return select(z > T(0), T(1), a);
   }
@@ -116,7 +126,7 @@ struct LSO {  // slope
 
 struct NoSurrogate {
   static Coefficients coefficients(double, double) { return {}; }
-  template <typename Arithmetic = Rounded, typename T>
+  template <typename T>
   static SNN_HD T derivative(T, T, T) {
     return T(0);
   }

@@ -78,21 +78,6 @@ def find(codes: dict[str, Code], case: Case) -> Code:
     return found[0]
 
 
-def jump_tables(cubin: Path) -> dict[str, bytes]:
-    """By symbol: the second bank of constants, which is a section of the object file."""
-    data = cubin.read_bytes()
-    (start,) = struct.unpack_from("<Q", data, 0x28)
-    size, number, names = struct.unpack_from("<HHH", data, 0x3A)
-    sections = [struct.unpack_from("<IIQQQQIIQQ", data, start + k * size) for k in range(number)]
-    found = {}
-    for section in sections:
-        at = sections[names][4] + section[0]
-        name = data[at : data.index(b"\0", at)].decode()
-        if name.startswith(".nv.constant2."):
-            found[name.removeprefix(".nv.constant2.")] = data[section[4] : section[4] + section[5]]
-    return found
-
-
 def rows(costs: Mapping[str, Cost]) -> list[list[str]]:
     """A heading, and a row for each kernel."""
     lines = [["an ordinary launch on 9.0", "instructions", "fixed", "cycles", "start", "loads", "unknown"]]
@@ -114,12 +99,12 @@ def _ordinary(name: str) -> Case | None:
     many = 1 << 20
     if pass_ == "forward_plain":
         reset = ["subtract", "zero"][int(words[3].removeprefix("(Reset)"))]
-        return Case(name, many, record=words[4] == "true", saved="nothing" if words[4] == "true" else "checkpoints",
-                    reset=reset, stream=words[5] != "(Stream)0")  # fmt: skip
+        recorded = words[4] == "true"
+        return Case(name, many, record=recorded, saved="nothing" if recorded else "checkpoints", reset=reset)
     if pass_ == "backward_plain":
         reset = ["subtract", "zero"][int(words[3].removeprefix("(Reset)"))]
-        return Case(name, many, reset=reset, surrogate="atan" if words[4] == "ATan" else "fast_sigmoid")
-    if pass_ == "forward" and words[3] == "false":
+        return Case(name, many, reset=reset)
+    if pass_ == "forward":
         return Case(name, many, place="device")
     if pass_ == "backward":
         recorded = words[3] == "true"

@@ -90,11 +90,10 @@ def kernel_of(shape: Shape, backward: bool) -> str:
     """What the launch code chooses for a ``Leaky`` in training."""
     vectors = shape.neurons >= VECTOR_MINIMUM and shape.neurons % 4 == 0
     if not backward:
-        stream = 2 if vectors else int(bytes_of(shape, False) > CACHE)
-        return f"forward_plain<Leaky, float, {4 if vectors else 1}, (Reset)0, false, (Stream){stream}>"
+        return f"forward_plain<Leaky, float, {4 if vectors else 1}, (Reset)0, false>"
     if shape.steps >= CHUNKED_STEPS and shape.neurons <= CHUNKED_NEURONS:
-        return "backward_plain_chunked<Leaky, float, 1, (Reset)0, ATan>"
-    return f"backward_plain<Leaky, float, {4 if vectors else 1}, (Reset)0, ATan>"
+        return "backward_plain_chunked<Leaky, float, 1, (Reset)0>"
+    return f"backward_plain<Leaky, float, {4 if vectors else 1}, (Reset)0>"
 
 
 def predict(program: Path, codes: dict[str, Code], resident: dict[str, int]) -> list[Prediction]:
