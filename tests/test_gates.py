@@ -1,5 +1,6 @@
 """What the gates of the CUDA kernels read out of the compiler's reports, and when they fail. Needs no compiler."""
 
+import os
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -8,9 +9,9 @@ import pytest
 
 import setup
 from tools.gates import analysis, arithmetic, budgets, compile, cost, kernels, memory, occupancy, sass
-from tools.gates.__main__ import budget_gates, kernel_gates
+from tools.gates.__main__ import budget_gates, kernel_gates, rounding_gate
 from tools.gates.budgets import Taken
-from tools.gates.kernels import Resources
+from tools.gates.cubin import Resources
 from tools.gates.report import Gate, show, table
 
 FORWARD = (
@@ -21,19 +22,6 @@ HALF = (
     "_ZN7snnfast4cuda49_GLOBAL__N__0d6fb10e_11_backward_cu_b56fc707_553715backward_kernelINS_8SynapticE"
     "NS0_8BFloat16ELi8ELb0EEEvNS_8BackwardIT_EEb"
 )
-
-PTXAS = f"""\
-ptxas info    : 0 bytes gmem
-ptxas info    : Compiling entry function '{FORWARD}' for 'sm_90'
-ptxas info    : Function properties for {FORWARD}
-    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
-ptxas info    : Used 56 registers, used 0 barriers
-ptxas info    : Compile time = 47.904 ms
-ptxas info    : Compiling entry function '{HALF}' for 'sm_90'
-ptxas info    : Function properties for {HALF}
-    16 bytes stack frame, 8 bytes spill stores, 12 bytes spill loads
-ptxas info    : Used 220 registers, used 0 barriers, 32768 bytes smem
-"""
 
 PTX = f"""\
 .visible .entry {FORWARD}(
@@ -90,36 +78,21 @@ def code(text: str = SASS) -> sass.Kernel:
 
 def record(**changes: object) -> analysis.Measured:
     whole = analysis.Measured(
-        "forward<Leaky, float, 4, false>", "9.0", 256, Resources(56, 0, 0, 0), memory.Accesses(4, 9), [], share=0.5
+        "forward<Leaky, float, 4, false>", "9.0", Resources(56, 0, 0, 256), memory.Accesses(4, 9), [], share=0.5
     )
     return replace(whole, **changes)
-
-
-def test_registers_spills_stack_and_shared_memory_are_read_from_the_report() -> None:
-    found = kernels.resources(PTXAS)
-    assert found == {FORWARD: Resources(56, 0, 0, 0), HALF: Resources(220, 20, 16, 32768)}
-
-
-def test_a_report_without_registers_is_an_error() -> None:
-    with pytest.raises(ValueError, match="nothing of the registers"):
-        kernels.resources(PTXAS.replace("Used 56 registers", ""))
 
 
 def test_names_are_those_of_the_source() -> None:
     found = kernels.names([FORWARD, HALF])
     assert list(found.values()) == ["forward<Leaky, float, 4, false>", "backward<Synaptic, BFloat16, 8, false>"]
     assert [kernels.width(name) for name in found.values()] == [4, 8]
+    assert kernels.names(["_ZN7snnfast4cuda12_GLOBAL__N_112probe_kernelEv"]) == {}  # of no neuron
 
 
 def test_a_kernel_that_does_not_tell_its_width_is_an_error() -> None:
     with pytest.raises(ValueError, match="a number of neurons"):
         kernels.width("forward<Leaky, float>")
-
-
-def test_threads_of_a_block_are_the_launch_bound_and_one_is_needed() -> None:
-    assert kernels.threads(PTX) == {FORWARD: 256}
-    with pytest.raises(ValueError, match="__launch_bounds__"):
-        kernels.threads(PTX.replace(".maxntid 256, 1, 1", ""))
 
 
 def test_a_kernel_above_its_budget_or_without_one_fails_and_one_within_it_holds() -> None:
@@ -251,28 +224,58 @@ def test_the_loop_over_time_of_a_plain_kernel_lies_in_no_other() -> None:
     assert memory.accesses(code(), time_loop=1).loads == 2
 
 
-def test_local_memory_is_found_anywhere() -> None:
-    assert memory.accesses(code(SASS.replace("IMAD R33, R28, R31, R33", "LDL R33, [R1]"))).local == 1
+def test_local_memory_is_found_anywhere_and_its_bytes_count_as_spilled() -> None:
+    found = memory.accesses(code(SASS.replace("IMAD R33, R28, R31, R33", "LDL.64 R33, [R1]")))
+    assert (found.local, found.spilled) == (1, 8)
+    assert record(accesses=found).taken.spill == 8
 
 
-def test_records_join_the_three_reports() -> None:
-    unit = compile.Unit(
-        "cuda_forward_leaky", "9.0", PTXAS.split("ptxas info    : Compiling entry function '" + HALF)[0], PTX
-    )
-    (found,) = analysis.records(unit, SASS)
-    assert found == record(accesses=memory.Accesses(1, 1), share=0, code=cost.Code(code(), b"", 256))
+def test_records_join_the_two_reports() -> None:
+    taken = {FORWARD: Resources(56, 0, 0, 256)}
+    (found,) = analysis.records("9.0", SASS, taken, {FORWARD: b"a table"})
+    assert found == record(accesses=memory.Accesses(1, 1), share=0, code=cost.Code(code(), b"a table", 256))
     assert found.vector
     with pytest.raises(ValueError, match="different kernels"):
-        analysis.records(replace(unit, report=PTXAS), SASS)
+        analysis.records("9.0", SASS, {**taken, HALF: taken[FORWARD]}, {})
 
 
 def test_multiply_adds_of_machine_code_count_against_forward_kernels_only() -> None:
     fused = SASS.replace("FADD R32, R28, -R5", "FFMA R32, R28, R5, R6")
-    report = PTXAS.split("ptxas info    : Compiling entry function '" + HALF)[0]
     for name, problems in (("14forward_kernel", 1), ("15backward_kernel", 0)):
-        texts = [text.replace("14forward_kernel", name) for text in (report, PTX, fused)]
-        (found,) = analysis.records(compile.Unit("cuda_leaky", "9.0", *texts[:2]), texts[2])
+        symbol, text = (old.replace("14forward_kernel", name) for old in (FORWARD, fused))
+        (found,) = analysis.records("9.0", text, {symbol: Resources(56, 0, 0, 256)}, {})
         assert len(found.roundings) == problems, found.name
+
+
+def test_what_the_ptx_rounds_otherwise_fails_by_the_name_of_the_kernel() -> None:
+    assert rounding_gate([PTX]).problems == []
+    (problem,) = rounding_gate([PTX, PTX.replace("ret;", "mul.f32 	%f4, %f1, %f2;")]).problems
+    assert problem.startswith("forward<Leaky, float, 4, false>: PTX mul.f32: ")
+
+
+def test_a_library_older_than_a_source_is_not_current(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(setup, "ROOT", tmp_path)
+    library, source = tmp_path / "_kernels.so", tmp_path / "csrc/cuda/forward.cu"
+    assert not compile.is_current(library)
+    source.parent.mkdir(parents=True)
+    for time, path in enumerate((tmp_path / "setup.py", source, library)):
+        path.touch()
+        os.utime(path, (time, time))
+    assert compile.is_current(library)
+    os.utime(source, (9, 9))
+    assert not compile.is_current(library)
+
+
+def test_machine_code_and_ptx_are_taken_out_of_a_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cuobjdump(command: list[str], cwd: Path, **options: object) -> None:
+        names = {"-xelf": ("_kernels.1.sm_75.cubin", "_kernels.2.sm_120.cubin"), "-xptx": ("_kernels.2.sm_120.ptx",)}
+        for name in names[command[1]]:
+            (cwd / name).write_text("text")
+
+    monkeypatch.setattr(subprocess, "run", cuobjdump)
+    units, ptx = compile.taken_out("cuobjdump", Path("_kernels.so"), tmp_path)
+    assert [unit.architecture for unit in units] == ["7.5", "12.0"]
+    assert ptx == ["text"]
 
 
 @pytest.mark.parametrize(
@@ -331,6 +334,9 @@ def test_the_calculator_knows_what_limits_a_card(tmp_path: Path) -> None:
     # 256 threads of 40 registers: 6 blocks of them in 65536; 33 KiB: 6 in 228 KiB; else 2048 threads.
     blocks = [occupancy.Block(256, 40, 0), occupancy.Block(64, 32, 33 * 1024), occupancy.Block(256, 32, 0)]
     assert occupancy.blocks(program, h100, blocks) == [6, 6, 8]
+    t4 = next(card for card in occupancy.CARDS if card.name == "T4")
+    # 4 of 256 threads are all that it has; of 32 KiB, two fit, since the driver keeps nothing there.
+    assert occupancy.blocks(program, t4, [occupancy.Block(256, 40, 0), occupancy.Block(64, 32, 32 * 1024)]) == [4, 2]
 
 
 def test_what_the_extension_contains_is_read_from_its_listing(monkeypatch: pytest.MonkeyPatch) -> None:

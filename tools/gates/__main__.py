@@ -13,9 +13,11 @@ from pathlib import Path
 
 import setup
 
-from . import analysis, budgets, cases, compile, cost, model, occupancy
+from . import analysis, arithmetic, budgets, cases, compile, cost, cubin, kernels, model, occupancy
 from .analysis import Measured
 from .report import Gate, print_columns, show
+
+MOST_MEGABYTES = 6.3  # of the machine code and PTX of all architectures, as compressed: half of the wheel
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,10 +30,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if nvdisasm is None or cuobjdump is None:
         parser.exit(1, "nvdisasm or cuobjdump was not found; pip install nvidia-cuda-nvdisasm nvidia-cuda-cuobjdump\n")
     with tempfile.TemporaryDirectory() as folder:
-        gates, measured = measure(toolkit, nvdisasm, Path(folder), update)
+        gates, measured = measure(toolkit, nvdisasm, cuobjdump, Path(folder), update)
         if measured:
             predict(measured, Path(folder))
-    gates.append(extension_gate(cuobjdump))
+    gates += extension_gates(cuobjdump)
     return 0 if show(gates, measured, {card.architecture: card.name for card in occupancy.CARDS}) else 1
 
 
@@ -41,17 +43,22 @@ def find(tool: str) -> str | None:
     return str(packaged[-1]) if packaged else shutil.which(tool)
 
 
-def measure(toolkit: Path, nvdisasm: str, folder: Path, update: bool) -> tuple[list[Gate], list[Measured]]:
-    """Compile everything, and look at what came out."""
-    nvcc = compile.nvcc_version(toolkit)
-    units = compile.compile_all(toolkit, setup.DEFAULT_ARCHITECTURES, folder)
-    failed = [f"{u.source}, {u.architecture}: {u.report.strip()[-2000:]}" for u in units if u.cubin is None]
-    gates = [
-        Gate(f"nvcc {nvcc} for {', '.join(setup.DEFAULT_ARCHITECTURES)}, machine code and PTX, no warning", failed),
-        clang_gate(toolkit, folder),
-    ]
-    if failed:
-        return gates, []
+def measure(
+    toolkit: Path, nvdisasm: str, cuobjdump: str, folder: Path, update: bool
+) -> tuple[list[Gate], list[Measured]]:
+    """Look at what the compiler made of the sources; compile what the library lacks."""
+    nvcc, library = compile.nvcc_version(toolkit), setup.ROOT / setup.LIBRARY
+    units, ptx = compile.taken_out(cuobjdump, library, folder) if compile.is_current(library) else ([], [])
+    units = [unit for unit in units if unit.architecture in setup.DEFAULT_ARCHITECTURES]
+    there = {unit.architecture for unit in units}
+    lacking = [architecture for architecture in setup.DEFAULT_ARCHITECTURES if architecture not in there]
+    name = f"nvcc {nvcc} for {', '.join(setup.DEFAULT_ARCHITECTURES)}; not out of the library: {', '.join(lacking)}"
+    try:
+        units += compile.machine_code(toolkit, lacking, folder)
+        ptx = ptx or compile.ptx(toolkit, setup.DEFAULT_ARCHITECTURES[-1], folder)
+    except compile.CompileError as error:
+        return [Gate(name, [str(error)])], []
+    gates = [Gate(name if lacking else name.split(";")[0], []), clang_gate(toolkit, folder), rounding_gate(ptx)]
     measured = analysis.analyse(units, nvdisasm)
     analysis.occupy(measured, toolkit, folder)
     costs = costs_of(measured, folder)
@@ -78,6 +85,15 @@ def predict(measured: Sequence[Measured], folder: Path) -> None:
     resident = {m.name: round(m.share * card.threads / model.LANES) for m in measured if m.code is not None}
     print_columns(model.rows(model.predict(folder / "arguments", codes, resident)))
     print()
+
+
+def rounding_gate(ptx: Sequence[str]) -> Gate:
+    problems = {symbol: found for text in ptx for symbol, found in arithmetic.ptx_problems(text).items() if found}
+    names = kernels.names(problems)
+    return Gate(
+        "PTX: every product, sum and difference rounded by itself, exactly, with subnormal numbers",
+        [f"{names.get(symbol, symbol)}: {why}" for symbol, found in problems.items() for why in found],
+    )
 
 
 def clang_gate(toolkit: Path, folder: Path) -> Gate:
@@ -113,22 +129,26 @@ def kernel_gates(measured: Sequence[Measured]) -> list[Gate]:
     accesses = [f"{m.name}, {m.architecture}: {why}" for m in measured for why in m.memory_problems]
     blocked = [f"{m.name}, {m.architecture}: no block fits" for m in measured if m.share == 0]
     return [
-        Gate("every product, sum and difference rounded by itself, exactly, with subnormal numbers", roundings),
+        Gate("machine code of forward: no multiply-add of floating-point numbers", roundings),
         Gate("16 bytes, or all of a thread, at a time in loops over time of vector kernels, no local memory", accesses),
         Gate("a block of every kernel fits on its card", blocked),
     ]
 
 
-def extension_gate(cuobjdump: str) -> Gate:
+def extension_gates(cuobjdump: str) -> list[Gate]:
     """The built extension has machine code for every architecture, and PTX of the last for what comes later."""
     name = "the extension as built has all architectures"
     extension = setup.ROOT / setup.LIBRARY
     if not extension.exists():
-        return Gate(name, [], "not built: python setup.py build_ext --inplace")
+        return [Gate(name, [], "not built: python setup.py build_ext --inplace")]
     names = [f"sm_{architecture.replace('.', '')}" for architecture in setup.DEFAULT_ARCHITECTURES]
     wanted = [*(f"{name}.cubin" for name in names), f"{names[-1]}.ptx"]
     there = compile.shipped(cuobjdump, extension)
-    return Gate(name, [f"{one} is missing" for one in wanted if one not in there])
+    size = cubin.sections(extension)[".nv_fatbin"].size / 1e6
+    return [
+        Gate(name, [f"{one} is missing" for one in wanted if one not in there]),
+        Gate(f"their code takes {MOST_MEGABYTES} MB at most", [f"{size:.2f} MB"] if size > MOST_MEGABYTES else []),
+    ]
 
 
 if __name__ == "__main__":

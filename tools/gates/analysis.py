@@ -1,11 +1,14 @@
 """From what the compiler made of the sources to one record for each kernel and architecture."""
 
+import os
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from . import arithmetic, budgets, cost, kernels, memory, occupancy, sass
+from . import arithmetic, budgets, cost, cubin, kernels, memory, occupancy, sass
 from .compile import Unit
 
 
@@ -15,10 +18,9 @@ class Measured:
 
     name: str
     architecture: str
-    threads: int  # of a block
-    resources: kernels.Resources
+    resources: cubin.Resources
     accesses: memory.Accesses
-    roundings: list[str]  # what rounds otherwise than PyTorch's operators
+    roundings: list[str]  # what rounds otherwise than PyTorch's operators, in machine code
     share: float = 0  # of a multiprocessor's threads that it keeps occupied on the architecture's card
     code: cost.Code | None = None  # of the architecture whose instructions are counted
 
@@ -29,7 +31,9 @@ class Measured:
 
     @property
     def taken(self) -> budgets.Taken:
-        return budgets.Taken(*self.resources, narrow=len(self.accesses.narrow) if self.vector else 0)
+        of = self.resources
+        narrow = len(self.accesses.narrow) if self.vector else 0
+        return budgets.Taken(of.registers, self.accesses.spilled, of.stack, of.shared, narrow)
 
     @property
     def memory_problems(self) -> list[str]:
@@ -38,30 +42,34 @@ class Measured:
 
 
 def analyse(units: Iterable[Unit], nvdisasm: str) -> list[Measured]:
-    found = []
-    for unit in units:
-        done = subprocess.run([nvdisasm, "-hex", "-c", str(unit.cubin)], capture_output=True, text=True, check=True)
-        found += records(unit, done.stdout)
-    return found
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        return [found for of_unit in pool.map(partial(_analyse, nvdisasm), units) for found in of_unit]
 
 
-def records(unit: Unit, disassembly: str) -> list[Measured]:
-    """Of one source on one architecture; an error where the reports do not tell of the same kernels."""
-    code = {kernel.symbol: kernel for kernel in sass.parse(disassembly)}
-    taken, bounds = kernels.resources(unit.report), kernels.threads(unit.ptx)
-    roundings = arithmetic.ptx_problems(unit.ptx)
+def _analyse(nvdisasm: str, unit: Unit) -> list[Measured]:
+    done = subprocess.run([nvdisasm, "-hex", "-c", str(unit.cubin)], capture_output=True, text=True, check=True)
     counted = unit.architecture == cost.ARCHITECTURE
-    tables = cost.jump_tables(unit.cubin) if counted and unit.cubin is not None else {}
-    if not code.keys() == taken.keys() == bounds.keys() == roundings.keys():
-        raise ValueError(f"{unit.source}, {unit.architecture}: ptxas, PTX and nvdisasm tell of different kernels")
+    tables = cubin.jump_tables(unit.cubin) if counted else {}
+    return records(unit.architecture, done.stdout, cubin.resources(unit.cubin), tables)
+
+
+def records(
+    architecture: str, disassembly: str, resources: Mapping[str, cubin.Resources], tables: Mapping[str, bytes]
+) -> list[Measured]:
+    """Of one source on one architecture; an error where the two reports do not tell of the same kernels."""
+    code = {kernel.symbol: kernel for kernel in sass.parse(disassembly)}
+    if code.keys() != resources.keys():
+        raise ValueError(f"{architecture}: the object file and nvdisasm tell of different kernels")
     found = []
     for symbol, name in kernels.names(code).items():
-        fused = arithmetic.fused(code[symbol]) if name.startswith("forward") else []
+        taken = resources[symbol]
         found.append(
             Measured(
-                name, unit.architecture, bounds[symbol], taken[symbol],
-                memory.accesses(code[symbol], kernels.access(name), kernels.time_loop(name)), roundings[symbol] + fused,
-                code=cost.Code(code[symbol], tables.get(symbol, b""), bounds[symbol]) if counted else None,
+                name, architecture, taken,
+                memory.accesses(code[symbol], kernels.access(name), kernels.time_loop(name)),
+                arithmetic.fused(code[symbol]) if name.startswith("forward") else [],
+                code=cost.Code(code[symbol], tables.get(symbol, b""), taken.threads)
+                if architecture == cost.ARCHITECTURE else None,
             )
         )  # fmt: skip
     return found
@@ -73,6 +81,6 @@ def occupy(measured: Iterable[Measured], toolkit: Path, folder: Path) -> None:
     program = occupancy.build(toolkit, folder)
     for card in occupancy.CARDS:
         here = [m for m in measured if m.architecture == card.architecture]
-        asked = [occupancy.Block(m.threads, m.resources.registers, m.resources.shared) for m in here]
+        asked = [occupancy.Block(m.resources.threads, m.resources.registers, m.resources.shared) for m in here]
         for m, held in zip(here, occupancy.blocks(program, card, asked), strict=True):
-            m.share = held * m.threads / card.threads
+            m.share = held * m.resources.threads / card.threads

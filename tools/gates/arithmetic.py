@@ -1,8 +1,9 @@
 """What decides a spike is rounded as PyTorch's operators round it: nothing is contracted, approximated or flushed.
 
-PTX, of every kernel: no fused multiply-add; and each addition, subtraction and product names its rounding, for then
-ptxas must not contract it ("add" and "mul" in the PTX ISA). Divisions stay whole there, so that this holds for the
-backward kernels as well, which decide spikes again but divide in the surrogate.
+PTX, of every kernel, for one architecture (no source asks which, but for its launch bounds): no fused multiply-add; and
+each addition, subtraction and product names its rounding, for then ptxas must not contract it ("add" and "mul" in the
+PTX ISA). Divisions stay whole there, so that this holds for the backward kernels as well, which decide spikes again but
+divide in the surrogate.
 
 The plain backward kernels fuse and approximate in the adjoint. There no comparison may depend on what was fused or
 approximated, through registers or shared memory, but for equality and for the bound of csrc/cuda/fused.cuh. So
@@ -31,7 +32,7 @@ _ADJOINT = "backward_plain"
 
 
 def ptx_problems(ptx: str) -> dict[str, list[str]]:
-    """By symbol of the kernel: instructions that round otherwise, each kind once."""
+    """Of one source, by symbol of the kernel: instructions that round otherwise, each kind once."""
     parts = _ENTRY.split(ptx)
     found = {}
     for symbol, text in zip(parts[1::2], parts[2::2], strict=True):

@@ -1,4 +1,4 @@
-"""The CUDA sources through nvcc with the flags of the build, and through clang; every warning is an error."""
+"""The machine code and the PTX of the kernels: out of the library as it was built, and by nvcc where it lacks some."""
 
 import os
 import re
@@ -13,17 +13,19 @@ import setup
 
 CLANG_WARNINGS = ["-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Werror"]
 CLANG_VERSIONS = range(22, 18, -1)  # the first that compiles the headers of CUDA 13 is 19
+_CUBIN = re.compile(r"\.sm_(\d+)(\d)\.cubin$")
 
 
 @dataclass
 class Unit:
-    """One source for one architecture, and where it is compiled once for each neuron, one neuron."""
+    """The machine code of one source for one architecture; where it is compiled once for each neuron, of one neuron."""
 
-    source: str  # the name of its object in the build
     architecture: str
-    report: str  # of ptxas
-    ptx: str = ""
-    cubin: Path | None = None  # None: it was not compiled, and the report says why
+    cubin: Path
+
+
+class CompileError(Exception):
+    """nvcc has not compiled a source; the message is its own."""
 
 
 def nvcc_version(toolkit: Path) -> str:
@@ -32,28 +34,55 @@ def nvcc_version(toolkit: Path) -> str:
     return version[1] if version else "unknown"
 
 
-def compile_all(toolkit: Path, architectures: list[str], folder: Path) -> list[Unit]:
-    """Machine code and PTX of every source for every architecture, host code with g++'s warnings included."""
+def is_current(library: Path) -> bool:
+    """Whether the library was built, and after the last change of what it is made of."""
+    if not library.exists():
+        return False
+    sources = [setup.ROOT / "setup.py", *(path for path in (setup.ROOT / "csrc").rglob("*") if path.is_file())]
+    return library.stat().st_mtime >= max(path.stat().st_mtime for path in sources)
 
-    def compile_one(made: tuple[Path, str, list[str]], architecture: str) -> Unit:
-        source, name, flags = made
+
+def taken_out(cuobjdump: str, library: Path, folder: Path) -> tuple[list[Unit], list[str]]:
+    """Machine code and PTX of a library, which are files in ``folder`` then."""
+    for kind in ("-xelf", "-xptx"):
+        subprocess.run([cuobjdump, kind, "all", library.resolve()], cwd=folder, capture_output=True, check=True)
+    units = [Unit(f"{m[1]}.{m[2]}", path) for path in sorted(folder.iterdir()) if (m := _CUBIN.search(path.name))]
+    return units, [path.read_text() for path in sorted(folder.glob("*.ptx"))]
+
+
+def machine_code(toolkit: Path, architectures: list[str], folder: Path) -> list[Unit]:
+    """Of every source for every architecture. Raises ``CompileError``, for a warning too."""
+    pairs = [(made, architecture) for architecture in architectures for made in setup.cuda_sources()]
+
+    def make(pair: tuple[tuple[Path, str, list[str]], str]) -> Unit:
+        made, architecture = pair
         number = architecture.replace(".", "")
-        place = folder / f"{name}_{number}"
-        place.mkdir()
-        command: list[str | Path] = [toolkit / "bin/nvcc", *setup.NVCC_FLAGS, "-Xptxas=-v"]
-        command += ["-Werror", "all-warnings", "-Xcompiler=-Werror", "--keep", "--keep-dir", place]
-        command.append(f"-gencode=arch=compute_{number},code=[sm_{number},compute_{number}]")
-        command += [*_words(flags), "-c", source, "-o", place / "object.o"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        unit = Unit(name, architecture, done.stderr)
-        if done.returncode == 0:
-            unit.ptx = (place / f"{source.stem}.ptx").read_text()
-            unit.cubin = place / f"{source.stem}.sm_{number}.cubin"
-        return unit
+        target = folder / f"{made[1]}.sm_{number}.cubin"
+        _compile(toolkit, made, ["-cubin", f"-arch=sm_{number}"], target)
+        return Unit(architecture, target)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        pairs = [(made, architecture) for architecture in architectures for made in setup.cuda_sources()]
-        return list(pool.map(lambda pair: compile_one(*pair), pairs))
+        return list(pool.map(make, pairs))
+
+
+def ptx(toolkit: Path, architecture: str, folder: Path) -> list[str]:
+    """Of every source for one architecture; likewise."""
+
+    def make(made: tuple[Path, str, list[str]]) -> str:
+        target = folder / f"{made[1]}.ptx"
+        _compile(toolkit, made, ["-ptx", f"-arch=compute_{architecture.replace('.', '')}"], target)
+        return target.read_text()
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(make, setup.cuda_sources()))
+
+
+def _compile(toolkit: Path, made: tuple[Path, str, list[str]], kind: list[str], target: Path) -> None:
+    source, name, flags = made
+    command: list[str | Path] = [toolkit / "bin/nvcc", *setup.NVCC_FLAGS, "-Werror", "all-warnings", *kind]
+    done = subprocess.run([*command, *_words(flags), source, "-o", target], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise CompileError(f"{name}, {' '.join(kind)}: {done.stderr.strip()[-2000:]}")
 
 
 def _words(flags: list[str]) -> list[str]:

@@ -1,54 +1,19 @@
-"""The kernels as the compiler reports them: name, registers, spills, stack, shared memory, threads of a block."""
+"""The names of the kernels, and what they tell."""
 
 import re
 import subprocess
 from collections.abc import Iterable
-from typing import NamedTuple
 
-_ENTRY = re.compile(r"Compiling entry function '(\w+)' for 'sm_\w+'")
-_STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
-_REGISTERS = re.compile(r"Used (\d+) registers")
-_SHARED = re.compile(r"(\d+) bytes smem")
-_BOUNDS = re.compile(r"\.entry (\w+)\(.*?\)\s*(?:\.maxntid (\d+))?", re.DOTALL)
 _ARGUMENTS = re.compile(r"<\w+, (\w+), (\d+)\b")
 _SIZES = {"double": 8, "float": 4, "Half": 2, "BFloat16": 2}
 
 
-class Resources(NamedTuple):
-    registers: int  # per thread
-    spill: int  # bytes per thread, stores and loads
-    stack: int  # bytes per thread
-    shared: int  # bytes per block
-
-
-def resources(report: str) -> dict[str, Resources]:
-    """By symbol, from what ``ptxas -v`` printed for one architecture."""
-    parts = _ENTRY.split(report)[1:]
-    found = {}
-    for symbol, text in zip(parts[::2], parts[1::2], strict=True):
-        stack, registers, shared = _STACK.search(text), _REGISTERS.search(text), _SHARED.search(text)
-        if stack is None or registers is None:
-            raise ValueError(f"ptxas said nothing of the registers or the stack of {symbol}")
-        bytes_of_stack, stores, loads = map(int, stack.groups())
-        found[symbol] = Resources(int(registers[1]), stores + loads, bytes_of_stack, int(shared[1]) if shared else 0)
-    return found
-
-
-def threads(ptx: str) -> dict[str, int]:
-    """Largest block of each kernel, by symbol: its launch bound, which is the size that it is launched with."""
-    found = {}
-    for symbol, bound in _BOUNDS.findall(ptx):
-        if not bound:
-            raise ValueError(f"{symbol} has no __launch_bounds__")
-        found[symbol] = int(bound)
-    return found
-
-
 def names(symbols: Iterable[str]) -> dict[str, str]:
-    """Symbols in the words of the source, e.g. ``backward<Leaky, float, 4, true>``."""
+    """Symbols in the words of the source, e.g. ``backward<Leaky, float, 4, true>``; without those of no neuron."""
     symbols = list(symbols)
     done = subprocess.run(["c++filt"], input="\n".join(symbols), capture_output=True, text=True, check=True)
-    return dict(zip(symbols, map(shorten, done.stdout.splitlines()), strict=True))
+    found = dict(zip(symbols, map(shorten, done.stdout.splitlines()), strict=True))
+    return {symbol: name for symbol, name in found.items() if "<" in name}
 
 
 def shorten(name: str) -> str:

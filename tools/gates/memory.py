@@ -18,6 +18,7 @@ class Accesses:
     stores: int = 0
     narrow: tuple[str, ...] = ()  # of these, the opcodes of those under `least` bytes
     local: int = 0  # anywhere
+    spilled: int = 0  # bytes of these
     least: int = 16
 
     def problems(self, neurons: int) -> list[str]:
@@ -53,6 +54,7 @@ def accesses(kernel: Kernel, least: int = 16, time_loop: int = 2) -> Accesses:
         name = instruction.opcode.split(".")[0]
         if name in _LOCAL:
             found.local += 1
+            found.spilled += _bytes(instruction.opcode)
         elif name in _GLOBAL and depth >= time_loop:
             setattr(found, _GLOBAL[name], getattr(found, _GLOBAL[name]) + 1)
             if _bytes(instruction.opcode) < least:

@@ -26,7 +26,7 @@ int main() {
     card.sharedMemPerMultiprocessor = shared;
     card.numSms = 1;  // plays no part in what one of them holds
     card.sharedMemPerBlockOptin = optin;
-    card.reservedSharedMemPerBlock = kReserved;
+    card.reservedSharedMemPerBlock = major >= 8 ? kReserved : 0;
     cudaOccFuncAttributes kernel;
     kernel.maxThreadsPerBlock = INT_MAX;
     kernel.numRegs = used;

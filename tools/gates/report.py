@@ -55,8 +55,8 @@ def table(measured: Iterable[Measured], cards: Mapping[str, str]) -> list[list[s
     for name in sorted(rows):
         of = list(rows[name].values())
         cells = [_cell(rows[name].get(architecture)) for architecture in cards]
-        most = [str(max(getattr(m.resources, field) for m in of)) for field in ("shared", "spill", "stack")]
-        lines.append([name, str(of[0].threads), *cells, *most, str(max(m.accesses.local for m in of))])
+        most = [str(max(getattr(m.taken, field) for m in of)) for field in ("shared", "spill", "stack")]
+        lines.append([name, str(of[0].resources.threads), *cells, *most, str(max(m.accesses.local for m in of))])
         lines[-1] += [_range([m.accesses.loads for m in of]), _range([m.accesses.stores for m in of])]
         lines[-1].append(_range([len(m.accesses.narrow) for m in of]) if of[0].vector else "one neuron")
     return lines
