@@ -8,12 +8,28 @@ from pathlib import Path
 
 import torch
 
-from . import compilation, docs, epoch, held, kinds, page, parity, pool, products, raster, report, rounding, run, store
+from . import (
+    compilation,
+    docs,
+    epoch,
+    held,
+    kinds,
+    overhead,
+    page,
+    parity,
+    pool,
+    products,
+    raster,
+    report,
+    rounding,
+    run,
+    store,
+)
 from .bars import Found
 from .measure import machine
 from .registry import suites
 
-MEASURING_ONE_THING = ("parity", "epoch", "kinds", "compile", "pool", "products", "held", "rounding")
+MEASURING_ONE_THING = ("parity", "epoch", "kinds", "compile", "overhead", "pool", "products", "held", "rounding")
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -33,6 +49,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     training = command("epoch", epoch.run, "an epoch on MNIST, beside snnTorch: seconds and test accuracy, over seeds")
     counting = command("kinds", kinds.run, "one call per step with integer, float64, numpy and half numbers")
     command("compile", compilation.run, "what compiling a loop over time costs: seconds over T, and how often")
+    adding = command("overhead", overhead.run, "what torch.compile adds to a training step with nothing to merge")
     command("pool", pool.run, "memory that freed outputs leave idle after steps of varying shapes, and what it saves")
     multiplying = command("products", products.run, "spikes as bits times weights, beside PyTorch's dense product")
     command("held", held.run, "bytes that networks hold for their backward pass, beside others")
@@ -87,6 +104,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     spiking.add_argument("--out", type=Path, required=True, metavar="FILE.svg", help="the figure")
     multiplying.add_argument("--seconds", type=float, default=5.0, help="per share of spikes (default: %(default)s)")
+    adding.add_argument("--seconds", type=float, default=20.0, help="per network (default: %(default)s)")
     counting.add_argument("--seconds", type=float, default=20.0, help="per shape (default: %(default)s)")
     for each in commands.choices.values():
         each.add_argument("--threads", type=int, help="CPU threads (default: as many as PyTorch chooses)")

@@ -14,7 +14,7 @@ Where to start:
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from snnfast import _step_op, functional, losses, reference, surrogate  # noqa: F401 - the op is registered by its import
+from snnfast import _graph_ops, functional, losses, reference, surrogate  # noqa: F401 - the op is registered by its import
 from snnfast._backend import use_backend
 from snnfast._config import config, show_config
 from snnfast._events import use_events

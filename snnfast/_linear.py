@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd import forward_ad
 
 from snnfast import _events, _ops
@@ -116,7 +117,7 @@ def _are_enough(steps: int, samples: int) -> bool:
 
 
 def _is_fit(t: Tensor, x: Tensor) -> bool:
-    known = type(t) in (Tensor, torch.nn.Parameter, FakeTensor)  # the last one while torch.export traces
+    known = type(t) in (Tensor, torch.nn.Parameter, FakeTensor, FunctionalTensor)  # the last two while PyTorch traces
     return known and t.dtype == x.dtype and t.device == x.device and t.layout is torch.strided
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from snnfast import _backend, _op_rules, _recurrent, _varying, reference  # noqa: F401 - importing registers rules
+from snnfast import _backend, _events, _op_rules, _recurrent, _varying, reference  # noqa: F401 - imported for its rules
 from snnfast._arguments import (
     Call,
     Options,
@@ -23,6 +23,7 @@ from snnfast._connections import Connections
 from snnfast._lengths import batch_outermost, check_lengths, reason_against, valid_steps
 from snnfast._linear import Linear, by_events, check_linear, unroll_linear
 from snnfast._ops import SEQUENCE, STEP, Neuron, arithmetic_dtype
+from snnfast._sources import digest
 from snnfast._spike_grad import examine
 from snnfast.surrogate import has_derivative, heaviside, known_to_kernels
 
@@ -40,7 +41,7 @@ def run(
 ) -> tuple[Tensor, ...]:
     """Compute all time steps of a call, or one.
 
-    While torch.compile traces, one step becomes one node of the graph. ``as_node=False`` is what that node runs.
+    While torch.compile traces, a call becomes one node of the graph. ``as_node=False`` is what that node runs.
 
     Returns:
         The spikes of every step, or their sum, or the output of ``linear``. Then the states of every step that
@@ -53,13 +54,15 @@ def run(
         backend = _backend.current_backend()
         if backend != "reference":
             asked = options.packed, *options.derivative, backend
-            return tuple(torch.ops.snnfast.step(neuron.name, current, (*states, *parameters), *asked))
+            return tuple(torch.ops.snnfast.step(neuron.name, current, (*states, *parameters), *asked, sources=digest()))
     x, states, parameters, asks = prepare(neuron, options, call.time, current, states, parameters)
     plain = options.kernels_do_all and lengths is None  # nearly always
     if not _backend.use_fused(x.device) or (not plain and not _can_follow(options, call, x, neuron, lengths)):
         found = reference.unroll(neuron, options, call, x, states, parameters, lengths)
     elif not options.kernels_do_all and not _spikes_go_on(neuron, options):
         found = _fire_afterwards(neuron, options, call, x, states, parameters, lengths)
+    elif as_node and plain and torch.compiler.is_compiling() and not _backend.exporting():
+        found, linear = _node(neuron, options, call, x, states, parameters, linear)
     elif linear is not None and by_events(options, call, x, parameters, linear):
         found, linear = unroll_linear(neuron, options, call, x, states, parameters, linear, asks, lengths), None
     elif records(asks) or getattr(forward_ad, "_current_level", -1) >= 0:
@@ -76,6 +79,25 @@ def run(
     if x is not current and x.dtype != current.dtype:
         found = found[0].to(current.dtype), *found[1:]  # the states stay in the opmath dtype
     return found if linear is None else (linear.of_spikes(found[0]), *found[1:])
+
+
+def _node(
+    neuron: Neuron,
+    options: Options,
+    call: Call,
+    x: Tensor,
+    states: States,
+    parameters: Parameters,
+    linear: Linear | None,
+) -> tuple[tuple[Tensor, ...], Linear | None]:
+    """A call of all time steps as one node of a graph, and the linear layer where the node does not include it."""
+    weights = linear if linear is not None and _events.enabled else ()  # a global, which torch.compile guards
+    found = torch.ops.snnfast.unroll(
+        neuron.name, x, (*states, *parameters), options.packed, *options.derivative, _backend.current_backend(),
+        None if call.time == SEQUENCE else call.steps, call.record, call.last, call.reduce, call.rounded, *weights,
+        sources=digest(),
+    )  # fmt: skip
+    return tuple(found), None if weights else linear
 
 
 def run_function(

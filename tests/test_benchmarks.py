@@ -20,8 +20,8 @@ from benchmarks.workloads import build, make_data
 CPU = torch.device("cpu")
 SUITES = ["lif", "loop", "neurons", "tutorial5", "events", "conv", "long", "framework", "memory", "inference"]
 COMMANDS = [
-    "store", "list", "run", "check", "parity", "epoch", "kinds", "compile", "pool", "products", "held", "rounding",
-    "page", "docs", "raster",
+    "store", "list", "run", "check", "parity", "epoch", "kinds", "compile", "overhead", "pool", "products", "held",
+    "rounding", "page", "docs", "raster",
 ]  # fmt: skip
 SMALLEST = "lif [1, 1, 10] float32, forward"
 CASES = {case.name: case for cases in suites("cpu").values() for case in cases}

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command_line
-from benchmarks import compilation, run, runner
+from benchmarks import compilation, overhead, run, runner
 from benchmarks.peers import PEERS
 from benchmarks.peers.ours import LOOPED, OURS, WITH_LOSS
 from benchmarks.peers.snntorch_loop import HOISTED, LOOP, NETWORK
@@ -87,3 +87,15 @@ def test_compilation_is_judged_beside_that_of_snntorchs_network(theirs, verdict,
     assert sum(line.startswith(f"{NETWORK}  ") for line in lines) == 1
     assert [line.split()[0] for line in lines if "compilation in the first call" in line] == [verdict] * 2
     assert [line.split()[0] for line in lines if line.endswith(": graphs compiled in two epochs")] == ["holds"] * 2
+
+
+@pytest.mark.needs_extension
+def test_what_compilation_adds_is_printed_by_backend_and_judged(monkeypatch, capsys):
+    monkeypatch.setattr(overhead, "BACKENDS", ("snnfast", "eager"))
+    monkeypatch.setattr(overhead, "STEPS", 3)
+    monkeypatch.setattr(overhead, "OVERHEAD", 1e6)
+    monkeypatch.setattr(overhead, "CASES", {n: overhead.CASES[n] for n in (overhead.TUTORIAL5, "two products")})
+    assert command_line.main(["overhead", "--seconds", "0", "--threads", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert all(sum(line.startswith(name) and line.count("(") == 2 for line in lines) == 1 for name in overhead.CASES)
+    assert lines[-1].startswith("holds")

@@ -32,7 +32,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import snnfast
-from snnfast import _ops, functional, reference
+from snnfast import functional, reference
 from snnfast.surrogate import DISABLED
 
 pytestmark = pytest.mark.needs_extension
@@ -358,12 +358,16 @@ def test_compiled_calls_have_the_numbers_and_gradients_of_the_eager_ones(neuron:
             assert_close(a, b, 1e-12, name)
 
 
+WEIGHT_AT = [a.name for a in torch.ops.snnfast.unroll.default._schema.arguments].index("weight")
+
+
 def test_compiled_code_follows_the_switch() -> None:
     case = Case("leaky")
     given, graphs = with_linear(case), []
 
     def recording(gm: torch.fx.GraphModule, example_inputs: Any) -> Any:
-        graphs.append(any(n.target == _ops.spikes_linear for n in gm.graph.nodes))
+        (unroll,) = (n for n in gm.graph.nodes if n.target is torch.ops.snnfast.unroll)
+        graphs.append(len(unroll.args) > WEIGHT_AT)
         return gm.forward
 
     compiled = torch.compile(partial(fused, case=case), backend=recording, fullgraph=True)

@@ -16,10 +16,10 @@ from torch.utils.checkpoint import checkpoint
 
 import snnfast
 from snnfast import _backend
+from snnfast._graph_ops import unroll_steps
 from snnfast._loop import emission
 from snnfast._loop.backend import merge
 from snnfast._loop.nodes import one_int
-from snnfast._step_op import unroll
 
 
 @pytest.fixture(autouse=True)
@@ -128,7 +128,7 @@ def asked_for(readout: Any) -> tuple[int, bool]:
 
     def backend(gm: torch.fx.GraphModule, example_inputs: Any) -> Any:
         merged, _ = merge(gm)
-        seen.extend(n.args[-2:] for n in merged.graph.nodes if n.target is unroll)
+        seen.extend(n.args[-2:] for n in merged.graph.nodes if n.target is unroll_steps)
         return merged.forward
 
     x = currents()

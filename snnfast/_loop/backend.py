@@ -10,14 +10,14 @@ from torch import nn
 from torch.fx import GraphModule
 
 from snnfast import _backend
+from snnfast._graph_ops import as_function
 from snnfast._loop import verify
 from snnfast._loop.capture import capture, is_step
-from snnfast._loop.channels_last import use_channels_last
+from snnfast._loop.channels_last import use_channels_last, use_kernels
 from snnfast._loop.emission import Emission
 from snnfast._loop.report import Explanation, GraphReport, describe, line_of
 from snnfast._loop.series import Series
 from snnfast._neurons import convert
-from snnfast._step_op import step
 
 Compiled = Callable[..., Any]
 
@@ -53,13 +53,16 @@ def merge(gm: GraphModule) -> tuple[GraphModule, GraphReport]:
     first = next((n for n in gm.graph.nodes if n.op.startswith("call")), None)
     report = GraphReport(line_of(first) or "a graph")
     try:
-        return _merged(gm, report), report
+        merged = _merged(gm, report)
+        if merged is not gm:
+            return merged, report
     except RefusedError as refusal:
         report.refuse(str(refusal))
     except Exception:
         report.fail(traceback.format_exc())
-    for node in filter(is_step, gm.graph.nodes):
-        node.target = step
+    ours = [node for node in gm.graph.nodes if as_function(node)]
+    if ours:
+        use_kernels(gm.graph)
     gm.recompile()
     return gm, report
 

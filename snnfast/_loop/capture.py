@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
+from snnfast._graph_ops import step
 from snnfast._loop.memory import Memory, changed
 from snnfast._loop.nodes import is_barrier, is_random, literal, looks, named, storage_of, value
 from snnfast._ops import NEURONS, Neuron
-from snnfast._step_op import step
 
 STEPS = (torch.ops.snnfast.step, torch.ops.snnfast.step.default, step)
 _NEURON_OF = {neuron.name: neuron for neuron in NEURONS}

@@ -7,10 +7,10 @@ from torch.fx import Graph, Node
 
 from snnfast._channels_last import profits, turned
 from snnfast._convolution import conv2d
+from snnfast._graph_ops import unroll_steps
 from snnfast._loop.nodes import argument, value
 from snnfast._loop.rules import everywhere
 from snnfast._max_pooling import max_pool2d
-from snnfast._step_op import unroll
 
 _CONVOLUTIONS = set(everywhere("conv2d"))
 _OURS = dict.fromkeys(_CONVOLUTIONS, conv2d) | dict.fromkeys(everywhere("max_pool2d"), max_pool2d)
@@ -43,6 +43,13 @@ def use_channels_last(graph: Graph) -> None:
                 node.replace_input_with(n, _in_order(graph, n, back))
 
 
+def use_kernels(graph: Graph) -> None:
+    """Let convolutions and poolings of a graph that stays as it is choose their kernels at each call."""
+    for node in graph.nodes:
+        if node.op == "call_function":
+            node.target = _OURS.get(node.target, node.target)
+
+
 def _takes_images(node: Node) -> bool:
     """Whether a node is the one convolution of its weight, with a batch; of several, each is one of a time step."""
     if node.target not in _CONVOLUTIONS or len(node.args) < 2:
@@ -55,7 +62,7 @@ def _takes_images(node: Node) -> bool:
 
 def _keeps(node: Node, found: set[Node]) -> bool:
     """Whether a call returns the order that it is given, of ``[T, B, C, H, W]`` or ``[T * B, C, H, W]``."""
-    if node.target is unroll:
+    if node.target is unroll_steps:
         return node.args[1] in found  # the currents
     source = node.args[0] if node.target in _KEEPING else None
     if not isinstance(source, Node) or source not in found:

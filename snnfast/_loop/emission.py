@@ -11,13 +11,13 @@ from torch import Tensor
 from torch.fx import Graph, Node, map_arg
 from torch.utils import _pytree as pytree
 
-from snnfast._loop.capture import Captured, Chain, is_step
+from snnfast._graph_ops import as_function, unroll_steps
+from snnfast._loop.capture import Captured, Chain
 from snnfast._loop.nodes import argument, fake_call, fake_mode_of, is_number, looks, size_of, tensors_of, value
 from snnfast._loop.projection import project
 from snnfast._loop.rules import RULES, Site, UnmergedError, by_vmap
 from snnfast._loop.series import Group, IndexGroup, Series
 from snnfast._loop.sums import is_sum, terms_of
-from snnfast._step_op import step, unroll
 
 
 class Piece(NamedTuple):
@@ -84,8 +84,7 @@ class Emission:
         if node.target is operator.getitem and isinstance(source := self.get(node.args[0]), tuple):  # type: ignore[arg-type]
             return source[node.args[1]]  # type: ignore[index]
         made = self.graph.node_copy(node, self.get)
-        if is_step(node):
-            made.target = step
+        as_function(made)
         if node in self.captured.effects:
             self.effects.add(made)
         return made
@@ -279,7 +278,7 @@ class Emission:
         tensors = [self.get(t) if isinstance(t, Node) else t for t in (*chain.states(0), *chain.parameters())]
         steps = len(currents) if constant else None
         # It asks for everything, until the readers are known.
-        node = self.call(unroll, first[0], x, tensors, *first[3:], steps, chain.neuron.every_state, False)
+        node = self.call(unroll_steps, first[0], x, tensors, *first[3:], steps, chain.neuron.every_state, False)
         self._unrolled[chain] = node, []
 
     def _output(self, chain: Chain, what: tuple[str, int]) -> Node:

@@ -1,7 +1,8 @@
-"""One time step as one node of the graph that ``torch.compile`` makes of a loop: the op ``snnfast::step``.
+"""A call as one node of the graph that ``torch.compile`` makes: the ops ``snnfast::step`` and ``snnfast::unroll``.
 
-Without it, torch.compile would trace the checks and the autograd function of a step anew for every step of a loop. It
-is a composite op, so that any compiler finds the kernels in it. The backend in :mod:`snnfast._loop` looks for it.
+Without them, torch.compile would trace the checks and the autograd function of every call. That takes long in a loop
+over time. And each call of a traced autograd function makes a new class, which costs more than a small unroll. They
+are composite ops, so that any compiler finds the kernels in them. The backend in :mod:`snnfast._loop` looks for steps.
 """
 
 from collections.abc import Sequence
@@ -37,10 +38,10 @@ def _options_of(packed: int, surrogate_field: int, p0: float, p1: float) -> Opti
     return check_options(kind, reset, delay, False, None)
 
 
-def unroll(
+def unroll_steps(
     neuron: str,
     x: Tensor,  # [T, *], or [*] of a constant current
-    tensors: list[Tensor | None],
+    tensors: list[Tensor | None],  # states, then parameters
     options: int,
     surrogate_field: int,
     p0: float,
@@ -58,7 +59,7 @@ def unroll(
     With a ``weight``, the output of the linear layer ``[T, *, O]`` takes the place of the spikes. Numbers and dtypes
     are those of the steps: for a half-precision current, the states have the opmath dtype.
     """
-    time, steps = (SEQUENCE, len(x)) if steps is None else (CONSTANT, steps)
+    time, steps = (SEQUENCE, x.shape[0]) if steps is None else (CONSTANT, steps)
     call = made_call(time, steps, record, last=True, reduce=reduce)
     wide = x.to(arithmetic_dtype(x.dtype)) if record else x
     linear = None if weight is None else Linear(weight, bias, dims)
@@ -79,9 +80,38 @@ def step(
     p0: float,
     p1: float,
     backend: str,
+    *,
+    sources: str = "",  # a part of the graph's key in caches on the disk
 ) -> list[Tensor]:
-    """What the op does. A graph that runs as it is calls this function, because a call of the op takes microseconds."""
+    """What the op ``snnfast::step`` does."""
     return list(_run(neuron, x, tensors, (options, surrogate_field, p0, p1), backend, ONE_STEP))
+
+
+def unroll(
+    neuron: str,
+    x: Tensor,  # [T, *], or [*] of a constant current
+    tensors: list[Tensor | None],  # states, then parameters
+    options: int,
+    surrogate_field: int,
+    p0: float,
+    p1: float,
+    backend: str,
+    steps: int | None,  # of a constant current
+    record: int,  # states to return of every step, as bits
+    last: bool,  # return all states after the last step
+    reduce: bool,  # sum the spikes over time
+    rounded: bool,  # keep the membranes for backward in bfloat16
+    weight: Tensor | None = None,  # [O, N] of a linear layer that alone reads the spikes
+    bias: Tensor | None = None,  # [O]
+    dims: int = 1,  # of a step, from the last: N is their product
+    *,
+    sources: str = "",
+) -> list[Tensor]:
+    """What the op ``snnfast::unroll`` does: a call of all time steps, whose arguments are checked already."""
+    time, steps = (SEQUENCE, x.shape[0]) if steps is None else (CONSTANT, steps)
+    call = made_call(time, steps, record, last, reduce, rounded)
+    linear = None if weight is None else Linear(weight, bias, dims)
+    return list(_run(neuron, x, tensors, (options, surrogate_field, p0, p1), backend, call, linear))
 
 
 def _run(
@@ -104,8 +134,29 @@ def _run(
 
 
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")  # type: ignore[no-untyped-call]
+_OPTIONS = "int options, int surrogate, float p0, float p1, str backend"
 _library.define(  # type: ignore[no-untyped-call]
-    "step(str neuron, Tensor x, Tensor?[] tensors, int options, int surrogate, float p0, float p1, str backend)"
-    " -> Tensor[]"
+    f"step(str neuron, Tensor x, Tensor?[] tensors, {_OPTIONS}, *, str sources) -> Tensor[]"
+)
+_library.define(  # type: ignore[no-untyped-call]
+    f"unroll(str neuron, Tensor x, Tensor?[] tensors, {_OPTIONS}, SymInt? steps, int record, bool last, bool reduce, "
+    "bool rounded, Tensor? weight=None, Tensor? bias=None, int dims=1, *, str sources) -> Tensor[]"
 )
 _library.impl("step", step, "CompositeImplicitAutograd")  # type: ignore[no-untyped-call]
+_library.impl("unroll", unroll, "CompositeImplicitAutograd")  # type: ignore[no-untyped-call]
+
+_FUNCTIONS: dict[Any, Any] = {}
+for _op, _function in ((torch.ops.snnfast.step, step), (torch.ops.snnfast.unroll, unroll)):
+    _FUNCTIONS |= {_op: _function, _op.default: _function}
+
+
+def as_function(node: torch.fx.Node) -> bool:
+    """Make a node call the function that its op calls: the dispatch of a composite op takes microseconds.
+
+    Returns:
+        Whether it is a node of these ops.
+    """
+    is_ours = node.op == "call_function" and node.target in _FUNCTIONS
+    if is_ours:
+        node.target = _FUNCTIONS[node.target]
+    return is_ours

@@ -1,0 +1,81 @@
+"""What ``torch.compile`` adds to a training step that has nothing to merge, by its backends."""
+
+import argparse
+from collections.abc import Callable
+from statistics import median
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from snnfast import Leaky, MultiStep
+
+from .bars import OVERHEAD, Bar, Found
+from .measure import alternate
+
+BACKENDS = ("snnfast", "eager", "aot_eager", "inductor")
+EAGER = "not compiled"
+STEPS = 25
+
+
+class Trivial(nn.Module):
+    """Nothing to compute: the time is that of PyTorch's own work around a graph."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x * 2, x * 3
+
+
+def dense(inputs: int, hidden: int) -> MultiStep:
+    return MultiStep(nn.Linear(inputs, hidden), Leaky(0.95), nn.Linear(hidden, 10), Leaky(0.95))
+
+
+def convolutional() -> MultiStep:
+    return MultiStep(
+        nn.Conv2d(1, 12, 5), Leaky(0.5), nn.MaxPool2d(2), nn.Conv2d(12, 64, 5), Leaky(0.5), nn.MaxPool2d(2),
+        nn.Flatten(), nn.Linear(1024, 10), Leaky(0.5),
+    )  # fmt: skip
+
+
+TUTORIAL5 = "784-1000-10, batch 128"
+CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    TUTORIAL5: (lambda: dense(784, 1000), (128, 784)),
+    "convolutional, batch 16": (convolutional, (16, 1, 28, 28)),
+    "100-100-10, batch 1": (lambda: dense(100, 100), (1, 100)),
+    "two products": (Trivial, (1, 10)),
+}
+
+
+def run(args: argparse.Namespace) -> Found:
+    print(f"a training step of {STEPS} time steps: ms (/ that of a network which is not compiled)")
+    width = max(map(len, CASES))
+    print(f"{'':<{width}}  {EAGER:>12}" + "".join(f"  {name:>18}" for name in BACKENDS))
+    bars, rows = [], []
+    for name, (make, shape) in CASES.items():
+        torch._dynamo.reset()
+        steps = {backend: training_step(make(), shape, backend) for backend in (None, *BACKENDS)}
+        times = {backend: median(taken) for backend, taken in alternate(steps, args.seconds, warm_up=2).items()}
+        print(f"{name:<{width}}  {times[None] * 1e3:>12.3f}", end="")
+        for backend in BACKENDS:
+            ratio = times[backend] / times[None]
+            print(f"  {f'{times[backend] * 1e3:.3f} ({ratio:.2f})':>18}", end="")
+            rows.append({"network": name, "backend": backend, "seconds": times[backend], "ratio": ratio})
+        print(flush=True)
+        if name == TUTORIAL5:
+            bars.append(Bar(f"{name}: compiled by snnfast / not compiled", times["snnfast"] / times[None], OVERHEAD))
+    print()
+    return Found(bars, rows)
+
+
+def training_step(net: nn.Module, shape: tuple[int, ...], backend: str | None) -> Callable[[], None]:
+    x, labels = (
+        torch.rand(STEPS, *shape, requires_grad=isinstance(net, Trivial)),
+        torch.randint(10, (STEPS * shape[0],)),
+    )
+    call = net if backend is None else torch.compile(net, backend=backend)
+
+    def step() -> None:
+        _, mem = call(x)
+        F.cross_entropy(mem.flatten(0, 1), labels).backward()
+        net.zero_grad()
+
+    return step

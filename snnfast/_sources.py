@@ -1,0 +1,26 @@
+"""Which sources of the package a compiled graph was made from."""
+
+import functools
+import hashlib
+from pathlib import Path
+
+
+@functools.cache
+def _digest() -> str:
+    found = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        found.update(path.read_bytes())
+    return found.hexdigest()[:16]
+
+
+def digest() -> str:
+    """A digest of the package's modules, for caches of ``torch.compile`` on the disk.
+
+    These caches know a composite op by its name and arguments. What the op does may be another thing in another version
+    of the package. So the ops of :mod:`snnfast._graph_ops` are given this digest.
+    """
+    return _digest()
+
+
+# As in _backend.py: torch.compile calls it once, and makes a constant of what it returns.
+digest._dynamo_marked_constant = True  # type: ignore[attr-defined]
