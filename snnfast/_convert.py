@@ -12,6 +12,7 @@ from snnfast import surrogate
 from snnfast._ops import RESET_MECHANISMS
 from snnfast._snntorch_layers import LAYERS, DropIn, snntorch
 from snnfast._spike_grad import recognise
+from snnfast._surrogate import FACTORIES
 
 _STATE_FUNCTIONS = {"_base_sub": "subtract", "_base_zero": "zero", "_base_int": "none"}
 
@@ -217,7 +218,7 @@ def _snntorchs_own(spike_grad: Any) -> Any:
         return snntorch.SpikingNeuron._surrogate_bypass
     if isinstance(spike_grad, surrogate._Custom):
         return snntorch.surrogate.custom_surrogate(spike_grad.function)
-    for name, factory in surrogate.FACTORIES.items():
+    for name, factory in FACTORIES.items():
         if name != "LSO" and type(spike_grad) is type(factory()):
             return getattr(snntorch.surrogate, name)(**vars(spike_grad))
     return spike_grad

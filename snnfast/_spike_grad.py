@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from snnfast import surrogate
+from snnfast._surrogate import FACTORIES
 from snnfast.surrogate import Surrogate
 
 SpikeGrad = Callable[[Tensor], Tensor]
@@ -70,7 +71,7 @@ def recognise(spike_grad: Any) -> Any:
         name, values = "atan", vars(spike_grad)
     else:
         return spike_grad
-    factory = surrogate.FACTORIES.get(name)
+    factory = FACTORIES.get(name)
     if factory is None or not all(map(_is_number, values.values())):
         return spike_grad
     return factory(**values)

@@ -28,16 +28,15 @@ Example::
 """
 
 import math
-import numbers
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, ParamSpec, TypeGuard, TypeVar, cast
+from typing import TypeGuard, cast
 
 import torch
 from torch import Tensor
 
 from snnfast import _ops
+from snnfast._surrogate import KERNELS, CustomSpike, Surrogate, factory, in_kernels, number
 
 __all__ = [
     "LSO",
@@ -55,67 +54,7 @@ __all__ = [
 ]
 
 
-P = ParamSpec("P")
-Kind = TypeVar("Kind", bound="type[Surrogate]")
-
-
-class Surrogate(ABC):
-    """A step function with a surrogate derivative.
-
-    A call with ``z`` (``[*]``, any floating dtype) returns the spikes ``1[z > 0]`` (``[*]``, dtype of ``z``). Their
-    gradient with respect to ``z`` is ``grad * derivative(z)``. A class of your own with a ``derivative`` works as well:
-    the kernels then unroll the membrane, and PyTorch computes the derivative.
-    """
-
-    kernel_id: ClassVar[int]
-    """Number of the derivative in the kernels, if they have it."""
-
-    @abstractmethod
-    def derivative(self, z: Tensor) -> Tensor:
-        """The surrogate derivative of the spike with respect to ``z`` (``[*]`` -> ``[*]``, same dtype)."""
-
-    def parameters(self) -> tuple[float, float]:
-        """The up to two numbers that shape the derivative, as the kernels take them (unused ones are 0)."""
-        return (0.0, 0.0)
-
-    def __call__(self, z: Tensor) -> Tensor:
-        return cast(Tensor, _Spike.apply(z, self))
-
-
-class _Spike(torch.autograd.Function):
-    generate_vmap_rule = True  # with setup_context: what torch.func's transforms ask for
-
-    @staticmethod
-    def forward(z: Tensor, surrogate: Surrogate) -> Tensor:
-        return (z > 0).to(z.dtype)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Surrogate], output: Tensor) -> None:
-        z, ctx.surrogate = inputs
-        ctx.save_for_backward(z)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
-        (z,) = ctx.saved_tensors
-        return grads[0] * ctx.surrogate.derivative(z), None
-
-
-_KERNELS: dict[str, type[Surrogate]] = {}
-"""Surrogates by name, in the order of ``csrc/math/surrogate.h``."""
-
-
-def _in_kernels(name: str) -> Callable[[Kind], Kind]:
-    """Give a class the next number of the kernels' list."""
-
-    def enter(kind: Kind) -> Kind:
-        kind.kernel_id = len(_KERNELS)
-        _KERNELS[name] = kind
-        return kind
-
-    return enter
-
-
-@_in_kernels("atan")
+@in_kernels("atan")
 @dataclass(frozen=True)
 class _ATan(Surrogate):
     alpha: float
@@ -127,7 +66,7 @@ class _ATan(Surrogate):
         return (self.alpha, 0.0)
 
 
-@_in_kernels("fast_sigmoid")
+@in_kernels("fast_sigmoid")
 @dataclass(frozen=True)
 class _FastSigmoid(Surrogate):
     slope: float
@@ -139,7 +78,7 @@ class _FastSigmoid(Surrogate):
         return (self.slope, 0.0)
 
 
-@_in_kernels("sigmoid")
+@in_kernels("sigmoid")
 @dataclass(frozen=True)
 class _Sigmoid(Surrogate):
     slope: float
@@ -153,21 +92,21 @@ class _Sigmoid(Surrogate):
         return (self.slope, 0.0)
 
 
-@_in_kernels("straight_through_estimator")
+@in_kernels("straight_through_estimator")
 @dataclass(frozen=True)
 class _StraightThrough(Surrogate):
     def derivative(self, z: Tensor) -> Tensor:
         return torch.ones_like(z)
 
 
-@_in_kernels("heaviside")
+@in_kernels("heaviside")
 @dataclass(frozen=True)
 class _Heaviside(Surrogate):
     def derivative(self, z: Tensor) -> Tensor:
         return (z > 0).to(z.dtype)
 
 
-@_in_kernels("triangular")
+@in_kernels("triangular")
 @dataclass(frozen=True)
 class _Triangular(Surrogate):
     threshold: float
@@ -180,7 +119,7 @@ class _Triangular(Surrogate):
         return (self.threshold, 0.0)
 
 
-@_in_kernels("spike_rate_escape")
+@in_kernels("spike_rate_escape")
 @dataclass(frozen=True)
 class _SpikeRateEscape(Surrogate):
     beta: float
@@ -193,7 +132,7 @@ class _SpikeRateEscape(Surrogate):
         return (self.beta, self.slope)
 
 
-@_in_kernels("SFS")
+@in_kernels("SFS")
 @dataclass(frozen=True)
 class _SFS(Surrogate):
     slope: float
@@ -206,7 +145,7 @@ class _SFS(Surrogate):
         return (self.slope, self.B)
 
 
-@_in_kernels("LSO")
+@in_kernels("LSO")
 @dataclass(frozen=True)
 class _LSO(Surrogate):
     slope: float
@@ -219,7 +158,7 @@ class _LSO(Surrogate):
         return (self.slope, 0.0)
 
 
-@_in_kernels("none")
+@in_kernels("none")
 @dataclass(frozen=True)
 class _Disabled(Surrogate):
     """No surrogate: no gradient passes through a spike (snnTorch's ``surrogate_disable``)."""
@@ -252,25 +191,7 @@ class _Custom(Surrogate):
         return self.function(z, torch.ones_like(z), (z > 0).to(z.dtype))
 
     def __call__(self, z: Tensor) -> Tensor:
-        return cast(Tensor, _CustomSpike.apply(z, self.function))
-
-
-class _CustomSpike(torch.autograd.Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(z: Tensor, function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
-        return (z > 0).to(z.dtype)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Any], output: Tensor) -> None:
-        z, ctx.function = inputs
-        ctx.save_for_backward(z, output)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
-        z, spk = ctx.saved_tensors
-        return ctx.function(z, grads[0].clone(), spk), None
+        return cast(Tensor, CustomSpike.apply(z, self.function))
 
 
 def known_to_kernels(spike_grad: object) -> TypeGuard[Surrogate]:
@@ -280,7 +201,7 @@ def known_to_kernels(spike_grad: object) -> TypeGuard[Surrogate]:
 
 def of_kernel(kernel_id: int, *parameters: float) -> Surrogate:
     """The surrogate with this ``kernel_id`` and these ``parameters()``."""
-    kind = list(_KERNELS.values())[kernel_id]
+    kind = list(KERNELS.values())[kernel_id]
     if kind is _Disabled:
         return DISABLED  # known by its identity
     return kind(*parameters[: len(fields(kind))])  # type: ignore[arg-type]
@@ -291,32 +212,11 @@ def has_derivative(spike_grad: object) -> TypeGuard[Surrogate]:
     return isinstance(spike_grad, Surrogate) and type(spike_grad).__call__ is Surrogate.__call__
 
 
-_ops.check_names("surrogates", list(_KERNELS))
-_KNOWN = frozenset(_KERNELS.values())
+_ops.check_names("surrogates", list(KERNELS))
+_KNOWN = frozenset(KERNELS.values())
 
 
-FACTORIES: dict[str, Callable[..., Surrogate]] = {}
-"""The factories by name. Names and parameters are snnTorch's."""
-
-
-def _factory(function: Callable[P, Surrogate]) -> Callable[P, Surrogate]:
-    FACTORIES[function.__name__] = function
-    return function
-
-
-def _number(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
-    try:
-        number = float(value)
-    except OverflowError:
-        raise ValueError(f"{name}: expected a number that a float can hold, got a larger one") from None
-    if math.isnan(number):
-        raise ValueError(f"{name}: expected a number, got NaN")
-    return number
-
-
-@_factory
+@factory
 def atan(alpha: float = 2.0) -> Surrogate:
     """Arc tangent, the default of every neuron: ``(alpha / 2) / (1 + (pi / 2 * alpha * z)^2)``.
 
@@ -326,10 +226,10 @@ def atan(alpha: float = 2.0) -> Surrogate:
     Source: W. Fang et al., *Incorporating learnable membrane time constants to enhance learning of spiking neural
     networks*, ICCV 2021.
     """
-    return _ATan(_number("alpha", alpha))
+    return _ATan(number("alpha", alpha))
 
 
-@_factory
+@factory
 def fast_sigmoid(slope: float = 25) -> Surrogate:
     """Fast sigmoid: ``1 / (slope * |z| + 1)^2``.
 
@@ -338,10 +238,10 @@ def fast_sigmoid(slope: float = 25) -> Surrogate:
 
     Source: F. Zenke, S. Ganguli, *SuperSpike*, Neural Computation 30 (2018) 1514-1541.
     """
-    return _FastSigmoid(_number("slope", slope))
+    return _FastSigmoid(number("slope", slope))
 
 
-@_factory
+@factory
 def sigmoid(slope: float = 25) -> Surrogate:
     """Logistic sigmoid: ``slope * e / (1 + e)^2`` with ``e = exp(-slope * |z|)``.
 
@@ -353,10 +253,10 @@ def sigmoid(slope: float = 25) -> Surrogate:
 
     Source: F. Zenke, S. Ganguli, *SuperSpike*, Neural Computation 30 (2018) 1514-1541.
     """
-    return _Sigmoid(_number("slope", slope))
+    return _Sigmoid(number("slope", slope))
 
 
-@_factory
+@factory
 def straight_through_estimator() -> Surrogate:
     """Straight-through estimator: ``1`` everywhere.
 
@@ -365,7 +265,7 @@ def straight_through_estimator() -> Surrogate:
     return _StraightThrough()
 
 
-@_factory
+@factory
 def heaviside() -> Surrogate:
     """The spike itself: ``1`` if ``z > 0`` else ``0``.
 
@@ -375,7 +275,7 @@ def heaviside() -> Surrogate:
     return _Heaviside()
 
 
-@_factory
+@factory
 def triangular(threshold: float = 1) -> Surrogate:
     """Sign of the distance: ``threshold`` if ``z < 0`` else ``-threshold`` (snnTorch's definition).
 
@@ -384,10 +284,10 @@ def triangular(threshold: float = 1) -> Surrogate:
 
     Source: ``snntorch.surrogate.triangular``.
     """
-    return _Triangular(_number("threshold", threshold))
+    return _Triangular(number("threshold", threshold))
 
 
-@_factory
+@factory
 def spike_rate_escape(beta: float = 1, slope: float = 25) -> Surrogate:
     """Boltzmann escape rate: ``slope * exp(-beta * |z - 1|)``; its peak is at ``z = 1``.
 
@@ -397,10 +297,10 @@ def spike_rate_escape(beta: float = 1, slope: float = 25) -> Surrogate:
 
     Source: W. Gerstner, W. M. Kistler, *Spiking neuron models*, Cambridge University Press, 2002.
     """
-    return _SpikeRateEscape(_number("beta", beta), _number("slope", slope))
+    return _SpikeRateEscape(number("beta", beta), number("slope", slope))
 
 
-@_factory
+@factory
 def SFS(slope: float = 25, B: float = 1) -> Surrogate:  # noqa: N802 - snnTorch's name
     """Sparse fast sigmoid: ``1 / (slope * |z| + 1)^2`` if ``z > B`` else ``0``.
 
@@ -410,10 +310,10 @@ def SFS(slope: float = 25, B: float = 1) -> Surrogate:  # noqa: N802 - snnTorch'
 
     Source: N. Perez-Nieves, D. F. M. Goodman, *Sparse spiking gradient descent*, NeurIPS 2021.
     """
-    return _SFS(_number("slope", slope), _number("B", B))
+    return _SFS(number("slope", slope), number("B", B))
 
 
-@_factory
+@factory
 def LSO(slope: float = 0.1) -> Surrogate:  # noqa: N802 - snnTorch's name
     """Leaky spike operator: ``1`` if ``z > 0`` else ``slope``, the derivative of a leaky ReLU.
 
@@ -424,10 +324,10 @@ def LSO(slope: float = 0.1) -> Surrogate:  # noqa: N802 - snnTorch's name
 
     Source: ``snntorch.surrogate.LeakySpikeOperator``.
     """
-    return _LSO(_number("slope", slope))
+    return _LSO(number("slope", slope))
 
 
-@_factory
+@factory
 def SSO(mean: float = 0, variance: float = 0.2) -> Surrogate:  # noqa: N802 - snnTorch's name
     """Stochastic spike operator: ``1`` if ``z > 0`` else ``(U - 0.5 + mean) * variance``, ``U`` uniform on [0, 1).
 
@@ -440,7 +340,7 @@ def SSO(mean: float = 0, variance: float = 0.2) -> Surrogate:  # noqa: N802 - sn
 
     Source: ``snntorch.surrogate.StochasticSpikeOperator``.
     """
-    return _SSO(_number("mean", mean), _number("variance", variance))
+    return _SSO(number("mean", mean), number("variance", variance))
 
 
 def custom_surrogate(custom_surrogate_function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Surrogate:

@@ -1,0 +1,108 @@
+"""What the surrogates of :mod:`snnfast.surrogate` have in common: their base class, and the lists that they enter."""
+
+import math
+import numbers
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar, ParamSpec, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+P = ParamSpec("P")
+Kind = TypeVar("Kind", bound="type[Surrogate]")
+
+
+class Surrogate(ABC):
+    """A step function with a surrogate derivative.
+
+    A call with ``z`` (``[*]``, any floating dtype) returns the spikes ``1[z > 0]`` (``[*]``, dtype of ``z``). Their
+    gradient with respect to ``z`` is ``grad * derivative(z)``. A class of your own with a ``derivative`` works as well:
+    the kernels then unroll the membrane, and PyTorch computes the derivative.
+    """
+
+    kernel_id: ClassVar[int]
+    """Number of the derivative in the kernels, if they have it."""
+
+    @abstractmethod
+    def derivative(self, z: Tensor) -> Tensor:
+        """The surrogate derivative of the spike with respect to ``z`` (``[*]`` -> ``[*]``, same dtype)."""
+
+    def parameters(self) -> tuple[float, float]:
+        """The up to two numbers that shape the derivative, as the kernels take them (unused ones are 0)."""
+        return (0.0, 0.0)
+
+    def __call__(self, z: Tensor) -> Tensor:
+        return cast(Tensor, _Spike.apply(z, self))
+
+
+class _Spike(torch.autograd.Function):
+    generate_vmap_rule = True  # with setup_context: what torch.func's transforms ask for
+
+    @staticmethod
+    def forward(z: Tensor, surrogate: Surrogate) -> Tensor:
+        return (z > 0).to(z.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Surrogate], output: Tensor) -> None:
+        z, ctx.surrogate = inputs
+        ctx.save_for_backward(z)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
+        (z,) = ctx.saved_tensors
+        return grads[0] * ctx.surrogate.derivative(z), None
+
+
+KERNELS: dict[str, type[Surrogate]] = {}
+"""Surrogates by name, in the order of ``csrc/math/surrogate.h``."""
+
+
+def in_kernels(name: str) -> Callable[[Kind], Kind]:
+    """Give a class the next number of the kernels' list."""
+
+    def enter(kind: Kind) -> Kind:
+        kind.kernel_id = len(KERNELS)
+        KERNELS[name] = kind
+        return kind
+
+    return enter
+
+
+class CustomSpike(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(z: Tensor, function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
+        return (z > 0).to(z.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Any], output: Tensor) -> None:
+        z, ctx.function = inputs
+        ctx.save_for_backward(z, output)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
+        z, spk = ctx.saved_tensors
+        return ctx.function(z, grads[0].clone(), spk), None
+
+
+FACTORIES: dict[str, Callable[..., Surrogate]] = {}
+"""The factories by name. Names and parameters are snnTorch's."""
+
+
+def factory(function: Callable[P, Surrogate]) -> Callable[P, Surrogate]:
+    FACTORIES[function.__name__] = function
+    return function
+
+
+def number(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
+    try:
+        found = float(value)
+    except OverflowError:
+        raise ValueError(f"{name}: expected a number that a float can hold, got a larger one") from None
+    if math.isnan(found):
+        raise ValueError(f"{name}: expected a number, got NaN")
+    return found
