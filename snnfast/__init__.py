@@ -18,7 +18,7 @@ from snnfast import _graph_ops, functional, losses, reference, surrogate  # noqa
 from snnfast._backend import use_backend
 from snnfast._config import config, show_config
 from snnfast._events import use_events
-from snnfast._loop import compile, explain
+from snnfast._loop import Explanation, GraphReport, compile, explain
 from snnfast._memory import empty_cache, set_cache_limit
 from snnfast._neurons import reset
 from snnfast._version import __version__
@@ -32,6 +32,8 @@ from snnfast.synaptic import Synaptic
 
 __all__ = [
     "Alpha",
+    "Explanation",
+    "GraphReport",
     "Lapicque",
     "Leaky",
     "MultiStep",

@@ -26,9 +26,9 @@ from random_programs import Program
 from torch import Tensor, nn
 
 import snnfast.snntorch
+from snnfast import GraphReport
 from snnfast._loop.backend import merge
 from snnfast._loop.capture import is_step
-from snnfast._loop.report import GraphReport
 
 # Of a value relative to the largest of its tensor, and of a gradient.
 TOLERANCES = {"float64": (1e-9, 1e-8), "float32": (1e-5, 1e-4)}

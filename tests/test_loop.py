@@ -84,6 +84,8 @@ def test_explain_tells_what_is_merged() -> None:
     net = Net()
     before = copy.deepcopy(net.state_dict())
     explanation = snnfast.explain(net, currents())
+    assert isinstance(explanation, snnfast.Explanation)
+    assert isinstance(explanation.graphs[0], snnfast.GraphReport)
     (graph,) = explanation.graphs
     assert graph.merged[:2] == [f"5 steps of leaky: one unroll{more}" for more in (", with the linear behind it", "")]
     assert graph.merged.count("5 x linear") == 2

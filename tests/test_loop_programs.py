@@ -11,7 +11,7 @@ from loop_programs import PROGRAMS, Net
 from torch import Tensor, nn
 
 import snnfast.snntorch as snn
-from snnfast._loop.report import Explanation
+from snnfast import Explanation
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

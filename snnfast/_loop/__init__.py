@@ -8,5 +8,6 @@
 """
 
 from snnfast._loop.backend import backend, compile, explain
+from snnfast._loop.report import Explanation, GraphReport
 
-__all__ = ["backend", "compile", "explain"]
+__all__ = ["Explanation", "GraphReport", "backend", "compile", "explain"]

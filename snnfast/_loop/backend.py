@@ -15,7 +15,7 @@ from snnfast._loop import verify
 from snnfast._loop.capture import capture, is_step
 from snnfast._loop.channels_last import use_channels_last, use_kernels
 from snnfast._loop.emission import Emission
-from snnfast._loop.report import Explanation, GraphReport, describe, line_of
+from snnfast._loop.report import Explanation, GraphReport, describe, fail, leave_alone, line_of, refuse, why_not
 from snnfast._loop.series import Series
 from snnfast._neurons import convert
 
@@ -57,9 +57,9 @@ def merge(gm: GraphModule) -> tuple[GraphModule, GraphReport]:
         if merged is not gm:
             return merged, report
     except RefusedError as refusal:
-        report.refuse(str(refusal))
+        refuse(report, str(refusal))
     except Exception:
-        report.fail(traceback.format_exc())
+        fail(report, traceback.format_exc())
     ours = [node for node in gm.graph.nodes if as_function(node)]
     if ours:
         use_kernels(gm.graph)
@@ -69,7 +69,7 @@ def merge(gm: GraphModule) -> tuple[GraphModule, GraphReport]:
 
 def _merged(gm: GraphModule, report: GraphReport) -> GraphModule:
     if not any(map(is_step, gm.graph.nodes)):
-        report.leave_alone(gm)
+        leave_alone(report, gm)
         return gm
     captured = capture(gm)
     series = Series(captured)
@@ -77,7 +77,7 @@ def _merged(gm: GraphModule, report: GraphReport) -> GraphModule:
     graph = emission.write()
     describe(series, emission.summed, emission.projected, report)
     if not report.merged:
-        raise RefusedError(report.why_not())
+        raise RefusedError(why_not(report))
     if not captured.written:  # a copy in another order would be written in place of the tensor itself
         use_channels_last(graph)
     return GraphModule(gm, graph)
@@ -152,7 +152,7 @@ def explain(net: Any, *inputs: Any, **named: Any) -> Explanation:
         **named: Named arguments of the call.
 
     Returns:
-        An :class:`~snnfast._loop.report.Explanation`; ``print`` it.
+        An :class:`Explanation`: a :class:`GraphReport` for each graph. ``print`` it.
 
     Raises:
         TypeError: ``net`` can't be called.

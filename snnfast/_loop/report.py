@@ -14,7 +14,7 @@ from snnfast._loop.series import Group, IndexGroup, Series
 
 @dataclass
 class GraphReport:
-    """What was done with one graph of those that ``torch.compile`` made.
+    """What was done with one graph of those that ``torch.compile`` made; ``str`` tells it in a few lines.
 
     Attributes:
         where: File and line of its first call.
@@ -30,33 +30,6 @@ class GraphReport:
     refused: str | None = None
     warnings: list[str] = field(default_factory=list)
 
-    def refuse(self, reason: str) -> None:
-        self.refused = reason
-        self.warnings = [f"snnfast: a compiled loop runs as it is, step by step: {reason}"]
-
-    def fail(self, error: str) -> None:
-        self.refused = f"the pass failed, a fault of snnfast: {error}"
-        self.warnings = [
-            "snnfast: a loop over time runs as it is, step by step, because of a fault of snnfast; please report it "
-            f"with the program that leads to it.\n{error}"
-        ]
-
-    def leave_alone(self, gm: GraphModule) -> None:
-        """A graph without a neuron of ours. If it is another part of a program, such as an optimizer, do not warn."""
-        self.refused = "there is no step of a neuron in it"
-        inner = (m.graph for m in gm.modules() if isinstance(m, GraphModule))
-        if any(is_step(n) for graph in inner for n in graph.nodes):
-            self.refuse("its steps are in calls that have their own graphs, such as checkpointing at each step")
-        elif any("/snntorch/_neurons/" in (n.stack_trace or "") for n in gm.graph.nodes):
-            self.refused = (
-                "its layers are snnTorch's own; put them on snnfast's kernels with snnfast.compile(net), or with "
-                "snnfast.snntorch.convert(net) before torch.compile"
-            )
-            self.warnings = [f"snnfast: {self.where} runs as it is: {self.refused}"]
-
-    def why_not(self) -> str:
-        return "; ".join(self.repeated[:3]) or "no call in it is made at every step"
-
     def __str__(self) -> str:
         if self.refused is not None:
             return f"{self.where}: runs as it is: {self.refused}"
@@ -71,13 +44,48 @@ class Explanation:
     """What :func:`snnfast.explain` found; ``print`` it.
 
     Attributes:
-        graphs: One report for each graph. There are several if Python code between them can't be traced.
+        graphs: One :class:`GraphReport` for each graph, in order. There are several if Python code between them can't
+            be traced.
     """
 
     graphs: list[GraphReport]
 
     def __str__(self) -> str:
         return "\n".join(map(str, self.graphs)) or "nothing was compiled"
+
+
+def refuse(report: GraphReport, reason: str) -> None:
+    """Enter why nothing of a graph is merged."""
+    report.refused = reason
+    report.warnings = [f"snnfast: a compiled loop runs as it is, step by step: {reason}"]
+
+
+def fail(report: GraphReport, error: str) -> None:
+    """Enter the traceback of a pass that failed."""
+    report.refused = f"the pass failed, a fault of snnfast: {error}"
+    report.warnings = [
+        "snnfast: a loop over time runs as it is, step by step, because of a fault of snnfast; please report it "
+        f"with the program that leads to it.\n{error}"
+    ]
+
+
+def leave_alone(report: GraphReport, gm: GraphModule) -> None:
+    """Enter a graph without a step of ours. It may be another part of a program, such as an optimizer: no warning."""
+    report.refused = "there is no step of a neuron in it"
+    inner = (m.graph for m in gm.modules() if isinstance(m, GraphModule))
+    if any(is_step(n) for graph in inner for n in graph.nodes):
+        refuse(report, "its steps are in calls that have their own graphs, such as checkpointing at each step")
+    elif any("/snntorch/_neurons/" in (n.stack_trace or "") for n in gm.graph.nodes):
+        report.refused = (
+            "its layers are snnTorch's own; put them on snnfast's kernels with snnfast.compile(net), or with "
+            "snnfast.snntorch.convert(net) before torch.compile"
+        )
+        report.warnings = [f"snnfast: {report.where} runs as it is: {report.refused}"]
+
+
+def why_not(report: GraphReport) -> str:
+    """Why nothing was merged, in words."""
+    return "; ".join(report.repeated[:3]) or "no call in it is made at every step"
 
 
 def describe(series: Series, summed: set[Node], projected: set[Chain], report: GraphReport) -> None:
