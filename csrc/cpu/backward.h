@@ -256,7 +256,7 @@ template <typename Neuron, typename S>
 void backward(const Backward<Neuron>& p, int64_t first, int64_t last, bool stream) {
   thread_local const std::unique_ptr<BackwardBlock<Neuron, S>> block(new BackwardBlock<Neuron, S>);
   block->open(p, stream);
-  each_length(p, first, last, [&](int64_t begin, int64_t end, int64_t steps) {
+  each_length<typename Acc<S>::type>(p, first, last, !stream, [&](int64_t begin, int64_t end, int64_t steps) {
     block->set_steps(p, steps);
     Spans<S, typename Acc<S>::type> spans(begin, end, block_size<S>(p, kBlock), stream, begin > first);
     for (Span span; spans.take(span);) block->run(span);

@@ -22,16 +22,19 @@ struct Span {
   bool next;
 };
 
-// Calls f(begin, end, steps) for the parts of a range of neurons that go through the same number of steps.
-template <typename Neuron, typename F>
-void each_length(const Problem<Neuron>& p, int64_t first, int64_t last, F&& f) {
+// Calls f(begin, end, steps) for the parts of a range of neurons that go through the same number of steps. Each in
+// whole columns, if that is `allowed`: whatever is written of the neurons behind a part is written again, as those come
+// later.
+template <typename A, typename Neuron, typename F>
+void each_length(const Problem<Neuron>& p, int64_t first, int64_t last, bool allowed, F&& f) {
   if (p.lengths == nullptr) return f(first, last, p.T);
   for (int64_t begin = first, end; begin < last; begin = end) {
     const int64_t steps = p.steps_of(begin);
     end = (begin / p.sample + 1) * p.sample;
     while (end < last && p.steps_of(end) == steps) end += p.sample;
     if (end > last) end = last;
-    f(begin, end, steps);
+    const int64_t columns = begin + (end - begin + kColumn<A> - 1) / kColumn<A> * kColumn<A>;
+    f(begin, allowed && columns <= last ? columns : end, steps);
   }
 }
 
