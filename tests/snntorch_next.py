@@ -76,10 +76,7 @@ SpikingNeuron.enable_homeostasis = _enable_homeostasis
 SpikingNeuron._homeostasis_enabled = False
 """
 
-_UTILS = """
-
-
-def reset(net):
+_RESET = """
     for module in net.modules():
         if isinstance(module, snn.SpikingNeuron) and hasattr(module, "reset_mem"):
             module.reset_mem()
@@ -96,12 +93,11 @@ def build(folder: Path) -> Path:
     metadata = folder / f"snntorch-{VERSION}.dist-info"
     metadata.mkdir()
     (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: snntorch\nVersion: {VERSION}\n")
-    for name, before, after in (("surrogate.py", "(input_ > 0).float()", "(input_ > 0).to(input_.dtype)"),):
-        _change(package / name, before, after)
-    _change(package / "_neurons" / "neurons.py", "(input_ > 0).float()", "(input_ > 0).to(input_.dtype)")
+    for name in ("surrogate.py", "_neurons/neurons.py"):
+        _change(package / name, "(input_ > 0).float()", "(input_ > 0).to(input_.dtype)")
+    _change(package / "utils.py", "\n    _layer_reset()\n", _RESET)
     for name, more in (
-        ("surrogate.py", _SURROGATE), ("utils.py", _UTILS), ("_neurons/neurons.py", _HOMEOSTASIS),
-        ("_neurons/__init__.py", _NAMES),
+        ("surrogate.py", _SURROGATE), ("_neurons/neurons.py", _HOMEOSTASIS), ("_neurons/__init__.py", _NAMES),
     ):  # fmt: skip
         with (package / name).open("a") as file:
             file.write(more)
