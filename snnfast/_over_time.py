@@ -110,7 +110,7 @@ def has_unroll(layer: nn.Module) -> bool:
 
 
 def unrolled(layer: Any, x: Tensor, lengths: Tensor | None) -> Tensor:
-    """A module with an ``unroll`` of its own, which takes ``lengths`` if it has an argument of that name; or a delay."""
+    """A module with an ``unroll`` of its own, which takes ``lengths`` if it has such an argument; or a delay."""
     if not callable(getattr(layer, "unroll", None)):
         y = _delayed(layer, x)
     elif lengths is not None and "lengths" in inspect.signature(layer.unroll).parameters:
