@@ -105,15 +105,29 @@ def _build(case: Case, peer: Peer, data: Data) -> Candidate:
         assert data.labels is not None
         network, x, labels = Network(case, peer, device, data.weights), data.x, data.labels
         given = [x, labels, *network.parameters]
-        if not case.backward:
-            return Candidate(lambda: network.infer(x), lambda: network.infer(x), given)
-        return Candidate(lambda: network.train(x, labels), lambda: (network.loss(x, labels),), given)
+        run = (lambda: network.train(x, labels)) if case.backward else (lambda: network.infer(x))
+        forward = (lambda: (network.loss(x, labels),)) if case.backward else (lambda: network.infer(x))
+        return Candidate(replayed(run) if peer.graph else run, forward, given)
     neuron = peer.make(case, device)
     if case.kind == "recurrent":
         return _recurrent(case, neuron, data, peer.compile)
     if case.kind == "pair":
         return _pair(case, neuron, data, peer.looped)
     return {"layer": _layer, "loop": _loop, "framework": _framework}[case.kind](case, neuron, data)
+
+
+def replayed(run: Callable[[], object]) -> Callable[[], object]:
+    """What a function launches, captured in a CUDA graph, to be launched as one."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):  # what libraries set up at their first calls must not happen while a graph is captured
+            run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph.replay
 
 
 def _gradient_of(spk: Tensor, grad: Tensor, cast: dict[torch.dtype, Tensor]) -> Tensor:
@@ -257,7 +271,7 @@ class Network:
                     parameter.copy_(given)
         # For all alike the update in one kernel, so that most of the time is that of the layers.
         rate = 0.0 if case.trained else LEARNING_RATE
-        self.optimizer = torch.optim.Adam(self.parameters, lr=rate, fused=True)
+        self.optimizer = torch.optim.Adam(self.parameters, lr=rate, fused=True, capturable=peer.graph)
 
     def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
         """Spikes ``[T, B, classes]`` and, where the loss is of them, membranes."""

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from ..peers.ours import OURS
+from ..peers.ours import GRAPH, OURS
 from ..peers.snntorch_loop import LOOP, NETWORK
 from ..peers.spikingjelly import PREFIX as SPIKINGJELLY
 from . import bandwidth
@@ -68,7 +68,15 @@ def _suite(folder: Path, dry_run: bool) -> Step:
     """The training step of a tutorial, end to end."""
     file = folder / "tutorial5.json"
     command = [sys.executable, "-m", "benchmarks", "run", "--suite", "tutorial5", "--patience", "1"]
-    command += ["--peer", OURS, LOOP, *([] if dry_run else [NETWORK, f"{SPIKINGJELLY}, triton"]), "--json", str(file)]
+    command += [
+        "--peer",
+        OURS,
+        GRAPH,
+        LOOP,
+        *([] if dry_run else [NETWORK, f"{SPIKINGJELLY}, triton"]),
+        "--json",
+        str(file),
+    ]
     command += ["--device", "cpu", "--case", DRY_CASE, "--seconds", "0.05"] if dry_run else ["--device", "cuda"]
     # The exit code tells of bars, which are those of another machine.
     return Step("tutorial5", command, 60, results=file, complete=lambda found: bool(found["complete"]))

@@ -52,6 +52,7 @@ class Peer(NamedTuple):
     around: Callable[[], AbstractContextManager[Any]] | None = None
     """In which all its calls run."""
     with_loss: bool = False  # a network is compiled together with its loss
+    graph: bool = False  # what a network launches is captured in a CUDA graph and replayed
     compiled: bool = False  # a call with another shape compiles again
     slow: bool = False  # compiles for minutes: only where its suite, its case or it itself is asked for
     devices: tuple[str, ...] = ("cpu", "cuda")

@@ -14,6 +14,7 @@ from .base import KINDS, Neuron, Peer, layer_options, stepping
 
 OURS, LOOPED, WITH_LOSS = "snnfast", "snnfast, compiled loop", "snnfast, compiled loop and loss"
 NUMBERS, SWAPPED = "snnfast, spikes as numbers", "snnfast, import changed"
+GRAPH = "snnfast, CUDA graph"
 
 
 def layer_of(case: Case) -> Any:
@@ -78,6 +79,11 @@ PEERS = [
     Peer(
         OURS, "snnfast", "snnfast", "pip install --no-build-isolation .", make, network=OverTime, loss=loss,
         kinds=(*KINDS, "recurrent"), neurons=tuple(NEURONS),
+    ),
+    Peer(
+        GRAPH, "snnfast", "snnfast", "pip install --no-build-isolation .", make,
+        "the same, captured in a CUDA graph and replayed", network=OverTime, loss=loss, graph=True, devices=("cuda",),
+        kinds=NETWORKS,
     ),
     Peer(
         NUMBERS, "snnfast", "snnfast", "pip install --no-build-isolation .", make,
