@@ -56,6 +56,11 @@ inline torch::stable::Tensor empty_strided(const torch::stable::Tensor& like, co
 
 #if !defined(SNN_EMULATED)
 struct CpuBackend {
+  // Whether the kernels read a current that was expanded over time with a stride of 0.
+  static constexpr bool kStridesCurrents = true;
+  // Whether the kernels sum the gradient of a parameter that is one number over the neurons.
+  static constexpr bool kSumsParameters = false;
+
   static void check_device(const torch::stable::Tensor& t) {
     STD_TORCH_CHECK(t.is_cpu(), "expected tensors on the CPU");
   }
@@ -98,6 +103,10 @@ struct CpuBackend {
 #endif
 
 struct CudaBackend {
+  // The plain kernels have no registers left for it.
+  static constexpr bool kStridesCurrents = false;
+  static constexpr bool kSumsParameters = true;
+
 #if defined(SNN_EMULATED)
   // The first thing that an op does: what an earlier one that failed has left is no output of this one.
   static void check_device(const torch::stable::Tensor& t) {

@@ -1,7 +1,9 @@
 // The tensors of a call: checks, copies where a kernel could not read them as they are, outputs.
 #pragma once
 
+#include <atomic>
 #include <optional>
+#include <random>
 #include <string>
 #include <utility>
 #include <vector>
@@ -95,6 +97,25 @@ class Call {
     return t.has_value() ? read(*t, name, dtype, rows, cast) : nullptr;
   }
 
+  // A tensor with a row for every step, or `one` row for all of them. Where its rows are one that was expanded over
+  // time, as the gradient of a sum is, that one is read, with a `stride` of 0 from one to the next.
+  const void* read_steps(const MaybeTensor& t, const char* name, ScalarType dtype, bool one, int64_t& stride) {
+    stride = one ? 0 : layout_.N;
+    const int64_t rows = every_step_unless(one);
+    if (!t.has_value() || rows == kOne || !layout_.repeats(*t)) return read(t, name, dtype, rows);
+    STD_TORCH_CHECK(layout_.has_shape(*t, true, rows), name, ": wrong shape");
+    stride = 0;
+    return read(torch::stable::select(*t, 0, 0), name, dtype, kOne);  // a view: the caller holds its memory
+  }
+
+  // With a stride of its own where the kernels have one for it.
+  template <typename Problem>
+  const void* read_current(const Tensor& x, ScalarType dtype, Problem& p) {
+    if (Backend::kStridesCurrents) return read_steps(x, "x", dtype, p.constant, p.x_stride);
+    p.x_stride = p.constant ? 0 : p.N;
+    return read(x, "x", dtype, every_step_unless(p.constant));
+  }
+
   // A parameter varies along dimensions of a step that are adjacent in memory; it is broadcast along all others. One of
   // no dimensions is a number, whatever its dtype.
   Parameter parameter(const Tensor& t, const char* name) {
@@ -157,6 +178,26 @@ class Call {
     return outputs.back().mutable_data_ptr();
   }
 
+  // Whether the kernels add up the gradients of all neurons with respect to a parameter.
+  static bool sums(const Tensor& parameter) {
+    return Backend::kSumsParameters && parameter.numel() == 1 && parameter.scalar_type() != ScalarType::Long;
+  }
+
+  // A new tensor like a parameter, on the device of the call, which goes to `outputs`.
+  void* make_like(const Tensor& parameter) {
+    const Shape shape(parameter.sizes());
+    outputs.push_back(Backend::empty(like_, shape, contiguous_strides(shape), parameter.scalar_type()));
+    return outputs.back().mutable_data_ptr();
+  }
+
+  // Memory for the time of the call.
+  void* scratch(ScalarType dtype, int64_t size) {
+    Shape shape;
+    shape.push_back(size);
+    copies_.push_back(empty_strided(like_, shape, contiguous_strides(shape), dtype));
+    return copies_.back().mutable_data_ptr();
+  }
+
   // Rows of a tensor with a value for every step.
   int64_t every_step() const { return layout_.has_time() ? layout_.T : kOne; }
   // And if there is but one for all of them.
@@ -180,6 +221,13 @@ class Call {
   const std::vector<Tensor> into_;
   std::vector<Tensor> copies_;
 };
+
+// For each call another number, whose lower half is 0; the first by chance, so that nothing is likely to hold it
+// already.
+inline uint64_t next_ticket() {
+  static std::atomic<uint32_t> next{std::random_device{}()};
+  return uint64_t{next.fetch_add(1, std::memory_order_relaxed)} << 32;
+}
 
 // Contiguous and in a dtype: the tensor itself, or a copy.
 inline Tensor in_order(const Tensor& t, ScalarType dtype) {

@@ -151,7 +151,7 @@ void forward_op(StableIValue* stack, uint64_t, uint64_t) {
     describe_lengths(p, layout, *lengths, x);
   }
   p.saved = common.saved();
-  p.x = call.read(x, "x", x.scalar_type(), call.every_step_unless(p.constant));
+  p.x = call.read_current(x, x.scalar_type(), p);
   if (option::kBits.of(common.options) != 0) {
     STD_TORCH_CHECK(time != Time::kStep && !p.reduce && layout.in_order(), "bits: needs time steps in their order");
     p.bits = call.make(ScalarType::Byte, saved_rows(Saved::kSpikes, p.T));
@@ -176,7 +176,8 @@ void forward_op(StableIValue* stack, uint64_t, uint64_t) {
 // ---- backward
 
 // Returns the gradients that `needs` asks for, by bits: with respect to x, the states before the first step, the
-// parameters; the last ones for each neuron, not yet summed to the shape of the parameter. With a `weight`, `grad_spk`
+// parameters; the last ones for each neuron, not yet summed to the shape of the parameter, unless it is one number and
+// the device sums it: then they are like the parameter, but on the device of the kernel. With a `weight`, `grad_spk`
 // is the gradient with respect to the outputs of a Linear behind the spikes.
 template <typename Neuron>
 std::string backward_schema() {
@@ -249,7 +250,7 @@ void backward_op(StableIValue* stack, uint64_t, uint64_t) {
       STD_TORCH_CHECK(x.has_value(), "exactly one of x and mem_rec must be given");
       STD_TORCH_CHECK((rows.has_value() && p.saved == Saved::kCheckpoints) || saved_rows(Saved::kCheckpoints, p.T) == 0,
                       "rows: checkpoints must be given with x");
-      p.x = call.read(x, "x", dtype, call.every_step_unless(p.constant));
+      p.x = call.read_current(*x, dtype, p);
     }
     p.rows = call.read(rows, "rows", saved_dtype(p.saved, call.acc), saved_rows(p.saved, p.T) * each);
   }
@@ -268,11 +269,11 @@ void backward_op(StableIValue* stack, uint64_t, uint64_t) {
     p.outputs.size = of[0];
     p.outputs.columns = of[1];
   } else {
-    p.grad_spk = call.read(grad_spk, "grad_spk", dtype, call.every_step_unless(p.reduce));
-    p.grad_spk_stride = p.N;
+    p.grad_spk = call.read_steps(grad_spk, "grad_spk", dtype, p.reduce, p.grad_spk_stride);
   }
   for (int s = 0; s < kStates; ++s) {
-    p.grad_record[s] = call.read(grad_record[s], "gradient of a record", dtype, call.every_step());
+    p.grad_record[s] =
+        call.read_steps(grad_record[s], "gradient of a record", dtype, /*one=*/false, p.grad_record_stride[s]);
     p.grad_last[s] = call.read(grad_last[s], "gradient of a state", call.acc, kOne);
   }
 
@@ -299,9 +300,24 @@ void backward_op(StableIValue* stack, uint64_t, uint64_t) {
   for (int i = 0; i < kInputs; ++i) {
     if ((needs >> i & 1) == 0) continue;
     void** const to = i == 0 ? &p.grad_x : i <= kStates ? &p.grad_initial[i - 1] : &p.grad_parameters[i - 1 - kStates];
-    *to = i == 0 ? call.make(dtype, call.every_step_unless(p.constant)) : call.make(call.acc, kOne);
+    const int j = i - 1 - kStates;
+    if (kVariant != Variant::kInto && j >= 0 && call.sums(*common.parameters[j])) {
+      p.summed |= 1u << j;
+      p.sum_types[j] = number_type_of(*common.parameters[j], Neuron::kParameterNames[j]);
+      *to = call.make_like(*common.parameters[j]);
+    } else {
+      *to = i == 0 ? call.make(dtype, call.every_step_unless(p.constant)) : call.make(call.acc, kOne);
+    }
   }
-  if (p.N > 0) Backend::run(p, **like);
+  if (p.summed != 0) {
+    p.partial_sums = call.scratch(ScalarType::Double, sums_workspace<Neuron>(p.N));
+    p.ticket = next_ticket();
+  }
+  if (p.N > 0) {
+    Backend::run(p, **like);
+  } else {
+    for (Tensor& t : call.outputs) torch::stable::zero_(t);  // sums of nothing
+  }
   if constexpr (kVariant != Variant::kInto) stack[0] = torch::stable::detail::from(call.outputs);
 }
 

@@ -3,7 +3,7 @@
 // The neurons of a layer do not know of one another, so a kernel may count them in any order: in that of the current,
 // if its steps are dense in some order of their dimensions, as the channels_last output of a convolution is. Outputs
 // get the strides of the current, and whatever lies in another order is copied. A current that is dense in no order, or
-// whose time is not outermost, is copied too.
+// whose time is not outermost, is copied too; of one that was expanded over time, with stride 0, one step is read.
 #pragma once
 
 #include <cstdint>
@@ -106,7 +106,7 @@ struct Layout {
       for (size_t i = d; i > 0 && given[lead + at(i - 1)] < given[lead + at(i)]; --i) std::swap(order[i - 1], order[i]);
     }
     strides = dense_strides(step);
-    if (fits(t, has_rows)) return;
+    if (has_rows && repeats(t) ? fits_step(t, 1) : fits(t, has_rows)) return;
     order = in_order;
     strides = dense_strides(step);
   }
@@ -140,11 +140,17 @@ struct Layout {
 
   // Whether the memory of t is as a kernel reads it.
   bool fits(const torch::stable::Tensor& t, bool has_rows) const {
-    const auto sizes = t.sizes(), given = t.strides();
-    const size_t lead = has_rows ? 1 : 0;
-    if (N == 0) return true;
-    if (has_rows && sizes[0] > 1 && given[0] != N) return false;
-    for (size_t d = 0; d < step.size(); ++d) {
+    if (N > 0 && has_rows && t.size(0) > 1 && t.stride(0) != N) return false;
+    return fits_step(t, has_rows ? 1 : 0);
+  }
+
+  // Whether the rows of t are one and the same.
+  static bool repeats(const torch::stable::Tensor& t) { return t.dim() > 0 && t.size(0) > 1 && t.stride(0) == 0; }
+
+  // Whether each step of t lies in memory as a kernel reads it; behind `lead` dimensions.
+  bool fits_step(const torch::stable::Tensor& t, size_t lead) const {
+    const auto given = t.strides();
+    for (size_t d = 0; N > 0 && d < step.size(); ++d) {
       if (step[d] > 1 && given[lead + d] != strides[d]) return false;
     }
     return true;

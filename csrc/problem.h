@@ -99,10 +99,11 @@ struct Problem {
 
   DType dtype;
   Rules rules;
-  int64_t T;      // time steps
-  int64_t N;      // neurons of one step, batch included
-  const void* x;  // [T, N], or [N] if constant; the input current
-  bool constant;
+  int64_t T;                     // time steps
+  int64_t N;                     // neurons of one step, batch included
+  const void* x;                 // [T, N], or [N] if constant; the input current
+  int64_t x_stride;              // from one row to the next: N, or 0 where there is but one; CUDA: only if constant
+  bool constant;                 // that one row is all there is, and so is its gradient
   bool reduce;                   // the spikes are summed over time: they and their gradient are [N] instead of [T, N]
   const void* initial[kStates];  // [N] acc each, or nullptr for zeros
   Parameter parameters[kParameters];
@@ -151,15 +152,20 @@ struct Backward : Problem<Neuron> {
   Saved saved;
   const void* rows;
   const void* derivative;   // [T, N] acc: that of the spike at every step; or nullptr: that of `surrogate`
-  const void* grad_spk;     // [T, N], or [N] if `reduce`, the same at every step; or nullptr
+  const void* grad_spk;     // [T, N], or [N], the same at every step; or nullptr
   int64_t grad_spk_first;   // the neuron that its rows begin with
-  int64_t grad_spk_stride;  // from one row to the next
+  int64_t grad_spk_stride;  // from one row to the next; 0 where there is but one
   Outputs outputs;
-  const void* grad_record[kStates];    // [T, N] each, or nullptr
+  const void* grad_record[kStates];  // [T, N] or [N] each, or nullptr
+  int64_t grad_record_stride[kStates];
   const void* grad_last[kStates];      // [N] acc each, or nullptr
   void* grad_x;                        // [T, N], or [N] if constant, or nullptr
   void* grad_initial[kStates];         // [N] acc each, or nullptr
   void* grad_parameters[kParameters];  // [N] acc each, or nullptr: sums over time of each neuron's own gradient
+  unsigned summed;                     // by bits, which of them are one number, the sum over all neurons: CUDA only
+  Number sum_types[kParameters];       // their dtypes
+  void* partial_sums;                  // [sums_workspace()] double, whatever is in it; nullptr: nothing is summed
+  uint64_t ticket;                     // unlike that of any other call that sums
   bool clamp_closed;                   // whether a clamped parameter gets a gradient at exactly 0 and 1
   SurrogateKind surrogate;             // kNone: no gradient passes through a spike; never kNone with `derivative`
   Coefficients coefficients;
@@ -174,19 +180,26 @@ struct Backward : Problem<Neuron> {
   }
 };
 
+// Numbers of 8 bytes: a sum of each block for each parameter, a block having 32 neurons at least, and a counter of
+// blocks.
+template <typename Neuron>
+int64_t sums_workspace(int64_t neurons) {
+  return (neurons + 31) / 32 * Neuron::kParameters + 1;
+}
+
 // Tensors with a row for every step that a call reads or writes in x's dtype.
 template <typename Neuron>
 int rows_per_step(const Forward<Neuron>& p) {
-  int rows = !p.constant + (p.spk != nullptr && !p.reduce);
+  int rows = (p.x_stride != 0) + (p.spk != nullptr && !p.reduce);
   for (const void* record : p.record) rows += record != nullptr;
   return rows;
 }
 
 template <typename Neuron>
 int rows_per_step(const Backward<Neuron>& p) {
-  int rows = (p.x != nullptr && !p.constant) + (p.grad_spk != nullptr && !p.reduce) + (p.mem_rec != nullptr) +
-             (p.grad_x != nullptr && !p.constant);
-  for (const void* gradient : p.grad_record) rows += gradient != nullptr;
+  int rows = (p.x != nullptr && p.x_stride != 0) + (p.grad_spk != nullptr && p.grad_spk_stride != 0) +
+             (p.mem_rec != nullptr) + (p.grad_x != nullptr && !p.constant);
+  for (int s = 0; s < Neuron::kStates; ++s) rows += p.grad_record[s] != nullptr && p.grad_record_stride[s] != 0;
   return rows;
 }
 

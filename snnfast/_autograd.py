@@ -218,12 +218,14 @@ class _NoDoubleBackward(torch.autograd.Function):
 def sum_to(partial: Tensor, parameter: Tensor) -> Tensor:
     """Sum per-neuron partial gradients to a parameter's shape, the same way for any number of threads.
 
+    On CUDA the kernel has done so for a parameter of one number.
+
     torch splits a reduction by thread only if it is long and gives a single number. That one goes through fixed pieces.
     """
     shape = parameter.shape
     partial = partial.contiguous()  # the order of the sum must not depend on the layout
     if partial.numel() == shape.numel():
-        total = partial.reshape(shape)
+        total = partial if partial.shape == shape else partial.reshape(shape)
     elif shape.numel() > 1 or partial.numel() == 0:
         total = partial.to(torch.float64).sum_to_size(shape)
     else:

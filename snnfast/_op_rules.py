@@ -27,9 +27,10 @@ def register(namespace: str) -> None:
     for neuron in NEURONS:
         name = f"{namespace}::{neuron.name}"
         torch.library.register_fake(f"{name}_forward", partial(_forward_fake, neuron))
-        torch.library.register_fake(f"{name}_backward", partial(_backward_fake, neuron))
+        backward = partial(_backward_fake, neuron, namespace != _ops.NAMESPACE)
+        torch.library.register_fake(f"{name}_backward", backward)
         torch.library.register_fake(f"{name}_forward_ragged", partial(_forward_fake, neuron))
-        torch.library.register_fake(f"{name}_backward_ragged", partial(_backward_fake, neuron))
+        torch.library.register_fake(f"{name}_backward_ragged", backward)
         torch.library.register_vmap(f"{name}_forward", partial(_forward_vmap, neuron))
     if hasattr(getattr(torch.ops, namespace), "spikes_linear"):
         torch.library.register_fake(f"{namespace}::spikes_linear", _linear_fake)
@@ -53,7 +54,7 @@ class _Outputs:
 
     def _fits(self, t: Tensor, has_rows: bool) -> bool:
         strides = t.stride()[1:] if has_rows else t.stride()
-        if has_rows and t.shape[0] > 1 and t.stride(0) != self.numel:
+        if has_rows and t.shape[0] > 1 and t.stride(0) != self.numel and t.stride(0) != 0:
             return False
         return all(n <= 1 or a == b for n, a, b in zip(self.step, strides, self._strides(), strict=True))
 
@@ -97,7 +98,9 @@ def _rows(saved: int, steps: int) -> Any:
     return torch.sym_max((steps + plus) // per, 0)
 
 
-def _backward_fake(neuron: Neuron, grad_spk: Tensor | None, weight: Tensor | None, *args: Any) -> list[Tensor]:
+def _backward_fake(
+    neuron: Neuron, emulated: bool, grad_spk: Tensor | None, weight: Tensor | None, *args: Any
+) -> list[Tensor]:
     states = len(neuron.states)
     grads, (x, mem_rec, rows), rest = args[: 2 * states], args[2 * states : 2 * states + 3], args[2 * states + 4 :]
     steps, options, *_ = rest[states + len(neuron.parameters) :]
@@ -107,7 +110,13 @@ def _backward_fake(neuron: Neuron, grad_spk: Tensor | None, weight: Tensor | Non
     has_rows = time == SEQUENCE if x is not None else time != STEP or mem_rec is None
     outputs = _Outputs(known, has_rows)
     made = [outputs.make(like.dtype, steps if time == SEQUENCE else None)] if needs & 1 else []
-    return made + [outputs.make(arithmetic_dtype(like.dtype)) for _ in range(int(needs >> 1).bit_count())]
+    acc, sums = arithmetic_dtype(like.dtype), emulated or like.device.type == "cuda"
+    made += [outputs.make(acc) for i in range(states) if needs >> 1 + i & 1]
+    for i, parameter in enumerate(rest[states : states + len(neuron.parameters)]):
+        if needs >> 1 + states + i & 1:
+            one = sums and math.prod(parameter.shape) == 1
+            made.append(like.new_empty(parameter.shape, dtype=parameter.dtype) if one else outputs.make(acc))
+    return made
 
 
 def _linear_fake(bits: Tensor, weight: Tensor, bias: Tensor | None, graded: Tensor, steps: int) -> Tensor:

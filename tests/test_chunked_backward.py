@@ -29,7 +29,7 @@ from snnfast import surrogate
 from snnfast.functional import lif
 
 DTYPES = FLOATS + HALVES
-LIMITS = (256, 8192)  # steps from which, neurons up to which
+LIMITS = (256, 12288)  # steps from which, neurons up to which
 ALWAYS, NEVER = (0, 1 << 40), (1 << 40, 0)
 LANES = 32
 # Around a chunk; fewer chunks than warps, as many, and more.

@@ -30,7 +30,7 @@ pytestmark = [
     pytest.mark.parametrize("device", ["emulated"], indirect=True),
 ]
 EVERYTHING, NOTHING, DEFAULT = 0, 1 << 60, -1
-LIMITS, ALWAYS = (256, 8192), (0, 1 << 40)  # steps from which, neurons up to which backward shares out time
+LIMITS, ALWAYS = (256, 12288), (0, 1 << 40)  # steps from which, neurons up to which backward shares out time
 
 
 @pytest.fixture(autouse=True)

@@ -77,8 +77,9 @@ struct BackwardBlock {
     pad_all(n, grad_spk_scratch);
     grad_spk = p.outputs.grad != nullptr ? nullptr
                : p.grad_spk == nullptr   ? zeros
-               : p.reduce ? open_for_reading(row_of<const S>(p.grad_spk, 0, p.N, first), n, grad_spk_scratch[0])
-                          : nullptr;
+               : p.grad_spk_stride == 0
+                   ? open_for_reading(row_of<const S>(p.grad_spk, 0, 0, first), n, grad_spk_scratch[0])
+                   : nullptr;
     clear(sums.of, grad_x_sum);
     if (p.T > kStretch) clear(totals.of, grad_x_total);
     rows.surrogate = p.surrogate;
@@ -138,8 +139,7 @@ struct BackwardBlock {
     int loops = 0, steps[kLoops], k = 0;
     for (int at = 0; at < count; at += steps[loops++]) steps[loops] = at + kSteps <= count ? kSteps : 1;
     if (!recorded) {
-      const int64_t stride = p.constant ? 0 : p.N;
-      x = open_for_reading(row_of<const S>(p.x, start, stride, first), stride, count, n, x_scratch);
+      x = open_for_reading(row_of<const S>(p.x, start, p.x_stride, first), p.x_stride, count, n, x_scratch);
       for (int s = 0; s < kStates; ++s) before[0][s] = states_at(start, s);
       for (int loop = 0; loop + 1 < loops; k += steps[loop++]) {
         advance.x = {x[k], x.stride};
@@ -215,8 +215,9 @@ struct BackwardBlock {
     rows.stream = stream && rows.grad_x.first != grad_x_scratch[0];
     A* initial[kStates];
     for (int s = 0; s < kStates; ++s) {
-      const S* const grad = row_of<const S>(p.grad_record[s], t, p.N, first);
-      rows.grad[s] = open_for_reading(grad, p.N, steps, n, grad_scratch[s]);
+      const int64_t stride = p.grad_record_stride[s];
+      const S* const grad = row_of<const S>(p.grad_record[s], t, stride, first);
+      rows.grad[s] = open_for_reading(grad, stride, steps, n, grad_scratch[s]);
       initial[s] = t == 0 ? row_of<A>(p.grad_initial[s], 0, p.N, first) : nullptr;
       rows.grad_before[s] = initial[s] == nullptr ? carry[s] : open_for_writing(initial[s], n, carry[s]);
     }

@@ -37,9 +37,11 @@ __global__ void __launch_bounds__(kThreads<Neuron, S, V>, kLeastBlocks<Neuron, S
     backward_kernel(const Backward<Neuron> p, const bool streaming) {
   using A = typename Acc<S>::type;
   constexpr int kColumns = kThreads<Neuron, S, V>;
-  __shared__ A steps[kRecorded ? 1 : kCheckpoint * kKeptRows<Neuron>][V][kColumns];
+  static_assert(kSumRows<Neuron, A> <= kCheckpoint);
+  __shared__ A steps[kRecorded ? kSumRows<Neuron, A> : kCheckpoint * kKeptRows<Neuron>][V][kColumns];
   const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
-  for (int64_t group = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; group < p.N / V; group += stride) {
+  const int64_t own = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  for (int64_t group = own; group < p.N / V; group += stride) {
     BackwardPass<Neuron, S, V, kRecorded, kColumns> neurons(p, group * V, steps, streaming);
     neurons.start_at_end();
     int64_t end = p.T;
@@ -50,6 +52,11 @@ __global__ void __launch_bounds__(kThreads<Neuron, S, V>, kLeastBlocks<Neuron, S
     neurons.run(0, end);
     neurons.finish();
   }
+  if (p.summed == 0) return;
+  // A thread has one group or none: no memory holds the neurons of two.
+  const Sums<A, V, kColumns> sums{steps};
+  for (int k = 0; k < Neuron::kParameters && own >= p.N / V; ++k) sums.put(k, static_cast<int>(threadIdx.x), 0);
+  sum_parameters(p, sums, static_cast<int>(blockDim.x));
 }
 
 template <typename Neuron, typename S, bool kRecorded>

@@ -4,7 +4,7 @@
 // recomputed from the input into shared memory, each thread in a column of its own.
 #pragma once
 
-#include "neurons.cuh"
+#include "sums.cuh"
 
 namespace snnfast::cuda {
 
@@ -274,9 +274,11 @@ struct BackwardPass {
     for (int j = 0; j < Steps; ++j) {
       if (k + j >= count) break;
       const int64_t t = start + k + j;
-      given[j].spk = gradient(p.grad_spk, p.reduce, t);
+      given[j].spk = gradient(p.grad_spk, p.grad_spk_stride == 0, t);
 #pragma unroll
-      for (int s = 0; s < kStates; ++s) given[j].record[s] = gradient(p.grad_record[s], false, t);
+      for (int s = 0; s < kStates; ++s) {
+        given[j].record[s] = gradient(p.grad_record[s], p.grad_record_stride[s] == 0, t);
+      }
       if constexpr (kRecorded) {
         if (t > 0) rows[j] = recorded(t - 1);
       }
@@ -347,6 +349,7 @@ struct BackwardPass {
   }
 
   __device__ __forceinline__ void finish() {
+    const Sums<A, V, kThreads> of_all{column};
     if (p.grad_x != nullptr && p.constant) store<V>(static_cast<S*>(p.grad_x) + first, grad_x_sum);
 #pragma unroll
     for (int s = 0; s < kStates; ++s) {
@@ -361,7 +364,14 @@ struct BackwardPass {
 #pragma unroll
         for (int i = 0; i < V; ++i) sums[i][k] = clamp_unit_adjoint(given[i], sums[i][k], p.clamp_closed);
       }
-      store_row(static_cast<A*>(p.grad_parameters[k]) + first, k, sums);
+      if ((p.summed >> k & 1u) != 0) {
+        double sum = 0;
+#pragma unroll
+        for (int i = 0; i < V; ++i) sum += sums[i][k];
+        of_all.put(k, static_cast<int>(threadIdx.x), sum);
+      } else {
+        store_row(static_cast<A*>(p.grad_parameters[k]) + first, k, sums);
+      }
     }
   }
 };

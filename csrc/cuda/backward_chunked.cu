@@ -20,6 +20,9 @@ constexpr int kLanes = 32;
 template <typename Neuron, typename A>
 constexpr int kSegments = kSharedBytes / static_cast<int>(kCheckpoint * kKeptRows<Neuron> * kLanes * sizeof(A));
 
+template <int a, int b>
+constexpr int kMost = a > b ? a : b;
+
 // What warps tell each other, in the column of the thread: before the second pass, and after it.
 enum Told : int { kCarry, kFactor, kGradX = 0, kSums };
 
@@ -50,7 +53,7 @@ __global__ void __launch_bounds__(kSegments<Neuron, typename Acc<S>::type>* kLan
   static_assert(V == 1, "a lane takes one neuron");
   using A = typename Acc<S>::type;
   constexpr int kOf = kSegments<Neuron, A>, kLast = kOf - 1, kParameters = Neuron::kParameters;
-  constexpr int kKept = kCheckpoint * kKeptRows<Neuron>, kTold = kSums + kParameters;
+  constexpr int kKept = kCheckpoint * kKeptRows<Neuron>, kTold = kMost<kSums + kParameters, kSumRows<Neuron, A>>;
   static_assert(kTold <= kKept);
   __shared__ A shared[kRecorded ? kTold : kKept][V][kOf * kLanes];
   const int segment = static_cast<int>(threadIdx.x) / kLanes, lane = static_cast<int>(threadIdx.x) % kLanes;
@@ -80,14 +83,19 @@ __global__ void __launch_bounds__(kSegments<Neuron, typename Acc<S>::type>* kLan
     for (int k = 0; k < kParameters; ++k) shared[kSums + k][0][threadIdx.x] = neuron.sums[0][k];
   }
   __syncthreads();
-  if (segment > 0 || !there) return;
-  for (int later = 1; later < kOf; ++later) {
-    const int at = later * kLanes + lane;
-    neuron.grad_x_sum[0] += shared[kGradX][0][at];
+  const Sums<A, V, kOf * kLanes> sums{shared};
+  if (segment == 0 && there) {
+    for (int later = 1; later < kOf; ++later) {
+      const int at = later * kLanes + lane;
+      neuron.grad_x_sum[0] += shared[kGradX][0][at];
 #pragma unroll
-    for (int k = 0; k < kParameters; ++k) neuron.sums[0][k] += shared[kSums + k][0][at];
+      for (int k = 0; k < kParameters; ++k) neuron.sums[0][k] += shared[kSums + k][0][at];
+    }
+    neuron.finish();
+  } else if (segment == 0) {
+    for (int k = 0; k < kParameters; ++k) sums.put(k, lane, 0);
   }
-  neuron.finish();
+  if (p.summed != 0) sum_parameters(p, sums, kLanes);
 }
 
 // The same of an ordinary call (plain.cuh), whose options are template arguments.

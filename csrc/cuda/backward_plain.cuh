@@ -122,10 +122,10 @@ struct PlainBackward {
 
   // Requests what going back from `end` begins with.
   __device__ __forceinline__ void start(int end) {
-    const int64_t last = static_cast<int64_t>(end - 1) * p.N + first;
+    const int64_t last = end - 1;
     const int chunk = (end - 1) / kChunk, skip = missing(end);
-    grad_spk = static_cast<const S*>(p.grad_spk) + last;
-    grad_x = static_cast<S*>(p.grad_x) + last;
+    grad_spk = static_cast<const S*>(p.grad_spk) + last * p.grad_spk_stride + first;
+    grad_x = static_cast<S*>(p.grad_x) + last * p.N + first;
     x = static_cast<const S*>(p.x) + static_cast<int64_t>(chunk) * kChunk * p.N + first;
 #pragma unroll
     for (int b = 0; b < kBatches; ++b) request_currents<false>(currents[b], skip - b * kSteps);
@@ -183,7 +183,7 @@ struct PlainBackward {
     for (int k = kSteps - 1; k >= 0; --k) {
       if (!kWhole && k < skip) continue;
       batch[k] = get<S, V>(grad_spk, streaming);
-      advance(grad_spk, -p.N);
+      advance(grad_spk, -p.grad_spk_stride);
     }
   }
 

@@ -12,11 +12,11 @@ namespace {
 
 int64_t g_stream_bytes = -1;
 int64_t g_vector_minimum = int64_t{1} << 18;
-// From so many steps on each of 16 warps has a chunk. Up to so many neurons there are 256 blocks at most, about what
-// the largest cards hold at once, two to a multiprocessor; and the plain kernel has less than two warps there to hide
-// the latency of memory with. With more neurons both fill the card, and the plain one reads its inputs only once.
+// From so many steps on each of 16 warps has a chunk. Up to so many neurons the plain kernel has less than three warps
+// to a multiprocessor, with which to hide the latency of memory. With more, that it reads its inputs only once is worth
+// more (docs/design-cuda.md).
 int64_t g_least_steps = 16 * kCheckpoint;
-int64_t g_most_neurons = 8192;
+int64_t g_most_neurons = 12288;
 
 // Of the current device; asked for once for each. 0 where it can't be told: then every call is streamed.
 int64_t cache_bytes() {

@@ -161,7 +161,7 @@ int launch_plain(const Forward<Neuron>& p, void* stream) {
 
 template <typename Neuron>
 bool is_plain_forward(const Forward<Neuron>& p) {
-  if (!is_plain(p) || p.spk == nullptr || p.bits != nullptr || p.deciding != nullptr) return false;
+  if (!is_plain(p) || p.reduce || p.spk == nullptr || p.bits != nullptr || p.deciding != nullptr) return false;
   if (p.saved != Saved::kNothing && p.saved != Saved::kCheckpoints) return false;
   return none_of(p.record) || (p.rules.reset == Reset::kSubtract && all_of(p.record));
 }

@@ -23,8 +23,7 @@ concept HasPlain =
 template <typename Neuron>
 bool is_plain(const Problem<Neuron>& p) {
   constexpr int64_t kMost = std::numeric_limits<int>::max();
-  if (!p.rules.delay || p.rules.reset == Reset::kNone || p.constant || p.reduce) return false;
-  if (p.lengths != nullptr) return false;
+  if (!p.rules.delay || p.rules.reset == Reset::kNone || p.constant || p.lengths != nullptr) return false;
   for (const Parameter& parameter : p.parameters) {
     if (!parameter.uniform()) return false;
   }

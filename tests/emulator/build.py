@@ -136,8 +136,8 @@ def load() -> ctypes.CDLL:
     library = ctypes.CDLL(path)
     # Whatever allows 16-byte accesses takes them: test shapes are small.
     library.snnfast_set_vector_minimum(ctypes.c_int64(1))
-    for name in ("loads", "stores"):
-        getattr(library, f"snnfast_streamed_{name}").restype = ctypes.c_int64
+    for name in ("streamed_loads", "streamed_stores", "take_launches"):
+        getattr(library, f"snnfast_{name}").restype = ctypes.c_int64
     return library
 
 
@@ -157,6 +157,12 @@ def last_launch() -> Launch:
     """Of the kernel that ran last, which tells it from others."""
     library = load()
     return Launch(library.snnfast_last_blocks(), library.snnfast_last_threads())
+
+
+def take_launches() -> int:
+    """How many kernels were launched since the last time that it was asked."""
+    number: int = load().snnfast_take_launches()
+    return number
 
 
 class Streamed(NamedTuple):

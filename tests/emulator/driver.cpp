@@ -1,6 +1,7 @@
 // The kernels of SNN_NEURONS without torch, over a grid of shapes and options and with seeds 0 to 7: for
 // ThreadSanitizer, which would have to watch all of Python and torch as well. Every output must be written; a sanitizer
 // says the rest.
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <initializer_list>
@@ -105,6 +106,7 @@ void forward_and_backward(Problem<Neuron> problem, bool record, Saved saved) {
   const int64_t x_count = problem.constant ? N : T * N, spk_count = problem.reduce ? N : T * N;
   Memory x = Memory::input(type, x_count), decay = Memory::input(acc, N);
   problem.x = x.data();
+  problem.x_stride = problem.constant ? 0 : N;
   const auto initial = each(problem.initial, Memory::input(acc, N));
   const auto acc_number = acc == DType::kDouble ? Number::kDouble : Number::kFloat;
   for (int k = 0; k < P::kThreshold; ++k) problem.parameters[k] = {decay.data(), 0, 1, N, acc_number};
@@ -141,6 +143,8 @@ void forward_and_backward(Problem<Neuron> problem, bool record, Saved saved) {
   }
   if (!checkpoints) backward.x = nullptr;
   backward.grad_spk = grad_spk.data();
+  backward.grad_spk_stride = problem.reduce ? 0 : N;
+  std::ranges::fill(backward.grad_record_stride, N);
   const auto grad_states =
       record ? each(backward.grad_record, Memory::input(type, T * N)) : each(backward.grad_last, Memory::input(acc, N));
   backward.derivative = forward.deciding;

@@ -96,6 +96,7 @@ struct Running {
 } running;
 
 Launch latest{};
+std::atomic<int64_t> launches{0};
 unsigned current_seed = std::getenv("SNNFAST_EMULATOR_SEED") ? std::atoi(std::getenv("SNNFAST_EMULATOR_SEED")) : 0;
 std::deque<Fiber> fibers;
 std::vector<Fiber*> free_fibers;
@@ -309,6 +310,7 @@ void fence() {
 void set_seed(unsigned seed) { current_seed = seed; }
 
 Launch last_launch() { return latest; }
+int64_t take_launches() { return launches.exchange(0); }
 
 int run_grid(dim3 grid, dim3 block, size_t shared_bytes, void (*run)(const void*), const void* of) {
   const uint64_t threads = uint64_t{block.x} * block.y * block.z;
@@ -330,6 +332,7 @@ int run_grid(dim3 grid, dim3 block, size_t shared_bytes, void (*run)(const void*
   position.dynamic_shared = shared.get();
   const uint64_t blocks = uint64_t{grid.x} * grid.y * grid.z;
   latest = {static_cast<unsigned>(blocks), static_cast<unsigned>(threads)};
+  ++launches;
   for (uint64_t i = 0; i < blocks && running.fault.empty(); ++i) {
     run_block(static_cast<unsigned>(current_seed % 2 == 1 ? blocks - 1 - i : i), shared_bytes);
   }

@@ -79,6 +79,8 @@ struct Launch {
   unsigned blocks, threads;
 };
 Launch last_launch();
+// How many there were since the call before.
+int64_t take_launches();
 
 int run_grid(dim3 grid, dim3 block, size_t shared_bytes, void (*run)(const void*), const void* of);
 const char* error_string(int error);  // for a fault of the kernel itself, of the last launch that had one

@@ -14,5 +14,6 @@ EXPORTED int snnfast_emulated_cache_bytes() { return emulator::kCacheBytes; }
 EXPORTED int64_t snnfast_streamed_loads() { return emulator::streamed.loads.exchange(0); }
 EXPORTED int64_t snnfast_streamed_stores() { return emulator::streamed.stores.exchange(0); }
 EXPORTED unsigned snnfast_last_blocks() { return emulator::last_launch().blocks; }
+EXPORTED int64_t snnfast_take_launches() { return emulator::take_launches(); }
 EXPORTED unsigned snnfast_last_threads() { return emulator::last_launch().threads; }
 EXPORTED void snnfast_set_emulator_seed(unsigned seed) { emulator::set_seed(seed); }

@@ -33,7 +33,7 @@ void fill(Problem& p, const Wanted& w) {
   p.dtype = static_cast<DType>(w.dtype);
   p.rules = {static_cast<Reset>(w.reset), true};
   p.T = w.steps;
-  p.N = w.neurons;
+  p.N = p.x_stride = w.neurons;
   p.saved = static_cast<Saved>(w.saved);
   p.rows = saved_rows(p.saved, p.T) > 0 ? tensor() : nullptr;
   for (Parameter& parameter : p.parameters) {
@@ -76,6 +76,7 @@ void backward(const Wanted& w) {
   }
   fill(p, w);
   p.grad_spk = tensor();
+  p.grad_spk_stride = p.N;
   p.grad_x = tensor();
   if (w.sums != 0) {
     for (void*& gradient : p.grad_parameters) gradient = tensor();

@@ -20,7 +20,7 @@ CACHE = 50e6  # bytes of the L2 cache
 IN_CACHE, IDLE, BUSY = 400, 600, 1200
 FEW_WARPS = 8  # of a multiprocessor
 VECTOR_MINIMUM = 1 << 18  # as in device.cu
-CHUNKED_STEPS, CHUNKED_NEURONS = 256, 8192
+CHUNKED_STEPS, CHUNKED_NEURONS = 256, 12288
 
 
 @dataclass(frozen=True)
