@@ -283,7 +283,9 @@ struct BackwardPass {
         if (t > 0) rows[j] = recorded(t - 1);
       }
     }
-#pragma unroll 1
+    // Unrolled for the records of a training loop alone.
+    constexpr int kCopies = kRecorded ? Steps : 1;
+#pragma unroll kCopies
     for (int j = Steps - 1; j >= 0; --j) {
       if (k + j < count) {
         const int64_t t = start + k + j;

@@ -45,8 +45,10 @@ struct ForwardPass {
       if (t + k >= T()) break;
       x[k] = get<S, V>(static_cast<const S*>(p.x) + (p.constant ? 0 : (t + k) * p.N) + first, last);
     }
-    // Unrolled, it would be four times as much code. So each current moves up to the place of the one before.
-#pragma unroll 1
+    // Of several neurons it would be four times as much code if it was unrolled. So each current moves up to the place
+    // of the one before. Of one neuron what that takes would be half of all.
+    constexpr int kCopies = V == 1 ? kAhead : 1;
+#pragma unroll kCopies
     for (int k = 0; k < kAhead; ++k) {
       if (t + k >= T()) break;
       step(t + k, x[0]);
