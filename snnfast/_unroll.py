@@ -50,11 +50,15 @@ def run(
     """
     if neuron.fed_back and isinstance(parameters[0], Connections):
         return _recurrent.unroll(run, neuron, options, call, current, states, parameters, linear, lengths)
-    if as_node and call.time == STEP and torch.compiler.is_compiling() and options.kernels_do_all:
-        backend = _backend.current_backend()
-        if backend != "reference":
-            asked = options.packed, *options.derivative, backend
-            return tuple(torch.ops.snnfast.step(neuron.name, current, (*states, *parameters), *asked, sources=digest()))
+    if (
+        as_node
+        and call.time == STEP
+        and torch.compiler.is_compiling()
+        and options.kernels_do_all
+        and _backend.current_backend() != "reference"
+        and all(isinstance(p, Tensor) for p in parameters)
+    ):  # before the checks, which would be traced at every step of a loop
+        return _node(neuron, options, call, current, states, parameters, linear)[0]
     x, states, parameters, asks = prepare(neuron, options, call.time, current, states, parameters)
     plain = options.kernels_do_all and lengths is None  # nearly always
     if not _backend.use_fused(x.device) or (not plain and not _can_follow(options, call, x, neuron, lengths)):
@@ -90,12 +94,14 @@ def _node(
     parameters: Parameters,
     linear: Linear | None,
 ) -> tuple[tuple[Tensor, ...], Linear | None]:
-    """A call of all time steps as one node of a graph, and the linear layer where the node does not include it."""
+    """A call as one node of a graph, and the linear layer where the node does not include it."""
+    tensors, asked = (*states, *parameters), (options.packed, *options.derivative, _backend.current_backend())
+    if call.time == STEP:
+        return tuple(torch.ops.snnfast.step(neuron.name, x, tensors, *asked, sources=digest())), linear
     weights = linear if linear is not None and _events.enabled else ()  # a global, which torch.compile guards
     found = torch.ops.snnfast.unroll(
-        neuron.name, x, (*states, *parameters), options.packed, *options.derivative, _backend.current_backend(),
-        None if call.time == SEQUENCE else call.steps, call.record, call.last, call.reduce, call.rounded, *weights,
-        sources=digest(),
+        neuron.name, x, tensors, *asked, None if call.time == SEQUENCE else call.steps,
+        call.record, call.last, call.reduce, call.rounded, *weights, sources=digest(),
     )  # fmt: skip
     return tuple(found), None if weights else linear
 

@@ -82,6 +82,23 @@ def test_convolutions_of_a_graph_without_neurons_are_left_alone() -> None:
     torch.compile(nn.Conv2d(1, 32, 3), backend=recording, fullgraph=True)(torch.rand(2, 1, 8, 8))
 
 
+@pytest.mark.parametrize("backend", ["snnfast", "aot_eager"])
+def test_a_number_that_was_assigned_to_a_layer_compiles(backend: str) -> None:
+    layer, x = Leaky(0.9), torch.rand(5, 4) * 2
+    del layer.beta
+    layer.beta = 0.3
+
+    def loop(x: Tensor) -> Tensor:
+        mem, record = torch.zeros(4), []
+        for step in range(5):
+            _, mem = layer(x[step], mem)
+            record.append(mem)
+        return torch.stack(record)
+
+    for function in (loop, lambda x: layer.unroll(x)[1]):
+        assert_bits_equal(torch.compile(function, backend=backend, fullgraph=True)(x), function(x))
+
+
 def test_other_compilers_find_the_kernels_in_the_node() -> None:
     from torch._dynamo.backends.common import aot_autograd
 
