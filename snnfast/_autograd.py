@@ -50,7 +50,7 @@ class Unroll(torch.autograd.Function):
             saved = what_to_save(neuron, options, call, x.dtype, needs[1:])
         forward = neuron.forward_ragged if lengths else neuron.forward
         found = forward(x, *tensors, call.steps, asked | saved << SAVED_AT, *lengths)
-        source: Tensor | None = x  # of what backward learns the membranes
+        source: Tensor | None = x  # backward computes the membranes from it
         rows = None
         if saved == SAVE_NOTHING:
             source = found[count(neuron, call.record)]  # the recorded membrane
@@ -116,7 +116,7 @@ def no_gradient(lengths: Sequence[Any]) -> tuple[None, ...]:
 
 
 def records(asks: bool) -> bool:
-    """Whether autograd is to know of a call, whose tensors ask for a gradient or not: an exported program has none."""
+    """Whether autograd records a call. ``asks``: a tensor of it asks for a gradient. An exported program has none."""
     return asks and torch.is_grad_enabled() and not exporting()
 
 
