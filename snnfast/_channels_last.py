@@ -2,7 +2,7 @@
 
 On the CPU, PyTorch's convolutions, and above all its pooling, are faster where the channels of a pixel lie side by side
 (``torch.channels_last``), and the kernels here take any order. So a signal goes into that order at the first
-convolution, stays in it as long as every layer takes it so, and goes back for whatever else it meets. The compiled loop
+convolution. It stays in it through layers that keep the order, and goes back before any other layer. The compiled loop
 does the same with a graph (``snnfast/_loop/channels_last.py``).
 """
 
