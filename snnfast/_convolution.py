@@ -13,14 +13,14 @@ __all__ = ["conv2d", "convolved", "pair", "takes_kernels"]
 _transforms_are_active = torch._C._are_functorch_transforms_active
 
 MOST = 1 / 8
-"""Of the input that may not be zero: beyond, PyTorch's convolution is as fast."""
+"""The largest share of the input that may be other than zero. Above it, PyTorch's convolution is as fast."""
 
 _LEAST_CHANNELS, _LEAST_TAPS = 32, 9
-"""Outputs that an event must reach in each of its taps, and taps: fewer are not worth finding it."""
+"""The fewest output channels and taps of a kernel. With fewer, an event costs more to find than it saves."""
 
 
 def convolved(layer: nn.Conv2d, x: Tensor) -> Tensor:
-    """A layer's output for ``[N, C, H, W]``; for what :func:`conv2d` tells."""
+    """A layer's output for ``[N, C, H, W]``, as :func:`conv2d` computes it."""
     how = layer.stride, layer.padding, layer.dilation, layer.groups
     if layer.padding_mode == "zeros" and _by_events(x, layer.weight, *how[1:]):
         return _Events.apply(x, layer.weight, layer.bias, *map(pair, how[:2]))  # type: ignore[no-any-return]
@@ -84,12 +84,12 @@ def takes_kernels(x: Tensor) -> bool:
 
 
 def pair(given: Any) -> list[int]:
-    """What one number, or two, stand for: rows and columns."""
+    """One number, or two, as ``[rows, columns]``."""
     return [given] * 2 if isinstance(given, int) else list(given) * (2 // len(given))
 
 
 class _Events(torch.autograd.Function):
-    """The gradient of the weights by events as well; that of the input, where there are none, by PyTorch."""
+    """A convolution by events, with the gradient of its weights by events. PyTorch computes that of the input."""
 
     @staticmethod
     def forward(
