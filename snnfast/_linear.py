@@ -168,7 +168,7 @@ class UnrollLinear(torch.autograd.Function):
             asked |= saved << SAVED_AT
         forward = neuron.forward_ragged if lengths else neuron.forward
         bits, *found = forward(x, *tensors, call.steps, asked, *lengths)
-        source: Tensor | None = None  # of what backward learns the membranes
+        source: Tensor | None = None  # backward computes the membranes from it
         rows = None
         if saved == SAVE_SPIKES:
             rows = bits
