@@ -42,7 +42,7 @@ class IndexGroup(Group):
 
 
 Place = tuple[Any, int]
-"""Where a node is found: its group, or ``(chain, output)``; and its number in it."""
+"""The place of a node: its group, or ``(chain, output)``, and its number in that."""
 
 
 class Series:
