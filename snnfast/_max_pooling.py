@@ -84,7 +84,7 @@ class _MaxPooling(torch.autograd.Function):
 
 
 def _indices(places: Tensor, shape: torch.Size, kernel: list[int], by: list[int]) -> Tensor:
-    """In an image of this shape, as PyTorch counts them, of places in their windows."""
+    """Places in their windows as indices in an image of this shape, as PyTorch counts them."""
     in_window = places.long()
     rows = torch.arange(places.shape[2]).unsqueeze(1) * by[0] + in_window // kernel[1]
     return rows * shape[3] + torch.arange(places.shape[3]) * by[1] + in_window % kernel[1]
