@@ -158,7 +158,7 @@ STEP_BY_STEP: tuple[dict[str, Any], ...] = (
 
 
 @pytest.mark.filterwarnings("ignore:snnfast. a layer runs step by step")
-@pytest.mark.parametrize("options", STEP_BY_STEP, ids=str)
+@pytest.mark.parametrize("options", STEP_BY_STEP, ids=lambda options: "-".join(options))
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 @layers
 def test_connected_neurons_that_go_step_by_step(name: str, options: dict[str, Any], backend: str) -> None:
