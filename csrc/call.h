@@ -1,9 +1,7 @@
 // The tensors of a call: checks, copies where a kernel could not read them as they are, outputs.
 #pragma once
 
-#include <atomic>
 #include <optional>
-#include <random>
 #include <string>
 #include <utility>
 #include <vector>
@@ -221,13 +219,6 @@ class Call {
   const std::vector<Tensor> into_;
   std::vector<Tensor> copies_;
 };
-
-// For each call another number, whose lower half is 0; the first by chance, so that nothing is likely to hold it
-// already.
-inline uint64_t next_ticket() {
-  static std::atomic<uint32_t> next{std::random_device{}()};
-  return uint64_t{next.fetch_add(1, std::memory_order_relaxed)} << 32;
-}
 
 // Contiguous and in a dtype: the tensor itself, or a copy.
 inline Tensor in_order(const Tensor& t, ScalarType dtype) {

@@ -311,7 +311,6 @@ void backward_op(StableIValue* stack, uint64_t, uint64_t) {
   }
   if (p.summed != 0) {
     p.partial_sums = call.scratch(ScalarType::Double, sums_workspace<Neuron>(p.N));
-    p.ticket = next_ticket();
   }
   if (p.N > 0) {
     Backend::run(p, **like);

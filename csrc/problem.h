@@ -165,7 +165,6 @@ struct Backward : Problem<Neuron> {
   unsigned summed;                     // by bits, which of them are one number, the sum over all neurons: CUDA only
   Number sum_types[kParameters];       // their dtypes
   void* partial_sums;                  // [sums_workspace()] double, whatever is in it; nullptr: nothing is summed
-  uint64_t ticket;                     // unlike that of any other call that sums
   bool clamp_closed;                   // whether a clamped parameter gets a gradient at exactly 0 and 1
   SurrogateKind surrogate;             // kNone: no gradient passes through a spike; never kNone with `derivative`
   Coefficients coefficients;

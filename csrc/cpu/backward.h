@@ -110,7 +110,8 @@ struct BackwardBlock {
       load_row(rows.grad_after[s], n, carry[s]);
     }
     for (int64_t t = p.T; t < p.T + rows_after; ++t) {
-      const A* const row = open_for_reading(row_of<const S>(p.grad_record[s], t, p.N, first), n, grad_scratch[s][0]);
+      const A* const row =
+          open_for_reading(row_of<const S>(p.grad_record[s], t, p.grad_record_stride[s], first), n, grad_scratch[s][0]);
       for (int i = 0; i < n; ++i) carry[s][i] += row[i];
     }
     rows.grad_after[s] = carry[s];

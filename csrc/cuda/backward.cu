@@ -79,6 +79,9 @@ int launch_backward(const Backward<Neuron>& p, void* stream) {
 
 template <typename Neuron>
 int backward(const Backward<Neuron>& p, void* stream) {
+  if (p.summed != 0) {  // the counter of blocks
+    if (const int error = clear(p.partial_sums, sizeof(double), stream); error != 0) return error;
+  }
   if constexpr (kSharesTime<Neuron>) {
     if (p.lengths == nullptr && wants_chunked(p.T, p.N)) return backward_chunked(p, stream);
   }

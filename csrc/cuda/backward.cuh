@@ -109,7 +109,7 @@ struct BackwardPass {
       for (int s = 0; s < kStates; ++s) {
         if (p.grad_record[s] == nullptr) continue;
         A row[V];
-        load<V>(static_cast<const S*>(p.grad_record[s]) + t * p.N + first, row, streaming);
+        load<V>(static_cast<const S*>(p.grad_record[s]) + t * p.grad_record_stride[s] + first, row, streaming);
 #pragma unroll
         for (int i = 0; i < V; ++i) carry[i][s] += row[i];
       }

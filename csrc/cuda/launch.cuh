@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 #include "../problem.h"
 #include "elements.cuh"
@@ -98,6 +99,16 @@ int launch_blocks(void (*kernel)(P, bool), int64_t blocks, int threads, [[maybe_
   kernel<<<grid, static_cast<unsigned>(threads), 0, static_cast<cudaStream_t>(stream)>>>(problem, streaming);
   // clang-format on
   return static_cast<int>(cudaGetLastError());
+#endif
+}
+
+// Clears memory, in the order of the stream.
+inline int clear(void* memory, size_t bytes, [[maybe_unused]] void* stream) {
+#if defined(SNN_EMULATED)
+  std::memset(memory, 0, bytes);
+  return 0;
+#else
+  return static_cast<int>(cudaMemsetAsync(memory, 0, bytes, static_cast<cudaStream_t>(stream)));
 #endif
 }
 

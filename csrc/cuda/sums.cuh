@@ -2,10 +2,8 @@
 // the memory layout of a call alone.
 //
 // Each block adds up its neurons' and leaves the result in memory; the last block to do so adds up those of all blocks.
-// Blocks count themselves in a word of memory that nobody has cleared: the ticket of the call is in its upper half, and
-// whoever finds another there is the first. So no launch is spent on it, calls on several streams do not meet, and a
-// graph may replay the call. That what happens to lie there is the ticket and a possible count has a chance of 2^-33 at
-// most.
+// Blocks count themselves in a word of the call's own memory, which is cleared before the launch: calls on several
+// streams do not meet, and a graph may replay the call.
 #pragma once
 
 #include "neurons.cuh"
@@ -51,15 +49,8 @@ struct Sums {
 };
 
 // Counts a block that is done, and tells whether all are.
-__device__ __forceinline__ bool is_last_block(void* counter, uint64_t ticket) {
-  auto* const word = static_cast<unsigned long long*>(counter);
-  unsigned long long found = *static_cast<volatile unsigned long long*>(word), expected, count;
-  do {
-    expected = found;
-    count = expected - ticket < gridDim.x ? expected - ticket + 1 : 1;
-    found = atomicCAS(word, expected, ticket + count);
-  } while (found != expected);
-  return count == gridDim.x;
+__device__ __forceinline__ bool is_last_block(void* counter) {
+  return atomicAdd(static_cast<unsigned*>(counter), 1u) == gridDim.x - 1;
 }
 
 __device__ __forceinline__ void put_number(void* to, Number type, double value) {
@@ -85,7 +76,7 @@ __device__ __forceinline__ void sum_parameters(const Backward<Neuron>& p, const 
   if (wanted) partial[static_cast<int64_t>(blockIdx.x) * kParameters + thread] = sums.get(thread, 0);
   __threadfence();
   __syncthreads();
-  if (__syncthreads_or(thread == 0 && is_last_block(p.partial_sums, p.ticket)) == 0) return;
+  if (__syncthreads_or(thread == 0 && is_last_block(p.partial_sums)) == 0) return;
   __threadfence();
 #pragma unroll 1
   for (int k = 0; p.summed >> k != 0 && thread < threads; ++k) {
