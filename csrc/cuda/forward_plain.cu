@@ -18,6 +18,9 @@ constexpr int kThreads = V == 1 ? 128 : 256;
 template <typename Neuron, typename S, int V>
 constexpr int kLeastBlocks = [] {
   constexpr bool kMore = Neuron::kStates + Neuron::kParameters > 4;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+  if (V > 1 && std::is_same_v<S, BFloat16>) return 1;  // no instruction converts it there, which takes registers
+#endif
   if (V == 1) return (kMore ? 896 : 1024) / kThreads<V>;
   return (sizeof(S) == 4 ? (kMore ? 768 : 1024) : (kMore ? 512 : 768)) / kThreads<V>;
 }();
