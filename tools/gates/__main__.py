@@ -59,6 +59,7 @@ def measure(
     except compile.CompileError as error:
         return [Gate(name, [str(error)])], []
     gates = [Gate(name if lacking else name.split(";")[0], []), clang_gate(toolkit, folder), rounding_gate(ptx)]
+    units.sort(key=lambda unit: setup.DEFAULT_ARCHITECTURES.index(unit.architecture))
     measured = analysis.analyse(units, nvdisasm)
     analysis.occupy(measured, toolkit, folder)
     costs = costs_of(measured, folder)
