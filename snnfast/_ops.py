@@ -119,8 +119,8 @@ def names_of_ops() -> list[str]:
     """Of every op that the compiled kernels have."""
     names = list(OPS)
     for neuron in NEURONS:
-        for kind in ("forward", "backward"):
-            names += [f"{neuron.name}_{kind}", *([f"{neuron.name}_{kind}_into"] if neuron.fed_back else [])]
+        variants = ("", "_ragged", "_into") if neuron.fed_back else ("", "_ragged")
+        names += [f"{neuron.name}_{kind}{variant}" for kind in ("forward", "backward") for variant in variants]
     return names
 
 
