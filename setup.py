@@ -246,7 +246,8 @@ def write_ninja(path: Path, output: Path) -> None:
         ("csrc/spikes_conv2d.cpp", "spikes_conv2d", []),
         ("csrc/max_pooling.cpp", "max_pooling", []),
     ]
-    instruction_sets: list[tuple[str, list[str]]] = [("baseline", [])]
+    # Processors of x86-64 without AVX2 are older than 2013: for them the smaller code.
+    instruction_sets: list[tuple[str, list[str]]] = [("baseline", ["-Os"] if X86 else [])]
     if X86:
         # 512: g++'s own choice for v4 is vectors of 256 bits.
         wide = ["-march=x86-64-v4", "-mprefer-vector-width=512"]

@@ -284,7 +284,7 @@ struct BackwardPass {
       }
     }
     // Unrolled for the records of a training loop alone.
-    constexpr int kCopies = kRecorded ? Steps : 1;
+    [[maybe_unused]] constexpr int kCopies = kRecorded ? Steps : 1;
 #pragma unroll kCopies
     for (int j = Steps - 1; j >= 0; --j) {
       if (k + j < count) {

@@ -47,7 +47,7 @@ struct ForwardPass {
     }
     // Of several neurons it would be four times as much code if it was unrolled. So each current moves up to the place
     // of the one before. Of one neuron what that takes would be half of all.
-    constexpr int kCopies = V == 1 ? kAhead : 1;
+    [[maybe_unused]] constexpr int kCopies = V == 1 ? kAhead : 1;
 #pragma unroll kCopies
     for (int k = 0; k < kAhead; ++k) {
       if (t + k >= T()) break;
