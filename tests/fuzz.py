@@ -217,7 +217,7 @@ class Call:
         def show(t: Any) -> str:
             return f"{str(t.dtype)[6:]}{list(t.shape)}" if isinstance(t, Tensor) and t.numel() != 1 else repr(t)
 
-        given = {**self.tensors, **{k: v for k, v in self.options.items() if v not in (None, False)}}
+        given = {**self.tensors, **{k: v for k, v in self.options.items() if v is not None and v is not False}}
         return f"{self.neuron}: " + ", ".join(f"{k}={show(v)}" for k, v in given.items()) + f", wrt {self.wrt}"
 
 

@@ -111,6 +111,7 @@ def call(card: Card, of: Call, check: bool) -> None:
         if not torch.equal(a, b):
             raise SystemExit(f"{of}: differs from the CPU")
     for a, b in zip(found[2:], wanted[2:], strict=True):
+        b = b if b.shape == a.shape else b.sum()  # of a parameter that is one number, which the kernels of CUDA add up
         torch.testing.assert_close(a, b, rtol=1e-2 if of.dtype.itemsize == 2 else 1e-4, atol=1e-4)
 
 

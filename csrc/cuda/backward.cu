@@ -28,7 +28,7 @@ constexpr int kLeastBlocks = [] {
   constexpr int kOf = kThreads<Neuron, S, V>;
   constexpr int kFit = 228 * 1024 / (kOf * kBytes<Neuron, S, V> + 1024);
   constexpr bool kMany = Neuron::kStates + Neuron::kParameters > 7;  // values of a neuron
-  constexpr int kOfOne = kMany ? 768 : sizeof(S) == 2 && Neuron::kStates > 1 ? 896 : 1024;
+  constexpr int kOfOne = kMany ? 768 : Neuron::kStates > 1 ? 896 : 1024;
   constexpr int kOfSeveral = Neuron::kStates > 1 ? 256 : 384;
   constexpr int kOfDoubles = Neuron::kParameters > 4 ? 640 : 896;
   constexpr int kWanted = sizeof(S) == 8 ? kOfDoubles : V > 1 ? kOfSeveral : kOfOne;

@@ -48,7 +48,7 @@ __device__ __forceinline__ A entering_carry(Shared<Neuron, A> shared, int segmen
 }
 
 template <typename Neuron, typename S, int V, bool kRecorded>
-__global__ void __launch_bounds__(kSegments<Neuron, typename Acc<S>::type>* kLanes, 2)
+__global__ void __launch_bounds__(kSegments<Neuron, typename Acc<S>::type>* kLanes, kRecorded ? 2 : 1)
     backward_chunked_kernel(const Backward<Neuron> p, const bool streaming) {
   static_assert(V == 1, "a lane takes one neuron");
   using A = typename Acc<S>::type;

@@ -160,7 +160,7 @@ struct ForwardPass {
 template <typename Neuron, typename S, int V>
 constexpr int kLeastBlocks = [] {
   if (sizeof(S) == 8) return 4;
-  if (V == 1) return sizeof(S) == 2 && Neuron::kStates > 1 ? 2 : 0;  // left alone, it once spilled a word
+  if (V == 1) return Neuron::kStates > 1 ? 2 : 0;  // left alone, it once spilled a word
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
   if (sizeof(S) == 2) return 0;  // it has a few registers too few for 3
 #endif
