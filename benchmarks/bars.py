@@ -39,7 +39,7 @@ BARS: dict[str, dict[str | tuple[str, str], float]] = {
     "neurons [25, 128, 1000] float32, synaptic, forward + backward": {LOOP: 8},
     "neurons [25, 128, 1000] float32, lapicque, forward + backward": {LOOP: 7.5},
     "neurons [25, 128, 1000] float32, alpha, forward + backward": {LOOP: 8},
-    "neurons [25, 128, 1000] float32, rleaky, forward + backward": {LOOP: 8},
+    "neurons [25, 128, 1000] float32, rleaky, forward + backward": {LOOP: 6},
     "neurons [25, 128, 1000] float32, rsynaptic, forward + backward": {LOOP: 6},
     "neurons [100, 64, 256] float32, connected, forward + backward": {LOOP: 2},
     "neurons [25, 128, 1000] float32, connected, forward + backward": {LOOP: 1.3},

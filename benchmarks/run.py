@@ -16,7 +16,7 @@ from .registry import Case, suites
 from .runner import Row, run_case
 
 QUICK_SECONDS, SECONDS, GATE_SECONDS = 2.0, 5.0, 3.0
-ATTEMPTS = 3  # a neighbour of the machine may slow some of them down
+ATTEMPTS = 6  # a neighbour of the machine may slow some of them down
 
 
 def named(name: str) -> list[str]:
