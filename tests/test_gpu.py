@@ -114,7 +114,10 @@ def test_misaligned_and_strided_inputs_give_the_same(dtype: torch.dtype, card: C
         given = leaves({**tensors, "current": other})
         given["current"] = other.detach().requires_grad_()
         for name, t in outcome(lambda given=given: fused(given, case), given).items():
-            assert_bits_equal(t, expected[name], name)
+            if t.dim() == 0:  # of a parameter that is one number: the sum depends on the layout
+                assert_close(t, expected[name], RELATIVE[t.dtype], name)
+            else:
+                assert_bits_equal(t, expected[name], name)
 
 
 def test_more_than_2_to_the_31_elements(card: Card) -> None:
