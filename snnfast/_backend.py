@@ -52,9 +52,9 @@ _check_isa()
 def use_backend(name: str) -> Iterator[None]:
     """Choose the implementation inside a ``with`` block, for the thread that runs it.
 
-    The choice is a context variable. Other threads keep theirs. A thread that is started inside of the block begins
-    with the choice of ``SNNFAST_BACKEND``, and so do the replicas of ``DataParallel``. Code under ``torch.compile``,
-    and code that a backward pass computes again, sees the block that was entered last in any thread.
+    Other threads keep their choice. Threads that are started inside the block, and the replicas of ``DataParallel``,
+    begin with the choice of ``SNNFAST_BACKEND``. Code under ``torch.compile``, and code that a backward pass
+    recomputes, uses the block that was entered last in any thread.
 
     Args:
         name: ``"auto"``: the fused kernels where they exist, otherwise the reference with one warning that says why.

@@ -13,8 +13,8 @@ __all__ = ["config", "show_config"]
 def config() -> Mapping[str, str]:
     """Versions, build facts and availability of each backend, as text by name.
 
-    ``"fused on cuda"`` is about the current CUDA device, and each has a line of its own besides. Asking them whether
-    the kernels run starts CUDA there.
+    ``"fused on cuda"`` is about the current CUDA device. Each CUDA device also has an entry of its own. The function
+    initialises CUDA on these devices, to find out whether the kernels run there.
 
     Example::
 
@@ -52,7 +52,7 @@ def config() -> Mapping[str, str]:
 
 
 def show_config() -> None:
-    """Print :func:`config`, one fact a line. ``python -m snnfast`` does the same."""
+    """Print :func:`config`, one fact per line. ``python -m snnfast`` does the same."""
     facts = config()
     width = max(map(len, facts))
     for name, value in facts.items():

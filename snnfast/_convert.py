@@ -34,7 +34,7 @@ class Report:
     Attributes:
         swapped: Names of the layers that were swapped (``""`` is the model itself).
         left: Names of the neurons that were left as they are, each with the reason.
-        notes: Remarks on swapped layers, by their names.
+        notes: Remarks on swapped layers, by name.
     """
 
     swapped: tuple[str, ...]
@@ -49,18 +49,18 @@ class Report:
 
 
 def convert(net: nn.Module) -> Report:
-    """Put every neuron of a snnTorch model that snnfast has (see :mod:`snnfast.snntorch`) on the kernels, in place.
+    """Put the neurons of a snnTorch model on the kernels, in place.
 
     Each layer stays the same object, with its parameters, buffers, hooks, flags, held states, training mode, device and
     dtype. So optimizers, references and checkpoints stay valid. Layers that compute something else are left alone:
-    subclasses with a ``forward``, or another part of the computation, of their own, and other neuron models. A second
-    call changes nothing.
+    neurons that :mod:`snnfast.snntorch` does not have, and subclasses with their own ``forward`` or another part of the
+    computation. A second call changes nothing.
 
     Args:
         net: Any module, also a single layer.
 
     Returns:
-        What was swapped, what was left and why; ``print`` it.
+        What was swapped, and what was left and why. ``print`` it.
 
     Raises:
         TypeError: ``net`` is not a module.
@@ -92,15 +92,15 @@ def convert(net: nn.Module) -> Report:
 def revert(net: nn.Module) -> Report:
     """Turn the layers of :mod:`snnfast.snntorch` in a model into snnTorch's own: undo :func:`convert`.
 
-    It also turns layers that were made as those of :mod:`snnfast.snntorch`. Parameters, buffers, hooks and held states
-    stay. A reverted model can't be pickled, because snnTorch's surrogates are local functions. Save its ``state_dict``,
-    which is the same before and after.
+    It also works for layers that were created as layers of :mod:`snnfast.snntorch`. Parameters, buffers, hooks and held
+    states stay. A reverted model can't be pickled, because snnTorch's surrogates are local functions. Save its
+    ``state_dict``, which is the same before and after.
 
     Args:
         net: Any module, also a single layer.
 
     Returns:
-        What was swapped, what was left and why.
+        What was swapped, and what was left and why.
 
     Raises:
         TypeError: ``net`` is not a module.

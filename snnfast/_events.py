@@ -30,20 +30,20 @@ _lock = threading.Lock()
 
 @contextmanager
 def use_events(wanted: bool) -> Iterator[None]:
-    """Choose inside a ``with`` block, for all threads, whether spikes go as bits to the ``Linear`` behind them.
+    """Choose inside a ``with`` block, for all threads, whether spikes are passed as bits to the ``Linear`` after them.
 
-    Where only a linear layer reads the spikes of a neuron layer, the CPU kernels hand them on as one bit each. That is
-    so in :class:`MultiStep`, in a compiled loop, and with the ``weight`` of :func:`snnfast.functional.lif`. The product
-    then visits only the neurons that spiked, and neither the spikes nor their gradient are ever written as numbers.
-    Convolutions of few spikes in :class:`MultiStep` visit only the spikes, too. Calls of few rows (less than 256
-    samples times steps) stay as they are.
+    If only a linear layer reads the spikes of a neuron layer, the CPU kernels can pass them on as one bit each. This
+    happens in :class:`MultiStep`, in a compiled loop, and with the ``weight`` of :func:`snnfast.functional.lif`. The
+    product then visits only the neurons that spiked, and neither the spikes nor their gradient are ever written as
+    numbers. Convolutions of few spikes in :class:`MultiStep` also visit only the spikes. Calls of fewer than 256 rows
+    (samples times steps) use numbers.
 
-    Results are those of the spikes as numbers, up to the order of the sums. There is one exception: a weight or a
-    gradient that is not finite has no effect where there is no spike. As a number, 0 times it would be NaN.
+    Results are the same as with numbers, up to the order of the sums. There is one exception: a weight or a gradient
+    that is not finite has no effect where there is no spike. With numbers, its product with 0 would be NaN.
 
     Args:
-        wanted: ``True``: bits, the default. ``False``: write the spikes as numbers, and multiply by PyTorch's dense
-            product. The environment variable ``SNNFAST_EVENTS=0`` does so outside of such blocks.
+        wanted: ``True``: bits, the default. ``False``: write the spikes as numbers, and use PyTorch's dense product.
+            The environment variable ``SNNFAST_EVENTS=0`` does so outside of such blocks.
 
     Raises:
         TypeError: ``wanted`` is not a bool.

@@ -50,9 +50,10 @@ def rleaky(
         reset_delay=True:   mem = v
         reset_delay=False:  d = s - r;  subtract: mem = v - d * threshold;  zero: mem = v - d * v;  none: mem = v
 
-    ``rec`` is ``V * spk'``, each neuron's own spike, and then all steps are one kernel. Or it is a linear layer or a
-    convolution, of the spikes of all neurons: then each step is one product, as snnTorch calls it, and one kernel, and
-    the gradient of the weights is one product after all steps.
+    ``rec(spk')`` is one of two things. With ``V`` it is ``V * spk'``, each neuron's own spike, and all steps are one
+    kernel. With a ``recurrent_weight`` it is a linear layer or a convolution of the spikes of all neurons. Each step is
+    then one product, computed as in snnTorch, and one kernel, and the gradient of the weights is one product after all
+    steps.
 
     Args:
         current: Input current of every step, as of :func:`lif`. With a ``recurrent_weight``, ``[T, *, N]`` or
@@ -60,11 +61,11 @@ def rleaky(
         spk: Spikes before the first step, ``[*]``. ``None``: zeros.
         mem: Membrane before the first step, ``[*]``. ``None``: zeros.
         V: Weight of a neuron's own last spike; a number, or a tensor broadcastable to ``[*]``.
-        recurrent_weight: In place of ``V``, the weights of a linear layer ``[N, N]``, or of a convolution ``[C, C, kH,
-            kW]`` with kernels of odd sizes, which is padded to keep the size of its input.
+        recurrent_weight: Instead of ``V``, the weights of a linear layer ``[N, N]``, or of a convolution
+            ``[C, C, kH, kW]``. The sizes of its kernel must be odd, and it is padded to keep the size of its input.
         recurrent_bias: Bias of either. ``None``: none.
         inhibition: As of :func:`lif`; runs step by step, with one warning.
-        spike_grad: As of :func:`lif`. Beside a ``recurrent_weight``, a callable that is no surrogate of
+        spike_grad: As of :func:`lif`. With a ``recurrent_weight``, a callable that is not one of
             :mod:`snnfast.surrogate` makes each step an autograd graph of its own, which is slower.
 
     All other arguments are those of :func:`lif`.
@@ -119,8 +120,8 @@ def rsynaptic(
 ) -> tuple[Tensor, Tensor, Tensor]:
     r"""Unroll a layer of neurons with a decaying synaptic current, to which their spikes come back, over time.
 
-    As :func:`rleaky`, but for what the spikes are added to, with ``a = clamp(alpha, 0, 1)`` and ``i`` the synaptic
-    current before the step::
+    As :func:`rleaky`, but the spikes are added to the synaptic current. With ``a = clamp(alpha, 0, 1)`` and ``i`` the
+    synaptic current before the step::
 
         syn = a * i + x + rec(spk');  base = b * u + syn
 

@@ -8,14 +8,14 @@ __all__ = ["empty_cache", "set_cache_limit"]
 
 
 def empty_cache() -> None:
-    """Return to the system the memory that freed CPU outputs of 128 KiB or more left behind for later ones.
+    """Return the memory to the system that is kept for later CPU outputs.
 
     Fresh memory costs page faults, which take several times as long as the kernel that writes to it. So snnfast keeps
-    the memory of freed outputs for later outputs. How much it keeps follows the demand. Together with the outputs in
-    use, it is at most twice the largest number of bytes that were in use at once lately, or 64 MiB if that is more. It
-    is never more than 8 GiB, nor more than a quarter of the memory of the machine or of the control group (container).
-    Under a limit of address space (``ulimit -v``, ``ulimit -d``) it is at most an eighth of the room that is left.
-    :func:`set_cache_limit` sets another limit.
+    the memory of freed outputs of 128 KiB or more for later outputs. How much it keeps follows the demand. Together
+    with the outputs in use, it is at most twice the recent peak of the memory in use, but up to 64 MiB may always be
+    kept. It is never more than 8 GiB, nor more than a quarter of the memory of the machine or of the control group
+    (container). Under a limit of address space (``ulimit -v``, ``ulimit -d``) it is at most an eighth of the room that
+    is left. :func:`set_cache_limit` sets another limit.
 
     Without the compiled extension, this function does nothing. A tensor in such memory can't be resized in place
     (``resize_``, ``untyped_storage().resize_``).
@@ -32,8 +32,8 @@ def empty_cache() -> None:
 def set_cache_limit(limit: int | None) -> None:
     """Keep at most ``limit`` bytes of freed CPU outputs for later ones, in the whole process.
 
-    The limit takes the place of the default one, which :func:`empty_cache` describes. It holds whatever the demand, the
-    memory of the machine and the limits of address space are. Without the compiled extension, it has no effect.
+    This replaces the default limit, which :func:`empty_cache` describes: the demand, the memory of the machine and
+    limits of address space then play no role. Without the compiled extension, it has no effect.
 
     Args:
         limit: Number of bytes. 0 keeps nothing. ``None`` is the default limit.

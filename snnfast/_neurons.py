@@ -20,11 +20,11 @@ LAYERS: tuple[type[SpikingLayer], ...] = (Leaky, Synaptic, Lapicque, Alpha, RLea
 
 
 def reset(net: nn.Module) -> None:
-    """Set the states that the neurons of a network hold to zeros, and cut them from their graph, between two samples.
+    """Set the held states of all neurons in a network to zeros and detach them, between two samples.
 
     It reaches every neuron layer in ``net``, snnfast's and snnTorch's, and no layer outside of ``net``.
-    (``snntorch.utils.reset`` reaches the layers of :mod:`snnfast.snntorch`, but not those of :mod:`snnfast`.) What a
-    ``SynapticDelay`` of snnTorch holds, which is newer than snnTorch 1.0.0, is set to zeros as well.
+    (``snntorch.utils.reset`` reaches the layers of :mod:`snnfast.snntorch`, but not those of :mod:`snnfast`.) It also
+    resets the ``SynapticDelay`` layers of snnTorch, which are newer than snnTorch 1.0.0.
 
     Args:
         net: Any module, also a single layer. States keep their shape ``[B, *]``, dtype and device.

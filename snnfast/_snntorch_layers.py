@@ -193,8 +193,9 @@ def _tell_snntorch(layer: DropIn) -> None:
 class Leaky(DropIn, leaky.Leaky, snntorch.Leaky):  # type: ignore[misc]
     """:class:`snnfast.Leaky` that is a ``snntorch.Leaky`` as well: same arguments, same methods, same numbers.
 
-    The fused step calls no parts of a step, such as ``fire``. So a subclass that replaces one needs a ``forward`` of
-    its own that calls it, and is an error without one. Derive it from ``snntorch.Leaky`` instead.
+    The fused step does not call methods that are parts of a step, such as ``fire``. A subclass that replaces one needs
+    a ``forward`` that calls it, and raises a ``TypeError`` without one. Derive such a class from ``snntorch.Leaky``
+    instead.
 
     Example::
 
@@ -211,7 +212,7 @@ class Leaky(DropIn, leaky.Leaky, snntorch.Leaky):  # type: ignore[misc]
 class Synaptic(DropIn, synaptic.Synaptic, snntorch.Synaptic):  # type: ignore[misc]
     """:class:`snnfast.Synaptic` that is a ``snntorch.Synaptic`` as well: same arguments, same methods, same numbers.
 
-    What is said of subclasses of :class:`Leaky` holds for those of this class.
+    For subclasses, see :class:`Leaky`.
 
     Example::
 
@@ -228,7 +229,7 @@ class Synaptic(DropIn, synaptic.Synaptic, snntorch.Synaptic):  # type: ignore[mi
 class Lapicque(DropIn, lapicque.Lapicque, snntorch.Lapicque):  # type: ignore[misc]
     """:class:`snnfast.Lapicque` that is a ``snntorch.Lapicque`` as well: same arguments, same methods, same numbers.
 
-    What is said of subclasses of :class:`Leaky` holds for those of this class.
+    For subclasses, see :class:`Leaky`.
 
     Example::
 
@@ -247,7 +248,7 @@ class Lapicque(DropIn, lapicque.Lapicque, snntorch.Lapicque):  # type: ignore[mi
 class Alpha(DropIn, alpha.Alpha, snntorch.Alpha):  # type: ignore[misc]
     """:class:`snnfast.Alpha` that is a ``snntorch.Alpha`` as well: same arguments, same methods, same numbers.
 
-    What is said of subclasses of :class:`Leaky` holds for those of this class.
+    For subclasses, see :class:`Leaky`.
 
     Example::
 
@@ -261,7 +262,7 @@ class Alpha(DropIn, alpha.Alpha, snntorch.Alpha):  # type: ignore[misc]
 class RLeaky(DropIn, rleaky.RLeaky, snntorch.RLeaky):  # type: ignore[misc]
     """:class:`snnfast.RLeaky` that is a ``snntorch.RLeaky`` as well: same arguments, same methods, same numbers.
 
-    What is said of subclasses of :class:`Leaky` holds for those of this class.
+    For subclasses, see :class:`Leaky`.
 
     Example::
 
@@ -276,7 +277,7 @@ class RLeaky(DropIn, rleaky.RLeaky, snntorch.RLeaky):  # type: ignore[misc]
 class RSynaptic(DropIn, rsynaptic.RSynaptic, snntorch.RSynaptic):  # type: ignore[misc]
     """:class:`snnfast.RSynaptic` that is a ``snntorch.RSynaptic`` as well: same arguments, same methods, same numbers.
 
-    What is said of subclasses of :class:`Leaky` holds for those of this class.
+    For subclasses, see :class:`Leaky`.
 
     Example::
 

@@ -16,33 +16,35 @@ __all__ = ["Alpha"]
 
 
 class Alpha(SpikingLayer):
-    r"""A layer of neurons with an exciting and an inhibiting current, argument for argument ``snntorch.Alpha``.
+    r"""A layer of neurons with an excitatory and an inhibitory current, argument for argument ``snntorch.Alpha``.
 
-    Called, it computes one time step; :meth:`unroll` computes all of them in one kernel and equals that many calls,
-    bit for bit in float32 and float64. The equations are those of :func:`snnfast.functional.alpha`. Its
-    ``state_dict`` has the keys, order, shapes and dtypes of ``snntorch.Alpha``'s: checkpoints load both ways.
+    A call computes one time step. :meth:`unroll` computes all time steps in one kernel. It equals that many calls, bit
+    for bit in float32 and float64. The equations are those of :func:`snnfast.functional.alpha`. The ``state_dict`` has
+    the keys, order, shapes and dtypes of ``snntorch.Alpha``'s, so that checkpoints load both ways.
 
     Args:
-        alpha: Decay of the exciting current per time step, clamped to [0, 1]; a number, or a tensor broadcastable to
+        alpha: Decay of the excitatory current per time step, clamped to [0, 1]; a number, or a tensor broadcastable to
             one step of the input ``[B, *]`` (one per neuron, channel ...). It must be greater than ``beta``.
-        beta: Decay of the inhibiting current per time step, clamped to [0, 1] when used; like ``alpha``, but not 1.
+        beta: Decay of the inhibitory current per time step, clamped to [0, 1] when used; like ``alpha``, but less than
+            1.
         learn_alpha: Make ``alpha`` an ``nn.Parameter``.
-        reset_mechanism: What a spike does one step later: set the states to ``"zero"``, ``"subtract"`` as snnTorch
-            does, or ``"none"``.
+        reset_mechanism: What a spike does one step later: ``"zero"`` sets the states to zero, ``"subtract"`` does what
+            snnTorch does (see :func:`snnfast.functional.alpha`), ``"none"`` does nothing.
         state_quant: A function that quantizes all states at every step; ``False``: none.
         threshold, spike_grad, surrogate_disable, init_hidden, inhibition, learn_beta, learn_threshold, output: As of
             :class:`snnfast.Leaky`.
 
     Attributes:
-        syn_exc: The exciting current after the last step ``[B, *]``, empty at first.
-        syn_inh: The inhibiting current after the last step ``[B, *]``, empty at first.
+        syn_exc: The excitatory current after the last step ``[B, *]``, empty at first.
+        syn_inh: The inhibitory current after the last step ``[B, *]``, empty at first.
         mem: The membrane after the last step ``[B, *]``, empty at first.
         reset_delay: Always ``True``.
         instances: All layers that exist, held weakly.
 
     Raises:
-        TypeError: An argument of a wrong type, named.
-        ValueError: A wrong value, named; NaN in a parameter; ``alpha`` that is not greater than ``beta``.
+        TypeError: An argument has a wrong type. The message names it.
+        ValueError: An argument has a wrong value, such as NaN in a parameter, or an ``alpha`` that is not greater than
+            ``beta``.
 
     Example::
 
@@ -114,12 +116,12 @@ class Alpha(SpikingLayer):
 
         Args:
             input_: Current ``[B, *]``.
-            syn_exc, syn_inh, mem: States before the step ``[B, *]``. ``None``: those held from the last call. One of
-                another shape than ``input_`` is replaced by zeros, as in snnTorch.
+            syn_exc, syn_inh, mem: States before the step ``[B, *]``. ``None``: those held from the last call. A state
+                of another shape than ``input_`` is replaced by zeros, as in snnTorch.
 
         Returns:
-            ``(spk, syn_exc, syn_inh, mem)``, all ``[B, *]``; with ``init_hidden`` and not ``output`` only ``spk``.
-            Dtypes are those of :meth:`snnfast.Synaptic.forward`.
+            ``(spk, syn_exc, syn_inh, mem)``, all ``[B, *]``. With ``init_hidden`` and without ``output``, only ``spk``.
+            Dtypes are as in :meth:`snnfast.Synaptic.forward`.
 
         Raises:
             TypeError, ValueError, RuntimeError: As :meth:`snnfast.Leaky.forward`.
@@ -140,7 +142,7 @@ class Alpha(SpikingLayer):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """All time steps in one kernel.
 
-        Starts from the states if given; else, with ``init_hidden``, from the held ones; else from zeros.
+        It starts from the given states, or from zeros. With ``init_hidden``, it starts from the held states.
 
         Args:
             current, num_steps, reduce, lengths: As of :meth:`snnfast.Leaky.unroll`.
@@ -148,8 +150,8 @@ class Alpha(SpikingLayer):
             record_mem: Return the states of every step, or only the last.
 
         Returns:
-            ``(spk_rec, syn_exc_rec, syn_inh_rec, mem_rec)``, all ``[T, B, *]``; with ``record_mem=False`` the states
-            after the last step ``[B, *]``. With ``reduce="sum"`` the first is the spike count ``[B, *]``.
+            ``(spk_rec, syn_exc_rec, syn_inh_rec, mem_rec)``, all ``[T, B, *]``. With ``record_mem=False``, the states
+            are those after the last step, ``[B, *]``. With ``reduce="sum"`` the first is the spike count ``[B, *]``.
 
         Raises:
             TypeError, ValueError: As :func:`snnfast.functional.alpha`.

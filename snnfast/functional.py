@@ -50,55 +50,55 @@ def lif(
 
     Spikes and membranes equal snnTorch's bit for bit in float32 and float64. The kernels compute, and carry the
     membrane from step to step, in the *opmath dtype*: float32 in half precision, otherwise the dtype of ``current``.
-    Spikes and recorded membranes are rounded when they are returned. The last membrane with ``record_mem=False`` is not
-    rounded, so that a next call can go on from it.
+    Spikes and recorded membranes are rounded to the dtype of ``current`` when they are returned. The last membrane with
+    ``record_mem=False`` is not rounded, so that the next call can continue from it.
 
     Args:
         current: Input current of every step, ``[T, *]``, in units of the threshold; float32, float64, float16 or
-            bfloat16. With ``num_steps``, ``[*]``: the same current at every step, never materialised over time.
+            bfloat16. With ``num_steps``, ``[*]``: the same current at every step, which never exists over time.
         mem: Membrane before the first step, ``[*]``, any floating dtype. ``None``: zeros.
         beta: Decay per time step, clamped to [0, 1]; a number, or a tensor broadcastable to ``[*]`` (one per layer,
-            neuron, channel ...). Like every tensor argument, it may require a gradient. It may have other values at
-            each step: a tensor with all dimensions of ``[T, *]``, of which the first is ``T`` and the others broadcast
-            to ``[*]``. Then each step is one kernel.
-        threshold: Membrane above which a neuron spikes; a number or a tensor broadcastable to ``[*]``, or one value
-            for each step, as of ``beta``. The reset of a step is decided by the threshold of that step, like its spike:
-            ``r = H(u - threshold[t])``, not by the one under which the membrane spiked before.
+            neuron, channel ...). Like every tensor argument, it may require a gradient. It may vary with time: pass a
+            tensor with all dimensions of ``[T, *]``, whose first is ``T`` and whose others broadcast to ``[*]``. Each
+            step is then one kernel.
+        threshold: Membrane above which a neuron spikes; a number or a tensor broadcastable to ``[*]``, or one that
+            varies with time, like ``beta``. The reset of step ``t`` then uses the threshold of that step,
+            ``r = H(u - threshold[t])``, not the one under which the membrane spiked before.
         graded_spikes_factor: Height of a spike; a number or a tensor broadcastable to ``[*]``.
         spike_grad: Derivative of a spike in the backward pass. One of :mod:`snnfast.surrogate` or of
             ``snntorch.surrogate``, or any callable of ``mem - threshold`` that returns the spikes
             ``1[mem - threshold > 0]``. A callable must be a pure function, the same forward and backward. When it is
-            first used for a shape, a dtype and a device, it is tried out on made-up values. It is then called on all
-            time steps at once, ``[T, *]``. If it does not allow that, or returns other values, the layer runs step by
+            first used for a shape, a dtype and a device, it is tested on made-up values. It is then called on all time
+            steps at once, ``[T, *]``. If it does not support that, or returns other values, the layer runs step by
             step, with one warning. ``None``: ``surrogate.atan()``.
         reset_mechanism: ``"subtract"`` the threshold, set to ``"zero"``, or ``"none"``.
         reset_delay: Reset one step after the spike (snnTorch's default) or at once.
         num_steps: Number of steps of a constant current. ``None``: time is the leading dimension of ``current``.
         record_mem: Return the membrane after every step, or only after the last one (less memory).
         inhibition: In each sample, only the neuron with the largest ``mem - threshold`` may spike (with height 1, as in
-            snnTorch). The others are reset all the same. Steps must be ``[B, N]``. With ``reset_delay=False`` the layer
-            runs step by step, with one warning.
+            snnTorch). Others above the threshold are reset all the same. A step must be ``[B, N]``. With
+            ``reset_delay=False`` the layer runs step by step, with one warning.
         state_quant: A function that is applied to the membrane at every step, such as
             ``snntorch.functional.quant.state_quant`` makes. ``False`` or ``None``: none. The layer runs step by step,
             with one warning.
-        reduce: ``"sum"``: return the spike count over time, which is all that a rate code needs. The kernels then never
-            write the spikes. ``None``: return the spikes.
+        reduce: ``"sum"``: return the spike count over time, as for a rate code. The kernels then never write the
+            spikes. ``None``: return the spikes.
         membrane_dtype: ``torch.bfloat16``: keep the membrane of every step for backward at half the size of the
             current, 2 bytes instead of 4.25 per neuron and step. Spikes, membranes and resets are the same. The
             surrogate derivative is taken at a rounded membrane: its distance from the threshold has 8 bits. Needs
             ``reset_delay=True``, a surrogate of :mod:`snnfast.surrogate`, and parameters that do not vary with time. It
-            has no effect on the reference path, and where ``beta`` asks for a gradient, which takes the whole membrane.
+            has no effect on the reference path, nor if ``beta`` requires a gradient, which needs the exact membranes.
             ``None``: exact gradients.
         weight: Weights ``[O, N]`` of a linear layer behind the neurons, in the dtype of ``current``, whose last
-            dimension is ``N``. The first result is then ``linear(spk, weight, bias)`` in place of the spikes. The CPU
-            kernels hand the spikes on as bits, and never write them or their gradient as numbers
+            dimension is ``N``. The first result is then ``linear(spk, weight, bias)`` instead of the spikes. The CPU
+            kernels pass the spikes on as bits, and never write them or their gradient as numbers
             (:func:`snnfast.use_events`). Results are the same up to the order of the sums. ``None``: return the spikes.
         bias: Bias ``[O]`` of that layer. ``None``: none.
-        lengths: The steps that each sample has, integers ``[B]`` from 0 to ``T``, ``B`` being the first dimension of a
-            step; on the CPU or the device of ``current``. A sample keeps its states after its last step, and does not
-            spike any more: records show its last state again and again. All results and gradients are those of a call
-            for each sample alone, whatever the padding of ``current`` is. Where ``lengths`` is on the CPU, numbers
-            beyond are an error; on CUDA, the nearest of 0 and ``T`` is taken. ``None``: all samples have all steps.
+        lengths: The number of steps of each sample, integers ``[B]`` from 0 to ``T``, where ``B`` is the first
+            dimension of a step; on the CPU or the device of ``current``. After its last step a sample keeps its states
+            and does not spike, so records repeat its last state. Results and gradients are those of a separate call for
+            each sample, whatever the padding of ``current`` contains. Other numbers are an error if ``lengths`` is on
+            the CPU; on CUDA they are clamped to the range. ``None``: all samples have ``T`` steps.
 
     Returns:
         ``(spk, mem)``, both ``[T, *]`` in the dtype of ``current``.
@@ -106,12 +106,12 @@ def lif(
         - With ``record_mem=False``, ``mem`` is the last membrane ``[*]`` in the opmath dtype.
         - A float64 ``mem``, or a float64 parameter with dimensions, makes the opmath dtype and the membranes float64.
         - With ``reduce="sum"``, ``spk`` is the spike count ``[*]``, added up in the opmath dtype and rounded once.
-        - With ``weight``, the output of the linear layer ``[T, *, O]`` is in the place of ``spk``. If
-          ``reduce="sum"`` is given as well, the linear layer takes the spike count: ``[*, O]``.
+        - With ``weight``, the output of the linear layer ``[T, *, O]`` replaces ``spk``. With ``reduce="sum"`` as well,
+          the linear layer gets the spike count and returns ``[*, O]``.
 
     Raises:
         TypeError: An argument has a wrong type or dtype. The message names it.
-        ValueError: An argument has a wrong shape, device or value. Values of tensors are not looked at: NaN propagates.
+        ValueError: An argument has a wrong shape, device or value. Values of tensors are not checked: NaN propagates.
 
     Example::
 
@@ -227,7 +227,7 @@ def lapicque(
 ) -> tuple[Tensor, Tensor]:
     r"""Unroll a layer of neurons that are RC circuits over time, in one kernel forward and one backward.
 
-    Give ``beta``, or two of ``beta``, ``R`` and ``C``. The missing one follows from
+    Pass ``beta``, or two of ``beta``, ``R`` and ``C``. The missing one follows from
     ``beta = exp(-time_step / (R * C))``, with ``R = 1`` if only ``beta`` is given. The equations are those of
     :func:`synaptic` with another ``base``::
 
@@ -327,7 +327,7 @@ def alpha(
     bias: Tensor | None = None,  # [O]
     lengths: Tensor | None = None,  # [B]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    r"""Unroll a layer of neurons whose membrane follows an input as an alpha function, in one kernel each way.
+    r"""Unroll a layer of neurons that respond with an alpha function, in one kernel forward and one backward.
 
     Per neuron and step, with ``a = clamp(alpha, 0, 1)``, ``b = clamp(beta, 0, 1)``, ``e`` and ``h`` the currents
     ``syn_exc`` and ``syn_inh`` before the step, ``u`` the membrane before it, and the rest as in :func:`lif`::
@@ -340,8 +340,8 @@ def alpha(
         none:     syn_exc = exc;                  syn_inh = inh;            mem = v
         s = H(mem - threshold);  spk = s * graded_spikes_factor
 
-    The membrane does not depend on the one before, which decides the reset alone. What ``"subtract"`` takes of it is
-    snnTorch's. There is no ``reset_delay``: the reset comes one step after the spike.
+    The previous membrane decides only the reset; the new membrane does not depend on it otherwise. What ``"subtract"``
+    changes is as in snnTorch. There is no ``reset_delay``: the reset comes one step after the spike.
 
     Args:
         current: Input current of every step, as of :func:`lif`.
@@ -357,7 +357,7 @@ def alpha(
         ``(spk, syn_exc, syn_inh, mem)``: as of :func:`lif`, with two more states.
 
     Raises:
-        TypeError, ValueError: As :func:`lif`; ``alpha`` is not greater than ``beta``, both being numbers.
+        TypeError, ValueError: As :func:`lif`; ``alpha`` and ``beta`` are numbers, and ``alpha`` is not greater.
 
     Example::
 

@@ -16,23 +16,24 @@ __all__ = ["Lapicque"]
 
 
 class Lapicque(SpikingLayer):
-    r"""A layer of neurons that are RC circuits, argument for argument ``snntorch.Lapicque``, and ``reset_delay``.
+    r"""A layer of neurons that are RC circuits, with the arguments of ``snntorch.Lapicque`` and ``reset_delay``.
 
     A call computes one time step. :meth:`unroll` computes all time steps in one kernel. It equals that many calls, bit
     for bit in float32 and float64. The equations are those of :func:`snnfast.functional.lapicque`. The ``state_dict``
     has the keys, order, shapes and dtypes of ``snntorch.Lapicque``'s, so that checkpoints load both ways.
 
     Args:
-        beta: Decay per time step, as of :func:`snnfast.functional.lapicque`. Give ``beta``, or two of ``beta``, ``R``
+        beta: Decay per time step, as in :func:`snnfast.functional.lapicque`. Pass ``beta``, or two of ``beta``, ``R``
             and ``C``. ``False``: not given.
         R: Resistance; likewise.
         C: Capacitance; likewise.
         time_step: Duration of a step.
         learn_beta: Make ``beta`` an ``nn.Parameter``. ``C`` then follows it, and must not be given.
-        reset_delay: As of :class:`snnfast.Leaky`. snnTorch's layer has no such argument, and always the delay.
+        reset_delay: As in :class:`snnfast.Leaky`. snnTorch's layer does not have this argument: its reset is always
+            delayed.
 
-    All other arguments are those of :class:`snnfast.Leaky`, and so are attributes and errors. In an error, ``rate`` is
-    ``1 / (R * C)``, and ``decay`` is ``1 - time_step / (R * C)``.
+    All other arguments, the attributes and the errors are those of :class:`snnfast.Leaky`. In error messages, ``rate``
+    means ``1 / (R * C)``, and ``decay`` means ``1 - time_step / (R * C)``.
 
     Example::
 
@@ -109,7 +110,7 @@ class Lapicque(SpikingLayer):
         reduce: str | None = None,
         lengths: Tensor | None = None,  # [B]
     ) -> tuple[Tensor, Tensor]:
-        """All time steps in one kernel: as :meth:`snnfast.Leaky.unroll`, but for its ``membrane_dtype``."""
+        """All time steps in one kernel: as :meth:`snnfast.Leaky.unroll`, but without ``membrane_dtype``."""
         return self._unroll(current, (mem,), num_steps, record_mem, reduce, lengths=lengths)  # type: ignore[return-value]
 
     def init_lapicque(self) -> Tensor:

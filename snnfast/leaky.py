@@ -30,8 +30,8 @@ class Leaky(SpikingLayer):
         spike_grad: Surrogate gradient, one of :mod:`snnfast.surrogate` or ``snntorch.surrogate``, or any callable of
             ``mem - threshold`` that returns the spikes ``1[mem - threshold > 0]``. ``None``: ``surrogate.atan()``.
         surrogate_disable: Let no gradient pass through the spikes, whatever ``spike_grad`` is.
-        init_hidden: Keep the membrane inside the layer: it is not passed, and one step returns only the spikes.
-            :func:`snnfast.reset` sets it to zeros between samples.
+        init_hidden: Keep the membrane inside the layer. It must not be passed then, and one step returns only the
+            spikes. Call :func:`snnfast.reset` between samples to set it to zeros.
         inhibition: In each sample, only the neuron with the largest ``mem - threshold`` may spike. Needs ``[B, N]``.
         learn_beta: Make ``beta`` an ``nn.Parameter``.
         learn_threshold: Make ``threshold`` an ``nn.Parameter``.
@@ -116,8 +116,8 @@ class Leaky(SpikingLayer):
         Raises:
             TypeError: ``mem`` is given though ``init_hidden=True``. Nothing is changed then.
             ValueError: A parameter does not broadcast to ``input_``, or is on another device.
-            RuntimeError: The layer would have to use the held membrane where it can't be right: in the recomputation of
-                activation checkpointing, or under a transform of ``torch.func``.
+            RuntimeError: The layer would have to use the held membrane where this would be wrong: when activation
+                checkpointing recomputes the step, or under a transform of ``torch.func``.
         """
         return self._step(input_, (mem,))  # type: ignore[no-any-return]
 
@@ -134,8 +134,8 @@ class Leaky(SpikingLayer):
     ) -> tuple[Tensor, Tensor]:
         """All time steps in one kernel.
 
-        It starts from ``mem`` if given. If not, with ``init_hidden``, it starts from the held membrane (from zeros if
-        that has another shape), and the layer then holds the last membrane. Otherwise it starts from zeros.
+        It starts from ``mem``, or from zeros if ``mem`` is not given. With ``init_hidden``, it starts from the held
+        membrane (or from zeros if that has another shape), and the layer then holds the last membrane.
 
         Args:
             current: Current of every step ``[T, B, *]``. With ``num_steps``, ``[B, *]``: the same current at each step.
@@ -144,17 +144,17 @@ class Leaky(SpikingLayer):
             record_mem: Return the membrane of every step, or only the last.
             reduce: ``"sum"``: return the spike count over time. The spikes are then never written. ``None``: return the
                 spikes.
-            membrane_dtype: ``torch.bfloat16``: keep the membranes for backward at half size, for a gradient that is
-                rounded (see :func:`snnfast.functional.lif`).
-            lengths: The steps that each sample has, integers ``[B]`` from 0 to ``T``, on the CPU or the device of
-                ``current``. After its last step a sample keeps its states and does not spike, as
-                :func:`snnfast.functional.lif` says. ``None``: all have all steps.
+            membrane_dtype: ``torch.bfloat16``: keep the membranes for backward at half size, which makes the gradient
+                less exact (see :func:`snnfast.functional.lif`).
+            lengths: The number of steps of each sample, integers ``[B]`` from 0 to ``T``, on the CPU or the device of
+                ``current``. After its last step a sample keeps its states and does not spike (see
+                :func:`snnfast.functional.lif`). ``None``: all samples have ``T`` steps.
 
         Returns:
             ``(spk_rec, mem_rec)``, both ``[T, B, *]``. With ``record_mem=False``, ``(spk_rec, mem)`` with
             ``mem [B, *]``. With ``reduce="sum"`` the first is the spike count ``[B, *]``. For a half-precision
-            ``current``, ``mem`` is float32, and ``mem_rec`` is rounded: to go on from the last membrane, take ``mem``
-            or ``init_hidden``.
+            ``current``, ``mem`` is float32, but ``mem_rec`` is rounded: to continue a sequence, use ``mem`` or
+            ``init_hidden``, not the last record.
 
         Raises:
             TypeError, ValueError: As :func:`snnfast.functional.lif`.

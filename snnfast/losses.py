@@ -1,10 +1,10 @@
 # ruff: noqa: N801 - the classes have snnTorch's names
 """Losses, penalties and accuracies over time, vectorised: no loop over steps, samples, neurons or classes.
 
-Every name, argument and value is that of its namesake in `snntorch.functional
-<https://snntorch.readthedocs.io/en/latest/snntorch.functional.html>`_ (1.0.0), and so are the shape and the dtype of
-the result. Gradients agree to rounding. :class:`ce_membrane_loss`, the loss of snnTorch's tutorial 5, has no namesake
-there.
+Names, arguments and values are those of `snntorch.functional
+<https://snntorch.readthedocs.io/en/latest/snntorch.functional.html>`_ (1.0.0), and so are the shapes and dtypes of the
+results. Gradients agree up to rounding. Only :class:`ce_membrane_loss`, the loss of snnTorch's tutorial 5, does not
+exist there.
 
 A loss is made once. It is called with the record of the output layer and the labels::
 
@@ -20,21 +20,21 @@ What all have in common:
 - The record is ``[T, B, N]`` with ``T >= 1``: spikes, or membranes in units of the threshold, of any real dtype.
   Integers and booleans count as float32; snnTorch's cross-entropies refuse them. Inputs are never changed in place. One
   sample without a batch dimension is an error, though some of snnTorch's losses take it.
-- ``targets``, ``[B]``: integers, the number of the class from 0. Cross-entropy leaves out targets of -100.
-- ``population_code``: each class has ``N / num_classes`` neighbouring neurons, whose spikes are added.
+- ``targets``, ``[B]``: the class of each sample, an integer from 0. Cross-entropies ignore targets of -100.
+- ``population_code``: each class has ``N / num_classes`` neighbouring neurons, whose spikes are added up.
 - ``reduction``: ``"mean"``, ``"sum"`` or ``"none"``, over samples (and neurons, where a loss has one per neuron).
-- ``weight``, ``[classes]``: factor of a sample by its class. As in snnTorch, the mean of a weighted loss divides by the
-  number of samples, and ``"sum"`` of a weighted loss returns that of ``"none"``. Only :class:`ce_temporal_loss` and
-  :class:`ce_membrane_loss` reduce as ``torch.nn.CrossEntropyLoss`` does. A weight may have another dtype than the
-  record, on which snnTorch fails.
-- ``lengths``, ``[B]``, a keyword of every call: the steps that each sample has, integers from 1 to ``T``, on
-  the CPU or the device of the record. What is behind them is not looked at. ``T`` is then each sample's own, wherever
-  it stands below: a mean over steps is over those of the sample, and the mean over samples gives each the same weight,
-  however long it is. So the loss is the mean (or the sum) of those of each sample alone. Where ``lengths`` is on the
-  CPU, other numbers are an error; on CUDA, the nearest of 1 and ``T`` is taken.
+- ``weight``, ``[classes]``: the factor of a sample, by its class. As in snnTorch, the mean of a weighted loss divides
+  by the number of samples, and ``"sum"`` of a weighted loss returns the same as ``"none"``. Only
+  :class:`ce_temporal_loss` and :class:`ce_membrane_loss` reduce as ``torch.nn.CrossEntropyLoss`` does. The dtype of a
+  weight may differ from that of the record, which is an error in snnTorch.
+- ``lengths``, ``[B]``, a keyword of every call: the number of steps of each sample, integers from 1 to ``T``, on the
+  CPU or the device of the record. Later steps are ignored. ``T`` below then means the number of steps of each sample: a
+  mean over steps is over those of the sample. The loss is the mean (or the sum) of the losses of the samples, so that
+  each has the same weight, however long it is. Other numbers are an error if ``lengths`` is on the CPU; on CUDA they
+  are clamped to the range.
 - Errors name the argument: ``TypeError`` for a wrong type, ``ValueError`` for a wrong shape, device or value. A label
-  without a class is PyTorch's ``IndexError`` or ``RuntimeError``, because a check would have to wait for the device. No
-  loss waits, so they work in CUDA graphs.
+  without a class raises PyTorch's ``IndexError`` or ``RuntimeError``, because a check would have to wait for the
+  device. No loss waits, so all losses work in CUDA graphs.
 """
 
 from collections.abc import Iterable
@@ -107,7 +107,8 @@ class mse_count_loss(Loss):
 
     Note:
         snnTorch multiplies the losses ``[B, classes]`` by weights ``[B]``, which fails unless ``B`` is 1 or the number
-        of classes. Here a weight belongs to its sample. A weight of ``[classes, 1]`` works so in both.
+        of classes. Here each weight multiplies the losses of its sample. A weight of ``[classes, 1]`` does this in both
+        libraries.
 
     Example::
 
@@ -147,10 +148,10 @@ class mse_count_loss(Loss):
 
 
 class mse_membrane_loss(Loss):
-    """Squared error of the membranes, mean over the steps.
+    """Squared error of the membranes, averaged over the steps.
 
     Args:
-        time_var_targets: Targets change with time: they are ``[T, B]``.
+        time_var_targets: The targets change with time: they are ``[T, B]``.
         on_target: Wanted membrane of the right class.
         off_target: Wanted membrane of the other classes. As in snnTorch, a negative ``off_target`` below ``on_target``
             counts as 0.
@@ -209,22 +210,22 @@ class mse_membrane_loss(Loss):
 
 
 class mse_temporal_loss(Loss):
-    """Squared error of the time of the first spike of each neuron (or the first few), in units of ``T``.
+    """Squared error of the time of the first spike (or the first few spikes) of each neuron, in units of ``T``.
 
-    A neuron that stays silent counts as one that spikes at the last step. The derivative of a spike's time is set to -1
-    with respect to that spike, and to 0 with respect to the others. For a silent neuron, the last step is taken for the
-    spike.
+    A neuron that stays silent counts as spiking at the last step. The derivative of a spike time is set to -1 with
+    respect to that spike, and to 0 with respect to all others. For a silent neuron, the last step counts as its spike.
 
     Args:
         target_is_time: ``targets`` are times in steps, not labels. They are broadcastable to ``[B, N]``, or to
             ``[F, B, N]`` with ``multi_spike``. Negative times count from the end.
         on_target: Wanted time of the right class. With ``multi_spike``, one for each of ``F`` spikes.
         off_target: The same for the other classes. As in snnTorch, a negative ``off_target`` below ``on_target`` counts
-            as 0. So the default ``(0, -1)`` wants the first step of *every* class. Take ``T - 1`` for the last step.
-        tolerance: A time that is nearer to its target than this is no error.
+            as 0. So the default ``(0, -1)`` wants *every* class to spike at the first step. For the last step, pass
+            ``T - 1``.
+        tolerance: A time that is closer to its target than this counts as no error.
         multi_spike: Compare the first ``F`` spikes instead of one.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-        weight: Factor per class, ``[classes]``; with ``target_is_time``, per step that is a target.
+        weight: Factor per class, ``[classes]``. With ``target_is_time``, factor per target step.
 
     Returns:
         When called with ``spk_rec`` ``[T, B, N]`` (0: no spike, else: a spike) and ``targets`` ``[B]``: the loss,
@@ -235,8 +236,8 @@ class mse_temporal_loss(Loss):
 
     Note:
         As in snnTorch, ``multi_spike`` ignores a step for all neurons of the batch once *any* of them had a spike
-        counted there; with ``lengths``, for all neurons of that sample. snnTorch changes ``targets`` that are negative
-        times, multiplies the time of a graded spike by its height, and fails on weights as in :class:`mse_count_loss`.
+        counted there; with ``lengths``, for all neurons of that sample. snnTorch changes negative ``targets`` in place,
+        multiplies the time of a graded spike by its height, and fails on weights as in :class:`mse_count_loss`.
 
     Example::
 

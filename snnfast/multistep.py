@@ -41,21 +41,21 @@ class MultiStep(nn.Sequential):
     normalisation takes its statistics over all steps together. Dropout before the first neuron layer of a constant
     input draws one mask for all steps.
 
-    It is an ``nn.Sequential``, with the same ``state_dict``, ``len``, indices and slices. A module of your own that
-    needs all time steps, for a loop or a skip connection inside of it, has a method ``unroll`` that takes ``[T, B, *]``
-    and returns ``[T, B, *]``.
+    It is an ``nn.Sequential``, with the same ``state_dict``, ``len``, indices and slices. If a module of your own needs
+    all time steps, for a loop or a skip connection inside of it, give it a method ``unroll`` that takes and returns
+    ``[T, B, *]``.
 
-    On the CPU, it does two things by itself to be faster:
+    On the CPU, two things make it faster:
 
-    - A neuron layer gives its spikes as bits to an ``nn.Linear`` behind it (:func:`use_events`). ``nn.Flatten``,
-      ``nn.Identity`` and ``nn.Dropout`` that drops nothing may lie between the two. It does not do so with modules that
-      have hooks, and with spikes that ``return_spikes`` asks for.
+    - A neuron layer passes its spikes as bits to the ``nn.Linear`` that follows it (:func:`use_events`).
+      ``nn.Flatten``, ``nn.Identity`` and an ``nn.Dropout`` that drops nothing may lie between the two. This does not
+      apply to modules with hooks, nor to spikes that ``return_spikes`` asks for.
     - float32 ``nn.Conv2d`` layers, and the pooling and neurons behind them, run in channels_last order. The result of a
       call, and the input of a module of your own or of a layer with a hook, have the memory format of the input.
 
     Args:
-        *layers: Modules in order of application, or one ``OrderedDict`` of them. Nested ``nn.Sequential`` and
-            ``MultiStep`` are opened (their own hooks do not run).
+        *layers: Modules in order of application, or one ``OrderedDict`` of them. The layers of a nested
+            ``nn.Sequential`` or ``MultiStep`` are called directly, so that its own hooks do not run.
 
     Raises:
         TypeError: A layer is not a module, or contains a neuron where it can't be unrolled.
@@ -161,32 +161,32 @@ class MultiStep(nn.Sequential):
         Args:
             x: Input of every step ``[T, B, *]``. With ``num_steps``, ``[B, *]``: the same input at each step.
             num_steps: Number of steps of a constant input.
-            record_mem: Whether a final neuron layer returns its states at every step, or only the last.
+            record_mem: Whether a final neuron layer returns its states after every step, or only after the last.
             reduce: ``"sum"``: the last layer, which must be a neuron layer, returns its spike count over time. Its
                 spikes are then never written. ``None``: the spikes.
             membrane_dtype: ``torch.bfloat16``: every :class:`Leaky` keeps its membranes for backward at half size,
-                for gradients that are rounded (see :func:`snnfast.functional.lif`). Other neurons can't.
-            states: States that the neuron layers start from, as the call before returned them: one entry for each in
-                order of application. An entry is ``mem [B, *]``, or where a layer has several states all of them, in
-                the order of its ``unroll``. ``None``, for all or as an entry: zeros, or the state that an
+                which makes the gradient less exact (see :func:`snnfast.functional.lif`). Other neurons raise an error.
+            states: States from which the neuron layers start, as the previous call returned them: one entry for each
+                layer in order of application. An entry is ``mem [B, *]``, or for a layer with several states all of
+                them, in the order of its ``unroll``. ``None``, for all or as an entry: zeros, or the state that an
                 ``init_hidden`` layer holds.
-            return_states: Return the last states as well, to go on with the next part of a long sequence.
+            return_states: Return the last states as well, to continue with the next part of a long sequence.
             return_spikes: Return the spikes of every neuron layer as well, for example to regularise their rates.
-            lengths: The steps that each sample has ``[B]``, for every neuron layer
-                (see :func:`snnfast.functional.lif`); other layers compute the padding, too. ``None``: all have all.
+            lengths: The number of steps of each sample ``[B]``, for every neuron layer (see
+                :func:`snnfast.functional.lif`). Other layers compute the padding, too. ``None``: all have ``T``.
 
         Returns:
             If the last layer is a neuron layer, what its ``unroll`` returns: ``(spk_rec, mem_rec)``, or
-            ``(spk_rec, syn_rec, mem_rec)`` of :class:`Synaptic`, all ``[T, B, *]``. States are ``[B, *]`` with
-            ``record_mem=False``, and the first is the spike count ``[B, *]`` with ``reduce="sum"``. Otherwise, the
-            output of the last layer ``[T, B, *]``, or ``[B, *]`` if the input is constant and no neuron layer came
-            before.
+            ``(spk_rec, syn_rec, mem_rec)`` for :class:`Synaptic`, all ``[T, B, *]``. With ``record_mem=False`` the
+            states are ``[B, *]``, and with ``reduce="sum"`` the first is the spike count ``[B, *]``. Otherwise, the
+            output of the last layer ``[T, B, *]``, or ``[B, *]`` if the input is constant and there is no neuron layer.
 
-            Then, if asked for, the list of states, with entries as in ``states``. The entry is ``None`` for a layer
-            with ``init_hidden``, which holds its own. States keep their graph: ``detach`` them to cut it between two
-            parts. They have the opmath dtype, float32 for half-precision inputs.
+            With ``return_states``, the list of states follows, with entries as in ``states``. The entry is ``None`` for
+            a layer with ``init_hidden``, which holds its own. States keep their graph: ``detach`` them to cut it
+            between two parts. They have the opmath dtype, float32 for half-precision inputs.
 
-            Then, if asked for, the list of spikes ``[T, B, *]``, one entry per neuron layer in order of application.
+            With ``return_spikes``, the list of spikes ``[T, B, *]`` follows, one entry per neuron layer in order of
+            application.
 
         Raises:
             TypeError, ValueError: As :func:`snnfast.functional.lif`. ``x`` has no time or batch dimension. ``reduce``
@@ -233,8 +233,8 @@ class MultiStep(nn.Sequential):
 class Residual(nn.Module):
     """A skip connection around layers, over all time steps: ``layers(x) + x``, as in a spiking ResNet.
 
-    It is one of the layers of a :class:`MultiStep`. It adds ``x`` to the output of its last layer. If that is a neuron
-    layer, these are spikes (spike-element-wise); otherwise they are currents.
+    Use it as a layer of a :class:`MultiStep`. It adds ``x`` to the output of its last layer: to spikes if that is a
+    neuron layer (spike-element-wise), otherwise to currents.
 
     Args:
         *layers: Layers, as :class:`MultiStep` takes them.
@@ -267,7 +267,7 @@ class Residual(nn.Module):
         self.shortcut = shortcut
 
     def forward(self, x: Tensor, num_steps: int | None = None) -> Tensor:
-        """Input of every step ``[T, B, *]``, or ``[B, *]`` with ``num_steps``, to ``[T, B, *]``.
+        """Map the input of every step ``[T, B, *]``, or ``[B, *]`` with ``num_steps``, to ``[T, B, *]``.
 
         Raises:
             ValueError: The shapes of the two summands differ.

@@ -17,31 +17,32 @@ class RLeaky(RecurrentLayer):
     r"""A layer of leaky integrate-and-fire neurons whose spikes come back to it, argument for argument
     ``snntorch.RLeaky``.
 
-    Called, it computes one time step; :meth:`unroll` computes all of them and equals that many calls, bit for bit in
-    float32 and float64. The equations are those of :func:`snnfast.functional.rleaky`. Its ``state_dict`` has the
-    keys, order, shapes and dtypes of ``snntorch.RLeaky``'s: checkpoints load both ways.
+    A call computes one time step. :meth:`unroll` computes all time steps. It equals that many calls, bit for bit in
+    float32 and float64. The equations are those of :func:`snnfast.functional.rleaky`. The ``state_dict`` has the keys,
+    order, shapes and dtypes of ``snntorch.RLeaky``'s, so that checkpoints load both ways.
 
     Args:
         beta: Decay of the membrane per time step, as of :class:`snnfast.Leaky`.
         V: Weight of a neuron's own last spike, with ``all_to_all=False``; a number, or a tensor broadcastable to one
             step of the input ``[B, *]``.
-        all_to_all: Connect all neurons by ``recurrent``, an ``nn.Linear`` or ``nn.Conv2d``; else each comes back to
-            itself alone, through ``V``, and all steps are one kernel.
-        linear_features: Size of that linear layer, the last dimension of the input.
-        conv2d_channels, kernel_size: Of that convolution of inputs ``[B, C, H, W]``, the sizes of its kernel being odd.
-        learn_recurrent: Let the weights of ``recurrent`` be learned, or make ``V`` an ``nn.Parameter``.
+        all_to_all: Connect all neurons of the layer by ``recurrent``, an ``nn.Linear`` or ``nn.Conv2d``. ``False``: the
+            spike of a neuron comes back only to that neuron, times ``V``, and all steps are one kernel.
+        linear_features: Number of features of that ``nn.Linear``, the last dimension of the input.
+        conv2d_channels, kernel_size: Channels and kernel size of that ``nn.Conv2d``, for inputs ``[B, C, H, W]``. The
+            kernel sizes must be odd.
+        learn_recurrent: Learn the weights of ``recurrent``, or make ``V`` an ``nn.Parameter``.
 
     All other arguments are those of :class:`snnfast.Leaky`.
 
     Attributes:
-        spk: The spikes of the last step ``[B, *]``, a state as well; empty at first.
+        spk: The spikes of the last step ``[B, *]``, which are a state; empty at first.
         mem: The membrane after the last step ``[B, *]``, empty at first.
         recurrent: The connections; with ``all_to_all=False`` the product with ``V``.
         instances: All layers that exist, held weakly.
 
     Raises:
-        TypeError: An argument of a wrong type, named; sizes that do not go with ``all_to_all``.
-        ValueError: A wrong value, named; NaN in a parameter.
+        TypeError: An argument has a wrong type, or the sizes do not fit ``all_to_all``. The message names it.
+        ValueError: An argument has a wrong value, such as NaN in a parameter.
 
     Example::
 
@@ -102,12 +103,12 @@ class RLeaky(RecurrentLayer):
 
         Args:
             input_: Current ``[B, *]``.
-            spk, mem: States before the step ``[B, *]``. ``None``: those held from the last call. One of another
+            spk, mem: States before the step ``[B, *]``. ``None``: those held from the last call. A state of another
                 shape than ``input_`` is replaced by zeros, as in snnTorch.
 
         Returns:
-            ``(spk, mem)``, all ``[B, *]``; with ``init_hidden`` and not ``output`` only ``spk``. Dtypes are
-            those of :meth:`snnfast.Synaptic.forward`.
+            ``(spk, mem)``, both ``[B, *]``. With ``init_hidden`` and without ``output``, only ``spk``. Dtypes are as
+            in :meth:`snnfast.Synaptic.forward`.
 
         Raises:
             TypeError, ValueError, RuntimeError: As :meth:`snnfast.Leaky.forward`.
@@ -127,7 +128,7 @@ class RLeaky(RecurrentLayer):
     ) -> tuple[Tensor, Tensor]:
         """All time steps.
 
-        Starts from the states if given; else, with ``init_hidden``, from the held ones; else from zeros.
+        It starts from the given states, or from zeros. With ``init_hidden``, it starts from the held states.
 
         Args:
             current, num_steps, reduce, lengths: As of :meth:`snnfast.Leaky.unroll`.
@@ -135,8 +136,8 @@ class RLeaky(RecurrentLayer):
             record_mem: Return the states of every step, or only the last.
 
         Returns:
-            ``(spk_rec, mem_rec)``, all ``[T, B, *]``; with ``record_mem=False`` the states but the
-            spikes ``[B, *]``. With ``reduce="sum"`` the first is the spike count ``[B, *]``.
+            ``(spk_rec, mem_rec)``, both ``[T, B, *]``. With ``record_mem=False``, ``(spk_rec, mem)`` with
+            ``mem [B, *]``. With ``reduce="sum"`` the first is the spike count ``[B, *]``.
 
         Raises:
             TypeError, ValueError: As :func:`snnfast.functional.rleaky`.

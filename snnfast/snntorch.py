@@ -2,11 +2,12 @@
 
 Everything of ``snntorch`` is here under its own name: ``snn.SLSTM``, ``snn.surrogate``, ``snn.functional``,
 ``snn.spikegen``, ``snn.utils`` and so on. They are the objects of the installed snnTorch, which is not patched. Only
-:class:`Leaky`, :class:`Synaptic`, :class:`Lapicque`, :class:`Alpha`, :class:`RLeaky` and :class:`RSynaptic` are others.
-They are subclasses of snnTorch's, so that ``isinstance``, ``utils.reset``, ``backprop`` and the NIR exporter know them.
-:func:`convert` puts the layers of an existing model on the kernels, and :func:`revert` undoes it.
+:class:`Leaky`, :class:`Synaptic`, :class:`Lapicque`, :class:`Alpha`, :class:`RLeaky` and :class:`RSynaptic` are
+replaced. The new classes are subclasses of snnTorch's, so that ``isinstance``, ``utils.reset``, ``backprop`` and the
+NIR exporter know them. :func:`convert` puts the layers of an existing model on the kernels, and :func:`revert` undoes
+it.
 
-Submodules are found as well: ``import snnfast.snntorch.functional as SF`` gives ``snntorch.functional``.
+Submodules can be imported as well: ``import snnfast.snntorch.functional as SF`` gives ``snntorch.functional``.
 
 Only this module needs snnTorch: ``pip install "snntorch>=1.0.0"``.
 

@@ -1,12 +1,12 @@
 """Surrogate gradients: a Heaviside step forward, a smooth derivative backward.
 
-Every factory has the name, the defaults and the formula of its namesake in
-`snntorch.surrogate <https://snntorch.readthedocs.io/en/latest/snntorch.surrogate.html>`_ (1.0.0), and returns a
-:class:`Surrogate`, which can be pickled. The fused kernels know it by its :attr:`Surrogate.kernel_id`. Called on a
-tensor, it is an ordinary differentiable function.
+Every function has the name, the defaults and the formula of its namesake in `snntorch.surrogate
+<https://snntorch.readthedocs.io/en/latest/snntorch.surrogate.html>`_ (1.0.0). It returns a :class:`Surrogate`, which
+can be pickled. The fused kernels recognise it by its :attr:`Surrogate.kernel_id`. Called on a tensor, it is an ordinary
+differentiable function.
 
-With ``z = mem - threshold``, the value is always ``1`` if ``z > 0``, else ``0``, in the dtype of ``z``. Each factory
-names its derivative with respect to ``z``.
+With ``z = mem - threshold``, its value is always ``1`` if ``z > 0``, else ``0``, in the dtype of ``z``. The derivative
+with respect to ``z`` is given for each function below.
 
 Example::
 
@@ -221,7 +221,7 @@ def atan(alpha: float = 2.0) -> Surrogate:
     """Arc tangent, the default of every neuron: ``(alpha / 2) / (1 + (pi / 2 * alpha * z)^2)``.
 
     Args:
-        alpha: Height at the threshold is ``alpha / 2``; the larger, the narrower.
+        alpha: The height at the threshold is ``alpha / 2``. The larger ``alpha``, the narrower the peak.
 
     Source: W. Fang et al., *Incorporating learnable membrane time constants to enhance learning of spiking neural
     networks*, ICCV 2021.
@@ -234,7 +234,7 @@ def fast_sigmoid(slope: float = 25) -> Surrogate:
     """Fast sigmoid: ``1 / (slope * |z| + 1)^2``.
 
     Args:
-        slope: The larger, the narrower.
+        slope: The larger ``slope``, the narrower the peak.
 
     Source: F. Zenke, S. Ganguli, *SuperSpike*, Neural Computation 30 (2018) 1514-1541.
     """
@@ -249,7 +249,7 @@ def sigmoid(slope: float = 25) -> Surrogate:
     overflows to NaN where ``slope * z < -88`` in float32; this one stays finite.
 
     Args:
-        slope: Height at the threshold is ``slope / 4``; the larger, the narrower.
+        slope: The height at the threshold is ``slope / 4``. The larger ``slope``, the narrower the peak.
 
     Source: F. Zenke, S. Ganguli, *SuperSpike*, Neural Computation 30 (2018) 1514-1541.
     """
@@ -292,7 +292,7 @@ def spike_rate_escape(beta: float = 1, slope: float = 25) -> Surrogate:
     """Boltzmann escape rate: ``slope * exp(-beta * |z - 1|)``; its peak is at ``z = 1``.
 
     Args:
-        beta: The larger, the narrower.
+        beta: The larger ``beta``, the narrower the peak.
         slope: Height of the peak.
 
     Source: W. Gerstner, W. M. Kistler, *Spiking neuron models*, Cambridge University Press, 2002.
@@ -305,7 +305,7 @@ def SFS(slope: float = 25, B: float = 1) -> Surrogate:  # noqa: N802 - snnTorch'
     """Sparse fast sigmoid: ``1 / (slope * |z| + 1)^2`` if ``z > B`` else ``0``.
 
     Args:
-        slope: The larger, the narrower.
+        slope: The larger ``slope``, the narrower the peak.
         B: Distance from the threshold above which a gradient passes.
 
     Source: N. Perez-Nieves, D. F. M. Goodman, *Sparse spiking gradient descent*, NeurIPS 2021.
@@ -331,7 +331,7 @@ def LSO(slope: float = 0.1) -> Surrogate:  # noqa: N802 - snnTorch's name
 def SSO(mean: float = 0, variance: float = 0.2) -> Surrogate:  # noqa: N802 - snnTorch's name
     """Stochastic spike operator: ``1`` if ``z > 0`` else ``(U - 0.5 + mean) * variance``, ``U`` uniform on [0, 1).
 
-    Every backward pass draws the noise anew, from PyTorch's generator of the tensor's device. The kernels unroll the
+    Every backward pass draws new noise from PyTorch's generator of the tensor's device. The kernels unroll the
     membrane, and PyTorch computes the derivative.
 
     Args:

@@ -96,8 +96,8 @@ class Synaptic(SpikingLayer):
             mem: Membrane before the step ``[B, *]``, likewise.
 
         Returns:
-            ``(spk, syn, mem)``, all ``[B, *]``; with ``init_hidden`` and not ``output`` only ``spk``. ``spk`` has the
-            dtype of ``input_``, the states the opmath dtype: float32 for a half-precision ``input_``.
+            ``(spk, syn, mem)``, all ``[B, *]``. With ``init_hidden`` and without ``output``, only ``spk``. ``spk`` has
+            the dtype of ``input_``, and the states have the opmath dtype: float32 for a half-precision ``input_``.
 
         Raises:
             TypeError, ValueError, RuntimeError: As :meth:`snnfast.Leaky.forward`.
@@ -117,7 +117,8 @@ class Synaptic(SpikingLayer):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """All time steps in one kernel.
 
-        Starts from ``syn`` and ``mem`` if given; else, with ``init_hidden``, from the held states; else from zeros.
+        It starts from ``syn`` and ``mem``, or from zeros if they are not given. With ``init_hidden``, it starts from
+        the held states.
 
         Args:
             current, num_steps, reduce, lengths: As of :meth:`snnfast.Leaky.unroll`.
@@ -126,7 +127,7 @@ class Synaptic(SpikingLayer):
             record_mem: Return the states of every step, or only the last.
 
         Returns:
-            ``(spk_rec, syn_rec, mem_rec)``, all ``[T, B, *]``; with ``record_mem=False`` ``(spk_rec, syn, mem)``, the
+            ``(spk_rec, syn_rec, mem_rec)``, all ``[T, B, *]``. With ``record_mem=False``, ``(spk_rec, syn, mem)`` with
             states ``[B, *]``. With ``reduce="sum"`` the first is the spike count ``[B, *]``.
 
         Raises:

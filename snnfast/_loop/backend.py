@@ -96,14 +96,14 @@ def _inner(options: dict[str, Any] | None) -> Any:
 
 
 def compile(net: Any, **options: Any) -> Any:
-    """Run the loop over time of a network, or of a function, as layers over time.
+    """Replace the loop over time in a network or function by one call per layer for all time steps.
 
-    It puts snnTorch's layers in a network on snnfast's kernels, in place (:func:`snnfast.snntorch.convert`). Then it
-    calls ``torch.compile(net, backend="snnfast")``.
+    If ``net`` is a network, its snnTorch layers are first put on snnfast's kernels, in place
+    (:func:`snnfast.snntorch.convert`). Then ``torch.compile(net, backend="snnfast")`` is called.
 
     Args:
         net: A module with a loop over time in its ``forward``, or a function with one, such as a training step.
-            Networks that a function calls must be converted beforehand.
+            Networks that a function calls are not converted: do so beforehand.
         **options: Options of ``torch.compile``, for example ``dynamic=False``.
 
     Returns:
@@ -142,9 +142,9 @@ def _check(net: object) -> None:
 
 
 def explain(net: Any, *inputs: Any, **named: Any) -> Explanation:
-    """Tell what :func:`compile` makes of a network or a function: what is merged, repeated or refused, and why.
+    """Explain what :func:`compile` does with a network or a function: what is merged, repeated or refused, and why.
 
-    It works on a copy of a network, which itself stays as it is. A function is called once.
+    It works on a copy of a network, so that the network does not change. A function is called once.
 
     Args:
         net: As for :func:`compile`.
@@ -152,7 +152,7 @@ def explain(net: Any, *inputs: Any, **named: Any) -> Explanation:
         **named: Named arguments of the call.
 
     Returns:
-        An :class:`Explanation`: a :class:`GraphReport` for each graph. ``print`` it.
+        An :class:`Explanation`, with one :class:`GraphReport` for each graph. ``print`` it.
 
     Raises:
         TypeError: ``net`` can't be called.

@@ -14,12 +14,12 @@ from snnfast._loop.series import Group, IndexGroup, Series
 
 @dataclass
 class GraphReport:
-    """What was done with one graph of those that ``torch.compile`` made; ``str`` tells it in a few lines.
+    """What was done with one of the graphs that ``torch.compile`` made. ``str`` describes it in a few lines.
 
     Attributes:
-        where: File and line of its first call.
-        merged: One line for each series of calls that became one call for all time steps.
-        repeated: One line, with the reason, for each series of calls that stays one call per time step.
+        where: File and line of the first call in the graph.
+        merged: One line for each series of calls that was merged into one call for all time steps.
+        repeated: One line for each series of calls that is repeated at each time step, with the reason.
         refused: Why the whole graph runs as it is, or ``None``.
         warnings: Messages that are shown as warnings.
     """
@@ -41,11 +41,11 @@ class GraphReport:
 
 @dataclass
 class Explanation:
-    """What :func:`snnfast.explain` found; ``print`` it.
+    """What :func:`snnfast.explain` found. ``print`` it.
 
     Attributes:
-        graphs: One :class:`GraphReport` for each graph, in order. There are several if Python code between them can't
-            be traced.
+        graphs: One :class:`GraphReport` for each graph, in order. There are several if ``torch.compile`` had to split
+            the code because it could not trace a part of it.
     """
 
     graphs: list[GraphReport]
