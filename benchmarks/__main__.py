@@ -41,49 +41,49 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         added.set_defaults(function=function, error=added.error)
         return added
 
-    storing = command("store", store.run, "all that README and the docs show, into a result and its page; ten minutes")
-    listing = command("list", run.list_cases, "suites, cases and peers")
-    running = command("run", run.run, "cases against every implementation that is installed; five minutes by default")
-    checking = command("check", run.check, "a few cases against snnTorch, within a minute: has something become worse?")
-    comparing = command("parity", parity.run, "bits that differ from snnTorch over random configurations")
-    training = command("epoch", epoch.run, "an epoch on MNIST, beside snnTorch: seconds and test accuracy, over seeds")
-    counting = command("kinds", kinds.run, "one call per step with integer, float64, numpy and half numbers")
-    command("compile", compilation.run, "what compiling a loop over time costs: seconds over T, and how often")
-    adding = command("overhead", overhead.run, "what torch.compile adds to a training step with nothing to merge")
-    command("pool", pool.run, "memory that freed outputs leave idle after steps of varying shapes, and what it saves")
-    multiplying = command("products", products.run, "spikes as bits times weights, beside PyTorch's dense product")
-    command("held", held.run, "bytes that networks hold for their backward pass, beside others")
-    command("rounding", rounding.run, "what membranes kept in bfloat16 do to the gradient")
-    drawing = command("page", page.run, "draw a result: a Markdown page with figures (needs matplotlib)")
+    storing = command("store", store.run, "measure all that README and the docs show, and store it; ten minutes")
+    listing = command("list", run.list_cases, "list suites, cases and peers (the implementations that are compared)")
+    running = command("run", run.run, "measure cases against every installed peer; five minutes by default")
+    checking = command("check", run.check, "check a few cases against snnTorch for regressions, within a minute")
+    comparing = command("parity", parity.run, "count bits that differ from snnTorch, over random configurations")
+    training = command("epoch", epoch.run, "train an epoch on MNIST, also with snnTorch: seconds and accuracy")
+    counting = command("kinds", kinds.run, "time one call per step with integer, float64, numpy and half parameters")
+    command("compile", compilation.run, "measure what compiling a loop costs: seconds over T, and how often")
+    adding = command("overhead", overhead.run, "measure what torch.compile adds where nothing can be merged")
+    command("pool", pool.run, "measure the memory that is kept of freed outputs, and the time that it saves")
+    multiplying = command("products", products.run, "time spikes as bits times weights, and PyTorch's dense product")
+    command("held", held.run, "count the bytes that networks hold for their backward pass")
+    command("rounding", rounding.run, "measure the error of the gradient with membranes kept in bfloat16")
+    drawing = command("page", page.run, "draw a result as a Markdown page with figures (needs matplotlib)")
     writing = command("docs", docs.run, "compare the figures in README and docs with the stored results")
     spiking = command("raster", raster.run, "train on MNIST and draw the spikes (needs matplotlib)")
 
     for each in (listing, running):
         each.add_argument("--suite", nargs="+", choices=list(suites("cpu")), metavar="S", help="whole suites")
-        each.add_argument("--case", default="", metavar="TEXT", help="only cases with this in their names")
-        each.add_argument("--device", choices=("cpu", "cuda"), help="default: a GPU if there is one")
+        each.add_argument("--case", default="", metavar="TEXT", help="only cases whose names contain TEXT")
+        each.add_argument("--device", choices=("cpu", "cuda"), help="the device (default: a GPU if there is one)")
     add = running.add_argument
-    add("--peer", nargs="+", type=run.named, metavar="P", help="implementations, or how their names begin")
-    add("--seconds", type=float, help=f"per case (default: {run.SECONDS:g}, of the selection {run.QUICK_SECONDS:g})")
-    add("--json", type=Path, metavar="FILE", help="write the results")
-    add("--base", metavar="REV_OR_JSON", help="compare with a file of --json, or with a revision of git")
+    add("--peer", nargs="+", type=run.named, metavar="P", help="only these peers, by name or beginning of the name")
+    add("--seconds", type=float, help=f"per case (default: {run.SECONDS:g}; selection: {run.QUICK_SECONDS:g})")
+    add("--json", type=Path, metavar="FILE", help="write the results to FILE")
+    add("--base", metavar="REV_OR_JSON", help="compare with a file of --json, or with a git revision")
     add = storing.add_argument
     add("--out", type=Path, default=store.RESULTS, metavar="FOLDER", help="of the result (benchmarks/results)")
     add("--seconds", type=float, default=store.SECONDS, help="per case (default: %(default)s)")
     checking.add_argument("--seconds", type=float, default=run.GATE_SECONDS, help="per case (default: %(default)s)")
     for each, attempts in ((storing, 1), (running, run.ATTEMPTS), (checking, run.ATTEMPTS)):
         add = each.add_argument
-        add("--patience", type=float, default=60.0, help="leave out a call of more seconds (default: %(default)s)")
+        add("--patience", type=float, default=60.0, help="leave out calls of more seconds (default: %(default)s)")
         add(
             "--attempts",
             type=int,
             choices=range(1, 10),
             metavar="N",
             default=attempts,
-            help="at a case that misses a bar (default: %(default)s)",
+            help="measure a case that misses a bar up to N times (default: %(default)s)",
         )
     for each in (storing, comparing):
-        each.add_argument("--configurations", type=int, default=400, help="of each neuron (default: %(default)s)")
+        each.add_argument("--configurations", type=int, default=400, help="per neuron (default: %(default)s)")
     for each in (storing, training, spiking):
         each.add_argument(
             "--data-path",
@@ -92,7 +92,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
             help="folder with MNIST/raw (default: the environment variable SNNFAST_DATA)",
         )
     for each in (storing, training):
-        each.add_argument("--seeds", type=int, choices=range(1, 10), metavar="N", default=3, help="(%(default)s)")
+        each.add_argument(
+            "--seeds", type=int, choices=range(1, 10), metavar="N", default=3, help="default: %(default)s"
+        )
     drawing.add_argument("result", type=Path, metavar="RESULT.json", help="as `store` or `run --json` wrote it")
     drawing.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the page and its figures go")
     writing.add_argument(
@@ -100,7 +102,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         nargs="?",
         const=docs.SAME,
         metavar="RESULT.json",
-        help="write the figures of the results that the documents name; with a file, of that one",
+        help="write the figures of the named results, or of RESULT.json",
     )
     spiking.add_argument("--out", type=Path, required=True, metavar="FILE.svg", help="the figure")
     multiplying.add_argument("--seconds", type=float, default=5.0, help="per share of spikes (default: %(default)s)")
