@@ -69,7 +69,7 @@ def headline(of: Stored) -> str:
     before, after = (of.seconds(STEP, peer) for peer in (LOOP, LOOPED))
     return (
         f"**{times(before / after)} times as fast by one added line:** a training step of snnTorch's tutorial 5 takes "
-        f"{ms(after)} ms in place of {ms(before)}."
+        f"{ms(after)} ms instead of {ms(before)} ms."
     )
 
 
