@@ -323,7 +323,8 @@ def check_parameter(name: str, value: object, current: Tensor, step_shape: torch
                 f"{name}: shape {_show(value.shape)} does not broadcast to one step of current, {_show(step_shape)}"
             )
         return out_of_inference(value.to(acc))
-    return torch.tensor(check_number(name, value), dtype=acc)
+    # Whatever the default device is: a number on the CPU goes with any current.
+    return torch.tensor(check_number(name, value), dtype=acc, device="cpu")
 
 
 def check_parameter_value(name: str, value: object) -> Tensor:

@@ -250,7 +250,7 @@ def _flat(bits: Tensor, shape: torch.Size) -> Tensor:
 
 def _as_numbers(bits: Tensor, steps: int) -> Tensor:
     """``[T * R, N]`` uint8 of bits ``[rows of eight steps, R, N]``."""
-    places = torch.arange(8, dtype=torch.uint8).view(1, 8, 1, 1)
+    places = torch.arange(8, dtype=torch.uint8, device=bits.device).view(1, 8, 1, 1)
     numbers = bits.unsqueeze(1).bitwise_right_shift(places).bitwise_and(1)
     return numbers.flatten(0, 1)[:steps].flatten(0, 1)
 

@@ -86,8 +86,9 @@ class _MaxPooling(torch.autograd.Function):
 def _indices(places: Tensor, shape: torch.Size, kernel: list[int], by: list[int]) -> Tensor:
     """Places in their windows as indices in an image of this shape, as PyTorch counts them."""
     in_window = places.long()
-    rows = torch.arange(places.shape[2]).unsqueeze(1) * by[0] + in_window // kernel[1]
-    return rows * shape[3] + torch.arange(places.shape[3]) * by[1] + in_window % kernel[1]
+    y, x = (torch.arange(n, device=places.device) for n in places.shape[2:])
+    rows = y.unsqueeze(1) * by[0] + in_window // kernel[1]
+    return rows * shape[3] + x * by[1] + in_window % kernel[1]
 
 
 def _like_largest(x: Tensor, kernel_y: int, kernel_x: int, stride_y: int, stride_x: int) -> tuple[Tensor, Tensor]:

@@ -32,7 +32,7 @@ __all__ = ["unroll"]
 
 _transforms_are_active = torch._C._are_functorch_transforms_active
 
-_ONE = torch.ones(())  # V
+_ONE = torch.ones((), device="cpu")  # V
 
 
 Run = Callable[..., tuple[Tensor, ...]]  # ``_unroll.run``

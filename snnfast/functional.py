@@ -287,7 +287,7 @@ def infer_rc(beta: Any, R: Any, C: Any, time_step: Tensor) -> tuple[Any, Any]:
     """R and C, the missing ones from ``beta``."""
     if R is None and C is not None:
         return time_step / (C * torch.log(1 / beta)), C
-    R = torch.as_tensor(1) if R is None else R
+    R = torch.as_tensor(1, device=time_step.device) if R is None else R
     return R, time_step / (R * torch.log(1 / beta)) if C is None else C
 
 
@@ -303,7 +303,7 @@ def _made(name: str, value: Any, current: Tensor, num_steps: object) -> Tensor:
     checked = check_parameter(name, value, current, step_shape, arithmetic_dtype(current.dtype))
     if isinstance(value, Tensor):
         return out_of_inference(value)
-    return torch.as_tensor(value) if isinstance(value, int) else checked
+    return torch.as_tensor(value, device="cpu") if isinstance(value, int) else checked
 
 
 def alpha(
