@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from snnfast._convolution import convolved
+from snnfast._hooks import is_only_called
 from snnfast._max_pooling import pooled
-from snnfast._over_time import is_only_called
 
 __all__ = ["Order", "keeps_order", "profits", "turned"]
 

@@ -7,6 +7,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from snnfast._arguments import check_dense, out_of_inference
+from snnfast._hooks import is_only_called
 
 __all__ = ["Connections", "Convolution", "check_connections"]
 
@@ -15,7 +16,7 @@ class Convolution(NamedTuple):
     """How a convolution goes over the spikes."""
 
     stride: tuple[int, ...]
-    padding: Any
+    padding: tuple[int, ...]
     dilation: tuple[int, ...]
     groups: int
 
@@ -33,12 +34,11 @@ class Connections(NamedTuple):
 
     @classmethod
     def of_module(cls, module: nn.Module) -> "Connections":
-        known = "forward" not in vars(module) and not any(
-            (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-        )
-        if known and type(module) is nn.Linear:
+        if not is_only_called(module):
+            return cls(module)
+        if type(module) is nn.Linear:
             return cls(module, module.weight, module.bias)
-        if known and type(module) is nn.Conv2d and module.padding_mode == "zeros" and module.padding != "same":
+        if type(module) is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str):
             how = Convolution(module.stride, module.padding, module.dilation, module.groups)
             return cls(module, module.weight, module.bias, how)
         return cls(module)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from snnfast._arguments import check_num_steps
+from snnfast._hooks import is_only_called
 from snnfast._layer import SpikingLayer
 from snnfast._linear import Linear
 from snnfast._neurons import LAYERS, is_delay, is_snntorchs
@@ -18,7 +19,6 @@ __all__ = [
     "check_stateless",
     "check_states",
     "has_unroll",
-    "is_only_called",
     "linear_behind",
     "over_time",
     "unrolled",
@@ -155,10 +155,3 @@ def linear_behind(layers: Sequence[nn.Module], step_dims: int) -> tuple[Linear |
         elif not (kind is nn.Identity or (kind is nn.Dropout and not (layer.training and layer.p > 0))):  # type: ignore[operator]
             break
     return None, 0
-
-
-def is_only_called(layer: nn.Module) -> bool:
-    """Whether a call of a module runs its ``forward`` and no hook, neither its own nor a global one."""
-    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
-    every = nn.modules.module._has_any_global_hook()  # type: ignore[no-untyped-call]
-    return not every and not any(hooks) and "forward" not in layer.__dict__

@@ -56,10 +56,13 @@ def unroll(
     if lengths is not None and dims < (2 if connections.convolution is None else 4):
         raise ValueError("lengths: needs steps with a batch dimension before those that are connected")
     ragged = None if lengths is None else Freezing(lengths, call.steps, dims)
-    if call.time == STEP or not _is_fit(options, current, connections):
-        found = _by_steps(run, neuron, options, call, current, states, plain, connections, ragged)
-    else:
+    x = current
+    if call.time != STEP:
         x, states, plain, asks = prepare(neuron, options, call.time, current, states, plain)
+    if call.time == STEP or x.dtype != current.dtype or not _is_fit(options, current, connections):
+        # A float64 state or parameter widens the membranes, and the product stays in the dtype of its weights.
+        found = _by_steps(run, neuron, options, call, current, states, plain, connections, ragged, x.dtype)
+    else:
         tensors = *states, *plain[1:], connections.weight, connections.bias
         how = neuron, options, call, connections.convolution, ragged
         asks = asks or any(t is not None and t.requires_grad for t in tensors[-2:])
@@ -67,8 +70,6 @@ def unroll(
             found = UnrollConnected.apply(how, x, *tensors)
         else:
             found = _Forward(how, x.contiguous(), tensors, keeps=False).results()
-        if x.dtype != current.dtype:
-            found = found[0].to(current.dtype), *found[1:]
     return found if linear is None else (linear.of_spikes(found[0]), *found[1:])
 
 
@@ -96,9 +97,10 @@ def _by_steps(
     parameters: Parameters,
     connections: Connections,
     ragged: Freezing | None,
+    wide: torch.dtype,  # of the records: that of the current, or float64
 ) -> tuple[Tensor, ...]:
     """One step after the other, each with a graph of its own."""
-    dtype, acc = current.dtype, arithmetic_dtype(current.dtype)
+    dtype, acc = current.dtype, arithmetic_dtype(wide)
     shape = current.shape[1:] if call.time == SEQUENCE else current.shape
     first, *others = states
     spk = torch.zeros(shape, dtype=dtype, device=current.device) if first is None else first.to(dtype)
@@ -117,12 +119,12 @@ def _by_steps(
     if not spks:
         others = [torch.zeros(shape, dtype=acc, device=current.device) if t is None else t.clone() for t in others]
 
-    def over_time(tensors: Sequence[Any]) -> Tensor:
+    def over_time(tensors: Sequence[Any], dtype: torch.dtype) -> Tensor:
         made = torch.stack(list(tensors)) if tensors else torch.empty((0, *shape), dtype=dtype, device=current.device)
         return made.to(dtype)
 
-    found = [sum(spks, start=torch.zeros_like(spk, dtype=acc)).to(dtype) if call.reduce else over_time(spks)]
-    found += [over_time([r[i] for r in records]) for i in range(len(others)) if call.record >> 1 + i & 1]
+    found = [sum(spks, start=torch.zeros_like(spk, dtype=acc)).to(dtype) if call.reduce else over_time(spks, dtype)]
+    found += [over_time([r[i] for r in records], wide) for i in range(len(others)) if call.record >> 1 + i & 1]
     return *found, *((spk.to(acc) if spks else spk.to(acc).clone(), *others) if call.last else ())  # type: ignore[arg-type]
 
 

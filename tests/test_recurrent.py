@@ -167,6 +167,36 @@ def test_a_module_of_the_users_may_connect_the_neurons() -> None:
         assert_bits_equal(a, b)
 
 
+@pytest.mark.parametrize("of", ["parameter", "state"])
+def test_float64_beside_a_float32_current_widens_the_membranes_alone(of: str, backend: str) -> None:
+    layer, x = make(snnfast, "RLeaky", "linear"), current("linear").requires_grad_()
+    start = [torch.rand_like(x[0]), torch.rand(x[0].shape, dtype=torch.float64)] if of == "state" else None
+    if of == "parameter":
+        layer.beta = torch.linspace(0.5, 1, 16, dtype=torch.float64)
+    expected, found = loop(layer, x, start), layer.unroll(x, *start or ())
+    assert [t.dtype for t in found] == [torch.float32, torch.float64]
+    for a, b in zip(found, expected, strict=True):
+        assert_bits_equal(a, b)
+    for a, b in zip(trained(layer, found, [x]), trained(layer, expected, [x]), strict=True):
+        assert_close(a, b, 1e-5)
+    assert [t.dtype for t in layer.unroll(x[:0], *start or ())] == [torch.float32, torch.float64]
+
+
+def test_a_global_hook_sees_the_connections_at_every_step() -> None:
+    layer, seen = make(snnfast, "RLeaky", "linear"), []
+    with nn.modules.module.register_module_forward_hook(lambda module, *given: seen.append(module)):
+        layer.unroll(current("linear"))
+    assert seen == [layer.recurrent] * 19
+
+
+def test_a_convolution_may_name_its_padding() -> None:
+    layer, x = snnfast.RLeaky(0.9, conv2d_channels=2, kernel_size=1), current("conv").requires_grad_()
+    by_number = trained(layer, layer.unroll(x), [x])
+    layer.recurrent.padding = "valid"
+    for a, b in zip(trained(layer, layer.unroll(x), [x]), by_number, strict=True):
+        assert_close(a, b, 1e-5)
+
+
 def test_a_second_derivative_is_refused() -> None:
     layer, x = make(snnfast, "RLeaky", "linear"), current("linear").requires_grad_()
     (grad,) = torch.autograd.grad(layer.unroll(x)[1].square().sum(), x, create_graph=True)
