@@ -1,5 +1,6 @@
 """Convolutions of spikes: where few are not zero, a kernel adds up the weights that these reach, and no others."""
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -22,7 +23,7 @@ _LEAST_CHANNELS, _LEAST_TAPS = 32, 9
 def convolved(layer: nn.Conv2d, x: Tensor) -> Tensor:
     """A layer's output for ``[N, C, H, W]``, as :func:`conv2d` computes it."""
     how = layer.stride, layer.padding, layer.dilation, layer.groups
-    if layer.padding_mode == "zeros" and _by_events(x, layer.weight, *how[1:]):
+    if layer.padding_mode == "zeros" and _by_events(x, layer.weight, *how):
         return _Events.apply(x, layer.weight, layer.bias, *map(pair, how[:2]))  # type: ignore[no-any-return]
     return cast(Tensor, layer(x))
 
@@ -41,12 +42,12 @@ def conv2d(
     A weight that is not finite makes NaN of a zero of the input in PyTorch; so it does here. A gradient of the output
     that is not finite reaches the weights through events only.
     """
-    if _by_events(input, weight, padding, dilation, groups):
+    if _by_events(input, weight, stride, padding, dilation, groups):
         return _Events.apply(input, weight, bias, pair(stride), pair(padding))  # type: ignore[no-any-return]
     return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
 
 
-def _by_events(x: Tensor, weight: Tensor, padding: Any, dilation: Any, groups: int) -> bool:
+def _by_events(x: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int) -> bool:
     return (
         takes_kernels(x)
         and _events.enabled
@@ -54,8 +55,9 @@ def _by_events(x: Tensor, weight: Tensor, padding: Any, dilation: Any, groups: i
         and not isinstance(padding, str)
         and pair(dilation) == [1, 1]
         and weight.shape[1] == x.shape[1]
-        and len(pair(padding)) == 2  # else PyTorch says what is wrong, as of the channels
-        and all(n + 2 * p >= k for n, p, k in zip(x.shape[2:], pair(padding), weight.shape[2:], strict=True))
+        and len(pair(stride)) == len(pair(padding)) == 2  # else PyTorch says what is wrong, as of the channels
+        and min(pair(stride)) >= 1
+        and all(p >= 0 and n + 2 * p >= k for n, p, k in zip(x.shape[2:], pair(padding), weight.shape[2:], strict=True))
         and weight.shape[0] >= _LEAST_CHANNELS
         and weight.shape[2:].numel() >= _LEAST_TAPS
         and weight.device.type == "cpu"
@@ -84,8 +86,9 @@ def takes_kernels(x: Tensor) -> bool:
 
 
 def pair(given: Any) -> list[int]:
-    """One number, or two, as ``[rows, columns]``."""
-    return [given] * 2 if isinstance(given, int) else list(given) * (2 // len(given))
+    """One number, or two, as ``[rows, columns]``. Of more or none PyTorch says what is wrong."""
+    numbers = list(given) if isinstance(given, Sequence) else [given]
+    return numbers * 2 if len(numbers) == 1 else numbers
 
 
 class _Events(torch.autograd.Function):

@@ -1,5 +1,6 @@
 """A list of layers that does not keep them alive."""
 
+import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any, overload
@@ -13,13 +14,16 @@ class Instances(Sequence[Any]):
 
     def __init__(self) -> None:
         self._refs: list[weakref.ref[Any]] = []
+        self._lock = threading.RLock()  # a layer may be made by a finalizer, in the middle of an append
 
     def append(self, layer: object) -> None:
-        # A new list without dead layers. A list that somebody iterates over stays as it is.
-        self._refs = [ref for ref in self._refs if ref() is not None] + [weakref.ref(layer)]
+        with self._lock:
+            # A new list without dead layers. A list that somebody iterates over stays as it is.
+            self._refs = [ref for ref in self._refs if ref() is not None] + [weakref.ref(layer)]
 
     def remove(self, layer: object) -> None:
-        self._refs = [ref for ref in self._refs if ref() is not layer]
+        with self._lock:
+            self._refs = [ref for ref in self._refs if ref() is not layer]
 
     def clear(self) -> None:
         self._refs = []

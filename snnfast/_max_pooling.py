@@ -37,7 +37,8 @@ def max_pool2d(
     return_indices: bool = False,
 ) -> Tensor:
     """``torch.nn.functional.max_pool2d``, with its numbers; by the kernels here where windows do not overlap."""
-    kernel, by = pair(kernel_size), pair(kernel_size if stride in (None, [], ()) else stride)
+    kernel = pair(kernel_size)
+    by = ([] if stride is None else pair(stride)) or kernel
     if return_indices or not _by_kernels(input, kernel, by, padding, dilation, ceil_mode):
         return cast(Tensor, _pytorchs(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices))
     return cast(Tensor, _MaxPooling.apply(input, kernel, by))

@@ -4,6 +4,7 @@ import importlib
 import importlib.metadata
 import inspect
 import re
+import threading
 import weakref
 from typing import Any, ClassVar, cast
 
@@ -171,6 +172,7 @@ def _not_traced() -> None:
 
 
 _entries: weakref.WeakKeyDictionary[nn.Module, _Entry] = weakref.WeakKeyDictionary()
+_lock = threading.RLock()  # a layer may be made by a finalizer, in the middle of an entry
 
 
 def _tell_snntorch(layer: DropIn) -> None:
@@ -179,12 +181,15 @@ def _tell_snntorch(layer: DropIn) -> None:
     # torch.compiler.disable would set the same attribute, but would import the compiler.
     importlib.import_module("snntorch.utils").reset._torchdynamo_disable = True
     neurons: list[Any] = snntorch.SpikingNeuron.instances
-    entered = _entries.get(layer)
-    if any(n is entered for n in neurons if entered is not None):
-        return  # a layer that was reverted, and is converted again
-    neurons[:] = [n for n in neurons if n is not layer and not (isinstance(n, _Entry) and n.layer() is None)]
-    _entries[layer] = layer._entry(layer)
-    neurons.append(_entries[layer])
+    with _lock:
+        entered = _entries.get(layer)
+        if any(n is entered for n in neurons if entered is not None):
+            return  # a layer that was reverted, and is converted again
+        # One by one: another thread may append a layer of snnTorch meanwhile.
+        for n in [n for n in neurons if n is layer or (isinstance(n, _Entry) and n.layer() is None)]:
+            neurons.remove(n)
+        _entries[layer] = layer._entry(layer)
+        neurons.append(_entries[layer])
 
 
 # ---- the layers: snnfast's class, then snnTorch's, which has no type hints

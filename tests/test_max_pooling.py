@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -126,6 +127,13 @@ def test_wrong_kernels_are_pytorchs_to_tell(kernel: Any, stride: Any) -> None:
     with pytest.raises(RuntimeError) as found:
         _max_pooling.max_pool2d(x, kernel, stride)
     assert str(found.value) == str(expected.value)
+
+
+def test_a_network_takes_sizes_of_numpy(ours: list[Tensor]) -> None:
+    x, two = channels_last(torch.rand(3, 2, 8, 6, 6).flatten(0, 1)).unflatten(0, (3, 2)), np.int64(2)
+    for layer in (nn.MaxPool2d(two), nn.MaxPool2d((two, 2), stride=two)):
+        assert_bits_equal(MultiStep(layer)(x), torch.stack([layer(step) for step in x]))
+    assert ours
 
 
 def test_reference_transforms_and_compilers_see_pytorchs(ours: list[Tensor]) -> None:

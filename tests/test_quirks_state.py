@@ -4,6 +4,7 @@ import copy
 import gc
 import io
 import pickle
+import sys
 import threading
 import weakref
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 import snnfast
 import snnfast.snntorch as snn
+from snnfast._snntorch_layers import DropIn
 
 # ---- mended: layers and their state are freed, copied and found
 
@@ -51,6 +53,31 @@ def test_the_list_of_layers_does_not_grow_with_those_that_died(library: Any) -> 
     for _ in range(50):
         library.Leaky(0.9)
     assert len(library.Leaky.instances._refs) <= len(library.Leaky.instances) + 1
+
+
+@OURS
+def test_no_list_loses_a_layer_that_another_thread_makes(library: Any) -> None:
+    made = [library.Leaky(0.9) for _ in range(300)]  # a long list takes a while to enter
+
+    def make_some() -> None:
+        for _ in range(100):
+            made.append(library.Leaky(0.9))
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=make_some) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    for cls in (library.Leaky, snnfast.Leaky):
+        assert {id(layer) for layer in cls.instances} >= {id(layer) for layer in made}
+    if library is snn:
+        entries = {id(n.layer()) for n in snntorch.SpikingNeuron.instances if isinstance(n, DropIn)}
+        assert entries >= {id(layer) for layer in made}
 
 
 @NEURONS

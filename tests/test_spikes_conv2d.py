@@ -133,6 +133,19 @@ def by_events(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     return seen
 
 
+@pytest.mark.parametrize(
+    "how", [{"stride": (1, 2, 3)}, {"stride": 0}, {"padding": (1, 1, 1)}, {"padding": -1}], ids=str
+)
+def test_wrong_options_are_pytorchs_to_tell(how: dict[str, Any], by_events: list[Tensor]) -> None:
+    x, weight, bias, _ = tensors_of(CASES["plain"])
+    with pytest.raises(RuntimeError) as expected:
+        torch.conv2d(x, weight, bias, **how)
+    with pytest.raises(RuntimeError) as found:
+        _convolution.conv2d(x, weight, bias, **how)
+    assert str(found.value) == str(expected.value)
+    assert not by_events
+
+
 @pytest.mark.parametrize("needs", ["all", "no input", "no weight", "no bias", "nothing", "bias alone"])
 def test_all_gradients_are_pytorchs(needs: str, by_events: list[Tensor]) -> None:
     x, weight, bias, how = tensors_of(CASES["two strides"])
