@@ -15,6 +15,7 @@ namespace {
 Tensor rows_like(const Tensor& like, int64_t rows) {
   STD_TORCH_CHECK(rows >= 0, "rows: expected 0 or more");
   CpuBackend::check_device(like);
+  dtype_of(like, "like");
   const Layout layout(like, /*has_rows=*/false, 1, Time::kStep);
   Call<CpuBackend> call(like, layout, like.scalar_type());
   call.make(like.scalar_type(), rows);

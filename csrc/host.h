@@ -61,6 +61,9 @@ struct Common {
     for (MaybeTensor& t : parameters) t = arguments.take<Tensor>();
     steps = arguments.take<int64_t>();
     options = arguments.take<int64_t>();
+  }
+
+  void check() const {
     STD_TORCH_CHECK(option::kTime.of(options) <= static_cast<int64_t>(Time::kStep), "options: unknown time");
     STD_TORCH_CHECK(option::kReset.of(options) <= static_cast<int64_t>(Reset::kNone), "options: unknown reset");
     STD_TORCH_CHECK(option::kSaved.of(options) < static_cast<int64_t>(std::size(kSavedModes)),
@@ -114,6 +117,18 @@ std::string complete(const std::string& schema) {
   return name + "_into" + arguments + ", Tensor(a!)[] out) -> ()";
 }
 
+// The one more argument. An op takes all arguments before it checks any: one that is not taken is never freed.
+template <Variant kVariant>
+struct Extra {
+  std::vector<Tensor> into;
+  MaybeTensor lengths;
+
+  explicit Extra(Arguments& arguments) {
+    if constexpr (kVariant == Variant::kInto) into = arguments.take<std::vector<Tensor>>();
+    if constexpr (kVariant == Variant::kRagged) lengths = arguments.take<Tensor>();
+  }
+};
+
 // `lengths` is held by the caller.
 template <typename Neuron>
 void describe_lengths(Problem<Neuron>& p, const Layout& layout, const Tensor& lengths, const Tensor& like) {
@@ -131,6 +146,8 @@ void forward_op(StableIValue* stack, uint64_t, uint64_t) {
   Arguments arguments(stack);
   const Tensor x = arguments.take<Tensor>();  // [T, *], or [*] of a constant current or of one step
   const Common<Neuron> common(arguments);
+  Extra<kVariant> extra(arguments);
+  common.check();
   const int64_t record = option::kRecord.of(common.options);
   const bool last = option::kLast.of(common.options) != 0;
 
@@ -139,17 +156,11 @@ void forward_op(StableIValue* stack, uint64_t, uint64_t) {
   STD_TORCH_CHECK(record < 2 << kStates, "options: unknown states to record");
   const Layout layout(x, time == Time::kSequence, common.steps, time);
   STD_TORCH_CHECK(time != Time::kSequence || x.size(0) == common.steps, "steps: not the number of steps of x");
-  std::vector<Tensor> into;
-  if constexpr (kVariant == Variant::kInto) into = arguments.take<std::vector<Tensor>>();
-  Call<Backend> call(x, layout, x.scalar_type(), std::move(into));
+  Call<Backend> call(x, layout, x.scalar_type(), std::move(extra.into));
   Forward<Neuron> p{};
   p.dtype = dtype_of(x, "x");
   common.describe(p, call, layout);
-  MaybeTensor lengths;
-  if constexpr (kVariant == Variant::kRagged) {
-    lengths = arguments.take<Tensor>();
-    describe_lengths(p, layout, *lengths, x);
-  }
+  if (extra.lengths.has_value()) describe_lengths(p, layout, *extra.lengths, x);
   p.saved = common.saved();
   p.x = call.read_current(x, x.scalar_type(), p);
   if (option::kBits.of(common.options) != 0) {
@@ -203,6 +214,8 @@ void backward_op(StableIValue* stack, uint64_t, uint64_t) {
   const MaybeTensor derivative = arguments.take<MaybeTensor>();  // [T, *] acc, in place of a surrogate's
   const Common<Neuron> common(arguments);
   const double p0 = arguments.take<double>(), p1 = arguments.take<double>();  // of the surrogate
+  Extra<kVariant> extra(arguments);
+  common.check();
   const int64_t surrogate = option::kSurrogate.of(common.options), needs = option::kNeeds.of(common.options);
 
   const Time time = common.time();
@@ -224,18 +237,12 @@ void backward_op(StableIValue* stack, uint64_t, uint64_t) {
                                             : *rows,
                       x.has_value() ? time == Time::kSequence : time != Time::kStep || !mem_rec.has_value(),
                       common.steps, time);
-  std::vector<Tensor> into;
-  if constexpr (kVariant == Variant::kInto) into = arguments.take<std::vector<Tensor>>();
-  Call<Backend> call(**like, layout, dtype, std::move(into));
+  Call<Backend> call(**like, layout, dtype, std::move(extra.into));
   Backward<Neuron> p{};
   p.dtype = dtype_of(**like, "x");
   p.clamp_closed = option::kClampClosed.of(common.options) != 0;
   common.describe(p, call, layout);
-  MaybeTensor lengths;
-  if constexpr (kVariant == Variant::kRagged) {
-    lengths = arguments.take<Tensor>();
-    describe_lengths(p, layout, *lengths, **like);
-  }
+  if (extra.lengths.has_value()) describe_lengths(p, layout, *extra.lengths, **like);
   p.saved = common.saved();
   if (mem_rec.has_value()) {
     STD_TORCH_CHECK(p.saved == Saved::kNothing, "mem_rec: nothing else is saved beside it");

@@ -1,6 +1,7 @@
 // The ops of max pooling on the CPU. snnfast/_max_pooling.py says when they are called.
 #include "cpu/max_pooling.h"
 
+#include <limits>
 #include <tuple>
 
 #include <torch/csrc/stable/library.h>
@@ -16,6 +17,7 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 constexpr int64_t kMostPlaces = 256;
+constexpr int64_t kMostSide = std::numeric_limits<int>::max();
 constexpr int64_t kGrain = 1 << 14;  // elements of the input that are worth a thread
 
 const cpu::MaxPoolingKernels& kernels() {
@@ -30,14 +32,13 @@ MaxPooling described(int64_t C, int64_t H, int64_t W, const int64_t (&kernel)[2]
   const int64_t size[2] = {H, W};
   int outputs[2];
   for (int d = 0; d < 2; ++d) {
+    STD_TORCH_CHECK(size[d] <= kMostSide, "image: too large");
     STD_TORCH_CHECK(kernel[d] >= 1 && kernel[d] <= size[d], "kernel: expected 1 to the size of the image");
     STD_TORCH_CHECK(stride[d] >= kernel[d], "stride: expected that of the kernel or more");
     outputs[d] = static_cast<int>((size[d] - kernel[d]) / stride[d] + 1);
   }
   STD_TORCH_CHECK(kernel[0] <= kMostPlaces / kernel[1], "kernel: expected at most 256 places");
-  auto small = [](int64_t value) {
-    return static_cast<int>(std::min<int64_t>(value, std::numeric_limits<int>::max()));
-  };
+  auto small = [](int64_t value) { return static_cast<int>(std::min(value, kMostSide)); };
   return {small(C),         small(H),         small(W),         outputs[0],      outputs[1],
           small(kernel[0]), small(kernel[1]), small(stride[0]), small(stride[1])};
 }

@@ -213,6 +213,7 @@ def test_the_ops_refuse_what_would_leave_memory() -> None:
         "at most 256 places": lambda: pooling(images((1, 4, 17, 17)), 17, 16, 17, 16),
         "places: expected uint8": lambda: backward(largest, largest, 8, 8, 2, 2, 2, 2),
         "wrong shape": lambda: backward(largest, places, 10, 8, 2, 2, 2, 2),
+        "image: too large": lambda: backward(largest, places, 2**31, 8, 2, 2, 2**29, 2),
         "kernel: expected 1": lambda: backward(largest, places, 1, 8, 2, 2, 2, 2),
     }.items():
         with pytest.raises(RuntimeError, match=message):

@@ -31,7 +31,7 @@ from ops import (
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from snnfast import _ops, use_backend
+from snnfast import _ops, functional, use_backend
 from snnfast._ops import SAVE_CHECKPOINTS, SAVE_MEMBRANE, SAVE_NOTHING, SAVE_SPIKES, SAVED_MODES
 
 neurons = pytest.mark.parametrize("neuron", NEURONS)
@@ -287,3 +287,20 @@ def test_sizes_that_no_memory_can_hold_are_an_error_and_not_a_crash(neuron: str)
     case = Case(neuron, "constant", 2**62 - 1, (3,))
     with use_backend("fused"), pytest.raises((RuntimeError, MemoryError)):
         fused(inputs(case), case)
+
+
+@pytest.mark.needs_extension
+def test_more_steps_than_can_be_counted_in_shares_are_no_crash() -> None:
+    options: dict[str, Any] = {"reduce": "sum", "record_mem": False, "lengths": torch.zeros(1, dtype=torch.int64)}
+    spk, mem = functional.lif(torch.ones(1), beta=0.9, num_steps=2**58, **options)
+    assert spk.count_nonzero() == mem.count_nonzero() == 0
+
+
+def test_tensors_of_a_call_that_is_refused_are_not_kept(device: torch.device) -> None:
+    case = Case("rleaky", "step", 1, SHAPE)
+    given = {**forward_arguments(case, device), "reset": 3}
+    lengths, out = torch.ones(SHAPE[0], dtype=torch.int64, device=device), torch.zeros(SHAPE, device=device)
+    for op, last in ((case.kind.ops.forward_ragged, lengths), (case.kind.ops.forward_into, [out])):
+        with pytest.raises(RuntimeError, match="options: unknown reset"):
+            op(*ordered(case.kind.ops.forward, given), last)
+    assert lengths._use_count() == out._use_count() == 1

@@ -293,6 +293,8 @@ def test_rows_are_like_a_tensor_of_one_step() -> None:
     assert rows.is_contiguous()
     with pytest.raises(RuntimeError, match="rows: expected 0 or more"):
         _ops.rows_like(rows, -1)
+    with pytest.raises(RuntimeError, match="like: expected float32, float64, float16 or bfloat16"):
+        _ops.rows_like(torch.zeros(100_000, dtype=torch.int64), 4)
 
 
 @pytest.mark.needs_extension

@@ -1,5 +1,6 @@
 #include "dispatch.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <utility>
 
@@ -90,7 +91,7 @@ bool streams(DType dtype, int64_t T, int64_t N, int rows, std::initializer_list<
 }
 
 Shares shares(int64_t T, int64_t N, int64_t least_units) {
-  const int64_t work = kUnit * (T > 0 ? T : 1);
+  const int64_t work = kUnit * std::clamp<int64_t>(T, 1, kGrain);  // so many are enough, and do not overflow
   return {(N + kUnit - 1) / kUnit, work * least_units >= kGrain ? least_units : kGrain / work};
 }
 
