@@ -26,6 +26,7 @@ from snnfast._ops import (
     arithmetic_dtype,
 )
 from snnfast._spike_grad import SpikeGrad, recognise
+from snnfast._surrogate import number
 
 StateQuant = Callable[[Tensor], Tensor]
 
@@ -324,7 +325,7 @@ def check_parameter(name: str, value: object, current: Tensor, step_shape: torch
             )
         return out_of_inference(value.to(acc))
     # Whatever the default device is: a number on the CPU goes with any current.
-    return torch.tensor(check_number(name, value), dtype=acc, device="cpu")
+    return torch.tensor(_number(name, value), dtype=acc, device="cpu")
 
 
 def check_parameter_value(name: str, value: object) -> Tensor:
@@ -343,10 +344,10 @@ def check_parameter_value(name: str, value: object) -> Tensor:
         except (TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise TypeError(f"{name}: expected numbers or a torch.Tensor: {error}") from None
         return check_parameter_value(name, made)
-    number = check_number(name, value)
+    found = _number(name, value)
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         raise ValueError(f"{name}: expected an int of 64 bits, as its tensor has, got a larger one; use a float")
-    return torch.as_tensor(value if isinstance(value, int | float) else number)
+    return torch.as_tensor(value if isinstance(value, int | float) else found)
 
 
 def out_of_inference(t: Tensor) -> Tensor:
@@ -356,16 +357,20 @@ def out_of_inference(t: Tensor) -> Tensor:
     return t
 
 
-def check_number(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name}: expected a number or a torch.Tensor, got {type(value).__name__}")
-    try:
-        number = float(value)
-    except OverflowError:
-        raise ValueError(f"{name}: expected a number that a float can hold, got a larger one") from None
-    if number != number:  # not math.isnan, which torch.compile doesn't trace for a number that varies
-        raise ValueError(f"{name}: expected a number, got NaN")
-    return number
+def check_weight(name: str, t: object, current: Tensor, cast: bool = False) -> Tensor:
+    """A weight or a bias beside a current, in its dtype. ``cast``: in any floating dtype, as under autocast."""
+    if not isinstance(t, Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor or None, got {type(t).__name__}")
+    check_dense(name, t)
+    if t.dtype != current.dtype and not (cast and t.is_floating_point()):
+        raise TypeError(f"{name}: expected {current.dtype}, as current, got {t.dtype}")
+    if t.device != current.device:
+        raise ValueError(f"{name} is on {t.device}, but current is on {current.device}")
+    return t
+
+
+def _number(name: str, value: object) -> float:
+    return number(name, value, "a number or a torch.Tensor")
 
 
 def _broadcasts(shape: Sequence[int], to: Sequence[int]) -> bool:

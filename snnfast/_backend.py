@@ -11,12 +11,12 @@ from contextvars import ContextVar
 import torch
 
 from snnfast import _ops
+from snnfast._torch import constant_while_tracing, current_graph_task_id
 
 __all__ = ["use_backend"]
 
 _BACKENDS = ("auto", "fused", "reference")
 _warned: set[str] = set()
-_current_graph_task_id = torch._C._current_graph_task_id  # -1 outside of a backward pass
 
 
 def _check(source: str, name: object) -> str:
@@ -101,21 +101,18 @@ def current_backend() -> str:
     chosen = _choice.get()
     if chosen is not None:
         return chosen
-    return _default if _current_graph_task_id() == -1 else _traced
+    return _default if current_graph_task_id() == -1 else _traced
 
 
+@constant_while_tracing  # torch.compile has an answer of its own, which is wrong, to what these two ask PyTorch
 def exporting() -> bool:
     """Whether ``torch.export`` traces, or ``torch.onnx.export`` by it."""
     return torch.compiler.is_exporting()
 
 
+@constant_while_tracing
 def _exports_to_onnx() -> bool:
     return torch.onnx.is_in_onnx_export()
-
-
-# As for warn_once below: torch.compile has an answer of its own, which is wrong, to what these two ask PyTorch.
-exporting._dynamo_marked_constant = True  # type: ignore[attr-defined]
-_exports_to_onnx._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _for_onnx(chosen: str) -> str:
@@ -142,6 +139,7 @@ def unavailable(device: torch.device) -> str | None:
 _asked: dict[int, str | None] = {}  # what a CUDA device has answered, by its number
 
 
+@constant_while_tracing
 def _cuda_unavailable(device: torch.device) -> str | None:
     """Why the kernels can't run on a CUDA device. Its driver is asked once; a call then costs no more than this."""
     extension = _ops.extension
@@ -185,6 +183,7 @@ def use_fused(device: torch.device) -> bool:
     return False
 
 
+@constant_while_tracing
 def warn_once(message: str) -> None:
     """Warn once per process and message, at the caller's line, whatever the warning filters do with repetitions."""
     if message in _warned:
@@ -194,9 +193,3 @@ def warn_once(message: str) -> None:
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("snnfast", "torch"):
         level, frame = level + 1, frame.f_back
     warnings.warn(message, UserWarning, stacklevel=level)
-
-
-# What torch.compiler.assume_constant_result sets, without the import of the compiler: it warns, or asks a driver, while
-# tracing.
-_cuda_unavailable._dynamo_marked_constant = True  # type: ignore[attr-defined]
-warn_once._dynamo_marked_constant = True  # type: ignore[attr-defined]

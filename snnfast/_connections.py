@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from snnfast._arguments import check_dense, out_of_inference
+from snnfast._arguments import check_weight, out_of_inference
 from snnfast._hooks import is_only_called
 
 __all__ = ["Connections", "Convolution", "check_connections"]
@@ -59,17 +59,8 @@ def check_connections(V: Any, weight: object, bias: object, current: Tensor) -> 
         return V
     if isinstance(V, Tensor) or V != 1:
         raise ValueError("V: must not be given beside a recurrent_weight, which takes its place")
-    for name, t in (("recurrent_weight", weight), ("recurrent_bias", bias)):
-        if name == "recurrent_bias" and t is None:
-            continue
-        if not isinstance(t, Tensor):
-            raise TypeError(f"{name}: expected a torch.Tensor or None, got {type(t).__name__}")
-        check_dense(name, t)
-        if t.dtype != current.dtype:
-            raise TypeError(f"{name}: expected {current.dtype}, as current, got {t.dtype}")
-        if t.device != current.device:
-            raise ValueError(f"{name} is on {t.device}, but current is on {current.device}")
-    assert isinstance(weight, Tensor)
+    weight = check_weight("recurrent_weight", weight, current)
+    bias = None if bias is None else check_weight("recurrent_bias", bias, current)
     dims = weight.dim()
     odd = dims == 2 or all(n % 2 for n in weight.shape[2:])
     place = -1 if dims == 2 else -3
@@ -79,7 +70,6 @@ def check_connections(V: Any, weight: object, bias: object, current: Tensor) -> 
         )
     if current.shape[place] != weight.shape[0]:
         raise ValueError(f"recurrent_weight: expected {current.shape[place]} inputs, got {weight.shape[0]}")
-    if isinstance(bias, Tensor) and bias.shape != weight.shape[:1]:
+    if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"recurrent_bias: expected ({weight.shape[0]},), got {tuple(bias.shape)}")
-    made = (out_of_inference(weight), None if bias is None else out_of_inference(bias))  # type: ignore[arg-type]
-    return Connections.of_weight(*made)
+    return Connections.of_weight(out_of_inference(weight), None if bias is None else out_of_inference(bias))

@@ -5,13 +5,11 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
 from snnfast import _backend, _events, _ops
+from snnfast._torch import is_forward_mode, transforms_are_active
 
 __all__ = ["conv2d", "convolved", "pair", "takes_kernels"]
-
-_transforms_are_active = torch._C._are_functorch_transforms_active
 
 MOST = 1 / 8
 """The largest share of the input that may be other than zero. Above it, PyTorch's convolution is as fast."""
@@ -73,7 +71,7 @@ def takes_kernels(x: Tensor) -> bool:
     return (
         not torch.compiler.is_compiling()  # what is traced must not depend on the numbers
         and type(x) is Tensor  # one that has numbers
-        and not _transforms_are_active()  # vmap cannot tell the order in memory
+        and not transforms_are_active()  # vmap cannot tell the order in memory
         and x.dim() == 4
         and x.device.type == "cpu"
         and x.dtype == torch.float32
@@ -81,7 +79,7 @@ def takes_kernels(x: Tensor) -> bool:
         and x.stride(1) == 1  # not one channel in the other order
         and x.numel() > 0
         and _backend.use_fused(x.device)
-        and getattr(forward_ad, "_current_level", -1) < 0
+        and not is_forward_mode()
     )
 
 

@@ -27,12 +27,10 @@ from snnfast._lengths import check_lengths
 from snnfast._linear import Linear
 from snnfast._ops import RESET_MECHANISMS, Neuron, arithmetic_dtype
 from snnfast._spike_grad import SpikeGrad, recognise
+from snnfast._torch import current_graph_task_id, transforms_are_active
 from snnfast._unroll import run
 from snnfast.reference import winners
 from snnfast.surrogate import DISABLED
-
-_transforms_are_active = torch._C._are_functorch_transforms_active
-_current_graph_task_id = torch._C._current_graph_task_id  # -1 outside of a backward pass
 
 
 class SpikingLayer(nn.Module):
@@ -213,9 +211,9 @@ class SpikingLayer(nn.Module):
 
     def _hold(self, states: Sequence[Tensor]) -> None:
         if not torch.compiler.is_compiling():
-            if _transforms_are_active():
+            if transforms_are_active():
                 return  # a tensor of a transform is dead after it
-            if self._plain_attributes and _current_graph_task_id() == -1:
+            if self._plain_attributes and current_graph_task_id() == -1:
                 attributes = self.__dict__
                 for name, state in zip(self.neuron.states, states):  # noqa: B905
                     if name in attributes:
@@ -230,7 +228,7 @@ class SpikingLayer(nn.Module):
         if torch.compiler.is_compiling():
             object.__setattr__(self, name, state)  # nn.Module's would be traced, at every step
             return
-        if (task := _current_graph_task_id()) != -1:
+        if (task := current_graph_task_id()) != -1:
             self.__dict__[f"_{name}_in_backward"] = task, id(state)
         setattr(self, name, state)
 
@@ -241,12 +239,12 @@ class SpikingLayer(nn.Module):
         """
         held: Tensor = getattr(self, name)
         if not torch.compiler.is_compiling():
-            if _transforms_are_active():
+            if transforms_are_active():
                 raise RuntimeError(
                     f"{name}: must be passed under a torch.func transform (with init_hidden=False), where a layer "
                     "can't hold it; begin with zeros"
                 )
-            task = _current_graph_task_id()
+            task = current_graph_task_id()
             if task != -1 and self.__dict__.get(f"_{name}_in_backward") != (task, id(held)):
                 raise RuntimeError(
                     "a layer that holds its membrane can't be recomputed in a backward pass (activation "

@@ -9,11 +9,11 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from snnfast._arguments import Call, check_dense, out_of_inference
 from snnfast._ops import SEQUENCE
+from snnfast._torch import transforms_are_active
 
 __all__ = ["Freezing", "batch_outermost", "check_lengths", "check_steps", "reason_against", "valid_steps"]
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
-_transforms_are_active = torch._C._are_functorch_transforms_active
 
 
 def check_lengths(lengths: object, current: Tensor, call: Call) -> Tensor | None:
@@ -49,7 +49,7 @@ def check_steps(lengths: object, like: Tensor, name: str, steps: int, samples: i
 
 def _has_values(t: Tensor) -> bool:
     """Whether they can be looked at without waiting for a device, and without making constants of them."""
-    return not torch.compiler.is_compiling() and not isinstance(t, FakeTensor) and not _transforms_are_active()
+    return not torch.compiler.is_compiling() and not isinstance(t, FakeTensor) and not transforms_are_active()
 
 
 def valid_steps(lengths: Tensor, steps: int, dims: int) -> Tensor:
@@ -110,6 +110,6 @@ def batch_outermost(x: Tensor, call: Call) -> Tensor:
 
 def reason_against(lengths: Tensor | None) -> str | None:
     """Why the kernels can't take a ragged batch here, if they can't."""
-    if lengths is None or torch.compiler.is_compiling() or not _transforms_are_active():
+    if lengths is None or torch.compiler.is_compiling() or not transforms_are_active():
         return None
     return "they have no rule of a torch.func transform for lengths"

@@ -8,10 +8,9 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
-from torch.autograd import forward_ad
 
 from snnfast import _events, _ops
-from snnfast._arguments import Call, Options, Parameters, States, check_dense, out_of_inference
+from snnfast._arguments import Call, Options, Parameters, States, check_weight, out_of_inference
 from snnfast._autograd import (
     CLAMP,
     NO_SECOND_DERIVATIVE,
@@ -37,12 +36,11 @@ from snnfast._ops import (
     Neuron,
     arithmetic_dtype,
 )
+from snnfast._torch import is_forward_mode, transforms_are_active
 from snnfast.surrogate import DISABLED
 
 LEAST_ROWS = 256
 """Samples times steps from which on bits are faster. Below, their packing and one more op cost more than they save."""
-
-_transforms_are_active = torch._C._are_functorch_transforms_active
 
 
 class Linear(NamedTuple):
@@ -71,16 +69,10 @@ def check_linear(weight: object, bias: object, current: Tensor, step_shape: torc
     for name, (t, letters, shape) in given.items():
         if t is None:
             continue
-        if not isinstance(t, Tensor):
-            raise TypeError(f"{name}: expected a torch.Tensor or None, got {type(t).__name__}")
-        check_dense(name, t)
-        if t.dtype != current.dtype and not (cast and t.is_floating_point()):
-            raise TypeError(f"{name}: expected {current.dtype}, as current, got {t.dtype}")
-        if t.device != current.device:
-            raise ValueError(f"{name} is on {t.device}, but current is on {current.device}")
-        if tuple(t.shape) != shape:
+        found = tuple(check_weight(name, t, current, cast).shape)
+        if found != shape:
             numbers = ", ".join("O" if n is None else str(n) for n in shape)
-            raise ValueError(f"{name}: expected {letters} of shape ({numbers}), got {tuple(t.shape)}")
+            raise ValueError(f"{name}: expected {letters} of shape ({numbers}), got {found}")
     return Linear(out_of_inference(weight), bias if bias is None else out_of_inference(bias))  # type: ignore[arg-type]
 
 
@@ -91,9 +83,9 @@ def by_events(options: Options, call: Call, x: Tensor, parameters: Parameters, l
         return False
     if call.time == STEP or call.reduce or torch.is_autocast_enabled("cpu"):
         return False
-    if getattr(forward_ad, "_current_level", -1) >= 0:
+    if is_forward_mode():
         return False
-    if not torch.compiler.is_compiling() and _transforms_are_active():
+    if not torch.compiler.is_compiling() and transforms_are_active():
         return False
     if not _is_fit(weight, x) or weight.dim() != 2 or (bias is not None and not _is_fit(bias, x)):
         return False

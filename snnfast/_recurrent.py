@@ -11,7 +11,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
 from snnfast import _backend, _events, _linear, _ops
 from snnfast._arguments import (
@@ -27,10 +26,9 @@ from snnfast._connections import Connections, Convolution
 from snnfast._lengths import Freezing
 from snnfast._linear import Linear
 from snnfast._ops import NEEDS_AT, SAVE_CHECKPOINTS, SAVED_AT, SEQUENCE, STEP, Neuron, arithmetic_dtype
+from snnfast._torch import is_forward_mode, transforms_are_active
 
 __all__ = ["unroll"]
-
-_transforms_are_active = torch._C._are_functorch_transforms_active
 
 _ONE = torch.ones((), device="cpu")  # V
 
@@ -75,11 +73,11 @@ def unroll(
 
 def _is_fit(options: Options, x: Tensor, connections: Connections) -> bool:
     """Whether all steps may be one function of autograd."""
-    if not options.kernels_do_all or torch.compiler.is_compiling() or _transforms_are_active():
+    if not options.kernels_do_all or torch.compiler.is_compiling() or transforms_are_active():
         return False
     if x.device.type not in ("cpu", "cuda") or torch.is_autocast_enabled(x.device.type):
         return False
-    if getattr(forward_ad, "_current_level", -1) >= 0:
+    if is_forward_mode():
         return False
     for t in (x, *connections[1:3]):
         if t is not None and not (type(t) in (Tensor, nn.Parameter) and t.dtype == x.dtype and t.device == x.device):

@@ -4,6 +4,8 @@ import functools
 import hashlib
 from pathlib import Path
 
+from snnfast._torch import constant_while_tracing
+
 
 @functools.cache
 def _digest() -> str:
@@ -13,6 +15,7 @@ def _digest() -> str:
     return found.hexdigest()[:16]
 
 
+@constant_while_tracing
 def digest() -> str:
     """A digest of the package's modules, for caches of ``torch.compile`` on the disk.
 
@@ -20,7 +23,3 @@ def digest() -> str:
     of the package. So the ops of :mod:`snnfast._graph_ops` are given this digest.
     """
     return _digest()
-
-
-# As in _backend.py: torch.compile calls it once, and makes a constant of what it returns.
-digest._dynamo_marked_constant = True  # type: ignore[attr-defined]

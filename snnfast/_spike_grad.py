@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from snnfast import surrogate
 from snnfast._surrogate import FACTORIES
+from snnfast._torch import constant_while_tracing
 from snnfast.surrogate import Surrogate
 
 SpikeGrad = Callable[[Tensor], Tensor]
@@ -100,6 +101,7 @@ _examined: dict[int, _Examined] = {}
 _MOST = 1 << 15
 
 
+@constant_while_tracing
 def examine(spike_grad: SpikeGrad, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Traits:
     """Try ``spike_grad`` on made-up time steps of ``shape``, once per callable, shape, dtype and device.
 
@@ -130,10 +132,6 @@ def examine(spike_grad: SpikeGrad, shape: torch.Size, dtype: torch.dtype, device
         _examined[id(spike_grad)] = known
     known.verdicts[key] = verdict
     return verdict
-
-
-# What torch.compiler.assume_constant_result sets, without the import of the compiler: it calls this while tracing.
-examine._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _forget(number: int, _: object) -> None:

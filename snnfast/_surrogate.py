@@ -1,6 +1,5 @@
 """What the surrogates of :mod:`snnfast.surrogate` have in common: their base class, and the lists that they enter."""
 
-import math
 import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -96,13 +95,13 @@ def factory(function: Callable[P, Surrogate]) -> Callable[P, Surrogate]:
     return function
 
 
-def number(name: str, value: object) -> float:
+def number(name: str, value: object, expected: str = "a number") -> float:
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
+        raise TypeError(f"{name}: expected {expected}, got {type(value).__name__}")
     try:
         found = float(value)
     except OverflowError:
         raise ValueError(f"{name}: expected a number that a float can hold, got a larger one") from None
-    if math.isnan(found):
+    if found != found:  # not math.isnan, which torch.compile doesn't trace for a number that varies
         raise ValueError(f"{name}: expected a number, got NaN")
     return found

@@ -4,7 +4,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from snnfast import _backend, _events, _op_rules, _recurrent, _varying, reference  # noqa: F401 - imported for its rules
 from snnfast._arguments import (
@@ -25,6 +24,7 @@ from snnfast._linear import Linear, by_events, check_linear, unroll_linear
 from snnfast._ops import SEQUENCE, STEP, Neuron, arithmetic_dtype
 from snnfast._sources import digest
 from snnfast._spike_grad import examine
+from snnfast._torch import is_forward_mode
 from snnfast.surrogate import has_derivative, heaviside, known_to_kernels
 
 
@@ -69,7 +69,7 @@ def run(
         found, linear = _node(neuron, options, call, x, states, parameters, linear)
     elif linear is not None and by_events(options, call, x, parameters, linear):
         found, linear = unroll_linear(neuron, options, call, x, states, parameters, linear, asks, lengths), None
-    elif records(asks) or getattr(forward_ad, "_current_level", -1) >= 0:
+    elif records(asks) or is_forward_mode():
         # In forward mode autograd must see the call in order to refuse it.
         if lengths is None:
             found = Unroll.apply((neuron, options, call), x, *states, *parameters)

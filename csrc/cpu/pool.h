@@ -5,7 +5,7 @@
 // keeps it for later outputs.
 //
 // Idle and in use together are at most twice what was in use at once lately: that is enough for a step that is repeated
-// to find all its memory again, and for steps of varying shapes to find most of it. See docs/design.md.
+// to find all its memory again, and for steps of varying shapes to find most of it. See docs/design-cpu.md.
 #pragma once
 
 #include <cstddef>

@@ -1,9 +1,10 @@
 """``torch.compile(net, backend="snnfast")``: the user's loop over time, run as layers over time.
 
 - ``capture.py``: reads the graph that dynamo made of the loop.
+- ``memory.py``: which calls change a tensor in place.
 - ``series.py``: finds the calls that are the same at every step.
 - ``rules.py``: how one call on all time steps is written.
-- ``emission.py``, ``sums.py``: write the new graph.
+- ``emission.py``, ``sums.py``, ``projection.py``: write the new graph.
 - ``backend.py``: what ``torch.compile`` calls, :func:`compile`, :func:`explain`.
 """
 

@@ -1,0 +1,31 @@
+"""What PyTorch tells by private names alone, all of which are here: in which modes a call runs."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch.autograd import forward_ad
+
+__all__ = ["constant_while_tracing", "current_graph_task_id", "is_forward_mode", "transforms_are_active"]
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+transforms_are_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
+"""Whether a transform of ``torch.func`` runs. ``torch.compile`` does not trace it."""
+
+current_graph_task_id: Callable[[], int] = torch._C._current_graph_task_id
+"""The number of the backward pass that runs in this thread; -1 outside of one."""
+
+
+def is_forward_mode() -> bool:
+    """Whether forward-mode differentiation runs."""
+    return getattr(forward_ad, "_current_level", -1) >= 0
+
+
+def constant_while_tracing(function: Function) -> Function:
+    """Let ``torch.compile`` call a function while it traces, and make a constant of the result.
+
+    ``torch.compiler.assume_constant_result`` does the same, but imports the compiler, which few programs need.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
