@@ -53,11 +53,11 @@ from snnfast._cross_entropies import (
 )
 from snnfast._losses import (
     Loss,
+    PopulationLoss,
     Steps,
     check_finite,
     check_labels,
     check_numbers,
-    check_population,
     check_real,
     check_record,
     check_times,
@@ -83,7 +83,7 @@ __all__ = [
 ]
 
 
-class mse_count_loss(Loss):
+class mse_count_loss(PopulationLoss):
     """Squared error of the number of spikes, divided by the number of steps.
 
     The neuron of the right class should spike ``int(correct_rate * T)`` times, and each of the others
@@ -129,10 +129,9 @@ class mse_count_loss(Loss):
         reduction: str = "mean",
         weight: Tensor | None = None,
     ) -> None:
-        super().__init__(reduction, weight)
+        super().__init__(population_code, num_classes, reduction, weight)
         self.correct_rate = check_finite("correct_rate", correct_rate)
         self.incorrect_rate = check_finite("incorrect_rate", incorrect_rate)
-        self.population_code, self.num_classes = check_population(population_code, num_classes)
 
     def _compute_loss(self, record: Tensor, targets: Tensor, steps: Steps) -> Tensor:
         labels = check_labels(targets, record, floating=True)

@@ -145,11 +145,10 @@ def batch_of_images(site: Site) -> Node | None:
     return _folded(site) if site.only_first_varies() and site.rank(site.args[0]) > 2 else None
 
 
-@rule(*everywhere("batch_norm", "instance_norm"))
+@rule(*everywhere("batch_norm"))
 def batch_norm(site: Site) -> Node | None:
     """Batch normalisation with fixed statistics. With those of a batch, each step has its own."""
-    training = argument(site.step, "training", 5) if "batch" in site.step.name else True
-    if training or not site.only_first_varies() or site.rank(site.args[0]) < 2:
+    if argument(site.step, "training", 5) or not site.only_first_varies() or site.rank(site.args[0]) < 2:
         return None
     return _folded(site)
 
