@@ -59,16 +59,13 @@ def unroll_steps(
     With a ``weight``, the output of the linear layer ``[T, *, O]`` takes the place of the spikes. Numbers and dtypes
     are those of the steps: for a half-precision current, the states have the opmath dtype.
     """
-    time, steps = (SEQUENCE, x.shape[0]) if steps is None else (CONSTANT, steps)
-    call = made_call(time, steps, record, last=True, reduce=reduce)
     wide = x.to(arithmetic_dtype(x.dtype)) if record else x
-    linear = None if weight is None else Linear(weight, bias, dims)
-    asked = options, surrogate_field, p0, p1
+    asked = tensors, options, surrogate_field, p0, p1, backend, steps, record, True, reduce, False
     if wide.dtype == x.dtype:
-        return list(_run(neuron, x, tensors, asked, backend, call, linear))
-    spk, *found = _run(neuron, wide, tensors, asked, backend, call)
+        return unroll(neuron, x, *asked, weight, bias, dims)
+    spk, *found = unroll(neuron, wide, *asked)
     spk = spk.to(x.dtype)
-    return [spk if linear is None else linear.of_spikes(spk), *found]
+    return [spk if weight is None else Linear(weight, bias, dims).of_spikes(spk), *found]
 
 
 def step(
