@@ -106,7 +106,8 @@ def _by_steps(
     for t, x in enumerate(current.unbind(0) if call.time == SEQUENCE else (current,) * call.steps):
         before = spk, *others
         x = x if ragged is None else ragged.without_padding(t, x)
-        given = connections.call(spk), *others
+        # Spikes lie in memory as the current does. The order of the sums in a product must not depend on that.
+        given = connections.call(spk.contiguous()), *others
         spk, *others = run(neuron, options, ONE_STEP, x, given, parameters)  # type: ignore[assignment]
         spks.append(spk if ragged is None else ragged.without_padding(t, spk))
         if ragged is not None:
@@ -138,7 +139,7 @@ class _Forward:
         (first, *now), parameters, (weight, bias) = tensors[:n], tensors[n:-2], tensors[-2:]
         self.dtype, self.acc = x.dtype, arithmetic_dtype(x.dtype)
         self.like = x if call.time != SEQUENCE else x.new_empty(x.shape[1:]) if len(x) == 0 else x[0]
-        spk = torch.zeros_like(self.like) if first is None else first.to(x.dtype)
+        spk = torch.zeros_like(self.like) if first is None else first.to(x.dtype).contiguous()
         at_end = spk
         self.count = torch.zeros_like(self.like, dtype=self.acc) if call.reduce else None
         self.came_back: list[Tensor] = []

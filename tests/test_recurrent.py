@@ -10,7 +10,7 @@ from helpers import Bump, Case, assert_bits_equal, assert_close
 from ops import forward_arguments, ordered
 from recurrent_checks import connected, current, layers, loop, make, trained
 from snntorch_checks import own_list_of_neurons  # noqa: F401
-from torch import nn
+from torch import Tensor, nn
 
 import snnfast
 from snnfast import _ops, functional
@@ -152,6 +152,24 @@ def test_what_the_kernels_cannot_do_runs_step_by_step(options: dict[str, Any]) -
         assert_bits_equal(a, b)
     for a, b in zip(results[1][1], results[0][1], strict=True):
         assert_close(a, b, 1e-5)
+
+
+@connected
+def test_no_number_depends_on_the_order_in_memory(kind: str, backend: str) -> None:
+    def turned(t: Tensor) -> Tensor:
+        order = tuple(reversed(range(t.dim())))
+        return t.permute(order).contiguous().permute(order)
+
+    for spike_grad in (None, Bump.apply):
+        layer, x = make(snnfast, "RLeaky", kind, spike_grad=spike_grad), current(kind)
+        start = [torch.rand_like(x[0]) for _ in range(2)]
+        expected = layer.unroll(x, *start)
+        over_time = x.new_empty(len(x), *reversed(x.shape[1:])).permute(0, *reversed(range(1, x.dim()))).copy_(x)
+        for given in (over_time, x):
+            states = [turned(t) for t in start]
+            for found in (layer.unroll(given, *states), loop(layer, given, states)):
+                for a, b in zip(found, expected, strict=True):
+                    assert_bits_equal(a, b)
 
 
 def test_a_module_of_the_users_may_connect_the_neurons() -> None:
