@@ -1,6 +1,5 @@
 """A list of layers that does not keep them alive."""
 
-import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any, overload
@@ -13,23 +12,26 @@ class Instances(Sequence[Any]):
     """
 
     def __init__(self) -> None:
-        self._refs: list[weakref.ref[Any]] = []
-        self._lock = threading.RLock()  # a layer may be made by a finalizer, in the middle of an append
+        # By their ids. Each change is one operation of a dict, so that no thread misses that of another.
+        self._refs: dict[int, weakref.ref[Any]] = {}
 
     def append(self, layer: object) -> None:
-        with self._lock:
-            # A new list without dead layers. A list that somebody iterates over stays as it is.
-            self._refs = [ref for ref in self._refs if ref() is not None] + [weakref.ref(layer)]
+        ref = weakref.ref(layer, self._forget)
+        self._refs[id(ref)] = ref
 
     def remove(self, layer: object) -> None:
-        with self._lock:
-            self._refs = [ref for ref in self._refs if ref() is not layer]
+        for ref in list(self._refs.values()):
+            if ref() is layer:
+                self._forget(ref)
 
     def clear(self) -> None:
-        self._refs = []
+        self._refs.clear()
+
+    def _forget(self, ref: weakref.ref[Any]) -> None:
+        self._refs.pop(id(ref), None)
 
     def _alive(self) -> list[Any]:
-        return [layer for ref in self._refs if (layer := ref()) is not None]
+        return [layer for ref in list(self._refs.values()) if (layer := ref()) is not None]
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self._alive())
