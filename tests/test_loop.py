@@ -2,14 +2,13 @@
 
 import copy
 import re
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from helpers import assert_bits_equal
-from loop_nets import Feedback, Net, currents, refused
+from loop_nets import Feedback, Net, currents
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from torch.utils.checkpoint import checkpoint
@@ -17,7 +16,6 @@ from torch.utils.checkpoint import checkpoint
 import snnfast
 from snnfast import _backend
 from snnfast._graph_ops import unroll_steps
-from snnfast._loop import emission
 from snnfast._loop.backend import merge
 from snnfast._loop.nodes import one_int
 
@@ -64,6 +62,23 @@ def test_what_can_not_be_compiled_is_an_error() -> None:
     for function in (snnfast.compile, snnfast.explain):
         with pytest.raises(TypeError, match=r"net: expected a torch\.nn\.Module or a function, got int"):
             function(3)
+
+
+@pytest.mark.parametrize("backend", ["snnfast", "eager"])
+def test_a_compiled_network_is_compiled_anew_and_stays_a_network(backend: str) -> None:
+    """As when a cell of a notebook is run twice."""
+    net = Net()
+    compiled = snnfast.compile(torch.compile(net, backend=backend))
+    assert all(p is q for p, q in zip(compiled.parameters(), net.parameters(), strict=True))
+    assert_same(compiled, copy.deepcopy(net), currents())
+    (graph,) = snnfast.explain(compiled, currents()).graphs
+    assert "5 x linear" in graph.merged
+
+
+def test_a_mode_is_an_error_that_names_it() -> None:
+    compiled = snnfast.compile(Net(), mode="reduce-overhead")
+    with pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match="mode: 'reduce-overhead' is one of Inductor's"):
+        compiled(currents())
 
 
 @pytest.mark.parametrize("inner", ["aot_eager", "inductor"])
@@ -155,52 +170,6 @@ def asked_for(readout: Any) -> tuple[int, bool]:
 )
 def test_what_nobody_reads_is_not_made(readout: Any, record: int, reduce: bool) -> None:
     assert asked_for(readout) == (record, reduce)
-
-
-# ---- refusal
-
-
-def test_a_single_step_runs_as_it_is_and_says_so_once() -> None:
-    lif = snnfast.Leaky(beta=0.9)
-    compiled, x = snnfast.compile(lambda x, mem: lif(x, mem)), torch.rand(3, 4)
-    message = refused(compiled, x, torch.zeros(3, 4))
-    assert "runs as it is" in message
-    assert "a single step" in message
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        compiled(x, torch.zeros(3, 4))
-
-
-def test_a_layer_that_stays_slow_says_so() -> None:
-    assert re.search(
-        r"5 steps of leaky run one by one \(.*loop_nets.py", refused(snnfast.compile(Feedback()), currents())
-    )
-
-
-def test_layers_that_were_not_converted_are_named() -> None:
-    snntorch = pytest.importorskip("snntorch")
-    assert "snnfast.compile(net)" in refused(torch.compile(Net(snntorch.Leaky), backend="snnfast"), currents())
-
-
-def test_a_graph_without_neurons_is_left_alone() -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        x = currents()
-        assert_bits_equal(snnfast.compile(lambda x: x.relu() * 2)(x), x.relu() * 2)
-
-
-def test_a_fault_in_the_pass_falls_back_loudly(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(self: Any) -> Any:
-        raise KeyError("planted")
-
-    monkeypatch.setattr(emission.Emission, "write", broken)
-    net, x = Net(), currents()
-    expected = copy.deepcopy(net)(x)
-    compiled = snnfast.compile(net)
-    with pytest.warns(UserWarning, match=r"(?s)fault of snnfast.*please report it.*KeyError: 'planted'"):
-        found = compiled(x)
-    for a, b in zip(found, expected, strict=True):
-        assert_bits_equal(a, b)
 
 
 # ---- compiling again
@@ -299,6 +268,38 @@ def test_a_held_state_can_be_detached_in_place() -> None:
     assert net.lif1.mem.requires_grad
     snnfast.Leaky.detach_hidden()
     assert not net.lif1.mem.requires_grad
+
+
+@torch._dynamo.config.patch(skip_nnmodule_hook_guards=False)
+def test_a_hook_of_later_is_seen_where_hooks_are_guarded() -> None:
+    net, x = Net(), currents()
+    compiled = snnfast.compile(net)
+    assert_same(compiled, net, x)
+    hook = net.lif1.register_forward_hook(lambda module, given, found: (found[0] * 0.5, found[1]))
+    assert_same(compiled, net, x)
+    hook.remove()
+    assert_same(compiled, net, x)
+
+
+def test_hidden_spikes_that_are_returned_have_no_gradient_and_those_of_multistep_have() -> None:
+    net, x = Net(), currents()
+
+    @snnfast.compile
+    def loop(x: Tensor) -> tuple[list[Tensor], Tensor]:
+        mem1, mem2, hidden = net.lif1.reset_mem(), net.lif2.reset_mem(), []
+        for step in range(x.size(0)):
+            spk1, mem1 = net.lif1(net.fc1(x[step]), mem1)
+            _, mem2 = net.lif2(net.fc2(spk1), mem2)
+            hidden.append(spk1)
+        return hidden, mem2
+
+    hidden, mem = loop(x)
+    with pytest.raises(RuntimeError, match="not have been used in the graph"):
+        torch.autograd.grad(mem.sum(), hidden[0])
+    over_time = snnfast.MultiStep(net.fc1, net.lif1, net.fc2, net.lif2)
+    _, mem, spikes = over_time(x, return_spikes=True, record_mem=False)
+    (gradient,) = torch.autograd.grad(mem.sum(), spikes[0])
+    assert gradient.any()
 
 
 def test_the_reference_backend_is_not_merged() -> None:

@@ -26,7 +26,9 @@ class RefusedError(Exception):
     """Nothing of a graph can be merged. The message is the reason, in words for the user."""
 
 
-def backend(gm: GraphModule, example_inputs: Any, *, options: dict[str, Any] | None = None) -> Compiled:
+def backend(
+    gm: GraphModule, example_inputs: Any, *, options: dict[str, Any] | None = None, mode: str | None = None
+) -> Compiled:
     """Turn the graph of a loop over time into layers over time: ``torch.compile(..., backend="snnfast")``.
 
     Args:
@@ -34,10 +36,13 @@ def backend(gm: GraphModule, example_inputs: Any, *, options: dict[str, Any] | N
         example_inputs: Its inputs.
         options: ``{"inner": name}``: the backend that is given the new graph, such as ``"inductor"``. Without it the
             graph runs as it is, one PyTorch call after the other.
+        mode: ``torch.compile`` passes on what it is given. There are no modes here.
 
     Raises:
-        ValueError: An unknown option.
+        ValueError: An unknown option, or a mode.
     """
+    if mode is not None:
+        raise ValueError(f"mode: {mode!r} is one of Inductor's, and the backend 'snnfast' has none; leave it out")
     inner = _inner(options)
     merged, report = merge(gm)
     for message in report.warnings:
@@ -77,7 +82,7 @@ def _merged(gm: GraphModule, report: GraphReport) -> GraphModule:
     graph = emission.write()
     describe(series, emission.summed, emission.projected, report)
     if not report.merged:
-        raise RefusedError(why_not(report))
+        raise RefusedError(why_not(report, captured.chains))
     if not captured.written:  # a copy in another order would be written in place of the tensor itself
         use_channels_last(graph)
     return GraphModule(gm, graph)
@@ -103,7 +108,8 @@ def compile(net: Any, **options: Any) -> Any:
 
     Args:
         net: A module with a loop over time in its ``forward``, or a function with one, such as a training step.
-            Networks that a function calls are not converted: do so beforehand.
+            Networks that a function calls are not converted: do so beforehand. A network that is compiled already, with
+            any backend, is compiled anew from the original network.
         **options: Options of ``torch.compile``, for example ``dynamic=False``.
 
     Returns:
@@ -130,15 +136,20 @@ def compile(net: Any, **options: Any) -> Any:
         >>> net(torch.rand(25, 128, 784)).shape
         torch.Size([25, 128, 10])
     """
-    _check(net)
+    net = _checked(net)
     if isinstance(net, nn.Module):
         convert(net)
     return torch.compile(net, backend="snnfast", **options)
 
 
-def _check(net: object) -> None:
+def _checked(net: Any) -> Any:
+    """What was given, and of a network that is compiled already the network itself.
+
+    ``torch.compile`` makes a function without parameters of the former, and would not call the backend again.
+    """
     if not callable(net):
         raise TypeError(f"net: expected a torch.nn.Module or a function, got {type(net).__name__}")
+    return net._orig_mod if isinstance(net, torch._dynamo.OptimizedModule) else net
 
 
 def explain(net: Any, *inputs: Any, **named: Any) -> Explanation:
@@ -147,7 +158,7 @@ def explain(net: Any, *inputs: Any, **named: Any) -> Explanation:
     It works on a copy of a network, so that the network does not change. A function is called once.
 
     Args:
-        net: As for :func:`compile`.
+        net: As for :func:`compile`, compiled already or not.
         *inputs: Arguments of the call.
         **named: Named arguments of the call.
 
@@ -168,7 +179,7 @@ def explain(net: Any, *inputs: Any, **named: Any) -> Explanation:
         >>> print(snnfast.explain(loop, torch.rand(5, 3), torch.zeros(3)).graphs[0].merged[0])
         5 steps of leaky: one unroll
     """
-    _check(net)
+    net = _checked(net)
     reports: list[GraphReport] = []
 
     def recording(gm: GraphModule, example_inputs: Any) -> Compiled:

@@ -83,9 +83,15 @@ def leave_alone(report: GraphReport, gm: GraphModule) -> None:
         report.warnings = [f"snnfast: {report.where} runs as it is: {report.refused}"]
 
 
-def why_not(report: GraphReport) -> str:
+def why_not(report: GraphReport, chains: list[Chain]) -> str:
     """Why nothing was merged, in words."""
-    return "; ".join(report.repeated[:3]) or "no call in it is made at every step"
+    reasons = "; ".join(report.repeated[:3]) or "no call in it is made at every step"
+    if all(len(chain.steps) == 1 for chain in chains):
+        reasons += (
+            ". The loop may be outside of what is compiled, or cut by a call that torch.compile can't trace, such as "
+            "print or tqdm: with fullgraph=True it says where"
+        )
+    return reasons
 
 
 def describe(series: Series, summed: set[Node], projected: set[Chain], report: GraphReport) -> None:
