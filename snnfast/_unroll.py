@@ -63,6 +63,9 @@ def run(
     plain = options.kernels_do_all and lengths is None  # nearly always
     if not _backend.use_fused(x.device) or (not plain and not _can_follow(options, call, x, neuron, lengths)):
         found = reference.unroll(neuron, options, call, x, states, parameters, lengths)
+    elif not options.kernels_do_all and not options.inhibition and not torch.is_grad_enabled():
+        # The surrogate's value is the step, and nobody asks for its derivative.
+        return run(neuron, _plain(options), call, current, states, parameters, as_node, linear, lengths)
     elif not options.kernels_do_all and not _spikes_go_on(neuron, options):
         found = _fire_afterwards(neuron, options, call, x, states, parameters, lengths)
     elif as_node and plain and torch.compiler.is_compiling() and not _backend.exporting():
@@ -146,7 +149,7 @@ def _can_follow(options: Options, call: Call, x: Tensor, neuron: Neuron, lengths
         reason = "state_quant is called on the states of every step before the next one"
     elif not known_to_kernels(options.spike_grad):
         step_shape = x.shape[1:] if call.time == SEQUENCE else x.shape
-        unfit = examine(options.spike_grad, step_shape, arithmetic_dtype(x.dtype), x.device)
+        unfit = examine(options.spike_grad, _of_known_sizes(step_shape), arithmetic_dtype(x.dtype), x.device)
         goes_on = _spikes_go_on(neuron, options)
         found = unfit.immediate if goes_on else unfit.delayed
         if found is None and goes_on and torch.compiler.is_compiling() and not has_derivative(options.spike_grad):
@@ -165,6 +168,15 @@ def _can_follow(options: Options, call: Call, x: Tensor, neuron: Neuron, lengths
         "use_backend('reference') chooses it without this warning."
     )
     return False
+
+
+def _of_known_sizes(shape: torch.Size) -> torch.Size:
+    """A shape to try a callable on: 2 for each size that torch.compile keeps open, such as that of the batch."""
+    if not torch.compiler.is_compiling():
+        return shape
+    from torch.fx.experimental.symbolic_shapes import has_static_value  # takes long to import
+
+    return torch.Size([n if has_static_value(n) else 2 for n in shape])
 
 
 def _spikes_go_on(neuron: Neuron, options: Options) -> bool:

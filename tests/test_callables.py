@@ -146,6 +146,48 @@ def test_sso_has_the_spikes_of_snntorch_and_its_gradients_in_the_mean() -> None:
 
 
 @pytest.mark.parametrize("delay", [True, False], ids=["delay", "nodelay"])
+def test_without_gradients_the_kernel_makes_the_spikes(delay: bool) -> None:
+    calls = []
+
+    def counted(z: Tensor) -> Tensor:
+        calls.append(z.shape)
+        return steep(z)
+
+    options = {"graded_spikes_factor": 1.5, "reset_delay": delay}
+    layer, other = snnfast.Leaky(0.9, spike_grad=counted, **options), snntorch.Leaky(0.9, spike_grad=steep, **options)
+    x, mem, steps = torch.rand(5, 4, 10) * 2, torch.zeros(4, 10), []
+    layer.unroll(x)  # tried out
+    calls.clear()
+    with torch.no_grad():
+        spk, mem_rec = layer.unroll(x)
+        for step in x:
+            steps.append(other(step, mem))
+            mem = steps[-1][1]
+        count, _ = layer.unroll(x, reduce="sum")
+        first, _ = layer(x[0], torch.zeros(4, 10))
+    assert not calls
+    for found, expected in zip((spk, mem_rec), zip(*steps, strict=True), strict=True):
+        assert_bits_equal(found, torch.stack(expected))
+    assert_bits_equal(count, spk.sum(0))
+    assert_bits_equal(first, spk[0])
+
+
+@pytest.mark.parametrize("delay", [True, False], ids=["delay", "nodelay"])
+def test_a_compiled_callable_takes_any_batch_in_one_graph(delay: bool) -> None:
+    layer = snnfast.Leaky(0.9, spike_grad=snnfast.surrogate.SSO(variance=0), reset_delay=delay)
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x, mem: layer(x, mem), backend="eager", fullgraph=True)
+    for batch in (3, 4, 5):
+        results = []
+        for function in (layer, compiled):
+            x = torch.linspace(0, 2, batch * 10).view(batch, 10).requires_grad_()
+            spk, mem = function(x, torch.full((batch, 10), 0.5))
+            results.append((spk, mem, *torch.autograd.grad(spk.sum() + mem.sum(), x)))
+        for found, expected in zip(*results, strict=True):
+            assert_bits_equal(found, expected)
+
+
+@pytest.mark.parametrize("delay", [True, False], ids=["delay", "nodelay"])
 def test_a_callable_is_examined_while_it_is_compiled(delay: bool) -> None:
     for name in (*FAST_BOTH, "over_time", "soft", "two_dimensional") if delay else ("steep", "soft"):
         spike_grad = {**FAST_BOTH, **SLOW}[name]

@@ -113,6 +113,13 @@ def describe(series: Series, summed: set[Node], projected: set[Chain], report: G
         name = f"{len(group.nodes)} x {name_of(group.first)}"
         if group.reason is None or summed.issuperset(group.nodes):
             report.merged.append(name)
+        elif name_of(group.first) == "autograd_function_apply":
+            reason = "torch.compile gives each call of an autograd.Function a graph of its own"
+            report.repeated.append(f"{name}{_at(group.first)}: {reason}")
+            report.warnings.append(
+                f"snnfast: in a compiled loop, {len(group.nodes)} calls of an autograd.Function run one by one"
+                f"{_at(group.first)}: {reason}. A spike_grad is called once for all steps by MultiStep and unroll"
+            )
         else:
             report.repeated.append(f"{name}{_at(group.first)}: {group.reason}")
     if not any(isinstance(v, Chain | Group) for v in series.vertices()):
