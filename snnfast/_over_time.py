@@ -97,11 +97,20 @@ def check_stateless(layer: nn.Module, argument: str, to_convert: bool) -> None:
             )
 
 
-def over_time(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """A stateless layer on ``[T, B, *]``, as one batch of ``T * B``."""
-    steps = x.shape[:2]
-    y = layer(x.flatten(0, 1))
-    return y.reshape(*steps, *y.shape[1:])
+def over_time(layer: nn.Module, call: Callable[[Tensor], Tensor], x: Tensor, num_steps: int | None) -> Tensor:
+    """What a stateless layer, by its ``call``, makes of ``[T, B, *]`` as one batch of ``T * B``, or of a constant."""
+    try:
+        y: Any = call(x.flatten(0, 1) if num_steps is None else x)
+    except Exception as error:
+        given = "[T, B, *] as one batch, T * B; [B, *] needs num_steps" if num_steps is None else "[B, *]"
+        error.add_note(f"in a MultiStep: {type(layer).__name__}, which was given shape {tuple(x.shape)}, {given}")
+        raise
+    if not isinstance(y, Tensor):
+        raise TypeError(
+            f"layers: {type(layer).__name__} returned a {type(y).__name__}, expected a torch.Tensor; put it in a "
+            "module with a method unroll that takes all time steps [T, B, *]"
+        )
+    return y if num_steps is not None else y.reshape(*x.shape[:2], *y.shape[1:])
 
 
 def has_unroll(layer: nn.Module) -> bool:

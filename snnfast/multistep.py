@@ -58,7 +58,8 @@ class MultiStep(nn.Sequential):
             ``nn.Sequential`` or ``MultiStep`` are called directly, so that its own hooks do not run.
 
     Raises:
-        TypeError: A layer is not a module, or contains a neuron where it can't be unrolled.
+        TypeError: A layer is not a module, or contains a neuron where it can't be unrolled. In a call: a layer returns
+            something else than a tensor, such as ``nn.LSTM``.
         ValueError: There is no layer.
 
     Example::
@@ -322,7 +323,7 @@ class _Call:
                 if not torch.compiler.is_compiling():
                     _check_layer(layer)  # a model may have been changed, or reverted to snnTorch's layers
                 call = self.order.to_call(layer, x, num_steps is not None)
-                x = call(x) if num_steps is not None else over_time(call, x)
+                x = over_time(layer, call, x, num_steps)
         return x, num_steps
 
     def neuron(

@@ -248,6 +248,26 @@ def test_a_module_with_an_unroll_of_its_own_gets_all_time_steps(num_steps: int |
         assert_bits_equal(a, b)
 
 
+@pytest.mark.parametrize("num_steps", [None, 4])
+def test_a_layer_that_returns_no_tensor_is_named(num_steps: int | None) -> None:
+    net = MultiStep(nn.GRU(6, 6), Leaky(0.5))
+    with pytest.raises(TypeError, match=r"layers: GRU returned a tuple, expected a torch\.Tensor; .* method unroll"):
+        net(torch.rand(*(() if num_steps else (4,)), 3, 6), num_steps)
+
+
+def test_an_error_in_a_layer_tells_the_shape_that_it_was_given() -> None:
+    net = MultiStep(*layers())
+    with pytest.raises(RuntimeError, match="mat1 and mat2 shapes") as error:
+        net(torch.rand(8, 6))  # [B, *] without num_steps
+    (note,) = error.value.__notes__
+    assert note == (
+        "in a MultiStep: Linear, which was given shape (8, 6), [T, B, *] as one batch, T * B; [B, *] needs num_steps"
+    )
+    with pytest.raises(RuntimeError) as error:
+        net(torch.rand(8, 7), num_steps=5)
+    assert error.value.__notes__ == ["in a MultiStep: Linear, which was given shape (8, 7), [B, *]"]
+
+
 @pytest.mark.parametrize("returned", [lambda x: (x, x), lambda x: x[0], lambda x: None], ids=["tuple", "step", "None"])
 def test_an_unroll_that_returns_something_else_is_named(returned: Any) -> None:
     class Block(nn.Module):
