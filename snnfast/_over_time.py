@@ -99,12 +99,17 @@ def check_stateless(layer: nn.Module, argument: str, to_convert: bool) -> None:
 
 def over_time(layer: nn.Module, call: Callable[[Tensor], Tensor], x: Tensor, num_steps: int | None) -> Tensor:
     """What a stateless layer, by its ``call``, makes of ``[T, B, *]`` as one batch of ``T * B``, or of a constant."""
-    try:
-        y: Any = call(x.flatten(0, 1) if num_steps is None else x)
-    except Exception as error:
-        given = "[T, B, *] as one batch, T * B; [B, *] needs num_steps" if num_steps is None else "[B, *]"
-        error.add_note(f"in a MultiStep: {type(layer).__name__}, which was given shape {tuple(x.shape)}, {given}")
-        raise
+    batch = x.flatten(0, 1) if num_steps is None else x
+    y: Any
+    if torch.compiler.is_compiling():  # it can't trace a note, and tells the line and the shapes itself
+        y = call(batch)
+    else:
+        try:
+            y = call(batch)
+        except Exception as error:
+            given = "[T, B, *] as one batch, T * B; [B, *] needs num_steps" if num_steps is None else "[B, *]"
+            error.add_note(f"in a MultiStep: {type(layer).__name__}, which was given shape {tuple(x.shape)}, {given}")
+            raise
     if not isinstance(y, Tensor):
         raise TypeError(
             f"layers: {type(layer).__name__} returned a {type(y).__name__}, expected a torch.Tensor; put it in a "

@@ -266,6 +266,9 @@ def test_an_error_in_a_layer_tells_the_shape_that_it_was_given() -> None:
     with pytest.raises(RuntimeError) as error:
         net(torch.rand(8, 7), num_steps=5)
     assert error.value.__notes__ == ["in a MultiStep: Linear, which was given shape (8, 7), [B, *]"]
+    torch._dynamo.reset()
+    with pytest.raises(RuntimeError, match=r"must have same reduction dim"):
+        torch.compile(net, backend="eager", fullgraph=True)(torch.rand(8, 7), num_steps=5)
 
 
 @pytest.mark.parametrize("returned", [lambda x: (x, x), lambda x: x[0], lambda x: None], ids=["tuple", "step", "None"])
