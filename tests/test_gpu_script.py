@@ -84,6 +84,9 @@ def test_a_dry_run_has_the_steps_of_a_run_and_needs_no_tool(tmp_path: Path) -> N
     assert {step.tool for step in dry} == {""}
     assert [step.name for step in steps(tmp_path, short=True)] == list(SHORT)
     assert all("cuda" not in step.command for step in dry)
+    of_card, others = (step.command for step in real if step.name in ("card", "tests"))
+    assert "tests/test_gpu.py" in of_card
+    assert "--ignore=tests/test_gpu.py" in others  # it has run
 
 
 def test_only_the_smoke_test_ends_a_run_and_decides_its_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,13 +39,21 @@ class Card:
         torch.cuda._sleep(100_000_000)
 
     def captured(self, function: Callable[[], object]) -> Callable[[], object]:
-        """Capture what ``function`` launches in a CUDA graph; return its replay."""
-        with self.other_stream():
+        """Capture what ``function`` launches in a CUDA graph; return its replay.
+
+        Autograd calls a node of the backward pass on the stream where it was made, and the default stream can't be
+        captured. So whatever ``function`` goes back through must have been made on the current stream, and not the
+        default one, or in ``function`` itself.
+        """
+        current = torch.cuda.current_stream()
+        stream = torch.cuda.Stream() if current == torch.cuda.default_stream() else current
+        self.synchronize()
+        with torch.cuda.stream(stream):
             for _ in range(3):
                 function()
         self.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, stream=stream):
             function()
         self.graphs.append(graph)  # what it wrote may be read by others
         return graph.replay

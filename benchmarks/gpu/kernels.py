@@ -1,7 +1,8 @@
 """Time of the kernels alone, by replays of a CUDA graph, and of the calls that launch them, beside ``copy_`` and peers.
 
-The largest shapes come first, and the results are written after each: what is cut off is worth least. A call is timed
-end to end as well, because at small sizes Python takes longer than the kernels.
+Ours come first, the largest shapes before the others, and then the peers, which may compile for long. The results are
+written after each: what is cut off is worth least. A call is timed end to end as well, because at small sizes Python
+takes longer than the kernels.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from torch import Tensor
 import snnfast
 
 from ..peers import snntorch_loop, spikingjelly
-from ..peers.base import Neuron, Unsupported
+from ..peers.base import Neuron
 from ..peers.ours import make as make_ours
 from ..registry import DTYPES, Case, Options
 from .card import Card, open_card
@@ -29,6 +30,8 @@ SHAPES = (*SHORT, (25, 128, (1000,)), (4096, 1, (256,)), (4, 128, (65536,)))
 DRY = ((5, 2, (33,)),)
 ALL_DTYPES_AT = SHAPES[1]
 MOST_STEPS_OF_A_LOOP = 100  # of snnTorch, which launches a dozen kernels for each
+# Of one graph: the launch of a graph takes as long as a small kernel, and so must be few beside what it launches.
+GRAPH_SECONDS, MOST_CALLS = 1e-3, 20
 
 
 def cases(short: bool, dry: bool) -> list[Case]:
@@ -50,13 +53,16 @@ def cases(short: bool, dry: bool) -> list[Case]:
     return made
 
 
-def contenders(card: Card, short: bool) -> dict[str, Callable[[Case, torch.device], Neuron]]:
-    found = {"snnfast": make_ours}
-    if not short:
-        found["SpikingJelly"] = partial(spikingjelly.make, implementation=None if card.dry else "triton")
-        found["snnTorch, compiled"] = snntorch_loop.make_compiled
-        found["snnTorch"] = snntorch_loop.make
-    return found
+Contenders = dict[str, Callable[[Case, torch.device], Neuron]]
+OURS: Contenders = {"snnfast": make_ours}
+
+
+def peers(card: Card) -> Contenders:
+    return {
+        "SpikingJelly": partial(spikingjelly.make, implementation=None if card.dry else "triton"),
+        "snnTorch, compiled": snntorch_loop.make_compiled,
+        "snnTorch": snntorch_loop.make,
+    }
 
 
 def copy_of(bytes_moved: float, device: torch.device) -> Callable[[], Any]:
@@ -88,7 +94,14 @@ class Passes:
 
 def measured(card: Card, run: Callable[[], Any], seconds: float) -> dict[str, float]:
     """Medians in microseconds: of a call, and of its kernels as a graph replays them."""
-    return {"call us": 1e6 * card.timed(run, seconds), "kernel us": 1e6 * card.timed(card.captured(run), seconds)}
+    call = card.timed(run, seconds)
+    calls = max(1, min(MOST_CALLS, int(GRAPH_SECONDS / call)))
+
+    def several() -> None:
+        for _ in range(calls):
+            run()
+
+    return {"call us": 1e6 * call, "kernel us": 1e6 * card.timed(card.captured(several), seconds) / calls}
 
 
 def row(case: Case, name: str, what: str, **found: Any) -> dict[str, Any]:
@@ -102,22 +115,32 @@ def row(case: Case, name: str, what: str, **found: Any) -> dict[str, Any]:
     }
 
 
-def of_case(card: Card, case: Case, short: bool, seconds: float) -> list[dict[str, Any]]:
-    """A row for each contender and pass, and for ``copy_`` of the bytes that ours must move."""
+def of_case(card: Card, case: Case, contenders: Contenders, seconds: float) -> list[dict[str, Any]]:
+    """A row for each contender and pass."""
     rows = []
-    for name, make in contenders(card, short).items():
+    for name, make in contenders.items():
         if name.startswith("snnTorch") and case.T > MOST_STEPS_OF_A_LOOP:
             continue
         try:
             passes = Passes(make(case, card.device), case, card)
-        except (Unsupported, ImportError, RuntimeError) as reason:  # the others still count
-            rows.append(row(case, name, "both", error=str(reason).splitlines()[0]))
+        except Exception as error:  # whatever it is: the others still count
+            rows.append(row(case, name, "both", error=first_line(error)))
             continue
         for what in ("forward", "backward"):
             try:
                 rows.append(row(case, name, what, **measured(card, getattr(passes, what), seconds)))
-            except RuntimeError as error:  # one that can't be captured, or finds no memory
-                rows.append(row(case, name, what, error=str(error).splitlines()[0]))
+            except Exception as error:  # one that can't be captured, or finds no memory
+                rows.append(row(case, name, what, error=first_line(error)))
+    return rows
+
+
+def first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def of_copy(card: Card, case: Case, seconds: float) -> list[dict[str, Any]]:
+    """A row for each pass: ``copy_`` of the bytes that ours must move."""
+    rows = []
     for what, bytes_moved in bytes_of(case).items():
         found = measured(card, copy_of(bytes_moved, card.device), seconds)
         rows.append(row(case, "copy_", what, **found, bytes=bytes_moved, warm=bytes_moved < card.cache_bytes()))
@@ -134,8 +157,9 @@ def bytes_of(case: Case) -> dict[str, float]:
 def table(rows: list[dict[str, Any]]) -> str:
     """One line for each row, with the share of ``copy_`` where ours and it were measured."""
     copies = {key(r): r.get("kernel us") for r in rows if r["who"] == "copy_"}
+    of_cases = list(dict.fromkeys(map(case_key, rows)))
     lines = [f"{'shape':<20} {'dtype':<9} {'pass':<9} {'who':<18} {'kernel us':>10} {'call us':>10} {'copy_':>6}"]
-    for r in rows:
+    for r in sorted(rows, key=lambda r: of_cases.index(case_key(r))):
         kernel, copy = r.get("kernel us"), copies.get(key(r))
         share = f"{copy / kernel:.0%}" if kernel and copy and r["who"] != "copy_" else ""
         times = f"{kernel or float('nan'):>10.1f} {r['call us']:>10.1f} {share:>6}" if "call us" in r else r["error"]
@@ -145,7 +169,11 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def key(r: dict[str, Any]) -> str:
-    return json.dumps([r["shape"], r["dtype"], r["options"], r["pass"]])
+    return case_key(r) + r["pass"]
+
+
+def case_key(r: dict[str, Any]) -> str:
+    return json.dumps([r["shape"], r["dtype"], r["options"]])
 
 
 def main() -> None:
@@ -156,12 +184,20 @@ def main() -> None:
     parser.add_argument("--dry-run", action="store_true")
     args = parser.parse_args()
     card = open_card(args.dry_run)
-    planned, rows = cases(args.short, card.dry), []
-    with snnfast.use_backend("fused"):
-        for case in planned:
-            rows += of_case(card, case, args.short, 0.001 if card.dry else args.seconds)
-            found = {"on": card.name, "rows": rows, "complete": case is planned[-1]}
-            args.json.write_text(json.dumps(found, indent=1))
+    seconds = 0.001 if card.dry else args.seconds
+    found = cases(args.short, card.dry)
+    sweeps = [OURS] if args.short else [OURS, peers(card)]
+    planned = [(case, contenders) for contenders in sweeps for case in found]
+    rows: list[dict[str, Any]] = []
+    # All on one stream, so that a graph can be captured of the way back through what was launched before.
+    with snnfast.use_backend("fused"), card.other_stream():
+        for done, (case, contenders) in enumerate(planned, 1):
+            rows += of_case(card, case, contenders, seconds)
+            if contenders is OURS:
+                rows += of_copy(card, case, seconds)
+            args.json.write_text(
+                json.dumps({"on": card.name, "rows": rows, "complete": done == len(planned)}, indent=1)
+            )
     print(table(rows))
 
 

@@ -58,7 +58,13 @@ def steps(folder: Path, dry_run: bool = False, wheel: Path | None = None, short:
         _suite(folder, dry_run),
         sanitizer("memcheck"),
         # All others that take the fixture `device`; in a dry run there is none for it, but they are found.
-        tests("tests", *(["--collect-only", "-q"] if dry_run else ["-n", str(WORKERS)]), "tests", seconds=100),
+        tests(
+            "tests",
+            *(["--collect-only", "-q"] if dry_run else ["-n", str(WORKERS)]),
+            "--ignore=tests/test_gpu.py",  # the step "card"
+            "tests",
+            seconds=100,
+        ),
         *map(sanitizer, list(SANITIZERS)[1:]),
     ]
     return [step for step in found if not short or step.name in SHORT]
