@@ -71,6 +71,14 @@ def test_where_results_tell_the_exit_code_does_not(tmp_path: Path) -> None:
         assert found.verdict == ("passed" if complete else "failed")
 
 
+def test_results_that_cannot_be_read_fail_their_step_and_no_other(tmp_path: Path) -> None:
+    file = tmp_path / "found.json"
+    file.write_text('{"rows": [')  # cut off
+    found = runner.run(python("print('done')", results=file), 60)
+    assert (found.verdict, found.results) == ("failed", None)
+    assert found.output.startswith("done\n\nits results can't be read: JSONDecodeError")
+
+
 def test_paths_of_the_machine_are_not_kept() -> None:
     kept = runner.public(f"{runner.ROOT}/tests {sys.prefix}/lib {Path.home()}/x")
     assert all(str(path) not in kept for path in (runner.ROOT, sys.prefix, Path.home()))

@@ -70,7 +70,11 @@ def run(step: Step, seconds: float) -> Outcome:
     except subprocess.TimeoutExpired:
         output, verdict = _end(process), "timed out"
     taken = time.monotonic() - start
-    results = _results(step)
+    results = None
+    try:
+        results = _results(step)
+    except Exception as error:  # a file that was cut off, a report of another form: the other steps still run
+        verdict, output = "failed", f"{output}\nits results can't be read: {type(error).__name__}: {error}"
     if verdict == "failed" and step.complete is not None and results is not None and step.complete(results):
         verdict = "passed"
     return Outcome(step.name, verdict, round(taken, 1), public(output)[-TAIL:], results)
