@@ -42,7 +42,9 @@ struct Sums {
       __syncthreads();
       if (thread >= half) continue;
 #pragma unroll 1
-      for (int k = 0; wanted >> k != 0; ++k) put(k, thread, get(k, thread) + get(k, thread + half));
+      for (int k = 0; wanted >> k != 0; ++k) {
+        if ((wanted >> k & 1u) != 0) put(k, thread, get(k, thread) + get(k, thread + half));
+      }
     }
     __syncthreads();
   }
@@ -80,6 +82,7 @@ __device__ __forceinline__ void sum_parameters(const Backward<Neuron>& p, const 
   __threadfence();
 #pragma unroll 1
   for (int k = 0; p.summed >> k != 0 && thread < threads; ++k) {
+    if ((p.summed >> k & 1u) == 0) continue;  // no block has written one
     double sum = 0;
     for (int64_t block = thread; block < gridDim.x; block += threads) {
       sum += *static_cast<const volatile double*>(partial + block * kParameters + k);
