@@ -1,7 +1,6 @@
 """Measure snnfast against its alternatives and say which bars hold. Without a command: store."""
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,6 +29,14 @@ from .measure import machine
 from .registry import suites
 
 MEASURING_ONE_THING = ("parity", "epoch", "kinds", "compile", "overhead", "pool", "products", "held", "rounding")
+
+MEASURING_NOTHING = ("list", "page", "docs")
+
+
+def positive(text: str) -> int:
+    if not (text.isdecimal() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"expected a positive integer, got {text!r}")
+    return int(text)
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -84,13 +91,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         )
     for each in (storing, comparing):
         each.add_argument("--configurations", type=int, default=400, help="per neuron (default: %(default)s)")
-    for each in (storing, training, spiking):
-        each.add_argument(
-            "--data-path",
-            type=Path,
-            default=os.environ.get("SNNFAST_DATA") or None,
-            help="folder with MNIST/raw (default: the environment variable SNNFAST_DATA)",
-        )
     for each in (storing, training):
         each.add_argument(
             "--seeds", type=int, choices=range(1, 10), metavar="N", default=3, help="default: %(default)s"
@@ -108,14 +108,15 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     multiplying.add_argument("--seconds", type=float, default=5.0, help="per share of spikes (default: %(default)s)")
     adding.add_argument("--seconds", type=float, default=20.0, help="per network (default: %(default)s)")
     counting.add_argument("--seconds", type=float, default=20.0, help="per shape (default: %(default)s)")
-    for each in commands.choices.values():
-        each.add_argument("--threads", type=int, help="CPU threads (default: as many as PyTorch chooses)")
+    for name, each in commands.choices.items():
+        if name not in MEASURING_NOTHING:
+            each.add_argument("--threads", type=positive, help="CPU threads (default: as many as PyTorch chooses)")
     return parser.parse_args(argv or ["store"])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(sys.argv[1:] if argv is None else argv)
-    if args.threads:
+    if getattr(args, "threads", None):
         torch.set_num_threads(args.threads)
     if args.command in MEASURING_ONE_THING:
         print(machine(), end="\n\n")

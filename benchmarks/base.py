@@ -42,9 +42,13 @@ def _measure(revision: str, folder: Path, arguments: Sequence[str], cuda: bool) 
     # The folder comes first in the search path of -m, before an installed package.
     command = [sys.executable, "-m", "benchmarks", "run", *arguments, "--peer", "snnfast"]
     command += ["--attempts", "1", "--json", str(output)]
-    subprocess.run(command, cwd=folder, stdout=subprocess.DEVNULL, check=False)
-    if not output.is_file():
+    environment = dict(os.environ)
+    if data := environment.get("SNNFAST_DATA"):
+        environment["SNNFAST_DATA"] = str(Path(data).resolve())  # seen from another folder
+    # The file tells of a failure; the exit code is also that of a missed bar.
+    subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, check=False)
+    content = report.load(output) if output.is_file() else None
+    if content is None or not content["complete"]:
         raise ValueError(f"--base {revision}: its measurement failed")
-    content = report.load(output)
     content["header"]["commit"] = revision
     return content

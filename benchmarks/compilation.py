@@ -64,11 +64,10 @@ def run(args: argparse.Namespace) -> Found:
             COMPILE_TIME,
         )
         for name in (LOOPED, WITH_LOSS)
-        if (name, STEPS[0]) in first
     ]
     for name in (LOOPED, WITH_LOSS):
-        if PEERS[name].missing(CPU) is None:
-            bars.append(Bar(f"{name}: graphs compiled in two epochs", graphs_of_two_epochs(name), COMPILATIONS))
+        found = None if PEERS[name].missing(CPU) else graphs_of_two_epochs(name)
+        bars.append(Bar(f"{name}: graphs compiled in two epochs", found, COMPILATIONS))
     return Found(bars)
 
 

@@ -14,17 +14,21 @@ from .peers.snntorch_loop import LOOP
 from .registry import TUTORIAL5
 from .workloads import Network
 
+CPU = torch.device("cpu")
+
 
 def run(args: argparse.Namespace) -> Found:
     """For each seed from the same weights, over the same batches."""
     try:
-        digits = mnist.load(str(args.data_path) if args.data_path else None)
+        digits = mnist.load()
     except Unsupported as error:
         args.error(str(error))
+    if problem := PEERS[LOOP].missing(CPU):
+        args.error(f"{LOOP}: {problem}")
     rows = []
     for seed in range(args.seeds):
         for name in (OURS, LOOP):
-            network = Network(TUTORIAL5, PEERS[name], torch.device("cpu"), seed=seed)
+            network = Network(TUTORIAL5, PEERS[name], CPU, seed=seed)
             seconds = train(network, digits, seed)
             accuracy = _accuracy(network, digits)
             print(f"seed {seed}  {name:<{len(LOOP)}}  {seconds:>6.1f} s  test accuracy {accuracy:.4f}", flush=True)

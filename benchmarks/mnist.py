@@ -12,9 +12,12 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 import data
 
 
-def load(path: str | None = None) -> data.Digits:
-    """From a folder with MNIST/raw; without one from SNNFAST_DATA, or downloaded."""
-    digits = data.load(path or os.environ.get("SNNFAST_DATA") or None, torch.device("cpu"))
+def load() -> data.Digits:
+    """From the folder SNNFAST_DATA, which has MNIST/raw; without one, downloaded. Unsupported where there is none."""
+    try:
+        digits = data.load(os.environ.get("SNNFAST_DATA") or None, torch.device("cpu"))
+    except data.InputError as error:
+        raise Unsupported(f"needs MNIST: {error}") from error
     if not digits.name.startswith("MNIST"):
         raise Unsupported("needs MNIST; SNNFAST_DATA names the folder with MNIST/raw")
     return digits

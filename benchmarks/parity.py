@@ -12,6 +12,8 @@ from torch import Tensor
 import snnfast
 
 from .bars import Bar, Found
+from .peers import PEERS
+from .peers.snntorch_loop import LOOP
 from .registry import NEURONS
 
 CHOICES = {"reset_mechanism": ("subtract", "zero", "none")}
@@ -43,6 +45,8 @@ TABLE = {
 
 def run(args: argparse.Namespace) -> Found:
     """Spikes and states, float32 and float64, random options, shapes and parameters."""
+    if problem := PEERS[LOOP].missing(torch.device("cpu")):
+        args.error(f"{LOOP}: {problem}")
     bars, rows = [], []
     for neuron, drawn in TABLE.items():
         name = NEURONS[neuron].name

@@ -25,7 +25,7 @@ INCHES = (5.6, 3.0)
 
 def run(args: argparse.Namespace) -> Found:
     try:
-        digits = mnist.load(str(args.data_path) if args.data_path else None)
+        digits = mnist.load()
     except Unsupported as error:
         args.error(str(error))
     network = Network(TUTORIAL5, PEERS[OURS], torch.device("cpu"))

@@ -13,7 +13,7 @@ from .peers import PEERS
 from .peers.ours import NUMBERS, OURS, lacking
 from .peers.snntorch_loop import LOOP
 from .registry import Case, suites
-from .runner import Row, run_case
+from .runner import FAILED, Row, run_case
 
 QUICK_SECONDS, SECONDS, GATE_SECONDS = 2.0, 5.0, 3.0
 ATTEMPTS = 6  # a neighbour of the machine may slow some of them down
@@ -74,6 +74,10 @@ def run(args: argparse.Namespace) -> Found:
         if args.json:
             report.save(args.json, header, plan, rows, bars, complete)
 
+    try:
+        save([], [])  # not only once the first case is measured
+    except OSError as error:
+        args.error(f"--json: {error}")
     rows, bars = measure_all(plan, asked, device, seconds, args, save)
     if old is not None:
         report.print_base(old, rows)
@@ -156,6 +160,8 @@ def measure(
         report.print_bars(missed)
         if attempt + 1 < args.attempts:
             print("once more, in case the machine was busy\n")
+    if rows[0].problem.startswith(FAILED):
+        bars.append(Bar(f"{case.name}: {rows[0].peer}", None, 0, detail=rows[0].problem))
     return rows, bars
 
 

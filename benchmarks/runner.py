@@ -22,6 +22,7 @@ from .registry import NETWORKS, Case
 from .workloads import Candidate, Data, build, make_data
 
 COPY = "copy_"
+FAILED = "failed"  # how the problem of a row begins whose implementation raised an error
 COMPARED = 1 << 23  # neuron-steps up to which the spikes of the case itself are compared
 MEMORY_LIMIT = 1 << 30  # of the largest T
 COPIED = 1 << 26  # most elements of copy_'s tensors, far more than a cache holds; more are copied in several calls
@@ -95,7 +96,7 @@ def run_case(
             except Unsupported as error:
                 row.problem = str(error)
             except Exception as error:
-                row.problem = f"failed: {type(error).__name__}: {' '.join(str(error).split())[:160]}"
+                row.problem = f"{FAILED}: {type(error).__name__}: {' '.join(str(error).split())[:160]}"
         if case.ideal_bytes is not None:
             functions[COPY] = copying(case.ideal_bytes * count, device)
             rows[COPY] = Row(case.name, COPY, neuron_steps=count)

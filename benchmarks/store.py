@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> Found:
     bars: list[Bar] = []
     for name, function in PARTS.items():
         print(f"{name}:")
-        if name == "epoch" and (problem := _without_mnist(args)):
+        if name == "epoch" and (problem := _without_mnist()):
             print(f"left out: {problem}\n")
             continue
         found = function(args)
@@ -67,9 +67,9 @@ def run(args: argparse.Namespace) -> Found:
     return Found([*bars, *of_cases, *not_measured(chosen)])
 
 
-def _without_mnist(args: argparse.Namespace) -> str:
+def _without_mnist() -> str:
     try:
-        mnist.load(str(args.data_path) if args.data_path else None)
+        mnist.load()
     except Unsupported as error:
         return str(error)
     return ""

@@ -146,6 +146,17 @@ def test_what_is_not_measured_fails_only_where_it_was_asked_for(measured, capsys
     assert "(not installed)" in output
 
 
+def test_an_error_of_our_own_fails_a_run_though_no_bar_was_asked_for(monkeypatch, capsys):
+    def make(case: Case, device: object) -> None:
+        raise RuntimeError("of its own")
+
+    case = replace(LAYER, T=3, B=2)
+    monkeypatch.setattr(run, "suites", lambda device: {"lif": [case]})
+    monkeypatch.setitem(PEERS, OURS, PEERS[OURS]._replace(make=make))
+    assert command_line.main(["run", "--peer", OURS, "--device", "cpu", "--seconds", "0"]) == 1
+    assert capsys.readouterr().out.splitlines()[-1].endswith(f"{case.name}: {OURS} (failed: RuntimeError: of its own)")
+
+
 def test_without_cases_the_selection_runs_and_lists_every_bar(measured, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["benchmarks", "run"])
     command_line.main()

@@ -1,8 +1,10 @@
 """The benchmarks run, count right and can be read back. No timing is asserted."""
 
 import json
+import subprocess
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor
 
 import snnfast
 from benchmarks import __main__ as command_line
-from benchmarks import kinds, measure, memory_use, parity, pool, report, rounding, run, runner
+from benchmarks import base, kinds, measure, memory_use, parity, pool, report, rounding, run, runner
 from benchmarks.peers import PEERS, Peer
 from benchmarks.peers.ours import OURS
 from benchmarks.peers.snntorch_loop import LOOP
@@ -23,6 +25,7 @@ COMMANDS = [
     "store", "list", "run", "check", "parity", "epoch", "kinds", "compile", "overhead", "pool", "products", "held",
     "rounding", "page", "docs", "raster",
 ]  # fmt: skip
+EMPTY_ARCHIVE = bytes(10240)  # as tar makes it
 SMALLEST = "lif [1, 1, 10] float32, forward"
 CASES = {case.name: case for cases in suites("cpu").values() for case in cases}
 LAYER = CASES["lif [25, 128, 1000] float32, forward + backward"]
@@ -132,6 +135,32 @@ def test_base_that_is_nothing_is_an_error(capsys):
     with pytest.raises(SystemExit):
         command_line.main(["run", "--case", SMALLEST, "--base", "no-such-revision"])
     assert "neither a file nor a revision" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_a_base_that_was_not_measured_to_its_end_is_an_error(complete, monkeypatch, tmp_path):
+    def run(command, **given):
+        if "setup.py" not in command and "git" not in command:
+            assert given["env"]["SNNFAST_DATA"] == str(tmp_path / "data")
+            report.save(Path(command[command.index("--json") + 1]), {"machine": "this"}, [], [], [], complete)
+        return subprocess.CompletedProcess(command, 0, stdout=EMPTY_ARCHIVE)
+
+    monkeypatch.setattr(base.subprocess, "run", run)
+    monkeypatch.setattr(base.shutil, "copytree", lambda *arguments, **options: None)
+    monkeypatch.setenv("SNNFAST_DATA", "data")
+    monkeypatch.chdir(tmp_path)
+    if complete:
+        assert base.results("some-revision", [], False)["header"]["commit"] == "some-revision"
+    else:
+        with pytest.raises(ValueError, match="--base some-revision: its measurement failed"):
+            base.results("some-revision", [], False)
+
+
+def test_a_file_that_cannot_be_written_is_an_error_before_anything_is_measured(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(run, "run_case", None)
+    with pytest.raises(SystemExit, match="2"):
+        command_line.main(["run", "--case", SMALLEST, "--device", "cpu", "--json", str(tmp_path / "none" / "x.json")])
+    assert "--json: [Errno 2]" in capsys.readouterr().err
 
 
 def test_copy_moves_as_many_bytes_as_the_layer(monkeypatch):
@@ -317,6 +346,13 @@ def test_what_there_is_not_is_an_error_that_says_what_there_is(wrong, said, caps
     with pytest.raises(SystemExit, match="2"):
         command_line.main(wrong)
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("threads", ["0", "-1", "two"])
+def test_a_number_of_threads_that_cannot_be_is_an_error(threads, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        command_line.main(["rounding", "--threads", threads])
+    assert f"--threads: expected a positive integer, got '{threads}'" in capsys.readouterr().err
 
 
 def test_parity_counts_the_bits_of_every_neuron(every_neuron, monkeypatch, capsys):

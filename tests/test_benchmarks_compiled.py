@@ -89,6 +89,21 @@ def test_compilation_is_judged_beside_that_of_snntorchs_network(theirs, verdict,
     assert [line.split()[0] for line in lines if line.endswith(": graphs compiled in two epochs")] == ["holds"] * 2
 
 
+def test_without_snntorch_the_bars_of_compilation_are_missed(monkeypatch, capsys):
+    for name in (LOOPED, WITH_LOSS, NETWORK):
+        monkeypatch.setitem(PEERS, name, PEERS[name]._replace(module="package_that_is_not_there"))
+    assert command_line.main(["compile"]) == 1
+    assert capsys.readouterr().out.count("NOT MEASURED") == 4
+
+
+@pytest.mark.parametrize("command", ["epoch", "parity"])
+def test_what_is_compared_with_snntorch_alone_is_an_error_without_it(command, digits, monkeypatch, capsys):
+    monkeypatch.setitem(PEERS, LOOP, PEERS[LOOP]._replace(module="package_that_is_not_there"))
+    with pytest.raises(SystemExit, match="2"):
+        command_line.main([command])
+    assert f"{LOOP}: not installed: pip install 'snntorch>=1.0.0'" in capsys.readouterr().err
+
+
 @pytest.mark.needs_extension
 def test_what_compilation_adds_is_printed_by_backend_and_judged(monkeypatch, capsys):
     monkeypatch.setattr(overhead, "BACKENDS", ("snnfast", "eager"))

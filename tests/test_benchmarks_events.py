@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command_line
-from benchmarks import bars, held, memory_use, products, runner
+from benchmarks import bars, held, memory_use, mnist, products, runner
 from benchmarks.peers import PEERS
 from benchmarks.peers.ours import NUMBERS, OURS
 from benchmarks.peers.snntorch_loop import LOOP
@@ -17,11 +17,25 @@ CPU = torch.device("cpu")
 TRAINED = [case for case in suites("cpu")["events"] if case.trained]
 
 
-def test_folder_of_mnist_comes_from_the_environment(monkeypatch, tmp_path):
-    monkeypatch.setenv("SNNFAST_DATA", str(tmp_path))
-    assert command_line.parse(["epoch"]).data_path == tmp_path
-    monkeypatch.delenv("SNNFAST_DATA")
-    assert command_line.parse(["epoch"]).data_path is None
+@pytest.mark.parametrize(("value", "path"), [("/some/data", "/some/data"), ("", None), (None, None)])
+def test_folder_of_mnist_comes_from_the_environment(value, path, digits, monkeypatch):
+    asked = []
+    monkeypatch.setattr(mnist.data, "load", lambda path, device: asked.append(path) or digits)
+    monkeypatch.setenv("SNNFAST_DATA", value) if value is not None else monkeypatch.delenv("SNNFAST_DATA", False)
+    assert mnist.load() is digits
+    assert asked == [path]
+
+
+@pytest.mark.parametrize("command", [["epoch"], ["raster", "--out", "x.svg"]], ids=["epoch", "raster"])
+def test_a_folder_without_mnist_is_an_error_that_names_it_and_a_row_that_says_so(
+    command, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("SNNFAST_DATA", str(tmp_path / "no such folder"))
+    with pytest.raises(SystemExit, match="2"):
+        command_line.main(command)
+    assert f"needs MNIST: no such folder: {tmp_path}" in capsys.readouterr().err
+    rows = runner.run_case(replace(TRAINED[0], B=5), [NUMBERS], CPU, 0.0)
+    assert all(row.problem.startswith("needs MNIST: no such folder") for row in rows)
 
 
 def test_an_epoch_trains_both_networks_alike_from_each_seed(digits, capsys):
