@@ -1,8 +1,10 @@
 """The script for a card: what becomes of its steps, what it keeps, what it reads of tools. Needs no card."""
 
 import json
+import signal
 import subprocess
 import sys
+import time
 import zipfile
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -58,6 +60,23 @@ def test_a_step_that_will_not_end_is_ended_with_all_that_it_started(monkeypatch:
     assert found.seconds < 10
 
 
+def test_ctrl_c_ends_a_step_with_the_script(tmp_path: Path) -> None:
+    step = f"import pathlib, time; pathlib.Path({str(tmp_path / 'begun')!r}).touch(); time.sleep(60)"
+    run = f"runner.run(runner.Step('step', [sys.executable, '-c', {step!r}], 60), 60)"
+    # A shell may have started these tests so that they ignore Ctrl-C.
+    heard = "signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code = f"import signal, sys; from benchmarks.gpu import runner; {heard}; {run}"
+    script = subprocess.Popen([sys.executable, "-c", code], cwd=runner.ROOT, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "begun").exists():
+        assert script.poll() is None
+        time.sleep(0.05)
+    (child,) = Path(f"/proc/{script.pid}/task/{script.pid}/children").read_text().split()
+    script.send_signal(signal.SIGINT)
+    _, error = script.communicate(timeout=60)
+    assert error.rstrip().endswith("KeyboardInterrupt")
+    assert not Path(f"/proc/{child}").exists()
+
+
 def test_without_its_tool_or_without_time_a_step_is_skipped_and_says_so() -> None:
     assert runner.run(python("", tool="no-such-tool"), 60).output == "no-such-tool was not found"
     assert runner.run(python(""), 0).output == "no time was left"
@@ -110,6 +129,19 @@ def test_only_the_smoke_test_ends_a_run_and_decides_its_exit_code(monkeypatch: p
         )
         assert script.main([]) == code
         assert seen == ran
+
+
+def test_the_environment_comes_before_the_steps_that_are_asked_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    facts = tmp_path / "facts.json"
+    facts.write_text('{"cards": [{"name": "Some Card"}]}')
+    plan = [python("", name="environment", results=facts), python("", name="smoke"), python("", name="tests")]
+    monkeypatch.setattr(script, "steps", lambda *arguments: plan)
+    monkeypatch.setattr(script, "RESULTS", tmp_path / "results")
+    assert script.main(["--steps", "tests"]) == 0
+    (file,) = (tmp_path / "results").iterdir()
+    assert [step["name"] for step in json.loads(file.read_text())["steps"]] == ["environment", "tests"]
 
 
 def test_the_time_of_all_steps_together_is_limited(
@@ -317,4 +349,12 @@ def test_a_folder_to_carry_has_a_wheel_for_the_card_and_fails_where_it_is_too_la
     assert pack.main([str(tmp_path / "carry"), "--arch", "7.5"]) == 0
     assert asked == ["7.5", ("site", "3.12")]
     monkeypatch.setattr(pack, "MOST_BYTES", 4)
-    assert pack.main([str(tmp_path / "carry")]) == 1
+    assert pack.main([str(tmp_path / "other")]) == 1
+
+
+def test_a_folder_to_carry_takes_nothing_from_its_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine").touch()
+    with pytest.raises(SystemExit, match="2"):
+        pack.main([str(tmp_path)])
+    assert f"{tmp_path} is not empty" in capsys.readouterr().err
+    assert (tmp_path / "mine").exists()

@@ -6,7 +6,6 @@ There, with its files beside a checkout of this revision and nothing compiled or
 """
 
 import argparse
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,15 +23,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu.pack", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", type=Path, help="made anew")
+    parser.add_argument("folder", type=Path, help="must not be there, or be empty")
     parser.add_argument(
         "--arch", default="9.0", help="compute capability of the card (default: %(default)s: H100, H200)"
     )
     parser.add_argument("--python", default="3.12", help="version of Python there (default: %(default)s)")
     args = parser.parse_args(argv)
     folder = args.folder.resolve()
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()):
+        parser.error(f"{args.folder} is not empty")
     made = wheel(folder, SNNFAST_CUDA="1", TORCH_CUDA_ARCH_LIST=args.arch)
     packages(folder / "site", args.python)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

@@ -69,6 +69,9 @@ def run(step: Step, seconds: float) -> Outcome:
         verdict = "passed" if process.returncode == 0 else "failed"
     except subprocess.TimeoutExpired:
         output, verdict = _end(process), "timed out"
+    except BaseException:  # Ctrl-C reaches this process alone
+        _end(process)
+        raise
     taken = time.monotonic() - start
     results = None
     try:
