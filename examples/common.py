@@ -98,14 +98,14 @@ def choose_backend(name: str, device: torch.device) -> tuple[str, str]:
 
 
 def make_parser(
-    description: str, *, num_steps: int, compare: int | None = None, batch_size: int | None = None
+    description: str, *, num_steps: int, least_steps: int = 1, compare: int | None = None, batch_size: int | None = None
 ) -> argparse.ArgumentParser:
     """The options that these examples have in common, with their defaults; without one, an option is left out."""
     parser = Parser(description=description)
     add = parser.add_argument
     if batch_size is not None:
         add("--batch-size", type=integer(), default=batch_size, help="images in a minibatch (default: %(default)s)")
-    add("--num-steps", type=integer(), default=num_steps, help="time steps (default: %(default)s)")
+    add("--num-steps", type=integer(least_steps), default=num_steps, help="time steps (default: %(default)s)")
     if compare is not None:
         add(
             "--compare",

@@ -9,6 +9,7 @@ import socket
 import tempfile
 import zlib
 from dataclasses import dataclass, replace
+from http.client import HTTPException
 from pathlib import Path
 
 import torch
@@ -120,8 +121,8 @@ def _download(dataset: str) -> str | None:
         # torchvision prints every mirror that it tries; its progress bar goes to stderr and stays.
         with contextlib.redirect_stdout(io.StringIO()):
             getattr(datasets, dataset)(str(_DOWNLOAD_ROOT), download=True)
-    except (OSError, RuntimeError) as error:
-        return str(error).strip().splitlines()[-1]
+    except (HTTPException, OSError, RuntimeError) as error:
+        return _one_line(error, -1)  # before it come the mirrors
     finally:
         socket.setdefaulttimeout(before)
     return None
@@ -188,6 +189,6 @@ def _as_input(
     return grey.flatten(1)
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: Exception, which: int = 0) -> str:
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else f"unreadable ({type(error).__name__})"
+    return lines[which] if lines else type(error).__name__

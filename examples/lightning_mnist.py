@@ -76,7 +76,7 @@ def run(args: argparse.Namespace, device: torch.device) -> None:
         max_steps=iterations,
         max_epochs=-1,
         accelerator=device.type,
-        devices=1 if device.index is None else [device.index],
+        devices=[device.index] if device.type == "cuda" and device.index is not None else 1,
         precision=args.precision,
         logger=False,
         enable_checkpointing=False,

@@ -28,6 +28,7 @@ with importing(__name__):
     from common import add_data_path, add_length, count_iterations, describe, folder, integer, make_parser, run_main
     from data import CLASSES, SIDE, Digits, InputError, load
     from torch import Tensor, nn
+    from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
     from torch.distributed.checkpoint.state_dict_loader import load as load_checkpoint
     from torch.distributed.checkpoint.state_dict_saver import save as save_checkpoint
@@ -96,7 +97,11 @@ class Checkpoints:
             return 0
         net, optimizer = get_state_dict(self.net, self.optimizer)
         state: dict[str, Any] = {"net": net, "optimizer": optimizer, "iteration": 0}
-        load_checkpoint(state, checkpoint_id=found[0][0])
+        try:
+            load_checkpoint(state, checkpoint_id=found[0][0])
+        except CheckpointException as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise InputError(f"--checkpoints: {found[0][0]} is not of this network, or corrupt: {reason}") from None
         set_state_dict(self.net, self.optimizer, model_state_dict=state["net"], optim_state_dict=state["optimizer"])
         return int(state["iteration"])
 
@@ -128,7 +133,8 @@ def accuracy(net: nn.Module, data: Digits, args: argparse.Namespace) -> float:
     padded = torch.cat([indices, indices[: -len(indices) % WORLD]])
     for mine in padded[RANK::WORLD].split(args.batch_size):
         spk, _ = net(data.test_images[mine].to(args.dtype), num_steps=args.num_steps)
-        counts += torch.stack([(spk.sum(0).argmax(1) == data.test_labels[mine]).sum(), torch.tensor(len(mine))])
+        counts[0] += (spk.sum(0).argmax(1) == data.test_labels[mine]).sum()
+        counts[1] += len(mine)
     dist.all_reduce(counts)
     return float(counts[0] / counts[1])
 

@@ -104,6 +104,21 @@ def test_an_unfinished_checkpoint_is_passed_over(alone: Run, tmp_path: Path) -> 
     assert_losses(losses(alone("--checkpoints", "c")), expected[4:])
 
 
+def test_a_checkpoint_of_another_network_is_an_error_in_one_line(
+    alone: Run,
+    mnist: Path,  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    alone("--checkpoints", "c")
+    example = import_module("mnist_distributed")
+    assert example.main([*SMALL, "--data-path", str(mnist), "--checkpoints", "c", "--hidden", "25"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(
+        "error: --checkpoints: c/step_000000006 is not of this network, or corrupt: ValueError: Size"
+    )
+    assert not dist.is_initialized()
+
+
 @pytest.mark.parametrize(
     ("environment", "args", "message"),
     [

@@ -260,6 +260,7 @@ def test_a_damaged_archive_is_one_line_and_exit_code_2(
         ("population", ["--data-path", "."], "no Fashion-MNIST in ."),
         ("population", ["--data-path", ""], "--data-path: expected a folder"),
         ("regression", ["--iterations", "9" * 23], "--iterations: expected an integer from 1 to 2147483647"),
+        ("regression", ["--num-steps", "1"], "--num-steps: expected an integer from 2 to 2147483647, got '1'"),
         ("regression", ["--device", "meta"], "--device meta: "),
         ("convolution", ["--seed", "9" * 23], "--seed: expected an integer from "),
         ("tutorial5", ["--threads", "0"], "--threads: expected an integer from 1 to 1024"),

@@ -9,9 +9,9 @@ pytest.importorskip("lightning", reason="lightning is not installed")
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_the_trainer_trains(precision: str, run: Run) -> None:  # noqa: F811
-    args = ["--hidden", "100", "--num-steps", "8", "--batch-size", "64", "--iterations", "40"]
+@pytest.mark.parametrize(("precision", "device"), [("32-true", "cpu"), ("bf16-mixed", "cpu:0")])
+def test_the_trainer_trains(precision: str, device: str, run: Run) -> None:  # noqa: F811
+    args = ["--hidden", "100", "--num-steps", "8", "--batch-size", "64", "--iterations", "40", "--device", device]
     out = run("lightning_mnist", *args, "--precision", precision)
     assert re.search(r"^40 iterations in [\d.]+ s, [\d.]+ ms each$", out, re.MULTILINE)
     assert float(re.search(r"^test accuracy \(rate code\): (\d\.\d{4})$", out, re.MULTILINE)[1]) > 0.5

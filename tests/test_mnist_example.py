@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from http.client import BadStatusLine
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -41,6 +42,26 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
             return exit_.code
 
     return run
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (RuntimeError("Error downloading it:\nTried a mirror, got:\nno route to it"), "no route to it"),
+        (TimeoutError(), "TimeoutError"),
+        (BadStatusLine("<html>"), "<html>"),
+    ],
+    ids=["no network", "timeout", "no answer of HTTP"],
+)
+def test_the_small_set_takes_the_place_of_a_download_that_fails(
+    run: Run, error: Exception, reason: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(self: object) -> None:
+        raise error
+
+    monkeypatch.setattr(datasets.MNIST, "download", fail)
+    assert run(*SMALL, "--epochs", "1") == 0
+    assert f"MNIST can't be downloaded ({reason}); going on with the small digits set" in capsys.readouterr().out
 
 
 def write_idx(path: Path, values: torch.Tensor) -> None:
