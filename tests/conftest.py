@@ -13,12 +13,6 @@ import torch
 from snnfast import _linear, _ops, use_backend
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "gpu: needs a CUDA device")
-    config.addinivalue_line("markers", "emulated: runs the CUDA sources on the CPU")
-    config.addinivalue_line("markers", "needs_extension: runs the compiled kernels")
-
-
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("needs_extension") and _ops.extension is None:

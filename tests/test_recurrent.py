@@ -7,10 +7,10 @@ import pytest
 import snntorch
 import torch
 from helpers import Bump, Case, assert_bits_equal, assert_close
-from ops import forward_arguments, ordered
+from ops import forward_arguments, ordered, permuted
 from recurrent_checks import connected, current, layers, loop, make, trained
 from snntorch_checks import own_list_of_neurons  # noqa: F401
-from torch import Tensor, nn
+from torch import nn
 
 import snnfast
 from snnfast import _ops, functional
@@ -156,17 +156,13 @@ def test_what_the_kernels_cannot_do_runs_step_by_step(options: dict[str, Any]) -
 
 @connected
 def test_no_number_depends_on_the_order_in_memory(kind: str, backend: str) -> None:
-    def turned(t: Tensor) -> Tensor:
-        order = tuple(reversed(range(t.dim())))
-        return t.permute(order).contiguous().permute(order)
-
     for spike_grad in (None, Bump.apply):
         layer, x = make(snnfast, "RLeaky", kind, spike_grad=spike_grad), current(kind)
         start = [torch.rand_like(x[0]) for _ in range(2)]
         expected = layer.unroll(x, *start)
         over_time = x.new_empty(len(x), *reversed(x.shape[1:])).permute(0, *reversed(range(1, x.dim()))).copy_(x)
         for given in (over_time, x):
-            states = [turned(t) for t in start]
+            states = [permuted(t) for t in start]
             for found in (layer.unroll(given, *states), loop(layer, given, states)):
                 for a, b in zip(found, expected, strict=True):
                     assert_bits_equal(a, b)
