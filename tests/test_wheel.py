@@ -108,6 +108,8 @@ def test_another_python_is_of_another_version_from_3_11_on_and_can_make_environm
 def test_a_machine_with_one_python_is_told_what_was_not_checked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    (tmp_path / "wheel").mkdir()
+    (tmp_path / "wheel/a.whl").touch()
     monkeypatch.setattr(wheel_check, "other_python", lambda: None)
     assert wheel_check.main(["--folder", str(tmp_path), "--steps", "python"]) == 0
     assert "not checked: no other Python from 3.11 on was found" in capsys.readouterr().out
@@ -123,3 +125,21 @@ def test_an_installation_that_takes_too_long_fails(
     monkeypatch.setattr(wheel_check, "MOST_SECONDS", -1.0)
     assert wheel_check.main(["--folder", str(tmp_path), "--steps", "newest"]) == 1
     assert "wheel-check FAILS: the installation took 0.0 s" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--steps", "oldest", "sdist"], "the step oldest needs the step build, or the --folder of an earlier one"),
+        (["--steps", "sdist", "--wheel", "a.whl"], "--wheel is of the step build"),
+        (["--steps", "cpu"], "the step cpu needs --cpu-torch"),
+    ],
+    ids=["no wheel", "wheel without build", "no torch"],
+)
+def test_steps_that_cannot_be_taken_are_an_error_before_anything_is_downloaded(
+    arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(wheel_check, "take", None)
+    with pytest.raises(SystemExit, match="2"):
+        wheel_check.main(arguments)
+    assert said in capsys.readouterr().err

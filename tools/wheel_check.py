@@ -37,6 +37,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     steps = args.steps or [step for step in STEPS if step != "cpu" or args.cpu_torch]
     if "cpu" in steps and not args.cpu_torch:
         parser.error("the step cpu needs --cpu-torch")
+    if args.wheel is not None and "build" not in steps:
+        parser.error("--wheel is of the step build")
+    needing = [step for step in steps if step not in ("build", "sdist")]
+    built = args.folder is not None and any(args.folder.glob("wheel/*.whl"))
+    if needing and "build" not in steps and not built:
+        parser.error(f"the step {needing[0]} needs the step build, or the --folder of an earlier one")
     folder = (args.folder or Path(tempfile.mkdtemp(prefix="snnfast-wheel-"))).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     try:
