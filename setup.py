@@ -314,6 +314,7 @@ class NinjaBuild(build_ext):
 
     def run(self) -> None:
         check_variables()  # not in build_extension: on the way there setuptools reads CXX, too
+        self.for_source_tree = bool(self.inplace or self.editable_mode)  # which setuptools sets aside while it builds
         super().run()
 
     def build_extension(self, ext: Extension) -> None:
@@ -322,7 +323,7 @@ class NinjaBuild(build_ext):
             self._ninja(output)
         except (BuildError, OSError, subprocess.CalledProcessError) as error:
             # What an earlier build left must not be taken for this one.
-            for stale in (output, ROOT / LIBRARY):
+            for stale in (output, *([ROOT / LIBRARY] if self.for_source_tree else [])):
                 stale.unlink(missing_ok=True)
             reason = "compilation failed, see above" if isinstance(error, subprocess.CalledProcessError) else error
             if switch("SNNFAST_REQUIRE_EXT"):

@@ -149,6 +149,16 @@ def test_a_failed_build_leaves_no_stale_extension(tree: Path) -> None:
     assert not list(tree.rglob("*.so"))
 
 
+def test_a_wheel_without_the_extension_takes_none_from_the_source_tree_and_leaves_it_there(tree: Path) -> None:
+    (tree / setup.LIBRARY).write_bytes(b"of an earlier build")
+    done = build(tree, command=["bdist_wheel"], PATH=str(tree))
+    assert done.returncode == 0, done.stderr
+    assert list(tree.rglob("*.so")) == [tree / setup.LIBRARY]
+    (wheel,) = tree.glob("dist/*-none-any.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        assert setup.LIBRARY not in archive.namelist()
+
+
 def test_a_required_extension_that_cannot_be_built_is_an_error(tree: Path) -> None:
     done = build(tree, SNNFAST_REQUIRE_EXT="1", PATH=str(tree))
     assert done.returncode != 0
