@@ -97,15 +97,24 @@ def test_a_kernel_that_does_not_tell_its_width_is_an_error() -> None:
 
 def test_a_kernel_above_its_budget_or_without_one_fails_and_one_within_it_holds() -> None:
     budget = {"a": {"9.0": Taken(56, 0, 0, 8, 0)}, "gone": {"9.0": Taken(1, 0, 0, 0, 0)}}
-    assert budgets.problems({"a": {"9.0": Taken(55, 0, 0, 8, 0)}, "gone": {}}, budget) == {}
-    assert budgets.problems({"a": {"9.0": Taken(57, 4, 0, 8, 2)}, "gone": {}}, budget) == {
+    assert budgets.problems({"a": {"9.0": Taken(55, 0, 0, 8, 0)}, "gone": budget["gone"]}, budget) == {}
+    assert budgets.problems({"a": {"9.0": Taken(57, 4, 0, 8, 2)}, "gone": budget["gone"]}, budget) == {
         "a": ["9.0: registers 57, budget 56", "9.0: spill 4, budget 0", "9.0: narrow 2, budget 0"]
     }
     assert budgets.problems({"a": {"8.0": Taken(1, 0, 0, 0, 0)}, "b": {"9.0": Taken(1, 0, 0, 0, 0)}}, budget) == {
-        "a": ["no budget for 8.0"],
+        "a": ["no budget for 8.0", "not there for 9.0"],
         "b": ["no budget for 9.0"],
         "gone": ["a budget for a kernel that is not there"],
     }
+
+
+@pytest.mark.parametrize(("code", "said"), [("exit 0", ""), ("kill -9 $$", "exit code -9"), ("exit 1", "exit code 1")])
+def test_a_compiler_that_fails_without_a_word_is_a_complaint(code: str, said: str, tmp_path: Path) -> None:
+    compiler = tmp_path / "clang++"
+    compiler.write_text(f"#!/bin/sh\n{code}\n")
+    compiler.chmod(0o755)
+    complaints = compile.clang_complaints(str(compiler), tmp_path, tmp_path)
+    assert complaints.count(said) == len(setup.cuda_sources()) if said else complaints == ""
 
 
 def test_budgets_are_read_back_as_they_were_written(tmp_path: Path) -> None:

@@ -62,9 +62,12 @@ def problems(measured: Table, budget: Table) -> dict[str, list[str]]:
             for field, value, most in zip(Taken._fields, now, allowed, strict=True):
                 if value > most:
                     found.setdefault(name, []).append(f"{architecture}: {field} {value}, budget {most}")
-    for name in budget:
-        if name not in measured:
+    for name, per in budget.items():
+        there = measured.get(name)
+        if there is None:
             found.setdefault(name, []).append("a budget for a kernel that is not there")
+        elif missing := sorted(per.keys() - there.keys()):
+            found.setdefault(name, []).append(f"not there for {', '.join(missing)}")
     return found
 
 

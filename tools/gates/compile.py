@@ -107,7 +107,10 @@ def clang_complaints(compiler: str, toolkit: Path, folder: Path) -> str:
     complaints = ""
     for source, _, flags in setup.cuda_sources():
         whole = [*command, *_words(flags), str(source)]
-        complaints += subprocess.run(whole, capture_output=True, text=True, check=False).stderr
+        done = subprocess.run(whole, capture_output=True, text=True, check=False)
+        complaints += done.stderr
+        if done.returncode != 0:  # one that was killed says nothing else
+            complaints += f"{source.name}: exit code {done.returncode}\n"
     return complaints
 
 
