@@ -96,7 +96,7 @@ over_time = snnfast.MultiStep(nn.Linear(4, 4), delay)
 x = torch.rand(6, 3, 4)
 expected = torch.stack([delay(over_time[0](step)) for step in x])
 delay.reset_delay()
-found["delay"] = torch.equal(over_time(x), expected) or (over_time(x) - expected).abs().max().item()
+found["delay"] = (over_time(x) - expected).abs().max().item()  # one product of all steps may round otherwise
 found["custom"] = error(snnfast.MultiStep, nn.Linear(4, 4), Custom(init_hidden=True))
 print(json.dumps(found))
 """
@@ -163,7 +163,7 @@ def test_our_reset_reaches_its_new_layers(found: dict[str, Any]) -> None:
 
 
 def test_over_time_a_delay_works_and_a_custom_neuron_is_refused(found: dict[str, Any]) -> None:
-    assert found["delay"] is True or found["delay"] < 1e-6
+    assert found["delay"] < 1e-6
     assert found["custom"].startswith("TypeError: layers: Custom is or has a neuron of snnTorch (Custom)")
     assert "keep the loop over time" in found["custom"]
 
