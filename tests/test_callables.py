@@ -172,6 +172,7 @@ def test_without_gradients_the_kernel_makes_the_spikes(delay: bool) -> None:
     assert_bits_equal(first, spk[0])
 
 
+@pytest.mark.skipif(torch.__version__.startswith("2.11"), reason="torch 2.11 can't put a dataclass into a graph")
 @pytest.mark.parametrize("delay", [True, False], ids=["delay", "nodelay"])
 def test_a_compiled_callable_takes_any_batch_in_one_graph(delay: bool) -> None:
     layer = snnfast.Leaky(0.9, spike_grad=snnfast.surrogate.SSO(variance=0), reset_delay=delay)

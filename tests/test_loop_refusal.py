@@ -83,6 +83,7 @@ def test_a_fault_in_the_pass_falls_back_loudly(monkeypatch: pytest.MonkeyPatch) 
         assert_bits_equal(a, b)
 
 
+@pytest.mark.skipif(torch.__version__.startswith("2.11"), reason="torch 2.11 can't put a dataclass into a graph")
 def test_a_surrogate_that_is_repeated_says_so() -> None:
     spike_grad = snnfast.surrogate.custom_surrogate(lambda z, grad, spk: grad * torch.exp(-z.abs()))
     with warnings.catch_warnings(record=True) as caught:
