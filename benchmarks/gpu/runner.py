@@ -63,6 +63,8 @@ def run(step: Step, seconds: float) -> Outcome:
         text=True,
         errors="replace",
         start_new_session=True,
+        # A shell lets what it starts in the background ignore interrupts. _end needs one that is heard.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         output, _ = process.communicate(timeout=limit)
