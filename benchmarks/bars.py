@@ -55,7 +55,7 @@ BARS: dict[str, dict[str | tuple[str, str], float]] = {
         LOOP: 2.5, LOOPED: 1.1, WITH_LOSS: 1.1,
     },
     "conv [25, 32, 1, 28, 28] float32, beta=0.5, surrogate=fast_sigmoid, forward": {LOOP: 3},
-    "events [25, 128, 1000] float32, constant current, forward + backward": {NUMBERS: 2.5, HELD: 0.6},
+    "events [25, 128, 1000] float32, constant current, forward + backward": {NUMBERS: 1.2, HELD: 0.6},
     "events [25, 128, 784] float32, 784-1000-1000-10, trained on MNIST, forward + backward": {NUMBERS: 1.4},
     "events [25, 128, 784] float32, 784-1000-1000-10, trained on MNIST, forward": {NUMBERS: 1.9},
     "long [1000, 1, 100] float32, forward + backward": {LOOP: 350},
