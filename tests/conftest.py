@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from snnfast import _linear, _ops, use_backend
+from snnfast import _backend, _linear, _ops, use_backend
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -97,6 +97,15 @@ def digits(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     )
     monkeypatch.setattr(mnist.data, "load", lambda path, device: found)
     return found
+
+
+@pytest.fixture
+def nothing_compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """torch.compile begins anew, and so do the warnings that come once."""
+    torch._dynamo.reset()
+    monkeypatch.setattr(_backend, "_warned", set())
+    yield
+    torch._dynamo.reset()
 
 
 @pytest.fixture(autouse=True)

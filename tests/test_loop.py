@@ -2,7 +2,6 @@
 
 import copy
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,19 +13,11 @@ from torch._dynamo.utils import counters
 from torch.utils.checkpoint import checkpoint
 
 import snnfast
-from snnfast import _backend
 from snnfast._graph_ops import unroll_steps
 from snnfast._loop.backend import merge
 from snnfast._loop.nodes import one_int
 
-
-@pytest.fixture(autouse=True)
-def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    torch._dynamo.reset()
-    monkeypatch.setattr(_backend, "_warned", set())
-    torch.manual_seed(0)
-    yield
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("nothing_compiled")
 
 
 def assert_same(compiled: Any, net: Any, x: Tensor) -> None:

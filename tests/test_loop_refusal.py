@@ -3,7 +3,6 @@
 import copy
 import re
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,17 +12,9 @@ from loop_nets import Feedback, Net, currents, refused
 from torch import Tensor
 
 import snnfast
-from snnfast import _backend
 from snnfast._loop import emission
 
-
-@pytest.fixture(autouse=True)
-def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    torch._dynamo.reset()
-    monkeypatch.setattr(_backend, "_warned", set())
-    torch.manual_seed(0)
-    yield
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("nothing_compiled")
 
 
 def test_a_single_step_runs_as_it_is_and_says_so_once() -> None:
