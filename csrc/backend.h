@@ -56,8 +56,6 @@ inline torch::stable::Tensor empty_strided(const torch::stable::Tensor& like, co
 
 #if !defined(SNN_EMULATED)
 struct CpuBackend {
-  // Whether the kernels read a current that was expanded over time with a stride of 0.
-  static constexpr bool kStridesCurrents = true;
   // Whether the kernels sum the gradient of a parameter that is one number over the neurons.
   static constexpr bool kSumsParameters = false;
 
@@ -103,8 +101,6 @@ struct CpuBackend {
 #endif
 
 struct CudaBackend {
-  // The plain kernels have no registers left for it.
-  static constexpr bool kStridesCurrents = false;
   static constexpr bool kSumsParameters = true;
 
 #if defined(SNN_EMULATED)

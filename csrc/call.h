@@ -106,12 +106,12 @@ class Call {
     return read(torch::stable::select(*t, 0, 0), name, dtype, kOne);  // a view: the caller holds its memory
   }
 
-  // With a stride of its own where the kernels have one for it.
   template <typename Problem>
   const void* read_current(const Tensor& x, ScalarType dtype, Problem& p) {
-    if (Backend::kStridesCurrents) return read_steps(x, "x", dtype, p.constant, p.x_stride);
-    p.x_stride = p.constant ? 0 : p.N;
-    return read(x, "x", dtype, every_step_unless(p.constant));
+    int64_t stride = 0;
+    const void* const rows = read_steps(x, "x", dtype, layout_.constant(), stride);
+    p.x_repeats = stride == 0;
+    return rows;
   }
 
   // A parameter varies along dimensions of a step that are adjacent in memory; it is broadcast along all others. One of

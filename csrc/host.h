@@ -83,7 +83,6 @@ struct Common {
     p.rules = {static_cast<Reset>(option::kReset.of(options)), reset_delay()};
     p.T = layout.T;
     p.N = layout.N;
-    p.constant = layout.constant();
     p.reduce = option::kReduce.of(options) != 0;
     for (int s = 0; s < Neuron::kStates; ++s) {
       p.initial[s] = call.read(initial[s], Neuron::kStateNames[s], call.acc, kOne, /*cast=*/true);
@@ -306,14 +305,15 @@ void backward_op(StableIValue* stack, uint64_t, uint64_t) {
   }
   for (int i = 0; i < kInputs; ++i) {
     if ((needs >> i & 1) == 0) continue;
-    void** const to = i == 0 ? &p.grad_x : i <= kStates ? &p.grad_initial[i - 1] : &p.grad_parameters[i - 1 - kStates];
+    void** const of_x = layout.constant() ? &p.grad_x_sum : &p.grad_x;
+    void** const to = i == 0 ? of_x : i <= kStates ? &p.grad_initial[i - 1] : &p.grad_parameters[i - 1 - kStates];
     const int j = i - 1 - kStates;
     if (kVariant != Variant::kInto && j >= 0 && call.sums(*common.parameters[j])) {
       p.summed |= 1u << j;
       p.sum_types[j] = number_type_of(*common.parameters[j], Neuron::kParameterNames[j]);
       *to = call.make_like(*common.parameters[j]);
     } else {
-      *to = i == 0 ? call.make(dtype, call.every_step_unless(p.constant)) : call.make(call.acc, kOne);
+      *to = i == 0 ? call.make(dtype, call.every_step_unless(layout.constant())) : call.make(call.acc, kOne);
     }
   }
   if (p.summed != 0) {

@@ -101,9 +101,8 @@ struct Problem {
   Rules rules;
   int64_t T;                     // time steps
   int64_t N;                     // neurons of one step, batch included
-  const void* x;                 // [T, N], or [N] if constant; the input current
-  int64_t x_stride;              // from one row to the next: N, or 0 where there is but one; CUDA: only if constant
-  bool constant;                 // that one row is all there is, and so is its gradient
+  const void* x;                 // [T, N], or [N] if x_repeats; the input current
+  bool x_repeats;                // one row is that of every step, as of a constant or an expanded current
   bool reduce;                   // the spikes are summed over time: they and their gradient are [N] instead of [T, N]
   const void* initial[kStates];  // [N] acc each, or nullptr for zeros
   Parameter parameters[kParameters];
@@ -112,6 +111,8 @@ struct Problem {
   // not spike. One below 0 or above T is taken for that. nullptr: T steps for all.
   const int64_t* lengths;  // [N / sample]
   int64_t sample;          // neurons of one
+
+  int64_t x_stride() const { return x_repeats ? 0 : N; }  // from one row to the next
 
   SNN_HD int64_t steps_of(int64_t neuron) const {
     if (lengths == nullptr) return T;
@@ -159,7 +160,8 @@ struct Backward : Problem<Neuron> {
   const void* grad_record[kStates];  // [T, N] or [N] each, or nullptr
   int64_t grad_record_stride[kStates];
   const void* grad_last[kStates];      // [N] acc each, or nullptr
-  void* grad_x;                        // [T, N], or [N] if constant, or nullptr
+  void* grad_x;                        // [T, N], or nullptr
+  void* grad_x_sum;                    // in place of it: the sum over time [N], for a constant current; or nullptr
   void* grad_initial[kStates];         // [N] acc each, or nullptr
   void* grad_parameters[kParameters];  // [N] acc each, or nullptr: sums over time of each neuron's own gradient
   unsigned summed;                     // by bits, which of them are one number, the sum over all neurons: CUDA only
@@ -189,15 +191,15 @@ int64_t sums_workspace(int64_t neurons) {
 // Tensors with a row for every step that a call reads or writes in x's dtype.
 template <typename Neuron>
 int rows_per_step(const Forward<Neuron>& p) {
-  int rows = (p.x_stride != 0) + (p.spk != nullptr && !p.reduce);
+  int rows = !p.x_repeats + (p.spk != nullptr && !p.reduce);
   for (const void* record : p.record) rows += record != nullptr;
   return rows;
 }
 
 template <typename Neuron>
 int rows_per_step(const Backward<Neuron>& p) {
-  int rows = (p.x != nullptr && p.x_stride != 0) + (p.grad_spk != nullptr && p.grad_spk_stride != 0) +
-             (p.mem_rec != nullptr) + (p.grad_x != nullptr && !p.constant);
+  int rows = (p.x != nullptr && !p.x_repeats) + (p.grad_spk != nullptr && p.grad_spk_stride != 0) +
+             (p.mem_rec != nullptr) + (p.grad_x != nullptr);
   for (int s = 0; s < Neuron::kStates; ++s) rows += p.grad_record[s] != nullptr && p.grad_record_stride[s] != 0;
   return rows;
 }

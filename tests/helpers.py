@@ -17,6 +17,7 @@ from snnfast.surrogate import DISABLED, Surrogate
 
 Tensors = dict[str, Tensor | None]
 
+THOROUGH = os.environ.get("SNNFAST_THOROUGH") == "1"  # more random cases than a person wants to wait for
 FIRST_SEED = int(os.environ.get("SNNFAST_EMULATOR_SEED", "0"))  # of the order of the emulator's threads
 RESETS = ("subtract", "zero", "none")
 FLOATS = (torch.float32, torch.float64)

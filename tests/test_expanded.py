@@ -129,7 +129,6 @@ def test_one_row_is_copied_at_most(neuron: str, device: torch.device) -> None:
         assert copied(lambda count=count, weights=weights: count.backward(weights)) == []
 
 
-@pytest.mark.parametrize("device", ["cpu"], indirect=True)
 def test_a_current_that_repeats_its_rows_is_not_copied(device: torch.device) -> None:
     x = torch.rand(4, 30, device=device).expand(12, 4, 30).requires_grad_()
     spk, mem = lif(x, beta=0.9)

@@ -138,9 +138,11 @@ def test_update_makes_the_budget_hold(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(budgets.load, "__defaults__", (file,))
     budgets.save("13.0.88", {record().name: {"9.0": Taken(1, 0, 0, 0, 0)}}, {record().name: budgets.Spent(1, 1)})
     costs = {record().name: cost.Cost(128, 4, 40, 100, 120, 200, 8, 0)}
-    assert all(gate.problems for gate in budget_gates("13.0.88", [record()], costs, update=False))
-    assert not any(gate.problems for gate in budget_gates("13.0.88", [record()], costs, update=True))
-    assert all("of nvcc 13.0.88" in gate.name for gate in budget_gates("13.1.1", [record()], costs, update=False))
+    assert all(gate.problems for gate in budget_gates("13.0.88", ["9.0"], [record()], costs, update=False))
+    assert not any(gate.problems for gate in budget_gates("13.0.88", ["9.0"], [record()], costs, update=True))
+    assert all(
+        "of nvcc 13.0.88" in gate.name for gate in budget_gates("13.1.1", ["9.0"], [record()], costs, update=False)
+    )
 
 
 def test_ptx_of_separately_rounded_operations_holds() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import THOROUGH
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from loop_fuzz import OUTCOMES, wrong
@@ -16,7 +17,7 @@ from snnfast import use_backend
 pytestmark = [pytest.mark.needs_extension, pytest.mark.filterwarnings("ignore")]
 
 
-@pytest.mark.parametrize("first", range(0, 40, 10))
+@pytest.mark.parametrize("first", range(0, 40 if THOROUGH else 20, 10))
 def test_random_loops_equal_those_of_snntorch(first: int) -> None:
     torch.set_num_threads(1)
     differ: list[str] = []
@@ -29,7 +30,11 @@ def test_random_loops_equal_those_of_snntorch(first: int) -> None:
 
 # No database and no shrinking: a number near another one is another program altogether.
 @settings(
-    max_examples=10, deadline=None, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
+    max_examples=20 if THOROUGH else 5,
+    deadline=None,
+    database=None,
+    phases=[Phase.generate],
+    suppress_health_check=list(HealthCheck),
 )
 @given(st.integers(min_value=1000, max_value=10**9))
 def test_any_loop_equals_that_of_snntorch(number: int) -> None:

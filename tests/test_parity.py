@@ -1,9 +1,5 @@
-"""Random layers, inputs and states against snnTorch's own loop: forward to the bit, gradients to rounding.
+"""Random layers, inputs and states against snnTorch's own loop: forward to the bit, gradients to rounding."""
 
-``SNNFAST_PARITY_EXAMPLES`` is how many layers of each of the first neurons are drawn, and of the others a tenth.
-"""
-
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +8,7 @@ import hypothesis.strategies as st
 import pytest
 import snntorch
 import torch
-from helpers import FLOATS, HALVES, RESETS, SURROGATES, assert_bits_equal, assert_close
+from helpers import FLOATS, HALVES, RESETS, SURROGATES, THOROUGH, assert_bits_equal, assert_close
 from hypothesis import HealthCheck, given, settings
 from snntorch import surrogate as theirs
 from snntorch_checks import DECAYS, LEARNED, OTHER_DECAYS, STATES
@@ -311,7 +307,7 @@ def check(case: Layer, device: torch.device | str = "cpu") -> None:
         assert_close(a.to(b.dtype), b, relative, name, scale=1.0 if name == "current" else scale)
 
 
-EXAMPLES = int(os.environ.get("SNNFAST_PARITY_EXAMPLES", 2500))
+EXAMPLES = 2500 if THOROUGH else 500  # of each of the first neurons
 OPTIONS: dict[str, Any] = {
     "deadline": None, "derandomize": True, "database": None,
     "suppress_health_check": [HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large],
@@ -330,7 +326,7 @@ def test_a_random_layer_has_the_numbers_of_snntorchs_loop(neuron: str, data: st.
 @QUIET
 @pytest.mark.parametrize("neuron", OTHER_DECAYS)
 @given(data=st.data())
-@settings(max_examples=EXAMPLES // 10, **OPTIONS)
+@settings(max_examples=200, **OPTIONS)
 def test_a_random_layer_of_the_other_neurons_has_them(neuron: str, data: st.DataObject) -> None:
     check(data.draw(layers(neuron)))
 
@@ -338,7 +334,7 @@ def test_a_random_layer_of_the_other_neurons_has_them(neuron: str, data: st.Data
 @QUIET
 @pytest.mark.parametrize("neuron", DECAYS)
 @given(data=st.data())
-@settings(max_examples=min(200, EXAMPLES), **OPTIONS)
+@settings(max_examples=200 if THOROUGH else 100, **OPTIONS)
 def test_a_random_layer_has_them_on_every_device(device: torch.device, neuron: str, data: st.DataObject) -> None:
     case = data.draw(layers(neuron))
     if not case.inhibition or case.delay:  # else step by step

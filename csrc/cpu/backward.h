@@ -51,7 +51,7 @@ struct BackwardBlock {
     p = problem;
     streams = non_temporal;
     recorded = p.recorded();
-    sums_parameters = p.sums_parameters();
+    sums_parameters = std::is_same_v<A, double> || p.sums_parameters();  // what the loops do, see choose.h
     advance_loops = choose_advance<Neuron, A>(p.rules);
     adjoint_loops = choose_adjoint<Neuron, A>(p);
   }
@@ -85,12 +85,12 @@ struct BackwardBlock {
     rows.surrogate = p.surrogate;
     rows.a = static_cast<A>(p.coefficients.a);
     rows.b = static_cast<A>(p.coefficients.b);
-    rows.grad_x_sum = p.constant ? grad_x_sum : nullptr;
+    rows.grad_x_sum = p.grad_x_sum != nullptr ? grad_x_sum : nullptr;
     for (int s = 0; s < kStates; ++s) {
       rows.grad_after[s] = open_for_reading(row_of<const A>(p.grad_last[s], 0, p.N, first), n, carry[s]);
       if (rows_after > 0 && p.grad_record[s] != nullptr) add_of_padding(s);
     }
-    for (int64_t t = p.T; t < p.T + rows_after && p.grad_x != nullptr && !p.constant; ++t) {
+    for (int64_t t = p.T; t < p.T + rows_after && p.grad_x != nullptr; ++t) {
       put_zeros(row_of<S>(p.grad_x, t, p.N, first), n, stream);
     }
     for (int64_t end = p.T; end > 0;) {
@@ -119,12 +119,12 @@ struct BackwardBlock {
 
   void clear(A (&parameters)[kParameters][kMost<A>], A (&grad_x)[kMost<A>]) {
     for (int j = 0; j < kParameters && sums_parameters; ++j) zero(in_columns<A>(n), parameters[j]);
-    if (p.constant) zero(in_columns<A>(n), grad_x);
+    if (p.grad_x_sum != nullptr) zero(in_columns<A>(n), grad_x);
   }
 
   void end_stretch() {
     for (int j = 0; j < kParameters && sums_parameters; ++j) add(sums.of[j], totals.of[j]);
-    if (p.constant) add(grad_x_sum, grad_x_total);
+    if (p.grad_x_sum != nullptr) add(grad_x_sum, grad_x_total);
     clear(sums.of, grad_x_sum);
   }
 
@@ -140,7 +140,7 @@ struct BackwardBlock {
     int loops = 0, steps[kLoops], k = 0;
     for (int at = 0; at < count; at += steps[loops++]) steps[loops] = at + kSteps <= count ? kSteps : 1;
     if (!recorded) {
-      x = open_for_reading(row_of<const S>(p.x, start, p.x_stride, first), p.x_stride, count, n, x_scratch);
+      x = open_for_reading(row_of<const S>(p.x, start, p.x_stride(), first), p.x_stride(), count, n, x_scratch);
       for (int s = 0; s < kStates; ++s) before[0][s] = states_at(start, s);
       for (int loop = 0; loop + 1 < loops; k += steps[loop++]) {
         advance.x = {x[k], x.stride};
@@ -201,7 +201,7 @@ struct BackwardBlock {
   // Steps t + steps - 1 down to t.
   void run_steps(int64_t t, int steps) {
     const A* const derivative = row_of<const A>(p.derivative, t, p.N, first);
-    S* const grad_x = p.constant ? nullptr : row_of<S>(p.grad_x, t, p.N, first);
+    S* const grad_x = row_of<S>(p.grad_x, t, p.N, first);
     if (grad_spk != nullptr) {
       rows.grad_spk = {grad_spk, 0};
     } else if (p.outputs.grad != nullptr) {
@@ -238,8 +238,8 @@ struct BackwardBlock {
       store_row(row_of<A>(p.grad_initial[s], 0, p.N, first), n, row);
     }
     const bool long_sums = p.T > kStretch;
-    if (p.constant && p.grad_x != nullptr) {
-      store_row(row_of<S>(p.grad_x, 0, p.N, first), n, long_sums ? grad_x_total : grad_x_sum);
+    if (p.grad_x_sum != nullptr) {
+      store_row(row_of<S>(p.grad_x_sum, 0, p.N, first), n, long_sums ? grad_x_total : grad_x_sum);
     }
     for (int j = 0; j < kParameters; ++j) {
       if (p.grad_parameters[j] == nullptr) continue;

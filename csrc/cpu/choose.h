@@ -13,6 +13,17 @@ auto with_bool(bool value, F&& f) {
   return value ? f(std::true_type{}) : f(std::false_type{});
 }
 
+// In float64, in which nobody trains, such an option is always on. That costs some time there, and halves what has to
+// be compiled.
+template <typename A, typename F>
+auto with_option(bool value, F&& f) {
+  if constexpr (std::is_same_v<A, double>) {
+    return f(std::true_type{});
+  } else {
+    return with_bool(value, f);
+  }
+}
+
 template <typename F>
 auto with_spikes(bool bits, bool sum, F&& f) {
   if (bits) return f(std::integral_constant<Spikes, Spikes::kBits>{});
@@ -42,7 +53,7 @@ template <typename Neuron, typename A>
 Either<ForwardLoop<Neuron, A>> choose_forward(const Forward<Neuron>& p, bool record) {
   using Loops = Either<ForwardLoop<Neuron, A>>;
   return with_rules(p.rules, [&](auto r, auto delay) {
-    return with_bool(record, [&](auto rec) {
+    return with_option<A>(record, [&](auto rec) {
       return with_spikes(p.bits != nullptr, p.reduce, [&](auto spikes) -> Loops {
         constexpr Reset R = decltype(r)::value;
         constexpr bool D = decltype(delay)::value, M = decltype(rec)::value;
@@ -68,7 +79,7 @@ template <typename Neuron, typename A>
 Either<AdjointLoop<Neuron, A>> choose_adjoint(const Backward<Neuron>& p) {
   using Loops = Either<AdjointLoop<Neuron, A>>;
   const auto choose = [&](auto surrogate) {
-    return with_bool(p.sums_parameters(), [&](auto parameters) {
+    return with_option<A>(p.sums_parameters(), [&](auto parameters) {
       return with_rules(p.rules, [&](auto r, auto delay) -> Loops {
         using S = decltype(surrogate);
         constexpr Reset R = decltype(r)::value;
@@ -83,11 +94,12 @@ Either<AdjointLoop<Neuron, A>> choose_adjoint(const Backward<Neuron>& p) {
       });
     });
   };
-  if (p.derivative != nullptr) return choose(GivenDerivative{});
-  if (p.surrogate == SurrogateKind::kNone) return choose(NoSurrogate{});
-  if constexpr (std::is_same_v<A, float>) {  // what nearly all networks use, in what nearly all use it
-    if (p.surrogate == SurrogateKind::kATan) return choose(ATan{});
-    if (p.surrogate == SurrogateKind::kFastSigmoid) return choose(FastSigmoid{});
+  if (p.derivative == nullptr) {
+    if (p.surrogate == SurrogateKind::kNone) return choose(NoSurrogate{});
+    if constexpr (std::is_same_v<A, float>) {  // what nearly all networks use, in what nearly all use it
+      if (p.surrogate == SurrogateKind::kATan) return choose(ATan{});
+      if (p.surrogate == SurrogateKind::kFastSigmoid) return choose(FastSigmoid{});
+    }
   }
   return choose(AnySurrogate{});
 }

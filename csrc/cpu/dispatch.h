@@ -100,7 +100,7 @@ void each_spike_gradient(const Outputs& outputs, DType dtype, int64_t T, int64_t
 
 template <typename Neuron>
 void backward(const Backward<Neuron>& p) {
-  const bool stream = streams(p.dtype, p.T, p.N, rows_per_step(p), {p.constant ? nullptr : p.grad_x});
+  const bool stream = streams(p.dtype, p.T, p.N, rows_per_step(p), {p.grad_x});
   const auto kernel = current_kernels<Neuron>().backward[static_cast<int>(p.dtype)];
   const int64_t columns = p.outputs.columns;
   if (p.T == 0 || p.outputs.size <= kFewOutputs) return share_out(kernel, p, 0, p.N, 1, stream);

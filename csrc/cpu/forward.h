@@ -98,7 +98,7 @@ struct ForwardBlock {
     S* const spk = p.reduce ? nullptr : row_of<S>(p.spk, t, p.N, first);
     A* const deciding = row_of<A>(p.deciding, t, p.N, first);
     const int64_t end = t + steps;
-    rows.x = open_for_reading(row_of<const S>(p.x, t, p.x_stride, first), p.x_stride, steps, n, x_scratch);
+    rows.x = open_for_reading(row_of<const S>(p.x, t, p.x_stride(), first), p.x_stride(), steps, n, x_scratch);
     rows.spk = open_for_writing(spk, p.N, n, spk_scratch);
     uint8_t* const bits = row_of<uint8_t>(p.bits, t / 8, p.N, first);
     rows.bits = bits_in_place ? bits : bits_scratch;

@@ -226,8 +226,7 @@ template <typename Neuron, typename A>
 using AdjointLoop = void (*)(int n, const AdjointRows<Neuron, A>& rows, const Lanes<A, Neuron::kParameters>& lanes,
                              Sums<A, Neuron::kParameters>& sums);
 
-// In place of a functor of math/surrogate.h: the derivative is given, or the kind is told at run time.
-struct GivenDerivative {};
+// In place of a functor of math/surrogate.h: the derivative is given, or else the kind, at run time.
 struct AnySurrogate {};
 
 // The derivatives of the steps of a column. Surrogates that networks rarely use share this function, which is not
@@ -252,7 +251,7 @@ void adjoint_loop(int n, const AdjointRows<Neuron, A>& rows, const Lanes<A, Neur
   using V = Vec<A>;
   constexpr int kStates = Neuron::kStates, kParameters = Neuron::kParameters, kThreshold = kParameters - 2;
   constexpr Rules kRules{R, Delay};
-  constexpr bool kGiven = std::is_same_v<Surrogate, GivenDerivative>, kAny = std::is_same_v<Surrogate, AnySurrogate>;
+  constexpr bool kAny = std::is_same_v<Surrogate, AnySurrogate>;
   constexpr bool kThroughSpike = !std::is_same_v<Surrogate, NoSurrogate>;
   const AdjointRows<Neuron, A> row = rows;
   const V a(row.a), b(row.b);
@@ -286,7 +285,13 @@ void adjoint_loop(int n, const AdjointRows<Neuron, A>& rows, const Lanes<A, Neur
       sum.load_or_zero(j, ParameterGradients ? sums.of[j] : nullptr, i);
     }
     Column<A> derivative[Steps];
-    if constexpr (kAny) differentiate_any<A, Steps>(row.surrogate, v, threshold, a, b, derivative);
+    if constexpr (kAny) {
+      if (row.derivative.first == nullptr) {
+        differentiate_any<A, Steps>(row.surrogate, v, threshold, a, b, derivative);
+      } else {
+        SNN_UNROLL for (int k = 0; k < Steps; ++k) derivative[k].load(row.derivative[k] + i);
+      }
+    }
     SNN_UNROLL for (int k = Steps - 1; k >= 0; --k) {
       Column<A> grad_spk;
       Columns<A, kStates> grad;
@@ -298,9 +303,8 @@ void adjoint_loop(int n, const AdjointRows<Neuron, A>& rows, const Lanes<A, Neur
           grad.load(s, row.grad[s][k] + i);
         }
       }
-      if constexpr (kGiven) derivative[k].load(row.derivative[k] + i);
       SNN_UNROLL for (int g = 0; g < kVectors; ++g) {
-        if constexpr (!kGiven && !kAny) derivative[k][g] = Surrogate::derivative(v[k][g] - threshold[g], a, b);
+        if constexpr (!kAny) derivative[k][g] = Surrogate::derivative(v[k][g] - threshold[g], a, b);
         const Given<V> given{grad_spk[g], derivative[k][g], kThroughSpike};
         dx[g] = Neuron::adjoint(kRules, x[k][g], u[k][g], v[k][g], given, grad[g], p[g], carry[g], sum[g]);
       }

@@ -3,6 +3,8 @@
 #include <bit>
 
 #include "backward.cuh"
+#include "backward_chunked.cuh"
+#include "backward_plain_kernel.cuh"
 
 namespace snnfast::cuda {
 namespace {
@@ -68,7 +70,7 @@ int launch_backward(const Backward<Neuron>& p, void* stream) {
   if constexpr (V > 2) {  // two in double would issue as much for each as one
     if (p.lengths == nullptr && p.N >= vector_minimum() && p.N % V == 0 &&
         aligned(p.x, p.initial, p.mem_rec, p.rows, p.derivative, p.grad_spk, p.grad_record, p.grad_last, p.grad_x,
-                p.grad_initial, p.grad_parameters)) {
+                p.grad_x_sum, p.grad_initial, p.grad_parameters)) {
       return launch(backward_kernel<Neuron, S, V, kRecorded>, p.N / V, kThreads<Neuron, S, V>, stream, p);
     }
   }
@@ -85,7 +87,9 @@ int backward(const Backward<Neuron>& p, void* stream) {
   if constexpr (kSharesTime<Neuron>) {
     if (p.lengths == nullptr && wants_chunked(p.T, p.N)) return backward_chunked(p, stream);
   }
-  if (is_plain_backward(p)) return backward_plain(p, stream);
+  if constexpr (HasPlain<Neuron>) {
+    if (plain::takes(p)) return plain::backward(p, stream);
+  }
   return visit_element(p.dtype, [&](auto element) {
     using S = decltype(element);
     if constexpr (Neuron::kRecordTells) {

@@ -20,6 +20,11 @@ inline constexpr int kSharedBytes = 32 * 1024;
 template <typename Neuron>
 constexpr int kKeptRows = Neuron::kStates + (Neuron::kAdjointReadsX ? 1 : 0);
 
+// Whether the warps of a block can share out the time of a neuron (backward_chunked.cuh): the carry is one number, and
+// so is the factor by which a stretch of time hands it on.
+template <typename Neuron>
+inline constexpr bool kSharesTime = Neuron::kStates == 1 && Neuron::kRecordTells;
+
 template <typename Neuron, typename S, int V, bool kRecorded, int kThreads>
 struct BackwardPass {
   using A = typename Acc<S>::type;
@@ -113,7 +118,7 @@ struct BackwardPass {
 #pragma unroll
         for (int i = 0; i < V; ++i) carry[i][s] += row[i];
       }
-      if (p.grad_x != nullptr && !p.constant) store<V>(static_cast<S*>(p.grad_x) + t * p.N + first, none, streaming);
+      if (p.grad_x != nullptr) store<V>(static_cast<S*>(p.grad_x) + t * p.N + first, none, streaming);
     }
   }
 
@@ -163,8 +168,8 @@ struct BackwardPass {
 #pragma unroll
     for (int j = 0; j < Steps; ++j) {
       if (k + j >= count) break;
-      currents[j] =
-          get<S, V>(static_cast<const S*>(p.x) + (p.constant ? 0 : (start + k + j) * p.N) + first, last && !p.constant);
+      currents[j] = get<S, V>(static_cast<const S*>(p.x) + (p.x_repeats ? 0 : (start + k + j) * p.N) + first,
+                              last && !p.x_repeats);
     }
     // One after the other in the same place, as in forward.
 #pragma unroll 1
@@ -347,12 +352,12 @@ struct BackwardPass {
         return;
       }
     }
-    if (p.grad_x != nullptr && !p.constant) store<V>(static_cast<S*>(p.grad_x) + t * p.N + first, dx, last);
+    if (p.grad_x != nullptr) store<V>(static_cast<S*>(p.grad_x) + t * p.N + first, dx, last);
   }
 
   __device__ __forceinline__ void finish() {
     const Sums<A, V, kThreads> of_all{column};
-    if (p.grad_x != nullptr && p.constant) store<V>(static_cast<S*>(p.grad_x) + first, grad_x_sum);
+    if (p.grad_x_sum != nullptr) store<V>(static_cast<S*>(p.grad_x_sum) + first, grad_x_sum);
 #pragma unroll
     for (int s = 0; s < kStates; ++s) {
       if (p.grad_initial[s] != nullptr) store_row(static_cast<A*>(p.grad_initial[s]) + first, s, carry);

@@ -5,16 +5,25 @@
 #include "fused.cuh"
 #include "plain.cuh"
 
-namespace snnfast::cuda {
+namespace snnfast::cuda::plain {
+
+template <typename Neuron>
+bool takes(const Backward<Neuron>& p) {
+  if (!is_ordinary(p) || p.recorded() || p.grad_spk == nullptr || p.grad_x == nullptr || p.derivative != nullptr)
+    return false;
+  // With a negative slope the denominator may be 0, which the approximate quotient is not for.
+  const bool fast_sigmoid = p.surrogate == SurrogateKind::kFastSigmoid && p.coefficients.a >= 0;
+  return (p.surrogate == SurrogateKind::kATan || fast_sigmoid) && none_of(p.grad_record) && !p.sums_parameters();
+}
 
 // Calls f with the problem as a kernel takes it, an element, and the reset as a type, of a call for which
-// is_plain_backward() is true.
+// takes() is true.
 template <typename Neuron, typename F>
-int visit_plain_backward(Backward<Neuron> p, F&& f) {
+int visit(Backward<Neuron> p, F&& f) {
   p.rational = Rational::of(p.surrogate, p.coefficients);
   // The kernel computes an address from it before it knows that the first chunk has no checkpoint.
   if (p.rows == nullptr) p.rows = p.x;
-  return visit_plain_element(p.dtype, [&](auto element) {
+  return visit_element(p.dtype, [&](auto element) {
     return p.rules.reset == Reset::kZero ? f(p, element, std::integral_constant<Reset, Reset::kZero>{})
                                          : f(p, element, std::integral_constant<Reset, Reset::kSubtract>{});
   });
@@ -114,11 +123,7 @@ struct PlainBackward {
 
   __device__ __forceinline__ PlainBackward(const Backward<Neuron>& problem, int64_t first_neuron, bool stream,
                                            Pack<A, V> (*shared)[kOf])
-      : p(problem),
-        first(first_neuron),
-
-        streaming(stream),
-        trajectory(shared) {}
+      : p(problem), first(first_neuron), streaming(stream), trajectory(shared) {}
 
   // Requests what going back from `end` begins with.
   __device__ __forceinline__ void start(int end) {
@@ -283,4 +288,4 @@ struct PlainBackward {
   }
 };
 
-}  // namespace snnfast::cuda
+}  // namespace snnfast::cuda::plain

@@ -1,4 +1,5 @@
 // Forward kernel: a thread takes V adjacent neurons through all time steps. Compiled once for each neuron.
+#include "forward_plain.cuh"
 #include "neurons.cuh"
 
 namespace snnfast::cuda {
@@ -39,11 +40,11 @@ struct ForwardPass {
   __device__ __forceinline__ void steps(int64_t t) {
     Raw<S, V> x[kAhead];
     // With checkpoints, backward reads it again.
-    const bool last = streaming && !p.constant && p.saved != Saved::kCheckpoints;
+    const bool last = streaming && !p.x_repeats && p.saved != Saved::kCheckpoints;
 #pragma unroll
     for (int k = 0; k < kAhead; ++k) {
       if (t + k >= T()) break;
-      x[k] = get<S, V>(static_cast<const S*>(p.x) + (p.constant ? 0 : (t + k) * p.N) + first, last);
+      x[k] = get<S, V>(static_cast<const S*>(p.x) + (p.x_repeats ? 0 : (t + k) * p.N) + first, last);
     }
     // Of several neurons it would be four times as much code if it was unrolled. So each current moves up to the place
     // of the one before. Of one neuron what that takes would be half of all.
@@ -197,7 +198,9 @@ int launch_forward(const Forward<Neuron>& p, void* stream) {
 
 template <typename Neuron>
 int forward(const Forward<Neuron>& p, void* stream) {
-  if (is_plain_forward(p)) return forward_plain(p, stream);
+  if constexpr (HasPlain<Neuron>) {
+    if (plain::takes(p)) return plain::forward(p, stream);
+  }
   return visit_element(p.dtype, [&](auto element) { return launch_forward<Neuron, decltype(element)>(p, stream); });
 }
 

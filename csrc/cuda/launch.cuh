@@ -16,29 +16,8 @@ namespace snnfast::cuda {
 bool exceeds_cache(int64_t bytes);
 // Neurons from which a thread takes several of them.
 int64_t vector_minimum();
-// Whether backward_chunked.cu is the faster kernel.
+// Whether the kernel of backward_chunked.cuh is the faster one.
 bool wants_chunked(int64_t steps, int64_t neurons);
-
-// ---- of forward_plain.cu and backward_plain.cu: whether a call is for them, and its launch
-
-template <typename Neuron>
-bool is_plain_forward(const Forward<Neuron>& p);
-template <typename Neuron>
-int forward_plain(const Forward<Neuron>& p, void* stream);
-template <typename Neuron>
-bool is_plain_backward(const Backward<Neuron>& p);
-template <typename Neuron>
-int backward_plain(const Backward<Neuron>& p, void* stream);
-
-// ---- of backward_chunked.cu
-
-// Whether backward_chunked.cu is for this neuron: the carry is one number, and so is the factor by which a stretch of
-// time hands it on.
-template <typename Neuron>
-inline constexpr bool kSharesTime = Neuron::kStates == 1 && Neuron::kRecordTells;
-
-template <typename Neuron>
-int backward_chunked(const Backward<Neuron>& p, void* stream);
 
 // ----
 

@@ -19,20 +19,22 @@ concept HasPlain =
       Neuron::template adjoint<Fused>(Rules{}, x, states, x, given, states, numbers, states, numbers);
     };
 
+namespace plain {
+
 // Of one call, what both passes ask for.
 template <typename Neuron>
-bool is_plain(const Problem<Neuron>& p) {
+bool is_ordinary(const Problem<Neuron>& p) {
   constexpr int64_t kMost = std::numeric_limits<int>::max();
-  if (!p.rules.delay || p.rules.reset == Reset::kNone || p.constant || p.lengths != nullptr) return false;
+  if (!p.rules.delay || p.rules.reset == Reset::kNone || p.x_repeats || p.lengths != nullptr) return false;
   for (const Parameter& parameter : p.parameters) {
     if (!parameter.uniform()) return false;
   }
-  return HasPlain<Neuron> && p.dtype != DType::kDouble && p.T > 0 && p.T < kMost && p.N < kMost;
+  return p.dtype != DType::kDouble && p.T > 0 && p.T < kMost && p.N < kMost;
 }
 
-// As visit_element, of a call for which is_plain() is true.
+// As cuda::visit_element, of a call for which is_ordinary() is true.
 template <typename F>
-int visit_plain_element(DType dtype, F&& f) {
+int visit_element(DType dtype, F&& f) {
   switch (dtype) {
     case DType::kFloat: return f(float{});
     case DType::kHalf: return f(Half{});
@@ -151,4 +153,5 @@ __device__ __forceinline__ void step_all(const A (&x)[V], const A (&parameters)[
   for (int i = 0; i < V; ++i) spk[i] = Neuron::step(Rules{kReset, true}, x[i], state[i], parameters).spk;
 }
 
+}  // namespace plain
 }  // namespace snnfast::cuda

@@ -103,10 +103,9 @@ void forward_and_backward(Problem<Neuron> problem, bool record, Saved saved) {
   const DType type = problem.dtype, acc = acc_of(type);
   const int64_t T = problem.T, N = problem.N;
   const bool checkpoints = saved == Saved::kCheckpoints;
-  const int64_t x_count = problem.constant ? N : T * N, spk_count = problem.reduce ? N : T * N;
+  const int64_t x_count = problem.x_repeats ? N : T * N, spk_count = problem.reduce ? N : T * N;
   Memory x = Memory::input(type, x_count), decay = Memory::input(acc, N);
   problem.x = x.data();
-  problem.x_stride = problem.constant ? 0 : N;
   const auto initial = each(problem.initial, Memory::input(acc, N));
   const auto acc_number = acc == DType::kDouble ? Number::kDouble : Number::kFloat;
   for (int k = 0; k < P::kThreshold; ++k) problem.parameters[k] = {decay.data(), 0, 1, N, acc_number};
@@ -152,7 +151,7 @@ void forward_and_backward(Problem<Neuron> problem, bool record, Saved saved) {
       saved == Saved::kSpikes ? snnfast::SurrogateKind::kStraightThrough : snnfast::SurrogateKind::kATan;
   backward.coefficients =
       snnfast::visit_surrogate(backward.surrogate, [](auto kind) { return decltype(kind)::coefficients(2.0, 0.0); });
-  backward.grad_x = grad_x.data();
+  (problem.x_repeats ? backward.grad_x_sum : backward.grad_x) = grad_x.data();
   const auto grad_initial = each(backward.grad_initial, Memory(acc, N));
   const auto grad_parameters = each(backward.grad_parameters, Memory(acc, N));
   // What is not saved exactly tells no gradient of these.
@@ -190,7 +189,7 @@ int run(unsigned seed) {
           Problem<Neuron> problem{};
           problem.dtype = dtype;
           problem.rules = {reset, (options & 1) != 0};
-          problem.constant = options & 2;
+          problem.x_repeats = options & 2;
           problem.reduce = options & 4;
           problem.T = T;
           problem.N = N;

@@ -1,6 +1,7 @@
 """Everything that can be known of the CUDA kernels without a GPU, in one table; the exit code says whether it holds.
 
-Needs nvcc; and nvdisasm and cuobjdump, which ``pip install nvidia-cuda-nvdisasm nvidia-cuda-cuobjdump`` brings.
+Looks at the architectures of ``TORCH_CUDA_ARCH_LIST``, among them 9.0; without it, at all that a wheel has. Needs nvcc;
+and nvdisasm and cuobjdump, which ``pip install nvidia-cuda-nvdisasm nvidia-cuda-cuobjdump`` brings.
 """
 
 import argparse
@@ -29,12 +30,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.exit(1, "nvcc was not found; set CUDA_HOME\n")
     if nvdisasm is None or cuobjdump is None:
         parser.exit(1, "nvdisasm or cuobjdump was not found; pip install nvidia-cuda-nvdisasm nvidia-cuda-cuobjdump\n")
+    architectures = wanted()
+    if cost.ARCHITECTURE not in architectures:
+        parser.exit(1, f"TORCH_CUDA_ARCH_LIST: {cost.ARCHITECTURE} is needed, whose instructions are counted\n")
+    if update and architectures != setup.DEFAULT_ARCHITECTURES:
+        parser.exit(1, "TORCH_CUDA_ARCH_LIST: --update needs all architectures; unset it\n")
     with tempfile.TemporaryDirectory() as folder:
-        gates, measured = measure(toolkit, nvdisasm, cuobjdump, Path(folder), update)
+        gates, measured = measure(toolkit, nvdisasm, cuobjdump, architectures, Path(folder), update)
         if measured:
             predict(measured, Path(folder))
-    gates += extension_gates(cuobjdump)
+    gates += extension_gates(cuobjdump, architectures)
     return 0 if show(gates, measured, {card.architecture: card.name for card in occupancy.CARDS}) else 1
+
+
+def wanted() -> list[str]:
+    """The architectures to look at: of those that have budgets, all or the ones that the build was told to have."""
+    told = [name.removesuffix("+PTX") for name in setup.wanted_architectures()]
+    return [name for name in setup.DEFAULT_ARCHITECTURES if not told or name in told]
 
 
 def find(tool: str) -> str | None:
@@ -44,28 +56,28 @@ def find(tool: str) -> str | None:
 
 
 def measure(
-    toolkit: Path, nvdisasm: str, cuobjdump: str, folder: Path, update: bool
+    toolkit: Path, nvdisasm: str, cuobjdump: str, architectures: list[str], folder: Path, update: bool
 ) -> tuple[list[Gate], list[Measured]]:
     """Look at what the compiler made of the sources; compile what the library lacks."""
     nvcc, library = compile.nvcc_version(toolkit), setup.ROOT / setup.LIBRARY
     units, ptx = compile.taken_out(cuobjdump, library, folder) if compile.is_current(library) else ([], [])
-    units = [unit for unit in units if unit.architecture in setup.DEFAULT_ARCHITECTURES]
+    units = [unit for unit in units if unit.architecture in architectures]
     there = {unit.architecture for unit in units}
-    lacking = [architecture for architecture in setup.DEFAULT_ARCHITECTURES if architecture not in there]
-    name = f"nvcc {nvcc} for {', '.join(setup.DEFAULT_ARCHITECTURES)}; not out of the library: {', '.join(lacking)}"
+    lacking = [architecture for architecture in architectures if architecture not in there]
+    name = f"nvcc {nvcc} for {', '.join(architectures)}; not out of the library: {', '.join(lacking)}"
     try:
         units += compile.machine_code(toolkit, lacking, folder)
-        ptx = ptx or compile.ptx(toolkit, setup.DEFAULT_ARCHITECTURES[-1], folder)
+        ptx = ptx or compile.ptx(toolkit, architectures[-1], folder)
     except compile.CompileError as error:
         return [Gate(name, [str(error)])], []
     gates = [Gate(name if lacking else name.split(";")[0], []), clang_gate(toolkit, folder), rounding_gate(ptx)]
-    units.sort(key=lambda unit: setup.DEFAULT_ARCHITECTURES.index(unit.architecture))
+    units.sort(key=lambda unit: architectures.index(unit.architecture))
     measured = analysis.analyse(units, nvdisasm)
     analysis.occupy(measured, toolkit, folder)
     costs = costs_of(measured, folder)
     print_columns(cost.rows(costs))
     print()
-    return [*gates, *budget_gates(nvcc, measured, costs, update), *kernel_gates(measured)], measured
+    return [*gates, *budget_gates(nvcc, architectures, measured, costs, update), *kernel_gates(measured)], measured
 
 
 def costs_of(measured: Sequence[Measured], folder: Path) -> dict[str, cost.Cost]:
@@ -105,14 +117,21 @@ def clang_gate(toolkit: Path, folder: Path) -> Gate:
     return Gate(f"{Path(compiler).name}, no warning", [complaints[:4000]] if complaints else [])
 
 
-def budget_gates(nvcc: str, measured: Sequence[Measured], costs: Mapping[str, cost.Cost], update: bool) -> list[Gate]:
+def budget_gates(
+    nvcc: str,
+    architectures: Sequence[str],
+    measured: Sequence[Measured],
+    costs: Mapping[str, cost.Cost],
+    update: bool,
+) -> list[Gate]:
     taken: dict[str, dict[str, budgets.Taken]] = {}
     for m in measured:
         taken.setdefault(m.name, {})[m.architecture] = m.taken
     spent = {name: budgets.Spent(round(c.per_neuron_step, 2), c.startup) for name, c in costs.items()}
     if update:
         budgets.save(nvcc, taken, spent)
-    budgeted_with, allowed, allowed_cost = budgets.load()
+    budgeted_with, budget, allowed_cost = budgets.load()
+    allowed = {name: {a: per[a] for a in architectures if a in per} for name, per in budget.items()}
     of = budgets.FILE.name + ("" if budgeted_with == nvcc else f" (of nvcc {budgeted_with})")
     found = budgets.problems(taken, allowed), budgets.overspent(spent, allowed_cost)
     names = (
@@ -136,14 +155,15 @@ def kernel_gates(measured: Sequence[Measured]) -> list[Gate]:
     ]
 
 
-def extension_gates(cuobjdump: str) -> list[Gate]:
-    """The built extension has machine code for every architecture, and PTX of the last for what comes later."""
-    name = "the extension as built has all architectures"
+def extension_gates(cuobjdump: str, architectures: Sequence[str]) -> list[Gate]:
+    """The built extension has machine code for the architectures, and PTX of the last for what comes later."""
+    name = f"the extension as built has {', '.join(architectures)}"
     extension = setup.ROOT / setup.LIBRARY
     if not extension.exists():
         return [Gate(name, [], "not built: python setup.py build_ext --inplace")]
-    names = [f"sm_{architecture.replace('.', '')}" for architecture in setup.DEFAULT_ARCHITECTURES]
-    wanted = [*(f"{name}.cubin" for name in names), f"{names[-1]}.ptx"]
+    names = [f"sm_{architecture.replace('.', '')}" for architecture in architectures]
+    ptx = setup.virtual(architectures[-1]).replace("compute", "sm") + ".ptx"
+    wanted = [*(f"{name}.cubin" for name in names), ptx]
     there = compile.shipped(cuobjdump, extension)
     size = cubin.sections(extension)[".nv_fatbin"].size / 1e6
     return [

@@ -33,7 +33,7 @@ void fill(Problem& p, const Wanted& w) {
   p.dtype = static_cast<DType>(w.dtype);
   p.rules = {static_cast<Reset>(w.reset), true};
   p.T = w.steps;
-  p.N = p.x_stride = w.neurons;
+  p.N = w.neurons;
   p.saved = static_cast<Saved>(w.saved);
   p.rows = saved_rows(p.saved, p.T) > 0 ? tensor() : nullptr;
   for (Parameter& parameter : p.parameters) {

@@ -56,9 +56,8 @@ def machine_code(toolkit: Path, architectures: list[str], folder: Path) -> list[
 
     def make(pair: tuple[tuple[Path, str, list[str]], str]) -> Unit:
         made, architecture = pair
-        number = architecture.replace(".", "")
-        target = folder / f"{made[1]}.sm_{number}.cubin"
-        _compile(toolkit, made, ["-cubin", f"-arch=sm_{number}"], target)
+        target = folder / f"{made[1]}.sm_{architecture.replace('.', '')}.cubin"
+        _compile(toolkit, made, ["-cubin", *setup.gencode([architecture])], target)
         return Unit(architecture, target)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -70,7 +69,7 @@ def ptx(toolkit: Path, architecture: str, folder: Path) -> list[str]:
 
     def make(made: tuple[Path, str, list[str]]) -> str:
         target = folder / f"{made[1]}.ptx"
-        _compile(toolkit, made, ["-ptx", f"-arch=compute_{architecture.replace('.', '')}"], target)
+        _compile(toolkit, made, ["-ptx", f"-arch={setup.virtual(architecture)}"], target)
         return target.read_text()
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:

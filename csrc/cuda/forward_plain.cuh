@@ -1,8 +1,12 @@
 // Forward kernel of the ordinary calls (plain.cuh). While a thread computes a batch of steps, its currents of the next
-// batch are under way. Compiled once for each neuron.
+// batch are under way.
+//
+// Part of forward.cu.
+#pragma once
+
 #include "plain.cuh"
 
-namespace snnfast::cuda {
+namespace snnfast::cuda::plain {
 namespace {
 
 // Steps of a batch: of one neuron as many as hide the latency of memory where there are few warps; a thread of several
@@ -154,31 +158,23 @@ int launch_width(const Forward<Neuron>& p, void* stream) {
 }
 
 template <typename Neuron, typename S>
-int launch_plain(const Forward<Neuron>& p, void* stream) {
+int launch_element(const Forward<Neuron>& p, void* stream) {
   if (p.rules.reset == Reset::kZero) return launch_width<Neuron, S, Reset::kZero, false>(p, stream);
   return none_of(p.record) ? launch_width<Neuron, S, Reset::kSubtract, false>(p, stream)
                            : launch_width<Neuron, S, Reset::kSubtract, true>(p, stream);
 }
 
-}  // namespace
-
 template <typename Neuron>
-bool is_plain_forward(const Forward<Neuron>& p) {
-  if (!is_plain(p) || p.reduce || p.spk == nullptr || p.bits != nullptr || p.deciding != nullptr) return false;
+bool takes(const Forward<Neuron>& p) {
+  if (!is_ordinary(p) || p.reduce || p.spk == nullptr || p.bits != nullptr || p.deciding != nullptr) return false;
   if (p.saved != Saved::kNothing && p.saved != Saved::kCheckpoints) return false;
   return none_of(p.record) || (p.rules.reset == Reset::kSubtract && all_of(p.record));
 }
 
 template <typename Neuron>
-int forward_plain([[maybe_unused]] const Forward<Neuron>& p, [[maybe_unused]] void* stream) {
-  if constexpr (HasPlain<Neuron>) {
-    return visit_plain_element(p.dtype,
-                               [&](auto element) { return launch_plain<Neuron, decltype(element)>(p, stream); });
-  }
-  return static_cast<int>(cudaErrorInvalidValue);
+int forward(const Forward<Neuron>& p, void* stream) {
+  return visit_element(p.dtype, [&](auto element) { return launch_element<Neuron, decltype(element)>(p, stream); });
 }
 
-template bool is_plain_forward<SNN_NEURON>(const Forward<SNN_NEURON>&);
-template int forward_plain<SNN_NEURON>(const Forward<SNN_NEURON>&, void*);
-
-}  // namespace snnfast::cuda
+}  // namespace
+}  // namespace snnfast::cuda::plain

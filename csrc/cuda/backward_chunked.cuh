@@ -1,5 +1,4 @@
 // Backward kernel for few neurons and many steps: the warps of a block share out the time of 32 adjacent neurons.
-// Compiled once for each neuron, to nothing for those whose carry is more than one number.
 //
 // One thread per neuron would leave most of a card idle. Going back is linear in the carry, the gradient of the
 // membrane between two steps: each warp goes through its segment of time with a carry of 0, to learn what leaves it,
@@ -8,6 +7,10 @@
 //
 // Where a gradient overflows, the sum of what overflowed and a multiple of it may be NaN, where step by step it would
 // have stayed infinite, and a factor may overflow that times its carry would not have.
+//
+// Part of backward.cu.
+#pragma once
+
 #include "backward.cuh"
 #include "backward_plain.cuh"
 
@@ -111,7 +114,7 @@ __global__ void __launch_bounds__(kSegments<Neuron, typename Acc<S>::type>* kLan
   const int end = static_cast<int>(start_of<kOf>(segment + 1, p.T));
   const int64_t own = static_cast<int64_t>(blockIdx.x) * kLanes + lane;
   const bool there = own < p.N, some = there && begin < end;
-  PlainBackward<Neuron, S, V, kReset, 1> neuron(p, there ? own : p.N - 1, false, nullptr);
+  plain::PlainBackward<Neuron, S, V, kReset, 1> neuron(p, there ? own : p.N - 1, false, nullptr);
   neuron.streaming = streaming && segment == kLast;
   if (some) neuron.start(end);
   neuron.load();
@@ -154,26 +157,20 @@ int launch_chunked(const Backward<Neuron>& p, void* stream) {
                        p);
 }
 
-}  // namespace
-
 template <typename Neuron>
-int backward_chunked([[maybe_unused]] const Backward<Neuron>& p, [[maybe_unused]] void* stream) {
-  if constexpr (kSharesTime<Neuron>) {
-    if constexpr (HasPlain<Neuron>) {
-      if (is_plain_backward(p)) {
-        return visit_plain_backward(p, [&](const Backward<Neuron>& plain, auto element, auto reset) {
-          return launch_plain_chunked<Neuron, decltype(element), decltype(reset)::value>(plain, stream);
-        });
-      }
+int backward_chunked(const Backward<Neuron>& p, void* stream) {
+  if constexpr (HasPlain<Neuron>) {
+    if (plain::takes(p)) {
+      return plain::visit(p, [&](const Backward<Neuron>& prepared, auto element, auto reset) {
+        return launch_plain_chunked<Neuron, decltype(element), decltype(reset)::value>(prepared, stream);
+      });
     }
-    return visit_element(p.dtype, [&](auto element) {
-      using S = decltype(element);
-      return p.recorded() ? launch_chunked<Neuron, S, true>(p, stream) : launch_chunked<Neuron, S, false>(p, stream);
-    });
   }
-  return static_cast<int>(cudaErrorInvalidValue);
+  return visit_element(p.dtype, [&](auto element) {
+    using S = decltype(element);
+    return p.recorded() ? launch_chunked<Neuron, S, true>(p, stream) : launch_chunked<Neuron, S, false>(p, stream);
+  });
 }
 
-template int backward_chunked<SNN_NEURON>(const Backward<SNN_NEURON>&, void*);
-
+}  // namespace
 }  // namespace snnfast::cuda

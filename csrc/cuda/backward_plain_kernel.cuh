@@ -1,11 +1,14 @@
-// Backward kernel of the ordinary calls: a thread takes V adjacent neurons back through all time steps. Compiled once
-// for each neuron.
+// Backward kernel of the ordinary calls: a thread takes V adjacent neurons back through all time steps.
+//
+// Part of backward.cu.
+#pragma once
+
 #include <algorithm>
 #include <bit>
 
 #include "backward_plain.cuh"
 
-namespace snnfast::cuda {
+namespace snnfast::cuda::plain {
 namespace {
 
 // As in backward.cu.
@@ -56,28 +59,12 @@ int launch_width(const Backward<Neuron>& p, void* stream) {
   return launch(backward_plain_kernel<Neuron, S, 1, kReset>, p.N, threads_for(p.N, kThreads<Neuron, S, 1>), stream, p);
 }
 
+template <typename Neuron>
+int backward(const Backward<Neuron>& p, void* stream) {
+  return visit(p, [&](const Backward<Neuron>& plain, auto element, auto reset) {
+    return launch_width<Neuron, decltype(element), decltype(reset)::value>(plain, stream);
+  });
+}
+
 }  // namespace
-
-template <typename Neuron>
-bool is_plain_backward(const Backward<Neuron>& p) {
-  if (!is_plain(p) || p.recorded() || p.grad_spk == nullptr || p.grad_x == nullptr || p.derivative != nullptr)
-    return false;
-  // With a negative slope the denominator may be 0, which the approximate quotient is not for.
-  const bool fast_sigmoid = p.surrogate == SurrogateKind::kFastSigmoid && p.coefficients.a >= 0;
-  return (p.surrogate == SurrogateKind::kATan || fast_sigmoid) && none_of(p.grad_record) && !p.sums_parameters();
-}
-
-template <typename Neuron>
-int backward_plain([[maybe_unused]] const Backward<Neuron>& p, [[maybe_unused]] void* stream) {
-  if constexpr (HasPlain<Neuron>) {
-    return visit_plain_backward(p, [&](const Backward<Neuron>& plain, auto element, auto reset) {
-      return launch_width<Neuron, decltype(element), decltype(reset)::value>(plain, stream);
-    });
-  }
-  return static_cast<int>(cudaErrorInvalidValue);
-}
-
-template bool is_plain_backward<SNN_NEURON>(const Backward<SNN_NEURON>&);
-template int backward_plain<SNN_NEURON>(const Backward<SNN_NEURON>&, void*);
-
-}  // namespace snnfast::cuda
+}  // namespace snnfast::cuda::plain
