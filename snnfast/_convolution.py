@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from snnfast import _backend, _events, _ops
-from snnfast._torch import is_forward_mode, transforms_are_active
+from snnfast._torch import constant_while_tracing, is_forward_mode, transforms_are_active
 
 __all__ = ["conv2d", "convolved", "pair", "takes_kernels"]
 
@@ -21,9 +21,8 @@ _LEAST_CHANNELS, _LEAST_TAPS = 32, 9
 def convolved(layer: nn.Conv2d, x: Tensor) -> Tensor:
     """A layer's output for ``[N, C, H, W]``, as :func:`conv2d` computes it."""
     how = layer.stride, layer.padding, layer.dilation, layer.groups
-    if layer.padding_mode == "zeros" and _by_events(x, layer.weight, *how):
-        return _Events.apply(x, layer.weight, layer.bias, *map(pair, how[:2]))  # type: ignore[no-any-return]
-    return cast(Tensor, layer(x))
+    found = _by_events(x, layer.weight, layer.bias, *how) if layer.padding_mode == "zeros" else None
+    return cast(Tensor, layer(x)) if found is None else found
 
 
 def conv2d(
@@ -40,12 +39,22 @@ def conv2d(
     A weight that is not finite makes NaN of a zero of the input in PyTorch; so it does here. A gradient of the output
     that is not finite reaches the weights through events only.
     """
-    if _by_events(input, weight, stride, padding, dilation, groups):
-        return _Events.apply(input, weight, bias, pair(stride), pair(padding))  # type: ignore[no-any-return]
-    return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
+    found = _by_events(input, weight, bias, stride, padding, dilation, groups)
+    return torch.conv2d(input, weight, bias, stride, padding, dilation, groups) if found is None else found
 
 
-def _by_events(x: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int) -> bool:
+def _by_events(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: int
+) -> Tensor | None:
+    """The convolution, or None where PyTorch's is to compute it."""
+    if not _possible(x, weight, stride, padding, dilation, groups):
+        return None
+    if torch.compiler.is_compiling():  # what is traced must not depend on the numbers
+        return cast(Tensor, torch.ops.snnfast.conv2d(x, weight, bias, pair(stride), pair(padding)))
+    return _Events.apply(x, weight, bias, pair(stride), pair(padding)) if _few(x, weight) else None
+
+
+def _possible(x: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int) -> bool:
     return (
         takes_kernels(x)
         and _events.enabled
@@ -61,17 +70,19 @@ def _by_events(x: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: A
         and weight.device.type == "cpu"
         and weight.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
-        and torch.ops.snnfast.count_events(x) <= MOST * x.numel()
-        and bool(weight.isfinite().all())
     )
+
+
+def _few(x: Tensor, weight: Tensor) -> bool:
+    return bool(torch.ops.snnfast.count_events(x) <= MOST * x.numel()) and bool(weight.isfinite().all())
 
 
 def takes_kernels(x: Tensor) -> bool:
     """Whether the kernels for images may be given ``x``: a batch in float32 and in channels_last order on the CPU."""
     return (
-        not torch.compiler.is_compiling()  # what is traced must not depend on the numbers
+        not _backend.exporting()  # what is exported is PyTorch's alone
         and type(x) is Tensor  # one that has numbers
-        and not transforms_are_active()  # vmap cannot tell the order in memory
+        and not _transforms()  # vmap cannot tell the order in memory
         and x.dim() == 4
         and x.device.type == "cpu"
         and x.dtype == torch.float32
@@ -81,6 +92,11 @@ def takes_kernels(x: Tensor) -> bool:
         and _backend.use_fused(x.device)
         and not is_forward_mode()
     )
+
+
+@constant_while_tracing
+def _transforms() -> bool:
+    return transforms_are_active()
 
 
 def pair(given: Any) -> list[int]:
@@ -103,20 +119,82 @@ class _Events(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, weight = ctx.saved_tensors
-        stride, padding, sizes = ctx.how
+        stride, padding, biases = ctx.how
         needs = list(ctx.needs_input_grad[:3])
-        grad = grad.contiguous(memory_format=torch.channels_last)
         by_events = not torch.is_grad_enabled()  # a second derivative is PyTorch's
-        # PyTorch would compute the gradient of the weights for that of the bias alone.
-        rest = [needs[0], False, False] if by_events else needs
-        of_x, of_weight, of_bias = torch.ops.aten.convolution_backward(
-            grad, x, weight, sizes, stride, padding, [1, 1], False, [0, 0], 1, rest
-        )
-        if by_events and needs[1]:
-            of_weight = torch.ops.snnfast.event_conv2d_weight(x, grad, *weight.shape[2:], *stride, *padding)
-        if by_events and needs[2]:
-            of_bias = grad.sum((0, 2, 3))
-        return of_x, of_weight, of_bias, None, None
+        return *_gradients(grad, x, weight, stride, padding, biases, needs, by_events), None, None
+
+
+def _gradients(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: list[int],
+    padding: list[int],
+    biases: list[int] | None,  # the shape of the bias
+    needs: list[bool],
+    by_events: bool,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """With respect to the input, the weight and the bias."""
+    grad = grad.contiguous(memory_format=torch.channels_last)
+    # PyTorch would compute the gradient of the weights for that of the bias alone.
+    rest = [needs[0], False, False] if by_events else needs
+    of_x, of_weight, of_bias = torch.ops.aten.convolution_backward(
+        grad, x, weight, biases, stride, padding, [1, 1], False, [0, 0], 1, rest
+    )
+    if by_events and needs[1]:
+        of_weight = torch.ops.snnfast.event_conv2d_weight(x, grad, *weight.shape[2:], *stride, *padding)
+    if by_events and needs[2]:
+        of_bias = grad.sum((0, 2, 3))
+    return of_x, of_weight, of_bias
+
+
+# ---- in a graph of torch.compile, one node that chooses at each call
+
+
+def _conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int]) -> Tensor:
+    if takes_kernels(x) and _few(x, weight):
+        return torch.ops.snnfast.event_conv2d(x, weight, bias, *stride, *padding)  # type: ignore[no-any-return]
+    return torch.conv2d(x, weight, bias, stride, padding)
+
+
+def _conv2d_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: list[int],
+    padding: list[int],
+    biases: list[int] | None,
+    needs: list[bool],
+) -> list[Tensor]:
+    by_events = takes_kernels(x) and _few(x, weight)
+    found = _gradients(grad, x, weight, stride, padding, biases, needs, by_events)
+    in_order = zip(found, (x, weight, found[2]), needs, strict=True)
+    return [_in_order(t, like) for t, like, need in in_order if need and t is not None and like is not None]
+
+
+def _in_order(t: Tensor, like: Tensor) -> Tensor:
+    """In that of another tensor in memory: it must not depend on the numbers."""
+    return t if t.stride() == like.stride() else torch.empty_like(like).copy_(t)
+
+
+def _like_gradients(grad: Tensor, x: Tensor, weight: Tensor, *how: Any) -> list[Tensor]:
+    made = torch.empty_like(x), torch.empty_like(weight), grad.new_empty(weight.shape[0])
+    return [t for t, need in zip(made, how[-1], strict=True) if need]
+
+
+def _save(ctx: Any, inputs: Any, output: Tensor) -> None:
+    x, weight, bias, stride, padding = inputs
+    ctx.save_for_backward(x, weight)
+    ctx.how = stride, padding, None if bias is None else list(bias.shape)
+
+
+def _backward(ctx: Any, grad: Tensor) -> Any:
+    if torch.is_grad_enabled():
+        return _Events.backward(ctx, grad)
+    needs = list(ctx.needs_input_grad[:3])
+    found = iter(torch.ops.snnfast.conv2d_backward(grad, *ctx.saved_tensors, *ctx.how, needs))
+    return *(next(found) if need else None for need in needs), None, None
 
 
 def _like_output(x: Tensor, weight: Tensor, bias: Tensor | None, *how: int) -> Tensor:
@@ -130,3 +208,9 @@ def _like_weight(x: Tensor, grad: Tensor, kernel_y: int, kernel_x: int, *how: in
 if _ops.extension is not None:
     torch.library.register_fake("snnfast::event_conv2d", _like_output)
     torch.library.register_fake("snnfast::event_conv2d_weight", _like_weight)
+    _op = torch.library.custom_op("snnfast::conv2d", _conv2d, mutates_args=())
+    _op.register_fake(torch.conv2d)
+    _op.register_autograd(_backward, setup_context=_save)
+    torch.library.custom_op("snnfast::conv2d_backward", _conv2d_backward, mutates_args=()).register_fake(
+        _like_gradients
+    )

@@ -24,7 +24,7 @@ def pooled(layer: nn.MaxPool2d, x: Tensor) -> Tensor:
     kernel, by = pair(layer.kernel_size), pair(layer.stride)
     if layer.return_indices or not _by_kernels(x, kernel, by, layer.padding, layer.dilation, layer.ceil_mode):
         return cast(Tensor, layer(x))
-    return cast(Tensor, _MaxPooling.apply(x, kernel, by))
+    return _largest(x, kernel, by)
 
 
 def max_pool2d(
@@ -41,7 +41,7 @@ def max_pool2d(
     by = ([] if stride is None else pair(stride)) or kernel
     if return_indices or not _by_kernels(input, kernel, by, padding, dilation, ceil_mode):
         return cast(Tensor, _pytorchs(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices))
-    return cast(Tensor, _MaxPooling.apply(input, kernel, by))
+    return _largest(input, kernel, by)
 
 
 def _by_kernels(x: Tensor, kernel: list[int], by: list[int], padding: Any, dilation: Any, ceil_mode: bool) -> bool:
@@ -56,6 +56,12 @@ def _by_kernels(x: Tensor, kernel: list[int], by: list[int], padding: Any, dilat
     )
 
 
+def _largest(x: Tensor, kernel: list[int], by: list[int]) -> Tensor:
+    if torch.compiler.is_compiling():  # a function would be traced, and be a new class at each call
+        return cast(Tensor, torch.ops.snnfast.max_pooling(x, *kernel, *by)[0])
+    return cast(Tensor, _MaxPooling.apply(x, kernel, by))
+
+
 class _MaxPooling(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, kernel: list[int], by: list[int]) -> Tensor:
@@ -66,22 +72,19 @@ class _MaxPooling(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        (places,) = ctx.saved_tensors
-        shape, kernel, by = ctx.how
-        if torch.is_grad_enabled():  # a second derivative is PyTorch's
-            of_x = torch.ops.aten.max_pool2d_with_indices_backward(
-                grad,
-                grad.new_empty(1).expand(shape),
-                kernel,
-                by,
-                [0, 0],
-                [1, 1],
-                False,
-                _indices(places, shape, *ctx.how[1:]),
-            )
-            return of_x, None, None
-        grad = grad.contiguous(memory_format=torch.channels_last)
-        return torch.ops.snnfast.max_pooling_backward(grad, places, *shape[2:], *kernel, *by), None, None
+        return _of_images(grad, *ctx.saved_tensors, *ctx.how), None, None
+
+
+def _of_images(grad: Tensor, places: Tensor, shape: torch.Size, kernel: list[int], by: list[int]) -> Tensor:
+    if torch.is_grad_enabled():  # a second derivative is PyTorch's
+        indices = _indices(places, shape, kernel, by)
+        images = grad.new_empty(1).expand(shape)
+        return cast(
+            Tensor,
+            torch.ops.aten.max_pool2d_with_indices_backward(grad, images, kernel, by, [0, 0], [1, 1], False, indices),
+        )
+    grad = grad.contiguous(memory_format=torch.channels_last)
+    return cast(Tensor, torch.ops.snnfast.max_pooling_backward(grad, places, *shape[2:], *kernel, *by))
 
 
 def _indices(places: Tensor, shape: torch.Size, kernel: list[int], by: list[int]) -> Tensor:
@@ -90,6 +93,16 @@ def _indices(places: Tensor, shape: torch.Size, kernel: list[int], by: list[int]
     y, x = (torch.arange(n, device=places.device) for n in places.shape[2:])
     rows = y.unsqueeze(1) * by[0] + in_window // kernel[1]
     return rows * shape[3] + x * by[1] + in_window % kernel[1]
+
+
+def _save(ctx: Any, inputs: Any, output: tuple[Tensor, Tensor]) -> None:
+    x, *numbers = inputs
+    ctx.save_for_backward(output[1])
+    ctx.how = x.shape, numbers[:2], numbers[2:]
+
+
+def _backward(ctx: Any, grad: Tensor, _: Any) -> Any:
+    return _of_images(grad, *ctx.saved_tensors, *ctx.how), None, None, None, None
 
 
 def _like_largest(x: Tensor, kernel_y: int, kernel_x: int, stride_y: int, stride_x: int) -> tuple[Tensor, Tensor]:
@@ -104,4 +117,5 @@ def _like_images(grad: Tensor, places: Tensor, height: int, width: int, *how: in
 
 if _ops.extension is not None:
     torch.library.register_fake("snnfast::max_pooling", _like_largest)
+    torch.library.register_autograd("snnfast::max_pooling", _backward, setup_context=_save)
     torch.library.register_fake("snnfast::max_pooling_backward", _like_images)

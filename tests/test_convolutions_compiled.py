@@ -1,0 +1,147 @@
+"""Convolutions and poolings of spikes in a graph of ``torch.compile`` choose their kernels at each call."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from helpers import assert_close
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+
+from snnfast import Leaky, MultiStep, use_events
+from snnfast._convolution import conv2d
+from snnfast._max_pooling import max_pool2d
+
+pytestmark = pytest.mark.needs_extension
+T, B = 4, 3
+KERNELS = {
+    "snnfast::event_conv2d",
+    "snnfast::event_conv2d_weight",
+    "snnfast::max_pooling",
+    "snnfast::max_pooling_backward",
+}
+DENSE = {name for name in KERNELS if "conv2d" not in name}
+
+
+def net_of(threshold: float) -> MultiStep:
+    """With few spikes before the second convolution where the threshold is high."""
+    torch.manual_seed(0)
+    return MultiStep(
+        nn.Conv2d(1, 8, 3), Leaky(0.5, threshold=threshold), nn.MaxPool2d(2),
+        nn.Conv2d(8, 32, 3), Leaky(0.5, threshold=0.1), nn.Flatten(), nn.Linear(32 * 9, 10), Leaky(0.5),
+    )  # fmt: skip
+
+
+def image(batch: int = B) -> Tensor:
+    torch.manual_seed(1)
+    return torch.rand(T, batch, 1, 12, 12).requires_grad_()
+
+
+def results(call: Callable[[Tensor], Any], net: nn.Module, x: Tensor) -> tuple[list[Tensor], set[str]]:
+    """Outputs and gradients; and the kernels that ran."""
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        spk, mem = call(x)
+        grads = torch.autograd.grad(mem.square().sum() + spk.sum(), [x, *net.parameters()])
+    return [spk, mem, *grads], KERNELS & {event.name for event in profiled.events()}
+
+
+@pytest.fixture(autouse=True)
+def nothing_compiled() -> None:
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor", "snnfast"])
+def test_the_numbers_and_the_kernels_are_those_without_it(backend: str) -> None:
+    for threshold, kernels in ((0.8, KERNELS), (0.0, DENSE)):
+        net, x = net_of(threshold), image()
+        expected, there = results(net, net, x)
+        assert there == kernels
+        found, there = results(torch.compile(net, backend=backend, fullgraph=True), net, x)
+        assert there == kernels
+        for a, b in zip(found, expected, strict=True):
+            assert_close(a, b, 1e-5)
+        assert [t.stride() for t in found[:2]] == [t.stride() for t in expected[:2]]
+
+
+def test_one_graph_takes_many_and_few_spikes() -> None:
+    """What is traced does not depend on the numbers."""
+    net = net_of(0.8)
+    compiled = torch.compile(net, backend="aot_eager", fullgraph=True)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for scale, kernels in ((1.0, KERNELS), (30.0, DENSE)):
+            x = (image().detach() * scale).requires_grad_()
+            found, there = results(compiled, net, x)
+            assert there == kernels
+            for a, b in zip(found, results(net, net, x)[0], strict=True):
+                assert_close(a, b, 1e-5)
+
+
+def test_another_batch_size() -> None:
+    net = net_of(0.8)
+    compiled = torch.compile(net, backend="aot_eager", fullgraph=True, dynamic=True)
+    for batch in (B, 5, 6):
+        found, there = results(compiled, net, image(batch))
+        assert there == KERNELS
+        for a, b in zip(found, results(net, net, image(batch))[0], strict=True):
+            assert_close(a, b, 1e-5)
+
+
+def test_without_events() -> None:
+    net, x = net_of(0.8), image()
+    with use_events(False):
+        assert results(torch.compile(net, backend="aot_eager", fullgraph=True), net, x)[1] == DENSE
+
+
+def images(x: Tensor, weight: Tensor) -> Tensor:
+    return max_pool2d(conv2d(x, weight), 2)
+
+
+def few_spikes(*shape: int) -> Tensor:
+    torch.manual_seed(0)
+    return (torch.rand(shape) < 0.05).float().movedim(-3, -1).contiguous().movedim(-1, -3).requires_grad_()
+
+
+def test_second_derivatives() -> None:
+    x, weight = few_spikes(2, 8, 6, 6), torch.randn(32, 8, 3, 3, requires_grad=True)
+    found = []
+    for call in (images, torch.compile(images, backend="eager", fullgraph=True)):
+        (first,) = torch.autograd.grad(call(x, weight).square().sum(), weight, create_graph=True)
+        found.append([first, *torch.autograd.grad(first.square().sum(), [x, weight])])
+    for a, b in zip(*found, strict=True):
+        assert_close(a, b, 1e-5)
+
+
+def test_an_ensemble() -> None:
+    """vmap can't tell the order in memory, so that the graph has PyTorch's convolution."""
+    x, weight = few_spikes(3, 2, 8, 6, 6).detach(), torch.randn(3, 32, 8, 3, 3)
+
+    def members(x: Tensor, weight: Tensor) -> Tensor:
+        return torch.func.vmap(images)(x, weight)
+
+    found = torch.compile(members, backend="aot_eager", fullgraph=True)(x, weight)
+    assert_close(found, torch.stack([images(*member) for member in zip(x, weight, strict=True)]), 1e-5)
+
+
+def test_an_exported_program_has_pytorchs_convolution() -> None:
+    net, x = net_of(0.8).eval(), image().detach()
+    program = torch.export.export(net, (x,))
+    names = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+    assert not {name for name in names if "snnfast.conv2d" in name or "max_pooling" in name}
+    for a, b in zip(program.module()(x), net(x), strict=True):
+        assert_close(a, b, 1e-5)
+
+
+@pytest.mark.parametrize("needs", [(True, True, True), (False, True, False), (True, False, True)])
+@pytest.mark.parametrize("share", [0.05, 0.9])
+def test_opcheck(share: float, needs: tuple[bool, bool, bool]) -> None:
+    torch.manual_seed(0)
+    x = (torch.rand(2, 8, 6, 7) < share).float().contiguous(memory_format=torch.channels_last)
+    weight, bias = torch.randn(32, 8, 3, 3), torch.randn(32)
+    inputs = [t.requires_grad_(need) for t, need in zip((x, weight, bias), needs, strict=True)]
+    torch.library.opcheck(torch.ops.snnfast.conv2d, (*inputs, [2, 1], [0, 1]))
+    torch.library.opcheck(torch.ops.snnfast.conv2d, (x, weight, None, [1, 1], [0, 0]))
+    grad = torch.randn(2, 32, 2, 7)
+    arguments = (grad, x.detach(), weight.detach(), [2, 1], [0, 1], [32], list(needs))
+    torch.library.opcheck(torch.ops.snnfast.conv2d_backward, arguments)
+    torch.library.opcheck(torch.ops.snnfast.max_pooling, (x, 2, 2, 2, 3))
