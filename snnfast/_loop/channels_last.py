@@ -2,6 +2,7 @@
 
 import operator
 
+import torch
 from torch import Tensor
 from torch.fx import Graph, Node
 
@@ -13,7 +14,8 @@ from snnfast._loop.rules import everywhere
 from snnfast._max_pooling import max_pool2d
 
 _CONVOLUTIONS = set(everywhere("conv2d"))
-_OURS = dict.fromkeys(_CONVOLUTIONS, conv2d) | dict.fromkeys(everywhere("max_pool2d"), max_pool2d)
+_OURS = dict.fromkeys({*_CONVOLUTIONS, torch.ops.snnfast.conv2d}, conv2d)
+_OURS |= dict.fromkeys(everywhere("max_pool2d"), max_pool2d)
 _KEEPING = _CONVOLUTIONS | {
     *everywhere("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "batch_norm", "relu"),
     *everywhere("dropout", "dropout2d", "flatten", "unflatten"), operator.getitem,
