@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from snnfast import _backend, _events, _ops
 from snnfast._torch import constant_while_tracing, is_forward_mode, transforms_are_active
 
-__all__ = ["conv2d", "convolved", "pair", "takes_kernels"]
+__all__ = ["NODES", "conv2d", "convolved", "pair", "takes_kernels"]
 
 MOST = 1 / 8
 """The largest share of the input that may be other than zero. Above it, PyTorch's convolution is as fast."""
@@ -205,6 +205,9 @@ def _like_weight(x: Tensor, grad: Tensor, kernel_y: int, kernel_x: int, *how: in
     return x.new_empty(grad.shape[1], x.shape[1], kernel_y, kernel_x)
 
 
+NODES: set[Any] = set()
+"""What :func:`conv2d` is in a graph: one op, if there are kernels."""
+
 if _ops.extension is not None:
     torch.library.register_fake("snnfast::event_conv2d", _like_output)
     torch.library.register_fake("snnfast::event_conv2d_weight", _like_weight)
@@ -214,3 +217,4 @@ if _ops.extension is not None:
     torch.library.custom_op("snnfast::conv2d_backward", _conv2d_backward, mutates_args=()).register_fake(
         _like_gradients
     )
+    NODES.add(torch.ops.snnfast.conv2d)
