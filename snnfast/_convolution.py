@@ -205,8 +205,8 @@ def _like_weight(x: Tensor, grad: Tensor, kernel_y: int, kernel_x: int, *how: in
     return x.new_empty(grad.shape[1], x.shape[1], kernel_y, kernel_x)
 
 
-NODES: set[Any] = set()
-"""What :func:`conv2d` is in a graph: one op, if there are kernels."""
+NODES: dict[Any, Any] = {}
+"""The op that a convolution is in a graph, if there are kernels; and what to call where Python runs the graph."""
 
 if _ops.extension is not None:
     torch.library.register_fake("snnfast::event_conv2d", _like_output)
@@ -217,4 +217,4 @@ if _ops.extension is not None:
     torch.library.custom_op("snnfast::conv2d_backward", _conv2d_backward, mutates_args=()).register_fake(
         _like_gradients
     )
-    NODES.add(torch.ops.snnfast.conv2d)
+    NODES[torch.ops.snnfast.conv2d] = conv2d

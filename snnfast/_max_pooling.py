@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from snnfast import _ops
 from snnfast._convolution import pair, takes_kernels
 
-__all__ = ["max_pool2d", "pooled"]
+__all__ = ["NODES", "max_pool2d", "max_pooling", "pooled"]
 
 _LEAST_CHANNELS = 4
 """Fewer do not fill a vector."""
@@ -60,6 +60,11 @@ def _largest(x: Tensor, kernel: list[int], by: list[int]) -> Tensor:
     if torch.compiler.is_compiling():  # a function would be traced, and be a new class at each call
         return cast(Tensor, torch.ops.snnfast.max_pooling(x, *kernel, *by)[0])
     return cast(Tensor, _MaxPooling.apply(x, kernel, by))
+
+
+def max_pooling(x: Tensor, *how: int) -> tuple[Tensor, None]:
+    """The op of that name where Python runs a graph. Nothing in a graph takes its places."""
+    return cast(Tensor, _MaxPooling.apply(x, list(how[:2]), list(how[2:]))), None
 
 
 class _MaxPooling(torch.autograd.Function):
@@ -115,7 +120,11 @@ def _like_images(grad: Tensor, places: Tensor, height: int, width: int, *how: in
     return images.contiguous(memory_format=torch.channels_last)
 
 
+NODES: dict[Any, Any] = {}
+"""As in :mod:`snnfast._convolution`."""
+
 if _ops.extension is not None:
+    NODES[torch.ops.snnfast.max_pooling] = max_pooling
     torch.library.register_fake("snnfast::max_pooling", _like_largest)
     torch.library.register_autograd("snnfast::max_pooling", _backward, setup_context=_save)
     torch.library.register_fake("snnfast::max_pooling_backward", _like_images)

@@ -5,16 +5,17 @@ import operator
 from torch import Tensor
 from torch.fx import Graph, Node
 
+from snnfast import _convolution, _max_pooling
 from snnfast._channels_last import profits, turned
-from snnfast._convolution import NODES, conv2d
+from snnfast._convolution import conv2d
 from snnfast._graph_ops import unroll_steps
 from snnfast._loop.nodes import argument, value
 from snnfast._loop.rules import everywhere
 from snnfast._max_pooling import max_pool2d
 
 _CONVOLUTIONS = set(everywhere("conv2d"))
-_OURS = dict.fromkeys({*_CONVOLUTIONS, *NODES}, conv2d)
-_OURS |= dict.fromkeys(everywhere("max_pool2d"), max_pool2d)
+_OURS = dict.fromkeys(_CONVOLUTIONS, conv2d) | dict.fromkeys(everywhere("max_pool2d"), max_pool2d)
+_OURS |= _convolution.NODES | _max_pooling.NODES
 _KEEPING = _CONVOLUTIONS | {
     *everywhere("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "batch_norm", "relu"),
     *everywhere("dropout", "dropout2d", "flatten", "unflatten"), operator.getitem,
