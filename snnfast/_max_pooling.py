@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from snnfast import _ops
 from snnfast._convolution import pair, takes_kernels
 
-__all__ = ["NODES", "max_pool2d", "max_pooling", "pooled"]
+__all__ = ["NODES", "max_pool2d", "node", "pooled"]
 
 _LEAST_CHANNELS = 4
 """Fewer do not fill a vector."""
@@ -58,13 +58,13 @@ def _by_kernels(x: Tensor, kernel: list[int], by: list[int], padding: Any, dilat
 
 def _largest(x: Tensor, kernel: list[int], by: list[int]) -> Tensor:
     if torch.compiler.is_compiling():  # a function would be traced, and be a new class at each call
-        return cast(Tensor, torch.ops.snnfast.max_pooling(x, *kernel, *by)[0])
+        return cast(Tensor, torch.ops.snnfast.max_pool2d(x, kernel, by)[0])
     return cast(Tensor, _MaxPooling.apply(x, kernel, by))
 
 
-def max_pooling(x: Tensor, *how: int) -> tuple[Tensor, None]:
-    """The op of that name where Python runs a graph. Nothing in a graph takes its places."""
-    return cast(Tensor, _MaxPooling.apply(x, list(how[:2]), list(how[2:]))), None
+def node(x: Tensor, kernel: list[int], by: list[int]) -> tuple[Tensor, None]:
+    """The op of a graph where Python runs the graph, in which nothing takes the places."""
+    return cast(Tensor, _MaxPooling.apply(x, kernel, by)), None
 
 
 class _MaxPooling(torch.autograd.Function):
@@ -100,14 +100,22 @@ def _indices(places: Tensor, shape: torch.Size, kernel: list[int], by: list[int]
     return rows * shape[3] + x * by[1] + in_window % kernel[1]
 
 
+# ---- in a graph of torch.compile
+
+
+def _max_pool2d(x: Tensor, kernel: list[int], by: list[int]) -> tuple[Tensor, Tensor]:
+    found: tuple[Tensor, Tensor] = torch.ops.snnfast.max_pooling(x, *kernel, *by)
+    return found
+
+
 def _save(ctx: Any, inputs: Any, output: tuple[Tensor, Tensor]) -> None:
-    x, *numbers = inputs
+    x, kernel, by = inputs
     ctx.save_for_backward(output[1])
-    ctx.how = x.shape, numbers[:2], numbers[2:]
+    ctx.how = x.shape, kernel, by
 
 
 def _backward(ctx: Any, grad: Tensor, _: Any) -> Any:
-    return _of_images(grad, *ctx.saved_tensors, *ctx.how), None, None, None, None
+    return _of_images(grad, *ctx.saved_tensors, *ctx.how), None, None
 
 
 def _like_largest(x: Tensor, kernel_y: int, kernel_x: int, stride_y: int, stride_x: int) -> tuple[Tensor, Tensor]:
@@ -124,7 +132,9 @@ NODES: dict[Any, Any] = {}
 """As in :mod:`snnfast._convolution`."""
 
 if _ops.extension is not None:
-    NODES[torch.ops.snnfast.max_pooling] = max_pooling
     torch.library.register_fake("snnfast::max_pooling", _like_largest)
-    torch.library.register_autograd("snnfast::max_pooling", _backward, setup_context=_save)
     torch.library.register_fake("snnfast::max_pooling_backward", _like_images)
+    _op = torch.library.custom_op("snnfast::max_pool2d", _max_pool2d, mutates_args=())
+    _op.register_fake(lambda x, kernel, by: _like_largest(x, *kernel, *by))
+    _op.register_autograd(_backward, setup_context=_save)
+    NODES[torch.ops.snnfast.max_pool2d] = node
