@@ -86,7 +86,7 @@ sanitize: $(VENV)/.built $(VENV)/.installed-test  ## run the CUDA sources on the
 	SNNFAST_EMULATOR_SANITIZE=1 $(BIN)/python tests/emulator/build.py
 	SNNFAST_EMULATOR_SANITIZE=1 ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=1 \
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
-	$(BIN)/python -m pytest $(SANITIZED) -m emulated -k 'not opcheck and not compile' $(ARGS)
+	$(BIN)/python -m pytest $(SANITIZED) -m emulated -k 'not opcheck and not compile' -n auto --maxprocesses=4 $(ARGS)
 
 clean:  ## remove the virtual environment and everything that was built
 	rm -rf $(VENV) build dist *.egg-info snnfast/*.so tests/emulator/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis
