@@ -215,6 +215,15 @@ def test_cuda_that_is_demanded_and_not_there_is_an_error(monkeypatch: pytest.Mon
         setup.check_variables()
 
 
+def test_an_architecture_is_made_from_its_own_ptx_or_from_that_of_another() -> None:
+    assert setup.gencode(["9.0", "10.0", "12.0+PTX"]) == [
+        "-gencode=arch=compute_90,code=sm_90",
+        "-gencode=arch=compute_100,code=sm_100",
+        "-gencode=arch=compute_100,code=sm_120",
+        "-gencode=arch=compute_100,code=compute_100",
+    ]
+
+
 def test_an_architecture_that_nvcc_does_not_know_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nvcc = tmp_path / "bin/nvcc"
     nvcc.parent.mkdir()

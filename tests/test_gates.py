@@ -9,7 +9,7 @@ import pytest
 
 import setup
 from tools.gates import analysis, arithmetic, budgets, compile, cost, kernels, memory, occupancy, sass
-from tools.gates.__main__ import budget_gates, kernel_gates, rounding_gate
+from tools.gates.__main__ import budget_gates, kernel_gates, rounding_gate, wanted
 from tools.gates.budgets import Taken
 from tools.gates.cubin import Resources
 from tools.gates.report import Gate, show, table
@@ -122,6 +122,24 @@ def test_budgets_are_read_back_as_they_were_written(tmp_path: Path) -> None:
     costs = {"a": budgets.Spent(9.8, 170)}
     budgets.save("13.0.88", written, costs, tmp_path / "budgets.json")
     assert budgets.load(tmp_path / "budgets.json") == ("13.0.88", written, costs)
+
+
+def test_the_architectures_to_look_at_are_those_of_the_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
+    assert wanted() == setup.DEFAULT_ARCHITECTURES
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0+PTX 7.5")
+    assert wanted() == ["7.5", "9.0"]
+
+
+def test_a_budget_for_an_architecture_that_is_not_looked_at_is_not_missed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "budgets.json"
+    monkeypatch.setattr(budgets.load, "__defaults__", (file,))
+    taken = record().taken
+    budgets.save("13.0.88", {record().name: {"8.0": taken, "9.0": taken}}, {}, file)
+    assert not budget_gates("13.0.88", ["9.0"], [record()], {}, update=False)[0].problems
+    assert budget_gates("13.0.88", ["8.0", "9.0"], [record()], {}, update=False)[0].problems
 
 
 def test_every_stored_budget_has_all_architectures_and_no_spill() -> None:
