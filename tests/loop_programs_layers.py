@@ -155,7 +155,7 @@ add(
     lambda T, B: (torch.rand(T, B, 12),),
     exact=False,
     simple=False,
-    repeats=("autograd_function_apply", "getitem", "scatter_", "zeros_like"),
+    repeats=("autograd_function_apply", "getitem"),
 )
 class OptionInhibition(Net):
     def __init__(self, snn: Any) -> None:

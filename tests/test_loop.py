@@ -15,7 +15,6 @@ from torch.utils.checkpoint import checkpoint
 import snnfast
 from snnfast._graph_ops import unroll_steps
 from snnfast._loop.backend import merge
-from snnfast._loop.nodes import one_int
 
 pytestmark = pytest.mark.usefixtures("nothing_compiled")
 
@@ -318,26 +317,6 @@ def test_dropout_draws_a_mask_for_each_step_of_a_constant_input() -> None:
 
 
 # ---- parts
-
-
-@pytest.mark.parametrize(
-    ("index", "dims", "found"),
-    [
-        (3, 2, (0, 3)),
-        (-1, 2, (0, -1)),
-        ((slice(None), 2), 3, (1, 2)),
-        ((Ellipsis, 2), 3, (2, 2)),
-        ((2, Ellipsis), 3, (0, 2)),
-        ((slice(None), 2, slice(None)), 3, (1, 2)),
-        ((1, 2), 3, None),
-        (slice(1, 2), 2, None),
-        (True, 2, None),
-        (None, 2, None),
-        ((slice(0, 2), 1), 2, None),
-    ],
-)
-def test_an_index_with_one_int(index: Any, dims: int, found: tuple[int, int] | None) -> None:
-    assert one_int(index, dims) == found
 
 
 def test_parts_that_are_first_read_without_gradients_keep_theirs() -> None:

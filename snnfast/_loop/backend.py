@@ -12,18 +12,26 @@ from torch.fx import GraphModule
 from snnfast import _backend
 from snnfast._graph_ops import as_function
 from snnfast._loop import verify
-from snnfast._loop.capture import capture, is_step
+from snnfast._loop.capture import capture
 from snnfast._loop.channels_last import use_channels_last, use_kernels
 from snnfast._loop.emission import Emission
-from snnfast._loop.report import Explanation, GraphReport, describe, fail, leave_alone, line_of, refuse, why_not
+from snnfast._loop.nodes import as_python_calls, is_random, is_step
+from snnfast._loop.normal import normal
+from snnfast._loop.report import (
+    Explanation,
+    GraphReport,
+    RefusedError,
+    describe,
+    fail,
+    leave_alone,
+    line_of,
+    refuse,
+    why_not,
+)
 from snnfast._loop.series import Series
 from snnfast._neurons import convert
 
 Compiled = Callable[..., Any]
-
-
-class RefusedError(Exception):
-    """Nothing of a graph can be merged. The message is the reason, in words for the user."""
 
 
 def backend(
@@ -49,7 +57,7 @@ def backend(
         _backend.warn_once(message)
     compiled = merged.forward if inner is None else inner(merged, example_inputs)
     if verify.is_wanted() and merged is not gm:
-        return verify.verified(gm, compiled, report.where)
+        return verify.verified(gm, compiled, report)
     return compiled
 
 
@@ -58,25 +66,23 @@ def merge(gm: GraphModule) -> tuple[GraphModule, GraphReport]:
     first = next((n for n in gm.graph.nodes if n.op.startswith("call")), None)
     report = GraphReport(line_of(first) or "a graph")
     try:
-        merged = _merged(gm, report)
-        if merged is not gm:
-            return merged, report
+        if not any(is_step(n.target) for n in gm.graph.nodes):
+            leave_alone(report, gm)
+        else:
+            return _merged(normal(gm), report), report
     except RefusedError as refusal:
         refuse(report, str(refusal))
     except Exception:
         fail(report, traceback.format_exc())
-    ours = [node for node in gm.graph.nodes if as_function(node)]
-    if ours:
+    if [node for node in gm.graph.nodes if as_function(node)]:
         use_kernels(gm.graph)
     gm.recompile()
     return gm, report
 
 
-def _merged(gm: GraphModule, report: GraphReport) -> GraphModule:
-    if not any(map(is_step, gm.graph.nodes)):
-        leave_alone(report, gm)
-        return gm
-    captured = capture(gm)
+def _merged(found: GraphModule, report: GraphReport) -> GraphModule:
+    report.random = any(map(is_random, found.graph.nodes))
+    captured = capture(found.graph)
     series = Series(captured)
     emission = Emission(series)
     graph = emission.write()
@@ -85,7 +91,10 @@ def _merged(gm: GraphModule, report: GraphReport) -> GraphModule:
         raise RefusedError(why_not(report, captured.chains))
     if not captured.written:  # a copy in another order would be written in place of the tensor itself
         use_channels_last(graph)
-    return GraphModule(gm, graph)
+    use_kernels(graph)
+    for node in graph.nodes:
+        node.target = as_python_calls(node.target)
+    return GraphModule(found, graph)
 
 
 def _inner(options: dict[str, Any] | None) -> Any:

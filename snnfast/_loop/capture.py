@@ -1,6 +1,6 @@
-"""Read the graph of a loop: what each node reads and changes, the segments it lies in, and the chains of steps.
+"""Read the graph of a loop: what each node reads and changes, and the chains of steps.
 
-The graph that comes from dynamo is a list of calls in the order in which they run.
+The graph is that of ``normal.py``: a list of ATen calls in the order in which they run.
 """
 
 import operator
@@ -8,15 +8,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import Graph, Node
 
-from snnfast._graph_ops import step
-from snnfast._loop.memory import Memory, changed
-from snnfast._loop.nodes import is_barrier, is_random, literal, looks, named, storage_of, value
+from snnfast._loop.memory import Memory
+from snnfast._loop.nodes import (
+    aten,
+    has_effect,
+    is_random,
+    is_step,
+    literal,
+    looks,
+    name_of,
+    storage_of,
+    value,
+)
 from snnfast._ops import NEURONS, Neuron
 
-STEPS = (torch.ops.snnfast.step, torch.ops.snnfast.step.default, step)
 _NEURON_OF = {neuron.name: neuron for neuron in NEURONS}
 
 
@@ -47,10 +54,6 @@ class Chain:
         return list(tensors[len(self.neuron.states) :])
 
 
-def is_step(node: Node) -> bool:
-    return node.op == "call_function" and node.target in STEPS
-
-
 def states_of(step: Node) -> list[Any]:
     tensors: Any = step.args[2]
     return list(tensors[: len(_NEURON_OF[step.args[0]].states)])  # type: ignore[index]
@@ -68,7 +71,7 @@ def _step_before(step: Node) -> Node | None:
         if not (isinstance(state, Node) and state.target is operator.getitem):
             return None
         source, place = state.args
-        if not (isinstance(source, Node) and is_step(source) and place == output_of(step, i)):
+        if not (isinstance(source, Node) and is_step(source.target) and place == output_of(step, i)):
             return None
         if before is not None and source is not before:
             return None
@@ -90,30 +93,25 @@ class Captured:
     graph: Graph
     nodes: list[Node]
     order: dict[Node, int]
-    segment: dict[Node, int]
     before: dict[Node, list[Node]]  # nodes that must run before, beside the arguments
     written: set[Node]  # their memory is changed in place by somebody
-    effects: set[Node]  # they change something, or what follows them
+    effects: set[Node]  # they change something
     chains: list[Chain] = field(default_factory=list)
 
 
-def capture(gm: GraphModule) -> Captured:
-    """Copy the graph, clean the copy, and find out what its nodes do."""
-    graph = Graph()
-    graph.output(graph.graph_copy(gm.graph, {}))
+def capture(graph: Graph) -> Captured:
+    """Clean the graph of a loop, and find out what its nodes do."""
     Memory(graph).without_changes_in_place()
-    segment = _segments(graph)
     _pass_through(graph)
-    _merge_equal(graph, segment)
+    _merge_equal(graph)
     memory = Memory(graph)
-    effects = {n for n in graph.nodes if memory.changed_by(n) or is_barrier(n) or n.is_impure()}
+    effects = {n for n in graph.nodes if has_effect(n)}
     graph.eliminate_dead_code(is_impure_node=lambda n: n in effects or n.op in ("placeholder", "output"))
     nodes = list(graph.nodes)
     found = Captured(
         graph,
         nodes,
         {n: i for i, n in enumerate(nodes)},
-        segment,
         memory.order(),
         {n for n in nodes if memory.is_written(n)},
         effects,
@@ -126,7 +124,7 @@ def _chains(captured: Captured) -> list[Chain]:
     chain_of: dict[Node, Chain] = {}
     chains = []
     for node in captured.nodes:
-        if not is_step(node):
+        if not is_step(node.target):
             continue
         before = _step_before(node)
         chain = chain_of.get(before) if before is not None else None
@@ -134,7 +132,7 @@ def _chains(captured: Captured) -> list[Chain]:
             chain is None
             or chain.steps[-1] is not before
             or not _same_layer(before, node)
-            or captured.segment[before] != captured.segment[node]
+            or before.meta["context"] != node.meta["context"]
             or looks(before.args[1]) != looks(node.args[1])
         ):
             chain = Chain(_NEURON_OF[node.args[0]], [])  # type: ignore[index]
@@ -147,53 +145,55 @@ def _chains(captured: Captured) -> list[Chain]:
     return chains
 
 
-# ---- segments and equal calls
-
-
-def _segments(graph: Graph) -> dict[Node, int]:
-    """Number the segments: it grows wherever the meaning of all later calls changes. A barrier is its own segment."""
-    segment, now = {}, 0
-    for node in graph.nodes:
-        if is_barrier(node):
-            now += 2
-            segment[node] = now - 1
-        else:
-            segment[node] = now
-    return segment
-
-
-_CONVERSIONS = ("to", "float", "double", "half", "bfloat16", "type", "type_as", "contiguous", "cpu", "cuda")
+# ---- calls that are not needed
 
 
 def _pass_through(graph: Graph) -> None:
-    """Remove conversions that change nothing."""
+    """Remove calls that return what they are given: conversions and broadcasts that change nothing."""
     for node in graph.nodes:
-        if node.op == "call_method" and node.target in _CONVERSIONS and isinstance(node.args[0], Node):
-            before, after = value(node.args[0]), value(node)
-            if isinstance(before, Tensor) and isinstance(after, Tensor) and storage_of(before) == storage_of(after):
-                node.replace_all_uses_with(node.args[0])
+        source = _given_back(node)
+        if isinstance(source, Node) and looks(source) == looks(node):
+            node.replace_all_uses_with(source)
 
 
-def _merge_equal(graph: Graph, segment: dict[Node, int]) -> None:
+def _given_back(node: Node) -> Any:
+    if name_of(node.target) in ("to", "type_as", "contiguous", "_autocast_to_full_precision"):
+        before, after = value(node.args[0]), value(node)  # type: ignore[arg-type]
+        return node.args[0] if storage_of(before) == storage_of(after) else None
+    if node.target is operator.getitem and node.args[0].target is aten.broadcast_tensors.default:  # type: ignore[union-attr]
+        tensors, place = node.args[0].args[0], node.args[1]  # type: ignore[union-attr]
+        return tensors[place] if node.meta["context"].records else None  # type: ignore[index]
+    return None
+
+
+def _merge_equal(graph: Graph) -> None:
     """Replace equal calls by one: the same Linear of the same input at every step, the same index."""
     memory = Memory(graph)
+    (output,) = (n for n in graph.nodes if n.op == "output")
+    shown = {s for n in output.all_input_nodes for s in memory.storage[n]}
     seen: dict[Any, Node] = {}
     for node in list(graph.nodes):
-        if node.op not in ("call_function", "call_method", "get_attr"):
+        if node.op not in ("call_function", "get_attr"):
             continue
         found = value(node)
         key: Any
         if isinstance(found, int | torch.SymInt | torch.Size):
             key = "size", str(found)
-        elif changed(node) or is_random(node) or is_barrier(node) or node.is_impure():
+        elif has_effect(node) or is_random(node) or is_step(node.target):
             continue
         elif any(map(memory.is_written, (node, *node.all_input_nodes))):
             continue  # the two may see different numbers
-        elif is_step(node) or any(u.op == "output" for u in node.users):
+        elif node.op != "get_attr" and any(s in shown for s in memory.storage[node]) and not _is_view(node, memory):
             continue  # whoever calls may change one of the results
         else:
-            key = node.op, named(node.target), literal((node.args, node.kwargs)), segment[node]
+            key = node.op, node.target, literal((node.args, node.kwargs)), node.meta["context"]
         first = seen.setdefault(key, node)
-        if first is not node and all(u.op != "output" for u in first.users):
+        if first is not node:
             node.replace_all_uses_with(first)
             graph.erase_node(node)
+
+
+def _is_view(node: Node, memory: Memory) -> bool:
+    """Whether a node has the memory of an argument: two such nodes share it anyway."""
+    given = {s for a in node.all_input_nodes for s in memory.storage[a]}
+    return all(s in given for s in memory.storage[node])

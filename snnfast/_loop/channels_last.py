@@ -1,7 +1,10 @@
 """Convolutions of a merged graph in channels_last order on the CPU: what ``MultiStep`` does with layers."""
 
 import operator
+from typing import Any
 
+import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 from torch.fx import Graph, Node
 
@@ -9,17 +12,17 @@ from snnfast import _convolution, _max_pooling
 from snnfast._channels_last import profits, turned
 from snnfast._convolution import conv2d
 from snnfast._graph_ops import unroll_steps
-from snnfast._loop.nodes import argument, value
-from snnfast._loop.rules import everywhere
+from snnfast._loop.nodes import arguments, aten, name_of, value
 from snnfast._max_pooling import max_pool2d
 
-_CONVOLUTIONS = set(everywhere("conv2d"))
-_OURS = dict.fromkeys(_CONVOLUTIONS, conv2d) | dict.fromkeys(everywhere("max_pool2d"), max_pool2d)
-_OURS |= _convolution.NODES | _max_pooling.NODES
-_KEEPING = _CONVOLUTIONS | {
-    *everywhere("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "batch_norm", "relu"),
-    *everywhere("dropout", "dropout2d", "flatten", "unflatten"), operator.getitem,
-}  # fmt: skip
+_OURS: dict[Any, Any] = dict.fromkeys((torch.conv2d, F.conv2d, aten.conv2d.default, aten.conv2d.padding), conv2d)
+_OURS |= dict.fromkeys((F.max_pool2d, aten.max_pool2d.default), max_pool2d)
+for _op, _function in (_convolution.NODES | _max_pooling.NODES).items():
+    _OURS |= {_op: _function, _op.default: _function}
+_KEEPING = (
+    "conv2d", "max_pool2d", "max_pool2d_with_indices", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d",
+    "batch_norm", "relu", "relu_", "dropout", "feature_dropout",
+)  # fmt: skip
 
 
 def use_channels_last(graph: Graph) -> None:
@@ -37,8 +40,6 @@ def use_channels_last(graph: Graph) -> None:
             given = [made]
         if given and _keeps(node, found):
             found.add(node)
-            if node.op == "call_function":
-                node.target = _OURS.get(node.target, node.target)
             continue
         for n in given:
             if isinstance(value(n), Tensor):
@@ -46,44 +47,46 @@ def use_channels_last(graph: Graph) -> None:
 
 
 def use_kernels(graph: Graph) -> None:
-    """Let convolutions and poolings of a graph that stays as it is choose their kernels at each call."""
+    """Let convolutions and poolings choose their kernels at each call."""
     for node in graph.nodes:
         if node.op == "call_function":
             node.target = _OURS.get(node.target, node.target)
 
 
+def _is_convolution(node: Node) -> bool:
+    return name_of(node.target) == "conv2d"
+
+
 def _takes_images(node: Node) -> bool:
     """Whether a node is the one convolution of its weight, with a batch; of several, each is one of a time step."""
-    if node.target not in _CONVOLUTIONS or len(node.args) < 2:
+    if not _is_convolution(node):
         return False
     x, weight = node.args[:2]
     if not isinstance(x, Node) or not isinstance(weight, Node) or value(x).dim() != 4:
         return False
-    return sum(user.target in _CONVOLUTIONS for user in weight.users) == 1
+    return sum(_is_convolution(user) for user in weight.users) == 1
 
 
 def _keeps(node: Node, found: set[Node]) -> bool:
     """Whether a call returns the order that it is given, of ``[T, B, C, H, W]`` or ``[T * B, C, H, W]``."""
     if node.target is unroll_steps:
         return node.args[1] in found  # the currents
-    source = node.args[0] if node.target in _KEEPING else None
+    source = node.args[0]
     if not isinstance(source, Node) or source not in found:
         return False
-    if node.target in _FLATTEN:
-        return (argument(node, "start_dim", 1), argument(node, "end_dim", 2)) == (0, 1)
-    if node.target in _UNFLATTEN:
-        return bool(argument(node, "dim", 1) == 0)
     if node.target is operator.getitem:
         return not isinstance(value(source), Tensor)
-    return bool(value(source).dim() == 4)
-
-
-_FLATTEN, _UNFLATTEN = set(everywhere("flatten")), set(everywhere("unflatten"))
+    if node.target is aten.flatten.using_ints:
+        given = arguments(node)
+        return (given["start_dim"], given["end_dim"]) == (0, 1)
+    if node.target is aten.unflatten.int:
+        return bool(arguments(node)["dim"] == 0)
+    return name_of(node.target) in _KEEPING and bool(value(source).dim() == 4)
 
 
 def _in_order(graph: Graph, node: Node, back: dict[Node, Node]) -> Node:
     if node not in back:
         with graph.inserting_after(node):
-            back[node] = graph.call_method("contiguous", (node,))
+            back[node] = graph.call_function(aten.contiguous.default, (node,))
         back[node].meta["example_value"] = value(node)
     return back[node]

@@ -2,20 +2,33 @@
 
 import operator
 from collections.abc import Sequence
-from contextlib import ExitStack
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.fx import Graph, Node, map_arg
 from torch.utils import _pytree as pytree
 
 from snnfast._graph_ops import as_function, unroll_steps
 from snnfast._loop.capture import Captured, Chain
-from snnfast._loop.nodes import argument, fake_call, fake_mode_of, is_number, looks, size_of, tensors_of, value
+from snnfast._loop.nodes import (
+    arguments,
+    aten,
+    fake_call,
+    fake_mode_of,
+    is_number,
+    looks,
+    size_of,
+    storage_of,
+    tensors_of,
+    value,
+)
+from snnfast._loop.normal import Context
 from snnfast._loop.projection import project
-from snnfast._loop.rules import RULES, Site, UnmergedError, by_vmap
+from snnfast._loop.report import RefusedError
+from snnfast._loop.rules import Site, UnmergedError, by_vmap, rule_for
 from snnfast._loop.series import Group, IndexGroup, Series
 from snnfast._loop.sums import is_sum, terms_of
 
@@ -28,6 +41,10 @@ class Piece(NamedTuple):
     nodes: list[Node]
 
 
+class TrialError(Exception):
+    """PyTorch does not take the arguments of a call. The message is its own, one line."""
+
+
 class Emission:
     """The new graph, while it is written."""
 
@@ -38,29 +55,24 @@ class Emission:
         self._mode = fake_mode_of([value(node) for node in self.captured.nodes])
         self.new: dict[Node, Any] = {}  # of nodes of the old graph
         self._whole: dict[Any, Node] = {}  # [T, *] of a group, or of an output of a chain
-        # By the segment that they are made in: under no_grad they are cut from the graph.
-        self._parts: dict[tuple[Any, int], list[Node]] = {}
-        self._stacked: dict[tuple[tuple[Node, ...], int], Node] = {}
-        self._segment = 0  # of what is written now
+        self._parts: dict[Any, list[Any]] = {}
+        self._stacked: dict[tuple[tuple[Node, ...], Context], Node] = {}
         self._unrolled: dict[Chain, tuple[Node, list[tuple[Any, Node]]]] = {}
-        self._autocast: dict[Node, ExitStack] = {}
+        self._context: Context = self.captured.nodes[0].meta["context"]  # of what is written now
+        self._entered: list[Node] = []  # the nodes that entered its blocks
         self.effects: set[Node] = set()
         self.summed: set[Node] = set()  # of the old graph: sums that became one
         self.projected: set[Chain] = set()  # with the linear layer that reads their spikes
 
     def write(self) -> Graph:
-        try:
-            for vertex in self.series.in_order():
-                self._segment = self.captured.segment[self.series.members(vertex)[0]]
-                if isinstance(vertex, Chain):
-                    self._unroll(vertex)
-                elif isinstance(vertex, Group):
-                    self._merge(vertex)
-                else:
-                    self._single(vertex)
-        finally:
-            for entered in self._autocast.values():
-                entered.close()
+        for vertex in self.series.in_order():
+            self._switch_to(self.series.members(vertex)[0].meta["context"])
+            if isinstance(vertex, Chain):
+                self._unroll(vertex)
+            elif isinstance(vertex, Group):
+                self._merge(vertex)
+            else:
+                self._single(vertex)
         # A call that was tried in vain, or that is not needed, must not count as a reader of an unroll.
         self.graph.eliminate_dead_code(is_impure_node=lambda n: n in self.effects or n.op in ("placeholder", "output"))
         for chain, (node, outputs) in self._unrolled.items():
@@ -70,20 +82,51 @@ class Emission:
         self.graph.lint()
         return self.graph
 
+    # ---- grad mode and autocast
+
+    def _switch_to(self, context: Context) -> None:
+        """Let what is written from here on run under a context."""
+        if context == self._context:
+            return
+        now, wanted = self._context.blocks, context.blocks
+        common = next((i for i, (a, b) in enumerate(zip(now, wanted)) if a != b), min(len(now), len(wanted)))  # noqa: B905
+        for _, _, leave in reversed(now[common:]):
+            self._effect(leave, self._entered.pop())
+        for enter, given, _ in wanted[common:]:
+            self._entered.append(self._effect(enter, *given))
+        if now != wanted or context.grad != self._context.grad:  # inference mode has a grad mode of its own
+            self._effect(torch._C._set_grad_enabled, context.grad)
+        self._context = context
+
+    def _effect(self, target: Any, *args: Any) -> Node:
+        node = self.graph.call_function(target, args)
+        self.effects.add(node)
+        return node
+
     # ---- new nodes
 
     def call(self, target: Any, *args: Any, **kwargs: Any) -> Node:
-        """Append a call, and run it on fake tensors to know its results."""
-        op = "call_method" if isinstance(target, str) else "call_function"
-        found = fake_call(op, target, args, kwargs, self._mode)
-        node = self.graph.create_node(op, target, args, kwargs)
-        node.meta["example_value"] = found
+        """Append a call, and run it on fake tensors to know its results.
+
+        Raises:
+            TrialError: PyTorch does not take these arguments.
+        """
+        try:
+            found = fake_call(target, args, kwargs, self._mode, self._context.blocks)
+        except Exception as error:
+            raise TrialError(f"{type(error).__name__}: {str(error).partition(chr(10))[0]}") from error
+        node = self.graph.call_function(target, args, kwargs)
+        node.meta |= {"example_value": found, "context": self._context}
         return node
 
     def _copy(self, node: Node) -> Any:
         if node.target is operator.getitem and isinstance(source := self.get(node.args[0]), tuple):  # type: ignore[arg-type]
             return source[node.args[1]]  # type: ignore[index]
         made = self.graph.node_copy(node, self.get)
+        if any(s in _memory_of(a) for a in node.all_input_nodes for s in _memory_of(node)):
+            # A view, or a tensor that was changed: now one of the new graph's memory.
+            target: Any = made.target
+            made.meta["example_value"] = fake_call(target, made.args, made.kwargs, self._mode, self._context.blocks)
         as_function(made)
         if node in self.captured.effects:
             self.effects.add(made)
@@ -104,25 +147,38 @@ class Emission:
             if state >= 0 and number == len(chain.steps) - 1:
                 # Not a slice of the record, which could not be detached in place: a layer may hold it.
                 last, dtype = self._output(chain, ("last", state)), value(chain.steps[-1])[output].dtype
-                return last if value(last).dtype == dtype else self.call("to", last, dtype)
+                return last if value(last).dtype == dtype else self._behind(last, aten.to.dtype, last, dtype)
         return self._unbound(owner)[number]
 
     def _unbound(self, owner: Any) -> list[Any]:
         """All steps, by one unbind: its gradient is one stack. That of an index would fill T steps each time."""
-        key = owner, self._segment
-        if key not in self._parts:
+        if owner not in self._parts:
             whole = self.whole(owner)
             if isinstance(value(whole), Tensor):
-                self._parts[key] = self._unbind(whole)
+                self._parts[owner] = self._unbind(whole)
             else:
                 count = len(value(whole))
-                outputs = [self._unbind(self.call(operator.getitem, whole, i)) for i in range(count)]
-                self._parts[key] = list(zip(*outputs, strict=True))  # type: ignore[arg-type]
-        return self._parts[key]
+                outputs = [self._unbind(self._behind(whole, operator.getitem, whole, i)) for i in range(count)]
+                self._parts[owner] = list(zip(*outputs, strict=True))
+        return self._parts[owner]
 
     def _unbind(self, whole: Node) -> list[Node]:
-        parts = self.call(torch.unbind, whole, 0)
-        return [self.call(operator.getitem, parts, k) for k in range(len(value(parts)))]
+        # Where the whole was made: its steps have gradients wherever their first reader is.
+        node = parts = self._behind(whole, aten.unbind.int, whole, 0)
+        found = []
+        for k in range(len(value(parts))):
+            node = self._behind(node, operator.getitem, parts, k)
+            found.append(node)
+        return found
+
+    def _behind(self, place: Node, target: Any, *args: Any) -> Node:
+        """Insert a call directly behind a node of the new graph, in its context."""
+        if place.op == "placeholder":
+            place = next(reversed([n for n in self.graph.nodes if n.op == "placeholder"]))
+        with self.graph.inserting_after(place):
+            made = self.call(target, *args)
+        made.meta["context"] = place.meta["context"]
+        return made
 
     def whole(self, owner: Any) -> Node:
         if owner not in self._whole:
@@ -135,7 +191,7 @@ class Emission:
 
     def over_time(self, nodes: list[Node]) -> Node:
         """``[T, *]`` of one node per time step."""
-        key = tuple(nodes), self._segment
+        key = tuple(nodes), self._context
         if key in self._stacked:
             return self._stacked[key]
         pieces: list[Node] = []
@@ -146,15 +202,15 @@ class Emission:
                 rest += piece.nodes
                 continue
             if rest:
-                pieces.append(self.call(torch.stack, [self.get(n) for n in rest]))
+                pieces.append(self.call(aten.stack.default, [self.get(n) for n in rest]))
                 rest = []
             whole = self.whole(piece.owner)
             if count < self._steps(piece.owner):
                 whole = self.call(operator.getitem, whole, slice(piece.first, piece.first + count))
             pieces.append(whole)
         if rest:
-            pieces.append(self.call(torch.stack, [self.get(n) for n in rest]))
-        made = pieces[0] if len(pieces) == 1 else self.call(torch.cat, pieces)
+            pieces.append(self.call(aten.stack.default, [self.get(n) for n in rest]))
+        made = pieces[0] if len(pieces) == 1 else self.call(aten.cat.default, pieces)
         if not any(n in self.captured.written for n in nodes):
             self._stacked[key] = made
         return made
@@ -188,19 +244,23 @@ class Emission:
 
     def _of_index(self, group: IndexGroup) -> Node:
         base, places, dim = self.get(group.base), group.places, group.dim
+        made: Node = base
         stride = places[1] - places[0]
         regular = all(b - a == stride for a, b in pairwise(places))
-        whole = (slice(None),) * dim
         if regular and stride > 0:
             stop = places[-1] + 1
             if places[0] != 0 or stride != 1 or stop != size_of(value(base), dim):
-                base = self.call(operator.getitem, base, (*whole, slice(places[0], stop, stride)))
+                made = self.call(aten.slice.Tensor, base, dim, places[0], stop, stride)
         elif regular and stride == -1:
-            base = self.call(operator.getitem, base, (*whole, slice(places[-1], places[0] + 1)))
-            base = self.call("flip", base, dim)
+            made = self.call(aten.slice.Tensor, base, dim, places[-1], places[0] + 1)
+            made = self.call(aten.flip.default, made, [dim])
         else:
-            base = self.call(operator.getitem, base, (*whole, list(places)))
-        return base if dim == 0 else self.call("movedim", base, dim, 0)
+            made = self.call(operator.getitem, base, (*(slice(None),) * dim, list(places)))
+        if dim != 0:
+            made = self.call(aten.movedim.int, made, dim, 0)
+        if made is base and not self._context.records:  # a view, which has no gradient
+            made = self.call(operator.getitem, base, slice(None))
+        return made
 
     def _of_calls(self, group: Group) -> Node | None:
         steps, first = len(group.nodes), group.first
@@ -211,7 +271,7 @@ class Emission:
             if all(is_number(a) for a in column) and any(a != column[0] for a in column):
                 found = value(first)
                 numbers = self.call(torch.tensor, list(column), dtype=found.dtype, device=found.device)
-                made.append(self.call("view", numbers, (steps, *(1,) * found.dim())))
+                made.append(self.call(aten.view.default, numbers, (steps, *(1,) * found.dim())))
                 varies.add(made[-1])
             elif not isinstance(column[0], Node):
                 made.append(map_arg(column[0], self.get))
@@ -231,23 +291,36 @@ class Emission:
             if i is None:
                 group.reason = "none of its inputs varies with time"
                 return None
-            made[i] = self.call("expand", made[i], steps, *(-1,) * value(made[i]).dim())
+            made[i] = self.call(aten.expand.default, made[i], (steps, *(-1,) * value(made[i]).dim()))
             varies.add(made[i])
         args, kwargs = pytree.tree_unflatten(made, given[0][1])
-        site = Site(self.call, first, tuple(args), dict(kwargs), varies, steps)
+        if first.target is operator.getitem:  # one of several results
+            return self.call(operator.getitem, *args)
         why = "no rule"
-        for make in (RULES.get(first.target), by_vmap):
+        for make in (self._by_rule, self._by_vmap):
             try:
-                merged = make(site) if make is not None else None
+                merged = make(first, tuple(args), dict(kwargs), varies, steps)
                 if merged is not None and (why := self._unlike(group, merged)) == "":
                     return merged
             except UnmergedError as error:
                 group.reason = str(error)
                 return None
-            except Exception as error:  # of PyTorch, about what a call does not take
-                why = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            except TrialError as error:
+                why = str(error)
         group.reason = f"torch.vmap can't merge it ({why})"
         return None
+
+    def _by_rule(self, first: Node, args: Any, kwargs: Any, varies: set[Node], steps: int) -> Node | None:
+        found, target = rule_for(first.target), first.target
+        if found is None or not isinstance(target, OpOverload):
+            return None
+        places = target._schema.arguments
+        given = {a.name: a.default_value for a in places}
+        given |= {a.name: arg for a, arg in zip(places, args)} | kwargs  # noqa: B905 - the last may be left out
+        return found(Site(self.call, first, given, varies, steps))
+
+    def _by_vmap(self, first: Node, args: Any, kwargs: Any, varies: set[Node], steps: int) -> Node:
+        return by_vmap(self.call, first.target, args, kwargs, varies)
 
     def _one_owner(self, column: tuple[Node, ...]) -> bool:
         pieces = self.pieces(list(column))
@@ -292,7 +365,7 @@ class Emission:
         after = outputs[-1][1] if outputs else node
         with self.graph.inserting_after(after):
             made = self.graph.call_function(operator.getitem, (node, number))
-        made.meta["example_value"] = value(node)[number]
+        made.meta |= {"example_value": value(node)[number], "context": node.meta["context"]}
         outputs.append((what, made))
         return made
 
@@ -301,15 +374,28 @@ class Emission:
         used = {what: made for what, made in outputs if made.users}
         records = sorted(i for kind, i in used if kind == "rec")
         spk = used.get(("spk", 0))
-        reduce = spk is not None and all(is_sum(u) for u in spk.users)
+        reduce = spk is not None and all(is_sum(u) and value(u).dtype == value(spk).dtype for u in spk.users)
         if reduce:
-            for user in list(spk.users):  # type: ignore[union-attr]
-                user.replace_all_uses_with(spk)
-                self.graph.erase_node(user)
+            self._become_sums(spk)
         node.args = (*node.args[:-2], sum(1 << i for i in records), reduce)
         for what, made in used.items():
             made.args = (node, self._number(what, records))
         return None if reduce else spk
+
+    def _become_sums(self, spk: Any) -> None:
+        """Let the sums over time of an unroll's spikes be its result. One may be that itself, each other is a copy."""
+        direct = next((u for u in spk.users if u.meta["context"].records == spk.meta["context"].records), None)
+        for user in list(spk.users):
+            if user is direct:
+                continue
+            with self.graph.inserting_before(user):
+                copied = self.graph.call_function(aten.clone.default, (spk,))
+            copied.meta = dict(user.meta)
+            user.replace_all_uses_with(copied)
+            self.graph.erase_node(user)
+        if direct is not None:
+            direct.replace_all_uses_with(spk)
+            self.graph.erase_node(direct)
 
     def _number(self, what: tuple[str, int], records: Sequence[int]) -> int:
         """Of a result of an unroll that is asked for these records."""
@@ -319,11 +405,8 @@ class Emission:
     # ---- everything else
 
     def _single(self, node: Node) -> None:
-        name = getattr(node.target, "__name__", "")
         if node.op == "output":
-            made = self.graph.output(map_arg(node.args[0], self.get))
-            for old, new in zip(pytree.tree_leaves(node.args), pytree.tree_leaves(made.args), strict=True):
-                assert not isinstance(old, Node) or looks(old) == looks(new), f"{new} in place of {old}"
+            self.graph.output(self._separate(node.args[0]))
             return
         if self.series.place(node) is not None:
             return  # a result of a chain, made when somebody asks
@@ -333,34 +416,52 @@ class Emission:
         if made is None:
             made = self._copy(node)
         self.new[node] = made
-        if name == "_enter_autocast":  # what is tried on fake tensors has its dtypes
-            self._autocast[node] = ExitStack()
-            self._autocast[node].enter_context(torch.autocast(*node.args, **node.kwargs))  # type: ignore[arg-type]
-        elif name == "_exit_autocast":
-            self._autocast.pop(node.args[0]).close()  # type: ignore[arg-type]
+
+    def _separate(self, results: Any) -> Any:
+        """The results of the new graph: those that share no memory in the loop share none, neither with inputs."""
+        shared: dict[int, tuple[Node, int]] = {}  # by memory of the new graph: a node that has it, and its old memory
+        for old in self.captured.nodes:
+            if old.op == "placeholder" and isinstance(value(old), Tensor):
+                shared.setdefault(storage_of(value(self.get(old))), (old, _memory_of(old)[0]))
+        now = {memory: storage for storage, (_, memory) in shared.items()}
+        copies: dict[Node, Any] = {}
+
+        def separate(old: Node) -> Any:
+            made = copies.get(old) or self.get(old)
+            assert looks(old) == looks(made), f"{made} in place of {old}"
+            if not isinstance(value(made), Tensor) or old in copies or not value(made).numel():
+                return made
+            (memory, *_), storage = _memory_of(old), storage_of(value(made))
+            by, others = shared.setdefault(storage, (old, memory))
+            if memory != others and not _are_parts(made, self.get(by)):
+                made = copies[old] = self.call(aten.clone.default, made)
+                storage = storage_of(value(made))
+            if now.setdefault(memory, storage) != storage:
+                raise RefusedError("two of its results share memory in the loop, and would not if it was merged")
+            return made
+
+        return map_arg(results, separate)
 
     def _stack(self, node: Node) -> Node | None:
         """``torch.stack`` or ``torch.cat`` of a series."""
-        if node.target not in (torch.stack, torch.cat, torch.concat) or not node.args:
+        if node.target not in (aten.stack.default, aten.cat.default, aten.concat.default):
             return None
-        nodes: Any = node.args[0]
-        dim = argument(node, "dim", 1) or 0
-        if not isinstance(nodes, list | tuple) or len(nodes) < 2 or not all(isinstance(n, Node) for n in nodes):
+        nodes, dim = arguments(node)["tensors"], arguments(node)["dim"]
+        if len(nodes) < 2 or len(set(nodes)) < len(nodes) or not value(node).dim():
             return None
         pieces = self.pieces(list(nodes))
-        if 2 * len(pieces) > len(nodes) or len(set(nodes)) < len(nodes) or not isinstance(dim, int):
+        if 2 * len(pieces) > len(nodes) or any(looks(n) != looks(nodes[0]) for n in nodes):  # cat takes several sizes
             return None
-        if any(looks(n) != looks(nodes[0]) for n in nodes):
-            return None  # cat takes several sizes
         whole = self.over_time(list(nodes))
         if value(whole).dtype != value(node).dtype:
             return None
-        if dim % value(node).dim() != 0:
-            whole = self.call("movedim", whole, 0, dim % value(node).dim())
-        if node.target is torch.stack:
-            return whole
         dim %= value(node).dim()
-        return self.call("flatten", whole, dim, dim + 1)
+        if dim != 0:
+            whole = self.call(aten.movedim.int, whole, 0, dim)
+        if node.target is aten.stack.default:
+            handed_on = dim == 0 and not self._context.records  # a new tensor of the loop, without a gradient
+            return self.call(aten.detach.default, whole) if handed_on else whole
+        return self.call(aten.flatten.using_ints, whole, dim, dim + 1)
 
     def _sum(self, node: Node) -> Node | None:
         """A sum that grew in the loop, as one call."""
@@ -383,12 +484,12 @@ class Emission:
                 continue
             whole = self.over_time(members)
             asked = {} if value(whole).dtype == dtype else {"dtype": dtype}
-            sums.append(self.call(torch.sum, whole, 0, **asked))
+            sums.append(self.call(aten.sum.dim_IntList, whole, [0], **asked))
         if not sums:
             return None
         total: Any = None
         for term in [self.get(t) if isinstance(t, Node) else t for t in others if t != 0 or isinstance(t, Node)] + sums:
-            total = term if total is None else self.call(operator.add, total, term)
+            total = term if total is None else self.call(aten.add.Tensor, total, term)
         if value(total).shape != value(node).shape or value(total).dtype != dtype:
             return None
         self.summed.update(parts)
@@ -396,3 +497,19 @@ class Emission:
 
     def _may_be_inside(self, node: Node) -> bool:
         return self.series.place(node) is None and node not in self.captured.written
+
+
+def _memory_of(node: Node) -> list[int]:
+    """The memory of a node of the old graph, by numbers."""
+    return node.meta.get("storage") or [storage_of(t) for t in tensors_of(node)]
+
+
+def _are_parts(a: Node, b: Node) -> bool:
+    """Whether two nodes are different steps of one tensor, which have no element in common."""
+    return bool(
+        a.target is operator.getitem
+        and b.target is operator.getitem
+        and a.args[0] is b.args[0]
+        and a.args[0].target is aten.unbind.int  # type: ignore[union-attr]
+        and a.args[1] != b.args[1]
+    )

@@ -5,75 +5,30 @@ where nothing depends on it (``loss += ...``, ``rec[t] = spk``). The other chang
 must run before which.
 """
 
-import inspect
-import operator
 from collections import defaultdict
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.fx import Graph, Node
 
-from snnfast._loop.nodes import argument, fake_call, one_int, place_of, size_of, storage_of, tensors_of, value
-
-_IN_PLACE = {
-    operator.iadd: operator.add,
-    operator.isub: operator.sub,
-    operator.imul: operator.mul,
-    operator.itruediv: operator.truediv,
-    operator.ipow: operator.pow,
-}
-_METHODS = (
-    "abs", "add", "ceil", "clamp", "clamp_max", "clamp_min", "div", "exp", "floor", "log", "masked_fill", "mul", "neg",
-    "pow", "relu", "round", "sigmoid", "sign", "sqrt", "square", "sub", "tanh",
-)  # fmt: skip
-_OTHER_IN_PLACE = (operator.setitem, operator.iand, operator.ior, operator.ixor, operator.ifloordiv, operator.imod)
-
-
-def changed(node: Node) -> list[Any]:
-    """The arguments that a call changes in place."""
-    if node.op == "call_method":
-        name = str(node.target)
-        return [node.args[0]] if name.endswith("_") and not name.endswith("__") else []
-    if node.op != "call_function":
-        return []
-    target: Any = node.target
-    if isinstance(target, torch._ops.OpOverload):
-        given = zip(target._schema.arguments, node.args, strict=False)
-        return [a for s, a in given if s.alias_info is not None and s.alias_info.is_write]
-    changed = [node.kwargs["out"]] if node.kwargs.get("out") is not None else []
-    if target in _IN_PLACE or target in _OTHER_IN_PLACE or argument(node, "inplace"):
-        return [*changed, node.args[0]]
-    name = getattr(target, "__name__", "")
-    if name.endswith("_") and not name.endswith("__"):
-        return [*changed, node.args[0]]
-    if name in ("batch_norm", "instance_norm"):
-        native = not inspect.isfunction(target)  # torch.batch_norm has its arguments in another order
-        training = argument(node, "training" if name == "batch_norm" else "use_input_stats", 5)
-        places = (3, 4) if native else (1, 2)
-        if training:
-            changed += [argument(node, n, p) for n, p in zip(("running_mean", "running_var"), places, strict=True)]
-    return changed
-
-
-def _new_instead(node: Node) -> tuple[str, Any, dict[str, Any], tuple[Any, ...]] | None:
-    """The call that returns what this one writes: op, target, keywords, arguments."""
-    target: Any = node.target
-    if target in _IN_PLACE:
-        return node.op, _IN_PLACE[target], dict(node.kwargs), node.args
-    if node.op == "call_method":
-        name = str(target).removesuffix("_")
-        return (node.op, name, dict(node.kwargs), node.args) if name in _METHODS else None
-    if not argument(node, "inplace"):
-        return None
-    if "inplace" in node.kwargs:
-        return node.op, target, {**node.kwargs, "inplace": False}, node.args
-    place = place_of(target, "inplace")
-    return node.op, target, dict(node.kwargs), (*node.args[:place], False, *node.args[place + 1 :])  # type: ignore[operator]
+from snnfast._loop.nodes import (
+    arguments,
+    aten,
+    changed,
+    fake_call,
+    is_opaque,
+    name_of,
+    size_of,
+    storage_of,
+    tensors_of,
+    value,
+)
 
 
 class Memory:
-    """Which nodes share memory, by the fake tensors that dynamo made, and which calls change it."""
+    """Which nodes share memory, by their fake tensors, and which calls change it."""
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
@@ -82,18 +37,23 @@ class Memory:
         self.sharing: dict[int, list[Node]] = defaultdict(list)
         self.given: set[int] = set()  # memory that comes from outside
         for node in graph.nodes:
-            self.storage[node] = found = node.meta.get("storage") or [storage_of(t) for t in tensors_of(node)]
+            self.storage[node] = found = self._storage_of(node)
             for s in found:
                 self.sharing[s].append(node)
             if node.op in ("placeholder", "get_attr"):
                 self.given.update(found)
             for a in changed(node):
-                if isinstance(a, Node):
-                    for s in self.storage[a]:
-                        self.writes[s].append(node)
+                for s in self.storage[a]:
+                    self.writes[s].append(node)
 
-    def changed_by(self, node: Node) -> bool:
-        return any(isinstance(a, Node) for a in changed(node))
+    def _storage_of(self, node: Node) -> list[int]:
+        known = node.meta.get("storage")
+        if known is not None:
+            return list(known)
+        found = [storage_of(t) for t in tensors_of(node)]
+        if is_opaque(node):  # it may return what it is given
+            found += [s for a in node.all_input_nodes for s in self.storage[a]]
+        return list(dict.fromkeys(found))
 
     def is_written(self, node: Node) -> bool:
         return any(s in self.writes for s in self.storage.get(node, ()))
@@ -105,7 +65,7 @@ class Memory:
         reads: dict[int, list[Node]] = defaultdict(list)
         for node in self.graph.nodes:
             read = {s for a in node.all_input_nodes for s in self.storage[a] if s in self.writes}
-            written = {s for a in changed(node) if isinstance(a, Node) for s in self.storage[a]}
+            written = {s for a in changed(node) for s in self.storage[a]}
             for s in read | written:
                 if s in last:
                     before[node].append(last[s])
@@ -120,7 +80,7 @@ class Memory:
         """Write a new tensor instead, where nobody reads the old one afterwards."""
         position = {n: i for i, n in enumerate(self.graph.nodes)}
         for s, writes in list(self.writes.items()):
-            if s in self.given or any(_reads(node, s, self) > 1 for node in writes):
+            if s in self.given or any(len(changed(n)) != 1 or _reads(n, s, self) > 1 for n in writes):
                 continue
             if not self._fill(s, writes, position):
                 for node in writes:
@@ -128,25 +88,24 @@ class Memory:
                         break
 
     def _replace(self, node: Node, s: int, position: dict[Node, int]) -> bool:
-        instead, now, before = _new_instead(node), position[node], node.args[0]
+        """``acc.add_(spk)``: ``acc = acc.add(spk)``."""
+        target, now, before = _new_instead(node), position[node], changed(node)[0]
+        if target is None or not _keeps_gradients(before, node):
+            return False
         for other in self.sharing[s]:
             # A later reader of a view of the old tensor would miss the change.
             if other is not before and position[other] < now and any(position[u] > now for u in other.users):
                 return False
-        if instead is None:
-            return False
-        op, target, kwargs, args = instead
-        with self.graph.inserting_before(node):
-            new = self.graph.create_node(op, target, args, kwargs)
+        old = value(node)
         try:
-            new.meta = {**node.meta, "example_value": fake_call(op, target, args, kwargs)}
+            made = fake_call(target, node.args, node.kwargs, blocks=node.meta["context"].blocks)
         except Exception:  # such as a broadcast that only the call in place refuses, or the other way round
-            self.graph.erase_node(new)
             return False
-        old, made = value(node), value(new)
         if old.shape != made.shape or old.dtype != made.dtype:
-            self.graph.erase_node(new)
             return False
+        with self.graph.inserting_before(node):
+            new = self.graph.call_function(target, node.args, node.kwargs)
+        new.meta = {**node.meta, "example_value": made}
         # Views of the result keep the memory's old number in their fake tensors.
         for other in self.sharing[s]:
             if position[other] > now:
@@ -154,7 +113,7 @@ class Memory:
         position[new] = now
         new.meta["storage"] = self.storage[new] = [_fresh(s, now)]
         node.replace_all_uses_with(new)
-        for user in list(before.users):  # type: ignore[union-attr]
+        for user in list(before.users):
             if position[user] > now:
                 user.replace_input_with(before, new)
         self.graph.erase_node(node)
@@ -164,47 +123,102 @@ class Memory:
 
     def _fill(self, s: int, writes: list[Node], position: dict[Node, int]) -> bool:
         """``rec = zeros(T, ...)``, then ``rec[t] = spk`` for all t: a stack of them."""
-        base = self.sharing[s][0]
+        base, last = self.sharing[s][0], writes[-1]
         rec = value(base)
-        if not isinstance(rec, Tensor) or any(
-            n.target is not operator.setitem or n.args[0] is not base for n in writes
+        if not isinstance(rec, Tensor) or any(n.target is not aten.copy_.default for n in writes):
+            return False
+        if any(n.meta["context"] != last.meta["context"] for n in writes) or not _keeps_gradients(base, last):
+            return False
+        inside = {base}  # what has been filled in part until the last write
+        places = []
+        for node in writes:
+            place = _place(node.args[0], base, inside)
+            if place is None or not isinstance(node.args[1], Node):
+                return False
+            places.append(place)
+        if len({dim for dim, _ in places}) != 1:
+            return False
+        dim, now = places[0][0], position[last]
+        parts = (inside | set(writes)) - {base}
+        if any(position[other] < now and other not in parts for other in self.sharing[s] if other is not base):
+            return False
+        if any(u not in parts for n in parts for u in n.users) or any(
+            position[u] < now and u not in parts for u in base.users
         ):
-            return False
-        places = [one_int(n.args[1], rec.dim()) for n in writes]
-        values = [n.args[2] for n in writes]
-        if None in places or len({p[0] for p in places if p}) != 1:
-            return False
-        dim = places[0][0]  # type: ignore[index]
-        last = position[writes[-1]]
-        if any(position[u] < last and u not in writes for other in self.sharing[s] for u in other.users):
             return False  # somebody reads it half filled
+        values: list[Any] = [node.args[1] for node in writes]
         size = size_of(rec, dim)
-        if not size:
-            return False
-        by_time: dict[int, Any] = {p[1] % size: v for p, v in zip(places, values, strict=True) if p}
-        if sorted(by_time) != list(range(size)) or len(by_time) != len(values):
+        by_time = {p: v for (_, p), v in zip(places, values, strict=True)}
+        if not size or sorted(by_time) != list(range(size)) or len(by_time) != len(values):
             return False
         row = rec.select(dim, 0)
         for v in values:
-            if not isinstance(v, Node) or not isinstance(value(v), Tensor):
-                return False
+            found = value(v)
             if any(t in self.writes for t in self.storage[v]):
                 return False  # it may be changed after it was copied
-            if value(v).shape != row.shape or value(v).dtype != rec.dtype or value(v).device != rec.device:
+            if not isinstance(found, Tensor) or (found.shape, found.dtype, found.device) != (
+                row.shape, row.dtype, row.device,
+            ):  # fmt: skip
                 return False
-        with self.graph.inserting_before(writes[-1]):
-            rows = [by_time[t] for t in range(size)]
-            new = self.graph.call_function(torch.stack, (rows, dim))
-        new.meta = {**base.meta, "storage": [_fresh(s, last)]}
-        self.storage[new] = new.meta["storage"]
+        with self.graph.inserting_before(last):
+            new = self.graph.call_function(aten.stack.default, ([by_time[t] for t in range(size)], dim))
+        fresh = [_fresh(s, now)]
+        new.meta = {**base.meta, "context": last.meta["context"], "storage": fresh}
+        self.storage[new] = fresh
         for other in self.sharing[s]:
-            if position[other] > last:
-                other.meta["storage"] = [_fresh(s, last)]
-        position[new] = last
-        for node in writes:
+            if position[other] > now:
+                other.meta["storage"] = fresh
+        position[new] = now
+        for node in sorted(parts, key=position.__getitem__, reverse=True):
             self.graph.erase_node(node)
-        base.replace_all_uses_with(new)
+        base.replace_all_uses_with(new, delete_user_cb=lambda user: position[user] > now)
         return True
+
+
+def _new_instead(node: Node) -> Any:
+    """The operator that returns what this one writes into its first argument: ``add`` for ``add_``."""
+    target: Any = node.target
+    if not isinstance(target, OpOverload) or target.namespace != "aten" or changed(node) != list(node.args[:1]):
+        return None
+    name, arguments_of = name_of(target), target._schema.arguments
+    found: Any = getattr(getattr(torch.ops.aten, name.removesuffix("_"), None), target._overloadname, None)
+    same = name.endswith("_") and isinstance(found, OpOverload) and not found._schema.is_mutable
+    return found if same and [a.name for a in found._schema.arguments] == [a.name for a in arguments_of] else None
+
+
+def _keeps_gradients(base: Node, write: Node) -> bool:
+    """Whether a new tensor in place of a change has the gradients of the tensor that is changed.
+
+    Under ``no_grad`` a change keeps the graph of the tensor, where a new tensor would have none.
+    """
+    return not base.all_input_nodes or base.meta["context"].records <= write.meta["context"].records
+
+
+def _place(node: Any, base: Node, inside: set[Node]) -> tuple[int, int] | None:
+    """Dimension and place of a view ``base[:, ..., t]``. Enters the views between the two."""
+    found = None
+    passed = []
+    while node is not base:
+        if not isinstance(node, Node) or not isinstance(value(node), Tensor):
+            return None
+        given = arguments(node)
+        source = given.get("self")
+        if not isinstance(source, Node) or not isinstance(value(source), Tensor):
+            return None
+        rank = value(source).dim()
+        if node.target is aten.select.int and found is None and isinstance(given["index"], int):
+            size = size_of(value(source), given["dim"] % rank)
+            if size is None:
+                return None
+            found = given["dim"] % rank, given["index"] % size
+        elif node.target is not aten.slice.Tensor or list(map(str, value(source).shape)) != list(
+            map(str, value(node).shape)
+        ):
+            return None
+        passed.append(node)
+        node = source
+    inside.update(passed)
+    return found
 
 
 def _reads(node: Node, s: int, memory: Memory) -> int:

@@ -1,19 +1,25 @@
-"""Questions about the nodes of a graph."""
+"""Questions about the nodes of a graph of ATen calls (see ``normal.py``)."""
 
-import inspect
+import contextlib
 import operator
+import types
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch._ops import OpOverload
 from torch.fx import Node
+from torch.fx.node import _side_effectful_functions
 from torch.utils import _pytree as pytree
+
+from snnfast._graph_ops import step
+
+aten: Any = torch.ops.aten
 
 
 def value(node: Node) -> Any:
-    """The value that dynamo found for a node: a fake tensor, a number, or a tuple of them."""
+    """The value that a node has in tracing: a fake tensor, a number, or a tuple of them."""
     return node.meta.get("example_value")
 
 
@@ -48,79 +54,128 @@ def fake_mode_of(values: Any) -> Any:
     return next((t.fake_mode for t in tensors_in(values) if hasattr(t, "fake_mode")), None)
 
 
-def fake_call(op: str, target: Any, args: Any, kwargs: Any, mode: Any = None) -> Any:
-    """Call on the fake tensors of nodes."""
+def fake_call(target: Callable[..., Any], args: Any, kwargs: Any, mode: Any = None, blocks: Any = ()) -> Any:
+    """Call on the fake tensors of nodes, in a grad mode without gradients, inside of the blocks of a context."""
     args, kwargs = pytree.tree_map_only(Node, value, (args, kwargs))
     mode = mode or fake_mode_of((args, kwargs))
-    with torch.no_grad(), mode or torch.no_grad():
-        return getattr(args[0], target)(*args[1:], **kwargs) if op == "call_method" else target(*args, **kwargs)
+    with contextlib.ExitStack() as stack:
+        for enter, given, leave in blocks:
+            if enter is torch.amp.autocast_mode._enter_autocast:
+                stack.callback(leave, enter(*given))  # type: ignore[no-untyped-call]
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(mode or torch.no_grad())
+        return target(*args, **kwargs)
 
 
-def one_int(index: Any, dims: int) -> tuple[int, int] | None:
-    """Dimension and int of an index that has one int, and takes all other dimensions whole."""
-    parts = index if isinstance(index, tuple) else (index,)
-    dim, found = 0, None
-    for part in parts:
-        if part is Ellipsis:
-            dim += dims - sum(p is not Ellipsis for p in parts)
-        elif isinstance(part, int) and not isinstance(part, bool):
-            if found is not None:
-                return None
-            found, dim = (dim, part), dim + 1
-        elif isinstance(part, slice) and part == slice(None):
-            dim += 1
-        else:
-            return None
-    return found
+# ---- what a call is
 
 
-@lru_cache
-def place_of(target: Callable[..., Any], name: str) -> int | None:
-    try:
-        return list(inspect.signature(target).parameters).index(name)
-    except (TypeError, ValueError):
-        return None
+def name_of(target: Any) -> str:
+    """The name of an ATen operator without its overload, such as ``"sum"``; of any other function its own."""
+    if isinstance(target, OpOverload):
+        namespace, name = target._schema.name.split("::")
+        return str(name) if namespace == "aten" else f"{namespace}.{name}"
+    return str(target if isinstance(target, str) else getattr(target, "__name__", target))
 
 
-def argument(node: Node, name: str, place: int | None = None) -> Any:
-    """An argument of a call by its name."""
-    if name in node.kwargs:
-        return node.kwargs[name]
-    if place is None and callable(node.target):
-        place = place_of(node.target, name)
-    return node.args[place] if place is not None and place < len(node.args) else None
+def as_python_calls(target: Any) -> Any:
+    """The function of PyTorch that calls an ATen operator in half the time of the operator itself, if there is one."""
+    if not isinstance(target, OpOverload) or target.namespace != "aten":
+        return target
+    if any(a.name == "reduction" or a.is_out for a in target._schema.arguments):
+        return target  # "reduction", left out, is "mean" for the operator and "none" for the function
+    name = name_of(target)
+    for place in (torch, torch._C._nn, torch.Tensor):
+        found = getattr(place, name, None)
+        if isinstance(found, types.BuiltinFunctionType | types.MethodDescriptorType):
+            return found
+    return target
 
 
-# ---- kinds of calls
-
-_BARRIERS = (
-    "_enter_autocast", "_exit_autocast", "_set_grad_enabled", "_enter_inference_mode", "_exit_inference_mode",
-    "_saved_tensors_hooks_disable", "_saved_tensors_hooks_enable",
-)  # fmt: skip
+def is_step(target: Any) -> bool:
+    """Whether a target is one step of a neuron of ours."""
+    return target in (torch.ops.snnfast.step, torch.ops.snnfast.step.default, step)
 
 
-def is_barrier(node: Node) -> bool:
-    return node.op == "call_function" and getattr(node.target, "__name__", "") in _BARRIERS
+def is_pointwise(target: Any) -> bool:
+    return isinstance(target, OpOverload) and torch.Tag.pointwise in target.tags
 
 
-_RANDOM = ("bernoulli", "normal", "log_normal", "multinomial", "poisson", "rrelu", "exponential", "gumbel_softmax")
+def arguments(node: Node) -> dict[str, Any]:
+    """The arguments of an ATen call by their names, those that were left out included."""
+    target: Any = node.target
+    if not isinstance(target, OpOverload):
+        return {}
+    places = target._schema.arguments
+    found = {a.name: a.default_value for a in places if a.has_default_value()}
+    found |= {a.name: given for a, given in zip(places, node.args)}  # noqa: B905 - the last may be left out
+    return found | node.kwargs
+
+
+def spelled(target: OpOverload, given: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and named arguments of a call with these; what is left out has its default."""
+    places = target._schema.arguments
+    args = [given.get(a.name, a.default_value) for a in places if not a.kwarg_only]
+    while args and places[len(args) - 1].name not in given:
+        args.pop()
+    return tuple(args), {a.name: given[a.name] for a in places if a.kwarg_only and a.name in given}
+
+
+# ---- what a call does
+
+_UPDATES_STATISTICS = {"batch_norm": ("training", ("running_mean", "running_var"))}
+_UPDATES_STATISTICS["instance_norm"] = ("use_input_stats", ("running_mean", "running_var"))
+_PURE = ("autograd_function_apply",)
+
+
+def is_opaque(node: Node) -> bool:
+    """Whether nothing is known of a call: it is no operator with a schema, and none of those that only compute."""
+    return (
+        node.op == "call_function"
+        and not isinstance(node.target, OpOverload)
+        and not is_step(node.target)
+        and node.target is not operator.getitem
+        and name_of(node.target) not in _PURE
+        and not isinstance(value(node), int | float | torch.SymInt | torch.SymFloat | torch.SymBool)
+    ) or node.op in ("call_method", "call_module")
+
+
+def changed(node: Node) -> list[Node]:
+    """The arguments that a call changes in place: what its schema says, and all of a call of which nothing is known."""
+    if is_opaque(node):
+        return [a for a in node.all_input_nodes if tensors_of(a)]
+    target: Any = node.target
+    if not isinstance(target, OpOverload):
+        return []
+    found: list[Any] = []
+    if target._schema.is_mutable:
+        given = arguments(node)
+        found += [given.get(a.name) for a in target._schema.arguments if a.alias_info and a.alias_info.is_write]
+    elif name_of(target) in _UPDATES_STATISTICS:  # whose schema does not say so
+        given = arguments(node)
+        asks, names = _UPDATES_STATISTICS[name_of(target)]
+        found += [given.get(name) for name in names if given.get(asks)]
+    return [a for a in pytree.tree_leaves(found) if isinstance(a, Node)]
+
+
+def has_effect(node: Node) -> bool:
+    """Whether a call does something else than return results that depend on its arguments."""
+    return bool(changed(node)) or is_opaque(node) or node.target in _side_effectful_functions
 
 
 def is_random(node: Node) -> bool:
     """Whether two equal calls may return different numbers."""
-    name = str(node.target if node.op == "call_method" else getattr(node.target, "__name__", node.target))
-    if "attention" in name:
-        return bool(argument(node, "dropout_p", 4 if name.startswith("scaled") else None))
-    if "dropout" in name:
-        return argument(node, "training", 2) is not False and argument(node, "p", 1) != 0.0
-    return name.strip("_") in _RANDOM or "rand" in name or "empty" in name
+    target: Any = node.target
+    if is_opaque(node):
+        return True
+    if not isinstance(target, OpOverload) or torch.Tag.nondeterministic_seeded not in target.tags:
+        return False
+    given = arguments(node)
+    idle = given.get("train", given.get("training", True)) is False or 0.0 in (given.get("p"), given.get("dropout_p"))
+    return not idle
 
 
 # ---- calls that are alike
-
-
-def named(target: Any) -> Any:
-    return target if isinstance(target, str) else id(target)
 
 
 def literal(tree: Any) -> Any:
@@ -128,23 +183,20 @@ def literal(tree: Any) -> Any:
     if isinstance(tree, Node):
         return tree
     if isinstance(tree, tuple | list):
-        return type(tree).__name__, *map(literal, tree)
+        return "list", *map(literal, tree)
     if isinstance(tree, dict):
         return "dict", *((k, literal(v)) for k, v in sorted(tree.items()))
-    if isinstance(tree, slice):
-        return "slice", literal(tree.start), literal(tree.stop), literal(tree.step)
     return type(tree).__name__, repr(tree)
 
 
-_TAKE_NUMBERS = {getattr(place, name) for place in (operator, torch) for name in ("add", "sub", "mul")}
-_TAKE_NUMBERS |= {operator.truediv, torch.div, "add", "sub", "mul", "div"}
+_TAKE_NUMBERS = (aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor)
 
 
 def is_number(a: object) -> bool:
     return isinstance(a, int | float) and not isinstance(a, bool)
 
 
-def signature(node: Node, segment: dict[Node, int]) -> Any:
+def signature(node: Node) -> Any:
     """What two nodes of a series must have in common: all arguments that are no nodes, and the names of parameters."""
 
     numbers = node.target in _TAKE_NUMBERS and all(t.dtype in (torch.float32, torch.float64) for t in tensors_of(node))
@@ -153,11 +205,11 @@ def signature(node: Node, segment: dict[Node, int]) -> Any:
         if numbers and is_number(tree):
             return "number"  # such as a weight of each step
         if isinstance(tree, Node):
-            return tree if tree.type is nn.Parameter or isinstance(value(tree), nn.Parameter) else "node"
+            return tree if tree.meta.get("parameter") else "node"
         if isinstance(tree, tuple | list):
-            return type(tree).__name__, *map(shape_of, tree)
+            return "list", *map(shape_of, tree)
         if isinstance(tree, dict):
             return "dict", *((k, shape_of(v)) for k, v in sorted(tree.items()))
         return literal(tree)
 
-    return node.op, named(node.target), shape_of((node.args, node.kwargs)), looks(node), segment[node]
+    return node.op, node.target, shape_of((node.args, node.kwargs)), looks(node), node.meta["context"]

@@ -2,13 +2,9 @@
 
 from typing import Any
 
-import torch
-import torch.nn.functional as F  # noqa: N812
 from torch.fx import Graph, Node
 
-from snnfast._loop.nodes import argument, is_random, size_of, value
-
-_SHAPES = ("flatten", "reshape", "unflatten", "view", torch.flatten, torch.reshape, torch.unflatten)
+from snnfast._loop.nodes import arguments, aten, is_random, name_of, size_of, value
 
 
 def project(graph: Graph, unroll: Node, spk: Node, effects: set[Node], call: Any) -> bool:
@@ -28,7 +24,7 @@ def project(graph: Graph, unroll: Node, spk: Node, effects: set[Node], call: Any
     node = spk
     while len(node.users) == 1:
         (reader,) = node.users
-        if reader.target is F.linear and reader.args[:1] == (node,):
+        if reader.target is aten.linear.default and reader.args[0] is node:
             break
         if not _passes_on(reader, node):
             return False
@@ -37,8 +33,12 @@ def project(graph: Graph, unroll: Node, spk: Node, effects: set[Node], call: Any
     else:
         return False
     dims = _inputs(spk, node)
-    weight, bias = argument(reader, "weight", 1), argument(reader, "bias", 2)
-    if dims is None or not _come_before(unroll, reader, [weight, bias], effects):
+    weight, bias = arguments(reader)["weight"], arguments(reader)["bias"]
+    if (
+        dims is None
+        or reader.meta["context"] != unroll.meta["context"]
+        or not _come_before(unroll, reader, [weight, bias], effects)
+    ):
         return False
     unroll.args = (*unroll.args, weight, bias, dims)
     made, wanted = value(reader), value(spk).dim() - dims + 1
@@ -46,7 +46,7 @@ def project(graph: Graph, unroll: Node, spk: Node, effects: set[Node], call: Any
     after = spk
     if made.dim() != wanted:
         with graph.inserting_after(spk):
-            after = call("flatten", spk, 0, -2)
+            after = call(aten.flatten.using_ints, spk, 0, -2)
     reader.replace_all_uses_with(after)
     for old in (reader, *reversed(between)):
         graph.erase_node(old)
@@ -57,11 +57,11 @@ def _passes_on(reader: Node, node: Node) -> bool:
     """Whether a call returns the same numbers in the same order."""
     if not reader.args or reader.args[0] is not node:
         return False
-    name = reader.target if reader.op == "call_method" else getattr(reader.target, "__name__", "")
-    if name == "dropout":
-        return not is_random(reader) and not argument(reader, "inplace")
+    if name_of(reader.target) == "dropout":
+        return not is_random(reader)
     # A view may also take numbers for those of another dtype.
-    return reader.target in _SHAPES and value(reader).dtype == value(node).dtype
+    shapes = ("flatten", "reshape", "unflatten", "view", "_unsafe_view")
+    return name_of(reader.target) in shapes and value(reader).dtype == value(node).dtype
 
 
 def _inputs(spk: Node, node: Node) -> int | None:

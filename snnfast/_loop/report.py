@@ -2,13 +2,11 @@
 
 import operator
 from dataclasses import dataclass, field
-from typing import Any
 
-import torch
 from torch.fx import GraphModule, Node
 
-from snnfast._loop.capture import Chain, is_step
-from snnfast._loop.nodes import tensors_of
+from snnfast._loop.capture import Chain
+from snnfast._loop.nodes import aten, is_step, name_of, tensors_of
 from snnfast._loop.series import Group, IndexGroup, Series
 
 
@@ -29,6 +27,7 @@ class GraphReport:
     repeated: list[str] = field(default_factory=list)
     refused: str | None = None
     warnings: list[str] = field(default_factory=list)
+    random: bool = field(default=False, repr=False)  # whether it draws random numbers
 
     def __str__(self) -> str:
         if self.refused is not None:
@@ -54,6 +53,10 @@ class Explanation:
         return "\n".join(map(str, self.graphs)) or "nothing was compiled"
 
 
+class RefusedError(Exception):
+    """Nothing of a graph can be merged. The message is the reason, in words for the user."""
+
+
 def refuse(report: GraphReport, reason: str) -> None:
     """Enter why nothing of a graph is merged."""
     report.refused = reason
@@ -73,7 +76,7 @@ def leave_alone(report: GraphReport, gm: GraphModule) -> None:
     """Enter a graph without a step of ours. It may be another part of a program, such as an optimizer: no warning."""
     report.refused = "there is no step of a neuron in it"
     inner = (m.graph for m in gm.modules() if isinstance(m, GraphModule))
-    if any(is_step(n) for graph in inner for n in graph.nodes):
+    if any(is_step(n.target) for graph in inner for n in graph.nodes):
         refuse(report, "its steps are in calls that have their own graphs, such as checkpointing at each step")
     elif any("/snntorch/_neurons/" in (n.stack_trace or "") for n in gm.graph.nodes):
         report.refused = (
@@ -110,10 +113,10 @@ def describe(series: Series, summed: set[Node], projected: set[Chain], report: G
     for group in dict.fromkeys(series.group_of.values()):
         if isinstance(group, IndexGroup):
             continue
-        name = f"{len(group.nodes)} x {name_of(group.first)}"
+        name = f"{len(group.nodes)} x {name_of(group.first.target)}"
         if group.reason is None or summed.issuperset(group.nodes):
             report.merged.append(name)
-        elif name_of(group.first) == "autograd_function_apply":
+        elif name_of(group.first.target) == "autograd_function_apply":
             reason = "torch.compile gives each call of an autograd.Function a graph of its own"
             report.repeated.append(f"{name}{_at(group.first)}: {reason}")
             report.warnings.append(
@@ -127,29 +130,23 @@ def describe(series: Series, summed: set[Node], projected: set[Chain], report: G
     _describe_others(series, summed, report)
 
 
+_FREE = (operator.getitem, aten.slice.Tensor, aten.select.int, aten.stack.default, aten.cat.default)
+
+
 def _describe_others(series: Series, summed: set[Node], report: GraphReport) -> None:
     """Enter calls that are in no series, though the same line makes one at each step."""
     alike: dict[tuple[str, str], list[Node]] = {}
     for node in series.captured.nodes:
-        calls = (
-            node.op in ("call_function", "call_method")
-            and bool(tensors_of(node))
-            and any(map(tensors_of, node.all_input_nodes))
-        )
-        known = is_step(node) or node in series.group_of or node in summed
-        if calls and not known and node.target not in (operator.getitem, torch.stack, torch.cat):
-            alike.setdefault((name_of(node), line_of(node)), []).append(node)
+        calls = node.op == "call_function" and bool(tensors_of(node)) and any(map(tensors_of, node.all_input_nodes))
+        known = is_step(node.target) or node in series.group_of or node in summed
+        if calls and not known and node.target not in _FREE:
+            alike.setdefault((name_of(node.target), line_of(node)), []).append(node)
     steps = max((len(chain.steps) for chain in series.captured.chains), default=0)
     for (name, _), nodes in alike.items():
         if 1 < steps <= len(nodes):
             changes = any(n in series.captured.effects for n in nodes)
             reason = "it changes a tensor in place" if changes else "it differs from step to step"
             report.repeated.append(f"{len(nodes)} x {name}{_at(nodes[0])}: {reason}")
-
-
-def name_of(node: Node) -> str:
-    target: Any = node.target
-    return target if isinstance(target, str) else getattr(target, "__name__", str(target))
 
 
 def _at(node: Node) -> str:

@@ -5,18 +5,16 @@ a rule goes through ``torch.vmap``, which is right as well but slower to call. O
 result are checked: a rule must be right about the numbers. ``docs/adding-a-rule.md`` tells how to add one.
 """
 
-import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
-from snnfast._loop.nodes import argument, value
+from snnfast._loop.nodes import aten, is_pointwise, name_of, spelled, value
 from snnfast._losses import cross_entropy_over_time
 
 
@@ -26,26 +24,36 @@ class Site:
 
     Args:
         call: Appends a call to the graph and returns its node.
-        step: The call at the first step, in the old graph.
-        args, kwargs: Arguments, in the new graph: ``[T, *]`` where they vary with time, else ``[*]``.
+        step: The ATen call at the first step, in the old graph.
+        given: The arguments of the schema by their names, in the new graph: ``[T, *]`` where they vary with time, else
+            ``[*]``. Those that the loop leaves out have their defaults.
         varies: The nodes among them that have time in front.
         steps: T.
     """
 
     call: Callable[..., Node]
     step: Node
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+    given: dict[str, Any]
     varies: set[Node]
     steps: int
 
-    def again(self, *args: Any) -> Node:
-        """The same call with other positional arguments."""
-        return self.call(self.step.target, *args, **self.kwargs)
+    @property
+    def first(self) -> Any:
+        """The first argument of the schema: of nearly every operator, the tensor that it works on."""
+        return next(iter(self.given.values()), None)
+
+    def again(self, /, **changes: Any) -> Node:
+        """The same call with some arguments changed."""
+        args, kwargs = spelled(self.step.target, self.given | changes)  # type: ignore[arg-type]
+        return self.call(self.step.target, *args, **kwargs)
+
+    def on(self, first: Any, /, **changes: Any) -> Node:
+        """The same call on another first argument."""
+        return self.again(**{next(iter(self.given)): first}, **changes)
 
     def only_first_varies(self) -> bool:
-        given = [a for a in (*self.args[1:], *self.kwargs.values()) if isinstance(a, Node)]
-        return bool(self.args) and self.args[0] in self.varies and not any(a in self.varies for a in given)
+        others = list(self.given.values())[1:]
+        return self.first in self.varies and not any(a in self.varies for a in _nodes(others))
 
     def rank(self, of: Any) -> int:
         """Dimensions of one step of an argument."""
@@ -58,37 +66,35 @@ class UnmergedError(Exception):
 
 
 Rule = Callable[[Site], Node | None]
-RULES: dict[Any, Rule] = {}
+RULES: dict[str, Rule] = {}
 
 
-def rule(*targets: Any) -> Callable[[Rule], Rule]:
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Enter a rule for ATen operators with these names, whatever their overload."""
+
     def enter(function: Rule) -> Rule:
-        for target in targets:
-            RULES[target] = function
+        for name in names:
+            RULES[name] = function
         return function
 
     return enter
 
 
-def everywhere(*names: str) -> list[Any]:
-    """A name as a method, as a function of torch and of ``torch.nn.functional``, and as an operator."""
-    places = (torch, F, operator, torch._C._nn)
-    return [*names, *(getattr(place, name) for name in names for place in places if hasattr(place, name))]
+def rule_for(target: Any) -> Rule | None:
+    """The rule of an operator. Those that PyTorch tags as pointwise share one."""
+    return RULES.get(name_of(target)) or (element_wise if is_pointwise(target) else None)
+
+
+def _nodes(tree: Any) -> list[Node]:
+    return [a for a in pytree.tree_leaves(tree) if isinstance(a, Node)]
 
 
 # ---- element by element: time is one more dimension in front
 
 
 @rule(
-    *everywhere(
-        "abs", "add", "bool", "ceil", "clamp", "clamp_max", "clamp_min", "clone", "cos", "detach", "div", "double",
-        "elu", "eq", "exp", "float", "floor", "ge", "gelu", "gt", "half", "bfloat16", "hardsigmoid", "hardswish",
-        "hardtanh", "int", "le", "leaky_relu", "lerp", "log", "log1p", "logical_and", "logical_not", "logical_or",
-        "logsigmoid", "long", "lt", "masked_fill", "maximum", "minimum", "mish", "mul", "ne", "neg", "pow",
-        "reciprocal", "relu", "relu6", "round", "rsqrt", "rsub", "selu", "sigmoid", "sign", "silu", "sin", "softplus",
-        "softsign", "sqrt", "square", "sub", "tanh", "to", "true_divide", "truediv", "type", "type_as", "where",
-        "dropout", "alpha_dropout", "zeros_like", "ones_like", "contiguous",
-    )
+    "to", "detach", "contiguous", "type_as", "hardswish", "log_sigmoid", "dropout", "alpha_dropout", "bernoulli",
+    "zeros_like", "ones_like", "full_like", "rand_like", "randn_like",
 )  # fmt: skip
 def element_wise(site: Site) -> Node | None:
     """An argument with fewer dimensions than the result gets more of them behind the time. A constant needs none."""
@@ -98,256 +104,217 @@ def element_wise(site: Site) -> Node | None:
 
     def aligned(a: Any) -> Any:
         for _ in range(found.dim() - site.rank(a) if a in site.varies else 0):
-            a = site.call("unsqueeze", a, 1)
+            a = site.call(aten.unsqueeze.default, a, 1)
         return a
 
-    args, kwargs = tuple(map(aligned, site.args)), {k: aligned(v) for k, v in site.kwargs.items()}
-    return site.call(site.step.target, *args, **kwargs)
+    return site.again(**pytree.tree_map_only(Node, aligned, site.given))
 
 
 # ---- a large batch: [T, B, *] -> [T * B, *]
 
 
 def _folded(site: Site) -> Node | None:
-    batch = site.call("flatten", site.args[0], 0, 1)
-    result = site.again(batch, *site.args[1:])
-    return site.call("unflatten", result, 0, (site.steps, -1))
+    result = site.on(site.call(aten.flatten.using_ints, site.first, 0, 1))
+    return site.call(aten.unflatten.int, result, 0, (site.steps, -1))
 
 
-@rule(*everywhere("linear"), *everywhere("embedding", "group_norm", "pixel_shuffle", "channel_shuffle"))
+@rule("linear", "group_norm", "pixel_shuffle", "channel_shuffle", "mm")
 def with_batch(site: Site) -> Node | None:
     """Calls that take ``[B, *]`` and do the same for each of B."""
     if not site.only_first_varies():
         return None
-    return _folded(site) if site.rank(site.args[0]) > 1 else site.again(*site.args)
+    return _folded(site) if site.rank(site.first) > 1 else site.again()
+
+
+@rule("embedding")
+def embedding(site: Site) -> Node | None:
+    return site.again() if site.first not in site.varies else None
 
 
 @rule(
-    *everywhere(
-        *(f"{name}{n}d" for n in (1, 2, 3) for name in (
-            "conv", "conv_transpose", "max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "lp_pool",
-        )),
-    )
+    *(f"{name}{n}d" for n in (1, 2, 3) for name in (
+        "conv", "conv_transpose", "max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool",
+    )),
+    *(f"max_pool{n}d_with_indices" for n in (1, 2, 3)),
 )  # fmt: skip
 def with_image(site: Site) -> Node | None:
     """Calls that take ``[B, C, *]``, or ``[C, *]`` without a batch. Time then becomes the batch."""
-    if not site.only_first_varies():
+    if not site.only_first_varies() or not isinstance(value(site.step), Tensor):
         return None
-    name = getattr(site.step.target, "__name__", "")
-    dims = next((int(c) for c in name if c.isdigit()), 0)
-    batched = site.rank(site.args[0]) == dims + 2
-    return _folded(site) if batched else site.again(*site.args)
+    dims = next(int(c) for c in name_of(site.step.target) if c.isdigit())
+    return _folded(site) if site.rank(site.first) == dims + 2 else site.again()
 
 
-@rule(*everywhere("interpolate", "upsample", "dropout1d", "dropout2d", "dropout3d"))
+@rule(
+    "feature_dropout", "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "upsample_linear1d",
+    "upsample_bilinear2d", "upsample_trilinear3d", "upsample_bicubic2d",
+)  # fmt: skip
 def batch_of_images(site: Site) -> Node | None:
     """Calls that always take ``[B, C, *]``."""
-    return _folded(site) if site.only_first_varies() and site.rank(site.args[0]) > 2 else None
+    return _folded(site) if site.only_first_varies() and site.rank(site.first) > 1 else None
 
 
-@rule(*everywhere("batch_norm"))
+@rule("batch_norm")
 def batch_norm(site: Site) -> Node | None:
     """Batch normalisation with fixed statistics. With those of a batch, each step has its own."""
-    if argument(site.step, "training", 5) or not site.only_first_varies() or site.rank(site.args[0]) < 2:
+    if site.given["training"] or not site.only_first_varies() or site.rank(site.first) < 2:
         return None
     return _folded(site)
 
 
-@rule(*everywhere("layer_norm", "rms_norm", "pad"))
+@rule("layer_norm", "rms_norm", "pad")
 def last_dimensions(site: Site) -> Node | None:
     """Calls that look at the last dimensions only."""
-    return site.again(*site.args) if site.only_first_varies() else None
+    return site.again() if site.only_first_varies() else None
 
 
-@rule(*everywhere("matmul"))
+@rule("matmul")
 def matmul(site: Site) -> Node | None:
-    a, b = site.args
+    a, b = site.given.values()
     if b not in site.varies and site.rank(b) == 2 and site.rank(a) > 1:
-        return _folded(site) if site.rank(a) == 2 else site.again(a, b)
+        return _folded(site) if site.rank(a) == 2 else site.again()
     both = a in site.varies and b in site.varies and site.rank(a) == site.rank(b) > 1
-    return site.again(a, b) if both else None
+    return site.again() if both else None
 
 
-@rule(F.scaled_dot_product_attention)
+@rule("scaled_dot_product_attention")
 def attention(site: Site) -> Node | None:
     """Attention on ``[B, heads, L, E]``, with one mask for all steps or none."""
-    mask = argument(site.step, "attn_mask", 3)
-    given = site.args[:3]
-    if len(given) < 3 or mask is not None or any(a not in site.varies or site.rank(a) != 4 for a in given):
+    names = ("query", "key", "value")
+    given = [site.given[name] for name in names]
+    if site.given["attn_mask"] is not None or any(a not in site.varies or site.rank(a) != 4 for a in given):
         return None
-    result = site.again(*(site.call("flatten", a, 0, 1) for a in given), *site.args[3:])
-    return site.call("unflatten", result, 0, (site.steps, -1))
+    flat = {name: site.call(aten.flatten.using_ints, a, 0, 1) for name, a in zip(names, given, strict=True)}
+    return site.call(aten.unflatten.int, site.again(**flat), 0, (site.steps, -1))
 
 
 # ---- shapes
 
 
-@rule(*everywhere("view", "reshape"))
+@rule("view", "reshape", "_unsafe_view")
 def reshaped(site: Site) -> Node | None:
-    shape = site.args[1:] or (site.kwargs.get("shape"),)
-    if len(shape) == 1 and isinstance(shape[0], tuple | list):
-        shape = tuple(shape[0])
-    if not site.only_first_varies() or not all(isinstance(n, int | Node) for n in shape):
+    shape = site.given.get("size", site.given.get("shape"))
+    if not site.only_first_varies() or shape is None:
         return None
-    return site.call("reshape", site.args[0], (site.steps, *shape))
+    return site.call(aten.reshape.default, site.first, (site.steps, *shape))
+
+
+_DIMS = ("dim", "dims", "dim0", "dim1", "axis0", "axis1", "source", "destination", "start_dim", "end_dim")
 
 
 def _later(dim: Any) -> Any:
+    if isinstance(dim, list | tuple):
+        return [_later(d) for d in dim]
     return dim + 1 if isinstance(dim, int) and dim >= 0 else dim
 
 
-@rule(*everywhere("flatten"))
-def flattened(site: Site) -> Node | None:
-    start, end = argument(site.step, "start_dim", 1), argument(site.step, "end_dim", 2)
-    if not site.only_first_varies() or site.rank(site.args[0]) == 0:
-        return None
-    return site.call("flatten", site.args[0], _later(0 if start is None else start), _later(-1 if end is None else end))
-
-
-@rule(*everywhere("transpose", "unsqueeze", "softmax", "log_softmax", "select", "squeeze", "movedim", "swapaxes"))
+@rule(
+    "transpose", "unsqueeze", "softmax", "log_softmax", "select", "slice", "squeeze", "movedim", "swapaxes", "flatten",
+    "unflatten", "narrow", "flip", "cumsum", "cumprod", "sum", "mean", "amax", "amin", "logsumexp",
+)  # fmt: skip
 def dimensions(site: Site) -> Node | None:
-    """Calls that take the numbers of all dimensions."""
-    if not site.only_first_varies() or not _has_dims(site):
-        return None
-    if site.step.target in ("select", torch.select):
-        return site.again(site.args[0], _later(site.args[1]), *site.args[2:])
-    kwargs = {k: _later(v) if "dim" in k else v for k, v in site.kwargs.items()}
-    rest = site.args[1:] if site.step.target in (F.softmax, F.log_softmax) else ()
-    args = (_later(rest[0]), *rest[1:]) if rest else tuple(map(_later, site.args[1:]))
-    return site.call(site.step.target, site.args[0], *args, **kwargs)
-
-
-@rule(*everywhere("sum", "mean", "amax", "amin", "logsumexp"))
-def reduced(site: Site) -> Node | None:
-    """Calls that reduce over dimensions. Without any, they reduce over all of a step."""
+    """Calls that take numbers of dimensions. A reduction without any is over all of a step."""
     if not site.only_first_varies():
         return None
-    dims = site.args[1] if len(site.args) > 1 else site.kwargs.get("dim")
-    if dims is None:
-        rank = site.rank(site.args[0])
-        dims = list(range(1, rank + 1))
-        if not dims:
-            return None
-    else:
-        dims = [_later(d) for d in (dims if isinstance(dims, tuple | list) else (dims,))]
-        if not all(isinstance(d, int) for d in dims):
-            return None
-    kwargs = {k: v for k, v in site.kwargs.items() if k != "dim"}
-    return site.call(site.step.target, site.args[0], dims, *site.args[2:], **kwargs)
+    rank, given = site.rank(site.first), {n: d for n, d in site.given.items() if n in _DIMS}
+    if rank == 0:
+        return None
+    over_all = name_of(site.step.target) in ("sum", "mean", "amax", "amin") and given.get("dim") in (None, [], ())
+    if over_all:
+        names = {
+            "sum": aten.sum.dim_IntList, "mean": aten.mean.dim, "amax": aten.amax.default, "amin": aten.amin.default,
+        }  # fmt: skip
+        rest = {n: a for n, a in site.given.items() if n not in ("self", "dim")}
+        target = names[name_of(site.step.target)]
+        return site.call(target, site.first, list(range(1, rank + 1)), **rest)
+    return site.again(**{n: _later(d) for n, d in given.items()}) if given else None
 
 
-@rule(*everywhere("max", "min", "median"))
+@rule("max", "min", "median", "nanmedian")
 def extreme(site: Site) -> Node | None:
     """The maximum or minimum of a whole step. Equal elements, such as spikes, share its gradient. Not so under vmap."""
-    if len(site.args) > 1 or site.kwargs or not site.varies.issuperset(site.args):
-        return None
-    name = str(getattr(site.step.target, "__name__", site.step.target))
-    if name == "median":
+    if len(site.given) > 1:
+        return element_wise(site) if is_pointwise(site.step.target) else None
+    name = name_of(site.step.target)
+    if name.endswith("median"):
         raise UnmergedError("torch.vmap gives another gradient where elements are equal")
-    return site.call(f"a{name}", site.args[0], list(range(1, site.rank(site.args[0]) + 1)))
+    dims = list(range(1, site.rank(site.first) + 1))
+    return site.call(aten.amax.default if name == "max" else aten.amin.default, site.first, dims)
 
 
-@rule("permute", torch.permute)
+@rule("permute")
 def permuted(site: Site) -> Node | None:
-    dims = site.args[1:]
-    if len(dims) == 1 and isinstance(dims[0], tuple | list):
-        dims = tuple(dims[0])
-    if not site.only_first_varies() or not all(isinstance(d, int) for d in dims):
-        return None
-    rank = site.rank(site.args[0])
-    return site.call("permute", site.args[0], (0, *(d % rank + 1 for d in dims)))
+    rank = site.rank(site.first)
+    dims = [0, *(d % rank + 1 for d in site.given["dims"])]
+    return site.again(dims=dims) if site.only_first_varies() else None
 
 
-@rule(operator.getitem)
-def indexed(site: Site) -> Node | None:
-    base, index = site.args
-    if base not in site.varies:
-        return None
-    if not isinstance(value(base), Tensor):  # one of several results
-        return site.call(operator.getitem, base, index)
-    index = index if isinstance(index, tuple) else (index,)
-    if not all(part is None or part is Ellipsis or type(part) in (int, slice) for part in index):
-        return None
-    return site.call(operator.getitem, base, (slice(None), *index))
-
-
-@rule(torch.cat, torch.concat, torch.concatenate)
+@rule("cat", "concat", "concatenate", "stack")
 def joined(site: Site) -> Node | None:
-    tensors, dim = site.args[0], argument(site.step, "dim", 1) or 0
-    if not all(t in site.varies for t in tensors) or not isinstance(dim, int):
-        return None
-    return site.call(torch.cat, list(tensors), _later(dim))
-
-
-def _has_dims(site: Site) -> bool:
-    given = (*site.args[1:], *(v for k, v in site.kwargs.items() if "dim" in k))
-    return any(isinstance(d, int) for d in given) and site.rank(site.args[0]) > 0
+    every = all(t in site.varies for t in site.first)
+    return site.again(dim=_later(site.given["dim"])) if every else None
 
 
 # ---- losses
 
+_NONE, _MEAN, _SUM = 0, 1, 2  # of the argument "reduction"
 
-@rule(F.cross_entropy)
+
+@rule("cross_entropy_loss")
 def cross_entropy(site: Site) -> Node | None:
     """Cross-entropy with class indices: the mean over ``[B]`` at each step, from ``[T, B, C]`` in one call."""
-    logits, targets = site.args[0], site.args[1] if len(site.args) > 1 else site.kwargs.get("target")
-    names = ("weight", "size_average", "ignore_index", "reduce", "reduction", "label_smoothing")
-    weight, size_average, ignored, reduces, reduction, smoothing = (
-        argument(site.step, name, 2 + i) for i, name in enumerate(names)
-    )
-    ignored, reduction = -100 if ignored is None else ignored, reduction or "mean"
+    logits, targets, weight, reduction, ignored, smoothing = site.given.values()
     if (
         not isinstance(targets, Node)
         or targets in site.varies
         or value(targets).dim() != 1
         or logits not in site.varies
         or site.rank(logits) != 2
-        or reduction not in ("mean", "sum")
+        or reduction == _NONE
+        or weight is not None
+        or value(targets).is_floating_point()
     ):
         return None
-    if weight is not None or size_average is not None or reduces is not None or value(targets).is_floating_point():
-        return None
-    options = {"ignore_index": ignored, "label_smoothing": smoothing or 0.0, "reduction": "none"}
+    options = {"ignore_index": ignored, "label_smoothing": smoothing, "reduction": "none"}
     losses = site.call(cross_entropy_over_time, logits, targets, **options)
-    if reduction == "mean":  # divided first: a sum of many could be too large for float16
-        losses = site.call(operator.truediv, losses, site.call("sum", site.call(operator.ne, targets, ignored)))
-    return site.call("sum", losses, 1)
+    if reduction == _MEAN:  # divided first: a sum of many could be too large for float16
+        counted = site.call(aten.sum.default, site.call(aten.ne.Scalar, targets, ignored))
+        losses = site.call(aten.div.Tensor, losses, counted)
+    return site.call(aten.sum.dim_IntList, losses, [1])
 
 
-@rule(F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss, F.binary_cross_entropy_with_logits)
+@rule("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "binary_cross_entropy_with_logits")
 def mean_of_each(site: Site) -> Node | None:
     """Losses that are a mean, or a sum, over all elements of a step."""
-    reduction = argument(site.step, "reduction") or "mean"
-    found, wanted = site.args[0], site.args[1] if len(site.args) > 1 else site.kwargs.get("target")
-    plain = not any(
-        argument(site.step, name) is not None for name in ("size_average", "reduce", "weight", "pos_weight")
-    )
-    if not plain or reduction not in ("mean", "sum") or found not in site.varies or not isinstance(wanted, Node):
+    found, wanted, reduction = site.first, site.given["target"], site.given["reduction"]
+    if (
+        any(site.given.get(name) is not None for name in ("weight", "pos_weight"))
+        or reduction == _NONE
+        or found not in site.varies
+        or value(wanted).shape[wanted in site.varies :] != value(found).shape[1:]  # a broadcast, of which PyTorch warns
+    ):
         return None
-    if value(wanted).shape[wanted in site.varies :] != value(found).shape[1:]:
-        return None  # a broadcast, of which PyTorch warns
     if wanted not in site.varies:
-        wanted = site.call("expand_as", wanted, found)
-    kwargs = {k: v for k, v in site.kwargs.items() if k not in ("reduction", "target")}
-    rest = site.args[2:] if site.step.target not in (F.mse_loss, F.l1_loss) else ()
-    each = site.call(site.step.target, found, wanted, *rest, **kwargs, reduction="none")
-    return site.call(reduction, each, list(range(1, value(each).dim())))
+        wanted = site.call(aten.expand_as.default, wanted, found)
+    each = site.again(target=wanted, reduction=_NONE)
+    over = aten.mean.dim if reduction == _MEAN else aten.sum.dim_IntList
+    return site.call(over, each, list(range(1, value(each).dim())))
 
 
 # ---- everything else
 
 
-def by_vmap(site: Site) -> Node:
+def by_vmap(call: Callable[..., Node], target: Any, args: Any, kwargs: Any, varies: set[Node]) -> Node:
     """The call as a function that ``torch.vmap`` maps over time."""
-    leaves, spec = pytree.tree_flatten((site.args, site.kwargs))
+    leaves, spec = pytree.tree_flatten((args, kwargs))
     places = [i for i, a in enumerate(leaves) if isinstance(a, Node)]
     nodes = [leaves[i] for i in places]
-    dims = tuple(0 if n in site.varies else None for n in nodes)
+    dims = tuple(0 if n in varies else None for n in nodes)
     functorch: Any = torch._C._functorch
     loops = functorch._is_vmap_fallback_enabled()
     functorch._set_vmap_fallback_enabled(False)  # a loop over time in vmap is no gain, and it warns
     try:
-        return site.call(_mapped(site.step.target, leaves, places, spec, dims), *nodes)
+        return call(_mapped(target, leaves, places, spec, dims), *nodes)
     finally:
         functorch._set_vmap_fallback_enabled(loops)
 
@@ -360,7 +327,7 @@ def _mapped(target: Any, leaves: list[Any], places: list[int], spec: Any, dims: 
         for i, t in zip(places, tensors, strict=True):
             filled[i] = t
         args, kwargs = pytree.tree_unflatten(filled, spec)
-        return getattr(args[0], target)(*args[1:], **kwargs) if isinstance(target, str) else target(*args, **kwargs)
+        return target(*args, **kwargs)
 
     def over_time(*tensors: Any) -> Any:
         return torch.vmap(step, in_dims=dims, randomness="different")(*tensors)

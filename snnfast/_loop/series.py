@@ -11,14 +11,12 @@ from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
-from snnfast._loop.capture import Captured, Chain, is_step
+from snnfast._loop.capture import Captured, Chain
 from snnfast._loop.cycles import strongly_connected
-from snnfast._loop.nodes import argument, one_int, signature, size_of, tensors_of, value
+from snnfast._loop.nodes import arguments, aten, is_step, signature, size_of, tensors_of, value
 
 
 class Group:
@@ -62,7 +60,7 @@ class Series:
                 for i in range(1 + len(chain.neuron.states)):
                     self._follow([self._output(step, i) for step in chain.steps])
         for node in captured.nodes:  # and from what is read part by part: a record, such as in a loss over time
-            parts = [user for user in node.users if user.target is operator.getitem and _index(user) is not None]
+            parts = [user for user in node.users if _index(user) is not None]
             if len(parts) > 1:
                 self._wanted.append(sorted(parts, key=captured.order.__getitem__))
         while self._wanted:
@@ -98,7 +96,7 @@ class Series:
 
     def in_order(self) -> list[Any]:
         """The vertices, each behind all that it waits for, otherwise in the order of the old graph."""
-        order, segment = self.captured.order, self.captured.segment
+        order = self.captured.order
         waiting: dict[Any, int] = {}
         after: dict[Any, list[Any]] = {}
         for vertex in self.vertices():
@@ -107,15 +105,14 @@ class Series:
             for v in before:
                 after.setdefault(v, []).append(vertex)
 
-        def entry(vertex: Any) -> tuple[int, int, Any]:
-            first = self.members(vertex)[0]
-            return segment[first], order[first], vertex
+        def entry(vertex: Any) -> tuple[int, Any]:
+            return order[self.members(vertex)[0]], vertex
 
         ready = [entry(v) for v, n in waiting.items() if n == 0]
         heapq.heapify(ready)
         found = []
         while ready:
-            *_, vertex = heapq.heappop(ready)
+            _, vertex = heapq.heappop(ready)
             found.append(vertex)
             for v in after.get(vertex, ()):
                 waiting[v] -= 1
@@ -151,19 +148,19 @@ class Series:
 
     def _signature(self, node: Node) -> Any:
         if node not in self._signatures:
-            self._signatures[node] = signature(node, self.captured.segment)
+            self._signatures[node] = signature(node)
         return self._signatures[node]
 
     def _is_free(self, node: Any) -> bool:
         """Whether a node may become a part of a group."""
         return (
             isinstance(node, Node)
-            and node.op in ("call_function", "call_method")
+            and node.op == "call_function"
             and node not in self.group_of
             and node not in self.captured.effects
             and node not in self.captured.written
-            and not is_step(node)
-            and not (node.target is operator.getitem and is_step(node.args[0]))  # type: ignore[arg-type]
+            and not is_step(node.target)
+            and not (node.target is operator.getitem and is_step(node.args[0].target))  # type: ignore[union-attr]
             and bool(tensors_of(node))
         )
 
@@ -179,7 +176,7 @@ class Series:
                         break
                     if index is not None:
                         other = _index(node)
-                        if other is None or other[:2] != index[:2] or self._segment(node) != self._segment(run[0]):
+                        if other is None or other[:2] != index[:2] or not _same_context(node, run[0]):
                             break
                     elif self._signature(node) != self._signature(run[0]):
                         break
@@ -189,9 +186,6 @@ class Series:
                 elif len(run) > 1:
                     self._make(run)
             i += len(run)
-
-    def _segment(self, node: Node) -> int:
-        return self.captured.segment[node]
 
     def _make(self, nodes: list[Node]) -> None:
         index = _index(nodes[0])
@@ -240,36 +234,26 @@ class Series:
         return None
 
 
+def _same_context(a: Node, b: Node) -> bool:
+    return bool(a.meta["context"] == b.meta["context"])
+
+
 def _nodes_in(node: Node) -> list[Node]:
-    """The nodes among the arguments, in an order that equal signatures share."""
-    return [a for a in pytree.tree_leaves((node.args, dict(sorted(node.kwargs.items())))) if isinstance(a, Node)]
+    return [a for a in pytree.tree_leaves((node.args, node.kwargs)) if isinstance(a, Node)]
 
 
 def _index(node: Node) -> tuple[Node, int, int] | None:
-    """Of a part of a tensor along one dimension: the tensor, the dimension and the place."""
-    args: Any = node.args
-    if node.target is operator.getitem and isinstance(args[0], Node):
-        base, index = args
-        found = value(base)
-        if isinstance(found, Tensor):
-            at = one_int(index, found.dim())
-            return None if at is None else _counted(base, *at)
-        if base.target in (torch.unbind, "unbind") and isinstance(index, int):
-            source: Any = base.args[0]
-            dim: Any = argument(base, "dim", 1) or 0
-            return _counted(source, dim, index)
-    if node.target in (torch.select, "select") and len(args) == 3:
-        base, dim, place = args
-        if isinstance(dim, int) and isinstance(place, int):
-            return _counted(base, dim, place)
-    return None
-
-
-def _counted(base: Node, dim: int, place: int) -> tuple[Node, int, int] | None:
-    """Dimension and place, both counted from the front."""
-    tensor = value(base)
-    dim %= tensor.dim()
-    if place < 0:
-        size = size_of(tensor, dim)
-        return None if size is None else (base, dim, place + size)
-    return base, dim, place
+    """Of a part of a tensor along one dimension: the tensor, the dimension and the place, counted from the front."""
+    if node.target is operator.getitem and node.args[0].target is aten.unbind.int:  # type: ignore[union-attr]
+        unbind, place = node.args
+        given = arguments(unbind)  # type: ignore[arg-type]
+    elif node.target is aten.select.int:
+        given = arguments(node)
+        place = given["index"]
+    else:
+        return None
+    base, dim = given["self"], given["dim"] % value(given["self"]).dim()
+    size = size_of(value(base), dim)
+    if not isinstance(place, int) or (place < 0 and size is None):
+        return None
+    return base, dim, place if size is None else place % size

@@ -1,16 +1,12 @@
 """Sums that grow in a loop: ``out = out + spk``, ``loss += ...``, ``sum(rec)``."""
 
-import operator
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.fx import Node
 
-from snnfast._loop.nodes import argument, value
-
-_ADD = (operator.add, torch.add, "add")
+from snnfast._loop.nodes import arguments, aten, value
 
 
 def terms_of(node: Node, may_be_inside: Callable[[Node], bool]) -> tuple[list[Any], list[Node]]:
@@ -35,7 +31,7 @@ def terms_of(node: Node, may_be_inside: Callable[[Node], bool]) -> tuple[list[An
 
 def _is_add(node: Any) -> bool:
     """Whether a node is an addition of tensors without a factor."""
-    if not isinstance(node, Node) or node.target not in _ADD or len(node.args) != 2 or node.kwargs:
+    if not isinstance(node, Node) or node.target is not aten.add.Tensor or len(node.args) != 2 or node.kwargs:
         return False
     return isinstance(value(node), Tensor)
 
@@ -44,12 +40,13 @@ def _is_part(term: Any, whole: Node) -> bool:
     if not _is_add(term) or not _is_add(whole) or len(term.users) != 1:
         return False
     part, total = value(term), value(whole)
-    return bool(part.dtype == total.dtype and part.shape == total.shape)
+    same = part.dtype == total.dtype and part.shape == total.shape
+    return bool(same and term.meta["context"] == whole.meta["context"])
 
 
 def is_sum(node: Node) -> bool:
     """Whether a node is the sum over the first dimension, and nothing else."""
-    if node.target not in (torch.sum, "sum") or len(node.args) + len(node.kwargs) != 2:
+    if node.target is not aten.sum.dim_IntList:
         return False
-    dim = argument(node, "dim", 1)
-    return dim == 0 or dim in ([0], (0,))
+    given = arguments(node)
+    return given["dim"] in ([0], (0,)) and not given["keepdim"] and given["dtype"] is None

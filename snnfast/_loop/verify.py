@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from snnfast import _backend
-from snnfast._loop.nodes import is_random
+from snnfast._loop.report import GraphReport
 
 # One matrix product of all steps rounds in another way than one per step. A membrane within rounding of its threshold
 # may then fall on the other side, and everything behind it in that sample differs. In float32 and below, this happens
@@ -24,12 +24,12 @@ def is_wanted() -> bool:
     return os.environ.get("SNNFAST_VERIFY", "0") not in ("", "0")
 
 
-def verified(loop: GraphModule, merged: Callable[..., Any], where: str) -> Callable[..., Any]:
+def verified(loop: GraphModule, merged: Callable[..., Any], report: GraphReport) -> Callable[..., Any]:
     """``merged`` that raises ``RuntimeError`` where it does not return what ``loop`` does."""
-    random = any(is_random(node) for node in loop.graph.nodes)
+    where = report.where
 
     def both(*args: Any) -> Any:
-        if random:
+        if report.random:
             _backend.warn_once(f"snnfast: {where} draws random numbers: SNNFAST_VERIFY can't compare it")
             return merged(*args)
         devices = sorted({a.device.index for a in args if isinstance(a, Tensor) and a.device.type == "cuda"})

@@ -1,0 +1,222 @@
+"""The graph of a loop as ATen calls: one spelling for each call, and a schema that tells what it does.
+
+dynamo's graph has calls as the user spelled them: ``x.sum(axis=0)``, ``torch.sum(x, dim=0)``. Here they run on fake
+tensors and are recorded one level below, as PyTorch's dispatcher sees them before autograd:
+``aten.sum.dim_IntList(x, [0])``. The schema and the tags of such a call tell which tensors it changes, whether it is
+random, and what its arguments are called. Grad mode and autocast are no calls of the new graph: each node knows its
+own (:class:`Context`).
+"""
+
+import contextlib
+import operator
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch._ops import HigherOrderOperator
+from torch.fx import GraphModule, Interpreter, Node
+from torch.fx.experimental.proxy_tensor import (
+    get_proxy_mode,
+    make_fx,
+    track_tensor_tree,
+)
+from torch.utils import _pytree as pytree
+
+from snnfast._loop.nodes import fake_mode_of, is_step, tensors_in
+from snnfast._loop.report import RefusedError
+
+
+class Context(NamedTuple):
+    """What a call runs under.
+
+    Attributes:
+        grad: Whether autograd records it.
+        blocks: The blocks around it that the graph enters, outermost first: how each is entered, with what, and how it
+            is left. These are autocast and inference mode.
+    """
+
+    grad: bool
+    blocks: tuple[tuple[Any, tuple[Any, ...], Any], ...] = ()
+
+    @property
+    def records(self) -> bool:
+        """Whether results may require a gradient."""
+        return self.grad and all(enter is torch.amp.autocast_mode._enter_autocast for enter, *_ in self.blocks)
+
+
+_BLOCKS = {
+    torch.amp.autocast_mode._enter_autocast: torch.amp.autocast_mode._exit_autocast,
+    torch.autograd.grad_mode._enter_inference_mode: torch.autograd.grad_mode._exit_inference_mode,
+}
+_TRACED = ("torch", "_operator", "operator", "math", "builtins", "None")  # modules whose functions end in ATen calls
+_DATA: tuple[type, ...] = (
+    int,
+    float,
+    complex,
+    bool,
+    str,
+    torch.SymInt,
+    torch.SymFloat,
+    torch.SymBool,
+    torch.Size,
+    torch.dtype,
+)
+_DATA += (torch.device, torch.layout, torch.memory_format, type(None))
+
+
+def normal(gm: GraphModule) -> GraphModule:
+    """The same program as a graph of ATen calls.
+
+    Every node has ``meta["example_value"]``, its fake result; ``meta["context"]``; the user's line in ``stack_trace``;
+    and ``meta["parameter"]``, whether it is a parameter of the network. A call that PyTorch's dispatcher does not see,
+    such as ``autograd_function_apply``, stays as it is.
+
+    Raises:
+        RefusedError: The graph uses what has no such form, such as transforms of ``torch.func``.
+    """
+    _check(gm)
+    running = _Running(gm)
+    given = [n for n in gm.graph.nodes if n.op == "placeholder"]
+    inputs = [n.meta["example_value"] for n in given]
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(fake_mode_of(inputs) or contextlib.nullcontext())
+        stack.enter_context(torch.set_grad_enabled(torch.is_grad_enabled()))  # restored behind the graph
+        # What is saved here is no business of a checkpoint around the call.
+        stack.enter_context(torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t))
+        found = make_fx(running.run, pre_dispatch=True)(*inputs)
+    made = [n for n in found.graph.nodes if n.op == "placeholder"]
+    assert len(made) == len(given), "an input was lost"
+    for old, new in zip(given, made, strict=True):
+        new.meta["parameter"] = isinstance(old.meta["example_value"], nn.Parameter)
+    first = running.first
+    for node in list(found.graph.nodes):
+        if node in running.switches:
+            found.graph.erase_node(node)
+            continue
+        node.meta.setdefault("context", running.context if node.op == "output" else first)
+        node.meta["example_value"] = node.meta.get("val")
+    return found
+
+
+def _check(gm: GraphModule) -> None:
+    for node in gm.graph.nodes:
+        if node.op == "call_module":
+            raise RefusedError(f"it calls the module {node.target} as a whole")
+        if node.op == "call_function" and "functorch" in _module_of(node.target):
+            raise RefusedError("it uses a transform of torch.func, such as vmap or grad")
+
+
+def _module_of(target: Any) -> str:
+    return str(getattr(target, "__module__", None))
+
+
+class _Running(Interpreter):
+    """Runs dynamo's graph while ``make_fx`` records the calls."""
+
+    def __init__(self, gm: GraphModule) -> None:
+        super().__init__(gm, garbage_collect_values=False)
+        self.context = self.first = Context(torch.is_grad_enabled())
+        self.switches: set[Node] = set()  # of the graph that is recorded
+        self._modules: dict[int, str] = {}
+
+    @property
+    def _tracer(self) -> Any:
+        mode = get_proxy_mode()
+        assert mode is not None
+        return mode.tracer
+
+    def run_node(self, n: Node) -> Any:
+        last = next(reversed(self._tracer.graph.nodes), None)
+        found = self._switched(n) if self._is_switch(n) else super().run_node(n)
+        made = self._since(last)
+        if n.op.startswith("call") and not made and not self._is_switch(n):
+            given = self.fetch_args_kwargs_from_env(n)
+            if not _looked_up(n, given, found):
+                found = self._kept(n, given, found)
+                made = self._since(last)
+        for node in made:
+            if self._is_switch(n):
+                self.switches.add(node)
+            node.meta["context"] = self.context
+            if "stack_trace" in n.meta:
+                node.meta["stack_trace"] = n.meta["stack_trace"]
+        return found
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        where = _module_of(target).partition(".")[0]
+        if isinstance(target, HigherOrderOperator) or is_step(target) or where not in _TRACED:
+            return _KEEP
+        return super().call_function(target, args, kwargs)
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        found = super().get_attr(target, args, kwargs)
+        if isinstance(found, nn.Module):
+            self._modules[id(found)] = target
+        return found
+
+    # ---- grad mode and autocast
+
+    def _is_switch(self, n: Node) -> bool:
+        return n.op == "call_function" and (
+            n.target is torch._C._set_grad_enabled or n.target in _BLOCKS or n.target in _BLOCKS.values()
+        )
+
+    def _switched(self, n: Node) -> Any:
+        target: Any = n.target
+        args, _ = self.fetch_args_kwargs_from_env(n)
+        with torch._C.DisableTorchFunction():
+            found = target(*args)
+        if target is torch._C._set_grad_enabled:
+            self.context = self.context._replace(grad=args[0])
+        elif target in _BLOCKS:
+            entered = (target, tuple(args), _BLOCKS[target])
+            self.context = self.context._replace(blocks=(*self.context.blocks, entered))
+        else:
+            self.context = self.context._replace(blocks=self.context.blocks[:-1])
+        return found
+
+    # ---- calls that stay as they are
+
+    def _since(self, last: Node | None) -> list[Node]:
+        """The nodes that were recorded behind ``last``."""
+        made = []
+        for node in reversed(self._tracer.graph.nodes):
+            if node is last:
+                break
+            made.append(node)
+        return made
+
+    def _kept(self, n: Node, given: Any, found: Any) -> Any:
+        """Record a call itself. Its results are those that it has, or that dynamo found for it."""
+        if found is _KEEP:
+            found = n.meta.get("example_value")
+        tracer = self._tracer
+
+        def proxy(a: Any) -> Any:
+            if isinstance(a, nn.Module):
+                setattr(tracer.root, self._modules[id(a)], a)
+                return tracer.create_proxy("get_attr", self._modules[id(a)], (), {})
+            return tracer.unwrap_proxy(a)
+
+        args, kwargs = pytree.tree_map(proxy, given)
+        made = tracer.create_proxy(n.op, n.target, args, kwargs)
+        track_tensor_tree(found, made, constant=None, tracer=tracer)
+        made.node.meta.setdefault("val", found)
+        return found
+
+
+_KEEP = object()
+
+
+def _looked_up(n: Node, given: Any, found: Any) -> bool:
+    """Whether a call that was not recorded did nothing but look something up, such as a size."""
+    if n.target is torch._C._log_api_usage_once:
+        return True
+    if found is _KEEP or found is None:
+        return False
+    if n.target is operator.getitem:
+        return True
+    name = str(n.target if n.op == "call_method" else getattr(n.target, "__name__", ""))
+    same = {id(t) for t in tensors_in(given)}  # returned as it is, for example by ``contiguous``
+    leaves = pytree.tree_leaves(found)
+    return not name.endswith("_") and all(isinstance(leaf, _DATA) or id(leaf) in same for leaf in leaves)
