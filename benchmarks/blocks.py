@@ -1,7 +1,6 @@
 """The passages of README and the docs that hold figures, each written from a stored result."""
 
 from collections.abc import Callable
-from datetime import date
 from textwrap import fill
 
 from .peers.ours import LOOPED, NUMBERS, OURS, SWAPPED, WITH_LOSS
@@ -43,14 +42,14 @@ def machine(of: Stored) -> str:
     versions = header["versions"].split(";")[0]  # what follows are CPU instructions that were not in use
     peers = ", ".join(f"{name} {version}" for name, version in header["peers"].items() if version != "not installed")
     return fill(
-        f"Measured on {date.fromisoformat(header['date']):%-d %B %Y}, on {header['machine']}: {versions}; {peers}; "
+        f"Measured on {of.day}, on {header['machine']}: {versions}; {peers}; "
         f"commit {header['commit']}; environment: {header['environment']}.",
         width=120,
     )
 
 
 def link(of: Stored) -> str:
-    return f"All measurements, with plots: [{of.name}](results/{of.name}.md)."
+    return f"All measurements, with plots: [{of.title}](results/{of.name}.md)."
 
 
 def time_plot(of: Stored) -> str:
@@ -73,13 +72,18 @@ def headline(of: Stored) -> str:
     )
 
 
+def training_steps(of: Stored) -> list[tuple[str, str, float]]:
+    """What the figure of README shows, the longest first: each peer, its name and its seconds."""
+    shown = [(of.seconds(STEP, peer), peer) for peer in (LOOP, JELLY, NETWORK, LOOPED, OURS)]
+    return [(peer, WORDS[peer].replace("`", ""), seconds) for seconds, peer in sorted(shown, reverse=True)]
+
+
 def figure(of: Stored) -> str:
-    peers = (LOOP, JELLY, NETWORK, LOOPED, OURS)
-    steps = "; ".join(f"{WORDS[peer].replace('`', '')} {ms(of.seconds(STEP, peer))} ms" for peer in peers)
+    steps = "; ".join(f"{name} {ms(seconds)} ms" for _, name, seconds in training_steps(of))
     return (
         '<p align="center">\n'
-        f'<img src="docs/figures/tutorial5.svg" width="49%" alt="Training step of tutorial 5: {steps}">\n'
-        '<img src="docs/figures/raster.svg" width="49%" alt="Spikes of a network that was trained on MNIST">\n'
+        f'<img src="docs/figures/tutorial5.svg" width="400" alt="Training step of tutorial 5: {steps}">\n'
+        '<img src="docs/figures/raster.svg" width="400" alt="Spikes of a network that was trained on MNIST">\n'
         "</p>"
     )
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from . import page, plots, store
+from . import page, plots, store, svg
 from .bars import Found
 from .blocks import BLOCKS
 from .report import ROOT
@@ -80,7 +80,7 @@ def different() -> Iterator[str]:
     for file in sorted(PAGES.glob("*.md")):
         if file.stem not in store.results() or not page.agrees(file.read_text(), stored(file.stem)):
             yield str(file.relative_to(ROOT))
-    if plots.description(FIGURE) != plots.of_training_step(stored(_named_in_readme())):
+    if svg.description(FIGURE) != plots.of_training_step(stored(_named_in_readme())):
         yield str(FIGURE.relative_to(ROOT))
 
 

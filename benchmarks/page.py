@@ -42,7 +42,7 @@ def write(result: Path, folder: Path) -> Path:
 
 
 def text(of: Stored, figures: list[tuple[str, Path]]) -> str:
-    parts = [ORPHAN, f"# {of.name}", BLOCKS["machine"](of)]
+    parts = [ORPHAN, f"# {of.title}", BLOCKS["machine"](of)]
     for caption, path in figures:
         parts += [f"![{caption.replace('`', '')}]({path.as_posix()})", f"*{caption}*"]
     return "\n\n".join(parts) + "\n\n" + _after_figures(of)
@@ -50,7 +50,7 @@ def text(of: Stored, figures: list[tuple[str, Path]]) -> str:
 
 def agrees(text: str, of: Stored) -> bool:
     """Whether a page says what the result gives; its figures are not read."""
-    return BLOCKS["machine"](of) in text and text.endswith(_after_figures(of))
+    return f"# {of.title}\n" in text and BLOCKS["machine"](of) in text and text.endswith(_after_figures(of))
 
 
 def _after_figures(of: Stored) -> str:

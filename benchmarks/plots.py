@@ -1,20 +1,25 @@
-"""Figures of a stored result: times, bandwidth, share of ``copy_``, memory."""
+"""Figures of a stored result: times, bandwidth, share of ``copy_``, memory.
 
-from collections.abc import Callable, Sequence
+They are narrow enough for a phone, so that a name stands above its bars and not beside them.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from . import svg
-from .blocks import CONVOLUTION, LARGE, LAYER, STEP, WORDS, inference
+from .blocks import CONVOLUTION, LARGE, LAYER, STEP, WORDS, inference, training_steps
 from .peers.ours import LOOPED, NUMBERS, OURS, SWAPPED, WITH_LOSS
-from .peers.snntorch_loop import LOOP, NETWORK
+from .peers.snntorch_loop import LOOP
 from .peers.spikingjelly import PREFIX as JELLY
 from .registry import Case
 from .runner import COPY
-from .stored import Stored, digits, ms, times
+from .stored import Stored, digits, times
 
 OWN = (OURS, LOOPED, WITH_LOSS, NUMBERS, SWAPPED)
-SHOWN = (LOOP, JELLY, NETWORK, LOOPED, OURS)  # in the figure of README, from top to bottom
+WIDTH = 4.8
+NAME, BAR, GAP, AXIS = 0.2, 0.19, 0.05, 0.6  # inches: a line of text, a bar, the space below, title and axis
+Groups = Sequence[tuple[str, Sequence[tuple[float, str]]]]  # names, and the bars below each: values and colours
 
 
 # ---- the figure of README
@@ -24,7 +29,7 @@ def training_step(path: Path, of: Stored) -> Path:
     """One training step of tutorial 5, a bar for each implementation."""
     with svg.pyplot() as plt:
         figure, axes = plt.subplots(figsize=(5.6, 3.0), layout="constrained")
-        _bars(axes, [(_plain(peer), of.seconds(STEP, peer) * 1e3, peer in OWN) for peer in SHOWN], "ms")
+        _bars(axes, [(name, [(seconds * 1e3, _colour(peer))]) for peer, name, seconds in training_steps(of)], _ms)
         axes.set_title("One training step of snnTorch's tutorial 5", pad=14)
         versions = [f"{name} {version}" for name, version in of.header["peers"].items() if version != "not installed"]
         axes.text(
@@ -37,12 +42,8 @@ def training_step(path: Path, of: Stored) -> Path:
 
 def of_training_step(of: Stored) -> str:
     """In words, what that figure shows."""
-    steps = ", ".join(f"{_plain(peer)}: {ms(of.seconds(STEP, peer))} ms" for peer in SHOWN)
-    return f"One training step of snnTorch's tutorial 5 ({of.name}). {steps}."
-
-
-def description(path: Path) -> str:
-    return svg.description(path)
+    steps = ", ".join(f"{name}: {_ms(seconds * 1e3)}" for _, name, seconds in training_steps(of))
+    return f"One training step of snnTorch's tutorial 5 ({of.title}). {steps}."
 
 
 # ---- the figures of a page: each is drawn where the result has what it shows
@@ -55,13 +56,13 @@ def draw(folder: Path, of: Stored) -> list[tuple[str, Path]]:
         with svg.pyplot() as plt:
             figure = function(plt, of)
             if figure is not None:
-                drawn.append((caption, svg.save(figure, folder / f"{name}.svg", f"{caption} ({of.name})")))
+                drawn.append((caption, svg.save(figure, folder / f"{name}.svg", f"{caption} ({of.title})")))
     return drawn
 
 
 def _time(plt: Any, of: Stored) -> Any:
     """A panel for each case that several implementations ran."""
-    panels = []
+    panels = {}
     for case, title in (
         (STEP, "training step of tutorial 5"),
         (CONVOLUTION, "training step, convolutions"),
@@ -69,86 +70,39 @@ def _time(plt: Any, of: Stored) -> Any:
         (LAYER, "layer [25, 128, 1000]"),
         (LARGE, "layer [100, 128, 1024]"),
     ):
-        rows = [(row.peer, row.median) for row in of.rows if row.case == case and row.median is not None]
-        bars = [(_plain(peer, case), median * 1e3, peer in OWN) for peer, median in rows if peer != COPY]
-        if len(bars) > 1:
-            panels.append((title, bars))
-    if not panels:
-        return None
-    figure, axes = plt.subplots(
-        len(panels), 1, figsize=(8, sum(0.75 + 0.27 * len(bars) for _, bars in panels)), layout="constrained",
-        squeeze=False, height_ratios=[0.75 + 0.27 * len(bars) for _, bars in panels],
-    )  # fmt: skip
-    figure.get_layout_engine().set(h_pad=0.12)  # inches between the panels
-    for each, (title, bars) in zip(axes[:, 0], panels, strict=True):
-        _bars(each, sorted(bars, key=lambda bar: -bar[1]), "ms")
-        each.set_title(title)
-    return figure
+        rows = [row for row in of.rows if row.case == case and row.peer != COPY and row.median is not None]
+        rows.sort(key=lambda row: row.median, reverse=True)
+        panels[title] = [(_plain(row.peer, case), [(row.median * 1e3, _colour(row.peer))]) for row in rows]
+    return _figure(plt, {title: groups for title, groups in panels.items() if len(groups) > 1}, _ms)
 
 
 def _bandwidth(plt: Any, of: Stored) -> Any:
-    lines = [
-        (_shape(of.cases[row.case]), row.bandwidth / 1e9, _copy(of, row.case).bandwidth / 1e9)
-        for row in _layers(of)
-        if row.bandwidth is not None
+    colours = {OURS: svg.OURS, COPY: svg.OTHER}
+    groups = [
+        (_shape(of.cases[case]), [(of.row(case, peer).bandwidth / 1e9, colour) for peer, colour in colours.items()])
+        for case in _layers(of)
     ]
-    if not lines:
-        return None
-    figure, axes = plt.subplots(figsize=(8, 0.9 + 0.42 * len(lines)), layout="constrained")
-    places = range(len(lines))
-    axes.barh([i - 0.19 for i in places], [ours for _, ours, _ in lines], 0.36, color=svg.OURS, label="snnfast")
-    axes.barh([i + 0.19 for i in places], [copy for _, _, copy in lines], 0.36, color=svg.OTHER, label="copy_")
-    for i, (_, ours, copy) in enumerate(lines):
-        for value, place in ((ours, i - 0.19), (copy, i + 0.19)):
-            _value(axes, value, place, f"{value:.1f}", fontsize=8, color=svg.MUTED)
-    axes.set(yticks=list(places), yticklabels=[name for name, *_ in lines], xlabel="GB/s of the fewest bytes possible")
-    _horizontal(axes)
-    axes.legend(loc="lower right")
-    return figure
+    return _figure(plt, {"": groups}, "{:.1f}".format, "GB/s of the fewest bytes possible", colours)
 
 
 def _share(plt: Any, of: Stored) -> Any:
-    bars = [
-        (_shape(of.cases[row.case]), row.share_of_copy * 100, True)
-        for row in _layers(of)
-        if row.share_of_copy is not None
-    ]
-    if not bars:
-        return None
-    figure, axes = plt.subplots(figsize=(8, 0.9 + 0.27 * len(bars)), layout="constrained")
-    _bars(axes, bars, "%")
-    axes.axvline(100, color=svg.INK, linewidth=1, linestyle="--")
-    axes.set_xlabel("% of the speed of copy_")
+    shares = [(_shape(of.cases[case]), of.row(case, OURS).share_of_copy * 100) for case in _layers(of)]
+    groups = [(name, [(share, svg.OURS)]) for name, share in shares]
+    figure = _figure(plt, {"": groups}, lambda share: f"{times(share)} %", "% of the speed of copy_")
+    if figure is not None:
+        figure.axes[0].axvline(100, color=svg.INK, linewidth=1, linestyle="--", zorder=0.9)  # behind bars and text
     return figure
 
 
 def _memory(plt: Any, of: Stored) -> Any:
     rows = of.parts.get("held", [])
-    if not rows:
-        return None
-    networks = list(dict.fromkeys(row["network"] for row in rows))
-    peers = list(dict.fromkeys(row["peer"] for row in rows))
-    figure, axes = plt.subplots(figsize=(8, 0.9 + 0.27 * len(rows) + 0.3 * len(networks)), layout="constrained")
-    colours = {OURS: svg.OURS, NUMBERS: svg.OURS_TOO, LOOP: svg.OTHER}
-    place, ticks = 0.0, []
-    for network in networks:
-        first = place
-        for i, peer in enumerate(peers):
-            row = next((row for row in rows if (row["network"], row["peer"]) == (network, peer)), None)
-            if row is None:
-                continue
-            axes.barh(
-                place, row["held"], 0.8, color=colours.get(peer, svg.SERIES[i]),
-                label=_plain(peer, "") if network == networks[0] else None,
-            )  # fmt: skip
-            _value(axes, row["held"], place, f"{row['held']:.2f}", fontsize=8, color=svg.MUTED)
-            place += 1
-        ticks.append((first + place - 1) / 2)
-        place += 0.8
-    axes.set(yticks=ticks, yticklabels=networks, xlabel="bytes per neuron-step, without inputs and parameters")
-    _horizontal(axes)
-    axes.legend(loc="lower right")
-    return figure
+    colours = {LOOP: svg.OTHER, JELLY: svg.GREEN, NUMBERS: svg.OURS_TOO, OURS: svg.OURS}
+    groups = [
+        (network, [(row["held"], colours[row["peer"]]) for row in rows if row["network"] == network])
+        for network in dict.fromkeys(row["network"] for row in rows)
+    ]
+    legend = {_plain(peer, ""): colour for peer, colour in colours.items()}
+    return _figure(plt, {"": groups}, "{:.2f}".format, "bytes per neuron-step, without inputs and parameters", legend)
 
 
 FIGURES: dict[str, tuple[str, Callable[[Any, Stored], Any]]] = {
@@ -168,12 +122,17 @@ def _plain(peer: str, case: str = STEP) -> str:
     return peer if layer and peer in OWN else WORDS.get(peer, peer).replace("`", "")
 
 
-def _layers(of: Stored) -> list[Any]:
-    return [row for row in of.rows if row.peer == OURS and of.has(row.case, COPY)]
+def _colour(peer: str) -> str:
+    return svg.OURS if peer in OWN else svg.OTHER
 
 
-def _copy(of: Stored, case: str) -> Any:
-    return of.row(case, COPY)
+def _ms(value: float) -> str:
+    return f"{digits(value)} ms"
+
+
+def _layers(of: Stored) -> list[str]:
+    """Cases that stand beside ``copy_``."""
+    return [row.case for row in of.rows if row.peer == OURS and of.has(row.case, COPY)]
 
 
 def _shape(case: Case) -> str:
@@ -187,26 +146,48 @@ def _shape(case: Case) -> str:
     return ", ".join(parts).replace("straight_through_estimator", "straight-through")
 
 
-def _bars(axes: Any, bars: Sequence[tuple[str, float, bool]], unit: str) -> None:
-    """Horizontal bars from top to bottom, ours in colour, each with its value."""
-    names, values, own = zip(*bars, strict=True)
-    axes.barh(range(len(bars)), values, 0.7, color=[svg.OURS if each else svg.OTHER for each in own])
-    show = digits if unit == "ms" else times
-    for i, (value, each) in enumerate(zip(values, own, strict=True)):
-        _value(axes, value, i, f"{show(value)} {unit}", color=svg.OURS if each else svg.INK, bold=each)
-    axes.set(yticks=range(len(bars)), yticklabels=names, xlim=(0, max(values) * 1.2))
-    _horizontal(axes)
+def _figure(
+    plt: Any, panels: Mapping[str, Groups], show: Callable[[float], str], unit: str = "", legend: Mapping[str, str] = {}
+) -> Any:
+    """Panels by their titles, below a legend of colours; None where there is nothing to show."""
+    if not any(panels.values()):
+        return None
+    heights = [AXIS + sum(NAME + BAR * len(bars) + GAP for _, bars in groups) for groups in panels.values()]
+    figure, axes = plt.subplots(
+        len(panels), figsize=(WIDTH, sum(heights) + NAME * len(legend)), layout="constrained", squeeze=False,
+        height_ratios=heights,
+    )  # fmt: skip
+    figure.get_layout_engine().set(h_pad=0.1)  # inches between the panels
+    for each, (title, groups) in zip(axes[:, 0], panels.items(), strict=True):
+        _bars(each, groups, show)
+        each.set_title(title)
+        each.set_xlabel(unit)
+    if legend:
+        handles = [axes[0, 0].barh(0, 0, color=colour, label=name) for name, colour in legend.items()]
+        figure.legend(handles=handles, loc="outside upper left")
+    return figure
 
 
-def _value(axes: Any, x: float, y: float, text: str, bold: bool = False, **style: Any) -> None:
-    """Behind the end of a bar."""
-    weight = "bold" if bold else "normal"
-    axes.annotate(text, (x, y), (4, 0), textcoords="offset points", va="center", fontweight=weight, **style)
-
-
-def _horizontal(axes: Any) -> None:
-    axes.margins(y=0.01)
-    axes.invert_yaxis()
+def _bars(axes: Any, groups: Groups, show: Callable[[float], str]) -> None:
+    """From top to bottom each name, and below it its bars, each with its value behind its end."""
+    y = GAP
+    for name, bars in groups:
+        y += NAME
+        _text(axes, name, (0, y - NAME / 2), 0)
+        for value, colour in bars:
+            axes.barh(y + BAR / 2, value, BAR * 0.9, color=colour)
+            own = {"color": svg.OURS, "fontweight": "bold"} if colour == svg.OURS else {}
+            _text(axes, show(value), (value, y + BAR / 2), 4, **own)
+            y += BAR
+        y += GAP
+    longest = max(value for _, bars in groups for value, _ in bars)
+    axes.set(yticks=[], ylim=(y, 0), xlim=(0, longest * 1.2))
     axes.grid(axis="x")
     axes.spines["left"].set_visible(False)
     axes.tick_params(length=0)
+
+
+def _text(axes: Any, text: str, place: tuple[float, float], right: float, **style: Any) -> None:
+    """On paper of its own, so that no line runs through it."""
+    box = {"facecolor": svg.PAPER, "edgecolor": "none", "pad": 0.5}
+    axes.annotate(text, place, (right, 0), textcoords="offset points", va="center", fontsize=9, bbox=box, **style)

@@ -55,7 +55,7 @@ def draw(path: Path, image: Tensor, label: int, spikes: Mapping[str, Tensor]) ->
         digit.set_xlabel(f"a {label}; the network\nsays {said}", fontsize=9)
 
         top = figure.add_subplot(grid[0, 1])
-        _spikes(top, hidden, svg.SERIES[0], width=2)
+        _spikes(top, hidden, svg.BLUE, width=2)
         top.set_title("A network trained on MNIST sees a digit")
         top.set(ylim=(-1, hidden.shape[1]), ylabel=hidden_name, yticks=[])
         top.tick_params(labelbottom=False, length=0)

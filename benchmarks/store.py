@@ -15,6 +15,7 @@ from .peers import Unsupported
 from .registry import TUTORIAL5, Case, suites
 from .run import header_of, measure_all, not_measured, peers_of
 from .runner import Row
+from .stored import processor
 
 RESULTS = report.ROOT / "benchmarks" / "results"
 PAGES = report.ROOT / "figures" / "benchmarks"
@@ -77,9 +78,7 @@ def _without_mnist() -> str:
 
 def name_of(header: Mapping[str, Any]) -> str:
     """The machine by its processor, and the day."""
-    processor = header["machine"].split(",")[0].lower()
-    words = re.sub(r"\((r|tm)\)|@.*|\b(\d+-core|cpu|processor)\b", " ", processor)
-    return "-".join([*re.findall(r"[a-z0-9]+", words), header["date"]])
+    return "-".join([*re.findall(r"[a-z0-9]+", processor(header).lower()), header["date"]])
 
 
 def results() -> dict[str, Path]:

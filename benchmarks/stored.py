@@ -1,5 +1,8 @@
 """A stored result, its rows by case and implementation, and how its figures are written."""
 
+import re
+from collections.abc import Mapping
+from datetime import date
 from functools import cached_property
 from pathlib import Path
 from statistics import mean
@@ -24,6 +27,15 @@ class Stored:
         self.rows: list[Row] = content["rows"]
         self.parts: dict[str, list[dict[str, Any]]] = content["parts"]
         self.cases = {name: case_of(fields) for name, fields in content["cases"].items()}
+
+    @property
+    def day(self) -> str:
+        return f"{date.fromisoformat(self.header['date']):%-d %B %Y}"
+
+    @property
+    def title(self) -> str:
+        """For people; the name is that of the files."""
+        return f"{processor(self.header)}, {self.header['threads']} threads, {self.day}"
 
     @cached_property
     def _by_names(self) -> dict[tuple[str, str], Row]:
@@ -53,6 +65,12 @@ class Stored:
     def mean(self, part: str, value: str, **which: Any) -> float:
         """Over the rows of a part that agree with ``which``."""
         return mean(row[value] for row in self.part(part) if which.items() <= row.items())
+
+
+def processor(header: Mapping[str, Any]) -> str:
+    """Of the machine, without the words that say nothing."""
+    words = re.sub(r"\((R|TM)\)|@.*|\b(\d+-Core|CPU|Processor)\b", " ", header["machine"].split(",")[0])
+    return " ".join(words.split())
 
 
 def ms(seconds: float) -> str:

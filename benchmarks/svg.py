@@ -11,7 +11,7 @@ from typing import Any
 # Drawn with a colour that nothing else has, and then replaced by one for light and one for dark pages.
 INK, MUTED, GRID, PAPER = "#010203", "#020304", "#030405", "#fdfcfb"
 OURS, OURS_TOO, OTHER = "#040506", "#050607", "#060708"
-SERIES = ("#111213", "#121314", "#131415", "#141516", "#151617", "#161718")
+BLUE, GREEN = "#111213", "#121314"
 COLOURS = {
     INK: ("#1f2328", "#f0f6fc"),
     MUTED: ("#59636e", "#9198a1"),
@@ -20,12 +20,8 @@ COLOURS = {
     OURS: ("#d9480f", "#ff922b"),
     OURS_TOO: ("#f08c5a", "#c9702a"),
     OTHER: ("#8c959f", "#6e7681"),
-    SERIES[0]: ("#0969da", "#58a6ff"),
-    SERIES[1]: ("#1a7f37", "#3fb950"),
-    SERIES[2]: ("#8250df", "#bc8cff"),
-    SERIES[3]: ("#bf3989", "#f778ba"),
-    SERIES[4]: ("#9a6700", "#d29922"),
-    SERIES[5]: ("#57606a", "#8b949e"),
+    BLUE: ("#0969da", "#58a6ff"),
+    GREEN: ("#1a7f37", "#3fb950"),
 }
 FONT = "system-ui, 'Segoe UI', Helvetica, Arial, 'DejaVu Sans', sans-serif"
 SETTINGS: dict[str, Any] = {

@@ -94,6 +94,7 @@ def test_a_page_shows_time_bandwidth_share_and_memory(result, tmp_path):
     out = tmp_path / "pages"
     assert command_line.main(["page", str(result), "--out", str(out)]) == 0
     text = (out / f"{NAME}.md").read_text()
+    assert "\n# Some, 2 threads, 2 January 2020\n" in text  # for people
     files = re.findall(r"\]\((.*\.svg)\)", text)
     assert files == [f"{NAME}/{name}.svg" for name in ("time", "bandwidth", "share", "memory")]
     for file in files:
@@ -123,9 +124,16 @@ def test_figures_follow_the_page_and_say_what_they_show(result, tmp_path):
     assert "prefers-color-scheme:dark" in text
     assert not any(drawn in text for drawn in svg.COLOURS)  # each was replaced
     assert ">snnTorch<" in text  # as text, not as outlines
-    assert plots.description(file) == plots.of_training_step(of)
+    assert svg.description(file) == plots.of_training_step(of)
     again = plots.training_step(tmp_path / "again.svg", of)
     assert again.read_text() == text
+
+
+def test_the_figure_of_readme_is_sorted(result):
+    of = stored.Stored(result)
+    seconds = [seconds for *_, seconds in blocks.training_steps(of)]
+    assert seconds == sorted(seconds, reverse=True)
+    assert re.findall(r"([\d.]+) ms", blocks.figure(of)) == [stored.ms(value) for value in seconds]
 
 
 def test_store_measures_and_writes_a_result_and_its_page(tmp_path, monkeypatch, digits, capsys):
