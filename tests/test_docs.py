@@ -105,6 +105,12 @@ def test_every_block_is_run_or_says_why_not(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
+def test_commands_can_be_typed_as_they_stand(page: Path) -> None:
+    for block in blocks(page):
+        assert block.info != "sh" or not re.search(r"<\w+>", block.code), f"{page.name}:{block.line}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
 def test_no_code_hides_in_an_indented_block(page: Path) -> None:
     lines = re.sub(r"^( *)(`{3,}).*?^\1\2 *$", "", page.read_text(), flags=re.M | re.S).splitlines()
     for before, line in zip(["", *lines], lines, strict=False):
