@@ -107,8 +107,13 @@ def over_time(layer: nn.Module, call: Callable[[Tensor], Tensor], x: Tensor, num
         try:
             y = call(batch)
         except Exception as error:
-            given = "[T, B, *] as one batch, T * B; [B, *] needs num_steps" if num_steps is None else "[B, *]"
-            error.add_note(f"in a MultiStep: {type(layer).__name__}, which was given shape {tuple(x.shape)}, {given}")
+            expected, given = "[B, *] without time, beside num_steps", f"shape {tuple(x.shape)}"
+            if num_steps is None:
+                expected = "[T, B, *] with time first, or [B, *] with num_steps"
+                given += f", all steps as one batch of shape {tuple(batch.shape)}"
+            if _is_of_shapes(error, layer, x):
+                raise ValueError(f"x: expected {expected}; {type(layer).__name__} can't take {given}: {error}") from error
+            error.add_note(f"in a MultiStep: {type(layer).__name__}, which was given {given}; x is {expected}")
             raise
     if not isinstance(y, Tensor):
         raise TypeError(
@@ -116,6 +121,15 @@ def over_time(layer: nn.Module, call: Callable[[Tensor], Tensor], x: Tensor, num
             "module with a method unroll that takes all time steps [T, B, *]"
         )
     return y if num_steps is not None else y.reshape(*x.shape[:2], *y.shape[1:])
+
+
+def _is_of_shapes(error: Exception, layer: nn.Module, x: Tensor) -> bool:
+    """Whether what one of PyTorch's own layers raises is about the shape that it was given."""
+    if any(p.dtype != x.dtype or p.device != x.device for p in layer.parameters()):
+        return False
+    # Exactly these: a subclass, as that of memory, says something else.
+    raised = type(error) in (RuntimeError, ValueError, IndexError, AssertionError, NotImplementedError)
+    return raised and type(layer).__module__.startswith("torch.nn.")
 
 
 def has_unroll(layer: nn.Module) -> bool:

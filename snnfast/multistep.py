@@ -160,8 +160,11 @@ class MultiStep(nn.Sequential):
         """Apply the layers to every time step.
 
         Args:
-            x: Input of every step ``[T, B, *]``. With ``num_steps``, ``[B, *]``: the same input at each step.
-            num_steps: Number of steps of a constant input.
+            x: Input of every step ``[T, B, *]``. With ``num_steps``, ``[B, *]``: the same input at each step. A shape
+                does not tell what its dimensions mean: ``[B, T, *]`` is read as ``B`` steps of ``T`` samples, so
+                ``x.transpose(0, 1)`` first.
+            num_steps: Number of steps of a constant input. An input that has time already is taken as one step, and
+                repeated as a whole.
             record_mem: Whether a final neuron layer returns its states after every step, or only after the last.
             reduce: ``"sum"``: the last layer, which must be a neuron layer, returns its spike count over time. Its
                 spikes are then never written. ``None``: the spikes.
@@ -190,11 +193,12 @@ class MultiStep(nn.Sequential):
             application.
 
         Raises:
-            TypeError, ValueError: As :func:`snnfast.functional.lif`. ``x`` has no time or batch dimension. ``reduce``
-                is given, and the last layer is no neuron layer. ``membrane_dtype`` is given, and a neuron layer needs
-                more than its membrane for backward. ``states`` has another number of entries or other shapes, has an
-                entry for a layer with ``init_hidden``, or is given where a module with an ``unroll`` of its own has
-                neurons; with ``lengths``, that ``unroll`` must take them as an argument of that name.
+            TypeError, ValueError: As :func:`snnfast.functional.lif`. ``x`` has no time or batch dimension, or one of
+                PyTorch's layers can't take its shape. ``reduce`` is given, and the last layer is no neuron layer.
+                ``membrane_dtype`` is given, and a neuron layer needs more than its membrane for backward. ``states``
+                has another number of entries or other shapes, has an entry for a layer with ``init_hidden``, or is
+                given where a module with an ``unroll`` of its own has neurons; with ``lengths``, that ``unroll`` must
+                take them as an argument of that name.
 
         Example::
 

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import re
 from collections import OrderedDict
 from typing import Any
 
@@ -255,18 +256,45 @@ def test_a_layer_that_returns_no_tensor_is_named(num_steps: int | None) -> None:
         net(torch.rand(*(() if num_steps else (4,)), 3, 6), num_steps)
 
 
-def test_an_error_in_a_layer_tells_the_shape_that_it_was_given() -> None:
-    net = MultiStep(*layers())
-    with pytest.raises(RuntimeError, match="mat1 and mat2 shapes") as error:
-        net(torch.rand(8, 6))  # [B, *] without num_steps
-    (note,) = error.value.__notes__
-    assert note == (
-        "in a MultiStep: Linear, which was given shape (8, 6), [T, B, *] as one batch, T * B; [B, *] needs num_steps"
-    )
-    with pytest.raises(RuntimeError) as error:
-        net(torch.rand(8, 7), num_steps=5)
-    assert error.value.__notes__ == ["in a MultiStep: Linear, which was given shape (8, 7), [B, *]"]
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [(nn.Linear(6, 5), (8, 6)), (nn.Flatten(), (8, 6)), (nn.BatchNorm1d(6), (8, 6)), (nn.Conv2d(1, 2, 3), (8, 1, 6, 6))],
+    ids=lambda v: type(v).__name__ if isinstance(v, nn.Module) else "",
+)
+def test_an_input_without_time_is_an_error_that_names_num_steps(layer: nn.Module, shape: tuple[int, ...]) -> None:
+    net, x = MultiStep(layer, Leaky(0.5)), torch.rand(shape)
+    expected = r"^x: expected \[T, B, \*\] with time first, or \[B, \*\] with num_steps; "
+    shapes = f"{type(layer).__name__} can't take shape {shape}, all steps as one batch of shape "
+    with pytest.raises(ValueError, match=expected + re.escape(shapes)) as error:
+        net(x)
+    assert str(error.value).endswith(str(error.value.__cause__))  # what the layer itself says
+    assert net(x, num_steps=3)[0].shape[0] == 3
+
+
+def test_an_input_with_time_beside_num_steps_is_an_error_that_says_so() -> None:
+    net = MultiStep(nn.Conv2d(1, 2, 3), Leaky(0.5))
+    with pytest.raises(ValueError, match=r"^x: expected \[B, \*\] without time, beside num_steps; Conv2d can't take"):
+        net(torch.rand(5, 4, 1, 6, 6), num_steps=5)
+
+
+class Failing(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        raise RuntimeError("mine")
+
+
+def test_an_error_that_is_not_about_shapes_stays_and_tells_where_it_was_raised() -> None:
+    time = "x is [T, B, *] with time first, or [B, *] with num_steps"
+    for layer, x, message in (
+        (Failing(), torch.rand(8, 3, 6), "mine"),
+        (nn.Linear(6, 5), torch.rand(8, 3, 6).double(), "dtype"),
+    ):
+        with pytest.raises(RuntimeError, match=message) as error:
+            MultiStep(layer)(x)
+        (note,) = error.value.__notes__
+        given = f"in a MultiStep: {type(layer).__name__}, which was given shape (8, 3, 6), all steps as one batch of"
+        assert note == f"{given} shape (24, 6); {time}"
     torch._dynamo.reset()
+    net = MultiStep(*layers())
     with pytest.raises(RuntimeError, match=r"must have same reduction dim"):
         torch.compile(net, backend="eager", fullgraph=True)(torch.rand(8, 7), num_steps=5)
 
