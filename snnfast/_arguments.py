@@ -25,7 +25,7 @@ from snnfast._ops import (
     Neuron,
     arithmetic_dtype,
 )
-from snnfast._spike_grad import SpikeGrad, recognise
+from snnfast._spike_grad import SpikeGrad, how_to_make, recognise
 from snnfast._surrogate import number
 
 StateQuant = Callable[[Tensor], Tensor]
@@ -220,6 +220,8 @@ def check_spike_grad(spike_grad: object) -> SpikeGrad:
         return _DEFAULT_SPIKE_GRAD
     if not callable(spike_grad):
         raise TypeError(f"spike_grad: expected a callable of (mem - threshold), got {type(spike_grad).__name__}")
+    if (remedy := how_to_make(spike_grad)) is not None:
+        raise TypeError(f"spike_grad: expected a callable of (mem - threshold), got what makes one; pass {remedy}")
     return recognise(spike_grad)  # type: ignore[no-any-return]
 
 

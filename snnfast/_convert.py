@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from snnfast import surrogate
+from snnfast._arguments import check_spike_grad
 from snnfast._ops import RESET_MECHANISMS
 from snnfast._snntorch_layers import LAYERS, DropIn, snntorch
 from snnfast._spike_grad import recognise
@@ -165,6 +166,10 @@ def _reason_to_leave(module: Any) -> str | None:
     for state in layer.neuron.states:
         if state not in module._buffers:
             return f"its {state} is no buffer"
+    try:
+        check_spike_grad(module.spike_grad)
+    except TypeError as error:
+        return str(error)
     return None
 
 

@@ -112,7 +112,9 @@ def over_time(layer: nn.Module, call: Callable[[Tensor], Tensor], x: Tensor, num
                 expected = "[T, B, *] with time first, or [B, *] with num_steps"
                 given += f", all steps as one batch of shape {tuple(batch.shape)}"
             if _is_of_shapes(error, layer, x):
-                raise ValueError(f"x: expected {expected}; {type(layer).__name__} can't take {given}: {error}") from error
+                raise ValueError(
+                    f"x: expected {expected}; {type(layer).__name__} can't take {given}: {error}"
+                ) from error
             error.add_note(f"in a MultiStep: {type(layer).__name__}, which was given {given}; x is {expected}")
             raise
     if not isinstance(y, Tensor):

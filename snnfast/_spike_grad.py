@@ -78,6 +78,19 @@ def recognise(spike_grad: Any) -> Any:
     return factory(**values)
 
 
+def how_to_make(given: Any) -> str | None:
+    """What to pass where a user gave a factory of surrogates, or a class, without the brackets; else ``None``."""
+    if isinstance(given, Surrogate) or torch.compiler.is_compiling():
+        return None
+    if isinstance(given, type):
+        return f"{given.__name__}.apply" if issubclass(given, torch.autograd.Function) else f"{given.__name__}()"
+    if not isinstance(given, types.FunctionType) or given.__module__ not in ("snnfast.surrogate", "snntorch.surrogate"):
+        return None
+    if given.__qualname__ == "custom_surrogate":
+        return "surrogate.custom_surrogate(function)"
+    return f"surrogate.{given.__qualname__}()" if given.__qualname__ in FACTORIES else None
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and value == value
 
@@ -173,7 +186,7 @@ def _examine(spike_grad: SpikeGrad, shape: torch.Size, dtype: torch.dtype, devic
         z = _steps(shape, dtype, device)
         weights = torch.linspace(-1, 2, z.numel(), dtype=dtype, device=device).view_as(z)
         # An error in these calls is the callable's own: a loop over time would raise it as well.
-        asks = _asks_for_a_gradient(spike_grad(z[0]))
+        asks = check_spikes(spike_grad(z[0]), z[0]).requires_grad
         learned = "it has parameters of its own that ask for a gradient" if asks else None
         values, gradients = zip(
             *(_value_and_gradient(spike_grad, z[i], weights[i]) for i in range(len(z))), strict=True
@@ -200,10 +213,16 @@ def _equal(a: Tensor, b: Tensor) -> bool:
     return torch.allclose(a, b, rtol=1e-4, atol=1e-7, equal_nan=True)
 
 
-def _asks_for_a_gradient(spk: object) -> bool:
+def check_spikes(spk: object, z: Tensor) -> Tensor:
+    """What a ``spike_grad`` returned for one step of ``mem - threshold``."""
     if not isinstance(spk, Tensor):
         raise TypeError(f"spike_grad: expected a callable that returns a torch.Tensor, got {type(spk).__name__}")
-    return spk.requires_grad
+    if spk.shape != z.shape:
+        raise ValueError(
+            f"spike_grad: expected a callable that returns spikes of the shape that it is given, {tuple(z.shape)}, "
+            f"got {tuple(spk.shape)}"
+        )
+    return spk
 
 
 def _value_and_gradient(spike_grad: SpikeGrad, z: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from snnfast._arguments import Call, Options, Parameters, States
 from snnfast._lengths import Freezing
 from snnfast._ops import RESET_MECHANISMS, SEQUENCE, STEP, Neuron, arithmetic_dtype
+from snnfast._spike_grad import check_spikes
 
 __all__ = ["alpha", "lapicque", "lif", "rleaky", "rsynaptic", "synaptic"]
 
@@ -215,7 +216,8 @@ def step(
     threshold, graded = parameters[-2:]
     mechanism, fire = RESET_MECHANISMS[options.reset], options.spike_grad
     # The reset comes from the incoming membrane, not from the last spike: a given one may exceed the threshold.
-    reset = fire(states[-1] - threshold).detach().to(x.dtype)
+    distance = states[-1] - threshold
+    reset = check_spikes(fire(distance), distance).detach().to(x.dtype)
     after = _INTEGRATE[neuron.name](x, states, parameters, reset, mechanism)
     if options.state_quant is not None:
         after = [options.state_quant(s) for s in reversed(after)][::-1]  # snnTorch's order: the membrane first

@@ -258,7 +258,12 @@ def test_a_layer_that_returns_no_tensor_is_named(num_steps: int | None) -> None:
 
 @pytest.mark.parametrize(
     ("layer", "shape"),
-    [(nn.Linear(6, 5), (8, 6)), (nn.Flatten(), (8, 6)), (nn.BatchNorm1d(6), (8, 6)), (nn.Conv2d(1, 2, 3), (8, 1, 6, 6))],
+    [
+        (nn.Linear(6, 5), (8, 6)),
+        (nn.Flatten(), (8, 6)),
+        (nn.BatchNorm1d(6), (8, 6)),
+        (nn.Conv2d(1, 2, 3), (8, 1, 6, 6)),
+    ],
     ids=lambda v: type(v).__name__ if isinstance(v, nn.Module) else "",
 )
 def test_an_input_without_time_is_an_error_that_names_num_steps(layer: nn.Module, shape: tuple[int, ...]) -> None:

@@ -20,9 +20,11 @@ from callables import (
 )
 from helpers import SURROGATES, assert_close
 from snntorch import surrogate as theirs
+from snntorch_checks import DECAYS, OTHER_DECAYS, make
 from torch import Tensor, nn
 
 import snnfast
+import snnfast.snntorch as snn
 from snnfast import _spike_grad, functional, reference, surrogate
 from snnfast._spike_grad import recognise
 from snnfast.surrogate import Surrogate, known_to_kernels
@@ -215,6 +217,13 @@ def test_a_large_layer_is_tried_with_fewer_samples_unless_the_callable_knows_the
         assert functional.lif(torch.rand(3, 64, 4000) * 2, beta=0.9, spike_grad=by_sample)[0].shape == spk.shape
 
 
+WRONG_SHAPES: list[tuple[Any, type[Exception], str]] = [
+    (lambda z: (z > 0).float().mean(-1, keepdim=True), ValueError, r"\(3, 5\), got \(3, 1\)"),
+    (lambda z: surrogate.atan()(z).flatten(), ValueError, r"\(3, 5\), got \(15,\)"),
+    (lambda z: surrogate.atan()(z)[:1], ValueError, r"\(3, 5\), got \(1, 5\)"),
+]
+
+
 def test_an_error_of_the_callable_itself_is_the_users_to_see() -> None:
     def broken(z: Tensor) -> Tensor:
         raise ZeroDivisionError("mine")
@@ -222,5 +231,39 @@ def test_an_error_of_the_callable_itself_is_the_users_to_see() -> None:
     for lif in (functional.lif, reference.lif):
         with pytest.raises(ZeroDivisionError, match="mine"):
             lif(torch.ones(4, 3), beta=0.9, spike_grad=broken)
-    with pytest.raises(TypeError, match=r"^spike_grad: expected a callable that returns"):
-        functional.lif(torch.ones(4, 3), beta=0.9, spike_grad=lambda z: 3)  # type: ignore[arg-type,return-value]
+    for returns, error, message in ((lambda z: 3, TypeError, "a torch.Tensor, got int"), *WRONG_SHAPES):
+        for lif in (functional.lif, reference.lif):
+            with pytest.raises(error, match=rf"^spike_grad: expected a callable that returns .*{message}"):
+                lif(torch.ones(4, 3, 5), beta=0.9, spike_grad=returns)
+
+
+FORGOTTEN: dict[str, tuple[Any, str]] = {
+    **{f"ours.{name}": (getattr(surrogate, name), rf"surrogate\.{name}\(\)") for name in PARAMETERS},
+    **{f"theirs.{name}": (getattr(theirs, name), rf"surrogate\.{name}\(\)") for name in PARAMETERS},
+    "ours.custom": (surrogate.custom_surrogate, r"surrogate\.custom_surrogate\(function\)"),
+    "theirs.custom": (theirs.custom_surrogate, r"surrogate\.custom_surrogate\(function\)"),
+    "class": (Flips, r"Flips\(\)"),
+    "function": (theirs.ATan, r"ATan\.apply"),
+}
+
+
+@pytest.mark.parametrize("kind", FORGOTTEN)
+def test_brackets_that_were_forgotten_are_an_error_when_the_layer_is_made(kind: str) -> None:
+    spike_grad, remedy = FORGOTTEN[kind]
+    for name in (*DECAYS, *OTHER_DECAYS):
+        for library in (snnfast, snn):
+            with pytest.raises(TypeError, match=rf"^spike_grad: .*; pass {remedy}$"):
+                make(library, name, spike_grad=spike_grad)
+    for function, decays in (
+        (functional.lif, {"beta": 0.9}), (functional.synaptic, {"alpha": 0.8, "beta": 0.9}),
+        (functional.lapicque, {"beta": 0.9}), (functional.alpha, {"alpha": 0.9, "beta": 0.8}),
+        (functional.rleaky, {"beta": 0.9}), (functional.rsynaptic, {"alpha": 0.8, "beta": 0.9}),
+    ):  # fmt: skip
+        with pytest.raises(TypeError, match=rf"^spike_grad: .*; pass {remedy}$"):
+            function(torch.ones(4, 3), **decays, spike_grad=spike_grad)  # type: ignore[operator]
+
+
+def test_convert_leaves_a_layer_whose_brackets_were_forgotten() -> None:
+    layer = snntorch.Leaky(0.9, spike_grad=theirs.atan)
+    assert snn.convert(layer).left[""].endswith("pass surrogate.atan()")
+    assert type(layer) is snntorch.Leaky
