@@ -11,7 +11,7 @@ from snnfast._arguments import Call, check_dense, out_of_inference
 from snnfast._ops import SEQUENCE
 from snnfast._torch import transforms_are_active
 
-__all__ = ["Freezing", "batch_outermost", "check_lengths", "check_steps", "reason_against", "valid_steps"]
+__all__ = ["Freezing", "batch_outermost", "check_lengths", "check_steps", "has_values", "reason_against", "valid_steps"]
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
@@ -37,7 +37,7 @@ def check_steps(lengths: object, like: Tensor, name: str, steps: int, samples: i
         raise ValueError(f"lengths: expected shape ({samples},), the steps of each sample, got {tuple(lengths.shape)}")
     if lengths.device != like.device and lengths.device.type != "cpu":
         raise ValueError(f"lengths is on {lengths.device}, but {name} is on {like.device}")
-    if lengths.device.type == "cpu" and _has_values(lengths):
+    if lengths.device.type == "cpu" and has_values(lengths):
         given = lengths.tolist()
         if any(not least <= n <= steps for n in given):
             wrong = next(n for n in given if not least <= n <= steps)
@@ -47,7 +47,7 @@ def check_steps(lengths: object, like: Tensor, name: str, steps: int, samples: i
     return out_of_inference(lengths.to(like.device, torch.int64).contiguous())
 
 
-def _has_values(t: Tensor) -> bool:
+def has_values(t: Tensor) -> bool:
     """Whether they can be looked at without waiting for a device, and without making constants of them."""
     return not torch.compiler.is_compiling() and not isinstance(t, FakeTensor) and not transforms_are_active()
 

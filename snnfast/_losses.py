@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - PyTorch's own name for it
 
 from snnfast._arguments import check_flag
-from snnfast._lengths import check_steps, valid_steps
+from snnfast._lengths import check_steps, has_values, valid_steps
 
 
 class Steps(NamedTuple):
@@ -82,7 +82,12 @@ class Loss(ABC):
         labels: Tensor,  # [B]
         reduction: str,
     ) -> Tensor:
-        return F.cross_entropy(logits, labels, weight=self._weight_for(logits), reduction=reduction)
+        weight = self._weight_for(logits)
+        try:
+            return F.cross_entropy(logits, labels, weight=weight, reduction=reduction)
+        except _OUT_OF_RANGE:
+            check_classes(labels, logits.shape[-1], ignored=True)
+            raise
 
     def _cross_entropy_over_time(
         self,
@@ -90,7 +95,12 @@ class Loss(ABC):
         labels: Tensor,  # [B]
         reduction: str,
     ) -> Tensor:
-        return cross_entropy_over_time(logits, labels, weight=self._weight_for(logits), reduction=reduction)
+        weight = self._weight_for(logits)
+        try:
+            return cross_entropy_over_time(logits, labels, weight=weight, reduction=reduction)
+        except _OUT_OF_RANGE:
+            check_classes(labels, logits.shape[-1], ignored=True)
+            raise
 
     def _weight_for(
         self,
@@ -112,7 +122,12 @@ class Loss(ABC):
         check_device("weight", self.weight, index)
         if self.weight.dim() == 0:
             raise ValueError("weight: expected one per class, got a tensor with no dimensions")
-        return self.weight[index]
+        try:
+            return self.weight[index]
+        except IndexError:
+            size = len(self.weight)
+            wrong = next(i for i in index.flatten().tolist() if not -size <= i < size)
+            raise ValueError(f"weight: expected one for each of targets, got {size}, and a target of {wrong}") from None
 
     def _weight_of_class(
         self,
@@ -158,9 +173,26 @@ _VECTOR = 16
 """float32 numbers in the longest vector, that of AVX-512. For so many classes or more, classes last are as fast."""
 
 
+_OUT_OF_RANGE = (IndexError, RuntimeError)
+"""What PyTorch raises for a label without a class. The labels are looked at only then: looking first costs time."""
+
+_IGNORED = -100
+"""The label of samples that a cross-entropy does not count."""
+
+
+def check_classes(labels: Tensor, classes: int, ignored: bool = False) -> None:
+    """Raise if a label has no class. On another device than the CPU, nobody waits for the labels."""
+    if labels.device.type != "cpu" or not has_values(labels):
+        return
+    for label in labels.flatten().tolist():
+        if not (0 <= label < classes or (ignored and label == _IGNORED)):
+            also = f", or {_IGNORED} for a sample that does not count" if ignored else ""
+            raise ValueError(f"targets: expected 0 to {classes - 1}, the numbers of classes{also}, got {label}")
+
+
 def not_ignored(labels: Tensor) -> Tensor:
     """Which samples a cross-entropy counts."""
-    return labels != -100
+    return labels != _IGNORED
 
 
 def count(
@@ -244,10 +276,15 @@ def spread(
     """``on`` at the label and ``off`` elsewhere, as snnTorch's ``spikegen.targets_convert`` has it."""
     if isinstance(on, Tensor):
         elsewhere = torch.where(on > off, off.clamp(min=0), off).float()
-        return elsewhere.repeat(*(1,) * labels.dim(), num_classes).scatter(-1, labels.unsqueeze(-1), on.float())
-    elsewhere = max(0.0, off) if on > off else off
-    wanted = torch.full((*labels.shape, num_classes), elsewhere, dtype=torch.float32, device=labels.device)
-    return wanted.scatter(-1, labels.unsqueeze(-1), on)
+        wanted, on = elsewhere.repeat(*(1,) * labels.dim(), num_classes), on.float()
+    else:
+        elsewhere = max(0.0, off) if on > off else off
+        wanted = torch.full((*labels.shape, num_classes), elsewhere, dtype=torch.float32, device=labels.device)
+    try:
+        return wanted.scatter(-1, labels.unsqueeze(-1), on)
+    except _OUT_OF_RANGE:
+        check_classes(labels, num_classes)
+        raise
 
 
 def check_record(name: str, record: object) -> Tensor:

@@ -33,8 +33,9 @@ What all have in common:
   each has the same weight, however long it is. Other numbers are an error if ``lengths`` is on the CPU; on CUDA they
   are clamped to the range.
 - Errors name the argument: ``TypeError`` for a wrong type, ``ValueError`` for a wrong shape, device or value. A label
-  without a class raises PyTorch's ``IndexError`` or ``RuntimeError``, because a check would have to wait for the
-  device. No loss waits, so all losses work in CUDA graphs.
+  without a class is such a value if ``targets`` are on the CPU. On CUDA, and in a compiled loss, PyTorch's own error
+  tells of it, because a check would have to wait for the device. No loss waits, so all losses work in CUDA graphs. An
+  accuracy counts such a sample as wrong.
 """
 
 from collections.abc import Iterable

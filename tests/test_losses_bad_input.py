@@ -57,6 +57,12 @@ WRONG: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: call("mse_temporal_loss", target_is_time=True, multi_spike=True), ValueError, "targets: "),
     (lambda: call("ce_count_loss", weight=torch.ones(3)), ValueError, "weight: "),
     (lambda: call("mse_count_loss", weight=torch.ones(())), ValueError, "weight: "),
+    (lambda: call("mse_count_loss", targets=torch.full((5,), 3), weight=torch.ones(3)), ValueError, "weight: "),
+    (
+        lambda: call("mse_temporal_loss", None, torch.full((4,), 5), target_is_time=True, weight=torch.ones(4)),
+        ValueError,
+        "weight: ",
+    ),
     (lambda: call("ce_count_loss", weight=torch.ones(CLASSES, device="meta")), ValueError, "weight is "),
     (
         lambda: call("mse_temporal_loss", None, torch.zeros(4), target_is_time=True, weight=torch.ones(6)),
@@ -73,7 +79,29 @@ def test_a_wrong_argument_is_named(wrong: Callable[[], Any], error: type[Excepti
         wrong()
 
 
-def test_a_label_without_a_class_is_an_error() -> None:
-    for name in LOSSES:
-        with pytest.raises((IndexError, RuntimeError), match=r"out of (bounds|range)"):
-            call(name, targets=torch.full((5,), CLASSES))
+@pytest.mark.parametrize("label", [CLASSES, -1, 10**6, -(10**6)])
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_label_without_a_class_is_an_error_that_names_the_range(name: str, label: int) -> None:
+    also = ", or -100 for a sample that does not count" if name.startswith("ce") else ""
+    message = rf"^targets: expected 0 to {CLASSES - 1}, the numbers of classes{also}, got {label}$"
+    targets = torch.tensor([0, 1, -100 if also else 3, label, 2])
+    classes, lengths, weight = CLASSES, torch.tensor([6, 6, 3, 2, 1]), torch.ones(CLASSES)
+    for options in ({}, {"weight": weight}):
+        for given in ({}, {"lengths": lengths}):
+            with pytest.raises(ValueError, match=message):
+                getattr(losses, name)(**options)(torch.zeros(6, 5, classes), targets, **given)
+    if "population_code" in getattr(losses, name).__init__.__code__.co_varnames:
+        with pytest.raises(ValueError, match=message):
+            call(name, torch.zeros(6, 5, 2 * classes), targets, population_code=True, num_classes=classes)
+
+
+def test_a_label_of_a_step_without_a_class_is_an_error_too() -> None:
+    targets = torch.zeros(6, 5, dtype=torch.int64)
+    targets[4, 2] = CLASSES
+    with pytest.raises(ValueError, match=r"^targets: expected 0 to 3, the numbers of classes, got 4"):
+        call("mse_membrane_loss", targets=targets, time_var_targets=True)
+
+
+@pytest.mark.parametrize("name", ["accuracy_rate", "accuracy_temporal"])
+def test_an_accuracy_counts_a_label_without_a_class_as_wrong(name: str) -> None:
+    assert getattr(losses, name)(torch.zeros(6, 4, CLASSES), torch.tensor([0, CLASSES, -1, -100])) == 0.25

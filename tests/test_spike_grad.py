@@ -172,9 +172,9 @@ def test_a_verdict_holds_only_for_what_was_tried() -> None:
 
 
 def test_a_callable_can_be_used_first_in_inference_mode() -> None:
-    for make in (lambda: Named("a", steep), lambda: theirs.custom_surrogate(lambda z, g, s: g * s)):
+    for made in (lambda: Named("a", steep), lambda: theirs.custom_surrogate(lambda z, g, s: g * s)):
         for delay in (True, False):
-            layer, x = snnfast.Leaky(0.9, spike_grad=make(), reset_delay=delay), torch.rand(4, 3, 10) * 2
+            layer, x = snnfast.Leaky(0.9, spike_grad=made(), reset_delay=delay), torch.rand(4, 3, 10) * 2
             with torch.inference_mode():
                 found = (*layer.unroll(x), *layer(x[0], torch.rand(3, 10)))
             assert found[0].any()
