@@ -20,6 +20,7 @@ from snnfast._ops import (
     arithmetic_dtype,
     unpack,
 )
+from snnfast._torch import outside_of_vmap, transforms_are_active
 
 
 def register(namespace: str) -> None:
@@ -147,11 +148,35 @@ def _forward_vmap(neuron: Neuron, info: Any, in_dims: tuple[Any, ...], *args: An
             t = t.reshape(t.shape[0], *(1,) * (steps - t.dim() + 1), *t.shape[1:])
         given.append(t)
     found = neuron.forward(x, *given, *options)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *given)):
+        with outside_of_vmap():  # where a derivative may be taken, and autograd has not seen the call
+            if transforms_are_active():
+                raise RuntimeError(NO_TRANSFORM)
+            found = [_Refusing.apply(t, x, *given) for t in found]
     over_time = 0 if time == STEP else 1
     records = sum([record >> i & 1 for i in range(states + 1)])
     lasts = states - (neuron.fed_back and time == STEP) if last else 0
     dims = [0 if reduce else over_time] + [over_time] * records + [0] * lasts
     return found, dims + [1] * (len(found) - len(dims))
+
+
+NO_TRANSFORM = (
+    "snnfast's kernels have no derivative under a transform of torch.func (grad, vjp, jacrev, vmap): run this part "
+    "under snnfast.use_backend('reference'), or under torch.no_grad() if you want no derivative"
+)
+NO_FORWARD_MODE = "forward mode (torch.func.jvp, jacfwd): a surrogate gradient has only a backward derivative"
+
+
+class _Refusing(torch.autograd.Function):
+    """The identity on the first tensor, whose gradient (with respect to any of them) is an error."""
+
+    @staticmethod
+    def forward(ctx: Any, found: Tensor, *sources: Tensor | None) -> Tensor:
+        return found.view_as(found)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        raise RuntimeError(NO_TRANSFORM)
 
 
 def _batched(t: Tensor, dim: int | None, size: int, to: int) -> Tensor:

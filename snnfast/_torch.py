@@ -1,12 +1,19 @@
 """What PyTorch tells by private names alone, all of which are here: in which modes a call runs."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 import torch
 from torch.autograd import forward_ad
 
-__all__ = ["constant_while_tracing", "current_graph_task_id", "is_forward_mode", "transforms_are_active"]
+__all__ = [
+    "constant_while_tracing",
+    "current_graph_task_id",
+    "is_forward_mode",
+    "outside_of_vmap",
+    "transforms_are_active",
+]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -20,6 +27,13 @@ current_graph_task_id: Callable[[], int] = torch._C._current_graph_task_id
 def is_forward_mode() -> bool:
     """Whether forward-mode differentiation runs."""
     return getattr(forward_ad, "_current_level", -1) >= 0
+
+
+def outside_of_vmap() -> AbstractContextManager[None]:
+    """In an op's rule for ``vmap``: a block of what is outside of that ``vmap``, as another transform or autograd."""
+    from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
+
+    return retrieve_current_functorch_interpreter().lower()
 
 
 def constant_while_tracing(function: Function) -> Function:

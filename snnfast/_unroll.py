@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snnfast import _backend, _events, _op_rules, _recurrent, _varying, reference  # noqa: F401 - imported for its rules
+from snnfast import _backend, _events, _recurrent, _varying, reference
 from snnfast._arguments import (
     Call,
     Options,
@@ -21,10 +21,11 @@ from snnfast._autograd import Unroll, count, records
 from snnfast._connections import Connections
 from snnfast._lengths import batch_outermost, check_lengths, reason_against, valid_steps
 from snnfast._linear import Linear, by_events, check_linear, unroll_linear
+from snnfast._op_rules import NO_FORWARD_MODE, NO_TRANSFORM
 from snnfast._ops import SEQUENCE, STEP, Neuron, arithmetic_dtype
 from snnfast._sources import digest
 from snnfast._spike_grad import examine
-from snnfast._torch import is_forward_mode
+from snnfast._torch import is_forward_mode, transforms_are_active
 from snnfast.surrogate import has_derivative, heaviside, known_to_kernels
 
 
@@ -50,10 +51,11 @@ def run(
     """
     if neuron.fed_back and isinstance(parameters[0], Connections):
         return _recurrent.unroll(run, neuron, options, call, current, states, parameters, linear, lengths)
+    compiling = torch.compiler.is_compiling()
     if (
-        as_node
+        compiling
+        and as_node
         and call.time == STEP
-        and torch.compiler.is_compiling()
         and options.kernels_do_all
         and _backend.current_backend() != "reference"
         and all(isinstance(p, Tensor) for p in parameters)
@@ -68,12 +70,14 @@ def run(
         return run(neuron, _plain(options), call, current, states, parameters, as_node, linear, lengths)
     elif not options.kernels_do_all and not _spikes_go_on(neuron, options):
         found = _fire_afterwards(neuron, options, call, x, states, parameters, lengths)
-    elif as_node and plain and torch.compiler.is_compiling() and not _backend.exporting():
+    elif compiling and as_node and plain and not _backend.exporting():
         found, linear = _node(neuron, options, call, x, states, parameters, linear)
     elif linear is not None and by_events(options, call, x, parameters, linear):
         found, linear = unroll_linear(neuron, options, call, x, states, parameters, linear, asks, lengths), None
     elif records(asks) or is_forward_mode():
         # In forward mode autograd must see the call in order to refuse it.
+        if not compiling and transforms_are_active():
+            raise RuntimeError(NO_FORWARD_MODE if is_forward_mode() else NO_TRANSFORM)
         if lengths is None:
             found = Unroll.apply((neuron, options, call), x, *states, *parameters)
         else:
@@ -147,7 +151,11 @@ def _can_follow(options: Options, call: Call, x: Tensor, neuron: Neuron, lengths
         pass
     elif options.state_quant is not None:
         reason = "state_quant is called on the states of every step before the next one"
-    elif not known_to_kernels(options.spike_grad):
+    elif known_to_kernels(options.spike_grad):
+        pass
+    elif not torch.compiler.is_compiling() and transforms_are_active():
+        reason = "of its spike_grad: it can't be tried out under a torch.func transform"
+    else:
         step_shape = x.shape[1:] if call.time == SEQUENCE else x.shape
         unfit = examine(options.spike_grad, _of_known_sizes(step_shape), arithmetic_dtype(x.dtype), x.device)
         goes_on = _spikes_go_on(neuron, options)

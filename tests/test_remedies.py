@@ -67,12 +67,70 @@ def test_vmap_without_a_derivative_works_on_both_backends(backend: str) -> None:
         assert_bits_equal(a, b)
 
 
-def test_on_the_kernels_a_gradient_transform_is_an_error_and_forward_mode_everywhere(backend: str) -> None:
-    f, x = loss(snnfast.Leaky(0.9)), torch.rand(7, 3, 6)
+NO_TRANSFORM = r"no derivative under a transform of torch\.func .*use_backend\('reference'\)"
+
+
+@pytest.mark.needs_extension
+@pytest.mark.parametrize("how", ["unroll", "step", "linear", "connected"])
+def test_on_the_kernels_a_gradient_transform_is_an_error_that_names_the_remedy(how: str) -> None:
+    lif, connected = snnfast.Leaky(0.9), snnfast.RLeaky(0.9, linear_features=6)
+    weight = torch.rand(2, 6)
+
+    def f(x: Tensor) -> Tensor:  # [T, B, N]
+        if how == "step":
+            return lif(x[0], torch.zeros_like(x[0]))[1].sum()  # type: ignore[no-any-return]
+        if how == "linear":
+            return snnfast.functional.lif(x, beta=0.9, weight=weight)[0].sum()
+        return (connected if how == "connected" else lif).unroll(x)[1].sum()  # type: ignore[no-any-return]
+
+    x, many = torch.rand(4, 3, 6), torch.rand(2, 4, 3, 6)
+    func, each = torch.func, torch.func.vmap
+    for call in (
+        lambda: func.grad(f)(x),
+        lambda: func.vjp(f, x),
+        lambda: func.jacrev(f)(x),
+        lambda: each(func.grad(f))(many),
+        lambda: func.grad(lambda x: each(f)(x).sum())(many),
+        lambda: each(func.grad(lambda x: each(f)(x).sum()))(many.unsqueeze(0)),
+        lambda: each(f)(many.clone().requires_grad_()).sum().backward(),
+        lambda: each(each(f))(many.unsqueeze(0).requires_grad_()).sum().backward(),
+    ):
+        with pytest.raises(RuntimeError, match=NO_TRANSFORM):
+            call()
+
+
+def test_an_ensemble_is_evaluated_in_grad_mode_and_its_gradient_is_that_of_the_reference_or_an_error(
+    backend: str,
+) -> None:
+    nets = [snnfast.MultiStep(nn.Linear(5, 4), snnfast.Leaky(0.9), nn.Linear(4, 3)) for _ in range(3)]
+    x, (parameters, buffers) = torch.rand(6, 2, 5) * 3, torch.func.stack_module_state(nets)  # type: ignore[arg-type]
+    found = torch.func.vmap(lambda *state: torch.func.functional_call(nets[0], state, (x,)))(parameters, buffers)
+    for one, net in zip(found, nets, strict=True):
+        assert_close(one, net(x), 1e-6)
     if backend == "fused":
-        with pytest.raises(RuntimeError, match="functorch"):
-            torch.func.grad(f)(x)
-    with pytest.raises((RuntimeError, NotImplementedError)):
+        with pytest.raises(RuntimeError, match=NO_TRANSFORM):
+            found.sum().backward()
+        return
+    found.sum().backward()
+    for i, net in enumerate(nets):
+        net(x).sum().backward()
+        for name, parameter in net.named_parameters():
+            assert_close(parameters[name].grad[i], parameter.grad, 1e-5, name)
+
+
+@pytest.mark.filterwarnings("ignore:snnfast. a layer runs step by step")
+def test_a_callable_spike_grad_goes_by_the_reference_under_a_transform() -> None:
+    lif, x = snnfast.Leaky(0.9, spike_grad=lambda z: surrogate.atan()(z)), torch.rand(4, 3, 6) * 2
+    for a, b in zip(torch.func.vmap(lif.unroll, in_dims=1, out_dims=1)(x), lif.unroll(x), strict=True):
+        assert_bits_equal(a, b)
+    leaf = x.clone().requires_grad_()
+    loss(lif)(leaf).backward()
+    assert_close(torch.func.vmap(torch.func.grad(loss(lif)), in_dims=1, out_dims=1)(x), leaf.grad, 1e-6)
+
+
+def test_forward_mode_is_an_error_everywhere(backend: str) -> None:
+    f, x = loss(snnfast.Leaky(0.9)), torch.rand(7, 3, 6)
+    with pytest.raises((RuntimeError, NotImplementedError), match=r"forward mode|jvp"):
         torch.func.jvp(f, (x,), (x,))
     with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="jvp"):
         f(forward_ad.make_dual(x, x))
