@@ -107,11 +107,12 @@ class Leaky(SpikingLayer):
             input_: Current ``[B, *]``.
             mem: Membrane before the step ``[B, *]``. ``None``: the membrane that the layer holds from the last call. A
                 membrane of another shape than ``input_`` (as before the first call) is replaced by zeros, as in
-                snnTorch.
+                snnTorch. A float64 membrane makes the step float64.
 
         Returns:
             ``(spk, mem)``, both ``[B, *]``. With ``init_hidden`` and without ``output``, only ``spk``. ``spk`` has the
-            dtype of ``input_``. ``mem`` has the opmath dtype: float32 for a half-precision ``input_``.
+            dtype of ``input_``. ``mem`` has the opmath dtype: float32 for a half-precision ``input_``, and float64 if
+            the membrane before was.
 
         Raises:
             TypeError: ``mem`` is given though ``init_hidden=True``. Nothing is changed then.

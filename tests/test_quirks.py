@@ -257,6 +257,28 @@ def test_an_immediate_reset_reads_no_value_from_the_device(name: str, library: A
         theirs(torch.rand(2, 3, device="meta"))
 
 
+@pytest.mark.parametrize("factor", [0.0, float("inf"), -float("inf"), float("nan")], ids=str)
+@pytest.mark.parametrize("reset", RESETS)
+@NOT_LAPICQUE
+def test_the_height_of_a_spike_does_not_decide_its_reset(name: str, reset: str, factor: float, backend: str) -> None:
+    ours, theirs, plain, unrolled = (
+        make(library, name, reset_mechanism=reset, reset_delay=False) for library in (snn, snntorch, snn, snn)
+    )
+    for layer in (ours, theirs, unrolled):
+        layer.graded_spikes_factor = torch.tensor(factor)
+    x = torch.rand(4, 2, 3) * 2
+    spk_rec, *records = unrolled.unroll(x)
+    for t, step in enumerate(x):
+        (spk, *states), (_, *without) = ours(step), plain(step)
+        assert_bits_equal(spk, spk_rec[t])
+        for state, record, wanted in zip(states, records, without, strict=True):
+            assert_bits_equal(state, wanted)
+            assert_bits_equal(record[t], wanted)
+    spk, *_, mem = theirs(x[0])
+    torch.testing.assert_close(spk, spk_rec[0], rtol=0, atol=0, equal_nan=True)  # also NaN where none spikes
+    assert mem.isnan().all() == (reset != "none")
+
+
 # ---- different on purpose
 
 

@@ -43,6 +43,24 @@ def test_in_snntorch_spikes_are_float32_and_a_half_state_depends_on_the_reset(dt
         assert mem.dtype == (torch.float32 if dtype in HALVES and reset == "subtract" else dtype)
 
 
+@NEURONS
+@pytest.mark.parametrize("dtype", [torch.float32, *HALVES], ids=str)
+def test_a_float64_state_makes_the_step_float64_as_in_snntorch(name: str, dtype: torch.dtype, backend: str) -> None:
+    ours, theirs, x = make(snn, name), make(snntorch, name), (torch.rand(2, 3) * 2).to(dtype)
+    states = [torch.rand(2, 3, dtype=torch.float64) for _ in held(ours)]
+    (spk, *found), (spk_expected, *expected) = ours(x, *states), theirs(x, *states)
+    assert spk.dtype == dtype
+    assert_bits_equal(spk.float(), spk_expected)
+    for state, wanted in zip(found, expected, strict=True):
+        assert state.dtype == torch.float64
+        if dtype == torch.float32 and name != "Lapicque":
+            assert_bits_equal(state, wanted)
+        else:  # snnTorch multiplies the input before it meets the state
+            assert_close(state, wanted, 1e-6 if dtype == torch.float32 else 1e-2)
+    *_, mem = ours(x, *found[:-1], found[-1].float())  # one of them is enough
+    assert mem.dtype == (torch.float32 if len(found) == 1 else torch.float64)
+
+
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 def test_the_synaptic_current_of_a_half_input_is_not_rounded_at_every_step(dtype: torch.dtype, backend: str) -> None:
     x = torch.rand(20, 3, 5).to(dtype)
