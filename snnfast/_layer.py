@@ -320,8 +320,13 @@ class SpikingLayer(nn.Module):
             setattr(self, name, fn(getattr(self, name)))
         return self
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        error_msgs: list[str] = args[-1]
+        problems = [_problem(state_dict, prefix + name) for name in (*self._parameters, *self._buffers)]
+        if any(problems):  # then nothing of this layer is loaded
+            error_msgs += filter(None, problems)
+            return
+        super()._load_from_state_dict(state_dict, prefix, *args)
         # What is loaded takes effect.
         if not self.reset_mechanism_val.is_meta:
             self._reset_mechanism = RESET_MECHANISMS[int(self.reset_mechanism_val)]
@@ -349,3 +354,15 @@ class SpikingLayer(nn.Module):
             f"{', '.join(shown)}, reset_mechanism={self.reset_mechanism!r}, "
             f"reset_delay={self.reset_delay}, init_hidden={self.init_hidden}"
         )
+
+
+def _problem(state_dict: dict[str, Any], key: str) -> str | None:
+    """What is wrong with an entry of a checkpoint, where PyTorch would copy it all the same."""
+    value = state_dict.get(key)
+    if not isinstance(value, Tensor) or value.is_meta:
+        return None
+    if value.is_complex():
+        return f"{key}: expected a real tensor, got {str(value.dtype).removeprefix('torch.')}"
+    if key.endswith("reset_mechanism_val") and value.numel() == 1 and value.item() not in range(len(RESET_MECHANISMS)):
+        return f"{key}: expected 0, 1 or 2, for {', '.join(RESET_MECHANISMS)}, got {value.item()}"
+    return None

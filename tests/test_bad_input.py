@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 from helpers import NEURONS, Case, assert_bits_equal
+from snntorch_checks import DECAYS, OTHER_DECAYS, make
 from torch import nn
 
 import snnfast
+import snnfast.snntorch as snn
 from snnfast import surrogate
 
 CURRENT = torch.rand(4, 3, 10)
@@ -243,6 +245,33 @@ def test_multistep_names_the_wrong_argument(backend: str) -> None:
         ):
             with pytest.raises(error, match=rf"^{argument}\b"):
                 net(x, **kwargs)
+
+
+BAD_ENTRIES: list[tuple[str, Any, str]] = [
+    *(("reset_mechanism_val", value, "expected 0, 1 or 2") for value in (7, -1, 3, math.nan, 0.5, 2**40)),
+    ("reset_mechanism_val", 1j, "expected a real tensor, got complex64"),
+    ("threshold", 1 + 1j, "expected a real tensor, got complex64"),
+    ("beta", 0.5 + 0j, "expected a real tensor, got complex64"),
+]
+
+
+@pytest.mark.parametrize(("entry", "value", "message"), BAD_ENTRIES, ids=label)
+@pytest.mark.parametrize("library", [snnfast, snn], ids=["snnfast", "snnfast.snntorch"])
+@pytest.mark.parametrize("name", [*DECAYS, *OTHER_DECAYS])
+def test_a_checkpoint_that_fits_no_layer_is_an_error_that_names_the_entry(
+    name: str, library: Any, entry: str, value: Any, message: str
+) -> None:
+    net = nn.Sequential(nn.Linear(3, 3), make(library, name, reset_mechanism="zero"))
+    before = {key: tensor.clone() for key, tensor in net[1].state_dict().items()}
+    for assign in (False, True):
+        state = {**net.state_dict(), f"1.{entry}": torch.tensor(value)}
+        with pytest.raises(RuntimeError, match=rf"(?s)^Error\(s\) in loading state_dict .*1\.{entry}: {message}"):
+            net.load_state_dict(state, assign=assign)
+        assert net[1].reset_mechanism == "zero"
+        for key, tensor in net[1].state_dict().items():
+            assert_bits_equal(tensor, before[key], key)
+    net.load_state_dict({**net.state_dict(), "1.reset_mechanism_val": torch.tensor([2.0])})
+    assert net[1].reset_mechanism == "none"
 
 
 @pytest.mark.parametrize("name", surrogate.__all__)
