@@ -106,8 +106,12 @@ def _backward_fake(
     grads, (x, mem_rec, rows), rest = args[: 2 * states], args[2 * states : 2 * states + 3], args[2 * states + 4 :]
     steps, options, *_ = rest[states + len(neuron.parameters) :]
     time, needs = unpack(options, "time"), unpack(options, "needs")
-    like = next(t for t in (grad_spk, x, mem_rec, *grads) if t is not None)
-    known = next(t for t in (x, mem_rec, rows) if t is not None)
+    like = next((t for t in (grad_spk, x, mem_rec, *grads) if t is not None), None)
+    known = next((t for t in (x, mem_rec, rows) if t is not None), None)
+    if known is None:
+        raise RuntimeError("exactly one of x, mem_rec and, alone, rows must be given")  # in the words of the kernels
+    if like is None:
+        raise RuntimeError("a gradient must be given")
     has_rows = time == SEQUENCE if x is not None else time != STEP or mem_rec is None
     outputs = _Outputs(known, has_rows)
     made = [outputs.make(like.dtype, steps if time == SEQUENCE else None)] if needs & 1 else []

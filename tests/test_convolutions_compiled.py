@@ -145,3 +145,54 @@ def test_opcheck(share: float, needs: tuple[bool, bool, bool]) -> None:
     arguments = (grad, x.detach(), weight.detach(), [2, 1], [0, 1], [32], list(needs))
     torch.library.opcheck(torch.ops.snnfast.conv2d_backward, arguments)
     torch.library.opcheck(torch.ops.snnfast.max_pool2d, (x, [2, 2], [2, 3]))
+
+
+def arguments_of_backward() -> dict[str, Any]:
+    x, weight, grad = torch.rand(3, 2, 6, 6), torch.rand(4, 2, 3, 3), torch.rand(3, 4, 4, 4)
+    sizes: dict[str, Any] = {"stride": [1, 1], "padding": [0, 0], "biases": [4], "needs": [True] * 3}
+    return {"grad": grad, "x": x, "weight": weight, **sizes}
+
+
+WRONG: list[tuple[str, Callable[[dict[str, Any]], dict[str, Any]]]] = [
+    ("biases", lambda a: {"grad": a["grad"][:0], "x": a["x"][:0], "biases": None}),  # PyTorch's own op aborts
+    ("grad", lambda a: {"grad": a["grad"][:0], "x": a["x"][:1]}),  # and ends by a signal
+    ("grad", lambda a: {"grad": a["grad"][:1]}),
+    ("grad", lambda a: {"grad": a["grad"][:, :3]}),
+    ("grad", lambda a: {"grad": a["grad"][..., :3]}),
+    ("grad", lambda a: {"weight": torch.rand(4, 2, 9, 9)}),
+    ("grad", lambda a: {"grad": a["grad"].double()}),
+    ("weight", lambda a: {"weight": a["weight"].half()}),
+    ("x, weight", lambda a: {"x": a["x"][:, :1]}),
+    ("x, weight", lambda a: {"x": a["x"][0], "grad": a["grad"][0]}),
+    ("x, weight", lambda a: {"weight": a["weight"][0]}),
+    ("stride, padding, needs", lambda a: {"stride": [1]}),
+    ("stride, padding, needs", lambda a: {"stride": [0, 1]}),
+    ("stride, padding, needs", lambda a: {"padding": [0, 0, 0]}),
+    ("stride, padding, needs", lambda a: {"padding": [-1, 0]}),
+    ("stride, padding, needs", lambda a: {"needs": [True] * 2}),
+    ("stride, padding, needs", lambda a: {"needs": [True] * 4}),
+    ("biases", lambda a: {"biases": [5]}),
+    ("biases", lambda a: {"biases": []}),
+    ("biases", lambda a: {"biases": None}),
+]
+
+
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize(("name", "wrong"), WRONG, ids=[f"{i}-{name[:8]}" for i, (name, _) in enumerate(WRONG)])
+def test_the_backward_op_names_a_wrong_argument(
+    name: str, wrong: Callable[[dict[str, Any]], dict[str, Any]], order: torch.memory_format
+) -> None:
+    given = arguments_of_backward()
+    given["x"] = (given["x"] > 0.95).float().contiguous(memory_format=order)
+    torch.ops.snnfast.conv2d_backward(**given)
+    with pytest.raises(ValueError, match=f"^{name}: "):
+        torch.ops.snnfast.conv2d_backward(**{**given, **wrong(given)})
+
+
+def test_the_backward_op_takes_an_empty_batch_and_a_convolution_without_a_bias() -> None:
+    given = arguments_of_backward()
+    empty = {**given, "x": given["x"][:0], "grad": given["grad"][:0]}
+    assert [t.shape for t in torch.ops.snnfast.conv2d_backward(**empty)] == [(0, 2, 6, 6), (4, 2, 3, 3), (4,)]
+    without = {"biases": None, "needs": [True, True, False]}
+    for call in (given, empty):
+        assert len(torch.ops.snnfast.conv2d_backward(**{**call, **without})) == 2
