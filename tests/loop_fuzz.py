@@ -1,12 +1,15 @@
-"""Random loops over time: compiled, each gives what snnTorch's layers give in the loop as it is written.
+"""Random loops over time: compiled, each does what the loop does as it is written.
 
-``python tests/loop_fuzz.py --cases 1000`` draws that many networks and loops from pieces that programs are made of,
-runs each with snnTorch's own layers and, compiled, with ours of equal weights, and compares outputs, gradients, the
-states that the layers hold, and buffers. It prints each program that differs, as Python, with its number, which
-``--first N --cases 1`` repeats.
+``python tests/loop_fuzz.py --cases 1000`` draws that many networks from pieces and statements that programs are made
+of, and runs each with our layers twice, compiled and not; a share with snnTorch's layers too. Compared are outputs and
+what may need a gradient, gradients, the states that the layers hold, buffers, inputs that are changed in place, random
+numbers (which steps have the same ones) and which results and inputs share memory. A program that raises without the
+compiler is left out, and so is one that torch.compile gets wrong without our backend. Each program that differs is
+printed as Python, which runs by itself in this folder; ``--start N --cases 1`` repeats number N.
 """
 
 import argparse
+import dataclasses
 import linecache
 import logging
 import multiprocessing
@@ -18,11 +21,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import snntorch
 import torch
-from random_programs import Program
+from random_programs import FOOTER, Program
 from torch import Tensor, nn
 
 import snnfast.snntorch
@@ -31,33 +35,59 @@ from snnfast._loop.backend import merge
 from snnfast._loop.capture import is_step
 
 # Of a value relative to the largest of its tensor, and of a gradient.
-TOLERANCES = {"float64": (1e-9, 1e-8), "float32": (1e-5, 1e-4)}
+TOLERANCES = {"float64": (1e-9, 1e-8), "float32": (1e-5, 1e-4), "bfloat16": (0.02, 0.1)}
 # A tensor that is zero but for rounding is measured by the others.
 SMALLEST = 1e-3
 STATES = ("syn", "mem")
 OUTCOMES = ("wholly", "partly", "repeated", "refused", "without a neuron")
+LEFT_OUT = ("raises without a compiler", "wrong without snnfast")
+# What a program has if one of these is in its text.
+FEATURES = {
+    "no_grad": ["torch.no_grad()"], "enable_grad": ["enable_grad"], "set_grad_enabled": ["set_grad_enabled("],
+    "helper of a grad mode": ["@torch"], "inference_mode": ["inference_mode"], "autocast": ["autocast"],
+    "mode of a step": ["set_grad_enabled(t"], "out=": [" out="], "tuple out=": ["out=("], "foreach": ["_foreach_"],
+    "aten op": ["ops.aten"], "custom op": ["scaled_(", "doubled(", "noise("], "inplace=True": ["inplace=True"],
+    "setitem": ["] = ", "setitem("], "augmented": [" += ", " -= ", " *= "], "method in place": ["_("],
+    "write through a view": ["].add_(", "[0].mul_(", ")[0] = ", ".T.mul_", "select(0, t).", ")[t] = "],
+    ".data": [".data"], "detach": ["detach()"], "axis=": ["axis="], "keepdims=": ["keepdims="],
+    "input= or x1=": ["input=", "x1="], "spelled by step": [") if t % 2 else "], "filled": ["filled1"], "sum": ["sum("],
+    "stack": ["torch.stack("], "cat": ["torch.cat("], "unbind": ["unbind("], "split or chunk": ["split(", "chunk("],
+    "expand": ["expand("], "clone": ["clone("], "random": ["draws1"], "manual_seed": ["manual_seed"],
+    "tensor hook": ["register_hook", "retain_grad"], "module hook": ["forward_hook", "forward_pre", "backward_hook"],
+    "carried": ["if carried"], "function transform": ["vmap(", "torch.func"], "checkpoint": ["checkpoint("],
+    "ties": ["median", "sort(", "topk", "kthvalue", "quantile", "mode("], "cond": ["torch.cond"],
+    "autograd.Function": ["Halved.", "steep("], "dataclass or dict": ["Results(", "Named(", "{'a'"],
+    "second loop": ["series1", "rec1:"], "held state": ["init_hidden"], "shared layer": ["again1"],
+    "buffer": ["register_buffer"], "convolution": ["nn.Conv"], "batch norm": ["BatchNorm"], "pooling": ["pool"],
+    "two calls": ["}, {'resets'"], "two results of a list": ["), torch.stack(", "), torch.cat("],
+    "result that is an input": ["x[0]", "x.detach()", "x[:1]", "list(x)", "x.unbind(0)"],
+}  # fmt: skip
+ATTEMPTS = 8  # to draw a program that runs
 Results = list[tuple[str, Any]]
+
+# It flushes the caches of the processor to measure the guards, which takes a sixth of the time of a program.
+torch._dynamo.guards.profile_guard_manager = lambda *args: 0.0  # type: ignore[attr-defined]
 
 
 class Run:
     """A program with the layers of one library, and its calls."""
 
-    def __init__(self, program: Program, library: Any) -> None:
-        self.program = program
-        self.dtype = getattr(torch, program.dtype)
-        name = f"<program {program.number}>"
-        lines = program.source.splitlines(keepends=True)
-        linecache.cache[name] = (len(program.source), None, lines, name)  # where tracebacks and dynamo look
-        names: dict[str, Any] = {"__name__": name}
-        exec(compile(program.source, name, "exec"), names)
-        self.random = torch.Generator().manual_seed(program.number)
-        self.net = names["Net"](library).to(self.dtype).train(program.train)
+    def __init__(self, source: str, library: Any) -> None:
+        name = f"<program {abs(hash(source))}>"
+        linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)  # for tracebacks and dynamo
+        self.file, names = name, {"__name__": name}
+        exec(compile(source, name, "exec"), names)
+        self.settings: dict[str, Any] = names["SETTINGS"]  # type: ignore[assignment]
+        self.dtype = getattr(torch, self.settings["dtype"])
+        self.random = torch.Generator().manual_seed(self.settings["number"])
+        self.net = names["Net"](library).to(self.dtype).train(self.settings["train"])  # type: ignore[operator]
         self.layers = {n: m for n, m in self.net.named_modules() if isinstance(m, snntorch.SpikingNeuron)}
+        self.carried: Any = None
         self._draw_weights()
 
     def _uniform(self, shape: Sequence[int], low: float, high: float, eighths: bool = True) -> Tensor:
         t = torch.rand(tuple(shape), generator=self.random, dtype=torch.float64) * (high - low) + low
-        return ((t * 8).round() / 8 if eighths and self.program.dtype == "float32" else t).to(self.dtype)
+        return ((t * 8).round() / 8 if eighths and self.dtype == torch.float32 else t).to(self.dtype)
 
     @torch.no_grad()
     def _draw_weights(self) -> None:
@@ -72,62 +102,97 @@ class Run:
                     low, high = (x / p[0].numel() ** 0.5 for x in (-1.2, 2.4))
                 p.copy_(self._uniform(p.shape, low, high))
 
-    def inputs(self, number: int) -> dict[str, Tensor]:
-        """Of one call."""
-        program, made = self.program, {}
-        for name in ("x", *program.s.inputs):
-            kind, shape = program.s.inputs.get(name, ("input", ()))
-            dims = program.shape_of(name, program.calls[number])
-            if kind.startswith("classes"):
-                made[name] = torch.randint(shape[0], dims, generator=self.random)
-            else:
-                made[name] = self._uniform(dims, -0.5, 1.5)
-                made[name].requires_grad_(kind.startswith("input") and program.x_grad)
+    def inputs(self, call: dict[str, Any]) -> dict[str, Tensor]:
+        made: dict[str, Tensor] = {}
+        for name, (kind, shape) in call["inputs"].items():
+            if kind == "classes":
+                made[name] = torch.randint(2, tuple(shape), generator=self.random)
+                continue
+            made[name] = self._uniform(shape, -0.5, 1.5)
+            if self.settings["strided_input"] and len(shape) > 1:
+                made[name] = made[name].transpose(0, 1).contiguous().transpose(0, 1)
+            made[name].requires_grad_(kind == "input" and self.settings["x_grad"])
         return made
 
-    def call(self, number: int, function: Callable[..., Any]) -> Results:
-        """Outputs, gradients, held states and buffers of one call."""
-        program, net = self.program, self.net
+    def call(self, call: dict[str, Any], function: Callable[..., Any]) -> Results:
+        """Outputs, gradients, held states, buffers and shared memory of one call."""
+        net, settings = self.net, self.settings
         for layer in self.layers.values():
             for state in self._states(layer):
                 setattr(layer, state, getattr(layer, state).detach())
-            if program.calls[number].resets:  # not by snntorch.utils.reset, which resets the layers of all networks
+            if call["resets"]:  # not by snntorch.utils.reset, which resets the layers of all networks
                 layer.reset_mem()
-        inputs = self.inputs(number)
-        with torch.set_grad_enabled(program.grad):
-            outputs = list(leaves("output", function(*inputs.values())))
+        inputs = self.inputs(call)
+        # A leaf may not be changed in place.
+        given = {n: t if settings["leaf"] or not t.is_floating_point() else t * 1 for n, t in inputs.items()}
+        if settings["same_input"]:
+            given.update((n, given["x"]) for n, t in given.items() if t.shape == given["x"].shape)
+        torch.manual_seed(settings["number"])
+        carried = [self.carried] if settings["carries"] else []
+        with torch.set_grad_enabled(settings["grad"]):
+            outputs = function(*carried, *given.values())
+        if settings["carries"]:
+            detached = settings["carries"] == "detached"
+            self.carried = tuple(t.detach() if detached else t for t in outputs[1])
+        results = list(leaves("output", outputs))
         held = [(f"{n}.{state}", getattr(m, state)) for n, m in self.layers.items() for state in self._states(m)]
-        results = outputs + held
-        results += [(f"input {n}", t) for n, t in inputs.items()] if program.s.changes_x else []
-        results += [(n, b) for n, b in net.named_buffers() if n.rpartition(".")[2] not in STATES]
+        buffers = [(n, b) for n, b in net.named_buffers() if n.rpartition(".")[2] not in STATES]
+        everything = [*results, *held, *[(f"input {n}", t) for n, t in given.items()], *buffers]
+        shared = shared_memory([*everything, *net.named_parameters()])
+        found = [(n, t.detach().clone() if isinstance(t, Tensor) else t) for n, t in everything]
+        found += [(f"{n} needs a gradient", t.requires_grad) for n, t in results + held if isinstance(t, Tensor)]
         asking = {n: t for n, t in [*inputs.items(), *net.named_parameters()] if t.requires_grad}
         losses = []
-        for _, t in outputs + (held if program.held_in_loss else []):
-            if isinstance(t, Tensor):
+        for n, t in results + (held if settings["held_in_loss"] else []):
+            if isinstance(t, Tensor) and "draws" not in n:
                 weights = self._uniform(t.shape, -1, 1, eighths=False)
                 if t.requires_grad:
                     losses.append((t * weights).sum())
         # Where the loss does not depend on a tensor, "no gradient" and zeros are the same answer.
-        found: Sequence[Tensor | None] = [None] * len(asking)
+        grads: Sequence[Tensor | None] = [None] * len(asking)
         if losses and asking:
-            found = torch.autograd.grad(sum(losses), list(asking.values()), allow_unused=True)  # type: ignore[arg-type]
-        for (n, t), g in zip(asking.items(), found, strict=True):
-            results.append((f"grad of {n}", torch.zeros_like(t) if g is None else g))
-        return [(n, t.detach() if isinstance(t, Tensor) else t) for n, t in results]
+            grads = torch.autograd.grad(sum(losses), list(asking.values()), allow_unused=True, retain_graph=True)  # type: ignore[arg-type]
+        for (n, t), g in zip(asking.items(), grads, strict=True):
+            found.append((f"grad of {n}", torch.zeros_like(t) if g is None else g))
+        return [*found, ("shared memory", shared)]
 
     def _states(self, layer: Any) -> tuple[str, ...]:
         return STATES if isinstance(layer, snntorch.Synaptic) else STATES[1:]
 
 
 def leaves(name: str, out: Any) -> Iterator[tuple[str, Any]]:
+    if dataclasses.is_dataclass(out):
+        out = vars(out)
     if isinstance(out, dict):
-        out = list(out.values())
-    if isinstance(out, list | tuple):
+        yield f"{name}: {type(out).__name__}", list(out)
+        for k, o in out.items():
+            yield from leaves(f"{name}[{k!r}]", o)
+    elif isinstance(out, list | tuple):
         yield f"{name}: {type(out).__name__}", len(out)
         for i, o in enumerate(out):
             yield from leaves(f"{name}[{i}]", o)
     else:
         yield name, out
+
+
+def shared_memory(tensors: Sequence[tuple[str, Any]]) -> list[str]:
+    """Which elements of which tensors change when another one is written."""
+    found: list[str] = []
+    of_storages: dict[int, list[tuple[str, list[int]]]] = {}
+    for name, t in tensors:
+        if not isinstance(t, Tensor) or not t.numel():
+            continue
+        storage, size = t.untyped_storage(), t.element_size()
+        places = torch.arange(storage.nbytes() // size).as_strided(t.shape, t.stride(), t.storage_offset())
+        bytes_of = [size * i for i in places.flatten().tolist()]
+        if len(set(bytes_of)) < len(bytes_of):
+            found.append(f"{name} with itself")
+        others = of_storages.setdefault(storage.data_ptr(), [])
+        for other, written in others:
+            if changed := [i for i, b in enumerate(bytes_of) if b in set(written)]:
+                found.append(f"{other} with {name}{changed if len(changed) < len(bytes_of) else ''}")
+        others.append((name, bytes_of))
+    return found
 
 
 def difference(found: Results, expected: Results, dtype: str) -> str | None:
@@ -139,6 +204,8 @@ def difference(found: Results, expected: Results, dtype: str) -> str | None:
         largest = max((size(b) for _, _, b in some), default=0.0)
         for name, a, b in some:
             if not isinstance(b, Tensor) or not isinstance(a, Tensor):
+                if name == "shared memory" and a != b:
+                    return f"shared memory: {[n for n in a if n not in b]} instead of {[n for n in b if n not in a]}"
                 if type(a) is not type(b) or a != b:
                     return f"{name}: {a} instead of {b}"
                 continue
@@ -146,12 +213,21 @@ def difference(found: Results, expected: Results, dtype: str) -> str | None:
                 continue  # a layer that made no step: zeros of any shape
             if a.shape != b.shape or a.dtype != b.dtype:
                 return f"{name}: {a.dtype} {list(a.shape)} instead of {b.dtype} {list(b.shape)}"
+            if "draws" in name:
+                continue
             spikes = not grads and bool(((b == 0) | (b == 1)).all() and b.any())
             bound = 0.0 if spikes else tolerance * max(size(b), SMALLEST * largest)
             off = (a.double() - b.double()).abs()
             if ((off > bound) & ~(a == b)).any() or (a.isfinite() != b.isfinite()).any():
                 return f"{name}: off by {off.max().item():.3g}, {'spikes' if spikes else f'scale {size(b):.3g}'}"
-    return None
+    same, expected_same = same_draws(found), same_draws(expected)
+    return None if same == expected_same else f"same draws: {same} instead of {expected_same}"
+
+
+def same_draws(results: Results) -> list[tuple[str, str]]:
+    draws = [(n, t) for n, t in results if "draws" in n and isinstance(t, Tensor)]
+    of_lists = ((a, b) for i, a in enumerate(draws) for b in draws[:i] if a[0].rpartition("[")[0] == b[0].rpartition("[")[0])
+    return [(b[0], a[0]) for a, b in of_lists if torch.equal(a[1], b[1])]
 
 
 def size(t: Any) -> float:
@@ -164,8 +240,10 @@ class Watched:
 
     def __init__(self) -> None:
         self.reports: list[GraphReport] = []
+        self.graphs = 0
 
     def __call__(self, gm: torch.fx.GraphModule, example_inputs: Any) -> Any:
+        self.graphs += 1
         merged, report = merge(gm)
         if any(map(is_step, gm.graph.nodes)):
             self.reports.append(report)
@@ -176,7 +254,7 @@ class Watched:
         reports = self.reports
         for report in reports:
             if report.refused is not None and "a fault of snnfast" in report.refused:
-                return f"{report.where}: the pass failed: {report.refused.strip().splitlines()[-1]}"
+                return f"the pass failed: {report.refused.strip().splitlines()[-1]}"
         if not reports:
             return "without a neuron"
         if all(r.refused is not None for r in reports):
@@ -186,83 +264,135 @@ class Watched:
         return "partly" if any(r.repeated or r.refused for r in reports) else "wholly"
 
 
-def check(program: Program, backend: Any, statistics: Counter[str]) -> str | None:
+def check(source: str, backend: Any, statistics: Counter[str]) -> str | None:
     """What differs; ``None``: nothing."""
-    torch._dynamo.reset()
-    library = snntorch if program.plain else snnfast.snntorch
-    plain, ours = Run(program, library), Run(program, snnfast.snntorch)
-    ours.net.load_state_dict(plain.net.state_dict())
     spikes: dict[str, bool] = {}
 
     def look(name: str, layer: nn.Module, args: Any, out: Any) -> None:
         spk = out[0] if isinstance(out, tuple) else out
         spikes[name] = spikes.get(name, False) or bool((spk > 0).any())
 
-    for name, layer in plain.layers.items():
-        layer.register_forward_hook(partial(look, name))
+    def outcomes(library: Any, watched: bool = False) -> list[Results]:
+        run = Run(source, library)
+        for name, layer in run.layers.items() if watched else ():
+            layer.register_forward_hook(partial(look, name))
+        return [run.call(call, run.net) for call in settings["calls"]]
+
+    try:
+        ours = Run(source, snnfast.snntorch)
+        settings = ours.settings
+        expected = outcomes(snnfast.snntorch, watched=True)
+    except Exception:
+        statistics[LEFT_OUT[0]] += 1
+        return None
+    dtype = "bfloat16" if "bfloat16" in source and settings["dtype"] == "float32" else settings["dtype"]
+    # A write that autograd is not told of changes the gradients, and how depends on what a layer keeps.
+    if settings["snntorch"] and ".data" not in source and "detach()" not in source:
+        try:
+            theirs = outcomes(snntorch)
+        except Exception:
+            statistics["raises with snnTorch"] += 1
+        else:
+            statistics["as snnTorch"] += 1
+            for number, (a, b) in enumerate(zip(expected, theirs, strict=True)):
+                if found := difference(_numbers(a), _numbers(b), dtype):
+                    return f"call {number}, not compiled, against snnTorch: {found}"
     watched = Watched()
     compiled = torch.compile(ours.net, backend=watched if backend == "snnfast" else backend)
-    for number in range(len(program.calls)):
-        expected = plain.call(number, plain.net)
-        if found := difference(ours.call(number, compiled), expected, program.dtype):
-            return f"call {number}: {found}"
+    found = _compare(ours, compiled, expected, dtype)
+    if watched.graphs != 1 or found:
+        torch._dynamo.reset()  # its caches of code that is not the program's
     if backend == "snnfast":
-        if (outcome := watched.outcome()) not in OUTCOMES:
-            return outcome
-        statistics[outcome] += 1
+        if found and not found.startswith("the pass"):
+            alone = Run(source, snnfast.snntorch)
+            if _compare(alone, torch.compile(alone.net, backend="eager"), expected, dtype):
+                statistics[LEFT_OUT[1]] += 1
+                return None
+        if (outcome := watched.outcome()) in OUTCOMES:
+            statistics[outcome] += 1
+        else:
+            found = outcome
     of_each = list(spikes.values())
-    if of_each:
-        statistics.update(looped=1, first=of_each[0], last=of_each[-1], every=all(of_each))
+    statistics.update(compared=1, first=of_each[0], last=of_each[-1], every=all(of_each)) if of_each else None
+    return found
+
+
+def _numbers(results: Results) -> Results:
+    return [(n, t) for n, t in results if isinstance(t, Tensor) and "draws" not in n]
+
+
+def _compare(run: Run, function: Any, expected: list[Results], dtype: str) -> str | None:
+    for number, call in enumerate(run.settings["calls"]):
+        try:
+            if found := difference(run.call(call, function), expected[number], dtype):
+                return f"call {number}: {found}"
+        except Exception as error:
+            return f"call {number}: {type(error).__name__}: {error}"
     return None
 
 
-def outcome(program: Program, backend: Any, statistics: Counter[str]) -> str | None:
+def outcome(source: str, backend: Any, statistics: Counter[str]) -> str | None:
     """What differs or fails; ``None``: nothing."""
     neurons = list(snntorch.SpikingNeuron.instances)
     logging.disable(logging.CRITICAL)  # dynamo tells much of a program that fails
+    torch.set_default_dtype(torch.float64 if "'float64'" in source else torch.float32)
+    grad = torch.is_grad_enabled()
     try:
-        return check(program, backend, statistics)
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
+        return check(source, backend, statistics)
     finally:
+        torch.set_grad_enabled(grad)
+        torch.set_default_dtype(torch.float32)
         logging.disable(logging.NOTSET)
-        linecache.cache.pop(f"<program {program.number}>", None)
+        linecache.cache.pop(f"<program {abs(hash(source))}>", None)
         snntorch.SpikingNeuron.instances[:] = neurons  # it keeps every layer for good
 
 
-def shrunk(program: Program, backend: Any) -> Program:
+def shrunk(source: str, backend: Any) -> str:
     """The program with all left out without which it fails in the same way."""
 
     def kind(found: str | None) -> str | None:
-        return found and re.sub(r"<.*>:.*?: |[0-9.e-]+", "", found.splitlines()[0])
+        return found and re.sub(r"<.*>:.*?: |\[.*\]|[0-9.e-]+", "", found.splitlines()[0])[:60]
 
-    failure, before = kind(outcome(program, backend, Counter())), ""
-    while program.source != before:
-        before, number = program.source, 0
-        while number < len(lines := program.source.splitlines(keepends=True)):
-            for candidate in _shorter(lines[number]):
-                program.source = "".join([*lines[:number], candidate, *lines[number + 1 :]])
-                if kind(outcome(program, backend, Counter())) == failure:
+    failure, before = kind(outcome(source, backend, Counter())), ""
+    while source != before:
+        before, number = source, 0
+        while number < len(lines := source.splitlines(keepends=True)):
+            for candidate in _shorter(lines, number):
+                if kind(outcome("".join(candidate), backend, Counter())) == failure:
+                    source = "".join(candidate)
                     break
-                program.source = "".join(lines)
             else:
                 number += 1
-    return program
+    return source
 
 
-def _shorter(line: str) -> Iterator[str]:
-    """What may stand in the place of a line; first nothing."""
-    if line.startswith(("class", "    def", "import", "from")):
+def _shorter(lines: list[str], number: int) -> Iterator[list[str]]:
+    """The program with one line less, or with what is inside it in the place of a block, or with a simpler line."""
+    line, before = lines[number], lines[:number]
+    depth = len(line) - len(line.lstrip())
+    if line.startswith(("class", "    def", "import", "from", "SETTINGS", "}", '    "')) or not line.strip():
         return
-    yield ""
+    end = number + 1
+    while end < len(lines) and lines[end].startswith(" " * (depth + 1)):
+        end += 1
+    yield [*before, *lines[end:]]
+    if end > number + 1:
+        yield [*before, *(inner[4:] for inner in lines[number + 1 : end]), *lines[end:]]
+        return
+    simpler = []
     if found := re.match(r"( *)(\w+) = .*?\b((?:h|spk|mem|part)\d+|xt)\b.*[^\w\n]", line):
-        yield f"{found[1]}{found[2]} = {found[3]}\n"
-    if found := re.match(r"( *)return \((.*)\)$", line):
+        simpler.append(f"{found[1]}{found[2]} = {found[3]}\n")
+    if found := re.match(r"( *return [\[(])(.*)([\])])$", line):
         parts = found[2].split(", ")
-        yield from (f"{found[1]}return ({', '.join([*parts[:i], *parts[i + 1 :]])})\n" for i in range(len(parts)))
+        simpler += [f"{found[1]}{', '.join([*parts[:i], *parts[i + 1 :]])},{found[3]}\n" for i in range(len(parts))]
     if "snn." in line:
-        for part in re.findall(r", \w+=[^,]*(?=[,)])", line):
-            yield line.replace(part, "")
+        simpler += [line.replace(part, "") for part in re.findall(r", \w+=[^,]*(?=[,)])", line)]
+    yield from ([*before, s, *lines[end:]] for s in simpler if s != line)
+
+
+def features(source: str) -> list[str]:
+    text = source[source.index("class Net") :]
+    return [name for name, parts in FEATURES.items() if any(part in text for part in parts)]
 
 
 def wrong(
@@ -271,32 +401,53 @@ def wrong(
     """How many of the programs with these numbers differ; what is known of all."""
     count, statistics = 0, Counter[str]()
     for number in numbers:
-        found = outcome(program := Program(number), backend, statistics)
+        for attempt in range(ATTEMPTS):
+            program, before = Program(number, attempt), statistics[LEFT_OUT[0]]
+            found = outcome(program.source, backend, statistics)
+            ran = statistics[LEFT_OUT[0]] == before
+            for feature in features(program.source):
+                statistics[f"{feature}: {'ran' if ran else 'left out'}"] += 1
+            if ran:
+                break
         if found is not None:
             count += 1
-            report(f"{found}\n{shrunk(program, backend) if shrink else program}")
+            source = shrunk(program.source, backend) if shrink else program.source
+            report(f"# {found}\n{source}{FOOTER}")
+        if number % 100 == 0:
+            torch._dynamo.reset()
     torch._dynamo.reset()
     return count, statistics
 
 
-def _share(numbers: Sequence[int], backend: str, shrink: bool) -> tuple[int, Counter[str]]:
-    """What one process does."""
+def run(file: str) -> None:
+    """Run one program that was printed."""
+    found = _with_settings(partial(outcome, Path(file).read_text(), "snnfast", Counter()))
+    print(found or "as without a compiler")
+    sys.exit(1 if found else 0)
+
+
+def _with_settings(function: Callable[[], Any]) -> Any:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # a layer that runs step by step says so
     with snnfast.use_backend("auto"):
-        return wrong(numbers, backend, partial(print, flush=True), shrink)
+        return function()
+
+
+def _share(numbers: Sequence[int], backend: str, shrink: bool) -> tuple[int, Counter[str]]:
+    """What one process does."""
+    return _with_settings(partial(wrong, numbers, backend, partial(print, flush=True), shrink))  # type: ignore[no-any-return]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=1000, help="programs to draw (default: %(default)s)")
-    parser.add_argument("--first", type=int, default=0, help="number of the first of them")
+    parser.add_argument("--start", type=int, default=0, help="number of the first of them")
     parser.add_argument("--jobs", type=int, default=1, help="processes (default: %(default)s)")
     parser.add_argument("--backend", default="snnfast", help="of torch.compile (default: %(default)s)")
     parser.add_argument("--shrink", action="store_true", help="leave out of a program what does not matter")
     args = parser.parse_args(argv)
     start = time.perf_counter()
-    numbers = range(args.first, args.first + args.cases)
+    numbers = range(args.start, args.start + args.cases)
     shares = [numbers[i :: args.jobs] for i in range(args.jobs)]
     if args.jobs > 1:
         with ProcessPoolExecutor(args.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
@@ -304,11 +455,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         found = [_share(numbers, args.backend, args.shrink)]
     count, statistics = sum(n for n, _ in found), sum((c for _, c in found), Counter[str]())
-    looped = max(statistics["looped"], 1)
+    looped = max(statistics["compared"], 1)
     shares_of = ", ".join(f"{name} {100 * statistics[name] / looped:.0f} %" for name in ("first", "last", "every"))
     print(f"torch {torch.__version__}, {time.perf_counter() - start:.0f} s; programs whose layers spike: {shares_of}")
-    outcomes = ", ".join(f"{name} {statistics[name]}" for name in OUTCOMES if statistics[name])
-    print(f"merged: {outcomes}")
+    for title, names in (("merged", OUTCOMES), ("left out", LEFT_OUT), ("with snnTorch", ("as snnTorch", "raises with snnTorch"))):
+        print(f"{title}: {', '.join(f'{name} {statistics[name]}' for name in names)}")
+    of_features = ", ".join(f"{f} {statistics[f'{f}: ran']}+{statistics[f'{f}: left out']}" for f in FEATURES)
+    print(f"programs that ran + raised, by what they have: {of_features}")
     print(f"{count} of {args.cases} wrong")
     return 1 if count else 0
 

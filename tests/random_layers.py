@@ -35,8 +35,9 @@ class Layer:
 class Layers:
     """Writes the spiking layers of one program."""
 
-    def __init__(self, s: Source, plain: bool) -> None:
-        self.s, self.draw, self.plain = s, s.draw, plain
+    def __init__(self, s: Source, plain: bool, carries: bool) -> None:
+        self.s, self.draw, self.plain, self.carries = s, s.draw, plain, carries
+        self.carried: list[str] = []  # states that the network returns and is given
         self.all: list[Layer] = []
         self.surrogate = self.draw.choice(SURROGATES)
         self.style = self.draw.choice(("explicit", "explicit", "held", "mixed"))
@@ -127,6 +128,12 @@ class Layers:
         """The states before the first step; whether they are passed."""
         s, names = self.s, ", ".join(layer.states)
         begin = self.draw.choice(("reset_mem",) * 6 + ("init", "zeros", "none", "parameter", "unnamed"))
+        if self.carries:
+            for state in layer.states:
+                place = f"carried[{len(self.carried)}]"
+                s.before.append(f"{state} = {place} if carried else {s.zeros(layer.shape, 'zero')}")
+                self.carried.append(state)
+            return True
         if begin == "unnamed":  # goes on from what the layer holds
             return False
         if begin in ("reset_mem", "init"):

@@ -379,20 +379,3 @@ def larger_module(s: Source, v: Value) -> Value | None:
         attention = s.module("attention", f"nn.MultiheadAttention({n}, 1, batch_first=True)")
         return s.let(f"{attention}({v}, {v}, {v}, need_weights=False)[0]", v.shape)
     return s.let(f"{s.module('gru', f'nn.GRU({n}, {out}, batch_first=True)')}({v})[0]", (v.shape[0], out))
-
-
-@piece(0.7, exact=True)
-def without_gradients(s: Source, v: Value) -> Value:
-    w = s.name("fixed")
-    s.body += ["with torch.no_grad():", f"    {w} = {v} * 0.5"]
-    return s.let(f"{v} + {w}", v.shape)
-
-
-@piece(0.4, exact=True)
-def changed_input(s: Source, v: Value) -> Value | None:
-    """The input itself is changed in place. An operator that keeps it for the backward pass must not see it."""
-    if s.body or v.name != "xt" or s.counts["rec"]:
-        return None
-    s.changes_x = True
-    s.body.append(s.draw.choice((f"{v} *= 0.5", f"{v}.add_(0.25)", f"{v}[..., 0] = 0.5")))
-    return s.let(f"{v} + 0.25", v.shape)

@@ -1,140 +1,158 @@
-"""What a random program returns: records over time, sums, losses (see ``tests/loop_fuzz.py``)."""
+"""What a random program keeps of its steps, makes of it and returns (see ``tests/loop_fuzz.py``)."""
+
+import re
 
 from random_source import Source, Value
+from random_statements import fill, in_block, statements
 
-# Of a list ``rec`` of one value for each step.
-OF_LIST = {
-    "stack": ("torch.stack({rec})", "torch.stack({rec}, dim=0)", "torch.stack({rec}, 1)", "torch.stack({rec}, dim=-1)"),
-    "list": ("{rec}",),
-    "tuple": ("tuple({rec})", "{rec}[::-1]", "{rec}[-2:]", "list({rec})"),
-    "dict": ("{{'rec': torch.stack({rec}), 'last': {rec}[-1]}}",),
-    "sum": ("sum({rec})", "torch.stack({rec}).sum(0)", "torch.stack({rec}, 1).sum(1)", "torch.stack({rec}).sum()"),
-    "mean": ("sum({rec}) / len({rec})", "torch.stack({rec}).mean(0)", "torch.stack({rec}, dim=1).mean(dim=1)",
-             "torch.stack({rec}).mean()"),
-    "cat": ("torch.cat({rec})", "torch.cat([r.unsqueeze(0) for r in {rec}])", "torch.cat({rec}, 1)",
-            "torch.cat({rec}, dim=-1)", "torch.vstack({rec})"),
-    "over time": ("torch.stack({rec}).max(0)[0]", "torch.stack({rec}).amax(0)", "torch.stack({rec})[1:]",
-                  "torch.stack({rec}).flip(0)", "torch.stack({rec}).cumsum(0)",
-                  "torch.stack({rec}).std(0, correction=0)",
-                  "torch.stack({rec}[1:] + {rec}[:1])", "torch.stack({rec}).transpose(0, 1)"),
-    "one of them": ("{rec}[0]", "{rec}[len({rec}) // 2]", "torch.stack({rec})[-1]", "torch.stack({rec})[:, 0]"),
-    "twice": ("torch.stack({rec}), {rec}[-1]", "torch.stack({rec}), torch.stack({rec}).sum(0)", "{rec}, sum({rec})"),
-    "changed": ("torch.stack({rec}).mul_(2)", "torch.stack({rec}).add_(1)[0]"),
-}  # fmt: skip
-WAYS = ("stack",) * 5 + tuple(OF_LIST)
-APPENDS = ("{rec}.append({v})",) * 6 + (
-    "{rec} += [{v}]", "{rec} = [*{rec}, {v}]", "{rec}.insert(0, {v})", "{rec}.extend([{v}, {v} * 2])",
-    "if t > 0 or {T} == 1:\n    {rec}.append({v})", "if t % 2 == 0:\n    {rec}.append({v})",
-    "{rec}.append({v}.detach())", "{rec}.append({v}.clone())", "{rec}.append({v}.sum(-1))",
-    "{rec}.append(({v} > 0.3).sum(-1))",
+APPENDS = ("{L}.append({v})",) * 12 + (
+    "{L} += [{v}]", "{L} = [*{L}, {v}]", "{L}.insert(0, {v})", "{L}.extend([{v}, {v} * 2])", "if t % 2 == 0:\n    {L}.append({v})",
+    "{L}.append({v}.detach())", "{L}.append({v}.clone())", "{L}.append({v}[:])", "{L}.append({v}.data)", "{L}.append({v} * 1)",
+    "with torch.no_grad():\n    {L}.append({v})", "with torch.no_grad():\n    {L}.append({v} * 1)", "{L}.append({v} if t else {v}.detach())",
 )  # fmt: skip
-SUMS = ("{rec} = {rec} + {v}",) * 3 + ("{rec} += {v}",) * 2 + (
-    "{rec} = {v} + {rec}", "{rec} = {rec} - {v}", "{rec} = torch.add({rec}, {v})", "{rec} = 0.5 * {rec} + {v}",
-    "{rec} = {rec} + {v} * (t + 1)", "{rec} = {rec} + {v} / {T}", "{rec} = torch.maximum({rec}, {v})",
-    "{rec} = {rec} + {v} + {v}.abs()", "{rec} = {rec} + 0.5 * {v}", "if t > 0:\n    {rec} = {rec} + {v}",
-    "{rec} = {rec} * ({v} > 0.5)", "{rec}.add_({v})", "{rec} = {rec} + {v}.sum()", "{rec} = {rec}.detach() + {v}",
+# Of a list: to a record, to a tensor of one step, to a list, to anything.
+STACKS = (
+    *("torch.stack({L})",) * 8, "torch.stack({L}, 0)", "torch.stack({L}, dim=0)", "torch.stack({L}, axis=0)", "torch.stack(tensors={L})", "torch.stack(tuple({L}))",
+    "torch.stack([q for q in {L}])", "torch.stack([q.clone() for q in {L}])", "torch.stack([q.detach() for q in {L}])", "torch.stack({L}[::-1])", "torch.stack({L}[:])",
+    "torch.stack([q * 1 for q in {L}])", "torch.cat([q[None] for q in {L}])", "torch.cat([q.unsqueeze(0) for q in {L}], axis=0)", "torch.stack({L}, 1).transpose(0, 1)",
+    "torch.stack({L}, axis=1).transpose(0, 1)", "torch.stack({L}, -1).movedim(-1, 0)", "torch.stack([q.data for q in {L}])", "torch.stack([*{L}])",
+    "torch.nn.utils.rnn.pad_sequence({L}).transpose(0, 1)", "torch.stack({L}).clone()", "torch.stack({L}, out=torch.empty(0))", "torch.stack(dim=0, tensors={L})",
+    "torch.stack({L}, axis=1).swapaxes(0, 1).contiguous()", "torch.cat({L}).view(len({L}), *{L}[0].shape)", "torch.concat({L}, axis=-1).unflatten(-1, (len({L}), -1)).movedim(-2, 0)",
+    "torch.stack([q.view_as(q) for q in {L}])", "torch.stack({L}).detach()", "torch.stack({L}) * 1", "torch.vstack([q[None] for q in {L}])", "torch.stack([{L}[t] for t in range(len({L}))])",
 )  # fmt: skip
+SUMS = (
+    *("sum({L})", "torch.stack({L}).sum(0)") * 3, "torch.stack({L}).sum(dim=0)", "torch.stack({L}).sum(axis=0)", "torch.sum(torch.stack({L}), axis=0)", "sum({L}[1:], {L}[0])",
+    "functools.reduce(torch.add, {L})", "torch.stack({L}).mean(0)", "torch.stack({L}, axis=1).sum(axis=1)", "torch.stack({L}).amax(0)", "torch.stack({L}).max(0).values",
+    "torch.stack({L}).nanmedian(0).values", "torch.stack({L}).median(dim=0).values", "torch.stack({L}).kthvalue(1, 0).values", "torch.stack({L}).sort(0).values[0]",
+    "torch.stack({L}).logsumexp(0)", "torch.stack({L}).std(0, correction=0)", "{L}[-1]", "{L}[0]", "torch.stack({L})[-1]", "sum({L}) / len({L})", "torch.stack({L}).prod(0)",
+    "torch.einsum('t...->...', torch.stack({L}))", "torch.stack({L}).cumsum(0)[-1]", "torch.stack({L}[-2:]).sum(0)", "sum(q.detach() for q in {L})", "torch.add(*{L}[:2])",
+    "torch.stack({L}).sum(axis=0, keepdims=True)[0]", "torch.sum(keepdim=True, dim=0, input=torch.stack({L})).squeeze(0)", "torch.stack({L}).mean(axis=0)", "torch.stack({L}).topk(1, 0)[0][0]",
+    "torch.mean(torch.stack({L}, axis=-1), -1)", "torch.stack({L}).mode(0)[0]", "torch.stack({L}).quantile(0.5, 0)", "sum({L}).detach()", "max({L}, key=lambda q: q.shape[0])",
+    "sum((t + 1) * q for t, q in enumerate({L}))", "torch.stack({L}).softmax(0)[0]", "torch.stack({L}).sum(0).data",
+)  # fmt: skip
+TO_LISTS = ("{L}[::-1]", "list({L})", "{L}", "[q.detach() for q in {L}]", "[q.clone() for q in {L}]", "{L}[1:]", "[q * 2 for q in {L}]", "[q[:] for q in {L}]")
+# Several results of one list, in one place.
+SEVERAL = (
+    "torch.stack({L}), torch.stack({L})", "torch.stack({L}), torch.cat({L})", "torch.stack({L}), torch.stack({L}, 1)", "torch.stack({L}), torch.stack({L}[:2])",
+    "torch.stack({L}), {L}[-1]", "torch.stack({L}), torch.stack([q.clone() for q in {L}])", "torch.stack({L}), torch.stack([q.detach() for q in {L}])", "{L}, torch.stack({L})",
+    "sum({L}), torch.stack({L}).sum(0)", "torch.stack({L}), torch.stack({L}).sum(0)", "{L}, {L}", "{L}, {L}[0]", "torch.stack({L}, -1), torch.stack({L}, dim=-1)", "sum({L}), sum({L})",
+    "torch.stack({L})[0], {L}[0]", "torch.stack({L}).unbind(0), torch.stack({L})", "torch.stack({L}).split(1)", "torch.stack({L})[1:], torch.stack({L})[:-1]", "{L}[::2], {L}[1::2]",
+    "torch.stack({L}), torch.stack({L}).transpose(0, 1)", "torch.stack({L}).view(-1), torch.stack({L}).flatten(1)", "torch.stack({L}), torch.stack({L}).detach()",
+    "torch.stack({L}, axis=1).softmax(1)", "torch.cat({L}, axis=1)", "torch.cat({L}, -1)", "torch.stack({L}).expand(2, *[-1] * torch.stack({L}).dim())", "torch.cat({L}), torch.cat({L}, 0)",
+)  # fmt: skip
+OF_RECORDS = (
+    "{R}.detach()", "{R}.clone()", "{R} * 2", "{R}.flip(0)", "{R}.contiguous()", "{R}[:]", "{R}.cumsum(0)", "{R}.softmax(0)", "torch.stack(list({R}))", "torch.stack({R}.unbind(0))",
+    "torch.stack([{R}[t] for t in range({R}.shape[0])])", "torch.cat({R}.split(1))", "torch.cat({R}.chunk(2))", "{R} * {Q}", "{R} + {Q}", "{R} * (1 + {Q})", "{R}.data",
+    "{R}.transpose(0, 1).transpose(0, 1)", "{R} - {Q}.mean(0)", "{R}.view_as({R})", "{R} * {Q}.sum(axis=0)", "torch.stack(torch.unbind({R}, dim=0))", "torch.sort({R}, 0)[0]", "{R} * (1 + {Q}[-1])",
+)  # fmt: skip
+TO_STEPS = (
+    "{R}[0]", "{R}[-1]", "{R}.sum(0)", "{R}.select(0, 0)", "{R}.unbind()[0]", "{R}.split(1)[0].squeeze(0)", "{R}.mean(axis=0)", "{R}.sum(dim=0, keepdim=True)[0]", "{R}.amax(0)",
+    "sum({R})", "sum({R}.unbind(0))", "{R}[0] + {R}[-1]", "sum({R}[t] for t in range({R}.shape[0]))", "torch.sum({R}, axis=0)", "{R}[:1].squeeze(0)", "{R}.nanmedian(0)[0]",
+)  # fmt: skip
+LISTS = (
+    *("[{R}[t] for t in range({R}.shape[0])]",) * 4, "{R}.unbind(0)", "torch.unbind({R})", "list({R})", "[q for q in {R}]", "[q.squeeze(0) for q in {R}.split(1)]",
+    "[q[0] for q in {R}.chunk({R}.shape[0])]", "[*{R}.unbind(dim=0)]", "[{R}.select(0, t) for t in range({R}.shape[0])]", "[{R}[t].clone() for t in range({R}.shape[0])]",
+    "[q.detach() for q in {R}]", "torch.unbind({R}.transpose(0, 1), axis=1)", "[{R}.narrow(0, t, 1)[0] for t in range({R}.shape[0])]", "{R}.transpose(0, 1).unbind(axis=1)",
+)  # fmt: skip
+MIXED = ("{a} * {b}", "{a} + {b}", "{a} * (1 + {b})", "({a} * {b}).sum()", "{a} * {b}.detach() + {b}", "{a} - {b}", "{a} / (1 + {b}.abs())", "torch.mul(other={b}, input={a})")
+FILLS = (
+    *("{r}[t] = {q}",) * 4, "{r}[t] += {q}", "{r}[t].copy_({q})", "{r}.select(0, t).copy_({q})", "{r}.data[t] = {q}", "{r}[t : t + 1] = {q}", "{r}[t, :] = {q}", "{r}[t] = {q} * 2",
+    "{r}.index_copy_(0, torch.tensor([t]), {q}[None])", "{r} = {r}.index_copy(0, torch.tensor([t]), {q}[None])", "torch.ops.aten.copy_({r}[t], {q})", "torch._foreach_copy_([{r}[t]], [{q}])",
+    "torch.add({q}, 0, out={r}[t])", "{r}.narrow(0, t, 1).copy_({q})", "{r}[t].add_({q})", "{r} = torch.select_scatter({r}, {q}, 0, t)", "{r}.unbind(0)[t].copy_({q})", "{r}[-1 - t] = {q}",
+    "if t % 2:\n    {r}[t] = {q}", "{r}[t][:] = {q}", "{r}.detach()[t] = {q}", "operator.setitem({r}, t, {q})", "{r}[t, ..., 0] = {q}[..., 0]", "{r}.index_put_((torch.tensor(t),), {q})",
+)  # fmt: skip
+BATCH_FIRST = ("{r}[:, t] = {q}", "{r}[:, t].copy_({q})", "{r}.select(1, t).copy_({q})", "{r}.transpose(0, 1)[t] = {q}", "{r}[:, t, ...] = {q}", "{r}[:, t] += {q}")
+OF_INPUTS = ("x", "x[0]", "x.detach()", "x[:1]", "[x[t] for t in range(x.shape[0])]", "torch.stack(list(x))", "x.unbind(0)", "torch.stack([x[t] for t in range(x.shape[0])])")
+CONTAINERS = ("({r},)", "[{r}]", "{{'a': {r0}, 'b': ({r},)}}", "Results({r0}, [{r}])", "Named({r0}, ({r},))", "[[{r0}], ({r},)]", "{{**dict(enumerate([{r}]))}}")
 
 
-def _lines(s: Source, form: str, **names: object) -> list[str]:
-    """Of a form that may hold the number of steps."""
-    s.uses_t |= any(part in form for part in ("if t ", "(t + 1)"))
-    return form.format(T=s.literal_steps() if "{T}" in form else "", **names).splitlines()
+def keep(s: Source, v: Value) -> None:
+    """In a list, or in a tensor that is filled, in the loop."""
+    if s.some(0.25) and s.steps:
+        r = s.name("filled")
+        _fill(s, r, s.before, s.body, str(v), v.shape, s.literal_steps())
+        s.uses_t = True
+        s.later.append(Value(r, v.shape))
+        return
+    L = s.name("rec")
+    s.before.append(f"{L} = []")
+    form = s.draw.choice(APPENDS)
+    s.uses_t |= "if t" in form
+    lines = form.format(L=L, v=v).splitlines()
+    s.body += lines
+    s.kept.append(Value(L, v.shape))
 
 
-def record(s: Source, v: Value, losses: bool) -> None:
-    """Return ``v`` of all steps, in one of many ways."""
-    if losses:
-        return _loss(s, v)
-    way = s.draw.choice(("list", "list", "list", "sum", "filled") if s.steps else ("sum", "filled"))
-    if s.steps and s.some(0.08):
-        s.results.append(str(v))  # the last one
-    elif way == "sum":
-        _sum(s, v)
-    elif way == "filled":
-        _filled(s, v)
-    else:
-        _list(s, v)
+def _fill(s: Source, r: str, before: list[str], body: list[str], q: str, shape: tuple[int, ...], steps: object) -> None:
+    first = s.some(0.7) or not s.batch
+    dims = f"{steps}, {s.dims(*shape)}" if first else f"{s.batch}, {steps}, {', '.join(map(str, shape))}"
+    before.append(f"{r} = {s.draw.choice((f'torch.zeros({dims}, dtype=x.dtype)', f'x.new_zeros({dims})', f'torch.full(({dims}), 0.5, dtype=x.dtype)'))}")
+    body += s.draw.choice(FILLS if first else BATCH_FIRST).format(r=r, q=q).splitlines()
 
 
-def _list(s: Source, v: Value) -> None:
-    rec = s.name("rec")
-    s.before.append(f"{rec} = []")
-    append = s.draw.choice(APPENDS)
-    if not s.batch and "sum(-1)" in append:
-        append = APPENDS[0]
-    s.body += _lines(s, append, rec=rec, v=v)
-    forms = OF_LIST[s.draw.choice(WAYS)]
-    if not s.batch or len(v.shape) + ("sum(-1)" not in append) < 2:
-        of_a_batch = (", 1)", "dim=1", "[:,", "vstack", "transpose")
-        forms = tuple(f for f in forms if not any(part in f for part in of_a_batch)) or OF_LIST["stack"][:1]
-    if "> 0.3" in append:  # whole numbers have no mean
-        forms = tuple(f for f in forms if "mean" not in f and "std" not in f) or OF_LIST["stack"][:1]
-    s.results.append(s.draw.choice(forms).format(rec=rec))
-    if s.batch and s.some(0.15) and "sum(-1)" not in append:
-        s.after.append(f"late_{rec} = torch.stack({rec}).flatten(2).sum(-1)")
-        s.results.append(f"late_{rec}")
+def afterwards(s: Source) -> None:
+    """A few statements on what was kept."""
+    for _ in range(s.draw.choice((1, 2, 2, 3, 4))):
+        lines: list[str] = []
+        with s.written_to(lines):
+            for _ in range(s.draw.choice((1, 1, 2))):
+                if s.some(0.75):
+                    _of_kept(s)
+                else:
+                    statements(s, 1)
+        s.body += in_block(s, lines) if s.some(0.35) else lines
 
 
-def _sum(s: Source, v: Value) -> None:
-    rec = s.name("rec")
-    form = s.draw.choice(SUMS)
-    if s.some(0.5) and not any(part in form for part in ("maximum", "add_", "> 0.5", "detach", "torch.add")):
-        s.before.append(f"{rec} = 0")
-    else:
-        s.before.append(f"{rec} = {s.zeros(v.shape, 'zero')}")
-    if not s.steps and "{T}" in form:
-        form = SUMS[0]
-    s.body += _lines(s, form, rec=rec, v=v)
-    s.results.append(f"{rec} / {s.literal_steps()}" if s.steps and s.some(0.3) else rec)
+def _of_kept(s: Source) -> None:
+    way = s.draw.choices(("list", "record", "mix", "fill"), (4, 2.5, 2.5, 1))[0]
+    if way == "list" and s.lists:
+        v = s.draw.choice(s.lists)
+        forms = s.draw.choices((STACKS, SUMS, TO_LISTS, SEVERAL), (4, 4, 1, 1.5))[0]
+        code = s.draw.choice(forms).format(L=v)
+        if forms is SUMS:
+            s.let(code, v.shape)
+        elif forms is SEVERAL:
+            s.others.append(_named(s, "u", code))
+        else:
+            (s.records if forms is STACKS else s.lists).append(Value(_named(s, "R" if forms is STACKS else "L", code), v.shape))
+    elif way == "record" and s.records:
+        v = s.draw.choice(s.records[-4:])
+        forms = s.draw.choice((OF_RECORDS, TO_STEPS, LISTS))
+        code = s.draw.choice(forms).format(R=v, Q=s.draw.choice([u for u in s.records if u.shape == v.shape]))
+        if forms is TO_STEPS:
+            s.let(code, v.shape)
+        else:
+            (s.records if forms is OF_RECORDS else s.lists).append(Value(_named(s, "R" if forms is OF_RECORDS else "L", code), v.shape))
+    elif way == "fill" and s.lists:
+        v, r = s.draw.choice(s.lists), s.name("filled")
+        inner: list[str] = []
+        _fill(s, r, s.body, inner, f"{v}[t]", v.shape, f"len({v})")
+        s.body += [f"for t in range(len({v})):", *(f"    {line}" for line in inner)]
+        s.others.append(r)
+    elif s.records and s.values:
+        a = s.draw.choice(s.records if s.some(0.7) else s.values[-6:])
+        b = s.draw.choice([u for u in [*s.records, *s.values] if u.shape == a.shape])
+        name = _named(s, "mix", s.draw.choice(MIXED).format(a=a, b=b))
+        s.others.append(name)
 
 
-def _filled(s: Source, v: Value) -> None:
-    """A tensor made before the loop, filled step by step."""
-    rec, first = s.name("rec"), s.some(0.5) or not s.batch
-    s.uses_t = True
-    dims, T = ", ".join(map(str, v.shape)), s.literal_steps()
-    shape = f"{T}, {s.dims(*v.shape)}" if first else f"{s.batch}, {T}, {dims}"
-    s.before.append(f"{rec} = {s.draw.choice((f'torch.zeros({shape}, dtype=x.dtype)', f'x.new_zeros({shape})'))}")
-    place = f"{rec}[t]" if first else f"{rec}[:, t]"
-    s.body.append(s.draw.choice((f"{place} = {v}", f"{place} = {v}", f"{place} += {v}", f"{place}.copy_({v})")))
-    s.results.append(s.draw.choice((rec, rec, f"{rec}.sum({0 if first else 1})", f"{rec} * 2")))
+def _named(s: Source, stem: str, code: str) -> str:
+    name = s.name(stem)
+    s.body.append(f"{name} = {code}")
+    return name
 
 
-def _loss(s: Source, v: Value) -> None:
-    """A loss of each step, summed in the loop or behind it."""
-    loss, draw = s.name("loss"), s.draw
-    if len(v.shape) == 1 and v.size > 1 and s.some(0.7):
-        y = s.add_input("classes", v.shape, per_step=s.some(0.15) and s.steps > 0)
-        forms = [f"F.cross_entropy({{v}}, {y})", f"F.nll_loss(F.log_softmax({{v}}, dim=-1), {y})",
-                 f"F.cross_entropy({{v}}, {y}, label_smoothing=0.1)", f"F.cross_entropy({{v}}, {y}, reduction='sum')",
-                 f"F.multi_margin_loss({{v}}, {y})",
-                 f"F.cross_entropy({{v}}, {y}, reduction='none').mean()"]  # fmt: skip
-        if s.some(0.5):
-            forms = [f"{s.module('criterion', 'nn.CrossEntropyLoss()')}({{v}}, {y})"]
-    else:
-        target = s.add_input("target", v.shape, per_step=s.some(0.4) and s.steps > 0)
-        forms = [f"F.mse_loss({{v}}, {target})", f"(({{v}} - {target}) ** 2).mean()", f"F.l1_loss({{v}}, {target})",
-                 f"F.smooth_l1_loss({{v}}, {target})", f"({{v}} * {target}).sum()", "{v}.square().mean()", "{v}.mean()",
-                 f"F.binary_cross_entropy_with_logits({{v}}, {target}.clamp(0, 1))"]  # fmt: skip
-    form = draw.choice(forms)
-    code = form.format(v=v)
-    ways = ["zero", "number", "tensor", *["list", "behind", "stack", "mean"] * bool(s.steps)]
-    way = draw.choice([w for w in ways if w != "behind" or "[t]" not in form])
-    if way in ("zero", "number", "tensor"):
-        begin = {"zero": "torch.zeros((1), dtype=x.dtype)", "number": "0", "tensor": "x.new_zeros(())"}[way]
-        s.before.append(f"{loss} = {begin}")
-        weight = "" if s.some(0.8) or not s.steps else f" / {s.literal_steps()}"
-        s.body.append(f"{loss} += {code}{weight}" if s.some(0.5) else f"{loss} = {loss} + {code}{weight}")
-        s.results.append(loss)
-    elif way == "behind":
-        s.before.append(f"{loss}_rec = []")
-        s.body.append(f"{loss}_rec.append({v})")
-        s.after += [f"{loss} = 0", f"for mem in {loss}_rec:", f"    {loss} = {loss} + {form.format(v='mem')}"]
-        s.results.append(loss)
-    else:
-        s.before.append(f"{loss} = []")
-        s.body.append(f"{loss}.append({code})")
-        forms = {"list": [f"sum({loss})"], "stack": [f"torch.stack({loss}).sum()", f"torch.stack({loss}).mean()"],
-                 "mean": [f"sum({loss}) / len({loss})"]}[way]  # fmt: skip
-        s.results.append(draw.choice(forms))
+def results(s: Source, text: str) -> str:
+    """What is returned: mostly what is not read otherwise."""
+    behind = [*map(str, s.records[1:]), *map(str, s.lists), *map(str, s.values[-8:]), *s.others * 2]
+    unread = [name for name in dict.fromkeys(behind) if len(re.findall(rf"\b{re.escape(name)}\b", text)) == 1]
+    chosen = [s.draw.choice(unread if unread and s.some(0.75) else behind) for _ in range(s.draw.choice((1, 2, 2, 3, 4, 5)))]
+    if s.lists and s.some(0.5):
+        chosen.append(s.draw.choice((*SEVERAL, *STACKS)).format(L=s.draw.choice(s.lists)))
+    if s.records and s.some(0.1):
+        chosen.append(s.draw.choice(OF_INPUTS))
+    if len(chosen) == 1 and s.some(0.5):
+        return chosen[0]
+    form = s.draw.choice(CONTAINERS[:2] if s.some(0.6) else CONTAINERS)
+    rest = chosen[1:] if "{r0}" in form else chosen
+    return form.format(r0=chosen[0], r=", ".join(rest)).replace("(,)", "()")

@@ -2,6 +2,8 @@
 
 import random
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 
@@ -41,8 +43,18 @@ class Source:
     permuted: bool = False  # no ``view`` from here on
     batch: str = "x.shape[1]"  # empty: a program without a batch
     needs_steps: bool = False  # the number of steps stands in the program
-    changes_x: bool = False
     results: list[str] = field(default_factory=list)
+    # What a statement may read and write: tensors of one step; [T, B, *] and lists of a tensor for each step, both with
+    # the shape of one of them; any others.
+    values: list[Value] = field(default_factory=list)
+    records: list[Value] = field(default_factory=list)
+    lists: list[Value] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
+    draws: list[str] = field(default_factory=list)  # lists of random numbers
+    kept: list[Value] = field(default_factory=list)  # lists, whole behind the loop
+    later: list[Value] = field(default_factory=list)  # sums and filled tensors, likewise
+    modules: list[str] = field(default_factory=list)
+    place: str = "before"  # where statements are written: "before" the loop, in a "step", "after" the loop
 
     def some(self, probability: float) -> bool:
         return self.draw.random() < probability
@@ -54,6 +66,8 @@ class Source:
     def module(self, stem: str, code: str) -> str:
         name = f"self.{self.name(stem)}"
         self.init.append(f"{name} = {code}")
+        if not code.startswith(("nn.Parameter", "nn.ModuleList")):
+            self.modules.append(name)
         return name
 
     def parameter(self, stem: str, *shape: int) -> str:
@@ -62,7 +76,15 @@ class Source:
     def let(self, code: str, shape: tuple[int, ...], stem: str = "h") -> Value:
         value = Value(self.name(stem), shape)
         self.body.append(f"{value} = {code}")
+        self.values.append(value)
         return value
+
+    @contextmanager
+    def written_to(self, lines: list[str]) -> Iterator[None]:
+        """Write statements there instead of in the body of the loop."""
+        body, self.body = self.body, lines
+        yield
+        self.body = body
 
     def literal_steps(self) -> int:
         self.needs_steps = True
