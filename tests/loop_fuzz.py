@@ -421,12 +421,12 @@ def wrong(
 
 def run(file: str) -> None:
     """Run one program that was printed."""
-    found = _with_settings(partial(outcome, Path(file).read_text(), "snnfast", Counter()))
+    found = with_settings(partial(outcome, Path(file).read_text(), "snnfast", Counter()))
     print(found or "as without a compiler")
     sys.exit(1 if found else 0)
 
 
-def _with_settings(function: Callable[[], Any]) -> Any:
+def with_settings(function: Callable[[], Any]) -> Any:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # a layer that runs step by step says so
     with snnfast.use_backend("auto"):
@@ -435,7 +435,7 @@ def _with_settings(function: Callable[[], Any]) -> Any:
 
 def _share(numbers: Sequence[int], backend: str, shrink: bool) -> tuple[int, Counter[str]]:
     """What one process does."""
-    return _with_settings(partial(wrong, numbers, backend, partial(print, flush=True), shrink))  # type: ignore[no-any-return]
+    return with_settings(partial(wrong, numbers, backend, partial(print, flush=True), shrink))  # type: ignore[no-any-return]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

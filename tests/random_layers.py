@@ -9,7 +9,8 @@ from random_source import Source, Value
 SURROGATES = (
     "surrogate.atan()", "surrogate.atan(alpha=1.5)", "surrogate.fast_sigmoid(slope=4)",
     "surrogate.fast_sigmoid(slope=2)", "surrogate.sigmoid(slope=3)", "surrogate.straight_through_estimator()",
-    "surrogate.triangular()", "surrogate.heaviside()", "lambda z: steep(z)", "steep",
+    "surrogate.triangular()", "surrogate.heaviside()", "surrogate.atan(alpha=2.5)", "surrogate.fast_sigmoid(slope=3)",
+    "surrogate.sigmoid(slope=2)", "surrogate.triangular(threshold=2)", "lambda z: steep(z)", "steep",
 )  # fmt: skip
 if torch.torch_version.TorchVersion(torch.__version__) < "2.12":
     # It can't trace how a callable is examined where the batch size varies, whatever the backend.

@@ -167,7 +167,7 @@ class Program:
             s.values.append(Value("x", shape))
         with s.written_to(s.before):
             statements(s, draw.choice((0, 0, 0, 1, 2)))
-        count, loops = draw.choice((1, 1, 1, 1, 2, 2, 3)), 2 if self.some(0.12) and self.steps else 1
+        count, loops = draw.choice((1, 1, 1, 1, 1, 1, 2, 2, 3)), 2 if self.some(0.1) and self.steps else 1
         v, x, code = Value("xt", shape), "x", []
         for loop in range(loops):
             if layout == "time first" and self.some(0.2) and self.steps:

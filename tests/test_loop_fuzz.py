@@ -2,6 +2,7 @@
 
 import sys
 import warnings
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -9,23 +10,29 @@ import torch
 from helpers import THOROUGH
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from loop_fuzz import OUTCOMES, wrong
+from loop_fuzz import FEATURES, LEFT_OUT, OUTCOMES, features, outcome, shrunk, with_settings, wrong
 from random_programs import Program
 
-from snnfast import use_backend
-
 pytestmark = [pytest.mark.needs_extension, pytest.mark.filterwarnings("ignore")]
+PROGRAMS, CHUNK = (500, 25)
 
 
-@pytest.mark.parametrize("first", range(0, 40 if THOROUGH else 20, 10))
-def test_random_loops_equal_those_of_snntorch(first: int) -> None:
-    torch.set_num_threads(1)
+def compare(numbers: range | list[int], backend: Any = "snnfast") -> tuple[list[str], Counter[str]]:
     differ: list[str] = []
-    with use_backend("auto"):
-        count, statistics = wrong(range(first, first + 10), report=differ.append)
-    assert count == 0, "\n".join(differ)
-    assert sum(statistics[name] for name in OUTCOMES) == 10
-    assert statistics["last"] > statistics["looped"] / 2
+    _, statistics = with_settings(lambda: wrong(numbers, backend, differ.append))
+    return differ, statistics
+
+
+def compare_chunk(first: int) -> None:
+    differ, statistics = compare(range(first, first + CHUNK))
+    assert not differ, "\n".join(differ)
+    assert sum(statistics[name] for name in (*OUTCOMES, LEFT_OUT[1])) == CHUNK
+    assert statistics["last"] > statistics["compared"] / 2
+
+
+@pytest.mark.parametrize("first", range(0, PROGRAMS // 2, CHUNK))  # the others: test_loop_fuzz_more.py
+def test_random_loops_do_what_they_do_uncompiled(first: int) -> None:
+    compare_chunk(first)
 
 
 # No database and no shrinking: a number near another one is another program altogether.
@@ -36,77 +43,138 @@ def test_random_loops_equal_those_of_snntorch(first: int) -> None:
     phases=[Phase.generate],
     suppress_health_check=list(HealthCheck),
 )
-@given(st.integers(min_value=1000, max_value=10**9))
-def test_any_loop_equals_that_of_snntorch(number: int) -> None:
-    torch.set_num_threads(1)
-    differ: list[str] = []
-    with use_backend("auto"):
-        assert wrong([number], report=differ.append)[0] == 0, "\n".join(differ)
+@given(st.integers(min_value=10**6, max_value=10**9))
+def test_any_loop_does_what_it_does_uncompiled(number: int) -> None:
+    differ, _ = compare([number])
+    assert not differ, "\n".join(differ)
 
 
-def test_programs_are_drawn_by_their_number_alone_and_reach_what_users_write() -> None:
-    programs = [Program(number) for number in range(400)]
+def test_programs_are_drawn_by_their_number_alone_and_have_every_feature() -> None:
+    programs = [Program(number) for number in range(1000)]
     assert str(programs[7]) == str(Program(7))
-    assert len({p.source for p in programs}) == 400
-    text = "".join(p.source for p in programs)
-    for part in (
-        "snn.Synaptic", "snn.Lapicque", "init_hidden=True", "learn_beta", 'reset_mechanism="zero"', "inhibition=True",
-        "nn.Conv2d", "nn.BatchNorm2d", "nn.ReLU(inplace=True)", "for xt in x:", "x[:, t]", "x[2 * t]",
-        "F.cross_entropy", "torch.stack(", "sum(rec", ".detach()", "fed1 = spk", "[t] = ",
-    ):  # fmt: skip
-        assert part in text, part
+    assert len({p.source for p in programs}) == 1000
+    counts = Counter(name for p in programs for name in features(p.source))
+    assert {name: counts[name] for name in FEATURES if counts[name] < 5} == {}
     assert {p.dtype for p in programs} == {"float32", "float64"}
-    assert {p.steps for p in programs} == set(range(7))
+    assert {p.steps for p in programs} == set(range(5))
 
 
-def test_a_wrong_program_is_found() -> None:
-    """Of a backend that moves every result a little, whether an output, a loss or a state."""
+# ---- planted faults, in a backend that changes nothing else
 
-    def disturbed(gm: torch.fx.GraphModule, example_inputs: Any) -> Any:
-        def moved(t: Any) -> Any:
-            return t * (1 + 1e-6) if isinstance(t, torch.Tensor) and t.is_floating_point() else t
-
-        return lambda *args: tuple(moved(t) for t in gm.forward(*args))
-
-    numbers = [number for number in range(12) if Program(number).steps and Program(number).dtype == "float64"]
-    with use_backend("auto"):
-        count, _ = wrong(numbers, disturbed, lambda _: None)
-        assert count > 0.9 * len(numbers)
-        assert wrong(numbers[:3], "eager", lambda _: None)[0] == 0
+PLAIN = '''
+import torch
+from torch import nn
 
 
-def test_a_wrong_gradient_is_found() -> None:
-    class Disturbed(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, t: Any) -> Any:
-            return t.clone()
+class Net(nn.Module):
+    def __init__(self, snn):
+        super().__init__()
+        self.lif = snn.Leaky(beta=0.5)
 
-        @staticmethod
-        def backward(ctx: Any, *grads: Any) -> Any:
-            return grads[0] * (1 + 1e-6)
-
-    def disturbed(gm: torch.fx.GraphModule, example_inputs: Any) -> Any:
-        def moved(t: Any) -> Any:
-            return Disturbed.apply(t) if isinstance(t, torch.Tensor) and t.requires_grad else t  # type: ignore[no-untyped-call]
-
-        return lambda *args: tuple(moved(t) for t in gm.forward(*args))
-
-    some = [number for number in range(12) if Program(number).steps and Program(number).dtype == "float64"]
-    numbers = [number for number in some if Program(number).grad and "nn.Parameter" in Program(number).source]
-    differ: list[str] = []
-    with use_backend("auto"):
-        count, _ = wrong(numbers, disturbed, differ.append)
-    assert count > 0.8 * len(numbers)
-    assert all("grad of" in line.splitlines()[0] for line in differ)
+    def forward(self, x):
+        mem, rec, acc = torch.zeros_like(x[0]), [], torch.zeros_like(x[0])
+        for t in range(x.shape[0]):
+            spk, mem = self.lif(x[t], mem)
+            rec.append(mem)
+            with torch.no_grad():
+                acc += spk
+        draws = [torch.rand(20) for _ in range(3)]
+        return {"draws": draws, "rest": (torch.stack(rec), torch.stack(rec, 1), acc, torch.stack(list(x)))}
 
 
-def test_a_fault_of_the_pass_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+SETTINGS = {
+    "number": 0, "attempt": 0, "dtype": 'float64', "train": True, "grad": True, "x_grad": True, "leaf": True,
+    "held_in_loss": False, "carries": False, "snntorch": True, "same_input": False, "strided_input": False,
+    "calls": [{'resets': True, 'inputs': {'x': ('input', (3, 2, 4))}}],
+}
+'''  # fmt: skip
+
+
+class Disturbed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, t: Any) -> Any:
+        return t.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return grads[0] * (1 + 1e-6)
+
+
+def real(t: Any) -> bool:
+    return isinstance(t, torch.Tensor) and t.is_floating_point()
+
+
+def needs_grad(t: Any) -> bool:
+    return real(t) and t.requires_grad
+
+
+def without(name: str, gm: torch.fx.GraphModule) -> Any:
+    """The graph without the calls of a name; what reads them reads their first argument."""
+    for node in [n for n in gm.graph.nodes if name in str(n.target)]:
+        node.replace_all_uses_with(node.args[0])
+        gm.graph.erase_node(node)
+    gm.recompile()
+    return gm
+
+
+def of_outputs(change: Any) -> Any:
+    return lambda gm, inputs: lambda *args: tuple(map(change, gm(*args)))
+
+
+FAULTS = {
+    "a moved output": ("off by", of_outputs(lambda t: t * (1 + 1e-6) if real(t) else t)),
+    "a wrong gradient": ("grad of x", of_outputs(lambda t: Disturbed.apply(t) if needs_grad(t) else t)),
+    "a gradient that is lost": ("needs a gradient", of_outputs(lambda t: t.detach() if needs_grad(t) else t)),
+    "a gradient too many": ("needs a gradient", lambda gm, _: without("_set_grad_enabled", gm)),
+    "a write that is dropped": ("off by", lambda gm, _: without("iadd", gm)),
+    "a write too many": ("input x", lambda gm, _: lambda *args: (gm(*args), args[0].data.mul_(0.5))[0]),
+    "results that share memory": ("shared memory", lambda gm, _: lambda *args: shared(gm(*args))),
+    "equal random numbers": ("same draws", lambda gm, _: lambda *args: drawn_once(gm(*args))),
+    "an error": ("KeyError", lambda gm, _: lambda *args: {}["planted"]),
+}
+
+
+def shared(results: Any) -> Any:
+    first = next(i for i, t in enumerate(results) if t.dim() == 3)
+    return [results[first].transpose(0, 1) if i == first + 1 else t for i, t in enumerate(results)]
+
+
+def drawn_once(results: Any) -> Any:
+    return [results[0].clone() if t.shape == results[0].shape else t for t in results]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_found(fault: str) -> None:
+    message, backend = FAULTS[fault]
+    found = with_settings(lambda: outcome(PLAIN, backend, Counter()))
+    assert found is not None
+    assert message in found
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_a_program_without_a_fault_is_as_it_is_uncompiled(backend: str) -> None:
+    assert with_settings(lambda: outcome(PLAIN, backend, Counter())) is None
+
+
+def test_a_program_that_raises_uncompiled_is_left_out() -> None:
+    statistics = Counter[str]()
+    assert with_settings(lambda: outcome(PLAIN.replace("acc += spk", "acc += 'spk'"), "snnfast", statistics)) is None
+    assert statistics == {LEFT_OUT[0]: 1}
+
+
+def test_a_program_that_raises_compiled_only_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(gm: Any) -> Any:
         raise KeyError("planted")
 
     monkeypatch.setattr(sys.modules["snnfast._loop.backend"], "capture", fails)
-    differ: list[str] = []
-    with warnings.catch_warnings(), use_backend("auto"):
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        assert wrong([1], report=differ.append)[0] == 1
-    assert "the pass failed: KeyError" in differ[0]
+        found = with_settings(lambda: outcome(PLAIN, "snnfast", Counter()))
+    assert found == "the pass failed: KeyError: 'planted'"
+
+
+def test_a_wrong_program_is_shrunk() -> None:
+    longer = PLAIN.replace("        draws =", "        if x.sum() > 100:\n            acc = acc * 2\n        draws =")
+    found = with_settings(lambda: shrunk(longer, FAULTS["a write that is dropped"][1]))
+    assert len(found.splitlines()) < len(PLAIN.splitlines())
+    assert "acc += spk" in found
