@@ -32,7 +32,7 @@ from torch import Tensor, nn
 import snnfast.snntorch
 from snnfast import GraphReport
 from snnfast._loop.backend import merge
-from snnfast._loop.capture import is_step
+from snnfast._loop.nodes import is_step
 
 # Of a value relative to the largest of its tensor, and of a gradient.
 TOLERANCES = {"float64": (1e-9, 1e-8), "float32": (1e-5, 1e-4), "bfloat16": (0.02, 0.1)}
@@ -226,7 +226,9 @@ def difference(found: Results, expected: Results, dtype: str) -> str | None:
 
 def same_draws(results: Results) -> list[tuple[str, str]]:
     draws = [(n, t) for n, t in results if "draws" in n and isinstance(t, Tensor)]
-    of_lists = ((a, b) for i, a in enumerate(draws) for b in draws[:i] if a[0].rpartition("[")[0] == b[0].rpartition("[")[0])
+    of_lists = (
+        (a, b) for i, a in enumerate(draws) for b in draws[:i] if a[0].rpartition("[")[0] == b[0].rpartition("[")[0]
+    )
     return [(b[0], a[0]) for a, b in of_lists if torch.equal(a[1], b[1])]
 
 
@@ -245,7 +247,7 @@ class Watched:
     def __call__(self, gm: torch.fx.GraphModule, example_inputs: Any) -> Any:
         self.graphs += 1
         merged, report = merge(gm)
-        if any(map(is_step, gm.graph.nodes)):
+        if any(is_step(n.target) for n in gm.graph.nodes):
             self.reports.append(report)
         return merged.forward
 
@@ -458,7 +460,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     looped = max(statistics["compared"], 1)
     shares_of = ", ".join(f"{name} {100 * statistics[name] / looped:.0f} %" for name in ("first", "last", "every"))
     print(f"torch {torch.__version__}, {time.perf_counter() - start:.0f} s; programs whose layers spike: {shares_of}")
-    for title, names in (("merged", OUTCOMES), ("left out", LEFT_OUT), ("with snnTorch", ("as snnTorch", "raises with snnTorch"))):
+    for title, names in (
+        ("merged", OUTCOMES),
+        ("left out", LEFT_OUT),
+        ("with snnTorch", ("as snnTorch", "raises with snnTorch")),
+    ):
         print(f"{title}: {', '.join(f'{name} {statistics[name]}' for name in names)}")
     of_features = ", ".join(f"{f} {statistics[f'{f}: ran']}+{statistics[f'{f}: left out']}" for f in FEATURES)
     print(f"programs that ran + raised, by what they have: {of_features}")

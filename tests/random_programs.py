@@ -75,7 +75,10 @@ class Program:
             again = i and not self.carries
             batch = self.draw.choice(batches) if again and self.some(0.2) else batch
             steps = self.draw.randint(1, 4) if again and self.flexible and self.some(0.5) else self.steps
-            shapes = {n: (self.s.inputs.get(n, ("input",))[0].split()[0], self.shape_of(n, batch, steps)) for n in ("x", *self.s.inputs)}
+            shapes = {
+                n: (self.s.inputs.get(n, ("input",))[0].split()[0], self.shape_of(n, batch, steps))
+                for n in ("x", *self.s.inputs)
+            }
             self.settings["calls"].append({"resets": self.some(0.5), "inputs": shapes})
         settings = "".join(f'    "{k}": {v!r},\n' for k, v in self.settings.items())
         self.source += f"\n\nSETTINGS = {{\n{settings}}}\n"
@@ -116,7 +119,10 @@ class Program:
             if self.some(0.06):
                 v = memory(s, v)
         text = "\n".join(s.body)
-        return [*seen, *[u for u in s.values[-6:] if u not in seen and self.some(0.6 if text.count(u.name) == 1 else 0.2)]]
+        return [
+            *seen,
+            *[u for u in s.values[-6:] if u not in seen and self.some(0.6 if text.count(u.name) == 1 else 0.2)],
+        ]
 
     # ---- the loop
 

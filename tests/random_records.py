@@ -30,7 +30,16 @@ SUMS = (
     "torch.mean(torch.stack({L}, axis=-1), -1)", "torch.stack({L}).mode(0)[0]", "torch.stack({L}).quantile(0.5, 0)", "sum({L}).detach()", "max({L}, key=lambda q: q.shape[0])",
     "sum((t + 1) * q for t, q in enumerate({L}))", "torch.stack({L}).softmax(0)[0]", "torch.stack({L}).sum(0).data",
 )  # fmt: skip
-TO_LISTS = ("{L}[::-1]", "list({L})", "{L}", "[q.detach() for q in {L}]", "[q.clone() for q in {L}]", "{L}[1:]", "[q * 2 for q in {L}]", "[q[:] for q in {L}]")
+TO_LISTS = (
+    "{L}[::-1]",
+    "list({L})",
+    "{L}",
+    "[q.detach() for q in {L}]",
+    "[q.clone() for q in {L}]",
+    "{L}[1:]",
+    "[q * 2 for q in {L}]",
+    "[q[:] for q in {L}]",
+)
 # Several results of one list, in one place.
 SEVERAL = (
     "torch.stack({L}), torch.stack({L})", "torch.stack({L}), torch.cat({L})", "torch.stack({L}), torch.stack({L}, 1)", "torch.stack({L}), torch.stack({L}[:2])",
@@ -54,16 +63,49 @@ LISTS = (
     "[q[0] for q in {R}.chunk({R}.shape[0])]", "[*{R}.unbind(dim=0)]", "[{R}.select(0, t) for t in range({R}.shape[0])]", "[{R}[t].clone() for t in range({R}.shape[0])]",
     "[q.detach() for q in {R}]", "torch.unbind({R}.transpose(0, 1), axis=1)", "[{R}.narrow(0, t, 1)[0] for t in range({R}.shape[0])]", "{R}.transpose(0, 1).unbind(axis=1)",
 )  # fmt: skip
-MIXED = ("{a} * {b}", "{a} + {b}", "{a} * (1 + {b})", "({a} * {b}).sum()", "{a} * {b}.detach() + {b}", "{a} - {b}", "{a} / (1 + {b}.abs())", "torch.mul(other={b}, input={a})")
+MIXED = (
+    "{a} * {b}",
+    "{a} + {b}",
+    "{a} * (1 + {b})",
+    "({a} * {b}).sum()",
+    "{a} * {b}.detach() + {b}",
+    "{a} - {b}",
+    "{a} / (1 + {b}.abs())",
+    "torch.mul(other={b}, input={a})",
+)
 FILLS = (
     *("{r}[t] = {q}",) * 4, "{r}[t] += {q}", "{r}[t].copy_({q})", "{r}.select(0, t).copy_({q})", "{r}.data[t] = {q}", "{r}[t : t + 1] = {q}", "{r}[t, :] = {q}", "{r}[t] = {q} * 2",
     "{r}.index_copy_(0, torch.tensor([t]), {q}[None])", "{r} = {r}.index_copy(0, torch.tensor([t]), {q}[None])", "torch.ops.aten.copy_({r}[t], {q})", "torch._foreach_copy_([{r}[t]], [{q}])",
     "torch.add({q}, 0, out={r}[t])", "{r}.narrow(0, t, 1).copy_({q})", "{r}[t].add_({q})", "{r} = torch.select_scatter({r}, {q}, 0, t)", "{r}.unbind(0)[t].copy_({q})", "{r}[-1 - t] = {q}",
     "if t % 2:\n    {r}[t] = {q}", "{r}[t][:] = {q}", "{r}.detach()[t] = {q}", "operator.setitem({r}, t, {q})", "{r}[t, ..., 0] = {q}[..., 0]", "{r}.index_put_((torch.tensor(t),), {q})",
 )  # fmt: skip
-BATCH_FIRST = ("{r}[:, t] = {q}", "{r}[:, t].copy_({q})", "{r}.select(1, t).copy_({q})", "{r}.transpose(0, 1)[t] = {q}", "{r}[:, t, ...] = {q}", "{r}[:, t] += {q}")
-OF_INPUTS = ("x", "x[0]", "x.detach()", "x[:1]", "[x[t] for t in range(x.shape[0])]", "torch.stack(list(x))", "x.unbind(0)", "torch.stack([x[t] for t in range(x.shape[0])])")
-CONTAINERS = ("({r},)", "[{r}]", "{{'a': {r0}, 'b': ({r},)}}", "Results({r0}, [{r}])", "Named({r0}, ({r},))", "[[{r0}], ({r},)]", "{{**dict(enumerate([{r}]))}}")
+BATCH_FIRST = (
+    "{r}[:, t] = {q}",
+    "{r}[:, t].copy_({q})",
+    "{r}.select(1, t).copy_({q})",
+    "{r}.transpose(0, 1)[t] = {q}",
+    "{r}[:, t, ...] = {q}",
+    "{r}[:, t] += {q}",
+)
+OF_INPUTS = (
+    "x",
+    "x[0]",
+    "x.detach()",
+    "x[:1]",
+    "[x[t] for t in range(x.shape[0])]",
+    "torch.stack(list(x))",
+    "x.unbind(0)",
+    "torch.stack([x[t] for t in range(x.shape[0])])",
+)
+CONTAINERS = (
+    "({r},)",
+    "[{r}]",
+    "{{'a': {r0}, 'b': ({r},)}}",
+    "Results({r0}, [{r}])",
+    "Named({r0}, ({r},))",
+    "[[{r0}], ({r},)]",
+    "{{**dict(enumerate([{r}]))}}",
+)
 
 
 def keep(s: Source, v: Value) -> None:
@@ -86,7 +128,9 @@ def keep(s: Source, v: Value) -> None:
 def _fill(s: Source, r: str, before: list[str], body: list[str], q: str, shape: tuple[int, ...], steps: object) -> None:
     first = s.some(0.7) or not s.batch
     dims = f"{steps}, {s.dims(*shape)}" if first else f"{s.batch}, {steps}, {', '.join(map(str, shape))}"
-    before.append(f"{r} = {s.draw.choice((f'torch.zeros({dims}, dtype=x.dtype)', f'x.new_zeros({dims})', f'torch.full(({dims}), 0.5, dtype=x.dtype)'))}")
+    before.append(
+        f"{r} = {s.draw.choice((f'torch.zeros({dims}, dtype=x.dtype)', f'x.new_zeros({dims})', f'torch.full(({dims}), 0.5, dtype=x.dtype)'))}"
+    )
     body += s.draw.choice(FILLS if first else BATCH_FIRST).format(r=r, q=q).splitlines()
 
 
@@ -114,7 +158,9 @@ def _of_kept(s: Source) -> None:
         elif forms is SEVERAL:
             s.others.append(_named(s, "u", code))
         else:
-            (s.records if forms is STACKS else s.lists).append(Value(_named(s, "R" if forms is STACKS else "L", code), v.shape))
+            (s.records if forms is STACKS else s.lists).append(
+                Value(_named(s, "R" if forms is STACKS else "L", code), v.shape)
+            )
     elif way == "record" and s.records:
         v = s.draw.choice(s.records[-4:])
         forms = s.draw.choice((OF_RECORDS, TO_STEPS, LISTS))
@@ -122,7 +168,9 @@ def _of_kept(s: Source) -> None:
         if forms is TO_STEPS:
             s.let(code, v.shape)
         else:
-            (s.records if forms is OF_RECORDS else s.lists).append(Value(_named(s, "R" if forms is OF_RECORDS else "L", code), v.shape))
+            (s.records if forms is OF_RECORDS else s.lists).append(
+                Value(_named(s, "R" if forms is OF_RECORDS else "L", code), v.shape)
+            )
     elif way == "fill" and s.lists:
         v, r = s.draw.choice(s.lists), s.name("filled")
         inner: list[str] = []
@@ -146,7 +194,9 @@ def results(s: Source, text: str) -> str:
     """What is returned: mostly what is not read otherwise."""
     behind = [*map(str, s.records[1:]), *map(str, s.lists), *map(str, s.values[-8:]), *s.others * 2]
     unread = [name for name in dict.fromkeys(behind) if len(re.findall(rf"\b{re.escape(name)}\b", text)) == 1]
-    chosen = [s.draw.choice(unread if unread and s.some(0.75) else behind) for _ in range(s.draw.choice((1, 2, 2, 3, 4, 5)))]
+    chosen = [
+        s.draw.choice(unread if unread and s.some(0.75) else behind) for _ in range(s.draw.choice((1, 2, 2, 3, 4, 5)))
+    ]
     if s.lists and s.some(0.5):
         chosen.append(s.draw.choice((*SEVERAL, *STACKS)).format(L=s.draw.choice(s.lists)))
     if s.records and s.some(0.1):

@@ -154,7 +154,13 @@ BLOCKS = (
     "with torch.autocast('cpu', torch.bfloat16):", "with torch.autocast('cpu', enabled=False):", "with torch.no_grad(), torch.enable_grad():",
     "with torch.set_grad_enabled(x.shape[0] > 2):", "with torch.set_grad_enabled(not torch.is_grad_enabled()):", "if x.shape[-1] > 2:", "with torch.inference_mode(False):",
 )  # fmt: skip
-OF_STEPS = ("with torch.set_grad_enabled(t % 2 == 1):", "with torch.set_grad_enabled(t > 0):", "with torch.set_grad_enabled(t == 0):", "if t % 2:", "if t == 0:")
+OF_STEPS = (
+    "with torch.set_grad_enabled(t % 2 == 1):",
+    "with torch.set_grad_enabled(t > 0):",
+    "with torch.set_grad_enabled(t == 0):",
+    "if t % 2:",
+    "if t == 0:",
+)
 
 Statement = Callable[[Source], bool]
 
@@ -181,7 +187,11 @@ def _any_pool(s: Source) -> list[Value]:
 
 def write(s: Source) -> bool:
     pool = _any_pool(s)
-    if pool is s.values and s.some(0.4) and (found := fill(s, s.draw.choice(("{v} * 1", "{v}.clone()", "torch.zeros_like({v})", "{v}[:]")))):
+    if (
+        pool is s.values
+        and s.some(0.4)
+        and (found := fill(s, s.draw.choice(("{v} * 1", "{v}.clone()", "torch.zeros_like({v})", "{v}[:]"))))
+    ):
         new = s.let(found[0], found[1].shape)
         pool = [u for u in pool if u.shape == new.shape and s.some(0.5)] + [new]
     if not (found := fill(s, s.draw.choice(WRITES), pool)):
@@ -226,7 +236,9 @@ def spelled(s: Source) -> bool:
         named = [(a.strip("*"), value) for a, value in arguments[first:]]
         s.draw.shuffle(named)
         numpy = NUMPY if s.some(0.3) and name.startswith("torch") else {}
-        codes.append(f"{name}({', '.join([*(v for _, v in arguments[:first]), *(f'{numpy.get(a, a)}={v}' for a, v in named)])})")
+        codes.append(
+            f"{name}({', '.join([*(v for _, v in arguments[:first]), *(f'{numpy.get(a, a)}={v}' for a, v in named)])})"
+        )
     code = codes[0] if s.place != "step" or s.some(0.4) else f"{codes[0]} if t % 2 else {codes[1]}"
     if found := fill(s, code):
         s.uses_t |= "t %" in code
@@ -271,9 +283,21 @@ def held(s: Source) -> bool:
         return False
     m = s.draw.choice(names)
     if ".lif" in m:
-        s.body.append(s.draw.choice((f"{m}.mem = {m}.mem * 0.5", f"{m}.mem.mul_(0.5)", f"{m}.mem = {m}.mem.detach()", f"{m}.reset_mem()")))
+        s.body.append(
+            s.draw.choice(
+                (f"{m}.mem = {m}.mem * 0.5", f"{m}.mem.mul_(0.5)", f"{m}.mem = {m}.mem.detach()", f"{m}.reset_mem()")
+            )
+        )
     else:
-        s.body.append(s.draw.choice((f"{m}.weight.data.mul_(0.5)", f"with torch.no_grad():\n    {m}.weight.mul_(0.5)", f"{m}.bias.data += 0.1")))
+        s.body.append(
+            s.draw.choice(
+                (
+                    f"{m}.weight.data.mul_(0.5)",
+                    f"with torch.no_grad():\n    {m}.weight.mul_(0.5)",
+                    f"{m}.bias.data += 0.1",
+                )
+            )
+        )
         s.body[-1:] = s.body[-1].splitlines()
     return True
 
@@ -331,13 +355,38 @@ def in_block(s: Source, lines: list[str]) -> list[str]:
     if form == "set":
         was = s.name("was")
         mode = s.draw.choice(("False", "False", "True", f"not {was}"))
-        return [f"{was} = torch.is_grad_enabled()", f"torch.set_grad_enabled({mode})", *lines, f"torch.set_grad_enabled({was})"]
+        return [
+            f"{was} = torch.is_grad_enabled()",
+            f"torch.set_grad_enabled({mode})",
+            *lines,
+            f"torch.set_grad_enabled({was})",
+        ]
     if form == "helper":
         # Its own names are those that are assigned for the first time.
-        new = [u for u in dict.fromkeys(line.split(" = ")[0] for line in lines if " = " in line.split("(")[0]) if u.replace(", ", "").isidentifier()]
+        new = [
+            u
+            for u in dict.fromkeys(line.split(" = ")[0] for line in lines if " = " in line.split("(")[0])
+            if u.replace(", ", "").isidentifier()
+        ]
         name = s.name("helper")
-        head = [s.draw.choice(("@torch.no_grad()", "@torch.no_grad()", "@torch.no_grad", "@torch.enable_grad()", "@torch.inference_mode()")), f"def {name}():"]
-        return [*head, *indented, *[f"    return {', '.join(new)}"] * bool(new), f"{', '.join(new)} = {name}()" if new else f"{name}()"]
+        head = [
+            s.draw.choice(
+                (
+                    "@torch.no_grad()",
+                    "@torch.no_grad()",
+                    "@torch.no_grad",
+                    "@torch.enable_grad()",
+                    "@torch.inference_mode()",
+                )
+            ),
+            f"def {name}():",
+        ]
+        return [
+            *head,
+            *indented,
+            *[f"    return {', '.join(new)}"] * bool(new),
+            f"{', '.join(new)} = {name}()" if new else f"{name}()",
+        ]
     if s.some(0.15):
         return [form, "    with torch.enable_grad():", *(f"    {line}" for line in indented)]
     return [form, *indented]

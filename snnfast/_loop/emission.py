@@ -19,6 +19,7 @@ from snnfast._loop.nodes import (
     fake_call,
     fake_mode_of,
     is_number,
+    is_opaque,
     looks,
     size_of,
     storage_of,
@@ -94,7 +95,7 @@ class Emission:
             self._effect(leave, self._entered.pop())
         for enter, given, _ in wanted[common:]:
             self._entered.append(self._effect(enter, *given))
-        if now != wanted or context.grad != self._context.grad:  # inference mode has a grad mode of its own
+        if context.grad != self._context.grad or context.records != self._context.records:
             self._effect(torch._C._set_grad_enabled, context.grad)
         self._context = context
 
@@ -123,10 +124,13 @@ class Emission:
         if node.target is operator.getitem and isinstance(source := self.get(node.args[0]), tuple):  # type: ignore[arg-type]
             return source[node.args[1]]  # type: ignore[index]
         made = self.graph.node_copy(node, self.get)
-        if any(s in _memory_of(a) for a in node.all_input_nodes for s in _memory_of(node)):
-            # A view, or a tensor that was changed: now one of the new graph's memory.
+        of = next((a for a in node.all_input_nodes if any(s in _memory_of(a) for s in _memory_of(node))), None)
+        if of is not None:  # a view, or a tensor that was changed: now one of the new graph's memory
             target: Any = made.target
-            made.meta["example_value"] = fake_call(target, made.args, made.kwargs, self._mode, self._context.blocks)
+            if not is_opaque(node):
+                made.meta["example_value"] = fake_call(target, made.args, made.kwargs, self._mode, self._context.blocks)
+            elif looks(of) == looks(node):
+                made.meta["example_value"] = value(self.get(of))
         as_function(made)
         if node in self.captured.effects:
             self.effects.add(made)
@@ -458,10 +462,10 @@ class Emission:
         dim %= value(node).dim()
         if dim != 0:
             whole = self.call(aten.movedim.int, whole, 0, dim)
-        if node.target is aten.stack.default:
-            handed_on = dim == 0 and not self._context.records  # a new tensor of the loop, without a gradient
-            return self.call(aten.detach.default, whole) if handed_on else whole
-        return self.call(aten.flatten.using_ints, whole, dim, dim + 1)
+        if node.target is not aten.stack.default:
+            whole = self.call(aten.flatten.using_ints, whole, dim, dim + 1)
+        # In the loop it is a new tensor, which has no gradient under no_grad; here it may be a view of what has one.
+        return whole if self._context.records else self.call(aten.detach.default, whole)
 
     def _sum(self, node: Node) -> Node | None:
         """A sum that grew in the loop, as one call."""

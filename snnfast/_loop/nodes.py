@@ -82,8 +82,10 @@ def as_python_calls(target: Any) -> Any:
     """The function of PyTorch that calls an ATen operator in half the time of the operator itself, if there is one."""
     if not isinstance(target, OpOverload) or target.namespace != "aten":
         return target
-    if any(a.name == "reduction" or a.is_out for a in target._schema.arguments):
-        return target  # "reduction", left out, is "mean" for the operator and "none" for the function
+    for a in target._schema.arguments:
+        # These mean something else to the function: "reduction", left out, is not the mean, and an index is no tensor.
+        if a.name == "reduction" or a.is_out or str(a.type) == "List[Optional[Tensor]]":
+            return target
     name = name_of(target)
     for place in (torch, torch._C._nn, torch.Tensor):
         found = getattr(place, name, None)
@@ -116,9 +118,10 @@ def spelled(target: OpOverload, given: dict[str, Any]) -> tuple[tuple[Any, ...],
     """Positional and named arguments of a call with these; what is left out has its default."""
     places = target._schema.arguments
     args = [given.get(a.name, a.default_value) for a in places if not a.kwarg_only]
-    while args and places[len(args) - 1].name not in given:
+    while args and places[len(args) - 1].has_default_value() and args[-1] == places[len(args) - 1].default_value:
         args.pop()
-    return tuple(args), {a.name: given[a.name] for a in places if a.kwarg_only and a.name in given}
+    named = {a.name: given.get(a.name, a.default_value) for a in places if a.kwarg_only}
+    return tuple(args), {a.name: named[a.name] for a in places if a.kwarg_only and named[a.name] != a.default_value}
 
 
 # ---- what a call does

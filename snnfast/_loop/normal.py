@@ -12,7 +12,7 @@ import operator
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch._ops import HigherOrderOperator
 from torch.fx import GraphModule, Interpreter, Node
 from torch.fx.experimental.proxy_tensor import (
@@ -48,6 +48,7 @@ _BLOCKS = {
     torch.amp.autocast_mode._enter_autocast: torch.amp.autocast_mode._exit_autocast,
     torch.autograd.grad_mode._enter_inference_mode: torch.autograd.grad_mode._exit_inference_mode,
 }
+_HOOKS = ("register_hook", "register_post_accumulate_grad_hook", "retain_grad")
 _TRACED = ("torch", "_operator", "operator", "math", "builtins", "None")  # modules whose functions end in ATen calls
 _DATA: tuple[type, ...] = (
     int,
@@ -78,8 +79,9 @@ def normal(gm: GraphModule) -> GraphModule:
     running = _Running(gm)
     given = [n for n in gm.graph.nodes if n.op == "placeholder"]
     inputs = [n.meta["example_value"] for n in given]
+    mode = fake_mode_of(inputs)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(fake_mode_of(inputs) or contextlib.nullcontext())
+        stack.enter_context(mode or contextlib.nullcontext())
         stack.enter_context(torch.set_grad_enabled(torch.is_grad_enabled()))  # restored behind the graph
         # What is saved here is no business of a checkpoint around the call.
         stack.enter_context(torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t))
@@ -94,8 +96,16 @@ def normal(gm: GraphModule) -> GraphModule:
             found.graph.erase_node(node)
             continue
         node.meta.setdefault("context", running.context if node.op == "output" else first)
-        node.meta["example_value"] = node.meta.get("val")
+        node.meta["example_value"] = pytree.tree_map_only(Tensor, lambda t: _in_mode(t, mode), node.meta.get("val"))
     return found
+
+
+def _in_mode(t: Tensor, mode: Any) -> Tensor:
+    """A fake tensor of a mode; ``make_fx`` makes those of constants in modes of their own."""
+    if mode is None or getattr(t, "fake_mode", mode) is mode:
+        return t
+    with mode:
+        return torch.empty_strided(t.size(), t.stride(), dtype=t.dtype, device=t.device)
 
 
 def _check(gm: GraphModule) -> None:
@@ -147,6 +157,9 @@ class _Running(Interpreter):
         if isinstance(target, HigherOrderOperator) or is_step(target) or where not in _TRACED:
             return _KEEP
         return super().call_function(target, args, kwargs)
+
+    def call_method(self, target: Any, args: Any, kwargs: Any) -> Any:
+        return _KEEP if target in _HOOKS else super().call_method(target, args, kwargs)
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
         found = super().get_attr(target, args, kwargs)
