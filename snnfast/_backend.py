@@ -2,15 +2,12 @@
 
 import os
 import sys
-import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 
 import torch
 
 from snnfast import _ops
+from snnfast._settings import Choice, Setting
 from snnfast._torch import constant_while_tracing, current_graph_task_id
 
 __all__ = ["use_backend"]
@@ -28,14 +25,8 @@ def _check(source: str, name: object) -> str:
 
 
 _default = _check("SNNFAST_BACKEND", os.environ.get("SNNFAST_BACKEND") or "auto")
-_choice: ContextVar[str | None] = ContextVar("snnfast_backend", default=None)
-
-# The choice of the block that was entered last in any thread. It is a global for two readers. torch.compile traces and
-# guards globals; a ContextVar it does not, in every supported version. And the threads of a backward pass, which
-# compute forward passes again (activation checkpointing), have no context of their own.
-_traced = _default
-_entered: dict[object, str] = {}  # by the blocks that are open, in whatever thread
-_lock = threading.Lock()
+_setting = Setting("backend", _default)
+_own = _setting.own
 
 
 def _check_isa() -> None:
@@ -48,18 +39,19 @@ def _check_isa() -> None:
 _check_isa()
 
 
-@contextmanager
-def use_backend(name: str) -> Iterator[None]:
-    """Choose the implementation inside a ``with`` block, for the thread that runs it.
+def use_backend(name: str) -> Choice[str]:
+    """Choose the implementation, for the thread that runs this.
 
-    Other threads keep their choice. Threads that are started inside the block, and the replicas of ``DataParallel``,
-    begin with the choice of ``SNNFAST_BACKEND``. Code under ``torch.compile``, and code that a backward pass
-    recomputes, uses the block that was entered last in any thread.
+    As a statement it holds from now on. As a context or as a decorator it holds inside the block or the function.
+
+    Other threads keep their choice. Threads that are started later, and the replicas of ``DataParallel``, begin with
+    the choice of ``SNNFAST_BACKEND``. Code under ``torch.compile``, and code that a backward pass recomputes, uses what
+    was chosen last in any thread.
 
     Args:
         name: ``"auto"``: the fused kernels where they exist, otherwise the reference with one warning that says why.
             ``"fused"``: the kernels, or an error that says why not. ``"reference"``: the plain PyTorch loop.
-            The environment variable ``SNNFAST_BACKEND`` sets the choice outside of such blocks.
+            The environment variable ``SNNFAST_BACKEND`` makes the first choice.
 
     Raises:
         TypeError: ``name`` is not a string.
@@ -70,38 +62,20 @@ def use_backend(name: str) -> Iterator[None]:
         >>> import torch, snnfast
         >>> with snnfast.use_backend("reference"):
         ...     spk, mem = snnfast.functional.lif(torch.ones(4, 2), beta=0.9)
+        >>> chosen = snnfast.use_backend("fused")  # from now on
+        >>> chosen = snnfast.use_backend("auto")
     """
-    global _traced
-    _check("name", name)
-    if torch.compiler.is_compiling():  # the block itself is being traced
-        outside, _traced = _traced, name
-        try:
-            yield
-        finally:
-            _traced = outside
-        return
-    previous = _choice.get()
-    _choice.set(name)
-    block = object()
-    with _lock:
-        _entered[block] = _traced = name
-    try:
-        yield
-    finally:
-        _choice.set(previous)
-        with _lock:
-            del _entered[block]
-            _traced = next(reversed(_entered.values()), _default)
+    return Choice(_setting, _check("name", name))
 
 
 def current_backend() -> str:
     """The backend chosen now: ``"auto"``, ``"fused"`` or ``"reference"``."""
     if torch.compiler.is_compiling():
-        return _for_onnx(_traced) if exporting() and _exports_to_onnx() else _traced
-    chosen = _choice.get()
+        return _for_onnx(_setting.value) if exporting() and _exports_to_onnx() else _setting.value
+    chosen = _own.get()
     if chosen is not None:
-        return chosen
-    return _default if current_graph_task_id() == -1 else _traced
+        return chosen.value
+    return _default if current_graph_task_id() == -1 else _setting.value
 
 
 @constant_while_tracing  # torch.compile has an answer of its own, which is wrong, to what these two ask PyTorch

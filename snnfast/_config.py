@@ -29,7 +29,7 @@ def config() -> Mapping[str, str]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "backend": _backend.current_backend(),
-        "events": "yes" if _events.enabled else "no: spikes go to linear layers as numbers",
+        "events": "yes" if _events.setting.value else "no: spikes go to linear layers as numbers",
     }
     build = _ops.extension
     if build is not None:

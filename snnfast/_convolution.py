@@ -57,7 +57,7 @@ def _by_events(
 def _possible(x: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int) -> bool:
     return (
         takes_kernels(x)
-        and _events.enabled
+        and _events.setting.value
         and groups == 1
         and not isinstance(padding, str)
         and pair(dilation) == [1, 1]

@@ -1,13 +1,9 @@
 """Whether spikes go to the linear layer behind them as bits."""
 
 import os
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-import torch
 
 from snnfast._arguments import check_flag
+from snnfast._settings import Choice, Setting
 
 __all__ = ["use_events"]
 
@@ -21,16 +17,13 @@ def _of_environment() -> bool:
     return _VALUES[given]
 
 
-# The choice of the block that was entered last in any thread. It is a global, because torch.compile guards globals, and
-# because the threads of a backward pass, which may compute forward passes again, see it.
-enabled = _default = _of_environment()
-_entered: dict[object, bool] = {}  # by the blocks that are open, in whatever thread
-_lock = threading.Lock()
+setting = Setting("events", _of_environment())
 
 
-@contextmanager
-def use_events(wanted: bool) -> Iterator[None]:
-    """Choose inside a ``with`` block, for all threads, whether spikes are passed as bits to the ``Linear`` after them.
+def use_events(wanted: bool) -> Choice[bool]:
+    """Choose, for all threads, whether spikes are passed as bits to the ``Linear`` after them.
+
+    As a statement it holds from now on. As a context or as a decorator it holds inside the block or the function.
 
     If only a linear layer reads the spikes of a neuron layer, the CPU kernels can pass them on as one bit each. This
     happens in :class:`MultiStep`, in a compiled loop, and with the ``weight`` of :func:`snnfast.functional.lif`. The
@@ -43,7 +36,7 @@ def use_events(wanted: bool) -> Iterator[None]:
 
     Args:
         wanted: ``True``: bits, the default. ``False``: write the spikes as numbers, and use PyTorch's dense product.
-            The environment variable ``SNNFAST_EVENTS=0`` does so outside of such blocks.
+            The environment variable ``SNNFAST_EVENTS=0`` makes this the first choice.
 
     Raises:
         TypeError: ``wanted`` is not a bool.
@@ -56,21 +49,4 @@ def use_events(wanted: bool) -> Iterator[None]:
         >>> with snnfast.use_events(False):
         ...     out = net(torch.rand(25, 4, 100))
     """
-    global enabled
-    wanted = check_flag("wanted", wanted)
-    if torch.compiler.is_compiling():  # the block itself is being traced
-        outside, enabled = enabled, wanted
-        try:
-            yield
-        finally:
-            enabled = outside
-        return
-    block = object()
-    with _lock:
-        _entered[block] = enabled = wanted
-    try:
-        yield
-    finally:
-        with _lock:
-            del _entered[block]
-            enabled = next(reversed(_entered.values()), _default)
+    return Choice(setting, check_flag("wanted", wanted))

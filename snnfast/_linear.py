@@ -79,7 +79,7 @@ def check_linear(weight: object, bias: object, current: Tensor, step_shape: torc
 def by_events(options: Options, call: Call, x: Tensor, parameters: Parameters, linear: Linear) -> bool:
     """Whether the kernels can hand the spikes on as bits. If not, ``linear`` takes them as numbers."""
     weight, bias, dims = linear
-    if not _events.enabled or _ops.spikes_linear is None or not x.is_cpu or not options.kernels_do_all:
+    if not _events.setting.value or _ops.spikes_linear is None or not x.is_cpu or not options.kernels_do_all:
         return False
     if call.time == STEP or call.reduce or torch.is_autocast_enabled("cpu"):
         return False

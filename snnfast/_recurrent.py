@@ -325,7 +325,7 @@ def _of_weight(every: Tensor, spks: Tensor, weight: Tensor, how: Convolution | N
         return _convolution_backward(every, spks, weight, how, (False, True, False))[1]
     rows = len(every), -1, every.shape[-1]
     every, spks = every.reshape(rows), spks.reshape(rows)
-    counts = _ops.spikes_as_bits is not None and _events.enabled and every.is_cpu and every.numel() > 0
+    counts = _ops.spikes_as_bits is not None and _events.setting.value and every.is_cpu and every.numel() > 0
     if counts and graded is not None and graded.dim() == 0 and every.shape[0] * every.shape[1] >= _linear.LEAST_ROWS:
         bits = _ops.spikes_as_bits(spks)  # adds a row of the gradient for each spike, where these are few
         return _ops.spikes_linear_weight(bits, every, graded)  # type: ignore[no-any-return]

@@ -105,7 +105,7 @@ def _node(
     tensors, asked = (*states, *parameters), (options.packed, *options.derivative, _backend.current_backend())
     if call.time == STEP:
         return tuple(torch.ops.snnfast.step(neuron.name, x, tensors, *asked, sources=digest())), linear
-    weights = linear if linear is not None and _events.enabled else ()  # a global, which torch.compile guards
+    weights = linear if linear is not None and _events.setting.value else ()  # a global, which torch.compile guards
     found = torch.ops.snnfast.unroll(
         neuron.name, x, tensors, *asked, None if call.time == SEQUENCE else call.steps,
         call.record, call.last, call.reduce, call.rounded, *weights, sources=digest(),

@@ -74,14 +74,14 @@ def test_blocks_that_overlap_in_several_threads_leave_the_backend_as_it_was() ->
             thread.join()
         assert seen == [True] * 3
         assert snnfast.config()["backend"] == outside
-        assert _backend._traced == outside
+        assert _backend._setting.value == outside
 
 
 def test_what_torch_compile_sees_is_the_innermost_block() -> None:
     with snnfast.use_backend("reference"), snnfast.use_backend("fused"):
         with snnfast.use_backend("reference"):
             pass
-        assert _backend._traced == _backend.current_backend() == "fused"
+        assert _backend._setting.value == _backend.current_backend() == "fused"
 
 
 def test_importing_runs_no_backward_pass_and_works_under_any_mode() -> None:
