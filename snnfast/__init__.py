@@ -18,6 +18,7 @@ from snnfast import _graph_ops, functional, losses, reference, surrogate  # noqa
 from snnfast._backend import use_backend
 from snnfast._config import config, show_config
 from snnfast._events import use_events
+from snnfast._gradients import use_state_gradients
 from snnfast._loop import Explanation, GraphReport, compile, explain
 from snnfast._memory import empty_cache, set_cache_limit
 from snnfast._neurons import reset
@@ -55,6 +56,7 @@ __all__ = [
     "surrogate",
     "use_backend",
     "use_events",
+    "use_state_gradients",
 ]
 
 if TYPE_CHECKING:

@@ -2,17 +2,22 @@
 
 from collections.abc import Sequence
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor
 
-from snnfast._arguments import Call, Options
+from snnfast import _gradients
+from snnfast._arguments import ONE_STEP, Call, Options
 from snnfast._backend import exporting
 from snnfast._ops import (
     CLAMP_CLOSED,
     CLAMP_CLOSED_AT,
+    LEAKY,
     NEEDS_AT,
     RECORD_AT,
+    RESET_AT,
+    RESET_DELAY_AT,
     RESET_MECHANISMS,
     SAVE_CHECKPOINTS,
     SAVE_MEMBRANE,
@@ -20,6 +25,7 @@ from snnfast._ops import (
     SAVE_SPIKES,
     SAVED_AT,
     STEP,
+    SURROGATE_AT,
     Neuron,
 )
 from snnfast._spike_grad import SpikeGrad
@@ -67,6 +73,8 @@ class Unroll(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         if options.spike_grad is DISABLED and not needs[-1]:
             ctx.mark_non_differentiable(found[0])
+        if call.time == STEP:
+            ctx.results = () if torch.compiler.is_compiling() else [ref(t) for t in found]
         return tuple(found)
 
     @staticmethod
@@ -74,6 +82,10 @@ class Unroll(torch.autograd.Function):
         neuron, options, call, saved, dtype = ctx.how
         if grads[0] is None and all(grad is None for grad in grads):
             return (None,) * len(ctx.needs_input_grad)
+        if call.time == STEP:
+            for made in ctx.results:
+                if (result := made()) is not None and result.retains_grad:
+                    _gradients.tell(ctx, result)
         source, rows, *tensors = ctx.saved_tensors
         refuses = torch.is_grad_enabled()  # create_graph=True: a second derivative, instead of losing terms of it
         if refuses and saved == SAVE_MEMBRANE:
@@ -103,6 +115,51 @@ class Unroll(torch.autograd.Function):
             return None, found[0], *neuron.no_others, *no_gradient(lengths)
         gradients = [None, *by_input(neuron, found, needs[1 : 2 + len(tensors)], tensors), *no_gradient(lengths)]
         return refusing(gradients, *grads, source, *tensors) if refuses else tuple(gradients)
+
+
+Unroll._backward_cls._register_hook_dict = _gradients.register_hook_dict  # type: ignore[attr-defined]
+
+
+class Fire(Unroll):
+    """The spikes of a membrane as a function of their own: those of a leaky neuron that the membrane is all input of.
+
+    The kernel that made the membrane has computed them already.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, how: Any, mem: Tensor, *tensors: Any) -> Any:
+        options, spk = how
+        deciding = () if options.kernels_do_all else (mem,)
+        ctx.save_for_backward(mem, None, *tensors, *deciding)
+        ctx.how = LEAKY, options, ONE_STEP, SAVE_CHECKPOINTS, mem.dtype
+        ctx.results = ()
+        ctx.set_materialize_grads(False)
+        return spk
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return Unroll.backward(ctx, *grads, None)
+
+
+def step_in_parts(
+    neuron: Neuron,
+    options: Options,
+    x: Tensor,
+    states: Sequence[Tensor | None],
+    parameters: Sequence[Tensor],
+) -> tuple[Tensor, ...]:
+    """One step as two functions: first the states, then the spikes of the membrane, as in snnTorch."""
+    silent = Options(DISABLED, options.reset, options.reset_delay, False, None, True, options.packed, _NO_DERIVATIVE)
+    threshold, graded = parameters[-2:]
+    spk, *after = Unroll.apply((neuron, silent, ONE_STEP), x, *states, *parameters[:-1], graded.detach())
+    fires = Options(options.spike_grad, _NONE, True, False, None, options.kernels_do_all, _PACKED, options.derivative)
+    return Fire.apply((fires, spk), after[-1], None, _ZERO, threshold, graded), *after
+
+
+_NONE = RESET_MECHANISMS.index("none")
+_PACKED = _NONE << RESET_AT | 1 << RESET_DELAY_AT
+_NO_DERIVATIVE = DISABLED.kernel_id << SURROGATE_AT, *DISABLED.parameters()
+_ZERO = torch.zeros((), device="cpu", dtype=torch.float32)  # beta
 
 
 def split(neuron: Neuron, tensors: Any) -> tuple[Any, Any]:

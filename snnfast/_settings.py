@@ -42,7 +42,7 @@ class Setting(Generic[T]):
         """Make a choice. Returns what :meth:`undo` takes."""
         with self._lock:
             before, made = self.own.get(), _Made(value, next(self._numbers))
-            self._hold.discard(before)  # type: ignore[arg-type]
+            self._hold.discard(before)
             self._hold.add(made)
             self.own.set(made)
             self.value = value

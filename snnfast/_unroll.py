@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snnfast import _backend, _events, _recurrent, _varying, reference
+from snnfast import _backend, _events, _gradients, _recurrent, _varying, reference
 from snnfast._arguments import (
     Call,
     Options,
@@ -17,7 +17,7 @@ from snnfast._arguments import (
     made_call,
     prepare,
 )
-from snnfast._autograd import Unroll, count, records
+from snnfast._autograd import Unroll, count, records, step_in_parts
 from snnfast._connections import Connections
 from snnfast._lengths import batch_outermost, check_lengths, reason_against, valid_steps
 from snnfast._linear import Linear, by_events, check_linear, unroll_linear
@@ -26,7 +26,7 @@ from snnfast._ops import SEQUENCE, STEP, Neuron, arithmetic_dtype
 from snnfast._sources import digest
 from snnfast._spike_grad import examine
 from snnfast._torch import is_forward_mode, transforms_are_active
-from snnfast.surrogate import has_derivative, heaviside, known_to_kernels
+from snnfast.surrogate import DISABLED, has_derivative, known_to_kernels
 
 
 def run(
@@ -63,7 +63,14 @@ def run(
         return _node(neuron, options, call, current, states, parameters, linear)[0]
     x, states, parameters, asks = prepare(neuron, options, call.time, current, states, parameters)
     plain = options.kernels_do_all and lengths is None  # nearly always
-    if not _backend.use_fused(x.device) or (not plain and not _can_follow(options, call, x, neuron, lengths)):
+    apart: tuple[int, ...] = ()  # the results of a step that autograd is to see before the others
+    if call.time == STEP and _gradients.setting.value and records(asks):
+        apart = _gradients.lacking_of(neuron, options)
+    if (
+        not _backend.use_fused(x.device)
+        or (not plain and not _can_follow(options, call, x, neuron, lengths))
+        or (apart and (len(apart) > 1 or apart == (0,) or compiling))
+    ):
         found = reference.unroll(neuron, options, call, x, states, parameters, lengths)
     elif not options.kernels_do_all and not options.inhibition and not torch.is_grad_enabled():
         # The surrogate's value is the step, and nobody asks for its derivative.
@@ -72,12 +79,16 @@ def run(
         found = _fire_afterwards(neuron, options, call, x, states, parameters, lengths)
     elif compiling and as_node and plain and not _backend.exporting():
         found, linear = _node(neuron, options, call, x, states, parameters, linear)
+    elif apart:
+        if x.dtype != arithmetic_dtype(x.dtype):
+            x = x.to(arithmetic_dtype(x.dtype))
+        _refuse_transforms(compiling)
+        found = step_in_parts(neuron, options, x, states, parameters)
     elif linear is not None and by_events(options, call, x, parameters, linear):
         found, linear = unroll_linear(neuron, options, call, x, states, parameters, linear, asks, lengths), None
     elif records(asks) or is_forward_mode():
         # In forward mode autograd must see the call in order to refuse it.
-        if not compiling and transforms_are_active():
-            raise RuntimeError(NO_FORWARD_MODE if is_forward_mode() else NO_TRANSFORM)
+        _refuse_transforms(compiling)
         if lengths is None:
             found = Unroll.apply((neuron, options, call), x, *states, *parameters)
         else:
@@ -90,6 +101,11 @@ def run(
     if x is not current and x.dtype != current.dtype:
         found = found[0].to(current.dtype), *found[1:]  # the states stay in the opmath dtype
     return found if linear is None else (linear.of_spikes(found[0]), *found[1:])
+
+
+def _refuse_transforms(compiling: bool) -> None:
+    if not compiling and transforms_are_active():
+        raise RuntimeError(NO_FORWARD_MODE if is_forward_mode() else NO_TRANSFORM)
 
 
 def _node(
@@ -235,4 +251,4 @@ def _fire_afterwards(
 
 def _plain(options: Options) -> Options:
     """The same options without a gradient through the spikes, which are not used."""
-    return options._replace(spike_grad=heaviside(), inhibition=False, kernels_do_all=True)
+    return options._replace(spike_grad=DISABLED, inhibition=False, kernels_do_all=True)

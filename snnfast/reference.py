@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from snnfast import _gradients
 from snnfast._arguments import Call, Options, Parameters, States
 from snnfast._lengths import Freezing
 from snnfast._ops import RESET_MECHANISMS, SEQUENCE, STEP, Neuron, arithmetic_dtype
@@ -103,7 +104,7 @@ def _synaptic(x: Tensor, states: list[Tensor], parameters: Parameters, reset: Te
     if mechanism == "subtract":
         return [syn, base - reset * threshold]
     if mechanism == "zero":
-        return [syn, base - base * reset]
+        return [syn - 0 * reset, base - base * reset]  # as in snnTorch, whose membrane is not made of this current
     return [syn, base]
 
 
@@ -144,7 +145,7 @@ def _rsynaptic(x: Tensor, states: list[Tensor], parameters: Parameters, reset: T
     base = beta.clamp(0, 1) * mem + syn
     if mechanism == "subtract":
         return [syn, base - reset * threshold]
-    return [syn, base - base * reset if mechanism == "zero" else base]
+    return [syn - 0 * reset, base - base * reset] if mechanism == "zero" else [syn, base]
 
 
 _INTEGRATE: dict[str, Callable[[Tensor, list[Tensor], Parameters, Tensor, str], list[Tensor]]] = {
@@ -232,7 +233,8 @@ def step(
         out = spk * graded
     if not options.reset_delay and mechanism != "none":
         # Reset at once what spikes now; what `reset` already took (or took too early) is given back.
-        due = (spk / graded if options.inhibition else spk) - reset
+        # snnTorch makes it of the spikes that it returns, which is NaN for a height of 0.
+        due = (out / graded if options.inhibition or _gradients.setting.value else spk) - reset
         after[-1] = v - due * (threshold if mechanism == "subtract" else v)
     return out, [out, *after] if neuron.fed_back else after
 

@@ -9,20 +9,39 @@ import pytest
 import torch
 
 import snnfast
-from snnfast import _backend, _events
+from snnfast import _backend, _events, _gradients
 
-# Of each setting: the function, what is in force, two values, and a wrong one.
-SETTINGS: dict[str, tuple[Callable[[Any], Any], Callable[[], Any], Any, Any, Any]] = {
-    "backend": (snnfast.use_backend, lambda: snnfast.config()["backend"], "reference", "fused", "cuda"),
-    "events": (snnfast.use_events, lambda: _events.setting.value, False, True, "no"),
+# Of each setting: the function, the setting itself, two values, and a wrong one.
+SETTINGS: dict[str, tuple[Callable[[Any], Any], Any, Any, Any, Any]] = {
+    "backend": (snnfast.use_backend, _backend._setting, "reference", "fused", "cuda"),
+    "events": (snnfast.use_events, _events.setting, False, True, "no"),
+    "state_gradients": (snnfast.use_state_gradients, _gradients.setting, True, False, 2),
 }
-settings = pytest.mark.parametrize("use", list(SETTINGS))
+
+
+@pytest.fixture(params=SETTINGS)
+def use(request: pytest.FixtureRequest) -> tuple[Callable[[Any], Any], Any, Any]:
+    """The function, and two values."""
+    choose, _, a, b, _ = SETTINGS[request.param]
+    return choose, a, b
+
+
+@pytest.fixture
+def now(use: Any) -> Callable[[], Any]:
+    """What is in force."""
+    if use[0] is snnfast.use_backend:
+        return lambda: snnfast.config()["backend"]
+    return lambda: setting_of(use).value
+
+
+def setting_of(use: Any) -> Any:
+    return next(setting for choose, setting, *_ in SETTINGS.values() if choose is use[0])
 
 
 @pytest.fixture(autouse=True)
 def as_before() -> Iterator[None]:
     """Leave no choice of a test behind."""
-    every = _backend._setting, _events.setting
+    every = [setting for _, setting, *_ in SETTINGS.values()]
     before = [(s.value, s.own.get(), set(s._hold)) for s in every]
     yield
     for setting, (value, own, hold) in zip(every, before, strict=True):
@@ -30,18 +49,16 @@ def as_before() -> Iterator[None]:
         setting.own.set(own)
 
 
-@settings
-def test_a_statement_holds_from_then_on(use: str) -> None:
-    choose, now, a, b, _ = SETTINGS[use]
+def test_a_statement_holds_from_then_on(use: Any, now: Any) -> None:
+    choose, a, b = use
     choose(a)
     assert now() == a
     choose(b)
     assert now() == b
 
 
-@settings
-def test_a_block_restores_what_was_there(use: str) -> None:
-    choose, now, a, b, _ = SETTINGS[use]
+def test_a_block_restores_what_was_there(use: Any, now: Any) -> None:
+    choose, a, b = use
     outside = now()
     with choose(a):
         assert now() == a
@@ -54,9 +71,8 @@ def test_a_block_restores_what_was_there(use: str) -> None:
     assert now() == a
 
 
-@settings
-def test_a_choice_can_be_made_now_and_entered_later_or_twice(use: str) -> None:
-    choose, now, a, b, _ = SETTINGS[use]
+def test_a_choice_can_be_made_now_and_entered_later_or_twice(use: Any, now: Any) -> None:
+    choose, a, b = use
     choose(b)
     choice = choose(a)
     assert now() == a
@@ -66,9 +82,8 @@ def test_a_choice_can_be_made_now_and_entered_later_or_twice(use: str) -> None:
         assert now() == b
 
 
-@settings
-def test_a_decorator_holds_in_the_function(use: str) -> None:
-    choose, now, a, b, _ = SETTINGS[use]
+def test_a_decorator_holds_in_the_function(use: Any, now: Any) -> None:
+    choose, a, b = use
     choose(b)
 
     @choose(a)
@@ -81,19 +96,18 @@ def test_a_decorator_holds_in_the_function(use: str) -> None:
     assert function.__name__ == "function"
 
 
-@settings
-def test_a_wrong_value_is_an_error_at_once(use: str) -> None:
-    choose, now, *_, wrong = SETTINGS[use]
-    outside = now()
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_wrong_value_is_an_error_at_once(name: str) -> None:
+    choose, setting, *_, wrong = SETTINGS[name]
+    outside = setting.value
     with pytest.raises((TypeError, ValueError), match=r"^(name|wanted)\b"):
         choose(wrong)
-    assert now() == outside
+    assert setting.value == outside
 
 
-@settings
-def test_statements_leave_nothing_behind_but_the_last(use: str) -> None:
-    choose, now, a, b, _ = SETTINGS[use]
-    setting = _backend._setting if use == "backend" else _events.setting
+def test_statements_leave_nothing_behind_but_the_last(use: Any) -> None:
+    choose, a, b = use
+    setting = setting_of(use)
     before = len(setting._hold)
     for _ in range(10):
         choose(a)
@@ -101,10 +115,9 @@ def test_statements_leave_nothing_behind_but_the_last(use: str) -> None:
     assert len(setting._hold) <= before + 1
 
 
-@settings
-def test_tasks_whose_blocks_overlap_leave_the_setting_as_it_was(use: str) -> None:
-    choose, now, a, b, _ = SETTINGS[use]
-    setting: Any = _backend._setting if use == "backend" else _events.setting
+def test_tasks_whose_blocks_overlap_leave_the_setting_as_it_was(use: Any) -> None:
+    choose, a, b = use
+    setting = setting_of(use)
     outside = setting.value
 
     async def work(value: Any, rounds: int) -> None:

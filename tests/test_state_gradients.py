@@ -1,0 +1,328 @@
+"""The gradient of a state that one step returned is snnTorch's on request, and who looks at it without is told."""
+
+import warnings
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+import snntorch
+import torch
+from snntorch import surrogate
+from snntorch_checks import DECAYS, LEARNED, OTHER_DECAYS, STATES, make, own_list_of_neurons  # noqa: F401
+from torch import Tensor, nn
+
+import snnfast
+import snnfast.snntorch as snn
+from snnfast import _backend, functional
+
+pytestmark = pytest.mark.needs_extension
+
+ALL = [*DECAYS, *OTHER_DECAYS]
+RESETS = ("subtract", "zero", "none")
+# snnTorch's Lapicque and Alpha have no immediate reset, and that of its RSynaptic raises an error.
+CASES = [(name, reset, delay) for name in ALL for reset in RESETS for delay in (True, False)
+         if delay or name not in ("Lapicque", "Alpha", "RSynaptic")]  # fmt: skip
+cases = pytest.mark.parametrize(("name", "reset", "delay"), CASES)
+
+
+def own(z: Tensor) -> Tensor:
+    """A surrogate that no kernel has."""
+    return (z > 0).to(z.dtype).detach() + (z.sigmoid() - z.sigmoid().detach())
+
+
+def layer_of(library: Any, name: str, reset: str, delay: bool, spike_grad: Any = None) -> Any:
+    torch.manual_seed(1)
+    options = {"reset_mechanism": reset, "spike_grad": spike_grad}
+    learned = ("beta", "threshold") if name == "Alpha" else LEARNED[name]  # snnTorch's alpha can't be learned
+    options |= {f"learn_{p}" if p != "V" else "learn_recurrent": True for p in learned}
+    if name == "Leaky":
+        options["graded_spikes_factor"] = 1.3
+    if not delay:
+        options["reset_delay"] = False
+    return make(library, name, threshold=0.7, **options).double()
+
+
+def steps(layer: Any, x: Tensor, hook: Any = None) -> list[tuple[Tensor, ...]]:
+    """All results of every step."""
+    states = tuple(torch.zeros_like(x[0]) for _ in STATES[type(layer).__name__])
+    made = []
+    for t in range(len(x)):
+        found = layer(x[t], *states)
+        states = found[1:] if len(found) > len(states) else found  # a last spike is a state
+        if hook is not None:
+            for state in found[1:]:
+                state.register_hook(hook)
+        made.append(found)
+    return made
+
+
+def inputs(*shape: int) -> Tensor:
+    torch.manual_seed(0)
+    return (torch.rand(*shape, dtype=torch.float64) * 1.5 - 0.2).requires_grad_()
+
+
+def objective(made: list[tuple[Tensor, ...]]) -> Tensor:
+    spks = torch.stack([found[0] for found in made])
+    weight = torch.linspace(-1, 2, spks.numel(), dtype=spks.dtype).view_as(spks)
+    return (spks * weight).sum() + made[-2][-1].square().sum()
+
+
+def assert_same(found: list[Tensor | None], expected: list[Tensor | None]) -> None:
+    assert [t is None for t in found] == [t is None for t in expected]
+    for a, b in zip(found, expected, strict=True):
+        if a is not None:
+            torch.testing.assert_close(a, b.to(a.dtype), rtol=1e-5, atol=1e-6)  # snnTorch's spikes are float32
+
+
+@pytest.fixture
+def new_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_backend, "_warned", set())
+
+
+@pytest.fixture(params=[snn, snnfast], ids=["snnfast.snntorch", "snnfast"])
+def library(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+@pytest.fixture(params=["kernel", "own"])
+def spike_grad(request: pytest.FixtureRequest) -> Any:
+    return surrogate.fast_sigmoid(slope=5) if request.param == "kernel" else own
+
+
+# ---- with the setting
+
+
+@pytest.fixture
+def whole(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with warnings.catch_warnings(), snnfast.use_state_gradients(True):
+        warnings.filterwarnings("error", message="snnfast: a hook")
+        yield
+
+
+@cases
+@pytest.mark.usefixtures("whole")
+def test_every_result_of_a_step_has_snntorchs_gradient(
+    library: Any, name: str, reset: str, delay: bool, spike_grad: Any
+) -> None:
+    gradients = []
+    for lib in (library, snntorch):
+        layer, x = layer_of(lib, name, reset, delay, spike_grad), inputs(4, 3, 5)
+        made = steps(layer, x)
+        results = [t for found in made for t in found if t.requires_grad]
+        for t in results:
+            t.retain_grad()
+        objective(made).backward()
+        gradients.append([t.grad for t in (*results, x, *layer.parameters())])
+    assert_same(*gradients)
+
+
+@cases
+@pytest.mark.usefixtures("whole")
+def test_the_gradient_of_a_spike_for_its_membrane_is_snntorchs(name: str, reset: str, delay: bool) -> None:
+    gradients = []
+    for lib in (snnfast, snntorch):
+        made = steps(layer_of(lib, name, reset, delay), inputs(4, 3, 5))
+        own = [torch.autograd.grad(spk.sum(), rest[-1], retain_graph=True, allow_unused=True)[0] for spk, *rest in made]
+        every = torch.autograd.grad(objective(made), [found[-1] for found in made], allow_unused=True)
+        gradients.append([*own, *every])
+    assert_same(*gradients)
+
+
+@cases
+@pytest.mark.usefixtures("whole")
+def test_a_hook_of_a_state_may_change_its_gradient(
+    library: Any, name: str, reset: str, delay: bool, spike_grad: Any
+) -> None:
+    gradients = []
+    for lib in (library, snntorch):
+        layer, x = layer_of(lib, name, reset, delay, spike_grad), inputs(4, 3, 5)
+        # The last states of an immediate reset have no gradient: nothing reads them.
+        made = steps(layer, x, hook=lambda grad: None if grad is None else grad.clamp(-0.1, 0.1))
+        objective(made).backward()
+        gradients.append([x.grad, *(p.grad for p in layer.parameters())])
+    assert_same(*gradients)
+
+
+@pytest.mark.usefixtures("whole")
+@pytest.mark.parametrize("name", ["RLeaky", "RSynaptic"])
+def test_neurons_that_are_connected_follow(library: Any, name: str) -> None:
+    decays = {"beta": 0.9} if name == "RLeaky" else {"alpha": 0.8, "beta": 0.9}
+    gradients = []
+    for lib in (library, snntorch):
+        torch.manual_seed(2)
+        layer, x = getattr(lib, name)(**decays, linear_features=5), inputs(4, 3, 5).float().detach()
+        made = steps(layer, x, hook=lambda grad: grad.clamp(-0.1, 0.1))
+        results = [t for found in made for t in found]
+        for t in results:
+            t.retain_grad()
+        objective(made).backward()
+        gradients.append([t.grad for t in (*results, *layer.parameters())])
+    assert_same(*gradients)
+
+
+@pytest.mark.usefixtures("whole")
+def test_training_with_clamped_membranes_is_snntorchs() -> None:
+    class Net(nn.Module):
+        def __init__(self, lib: Any) -> None:
+            super().__init__()
+            torch.manual_seed(3)
+            self.fc1, self.lif1 = nn.Linear(8, 20), lib.Leaky(beta=0.9, learn_beta=True)
+            self.fc2, self.lif2 = nn.Linear(20, 4), lib.Leaky(beta=0.9, learn_threshold=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            mem1, mem2, spks = self.lif1.init_leaky(), self.lif2.init_leaky(), []
+            for t in range(len(x)):
+                spk1, mem1 = self.lif1(self.fc1(x[t]), mem1)
+                mem1.register_hook(lambda g: g.clamp(-0.01, 0.01))
+                spk2, mem2 = self.lif2(self.fc2(spk1), mem2)
+                mem2.register_hook(lambda g: g.clamp(-0.01, 0.01))
+                spks.append(spk2)
+            return torch.stack(spks).sum(0)
+
+    torch.manual_seed(4)
+    x, y = torch.rand(10, 6, 8) * 2, torch.randint(4, (6,))
+    losses = []
+    for lib in (snn, snntorch):
+        net = Net(lib)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.5)
+        losses.append([])
+        for _ in range(5):
+            loss = nn.functional.cross_entropy(net(x), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses[-1].append(loss.item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert losses[0][0] != losses[0][-1]
+
+
+def test_spikes_and_states_stay_the_same_bit_for_bit(device: torch.device) -> None:
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        layer = snnfast.Leaky(0.9, learn_threshold=True, learn_graded_spikes_factor=True).to(device)
+        x = inputs(6, 3, 5).detach().to(device, dtype)
+        results: list[list[Tensor]] = []
+        for wanted in (False, True):
+            layer.zero_grad()
+            leaf = x.clone().requires_grad_()
+            with snnfast.use_state_gradients(wanted):
+                made = steps(layer, leaf)
+            objective([(spk.to(mem.dtype), mem) for spk, mem in made]).backward()
+            results.append([t for found in made for t in found])
+            results[-1] += [leaf.grad, *(p.grad for p in layer.parameters())]  # type: ignore[list-item]
+        for a, b in zip(*results, strict=True):
+            assert a.dtype == b.dtype
+            if a.requires_grad:
+                assert torch.equal(a, b)
+            else:
+                torch.testing.assert_close(a, b)
+
+
+@pytest.mark.usefixtures("whole")
+def test_a_second_derivative_is_refused_as_before() -> None:
+    layer, x = snnfast.Leaky(0.9), inputs(2, 3)
+    spk, _ = layer(x[0], torch.zeros(3, dtype=torch.float64))
+    with pytest.raises(NotImplementedError, match="second derivative"):
+        torch.autograd.grad(torch.autograd.grad(spk.sum(), x, create_graph=True)[0].sum(), x)
+
+
+@pytest.mark.usefixtures("whole")
+def test_a_step_that_is_computed_again_in_the_backward_pass_has_the_same_gradients() -> None:
+    layer, gradients = snnfast.Leaky(0.9), []
+    for again in (False, True):
+        x, mem, spks = inputs(4, 3), torch.zeros(3, dtype=torch.float64), []
+        for t in range(4):
+            spk, mem = (
+                torch.utils.checkpoint.checkpoint(layer, x[t], mem, use_reentrant=False) if again else layer(x[t], mem)
+            )
+            mem.register_hook(lambda g: g.clamp(-0.1, 0.1))
+            spks.append(spk)
+        torch.stack(spks).sum().backward()
+        gradients.append(x.grad)
+    assert torch.equal(*gradients)
+
+
+# ---- without it
+
+
+MESSAGE = "snnfast: a hook or retain_grad.. on a result of one step .* snnfast.use_state_gradients.True. gives all"
+
+
+def told(act: Any) -> int:
+    """How often a call warns."""
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        act()
+    return sum("use_state_gradients" in str(w.message) for w in found)
+
+
+@pytest.mark.usefixtures("new_warnings")
+@cases
+def test_a_hook_warns_where_it_sees_less_than_in_snntorch(
+    library: Any, name: str, reset: str, delay: bool, spike_grad: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    differ, warn = [], []
+    made = [steps(layer_of(lib, name, reset, delay, spike_grad), inputs(4, 3, 5)) for lib in (library, snntorch)]
+    for place, result in enumerate(made[0][1]):
+        ours, theirs = (torch.autograd.grad(objective(m), m[1][place], retain_graph=True)[0].double() for m in made)
+        if not torch.allclose(ours, theirs, 1e-5, 1e-6):
+            differ.append(place)
+        monkeypatch.setattr(_backend, "_warned", set())
+        if told(partial(result.register_hook, torch.clone)):
+            warn.append(place)
+    assert warn == differ
+
+
+@pytest.mark.usefixtures("new_warnings")
+def test_the_warning_names_the_setting_and_the_line() -> None:
+    layer, x = snnfast.Leaky(0.9), inputs(2, 3)
+    _, mem = layer(x[0])
+    with pytest.warns(UserWarning, match=MESSAGE) as found:
+        mem.register_hook(lambda g: g)
+    assert found[0].filename == __file__
+    assert told(lambda: layer(x[1])[1].register_hook(lambda g: g)) == 0  # once per process
+
+
+@pytest.mark.usefixtures("new_warnings")
+@pytest.mark.parametrize("last", [True, False])
+def test_retain_grad_warns_before_the_gradient_can_be_read(last: bool) -> None:
+    made = steps(snnfast.Leaky(0.9), inputs(3, 4))
+    loss = objective(made)
+    made[-1 if last else 0][1].retain_grad()
+    with pytest.warns(UserWarning, match=MESSAGE) as found:
+        loss.backward()
+    assert found[0].filename == __file__
+
+
+@pytest.mark.usefixtures("new_warnings")
+def test_nothing_else_warns() -> None:
+    x = inputs(4, 3, 5)
+
+    def others() -> None:
+        layer = snnfast.Leaky(0.9)
+        spk_rec, mem_rec = layer.unroll(x)
+        mem_rec.retain_grad()
+        mem_rec.register_hook(lambda g: g)
+        (spk_rec.sum() + mem_rec.sum()).backward()
+        made = steps(layer, x)
+        made[0][0].register_hook(lambda g: g)
+        made[1][0].retain_grad()
+        objective(made).backward()
+        made = steps(snnfast.Leaky(0.9, surrogate_disable=True), x, hook=lambda g: g)
+        made[-2][-1].sum().backward()
+        with snnfast.use_backend("reference"):
+            objective(steps(layer, x, hook=lambda g: g)).backward()
+        functional.lif(x, beta=0.9)[1].register_hook(lambda g: g)
+
+    assert told(others) == 0
+
+
+def test_a_result_is_not_kept_alive_by_its_step() -> None:
+    import weakref
+
+    _, mem = snnfast.Leaky(0.9)(inputs(2, 3)[0])
+    gone = weakref.ref(mem)
+    node = mem.grad_fn
+    del mem
+    assert gone() is None
+    assert node is not None
