@@ -82,6 +82,6 @@ def tell(node: Any, tensor: Tensor) -> None:
     neuron, options, call = node.how[:3]
     if call.time == STEP and tensor.output_nr in lacking_of(neuron, options):
         warn_once(
-            "snnfast: a hook or retain_grad() on a result of one step sees less than in snnTorch: without what comes "
-            "through the other results of that step, such as the spikes. snnfast.use_state_gradients(True) gives all"
+            "snnfast: the gradient that a hook or retain_grad() sees of a result of one step lacks what comes through "
+            "the other results of that step, such as the spikes. snnfast.use_state_gradients(True) gives snnTorch's."
         )

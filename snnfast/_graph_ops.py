@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snnfast import _backend, surrogate
+from snnfast import _backend, _gradients, surrogate
 from snnfast._arguments import ONE_STEP, Call, Options, check_options, made_call
 from snnfast._linear import Linear
 from snnfast._ops import (
@@ -78,10 +78,15 @@ def step(
     p1: float,
     backend: str,
     *,
+    state_gradients: bool = False,  # the choice of use_state_gradients
     sources: str = "",  # a part of the graph's key in caches on the disk
 ) -> list[Tensor]:
     """What the op ``snnfast::step`` does."""
-    return list(_run(neuron, x, tensors, (options, surrogate_field, p0, p1), backend, ONE_STEP))
+    asked = neuron, x, tensors, (options, surrogate_field, p0, p1), backend, ONE_STEP
+    if state_gradients == _gradients.setting.value:
+        return list(_run(*asked))
+    with _gradients.use_state_gradients(state_gradients):  # of a block that was traced
+        return list(_run(*asked))
 
 
 def unroll(
@@ -133,7 +138,7 @@ def _run(
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")  # type: ignore[no-untyped-call]
 _OPTIONS = "int options, int surrogate, float p0, float p1, str backend"
 _library.define(  # type: ignore[no-untyped-call]
-    f"step(str neuron, Tensor x, Tensor?[] tensors, {_OPTIONS}, *, str sources) -> Tensor[]"
+    f"step(str neuron, Tensor x, Tensor?[] tensors, {_OPTIONS}, *, bool state_gradients, str sources) -> Tensor[]"
 )
 _library.define(  # type: ignore[no-untyped-call]
     f"unroll(str neuron, Tensor x, Tensor?[] tensors, {_OPTIONS}, SymInt? steps, int record, bool last, bool reduce, "

@@ -120,7 +120,8 @@ def _node(
     """A call as one node of a graph, and the linear layer where the node does not include it."""
     tensors, asked = (*states, *parameters), (options.packed, *options.derivative, _backend.current_backend())
     if call.time == STEP:
-        return tuple(torch.ops.snnfast.step(neuron.name, x, tensors, *asked, sources=digest())), linear
+        named: Any = {"state_gradients": _gradients.setting.value, "sources": digest()}
+        return tuple(torch.ops.snnfast.step(neuron.name, x, tensors, *asked, **named)), linear
     weights = linear if linear is not None and _events.setting.value else ()  # a global, which torch.compile guards
     found = torch.ops.snnfast.unroll(
         neuron.name, x, tensors, *asked, None if call.time == SEQUENCE else call.steps,

@@ -112,7 +112,7 @@ class Leaky(SpikingLayer):
         Returns:
             ``(spk, mem)``, both ``[B, *]``. With ``init_hidden`` and without ``output``, only ``spk``. ``spk`` has the
             dtype of ``input_``. ``mem`` has the opmath dtype: float32 for a half-precision ``input_``, and float64 if
-            the membrane before was.
+            the membrane before was. Hooks of ``mem`` and its own gradient need :func:`snnfast.use_state_gradients`.
 
         Raises:
             TypeError: ``mem`` is given though ``init_hidden=True``. Nothing is changed then.
@@ -155,7 +155,8 @@ class Leaky(SpikingLayer):
             ``(spk_rec, mem_rec)``, both ``[T, B, *]``. With ``record_mem=False``, ``(spk_rec, mem)`` with
             ``mem [B, *]``. With ``reduce="sum"`` the first is the spike count ``[B, *]``. For a half-precision
             ``current``, ``mem`` is float32, but ``mem_rec`` is rounded: to continue a sequence, use ``mem`` or
-            ``init_hidden``, not the last record.
+            ``init_hidden``, not the last record. The gradient of ``mem_rec``, which a hook or ``retain_grad`` sees, is
+            the one that the loss has for it. What passes from step to step inside of the kernel is not in it.
 
         Raises:
             TypeError, ValueError: As :func:`snnfast.functional.lif`.

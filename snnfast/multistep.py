@@ -45,6 +45,9 @@ class MultiStep(nn.Sequential):
     all time steps, for a loop or a skip connection inside of it, give it a method ``unroll`` that takes and returns
     ``[T, B, *]``.
 
+    A record, such as ``mem_rec``, is a result: its gradient, which a hook or ``mem_rec.retain_grad()`` sees, is the one
+    that the loss has for it. What passes from step to step inside of a layer is not in it.
+
     On the CPU, two things make it faster:
 
     - A neuron layer passes its spikes as bits to the ``nn.Linear`` that follows it (:func:`use_events`).
