@@ -19,6 +19,8 @@ from snnfast._ops import (
     RESET_AT,
     RESET_DELAY_AT,
     RESET_MECHANISMS,
+    RLEAKY,
+    RSYNAPTIC,
     SAVE_CHECKPOINTS,
     SAVE_MEMBRANE,
     SAVE_NOTHING,
@@ -26,6 +28,7 @@ from snnfast._ops import (
     SAVED_AT,
     STEP,
     SURROGATE_AT,
+    SYNAPTIC,
     Neuron,
 )
 from snnfast._spike_grad import SpikeGrad
@@ -148,7 +151,16 @@ def step_in_parts(
     states: Sequence[Tensor | None],
     parameters: Sequence[Tensor],
 ) -> tuple[Tensor, ...]:
-    """One step as two functions: first the states, then the spikes of the membrane, as in snnTorch."""
+    """One step as a function for the states and one for the spikes of the membrane, as in snnTorch.
+
+    A synaptic current is the membrane of a leaky neuron without a reset, and the current of another one.
+    """
+    if neuron in (SYNAPTIC, RSYNAPTIC) and options.reset != RESET_MECHANISMS.index("zero"):
+        quiet = Options(DISABLED, _NONE, True, False, None, True, _PACKED, _NO_DERIVATIVE)
+        how = RLEAKY if neuron.fed_back else LEAKY, quiet, ONE_STEP
+        _, syn = Unroll.apply(how, x, *states[:-1], *parameters[:-3], _ZERO, _ZERO)
+        spk, mem = step_in_parts(LEAKY, options, syn, states[-1:], parameters[-3:])
+        return spk, syn, mem
     silent = Options(DISABLED, options.reset, options.reset_delay, False, None, True, options.packed, _NO_DERIVATIVE)
     threshold, graded = parameters[-2:]
     spk, *after = Unroll.apply((neuron, silent, ONE_STEP), x, *states, *parameters[:-1], graded.detach())
@@ -159,7 +171,7 @@ def step_in_parts(
 _NONE = RESET_MECHANISMS.index("none")
 _PACKED = _NONE << RESET_AT | 1 << RESET_DELAY_AT
 _NO_DERIVATIVE = DISABLED.kernel_id << SURROGATE_AT, *DISABLED.parameters()
-_ZERO = torch.zeros((), device="cpu", dtype=torch.float32)  # beta
+_ZERO = torch.zeros((), device="cpu", dtype=torch.float32)  # a parameter that has no effect
 
 
 def split(neuron: Neuron, tensors: Any) -> tuple[Any, Any]:

@@ -71,6 +71,11 @@ def lacking_of(neuron: Neuron, options: Options) -> tuple[int, ...]:
     return lacking(neuron, options.reset, options.reset_delay, options.spike_grad is DISABLED)
 
 
+def kernels_take(neuron: Neuron, apart: tuple[int, ...]) -> bool:
+    """Whether the kernels can compute such outputs one after the other."""
+    return 0 not in apart and (neuron is not ALPHA or len(apart) == 1)
+
+
 def register_hook_dict(node: Any, tensor: Tensor) -> None:
     """What ``Tensor.register_hook`` calls on the node of autograd that made the tensor."""
     tell(node, tensor)

@@ -69,7 +69,7 @@ def run(
     if (
         not _backend.use_fused(x.device)
         or (not plain and not _can_follow(options, call, x, neuron, lengths))
-        or (apart and (len(apart) > 1 or apart == (0,) or compiling))
+        or (apart and (compiling or not _gradients.kernels_take(neuron, apart)))
     ):
         found = reference.unroll(neuron, options, call, x, states, parameters, lengths)
     elif not options.kernels_do_all and not options.inhibition and not torch.is_grad_enabled():
