@@ -433,6 +433,41 @@ def test_results_of_a_compiled_loop_have_all_of_their_gradient(compiled: Any) ->
 
 
 @pytest.mark.usefixtures("whole")
+@pytest.mark.xfail(strict=True, reason="nothing in the graph reads what the node of the hook returns")
+def test_a_compiled_loop_obeys_the_hook_of_a_spike_that_was_read_before(compiled: Any) -> None:
+    def loop_of(layer: Any) -> Any:
+        def loop(x: Tensor) -> list[tuple[Tensor, ...]]:
+            mem, made = torch.zeros_like(x[0]), []
+            for t in range(x.shape[0]):
+                spk, mem = layer(x[t], mem)
+                made.append((2 * spk, mem))
+                spk.register_hook(lambda grad: grad.clamp(-0.1, 0.1))
+            return made
+
+        return loop
+
+    expected = of_input(loop_of(snntorch.Leaky(beta=0.9)))
+    torch.testing.assert_close(of_input(compiled(loop_of(snn.Leaky(beta=0.9)))), expected)
+
+
+@pytest.mark.usefixtures("whole")
+@pytest.mark.xfail(strict=True, reason="the steps are merged, and the hook is one of the last record")
+def test_a_compiled_loop_obeys_the_hook_of_its_last_membrane(compiled: Any) -> None:
+    def loop_of(layer: Any) -> Any:
+        loop = in_a_loop(layer)
+
+        def last(x: Tensor) -> list[tuple[Tensor, ...]]:
+            made = loop(x)
+            hooked(made[-1][1])
+            return made
+
+        return last
+
+    expected = of_input(loop_of(snntorch.Leaky(beta=0.9)))
+    torch.testing.assert_close(of_input(compiled(loop_of(snn.Leaky(beta=0.9)))), expected)
+
+
+@pytest.mark.usefixtures("whole")
 @pytest.mark.xfail(strict=True, reason="the report has no such reason yet")
 def test_explain_names_the_hook_that_keeps_a_loop() -> None:
     torch._dynamo.reset()
