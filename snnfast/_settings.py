@@ -15,10 +15,19 @@ T = TypeVar("T")
 
 
 class _Made(Generic[T]):
-    """A choice that somebody made. ``ended``: the block that it was made for was left."""
+    """A choice that somebody made.
+
+    Attributes:
+        number: The later it was made, the larger.
+        entered: It is that of a block, not of a statement.
+        ended: The block was left.
+        before: What held before it, known once it has ended.
+    """
 
     def __init__(self, value: T, number: int) -> None:
-        self.value, self.number, self.ended = value, number, False
+        self.value, self.number = value, number
+        self.entered = self.ended = False
+        self.before: _Made[T] | None = None
 
 
 class Setting(Generic[T]):
@@ -51,12 +60,21 @@ class Setting(Generic[T]):
     def undo(self, made: _Made[T], before: _Made[T] | None) -> None:
         """Return to the choice before."""
         with self._lock:
-            made.ended = True
-            self._hold.discard(made)
-            if before is not None and not before.ended:  # a block may end in another order than it began
-                self._hold.add(before)
-            self.own.set(before)
+            now = self.own.get()
+            self._end(made, before)
+            if now is not None and not now.entered and now.number > made.number:  # a statement inside of the block
+                self._end(now, before)
+            if now is None or now.ended:  # else a block inside of this one is left after it
+                while before is not None and before.ended:
+                    before = before.before
+                if before is not None:
+                    self._hold.add(before)
+                self.own.set(before)
             self.value = max(self._hold, key=lambda m: m.number).value if self._hold else self.default
+
+    def _end(self, made: _Made[T], before: _Made[T] | None) -> None:
+        made.ended, made.before = True, before
+        self._hold.discard(made)
 
 
 class Choice(Generic[T]):
@@ -83,6 +101,8 @@ class Choice(Generic[T]):
     def __enter__(self) -> None:
         if not self._holds:  # a block before has ended it
             self._choose()
+        if self._made is not None:
+            self._made[0].entered = True
 
     def __exit__(self, *exception: object) -> None:
         self._holds = False

@@ -386,8 +386,8 @@ def test_blocks_of_threads_that_overlap_leave_the_choice_as_it_was() -> None:
     first.__enter__()
     second.__enter__()
     first.__exit__(None, None, None)
-    assert not _events.enabled
+    assert not _events.setting.value
     second.__exit__(None, None, None)
-    assert _events.enabled
+    assert _events.setting.value
     with snnfast.use_events(False), snnfast.use_events(True):
-        assert _events.enabled
+        assert _events.setting.value

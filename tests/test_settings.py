@@ -60,11 +60,13 @@ def test_a_statement_holds_from_then_on(use: Any, now: Any) -> None:
 def test_a_block_restores_what_was_there(use: Any, now: Any) -> None:
     choose, a, b = use
     outside = now()
-    with choose(a):
-        assert now() == a
-        choose(b)  # a statement in a block ends with it
-        assert now() == b
-    assert now() == outside
+    for first, second in ((a, b), (b, a)):
+        with choose(first):
+            assert now() == first
+            choose(second)  # a statement in a block ends with it
+            assert now() == second
+        assert now() == outside
+        assert setting_of(use).value == outside
     choose(a)
     with pytest.raises(ZeroDivisionError), choose(b):
         raise ZeroDivisionError
@@ -80,6 +82,18 @@ def test_a_choice_can_be_made_now_and_entered_later_or_twice(use: Any, now: Any)
         with choice:
             assert now() == a
         assert now() == b
+
+
+def test_blocks_may_end_in_the_order_in_which_they_began(use: Any, now: Any) -> None:
+    choose, a, b = use
+    choose(b)
+    first, second = choose(a), choose(a)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__()
+    assert now() == setting_of(use).value == a
+    second.__exit__()
+    assert now() == setting_of(use).value == b
 
 
 def test_a_decorator_holds_in_the_function(use: Any, now: Any) -> None:
