@@ -68,7 +68,8 @@ def lacking(neuron: Neuron, reset: int, reset_delay: bool, disabled: bool) -> tu
 
 
 def lacking_of(neuron: Neuron, options: Options) -> tuple[int, ...]:
-    return lacking(neuron, options.reset, options.reset_delay, options.spike_grad is DISABLED)
+    disabled = isinstance(options.spike_grad, type(DISABLED))  # a copied layer has another one
+    return lacking(neuron, options.reset, options.reset_delay, disabled)
 
 
 def kernels_take(neuron: Neuron, apart: tuple[int, ...]) -> bool:

@@ -1,5 +1,6 @@
 """The gradient of a state that one step returned is snnTorch's on request, and who looks at it without is told."""
 
+import copy
 import warnings
 from collections.abc import Iterator
 from functools import partial
@@ -320,7 +321,7 @@ def test_nothing_else_warns() -> None:
         made[0][0].register_hook(lambda g: g)
         made[1][0].retain_grad()
         objective(made).backward()
-        made = steps(snnfast.Leaky(0.9, surrogate_disable=True), x, hook=lambda g: g)
+        made = steps(copy.deepcopy(snnfast.Leaky(0.9, surrogate_disable=True)), x, hook=lambda g: g)
         made[-2][-1].sum().backward()
         with snnfast.use_backend("reference"):
             objective(steps(layer, x, hook=lambda g: g)).backward()
