@@ -427,14 +427,12 @@ def test_a_compiled_step_follows_the_choice_that_it_is_called_under_or_makes(com
 
 
 @pytest.mark.usefixtures("whole")
-@pytest.mark.xfail(strict=True, reason="the steps are merged, and what the loop returns are records")
 def test_results_of_a_compiled_loop_have_all_of_their_gradient(compiled: Any) -> None:
     expected = of_input(in_a_loop(snntorch.Leaky(beta=0.9)), hooked)
     torch.testing.assert_close(of_input(compiled(in_a_loop(snn.Leaky(beta=0.9))), hooked), expected)
 
 
 @pytest.mark.usefixtures("whole")
-@pytest.mark.xfail(strict=True, reason="nothing in the graph reads what the node of the hook returns")
 def test_a_compiled_loop_obeys_the_hook_of_a_spike_that_was_read_before(compiled: Any) -> None:
     def loop_of(layer: Any) -> Any:
         def loop(x: Tensor) -> list[tuple[Tensor, ...]]:
@@ -452,7 +450,6 @@ def test_a_compiled_loop_obeys_the_hook_of_a_spike_that_was_read_before(compiled
 
 
 @pytest.mark.usefixtures("whole")
-@pytest.mark.xfail(strict=True, reason="the steps are merged, and the hook is one of the last record")
 def test_a_compiled_loop_obeys_the_hook_of_its_last_membrane(compiled: Any) -> None:
     def loop_of(layer: Any) -> Any:
         loop = in_a_loop(layer)
@@ -469,7 +466,6 @@ def test_a_compiled_loop_obeys_the_hook_of_its_last_membrane(compiled: Any) -> N
 
 
 @pytest.mark.usefixtures("whole")
-@pytest.mark.xfail(strict=True, reason="the report has no such reason yet")
 def test_explain_names_the_hook_that_keeps_a_loop() -> None:
     torch._dynamo.reset()
     report = snnfast.explain(in_a_loop(snnfast.Leaky(0.9), hooked), inputs(5, 2, 3).float())
