@@ -15,6 +15,7 @@ from snnfast import alpha, lapicque, leaky, rleaky, rsynaptic, synaptic
 from snnfast._backend import warn_once
 from snnfast._instances import Instances
 from snnfast._layer import SpikingLayer
+from snnfast._torch import untraced
 
 __all__ = ["LAYERS", "Alpha", "DropIn", "Lapicque", "Leaky", "RLeaky", "RSynaptic", "Synaptic", "snntorch"]
 
@@ -68,6 +69,8 @@ class DropIn(SpikingLayer):
             cls._drop_in, cls.instances = cls, Instances()
             integrate = [name for name in vars(cls._theirs) if name.startswith("_base_")]
             cls._parts = ("fire", "fire_inhibition", "mem_reset", *integrate)
+            for through_all in (cls._theirs.reset_hidden, cls._theirs.detach_hidden):
+                untraced(through_all.__func__)  # torch.compile does not follow the weak references of its list
             cls._takes_delay = "reset_delay" in inspect.signature(cls._theirs).parameters
             if hasattr(cls._theirs, "enable_homeostasis"):
                 cls.enable_homeostasis = _enable_homeostasis  # type: ignore[attr-defined]
@@ -148,12 +151,10 @@ def _entered(name: str) -> property:
     """A held state of an entry's layer."""
 
     def get(entry: _Entry) -> Tensor:
-        _not_traced()
         layer = entry.layer()
         return torch.zeros(0) if layer is None else cast(Tensor, getattr(layer, name))
 
     def set_(entry: _Entry, state: Tensor) -> None:
-        _not_traced()
         layer = entry.layer()
         if isinstance(layer, DropIn):
             layer._set_held(name, state)
@@ -165,21 +166,13 @@ def _entered(name: str) -> property:
     return property(get, set_)
 
 
-def _not_traced() -> None:
-    """Break the graph: ``torch.compile`` does not know that a weak reference leads to a layer that it traces."""
-    if torch.compiler.is_compiling():
-        torch._dynamo.graph_break()
-
-
 _entries: weakref.WeakKeyDictionary[nn.Module, _Entry] = weakref.WeakKeyDictionary()
 _lock = threading.RLock()  # a layer may be made by a finalizer, in the middle of an entry
 
 
 def _tell_snntorch(layer: DropIn) -> None:
     """Enter a layer into snnTorch's own list of neurons: ``snntorch.utils.reset`` goes through that list."""
-    # reset uses globals and weak references, which torch.compile does not follow, so it must run between two graphs.
-    # torch.compiler.disable would set the same attribute, but would import the compiler.
-    importlib.import_module("snntorch.utils").reset._torchdynamo_disable = True
+    untraced(importlib.import_module("snntorch.utils").reset)  # which has globals besides
     neurons: list[Any] = snntorch.SpikingNeuron.instances
     with _lock:
         entered = _entries.get(layer)

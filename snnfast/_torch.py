@@ -13,6 +13,7 @@ __all__ = [
     "is_forward_mode",
     "outside_of_vmap",
     "transforms_are_active",
+    "untraced",
 ]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -43,3 +44,16 @@ def constant_while_tracing(function: Function) -> Function:
     """
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
+
+
+def untraced(function: Any) -> None:
+    """Let ``torch.compile`` run a function, and all that it calls, as Python between two graphs.
+
+    ``torch.compiler.disable`` does the same, but imports the compiler, and wraps the function, which others may have
+    imported by its name. The attribute ends a graph at its call. It does not keep the compiler from the frames of the
+    call itself: what their code is marked with does.
+    """
+    function._torchdynamo_disable = True
+    frames = torch._C._dynamo.eval_frame
+    skip = frames._FrameAction.SKIP
+    frames.set_code_exec_strategy(function.__code__, frames._FrameExecStrategy(skip, skip))

@@ -1,10 +1,13 @@
 """Layers that are snnTorch's as well, compiled and exported."""
 
+import copy
+import gc
 import warnings
 from typing import Any
 
 import pytest
 import snntorch
+import snntorch.utils
 import torch
 from helpers import Bump, assert_bits_equal
 from snntorch_checks import NEURONS, as_tuple, held, make
@@ -90,4 +93,44 @@ def test_compiled_steps_are_one_graph_and_equal_eager(name: str, options: str) -
             results.append((*(o.detach() for o in (*out, *held(layer))), *grads))
         for a, b in zip(*results, strict=True):
             assert_bits_equal(a, b, f"call {i}")
+    torch._dynamo.reset()
+
+
+# ---- what goes through snnTorch's list of all neurons, in compiled code
+
+
+def reset_of_utils(net: nn.Module) -> None:
+    snntorch.utils.reset(net)
+
+
+def reset_of_the_class(net: nn.Module) -> None:
+    snn.Leaky.reset_hidden()
+    snn.Leaky.detach_hidden()
+
+
+class Resets(nn.Module):
+    def __init__(self, reset: Any) -> None:
+        super().__init__()
+        self.fc, self.lif, self.reset = nn.Linear(6, 5), snn.Leaky(beta=0.9, init_hidden=True), reset
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.reset(self)
+        return torch.stack([self.lif(self.fc(step)) for step in x])
+
+
+@pytest.mark.parametrize("reset", [reset_of_utils, reset_of_the_class])
+@torch._dynamo.config.patch(fail_on_recompile_limit_hit=True)
+def test_compiled_code_resets_states_after_networks_have_died(reset: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(snntorch.SpikingNeuron, "instances", [])
+    torch._dynamo.reset()
+    x = torch.rand(3, 2, 6) * 3
+    for _ in range(10):  # as in a cross-validation: more than torch.compile compiles one function
+        net = Resets(reset)  # now the one before dies, and stays in the list
+        gc.collect()
+        eager = copy.deepcopy(net)
+        compiled = torch.compile(net, backend="eager")
+        for _ in range(2):
+            found = compiled(x)
+            assert_bits_equal(found, eager(x))
+            found.sum().backward()
     torch._dynamo.reset()
