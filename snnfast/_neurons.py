@@ -71,7 +71,12 @@ def is_delay(module: nn.Module) -> bool:
     return any(c.__name__ == "SynapticDelay" and c.__module__.startswith("snntorch.") for c in type(module).__mro__)
 
 
-def convert(net: nn.Module) -> None:
-    """Put snnTorch's neurons on the kernels, in place. If there are none, snnTorch is not imported."""
-    if any(map(is_snntorchs, net.modules())):
-        importlib.import_module("snnfast._convert").convert(net)
+def convert(net: nn.Module) -> dict[str, str]:
+    """Put snnTorch's neurons on the kernels, in place. If there are none, snnTorch is not imported.
+
+    Returns the names of those that were left as they are, each with the reason.
+    """
+    if not any(map(is_snntorchs, net.modules())):
+        return {}
+    left: dict[str, str] = importlib.import_module("snnfast._convert").convert(net).left
+    return left

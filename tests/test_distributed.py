@@ -21,6 +21,7 @@ pytestmark = pytest.mark.skipif(
     not (dist.is_available() and dist.is_gloo_available()), reason="torch was built without gloo"
 )
 STEPS, BATCH = 5, 3
+SHARDED = ("steps", "unroll", "compiled")  # ways to run a network whose layers are sharded
 
 
 class Net(nn.Module):
@@ -70,9 +71,11 @@ class Unrolled(nn.Module):
         return torch.stack(spks), torch.stack(mems)
 
 
-def sharded(rank: int, by_unroll: bool) -> list[Tensor]:
+def sharded(rank: int, way: str) -> list[Tensor]:
     """Gradients of every parameter under ``fully_shard`` of each layer and of the whole."""
-    net = Unrolled(by_unroll)
+    net = Unrolled(by_unroll=way == "unroll")
+    if way == "compiled":
+        snnfast.compile(net)
     for module in (net.fc, net.lif, net):
         fully_shard(module, mesh=init_device_mesh("cpu", (2,)))
     register_fsdp_forward_method(net.lif, "unroll")
@@ -104,7 +107,7 @@ def work(rank: int, folder: str) -> None:
         trained.module.lif.mem.detach_()
     loss(*trained(data(rank)[-1])).backward()
     found["grads"] = [p.grad for p in trained.parameters()]
-    found["sharded"] = [sharded(rank, by_unroll) for by_unroll in (False, True)]
+    found["sharded"] = {way: sharded(rank, way) for way in SHARDED}
     found["compiled"] = [compiled(rank, around) for around in (False, True)]
     torch.save(found, f"{folder}/{rank}.pt")
     dist.barrier()
@@ -158,10 +161,10 @@ def averaged(by_unroll: bool) -> list[Tensor]:
     return [torch.stack(pair).mean(0) for pair in zip(*grads, strict=True)]  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("by_unroll", [False, True], ids=["steps", "unroll"])
-def test_fully_sharded_layers_have_the_gradients_of_one_process(ranks: list[dict[str, Any]], by_unroll: bool) -> None:
-    for found in (r["sharded"][by_unroll] for r in ranks):
-        for grad, expected in zip(found, averaged(by_unroll), strict=True):
+@pytest.mark.parametrize("way", SHARDED)
+def test_fully_sharded_layers_have_the_gradients_of_one_process(ranks: list[dict[str, Any]], way: str) -> None:
+    for found in (r["sharded"][way] for r in ranks):
+        for grad, expected in zip(found, averaged(by_unroll=way == "unroll"), strict=True):
             assert_close(grad, expected, 1e-5)
 
 

@@ -57,7 +57,7 @@ def test_a_graph_without_neurons_is_left_alone() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         x = currents()
-        assert_bits_equal(snnfast.compile(lambda x: x.relu() * 2)(x), x.relu() * 2)
+        assert_bits_equal(torch.compile(lambda x: x.relu() * 2, backend="snnfast")(x), x.relu() * 2)
 
 
 def test_a_fault_in_the_pass_falls_back_loudly(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,7 +79,7 @@ def test_a_surrogate_that_is_repeated_says_so() -> None:
     spike_grad = snnfast.surrogate.custom_surrogate(lambda z, grad, spk: grad * torch.exp(-z.abs()))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        snnfast.compile(Net(spike_grad=spike_grad))(currents())
+        torch.compile(Net(spike_grad=spike_grad), backend="snnfast")(currents())
     messages = [str(w.message) for w in caught if "5 calls of an autograd.Function run one by one" in str(w.message)]
     assert len(messages) == 2  # one for each layer, with its line
     assert "loop_nets.py" in messages[0]

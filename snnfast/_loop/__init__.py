@@ -5,10 +5,12 @@
 - ``series.py``: finds the calls that are the same at every step.
 - ``rules.py``: how one call on all time steps is written.
 - ``emission.py``, ``sums.py``, ``projection.py``: write the new graph.
-- ``backend.py``: what ``torch.compile`` calls, :func:`compile`, :func:`explain`.
+- ``backend.py``: what ``torch.compile`` calls.
+- ``entry.py``: what users call, :func:`compile` and :func:`explain`.
 """
 
-from snnfast._loop.backend import backend, compile, explain
+from snnfast._loop.backend import backend
+from snnfast._loop.entry import compile, explain
 from snnfast._loop.report import Explanation, GraphReport
 
 __all__ = ["Explanation", "GraphReport", "backend", "compile", "explain"]

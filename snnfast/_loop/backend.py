@@ -1,12 +1,11 @@
-"""The backend of ``torch.compile``, and what users call: :func:`compile`, :func:`explain`."""
+"""The backend of ``torch.compile``."""
 
-import copy
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
-import torch
-from torch import nn
 from torch.fx import GraphModule
 
 from snnfast import _backend
@@ -18,7 +17,6 @@ from snnfast._loop.emission import Emission
 from snnfast._loop.nodes import as_python_calls, is_random, is_step
 from snnfast._loop.normal import normal
 from snnfast._loop.report import (
-    Explanation,
     GraphReport,
     RefusedError,
     describe,
@@ -29,9 +27,21 @@ from snnfast._loop.report import (
     why_not,
 )
 from snnfast._loop.series import Series
-from snnfast._neurons import convert
 
 Compiled = Callable[..., Any]
+
+
+_recording: ContextVar[list[GraphReport] | None] = ContextVar("snnfast_reports", default=None)
+
+
+@contextmanager
+def recorded(reports: list[GraphReport]) -> Iterator[None]:
+    """Append the reports of the graphs that are compiled inside to a list, instead of showing their warnings."""
+    before = _recording.set(reports)
+    try:
+        yield
+    finally:
+        _recording.reset(before)
 
 
 def backend(
@@ -53,8 +63,12 @@ def backend(
         raise ValueError(f"mode: {mode!r} is one of Inductor's, and the backend 'snnfast' has none; leave it out")
     inner = _inner(options)
     merged, report = merge(gm)
-    for message in report.warnings:
-        _backend.warn_once(message)
+    recording = _recording.get()
+    if recording is not None:
+        recording.append(report)
+    else:
+        for message in report.warnings:
+            _backend.warn_once(message)
     compiled = merged.forward if inner is None else inner(merged, example_inputs)
     if verify.is_wanted() and merged is not gm:
         return verify.verified(gm, compiled, report)
@@ -107,97 +121,3 @@ def _inner(options: dict[str, Any] | None) -> Any:
     from torch._dynamo.backends.registry import lookup_backend
 
     return lookup_backend(name)
-
-
-def compile(net: Any, **options: Any) -> Any:
-    """Replace the loop over time in a network or function by one call per layer for all time steps.
-
-    If ``net`` is a network, its snnTorch layers are first put on snnfast's kernels, in place
-    (:func:`snnfast.snntorch.convert`). Then ``torch.compile(net, backend="snnfast")`` is called.
-
-    Args:
-        net: A module with a loop over time in its ``forward``, or a function with one, such as a training step.
-            Networks that a function calls are not converted: do so beforehand. A network that is compiled already, with
-            any backend, is compiled anew from the original network.
-        **options: Options of ``torch.compile``, for example ``dynamic=False``.
-
-    Returns:
-        What ``torch.compile`` returns: the same network with the same parameters, or a function.
-
-    Raises:
-        TypeError: ``net`` can't be called.
-
-    Example::
-
-        >>> import torch, snnfast
-        >>> from torch import nn
-        >>> class Net(nn.Module):
-        ...     def __init__(self):
-        ...         super().__init__()
-        ...         self.fc, self.lif = nn.Linear(784, 10), snnfast.Leaky(beta=0.9)
-        ...     def forward(self, x):  # [T, B, 784]
-        ...         mem, spk_rec = self.lif.reset_mem(), []
-        ...         for step in range(x.size(0)):
-        ...             spk, mem = self.lif(self.fc(x[step]), mem)
-        ...             spk_rec.append(spk)
-        ...         return torch.stack(spk_rec)
-        >>> net = snnfast.compile(Net())
-        >>> net(torch.rand(25, 128, 784)).shape
-        torch.Size([25, 128, 10])
-    """
-    net = _checked(net)
-    if isinstance(net, nn.Module):
-        convert(net)
-    return torch.compile(net, backend="snnfast", **options)
-
-
-def _checked(net: Any) -> Any:
-    """What was given, and of a network that is compiled already the network itself.
-
-    ``torch.compile`` makes a function without parameters of the former, and would not call the backend again.
-    """
-    if not callable(net):
-        raise TypeError(f"net: expected a torch.nn.Module or a function, got {type(net).__name__}")
-    return net._orig_mod if isinstance(net, torch._dynamo.OptimizedModule) else net
-
-
-def explain(net: Any, *inputs: Any, **named: Any) -> Explanation:
-    """Explain what :func:`compile` does with a network or a function: what is merged, repeated or refused, and why.
-
-    It works on a copy of a network, so that the network does not change. A function is called once.
-
-    Args:
-        net: As for :func:`compile`, compiled already or not.
-        *inputs: Arguments of the call.
-        **named: Named arguments of the call.
-
-    Returns:
-        An :class:`Explanation`, with one :class:`GraphReport` for each graph. ``print`` it.
-
-    Raises:
-        TypeError: ``net`` can't be called.
-
-    Example::
-
-        >>> import torch, snnfast
-        >>> lif = snnfast.Leaky(beta=0.9)
-        >>> def loop(x, mem):
-        ...     for step in range(5):
-        ...         spk, mem = lif(x[step], mem)
-        ...     return spk
-        >>> print(snnfast.explain(loop, torch.rand(5, 3), torch.zeros(3)).graphs[0].merged[0])
-        5 steps of leaky: one unroll
-    """
-    net = _checked(net)
-    reports: list[GraphReport] = []
-
-    def recording(gm: GraphModule, example_inputs: Any) -> Compiled:
-        merged, report = merge(gm)
-        reports.append(report)
-        return merged.forward
-
-    if isinstance(net, nn.Module):
-        net = copy.deepcopy(net)
-        convert(net)
-    torch.compile(net, backend=recording)(*inputs, **named)  # type: ignore[no-untyped-call]
-    return Explanation(reports)

@@ -1,0 +1,423 @@
+"""``snnfast.compile(net)`` changes a network in place, which then lives in a program as before."""
+
+import copy
+import gc
+import pickle
+import statistics
+import time
+import warnings
+import weakref
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import assert_bits_equal
+from loop_nets import Feedback, Net, currents
+from torch import Tensor, nn
+from torch._dynamo.utils import counters
+
+import snnfast
+
+pytestmark = pytest.mark.usefixtures("nothing_compiled")
+
+
+def graphs() -> int:
+    return int(counters["stats"]["unique_graphs"])
+
+
+def assert_same(compiled: Any, net: Any, x: Tensor) -> None:
+    for a, b in zip(compiled(x), net(x), strict=True):
+        assert_bits_equal(a, b)
+
+
+def assert_compiled(net: nn.Module) -> None:
+    before = graphs()
+    net(currents(T=3))
+    assert graphs() == before + 1
+
+
+def assert_not_compiled(net: nn.Module) -> None:
+    before = graphs()
+    net(currents(T=4))
+    assert graphs() == before
+
+
+# ---- the network stays what it is
+
+
+def test_it_returns_the_network_itself_with_the_same_type_and_keys() -> None:
+    net = Net()
+    keys = list(net.state_dict())
+    compiled = snnfast.compile(net)
+    assert compiled is net
+    assert type(compiled) is Net
+    assert list(compiled.state_dict()) == keys
+    assert_compiled(net)
+
+
+def test_a_checkpoint_is_that_of_the_network_in_both_directions(tmp_path: Path) -> None:
+    plain, compiled, x = Net(), snnfast.compile(Net()), currents()
+    compiled(x)
+    torch.save(compiled.state_dict(), tmp_path / "compiled.pt")
+    plain.load_state_dict(torch.load(tmp_path / "compiled.pt"))
+    assert_same(compiled, plain, x)
+    other = Net()
+    compiled.load_state_dict(other.state_dict())
+    assert_same(compiled, other, x)
+
+
+@pytest.mark.parametrize("how", ["deepcopy", "pickle", "save"])
+def test_a_copy_is_the_network_uncompiled_and_can_be_compiled(how: str, tmp_path: Path) -> None:
+    net, x = snnfast.compile(Net()), currents()
+    net(x)
+    if how == "deepcopy":
+        copied = copy.deepcopy(net)
+    elif how == "pickle":
+        copied = pickle.loads(pickle.dumps(net))
+    else:
+        torch.save(net, tmp_path / "net.pt")
+        copied = torch.load(tmp_path / "net.pt", weights_only=False)
+    assert_not_compiled(copied)
+    with torch.no_grad():
+        for p in net.parameters():  # those of the copy are its own
+            p.mul_(0.5)
+    assert not torch.equal(copied(x)[1], net(x)[1])
+    net.load_state_dict(copied.state_dict())
+    assert_same(net, copied, x)
+    assert_compiled(snnfast.compile(copied))
+    assert_same(copied, net, x)
+
+
+def test_reset_of_snntorch_reaches_its_layers() -> None:
+    snntorch = pytest.importorskip("snntorch")
+    from snntorch import utils
+
+    class Held(nn.Module):
+        """A step: the loop is outside, as in snnTorch's tutorials 6 and 7."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.lif = nn.Linear(12, 5), snntorch.Leaky(beta=0.9, init_hidden=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.lif(self.fc(x))
+
+    plain = Held()
+    net = snnfast.compile(copy.deepcopy(plain))
+    for batch in torch.rand(2, 5, 3, 12) * 3:
+        found = []
+        for model in (plain, net):
+            utils.reset(model)
+            found.append(torch.stack([model(step) for step in batch]))
+        assert_bits_equal(*found)
+        found[1].sum().backward()
+
+
+def test_a_probe_of_snntorch_records_every_step() -> None:
+    snntorch = pytest.importorskip("snntorch")
+    from snntorch.functional import probe
+
+    plain, x = Net(snntorch.Leaky), currents()
+    net = snnfast.compile(copy.deepcopy(plain))
+    monitors = [probe.OutputMonitor(model, snntorch.Leaky) for model in (plain, net)]
+    for model in (plain, net):
+        model(x)
+        model(x)
+    assert len(monitors[0].records) == 20
+    for expected, found in zip(*(monitor.records for monitor in monitors), strict=True):
+        for a, b in zip(found, expected, strict=True):
+            assert_bits_equal(a, b)
+
+
+def test_a_way_back() -> None:
+    net, x = Net(), currents()
+    other = copy.deepcopy(net)
+    snnfast.compile(net)(x)
+    net._compiled_call_impl = None
+    assert_not_compiled(net)
+    assert_same(net, other, x)
+
+
+def test_hooks_that_were_registered_before_the_first_call_are_called() -> None:
+    net, x = Net(), currents()
+    expected = copy.deepcopy(net)(x)
+    net.register_forward_pre_hook(lambda module, inputs: (inputs[0] * 2,))
+    net.register_forward_hook(lambda module, inputs, outputs: (outputs[0] + 1, outputs[1]))
+    net.fc1.register_forward_hook(lambda module, inputs, output: output / 2)
+    snnfast.compile(net)
+    with torch.no_grad():
+        net.fc1.bias.zero_()
+    expected = net.forward(x * 2)
+    spk, mem = net(x)
+    assert_bits_equal(spk, expected[0] + 1)
+    assert_bits_equal(mem, expected[1])
+
+
+def test_it_is_called_with_names_and_as_a_part_of_a_network() -> None:
+    net, x = Net(), currents()
+    other = copy.deepcopy(net)
+    snnfast.compile(net)
+    assert_same(lambda x: net(x=x), other, x)
+    assert_same(nn.Sequential(net), other, x)
+
+
+def test_a_compiled_network_in_a_compiled_network_or_function_is_a_part_of_its_graph() -> None:
+    inner, x = snnfast.compile(Net()), currents()
+    other = copy.deepcopy(inner)
+    for outer in (snnfast.compile(nn.Sequential(inner)), snnfast.compile(lambda x: inner(x))):
+        before = graphs()
+        assert_same(outer, other, x)
+        assert graphs() == before + 1
+    inner.register_forward_hook(lambda module, inputs, outputs: (outputs[0] + 1, outputs[1]))
+    assert_bits_equal(snnfast.compile(lambda x: inner(x))(x)[0], other(x)[0] + 1)
+    assert_same(inner, lambda x: (other(x)[0] + 1, other(x)[1]), x)
+
+
+def test_parameters_of_a_functional_call_are_used() -> None:
+    net, x = snnfast.compile(Net()), currents()
+    net(x)
+    parameters = {name: p.detach() * 0.5 for name, p in net.named_parameters()}
+    found = torch.func.functional_call(net, parameters, (x,))
+    other = Net()
+    other.load_state_dict({**other.state_dict(), **parameters})
+    for a, b in zip(found, other(x), strict=True):
+        assert_bits_equal(a, b)
+
+
+def test_a_compiled_network_can_be_exported() -> None:
+    net, x = snnfast.compile(Net()), currents()
+    expected = net(x)
+    with torch.no_grad():
+        exported = torch.export.export(net, (x,))
+    for a, b in zip(exported.module()(x), expected, strict=True):
+        assert_bits_equal(a, b)
+
+
+# ---- compiled again
+
+
+def test_compiled_twice_with_other_options_it_is_compiled_anew() -> None:
+    net, x = Net(), currents()
+    other = copy.deepcopy(net)
+    assert_same(snnfast.compile(net), other, x)
+    before = graphs()
+    snnfast.compile(net, options={"inner": "aot_eager"})
+    assert_same(net, other, x)
+    assert graphs() == before + 1
+    assert_same(net, other, x)
+    assert graphs() == before + 1
+
+
+def test_explain_of_a_compiled_network() -> None:
+    net, x = snnfast.compile(Net()), currents()
+    for _ in range(2):  # before its first call and after it
+        (graph,) = snnfast.explain(net, x).graphs
+        assert "5 x linear" in graph.merged
+        net(x)
+
+
+@pytest.mark.parametrize("how", ["function", "decorator", "method"])
+def test_a_compiled_function_is_a_function(how: str) -> None:
+    net, x = Net(), currents()
+    other = copy.deepcopy(net)
+    if how == "function":
+        loop = snnfast.compile(lambda x: net(x))
+    elif how == "decorator":
+
+        @snnfast.compile
+        def loop(x: Tensor) -> Any:
+            """A loop."""
+            return net(x)
+
+        assert (loop.__name__, loop.__doc__) == ("loop", "A loop.")
+    else:
+
+        class Other(Net):
+            @snnfast.compile
+            def forward(self, x: Tensor) -> Any:
+                return super().forward(x)
+
+        loop = Other()
+        loop.load_state_dict(net.state_dict())
+    before = graphs()
+    assert_same(loop, other, x)
+    assert_same(loop, other, x)
+    assert graphs() == before + 1
+
+
+# ---- a cache for each network
+
+
+class Sized(nn.Module):
+    """A network of any size; with a call of ``reset`` that splits its graph, or without."""
+
+    def __init__(self, size: int, split: bool) -> None:
+        super().__init__()
+        self.fc, self.lif, self.split = nn.Linear(12, size), snnfast.Leaky(beta=0.9), split
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.split:
+            torch._dynamo.graph_break()
+        mem, spks = self.lif.reset_mem(), []
+        for step in x:
+            spk, mem = self.lif(self.fc(step), mem)
+            spks.append(spk)
+        return torch.stack(spks)
+
+
+OWN_CACHES_OF_PARTS = "isolate_recompiles" in torch.compile.__kwdefaults__
+
+
+@pytest.mark.parametrize("split", [False, True], ids=["whole", "split"])
+@torch._dynamo.config.patch(fail_on_recompile_limit_hit=True)
+def test_twenty_sizes_of_one_class_are_equally_fast(split: bool) -> None:
+    if split and not OWN_CACHES_OF_PARTS:
+        pytest.skip("torch.compile of this torch has one cache for what the calls of a function are split into")
+    x = torch.rand(5, 8, 12)
+    nets = [snnfast.compile(Sized(size, split)) for size in range(20, 40)]
+    best = [float("inf")] * len(nets)
+    for _ in range(50):
+        for number, net in enumerate(nets):
+            start = time.process_time()
+            net(x).sum().backward()
+            best[number] = min(best[number], time.process_time() - start)
+    assert max(best) <= 1.5 * statistics.median(best), best
+
+
+@pytest.mark.parametrize("split", [False, True], ids=["whole", "split"])
+def test_a_network_that_dies_frees_its_parameters_and_what_was_compiled(split: bool) -> None:
+    net = snnfast.compile(Sized(9, split))
+    net(currents()).sum().backward()
+    net(currents())
+    died = [weakref.ref(o) for o in (net, net.fc.weight, net._compiled_call_impl)]
+    del net
+    gc.collect()
+    assert [ref() for ref in died] == [None] * 3
+
+
+# ---- a network that gains nothing runs as it is
+
+
+class Rounded(torch.autograd.Function):
+    """A straight-through estimator."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor) -> Tensor:
+        return (weight * 8).round() / 8
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient
+
+
+class Quantised(Net):
+    """An ``autograd.Function`` is called for each step of a neuron."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        mem1, mem2 = self.lif1.reset_mem(), self.lif2.reset_mem()
+        for step in x:
+            spk, mem1 = self.lif1(Rounded.apply(self.fc1(step)), mem1)
+            spk, mem2 = self.lif2(Rounded.apply(self.fc2(spk)), mem2)
+        return spk, mem2
+
+
+class OneStep(Net):
+    """The loop is outside."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        spk, _ = self.lif1(self.fc1(x[0]), torch.zeros(x.shape[1], 9))
+        return self.lif2(self.fc2(spk), torch.zeros(x.shape[1], 4))
+
+
+def slstm() -> nn.Module:
+    snntorch = pytest.importorskip("snntorch")
+
+    class WithSLSTM(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = snntorch.SLSTM(12, 5)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            syn, mem = self.lstm.reset_mem()
+            for step in x:
+                spk, syn, mem = self.lstm(step, syn, mem)
+            return spk, mem
+
+    return WithSLSTM()
+
+
+GAINS_NOTHING = {
+    "no kernel": (slstm, "WithSLSTM runs as it is, without torch.compile: lstm: snnfast has no kernel for SLSTM$"),
+    "one step": (OneStep, "OneStep runs as it is, without torch.compile: 1 step of leaky .*The loop may be outside"),
+    "functions": (Quantised, "10 steps of neurons are merged, but 10 calls of an autograd.Function are not"),
+    "no neuron": (lambda: nn.Linear(12, 5), "Linear runs as it is, without torch.compile: there is no step of a"),
+}
+
+
+@pytest.mark.parametrize(("make", "reason"), GAINS_NOTHING.values(), ids=GAINS_NOTHING)
+def test_a_network_that_gains_nothing_runs_as_it_is_and_one_warning_says_why(make: Any, reason: str) -> None:
+    net, x = make(), currents()
+    other = copy.deepcopy(net)
+    snnfast.compile(net)
+    with pytest.warns(UserWarning, match=reason) as caught:
+        net(x)
+    assert len([w for w in caught if str(w.message).startswith("snnfast: ")]) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        assert_not_compiled(net)
+        for a, b in zip(net(x), other(x), strict=True):
+            assert_bits_equal(a, b)
+        snnfast.compile(make())(x)  # the same reason of the same class
+
+
+def test_another_reason_or_class_has_a_warning_of_its_own() -> None:
+    for make in (OneStep, Quantised, type("Another", (Quantised,), {})):
+        with pytest.warns(UserWarning, match=f"{make.__name__} runs as it is"):
+            snnfast.compile(make())(currents())
+
+
+def test_a_function_that_gains_nothing_runs_as_it_is() -> None:
+    net, x = OneStep(), currents()
+    step = snnfast.compile(lambda x: net(x))
+    with pytest.warns(UserWarning, match="<lambda> runs as it is"):
+        step(x)
+    assert_not_compiled(step)
+
+
+def test_calls_with_and_without_gradients_decide_for_themselves() -> None:
+    """An ``autograd.Function`` costs more only where its backward pass is recorded."""
+    net, x = snnfast.compile(Quantised()), currents()
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        net(x)
+    with pytest.warns(UserWarning, match="Quantised runs as it is"):
+        net(x)
+    assert_not_compiled(net)
+    with torch.no_grad():
+        assert_compiled(net)
+
+
+def test_a_first_call_that_fails_or_runs_under_the_reference_decides_nothing() -> None:
+    net, x = snnfast.compile(Net()), currents()
+    with pytest.raises(RuntimeError):
+        net(torch.rand(5, 3, 7))
+    with snnfast.use_backend("reference"):
+        net(x)
+    with torch.compiler.set_stance("force_eager"):
+        net(x)
+    assert_compiled(net)
+
+
+def test_what_merges_only_layers_without_a_state_stays_compiled() -> None:
+    net = snnfast.compile(Feedback())
+    with pytest.warns(UserWarning, match="5 steps of leaky run one by one"):
+        net(currents())
+    assert_compiled(net)
+
+
+def test_with_another_backend_behind_it_a_network_stays_compiled() -> None:
+    net = snnfast.compile(OneStep(), options={"inner": "aot_eager"})
+    with pytest.warns(UserWarning, match="runs as it is"):
+        net(currents())
+    assert_compiled(net)
