@@ -13,6 +13,7 @@ from . import (
     epoch,
     held,
     kinds,
+    loops,
     overhead,
     page,
     parity,
@@ -28,7 +29,9 @@ from .bars import Found
 from .measure import machine
 from .registry import suites
 
-MEASURING_ONE_THING = ("parity", "epoch", "kinds", "compile", "overhead", "pool", "products", "held", "rounding")
+MEASURING_ONE_THING = (
+    "parity", "epoch", "kinds", "compile", "overhead", "loops", "pool", "products", "held", "rounding",
+)  # fmt: skip
 
 MEASURING_NOTHING = ("list", "page", "docs")
 
@@ -57,6 +60,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     counting = command("kinds", kinds.run, "time one call per step with integer, float64, numpy and half parameters")
     command("compile", compilation.run, "measure what compiling a loop costs: seconds over T, and how often")
     adding = command("overhead", overhead.run, "measure what torch.compile adds where nothing can be merged")
+    looping = command("loops", loops.run, "time every loop of the tests compiled and not compiled (needs pytest)")
     command("pool", pool.run, "measure the memory that is kept of freed outputs, and the time that it saves")
     multiplying = command("products", products.run, "time spikes as bits times weights, and PyTorch's dense product")
     command("held", held.run, "count the bytes that networks hold for their backward pass")
@@ -107,6 +111,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     spiking.add_argument("--out", type=Path, required=True, metavar="FILE.svg", help="the figure")
     multiplying.add_argument("--seconds", type=float, default=5.0, help="per share of spikes (default: %(default)s)")
     adding.add_argument("--seconds", type=float, default=20.0, help="per network (default: %(default)s)")
+    looping.add_argument("--seconds", type=float, default=0.5, help="per loop (default: %(default)s)")
     counting.add_argument("--seconds", type=float, default=20.0, help="per shape (default: %(default)s)")
     for name, each in commands.choices.items():
         if name not in MEASURING_NOTHING:

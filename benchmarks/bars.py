@@ -65,6 +65,7 @@ BARS: dict[str, dict[str | tuple[str, str], float]] = {
 COMPILE_TIME = 1 / 8  # compile: seconds / those of snnTorch's network under torch.compile
 COMPILATIONS = 3  # compile: graphs of a training with a smaller last batch and with evaluation
 OVERHEAD = 1.05  # overhead: a training step under torch.compile with nothing to merge / one that is not compiled
+LOOPS = 0.95  # loops: each loop of the tests / the same compiled; at least
 ACCURACY, ACCURACY_DIFFERENCE = 0.905, 0.005  # epoch: share of the test images, mean over the seeds
 NUMBER_KIND, HALF_KIND = 1.1, 1.4  # kinds: time / that of float32
 IDLE = 0.25  # pool: of the bytes of the largest step, or 1 GiB if that is more

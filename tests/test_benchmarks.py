@@ -22,8 +22,8 @@ from benchmarks.workloads import build, make_data
 CPU = torch.device("cpu")
 SUITES = ["lif", "loop", "neurons", "tutorial5", "events", "conv", "long", "framework", "memory", "inference"]
 COMMANDS = [
-    "store", "list", "run", "check", "parity", "epoch", "kinds", "compile", "overhead", "pool", "products", "held",
-    "rounding", "page", "docs", "raster",
+    "store", "list", "run", "check", "parity", "epoch", "kinds", "compile", "overhead", "loops", "pool", "products",
+    "held", "rounding", "page", "docs", "raster",
 ]  # fmt: skip
 EMPTY_ARCHIVE = bytes(10240)  # as tar makes it
 SMALLEST = "lif [1, 1, 10] float32, forward"

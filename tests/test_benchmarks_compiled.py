@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command_line
-from benchmarks import compilation, overhead, run, runner
+from benchmarks import compilation, loops, overhead, run, runner
 from benchmarks.peers import PEERS
 from benchmarks.peers.ours import LOOPED, OURS, WITH_LOSS
 from benchmarks.peers.snntorch_loop import HOISTED, LOOP, NETWORK
@@ -52,7 +52,7 @@ def test_in_the_recurrent_case_there_is_nothing_to_merge():
     case = replace(next(case for case in CASES if case.kind == "recurrent"), T=4, B=2)
     data = make_data(case, CPU)
     candidates = [build(case, PEERS[name], data) for name in (OURS, LOOPED)]
-    with pytest.warns(UserWarning, match="runs as it is, step by step"):
+    with pytest.warns(UserWarning, match="loop runs as it is, without torch.compile"):
         eager, compiled = (candidate.forward()[0] for candidate in candidates)
     assert torch.equal(eager, compiled)
     assert eager.any()
@@ -114,3 +114,16 @@ def test_what_compilation_adds_is_printed_by_backend_and_judged(monkeypatch, cap
     lines = capsys.readouterr().out.splitlines()
     assert all(sum(line.startswith(name) and line.count("(") == 2 for line in lines) == 1 for name in overhead.CASES)
     assert lines[-1].startswith("holds")
+
+
+def test_loops_prints_each_loop_and_judges_the_least_gain(monkeypatch, capsys):
+    pytest.importorskip("snntorch")
+    programs = loops._programs()
+    monkeypatch.setattr(loops, "_programs", lambda: {name: programs[name] for name in ("tutorial5", "no-step")})
+    monkeypatch.setattr(loops, "LOOPS", 1e-6)
+    assert command_line.main(["loops", "--seconds", "0"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines if line.startswith(("tutorial5", "no-step"))] == ["tutorial5", "no-step"]
+    assert lines[-1].startswith("holds")
+    monkeypatch.setattr(loops, "LOOPS", 1e6)
+    assert command_line.main(["loops", "--seconds", "0"]) == 1
