@@ -67,8 +67,9 @@ class Program:
         batches = (2, 3, 4) if self.train else (1, 2, 3, 4)  # of one sample, batch norm has no statistics
         batch, calls = self.draw.choice(batches), 2 if self.carries or self.some(0.12) else 1
         self.settings = {
-            "number": number, "attempt": attempt, "dtype": self.dtype, "train": self.train, "grad": self.grad, "x_grad": x_grad,
-            "leaf": self.some(0.4), "held_in_loss": self.some(0.3), "carries": self.carries and self.draw.choice(("held", "detached")),
+            "number": number, "attempt": attempt, "dtype": self.dtype, "train": self.train,
+            "grad": self.grad, "x_grad": x_grad, "leaf": self.some(0.4), "held_in_loss": self.some(0.3),
+            "carries": self.carries and self.draw.choice(("held", "detached")),
             "snntorch": plain, "same_input": self.some(0.05), "strided_input": self.some(0.08), "calls": [],
         }  # fmt: skip
         for i in range(calls):

@@ -3,109 +3,111 @@
 import re
 
 from random_source import Source, Value
-from random_statements import fill, in_block, statements
+from random_statements import in_block, statements
 
 APPENDS = ("{L}.append({v})",) * 12 + (
-    "{L} += [{v}]", "{L} = [*{L}, {v}]", "{L}.insert(0, {v})", "{L}.extend([{v}, {v} * 2])", "if t % 2 == 0:\n    {L}.append({v})",
-    "{L}.append({v}.detach())", "{L}.append({v}.clone())", "{L}.append({v}[:])", "{L}.append({v}.data)", "{L}.append({v} * 1)",
-    "with torch.no_grad():\n    {L}.append({v})", "with torch.no_grad():\n    {L}.append({v} * 1)", "{L}.append({v} if t else {v}.detach())",
+    "{L} += [{v}]", "{L} = [*{L}, {v}]", "{L}.insert(0, {v})", "{L}.extend([{v}, {v} * 2])",
+    "if t % 2 == 0:\n    {L}.append({v})", "{L}.append({v}.detach())", "{L}.append({v}.clone())", "{L}.append({v}[:])",
+    "{L}.append({v}.data)", "{L}.append({v} * 1)", "with torch.no_grad():\n    {L}.append({v})",
+    "with torch.no_grad():\n    {L}.append({v} * 1)", "{L}.append({v} if t else {v}.detach())",
 )  # fmt: skip
 # Of a list: to a record, to a tensor of one step, to a list, to anything.
 STACKS = (
-    *("torch.stack({L})",) * 8, "torch.stack({L}, 0)", "torch.stack({L}, dim=0)", "torch.stack({L}, axis=0)", "torch.stack(tensors={L})", "torch.stack(tuple({L}))",
-    "torch.stack([q for q in {L}])", "torch.stack([q.clone() for q in {L}])", "torch.stack([q.detach() for q in {L}])", "torch.stack({L}[::-1])", "torch.stack({L}[:])",
-    "torch.stack([q * 1 for q in {L}])", "torch.cat([q[None] for q in {L}])", "torch.cat([q.unsqueeze(0) for q in {L}], axis=0)", "torch.stack({L}, 1).transpose(0, 1)",
-    "torch.stack({L}, axis=1).transpose(0, 1)", "torch.stack({L}, -1).movedim(-1, 0)", "torch.stack([q.data for q in {L}])", "torch.stack([*{L}])",
-    "torch.nn.utils.rnn.pad_sequence({L}).transpose(0, 1)", "torch.stack({L}).clone()", "torch.stack({L}, out=torch.empty(0))", "torch.stack(dim=0, tensors={L})",
-    "torch.stack({L}, axis=1).swapaxes(0, 1).contiguous()", "torch.cat({L}).view(len({L}), *{L}[0].shape)", "torch.concat({L}, axis=-1).unflatten(-1, (len({L}), -1)).movedim(-2, 0)",
-    "torch.stack([q.view_as(q) for q in {L}])", "torch.stack({L}).detach()", "torch.stack({L}) * 1", "torch.vstack([q[None] for q in {L}])", "torch.stack([{L}[t] for t in range(len({L}))])",
+    *("torch.stack({L})",) * 8, "torch.stack({L}, 0)", "torch.stack({L}, dim=0)", "torch.stack({L}, axis=0)",
+    "torch.stack(tensors={L})", "torch.stack(tuple({L}))", "torch.stack([q for q in {L}])",
+    "torch.stack([q.clone() for q in {L}])", "torch.stack([q.detach() for q in {L}])", "torch.stack({L}[::-1])",
+    "torch.stack({L}[:])", "torch.stack([q * 1 for q in {L}])", "torch.cat([q[None] for q in {L}])",
+    "torch.cat([q.unsqueeze(0) for q in {L}], axis=0)", "torch.stack({L}, 1).transpose(0, 1)",
+    "torch.stack({L}, axis=1).transpose(0, 1)", "torch.stack({L}, -1).movedim(-1, 0)",
+    "torch.stack([q.data for q in {L}])", "torch.stack([*{L}])", "torch.nn.utils.rnn.pad_sequence({L}).transpose(0, 1)",
+    "torch.stack({L}).clone()", "torch.stack({L}, out=torch.empty(len({L}), *{L}[0].shape))",
+    "torch.stack(dim=0, tensors={L})", "torch.stack({L}, axis=1).swapaxes(0, 1).contiguous()",
+    "torch.cat({L}).view(len({L}), *{L}[0].shape)",
+    "torch.concat({L}, axis=-1).unflatten(-1, (len({L}), -1)).movedim(-2, 0)",
+    "torch.stack([q.view_as(q) for q in {L}])", "torch.stack({L}).detach()", "torch.stack({L}) * 1",
+    "torch.vstack([q[None] for q in {L}])", "torch.stack([{L}[t] for t in range(len({L}))])",
 )  # fmt: skip
 SUMS = (
-    *("sum({L})", "torch.stack({L}).sum(0)") * 3, "torch.stack({L}).sum(dim=0)", "torch.stack({L}).sum(axis=0)", "torch.sum(torch.stack({L}), axis=0)", "sum({L}[1:], {L}[0])",
-    "functools.reduce(torch.add, {L})", "torch.stack({L}).mean(0)", "torch.stack({L}, axis=1).sum(axis=1)", "torch.stack({L}).amax(0)", "torch.stack({L}).max(0).values",
-    "torch.stack({L}).nanmedian(0).values", "torch.stack({L}).median(dim=0).values", "torch.stack({L}).kthvalue(1, 0).values", "torch.stack({L}).sort(0).values[0]",
-    "torch.stack({L}).logsumexp(0)", "torch.stack({L}).std(0, correction=0)", "{L}[-1]", "{L}[0]", "torch.stack({L})[-1]", "sum({L}) / len({L})", "torch.stack({L}).prod(0)",
-    "torch.einsum('t...->...', torch.stack({L}))", "torch.stack({L}).cumsum(0)[-1]", "torch.stack({L}[-2:]).sum(0)", "sum(q.detach() for q in {L})", "torch.add(*{L}[:2])",
-    "torch.stack({L}).sum(axis=0, keepdims=True)[0]", "torch.sum(keepdim=True, dim=0, input=torch.stack({L})).squeeze(0)", "torch.stack({L}).mean(axis=0)", "torch.stack({L}).topk(1, 0)[0][0]",
-    "torch.mean(torch.stack({L}, axis=-1), -1)", "torch.stack({L}).mode(0)[0]", "torch.stack({L}).quantile(0.5, 0)", "sum({L}).detach()", "max({L}, key=lambda q: q.shape[0])",
+    *("sum({L})", "torch.stack({L}).sum(0)") * 3, "torch.stack({L}).sum(dim=0)", "torch.stack({L}).sum(axis=0)",
+    "torch.sum(torch.stack({L}), axis=0)", "sum({L}[1:], {L}[0])", "functools.reduce(torch.add, {L})",
+    "torch.stack({L}).mean(0)", "torch.stack({L}, axis=1).sum(axis=1)", "torch.stack({L}).amax(0)",
+    "torch.stack({L}).max(0).values", "torch.stack({L}).nanmedian(0).values", "torch.stack({L}).median(dim=0).values",
+    "torch.stack({L}).kthvalue(1, 0).values", "torch.stack({L}).sort(0).values[0]", "torch.stack({L}).logsumexp(0)",
+    "torch.stack({L}).std(0, correction=0)", "{L}[-1]", "{L}[0]", "torch.stack({L})[-1]", "sum({L}) / len({L})",
+    "torch.stack({L}).prod(0)", "torch.einsum('t...->...', torch.stack({L}))", "torch.stack({L}).cumsum(0)[-1]",
+    "torch.stack({L}[-2:]).sum(0)", "sum(q.detach() for q in {L})", "torch.add(*{L}[:2])",
+    "torch.stack({L}).sum(axis=0, keepdims=True)[0]",
+    "torch.sum(keepdim=True, dim=0, input=torch.stack({L})).squeeze(0)", "torch.stack({L}).mean(axis=0)",
+    "torch.stack({L}).topk(1, 0)[0][0]", "torch.mean(torch.stack({L}, axis=-1), -1)", "torch.stack({L}).mode(0)[0]",
+    "torch.stack({L}).quantile(0.5, 0)", "sum({L}).detach()", "max({L}, key=lambda q: q.shape[0])",
     "sum((t + 1) * q for t, q in enumerate({L}))", "torch.stack({L}).softmax(0)[0]", "torch.stack({L}).sum(0).data",
 )  # fmt: skip
 TO_LISTS = (
-    "{L}[::-1]",
-    "list({L})",
-    "{L}",
-    "[q.detach() for q in {L}]",
-    "[q.clone() for q in {L}]",
-    "{L}[1:]",
-    "[q * 2 for q in {L}]",
-    "[q[:] for q in {L}]",
-)
+    "{L}[::-1]", "list({L})", "{L}", "[q.detach() for q in {L}]", "[q.clone() for q in {L}]", "{L}[1:]",
+    "[q * 2 for q in {L}]", "[q[:] for q in {L}]",
+)  # fmt: skip
 # Several results of one list, in one place.
 SEVERAL = (
-    "torch.stack({L}), torch.stack({L})", "torch.stack({L}), torch.cat({L})", "torch.stack({L}), torch.stack({L}, 1)", "torch.stack({L}), torch.stack({L}[:2])",
-    "torch.stack({L}), {L}[-1]", "torch.stack({L}), torch.stack([q.clone() for q in {L}])", "torch.stack({L}), torch.stack([q.detach() for q in {L}])", "{L}, torch.stack({L})",
-    "sum({L}), torch.stack({L}).sum(0)", "torch.stack({L}), torch.stack({L}).sum(0)", "{L}, {L}", "{L}, {L}[0]", "torch.stack({L}, -1), torch.stack({L}, dim=-1)", "sum({L}), sum({L})",
-    "torch.stack({L})[0], {L}[0]", "torch.stack({L}).unbind(0), torch.stack({L})", "torch.stack({L}).split(1)", "torch.stack({L})[1:], torch.stack({L})[:-1]", "{L}[::2], {L}[1::2]",
-    "torch.stack({L}), torch.stack({L}).transpose(0, 1)", "torch.stack({L}).view(-1), torch.stack({L}).flatten(1)", "torch.stack({L}), torch.stack({L}).detach()",
-    "torch.stack({L}, axis=1).softmax(1)", "torch.cat({L}, axis=1)", "torch.cat({L}, -1)", "torch.stack({L}).expand(2, *[-1] * torch.stack({L}).dim())", "torch.cat({L}), torch.cat({L}, 0)",
+    "torch.stack({L}), torch.stack({L})", "torch.stack({L}), torch.cat({L})", "torch.stack({L}), torch.stack({L}, 1)",
+    "torch.stack({L}), torch.stack({L}[:2])", "torch.stack({L}), {L}[-1]",
+    "torch.stack({L}), torch.stack([q.clone() for q in {L}])",
+    "torch.stack({L}), torch.stack([q.detach() for q in {L}])", "{L}, torch.stack({L})",
+    "sum({L}), torch.stack({L}).sum(0)", "torch.stack({L}), torch.stack({L}).sum(0)", "{L}, {L}", "{L}, {L}[0]",
+    "torch.stack({L}, -1), torch.stack({L}, dim=-1)", "sum({L}), sum({L})", "torch.stack({L})[0], {L}[0]",
+    "torch.stack({L}).unbind(0), torch.stack({L})", "torch.stack({L}).split(1)",
+    "torch.stack({L})[1:], torch.stack({L})[:-1]", "{L}[::2], {L}[1::2]",
+    "torch.stack({L}), torch.stack({L}).transpose(0, 1)", "torch.stack({L}).view(-1), torch.stack({L}).flatten(1)",
+    "torch.stack({L}), torch.stack({L}).detach()", "torch.stack({L}, axis=1).softmax(1)", "torch.cat({L}, axis=1)",
+    "torch.cat({L}, -1)", "torch.stack({L}).expand(2, *[-1] * torch.stack({L}).dim())",
+    "torch.cat({L}), torch.cat({L}, 0)",
 )  # fmt: skip
 OF_RECORDS = (
-    "{R}.detach()", "{R}.clone()", "{R} * 2", "{R}.flip(0)", "{R}.contiguous()", "{R}[:]", "{R}.cumsum(0)", "{R}.softmax(0)", "torch.stack(list({R}))", "torch.stack({R}.unbind(0))",
-    "torch.stack([{R}[t] for t in range({R}.shape[0])])", "torch.cat({R}.split(1))", "torch.cat({R}.chunk(2))", "{R} * {Q}", "{R} + {Q}", "{R} * (1 + {Q})", "{R}.data",
-    "{R}.transpose(0, 1).transpose(0, 1)", "{R} - {Q}.mean(0)", "{R}.view_as({R})", "{R} * {Q}.sum(axis=0)", "torch.stack(torch.unbind({R}, dim=0))", "torch.sort({R}, 0)[0]", "{R} * (1 + {Q}[-1])",
+    "{R}.detach()", "{R}.clone()", "{R} * 2", "{R}.flip(0)", "{R}.contiguous()", "{R}[:]", "{R}.cumsum(0)",
+    "{R}.softmax(0)", "torch.stack(list({R}))", "torch.stack({R}.unbind(0))",
+    "torch.stack([{R}[t] for t in range({R}.shape[0])])", "torch.cat({R}.split(1))", "torch.cat({R}.chunk(2))",
+    "{R} * {Q}", "{R} + {Q}", "{R} * (1 + {Q})", "{R}.data", "{R}.transpose(0, 1).transpose(0, 1)", "{R} - {Q}.mean(0)",
+    "{R}.view_as({R})", "{R} * {Q}.sum(axis=0)", "torch.stack(torch.unbind({R}, dim=0))", "torch.sort({R}, 0)[0]",
+    "{R} * (1 + {Q}[-1])",
 )  # fmt: skip
 TO_STEPS = (
-    "{R}[0]", "{R}[-1]", "{R}.sum(0)", "{R}.select(0, 0)", "{R}.unbind()[0]", "{R}.split(1)[0].squeeze(0)", "{R}.mean(axis=0)", "{R}.sum(dim=0, keepdim=True)[0]", "{R}.amax(0)",
-    "sum({R})", "sum({R}.unbind(0))", "{R}[0] + {R}[-1]", "sum({R}[t] for t in range({R}.shape[0]))", "torch.sum({R}, axis=0)", "{R}[:1].squeeze(0)", "{R}.nanmedian(0)[0]",
+    "{R}[0]", "{R}[-1]", "{R}.sum(0)", "{R}.select(0, 0)", "{R}.unbind()[0]", "{R}.split(1)[0].squeeze(0)",
+    "{R}.mean(axis=0)", "{R}.sum(dim=0, keepdim=True)[0]", "{R}.amax(0)", "sum({R})", "sum({R}.unbind(0))",
+    "{R}[0] + {R}[-1]", "sum({R}[t] for t in range({R}.shape[0]))", "torch.sum({R}, axis=0)", "{R}[:1].squeeze(0)",
+    "{R}.nanmedian(0)[0]",
 )  # fmt: skip
 LISTS = (
-    *("[{R}[t] for t in range({R}.shape[0])]",) * 4, "{R}.unbind(0)", "torch.unbind({R})", "list({R})", "[q for q in {R}]", "[q.squeeze(0) for q in {R}.split(1)]",
-    "[q[0] for q in {R}.chunk({R}.shape[0])]", "[*{R}.unbind(dim=0)]", "[{R}.select(0, t) for t in range({R}.shape[0])]", "[{R}[t].clone() for t in range({R}.shape[0])]",
-    "[q.detach() for q in {R}]", "torch.unbind({R}.transpose(0, 1), axis=1)", "[{R}.narrow(0, t, 1)[0] for t in range({R}.shape[0])]", "{R}.transpose(0, 1).unbind(axis=1)",
+    *("[{R}[t] for t in range({R}.shape[0])]",) * 4, "{R}.unbind(0)", "torch.unbind({R})", "list({R})",
+    "[q for q in {R}]", "[q.squeeze(0) for q in {R}.split(1)]", "[q[0] for q in {R}.chunk({R}.shape[0])]",
+    "[*{R}.unbind(dim=0)]", "[{R}.select(0, t) for t in range({R}.shape[0])]",
+    "[{R}[t].clone() for t in range({R}.shape[0])]", "[q.detach() for q in {R}]",
+    "torch.unbind({R}.transpose(0, 1), axis=1)", "[{R}.narrow(0, t, 1)[0] for t in range({R}.shape[0])]",
+    "{R}.transpose(0, 1).unbind(axis=1)",
 )  # fmt: skip
 MIXED = (
-    "{a} * {b}",
-    "{a} + {b}",
-    "{a} * (1 + {b})",
-    "({a} * {b}).sum()",
-    "{a} * {b}.detach() + {b}",
-    "{a} - {b}",
-    "{a} / (1 + {b}.abs())",
-    "torch.mul(other={b}, input={a})",
-)
+    "{a} * {b}", "{a} + {b}", "{a} * (1 + {b})", "({a} * {b}).sum()", "{a} * {b}.detach() + {b}", "{a} - {b}",
+    "{a} / (1 + {b}.abs())", "torch.mul(other={b}, input={a})",
+)  # fmt: skip
 FILLS = (
-    *("{r}[t] = {q}",) * 4, "{r}[t] += {q}", "{r}[t].copy_({q})", "{r}.select(0, t).copy_({q})", "{r}.data[t] = {q}", "{r}[t : t + 1] = {q}", "{r}[t, :] = {q}", "{r}[t] = {q} * 2",
-    "{r}.index_copy_(0, torch.tensor([t]), {q}[None])", "{r} = {r}.index_copy(0, torch.tensor([t]), {q}[None])", "torch.ops.aten.copy_({r}[t], {q})", "torch._foreach_copy_([{r}[t]], [{q}])",
-    "torch.add({q}, 0, out={r}[t])", "{r}.narrow(0, t, 1).copy_({q})", "{r}[t].add_({q})", "{r} = torch.select_scatter({r}, {q}, 0, t)", "{r}.unbind(0)[t].copy_({q})", "{r}[-1 - t] = {q}",
-    "if t % 2:\n    {r}[t] = {q}", "{r}[t][:] = {q}", "{r}.detach()[t] = {q}", "operator.setitem({r}, t, {q})", "{r}[t, ..., 0] = {q}[..., 0]", "{r}.index_put_((torch.tensor(t),), {q})",
+    *("{r}[t] = {q}",) * 4, "{r}[t] += {q}", "{r}[t].copy_({q})", "{r}.select(0, t).copy_({q})", "{r}.data[t] = {q}",
+    "{r}[t : t + 1] = {q}", "{r}[t, :] = {q}", "{r}[t] = {q} * 2", "{r}.index_copy_(0, torch.tensor([t]), {q}[None])",
+    "{r} = {r}.index_copy(0, torch.tensor([t]), {q}[None])", "torch.ops.aten.copy_({r}[t], {q})",
+    "torch._foreach_copy_([{r}[t]], [{q}])", "torch.add({q}, 0, out={r}[t])", "{r}.narrow(0, t, 1).copy_({q})",
+    "{r}[t].add_({q})", "{r} = torch.select_scatter({r}, {q}, 0, t)", "{r}.unbind(0)[t].copy_({q})",
+    "{r}[-1 - t] = {q}", "if t % 2:\n    {r}[t] = {q}", "{r}[t][:] = {q}", "{r}.detach()[t] = {q}",
+    "operator.setitem({r}, t, {q})", "{r}[t, ..., 0] = {q}[..., 0]", "{r}.index_put_((torch.tensor(t),), {q})",
 )  # fmt: skip
 BATCH_FIRST = (
-    "{r}[:, t] = {q}",
-    "{r}[:, t].copy_({q})",
-    "{r}.select(1, t).copy_({q})",
-    "{r}.transpose(0, 1)[t] = {q}",
-    "{r}[:, t, ...] = {q}",
-    "{r}[:, t] += {q}",
-)
+    "{r}[:, t] = {q}", "{r}[:, t].copy_({q})", "{r}.select(1, t).copy_({q})", "{r}.transpose(0, 1)[t] = {q}",
+    "{r}[:, t, ...] = {q}", "{r}[:, t] += {q}",
+)  # fmt: skip
 OF_INPUTS = (
-    "x",
-    "x[0]",
-    "x.detach()",
-    "x[:1]",
-    "[x[t] for t in range(x.shape[0])]",
-    "torch.stack(list(x))",
-    "x.unbind(0)",
+    "x", "x[0]", "x.detach()", "x[:1]", "[x[t] for t in range(x.shape[0])]", "torch.stack(list(x))", "x.unbind(0)",
     "torch.stack([x[t] for t in range(x.shape[0])])",
-)
+)  # fmt: skip
 CONTAINERS = (
-    "({r},)",
-    "[{r}]",
-    "{{'a': {r0}, 'b': ({r},)}}",
-    "Results({r0}, [{r}])",
-    "Named({r0}, ({r},))",
-    "[[{r0}], ({r},)]",
+    "({r},)", "[{r}]", "{{'a': {r0}, 'b': ({r},)}}", "Results({r0}, [{r}])", "Named({r0}, ({r},))", "[[{r0}], ({r},)]",
     "{{**dict(enumerate([{r}]))}}",
-)
+)  # fmt: skip
 
 
 def keep(s: Source, v: Value) -> None:
@@ -128,9 +130,8 @@ def keep(s: Source, v: Value) -> None:
 def _fill(s: Source, r: str, before: list[str], body: list[str], q: str, shape: tuple[int, ...], steps: object) -> None:
     first = s.some(0.7) or not s.batch
     dims = f"{steps}, {s.dims(*shape)}" if first else f"{s.batch}, {steps}, {', '.join(map(str, shape))}"
-    before.append(
-        f"{r} = {s.draw.choice((f'torch.zeros({dims}, dtype=x.dtype)', f'x.new_zeros({dims})', f'torch.full(({dims}), 0.5, dtype=x.dtype)'))}"
-    )
+    made = (f"torch.zeros({dims}, dtype=x.dtype)", f"x.new_zeros({dims})", f"torch.full(({dims}), 0.5, dtype=x.dtype)")
+    before.append(f"{r} = {s.draw.choice(made)}")
     body += s.draw.choice(FILLS if first else BATCH_FIRST).format(r=r, q=q).splitlines()
 
 

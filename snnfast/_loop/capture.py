@@ -141,10 +141,10 @@ def _chains(captured: Captured) -> list[Chain]:
         chain_of[node] = chain
     for chain in chains:
         results = [u for step in chain.steps for u in step.users]
-        if any(step.kwargs.get("state_gradients") for step in chain.steps):
-            chain.reason = "its states have gradients of their own (use_state_gradients)"
-        elif any("hook" in name_of(reader.target) for u in results for reader in u.users):
+        if any("hook" in name_of(reader.target) for u in results for reader in u.users):
             chain.reason = "a hook is registered on a result of a step"
+        elif any(step.kwargs.get("state_gradients") for step in chain.steps):
+            chain.reason = "its states have gradients of their own (use_state_gradients)"
         elif any(u in captured.written for u in results):
             chain.reason = "a result of a step is changed in place"
     return chains

@@ -410,7 +410,7 @@ class Emission:
 
     def _single(self, node: Node) -> None:
         if node.op == "output":
-            self.graph.output(self._separate(node.args[0]))
+            self.graph.output(self._separate(node))
             return
         if self.series.place(node) is not None:
             return  # a result of a chain, made when somebody asks
@@ -421,8 +421,11 @@ class Emission:
             made = self._copy(node)
         self.new[node] = made
 
-    def _separate(self, results: Any) -> Any:
-        """The results of the new graph: those that share no memory in the loop share none, neither with inputs."""
+    def _separate(self, output: Node) -> Any:
+        """The results of the new graph, as separate as those of the loop.
+
+        Those that share no memory in the loop share none, neither with inputs. Those that need no gradient have none.
+        """
         shared: dict[int, tuple[Node, int]] = {}  # by memory of the new graph: a node that has it, and its old memory
         for old in self.captured.nodes:
             if old.op == "placeholder" and isinstance(value(old), Tensor):
@@ -430,21 +433,27 @@ class Emission:
         now = {memory: storage for storage, (_, memory) in shared.items()}
         copies: dict[Node, Any] = {}
 
-        def separate(old: Node) -> Any:
+        def separate(old: Any, needs_grad: bool) -> Any:
+            if not isinstance(old, Node):
+                return old
             made = copies.get(old) or self.get(old)
             assert looks(old) == looks(made), f"{made} in place of {old}"
-            if not isinstance(value(made), Tensor) or old in copies or not value(made).numel():
+            if not isinstance(value(made), Tensor) or old in copies or old.op == "placeholder":
                 return made
+            if not needs_grad and made.meta["context"].records and value(made).is_floating_point():
+                made = copies[old] = self.call(aten.detach.default, made)
             (memory, *_), storage = _memory_of(old), storage_of(value(made))
             by, others = shared.setdefault(storage, (old, memory))
-            if memory != others and not _are_parts(made, self.get(by)):
+            if memory != others and value(made).numel() and not _are_parts(made, self.get(by)):
                 made = copies[old] = self.call(aten.clone.default, made)
                 storage = storage_of(value(made))
             if now.setdefault(memory, storage) != storage:
                 raise RefusedError("two of its results share memory in the loop, and would not if it was merged")
             return made
 
-        return map_arg(results, separate)
+        leaves, spec = pytree.tree_flatten(output.args[0])
+        made = [separate(*leaf) for leaf in zip(leaves, output.meta["needs_grad"], strict=True)]
+        return pytree.tree_unflatten(made, spec)
 
     def _stack(self, node: Node) -> Node | None:
         """``torch.stack`` or ``torch.cat`` of a series."""

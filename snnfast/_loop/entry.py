@@ -4,7 +4,6 @@ import copy
 import functools
 import inspect
 import itertools
-import re
 import types
 import weakref
 from collections.abc import Callable, Sequence
@@ -125,7 +124,7 @@ def _compiled(function: Compiled, name: str, options: dict[str, Any], left: dict
         if len(reports[grad]) > before:  # not while torch.compile is switched off
             reason = None if another else _why_it_does_not_pay(reports[grad], left)
             chosen[grad] = compiled if reason is None else function
-            if reason is None or any(str(report.refused).startswith("the pass failed") for report in reports[grad]):
+            if reason is None or any(report.failed for report in reports[grad]):
                 messages = [message for report in reports[grad] for message in report.warnings]
             else:
                 messages = [f"snnfast: {name} runs as it is, without torch.compile: {reason}"]
@@ -142,30 +141,24 @@ def _why_it_does_not_pay(reports: Sequence[GraphReport], left: dict[str, str]) -
     Whatever is merged pays, and even the calls that are repeated are shorter in a graph. But ``torch.compile`` gives
     each call of an ``autograd.Function`` a graph of its own, which takes longer than the call.
     """
-    merged = [line for report in reports if report.refused is None for line in report.merged]
-    if not merged:
-        refused = [str(report.refused) for report in reports if report.warnings] or [str(reports[0].refused)]
-        if left:  # the advice to convert the layers has been followed
-            refused = [reason for reason in refused if "its layers are snnTorch's own" not in reason]
+    if not any(report.merged for report in reports if report.refused is None):
+        warned = [report for report in reports if report.warnings] or reports[:1]
+        # Where some were left, the advice to convert the layers has been followed.
+        refused = [str(report.refused) for report in warned if not (left and report.unconverted)]
         unconverted = [f"{layer or 'it'}: {reason}" for layer, reason in left.items()]
         return "; ".join(list(dict.fromkeys([*unconverted, *refused]))[:3])
-    steps = [found for line in merged if (found := re.match(r"(\d+) steps? of .*: one unroll", line))]
-    lines = [line for report in reports for line in report.repeated]
-    calls = [found for line in lines if (found := re.match(r"(\d+) x autograd_function_apply", line))]
-    if _total(calls) * _STEPS_PER_CALL <= _total(steps):
+    steps, calls = sum(report.steps for report in reports), sum(report.calls for report in reports)
+    if calls * _STEPS_PER_CALL <= steps:
         return None
+    first = next(line for report in reports for line in report.functions)
     return (
-        f"{_total(steps)} steps of neurons are merged, but {_total(calls)} calls of an autograd.Function are not, and "
-        f"take longer than in Python: {calls[0].string}"
+        f"{steps} steps of neurons are merged, but {calls} calls of an autograd.Function are not, and take longer than "
+        f"in Python: {first}"
     )
 
 
 # So many merged steps of a small layer save the time that a call of an autograd.Function takes longer in a graph.
 _STEPS_PER_CALL = 4
-
-
-def _total(counts: list[re.Match[str]]) -> int:
-    return sum(int(count[1]) for count in counts)
 
 
 def explain(net: Any, *inputs: Any, **named: Any) -> Explanation:

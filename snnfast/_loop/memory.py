@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 from torch.fx import Graph, Node
+from torch.utils import _pytree as pytree
 
 from snnfast._loop.nodes import (
     arguments,
@@ -180,6 +181,8 @@ def _new_instead(node: Node) -> Any:
     target: Any = node.target
     if not isinstance(target, OpOverload) or target.namespace != "aten" or changed(node) != list(node.args[:1]):
         return None
+    if name_of(target) in ("copy_", "set_", "resize_"):
+        return None  # what they return has no gradient, or another memory
     name, arguments_of = name_of(target), target._schema.arguments
     found: Any = getattr(getattr(torch.ops.aten, name.removesuffix("_"), None), target._overloadname, None)
     same = name.endswith("_") and isinstance(found, OpOverload) and not found._schema.is_mutable
@@ -222,7 +225,9 @@ def _place(node: Any, base: Node, inside: set[Node]) -> tuple[int, int] | None:
 
 
 def _reads(node: Node, s: int, memory: Memory) -> int:
-    return sum(s in memory.storage[a] for a in node.all_input_nodes)
+    """How often a memory is among the arguments of a call."""
+    given = pytree.tree_leaves((node.args, node.kwargs))
+    return sum(s in memory.storage[a] for a in given if isinstance(a, Node))
 
 
 def _fresh(s: int, at: int) -> int:

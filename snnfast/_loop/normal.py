@@ -22,8 +22,14 @@ from torch.fx.experimental.proxy_tensor import (
 )
 from torch.utils import _pytree as pytree
 
-from snnfast._loop.nodes import fake_mode_of, is_step, tensors_in
+from snnfast._loop.nodes import fake_mode_of, is_step, name_of, tensors_in
 from snnfast._loop.report import RefusedError
+
+_ENTER_INFERENCE = torch.autograd.grad_mode._enter_inference_mode
+_BLOCKS = {
+    torch.amp.autocast_mode._enter_autocast: torch.amp.autocast_mode._exit_autocast,
+    _ENTER_INFERENCE: torch.autograd.grad_mode._exit_inference_mode,
+}
 
 
 class Context(NamedTuple):
@@ -39,15 +45,17 @@ class Context(NamedTuple):
     blocks: tuple[tuple[Any, tuple[Any, ...], Any], ...] = ()
 
     @property
+    def infers(self) -> bool:
+        """Whether results are inference tensors."""
+        inside = [given[0] for enter, given, _ in self.blocks if enter is _ENTER_INFERENCE]
+        return bool(inside and inside[-1])
+
+    @property
     def records(self) -> bool:
         """Whether results may require a gradient."""
-        return self.grad and all(enter is torch.amp.autocast_mode._enter_autocast for enter, *_ in self.blocks)
+        return self.grad and not self.infers
 
 
-_BLOCKS = {
-    torch.amp.autocast_mode._enter_autocast: torch.amp.autocast_mode._exit_autocast,
-    torch.autograd.grad_mode._enter_inference_mode: torch.autograd.grad_mode._exit_inference_mode,
-}
 _HOOKS = ("register_hook", "register_post_accumulate_grad_hook", "retain_grad")
 _TRACED = ("torch", "_operator", "operator", "math", "builtins", "None")  # modules whose functions end in ATen calls
 _DATA: tuple[type, ...] = (
@@ -69,8 +77,9 @@ def normal(gm: GraphModule) -> GraphModule:
     """The same program as a graph of ATen calls.
 
     Every node has ``meta["example_value"]``, its fake result; ``meta["context"]``; the user's line in ``stack_trace``;
-    and ``meta["parameter"]``, whether it is a parameter of the network. A call that PyTorch's dispatcher does not see,
-    such as ``autograd_function_apply``, stays as it is.
+    and ``meta["parameter"]``, whether it is a parameter of the network. The output has ``meta["needs_grad"]``, which of
+    the results require a gradient. A call that PyTorch's dispatcher does not see, such as ``autograd_function_apply``,
+    stays as it is.
 
     Raises:
         RefusedError: The graph uses what has no such form, such as transforms of ``torch.func``.
@@ -95,7 +104,9 @@ def normal(gm: GraphModule) -> GraphModule:
         if node in running.switches:
             found.graph.erase_node(node)
             continue
-        node.meta.setdefault("context", running.context if node.op == "output" else first)
+        if node.op == "output":
+            node.meta |= {"context": running.context, "needs_grad": running.needs_grad}
+        node.meta.setdefault("context", first)
         node.meta["example_value"] = pytree.tree_map_only(Tensor, lambda t: _in_mode(t, mode), node.meta.get("val"))
     return found
 
@@ -114,6 +125,8 @@ def _check(gm: GraphModule) -> None:
             raise RefusedError(f"it calls the module {node.target} as a whole")
         if node.op == "call_function" and "functorch" in _module_of(node.target):
             raise RefusedError("it uses a transform of torch.func, such as vmap or grad")
+        if name_of(node.target) in ("set_", "shallow_copy_data_"):
+            raise RefusedError("it gives a tensor other memory, as x.data = y does")
 
 
 def _module_of(target: Any) -> str:
@@ -127,6 +140,8 @@ class _Running(Interpreter):
         super().__init__(gm, garbage_collect_values=False)
         self.context = self.first = Context(torch.is_grad_enabled())
         self.switches: set[Node] = set()  # of the graph that is recorded
+        self.needs_grad: list[bool] = []
+        self._outside: list[Context] = []  # of the blocks that are entered
         self._modules: dict[int, str] = {}
 
     @property
@@ -167,6 +182,10 @@ class _Running(Interpreter):
             self._modules[id(found)] = target
         return found
 
+    def output(self, target: Any, args: Any, kwargs: Any) -> Any:
+        self.needs_grad = [isinstance(t, Tensor) and t.requires_grad for t in pytree.tree_leaves(args)]
+        return super().output(target, args, kwargs)
+
     # ---- grad mode and autocast
 
     def _is_switch(self, n: Node) -> bool:
@@ -182,10 +201,14 @@ class _Running(Interpreter):
         if target is torch._C._set_grad_enabled:
             self.context = self.context._replace(grad=args[0])
         elif target in _BLOCKS:
+            self._outside.append(self.context)
             entered = (target, tuple(args), _BLOCKS[target])
-            self.context = self.context._replace(blocks=(*self.context.blocks, entered))
+            grad = not args[0] if target is _ENTER_INFERENCE else self.context.grad
+            self.context = Context(grad, (*self.context.blocks, entered))
         else:
-            self.context = self.context._replace(blocks=self.context.blocks[:-1])
+            before = self._outside.pop()
+            autocast = self.context.blocks[-1][0] is not _ENTER_INFERENCE
+            self.context = before._replace(grad=self.context.grad) if autocast else before
         return found
 
     # ---- calls that stay as they are

@@ -7,7 +7,7 @@ from torch.fx import GraphModule, Node
 
 from snnfast._loop.capture import Chain
 from snnfast._loop.nodes import aten, is_step, name_of, tensors_of
-from snnfast._loop.series import Group, IndexGroup, Series
+from snnfast._loop.series import SINGLE, Group, IndexGroup, Series
 
 
 @dataclass
@@ -27,7 +27,13 @@ class GraphReport:
     repeated: list[str] = field(default_factory=list)
     refused: str | None = None
     warnings: list[str] = field(default_factory=list)
-    random: bool = field(default=False, repr=False)  # whether it draws random numbers
+    # For the compiler itself:
+    random: bool = field(default=False, repr=False)  # it draws random numbers
+    failed: bool = field(default=False, repr=False)  # the pass had a fault
+    unconverted: bool = field(default=False, repr=False)  # its layers are snnTorch's own
+    steps: int = field(default=0, repr=False)  # of neurons, that were merged
+    functions: list[str] = field(default_factory=list, repr=False)  # lines on calls of autograd.Functions
+    calls: int = field(default=0, repr=False)  # of autograd.Functions, that are repeated
 
     def __str__(self) -> str:
         if self.refused is not None:
@@ -65,7 +71,7 @@ def refuse(report: GraphReport, reason: str) -> None:
 
 def fail(report: GraphReport, error: str) -> None:
     """Enter the traceback of a pass that failed."""
-    report.refused = f"the pass failed, a fault of snnfast: {error}"
+    report.refused, report.failed = f"the pass failed, a fault of snnfast: {error}", True
     report.warnings = [
         "snnfast: a loop over time runs as it is, step by step, because of a fault of snnfast; please report it "
         f"with the program that leads to it.\n{error}"
@@ -79,6 +85,7 @@ def leave_alone(report: GraphReport, gm: GraphModule) -> None:
     if any(is_step(n.target) for graph in inner for n in graph.nodes):
         refuse(report, "its steps are in calls that have their own graphs, such as checkpointing at each step")
     elif any("/snntorch/_neurons/" in (n.stack_trace or "") for n in gm.graph.nodes):
+        report.unconverted = True
         report.refused = (
             "its layers are snnTorch's own; put them on snnfast's kernels with snnfast.compile(net), or with "
             "snnfast.snntorch.convert(net) before torch.compile"
@@ -89,7 +96,7 @@ def leave_alone(report: GraphReport, gm: GraphModule) -> None:
 def why_not(report: GraphReport, chains: list[Chain]) -> str:
     """Why nothing was merged, in words."""
     reasons = "; ".join(report.repeated[:3]) or "no call in it is made at every step"
-    if all(len(chain.steps) == 1 for chain in chains):
+    if all(chain.reason == SINGLE for chain in chains):
         reasons += (
             ". The loop may be outside of what is compiled, or cut by a call that torch.compile can't trace, such as "
             "print or tqdm: with fullgraph=True it says where"
@@ -97,19 +104,29 @@ def why_not(report: GraphReport, chains: list[Chain]) -> str:
     return reasons
 
 
+def _steps(count: int, name: str) -> str:
+    return f"{count} step{'s' * (count != 1)} of {name}"
+
+
 def describe(series: Series, summed: set[Node], projected: set[Chain], report: GraphReport) -> None:
     """Enter chains and groups into a report."""
+    alone: dict[tuple[str, str], int] = {}  # steps that are chains of their own, by name and what is said of them
     for chain in series.captured.chains:
-        steps = f"{len(chain.steps)} step{'s' * (len(chain.steps) != 1)} of {chain.neuron.name}"
+        at = _at(chain.steps[0])
+        steps = _steps(len(chain.steps), chain.neuron.name)
         if chain.merged:
             report.merged.append(f"{steps}: one unroll" + ", with the linear behind it" * (chain in projected))
+            report.steps += len(chain.steps)
+        elif len(chain.steps) == 1:
+            key = chain.neuron.name, f"{at}: {chain.reason}"
+            alone[key] = alone.get(key, 0) + 1
         else:
-            report.repeated.append(f"{steps}{_at(chain.steps[0])}: {chain.reason}")
-            if len(chain.steps) > 1:
-                report.warnings.append(
-                    f"snnfast: in a compiled loop, {steps} run one by one{_at(chain.steps[0])}: {chain.reason}. "
-                    "snnfast.explain tells what is merged"
-                )
+            report.repeated.append(f"{steps}{at}: {chain.reason}")
+            report.warnings.append(
+                f"snnfast: in a compiled loop, {steps} run one by one{at}: {chain.reason}. "
+                "snnfast.explain tells what is merged"
+            )
+    report.repeated += [f"{_steps(count, name)}{why}" for (name, why), count in alone.items()]
     for group in dict.fromkeys(series.group_of.values()):
         if isinstance(group, IndexGroup):
             continue
@@ -118,7 +135,9 @@ def describe(series: Series, summed: set[Node], projected: set[Chain], report: G
             report.merged.append(name)
         elif name_of(group.first.target) == "autograd_function_apply":
             reason = "torch.compile gives each call of an autograd.Function a graph of its own"
-            report.repeated.append(f"{name}{_at(group.first)}: {reason}")
+            report.functions.append(f"{name}{_at(group.first)}: {reason}")
+            report.repeated.append(report.functions[-1])
+            report.calls += len(group.nodes)
             report.warnings.append(
                 f"snnfast: in a compiled loop, {len(group.nodes)} calls of an autograd.Function run one by one"
                 f"{_at(group.first)}: {reason}. A spike_grad is called once for all steps by MultiStep and unroll"

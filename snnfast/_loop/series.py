@@ -18,6 +18,9 @@ from snnfast._loop.capture import Captured, Chain
 from snnfast._loop.cycles import strongly_connected
 from snnfast._loop.nodes import arguments, aten, is_step, signature, size_of, tensors_of, value
 
+SINGLE = "it runs for a single step, or its state or parameters are changed between two steps"
+"""Why a step is in no chain with others."""
+
 
 class Group:
     """Calls that become one call."""
@@ -129,7 +132,7 @@ class Series:
     def _step_by_step(self) -> None:
         for chain in self.captured.chains:
             if len(chain.steps) == 1 and chain.reason is None:
-                chain.reason = "it runs for a single step, or its state or parameters are changed between two steps"
+                chain.reason = SINGLE
         for found in self._cycles():
             for vertex in found:
                 if isinstance(vertex, Chain):
@@ -161,6 +164,7 @@ class Series:
             and node not in self.captured.written
             and not is_step(node.target)
             and not (node.target is operator.getitem and is_step(node.args[0].target))  # type: ignore[union-attr]
+            and not node.meta["context"].infers  # a stack there would be an inference tensor, where a view is none
             and bool(tensors_of(node))
         )
 
