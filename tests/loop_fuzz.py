@@ -64,6 +64,8 @@ FEATURES = {
     "two results of a list": ["), torch.stack(", "), torch.cat("],
     "result that is an input": ["x[0]", "x.detach()", "x[:1]", "list(x)", "x.unbind(0)"],
 }  # fmt: skip
+# A write that autograd is not told of: which gradient is right depends on what a layer keeps for its backward pass.
+UNSEEN = re.compile(r"\.data(\.\w+_\(|\[[^]]*\] .?= | .= )")
 ATTEMPTS = 8  # to draw a program that runs
 Results = list[tuple[str, Any]]
 
@@ -80,6 +82,7 @@ class Run:
         self.file, names = name, {"__name__": name}
         exec(compile(source, name, "exec"), names)
         self.settings: dict[str, Any] = names["SETTINGS"]  # type: ignore[assignment]
+        self.unseen = UNSEEN.search(source) is not None
         self.dtype = getattr(torch, self.settings["dtype"])
         self.random = torch.Generator().manual_seed(self.settings["number"])
         self.net = names["Net"](library).to(self.dtype).train(self.settings["train"])  # type: ignore[operator]
@@ -143,7 +146,7 @@ class Run:
         shared = shared_memory([*everything, *net.named_parameters()])
         found = [(n, t.detach().clone() if isinstance(t, Tensor) else t) for n, t in everything]
         found += [(f"{n} needs a gradient", t.requires_grad) for n, t in results + held if isinstance(t, Tensor)]
-        asking = {n: t for n, t in [*inputs.items(), *net.named_parameters()] if t.requires_grad}
+        asking = {n: t for n, t in [*inputs.items(), *net.named_parameters()] if t.requires_grad and not self.unseen}
         losses = []
         for n, t in results + (held if settings["held_in_loss"] else []):
             if isinstance(t, Tensor) and "draws" not in n:

@@ -21,12 +21,13 @@ from snnfast._loop.nodes import (
     is_number,
     is_opaque,
     looks,
+    may_alias,
     size_of,
     storage_of,
     tensors_of,
     value,
 )
-from snnfast._loop.normal import Context
+from snnfast._loop.normal import ENTER_INFERENCE, Context
 from snnfast._loop.projection import project
 from snnfast._loop.report import RefusedError
 from snnfast._loop.rules import Site, UnmergedError, by_vmap, rule_for
@@ -61,6 +62,10 @@ class Emission:
         self._unrolled: dict[Chain, tuple[Node, list[tuple[Any, Node]]]] = {}
         self._context: Context = self.captured.nodes[0].meta["context"]  # of what is written now
         self._entered: list[Node] = []  # the nodes that entered its blocks
+        (output,) = (n for n in self.captured.nodes if n.op == "output")
+        self._shown = {memory for n in output.all_input_nodes for memory in _memory_of(n)}
+        self._copies: list[Node] = []  # of stacks that are returned
+        self._in_place_of: dict[Any, Node] = {}  # of such copies: what they were copied from
         self.effects: set[Node] = set()
         self.summed: set[Node] = set()  # of the old graph: sums that became one
         self.projected: set[Chain] = set()  # with the linear layer that reads their spikes
@@ -95,7 +100,9 @@ class Emission:
             self._effect(leave, self._entered.pop())
         for enter, given, _ in wanted[common:]:
             self._entered.append(self._effect(enter, *given))
-        if context.grad != self._context.grad or context.records != self._context.records:
+        # Inference mode has a grad mode of its own, and leaves that of the place where it was entered.
+        inference = any(enter is ENTER_INFERENCE for enter, *_ in (*now[common:], *wanted[common:]))
+        if inference or context.grad != self._context.grad:
             self._effect(torch._C._set_grad_enabled, context.grad)
         self._context = context
 
@@ -125,12 +132,16 @@ class Emission:
             return source[node.args[1]]  # type: ignore[index]
         made = self.graph.node_copy(node, self.get)
         of = next((a for a in node.all_input_nodes if any(s in _memory_of(a) for s in _memory_of(node))), None)
-        if of is not None:  # a view, or a tensor that was changed: now one of the new graph's memory
-            target: Any = made.target
-            if not is_opaque(node):
-                made.meta["example_value"] = fake_call(target, made.args, made.kwargs, self._mode, self._context.blocks)
-            elif looks(of) == looks(node):
+        if is_opaque(node):
+            if of is not None and looks(of) == looks(node):
                 made.meta["example_value"] = value(self.get(of))
+        elif of is not None or may_alias(node.target):  # now it has memory of the new graph
+            target: Any = made.target
+            found = fake_call(target, made.args, made.kwargs, self._mode, self._context.blocks)
+            made.meta["example_value"] = found
+            given = {storage_of(t) for a in made.all_input_nodes for t in tensors_of(a)}
+            if of is None and isinstance(found, Tensor) and storage_of(found) in given:
+                made = self.call(aten.clone.default, made)  # such as ``contiguous`` of what was not, and now is
         as_function(made)
         if node in self.captured.effects:
             self.effects.add(made)
@@ -139,7 +150,7 @@ class Emission:
     def get(self, node: Node) -> Any:
         """The node in the new graph of a node in the old graph: the result of a single step."""
         if node in self.new:
-            return self.new[node]
+            return self._in_place_of.get(self.new[node], self.new[node])
         place = self.series.place(node)
         assert place is not None, f"{node} is needed before it is there"
         return self._part(*place)
@@ -262,8 +273,8 @@ class Emission:
             made = self.call(operator.getitem, base, (*(slice(None),) * dim, list(places)))
         if dim != 0:
             made = self.call(aten.movedim.int, made, dim, 0)
-        if made is base and not self._context.records:  # a view, which has no gradient
-            made = self.call(operator.getitem, base, slice(None))
+        if made is base and (base.meta["context"] != self._context or not self._context.records):
+            made = self.call(operator.getitem, base, slice(None))  # a view of this context, whose steps are of it, too
         return made
 
     def _of_calls(self, group: Group) -> Node | None:
@@ -426,6 +437,7 @@ class Emission:
 
         Those that share no memory in the loop share none, neither with inputs. Those that need no gradient have none.
         """
+        self._settle_copies(output)
         shared: dict[int, tuple[Node, int]] = {}  # by memory of the new graph: a node that has it, and its old memory
         for old in self.captured.nodes:
             if old.op == "placeholder" and isinstance(value(old), Tensor):
@@ -455,6 +467,23 @@ class Emission:
         made = [separate(*leaf) for leaf in zip(leaves, output.meta["needs_grad"], strict=True)]
         return pytree.tree_unflatten(made, spec)
 
+    def _settle_copies(self, output: Node) -> None:
+        """Leave out copies of stacks that are returned, where nobody else has the memory that they are copied from."""
+        old = [n for n in self.captured.nodes if n.op == "placeholder"]
+        nodes = [self.get(n) for n in (*old, *output.all_input_nodes)]
+        claimed = {storage_of(t) for n in nodes for t in tensors_of(n)}
+        for made in self._copies:
+            source: Any = made.args[0]
+            if storage_of(value(source)) in claimed:
+                continue
+            claimed.add(storage_of(value(source)))
+            before = storage_of(value(made))
+            made.replace_all_uses_with(source)
+            self._in_place_of[made] = source
+            for node in self.graph.nodes:  # views of the copy are now views of what it was copied from
+                if node is not made and any(storage_of(t) == before for t in tensors_of(node)):
+                    node.meta["example_value"] = fake_call(node.target, node.args, node.kwargs, self._mode)
+
     def _stack(self, node: Node) -> Node | None:
         """``torch.stack`` or ``torch.cat`` of a series."""
         if node.target not in (aten.stack.default, aten.cat.default, aten.concat.default):
@@ -473,8 +502,13 @@ class Emission:
             whole = self.call(aten.movedim.int, whole, 0, dim)
         if node.target is not aten.stack.default:
             whole = self.call(aten.flatten.using_ints, whole, dim, dim + 1)
-        # In the loop it is a new tensor, which has no gradient under no_grad; here it may be a view of what has one.
-        return whole if self._context.records else self.call(aten.detach.default, whole)
+        # In the loop it is a new tensor. So it has no gradient under no_grad; and if it is returned, its own memory.
+        if not self._context.records:
+            whole = self.call(aten.detach.default, whole)
+        if any(memory in self._shown for memory in _memory_of(node)):
+            self._copies.append(self.call(aten.clone.default, whole))
+            return self._copies[-1]
+        return whole
 
     def _sum(self, node: Node) -> Node | None:
         """A sum that grew in the loop, as one call."""

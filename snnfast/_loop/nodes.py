@@ -83,9 +83,11 @@ def as_python_calls(target: Any) -> Any:
     if not isinstance(target, OpOverload) or target.namespace != "aten":
         return target
     for a in target._schema.arguments:
-        # These mean something else to the function: "reduction", left out, is not the mean, and an index is no tensor.
+        # The function reads these in another way: "reduction", left out, is not the mean; an index must be a tensor.
         if a.name == "reduction" or a.is_out or str(a.type) == "List[Optional[Tensor]]":
             return target
+    if target is aten.to.dtype_layout:
+        return target
     name = name_of(target)
     for place in (torch, torch._C._nn, torch.Tensor):
         found = getattr(place, name, None)
@@ -101,6 +103,11 @@ def is_step(target: Any) -> bool:
 
 def is_pointwise(target: Any) -> bool:
     return isinstance(target, OpOverload) and torch.Tag.pointwise in target.tags
+
+
+def may_alias(target: Any) -> bool:
+    """Whether results may have the memory of arguments: views, and calls that copy if need be, as ``contiguous``."""
+    return isinstance(target, OpOverload) and any(r.alias_info is not None for r in target._schema.returns)
 
 
 def arguments(node: Node) -> dict[str, Any]:

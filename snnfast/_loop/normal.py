@@ -25,10 +25,10 @@ from torch.utils import _pytree as pytree
 from snnfast._loop.nodes import fake_mode_of, is_step, name_of, tensors_in
 from snnfast._loop.report import RefusedError
 
-_ENTER_INFERENCE = torch.autograd.grad_mode._enter_inference_mode
+ENTER_INFERENCE = torch.autograd.grad_mode._enter_inference_mode
 _BLOCKS = {
     torch.amp.autocast_mode._enter_autocast: torch.amp.autocast_mode._exit_autocast,
-    _ENTER_INFERENCE: torch.autograd.grad_mode._exit_inference_mode,
+    ENTER_INFERENCE: torch.autograd.grad_mode._exit_inference_mode,
 }
 
 
@@ -47,7 +47,7 @@ class Context(NamedTuple):
     @property
     def infers(self) -> bool:
         """Whether results are inference tensors."""
-        inside = [given[0] for enter, given, _ in self.blocks if enter is _ENTER_INFERENCE]
+        inside = [given[0] for enter, given, _ in self.blocks if enter is ENTER_INFERENCE]
         return bool(inside and inside[-1])
 
     @property
@@ -203,11 +203,11 @@ class _Running(Interpreter):
         elif target in _BLOCKS:
             self._outside.append(self.context)
             entered = (target, tuple(args), _BLOCKS[target])
-            grad = not args[0] if target is _ENTER_INFERENCE else self.context.grad
+            grad = not args[0] if target is ENTER_INFERENCE else self.context.grad
             self.context = Context(grad, (*self.context.blocks, entered))
         else:
             before = self._outside.pop()
-            autocast = self.context.blocks[-1][0] is not _ENTER_INFERENCE
+            autocast = self.context.blocks[-1][0] is not ENTER_INFERENCE
             self.context = before._replace(grad=self.context.grad) if autocast else before
         return found
 
@@ -224,7 +224,9 @@ class _Running(Interpreter):
 
     def _kept(self, n: Node, given: Any, found: Any) -> Any:
         """Record a call itself. Its results are those that it has, or that dynamo found for it."""
-        if found is _KEEP:
+        if name_of(n.target) == "register_hook":
+            found = given[0][0]  # the tensor itself
+        elif found is _KEEP:
             found = n.meta.get("example_value")
         tracer = self._tracer
 
