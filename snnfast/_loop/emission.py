@@ -64,6 +64,7 @@ class Emission:
         self._entered: list[Node] = []  # the nodes that entered its blocks
         (output,) = (n for n in self.captured.nodes if n.op == "output")
         self._shown = {memory for n in output.all_input_nodes for memory in _memory_of(n)}
+        self._records = any(n.meta["context"].records for n in self.captured.nodes)
         self._copies: list[Node] = []  # of stacks that are returned
         self._in_place_of: dict[Any, Node] = {}  # of such copies: what they were copied from
         self.effects: set[Node] = set()
@@ -136,8 +137,7 @@ class Emission:
             if of is not None and looks(of) == looks(node):
                 made.meta["example_value"] = value(self.get(of))
         elif of is not None or may_alias(node.target):  # now it has memory of the new graph
-            target: Any = made.target
-            found = fake_call(target, made.args, made.kwargs, self._mode, self._context.blocks)
+            found = self._tried(made)
             made.meta["example_value"] = found
             given = {storage_of(t) for a in made.all_input_nodes for t in tensors_of(a)}
             if of is None and isinstance(found, Tensor) and storage_of(found) in given:
@@ -146,6 +146,17 @@ class Emission:
         if node in self.captured.effects:
             self.effects.add(made)
         return made
+
+    def _tried(self, made: Node) -> Any:
+        """What a copied call returns in the new graph. Strides may differ there, so that a view has to copy."""
+        target: Any = made.target
+        try:
+            return fake_call(target, made.args, made.kwargs, self._mode, self._context.blocks)
+        except (RuntimeError, ValueError):
+            if target is not aten.view.default:
+                raise
+        made.target = aten.reshape.default
+        return fake_call(aten.reshape.default, made.args, made.kwargs, self._mode, self._context.blocks)
 
     def get(self, node: Node) -> Any:
         """The node in the new graph of a node in the old graph: the result of a single step."""
@@ -257,7 +268,7 @@ class Emission:
         for node in group.nodes:
             self.new[node] = self._copy(node)
 
-    def _of_index(self, group: IndexGroup) -> Node:
+    def _of_index(self, group: IndexGroup) -> Node | None:
         base, places, dim = self.get(group.base), group.places, group.dim
         made: Node = base
         stride = places[1] - places[0]
@@ -266,6 +277,10 @@ class Emission:
             stop = places[-1] + 1
             if places[0] != 0 or stride != 1 or stop != size_of(value(base), dim):
                 made = self.call(aten.slice.Tensor, base, dim, places[0], stop, stride)
+        elif not self._context.records and self._records:
+            # Under no_grad, a view of what needs a gradient says that it needs one, too; a copy does not.
+            group.reason = "its steps are in no regular order, under no_grad"
+            return None
         elif regular and stride == -1:
             made = self.call(aten.slice.Tensor, base, dim, places[-1], places[0] + 1)
             made = self.call(aten.flip.default, made, [dim])

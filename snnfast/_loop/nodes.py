@@ -60,8 +60,7 @@ def fake_call(target: Callable[..., Any], args: Any, kwargs: Any, mode: Any = No
     mode = mode or fake_mode_of((args, kwargs))
     with contextlib.ExitStack() as stack:
         for enter, given, leave in blocks:
-            if enter is torch.amp.autocast_mode._enter_autocast:
-                stack.callback(leave, enter(*given))  # type: ignore[no-untyped-call]
+            stack.callback(leave, enter(*given))
         stack.enter_context(torch.no_grad())
         stack.enter_context(mode or torch.no_grad())
         return target(*args, **kwargs)

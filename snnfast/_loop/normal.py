@@ -127,6 +127,14 @@ def _check(gm: GraphModule) -> None:
             raise RefusedError("it uses a transform of torch.func, such as vmap or grad")
         if name_of(node.target) in ("set_", "shallow_copy_data_"):
             raise RefusedError("it gives a tensor other memory, as x.data = y does")
+        if _changes_shape(name_of(node.target)):
+            raise RefusedError(f"it changes the shape of a tensor in place ({name_of(node.target)})")
+
+
+def _changes_shape(name: str) -> bool:
+    packet = getattr(torch.ops.aten, name, None) if name.endswith("_") and not name.startswith("_") else None
+    overloads = [getattr(packet, overload) for overload in packet.overloads()] if packet is not None else []
+    return any(torch.Tag.inplace_view in overload.tags for overload in overloads)
 
 
 def _module_of(target: Any) -> str:
