@@ -1,6 +1,7 @@
 """``torch.compile(net, backend="snnfast")``: the user's loop over time, run as layers over time.
 
-- ``capture.py``: reads the graph that dynamo made of the loop.
+- ``normal.py``: the graph that dynamo made of the loop, as ATen calls.
+- ``capture.py``: cleans it, and finds the chains of steps.
 - ``memory.py``: which calls change a tensor in place.
 - ``series.py``: finds the calls that are the same at every step.
 - ``rules.py``: how one call on all time steps is written.

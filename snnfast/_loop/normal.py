@@ -58,19 +58,11 @@ class Context(NamedTuple):
 
 _HOOKS = ("register_hook", "register_post_accumulate_grad_hook", "retain_grad")
 _TRACED = ("torch", "_operator", "operator", "math", "builtins", "None")  # modules whose functions end in ATen calls
-_DATA: tuple[type, ...] = (
-    int,
-    float,
-    complex,
-    bool,
-    str,
-    torch.SymInt,
-    torch.SymFloat,
-    torch.SymBool,
-    torch.Size,
-    torch.dtype,
-)
-_DATA += (torch.device, torch.layout, torch.memory_format, type(None))
+_DATA = (
+    int, float, complex, bool, str, type(None), torch.SymInt, torch.SymFloat, torch.SymBool, torch.Size, torch.dtype,
+    torch.device, torch.layout, torch.memory_format,
+)  # fmt: skip
+"""Types of what a call may look up without a trace in the graph."""
 
 
 def normal(gm: GraphModule) -> GraphModule:
