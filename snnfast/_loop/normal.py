@@ -151,7 +151,7 @@ class _Running(Interpreter):
         return mode.tracer
 
     def run_node(self, n: Node) -> Any:
-        last = next(reversed(self._tracer.graph.nodes), None)
+        last = next(iter(reversed(self._tracer.graph.nodes)), None)
         found = self._switched(n) if self._is_switch(n) else super().run_node(n)
         made = self._since(last)
         if n.op.startswith("call") and not made and not self._is_switch(n):
