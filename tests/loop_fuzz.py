@@ -292,7 +292,8 @@ def check(source: str, backend: Any, statistics: Counter[str]) -> str | None:
     except Exception:
         statistics[LEFT_OUT[0]] += 1
         return None
-    dtype = "bfloat16" if "bfloat16" in source and settings["dtype"] == "float32" else settings["dtype"]
+    dtype = "float32" if ".float()" in source else settings["dtype"]
+    dtype = "bfloat16" if "bfloat16" in source and dtype == "float32" else dtype
     # What a write that autograd is not told of, or a hook, does to gradients depends on what happens inside a layer.
     if settings["snntorch"] and not any(part in source for part in (".data", "detach", "register_hook")):
         try:

@@ -14,6 +14,7 @@ import torch.nn.functional as F  # noqa: N812
 from helpers import assert_close
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import checkpoint
 
 import snnfast
 from snnfast._loop.backend import merge
@@ -335,6 +336,133 @@ def a_stack_and_its_view(x: Tensor) -> Any:
 def equal_calls(x: Tensor) -> Any:
     _, m = run(x)
     return (m[-1] * 2).view(-1), (m[-1] * 2).view(-1)
+
+
+# ---- functions with bodies of their own
+
+
+class Changing(torch.autograd.Function):
+    """Changes tensors of its own, forward and backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        y = x * 2
+        y.add_(1)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        grad = grad * 2
+        grad.mul_(3)
+        return grad
+
+
+class Counting(torch.autograd.Function):
+    """Changes one of its arguments."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, count: Tensor) -> Tensor:
+        count.add_(1)
+        return x * 1
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+        return grad * 2, None
+
+
+class Same(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        return grad * 2
+
+
+@program
+def functions_that_change_their_own(x: Tensor) -> Any:
+    return [Changing.apply(q) for q in run(x)[1]]  # type: ignore[no-untyped-call]
+
+
+@program
+def functions_that_change_an_argument(x: Tensor) -> Any:
+    count, r = torch.ones(N, dtype=torch.float64), []
+    _, m = run(x)
+    for t in range(T):
+        r.append(m[t].detach() * count)
+        r.append(Counting.apply(m[t], count))  # type: ignore[no-untyped-call]
+    return r
+
+
+@program
+def functions_that_return_a_view(x: Tensor) -> Any:
+    return torch.stack(run([Same.apply(x[t] * 1) for t in range(T)])[1])  # type: ignore[no-untyped-call]
+
+
+@program
+def checkpoints_that_change_their_own(x: Tensor) -> Any:
+    def body(a: Tensor) -> Tensor:
+        y = a * 2
+        y.add_(1)
+        return y
+
+    return torch.stack(run([checkpoint(body, x[t], use_reentrant=False) for t in range(T)])[1])
+
+
+# ---- operators that torch.vmap or a larger batch would get wrong
+
+
+@program
+def frequencies_of_each_step(x: Tensor) -> Any:
+    s, _ = run(x)
+    w = x[0, :, :2] * 1
+    return [F.embedding((q * 2).long().clamp(0, 3), w, scale_grad_by_freq=True) for q in s]
+
+
+@program
+def embeddings_of_each_step(x: Tensor) -> Any:
+    _, m = run(x)
+    return [F.embedding((m[t] * 2).long().clamp(0, 3), x[t] * 1, padding_idx=1) for t in range(T)]
+
+
+@program
+def scattered_into_each_step(x: Tensor) -> Any:
+    _, m = run(x)
+    return torch.stack([m[t].select_scatter(x[t, 0], 0, 1) for t in range(T)])
+
+
+@program
+def read_by_strides(x: Tensor) -> Any:
+    _, m = run(x)
+    return torch.stack([(m[t] * 2)[1].as_strided((N,), (1,), 0) for t in range(T)])
+
+
+@program
+def compared_with_numbers_of_another_dtype(x: Tensor) -> Any:
+    _, m = run(x)
+    return torch.stack([(m[t].float() >= m[t].max()).double() for t in range(T)])
+
+
+@program
+def conversions_with_a_memory_format(x: Tensor) -> Any:
+    _, m = run(x)
+    return torch.stack([m[t].to(torch.float32, memory_format=torch.contiguous_format) for t in range(T)])
+
+
+@program
+def filled_into_what_needs_a_gradient(x: Tensor) -> Any:
+    s, _ = run(x.detach())
+    record = x * 0.0
+    for t in range(T):
+        record[t] = s[t]
+    return record
+
+
+@program
+def views_of_the_last_membrane(x: Tensor) -> Any:
+    _, m = run(x)
+    return [mem.flatten() for mem in m], m[-1]
 
 
 def shared(results: list[Tensor]) -> set[tuple[int, int]]:

@@ -19,6 +19,7 @@ from snnfast._loop.nodes import (
     literal,
     looks,
     name_of,
+    remove_unused,
     storage_of,
     value,
 )
@@ -106,7 +107,7 @@ def capture(graph: Graph) -> Captured:
     _merge_equal(graph)
     memory = Memory(graph)
     effects = {n for n in graph.nodes if has_effect(n)}
-    graph.eliminate_dead_code(is_impure_node=lambda n: n in effects or n.op in ("placeholder", "output"))
+    remove_unused(graph, effects.__contains__)
     nodes = list(graph.nodes)
     found = Captured(
         graph,

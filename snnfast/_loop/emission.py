@@ -3,7 +3,7 @@
 import operator
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from snnfast._loop.nodes import (
     is_opaque,
     looks,
     may_alias,
+    remove_unused,
     size_of,
     storage_of,
     tensors_of,
@@ -81,7 +82,7 @@ class Emission:
             else:
                 self._single(vertex)
         # A call that was tried in vain, or that is not needed, must not count as a reader of an unroll.
-        self.graph.eliminate_dead_code(is_impure_node=lambda n: n in self.effects or n.op in ("placeholder", "output"))
+        remove_unused(self.graph, self.effects.__contains__)
         for chain, (node, outputs) in self._unrolled.items():
             spk = self._ask(node, outputs)
             if spk is not None and project(self.graph, node, spk, self.effects, self.call):
@@ -136,8 +137,9 @@ class Emission:
         if is_opaque(node):
             if of is not None and looks(of) == looks(node):
                 made.meta["example_value"] = value(self.get(of))
-        elif of is not None or may_alias(node.target):  # now it has memory of the new graph
-            found = self._tried(made)
+        elif isinstance(node.target, OpOverload) and (of is not None or may_alias(node.target)):
+            # Now it has memory of the new graph.
+            found = self._tried(node, made)
             made.meta["example_value"] = found
             given = {storage_of(t) for a in made.all_input_nodes for t in tensors_of(a)}
             if of is None and isinstance(found, Tensor) and storage_of(found) in given:
@@ -147,13 +149,13 @@ class Emission:
             self.effects.add(made)
         return made
 
-    def _tried(self, made: Node) -> Any:
+    def _tried(self, node: Node, made: Node) -> Any:
         """What a copied call returns in the new graph. Strides may differ there, so that a view has to copy."""
         target: Any = made.target
         try:
             return fake_call(target, made.args, made.kwargs, self._mode, self._context.blocks)
         except (RuntimeError, ValueError):
-            if target is not aten.view.default:
+            if target is not aten.view.default or node in self.captured.written:
                 raise
         made.target = aten.reshape.default
         return fake_call(aten.reshape.default, made.args, made.kwargs, self._mode, self._context.blocks)
@@ -475,12 +477,30 @@ class Emission:
                 made = copies[old] = self.call(aten.clone.default, made)
                 storage = storage_of(value(made))
             if now.setdefault(memory, storage) != storage:
-                raise RefusedError("two of its results share memory in the loop, and would not if it was merged")
+                made = copies[old] = self._view_of(old, now[memory], copies)
             return made
 
         leaves, spec = pytree.tree_flatten(output.args[0])
-        made = [separate(*leaf) for leaf in zip(leaves, output.meta["needs_grad"], strict=True)]
-        return pytree.tree_unflatten(made, spec)
+        results: dict[int, Any] = {}
+        # Views come behind what they are views of.
+        for i in sorted(range(len(leaves)), key=lambda i: _source_of(leaves[i]) is not None):
+            results[i] = separate(leaves[i], output.meta["needs_grad"][i])
+        return pytree.tree_unflatten([results[i] for i in range(len(leaves))], spec)
+
+    def _view_of(self, old: Node, storage: int, copies: dict[Node, Any]) -> Node:
+        """A view of the old graph, as one of what has a memory in the new graph."""
+        made = copies.get(old) or self.get(old)
+        if storage_of(value(made)) == storage:
+            return cast(Node, made)
+        source = _source_of(old)
+        if source is None:
+            raise RefusedError("two of its results share memory in the loop, and would not if it was merged")
+        of = self._view_of(source, storage, copies)
+        copied = self.graph.node_copy(old, lambda a: of if a is source else self.get(a))
+        copied.meta["example_value"] = self._tried(old, copied)
+        if storage_of(value(copied)) != storage:
+            raise RefusedError("two of its results share memory in the loop, and would not if it was merged")
+        return copied
 
     def _settle_copies(self, output: Node) -> None:
         """Leave out copies of stacks that are returned, where nobody else has the memory that they are copied from."""
@@ -564,6 +584,15 @@ class Emission:
 def _memory_of(node: Node) -> list[int]:
     """The memory of a node of the old graph, by numbers."""
     return node.meta.get("storage") or [storage_of(t) for t in tensors_of(node)]
+
+
+def _source_of(node: Any) -> Node | None:
+    """Of a view in the old graph: what it is a view of."""
+    if not isinstance(node, Node) or not isinstance(node.target, OpOverload):
+        return None
+    memory = _memory_of(node)
+    shares = (a for a in node.all_input_nodes if isinstance(value(a), Tensor) and _memory_of(a) == memory)
+    return next(shares, None)
 
 
 def _are_parts(a: Node, b: Node) -> bool:

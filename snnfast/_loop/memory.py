@@ -27,6 +27,12 @@ from snnfast._loop.nodes import (
     value,
 )
 
+# What makes a tensor that needs no gradient.
+_NEW = (
+    "zeros", "ones", "full", "empty", "zeros_like", "ones_like", "full_like", "empty_like",
+    "new_zeros", "new_ones", "new_full", "new_empty",
+)  # fmt: skip
+
 
 class Memory:
     """Which nodes share memory, by their fake tensors, and which calls change it."""
@@ -128,7 +134,7 @@ class Memory:
         rec = value(base)
         if not isinstance(rec, Tensor) or any(n.target is not aten.copy_.default for n in writes):
             return False
-        if any(n.meta["context"] != last.meta["context"] for n in writes) or not _keeps_gradients(base, last):
+        if any(n.meta["context"] != last.meta["context"] for n in writes) or name_of(base.target) not in _NEW:
             return False
         inside = {base}  # what has been filled in part until the last write
         places = []

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
-from torch.fx import Node
+from torch.fx import Graph, Node
 from torch.fx.node import _side_effectful_functions
 from torch.utils import _pytree as pytree
 
@@ -85,7 +85,7 @@ def as_python_calls(target: Any) -> Any:
         # The function reads these in another way: "reduction", left out, is not the mean; an index must be a tensor.
         if a.name == "reduction" or a.is_out or str(a.type) == "List[Optional[Tensor]]":
             return target
-    if target is aten.to.dtype_layout:
+    if name_of(target) == "to" or target is aten.bernoulli.Tensor:
         return target
     name = name_of(target)
     for place in (torch, torch._C._nn, torch.Tensor):
@@ -134,7 +134,6 @@ def spelled(target: OpOverload, given: dict[str, Any]) -> tuple[tuple[Any, ...],
 
 _UPDATES_STATISTICS = {"batch_norm": ("training", ("running_mean", "running_var"))}
 _UPDATES_STATISTICS["instance_norm"] = ("use_input_stats", ("running_mean", "running_var"))
-_PURE = ("autograd_function_apply",)
 
 
 def is_opaque(node: Node) -> bool:
@@ -144,7 +143,7 @@ def is_opaque(node: Node) -> bool:
         and not isinstance(node.target, OpOverload)
         and not is_step(node.target)
         and node.target is not operator.getitem
-        and name_of(node.target) not in _PURE
+        and not node.meta.get("computes")
         and not isinstance(value(node), int | float | torch.SymInt | torch.SymFloat | torch.SymBool)
     ) or node.op in ("call_method", "call_module")
 
@@ -182,6 +181,39 @@ def is_random(node: Node) -> bool:
     given = arguments(node)
     idle = given.get("train", given.get("training", True)) is False or 0.0 in (given.get("p"), given.get("dropout_p"))
     return not idle
+
+
+def only_computes(body: Any) -> bool:
+    """Whether the graph of a function, as dynamo makes it, changes nothing and returns nothing that it is given."""
+    given: set[int] = set()
+    for node in body.graph.nodes:
+        name = name_of(node.target)
+        if node.op == "placeholder":
+            given.update(storage_of(t) for t in tensors_of(node))
+        elif node.op == "output":
+            if any(storage_of(t) in given for a in node.all_input_nodes for t in tensors_of(a)):
+                return False
+        elif node.op in ("call_function", "call_method"):
+            changes = (name.endswith("_") and not name.endswith("__")) or name in _CHANGING
+            if changes or node.kwargs.get("out") is not None or node.kwargs.get("inplace"):
+                return False
+        elif node.op == "call_module" or isinstance(getattr(body, str(node.target), None), torch.nn.Module):
+            return False
+    return True
+
+
+_CHANGING = (
+    "setitem", "iadd", "isub", "imul", "itruediv", "ifloordiv", "ipow", "imod", "iand", "ior", "ixor",
+    "batch_norm", "instance_norm",
+)  # fmt: skip
+"""Calls of dynamo's graphs that change a tensor, beside those whose names end in an underscore."""
+
+
+def remove_unused(graph: Graph, needed: Callable[[Node], bool]) -> None:
+    """Remove calls whose results nobody reads. ``Graph.eliminate_dead_code`` would go into the bodies of functions."""
+    for node in reversed(list(graph.nodes)):
+        if not node.users and node.op not in ("placeholder", "output") and not needed(node):
+            graph.erase_node(node)
 
 
 # ---- calls that are alike

@@ -22,7 +22,7 @@ from torch.fx.experimental.proxy_tensor import (
 )
 from torch.utils import _pytree as pytree
 
-from snnfast._loop.nodes import fake_mode_of, is_step, name_of, tensors_in
+from snnfast._loop.nodes import fake_mode_of, is_step, name_of, only_computes, tensors_in
 from snnfast._loop.report import RefusedError
 
 ENTER_INFERENCE = torch.autograd.grad_mode._enter_inference_mode
@@ -93,6 +93,8 @@ def normal(gm: GraphModule) -> GraphModule:
         new.meta["parameter"] = isinstance(old.meta["example_value"], nn.Parameter)
     first = running.first
     for node in list(found.graph.nodes):
+        if name_of(node.target).startswith("as_strided"):
+            raise RefusedError("it reads a tensor by strides (as_strided)")
         if node in running.switches:
             found.graph.erase_node(node)
             continue
@@ -238,6 +240,8 @@ class _Running(Interpreter):
 
         args, kwargs = pytree.tree_map(proxy, given)
         made = tracer.create_proxy(n.op, n.target, args, kwargs)
+        if name_of(n.target) == "autograd_function_apply":
+            made.node.meta["computes"] = only_computes(given[0][0])  # its forward; backward runs when it is asked for
         track_tensor_tree(found, made, constant=None, tracer=tracer)
         made.node.meta.setdefault("val", found)
         return found

@@ -99,8 +99,12 @@ def _nodes(tree: Any) -> list[Node]:
 def element_wise(site: Site) -> Node | None:
     """An argument with fewer dimensions than the result gets more of them behind the time. A constant needs none."""
     found = value(site.step)
-    if not isinstance(found, Tensor):
+    if not isinstance(found, Tensor) or site.given.get("memory_format") is torch.channels_last:
         return None
+    given = _nodes(site.given)
+    numbers = [a for a in given if a in site.varies and site.rank(a) == 0]
+    if any(value(a).dtype != value(b).dtype for a in numbers for b in given if site.rank(b) > 0):
+        return None  # a tensor without dimensions counts less where dtypes differ
 
     def aligned(a: Any) -> Any:
         for _ in range(found.dim() - site.rank(a) if a in site.varies else 0):
@@ -128,7 +132,18 @@ def with_batch(site: Site) -> Node | None:
 
 @rule("embedding")
 def embedding(site: Site) -> Node | None:
-    return site.again() if site.first not in site.varies else None
+    if site.given["scale_grad_by_freq"]:
+        raise UnmergedError("scale_grad_by_freq counts the indices of each step")
+    if site.first not in site.varies:
+        return site.again()
+    if site.given["padding_idx"] >= 0:
+        raise UnmergedError("torch.vmap gives another gradient at padding_idx")
+    return None
+
+
+@rule("select_scatter")
+def select_scatter(site: Site) -> Node | None:
+    raise UnmergedError("torch.vmap gives another gradient")
 
 
 @rule(
