@@ -64,7 +64,8 @@ class Emission:
         self._context: Context = self.captured.nodes[0].meta["context"]  # of what is written now
         self._entered: list[Node] = []  # the nodes that entered its blocks
         (output,) = (n for n in self.captured.nodes if n.op == "output")
-        self._shown = {memory for n in output.all_input_nodes for memory in _memory_of(n)}
+        self._leaves = set(output.all_input_nodes)
+        self._shown = {memory for n in self._leaves for memory in _memory_of(n)}
         self._records = any(n.meta["context"].records for n in self.captured.nodes)
         self._copies: list[Node] = []  # of stacks that are returned
         self._in_place_of: dict[Any, Node] = {}  # of such copies: what they were copied from
@@ -266,6 +267,8 @@ class Emission:
         merged = self._of_index(group) if isinstance(group, IndexGroup) else self._of_calls(group)
         if merged is not None:
             self._whole[group] = merged
+            if isinstance(group, IndexGroup):  # returned, each is the view that it is in the loop, which may be changed
+                self.new |= {node: self._copy(node) for node in group.nodes if node in self._leaves}
             return
         for node in group.nodes:
             self.new[node] = self._copy(node)

@@ -104,7 +104,8 @@ def element_wise(site: Site) -> Node | None:
     given = _nodes(site.given)
     numbers = [a for a in given if a in site.varies and site.rank(a) == 0]
     if any(value(a).dtype != value(b).dtype for a in numbers for b in given if site.rank(b) > 0):
-        return None  # a tensor without dimensions counts less where dtypes differ
+        # It would count as a tensor with dimensions, which decides on the dtype of the arithmetic.
+        raise UnmergedError("a tensor without dimensions has another dtype")
 
     def aligned(a: Any) -> Any:
         for _ in range(found.dim() - site.rank(a) if a in site.varies else 0):
