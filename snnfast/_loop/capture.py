@@ -21,6 +21,7 @@ from snnfast._loop.nodes import (
     name_of,
     remove_unused,
     storage_of,
+    tensors_of,
     value,
 )
 from snnfast._ops import NEURONS, Neuron
@@ -163,9 +164,9 @@ def _pass_through(graph: Graph) -> None:
 
 
 def _given_back(node: Node) -> Any:
-    if name_of(node.target) in ("to", "type_as", "contiguous", "_autocast_to_full_precision"):
-        before, after = value(node.args[0]), value(node)  # type: ignore[arg-type]
-        return node.args[0] if storage_of(before) == storage_of(after) else None
+    if node.meta.get("same"):  # such as a conversion to the dtype that it has, or Dropout in evaluation
+        memory = storage_of(value(node))
+        return next((a for a in node.all_input_nodes if any(storage_of(t) == memory for t in tensors_of(a))), None)
     if node.target is operator.getitem and node.args[0].target is aten.broadcast_tensors.default:  # type: ignore[union-attr]
         tensors, place = node.args[0].args[0], node.args[1]  # type: ignore[union-attr]
         return tensors[place] if node.meta["context"].records else None  # type: ignore[index]

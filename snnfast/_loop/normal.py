@@ -22,7 +22,7 @@ from torch.fx.experimental.proxy_tensor import (
 )
 from torch.utils import _pytree as pytree
 
-from snnfast._loop.nodes import fake_mode_of, is_step, name_of, only_computes, tensors_in
+from snnfast._loop.nodes import changed, fake_mode_of, is_step, name_of, only_computes, tensors_in
 from snnfast._loop.report import RefusedError
 
 ENTER_INFERENCE = torch.autograd.grad_mode._enter_inference_mode
@@ -69,9 +69,9 @@ def normal(gm: GraphModule) -> GraphModule:
     """The same program as a graph of ATen calls.
 
     Every node has ``meta["example_value"]``, its fake result; ``meta["context"]``; the user's line in ``stack_trace``;
-    and ``meta["parameter"]``, whether it is a parameter of the network. The output has ``meta["needs_grad"]``, which of
-    the results require a gradient. A call that PyTorch's dispatcher does not see, such as ``autograd_function_apply``,
-    stays as it is.
+    ``meta["parameter"]``, whether it is a parameter of the network; and ``meta["same"]``, whether it is a tensor that
+    it was given, as ``contiguous`` may return it. The output has ``meta["needs_grad"]``, which of the results require a
+    gradient. A call that PyTorch's dispatcher does not see, such as ``autograd_function_apply``, stays as it is.
 
     Raises:
         RefusedError: The graph uses what has no such form, such as transforms of ``torch.func``.
@@ -167,6 +167,9 @@ class _Running(Interpreter):
             node.meta["context"] = self.context
             if "stack_trace" in n.meta:
                 node.meta["stack_trace"] = n.meta["stack_trace"]
+        if len(made) == 1 and isinstance(found, Tensor):
+            same = any(found is t for t in tensors_in(self.fetch_args_kwargs_from_env(n)))
+            made[0].meta["same"] = same and not changed(made[0])
         return found
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:

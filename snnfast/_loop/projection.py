@@ -4,7 +4,7 @@ from typing import Any
 
 from torch.fx import Graph, Node
 
-from snnfast._loop.nodes import arguments, aten, is_random, name_of, size_of, value
+from snnfast._loop.nodes import arguments, aten, name_of, size_of, value
 
 
 def project(graph: Graph, unroll: Node, spk: Node, effects: set[Node], call: Any) -> bool:
@@ -57,8 +57,6 @@ def _passes_on(reader: Node, node: Node) -> bool:
     """Whether a call returns the same numbers in the same order."""
     if not reader.args or reader.args[0] is not node:
         return False
-    if name_of(reader.target) == "dropout":
-        return not is_random(reader)
     # A view may also take numbers for those of another dtype.
     shapes = ("flatten", "reshape", "unflatten", "view", "_unsafe_view")
     return name_of(reader.target) in shapes and value(reader).dtype == value(node).dtype
