@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import inspect
 import pickle
 import statistics
 import time
@@ -266,7 +267,7 @@ class Sized(nn.Module):
         return torch.stack(spks)
 
 
-OWN_CACHES_OF_PARTS = "isolate_recompiles" in torch.compile.__kwdefaults__
+OWN_CACHES_OF_PARTS = "isolate_recompiles" in inspect.signature(torch.compile).parameters
 
 
 @pytest.mark.parametrize("split", [False, True], ids=["whole", "split"])
