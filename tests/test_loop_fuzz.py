@@ -124,7 +124,7 @@ def of_outputs(change: Any) -> Any:
 FAULTS = {
     "a moved output": ("off by", of_outputs(lambda t: t * (1 + 1e-6) if real(t) else t)),
     "a wrong gradient": ("grad of x", of_outputs(lambda t: Disturbed.apply(t) if needs_grad(t) else t)),
-    "a gradient that is lost": ("needs a gradient", of_outputs(lambda t: t.detach() if needs_grad(t) else t)),
+    "a gradient that is lost": ("grad of x", of_outputs(lambda t: t.detach() if needs_grad(t) else t)),
     "a gradient too many": ("needs a gradient", lambda gm, _: without("_set_grad_enabled", gm)),
     "a write that is dropped": ("off by", lambda gm, _: without("iadd", gm)),
     "a write too many": ("input x", lambda gm, _: lambda *args: (gm(*args), args[0].data.mul_(0.5))[0]),

@@ -184,16 +184,10 @@ def is_random(node: Node) -> bool:
 
 
 def only_computes(body: Any) -> bool:
-    """Whether the graph of a function, as dynamo makes it, changes nothing and returns nothing that it is given."""
-    given: set[int] = set()
+    """Whether the graph of a function, as dynamo makes it, changes no tensor."""
     for node in body.graph.nodes:
         name = name_of(node.target)
-        if node.op == "placeholder":
-            given.update(storage_of(t) for t in tensors_of(node))
-        elif node.op == "output":
-            if any(storage_of(t) in given for a in node.all_input_nodes for t in tensors_of(a)):
-                return False
-        elif node.op in ("call_function", "call_method"):
+        if node.op in ("call_function", "call_method"):
             changes = (name.endswith("_") and not name.endswith("__")) or name in _CHANGING
             if changes or node.kwargs.get("out") is not None or node.kwargs.get("inplace"):
                 return False

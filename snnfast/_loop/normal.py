@@ -22,7 +22,16 @@ from torch.fx.experimental.proxy_tensor import (
 )
 from torch.utils import _pytree as pytree
 
-from snnfast._loop.nodes import changed, fake_mode_of, is_step, name_of, only_computes, tensors_in
+from snnfast._loop.nodes import (
+    changed,
+    fake_mode_of,
+    is_step,
+    name_of,
+    only_computes,
+    storage_of,
+    tensors_in,
+    tensors_of,
+)
 from snnfast._loop.report import RefusedError
 
 ENTER_INFERENCE = torch.autograd.grad_mode._enter_inference_mode
@@ -244,7 +253,10 @@ class _Running(Interpreter):
         args, kwargs = pytree.tree_map(proxy, given)
         made = tracer.create_proxy(n.op, n.target, args, kwargs)
         if name_of(n.target) == "autograd_function_apply":
-            made.node.meta["computes"] = only_computes(given[0][0])  # its forward; backward runs when it is asked for
+            memory = {storage_of(t) for a in n.all_input_nodes for t in tensors_of(a)}
+            returns_new = not any(storage_of(t) in memory for t in tensors_of(n))
+            # Of its forward. Backward runs when it is asked for.
+            made.node.meta["computes"] = returns_new and only_computes(given[0][0])
         track_tensor_tree(found, made, constant=None, tracer=tracer)
         made.node.meta.setdefault("val", found)
         return found
