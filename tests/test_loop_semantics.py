@@ -120,6 +120,19 @@ def changed_in_place_without_gradients(x: Tensor) -> Any:
 
 
 @program
+def changed_through_a_view_without_gradients(x: Tensor) -> Any:
+    mem, m = torch.zeros(B, N, dtype=torch.float64), []
+    for t in range(T):
+        _, mem = LIF(x[t], mem)
+        v = mem * 1.0
+        with torch.no_grad():
+            view = torch.broadcast_tensors(v, x[t])[0]
+            torch.nn.init.constant_(view, 0.5)
+        m.append(v * x[t])
+    return torch.stack(m)
+
+
+@program
 def accumulated_without_gradients(x: Tensor) -> Any:
     trace, mem = torch.zeros(B, N, dtype=torch.float64), torch.zeros(B, N, dtype=torch.float64)
     loss = x.new_zeros(())
@@ -474,6 +487,16 @@ def filled_into_what_needs_a_gradient(x: Tensor) -> Any:
 def views_of_the_last_membrane(x: Tensor) -> Any:
     _, m = run(x)
     return [mem.flatten() for mem in m], m[-1]
+
+
+@program
+def a_step_of_a_stack_and_a_cat(x: Tensor) -> Any:
+    stacked, steps = torch.stack([x[:, t] for t in range(T)]), []
+    mem = torch.zeros(B, N, dtype=torch.float64)
+    for xt in stacked.unbind():
+        _, mem = LIF(xt, mem)
+        steps.append(xt)
+    return steps[-1], mem, torch.cat([q.unsqueeze(0) for q in steps])
 
 
 def shared(results: list[Tensor]) -> set[tuple[int, int]]:

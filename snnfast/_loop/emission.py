@@ -138,7 +138,7 @@ class Emission:
         if is_opaque(node):
             if of is not None and looks(of) == looks(node):
                 made.meta["example_value"] = value(self.get(of))
-        elif isinstance(node.target, OpOverload) and (of is not None or may_alias(node.target)):
+        elif (node.target is operator.getitem and of is not None) or may_alias(node.target):
             # Now it has memory of the new graph.
             found = self._tried(node, made)
             made.meta["example_value"] = found
