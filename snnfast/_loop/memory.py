@@ -97,11 +97,17 @@ class Memory:
     def _replace(self, node: Node, s: int, position: dict[Node, int]) -> bool:
         """``acc.add_(spk)``: ``acc = acc.add(spk)``."""
         target, now, before = _new_instead(node), position[node], changed(node)[0]
-        if target is None or not _keeps_gradients(before, node):
+        if target is None:
             return False
         for other in self.sharing[s]:
+            if position[other] > now or other is node:
+                continue
             # A later reader of a view of the old tensor would miss the change.
-            if other is not before and position[other] < now and any(position[u] > now for u in other.users):
+            if other is not before and any(position[u] > now for u in other.users):
+                return False
+            # Without gradients, a change keeps those of the tensor, where a new tensor would have none.
+            records, recorded = node.meta["context"].records, other.meta["context"].records
+            if recorded and not records and name_of(other.target) not in _NEW:
                 return False
         old = value(node)
         try:
@@ -193,14 +199,6 @@ def _new_instead(node: Node) -> Any:
     found: Any = getattr(getattr(torch.ops.aten, name.removesuffix("_"), None), target._overloadname, None)
     same = name.endswith("_") and isinstance(found, OpOverload) and not found._schema.is_mutable
     return found if same and [a.name for a in found._schema.arguments] == [a.name for a in arguments_of] else None
-
-
-def _keeps_gradients(base: Node, write: Node) -> bool:
-    """Whether a new tensor in place of a change has the gradients of the tensor that is changed.
-
-    Under ``no_grad`` a change keeps the graph of the tensor, where a new tensor would have none.
-    """
-    return not base.all_input_nodes or base.meta["context"].records <= write.meta["context"].records
 
 
 def _place(node: Any, base: Node, inside: set[Node]) -> tuple[int, int] | None:
