@@ -256,7 +256,7 @@ def test_every_figure_of_the_documents_is_in_a_stored_result():
 
 
 MEASURED = re.compile(r"\b\d[\d.,]*\s?(ms|µs|us|ns|s|seconds|x|times|GB/s|%)(?!\w)")
-ELSEWHERE = {"100 %", "4.6 times"}  # copy_ itself; and public scripts, which are not ours to store
+ELSEWHERE = {"100 %", "5 times"}  # copy_ itself; and typical scripts, which are not ours to store
 
 
 @pytest.mark.parametrize("name", ["README.md", "docs/performance.md"])

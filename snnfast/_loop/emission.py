@@ -22,6 +22,7 @@ from snnfast._loop.nodes import (
     is_opaque,
     looks,
     may_alias,
+    named,
     remove_unused,
     size_of,
     storage_of,
@@ -349,10 +350,7 @@ class Emission:
         found, target = rule_for(first.target), first.target
         if found is None or not isinstance(target, OpOverload):
             return None
-        places = target._schema.arguments
-        given = {a.name: a.default_value for a in places}
-        given |= {a.name: arg for a, arg in zip(places, args)} | kwargs  # noqa: B905 - the last may be left out
-        return found(Site(self.call, first, given, varies, steps))
+        return found(Site(self.call, first, named(target, args, kwargs), varies, steps))
 
     def _by_vmap(self, first: Node, args: Any, kwargs: Any, varies: set[Node], steps: int) -> Node:
         return by_vmap(self.call, first.target, args, kwargs, varies)

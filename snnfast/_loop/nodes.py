@@ -109,15 +109,17 @@ def may_alias(target: Any) -> bool:
     return isinstance(target, OpOverload) and any(r.alias_info is not None for r in target._schema.returns)
 
 
-def arguments(node: Node) -> dict[str, Any]:
-    """The arguments of an ATen call by their names, those that were left out included."""
-    target: Any = node.target
-    if not isinstance(target, OpOverload):
-        return {}
+def named(target: OpOverload, args: Any, kwargs: Any) -> dict[str, Any]:
+    """Arguments by their names in a schema and in its order. Those that were left out have their defaults."""
     places = target._schema.arguments
-    found = {a.name: a.default_value for a in places if a.has_default_value()}
-    found |= {a.name: given for a, given in zip(places, node.args)}  # noqa: B905 - the last may be left out
-    return found | node.kwargs
+    found: dict[str, Any] = {a.name: a.default_value for a in places}
+    return found | dict(zip((a.name for a in places), args)) | kwargs  # noqa: B905 - the last may be left out
+
+
+def arguments(node: Node) -> dict[str, Any]:
+    """The arguments of an ATen call by their names; of another call none."""
+    target: Any = node.target
+    return named(target, node.args, node.kwargs) if isinstance(target, OpOverload) else {}
 
 
 def spelled(target: OpOverload, given: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -132,8 +134,8 @@ def spelled(target: OpOverload, given: dict[str, Any]) -> tuple[tuple[Any, ...],
 
 # ---- what a call does
 
-_UPDATES_STATISTICS = {"batch_norm": ("training", ("running_mean", "running_var"))}
-_UPDATES_STATISTICS["instance_norm"] = ("use_input_stats", ("running_mean", "running_var"))
+# By the argument that asks for it, these update their running statistics. Their schemas do not say so.
+_UPDATES_STATISTICS = {"batch_norm": "training", "instance_norm": "use_input_stats"}
 
 
 def is_opaque(node: Node) -> bool:
@@ -159,10 +161,9 @@ def changed(node: Node) -> list[Node]:
     if target._schema.is_mutable:
         given = arguments(node)
         found += [given.get(a.name) for a in target._schema.arguments if a.alias_info and a.alias_info.is_write]
-    elif name_of(target) in _UPDATES_STATISTICS:  # whose schema does not say so
+    elif (asks := _UPDATES_STATISTICS.get(name_of(target))) is not None:
         given = arguments(node)
-        asks, names = _UPDATES_STATISTICS[name_of(target)]
-        found += [given.get(name) for name in names if given.get(asks)]
+        found += [given["running_mean"], given["running_var"]] if given[asks] else []
     return [a for a in pytree.tree_leaves(found) if isinstance(a, Node)]
 
 
