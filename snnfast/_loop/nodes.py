@@ -113,7 +113,9 @@ def named(target: OpOverload, args: Any, kwargs: Any) -> dict[str, Any]:
     """Arguments by their names in a schema and in its order. Those that were left out have their defaults."""
     places = target._schema.arguments
     found: dict[str, Any] = {a.name: a.default_value for a in places}
-    return found | dict(zip((a.name for a in places), args)) | kwargs  # noqa: B905 - the last may be left out
+    found.update(zip((a.name for a in places), args))  # noqa: B905 - the last may be left out
+    found.update(kwargs)
+    return found
 
 
 def arguments(node: Node) -> dict[str, Any]:
