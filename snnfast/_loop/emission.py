@@ -22,6 +22,7 @@ from snnfast._loop.nodes import (
     is_opaque,
     looks,
     may_alias,
+    memory_of,
     named,
     remove_unused,
     size_of,
@@ -66,7 +67,7 @@ class Emission:
         self._entered: list[Node] = []  # the nodes that entered its blocks
         (output,) = (n for n in self.captured.nodes if n.op == "output")
         self._leaves = set(output.all_input_nodes)
-        self._shown = {memory for n in self._leaves for memory in _memory_of(n)}
+        self._shown = {memory for n in self._leaves for memory in memory_of(n)}
         self._records = any(n.meta["context"].records for n in self.captured.nodes)
         self._copies: list[Node] = []  # of stacks that are returned
         self._in_place_of: dict[Any, Node] = {}  # of such copies: what they were copied from
@@ -135,7 +136,7 @@ class Emission:
         if node.target is operator.getitem and isinstance(source := self.get(node.args[0]), tuple):  # type: ignore[arg-type]
             return source[node.args[1]]  # type: ignore[index]
         made = self.graph.node_copy(node, self.get)
-        of = next((a for a in node.all_input_nodes if any(s in _memory_of(a) for s in _memory_of(node))), None)
+        of = next((a for a in node.all_input_nodes if any(s in memory_of(a) for s in memory_of(node))), None)
         if is_opaque(node):
             if of is not None and looks(of) == looks(node):
                 made.meta["example_value"] = value(self.get(of))
@@ -459,7 +460,7 @@ class Emission:
         shared: dict[int, tuple[Node, int]] = {}  # by memory of the new graph: a node that has it, and its old memory
         for old in self.captured.nodes:
             if old.op == "placeholder" and isinstance(value(old), Tensor):
-                shared.setdefault(storage_of(value(self.get(old))), (old, _memory_of(old)[0]))
+                shared.setdefault(storage_of(value(self.get(old))), (old, memory_of(old)[0]))
         now = {memory: storage for storage, (_, memory) in shared.items()}
         copies: dict[Node, Any] = {}
 
@@ -472,7 +473,7 @@ class Emission:
                 return made
             if not needs_grad and made.meta["context"].records and value(made).is_floating_point():
                 made = copies[old] = self.call(aten.detach.default, made)
-            (memory, *_), storage = _memory_of(old), storage_of(value(made))
+            (memory, *_), storage = memory_of(old), storage_of(value(made))
             by, others = shared.setdefault(storage, (old, memory))
             if memory != others and value(made).numel() and not _are_parts(made, self.get(by)):
                 made = copies[old] = self.call(aten.clone.default, made)
@@ -541,7 +542,7 @@ class Emission:
         # In the loop it is a new tensor. So it has no gradient under no_grad; and if it is returned, its own memory.
         if not self._context.records:
             whole = self.call(aten.detach.default, whole)
-        if any(memory in self._shown for memory in _memory_of(node)):
+        if any(memory in self._shown for memory in memory_of(node)):
             self._copies.append(self.call(aten.clone.default, whole))
             return self._copies[-1]
         return whole
@@ -582,17 +583,12 @@ class Emission:
         return self.series.place(node) is None and node not in self.captured.written
 
 
-def _memory_of(node: Node) -> list[int]:
-    """The memory of a node of the old graph, by numbers."""
-    return node.meta.get("storage") or [storage_of(t) for t in tensors_of(node)]
-
-
 def _source_of(node: Any) -> Node | None:
     """Of a view in the old graph: what it is a view of."""
     if not isinstance(node, Node) or not isinstance(node.target, OpOverload):
         return None
-    memory = _memory_of(node)
-    shares = (a for a in node.all_input_nodes if isinstance(value(a), Tensor) and _memory_of(a) == memory)
+    memory = memory_of(node)
+    shares = (a for a in node.all_input_nodes if isinstance(value(a), Tensor) and memory_of(a) == memory)
     return next(shares, None)
 
 

@@ -20,10 +20,9 @@ from snnfast._loop.nodes import (
     changed,
     fake_call,
     is_opaque,
+    memory_of,
     name_of,
     size_of,
-    storage_of,
-    tensors_of,
     value,
 )
 
@@ -54,10 +53,7 @@ class Memory:
                     self.writes[s].append(node)
 
     def _storage_of(self, node: Node) -> list[int]:
-        known = node.meta.get("storage")
-        if known is not None:
-            return list(known)
-        found = [storage_of(t) for t in tensors_of(node)]
+        found = memory_of(node)
         if is_opaque(node):  # it may return what it is given
             found += [s for a in node.all_input_nodes for s in self.storage[a]]
         return list(dict.fromkeys(found))
