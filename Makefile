@@ -20,12 +20,15 @@ EXTRAS_docs := docs
 # and come without their dependencies (gigabytes), which their neurons do not need.
 OTHERS := $(VENV)/others
 
+# The tests of a file may run in several processes, so that no file keeps one of them busy at the end.
+PARALLEL := -n auto --maxprocesses=4 --dist worksteal
+
 # The tests that reach every line of the kernels; what the others add is outside of them.
 SANITIZED := tests/test_forward.py tests/test_gradients.py tests/test_saved.py tests/test_rounded.py \
   tests/test_layout.py tests/test_ops.py tests/test_chunked_backward.py
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test bench bench-check gates torch-check wheel wheel-check release-check docs lint format types sanitize clean
+.PHONY: help demo test test-all bench bench-check gates torch-check wheel wheel-check release-check docs lint format types sanitize clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,8 +37,11 @@ help:  ## show this list
 demo: $(VENV)/.built $(VENV)/.installed-demo  ## train on MNIST, time a training step, draw figures
 	$(BIN)/python examples/mnist.py $(ARGS)
 
-test: $(VENV)/.built $(VENV)/.installed-test $(VENV)/.others  ## run the tests
-	PYTHONPATH=$(CURDIR)/$(OTHERS) $(BIN)/python -m pytest tests -n auto --maxprocesses=4 --dist loadfile $(ARGS)
+test: $(VENV)/.built $(VENV)/.installed-test $(VENV)/.others  ## run the tests of what users are promised; five minutes
+	PYTHONPATH=$(CURDIR)/$(OTHERS) $(BIN)/python -m pytest tests -m 'not thorough' $(PARALLEL) $(ARGS)
+
+test-all: $(VENV)/.built $(VENV)/.installed-test $(VENV)/.others  ## also examples, tools, and more random cases
+	SNNFAST_THOROUGH=1 PYTHONPATH=$(CURDIR)/$(OTHERS) $(BIN)/python -m pytest tests $(PARALLEL) $(ARGS)
 
 bench: $(VENV)/.built $(VENV)/.installed-bench  ## measure beside snnTorch and others for ten minutes; bars, a result and its page
 	$(BIN)/python -m benchmarks $(ARGS)
