@@ -1,4 +1,7 @@
-"""Build of the library ``snnfast/_kernels.so``: C++ for the CPU, and CUDA kernels wherever nvcc is found.
+"""Build of the library ``snnfast/_kernels.so``: C++ for the CPU, and CUDA kernels for cards.
+
+By default it is built for this machine: for the instruction set of its processor, and for the cards that the driver
+sees. ``SNNFAST_BUILD=all`` builds for all processors and cards.
 
 The library is no Python module: ``torch.ops.load_library`` loads it, and one wheel fits every Python. The ops are
 registered on torch's stable ABI, so that one binary serves every torch from 2.11 on, with or without CUDA. torch's own
@@ -8,6 +11,7 @@ registered on torch's stable ABI, so that one binary serves every torch from 2.1
 There are kernels for Linux. On other systems the package is pure Python, and its reference path runs.
 """
 
+import ctypes
 import importlib.util
 import os
 import platform
@@ -24,6 +28,7 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
 LIBRARY = "snnfast/_kernels.so"
+CPUINFO = Path("/proc/cpuinfo")
 EXTENSION = Extension("snnfast._kernels", [], optional=True)  # as setuptools sees it
 TORCH_TARGET = (2, 11)
 TORCH_TARGET_FLAG = f"-DTORCH_TARGET_VERSION=0x{TORCH_TARGET[0]:02x}{TORCH_TARGET[1]:02x}000000000000"
@@ -31,6 +36,16 @@ DEFAULT_ARCHITECTURES = ["7.5", "8.0", "9.0", "10.0", "12.0"]  # and PTX of the 
 # Most of nvcc's time goes into PTX. For these architectures that of another gives code of the same size.
 PTX_OF = {"12.0": "10.0"}
 X86 = platform.machine().lower() in ("x86_64", "amd64")
+# The instruction sets of x86-64, best first: flags of the compiler, and what Linux calls what they need. 512: g++'s own
+# choice for v4 is vectors of 256 bits. Processors without AVX2 are older than 2013: for them the smaller code.
+INSTRUCTION_SETS = {
+    "avx512": (
+        ["-march=x86-64-v4", "-mprefer-vector-width=512"],
+        "avx512f avx512bw avx512cd avx512dq avx512vl avx2 bmi1 bmi2 f16c fma abm movbe",
+    ),
+    "avx2": (["-march=x86-64-v3"], "avx2 bmi1 bmi2 f16c fma abm movbe"),
+    "baseline": (["-Os"], ""),
+}
 NEURONS = sorted(path.stem for path in (ROOT / "csrc/neurons").glob("*.cpp"))
 
 # No contraction to fused multiply-add: it would round membranes differently from PyTorch. g++ vectorises the threshold
@@ -54,6 +69,52 @@ def switch(name: str) -> bool | None:
     if value not in ("", "0", "1"):
         raise VariableError(f"{name}: expected 0 or 1, got {value!r}")
     return value == "1" if value else None
+
+
+def for_all() -> bool:
+    """Whether to build for all machines, and not for this one alone.
+
+    So it is, too, where the CUDA kernels are asked for, which then are for another machine or for several.
+    """
+    value = os.environ.get("SNNFAST_BUILD", "")
+    if value not in ("", "here", "all"):
+        raise VariableError(f"SNNFAST_BUILD: expected here or all, got {value!r}")
+    if value:
+        return value == "all"
+    return switch("SNNFAST_CUDA") is True or (switch("SNNFAST_CUDA") is None and bool(wanted_architectures()))
+
+
+def instruction_sets() -> dict[str, list[str]]:
+    """Those that the CPU kernels are built for, best first, with their flags."""
+    if not X86:
+        return {"baseline": []}
+    known = {name: flags for name, (flags, _) in INSTRUCTION_SETS.items()}
+    if for_all():
+        return known
+    found = re.search(r"^flags\s*:(.*)$", CPUINFO.read_text(), flags=re.MULTILINE)
+    has = set(found[1].split()) if found else set()
+    best = next(name for name, (_, needs) in INSTRUCTION_SETS.items() if has.issuperset(needs.split()))
+    return {best: known[best]}
+
+
+def visible_cards() -> list[str]:
+    """Compute capabilities of the cards that the driver sees, such as 9.0, without doubles; empty without a driver."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return []
+
+    def asked(function: str, *arguments: int) -> int:
+        answer = ctypes.c_int(0)
+        failed = getattr(driver, function)(ctypes.byref(answer), *arguments)
+        return 0 if failed else answer.value
+
+    if driver.cuInit(0):
+        return []
+    major, minor = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
+    cards = range(asked("cuDeviceGetCount"))  # a device's handle is its number
+    get = "cuDeviceGetAttribute"
+    return sorted({f"{asked(get, major, card)}.{asked(get, minor, card)}" for card in cards})
 
 
 def max_jobs() -> int | None:
@@ -82,10 +143,18 @@ def compiler() -> str:
 
 
 def cuda_home() -> Path | None:
-    """The CUDA toolkit, or None where it is not wanted or not found. SNNFAST_CUDA=1 demands it, 0 forbids it."""
+    """The CUDA toolkit, or None where no CUDA kernels are built. SNNFAST_CUDA=1 demands it, 0 forbids it."""
     wanted = switch("SNNFAST_CUDA")
-    if wanted is False:
+    if wanted is False or not (wanted or for_all() or visible_cards()):
         return None
+    home = find_toolkit()
+    if home is None and wanted:
+        raise VariableError("SNNFAST_CUDA=1, but no CUDA toolkit was found; set CUDA_HOME")
+    return home
+
+
+def find_toolkit() -> Path | None:
+    """A folder with nvcc and the headers of CUDA."""
     places = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
     nvcc = shutil.which("nvcc")
     if nvcc is not None:
@@ -96,15 +165,16 @@ def cuda_home() -> Path | None:
     for place in places:
         if place and Path(place, "bin/nvcc").exists() and Path(place, "include/cuda_runtime.h").exists():
             return Path(place).resolve()
-    if wanted:
-        raise VariableError("SNNFAST_CUDA=1, but no CUDA toolkit was found; set CUDA_HOME")
     return None
 
 
 def cuda_missing() -> str:
     """Why the kernels of CUDA are not built, for the user of the installed package."""
-    forbidden = switch("SNNFAST_CUDA") is False
-    return f"{'SNNFAST_CUDA=0' if forbidden else 'no nvcc was found'} at install time"
+    if switch("SNNFAST_CUDA") is False:
+        return "SNNFAST_CUDA=0 at install time"
+    if not (for_all() or visible_cards()):
+        return "no card was visible at install time; SNNFAST_CUDA=1 builds for all cards"
+    return "no nvcc was found at install time"
 
 
 def wanted_architectures() -> list[str]:
@@ -118,7 +188,7 @@ def wanted_architectures() -> list[str]:
 
 
 def architectures(home: Path) -> list[str]:
-    """Those that are wanted; else those of the default that nvcc knows."""
+    """Those that are wanted; else those of the visible cards; for all machines, those of the default."""
     told = subprocess.run([home / "bin/nvcc", "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout
     known = re.findall(r"compute_(\d+)", told)
     wanted = wanted_architectures()
@@ -127,6 +197,11 @@ def architectures(home: Path) -> list[str]:
             raise VariableError(f"TORCH_CUDA_ARCH_LIST: nvcc in {home} does not know {name}")
     if wanted:
         return wanted
+    cards = [] if for_all() else visible_cards()
+    if cards:
+        newest = max(known, key=int)
+        ptx = f"{newest[:-1]}.{newest[-1]}+PTX"  # the driver makes code for a newer card from it
+        return sorted({card if card.replace(".", "") in known else ptx for card in cards})
     default = [name for name in DEFAULT_ARCHITECTURES if name.replace(".", "") in known]
     if not default:
         raise BuildError(f"nvcc in {home} knows none of {', '.join(DEFAULT_ARCHITECTURES)}")
@@ -140,6 +215,7 @@ def check_variables() -> None:
     max_jobs()
     if switch("SNNFAST_CUDA") is not False:
         wanted_architectures()
+    for_all()
     if "CXX" in os.environ:
         compiler()
     if switch("SNNFAST_CUDA"):
@@ -228,8 +304,9 @@ def write_ninja(path: Path, output: Path) -> None:
     strict = ["-Werror"] if switch("SNNFAST_WERROR") else []
     of_torch = [TORCH_TARGET_FLAG, isystem(torch_dir / "include")]
     cxx = [*CXX_FLAGS, *strict]
-    if X86:
-        cxx.append("-DSNN_X86")
+    sets = instruction_sets()
+    listed = " ".join(f"X({isa}, __VA_ARGS__)" for isa in sets)
+    cxx.append(shlex.quote(f"-DSNN_ISAS(X, ...)={listed}"))
     nvcc_version = ""
     if home is not None:
         cxx.append("-DSNN_CUDA")
@@ -254,18 +331,12 @@ def write_ninja(path: Path, output: Path) -> None:
         ("csrc/spikes_conv2d.cpp", "spikes_conv2d", []),
         ("csrc/max_pooling.cpp", "max_pooling", []),
     ]
-    # Processors of x86-64 without AVX2 are older than 2013: for them the smaller code.
-    instruction_sets: list[tuple[str, list[str]]] = [("baseline", ["-Os"] if X86 else [])]
-    if X86:
-        # 512: g++'s own choice for v4 is vectors of 256 bits.
-        wide = ["-march=x86-64-v4", "-mprefer-vector-width=512"]
-        instruction_sets += [("avx2", ["-march=x86-64-v3"]), ("avx512", wide)]
-    for isa, flags in instruction_sets:
+    for isa, flags in sets.items():
         for name in ("events", "convolution", "max_pooling"):
             objects.append((f"csrc/cpu/{name}.cpp", f"cpu_{name}_{isa}", [f"-DSNN_ISA={isa}", *flags]))
     for neuron in NEURONS:
         objects.append((f"csrc/neurons/{neuron}.cpp", neuron, []))
-        for isa, flags in instruction_sets:
+        for isa, flags in sets.items():
             flags = [f"-DSNN_ISA={isa}", *flags, *of_neuron(neuron)]
             objects.append(("csrc/cpu/kernels.cpp", f"cpu_kernels_{neuron}_{isa}", flags))
     lines = [

@@ -20,13 +20,7 @@ constexpr int64_t kMostPlaces = 256;
 constexpr int64_t kMostSide = std::numeric_limits<int>::max();
 constexpr int64_t kGrain = 1 << 14;  // elements of the input that are worth a thread
 
-const cpu::MaxPoolingKernels& kernels() {
-#if defined(SNN_X86)
-  if (cpu::current_isa() == cpu::Isa::kAvx512) return cpu::avx512::max_pooling_kernels();
-  if (cpu::current_isa() == cpu::Isa::kAvx2) return cpu::avx2::max_pooling_kernels();
-#endif
-  return cpu::baseline::max_pooling_kernels();
-}
+const cpu::MaxPoolingKernels& kernels(){SNN_RETURN_OF_CURRENT_ISA(max_pooling_kernels())}
 
 MaxPooling described(int64_t C, int64_t H, int64_t W, const int64_t (&kernel)[2], const int64_t (&stride)[2]) {
   const int64_t size[2] = {H, W};

@@ -25,13 +25,7 @@ constexpr int64_t kMostPieces = 32;
 constexpr int64_t kPieceBytes = int64_t{64} << 20;  // of all pieces together, if there is more than one
 constexpr int64_t kCountGrain = 1 << 16;
 
-const cpu::ConvolutionKernels& kernels() {
-#if defined(SNN_X86)
-  if (cpu::current_isa() == cpu::Isa::kAvx512) return cpu::avx512::convolution_kernels();
-  if (cpu::current_isa() == cpu::Isa::kAvx2) return cpu::avx2::convolution_kernels();
-#endif
-  return cpu::baseline::convolution_kernels();
-}
+const cpu::ConvolutionKernels& kernels(){SNN_RETURN_OF_CURRENT_ISA(convolution_kernels())}
 
 std::vector<Reach> reach_of(int64_t size, int64_t outputs, int64_t kernel, int64_t stride, int64_t padding) {
   std::vector<Reach> made;

@@ -81,6 +81,8 @@ class Library:
                 f"{path} was built from other sources than the Python files of snnfast, most likely older ones: "
                 f"{error}; {REBUILD}"
             ) from error
+        if not self._isa_available:
+            raise ImportError(f"the kernels of snnfast were built for another processor than this one; {REBUILD}")
         self.cuda = bool(self.cuda_compiler)
 
     def isa(self) -> str:

@@ -16,13 +16,13 @@ import setuptools
 
 import setup
 import snnfast
-from tools import environments, torch_check
 
 ROOT = Path(__file__).parent.parent
 
 
 VARIABLES = (
-    "SNNFAST_REQUIRE_EXT", "SNNFAST_WERROR", "SNNFAST_CUDA", "CXX", "LDFLAGS", "MAX_JOBS", "TORCH_CUDA_ARCH_LIST",
+    "SNNFAST_BUILD", "SNNFAST_REQUIRE_EXT", "SNNFAST_WERROR", "SNNFAST_CUDA", "CXX", "LDFLAGS", "MAX_JOBS",
+    "TORCH_CUDA_ARCH_LIST",
 )  # fmt: skip
 
 
@@ -53,6 +53,7 @@ def tree(tmp_path: Path) -> Path:
     return copy
 
 
+@pytest.mark.thorough
 def test_without_a_compiler_the_installation_succeeds_and_says_so(tree: Path, tmp_path: Path) -> None:
     done = build(tree, PATH=str(tmp_path))
     assert done.returncode == 0, done.stderr
@@ -60,12 +61,14 @@ def test_without_a_compiler_the_installation_succeeds_and_says_so(tree: Path, tm
     assert not list(tree.rglob("*.so"))
 
 
+@pytest.mark.thorough
 def test_what_does_not_compile_is_left_out_and_the_installation_says_so(tree: Path) -> None:
     done = build(tree, SNNFAST_CUDA="0", CXX="false")
     assert done.returncode == 0, done.stderr
     assert "WITHOUT the compiled kernels: compilation failed, see above" in done.stderr
 
 
+@pytest.mark.thorough
 def test_a_build_that_sees_no_torch_says_so(tree: Path, tmp_path: Path) -> None:
     # As in an isolated build: an interpreter that has setuptools and nothing else.
     packages = tmp_path / "packages"
@@ -109,6 +112,7 @@ def test_other_systems_than_linux_get_the_reference_path_and_are_told(
         built()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("built", [True, False])
 def test_a_wheel_fits_every_python_and_without_kernels_every_system(tree: Path, tmp_path: Path, built: bool) -> None:
     # The compiler is a script, and what it "links" is enough for a wheel.
@@ -128,27 +132,99 @@ def test_a_wheel_fits_every_python_and_without_kernels_every_system(tree: Path, 
         assert [name for name in archive.namelist() if ".so" in name] == ([setup.LIBRARY] if built else [])
 
 
+@pytest.fixture
+def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.usefixtures("no_variables")
 @pytest.mark.parametrize(
-    ("variable", "reason"), [("0", "SNNFAST_CUDA=0 at install time"), ("", "no nvcc was found at install time")]
+    ("variables", "cards", "reason"),
+    [
+        ({"SNNFAST_CUDA": "0"}, ["9.0"], "SNNFAST_CUDA=0 at install time"),
+        ({}, ["9.0"], "no nvcc was found at install time"),
+        ({"SNNFAST_BUILD": "all"}, [], "no nvcc was found at install time"),
+        ({}, [], "no card was visible at install time; SNNFAST_CUDA=1 builds for all cards"),
+    ],
 )
 def test_a_build_without_cuda_records_why(
-    variable: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    variables: dict[str, str], cards: list[str], reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("SNNFAST_CUDA", variable)
-    if not variable:
-        monkeypatch.setattr(setup, "cuda_home", lambda: None)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(setup, "visible_cards", lambda: cards)
+    monkeypatch.setattr(setup, "find_toolkit", lambda: None)
     setup.write_ninja(tmp_path / "build.ninja", tmp_path / "_kernels.so")
     written = (tmp_path / "build.ninja").read_text()
     assert f'-DSNN_CUDA_MISSING="{reason}"' in written
     assert "nvcc" not in written.replace(reason, "")
 
 
+ALL_CARDS = ["7.5", "8.0", "9.0", "10.0", "12.0+PTX"]
+
+
+@pytest.mark.usefixtures("no_variables")
+@pytest.mark.parametrize(
+    ("variables", "cards", "everywhere", "architectures"),
+    [
+        ({}, [], False, None),
+        ({}, ["8.6", "9.0"], False, ["8.6", "9.0"]),
+        ({}, ["9.9"], False, ["12.0+PTX"]),  # which this nvcc does not know
+        ({"SNNFAST_CUDA": "0"}, ["9.0"], False, None),
+        ({"SNNFAST_CUDA": "1"}, [], True, ALL_CARDS),
+        ({"SNNFAST_CUDA": "1"}, ["9.0"], True, ALL_CARDS),
+        ({"SNNFAST_CUDA": "1", "SNNFAST_BUILD": "here"}, ["9.0"], False, ["9.0"]),
+        ({"SNNFAST_BUILD": "all"}, [], True, ALL_CARDS),
+        ({"SNNFAST_BUILD": "all", "SNNFAST_CUDA": "0"}, [], True, None),
+        ({"TORCH_CUDA_ARCH_LIST": "8.0"}, [], True, ["8.0"]),
+        ({"TORCH_CUDA_ARCH_LIST": "8.0", "SNNFAST_BUILD": "here", "SNNFAST_CUDA": "1"}, [], False, ["8.0"]),
+        ({"TORCH_CUDA_ARCH_LIST": "8.0", "SNNFAST_CUDA": "0"}, [], False, None),
+    ],
+)
+def test_it_is_built_for_this_machine_unless_others_are_asked_for(
+    variables: dict[str, str],
+    cards: list[str],
+    everywhere: bool,
+    architectures: list[str] | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    nvcc = tmp_path / "bin/nvcc"
+    nvcc.parent.mkdir()
+    nvcc.write_text("#!/bin/sh\nfor a in 75 80 86 90 100 120; do echo compute_$a; done\n")
+    nvcc.chmod(0o755)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(setup, "visible_cards", lambda: cards)
+    monkeypatch.setattr(setup, "find_toolkit", lambda: tmp_path)
+    home = setup.cuda_home()
+    assert (None if home is None else setup.architectures(home)) == architectures
+    assert (list(setup.instruction_sets()) == list(setup.INSTRUCTION_SETS)) == (everywhere and setup.X86)
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [("sse2 abm", "baseline"), ("sse2 avx2 bmi1 bmi2 f16c fma abm movbe", "avx2"), (None, "avx512")],
+)
+def test_the_instruction_set_is_the_best_of_the_processor(
+    flags: str | None, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cpuinfo").write_text(f"processor : 0\nflags\t\t: {flags or setup.INSTRUCTION_SETS['avx512'][1]}\n")
+    monkeypatch.setenv("SNNFAST_BUILD", "here")
+    monkeypatch.setattr(setup, "X86", True)
+    monkeypatch.setattr(setup, "CPUINFO", tmp_path / "cpuinfo")
+    assert setup.instruction_sets() == {expected: setup.INSTRUCTION_SETS[expected][0]}
+
+
+@pytest.mark.thorough
 def test_a_failed_build_leaves_no_stale_extension(tree: Path) -> None:
     (tree / setup.LIBRARY).write_bytes(b"of an earlier build")
     assert build(tree, PATH=str(tree)).returncode == 0
     assert not list(tree.rglob("*.so"))
 
 
+@pytest.mark.thorough
 def test_a_wheel_without_the_extension_takes_none_from_the_source_tree_and_leaves_it_there(tree: Path) -> None:
     (tree / setup.LIBRARY).write_bytes(b"of an earlier build")
     done = build(tree, command=["bdist_wheel"], PATH=str(tree))
@@ -159,15 +235,18 @@ def test_a_wheel_without_the_extension_takes_none_from_the_source_tree_and_leave
         assert setup.LIBRARY not in archive.namelist()
 
 
+@pytest.mark.thorough
 def test_a_required_extension_that_cannot_be_built_is_an_error(tree: Path) -> None:
     done = build(tree, SNNFAST_REQUIRE_EXT="1", PATH=str(tree))
     assert done.returncode != 0
     assert "g++ was not found" in done.stderr
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("variable", "value", "message"),
     [
+        ("SNNFAST_BUILD", "everything", "expected here or all, got 'everything'"),
         ("SNNFAST_CUDA", "yes", "expected 0 or 1, got 'yes'"),
         ("SNNFAST_REQUIRE_EXT", "true", "expected 0 or 1, got 'true'"),
         ("SNNFAST_WERROR", "2", "expected 0 or 1, got '2'"),
@@ -208,8 +287,6 @@ def no_toolkit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("no_toolkit")
 def test_cuda_that_is_demanded_and_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SNNFAST_CUDA", "")
-    assert setup.cuda_home() is None
     monkeypatch.setenv("SNNFAST_CUDA", "1")
     with pytest.raises(SystemExit, match=r"^SNNFAST_CUDA=1, but no CUDA toolkit was found; set CUDA_HOME$"):
         setup.check_variables()
@@ -225,6 +302,7 @@ def test_an_architecture_is_made_from_its_own_ptx_or_from_that_of_another() -> N
 
 
 def test_an_architecture_that_nvcc_does_not_know_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SNNFAST_BUILD", "all")
     nvcc = tmp_path / "bin/nvcc"
     nvcc.parent.mkdir()
     nvcc.write_text("#!/bin/sh\necho compute_80\necho compute_90\n")
@@ -250,45 +328,5 @@ def test_machine_code_is_compressed_as_far_as_nvcc_knows(help_text: str, flags: 
 
 
 def test_the_torch_that_is_built_for_is_the_oldest_that_is_tested() -> None:
-    assert environments.oldest_torch() == f"torch=={'.'.join(map(str, setup.TORCH_TARGET))}.*"
-    assert environments.newest_torch() != environments.oldest_torch()
-
-
-def test_the_requirements_of_the_tests_are_packages_and_no_extras_of_this_one() -> None:
-    found = environments.extra_requirements("test")
-    assert {"pytest>=8", "snntorch==1.0.0", "torchvision>=0.26"} <= set(found)
-    assert not [name for name in found if name.startswith("snnfast")]
-
-
-def test_torch_check_counts_what_pytest_wrote(tmp_path: Path) -> None:
-    (tmp_path / "test_it.py").write_text(
-        "import pytest\n"
-        "@pytest.fixture\ndef broken(): assert False\n"
-        "def test_error(broken): pass\n"
-        "def test_failure(): assert False\n"
-        "def test_skip(): pytest.skip('so')\n"
-        "@pytest.mark.parametrize('n', range(3))\ndef test_pass(n): pass\n"
-    )
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--junitxml=tests.xml", "test_it.py"]
-    subprocess.run(command, cwd=tmp_path, capture_output=True, check=False)
-    assert torch_check.counts(tmp_path / "tests.xml") == {"passed": 3, "failed": 2, "skipped": 1}
-
-
-def test_torch_check_copies_the_sources_and_nothing_that_was_built(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    root, tree = tmp_path / "root", tmp_path / "tree"
-    (root / "package").mkdir(parents=True)
-    for name in ("package/a.py", "b.py", "_kernels.so"):
-        (root / name).write_text(name)
-    (root / ".gitignore").write_text("*.so")
-    for command in (["init", "-q"], ["add", "b.py"]):
-        subprocess.run(["git", *command], cwd=root, check=True)
-    monkeypatch.setattr(torch_check, "ROOT", root)
-    torch_check.copy_sources(tree)
-    (tree / "b.o").touch()
-    (root / "b.py").unlink()
-    (root / "package/a.py").write_text("changed")
-    torch_check.copy_sources(tree)
-    assert {str(path.relative_to(tree)) for path in tree.rglob("[!.]*.*")} == {"b.o", "package/a.py"}
-    assert (tree / "package/a.py").read_text() == "changed"
+    oldest = ".".join(map(str, setup.TORCH_TARGET))
+    assert f'"torch>={oldest}"' in (ROOT / "pyproject.toml").read_text()

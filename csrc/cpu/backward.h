@@ -20,7 +20,7 @@ struct BackwardBlock {
   static constexpr int kStates = Neuron::kStates, kParameters = Neuron::kParameters, kMem = kStates - 1;
 
   // The most loops that a checkpoint's worth of steps takes: kSteps at a time, what is left one by one.
-  static constexpr int kLoops = kCheckpoint / kSteps + kSteps - 1;
+  static constexpr int kLoops = kCheckpoint / kSteps<A> + kSteps<A> - 1;
 
   // Steps that are summed up by themselves, so that rounding errors of a long sum stay small; in whole checkpoints.
   static constexpr int64_t kStretch = 256;
@@ -42,10 +42,10 @@ struct BackwardBlock {
   alignas(64) A initial_scratch[kStates][kMost<A>];
   alignas(64) A starts[kLoops][kStates][kMost<A>];  // states before each loop over a checkpoint's steps, but the first
   alignas(64) A x_scratch[kCheckpoint][kMost<A>];
-  alignas(64) A mem_scratch[kSteps + 1][kMost<A>];
-  alignas(64) A derivative_scratch[kSteps][kMost<A>];
-  alignas(64) A grad_spk_scratch[kSteps][kMost<A> + kColumn<A>], grad_scratch[kStates][kSteps][kMost<A>];
-  alignas(64) A grad_x_scratch[kSteps][kMost<A>];
+  alignas(64) A mem_scratch[kSteps<A> + 1][kMost<A>];
+  alignas(64) A derivative_scratch[kSteps<A>][kMost<A>];
+  alignas(64) A grad_spk_scratch[kSteps<A>][kMost<A> + kColumn<A>], grad_scratch[kStates][kSteps<A>][kMost<A>];
+  alignas(64) A grad_x_scratch[kSteps<A>][kMost<A>];
 
   void open(const Backward<Neuron>& problem, bool non_temporal) {
     p = problem;
@@ -138,7 +138,7 @@ struct BackwardBlock {
     ForwardRows<Neuron, A> advance{};
     const A* before[kLoops][kStates];
     int loops = 0, steps[kLoops], k = 0;
-    for (int at = 0; at < count; at += steps[loops++]) steps[loops] = at + kSteps <= count ? kSteps : 1;
+    for (int at = 0; at < count; at += steps[loops++]) steps[loops] = at + kSteps<A> <= count ? kSteps<A> : 1;
     if (!recorded) {
       x = open_for_reading(row_of<const S>(p.x, start, p.x_stride(), first), p.x_stride(), count, n, x_scratch);
       for (int s = 0; s < kStates; ++s) before[0][s] = states_at(start, s);

@@ -46,7 +46,7 @@ template <typename Function>
 struct Either {
   Function one, several;
 
-  Function operator()(int steps) const { return steps == kSteps ? several : one; }
+  Function operator()(int steps) const { return steps == 1 ? one : several; }
 };
 
 template <typename Neuron, typename A>
@@ -58,7 +58,7 @@ Either<ForwardLoop<Neuron, A>> choose_forward(const Forward<Neuron>& p, bool rec
         constexpr Reset R = decltype(r)::value;
         constexpr bool D = decltype(delay)::value, M = decltype(rec)::value;
         constexpr Spikes S = decltype(spikes)::value;
-        return {forward_loop<Neuron, A, R, D, M, S, 1>, forward_loop<Neuron, A, R, D, M, S, kSteps>};
+        return {forward_loop<Neuron, A, R, D, M, S, 1>, forward_loop<Neuron, A, R, D, M, S, kSteps<A>>};
       });
     });
   });
@@ -71,7 +71,7 @@ Either<ForwardLoop<Neuron, A>> choose_advance(Rules rules) {
     constexpr Reset R = decltype(r)::value;
     constexpr bool D = decltype(delay)::value;
     constexpr Spikes S = Spikes::kUnused;
-    return {forward_loop<Neuron, A, R, D, false, S, 1>, forward_loop<Neuron, A, R, D, false, S, kSteps>};
+    return {forward_loop<Neuron, A, R, D, false, S, 1>, forward_loop<Neuron, A, R, D, false, S, kSteps<A>>};
   });
 }
 
@@ -88,9 +88,9 @@ Either<AdjointLoop<Neuron, A>> choose_adjoint(const Backward<Neuron>& p) {
         if constexpr (Neuron::kRecordTells && D) {
           using N = Neuron;
           if (p.recorded())
-            return {adjoint_loop<N, A, S, R, D, true, P, 1>, adjoint_loop<N, A, S, R, D, true, P, kSteps>};
+            return {adjoint_loop<N, A, S, R, D, true, P, 1>, adjoint_loop<N, A, S, R, D, true, P, kSteps<A>>};
         }
-        return {adjoint_loop<Neuron, A, S, R, D, false, P, 1>, adjoint_loop<Neuron, A, S, R, D, false, P, kSteps>};
+        return {adjoint_loop<Neuron, A, S, R, D, false, P, 1>, adjoint_loop<Neuron, A, S, R, D, false, P, kSteps<A>>};
       });
     });
   };

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "isas.h"
+
 namespace snnfast::cpu {
 
 struct Event {
@@ -40,16 +42,6 @@ struct ConvolutionKernels {
   void (*backward)(const Convolution&, const Event* first, const Event* last, const float* grad, float* weights);
 };
 
-namespace baseline {
-const ConvolutionKernels& convolution_kernels();
-}
-#if defined(SNN_X86)
-namespace avx2 {
-const ConvolutionKernels& convolution_kernels();
-}
-namespace avx512 {
-const ConvolutionKernels& convolution_kernels();
-}
-#endif
+SNN_DECLARE_FOR_EACH_ISA(const ConvolutionKernels& convolution_kernels())
 
 }  // namespace snnfast::cpu

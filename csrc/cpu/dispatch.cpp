@@ -21,18 +21,24 @@ constexpr int64_t kAlignment = 64;
 
 constexpr const char* kIsaNames[] = {"baseline", "avx2", "avx512"};
 
-std::vector<Isa> available() {  // best first
-  std::vector<Isa> found;
-#if defined(SNN_X86)
+bool processor_has(Isa isa) {
+#if defined(__x86_64__)
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("x86-64-v4")) found.push_back(Isa::kAvx512);
-  if (__builtin_cpu_supports("x86-64-v3")) found.push_back(Isa::kAvx2);
+  if (isa == Isa::avx512) return __builtin_cpu_supports("x86-64-v4");
+  if (isa == Isa::avx2) return __builtin_cpu_supports("x86-64-v3");
 #endif
-  found.push_back(Isa::kBaseline);
-  return found;
+  return isa == Isa::baseline;
 }
 
 const char* name_of(Isa isa) { return kIsaNames[static_cast<int>(isa)]; }
+
+std::vector<Isa> available() {  // best first
+#define SNN_ITEM(isa, ...) Isa::isa,
+  std::vector<Isa> found{SNN_ISAS(SNN_ITEM)};
+#undef SNN_ITEM
+  std::erase_if(found, [](Isa isa) { return !processor_has(isa); });
+  return found;
+}
 
 Isa find(const std::string& name) {
   std::string names;
@@ -40,13 +46,16 @@ Isa find(const std::string& name) {
     if (name == name_of(isa)) return isa;
     names += (names.empty() ? "" : ", ") + std::string(name_of(isa));
   }
-  STD_TORCH_CHECK(false, "SNNFAST_ISA: '", name, "' is not available on this processor; available: ", names);
+  STD_TORCH_CHECK(false, "SNNFAST_ISA: '", name, "' is not available here; available: ", names);
 }
 
 Isa& current() {
   static Isa chosen = [] {
     const char* wanted = std::getenv("SNNFAST_ISA");
-    return wanted != nullptr && *wanted != '\0' ? find(wanted) : available().front();
+    if (wanted != nullptr && *wanted != '\0') return find(wanted);
+    const std::vector<Isa> found = available();
+    STD_TORCH_CHECK(!found.empty(), "the kernels were built for another processor than this one");
+    return found.front();
   }();
   return chosen;
 }

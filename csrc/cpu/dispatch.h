@@ -14,9 +14,6 @@
 
 namespace snnfast::cpu {
 
-enum class Isa { kBaseline, kAvx2, kAvx512 };
-Isa current_isa();
-
 // Whether to write by non-temporal stores: where `rows` tensors [T, N] are more than the caches hold, and all that are
 // `written` allow it.
 bool streams(DType dtype, int64_t T, int64_t N, int rows, std::initializer_list<const void*> written);
@@ -36,11 +33,7 @@ inline constexpr int64_t kLeastUnits = 2;
 
 template <typename Neuron>
 const Kernels<Neuron>& current_kernels() {
-#if defined(SNN_X86)
-  if (current_isa() == Isa::kAvx512) return avx512::kernels<Neuron>();
-  if (current_isa() == Isa::kAvx2) return avx2::kernels<Neuron>();
-#endif
-  return baseline::kernels<Neuron>();
+  SNN_RETURN_OF_CURRENT_ISA(kernels<Neuron>())
 }
 
 // Where neurons begin to end - 1 of a ragged batch are divided, so that shares of as many units are as much work.

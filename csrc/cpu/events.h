@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "../problem.h"
+#include "isas.h"
 
 namespace snnfast::cpu {
 
@@ -68,16 +69,6 @@ struct EventKernels {
   void (*as_numbers[4])(const SpikeBits&, const Height&, int64_t first, int64_t last, void* out);
 };
 
-namespace baseline {
-const EventKernels& event_kernels();
-}
-#if defined(SNN_X86)
-namespace avx2 {
-const EventKernels& event_kernels();
-}
-namespace avx512 {
-const EventKernels& event_kernels();
-}
-#endif
+SNN_DECLARE_FOR_EACH_ISA(const EventKernels& event_kernels())
 
 }  // namespace snnfast::cpu

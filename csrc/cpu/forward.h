@@ -27,8 +27,8 @@ struct ForwardBlock {
   int n;
   Lanes<A, Neuron::kParameters> lanes;
   alignas(64) A state[kStates][kLongBlock];
-  alignas(64) A x_scratch[kSteps][kLongBlock], spk_scratch[kSteps][kLongBlock];
-  alignas(64) A record_scratch[kStates][kSteps][kLongBlock], deciding_scratch[kSteps][kLongBlock];
+  alignas(64) A x_scratch[kSteps<A>][kLongBlock], spk_scratch[kSteps<A>][kLongBlock];
+  alignas(64) A record_scratch[kStates][kSteps<A>][kLongBlock], deciding_scratch[kSteps<A>][kLongBlock];
   alignas(64) uint8_t bits_scratch[kLongBlock];
 
   void open(const Forward<Neuron>& problem, bool non_temporal) {
@@ -64,7 +64,7 @@ struct ForwardBlock {
     rows.sum = open_for_writing(spk_sum, n, spk_scratch[0]);
     if (rows.sum != nullptr) zero(in_columns<A>(n), rows.sum);
     for (int64_t t = 0, steps; t < p.T; t += steps) {
-      steps = t + kSteps <= p.T ? kSteps : 1;
+      steps = t + kSteps<A> <= p.T ? kSteps<A> : 1;
       run_steps(t, static_cast<int>(steps));
     }
     close(spk_sum, n, rows.sum);

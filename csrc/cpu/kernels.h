@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../problem.h"
+#include "isas.h"
 
 namespace snnfast::cpu {
 
@@ -28,19 +29,6 @@ struct Kernels {
   void (*backward[4])(const Backward<Neuron>&, int64_t first, int64_t last, bool stream);
 };
 
-namespace baseline {
-template <typename Neuron>
-const Kernels<Neuron>& kernels();
-}
-#if defined(SNN_X86)
-namespace avx2 {
-template <typename Neuron>
-const Kernels<Neuron>& kernels();
-}
-namespace avx512 {
-template <typename Neuron>
-const Kernels<Neuron>& kernels();
-}
-#endif
+SNN_DECLARE_FOR_EACH_ISA(template <typename Neuron> const Kernels<Neuron>& kernels())
 
 }  // namespace snnfast::cpu

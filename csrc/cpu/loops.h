@@ -28,7 +28,9 @@ constexpr int in_columns(int n) {
 
 // Time steps that a loop does for a column before it goes to the next: states and parameters are then loaded once for
 // all of them, and no more rows are open than a processor's prefetcher follows. What is left over is done one by one.
-constexpr int kSteps = 4;
+// So is float64, in which nobody trains: its loops for several steps would be a fifth of what has to be compiled.
+template <typename A>
+constexpr int kSteps = std::is_same_v<A, double> ? 1 : 4;
 
 #define SNN_UNROLL _Pragma("GCC unroll 8")
 

@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "isas.h"
+
 namespace snnfast::cpu {
 
 // Windows have at most 256 places, counted row by row.
@@ -30,16 +32,6 @@ struct MaxPoolingKernels {
                    float* of_image);       // [H, W, C]
 };
 
-namespace baseline {
-const MaxPoolingKernels& max_pooling_kernels();
-}
-#if defined(SNN_X86)
-namespace avx2 {
-const MaxPoolingKernels& max_pooling_kernels();
-}
-namespace avx512 {
-const MaxPoolingKernels& max_pooling_kernels();
-}
-#endif
+SNN_DECLARE_FOR_EACH_ISA(const MaxPoolingKernels& max_pooling_kernels())
 
 }  // namespace snnfast::cpu

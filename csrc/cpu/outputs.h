@@ -47,8 +47,8 @@ void through_weight(const Outputs& p, int64_t N, int64_t t, int steps, int64_t f
     const int64_t sample = (first + i) / p.columns, column = (first + i) % p.columns;
     const int count = static_cast<int>(p.columns - column < n - i ? p.columns - column : n - i);
     const A* const grad = static_cast<const A*>(p.grad) + t * stride + sample * p.size;
-    if (steps == kSteps) {
-      multiply<A, kSteps>(grad, stride, weight + column, p.columns, p.size, count, to[0] + i, Block);
+    if (steps == kSteps<A>) {
+      multiply<A, kSteps<A>>(grad, stride, weight + column, p.columns, p.size, count, to[0] + i, Block);
     } else {
       for (int k = 0; k < steps; ++k) {
         multiply<A, 1>(grad + k * stride, stride, weight + column, p.columns, p.size, count, to[k] + i, Block);

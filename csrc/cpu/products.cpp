@@ -18,16 +18,12 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-const EventKernels& current() {
-#if defined(SNN_X86)
-  if (current_isa() == Isa::kAvx512) return avx512::event_kernels();
-  if (current_isa() == Isa::kAvx2) return avx2::event_kernels();
-#endif
-  return baseline::event_kernels();
-}
+const EventKernels& current(){SNN_RETURN_OF_CURRENT_ISA(event_kernels())}
 
 // Bytes of a vector of the instruction set in use.
-int64_t vector_bytes() { return current_isa() == Isa::kAvx512 ? 64 : current_isa() == Isa::kAvx2 ? 32 : 16; }
+int64_t vector_bytes() {
+  return current_isa() == Isa::avx512 ? 64 : current_isa() == Isa::avx2 ? 32 : 16;
+}
 
 // Memory of the pool for the time of a call.
 class Scratch {

@@ -89,7 +89,7 @@ bool is_aligned(int64_t first) {
 // the converted ones do. `usual`: otherwise.
 template <typename S, typename Neuron>
 int block_size(const Problem<Neuron>& p, int usual) {
-  if (p.T < kSteps) return kShortBlock;
+  if (p.T < kSteps<float>) return kShortBlock;
   if (sizeof(S) <= sizeof(float) && p.T * p.N >= kFar / static_cast<int64_t>(sizeof(S))) return kLongBlock;
   return sizeof(S) == 2 ? kShortBlock : usual;
 }
