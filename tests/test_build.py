@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,6 @@ import setuptools
 
 import setup
 import snnfast
-from tools import environments, torch_check
 
 ROOT = Path(__file__).parent.parent
 
@@ -249,46 +249,6 @@ def test_machine_code_is_compressed_as_far_as_nvcc_knows(help_text: str, flags: 
     assert setup.compression(tmp_path) == flags
 
 
-def test_the_torch_that_is_built_for_is_the_oldest_that_is_tested() -> None:
-    assert environments.oldest_torch() == f"torch=={'.'.join(map(str, setup.TORCH_TARGET))}.*"
-    assert environments.newest_torch() != environments.oldest_torch()
-
-
-def test_the_requirements_of_the_tests_are_packages_and_no_extras_of_this_one() -> None:
-    found = environments.extra_requirements("test")
-    assert {"pytest>=8", "snntorch==1.0.0", "torchvision>=0.26"} <= set(found)
-    assert not [name for name in found if name.startswith("snnfast")]
-
-
-def test_torch_check_counts_what_pytest_wrote(tmp_path: Path) -> None:
-    (tmp_path / "test_it.py").write_text(
-        "import pytest\n"
-        "@pytest.fixture\ndef broken(): assert False\n"
-        "def test_error(broken): pass\n"
-        "def test_failure(): assert False\n"
-        "def test_skip(): pytest.skip('so')\n"
-        "@pytest.mark.parametrize('n', range(3))\ndef test_pass(n): pass\n"
-    )
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--junitxml=tests.xml", "test_it.py"]
-    subprocess.run(command, cwd=tmp_path, capture_output=True, check=False)
-    assert torch_check.counts(tmp_path / "tests.xml") == {"passed": 3, "failed": 2, "skipped": 1}
-
-
-def test_torch_check_copies_the_sources_and_nothing_that_was_built(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    root, tree = tmp_path / "root", tmp_path / "tree"
-    (root / "package").mkdir(parents=True)
-    for name in ("package/a.py", "b.py", "_kernels.so"):
-        (root / name).write_text(name)
-    (root / ".gitignore").write_text("*.so")
-    for command in (["init", "-q"], ["add", "b.py"]):
-        subprocess.run(["git", *command], cwd=root, check=True)
-    monkeypatch.setattr(torch_check, "ROOT", root)
-    torch_check.copy_sources(tree)
-    (tree / "b.o").touch()
-    (root / "b.py").unlink()
-    (root / "package/a.py").write_text("changed")
-    torch_check.copy_sources(tree)
-    assert {str(path.relative_to(tree)) for path in tree.rglob("[!.]*.*")} == {"b.o", "package/a.py"}
-    assert (tree / "package/a.py").read_text() == "changed"
+def test_the_oldest_torch_that_is_installed_with_the_package_is_the_one_that_it_is_built_for() -> None:
+    oldest = ".".join(map(str, setup.TORCH_TARGET))
+    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"] == [f"torch>={oldest}"]
