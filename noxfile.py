@@ -1,6 +1,7 @@
 """Environments with a torch of their own, made by nox: `nox -l` lists the sessions, CONTRIBUTING.md describes them."""
 
 import re
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -20,14 +21,15 @@ each_torch = nox.parametrize("torch", [nox.param(OLDEST, id="oldest"), nox.param
 def tests(session: nox.Session, torch: str) -> None:
     """Pack the sources, unpack and build them elsewhere, and run their tests. Arguments go to pytest."""
     session.install(torch, *BUILD, "build")
-    folder = Path(session.create_tmp())
+    folder = Path(session.create_tmp(), "sources")
+    shutil.rmtree(folder, ignore_errors=True)  # of an earlier run, where the environment is used again
     session.run("python", "-m", "build", "--sdist", "--no-isolation", "-o", str(folder), str(ROOT))
     (archive,) = folder.glob("*.tar.gz")
     with tarfile.open(archive) as sources:
         sources.extractall(folder, filter="data")
     with session.chdir(folder / archive.name.removesuffix(".tar.gz")):
         session.install("--no-build-isolation", "-e", ".[test]", env={"SNNFAST_REQUIRE_EXT": "1"})
-        arguments = session.posargs or ["-m", "not thorough"]
+        arguments = session.posargs or ["-m", "not thorough", "-n", "auto"]
         session.run("python", "-m", "pytest", *arguments, env={"SNNFAST_REQUIRE_EXT": "1"})
 
 
