@@ -28,7 +28,7 @@ SANITIZED := tests/test_forward.py tests/test_gradients.py tests/test_saved.py t
   tests/test_layout.py tests/test_ops.py tests/test_chunked_backward.py
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all bench bench-check gates torch-check wheel wheel-check release-check docs lint format types sanitize clean
+.PHONY: help demo test test-all bench bench-check gates wheel docs lint format types sanitize clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,22 +52,13 @@ bench-check: $(VENV)/.built $(VENV)/.installed-test  ## fail where the layers, a
 gates: $(VENV)/.built $(VENV)/.disassemblers  ## check the machine code of the CUDA kernels; ARGS=--update: new budgets
 	$(BIN)/python -m tools.gates $(ARGS)
 
-torch-check: $(BIN)/python  ## build and run the tests with the oldest and the newest torch; downloads 6 GB
-	$(BIN)/python -m tools.torch_check $(ARGS)
-
-wheel: $(VENV)/.build-tools  ## build dist/*.whl for every Python >= 3.11 and torch >= 2.11; CUDA kernels where nvcc is found
-	$(BIN)/python -m tools.wheel $(ARGS)
-
-wheel-check: $(VENV)/.build-tools  ## try the wheel in clean environments: oldest and newest torch, two Pythons; downloads 9 GB
-	$(BIN)/python -m tools.wheel_check $(ARGS)
+wheel: $(VENV)/.nox  ## build dist/*.whl for every Python >= 3.11 and torch >= 2.11; CUDA kernels where nvcc is found
+	$(BIN)/nox -s build -- $(ARGS)
 
 docs: $(VENV)/.built $(VENV)/.installed-docs  ## build the site into build/docs; any warning is an error
 	rm -rf build/docs
 	$(BIN)/python -m sphinx -q -W -n --keep-going -b html docs build/docs
 	@echo "build/docs/index.html"
-
-release-check: $(VENV)/.build-tools  ## go through the checklist of a release
-	$(BIN)/python -m tools.release_check $(ARGS)
 
 lint: $(VENV)/.tools  ## check style and format of Python and C++, and the schemas of the CI files
 	$(BIN)/ruff check .
@@ -95,7 +86,7 @@ sanitize: $(VENV)/.built $(VENV)/.installed-test  ## run the CUDA sources on the
 	$(BIN)/python -m pytest $(SANITIZED) -m emulated -k 'not opcheck and not compile' -n auto --maxprocesses=4 $(ARGS)
 
 clean:  ## remove the virtual environment and everything that was built
-	rm -rf $(VENV) build dist *.egg-info snnfast/*.so tests/emulator/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .nox build dist *.egg-info snnfast/*.so tests/emulator/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -135,9 +126,9 @@ $(VENV)/.disassemblers: constraints.txt | $(BIN)/python
 	@$(PIP) nvidia-cuda-nvdisasm nvidia-cuda-cuobjdump
 	@touch $@
 
-$(VENV)/.build-tools: pyproject.toml | $(BIN)/python
-	@echo "installing setuptools"
-	@$(PIP) 'setuptools>=77'
+$(VENV)/.nox: constraints.txt | $(BIN)/python
+	@echo "installing nox"
+	@$(PIP) nox
 	@touch $@
 
 $(VENV)/.tools: constraints.txt | $(BIN)/python

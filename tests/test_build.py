@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -327,6 +328,6 @@ def test_machine_code_is_compressed_as_far_as_nvcc_knows(help_text: str, flags: 
     assert setup.compression(tmp_path) == flags
 
 
-def test_the_torch_that_is_built_for_is_the_oldest_that_is_tested() -> None:
+def test_the_oldest_torch_that_is_installed_with_the_package_is_the_one_that_it_is_built_for() -> None:
     oldest = ".".join(map(str, setup.TORCH_TARGET))
-    assert f'"torch>={oldest}"' in (ROOT / "pyproject.toml").read_text()
+    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"] == [f"torch>={oldest}"]

@@ -6,13 +6,13 @@ There, with its files beside a checkout of this revision and nothing compiled or
 """
 
 import argparse
+import os
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tools.environments import PYPI, run
-from tools.wheel import wheel
-
+ROOT = Path(__file__).parent.parent.parent
 # Of the peers and the tests, without what they need in turn: PyTorch and its company are there.
 PACKAGES = ("snntorch==1.0.0", "spikingjelly>=2.0.0", "loguru", "expecttest", "nir>=1.0.6", "nirtorch>=2.0")
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64", "any")
@@ -40,11 +40,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0 if size <= MOST_BYTES else 1
 
 
+def wheel(folder: Path, **variables: str) -> Path:
+    subprocess.run(["make", "wheel", f"ARGS=--folder '{folder}'"], check=True, cwd=ROOT, env=os.environ | variables)
+    (found,) = folder.glob("*.whl")
+    return found
+
+
 def packages(folder: Path, python: str) -> None:
     platforms = [word for name in PLATFORMS for word in ("--platform", name)]
     command = [sys.executable, "-m", "pip", "install", "-q", "--isolated", "--disable-pip-version-check"]
     command += ["--no-deps", "--no-compile", "--only-binary=:all:", "--python-version", python, *platforms]
-    run([*command, "--target", folder, *PACKAGES], PYPI)
+    subprocess.run([*command, "--target", str(folder), *PACKAGES], check=True)
 
 
 if __name__ == "__main__":
