@@ -150,10 +150,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if BATCH_SIZE % WORLD:
         parser.error(f"{BATCH_SIZE} images can't be shared out among {WORLD} processes")
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and os.environ["TORCHELASTIC_MAX_RESTARTS"] != "0":
-        parser.error(
-            "with --max-restarts, set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1: else a worker may wait for a dead one"
-        )
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) if args.device == "cuda" else args.device)
+        parser.error("--max-restarts needs TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1: else a worker may wait for a dead one")
+    device = torch.device(args.device)
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     backend = "nccl" if device.type == "cuda" else "gloo"
     if WORLD > 1:
         dist.init_process_group(backend, device_id=device if device.type == "cuda" else None)

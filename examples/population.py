@@ -36,7 +36,7 @@ def train(data: Digits, per_class: int, epochs: int) -> float:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        print(f"{per_class} neurons for each class, epoch {epoch}: last loss {loss.item():.4f}", flush=True)
+        print(f"neurons for each class: {per_class}, epoch {epoch}, last loss {loss.item():.4f}", flush=True)
 
     with torch.no_grad():
         spk_rec, _ = net(data.test_images, num_steps=NUM_STEPS)
