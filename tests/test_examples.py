@@ -55,7 +55,7 @@ TRAINED = [
 
 
 @pytest.mark.filterwarnings("ignore")  # Lightning's
-@pytest.mark.parametrize(("name", "args", "constants", "bounds"), TRAINED, ids=lambda value: str(value)[:12])
+@pytest.mark.parametrize(("name", "args", "constants", "bounds"), TRAINED, ids=[name for name, *_ in TRAINED])
 def test_an_example_trains(
     run_example: Run, name: str, args: list[str], constants: dict[str, int], bounds: dict[str, tuple[float, float]]
 ) -> None:
@@ -78,7 +78,7 @@ def test_every_example_is_run_by_a_test() -> None:
     [
         ("tutorial5", ["--epochs", "1"], DIGITS, [], ["--snntorch"], 0),
         ("tutorial5", ["--epochs", "1"], DIGITS, ["--compile"], ["--snntorch"], 1e-4),
-        ("convolution", ["--iterations", "20", "--double"], SMALL_CONVOLUTION, [], ["--loop"], 1e-6),
+        ("convolution", ["--iterations", "10", "--double"], SMALL_CONVOLUTION, [], ["--loop"], 1e-6),
         ("regression", ["--iterations", "3"], {}, [], ["--loop"], 1e-4),
         ("events", ["--iterations", "3"], SMALL_EVENTS, [], ["--loop"], 1e-4),
     ],
@@ -97,7 +97,7 @@ def test_two_ways_to_compute_an_example_have_the_same_losses(
         [float(loss) for loss in re.findall(r"^iteration \d+: loss (\S+),", out, re.MULTILINE)]
         for out in (run_example(name, *args, *way, **constants) for way in (first, second))
     ]
-    assert len(set(losses[0])) >= 3
+    assert len(set(losses[0])) > 1
     assert losses[0] == pytest.approx(losses[1], rel=rtol, abs=0)
 
 
