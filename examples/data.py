@@ -42,10 +42,12 @@ def load(path: str | None, device: torch.device | str) -> Digits:
             Without either, MNIST is downloaded into ``./data``, and where that fails, it is scikit-learn's digits.
 
     Raises:
-        InputError: The folder holds no MNIST.
+        InputError: There is no such folder, or it holds no MNIST.
     """
     path = path or os.environ.get("SNNFAST_DATA")
     if path:
+        if not os.path.isdir(path):
+            raise InputError(f"no such folder: {path}")
         try:
             return _mnist(path, False, device)
         except (ImportError, RuntimeError) as error:

@@ -32,7 +32,8 @@ def test_the_images_come_from_the_folder_that_is_given(
     assert found.train_images.shape == (160, 784)
     assert found.train_images.unique().tolist() == [0, 1]
     assert [len(images) for images, _ in found.batches(50)] == [50] * 3
-    with pytest.raises(data.InputError, match=r"no MNIST in nowhere: "):
-        data.load("nowhere", "cpu")
+    for path, message in (("nowhere", "no such folder: nowhere"), (".", r"no MNIST in \.: ")):
+        with pytest.raises(data.InputError, match=message):
+            data.load(path, "cpu")
     monkeypatch.setenv("SNNFAST_DATA", str(mnist))
     assert data.load(None, "cpu").name == found.name
