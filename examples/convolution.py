@@ -1,58 +1,39 @@
-"""A convolutional spiking network on MNIST, as a loop over time and with all time steps at once.
+"""A convolutional spiking network on MNIST, with all time steps at once or as a loop over time.
 
-The network, 12C5-MP2-64C5-MP2-10, and the numbers are those of snnTorch's tutorial 6. The loop calls every layer at
-every step. Unrolled, the first convolution and its pooling run once, as the image does not change; the others see all
-steps as one batch, and each layer of neurons is one kernel.
+The network, 12C5-MP2-64C5-MP2-10, and the numbers are those of snnTorch's tutorial 6.
 
-Both ways compute the same, up to rounding: the neurons agree to the bit, but one convolution of all steps does not add
-its products, and above all its gradients, in the order in which one convolution for each step does. As long as these
-last digits decide on no spike, the losses agree to about seven digits; from the first membrane on that is so near the
-threshold that they do, the two drift apart like runs on two machines. ``--double`` moves that far away: its losses
-agree to the last digit shown.
+    python examples/convolution.py           # all time steps at once
+    python examples/convolution.py --loop    # every layer at every step, as snnTorch does it
+
+At once, the first convolution and its pooling run once, as the image does not change. The others see all steps as one
+batch, and each layer of neurons is one kernel. Both ways compute the same up to rounding: one convolution of all steps
+adds its gradients in another order. As soon as a last digit decides about a spike, the two drift apart like runs on two
+machines. With ``--double`` the losses agree to the last digit shown.
 """
 
 import argparse
-import copy
-import sys
+import time
 from collections.abc import Sequence
+from itertools import chain, count, islice
+from statistics import median
 
-from startup import importing
+import torch
+from data import load
+from torch import Tensor, nn
 
-with importing(__name__):
-    import torch
-    from common import (
-        accuracy_on_test_images,
-        add_data_path,
-        describe,
-        endless,
-        in_turn,
-        integer,
-        loop,
-        make_parser,
-        make_trainer,
-        minibatches,
-        print_losses,
-        print_times,
-        run_main,
-        unroll,
-    )
-    from data import CLASSES, SIDE, load
-    from torch import nn
+import snnfast
+from snnfast.losses import accuracy_rate, ce_rate_loss
 
-    import snnfast
-    from snnfast import losses
-
-BETA, SLOPE, LR = 0.5, 25, 1e-2
+BETA, SLOPE, LR, BATCH_SIZE, NUM_STEPS = 0.5, 25, 1e-2, 128, 50
 
 
 def build() -> nn.Sequential:
     def neurons(output: bool = False) -> snnfast.Leaky:
-        return snnfast.Leaky(
-            beta=BETA, spike_grad=snnfast.surrogate.fast_sigmoid(slope=SLOPE), init_hidden=True, output=output
-        )
+        spike_grad = snnfast.surrogate.fast_sigmoid(slope=SLOPE)
+        return snnfast.Leaky(beta=BETA, spike_grad=spike_grad, init_hidden=True, output=output)
 
     return nn.Sequential(
-        nn.Unflatten(1, (1, SIDE, SIDE)),
+        nn.Unflatten(1, (1, 28, 28)),
         nn.Conv2d(1, 12, 5),
         nn.MaxPool2d(2),
         neurons(),
@@ -60,56 +41,54 @@ def build() -> nn.Sequential:
         nn.MaxPool2d(2),
         neurons(),
         nn.Flatten(),
-        nn.Linear(64 * 4 * 4, CLASSES),
+        nn.Linear(64 * 4 * 4, 10),
         neurons(output=True),
     )
 
 
-def run(args: argparse.Namespace, device: torch.device) -> None:
-    data = load(args.data_path, device)
-    print(describe(data), flush=True)
-    torch.manual_seed(args.seed)
-    dtype = torch.float64 if args.double else torch.float32
-    looped = build().to(device, dtype)
-    unrolled = copy.deepcopy(looped)
-    batches = endless(minibatches(data, args.batch_size))
-    forward = unroll(unrolled, args.num_steps)
-    in_loop = loop(looped, args.num_steps)
-    loss_fn = losses.ce_rate_loss()
-    train_looped = make_trainer(looped, lambda x: in_loop(x.to(dtype))[0], loss_fn, LR)
-    train_unrolled = make_trainer(unrolled, lambda x: forward(x.to(dtype))[0], loss_fn, LR)
-
-    seen, milliseconds = in_turn({"unrolled": train_unrolled, "loop": train_looped}, batches, args.compare)
-    print_losses(seen)
-    print_times(milliseconds)
-    print("training goes on unrolled", flush=True)
-    for i in range(args.compare + 1, args.iterations + 1):
-        loss = train_unrolled(*next(batches))
-        if i % 10 == 0 or i == args.iterations:
-            print(f"iteration {i} of {args.iterations}: loss {loss:.4f}", flush=True)
-    share = accuracy_on_test_images(
-        lambda x, y: losses.accuracy_rate(forward(x.to(dtype))[0], y), data, args.batch_size
-    )
-    print(f"test accuracy (rate code) after {max(args.compare, args.iterations)} iterations: {share:.4f}")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = make_parser(
-        "A convolutional spiking network on MNIST, as a loop over time and unrolled.",
-        batch_size=128,
-        num_steps=50,
-        compare=8,
-    )
-    add_data_path(parser)
-    parser.add_argument(
-        "--iterations",
-        type=integer(),
-        default=50,
-        help="minibatches to train on, of which an epoch of MNIST has 468 (default: %(default)s)",
-    )
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="A convolutional spiking network on MNIST.")
+    parser.add_argument("--data-path", help="folder that holds MNIST/raw (default: SNNFAST_DATA, or a download)")
+    parser.add_argument("--iterations", type=int, default=50, help="an epoch of MNIST has 468 (default: 50)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--loop", action="store_true", help="step after step")
     parser.add_argument("--double", action="store_true", help="compute in double precision")
-    return run_main(run, parser.parse_args(argv))
+    args = parser.parse_args(argv)
+
+    data = load(args.data_path, args.device)
+    print(data, flush=True)
+    dtype = torch.float64 if args.double else torch.float32
+    torch.manual_seed(0)
+    net = build().to(args.device, dtype)
+    at_once = snnfast.MultiStep(net)
+
+    def forward(images: Tensor) -> Tensor:  # [B, 784] to spikes [T, B, 10]
+        snnfast.reset(net)
+        x = images.to(dtype)
+        if args.loop:
+            return torch.stack([net(x)[0] for _ in range(NUM_STEPS)])
+        spk_rec: Tensor = at_once(x, num_steps=NUM_STEPS)[0]
+        return spk_rec
+
+    optimizer = torch.optim.Adam(net.parameters(), lr=LR, betas=(0.9, 0.999))
+    loss_fn = ce_rate_loss()
+    endless = chain.from_iterable(data.batches(BATCH_SIZE) for _ in count())
+    seconds: list[float] = []
+    for images, labels in islice(endless, args.iterations):
+        start = time.perf_counter()
+        loss = loss_fn(forward(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        value = loss.item()
+        seconds.append(time.perf_counter() - start)
+        if len(seconds) <= 3 or len(seconds) % 10 == 0:
+            print(f"iteration {len(seconds)}: loss {value:.8f}, {1e3 * median(seconds):.1f} ms each", flush=True)
+
+    with torch.no_grad():
+        spk_rec = torch.cat([forward(images) for images in data.test_images.split(BATCH_SIZE)], 1)
+    print(f"test accuracy: {accuracy_rate(spk_rec, data.test_labels):.4f}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

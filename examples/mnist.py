@@ -1,337 +1,172 @@
-"""Train a spiking network on handwritten digits, time one training step, and draw what the network does.
+"""Train the network of snnTorch's tutorial 5 on MNIST, time a training step beside snnTorch's, and draw two figures.
 
-The network, the loss and the numbers are those of snnTorch's tutorial 5 (a 784-1000-10 network of leaky
-integrate-and-fire neurons that sees the same image at every time step), written with ``snnfast.MultiStep``.
+The network has 784-1000-10 leaky integrate-and-fire neurons and sees the same image at each time step. It is written
+with ``snnfast.MultiStep``: the first layer runs once, and each layer of neurons is one kernel for all time steps.
 """
 
 import argparse
-import io
-import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import median
 
-from startup import INTERRUPTED, importing, say_interrupted
+import matplotlib.pyplot as plt
+import snntorch
+import torch
+from data import Digits, load
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - PyTorch's own name for it
 
-with importing(__name__):
-    import torch
-    from common import Parser, add_data_path, add_run, describe, folder, integer, positive, run_main
-    from data import CLASSES, DIGITS_EPOCHS, MNIST_EPOCHS, SIDE, Digits, InputError, load
-    from figures import save_raster, save_training
-    from files import try_folder, write_whole
-    from timing import Step, compare
-    from torch import Tensor, nn
-    from tqdm import tqdm
+import snnfast
+from snnfast.losses import accuracy_rate, ce_membrane_loss
 
-    import snnfast
-    from snnfast.losses import accuracy_rate, accuracy_temporal, ce_membrane_loss, ce_temporal_loss
-
-BAR_WINDOW = 50  # iterations over which the progress bar averages
-RASTER_NEURONS = 80
-MODEL, TRAINING, RASTER = "model.pt", "training.png", "raster.png"  # what it leaves in --output
+BETA, LR, BATCH_SIZE = 0.95, 5e-4, 128
+FOLDER = Path("figures")
+TURNS = 8  # of the timing
 
 
-@dataclass
-class History:
-    """What training saw, one entry per iteration; tensors, so that the device need not be waited for."""
-
-    losses: list[Tensor] = field(default_factory=list)  # [] each
-    accuracies: list[Tensor] = field(default_factory=list)  # [] each, 0 to 1
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_main(run, parse_args(argv))
-
-
-def run(args: argparse.Namespace, device: torch.device) -> int:
-    if args.cuda_graph and device.type != "cuda":
-        raise InputError(f"--cuda-graph: needs a CUDA device, not {device}")
-    torch.manual_seed(args.seed)
-    net = build(args.hidden, args.beta).to(device)
-    output = Path(args.output)
-    try:
-        try_folder(output, (MODEL, TRAINING, RASTER), weights(net))
-    except OSError as error:
-        raise InputError(f"--output {args.output}: nothing can be saved there: {error}") from None
-    data = load(args.data_path, device)
-    digits = replace(data, train_images=data.train_images[: args.limit], train_labels=data.train_labels[: args.limit])
-    if len(digits.train_images) < args.batch_size:
-        raise InputError(f"--batch-size {args.batch_size} is more than the {len(digits.train_images)} training images")
-    print(describe(digits), flush=True)
-
-    history = History()
-    finished = fit(net, digits.train_images, digits.train_labels, args.epochs or digits.epochs, args, history)
-    unsaved = save(net, output / MODEL)
-    decode(output_spikes(net, digits.test_images, args), digits.test_labels)
-    if unsaved is not None:
-        raise InputError(
-            f"the weights can't be saved and are lost: {unsaved}; make room or choose another --output, and train again"
+class Net(nn.Module):
+    def __init__(self, num_steps: int) -> None:
+        super().__init__()
+        self.num_steps = num_steps
+        self.layers = snnfast.MultiStep(
+            nn.Linear(784, 1000),
+            snnfast.Leaky(beta=BETA),
+            nn.Linear(1000, 10),
+            snnfast.Leaky(beta=BETA),
         )
-    if finished and args.timing:
-        x, y = digits.train_images[: args.batch_size], digits.train_labels[: args.batch_size]
-        compare(net, x, y, args.num_steps, args.lr, lambda n: make_step(n, args, x, y))
-    draw(net, digits, history, args.num_steps, output)
-    return 0 if finished else INTERRUPTED
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # [B, 784] to spikes and membranes, both [T, B, 10]
+        spk_rec, mem_rec = self.layers(x, num_steps=self.num_steps)
+        return spk_rec, mem_rec
 
 
-def weights(net: nn.Module) -> bytes:
-    """A file that ``torch.load`` reads. PyTorch writes it in memory: of a disk it does not tell what is wrong."""
-    buffer = io.BytesIO()
-    torch.save(net.state_dict(), buffer)
-    return buffer.getvalue()
+class TutorialNet(nn.Module):
+    """The same network as the tutorial writes it, with snnTorch's layers in a loop over time."""
+
+    def __init__(self, num_steps: int) -> None:
+        super().__init__()
+        self.num_steps = num_steps
+        self.fc1 = nn.Linear(784, 1000)
+        self.lif1 = snntorch.Leaky(beta=BETA)
+        self.fc2 = nn.Linear(1000, 10)
+        self.lif2 = snntorch.Leaky(beta=BETA)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        mem1, mem2 = self.lif1.init_leaky(), self.lif2.init_leaky()
+        spk2_rec, mem2_rec = [], []
+        for _ in range(self.num_steps):
+            spk1, mem1 = self.lif1(self.fc1(x), mem1)
+            spk2, mem2 = self.lif2(self.fc2(spk1), mem2)
+            spk2_rec.append(spk2)
+            mem2_rec.append(mem2)
+        return torch.stack(spk2_rec), torch.stack(mem2_rec)
 
 
-def save(net: nn.Module, path: Path) -> Exception | None:
-    """Save the weights; returns what was in the way. An earlier file then stays."""
-    try:
-        write_whole(path, weights(net))
-    except (OSError, RuntimeError) as error:
-        return error
-    print(f"saved {path}", flush=True)
-    return None
+def tutorial_loss(mem_rec: Tensor, labels: Tensor) -> Tensor:
+    loss = torch.zeros((), device=mem_rec.device)
+    for mem in mem_rec:
+        loss = loss + F.cross_entropy(mem, labels)
+    return loss
 
 
-def build(hidden: int, beta: float) -> snnfast.MultiStep:
-    return snnfast.MultiStep(
-        nn.Linear(SIDE * SIDE, hidden),
-        snnfast.Leaky(beta=beta),
-        nn.Linear(hidden, CLASSES),
-        snnfast.Leaky(beta=beta),
-    )
+Step = Callable[[Tensor, Tensor], tuple[float, float]]
 
 
-def predict(spk_rec: Tensor) -> Tensor:
-    """Rate code: the class whose neuron spikes most. ``[T, B, classes]`` to ``[B]``."""
-    return spk_rec.sum(0).argmax(1)
+def make_step(net: nn.Module, loss_fn: Callable[[Tensor, Tensor], Tensor]) -> Step:
+    """A function that trains ``net`` on one minibatch and returns the loss and the accuracy."""
+    optimizer = torch.optim.Adam(net.parameters(), lr=LR, betas=(0.9, 0.999), fused=True)
 
-
-Trainer = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-
-
-def make_trainer(
-    net: snnfast.MultiStep,
-    num_steps: int,
-    lr: float,
-    code: str = "rate",
-    graph_for: tuple[Tensor, Tensor] | None = None,  # a batch
-) -> Trainer:
-    """A function that trains ``net`` on one batch and returns the loss and the output spikes ``[T, B, classes]``.
-
-    The loss of the rate code is that of tutorial 5: the membrane of the right class should be the highest at every
-    step. That of the latency code wants its neuron to spike first. With ``graph_for``, all that a step launches is
-    captured in a CUDA graph, and replayed for batches of that shape.
-    """
-    # The same update in one kernel instead of a dozen small ones per parameter, on the devices that have it.
-    fused = next(net.parameters()).device.type in ("cpu", "cuda")
-    captured = graph_for is not None
-    optimizer = torch.optim.Adam(net.parameters(), lr=lr, betas=(0.9, 0.999), fused=fused, capturable=captured)
-
-    loss_fn = ce_temporal_loss() if code == "latency" else ce_membrane_loss()
-
-    def train_on(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        spk_rec, mem_rec = net(images, num_steps=num_steps)
-        loss = loss_fn(spk_rec if code == "latency" else mem_rec, labels)
+    def step(images: Tensor, labels: Tensor) -> tuple[float, float]:
+        spk_rec, mem_rec = net(images)
+        loss = loss_fn(mem_rec, labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        return loss.detach(), spk_rec.detach()
+        return loss.item(), accuracy_rate(spk_rec, labels)
 
-    return train_on if graph_for is None else capture(train_on, net, optimizer, *graph_for)
-
-
-def capture(
-    train_on: Trainer, net: snnfast.MultiStep, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor
-) -> Trainer:
-    """The same as ``train_on``, replayed. The output spikes are overwritten by the next step."""
-    images, labels = images.clone(), labels.clone()  # what the graph reads
-    weights = [parameter.detach().clone() for parameter in net.parameters()]
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):  # what libraries set up at their first calls must not happen while a graph is captured
-            train_on(images, labels)
-    torch.cuda.current_stream().wait_stream(stream)
-    with torch.no_grad():  # nothing is learned yet
-        for parameter, weight in zip(net.parameters(), weights, strict=True):
-            parameter.copy_(weight)
-        for state in optimizer.state.values():
-            for moment in state.values():
-                moment.zero_()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        loss, spk_rec = train_on(images, labels)
-
-    def replay(new_images: Tensor, new_labels: Tensor) -> tuple[Tensor, Tensor]:
-        images.copy_(new_images)
-        labels.copy_(new_labels)
-        graph.replay()
-        return loss.clone(), spk_rec
-
-    return replay
+    return step
 
 
-def make_step(net: snnfast.MultiStep, args: argparse.Namespace, images: Tensor, labels: Tensor) -> Step:
-    train_on = make_trainer(net, args.num_steps, args.lr)
-    return lambda: train_on(images, labels)[0]
+def train(net: Net, data: Digits, epochs: int) -> list[tuple[float, float]]:
+    step, history = make_step(net, ce_membrane_loss()), []
+    for epoch in range(1, epochs + 1):
+        start = time.perf_counter()
+        history += [step(images, labels) for images, labels in data.batches(BATCH_SIZE)]
+        loss, accuracy = history[-1]
+        seconds = time.perf_counter() - start
+        print(f"epoch {epoch} of {epochs}: last loss {loss:.2f}, accuracy {accuracy:.4f}, {seconds:.1f} s", flush=True)
+    return history
 
 
-def fit(
-    net: snnfast.MultiStep,
-    images: Tensor,  # [N, 784]
-    labels: Tensor,  # [N]
-    epochs: int,
-    args: argparse.Namespace,
-    history: History,
-) -> bool:
-    """Train; returns whether it came to the end (``False``: Ctrl-C, once something was learned)."""
-    batch = (images[: args.batch_size], labels[: args.batch_size]) if args.cuda_graph else None
-    train_on = make_trainer(net, args.num_steps, args.lr, args.code, batch)
-    shuffle = torch.Generator().manual_seed(args.seed)
-    batches = len(images) // args.batch_size
-    # A log file gets a line now and then instead of ten a second.
-    interval = 0.1 if sys.stderr.isatty() else 10.0
-    try:
-        for epoch in range(1, epochs + 1):
-            start = time.perf_counter()
-            # The last, smaller batch is dropped.
-            order = torch.randperm(len(images), generator=shuffle)[: batches * args.batch_size].to(images.device)
-            name = f"epoch {epoch}/{epochs}"
-            with tqdm(order.split(args.batch_size), desc=name, unit="batch", leave=False, mininterval=interval) as bar:
-                for i, batch in enumerate(bar, 1):
-                    loss, spk_rec = train_on(images[batch], labels[batch])
-                    history.losses.append(loss)
-                    history.accuracies.append((predict(spk_rec) == labels[batch]).float().mean())
-                    if i % 10 == 0:
-                        bar.set_postfix(summary(history, min(i, BAR_WINDOW)), refresh=False)
-            text = ", ".join(f"{key} {value}" for key, value in summary(history, batches).items())
-            print(f"{name}: {text}, {time.perf_counter() - start:.1f} s", flush=True)
-    except KeyboardInterrupt:
-        if not history.losses:
-            raise
-        say_interrupted(f"interrupted after {len(history.losses)} iterations; keeping what was learned")
-        return False
-    return True
-
-
-def summary(history: History, last: int) -> dict[str, str]:
-    """Means over the ``last`` iterations."""
-    return {
-        "loss": f"{torch.stack(history.losses[-last:]).mean().item():.2f}",
-        "accuracy": f"{torch.stack(history.accuracies[-last:]).mean().item():.4f}",
+def compare(images: Tensor, labels: Tensor, num_steps: int) -> None:
+    """Print the median time of a training step. The networks take turns, so that a slow moment hits all alike."""
+    nets: dict[str, tuple[Callable[[], nn.Module], Callable[[Tensor, Tensor], Tensor]]] = {
+        "snnTorch": (lambda: TutorialNet(num_steps), tutorial_loss),
+        "snnTorch, snnfast.compile": (lambda: snnfast.compile(TutorialNet(num_steps)), tutorial_loss),
+        "snnfast.MultiStep": (lambda: Net(num_steps), ce_membrane_loss()),
     }
+    steps, first = {}, {}
+    for name, (make_net, loss_fn) in nets.items():
+        torch.manual_seed(0)  # the same weights
+        steps[name] = make_step(make_net().to(images.device), loss_fn)
+        first[name], _ = steps[name](images, labels)
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(TURNS):
+        for name, step in steps.items():
+            step(images, labels)  # It does not count: it finds the caches as another network left them.
+            for _ in range(3):
+                start = time.perf_counter()
+                step(images, labels)
+                seconds[name].append(time.perf_counter() - start)
+    print(f"{'training step':<25}  {'ms':>6}  {'speed-up':>8}  first loss")
+    for name, found in seconds.items():
+        ratio = median(seconds["snnTorch"]) / median(found)
+        print(f"{name:<25}  {1e3 * median(found):>6.2f}  {ratio:>7.1f}x  {first[name]:>10.4f}", flush=True)
 
 
 @torch.no_grad()
-def output_spikes(net: snnfast.MultiStep, images: Tensor, args: argparse.Namespace) -> Tensor:  # [T, N, classes]
-    batches = images.split(args.batch_size)
-    return torch.cat([net(x, num_steps=args.num_steps, record_mem=False)[0] for x in batches], dim=1)
+def draw(net: Net, data: Digits, history: list[tuple[float, float]]) -> None:
+    FOLDER.mkdir(exist_ok=True)
+    figure, axes = plt.subplots(2, 1, sharex=True, layout="constrained")
+    for ax, values, label in zip(axes, zip(*history, strict=True), ("loss", "accuracy"), strict=True):
+        ax.plot(values)
+        ax.set(xlabel="iteration", ylabel=label)
+    figure.savefig(FOLDER / "training.png", dpi=150)
+
+    image, number = data.test_images[:1], int(data.test_labels[0])
+    _, _, (hidden, output) = net.layers(image, num_steps=net.num_steps, return_spikes=True)
+    figure, (digit, *rasters) = plt.subplots(1, 3, figsize=(12, 4), width_ratios=(1, 2, 2), layout="constrained")
+    digit.imshow(image.view(28, 28).cpu().numpy(), cmap="gray_r")
+    digit.set(title=f"a {number}, taken for a {int(output.sum(0).argmax())}", xticks=[], yticks=[])
+    for ax, spikes, name in zip(rasters, (hidden[:, 0, :80], output[:, 0]), ("hidden", "output"), strict=True):
+        steps, neurons = spikes.cpu().nonzero(as_tuple=True)
+        ax.scatter(steps, neurons, marker="|")
+        ax.set(xlabel="time step", ylabel="neuron", title=f"spikes of {name} neurons", xlim=(-0.5, len(spikes) - 0.5))
+    figure.savefig(FOLDER / "raster.png", dpi=150)
+    print(f"saved {FOLDER}/training.png and {FOLDER}/raster.png")
 
 
-def decode(
-    spk_rec: Tensor,  # [T, N, classes]
-    labels: Tensor,  # [N]
-) -> None:
-    """Print how often the same output spikes tell the right class, read in two ways."""
-    total = len(labels)
-    for code, accuracy, means in (
-        ("rate", accuracy_rate(spk_rec, labels), "the neuron that spikes most often tells the class"),
-        ("latency", accuracy_temporal(spk_rec, labels), "the neuron that spikes first tells it"),
-    ):
-        print(f"test accuracy ({code} code): {accuracy:.4f} ({round(accuracy * total)} of {total}); {means}")
-    print(
-        "both read the same spikes; one that never comes counts as at the last step, the lower of equal classes wins",
-        flush=True,
-    )
-
-
-@torch.no_grad()
-def draw(net: snnfast.MultiStep, digits: Digits, history: History, num_steps: int, output: Path) -> None:
-    if history.losses:
-        losses, accuracies = (torch.stack(h).tolist() for h in (history.losses, history.accuracies))
-        save_training(output / TRAINING, losses, accuracies, f"training on {digits.name}")
-        print(f"saved {output / TRAINING}", flush=True)
-    image = digits.test_images[:1]
-    hidden, _ = snnfast.MultiStep(*net.layers[:2])(image, num_steps=num_steps)
-    spk_rec, _ = snnfast.MultiStep(*net.layers[2:])(hidden)
-    size = hidden.shape[-1]
-    some = torch.linspace(0, size - 1, min(size, RASTER_NEURONS)).long()
-    save_raster(
-        output / RASTER,
-        image.view(SIDE, SIDE).cpu(),
-        int(digits.test_labels[0]),
-        hidden[:, 0].cpu()[:, some],
-        spk_rec[:, 0].cpu(),
-        size,
-    )
-    print(f"saved {output / RASTER}", flush=True)
-
-
-def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(
-        description="Train a spiking network on handwritten digits with snnfast, and time one training step."
-    )
-    add_data_path(parser)
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Train a spiking network on MNIST, and time it beside snnTorch.")
     add = parser.add_argument
-    add(
-        "--epochs",
-        type=integer(),
-        help=f"passes over the training images (default: {MNIST_EPOCHS} for MNIST, {DIGITS_EPOCHS} for the small set)",
-    )
-    add(
-        "--batch-size",
-        type=integer(),
-        default=128,
-        help="images in a batch; the last, partial one of an epoch is dropped (default: %(default)s)",
-    )
-    add(
-        "--num-steps",
-        type=integer(),
-        default=25,
-        help="time steps for which the network sees an image (default: %(default)s)",
-    )
-    add(
-        "--beta",
-        type=unit_interval,
-        default=0.95,
-        help="decay of the membranes per time step, 0 to 1 (default: %(default)s)",
-    )
-    add("--lr", type=positive, default=5e-4, help="learning rate of Adam (default: %(default)s)")
-    add(
-        "--code",
-        choices=("rate", "latency"),
-        default="rate",
-        help="train the right class to have the highest membrane at every step (rate), or to spike first (latency); "
-        "both are tested (default: %(default)s)",
-    )
-    add("--hidden", type=integer(), default=1000, help="neurons in the hidden layer (default: %(default)s)")
-    add("--limit", type=integer(), metavar="N", help="train on the first N images only (default: all of them)")
-    add(
-        "--output",
-        type=folder,
-        default="figures",
-        metavar="FOLDER",
-        help="where the figures and the trained weights are saved (default: %(default)s)",
-    )
-    add(
-        "--cuda-graph",
-        action="store_true",
-        help="train by replays of a CUDA graph of one step: on a GPU its launches take most of the time",
-    )
-    add("--no-timing", dest="timing", action="store_false", help="leave out the timing of one training step")
-    add_run(parser)
-    return parser.parse_args(argv)
+    add("--data-path", help="folder that holds MNIST/raw (default: SNNFAST_DATA, or a download into ./data)")
+    add("--epochs", type=int, help="default: 1, or 40 over scikit-learn's digits")
+    add("--num-steps", type=int, default=25, help="time steps (default: 25)")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    args = parser.parse_args(argv)
 
-
-def unit_interval(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text!r}")
-    return value
+    data = load(args.data_path, args.device)
+    print(f"{data}; device {args.device}, {torch.get_num_threads()} CPU threads", flush=True)
+    torch.manual_seed(0)
+    net = Net(args.num_steps).to(args.device)
+    history = train(net, data, args.epochs or data.epochs)
+    with torch.no_grad():
+        spk_rec = torch.cat([net(images)[0] for images in data.test_images.split(500)], 1)
+    print(f"test accuracy (the neuron that spikes most): {accuracy_rate(spk_rec, data.test_labels):.4f}", flush=True)
+    draw(net, data, history)
+    compare(*next(data.batches(BATCH_SIZE)), args.num_steps)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

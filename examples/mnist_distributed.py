@@ -8,57 +8,30 @@ The network and the loss are those of ``mnist.py``. Without torchrun it is a run
 """
 
 import argparse
-import contextlib
-import io
 import os
 import shutil
 import signal
-import sys
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-from startup import importing
+import torch
+import torch.distributed as dist
+from data import Digits, load
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict_loader import load as load_checkpoint
+from torch.distributed.checkpoint.state_dict_saver import save as save_checkpoint
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
 
-with importing(__name__):
-    import torch
-    import torch.distributed as dist
-    from common import add_data_path, add_length, count_iterations, describe, folder, integer, make_parser, run_main
-    from data import CLASSES, SIDE, Digits, InputError, load
-    from torch import Tensor, nn
-    from torch.distributed.checkpoint.api import CheckpointException
-    from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
-    from torch.distributed.checkpoint.state_dict_loader import load as load_checkpoint
-    from torch.distributed.checkpoint.state_dict_saver import save as save_checkpoint
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-    from torch.nn.parallel import DistributedDataParallel
+import snnfast
+from snnfast.losses import ce_membrane_loss
 
-    import snnfast
-    from snnfast.losses import ce_membrane_loss
-
-BETA, LR = 0.95, 5e-4
+BETA, LR, HIDDEN, BATCH_SIZE, NUM_STEPS = 0.95, 5e-4, 1000, 128, 25  # BATCH_SIZE: of all processes together
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # torchrun sets them
-LOCAL_RANK = int(os.environ.get("LOCAL_RANK", 0))
 KEPT = 2  # checkpoints
-
-
-@contextlib.contextmanager
-def process_group(device: torch.device) -> Iterator[None]:
-    if dist.is_initialized():  # by a caller of main
-        yield
-        return
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    if WORLD > 1:
-        dist.init_process_group(backend, device_id=device if device.type == "cuda" else None)
-    else:
-        dist.init_process_group(backend, init_method="tcp://127.0.0.1:0", rank=0, world_size=1)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
 
 
 def distribute(net: snnfast.MultiStep, strategy: str, device: torch.device) -> nn.Module:
@@ -78,7 +51,7 @@ class Checkpoints:
         self.folder, self.net, self.optimizer = folder, net, optimizer
 
     def complete(self) -> list[Path]:
-        """From the oldest on. The file .metadata is the last one that is written."""
+        """From the oldest on. PyTorch writes the file .metadata last, under another name, and renames it."""
         return sorted(path.parent for path in self.folder.glob("step_*/.metadata"))
 
     def save(self, iteration: int) -> None:
@@ -90,133 +63,112 @@ class Checkpoints:
                 shutil.rmtree(path)
 
     def load(self) -> int:
-        """Load the latest; returns the number of iterations behind it, 0 where there is none."""
+        """Load the latest; returns the number of iterations it has seen, 0 where there is none."""
         found = [self.complete()[-1:]]
         dist.broadcast_object_list(found)  # what the first process sees counts for all
         if not found[0]:
             return 0
         net, optimizer = get_state_dict(self.net, self.optimizer)
         state: dict[str, Any] = {"net": net, "optimizer": optimizer, "iteration": 0}
-        try:
-            load_checkpoint(state, checkpoint_id=found[0][0])
-        except CheckpointException as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise InputError(f"--checkpoints: {found[0][0]} is not of this network, or corrupt: {reason}") from None
+        load_checkpoint(state, checkpoint_id=found[0][0])
         set_state_dict(self.net, self.optimizer, model_state_dict=state["net"], optim_state_dict=state["optimizer"])
         return int(state["iteration"])
 
 
-def shares(data: Digits, args: argparse.Namespace, start: int, stop: int) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """This process's share of each minibatch; their order depends on the seed and the epoch alone."""
-    per_epoch = len(data.train_images) // args.batch_size
-    order = torch.empty(0)
+def shares(data: Digits, start: int, stop: int) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """This process's share of each minibatch. Their order depends on the epoch alone, so that a restart repeats it."""
+    per_epoch = len(data.train_images) // BATCH_SIZE
     for iteration in range(start, stop):
         epoch, batch = divmod(iteration, per_epoch)
-        if batch == 0 or iteration == start:
-            shuffle = torch.Generator().manual_seed(args.seed + epoch)
-            order = torch.randperm(len(data.train_images), generator=shuffle).to(data.train_images.device)
-        mine = order[batch * args.batch_size : (batch + 1) * args.batch_size].chunk(WORLD)[RANK]
+        order = torch.randperm(len(data.train_images), generator=torch.Generator().manual_seed(epoch))
+        mine = order[batch * BATCH_SIZE : (batch + 1) * BATCH_SIZE].chunk(WORLD)[RANK]
         yield iteration + 1, data.train_images[mine], data.train_labels[mine]
 
 
 def mean_over_processes(value: Tensor) -> float:
-    total = value.detach().double() if value.device.type == "cpu" else value.detach().clone()
+    total = value.detach().clone()
     dist.all_reduce(total)
     return total.item() / WORLD
 
 
 @torch.no_grad()
-def accuracy(net: nn.Module, data: Digits, args: argparse.Namespace) -> float:
-    """By rate code. Every process makes as many calls, as each of them gathers parameters; the last images repeat."""
-    counts = torch.zeros(2, device=data.test_images.device)  # right, all
-    indices = torch.arange(len(data.test_images), device=counts.device)
-    padded = torch.cat([indices, indices[: -len(indices) % WORLD]])
-    for mine in padded[RANK::WORLD].split(args.batch_size):
-        spk, _ = net(data.test_images[mine].to(args.dtype), num_steps=args.num_steps)
-        counts[0] += (spk.sum(0).argmax(1) == data.test_labels[mine]).sum()
-        counts[1] += len(mine)
-    dist.all_reduce(counts)
-    return float(counts[0] / counts[1])
+def accuracy(net: nn.Module, data: Digits, dtype: torch.dtype) -> float:
+    """Every process makes as many calls, as each of them gathers parameters: the last images are left out."""
+    share = len(data.test_images) // WORLD
+    mine = slice(RANK * share, (RANK + 1) * share)
+    right = []
+    for images, labels in zip(data.test_images[mine].split(500), data.test_labels[mine].split(500), strict=True):
+        spk_rec, _ = net(images.to(dtype), num_steps=NUM_STEPS)
+        right.append(spk_rec.sum(0).argmax(1) == labels)
+    return mean_over_processes(torch.cat(right).float().mean())
 
 
 def train(data: Digits, args: argparse.Namespace, device: torch.device) -> None:
-    torch.manual_seed(args.seed)  # the same weights on each process
-    lif = snnfast.Leaky(beta=BETA), snnfast.Leaky(beta=BETA)
-    layers = nn.Linear(SIDE * SIDE, args.hidden), lif[0], nn.Linear(args.hidden, CLASSES), lif[1]
-    net = distribute(snnfast.MultiStep(*layers).to(device, args.dtype), args.strategy, device)
+    dtype = torch.float64 if args.double else torch.float32
+    torch.manual_seed(0)  # the same weights on each process
+    layers = nn.Linear(784, HIDDEN), snnfast.Leaky(BETA), nn.Linear(HIDDEN, 10), snnfast.Leaky(BETA)
+    net = distribute(snnfast.MultiStep(*layers).to(device, dtype), args.strategy, device)
     optimizer, loss_fn = torch.optim.Adam(net.parameters(), lr=LR), ce_membrane_loss()
-    checkpoints = Checkpoints(Path(args.checkpoints), net, optimizer)
-    start, stop = checkpoints.load(), count_iterations(args, data)
-    print(f"{WORLD} processes, {args.strategy}: {args.batch_size // WORLD} of {args.batch_size} images each")
-    if start:
-        print(f"going on after iteration {start}, from {args.checkpoints}", flush=True)
-    seconds = []
-    for iteration, images, labels in shares(data, args, start, stop):
+    checkpoints = Checkpoints(args.checkpoints, net, optimizer)
+    start, stop = checkpoints.load(), args.iterations or data.epochs * (len(data.train_images) // BATCH_SIZE)
+    say(f"{data}; {WORLD} processes, {args.strategy}; going on after iteration {start}")
+    for iteration, images, labels in shares(data, start, stop):
         if iteration - 1 == args.kill_at and os.environ.get("TORCHELASTIC_RESTART_COUNT") == "0" and RANK == WORLD - 1:
             os.kill(os.getpid(), signal.SIGKILL)
-        begin = time.perf_counter()
-        _, mem_rec = net(images.to(args.dtype), num_steps=args.num_steps)
+        _, mem_rec = net(images.to(dtype), num_steps=NUM_STEPS)
         loss = loss_fn(mem_rec, labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        if iteration % args.print_every == 0 or iteration == stop:
-            print(f"iteration {iteration} of {stop}: loss {mean_over_processes(loss):.10f}", flush=True)
-        seconds.append(time.perf_counter() - begin)
+        if iteration <= 10 or iteration % 50 == 0:
+            mean = mean_over_processes(loss)
+            say(f"iteration {iteration} of {stop}: loss {mean:.10f}")
         if iteration % args.save_every == 0 or iteration == stop:
             checkpoints.save(iteration)
-    if seconds:
-        print(f"one training iteration: {1e3 * median(seconds):.2f} ms", flush=True)
-    print(f"test accuracy (rate code): {accuracy(net, data, args):.4f}", flush=True)
+    share = accuracy(net, data, dtype)
+    say(f"test accuracy: {share:.4f}")
 
 
-def run(args: argparse.Namespace, device: torch.device) -> None:
-    if args.batch_size % WORLD:
-        raise InputError(f"--batch-size {args.batch_size} can't be shared out among {WORLD} processes")
+def say(text: str) -> None:
+    if RANK == 0:
+        print(text, flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Train on MNIST with many processes, which torchrun starts.")
+    add = parser.add_argument
+    add("--data-path", help="folder that holds MNIST/raw (default: SNNFAST_DATA, or a download into ./data)")
+    add("--iterations", type=int, help="default: one epoch")
+    add("--strategy", choices=("ddp", "fsdp"), default="ddp", help="DistributedDataParallel, or FSDP2 (default: ddp)")
+    add("--checkpoints", type=Path, default=Path("checkpoints"), help="the folder (default: checkpoints)")
+    add("--save-every", type=int, default=100, metavar="N", help="iterations (default: 100)")
+    add("--double", action="store_true", help="compute in double precision")
+    add("--kill-at", type=int, metavar="N", help="kill the last process after iteration N, to see it go on")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    args = parser.parse_args(argv)
+
+    if BATCH_SIZE % WORLD:
+        parser.error(f"{BATCH_SIZE} images can't be shared out among {WORLD} processes")
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and os.environ["TORCHELASTIC_MAX_RESTARTS"] != "0":
-        raise InputError(
-            "--max-restarts: set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun; else a worker that is started "
-            "again may wait at the address of one that is dead"
-        )
-    args.dtype = torch.float64 if args.double else torch.float32
-    with process_group(device):
+        parser.error("--max-restarts needs TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1: else a worker may wait for a dead one")
+    device = torch.device(args.device)
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    if WORLD > 1:
+        dist.init_process_group(backend, device_id=device if device.type == "cuda" else None)
+    else:
+        dist.init_process_group(backend, init_method="tcp://127.0.0.1:0", rank=0, world_size=1)
+    try:
         if RANK > 0:
             dist.barrier()  # the first process downloads
         data = load(args.data_path, device)
         if RANK == 0:
             dist.barrier()
-        if len(data.train_images) < args.batch_size:
-            raise InputError(
-                f"--batch-size {args.batch_size} is more than the {len(data.train_images)} training images"
-            )
-        print(describe(data), flush=True)
         train(data, args, device)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = make_parser("Train on MNIST with many processes, which torchrun starts.", batch_size=128, num_steps=25)
-    add_data_path(parser)
-    add_length(parser)
-    add = parser.add_argument
-    add("--strategy", choices=("ddp", "fsdp"), default="ddp", help="DistributedDataParallel, or FSDP2 (%(default)s)")
-    add("--hidden", type=integer(), default=1000, help="neurons in the hidden layer (default: %(default)s)")
-    add(
-        "--checkpoints",
-        type=folder,
-        default="checkpoints",
-        metavar="FOLDER",
-        help="where the state of training is saved, and from where it goes on (default: %(default)s)",
-    )
-    add("--save-every", type=integer(), default=100, metavar="N", help="iterations (default: %(default)s)")
-    add("--print-every", type=integer(), default=50, metavar="N", help="iterations (default: %(default)s)")
-    add("--double", action="store_true", help="compute in double precision")
-    add("--kill-at", type=integer(), metavar="N", help="kill the last process behind iteration N, to see it go on")
-    args = parser.parse_args(argv)
-    if args.device == "auto" and torch.cuda.is_available():
-        args.device = f"cuda:{LOCAL_RANK}"
-    with contextlib.redirect_stdout(sys.stdout if RANK == 0 else io.StringIO()):
-        return run_main(run, args)
+    finally:
+        dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

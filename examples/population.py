@@ -1,101 +1,60 @@
-"""Population coding on Fashion-MNIST: one neuron for each class, or fifty of them, and a single time step.
+"""Population coding on MNIST: one output neuron for each class, or fifty of them, and a single time step.
 
 A neuron spikes once at most in one step, so that a class with one neuron is either right or silent. Fifty neurons vote.
-Network and numbers are those of snnTorch's tutorial on population coding. Both networks are trained as a loop over time
-and unrolled. With one time step both ways run the same matrix products; with more of them (``--num-steps``) sums are
-in another order, as in ``convolution.py``.
+Network and numbers are those of snnTorch's tutorial on population coding, which has Fashion-MNIST.
 """
 
 import argparse
-import copy
-import sys
-import time
 from collections.abc import Sequence
 
-from startup import importing
+import torch
+from data import Digits, load
+from torch import nn
 
-with importing(__name__):
-    import torch
-    from common import (
-        accuracy_on_test_images,
-        add_length,
-        count_iterations,
-        describe,
-        endless,
-        folder,
-        in_turn,
-        loop,
-        make_parser,
-        make_trainer,
-        minibatches,
-        print_losses,
-        run_main,
-        unroll,
-    )
-    from data import CLASSES, SIDE, Digits, load_fashion
-    from torch import nn
+import snnfast
+from snnfast.losses import accuracy_rate, mse_count_loss
 
-    import snnfast
-    from snnfast import losses
-
-HIDDEN, BETA, LR = 128, 0.9, 2e-3
-POPULATION = 50  # neurons of a class
+BETA, LR, BATCH_SIZE, NUM_STEPS, CLASSES = 0.9, 2e-3, 128, 1, 10
 
 
-def build(outputs: int) -> nn.Sequential:
-    def neurons(output: bool = False) -> snnfast.Leaky:
-        return snnfast.Leaky(beta=BETA, spike_grad=snnfast.surrogate.fast_sigmoid(), init_hidden=True, output=output)
-
-    return nn.Sequential(nn.Linear(SIDE * SIDE, HIDDEN), neurons(), nn.Linear(HIDDEN, outputs), neurons(output=True))
-
-
-def train(data: Digits, args: argparse.Namespace, per_class: int) -> None:
+def train(data: Digits, per_class: int, epochs: int) -> float:
+    """The test accuracy of a network with ``per_class`` output neurons for each class."""
     population = per_class > 1
-    loss_fn = losses.mse_count_loss(correct_rate=1, incorrect_rate=0, population_code=population, num_classes=CLASSES)
-    torch.manual_seed(args.seed)
-    looped = build(per_class * CLASSES).to(data.train_images.device)
-    unrolled = copy.deepcopy(looped)
-    batches = endless(minibatches(data, args.batch_size))
-    in_loop, forward = loop(looped, args.num_steps), unroll(unrolled, args.num_steps)
-    train_looped = make_trainer(looped, lambda x: in_loop(x)[0], loss_fn, LR)
-    train_unrolled = make_trainer(unrolled, lambda x: forward(x)[0], loss_fn, LR)
+    torch.manual_seed(0)
+    net = snnfast.MultiStep(
+        nn.Linear(784, 128),
+        snnfast.Leaky(beta=BETA, spike_grad=snnfast.surrogate.fast_sigmoid()),
+        nn.Linear(128, per_class * CLASSES),
+        snnfast.Leaky(beta=BETA, spike_grad=snnfast.surrogate.fast_sigmoid()),
+    ).to(data.train_images.device)
+    loss_fn = mse_count_loss(correct_rate=1, incorrect_rate=0, population_code=population, num_classes=CLASSES)
+    optimizer = torch.optim.Adam(net.parameters(), lr=LR, betas=(0.9, 0.999))
+    for epoch in range(1, epochs + 1):
+        for images, labels in data.batches(BATCH_SIZE):
+            spk_rec, _ = net(images, num_steps=NUM_STEPS)
+            loss = loss_fn(spk_rec, labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        print(f"neurons for each class: {per_class}, epoch {epoch}, last loss {loss.item():.4f}", flush=True)
 
-    print(f"{per_class * CLASSES} output neurons, {per_class} for each class")
-    seen, _ = in_turn({"unrolled": train_unrolled, "loop": train_looped}, batches, args.compare)
-    print_losses(seen)
-    count = count_iterations(args, data)
-    start = time.perf_counter()
-    for _ in range(args.compare, count):
-        train_unrolled(*next(batches))
-    seconds = time.perf_counter() - start
-    share = accuracy_on_test_images(
-        lambda x, y: losses.accuracy_rate(forward(x)[0], y, population, CLASSES), data, args.batch_size
-    )
-    print(f"test accuracy after {max(count, args.compare)} iterations: {share:.4f} ({seconds:.1f} s)\n", flush=True)
-
-
-def run(args: argparse.Namespace, device: torch.device) -> None:
-    data = load_fashion(args.data_path, device)
-    print(describe(data), flush=True)
-    for per_class in (1, POPULATION):
-        train(data, args, per_class)
+    with torch.no_grad():
+        spk_rec, _ = net(data.test_images, num_steps=NUM_STEPS)
+    return accuracy_rate(spk_rec, data.test_labels, population, CLASSES)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = make_parser(
-        "Population coding on Fashion-MNIST, as a loop over time and unrolled.", batch_size=128, num_steps=1, compare=10
-    )
-    add_length(parser)
-    parser.add_argument(
-        "--data-path",
-        type=folder,
-        metavar="FOLDER",
-        help="folder that holds FashionMNIST/raw as torchvision stores it (default: the first that has it of the "
-        "environment variable SNNFAST_DATA, ./data, and Debian's package dataset-fashion-mnist; without any of them "
-        "it is downloaded into ./data, and offline the small digits set of scikit-learn is used)",
-    )
-    return run_main(run, parser.parse_args(argv))
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Population coding on MNIST.")
+    parser.add_argument("--data-path", help="folder that holds MNIST/raw (default: SNNFAST_DATA, or a download)")
+    parser.add_argument("--epochs", type=int, help="default: 1, or 40 over scikit-learn's digits")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    args = parser.parse_args(argv)
+
+    data = load(args.data_path, args.device)
+    print(data, flush=True)
+    single, fifty = (train(data, per_class, args.epochs or data.epochs) for per_class in (1, 50))
+    print(f"test accuracy: {single:.4f} with one neuron for each class, {fifty:.4f} with fifty")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,47 +1,54 @@
 """Regression: a membrane learns to follow a curve, and each neuron its own decay and threshold.
 
-The network, 1-128-128-1, is that of snnTorch's first tutorial on regression; ``beta`` and ``threshold`` of the hidden
+The network, 1-128-128-1, is that of snnTorch's first tutorial on regression. ``beta`` and ``threshold`` of the hidden
 neurons start at random between 0 and 1 and are learned with the weights. The output neuron is never reset, so that its
 membrane is free to follow the curve.
 
-It is trained as a loop over time and with all time steps at once, from the same parameters. The neurons agree to the
-bit; one product of 50 rows and fifty of one row add up in another order, which the last digits of the losses show.
+    python examples/regression.py           # all time steps of a layer at once
+    python examples/regression.py --loop    # step after step, as in snnTorch; the losses agree to rounding
 """
 
 import argparse
-import copy
-import sys
+import time
 from collections.abc import Sequence
-from itertools import repeat
+from pathlib import Path
+from statistics import median
 
-from startup import importing
+import matplotlib.pyplot as plt
+import torch
+from torch import Tensor, nn
 
-with importing(__name__):
-    import torch
-    from common import in_turn, integer, make_parser, make_trainer, print_losses, print_times, run_main
-    from torch import Tensor, nn
+import snnfast
 
-    import snnfast
+HIDDEN, LR, NUM_STEPS = 128, 1e-3, 50
 
-LR = 1e-3
+
+def neurons() -> snnfast.Leaky:
+    return snnfast.Leaky(
+        beta=torch.rand(HIDDEN),
+        threshold=torch.rand(HIDDEN),
+        learn_beta=True,
+        learn_threshold=True,
+        spike_grad=snnfast.surrogate.fast_sigmoid(),
+    )
 
 
 class Net(nn.Module):
-    def __init__(self, hidden: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(1, hidden)
-        self.lif1 = hidden_neurons(hidden)
-        self.fc2 = nn.Linear(hidden, hidden)
-        self.lif2 = hidden_neurons(hidden)
-        self.fc3 = nn.Linear(hidden, 1)
-        # Without a reset and with its spikes unused, its threshold has no effect, and there is none to learn.
+        self.fc1, self.lif1 = nn.Linear(1, HIDDEN), neurons()
+        self.fc2, self.lif2 = nn.Linear(HIDDEN, HIDDEN), neurons()
+        self.fc3 = nn.Linear(HIDDEN, 1)
         self.out = snnfast.Leaky(beta=torch.rand(1), learn_beta=True, reset_mechanism="none")
 
-    def loop(
-        self,
-        x: Tensor,  # [T, B, 1]
-    ) -> Tensor:  # [T, B, 1]
-        """The membrane of the output, step after step as in snnTorch."""
+    def forward(self, x: Tensor) -> Tensor:  # [T, B, 1] to the membrane of the output [T, B, 1]
+        spk1_rec, _ = self.lif1.unroll(self.fc1(x), record_mem=False)
+        spk2_rec, _ = self.lif2.unroll(self.fc2(spk1_rec), record_mem=False)
+        _, mem3_rec = self.out.unroll(self.fc3(spk2_rec))
+        return mem3_rec
+
+    def loop(self, x: Tensor) -> Tensor:
+        """The same, step after step."""
         mem1, mem2, mem3 = self.lif1.init_leaky(), self.lif2.init_leaky(), self.out.init_leaky()
         mem3_rec = []
         for step in x:
@@ -51,75 +58,44 @@ class Net(nn.Module):
             mem3_rec.append(mem3)
         return torch.stack(mem3_rec)
 
-    def unroll(
-        self,
-        x: Tensor,  # [T, B, 1]
-    ) -> Tensor:  # [T, B, 1]
-        """The same, layer after layer."""
-        spk1_rec, _ = self.lif1.unroll(self.fc1(x), record_mem=False)
-        spk2_rec, _ = self.lif2.unroll(self.fc2(spk1_rec), record_mem=False)
-        _, mem3_rec = self.out.unroll(self.fc3(spk2_rec))
-        return mem3_rec
 
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Regression with learned decays and thresholds.")
+    parser.add_argument("--iterations", type=int, default=300, help="default: 300")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--loop", action="store_true", help="step after step")
+    args = parser.parse_args(argv)
 
-def hidden_neurons(size: int) -> snnfast.Leaky:
-    return snnfast.Leaky(
-        beta=torch.rand(size),
-        threshold=torch.rand(size),
-        learn_beta=True,
-        learn_threshold=True,
-        spike_grad=snnfast.surrogate.fast_sigmoid(),
-    )
+    torch.manual_seed(0)
+    ramp = torch.linspace(0, 1, NUM_STEPS, device=args.device).view(-1, 1, 1)  # [T, 1, 1]
+    curve = ramp.sqrt()
+    net = Net().to(args.device)
+    forward = net.loop if args.loop else net
+    optimizer = torch.optim.Adam(net.parameters(), lr=LR, betas=(0.9, 0.999))
+    seconds: list[float] = []
+    for i in range(1, args.iterations + 1):
+        start = time.perf_counter()
+        loss = nn.functional.mse_loss(forward(ramp), curve)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        value = loss.item()
+        seconds.append(time.perf_counter() - start)
+        if i <= 3 or i % 50 == 0:
+            print(f"iteration {i}: loss {value:.8f}, {1e3 * median(seconds):.1f} ms each", flush=True)
 
-
-def make_curve(kind: str, num_steps: int) -> tuple[Tensor, Tensor]:
-    """A ramp up to a random height and the curve to be learned from it, both ``[T, 1, 1]``."""
-    ramp = torch.linspace(0, 1, num_steps).view(-1, 1, 1) * torch.rand(1)
-    return ramp, ramp.sqrt() if kind == "sqrt" else ramp
-
-
-def relative_error(
-    mem_rec: Tensor,  # [T, B, 1]
-    curve: Tensor,  # [T, B, 1]
-) -> float:
-    """Distance of membrane and curve in units of the curve; mean over the steps but the first, where it is 0."""
-    return ((mem_rec - curve).abs() / curve)[1:].mean().item()
-
-
-def run(args: argparse.Namespace, device: torch.device) -> None:
-    torch.manual_seed(args.seed)
-    ramp, curve = (t.to(device) for t in make_curve(args.curve, args.num_steps))
-    looped = Net(args.hidden).to(device)
-    unrolled = copy.deepcopy(looped)
-    trainers = {
-        "unrolled": make_trainer(unrolled, unrolled.unroll, nn.MSELoss(), LR),
-        "loop": make_trainer(looped, looped.loop, nn.MSELoss(), LR),
-    }
-    seen, milliseconds = in_turn(trainers, repeat((ramp, curve)), args.iterations)
-    print_losses({name: values[: args.compare] for name, values in seen.items()})
-    print_times(milliseconds)
     with torch.no_grad():
-        mem_rec = {"unrolled": unrolled.unroll(ramp), "loop": looped.loop(ramp)}
-    for name, values in seen.items():
-        print(
-            f"{name}: loss {values[0]:.2e} in the first and {values[-1]:.2e} in iteration {args.iterations}; "
-            f"relative error {relative_error(mem_rec[name], curve):.2e}"
-        )
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = make_parser(
-        "Regression with learned decays and thresholds, as a loop over time and unrolled.",
-        num_steps=50,
-        least_steps=2,  # the curve begins at 0, where there is no relative error
-        compare=5,
-    )
-    add = parser.add_argument
-    add("--curve", choices=("linear", "sqrt"), default="sqrt", help="curve to follow (default: %(default)s)")
-    add("--hidden", type=integer(), default=128, help="neurons in each hidden layer (default: %(default)s)")
-    add("--iterations", type=integer(), default=300, help="training iterations (default: %(default)s)")
-    return run_main(run, parser.parse_args(argv))
+        mem_rec = forward(ramp)
+    print(f"largest distance from the curve: {(mem_rec - curve).abs().max():.4f}")
+    figure, ax = plt.subplots()
+    ax.plot(curve.flatten().cpu(), label="curve")
+    ax.plot(mem_rec.flatten().cpu(), label="membrane")
+    ax.set(xlabel="time step")
+    ax.legend()
+    Path("figures").mkdir(exist_ok=True)
+    figure.savefig("figures/regression.png", dpi=150)
+    print("saved figures/regression.png")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -2,7 +2,10 @@
 
 import os
 import random
-from collections.abc import Iterator
+import struct
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from pathlib import Path
 from types import SimpleNamespace
 from typing import NoReturn
 
@@ -97,6 +100,48 @@ def digits(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     )
     monkeypatch.setattr(mnist.data, "load", lambda path, device: found)
     return found
+
+
+@pytest.fixture
+def mnist(tmp_path: Path) -> Path:
+    """A folder as torchvision stores MNIST, with a few images: a bright bar whose place tells the class."""
+    raw = tmp_path / "dataset" / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for split, size in (("train", 160), ("t10k", 40)):
+        labels = torch.arange(size) % 10
+        rows = torch.arange(28) - 2 * labels[:, None]
+        images = 255 * ((rows >= 0) & (rows < 3))[..., None].expand(size, 28, 28)
+        for kind, values in (("images-idx3", images), ("labels-idx1", labels)):
+            header = struct.pack(f">{1 + values.dim()}I", 0x800 + values.dim(), *values.shape)
+            (raw / f"{split}-{kind}-ubyte").write_bytes(header + values.to(torch.uint8).numpy().tobytes())
+    return tmp_path / "dataset"
+
+
+@pytest.fixture
+def run_example(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
+    """Run an example with these arguments and constants in an empty folder; returns what it prints.
+
+    MNIST can't be downloaded there, so that it trains on scikit-learn's digits, unless it is given a folder.
+    """
+    for package in ("matplotlib", "sklearn", "snntorch"):
+        pytest.importorskip(package)
+    monkeypatch.setattr(pytest.importorskip("torchvision.datasets").MNIST, "mirrors", ["http://127.0.0.1:9/"])
+    monkeypatch.delenv("SNNFAST_DATA", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "examples"))
+    monkeypatch.chdir(tmp_path)
+    torch.set_num_threads(1)  # Networks this small are faster on one.
+
+    def run(name: str, *args: str, **constants: object) -> str:
+        module = import_module(name)
+        for constant, value in constants.items():
+            monkeypatch.setattr(module, constant, value)
+        module.main(args)
+        return capsys.readouterr().out
+
+    return run
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_mnist_example import mnist  # noqa: F401 - a fixture
 
+pytestmark = pytest.mark.thorough
 pytest.importorskip("snntorch")
 plt = pytest.importorskip("matplotlib.pyplot")
 NOTEBOOK = json.loads((Path(__file__).parent.parent / "examples" / "tutorial5.ipynb").read_text())
@@ -16,7 +16,7 @@ CODE = {cell["id"]: "".join(cell["source"]) for cell in NOTEBOOK["cells"] if cel
 
 
 def test_every_cell_runs_in_the_quick_mode(
-    mnist: Path,  # noqa: F811
+    mnist: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
