@@ -77,13 +77,13 @@ types: $(VENV)/.tools $(VENV)/.torch  ## check the types
 	$(BIN)/mypy
 	$(BIN)/mypy --allow-untyped-calls --ignore-missing-imports --follow-imports=silent examples/*.py
 
-sanitize: $(VENV)/.built $(VENV)/.installed-test  ## run the CUDA sources on the CPU under the sanitizers
+sanitize: $(VENV)/.built $(VENV)/.installed-test  ## run the CUDA sources on the CPU under the sanitizers; SNNFAST_THOROUGH=1: all tests of them
 	$(BIN)/python tests/emulator/build.py driver thread
 	tests/emulator/_build/thread/driver
 	SNNFAST_EMULATOR_SANITIZE=1 $(BIN)/python tests/emulator/build.py
 	SNNFAST_EMULATOR_SANITIZE=1 ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=1 \
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
-	$(BIN)/python -m pytest $(SANITIZED) -m emulated -k 'not opcheck and not compile' -n auto --maxprocesses=4 $(ARGS)
+	$(BIN)/python -m pytest $(SANITIZED) -m 'emulated$(if $(filter 1,$(SNNFAST_THOROUGH)),, and not thorough)' -k 'not opcheck and not compile' -n auto --maxprocesses=4 $(ARGS)
 
 clean:  ## remove the virtual environment and everything that was built
 	rm -rf $(VENV) .nox build dist *.egg-info snnfast/*.so tests/emulator/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis
