@@ -6,7 +6,6 @@ import platform
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from statistics import median, quantiles
 
 import torch
 
@@ -72,19 +71,6 @@ def seconds_on_gpu(function: Callable[[], object]) -> float:
     end.synchronize()
     del result
     return start.elapsed_time(end) / 1e3
-
-
-def table(times: Mapping[str, list[float]], ours: str) -> None:
-    """Print median and quartiles of each function, and how many times longer than ``ours``."""
-    base = median(times[ours])
-    width = max(map(len, times))
-    print(f"{'':<{width}}  {'median':>10}  {'quartiles':>19}  {'/ ours':>7}  repeats")
-    for name, values in times.items():
-        low, _, high = quantiles(values, n=4)
-        print(
-            f"{name:<{width}}  {median(values) * 1e3:>7.3f} ms  {low * 1e3:>7.3f} - {high * 1e3:<7.3f}ms"
-            f"  {median(values) / base:>6.2f}x  {len(values)}"
-        )
 
 
 def machine() -> str:

@@ -7,14 +7,15 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - PyTorch's own name for it
 
 import snnfast
 
-from . import mnist
+from . import mnist, programs
 from .networks import OverTime, loss_of, over_time
 from .peers import PEERS, Neuron, Peer, Unsupported
 from .peers.ours import OURS, layer_of
-from .registry import CLASSES, DTYPES, NETWORKS, Case
+from .registry import CLASSES, DTYPES, FORWARD, NETWORKS, WEIGHT_GRADIENT, Case
 
 INSIDE = "Linear inside the loop"
 LEARNING_RATE = 5e-4
@@ -52,6 +53,9 @@ def make_data(case: Case, device: torch.device) -> Data:
     if case.trained:
         x, labels, weights, rates = trained(replace(case, trained=False, backward=True))
         return Data(x.to(device), labels=labels.to(device), weights=weights, rates=rates)
+    if case.kind == "product":
+        linear, spk_rec = nn.Linear(case.shape[0], case.shape[0]), torch.rand(case.T, *step) < case.rate
+        return Data(spk_rec.float().to(device), torch.randn(case.T, *step, device=device), linear=linear.to(device))
     if case.kind in NETWORKS:
         return Data(torch.rand(step, device=device), labels=torch.randint(CLASSES, (case.B,), device=device))
     x = torch.randn(step if case.constant else (case.T, *step), dtype=dtype, device=device)
@@ -101,6 +105,10 @@ def _inside(around: Callable[[], Any], function: Callable[[], Any]) -> Callable[
 
 def _build(case: Case, peer: Peer, data: Data) -> Candidate:
     device = data.x.device
+    if case.kind == "product":
+        return _product(case, data, dense=peer.name != OURS)
+    if case.kind == "program":
+        return Candidate(*programs.functions(case, peer))
     if case.kind in NETWORKS:
         assert data.labels is not None
         network, x, labels = Network(case, peer, device, data.weights), data.x, data.labels
@@ -113,7 +121,7 @@ def _build(case: Case, peer: Peer, data: Data) -> Candidate:
         return _recurrent(case, neuron, data, peer.compile)
     if case.kind == "pair":
         return _pair(case, neuron, data, peer.looped)
-    return {"layer": _layer, "loop": _loop, "framework": _framework}[case.kind](case, neuron, data)
+    return {"layer": _layer, "loop": _loop, "numbers": _loop, "framework": _framework}[case.kind](case, neuron, data)
 
 
 def replayed(run: Callable[[], object]) -> Callable[[], object]:
@@ -162,9 +170,10 @@ def _loop(case: Case, neuron: Neuron, data: Data) -> Candidate:
     if step is None:
         raise Unsupported("has no one-step call")
     assert data.grad is not None
-    currents = [x.detach().clone().requires_grad_() for x in data.x]
+    dtype = neuron.dtype or data.x.dtype
+    currents = [x.detach().to(dtype, copy=True).requires_grad_() for x in data.x]
     wanted = [*currents, *neuron.parameters]
-    grads = list(data.grad)
+    grads = list(data.grad.to(dtype))
 
     def forward() -> tuple[Tensor, ...]:
         state = None
@@ -245,6 +254,38 @@ def _pair(case: Case, neuron: Neuron, data: Data, looped: bool) -> Candidate:
 
     forward = loop if looped else over_all_steps
     return Candidate(lambda: torch.autograd.grad(forward()[0], wanted, grad), forward, wanted)
+
+
+def _product(case: Case, data: Data, dense: bool) -> Candidate:
+    """Spikes times weights, or the gradient of the weights: PyTorch's product, or that of spikes as bits."""
+    spk_rec, linear, grad = data.x, data.linear, data.grad
+    assert linear is not None
+    assert grad is not None
+    weight, bias, one = linear.weight.detach(), linear.bias.detach(), torch.tensor(1.0)
+    # Bytes of eight steps [(T + 7) // 8, B, N], the first step in the lowest bit.
+    whole = F.pad(spk_rec, (0, 0, 0, 0, 0, -case.T % 8)).unflatten(0, (-1, 8))
+    bits = (whole * 2 ** torch.arange(8).view(8, 1, 1)).sum(1).to(torch.uint8)
+    run = {
+        (FORWARD, True): lambda: F.linear(spk_rec, weight, bias),
+        (FORWARD, False): lambda: torch.ops.snnfast.spikes_linear(bits, weight, bias, one, case.T),
+        (WEIGHT_GRADIENT, True): lambda: grad.flatten(0, 1).t() @ spk_rec.flatten(0, 1),
+        (WEIGHT_GRADIENT, False): lambda: torch.ops.snnfast.spikes_linear_weight(bits, grad, one),
+    }[case.variant, dense]
+    return Candidate(run, lambda: (run(),), [spk_rec, weight, bias, grad])
+
+
+def gradient_error(case: Case, device: torch.device) -> float:
+    """Root mean square of the error of a current's gradient / that of the gradient, with rounded membranes."""
+    torch.manual_seed(0)
+    x = torch.randn(case.T, case.B, *case.shape, device=device, requires_grad=True)
+    grad, layer = torch.randn_like(x), layer_of(case).to(device)
+
+    def gradient(dtype: torch.dtype | None) -> Tensor:
+        spk_rec, _ = layer.unroll(x, record_mem=False, membrane_dtype=dtype)
+        return torch.autograd.grad(spk_rec, x, grad)[0]
+
+    exact, rounded = gradient(None), gradient(DTYPES[str(case.options.membrane_dtype)])
+    return ((rounded - exact).norm() / exact.norm()).item()
 
 
 class Network:

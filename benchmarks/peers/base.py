@@ -29,6 +29,8 @@ class Neuron(NamedTuple):
     """As ``unroll``, of one current and a number of steps, where that is more than an expanded current."""
     followed_by: Callable[[nn.Linear], Callable[[Tensor, int], Tensor]] | None = None
     """This layer and a linear one as a function of one current and a number of steps, where that is more than both."""
+    dtype: torch.dtype | None = None
+    """Of its currents, where it is not that of the case."""
 
 
 class Peer(NamedTuple):
