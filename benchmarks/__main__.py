@@ -12,12 +12,6 @@ from .bars import Bar
 from .registry import suites
 
 
-def positive(text: str) -> int:
-    if not (text.isdecimal() and int(text) > 0):
-        raise argparse.ArgumentTypeError(f"expected a positive integer, got {text!r}")
-    return int(text)
-
-
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -52,14 +46,14 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         add("--patience", type=float, default=60.0, help="leave out calls of more seconds (default: %(default)s)")
         text = "measure a case that misses a bar up to N times (default: %(default)s)"
         add("--attempts", type=int, choices=range(1, 10), metavar="N", default=attempts, help=text)
-        add("--threads", type=positive, help="CPU threads (default: as many as PyTorch chooses)")
+        add("--threads", type=int, help="CPU threads (default: as many as PyTorch chooses)")
     writing.add_argument("--update", action="store_true", help="write them anew")
     return parser.parse_args(argv or ["store"])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(sys.argv[1:] if argv is None else argv)
-    if getattr(args, "threads", None):
+    if getattr(args, "threads", None) is not None:
         torch.set_num_threads(args.threads)
     bars = args.function(args)
     report.print_bars(bars)

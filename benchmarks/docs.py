@@ -41,10 +41,6 @@ WORDS = {
 }
 
 
-class Missing(ValueError):  # noqa: N818 - a reason, not a mistake
-    """What a result does not have."""
-
-
 class Result:
     """A file that ``store`` or ``run --json`` wrote."""
 
@@ -53,22 +49,17 @@ class Result:
         content = load(file)
         self.header = content["header"]
         self.rows: Sequence[Row] = content["rows"]
-        self._by_names = {(row.case, row.peer): row for row in self.rows}
+        self._by_names = {(row.case, row.peer): row for row in self.rows if not row.problem}
 
     def row(self, case: str, peer: str = OURS) -> Row:
-        row = self._by_names.get((case, peer))
-        if row is None or row.problem:
-            raise Missing(f"{self.name} has no measurement of {peer}, {case}")
-        return row
-
-    def has(self, case: str, peer: str) -> bool:
-        row = self._by_names.get((case, peer))
-        return row is not None and row.median is not None
+        if (case, peer) not in self._by_names:
+            raise ValueError(f"{self.name} has no measurement of {peer}, {case}")
+        return self._by_names[case, peer]
 
     def seconds(self, case: str, peer: str = OURS) -> float:
         median = self.row(case, peer).median
         if median is None:
-            raise Missing(f"{self.name} has no time of {peer}, {case}")
+            raise ValueError(f"{self.name} has no time of {peer}, {case}")
         return median
 
     @property
@@ -142,14 +133,14 @@ def beside(of: Result, cases: Mapping[str, str], other: str, ours: str = OURS) -
 def by_peer(of: Result, cases: Mapping[str, str]) -> None:
     """A line for each implementation, and two columns for each case."""
     lines = []
-    for peer in dict.fromkeys(row.peer for row in of.rows if row.case in cases.values() and row.peer != COPY):
-        cells = []
+    layers = all(case.startswith("lif") for case in cases.values())
+    times_of = {(row.case, row.peer): row.median for row in of.rows if row.peer != COPY and row.median is not None}
+    for peer in dict.fromkeys(peer for case, peer in times_of if case in cases.values()):
+        line = [peer if peer == OURS and layers else WORDS.get(peer, peer)]
         for case in cases.values():
-            seconds = of.seconds(case, peer) if of.has(case, peer) else None
-            cells += ["", ""] if seconds is None else [ms(seconds), times(seconds / of.seconds(case))]
-        if any(cells):
-            layers = all(case.startswith("lif") for case in cases.values())
-            lines.append([peer if peer == OURS and layers else WORDS.get(peer, peer), *cells])
+            seconds = times_of.get((case, peer))
+            line += ["", ""] if seconds is None else [ms(seconds), times(seconds / of.seconds(case))]
+        lines.append(line)
     table(["", *(head for what in cases for head in (f"{what}, ms", "/ ours"))], lines)
 
 
@@ -173,7 +164,7 @@ def floors(of: Result) -> dict[str, Row]:
     for name in dict.fromkeys(row.case for row in of.rows if row.peer == COPY):
         case = case_named(name)
         if case is None:
-            raise Missing(f"there is no case {name} any more")
+            raise ValueError(f"there is no case {name} any more")
         plain = not case.options.changed() and not case.constant
         if case.suite in ("lif", "inference") and case.dtype == "float32" and plain:
             found[str([case.T, case.B, *case.shape]) + ("" if case.backward else ", forward only")] = of.row(name)
@@ -197,7 +188,7 @@ def agree(update: bool = False) -> bool:
     from . import figures
 
     documents = [str(file) for file in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))]
-    options = ["-P", "-p", NAMES, "-r" if update else "--check"]
+    options = ["--verbosity=1", "-P", "-p", NAMES, "-r" if update else "--check"]
     same = Cog().main(["cog", *options, *documents]) == 0
     for file, text in figures.drawn().items():
         if update:

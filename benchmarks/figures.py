@@ -5,15 +5,15 @@ Text and lines have the colour of the page: light or dark, as the reader's syste
 
 import io
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from .docs import CONV, CONV_INFERENCE, LARGE, LAYER, MEMORY, STEP, WORDS, Result, digits, floors, result
+from .peers import PEERS
 from .peers.ours import BACKEND, LOOPED, NUMBERS, OURS, SWAPPED, WITH_LOSS
 from .peers.snntorch_loop import LOOP, NETWORK
 from .peers.spikingjelly import PREFIX as JELLY
 from .report import ROOT
-from .runner import COPY
 
 SHOWN = "amd-epyc"  # the result that the charts show
 STYLE = ["seaborn-v0_8-whitegrid", "tableau-colorblind10"]
@@ -36,6 +36,7 @@ SETTINGS = {
 PAGE = "svg{color:#1f2328}@media (prefers-color-scheme: dark){svg{color:#f0f6fc}}"
 OWN = (OURS, LOOPED, WITH_LOSS, NUMBERS, SWAPPED, BACKEND)
 Panels = Mapping[str, Mapping[str, float]]  # titles, and the bars below each: names and values
+Chart = tuple[Panels, str, Callable[[float], str]]  # the unit, and how a value is written
 
 
 def drawn() -> dict[Path, str]:
@@ -86,13 +87,23 @@ def _name(peer: str, layer: bool = False) -> str:
     return peer if layer and peer in OWN else WORDS.get(peer, peer).replace("`", "")
 
 
-def _of_training_step(of: Result) -> tuple[Panels, str, Callable[[float], str]]:
-    bars = {_name(peer): of.seconds(STEP, peer) * 1e3 for peer in (LOOP, JELLY, NETWORK, LOOPED, OURS)}
-    title = "A training step of snnTorch's tutorial 5"
-    return {title: _sorted(bars)}, f"ms, {of.title}", _ms
+def _ms(value: float) -> str:
+    return f"{digits(value)} ms"
 
 
-def _of_time(of: Result) -> tuple[Panels, str, Callable[[float], str]]:
+def _times(of: Result, case: str, peers: Sequence[str] = ()) -> dict[str, float]:
+    """Milliseconds of ``peers``, or of all, the longest first."""
+    rows = [row for row in of.rows if row.case == case and row.peer in (peers or PEERS) and row.median is not None]
+    rows.sort(key=lambda row: of.seconds(case, row.peer), reverse=True)
+    return {_name(row.peer, case in (LAYER, LARGE)): of.seconds(case, row.peer) * 1e3 for row in rows}
+
+
+def _of_training_step(of: Result) -> Chart:
+    bars = _times(of, STEP, (LOOP, JELLY, NETWORK, LOOPED, OURS))
+    return {"A training step of snnTorch's tutorial 5": bars}, f"ms, {of.title}", _ms
+
+
+def _of_time(of: Result) -> Chart:
     panels = {
         "training step of tutorial 5": STEP,
         "training step, convolutions": CONV,
@@ -100,36 +111,24 @@ def _of_time(of: Result) -> tuple[Panels, str, Callable[[float], str]]:
         "layer [25, 128, 1000]": LAYER,
         "layer [100, 128, 1024]": LARGE,
     }
-    return {title: _sorted(_times(of, case)) for title, case in panels.items()}, "ms", _ms
+    return {title: _times(of, case) for title, case in panels.items()}, "ms", _ms
 
 
-def _times(of: Result, case: str) -> dict[str, float]:
-    peers = [row.peer for row in of.rows if row.case == case and row.peer != COPY and row.median is not None]
-    return {_name(peer, case in (LAYER, LARGE)): of.seconds(case, peer) * 1e3 for peer in peers}
-
-
-def _of_share(of: Result) -> tuple[Panels, str, Callable[[float], str]]:
+def _of_share(of: Result) -> Chart:
     shares = {shape: row.share_of_copy * 100 for shape, row in floors(of).items() if row.share_of_copy is not None}
     return {"Speed of a layer beside copy_": shares}, "% of the speed of copy_", "{:.0f} %".format
 
 
-def _of_memory(of: Result) -> tuple[Panels, str, Callable[[float], str]]:
-    panels = {
+def _of_memory(of: Result) -> Chart:
+    panels = {"784-1000-10": STEP, "784-1000-1000-1000-1000-10": MEMORY, "convolutional": CONV}
+    bars = {
         network: {_name(peer, True): of.row(case, peer).held or 0.0 for peer in (LOOP, JELLY, NUMBERS, OURS)}
-        for network, case in (("784-1000-10", STEP), ("784-1000-1000-1000-1000-10", MEMORY), ("convolutional", CONV))
+        for network, case in panels.items()
     }
-    return panels, "bytes per neuron-step", "{:.2f}".format
+    return bars, "bytes per neuron-step", "{:.2f}".format
 
 
-def _sorted(bars: Mapping[str, float]) -> dict[str, float]:
-    return dict(sorted(bars.items(), key=lambda bar: -bar[1]))
-
-
-def _ms(value: float) -> str:
-    return f"{digits(value)} ms"
-
-
-CHARTS: dict[str, Callable[[Result], tuple[Panels, str, Callable[[float], str]]]] = {
+CHARTS: dict[str, Callable[[Result], Chart]] = {
     "tutorial5": _of_training_step,
     "time": _of_time,
     "share": _of_share,

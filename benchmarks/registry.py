@@ -64,7 +64,7 @@ class Case:
     """One workload: ``kind`` names what computes it, in :mod:`benchmarks.workloads` or :mod:`benchmarks.runner`."""
 
     suite: str
-    kind: str  # layer, loop, numbers, recurrent, framework, pair, product, program, compile, epoch, or one of NETWORKS
+    kind: str  # layer, loop, numbers, recurrent, pair, product, program, compile, epoch, or one of NETWORKS
     T: int
     B: int
     shape: tuple[int, ...]  # of one sample
@@ -76,20 +76,16 @@ class Case:
     hidden: tuple[int, ...] = ()  # of deep: the sizes of its hidden layers
     trained: bool = False  # of deep: images of MNIST and weights that have learned from it, which training then leaves
     rate: float | None = None  # of product: share of the neuron-steps with a spike
-    variant: str = ""  # of framework: "Linear inside the loop" or "Linear hoisted"; of others, what tells them apart
+    variant: str = ""  # what tells cases of a kind apart
     quick: bool = False  # part of the five-minute run
     peers: bool = True  # all peers in the five-minute run, or snnfast alone
     stored: bool = False  # part of `store`, as the quick ones are
     gate: bool = False  # part of `check`
 
     @property
-    def N(self) -> int:  # noqa: N802
-        """Neurons in one step."""
-        return self.B * prod(self.shape)
-
-    @property
     def neuron_steps(self) -> int:
-        return self.T * self.N
+        """Of a layer; :func:`networks.neuron_steps` knows those of a network as well."""
+        return self.T * self.B * prod(self.shape)
 
     @property
     def itemsize(self) -> int:
@@ -211,19 +207,7 @@ def suites(device: str) -> dict[str, list[Case]]:
             Case("long", "layer", 10000, 1, (10,)),
             Case("long", "layer", 10000, 16, (100,)),
         ],
-        "framework": [
-            Case("framework", "framework", T, 16, (n,), variant=variant)
-            for T, n in ([(500, n) for n in ((512, 4096, 8192, 16384) if big else (256, 512, 1024))])
-            for variant in ("Linear inside the loop", "Linear hoisted")
-        ],
-        "memory": [
-            Case("memory", "layer", 64, 16, (4096,)),
-            Case("memory", "layer", 64, 16, (4096,), options=Options(record_mem=True)),
-            Case("memory", "layer", 64, 16, (4096,), constant=True),
-            Case("memory", "layer", 64, 16, (4096,), options=Options(**ROUNDED)),
-            Case("memory", "layer", 64, 16, (4096,), options=Options(**STRAIGHT_THROUGH)),
-            Case("memory", "deep", 25, 128, (784,), hidden=(HIDDEN,) * 4, stored=True),
-        ],
+        "memory": [Case("memory", "deep", 25, 128, (784,), hidden=(HIDDEN,) * 4, stored=True)],
         "inference": [
             Case("inference", "layer", 25, 128, (1000,), backward=False),
             Case("inference", "layer", 100, 128, (1024,), backward=False, quick=True),

@@ -16,7 +16,7 @@ import torch
 import snnfast
 
 from .bars import Bar
-from .measure import machine
+from .measure import environment, processor
 from .networks import neuron_steps
 from .peers import PEERS, Peer
 from .registry import Case, case_named
@@ -28,21 +28,20 @@ FORMAT = 4
 
 def header(device: torch.device, peers: Iterable[Peer]) -> dict[str, Any]:
     """Everything that a figure depends on."""
-    lines = machine().splitlines()
-    found: dict[str, Any] = {
+    config = snnfast.config()
+    return {
         "date": datetime.now(UTC).date().isoformat(),
-        "machine": lines[0],
+        "machine": f"{processor()}, {os.cpu_count()} processors, {torch.get_num_threads()} threads",
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
         "system": f"{platform.system()} {platform.machine()}",
         "commit": commit(),
-        "snnfast": f"{snnfast.__version__}, fused on {device.type}: {snnfast.config()[f'fused on {device.type}']}",
-        "versions": lines[-2],
+        "snnfast": f"{snnfast.__version__}, fused on {device.type}: {config[f'fused on {device.type}']}",
+        "versions": ", ".join(f"{name} {config[name]}" for name in ("snnfast", "python", "torch", "CPU instructions")),
         "threads": torch.get_num_threads(),
         "load": _load(),
-        "environment": lines[-1].removeprefix("environment: "),
+        "environment": environment(),
         "peers": {peer.package: peer.version() for peer in peers if peer.package not in ("snnfast", "torch")},
     }
-    return found
 
 
 def _load() -> str:

@@ -18,7 +18,7 @@ from .measure import alternate, seconds_of, seconds_on_gpu
 from .networks import neuron_steps
 from .once import ONCE
 from .peers import PEERS, Peer, Unsupported
-from .peers.ours import OURS, lacking
+from .peers.ours import OURS
 from .registry import Case
 from .workloads import Candidate, Data, build, gradient_error, make_data
 
@@ -76,7 +76,7 @@ def run_case(
     """Measure ``names``; ours comes first where it fits, and a row without a measurement says why."""
     first = [OURS] if PEERS[OURS].fits(case) else []
     rows = {name: Row(case.name, name) for name in dict.fromkeys([*first, *names])}
-    problem = lacking(case) or ("" if case.kind in ONCE else _too_large(case, True, device, patience))
+    problem = "" if case.kind in ONCE else _too_large(case, True, device, patience)
     data = None
     if case.kind not in ONCE and not problem:
         if any(PEERS[name].compiled for name in rows):
@@ -146,16 +146,8 @@ def copying(moved: float, device: torch.device) -> Callable[[], object]:
 
 def _fused(device: torch.device) -> AbstractContextManager[Any]:
     """No fall-back to the loop in silence; where there are no kernels, the header says so."""
-    return snnfast.use_backend("fused") if _kernels(device) else contextlib.nullcontext()
-
-
-def _kernels(device: torch.device) -> bool:
-    try:
-        with snnfast.use_backend("fused"):
-            snnfast.functional.lif(torch.zeros(1, 1, device=device), beta=0.5)
-    except RuntimeError:
-        return False
-    return True
+    there_are_kernels = snnfast.config()[f"fused on {device.type}"].startswith("yes")
+    return snnfast.use_backend("fused") if there_are_kernels else contextlib.nullcontext()
 
 
 def _too_large(case: Case, ours: bool, device: torch.device, patience: float) -> str:

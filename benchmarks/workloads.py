@@ -17,7 +17,6 @@ from .peers import PEERS, Neuron, Peer, Unsupported
 from .peers.ours import OURS, layer_of
 from .registry import CLASSES, DTYPES, FORWARD, NETWORKS, WEIGHT_GRADIENT, Case
 
-INSIDE = "Linear inside the loop"
 LEARNING_RATE = 5e-4
 ITERATIONS = 150  # after which a network counts as trained
 CURRENT = 0.15  # standard deviation that makes the layer of a pair spike about as often as a trained network
@@ -64,7 +63,7 @@ def make_data(case: Case, device: torch.device) -> Data:
         linear, grad = nn.Linear(case.shape[0], CLASSES).to(device), torch.randn(case.T, case.B, CLASSES, device=device)
         spk_rec, _ = layer_of(case).unroll(x.detach(), num_steps=case.T, record_mem=False)
         return Data(x, grad, linear=linear, rates=[spk_rec.mean().item()])
-    if case.kind in ("framework", "recurrent"):
+    if case.kind == "recurrent":
         return Data(x, linear=nn.Linear(case.shape[0], case.shape[0]).to(device))
     if not case.backward:
         return Data(x)
@@ -119,9 +118,7 @@ def _build(case: Case, peer: Peer, data: Data) -> Candidate:
     neuron = peer.make(case, device)
     if case.kind == "recurrent":
         return _recurrent(case, neuron, data, peer.compile)
-    if case.kind == "pair":
-        return _pair(case, neuron, data, peer.looped)
-    return {"layer": _layer, "loop": _loop, "numbers": _loop, "framework": _framework}[case.kind](case, neuron, data)
+    return {"layer": _layer, "loop": _loop, "numbers": _loop, "pair": _pair}[case.kind](case, neuron, data)
 
 
 def replayed(run: Callable[[], object]) -> Callable[[], object]:
@@ -208,52 +205,15 @@ def _recurrent(case: Case, neuron: Neuron, data: Data, compile_: Callable[[Any],
     )
 
 
-def _framework(case: Case, neuron: Neuron, data: Data) -> Candidate:
-    """Linear(n, n) and a layer of neurons; the loss is the number of spikes, as in Open Neuromorphic's benchmark."""
-    linear, step = data.linear, neuron.step
-    assert linear is not None
-    wanted = [*linear.parameters(), *neuron.parameters]
-
-    def hoisted() -> tuple[Tensor, ...]:
-        return (neuron.unroll(linear(data.x), False)[0],)
-
-    def inside() -> tuple[Tensor, ...]:
-        assert step is not None
-        state = None
-        spikes = []
-        for x in data.x.unbind(0):
-            spk, state = step(linear(x), state)
-            spikes.append(spk)
-        return (torch.stack(spikes),)
-
-    if case.variant == INSIDE and step is None:
-        raise Unsupported("has no one-step call")
-    forward = inside if case.variant == INSIDE else hoisted
-    return Candidate(lambda: torch.autograd.grad(forward()[0].sum(), wanted), forward, [data.x, *wanted])
-
-
-def _pair(case: Case, neuron: Neuron, data: Data, looped: bool) -> Candidate:
+def _pair(case: Case, neuron: Neuron, data: Data) -> Candidate:
     """A layer on a constant current and the Linear behind it: gradients of the current, the weight and the bias."""
-    linear, step, grad = data.linear, neuron.step, data.grad
-    assert linear is not None
-    wanted = [data.x, *linear.parameters(), *neuron.parameters]
-    both = None if neuron.followed_by is None else neuron.followed_by(linear)
-
-    def over_all_steps() -> tuple[Tensor, ...]:
-        if both is not None:
-            return (both(data.x, case.T),)
-        return (linear(over_time(neuron, data.x, case.T, False)[0]),)
-
-    def loop() -> tuple[Tensor, ...]:
-        assert step is not None
-        state, outputs = None, []
-        for _ in range(case.T):
-            spk, state = step(data.x, state)
-            outputs.append(linear(spk))
-        return (torch.stack(outputs),)
-
-    forward = loop if looped else over_all_steps
-    return Candidate(lambda: torch.autograd.grad(forward()[0], wanted, grad), forward, wanted)
+    assert data.linear is not None
+    assert neuron.followed_by is not None
+    wanted = [data.x, *data.linear.parameters(), *neuron.parameters]
+    both = neuron.followed_by(data.linear)
+    return Candidate(
+        lambda: torch.autograd.grad(both(data.x, case.T), wanted, data.grad), lambda: (both(data.x, case.T),), wanted
+    )
 
 
 def _product(case: Case, data: Data, dense: bool) -> Candidate:

@@ -102,18 +102,12 @@ def loss(mem_rec: Tensor, labels: Tensor) -> Tensor:
     return snnfast.losses.ce_membrane_loss()(mem_rec, labels)
 
 
-def lacking(case: Case) -> str:
-    """Why this version of snnfast can't run a case; empty where it can."""
-    name = NEURONS[case.neuron].name
-    return "" if hasattr(snnfast, name) else f"snnfast has no {name} yet"
-
-
 HERE = "pip install --no-build-isolation ."
 INSTALL = "pip install --no-build-isolation '.[snntorch]'"
 PEERS = [
     Peer(
         OURS, "snnfast", "snnfast", HERE, make, network=OverTime, loss=loss,
-        kinds=(*KINDS, "numbers", "recurrent", "product", "epoch"), neurons=tuple(NEURONS),
+        kinds=(*KINDS, "numbers", "pair", "recurrent", "product", "epoch"), neurons=tuple(NEURONS),
     ),
     Peer(
         GRAPH, "snnfast", "snnfast", HERE, make, "the same, captured in a CUDA graph and replayed", network=OverTime,

@@ -72,7 +72,7 @@ PEERS = [
     Peer(
         COMPILED, "snntorch", "snntorch", COMPILER, make_compiled,
         f"torch.compile of the whole loop up to {WHOLE} steps, of the step beyond; its compilation is not counted",
-        compiled=True, kinds=("layer", "loop", "framework"), neurons=tuple(NEURONS),
+        compiled=True, kinds=("layer", "loop"), neurons=tuple(NEURONS),
     ),
     Peer(
         NETWORK, "snntorch", "snntorch", COMPILER, make,
