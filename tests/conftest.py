@@ -3,8 +3,7 @@
 import os
 import random
 from collections.abc import Iterator
-from types import SimpleNamespace
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -87,15 +86,13 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 @pytest.fixture
-def digits(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+def digits(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Random images in place of MNIST, for the benchmarks."""
     from benchmarks import mnist
 
     images, labels = torch.rand(256, 784), torch.randint(10, (256,))
-    found = SimpleNamespace(
-        name="MNIST", train_images=images, train_labels=labels, test_images=images, test_labels=labels
-    )
-    monkeypatch.setattr(mnist.data, "load", lambda path, device: found)
+    found = mnist.Digits(images, labels, images, labels)
+    monkeypatch.setattr(mnist, "load", lambda: found)
     return found
 
 
