@@ -60,7 +60,8 @@ def run(args: argparse.Namespace) -> list[Bar]:
     ]
     if not selected:
         args.error("no case is left of --suite and --case")
-    args.seconds = args.seconds or (SECONDS if chosen else QUICK_SECONDS)
+    if args.seconds is None:
+        args.seconds = SECONDS if chosen else QUICK_SECONDS
     wanted = [name for names in args.peer or () for name in names]
     plan = {case: wanted or peers_of(case, chosen, device) for case in selected}
     header = _header(plan, device)

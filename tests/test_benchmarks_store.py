@@ -19,7 +19,7 @@ from benchmarks.runner import COPY
 
 ROOT = report.ROOT
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-SMALLEST = "lif [1, 1, 10] float32, forward"
+SMALLEST = "lif [1, 1, 10] float32, forward + backward"
 
 
 def test_documents_and_charts_show_what_the_stored_results_hold():
@@ -49,6 +49,7 @@ def documents(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("file", ["README.md", "docs/figures/tutorial5.svg"])
 def test_a_figure_that_no_result_has_is_found_and_written_anew(file, documents, capsys):
     path = documents / file
@@ -64,6 +65,7 @@ def test_a_figure_that_no_result_has_is_found_and_written_anew(file, documents, 
     assert "5.69 ms" in path.read_text()
 
 
+@pytest.mark.thorough
 def test_what_a_result_lacks_is_an_error_that_names_it(documents, capsys):
     text = "<!-- [[[cog\nshow(ms(result('amd-epyc').seconds('lif [0]', OURS)))\n]]] -->\n<!-- [[[end]]] -->\n"
     (documents / "docs" / "a.md").write_text(text)
