@@ -91,7 +91,7 @@ def run_case(
         return list(rows.values())
     functions: dict[str, Callable[[], object]] = {}
     twice: dict[str, list[float]] = {}
-    with _fused(device):
+    with _fused(case, device):
         for name, row in rows.items():
             try:
                 if data is None:
@@ -144,10 +144,10 @@ def copying(moved: float, device: torch.device) -> Callable[[], object]:
     return run
 
 
-def _fused(device: torch.device) -> AbstractContextManager[Any]:
-    """No fall-back to the loop in silence; where there are no kernels, the header says so."""
+def _fused(case: Case, device: torch.device) -> AbstractContextManager[Any]:
+    """No fall-back to the loop in silence, but in programs, some of which are about it; the header names kernels."""
     there_are_kernels = snnfast.config()[f"fused on {device.type}"].startswith("yes")
-    return snnfast.use_backend("fused") if there_are_kernels else contextlib.nullcontext()
+    return snnfast.use_backend("fused") if there_are_kernels and case.kind != "program" else contextlib.nullcontext()
 
 
 def _too_large(case: Case, ours: bool, device: torch.device, patience: float) -> str:

@@ -107,14 +107,6 @@ def test_a_missed_bar_is_measured_again_before_it_is_the_exit_code_and_the_last_
     assert output.splitlines()[-1].startswith("MISSED             1 >= 8 ")
 
 
-def test_a_bar_that_held_once_is_not_missed_later(monkeypatch):
-    monkeypatch.setitem(bars.BARS, LAYER.name, {FLOOR: 2.0, SAVED: 8.0})
-    attempts = [{"share_of_copy": 1.0, "saved": 9.0}, {"share_of_copy": 0.1, "saved": 1.0}]
-    monkeypatch.setattr(run, "run_case", lambda *_: _rows(LAYER, **attempts.pop(0)))
-    assert command_line.main(HERE) == 0
-    assert not attempts
-
-
 def test_what_is_not_measured_fails_only_where_it_was_asked_for(measured, capsys):
     measured.problem = "not installed"
     assert command_line.main(HERE) == 0
@@ -132,13 +124,6 @@ def test_an_error_of_our_own_fails_a_run_though_no_bar_was_asked_for(monkeypatch
     monkeypatch.setitem(PEERS, OURS, PEERS[OURS]._replace(make=make))
     assert command_line.main(["run", "--peer", OURS, "--device", "cpu", "--seconds", "0"]) == 1
     assert capsys.readouterr().out.splitlines()[-1].endswith(f"{case.name}: {OURS} (failed: RuntimeError: of its own)")
-
-
-def test_without_cases_the_selection_runs_and_lists_every_bar(measured, capsys):
-    command_line.main(["run", "--device", "cpu"])
-    output = capsys.readouterr().out
-    assert set(measured.cases) == {case.name for case in CASES if case.quick}
-    assert all(output.count(f"{name}: ") >= len(limits) for name, limits in bars.BARS.items())
 
 
 def test_the_gate_measures_all_its_cases_and_misses_spikes_as_bits_where_they_are_lost(measured, monkeypatch, capsys):
