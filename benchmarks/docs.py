@@ -1,99 +1,199 @@
-"""``docs``: figures in README and the docs stand between markers and come from the stored results."""
+"""Figures in README and the docs come from stored results: cog runs the code in their comments, with NAMES."""
 
 import argparse
-import re
-from collections.abc import Iterator
-from functools import cache
+from collections.abc import Mapping, Sequence
+from datetime import date
 from pathlib import Path
+from textwrap import fill
 
-from . import page, plots, store, svg
-from .bars import Found
-from .blocks import BLOCKS
-from .report import ROOT
-from .stored import Missing, Stored
+from .bars import Bar
+from .peers.ours import LOOPED, NUMBERS, OURS, WITH_LOSS
+from .peers.snntorch_loop import COMPILED, HOISTED, LOOP, NETWORK
+from .peers.spikingjelly import PREFIX as JELLY
+from .registry import PAIR, TUTORIAL5, case_named
+from .report import ROOT, load
+from .run import RESULTS, processor
+from .runner import COPY, Row
 
-SAME = "the results that the documents name"
-FIGURE = ROOT / "docs" / "figures" / "tutorial5.svg"
-PAGES = ROOT / "docs" / "results"
-# <!-- results: RESULT BLOCK --> ... <!-- end -->, where RESULT.json lies in benchmarks/results
-MARKED = re.compile(r"^<!-- results: (?P<result>\S+) (?P<block>\S+) -->\n.*?^<!-- end -->$", re.DOTALL | re.MULTILINE)
+MODULES = (__name__, "benchmarks.registry", "benchmarks.peers.ours", "benchmarks.peers.snntorch_loop")
+NAMES = "; ".join(f"from {module} import *" for module in MODULES)
+
+LAYER = "lif [25, 128, 1000] float32, forward + backward"
+LARGE = "lif [100, 128, 1024] float32, forward + backward"
+STEP = TUTORIAL5.name
+EPOCH = "epoch [25, 128, 784] float32, forward + backward"
+CONV_INFERENCE = "conv [25, 32, 1, 28, 28] float32, beta=0.5, surrogate=fast_sigmoid, forward"
+CONV = f"{CONV_INFERENCE} + backward"
+DEEP_INFERENCE = "events [25, 128, 784] float32, 784-1000-1000-10, trained on MNIST, forward"
+DEEP = f"{DEEP_INFERENCE} + backward"
+MEMORY = "memory [25, 128, 784] float32, 784-1000-1000-1000-1000-10, forward + backward"
+
+# What a reader is told of an implementation.
+WORDS = {
+    LOOP: "snnTorch",
+    NETWORK: "snnTorch, `torch.compile`",
+    COMPILED: "snnTorch, `torch.compile`",
+    f"{JELLY}, compiled": "SpikingJelly, `torch.compile`",
+    HOISTED: "snnTorch, `Linear` hoisted",
+    LOOPED: "`snnfast.compile(net)`",
+    WITH_LOSS: "`snnfast.compile`, loss inside",
+    OURS: "`snnfast.MultiStep`",
+}
 
 
-def documents() -> Iterator[Path]:
-    """Those that may show figures; pages of results are written as a whole."""
-    yield ROOT / "README.md"
-    yield from (file for file in sorted((ROOT / "docs").rglob("*.md")) if PAGES not in file.parents)
+class Result:
+    """A file that ``store`` or ``run --json`` wrote."""
+
+    def __init__(self, file: Path) -> None:
+        self.name = file.stem
+        content = load(file)
+        self.header = content["header"]
+        self.rows: Sequence[Row] = content["rows"]
+        self._by_names = {(row.case, row.peer): row for row in self.rows if not row.problem}
+
+    def row(self, case: str, peer: str = OURS) -> Row:
+        if (case, peer) not in self._by_names:
+            raise ValueError(f"{self.name} has no measurement of {peer}, {case}")
+        return self._by_names[case, peer]
+
+    def seconds(self, case: str, peer: str = OURS) -> float:
+        median = self.row(case, peer).median
+        if median is None:
+            raise ValueError(f"{self.name} has no time of {peer}, {case}")
+        return median
+
+    @property
+    def machine(self) -> str:
+        header = self.header
+        versions = header["versions"].split(";")[0]  # what follows are CPU instructions that were not in use
+        peers = ", ".join(f"{name} {found}" for name, found in header["peers"].items() if found != "not installed")
+        return fill(
+            f"Measured on {date.fromisoformat(header['date']):%-d %B %Y}, on {header['machine']}: {versions}; {peers}; "
+            f"commit {header['commit']}; environment: {header['environment']}.",
+            width=120,
+        )
+
+    @property
+    def title(self) -> str:
+        return f"{processor(self.header)}, {self.header['threads']} threads"
 
 
-def run(args: argparse.Namespace) -> Found:
-    try:
-        if args.update is not None:
-            update(None if args.update == SAME else Path(args.update))
-        problems = list(different())
-    except (OSError, ValueError) as error:
-        args.error(str(error))
-    for problem in problems:
-        print(problem)
-    if problems:
+def result(name: str) -> Result:
+    return Result(RESULTS / f"{name}.json")
+
+
+# ---- how figures are written
+
+
+def digits(value: float) -> str:
+    """Three significant digits, at most three decimals, no exponent."""
+    decimals = next((d for limit, d in ((100, 0), (10, 1), (1, 2)) if value >= limit), 3)
+    return f"{value:.{decimals}f}"
+
+
+def ms(seconds: float) -> str:
+    return digits(seconds * 1e3)
+
+
+def duration(seconds: float) -> str:
+    return f"{digits(seconds)} s" if seconds >= 1 else f"{ms(seconds)} ms"
+
+
+def times(ratio: float) -> str:
+    return f"{ratio:.0f}" if ratio >= 10 else f"{ratio:.1f}"
+
+
+def percent(share: float, decimals: int = 0) -> str:
+    return f"{share * 100:.{decimals}f} %"
+
+
+def show(text: str) -> None:
+    """A paragraph or a table between the lines of two comments."""
+    print(f"\n{text}\n")
+
+
+def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
+    """In Markdown; all columns but the first are aligned to the right."""
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    show("\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *lines)))
+
+
+# ---- tables that several documents or results have
+
+
+def beside(of: Result, cases: Mapping[str, str], other: str, ours: str = OURS) -> list[list[str]]:
+    """A line for each case: its name for readers, the two times, and their ratio."""
+    lines = []
+    for what, case in cases.items():
+        theirs, own = of.seconds(case, other), of.seconds(case, ours)
+        lines.append([what, duration(theirs), duration(own), times(theirs / own)])
+    return lines
+
+
+def by_peer(of: Result, cases: Mapping[str, str]) -> None:
+    """A line for each implementation, and two columns for each case."""
+    lines = []
+    layers = all(case.startswith("lif") for case in cases.values())
+    times_of = {(row.case, row.peer): row.median for row in of.rows if row.peer != COPY and row.median is not None}
+    for peer in dict.fromkeys(peer for case, peer in times_of if case in cases.values()):
+        line = [peer if peer == OURS and layers else WORDS.get(peer, peer)]
+        for case in cases.values():
+            seconds = times_of.get((case, peer))
+            line += ["", ""] if seconds is None else [ms(seconds), times(seconds / of.seconds(case))]
+        lines.append(line)
+    table(["", *(head for what in cases for head in (f"{what}, ms", "/ ours"))], lines)
+
+
+def as_bits(of: Result) -> None:
+    """What spikes as bits gain, with the shares of neuron-steps that spike."""
+    cases = {
+        "`Leaky` on a constant current and `Linear` to 10, forward + backward": PAIR.name,
+        "training step of tutorial 5": STEP,
+        "training step of 784-1000-1000-10": DEEP,
+        "inference with it": DEEP_INFERENCE,
+    }
+    lines = beside(of, cases, NUMBERS)
+    for line, case in zip(lines, cases.values(), strict=True):
+        line.insert(1, ", ".join(percent(rate) for rate in of.row(case).rates))
+    table(["", "spikes", "as numbers", "as bits", "ratio"], lines)
+
+
+def floors(of: Result) -> dict[str, Row]:
+    """Ours of layers in float32 with the default options that stand beside ``copy_``, by their shapes."""
+    found = {}
+    for name in dict.fromkeys(row.case for row in of.rows if row.peer == COPY):
+        case = case_named(name)
+        if case is None:
+            raise ValueError(f"there is no case {name} any more")
+        plain = not case.options.changed() and not case.constant
+        if case.suite in ("lif", "inference") and case.dtype == "float32" and plain:
+            found[str([case.T, case.B, *case.shape]) + ("" if case.backward else ", forward only")] = of.row(name)
+    return found
+
+
+# ---- the command
+
+
+def run(args: argparse.Namespace) -> list[Bar]:
+    """Compare what documents and charts show with the stored results, or write it anew."""
+    wrong = not agree(args.update)
+    if wrong:
         args.error("not what the stored results give: python -m benchmarks docs --update")
-    return Found()
+    return []
 
 
-def update(result: Path | None) -> None:
-    """Write passages, figure and pages anew: of ``result``, or of the results that the documents name so far."""
-    if result is not None and result.stem not in store.results():
-        raise Missing(f"{result}: not in {store.RESULTS.relative_to(ROOT)}")
-    stem = None if result is None else result.stem
-    for document in documents():
-        text = document.read_text()
-        new = filled(text, stem)
-        if new != text:
-            document.write_text(new)
-            print(f"wrote {document.relative_to(ROOT)}")
-    plots.training_step(FIGURE, stored(stem or _named_in_readme()))
-    print(f"wrote {FIGURE.relative_to(ROOT)}")
-    for file in store.results().values():
-        print(f"wrote {page.write(file, PAGES).relative_to(ROOT)}")
+def agree(update: bool = False) -> bool:
+    from cogapp import Cog
 
+    from . import figures
 
-def filled(text: str, result: str | None = None) -> str:
-    """A document with each marked passage as its result gives it, or all as ``result`` does."""
-
-    def passage(found: re.Match[str]) -> str:
-        stem, block = result or found["result"], found["block"]
-        if block not in BLOCKS:
-            raise Missing(f"{block}: there are {', '.join(BLOCKS)}")
-        return f"<!-- results: {stem} {block} -->\n\n{BLOCKS[block](stored(stem))}\n\n<!-- end -->"
-
-    return MARKED.sub(passage, text)
-
-
-def different() -> Iterator[str]:
-    """What does not show what the stored results give."""
-    for document in documents():
-        text = document.read_text()
-        if len(re.findall(r"^<!-- results:", text, re.MULTILINE)) != len(MARKED.findall(text)):
-            yield f"{document.relative_to(ROOT)}: a marker without its end"
-        for found in MARKED.finditer(text):
-            if filled(found[0]) != found[0]:
-                yield f"{document.relative_to(ROOT)}: {found['block']}"
-    for file in sorted(PAGES.glob("*.md")):
-        if file.stem not in store.results() or not page.agrees(file.read_text(), stored(file.stem)):
-            yield str(file.relative_to(ROOT))
-    if svg.description(FIGURE) != plots.of_training_step(stored(_named_in_readme())):
-        yield str(FIGURE.relative_to(ROOT))
-
-
-def _named_in_readme() -> str:
-    found = MARKED.search((ROOT / "README.md").read_text())
-    if found is None:
-        raise Missing("README.md shows no result")
-    return found["result"]
-
-
-@cache
-def stored(stem: str) -> Stored:
-    files = store.results()
-    if stem not in files:
-        raise Missing(f"{stem}: not in {store.RESULTS.relative_to(ROOT)}, where there are {', '.join(files)}")
-    return Stored(files[stem])
+    documents = [str(file) for file in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))]
+    options = ["--verbosity=1", "-P", "-p", NAMES, "-r" if update else "--check"]
+    same = Cog().main(["cog", *options, *documents]) == 0
+    for file, text in figures.drawn().items():
+        if update:
+            file.write_text(text)
+        elif not file.exists() or figures.texts(file.read_text()) != figures.texts(text):
+            print(f"{file.relative_to(ROOT)}: not what the stored result gives")
+            same = False
+    return same

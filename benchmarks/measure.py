@@ -6,11 +6,8 @@ import platform
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from statistics import median, quantiles
 
 import torch
-
-import snnfast
 
 TURN = 5
 
@@ -74,40 +71,19 @@ def seconds_on_gpu(function: Callable[[], object]) -> float:
     return start.elapsed_time(end) / 1e3
 
 
-def table(times: Mapping[str, list[float]], ours: str) -> None:
-    """Print median and quartiles of each function, and how many times longer than ``ours``."""
-    base = median(times[ours])
-    width = max(map(len, times))
-    print(f"{'':<{width}}  {'median':>10}  {'quartiles':>19}  {'/ ours':>7}  repeats")
-    for name, values in times.items():
-        low, _, high = quantiles(values, n=4)
-        print(
-            f"{name:<{width}}  {median(values) * 1e3:>7.3f} ms  {low * 1e3:>7.3f} - {high * 1e3:<7.3f}ms"
-            f"  {median(values) / base:>6.2f}x  {len(values)}"
-        )
-
-
-def machine() -> str:
-    """CPU, cores, versions and allocator settings, in one line each."""
-    model = platform.processor() or platform.machine()
+def processor() -> str:
     try:
-        with open("/proc/cpuinfo") as file:
-            model = next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
-        pass
-    lines = [f"{model}, {os.cpu_count()} processors, {torch.get_num_threads()} threads"]
-    if torch.cuda.is_available():
-        lines.append(torch.cuda.get_device_name())
-    lines.append(
-        ", ".join(
-            f"{k} {v}" for k, v in snnfast.config().items() if k in ("snnfast", "python", "torch", "CPU instructions")
-        )
-    )
+        return platform.processor() or platform.machine()
+
+
+def environment() -> str:
+    """Settings that change times. Of a path the last name: where files lie is no matter of a result."""
     settings = {
-        # Of a path the last name: where files lie is no matter of a result.
-        k: " ".join(Path(part).name for part in v.replace(":", " ").split())
-        for k, v in os.environ.items()
-        if k.startswith(("MALLOC_", "THP_", "OMP_", "LD_PRELOAD", "SNNFAST_")) and k != "SNNFAST_DATA"
+        name: " ".join(Path(part).name for part in value.replace(":", " ").split())
+        for name, value in sorted(os.environ.items())
+        if name.startswith(("MALLOC_", "THP_", "OMP_", "LD_PRELOAD", "SNNFAST_")) and name != "SNNFAST_DATA"
     }
-    lines.append("environment: " + (" ".join(f"{k}={v}" for k, v in sorted(settings.items())) or "default"))
-    return "\n".join(lines)
+    return " ".join(f"{name}={value}" for name, value in settings.items()) or "default"

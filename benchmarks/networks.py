@@ -8,13 +8,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - PyTorch's own name for it
 
-from .registry import CLASSES, HIDDEN, Case, widths
+from .registry import CLASSES, HIDDEN, NETWORKS, Case, widths
 
 if TYPE_CHECKING:
     from .peers import Neuron
 
 CHANNELS = (12, 64)
 FEATURES = CHANNELS[1] * 4 * 4  # of 28 x 28 pixels after two convolutions of 5 x 5, each pooled by 2
+
+WHOLE = (*NETWORKS, "compile", "epoch")  # kinds of cases whose neurons are those of a network
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -30,10 +32,11 @@ def stages(case: Case) -> list[nn.Module]:
     ]
 
 
-def neurons_per_step(case: Case) -> int:
-    if case.kind != "convolution":
-        return case.B * sum(widths(case)[1:])
-    return case.B * (CHANNELS[0] * 12 * 12 + FEATURES + CLASSES)
+def neuron_steps(case: Case) -> int:
+    """Of all layers of neurons."""
+    if case.kind == "convolution":
+        return case.T * case.B * (CHANNELS[0] * 12 * 12 + FEATURES + CLASSES)
+    return case.T * case.B * sum(widths(case)[1:]) if case.kind in WHOLE else case.neuron_steps
 
 
 def wants_membranes(case: Case) -> bool:
@@ -46,7 +49,7 @@ def wants_membranes(case: Case) -> bool:
 
 def in_loop(case: Case, neuron: Callable[[], nn.Module]) -> nn.Module:
     """A network of snnTorch's layers, or of layers that are called like them."""
-    return {"tutorial5": FullyConnected, "deep": Deep, "convolution": Convolutional}[case.kind](case, neuron)
+    return {"deep": Deep, "convolution": Convolutional}.get(case.kind, FullyConnected)(case, neuron)
 
 
 class FullyConnected(nn.Module):

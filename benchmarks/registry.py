@@ -1,7 +1,8 @@
 """What is measured: a case is a workload with its shape and options; a suite is a list of cases."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
+from functools import cache
 from math import prod
 from typing import Any
 
@@ -60,10 +61,10 @@ class Options:
 
 @dataclass(frozen=True)
 class Case:
-    """One workload: ``kind`` names its builder in :mod:`benchmarks.workloads`."""
+    """One workload: ``kind`` names what computes it, in :mod:`benchmarks.workloads` or :mod:`benchmarks.runner`."""
 
     suite: str
-    kind: str  # layer, loop, recurrent, framework, pair, or one of NETWORKS
+    kind: str  # layer, loop, numbers, recurrent, pair, product, program, compile, epoch, or one of NETWORKS
     T: int
     B: int
     shape: tuple[int, ...]  # of one sample
@@ -74,19 +75,17 @@ class Case:
     constant: bool = False  # the same current at every step
     hidden: tuple[int, ...] = ()  # of deep: the sizes of its hidden layers
     trained: bool = False  # of deep: images of MNIST and weights that have learned from it, which training then leaves
-    variant: str = ""  # of framework: "Linear inside the loop" or "Linear hoisted"; of recurrent, its name
+    rate: float | None = None  # of product: share of the neuron-steps with a spike
+    variant: str = ""  # what tells cases of a kind apart
     quick: bool = False  # part of the five-minute run
     peers: bool = True  # all peers in the five-minute run, or snnfast alone
+    stored: bool = False  # part of `store`, as the quick ones are
     gate: bool = False  # part of `check`
 
     @property
-    def N(self) -> int:  # noqa: N802
-        """Neurons in one step."""
-        return self.B * prod(self.shape)
-
-    @property
     def neuron_steps(self) -> int:
-        return self.T * self.N
+        """Of a layer; :func:`networks.neuron_steps` knows those of a network as well."""
+        return self.T * self.B * prod(self.shape)
 
     @property
     def itemsize(self) -> int:
@@ -104,10 +103,13 @@ class Case:
             parts.append("-".join(map(str, widths(self))))
         if self.trained:
             parts.append("trained on MNIST")
+        if self.rate is not None:
+            parts.append(f"{self.rate:.0%} spikes")
         if self.constant:
             parts.append("constant current")
         parts += [f"{name}={value}" for name, value in self.options.changed().items()]
-        parts.append("forward + backward" if self.backward else "forward")
+        if self.kind != "product":
+            parts.append("forward + backward" if self.backward else "forward")
         return ", ".join(parts)
 
     @property
@@ -127,15 +129,6 @@ class Case:
             elements += 1 + (1 if record else current) + current
         return elements * self.itemsize
 
-    def resized(self, T: int) -> "Case":
-        return replace(self, T=T)
-
-
-def case_of(fields: dict[str, Any]) -> Case:
-    """As ``dataclasses.asdict`` made it, and JSON kept it."""
-    lists = {name: tuple(fields[name]) for name in ("shape", "hidden")}
-    return Case(**{**fields, **lists, "options": Options(**fields["options"])})
-
 
 CLASSES, HIDDEN = 10, 1000
 
@@ -146,14 +139,38 @@ def widths(case: Case) -> tuple[int, ...]:
 
 
 TUTORIAL5 = Case("tutorial5", "tutorial5", 25, 128, (784,), quick=True, gate=True)
+# The hidden layer of tutorial 5, and the Linear that its spikes go to.
+PAIR = Case("events", "pair", 25, 128, (HIDDEN,), constant=True, quick=True, gate=True)
+# The two options with which less than the current is saved.
+ROUNDED = {"membrane_dtype": "bfloat16"}
+STRAIGHT_THROUGH = {"surrogate": "straight_through_estimator"}
+RATES = (0.01, 0.04, 0.1, 0.2, 0.5, 1.0)
+DIRECTIONS = FORWARD, WEIGHT_GRADIENT = "forward", "weight gradient"
+
+
+def case_named(name: str) -> Case | None:
+    """The case of this name, as results and bars have it; those of the suite `programs` are not among them."""
+    return _by_name().get(name)
+
+
+@cache
+def _by_name() -> dict[str, Case]:
+    return {case.name: case for device in ("cuda", "cpu") for cases in suites(device).values() for case in cases}
 
 
 def suites(device: str) -> dict[str, list[Case]]:
-    """All cases of each suite on a kind of device, in the order in which they run."""
+    """All cases of each suite on a kind of device, in the order in which they run. :mod:`programs` adds a suite."""
     big = device == "cuda"
     return {
         "lif": _lif(big),
-        "loop": _loop(),
+        "loop": [
+            Case("loop", "loop", 25, 128, (1000,), quick=True, gate=True),
+            Case("loop", "loop", 25, 1, (10,), quick=True),
+            Case("loop", "loop", 25, 128, (64, 14, 14)),
+            Case("loop", "recurrent", 25, 32, (100,), variant="recurrent", quick=True),
+            Case("loop", "recurrent", 25, 128, (1000,), variant="recurrent"),
+        ],
+        "numbers": [Case("numbers", "numbers", 25, B, (n,)) for B, n in ((1, 10), (128, 1000))],
         "neurons": [
             *(
                 Case("neurons", "layer", 25, 128, (1000,), neuron=n, quick=True, gate=True)
@@ -170,57 +187,45 @@ def suites(device: str) -> dict[str, list[Case]]:
         "events": [
             PAIR,
             *(
-                Case("events", "deep", 25, 128, (784,), hidden=(HIDDEN,) * 2, trained=True, backward=backward)
-                for backward in (True, False)
+                Case("events", "deep", 25, 128, (784,), hidden=(HIDDEN,) * 2, trained=True, backward=b, stored=True)
+                for b in (True, False)
             ),
+        ],
+        "products": [
+            Case("products", "product", 25, 128, (1024,), rate=rate, variant=direction, stored=True)
+            for rate in RATES
+            for direction in DIRECTIONS
         ],
         "conv": [
             _convolution(50, 128),
             *(_convolution(T, 32) for T in (10, 25)),
             _convolution(25, 32, backward=False),
         ],
-        "long": [
-            Case("long", "layer", 1000, 1, (100,), quick=True),
-            Case("long", "layer", 1000, 16, (100,)),
-            Case("long", "layer", 10000, 1, (10,)),
-            Case("long", "layer", 10000, 16, (100,)),
-        ],
-        "framework": [
-            Case("framework", "framework", T, 16, (n,), variant=variant)
-            for T, n in ([(500, n) for n in ((512, 4096, 8192, 16384) if big else (256, 512, 1024))])
-            for variant in ("Linear inside the loop", "Linear hoisted")
-        ],
-        "memory": [
-            Case("memory", "layer", 64, 16, (4096,)),
-            Case("memory", "layer", 64, 16, (4096,), options=Options(record_mem=True)),
-            Case("memory", "layer", 64, 16, (4096,), constant=True),
-            Case("memory", "layer", 64, 16, (4096,), options=Options(**ROUNDED)),
-            Case("memory", "layer", 64, 16, (4096,), options=Options(**STRAIGHT_THROUGH)),
-        ],
+        "long": [Case("long", "layer", 1000, 1, (100,), quick=True)],
+        "memory": [Case("memory", "deep", 25, 128, (784,), hidden=(HIDDEN,) * 4, stored=True)],
         "inference": [
             Case("inference", "layer", 25, 128, (1000,), backward=False),
             Case("inference", "layer", 100, 128, (1024,), backward=False, quick=True),
             Case("inference", "layer", 1000, 16, (1024,), backward=False),
         ],
+        "compile": [Case("compile", "compile", T, 16, (784,)) for T in (25, 100, 1000)],
+        "epoch": [Case("epoch", "epoch", 25, 128, (784,), stored=True)],
     }
-
-
-# The hidden layer of tutorial 5, and the Linear that its spikes go to.
-PAIR = Case("events", "pair", 25, 128, (HIDDEN,), constant=True, quick=True, gate=True)
 
 
 def _convolution(T: int, B: int, backward: bool = True) -> Case:
     options = Options(beta=0.5, surrogate="fast_sigmoid")
-    return Case("conv", "convolution", T, B, (1, 28, 28), options=options, backward=backward)
+    stored = (T, B) == (25, 32)
+    return Case("conv", "convolution", T, B, (1, 28, 28), options=options, backward=backward, stored=stored)
 
 
 def _lif(big: bool) -> list[Case]:
     def layer(T: int, B: int, n: int, *, quick: bool = False, peers: bool = False, **options: Any) -> Case:
-        known = {key: options.pop(key) for key in ("dtype", "constant", "gate") if key in options}
+        known = {key: options.pop(key) for key in ("dtype", "constant", "gate", "stored") if key in options}
         return Case("lif", "layer", T, B, (n,), options=Options(**options), quick=quick, peers=peers, **known)
 
     cases = [layer(T, 128, n, quick=True, peers=True, gate=True) for T, n in ((25, 1000), (100, 1024))]
-    cases.append(layer(500, 16, 16384))
+    cases.append(layer(500, 16, 16384, stored=True))
     # Over T and N, products of more neuron-steps than fit are left out when they run.
     cases += [
         layer(T, 1, N, quick=(T, N) in QUICK_GRID)
@@ -241,21 +246,8 @@ def _lif(big: bool) -> list[Case]:
         STRAIGHT_THROUGH,
     ):
         cases.append(layer(25, 128, 1000, quick=True, **options))
+    cases += [layer(25, 128, 1000, stored=True, surrogate=s, **ROUNDED) for s in ("fast_sigmoid", "sigmoid")]
     return cases
 
 
-# The two that keep less than the current.
-ROUNDED = {"membrane_dtype": "bfloat16"}
-STRAIGHT_THROUGH = {"surrogate": "straight_through_estimator"}
-
 QUICK_GRID = {(25, 10_000), (25, 100_000), (25, 1_000_000), (100, 100_000), (1000, 10_000), (4096, 10_000)}
-
-
-def _loop() -> list[Case]:
-    return [
-        Case("loop", "loop", 25, 128, (1000,), quick=True, gate=True),
-        Case("loop", "loop", 25, 1, (10,), quick=True),
-        Case("loop", "loop", 25, 128, (64, 14, 14)),
-        Case("loop", "recurrent", 25, 32, (100,), variant="recurrent", quick=True),
-        Case("loop", "recurrent", 25, 128, (1000,), variant="recurrent"),
-    ]

@@ -1,4 +1,4 @@
-"""What a run prints, and the file that another run or a plot reads."""
+"""What a run prints, and the file that another run, a document or a figure reads."""
 
 import json
 import os
@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -15,32 +16,32 @@ import torch
 import snnfast
 
 from .bars import Bar
-from .measure import machine
+from .measure import environment, processor
+from .networks import neuron_steps
 from .peers import PEERS, Peer
-from .registry import Case
-from .runner import Row
+from .registry import Case, case_named
+from .runner import Row, compare
 
 ROOT = Path(__file__).parent.parent
-FORMAT = 3
+FORMAT = 4
 
 
 def header(device: torch.device, peers: Iterable[Peer]) -> dict[str, Any]:
     """Everything that a figure depends on."""
-    lines = machine().splitlines()
-    found: dict[str, Any] = {
+    config = snnfast.config()
+    return {
         "date": datetime.now(UTC).date().isoformat(),
-        "machine": lines[0],
+        "machine": f"{processor()}, {os.cpu_count()} processors, {torch.get_num_threads()} threads",
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
         "system": f"{platform.system()} {platform.machine()}",
         "commit": commit(),
-        "snnfast": f"{snnfast.__version__}, fused on {device.type}: {snnfast.config()[f'fused on {device.type}']}",
-        "versions": lines[-2],
+        "snnfast": f"{snnfast.__version__}, fused on {device.type}: {config[f'fused on {device.type}']}",
+        "versions": ", ".join(f"{name} {config[name]}" for name in ("snnfast", "python", "torch", "CPU instructions")),
         "threads": torch.get_num_threads(),
         "load": _load(),
-        "environment": lines[-1].removeprefix("environment: "),
-        "peers": {peer.package: peer.version() for peer in peers if peer.package != "snnfast"},
+        "environment": environment(),
+        "peers": {peer.package: peer.version() for peer in peers if peer.package not in ("snnfast", "torch")},
     }
-    return found
 
 
 def _load() -> str:
@@ -72,38 +73,39 @@ def commit() -> str:
     return done.stdout.strip() + ("-dirty" if changed else "")
 
 
+# Columns of a table: title, attribute of a row, format and scale. docs/benchmarks.md explains them.
+COLUMNS = (
+    ("/ ours", "ratio", "{:.2f}x", 1),
+    ("repeats", "repeats", "{}", 1),
+    ("GB/s", "bandwidth", "{:.1f}", 1e-9),
+    ("copy", "share_of_copy", "{:.0%}", 1),
+    ("saved", "saved", "{:.2f}", 1),
+    ("held", "held", "{:.2f}", 1),
+    ("peak", "peak", "{:.1f}", 1),
+    ("error", "error", "{:.2e}", 1),
+    ("accuracy", "accuracy", "{:.4f}", 1),
+)
+
+
 def print_case(case: Case, rows: Sequence[Row]) -> None:
-    """One table. The columns are explained in docs/benchmarks.md."""
+    """One table, with the columns that any of its rows has."""
     width = max(len(row.peer) for row in rows)
-    print(f"{case.name}: {rows[0].neuron_steps / 1e6:.4g} M neuron-steps")
-    print(
-        f"{'':<{width}}  {'median ms':>10}  {'quartiles':>19}  {'/ ours':>7}  {'repeats':>7}  {'worth B':>7}"
-        f"  {'GB/s':>6}  {'copy':>5}  {'saved':>6}  {'held':>6}  {'peak':>6}  spikes as ours"
-    )
+    shown = [column for column in COLUMNS if any(getattr(row, column[1]) for row in rows)]
+    print(f"{case.name}: {neuron_steps(case) / 1e6:.4g} M neuron-steps")
+    titles = "".join(f"  {title:>8}" for title, *_ in shown)
+    print(f"{'':<{width}}  {'median ms':>10}  {'quartiles':>19}{titles}  spikes as ours")
     for row in rows:
-        print(_line(row, width), flush=True)
+        if row.median is None:
+            print(f"{row.peer:<{width}}  {row.problem}")
+            continue
+        quartiles = "-" if row.low is None or row.high is None else f"{row.low * 1e3:>8.3f} - {row.high * 1e3:<8.3f}"
+        values = [(getattr(row, name), form, scale) for _, name, form, scale in shown]
+        cells = "".join(f"  {'-' if value is None else form.format(value * scale):>8}" for value, form, scale in values)
+        agree = "-" if row.agree is None else "all" if row.agree == 1 else f"{min(100 * row.agree, 99.999):.3f} %"
+        print(f"{row.peer:<{width}}  {row.median * 1e3:>10.3f}  {quartiles:>19}{cells}  {agree}")
     if rows[0].rates:
         print(f"spikes: {', '.join(f'{rate:.1%}' for rate in rows[0].rates)} of the neuron-steps of the hidden layers")
-    for row in rows:
-        if row.largest_T is not None:
-            print(f"{row.peer}: about {row.largest_T} steps fit into 1 GiB beyond the inputs")
-    print()
-
-
-def _line(row: Row, width: int) -> str:
-    if row.median is None or row.low is None or row.high is None:
-        return f"{row.peer:<{width}}  {row.problem}"
-
-    def show(value: float | None, form: str, scale: float = 1) -> str:
-        return "-" if value is None else format(value * scale, form)
-
-    agree = "-" if row.agree is None else "all" if row.agree == 1 else f"{min(100 * row.agree, 99.999):.3f} %"
-    return (
-        f"{row.peer:<{width}}  {row.median * 1e3:>10.3f}  {row.low * 1e3:>8.3f} - {row.high * 1e3:<8.3f}"
-        f"  {show(row.ratio, '.2f') + 'x':>7}  {row.repeats:>7}  {show(row.bytes_worth, '.1f'):>7}"
-        f"  {show(row.bandwidth, '.1f', 1e-9):>6}  {show(row.share_of_copy, '.0%'):>5}  {show(row.saved, '.2f'):>6}"
-        f"  {show(row.held, '.2f'):>6}  {show(row.peak, '.1f'):>6}  {agree}"
-    )
+    print(flush=True)
 
 
 def print_notes(rows: Iterable[Row]) -> None:
@@ -124,37 +126,6 @@ def print_bars(bars: Sequence[Bar]) -> None:
         print(bar.text)
 
 
-def save(
-    path: Path,
-    found: Mapping[str, Any],
-    cases: Iterable[Case],
-    rows: Iterable[Row],
-    bars: Sequence[Bar],
-    complete: bool = True,
-    parts: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
-) -> None:
-    """Write a run, or with ``complete`` false what there is of it so far; ``parts`` are rows of other commands."""
-    content = {
-        "format": FORMAT,
-        "complete": complete,
-        "header": found,
-        "cases": {case.name: asdict(case) for case in cases},
-        "rows": [asdict(row) for row in rows],
-        "bars": [{**asdict(bar), "verdict": bar.verdict} for bar in bars],
-        "parts": parts or {},
-    }
-    path.write_text(json.dumps(content, indent=1) + "\n")
-
-
-def load(path: Path) -> dict[str, Any]:
-    """As ``save`` wrote it, rows as :class:`Row`."""
-    content = json.loads(path.read_text())
-    if content.get("format") != FORMAT:
-        raise ValueError(f"{path}: not written by this version of the benchmarks")
-    content["rows"] = [Row(**row) for row in content["rows"]]
-    return content
-
-
 def print_base(old: Mapping[str, Any], rows: Iterable[Row]) -> None:
     """Old time / new time of every case that both have: above 1 is faster than before."""
     before = {(row.case, row.peer): row for row in old["rows"] if row.median is not None}
@@ -165,3 +136,37 @@ def print_base(old: Mapping[str, Any], rows: Iterable[Row]) -> None:
         ratio = then.median / now.median
         print(f"{then.median * 1e3:>10.3f}  {now.median * 1e3:>10.3f}  {ratio:>9.2f}  {now.peer}: {now.case}")
     print()
+
+
+# ---- the file: a header, and a line for each row with what was measured, by case and peer
+
+DERIVED = ("case", "peer", "ratio", "bandwidth", "share_of_copy")
+
+
+def save(path: Path, found: Mapping[str, Any], rows: Iterable[Row], complete: bool = True) -> None:
+    """Write a run, or with ``complete`` false what there is of it so far."""
+    cases = ",\n".join(
+        f"  {json.dumps(case)}: {{\n" + ",\n".join(f"   {json.dumps(row.peer)}: {_line(row)}" for row in of) + "\n  }"
+        for case, of in groupby(rows, lambda row: row.case)
+    )
+    head = json.dumps({"format": FORMAT, "complete": complete, "header": found}, indent=1)
+    path.write_text(f'{head.removesuffix("}").rstrip()},\n "cases": {{\n{cases}\n }}\n}}\n')
+
+
+def _line(row: Row) -> str:
+    kept = {name: value for name, value in asdict(row).items() if name not in DERIVED and value not in (None, "", [])}
+    return json.dumps({name: float(f"{v:.7g}") if isinstance(v, float) else v for name, v in kept.items()})
+
+
+def load(path: Path) -> dict[str, Any]:
+    """As ``save`` wrote it, with all rows as :class:`Row`."""
+    content = json.loads(path.read_text())
+    if content.get("format") != FORMAT:
+        raise ValueError(f"{path}: not written by this version of the benchmarks")
+    content["rows"] = []
+    for name, peers in content.pop("cases").items():
+        rows = [Row(name, peer, **fields) for peer, fields in peers.items()]
+        if case := case_named(name):
+            compare(case, rows)
+        content["rows"] += rows
+    return content

@@ -1,22 +1,27 @@
-"""``list``, ``run`` and ``check``: the suites against every implementation that is installed."""
+"""``list``, ``run``, ``store`` and ``check``: the suites against every implementation that is installed."""
 
 import argparse
-import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from . import base, report
-from .bars import BARS, OF_ITSELF, Bar, Found, judge
+from . import base, programs, report
+from .bars import BARS, OF_ITSELF, Bar, judge
 from .peers import PEERS
-from .peers.ours import NUMBERS, OURS, lacking
+from .peers.ours import NUMBERS, OURS
 from .peers.snntorch_loop import LOOP
-from .registry import Case, suites
+from .registry import TUTORIAL5, Case, case_named, suites
 from .runner import FAILED, Row, run_case
 
 QUICK_SECONDS, SECONDS, GATE_SECONDS = 2.0, 5.0, 3.0
 ATTEMPTS = 6  # a neighbour of the machine may slow some of them down
+RESULTS = report.ROOT / "benchmarks" / "results"
+PROGRAMS = "programs"  # its cases are made only where it is asked for, as the tests need some time to import
+
+Plan = Mapping[Case, Sequence[str]]
 
 
 def named(name: str) -> list[str]:
@@ -27,25 +32,25 @@ def named(name: str) -> list[str]:
     return found
 
 
-def list_cases(args: argparse.Namespace) -> Found:
+def list_cases(args: argparse.Namespace) -> list[Bar]:
     device = _device(args)
-    known = suites(device.type)
+    known = _known(args, device)
     for suite in args.suite or known:
         print(f"suite {suite}:")
         for case in known[suite]:
             if args.case in case.name:
                 print(f"  {'*' if case.quick else ' '} {case.name}")
-    print("\n* runs without --suite and --case\n\npeers:")
+    print(f"suite {PROGRAMS}: every loop of the tests\n\n* runs without --suite and --case\n\npeers:")
     for peer in PEERS.values():
         problem = peer.missing(device)
         state = problem or (peer.version() if peer.version() != "not installed" else "installed")
         print(f"    {peer.name:<{max(map(len, PEERS))}}  {state}")
-    return Found()
+    return []
 
 
-def run(args: argparse.Namespace) -> Found:
+def run(args: argparse.Namespace) -> list[Bar]:
     device = _device(args)
-    known = suites(device.type)
+    known = _known(args, device)
     chosen = bool(args.suite or args.case)
     selected = [
         case
@@ -55,13 +60,14 @@ def run(args: argparse.Namespace) -> Found:
     ]
     if not selected:
         args.error("no case is left of --suite and --case")
-    seconds = args.seconds or (SECONDS if chosen else QUICK_SECONDS)
+    if args.seconds is None:
+        args.seconds = SECONDS if chosen else QUICK_SECONDS
     wanted = [name for names in args.peer or () for name in names]
     plan = {case: wanted or peers_of(case, chosen, device) for case in selected}
-    header = header_of(plan, device)
+    header = _header(plan, device)
     old = None
     if args.base:
-        options = ["--seconds", str(seconds), "--device", device.type, "--case", args.case]
+        options = ["--seconds", str(args.seconds), "--device", device.type, "--case", args.case]
         options += ["--suite", *args.suite] if args.suite else []
         options += ["--threads", str(args.threads)] if args.threads else []
         try:
@@ -69,90 +75,100 @@ def run(args: argparse.Namespace) -> Found:
         except ValueError as error:
             args.error(str(error))
     asked = [*OF_ITSELF, *wanted] if chosen else []
-
-    def save(rows: Sequence[Row], bars: Sequence[Bar], complete: bool = False) -> None:
-        if args.json:
-            report.save(args.json, header, plan, rows, bars, complete)
-
-    try:
-        save([], [])  # not only once the first case is measured
-    except OSError as error:
-        args.error(f"--json: {error}")
-    rows, bars = measure_all(plan, asked, device, seconds, args, save)
+    rows, bars = measure_all(plan, asked, device, args, args.json, header)
     if old is not None:
         report.print_base(old, rows)
     if not chosen and device.type == "cpu":
         bars += not_measured(plan, wanted or None)
-    save(rows, bars, complete=True)
-    return Found(bars)
+    return bars
 
 
-def header_of(plan: Mapping[Case, Sequence[str]], device: torch.device) -> dict[str, Any]:
-    """Print it as well."""
-    used = {name for names in plan.values() for name in names}
-    header = report.header(device, [peer for peer in PEERS.values() if peer.name in used])
-    report.print_header(header)
-    return header
+def plan_to_store(device: torch.device) -> Plan:
+    """Cases with their peers; of the networks, only tutorial 5 also under torch.compile, which takes minutes."""
+    cases = [case for known in suites(device.type).values() for case in known if case.quick or case.stored]
+    return {case: peers_of(case, case == TUTORIAL5, device) for case in cases}
+
+
+def store(args: argparse.Namespace) -> list[Bar]:
+    """All that README and the docs show, into one file for each machine."""
+    device = _device(args)
+    plan = plan_to_store(device)
+    header = _header(plan, device)
+    args.out.mkdir(parents=True, exist_ok=True)
+    file = args.out / f"{name_of(header)}.json"
+    _, bars = measure_all(plan, (), device, args, file, header)
+    print(f"wrote {file}\n")
+    return bars + (not_measured(plan) if device.type == "cpu" else [])
+
+
+def processor(header: Mapping[str, Any]) -> str:
+    """What was measured, without the words that say nothing."""
+    found = header["machine"].split(",")[0] if header["device"] == "cpu" else header["device"]
+    return " ".join(re.sub(r"\((R|TM)\)|@.*|\b(\d+-Core|CPU|Processor)\b", " ", found).split())
+
+
+def name_of(header: Mapping[str, Any]) -> str:
+    return "-".join(re.findall(r"[a-z0-9]+", processor(header).lower()))
 
 
 def measure_all(
-    plan: Mapping[Case, Sequence[str]],
+    plan: Plan,
     asked: Collection[str],
     device: torch.device,
-    seconds: float,
     args: argparse.Namespace,
-    save: Callable[[Sequence[Row], Sequence[Bar]], None],
+    file: Path | None,
+    header: Mapping[str, Any],
 ) -> tuple[list[Row], list[Bar]]:
-    """Every case against its peers; ``save`` gets what there is after each, for a run that is ended early."""
+    """Every case against its peers; ``file`` gets what there is after each, for a run that is ended early."""
     rows: list[Row] = []
     bars: list[Bar] = []
-    with _Progress(len(plan)) as progress:
-        for case, peers in plan.items():
-            found, judged = measure(case, peers, asked, device, seconds, args, progress)
-            rows += found
-            bars += judged
-            save(rows, bars)
-            progress.done()
+
+    def save(complete: bool = False) -> None:
+        if file is not None:
+            report.save(file, header, rows, complete)
+
+    try:
+        save()  # not only once the first case is measured
+    except OSError as error:
+        args.error(str(error))
+    for case, peers in plan.items():
+        found, judged = measure(case, peers, asked, device, args)
+        rows += found
+        bars += judged
+        save()
+    save(complete=True)
     report.print_notes(rows)
     return rows, bars
 
 
-def not_measured(plan: Mapping[Case, Sequence[str]], peers: Collection[str] | None = None) -> list[Bar]:
+def not_measured(plan: Plan, peers: Collection[str] | None = None) -> list[Bar]:
     """Bars of the cases that are not in a plan."""
     measured = {case.name for case in plan}
-    return [bar for name in BARS if name not in measured for bar in judge(name, [], peers)]
+    cases = [case for name in BARS if name not in measured and (case := case_named(name))]
+    return [bar for case in cases for bar in judge(case, [], peers)]
 
 
-def check(args: argparse.Namespace) -> Found:
+def check(args: argparse.Namespace) -> list[Bar]:
     """A few cases against snnTorch and spikes as numbers, within a minute; also bars that are not measured count."""
     device = torch.device("cpu")
     report.print_header(report.header(device, [PEERS[LOOP]]))
-    cases = [case for cases in suites("cpu").values() for case in cases if case.gate and not lacking(case)]
+    cases = [case for cases in suites("cpu").values() for case in cases if case.gate]
     bars = []
-    with _Progress(len(cases)) as progress:
-        for case in cases:
-            peers = [NUMBERS] if case.kind == "pair" else [LOOP]
-            bars += measure(case, peers, (*OF_ITSELF, *peers), device, args.seconds, args, progress)[1]
-            progress.done()
-    return Found(bars)
+    for case in cases:
+        peers = [NUMBERS] if case.kind == "pair" else [LOOP]
+        bars += measure(case, peers, (*OF_ITSELF, *peers), device, args)[1]
+    return bars
 
 
 def measure(
-    case: Case,
-    peers: Sequence[str],
-    asked: Collection[str],
-    device: torch.device,
-    seconds: float,
-    args: argparse.Namespace,
-    progress: "_Progress",
+    case: Case, peers: Sequence[str], asked: Collection[str], device: torch.device, args: argparse.Namespace
 ) -> tuple[list[Row], list[Bar]]:
     """A case and its bars, once more where one is missed; what held once, holds. A GPU has no bars yet."""
     bars: list[Bar] = []
     for attempt in range(args.attempts):
-        rows = run_case(case, peers, device, seconds, progress.say, args.patience)
-        progress.clear()
+        rows = run_case(case, peers, device, args.seconds, args.patience)
         report.print_case(case, rows)
-        judged = judge(case.name, rows, peers, asked) if device.type == "cpu" else []
+        judged = judge(case, rows, peers, asked) if device.type == "cpu" else []
         bars = [old if old.verdict == "holds" else new for old, new in zip(bars or judged, judged, strict=True)]
         missed = [bar for bar in bars if bar.verdict == "MISSED"]
         if not missed:
@@ -176,39 +192,22 @@ def peers_of(case: Case, chosen: bool, device: torch.device) -> list[str]:
     ]
 
 
+def _known(args: argparse.Namespace, device: torch.device) -> dict[str, list[Case]]:
+    known = suites(device.type)
+    if PROGRAMS in (args.suite or ()):
+        known[PROGRAMS] = programs.cases()
+    return known
+
+
+def _header(plan: Plan, device: torch.device) -> dict[str, Any]:
+    """Print it as well."""
+    used = {name for names in plan.values() for name in names}
+    header = report.header(device, [peer for peer in PEERS.values() if peer.name in used])
+    report.print_header(header)
+    return header
+
+
 def _device(args: argparse.Namespace) -> torch.device:
     if args.device == "cuda" and not torch.cuda.is_available():
         args.error("--device cuda: torch sees no CUDA device")
     return torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-
-
-class _Progress:
-    """A bar on stderr where that is a terminal and tqdm is there; else nothing."""
-
-    def __init__(self, total: int) -> None:
-        self.bar = None
-        if sys.stderr.isatty():
-            try:
-                from tqdm import tqdm
-            except ImportError:
-                return
-            self.bar = tqdm(total=total, file=sys.stderr, leave=False, unit="case")
-
-    def __enter__(self) -> "_Progress":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self.bar is not None:
-            self.bar.close()
-
-    def say(self, text: str) -> None:
-        if self.bar is not None:
-            self.bar.set_description(text[:60])
-
-    def clear(self) -> None:
-        if self.bar is not None:
-            self.bar.clear()
-
-    def done(self) -> None:
-        if self.bar is not None:
-            self.bar.update()

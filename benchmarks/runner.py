@@ -15,19 +15,20 @@ import snnfast
 
 from . import memory_use
 from .measure import alternate, seconds_of, seconds_on_gpu
-from .networks import neurons_per_step
+from .networks import neuron_steps
+from .once import ONCE
 from .peers import PEERS, Peer, Unsupported
-from .peers.ours import OURS, lacking
-from .registry import NETWORKS, Case
-from .workloads import Candidate, Data, build, make_data
+from .peers.ours import OURS
+from .registry import Case
+from .workloads import Candidate, Data, build, gradient_error, make_data
 
 COPY = "copy_"
+UNFIT = "is not measured on this kind of case"
 FAILED = "failed"  # how the problem of a row begins whose implementation raised an error
 COMPARED = 1 << 23  # neuron-steps up to which the spikes of the case itself are compared
-MEMORY_LIMIT = 1 << 30  # of the largest T
 COPIED = 1 << 26  # most elements of copy_'s tensors, far more than a cache holds; more are copied in several calls
 # What to expect of an implementation before it runs: bytes and seconds per neuron-step of a loop of small operators.
-LOOP_ELEMENTS, OUR_ELEMENTS = 16, 7  # inputs and gradients included; the suite `memory` prints peaks without them
+LOOP_ELEMENTS, OUR_ELEMENTS = 16, 7  # inputs and gradients included
 LOOP_SECONDS = {"cpu": 150e-9, "cuda": 3e-9}
 PATIENCE = 60.0  # seconds that one call may take
 
@@ -43,50 +44,60 @@ class Row:
     low: float | None = None
     high: float | None = None
     repeats: int = 0
-    ratio: float | None = None  # of the median to ours
-    neuron_steps: int = 0
-    bytes_worth: float | None = None  # per neuron-step: what copy_ moves in the same time
-    bandwidth: float | None = None  # bytes per second of the fewest bytes possible
-    share_of_copy: float | None = None  # time of copy_, which moves these bytes, / time
     saved: float | None = None  # bytes per neuron-step, as the next two
     held: float | None = None
-    peak: float | None = None
-    largest_T: int | None = None  # noqa: N815
+    peak: float | None = None  # on a GPU
+    error: float | None = None  # of the gradient, with rounded membranes
+    accuracy: float | None = None  # of the test images, after an epoch
     agree: float | None = None  # share of the spikes that are ours
     rates: list[float] = field(default_factory=list)  # of each hidden layer: share of the neuron-steps with a spike
+    # From the medians of all rows of the case:
+    ratio: float | None = None  # of the median to that of the first row, which is ours wherever ours takes part
+    bandwidth: float | None = None  # bytes per second of the fewest bytes possible
+    share_of_copy: float | None = None  # time of copy_, which moves these bytes, / time
+
+
+def compare(case: Case, rows: Sequence[Row]) -> None:
+    """Fill in what follows from the medians of all rows of a case."""
+    first, copy = rows[0].median, next((row.median for row in rows if row.peer == COPY), None)
+    ideal = case.ideal_bytes
+    for row in rows:
+        if row.median is None:
+            continue
+        row.ratio = row.median / first if first else None
+        if copy is not None and ideal is not None:
+            row.bandwidth = ideal * case.neuron_steps / row.median
+            row.share_of_copy = copy / row.median
 
 
 def run_case(
-    case: Case,
-    names: Sequence[str],
-    device: torch.device,
-    seconds: float,
-    advance: Callable[[str], None] = lambda text: None,
-    patience: float = PATIENCE,
+    case: Case, names: Sequence[str], device: torch.device, seconds: float, patience: float = PATIENCE
 ) -> list[Row]:
-    """Measure ``names``; ours is always first, and a row without a measurement says why."""
-    count = case.T * neurons_per_step(case) if case.kind in NETWORKS else case.neuron_steps
-    rows = {name: Row(case.name, name, neuron_steps=count) for name in dict.fromkeys([OURS, *names])}
-    if problem := lacking(case) or _too_large(case, True, count, device, patience):
+    """Measure ``names``; ours comes first where it fits, and a row without a measurement says why."""
+    first = [OURS] if PEERS[OURS].fits(case) else []
+    rows = {name: Row(case.name, name) for name in dict.fromkeys([*first, *names])}
+    problem = "" if case.kind in ONCE else _too_large(case, True, device, patience)
+    data = None
+    if case.kind not in ONCE and not problem:
+        if any(PEERS[name].compiled for name in rows):
+            torch._dynamo.reset()  # shapes of other cases would make this one's dynamic
+        try:
+            data = make_data(case, device)
+        except Unsupported as error:
+            problem = str(error)
+    if problem:
         for row in rows.values():
             row.problem = problem
         return list(rows.values())
-    if any(PEERS[name].compiled for name in rows):
-        torch._dynamo.reset()  # shapes of other cases would make this one's dynamic
-    try:
-        data = make_data(case, device)
-    except Unsupported as error:
-        for row in rows.values():
-            row.problem = str(error)
-        return list(rows.values())
-    rows[OURS].rates = list(data.rates)
     functions: dict[str, Callable[[], object]] = {}
     twice: dict[str, list[float]] = {}
-    with _fused(device):
+    with _fused(case, device):
         for name, row in rows.items():
-            advance(f"{case.name}: {name}")
             try:
-                functions[name] = _prepare(case, PEERS[name], data, row, patience, not rows[OURS].problem)
+                if data is None:
+                    _measure_once(case, PEERS[name], device, row)
+                    continue
+                functions[name] = _prepare(case, PEERS[name], data, row, patience, not rows.get(OURS, row).problem)
                 taken = [seconds_of(functions[name])]
                 if taken[0] > max(2 * seconds, 1.0):  # or a slow moment: once more
                     taken.append(seconds_of(functions[name]))
@@ -98,16 +109,26 @@ def run_case(
             except Exception as error:
                 row.problem = f"{FAILED}: {type(error).__name__}: {' '.join(str(error).split())[:160]}"
         if case.ideal_bytes is not None:
-            functions[COPY] = copying(case.ideal_bytes * count, device)
-            rows[COPY] = Row(case.name, COPY, neuron_steps=count)
-        advance(f"{case.name}: measuring")
+            functions[COPY] = copying(case.ideal_bytes * case.neuron_steps, device)
+            rows[COPY] = Row(case.name, COPY)
         least = 5 if len(functions) < 3 or seconds >= 5 else 3
         clock = seconds_on_gpu if device.type == "cuda" else seconds_of
-        times = alternate(functions, seconds, least=least, slow=0.1, clock=clock)
-    _fill(case, rows, times | twice)
-    if device.type == "cpu" and case.suite == "memory":
-        _peaks_on_cpu(case, rows, advance)
+        times = alternate(functions, seconds, least=least, slow=0.1, clock=clock) if functions else {}
+    for name, taken in (times | twice).items():
+        row = rows[name]
+        row.median, row.repeats = median(taken), len(taken)
+        row.low, _, row.high = quantiles(taken, n=4) if len(taken) > 1 else (taken[0],) * 3
+    compare(case, list(rows.values()))
     return list(rows.values())
+
+
+def _measure_once(case: Case, peer: Peer, device: torch.device, row: Row) -> None:
+    if problem := peer.missing(device):
+        raise Unsupported(problem)
+    if not peer.fits(case):
+        raise Unsupported(UNFIT)
+    for name, value in ONCE[case.kind](case, peer).items():
+        setattr(row, name, value)
 
 
 def copying(moved: float, device: torch.device) -> Callable[[], object]:
@@ -123,21 +144,14 @@ def copying(moved: float, device: torch.device) -> Callable[[], object]:
     return run
 
 
-def _fused(device: torch.device) -> AbstractContextManager[Any]:
-    """No fall-back to the loop in silence; where there are no kernels, the header says so."""
-    return snnfast.use_backend("fused") if _kernels(device) else contextlib.nullcontext()
+def _fused(case: Case, device: torch.device) -> AbstractContextManager[Any]:
+    """No fall-back to the loop in silence, but in programs, some of which are about it; the header names kernels."""
+    there_are_kernels = snnfast.config()[f"fused on {device.type}"].startswith("yes")
+    return snnfast.use_backend("fused") if there_are_kernels and case.kind != "program" else contextlib.nullcontext()
 
 
-def _kernels(device: torch.device) -> bool:
-    try:
-        with snnfast.use_backend("fused"):
-            snnfast.functional.lif(torch.zeros(1, 1, device=device), beta=0.5)
-    except RuntimeError:
-        return False
-    return True
-
-
-def _too_large(case: Case, ours: bool, count: int, device: torch.device, patience: float) -> str:
+def _too_large(case: Case, ours: bool, device: torch.device, patience: float) -> str:
+    count = neuron_steps(case)
     needed = count * case.itemsize * (OUR_ELEMENTS if ours else LOOP_ELEMENTS)
     if needed > 0.7 * memory_use.available(device):
         return f"left out: would need about {needed / 1e9:.0f} GB"
@@ -145,25 +159,31 @@ def _too_large(case: Case, ours: bool, count: int, device: torch.device, patienc
     return f"left out: would take about {expected:.0f} s per call" if expected > patience else ""
 
 
-def _prepare(case: Case, peer: Peer, data: Data, row: Row, patience: float, compare: bool) -> Callable[[], object]:
+def _prepare(case: Case, peer: Peer, data: Data, row: Row, patience: float, beside_ours: bool) -> Callable[[], object]:
     """Build, call once (which compiles), compare the spikes and count the bytes; return what is timed."""
-    device, count = data.x.device, row.neuron_steps
-    if problem := peer.missing(device) or _too_large(case, peer.name == OURS, count, device, patience):
+    device = data.x.device
+    if problem := peer.missing(device) or _too_large(case, peer.name == OURS, device, patience):
         raise Unsupported(problem)
     if not peer.fits(case):
-        raise Unsupported("is not measured on this kind of case")
+        raise Unsupported(UNFIT)
     candidate = build(case, peer, data)
     start = time.perf_counter()
     candidate.run()
     if peer.compiled:
         print(f"{peer.name}: compiled in {time.perf_counter() - start:.0f} s", file=sys.stderr)
-    if peer.name != OURS and compare:
+    if case.kind in ("product", "program"):  # neither spikes nor bytes of a layer
+        return candidate.run
+    if peer.name != OURS and beside_ours:
         row.agree = _agreement(case, peer, data, candidate)
+    if peer.name == OURS:
+        row.rates = list(data.rates)
+    if peer.name == OURS and case.options.membrane_dtype is not None:
+        row.error = gradient_error(case, device)
     if case.backward:
-        found = memory_use.kept(candidate.forward, candidate.given)
+        found, count = memory_use.kept(candidate.forward, candidate.given), neuron_steps(case)
         row.saved, row.held = found.saved / count, found.held / count
     if device.type == "cuda":
-        row.peak = memory_use.peak_on_gpu(candidate.run) / count
+        row.peak = memory_use.peak_on_gpu(candidate.run) / neuron_steps(case)
     return candidate.run
 
 
@@ -185,32 +205,3 @@ def _agreement(case: Case, peer: Peer, data: Data, candidate: Candidate) -> floa
     ours = PEERS[OURS]
     nearest = build(replace(case, options=replace(case.options, **changed)), ours, data).forward()[0]
     return (theirs == nearest.to(theirs.dtype)).double().mean().item()
-
-
-def _fill(case: Case, rows: dict[str, Row], times: dict[str, list[float]]) -> None:
-    ours = median(times[OURS]) if times.get(OURS) else None
-    copy = median(times[COPY]) if COPY in times else None
-    ideal = case.ideal_bytes
-    for name, taken in times.items():
-        row = rows[name]
-        row.median = median(taken)
-        row.low, _, row.high = quantiles(taken, n=4) if len(taken) > 1 else (taken[0],) * 3
-        row.repeats = len(taken)
-        row.ratio = row.median / ours if ours else None
-        if copy is not None and ideal is not None:
-            row.bytes_worth = row.median / copy * ideal
-            row.bandwidth = ideal * row.neuron_steps / row.median
-            row.share_of_copy = copy / row.median
-
-
-def _peaks_on_cpu(case: Case, rows: dict[str, Row], advance: Callable[[str], None]) -> None:
-    """In a process of their own; those that compile need memory for the compiler and are left out."""
-    for name, row in rows.items():
-        if row.median is None or name == COPY or PEERS[name].compiled:
-            continue
-        advance(f"{case.name}: peak of {name}")
-        peaks = {T: memory_use.peak_on_cpu(case.resized(T), name) for T in (case.T, 2 * case.T)}
-        found = {T: peak for T, peak in peaks.items() if peak is not None}
-        if len(found) == 2:
-            row.peak = found[2 * case.T] / (2 * row.neuron_steps)
-            row.largest_T = memory_use.largest_T(found, MEMORY_LIMIT)

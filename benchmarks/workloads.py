@@ -7,16 +7,16 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - PyTorch's own name for it
 
 import snnfast
 
-from . import mnist
+from . import mnist, programs
 from .networks import OverTime, loss_of, over_time
 from .peers import PEERS, Neuron, Peer, Unsupported
 from .peers.ours import OURS, layer_of
-from .registry import CLASSES, DTYPES, NETWORKS, Case
+from .registry import CLASSES, DTYPES, FORWARD, NETWORKS, WEIGHT_GRADIENT, Case
 
-INSIDE = "Linear inside the loop"
 LEARNING_RATE = 5e-4
 ITERATIONS = 150  # after which a network counts as trained
 CURRENT = 0.15  # standard deviation that makes the layer of a pair spike about as often as a trained network
@@ -52,6 +52,9 @@ def make_data(case: Case, device: torch.device) -> Data:
     if case.trained:
         x, labels, weights, rates = trained(replace(case, trained=False, backward=True))
         return Data(x.to(device), labels=labels.to(device), weights=weights, rates=rates)
+    if case.kind == "product":
+        linear, spk_rec = nn.Linear(case.shape[0], case.shape[0]), torch.rand(case.T, *step) < case.rate
+        return Data(spk_rec.float().to(device), torch.randn(case.T, *step, device=device), linear=linear.to(device))
     if case.kind in NETWORKS:
         return Data(torch.rand(step, device=device), labels=torch.randint(CLASSES, (case.B,), device=device))
     x = torch.randn(step if case.constant else (case.T, *step), dtype=dtype, device=device)
@@ -60,7 +63,7 @@ def make_data(case: Case, device: torch.device) -> Data:
         linear, grad = nn.Linear(case.shape[0], CLASSES).to(device), torch.randn(case.T, case.B, CLASSES, device=device)
         spk_rec, _ = layer_of(case).unroll(x.detach(), num_steps=case.T, record_mem=False)
         return Data(x, grad, linear=linear, rates=[spk_rec.mean().item()])
-    if case.kind in ("framework", "recurrent"):
+    if case.kind == "recurrent":
         return Data(x, linear=nn.Linear(case.shape[0], case.shape[0]).to(device))
     if not case.backward:
         return Data(x)
@@ -101,6 +104,10 @@ def _inside(around: Callable[[], Any], function: Callable[[], Any]) -> Callable[
 
 def _build(case: Case, peer: Peer, data: Data) -> Candidate:
     device = data.x.device
+    if case.kind == "product":
+        return _product(case, data, dense=peer.name != OURS)
+    if case.kind == "program":
+        return Candidate(*programs.functions(case, peer))
     if case.kind in NETWORKS:
         assert data.labels is not None
         network, x, labels = Network(case, peer, device, data.weights), data.x, data.labels
@@ -111,9 +118,7 @@ def _build(case: Case, peer: Peer, data: Data) -> Candidate:
     neuron = peer.make(case, device)
     if case.kind == "recurrent":
         return _recurrent(case, neuron, data, peer.compile)
-    if case.kind == "pair":
-        return _pair(case, neuron, data, peer.looped)
-    return {"layer": _layer, "loop": _loop, "framework": _framework}[case.kind](case, neuron, data)
+    return {"layer": _layer, "loop": _loop, "numbers": _loop, "pair": _pair}[case.kind](case, neuron, data)
 
 
 def replayed(run: Callable[[], object]) -> Callable[[], object]:
@@ -162,9 +167,10 @@ def _loop(case: Case, neuron: Neuron, data: Data) -> Candidate:
     if step is None:
         raise Unsupported("has no one-step call")
     assert data.grad is not None
-    currents = [x.detach().clone().requires_grad_() for x in data.x]
+    dtype = neuron.dtype or data.x.dtype
+    currents = [x.detach().to(dtype, copy=True).requires_grad_() for x in data.x]
     wanted = [*currents, *neuron.parameters]
-    grads = list(data.grad)
+    grads = list(data.grad.to(dtype))
 
     def forward() -> tuple[Tensor, ...]:
         state = None
@@ -199,52 +205,47 @@ def _recurrent(case: Case, neuron: Neuron, data: Data, compile_: Callable[[Any],
     )
 
 
-def _framework(case: Case, neuron: Neuron, data: Data) -> Candidate:
-    """Linear(n, n) and a layer of neurons; the loss is the number of spikes, as in Open Neuromorphic's benchmark."""
-    linear, step = data.linear, neuron.step
-    assert linear is not None
-    wanted = [*linear.parameters(), *neuron.parameters]
-
-    def hoisted() -> tuple[Tensor, ...]:
-        return (neuron.unroll(linear(data.x), False)[0],)
-
-    def inside() -> tuple[Tensor, ...]:
-        assert step is not None
-        state = None
-        spikes = []
-        for x in data.x.unbind(0):
-            spk, state = step(linear(x), state)
-            spikes.append(spk)
-        return (torch.stack(spikes),)
-
-    if case.variant == INSIDE and step is None:
-        raise Unsupported("has no one-step call")
-    forward = inside if case.variant == INSIDE else hoisted
-    return Candidate(lambda: torch.autograd.grad(forward()[0].sum(), wanted), forward, [data.x, *wanted])
-
-
-def _pair(case: Case, neuron: Neuron, data: Data, looped: bool) -> Candidate:
+def _pair(case: Case, neuron: Neuron, data: Data) -> Candidate:
     """A layer on a constant current and the Linear behind it: gradients of the current, the weight and the bias."""
-    linear, step, grad = data.linear, neuron.step, data.grad
+    assert data.linear is not None
+    assert neuron.followed_by is not None
+    wanted = [data.x, *data.linear.parameters(), *neuron.parameters]
+    both = neuron.followed_by(data.linear)
+    return Candidate(
+        lambda: torch.autograd.grad(both(data.x, case.T), wanted, data.grad), lambda: (both(data.x, case.T),), wanted
+    )
+
+
+def _product(case: Case, data: Data, dense: bool) -> Candidate:
+    """Spikes times weights, or the gradient of the weights: PyTorch's product, or that of spikes as bits."""
+    spk_rec, linear, grad = data.x, data.linear, data.grad
     assert linear is not None
-    wanted = [data.x, *linear.parameters(), *neuron.parameters]
-    both = None if neuron.followed_by is None else neuron.followed_by(linear)
+    assert grad is not None
+    weight, bias, one = linear.weight.detach(), linear.bias.detach(), torch.tensor(1.0)
+    # Bytes of eight steps [(T + 7) // 8, B, N], the first step in the lowest bit.
+    whole = F.pad(spk_rec, (0, 0, 0, 0, 0, -case.T % 8)).unflatten(0, (-1, 8))
+    bits = (whole * 2 ** torch.arange(8).view(8, 1, 1)).sum(1).to(torch.uint8)
+    run = {
+        (FORWARD, True): lambda: F.linear(spk_rec, weight, bias),
+        (FORWARD, False): lambda: torch.ops.snnfast.spikes_linear(bits, weight, bias, one, case.T),
+        (WEIGHT_GRADIENT, True): lambda: grad.flatten(0, 1).t() @ spk_rec.flatten(0, 1),
+        (WEIGHT_GRADIENT, False): lambda: torch.ops.snnfast.spikes_linear_weight(bits, grad, one),
+    }[case.variant, dense]
+    return Candidate(run, lambda: (run(),), [spk_rec, weight, bias, grad])
 
-    def over_all_steps() -> tuple[Tensor, ...]:
-        if both is not None:
-            return (both(data.x, case.T),)
-        return (linear(over_time(neuron, data.x, case.T, False)[0]),)
 
-    def loop() -> tuple[Tensor, ...]:
-        assert step is not None
-        state, outputs = None, []
-        for _ in range(case.T):
-            spk, state = step(data.x, state)
-            outputs.append(linear(spk))
-        return (torch.stack(outputs),)
+def gradient_error(case: Case, device: torch.device) -> float:
+    """Root mean square of the error of a current's gradient / that of the gradient, with rounded membranes."""
+    torch.manual_seed(0)
+    x = torch.randn(case.T, case.B, *case.shape, device=device, requires_grad=True)
+    grad, layer = torch.randn_like(x), layer_of(case).to(device)
 
-    forward = loop if looped else over_all_steps
-    return Candidate(lambda: torch.autograd.grad(forward()[0], wanted, grad), forward, wanted)
+    def gradient(dtype: torch.dtype | None) -> Tensor:
+        spk_rec, _ = layer.unroll(x, record_mem=False, membrane_dtype=dtype)
+        return torch.autograd.grad(spk_rec, x, grad)[0]
+
+    exact, rounded = gradient(None), gradient(DTYPES[str(case.options.membrane_dtype)])
+    return ((rounded - exact).norm() / exact.norm()).item()
 
 
 class Network:

@@ -6,8 +6,7 @@ import struct
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
-from types import SimpleNamespace
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -90,15 +89,13 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 @pytest.fixture
-def digits(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+def digits(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Random images in place of MNIST, for the benchmarks."""
     from benchmarks import mnist
 
     images, labels = torch.rand(256, 784), torch.randint(10, (256,))
-    found = SimpleNamespace(
-        name="MNIST", train_images=images, train_labels=labels, test_images=images, test_labels=labels
-    )
-    monkeypatch.setattr(mnist.data, "load", lambda path, device: found)
+    found = mnist.Digits(images, labels, images, labels)
+    monkeypatch.setattr(mnist, "load", lambda: found)
     return found
 
 
@@ -120,7 +117,7 @@ def mnist(tmp_path: Path) -> Path:
 @pytest.fixture
 def run_example(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., str]:
+) -> Iterator[Callable[..., str]]:
     """Run an example with these arguments and constants in an empty folder; returns what it prints.
 
     MNIST can't be downloaded there, so that it trains on scikit-learn's digits, unless it is given a folder.
@@ -132,6 +129,7 @@ def run_example(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "examples"))
     monkeypatch.chdir(tmp_path)
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)  # Networks this small are faster on one.
 
     def run(name: str, *args: str, **constants: object) -> str:
@@ -141,7 +139,8 @@ def run_example(
         module.main(args)
         return capsys.readouterr().out
 
-    return run
+    yield run
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

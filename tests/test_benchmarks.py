@@ -1,169 +1,146 @@
-"""The benchmarks run, count right and can be read back. No timing is asserted."""
+"""The benchmarks run, count right and train all implementations alike. No timing is asserted."""
 
-import json
 import subprocess
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.utils import counters
 
-import snnfast
 from benchmarks import __main__ as command_line
-from benchmarks import base, kinds, measure, memory_use, parity, pool, report, rounding, run, runner
+from benchmarks import bars, base, measure, memory_use, once, programs, report, run, runner
 from benchmarks.peers import PEERS, Peer
-from benchmarks.peers.ours import OURS
-from benchmarks.peers.snntorch_loop import LOOP
-from benchmarks.registry import NETWORKS, NEURONS, Case, Options, suites
-from benchmarks.workloads import build, make_data
+from benchmarks.peers.ours import DENSE, LOOPED, NUMBERS, OURS, SWAPPED, WITH_LOSS
+from benchmarks.peers.snntorch_loop import HOISTED, LOOP, NETWORK
+from benchmarks.registry import DIRECTIONS, NETWORKS, PAIR, TUTORIAL5, Case, Options, case_named, suites
+from benchmarks.workloads import Network, build, gradient_error, make_data
+
+pytestmark = pytest.mark.thorough
 
 CPU = torch.device("cpu")
-SUITES = ["lif", "loop", "neurons", "tutorial5", "events", "conv", "long", "framework", "memory", "inference"]
-COMMANDS = [
-    "store", "list", "run", "check", "parity", "epoch", "kinds", "compile", "overhead", "loops", "pool", "products",
-    "held", "rounding", "page", "docs", "raster",
-]  # fmt: skip
 EMPTY_ARCHIVE = bytes(10240)  # as tar makes it
 SMALLEST = "lif [1, 1, 10] float32, forward"
-CASES = {case.name: case for cases in suites("cpu").values() for case in cases}
-LAYER = CASES["lif [25, 128, 1000] float32, forward + backward"]
-GATE = [case for case in CASES.values() if case.gate]
+CASES = [case for cases in suites("cpu").values() for case in cases]
+TRAINED = next(case for case in CASES if case.trained)
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_every_case_has_a_name_of_its_own_and_a_suite(device):
     known = suites(device)
-    assert list(known) == SUITES
     names = [case.name for cases in known.values() for case in cases]
     assert len(names) == len(set(names))
     assert all(case.suite == suite for suite, cases in known.items() for case in cases)
-    assert all(any(case.quick for case in known[suite]) for suite in ("lif", "loop", "tutorial5", "inference"))
+    assert all(case_named(name).name == name for name in names)
 
 
-def test_list_shows_suites_and_peers(capsys):
-    assert command_line.main(["list"]) == 0
-    output = capsys.readouterr().out
-    assert all(f"suite {suite}:" in output for suite in SUITES)
-    assert all(peer in output for peer in PEERS)
-
-
-class Stand:
-    """What is expected of a neuron of snnfast, computed by snnTorch's loop."""
-
-    def __init__(self, name: str, **options: object) -> None:
-        import snntorch
-
-        options.pop("spike_grad", None)  # snnTorch's own is the same
-        self.loop, self.states = getattr(snntorch, name)(**options), len(NEURONS[name.lower()].states)
-
-    def __call__(self, x: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
-        return self.loop(x, *states)
-
-    def to(self, device: torch.device) -> "Stand":
-        return self
-
-    def parameters(self) -> list[Tensor]:
-        return []
-
-    def unroll(self, x: Tensor, *states: Tensor, record_mem: bool = True) -> tuple[Tensor, ...]:
-        out, steps = (None, *(states or [torch.zeros_like(x[0])] * self.states)), []
-        for current in x.unbind(0):
-            out = self.loop(current, *out[1:])
-            steps.append(out)
-        records = tuple(map(torch.stack, zip(*steps, strict=True)))
-        return records if record_mem else (records[0], *out[1:])
-
-
-@pytest.fixture
-def every_neuron(monkeypatch):
-    """Those that snnfast lacks stand in for it."""
-    pytest.importorskip("snntorch")
-    for model in NEURONS.values():
-        if not hasattr(snnfast, model.name):
-            monkeypatch.setattr(snnfast, model.name, partial(Stand, model.name), raising=False)
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (["lif"], "check"),
+        (["run", "--suite", "nothing"], "inference"),
+        (["run", "--peer", "nothing"], LOOP),
+        (["run", "--case", SMALLEST, "--base", "no-such-revision"], "neither a file nor a revision"),
+        (["run", "--case", SMALLEST, "--device", "cpu", "--json", "no/such/folder.json"], "[Errno 2]"),
+    ],
+    ids=["command", "suite", "peer", "base", "json"],
+)
+def test_what_there_is_not_is_an_error_that_says_so(wrong, said, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        command_line.main(wrong)
+    assert said in capsys.readouterr().err
 
 
 def _shrunk(device: str) -> dict[str, list[Case]]:
-    """Two cases of each suite, in a size that takes no time."""
+    """Up to three cases of each suite, in a size that takes no time."""
     small: dict[str, list[Case]] = {}
     for name, known in suites(device).items():
-        cases = [
-            replace(
-                case, T=3, B=2, shape=case.shape if case.kind in NETWORKS else (16,), hidden=(16,) * len(case.hidden)
-            )
-            for case in known
-        ]
-        small[name] = list({case.name: case for case in (cases[0], cases[1 % len(cases)], cases[-1])}.values())
+        few = [known[0], known[1 % len(known)], known[-1]]
+        layers = [case if case.kind in NETWORKS else replace(case, shape=(16,)) for case in few]
+        cases = [replace(case, T=3, B=2, hidden=(16,) * len(case.hidden)) for case in layers]
+        small[name] = list({case.name: case for case in cases}.values())
     return small
 
 
-@pytest.mark.parametrize("suite", SUITES)
-def test_each_suite_runs(suite, capsys, monkeypatch, tmp_path, every_neuron, digits):
-    monkeypatch.setattr(memory_use, "peak_on_cpu", lambda case, peer: 4096 * case.T)
+@pytest.mark.needs_extension
+@pytest.mark.parametrize("suite", [suite for suite in suites("cpu") if suite not in ("compile", "epoch")])
+def test_each_suite_runs(suite, capsys, monkeypatch, tmp_path, digits):
+    pytest.importorskip("snntorch")
     monkeypatch.setattr(run, "suites", _shrunk)
     file = tmp_path / "run.json"
-    arguments = ["run", "--suite", suite, "--peer", OURS, LOOP, "--device", "cpu"]
-    command_line.main([*arguments, "--seconds", "0.05", "--threads", "1", "--json", str(file)])
+    command = ["run", "--suite", suite, "--device", "cpu", "--seconds", "0.05", "--threads", "1", "--attempts", "1"]
+    others = {"products": [DENSE], "numbers": ["snnfast, threshold=1"]}.get(suite, [LOOP])
+    command_line.main([*command, "--peer", OURS, *others, "--json", str(file)])
     output = capsys.readouterr().out
-    content = report.load(file)
-    for row in content["rows"]:
-        assert row.problem == ""
-        assert row.median is not None
-        assert row.repeats > 0
-        assert row.case in output
-    assert {row.peer for row in content["rows"]} >= {OURS, LOOP}
-    assert all(row.agree in (None, 1.0) for row in content["rows"])
+    rows = [row for row in report.load(file)["rows"] if case_named(row.case) != PAIR]
+    fit = [row for row in rows if row.problem != runner.UNFIT]
+    assert {row.peer for row in fit} >= {OURS, *others}
+    assert all(row.median > 0 and row.repeats > 0 and row.problem == "" and row.case in output for row in fit)
+    assert all(row.agree in (None, 1.0) for row in fit)
 
 
-def test_results_are_read_back_and_compared(capsys, tmp_path):
-    file = tmp_path / "run.json"
-    arguments = ["run", "--case", SMALLEST, "--peer", OURS, "--device", "cpu", "--seconds", "0.05"]
-    command_line.main([*arguments, "--json", str(file)])
-    content = json.loads(file.read_text())
-    assert {bar["verdict"] for bar in content["bars"]} <= {"holds", "MISSED", "not measured", "NOT MEASURED"}
-    first = report.load(file)["rows"]
-    report.save(tmp_path / "again.json", content["header"], [], first, [])
-    assert report.load(tmp_path / "again.json")["rows"] == first
-    capsys.readouterr()
-    command_line.main([*arguments, "--base", str(file)])
-    assert f"{OURS}: {first[0].case}" in capsys.readouterr().out.split("old / new")[1]
+def test_store_measures_what_the_documents_show(tmp_path, monkeypatch, capsys):
+    case = Case("lif", "layer", 2, 1, (16,))
+    planned = {case.name for case in run.plan_to_store(CPU)}
+    assert {row.case for file in run.RESULTS.glob("*.json") for row in report.load(file)["rows"]} <= planned
+    assert command_line.parse([]).function is run.store
+    monkeypatch.setattr(run, "plan_to_store", lambda device: {case: [OURS]})
+    assert command_line.main(["store", "--out", str(tmp_path), "--seconds", "0", "--device", "cpu"]) == 0
+    (file,) = tmp_path.glob("*.json")
+    assert report.load(file)["complete"]
+    assert f"wrote {file}" in capsys.readouterr().out
 
 
-def test_base_that_is_nothing_is_an_error(capsys):
-    with pytest.raises(SystemExit):
-        command_line.main(["run", "--case", SMALLEST, "--base", "no-such-revision"])
-    assert "neither a file nor a revision" in capsys.readouterr().err
+def test_a_base_that_was_not_measured_to_its_end_is_an_error(monkeypatch, tmp_path):
+    complete = [True, False]
 
-
-@pytest.mark.parametrize("complete", [True, False])
-def test_a_base_that_was_not_measured_to_its_end_is_an_error(complete, monkeypatch, tmp_path):
-    def run(command, **given):
+    def called(command, **given):
         if "setup.py" not in command and "git" not in command:
-            assert given["env"]["SNNFAST_DATA"] == str(tmp_path / "data")
-            report.save(Path(command[command.index("--json") + 1]), {"machine": "this"}, [], [], [], complete)
+            report.save(Path(command[command.index("--json") + 1]), {"machine": "this"}, [], complete.pop(0))
         return subprocess.CompletedProcess(command, 0, stdout=EMPTY_ARCHIVE)
 
-    monkeypatch.setattr(base.subprocess, "run", run)
+    monkeypatch.setattr(base.subprocess, "run", called)
     monkeypatch.setattr(base.shutil, "copytree", lambda *arguments, **options: None)
-    monkeypatch.setenv("SNNFAST_DATA", "data")
-    monkeypatch.chdir(tmp_path)
-    if complete:
-        assert base.results("some-revision", [], False)["header"]["commit"] == "some-revision"
-    else:
-        with pytest.raises(ValueError, match="--base some-revision: its measurement failed"):
-            base.results("some-revision", [], False)
+    assert base.results("some-revision", [], False)["header"]["commit"] == "some-revision"
+    with pytest.raises(ValueError, match="--base some-revision: its measurement failed"):
+        base.results("some-revision", [], False)
 
 
-def test_a_file_that_cannot_be_written_is_an_error_before_anything_is_measured(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(run, "run_case", None)
-    with pytest.raises(SystemExit, match="2"):
-        command_line.main(["run", "--case", SMALLEST, "--device", "cpu", "--json", str(tmp_path / "none" / "x.json")])
-    assert "--json: [Errno 2]" in capsys.readouterr().err
+def test_the_header_tells_no_path_of_the_environment(monkeypatch):
+    monkeypatch.setenv("LD_PRELOAD", "/some/where/libone.so:/else/libtwo.so")
+    environment = report.header(CPU, PEERS.values())["environment"]
+    assert "LD_PRELOAD=libone.so libtwo.so" in environment
+    assert "/" not in environment
 
 
-def test_copy_moves_as_many_bytes_as_the_layer(monkeypatch):
+# ---- rows
+
+
+def test_missing_failing_and_slow_peers_are_rows_that_say_why(monkeypatch):
+    def broken(case, device):
+        raise RuntimeError("of its own")
+
+    for name, module in (("absent", "package_that_is_not_there"), ("broken", "torch")):
+        monkeypatch.setitem(PEERS, name, Peer(name, module, module, f"pip install {name}", broken))
+    rows = {row.peer: row for row in runner.run_case(Case("lif", "layer", 2, 1, (3,)), ["absent", "broken"], CPU, 0.0)}
+    assert rows["absent"].problem == "not installed: pip install absent"
+    assert rows["broken"].problem == "failed: RuntimeError: of its own"
+    assert rows[OURS].median is not None
+    rows = runner.run_case(Case("lif", "layer", 4096, 1, (10**7,)), [LOOP], CPU, 0.0)
+    assert all(row.problem.startswith("left out") for row in rows)
+    assert NETWORK not in run.peers_of(TUTORIAL5, False, CPU)
+    assert NETWORK in run.peers_of(TUTORIAL5, True, CPU)
+
+
+def test_without_mnist_what_needs_it_is_a_row_that_says_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("SNNFAST_DATA", str(tmp_path))
+    for case in (replace(TRAINED, B=5), case_named("epoch [25, 128, 784] float32, forward + backward")):
+        rows = runner.run_case(case, [OURS], CPU, 0.0)
+        assert all(row.problem.startswith("needs MNIST (SNNFAST_DATA") for row in rows)
+
+
+def test_copy_moves_as_many_bytes_as_the_layer_and_is_the_floor(monkeypatch):
     copied = []
     monkeypatch.setattr(Tensor, "copy_", lambda self, source: copied.append(self.nbytes + source.nbytes))
     for whole in (1 << 26, 1000):  # in one piece, and in several
@@ -171,58 +148,25 @@ def test_copy_moves_as_many_bytes_as_the_layer(monkeypatch):
         copied.clear()
         runner.copying(20 * 12_800, CPU)()
         assert sum(copied) == 20 * 12_800
+    case = Case("lif", "layer", 10, 1, (1000,))
+    ours, copy = rows = [runner.Row(case.name, name, median=s) for name, s in ((OURS, 3e-3), (runner.COPY, 2e-3))]
+    runner.compare(case, rows)
+    assert ours.share_of_copy == pytest.approx(2 / 3)
+    assert copy.bandwidth == pytest.approx(20 * 10_000 / 2e-3)
 
 
-def test_floor_is_the_time_of_copy_over_that_of_the_layer():
-    case = replace(LAYER, T=10, B=1, shape=(1000,))
-    rows = {name: runner.Row(case.name, name, neuron_steps=case.neuron_steps) for name in (OURS, runner.COPY)}
-    runner._fill(case, rows, {OURS: [3e-3] * 3, runner.COPY: [2e-3] * 3})
-    assert rows[OURS].share_of_copy == pytest.approx(2 / 3)
-    assert rows[OURS].bytes_worth == pytest.approx(30)
-    assert rows[runner.COPY].bandwidth == pytest.approx(20 * 10_000 / 2e-3)
-
-
-def test_a_neuron_that_snnfast_lacks_is_a_row_that_says_so(monkeypatch):
-    monkeypatch.delattr(snnfast, "Synaptic", raising=False)
-    rows = runner.run_case(CASES["neurons [25, 128, 1000] float32, synaptic, forward + backward"], [LOOP], CPU, 0.0)
-    assert {row.problem for row in rows} == {"snnfast has no Synaptic yet"}
-
-
-def _peer(name: str, make, module: str = "torch") -> Peer:
-    return Peer(name, module, module, f"pip install {name}", make)
-
-
-def test_missing_and_failing_peers_are_rows(monkeypatch, capsys):
-    def broken(case, device):
-        raise RuntimeError("of its own")
-
-    monkeypatch.setitem(PEERS, "absent", _peer("absent", broken, "package_that_is_not_there"))
-    monkeypatch.setitem(PEERS, "broken", _peer("broken", broken))
-    case = Case("lif", "layer", 2, 1, (3,))
-    rows = {row.peer: row for row in runner.run_case(case, ["absent", "broken"], CPU, 0.0)}
-    assert rows["absent"].problem == "not installed: pip install absent"
-    assert rows["broken"].problem == "failed: RuntimeError: of its own"
-    assert rows[OURS].median is not None
-    report.print_case(case, list(rows.values()))
-    assert "pip install absent" in capsys.readouterr().out
-
-
-def test_a_model_that_resets_at_once_is_compared_where_ours_rounds_membranes(monkeypatch):
-    def make(case, device):
-        only = replace(case, options=replace(case.options, reset_delay=False, membrane_dtype=None))
-        return PEERS[OURS].make(only, device)
-
-    peer = _peer("immediate", make)._replace(nearest=lambda case: {"reset_delay": False})
-    monkeypatch.setitem(PEERS, "immediate", peer)
-    case = Case("lif", "layer", 9, 3, (10,), options=Options(membrane_dtype="bfloat16"))
-    rows = {row.peer: row for row in runner.run_case(case, ["immediate"], CPU, 0.0)}
-    assert rows["immediate"].problem == ""
-    assert rows["immediate"].agree == 1.0
-
-
-def test_what_would_take_too_long_is_left_out():
-    rows = runner.run_case(Case("lif", "layer", 4096, 1, (10**7,)), [LOOP], CPU, 0.0)
-    assert all(row.problem.startswith("left out") for row in rows)
+def test_ideal_bytes():
+    layer = Case("lif", "layer", 10, 1, (1,))
+    recorded = {"options": Options(record_mem=True)}
+    for changed, expected in (
+        ({}, 20),
+        (recorded, 24),
+        ({"constant": True}, 8 + 1.2),
+        ({"backward": False}, 8),
+        ({"neuron": "synaptic", **recorded}, 28),  # both states are written, the membrane is read
+    ):
+        assert replace(layer, **changed).ideal_bytes == pytest.approx(expected)
+    assert Case("loop", "loop", 10, 1, (1,)).ideal_bytes is None
 
 
 class Known(torch.autograd.Function):
@@ -246,144 +190,84 @@ def test_bytes_kept_are_those_of_a_function_that_is_known():
     assert memory_use.kept(lambda: (Known.apply(x).sum(),), []) == memory_use.Kept(500, 500)
 
 
-@pytest.mark.needs_extension
-def test_bytes_kept_of_a_layer_are_its_current_and_checkpoints():
-    case = Case("lif", "layer", 32, 1, (64,))
-    data = make_data(case, CPU)
-    candidate = build(case, PEERS[OURS], data)
-    with snnfast.use_backend("reference"):
-        loop = memory_use.kept(candidate.forward, candidate.given)
-    assert loop.saved > 0
-    with snnfast.use_backend("fused"):
-        found = memory_use.kept(candidate.forward, candidate.given)
-    assert 4 <= found.saved / case.neuron_steps <= 4.5
-    assert found.held == pytest.approx(found.saved - 4 * case.neuron_steps)
-
-
-def test_ideal_bytes():
-    layer = Case("lif", "layer", 10, 1, (1,))
-    assert layer.ideal_bytes == 20
-    assert Case("lif", "layer", 10, 1, (1,), "float16").ideal_bytes == 10
-    assert Case("lif", "layer", 10, 1, (1,), options=Options(record_mem=True)).ideal_bytes == 24
-    assert Case("lif", "layer", 10, 1, (1,), constant=True).ideal_bytes == pytest.approx(8 + 1.2)
-    assert Case("inference", "layer", 10, 1, (1,), backward=False).ideal_bytes == 8
-    assert Case("loop", "loop", 10, 1, (1,)).ideal_bytes is None
-
-
-def test_ideal_bytes_of_a_neuron_with_two_states():
-    recorded = Options(record_mem=True)
-    synaptic = Case("neurons", "layer", 10, 1, (1,), neuron="synaptic")
-    assert synaptic.ideal_bytes == 20
-    assert replace(synaptic, options=recorded).ideal_bytes == 28  # both states are written, the membrane read
-    assert replace(synaptic, backward=False).ideal_bytes == 8
-    assert replace(synaptic, backward=False, options=recorded).ideal_bytes == 16
-
-
-def test_largest_number_of_steps_is_on_the_line_through_two_peaks():
-    assert memory_use.largest_T({10: 1100, 20: 2100}, 10_100) == 100
-    assert memory_use.largest_T({10: 100, 20: 100}, 10_100) is None
-
-
-def test_peak_is_at_least_what_the_gradient_takes():
-    case = Case("memory", "layer", 64, 16, (4096,))
-    peak = memory_use.peak_on_cpu(case, OURS)
-    assert peak is not None
-    assert 8 * case.neuron_steps <= peak <= 32 * case.neuron_steps  # spikes and gradient, and not many copies
-
-
-def test_header_is_complete():
-    found = report.header(CPU, PEERS.values())
-    assert set(found) == {
-        "date", "machine", "device", "system", "commit", "snnfast", "versions", "threads", "load", "environment",
-        "peers",
-    }  # fmt: skip
-    assert "torch" in found["versions"]
-    assert set(found["peers"]) == {peer.package for peer in PEERS.values()} - {"snnfast"}
-    assert all(found.values())
-
-
-def test_the_header_tells_no_path_of_the_environment(monkeypatch):
-    monkeypatch.setenv("LD_PRELOAD", "/some/where/libone.so:/else/libtwo.so")
-    monkeypatch.setenv("SNNFAST_DATA", "/some/data")
-    environment = report.header(CPU, [])["environment"]
-    assert "LD_PRELOAD=libone.so libtwo.so" in environment
-    assert "/" not in environment
-    assert "SNNFAST_DATA" not in environment
-
-
 def test_slow_functions_take_short_turns():
-    counts = {"slow": 0, "fast": 0}
+    called = []
+    functions = {name: lambda name=name: called.append(name) for name in ("slow", "fast")}
 
-    def count(name: str):
-        def call() -> None:
-            counts[name] += 1
-            if name == "slow":
-                torch.mm(torch.rand(300, 300), torch.rand(300, 300)).sum().item()
+    def clock(function) -> float:
+        function()
+        return 1.0 if called[-1] == "slow" else 1e-6
 
-        return call
-
-    times = measure.alternate({n: count(n) for n in counts}, seconds=0, warm_up=1, least=2, slow=1e-9)
-    assert counts["slow"] == 4  # two to find out, then one in each turn
-    assert len(times["slow"]) == 2
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_each_command_has_its_help_and_takes_no_option_of_another(command, capsys):
-    with pytest.raises(SystemExit, match="0"):
-        command_line.main([command, "--help"])
-    assert capsys.readouterr().out.startswith(f"usage: python -m benchmarks {command} ")
-    other = ["--base", "HEAD"] if command in ("store", "parity") else ["--configurations", "1"]
-    with pytest.raises(SystemExit, match="2"):
-        command_line.main([command, *other])
-
-
-@pytest.mark.parametrize(
-    ("wrong", "said"),
-    [(["lif"], "parity"), (["run", "--suite", "nothing"], "inference"), (["run", "--peer", "nothing"], LOOP)],
-    ids=["command", "suite", "peer"],
-)
-def test_what_there_is_not_is_an_error_that_says_what_there_is(wrong, said, capsys):
-    with pytest.raises(SystemExit, match="2"):
-        command_line.main(wrong)
-    assert said in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("threads", ["0", "-1", "two"])
-def test_a_number_of_threads_that_cannot_be_is_an_error(threads, capsys):
-    with pytest.raises(SystemExit, match="2"):
-        command_line.main(["rounding", "--threads", threads])
-    assert f"--threads: expected a positive integer, got '{threads}'" in capsys.readouterr().err
-
-
-def test_parity_counts_the_bits_of_every_neuron(every_neuron, monkeypatch, capsys):
-    assert set(parity.TABLE) == set(NEURONS)
-    assert command_line.main(["parity", "--configurations", "5"]) == 0
-    output = capsys.readouterr().out
-    assert all(output.count(f"\n{neuron}: 5 random configurations") == 1 for neuron in NEURONS)
-    unroll = snnfast.Leaky.unroll
-
-    def off(self, current: Tensor, mem: Tensor) -> tuple[Tensor, Tensor]:
-        spk_rec, mem_rec = unroll(self, current, mem)
-        return spk_rec, torch.nextafter(mem_rec, mem_rec + 1)
-
-    monkeypatch.setattr(snnfast.Leaky, "unroll", off)
-    assert command_line.main(["parity", "--configurations", "2"]) == 1
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[-3:]] == ["holds", "holds", "MISSED"]
+    times = measure.alternate(functions, seconds=0, warm_up=1, least=2, slow=0.1, clock=clock)
+    assert (called.count("slow"), len(times["slow"])) == (4, 2)  # two to find out, then one in each turn
+    assert (called.count("fast"), len(times["fast"])) == (15, 8)  # the first of a turn does not count
 
 
 @pytest.mark.needs_extension
-def test_measurements_of_one_thing_are_printed_and_judged(monkeypatch, capsys):
-    monkeypatch.setattr(pool, "STEPS", 2)
-    monkeypatch.setattr(pool, "MILLION", 10**5)
-    monkeypatch.setattr(pool, "SECONDS", 0.01)
-    command_line.main(["pool"])
-    assert "MiB kept idle" in capsys.readouterr().out.splitlines()[-1]
-    monkeypatch.setattr(kinds, "SHAPES", ((1, 10),))
-    command_line.main(["kinds", "--seconds", "0", "--threads", "1"])
-    assert capsys.readouterr().out.count(" / float32, [") == 8
+def test_spikes_as_bits_are_the_same_as_numbers_and_take_less_memory():
+    data = make_data(PAIR, CPU)
+    assert 0.02 < data.rates[0] < 0.08
+    bits, numbers = (build(PAIR, PEERS[name], data) for name in (OURS, NUMBERS))
+    for found, expected in zip(bits.run(), numbers.run(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+    kept = [memory_use.kept(peer.forward, peer.given).held / PAIR.neuron_steps for peer in (bits, numbers)]
+    assert kept[0] <= bars.BARS[PAIR.name][bars.HELD]
+    assert kept[1] > 4
+    for direction in DIRECTIONS:
+        case = Case("products", "product", 9, 2, (70,), rate=0.1, variant=direction)
+        found, expected = (build(case, PEERS[name], make_data(case, CPU)).run() for name in (OURS, DENSE))
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+    rounded = Case("lif", "layer", 25, 4, (100,), options=Options(membrane_dtype="bfloat16"))
+    assert 0 < gradient_error(rounded, CPU) < 2e-3
 
 
-def test_error_of_rounded_membranes_is_printed_and_judged(monkeypatch, capsys):
-    monkeypatch.setattr(rounding, "SHAPE", (25, 4, 100))
-    assert command_line.main(["rounding"]) == 0
-    assert capsys.readouterr().out.count("holds") == 3
+# ---- networks, compiled or not
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize("peer", [LOOPED, WITH_LOSS, LOOP, HOISTED])
+def test_networks_train_alike_whoever_computes_them(kind, peer):
+    pytest.importorskip("snntorch")
+    torch._dynamo.reset()
+    case = replace(next(case for case in CASES if case.kind == kind), T=8, B=4, trained=False)
+    ours, theirs = (Network(case, PEERS[name], CPU) for name in (OURS, peer))
+    x, labels = torch.rand(case.B, *case.shape), torch.randint(10, (case.B,))
+    with torch.no_grad():
+        for parameter in (*ours.parameters, *theirs.parameters):
+            parameter.mul_(4)  # so that all layers spike
+    assert ours(x)[0].any()
+    for _ in range(3):
+        expected = ours.train(x, labels)
+        torch.testing.assert_close(theirs.train(x, labels).reshape(()), expected)
+    for a, b in zip(ours.parameters, theirs.parameters, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("peer", [LOOPED, WITH_LOSS])
+def test_two_epochs_with_smaller_last_batches_and_evaluation_compile_three_graphs(peer):
+    pytest.importorskip("snntorch")
+    torch._dynamo.reset()
+    counters.clear()
+    network = Network(replace(TUTORIAL5, T=5), PEERS[peer], CPU)
+    for _ in range(2):
+        for size in (16, 16, 12):
+            network.train(torch.rand(size, 784), torch.randint(10, (size,)))
+        for size in (10, 10, 6):
+            with torch.no_grad():
+                network.loss(torch.rand(size, 784), torch.randint(10, (size,)))
+    assert 1 <= counters["stats"]["unique_graphs"] <= 3
+
+
+def test_what_is_measured_once_is_a_row_and_programs_are_cases(digits, monkeypatch):
+    pytest.importorskip("snntorch")
+    monkeypatch.setattr(once, "SEEDS", 1)
+    epoch = Case("epoch", "epoch", 3, 64, (784,))
+    ours, theirs = runner.run_case(epoch, [OURS, LOOP], CPU, 0.0)
+    assert 0 <= ours.accuracy < 1 > theirs.accuracy >= 0
+    monkeypatch.setitem(once.ONCE, "compile", lambda case, peer: {"median": once.seconds_to_compile(case, peer)})
+    small = Case("compile", "compile", 3, 4, (784,))
+    (row,) = runner.run_case(small, [LOOPED], CPU, 0.0)
+    assert row.median > 0, row.problem
+    (program,) = [case for case in programs.cases() if case.variant == "tutorial5"]
+    rows = runner.run_case(program, [LOOPED, SWAPPED], CPU, 0.0)
+    assert [bar.value > 0 for bar in bars.judge(program, rows)] == [True]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..registry import NETWORKS, NEURONS, Case, Model
 
-KINDS = ("layer", "loop", "framework", "pair", *NETWORKS)
+KINDS = ("layer", "loop", *NETWORKS)
 
 
 class Unsupported(Exception):  # noqa: N818 - a reason, not a mistake
@@ -28,7 +28,9 @@ class Neuron(NamedTuple):
     constant: Callable[[Tensor, int, bool], tuple[Tensor, ...]] | None = None
     """As ``unroll``, of one current and a number of steps, where that is more than an expanded current."""
     followed_by: Callable[[nn.Linear], Callable[[Tensor, int], Tensor]] | None = None
-    """This layer and a linear one as a function of one current and a number of steps, where that is more than both."""
+    """This layer and a linear one as a function of one current and a number of steps."""
+    dtype: torch.dtype | None = None
+    """Of its currents, where it is not that of the case."""
 
 
 class Peer(NamedTuple):

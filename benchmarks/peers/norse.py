@@ -53,14 +53,7 @@ INSTALL = "pip install norse"
 PEERS = [
     Peer("Norse", "norse", "norse", INSTALL, make, NOTE, nearest),
     Peer(
-        "Norse, compiled step",
-        "norse",
-        "norse",
-        INSTALL,
-        make_compiled,
-        NOTE,
-        nearest,
-        compiled=True,
-        kinds=("layer", "loop", "framework"),
+        "Norse, compiled step", "norse", "norse", INSTALL, make_compiled, NOTE, nearest, compiled=True,
+        kinds=("layer", "loop"),
     ),
-]
+]  # fmt: skip

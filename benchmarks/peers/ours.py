@@ -1,5 +1,7 @@
 """This library: all steps in one kernel, one call per step, or snnTorch's loop compiled."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +17,8 @@ from .base import KINDS, Neuron, Peer, layer_options, stepping
 OURS, LOOPED, WITH_LOSS = "snnfast", "snnfast, compiled loop", "snnfast, compiled loop and loss"
 NUMBERS, SWAPPED = "snnfast, spikes as numbers", "snnfast, import changed"
 GRAPH = "snnfast, CUDA graph"
+BACKEND = "snnfast, torch.compile"
+DENSE = "PyTorch, dense product"
 
 
 def layer_of(case: Case) -> Any:
@@ -38,6 +42,32 @@ def make(case: Case, device: torch.device) -> Neuron:
     parameters = [p for p in layer.parameters() if p.requires_grad]
     step = stepping(layer, NEURONS[case.neuron])
     return Neuron(unroll, step, parameters, constant, lambda linear: snnfast.MultiStep(layer, linear))
+
+
+def _of_numpy() -> snnfast.Leaky:
+    import numpy as np
+
+    return snnfast.Leaky(np.float64(0.95), np.float64(1))
+
+
+# Layers of another kind of number than float32, the dtype of their currents, and the most that they may cost beside it.
+_NUMBERS: dict[str, tuple[Callable[[], snnfast.Leaky], torch.dtype, float]] = {
+    "snnfast, threshold=1": (lambda: snnfast.Leaky(0.95, threshold=1), torch.float32, 1.1),
+    "snnfast, beta=1": (lambda: snnfast.Leaky(1), torch.float32, 1.1),
+    "snnfast, float64 tensor": (lambda: snnfast.Leaky(torch.tensor(0.95, dtype=torch.float64)), torch.float32, 1.1),
+    "snnfast, numpy.float64": (_of_numpy, torch.float32, 1.1),
+    "snnfast, bfloat16 current": (lambda: snnfast.Leaky(0.95), torch.bfloat16, 1.4),
+    "snnfast, float16 current": (lambda: snnfast.Leaky(0.95), torch.float16, 1.4),
+    "snnfast, layer.bfloat16()": (lambda: snnfast.Leaky(0.95).bfloat16(), torch.bfloat16, 1.4),
+    "snnfast, layer.half()": (lambda: snnfast.Leaky(0.95).half(), torch.float16, 1.4),
+}
+KINDS_OF_NUMBER: dict[str | tuple[str, str], float] = {name: most for name, (_, _, most) in _NUMBERS.items()}
+
+
+def make_of_number(name: str, case: Case, device: torch.device) -> Neuron:
+    layer, dtype, _ = _NUMBERS[name]
+    eager = make(case, device)
+    return eager._replace(step=stepping(layer().to(device), NEURONS[case.neuron]), parameters=(), dtype=dtype)
 
 
 class OverTime(snnfast.MultiStep):
@@ -64,44 +94,54 @@ def compile_(loop: Any) -> Any:
     return snnfast.compile(loop)
 
 
+def compile_by_backend(net: Any) -> Any:
+    return torch.compile(net, backend="snnfast")
+
+
 def loss(mem_rec: Tensor, labels: Tensor) -> Tensor:
     return snnfast.losses.ce_membrane_loss()(mem_rec, labels)
 
 
-def lacking(case: Case) -> str:
-    """Why this version of snnfast can't run a case; empty where it can."""
-    name = NEURONS[case.neuron].name
-    return "" if hasattr(snnfast, name) else f"snnfast has no {name} yet"
-
-
+HERE = "pip install --no-build-isolation ."
 INSTALL = "pip install --no-build-isolation '.[snntorch]'"
 PEERS = [
     Peer(
-        OURS, "snnfast", "snnfast", "pip install --no-build-isolation .", make, network=OverTime, loss=loss,
-        kinds=(*KINDS, "recurrent"), neurons=tuple(NEURONS),
+        OURS, "snnfast", "snnfast", HERE, make, network=OverTime, loss=loss,
+        kinds=(*KINDS, "numbers", "pair", "recurrent", "product", "epoch"), neurons=tuple(NEURONS),
     ),
     Peer(
-        GRAPH, "snnfast", "snnfast", "pip install --no-build-isolation .", make,
-        "the same, captured in a CUDA graph and replayed", network=OverTime, loss=loss, graph=True, devices=("cuda",),
-        kinds=NETWORKS,
+        GRAPH, "snnfast", "snnfast", HERE, make, "the same, captured in a CUDA graph and replayed", network=OverTime,
+        loss=loss, graph=True, devices=("cuda",), kinds=NETWORKS,
     ),
     Peer(
-        NUMBERS, "snnfast", "snnfast", "pip install --no-build-isolation .", make,
+        NUMBERS, "snnfast", "snnfast", HERE, make,
         "the same, but the spikes go to the linear layer behind them as numbers: use_events(False)",
         network=OverTime, loss=loss, around=lambda: snnfast.use_events(False), kinds=("pair", *NETWORKS),
     ),
     Peer(
+        BACKEND, "snnfast", "snnfast", HERE, make,
+        'the same under torch.compile(net, backend="snnfast"), though there is nothing to merge',
+        network=OverTime, loss=loss, compile=compile_by_backend, compiled=True, kinds=("tutorial5",),
+    ),
+    Peer(
         SWAPPED, "snntorch", "snnfast", INSTALL, make,
         "the network of snnTorch's loop on the kernels, as after a change of the import; the loop stays",
-        network=snntorchs_loop, looped=True, kinds=NETWORKS,
+        network=snntorchs_loop, looped=True, kinds=(*NETWORKS, "program"),
     ),
     Peer(
         LOOPED, "snntorch", "snnfast", INSTALL, make,
         "the network of snnTorch's loop and layers, unchanged, compiled by snnfast.compile; its loss is not compiled",
-        network=snntorchs_loop, looped=True, compile=compile_, compiled=True, kinds=(*NETWORKS, "recurrent"),
+        network=snntorchs_loop, looped=True, compile=compile_, compiled=True,
+        kinds=(*NETWORKS, "recurrent", "program", "compile"),
     ),
     Peer(
         WITH_LOSS, "snntorch", "snnfast", INSTALL, make, "the same, compiled together with its loss",
-        network=snntorchs_loop, looped=True, compile=compile_, with_loss=True, compiled=True, kinds=NETWORKS,
+        network=snntorchs_loop, looped=True, compile=compile_, with_loss=True, compiled=True,
+        kinds=(*NETWORKS, "compile"),
+    ),
+    Peer(DENSE, "torch", "torch", "pip install torch", make, "of spikes as numbers", kinds=("product",)),
+    *(
+        Peer(name, "numpy", "snnfast", "pip install numpy", partial(make_of_number, name), kinds=("numbers",))
+        for name in _NUMBERS
     ),
 ]  # fmt: skip

@@ -61,8 +61,8 @@ INSTALL = "pip install 'snntorch>=1.0.0'"
 COMPILER = INSTALL + " (and a C++ compiler, on a GPU Triton)"
 PEERS = [
     Peer(
-        LOOP, "snntorch", "snntorch", INSTALL, make, network=network, looped=True, kinds=(*KINDS, "recurrent"),
-        neurons=tuple(NEURONS),
+        LOOP, "snntorch", "snntorch", INSTALL, make, network=network, looped=True,
+        kinds=(*KINDS, "recurrent", "epoch"), neurons=tuple(NEURONS),
     ),
     Peer(
         HOISTED, "snntorch", "snntorch", INSTALL, make,
@@ -72,11 +72,12 @@ PEERS = [
     Peer(
         COMPILED, "snntorch", "snntorch", COMPILER, make_compiled,
         f"torch.compile of the whole loop up to {WHOLE} steps, of the step beyond; its compilation is not counted",
-        compiled=True, kinds=("layer", "loop", "framework"), neurons=tuple(NEURONS),
+        compiled=True, kinds=("layer", "loop"), neurons=tuple(NEURONS),
     ),
     Peer(
         NETWORK, "snntorch", "snntorch", COMPILER, make,
         f"the network of {LOOP} under torch.compile, up to {WHOLE} steps; its compilation is not counted",
-        network=network_to_compile, looped=True, compile=compile_, compiled=True, slow=True, kinds=NETWORKS,
+        network=network_to_compile, looped=True, compile=compile_, compiled=True, slow=True,
+        kinds=(*NETWORKS, "compile"),
     ),
 ]  # fmt: skip
