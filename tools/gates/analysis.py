@@ -31,7 +31,7 @@ class Measured:
     resources: Resources
     accesses: memory.Accesses
     looped: int  # instructions in loops
-    roundings: Sequence[str] = ()  # what rounds otherwise than PyTorch's operators, in machine code
+    roundings: Sequence[str]  # what rounds otherwise than PyTorch's operators, in machine code
 
     @property
     def vector(self) -> bool:
@@ -73,7 +73,8 @@ def analyse(units: Iterable[Unit], nvdisasm: str, cuobjdump: str) -> list[Measur
 
 
 def _analyse(nvdisasm: str, cuobjdump: str, unit: Unit) -> list[Measured]:
-    commands = [nvdisasm, "-c", unit.cubin], [cuobjdump, "-res-usage", unit.cubin]
+    file = str(unit.cubin)
+    commands = [nvdisasm, "-c", file], [cuobjdump, "-res-usage", file]
     texts = [subprocess.run(command, capture_output=True, text=True, check=True).stdout for command in commands]
     return records(unit.architecture, texts[0], resources(unit.architecture, texts[1]))
 

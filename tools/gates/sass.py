@@ -59,7 +59,7 @@ class Kernel:
         while pending:
             part = pending.pop()
             for loop in list(networkx.strongly_connected_components(part)):
-                if not any(target in loop for i in loop for target in part[i]):
+                if len(loop) == 1:  # no loop; the branch to itself behind the end of every kernel is none either
                     continue
                 for i in loop:
                     depths[i] += 1
