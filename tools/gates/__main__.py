@@ -9,7 +9,7 @@ import shutil
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,9 +21,8 @@ from .analysis import Measured
 MOST_MEGABYTES = 6.8  # of the machine code and PTX of all architectures, as compressed: half of the wheel
 LEGEND = """\
 under an architecture: registers of a thread, and the share of the card's threads that can be in flight
-block: threads; shared: bytes of a block; spill, stack: bytes of a thread; local: accesses to local memory
-loads, stores: instructions in the loops over time, fewest - most of any architecture
-narrow: of these, under 16 bytes, or 8 where all elements of a thread are 8
+block: threads; the others are the most of any architecture. shared: bytes of a block; spill, stack: bytes of a thread
+narrow: loads and stores in the loops over time under 16 bytes, or 8 where all elements of a thread are 8
 looped: instructions in loops; each: the same of a neuron and step, where every call goes the same way through the loop
 """
 
@@ -75,12 +74,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     measured.sort(key=lambda m: (m.name, architectures.index(m.architecture)))
     bounds = {symbol: bound for text in texts for symbol, bound in analysis.threads(text).items()}
     threads = {name: bounds[symbol] for symbol, name in kernels.names(bounds).items()}
+    taken = {(m.name, m.architecture): m.taken for m in measured}
     if update:
-        budgets.save(nvcc, taken_by(measured), budgets.FILE)
+        budgets.save(nvcc, taken, budgets.FILE)
     print(LEGEND)
     print_columns(table(measured, threads))
     print()
-    gates += [Gate(compiled, []), rounding_gate(texts), budget_gate(nvcc, architectures, measured, budgets.FILE)]
+    gates += [Gate(compiled, []), rounding_gate(texts), budget_gate(nvcc, architectures, taken, budgets.FILE)]
     return 0 if show([*gates, *kernel_gates(measured, threads)]) else 1
 
 
@@ -120,32 +120,24 @@ def rounding_gate(ptx: Sequence[str]) -> Gate:
     )
 
 
-def taken_by(measured: Iterable[Measured]) -> dict[str, dict[str, budgets.Taken]]:
-    taken: dict[str, dict[str, budgets.Taken]] = {}
-    for m in measured:
-        taken.setdefault(m.name, {})[m.architecture] = m.taken
-    return taken
-
-
-def budget_gate(nvcc: str, architectures: Sequence[str], measured: Sequence[Measured], file: Path) -> Gate:
+def budget_gate(nvcc: str, architectures: Sequence[str], taken: budgets.Table, file: Path) -> Gate:
     budgeted_with, budget = budgets.load(file)
-    allowed = {name: {a: per[a] for a in architectures if a in per} for name, per in budget.items()}
-    problems = budgets.problems(taken_by(measured), allowed)
     of = file.name + ("" if budgeted_with == nvcc else f" (of nvcc {budgeted_with})")
     return Gate(
         f"registers, spills, stack, shared memory, narrow accesses and instructions in loops within {of}",
-        [f"{kernel}: {why}" for kernel, whys in problems.items() for why in whys],
+        budgets.problems(taken, {key: allowed for key, allowed in budget.items() if key[1] in architectures}),
     )
 
 
 def kernel_gates(measured: Sequence[Measured], threads: Mapping[str, int]) -> list[Gate]:
-    roundings = [f"{m.name}, {m.architecture}: {why}" for m in measured for why in m.roundings]
-    accesses = [f"{m.name}, {m.architecture}: {why}" for m in measured for why in m.memory_problems]
-    blocked = [f"{m.name}, {m.architecture}: no block fits" for m in measured if not m.occupied(threads[m.name])]
+    def gate(name: str, problems: Callable[[Measured], Sequence[str]]) -> Gate:
+        return Gate(name, [f"{m.name}, {m.architecture}: {why}" for m in measured for why in problems(m)])
+
     return [
-        Gate("machine code of forward: no multiply-add of floating-point numbers", roundings),
-        Gate("16 bytes, or all of a thread, at a time in loops over time of vector kernels, no local memory", accesses),
-        Gate("a block of every kernel fits on its card", blocked),
+        gate("machine code of forward: no multiply-add of floating-point numbers", lambda m: m.roundings),
+        gate("vector kernels: 16 bytes, or all of a thread, at a time in loops over time", lambda m: m.narrow_problems),
+        gate("no local memory", lambda m: m.accesses.local),
+        gate("a block fits on the card", lambda m: [] if m.occupied(threads[m.name]) else ["no block fits"]),
     ]
 
 
@@ -163,26 +155,19 @@ def table(measured: Iterable[Measured], threads: Mapping[str, int]) -> list[list
     rows: dict[str, dict[str, Measured]] = {}
     for m in measured:
         rows.setdefault(m.name, {})[m.architecture] = m
-    lines = [["kernel", "block", *(f"{card.name} {card.architecture}" for card in occupancy.CARDS)]]
-    lines[0] += ["shared", "spill", "stack", "local", "loads", "stores", "narrow", "looped", "each"]
+    lines = [["kernel", "block", *(f"{card.name} {a}" for a, card in occupancy.CARDS.items())]]
+    most = ("shared", "spill", "stack", "narrow", "looped")
+    lines[0] += [*most, "each"]
     for name, per in rows.items():
         of = list(per.values())
         lines.append([name, str(threads[name])])
-        for card in occupancy.CARDS:
-            here = per.get(card.architecture)
+        for here in map(per.get, occupancy.CARDS):
             cell = "-" if here is None else f"{here.resources.registers} {here.occupied(threads[name]):>4.0%}"
             lines[-1].append(cell)
-        lines[-1] += [str(max(getattr(m.taken, field) for m in of)) for field in ("shared", "spill", "stack")]
-        lines[-1] += [str(max(m.accesses.local for m in of))]
-        lines[-1] += [_range([m.accesses.loads for m in of]), _range([m.accesses.stores for m in of])]
-        lines[-1].append(_range([len(m.accesses.narrow) for m in of]) if of[0].vector else "one neuron")
-        lines[-1].append(_range([m.looped for m in of]))
-        lines[-1].append(_range([round(m.per_neuron_step, 1) for m in of if m.per_neuron_step is not None]))
+        lines[-1] += [str(max(getattr(m.taken, field) for m in of)) for field in most]
+        each = [m.per_neuron_step for m in of if m.per_neuron_step is not None]
+        lines[-1].append(f"{max(each):.1f}" if each else "")
     return lines
-
-
-def _range(numbers: Sequence[float]) -> str:
-    return "-".join(map(str, sorted({min(numbers), max(numbers)}))) if numbers else ""
 
 
 def print_columns(lines: Sequence[Sequence[str]]) -> None:

@@ -56,14 +56,13 @@ class Measured:
         return None if steps is None else self.looped / steps / kernels.width(self.name)
 
     @property
-    def memory_problems(self) -> list[str]:
-        found = self.accesses.problems(kernels.width(self.name)) if self.vector else []
-        return found + ([f"{self.accesses.local} accesses to local memory"] if self.accesses.local else [])
+    def narrow_problems(self) -> list[str]:
+        return self.accesses.problems(kernels.width(self.name)) if self.vector else []
 
     def occupied(self, threads: int) -> float:
         """The share of a multiprocessor's threads that blocks of so many threads keep occupied."""
-        card = next(card for card in occupancy.CARDS if card.architecture == self.architecture)
-        held = occupancy.blocks(card, threads, self.resources.registers, self.resources.shared)
+        card = occupancy.CARDS[self.architecture]
+        held = occupancy.blocks(self.architecture, threads, self.resources.registers, self.resources.shared)
         return held * threads / card.threads
 
 

@@ -19,43 +19,36 @@ class Taken(NamedTuple):
     looped: int  # instructions in loops, of all ways through them
 
 
-Table = Mapping[str, Mapping[str, Taken]]  # kernel, then architecture
+Table = Mapping[tuple[str, str], Taken]  # by kernel and architecture
 SLACK = {"looped": 0.01}  # what a change elsewhere in a source may cost, as a share
 
 
-def load(file: Path) -> tuple[str, dict[str, dict[str, Taken]]]:
+def load(file: Path) -> tuple[str, dict[tuple[str, str], Taken]]:
     """The version of nvcc that the budgets were taken with, and the budgets."""
     content = json.loads(file.read_text())
-    kernels = {
-        name: {architecture: Taken(*numbers) for architecture, numbers in per.items()}
-        for name, per in content["kernels"].items()
-    }
-    return content["nvcc"], kernels
+    kernels = content["kernels"].items()
+    return content["nvcc"], {(name, a): Taken(*numbers) for name, per in kernels for a, numbers in per.items()}
 
 
 def save(nvcc: str, table: Table, file: Path) -> None:
     """One line for each kernel, so that a change can be read."""
-    rows = ",\n".join(f"  {json.dumps(name)}: {json.dumps(table[name])}" for name in sorted(table))
+    kernels: dict[str, dict[str, Taken]] = {}
+    for (name, architecture), taken in table.items():
+        kernels.setdefault(name, {})[architecture] = taken
+    rows = ",\n".join(f"  {json.dumps(name)}: {json.dumps(kernels[name])}" for name in sorted(kernels))
     head = f' "nvcc": {json.dumps(nvcc)},\n "columns": {json.dumps(Taken._fields)},\n'
     file.write_text(f'{{\n{head} "kernels": {{\n{rows}\n }}\n}}\n')
 
 
-def problems(measured: Table, budget: Table) -> dict[str, list[str]]:
-    """By kernel: what is above its budget, or has none; and budgets without a kernel."""
-    found: dict[str, list[str]] = {}
-    for name, per in measured.items():
-        for architecture, now in per.items():
-            allowed = budget.get(name, {}).get(architecture)
-            if allowed is None:
-                found.setdefault(name, []).append(f"no budget for {architecture}")
-                continue
-            for field, value, most in zip(Taken._fields, now, allowed, strict=True):
-                if value > most * (1 + SLACK.get(field, 0)):
-                    found.setdefault(name, []).append(f"{architecture}: {field} {value}, budget {most}")
-    for name, per in budget.items():
-        there = measured.get(name)
-        if there is None:
-            found.setdefault(name, []).append("a budget for a kernel that is not there")
-        elif missing := sorted(per.keys() - there.keys()):
-            found.setdefault(name, []).append(f"not there for {', '.join(missing)}")
+def problems(measured: Table, budget: Table) -> list[str]:
+    """What is above its budget, or has none; and budgets without a kernel."""
+    found = []
+    for name, architecture in sorted(measured.keys() | budget.keys()):
+        now, allowed = measured.get((name, architecture)), budget.get((name, architecture))
+        if now is None or allowed is None:
+            whys = ["no budget" if allowed is None else "a budget for a kernel that is not there"]
+        else:
+            limits = zip(Taken._fields, now, allowed, strict=True)
+            whys = [f"{f} {value}, budget {most}" for f, value, most in limits if value > most * (1 + SLACK.get(f, 0))]
+        found += [f"{name}, {architecture}: {why}" for why in whys]
     return found

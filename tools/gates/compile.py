@@ -56,34 +56,33 @@ def code_bytes(library: Path) -> int:
 
 def machine_code(toolkit: Path, architectures: list[str], folder: Path) -> list[Unit]:
     """Compile every source for every architecture. Raise ``CompileError`` for an error or a warning."""
-    jobs = [(made, architecture) for architecture in architectures for made in setup.cuda_sources()]
-
-    def make(job: tuple[tuple[Path, str, list[str]], str]) -> Unit:
-        made, architecture = job
-        target = folder / f"{made[1]}.sm_{architecture.replace('.', '')}.cubin"
-        _compile(toolkit, made, ["-cubin", *setup.gencode([architecture])], target)
-        return Unit(architecture, target)
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(make, jobs))
+    units, jobs = [], []
+    for architecture in architectures:
+        for source, name, flags in setup.cuda_sources():
+            units.append(Unit(architecture, folder / f"{name}.sm_{architecture.replace('.', '')}.cubin"))
+            jobs.append((source, ["-cubin", *setup.gencode([architecture]), *flags], units[-1].cubin))
+    _compile(toolkit, jobs)
+    return units
 
 
 def ptx(toolkit: Path, architecture: str, folder: Path) -> list[Path]:
     """Compile every source to the PTX of one architecture. Raise ``CompileError`` for an error or a warning."""
+    jobs = [
+        (source, ["-ptx", f"-arch={setup.virtual(architecture)}", *flags], folder / f"{name}.ptx")
+        for source, name, flags in setup.cuda_sources()
+    ]
+    _compile(toolkit, jobs)
+    return [target for *_, target in jobs]
 
-    def make(made: tuple[Path, str, list[str]]) -> Path:
-        target = folder / f"{made[1]}.ptx"
-        _compile(toolkit, made, ["-ptx", f"-arch={setup.virtual(architecture)}"], target)
-        return target
+
+def _compile(toolkit: Path, jobs: list[tuple[Path, list[str], Path]]) -> None:
+    def run(job: tuple[Path, list[str], Path]) -> None:
+        source, flags, target = job
+        words = [word for flag in flags for word in shlex.split(flag)]  # the build quotes its flags for a shell
+        nvcc = [str(toolkit / "bin/nvcc"), *setup.NVCC_FLAGS, "-Werror", "all-warnings"]
+        done = subprocess.run([*nvcc, *words, source, "-o", target], capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise CompileError(f"{target.name}: {done.stderr.strip()[-2000:]}")
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(make, setup.cuda_sources()))
-
-
-def _compile(toolkit: Path, made: tuple[Path, str, list[str]], kind: list[str], target: Path) -> None:
-    source, name, flags = made
-    words = [word for flag in flags for word in shlex.split(flag)]  # the build quotes its flags for a shell
-    command: list[str | Path] = [toolkit / "bin/nvcc", *setup.NVCC_FLAGS, "-Werror", "all-warnings", *kind, *words]
-    done = subprocess.run([*command, source, "-o", target], capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise CompileError(f"{name}, {' '.join(kind)}: {done.stderr.strip()[-2000:]}")
+        list(pool.map(run, jobs))

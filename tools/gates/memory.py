@@ -12,14 +12,21 @@ _STORED_BYTES = (2, 1)
 
 @dataclass
 class Accesses:
-    """Instructions of one kernel that access memory."""
+    """Opcodes of the instructions of one kernel that access memory."""
 
-    loads: int = 0  # in the loop over time
-    stores: int = 0
-    narrow: tuple[str, ...] = ()  # opcodes of those loads and stores that are under ``least`` bytes
-    local: int = 0  # anywhere
-    spilled: int = 0  # bytes of these
+    looped: tuple[str, ...] = ()  # loads and stores in the loop over time
+    local: tuple[str, ...] = ()  # accesses to local memory, anywhere
     least: int = 16
+
+    @property
+    def narrow(self) -> tuple[str, ...]:
+        """Loads and stores in the loop over time that are under ``least`` bytes."""
+        return tuple(opcode for opcode in self.looped if _bytes(opcode) < self.least)
+
+    @property
+    def spilled(self) -> int:
+        """Bytes of the accesses to local memory."""
+        return sum(map(_bytes, self.local))
 
     def problems(self, neurons: int) -> list[str]:
         """Why this is no kernel of so many neurons to a thread that accesses ``least`` bytes at a time."""
@@ -28,10 +35,9 @@ class Accesses:
         if wrong:
             kinds = ", ".join(f"{wrong.count(opcode)} {opcode}" for opcode in sorted(set(wrong)))
             found.append(f"accesses under {self.least} bytes in the loop over time: {kinds}")
-        for kind in ("loads", "stores"):
-            if getattr(self, kind) == sum(_GLOBAL[opcode.split(".")[0]] == kind for opcode in self.narrow):
-                found.append(f"no {kind} of {self.least} bytes in a loop over time")
-        return found
+        wide = {_GLOBAL[opcode.split(".")[0]] for opcode in self.looped if _bytes(opcode) >= self.least}
+        missing = [kind for kind in ("loads", "stores") if kind not in wide]
+        return found + [f"no {kind} of {self.least} bytes in a loop over time" for kind in missing]
 
 
 def _bytes(opcode: str) -> int:
@@ -43,15 +49,8 @@ def _bytes(opcode: str) -> int:
 
 
 def accesses(kernel: Kernel, depths: list[int], least: int = 16, time_loop: int = 2) -> Accesses:
-    """Count the accesses. ``time_loop``: in how many loops an instruction of the loop over time lies."""
-    found = Accesses(least=least)
-    for instruction, depth in zip(kernel.instructions, depths, strict=True):
-        name = instruction.opcode.split(".")[0]
-        if name in _LOCAL:
-            found.local += 1
-            found.spilled += _bytes(instruction.opcode)
-        elif name in _GLOBAL and depth >= time_loop:
-            setattr(found, _GLOBAL[name], getattr(found, _GLOBAL[name]) + 1)
-            if _bytes(instruction.opcode) < least:
-                found.narrow += (instruction.opcode,)
-    return found
+    """Find the accesses. ``time_loop``: in how many loops an instruction of the loop over time lies."""
+    pairs = [(i.opcode, depth) for i, depth in zip(kernel.instructions, depths, strict=True)]
+    looped = [opcode for opcode, depth in pairs if opcode.split(".")[0] in _GLOBAL and depth >= time_loop]
+    local = [opcode for opcode, _ in pairs if opcode.split(".")[0] in _LOCAL]
+    return Accesses(tuple(looped), tuple(local), least)

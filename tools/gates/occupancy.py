@@ -12,32 +12,31 @@ class Card(NamedTuple):
     """Limits of one multiprocessor: the guide 13.0, technical specifications per compute capability."""
 
     name: str
-    architecture: str  # of setup.py
     threads: int
     blocks: int
     shared: int  # KiB
     registers: int = 65536
 
 
-CARDS = (
-    Card("T4", "7.5", 1024, 16, 64),
-    Card("A100", "8.0", 2048, 32, 164),
-    Card("H100", "9.0", 2048, 32, 228),
-    Card("B200", "10.0", 2048, 32, 228),
-    Card("RTX 5090", "12.0", 1536, 24, 100),
-)
+CARDS = {  # by architecture
+    "7.5": Card("T4", 1024, 16, 64),
+    "8.0": Card("A100", 2048, 32, 164),
+    "9.0": Card("H100", 2048, 32, 228),
+    "10.0": Card("B200", 2048, 32, 228),
+    "12.0": Card("RTX 5090", 1536, 24, 100),
+}
 
 
 def reserved(architecture: str) -> int:
     """Bytes of shared memory that the driver keeps of each block."""
-    return 1024 if int(architecture.split(".")[0]) >= 8 else 0
+    return 0 if architecture == "7.5" else 1024
 
 
-def blocks(card: Card, threads: int, registers: int, shared: int) -> int:
+def blocks(architecture: str, threads: int, registers: int, shared: int) -> int:
     """Blocks that one multiprocessor holds: of so many threads, registers of a thread, and bytes of shared memory."""
-    warps = -(-threads // WARP)
+    card, warps = CARDS[architecture], -(-threads // WARP)
     registers_of_warp = -(-registers * WARP // _REGISTERS_AT_ONCE) * _REGISTERS_AT_ONCE
     by_registers = card.registers // _PARTS // registers_of_warp * _PARTS // warps
-    taken = -(-(shared + reserved(card.architecture)) // _SHARED_AT_ONCE) * _SHARED_AT_ONCE
+    taken = -(-(shared + reserved(architecture)) // _SHARED_AT_ONCE) * _SHARED_AT_ONCE
     by_shared = card.shared * 1024 // taken if taken else card.blocks
     return min(card.blocks, card.threads // (warps * WARP), by_registers, by_shared)

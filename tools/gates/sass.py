@@ -9,8 +9,7 @@ import networkx  # comes with torch
 _SECTION = re.compile(r"^\.text\.(\w+):")
 _LABEL = re.compile(r"^\s*([.$\w]+):\s*$")
 _INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(@!?U?P\w+\s+)?([A-Z][\w.]*)\s*([^;]*?)\s*;")
-_TARGET = re.compile(r"`\(([^)]+)\)")
-_TABLE = re.compile(r'"BRANCH_TARGETS ([^"]+)"')
+_TARGETS = re.compile(r"""`\(([^)]+)\)|"BRANCH_TARGETS ([^"]+)\"""")
 _PREDICATE = re.compile(r"!?U?P\d\b")
 
 
@@ -34,17 +33,14 @@ class Kernel:
         for i, (opcode, operands, predicated) in enumerate(self.instructions):
             name = opcode.split(".")[0]
             following = [i + 1] if i + 1 < len(self.instructions) else []
-            if name in ("BRX", "BRXU"):
-                table = _TABLE.search(operands)
-                if table is None:
-                    raise ValueError(f"{self.symbol}: no targets of {opcode} {operands}")
-                found.append([self.labels[label] for label in table[1].split(",")])
-            elif name == "BRA" or (name == "CALL" and "`(.L_" in operands):  # a call of a label never returns: a jump
-                conditional = predicated or _PREDICATE.match(operands) is not None
-                target = _TARGET.search(operands)
-                if target is None:
+            # A call of a label never returns: it is a jump.
+            if name in ("BRA", "BRX", "BRXU") or (name == "CALL" and "`(.L_" in operands):
+                targets = _TARGETS.search(operands)
+                if targets is None:
                     raise ValueError(f"{self.symbol}: no target of {opcode} {operands}")
-                found.append([self.labels[target[1]], *(following if conditional else ())])
+                conditional = name in ("BRA", "CALL") and (predicated or _PREDICATE.match(operands))
+                labels = (targets[1] or targets[2]).split(",")
+                found.append([*(self.labels[label] for label in labels), *(following if conditional else ())])
             elif name in ("EXIT", "RET"):
                 found.append(following if predicated else [])
             else:
