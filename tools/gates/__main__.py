@@ -99,13 +99,12 @@ def find(tool: str) -> str | None:
 def library_gates(
     library: Path, units: Sequence[compile.Unit], ptx: Sequence[Path], architectures: Sequence[str]
 ) -> list[Gate]:
-    """The built library has machine code for the architectures, and PTX of the last for what comes later."""
-    name = f"the built library has {', '.join(architectures)}, and PTX of the last"
+    """The built library has machine code for the architectures, and PTX for what comes later."""
+    name = f"the built library has {', '.join(architectures)}, and PTX"
     if not units:
         return [Gate(name, [], "no CUDA kernels of these sources are built: python setup.py build_ext --inplace")]
-    last = setup.virtual(architectures[-1]).replace("compute", "sm")
     problems = [f"{one} is missing" for one in architectures if one not in {unit.architecture for unit in units}]
-    problems += [] if any(path.name.endswith(f".{last}.ptx") for path in ptx) else [f"PTX of {last} is missing"]
+    problems += [] if ptx else ["PTX is missing"]
     size = compile.code_bytes(library) / 1e6
     too_large = [f"{size:.2f} MB"] if size > MOST_MEGABYTES else []
     return [Gate(name, problems), Gate(f"its code for GPUs takes {MOST_MEGABYTES} MB at most", too_large)]
@@ -135,7 +134,10 @@ def kernel_gates(measured: Sequence[Measured], threads: Mapping[str, int]) -> li
 
     return [
         gate("machine code of forward: no multiply-add of floating-point numbers", lambda m: m.roundings),
-        gate("vector kernels: 16 bytes, or all of a thread, at a time in loops over time", lambda m: m.narrow_problems),
+        gate(
+            "vector kernels: 16 bytes, or all of a thread, at a time in loops over time",
+            lambda m: m.accesses.problems(kernels.width(m.name)),
+        ),
         gate("no local memory", lambda m: m.accesses.local),
         gate("a block fits on the card", lambda m: [] if m.occupied(threads[m.name]) else ["no block fits"]),
     ]

@@ -34,13 +34,8 @@ class Measured:
     roundings: Sequence[str]  # what rounds otherwise than PyTorch's operators, in machine code
 
     @property
-    def vector(self) -> bool:
-        """Whether a thread takes several neurons at a time."""
-        return kernels.width(self.name) > 1
-
-    @property
     def taken(self) -> budgets.Taken:
-        narrow = len(self.accesses.narrow) if self.vector else 0
+        narrow = len(self.accesses.narrow) if kernels.width(self.name) > 1 else 0
         of = self.resources
         return budgets.Taken(of.registers, self.accesses.spilled, of.stack, of.shared, narrow, self.looped)
 
@@ -54,10 +49,6 @@ class Measured:
         """
         steps = kernels.steps(self.name)
         return None if steps is None else self.looped / steps / kernels.width(self.name)
-
-    @property
-    def narrow_problems(self) -> list[str]:
-        return self.accesses.problems(kernels.width(self.name)) if self.vector else []
 
     def occupied(self, threads: int) -> float:
         """The share of a multiprocessor's threads that blocks of so many threads keep occupied."""
@@ -82,10 +73,10 @@ def resources(architecture: str, usage: str) -> dict[str, Resources]:
     """By symbol of the kernel, from what ``cuobjdump -res-usage`` printed."""
     # From 9.0 on, the compiler counts in what the driver keeps of each block that has shared memory.
     reserved = occupancy.reserved(architecture) if int(architecture.split(".")[0]) >= 9 else 0
-    found = {}
-    for symbol, registers, stack, shared in _USAGE.findall(usage):
-        found[symbol] = Resources(int(registers), int(stack), max(int(shared) - reserved, 0))
-    return found
+    return {
+        symbol: Resources(int(registers), int(stack), max(int(shared) - reserved, 0))
+        for symbol, registers, stack, shared in _USAGE.findall(usage)
+    }
 
 
 def records(architecture: str, disassembly: str, resources: Mapping[str, Resources]) -> list[Measured]:

@@ -30,6 +30,8 @@ class Accesses:
 
     def problems(self, neurons: int) -> list[str]:
         """Why this is no kernel of so many neurons to a thread that accesses ``least`` bytes at a time."""
+        if neurons == 1:  # which has no vectors
+            return []
         wrong = [opcode for opcode in self.narrow if _bytes(opcode) not in [size * neurons for size in _STORED_BYTES]]
         found = []
         if wrong:
@@ -50,7 +52,7 @@ def _bytes(opcode: str) -> int:
 
 def accesses(kernel: Kernel, depths: list[int], least: int = 16, time_loop: int = 2) -> Accesses:
     """Find the accesses. ``time_loop``: in how many loops an instruction of the loop over time lies."""
-    pairs = [(i.opcode, depth) for i, depth in zip(kernel.instructions, depths, strict=True)]
-    looped = [opcode for opcode, depth in pairs if opcode.split(".")[0] in _GLOBAL and depth >= time_loop]
-    local = [opcode for opcode, _ in pairs if opcode.split(".")[0] in _LOCAL]
+    pairs = [(i.opcode.split(".")[0], i.opcode, depth) for i, depth in zip(kernel.instructions, depths, strict=True)]
+    looped = [opcode for name, opcode, depth in pairs if name in _GLOBAL and depth >= time_loop]
+    local = [opcode for name, opcode, _ in pairs if name in _LOCAL]
     return Accesses(tuple(looped), tuple(local), least)

@@ -41,10 +41,8 @@ class Kernel:
                 conditional = name in ("BRA", "CALL") and (predicated or _PREDICATE.match(operands))
                 labels = (targets[1] or targets[2]).split(",")
                 found.append([*(self.labels[label] for label in labels), *(following if conditional else ())])
-            elif name in ("EXIT", "RET"):
-                found.append(following if predicated else [])
             else:
-                found.append(following)
+                found.append([] if name in ("EXIT", "RET") and not predicated else following)
         return found
 
     def depths(self) -> list[int]:
