@@ -34,9 +34,6 @@ REPLAYS = 5  # of a graph that are timed together, so that its launch is hidden 
 LEAST_TURNS = 5
 
 
-Row = dict[str, Any]  # one pass of one case
-
-
 def cases(text: str = "") -> list[Case]:
     """The cases of the registry that are one layer of the kernels and whose name has this text in it."""
     return [
@@ -50,9 +47,7 @@ def cases(text: str = "") -> list[Case]:
 
 def bytes_of(case: Case) -> dict[str, float]:
     """The least that each pass of a layer moves."""
-    forward, both = replace(case, backward=False).ideal_bytes, case.ideal_bytes
-    if forward is None or both is None:
-        raise ValueError(f"{case.name} is no layer")
+    forward, both = (replace(case, backward=backward).ideal_bytes or 0 for backward in (False, True))
     return {"forward": forward * case.neuron_steps, "backward": (both - forward) * case.neuron_steps}
 
 
@@ -127,13 +122,13 @@ def in_turns(
     return {name: median(taken) for name, taken in times.items()}
 
 
-def row(case: Case, direction: str, moved: float, calls: int, kernel: float, copy: float) -> Row:
+def row(case: Case, direction: str, moved: float, calls: int, kernel: float, copy: float) -> dict[str, Any]:
     """What is kept of a pass whose kernels take so many seconds, and ``copy_`` so many."""
     found = {"case": case.name, "pass": direction, "bytes": moved, "calls": calls, "kernel": kernel, "copy": copy}
     return found | {"share of copy_": copy / kernel, "GB/s": 1e-9 * moved / kernel}
 
 
-def measure(case: Case, seconds: float) -> list[Row]:
+def measure(case: Case, seconds: float) -> list[dict[str, Any]]:
     """A row for forward and one for backward."""
     moved, cache = bytes_of(case), torch.cuda.get_device_properties("cuda").L2_cache_size
     calls = max(calls_of(each, cache) for each in moved.values())
@@ -155,7 +150,7 @@ def main() -> None:
     if not torch.cuda.is_available():
         raise SystemExit("torch sees no CUDA device")
     found: dict[str, object] = {"card": torch.cuda.get_device_name(), **snnfast.config()}
-    rows: list[Row] = []
+    rows: list[dict[str, Any]] = []
     failed: dict[str, str] = {}
     # A stream of its own, which a graph can capture.
     with snnfast.use_backend("fused"), torch.cuda.stream(torch.cuda.Stream()):
@@ -167,10 +162,9 @@ def main() -> None:
                     print(f"{times}: {r['case']}: {r['pass']}", flush=True)
             except RuntimeError as error:  # the other cases are still measured; the exit code tells of this one
                 failed[case.name] = str(error)
-                print(f"FAILED: {case.name}: {error}", flush=True)
             torch.cuda.empty_cache()
             args.json.write_text(json.dumps({**found, "rows": rows, "failed": failed}, indent=1))
-    sys.exit(1 if failed else 0)
+    sys.exit("\n".join(f"FAILED: {name}: {error}" for name, error in failed.items()) or None)
 
 
 if __name__ == "__main__":

@@ -39,6 +39,8 @@ def watched() -> Iterator[Call]:
                 yield name, 272, 37, dtype, layer, call  # the warps of a block divide the time among them
                 if dtype in (torch.float32, torch.float16):
                     yield name, 18, MANY, dtype, layer, call
+    for dtype in DTYPES:
+        yield "Leaky", 18, 37, dtype, {}, {"record_mem": False, "membrane_dtype": torch.bfloat16}
 
 
 def profiled() -> Iterator[Call]:
@@ -52,11 +54,10 @@ def profiled() -> Iterator[Call]:
     yield "Synaptic", 100, MANY, torch.float32, *OPTIONS[0]
 
 
-def run(
-    name: str, T: int, N: int, dtype: torch.dtype, layer: dict[str, Any], call: dict[str, Any], device: str
-) -> None:
+def run(call: Call, device: str) -> None:
+    name, T, N, dtype, layer, options = call
     x = (2 * torch.rand(T, N, dtype=dtype, device=device)).requires_grad_()
-    spk, *_ = getattr(snnfast, name)(**LAYERS[name], **layer).to(device).unroll(x, **call)
+    spk, *_ = getattr(snnfast, name)(**LAYERS[name], **layer).to(device).unroll(x, **options)
     spk.backward(torch.rand_like(spk))
 
 
@@ -66,8 +67,8 @@ def main() -> None:
     args = parser.parse_args()
     with snnfast.use_backend("fused"):
         for call in profiled() if args.profiled else watched():
-            print(*call, flush=True)
-            run(*call, "cuda")
+            print(*call)
+            run(call, "cuda")
             torch.cuda.synchronize()  # an error belongs to this call
 
 
