@@ -122,9 +122,9 @@ def test_every_stored_budget_has_all_architectures_and_no_spill(monkeypatch: pyt
     assert wanted() == ["7.5", "9.0"]
 
 
-@pytest.mark.parametrize(
-    ("instruction", "why"),
-    [
+def test_ptx_that_rounds_otherwise_is_named() -> None:
+    assert rounding_gate([PTX]).problems == []
+    for instruction, why in (
         ("fma.rn.f32 	%f4, %f1, %f2, %f3;", "a fused multiply-add"),
         ("@%p1 fma.rn.f64 	%fd4, %fd1, %fd2, %fd3;", "a fused multiply-add"),
         ("mul.f32 	%f4, %f1, %f2;", "may be contracted"),
@@ -132,13 +132,10 @@ def test_every_stored_budget_has_all_architectures_and_no_spill(monkeypatch: pyt
         ("add.rn.ftz.f32 	%f4, %f1, %f2;", "flushes to zero"),
         ("div.full.f32 	%f4, %f1, %f2;", "approximates"),
         ("ex2.approx.f32 	%f4, %f1;", "approximates"),
-    ],
-)
-def test_ptx_that_rounds_otherwise_is_named(instruction: str, why: str) -> None:
-    assert rounding_gate([PTX]).problems == []
-    (problem,) = rounding_gate([PTX, PTX.replace("ret;", instruction)]).problems
-    assert problem.startswith("forward<Leaky, float, 4, false>: PTX ")
-    assert problem.endswith(why)
+    ):
+        (problem,) = rounding_gate([PTX, PTX.replace("ret;", instruction)]).problems
+        assert problem.startswith(f"{NAME}: PTX ")
+        assert problem.endswith(why)
 
 
 def test_an_adjoint_may_fuse_but_nothing_may_be_decided_by_it() -> None:
@@ -233,9 +230,7 @@ def test_a_library_older_than_a_source_is_not_current(tmp_path: Path, monkeypatc
     assert not compile.is_current(library)
 
 
-def test_what_a_library_contains_is_taken_out_and_what_lacks_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_a_library_lacks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def run(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
         names = {"-xelf": ("_kernels.1.sm_75.cubin", "_kernels.2.sm_120.cubin"), "-xptx": ("_kernels.2.sm_100.ptx",)}
         for name in names.get(command[1], ()):
@@ -243,28 +238,26 @@ def test_what_a_library_contains_is_taken_out_and_what_lacks_is_named(
         return subprocess.CompletedProcess(command, 0, stdout=".text  9000000  64\n.nv_fatbin  7000000  128\n")
 
     monkeypatch.setattr(subprocess, "run", run)
-    units, ptx = compile.taken_out("cuobjdump", Path("_kernels.so"), tmp_path)
-    assert [unit.architecture for unit in units] == ["7.5", "12.0"]
-    found, size = library_gates(Path("_kernels.so"), units, ptx, ["7.5", "9.0", "12.0"])
+    library = Path("_kernels.so")
+    units, ptx = compile.taken_out("cuobjdump", library, tmp_path)
+    found, size = library_gates(library, units, ptx, ["7.5", "9.0", "12.0"])
     assert (found.problems, size.problems) == (["9.0 is missing"], ["7.00 MB"])
-    assert library_gates(Path("_kernels.so"), units, [], ["7.5"])[0].problems == ["PTX is missing"]
-    assert library_gates(Path("_kernels.so"), [], [], ["7.5"])[0].absent
+    assert library_gates(library, units, [], ["7.5"])[0].problems == ["PTX is missing"]
+    assert library_gates(library, [], [], ["7.5"])[0].absent
 
 
-@pytest.mark.parametrize(
-    ("changes", "why"),
-    [
-        ({"roundings": ["FFMA R1, R2, R3, R4"]}, "FFMA"),
-        ({"accesses": memory.Accesses(("LDG.E.128", "STG.E.128", "STG.E.U16"))}, "under 16 bytes"),
-        ({"accesses": memory.Accesses(("LDG.E.128", "STG.E.128"), ("LDL.64",))}, "LDL.64"),
-        ({"resources": Resources(255, 0, 228 * 1024)}, "no block fits"),
-    ],
-)
-def test_each_gate_of_a_kernel_can_fail(changes: dict[str, object], why: str) -> None:
+def test_each_gate_of_a_kernel_can_fail() -> None:
     assert not any(gate.problems for gate in kernel_gates([record()], THREADS))
-    (problem,) = [problem for gate in kernel_gates([record(**changes)], THREADS) for problem in gate.problems]
-    assert problem.startswith("forward<Leaky, float, 4, false>, 9.0: ")
-    assert why in problem
+    wide = ("LDG.E.128", "STG.E.128")
+    for changes, why in (
+        ({"roundings": ["FFMA R1, R2, R3, R4"]}, "FFMA"),
+        ({"accesses": memory.Accesses((*wide, "STG.E.U16"))}, "under 16 bytes"),
+        ({"accesses": memory.Accesses(wide, ("LDL.64",))}, "LDL.64"),
+        ({"resources": Resources(255, 0, 228 * 1024)}, "no block fits"),
+    ):
+        (problem,) = [problem for gate in kernel_gates([record(**changes)], THREADS) for problem in gate.problems]
+        assert problem.startswith(f"{NAME}, 9.0: ")
+        assert why in problem
 
 
 def test_one_failing_gate_fails_and_what_was_not_looked_at_is_said(capsys: pytest.CaptureFixture[str]) -> None:

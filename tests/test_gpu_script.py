@@ -16,10 +16,11 @@ from snnfast import use_backend
 pytestmark = pytest.mark.thorough
 SCRIPT = Path(__file__).parent.parent / "benchmarks/gpu.sh"
 CASE = Case("lif", "layer", 100, 128, (1024,))
+Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
-def script(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+def script(tmp_path: Path) -> Run:
     """Run it with commands that print what they are asked. The sanitizer fails where it is asked for memcheck."""
     for name in ("python", "compute-sanitizer", "ncu", "nvidia-smi"):
         (tmp_path / name).write_text('#!/bin/sh\necho "$0 $*"\ncase "$*" in *memcheck*) exit 9;; esac\n')
@@ -33,9 +34,7 @@ def script(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     return run
 
 
-def test_steps_after_one_that_failed_run_and_all_logs_are_kept(
-    script: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
-) -> None:
+def test_steps_after_one_that_failed_run_and_all_logs_are_kept(script: Run, tmp_path: Path) -> None:
     done = script(tmp_path / "out")
     assert (done.returncode, done.stderr) == (1, "")
     assert done.stdout.endswith("=== failed: memcheck\n")
@@ -48,9 +47,7 @@ def test_steps_after_one_that_failed_run_and_all_logs_are_kept(
     assert "--junitxml" in (tmp_path / "out/tests.log").read_text()
 
 
-def test_named_steps_alone_run_and_an_unknown_one_fails(
-    script: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
-) -> None:
+def test_named_steps_alone_run_and_an_unknown_one_fails(script: Run, tmp_path: Path) -> None:
     done = script(tmp_path, "card", "racecheck")
     assert (done.returncode, done.stdout.count("=== ")) == (0, 3)
     assert script(tmp_path, "no-such-step").returncode == 1

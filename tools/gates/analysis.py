@@ -44,8 +44,7 @@ class Measured:
         """Instructions of the loop over time, where every call goes the same way through it.
 
         In backward that is what a thread issues. In forward the loop also contains the loads of the last steps, which
-        check how many there are and run once: a thread issues less than half of this count with one neuron, and three
-        quarters with several.
+        run once: a thread issues half of this count with one neuron, and three quarters with several.
         """
         steps = kernels.steps(self.name)
         return None if steps is None else self.looped / steps / kernels.width(self.name)

@@ -21,10 +21,6 @@ class Unit:
     cubin: Path
 
 
-class CompileError(Exception):
-    """nvcc has not compiled a source; the message is its own."""
-
-
 def nvcc_version(toolkit: Path) -> str:
     told = subprocess.run([toolkit / "bin/nvcc", "--version"], capture_output=True, text=True, check=True).stdout
     version = re.search(r"V([\d.]+)", told)
@@ -55,7 +51,7 @@ def code_bytes(library: Path) -> int:
 
 
 def machine_code(toolkit: Path, architectures: list[str], folder: Path) -> list[Unit]:
-    """Compile every source for every architecture. Raise ``CompileError`` for an error or a warning."""
+    """Compile every source for every architecture. An error or a warning of nvcc ends the program."""
     units, jobs = [], []
     for architecture in architectures:
         for source, name, flags in setup.cuda_sources():
@@ -66,7 +62,7 @@ def machine_code(toolkit: Path, architectures: list[str], folder: Path) -> list[
 
 
 def ptx(toolkit: Path, architecture: str, folder: Path) -> list[Path]:
-    """Compile every source to the PTX of one architecture. Raise ``CompileError`` for an error or a warning."""
+    """Compile every source to the PTX of one architecture. An error or a warning of nvcc ends the program."""
     jobs = [
         (source, ["-ptx", f"-arch={setup.virtual(architecture)}", *flags], folder / f"{name}.ptx")
         for source, name, flags in setup.cuda_sources()
@@ -82,7 +78,7 @@ def _compile(toolkit: Path, jobs: list[tuple[Path, list[str], Path]]) -> None:
         nvcc = [str(toolkit / "bin/nvcc"), *setup.NVCC_FLAGS, "-Werror", "all-warnings"]
         done = subprocess.run([*nvcc, *words, source, "-o", target], capture_output=True, text=True, check=False)
         if done.returncode != 0:
-            raise CompileError(f"{target.name}: {done.stderr.strip()[-2000:]}")
+            raise SystemExit(f"{target.name}: {done.stderr.strip()[-2000:]}")
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(run, jobs))
