@@ -2,8 +2,8 @@
 # Run all that needs a GPU: benchmarks/gpu.sh OUTPUT [STEP ...]. Every step runs, whatever became of the others, and
 # leaves its log in OUTPUT; the exit code is 1 if one failed. Described in docs/gpu.md.
 set -uo pipefail
-output=$(realpath -m "${1:?folder of the results}") && shift
-mkdir -p "$output"
+: "${1:?expected the folder of the results}"
+output=$(realpath -m "$1") && shift && mkdir -p "$output" || exit 1
 cd "$(dirname "$0")/.." || exit 1
 python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
 steps=("$@")

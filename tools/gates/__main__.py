@@ -95,10 +95,8 @@ def library_gates(
     problems = [f"{one} is missing" for one in architectures if one not in {unit.architecture for unit in units}]
     problems += [] if ptx else ["PTX is missing"]
     size = compile.code_bytes(library) / 1e6
-    too_large = Gate(
-        f"its code for GPUs takes {MOST_MEGABYTES} MB at most", [f"{size:.2f} MB"] * (size > MOST_MEGABYTES)
-    )
-    return [Gate(name, problems), too_large]
+    too_large = [f"{size:.2f} MB"] if size > MOST_MEGABYTES else []
+    return [Gate(name, problems), Gate(f"its code for GPUs takes {MOST_MEGABYTES} MB at most", too_large)]
 
 
 def rounding_gate(ptx: Sequence[str]) -> Gate:
