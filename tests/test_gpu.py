@@ -1,6 +1,7 @@
-"""What only a card can tell. ``SNNFAST_DRY_RUN=1`` runs it on the emulator, as far as that has what it takes."""
+"""What only a card can tell."""
 
-import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -21,31 +22,44 @@ from helpers import (
 )
 from torch import Tensor
 
-from benchmarks.gpu.card import Card, DryRun
-from snnfast import _ops, use_backend
+from snnfast import use_backend
 from snnfast.functional import lif
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.needs_extension]
 DTYPES = FLOATS + HALVES
 # Sums over time and neurons are taken in another order than on the CPU; halves round their results.
 RELATIVE = {torch.float32: 1e-5, torch.float64: 1e-12, torch.float16: 2e-3, torch.bfloat16: 2e-2}
+MANY = 1 << 18  # neurons from which on a thread takes several of them
+# Neurons for threads that take several of them, for some that do not because of the number, and few.
+SHAPES = ((4, MANY // 4), (3, MANY // 3 // 2 * 2 + 1), (37,))
+CARD = torch.device("cuda")
 
 
-@pytest.fixture
-def card() -> Iterator[Card]:
-    """A CUDA device with kernels for it; the backend is "fused"."""
-    namespace = _ops.LEAKY.forward.namespace
-    if os.environ.get("SNNFAST_DRY_RUN") == "1":
-        opened: Card = DryRun()
-    elif torch.cuda.is_available():
-        opened = Card()
-    else:
+@pytest.fixture(autouse=True)
+def fused_on_a_card() -> Iterator[None]:
+    if not torch.cuda.is_available():
         pytest.skip("torch sees no CUDA device")
-    try:
-        with use_backend("fused"):
-            yield opened
-    finally:
-        _ops.use(namespace)  # a dry run changes it
+    with use_backend("fused"):
+        yield
+
+
+def delay() -> None:
+    """Keep the current stream busy for about 50 ms; what is not ordered after it comes before it."""
+    torch.cuda._sleep(100_000_000)
+
+
+def captured(function: Callable[[], object]) -> torch.cuda.CUDAGraph:
+    """What ``function`` launches as a graph. It goes back only through what it makes, on the stream of the graph."""
+    stream = torch.cuda.Stream()
+    torch.cuda.synchronize()
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            function()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        function()
+    return graph
 
 
 def run(case: Case, device: torch.device, seed: int = 0) -> Outputs:
@@ -67,12 +81,7 @@ def outcome(function: Callable[[], Outputs], tensors: Tensors) -> Outputs:
 
 def on_cpu(case: Case, seed: int = 0) -> Outputs:
     """The same by the CPU kernels."""
-    namespace = _ops.LEAKY.forward.namespace
-    _ops.use("snnfast")
-    try:
-        return run(case, torch.device("cpu"), seed)
-    finally:
-        _ops.use(namespace)
+    return run(case, torch.device("cpu"), seed)
 
 
 def assert_as_on_cpu(found: dict[str, Tensor], case: Case, seed: int = 0) -> None:
@@ -84,29 +93,22 @@ def assert_as_on_cpu(found: dict[str, Tensor], case: Case, seed: int = 0) -> Non
             assert_bits_equal(found[name], expected, f"{case}: {name}")
 
 
-def shapes(card: Card) -> list[tuple[int, ...]]:
-    """Neurons for threads that take several of them, for some that do not because of the number, and few."""
-    return [(4, card.many // 4), (3, card.many // 3 // 2 * 2 + 1), (37,)]
-
-
 @pytest.mark.parametrize("record_mem", [True, False], ids=["record", "last"])
 @pytest.mark.parametrize("delay", [True, False], ids=["delay", "nodelay"])
 @pytest.mark.parametrize("reset", RESETS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
-def test_results_are_those_of_the_cpu(
-    dtype: torch.dtype, reset: str, delay: bool, record_mem: bool, card: Card
-) -> None:
+def test_results_are_those_of_the_cpu(dtype: torch.dtype, reset: str, delay: bool, record_mem: bool) -> None:
     for neuron in NEURONS:
-        for variant, shape in zip(("unroll", "count", "step"), shapes(card), strict=True):
+        for variant, shape in zip(("unroll", "count", "step"), SHAPES, strict=True):
             case = Case(neuron, variant, 18, shape, dtype, reset, delay, record_mem, "neuron")
-            assert_as_on_cpu(run(case, card.device), case)
+            assert_as_on_cpu(run(case, CARD), case)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
-def test_misaligned_and_strided_inputs_give_the_same(dtype: torch.dtype, card: Card) -> None:
-    case = Case("leaky", "unroll", 9, (4, card.many // 4), dtype)
-    expected = run(case, card.device)
-    tensors = inputs(case, card.device)
+def test_misaligned_and_strided_inputs_give_the_same(dtype: torch.dtype) -> None:
+    case = Case("leaky", "unroll", 9, (4, MANY // 4), dtype)
+    expected = run(case, CARD)
+    tensors = inputs(case, CARD)
     current = tensors["current"]
     assert current is not None
     shifted = torch.cat([current.new_zeros(1), current.flatten()])[1:].view(current.shape)
@@ -120,13 +122,11 @@ def test_misaligned_and_strided_inputs_give_the_same(dtype: torch.dtype, card: C
                 assert_bits_equal(t, expected[name], name)
 
 
-def test_more_than_2_to_the_31_elements(card: Card) -> None:
-    if card.dry:
-        pytest.skip("needs 24 GB")
+def test_more_than_2_to_the_31_elements() -> None:
     T, N, compared = 9, 1 << 28, 5000
     if torch.cuda.mem_get_info()[0] < 24e9:
         pytest.skip("needs 24 GB of free memory")
-    x = torch.empty(T, N, dtype=torch.float16, device=card.device)
+    x = torch.empty(T, N, dtype=torch.float16, device=CARD)
     for row in x:
         row.uniform_(0, 2)
     x.requires_grad_()
@@ -141,46 +141,70 @@ def test_more_than_2_to_the_31_elements(card: Card) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
-def test_repetition_changes_no_bit(dtype: torch.dtype, card: Card) -> None:
-    for shape in shapes(card):
+def test_repetition_changes_no_bit(dtype: torch.dtype) -> None:
+    for shape in SHAPES:
         case = Case("leaky", "unroll", 18, shape, dtype, delay=dtype != torch.float64)
-        first = run(case, card.device)
+        first = run(case, CARD)
         for _ in range(3):
-            for name, t in run(case, card.device).items():
+            for name, t in run(case, CARD).items():
                 assert_bits_equal(t, first[name], f"{case}: {name}")
 
 
-def test_work_follows_the_current_stream_forward_and_backward(card: Card) -> None:
-    case = Case("leaky", "unroll", 18, (card.many,))
-    tensors = inputs(case, card.device)
-    late = {name: torch.zeros_like(t).requires_grad_() for name, t in tensors.items() if t is not None}
-    card.synchronize()
-    with card.other_stream():
-        card.delay()
-        with torch.no_grad():
-            for name, t in late.items():
-                t.copy_(tensors[name])  # type: ignore[arg-type]
-        found = outcome(lambda: fused(dict(late), case), dict(late))
-        card.synchronize()
-    assert_as_on_cpu(found, case)
+@pytest.mark.parametrize("streams", [1, 2])
+def test_work_follows_the_current_stream_forward_and_backward(streams: int) -> None:
+    """Two at once have work of their own."""
+    case = Case("leaky", "unroll", 18, (MANY,))
+    given = [inputs(case, CARD, seed) for seed in range(streams)]
+    late = [{name: torch.zeros_like(t) for name, t in tensors.items() if t is not None} for tensors in given]
+    found = []
+    torch.cuda.synchronize()
+    for tensors, to in zip(given, late, strict=True):
+        with torch.cuda.stream(torch.cuda.Stream()):
+            delay()
+            for name, t in to.items():
+                t.copy_(tensors[name]).requires_grad_()  # type: ignore[arg-type]
+            found.append(outcome(lambda to=to: fused(dict(to), case), dict(to)))
+    torch.cuda.synchronize()
+    for seed, of in enumerate(found):
+        assert_as_on_cpu(of, case, seed)
 
 
-def test_a_captured_graph_replays_on_new_inputs(card: Card) -> None:
-    case = Case("leaky", "unroll", 18, (card.many,), record_mem=False)
-    tensors = leaves(inputs(case, card.device))
+def test_a_call_after_the_context_broke_raises() -> None:
+    """An index out of range is an assertion on the card, after which nothing runs in that process any more."""
+    code = """
+import torch
+from snnfast.functional import lif
+x = torch.rand(4, 64, device="cuda")
+lif(x, beta=0.9)
+try:
+    x[0][torch.tensor([1 << 40], device="cuda")]
+    torch.cuda.synchronize()
+except RuntimeError:
+    try:
+        lif(x, beta=0.9)
+    except RuntimeError:
+        print("raised")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "raised" in done.stdout, done.stderr
+
+
+def test_a_captured_graph_replays_on_new_inputs() -> None:
+    case = Case("leaky", "unroll", 18, (MANY,), record_mem=False)
+    tensors = leaves(inputs(case, CARD))
     found: dict[str, Tensor] = {}
-    replay = card.captured(lambda: found.update(outcome(lambda: fused(tensors, case), tensors)))
+    graph = captured(lambda: found.update(outcome(lambda: fused(tensors, case), tensors)))
     for seed in (1, 2):
         with torch.no_grad():
-            for name, t in inputs(case, card.device, seed).items():
+            for name, t in inputs(case, CARD, seed).items():
                 tensors[name].copy_(t)  # type: ignore[union-attr, arg-type]
-        replay()
-        card.synchronize()
+        graph.replay()
+        torch.cuda.synchronize()
         assert_as_on_cpu(found, case, seed)
 
 
-def test_two_devices(card: Card) -> None:
-    if card.dry or torch.cuda.device_count() < 2:
+def test_two_devices() -> None:
+    if torch.cuda.device_count() < 2:
         pytest.skip("needs two CUDA devices")
     case = Case("leaky", "unroll", 18, (4, 300))
     found = run(case, torch.device("cuda:1"))  # while the first is the current one
@@ -193,14 +217,13 @@ def test_two_devices(card: Card) -> None:
 
 
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
-def test_compiled_equals_eager(mode: str, card: Card) -> None:
+def test_compiled_equals_eager(mode: str) -> None:
     """``reduce-overhead`` replays CUDA graphs."""
     torch._dynamo.reset()
     case = Case("leaky", "unroll", 18, (4, 70))
-    options = {"backend": "aot_eager"} if card.dry else {"mode": mode}
-    compiled = torch.compile(lambda tensors: fused(tensors, case), fullgraph=True, **options)
+    compiled = torch.compile(lambda tensors: fused(tensors, case), fullgraph=True, mode=mode)
     for seed in range(4):  # the first calls warm up, the later ones replay
-        tensors = leaves(inputs(case, card.device, seed))
+        tensors = leaves(inputs(case, CARD, seed))
         torch.compiler.cudagraph_mark_step_begin()
         found = {name: t.clone() for name, t in outcome(lambda tensors=tensors: compiled(tensors), tensors).items()}
         assert_as_on_cpu(found, case, seed)

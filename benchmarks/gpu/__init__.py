@@ -1,1 +1,1 @@
-"""What only a GPU can tell: ``benchmarks/gpu.sh``, described in docs/gpu.md."""
+"""What ``benchmarks/gpu.sh`` runs on a GPU beside the tests and the ordinary benchmarks: see docs/gpu.md."""

@@ -1,7 +1,7 @@
 """Everything that can be known of the CUDA kernels without a GPU, in one table; the exit code says whether it holds.
 
-Looks at the architectures of ``TORCH_CUDA_ARCH_LIST``, among them 9.0; without it, at all that a wheel has. Needs nvcc;
-and nvdisasm and cuobjdump, which ``pip install nvidia-cuda-nvdisasm nvidia-cuda-cuobjdump`` brings.
+Looks at the architectures of ``TORCH_CUDA_ARCH_LIST``; without it, at all that a wheel has. Needs nvcc; and nvdisasm
+and cuobjdump, which ``pip install nvidia-cuda-nvdisasm nvidia-cuda-cuobjdump`` brings.
 """
 
 import argparse
@@ -9,16 +9,30 @@ import shutil
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import setup
 
-from . import analysis, arithmetic, budgets, cases, compile, cost, cubin, kernels, model, occupancy
+from . import analysis, arithmetic, budgets, compile, kernels, occupancy
 from .analysis import Measured
-from .report import Gate, print_columns, show
 
 MOST_MEGABYTES = 6.8  # of the machine code and PTX of all architectures, as compressed: half of the wheel
+LEGEND = """\
+under an architecture: registers of a thread, and the share of the card's threads that can be in flight
+block: threads; the others are the most of any architecture. shared: bytes of a block; spill, stack: bytes of a thread
+narrow: loads and stores in the loops over time under 16 bytes, or 8 where all elements of a thread are 8
+looped: instructions in loops; each: the same of a neuron and step, where every call goes the same way through the loop
+"""
+
+
+class Gate(NamedTuple):
+    """Something that must hold."""
+
+    name: str
+    problems: Sequence[str]
+    absent: str = ""  # what was missing to look at it
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,21 +40,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--update", action="store_true", help="write what the kernels take now as their budgets")
     update = parser.parse_args(argv).update
     toolkit, nvdisasm, cuobjdump = setup.cuda_home(), find("nvdisasm"), find("cuobjdump")
-    if toolkit is None:
-        parser.exit(1, "nvcc was not found; set CUDA_HOME\n")
-    if nvdisasm is None or cuobjdump is None:
-        parser.exit(1, "nvdisasm or cuobjdump was not found; pip install nvidia-cuda-nvdisasm nvidia-cuda-cuobjdump\n")
-    architectures = wanted()
-    if cost.ARCHITECTURE not in architectures:
-        parser.exit(1, f"TORCH_CUDA_ARCH_LIST: {cost.ARCHITECTURE} is needed, whose instructions are counted\n")
+    if toolkit is None or nvdisasm is None or cuobjdump is None:
+        parser.exit(1, f"nvcc, nvdisasm or cuobjdump was not found: {toolkit}, {nvdisasm}, {cuobjdump}\n")
+    architectures, nvcc = wanted(), compile.nvcc_version(toolkit)
+    if not architectures:
+        parser.exit(1, f"TORCH_CUDA_ARCH_LIST: there are budgets for {', '.join(setup.DEFAULT_ARCHITECTURES)}\n")
     if update and architectures != setup.DEFAULT_ARCHITECTURES:
         parser.exit(1, "TORCH_CUDA_ARCH_LIST: --update needs all architectures; unset it\n")
-    with tempfile.TemporaryDirectory() as folder:
-        gates, measured = measure(toolkit, nvdisasm, cuobjdump, architectures, Path(folder), update)
-        if measured:
-            predict(measured, Path(folder))
-    gates += extension_gates(cuobjdump, architectures)
-    return 0 if show(gates, measured, {card.architecture: card.name for card in occupancy.CARDS}) else 1
+    library = setup.ROOT / setup.LIBRARY
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        units, ptx = compile.taken_out(cuobjdump, library, folder) if compile.is_current(library) else ([], [])
+        gates = library_gates(library, units, ptx, architectures)
+        there = {unit.architecture for unit in units}
+        lacking = [architecture for architecture in architectures if architecture not in there]
+        print(f"nvcc {nvcc}; not out of the library, but compiled now: {', '.join(lacking) or 'nothing'}\n")
+        units += compile.machine_code(toolkit, lacking, folder)
+        ptx = ptx or compile.ptx(toolkit, architectures[-1], folder)
+        texts = [path.read_text() for path in ptx]
+        asked = [unit for unit in units if unit.architecture in architectures]
+        measured = analysis.analyse(asked, nvdisasm, cuobjdump)
+    measured.sort(key=lambda m: (m.name, architectures.index(m.architecture)))
+    bounds = {symbol: bound for text in texts for symbol, bound in analysis.threads(text).items()}
+    threads = {name: bounds[symbol] for symbol, name in kernels.names(bounds).items()}
+    taken = {(m.name, m.architecture): m.taken for m in measured}
+    if update:
+        budgets.save(nvcc, taken, budgets.FILE)
+    print(LEGEND)
+    print_columns(table(measured, threads))
+    print()
+    gates += [rounding_gate(texts), budget_gate(nvcc, architectures, taken, budgets.FILE)]
+    return 0 if show([*gates, *kernel_gates(measured, threads)]) else 1
 
 
 def wanted() -> list[str]:
@@ -55,49 +85,18 @@ def find(tool: str) -> str | None:
     return str(packaged[-1]) if packaged else shutil.which(tool)
 
 
-def measure(
-    toolkit: Path, nvdisasm: str, cuobjdump: str, architectures: list[str], folder: Path, update: bool
-) -> tuple[list[Gate], list[Measured]]:
-    """Look at what the compiler made of the sources; compile what the library lacks."""
-    nvcc, library = compile.nvcc_version(toolkit), setup.ROOT / setup.LIBRARY
-    units, ptx = compile.taken_out(cuobjdump, library, folder) if compile.is_current(library) else ([], [])
-    units = [unit for unit in units if unit.architecture in architectures]
-    there = {unit.architecture for unit in units}
-    lacking = [architecture for architecture in architectures if architecture not in there]
-    name = f"nvcc {nvcc} for {', '.join(architectures)}; not out of the library: {', '.join(lacking)}"
-    try:
-        units += compile.machine_code(toolkit, lacking, folder)
-        ptx = ptx or compile.ptx(toolkit, architectures[-1], folder)
-    except compile.CompileError as error:
-        return [Gate(name, [str(error)])], []
-    gates = [Gate(name if lacking else name.split(";")[0], []), clang_gate(toolkit, folder), rounding_gate(ptx)]
-    units.sort(key=lambda unit: architectures.index(unit.architecture))
-    measured = analysis.analyse(units, nvdisasm)
-    analysis.occupy(measured, toolkit, folder)
-    costs = costs_of(measured, folder)
-    print_columns(cost.rows(costs))
-    print()
-    return [*gates, *budget_gates(nvcc, architectures, measured, costs, update), *kernel_gates(measured)], measured
-
-
-def costs_of(measured: Sequence[Measured], folder: Path) -> dict[str, cost.Cost]:
-    """Of the kernels that there is an ordinary launch for, by name; it prints those whose cost it can't tell."""
-    program = cases.build(folder)
-    codes = {m.name: m.code for m in measured if m.code is not None}
-    found = {case.kernel: cost.cost(program, codes[case.kernel], case) for case in cost.ordinary_cases(list(codes))}
-    told = {name: c for name, c in found.items() if c.fixed >= 0}  # else the two runs went different ways
-    if untold := sorted(found.keys() - told.keys()):
-        print(f"not counted, because a branch depends on numbers: {', '.join(untold)}\n")
-    return told
-
-
-def predict(measured: Sequence[Measured], folder: Path) -> None:
-    """Print what the model says of the shapes of the benchmark."""
-    codes = {m.name: m.code for m in measured if m.code is not None}
-    card = next(card for card in occupancy.CARDS if card.architecture == cost.ARCHITECTURE)
-    resident = {m.name: round(m.share * card.threads / model.LANES) for m in measured if m.code is not None}
-    print_columns(model.rows(model.predict(folder / "arguments", codes, resident)))
-    print()
+def library_gates(
+    library: Path, units: Sequence[compile.Unit], ptx: Sequence[Path], architectures: Sequence[str]
+) -> list[Gate]:
+    """The built library has machine code for the architectures, and PTX for what comes later."""
+    name = f"the built library has {', '.join(architectures)}, and PTX"
+    if not units:
+        return [Gate(name, [], "no CUDA kernels of these sources are built: python setup.py build_ext --inplace")]
+    problems = [f"{one} is missing" for one in architectures if one not in {unit.architecture for unit in units}]
+    problems += [] if ptx else ["PTX is missing"]
+    size = compile.code_bytes(library) / 1e6
+    too_large = [f"{size:.2f} MB"] if size > MOST_MEGABYTES else []
+    return [Gate(name, problems), Gate(f"its code for GPUs takes {MOST_MEGABYTES} MB at most", too_large)]
 
 
 def rounding_gate(ptx: Sequence[str]) -> Gate:
@@ -109,67 +108,66 @@ def rounding_gate(ptx: Sequence[str]) -> Gate:
     )
 
 
-def clang_gate(toolkit: Path, folder: Path) -> Gate:
-    compiler = compile.clang()
-    if compiler is None:
-        return Gate("a second compiler, no warning", [], "not installed: apt-get install clang-19")
-    complaints = compile.clang_complaints(compiler, toolkit, folder).strip()
-    return Gate(f"{Path(compiler).name}, no warning", [complaints[:4000]] if complaints else [])
-
-
-def budget_gates(
-    nvcc: str,
-    architectures: Sequence[str],
-    measured: Sequence[Measured],
-    costs: Mapping[str, cost.Cost],
-    update: bool,
-) -> list[Gate]:
-    taken: dict[str, dict[str, budgets.Taken]] = {}
-    for m in measured:
-        taken.setdefault(m.name, {})[m.architecture] = m.taken
-    spent = {name: budgets.Spent(round(c.per_neuron_step, 2), c.startup) for name, c in costs.items()}
-    if update:
-        budgets.save(nvcc, taken, spent)
-    budgeted_with, budget, allowed_cost = budgets.load()
-    allowed = {name: {a: per[a] for a in architectures if a in per} for name, per in budget.items()}
-    of = budgets.FILE.name + ("" if budgeted_with == nvcc else f" (of nvcc {budgeted_with})")
-    found = budgets.problems(taken, allowed), budgets.overspent(spent, allowed_cost)
-    names = (
-        f"registers, spills, stack, shared memory and narrow accesses within {of}",
-        f"instructions of a neuron and step, and cycles before the first load, within {of}",
+def budget_gate(nvcc: str, architectures: Sequence[str], taken: budgets.Table, file: Path) -> Gate:
+    budgeted_with, budget = budgets.load(file)
+    of = file.name + ("" if budgeted_with == nvcc else f" (of nvcc {budgeted_with})")
+    return Gate(
+        f"registers, spills, stack, shared memory, narrow accesses and instructions in loops within {of}",
+        budgets.problems(taken, {key: allowed for key, allowed in budget.items() if key[1] in architectures}),
     )
+
+
+def kernel_gates(measured: Sequence[Measured], threads: Mapping[str, int]) -> list[Gate]:
+    def gate(name: str, problems: Callable[[Measured], Sequence[str]]) -> Gate:
+        return Gate(name, [f"{m.name}, {m.architecture}: {why}" for m in measured for why in problems(m)])
+
     return [
-        Gate(name, [f"{kernel}: {why}" for kernel, whys in problems.items() for why in whys])
-        for name, problems in zip(names, found, strict=True)
+        gate("machine code of forward: no multiply-add of floating-point numbers", lambda m: m.roundings),
+        gate(
+            "vector kernels: 16 bytes, or all of a thread, at a time in loops over time",
+            lambda m: m.accesses.problems(kernels.width(m.name)),
+        ),
+        gate("no local memory", lambda m: m.accesses.local),
+        gate("a block fits on the card", lambda m: [] if m.occupied(threads[m.name]) else ["no block fits"]),
     ]
 
 
-def kernel_gates(measured: Sequence[Measured]) -> list[Gate]:
-    roundings = [f"{m.name}, {m.architecture}: {why}" for m in measured for why in m.roundings]
-    accesses = [f"{m.name}, {m.architecture}: {why}" for m in measured for why in m.memory_problems]
-    blocked = [f"{m.name}, {m.architecture}: no block fits" for m in measured if m.share == 0]
-    return [
-        Gate("machine code of forward: no multiply-add of floating-point numbers", roundings),
-        Gate("16 bytes, or all of a thread, at a time in loops over time of vector kernels, no local memory", accesses),
-        Gate("a block of every kernel fits on its card", blocked),
-    ]
+def show(gates: Sequence[Gate]) -> bool:
+    """Print the gates; return whether none fails."""
+    for gate in gates:
+        verdict = f"FAILS, {len(gate.problems)} times" if gate.problems else gate.absent or "holds"
+        print(f"{gate.name}: {verdict}")
+        for problem in gate.problems:
+            print(f"    {problem}")
+    return not any(gate.problems for gate in gates)
 
 
-def extension_gates(cuobjdump: str, architectures: Sequence[str]) -> list[Gate]:
-    """The built extension has machine code for the architectures, and PTX of the last for what comes later."""
-    name = f"the extension as built has {', '.join(architectures)}"
-    extension = setup.ROOT / setup.LIBRARY
-    if not extension.exists():
-        return [Gate(name, [], "not built: python setup.py build_ext --inplace")]
-    names = [f"sm_{architecture.replace('.', '')}" for architecture in architectures]
-    ptx = setup.virtual(architectures[-1]).replace("compute", "sm") + ".ptx"
-    wanted = [*(f"{name}.cubin" for name in names), ptx]
-    there = compile.shipped(cuobjdump, extension)
-    size = cubin.sections(extension)[".nv_fatbin"].size / 1e6
-    return [
-        Gate(name, [f"{one} is missing" for one in wanted if one not in there]),
-        Gate(f"their code takes {MOST_MEGABYTES} MB at most", [f"{size:.2f} MB"] if size > MOST_MEGABYTES else []),
-    ]
+def table(measured: Iterable[Measured], threads: Mapping[str, int]) -> list[list[str]]:
+    """A heading, and a row for each kernel with a column for each architecture."""
+    rows: dict[str, dict[str, Measured]] = {}
+    for m in measured:
+        rows.setdefault(m.name, {})[m.architecture] = m
+    cards = [f"{card.name} {architecture}" for architecture, card in occupancy.CARDS.items()]
+    most = ("shared", "spill", "stack", "narrow", "looped")
+    lines = [["kernel", "block", *cards, *most, "each"]]
+    for name, per in rows.items():
+        of = list(per.values())
+        lines.append([name, str(threads[name])])
+        for here in map(per.get, occupancy.CARDS):
+            cell = "-" if here is None else f"{here.resources.registers} {here.occupied(threads[name]):>4.0%}"
+            lines[-1].append(cell)
+        lines[-1] += [str(max(getattr(m.taken, field) for m in of)) for field in most]
+        each = [m.per_neuron_step for m in of if m.per_neuron_step is not None]
+        lines[-1].append(f"{max(each):.1f}" if each else "")
+    return lines
+
+
+def print_columns(lines: Sequence[Sequence[str]]) -> None:
+    """The first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for first, *others in lines:
+        cells = (f"{cell:>{width}}" for cell, width in zip(others, widths[1:], strict=True))
+        print(f"{first:<{widths[0]}}  " + "  ".join(cells))
 
 
 if __name__ == "__main__":

@@ -1,15 +1,25 @@
 """From what the compiler made of the sources to one record for each kernel and architecture."""
 
 import os
+import re
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from typing import NamedTuple
 
-from . import arithmetic, budgets, cost, cubin, kernels, memory, occupancy, sass
+from . import arithmetic, budgets, kernels, memory, occupancy, sass
 from .compile import Unit
+
+_USAGE = re.compile(r"Function (\w+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+)")
+_THREADS = re.compile(r"^\.(?:visible \.)?entry (\w+)\(|^\.maxntid (\d+)", re.MULTILINE)
+
+
+class Resources(NamedTuple):
+    registers: int  # per thread
+    stack: int  # bytes per thread
+    shared: int  # bytes per block
 
 
 @dataclass
@@ -18,69 +28,72 @@ class Measured:
 
     name: str
     architecture: str
-    resources: cubin.Resources
+    resources: Resources
     accesses: memory.Accesses
-    roundings: list[str]  # what rounds otherwise than PyTorch's operators, in machine code
-    share: float = 0  # of a multiprocessor's threads that it keeps occupied on the architecture's card
-    code: cost.Code | None = None  # of the architecture whose instructions are counted
-
-    @property
-    def vector(self) -> bool:
-        """Whether a thread takes several neurons at a time."""
-        return kernels.width(self.name) > 1
+    looped: int  # instructions in loops
+    roundings: Sequence[str]  # what rounds otherwise than PyTorch's operators, in machine code
 
     @property
     def taken(self) -> budgets.Taken:
+        narrow = len(self.accesses.narrow) if kernels.width(self.name) > 1 else 0
         of = self.resources
-        narrow = len(self.accesses.narrow) if self.vector else 0
-        return budgets.Taken(of.registers, self.accesses.spilled, of.stack, of.shared, narrow)
+        return budgets.Taken(of.registers, self.accesses.spilled, of.stack, of.shared, narrow, self.looped)
 
     @property
-    def memory_problems(self) -> list[str]:
-        found = self.accesses.problems(kernels.width(self.name)) if self.vector else []
-        return found + ([f"{self.accesses.local} accesses to local memory"] if self.accesses.local else [])
+    def per_neuron_step(self) -> float | None:
+        """Instructions of the loop over time, where every call goes the same way through it.
+
+        In backward that is what a thread issues. In forward the loop also contains the loads of the last steps, which
+        run once: a thread issues half of this count with one neuron, and three quarters with several.
+        """
+        steps = kernels.steps(self.name)
+        return None if steps is None else self.looped / steps / kernels.width(self.name)
+
+    def occupied(self, threads: int) -> float:
+        """The share of a multiprocessor's threads that blocks of so many threads keep occupied."""
+        card = occupancy.CARDS[self.architecture]
+        held = occupancy.blocks(self.architecture, threads, self.resources.registers, self.resources.shared)
+        return held * threads / card.threads
 
 
-def analyse(units: Iterable[Unit], nvdisasm: str) -> list[Measured]:
+def analyse(units: Iterable[Unit], nvdisasm: str, cuobjdump: str) -> list[Measured]:
     with ProcessPoolExecutor(os.cpu_count()) as pool:
-        return [found for of_unit in pool.map(partial(_analyse, nvdisasm), units) for found in of_unit]
+        return [found for of_unit in pool.map(partial(_analyse, nvdisasm, cuobjdump), units) for found in of_unit]
 
 
-def _analyse(nvdisasm: str, unit: Unit) -> list[Measured]:
-    done = subprocess.run([nvdisasm, "-hex", "-c", str(unit.cubin)], capture_output=True, text=True, check=True)
-    counted = unit.architecture == cost.ARCHITECTURE
-    tables = cubin.jump_tables(unit.cubin) if counted else {}
-    return records(unit.architecture, done.stdout, cubin.resources(unit.cubin), tables)
+def _analyse(nvdisasm: str, cuobjdump: str, unit: Unit) -> list[Measured]:
+    file = str(unit.cubin)
+    commands = [nvdisasm, "-c", file], [cuobjdump, "-res-usage", file]
+    texts = [subprocess.run(command, capture_output=True, text=True, check=True).stdout for command in commands]
+    return records(unit.architecture, texts[0], resources(unit.architecture, texts[1]))
 
 
-def records(
-    architecture: str, disassembly: str, resources: Mapping[str, cubin.Resources], tables: Mapping[str, bytes]
-) -> list[Measured]:
-    """Of one source on one architecture; an error where the two reports do not tell of the same kernels."""
+def resources(architecture: str, usage: str) -> dict[str, Resources]:
+    """By symbol of the kernel, from what ``cuobjdump -res-usage`` printed."""
+    # From 9.0 on, the compiler counts in what the driver keeps of each block that has shared memory.
+    reserved = occupancy.reserved(architecture) if int(architecture.split(".")[0]) >= 9 else 0
+    return {
+        symbol: Resources(int(registers), int(stack), max(int(shared) - reserved, 0))
+        for symbol, registers, stack, shared in _USAGE.findall(usage)
+    }
+
+
+def records(architecture: str, disassembly: str, resources: Mapping[str, Resources]) -> list[Measured]:
+    """The kernels of one source on one architecture; an error where the two reports do not tell of the same ones."""
     code = {kernel.symbol: kernel for kernel in sass.parse(disassembly)}
     if code.keys() != resources.keys():
-        raise ValueError(f"{architecture}: the object file and nvdisasm tell of different kernels")
+        raise ValueError(f"{architecture}: cuobjdump and nvdisasm tell of different kernels")
     found = []
     for symbol, name in kernels.names(code).items():
-        taken = resources[symbol]
-        found.append(
-            Measured(
-                name, architecture, taken,
-                memory.accesses(code[symbol], kernels.access(name), kernels.time_loop(name)),
-                arithmetic.fused(code[symbol]) if name.startswith("forward") else [],
-                code=cost.Code(code[symbol], tables.get(symbol, b""), taken.threads)
-                if architecture == cost.ARCHITECTURE else None,
-            )
-        )  # fmt: skip
+        kernel, depths = code[symbol], code[symbol].depths()
+        accesses = memory.accesses(kernel, depths, kernels.access(name), kernels.time_loop(name))
+        roundings = arithmetic.fused(kernel) if name.startswith("forward") else []
+        looped = sum(depth >= 1 for depth in depths)
+        found.append(Measured(name, architecture, resources[symbol], accesses, looped, roundings))
     return found
 
 
-def occupy(measured: Iterable[Measured], toolkit: Path, folder: Path) -> None:
-    """Fill in how much of the card of its architecture each kernel keeps occupied."""
-    measured = list(measured)
-    program = occupancy.build(toolkit, folder)
-    for card in occupancy.CARDS:
-        here = [m for m in measured if m.architecture == card.architecture]
-        asked = [occupancy.Block(m.resources.threads, m.resources.registers, m.resources.shared) for m in here]
-        for m, held in zip(here, occupancy.blocks(program, card, asked), strict=True):
-            m.share = held * m.resources.threads / card.threads
+def threads(ptx: str) -> dict[str, int]:
+    """Threads of a block by symbol of the kernel: its launch bound, which is the size that it is launched with."""
+    found = _THREADS.findall(ptx)
+    return {symbol: int(bound) for (symbol, _), (_, bound) in zip(found[::2], found[1::2], strict=True)}

@@ -23,8 +23,6 @@ _FLOATS = ("f16", "f16x2", "bf16", "bf16x2", "f32", "f32x2", "f64")
 _FUSED = re.compile(r"[FDH]FMA(2|32I)?$")
 # A product of two zero registers: how the compiler writes a constant into a register.
 _CONSTANT = re.compile(r"\w+, -?RZ, RZ, ")
-
-
 _STATEMENT = re.compile(r"^\s*(?:@!?%p\d+\s+)?([a-z]\w*)((?:\.[a-z0-9_:]+)+)\s+([^;]*);", re.MULTILINE)
 _REGISTER = re.compile(r"%[a-z]+\d+")
 _BOUND = "0f7E800000"  # 2^126

@@ -3,7 +3,6 @@
 import os
 import re
 import shlex
-import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,21 +10,15 @@ from pathlib import Path
 
 import setup
 
-CLANG_WARNINGS = ["-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Werror"]
-CLANG_VERSIONS = range(22, 18, -1)  # the first that compiles the headers of CUDA 13 is 19
 _CUBIN = re.compile(r"\.sm_(\d+)(\d)\.cubin$")
 
 
 @dataclass
 class Unit:
-    """The machine code of one source for one architecture; where it is compiled once for each neuron, of one neuron."""
+    """The machine code of one source for one architecture. Most sources are compiled once for each neuron."""
 
     architecture: str
     cubin: Path
-
-
-class CompileError(Exception):
-    """nvcc has not compiled a source; the message is its own."""
 
 
 def nvcc_version(toolkit: Path) -> str:
@@ -42,79 +35,50 @@ def is_current(library: Path) -> bool:
     return library.stat().st_mtime >= max(path.stat().st_mtime for path in sources)
 
 
-def taken_out(cuobjdump: str, library: Path, folder: Path) -> tuple[list[Unit], list[str]]:
-    """Machine code and PTX of a library, which are files in ``folder`` then."""
+def taken_out(cuobjdump: str, library: Path, folder: Path) -> tuple[list[Unit], list[Path]]:
+    """Extract the machine code and the PTX of a library into ``folder``."""
     for kind in ("-xelf", "-xptx"):
         subprocess.run([cuobjdump, kind, "all", library.resolve()], cwd=folder, capture_output=True, check=True)
     units = [Unit(f"{m[1]}.{m[2]}", path) for path in sorted(folder.iterdir()) if (m := _CUBIN.search(path.name))]
-    return units, [path.read_text() for path in sorted(folder.glob("*.ptx"))]
+    return units, sorted(folder.glob("*.ptx"))
+
+
+def code_bytes(library: Path) -> int:
+    """How much of a library is code for GPUs, as compressed."""
+    sizes = subprocess.run(["size", "-A", library], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"^\.nv_fatbin\s+(\d+)", sizes, flags=re.MULTILINE)
+    return int(found[1]) if found else 0
 
 
 def machine_code(toolkit: Path, architectures: list[str], folder: Path) -> list[Unit]:
-    """Of every source for every architecture. Raises ``CompileError``, for a warning too."""
-    pairs = [(made, architecture) for architecture in architectures for made in setup.cuda_sources()]
+    """Compile every source for every architecture. An error or a warning of nvcc ends the program."""
+    units, jobs = [], []
+    for architecture in architectures:
+        for source, name, flags in setup.cuda_sources():
+            units.append(Unit(architecture, folder / f"{name}.sm_{architecture.replace('.', '')}.cubin"))
+            jobs.append((source, ["-cubin", *setup.gencode([architecture]), *flags], units[-1].cubin))
+    _compile(toolkit, jobs)
+    return units
 
-    def make(pair: tuple[tuple[Path, str, list[str]], str]) -> Unit:
-        made, architecture = pair
-        target = folder / f"{made[1]}.sm_{architecture.replace('.', '')}.cubin"
-        _compile(toolkit, made, ["-cubin", *setup.gencode([architecture])], target)
-        return Unit(architecture, target)
+
+def ptx(toolkit: Path, architecture: str, folder: Path) -> list[Path]:
+    """Compile every source to the PTX of one architecture. An error or a warning of nvcc ends the program."""
+    jobs = [
+        (source, ["-ptx", f"-arch={setup.virtual(architecture)}", *flags], folder / f"{name}.ptx")
+        for source, name, flags in setup.cuda_sources()
+    ]
+    _compile(toolkit, jobs)
+    return [target for *_, target in jobs]
+
+
+def _compile(toolkit: Path, jobs: list[tuple[Path, list[str], Path]]) -> None:
+    def run(job: tuple[Path, list[str], Path]) -> None:
+        source, flags, target = job
+        words = [word for flag in flags for word in shlex.split(flag)]  # the build quotes its flags for a shell
+        nvcc = [str(toolkit / "bin/nvcc"), *setup.NVCC_FLAGS, "-Werror", "all-warnings"]
+        done = subprocess.run([*nvcc, *words, source, "-o", target], capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise SystemExit(f"{target.name}: {done.stderr.strip()[-2000:]}")
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(make, pairs))
-
-
-def ptx(toolkit: Path, architecture: str, folder: Path) -> list[str]:
-    """Of every source for one architecture; likewise."""
-
-    def make(made: tuple[Path, str, list[str]]) -> str:
-        target = folder / f"{made[1]}.ptx"
-        _compile(toolkit, made, ["-ptx", f"-arch={setup.virtual(architecture)}"], target)
-        return target.read_text()
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(make, setup.cuda_sources()))
-
-
-def _compile(toolkit: Path, made: tuple[Path, str, list[str]], kind: list[str], target: Path) -> None:
-    source, name, flags = made
-    command: list[str | Path] = [toolkit / "bin/nvcc", *setup.NVCC_FLAGS, "-Werror", "all-warnings", *kind]
-    done = subprocess.run([*command, *_words(flags), source, "-o", target], capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise CompileError(f"{name}, {' '.join(kind)}: {done.stderr.strip()[-2000:]}")
-
-
-def _words(flags: list[str]) -> list[str]:
-    """Flags of the build, which are quoted for a shell, as arguments."""
-    return [word for flag in flags for word in shlex.split(flag)]
-
-
-def clang() -> str | None:
-    """A clang that knows the toolkit's headers."""
-    return next(filter(None, (shutil.which(f"clang++-{version}") for version in CLANG_VERSIONS)), None)
-
-
-def clang_complaints(compiler: str, toolkit: Path, folder: Path) -> str:
-    """What clang's own CUDA front end has to say about the sources."""
-    # Headers that clang asks for and CUDA 13 no longer has; nothing in them is used.
-    stubs = folder / "stubs"
-    stubs.mkdir()
-    for name in ("texture_fetch_functions.h", "curand_mtgp32_kernel.h"):
-        (stubs / name).touch()
-    command = [compiler, "-x", "cuda", f"--cuda-path={toolkit}", "-isystem", str(stubs), "-Wno-unknown-cuda-version"]
-    command += ["-fsyntax-only", "--cuda-gpu-arch=sm_90", "-std=c++20", *CLANG_WARNINGS]
-    complaints = ""
-    for source, _, flags in setup.cuda_sources():
-        whole = [*command, *_words(flags), str(source)]
-        done = subprocess.run(whole, capture_output=True, text=True, check=False)
-        complaints += done.stderr
-        if done.returncode != 0:  # one that was killed says nothing else
-            complaints += f"{source.name}: exit code {done.returncode}\n"
-    return complaints
-
-
-def shipped(cuobjdump: str, extension: Path) -> list[str]:
-    """``sm_90.cubin`` or ``sm_90.ptx`` and the like: what the built extension contains."""
-    command = [cuobjdump, "-lelf", "-lptx", str(extension)]
-    listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return re.findall(r"\.(sm_\w+\.(?:cubin|ptx))$", listing, flags=re.MULTILINE)
+        list(pool.map(run, jobs))

@@ -12,11 +12,11 @@ def names(symbols: Iterable[str]) -> dict[str, str]:
     """Symbols in the words of the source, e.g. ``backward<Leaky, float, 4, true>``; without those of no neuron."""
     symbols = list(symbols)
     done = subprocess.run(["c++filt"], input="\n".join(symbols), capture_output=True, text=True, check=True)
-    found = dict(zip(symbols, map(shorten, done.stdout.splitlines()), strict=True))
+    found = dict(zip(symbols, map(_shorten, done.stdout.splitlines()), strict=True))
     return {symbol: name for symbol, name in found.items() if "<" in name}
 
 
-def shorten(name: str) -> str:
+def _shorten(name: str) -> str:
     """A demangled name without what all kernels have in common."""
     name = re.sub(r"\((?!anonymous)[^()]*\)$", "", name.removeprefix("void "))
     name = re.sub(r"\(anonymous namespace\)::|\b\w+::", "", name)
@@ -37,6 +37,19 @@ def access(name: str) -> int:
 def time_loop(name: str) -> int:
     """In how many loops the loop over time lies, with itself: a general kernel goes from group to group of neurons."""
     return 1 if "_plain" in name else 2
+
+
+def steps(name: str) -> int | None:
+    """Steps of one iteration of the loop over time, where every call goes the same way through that loop.
+
+    The plain backward kernels take a chunk of 16 steps. The plain forward kernels take two batches, of 16 steps each
+    with one neuron to a thread, and of 4 steps otherwise. The loops of all other kernels have branches.
+    """
+    if name.startswith("backward_plain<"):
+        return 16
+    if name.startswith("forward_plain<"):
+        return 32 if width(name) == 1 else 8
+    return None
 
 
 def _arguments(name: str) -> tuple[str, int]:

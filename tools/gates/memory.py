@@ -4,59 +4,55 @@ from dataclasses import dataclass
 
 from .sass import Kernel
 
-# Bytes of what a step also keeps of each neuron, a bfloat16 or a byte: under 16 in all for few neurons.
-_KEPT = (2, 1)
 _GLOBAL = {"LDG": "loads", "LD": "loads", "STG": "stores", "ST": "stores"}
 _LOCAL = ("LDL", "STL")
+# A step also stores a bfloat16 or a byte for each neuron, which is less than 16 bytes for few neurons.
+_STORED_BYTES = (2, 1)
 
 
 @dataclass
 class Accesses:
-    """Of one kernel, counted as instructions."""
+    """Opcodes of the instructions of one kernel that access memory."""
 
-    loads: int = 0  # in the loop over time
-    stores: int = 0
-    narrow: tuple[str, ...] = ()  # of these, the opcodes of those under `least` bytes
-    local: int = 0  # anywhere
-    spilled: int = 0  # bytes of these
+    looped: tuple[str, ...] = ()  # loads and stores in the loop over time
+    local: tuple[str, ...] = ()  # accesses to local memory, anywhere
     least: int = 16
 
+    @property
+    def narrow(self) -> tuple[str, ...]:
+        """Loads and stores in the loop over time that are under ``least`` bytes."""
+        return tuple(opcode for opcode in self.looped if _bytes(opcode) < self.least)
+
+    @property
+    def spilled(self) -> int:
+        """Bytes of the accesses to local memory."""
+        return sum(map(_bytes, self.local))
+
     def problems(self, neurons: int) -> list[str]:
-        """Why this is no kernel of so many neurons to a thread, ``least`` bytes at a time or all that is kept."""
-        wrong = [kind for kind in self.narrow if _bytes(kind) not in [size * neurons for size in _KEPT]]
+        """Why this is no kernel of so many neurons to a thread that accesses ``least`` bytes at a time."""
+        if neurons == 1:  # which has no vectors
+            return []
+        wrong = [opcode for opcode in self.narrow if _bytes(opcode) not in [size * neurons for size in _STORED_BYTES]]
         found = []
         if wrong:
-            kinds = ", ".join(f"{wrong.count(kind)} {kind}" for kind in sorted(set(wrong)))
+            kinds = ", ".join(f"{wrong.count(opcode)} {opcode}" for opcode in sorted(set(wrong)))
             found.append(f"accesses under {self.least} bytes in the loop over time: {kinds}")
-        for kind in ("loads", "stores"):
-            if not self._wide(kind):
-                found.append(f"no {kind} of {self.least} bytes in a loop over time")
-        return found
-
-    def _wide(self, kind: str) -> int:
-        """How many of the loads, or stores, are of that many bytes."""
-        number: int = getattr(self, kind)
-        return number - sum(_GLOBAL[opcode.split(".")[0]] == kind for opcode in self.narrow)
+        wide = {_GLOBAL[opcode.split(".")[0]] for opcode in self.looped if _bytes(opcode) >= self.least}
+        missing = [kind for kind in ("loads", "stores") if kind not in wide]
+        return found + [f"no {kind} of {self.least} bytes in a loop over time" for kind in missing]
 
 
 def _bytes(opcode: str) -> int:
-    """Of one access; 4 where no modifier says otherwise."""
+    """How much one access takes; 4 where no modifier says otherwise."""
     for modifier in opcode.split(".")[1:]:
         if modifier.lstrip("US") in ("8", "16", "64", "128"):
             return int(modifier.lstrip("US")) // 8
     return 4
 
 
-def accesses(kernel: Kernel, least: int = 16, time_loop: int = 2) -> Accesses:
-    """Count them, by the loops that they lie in, and those under ``least`` bytes; the loop over time is in so many."""
-    found = Accesses(least=least)
-    for instruction, depth in zip(kernel.instructions, kernel.depths(), strict=True):
-        name = instruction.opcode.split(".")[0]
-        if name in _LOCAL:
-            found.local += 1
-            found.spilled += _bytes(instruction.opcode)
-        elif name in _GLOBAL and depth >= time_loop:
-            setattr(found, _GLOBAL[name], getattr(found, _GLOBAL[name]) + 1)
-            if _bytes(instruction.opcode) < least:
-                found.narrow += (instruction.opcode,)
-    return found
+def accesses(kernel: Kernel, depths: list[int], least: int = 16, time_loop: int = 2) -> Accesses:
+    """Find the accesses. ``time_loop``: in how many loops an instruction of the loop over time lies."""
+    pairs = [(i.opcode.split(".")[0], i.opcode, depth) for i, depth in zip(kernel.instructions, depths, strict=True)]
+    looped = [opcode for name, opcode, depth in pairs if name in _GLOBAL and depth >= time_loop]
+    local = [opcode for name, opcode, _ in pairs if name in _LOCAL]
+    return Accesses(tuple(looped), tuple(local), least)

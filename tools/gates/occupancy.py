@@ -1,55 +1,42 @@
-"""How many of its threads a card can hold at once, from registers, shared memory and block size."""
+"""How many of its threads a card can hold at once: the occupancy of the CUDA C++ Programming Guide."""
 
-import shlex
-import subprocess
-from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
-import setup
+WARP = 32  # threads
+_REGISTERS_AT_ONCE = 256  # that a warp is given at once
+_PARTS = 4  # of a multiprocessor, each with a quarter of the registers
+_SHARED_AT_ONCE = 128  # bytes
 
 
 class Card(NamedTuple):
-    """Limits of one multiprocessor: the CUDA C++ Programming Guide 13.0, technical specifications per capability."""
+    """Limits of one multiprocessor: the guide 13.0, technical specifications per compute capability."""
 
     name: str
-    architecture: str  # of setup.py
     threads: int
-    registers: int
+    blocks: int
     shared: int  # KiB
-    shared_of_block: int  # KiB, the most
+    registers: int = 65536
 
 
-CARDS = (
-    Card("T4", "7.5", 1024, 65536, 64, 64),
-    Card("A100", "8.0", 2048, 65536, 164, 163),
-    Card("H100", "9.0", 2048, 65536, 228, 227),
-    Card("B200", "10.0", 2048, 65536, 228, 227),
-    Card("RTX 5090", "12.0", 1536, 65536, 100, 99),
-)
+CARDS = {  # by architecture
+    "7.5": Card("T4", 1024, 16, 64),
+    "8.0": Card("A100", 2048, 32, 164),
+    "9.0": Card("H100", 2048, 32, 228),
+    "10.0": Card("B200", 2048, 32, 228),
+    "12.0": Card("RTX 5090", 1536, 24, 100),
+}
 
 
-class Block(NamedTuple):
-    """What a block of threads of a kernel takes."""
-
-    threads: int
-    registers: int  # per thread
-    shared: int  # bytes
+def reserved(architecture: str) -> int:
+    """Bytes of shared memory that the driver keeps of each block."""
+    return 0 if architecture == "7.5" else 1024
 
 
-def build(toolkit: Path, folder: Path) -> Path:
-    """The calculator in the toolkit's headers, compiled for this machine's processor."""
-    program = folder / "occupancy"
-    source = Path(__file__).parent / "occupancy.cpp"
-    command = [*shlex.split(setup.compiler()), "-std=c++20", "-isystem", str(toolkit / "include"), str(source)]
-    subprocess.run([*command, "-o", str(program)], check=True)
-    return program
-
-
-def blocks(program: Path, card: Card, asked: Sequence[Block]) -> list[int]:
-    """Blocks of each kind that one multiprocessor of the card holds; 0 where it can't run one."""
-    limits = f"{card.architecture.replace('.', ' ')} {card.threads} {card.registers}"
-    limits += f" {card.shared * 1024} {card.shared_of_block * 1024}"
-    lines = "".join(f"{limits} {block.threads} {block.registers} {block.shared}\n" for block in asked)
-    done = subprocess.run([program], input=lines, capture_output=True, text=True, check=True)
-    return [int(line) for line in done.stdout.split()]
+def blocks(architecture: str, threads: int, registers: int, shared: int) -> int:
+    """Blocks that one multiprocessor holds: of so many threads, registers of a thread, and bytes of shared memory."""
+    card, warps = CARDS[architecture], -(-threads // WARP)
+    registers_of_warp = -(-registers * WARP // _REGISTERS_AT_ONCE) * _REGISTERS_AT_ONCE
+    by_registers = card.registers // _PARTS // registers_of_warp * _PARTS // warps
+    taken = -(-(shared + reserved(architecture)) // _SHARED_AT_ONCE) * _SHARED_AT_ONCE
+    by_shared = card.shared * 1024 // taken if taken else card.blocks
+    return min(card.blocks, card.threads // (warps * WARP), by_registers, by_shared)
