@@ -14,7 +14,7 @@ import operator
 import torch
 import torch.nn.functional as F
 from callables import steep
-from loop_ops import Halved, Named, Results, all_scaled_, doubled, noise, scaled_
+from loop_ops import Named, Results, doubled, noise, scaled_
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -95,7 +95,7 @@ class Program:
         seen: list[Value] = []
         for _ in range(count):
             mark, begin = len(s.values), len(s.body)
-            for _ in range(self.draw.choice((0, 0, 1))):
+            for _ in range(self.draw.choice((0, 1))):
                 v = add_piece(s, v)
             statements(s, self.draw.choice((0, 0, 1, 2)))
             if len(s.values) > mark and self.some(0.5):
@@ -157,7 +157,7 @@ class Program:
 
     def _write(self) -> None:
         s, draw = self.s, self.draw
-        dims = draw.choice((1,) * 12 + (2, 3))
+        dims = draw.choice((1, 1, 1, 1, 1, 2, 2, 3))
         shape = (draw.randint(1, 3) if dims > 1 else draw.randint(1, 4), *(draw.randint(2, 4) for _ in range(dims - 1)))
         layout = draw.choice(LAYOUTS)
         s.batch = "x.shape[0]" if layout in ("batch first", "time last", "constant") else "x.shape[1]"

@@ -44,7 +44,7 @@ def trained(function: Any, tensors: dict[str, Tensor | None]) -> list[tuple[str,
     outputs = function(tensors)
     losses = [(t * (2 + i)).sum() + t.square().sum() for i, t in enumerate(outputs.values()) if t.requires_grad]
     asking = {name: t for name, t in tensors.items() if t is not None and t.requires_grad}
-    grads = torch.autograd.grad(sum(losses), list(asking.values()))  # type: ignore[arg-type]
+    grads = torch.autograd.grad(sum(losses), list(asking.values()))
     return [*outputs.items(), *((f"grad of {name}", g) for name, g in zip(asking, grads, strict=True))]
 
 
@@ -128,7 +128,7 @@ def test_layers_compile_without_graph_breaks(name: str, neuron: str, device: tor
 def test_meta_tensors_give_the_shapes(backend: str, neuron: str) -> None:
     for record_mem, variant in itertools.product((True, False), ("unroll", "count", "constant")):
         case = Case(neuron, variant, 9, record_mem=record_mem, states=False)
-        tensors = {**inputs(case), "current": inputs(case)["current"].to("meta")}  # type: ignore[union-attr]
+        tensors = {**inputs(case), "current": inputs(case)["current"].to("meta")}
         with use_backend(backend):
             outputs = fused(tensors, case)
         for name, t in outputs.items():
