@@ -1,9 +1,9 @@
 """Random loops over time: compiled, each does what the loop does as it is written.
 
 ``python tests/loop_fuzz.py --cases 1000`` draws that many networks from pieces and statements that programs are made
-of, and runs each with our layers twice, compiled and not; a share with snnTorch's layers too. Compared are outputs and
-what may need a gradient, gradients, the states that the layers hold, buffers, inputs that are changed in place, random
-numbers (which steps have the same ones) and which results and inputs share memory. A program that raises without the
+of, and runs each twice, compiled and not. Compared are outputs and what may need a gradient, gradients, the states that
+the layers hold, buffers, inputs that are changed in place, random numbers (which steps have the same ones) and which
+results and inputs share memory. A program that raises without the
 compiler is left out, and so is one that torch.compile gets wrong without our backend. Each program that differs is
 printed as Python, which runs by itself in this folder, and which a reducer such as shrinkray can shorten; ``--start N
 --cases 1`` repeats number N.
@@ -52,9 +52,9 @@ torch._dynamo.guards.profile_guard_manager = lambda *args: 0.0
 
 
 class Run:
-    """A program with the layers of one library, and its calls."""
+    """A network of a program, and its calls."""
 
-    def __init__(self, source: str, library: Any) -> None:
+    def __init__(self, source: str) -> None:
         name = f"<program {abs(hash(source))}>"
         linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)  # for tracebacks and dynamo
         self.file, names = name, {"__name__": name}
@@ -63,7 +63,7 @@ class Run:
         self.unseen = UNSEEN.search(source) is not None
         self.dtype = getattr(torch, self.settings["dtype"])
         self.random = torch.Generator().manual_seed(self.settings["number"])
-        self.net = names["Net"](library).to(self.dtype).train(self.settings["train"])
+        self.net = names["Net"](snnfast.snntorch).to(self.dtype).train(self.settings["train"])
         self.layers = {n: m for n, m in self.net.named_modules() if isinstance(m, snntorch.SpikingNeuron)}
         self.carried: Any = None
         self._draw_weights()
@@ -260,32 +260,17 @@ def check(source: str, backend: Any, statistics: Counter[str]) -> str | None:
         spk = out[0] if isinstance(out, tuple) else out
         spikes[name] = spikes.get(name, False) or bool((spk > 0).any())
 
-    def outcomes(library: Any, watched: bool = False) -> list[Results]:
-        run = Run(source, library)
-        for name, layer in run.layers.items() if watched else ():
-            layer.register_forward_hook(partial(look, name))
-        return [run.call(call, run.net) for call in settings["calls"]]
-
     try:
-        ours = Run(source, snnfast.snntorch)
-        settings = ours.settings
-        expected = outcomes(snnfast.snntorch, watched=True)
+        plain, ours = Run(source), Run(source)
+        for name, layer in plain.layers.items():
+            layer.register_forward_hook(partial(look, name))
+        expected = [plain.call(call, plain.net) for call in plain.settings["calls"]]
     except Exception:
         statistics[LEFT_OUT[0]] += 1
         return None
+    settings = ours.settings
     dtype = "float32" if ".float()" in source else settings["dtype"]
     dtype = "bfloat16" if "bfloat16" in source and dtype == "float32" else dtype
-    # What a write that autograd is not told of, or a hook, does to gradients depends on what happens inside a layer.
-    if settings["snntorch"] and not any(part in source for part in (".data", "detach", "register_hook")):
-        try:
-            theirs = outcomes(snntorch)
-        except Exception:
-            statistics["raises with snnTorch"] += 1
-        else:
-            statistics["as snnTorch"] += 1
-            for number, (a, b) in enumerate(zip(expected, theirs, strict=True)):
-                if found := difference(_numbers(a), _numbers(b), dtype):
-                    return f"call {number}, not compiled, against snnTorch: {found}"
     watched = Watched()
     compiled = torch.compile(ours.net, backend=watched if backend == "snnfast" else backend)
     found = _compare(ours, compiled, expected, dtype)
@@ -293,7 +278,7 @@ def check(source: str, backend: Any, statistics: Counter[str]) -> str | None:
         torch._dynamo.reset()  # its caches of code that is not the program's
     if backend == "snnfast":
         if found and not found.startswith("the pass"):
-            alone = Run(source, snnfast.snntorch)
+            alone = Run(source)
             if _compare(alone, torch.compile(alone.net, backend="eager"), expected, dtype):
                 statistics[LEFT_OUT[1]] += 1
                 return None
@@ -304,10 +289,6 @@ def check(source: str, backend: Any, statistics: Counter[str]) -> str | None:
     of_each = list(spikes.values())
     statistics.update(compared=1, last=of_each[-1]) if of_each else None
     return found
-
-
-def _numbers(results: Results) -> Results:
-    return [(n, t) for n, t in results if isinstance(t, Tensor) and "draws" not in n]
 
 
 def _compare(run: Run, function: Any, expected: list[Results], dtype: str) -> str | None:

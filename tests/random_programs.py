@@ -61,8 +61,7 @@ class Program:
         self.steps = self.draw.choice((2, 2, 2, 3, 3, 4)) if self.some(0.95) else self.draw.choice((0, 1))
         self.s = Source(self.draw, self.dtype == "float32", self.steps, self.train)
         self.carries = self.some(0.06)
-        plain = self.some(0.25)  # compared with snnTorch as well, whose layers have a few options less
-        self.layers = Layers(self.s, plain, self.carries)
+        self.layers = Layers(self.s, self.carries)
         self._write()
         batches = (2, 3, 4) if self.train else (1, 2, 3, 4)  # of one sample, batch norm has no statistics
         batch, calls = self.draw.choice(batches), 2 if self.carries or self.some(0.12) else 1
@@ -70,7 +69,7 @@ class Program:
             "number": number, "attempt": attempt, "dtype": self.dtype, "train": self.train,
             "grad": self.grad, "x_grad": x_grad, "leaf": self.some(0.4), "held_in_loss": self.some(0.3),
             "carries": self.carries and self.draw.choice(("held", "detached")),
-            "snntorch": plain, "same_input": self.some(0.05), "strided_input": self.some(0.08), "calls": [],
+            "same_input": self.some(0.05), "strided_input": self.some(0.08), "calls": [],
         }  # fmt: skip
         for i in range(calls):
             again = i and not self.carries

@@ -78,7 +78,7 @@ class Net(nn.Module):
 
 SETTINGS = {
     "number": 0, "attempt": 0, "dtype": 'float64', "train": True, "grad": True, "x_grad": True, "leaf": True,
-    "held_in_loss": False, "carries": False, "snntorch": True, "same_input": False, "strided_input": False,
+    "held_in_loss": False, "carries": False, "same_input": False, "strided_input": False,
     "calls": [{'resets': True, 'inputs': {'x': ('input', (3, 2, 4))}}],
 }
 '''  # fmt: skip

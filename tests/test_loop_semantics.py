@@ -343,7 +343,7 @@ DRAWS: dict[str, Callable[[Tensor], Tensor]] = {
     "poisson": lambda x: torch.poisson(x * 9),
     "bernoulli": torch.bernoulli,
     "normal": lambda x: torch.normal(x, 1.0),
-    "multinomial": lambda x: torch.multinomial(x, 2).double().sum(1, keepdim=True).expand(B, N) * torch.rand(()),
+    "multinomial": lambda x: torch.multinomial(x, 2).double().sum(1, keepdim=True).expand_as(x) * torch.rand(()),
     "rrelu": lambda x: F.rrelu(-x, training=True),
     "dropout": lambda x: F.dropout(x, 0.5),
     "module": nn.Dropout(0.5),
