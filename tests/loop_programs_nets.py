@@ -417,6 +417,33 @@ class Attention(Net):
         return torch.stack(rec).sum(0), mem2
 
 
+@program(step_first(3, 12))
+class AttentionOfSpikes(nn.Module):
+    """As in Spikformer: no softmax, and queries, keys and values are spikes."""
+
+    def __init__(self, snn: Any) -> None:
+        super().__init__()
+        self.qkv = nn.ModuleList([nn.Linear(12, 8) for _ in range(3)])
+        self.lifs = nn.ModuleList([snn.Leaky(beta=0.5) for _ in range(4)])
+        self.proj = nn.Linear(8, 5)
+        self.lif = snn.Leaky(beta=0.5)
+
+    def forward(self, x: Tensor) -> Any:
+        mems = [lif.reset_mem() for lif in self.lifs]
+        mem = self.lif.reset_mem()
+        rec = []
+        for t in range(x.size(0)):
+            spks = []
+            for i, fc in enumerate(self.qkv):
+                spk, mems[i] = self.lifs[i](fc(x[t]), mems[i])
+                spks.append(spk)
+            q, k, v = spks
+            spk, mems[3] = self.lifs[3]((q @ k.transpose(-2, -1)) @ v * 0.125, mems[3])
+            out, mem = self.lif(self.proj(spk), mem)
+            rec.append(out)
+        return torch.stack(rec), mem
+
+
 # ---- branches, feedback, and layers that are called more than once
 
 

@@ -19,6 +19,7 @@ THOROUGH_ONLY = {
     "conv-3d", "evaluation", "batch-norm-cumulative", "hidden-read-from-layers", "hidden-carried-between-calls",
     "connected-neurons", "no-grad-around", "inference-mode-around", "autocast-around", "losses-of-snntorch",
     "truncated", "training-step", "delayed-without-feedback", "branches", "sum-in-place",
+    "attention-of-spikes",
 }  # fmt: skip
 TORCH = torch.torch_version.TorchVersion(torch.__version__)
 
