@@ -59,12 +59,16 @@ def test_exported_from_the_reference_a_step_has_only_operators_of_pytorch(name: 
 
 
 # What Synaptic adds to a compiled step is its second state; the options are the same code.
-CASES = [("Leaky", options) for options in OPTIONS] + [
-    ("Synaptic", options) for options in ("output", "nodelay-zero", "callable-learn")
+CASES = [("Leaky", "default"), ("Synaptic", "callable-learn")]
+THOROUGH_CASES = [
+    *(("Leaky", options) for options in OPTIONS if options != "default"),
+    *(("Synaptic", options) for options in ("output", "nodelay-zero")),
 ]
 
 
-@pytest.mark.parametrize(("name", "options"), CASES)
+@pytest.mark.parametrize(
+    ("name", "options"), [*CASES, *(pytest.param(*case, marks=pytest.mark.thorough) for case in THOROUGH_CASES)]
+)
 def test_compiled_steps_are_one_graph_and_equal_eager(name: str, options: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -111,6 +115,7 @@ class Resets(nn.Module):
         return torch.stack([self.lif(self.fc(step)) for step in x])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("reset", [reset_of_utils, reset_of_the_class])
 @torch._dynamo.config.patch(fail_on_recompile_limit_hit=True)
 def test_compiled_code_resets_states_after_networks_have_died(reset: Any, monkeypatch: pytest.MonkeyPatch) -> None:

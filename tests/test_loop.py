@@ -63,6 +63,7 @@ def test_a_mode_is_an_error_that_names_it() -> None:
         compiled(currents())
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("inner", ["aot_eager", "inductor"])
 def test_the_new_graph_can_be_given_to_another_backend(inner: str) -> None:
     net = Net()
@@ -257,6 +258,7 @@ def test_a_held_state_can_be_detached_in_place() -> None:
     assert not net.lif1.mem.requires_grad
 
 
+@pytest.mark.thorough
 @torch._dynamo.config.patch(skip_nnmodule_hook_guards=False)
 def test_a_hook_of_later_is_seen_where_hooks_are_guarded() -> None:
     net, x = Net(), currents()
@@ -295,6 +297,7 @@ def test_hidden_spikes_that_are_returned_have_no_gradient_and_those_of_multistep
     assert gradient.any()
 
 
+@pytest.mark.thorough
 def test_the_reference_backend_is_not_merged() -> None:
     net, x = Net(), currents()
     other = copy.deepcopy(net)

@@ -61,7 +61,9 @@ def test_a_checkpoint_is_that_of_the_network_in_both_directions(tmp_path: Path) 
     assert_same(compiled, other, x)
 
 
-@pytest.mark.parametrize("how", ["deepcopy", "pickle", "save"])
+@pytest.mark.parametrize(
+    "how", ["deepcopy", *(pytest.param(how, marks=pytest.mark.thorough) for how in ("pickle", "save"))]
+)
 def test_a_copy_is_the_network_uncompiled_and_can_be_compiled(how: str, tmp_path: Path) -> None:
     net, x = snnfast.compile(Net()), currents()
     net(x)
@@ -108,6 +110,7 @@ def test_reset_of_snntorch_reaches_its_layers() -> None:
         found[1].sum().backward()
 
 
+@pytest.mark.thorough
 def test_a_probe_of_snntorch_records_every_step() -> None:
     snntorch = pytest.importorskip("snntorch")
     from snntorch.functional import probe
@@ -147,6 +150,7 @@ def test_it_is_called_with_names_and_as_a_part_of_a_network() -> None:
     assert_same(nn.Sequential(net), other, x)
 
 
+@pytest.mark.thorough
 def test_a_compiled_network_in_a_compiled_network_or_function_is_a_part_of_its_graph() -> None:
     inner, x = snnfast.compile(Net()), currents()
     other = copy.deepcopy(inner)
@@ -159,6 +163,7 @@ def test_a_compiled_network_in_a_compiled_network_or_function_is_a_part_of_its_g
     assert_same(inner, lambda x: (other(x)[0] + 1, other(x)[1]), x)
 
 
+@pytest.mark.thorough
 def test_a_functional_call_and_an_export_are_those_of_the_network() -> None:
     net, x = snnfast.compile(Net()), currents()
     net(x)
@@ -174,6 +179,7 @@ def test_a_functional_call_and_an_export_are_those_of_the_network() -> None:
 # ---- compiled again
 
 
+@pytest.mark.thorough
 def test_compiled_twice_with_other_options_it_is_compiled_anew() -> None:
     net, x = Net(), currents()
     other = copy.deepcopy(net)

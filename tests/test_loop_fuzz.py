@@ -16,7 +16,7 @@ from random_programs import Program
 from random_statements import KINDS
 
 pytestmark = [pytest.mark.needs_extension, pytest.mark.filterwarnings("ignore")]
-PROGRAMS, CHUNK = 500 if THOROUGH else 50, 25
+PROGRAMS, CHUNK = 500 if THOROUGH else 25, 25
 
 
 def compare(numbers: range | list[int]) -> Counter[str]:

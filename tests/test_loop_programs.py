@@ -19,7 +19,9 @@ THOROUGH_ONLY = {
     "conv-3d", "evaluation", "batch-norm-cumulative", "hidden-read-from-layers", "hidden-carried-between-calls",
     "connected-neurons", "no-grad-around", "inference-mode-around", "autocast-around", "losses-of-snntorch",
     "truncated", "training-step", "delayed-without-feedback", "branches", "sum-in-place",
-    "attention-of-spikes",
+    "attention-of-spikes", "option-inhibition", "option-per-neuron", "option-reset", "surrogate-detached",
+    "checkpointed", "synaptic", "loss-after-tutorial5", "truncated-at-each-step", "detached-spikes",
+    "recurrent-by-hand",
 }  # fmt: skip
 TORCH = torch.torch_version.TorchVersion(torch.__version__)
 

@@ -87,7 +87,7 @@ def new_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_backend, "_warned", set())
 
 
-@pytest.fixture(params=[snn, snnfast], ids=["snnfast.snntorch", "snnfast"])
+@pytest.fixture(params=[pytest.param(snn, marks=pytest.mark.thorough), snnfast], ids=["snnfast.snntorch", "snnfast"])
 def library(request: pytest.FixtureRequest) -> Any:
     return request.param
 
@@ -362,9 +362,7 @@ HOOKS: dict[str, tuple[Any, ...]] = {  # inside of the loop, behind it, and outs
 
 
 @pytest.mark.usefixtures("whole")
-@pytest.mark.parametrize(
-    ("hooks", "inner"), [*((name, None) for name in HOOKS), ("inside", "aot_eager"), ("results", "aot_eager")]
-)
+@pytest.mark.parametrize(("hooks", "inner"), [*((name, None) for name in HOOKS), ("inside", "aot_eager")])
 def test_a_compiled_loop_obeys_its_hooks(compiled: Any, hooks: str, inner: str | None) -> None:
     inside, behind, outside = HOOKS[hooks]
     ours, theirs = (in_a_loop(library.Leaky(beta=0.9), inside, behind) for library in (snn, snntorch))
