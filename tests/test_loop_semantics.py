@@ -65,6 +65,9 @@ EXPRESSIONS: dict[str, Callable[[Tensor, list[Tensor], list[Tensor]], Any]] = {
     "sum of a list without gradients": lambda x, s, m: without(lambda: sum(s)) * torch.stack(m),
     "stack without gradients": lambda x, s, m: (lambda r: (r * x, r))(without(lambda: torch.stack(m))),
     "steps of the input without gradients": lambda x, s, m: torch.stack(run(without(lambda: list(x)))[1]) + x,
+    "steps in no order without gradients": lambda x, s, m: (
+        torch.stack(run(without(lambda: [x[t] for t in (2, 0, 3, 1)]))[1]) + x
+    ),
     "unbound without gradients": lambda x, s, m: torch.stack(run(without(lambda: x.unbind(0)))[1]) + x,
     "a step read without gradients": lambda x, s, m: (without(lambda: m[1] * 2) * m[1], m[1], m[2].detach()),
     "sum of a stack in both modes": lambda x, s, m: (lambda r: without(lambda: r.sum(0)) * r.sum(0))(torch.stack(s)),
@@ -73,6 +76,7 @@ EXPRESSIONS: dict[str, Callable[[Tensor, list[Tensor], list[Tensor]], Any]] = {
     # transforms, and equal elements
     "transforms": lambda x, s, m: torch.stack([torch.vmap(torch.sin)(mem) for mem in m]),
     "medians of spikes": lambda x, s, m: torch.stack([spk.nanmedian() for spk in s]),
+    "larger of two": lambda x, s, m: [torch.max(m[t], x[t]) for t in range(T)],
     "medians": lambda x, s, m: torch.stack([mem.median() for mem in m]),
     # memory of the results
     "a stack and the input": lambda x, s, m: (torch.stack(m), torch.stack([x[t] for t in range(T)])),
