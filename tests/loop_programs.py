@@ -302,21 +302,6 @@ def trace_between_layers(self: Any, x: Tensor) -> Any:
 # ---- when it begins and ends
 
 
-@loop(step_first(12))
-def some_steps_only(self: Any, x: Tensor) -> Any:
-    """The second layer has fewer steps than the first, and not all are read."""
-    mem1, mem2 = self.states()
-    late, every_second = [], []
-    for t in range(x.size(0)):
-        spk1, mem1 = self.lif1(self.fc1(x[t]), mem1)
-        if t >= 1:
-            spk2, mem2 = self.lif2(self.fc2(spk1), mem2)
-            late.append(spk2)
-        if t % 2 == 0:
-            every_second.append(spk1)
-    return torch.stack(late).sum(0), torch.stack(every_second), mem2
-
-
 @loop(step_first(12), other=(6, 3))
 def warm_up_without_gradient(self: Any, x: Tensor) -> Any:
     mem1, mem2 = self.states()

@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - as users import it
 from helpers import Bump
 from loop_programs import (
-    NOTHING,
     PARTLY,
     REFUSED,
     REPEATED,
@@ -19,7 +18,6 @@ from loop_programs import (
     program,
     step_first,
 )  # fmt: skip
-from snntorch.functional import quant
 from torch import Tensor, nn
 
 # ---- neurons
@@ -126,16 +124,6 @@ class OptionPerNeuron(Net):
 )
 def option_inhibition(snn: Any) -> Any:
     return Net(snn, inhibition=True, threshold=0.25)
-
-
-# StateQuant reads the sizes of its input from a tensor, which breaks the graph: these layers run step by step.
-add(
-    "option-state-quant",
-    lambda snn: Tutorial5(snn, state_quant=quant.state_quant(num_bits=4, threshold=1.0)),
-    constant(12),
-    expects=NOTHING,
-    other=None,
-)
 
 
 def _straight_through(z: Tensor) -> Tensor:

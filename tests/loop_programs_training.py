@@ -6,7 +6,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812 - as users import it
 from loop_programs import (
-    REPEATED,
     Net,
     Tutorial5,
     add,
@@ -17,7 +16,6 @@ from loop_programs import (
     program,
     step_first,
 )
-from snntorch import functional as SF  # noqa: N812
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -55,19 +53,6 @@ def loss_after_tutorial5(snn: Any) -> Any:
     return net, loss_of, lambda f, *inputs: f(net, *inputs)
 
 
-@program(lambda T, B: (numbers(B, 12), T, labels(B)), exact=False, other=None)
-class LossesOfSnntorch(nn.Module):
-    def __init__(self, snn: Any) -> None:
-        super().__init__()
-        self.net = Tutorial5(snn)
-        self.of_spikes = SF.ce_rate_loss(), SF.ce_count_loss(), SF.mse_count_loss(correct_rate=0.8, incorrect_rate=0.2)
-        self.of_membranes = SF.ce_max_membrane_loss(), SF.mse_membrane_loss()
-
-    def forward(self, x: Tensor, num_steps: int, y: Tensor) -> Any:
-        spk_rec, mem_rec = self.net(x, num_steps)
-        return [loss(spk_rec, y) for loss in self.of_spikes], [loss(mem_rec, y) for loss in self.of_membranes]
-
-
 @program(lambda T, B: (numbers(T, B, 12), labels(B)), exact=False, input_grad=False)
 def training_step(snn: Any) -> Any:
     net = Net(snn, learn_beta=True)
@@ -99,18 +84,6 @@ def truncated(self: Any, x: Tensor) -> Any:
         if t % 2 == 0:
             mem1, mem2 = mem1.detach(), mem2.detach()
         spk2, mem1, mem2 = self.step(x[t], mem1, mem2)
-        out = out + spk2 + mem2
-    return out
-
-
-# No step's gradient goes on to the step before, so that these are no steps of one unroll.
-@loop(step_first(12), expects=REPEATED, exact=False)
-def truncated_at_each_step(self: Any, x: Tensor) -> Any:
-    """Only the current of a step has a gradient, not the membrane it meets."""
-    mem1, mem2 = self.states()
-    out = 0
-    for t in range(x.size(0)):
-        spk2, mem1, mem2 = self.step(x[t], mem1.detach(), mem2.detach())
         out = out + spk2 + mem2
     return out
 

@@ -116,7 +116,7 @@ def reshape(s: Source, v: Value) -> Value | None:
     return s.let(s.draw.choice(forms), shape)
 
 
-@piece(1.5, exact=True)
+@piece(3, exact=True)
 def transpose(s: Source, v: Value) -> Value | None:
     if len(v.shape) < 2:
         return None
@@ -127,7 +127,7 @@ def transpose(s: Source, v: Value) -> Value | None:
     return s.let(f"{v}.permute(0, 2, 3, 1)", (*v.shape[1:], v.shape[0]))
 
 
-@piece(1)
+@piece(4)
 def reduce(s: Source, v: Value) -> Value | None:
     if len(v.shape) < 2:
         return None

@@ -51,7 +51,9 @@ def nothing_compiled() -> None:
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor", "snnfast"])
+@pytest.mark.parametrize(
+    "backend", ["snnfast", *(pytest.param(b, marks=pytest.mark.thorough) for b in ("eager", "aot_eager", "inductor"))]
+)
 def test_the_numbers_and_the_kernels_are_those_without_it(backend: str) -> None:
     for threshold, kernels in ((0.8, KERNELS), (0.0, DENSE)):
         net, x = net_of(threshold), image()
@@ -64,6 +66,7 @@ def test_the_numbers_and_the_kernels_are_those_without_it(backend: str) -> None:
         assert [t.stride() for t in found[:2]] == [t.stride() for t in expected[:2]]
 
 
+@pytest.mark.thorough
 def test_one_graph_takes_many_and_few_spikes_and_any_batch() -> None:
     """What is traced does not depend on the numbers."""
     net = net_of(0.8)
@@ -88,6 +91,7 @@ def few_spikes(*shape: int) -> Tensor:
     return (torch.rand(shape) < 0.05).float().movedim(-3, -1).contiguous().movedim(-1, -3).requires_grad_()
 
 
+@pytest.mark.thorough
 def test_second_derivatives() -> None:
     x, weight = few_spikes(2, 8, 6, 6), torch.randn(32, 8, 3, 3, requires_grad=True)
     found = []
@@ -98,6 +102,7 @@ def test_second_derivatives() -> None:
         assert_close(a, b, 1e-5)
 
 
+@pytest.mark.thorough
 def test_an_ensemble() -> None:
     """vmap can't tell the order in memory, so that the graph has PyTorch's convolution."""
     x, weight = few_spikes(3, 2, 8, 6, 6).detach(), torch.randn(3, 32, 8, 3, 3)
@@ -109,6 +114,7 @@ def test_an_ensemble() -> None:
     assert_close(found, torch.stack([images(*member) for member in zip(x, weight, strict=True)]), 1e-5)
 
 
+@pytest.mark.thorough
 def test_an_exported_program_has_pytorchs_convolution() -> None:
     net, x = net_of(0.8).eval(), image().detach()
     program = torch.export.export(net, (x,))

@@ -192,6 +192,7 @@ def test_compiled_twice_with_other_options_it_is_compiled_anew() -> None:
     assert graphs() == before + 1
 
 
+@pytest.mark.thorough
 def test_explain_of_a_compiled_network() -> None:
     net, x = snnfast.compile(Net()), currents()
     for _ in range(2):  # before its first call and after it
@@ -350,6 +351,7 @@ def test_a_network_that_gains_nothing_runs_as_it_is_and_one_warning_says_why(mak
         snnfast.compile(make())(x)  # the same reason of the same class
 
 
+@pytest.mark.thorough
 def test_calls_with_and_without_gradients_decide_for_themselves() -> None:
     """An ``autograd.Function`` costs more only where its backward pass is recorded."""
     net, x = snnfast.compile(Quantised()), currents()
@@ -363,6 +365,7 @@ def test_calls_with_and_without_gradients_decide_for_themselves() -> None:
         assert_compiled(net)
 
 
+@pytest.mark.thorough
 def test_a_first_call_that_fails_or_runs_under_the_reference_decides_nothing() -> None:
     net, x = snnfast.compile(Net()), currents()
     with pytest.raises(RuntimeError):

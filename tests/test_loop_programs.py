@@ -14,14 +14,14 @@ from snnfast import Explanation
 pytestmark = pytest.mark.filterwarnings("ignore")
 # In the compiler these go the way of another program.
 THOROUGH_ONLY = {
-    "record-cat", "record-sums", "record-others", "record-lasts", "some-steps-only", "option-reset-at-once",
-    "option-graded", "option-learned", "option-state-quant", "surrogate-atan", "surrogate-sigmoid", "conv-1d",
+    "record-cat", "record-sums", "record-others", "record-lasts", "option-reset-at-once",
+    "option-graded", "option-learned", "surrogate-atan", "surrogate-sigmoid", "conv-1d",
     "conv-3d", "evaluation", "batch-norm-cumulative", "hidden-read-from-layers", "hidden-carried-between-calls",
-    "connected-neurons", "no-grad-around", "inference-mode-around", "autocast-around", "losses-of-snntorch",
+    "connected-neurons", "no-grad-around", "inference-mode-around", "autocast-around",
     "truncated", "training-step", "delayed-without-feedback", "branches", "sum-in-place",
     "attention-of-spikes", "option-inhibition", "option-per-neuron", "option-reset", "surrogate-detached",
-    "checkpointed", "synaptic", "loss-after-tutorial5", "truncated-at-each-step", "detached-spikes",
-    "recurrent-by-hand",
+    "checkpointed", "synaptic", "loss-after-tutorial5", "detached-spikes",
+    "recurrent-by-hand", "surrogate-function", "conv-2d", "record-lists",
 }  # fmt: skip
 TORCH = torch.torch_version.TorchVersion(torch.__version__)
 
