@@ -1,11 +1,12 @@
 """Random loops over time: compiled, each does what the loop does as it is written.
 
 ``python tests/loop_fuzz.py --cases 1000`` draws that many networks from pieces and statements that programs are made
-of, and runs each with our layers twice, compiled and not; a share with snnTorch's layers too. Compared are outputs and
-what may need a gradient, gradients, the states that the layers hold, buffers, inputs that are changed in place, random
-numbers (which steps have the same ones) and which results and inputs share memory. A program that raises without the
+of, and runs each twice, compiled and not. Compared are outputs and what may need a gradient, gradients, the states that
+the layers hold, buffers, inputs that are changed in place, random numbers (which steps have the same ones) and which
+results and inputs share memory. A program that raises without the
 compiler is left out, and so is one that torch.compile gets wrong without our backend. Each program that differs is
-printed as Python, which runs by itself in this folder; ``--start N --cases 1`` repeats number N.
+printed as Python, which runs by itself in this folder, and which a reducer such as shrinkray can shorten; ``--start N
+--cases 1`` repeats number N.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from typing import Any
 
 import snntorch
 import torch
-from random_programs import FOOTER, Program
+from random_programs import Program
 from torch import Tensor, nn
 
 import snnfast.snntorch
@@ -41,51 +42,28 @@ SMALLEST = 1e-3
 STATES = ("syn", "mem")
 OUTCOMES = ("wholly", "partly", "repeated", "refused", "without a neuron")
 LEFT_OUT = ("raises without a compiler", "wrong without snnfast")
-# What a program has if one of these is in its text.
-FEATURES = {
-    "no_grad": ["torch.no_grad()"], "enable_grad": ["enable_grad"], "set_grad_enabled": ["set_grad_enabled("],
-    "helper of a grad mode": ["@torch"], "inference_mode": ["inference_mode"], "autocast": ["autocast"],
-    "mode of a step": ["set_grad_enabled(t"], "out=": [" out="], "tuple out=": ["out=("], "foreach": ["_foreach_"],
-    "aten op": ["ops.aten"], "custom op": ["scaled_(", "doubled(", "noise("], "inplace=True": ["inplace=True"],
-    "setitem": ["] = ", "setitem("], "augmented": [" += ", " -= ", " *= "],
-    "method in place": ["mul_(", "add_(", "copy_(", "fill_(", "zero_(", "clamp_(", "relu_("],
-    "write through a view": ["].add_(", "[0].mul_(", ")[0] = ", ".T.mul_", "select(0, t).", ")[t] = "],
-    ".data": [".data"], "detach": ["detach()"], "axis=": ["axis="], "keepdims=": ["keepdims="],
-    "input= or x1=": ["input=", "x1="], "spelled by step": [") if t % 2 else "], "filled": ["filled1"], "sum": ["sum("],
-    "stack": ["torch.stack("], "cat": ["torch.cat("], "unbind": ["unbind("], "split or chunk": ["split(", "chunk("],
-    "expand": ["expand("], "clone": ["clone("], "random": ["draws1"], "manual_seed": ["manual_seed"],
-    "tensor hook": ["register_hook"], "module hook": ["forward_hook", "forward_pre", "backward_hook"],
-    "carried": ["if carried"], "function transform": ["vmap(", "torch.func"], "checkpoint": ["checkpoint("],
-    "ties": ["median", "sort(", "topk", "kthvalue", "quantile", "mode("], "cond": ["torch.cond"],
-    "autograd.Function": ["Halved.", "steep("], "dataclass or dict": ["Results(", "Named(", "{'a'"],
-    "second loop": ["series1", "rec1:"], "held state": ["init_hidden"], "shared layer": ["again1"],
-    "buffer": ["register_buffer"], "convolution": ["nn.Conv"], "batch norm": ["BatchNorm"], "pooling": ["pool"],
-    "graph break": ["print(", "float(", ".numel()", "compiler.disable"], "two calls": ["}, {'resets'"],
-    "two results of a list": ["), torch.stack(", "), torch.cat("],
-    "result that is an input": ["x[0]", "x.detach()", "x[:1]", "list(x)", "x.unbind(0)"],
-}  # fmt: skip
 # A write that autograd is not told of: which gradient is right depends on what a layer keeps for its backward pass.
 UNSEEN = re.compile(r"\.data(\.\w+_\(|\[[^]]*\] .?= | .= )")
 ATTEMPTS = 8  # to draw a program that runs
 Results = list[tuple[str, Any]]
 
 # It flushes the caches of the processor to measure the guards, which takes a sixth of the time of a program.
-torch._dynamo.guards.profile_guard_manager = lambda *args: 0.0  # type: ignore[attr-defined]
+torch._dynamo.guards.profile_guard_manager = lambda *args: 0.0
 
 
 class Run:
-    """A program with the layers of one library, and its calls."""
+    """A network of a program, and its calls."""
 
-    def __init__(self, source: str, library: Any) -> None:
+    def __init__(self, source: str) -> None:
         name = f"<program {abs(hash(source))}>"
         linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)  # for tracebacks and dynamo
         self.file, names = name, {"__name__": name}
         exec(compile(source, name, "exec"), names)
-        self.settings: dict[str, Any] = names["SETTINGS"]  # type: ignore[assignment]
+        self.settings: dict[str, Any] = names["SETTINGS"]
         self.unseen = UNSEEN.search(source) is not None
         self.dtype = getattr(torch, self.settings["dtype"])
         self.random = torch.Generator().manual_seed(self.settings["number"])
-        self.net = names["Net"](library).to(self.dtype).train(self.settings["train"])  # type: ignore[operator]
+        self.net = names["Net"](snnfast.snntorch).to(self.dtype).train(self.settings["train"])
         self.layers = {n: m for n, m in self.net.named_modules() if isinstance(m, snntorch.SpikingNeuron)}
         self.carried: Any = None
         self._draw_weights()
@@ -156,7 +134,7 @@ class Run:
         # Where the loss does not depend on a tensor, "no gradient" and zeros are the same answer.
         grads: Sequence[Tensor | None] = [None] * len(asking)
         if losses and asking:
-            grads = torch.autograd.grad(sum(losses), list(asking.values()), allow_unused=True, retain_graph=True)  # type: ignore[arg-type]
+            grads = torch.autograd.grad(sum(losses), list(asking.values()), allow_unused=True, retain_graph=True)
         for (n, t), g in zip(asking.items(), grads, strict=True):
             found.append((f"grad of {n}", torch.zeros_like(t) if g is None else g))
         return [*found, ("shared memory", shared)]
@@ -282,32 +260,17 @@ def check(source: str, backend: Any, statistics: Counter[str]) -> str | None:
         spk = out[0] if isinstance(out, tuple) else out
         spikes[name] = spikes.get(name, False) or bool((spk > 0).any())
 
-    def outcomes(library: Any, watched: bool = False) -> list[Results]:
-        run = Run(source, library)
-        for name, layer in run.layers.items() if watched else ():
-            layer.register_forward_hook(partial(look, name))
-        return [run.call(call, run.net) for call in settings["calls"]]
-
     try:
-        ours = Run(source, snnfast.snntorch)
-        settings = ours.settings
-        expected = outcomes(snnfast.snntorch, watched=True)
+        plain, ours = Run(source), Run(source)
+        for name, layer in plain.layers.items():
+            layer.register_forward_hook(partial(look, name))
+        expected = [plain.call(call, plain.net) for call in plain.settings["calls"]]
     except Exception:
         statistics[LEFT_OUT[0]] += 1
         return None
+    settings = ours.settings
     dtype = "float32" if ".float()" in source else settings["dtype"]
     dtype = "bfloat16" if "bfloat16" in source and dtype == "float32" else dtype
-    # What a write that autograd is not told of, or a hook, does to gradients depends on what happens inside a layer.
-    if settings["snntorch"] and not any(part in source for part in (".data", "detach", "register_hook")):
-        try:
-            theirs = outcomes(snntorch)
-        except Exception:
-            statistics["raises with snnTorch"] += 1
-        else:
-            statistics["as snnTorch"] += 1
-            for number, (a, b) in enumerate(zip(expected, theirs, strict=True)):
-                if found := difference(_numbers(a), _numbers(b), dtype):
-                    return f"call {number}, not compiled, against snnTorch: {found}"
     watched = Watched()
     compiled = torch.compile(ours.net, backend=watched if backend == "snnfast" else backend)
     found = _compare(ours, compiled, expected, dtype)
@@ -315,7 +278,7 @@ def check(source: str, backend: Any, statistics: Counter[str]) -> str | None:
         torch._dynamo.reset()  # its caches of code that is not the program's
     if backend == "snnfast":
         if found and not found.startswith("the pass"):
-            alone = Run(source, snnfast.snntorch)
+            alone = Run(source)
             if _compare(alone, torch.compile(alone.net, backend="eager"), expected, dtype):
                 statistics[LEFT_OUT[1]] += 1
                 return None
@@ -324,12 +287,8 @@ def check(source: str, backend: Any, statistics: Counter[str]) -> str | None:
         else:
             found = outcome
     of_each = list(spikes.values())
-    statistics.update(compared=1, first=of_each[0], last=of_each[-1], every=all(of_each)) if of_each else None
+    statistics.update(compared=1, last=of_each[-1]) if of_each else None
     return found
-
-
-def _numbers(results: Results) -> Results:
-    return [(n, t) for n, t in results if isinstance(t, Tensor) and "draws" not in n]
 
 
 def _compare(run: Run, function: Any, expected: list[Results], dtype: str) -> str | None:
@@ -358,72 +317,18 @@ def outcome(source: str, backend: Any, statistics: Counter[str]) -> str | None:
         snntorch.SpikingNeuron.instances[:] = neurons  # it keeps every layer for good
 
 
-def shrunk(source: str, backend: Any) -> str:
-    """The program with all left out without which it fails in the same way."""
-
-    def kind(found: str | None) -> str | None:
-        return found and re.sub(r"<.*>:.*?: |[\[][^\]]+\].*?(?= instead|$)|[0-9.e-]+", "", found.splitlines()[0])[:60]
-
-    failure, before = kind(outcome(source, backend, Counter())), ""
-    while source != before:
-        before, number = source, 0
-        while number < len(lines := source.splitlines(keepends=True)):
-            for candidate in _shorter(lines, number):
-                if kind(outcome("".join(candidate), backend, Counter())) == failure:
-                    source = "".join(candidate)
-                    break
-            else:
-                number += 1
-    return source
-
-
-def _shorter(lines: list[str], number: int) -> Iterator[list[str]]:
-    """The program with one line less, or with what is inside it in the place of a block, or with a simpler line."""
-    line, before = lines[number], lines[:number]
-    depth = len(line) - len(line.lstrip())
-    if line.startswith(("class", "    def", "import", "from", "SETTINGS", "}", '    "')) or not line.strip():
-        return
-    end = number + 1
-    while end < len(lines) and lines[end].startswith(" " * (depth + 1)):
-        end += 1
-    yield [*before, *lines[end:]]
-    if end > number + 1:
-        yield [*before, *(inner[4:] for inner in lines[number + 1 : end]), *lines[end:]]
-        return
-    simpler = []
-    if found := re.match(r"( *)(\w+) = .*?\b((?:h|spk|mem|part)\d+|xt)\b.*[^\w\n]", line):
-        simpler.append(f"{found[1]}{found[2]} = {found[3]}\n")
-    if found := re.match(r"( *return [\[(])(.*)([\])])$", line):
-        parts = found[2].split(", ")
-        simpler += [f"{found[1]}{', '.join([*parts[:i], *parts[i + 1 :]])},{found[3]}\n" for i in range(len(parts))]
-    if "snn." in line:
-        simpler += [line.replace(part, "") for part in re.findall(r", \w+=[^,]*(?=[,)])", line)]
-    yield from ([*before, s, *lines[end:]] for s in simpler if s != line)
-
-
-def features(source: str) -> list[str]:
-    text = source[source.index("class Net") :]
-    return [name for name, parts in FEATURES.items() if any(part in text for part in parts)]
-
-
-def wrong(
-    numbers: Sequence[int], backend: Any = "snnfast", report: Callable[[str], None] = print, shrink: bool = False
-) -> tuple[int, Counter[str]]:
+def wrong(numbers: Sequence[int], report: Callable[[str], None]) -> tuple[int, Counter[str]]:
     """How many of the programs with these numbers differ; what is known of all."""
     count, statistics = 0, Counter[str]()
     for number in numbers:
         for attempt in range(ATTEMPTS):
             program, before = Program(number, attempt), statistics[LEFT_OUT[0]]
-            found = outcome(program.source, backend, statistics)
-            ran = statistics[LEFT_OUT[0]] == before
-            for feature in features(program.source):
-                statistics[f"{feature}: {'ran' if ran else 'left out'}"] += 1
-            if ran:
+            found = outcome(program.source, "snnfast", statistics)
+            if statistics[LEFT_OUT[0]] == before:
                 break
         if found is not None:
             count += 1
-            source = shrunk(program.source, backend) if shrink else program.source
-            report(f"# {found}\n{source}{FOOTER}")
+            report(f"# {found}\n{program}")
         if number % 100 == 0:
             torch._dynamo.reset()
     torch._dynamo.reset()
@@ -444,9 +349,9 @@ def with_settings(function: Callable[[], Any]) -> Any:
         return function()
 
 
-def _share(numbers: Sequence[int], backend: str, shrink: bool) -> tuple[int, Counter[str]]:
+def _share(numbers: Sequence[int]) -> tuple[int, Counter[str]]:
     """What one process does."""
-    return with_settings(partial(wrong, numbers, backend, partial(print, flush=True), shrink))  # type: ignore[no-any-return]
+    return with_settings(partial(wrong, numbers, partial(print, flush=True)))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -454,29 +359,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--cases", type=int, default=1000, help="programs to draw (default: %(default)s)")
     parser.add_argument("--start", type=int, default=0, help="number of the first of them")
     parser.add_argument("--jobs", type=int, default=1, help="processes (default: %(default)s)")
-    parser.add_argument("--backend", default="snnfast", help="of torch.compile (default: %(default)s)")
-    parser.add_argument("--shrink", action="store_true", help="leave out of a program what does not matter")
     args = parser.parse_args(argv)
     start = time.perf_counter()
     numbers = range(args.start, args.start + args.cases)
     shares = [numbers[i :: args.jobs] for i in range(args.jobs)]
-    if args.jobs > 1:
-        with ProcessPoolExecutor(args.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-            found = list(pool.map(_share, shares, [args.backend] * args.jobs, [args.shrink] * args.jobs))
-    else:
-        found = [_share(numbers, args.backend, args.shrink)]
+    with ProcessPoolExecutor(args.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        found = list(pool.map(_share, shares))
     count, statistics = sum(n for n, _ in found), sum((c for _, c in found), Counter[str]())
-    looped = max(statistics["compared"], 1)
-    shares_of = ", ".join(f"{name} {100 * statistics[name] / looped:.0f} %" for name in ("first", "last", "every"))
-    print(f"torch {torch.__version__}, {time.perf_counter() - start:.0f} s; programs whose layers spike: {shares_of}")
-    for title, names in (
-        ("merged", OUTCOMES),
-        ("left out", LEFT_OUT),
-        ("with snnTorch", ("as snnTorch", "raises with snnTorch")),
-    ):
-        print(f"{title}: {', '.join(f'{name} {statistics[name]}' for name in names)}")
-    of_features = ", ".join(f"{f} {statistics[f'{f}: ran']}+{statistics[f'{f}: left out']}" for f in FEATURES)
-    print(f"programs that ran + raised, by what they have: {of_features}")
+    print(f"torch {torch.__version__}, {time.perf_counter() - start:.0f} s")
+    print(", ".join(f"{name}: {n}" for name, n in sorted(statistics.items())))
     print(f"{count} of {args.cases} wrong")
     return 1 if count else 0
 

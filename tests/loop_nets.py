@@ -4,7 +4,9 @@ import warnings
 from typing import Any
 
 import torch
+from helpers import assert_bits_equal
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
 import snnfast
 
@@ -56,3 +58,13 @@ def refused(function: Any, *args: Any) -> str:
         function(*args)
     (message,) = [str(w.message) for w in caught if str(w.message).startswith("snnfast: ")]
     return message
+
+
+def assert_same(compiled: Any, net: Any, x: Tensor) -> None:
+    for a, b in zip(compiled(x), net(x), strict=True):
+        assert_bits_equal(a, b)
+
+
+def graphs() -> int:
+    """How many graphs torch.compile has made."""
+    return int(counters["stats"]["unique_graphs"])

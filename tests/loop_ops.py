@@ -18,16 +18,6 @@ class Named(NamedTuple):
     rest: Any
 
 
-class Halved(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, v: Tensor) -> Tensor:
-        return v * 0.5
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        return grads[0] * 0.25
-
-
 @torch.library.custom_op("random_programs::doubled", mutates_args=())
 def doubled(v: Tensor) -> Tensor:
     return v * 2
@@ -56,13 +46,6 @@ def scaled_(v: Tensor, factor: float) -> None:
     v.mul_(factor)
 
 
-@torch.library.custom_op("random_programs::all_scaled_", mutates_args=("some",))
-def all_scaled_(some: list[Tensor], factor: float) -> None:
-    for v in some:
-        v.mul_(factor)
-
-
 @scaled_.register_fake
-@all_scaled_.register_fake
-def _(v: Any, factor: float) -> None:
+def _(v: Tensor, factor: float) -> None:
     pass

@@ -1,8 +1,9 @@
 """Loops over time as users of snnTorch write them: small networks and functions, each with a maker of its inputs.
 
 A program takes the module that its layers come from, ``snntorch`` or ``snnfast.snntorch``. It is written as its users
-write it, also where that could be shorter. This file has what all programs share, and those that differ in how the
-input is indexed and what becomes of spikes and membranes; the others are in ``loop_programs_*.py``.
+write it, also where that could be shorter. This file has what all programs share, and loops of a dense network that
+differ in their inputs, sums and records; ``loop_programs_nets.py`` has other layers and networks, and
+``loop_programs_training.py`` losses, training steps and what is put around a loop.
 """
 
 import re
@@ -45,7 +46,6 @@ class Program:
         input_grad: Inputs of floating dtype ask for gradients.
         silent: Layers that are not meant to spike.
         since: The torch that traces all of it; an older one breaks the graph.
-        breaks: Why the graph breaks inside of the loop, so that nothing can be merged.
     """
 
     name: str
@@ -60,7 +60,6 @@ class Program:
     other: tuple[int, int] | None = (4, 3)
     input_grad: bool = True
     silent: tuple[str, ...] = ()
-    breaks: str = ""
     since: str = "2.11"
 
 
@@ -82,6 +81,16 @@ def program(inputs: Inputs, **fields: Any) -> Callable[[Any], Any]:
     return entered
 
 
+def loop(inputs: Inputs, **fields: Any) -> Callable[[Any], Any]:
+    """Enter a function that is the ``forward`` of a network that is otherwise ``Net``."""
+
+    def entered(forward: Any) -> Any:
+        program(inputs, **fields)(type(forward.__name__, (Net,), {"forward": forward}))
+        return forward
+
+    return entered
+
+
 # ---- inputs
 
 
@@ -98,10 +107,6 @@ def step_first(*shape: int) -> Inputs:
     return lambda T, B: (numbers(T, B, *shape),)
 
 
-def batch_first(*shape: int) -> Inputs:
-    return lambda T, B: (numbers(B, T, *shape),)
-
-
 def constant(*shape: int) -> Inputs:
     return lambda T, B: (numbers(B, *shape), T)
 
@@ -112,12 +117,12 @@ def constant(*shape: int) -> Inputs:
 class Net(nn.Module):
     """What most of the programs are a loop of."""
 
-    def __init__(self, snn: Any, **options: Any) -> None:
+    def __init__(self, snn: Any, options1: Any = None, options2: Any = None, **options: Any) -> None:
         super().__init__()
         self.fc1 = nn.Linear(12, 16)
-        self.lif1 = snn.Leaky(beta=0.9, **options)
+        self.lif1 = snn.Leaky(beta=0.9, **options, **(options1 or {}))
         self.fc2 = nn.Linear(16, 5)
-        self.lif2 = snn.Leaky(beta=0.8, **options)
+        self.lif2 = snn.Leaky(beta=0.8, **options, **(options2 or {}))
 
     def states(self) -> tuple[Tensor, Tensor]:
         return self.lif1.reset_mem(), self.lif2.reset_mem()
@@ -126,6 +131,14 @@ class Net(nn.Module):
         spk1, mem1 = self.lif1(self.fc1(x), mem1)
         spk2, mem2 = self.lif2(self.fc2(spk1), mem2)
         return spk2, mem1, mem2
+
+    def forward(self, x: Tensor) -> Any:
+        mem1, mem2 = self.states()
+        spk_rec = []
+        for t in range(x.size(0)):
+            spk2, mem1, mem2 = self.step(x[t], mem1, mem2)
+            spk_rec.append(spk2)
+        return torch.stack(spk_rec), mem2
 
 
 @program(constant(12))
@@ -148,164 +161,35 @@ class Tutorial5(Net):
 # ---- how the input is indexed
 
 
-class Indexed(Net):
-    """A loop that differs in its input alone; all spikes and the last membrane are returned."""
-
-    def num_steps(self, x: Tensor) -> int:
-        return x.size(0)
-
-    def at(self, x: Tensor, t: int) -> Tensor:
-        return x[t]
-
-    def forward(self, x: Tensor) -> Any:
-        mem1, mem2 = self.states()
-        spk_rec = []
-        for t in range(self.num_steps(x)):
-            spk2, mem1, mem2 = self.step(self.at(x, t), mem1, mem2)
-            spk_rec.append(spk2)
-        return torch.stack(spk_rec), mem2
+def _indexed(T: int, B: int) -> tuple[Any, ...]:
+    first, second = [numbers(T, B, 12) for _ in range(3)], [numbers(B, T, 12) for _ in range(3)]
+    others = numbers(B, 12, T), numbers(B, T, 3, 4), numbers(B, T + 11), numbers(2 * T, B, 12)
+    return *first, *second, *others, numbers(T, B, 12) > 0.7, T
 
 
-class IndexedInSecond(Indexed):
-    def num_steps(self, x: Tensor) -> int:
-        return x.size(1)
+@loop(_indexed)
+def inputs_indexed(self: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any, h: Any, i: Any, j: Any, k: Any,
+                   num_steps: int) -> Any:  # fmt: skip
+    """Each input in another order of time: from the end, in the second or last dimension, a window, every other one."""
+    mem1, mem2 = self.states()
+    spk_rec = []
+    for t in range(num_steps):
+        x = a[t] + b[num_steps - 1 - t] + c[-1 - t] + d[:, t] + e[:, t, :] + f.select(1, t) + g[..., t]
+        x = x + h[:, t].view(h.size(0), -1) + i[:, t : t + 12] + j[2 * t] + k[t].float()
+        spk2, mem1, mem2 = self.step(x * 0.125, mem1, mem2)
+        spk_rec.append(spk2)
+    return torch.stack(spk_rec), mem2
 
 
-@program(step_first(12))
-class InputXt(Indexed):
-    pass
-
-
-@program(batch_first(12))
-class InputSecondDimension(IndexedInSecond):
-    def at(self, x: Tensor, t: int) -> Tensor:
-        return x[:, t]
-
-
-@program(batch_first(12))
-class InputSecondOfThree(IndexedInSecond):
-    def at(self, x: Tensor, t: int) -> Tensor:
-        return x[:, t, :]
-
-
-@program(lambda T, B: (numbers(B, 12, T),))
-class InputLastDimension(Indexed):
-    def num_steps(self, x: Tensor) -> int:
-        return x.size(-1)
-
-    def at(self, x: Tensor, t: int) -> Tensor:
-        return x[..., t]
-
-
-@program(step_first(12))
-class InputReversed(Indexed):
-    def at(self, x: Tensor, t: int) -> Tensor:
-        return x[x.size(0) - 1 - t]
-
-
-@program(step_first(12))
-class InputFromTheEnd(Indexed):
-    def at(self, x: Tensor, t: int) -> Tensor:
-        return x[-1 - t]
-
-
-@program(batch_first(12))
-class InputSelected(IndexedInSecond):
-    def at(self, x: Tensor, t: int) -> Tensor:
-        return x.select(1, t)
-
-
-@program(batch_first(3, 4))
-class InputFlattened(IndexedInSecond):
-    def at(self, x: Tensor, t: int) -> Tensor:
-        return x[:, t].view(x.size(0), -1)
-
-
-@program(step_first(3, 4))
-class InputReshaped(Indexed):
-    def at(self, x: Tensor, t: int) -> Tensor:
-        return x[t].reshape(-1, 3 * 4)
-
-
-@program(lambda T, B: (numbers(B, T + 11),))
-class InputWindow(Indexed):
-    """A signal of one channel: each step sees the last twelve samples."""
-
-    def num_steps(self, x: Tensor) -> int:
-        return x.size(1) - 11
-
-    def at(self, x: Tensor, t: int) -> Tensor:
-        return x[:, t : t + 12]
-
-
-@program(lambda T, B: (numbers(2 * T, B, 12),))
-class InputEverySecond(Indexed):
-    def num_steps(self, x: Tensor) -> int:
-        return x.size(0) // 2
-
-    def at(self, x: Tensor, t: int) -> Tensor:
-        return x[2 * t]
-
-
-@program(step_first(12), input_grad=False)
-class InputIterated(Net):
-    def forward(self, x: Tensor) -> Any:
-        mem1, mem2 = self.states()
-        spk_rec = []
-        for xt in x:
-            spk2, mem1, mem2 = self.step(xt, mem1, mem2)
-            spk_rec.append(spk2)
-        return torch.stack(spk_rec), mem2
-
-
-@program(batch_first(12))
-class InputUnboundEnumerated(Net):
-    def forward(self, x: Tensor) -> Any:
-        mem1, mem2 = self.states()
-        out = torch.zeros(x.size(1), x.size(0), 5)
-        for step, xt in enumerate(x.unbind(1)):
-            out[step], mem1, mem2 = self.step(xt, mem1, mem2)
-        return out
-
-
-@program(batch_first(12), input_grad=False)
-class InputTransposed(Net):
-    def forward(self, x: Tensor) -> Any:
-        x = x.transpose(0, 1)
-        mem1, mem2 = self.states()
-        spk_rec = []
-        for t in range(len(x)):
-            spk2, mem1, mem2 = self.step(x[t], mem1, mem2)
-            spk_rec.append(spk2)
-        return torch.stack(spk_rec), mem1
-
-
-@program(lambda T, B: (numbers(T, B, 12) > 0.7,), input_grad=False)
-class InputOfEvents(Net):
-    """Boolean events, made numbers within the loop."""
-
-    def forward(self, x: Tensor) -> Any:
-        mem1, mem2 = self.states()
-        spk_rec = []
-        for t in range(x.shape[0]):
-            spk2, mem1, mem2 = self.step(x[t].float(), mem1, mem2)
-            spk_rec.append(spk2)
-        return torch.stack(spk_rec)
-
-
-@program(lambda T, B: (numbers(T, B, 12), numbers(B, 12)))
-class InputAndConstant(Net):
-    """A signal, and a context that stays."""
-
-    def forward(self, x: Tensor, context: Tensor) -> Any:
-        mem1, mem2 = self.states()
-        spk_rec = []
-        t = 0
-        while t < x.size(0):
-            spk2, mem1, mem2 = self.step(x[t] * 0.5 + context, mem1, mem2)
-            spk_rec.append(spk2)
-            t += 1
-        return torch.stack(spk_rec)
+@loop(lambda T, B: (numbers(T, B, 12), numbers(B, T, 12), numbers(B, T, 3, 4), numbers(B, 12)))
+def inputs_iterated(self: Any, x: Tensor, y: Tensor, z: Tensor, context: Tensor) -> Any:
+    """Three signals, and a context that stays."""
+    mem1, mem2 = self.states()
+    z = z.transpose(0, 1)
+    out = torch.zeros(x.size(0), x.size(1), 5)
+    for step, (xt, yt) in enumerate(zip(x, y.unbind(1), strict=True)):
+        out[step], mem1, mem2 = self.step((xt + yt + z[step].reshape(-1, 12)) * 0.5 + context, mem1, mem2)
+    return out
 
 
 # ---- what becomes of spikes and membranes
@@ -323,68 +207,125 @@ class Recorded(Net):
             mem_rec.append(mem2)
         return self.readout(spk_rec, mem_rec)
 
-    def readout(self, spk_rec: list[Tensor], mem_rec: list[Tensor]) -> Any:
-        raise NotImplementedError
-
 
 READOUTS: dict[str, Callable[[list[Tensor], list[Tensor]], Any]] = {
-    "stack-dim-1": lambda spk, mem: (torch.stack(spk, dim=1), torch.stack(mem, dim=1)),
-    "stack-last": lambda spk, mem: torch.stack(spk, dim=-1),
-    "stack-sum": lambda spk, mem: torch.stack(spk).sum(0),
-    "stack-mean": lambda spk, mem: torch.stack(spk, dim=0).mean(dim=0),
-    "stack-sum-dim-1": lambda spk, mem: torch.stack(spk, 1).sum(1) / len(spk),
-    "stack-max": lambda spk, mem: torch.stack(mem).max(dim=0)[0],
-    "python-sum": lambda spk, mem: sum(spk) / len(spk),
-    "cat-unsqueezed": lambda spk, mem: torch.cat([s.unsqueeze(0) for s in spk]),
-    "last-spike": lambda spk, mem: spk[-1],
-    "last-membrane": lambda spk, mem: mem[-1],
-    "last-three": lambda spk, mem: torch.stack(spk[-3:]).sum(0),
-    "a-list": lambda spk, mem: spk,
-    "a-dict-of-lists": lambda spk, mem: {"spikes": spk, "membranes": mem, "last": mem[-1]},
-    "softmax-of-mean": lambda spk, mem: torch.stack(spk).mean(0).softmax(-1),
+    "stacks": lambda spk, mem: (torch.stack(spk, dim=1), torch.stack(mem, dim=-1)),
+    "cat": lambda spk, mem: (torch.cat([s.unsqueeze(0) for s in spk]), torch.cat(mem, dim=-1)),
+    "sums": lambda spk, mem: (torch.stack(spk, 1).sum(1) / len(spk), torch.stack(mem).mean(dim=0), sum(mem) / len(mem)),
+    "others": lambda spk, mem: (torch.stack(mem).max(dim=0)[0], torch.stack(spk).mean(0).softmax(-1)),
+    "lasts": lambda spk, mem: (spk[-1], mem[-1], torch.stack(spk[-3:]).sum(0)),
+    "lists": lambda spk, mem: {"spikes": spk, "membranes": mem, "last": mem[-1]},
 }
 for _name, _readout in READOUTS.items():
     add(
         f"record-{_name}",
         type("Recording", (Recorded,), {"readout": staticmethod(_readout)}),
         step_first(12),
-        exact="softmax" not in _name and "mean" not in _name and "sum" not in _name,
+        exact=_name not in ("sums", "others"),
         other=None,
     )
 
 
-@program(step_first(12))
-class RecordPreallocated(Net):
-    def forward(self, x: Tensor) -> Any:
-        mem1, mem2 = self.states()
-        spk_rec = torch.zeros(x.size(0), x.size(1), 5)
-        mem_rec = torch.zeros(x.size(1), x.size(0), 5)
-        for t in range(x.size(0)):
-            spk2, mem1, mem2 = self.step(x[t], mem1, mem2)
-            spk_rec[t] = spk2
-            mem_rec[:, t] = mem2
-        return spk_rec, mem_rec
+@loop(step_first(12))
+def record_preallocated(self: Any, x: Tensor) -> Any:
+    mem1, mem2 = self.states()
+    spk_rec = torch.zeros(x.size(0), x.size(1), 5)
+    mem_rec = torch.zeros(x.size(1), x.size(0), 5)
+    recs: dict[str, list[Tensor]] = {"spk1": [], "mem1": []}
+    for t in range(x.size(0)):
+        spk1, mem1 = self.lif1(self.fc1(x[t]), mem1)
+        spk2, mem2 = self.lif2(self.fc2(spk1), mem2)
+        spk_rec[t] = spk2
+        mem_rec[:, t] = mem2
+        for name, value in zip(recs, (spk1, mem1), strict=True):
+            recs[name].append(value)
+    return spk_rec, mem_rec, {name: torch.stack(rec) for name, rec in recs.items()}
 
 
-@program(step_first(12))
-class RecordAllLayers(Net):
-    def forward(self, x: Tensor) -> Any:
+# ---- sums within the loop
+
+
+@loop(step_first(12), exact=False)
+def sum_in_place(self: Any, x: Tensor) -> Any:
+    mem1, mem2 = self.states()
+    out = torch.zeros(x.size(1), 5)
+    total = torch.zeros(x.size(1), 5, device=x.device)
+    for t in range(x.size(0)):
+        spk2, mem1, mem2 = self.step(x[t], mem1, mem2)
+        out += spk2
+        total.add_(mem2)
+    return out / x.size(0), total
+
+
+class Readout(Net):
+    """A last layer that does not spike."""
+
+    def __init__(self, snn: Any) -> None:
+        super().__init__(snn)
+        self.readout = nn.Linear(16, 3)
+
+
+@program(lambda T, B: (numbers(T, B, 12), torch.linspace(1, 0.25, T)), exact=False)
+class SumsInTheLoop(Readout):
+    """Weighted by what is learned and by numbers; of a readout, of membranes for a penalty, of spikes for energy."""
+
+    def forward(self, x: Tensor, w: Tensor) -> Any:
         mem1, mem2 = self.states()
-        recs: dict[str, list[Tensor]] = {"spk1": [], "mem1": [], "spk2": [], "mem2": []}
+        early, logits = torch.zeros(x.size(1), 5), torch.zeros(x.size(1), 3)
+        late, active, penalty, mem_sum = 0.0, 0, 0.0, None
         for t in range(x.size(0)):
             spk1, mem1 = self.lif1(self.fc1(x[t]), mem1)
             spk2, mem2 = self.lif2(self.fc2(spk1), mem2)
-            for name, value in zip(recs, (spk1, mem1, spk2, mem2), strict=True):
-                recs[name].append(value)
-        return {name: torch.stack(rec) for name, rec in recs.items()}
+            early = early + w[t] * spk2
+            late = late + spk2 * (1 - t / x.size(0))
+            logits = logits + self.readout(spk1)
+            active = active + spk1.detach().sum() + spk2.detach().sum()
+            penalty = penalty + mem1.pow(2).mean() + 0.1 * mem2.abs().mean()
+            mem_sum = mem2 if mem_sum is None else mem_sum + mem2
+        return early, late, logits / x.size(0), active, penalty / x.size(0), mem_sum
 
 
-@program(step_first(12))
-class SumFromNumber(Net):
-    def forward(self, x: Tensor) -> Any:
-        mem1, mem2 = self.states()
-        out = 0
-        for t in range(x.size(0)):
-            spk2, mem1, mem2 = self.step(x[t], mem1, mem2)
-            out = out + spk2
-        return out
+# A running value that depends on that of the step before, without a layer in it, is computed step by step.
+@loop(step_first(12), exact=False, repeats=("add", "mul"))
+def trace_between_layers(self: Any, x: Tensor) -> Any:
+    mem1, mem2 = self.states()
+    trace = torch.zeros(x.size(1), 16)
+    spk_rec = []
+    for t in range(x.size(0)):
+        spk1, mem1 = self.lif1(self.fc1(x[t]), mem1)
+        trace = 0.8 * trace + spk1
+        spk2, mem2 = self.lif2(self.fc2(trace), mem2)
+        spk_rec.append(spk2)
+    return torch.stack(spk_rec), trace
+
+
+# ---- when it begins and ends
+
+
+@loop(step_first(12), other=(6, 3))
+def warm_up_without_gradient(self: Any, x: Tensor) -> Any:
+    mem1, mem2 = self.states()
+    with torch.no_grad():
+        for t in range(3):
+            _, mem1, mem2 = self.step(x[t], mem1, mem2)
+    rec = []
+    for t in range(3, x.size(0)):
+        spk2, mem1, mem2 = self.step(x[t], mem1, mem2)
+        rec.append(spk2)
+    return torch.stack(rec), mem1, mem2
+
+
+def _steps(self: Any, x: Tensor) -> Any:
+    mem1, mem2 = self.states()
+    out = torch.zeros(x.size(1), 5)
+    rec = []
+    for t in range(x.size(0)):
+        spk2, mem1, mem2 = self.step(x[t], mem1, mem2)
+        out = out + spk2
+        rec.append(mem2)
+    return out, rec
+
+
+_Steps = type("Steps", (Net,), {"forward": _steps})
+add("one-step", _Steps, lambda T, B: (numbers(1, B, 12),), expects=REFUSED)
+add("no-step", _Steps, lambda T, B: (numbers(0, B, 12),), expects=NOTHING, silent=("lif1", "lif2"), other=None)

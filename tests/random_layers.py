@@ -36,8 +36,8 @@ class Layer:
 class Layers:
     """Writes the spiking layers of one program."""
 
-    def __init__(self, s: Source, plain: bool, carries: bool) -> None:
-        self.s, self.draw, self.plain, self.carries = s, s.draw, plain, carries
+    def __init__(self, s: Source, carries: bool) -> None:
+        self.s, self.draw, self.carries = s, s.draw, carries
         self.carried: list[str] = []  # states that the network returns and is given
         self.all: list[Layer] = []
         self.surrogate = self.draw.choice(SURROGATES)
@@ -52,21 +52,16 @@ class Layers:
         return repr(self.draw.choice(few_bits) if self.s.exact else round(self.draw.uniform(low, high), 2))
 
     def _arguments(self, neuron: str, shape: tuple[int, ...]) -> list[str]:
-        """Of a constructor. A ``Lapicque`` of snnTorch has no learned ``beta`` that can be compared, and less else."""
+        """Of a constructor."""
         s, draw, lapicque = self.s, self.draw, neuron == "Lapicque"
         args: list[str] = []
-        if lapicque and self.plain and s.some(0.5):
-            args += [f"R={draw.choice((1.0, 1.5, 2.0))}", f"C={draw.choice((1.0, 1.5, 2.0))}"]
-        elif lapicque:
-            args += [
-                f"beta={round(draw.uniform(0.4, 0.8), 2)}",
-                *["learn_beta=True"] * (not self.plain and s.some(0.4)),
-            ]
+        if lapicque:
+            args += [f"beta={round(draw.uniform(0.4, 0.8), 2)}", *["learn_beta=True"] * s.some(0.4)]
         else:
             for decay, low in (("alpha", 0.2), ("beta", 0.3))[neuron == "Leaky" :]:
                 args.append(f"{decay}={self._number(shape, low, 1 - (0.3 - low), (0.5, 0.5, 1.0), each=True)}")
                 args += [f"learn_{decay}=True"] * s.some(0.25)
-        if s.some(0.15) and not (lapicque and self.plain):
+        if s.some(0.15):
             args.append("reset_delay=False")
         args.append(f"threshold={self._number(shape, 0.3, 1.0, (0.5, 1.0, 0.75), each=not lapicque)}")
         args += ["learn_threshold=True"] * s.some(0.2)

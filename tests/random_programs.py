@@ -14,7 +14,7 @@ import operator
 import torch
 import torch.nn.functional as F
 from callables import steep
-from loop_ops import Halved, Named, Results, all_scaled_, doubled, noise, scaled_
+from loop_ops import Named, Results, doubled, noise, scaled_
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -61,8 +61,7 @@ class Program:
         self.steps = self.draw.choice((2, 2, 2, 3, 3, 4)) if self.some(0.95) else self.draw.choice((0, 1))
         self.s = Source(self.draw, self.dtype == "float32", self.steps, self.train)
         self.carries = self.some(0.06)
-        plain = self.some(0.25)  # compared with snnTorch as well, whose layers have a few options less
-        self.layers = Layers(self.s, plain, self.carries)
+        self.layers = Layers(self.s, self.carries)
         self._write()
         batches = (2, 3, 4) if self.train else (1, 2, 3, 4)  # of one sample, batch norm has no statistics
         batch, calls = self.draw.choice(batches), 2 if self.carries or self.some(0.12) else 1
@@ -70,7 +69,7 @@ class Program:
             "number": number, "attempt": attempt, "dtype": self.dtype, "train": self.train,
             "grad": self.grad, "x_grad": x_grad, "leaf": self.some(0.4), "held_in_loss": self.some(0.3),
             "carries": self.carries and self.draw.choice(("held", "detached")),
-            "snntorch": plain, "same_input": self.some(0.05), "strided_input": self.some(0.08), "calls": [],
+            "same_input": self.some(0.05), "strided_input": self.some(0.08), "calls": [],
         }  # fmt: skip
         for i in range(calls):
             again = i and not self.carries
@@ -95,7 +94,7 @@ class Program:
         seen: list[Value] = []
         for _ in range(count):
             mark, begin = len(s.values), len(s.body)
-            for _ in range(self.draw.choice((0, 0, 1))):
+            for _ in range(self.draw.choice((0, 1))):
                 v = add_piece(s, v)
             statements(s, self.draw.choice((0, 0, 1, 2)))
             if len(s.values) > mark and self.some(0.5):
@@ -157,7 +156,7 @@ class Program:
 
     def _write(self) -> None:
         s, draw = self.s, self.draw
-        dims = draw.choice((1,) * 12 + (2, 3))
+        dims = draw.choice((1, 1, 1, 1, 1, 2, 2, 3))
         shape = (draw.randint(1, 3) if dims > 1 else draw.randint(1, 4), *(draw.randint(2, 4) for _ in range(dims - 1)))
         layout = draw.choice(LAYOUTS)
         s.batch = "x.shape[0]" if layout in ("batch first", "time last", "constant") else "x.shape[1]"

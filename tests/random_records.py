@@ -13,33 +13,24 @@ APPENDS = ("{L}.append({v})",) * 12 + (
 )  # fmt: skip
 # Of a list: to a record, to a tensor of one step, to a list, to anything.
 STACKS = (
-    *("torch.stack({L})",) * 8, "torch.stack({L}, 0)", "torch.stack({L}, dim=0)", "torch.stack({L}, axis=0)",
-    "torch.stack(tensors={L})", "torch.stack(tuple({L}))", "torch.stack([q for q in {L}])",
-    "torch.stack([q.clone() for q in {L}])", "torch.stack([q.detach() for q in {L}])", "torch.stack({L}[::-1])",
-    "torch.stack({L}[:])", "torch.stack([q * 1 for q in {L}])", "torch.cat([q[None] for q in {L}])",
+    *("torch.stack({L})",) * 8, "torch.stack({L}, axis=0)", "torch.stack([q.clone() for q in {L}])",
+    "torch.stack([q.detach() for q in {L}])", "torch.stack({L}[::-1])", "torch.stack([q * 1 for q in {L}])",
     "torch.cat([q.unsqueeze(0) for q in {L}], axis=0)", "torch.stack({L}, 1).transpose(0, 1)",
-    "torch.stack({L}, axis=1).transpose(0, 1)", "torch.stack({L}, -1).movedim(-1, 0)",
-    "torch.stack([q.data for q in {L}])", "torch.stack([*{L}])", "torch.nn.utils.rnn.pad_sequence({L}).transpose(0, 1)",
-    "torch.stack({L}).clone()", "torch.stack({L}, out=torch.empty(len({L}), *{L}[0].shape))",
-    "torch.stack(dim=0, tensors={L})", "torch.stack({L}, axis=1).swapaxes(0, 1).contiguous()",
-    "torch.cat({L}).view(len({L}), *{L}[0].shape)",
+    "torch.stack({L}, -1).movedim(-1, 0)", "torch.stack([q.data for q in {L}])", "torch.stack({L}).clone()",
+    "torch.nn.utils.rnn.pad_sequence({L}).transpose(0, 1)", "torch.stack({L}).detach()", "torch.stack({L}) * 1",
+    "torch.stack({L}, out=torch.empty(len({L}), *{L}[0].shape))", "torch.cat({L}).view(len({L}), *{L}[0].shape)",
     "torch.concat({L}, axis=-1).unflatten(-1, (len({L}), -1)).movedim(-2, 0)",
-    "torch.stack([q.view_as(q) for q in {L}])", "torch.stack({L}).detach()", "torch.stack({L}) * 1",
-    "torch.vstack([q[None] for q in {L}])", "torch.stack([{L}[t] for t in range(len({L}))])",
+    "torch.stack([q.view_as(q) for q in {L}])", "torch.vstack([q[None] for q in {L}])",
 )  # fmt: skip
 SUMS = (
-    *("sum({L})", "torch.stack({L}).sum(0)") * 3, "torch.stack({L}).sum(dim=0)", "torch.stack({L}).sum(axis=0)",
-    "torch.sum(torch.stack({L}), axis=0)", "sum({L}[1:], {L}[0])", "functools.reduce(torch.add, {L})",
+    *("sum({L})", "torch.stack({L}).sum(0)") * 3, "torch.stack({L}).sum(axis=0)", "functools.reduce(torch.add, {L})",
     "torch.stack({L}).mean(0)", "torch.stack({L}, axis=1).sum(axis=1)", "torch.stack({L}).amax(0)",
     "torch.stack({L}).max(0).values", "torch.stack({L}).nanmedian(0).values", "torch.stack({L}).median(dim=0).values",
     "torch.stack({L}).kthvalue(1, 0).values", "torch.stack({L}).sort(0).values[0]", "torch.stack({L}).logsumexp(0)",
-    "torch.stack({L}).std(0, correction=0)", "{L}[-1]", "{L}[0]", "torch.stack({L})[-1]", "sum({L}) / len({L})",
-    "torch.stack({L}).prod(0)", "torch.einsum('t...->...', torch.stack({L}))", "torch.stack({L}).cumsum(0)[-1]",
-    "torch.stack({L}[-2:]).sum(0)", "sum(q.detach() for q in {L})", "torch.add(*{L}[:2])",
-    "torch.stack({L}).sum(axis=0, keepdims=True)[0]",
-    "torch.sum(keepdim=True, dim=0, input=torch.stack({L})).squeeze(0)", "torch.stack({L}).mean(axis=0)",
-    "torch.stack({L}).topk(1, 0)[0][0]", "torch.mean(torch.stack({L}, axis=-1), -1)", "torch.stack({L}).mode(0)[0]",
-    "torch.stack({L}).quantile(0.5, 0)", "sum({L}).detach()", "max({L}, key=lambda q: q.shape[0])",
+    "{L}[-1]", "{L}[0]", "torch.stack({L})[-1]", "sum({L}) / len({L})", "torch.stack({L}).prod(0)",
+    "torch.einsum('t...->...', torch.stack({L}))", "torch.stack({L}).cumsum(0)[-1]", "torch.stack({L}[-2:]).sum(0)",
+    "sum(q.detach() for q in {L})", "torch.add(*{L}[:2])", "torch.stack({L}).sum(axis=0, keepdims=True)[0]",
+    "torch.stack({L}).topk(1, 0)[0][0]", "torch.stack({L}).quantile(0.5, 0)", "sum({L}).detach()",
     "sum((t + 1) * q for t, q in enumerate({L}))", "torch.stack({L}).softmax(0)[0]", "torch.stack({L}).sum(0).data",
 )  # fmt: skip
 TO_LISTS = (
@@ -49,39 +40,32 @@ TO_LISTS = (
 # Several results of one list, in one place.
 SEVERAL = (
     "torch.stack({L}), torch.stack({L})", "torch.stack({L}), torch.cat({L})", "torch.stack({L}), torch.stack({L}, 1)",
-    "torch.stack({L}), torch.stack({L}[:2])", "torch.stack({L}), {L}[-1]",
-    "torch.stack({L}), torch.stack([q.clone() for q in {L}])",
-    "torch.stack({L}), torch.stack([q.detach() for q in {L}])", "{L}, torch.stack({L})",
-    "sum({L}), torch.stack({L}).sum(0)", "torch.stack({L}), torch.stack({L}).sum(0)", "{L}, {L}", "{L}, {L}[0]",
-    "torch.stack({L}, -1), torch.stack({L}, dim=-1)", "sum({L}), sum({L})", "torch.stack({L})[0], {L}[0]",
-    "torch.stack({L}).unbind(0), torch.stack({L})", "torch.stack({L}).split(1)",
-    "torch.stack({L})[1:], torch.stack({L})[:-1]", "{L}[::2], {L}[1::2]",
-    "torch.stack({L}), torch.stack({L}).transpose(0, 1)", "torch.stack({L}).view(-1), torch.stack({L}).flatten(1)",
-    "torch.stack({L}), torch.stack({L}).detach()", "torch.stack({L}, axis=1).softmax(1)", "torch.cat({L}, axis=1)",
+    "torch.stack({L}), torch.stack({L}[:2])", "torch.stack({L}), {L}[-1]", "{L}, torch.stack({L})", "{L}, {L}[0]",
+    "torch.stack({L}), torch.stack([q.clone() for q in {L}])", "torch.stack({L}), torch.stack({L}).detach()",
+    "torch.stack({L}), torch.stack([q.detach() for q in {L}])", "sum({L}), torch.stack({L}).sum(0)",
+    "torch.stack({L}), torch.stack({L}).sum(0)", "sum({L}), sum({L})", "torch.stack({L})[0], {L}[0]",
+    "torch.stack({L}).unbind(0), torch.stack({L})", "torch.stack({L}).split(1)", "{L}[::2], {L}[1::2]",
+    "torch.stack({L})[1:], torch.stack({L})[:-1]", "torch.stack({L}), torch.stack({L}).transpose(0, 1)",
+    "torch.stack({L}).view(-1), torch.stack({L}).flatten(1)", "torch.stack({L}, axis=1).softmax(1)",
     "torch.cat({L}, -1)", "torch.stack({L}).expand(2, *[-1] * torch.stack({L}).dim())",
-    "torch.cat({L}), torch.cat({L}, 0)",
 )  # fmt: skip
 OF_RECORDS = (
     "{R}.detach()", "{R}.clone()", "{R} * 2", "{R}.flip(0)", "{R}.contiguous()", "{R}[:]", "{R}.cumsum(0)",
-    "{R}.softmax(0)", "torch.stack(list({R}))", "torch.stack({R}.unbind(0))",
-    "torch.stack([{R}[t] for t in range({R}.shape[0])])", "torch.cat({R}.split(1))", "torch.cat({R}.chunk(2))",
-    "{R} * {Q}", "{R} + {Q}", "{R} * (1 + {Q})", "{R}.data", "{R}.transpose(0, 1).transpose(0, 1)", "{R} - {Q}.mean(0)",
-    "{R}.view_as({R})", "{R} * {Q}.sum(axis=0)", "torch.stack(torch.unbind({R}, dim=0))", "torch.sort({R}, 0)[0]",
-    "{R} * (1 + {Q}[-1])",
+    "{R}.softmax(0)", "torch.stack(list({R}))", "torch.stack([{R}[t] for t in range({R}.shape[0])])",
+    "torch.cat({R}.split(1))", "{R} * (1 + {Q})", "{R}.data", "{R}.transpose(0, 1).transpose(0, 1)",
+    "{R} - {Q}.mean(0)", "{R} * {Q}.sum(axis=0)", "torch.sort({R}, 0)[0]", "{R} * (1 + {Q}[-1])",
 )  # fmt: skip
 TO_STEPS = (
-    "{R}[0]", "{R}[-1]", "{R}.sum(0)", "{R}.select(0, 0)", "{R}.unbind()[0]", "{R}.split(1)[0].squeeze(0)",
-    "{R}.mean(axis=0)", "{R}.sum(dim=0, keepdim=True)[0]", "{R}.amax(0)", "sum({R})", "sum({R}.unbind(0))",
-    "{R}[0] + {R}[-1]", "sum({R}[t] for t in range({R}.shape[0]))", "torch.sum({R}, axis=0)", "{R}[:1].squeeze(0)",
-    "{R}.nanmedian(0)[0]",
+    "{R}[0]", "{R}[-1]", "{R}.sum(0)", "{R}.select(0, 0)", "{R}.split(1)[0].squeeze(0)", "{R}.mean(axis=0)",
+    "{R}.sum(dim=0, keepdim=True)[0]", "{R}.amax(0)", "sum({R})", "sum({R}.unbind(0))", "{R}[0] + {R}[-1]",
+    "sum({R}[t] for t in range({R}.shape[0]))", "{R}[:1].squeeze(0)", "{R}.nanmedian(0)[0]",
 )  # fmt: skip
 LISTS = (
-    *("[{R}[t] for t in range({R}.shape[0])]",) * 4, "{R}.unbind(0)", "torch.unbind({R})", "list({R})",
-    "[q for q in {R}]", "[q.squeeze(0) for q in {R}.split(1)]", "[q[0] for q in {R}.chunk({R}.shape[0])]",
-    "[*{R}.unbind(dim=0)]", "[{R}.select(0, t) for t in range({R}.shape[0])]",
-    "[{R}[t].clone() for t in range({R}.shape[0])]", "[q.detach() for q in {R}]",
-    "torch.unbind({R}.transpose(0, 1), axis=1)", "[{R}.narrow(0, t, 1)[0] for t in range({R}.shape[0])]",
-    "{R}.transpose(0, 1).unbind(axis=1)",
+    *("[{R}[t] for t in range({R}.shape[0])]",) * 4, "{R}.unbind(0)", "list({R})",
+    "[q.squeeze(0) for q in {R}.split(1)]", "[q[0] for q in {R}.chunk({R}.shape[0])]",
+    "[{R}.select(0, t) for t in range({R}.shape[0])]", "[{R}[t].clone() for t in range({R}.shape[0])]",
+    "[q.detach() for q in {R}]", "torch.unbind({R}.transpose(0, 1), axis=1)",
+    "[{R}.narrow(0, t, 1)[0] for t in range({R}.shape[0])]",
 )  # fmt: skip
 MIXED = (
     "{a} * {b}", "{a} + {b}", "{a} * (1 + {b})", "({a} * {b}).sum()", "{a} * {b}.detach() + {b}", "{a} - {b}",
@@ -153,25 +137,13 @@ def _of_kept(s: Source) -> None:
     if way == "list" and s.lists:
         v = s.draw.choice(s.lists)
         forms = s.draw.choices((STACKS, SUMS, TO_LISTS, SEVERAL), (4, 4, 1, 1.5))[0]
-        code = s.draw.choice(forms).format(L=v)
-        if forms is SUMS:
-            s.let(code, v.shape)
-        elif forms is SEVERAL:
-            s.others.append(_named(s, "u", code))
-        else:
-            (s.records if forms is STACKS else s.lists).append(
-                Value(_named(s, "R" if forms is STACKS else "L", code), v.shape)
-            )
+        _enter(s, forms, s.draw.choice(forms).format(L=v), v)
     elif way == "record" and s.records:
         v = s.draw.choice(s.records[-4:])
         forms = s.draw.choice((OF_RECORDS, TO_STEPS, LISTS))
-        code = s.draw.choice(forms).format(R=v, Q=s.draw.choice([u for u in s.records if u.shape == v.shape]))
-        if forms is TO_STEPS:
-            s.let(code, v.shape)
-        else:
-            (s.records if forms is OF_RECORDS else s.lists).append(
-                Value(_named(s, "R" if forms is OF_RECORDS else "L", code), v.shape)
-            )
+        _enter(
+            s, forms, s.draw.choice(forms).format(R=v, Q=s.draw.choice([u for u in s.records if u.shape == v.shape])), v
+        )
     elif way == "fill" and s.lists:
         v, r = s.draw.choice(s.lists), s.name("filled")
         inner: list[str] = []
@@ -181,8 +153,19 @@ def _of_kept(s: Source) -> None:
     elif s.records and s.values:
         a = s.draw.choice(s.records if s.some(0.7) else s.values[-6:])
         b = s.draw.choice([u for u in [*s.records, *s.values] if u.shape == a.shape])
-        name = _named(s, "mix", s.draw.choice(MIXED).format(a=a, b=b))
-        s.others.append(name)
+        s.others.append(_named(s, "mix", s.draw.choice(MIXED).format(a=a, b=b)))
+
+
+def _enter(s: Source, forms: tuple[str, ...], code: str, v: Value) -> None:
+    """A statement on a record or a list of the shape of ``v``, and its result where later ones find it."""
+    if forms in (SUMS, TO_STEPS):
+        s.let(code, v.shape)
+    elif forms is SEVERAL:
+        s.others.append(_named(s, "u", code))
+    elif forms in (STACKS, OF_RECORDS):
+        s.records.append(Value(_named(s, "R", code), v.shape))
+    else:
+        s.lists.append(Value(_named(s, "L", code), v.shape))
 
 
 def _named(s: Source, stem: str, code: str) -> str:

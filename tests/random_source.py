@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Source:
     after: list[str] = field(default_factory=list)
     inputs: dict[str, tuple[str, tuple[int, ...]]] = field(default_factory=dict)  # name: kind, shape behind the batch
     counts: Counter[str] = field(default_factory=Counter)
+    drawn: Counter[Any] = field(default_factory=Counter)  # kinds of statements, and pieces
     uses_t: bool = False
     permuted: bool = False  # no ``view`` from here on
     batch: str = "x.shape[1]"  # empty: a program without a batch

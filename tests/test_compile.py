@@ -25,7 +25,16 @@ from torch import Tensor, nn
 from snnfast import MultiStep, use_backend
 from snnfast.surrogate import DISABLED
 
-neurons = pytest.mark.parametrize("neuron", NEURONS)
+FAST = "leaky"  # The other neurons share its code, and belong to a thorough run.
+
+
+def thorough(neuron: str, *values: Any) -> Any:
+    return pytest.param(
+        neuron, *values, id="-".join((neuron, *values)), marks=[pytest.mark.thorough] * (neuron != FAST)
+    )
+
+
+neurons = pytest.mark.parametrize("neuron", map(thorough, NEURONS))
 # No layer or callable can be made in compiled code. For steps see below, for callables test_callables.py.
 FUNCTIONS = [(n, v) for n, v in COMBINATIONS if "step" not in v and "callable" not in v]
 
@@ -44,11 +53,11 @@ def trained(function: Any, tensors: dict[str, Tensor | None]) -> list[tuple[str,
     outputs = function(tensors)
     losses = [(t * (2 + i)).sum() + t.square().sum() for i, t in enumerate(outputs.values()) if t.requires_grad]
     asking = {name: t for name, t in tensors.items() if t is not None and t.requires_grad}
-    grads = torch.autograd.grad(sum(losses), list(asking.values()))  # type: ignore[arg-type]
+    grads = torch.autograd.grad(sum(losses), list(asking.values()))
     return [*outputs.items(), *((f"grad of {name}", g) for name, g in zip(asking, grads, strict=True))]
 
 
-@pytest.mark.parametrize(("neuron", "variant"), FUNCTIONS, ids=["-".join(both) for both in FUNCTIONS])
+@pytest.mark.parametrize(("neuron", "variant"), [thorough(*both) for both in FUNCTIONS])
 def test_a_call_equals_the_eager_one(neuron: str, variant: str, device: torch.device) -> None:
     shared = {"steps": (20,), "shape": ((3, 10),), "parameters": ("neuron",), "states": (True,)}
     number = 2 if neuron == "leaky" and variant in ("unroll", "count") else 1
@@ -100,7 +109,9 @@ def test_steps_of_a_layer_equal_the_eager_ones(delay: bool, neuron: str, device:
                 assert_bits_equal(b, a, name)
 
 
-@pytest.mark.parametrize("neuron", ["leaky", "synaptic"])  # the layer Lapicque is in test_drop_in_compile.py
+@pytest.mark.parametrize(
+    "neuron", map(thorough, ["leaky", "synaptic"])
+)  # the layer Lapicque is in test_drop_in_compile.py
 @pytest.mark.parametrize("name", ["forward", "forward_held", "unroll", "unroll_held", "multistep"])
 def test_layers_compile_without_graph_breaks(name: str, neuron: str, device: torch.device) -> None:
     if name == "multistep" and neuron != "leaky":
@@ -128,7 +139,7 @@ def test_layers_compile_without_graph_breaks(name: str, neuron: str, device: tor
 def test_meta_tensors_give_the_shapes(backend: str, neuron: str) -> None:
     for record_mem, variant in itertools.product((True, False), ("unroll", "count", "constant")):
         case = Case(neuron, variant, 9, record_mem=record_mem, states=False)
-        tensors = {**inputs(case), "current": inputs(case)["current"].to("meta")}  # type: ignore[union-attr]
+        tensors = {**inputs(case), "current": inputs(case)["current"].to("meta")}
         with use_backend(backend):
             outputs = fused(tensors, case)
         for name, t in outputs.items():

@@ -35,7 +35,7 @@ def trained(net: nn.Module, call: Any, x: Tensor) -> list[Tensor]:
     net.zero_grad()
     spk, mem = call(x)
     (spk.sum() + mem.square().sum()).backward()
-    return [spk.detach(), mem.detach(), *(p.grad.clone() for p in net.parameters())]  # type: ignore[union-attr]
+    return [spk.detach(), mem.detach(), *(p.grad.clone() for p in net.parameters())]
 
 
 def targets(gm: GraphModule) -> list[Any]:

@@ -51,7 +51,9 @@ def nothing_compiled() -> None:
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor", "snnfast"])
+@pytest.mark.parametrize(
+    "backend", ["snnfast", *(pytest.param(b, marks=pytest.mark.thorough) for b in ("eager", "aot_eager", "inductor"))]
+)
 def test_the_numbers_and_the_kernels_are_those_without_it(backend: str) -> None:
     for threshold, kernels in ((0.8, KERNELS), (0.0, DENSE)):
         net, x = net_of(threshold), image()
@@ -64,33 +66,20 @@ def test_the_numbers_and_the_kernels_are_those_without_it(backend: str) -> None:
         assert [t.stride() for t in found[:2]] == [t.stride() for t in expected[:2]]
 
 
-def test_one_graph_takes_many_and_few_spikes() -> None:
+@pytest.mark.thorough
+def test_one_graph_takes_many_and_few_spikes_and_any_batch() -> None:
     """What is traced does not depend on the numbers."""
     net = net_of(0.8)
-    compiled = torch.compile(net, backend="aot_eager", fullgraph=True)
-    with torch._dynamo.config.patch(error_on_recompile=True):
-        for scale, kernels in ((1.0, KERNELS), (30.0, DENSE)):
-            x = (image().detach() * scale).requires_grad_()
-            found, there = results(compiled, net, x)
-            assert there == kernels
-            for a, b in zip(found, results(net, net, x)[0], strict=True):
-                assert_close(a, b, 1e-5)
-
-
-def test_another_batch_size() -> None:
-    net = net_of(0.8)
     compiled = torch.compile(net, backend="aot_eager", fullgraph=True, dynamic=True)
-    for batch in (B, 5, 6):
-        found, there = results(compiled, net, image(batch))
-        assert there == KERNELS
-        for a, b in zip(found, results(net, net, image(batch))[0], strict=True):
+    for scale, batch, kernels in ((1.0, B, KERNELS), (30.0, B, DENSE), (1.0, 5, KERNELS), (1.0, 6, KERNELS)):
+        x = (image(batch).detach() * scale).requires_grad_()
+        with torch._dynamo.config.patch(error_on_recompile=scale > 1):
+            found, there = results(compiled, net, x)
+        assert there == kernels
+        for a, b in zip(found, results(net, net, x)[0], strict=True):
             assert_close(a, b, 1e-5)
-
-
-def test_without_events() -> None:
-    net, x = net_of(0.8), image()
     with use_events(False):
-        assert results(torch.compile(net, backend="aot_eager", fullgraph=True), net, x)[1] == DENSE
+        assert results(compiled, net, image())[1] == DENSE
 
 
 def images(x: Tensor, weight: Tensor) -> Tensor:
@@ -102,6 +91,7 @@ def few_spikes(*shape: int) -> Tensor:
     return (torch.rand(shape) < 0.05).float().movedim(-3, -1).contiguous().movedim(-1, -3).requires_grad_()
 
 
+@pytest.mark.thorough
 def test_second_derivatives() -> None:
     x, weight = few_spikes(2, 8, 6, 6), torch.randn(32, 8, 3, 3, requires_grad=True)
     found = []
@@ -112,6 +102,7 @@ def test_second_derivatives() -> None:
         assert_close(a, b, 1e-5)
 
 
+@pytest.mark.thorough
 def test_an_ensemble() -> None:
     """vmap can't tell the order in memory, so that the graph has PyTorch's convolution."""
     x, weight = few_spikes(3, 2, 8, 6, 6).detach(), torch.randn(3, 32, 8, 3, 3)
@@ -123,6 +114,7 @@ def test_an_ensemble() -> None:
     assert_close(found, torch.stack([images(*member) for member in zip(x, weight, strict=True)]), 1e-5)
 
 
+@pytest.mark.thorough
 def test_an_exported_program_has_pytorchs_convolution() -> None:
     net, x = net_of(0.8).eval(), image().detach()
     program = torch.export.export(net, (x,))
@@ -158,21 +150,15 @@ WRONG: list[tuple[str, Callable[[dict[str, Any]], dict[str, Any]]]] = [
     ("grad", lambda a: {"grad": a["grad"][:0], "x": a["x"][:1]}),  # and ends by a signal
     ("grad", lambda a: {"grad": a["grad"][:1]}),
     ("grad", lambda a: {"grad": a["grad"][:, :3]}),
-    ("grad", lambda a: {"grad": a["grad"][..., :3]}),
     ("grad", lambda a: {"weight": torch.rand(4, 2, 9, 9)}),
     ("grad", lambda a: {"grad": a["grad"].double()}),
     ("weight", lambda a: {"weight": a["weight"].half()}),
     ("x, weight", lambda a: {"x": a["x"][:, :1]}),
     ("x, weight", lambda a: {"x": a["x"][0], "grad": a["grad"][0]}),
-    ("x, weight", lambda a: {"weight": a["weight"][0]}),
-    ("stride, padding, needs", lambda a: {"stride": [1]}),
     ("stride, padding, needs", lambda a: {"stride": [0, 1]}),
-    ("stride, padding, needs", lambda a: {"padding": [0, 0, 0]}),
     ("stride, padding, needs", lambda a: {"padding": [-1, 0]}),
     ("stride, padding, needs", lambda a: {"needs": [True] * 2}),
-    ("stride, padding, needs", lambda a: {"needs": [True] * 4}),
     ("biases", lambda a: {"biases": [5]}),
-    ("biases", lambda a: {"biases": []}),
     ("biases", lambda a: {"biases": None}),
 ]
 

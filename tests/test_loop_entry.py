@@ -14,22 +14,12 @@ from typing import Any
 import pytest
 import torch
 from helpers import assert_bits_equal
-from loop_nets import Feedback, Net, currents
+from loop_nets import Feedback, Net, assert_same, currents, graphs
 from torch import Tensor, nn
-from torch._dynamo.utils import counters
 
 import snnfast
 
 pytestmark = pytest.mark.usefixtures("nothing_compiled")
-
-
-def graphs() -> int:
-    return int(counters["stats"]["unique_graphs"])
-
-
-def assert_same(compiled: Any, net: Any, x: Tensor) -> None:
-    for a, b in zip(compiled(x), net(x), strict=True):
-        assert_bits_equal(a, b)
 
 
 def assert_compiled(net: nn.Module) -> None:
@@ -47,14 +37,17 @@ def assert_not_compiled(net: nn.Module) -> None:
 # ---- the network stays what it is
 
 
-def test_it_returns_the_network_itself_with_the_same_type_and_keys() -> None:
-    net = Net()
-    keys = list(net.state_dict())
+def test_it_returns_the_network_itself_with_the_same_type_and_keys_and_there_is_a_way_back() -> None:
+    net, x = Net(), currents()
+    keys, other = list(net.state_dict()), copy.deepcopy(net)
     compiled = snnfast.compile(net)
     assert compiled is net
     assert type(compiled) is Net
     assert list(compiled.state_dict()) == keys
     assert_compiled(net)
+    net._compiled_call_impl = None
+    assert_not_compiled(net)
+    assert_same(net, other, x)
 
 
 def test_a_checkpoint_is_that_of_the_network_in_both_directions(tmp_path: Path) -> None:
@@ -68,7 +61,9 @@ def test_a_checkpoint_is_that_of_the_network_in_both_directions(tmp_path: Path) 
     assert_same(compiled, other, x)
 
 
-@pytest.mark.parametrize("how", ["deepcopy", "pickle", "save"])
+@pytest.mark.parametrize(
+    "how", ["deepcopy", *(pytest.param(how, marks=pytest.mark.thorough) for how in ("pickle", "save"))]
+)
 def test_a_copy_is_the_network_uncompiled_and_can_be_compiled(how: str, tmp_path: Path) -> None:
     net, x = snnfast.compile(Net()), currents()
     net(x)
@@ -115,6 +110,7 @@ def test_reset_of_snntorch_reaches_its_layers() -> None:
         found[1].sum().backward()
 
 
+@pytest.mark.thorough
 def test_a_probe_of_snntorch_records_every_step() -> None:
     snntorch = pytest.importorskip("snntorch")
     from snntorch.functional import probe
@@ -129,15 +125,6 @@ def test_a_probe_of_snntorch_records_every_step() -> None:
     for expected, found in zip(*(monitor.records for monitor in monitors), strict=True):
         for a, b in zip(found, expected, strict=True):
             assert_bits_equal(a, b)
-
-
-def test_a_way_back() -> None:
-    net, x = Net(), currents()
-    other = copy.deepcopy(net)
-    snnfast.compile(net)(x)
-    net._compiled_call_impl = None
-    assert_not_compiled(net)
-    assert_same(net, other, x)
 
 
 def test_hooks_that_were_registered_before_the_first_call_are_called() -> None:
@@ -163,6 +150,7 @@ def test_it_is_called_with_names_and_as_a_part_of_a_network() -> None:
     assert_same(nn.Sequential(net), other, x)
 
 
+@pytest.mark.thorough
 def test_a_compiled_network_in_a_compiled_network_or_function_is_a_part_of_its_graph() -> None:
     inner, x = snnfast.compile(Net()), currents()
     other = copy.deepcopy(inner)
@@ -175,29 +163,23 @@ def test_a_compiled_network_in_a_compiled_network_or_function_is_a_part_of_its_g
     assert_same(inner, lambda x: (other(x)[0] + 1, other(x)[1]), x)
 
 
-def test_parameters_of_a_functional_call_are_used() -> None:
+@pytest.mark.thorough
+def test_a_functional_call_and_an_export_are_those_of_the_network() -> None:
     net, x = snnfast.compile(Net()), currents()
     net(x)
     parameters = {name: p.detach() * 0.5 for name, p in net.named_parameters()}
-    found = torch.func.functional_call(net, parameters, (x,))
     other = Net()
     other.load_state_dict({**other.state_dict(), **parameters})
-    for a, b in zip(found, other(x), strict=True):
-        assert_bits_equal(a, b)
-
-
-def test_a_compiled_network_can_be_exported() -> None:
-    net, x = snnfast.compile(Net()), currents()
-    expected = net(x)
+    assert_same(lambda x: torch.func.functional_call(net, parameters, (x,)), other, x)
     with torch.no_grad():
         exported = torch.export.export(net, (x,))
-    for a, b in zip(exported.module()(x), expected, strict=True):
-        assert_bits_equal(a, b)
+    assert_same(exported.module(), net, x)
 
 
 # ---- compiled again
 
 
+@pytest.mark.thorough
 def test_compiled_twice_with_other_options_it_is_compiled_anew() -> None:
     net, x = Net(), currents()
     other = copy.deepcopy(net)
@@ -210,6 +192,7 @@ def test_compiled_twice_with_other_options_it_is_compiled_anew() -> None:
     assert graphs() == before + 1
 
 
+@pytest.mark.thorough
 def test_explain_of_a_compiled_network() -> None:
     net, x = snnfast.compile(Net()), currents()
     for _ in range(2):  # before its first call and after it
@@ -270,6 +253,7 @@ class Sized(nn.Module):
 OWN_CACHES_OF_PARTS = "isolate_recompiles" in inspect.signature(torch.compile).parameters
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("split", [False, True], ids=["whole", "split"])
 @torch._dynamo.config.patch(fail_on_recompile_limit_hit=True)
 def test_twenty_sizes_of_one_class_are_equally_fast(split: bool) -> None:
@@ -331,25 +315,20 @@ class OneStep(Net):
         return self.lif2(self.fc2(spk), torch.zeros(x.shape[1], 4))
 
 
-def slstm() -> nn.Module:
-    snntorch = pytest.importorskip("snntorch")
+class WithSLSTM(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = pytest.importorskip("snntorch").SLSTM(12, 5)
 
-    class WithSLSTM(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.lstm = snntorch.SLSTM(12, 5)
-
-        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-            syn, mem = self.lstm.reset_mem()
-            for step in x:
-                spk, syn, mem = self.lstm(step, syn, mem)
-            return spk, mem
-
-    return WithSLSTM()
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        syn, mem = self.lstm.reset_mem()
+        for step in x:
+            spk, syn, mem = self.lstm(step, syn, mem)
+        return spk, mem
 
 
 GAINS_NOTHING = {
-    "no kernel": (slstm, "WithSLSTM runs as it is, without torch.compile: lstm: snnfast has no kernel for SLSTM$"),
+    "no kernel": (WithSLSTM, "WithSLSTM runs as it is, without torch.compile: lstm: snnfast has no kernel for SLSTM$"),
     "one step": (OneStep, "OneStep runs as it is, without torch.compile: 1 step of leaky .*The loop may be outside"),
     "functions": (Quantised, "10 steps of neurons are merged, but 10 calls of an autograd.Function are not"),
     "no neuron": (lambda: nn.Linear(12, 5), "Linear runs as it is, without torch.compile: there is no step of a"),
@@ -372,20 +351,7 @@ def test_a_network_that_gains_nothing_runs_as_it_is_and_one_warning_says_why(mak
         snnfast.compile(make())(x)  # the same reason of the same class
 
 
-def test_another_reason_or_class_has_a_warning_of_its_own() -> None:
-    for make in (OneStep, Quantised, type("Another", (Quantised,), {})):
-        with pytest.warns(UserWarning, match=f"{make.__name__} runs as it is"):
-            snnfast.compile(make())(currents())
-
-
-def test_a_function_that_gains_nothing_runs_as_it_is() -> None:
-    net, x = OneStep(), currents()
-    step = snnfast.compile(lambda x: net(x))
-    with pytest.warns(UserWarning, match="<lambda> runs as it is"):
-        step(x)
-    assert_not_compiled(step)
-
-
+@pytest.mark.thorough
 def test_calls_with_and_without_gradients_decide_for_themselves() -> None:
     """An ``autograd.Function`` costs more only where its backward pass is recorded."""
     net, x = snnfast.compile(Quantised()), currents()
@@ -399,6 +365,7 @@ def test_calls_with_and_without_gradients_decide_for_themselves() -> None:
         assert_compiled(net)
 
 
+@pytest.mark.thorough
 def test_a_first_call_that_fails_or_runs_under_the_reference_decides_nothing() -> None:
     net, x = snnfast.compile(Net()), currents()
     with pytest.raises(RuntimeError):
@@ -410,15 +377,15 @@ def test_a_first_call_that_fails_or_runs_under_the_reference_decides_nothing() -
     assert_compiled(net)
 
 
-def test_what_merges_only_layers_without_a_state_stays_compiled() -> None:
-    net = snnfast.compile(Feedback())
-    with pytest.warns(UserWarning, match="5 steps of leaky run one by one"):
-        net(currents())
-    assert_compiled(net)
+STAYS_COMPILED: dict[str, tuple[Any, dict[str, Any], str]] = {
+    "only layers without a state are merged": (Feedback, {}, "5 steps of leaky run one by one"),
+    "another backend is behind it": (OneStep, {"options": {"inner": "aot_eager"}}, "runs as it is"),
+}
 
 
-def test_with_another_backend_behind_it_a_network_stays_compiled() -> None:
-    net = snnfast.compile(OneStep(), options={"inner": "aot_eager"})
-    with pytest.warns(UserWarning, match="runs as it is"):
+@pytest.mark.parametrize(("make", "options", "warning"), STAYS_COMPILED.values(), ids=STAYS_COMPILED)
+def test_what_stays_compiled(make: Any, options: dict[str, Any], warning: str) -> None:
+    net = snnfast.compile(make(), **options)
+    with pytest.warns(UserWarning, match=warning):
         net(currents())
     assert_compiled(net)

@@ -10,51 +10,45 @@ import torch
 from helpers import THOROUGH
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from loop_fuzz import FEATURES, LEFT_OUT, OUTCOMES, features, outcome, shrunk, with_settings, wrong
+from loop_fuzz import LEFT_OUT, OUTCOMES, outcome, with_settings, wrong
+from random_pieces import PIECES
 from random_programs import Program
+from random_statements import KINDS
 
 pytestmark = [pytest.mark.needs_extension, pytest.mark.filterwarnings("ignore")]
-PROGRAMS, CHUNK = (500, 25)
+PROGRAMS, CHUNK = 500 if THOROUGH else 25, 25
 
 
-def compare(numbers: range | list[int], backend: Any = "snnfast") -> tuple[list[str], Counter[str]]:
+def compare(numbers: range | list[int]) -> Counter[str]:
     differ: list[str] = []
-    _, statistics = with_settings(lambda: wrong(numbers, backend, differ.append))
-    return differ, statistics
-
-
-def compare_chunk(first: int) -> None:
-    differ, statistics = compare(range(first, first + CHUNK))
+    _, statistics = with_settings(lambda: wrong(numbers, differ.append))
     assert not differ, "\n".join(differ)
+    return statistics
+
+
+@pytest.mark.parametrize("first", range(0, PROGRAMS, CHUNK))
+def test_random_loops_do_what_they_do_uncompiled(first: int) -> None:
+    statistics = compare(range(first, first + CHUNK))
     assert sum(statistics[name] for name in (*OUTCOMES, LEFT_OUT[1])) == CHUNK
     assert statistics["last"] > statistics["compared"] / 2
 
 
-@pytest.mark.parametrize("first", range(0, PROGRAMS // 2, CHUNK))  # the others: test_loop_fuzz_more.py
-def test_random_loops_do_what_they_do_uncompiled(first: int) -> None:
-    compare_chunk(first)
-
-
 # No database and no shrinking: a number near another one is another program altogether.
+@pytest.mark.thorough
 @settings(
-    max_examples=20 if THOROUGH else 5,
-    deadline=None,
-    database=None,
-    phases=[Phase.generate],
-    suppress_health_check=list(HealthCheck),
+    max_examples=20, deadline=None, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
 )
 @given(st.integers(min_value=10**6, max_value=10**9))
 def test_any_loop_does_what_it_does_uncompiled(number: int) -> None:
-    differ, _ = compare([number])
-    assert not differ, "\n".join(differ)
+    compare([number])
 
 
-def test_programs_are_drawn_by_their_number_alone_and_have_every_feature() -> None:
-    programs = [Program(number) for number in range(1000)]
+def test_programs_are_drawn_by_their_number_alone_and_have_every_statement_and_piece() -> None:
+    programs = [Program(number) for number in range(500)]
     assert str(programs[7]) == str(Program(7))
-    assert len({p.source for p in programs}) == 1000
-    counts = Counter(name for p in programs for name in features(p.source))
-    assert {name: counts[name] for name in FEATURES if counts[name] < 5} == {}
+    assert len({p.source for p in programs}) == len(programs)
+    counts = sum((p.s.drawn for p in programs), Counter[Any]())
+    assert {f.__name__ for f in (*KINDS, *(p.write for p in PIECES)) if counts[f] < 5} == set()
     assert {p.dtype for p in programs} == {"float32", "float64"}
     assert {p.steps for p in programs} == set(range(5))
 
@@ -84,7 +78,7 @@ class Net(nn.Module):
 
 SETTINGS = {
     "number": 0, "attempt": 0, "dtype": 'float64', "train": True, "grad": True, "x_grad": True, "leaf": True,
-    "held_in_loss": False, "carries": False, "snntorch": True, "same_input": False, "strided_input": False,
+    "held_in_loss": False, "carries": False, "same_input": False, "strided_input": False,
     "calls": [{'resets': True, 'inputs': {'x': ('input', (3, 2, 4))}}],
 }
 '''  # fmt: skip
@@ -171,10 +165,3 @@ def test_a_program_that_raises_compiled_only_is_wrong(monkeypatch: pytest.Monkey
         warnings.simplefilter("ignore")
         found = with_settings(lambda: outcome(PLAIN, "snnfast", Counter()))
     assert found == "the pass failed: KeyError: 'planted'"
-
-
-def test_a_wrong_program_is_shrunk() -> None:
-    longer = PLAIN.replace("        draws =", "        if x.sum() > 100:\n            acc = acc * 2\n        draws =")
-    found = with_settings(lambda: shrunk(longer, FAULTS["a write that is dropped"][1]))
-    assert len(found.splitlines()) < len(PLAIN.splitlines())
-    assert "acc += spk" in found

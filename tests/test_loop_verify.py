@@ -1,7 +1,6 @@
 """``SNNFAST_VERIFY=1`` compares a compiled loop with the loop, and finds what is planted."""
 
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,24 +10,16 @@ from loop_nets import Net, currents, refused
 from torch import Tensor, nn
 
 import snnfast
-from snnfast import _backend
 from snnfast._loop import rules
 from snnfast._loop.report import GraphReport
 from snnfast._loop.verify import verified
 
+pytestmark = pytest.mark.usefixtures("nothing_compiled")
+
 
 @pytest.fixture(autouse=True)
-def verifying(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def verifying(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SNNFAST_VERIFY", "1")
-    torch._dynamo.reset()
-    monkeypatch.setattr(_backend, "_warned", set())
-    torch.manual_seed(0)
-    yield
-    torch._dynamo.reset()
-
-
-def plant(monkeypatch: pytest.MonkeyPatch, wrong: Any) -> None:
-    monkeypatch.setitem(rules.RULES, "linear", wrong)
 
 
 def test_verification_passes_what_is_right() -> None:
@@ -41,25 +32,26 @@ def test_verification_passes_what_is_right() -> None:
     assert net.fc1.weight.grad is not None
 
 
-def test_verification_finds_wrong_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    def late(site: rules.Site) -> Any:  # the steps in another order
+PLANTED = {
+    "steps in another order": (
+        lambda site, right: site.call(torch.flip, right, [0]),
+        r"SNNFAST_VERIFY: output \d of the loop at .*loop_nets.py.* elements differ",
+    ),
+    "gradients cut": (
+        lambda site, right: site.call(torch.detach, right),
+        r"SNNFAST_VERIFY: gradient of input \d+ .* relative error",
+    ),
+}
+
+
+@pytest.mark.parametrize(("wrong", "message"), PLANTED.values(), ids=PLANTED)
+def test_verification_finds_a_wrong_rule(wrong: Any, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def planted(site: rules.Site) -> Any:
         right = rules.with_batch(site)
-        return None if right is None else site.call(torch.flip, right, [0])
+        return None if right is None else wrong(site, right)
 
-    plant(monkeypatch, late)
-    with pytest.raises(
-        RuntimeError, match=r"SNNFAST_VERIFY: output \d of the loop at .*loop_nets.py.* elements differ"
-    ):
-        snnfast.compile(Net())(currents())
-
-
-def test_verification_finds_wrong_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
-    def cut(site: rules.Site) -> Any:
-        right = rules.with_batch(site)
-        return None if right is None else site.call(torch.detach, right)
-
-    plant(monkeypatch, cut)
-    with pytest.raises(RuntimeError, match=r"SNNFAST_VERIFY: gradient of input \d+ .* relative error"):
+    monkeypatch.setitem(rules.RULES, "linear", planted)
+    with pytest.raises(RuntimeError, match=message):
         snnfast.compile(Net())(currents().requires_grad_())
 
 
@@ -67,7 +59,7 @@ def test_verification_leaves_running_averages_to_the_loop() -> None:
     class Normed(Net):
         def __init__(self) -> None:
             super().__init__()
-            self.lif1 = nn.Sequential(nn.BatchNorm1d(9), self.lif1)  # type: ignore[assignment]
+            self.lif1 = nn.Sequential(nn.BatchNorm1d(9), self.lif1)
 
         def forward(self, x: Tensor) -> tuple[Tensor, ...]:
             mem, rec = self.lif1[1].reset_mem(), []
