@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from gradient_checks import FLOWS, check_against_reference, gradients, or_zeros
+from gradient_checks import FLOWS, gradients, or_zeros
 from helpers import (
     FLOATS,
     HALVES,
@@ -92,10 +92,3 @@ def test_a_learned_decay_at_the_edge_takes_the_steps_that_snntorch_takes(
             optimizer.step()
         values.append(layer.beta.item())
     assert values[1] == pytest.approx(values[0], abs=1e-6)
-
-
-@neurons
-def test_every_option_at_the_edges(neuron: str, device: torch.device) -> None:
-    """With decays on both sides of 0 and 1, and other parameters as they come."""
-    for i, case in enumerate(random_cases(24, 2, neuron=(neuron,), parameters=("neuron",))):
-        check_against_reference(case, device, seed=i, wild=True)

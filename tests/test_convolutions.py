@@ -211,18 +211,6 @@ def test_convolutions_of_other_dimensions_are_as_they_were() -> None:
             assert a.is_contiguous()
 
 
-def test_one_channel_is_turned_too() -> None:
-    x = _channels_last.turned(torch.rand(3, 1, 4, 5))
-    assert x.stride() == (20, 1, 5, 1)
-
-
-def test_it_maps_with_vmap() -> None:
-    net, x = net_of("pooled"), torch.rand(2, T, B, 2, 12, 12)
-    found = torch.vmap(lambda x: net(x)[0])(x)
-    for a, b in zip(found, x, strict=True):
-        assert_close(a, net(b)[0], 1e-5)
-
-
 @pytest.mark.parametrize("mode", ["train", "eval"])
 def test_with_batch_norm_in_both_modes(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)

@@ -1,6 +1,5 @@
 """What is the same at every step, as the gradient of a sum over time is, is read from one row: to the same bits."""
 
-import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -70,21 +69,6 @@ def test_a_gradient_that_repeats_its_rows(row: str, neuron: str, device: torch.d
         found = gradients(tensors, case, repeated)
         expected = gradients(tensors, case, lambda t, repeated=repeated: repeated(t).contiguous())
         assert_same(found, expected, case, row)
-
-
-@neurons
-def test_some_of_the_gradients_repeat_their_rows(neuron: str, device: torch.device) -> None:
-    for i, case in enumerate(cases(neuron, 8)):
-        tensors = inputs(case, device, seed=i)
-        number = itertools.count(i)
-
-        def every_other(t: Tensor, number: Iterator[int] = number) -> Tensor:
-            row = torch.linspace(0.5, 1.5, t[0].numel()).view(t.shape[1:]).to(t).expand(t.shape)
-            return row if next(number) % 2 else row.contiguous()
-
-        found = gradients(tensors, case, every_other)
-        expected = gradients(tensors, case, lambda t, every_other=every_other: every_other(t).contiguous())
-        assert_same(found, expected, case)
 
 
 @neurons

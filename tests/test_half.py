@@ -15,7 +15,6 @@ from helpers import (
     Case,
     assert_bits_equal,
     assert_close,
-    every_other,
     inputs,
     layer_of,
 )
@@ -24,7 +23,6 @@ from torch import Tensor
 import snnfast
 from snnfast import Leaky, MultiStep
 
-BETAS = (0.9, 0.95, 0.99)
 neurons = pytest.mark.parametrize("neuron", NEURONS)
 halves = pytest.mark.parametrize("dtype", HALVES, ids=str)
 
@@ -48,34 +46,8 @@ def make(neuron: str, beta: float, device: torch.device, **options: Any) -> Any:
     return layer.to(device)
 
 
-def one_call_per_step(layer: Any, current: Tensor, states: Any) -> tuple[Tensor, ...]:
-    record = []
-    for x in current:
-        spk, *states = layer(x, *states)
-        record.append(spk)
-    return torch.stack(record), *states
-
-
 def no_states(neuron: str) -> list[None]:
     return [None] * len(Case(neuron).kind.ops.states)
-
-
-@halves
-@neurons
-def test_step_by_step_is_the_unroll_spike_for_spike(neuron: str, dtype: torch.dtype, device: torch.device) -> None:
-    for i, (reset, delay) in every_other(
-        enumerate(itertools.product(RESETS, (True, False))), neuron, HALVES.index(dtype)
-    ):
-        beta = BETAS[i // 2]
-        layer = make(neuron, beta, device, reset_mechanism=reset, reset_delay=delay)
-        current = currents(dtype, device, neuron, beta, 250)
-        spk, *last = one_call_per_step(layer, current, no_states(neuron))
-        expected, *states = layer.unroll(current, record_mem=False)
-        assert 0 < expected.float().mean() < 1
-        assert_bits_equal(spk, expected, f"{reset}, delay {delay}: spikes")
-        for a, b in zip(last, states, strict=True):
-            assert_bits_equal(a, b, f"{reset}, delay {delay}: last states")
-            assert a.dtype == torch.float32
 
 
 @halves
@@ -124,22 +96,6 @@ def test_a_record_and_held_states_come_from_one_call_in_the_dtype_of_the_current
         for name, rounded, wide in zip(ops.states, record, exact[1:], strict=True):
             assert_bits_equal(rounded, wide.to(dtype), name)
             assert_bits_equal(getattr(holder, name), wide[-1], f"last {name}")
-
-
-@halves
-@neurons
-def test_the_spikes_are_those_of_snntorch(neuron: str, dtype: torch.dtype, device: torch.device) -> None:
-    """Which carries float32 whatever a layer under autocast hands to it."""
-    snntorch = pytest.importorskip("snntorch")
-    for beta in BETAS:
-        layer = make(neuron, beta, device)
-        current = currents(dtype, device, neuron, beta)
-        spk, *_ = one_call_per_step(layer, current, no_states(neuron))
-        theirs = getattr(snntorch, neuron.capitalize())(*decays_of(neuron, beta)).to(device)
-        zeros = [torch.zeros(3, 67, device=device) for _ in no_states(neuron)]
-        # Of a current in half precision snnTorch's Lapicque rounds the product with R and the rate.
-        expected, *_ = one_call_per_step(theirs, current.float() if neuron == "lapicque" else current, zeros)
-        assert_bits_equal(spk.float(), expected.float(), f"beta {beta}")
 
 
 def test_a_membrane_just_above_the_threshold_is_reset(device: torch.device) -> None:

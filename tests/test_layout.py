@@ -11,7 +11,6 @@ import torch
 from helpers import (
     NEURONS,
     PARAMETERS,
-    RESETS,
     VARIANTS,
     Case,
     Outputs,
@@ -25,11 +24,10 @@ from helpers import (
     leaves,
     random_cases,
 )
-from torch import Tensor, nn
+from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-import snnfast
-from snnfast import Leaky, MultiStep, _ops
+from snnfast import _ops
 from snnfast.functional import lif
 
 # Dimensions of a step, from the outermost in memory to the innermost.
@@ -267,16 +265,6 @@ def test_expanded_states_and_parameters(neuron: str, device: torch.device) -> No
 
 
 @neurons
-def test_dimensions_of_one_element_and_of_none(neuron: str, device: torch.device) -> None:
-    for i, shape in enumerate(itertools.product((1, 3), (1, 2), (0, 1, 4), (1, 2))):
-        case = Case(neuron, ("unroll", "step")[i % 2], 3, shape, reset=RESETS[i % 3], parameters="channel")
-        plain = inputs(case, device)
-        expected = with_gradients(plain, case)
-        for order in itertools.permutations(range(4)):
-            assert_same(with_gradients(moved(plain, order), case), expected, case, order)
-
-
-@neurons
 def test_held_states_can_be_detached_and_changed_in_place(neuron: str, device: torch.device) -> None:
     case = Case(neuron, "unroll", 5, (2, 3, 4, 4))
     given = leaves(inputs(case, device), ())
@@ -294,20 +282,6 @@ def test_held_states_can_be_detached_and_changed_in_place(neuron: str, device: t
         state += 1
     (spk.sum() + sum(s.sum() for s in states)).backward()
     assert x.grad is not None
-
-
-@neurons
-def test_without_gradients(neuron: str, device: torch.device) -> None:
-    for variant in ("unroll", "callable", "step"):
-        case = Case(neuron, variant, 6, SHAPES[4], parameters="channel")
-        plain = inputs(case, device)
-        tensors = moved(plain, CHANNELS_LAST)
-        for mode in (torch.no_grad(), torch.inference_mode()):
-            with mode:
-                found = fused(tensors, case)
-            for name, t in fused(plain, case).items():
-                assert_bits_equal(found[name], t)
-                assert variant == "step" or found[name].stride() == tensors["current"].stride()  # type: ignore[union-attr]
 
 
 @neurons
@@ -330,23 +304,3 @@ def test_compiled_the_strides_are_the_same(dynamic: bool, neuron: str, device: t
         for a, b in zip(*results, strict=True):
             assert_bits_equal(b, a)
             assert a.stride() == b.stride()
-
-
-def test_convolutions_stay_channels_last(device: torch.device) -> None:
-    first, second = nn.Conv2d(2, 4, 3), nn.Conv2d(4, 3, 3)
-    lifs = Leaky(torch.full((4, 1, 1), 0.9), learn_beta=True), Leaky(0.8)
-    net = MultiStep(first, lifs[0], second, lifs[1]).to(device=device, memory_format=torch.channels_last)
-    given: list[Tensor] = []
-    second.register_forward_pre_hook(lambda _, args: given.append(args[0]))
-    x = in_order(torch.rand(5, 3, 2, 8, 8, device=device) * 3, CHANNELS_LAST).requires_grad_()
-    spk, mem = net(x)
-    assert given[0].is_contiguous(memory_format=torch.channels_last)
-    assert not given[0].is_contiguous()
-    assert spk.stride() == mem.stride() == strides_in(CHANNELS_LAST, spk)
-    gradients = torch.autograd.grad((spk.square().sum() + mem.sum()), [x, *net.parameters()])
-    assert gradients[0].stride() == x.stride()
-    constant, _ = net(x[0], num_steps=5)
-    assert constant.stride() == strides_in(CHANNELS_LAST, constant)
-    with snnfast.use_backend("reference"):
-        for a, b in zip((spk, mem), net(x), strict=True):
-            assert_bits_equal(a, b)

@@ -191,32 +191,6 @@ def test_every_option_gives_what_it_gives_step_by_step(
                 assert_bits_equal(a, b, f"{backend} {words}")
 
 
-@pytest.mark.parametrize("dtype", [*FLOATS, *HALVES], ids=lambda d: str(d)[6:])
-@pytest.mark.parametrize("reduce", [None, "sum"])
-@pytest.mark.needs_extension
-def test_gradients_of_the_kernels_are_those_of_the_reference(dtype: torch.dtype, reduce: str | None) -> None:
-    tensors, found = made(SHAPES[0], dtype), []
-    tensors["graded_spikes_factor"] = torch.rand(10, dtype=tensors["mem"].dtype) + 0.5
-    weight = torch.rand(4, 10).to(dtype)
-    for backend in ("fused", "reference"):
-        given = {**learned(tensors), "weight": weight.clone().requires_grad_()}
-        with snnfast.use_backend(backend):
-            found.append(gradients(lif(**given, reduce=reduce, record_mem=False), given))  # type: ignore[arg-type]
-    for name in found[0]:
-        assert_close(found[0][name], found[1][name], {8: 1e-12, 4: 1e-5, 2: 1.6e-2}[dtype.itemsize], name)
-
-
-@DELAY
-def test_values_that_do_not_change_give_what_one_value_gives(delay: bool, backend: str) -> None:
-    tensors = made(((3, 10), None, None))
-    beta, threshold = torch.rand(10), torch.rand(3, 1) + 0.5
-    tensors |= {"beta": beta, "threshold": threshold}
-    expected = lif(**tensors, reset_delay=delay)
-    tensors |= {"beta": beta.expand(STEPS, 1, 10), "threshold": threshold.expand(STEPS, 3, 1)}
-    for a, b in zip(lif(**tensors, reset_delay=delay), expected, strict=True):
-        assert_bits_equal(a, b)
-
-
 @CONSTANT
 @pytest.mark.parametrize("steps", [0, 1])
 def test_no_step_and_one_step(steps: int, constant: bool, backend: str) -> None:
@@ -234,29 +208,6 @@ def test_no_step_and_one_step(steps: int, constant: bool, backend: str) -> None:
     else:
         _, last = lif(**tensors, num_steps=steps if constant else None, record_mem=False)
         assert_bits_equal(last, tensors["mem"])
-
-
-@pytest.mark.parametrize("name", ["beta", "threshold"])
-def test_float64_values_widen_as_those_of_a_layer_do(name: str, backend: str) -> None:
-    tensors = made(SHAPES[0])
-    tensors[name] = tensors[name].double()
-    spk, mem = lif(**tensors)
-    assert (spk.dtype, mem.dtype) == (torch.float32, torch.float64)
-    as_double = lif(**{k: t.double() for k, t in tensors.items()})
-    assert_bits_equal(spk, as_double[0].float())
-    assert_bits_equal(mem, as_double[1])
-
-
-def test_values_made_in_inference_mode_train(backend: str) -> None:
-    tensors = made(SHAPES[0])
-    expected = lif(**tensors, reset_delay=False)
-    with torch.inference_mode():
-        tensors |= {name: tensors[name].clone() for name in ("beta", "threshold")}
-    tensors["current"].requires_grad_()
-    spk, mem = lif(**tensors, reset_delay=False)
-    (spk.sum() + mem.sum()).backward()
-    assert tensors["current"].grad is not None
-    assert_bits_equal(mem, expected[1])
 
 
 # ---- torch.compile
