@@ -314,6 +314,8 @@ def assert_close(
 ) -> None:
     """Equal up to ``relative`` times the largest finite magnitude expected, or ``scale`` if that is more.
 
+    Float32 has few digits below 1e-38, so that the difference of two subnormal numbers counts for nothing.
+
     NaN and Inf must be in the same places.
     """
     if actual is None or expected is None:
@@ -324,7 +326,9 @@ def assert_close(
     a, b = actual.detach().cpu().double(), expected.detach().cpu().double()
     if b.isfinite().any():
         scale = max(scale, b[b.isfinite()].abs().max().item())
-    torch.testing.assert_close(a, b, rtol=0, atol=relative * scale, equal_nan=True, msg=lambda m: f"{what}: {m}")
+    torch.testing.assert_close(
+        a, b, rtol=0, atol=max(relative * scale, 1e-40), equal_nan=True, msg=lambda m: f"{what}: {m}"
+    )
 
 
 def assert_same_outputs(found: Outputs, wanted: Outputs, case: Case, product: bool = False) -> None:

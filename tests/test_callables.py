@@ -9,7 +9,16 @@ import snntorch
 import torch
 from callables import FAST_BOTH, FAST_DELAYED, OTHER_SPIKES, SLOW, STATISTICS, steep
 from gradient_checks import FLOWS, check_against_reference
-from helpers import NEURONS, RESETS, assert_bits_equal, assert_close, assert_equals_reference, inputs, random_cases
+from helpers import (
+    NEURONS,
+    RESETS,
+    assert_bits_equal,
+    assert_close,
+    assert_equals_reference,
+    emulated_if_thorough,
+    inputs,
+    random_cases,
+)
 from snntorch import surrogate as theirs
 from torch import Tensor, nn
 
@@ -206,6 +215,7 @@ def test_a_callable_is_examined_while_it_is_compiled(delay: bool) -> None:
         assert len(slow) == (1 if name in SLOW or not delay else 0), (name, slow)
 
 
+@emulated_if_thorough
 @pytest.mark.parametrize("neuron", NEURONS)
 @pytest.mark.parametrize("reset", RESETS)
 def test_an_immediate_reset_with_any_callable_in_every_mode(reset: str, neuron: str, device: torch.device) -> None:

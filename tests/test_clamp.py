@@ -14,6 +14,7 @@ from helpers import (
     Case,
     Tensors,
     assert_close,
+    emulated_if_thorough,
     expected,
     fused,
     inputs,
@@ -35,6 +36,7 @@ def at_edges(case: Case, device: torch.device, one: float | None = None) -> Tens
     return {**inputs(case, device), **{name: decay.clone() for name in case.kind.decays}}
 
 
+@emulated_if_thorough
 @neurons
 @pytest.mark.parametrize("dtype", FLOATS + HALVES, ids=str)
 def test_the_gradient_at_the_edges_is_that_of_this_torch(dtype: torch.dtype, neuron: str, device: torch.device) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from helpers import assert_bits_equal, assert_close
+from helpers import assert_bits_equal, assert_close, emulated_if_thorough
 from multistep_checks import eighths, exact, loop
 from torch import Tensor, nn
 
@@ -94,6 +94,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     return tensors
 
 
+@emulated_if_thorough
 @pytest.mark.parametrize("constant", [False, True], ids=["sequence", "constant"])
 @pytest.mark.parametrize("name", LAYERS)
 def test_results_gradients_and_strides_are_those_of_the_plain_path(

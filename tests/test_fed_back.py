@@ -13,6 +13,7 @@ from helpers import (
     Case,
     assert_bits_equal,
     assert_close,
+    emulated_if_thorough,
     fused,
     inputs,
     layer_of,
@@ -33,6 +34,7 @@ def test_one_step_returns_its_spikes_once(neuron: str, device: torch.device) -> 
     assert len(call_op(case.kind.ops.forward, forward_arguments(case, device))) == len(case.kind.results)
 
 
+@emulated_if_thorough
 @pytest.mark.parametrize("neuron", FED_BACK)
 def test_the_gradient_of_states_alone_comes_through_the_spikes_before(neuron: str, device: torch.device) -> None:
     """A loss that reads no spike depends on them all the same."""
@@ -89,6 +91,7 @@ def test_layers_compile_without_graph_breaks_to_the_same_numbers(neuron: str) ->
         assert_close(a, b, 1e-6)
 
 
+@emulated_if_thorough
 @others
 def test_vmap_equals_a_loop(neuron: str, device: torch.device) -> None:
     case = Case(neuron, steps=9, states=False)

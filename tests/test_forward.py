@@ -26,11 +26,11 @@ from helpers import (
 )
 
 DTYPES = FLOATS + HALVES
-neurons = pytest.mark.parametrize("neuron", KINDS)
+neurons, first = (pytest.mark.parametrize("neuron", names) for names in (KINDS, NEURONS))
 RESET_CASES = list(itertools.product(RESETS, (True, False)))
 
 
-@neurons
+@first
 def test_about_a_third_of_the_neurons_spike(neuron: str, device: torch.device) -> None:
     """Of the inputs that these tests are made of: spikes, resets and their absence are all there."""
     for reset in RESETS:
@@ -61,7 +61,7 @@ def test_nan_infinities_and_negative_zero(dtype: torch.dtype, neuron: str, devic
             assert_equals_reference(case, tensors)
 
 
-@neurons
+@first
 def test_subnormal_numbers_are_not_flushed_to_zero(neuron: str, device: torch.device) -> None:
     for dtype, small in ((torch.float32, 1e-42), (torch.float64, 1e-310)):
         case = Case(neuron, "unroll", 3, (40,), dtype, "none")
@@ -74,7 +74,7 @@ def test_subnormal_numbers_are_not_flushed_to_zero(neuron: str, device: torch.de
             assert (t[-1] > 0).all()
 
 
-@neurons
+@first
 def test_multiplication_and_addition_round_separately(neuron: str, device: torch.device) -> None:
     """A fused multiply-add would leave the rounding error of the product, 2^-25, in the state."""
     case = Case(neuron, "unroll", 1, (64,))

@@ -1,14 +1,13 @@
-"""What only a card can tell. ``SNNFAST_DRY_RUN=1`` runs it on the emulator, as far as that has what it takes."""
+"""What only a card can tell: large shapes, streams, graphs, two devices. Other tests take it as a ``device``, too."""
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
 from helpers import (
     FLOATS,
     HALVES,
-    NEURONS,
+    KINDS,
     RESETS,
     Case,
     Outputs,
@@ -19,42 +18,18 @@ from helpers import (
     inputs,
     leaves,
 )
-from torch import Tensor
 
-from benchmarks.gpu.card import Card, DryRun
-from snnfast import _ops, use_backend
+from snnfast import _ops
 from snnfast.functional import lif
 
-pytestmark = pytest.mark.gpu
-DTYPES = FLOATS + HALVES
 # Sums over time and neurons are taken in another order than on the CPU; halves round their results.
 RELATIVE = {torch.float32: 1e-5, torch.float64: 1e-12, torch.float16: 2e-3, torch.bfloat16: 2e-2}
-
-
-@pytest.fixture
-def card() -> Iterator[Card]:
-    """A CUDA device with kernels for it; the backend is "fused"."""
-    namespace = _ops.LEAKY.forward.namespace
-    if os.environ.get("SNNFAST_DRY_RUN") == "1":
-        opened: Card = DryRun()
-    elif torch.cuda.is_available():
-        opened = Card()
-    else:
-        pytest.skip("torch sees no CUDA device")
-    try:
-        with use_backend("fused"):
-            yield opened
-    finally:
-        _ops.use(namespace)  # a dry run changes it
-
-
-def run(case: Case, device: torch.device, seed: int = 0) -> Outputs:
-    """Results and gradients of all inputs, by name."""
-    tensors = leaves(inputs(case, device, seed))
-    return outcome(lambda: fused(tensors, case), tensors)
+MANY = 1 << 18  # neurons from which on a thread takes several of them
+card = pytest.mark.parametrize("device", [pytest.param("cuda", marks=pytest.mark.gpu)], indirect=True)
 
 
 def outcome(function: Callable[[], Outputs], tensors: Tensors) -> Outputs:
+    """Results and gradients of all inputs, by name."""
     outputs = function()
     given = {name: t for name, t in tensors.items() if t is not None}
     weights = [
@@ -65,68 +40,55 @@ def outcome(function: Callable[[], Outputs], tensors: Tensors) -> Outputs:
     return {name: t.detach() for name, t in outputs.items()} | grads
 
 
-def on_cpu(case: Case, seed: int = 0) -> Outputs:
-    """The same by the CPU kernels."""
-    namespace = _ops.LEAKY.forward.namespace
-    _ops.use("snnfast")
-    try:
-        return run(case, torch.device("cpu"), seed)
-    finally:
-        _ops.use(namespace)
+def run(case: Case, device: torch.device, seed: int = 0) -> Outputs:
+    tensors = leaves(inputs(case, device, seed))
+    return outcome(lambda: fused(tensors, case), tensors)
 
 
-def assert_as_on_cpu(found: dict[str, Tensor], case: Case, seed: int = 0) -> None:
+def assert_as_on_cpu(found: Outputs, case: Case, seed: int = 0) -> None:
     """Spikes and states bit for bit, gradients to rounding."""
-    for name, expected in on_cpu(case, seed).items():
+    used = _ops.used
+    _ops.use(_ops.NAMESPACE)  # of the CPU, where the emulator has taken its place
+    try:
+        expected = run(case, torch.device("cpu"), seed)
+    finally:
+        _ops.use(used)
+    for name, t in expected.items():
         if name.startswith("grad"):
-            assert_close(found[name].cpu(), expected, RELATIVE[case.dtype], f"{case}: {name}")
+            assert_close(found[name].cpu(), t, RELATIVE[case.dtype], f"{case}: {name}")
         else:
-            assert_bits_equal(found[name], expected, f"{case}: {name}")
+            assert_bits_equal(found[name], t, f"{case}: {name}")
 
 
-def shapes(card: Card) -> list[tuple[int, ...]]:
-    """Neurons for threads that take several of them, for some that do not because of the number, and few."""
-    return [(4, card.many // 4), (3, card.many // 3 // 2 * 2 + 1), (37,)]
-
-
-@pytest.mark.parametrize("record_mem", [True, False], ids=["record", "last"])
-@pytest.mark.parametrize("delay", [True, False], ids=["delay", "nodelay"])
-@pytest.mark.parametrize("reset", RESETS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
-def test_results_are_those_of_the_cpu(
-    dtype: torch.dtype, reset: str, delay: bool, record_mem: bool, card: Card
+@pytest.mark.parametrize(
+    "device",
+    [
+        pytest.param("cuda", marks=pytest.mark.gpu),
+        pytest.param("emulated", marks=[pytest.mark.emulated, pytest.mark.thorough]),
+    ],
+    indirect=True,
+)
+@pytest.mark.parametrize("dtype", FLOATS + HALVES, ids=lambda d: str(d)[6:])
+@pytest.mark.parametrize("neuron", KINDS)
+def test_many_neurons_have_the_results_of_the_cpu_at_every_call(
+    neuron: str, dtype: torch.dtype, device: torch.device
 ) -> None:
-    for neuron in NEURONS:
-        for variant, shape in zip(("unroll", "count", "step"), shapes(card), strict=True):
-            case = Case(neuron, variant, 18, shape, dtype, reset, delay, record_mem, "neuron")
-            assert_as_on_cpu(run(case, card.device), case)
+    many = MANY if device.type == "cuda" else 64
+    for i, reset in enumerate(RESETS):
+        for variant, shape in (("unroll", (4, many // 4)), ("count", (3, many // 3 // 2 * 2 + 1)), ("step", (37,))):
+            case = Case(neuron, variant, 9, shape, dtype, reset, i != 1, i != 2, "neuron").fitted()
+            first = run(case, device)
+            assert_as_on_cpu(first, case)
+            for name, t in run(case, device).items():
+                assert_bits_equal(t, first[name], f"{case}, again: {name}")
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
-def test_misaligned_and_strided_inputs_give_the_same(dtype: torch.dtype, card: Card) -> None:
-    case = Case("leaky", "unroll", 9, (4, card.many // 4), dtype)
-    expected = run(case, card.device)
-    tensors = inputs(case, card.device)
-    current = tensors["current"]
-    assert current is not None
-    shifted = torch.cat([current.new_zeros(1), current.flatten()])[1:].view(current.shape)
-    for other in (shifted, current.mT.contiguous().mT):
-        given = leaves({**tensors, "current": other})
-        given["current"] = other.detach().requires_grad_()
-        for name, t in outcome(lambda given=given: fused(given, case), given).items():
-            if t.dim() == 0:  # of a parameter that is one number: the sum depends on the layout
-                assert_close(t, expected[name], RELATIVE[t.dtype], name)
-            else:
-                assert_bits_equal(t, expected[name], name)
-
-
-def test_more_than_2_to_the_31_elements(card: Card) -> None:
-    if card.dry:
-        pytest.skip("needs 24 GB")
+@card
+def test_more_than_2_to_the_31_elements(device: torch.device) -> None:
     T, N, compared = 9, 1 << 28, 5000
     if torch.cuda.mem_get_info()[0] < 24e9:
         pytest.skip("needs 24 GB of free memory")
-    x = torch.empty(T, N, dtype=torch.float16, device=card.device)
+    x = torch.empty(T, N, dtype=torch.float16, device=device)
     for row in x:
         row.uniform_(0, 2)
     x.requires_grad_()
@@ -140,47 +102,45 @@ def test_more_than_2_to_the_31_elements(card: Card) -> None:
         assert_close(grad[:, part].cpu(), grad_expected, RELATIVE[torch.float16], "gradient")
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
-def test_repetition_changes_no_bit(dtype: torch.dtype, card: Card) -> None:
-    for shape in shapes(card):
-        case = Case("leaky", "unroll", 18, shape, dtype, delay=dtype != torch.float64)
-        first = run(case, card.device)
-        for _ in range(3):
-            for name, t in run(case, card.device).items():
-                assert_bits_equal(t, first[name], f"{case}: {name}")
-
-
-def test_work_follows_the_current_stream_forward_and_backward(card: Card) -> None:
-    case = Case("leaky", "unroll", 18, (card.many,))
-    tensors = inputs(case, card.device)
+@card
+def test_work_follows_the_current_stream_forward_and_backward(device: torch.device) -> None:
+    case = Case("leaky", "unroll", 18, (MANY,))
+    tensors = inputs(case, device)
     late = {name: torch.zeros_like(t).requires_grad_() for name, t in tensors.items() if t is not None}
-    card.synchronize()
-    with card.other_stream():
-        card.delay()
+    torch.cuda.synchronize()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        torch.cuda._sleep(100_000_000)  # about 50 ms: what is not ordered after it comes before it
         with torch.no_grad():
             for name, t in late.items():
                 t.copy_(tensors[name])  # type: ignore[arg-type]
         found = outcome(lambda: fused(dict(late), case), dict(late))
-        card.synchronize()
+        torch.cuda.synchronize()
     assert_as_on_cpu(found, case)
 
 
-def test_a_captured_graph_replays_on_new_inputs(card: Card) -> None:
-    case = Case("leaky", "unroll", 18, (card.many,), record_mem=False)
-    tensors = leaves(inputs(case, card.device))
-    found: dict[str, Tensor] = {}
-    replay = card.captured(lambda: found.update(outcome(lambda: fused(tensors, case), tensors)))
+@card
+def test_a_captured_graph_replays_on_new_inputs(device: torch.device) -> None:
+    case = Case("leaky", "unroll", 18, (MANY,), record_mem=False)
+    tensors, stream, graph = leaves(inputs(case, device)), torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    torch.cuda.synchronize()
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            outcome(lambda: fused(tensors, case), tensors)
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph, stream=stream):
+        found = outcome(lambda: fused(tensors, case), tensors)
     for seed in (1, 2):
         with torch.no_grad():
-            for name, t in inputs(case, card.device, seed).items():
+            for name, t in inputs(case, device, seed).items():
                 tensors[name].copy_(t)  # type: ignore[union-attr, arg-type]
-        replay()
-        card.synchronize()
+        graph.replay()
+        torch.cuda.synchronize()
         assert_as_on_cpu(found, case, seed)
 
 
-def test_two_devices(card: Card) -> None:
-    if card.dry or torch.cuda.device_count() < 2:
+@card
+def test_two_devices(device: torch.device) -> None:
+    if torch.cuda.device_count() < 2:
         pytest.skip("needs two CUDA devices")
     case = Case("leaky", "unroll", 18, (4, 300))
     found = run(case, torch.device("cuda:1"))  # while the first is the current one
@@ -192,15 +152,15 @@ def test_two_devices(card: Card) -> None:
         lif(current, torch.zeros(8, device="cuda:1"), beta=0.9)
 
 
+@card
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
-def test_compiled_equals_eager(mode: str, card: Card) -> None:
+def test_compiled_equals_eager(mode: str, device: torch.device) -> None:
     """``reduce-overhead`` replays CUDA graphs."""
     torch._dynamo.reset()
     case = Case("leaky", "unroll", 18, (4, 70))
-    options = {"backend": "aot_eager"} if card.dry else {"mode": mode}
-    compiled = torch.compile(lambda tensors: fused(tensors, case), fullgraph=True, **options)
+    compiled = torch.compile(lambda tensors: fused(tensors, case), fullgraph=True, mode=mode)
     for seed in range(4):  # the first calls warm up, the later ones replay
-        tensors = leaves(inputs(case, card.device, seed))
+        tensors = leaves(inputs(case, device, seed))
         torch.compiler.cudagraph_mark_step_begin()
         found = {name: t.clone() for name, t in outcome(lambda tensors=tensors: compiled(tensors), tensors).items()}
         assert_as_on_cpu(found, case, seed)

@@ -15,6 +15,7 @@ from helpers import (
     Case,
     assert_bits_equal,
     assert_close,
+    emulated_if_thorough,
     inputs,
     layer_of,
 )
@@ -50,6 +51,7 @@ def no_states(neuron: str) -> list[None]:
     return [None] * len(Case(neuron).kind.ops.states)
 
 
+@emulated_if_thorough
 @halves
 @neurons
 def test_chunks_are_the_whole(neuron: str, dtype: torch.dtype, device: torch.device) -> None:
@@ -75,6 +77,7 @@ def test_chunks_are_the_whole(neuron: str, dtype: torch.dtype, device: torch.dev
                 assert_bits_equal(getattr(holder, name), state)
 
 
+@emulated_if_thorough
 @halves
 @neurons
 def test_a_record_and_held_states_come_from_one_call_in_the_dtype_of_the_current(
@@ -98,6 +101,7 @@ def test_a_record_and_held_states_come_from_one_call_in_the_dtype_of_the_current
             assert_bits_equal(getattr(holder, name), wide[-1], f"last {name}")
 
 
+@emulated_if_thorough
 def test_a_membrane_just_above_the_threshold_is_reset(device: torch.device) -> None:
     """1.0008 would be 1 in bfloat16, which is not above the threshold."""
     current = torch.full((3, 1), 0.55078125, dtype=torch.bfloat16, device=device)
@@ -108,6 +112,7 @@ def test_a_membrane_just_above_the_threshold_is_reset(device: torch.device) -> N
     assert spikes == [1, 0, 0]
 
 
+@emulated_if_thorough
 @halves
 @neurons
 @pytest.mark.parametrize("name", ["atan", "straight_through_estimator"])
@@ -135,6 +140,7 @@ def test_gradients_through_the_last_states(name: str, neuron: str, dtype: torch.
                 assert_close(grad, expected, RELATIVE[dtype], f"{flow}, decays learn {learns}")
 
 
+@emulated_if_thorough
 @neurons
 def test_without_a_step_the_states_are_copies_in_the_dtype_of_the_arithmetic(neuron: str, device: torch.device) -> None:
     for dtype, record_mem in itertools.product((*FLOATS, *HALVES), (True, False)):

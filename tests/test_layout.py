@@ -2,13 +2,15 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from helpers import (
+    FLOATS,
+    HALVES,
     NEURONS,
     PARAMETERS,
     VARIANTS,
@@ -17,6 +19,7 @@ from helpers import (
     Tensors,
     assert_bits_equal,
     assert_close,
+    emulated_if_thorough,
     every_other,
     fused,
     inputs,
@@ -65,17 +68,22 @@ def in_place(tensors: Tensors, wrt: Sequence[str] | None = None) -> Tensors:
     return {n: t if t is None else t.detach().requires_grad_(wrt is None or n in wrt) for n, t in tensors.items()}
 
 
-def with_gradients(tensors: Tensors, case: Case) -> Outputs:
+def with_gradients(
+    tensors: Tensors, case: Case, of: Callable[[Tensor], Tensor] | None = None, outputs_too: bool = True
+) -> Outputs:
+    """Outputs, and the gradients of all inputs; ``of``: the gradient of an output, by default in its own layout."""
     asking = {n: t for n, t in in_place(tensors, case.wrt).items() if t is not None}
     outputs = fused({**tensors, **asking}, case)
-    weights = []
-    for t in outputs.values():
-        values = torch.linspace(0.5, 1.5, t.numel(), dtype=torch.float64).view(t.shape)
-        weights.append(torch.empty_like(t).copy_(values.to(t)))  # in the layout of the output
-    wanted = [t for t in asking.values() if t.requires_grad]
-    asked = [(t, w) for t, w in zip(outputs.values(), weights, strict=True) if t.requires_grad]
-    found = iter(torch.autograd.grad([t for t, _ in asked], wanted, [w for _, w in asked]))
-    return outputs | {f"grad of {n}": next(found) for n, t in asking.items() if t.requires_grad}
+    asked = [t for t in outputs.values() if t.requires_grad]
+    weights = [(of or in_own_layout)(t) for t in asked]
+    wanted = {f"grad of {n}": t for n, t in asking.items() if t.requires_grad}
+    found = dict(zip(wanted, torch.autograd.grad(asked, list(wanted.values()), weights), strict=True))
+    return outputs | found if outputs_too else found
+
+
+def in_own_layout(t: Tensor) -> Tensor:
+    values = torch.linspace(0.5, 1.5, t.numel(), dtype=torch.float64).view(t.shape)
+    return torch.empty_like(t).copy_(values.to(t))
 
 
 def assert_same(found: Outputs, plain: Outputs, case: Case, what: object = "") -> None:
@@ -115,13 +123,16 @@ def test_equals_the_contiguous_copy_in_the_layout_of_the_current(
                 assert not found[name]._is_view(), f"{case}: {name}"
 
 
-def copies(function: object) -> int:
-    """How often elements of a tensor are copied while a function runs, in Python or in the ops."""
-    with profile(activities=[ProfilerActivity.CPU]) as profiled:
-        function()  # type: ignore[operator]
-    return sum(e.count for e in profiled.key_averages() if e.key in ("aten::copy_", "aten::clone", "aten::contiguous"))
+def copied(function: Callable[[], object]) -> list[int]:
+    """How many elements each copy of a tensor copied while a function ran."""
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiled:
+        function()
+    return [
+        torch.Size(e.input_shapes[0]).numel() for e in profiled.events() if e.name in ("aten::copy_", "aten::clone")
+    ]
 
 
+@emulated_if_thorough
 @neurons
 def test_nothing_is_copied(neuron: str, device: torch.device) -> None:
     """Neither tensors over time nor parameters for each channel; nor in the backward pass of the current and states."""
@@ -152,9 +163,9 @@ def test_nothing_is_copied(neuron: str, device: torch.device) -> None:
                 assert t.stride() == x.stride()
                 torch.autograd.grad(t, x, torch.ones_like(t), retain_graph=True)
 
-        assert copies(step if variant == "step" else train) == 0, str(case)
+        assert copied(step if variant == "step" else train) == [], str(case)
     gaps = torch.rand(3, 10, 2, device=device)[..., 0]
-    assert copies(lambda: lif(gaps, beta=0.9)) > 0  # what is not dense is
+    assert copied(lambda: lif(gaps, beta=0.9))  # what is not dense is
 
 
 @orders
@@ -181,6 +192,7 @@ def test_parameters_and_their_gradients(
             assert_same(with_gradients(moved(plain, order, full), case), expected, case, names)
 
 
+@emulated_if_thorough
 @neurons
 def test_states_in_another_layout_or_dtype(neuron: str, device: torch.device) -> None:
     for variant in ("unroll", "step", "constant"):
@@ -206,6 +218,7 @@ def test_states_in_another_layout_or_dtype(neuron: str, device: torch.device) ->
                 assert_bits_equal(a[name], b[name], name)
 
 
+@emulated_if_thorough
 @neurons
 def test_a_gradient_in_another_layout(neuron: str, device: torch.device) -> None:
     for variant in ("unroll", "step", "count"):
@@ -224,6 +237,7 @@ def test_a_gradient_in_another_layout(neuron: str, device: torch.device) -> None
             assert moved_there.stride() == at_home.stride() == current.stride()
 
 
+@emulated_if_thorough
 @neurons
 def test_what_is_not_dense_with_time_first_is_copied_and_right(neuron: str, device: torch.device) -> None:
     for variant in ("unroll", "step"):
@@ -251,6 +265,7 @@ def test_what_is_not_dense_with_time_first_is_copied_and_right(neuron: str, devi
             assert_same(with_gradients({**own, "current": other}, case), expected, case, other.stride())
 
 
+@emulated_if_thorough
 @neurons
 def test_expanded_states_and_parameters(neuron: str, device: torch.device) -> None:
     row = torch.rand(12, device=device)
@@ -264,6 +279,7 @@ def test_expanded_states_and_parameters(neuron: str, device: torch.device) -> No
         assert_same(with_gradients(tensors, case), with_gradients(plain, case), case)
 
 
+@emulated_if_thorough
 @neurons
 def test_held_states_can_be_detached_and_changed_in_place(neuron: str, device: torch.device) -> None:
     case = Case(neuron, "unroll", 5, (2, 3, 4, 4))
@@ -284,6 +300,7 @@ def test_held_states_can_be_detached_and_changed_in_place(neuron: str, device: t
     assert x.grad is not None
 
 
+@emulated_if_thorough
 @neurons
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
 def test_compiled_the_strides_are_the_same(dynamic: bool, neuron: str, device: torch.device) -> None:
@@ -304,3 +321,105 @@ def test_compiled_the_strides_are_the_same(dynamic: bool, neuron: str, device: t
         for a, b in zip(*results, strict=True):
             assert_bits_equal(b, a)
             assert a.stride() == b.stride()
+
+
+# ---- what is the same at every step, as the gradient of a sum over time is, is read from one row ------------------
+
+# Where time is a dimension of what is returned.
+OVER_TIME = [v for v in VARIANTS if "step" not in v and "count" not in v]
+SHAPE = (2, 3, 4, 5)
+
+# What a gradient [T, *] that repeats its rows may look like in memory, of a row [*].
+ROWS: dict[str, Callable[[Tensor], Tensor]] = {
+    "dense": lambda row: row,
+    "channels last": lambda row: in_order(row, CHANNELS_LAST),
+    "of each neuron": lambda row: row[:1].expand_as(row),
+    "one number": lambda row: row[0, 0, 0, 0].expand_as(row),
+    "gaps": lambda row: torch.stack([row, row + 1], dim=-1)[..., 0],
+}
+
+
+def cases(neuron: str, number: int) -> Iterator[Case]:
+    dtypes = FLOATS + HALVES
+    drawn = random_cases(number, 3, neuron=(neuron,), variant=OVER_TIME, shape=(SHAPE,), steps=(2, 5, 20, 33))
+    return (replace(case, dtype=dtypes[i % len(dtypes)]).fitted() for i, case in enumerate(drawn))
+
+
+@neurons
+@pytest.mark.parametrize("row", ROWS)
+def test_a_gradient_that_repeats_its_rows(row: str, neuron: str, device: torch.device) -> None:
+    for i, case in enumerate(cases(neuron, 16)):
+        plain = inputs(case, device, seed=i)
+        tensors = plain if i % 2 else {**plain, "current": in_order(plain["current"], CHANNELS_LAST)}  # type: ignore[arg-type]
+        values = ROWS[row](torch.rand(SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(i)))
+
+        def repeated(t: Tensor, values: Tensor = values) -> Tensor:
+            return values.to(t).expand(t.shape)
+
+        def over_time(of: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+            return lambda t: of(t) if t.dim() > len(SHAPE) else torch.ones_like(t)
+
+        found = with_gradients(tensors, case, over_time(repeated), outputs_too=False)
+        dense = over_time(lambda t, repeated=repeated: repeated(t).contiguous())
+        expected = with_gradients(tensors, case, dense, outputs_too=False)
+        assert_same(found, expected, case, row)
+
+
+@emulated_if_thorough
+@neurons
+def test_a_current_that_repeats_its_rows(neuron: str, device: torch.device) -> None:
+    for i, case in enumerate(cases(neuron, 16)):
+        if case.has("constant"):
+            continue
+        plain = inputs(case, device, seed=i)
+        current = plain["current"]
+        assert current is not None
+        for name, row in ROWS.items():
+            repeated = row(current[0]).expand_as(current)
+            found = with_gradients({**plain, "current": repeated}, case)
+            assert_same(found, with_gradients({**plain, "current": repeated.contiguous()}, case), case, name)
+            assert found["spk"].shape == found["grad of current"].shape == current.shape
+            assert not found["spk"]._is_view()
+
+
+@emulated_if_thorough
+@neurons
+def test_one_row_is_copied_at_most(neuron: str, device: torch.device) -> None:
+    """Of a gradient that is a number only that; and none of one that is a row."""
+    steps, shape = 12, (4, 30)
+    for record_mem in (True, False):
+        case = Case(neuron, "unroll", steps, shape, record_mem=record_mem)
+        given = in_place(inputs(case, device), ("current",))
+        outputs = [t for t in fused(given, case).values() if t.dim() == 3]
+        total = sum(t.sum() for t in outputs)
+        assert max(copied(total.backward)) <= 4 * 30  # type: ignore[union-attr]
+        spk = fused(given, case)["spk"]
+        weights = torch.rand(shape, device=device)
+        assert copied(lambda spk=spk, weights=weights: spk.backward(weights.expand_as(spk), retain_graph=True)) == []
+        count = spk.sum(0)
+        assert copied(lambda count=count, weights=weights: count.backward(weights)) == []
+
+
+@emulated_if_thorough
+def test_a_current_that_repeats_its_rows_is_not_copied(device: torch.device) -> None:
+    x = torch.rand(4, 30, device=device).expand(12, 4, 30).requires_grad_()
+    spk, mem = lif(x, beta=0.9)
+    assert copied(lambda: lif(x, beta=0.9)) == []
+    assert copied(lambda: torch.autograd.grad(spk, x, torch.ones_like(spk))) == []
+    assert spk.is_contiguous()
+    assert mem.is_contiguous()
+
+
+@pytest.mark.parametrize("device", ["cpu"], indirect=True)
+def test_a_wrong_shape_is_still_refused(device: torch.device) -> None:
+    x, number = torch.rand(5, 3), torch.tensor(0.5)
+    needs = _ops.pack(time=_ops.SEQUENCE, reset_delay=1, saved=_ops.SAVE_CHECKPOINTS, needs=1)
+    arguments = (None, None, None, x, None, None, None, None, number, number, number, 5, needs, 2.0, 0.0)
+    for grad in (torch.ones(()).expand(6, 3), torch.ones(()).expand(5, 4), torch.ones(()).expand(5, 3, 1)):
+        with pytest.raises(RuntimeError, match="grad_spk: wrong shape"):
+            _ops.LEAKY.backward(grad, *arguments)
+    with pytest.raises(RuntimeError, match="wrong dtype"):
+        _ops.LEAKY.backward(torch.ones((), dtype=torch.float64).expand(5, 3), *arguments)
+    (found,) = _ops.LEAKY.backward(torch.ones(()).expand(5, 3), *arguments)
+    (expected,) = _ops.LEAKY.backward(torch.ones(5, 3), *arguments)
+    assert_bits_equal(found, expected)

@@ -19,6 +19,7 @@ from helpers import (
     Tensors,
     assert_bits_equal,
     assert_close,
+    emulated_if_thorough,
     fused,
     inputs,
     leaves,
@@ -87,6 +88,7 @@ def test_membranes_too_close_for_a_float_stay_on_their_side(device: torch.device
             torch.set_flush_denormal(False)
 
 
+@emulated_if_thorough
 @pytest.mark.parametrize("reset", ["zero", "none"])
 def test_a_threshold_out_of_reach(reset: str, device: torch.device) -> None:
     for dtype, threshold in itertools.product(FLOATS, (float("inf"), -float("inf"))):
@@ -96,6 +98,7 @@ def test_a_threshold_out_of_reach(reset: str, device: torch.device) -> None:
             assert_bits_equal(found, exact, f"{dtype}, threshold {threshold}: {which}")
 
 
+@emulated_if_thorough
 @pytest.mark.parametrize("threshold", [1.0, 1e3, 1e9, float("inf"), -float("inf")])
 def test_where_beta_learns_nothing_is_rounded(threshold: float, device: torch.device) -> None:
     """A rounded distance from a large threshold says nothing of the membrane, which beta's gradient is made of."""
@@ -109,6 +112,7 @@ def test_where_beta_learns_nothing_is_rounded(threshold: float, device: torch.de
             assert_bits_equal(found[name], exact[name], f"{case}: {name}")  # type: ignore[arg-type]
 
 
+@emulated_if_thorough
 def test_what_is_not_finite_is_handed_on(device: torch.device) -> None:
     values = torch.tensor([float("nan"), float("inf"), -float("inf"), 3e38, -3e38, 0.5], device=device)
     for name, reset in itertools.product(SURROGATES, RESETS):
@@ -118,6 +122,7 @@ def test_what_is_not_finite_is_handed_on(device: torch.device) -> None:
             assert_close(found, exact, 2**-8, f"{name}: {which}")
 
 
+@emulated_if_thorough
 @pytest.mark.parametrize("name", SMOOTH)
 def test_the_distance_from_the_threshold_keeps_eight_bits(name: str, device: torch.device) -> None:
     """So the error is at most what a surrogate makes of one part in 2^8 of it, wherever the membrane is."""
@@ -173,6 +178,7 @@ def test_what_rounding_does_not_do_is_an_error(options: dict[str, Any], error: t
             function()
 
 
+@emulated_if_thorough
 def test_layers_hand_it_on(device: torch.device) -> None:
     x = (torch.rand(25, 3, 10) * 2).to(device)
     net = MultiStep(nn.Linear(10, 20), Leaky(0.8), nn.Linear(20, 6), Leaky(0.7, surrogate_disable=True)).to(device)
@@ -208,6 +214,7 @@ def test_the_reference_ignores_it() -> None:
         assert_bits_equal(a, b)
 
 
+@emulated_if_thorough
 def test_it_has_no_second_derivative(device: torch.device) -> None:
     for wrt in ("current", "threshold"):
         case = Case("leaky", "rounded")
