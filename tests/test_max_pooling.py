@@ -160,27 +160,6 @@ def test_a_network_pools_by_the_kernels(ours: list[Tensor]) -> None:
     assert_bits_equal(found, expected)
 
 
-def test_so_does_a_compiled_loop(ours: list[Tensor]) -> None:
-    class Loop(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv, self.lif, self.pool = nn.Conv2d(2, 6, 3), Leaky(0.5), nn.MaxPool2d(2)
-
-        def forward(self, x: Tensor) -> Tensor:
-            mem, spikes = self.lif.reset_mem(), []
-            for step in range(3):
-                spk, mem = self.lif(F.max_pool2d(self.conv(x[step]), 2), mem)
-                spikes.append(self.pool(spk))
-            return torch.stack(spikes)
-
-    net, x = Loop(), torch.rand(3, 2, 2, 14, 14)
-    expected = net(x)
-    torch._dynamo.reset()
-    found = torch.compile(net, backend="snnfast")(x)
-    assert len(ours) == 2
-    assert_bits_equal(found, expected)
-
-
 def test_hooks_of_a_layer_are_called(ours: list[Tensor]) -> None:
     net, seen = network(), []
     net[1].register_forward_hook(lambda *given: seen.append(given))

@@ -1,4 +1,4 @@
-"""``reduce="sum"`` of layers, sequences, and neurons that run step by step; of the kernels see test_forward.py."""
+"""``reduce="sum"`` of layers, sequences, and neurons that run step by step; of the kernels see test_kernels.py."""
 
 import pytest
 import torch

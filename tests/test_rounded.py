@@ -89,16 +89,6 @@ def test_membranes_too_close_for_a_float_stay_on_their_side(device: torch.device
 
 
 @emulated_if_thorough
-@pytest.mark.parametrize("reset", ["zero", "none"])
-def test_a_threshold_out_of_reach(reset: str, device: torch.device) -> None:
-    for dtype, threshold in itertools.product(FLOATS, (float("inf"), -float("inf"))):
-        case = Case("leaky", "unroll", 5, (3, 10), dtype, reset)
-        tensors = {**inputs(case, device), "threshold": torch.tensor(threshold, dtype=dtype)}
-        for which, exact, found in exact_and_rounded(case, tensors):
-            assert_bits_equal(found, exact, f"{dtype}, threshold {threshold}: {which}")
-
-
-@emulated_if_thorough
 @pytest.mark.parametrize("threshold", [1.0, 1e3, 1e9, float("inf"), -float("inf")])
 def test_where_beta_learns_nothing_is_rounded(threshold: float, device: torch.device) -> None:
     """A rounded distance from a large threshold says nothing of the membrane, which beta's gradient is made of."""
