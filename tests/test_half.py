@@ -5,16 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from gradient_checks import RELATIVE
 from helpers import (
     FLOATS,
     HALVES,
     NEURONS,
     RESETS,
-    SURROGATES,
     Case,
     assert_bits_equal,
-    assert_close,
     emulated_if_thorough,
     inputs,
     layer_of,
@@ -110,34 +107,6 @@ def test_a_membrane_just_above_the_threshold_is_reset(device: torch.device) -> N
         spk, mem = layer(x.unsqueeze(0), mem)
         spikes.append(spk.item())
     assert spikes == [1, 0, 0]
-
-
-@emulated_if_thorough
-@halves
-@neurons
-@pytest.mark.parametrize("name", ["atan", "straight_through_estimator"])
-def test_gradients_through_the_last_states(name: str, neuron: str, dtype: torch.dtype, device: torch.device) -> None:
-    """Of chunks that are joined by them, and where the loss is of them alone; in the dtype of each input."""
-    kind, options = Case(neuron).kind, {"spike_grad": SURROGATES[name], "record_mem": False}
-    x = currents(dtype, device, neuron, 0.9, 20)
-    for flow, learns in itertools.product(("both", "states"), (True, False)):
-        found = []
-        for function, chunks in ((kind.function, [7, 13]), (kind.function, [1] * 20), (kind.reference, [20])):
-            current = x.clone().requires_grad_()
-            decays = {
-                d: torch.full((67,), 0.9 if d == "beta" else 0.5, dtype=dtype, device=device, requires_grad=learns)
-                for d in kind.decays
-            }
-            states, loss = no_states(neuron), torch.zeros((), device=device)
-            for chunk in current.split(chunks):
-                spk, *states = function(chunk, *states, **decays, **options)
-                loss = loss + spk.float().sum() * (flow == "both")
-            assert {s.dtype for s in states} == {torch.float32}  # type: ignore[attr-defined]
-            (loss + sum(s.square().sum() for s in states)).backward()  # type: ignore[attr-defined]
-            found.append((current.grad, *(d.grad for d in decays.values())))
-        for grads in found[:2]:
-            for grad, expected in zip(grads, found[2], strict=True):
-                assert_close(grad, expected, RELATIVE[dtype], f"{flow}, decays learn {learns}")
 
 
 @emulated_if_thorough

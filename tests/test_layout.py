@@ -168,54 +168,83 @@ def test_nothing_is_copied(neuron: str, device: torch.device) -> None:
     assert copied(lambda: lif(gaps, beta=0.9))  # what is not dense is
 
 
+# What a gradient [T, *] that repeats its rows may look like in memory, of a row [*].
+ROWS: dict[str, Callable[[Tensor], Tensor]] = {
+    "dense": lambda row: row,
+    "channels last": lambda row: in_order(row, CHANNELS_LAST),
+    "of each neuron": lambda row: row[:1].expand_as(row),
+    "one number": lambda row: row[0, 0, 0, 0].expand_as(row),
+    "gaps": lambda row: torch.stack([row, row + 1], dim=-1)[..., 0],
+}
+
+
+def beside_nan(t: Tensor, dim: int) -> Tensor:
+    return torch.cat([t, torch.full_like(t, math.nan)], dim=dim)
+
+
+# How a current [T, B, C, H, W] may lie in memory. What is not dense with time first is copied.
+CURRENTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "between gaps": lambda x: in_order(beside_nan(x, 2), CHANNELS_LAST)[:, :, : x.shape[2]],
+    "every other one": lambda x: torch.stack([x, torch.full_like(x, math.nan)], dim=-1).flatten(-2)[..., ::2],
+    "misaligned": lambda x: torch.cat([x.new_full((1,), math.nan), x.flatten()])[1:].view(x.shape),
+    "one channel": lambda x: x[:, :, :1].expand_as(x),
+    "one sample": lambda x: x[:, :1].expand_as(x),
+    "time innermost": lambda x: x.permute(1, 2, 3, 4, 0).contiguous().permute(4, 0, 1, 2, 3),
+    "time second": lambda x: x.transpose(0, 1).contiguous().transpose(0, 1),
+    "some steps": lambda x: in_order(x.repeat_interleave(2, 0), CHANNELS_LAST)[::2],
+    "some samples": lambda x: in_order(torch.cat([x[:, :1], x], 1), CHANNELS_LAST)[:, 1:],
+    **{f"one step, {name}": lambda x, row=row: row(x[0]).expand_as(x) for name, row in ROWS.items()},
+}
+
+
+def with_states(tensors: Tensors, current: Sequence[int], *orders: Sequence[int]) -> Tensors:
+    """The current, and each state, in an order of its own."""
+    tensors = moved(tensors, current, ("current",))
+    for name, order in zip(("mem", "syn"), orders, strict=True):
+        tensors = moved(tensors, order, (name,))
+    return tensors
+
+
+# How the tensors of a call may lie in memory.
+CALLS: dict[str, Callable[[Tensors], Tensors]] = {
+    **{name: lambda given, how=how: {**given, "current": how(given["current"])} for name, how in CURRENTS.items()},
+    **{
+        f"states {i}": lambda given, orders=orders: with_states(given, *orders)
+        for i, orders in enumerate(itertools.permutations((PLAIN, CHANNELS_LAST, (3, 2, 1, 0))))
+    },
+    "all": lambda given: moved(given, CHANNELS_LAST, given),
+    "parameters": lambda given: moved(given, CHANNELS_LAST, given.keys() - {"current", "syn", "mem"}),
+    "states of one number": lambda given: {
+        name: t[:1, :1, :1, :1].expand_as(t) if name in ("syn", "mem") else t for name, t in given.items()
+    },
+    "parameters of one number": lambda given: {
+        name: t if name in ("current", "syn", "mem") else t[:1, :1, :1, :1].expand_as(t) for name, t in given.items()
+    },
+}
+
+
+@neurons
+@pytest.mark.parametrize("name", CALLS)
+def test_equals_a_call_of_contiguous_tensors(name: str, neuron: str, device: torch.device) -> None:
+    for variant, dtype in (("unroll", torch.float32), ("step", torch.float64)):
+        case = Case(neuron, variant, 6, SHAPES[4], dtype, parameters="element")
+        given = CALLS[name](inputs(case, device))
+        plain = {n: t if t is None else t.contiguous() for n, t in given.items()}
+        found = with_gradients(given, case)
+        assert_same(found, with_gradients(plain, case), case, name)
+        assert variant == "step" or not found["spk"]._is_view()
+
+
 @orders
 @neurons
 @pytest.mark.parametrize("parameters", PARAMETERS[1:])
 def test_parameters_and_their_gradients(
     parameters: str, neuron: str, order: Sequence[int], device: torch.device
 ) -> None:
-    for i, (dtype, record_mem) in enumerate(itertools.product((torch.float32, torch.float64), (True, False))):
-        case = Case(
-            neuron,
-            ("unroll", "step")[i % 2],
-            6,
-            SHAPES[len(order)],
-            dtype,
-            record_mem=record_mem,
-            parameters=parameters,
-        )
+    for variant in ("unroll", "step"):
+        case = Case(neuron, variant, 6, SHAPES[len(order)], parameters=parameters)
         plain = inputs(case, device)
-        expected = with_gradients(plain, case)
-        # Parameters in their own order, and in that of the current; and the other way around.
-        for names in (("current", *case.kind.ops.states), case.names, case.kind.ops.parameters):
-            full = [n for n in names if plain[n].dim() >= len(order)]  # type: ignore[union-attr]
-            assert_same(with_gradients(moved(plain, order, full), case), expected, case, names)
-
-
-@emulated_if_thorough
-@neurons
-def test_states_in_another_layout_or_dtype(neuron: str, device: torch.device) -> None:
-    for variant in ("unroll", "step", "constant"):
-        case = Case(neuron, variant, 6, SHAPES[4])
-        plain, states = inputs(case, device), case.kind.ops.states
-        expected = with_gradients(plain, case)
-        for current, *others in itertools.product((PLAIN, CHANNELS_LAST, (3, 2, 1, 0)), repeat=1 + len(states)):
-            tensors = moved(plain, current, ("current",))
-            for name, order in zip(states, others, strict=True):
-                tensors = moved(tensors, order, (name,))
-            found = with_gradients(tensors, case)
-            assert_same(found, expected, case, (current, others))
-            assert variant != "unroll" or found["spk"].stride() == tensors["current"].stride()  # type: ignore[union-attr]
-        half = replace(case, dtype=torch.bfloat16)
-        tensors = moved(inputs(half, device), CHANNELS_LAST, ("current",))
-        rounded = {name: tensors[name].bfloat16() for name in states}  # type: ignore[union-attr]
-        exact = {name: t.float() for name, t in rounded.items()}
-        a, b = (with_gradients({**tensors, **given}, half) for given in (rounded, exact))
-        for name in b:
-            if name.removeprefix("grad of ") in states and name.startswith("grad"):
-                assert_bits_equal(a[name], b[name].bfloat16(), name)
-            else:
-                assert_bits_equal(a[name], b[name], name)
+        assert_same(with_gradients(moved(plain, order), case), with_gradients(plain, case), case)
 
 
 @emulated_if_thorough
@@ -235,48 +264,6 @@ def test_a_gradient_in_another_layout(neuron: str, device: torch.device) -> None
             )
             assert_bits_equal(moved_there, at_home)
             assert moved_there.stride() == at_home.stride() == current.stride()
-
-
-@emulated_if_thorough
-@neurons
-def test_what_is_not_dense_with_time_first_is_copied_and_right(neuron: str, device: torch.device) -> None:
-    for variant in ("unroll", "step"):
-        case = Case(neuron, variant, 6, SHAPES[4])
-        plain = inputs(case, device)
-        current = plain["current"]
-        assert current is not None
-        wide = in_order(torch.cat([current, torch.full_like(current, math.nan)], dim=2), CHANNELS_LAST)
-        for other in (
-            wide[:, :, : current.shape[2]],  # gaps
-            torch.stack([current, torch.full_like(current, math.nan)], dim=-1).flatten(-2)[..., ::2],
-            torch.cat([current.new_full((1,), math.nan), current.flatten()])[1:].view(current.shape),  # misaligned
-            current[:, :, :1].expand_as(current),  # stride 0
-            current[:, :1].expand_as(current),
-            current[:1].expand_as(current),
-            current.permute(1, 2, 3, 4, 0).contiguous().permute(4, 0, 1, 2, 3),  # time innermost
-            current.transpose(0, 1).contiguous().transpose(0, 1),
-            in_order(current, CHANNELS_LAST).flip(0)[1:],
-            in_order(current, CHANNELS_LAST)[::2],
-            in_order(current, CHANNELS_LAST)[:, 1:],
-        ):
-            steps, batch = other.shape[:2]
-            own = {**plain, **{s: plain[s][:batch] for s in case.kind.ops.states}}  # type: ignore[index]
-            expected = with_gradients({**own, "current": other.contiguous()}, replace(case, steps=steps))
-            assert_same(with_gradients({**own, "current": other}, case), expected, case, other.stride())
-
-
-@emulated_if_thorough
-@neurons
-def test_expanded_states_and_parameters(neuron: str, device: torch.device) -> None:
-    row = torch.rand(12, device=device)
-    for variant in ("unroll", "step"):
-        case = Case(neuron, variant, 9, (4, 12))
-        tensors = inputs(case, device)
-        tensors |= dict.fromkeys(case.kind.ops.states, row.expand(4, 12))
-        tensors |= dict.fromkeys(case.kind.decays, row.expand(4, 12))
-        tensors |= {"threshold": row[:1].expand(12), "graded_spikes_factor": row[0].expand(4, 1)}
-        plain = {name: t if t is None else t.contiguous() for name, t in tensors.items()}
-        assert_same(with_gradients(tensors, case), with_gradients(plain, case), case)
 
 
 @emulated_if_thorough
@@ -329,15 +316,6 @@ def test_compiled_the_strides_are_the_same(dynamic: bool, neuron: str, device: t
 OVER_TIME = [v for v in VARIANTS if "step" not in v and "count" not in v]
 SHAPE = (2, 3, 4, 5)
 
-# What a gradient [T, *] that repeats its rows may look like in memory, of a row [*].
-ROWS: dict[str, Callable[[Tensor], Tensor]] = {
-    "dense": lambda row: row,
-    "channels last": lambda row: in_order(row, CHANNELS_LAST),
-    "of each neuron": lambda row: row[:1].expand_as(row),
-    "one number": lambda row: row[0, 0, 0, 0].expand_as(row),
-    "gaps": lambda row: torch.stack([row, row + 1], dim=-1)[..., 0],
-}
-
 
 def cases(neuron: str, number: int) -> Iterator[Case]:
     dtypes = FLOATS + HALVES
@@ -363,23 +341,6 @@ def test_a_gradient_that_repeats_its_rows(row: str, neuron: str, device: torch.d
         dense = over_time(lambda t, repeated=repeated: repeated(t).contiguous())
         expected = with_gradients(tensors, case, dense, outputs_too=False)
         assert_same(found, expected, case, row)
-
-
-@emulated_if_thorough
-@neurons
-def test_a_current_that_repeats_its_rows(neuron: str, device: torch.device) -> None:
-    for i, case in enumerate(cases(neuron, 16)):
-        if case.has("constant"):
-            continue
-        plain = inputs(case, device, seed=i)
-        current = plain["current"]
-        assert current is not None
-        for name, row in ROWS.items():
-            repeated = row(current[0]).expand_as(current)
-            found = with_gradients({**plain, "current": repeated}, case)
-            assert_same(found, with_gradients({**plain, "current": repeated.contiguous()}, case), case, name)
-            assert found["spk"].shape == found["grad of current"].shape == current.shape
-            assert not found["spk"]._is_view()
 
 
 @emulated_if_thorough

@@ -27,10 +27,8 @@ from ops import backward_arguments, call_op, channels_last, forward_arguments, p
 from ragged import alone, of_reference, ragged, some_lengths
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.autograd import gradcheck
 
 from snnfast import _backend, _ops, functional, reference
-from snnfast.surrogate import DISABLED
 
 every_neuron = pytest.mark.parametrize("neuron", KINDS)
 SHAPES = ((3, 10), (5, 64), (4,), (2, 3, 7), (3, 2, 3, 3), (6, 1), (2, 130))
@@ -66,24 +64,6 @@ def test_the_kernels_are_each_sample_alone(variant: str, neuron: str, device: to
     if Case(neuron, variant).fitted().variant != variant:
         pytest.skip("the neuron has no such variant")
     check(some(20 if THOROUGH else 4, seed=3, neuron=(neuron,), variant=(variant,)), device, ragged)
-
-
-@emulated_if_thorough
-@every_neuron
-def test_gradients_of_states_and_decays_by_differences(neuron: str, device: torch.device) -> None:
-    """No spike has a gradient, and no membrane jumps: what is left is smooth."""
-    case = Case(neuron, "unroll", 5, (3, 2), torch.float64, "none", spike_grad=DISABLED)
-    lengths = torch.tensor([2, 5, 0])
-    tensors = inputs(case, device)
-    tensors["threshold"] = torch.full((), 1e3, dtype=torch.float64, device=device)
-    wrt = ("current", *case.kind.ops.states[case.kind.ops.fed_back :], *case.kind.decays)
-    asking = [tensors[name].requires_grad_() for name in wrt]  # type: ignore[union-attr]
-
-    def states(*given: Tensor) -> tuple[Tensor, ...]:
-        found = [*ragged(lengths)({**tensors, **dict(zip(wrt, given, strict=True))}, case).values()]
-        return tuple(found[1:])
-
-    assert gradcheck(states, asking, fast_mode=True)
 
 
 @emulated_if_thorough

@@ -102,17 +102,6 @@ def test_nothing_is_a_number_of_steps_rows_or_inputs(steps: int, shape: tuple[in
         check(Case("leaky", variant, steps, shape, record_mem=steps > 0), outputs)
 
 
-def test_gradients_of_weight_and_bias_by_finite_differences() -> None:
-    case = Case("leaky", "unroll", 9, (2, 5), torch.float64, parameters="neuron")
-    tensors = with_linear(case, 3)
-    given = (tensors.pop("weight"), tensors.pop("bias"))
-
-    def product(weight: Tensor, bias: Tensor) -> Tensor:
-        return fused({**tensors, "weight": weight, "bias": bias}, case)["spk"]
-
-    assert torch.autograd.gradcheck(product, [t.requires_grad_() for t in given])  # type: ignore[union-attr]
-
-
 def test_currents_in_any_layout() -> None:
     case = Case("leaky", "unroll", 9, (4, 6))
     tensors = leaves(with_linear(case))
