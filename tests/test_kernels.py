@@ -3,6 +3,7 @@
 import itertools
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -63,7 +64,10 @@ def check(cases: Iterator[Case], device: torch.device) -> None:
     draw = random.Random(0)
     for i, case in enumerate(cases):
         flow, wild, some = draw.choice(FLOWS), draw.random() < 0.5, [n for n in case.wrt if draw.random() < 0.5]
-        if case.kind.ops.fed_back and case.steps > 18:  # a gradient that comes back through every spike grows
+        # Through many steps a gradient grows that comes back through the spikes.
+        if not case.delay and case.steps > 18:
+            case = replace(case, spike_grad=SURROGATES["atan"])
+        if case.kind.ops.fed_back and case.steps > 18:
             assert_equals_reference(case, inputs(case, device, i, wild))
         else:
             check_against_reference(case, device, flow, i, wild, some if some and i % 3 == 2 else None)
