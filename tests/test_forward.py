@@ -100,7 +100,11 @@ def test_dtypes_promote_as_in_the_reference(neuron: str, device: torch.device) -
         kind = case.kind
         tensors = {"current": current.expand(6, 5), **dict.fromkeys(kind.ops.states, state)}
         tensors |= {**dict.fromkeys(kind.decays, decay), "threshold": threshold, "graded_spikes_factor": single[0]}
-        assert_equals_reference(case, tensors)
+        found = assert_equals_reference(case, tensors)
+        widens = any(t is not None and t.dim() > 0 and t.dtype == torch.float64 for t in (state, decay, threshold))
+        narrow = current.dtype if record_mem else torch.promote_types(current.dtype, torch.float32)
+        assert found["spk"].dtype == current.dtype
+        assert {found[name].dtype for name in kind.results[1:]} == {torch.float64 if widens else narrow}
 
 
 def test_a_count_in_half_precision_is_rounded_once(device: torch.device) -> None:

@@ -210,6 +210,29 @@ def test_no_step_and_one_step(steps: int, constant: bool, backend: str) -> None:
         assert_bits_equal(last, tensors["mem"])
 
 
+@pytest.mark.parametrize("name", ["beta", "threshold"])
+def test_float64_values_widen_as_those_of_a_layer_do(name: str, backend: str) -> None:
+    tensors = made(SHAPES[0])
+    tensors[name] = tensors[name].double()
+    spk, mem = lif(**tensors)
+    assert (spk.dtype, mem.dtype) == (torch.float32, torch.float64)
+    as_double = lif(**{k: t.double() for k, t in tensors.items()})
+    assert_bits_equal(spk, as_double[0].float())
+    assert_bits_equal(mem, as_double[1])
+
+
+def test_values_made_in_inference_mode_train(backend: str) -> None:
+    tensors = made(SHAPES[0])
+    expected = lif(**tensors, reset_delay=False)
+    with torch.inference_mode():
+        tensors |= {name: tensors[name].clone() for name in ("beta", "threshold")}
+    tensors["current"].requires_grad_()
+    spk, mem = lif(**tensors, reset_delay=False)
+    (spk.sum() + mem.sum()).backward()
+    assert tensors["current"].grad is not None
+    assert_bits_equal(mem, expected[1])
+
+
 # ---- torch.compile
 
 
