@@ -28,6 +28,7 @@ from helpers import (
     leaves,
     random_cases,
 )
+from test_kernels import ORDINARY
 
 from snnfast import surrogate
 from snnfast.functional import lif
@@ -96,6 +97,15 @@ def test_special_calls(name: str, forced: torch.device) -> None:
     draw = random.Random(name)
     for i, case in enumerate(random_cases(30 if THOROUGH else 6, name, **{**OPEN, **ROWS[name]})):
         check_against_reference(case, forced, draw.choice(FLOWS), i, wild=case.steps < 50)
+        assert_chunked(case)
+
+
+@emulated
+@pytest.mark.parametrize("dtype", [torch.float32, *HALVES], ids=lambda d: str(d)[6:])
+def test_ordinary_calls(dtype: torch.dtype, forced: torch.device) -> None:
+    """Where only the current learns."""
+    for i, case in enumerate(random_cases(10, 1, **{**OPEN, **ORDINARY, "dtype": (dtype,), "steps": (1, 17, 75, 290)})):
+        check_against_reference(case, forced, "spk", i, wrt=("current",))
         assert_chunked(case)
 
 

@@ -88,6 +88,19 @@ def test_multiplication_and_addition_round_separately(neuron: str, device: torch
         assert not fused(tensors, case)["mem"].any()
 
 
+@first
+@pytest.mark.parametrize("dtype", HALVES, ids=lambda d: str(d)[6:])
+def test_a_record_is_rounded_to_even_where_it_lies_in_the_middle(
+    dtype: torch.dtype, neuron: str, device: torch.device
+) -> None:
+    case = Case(neuron, "unroll", 1, (37,), dtype, "none")
+    mem = 1 + torch.finfo(dtype).eps * (torch.arange(37, device=device) + 0.5)
+    tensors = {**inputs(case, device), "current": torch.zeros(1, 37, dtype=dtype, device=device)}
+    tensors |= dict.fromkeys(case.kind.ops.states, torch.zeros(37, device=device)) | {"mem": mem}
+    tensors |= dict.fromkeys(case.kind.decays, torch.ones((), device=device))
+    assert (assert_equals_reference(case, tensors)["mem"].float() != mem).all()
+
+
 @emulated_if_thorough
 @neurons
 def test_dtypes_promote_as_in_the_reference(neuron: str, device: torch.device) -> None:

@@ -44,6 +44,7 @@ FEW = ((5,), (3, 10), (2, 33))
 ROWS: dict[str, dict[str, Any]] = {
     **{f"T{n}": {"steps": (n,), "shape": FEW} for n in (0, 1, 2, 3, 8, 15, 16, 17, 31, 32, 33, 47, 48, 49)},
     **{f"T{n}": {"steps": (n,), "shape": ((5,), (3, 10))} for n in (129, 151, 300)},
+    "T0-last": {"steps": (0,), "shape": FEW, "record_mem": (False,)},
     **{
         "x".join(map(str, shape)) or "0d": {"steps": (5,), "shape": (shape,)}
         for shape in (
@@ -85,3 +86,21 @@ def test_special_calls(name: str, device: torch.device) -> None:
     number = 4 if THOROUGH else 1  # of each neuron
     drawn = (random_cases(number, f"{name}-{neuron}", neuron=(neuron,), **ROWS[name]) for neuron in KINDS)
     check(itertools.chain(*drawn), device)
+
+
+# CUDA has kernels of its own for calls of which the current alone asks for a gradient.
+ORDINARY: dict[str, Any] = {
+    "variant": ("unroll", "unroll", "count"), "steps": (1, 15, 16, 17, 18), "shape": ((7,), (3, 10), (1, 64), (2, 64)),
+    "reset": ("subtract", "zero"), "delay": (True,), "record_mem": (False,), "parameters": ("scalar", "one"),
+    "spike_grad": (SURROGATES["atan"], SURROGATES["fast_sigmoid"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALVES], ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("neuron", KINDS)
+def test_ordinary_calls(neuron: str, dtype: torch.dtype, device: torch.device) -> None:
+    longer = {} if KINDS[neuron].ops.fed_back else {"steps": (1, 15, 16, 17, 33, 40, 49)}
+    drawn = random_cases(12, f"{neuron}-{dtype}", neuron=(neuron,), dtype=(dtype,), **{**ORDINARY, **longer})
+    for i, case in enumerate(drawn):
+        wrt = ("current", *case.kind.ops.states) if i % 3 == 2 and case.states else ("current",)
+        check_against_reference(case, device, ("spk", "both")[i % 2], i, wrt=wrt)

@@ -13,6 +13,7 @@ import torch.nn.functional as F  # noqa: N812
 from gradient_checks import FLOWS
 from helpers import (
     FLOATS,
+    HALVES,
     KINDS,
     NEURONS,
     SURROGATES,
@@ -79,7 +80,7 @@ def test_random_calls_equal_the_reference(variant: str, neuron: str) -> None:
 def test_every_surrogate_and_reset(name: str) -> None:
     choices = {"spike_grad": (SURROGATES.get(name, DISABLED),), "shape": ((3, 10),), "steps": (9,), "dtype": FLOATS}
     for i, (case, outputs) in enumerate(random_calls(18, 5, **choices)):
-        check(case, outputs, wrt=("current", "weight") if i % 2 else None)
+        check(case, outputs, wrt=(None, ("current", "weight"), ("current",))[i % 3])
 
 
 def test_every_number_of_inputs_and_outputs() -> None:
@@ -100,6 +101,23 @@ def test_a_gradient_for_some_inputs_only(wrt: str, neuron: str) -> None:
 def test_nothing_is_a_number_of_steps_rows_or_inputs(steps: int, shape: tuple[int, ...]) -> None:
     for variant, outputs in itertools.product(("unroll", "constant"), (3, 0)):
         check(Case("leaky", variant, steps, shape, record_mem=steps > 0), outputs)
+
+
+def test_gradients_of_weight_and_bias_by_finite_differences() -> None:
+    case = Case("leaky", "unroll", 9, (2, 5), torch.float64, parameters="neuron")
+    tensors = with_linear(case, 3)
+    given = (tensors.pop("weight"), tensors.pop("bias"))
+
+    def product(weight: Tensor, bias: Tensor) -> Tensor:
+        return fused({**tensors, "weight": weight, "bias": bias}, case)["spk"]
+
+    assert torch.autograd.gradcheck(product, [t.requires_grad_() for t in given])  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_half_precision_with_any_flow_of_gradients(dtype: torch.dtype) -> None:
+    for flow in FLOWS:
+        check(Case("leaky", "unroll", 9, (4, 33), dtype, record_mem=False), flow=flow)
 
 
 def test_currents_in_any_layout() -> None:
