@@ -83,6 +83,7 @@ def test_every_surrogate_and_reset(name: str) -> None:
         check(case, outputs, wrt=(None, ("current", "weight"), ("current",))[i % 3])
 
 
+@pytest.mark.thorough
 def test_every_number_of_inputs_and_outputs() -> None:
     for i, (inputs_, outputs) in enumerate(itertools.product((1, 7, 33, 65, 1000), (1, 3, 10, 17, 40, 300))):
         steps, rows = (1, 3, 8, 9, 17)[i % 5], (3, 1, 2)[i % 3]
