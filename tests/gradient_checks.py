@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-from helpers import Case, Outputs, Tensors, assert_close, expected, fused, inputs, leaves, named
+from helpers import Case, Outputs, Tensors, assert_close, assert_same_outputs, expected, fused, inputs, leaves, named
 from torch import Tensor
 from torch.autograd.gradcheck import gradcheck
 
@@ -36,8 +36,12 @@ def loss_of(outputs: Outputs, case: Case, flow: str = "both") -> Tensor:
 
 def gradients(function: Function, tensors: Mapping[str, Tensor | None], case: Case, flow: str = "both") -> Tensors:
     """The gradient for every tensor that asks for one; ``None`` where the loss does not depend on it."""
+    return _gradients_of(function(tensors, case), tensors, case, flow)
+
+
+def _gradients_of(outputs: Outputs, tensors: Mapping[str, Tensor | None], case: Case, flow: str) -> Tensors:
     asking = {name: t for name, t in tensors.items() if t is not None and t.requires_grad}
-    loss = loss_of(function(tensors, case), case, flow)
+    loss = loss_of(outputs, case, flow)
     if not loss.requires_grad:
         return dict.fromkeys(asking)
     return dict(zip(asking, torch.autograd.grad(loss, list(asking.values()), allow_unused=True), strict=True))
@@ -57,16 +61,18 @@ def check_against_reference(
     wrt: Sequence[str] | None = None,
     function: Function = fused,
     oracle: Function | None = None,
-    relative: float | None = None,
+    tensors: Tensors | None = None,
 ) -> None:
-    """Every gradient of the fused call (or of ``function``) equals what autograd makes of the reference.
+    """The fused call (or ``function``) has the reference's outputs, bit for bit, and its gradients to rounding.
 
-    Or of another ``oracle`` in plain PyTorch. ``wrt``: by default the inputs that the variant is about.
+    Or those of another ``oracle`` in plain PyTorch. ``wrt``: by default the inputs that the variant is about.
+    ``tensors``: in place of random inputs, which may have a Linear behind the neurons with them.
     """
     wrt = case.wrt if wrt is None else wrt
     if oracle is None:
         oracle = rounded_oracle if case.has("rounded") and not set(case.kind.decays) & set(wrt) else expected
-    tensors = leaves({name: t for name, t in inputs(case, device, seed, wild).items() if t is not None}, wrt)
+    given = tensors or inputs(case, device, seed, wild)
+    tensors = leaves({name: t for name, t in given.items() if t is not None}, wrt)
     # A parameter's gradient is a sum over neurons that may cancel: rounding is measured by the sum of their magnitudes.
     parameters = case.kind.ops.parameters
     each = {
@@ -74,18 +80,17 @@ def check_against_reference(
         for name, t in tensors.items()
         if t is not None
     }
-    actual = or_zeros(gradients(function, with_every_name(tensors, case), case, flow), tensors)
-    by_neuron = or_zeros(gradients(oracle, with_every_name(each, case), case, flow), each)
+    none = dict.fromkeys(case.names)
+    outputs, wanted = function({**none, **tensors}, case), oracle({**none, **each}, case)
+    assert_same_outputs(outputs, wanted, case, product="weight" in tensors)
+    actual = or_zeros(_gradients_of(outputs, tensors, case, flow), tensors)
+    by_neuron = or_zeros(_gradients_of(wanted, each, case, flow), each)
     assert actual.keys() == by_neuron.keys()
     for name, found in actual.items():
         total = by_neuron[name].sum_to_size(found.shape)
         magnitude = by_neuron[name].abs().sum_to_size(found.shape)
         scale = magnitude.max().item() if magnitude.numel() else 0.0
-        assert_close(found, total, relative or RELATIVE[case.dtype], f"{case}, loss of {flow}: grad of {name}", scale)
-
-
-def with_every_name(tensors: Mapping[str, Tensor | None], case: Case) -> Tensors:
-    return {name: tensors.get(name) for name in case.names}
+        assert_close(found, total, RELATIVE[case.dtype], f"{case}, loss of {flow}: grad of {name}", scale)
 
 
 def check_chained(case: Case, device: torch.device) -> None:
@@ -240,5 +245,5 @@ def rounded_oracle(tensors: Mapping[str, Any], case: Case) -> Outputs:
     empty = v.new_zeros((0, *case.shape))
     spk, mem_rec = (torch.stack(t) for t in zip(*record, strict=True)) if record else (empty, empty)
     if case.has("count"):
-        spk = spk.sum(0)
+        spk = sum(spk, start=torch.zeros_like(v))  # in the order of time, as the kernels add
     return named((spk.to(case.dtype), mem_rec.to(case.dtype) if case.record_mem else v), case)

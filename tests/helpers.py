@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import pytest
 import torch
 from neuron_kinds import KINDS, NEURONS, Kind, Outputs
 from torch import Tensor
@@ -42,6 +43,22 @@ FROM_SPIKES = (SURROGATES["straight_through_estimator"], DISABLED)  # the deriva
 def every_other(choices: Iterable[Any], neuron: str, turn: int = 0) -> list[Any]:
     """Every other choice: what one neuron leaves out the next one takes, and this one at the next turn."""
     return list(choices)[(list(KINDS).index(neuron) + turn) % 2 :: 2]
+
+
+def _device(name: str, *marks: Any) -> Any:
+    return pytest.param(name, marks=[pytest.mark.needs_extension, *marks])
+
+
+# For the fixture ``device``: the emulator is slow, and for these tests the quick tier leaves it out.
+emulated_if_thorough = pytest.mark.parametrize(
+    "device",
+    [
+        _device("cpu"),
+        _device("emulated", pytest.mark.emulated, pytest.mark.thorough),
+        _device("cuda", pytest.mark.gpu),
+    ],
+    indirect=True,
+)
 
 
 # ---- calls --------------------------------------------------------------------------------------------------------
@@ -160,11 +177,16 @@ ANY: dict[str, Sequence[Any]] = {
 """Choices for every field of a case."""
 
 
-def random_cases(number: int, seed: int, **choices: Sequence[Any]) -> Iterator[Case]:
-    """Cases with every field drawn from its ``choices``, by default from ``ANY``."""
+def random_case(draw: random.Random, **choices: Sequence[Any]) -> Case:
+    """A case with every field drawn from its ``choices``, by default from ``ANY``."""
+    return Case(**{field: draw.choice(values) for field, values in {**ANY, **choices}.items()}).fitted()
+
+
+def random_cases(number: int, seed: int | str, **choices: Sequence[Any]) -> Iterator[Case]:
+    """Cases drawn one after the other, the same ones for the same seed."""
     draw = random.Random(seed)
     for _ in range(number):
-        yield Case(**{field: draw.choice(values) for field, values in {**ANY, **choices}.items()}).fitted()
+        yield random_case(draw, **choices)
 
 
 def parameter_shapes(kind: str, shape: tuple[int, ...], number: int) -> tuple[tuple[int, ...], ...]:
@@ -217,20 +239,24 @@ def unknown(spike_grad: Any) -> Callable[[Tensor], Tensor]:
     return lambda z: spike_grad(z)
 
 
-def fused(tensors: Mapping[str, Any], case: Case) -> Outputs:
-    """What the kernels make of a case, by name: the spikes or their count, and the states or the last ones."""
+def fused(tensors: Mapping[str, Any], case: Case, **more: Any) -> Outputs:
+    """What the kernels make of a case, by name: the spikes or their count, and the states or the last ones.
+
+    ``more``: options of the call that no case has.
+    """
     spike_grad = unknown(case.spike_grad) if case.has("callable") else case.spike_grad
     if case.has("step"):
+        assert not more
         return _step_by_step(tensors, case, spike_grad)
-    options = {**case.options, "spike_grad": spike_grad}
+    options = {**case.options, "spike_grad": spike_grad, **more}
     if case.has("rounded"):
         options["membrane_dtype"] = torch.bfloat16
     return named(case.kind.function(**tensors, **options), case)
 
 
-def expected(tensors: Mapping[str, Any], case: Case) -> Outputs:
+def expected(tensors: Mapping[str, Any], case: Case, **more: Any) -> Outputs:
     """What the reference makes of it: one loop over time, whatever the variant."""
-    return named(case.kind.reference(**tensors, **case.options), case)
+    return named(case.kind.reference(**tensors, **case.options, **more), case)
 
 
 def named(outputs: Sequence[Tensor], case: Case) -> Outputs:
@@ -288,6 +314,8 @@ def assert_close(
 ) -> None:
     """Equal up to ``relative`` times the largest finite magnitude expected, or ``scale`` if that is more.
 
+    Float32 has few digits below 1e-38, so that the difference of two subnormal numbers counts for nothing.
+
     NaN and Inf must be in the same places.
     """
     if actual is None or expected is None:
@@ -298,19 +326,27 @@ def assert_close(
     a, b = actual.detach().cpu().double(), expected.detach().cpu().double()
     if b.isfinite().any():
         scale = max(scale, b[b.isfinite()].abs().max().item())
-    torch.testing.assert_close(a, b, rtol=0, atol=relative * scale, equal_nan=True, msg=lambda m: f"{what}: {m}")
+    torch.testing.assert_close(
+        a, b, rtol=0, atol=max(relative * scale, 1e-40), equal_nan=True, msg=lambda m: f"{what}: {m}"
+    )
+
+
+def assert_same_outputs(found: Outputs, wanted: Outputs, case: Case, product: bool = False) -> None:
+    """Outputs bit for bit as wanted; ``product``: the spikes have gone through a Linear, which adds in any order."""
+    assert found.keys() == wanted.keys()
+    for name, t in wanted.items():
+        # Spikes that a callable makes of recorded membranes are added by PyTorch.
+        if name == "spk" and (product or (case.has("callable") and case.has("count"))):
+            assert_close(found[name], t, {2: 2e-2, 4: 1e-5, 8: 1e-12}[case.dtype.itemsize], f"{case}: {name}")
+        else:
+            assert_bits_equal(found[name], t, f"{case}: {name}")
+        assert found[name].device == t.device
 
 
 def assert_equals_reference(case: Case, tensors: Tensors) -> Outputs:
     """Outputs bit for bit those of the reference."""
     found = fused(tensors, case)
-    for name, t in expected(tensors, case).items():
-        # Spikes that a callable makes of recorded membranes are added by PyTorch.
-        if name == "spk" and case.has("callable") and case.has("count"):
-            assert_close(found[name], t, 2e-2 if case.dtype in HALVES else 1e-6, f"{case}: {name}")
-        else:
-            assert_bits_equal(found[name], t, f"{case}: {name}")
-        assert found[name].device == t.device
+    assert_same_outputs(found, expected(tensors, case), case)
     return found
 
 

@@ -5,8 +5,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from gradient_checks import RELATIVE, gradients, or_zeros
-from helpers import Case, Tensors, assert_bits_equal, assert_close, expected, fused, inputs, leaves
+from gradient_checks import check_against_reference
+from helpers import Case, Tensors, inputs
 
 from snnfast import _ops
 
@@ -56,25 +56,8 @@ def check(
     seed: int = 0,
 ) -> None:
     """States bit for bit those of the reference; the product and every gradient up to rounding."""
-    what = f"{case}, O{outputs}"
-    tensors = leaves(with_linear(case, outputs, bias, seed), wrt)
-    found, wanted = fused(tensors, case), expected(tensors, case)
-    relative = RELATIVE[case.dtype]
-    assert_close(found["spk"], wanted["spk"], relative, what)
-    for name in case.kind.ops.states:
-        assert_bits_equal(found[name], wanted[name], f"{what}: {name}")
-    # A parameter's gradient is a sum over neurons that may cancel: rounding is measured by the sum of their magnitudes.
-    each: Tensors = {}
-    for name, t in tensors.items():
-        shape = case.shape if name in case.kind.ops.parameters else () if t is None else t.shape
-        each[name] = t if t is None else t.detach().expand(shape).clone().requires_grad_(t.requires_grad)
-    actual = or_zeros(gradients(fused, tensors, case, flow), tensors)
-    by_neuron = or_zeros(gradients(expected, each, case, flow), each)
-    assert actual.keys() == by_neuron.keys()
-    for name, grad in actual.items():
-        total, magnitude = (g.sum_to_size(grad.shape) for g in (by_neuron[name], by_neuron[name].abs()))
-        scale = magnitude.max().item() if magnitude.numel() else 0.0
-        assert_close(grad, total, relative, f"{what}, loss of {flow}: grad of {name}", scale)
+    tensors = with_linear(case, outputs, bias, seed)
+    check_against_reference(case, torch.device("cpu"), flow, wrt=wrt or tuple(tensors), tensors=tensors)
 
 
 def fits(case: Case) -> bool:

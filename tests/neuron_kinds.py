@@ -113,6 +113,6 @@ KINDS: dict[str, Kind] = {
          "alpha": (0.2, 0.9), "beta": (0.2, 0.9), **_COMMON}, _rsynaptic,
     ),
 }  # fmt: skip
-# On every axis of every file. Those beside them differ in their equations alone, or in what test_other_neurons.py is
-# about; random calls draw from all.
+# They take different paths through the code: files on special promises are about these. The others differ from them in
+# equations, or in what test_fed_back.py is about. test_kernels.py and random calls have all.
 NEURONS = ("leaky", "synaptic", "lapicque")

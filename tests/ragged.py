@@ -1,5 +1,6 @@
 """Ragged batches for tests, and what they are defined by: a call for each sample alone."""
 
+import functools
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -7,7 +8,7 @@ from typing import Any
 
 import torch
 from gradient_checks import Function
-from helpers import Case, Outputs, expected, named, unknown
+from helpers import Case, Outputs, expected, fused
 from torch import Tensor
 
 
@@ -25,24 +26,12 @@ def some_lengths(steps: int, samples: int, seed: int = 0) -> Tensor:
 
 def ragged(lengths: Tensor) -> Function:
     """What the kernels make of a case with these lengths."""
-
-    def function(tensors: Mapping[str, Any], case: Case) -> Outputs:
-        spike_grad = unknown(case.spike_grad) if case.has("callable") else case.spike_grad
-        options = {**case.options, "spike_grad": spike_grad, "lengths": lengths}
-        if case.has("rounded"):
-            options["membrane_dtype"] = torch.bfloat16
-        return named(case.kind.function(**tensors, **options), case)
-
-    return function
+    return functools.partial(fused, lengths=lengths)
 
 
 def of_reference(lengths: Tensor) -> Function:
     """What the reference makes of it."""
-
-    def function(tensors: Mapping[str, Any], case: Case) -> Outputs:
-        return named(case.kind.reference(**tensors, **case.options, lengths=lengths), case)
-
-    return function
+    return functools.partial(expected, lengths=lengths)
 
 
 def alone(lengths: Tensor, function: Function = expected) -> Function:

@@ -3,7 +3,16 @@
 import pytest
 import torch
 from gradient_checks import gradients, loss_of
-from helpers import NEURONS, SURROGATES, Case, assert_bits_equal, assert_close, expected, fused, inputs, leaves
+from helpers import (
+    NEURONS,
+    SURROGATES,
+    Case,
+    assert_bits_equal,
+    emulated_if_thorough,
+    fused,
+    inputs,
+    leaves,
+)
 from torch import Tensor
 
 import snnfast
@@ -11,6 +20,7 @@ import snnfast
 neurons = pytest.mark.parametrize("neuron", NEURONS)
 
 
+@emulated_if_thorough
 @neurons
 def test_learned_numbers_on_the_cpu_serve_any_device(neuron: str, device: torch.device) -> None:
     for variant in ("unroll", "step"):
@@ -24,6 +34,7 @@ def test_learned_numbers_on_the_cpu_serve_any_device(neuron: str, device: torch.
             assert_bits_equal(grad, here[name])  # type: ignore[arg-type]
 
 
+@emulated_if_thorough
 @neurons
 @pytest.mark.parametrize("variant", ["unroll", "step", "callable", "count"])
 def test_a_second_derivative_is_refused_by_name(variant: str, neuron: str, device: torch.device) -> None:
@@ -55,6 +66,7 @@ def test_a_second_derivative_with_respect_to_the_incoming_gradient_is_refused(
         torch.autograd.grad(grad.sum(), [weight])
 
 
+@emulated_if_thorough
 @neurons
 def test_the_reference_backend_has_a_second_derivative(neuron: str, device: torch.device) -> None:
     case = Case(neuron, "unroll", 5, (3,), torch.float64)
@@ -68,29 +80,7 @@ def test_the_reference_backend_has_a_second_derivative(neuron: str, device: torc
     assert second.abs().max() > 0
 
 
-@neurons
-def test_a_loss_on_one_output_or_none_works(neuron: str, device: torch.device) -> None:
-    case = Case(neuron)
-    tensors = leaves(inputs(case, device))
-    for t in fused(tensors, case).values():
-        t.sum().backward(retain_graph=True)
-    assert all(t is not None and t.grad is not None for t in tensors.values())
-    fused(tensors, case)  # outputs dropped
-
-
-@neurons
-def test_an_incoming_gradient_for_one_neuron_only_and_one_of_stride_0(neuron: str, device: torch.device) -> None:
-    for variant in ("unroll", "count", "step"):
-        case = Case(neuron, variant, 20, (4, 12), record_mem=False)
-        found = []
-        for function in (fused, expected):
-            tensors = leaves(inputs(case, device))
-            spk = function(tensors, case)["spk"]
-            found.append(torch.autograd.grad(spk[..., 0, 3].sum() + spk.sum(), list(tensors.values())))  # type: ignore[arg-type]
-        for name, a, b in zip(case.names, *found, strict=True):
-            assert_close(a, b, 1e-5, name)
-
-
+@emulated_if_thorough
 @neurons
 @pytest.mark.parametrize("variant", ["unroll", "step", "callable"])
 def test_forward_mode_differentiation_is_refused_not_ignored(variant: str, neuron: str, device: torch.device) -> None:
@@ -108,6 +98,7 @@ def test_forward_mode_differentiation_is_refused_not_ignored(variant: str, neuro
                 fused(tensors, case)
 
 
+@emulated_if_thorough
 @neurons
 def test_a_callable_is_asked_once_for_all_steps(neuron: str, device: torch.device) -> None:
     asked = []

@@ -110,26 +110,6 @@ def test_unknown_and_missing_arguments(backend: str) -> None:
             snnfast.functional.lif(CURRENT, **kwargs)
 
 
-@pytest.mark.parametrize("shape", [(0, 3, 10), (4, 0, 10), (4, 3, 0), (0,), (0, 0)], ids=str)
-def test_an_empty_current_is_legal(shape: tuple[int, ...], backend: str) -> None:
-    current = torch.zeros(shape, requires_grad=True)
-    for record_mem in (True, False):
-        spk, mem = snnfast.functional.lif(current, beta=torch.tensor(0.9), record_mem=record_mem)
-        assert spk.shape == shape
-        assert mem.shape == (shape if record_mem else shape[1:])
-        if spk.requires_grad:
-            (spk.sum() + mem.sum()).backward()
-            assert current.grad is not None
-            assert current.grad.shape == shape
-
-
-def test_no_steps_leave_the_membrane_as_it_is(backend: str) -> None:
-    mem0 = torch.rand(3, 10)
-    for current, num_steps in ((torch.zeros(0, 3, 10), None), (torch.zeros(3, 10), 0)):
-        _, mem = snnfast.functional.lif(current, mem0, beta=0.9, num_steps=num_steps, record_mem=False)
-        assert_bits_equal(mem, mem0)
-
-
 def snapshot(layer: nn.Module) -> dict[str, Any]:
     return {
         **{name: (id(t), t.clone()) for name, t in (*layer.named_buffers(), *layer.named_parameters())},

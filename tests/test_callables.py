@@ -8,36 +8,16 @@ import pytest
 import snntorch
 import torch
 from callables import FAST_BOTH, FAST_DELAYED, OTHER_SPIKES, SLOW, STATISTICS, steep
-from gradient_checks import FLOWS, check_against_reference
-from helpers import NEURONS, RESETS, assert_bits_equal, assert_close, assert_equals_reference, inputs, random_cases
+from helpers import (
+    RESETS,
+    assert_bits_equal,
+    assert_close,
+)
 from snntorch import surrogate as theirs
 from torch import Tensor, nn
 
 import snnfast
 from snnfast import _backend, functional
-
-
-@pytest.mark.filterwarnings("ignore:Inhibition is an unstable feature", "ignore:snnfast. a layer runs step by step")
-@pytest.mark.parametrize("name", [*FAST_BOTH, "neighbours", *SLOW])
-def test_callables_of_inhibited_layers_have_the_numbers_of_snntorch(name: str) -> None:
-    spike_grad = {**FAST_BOTH, **FAST_DELAYED, **SLOW}[name]
-    x = torch.rand(5, 4, 10) * 2
-    results = []
-    for make, unroll in ((snntorch.Leaky, False), (snnfast.Leaky, False), (snnfast.Leaky, True)):
-        layer, leaf = make(0.9, inhibition=True, spike_grad=spike_grad), x.clone().requires_grad_()
-        if unroll:
-            spk, mem_rec = layer.unroll(leaf)
-        else:
-            mem, steps = torch.zeros(4, 10), []
-            for step in leaf:
-                s, mem = layer(step, mem)
-                steps.append((s, mem))
-            spk, mem_rec = (torch.stack(t) for t in zip(*steps, strict=True))
-        results.append((spk, mem_rec, torch.autograd.grad(spk.sum() + mem_rec.square().sum(), leaf)[0]))
-    for spk, mem_rec, grad in results[1:]:
-        assert_bits_equal(spk, results[0][0], "spk")
-        assert_bits_equal(mem_rec, results[0][1], "mem")
-        assert_close(grad, results[0][2], 1e-5, "current")
 
 
 def trained_like_snntorch(spike_grad: Any, reset: str, delay: bool, expected_warning: str | None) -> None:
@@ -204,17 +184,3 @@ def test_a_callable_is_examined_while_it_is_compiled(delay: bool) -> None:
             assert_bits_equal(a, b)
         slow = [str(w.message) for w in caught if "step by step" in str(w.message)]
         assert len(slow) == (1 if name in SLOW or not delay else 0), (name, slow)
-
-
-@pytest.mark.parametrize("neuron", NEURONS)
-@pytest.mark.parametrize("reset", RESETS)
-def test_an_immediate_reset_with_any_callable_in_every_mode(reset: str, neuron: str, device: torch.device) -> None:
-    """Half precision, a constant current, counts and single steps: bits of the reference, and its gradients."""
-    own = {**FAST_BOTH, "snntorch": theirs.fast_sigmoid(slope=4), "other dtype": lambda z: steep(z.double())}
-    choices = {"neuron": (neuron,), "reset": (reset,), "delay": (False,), "shape": ((3, 10), (2, 3, 7), (1,))}
-    variants = ("unroll", "constant", "count", "count+constant", "step")
-    for i, case in enumerate(random_cases(40, 1, variant=variants, spike_grad=tuple(own.values()), **choices)):
-        if case.spike_grad in (own["snntorch"], FAST_BOTH["in_float32"]) and case.dtype == torch.float64:
-            continue  # its spikes are float32, to which the reference then rounds their gradients
-        assert_equals_reference(case, inputs(case, device, seed=i))
-        check_against_reference(case, device, FLOWS[i % 5], seed=i)

@@ -1,4 +1,4 @@
-"""A few hundred of the random calls that ``tests/fuzz.py`` draws by the hundred thousand."""
+"""Some of the random calls that ``tests/fuzz.py`` draws by the hundred thousand."""
 
 from dataclasses import replace
 
@@ -13,31 +13,27 @@ pytestmark = [
     pytest.mark.needs_extension,
     pytest.mark.filterwarnings("ignore:snnfast. a layer runs step by step"),
 ]
+EACH = 150
+FIRST = [0, *(pytest.param(first, marks=pytest.mark.thorough) for first in range(EACH, 8 * EACH, EACH))]
 
 
-@pytest.mark.parametrize("first", range(0, 400, 100))
+@pytest.mark.parametrize("first", FIRST)
 def test_random_calls_equal_the_reference(first: int) -> None:
     torch.set_num_threads(1)
     differ: list[str] = []
     with use_backend("auto"):
-        assert wrong(range(first, first + 100), differ.append) == 0, "\n".join(differ)
+        assert wrong(range(first, first + EACH), differ.append) == 0, "\n".join(differ)
 
 
 def test_calls_are_drawn_by_their_number_alone_and_reach_the_edges() -> None:
     calls = [Call(number) for number in range(300)]
     assert str(calls[7]) == str(Call(7))
-    decays = [c.tensors[name] for c in calls for name in c.kind.decays]
+    decays = [c.tensors[name] for c in calls for name in c.case.kind.decays]
     assert {0.0, 1.0} <= {float(t) for t in decays if not isinstance(t, torch.Tensor) or t.dim() == 0}
-    assert {c.dtype for c in calls} == {torch.float16, torch.bfloat16, torch.float32, torch.float64}
-    for option, kinds in (
-        ("inhibition", 2),
-        ("state_quant", 2),
-        ("reduce", 2),
-        ("membrane_dtype", 2),
-        ("num_steps", 5),
-    ):
-        assert len({str(c.options.get(option)) for c in calls}) >= kinds
-    assert {c.neuron for c in calls} == set(KINDS)
+    assert {c.case.dtype for c in calls} == {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+    for option in ("inhibition", "state_quant", "lengths"):
+        assert len({str(c.more.get(option)) for c in calls}) >= 2
+    assert {c.case.neuron for c in calls} == set(KINDS)
 
 
 @pytest.mark.parametrize("neuron", KINDS)
@@ -48,5 +44,5 @@ def test_a_wrong_kernel_is_found(neuron: str, monkeypatch: pytest.MonkeyPatch) -
     )
     monkeypatch.setitem(KINDS, neuron, wrong_kind)
     with use_backend("auto"):
-        of_it = [number for number in range(40) if Call(number).neuron == neuron]
+        of_it = [number for number in range(40) if Call(number).case.neuron == neuron]
         assert wrong(of_it, lambda _: None) > len(of_it) // 3

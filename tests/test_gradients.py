@@ -1,4 +1,4 @@
-"""The fused backward pass: equal to the reference's gradients, and a gradient by finite differences."""
+"""The fused backward pass by finite differences and at edges of numbers; test_kernels.py has the reference's."""
 
 import itertools
 import math
@@ -10,24 +10,24 @@ from typing import Any
 import pytest
 import torch
 from gradient_checks import (
-    FLOWS,
     check_against_reference,
     check_chained,
     check_is_a_gradient,
     gradients,
 )
 from helpers import (
-    COMBINATIONS,
     FLOATS,
     HALVES,
+    KINDS,
     NEURONS,
     RESETS,
     SURROGATES,
+    THOROUGH,
     VARIANTS,
     Case,
     Outputs,
     assert_close,
-    every_other,
+    emulated_if_thorough,
     expected,
     fused,
     inputs,
@@ -42,82 +42,29 @@ import snnfast
 from snnfast.surrogate import DISABLED
 
 RESET_CASES = [pytest.param(r, d, id=f"{r}-{'delay' if d else 'nodelay'}") for r in RESETS for d in (True, False)]
-each = pytest.mark.parametrize(("neuron", "variant"), COMBINATIONS, ids=["-".join(both) for both in COMBINATIONS])
-neurons = pytest.mark.parametrize("neuron", NEURONS)
+neurons, every_neuron = (pytest.mark.parametrize("neuron", names) for names in (NEURONS, KINDS))
 EXACT = [v for v in VARIANTS if "rounded" not in v]  # the gradient is that of the equations
 
 
-@each
-def test_random_calls_against_the_reference(neuron: str, variant: str, device: torch.device) -> None:
-    for i, case in enumerate(random_cases(28, seed=4, neuron=(neuron,), variant=(variant,))):
-        check_against_reference(case, device, FLOWS[i % 5], seed=i, wild=i % 2 == 0)
-
-
+@emulated_if_thorough
+@every_neuron
 @pytest.mark.parametrize("name", list(SURROGATES))
-@pytest.mark.parametrize(("reset", "delay"), RESET_CASES)
-def test_every_surrogate_against_the_reference(reset: str, delay: bool, name: str, device: torch.device) -> None:
-    variants = ("unroll", "constant", "step", "count+constant")
-    for neuron, (i, variant) in itertools.product(NEURONS, enumerate(variants)):
-        parameters = ("scalar", "neuron", "element", "mixed")[i]
-        case = Case(
-            neuron, variant, 7, (3, 10), FLOATS[i % 2], reset, delay, i % 2 == 0, parameters, i != 2, SURROGATES[name]
-        )
-        check_against_reference(case, device, seed=i, wild=True)
-
-
-@neurons
-@pytest.mark.parametrize("flow", FLOWS)
-@pytest.mark.parametrize(("reset", "delay"), RESET_CASES)
-def test_every_flow_of_gradients(reset: str, delay: bool, flow: str, neuron: str, device: torch.device) -> None:
-    options = itertools.product((*FLOATS, *HALVES), (True, False), ("unroll", "count+constant", "step"))
-    for dtype, record_mem, variant in every_other(options, neuron, FLOWS.index(flow)):
-        case = Case(neuron, variant, 9, (2, 11), dtype, reset, delay, record_mem, "neuron")
-        check_against_reference(case, device, flow)
-
-
-@pytest.mark.parametrize("steps", [0, 1, 15, 16, 17, 31, 32, 33, 47, 48, 49], ids=lambda n: f"T{n}")
-def test_every_number_of_steps_around_the_checkpoints(steps: int, device: torch.device) -> None:
-    for i, (neuron, reset, delay) in enumerate(itertools.product(NEURONS, RESETS, (True, False))):
-        if (i + steps) % 3 == 0:
-            continue
-        case = Case(neuron, "unroll", steps, (5,), torch.float64, reset, delay, False, "neuron")
-        check_against_reference(case, device)
-        check_against_reference(replace(case, variant="constant", dtype=torch.float32), device, "states")
-
-
-@neurons
-@pytest.mark.parametrize("wrt", ["current", "states", "decays", "threshold", "graded_spikes_factor", "all but current"])
-def test_a_gradient_for_some_inputs_only(wrt: str, neuron: str, device: torch.device) -> None:
-    for i, case in enumerate(random_cases(24, seed=5, neuron=(neuron,), steps=(6,), shape=((2, 5),), states=(True,))):
-        kind = case.kind
-        groups = {"states": kind.ops.states, "decays": kind.decays, "all but current": case.names[1:]}
-        asked = tuple(name for name in groups.get(wrt, (wrt,)) if name in case.wrt)
-        if wrt in groups and i % 3 == 0:
-            asked = asked[:1]
-        if asked:
-            check_against_reference(case, device, wrt=asked)
-
-
-@pytest.mark.parametrize("variant", EXACT)
-def test_backward_is_a_gradient_by_finite_differences(variant: str, device: torch.device) -> None:
-    choices = {"steps": (5,), "shape": ((2, 3),), "dtype": (torch.float64,), "states": (True,)}
-    choices |= {"variant": (variant,), "spike_grad": tuple(SURROGATES.values())}
-    for case in random_cases(12, seed=6, **choices):
+def test_backward_is_a_gradient_by_finite_differences(name: str, neuron: str, device: torch.device) -> None:
+    choices = {"steps": (5,), "shape": ((2, 3),), "dtype": (torch.float64,), "states": (True,), "variant": EXACT}
+    number = 12 if THOROUGH else 4
+    for case in random_cases(number, f"{name}-{neuron}", neuron=(neuron,), spike_grad=(SURROGATES[name],), **choices):
         check_is_a_gradient(case, device)
 
 
-@neurons
-@pytest.mark.parametrize("name", list(SURROGATES))
-def test_every_surrogate_by_finite_differences(name: str, neuron: str, device: torch.device) -> None:
-    for i, (reset, delay) in enumerate(itertools.product(RESETS, (True, False))):
-        parameters = ("neuron", "scalar", "mixed", "element")[i % 4]
-        check_is_a_gradient(
-            Case(neuron, ("unroll", "step")[i // 2 % 2], 5, (2, 3), torch.float64, reset, delay, i % 4 > 1, parameters,
-                 spike_grad=SURROGATES[name]),
-            device,
-        )  # fmt: skip
+@emulated_if_thorough
+@every_neuron
+@pytest.mark.parametrize(("reset", "delay"), RESET_CASES)
+def test_calls_joined_by_the_states_equal_one(reset: str, delay: bool, neuron: str, device: torch.device) -> None:
+    for variant in ("unroll", "step", "callable"):
+        check_chained(Case(neuron, variant, 12, (3, 5), torch.float64, reset, delay, parameters="neuron"), device)
 
 
+@emulated_if_thorough
 @neurons
 def test_gradients_of_record_and_last_states_at_once(neuron: str, device: torch.device) -> None:
     """A layer that holds its states records them too: a loss may depend on both, in half precision on each as it is."""
@@ -132,13 +79,6 @@ def test_gradients_of_record_and_last_states_at_once(neuron: str, device: torch.
     variants = ("unroll", "constant", "count", "count+constant")
     for case in random_cases(26, seed=7, neuron=(neuron,), variant=variants, record_mem=(True,), states=(False,)):
         check_against_reference(case, device, function=partial(held, "fused"), oracle=partial(held, "reference"))
-
-
-@neurons
-@pytest.mark.parametrize(("reset", "delay"), RESET_CASES)
-def test_calls_joined_by_the_states_equal_one(reset: str, delay: bool, neuron: str, device: torch.device) -> None:
-    for dtype, variant in itertools.product(FLOATS, ("unroll", "step", "callable")):
-        check_chained(Case(neuron, variant, 12, (3, 5), dtype, reset, delay, parameters="neuron"), device)
 
 
 # ---- the checks themselves ----------------------------------------------------------------------------------------
@@ -165,6 +105,7 @@ def forget_the_membrane(backward: Callable[[Arguments], Any], given: Arguments) 
     )
 
 
+@emulated_if_thorough
 @neurons
 @pytest.mark.parametrize("check", [check_against_reference, check_is_a_gradient, check_chained])
 @pytest.mark.parametrize("fault", [flip_the_sign_of_the_current, forget_the_decay, forget_the_membrane])
@@ -188,6 +129,7 @@ def test_a_broken_backward_does_not_pass(
 # ---- numbers ------------------------------------------------------------------------------------------------------
 
 
+@emulated_if_thorough
 @neurons
 def test_nan_and_infinities_flow_backward_as_in_the_reference(neuron: str, device: torch.device) -> None:
     special = torch.tensor([math.nan, math.inf, -math.inf, 0.3], dtype=torch.float64, device=device)
@@ -201,6 +143,7 @@ def test_nan_and_infinities_flow_backward_as_in_the_reference(neuron: str, devic
             assert_close(found[name], grad, 1e-12, f"{case}: grad of {name}")
 
 
+@emulated_if_thorough
 @neurons
 @pytest.mark.parametrize("name", list(SURROGATES))
 def test_surrogates_where_they_jump(name: str, neuron: str, device: torch.device) -> None:
@@ -216,6 +159,7 @@ def test_surrogates_where_they_jump(name: str, neuron: str, device: torch.device
             assert_close(found[tensor], grad, 1e-6, tensor)
 
 
+@emulated_if_thorough
 @pytest.mark.parametrize(
     ("neuron", "variant"),
     [(n, v) for i, n in enumerate(NEURONS) for j, v in enumerate(("unroll", "count", "callable")) if (i + j) % 3],
@@ -238,6 +182,7 @@ def test_sums_over_two_thousand_steps_are_accurate(variant: str, neuron: str, de
         assert_close(found[name].double(), exact[name], 1e-5, name)  # type: ignore[union-attr]
 
 
+@emulated_if_thorough
 @neurons
 def test_a_nan_reaches_no_gradient_that_does_not_pass_through_it(neuron: str, device: torch.device) -> None:
     """With no loss on the spikes, nothing depends on the derivative at a NaN membrane."""
@@ -254,6 +199,7 @@ def test_a_nan_reaches_no_gradient_that_does_not_pass_through_it(neuron: str, de
         assert found[0][:, 0].isfinite().all()
 
 
+@emulated_if_thorough
 @neurons
 @pytest.mark.parametrize(("reset", "delay"), RESET_CASES)
 def test_without_a_surrogate_no_gradient_passes_through_a_spike(
@@ -261,7 +207,6 @@ def test_without_a_surrogate_no_gradient_passes_through_a_spike(
 ) -> None:
     for i, (dtype, variant) in enumerate(itertools.product((*FLOATS, *HALVES), ("unroll", "constant", "step"))):
         case = Case(neuron, variant, 9, (3, 10), dtype, reset, delay, i % 2 == 0, "neuron", spike_grad=DISABLED)
-        check_against_reference(case, device)
         tensors = leaves(inputs(case, device))
         tensors["graded_spikes_factor"] = torch.ones(10, dtype=case.acc, device=device)
         outputs = fused(tensors, case)

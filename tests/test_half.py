@@ -5,17 +5,14 @@ from typing import Any
 
 import pytest
 import torch
-from gradient_checks import RELATIVE
 from helpers import (
     FLOATS,
     HALVES,
     NEURONS,
     RESETS,
-    SURROGATES,
     Case,
     assert_bits_equal,
-    assert_close,
-    every_other,
+    emulated_if_thorough,
     inputs,
     layer_of,
 )
@@ -24,7 +21,6 @@ from torch import Tensor
 import snnfast
 from snnfast import Leaky, MultiStep
 
-BETAS = (0.9, 0.95, 0.99)
 neurons = pytest.mark.parametrize("neuron", NEURONS)
 halves = pytest.mark.parametrize("dtype", HALVES, ids=str)
 
@@ -48,36 +44,11 @@ def make(neuron: str, beta: float, device: torch.device, **options: Any) -> Any:
     return layer.to(device)
 
 
-def one_call_per_step(layer: Any, current: Tensor, states: Any) -> tuple[Tensor, ...]:
-    record = []
-    for x in current:
-        spk, *states = layer(x, *states)
-        record.append(spk)
-    return torch.stack(record), *states
-
-
 def no_states(neuron: str) -> list[None]:
     return [None] * len(Case(neuron).kind.ops.states)
 
 
-@halves
-@neurons
-def test_step_by_step_is_the_unroll_spike_for_spike(neuron: str, dtype: torch.dtype, device: torch.device) -> None:
-    for i, (reset, delay) in every_other(
-        enumerate(itertools.product(RESETS, (True, False))), neuron, HALVES.index(dtype)
-    ):
-        beta = BETAS[i // 2]
-        layer = make(neuron, beta, device, reset_mechanism=reset, reset_delay=delay)
-        current = currents(dtype, device, neuron, beta, 250)
-        spk, *last = one_call_per_step(layer, current, no_states(neuron))
-        expected, *states = layer.unroll(current, record_mem=False)
-        assert 0 < expected.float().mean() < 1
-        assert_bits_equal(spk, expected, f"{reset}, delay {delay}: spikes")
-        for a, b in zip(last, states, strict=True):
-            assert_bits_equal(a, b, f"{reset}, delay {delay}: last states")
-            assert a.dtype == torch.float32
-
-
+@emulated_if_thorough
 @halves
 @neurons
 def test_chunks_are_the_whole(neuron: str, dtype: torch.dtype, device: torch.device) -> None:
@@ -103,6 +74,7 @@ def test_chunks_are_the_whole(neuron: str, dtype: torch.dtype, device: torch.dev
                 assert_bits_equal(getattr(holder, name), state)
 
 
+@emulated_if_thorough
 @halves
 @neurons
 def test_a_record_and_held_states_come_from_one_call_in_the_dtype_of_the_current(
@@ -126,22 +98,7 @@ def test_a_record_and_held_states_come_from_one_call_in_the_dtype_of_the_current
             assert_bits_equal(getattr(holder, name), wide[-1], f"last {name}")
 
 
-@halves
-@neurons
-def test_the_spikes_are_those_of_snntorch(neuron: str, dtype: torch.dtype, device: torch.device) -> None:
-    """Which carries float32 whatever a layer under autocast hands to it."""
-    snntorch = pytest.importorskip("snntorch")
-    for beta in BETAS:
-        layer = make(neuron, beta, device)
-        current = currents(dtype, device, neuron, beta)
-        spk, *_ = one_call_per_step(layer, current, no_states(neuron))
-        theirs = getattr(snntorch, neuron.capitalize())(*decays_of(neuron, beta)).to(device)
-        zeros = [torch.zeros(3, 67, device=device) for _ in no_states(neuron)]
-        # Of a current in half precision snnTorch's Lapicque rounds the product with R and the rate.
-        expected, *_ = one_call_per_step(theirs, current.float() if neuron == "lapicque" else current, zeros)
-        assert_bits_equal(spk.float(), expected.float(), f"beta {beta}")
-
-
+@emulated_if_thorough
 def test_a_membrane_just_above_the_threshold_is_reset(device: torch.device) -> None:
     """1.0008 would be 1 in bfloat16, which is not above the threshold."""
     current = torch.full((3, 1), 0.55078125, dtype=torch.bfloat16, device=device)
@@ -152,33 +109,7 @@ def test_a_membrane_just_above_the_threshold_is_reset(device: torch.device) -> N
     assert spikes == [1, 0, 0]
 
 
-@halves
-@neurons
-@pytest.mark.parametrize("name", ["atan", "straight_through_estimator"])
-def test_gradients_through_the_last_states(name: str, neuron: str, dtype: torch.dtype, device: torch.device) -> None:
-    """Of chunks that are joined by them, and where the loss is of them alone; in the dtype of each input."""
-    kind, options = Case(neuron).kind, {"spike_grad": SURROGATES[name], "record_mem": False}
-    x = currents(dtype, device, neuron, 0.9, 20)
-    for flow, learns in itertools.product(("both", "states"), (True, False)):
-        found = []
-        for function, chunks in ((kind.function, [7, 13]), (kind.function, [1] * 20), (kind.reference, [20])):
-            current = x.clone().requires_grad_()
-            decays = {
-                d: torch.full((67,), 0.9 if d == "beta" else 0.5, dtype=dtype, device=device, requires_grad=learns)
-                for d in kind.decays
-            }
-            states, loss = no_states(neuron), torch.zeros((), device=device)
-            for chunk in current.split(chunks):
-                spk, *states = function(chunk, *states, **decays, **options)
-                loss = loss + spk.float().sum() * (flow == "both")
-            assert {s.dtype for s in states} == {torch.float32}  # type: ignore[attr-defined]
-            (loss + sum(s.square().sum() for s in states)).backward()  # type: ignore[attr-defined]
-            found.append((current.grad, *(d.grad for d in decays.values())))
-        for grads in found[:2]:
-            for grad, expected in zip(grads, found[2], strict=True):
-                assert_close(grad, expected, RELATIVE[dtype], f"{flow}, decays learn {learns}")
-
-
+@emulated_if_thorough
 @neurons
 def test_without_a_step_the_states_are_copies_in_the_dtype_of_the_arithmetic(neuron: str, device: torch.device) -> None:
     for dtype, record_mem in itertools.product((*FLOATS, *HALVES), (True, False)):

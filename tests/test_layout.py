@@ -2,22 +2,24 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from helpers import (
+    FLOATS,
+    HALVES,
     NEURONS,
     PARAMETERS,
-    RESETS,
     VARIANTS,
     Case,
     Outputs,
     Tensors,
     assert_bits_equal,
     assert_close,
+    emulated_if_thorough,
     every_other,
     fused,
     inputs,
@@ -25,11 +27,10 @@ from helpers import (
     leaves,
     random_cases,
 )
-from torch import Tensor, nn
+from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-import snnfast
-from snnfast import Leaky, MultiStep, _ops
+from snnfast import _ops
 from snnfast.functional import lif
 
 # Dimensions of a step, from the outermost in memory to the innermost.
@@ -67,17 +68,22 @@ def in_place(tensors: Tensors, wrt: Sequence[str] | None = None) -> Tensors:
     return {n: t if t is None else t.detach().requires_grad_(wrt is None or n in wrt) for n, t in tensors.items()}
 
 
-def with_gradients(tensors: Tensors, case: Case) -> Outputs:
+def with_gradients(
+    tensors: Tensors, case: Case, of: Callable[[Tensor], Tensor] | None = None, outputs_too: bool = True
+) -> Outputs:
+    """Outputs, and the gradients of all inputs; ``of``: the gradient of an output, by default in its own layout."""
     asking = {n: t for n, t in in_place(tensors, case.wrt).items() if t is not None}
     outputs = fused({**tensors, **asking}, case)
-    weights = []
-    for t in outputs.values():
-        values = torch.linspace(0.5, 1.5, t.numel(), dtype=torch.float64).view(t.shape)
-        weights.append(torch.empty_like(t).copy_(values.to(t)))  # in the layout of the output
-    wanted = [t for t in asking.values() if t.requires_grad]
-    asked = [(t, w) for t, w in zip(outputs.values(), weights, strict=True) if t.requires_grad]
-    found = iter(torch.autograd.grad([t for t, _ in asked], wanted, [w for _, w in asked]))
-    return outputs | {f"grad of {n}": next(found) for n, t in asking.items() if t.requires_grad}
+    asked = [t for t in outputs.values() if t.requires_grad]
+    weights = [(of or in_own_layout)(t) for t in asked]
+    wanted = {f"grad of {n}": t for n, t in asking.items() if t.requires_grad}
+    found = dict(zip(wanted, torch.autograd.grad(asked, list(wanted.values()), weights), strict=True))
+    return outputs | found if outputs_too else found
+
+
+def in_own_layout(t: Tensor) -> Tensor:
+    values = torch.linspace(0.5, 1.5, t.numel(), dtype=torch.float64).view(t.shape)
+    return torch.empty_like(t).copy_(values.to(t))
 
 
 def assert_same(found: Outputs, plain: Outputs, case: Case, what: object = "") -> None:
@@ -117,13 +123,16 @@ def test_equals_the_contiguous_copy_in_the_layout_of_the_current(
                 assert not found[name]._is_view(), f"{case}: {name}"
 
 
-def copies(function: object) -> int:
-    """How often elements of a tensor are copied while a function runs, in Python or in the ops."""
-    with profile(activities=[ProfilerActivity.CPU]) as profiled:
-        function()  # type: ignore[operator]
-    return sum(e.count for e in profiled.key_averages() if e.key in ("aten::copy_", "aten::clone", "aten::contiguous"))
+def copied(function: Callable[[], object]) -> list[int]:
+    """How many elements each copy of a tensor copied while a function ran."""
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiled:
+        function()
+    return [
+        torch.Size(e.input_shapes[0]).numel() for e in profiled.events() if e.name in ("aten::copy_", "aten::clone")
+    ]
 
 
+@emulated_if_thorough
 @neurons
 def test_nothing_is_copied(neuron: str, device: torch.device) -> None:
     """Neither tensors over time nor parameters for each channel; nor in the backward pass of the current and states."""
@@ -154,9 +163,76 @@ def test_nothing_is_copied(neuron: str, device: torch.device) -> None:
                 assert t.stride() == x.stride()
                 torch.autograd.grad(t, x, torch.ones_like(t), retain_graph=True)
 
-        assert copies(step if variant == "step" else train) == 0, str(case)
+        assert copied(step if variant == "step" else train) == [], str(case)
     gaps = torch.rand(3, 10, 2, device=device)[..., 0]
-    assert copies(lambda: lif(gaps, beta=0.9)) > 0  # what is not dense is
+    assert copied(lambda: lif(gaps, beta=0.9))  # what is not dense is
+
+
+# What a gradient [T, *] that repeats its rows may look like in memory, of a row [*].
+ROWS: dict[str, Callable[[Tensor], Tensor]] = {
+    "dense": lambda row: row,
+    "channels last": lambda row: in_order(row, CHANNELS_LAST),
+    "of each neuron": lambda row: row[:1].expand_as(row),
+    "one number": lambda row: row[0, 0, 0, 0].expand_as(row),
+    "gaps": lambda row: torch.stack([row, row + 1], dim=-1)[..., 0],
+}
+
+
+def beside_nan(t: Tensor, dim: int) -> Tensor:
+    return torch.cat([t, torch.full_like(t, math.nan)], dim=dim)
+
+
+# How a current [T, B, C, H, W] may lie in memory. What is not dense with time first is copied.
+CURRENTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "between gaps": lambda x: in_order(beside_nan(x, 2), CHANNELS_LAST)[:, :, : x.shape[2]],
+    "every other one": lambda x: torch.stack([x, torch.full_like(x, math.nan)], dim=-1).flatten(-2)[..., ::2],
+    "misaligned": lambda x: torch.cat([x.new_full((1,), math.nan), x.flatten()])[1:].view(x.shape),
+    "one channel": lambda x: x[:, :, :1].expand_as(x),
+    "one sample": lambda x: x[:, :1].expand_as(x),
+    "time innermost": lambda x: x.permute(1, 2, 3, 4, 0).contiguous().permute(4, 0, 1, 2, 3),
+    "time second": lambda x: x.transpose(0, 1).contiguous().transpose(0, 1),
+    "some steps": lambda x: in_order(x.repeat_interleave(2, 0), CHANNELS_LAST)[::2],
+    "some samples": lambda x: in_order(torch.cat([x[:, :1], x], 1), CHANNELS_LAST)[:, 1:],
+    **{f"one step, {name}": lambda x, row=row: row(x[0]).expand_as(x) for name, row in ROWS.items()},
+}
+
+
+def with_states(tensors: Tensors, current: Sequence[int], *orders: Sequence[int]) -> Tensors:
+    """The current, and each state, in an order of its own."""
+    tensors = moved(tensors, current, ("current",))
+    for name, order in zip(("mem", "syn"), orders, strict=True):
+        tensors = moved(tensors, order, (name,))
+    return tensors
+
+
+# How the tensors of a call may lie in memory.
+CALLS: dict[str, Callable[[Tensors], Tensors]] = {
+    **{name: lambda given, how=how: {**given, "current": how(given["current"])} for name, how in CURRENTS.items()},
+    **{
+        f"states {i}": lambda given, orders=orders: with_states(given, *orders)
+        for i, orders in enumerate(itertools.permutations((PLAIN, CHANNELS_LAST, (3, 2, 1, 0))))
+    },
+    "all": lambda given: moved(given, CHANNELS_LAST, given),
+    "parameters": lambda given: moved(given, CHANNELS_LAST, given.keys() - {"current", "syn", "mem"}),
+    "states of one number": lambda given: {
+        name: t[:1, :1, :1, :1].expand_as(t) if name in ("syn", "mem") else t for name, t in given.items()
+    },
+    "parameters of one number": lambda given: {
+        name: t if name in ("current", "syn", "mem") else t[:1, :1, :1, :1].expand_as(t) for name, t in given.items()
+    },
+}
+
+
+@neurons
+@pytest.mark.parametrize("name", CALLS)
+def test_equals_a_call_of_contiguous_tensors(name: str, neuron: str, device: torch.device) -> None:
+    for variant, dtype in (("unroll", torch.float32), ("step", torch.float64)):
+        case = Case(neuron, variant, 6, SHAPES[4], dtype, parameters="element")
+        given = CALLS[name](inputs(case, device))
+        plain = {n: t if t is None else t.contiguous() for n, t in given.items()}
+        found = with_gradients(given, case)
+        assert_same(found, with_gradients(plain, case), case, name)
+        assert variant == "step" or not found["spk"]._is_view()
 
 
 @orders
@@ -165,49 +241,13 @@ def test_nothing_is_copied(neuron: str, device: torch.device) -> None:
 def test_parameters_and_their_gradients(
     parameters: str, neuron: str, order: Sequence[int], device: torch.device
 ) -> None:
-    for i, (dtype, record_mem) in enumerate(itertools.product((torch.float32, torch.float64), (True, False))):
-        case = Case(
-            neuron,
-            ("unroll", "step")[i % 2],
-            6,
-            SHAPES[len(order)],
-            dtype,
-            record_mem=record_mem,
-            parameters=parameters,
-        )
+    for variant in ("unroll", "step"):
+        case = Case(neuron, variant, 6, SHAPES[len(order)], parameters=parameters)
         plain = inputs(case, device)
-        expected = with_gradients(plain, case)
-        # Parameters in their own order, and in that of the current; and the other way around.
-        for names in (("current", *case.kind.ops.states), case.names, case.kind.ops.parameters):
-            full = [n for n in names if plain[n].dim() >= len(order)]  # type: ignore[union-attr]
-            assert_same(with_gradients(moved(plain, order, full), case), expected, case, names)
+        assert_same(with_gradients(moved(plain, order), case), with_gradients(plain, case), case)
 
 
-@neurons
-def test_states_in_another_layout_or_dtype(neuron: str, device: torch.device) -> None:
-    for variant in ("unroll", "step", "constant"):
-        case = Case(neuron, variant, 6, SHAPES[4])
-        plain, states = inputs(case, device), case.kind.ops.states
-        expected = with_gradients(plain, case)
-        for current, *others in itertools.product((PLAIN, CHANNELS_LAST, (3, 2, 1, 0)), repeat=1 + len(states)):
-            tensors = moved(plain, current, ("current",))
-            for name, order in zip(states, others, strict=True):
-                tensors = moved(tensors, order, (name,))
-            found = with_gradients(tensors, case)
-            assert_same(found, expected, case, (current, others))
-            assert variant != "unroll" or found["spk"].stride() == tensors["current"].stride()  # type: ignore[union-attr]
-        half = replace(case, dtype=torch.bfloat16)
-        tensors = moved(inputs(half, device), CHANNELS_LAST, ("current",))
-        rounded = {name: tensors[name].bfloat16() for name in states}  # type: ignore[union-attr]
-        exact = {name: t.float() for name, t in rounded.items()}
-        a, b = (with_gradients({**tensors, **given}, half) for given in (rounded, exact))
-        for name in b:
-            if name.removeprefix("grad of ") in states and name.startswith("grad"):
-                assert_bits_equal(a[name], b[name].bfloat16(), name)
-            else:
-                assert_bits_equal(a[name], b[name], name)
-
-
+@emulated_if_thorough
 @neurons
 def test_a_gradient_in_another_layout(neuron: str, device: torch.device) -> None:
     for variant in ("unroll", "step", "count"):
@@ -226,56 +266,7 @@ def test_a_gradient_in_another_layout(neuron: str, device: torch.device) -> None
             assert moved_there.stride() == at_home.stride() == current.stride()
 
 
-@neurons
-def test_what_is_not_dense_with_time_first_is_copied_and_right(neuron: str, device: torch.device) -> None:
-    for variant in ("unroll", "step"):
-        case = Case(neuron, variant, 6, SHAPES[4])
-        plain = inputs(case, device)
-        current = plain["current"]
-        assert current is not None
-        wide = in_order(torch.cat([current, torch.full_like(current, math.nan)], dim=2), CHANNELS_LAST)
-        for other in (
-            wide[:, :, : current.shape[2]],  # gaps
-            torch.stack([current, torch.full_like(current, math.nan)], dim=-1).flatten(-2)[..., ::2],
-            torch.cat([current.new_full((1,), math.nan), current.flatten()])[1:].view(current.shape),  # misaligned
-            current[:, :, :1].expand_as(current),  # stride 0
-            current[:, :1].expand_as(current),
-            current[:1].expand_as(current),
-            current.permute(1, 2, 3, 4, 0).contiguous().permute(4, 0, 1, 2, 3),  # time innermost
-            current.transpose(0, 1).contiguous().transpose(0, 1),
-            in_order(current, CHANNELS_LAST).flip(0)[1:],
-            in_order(current, CHANNELS_LAST)[::2],
-            in_order(current, CHANNELS_LAST)[:, 1:],
-        ):
-            steps, batch = other.shape[:2]
-            own = {**plain, **{s: plain[s][:batch] for s in case.kind.ops.states}}  # type: ignore[index]
-            expected = with_gradients({**own, "current": other.contiguous()}, replace(case, steps=steps))
-            assert_same(with_gradients({**own, "current": other}, case), expected, case, other.stride())
-
-
-@neurons
-def test_expanded_states_and_parameters(neuron: str, device: torch.device) -> None:
-    row = torch.rand(12, device=device)
-    for variant in ("unroll", "step"):
-        case = Case(neuron, variant, 9, (4, 12))
-        tensors = inputs(case, device)
-        tensors |= dict.fromkeys(case.kind.ops.states, row.expand(4, 12))
-        tensors |= dict.fromkeys(case.kind.decays, row.expand(4, 12))
-        tensors |= {"threshold": row[:1].expand(12), "graded_spikes_factor": row[0].expand(4, 1)}
-        plain = {name: t if t is None else t.contiguous() for name, t in tensors.items()}
-        assert_same(with_gradients(tensors, case), with_gradients(plain, case), case)
-
-
-@neurons
-def test_dimensions_of_one_element_and_of_none(neuron: str, device: torch.device) -> None:
-    for i, shape in enumerate(itertools.product((1, 3), (1, 2), (0, 1, 4), (1, 2))):
-        case = Case(neuron, ("unroll", "step")[i % 2], 3, shape, reset=RESETS[i % 3], parameters="channel")
-        plain = inputs(case, device)
-        expected = with_gradients(plain, case)
-        for order in itertools.permutations(range(4)):
-            assert_same(with_gradients(moved(plain, order), case), expected, case, order)
-
-
+@emulated_if_thorough
 @neurons
 def test_held_states_can_be_detached_and_changed_in_place(neuron: str, device: torch.device) -> None:
     case = Case(neuron, "unroll", 5, (2, 3, 4, 4))
@@ -296,20 +287,7 @@ def test_held_states_can_be_detached_and_changed_in_place(neuron: str, device: t
     assert x.grad is not None
 
 
-@neurons
-def test_without_gradients(neuron: str, device: torch.device) -> None:
-    for variant in ("unroll", "callable", "step"):
-        case = Case(neuron, variant, 6, SHAPES[4], parameters="channel")
-        plain = inputs(case, device)
-        tensors = moved(plain, CHANNELS_LAST)
-        for mode in (torch.no_grad(), torch.inference_mode()):
-            with mode:
-                found = fused(tensors, case)
-            for name, t in fused(plain, case).items():
-                assert_bits_equal(found[name], t)
-                assert variant == "step" or found[name].stride() == tensors["current"].stride()  # type: ignore[union-attr]
-
-
+@emulated_if_thorough
 @neurons
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
 def test_compiled_the_strides_are_the_same(dynamic: bool, neuron: str, device: torch.device) -> None:
@@ -332,21 +310,77 @@ def test_compiled_the_strides_are_the_same(dynamic: bool, neuron: str, device: t
             assert a.stride() == b.stride()
 
 
-def test_convolutions_stay_channels_last(device: torch.device) -> None:
-    first, second = nn.Conv2d(2, 4, 3), nn.Conv2d(4, 3, 3)
-    lifs = Leaky(torch.full((4, 1, 1), 0.9), learn_beta=True), Leaky(0.8)
-    net = MultiStep(first, lifs[0], second, lifs[1]).to(device=device, memory_format=torch.channels_last)
-    given: list[Tensor] = []
-    second.register_forward_pre_hook(lambda _, args: given.append(args[0]))
-    x = in_order(torch.rand(5, 3, 2, 8, 8, device=device) * 3, CHANNELS_LAST).requires_grad_()
-    spk, mem = net(x)
-    assert given[0].is_contiguous(memory_format=torch.channels_last)
-    assert not given[0].is_contiguous()
-    assert spk.stride() == mem.stride() == strides_in(CHANNELS_LAST, spk)
-    gradients = torch.autograd.grad((spk.square().sum() + mem.sum()), [x, *net.parameters()])
-    assert gradients[0].stride() == x.stride()
-    constant, _ = net(x[0], num_steps=5)
-    assert constant.stride() == strides_in(CHANNELS_LAST, constant)
-    with snnfast.use_backend("reference"):
-        for a, b in zip((spk, mem), net(x), strict=True):
-            assert_bits_equal(a, b)
+# ---- what is the same at every step, as the gradient of a sum over time is, is read from one row ------------------
+
+# Where time is a dimension of what is returned.
+OVER_TIME = [v for v in VARIANTS if "step" not in v and "count" not in v]
+SHAPE = (2, 3, 4, 5)
+
+
+def cases(neuron: str, number: int) -> Iterator[Case]:
+    dtypes = FLOATS + HALVES
+    drawn = random_cases(number, 3, neuron=(neuron,), variant=OVER_TIME, shape=(SHAPE,), steps=(2, 5, 20, 33))
+    return (replace(case, dtype=dtypes[i % len(dtypes)]).fitted() for i, case in enumerate(drawn))
+
+
+@neurons
+@pytest.mark.parametrize("row", ROWS)
+def test_a_gradient_that_repeats_its_rows(row: str, neuron: str, device: torch.device) -> None:
+    for i, case in enumerate(cases(neuron, 16)):
+        plain = inputs(case, device, seed=i)
+        tensors = plain if i % 2 else {**plain, "current": in_order(plain["current"], CHANNELS_LAST)}  # type: ignore[arg-type]
+        values = ROWS[row](torch.rand(SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(i)))
+
+        def repeated(t: Tensor, values: Tensor = values) -> Tensor:
+            return values.to(t).expand(t.shape)
+
+        def over_time(of: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+            return lambda t: of(t) if t.dim() > len(SHAPE) else torch.ones_like(t)
+
+        found = with_gradients(tensors, case, over_time(repeated), outputs_too=False)
+        dense = over_time(lambda t, repeated=repeated: repeated(t).contiguous())
+        expected = with_gradients(tensors, case, dense, outputs_too=False)
+        assert_same(found, expected, case, row)
+
+
+@emulated_if_thorough
+@neurons
+def test_one_row_is_copied_at_most(neuron: str, device: torch.device) -> None:
+    """Of a gradient that is a number only that; and none of one that is a row."""
+    steps, shape = 12, (4, 30)
+    for record_mem in (True, False):
+        case = Case(neuron, "unroll", steps, shape, record_mem=record_mem)
+        given = in_place(inputs(case, device), ("current",))
+        outputs = [t for t in fused(given, case).values() if t.dim() == 3]
+        total = sum(t.sum() for t in outputs)
+        assert max(copied(total.backward)) <= 4 * 30  # type: ignore[union-attr]
+        spk = fused(given, case)["spk"]
+        weights = torch.rand(shape, device=device)
+        assert copied(lambda spk=spk, weights=weights: spk.backward(weights.expand_as(spk), retain_graph=True)) == []
+        count = spk.sum(0)
+        assert copied(lambda count=count, weights=weights: count.backward(weights)) == []
+
+
+@emulated_if_thorough
+def test_a_current_that_repeats_its_rows_is_not_copied(device: torch.device) -> None:
+    x = torch.rand(4, 30, device=device).expand(12, 4, 30).requires_grad_()
+    spk, mem = lif(x, beta=0.9)
+    assert copied(lambda: lif(x, beta=0.9)) == []
+    assert copied(lambda: torch.autograd.grad(spk, x, torch.ones_like(spk))) == []
+    assert spk.is_contiguous()
+    assert mem.is_contiguous()
+
+
+@pytest.mark.parametrize("device", ["cpu"], indirect=True)
+def test_a_wrong_shape_is_still_refused(device: torch.device) -> None:
+    x, number = torch.rand(5, 3), torch.tensor(0.5)
+    needs = _ops.pack(time=_ops.SEQUENCE, reset_delay=1, saved=_ops.SAVE_CHECKPOINTS, needs=1)
+    arguments = (None, None, None, x, None, None, None, None, number, number, number, 5, needs, 2.0, 0.0)
+    for grad in (torch.ones(()).expand(6, 3), torch.ones(()).expand(5, 4), torch.ones(()).expand(5, 3, 1)):
+        with pytest.raises(RuntimeError, match="grad_spk: wrong shape"):
+            _ops.LEAKY.backward(grad, *arguments)
+    with pytest.raises(RuntimeError, match="wrong dtype"):
+        _ops.LEAKY.backward(torch.ones((), dtype=torch.float64).expand(5, 3), *arguments)
+    (found,) = _ops.LEAKY.backward(torch.ones(()).expand(5, 3), *arguments)
+    (expected,) = _ops.LEAKY.backward(torch.ones(5, 3), *arguments)
+    assert_bits_equal(found, expected)

@@ -14,8 +14,8 @@ from gradient_checks import FLOWS
 from helpers import (
     FLOATS,
     HALVES,
+    KINDS,
     NEURONS,
-    RESETS,
     SURROGATES,
     Bump,
     Case,
@@ -32,11 +32,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import snnfast
-from snnfast import functional, reference
+from snnfast import functional
 from snnfast.surrogate import DISABLED
 
 pytestmark = pytest.mark.needs_extension
-neurons = pytest.mark.parametrize("neuron", NEURONS)
+neurons, every_neuron = (pytest.mark.parametrize("neuron", names) for names in (NEURONS, KINDS))
 ROWS = ((), (1,), (4,), (2, 3))  # dimensions of a step before that of the inputs
 PARAMETERS = ("scalar", "one", "neuron", "channel", "element", "mixed")
 
@@ -64,31 +64,30 @@ def random_calls(number: int, seed: int, **choices: Any) -> Iterator[tuple[Case,
 # ---- numbers
 
 
-@neurons
+@every_neuron
 @pytest.mark.parametrize("variant", ["unroll", "constant"])
 def test_random_calls_equal_the_reference(variant: str, neuron: str) -> None:
     shapes = [(*rows, n) for rows, n in itertools.product(ROWS, (1, 7, 33, 65))]
     for i, (case, outputs) in enumerate(random_calls(12, 1, neuron=(neuron,), variant=(variant,), shape=shapes)):
         check(case, outputs, bias=i % 3 > 0, flow=FLOWS[i % 5], seed=i)
         assert by_events(fused, with_linear(case), case) == fits(case), str(case)
+        with torch.no_grad():
+            spk = fused(with_linear(case), case)["spk"]
+        assert_bits_equal(spk, fused(leaves(with_linear(case)), case)["spk"])
 
 
+@pytest.mark.parametrize("name", [*SURROGATES, "DISABLED"])
+def test_every_surrogate_and_reset(name: str) -> None:
+    choices = {"spike_grad": (SURROGATES.get(name, DISABLED),), "shape": ((3, 10),), "steps": (9,), "dtype": FLOATS}
+    for i, (case, outputs) in enumerate(random_calls(18, 5, **choices)):
+        check(case, outputs, wrt=(None, ("current", "weight"), ("current",))[i % 3])
+
+
+@pytest.mark.thorough
 def test_every_number_of_inputs_and_outputs() -> None:
     for i, (inputs_, outputs) in enumerate(itertools.product((1, 7, 33, 65, 1000), (1, 3, 10, 17, 40, 300))):
         steps, rows = (1, 3, 8, 9, 17)[i % 5], (3, 1, 2)[i % 3]
         check(Case("leaky", "unroll", steps, (rows, inputs_), FLOATS[i % 2], record_mem=i % 3 == 0), outputs)
-
-
-@neurons
-@pytest.mark.parametrize("name", [*SURROGATES, "DISABLED"])
-def test_every_surrogate_and_reset(name: str, neuron: str) -> None:
-    spike_grad = SURROGATES.get(name, DISABLED)
-    for i, (reset, delay) in enumerate(itertools.product(RESETS, (True, False))):
-        if (i + NEURONS.index(neuron)) % 3 == 0:  # the other neurons do
-            continue
-        record_mem = (i + NEURONS.index(neuron)) % 4 < 2
-        case = Case(neuron, "unroll", 9, (3, 10), FLOATS[i // 3], reset, delay, record_mem, "neuron", True, spike_grad)
-        check(case, 5, wrt=("current", "weight") if i % 2 else None)
 
 
 @neurons
@@ -97,12 +96,6 @@ def test_a_gradient_for_some_inputs_only(wrt: str, neuron: str) -> None:
     for i, (case, outputs) in enumerate(random_calls(6, 2, neuron=(neuron,), shape=((3, 12),), states=(True,))):
         groups = {"states": case.kind.ops.states, "decays": case.kind.decays}
         check(case, outputs, wrt=groups.get(wrt, (wrt,)), flow=FLOWS[i % 2])
-
-
-@pytest.mark.parametrize("dtype", HALVES, ids=str)
-def test_half_precision(dtype: torch.dtype) -> None:
-    for case, outputs in random_calls(8, 3, dtype=(dtype,), neuron=("leaky", "synaptic"), shape=((4, 33),)):
-        check(case, outputs)
 
 
 @pytest.mark.parametrize(("steps", "shape"), [(0, (3, 5)), (4, (0, 5)), (4, (3, 0)), (0, (0, 0))])
@@ -122,6 +115,12 @@ def test_gradients_of_weight_and_bias_by_finite_differences() -> None:
     assert torch.autograd.gradcheck(product, [t.requires_grad_() for t in given])  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_half_precision_with_any_flow_of_gradients(dtype: torch.dtype) -> None:
+    for flow in FLOWS:
+        check(Case("leaky", "unroll", 9, (4, 33), dtype, record_mem=False), flow=flow)
+
+
 def test_currents_in_any_layout() -> None:
     case = Case("leaky", "unroll", 9, (4, 6))
     tensors = leaves(with_linear(case))
@@ -138,13 +137,6 @@ def test_currents_in_any_layout() -> None:
 def test_the_sum_of_the_spikes_is_what_the_linear_layer_is_given_with_reduce() -> None:
     check(Case("leaky", "count", 9, (4, 6)))
     check(Case("synaptic", "count+constant", 9, (4, 6), record_mem=False))
-
-
-def test_an_int_is_a_height_of_a_spike() -> None:
-    x, weight = torch.rand(9, 4, 6) * 2, torch.rand(3, 6)
-    found, wanted = (f(x, beta=0.9, graded_spikes_factor=torch.tensor(2), weight=weight)[0]
-                     for f in (functional.lif, reference.lif))  # fmt: skip
-    assert_close(found, wanted, 1e-6)
 
 
 def test_rounded_membranes_are_saved_beside_the_bits() -> None:
@@ -220,14 +212,6 @@ def test_held_for_backward_are_bits_and_what_the_neurons_hold_anyway(neuron: str
 
 
 # ---- other ways to call
-
-
-def test_without_gradients_the_numbers_are_the_same() -> None:
-    for case, outputs in random_calls(12, 4, shape=((3, 20),), dtype=FLOATS):
-        tensors = leaves(with_linear(case, outputs))
-        with torch.no_grad():
-            found = fused(tensors, case)["spk"]
-        assert_bits_equal(found, fused(tensors, case)["spk"])
 
 
 def test_a_second_derivative_is_refused() -> None:

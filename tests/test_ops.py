@@ -14,6 +14,7 @@ from helpers import (
     Case,
     assert_bits_equal,
     assert_close,
+    emulated_if_thorough,
     fused,
     inputs,
     random_cases,
@@ -44,6 +45,7 @@ def some_cases(number: int, seed: int, **choices: Any) -> Any:
     return random_cases(number, seed, **{"variant": TIMES, "shape": ((), (0, 3), (2, 5), (2, 3, 4)), **choices})
 
 
+@emulated_if_thorough
 @neurons
 @pytest.mark.parametrize("variant", TIMES)
 def test_opcheck(variant: str, neuron: str, device: torch.device) -> None:
@@ -247,6 +249,7 @@ def show(wrong: Arguments) -> str:
     return ", ".join(f"{name}: {of(value)}" for name, value in wrong.items())
 
 
+@emulated_if_thorough
 @neurons
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 @pytest.mark.parametrize("variant", ["unroll", "step"])
@@ -267,6 +270,7 @@ def test_inconsistent_arguments_are_refused(variant: str, direction: str, neuron
         pytest.fail(f"taken: {show(wrong)}")
 
 
+@emulated_if_thorough
 @neurons
 @pytest.mark.parametrize("missing", ["source", "gradient"])
 def test_shapes_of_what_lacks_its_source_are_refused_in_the_words_of_the_kernels(
@@ -315,6 +319,7 @@ def test_more_steps_than_can_be_counted_in_shares_are_no_crash() -> None:
     assert spk.count_nonzero() == mem.count_nonzero() == 0
 
 
+@emulated_if_thorough
 def test_tensors_of_a_call_that_is_refused_are_not_kept(device: torch.device) -> None:
     case = Case("rleaky", "step", 1, SHAPE)
     given = {**forward_arguments(case, device), "reset": 3}

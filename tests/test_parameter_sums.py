@@ -144,47 +144,6 @@ def test_parameters_of_every_dtype(device: torch.device) -> None:
 
 
 @emulated
-@pytest.mark.parametrize("steps", [18, 300], ids=["plain", "chunked"])
-@pytest.mark.parametrize("learned", [(0,), (1,), (2,), (0, 2)], ids=str)
-def test_where_some_numbers_are_learned_and_others_not(
-    learned: tuple[int, ...], steps: int, device: torch.device
-) -> None:
-    x = torch.rand(steps, 300, device=device) * 2
-
-    def of(values: list[Tensor]) -> list[Tensor]:
-        values = [v.requires_grad_(i in learned) for i, v in enumerate(values)]
-        spk, mem = snnfast.functional.lif(
-            x, beta=values[0], threshold=values[1], graded_spikes_factor=values[2], record_mem=False
-        )
-        loss = (spk * torch.linspace(0.5, 1.5, 300)).sum() + mem.sum()
-        return list(torch.autograd.grad(loss, [values[i] for i in learned]))
-
-    numbers = [torch.tensor(v, device=device) for v in (0.9, 1.0, 1.0)]
-    each = of([v.expand(300).clone() for v in numbers])
-    for found, of_neurons in zip(of(numbers), each, strict=True):
-        assert_close(found.double(), of_neurons.double().sum(), 1e-5, "gradient")
-
-
-@emulated
-@neurons
-def test_of_no_neurons_and_of_no_steps_it_is_zero(neuron: str, device: torch.device) -> None:
-    for steps, shape in ((5, (0, 4)), (0, (3, 4)), (0, (0,))):
-        case = Case(neuron, "unroll", steps, shape)
-        for name, total in gradients(case, inputs(case, device), False).items():
-            assert_bits_equal(total, torch.zeros(()), name)
-
-
-@emulated
-def test_a_parameter_of_several_numbers_is_summed_outside(device: torch.device) -> None:
-    check(Case("leaky", "unroll", 9, (3, 40), parameters="scalar"), device)
-    case = Case("leaky", "unroll", 9, (3, 40), parameters="neuron")
-    given = leaves(inputs(case, device))
-    spk = fused(given, case)["spk"]
-    (grad,) = torch.autograd.grad(spk.sum(), given["beta"])  # type: ignore[type-var]
-    assert grad.shape == (40,)
-
-
-@emulated
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
 def test_compiled_it_is_the_same(dynamic: bool, device: torch.device) -> None:
     for parameters in ("scalar", "one", "neuron"):

@@ -1,17 +1,29 @@
 """Random layers, inputs and states against snnTorch's own loop: forward to the bit, gradients to rounding."""
 
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import hypothesis.strategies as st
 import pytest
 import snntorch
 import torch
-from helpers import FLOATS, HALVES, RESETS, SURROGATES, THOROUGH, assert_bits_equal, assert_close
-from hypothesis import HealthCheck, given, settings
+from helpers import (
+    FLOATS,
+    HALVES,
+    PARAMETERS,
+    SURROGATES,
+    THOROUGH,
+    Bump,
+    Case,
+    assert_bits_equal,
+    assert_close,
+    emulated_if_thorough,
+    parameter_shapes,
+    random_case,
+)
 from snntorch import surrogate as theirs
-from snntorch_checks import DECAYS, LEARNED, OTHER_DECAYS, STATES
+from snntorch_checks import LEARNED, STATES
 from torch import Tensor, nn
 
 import snnfast
@@ -20,22 +32,7 @@ from snnfast import surrogate
 from snnfast._neurons import LAYERS
 from snnfast.surrogate import Surrogate
 
-
-class _Bump(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, z: Tensor) -> Tensor:
-        ctx.save_for_backward(z)
-        return (z > 0).to(z.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        (z,) = ctx.saved_tensors
-        return grads[0] * (0.7 * torch.exp(-z.square()))
-
-
-def bump(z: Tensor) -> Tensor:
-    """A surrogate that the kernels do not know."""
-    return _Bump.apply(z)  # type: ignore[no-any-return,no-untyped-call]
+bump = Bump.apply  # a surrogate that the kernels do not know
 
 
 # Their makers, and the parameters: snnTorch's closures where it works and stays finite, else ours for both layers.
@@ -51,120 +48,108 @@ CLOSURES: dict[str, Callable[[], Any]] = {
 }
 
 
+# snnTorch's have no reset_delay, or one that raises an error.
+NO_DELAY = ("lapicque", "alpha", "rsynaptic")
+NAMES = {name.lower(): name for name in STATES}  # of the classes
+
+
 @dataclass(frozen=True)
-class Layer:
-    """One layer of both libraries, its input and its state."""
+class Layer(Case):
+    """One layer of both libraries, its input and its state: a random case, and what only layers have."""
 
-    neuron: str
-    dtype: torch.dtype
-    shape: tuple[int, ...]  # of a time step
-    steps: int
-    how: str  # "unroll", "unroll last", "constant" or "steps"
-    spike_grad: str
-    closure: bool  # snnTorch's object instead of ours
-    reset: str
-    delay: bool
-    surrogate_disable: bool
-    inhibition: bool
-    learn: tuple[bool, bool, bool]  # in the order of LEARNED, which may be shorter
-    init_hidden: bool
-    output: bool
-    state: str  # at the start: "none", "given", "only" (the first of them), "held" or "other shape"
-    parameters: tuple[str, str, str]
-    standalone: bool  # snnfast's layer instead of the subclass of snnTorch's
-    seed: int
+    surrogate: str = "atan"  # a name; which spike_grad it is, the libraries tell
+    closure: bool = False  # snnTorch's object instead of ours
+    surrogate_disable: bool = False
+    inhibition: bool = False
+    learn: tuple[bool, ...] = ()  # in the order of LEARNED
+    init_hidden: bool = False
+    output: bool = False
+    state: str = "none"  # at the start: "none", "given", "only" (the first of them), "held" or "other shape"
+    kinds: tuple[str, ...] = ()  # of parameters, in the order of LEARNED
+    standalone: bool = False  # snnfast's layer instead of the subclass of snnTorch's
+    seed: int = 0
 
     @property
-    def acc(self) -> torch.dtype:
-        return torch.float64 if self.dtype == torch.float64 else torch.float32
-
-    @property
-    def states(self) -> tuple[str, ...]:
-        return STATES[self.neuron]
+    def state_names(self) -> tuple[str, ...]:
+        return STATES[NAMES[self.neuron]]
 
     @property
     def fed_back(self) -> bool:
-        return self.states[0] == "spk"
+        return self.state_names[0] == "spk"
 
     @property
     def shown(self) -> tuple[str, ...]:
         """The states that a call returns beside the spikes."""
-        return self.states[self.fed_back :]
+        return self.state_names[self.fed_back :]
+
+    @property
+    def last(self) -> bool:
+        """Whether the last states are returned, and no record."""
+        return not self.record_mem and not self.has("step")
 
 
-DIMENSIONS = st.integers(1, 5)
-SHAPES = st.one_of(
-    st.lists(DIMENSIONS, min_size=2, max_size=2),
-    st.lists(DIMENSIONS, min_size=0, max_size=4),
-    st.tuples(st.integers(0, 3), st.sampled_from((0, 1, 63, 64, 65, 130))),
-).map(tuple)
-# snnTorch's have no reset_delay, or one that raises an error.
-NO_DELAY = ("Lapicque", "Alpha", "RSynaptic")
-PARAMETERS = st.sampled_from(("float", "scalar", "one", "neuron", "channel", "element", "batch"))
-
-
-@st.composite
-def layers(draw: st.DrawFn, neuron: str) -> Layer:
-    shape = draw(SHAPES)
-    name = draw(st.sampled_from((*SURROGATES, "bump", "custom_surrogate")))
-    dtype = draw(st.sampled_from((torch.float32, torch.float32, torch.float64, *HALVES)))
-    init_hidden = draw(st.booleans())
-    # In half precision the layer rounds what it holds between calls; the unroll carries it in float32.
-    how = draw(st.sampled_from(("unroll", "unroll last", "constant", *(("steps",) * 3 if dtype in FLOATS else ()))))
-    inhibited = len(shape) == 2 and shape[1] > 0 and draw(st.integers(0, 4)) == 0
-    given = ("none", "given", "only") if len(STATES[neuron]) > 1 else ("none", "given")
-    # snnTorch's Lapicque takes a beta of one value, and no reset_delay.
-    lapicque = neuron == "Lapicque"
-    first = st.sampled_from(("scalar", "one")) if lapicque else PARAMETERS
+def random_layer(neuron: str, number: int) -> Layer:
+    draw = random.Random(f"{neuron} {number}")
+    name = draw.choice((*SURROGATES, "bump", "custom_surrogate"))
+    dtype = draw.choice((torch.float32, torch.float32, torch.float64, *HALVES))
+    shape = draw.choice(
+        (
+            [draw.randint(1, 5) for _ in range(2)],
+            [draw.randint(1, 5) for _ in range(draw.randint(0, 4))],
+            [draw.randint(0, 3), draw.choice((0, 1, 63, 64, 65, 130))],
+        )
+    )
+    case = random_case(
+        draw,
+        neuron=(neuron,),
+        # In half precision the layer rounds what it holds between calls; the unroll carries it in float32.
+        variant=("unroll", "constant", *(("step",) * 2 if dtype in FLOATS else ())),
+        steps=(*range(7), *range(15, 35)),
+        shape=(tuple(shape),),
+        dtype=(dtype,),
+        delay=(True,) if neuron in NO_DELAY else (True, False),
+    )
+    init_hidden = draw.random() < 0.5
+    given = ("none", "given", "only") if len(STATES[NAMES[neuron]]) > 1 else ("none", "given")
+    kinds = [draw.choice(("float", *PARAMETERS)) for _ in LEARNED[NAMES[neuron]]]
+    if neuron == "lapicque":  # snnTorch's takes a beta of one value
+        kinds[0] = draw.choice(("scalar", "one"))
     return Layer(
-        neuron=neuron,
-        dtype=dtype,
-        shape=shape,
-        steps=draw(st.integers(0, 6) | st.integers(15, 34)),
-        how=how,
-        spike_grad=name,
+        **vars(case),
+        surrogate=name,
         # Those of snnTorch return float32 spikes, which changes the arithmetic of a float64 layer.
-        closure=name in CLOSURES and dtype != torch.float64 and (draw(st.booleans()) or name == "custom_surrogate"),
-        reset=draw(st.sampled_from(RESETS)),
-        delay=neuron in NO_DELAY or draw(st.booleans()),
-        surrogate_disable=draw(st.integers(0, 5)) == 0,
-        inhibition=inhibited,
-        learn=draw(st.tuples(st.booleans(), st.booleans(), st.booleans())),
+        closure=name in CLOSURES and dtype != torch.float64 and (draw.random() < 0.5 or name == "custom_surrogate"),
+        surrogate_disable=draw.random() < 1 / 6,
+        inhibition=len(shape) == 2 and shape[1] > 0 and draw.random() < 0.2,
+        learn=tuple(draw.random() < 0.5 for _ in kinds),
         init_hidden=init_hidden,
-        output=draw(st.booleans()),
-        state=draw(st.sampled_from(("none", "held", "other shape") if init_hidden else given)),
-        parameters=draw(st.tuples(first, PARAMETERS, PARAMETERS)),
-        standalone=draw(st.booleans()),
-        seed=draw(st.integers(0, 2**16)),
+        output=draw.random() < 0.5,
+        state=draw.choice(("none", "held", "other shape") if init_hidden else given),
+        kinds=tuple(kinds),
+        standalone=draw.random() < 0.5,
+        seed=number,
     )
 
 
 def parameter(kind: str, shape: tuple[int, ...], low: float, high: float, case: Layer) -> float | Tensor:
-    sizes = {
-        "scalar": (),
-        "one": (1,) if shape else (),
-        "neuron": shape[-1:],
-        "channel": (shape[1], *(1 for _ in shape[2:])) if len(shape) > 1 else shape,
-        "element": shape,
-        "batch": (*shape[:1], *(1 for _ in shape[1:])),
-    }
     if kind == "float":
         # A number that float32 has, so that it is the same in the arithmetic of either dtype.
         return round(float(torch.rand(())) * (high - low) + low, 1) // 0.125 * 0.125
-    return (torch.rand(sizes[kind], dtype=torch.float64) * (high - low) + low).to(case.acc)
+    (size,) = parameter_shapes(kind, shape, 1)
+    return (torch.rand(size, dtype=torch.float64) * (high - low) + low).to(case.acc)
 
 
 def spike_grads(case: Layer) -> tuple[Any, Any]:
     """For our layer, for snnTorch's."""
-    if case.spike_grad == "bump":
+    if case.surrogate == "bump":
         return bump, bump
     if case.closure:
-        made = CLOSURES[case.spike_grad]()
+        made = CLOSURES[case.surrogate]()
         return made, made
-    if case.spike_grad == "custom_surrogate":
+    if case.surrogate == "custom_surrogate":
         made = surrogate.custom_surrogate(lambda z, grad, spk: grad * (0.3 + 0.5 * spk))
         return made, made
-    return (SURROGATES[case.spike_grad],) * 2
+    return (SURROGATES[case.surrogate],) * 2
 
 
 RANGES = {"alpha": (-0.2, 1.2), "beta": (-0.2, 1.2), "threshold": (0.6, 1.1), "graded_spikes_factor": (0.5, 2.0)}
@@ -173,21 +158,20 @@ OWN_RANGES = {"Lapicque": {"beta": (0.05, 1.2)}, "Alpha": {"alpha": (0.6, 1.1), 
 
 
 def both(case: Layer) -> tuple[Any, Any]:
-    learned = LEARNED[case.neuron]
-    ranges = RANGES | OWN_RANGES.get(case.neuron, {})
+    learned = LEARNED[NAMES[case.neuron]]
+    ranges = RANGES | OWN_RANGES.get(NAMES[case.neuron], {})
     values = {
-        name: parameter(kind, case.shape, *ranges[name], case)
-        for name, kind in zip(learned, case.parameters, strict=False)
+        name: parameter(kind, case.shape, *ranges[name], case) for name, kind in zip(learned, case.kinds, strict=True)
     }
-    learn = {f"learn_{name}": learn for name, learn in zip(learned, case.learn, strict=False)}
-    if case.neuron == "Alpha":
+    learn = {f"learn_{name}": learn for name, learn in zip(learned, case.learn, strict=True)}
+    if case.neuron == "alpha":
         del learn["learn_alpha"]  # raises an error in snnTorch
     if case.fed_back:
         learn["learn_recurrent"] = learn.pop("learn_V")
     flags = {
         **learn,
         "reset_mechanism": case.reset,
-        **({} if case.neuron in ("Lapicque", "Alpha") else {"reset_delay": case.delay}),
+        **({} if case.neuron in ("lapicque", "alpha") else {"reset_delay": case.delay}),
         **({"all_to_all": False} if case.fed_back else {}),
         "surrogate_disable": case.surrogate_disable,
         "inhibition": case.inhibition,
@@ -199,7 +183,7 @@ def both(case: Layer) -> tuple[Any, Any]:
         (snnfast if case.standalone else snnfast.snntorch, snntorch), spike_grads(case), strict=True
     ):
         copies = {name: v.clone() if isinstance(v, Tensor) else v for name, v in values.items()}
-        layer = getattr(library, case.neuron)(**copies, spike_grad=spike_grad, **flags)
+        layer = getattr(library, NAMES[case.neuron])(**copies, spike_grad=spike_grad, **flags)
         layers.append(layer.to(case.acc) if case.acc == torch.float64 else layer)
     if case.surrogate_disable and case.acc == torch.float64:
         # snnTorch's own bypass returns float32 whatever it is given.
@@ -209,9 +193,9 @@ def both(case: Layer) -> tuple[Any, Any]:
 
 def start(case: Layer, *layers: Any) -> list[Tensor | None]:
     """Bring the layers into the same state; returns the states to be passed."""
-    states = [(torch.rand(case.shape, dtype=torch.float64) * 2.5 - 0.5).to(case.acc) for _ in case.states]
+    states = [(torch.rand(case.shape, dtype=torch.float64) * 2.5 - 0.5).to(case.acc) for _ in case.state_names]
     for layer in layers:
-        for name, state in zip(case.states, states, strict=True):
+        for name, state in zip(case.state_names, states, strict=True):
             if case.state == "held":
                 setattr(layer, name, state.clone())
             elif case.state == "other shape":
@@ -229,7 +213,7 @@ def step_by_step(
         if case.init_hidden:
             result = layer(x)
             spk, *_ = result if case.output else (result,)
-            states = [getattr(layer, name) for name in case.states]
+            states = [getattr(layer, name) for name in case.state_names]
         else:
             spk, *states = layer(x, *states)
             states = [spk, *states] if case.fed_back else states
@@ -258,7 +242,7 @@ def gradients(layer: nn.Module, x: Tensor, results: list[Tensor], case: Layer) -
 
 def records(spks: list[Tensor], record: list[list[Any]], case: Layer) -> list[Tensor]:
     """Of every step, or of the states the last one."""
-    states = [[states[i] for states in record] for i in range(case.fed_back, len(case.states))]
+    states = [[states[i] for states in record] for i in range(case.fed_back, len(case.state_names))]
     return [stacked(spks, case), *(stacked(s, case) for s in states)]
 
 
@@ -266,7 +250,7 @@ def check(case: Layer, device: torch.device | str = "cpu") -> None:
     torch.manual_seed(case.seed)
     ours, reference = both(case)
     ours = ours.to(device)
-    constant = case.how == "constant"
+    constant = case.has("constant")
     x = torch.rand(case.shape if constant else (case.steps, *case.shape), dtype=torch.float64) * 2 - 0.6
     x = x.to(case.dtype)
     states = start(case, ours, reference)
@@ -277,25 +261,25 @@ def check(case: Layer, device: torch.device | str = "cpu") -> None:
     steps = [leaf] * case.steps if constant else list(leaf.unbind(0))
     spks, record = step_by_step(reference, steps, states, case)
     expected = records(spks, record, case)
-    held = [getattr(reference, name) for name in case.states]
+    held = [getattr(reference, name) for name in case.state_names]
     last = record[-1] if record else held if case.state == "held" else states
-    if case.how == "unroll last":
+    if case.last:
         expected[1:] = [torch.zeros(case.shape, dtype=case.acc) if s is None else s for s in last[case.fed_back :]]
-    states_dtype = case.acc if case.how in ("steps", "unroll last") else case.dtype  # states, or a record
+    states_dtype = case.acc if case.has("step") or case.last else case.dtype  # states, or a record
     expected = [expected[0].to(case.dtype), *(t.to(states_dtype) for t in expected[1:])]
     expected_grads = gradients(reference, leaf, expected, case)
 
     leaf = x.to(device, copy=True).requires_grad_()
     states = [s if s is None else s.to(device) for s in states]
-    if case.how == "steps":
+    if case.has("step"):
         found = records(*step_by_step(ours, list(leaf.unbind(0)), states, case), case)
     else:
-        how = {"num_steps": case.steps if constant else None, "record_mem": case.how != "unroll last"}
+        how = {"num_steps": case.steps if constant else None, "record_mem": not case.last}
         found = list(ours.unroll(leaf, *states, **how))
     for name, a, b in zip(("spk", *case.shown), found, expected, strict=True):
         assert_bits_equal(a, b, name)
     if case.init_hidden and case.steps > 0:
-        for name, b in zip(case.states, last, strict=True):
+        for name, b in zip(case.state_names, last, strict=True):
             assert_bits_equal(getattr(ours, name), b, f"held {name}")
     grads = gradients(ours, leaf, found, case)
     relative = {torch.float64: 1e-10, torch.float32: 3e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}[case.dtype]
@@ -307,38 +291,18 @@ def check(case: Layer, device: torch.device | str = "cpu") -> None:
         assert_close(a.to(b.dtype), b, relative, name, scale=1.0 if name == "current" else scale)
 
 
-EXAMPLES = 2500 if THOROUGH else 500  # of each of the first neurons
-OPTIONS: dict[str, Any] = {
-    "deadline": None, "derandomize": True, "database": None,
-    "suppress_health_check": [HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large],
-}  # fmt: skip
-QUIET = pytest.mark.filterwarnings("ignore:Inhibition is an unstable", "ignore:snnfast. a layer runs step by step")
-
-
-@QUIET
-@pytest.mark.parametrize("neuron", DECAYS)
-@given(data=st.data())
-@settings(max_examples=EXAMPLES, **OPTIONS)
-def test_a_random_layer_has_the_numbers_of_snntorchs_loop(neuron: str, data: st.DataObject) -> None:
-    check(data.draw(layers(neuron)))
-
-
-@QUIET
-@pytest.mark.parametrize("neuron", OTHER_DECAYS)
-@given(data=st.data())
-@settings(max_examples=200, **OPTIONS)
-def test_a_random_layer_of_the_other_neurons_has_them(neuron: str, data: st.DataObject) -> None:
-    check(data.draw(layers(neuron)))
-
-
-@QUIET
-@pytest.mark.parametrize("neuron", DECAYS)
-@given(data=st.data())
-@settings(max_examples=200 if THOROUGH else 100, **OPTIONS)
-def test_a_random_layer_has_them_on_every_device(device: torch.device, neuron: str, data: st.DataObject) -> None:
-    case = data.draw(layers(neuron))
-    if not case.inhibition or case.delay:  # else step by step
-        check(case, device)
+@emulated_if_thorough
+@pytest.mark.filterwarnings("ignore:Inhibition is an unstable", "ignore:snnfast. a layer runs step by step")
+@pytest.mark.parametrize("neuron", NAMES)
+def test_a_random_layer_has_the_numbers_of_snntorchs_loop(neuron: str, device: torch.device) -> None:
+    with snnfast.use_backend("auto"):  # some run step by step
+        for number in range(1500 if THOROUGH else 100):
+            case = random_layer(neuron, number)
+            try:
+                check(case, device)
+            except Exception as error:
+                error.add_note(repr(case))
+                raise
 
 
 def test_surrogates_of_both_libraries_are_drawn() -> None:

@@ -127,6 +127,7 @@ def test_a_repeated_step_gets_all_its_memory_back_however_large(empty_pool):
     assert empty_pool.pool_idle_bytes() == 3 * 32 * MIB
 
 
+@pytest.mark.thorough
 def test_shapes_that_vary_keep_at_most_twice_what_was_in_use_at_once():
     printed = run_python("for _ in range(100): step()\nprint(idle())")
     assert 0 < int(printed) <= 2 * 3 * 24 * MIB
@@ -142,6 +143,7 @@ def test_layers_of_falling_size_all_find_memory_though_one_output_is_in_use_at_a
     assert set(kept[4:]) == {kept[3]}  # none was made afresh, for which another would have had to go
 
 
+@pytest.mark.thorough
 def test_memory_that_is_no_longer_needed_goes_back_while_smaller_outputs_are_made():
     # In a process of its own: outputs of other tests that are alive would count as demand.
     printed = run_python(f"""
@@ -157,6 +159,7 @@ print(idle())
     assert after <= 64 * MIB
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 def test_eight_processes_keep_64_mib_each_at_most_where_their_steps_are_small():
     printed = run_python("""
@@ -172,6 +175,7 @@ for _ in range(8): os.wait()
     assert sum(kept) <= 8 * 64 * MIB
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(sys.platform != "linux", reason="sets limits of Linux")
 @pytest.mark.parametrize("name", ["RLIMIT_AS", "RLIMIT_DATA"])
 def test_a_limited_address_space_leaves_room_for_tensors_of_pytorch(name):
@@ -287,7 +291,7 @@ def test_a_limit_is_any_kind_of_integer_and_none_is_the_default(empty_pool):
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="asks Linux for the memory in use")
-@pytest.mark.parametrize("kilobytes", [256, 1024, 5000])
+@pytest.mark.parametrize("kilobytes", [1024, *(pytest.param(n, marks=pytest.mark.thorough) for n in (256, 5000))])
 def test_an_emptied_cache_is_back_with_the_system(kilobytes: int) -> None:
     def resident() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") >> 20

@@ -1,44 +1,13 @@
-"""``reduce="sum"`` of layers, sequences, and neurons that run step by step; of the kernels see test_forward.py."""
-
-import itertools
-from typing import Any
+"""``reduce="sum"`` of layers, sequences, and neurons that run step by step; of the kernels see test_kernels.py."""
 
 import pytest
 import torch
 from helpers import NEURONS, Case, assert_bits_equal, assert_close
-from torch import Tensor, nn
+from torch import nn
 
 from snnfast import Leaky, MultiStep
 
 neurons = pytest.mark.parametrize("neuron", NEURONS)
-
-
-@neurons
-@pytest.mark.parametrize("delay", [True, False])
-def test_inhibition_and_quantized_states(delay: bool, neuron: str) -> None:
-    def rounded(state: Tensor) -> Tensor:
-        return (state * 8).round() / 8
-
-    kind = Case(neuron).kind
-    for record_mem, steps, more in itertools.product(
-        (True, False), (0, 1, 9), ({"inhibition": True}, {"state_quant": rounded})
-    ):
-        current = torch.rand(steps, 3, 5, requires_grad=True)
-        options: dict[str, Any] = {"reset_delay": delay, "record_mem": record_mem, **more}
-        options |= dict.fromkeys(kind.decays, 0.8)
-        results = []
-        for function in (kind.function, kind.reference):
-            count, *states = function(current, **options, reduce="sum")
-            spk, *expected = function(current, **options)
-            assert_bits_equal(count, spk.sum(0))
-            for a, b in zip(states, expected, strict=True):
-                assert_bits_equal(a, b)
-            loss = count.square().sum() + sum(s.sum() for s in states)
-            if steps == 0 and not loss.requires_grad:
-                results.append(torch.zeros_like(current))  # nothing depends on it
-            else:
-                results += torch.autograd.grad(loss, [current])
-        assert_close(results[0], results[1], 1e-5)
 
 
 @neurons

@@ -17,6 +17,7 @@ from helpers import (
     Case,
     assert_bits_equal,
     assert_close,
+    emulated_if_thorough,
     expected,
     fused,
     inputs,
@@ -60,6 +61,7 @@ def bytes_held(case: Case, tensors: dict[str, Tensor | None], known: tuple[str, 
 # ---- bytes --------------------------------------------------------------------------------------------------------
 
 
+@emulated_if_thorough
 @neurons
 @pytest.mark.parametrize("steps", [1, 16, 17, 100], ids=lambda n: f"T{n}")
 def test_beyond_inputs_and_outputs_only_checkpoints_are_held(steps: int, neuron: str, device: torch.device) -> None:
@@ -73,6 +75,7 @@ def test_beyond_inputs_and_outputs_only_checkpoints_are_held(steps: int, neuron:
         assert bytes_held(case, leaves(inputs(case, device))) <= checkpoints, str(case)
 
 
+@emulated_if_thorough
 @neurons
 def test_a_callable_with_an_immediate_reset_holds_one_membrane_of_every_step(neuron: str, device: torch.device) -> None:
     for steps, variant in itertools.product((1, 16, 100), ("callable", "callable+count")):
@@ -81,6 +84,7 @@ def test_a_callable_with_an_immediate_reset_holds_one_membrane_of_every_step(neu
         assert bytes_held(case, leaves(inputs(case, device))) <= checkpoints + 400 * steps
 
 
+@emulated_if_thorough
 @neurons
 def test_a_step_holds_nothing_beyond_inputs_and_outputs(neuron: str, device: torch.device) -> None:
     for dtype, delay in itertools.product((*FLOATS, *HALVES), (True, False)):
@@ -100,6 +104,7 @@ def test_a_step_holds_nothing_beyond_inputs_and_outputs(neuron: str, device: tor
         assert held <= known
 
 
+@emulated_if_thorough
 @neurons
 def test_without_a_gradient_asked_for_nothing_is_held(neuron: str, device: torch.device) -> None:
     for variant, record_mem in itertools.product(("unroll", "step", "callable"), (True, False)):
@@ -109,6 +114,7 @@ def test_without_a_gradient_asked_for_nothing_is_held(neuron: str, device: torch
             assert bytes_held(case, leaves(inputs(case, device))) == 0
 
 
+@emulated_if_thorough
 @telling
 @pytest.mark.parametrize("steps", [25, 100], ids=lambda n: f"T{n}")
 def test_rounded_membranes_and_bits_hold_less_than_the_current(steps: int, neuron: str, device: torch.device) -> None:
@@ -142,6 +148,7 @@ class Largest(TorchDispatchMode):
         return result
 
 
+@emulated_if_thorough
 @neurons
 def test_a_count_of_a_constant_current_writes_nothing_over_time(neuron: str, device: torch.device) -> None:
     """Neither spikes nor their gradient, only a checkpoint in so many steps."""
@@ -222,6 +229,7 @@ def test_every_mode_tells_the_same_gradients(steps: int, neuron: str, device: to
                 assert_bits_equal(a, b, f"{case}: saved {saved}")
 
 
+@emulated_if_thorough
 @telling
 def test_what_a_mode_does_not_tell_is_refused(neuron: str, device: torch.device) -> None:
     case = Case(neuron)
@@ -235,6 +243,7 @@ def test_what_a_mode_does_not_tell_is_refused(neuron: str, device: torch.device)
             call_op(case.kind.ops.backward, {**given, "needs": every_input(case)})
 
 
+@emulated_if_thorough
 @telling
 @pytest.mark.parametrize("threshold", [float("inf"), -float("inf")])
 def test_bits_with_a_threshold_out_of_reach(threshold: float, neuron: str, device: torch.device) -> None:
@@ -249,6 +258,7 @@ def test_bits_with_a_threshold_out_of_reach(threshold: float, neuron: str, devic
             assert_close(a, b, 1e-6, f"{case}: {name}")
 
 
+@emulated_if_thorough
 @telling
 def test_bits_have_the_second_derivative_of_the_reference(neuron: str, device: torch.device) -> None:
     """None: with respect to the current the gradient is constant, and what it depends on otherwise is refused."""

@@ -149,7 +149,7 @@ def test_gradients_are_those_of_finite_differences(reset: str, constant: bool, b
     mem = membranes(*tensors.values())
     assert (mem > tensors["threshold"]).any()
     assert (mem - tensors["threshold"]).abs().min() > 1e-5
-    assert gradcheck(membranes, list(tensors.values()), eps=1e-7, atol=1e-6)
+    assert gradcheck(membranes, list(tensors.values()), eps=1e-7, atol=1e-6, fast_mode=True)
 
 
 @pytest.mark.parametrize(
@@ -189,32 +189,6 @@ def test_every_option_gives_what_it_gives_step_by_step(
                 found = lif(**tensors, **options, **asked, num_steps=steps)
             for a, b in zip(found, results, strict=True):
                 assert_bits_equal(a, b, f"{backend} {words}")
-
-
-@pytest.mark.parametrize("dtype", [*FLOATS, *HALVES], ids=lambda d: str(d)[6:])
-@pytest.mark.parametrize("reduce", [None, "sum"])
-@pytest.mark.needs_extension
-def test_gradients_of_the_kernels_are_those_of_the_reference(dtype: torch.dtype, reduce: str | None) -> None:
-    tensors, found = made(SHAPES[0], dtype), []
-    tensors["graded_spikes_factor"] = torch.rand(10, dtype=tensors["mem"].dtype) + 0.5
-    weight = torch.rand(4, 10).to(dtype)
-    for backend in ("fused", "reference"):
-        given = {**learned(tensors), "weight": weight.clone().requires_grad_()}
-        with snnfast.use_backend(backend):
-            found.append(gradients(lif(**given, reduce=reduce, record_mem=False), given))  # type: ignore[arg-type]
-    for name in found[0]:
-        assert_close(found[0][name], found[1][name], {8: 1e-12, 4: 1e-5, 2: 1.6e-2}[dtype.itemsize], name)
-
-
-@DELAY
-def test_values_that_do_not_change_give_what_one_value_gives(delay: bool, backend: str) -> None:
-    tensors = made(((3, 10), None, None))
-    beta, threshold = torch.rand(10), torch.rand(3, 1) + 0.5
-    tensors |= {"beta": beta, "threshold": threshold}
-    expected = lif(**tensors, reset_delay=delay)
-    tensors |= {"beta": beta.expand(STEPS, 1, 10), "threshold": threshold.expand(STEPS, 3, 1)}
-    for a, b in zip(lif(**tensors, reset_delay=delay), expected, strict=True):
-        assert_bits_equal(a, b)
 
 
 @CONSTANT

@@ -1,80 +1,31 @@
-"""Alpha, and the neurons whose spikes come back to them: what the files on the kernels say of the first three.
-
-One test of each kind: three states and a spike that is one of them are what is new here.
-"""
+"""Neurons whose spikes come back to them without connections: what only they have."""
 
 import functools
-import itertools
 import warnings
 from typing import Any
 
 import pytest
 import torch
-from gradient_checks import FLOWS, check_against_reference, check_chained, check_is_a_gradient
+from gradient_checks import check_against_reference
 from helpers import (
     KINDS,
     NEURONS,
-    RESETS,
-    SURROGATES,
-    Bump,
     Case,
     assert_bits_equal,
     assert_close,
-    assert_equals_reference,
+    emulated_if_thorough,
     fused,
     inputs,
     layer_of,
     leaves,
-    random_cases,
 )
-from ops import backward_arguments, call_op, forward_arguments, ordered
+from ops import call_op, forward_arguments
 from torch import Tensor
 
 from snnfast import _backend, functional, use_backend
 
-OTHERS = [name for name in KINDS if name not in NEURONS]
-FED_BACK = [name for name in OTHERS if KINDS[name].ops.fed_back]
-others = pytest.mark.parametrize("neuron", OTHERS)
-
-
-@others
-def test_random_calls_equal_the_reference(neuron: str, device: torch.device) -> None:
-    for i, case in enumerate(random_cases(80, seed=21, neuron=(neuron,))):
-        assert_equals_reference(case, inputs(case, device, seed=i, wild=i % 2 == 0))
-
-
-@others
-def test_random_gradients_equal_those_of_the_reference(neuron: str, device: torch.device) -> None:
-    # Not more steps: a gradient that comes back through every spike grows.
-    for i, case in enumerate(random_cases(80, seed=22, neuron=(neuron,), steps=(0, 1, 2, 5, 15, 16, 17, 18))):
-        check_against_reference(case, device, FLOWS[i % 5], seed=i)
-
-
-@others
-@pytest.mark.parametrize("reset", RESETS)
-def test_the_backward_pass_is_the_gradient_of_a_smooth_forward_pass(
-    reset: str, neuron: str, device: torch.device
-) -> None:
-    surrogates = itertools.cycle(("atan", "fast_sigmoid", "sigmoid", "SFS"))
-    for delay, variant in itertools.product((True, False), ("unroll", "constant", "count", "step")):
-        case = Case(neuron, variant, 5, (2, 3), torch.float64, reset, delay, spike_grad=SURROGATES[next(surrogates)])
-        check_is_a_gradient(case, device)
-
-
-@others
-def test_two_calls_joined_by_their_states_are_one(neuron: str, device: torch.device) -> None:
-    for delay in (True, False):
-        check_chained(Case(neuron, steps=18, dtype=torch.float64, delay=delay, parameters="neuron"), device)
-
-
-@others
-def test_the_ops_are_registered_as_pytorch_wants_them(neuron: str, device: torch.device) -> None:
-    tests = ("test_schema", "test_faketensor")
-    for variant in ("unroll", "step"):
-        case = Case(neuron, variant, 17 if variant == "unroll" else 1, record_mem=False)
-        ops = case.kind.ops
-        torch.library.opcheck(ops.forward, ordered(ops.forward, forward_arguments(case, device)), test_utils=tests)
-        torch.library.opcheck(ops.backward, ordered(ops.backward, backward_arguments(case, device)), test_utils=tests)
+FED_BACK = [name for name in KINDS if KINDS[name].ops.fed_back]
+others = pytest.mark.parametrize("neuron", [name for name in KINDS if name not in NEURONS])  # test_compile.py: those
 
 
 @pytest.mark.parametrize("neuron", FED_BACK)
@@ -83,6 +34,7 @@ def test_one_step_returns_its_spikes_once(neuron: str, device: torch.device) -> 
     assert len(call_op(case.kind.ops.forward, forward_arguments(case, device))) == len(case.kind.results)
 
 
+@emulated_if_thorough
 @pytest.mark.parametrize("neuron", FED_BACK)
 def test_the_gradient_of_states_alone_comes_through_the_spikes_before(neuron: str, device: torch.device) -> None:
     """A loss that reads no spike depends on them all the same."""
@@ -92,21 +44,6 @@ def test_the_gradient_of_states_alone_comes_through_the_spikes_before(neuron: st
     fused(tensors, case)["mem"].sum().backward()
     assert tensors["V"].grad.abs() > 1e-3
     check_against_reference(case, device, "last", wrt=("current", "spk", "V"))
-
-
-@pytest.mark.parametrize("neuron", FED_BACK)
-def test_any_callable_is_followed_with_its_derivative_in_the_recurrence(neuron: str, device: torch.device) -> None:
-    kind, results = KINDS[neuron], []
-    for function in (kind.function, kind.reference):
-        case = Case(neuron, steps=19, dtype=torch.float64)
-        tensors = leaves(inputs(case, device), ("current", "V"))
-        outputs = function(**tensors, **{**case.options, "spike_grad": Bump.apply})
-        loss = sum(t.square().sum() for t in outputs)
-        results.append((outputs, torch.autograd.grad(loss, [tensors["current"], tensors["V"]])))
-    for a, b in zip(results[0][0], results[1][0], strict=True):
-        assert_bits_equal(a, b)
-    for a, b in zip(results[0][1], results[1][1], strict=True):
-        assert_close(a, b, 1e-12)
 
 
 @pytest.mark.needs_extension
@@ -154,6 +91,7 @@ def test_layers_compile_without_graph_breaks_to_the_same_numbers(neuron: str) ->
         assert_close(a, b, 1e-6)
 
 
+@emulated_if_thorough
 @others
 def test_vmap_equals_a_loop(neuron: str, device: torch.device) -> None:
     case = Case(neuron, steps=9, states=False)
