@@ -81,7 +81,7 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each set of instructions that this processor has, in use."""
     if request.param not in _ops.extension.isa_available():
-        pytest.skip(f"this processor has no {request.param}")
+        pytest.skip(f"the kernels are not built for {request.param}, or the processor has not got it")
     used = _ops.extension.isa()
     _ops.extension.set_isa(request.param)
     yield request.param

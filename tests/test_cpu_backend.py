@@ -74,9 +74,12 @@ def test_every_instruction_set_gives_the_same_bits(dtype, neuron, each_isa):
             10 if THOROUGH else 5, 1, neuron=(neuron,), dtype=(dtype,), steps=(37,), shape=((3, 151),), variant=KERNELS
         )
     )
+    if len(_ops.extension.isa_available()) == 1:
+        pytest.skip("the kernels are built for one instruction set; SNNFAST_BUILD=all builds for all")
     results = {isa: [outputs_and_gradients(c, leaves(inputs(c))) for c in cases] for isa in each_isa}
+    first = next(iter(results.values()))
     for isa, found in results.items():
-        for case, values, expected in zip(cases, found, results["baseline"], strict=True):
+        for case, values, expected in zip(cases, found, first, strict=True):
             assert_all_equal(values, expected, f"{isa}, {case}")
 
 
