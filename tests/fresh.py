@@ -31,6 +31,6 @@ def _run(code: str, folder: str, variables: dict[str, str]) -> str:
     sys.path.insert(0, folder)
     assert not any(name.partition(".")[0] in ("snnfast", "snntorch") for name in sys.modules)
     printed = io.StringIO()
-    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed), warnings.catch_warnings():
+    with contextlib.redirect_stdout(printed), warnings.catch_warnings():
         exec(compile(code, "<fresh>", "exec"), {"__name__": "__main__"})
     return printed.getvalue().strip()

@@ -201,13 +201,15 @@ def test_a_wrong_variable_is_an_error_at_import(variable: str, message: str) -> 
 def test_what_an_import_does_not_do() -> None:
     """It prints and warns nothing, needs no numpy, runs no backward pass (which starts threads) and no compiler."""
     code = """
-import sys, warnings, torch
+import io, sys, warnings, torch
 warnings.simplefilter("error")
+sys.stderr = io.StringIO()
 torch.autograd.grad = torch.Tensor.backward = None
 sys.modules["numpy"] = sys.modules["snntorch"] = None
 before = "torch._dynamo" in sys.modules
 import snnfast
 assert before or "torch._dynamo" not in sys.modules
+assert not sys.stderr.getvalue()
 assert snnfast.losses.accuracy_rate(torch.ones(2, 1, 3), torch.tensor([0])) == 1.0
 """
     assert fresh(code) == ""
@@ -219,9 +221,11 @@ def test_an_import_under_any_mode(mode: str) -> None:
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 with {mode}: import snnfast
-print(snnfast.RLeaky(0.9, linear_features=4).unroll(torch.rand(3, 2, 4))[0].device)
+print(snnfast.Leaky(0.9).unroll(torch.rand(3, 2, 4))[0].device)
+if "meta" in {mode!r}:
+    print(snnfast.RLeaky(0.9, linear_features=4).unroll(torch.rand(3, 2, 4))[0].device)
 """
-    assert fresh(code) == "cpu"
+    assert set(fresh(code).split()) == {"cpu"}
 
 
 def test_the_module_prints_what_show_config_prints(capsys: pytest.CaptureFixture[str]) -> None:

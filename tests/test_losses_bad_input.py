@@ -93,6 +93,9 @@ def test_a_label_without_a_class(name: str, label: int) -> None:
     if "population_code" in getattr(losses, name).__init__.__code__.co_varnames:
         with pytest.raises(ValueError, match=message):
             call(name, torch.zeros(6, 5, 2 * classes), targets, population_code=True, num_classes=classes)
+    if not also:
+        with pytest.raises(ValueError, match=r"got -100$"):
+            call(name, targets=torch.tensor([0, 1, -100, 2, 3]))
 
 
 def test_a_label_of_a_step_without_a_class() -> None:
