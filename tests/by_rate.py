@@ -1,7 +1,7 @@
 """Neurons by the parameters of their kernels: what a layer computes from others is one of them.
 
 And those whose spikes come back to them without connections. :mod:`test_lapicque`, :mod:`test_alpha` and
-:mod:`test_recurrent_layers` are about the layers as they are.
+:mod:`test_recurrent` are about the layers as they are.
 """
 
 from collections.abc import Callable

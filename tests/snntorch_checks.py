@@ -14,7 +14,7 @@ import snnfast.snntorch as snn
 DECAYS: dict[str, dict[str, float]] = {
     "Leaky": {"beta": 0.9}, "Synaptic": {"alpha": 0.8, "beta": 0.9}, "Lapicque": {"beta": 0.4}
 }  # fmt: skip
-# Beside these on some axes: test_alpha.py and test_recurrent_layers.py are about them.
+# Beside these where a promise may depend on the equations: test_alpha.py and test_recurrent.py are about them.
 OTHER_DECAYS: dict[str, dict[str, Any]] = {
     "Alpha": {"alpha": 0.9, "beta": 0.6}, "RLeaky": {"beta": 0.9, "V": 0.4, "all_to_all": False},
     "RSynaptic": {"alpha": 0.8, "beta": 0.9, "V": -0.4, "all_to_all": False},
@@ -28,9 +28,10 @@ STATES = {
     "Leaky": ("mem",), "Synaptic": ("syn", "mem"), "Lapicque": ("mem",), "Alpha": ("syn_exc", "syn_inh", "mem"),
     "RLeaky": ("spk", "mem"), "RSynaptic": ("spk", "syn", "mem"),
 }  # fmt: skip
+TAKE_DELAY = ("Leaky", "Synaptic", "RLeaky")  # the others of snnTorch have no reset_delay, or raise when it is False
 
 NEURONS = pytest.mark.parametrize("name", DECAYS)
-OTHERS = pytest.mark.parametrize("name", OTHER_DECAYS)
+EVERY = pytest.mark.parametrize("name", STATES)
 # snnTorch's has no reset_delay, no values per neuron, one backward pass of a learned beta, and no export to NIR.
 NOT_LAPICQUE = pytest.mark.parametrize("name", [name for name in DECAYS if name != "Lapicque"])
 BOTH = pytest.mark.parametrize("library", [snn, snntorch], ids=["ours", "theirs"])
@@ -57,15 +58,24 @@ def both(name: str, **options: Any) -> tuple[Any, Any]:
     return make(snnfast, name, **options), make(snntorch, name, **options)
 
 
-def current(*shape: int) -> Tensor:
-    return torch.rand(shape) * 2 - 0.4
+def learning(name: str, learned: int = 7) -> dict[str, bool]:
+    """Arguments that let a layer learn those of its parameters whose bits are set; snnTorch's Alpha learns no alpha."""
+    learned &= 6 if name == "Alpha" else 7
+    names = ("learn_recurrent" if parameter == "V" else f"learn_{parameter}" for parameter in LEARNED[name])
+    return {flag: bool(learned >> i & 1) for i, flag in enumerate(names)}
 
 
 def vectors(name: str) -> dict[str, Tensor]:
     """Values for all that a layer can learn."""
-    values = {"alpha": torch.rand(10), "beta": torch.rand(10), "threshold": torch.rand(10) + 0.4}
+    values = {"alpha": torch.rand(10), "beta": torch.rand(10), "threshold": torch.rand(10) + 0.4, "V": torch.rand(10)}
     values["graded_spikes_factor"] = torch.rand(3, 1) + 0.5
+    if name == "Alpha":  # whose first decay is the larger one
+        values["alpha"], values["beta"] = 0.6 + 0.4 * values["alpha"], 0.5 * values["beta"]
     return {parameter: values[parameter] for parameter in LEARNED[name]}
+
+
+def current(*shape: int) -> Tensor:
+    return torch.rand(shape) * 2 - 0.4
 
 
 def held(layer: Any) -> tuple[Tensor, ...]:
@@ -76,6 +86,16 @@ def held(layer: Any) -> tuple[Tensor, ...]:
 
 def as_tuple(found: Any) -> tuple[Tensor, ...]:
     return found if isinstance(found, tuple) else (found,)
+
+
+def loop(layer: Any, x: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
+    """A layer called step by step, its states passed on: records of the spikes and the states."""
+    record = []
+    for step in x:
+        found = layer(step, *states)
+        record.append(found)
+        states = found[len(found) - len(held(layer)) :]  # the spikes are the first state of a recurrent layer
+    return tuple(torch.stack(r) for r in zip(*record, strict=True))
 
 
 def over_time(net: nn.Module, x: Tensor) -> tuple[Tensor, ...]:

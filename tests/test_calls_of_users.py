@@ -9,7 +9,7 @@ import torch
 from helpers import assert_bits_equal
 from snntorch import surrogate
 from snntorch.functional.quant import state_quant
-from snntorch_checks import as_tuple, own_list_of_neurons  # noqa: F401
+from snntorch_checks import TAKE_DELAY, as_tuple, own_list_of_neurons  # noqa: F401
 from torch import Tensor
 
 import snnfast
@@ -57,16 +57,18 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "learn_threshold": True, "reset_mechanism": "zero", "output": True,
     },
 }  # fmt: skip
-NO_DELAY = ("Lapicque", "Alpha", "RSynaptic")  # snnTorch 1.0.0's have no reset_delay, or raise when it is False
 CALLS = [
-    pytest.param(name, args, {**kwargs, **options}, id=f"{name}-{i}-{label}")
+    pytest.param(
+        name, args, {**kwargs, **options}, id=f"{name}-{i}-{label}",
+        marks=[pytest.mark.thorough] if i and label != "nothing" else [],
+    )
     for name, starts in FIRST.items()
     for i, (args, kwargs) in enumerate(starts)
     for label, options in OPTIONS.items()
-    if not (name in NO_DELAY and "reset_delay" in options)
+    if not (name not in TAKE_DELAY and "reset_delay" in options)
     # In snnTorch 1.0.0, an int can't be learned, nor can the beta of a Lapicque layer with an R.
     and not ("learn_beta" in options and (isinstance(kwargs.get("beta"), int) or "R" in kwargs))
-]
+]  # fmt: skip
 
 
 def pair(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
@@ -96,9 +98,7 @@ def steps(layer: Any, x: Tensor) -> list[list[Tensor]]:
 
 @pytest.mark.parametrize(("name", "args", "kwargs"), CALLS)
 @pytest.mark.filterwarnings("ignore:snnfast. a layer runs step by step")
-def test_a_call_makes_the_same_layer_and_the_same_numbers(
-    name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> None:
+def test_a_call(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     layers = pair(name, args, kwargs)
     ours, theirs = layers
     assert type(ours) is getattr(snn, name)
@@ -120,7 +120,7 @@ def test_a_call_makes_the_same_layer_and_the_same_numbers(
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4 * float(b.abs().max()) + 1e-8)
 
 
-def test_a_layer_that_is_not_fused_is_snntorchs_own() -> None:
+def test_a_layer_that_is_not_fused() -> None:
     """``SConv2dLSTM``, the last of the neurons that were found."""
     assert snn.SConv2dLSTM is snntorch.SConv2dLSTM
     layer = snn.SConv2dLSTM(1, 4, 3, max_pool=2, threshold=0.1, spike_grad=snn.surrogate.fast_sigmoid(slope=10))

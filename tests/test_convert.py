@@ -1,20 +1,37 @@
 """convert puts a model's snnTorch layers on the kernels without anyone noticing but the clock; revert undoes it."""
 
+import copy
 import gc
+import io
+import pickle
 import weakref
 from typing import Any
 
 import pytest
 import snntorch
 import torch
-from helpers import assert_bits_equal, assert_close
+from helpers import SURROGATES, assert_bits_equal, assert_close
 from snntorch import surrogate as theirs
-from snntorch_checks import DECAYS, NEURONS, NOT_LAPICQUE, STATES, held, make, neurons, over_time, own_list_of_neurons  # noqa: F401
+from snntorch.functional.quant import state_quant
+from snntorch_checks import (
+    DECAYS,
+    EVERY,
+    NEURONS,
+    NOT_LAPICQUE,
+    STATES,
+    as_tuple,
+    held,
+    make,
+    neurons,
+    over_time,
+    own_list_of_neurons,  # noqa: F401
+)
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 import snnfast
 import snnfast.snntorch as snn
+from snnfast import surrogate
 
 
 def doubled(self: Any, input_: Tensor, *states: Tensor) -> Any:
@@ -62,7 +79,7 @@ def train(net: nn.Module, optimizer: torch.optim.Optimizer, steps: int, seed: in
 
 @NEURONS
 @pytest.mark.needs_extension
-def test_a_converted_model_gives_the_same_numbers_one_step_at_a_time_and_unrolled(name: str) -> None:
+def test_numbers(name: str) -> None:
     expected, net = network(name), network(name)
     assert snn.convert(net).swapped == ("1", "2.1", "4")
     assert all(type(layer) is getattr(snn, name) for layer in neurons(net))
@@ -82,43 +99,32 @@ def test_a_converted_model_gives_the_same_numbers_one_step_at_a_time_and_unrolle
 
 
 @NOT_LAPICQUE
-def test_an_optimizer_made_before_trains_on_with_the_losses_of_snntorch(name: str) -> None:
+def test_training_goes_on(name: str) -> None:
+    """With the optimizer made before, from the held states, after the conversion and after the return."""
     expected, net = network(name), network(name)
     optimizers = [torch.optim.Adam(n.parameters(), lr=1e-2) for n in (expected, net)]
     parameters = dict(net.named_parameters())
-    losses = [train(expected, optimizers[0], 2), train(net, optimizers[1], 2)]
-    snn.convert(net)
-    for (key, p), (before_key, before) in zip(net.named_parameters(), parameters.items(), strict=True):
-        assert key == before_key
-        assert p is before
-    old = [p.detach().clone() for p in net.parameters()]
-    losses = [[*losses[0], *train(expected, optimizers[0], 6)], [*losses[1], *train(net, optimizers[1], 6)]]
-    torch.testing.assert_close(torch.stack(losses[1]), torch.stack(losses[0]), rtol=1e-4, atol=1e-6)
-    assert all(not torch.equal(a, b) for a, b in zip(old, net.parameters(), strict=True))
-    for a, b in zip(net.parameters(), expected.parameters(), strict=True):
-        assert_close(a, b, 1e-4)
-
-
-@NOT_LAPICQUE
-def test_converted_trained_and_reverted_snntorch_goes_on_with_the_same_numbers(name: str) -> None:
-    expected, net = network(name), network(name)
-    optimizers = [torch.optim.SGD(n.parameters(), lr=1e-2) for n in (expected, net)]
-    train(expected, optimizers[0], 3)
-    snn.convert(net)
-    train(net, optimizers[1], 3)
-    assert snn.revert(net).swapped == ("1", "2.1", "4")
-    assert all(type(layer) is getattr(snntorch, name) for layer in neurons(net))
-    x = torch.rand(4, 3, 6)
-    for a, b in zip(over_time(net, x), over_time(expected, x), strict=True):  # from the held states
-        assert_close(a, b, 1e-4)
-    losses = train(net, optimizers[1], 3, seed=1), train(expected, optimizers[0], 3, seed=1)
-    torch.testing.assert_close(torch.stack(losses[0]), torch.stack(losses[1]), rtol=1e-4, atol=1e-6)
+    for change in (None, snn.convert, snn.revert):
+        if change is not None:
+            assert change(net).swapped == ("1", "2.1", "4")
+        library = snn if change is snn.convert else snntorch
+        assert all(type(layer) is getattr(library, name) for layer in neurons(net))
+        assert [(key, id(p)) for key, p in net.named_parameters()] == [(key, id(p)) for key, p in parameters.items()]
+        x = torch.rand(4, 3, 6)
+        for a, b in zip(over_time(net, x), over_time(expected, x), strict=True):
+            assert_close(a, b, 1e-4)
+        old = [p.detach().clone() for p in net.parameters()]
+        losses = train(expected, optimizers[0], 3), train(net, optimizers[1], 3)
+        torch.testing.assert_close(torch.stack(losses[1]), torch.stack(losses[0]), rtol=1e-4, atol=1e-6)
+        for before, a, b in zip(old, net.parameters(), expected.parameters(), strict=True):
+            assert not torch.equal(a, before)
+            assert_close(a, b, 1e-4)
 
 
 # ---- where layers are
 
 
-def test_layers_are_found_in_every_container_and_a_shared_one_once() -> None:
+def test_containers_and_shared_layers() -> None:
     shared = snntorch.Leaky(0.9)
 
     class Net(nn.Module):
@@ -138,76 +144,57 @@ def test_layers_are_found_in_every_container_and_a_shared_one_once() -> None:
     assert snn.revert(net).swapped == report.swapped
 
 
-def test_a_layer_used_twice_in_a_step_runs_as_snntorchs() -> None:
-    nets = []
-    for _ in range(2):
-        torch.manual_seed(2)
-        lif = snntorch.Leaky(0.9, init_hidden=True)
-        nets.append(nn.Sequential(nn.Linear(6, 6), lif, nn.Linear(6, 6), lif))
-    snn.convert(nets[1])
-    for step in torch.rand(6, 3, 6) * 3:
-        assert_bits_equal(nets[1](step), nets[0](step))
-
-
-@NEURONS
-def test_the_model_may_itself_be_a_layer(name: str) -> None:
+@EVERY
+def test_a_layer_alone(name: str) -> None:
     lif = make(snntorch, name)
     report = snn.convert(lif)
     assert report.swapped == ("",)
     assert str(report) == "swapped 1: (the model)"
+    assert str(snn.Report(("a",), {"": "why"}, {"a": "what"})) == "swapped 1: a\nleft (the model): why\nnote on a: what"
     assert type(lif) is getattr(snn, name)
     assert snn.revert(lif).swapped == ("",)
     assert type(lif) is getattr(snntorch, name)
 
 
-@NEURONS
-def test_a_second_call_changes_nothing(name: str) -> None:
-    net = network(name)
-    snn.convert(net)
-    over_time(net, torch.rand(2, 3, 6))
-    before = [dict(vars(lif)) for lif in neurons(net)]
-    assert snn.convert(net) == snn.Report((), {}, {})
-    assert [dict(vars(lif)) for lif in neurons(net)] == before
-    snn.revert(net)
-    assert snn.revert(net) == snn.Report((), {}, {})
-
-
 @pytest.mark.parametrize("function", [snn.convert, snn.revert])
 @pytest.mark.parametrize("net", [None, 3, [nn.Linear(2, 2)], snntorch.Leaky], ids=str)
-def test_something_that_is_not_a_module_is_a_type_error(function: Any, net: Any) -> None:
+def test_no_module(function: Any, net: Any) -> None:
     with pytest.raises(TypeError, match=r"net: expected a torch\.nn\.Module, got"):
         function(net)
 
 
-@NEURONS
-def test_a_model_without_neurons_and_layers_of_snnfast_are_left_in_peace(name: str) -> None:
+@EVERY
+def test_our_layers_are_left_in_peace(name: str) -> None:
     ours, plain = make(snn, name), make(snnfast, name)
     assert snn.convert(nn.Sequential(nn.Linear(2, 2), ours, plain)) == snn.Report((), {}, {})
     assert type(ours) is getattr(snn, name)
     assert type(plain) is getattr(snnfast, name)
+    theirs = make(snntorch, name)
+    snn.convert(theirs)
+    theirs(torch.rand(3, 6))
+    before = dict(vars(theirs))
+    assert snn.convert(theirs) == snn.Report((), {}, {})  # a second call changes nothing
+    assert dict(vars(theirs)) == before
+    snn.revert(theirs)
+    assert snn.revert(theirs) == snn.Report((), {}, {})
 
 
-def test_a_model_in_data_parallel_is_converted_inside_it() -> None:
-    wrapped, expected = nn.DataParallel(network()), network()
-    assert snn.convert(wrapped).swapped == ("module.1", "module.2.1", "module.4")
-    x = torch.rand(4, 3, 6) * 2
-    for a, b in zip(
-        over_time(wrapped, x), over_time(expected, x), strict=True
-    ):  # without a GPU, DataParallel calls the module
-        assert_bits_equal(a, b)
-
-
-def test_a_compiled_model_is_converted_before_and_after_its_first_call() -> None:
+def test_a_model_in_another_one() -> None:
+    """In ``DataParallel``, and compiled, before and after its first call."""
     x = torch.rand(3, 3, 6) * 2
-    for first in (False, True):
+    for wrap, prefix, first in (
+        (nn.DataParallel, "module", False),  # without a GPU, it calls the module
+        (lambda net: torch.compile(net, backend="eager"), "_orig_mod", False),
+        (lambda net: torch.compile(net, backend="eager"), "_orig_mod", True),
+    ):
         torch._dynamo.reset()
         net, expected = network()[:2], network()[:2]
-        compiled = torch.compile(net, backend="eager")
+        wrapped = wrap(net)
         if first:
-            assert_bits_equal(compiled(x[0]), expected(x[0]))
-        assert snn.convert(compiled).swapped == ("_orig_mod.1",)
+            assert_bits_equal(wrapped(x[0]), expected(x[0]))
+        assert snn.convert(wrapped).swapped == (f"{prefix}.1",)
         for step in x:
-            assert_bits_equal(compiled(step), expected(step))
+            assert_bits_equal(wrapped(step), expected(step))
         assert_bits_equal(net[1].mem, expected[1].mem)
     torch._dynamo.reset()
 
@@ -224,7 +211,7 @@ NO_KERNEL: dict[str, Any] = {
 
 
 @NOT_LAPICQUE
-def test_layers_that_compute_something_else_are_left_and_reported(name: str) -> None:
+def test_layers_that_are_left(name: str) -> None:
     theirs = getattr(snntorch, name)
     own, fires = type("Own", (theirs,), {"forward": doubled}), type("Fires", (theirs,), {"fire": fires_late})
     inherits = type("FiresLike", (fires,), {})  # a computation that is not snnTorch's
@@ -268,15 +255,8 @@ def test_layers_that_compute_something_else_are_left_and_reported(name: str) -> 
     no_buffer(torch.rand(2, 3))
 
 
-def test_a_report_names_what_there_was_to_know() -> None:
-    assert str(snn.Report((), {}, {})) == "swapped 0: none"
-    assert str(snn.Report(("a", ""), {"": "why"}, {"a": "what"})) == (
-        "swapped 2: a, (the model)\nleft (the model): why\nnote on a: what"
-    )
-
-
 @NEURONS
-def test_a_reset_mechanism_that_had_no_effect_in_snntorch_gets_none_and_a_note(name: str) -> None:
+def test_a_reset_mechanism_without_effect(name: str) -> None:
     layers = [make(snntorch, name, init_hidden=True, output=True) for _ in range(2)]
     for layer in layers:
         layer.reset_mechanism = "zero"  # with a delayed reset snnTorch goes on subtracting
@@ -294,7 +274,7 @@ def test_a_reset_mechanism_that_had_no_effect_in_snntorch_gets_none_and_a_note(n
 
 
 @NEURONS
-def test_a_converted_and_a_reverted_model_are_freed(name: str) -> None:
+def test_models_are_freed(name: str) -> None:
     for back in (False, True):
         net = network(name)
         snn.convert(net)
@@ -310,7 +290,7 @@ def test_a_converted_and_a_reverted_model_are_freed(name: str) -> None:
         getattr(snn, name).reset_hidden()
 
 
-def test_converting_back_and_forth_leaves_one_entry_in_the_list_of_snntorch() -> None:
+def test_one_entry_in_the_list_of_snntorch() -> None:
     net = nn.Sequential(nn.Linear(3, 4), snntorch.Leaky(0.9), snntorch.Synaptic(0.8, 0.7))
     snn.convert(net)
     entries = len(snntorch.SpikingNeuron.instances)
@@ -318,3 +298,283 @@ def test_converting_back_and_forth_leaves_one_entry_in_the_list_of_snntorch() ->
         snn.revert(net)
         snn.convert(net)
     assert len(snntorch.SpikingNeuron.instances) == entries
+
+
+# ---- what a layer keeps
+
+
+class Named(snntorch.Leaky):
+    """A subclass without a computation of its own."""
+
+    def __init__(self, name: str, **options: Any) -> None:
+        super().__init__(**options)
+        self.label = name
+
+    def describe(self) -> str:
+        return f"{self.label}: {self.mem.shape}"
+
+    def init_leaky(self) -> Tensor:
+        self.label += "!"
+        return super().init_leaky()
+
+
+class NamedSynaptic(snntorch.Synaptic):
+    def __init__(self, name: str, **options: Any) -> None:
+        super().__init__(alpha=0.8, **options)
+        self.label = name
+
+
+@pytest.mark.parametrize("name", ["Leaky", "Synaptic"])
+def test_everything_stays(name: str) -> None:
+    lif = make(
+        snntorch, name, beta=torch.rand(5), threshold=0.9, spike_grad=theirs.sigmoid(slope=3), init_hidden=True,
+        learn_beta=True, reset_mechanism="none", output=True, reset_delay=False,
+    ).double().eval()  # fmt: skip
+    keys = list(lif.state_dict())
+    lif.extra = {"mine": 1}
+    lif.threshold.requires_grad_()
+    lif(torch.rand(2, 5, dtype=torch.float64))
+    before, beta, threshold, states = dict(vars(lif)), lif.beta, lif.threshold, held(lif)
+    assert "reset" in before  # of the last step
+    for function, library in ((snn.convert, snn), (snn.revert, snntorch)):
+        function(lif)
+        assert not hasattr(lif, "reset")
+        assert type(lif) is getattr(library, name)
+        assert lif.beta is beta
+        assert isinstance(lif.beta, nn.Parameter)
+        assert lif.threshold is threshold
+        assert lif.threshold.requires_grad
+        assert all(a is b for a, b in zip(held(lif), states, strict=True))
+        assert lif.mem.requires_grad
+        assert lif.mem.dtype == lif.graded_spikes_factor.dtype == torch.float64
+        assert not lif.training
+        assert lif.reset_mechanism == "none"
+        for flag in ("init_hidden", "output", "inhibition", "reset_delay", "surrogate_disable", "state_quant", "extra"):
+            assert vars(lif)[flag] is before[flag], flag
+        assert sorted(lif.state_dict()) == sorted(keys)
+
+
+@NEURONS
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"inhibition": True}, {"state_quant": state_quant(num_bits=4)}, {"inhibition": 1, "output": 1}],
+    ids=["none", "inhibition", "quantized", "numbers"],
+)
+@pytest.mark.filterwarnings("ignore:Inhibition", "ignore:snnfast. a layer runs step by step")
+def test_flags(options: dict[str, Any], name: str) -> None:
+    """They go on meaning the same; snnTorch takes any number for a truth value."""
+    for init_hidden in (0, 1):
+        lif, expected = (make(snntorch, name, init_hidden=init_hidden, **options) for _ in range(2))
+        snn.convert(lif)
+        found, wanted = (), ()
+        for step in torch.rand(6, 2, 5) * 2:
+            results = as_tuple(lif(step, *found)), as_tuple(expected(step, *wanted))
+            for actual, value in zip((*results[0], *held(lif)), (*results[1], *held(expected)), strict=True):
+                assert_bits_equal(actual, value)
+            found, wanted = ((), ()) if init_hidden else (results[0][1:], results[1][1:])
+
+
+def test_parametrization_after_the_conversion() -> None:
+    lif, expected = snntorch.Leaky(0.4, learn_beta=True), snntorch.Leaky(0.4, learn_beta=True)
+    snn.convert(lif)
+    x = torch.rand(4, 2, 3) * 2
+    for layer in (lif, expected):
+        parametrize.register_parametrization(layer, "beta", nn.Sigmoid())
+    for step in x:
+        assert_bits_equal(lif(step)[0], expected(step)[0])
+    for layer in (lif, expected):
+        parametrize.remove_parametrizations(layer, "beta")
+    assert type(lif) is snn.Leaky
+    for step in x:
+        assert_bits_equal(lif(step)[0], expected(step)[0])
+
+
+@NEURONS
+def test_hooks(name: str) -> None:
+    calls: list[str] = []
+
+    def count(hook: str) -> Any:
+        return lambda *args, **kwargs: calls.append(hook)
+
+    lif = make(snntorch, name, learn_beta=True)
+    lif.register_forward_pre_hook(count("pre"))
+    handle = lif.register_forward_hook(count("forward"))
+    lif.register_full_backward_hook(count("backward"))
+    lif.register_full_backward_pre_hook(count("backward_pre"))
+    lif.register_state_dict_post_hook(count("state_dict"))
+    lif.register_state_dict_pre_hook(count("state_dict_pre"))
+    lif.register_load_state_dict_post_hook(count("load"))
+    lif.register_load_state_dict_pre_hook(count("load_pre"))
+    every = ["backward", "backward_pre", "forward", "load", "load_pre", "pre", "state_dict", "state_dict_pre"]
+    for function in (snn.convert, snn.revert):
+        function(lif)
+        calls.clear()
+        lif.reset_mem()
+        spk, *_ = lif(torch.rand(2, 3, requires_grad=True))
+        spk.sum().backward()
+        lif.load_state_dict(lif.state_dict())
+        assert sorted(calls) == every
+    snn.convert(lif)
+    handle.remove()
+    calls.clear()
+    lif(torch.rand(2, 3))
+    assert "forward" not in calls
+    lif.reset_mem()  # a graph with a backward hook holds the layer, which holds the graph
+
+
+@NEURONS
+def test_a_reverted_layer_is_snntorchs(name: str) -> None:
+    spike_grad = theirs.triangular(threshold=0.5)
+    lif, fresh = make(snntorch, name, spike_grad=spike_grad, reset_mechanism="zero"), make(snntorch, name)
+    snn.convert(lif)
+    assert lif.spike_grad == surrogate.triangular(threshold=0.5)
+    lif(torch.rand(3, 10))
+    state = copy.deepcopy(lif.state_dict())
+    snn.revert(lif)
+    assert list(lif.state_dict()) == list(state) == list(fresh.state_dict())
+    for function in (snn.convert, snn.revert):  # checkpoints load strictly both ways
+        fresh.load_state_dict(state, strict=True)
+        for key, t in state.items():
+            assert_bits_equal(fresh.state_dict()[key], t, key)
+        function(fresh)
+    assert type(lif) is getattr(snntorch, name)
+    assert lif.spike_grad is spike_grad
+    for state in STATES[name]:
+        assert state in lif._buffers
+        assert state in lif._non_persistent_buffers_set
+        assert state not in lif.state_dict()
+    assert lif.state_function == lif._base_zero
+    assert vars(lif).keys() == vars(fresh).keys()
+    listed = (*getattr(snn, name).instances, *getattr(snnfast, name).instances)
+    assert not any(other is lif for other in listed)
+    lif(torch.ones(2, 3))
+    assert all(state.any() for state in held(lif))
+    getattr(snntorch, name).reset_hidden()
+    assert not any(state.any() for state in held(lif))
+
+
+OURS: dict[str, Any] = {
+    **SURROGATES,
+    "SSO": surrogate.SSO(mean=0.1, variance=0.3),
+    "custom": surrogate.custom_surrogate(lambda z, grad, spk: grad * torch.exp(-z.abs())),
+}
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_layer_made_as_ours_reverts(name: str) -> None:
+    lif = snn.Leaky(0.9, spike_grad=OURS[name])
+    snn.revert(lif)
+    assert type(lif) is snntorch.Leaky
+    module = getattr(lif.spike_grad, "__module__", "")
+    assert (module == "snntorch.surrogate") == (name != "LSO")  # snnTorch 1.0.0's own raises
+    z = torch.linspace(-1, 2, 9, requires_grad=True)
+    torch.manual_seed(0)
+    lif.spike_grad(z).sum().backward()
+    expected = z.detach().clone().requires_grad_()
+    torch.manual_seed(0)
+    OURS[name](expected).sum().backward()
+    assert_close(z.grad, expected.grad, 1e-5)
+
+
+def test_surrogates_come_back() -> None:
+    def unknown(z: Tensor) -> Tensor:
+        return (z > 0).to(z.dtype)
+
+    lif = snntorch.Leaky(0.9)
+    snn.convert(lif)
+    lif.spike_grad = mine = theirs.heaviside()  # set after the conversion
+    snn.revert(lif)
+    assert lif.spike_grad is mine
+    for options in ({"surrogate_disable": True}, {"spike_grad": unknown}):
+        lif = snntorch.Leaky(0.9, **options)
+        before = lif.spike_grad
+        snn.convert(lif)
+        snn.revert(lif)
+        assert lif.spike_grad is before
+        lif = snn.Leaky(0.9, **options)
+        snn.revert(lif)
+        assert lif.spike_grad is before
+    lif = snn.Leaky(0.9, surrogate_disable=True)
+    snn.revert(lif)
+    assert lif.surrogate_disable
+    assert not lif(torch.ones(2, 3, requires_grad=True))[0].requires_grad
+
+
+def test_a_surrogate_that_is_a_module() -> None:
+    class Slope(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.slope = nn.Parameter(torch.tensor(2.0))
+
+        def forward(self, z: Tensor) -> Tensor:
+            return (z > 0).to(z.dtype) + self.slope * (z - z)
+
+    lif = snntorch.Leaky(0.9, spike_grad=Slope())
+    module = lif.spike_grad
+    for function in (snn.convert, snn.revert):
+        function(lif)
+        assert lif.spike_grad is module
+        assert dict(lif.named_modules())["spike_grad"] is module
+        assert "spike_grad.slope" in lif.state_dict()
+
+
+# ---- subclasses
+
+
+@pytest.mark.needs_extension
+def test_a_subclass_without_its_own_step() -> None:
+    lif, expected = Named("a", beta=0.9, init_hidden=True), Named("a", beta=0.9, init_hidden=True)
+    net = nn.Sequential(lif)
+    assert snn.convert(net).swapped == ("0",)
+    for cls in (Named, snn.Leaky, snnfast.Leaky, snntorch.Leaky):
+        assert isinstance(lif, cls)
+    assert type(lif).__name__ == "Named"
+    for step in torch.rand(5, 2, 3) * 2:
+        assert_bits_equal(lif(step), expected(step))
+    assert lif.describe() == expected.describe() == "a: torch.Size([2, 3])"
+    assert not lif.init_leaky().any()
+    assert lif.label == "a!"
+    with snnfast.use_backend("fused"):
+        assert lif.unroll(torch.rand(4, 2, 3))[0].shape == (4, 2, 3)
+    other = Named("b", beta=0.8)
+    snn.convert(other)
+    assert type(other) is type(lif)
+    assert snn.convert(net) == snn.Report((), {}, {})
+    assert snn.revert(net).swapped == ("0",)
+    assert type(lif) is Named
+
+
+@pytest.mark.parametrize("cls", [Named, NamedSynaptic, snntorch.Leaky])
+def test_copies_pickles_and_files(cls: Any) -> None:
+    label = () if cls is snntorch.Leaky else ("a",)
+    options: dict[str, Any] = {"init_hidden": True, "learn_beta": True, "spike_grad": theirs.SFS(slope=2.0)}
+    lif = cls(*label, beta=torch.rand(3), **options)
+    snn.convert(lif)
+    lif(torch.rand(2, 3))
+    file = io.BytesIO()
+    torch.save(lif, file)
+    file.seek(0)
+    copies = (copy.deepcopy(lif), pickle.loads(pickle.dumps(lif)), torch.load(file, weights_only=False))
+    x = torch.rand(6, 2, 3) * 2
+    expected = [lif(step).detach() for step in x]
+    for other in copies:
+        assert type(other) is type(lif)
+        assert not label or other.label == "a"
+        assert not any(a is b or a.requires_grad for a, b in zip(held(other), held(lif), strict=True))
+        assert other.beta is not lif.beta
+        for step, spk in zip(x, expected, strict=True):
+            assert_bits_equal(other(step), spk)
+        assert snn.revert(other).swapped == ("",)
+        assert type(other) is cls
+        assert other.spike_grad.__module__ == "snntorch.surrogate"
+
+
+@NEURONS
+def test_a_subclass_of_our_layer_is_not_reverted(name: str) -> None:
+    mine = type("Mine", (getattr(snn, name),), {})
+    net = nn.Sequential(mine(**DECAYS[name]))
+    assert snn.convert(net) == snn.Report((), {}, {})
+    report = snn.revert(net)
+    assert report.swapped == ()
+    assert report.left == {"0": f"Mine was made as a subclass of snnfast.snntorch.{name}"}
+    assert type(net[0]) is mine

@@ -17,9 +17,10 @@ from torch.nn.parallel import DistributedDataParallel
 import snnfast
 import snnfast.snntorch as snn
 
-pytestmark = pytest.mark.skipif(
-    not (dist.is_available() and dist.is_gloo_available()), reason="torch was built without gloo"
-)
+pytestmark = [
+    pytest.mark.thorough,
+    pytest.mark.skipif(not (dist.is_available() and dist.is_gloo_available()), reason="torch was built without gloo"),
+]
 STEPS, BATCH = 5, 3
 SHARDED = ("steps", "unroll", "compiled")  # ways to run a network whose layers are sharded
 
@@ -129,14 +130,14 @@ def test_every_process_keeps_its_own_membrane(ranks: list[dict[str, Any]]) -> No
         assert_bits_equal(ranks[rank]["ours"], expected)
 
 
-def test_snntorchs_buffer_is_overwritten_by_the_first_process(ranks: list[dict[str, Any]]) -> None:
+def test_snntorchs_buffer_is_overwritten(ranks: list[dict[str, Any]]) -> None:
     with torch.no_grad():
         expected = [run(Net(snntorch), data(rank))[1] for rank in range(2)]
     assert_bits_equal(ranks[0]["theirs"], expected[0])
     assert not torch.allclose(ranks[1]["theirs"], expected[1])
 
 
-def test_gradients_are_averaged_over_the_processes(ranks: list[dict[str, Any]]) -> None:
+def test_gradients_are_averaged(ranks: list[dict[str, Any]]) -> None:
     grads = []
     for rank in range(2):
         net = Net(snn)
@@ -162,14 +163,14 @@ def averaged(by_unroll: bool) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("way", SHARDED)
-def test_fully_sharded_layers_have_the_gradients_of_one_process(ranks: list[dict[str, Any]], way: str) -> None:
+def test_fully_sharded_layers(ranks: list[dict[str, Any]], way: str) -> None:
     for found in (r["sharded"][way] for r in ranks):
         for grad, expected in zip(found, averaged(by_unroll=way == "unroll"), strict=True):
             assert_close(grad, expected, 1e-5)
 
 
 @pytest.mark.parametrize("around", [False, True], ids=["inside", "around"])
-def test_a_compiled_loop_has_the_gradients_of_one_process(ranks: list[dict[str, Any]], around: bool) -> None:
+def test_a_compiled_loop(ranks: list[dict[str, Any]], around: bool) -> None:
     for found in (r["compiled"][around] for r in ranks):
         for grad, expected in zip(found, averaged(by_unroll=False), strict=True):
             assert_close(grad, expected, 1e-5)

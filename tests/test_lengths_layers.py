@@ -9,7 +9,7 @@ from recurrent_checks import CONNECTIONS, DECAYS, current, layers, make
 from torch import Tensor, nn
 
 import snnfast
-from snnfast import Leaky, MultiStep, Residual, RLeaky, Synaptic, _linear, functional, use_backend
+from snnfast import Leaky, MultiStep, Residual, RLeaky, Synaptic, _linear, use_backend
 
 LENGTHS = torch.tensor([4, 9, 0, 7, 9])
 STEPS, SAMPLES = 9, len(LENGTHS)
@@ -34,7 +34,7 @@ def padded(record: Tensor, n: int, steps: int, like_last: bool) -> Tensor:
 
 @every_neuron
 @pytest.mark.parametrize("record_mem", [True, False])
-def test_a_layer_holds_the_states_after_the_last_steps(neuron: str, record_mem: bool, backend: str) -> None:
+def test_held_states(neuron: str, record_mem: bool, backend: str) -> None:
     kind = KINDS[neuron]
     decays = dict.fromkeys(kind.decays, 0.5)
     layer, one = (kind.layer(*decays.values(), init_hidden=True) for _ in range(2))
@@ -49,14 +49,6 @@ def test_a_layer_holds_the_states_after_the_last_steps(neuron: str, record_mem: 
             assert_bits_equal(getattr(layer, name)[b : b + 1], wanted, name)
     for name, t in zip(kind.ops.states[kind.ops.fed_back :], states, strict=True):
         assert_bits_equal(t[-1] if record_mem else t, getattr(layer, name))
-
-
-def test_snntorchs_layers_take_lengths(backend: str) -> None:
-    snn = pytest.importorskip("snnfast.snntorch")
-    x = torch.rand(STEPS, SAMPLES, 6) * 2
-    for ours, theirs in ((Leaky(0.9), snn.Leaky(0.9)), (Synaptic(0.9, 0.8), snn.Synaptic(0.9, 0.8))):
-        for a, b in zip(ours.unroll(x, lengths=LENGTHS), theirs.unroll(x, lengths=LENGTHS), strict=True):
-            assert_bits_equal(a, b)
 
 
 # ---- spikes as bits
@@ -99,12 +91,16 @@ def connected_calls(name: str, kind: str, **options: Any) -> tuple[Any, Tensor, 
     return layer, x, lengths
 
 
-KINDS_WITH_BATCH = [kind for kind in CONNECTIONS if kind != "one sample"]
+KINDS_WITH_BATCH = [
+    kind if kind in ("linear", "conv") else pytest.param(kind, marks=pytest.mark.thorough)
+    for kind in CONNECTIONS
+    if kind != "one sample"
+]
 
 
 @pytest.mark.parametrize("kind", KINDS_WITH_BATCH)
 @layers
-def test_connected_neurons_keep_the_bits_of_the_loop(name: str, kind: str) -> None:
+def test_connected_neurons(name: str, kind: str) -> None:
     layer, x, lengths = connected_calls(name, kind)
     states = [torch.rand_like(x[0]).requires_grad_() for _ in layer.neuron.states]
     x.requires_grad_()
@@ -127,7 +123,7 @@ def test_connected_neurons_keep_the_bits_of_the_loop(name: str, kind: str) -> No
 
 @pytest.mark.parametrize("kind", KINDS_WITH_BATCH)
 @layers
-def test_connected_neurons_equal_each_sample_alone(name: str, kind: str, backend: str) -> None:
+def test_connected_neurons_and_each_sample_alone(name: str, kind: str, backend: str) -> None:
     """In float64, where the order of sums decides no spike; the states are those that the layer holds."""
     layer, x, lengths = connected_calls(name, kind, init_hidden=True)
     layer, x = layer.double(), x.double().requires_grad_()
@@ -153,7 +149,8 @@ def test_connected_neurons_equal_each_sample_alone(name: str, kind: str, backend
 
 
 STEP_BY_STEP: tuple[dict[str, Any], ...] = (
-    {"inhibition": True}, {"inhibition": True, "reset_delay": False}, {"spike_grad": Bump.apply}, {"reset_delay": False}
+    {"inhibition": True}, {"inhibition": True, "reset_delay": False}, {"spike_grad": Bump.apply},
+    {"reset_delay": False}, {"hooked": True},
 )  # fmt: skip
 
 
@@ -161,9 +158,12 @@ STEP_BY_STEP: tuple[dict[str, Any], ...] = (
 @pytest.mark.parametrize("options", STEP_BY_STEP, ids=lambda options: "-".join(options))
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 @layers
-def test_connected_neurons_that_go_step_by_step(name: str, options: dict[str, Any], backend: str) -> None:
-    layer, x, lengths = connected_calls(name, "linear", **options)
+def test_connected_neurons_step_by_step(name: str, options: dict[str, Any], backend: str) -> None:
+    hooked = "hooked" in options  # connections that may be any module
+    layer, x, lengths = connected_calls(name, "linear", **({} if hooked else options))
     layer, x = layer.double(), x.double().requires_grad_()
+    if hooked:
+        layer.recurrent.register_forward_hook(lambda *_: None)
     asking = [x, *layer.parameters()]
     with use_backend(backend):
         found = layer.unroll(x, lengths=lengths)
@@ -179,20 +179,7 @@ def test_connected_neurons_that_go_step_by_step(name: str, options: dict[str, An
         assert_close(a, b, 1e-10)
 
 
-@layers
-def test_connections_that_are_any_module_go_step_by_step(name: str) -> None:
-    layer, x, lengths = connected_calls(name, "linear")
-    wanted = layer.unroll(x, lengths=lengths)
-    layer.recurrent.register_forward_hook(lambda *_: None)
-    for a, b in zip(layer.unroll(x, lengths=lengths), wanted, strict=True):
-        assert_bits_equal(a, b)
-    constant = layer.unroll(x[0], num_steps=9, lengths=lengths.clamp(max=9))
-    every = layer.unroll(x[:1].expand(9, *x.shape[1:]), lengths=lengths.clamp(max=9))
-    for a, b in zip(constant, every, strict=True):
-        assert_bits_equal(a, b)
-
-
-def test_connected_neurons_without_a_batch_have_no_lengths(backend: str) -> None:
+def test_connected_neurons_without_a_batch(backend: str) -> None:
     layer, x = RLeaky(linear_features=10, **DECAYS["RLeaky"]), torch.rand(9, 10)
     with pytest.raises(ValueError, match=r"^lengths: needs steps with a batch dimension"):
         layer.unroll(x, lengths=torch.arange(10) % 9)
@@ -210,7 +197,7 @@ def network(**options: Any) -> MultiStep:
 
 
 @pytest.mark.parametrize("num_steps", [None, STEPS])
-def test_a_sequence_equals_each_sample_alone(num_steps: int | None, backend: str) -> None:
+def test_a_sequence(num_steps: int | None, backend: str) -> None:
     net = network()
     x = torch.rand(*(() if num_steps else (STEPS,)), SAMPLES, 6, dtype=torch.float64).mul(4).requires_grad_()
     more: dict[str, Any] = {"return_states": True, "return_spikes": True}
@@ -237,7 +224,7 @@ def test_a_sequence_equals_each_sample_alone(num_steps: int | None, backend: str
     assert_close(last_mem, mem[-1], 1e-12)
 
 
-def test_parts_of_a_sequence_go_on_from_frozen_states(backend: str) -> None:
+def test_parts_of_a_sequence(backend: str) -> None:
     """A sample that has ended takes part with a length of 0."""
     net, x = network(), torch.rand(STEPS, SAMPLES, 6, dtype=torch.float64) * 4
     spk, mem = net(x, lengths=LENGTHS)
@@ -269,7 +256,7 @@ class Shift(nn.Module):
         return torch.cat([torch.zeros_like(x[:1]), x[:-1]])
 
 
-def test_modules_with_an_unroll_of_their_own(backend: str) -> None:
+def test_modules_with_an_unroll(backend: str) -> None:
     x = torch.rand(STEPS, SAMPLES, 6) * 2
     wanted = Leaky(0.5).unroll(x, lengths=LENGTHS)[0]
     assert_bits_equal(MultiStep(OwnWithLengths())(x, lengths=LENGTHS), wanted)
@@ -279,7 +266,7 @@ def test_modules_with_an_unroll_of_their_own(backend: str) -> None:
     assert MultiStep(Shift(), Leaky(0.5))(x, lengths=LENGTHS)[0].shape == x.shape  # it has no neuron
 
 
-def test_lengths_of_a_sequence_are_checked_where_no_layer_takes_them(backend: str) -> None:
+def test_lengths_are_checked_where_no_layer_takes_them(backend: str) -> None:
     net, x = MultiStep(nn.Linear(6, 5)), torch.rand(STEPS, SAMPLES, 6)
     for wrong, error in (([1], TypeError), (LENGTHS[:2], ValueError), (LENGTHS + 1, ValueError)):
         with pytest.raises(error, match=r"^lengths\b"):
@@ -287,7 +274,7 @@ def test_lengths_of_a_sequence_are_checked_where_no_layer_takes_them(backend: st
 
 
 @pytest.mark.needs_extension
-def test_a_sequence_hands_on_bits_and_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sequence_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
     net = MultiStep(nn.Linear(6, 8), Leaky(0.8), nn.Linear(8, 4), Leaky(0.9))
     x, made = torch.rand(STEPS, SAMPLES, 6) * 4, []
     monkeypatch.setattr(
@@ -299,10 +286,3 @@ def test_a_sequence_hands_on_bits_and_compiles(monkeypatch: pytest.MonkeyPatch) 
     found = torch.compile(net, backend="aot_eager")(x, lengths=LENGTHS)
     for a, b in zip(found, wanted, strict=True):
         assert_close(a, b, 1e-6)
-
-
-def test_a_function_with_lengths_and_weights(backend: str) -> None:
-    x, weight = torch.rand(STEPS, SAMPLES, 6), torch.rand(3, 6)
-    count, _ = functional.lif(x, beta=0.9, reduce="sum", lengths=LENGTHS, weight=weight)
-    spk, _ = functional.lif(x, beta=0.9, lengths=LENGTHS)
-    assert_close(count, spk.sum(0) @ weight.t(), 1e-6)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 import snnfast
-from snnfast import Leaky, MultiStep, Residual, _events, _linear
+from snnfast import Leaky, MultiStep, Residual, _linear
 
 pytestmark = pytest.mark.needs_extension
 
@@ -66,7 +66,7 @@ def test_a_linear_layer_behind_a_neuron_layer(num_steps: int | None, neuron: Any
     assert calls == ["product"] * 2 + ["weight"] * 2
 
 
-def test_a_final_neuron_layer_behind_it_returns_what_it_is_asked_for() -> None:
+def test_a_final_neuron_layer() -> None:
     net = MultiStep(exact(nn.Linear(12, 9)), Leaky(0.5), exact(nn.Linear(9, 5)), Leaky(0.5))
     x = eighths(9, 4, 12)
     for options in ({"reduce": "sum"}, {"record_mem": False}, {"states": [torch.rand(4, 9), torch.rand(4, 5)]}):
@@ -74,60 +74,38 @@ def test_a_final_neuron_layer_behind_it_returns_what_it_is_asked_for() -> None:
         assert by_events(lambda options=options: net(x, **options))
 
 
-def test_a_layer_that_holds_its_state_holds_it_as_ever() -> None:
-    net = MultiStep(exact(nn.Linear(12, 9)), Leaky(0.5, init_hidden=True), exact(nn.Linear(9, 5)))
-    held = []
-    for events in (True, False):
-        snnfast.reset(net)
-        with snnfast.use_events(events):
-            torch.manual_seed(0)
-            out = [net(eighths(5, 4, 12)) for _ in range(2)]
-        held.append([*out, net[1].mem])
-    for a, b in zip(*held, strict=True):
-        assert_bits_equal(a, b)
+def convolution(*between: nn.Module, last: bool = False, **options: Any) -> nn.Module:
+    layers = (exact(nn.Conv2d(1, 3, 3)), Leaky(**{"beta": 0.5, "learn_beta": True, **options}), *between)
+    net = MultiStep(*layers, exact(nn.Linear(48, 5)))
+    return net.to(memory_format=torch.channels_last) if last else net  # type: ignore[call-overload]
 
 
-IMAGES = [nn.Conv2d(1, 3, 3), Leaky(0.5, learn_beta=True)]
-BETWEEN: dict[str, list[nn.Module]] = {
-    "flatten": [nn.Flatten()],
-    "identity": [nn.Identity(), nn.Flatten(), nn.Identity()],
-    "dropout of nothing": [nn.Flatten(), nn.Dropout(0.0)],
-    "dropout in evaluation": [nn.Dropout().eval(), nn.Flatten()],
+HEIGHTS = torch.tensor([1.0, 2.0, 0.5]).view(3, 1, 1)
+IMAGES: dict[str, Callable[[], nn.Module]] = {
+    "flatten": lambda: convolution(nn.Flatten()),
+    "identity": lambda: convolution(nn.Identity(), nn.Flatten(), nn.Identity()),
+    "dropout of nothing": lambda: convolution(nn.Flatten(), nn.Dropout(0.0)),
+    "dropout in evaluation": lambda: convolution(nn.Dropout().eval(), nn.Flatten()),
+    "channels": lambda: convolution(nn.Flatten(), beta=torch.rand(3, 1, 1), graded_spikes_factor=HEIGHTS.clone()),
+    "learned heights": lambda: convolution(
+        nn.Flatten(), graded_spikes_factor=HEIGHTS.clone(), learn_graded_spikes_factor=True
+    ),
+    "channels last": lambda: convolution(nn.Flatten(), last=True),
+    "held state": lambda: convolution(nn.Flatten(), init_hidden=True),
+    "more dimensions": lambda: MultiStep(Leaky(0.5), exact(nn.Linear(6, 5))),
 }
 
 
-@pytest.mark.parametrize("name", BETWEEN)
-def test_what_leaves_the_spikes_as_they_are_may_lie_between(name: str) -> None:
-    net = MultiStep(*map(exact, IMAGES), *BETWEEN[name], exact(nn.Linear(48, 5)))
-    x = eighths(9, 2, 1, 6, 6)
-    assert by_events(net, x)
-    assert_same(net, lambda: net(x))
-    assert net(x).shape == (9, 2, 5)
+@pytest.mark.parametrize("name", IMAGES)
+def test_what_leaves_the_spikes_as_they_are(name: str) -> None:
+    net, x = IMAGES[name](), eighths(9, 2, 1, 6, 6)
 
+    def call() -> Tensor:
+        snnfast.reset(net)
+        return net(x)
 
-def test_parameters_per_channel() -> None:
-    heights = torch.tensor([1.0, 2.0, 0.5]).view(3, 1, 1)
-    for learn in (False, True):
-        layer = Leaky(torch.rand(3, 1, 1), graded_spikes_factor=heights.clone(), learn_graded_spikes_factor=learn)
-        net = MultiStep(exact(nn.Conv2d(1, 3, 3)), layer, nn.Flatten(), exact(nn.Linear(48, 5)))
-        x = eighths(9, 2, 1, 6, 6)
-        assert by_events(net, x)
-        assert_same(net, lambda net=net, x=x: net(x))
-
-
-def test_more_dimensions_of_a_step() -> None:
-    net = MultiStep(Leaky(0.5), exact(nn.Linear(6, 5)))
-    x = eighths(9, 2, 3, 6).requires_grad_()
-    assert by_events(net, x)
-    assert_same(net, lambda: net(x))
-
-
-def test_channels_last_currents() -> None:
-    net = MultiStep(exact(nn.Conv2d(1, 3, 3)), Leaky(0.5), nn.Flatten(), exact(nn.Linear(48, 5)))
-    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    x = eighths(9, 2, 1, 6, 6)
-    assert by_events(net, x)
-    assert_same(net, lambda: net(x))
+    assert by_events(call)
+    assert_same(net, call)
 
 
 def test_inside_of_a_skip_connection() -> None:
@@ -170,6 +148,7 @@ LEFT: dict[str, Callable[[], list[nn.Module]]] = {
     "a parametrization": lambda: [weight_norm(nn.Linear(6, 5))],
     "a forward of its own": lambda: [with_forward_of_its_own()],
     "no linear layer": lambda: [nn.Identity()],
+    "spikes that are returned": lambda: [nn.Linear(6, 5)],
     **{hook: (lambda hook=hook: [with_hook(hook)]) for hook in HOOKS},
 }
 
@@ -177,7 +156,7 @@ LEFT: dict[str, Callable[[], list[nn.Module]]] = {
 @pytest.mark.parametrize("name", LEFT)
 def test_anything_else_is_left_as_it_is(name: str) -> None:
     net = MultiStep(Leaky(0.5), *LEFT[name]())
-    assert not by_events(net, eighths(9, 4, 6))
+    assert not by_events(lambda: net(eighths(9, 4, 6), return_spikes=name == "spikes that are returned"))
 
 
 def test_hooks_run() -> None:
@@ -195,12 +174,7 @@ def test_hooks_run() -> None:
     handle.remove()
 
 
-def test_spikes_that_are_returned_are_numbers() -> None:
-    net = MultiStep(Leaky(0.5), nn.Linear(6, 5))
-    assert not by_events(lambda: net(eighths(9, 4, 6), return_spikes=True))
-
-
-def test_a_weight_that_does_not_fit_is_pytorchs_error() -> None:
+def test_a_weight_that_does_not_fit() -> None:
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         MultiStep(Leaky(0.5), nn.Linear(7, 5))(eighths(9, 4, 6))
     with pytest.raises(RuntimeError, match="dtype"):
@@ -212,19 +186,6 @@ def test_autocast_has_its_own_numbers() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         assert not by_events(net, x)
         assert net(x).dtype == torch.bfloat16
-
-
-def test_functional_call_and_vmap_over_networks() -> None:
-    nets = [MultiStep(Leaky(0.5), nn.Linear(6, 5), Leaky(0.5)) for _ in range(3)]
-    parameters, buffers = torch.func.stack_module_state(nets)
-    x = eighths(9, 4, 6)
-
-    def call(*state: dict[str, Tensor]) -> Tensor:
-        return torch.func.functional_call(nets[0], state, (x,))[1]
-
-    with torch.no_grad():
-        for mem, net in zip(torch.vmap(call)(parameters, buffers), nets, strict=True):
-            assert_close(mem, net(x)[1], 1e-5)
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "snnfast"])
@@ -273,7 +234,10 @@ NOT_DONE: dict[str, Loop] = {
 }
 
 
-@pytest.mark.parametrize("name", [*DONE, *NOT_DONE])
+@pytest.mark.parametrize(
+    "name",
+    [n if n in ("flatten", "rectified") else pytest.param(n, marks=pytest.mark.thorough) for n in [*DONE, *NOT_DONE]],
+)
 def test_a_compiled_loop(name: str) -> None:
     loop = {**DONE, **NOT_DONE}[name]
     x = eighths(9, 4, 72 if name == "rows of two neurons" else 12)
@@ -286,14 +250,15 @@ def test_a_compiled_loop(name: str) -> None:
         assert_close(a, b, 1e-6, what)
 
 
-def test_a_compiled_loop_of_several_layers_and_its_switch() -> None:
+@pytest.mark.thorough
+def test_a_compiled_loop_of_several_layers() -> None:
     net, x = Net(), currents()
     compiled = snnfast.compile(net)
     assert by_events(compiled, x)
     assert_same(net, lambda: compiled(x))
 
 
-def test_a_compiled_loop_with_states_that_are_read() -> None:
+def test_a_compiled_loop_with_states() -> None:
     lif, fc = Leaky(0.5), exact(nn.Linear(12, 5))
 
     def loop(x: Tensor, mem: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -315,6 +280,7 @@ def test_a_compiled_loop_with_states_that_are_read() -> None:
 @pytest.mark.parametrize(
     "context", [torch.no_grad, lambda: torch.autocast("cpu", torch.bfloat16)], ids=["grad", "cast"]
 )
+@pytest.mark.thorough
 @pytest.mark.parametrize("around", ["all", "the layer", "the linear layer"])
 @pytest.mark.filterwarnings("ignore:snnfast. a compiled loop runs as it is")
 def test_a_compiled_loop_in_a_block(around: str, context: Any) -> None:
@@ -358,7 +324,7 @@ def test_results_may_be_changed_in_place() -> None:
             out += 1
 
 
-def test_states_ask_for_a_gradient_only_if_something_before_them_does() -> None:
+def test_states_without_a_gradient() -> None:
     layer, head = Leaky(0.9, init_hidden=True), nn.Linear(6, 2)
     net = MultiStep(layer, head)
     for _ in range(2):  # a state with a graph could not be passed through a second time
@@ -366,7 +332,7 @@ def test_states_ask_for_a_gradient_only_if_something_before_them_does() -> None:
         assert not layer.mem.requires_grad
 
 
-def test_where_only_the_weight_asks_for_it_there_is_a_second_derivative() -> None:
+def test_the_second_derivative_of_a_weight() -> None:
     current, graded = torch.rand(11, 3, 6, dtype=torch.float64) * 2, torch.rand(6, dtype=torch.float64) + 0.5
 
     def gradients() -> list[Tensor]:
@@ -380,15 +346,3 @@ def test_where_only_the_weight_asks_for_it_there_is_a_second_derivative() -> Non
     with snnfast.use_events(False):
         for a, b in zip(found, gradients(), strict=True):
             assert_close(a, b, 1e-12)
-
-
-def test_blocks_of_threads_that_overlap_leave_the_choice_as_it_was() -> None:
-    first, second = snnfast.use_events(False), snnfast.use_events(False)
-    first.__enter__()
-    second.__enter__()
-    first.__exit__(None, None, None)
-    assert not _events.setting.value
-    second.__exit__(None, None, None)
-    assert _events.setting.value
-    with snnfast.use_events(False), snnfast.use_events(True):
-        assert _events.setting.value

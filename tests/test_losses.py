@@ -1,12 +1,12 @@
-"""Losses and accuracies over time have snnTorch's names, arguments, results and gradients, without its loops."""
+"""Losses and accuracies over time have snnTorch's names, arguments, results and gradients, without its loops.
+
+With lengths, they are the mean of those of each sample alone. Wrong arguments are in test_losses_bad_input.py.
+"""
 
 import copy
-import doctest
 import inspect
 import itertools
 import pickle
-import subprocess
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,8 +18,11 @@ from helpers import assert_bits_equal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from snnfast import losses
+from snnfast._losses import cross_entropy_over_time
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -90,11 +93,11 @@ def loss_and_grad(fn: Any, rec: Tensor, targets: Tensor) -> tuple[Tensor, Tensor
     return loss.detach(), torch.autograd.grad(loss, rec, upstream)[0]
 
 
-def assert_same(ours: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor], eps: float = 2e-6) -> None:
+def assert_same(ours: Any, expected: Any, eps: float = 2e-6) -> None:
     """The same shapes and dtypes, and the same values to ``eps``."""
     for a, b in zip(ours, expected, strict=True):
         assert (a.shape, a.dtype) == (b.shape, b.dtype)
-        torch.testing.assert_close(a, b, rtol=eps, atol=eps)
+        torch.testing.assert_close(a, b, rtol=eps, atol=eps, equal_nan=True)
 
 
 def neurons(options: dict[str, Any]) -> int:
@@ -102,7 +105,7 @@ def neurons(options: dict[str, Any]) -> int:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_names_and_arguments_are_those_of_snntorch(name: str) -> None:
+def test_names_and_arguments(name: str) -> None:
     ours, expected = getattr(losses, name), getattr(theirs, name)
     pairs = [(ours, expected)]
     if inspect.isclass(ours):
@@ -119,9 +122,7 @@ def test_names_and_arguments_are_those_of_snntorch(name: str) -> None:
 @pytest.mark.parametrize(("name", "options"), CASES, ids=case_id)
 @given(data=st.data())
 @settings(max_examples=8, deadline=None)
-def test_losses_and_gradients_equal_snntorch(
-    name: str, options: dict[str, Any], dtype: torch.dtype, data: st.DataObject
-) -> None:
+def test_losses_and_gradients(name: str, options: dict[str, Any], dtype: torch.dtype, data: st.DataObject) -> None:
     T, B = data.draw(st.integers(1, 7), "T"), data.draw(st.integers(1, 5), "B")
     rate = data.draw(st.sampled_from([0.0, 0.1, 0.3, 1.0]), "rate")
     torch.manual_seed(data.draw(st.integers(0, 99), "seed"))
@@ -140,7 +141,7 @@ def test_losses_and_gradients_equal_snntorch(
 
 
 @pytest.mark.parametrize(("name", "options"), CASES, ids=case_id)
-def test_nothing_given_is_changed_and_views_are_as_good(name: str, options: dict[str, Any]) -> None:
+def test_nothing_given_is_changed(name: str, options: dict[str, Any]) -> None:
     rec, targets = record(name, 6, 5, neurons(options)), torch.randint(0, CLASSES, (5,))
     weight = torch.rand(CLASSES)
     fn = getattr(losses, name)(**options, weight=weight)
@@ -160,24 +161,25 @@ def test_criteria_can_be_copied_and_pickled(name: str) -> None:
     rec, targets = record(name, 6, 5, CLASSES), torch.randint(0, CLASSES, (5,))
     for again in (copy.deepcopy(fn), pickle.loads(pickle.dumps(fn))):
         assert again.__name__ == name
+        assert type(again) is type(fn)
+        assert type(again).__module__ == "snnfast.losses"
         assert_bits_equal(again(rec, targets), fn(rec, targets))
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
-def test_ce_membrane_loss_is_the_sum_over_steps_of_pytorchs(dtype: torch.dtype, weighted: bool, reduction: str) -> None:
-    weight = torch.rand(CLASSES, dtype=dtype) if weighted else None
-    criterion = torch.nn.CrossEntropyLoss(weight, reduction=reduction)
-    for T, B in ((1, 1), (6, 5)):
-        rec, targets = record("ce_membrane_loss", T, B, CLASSES, dtype), torch.randint(0, CLASSES, (B,))
-        ours = loss_and_grad(losses.ce_membrane_loss(reduction, weight), rec, targets)
-        expected = loss_and_grad(lambda mem, y: sum(criterion(step, y) for step in mem), rec, targets)
-        assert_same(ours, expected)
+def test_ce_membrane_loss_is_the_sum_of_pytorchs(reduction: str) -> None:
+    for dtype, weighted in itertools.product((torch.float32, torch.float64), (False, True)):
+        weight = torch.rand(CLASSES, dtype=dtype) if weighted else None
+        criterion = torch.nn.CrossEntropyLoss(weight, reduction=reduction)
+        for T, B in ((1, 1), (6, 5)):
+            rec, targets = record("ce_membrane_loss", T, B, CLASSES, dtype), torch.randint(0, CLASSES, (B,))
+            ours = loss_and_grad(losses.ce_membrane_loss(reduction, weight), rec, targets)
+            expected = loss_and_grad(lambda mem, y, of=criterion: sum(of(step, y) for step in mem), rec, targets)
+            assert_same(ours, expected)
 
 
 @pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
-def test_ce_rate_loss_of_a_population_is_that_of_its_sums(weighted: bool) -> None:
+def test_ce_rate_loss_of_a_population(weighted: bool) -> None:
     weight = torch.rand(CLASSES) if weighted else None
     rec, targets = record("spikes", 6, 5, CLASSES * PER_CLASS), torch.randint(0, CLASSES, (5,))
 
@@ -190,7 +192,7 @@ def test_ce_rate_loss_of_a_population_is_that_of_its_sums(weighted: bool) -> Non
 
 
 @pytest.mark.parametrize("name", ["mse_count_loss", "mse_membrane_loss", "mse_temporal_loss"])
-def test_a_weight_belongs_to_its_sample_also_in_a_batch_of_as_many_as_classes(name: str) -> None:
+def test_a_weight_belongs_to_its_sample(name: str) -> None:
     rec, targets = record(name, 6, CLASSES, CLASSES), torch.randint(0, CLASSES, (CLASSES,))
     weight = torch.rand(CLASSES)
     plain = getattr(losses, name)(reduction="none")(rec, targets)
@@ -199,7 +201,7 @@ def test_a_weight_belongs_to_its_sample_also_in_a_batch_of_as_many_as_classes(na
 
 
 @pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
-def test_mse_membrane_loss_of_targets_over_time_is_that_of_each_step(weighted: bool) -> None:
+def test_targets_over_time(weighted: bool) -> None:
     weight = torch.rand(CLASSES) if weighted else None
     rec, targets = record("mse_membrane_loss", 6, 5, CLASSES), torch.randint(0, CLASSES, (6, 5))
     for reduction in ("mean", "sum", "none"):
@@ -212,18 +214,17 @@ def test_mse_membrane_loss_of_targets_over_time_is_that_of_each_step(weighted: b
 
 
 @pytest.mark.filterwarnings("ignore:Using a target size")
-@pytest.mark.parametrize("tolerance", [0, 2])
-@pytest.mark.parametrize("dtype", [torch.int64, torch.float32], ids=["int64", "float32"])
 @pytest.mark.parametrize("shape", [(4,), (3, 4), (1, 4), (2, 3, 4), (1, 3, 4)], ids=str)
-def test_targets_can_be_times(shape: tuple[int, ...], dtype: torch.dtype, tolerance: int) -> None:
-    rec, targets = record("spikes", 6, 3, 4), torch.randint(-6, 6, shape).to(dtype)
-    weights = (None, torch.rand(6)) if dtype == torch.int64 else (None,)
-    for reduction, weight in itertools.product(("mean", "sum", "none"), weights):
-        options = (True, 0, -1, tolerance, len(shape) == 3, reduction, weight)
-        before = targets.clone()
-        ours = loss_and_grad(losses.mse_temporal_loss(*options), rec, targets)
-        assert torch.equal(targets, before)
-        assert_same(ours, loss_and_grad(theirs.mse_temporal_loss(*options), rec, targets.clone()))
+def test_targets_can_be_times(shape: tuple[int, ...]) -> None:
+    for dtype, tolerance in itertools.product((torch.int64, torch.float32), (0, 2)):
+        rec, targets = record("spikes", 6, 3, 4), torch.randint(-6, 6, shape).to(dtype)
+        weights = (None, torch.rand(6)) if dtype == torch.int64 else (None,)
+        for reduction, weight in itertools.product(("mean", "sum", "none"), weights):
+            options = (True, 0, -1, tolerance, len(shape) == 3, reduction, weight)
+            before = targets.clone()
+            ours = loss_and_grad(losses.mse_temporal_loss(*options), rec, targets)
+            assert torch.equal(targets, before)
+            assert_same(ours, loss_and_grad(theirs.mse_temporal_loss(*options), rec, targets.clone()))
 
 
 def test_a_graded_spike_has_the_time_of_a_spike() -> None:
@@ -234,26 +235,26 @@ def test_a_graded_spike_has_the_time_of_a_spike() -> None:
     assert losses.accuracy_temporal(rec * 0.1, targets) == losses.accuracy_temporal(rec, targets)
 
 
-@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64], ids=["bool", "uint8", "int64"])
 @pytest.mark.parametrize(("name", "options"), CASES, ids=case_id)
-def test_integers_and_booleans_are_as_good_as_float32(name: str, options: dict[str, Any], dtype: torch.dtype) -> None:
+def test_integers_and_booleans(name: str, options: dict[str, Any]) -> None:
     rec, targets = record("spikes", 6, 5, neurons(options)), torch.randint(0, CLASSES, (5,))
     fn = getattr(losses, name)(**options)
-    assert_bits_equal(fn(rec.to(dtype), targets), fn(rec, targets))
     assert_bits_equal(fn(rec, targets.to(torch.uint8)), fn(rec, targets))
-    assert_bits_equal(losses.l1_rate_sparsity()(rec.to(dtype)), losses.l1_rate_sparsity()(rec))
+    for dtype in (torch.bool, torch.uint8, torch.int64):
+        assert_bits_equal(fn(rec.to(dtype), targets), fn(rec, targets))
+        assert_bits_equal(losses.l1_rate_sparsity()(rec.to(dtype)), losses.l1_rate_sparsity()(rec))
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
 @pytest.mark.parametrize(("name", "options"), [c for c in CASES if "tolerance" not in c[1]], ids=case_id)
-def test_half_precision_equals_snntorch_to_its_rounding(name: str, options: dict[str, Any], dtype: torch.dtype) -> None:
-    rec, targets = record(name, 6, 5, neurons(options), dtype), torch.randint(0, CLASSES, (5,))
-    ours, expected = (loss_and_grad(getattr(m, name)(**options), rec, targets) for m in (losses, theirs))
-    assert_same(ours, expected, 4 * torch.finfo(dtype).eps)
+def test_half_precision(name: str, options: dict[str, Any]) -> None:
+    for dtype in (torch.float16, torch.bfloat16):
+        rec, targets = record(name, 6, 5, neurons(options), dtype), torch.randint(0, CLASSES, (5,))
+        ours, expected = (loss_and_grad(getattr(m, name)(**options), rec, targets) for m in (losses, theirs))
+        assert_same(ours, expected, 4 * torch.finfo(dtype).eps)
 
 
 @pytest.mark.parametrize("shape", [(6, 5, 4), (7,), (2, 3, 4, 5)], ids=str)
-def test_l1_rate_sparsity_equals_snntorch(shape: tuple[int, ...]) -> None:
+def test_l1_rate_sparsity(shape: tuple[int, ...]) -> None:
     for dtype in (torch.float32, torch.float64, torch.bool):
         spk = (torch.rand(shape) < 0.3).to(dtype)
         assert_bits_equal(losses.l1_rate_sparsity(0.25)(spk), theirs.l1_rate_sparsity(0.25)(spk))
@@ -270,24 +271,19 @@ def test_l1_rate_sparsity_equals_snntorch(shape: tuple[int, ...]) -> None:
     seed=st.integers(0, 99),
 )
 @settings(max_examples=60, deadline=None)
-def test_accuracies_equal_snntorch(T: int, B: int, rate: float, dtype: torch.dtype, seed: int) -> None:
+def test_accuracies(T: int, B: int, rate: float, dtype: torch.dtype, seed: int) -> None:
     torch.manual_seed(seed)
     spk = (torch.rand(T, B, 6) < rate).to(dtype)  # few steps: many ties
     targets = torch.randint(0, 6, (B,))
+    assert type(losses.accuracy_rate(spk, targets)) is type(losses.accuracy_temporal(spk, targets)) is float
+    assert np.isnan(losses.accuracy_rate(spk[:, :0], targets[:0]))
     assert losses.accuracy_temporal(spk, targets) == theirs.accuracy_temporal(spk, targets)
     assert losses.accuracy_rate(spk, targets) == theirs.accuracy_rate(spk, targets)
     targets %= 3
     assert losses.accuracy_rate(spk, targets, True, 3) == theirs.accuracy_rate(spk, targets, True, 3)
 
 
-def test_an_accuracy_is_a_python_float() -> None:
-    spk, targets = record("spikes", 6, 5, CLASSES), torch.randint(0, CLASSES, (5,))
-    for name in ("accuracy_rate", "accuracy_temporal"):
-        assert type(getattr(losses, name)(spk, targets)) is float
-    assert np.isnan(losses.accuracy_rate(spk[:, :0], targets[:0]))
-
-
-def test_a_silent_neuron_counts_as_a_spike_at_the_last_step() -> None:
+def test_a_silent_neuron_spikes_at_the_last_step() -> None:
     spk = torch.zeros(5, 3, 4)
     spk[4, 1, 2] = 1  # no earlier than silence: the first class
     spk[3, 2, 2] = 1
@@ -308,7 +304,7 @@ COMPILED = [
 
 
 @pytest.mark.parametrize(("name", "options"), COMPILED, ids=case_id)
-def test_losses_compile_without_a_graph_break(name: str, options: dict[str, Any]) -> None:
+def test_losses_compile(name: str, options: dict[str, Any]) -> None:
     torch.compiler.reset()
     fn = getattr(losses, name)(**options)
     rec, targets = record(name, 6, 5, neurons(options)), torch.randint(0, CLASSES, (5,))
@@ -327,7 +323,7 @@ def test_no_loss_waits_for_the_device(name: str) -> None:
     assert rec.grad is not None
 
 
-def test_snntorchs_training_loop_takes_our_criteria() -> None:
+def test_snntorchs_training_loop() -> None:
     import snntorch
 
     with pytest.warns(DeprecationWarning, match="deprecated"):
@@ -347,7 +343,7 @@ def test_snntorchs_training_loop_takes_our_criteria() -> None:
         torch.testing.assert_close(train(losses, name), train(theirs, name))
 
 
-def test_cross_entropy_leaves_out_ignored_targets_as_snntorch_does() -> None:
+def test_ignored_targets() -> None:
     targets = torch.tensor([0, -100, 2, 3, -100])
     for name in ("ce_rate_loss", "ce_count_loss", "ce_max_membrane_loss"):
         rec = record(name, 6, 5, CLASSES)
@@ -356,20 +352,231 @@ def test_cross_entropy_leaves_out_ignored_targets_as_snntorch_does() -> None:
             assert_same(ours, expected)
 
 
-def test_every_public_name_is_documented_with_an_example_that_runs() -> None:
-    finder = doctest.DocTestFinder(exclude_empty=False)
-    documented = {t.name.rsplit(".", 1)[-1] for t in finder.find(losses) if t.examples}
-    assert documented >= set(losses.__all__)
-    failed, tried = doctest.testmod(losses)
-    assert tried >= len(losses.__all__)
-    assert not failed
+# ---- ragged batches
 
 
-def test_losses_need_neither_numpy_nor_snntorch() -> None:
-    code = (
-        "import sys; sys.modules['numpy'] = sys.modules['snntorch'] = None\n"
-        "import warnings; warnings.simplefilter('ignore')\n"
-        "import torch\nfrom snnfast import losses\n"
-        "assert losses.accuracy_rate(torch.ones(2, 1, 3), torch.tensor([0])) == 1.0"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
+STEPS, LENGTHS = 9, torch.tensor([4, 9, 1, 7, 9])
+TARGETS = torch.tensor([0, 3, 1, 2, 3])
+RAGGED = [*CASES, ("ce_membrane_loss", {}), ("ce_rate_loss", {"population_code": True, "num_classes": CLASSES})]
+
+
+def spoiled(rec: Tensor, lengths: Tensor, value: float = float("nan")) -> Tensor:
+    return rec.masked_fill((torch.arange(len(rec)).view(-1, 1) >= lengths).unsqueeze(2), value)
+
+
+def each_alone(loss: Any, rec: Tensor, targets: Tensor, lengths: Tensor) -> list[Tensor]:
+    return [loss(rec[:n, b : b + 1], targets[b : b + 1]) for b, n in enumerate(lengths.tolist())]
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize(("name", "options"), RAGGED, ids=case_id)
+def test_lengths(name: str, options: dict[str, Any], reduction: str) -> None:
+    loss = getattr(losses, name)(**options, reduction=reduction)
+    for dtype in (torch.float32, torch.float64):
+        rec = record(name, STEPS, len(LENGTHS), neurons(options), dtype).requires_grad_()
+        one_by_one = each_alone(loss, rec, TARGETS, LENGTHS)
+        dim = 1 if one_by_one[0].dim() == 3 else 0
+        wanted = torch.cat(one_by_one, dim) if reduction == "none" else torch.stack(one_by_one)
+        if reduction != "none":
+            wanted = wanted.mean(0) if reduction == "mean" else wanted.sum(0)
+        found = loss(spoiled(rec, LENGTHS), TARGETS, lengths=LENGTHS)
+        dense = loss(rec, TARGETS)
+        assert (found.shape, found.dtype) == (wanted.shape, wanted.dtype) == (dense.shape, dense.dtype)
+        torch.testing.assert_close(found, wanted, rtol=2e-6, atol=2e-6)
+        upstream = torch.linspace(1, 2, found.numel(), dtype=found.dtype).view_as(found)
+        a, b = (torch.autograd.grad(t, rec, upstream)[0] for t in (found, wanted))
+        torch.testing.assert_close(a, b, rtol=2e-6, atol=2e-6)
+        assert not spoiled(a, LENGTHS, 0).ne(a).any()
+        whole = torch.full((5,), STEPS)  # is no ragged batch
+        assert torch.equal(loss(rec, TARGETS, lengths=whole), dense)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize(("name", "options"), RAGGED, ids=case_id)
+def test_lengths_and_weights(name: str, options: dict[str, Any], reduction: str) -> None:
+    classes = CLASSES
+    weight = torch.rand(classes) + 0.5
+    rec = record(name, STEPS, len(LENGTHS), neurons(options))
+    plain = getattr(losses, name)(**options, reduction="none")(rec, TARGETS, lengths=LENGTHS)
+    found = getattr(losses, name)(**options, reduction=reduction, weight=weight)(rec, TARGETS, lengths=LENGTHS)
+    of_samples = weight[TARGETS]
+    weighted = plain * (of_samples if plain.dim() == 1 else of_samples.unsqueeze(1))
+    if reduction == "mean":
+        by_pytorch = name in ("ce_membrane_loss", "ce_temporal_loss")
+        weighted = weighted.sum() / of_samples.sum() if by_pytorch else weighted.mean()
+    torch.testing.assert_close(found, weighted)
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_lengths_of_accuracies_and_the_penalty(data: st.DataObject) -> None:
+    samples = data.draw(st.integers(1, 5))
+    lengths = torch.tensor(data.draw(st.lists(st.integers(1, STEPS), min_size=samples, max_size=samples)))
+    torch.manual_seed(data.draw(st.integers(0, 99)))
+    spk, targets = record("ce_rate_loss", STEPS, samples, 12), torch.randint(CLASSES, (samples,))
+    beyond = spoiled(spk, lengths, 1.0)
+    code = {"population_code": True, "num_classes": CLASSES}
+    for accuracy, options in ((losses.accuracy_rate, {}), (losses.accuracy_rate, code), (losses.accuracy_temporal, {})):
+        one_by_one = [
+            accuracy(spk[:n, b : b + 1], targets[b : b + 1], **options) for b, n in enumerate(lengths.tolist())
+        ]
+        assert accuracy(beyond, targets, **options, lengths=lengths) == pytest.approx(sum(one_by_one) / samples)
+    for shaped in (beyond, beyond.view(STEPS, samples, 3, 4), beyond[..., 0]):
+        wanted = sum(shaped[:n, b].sum() for b, n in enumerate(lengths.tolist()))
+        torch.testing.assert_close(losses.l1_rate_sparsity(0.5)(shaped, lengths=lengths), 0.5 * torch.as_tensor(wanted))
+
+
+def test_lengths_of_targets_over_time() -> None:
+    mem, targets = record("mse_membrane_loss", STEPS, 5, CLASSES), torch.randint(CLASSES, (STEPS, 5))
+    loss = losses.mse_membrane_loss(time_var_targets=True)
+    one_by_one = [loss(mem[:n, b : b + 1], targets[:n, b : b + 1]) for b, n in enumerate(LENGTHS.tolist())]
+    padded = targets.masked_fill(torch.arange(STEPS).view(-1, 1) >= LENGTHS, -100)
+    torch.testing.assert_close(loss(mem, padded, lengths=LENGTHS), torch.stack(one_by_one).mean(0))
+    ignored = TARGETS.index_fill(0, torch.tensor([1, 3]), -100)
+    kept = torch.tensor([0, 2, 4])
+    for name in (name for name in losses.__all__ if name.startswith("ce_")):
+        loss = getattr(losses, name)()
+        rec = record(name, STEPS, 5, CLASSES)
+        wanted = loss(rec[:, kept], ignored[kept], lengths=LENGTHS[kept])
+        torch.testing.assert_close(loss(rec, ignored, lengths=LENGTHS), wanted)
+
+
+def test_bad_lengths() -> None:
+    rec = torch.rand(STEPS, 5, CLASSES)
+    for wrong, error in (
+        ([1], TypeError), (LENGTHS.double(), TypeError), (LENGTHS[:2], ValueError), (LENGTHS + 1, ValueError),
+        (LENGTHS - 1, ValueError),
+    ):  # fmt: skip
+        for name in losses.__all__:
+            function = getattr(losses, name)
+            given = (rec,) if name == "l1_rate_sparsity" else (rec, TARGETS)
+            with pytest.raises(error, match=r"^lengths\b"):
+                (function() if isinstance(function, type) else function)(*given, lengths=wrong)
+    with pytest.raises(ValueError, match=r"^lengths: needs spk_out"):
+        losses.l1_rate_sparsity()(rec[:, 0, 0], lengths=LENGTHS)
+
+
+# ---- the cross-entropy of all time steps at once is PyTorch's, whichever order of the classes it is computed in
+
+
+CE_OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"reduction": "sum"},
+    {"reduction": "none"},
+    {"label_smoothing": 0.1},
+    {"label_smoothing": 0.1, "reduction": "none"},
+    {"ignore_index": 0},
+    {"ignore_index": 0, "label_smoothing": 0.1, "reduction": "sum"},
+]
+
+
+def at_each_step(logits: Tensor, labels: Tensor, **options: Any) -> Tensor:
+    """All rows in one batch, as PyTorch wants them."""
+    loss = F.cross_entropy(logits.flatten(0, 1), labels.repeat(len(logits)), **options)
+    return loss.view(len(logits), -1) if loss.dim() else loss
+
+
+def problem(T: int, B: int, classes: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    return (4 * torch.randn(T, B, classes)).to(dtype), torch.randint(0, classes, (B,))
+
+
+def ce_and_grad(fn: Any, logits: Tensor, labels: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+    return loss_and_grad(lambda logits, labels: fn(logits, labels, **options), logits, labels)
+
+
+@pytest.mark.parametrize("options", CE_OPTIONS, ids=case_id)
+@pytest.mark.parametrize("classes", [1, 2, 10, 15, 16, 17, 40])  # on both sides of the number where the order changes
+def test_ce_is_pytorchs(classes: int, options: dict[str, Any]) -> None:
+    for T, B, weighted in ((1, 1, True), (6, 5, False), (6, 5, True), (3, 70, False), (4, 0, False)):
+        for dtype, eps in ((torch.float32, 1e-5), (torch.float64, 1e-12)):
+            logits, labels = problem(T, B, classes, dtype)
+            given = {**options, "weight": torch.rand(classes, dtype=dtype) + 0.5 if weighted else None}
+            expected = ce_and_grad(at_each_step, logits, labels, **given)
+            assert_same(ce_and_grad(cross_entropy_over_time, logits, labels, **given), expected, eps)
+    no_label = torch.full((3,), -100)
+    assert cross_entropy_over_time(problem(4, 3, classes)[0], no_label).isnan()
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("classes", [10, 40])
+def test_ce_of_half_precision_is_near_the_truth(classes: int, reduction: str) -> None:
+    for dtype in (torch.float16, torch.bfloat16):
+        logits, labels = problem(6, 5, classes, dtype)
+        true = ce_and_grad(at_each_step, logits.double(), labels, reduction=reduction)
+        ours = ce_and_grad(cross_entropy_over_time, logits, labels, reduction=reduction)
+        assert all(t.dtype == dtype for t in ours)
+        assert_same([t.double() for t in ours], true, 4 * torch.finfo(dtype).eps)
+
+
+def test_ce_of_logits_in_any_order() -> None:
+    logits, labels = problem(6, 5, 10)
+    expected = ce_and_grad(cross_entropy_over_time, logits, labels)
+    for order in ((2, 1, 0), (1, 0, 2), (0, 2, 1)):
+        strided = logits.permute(order).contiguous().permute([order.index(i) for i in range(3)])
+        assert not strided.is_contiguous()
+        assert_same(ce_and_grad(cross_entropy_over_time, strided, labels), expected, 1e-14)
+
+
+@pytest.mark.parametrize("classes", [3, 16])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_ce_second_derivatives(reduction: str, classes: int) -> None:
+    logits, labels = problem(2, 3, classes)
+
+    def loss(logits: Tensor) -> Tensor:
+        return cross_entropy_over_time(logits, labels, reduction=reduction)
+
+    assert torch.autograd.gradgradcheck(loss, logits.requires_grad_())
+
+
+@pytest.mark.parametrize("classes", [3, 16])
+def test_ce_under_transforms(classes: int) -> None:
+    logits, labels = problem(2, 3, classes)
+    many = torch.randn(4, *logits.shape, dtype=logits.dtype)
+    found = []
+    for fn in (cross_entropy_over_time, at_each_step):
+
+        def loss(logits: Tensor, fn: Any = fn) -> Tensor:
+            return fn(logits, labels)  # type: ignore[no-any-return]
+
+        found.append(
+            (
+                torch.func.vmap(torch.func.grad(loss))(many),
+                torch.func.hessian(loss)(logits),
+                *torch.func.jvp(loss, (logits,), (many[0],)),
+            )
+        )
+    assert_same(*found, 1e-12)
+
+
+@pytest.mark.parametrize("classes", [10, 40])
+def test_ce_compiles_for_any_batch(classes: int) -> None:
+    torch.compiler.reset()
+    compiled = torch.compile(cross_entropy_over_time, fullgraph=True, dynamic=True, backend="aot_eager")
+    for B in (3, 7):
+        logits, labels = problem(6, B, classes)
+        expected = ce_and_grad(cross_entropy_over_time, logits, labels, reduction="none")
+        assert_same(ce_and_grad(compiled, logits, labels, reduction="none"), expected, 1e-12)
+
+
+class Softmaxes(TorchDispatchMode):
+    """Records the lengths of the dimensions behind that of the classes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.behind: list[torch.Size] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._log_softmax.default:
+            logits, dim, *_ = args
+            self.behind.append(logits.shape[dim % logits.dim() + 1 :])
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("classes", "behind"), [(10, (5,)), (15, (5,)), (16, ()), (40, ())])
+def test_ce_of_few_classes_leaves_the_vectors_to_the_samples(classes: int, behind: tuple[int, ...]) -> None:
+    logits, labels = problem(6, 5, classes)
+    with Softmaxes() as seen:
+        cross_entropy_over_time(logits, labels)
+        loss = cross_entropy_over_time(logits.to("meta"), labels.to("meta"), reduction="none")
+    assert seen.behind == [behind, ()]  # on other devices the order stays
+    assert loss.shape == (6, 5)

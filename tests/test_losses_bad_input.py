@@ -81,7 +81,7 @@ def test_a_wrong_argument_is_named(wrong: Callable[[], Any], error: type[Excepti
 
 @pytest.mark.parametrize("label", [CLASSES, -1, 10**6, -(10**6)])
 @pytest.mark.parametrize("name", LOSSES)
-def test_a_label_without_a_class_is_an_error_that_names_the_range(name: str, label: int) -> None:
+def test_a_label_without_a_class(name: str, label: int) -> None:
     also = ", or -100 for a sample that does not count" if name.startswith("ce") else ""
     message = rf"^targets: expected 0 to {CLASSES - 1}, the numbers of classes{also}, got {label}$"
     targets = torch.tensor([0, 1, -100 if also else 3, label, 2])
@@ -93,9 +93,12 @@ def test_a_label_without_a_class_is_an_error_that_names_the_range(name: str, lab
     if "population_code" in getattr(losses, name).__init__.__code__.co_varnames:
         with pytest.raises(ValueError, match=message):
             call(name, torch.zeros(6, 5, 2 * classes), targets, population_code=True, num_classes=classes)
+    if not also:
+        with pytest.raises(ValueError, match=r"got -100$"):
+            call(name, targets=torch.tensor([0, 1, -100, 2, 3]))
 
 
-def test_a_label_of_a_step_without_a_class_is_an_error_too() -> None:
+def test_a_label_of_a_step_without_a_class() -> None:
     targets = torch.zeros(6, 5, dtype=torch.int64)
     targets[4, 2] = CLASSES
     with pytest.raises(ValueError, match=r"^targets: expected 0 to 3, the numbers of classes, got 4"):
@@ -103,5 +106,5 @@ def test_a_label_of_a_step_without_a_class_is_an_error_too() -> None:
 
 
 @pytest.mark.parametrize("name", ["accuracy_rate", "accuracy_temporal"])
-def test_an_accuracy_counts_a_label_without_a_class_as_wrong(name: str) -> None:
+def test_an_accuracy_of_a_label_without_a_class(name: str) -> None:
     assert getattr(losses, name)(torch.zeros(6, 4, CLASSES), torch.tensor([0, CLASSES, -1, -100])) == 0.25

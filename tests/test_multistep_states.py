@@ -51,23 +51,19 @@ def test_part_by_part_equals_the_whole(
     assert len(states) == len(last) == 4
     for a, b in zip(flat(states), flat(last), strict=True):
         assert_bits_equal(a, b)
+    constant = net(x[0], 9)[0]
+    first, *_, states = net(x[0], 4, return_states=True)
+    assert_bits_equal(torch.cat([first, net(x[0], 5, states=states)[0]]), constant)
 
 
-def test_a_constant_input_goes_on_from_states(backend: str) -> None:
-    net, x = network(), eighths(3, 6)
-    whole = net(x, 9)[0]
-    first, _, states = net(x, 4, return_states=True)
-    assert_bits_equal(torch.cat([first, net(x, 5, states=states)[0]]), whole)
-
-
-def test_what_ends_without_a_neuron_returns_its_states_too(backend: str) -> None:
+def test_states_of_what_ends_without_a_neuron(backend: str) -> None:
     net, x = MultiStep(exact(nn.Linear(6, 5)), Leaky(0.5), exact(nn.Linear(5, 4))), eighths(9, 3, 6)
     first, states = net(x[:4], return_states=True)
     assert_bits_equal(torch.cat([first, net(x[4:], states=states)]), net(x))
 
 
 @NEURONS
-def test_gradients_reach_the_states_given_and_through_those_returned(neuron: type[SpikingLayer], backend: str) -> None:
+def test_gradients_of_states(neuron: type[SpikingLayer], backend: str) -> None:
     net, x = network(neuron), eighths(8, 3, 6).requires_grad_()
     parameters = [x, *net.parameters()]
     expected = torch.autograd.grad(net(x)[-1].square().sum(), parameters)
@@ -77,21 +73,15 @@ def test_gradients_reach_the_states_given_and_through_those_returned(neuron: typ
     found = torch.autograd.grad(first.square().sum() + second.square().sum(), parameters)
     for a, b in zip(found, expected, strict=True):
         assert_close(a, b, 1e-5)
-
-
-def test_detached_states_cut_the_gradient_between_two_parts(backend: str) -> None:
-    net, x = network(), eighths(8, 3, 6).requires_grad_()
-    _, _, states = net(x[:5], return_states=True)
-    states = [state.detach_() for state in states]  # in place: none is a view
-    (gradient,) = torch.autograd.grad(net(x[5:], states=states)[1].square().sum(), x)
+    for state in flat(states):
+        state.detach_()  # in place: none is a view
+    (gradient,) = torch.autograd.grad(net(x[5:], states=states)[-1].square().sum(), x)
     assert not gradient[:5].any()
     assert gradient[5:].any()
 
 
 @NEURONS
-def test_layers_with_init_hidden_hold_their_own_state_and_have_none_here(
-    neuron: type[SpikingLayer], backend: str
-) -> None:
+def test_layers_with_init_hidden_have_no_state_here(neuron: type[SpikingLayer], backend: str) -> None:
     net, x = network(neuron, init_hidden=True), eighths(9, 3, 6)
     whole = network(neuron)(x)[0]
     first, *_, states = net(x[:4], return_states=True)
@@ -115,7 +105,7 @@ def test_none_among_the_states_is_zeros(neuron: type[SpikingLayer], backend: str
 
 @NEURONS
 @pytest.mark.parametrize("record_mem", [True, False])
-def test_states_of_half_precision_are_not_rounded(record_mem: bool, neuron: type[SpikingLayer], backend: str) -> None:
+def test_states_of_half_precision(record_mem: bool, neuron: type[SpikingLayer], backend: str) -> None:
     net = network(neuron).to(torch.bfloat16)
     x = torch.rand(40, 3, 6).to(torch.bfloat16)
     spk, *_, last = net(x, record_mem=False, return_states=True)
@@ -133,36 +123,25 @@ MEM = torch.zeros(3, 5)
 
 
 @pytest.mark.parametrize(
-    ("states", "error", "message"),
+    ("neuron", "states", "error", "message"),
     [
-        ([None, MEM, None, None], TypeError, r"^states\[1\]: expected \(syn, mem\) or None, got Tensor"),
-        ([None, (MEM,), None, None], TypeError, r"^states\[1\]: expected \(syn, mem\) or None, got tuple"),
-        ([(MEM, 3), None, None, None], TypeError, r"^states\[0\]\[1\]: expected a torch\.Tensor or None, got int"),
-        ([(MEM[:2], MEM), None, None, None], ValueError, r"^states\[0\]\[0\]: expected \(3, 5\), got \(2, 5\)"),
+        (Leaky, [None] * 3, ValueError, r"^states: expected 4, one per neuron layer, got 3"),
+        (Leaky, torch.zeros(4, 3, 5), TypeError, r"^states: expected a list of torch\.Tensor or None, got Tensor"),
+        (Leaky, [None, 0.5, None, None], TypeError, r"^states\[1\]: expected a torch\.Tensor or None, got float"),
+        (Leaky, [*[None] * 3, torch.zeros(2, 4)], ValueError, r"^states\[3\]: expected \(3, 4\), got \(2, 4\)"),
+        (Synaptic, [None, MEM, None, None], TypeError, r"^states\[1\]: expected \(syn, mem\) or None, got Tensor"),
+        (Synaptic, [None, (MEM,), None, None], TypeError, r"^states\[1\]: expected \(syn, mem\) or None, got tuple"),
+        (Synaptic, [(MEM, 3), *[None] * 3], TypeError, r"^states\[0\]\[1\]: expected a torch\.Tensor or None, got int"),
+        (Synaptic, [(MEM[:2], MEM), *[None] * 3], ValueError, r"^states\[0\]\[0\]: expected \(3, 5\), got \(2, 5\)"),
     ],
-    ids=["tensor", "tuple", "type", "shape"],
+    ids=["number", "tensor", "type", "shape", "several-tensor", "several-tuple", "several-type", "several-shape"],
 )
-def test_wrong_states_of_neurons_with_several_are_named(states: Any, error: type[Exception], message: str) -> None:
+def test_wrong_states(neuron: type[SpikingLayer], states: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        network(Synaptic)(torch.rand(5, 3, 6), states=states)
+        network(neuron)(torch.rand(5, 3, 6), states=states)
 
 
-@pytest.mark.parametrize(
-    ("states", "error", "message"),
-    [
-        ([None] * 3, ValueError, r"^states: expected 4, one per neuron layer, got 3"),
-        (torch.zeros(4, 3, 5), TypeError, r"^states: expected a list of torch\.Tensor or None, got Tensor"),
-        ([None, 0.5, None, None], TypeError, r"^states\[1\]: expected a torch\.Tensor or None, got float"),
-        ([None, None, None, torch.zeros(2, 4)], ValueError, r"^states\[3\]: expected \(3, 4\), got \(2, 4\)"),
-    ],
-    ids=["number", "tensor", "type", "shape"],
-)
-def test_wrong_states_are_named(states: Any, error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        network()(torch.rand(5, 3, 6), states=states)
-
-
-def test_a_module_that_unrolls_a_neuron_itself_can_not_lose_its_state_silently() -> None:
+def test_a_module_that_unrolls_a_neuron_itself() -> None:
     class Block(nn.Module):
         def __init__(self, **options: Any) -> None:
             super().__init__()
@@ -182,7 +161,7 @@ def test_a_module_that_unrolls_a_neuron_itself_can_not_lose_its_state_silently()
 # ---- spikes
 
 
-def test_the_spikes_of_every_neuron_are_returned_in_order(backend: str) -> None:
+def test_spikes_are_returned_in_order(backend: str) -> None:
     net, x = network(), eighths(9, 3, 6)
     spk, _, spikes = net(x, return_spikes=True)
     first = net[0]
@@ -202,7 +181,7 @@ def test_the_spikes_of_every_neuron_are_returned_in_order(backend: str) -> None:
     assert len(spikes) == 1
 
 
-def test_a_loss_on_the_rates_of_hidden_layers_has_the_gradient_of_the_loop(backend: str) -> None:
+def test_a_loss_on_hidden_rates(backend: str) -> None:
     fc, lif, head = exact(nn.Linear(6, 5)), Leaky(0.5, learn_beta=True), exact(nn.Linear(5, 4))
     net, x = MultiStep(fc, lif, head, Leaky(0.5)), eighths(9, 3, 6)
     _, mem, spikes = net(x, return_spikes=True)

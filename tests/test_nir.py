@@ -54,7 +54,7 @@ def run(net: nn.Module, x: Tensor) -> Tensor:
 
 
 @NOT_LAPICQUE
-def test_our_layers_export_to_the_graph_of_snntorchs(name: str) -> None:
+def test_export(name: str) -> None:
     threshold = torch.linspace(0.6, 1.2, 8)
     ours, theirs = (
         export_to_nir(network(library, name, threshold), torch.rand(1, 6), ignore_dims=[0])
@@ -73,7 +73,7 @@ def test_our_layers_export_to_the_graph_of_snntorchs(name: str) -> None:
 
 
 @NOT_LAPICQUE
-def test_an_imported_model_converts_to_the_same_spikes(name: str, tmp_path: Path) -> None:
+def test_import_and_convert(name: str, tmp_path: Path) -> None:
     graph = export_to_nir(network(snn, name), torch.rand(1, 6), ignore_dims=[0])
     nir.write(tmp_path / "net.nir", graph)
     expected, net = imported(nir.read(tmp_path / "net.nir")), imported(nir.read(tmp_path / "net.nir"))
@@ -89,40 +89,6 @@ def test_an_imported_model_converts_to_the_same_spikes(name: str, tmp_path: Path
     assert_bits_equal(spk, spk_expected.to(spk.dtype))
 
 
-def test_the_spikes_survive_the_way_out_and_back() -> None:
-    original = network(snn)
-    net = imported(export_to_nir(original, torch.rand(1, 6), ignore_dims=[0]))
-    snn.convert(net)
-    x = torch.rand(9, 3, 6) * 3
-    with torch.no_grad():
-        spk, expected = run(net, x), run(original, x)
-    # 1 - dt / (dt / (1 - beta)) is beta up to rounding: a spike at the very threshold may move.
-    assert (spk != expected).float().mean() < 0.02
-    assert expected.any()
-
-
-@pytest.mark.needs_extension
-def test_what_the_importer_makes_runs_fused_and_unrolls() -> None:
-    net = imported(export_to_nir(network(snn), torch.rand(1, 6), ignore_dims=[0]))
-    expected = neurons(imported(export_to_nir(network(snn), torch.rand(1, 6), ignore_dims=[0])))[0]
-    snn.convert(net)
-    lif = neurons(net)[0]
-    assert lif.reset_mechanism == "zero"
-    assert not lif.reset_delay
-    assert lif.beta.shape == (8,)
-    x = torch.rand(9, 3, 8) * 2
-    with snnfast.use_backend("fused"):
-        spk, mem = lif.unroll(x)
-        lif.reset_mem()
-        stepped = torch.stack([lif(step) for step in x])
-    for t, step in enumerate(x):
-        spk_expected = expected(step)
-        assert_bits_equal(spk[t], spk_expected.to(spk.dtype))
-        assert_bits_equal(stepped[t], spk[t])
-        torch.testing.assert_close(mem[t], expected.mem.to(mem.dtype), rtol=0, atol=0)
-    assert spk.any()
-
-
 # ---- neurons whose spikes come back to them
 
 
@@ -133,9 +99,10 @@ def recurrent(library: Any, name: str, connected: bool) -> nn.Sequential:
     return nn.Sequential(nn.Linear(6, 8), getattr(library, name)(**decays, **how, threshold=0.5, init_hidden=True))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("connected", [True, False], ids=["connected", "own"])
 @pytest.mark.parametrize("name", ["RLeaky", "RSynaptic"])
-def test_recurrent_layers_go_out_as_snntorchs_and_come_back(name: str, connected: bool) -> None:
+def test_recurrent_layers_there_and_back(name: str, connected: bool) -> None:
     graphs = [
         export_to_nir(recurrent(lib, name, connected), torch.rand(1, 6), ignore_dims=[0]) for lib in (snn, snntorch)
     ]

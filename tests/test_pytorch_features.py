@@ -14,7 +14,7 @@ from torch.export import Dim, export
 from torch.utils.checkpoint import checkpoint
 
 import snnfast
-from snnfast import Lapicque, Leaky, MultiStep, Synaptic
+from snnfast import Lapicque, Leaky, MultiStep, Synaptic, functional
 
 pytestmark = pytest.mark.needs_extension
 LAYERS: dict[str, Callable[..., Any]] = {
@@ -57,7 +57,7 @@ def assert_same(found: Sequence[Tensor], expected: Sequence[Tensor], tolerance: 
 
 
 @pytest.mark.parametrize("constant", [False, True], ids=["sequence", "constant"])
-def test_a_compiled_training_step_takes_any_batch_and_any_number_of_steps(constant: bool) -> None:
+def test_compiled_training_of_any_shape(constant: bool) -> None:
     net = dense()
     compiled = torch.compile(net, backend="aot_eager", fullgraph=True, dynamic=True)
     counters.clear()
@@ -68,7 +68,7 @@ def test_a_compiled_training_step_takes_any_batch_and_any_number_of_steps(consta
 
 
 @layers
-def test_a_compiled_layer_takes_any_batch_and_any_number_of_steps(name: str) -> None:
+def test_a_compiled_layer_of_any_shape(name: str) -> None:
     layer = LAYERS[name]()
     for options in ({}, {"reduce": "sum", "record_mem": False}):
         unroll = partial(layer.unroll, **options)
@@ -79,7 +79,7 @@ def test_a_compiled_layer_takes_any_batch_and_any_number_of_steps(name: str) -> 
                 assert_bits_equal(a, b)
 
 
-def test_a_compiled_function_takes_any_decay_and_one_in_a_tensor_without_another_compilation() -> None:
+def test_a_compiled_function_takes_any_decay() -> None:
     def lif(x: Tensor, beta: float | Tensor) -> tuple[Tensor, Tensor]:
         return snnfast.functional.lif(x, beta=beta, threshold=0.7)
 
@@ -92,6 +92,7 @@ def test_a_compiled_function_takes_any_decay_and_one_in_a_tensor_without_another
         assert counters["stats"]["unique_graphs"] == graphs
 
 
+@pytest.mark.thorough
 def test_reduce_overhead_trains() -> None:
     net = MultiStep(nn.Linear(6, 8, bias=False), Leaky(0.9))  # no bias: nothing for inductor's compiler, which is slow
     compiled = torch.compile(net, mode="reduce-overhead", fullgraph=True)
@@ -124,9 +125,9 @@ EXPORTED: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-@pytest.mark.parametrize("strict", [False, True], ids=["nonstrict", "strict"])
+@pytest.mark.parametrize("strict", [False, pytest.param(True, marks=pytest.mark.thorough)], ids=["nonstrict", "strict"])
 @pytest.mark.parametrize("name", EXPORTED)
-def test_an_exported_program_takes_any_batch_and_any_number_of_steps(name: str, strict: bool) -> None:
+def test_an_exported_program_of_any_shape(name: str, strict: bool) -> None:
     net = EXPORTED[name]().eval()
     program = export(net, (torch.rand(7, 3, 6),), dynamic_shapes=({0: Dim("T"), 1: Dim("B")},), strict=strict)
     assert any(str(node.target).startswith("snnfast.") for node in program.graph.nodes)
@@ -136,7 +137,7 @@ def test_an_exported_program_takes_any_batch_and_any_number_of_steps(name: str, 
 
 
 @pytest.mark.parametrize("name", EXPORTED)
-def test_exported_under_the_reference_the_batch_alone_is_free(name: str) -> None:
+def test_exported_under_the_reference(name: str) -> None:
     net = EXPORTED[name]().eval()
     with snnfast.use_backend("reference"):
         program = export(net, (torch.rand(7, 3, 6),), dynamic_shapes=({1: Dim("B")},))
@@ -145,7 +146,7 @@ def test_exported_under_the_reference_the_batch_alone_is_free(name: str) -> None
     assert_same(program.module()(x), net(x))
 
 
-def test_an_exported_program_keeps_nothing_for_a_backward_pass() -> None:
+def test_an_exported_program_keeps_nothing() -> None:
     net, x = dense(), torch.rand(64, 8, 6) * 3
     with torch.no_grad():
         inference = export(net, (x,))
@@ -156,7 +157,7 @@ def test_an_exported_program_keeps_nothing_for_a_backward_pass() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_under_autocast_convolutions_and_linear_layers_are_low_and_gradients_are_those_of_the_reference(
+def test_autocast(
     dtype: torch.dtype,
 ) -> None:
     net, x = convolutional(), torch.rand(9, 4, 2, 6, 6) * 3
@@ -173,7 +174,7 @@ def test_under_autocast_convolutions_and_linear_layers_are_low_and_gradients_are
         assert_same(found, cast(), 2e-2)
 
 
-def test_a_grad_scaler_scales_gradients_and_skips_a_step_that_overflows() -> None:
+def test_a_grad_scaler() -> None:
     net, x = convolutional(), torch.rand(9, 4, 2, 6, 6) * 3
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**7)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
@@ -208,7 +209,7 @@ def test_a_grad_scaler_scales_gradients_and_skips_a_step_that_overflows() -> Non
 
 
 @pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "not"])
-def test_activation_checkpointing_of_a_network_and_of_its_layers_changes_no_gradient(reentrant: bool) -> None:
+def test_activation_checkpointing(reentrant: bool) -> None:
     net, x = convolutional(), (torch.rand(9, 4, 2, 6, 6) * 3).requires_grad_()
     again = partial(checkpoint, use_reentrant=reentrant)
 
@@ -225,7 +226,7 @@ def test_activation_checkpointing_of_a_network_and_of_its_layers_changes_no_grad
 
 
 @layers
-def test_functional_call_trains_the_parameters_that_it_is_given(name: str) -> None:
+def test_functional_call(name: str) -> None:
     net = MultiStep(nn.Linear(6, 8), LAYERS[name]())
     others = {key: (p.detach() * 0.7).requires_grad_() for key, p in net.named_parameters()}
     x = torch.rand(9, 4, 6) * 3
@@ -240,23 +241,7 @@ def test_functional_call_trains_the_parameters_that_it_is_given(name: str) -> No
     assert all(p.grad is None for p in net.parameters())
 
 
-def test_an_ensemble_is_mapped_over_its_stacked_parameters() -> None:
-    nets = [convolutional() for _ in range(3)]
-    parameters, buffers = torch.func.stack_module_state(nets)  # type: ignore[arg-type]
-    x = torch.rand(9, 4, 2, 6, 6) * 3
-
-    def call(*state: dict[str, Tensor]) -> Any:
-        return torch.func.functional_call(nets[0], state, (x,))
-
-    with torch.no_grad():
-        spk, mem = torch.vmap(call)(parameters, buffers)
-        for i, net in enumerate(nets):
-            expected = net(x)
-            assert_bits_equal(spk[i], expected[0])
-            assert_close(mem[i], expected[1], 1e-5)
-
-
-def test_deterministic_mode_gives_the_same_bits_every_time_and_for_one_and_two_threads() -> None:
+def test_deterministic_mode() -> None:
     x = torch.rand(30, 64, 300) * 2
     net = MultiStep(Leaky(0.9, learn_beta=True), nn.Linear(300, 9), Leaky(0.8, learn_threshold=True))
     torch.use_deterministic_algorithms(True)
@@ -270,3 +255,48 @@ def test_deterministic_mode_gives_the_same_bits_every_time_and_for_one_and_two_t
     for found in results[1:]:
         for a, b in zip(found, results[0], strict=True):
             assert_bits_equal(a, b)
+
+
+# ---- torch.set_default_device: another one than that of the tensors changes no number
+
+
+X = torch.rand(40, 8, 12, generator=torch.Generator().manual_seed(0)) * 2
+
+
+FUNCTIONS: dict[str, Callable[[], tuple[Tensor, ...]]] = {
+    "lif": lambda: functional.lif(X, beta=0.9),
+    "synaptic": lambda: functional.synaptic(X, alpha=1, beta=0.9),
+    "lapicque": lambda: functional.lapicque(X, R=5, C=2.0),
+    "lapicque by beta": lambda: functional.lapicque(X, beta=0.5),
+    "alpha": lambda: functional.alpha(X, alpha=0.9, beta=0.5),
+    "rleaky": lambda: functional.rleaky(X, beta=0.9, V=0.2),
+    "rleaky with weights": lambda: functional.rleaky(X, beta=0.9, recurrent_weight=torch.eye(12, device="cpu")),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_another_default_device(name: str, backend: str) -> None:
+    expected = FUNCTIONS[name]()
+    with torch.device("meta"):
+        found = FUNCTIONS[name]()
+    for a, b in zip(found, expected, strict=True):
+        assert_bits_equal(a, b)
+
+
+def test_second_derivatives_with_another_default_device() -> None:
+    weight = torch.linspace(-1, 1, 60).view(5, 12).requires_grad_()
+    image = torch.rand(2, 3, 3, 12, 12, requires_grad=True)
+    net = snnfast.MultiStep(nn.Conv2d(3, 8, 3), nn.MaxPool2d(2))
+
+    def twice() -> list[Tensor]:
+        second = []
+        for out, leaf in ((functional.lif(X, beta=0.9, weight=weight)[0], weight), (net(image), image)):
+            (first,) = torch.autograd.grad(out.square().sum(), leaf, create_graph=True)
+            second += torch.autograd.grad(first.square().sum(), leaf)
+        return second
+
+    expected = twice()
+    with torch.device("meta"):
+        found = twice()
+    for a, b in zip(found, expected, strict=True):
+        assert_bits_equal(a, b)

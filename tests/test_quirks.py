@@ -1,17 +1,32 @@
 """snnTorch's peculiarities: those that users may rely on are kept, those that are bugs of its bookkeeping are not.
 
-docs/snntorch.md has the table; test_quirks_state.py has what concerns states and copies, test_quirks_dtypes.py dtypes.
+docs/snntorch.md has the table; test_quirks_state.py has what concerns states and copies.
 Where something is kept, both libraries run; where it is mended, snnTorch shows that it was broken.
 """
 
+import itertools
+import warnings
 from typing import Any
 
 import numpy as np
 import pytest
 import snntorch
 import torch
-from helpers import FLOATS, RESETS, assert_bits_equal
-from snntorch_checks import BOTH, DECAYS, LEARNED, NEURONS, NOT_LAPICQUE, OURS, held, make, own_list_of_neurons  # noqa: F401
+from helpers import FLOATS, HALVES, RESETS, assert_bits_equal, assert_close
+from snntorch.functional import loss
+from snntorch_checks import (
+    BOTH,
+    DECAYS,
+    LEARNED,
+    NEURONS,
+    NOT_LAPICQUE,
+    OURS,
+    STATES,
+    held,
+    make,
+    own_list_of_neurons,  # noqa: F401
+)
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import snnfast
@@ -21,14 +36,8 @@ import snnfast.snntorch as snn
 
 
 @BOTH
-def test_the_membrane_persists_though_the_layer_is_not_asked_to_hold_it(library: Any) -> None:
-    lif = library.Leaky(0.5)
-    mems = [lif(torch.tensor([0.3]))[1].item() for _ in range(3)]
-    assert mems == pytest.approx([0.3, 0.45, 0.525])
-
-
-@BOTH
-def test_a_state_that_is_not_passed_is_the_one_held_since_the_last_step(library: Any) -> None:
+def test_a_state_that_is_not_passed_is_the_one_held(library: Any) -> None:
+    """Though the layer is not asked to hold it."""
     for passed, syn, mem in (({"syn": 0.2}, 0.1, 0.3), ({"mem": 0.2}, 0.2, 0.3), ({}, 0.2, 0.4)):
         layer = library.Synaptic(0.5, 0.5)
         layer(torch.full((1, 1), 0.4))
@@ -37,45 +46,45 @@ def test_a_state_that_is_not_passed_is_the_one_held_since_the_last_step(library:
         assert [state.item() for state in states] == pytest.approx([syn, mem])
 
 
-@BOTH
-@NOT_LAPICQUE
-def test_an_input_of_another_shape_starts_from_zeros(name: str, library: Any) -> None:
-    layer = make(library, name, init_hidden=True)
-    layer(torch.full((4, 3), 0.8))
-    for shape in ((2, 3), (3,)):  # a smaller last batch
-        layer(torch.full(shape, 0.8))
-        for state in held(layer):
-            assert_bits_equal(state, torch.full(shape, 0.8))
+NOW: dict[str, Any] = {"reset_delay": False}
+# One step: options, the input and the states before it, and what is found after it. A membrane above 1.0 is to be
+# reset: at once if there is no delay, and where the step then does not spike, what was taken comes back. With "zero",
+# only the input of a Leaky is left, which that doubles.
+STEPS: dict[str, tuple[str, dict[str, Any], float, dict[str, float], dict[str, float]]] = {
+    "subtract": ("Leaky", NOW, 0.0, {"mem": 1.2}, {"spk": 0, "mem": 0.6}),
+    "zero": ("Leaky", {**NOW, "reset_mechanism": "zero"}, 0.4, {"mem": 1.2}, {"spk": 0, "mem": 0.8}),
+    "none": ("Leaky", {**NOW, "reset_mechanism": "none"}, 0.0, {"mem": 1.2}, {"spk": 0, "mem": 0.6}),
+    "syn-subtract": ("Synaptic", NOW, 0.0, {"mem": 1.2}, {"spk": 0, "mem": 0.6}),
+    "syn-zero": ("Synaptic", {**NOW, "reset_mechanism": "zero"}, 0.3, {"mem": 1.2}, {"spk": 0, "mem": 0}),
+    "syn-none": ("Synaptic", {**NOW, "reset_mechanism": "none"}, 0.0, {"mem": 1.2}, {"spk": 0, "mem": 0.6}),
+    "no reset of syn": ("Synaptic", {"reset_mechanism": "zero"}, 0.25, {"syn": 2, "mem": 2}, {"syn": 1.25, "mem": 0}),
+    "at the threshold": ("Leaky", {}, 1.0, {}, {"spk": 0, "mem": 1}),
+    "syn at the threshold": ("Synaptic", {}, 1.0, {}, {"spk": 0, "mem": 1}),
+}
 
 
 @BOTH
-def test_of_two_states_only_the_one_of_another_shape_is_replaced_by_zeros(library: Any) -> None:
-    _, syn, mem = library.Synaptic(0.5, 0.5)(torch.zeros(2, 3), torch.ones(3), torch.ones(2, 3))
-    assert_bits_equal(syn, torch.zeros(2, 3))
-    assert_bits_equal(mem, torch.full((2, 3), 0.5))
+@pytest.mark.parametrize("step", STEPS)
+def test_one_step_in_numbers(library: Any, step: str) -> None:
+    name, options, x, before, after = STEPS[step]
+    decays = dict.fromkeys(DECAYS[name], 0.5)
+    layer = make(library, name, **decays, **options)
+    spk, *_ = layer(torch.tensor([[x]]), **{state: torch.tensor([[float(value)]]) for state, value in before.items()})
+    found = {"spk": spk.item(), **{state: getattr(layer, state).item() for state in STATES[name]}}
+    assert {key: found[key] for key in after} == pytest.approx(after)
 
 
 @BOTH
-@pytest.mark.parametrize(
-    ("name", "reset", "x", "mem"),
-    [("Leaky", "subtract", 0.0, 0.6), ("Leaky", "zero", 0.4, 0.8), ("Leaky", "none", 0.0, 0.6),
-     ("Synaptic", "subtract", 0.0, 0.6), ("Synaptic", "zero", 0.3, 0.0), ("Synaptic", "none", 0.0, 0.6)],
-)  # fmt: skip
-def test_an_immediate_reset_takes_back_what_a_given_membrane_lost_too_early(
-    library: Any, name: str, reset: str, x: float, mem: float
-) -> None:
-    # 1.2 is above the threshold, so the step subtracts 1 from 0.5 * 1.2 + 0; it doesn't spike, and gets it back. With
-    # "zero" the membrane is cleared and only the input of a Leaky is left, which the correction doubles.
-    layer = make(library, name, beta=0.5, reset_mechanism=reset, reset_delay=False)
-    spk, *_, found = layer(torch.tensor([[x]]), mem=torch.tensor([[1.2]]))
-    assert not spk.any()
-    assert found.item() == pytest.approx(mem)
+def test_a_graded_factor_of_a_checkpoint_counts(library: Any) -> None:
+    layer = library.Synaptic(0.5, 0.5)
+    layer.load_state_dict({**layer.state_dict(), "graded_spikes_factor": torch.tensor(3.0)})
+    assert layer(torch.full((1, 1), 1.5))[0].item() == 3
 
 
 @BOTH
 @pytest.mark.filterwarnings("ignore:Inhibition")
 @NOT_LAPICQUE
-def test_losers_of_an_inhibition_are_reset_at_the_next_step_and_the_factor_is_ignored(name: str, library: Any) -> None:
+def test_losers_of_an_inhibition_are_reset_later(name: str, library: Any) -> None:
     decays = {decay: 0.0 if decay == "alpha" else 1.0 for decay in DECAYS[name]}
     layer = make(library, name, **decays, inhibition=True)
     layer.graded_spikes_factor = torch.tensor(3.0)
@@ -86,34 +95,10 @@ def test_losers_of_an_inhibition_are_reset_at_the_next_step_and_the_factor_is_ig
 
 
 @BOTH
-def test_a_reset_to_zero_leaves_the_synaptic_current_alone(library: Any) -> None:
-    _, syn, mem = library.Synaptic(0.5, 0.5, reset_mechanism="zero")(
-        torch.full((1, 1), 0.25), torch.full((1, 1), 2.0), torch.full((1, 1), 2.0)
-    )
-    assert syn.item() == 1.25
-    assert mem.item() == 0
-
-
-@BOTH
-def test_a_synaptic_layer_multiplies_by_the_graded_factor_of_a_checkpoint(library: Any) -> None:
-    layer = library.Synaptic(0.5, 0.5)
-    layer.load_state_dict({**layer.state_dict(), "graded_spikes_factor": torch.tensor(3.0)})
-    assert layer(torch.full((1, 1), 1.5))[0].item() == 3
-
-
-@BOTH
-@NOT_LAPICQUE
-def test_a_membrane_exactly_at_the_threshold_does_not_spike(name: str, library: Any) -> None:
-    spk, *_, mem = make(library, name)(torch.tensor([[1.0]]))
-    assert not spk.any()
-    assert mem.item() == 1
-
-
-@BOTH
 @pytest.mark.parametrize(
     ("name", "decay", "state"), [("Leaky", "beta", "mem"), ("Synaptic", "beta", "mem"), ("Synaptic", "alpha", "syn")]
 )
-def test_a_decay_is_clamped_when_used_and_not_where_it_is_kept(library: Any, name: str, decay: str, state: str) -> None:
+def test_a_decay_is_clamped_when_used(library: Any, name: str, decay: str, state: str) -> None:
     for value, expected in ((1.5, 0.8), (-0.5, 0.0)):
         layer = make(library, name, **{decay: value, f"learn_{decay}": True})
         layer(torch.zeros(1, 1), **{state: torch.full((1, 1), 0.8)})
@@ -124,23 +109,20 @@ def test_a_decay_is_clamped_when_used_and_not_where_it_is_kept(library: Any, nam
 
 
 @pytest.mark.parametrize("value", [float("inf"), -float("inf"), float("nan")], ids=str)
-@pytest.mark.parametrize("delay", [True, False], ids=["delay", "nodelay"])
-@pytest.mark.parametrize("reset", RESETS)
 @NEURONS
-def test_infinities_and_nan_go_the_way_of_snntorch(
-    name: str, reset: str, delay: bool, value: float, backend: str
-) -> None:
-    options: dict[str, Any] = {"reset_mechanism": reset, "reset_delay": delay}
-    ours, theirs, unrolled = (make(library, name, **options) for library in (snn, snntorch, snn))
-    x = torch.tensor([[0.5, value, 2.0], [value, 1.0, 1.0], [1.0, 1.0, value], [1.0, 1.0, 1.0]])
-    spk_rec, *records = unrolled.unroll(x)
-    for t, step in enumerate(x):
-        (spk, *states), (spk_expected, *expected) = ours(step), theirs(step)
-        assert_bits_equal(spk, spk_expected)
-        assert_bits_equal(spk_rec[t], spk_expected)
-        for state, record, wanted in zip(states, records, expected, strict=True):
-            torch.testing.assert_close(state, wanted, rtol=0, atol=0, equal_nan=True)
-            torch.testing.assert_close(record[t], wanted, rtol=0, atol=0, equal_nan=True)
+def test_infinities_and_nan(name: str, value: float, backend: str) -> None:
+    for reset, delay in itertools.product(RESETS, (True, False)):
+        options: dict[str, Any] = {"reset_mechanism": reset, "reset_delay": delay}
+        ours, theirs, unrolled = (make(library, name, **options) for library in (snn, snntorch, snn))
+        x = torch.tensor([[0.5, value, 2.0], [value, 1.0, 1.0], [1.0, 1.0, value], [1.0, 1.0, 1.0]])
+        spk_rec, *records = unrolled.unroll(x)
+        for t, step in enumerate(x):
+            (spk, *states), (spk_expected, *expected) = ours(step), theirs(step)
+            assert_bits_equal(spk, spk_expected)
+            assert_bits_equal(spk_rec[t], spk_expected)
+            for state, record, wanted in zip(states, records, expected, strict=True):
+                torch.testing.assert_close(state, wanted, rtol=0, atol=0, equal_nan=True)
+                torch.testing.assert_close(record[t], wanted, rtol=0, atol=0, equal_nan=True)
 
 
 PARAMETERS: dict[str, Any] = {
@@ -160,9 +142,7 @@ PARAMETERS: dict[str, Any] = {
 @OURS
 @pytest.mark.parametrize("kind", PARAMETERS)
 @NOT_LAPICQUE
-def test_parameters_of_every_kind_become_the_tensors_that_snntorch_makes_of_them(
-    name: str, library: Any, kind: str
-) -> None:
+def test_parameters_of_every_kind(name: str, library: Any, kind: str) -> None:
     values = dict.fromkeys(LEARNED[name], PARAMETERS[kind])
     for learn in (False, True) if "integer" not in kind else (False,):
         flags = {f"learn_{parameter}": learn for parameter in values}
@@ -181,7 +161,7 @@ def test_parameters_of_every_kind_become_the_tensors_that_snntorch_makes_of_them
 
 
 @NEURONS
-def test_a_single_threshold_in_float64_is_subtracted_in_float64(name: str) -> None:
+def test_a_single_threshold_in_float64(name: str) -> None:
     threshold = np.float64(0.9)
     x, start = torch.zeros(1, 1, dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64)
     for library, expected in ((snn, 0.1), (snnfast, 0.1), (snntorch, 1 - float(np.float32(0.9)))):
@@ -191,7 +171,7 @@ def test_a_single_threshold_in_float64_is_subtracted_in_float64(name: str) -> No
 
 
 @NEURONS
-def test_an_integer_cannot_be_learned_in_either(name: str) -> None:
+def test_an_integer_cannot_be_learned(name: str) -> None:
     with pytest.raises(TypeError, match=r"beta: only a floating tensor can be learned, got torch\.int64"):
         make(snn, name, beta=1, learn_beta=True)
     with pytest.raises(RuntimeError):
@@ -213,37 +193,25 @@ def leaks_nothing(library: Any, name: str, **options: Any) -> Any:
 
 
 @NOT_LAPICQUE
-def test_setting_the_reset_mechanism_takes_effect(name: str) -> None:
+@pytest.mark.parametrize("how", ["set", "loaded"])
+def test_a_reset_mechanism_takes_effect(how: str, name: str) -> None:
     ours, theirs = (leaks_nothing(library, name) for library in (snn, snntorch))
-    for lif in (ours, theirs):
-        lif.reset_mechanism = "none"
-        assert lif.reset_mechanism == "none"
-        assert lif.reset_mechanism_val == 2
-    assert three_steps(ours) == [0.6, 1.2, 1.8]
-    assert three_steps(theirs) == [0.6, 1.2, 0.8]
-    with pytest.raises(ValueError, match="reset_mechanism"):
-        ours.reset_mechanism = "never"
-
-
-@NOT_LAPICQUE
-def test_a_loaded_reset_mechanism_takes_effect(name: str) -> None:
     state = leaks_nothing(snntorch, name, reset_mechanism="none").state_dict()
-    ours, theirs = (leaks_nothing(library, name) for library in (snn, snntorch))
     for lif in (ours, theirs):
-        lif.load_state_dict(state)
-    assert (ours.reset_mechanism, theirs.reset_mechanism) == ("none", "subtract")
+        if how == "set":
+            lif.reset_mechanism = "none"
+            assert lif.reset_mechanism_val == 2
+        else:
+            lif.load_state_dict(state)
+    assert (ours.reset_mechanism, theirs.reset_mechanism) == ("none", "none" if how == "set" else "subtract")
     assert three_steps(ours) == [0.6, 1.2, 1.8]
     assert three_steps(theirs) == [0.6, 1.2, 0.8]
-    # The same where what is loaded takes the place of the old tensors.
-    layer = leaks_nothing(snn, name)
-    layer.load_state_dict(state, assign=True)
-    assert three_steps(layer) == [0.6, 1.2, 1.8]
 
 
 @OURS
 @pytest.mark.parametrize("reset", RESETS)
 @NOT_LAPICQUE
-def test_an_immediate_reset_reads_no_value_from_the_device(name: str, library: Any, reset: str) -> None:
+def test_an_immediate_reset_reads_no_value(name: str, library: Any, reset: str) -> None:
     options: dict[str, Any] = {"reset_mechanism": reset, "reset_delay": False}
     lif = make(library, name, **options, init_hidden=True, output=True)
     with FakeTensorMode(allow_non_fake_inputs=True):  # no tensor has values here
@@ -260,7 +228,7 @@ def test_an_immediate_reset_reads_no_value_from_the_device(name: str, library: A
 @pytest.mark.parametrize("factor", [0.0, float("inf"), -float("inf"), float("nan")], ids=str)
 @pytest.mark.parametrize("reset", RESETS)
 @NOT_LAPICQUE
-def test_the_height_of_a_spike_does_not_decide_its_reset(name: str, reset: str, factor: float, backend: str) -> None:
+def test_the_height_of_a_spike_decides_no_reset(name: str, reset: str, factor: float, backend: str) -> None:
     ours, theirs, plain, unrolled = (
         make(library, name, reset_mechanism=reset, reset_delay=False) for library in (snn, snntorch, snn, snn)
     )
@@ -283,7 +251,7 @@ def test_the_height_of_a_spike_does_not_decide_its_reset(name: str, reset: str, 
 
 
 @NOT_LAPICQUE
-def test_a_parameter_larger_than_the_input_is_an_error_here(name: str) -> None:
+def test_a_parameter_larger_than_the_input(name: str) -> None:
     x = torch.rand(2, 1)
     for decay in DECAYS[name]:
         with pytest.raises(ValueError, match=f"{decay}: shape"):
@@ -292,7 +260,7 @@ def test_a_parameter_larger_than_the_input_is_an_error_here(name: str) -> None:
 
 
 @NEURONS
-def test_there_is_no_reset_attribute_and_integers_are_no_input(name: str) -> None:
+def test_no_reset_attribute_and_no_integers(name: str) -> None:
     ours, theirs = (make(library, name) for library in (snn, snntorch))
     for lif in (ours, theirs):
         lif(torch.rand(2, 3))
@@ -314,3 +282,89 @@ def test_the_sigmoid_has_no_nan_and_lso_works() -> None:
     assert x.grad.item() == pytest.approx(0.1)
     with pytest.raises(TypeError):
         snntorch.Leaky(0.9, spike_grad=snntorch.surrogate.LSO(slope=0.1))(x)
+
+
+# ---- dtypes: where snnTorch rounds to float32 or to half precision, and this package does not
+
+
+@NEURONS
+@pytest.mark.parametrize("dtype", [*FLOATS, *HALVES], ids=str)
+def test_dtypes_of_spikes_and_states(name: str, dtype: torch.dtype, backend: str) -> None:
+    acc = torch.float32 if dtype in HALVES else dtype
+    for options in ({}, {"reset_delay": False}, {"surrogate_disable": True}, {"inhibition": True}):
+        layer = make(snn, name, **options)
+        given = [torch.zeros(2, 3) for _ in held(layer)]
+        x = (torch.rand(4, 2, 3) * 2).to(dtype)
+        for found in (layer.unroll(x), layer.unroll(x, *given)):
+            assert {t.dtype for t in found} == {dtype}
+        for spk, *states in (layer(x[0]), layer(x[0], *given), layer.unroll(x, record_mem=False)):
+            assert [spk.dtype, *(s.dtype for s in states)] == [dtype, *(acc for _ in given)]
+
+
+@NEURONS
+@pytest.mark.parametrize("dtype", [torch.float32, *HALVES], ids=str)
+def test_a_float64_state_makes_the_step_float64(name: str, dtype: torch.dtype, backend: str) -> None:
+    ours, theirs, x = make(snn, name), make(snntorch, name), (torch.rand(2, 3) * 2).to(dtype)
+    states = [torch.rand(2, 3, dtype=torch.float64) for _ in held(ours)]
+    (spk, *found), (spk_expected, *expected) = ours(x, *states), theirs(x, *states)
+    assert spk.dtype == dtype
+    assert_bits_equal(spk.float(), spk_expected)
+    for state, wanted in zip(found, expected, strict=True):
+        assert state.dtype == torch.float64
+        if dtype == torch.float32 and name != "Lapicque":
+            assert_bits_equal(state, wanted)
+        else:  # snnTorch multiplies the input before it meets the state
+            assert_close(state, wanted, 1e-6 if dtype == torch.float32 else 1e-2)
+    *_, mem = ours(x, *found[:-1], found[-1].float())  # one of them is enough
+    assert mem.dtype == (torch.float32 if len(found) == 1 else torch.float64)
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_a_current_of_a_half_input_is_not_rounded(dtype: torch.dtype, backend: str) -> None:
+    x = torch.rand(20, 3, 5).to(dtype)
+    exact = snntorch.Synaptic(0.9, 0.8)
+    wide = [exact(step)[1:] for step in x.float()]
+    ours, theirs = snn.Synaptic(0.9, 0.8), snntorch.Synaptic(0.9, 0.8)
+    for step, (syn, mem) in zip(x, wide, strict=True):
+        _, *found = ours(step)
+        rounded = theirs(step)[1]
+        assert_bits_equal(found[0], syn)
+        assert_bits_equal(found[1], mem)
+    assert not torch.equal(rounded.float(), syn)
+    for record, state in zip(snn.Synaptic(0.9, 0.8).unroll(x)[1:], found, strict=True):
+        assert_bits_equal(record[-1], state.to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [*FLOATS, *HALVES], ids=str)
+def test_losses_take_spikes_of_every_dtype(dtype: torch.dtype) -> None:
+    x, targets = (torch.rand(4, 2, 3) * 2).to(dtype).requires_grad_(), torch.tensor([0, 2])
+    made = [loss.ce_rate_loss(), loss.ce_count_loss(), loss.ce_max_membrane_loss(), snnfast.losses.mse_count_loss()]
+    if not torch.__version__.startswith("2.11"):  # whose mse_loss takes no two dtypes
+        made.append(loss.mse_count_loss())
+    for criterion in made:
+        criterion(snn.Leaky(0.9).unroll(x)[0], targets).sum().backward()
+        assert x.grad.dtype == dtype
+        assert x.grad.isfinite().all()
+
+
+def test_an_inhibited_float64_layer(backend: str) -> None:
+    """As snnTorch would, were its spikes not float32."""
+
+    class Corrected(snntorch.Leaky):
+        def fire_inhibition(self, batch_size: int, mem: Tensor) -> Tensor:
+            return super().fire_inhibition(batch_size, mem).double()
+
+    x, graded = torch.rand(6, 4, 5, dtype=torch.float64) * 2, torch.tensor(1.3, dtype=torch.float64)
+    records = []
+    for leaky in (snn.Leaky, Corrected, snntorch.Leaky):
+        layer = leaky(0.9, inhibition=True, reset_delay=False, graded_spikes_factor=graded)
+        mem, record = torch.zeros(4, 5, dtype=torch.float64), []
+        with snnfast.use_backend("auto" if backend == "fused" else backend), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for step in x:
+                _, mem = layer(step, mem)
+                record.append(mem)
+        records.append(torch.stack(record))
+    assert_bits_equal(records[0], records[1])
+    assert not torch.equal(records[0], records[2])
+    assert_close(records[0], records[2], 1e-6)

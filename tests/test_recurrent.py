@@ -1,6 +1,8 @@
-"""Connections between the neurons of RLeaky and RSynaptic."""
+"""Connections between the neurons of RLeaky and RSynaptic, and what is particular to these layers."""
 
+import copy
 import itertools
+import pickle
 from typing import Any
 
 import pytest
@@ -8,11 +10,13 @@ import snntorch
 import torch
 from helpers import Bump, Case, assert_bits_equal, assert_close
 from ops import forward_arguments, ordered, permuted
-from recurrent_checks import connected, current, layers, loop, make, trained
+from recurrent_checks import DECAYS, connected, current, layers, loop, make, trained
+from snntorch import utils
 from snntorch_checks import own_list_of_neurons  # noqa: F401
 from torch import nn
 
 import snnfast
+import snnfast.snntorch as snn
 from snnfast import _ops, functional
 
 
@@ -24,7 +28,7 @@ def one_thread() -> None:
 
 @layers
 @connected
-def test_an_unroll_has_the_numbers_of_snntorchs_loop(kind: str, name: str) -> None:
+def test_numbers(kind: str, name: str) -> None:
     resets = itertools.product(("subtract", "zero", "none"), (True, False), (torch.float32, torch.float64))
     for reset, delay, dtype in resets:
         delay = delay or name == "RSynaptic"  # of snnTorch it raises an error without the delay
@@ -46,7 +50,7 @@ def test_an_unroll_has_the_numbers_of_snntorchs_loop(kind: str, name: str) -> No
 
 
 @connected
-def test_the_cuda_sources_have_the_same_numbers(kind: str, device: torch.device) -> None:
+def test_numbers_of_the_cuda_sources(kind: str, device: torch.device) -> None:
     layer, x = make(snnfast, "RSynaptic", kind, reset_delay=False).to(device), current(kind).to(device)
     leaf = x.clone().requires_grad_()
     found = layer.unroll(leaf)
@@ -60,7 +64,7 @@ def test_the_cuda_sources_have_the_same_numbers(kind: str, device: torch.device)
 
 
 @layers
-def test_every_way_of_asking_returns_parts_of_the_same(name: str) -> None:
+def test_ways_of_asking(name: str) -> None:
     layer, x = make(snnfast, name, "linear"), current("linear")
     for constant, grad in itertools.product((False, True), (False, True)):
         given, options = (x[0], {"num_steps": 19}) if constant else (x, {})
@@ -76,7 +80,7 @@ def test_every_way_of_asking_returns_parts_of_the_same(name: str) -> None:
 
 
 @layers
-def test_a_count_and_a_constant_current_have_the_gradient_of_the_loop(name: str) -> None:
+def test_gradients_of_a_count_and_a_constant_current(name: str) -> None:
     layer, x = make(snnfast, name, "linear", learn_beta=True), current("linear")[0]
     results = []
     for unroll in (True, False):
@@ -91,7 +95,7 @@ def test_a_count_and_a_constant_current_have_the_gradient_of_the_loop(name: str)
         assert_close(a, b, 1e-5)
 
 
-def test_no_steps_return_the_states_as_they_were() -> None:
+def test_no_steps_and_meta_tensors() -> None:
     layer, x = make(snnfast, "RLeaky", "linear"), torch.zeros(0, 4, 16, requires_grad=True)
     mem = torch.rand(4, 16, requires_grad=True)
     spk, record = layer.unroll(x, None, mem)
@@ -103,10 +107,13 @@ def test_no_steps_return_the_states_as_they_were() -> None:
     assert mem.grad is not None
     assert_bits_equal(mem.grad, torch.ones(4, 16))
     assert not layer.recurrent.weight.grad.any()
+    spk, mem = layer.to("meta").unroll(torch.rand(5, 4, 16, device="meta"))
+    assert spk.is_meta
+    assert spk.shape == mem.shape == (5, 4, 16)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_rounds_what_is_returned_and_nothing_between(dtype: torch.dtype) -> None:
+def test_half_precision(dtype: torch.dtype) -> None:
     layer, x = make(snnfast, "RLeaky", "linear").to(dtype), current("linear", dtype=torch.float32).to(dtype)
     spk, mem = layer.unroll(x.requires_grad_())
     with snnfast.use_backend("reference"):
@@ -119,7 +126,7 @@ def test_half_precision_rounds_what_is_returned_and_nothing_between(dtype: torch
 
 
 @pytest.mark.needs_extension
-def test_the_gradient_of_the_weights_by_events_is_that_of_the_product() -> None:
+def test_gradients_of_weights_by_events() -> None:
     found = []
     for enabled in (True, False):
         layer = make(snnfast, "RLeaky", "linear")
@@ -138,7 +145,7 @@ def test_the_gradient_of_the_weights_by_events_is_that_of_the_product() -> None:
     [{"spike_grad": Bump.apply}, {"inhibition": True}, {"state_quant": torch.round}],
     ids=lambda o: next(iter(o)),
 )
-def test_what_the_kernels_cannot_do_runs_step_by_step(options: dict[str, Any]) -> None:
+def test_what_runs_step_by_step(options: dict[str, Any]) -> None:
     theirs, ours = (make(library, "RLeaky", "linear", **options) for library in (snntorch, snnfast))
     x = current("linear")
     leaves = [x.clone().requires_grad_() for _ in range(2)]
@@ -155,7 +162,7 @@ def test_what_the_kernels_cannot_do_runs_step_by_step(options: dict[str, Any]) -
 
 
 @connected
-def test_no_number_depends_on_the_order_in_memory(kind: str, backend: str) -> None:
+def test_orders_in_memory(kind: str, backend: str) -> None:
     for spike_grad in (None, Bump.apply):
         layer, x = make(snnfast, "RLeaky", kind, spike_grad=spike_grad), current(kind)
         start = [torch.rand_like(x[0]) for _ in range(2)]
@@ -168,7 +175,7 @@ def test_no_number_depends_on_the_order_in_memory(kind: str, backend: str) -> No
                     assert_bits_equal(a, b)
 
 
-def test_a_module_of_the_users_may_connect_the_neurons() -> None:
+def test_connections_by_any_module() -> None:
     layer, x = make(snnfast, "RLeaky", "linear"), current("linear")
     expected = layer.unroll(x)
     calls: list[Any] = []
@@ -176,13 +183,17 @@ def test_a_module_of_the_users_may_connect_the_neurons() -> None:
     for a, b in zip(layer.unroll(x), expected, strict=True):
         assert_bits_equal(a, b)
     assert len(calls) == 19
+    plain = make(snnfast, "RLeaky", "linear")
+    with nn.modules.module.register_module_forward_hook(lambda *given: calls.append(given)):
+        plain.unroll(x)
+    assert [module for module, *_ in calls[19:]] == [plain.recurrent] * 19
     layer.recurrent = nn.Sequential(nn.Linear(16, 4), nn.Tanh(), nn.Linear(4, 16))
     for a, b in zip(layer.unroll(x), loop(layer, x), strict=True):
         assert_bits_equal(a, b)
 
 
 @pytest.mark.parametrize("of", ["parameter", "state"])
-def test_float64_beside_a_float32_current_widens_the_membranes_alone(of: str, backend: str) -> None:
+def test_float64_beside_a_float32_current(of: str, backend: str) -> None:
     layer, x = make(snnfast, "RLeaky", "linear"), current("linear").requires_grad_()
     start = [torch.rand_like(x[0]), torch.rand(x[0].shape, dtype=torch.float64)] if of == "state" else None
     if of == "parameter":
@@ -196,13 +207,6 @@ def test_float64_beside_a_float32_current_widens_the_membranes_alone(of: str, ba
     assert [t.dtype for t in layer.unroll(x[:0], *start or ())] == [torch.float32, torch.float64]
 
 
-def test_a_global_hook_sees_the_connections_at_every_step() -> None:
-    layer, seen = make(snnfast, "RLeaky", "linear"), []
-    with nn.modules.module.register_module_forward_hook(lambda module, *given: seen.append(module)):
-        layer.unroll(current("linear"))
-    assert seen == [layer.recurrent] * 19
-
-
 def test_a_convolution_may_name_its_padding() -> None:
     layer, x = snnfast.RLeaky(0.9, conv2d_channels=2, kernel_size=1), current("conv").requires_grad_()
     by_number = trained(layer, layer.unroll(x), [x])
@@ -211,14 +215,14 @@ def test_a_convolution_may_name_its_padding() -> None:
         assert_close(a, b, 1e-5)
 
 
-def test_a_second_derivative_is_refused() -> None:
+def test_a_second_derivative() -> None:
     layer, x = make(snnfast, "RLeaky", "linear"), current("linear").requires_grad_()
     (grad,) = torch.autograd.grad(layer.unroll(x)[1].square().sum(), x, create_graph=True)
     with pytest.raises(NotImplementedError, match="second derivative"):
         grad.sum().backward()
 
 
-def test_a_result_that_was_changed_in_place_is_an_error_in_backward() -> None:
+def test_a_result_changed_in_place() -> None:
     layer = make(snnfast, "RLeaky", "linear")
     spk, mem = layer.unroll(current("linear"))
     loss = spk.sum()
@@ -255,12 +259,12 @@ X = torch.rand(5, 3, 4)
     ],
     ids=["bias", "type", "dtype", "shape", "inputs", "even", "bias-shape", "V"],
 )
-def test_wrong_weights_are_named(options: dict[str, Any], error: type[Exception], message: str) -> None:
+def test_wrong_weights(options: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         functional.rleaky(X, beta=0.9, **options)
 
 
-def test_sizes_that_do_not_go_together_are_refused() -> None:
+def test_wrong_sizes() -> None:
     for options in (
         {},
         {"conv2d_channels": 2},
@@ -276,11 +280,111 @@ def test_sizes_that_do_not_go_together_are_refused() -> None:
         snnfast.RLeaky(0.9, conv2d_channels=2, kernel_size=4)
 
 
-def test_meta_tensors_give_the_shapes() -> None:
-    layer = make(snnfast, "RLeaky", "linear").to("meta")
-    spk, mem = layer.unroll(torch.rand(5, 4, 16, device="meta"))
-    assert spk.is_meta
-    assert spk.shape == mem.shape == (5, 4, 16)
+# ---- layers: checkpoints, states, and what of snnTorch is mended
+
+
+@layers
+@pytest.mark.parametrize("kind", ["linear", None])
+def test_convert_and_revert_leave_the_numbers(kind: str | None, name: str) -> None:
+    net = nn.Sequential(make(snntorch, name, kind, init_hidden=True))
+    x, recurrent = current(kind), net[0].recurrent
+    expected = [torch.stack([net(step) for step in x]) for _ in range(2)]  # the second goes on
+    net[0].reset_mem()
+    assert snn.convert(net).swapped == ("0",)
+    assert type(net[0]) is getattr(snn, name)
+    assert net[0].recurrent is recurrent
+    assert_bits_equal(net[0].unroll(x)[0], expected[0])
+    assert_bits_equal(torch.stack([net(step) for step in x]), expected[1])
+    assert snn.revert(net).swapped == ("0",)
+    assert type(net[0]) is getattr(snntorch, name)
+    net[0].reset_mem()
+    assert_bits_equal(torch.stack([net(step) for step in x]), expected[0])
+
+
+def test_a_layer_whose_connection_was_replaced_is_left() -> None:
+    layer = make(snntorch, "RLeaky", None)
+    layer.recurrent = nn.Identity()
+    assert snn.convert(layer).left == {"": "its recurrent was replaced"}
+
+
+@layers
+def test_resets_reach_the_spikes(name: str) -> None:
+    for reset in (
+        lambda layer: utils.reset(nn.Sequential(layer)),
+        lambda layer: type(layer).reset_hidden(),
+        lambda layer: snnfast.reset(layer),
+    ):
+        layer = make(snn, name, "linear", init_hidden=True)
+        first = torch.stack([layer(step) for step in current("linear")])
+        assert layer.spk.any()
+        reset(layer)
+        assert not any(getattr(layer, state).any() for state in layer.neuron.states)
+        torch.manual_seed(0)
+    layer = make(snn, name, "linear", init_hidden=True)
+    layer(first[0])
+    type(layer).detach_hidden()
+    assert not any(getattr(layer, state).requires_grad for state in layer.neuron.states)
+    assert not make(snnfast, name, "linear", learn_recurrent=False).recurrent.weight.requires_grad
+
+
+def test_v_follows_the_layer_to_another_dtype() -> None:
+    layer = make(snnfast, "RLeaky", None, learn_recurrent=False).double()
+    assert layer.recurrent.V is layer.V
+    assert layer.V.dtype == torch.float64
+    learned = make(snnfast, "RLeaky", None).double()
+    assert learned.recurrent.V is learned.V
+    assert len(list(learned.parameters())) == 1
+
+
+def test_an_immediate_reset_of_rsynaptic() -> None:
+    """snnTorch's raises an error where no spikes are passed, and loses the reset where they are."""
+    layer, x = make(snnfast, "RSynaptic", None, reset_delay=False), current(None)
+    twin = copy.deepcopy(layer)
+    now = [torch.zeros(3, 10) for _ in range(3)]
+    for step, *found in zip(x, *layer.unroll(x), strict=True):
+        spk, syn, mem = now
+        reset = (mem > 1).float()
+        syn = twin.alpha * syn + step + spk * twin.V
+        base = twin.beta * mem + syn - reset
+        spk = (base > 1).float()
+        now = [spk, syn, base - (spk - reset)]
+        for a, b in zip(found, now, strict=True):
+            assert_bits_equal(a, b)
+
+
+@pytest.mark.parametrize("kind", ["linear", None])
+def test_states_in_multistep(kind: str | None) -> None:
+    neurons = [make(snnfast, name, kind) for name in DECAYS]
+    width = 16 if kind else 10
+    net = snnfast.MultiStep(nn.Linear(6, width), neurons[0], nn.Linear(width, width), neurons[1])
+    x = torch.rand(20, 4, 6) * 4
+    spk, *record = net(x)
+    states, parts = None, []
+    for part in x.split(7):
+        *found, states, spikes = net(part, states=states, return_states=True, return_spikes=True)
+        parts.append(found)
+        assert [len(state) for state in states] == [2, 3]
+        assert len(spikes) == 2
+    for a, b in zip((spk, *record), zip(*parts, strict=True), strict=True):
+        assert_close(torch.cat(b), a, 1e-5)
+    assert spk.any()
+
+
+@layers
+def test_checkpoints_and_copies_of_connections(name: str) -> None:
+    layers, x = [make(lib, name, "conv", learn_beta=True) for lib in (snntorch, snn, snnfast)], current("conv")
+    params = [[(n, p.requires_grad) for n, p in layer.named_parameters()] for layer in layers]
+    assert params[0] == params[1] == params[2]
+    state = {k: v + 0.125 if v.is_floating_point() else v for k, v in layers[0].state_dict().items()}
+    for layer in layers:
+        assert list(layer.state_dict()) == list(state)
+        layer.load_state_dict(state)
+    own = make(snn, name, None)
+    assert copy.deepcopy(own).recurrent.V is not own.V
+    expected = loop(layers[0], x)
+    for layer in (layers[1], pickle.loads(pickle.dumps(layers[2]))):
+        for a, b in zip(layer.unroll(x), expected, strict=True):
+            assert_bits_equal(a, b)
 
 
 # ---- the ops of a loop

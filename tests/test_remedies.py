@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import snntorch
 import torch
+from fresh import fresh
 from helpers import assert_bits_equal, assert_close
-from test_fresh_process import Run, run  # noqa: F401 - a fixture
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
@@ -40,9 +40,7 @@ SURROGATES: dict[str, Any] = {
 
 @pytest.mark.parametrize("delay", [True, False], ids=["delay", "nodelay"])
 @pytest.mark.parametrize("name", SURROGATES)
-def test_under_the_reference_the_transforms_of_torch_func_give_the_gradients_of_autograd(
-    name: str, delay: bool
-) -> None:
+def test_transforms_under_the_reference(name: str, delay: bool) -> None:
     f, x = loss(snn.Leaky(0.9, spike_grad=SURROGATES[name], reset_delay=delay)), torch.rand(7, 3, 6) * 2
     leaf = x.clone().requires_grad_()
     with snnfast.use_backend("reference"):
@@ -58,7 +56,7 @@ def test_under_the_reference_the_transforms_of_torch_func_give_the_gradients_of_
         assert second is not None
 
 
-def test_vmap_without_a_derivative_works_on_both_backends(backend: str) -> None:
+def test_vmap_without_a_derivative(backend: str) -> None:
     lif, x = snnfast.Leaky(0.9), torch.rand(7, 3, 6) * 2
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # PyTorch would say that it goes sample by sample
@@ -72,7 +70,7 @@ NO_TRANSFORM = r"no derivative under a transform of torch\.func .*use_backend\('
 
 @pytest.mark.needs_extension
 @pytest.mark.parametrize("how", ["unroll", "step", "linear", "connected"])
-def test_on_the_kernels_a_gradient_transform_is_an_error_that_names_the_remedy(how: str) -> None:
+def test_gradient_transforms_of_the_kernels(how: str) -> None:
     lif, connected = snnfast.Leaky(0.9), snnfast.RLeaky(0.9, linear_features=6)
     weight = torch.rand(2, 6)
 
@@ -99,7 +97,7 @@ def test_on_the_kernels_a_gradient_transform_is_an_error_that_names_the_remedy(h
             call()
 
 
-def test_an_ensemble_is_evaluated_in_grad_mode_and_its_gradient_is_that_of_the_reference_or_an_error(
+def test_an_ensemble_in_grad_mode(
     backend: str,
 ) -> None:
     nets = [snnfast.MultiStep(nn.Linear(5, 4), snnfast.Leaky(0.9), nn.Linear(4, 3)) for _ in range(3)]
@@ -119,7 +117,7 @@ def test_an_ensemble_is_evaluated_in_grad_mode_and_its_gradient_is_that_of_the_r
 
 
 @pytest.mark.filterwarnings("ignore:snnfast. a layer runs step by step")
-def test_a_callable_spike_grad_goes_by_the_reference_under_a_transform() -> None:
+def test_a_callable_under_a_transform() -> None:
     lif, x = snnfast.Leaky(0.9, spike_grad=lambda z: surrogate.atan()(z)), torch.rand(4, 3, 6) * 2
     for a, b in zip(torch.func.vmap(lif.unroll, in_dims=1, out_dims=1)(x), lif.unroll(x), strict=True):
         assert_bits_equal(a, b)
@@ -128,7 +126,7 @@ def test_a_callable_spike_grad_goes_by_the_reference_under_a_transform() -> None
     assert_close(torch.func.vmap(torch.func.grad(loss(lif)), in_dims=1, out_dims=1)(x), leaf.grad, 1e-6)
 
 
-def test_forward_mode_is_an_error_everywhere(backend: str) -> None:
+def test_forward_mode(backend: str) -> None:
     f, x = loss(snnfast.Leaky(0.9)), torch.rand(7, 3, 6)
     with pytest.raises((RuntimeError, NotImplementedError), match=r"forward mode|jvp"):
         torch.func.jvp(f, (x,), (x,))
@@ -136,22 +134,10 @@ def test_forward_mode_is_an_error_everywhere(backend: str) -> None:
         f(forward_ad.make_dual(x, x))
 
 
-def test_snntorch_has_second_derivatives_and_no_transforms() -> None:
-    def f(x: Tensor) -> Tensor:
-        return snntorch.Leaky(0.9)(x, torch.zeros(3, 6))[0].sum()  # type: ignore[no-any-return]
-
-    x = torch.rand(3, 6, requires_grad=True)
-    (grad,) = torch.autograd.grad(f(x), x, create_graph=True)
-    assert torch.autograd.grad(grad.sum(), x)[0].any()
-    for transform in (torch.func.grad(f), lambda x: torch.func.jvp(f, (x,), (x,))):
-        with pytest.raises(RuntimeError, match="functorch"):
-            transform(x.detach())
-
-
 # ---- handing a model on
 
 
-def test_a_converted_model_is_handed_on_whole_or_as_a_state_dict_and_a_reverted_one_as_the_latter() -> None:
+def test_models_are_handed_on() -> None:
     net, theirs = (nn.Sequential(nn.Linear(3, 4), snntorch.Leaky(0.9, learn_beta=True)) for _ in range(2))
     snn.convert(net)
     assert type(pickle.loads(pickle.dumps(net))[1]) is snn.Leaky
@@ -186,7 +172,7 @@ def programs() -> dict[str, tuple[nn.Module, tuple[Tensor, ...]]]:
 
 
 LOAD = """
-import torch
+import sys, torch
 {first}
 program = torch.{kind}.load("program")
 program = program.module() if "{kind}" == "export" else program
@@ -204,9 +190,9 @@ except Exception:
 
 
 @pytest.mark.parametrize("name", ["unroll", "step"])
-@pytest.mark.parametrize("kind", ["jit", "export", "export-reference"])
+@pytest.mark.parametrize("kind", [pytest.param("jit", marks=pytest.mark.thorough), "export", "export-reference"])
 @pytest.mark.filterwarnings("ignore:The tensor attribute", "ignore::DeprecationWarning", "ignore::FutureWarning")
-def test_an_exported_program_is_loaded_in_a_fresh_process(kind: str, name: str, run: Run, tmp_path: Path) -> None:  # noqa: F811
+def test_an_exported_program_in_a_fresh_process(kind: str, name: str, tmp_path: Path) -> None:
     model, args = programs()[name]
     kind, _, backend = kind.partition("-")
     with torch.no_grad(), snnfast.use_backend(backend or "fused"):
@@ -216,15 +202,15 @@ def test_an_exported_program_is_loaded_in_a_fresh_process(kind: str, name: str, 
         else:
             torch.export.save(torch.export.export(model, args), tmp_path / "program")
     if backend:
-        assert run(LOAD.format(kind=kind, first="")) == "True False"
+        assert fresh(LOAD.format(kind=kind, first=""), tmp_path) == "True False"
     else:
-        assert run(LOAD.format(kind=kind, first="import snnfast")) == "True True"
-        assert run(FAILS.format(kind=kind)) == "fails"
+        assert fresh(LOAD.format(kind=kind, first="import snnfast"), tmp_path) == "True True"
+        assert fresh(FAILS.format(kind=kind), tmp_path) == "fails"
 
 
 @pytest.mark.parametrize("name", ["unroll", "step"])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
-def test_a_trace_of_the_reference_runs_and_cannot_be_saved(name: str, tmp_path: Path) -> None:
+def test_a_trace_of_the_reference(name: str, tmp_path: Path) -> None:
     model, args = programs()[name]
     with torch.no_grad(), snnfast.use_backend("reference"):
         traced = torch.jit.trace(model, args)
@@ -234,9 +220,10 @@ def test_a_trace_of_the_reference_runs_and_cannot_be_saved(name: str, tmp_path: 
             torch.jit.save(traced, tmp_path / "program")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["unroll", "step"])
 @pytest.mark.filterwarnings("ignore")
-def test_onnx_is_given_the_reference_and_for_the_kernels_an_error_says_so(name: str, tmp_path: Path) -> None:
+def test_onnx(name: str, tmp_path: Path) -> None:
     for package in ("onnx", "onnxscript"):
         pytest.importorskip(package, reason=f"{package} is not installed; the extra 'onnx' brings it")
     import onnx

@@ -1,176 +1,128 @@
-"""What follows snnTorch 1.0.0: its new names go through, and what the fused neurons can't do is said."""
+"""What snnTorch's main branch has after 1.0.0 goes through, and what the fused neurons can't do with it is said."""
 
-import json
-import os
-import subprocess
-import sys
 from collections import OrderedDict
-from pathlib import Path
 from typing import Any
 
 import pytest
 import snntorch
 import torch
 from helpers import assert_bits_equal, assert_close
-from snntorch_next import VERSION, build
-from synaptic_delay import SynapticDelay
 from torch import Tensor, nn
 
 import snnfast
 import snnfast.snntorch as snn
-from snnfast import MultiStep
-
-# ---- a version to come, in a process of its own
-
-NEXT = """
-import json, warnings
-import torch
-from torch import nn
-found = {}
-with warnings.catch_warnings(record=True) as caught:
-    warnings.simplefilter("always")
-    import snnfast.snntorch as snn
-    import snnfast, snntorch
-found["version"] = snn.__version__
-found["warnings"] = [str(w.message) for w in caught if "snnfast" in str(w.message)]
-
-space = {}
-exec("from snnfast.snntorch import *", space)
-names = ("SynapticDelay", "CustomNeuron", "neuron_from_equations")
-found["names"] = [getattr(snn, n) is getattr(snntorch, n) is space[n] for n in names]
-
-def error(call, *args, **kwargs):
-    try:
-        call(*args, **kwargs)
-    except Exception as e:
-        return f"{type(e).__name__}: {e}"
-
-# dtypes and surrogates
-x = torch.rand(6, 3, 4, dtype=torch.float64) * 2
-found["dtypes"], found["bits"] = [], []
-for kwargs in ({}, {"surrogate_disable": True}, {"spike_grad": snntorch.surrogate.LSO(0.2)}):
-    ours, theirs = (library.Leaky(0.5, **kwargs) for library in (snn, snntorch))
-    mem = other = torch.zeros(3, 4, dtype=torch.float64)
-    for step in x:
-        spk, mem = ours(step, mem)
-        expected, other = theirs(step, other)
-        found["dtypes"].append(str(spk.dtype) + str(expected.dtype))
-        found["bits"].append(torch.equal(spk, expected) and torch.equal(mem, other))
-atan = snntorch.surrogate.atan(alpha=3.0)
-found["atan"] = snn.Leaky(0.5, spike_grad=atan).spike_grad == snnfast.surrogate.atan(alpha=3.0)
-
-# convert and revert
-Custom = snntorch.neuron_from_equations("Custom", ("v",), lambda states, x: {"v": 0.5 * states["v"] + x})
-adaptive = snntorch.Leaky(0.9)
-adaptive.enable_homeostasis()
-net = nn.Sequential(
-    nn.Linear(4, 4), snntorch.Leaky(0.9, spike_grad=atan), snntorch.SynapticDelay(3, 1.5), Custom(), adaptive
-)
-report = snn.convert(net)
-found["report"] = report.swapped, report.left
-snn.revert(net)
-found["reverted"] = type(net[1]) is snntorch.Leaky and net[1].spike_grad is atan
-made = snn.Leaky(0.9, spike_grad=snnfast.surrogate.atan(alpha=3.0))
-snn.revert(made)
-found["made"] = type(made.spike_grad).__name__, made.spike_grad.alpha
-found["homeostasis"] = error(snn.Synaptic(0.9, 0.8).enable_homeostasis)
-found["argument"] = error(snn.Leaky, 0.9, noise=0.1)
-
-# reset: theirs and ours
-a, b = (nn.Sequential(nn.Sequential(snn.Leaky(0.9, init_hidden=True))) for _ in range(2))
-for each in (a, b):
-    each(torch.rand(3, 4) + 0.1)
-snn.utils.reset(a)
-found["reset"] = [bool(each[0][0].mem.any()) for each in (a, b)]
-mixed = nn.Sequential(nn.Sequential(snntorch.SynapticDelay(3, 1.0), Custom(init_hidden=True), snn.Leaky(0.9)))
-for _ in range(3):
-    mixed(torch.rand(3, 4) + 1)
-states = lambda: [bool(s.any()) for s in (mixed[0][0]._buffer, mixed[0][1].v, mixed[0][2].mem)]
-found["held"] = [states()]
-snnfast.reset(mixed)
-found["held"].append(states())
-
-# over time
-delay = snntorch.SynapticDelay(3, 1.5)
-over_time = snnfast.MultiStep(nn.Linear(4, 4), delay)
-x = torch.rand(6, 3, 4)
-expected = torch.stack([delay(over_time[0](step)) for step in x])
-delay.reset_delay()
-found["delay"] = (over_time(x) - expected).abs().max().item()  # one product of all steps may round otherwise
-found["custom"] = error(snnfast.MultiStep, nn.Linear(4, 4), Custom(init_hidden=True))
-print(json.dumps(found))
-"""
+from snnfast import MultiStep, surrogate
+from snnfast._snntorch_layers import DropIn
 
 
-@pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    folder = build(tmp_path_factory.mktemp("next"))
-    root = Path(snnfast.__file__).parents[1]
-    path = os.pathsep.join([str(folder), str(root)])
-    done = subprocess.run(
-        [sys.executable, "-c", NEXT],
-        capture_output=True, text=True, timeout=300, env={**os.environ, "PYTHONPATH": path},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
+class SynapticDelay(nn.Module):
+    """Step mode: ``[B, C]`` and a buffer of the last inputs. Otherwise ``[T, B, C]``, and nothing is held."""
+
+    def __init__(
+        self, max_delay: int, delay: float | Tensor = 0.0, learn_delay: bool = False, step_mode: bool = True
+    ) -> None:
+        super().__init__()
+        self.max_delay, self.step_mode = max_delay, step_mode
+        value = torch.as_tensor(delay, dtype=torch.float32)
+        if learn_delay:
+            self.delay = nn.Parameter(value)
+        else:
+            self.register_buffer("delay", value)
+        self.register_buffer("_buffer", torch.zeros(0), persistent=False)
+
+    def reset_delay(self) -> Tensor:
+        self._buffer = torch.zeros_like(self._buffer)
+        return self._buffer
+
+    def _weights(self, x: Tensor) -> Tensor:
+        """``[max_delay + 1, C]``: how much of the input of so many steps ago comes out."""
+        lags = torch.arange(self.max_delay + 1, dtype=x.dtype, device=x.device).unsqueeze(1)
+        return (1 - (lags - self.delay.clamp(0, self.max_delay).expand(x.shape[-1])).abs()).clamp(min=0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() != (2 if self.step_mode else 3):
+            raise ValueError(f"step_mode={self.step_mode}: got {tuple(x.shape)}")
+        weights = self._weights(x)
+        if not self.step_mode:
+            padded = torch.cat([x.new_zeros(self.max_delay, *x.shape[1:]), x])
+            return sum(padded[self.max_delay - k :][: len(x)] * w for k, w in enumerate(weights))  # type: ignore[return-value]
+        shape = (self.max_delay + 1, *x.shape)
+        before = self._buffer if self._buffer.shape == shape else x.new_zeros(shape)
+        self._buffer = torch.cat([x.unsqueeze(0), before[:-1]])
+        return (self._buffer * weights.unsqueeze(1)).sum(0)
 
 
-def test_a_newer_snntorch_is_imported_with_one_warning_of_whose_numbers_these_are(found: dict[str, Any]) -> None:
-    assert found["version"] == VERSION
-    (message,) = found["warnings"]
-    assert f"snntorch {VERSION} is newer than snntorch 1.0, whose numbers the fused neurons have" in message
+SynapticDelay.__module__ = "snntorch._neurons.synapticdelay"  # where it is, by which it is known
 
 
-def test_its_new_names_are_here(found: dict[str, Any]) -> None:
-    assert found["names"] == [True] * 3
+class ATanSurrogate:
+    """An object, where 1.0.0 has a closure."""
+
+    def __init__(self, alpha: float = 2.0) -> None:
+        self.alpha = alpha
+
+    def __call__(self, z: Tensor) -> Tensor:
+        return snntorch.surrogate.ATan.apply(z, self.alpha)  # type: ignore[no-any-return]
 
 
-def test_spikes_in_the_dtype_of_the_input_are_the_same_in_both(found: dict[str, Any]) -> None:
-    assert set(found["dtypes"]) == {"torch.float64torch.float64"}
-    assert all(found["bits"])
+ATanSurrogate.__module__ = "snntorch.surrogate"
 
 
-def test_its_atan_which_is_an_object_is_recognised_and_given_back(found: dict[str, Any]) -> None:
-    assert found["atan"]
-    assert found["reverted"]
-    assert found["made"] == ["ATanSurrogate", 3.0]
+class Custom(snntorch.SpikingNeuron):
+    """As ``neuron_from_equations`` makes them."""
+
+    def __init__(self) -> None:
+        super().__init__(init_hidden=True)
+        self.register_buffer("v", torch.zeros(0), persistent=False)
+
+    def reset_state(self) -> None:
+        self.v = torch.zeros_like(self.v)
+
+    def forward(self, input_: Tensor) -> Tensor:
+        self.v = 0.5 * self.v + input_ if self.v.shape == input_.shape else input_
+        return self.fire(self.v)
 
 
-def test_convert_takes_what_it_knows_and_tells_why_it_leaves_the_rest(found: dict[str, Any]) -> None:
-    swapped, left = found["report"]
-    assert swapped == ["1"]
-    assert left == {
-        "3": "snnfast has no kernel for Custom",
-        "4": "its threshold follows its spikes (enable_homeostasis)",
-    }
+Custom.__module__ = "snntorch._neurons.customneuron"
 
 
-def test_what_a_fused_neuron_cannot_do_is_an_error_that_says_what_can(found: dict[str, Any]) -> None:
-    assert found["homeostasis"] == (
-        "NotImplementedError: enable_homeostasis: the fused step of snnfast.snntorch.Synaptic has a threshold that "
-        "does not follow its spikes: use snntorch.Synaptic"
-    )
-    assert found["argument"].startswith("TypeError: ")
-    assert "noise" in found["argument"]
+def test_convert() -> None:
+    atan, adaptive = ATanSurrogate(3.0), snntorch.Leaky(0.9)
+    adaptive._homeostasis_enabled = True
+    net = nn.Sequential(snntorch.Leaky(0.9, spike_grad=atan), SynapticDelay(3, 1.5), Custom(), adaptive)
+    report = snn.convert(net)
+    assert report.swapped == ("0",)
+    follows = "its threshold follows its spikes (enable_homeostasis)"
+    assert report.left == {"2": "snnfast has no kernel for Custom", "3": follows}
+    assert net[0].spike_grad == surrogate.atan(alpha=3.0)
+    snn.revert(net)
+    assert net[0].spike_grad is atan
 
 
-def test_its_reset_of_one_network_leaves_the_layers_of_another(found: dict[str, Any]) -> None:
-    assert found["reset"] == [False, True]
+def test_homeostasis_is_an_error_that_says_what_can() -> None:
+    assert not any(hasattr(library.Leaky, "enable_homeostasis") for library in (snn, snntorch))
+
+    class Theirs(snntorch.Synaptic):
+        def enable_homeostasis(self) -> None: ...
+
+    made = type("Synaptic", (DropIn, snnfast.Synaptic, Theirs), {})(0.9, 0.8)
+    with pytest.raises(NotImplementedError, match=r"^enable_homeostasis: the fused step .*: use snntorch\.Synaptic$"):
+        made.enable_homeostasis()
 
 
-def test_our_reset_reaches_its_new_layers(found: dict[str, Any]) -> None:
-    assert found["held"] == [[True] * 3, [False] * 3]
+def test_reset_reaches_the_new_layers() -> None:
+    net = nn.Sequential(nn.Sequential(SynapticDelay(3, 1.0), Custom(), snn.Leaky(0.9)))
+    for _ in range(3):
+        net(torch.rand(3, 4) + 1)
+    states = (net[0][0]._buffer, net[0][1].v, net[0][2].mem)
+    assert all(state.any() for state in states)
+    snnfast.reset(net)
+    assert not any(state.any() for state in (net[0][0]._buffer, net[0][1].v, net[0][2].mem))
 
 
-def test_over_time_a_delay_works_and_a_custom_neuron_is_refused(found: dict[str, Any]) -> None:
-    assert found["delay"] < 1e-6
-    assert found["custom"].startswith("TypeError: layers: Custom is or has a neuron of snnTorch (Custom)")
-    assert "keep the loop over time" in found["custom"]
-
-
-def test_1_0_has_no_homeostasis_and_neither_have_our_layers() -> None:
-    for library in (snn, snntorch):
-        assert not hasattr(library.Leaky, "enable_homeostasis")
+def test_a_new_neuron_over_time_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"layers: Custom is or has a neuron of snnTorch \(Custom\), .*keep the loop"):
+        MultiStep(nn.Linear(4, 5), Custom())
 
 
 # ---- SynapticDelay among layers over time
@@ -196,7 +148,7 @@ def made(**options: Any) -> SynapticDelay:
 
 
 @pytest.mark.parametrize("step_mode", [True, False], ids=["steps", "sequence"])
-def test_over_time_it_gives_what_its_loop_gives(step_mode: bool, backend: str) -> None:
+def test_a_delay_over_time(step_mode: bool, backend: str) -> None:
     loop = Loop(made(learn_delay=True))
     over_time = MultiStep(loop.fc, made(learn_delay=True, step_mode=step_mode), loop.lif)
     x = torch.rand(8, 3, 4) * 4
@@ -210,7 +162,7 @@ def test_over_time_it_gives_what_its_loop_gives(step_mode: bool, backend: str) -
         assert_close(a, b, 1e-4)
 
 
-def test_over_time_it_goes_on_from_what_it_holds_as_in_a_loop() -> None:
+def test_a_delay_goes_on_from_what_it_holds() -> None:
     loop, x = Loop(made()), torch.rand(8, 3, 4) * 4
     over_time = MultiStep(loop.fc, made(), loop.lif)
     expected = loop(x)
@@ -223,7 +175,7 @@ def test_over_time_it_goes_on_from_what_it_holds_as_in_a_loop() -> None:
     assert_bits_equal(over_time(x)[0], expected)
 
 
-def test_a_constant_input_comes_at_every_step() -> None:
+def test_a_delay_of_a_constant_input() -> None:
     delay, x = made(), torch.rand(3, 5)
     found = MultiStep(delay)(x, 4)
     delay.reset_delay()
@@ -243,7 +195,7 @@ def test_a_delay_that_a_module_calls_is_refused() -> None:
         MultiStep(made())(torch.rand(6, 3, 2, 5))
 
 
-def test_from_sequential_takes_a_delay_but_not_twice_the_same() -> None:
+def test_a_delay_in_from_sequential() -> None:
     x, delay = torch.rand(8, 3, 4) * 4, made()
     layers = OrderedDict(fc=nn.Linear(4, 5), delay=delay, lif=snntorch.Leaky(0.9, init_hidden=True, output=True))
     expected = torch.stack([nn.Sequential(layers)(step)[0] for step in x])
@@ -255,23 +207,13 @@ def test_from_sequential_takes_a_delay_but_not_twice_the_same() -> None:
         MultiStep.from_sequential(nn.Sequential(delay, nn.Linear(5, 5), delay))
 
 
-def test_a_layer_of_a_later_version_counts_as_one_with_a_state() -> None:
-    class Leap(nn.Module):
-        __module__ = "snntorch._neurons.leap"
-
-        def forward(self, x: Tensor) -> Tensor:
-            return x
-
-    with pytest.raises(TypeError, match=r"layers: Leap is or has a neuron of snnTorch \(Leap\), .*keep the loop"):
-        MultiStep(nn.Linear(4, 5), Leap())
-
-
 # ---- and in a compiled loop
 
 
+@pytest.mark.thorough
 @pytest.mark.needs_extension
 @pytest.mark.parametrize("learn", [False, True], ids=["fixed", "learned"])
-def test_a_compiled_loop_with_a_delay_gives_what_the_loop_gives(learn: bool) -> None:
+def test_a_delay_in_a_compiled_loop(learn: bool) -> None:
     x = torch.rand(6, 3, 4) * 4
     eager, compiled = Loop(made(learn_delay=learn)), Loop(made(learn_delay=learn))
     compiled.load_state_dict(eager.state_dict())

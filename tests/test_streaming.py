@@ -73,9 +73,7 @@ def expected_accesses(neuron: str, variant: str, record_mem: bool) -> tuple[Stre
 @pytest.mark.parametrize("neuron", NEURONS)
 @pytest.mark.parametrize("record_mem", [True, False], ids=["record", "last"])
 @pytest.mark.parametrize("variant", ["unroll", "count", "constant"])
-def test_what_has_a_row_per_step_is_streamed_once(
-    variant: str, record_mem: bool, neuron: str, device: torch.device
-) -> None:
+def test_rows_are_streamed_once(variant: str, record_mem: bool, neuron: str, device: torch.device) -> None:
     case = Case(neuron, variant, T, (32,), record_mem=record_mem)
     set_stream_bytes(EVERYTHING)
     assert accesses(case, device) == expected_accesses(neuron, variant, record_mem)
@@ -84,9 +82,7 @@ def test_what_has_a_row_per_step_is_streamed_once(
 
 
 @pytest.mark.parametrize("steps", [2, 15, 16])
-def test_a_current_that_backward_reads_again_stays_also_where_there_is_no_checkpoint(
-    steps: int, device: torch.device
-) -> None:
+def test_a_current_that_backward_reads_again(steps: int, device: torch.device) -> None:
     set_stream_bytes(EVERYTHING)
     for neuron in NEURONS:
         case = Case(neuron, "unroll", steps, (32,), record_mem=False)
@@ -98,7 +94,8 @@ def test_a_current_that_backward_reads_again_stays_also_where_there_is_no_checkp
         assert streamed().loads == 0
 
 
-def test_a_pass_that_is_repeated_is_streamed_only_the_last_time(device: torch.device) -> None:
+@pytest.mark.thorough
+def test_a_pass_that_is_repeated(device: torch.device) -> None:
     """Warps that share out the time read all but the first and last segments twice."""
     set_chunked_limits(*ALWAYS)
     set_stream_bytes(EVERYTHING)
@@ -110,7 +107,7 @@ def test_a_pass_that_is_repeated_is_streamed_only_the_last_time(device: torch.de
 
 
 @pytest.mark.parametrize("dtype", FLOATS + HALVES, ids=lambda d: str(d)[6:])
-def test_the_limit_is_the_sum_of_all_tensors_over_time(dtype: torch.dtype, device: torch.device) -> None:
+def test_the_limit(dtype: torch.dtype, device: torch.device) -> None:
     case = Case("leaky", "unroll", T, (32,), dtype, record_mem=False)
     size, acc = (torch.empty(0, dtype=t).element_size() for t in (dtype, case.acc))
     forward = T * 32 * 2 * size + 2 * 32 * acc  # current, spikes, checkpoints
@@ -125,7 +122,8 @@ def test_the_limit_is_the_sum_of_all_tensors_over_time(dtype: torch.dtype, devic
     assert accesses(case, device)[1].stores > 0
 
 
-def test_what_is_saved_and_a_given_derivative_count_too(device: torch.device) -> None:
+@pytest.mark.thorough
+def test_the_limit_counts_what_is_saved(device: torch.device) -> None:
     case = Case("leaky", "unroll", T, (32,))
     op = case.kind.ops
 
@@ -151,7 +149,7 @@ def test_what_is_saved_and_a_given_derivative_count_too(device: torch.device) ->
         assert loads(given, tensors * T * 32 * 4 - 1) > 0
 
 
-def test_the_cache_is_that_of_the_device(device: torch.device) -> None:
+def test_the_cache_of_the_device(device: torch.device) -> None:
     neurons = cache_bytes() // (2 * 4 * 4)
     for N, beyond in ((neurons, False), (neurons + 4, True)):
         with torch.no_grad():
@@ -159,6 +157,7 @@ def test_the_cache_is_that_of_the_device(device: torch.device) -> None:
         assert streamed() == Streamed(beyond * N, beyond * N)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("neuron", NEURONS)
 def test_streaming_changes_no_bit(neuron: str, device: torch.device) -> None:
     variants = ("unroll", "constant", "count", "count+constant", "rounded", "bits")
