@@ -250,7 +250,6 @@ def test_a_compiled_loop(name: str) -> None:
         assert_close(a, b, 1e-6, what)
 
 
-@pytest.mark.thorough
 def test_a_compiled_loop_of_several_layers() -> None:
     net, x = Net(), currents()
     compiled = snnfast.compile(net)

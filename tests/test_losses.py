@@ -7,6 +7,7 @@ import copy
 import inspect
 import itertools
 import pickle
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -326,7 +327,8 @@ def test_no_loss_waits_for_the_device(name: str) -> None:
 def test_snntorchs_training_loop() -> None:
     import snntorch
 
-    with pytest.warns(DeprecationWarning, match="deprecated"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of the module, where it is imported for the first time
         from snntorch import backprop
 
     def train(m: Any, name: str) -> Tensor:

@@ -210,9 +210,8 @@ def test_a_delay_in_from_sequential() -> None:
 # ---- and in a compiled loop
 
 
-@pytest.mark.thorough
 @pytest.mark.needs_extension
-@pytest.mark.parametrize("learn", [False, True], ids=["fixed", "learned"])
+@pytest.mark.parametrize("learn", [False, pytest.param(True, marks=pytest.mark.thorough)], ids=["fixed", "learned"])
 def test_a_delay_in_a_compiled_loop(learn: bool) -> None:
     x = torch.rand(6, 3, 4) * 4
     eager, compiled = Loop(made(learn_delay=learn)), Loop(made(learn_delay=learn))
