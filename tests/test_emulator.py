@@ -12,7 +12,7 @@ from emulator.build import HERE, build_program, set_seed
 from gradient_checks import check_against_reference
 from helpers import FIRST_SEED, NEURONS, assert_equals_reference, inputs, random_cases
 
-pytestmark = pytest.mark.emulated
+pytestmark = [pytest.mark.emulated, pytest.mark.thorough]
 
 SOURCES = [HERE / "planted/memory.cu", HERE / "planted/threads.cu"]
 ASAN = "ERROR: AddressSanitizer: "

@@ -65,7 +65,7 @@ def ops_sanitizer() -> str:
 
 def _build(output: Path, sources: list[Source], sanitizer: str, links: list[str]) -> Path:
     """Compile and link, unless the output is newer than everything it could depend on."""
-    home = setup.cuda_home()
+    home = setup.find_toolkit()
     if home is None:
         raise RuntimeError("the emulator needs the headers of the CUDA toolkit; set CUDA_HOME")
     folder = output.with_suffix(".objects")
