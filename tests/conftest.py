@@ -11,7 +11,6 @@ from typing import Any, NoReturn
 import numpy as np
 import pytest
 import torch
-from helpers import THOROUGH
 
 from snnfast import _backend, _linear, _ops, use_backend
 
@@ -37,12 +36,7 @@ def bits_for_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def emulator() -> None:
-    """The CUDA sources built for the CPU, registered as ``torch.ops.snnfast_emulated``.
-
-    It takes minutes to build, so that who builds no CUDA kernels does not wait for it.
-    """
-    if not (_ops.extension.cuda or THOROUGH or os.environ.get("SNNFAST_REQUIRE_EMULATOR") == "1"):
-        pytest.skip("built without the CUDA kernels; SNNFAST_REQUIRE_EMULATOR=1 runs their sources on the CPU")
+    """The CUDA sources built for the CPU, registered as ``torch.ops.snnfast_emulated``."""
     from emulator.build import load
 
     try:
