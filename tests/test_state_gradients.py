@@ -4,6 +4,7 @@ import copy
 import warnings
 from collections.abc import Iterator
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -361,6 +362,13 @@ HOOKS: dict[str, tuple[Any, ...]] = {  # inside of the loop, behind it, and outs
 }
 
 
+hooks_in_graphs = pytest.mark.skipif(
+    find_spec("torch._higher_order_ops.register_hook") is None,
+    reason="this PyTorch makes an autograd.Function of a hook in a graph",
+)
+
+
+@hooks_in_graphs
 @pytest.mark.usefixtures("whole")
 @pytest.mark.parametrize(("hooks", "inner"), [*((name, None) for name in HOOKS), ("inside", "aot_eager")])
 def test_a_compiled_loop_obeys_its_hooks(compiled: Any, hooks: str, inner: str | None) -> None:
@@ -407,6 +415,7 @@ def test_a_compiled_step_follows_the_choice_that_it_is_called_under_or_makes(com
     assert not _gradients.setting.value
 
 
+@hooks_in_graphs
 @pytest.mark.usefixtures("whole", "compiled")
 def test_explain_names_the_hook_that_keeps_a_loop() -> None:
     report = snnfast.explain(in_a_loop(snnfast.Leaky(0.9), of_membranes), inputs(5, 2, 3).float())

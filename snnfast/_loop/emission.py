@@ -139,7 +139,8 @@ class Emission:
         of = next((a for a in node.all_input_nodes if any(s in memory_of(a) for s in memory_of(node))), None)
         if is_opaque(node):
             if of is not None and looks(of) == looks(node):
-                made.meta["example_value"] = value(self.get(of))
+                now = iter(tensors_of(self.get(of)))
+                made.meta["example_value"] = pytree.tree_map_only(Tensor, lambda _: next(now), value(node))
         elif (node.target is operator.getitem and of is not None) or may_alias(node.target):
             # Now it has memory of the new graph.
             found = self._tried(node, made)

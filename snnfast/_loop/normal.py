@@ -177,7 +177,11 @@ class _Running(Interpreter):
             if "stack_trace" in n.meta:
                 node.meta["stack_trace"] = n.meta["stack_trace"]
         if len(made) == 1 and isinstance(found, Tensor):
-            same = any(found is t for t in tensors_in(self.fetch_args_kwargs_from_env(n)))
+            tensors = tensors_in(self.fetch_args_kwargs_from_env(n))
+            same = any(found is t for t in tensors)
+            if not same and _drops_nothing(made[0]):
+                self._tracer.graph.erase_node(made[0])
+                return tensors[0]
             made[0].meta["same"] = same and not changed(made[0])
         return found
 
@@ -260,6 +264,11 @@ class _Running(Interpreter):
         track_tensor_tree(found, made, constant=None, tracer=tracer)
         made.node.meta.setdefault("val", found)
         return found
+
+
+def _drops_nothing(node: Node) -> bool:
+    """Whether a call is a dropout in evaluation. It returns its argument, but not while PyTorch 2.11 traces it."""
+    return name_of(node.target).endswith("dropout") and node.args[-1] is False
 
 
 _KEEP = object()
