@@ -189,20 +189,6 @@ def test_number_of_threads_and_repetition_change_no_bit(variant: str, neuron: st
 
 
 @emulated_if_thorough
-@neurons
-def test_results_keep_their_values_whatever_is_called_and_freed_later(neuron: str, device: torch.device) -> None:
-    case = Case(neuron, "unroll", 20, (7, 4001), record_mem=False)
-    outputs = fused(inputs(case, device), case)
-    kept = [outputs["spk"][3], outputs["spk"][-1, 2:], *(outputs[name] for name in case.kind.ops.states)]
-    copies = [t.clone() for t in kept]
-    del outputs
-    for seed in range(1, 5):
-        fused(inputs(case, device, seed), case)
-    for a, b in zip(kept, copies, strict=True):
-        assert_bits_equal(a, b)
-
-
-@emulated_if_thorough
 def test_calls_from_several_threads_at_once(device: torch.device) -> None:
     cases = [
         Case(neuron, "unroll", 30, (7, 501), dtype, reset)
