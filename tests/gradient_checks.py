@@ -1,7 +1,7 @@
 """Checks of the fused gradients as plain functions, so that a test can assert that they catch a broken backward."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -9,6 +9,7 @@ import torch
 from helpers import Case, Outputs, Tensors, assert_close, assert_same_outputs, expected, fused, inputs, leaves, named
 from torch import Tensor
 from torch.autograd.gradcheck import gradcheck
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from snnfast.surrogate import Surrogate
 
@@ -91,6 +92,46 @@ def check_against_reference(
         magnitude = by_neuron[name].abs().sum_to_size(found.shape)
         scale = magnitude.max().item() if magnitude.numel() else 0.0
         assert_close(found, total, RELATIVE[case.dtype], f"{case}, loss of {flow}: grad of {name}", scale)
+
+
+# ---- memory -------------------------------------------------------------------------------------------------------
+
+
+def saved_by(function: Callable[[], Any]) -> tuple[Any, list[Tensor]]:
+    """What a function returns, and the tensors that autograd keeps for its backward pass."""
+    kept: list[Tensor] = []
+
+    def pack(t: Tensor) -> Tensor:
+        kept.append(t)
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        result = function()
+    return result, kept
+
+
+def bytes_of(tensors: Iterable[Tensor], beyond: Iterable[Tensor | None] = ()) -> int:
+    """Of the memory of tensors, each counted once, without that which belongs to others."""
+    sizes = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+    return sum(sizes[at] for at in sizes.keys() - {t.untyped_storage().data_ptr() for t in beyond if t is not None})
+
+
+class Largest(TorchDispatchMode):
+    """The most elements in any result of any operator; ``floating``: in any of floating point."""
+
+    def __init__(self, floating: bool = False) -> None:
+        super().__init__()
+        self.elements, self._floating = 0, floating
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for t in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(t, Tensor) and (t.is_floating_point() or not self._floating):
+                self.elements = max(self.elements, t.untyped_storage().nbytes() // t.element_size())
+        return result
+
+
+# ---- calls joined --------------------------------------------------------------------------------------------------
 
 
 def check_chained(case: Case, device: torch.device) -> None:

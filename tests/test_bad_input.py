@@ -1,27 +1,25 @@
 """Every wrong argument raises an error that names it, before anything has changed."""
 
+import contextlib
+import itertools
 import math
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from helpers import NEURONS, Case, assert_bits_equal
+from helpers import NEURONS, Bump, Case, assert_bits_equal
 from snntorch_checks import DECAYS, OTHER_DECAYS, make
 from torch import nn
 
 import snnfast
 import snnfast.snntorch as snn
-from snnfast import surrogate
+from snnfast import _ops, functional, reference, surrogate
 
 CURRENT = torch.rand(4, 3, 10)
 
 
 LAYOUTS = (torch.Tensor.to_sparse, torch.Tensor.to_sparse_csr, torch.Tensor.to_mkldnn)
-
-
-class Wrong:
-    """A value whose type no argument takes."""
 
 
 # argument, its wrong value, error; every other argument is right
@@ -50,7 +48,7 @@ BAD_ARGUMENTS: list[tuple[str, Any, type[Exception]]] = [
     *((name, layout(torch.zeros(3, 10)), TypeError) for name in ("beta", "threshold") for layout in LAYOUTS),
     *((name, value, error) for name in ("beta", "threshold", "graded_spikes_factor") for value, error in (
         ("0.9", TypeError), (None, TypeError), (True, TypeError), ([0.9], TypeError), (1j, TypeError),
-        (Wrong(), TypeError), (math.nan, ValueError), (10**400, ValueError), (torch.zeros(3), ValueError),
+        (math.nan, ValueError), (10**400, ValueError), (torch.zeros(3), ValueError),
         (torch.zeros(10, dtype=torch.complex64), TypeError), (torch.zeros(5, 3, 10), ValueError),
         (torch.zeros(1, 3, 10), ValueError), (torch.zeros(0), ValueError), (torch.zeros(3, 0), ValueError),
         (torch.zeros(10, device="meta"), ValueError), (torch.zeros((), device="meta"), ValueError),
@@ -91,17 +89,90 @@ def label(value: Any) -> str | None:
     )
 
 
-@pytest.mark.parametrize("neuron", NEURONS)
 @pytest.mark.parametrize(("argument", "value", "error"), BAD_ARGUMENTS, ids=label)
-def test_a_function_names_the_wrong_argument(
-    argument: str, value: Any, error: type[Exception], neuron: str, backend: str
-) -> None:
-    kind = Case(neuron).kind
-    alike = {"mem": kind.ops.states, "beta": kind.decays}  # what holds for one holds for all of its kind
-    for name in alike.get(argument, (argument,)):
-        for function in (kind.function, kind.reference):
+def test_a_function_names_the_wrong_argument(argument: str, value: Any, error: type[Exception], backend: str) -> None:
+    for kind in (Case(neuron).kind for neuron in NEURONS):
+        alike = {"mem": kind.ops.states, "beta": kind.decays}  # what holds for one holds for all of its kind
+        for name, function in itertools.product(alike.get(argument, (argument,)), (kind.function, kind.reference)):
             with pytest.raises(error, match=rf"^{name}\b"):
                 function(**{"current": CURRENT, **dict.fromkeys(kind.decays, 0.9), name: value})
+
+
+WEIGHT = torch.rand(5, 10)
+LENGTHS = torch.tensor([2, 4, 3])
+ROUNDED = {"membrane_dtype": torch.bfloat16}
+
+# What lif alone takes, or takes in more forms: arguments, error, message; the others are right.
+BAD_CALLS: list[tuple[dict[str, Any], type[Exception], str]] = [
+    *(({"current": CURRENT.to(dtype)}, TypeError, r"current: expected .*; convert it, for example with \.float\(\)")
+      for dtype in (torch.uint8, torch.bool)),
+    *(({"current": torch.nested.nested_tensor([CURRENT[0], CURRENT[1]], layout=layout)}, TypeError, ".*; pad it")
+      for layout in (torch.strided, torch.jagged)),
+    ({"weight": 1.0}, TypeError, r"weight: expected a torch\.Tensor or None, got float"),
+    ({"weight": WEIGHT.double()}, TypeError, r"weight: expected torch\.float32, as current, got torch\.float64"),
+    ({"weight": WEIGHT.long()}, TypeError, "weight: expected torch.float32"),
+    ({"weight": WEIGHT.to_sparse()}, TypeError, "weight: expected a dense tensor"),
+    ({"weight": torch.nested.nested_tensor([WEIGHT], layout=torch.jagged)}, TypeError, "weight: expected a dense"),
+    ({"weight": WEIGHT.to("meta")}, ValueError, "weight is on meta, but current is on cpu"),
+    ({"weight": WEIGHT.T}, ValueError, r"weight: expected \[O, N\] of shape \(10, 10\), got \(10, 5\)"),
+    ({"weight": WEIGHT[0]}, ValueError, r"weight: expected \[O, N\] of shape \(O, 10\), got \(10,\)"),
+    ({"weight": WEIGHT, "bias": 0.0}, TypeError, r"bias: expected a torch\.Tensor or None, got float"),
+    ({"weight": WEIGHT, "bias": torch.zeros(5).half()}, TypeError, r"bias: expected torch\.float32"),
+    ({"weight": WEIGHT, "bias": torch.zeros(5, device="meta")}, ValueError, "bias is on meta"),
+    ({"weight": WEIGHT, "bias": torch.zeros(4)}, ValueError, r"bias: expected \[O\] of shape \(5\), got \(4,\)"),
+    ({"weight": WEIGHT, "bias": torch.zeros(())}, ValueError, r"bias: expected \[O\] of shape \(5\), got \(\)"),
+    ({"bias": torch.zeros(5)}, ValueError, "bias: needs a weight"),
+    ({"current": CURRENT[:, 0, 0], "weight": WEIGHT}, ValueError, "weight: needs steps with at least one dimension"),
+    ({"lengths": [2, 4, 3]}, TypeError, "lengths: expected a torch.Tensor"),
+    ({"lengths": LENGTHS.float()}, TypeError, "lengths: expected integers"),
+    ({"lengths": LENGTHS > 0}, TypeError, "lengths: expected integers"),
+    ({"lengths": LENGTHS.to_sparse()}, TypeError, "lengths: expected a dense tensor"),
+    *(({"lengths": t}, ValueError, "lengths: expected shape") for t in (LENGTHS[:2], LENGTHS[None], LENGTHS[0])),
+    *(({"lengths": torch.tensor([2, n, 3])}, ValueError, f"lengths: expected 0 to 4, .* got {n}") for n in (5, -1)),
+    ({"lengths": LENGTHS.to("meta")}, ValueError, "lengths is on meta"),
+    ({"current": CURRENT[:, 0, 0], "lengths": LENGTHS}, ValueError, "lengths: needs steps with a batch dimension"),
+    *(({name: value}, error, f"{name}:? {message}") for name in ("beta", "threshold") for value, error, message in (
+        (torch.rand(5, 3, 10), ValueError, r"shape \(5, 3, 10\) has values for 5 steps, but there are 4"),
+        (torch.rand(1, 3, 10), ValueError, r"shape \(1, 3, 10\) has values for 1 steps, but there are 4"),
+        (torch.rand(4, 2, 10), ValueError, r"shape \(2, 10\) does not broadcast to one step of current, \(3, 10\)"),
+        (torch.rand(4, 1, 3, 10), ValueError, r"shape \(4, 1, 3, 10\) does not broadcast"),
+        (torch.rand(4), ValueError, r"shape \(4,\) does not broadcast"),
+        (torch.rand(4, 1, 10, dtype=torch.complex64), TypeError, "expected a real tensor"),
+        (torch.rand(4, 1, 10).to_sparse(), TypeError, "expected a dense tensor"),
+        (torch.rand(4, 1, 10, device="meta"), ValueError, "is on meta, but current is on cpu"),
+    )),
+    ({"current": CURRENT[0], "beta": torch.rand(0, 2, 10), "num_steps": 0}, ValueError, "beta: .*does not broadcast"),
+    ({"graded_spikes_factor": torch.rand(4, 1, 10)}, ValueError, "graded_spikes_factor: .*does not broadcast"),
+    ({"beta": torch.rand(4, 1, 10), **ROUNDED}, ValueError, "membrane_dtype: needs a beta and a threshold that"),
+    *(({"membrane_dtype": value}, TypeError, "membrane_dtype: ") for value in ("bfloat16", True, 16)),
+    *(({"membrane_dtype": d}, ValueError, "membrane_dtype: ") for d in (torch.float16, torch.float32, torch.int8)),
+    *(({**ROUNDED, name: value}, ValueError, "membrane_dtype: needs ") for name, value in (
+        ("reset_delay", False), ("inhibition", True), ("state_quant", torch.round), ("spike_grad", Bump.apply),
+    )),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("given", "error", "message"), BAD_CALLS, ids=label)
+def test_lif_names_the_wrong_argument(
+    given: dict[str, Any], error: type[Exception], message: str, backend: str
+) -> None:
+    calls = (
+        [{"current": CURRENT}]
+        if "current" in given
+        else [{"current": CURRENT}, {"current": CURRENT[0], "num_steps": 4}]
+    )
+    for call, function in itertools.product(calls, (functional.lif, reference.lif)):
+        with pytest.raises(error, match=f"^{message}"):
+            function(**{"beta": 0.9, **call, **given})
+
+
+def test_other_neurons_take_no_values_over_time(backend: str) -> None:
+    for function, decays, name in (
+        (functional.synaptic, ("alpha",), "beta"),
+        (functional.rleaky, ("beta",), "threshold"),
+    ):
+        with pytest.raises(ValueError, match=rf"^{name}: shape \(4, 1, 10\) does not broadcast to one step"):
+            function(CURRENT, **dict.fromkeys(decays, 0.9), **{name: torch.rand(4, 1, 10)})
 
 
 def test_unknown_and_missing_arguments(backend: str) -> None:
@@ -222,6 +293,8 @@ def test_multistep_names_the_wrong_argument(backend: str) -> None:
             (CURRENT[0], {"num_steps": -1}, "num_steps", ValueError),
             (CURRENT[0], {"num_steps": 2.0}, "num_steps", TypeError),
             (CURRENT, {"record_mem": "no"}, "record_mem", TypeError),
+            (CURRENT, {"reduce": "mean"}, "reduce", ValueError),
+            (CURRENT, {"reduce": 1}, "reduce", TypeError),
         ):
             with pytest.raises(error, match=rf"^{argument}\b"):
                 net(x, **kwargs)
@@ -267,11 +340,30 @@ def test_surrogates_name_the_wrong_argument(name: str) -> None:
                 factory(**{argument: value})
 
 
-@pytest.mark.parametrize(
-    ("value", "error"), [("cuda", ValueError), ("", ValueError), (None, TypeError), (1, TypeError)]
-)
-def test_use_backend_names_the_wrong_argument(value: Any, error: type[Exception]) -> None:
-    before = snnfast.config()["backend"]
-    with pytest.raises(error, match=r"^name\b"), snnfast.use_backend(value):
-        pass
-    assert snnfast.config()["backend"] == before
+# A setting, its wrong value, error, and the argument that it names.
+BAD_SETTINGS: list[tuple[Any, Any, type[Exception], str]] = [
+    *((snnfast.use_backend, value, ValueError, "name") for value in ("cuda", "")),
+    *((snnfast.use_backend, value, TypeError, "name") for value in (None, 1)),
+    *((snnfast.use_events, value, TypeError, "wanted: expected True or False") for value in ("no", None)),
+    (snnfast.use_events, 2, ValueError, "wanted: expected True or False"),
+    *((snnfast.set_cache_limit, value, ValueError, "limit: expected") for value in (-1, 1 << 64)),
+    *((snnfast.set_cache_limit, value, TypeError, "limit: expected") for value in (1.5, "1", True)),
+    *(
+        (snnfast.reset, net, TypeError, r"net: expected a torch\.nn\.Module")
+        for net in (None, [snnfast.Leaky(0.9)], "net")
+    ),
+]
+
+
+@pytest.mark.needs_extension
+@pytest.mark.parametrize(("setting", "value", "error", "message"), BAD_SETTINGS, ids=label)
+def test_a_wrong_setting_is_named_and_changes_nothing(
+    setting: Any, value: Any, error: type[Exception], message: str
+) -> None:
+    def settings() -> Any:
+        return snnfast.config(), _ops.extension.pool_idle_limit()
+
+    before = settings()
+    with pytest.raises(error, match=rf"^{message}\b"), contextlib.ExitStack() as stack:
+        stack.enter_context(setting(value))
+    assert settings() == before

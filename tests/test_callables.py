@@ -20,85 +20,69 @@ import snnfast
 from snnfast import _backend, functional
 
 
+def steps(layer: nn.Module, x: Tensor, mem: Tensor) -> tuple[Tensor, Tensor]:
+    """A layer of either library called step by step: records of spikes and membranes."""
+    record = []
+    for step in x:
+        spk, mem = layer(step, mem)
+        record.append((spk, mem))
+    spk_rec, mem_rec = (torch.stack(r) for r in zip(*record, strict=True))
+    return spk_rec, mem_rec
+
+
 def trained_like_snntorch(spike_grad: Any, reset: str, delay: bool, expected_warning: str | None) -> None:
     """Spikes, membranes and all gradients of a layer, unrolled and called step by step, against snnTorch's loop."""
     options = {"spike_grad": spike_grad, "reset_mechanism": reset, "reset_delay": delay, "learn_threshold": True}
-    theirs_layer = snntorch.Leaky(torch.linspace(0.5, 1, 10), torch.tensor(0.9), learn_beta=True, **options)
-    x = torch.rand(7, 3, 10) * 2 - 0.4
-    weights, weights_mem = torch.randn(7, 3, 10), torch.randn(7, 3, 10)
+    x, mem, weights, weights_mem = torch.rand(7, 3, 10) * 2 - 0.4, torch.rand(3, 10) * 2, *torch.randn(2, 7, 3, 10)
     own = list(spike_grad.parameters()) if isinstance(spike_grad, nn.Module) else []
 
-    def gradients(layer: nn.Module, leaf: Tensor, spk: Tensor, mem: Tensor) -> tuple[Tensor | None, ...]:
-        loss = (spk * weights).sum() + (mem * weights_mem).sum()
-        return torch.autograd.grad(loss, [leaf, layer.beta, layer.threshold, *own], allow_unused=True)
-
-    leaf = x.clone().requires_grad_()
-    mem, spks, mems = torch.rand(3, 10) * 2, [], []
-    mem0 = mem
-    for step in leaf:
-        spk, mem = theirs_layer(step, mem)
-        spks.append(spk)
-        mems.append(mem)
-    spk_expected, mem_expected = torch.stack(spks), torch.stack(mems)
-    expected = gradients(theirs_layer, leaf, spk_expected, mem_expected)
-    for unroll in (True, False):
-        layer = snnfast.Leaky(torch.linspace(0.5, 1, 10), torch.tensor(0.9), learn_beta=True, **options)
+    def trained(library: Any, call: Any) -> tuple[tuple[Tensor, Tensor], tuple[Tensor | None, ...]]:
+        layer = library.Leaky(torch.linspace(0.5, 1, 10), torch.tensor(0.9), learn_beta=True, **options)
         leaf = x.clone().requires_grad_()
+        spk, mem_rec = call(layer, leaf, mem)
+        loss = (spk * weights).sum() + (mem_rec * weights_mem).sum()
+        return (spk, mem_rec), torch.autograd.grad(loss, [leaf, layer.beta, layer.threshold, *own], allow_unused=True)
+
+    expected, expected_gradients = trained(snntorch, steps)
+    for call in (snnfast.Leaky.unroll, steps):
         _backend._warned.clear()
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            if unroll:
-                spk_rec, mem_rec = layer.unroll(leaf, mem0)
-            else:
-                mem, spks, mems = mem0, [], []
-                for step in leaf:
-                    spk, mem = layer(step, mem)
-                    spks.append(spk)
-                    mems.append(mem)
-                spk_rec, mem_rec = torch.stack(spks), torch.stack(mems)
+            found, gradients = trained(snnfast, call)
         messages = [str(w.message) for w in caught if "step by step" in str(w.message)]
         assert len(messages) == (expected_warning is not None), messages
         assert all(expected_warning in m for m in messages if expected_warning)
-        assert_bits_equal(spk_rec, spk_expected, "spk")
-        assert_bits_equal(mem_rec, mem_expected, "mem")
-        found = gradients(layer, leaf, spk_rec, mem_rec)
-        for name, a, b in zip(("current", "beta", "threshold", "own"), found, expected, strict=False):
+        for a, b in zip(found, expected, strict=True):
+            assert_bits_equal(a, b)
+        for name, a, b in zip(("current", "beta", "threshold", "own"), gradients, expected_gradients, strict=False):
             # No path to a parameter and a gradient of zeros are the same.
             assert a is None or (b is None and not a.any()) or assert_close(a, b, 1e-5, name, scale=1.0) is None
             assert a is not None or b is None or not b.any(), name
 
 
-CASES = list(itertools.product(RESETS, (True, False)))
+# Why a callable runs step by step: with an immediate reset only, or always.
+IMMEDIATE = {
+    "PerNeuron": "parameters of its own",
+    "clipped": "its gradient is not",
+    "neighbours": "its gradient is not",
+}
+ALWAYS = {
+    **dict.fromkeys(STATISTICS, "depends on the others"),
+    **dict.fromkeys(OTHER_SPIKES, "not the step"),
+    "two_dimensional": "only [B, N]",
+}
 
 
-@pytest.mark.parametrize(("reset", "delay"), CASES, ids=lambda v: str(v))
-@pytest.mark.parametrize("name", FAST_BOTH)
-def test_any_callable_has_the_spikes_and_gradients_of_snntorchs_loop(name: str, reset: str, delay: bool) -> None:
-    trained_like_snntorch(FAST_BOTH[name], reset, delay, None)
-
-
-@pytest.mark.parametrize(("reset", "delay"), CASES, ids=lambda v: str(v))
-@pytest.mark.parametrize("name", FAST_DELAYED)
-def test_a_callable_too_special_for_an_immediate_reset_is_right_all_the_same(
-    name: str, reset: str, delay: bool
-) -> None:
-    reasons = {
-        "PerNeuron": "parameters of its own",
-        "clipped": "its gradient is not",
-        "neighbours": "its gradient is not",
-    }
-    trained_like_snntorch(FAST_DELAYED[name], reset, delay, None if delay else reasons[name])
+@pytest.mark.parametrize("name", [*FAST_BOTH, *FAST_DELAYED])
+def test_any_callable_has_the_spikes_and_gradients_of_snntorchs_loop(name: str) -> None:
+    for reset, delay in itertools.product(RESETS, (True, False)):
+        trained_like_snntorch({**FAST_BOTH, **FAST_DELAYED}[name], reset, delay, None if delay else IMMEDIATE.get(name))
 
 
 @pytest.mark.needs_extension
 @pytest.mark.parametrize("name", SLOW)
 def test_a_callable_that_the_kernels_cannot_follow_runs_step_by_step_and_says_so(name: str) -> None:
-    reasons = {
-        **dict.fromkeys(STATISTICS, "depends on the others"),
-        **dict.fromkeys(OTHER_SPIKES, "not the step"),
-        "two_dimensional": "only [B, N]",
-    }
-    trained_like_snntorch(SLOW[name], "subtract", True, reasons[name])
+    trained_like_snntorch(SLOW[name], "subtract", True, ALWAYS[name])
     with (
         snnfast.use_backend("fused"),
         pytest.raises(RuntimeError, match="is not available for this layer"),
@@ -109,16 +93,9 @@ def test_a_callable_that_the_kernels_cannot_follow_runs_step_by_step_and_says_so
 def test_sso_has_the_spikes_of_snntorch_and_its_gradients_in_the_mean() -> None:
     x = (torch.rand(5, 4) * 2 - 0.4).repeat(4000, 1, 1).transpose(0, 1).contiguous()  # [T, 4000 samples alike, 4]
     found = []
-    for layer in (snnfast.Leaky(0.9, 0.8, theirs.SSO()), snntorch.Leaky(0.9, 0.8, theirs.SSO())):
+    for library, call in ((snnfast, snnfast.Leaky.unroll), (snntorch, steps)):
         leaf = x.clone().requires_grad_()
-        if isinstance(layer, snnfast.Leaky):
-            spk, _ = layer.unroll(leaf)
-        else:
-            mem, spks = None, []
-            for step in leaf:
-                spk, mem = layer(step, mem)
-                spks.append(spk)
-            spk = torch.stack(spks)
+        spk, _ = call(library.Leaky(0.9, 0.8, theirs.SSO()), leaf, torch.zeros(4000, 4))
         (grad,) = torch.autograd.grad(spk.sum(), [leaf])
         found.append((spk, grad.mean(1)))
     assert_bits_equal(found[0][0], found[1][0])
@@ -135,21 +112,17 @@ def test_without_gradients_the_kernel_makes_the_spikes(delay: bool) -> None:
 
     options = {"graded_spikes_factor": 1.5, "reset_delay": delay}
     layer, other = snnfast.Leaky(0.9, spike_grad=counted, **options), snntorch.Leaky(0.9, spike_grad=steep, **options)
-    x, mem, steps = torch.rand(5, 4, 10) * 2, torch.zeros(4, 10), []
+    x, mem = torch.rand(5, 4, 10) * 2, torch.zeros(4, 10)
     layer.unroll(x)  # tried out
     calls.clear()
     with torch.no_grad():
         spk, mem_rec = layer.unroll(x)
-        for step in x:
-            steps.append(other(step, mem))
-            mem = steps[-1][1]
+        expected = steps(other, x, mem)
         count, _ = layer.unroll(x, reduce="sum")
-        first, _ = layer(x[0], torch.zeros(4, 10))
+        first, _ = layer(x[0], mem)
     assert not calls
-    for found, expected in zip((spk, mem_rec), zip(*steps, strict=True), strict=True):
-        assert_bits_equal(found, torch.stack(expected))
-    assert_bits_equal(count, spk.sum(0))
-    assert_bits_equal(first, spk[0])
+    for a, b in zip((spk, mem_rec, count, first), (*expected, spk.sum(0), spk[0]), strict=True):
+        assert_bits_equal(a, b)
 
 
 @pytest.mark.skipif(torch.__version__.startswith("2.11"), reason="torch 2.11 can't put a dataclass into a graph")

@@ -266,39 +266,27 @@ class Loop(nn.Module):
         return torch.stack(rec1), torch.stack(rec2, 1), torch.stack(rec3), mem1
 
 
+@pytest.mark.needs_extension
 @pytest.mark.parametrize("flat", ["view", "flatten"])
-def test_a_compiled_loop_has_the_numbers_and_strides_of_the_plain_path(
+def test_a_compiled_loop_turns_its_input_once_and_has_the_numbers_and_strides_of_the_plain_path(
     flat: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    turned: list[Tensor] = []
+    turn = _channels_last.turned
+    monkeypatch.setattr("snnfast._loop.channels_last.turned", lambda x: turned.append(x) or turn(x))
+    x = (eighths(T, B, 1, 16, 16) * 2).requires_grad_()
     results = []
     for turns in (True, False):
         torch._dynamo.reset()
         if not turns:
             plain(monkeypatch)
         net = Loop(flat)
-        torch.manual_seed(1)
-        x = (eighths(T, B, 1, 16, 16) * 2).requires_grad_()
         found = torch.compile(net, backend="snnfast")(x)
-        expected = net(x)
-        for a, b in zip(found, expected, strict=True):
+        for a, b in zip(found, net(x), strict=True):
             assert_bits_equal(a, b)
         results.append((found, gradients(found, net, x)))
+    assert [t.shape for t in turned] == [(T * B, 1, 16, 16)], "once, and the rest follows"
     for a, b in zip(*(found for found, _ in results), strict=True):
         assert a.stride() == b.stride()
     for a, b in zip(*(grads for _, grads in results), strict=True):
         assert_close(a, b, 1e-5)
-
-
-@pytest.mark.needs_extension
-def test_a_compiled_loop_calls_convolutions_in_channels_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    turned: list[Tensor] = []
-
-    def recording(x: Tensor) -> Tensor:
-        turned.append(x)
-        return _channels_last.turned(x)
-
-    monkeypatch.setattr("snnfast._loop.channels_last.turned", recording)
-    torch._dynamo.reset()
-    net = Loop("view")
-    torch.compile(net, backend="snnfast")(eighths(T, B, 1, 16, 16))
-    assert [t.shape for t in turned] == [(T * B, 1, 16, 16)], "once, and the rest follows"

@@ -68,20 +68,3 @@ def test_a_message_never_reads_expected_a_bool_got_bool() -> None:
 @pytest.mark.parametrize("number", [2, np.float32(2), np.int64(2), np.float64(2)], ids=repr)
 def test_the_numbers_of_a_surrogate_may_be_numpys(number: Any) -> None:
     assert surrogate.fast_sigmoid(number) == surrogate.fast_sigmoid(2.0)
-
-
-@pytest.mark.parametrize(
-    ("x", "remedy"),
-    [
-        (torch.ones(4, 2, 3, dtype=torch.uint8), r"\.float\(\)"),
-        (torch.ones(4, 2, 3, dtype=torch.bool), r"\.float\(\)"),
-        (torch.nested.nested_tensor([torch.ones(3, 2), torch.ones(4, 2)]), "pad it"),
-        (torch.nested.nested_tensor([torch.ones(3, 2), torch.ones(4, 2)], layout=torch.jagged), "pad it"),
-    ],
-    ids=["uint8", "bool", "nested", "jagged"],
-)
-def test_an_input_that_is_refused_says_what_to_do(x: torch.Tensor, remedy: str, backend: str) -> None:
-    layer = snnfast.Leaky(0.9)
-    for call in (layer, layer.unroll, lambda x: snnfast.functional.lif(x, beta=0.9)):
-        with pytest.raises(TypeError, match=rf"^(current|input_): expected .*{remedy}"):
-            call(x)

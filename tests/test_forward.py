@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from gradient_checks import gradients
 from helpers import (
     FLOATS,
     HALVES,
@@ -169,21 +170,13 @@ def test_without_gradients_the_results_are_the_same(neuron: str, device: torch.d
 def with_gradients_of(case: Case, device: torch.device, seed: int = 0) -> Outputs:
     """Outputs, and the gradients of all inputs."""
     tensors = leaves(inputs(case, device, seed))
-    outputs = fused(tensors, case)
-    asking = {name: t for name, t in tensors.items() if t is not None}
-    weights = [
-        torch.linspace(0.5, 1.5, t.numel(), dtype=t.dtype, device=t.device).view(t.shape) for t in outputs.values()
-    ]
-    found = torch.autograd.grad(list(outputs.values()), list(asking.values()), weights)
-    return outputs | {f"grad of {name}": g for name, g in zip(asking, found, strict=True)}
-
-
-THREADED = ("unroll", "count", "callable")
+    found = gradients(fused, tensors, case)
+    return fused(tensors, case) | {f"grad of {name}": g for name, g in found.items() if g is not None}
 
 
 @emulated_if_thorough
 @neurons
-@pytest.mark.parametrize("variant", THREADED)
+@pytest.mark.parametrize("variant", ["unroll", "count", "callable"])
 def test_number_of_threads_and_repetition_change_no_bit(variant: str, neuron: str, device: torch.device) -> None:
     case = Case(neuron, variant, 20, (7, 3001), record_mem=variant == "unroll", delay=variant == "unroll")
     results = []
@@ -193,20 +186,6 @@ def test_number_of_threads_and_repetition_change_no_bit(variant: str, neuron: st
     for again in results[1:]:
         for name, t in results[0].items():
             assert_bits_equal(again[name], t, name)
-
-
-@emulated_if_thorough
-@neurons
-def test_results_keep_their_values_whatever_is_called_and_freed_later(neuron: str, device: torch.device) -> None:
-    case = Case(neuron, "unroll", 20, (7, 4001), record_mem=False)
-    outputs = fused(inputs(case, device), case)
-    kept = [outputs["spk"][3], outputs["spk"][-1, 2:], *(outputs[name] for name in case.kind.ops.states)]
-    copies = [t.clone() for t in kept]
-    del outputs
-    for seed in range(1, 5):
-        fused(inputs(case, device, seed), case)
-    for a, b in zip(kept, copies, strict=True):
-        assert_bits_equal(a, b)
 
 
 @emulated_if_thorough

@@ -12,7 +12,6 @@ from helpers import (
     FLOATS,
     HALVES,
     NEURONS,
-    PARAMETERS,
     VARIANTS,
     Case,
     Outputs,
@@ -136,18 +135,11 @@ def copied(function: Callable[[], object]) -> list[int]:
 @neurons
 def test_nothing_is_copied(neuron: str, device: torch.device) -> None:
     """Neither tensors over time nor parameters for each channel; nor in the backward pass of the current and states."""
-    for order, variant, record_mem in itertools.product(
-        ORDERS.values(), ("unroll", "constant", "count", "step"), (True, False)
-    ):
+    variants = ("unroll", "constant", "count", "step")
+    for order, variant, record_mem in itertools.product(ORDERS.values(), variants, (True, False)):
         parameters = "channel" if len(order) > 3 else "scalar"
-        case = Case(
-            neuron,
-            variant.replace("step", "unroll"),
-            3,
-            SHAPES[len(order)],
-            record_mem=record_mem,
-            parameters=parameters,
-        )
+        unrolled = variant.replace("step", "unroll")
+        case = Case(neuron, unrolled, 3, SHAPES[len(order)], record_mem=record_mem, parameters=parameters)
         given = in_place(moved(inputs(case, device), order), ("current", *case.kind.ops.states))
 
         def train(case: Case = case, given: Tensors = given) -> None:
@@ -235,18 +227,6 @@ def test_equals_a_call_of_contiguous_tensors(name: str, neuron: str, device: tor
         assert variant == "step" or not found["spk"]._is_view()
 
 
-@orders
-@neurons
-@pytest.mark.parametrize("parameters", PARAMETERS[1:])
-def test_parameters_and_their_gradients(
-    parameters: str, neuron: str, order: Sequence[int], device: torch.device
-) -> None:
-    for variant in ("unroll", "step"):
-        case = Case(neuron, variant, 6, SHAPES[len(order)], parameters=parameters)
-        plain = inputs(case, device)
-        assert_same(with_gradients(moved(plain, order), case), with_gradients(plain, case), case)
-
-
 @emulated_if_thorough
 @neurons
 def test_a_gradient_in_another_layout(neuron: str, device: torch.device) -> None:
@@ -288,8 +268,13 @@ def test_held_states_can_be_detached_and_changed_in_place(neuron: str, device: t
 
 
 @emulated_if_thorough
-@neurons
-@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+@pytest.mark.parametrize(
+    ("neuron", "dynamic"),
+    [
+        pytest.param(neuron, dynamic, marks=[] if dynamic == (neuron == "synaptic") else [pytest.mark.thorough])
+        for neuron, dynamic in itertools.product(NEURONS, (False, True))
+    ],
+)
 def test_compiled_the_strides_are_the_same(dynamic: bool, neuron: str, device: torch.device) -> None:
     for variant, record_mem in every_other((("unroll", not dynamic), ("count", dynamic)), neuron, dynamic):
         case = Case(neuron, variant, 3, SHAPES[4], record_mem=record_mem, parameters="scalar" if dynamic else "channel")
@@ -369,18 +354,3 @@ def test_a_current_that_repeats_its_rows_is_not_copied(device: torch.device) -> 
     assert copied(lambda: torch.autograd.grad(spk, x, torch.ones_like(spk))) == []
     assert spk.is_contiguous()
     assert mem.is_contiguous()
-
-
-@pytest.mark.parametrize("device", ["cpu"], indirect=True)
-def test_a_wrong_shape_is_still_refused(device: torch.device) -> None:
-    x, number = torch.rand(5, 3), torch.tensor(0.5)
-    needs = _ops.pack(time=_ops.SEQUENCE, reset_delay=1, saved=_ops.SAVE_CHECKPOINTS, needs=1)
-    arguments = (None, None, None, x, None, None, None, None, number, number, number, 5, needs, 2.0, 0.0)
-    for grad in (torch.ones(()).expand(6, 3), torch.ones(()).expand(5, 4), torch.ones(()).expand(5, 3, 1)):
-        with pytest.raises(RuntimeError, match="grad_spk: wrong shape"):
-            _ops.LEAKY.backward(grad, *arguments)
-    with pytest.raises(RuntimeError, match="wrong dtype"):
-        _ops.LEAKY.backward(torch.ones((), dtype=torch.float64).expand(5, 3), *arguments)
-    (found,) = _ops.LEAKY.backward(torch.ones(()).expand(5, 3), *arguments)
-    (expected,) = _ops.LEAKY.backward(torch.ones(5, 3), *arguments)
-    assert_bits_equal(found, expected)

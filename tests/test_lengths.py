@@ -23,10 +23,9 @@ from helpers import (
     leaves,
     random_cases,
 )
-from ops import backward_arguments, call_op, channels_last, forward_arguments, permuted, shapes
+from ops import call_op, channels_last, forward_arguments, permuted
 from ragged import alone, of_reference, ragged, some_lengths
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from snnfast import _backend, _ops, functional, reference
 
@@ -181,21 +180,6 @@ def test_the_ops_take_the_nearest_of_0_and_all_steps(neuron: str, device: torch.
         assert_bits_equal(a, b)
 
 
-@every_neuron
-def test_fake_results_are_like_real_ones(neuron: str, device: torch.device) -> None:
-    case, lengths = Case(neuron, steps=20, shape=(3, 4)), torch.tensor([2, 20, 5], device=device)
-    ops = case.kind.ops
-    calls = (
-        (ops.forward_ragged, forward_arguments(case, device)),
-        (ops.backward_ragged, backward_arguments(case, device)),
-    )
-    for op, arguments in calls:
-        given = {**arguments, "lengths": lengths}
-        with FakeTensorMode() as mode:
-            fake = call_op(op, {k: mode.from_tensor(a) if isinstance(a, Tensor) else a for k, a in given.items()})
-        assert shapes(fake) == shapes(call_op(op, given))
-
-
 def test_wrong_lengths_are_refused_by_the_ops(device: torch.device) -> None:
     case = Case(shape=(3, 4))
     arguments = forward_arguments(case, device)
@@ -209,26 +193,6 @@ def test_wrong_lengths_are_refused_by_the_ops(device: torch.device) -> None:
 
 
 # ---- errors, and torch.compile
-
-
-@pytest.mark.parametrize(
-    ("lengths", "error"),
-    [
-        ([2, 9, 5], TypeError), (torch.tensor([2.0, 9.0, 5.0]), TypeError), (torch.tensor([True] * 3), TypeError),
-        (torch.tensor([2, 9]), ValueError), (torch.tensor([[2, 9, 5]]), ValueError), (torch.tensor(9), ValueError),
-        (torch.tensor([2, 10, 5]), ValueError), (torch.tensor([2, -1, 5]), ValueError),
-        (torch.tensor([2, 9, 5], device="meta"), ValueError), (torch.tensor([2, 9, 5]).to_sparse(), TypeError),
-    ],
-    ids=str,
-)  # fmt: skip
-def test_bad_lengths(lengths: Any, error: type[Exception], backend: str) -> None:
-    with pytest.raises(error, match=r"^lengths\b"):
-        functional.lif(torch.rand(9, 3, 4), beta=0.9, lengths=lengths)
-
-
-def test_a_step_without_samples_has_no_lengths(backend: str) -> None:
-    with pytest.raises(ValueError, match=r"^lengths: needs steps with a batch dimension"):
-        functional.lif(torch.rand(9), beta=0.9, lengths=torch.tensor([9]))
 
 
 @pytest.mark.needs_extension

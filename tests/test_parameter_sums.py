@@ -144,7 +144,7 @@ def test_parameters_of_every_dtype(device: torch.device) -> None:
 
 
 @emulated
-@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+@pytest.mark.parametrize("dynamic", [False, pytest.param(True, marks=pytest.mark.thorough)], ids=["static", "dynamic"])
 def test_compiled_it_is_the_same(dynamic: bool, device: torch.device) -> None:
     for parameters in ("scalar", "one", "neuron"):
         torch._dynamo.reset()

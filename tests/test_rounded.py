@@ -6,11 +6,12 @@ Only neurons whose recorded membrane tells all have it. test_kernels.py compares
 import itertools
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from gradient_checks import gradients
+from gradient_checks import gradients, saved_by
 from helpers import (
     FLOATS,
     RESETS,
@@ -23,9 +24,8 @@ from helpers import (
     fused,
     inputs,
     leaves,
-    unknown,
 )
-from torch import Tensor, nn
+from torch import nn
 
 from snnfast import Leaky, MultiStep, reference
 from snnfast.functional import lif
@@ -132,40 +132,7 @@ def test_the_distance_from_the_threshold_keeps_eight_bits(name: str, device: tor
         assert 2**-8 < error < 2**-7
 
 
-# ---- errors, layers -----------------------------------------------------------------------------------------------
-
-X = torch.rand(4, 3, 10)
-WRONG: list[tuple[dict[str, Any], type[Exception]]] = [
-    ({"membrane_dtype": "bfloat16"}, TypeError),
-    ({"membrane_dtype": True}, TypeError),
-    ({"membrane_dtype": 16}, TypeError),
-    ({"membrane_dtype": torch.float16}, ValueError),
-    ({"membrane_dtype": torch.float32}, ValueError),
-    ({"membrane_dtype": torch.int8}, ValueError),
-    ({"reset_delay": False}, ValueError),
-    ({"inhibition": True}, ValueError),
-    ({"state_quant": lambda mem: mem}, ValueError),
-    ({"spike_grad": unknown(SURROGATES["atan"])}, ValueError),
-]
-
-
-def label(value: Any) -> str | None:
-    return "-".join(value) + "-" + str(next(iter(value.values())))[:14] if isinstance(value, dict) else None
-
-
-@pytest.mark.parametrize(("options", "error"), WRONG, ids=label)
-def test_what_rounding_does_not_do_is_an_error(options: dict[str, Any], error: type[Exception], backend: str) -> None:
-    dtype = options.get("membrane_dtype", torch.bfloat16)
-    own = {name: value for name, value in options.items() if name != "membrane_dtype"}
-    layer = Leaky(0.9, **own)
-    for function in (
-        lambda: lif(X, beta=0.9, membrane_dtype=dtype, **own),
-        lambda: reference.lif(X, beta=0.9, membrane_dtype=dtype, **own),
-        lambda: layer.unroll(X, membrane_dtype=dtype),
-        lambda: MultiStep(nn.Linear(10, 10), layer)(X, membrane_dtype=dtype),
-    ):
-        with pytest.raises(error, match=r"^membrane_dtype: "):
-            function()
+# ---- layers -------------------------------------------------------------------------------------------------------
 
 
 @emulated_if_thorough
@@ -176,15 +143,8 @@ def test_layers_hand_it_on(device: torch.device) -> None:
     for module, call_ in ((net, net), (layer, layer.unroll)):
         results = []
         for dtype in (None, torch.bfloat16):
-            held = 0
-
-            def pack(t: Tensor) -> Tensor:
-                nonlocal held
-                held += t.dtype == torch.bfloat16
-                return t
-
-            with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-                spk, mem = call_(x, membrane_dtype=dtype)
+            (spk, mem), kept = saved_by(partial(call_, x, membrane_dtype=dtype))
+            held = sum(t.dtype == torch.bfloat16 for t in kept)
             assert held == (0 if dtype is None else 2 if module is net else 1)
             results.append((spk, mem, *torch.autograd.grad(mem.square().sum() + spk.sum(), list(module.parameters()))))
         for i, (exact, found) in enumerate(zip(*results, strict=True)):
@@ -195,9 +155,9 @@ def test_layers_hand_it_on(device: torch.device) -> None:
 
 
 def test_the_reference_ignores_it() -> None:
-    results = []
+    current, results = torch.rand(4, 3, 10), []
     for options in ({}, {"membrane_dtype": torch.bfloat16}):
-        x = X.clone().requires_grad_()
+        x = current.clone().requires_grad_()
         spk, mem = reference.lif(x, beta=0.9, **options)
         results.append((spk, mem, *torch.autograd.grad(spk.sum() + mem.sum(), [x])))
     for a, b in zip(*results, strict=True):

@@ -2,11 +2,12 @@
 
 import itertools
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from gradient_checks import check_against_reference, gradients
+from gradient_checks import Largest, bytes_of, check_against_reference, gradients, saved_by
 from helpers import (
     FLOATS,
     FROM_SPIKES,
@@ -25,9 +26,8 @@ from helpers import (
     leaves,
     random_cases,
 )
-from ops import backward_arguments, call_op, every_input, told
+from ops import backward_arguments, call_op, told
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from snnfast import _ops
 from snnfast._ops import SAVE_CHECKPOINTS, SAVE_MEMBRANE, SAVE_NOTHING, SAVE_SPIKES
@@ -41,21 +41,12 @@ STRIDE = _ops.SAVED_MODES[SAVE_CHECKPOINTS][2]  # steps from one checkpoint to t
 
 def bytes_held(case: Case, tensors: dict[str, Tensor | None], known: tuple[str, ...] | None = None) -> int:
     """Bytes that autograd keeps for the backward pass beyond inputs, or those in ``known``, and outputs."""
-    held: dict[int, int] = {}
-
-    def pack(t: Tensor) -> Tensor:
-        held[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
-        return t
-
     fused(tensors, case)  # a callable is tried out at its first use
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        outputs = fused(tensors, case)
-    own = [t for name, t in tensors.items() if t is not None and (known is None or name in known)]
-    if known is None:
-        own += list(outputs.values())
+    outputs, kept = saved_by(lambda: fused(tensors, case))
     if case.has("count"):
-        assert outputs["spk"].untyped_storage().data_ptr() not in held
-    return sum(held[at] for at in held.keys() - {t.untyped_storage().data_ptr() for t in own})
+        assert bytes_of([outputs["spk"]], beyond=kept) > 0
+    own = [t for name, t in tensors.items() if known is None or name in known]
+    return bytes_of(kept, beyond=own + list(outputs.values()) if known is None else own)
 
 
 # ---- bytes --------------------------------------------------------------------------------------------------------
@@ -65,23 +56,16 @@ def bytes_held(case: Case, tensors: dict[str, Tensor | None], known: tuple[str, 
 @neurons
 @pytest.mark.parametrize("steps", [1, 16, 17, 100], ids=lambda n: f"T{n}")
 def test_beyond_inputs_and_outputs_only_checkpoints_are_held(steps: int, neuron: str, device: torch.device) -> None:
-    for reset, delay, record_mem, variant, dtype in itertools.product(
-        RESETS, (True, False), (True, False), ("unroll", "constant", "count"), FLOATS
-    ):
+    """And of a callable with an immediate reset one membrane of every step."""
+    callables = [("callable", False), ("callable+count", False)]
+    calls = [*itertools.product(("unroll", "constant", "count"), (True, False)), *callables]
+    for reset, (variant, delay), record_mem, dtype in itertools.product(RESETS, calls, (True, False), FLOATS):
         case = Case(neuron, variant, steps, (4, 25), dtype, reset, delay, record_mem)
         ops, size = case.kind.ops, torch.empty(0, dtype=dtype).element_size()
         tells = record_mem and delay and ops.record_tells
-        checkpoints = 0 if tells else (steps - 1) // STRIDE * len(ops.states) * 100 * size
-        assert bytes_held(case, leaves(inputs(case, device))) <= checkpoints, str(case)
-
-
-@emulated_if_thorough
-@neurons
-def test_a_callable_with_an_immediate_reset_holds_one_membrane_of_every_step(neuron: str, device: torch.device) -> None:
-    for steps, variant in itertools.product((1, 16, 100), ("callable", "callable+count")):
-        case = Case(neuron, variant, steps, (4, 25), delay=False, record_mem=False)
-        checkpoints = (steps - 1) // STRIDE * len(case.kind.ops.states) * 400
-        assert bytes_held(case, leaves(inputs(case, device))) <= checkpoints + 400 * steps
+        rows = 0 if tells else (steps - 1) // STRIDE * len(ops.states)
+        rows += steps if case.has("callable") else 0
+        assert bytes_held(case, leaves(inputs(case, device))) <= rows * 100 * size, str(case)
 
 
 @emulated_if_thorough
@@ -90,18 +74,9 @@ def test_a_step_holds_nothing_beyond_inputs_and_outputs(neuron: str, device: tor
     for dtype, delay in itertools.product((*FLOATS, *HALVES), (True, False)):
         case = Case(neuron, "step", 1, dtype=dtype, delay=delay, record_mem=False)
         tensors = leaves(inputs(case, device))
-        layer = layer_of(case, tensors)
-        x, states = tensors["current"][0], [tensors[name] for name in case.kind.ops.states]  # type: ignore[index]
-        held: set[int] = set()
-
-        def pack(t: Tensor, held: set[int] = held) -> Tensor:
-            held.add(t.untyped_storage().data_ptr())
-            return t
-
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-            outputs = layer(x, *states)
-        known = {t.untyped_storage().data_ptr() for t in (*tensors.values(), *outputs) if t is not None}
-        assert held <= known
+        layer, states = layer_of(case, tensors), [tensors[name] for name in case.kind.ops.states]
+        outputs, kept = saved_by(partial(layer, tensors["current"][0], *states))  # type: ignore[index]
+        assert bytes_of(kept, beyond=(*tensors.values(), *outputs)) == 0
 
 
 @emulated_if_thorough
@@ -133,19 +108,6 @@ def test_rounded_membranes_and_bits_hold_less_than_the_current(steps: int, neuro
         for spike_grad in FROM_SPIKES:
             bits = held("bits" + constant, reset=reset, spike_grad=spike_grad)
             assert bits == (steps + 7) // 8 / steps  # eight steps in a byte
-
-
-class Largest(TorchDispatchMode):
-    """The most elements in any result of any operator."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for t in result if isinstance(result, tuple | list) else (result,):
-            if isinstance(t, Tensor):
-                self.elements = max(self.elements, t.untyped_storage().nbytes() // t.element_size())
-        return result
 
 
 @emulated_if_thorough
@@ -227,20 +189,6 @@ def test_every_mode_tells_the_same_gradients(steps: int, neuron: str, device: to
             wanted = [g for j, g in enumerate(call_op(op, exact)) if told(case, saved) >> j & 1]
             for a, b in zip(call_op(op, given), wanted, strict=True):
                 assert_bits_equal(a, b, f"{case}: saved {saved}")
-
-
-@emulated_if_thorough
-@telling
-def test_what_a_mode_does_not_tell_is_refused(neuron: str, device: torch.device) -> None:
-    case = Case(neuron)
-    for saved in (SAVE_MEMBRANE, SAVE_SPIKES):
-        given = backward_arguments(case, device, saved=saved)
-        for i, name in enumerate(case.names):
-            if not told(case, saved) >> i & 1:
-                with pytest.raises(RuntimeError, match=f"does not tell the gradient of {name}"):
-                    call_op(case.kind.ops.backward, {**given, "needs": 1 << i})
-        with pytest.raises(RuntimeError):
-            call_op(case.kind.ops.backward, {**given, "needs": every_input(case)})
 
 
 @emulated_if_thorough

@@ -29,18 +29,7 @@ from snnfast import _spike_grad, functional, reference, surrogate
 from snnfast._spike_grad import recognise
 from snnfast.surrogate import Surrogate, known_to_kernels
 
-PARAMETERS: dict[str, dict[str, float]] = {
-    "atan": {"alpha": 1.5},
-    "fast_sigmoid": {"slope": 4.0},
-    "sigmoid": {"slope": 3},
-    "straight_through_estimator": {},
-    "heaviside": {},
-    "triangular": {"threshold": 0.5},
-    "spike_rate_escape": {"beta": 1.3, "slope": 0.7},
-    "SSO": {"mean": 0.1, "variance": 0.3},
-    "LSO": {"slope": 0.3},
-    "SFS": {"slope": 2.0, "B": 0.2},
-}
+PARAMETERS = {name: vars(s) for name, s in SURROGATES.items()} | {"SSO": {"mean": 0.1, "variance": 0.3}}
 
 
 @pytest.mark.parametrize("name", PARAMETERS)

@@ -1,0 +1,422 @@
+"""Convolutions of spikes by their events, and max pooling over windows that do not overlap: PyTorch's numbers.
+
+And who decides between the kernels and PyTorch. Max pooling has PyTorch's numbers to the last bit.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from helpers import assert_bits_equal, assert_close
+from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
+
+import snnfast
+from snnfast import Leaky, MultiStep, _convolution, _max_pooling, _ops, use_backend
+from snnfast._convolution import conv2d
+from snnfast._max_pooling import max_pool2d
+
+pytestmark = pytest.mark.needs_extension
+
+PYTORCHS: dict[Any, Any] = {conv2d: torch.conv2d, max_pool2d: F.max_pool2d}
+functions = pytest.mark.parametrize("function", PYTORCHS, ids=lambda function: function.__name__)
+ops: Any = torch.ops.snnfast
+
+
+def channels_last(t: Tensor) -> Tensor:
+    return t.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+
+
+def spikes(N: int, C: int, H: int, W: int, rate: float = 0.1) -> Tensor:
+    return channels_last((torch.rand(N, C, H, W) < rate) * torch.rand(N, C, H, W))
+
+
+def images(*sizes: int) -> Tensor:
+    """Small whole numbers, so that many are equal, zeros of both signs, infinities and NaN."""
+    x = torch.randint(-2, 3, sizes).float()
+    for value, share in ((float("nan"), 0.05), (-float("inf"), 0.2), (-0.0, 0.1)):
+        x[torch.rand(sizes) < share] = value
+    return channels_last(x)
+
+
+@pytest.fixture
+def by_kernels(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the functions that the kernels compute from now on."""
+    seen: list[str] = []
+    for name, kind in (("conv2d", _convolution._Events), ("max_pool2d", _max_pooling._MaxPooling)):
+
+        def recording(*given: Any, name: str = name, apply: Any = kind.apply) -> Any:
+            seen.append(name)
+            return apply(*given)
+
+        monkeypatch.setattr(kind, "apply", recording)
+    return seen
+
+
+# ---- the numbers
+
+CONVOLUTIONS: dict[str, dict[str, Any]] = {  # channels in and out, image, kernel; then the options
+    "plain": {"sizes": (5, 64, 9, 9, 3, 3)},
+    "stride": {"sizes": (3, 32, 11, 8, 3, 3), "stride": (2, 2)},
+    "two strides": {"sizes": (3, 32, 11, 12, 5, 4), "stride": (3, 2), "padding": (1, 2)},
+    "stride beyond the kernel": {"sizes": (3, 32, 16, 16, 3, 3), "stride": (5, 5)},
+    "padding": {"sizes": (3, 32, 6, 7, 3, 3), "padding": (1, 1)},
+    "padding beyond the kernel": {"sizes": (3, 32, 4, 4, 3, 3), "padding": (4, 4)},
+    "one channel": {"sizes": (1, 33, 8, 8, 5, 5), "padding": (2, 2)},
+    "no whole block": {"sizes": (4, 71, 6, 6, 3, 3)},
+    "several blocks": {"sizes": (4, 130, 5, 5, 3, 3), "padding": (1, 1)},
+    "few outputs": {"sizes": (4, 7, 5, 5, 3, 3)},
+    "kernel as large as the image": {"sizes": (3, 32, 4, 5, 4, 5)},
+}
+
+
+def convolution(name: str, N: int = 40) -> tuple[Tensor, Tensor, Tensor, tuple[int, ...]]:
+    """An input, a weight, a bias, and stride and padding."""
+    case = CONVOLUTIONS[name]
+    C, O, H, W, ky, kx = case["sizes"]  # noqa: E741 - PyTorch's names
+    how = (*case.get("stride", (1, 1)), *case.get("padding", (0, 0)))
+    return spikes(N, C, H, W), torch.randn(O, C, ky, kx), torch.randn(O), how
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_the_ops_of_convolutions_have_pytorchs_numbers(name: str, isa: str) -> None:
+    x, weight, bias, how = convolution(name)
+    found = ops.event_conv2d(x, weight, bias, *how)
+    expected = torch.conv2d(x.double(), weight.double(), bias.double(), how[:2], how[2:])
+    assert_close(found, expected.float(), 1e-5)
+    assert found.stride()[1] == 1
+    grad = channels_last(torch.randn(expected.shape))
+    of_weight = ops.event_conv2d_weight(x, grad, *weight.shape[2:], *how)
+    weight = weight.double().requires_grad_()
+    (wanted,) = torch.autograd.grad(torch.conv2d(x.double(), weight, None, how[:2], how[2:]), weight, grad.double())
+    assert_close(of_weight, wanted.float(), 1e-5)
+    assert of_weight.is_contiguous()
+
+
+def test_no_bit_of_a_convolution_depends_on_threads_or_the_instruction_set() -> None:
+    x, weight, bias, how = convolution("several blocks", N=70)
+    threads, used, results = torch.get_num_threads(), _ops.extension.isa(), []
+    try:
+        for n, isa in ((1, used), (2, used), (5, used), *((1, isa) for isa in _ops.extension.isa_available())):
+            torch.set_num_threads(n)
+            _ops.extension.set_isa(isa)
+            y = ops.event_conv2d(x, weight, bias, *how)
+            results.append((y, ops.event_conv2d_weight(x, y, 3, 3, *how)))
+    finally:
+        torch.set_num_threads(threads)
+        _ops.extension.set_isa(used)
+    for found in results[1:]:
+        for a, b in zip(found, results[0], strict=True):
+            assert_bits_equal(a, b)
+
+
+def test_events_are_counted() -> None:
+    x = spikes(50, 7, 13, 13, 0.3)
+    x[0, 0, 0, :4] = torch.tensor([float("nan"), -0.0, float("inf"), 1e-45])
+    assert ops.count_events(x) == int((x != 0).sum())
+    assert ops.count_events(spikes(0, 7, 13, 13)) == 0
+
+
+@pytest.mark.parametrize("needs", ["all", "no input", "no weight", "no bias", "nothing", "bias alone"])
+def test_gradients_of_a_convolution_are_pytorchs(needs: str, by_kernels: list[str]) -> None:
+    x, weight, bias, how = convolution("two strides")
+    x.requires_grad_(needs in ("all", "no weight", "no bias"))
+    weight.requires_grad_(needs in ("all", "no input", "no bias"))
+    bias.requires_grad_(needs not in ("no bias", "nothing"))
+    given = x, weight, None if needs == "no bias" else bias, how[:2], how[2:]
+    wanted = [t for t in given[:3] if isinstance(t, Tensor) and t.requires_grad]
+    results = []
+    for function in (conv2d, torch.conv2d):
+        y = function(*given)  # type: ignore[operator]
+        grad = torch.linspace(-1, 1, y.numel()).view(y.shape)
+        results.append((y, *(torch.autograd.grad(y, wanted, grad) if wanted else ())))
+    assert by_kernels == ["conv2d"]
+    for a, b in zip(*results, strict=True):
+        assert_close(a, b, 1e-5)
+
+
+POOLINGS: dict[str, tuple[tuple[int, int, int], Any, Any]] = {  # channels, height, width; kernel; stride
+    "pairs": ((16, 8, 6), 2, None),
+    "twelve channels": ((12, 4, 4), 2, 2),
+    "no whole vector": ((71, 5, 4), 2, 2),
+    "fewer than a vector": ((7, 9, 9), 3, None),
+    "rows and columns left over": ((16, 7, 9), 2, 2),
+    "two sides": ((20, 8, 9), (2, 3), (2, 3)),
+    "gaps": ((20, 11, 9), (2, 3), (3, 4)),
+    "the whole image": ((5, 3, 4), (3, 4), None),
+    "single places": ((4, 3, 3), 1, 1),
+    "as many places as a byte counts": ((4, 16, 33), 16, 16),
+}
+
+
+@pytest.mark.parametrize("name", POOLINGS)
+def test_maxima_and_gradients_are_pytorchs_and_one_byte_is_kept(name: str, isa: str, by_kernels: list[str]) -> None:
+    sizes, kernel, stride = POOLINGS[name]
+    x, kept = images(6, *sizes).requires_grad_(), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        found = max_pool2d(x, kernel, stride)
+    expected = F.max_pool2d(x, kernel, stride)
+    assert by_kernels == ["max_pool2d"]
+    assert_bits_equal(found, expected)
+    assert [(t.dtype, t.shape) for t in kept] == [(torch.uint8, found.shape)]
+    grad = torch.randn(expected.shape)  # in another order
+    (of_x,) = torch.autograd.grad(found, x, grad)
+    assert_bits_equal(of_x, torch.autograd.grad(expected, x, grad)[0])
+    assert found.stride(1) == of_x.stride(1) == 1
+
+
+@functions
+def test_second_derivatives_are_pytorchs(function: Any, by_kernels: list[str]) -> None:
+    if function is conv2d:
+        x, *given, _ = convolution("plain", N=2)
+    else:
+        x, *given = channels_last(torch.randn(2, 5, 7, 8)), (2, 3), (3, 3)
+    asking = [t.requires_grad_() for t in (x, *given[:1]) if isinstance(t, Tensor)]
+    results = []
+    for each in (function, PYTORCHS[function]):
+        first = torch.autograd.grad((each(x, *given) ** 3).sum(), asking, create_graph=True)
+        results.append((*first, *torch.autograd.grad(sum(t.square().sum() for t in first), asking)))  # type: ignore[arg-type]
+    assert by_kernels == [function.__name__]
+    for a, b in zip(*results, strict=True):
+        assert_close(a, b, 1e-4)
+
+
+# ---- the choice
+
+# What the kernels do not know, or would not do faster.
+DENSE: dict[Any, dict[str, Callable[[Tensor, Tensor], Any]]] = {
+    conv2d: {
+        "many events": lambda x, w: ((torch.rand_like(x) < 0.5).float(), w, {}),
+        "weights that are not finite": lambda x, w: (x, w.where(w < 1, torch.inf), {}),
+        "groups": lambda x, w: (x, w[:, :1], {"groups": x.shape[1]}),
+        "dilation": lambda x, w: (x, w, {"dilation": 2}),
+        "same padding": lambda x, w: (x, w, {"padding": "same"}),
+        "few outputs": lambda x, w: (x, w[:8], {}),
+        "one tap": lambda x, w: (x, w[:, :, :1, :1], {}),
+        "float64": lambda x, w: (x.double(), w.double(), {}),
+        "another order": lambda x, w: (x.contiguous(), w, {}),
+        "no batch": lambda x, w: (x[0], w, {}),
+        "an empty batch": lambda x, w: (x[:0], w, {}),
+    },
+    max_pool2d: {
+        "overlap": lambda x, w: (x, 3, {"stride": 2}),
+        "padding": lambda x, w: (x, 2, {"padding": 1}),
+        "dilation": lambda x, w: (x, 2, {"dilation": 2}),
+        "ceil_mode": lambda x, w: (x, 3, {"ceil_mode": True}),
+        "more places than a byte counts": lambda x, w: (x, 17, {}),
+        "return_indices": lambda x, w: (x, 2, {"return_indices": True}),
+        "few channels": lambda x, w: (channels_last(x[:, :3]), 2, {}),
+        "float64": lambda x, w: (x.double(), 2, {}),
+        "another order": lambda x, w: (x.contiguous(), 2, {}),
+        "no batch": lambda x, w: (x[0], 2, {}),
+        "an empty batch": lambda x, w: (x[:0], 2, {}),
+    },
+}
+
+
+@pytest.mark.parametrize(("function", "name"), [(f, name) for f, rows in DENSE.items() for name in rows])
+def test_what_the_kernels_do_not_take_is_pytorchs(function: Any, name: str, by_kernels: list[str]) -> None:
+    x, given, how = DENSE[function][name](spikes(6, 6, 20, 19), torch.randn(48, 6, 3, 3))
+    found, expected = (each(x, given, **how) for each in (function, PYTORCHS[function]))
+    assert not by_kernels
+    for a, b in zip(*(t if isinstance(t, tuple) else (t,) for t in (found, expected)), strict=True):
+        assert_bits_equal(a, b)
+
+
+@functions
+def test_reference_transforms_and_compilers_see_pytorchs(function: Any, by_kernels: list[str]) -> None:
+    x, weight, bias, _ = convolution("plain")
+    given: tuple[Any, ...] = (weight, bias) if function is conv2d else (2,)
+    expected = PYTORCHS[function](x, *given)
+    with use_backend("reference"):
+        assert torch.equal(function(x, *given), expected)
+    torch.vmap(lambda x: function(x, *given))(x.unsqueeze(0))
+    torch.compile(function, backend="eager", fullgraph=True)(x, *given)
+    with FakeTensorMode() as mode:
+        fake = [mode.from_tensor(t) if isinstance(t, Tensor) else t for t in (x, *given)]
+        assert function(*fake).shape == expected.shape
+    if function is conv2d:
+        with torch.autocast("cpu", torch.bfloat16):
+            assert conv2d(x, weight, bias).dtype == torch.bfloat16
+    assert not by_kernels
+    function(x, *given)
+    assert by_kernels == [function.__name__]
+
+
+WEIGHT = torch.rand(64, 5, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("function", "given", "how"),
+    [
+        *((conv2d, WEIGHT, {"stride": stride}) for stride in ((1, 2, 3), 0)),
+        *((conv2d, WEIGHT, {"padding": padding}) for padding in ((1, 1, 1), -1)),
+        (conv2d, WEIGHT[:, :4], {}),
+        (conv2d, torch.rand(64, 5, 10, 10), {}),
+        *((max_pool2d, kernel, {}) for kernel in (0, (2, 3, 4), 10)),
+        *((max_pool2d, 2, {"stride": stride}) for stride in (0, (1, 2, 3))),
+    ],
+    ids=lambda value: "weight" if isinstance(value, Tensor) else getattr(value, "__name__", str(value)),
+)
+def test_wrong_options_are_pytorchs_to_tell(
+    function: Any, given: Any, how: dict[str, Any], by_kernels: list[str]
+) -> None:
+    x, messages = spikes(4, 5, 9, 9), []
+    for each in (function, PYTORCHS[function]):
+        with pytest.raises(RuntimeError) as error:
+            each(x, given, **how)
+        messages.append(str(error.value))
+    assert messages[0] == messages[1]
+    assert not by_kernels
+
+
+# ---- in networks
+
+
+def network() -> MultiStep:
+    torch.manual_seed(0)
+    lif = {"beta": 0.5, "threshold": 1.2}
+    return MultiStep(
+        nn.Conv2d(2, 8, 3), nn.MaxPool2d(2), Leaky(**lif),
+        nn.Conv2d(8, 40, 3, padding=1), nn.MaxPool2d(2), Leaky(**lif),
+        nn.Conv2d(40, 32, 3), Leaky(**lif),
+    )  # fmt: skip
+
+
+ALL = ["max_pool2d", "conv2d", "max_pool2d", "conv2d"]  # the first convolution is of an image
+
+
+def test_a_network_has_pytorchs_spikes_and_gradients(by_kernels: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    net, x = network(), torch.rand(5, 4, 2, 14, 14)
+    results = []
+    for kernels in (True, False):
+        if not kernels:
+            monkeypatch.setattr(_convolution, "MOST", -1.0)
+            monkeypatch.setattr(_max_pooling, "_LEAST_CHANNELS", 1000)
+        spk, mem = net(x)
+        net.zero_grad()
+        (spk.sum() + mem.square().sum()).backward()
+        results.append((spk, mem, *(p.grad.clone() for p in net.parameters())))
+    assert by_kernels == ALL
+    for a, b in zip(*results, strict=True):
+        assert_close(a, b, 1e-4)
+        assert a.stride() == b.stride()
+
+
+@pytest.mark.parametrize("of", ["a layer", "all modules"])
+def test_hooks_see_every_convolution_and_pooling(of: str, by_kernels: list[str]) -> None:
+    net, seen = network(), []
+    if of == "a layer":
+        hooks = [net[i].register_forward_hook(lambda module, *_: seen.append(type(module))) for i in (1, 6)]
+    else:
+        hooks = [nn.modules.module.register_module_forward_hook(lambda module, *_: seen.append(type(module)))]
+    try:
+        net(torch.rand(5, 4, 2, 14, 14))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    wanted = [nn.MaxPool2d, nn.Conv2d] * 2 if of == "all modules" else [nn.MaxPool2d, nn.Conv2d]
+    assert [kind for kind in seen if kind in wanted][-len(wanted) :] == wanted
+    assert len(by_kernels) == (0 if of == "all modules" else 2), by_kernels
+
+
+def test_a_network_takes_sizes_of_numpy(by_kernels: list[str]) -> None:
+    x, two = channels_last(torch.rand(6, 8, 6, 6)).unflatten(0, (3, 2)), np.int64(2)
+    for layer in (nn.MaxPool2d(two), nn.MaxPool2d((two, 2), stride=two)):
+        assert_bits_equal(MultiStep(layer)(x), torch.stack([layer(step) for step in x]))
+    assert by_kernels
+
+
+def test_a_circular_padding_is_the_layers_own(by_kernels: list[str]) -> None:
+    layer = nn.Conv2d(3, 32, 3, padding=1, padding_mode="circular")
+    x = spikes(4, 3, 6, 6)
+    assert_bits_equal(_convolution.convolved(layer, x), layer(x))
+    assert not by_kernels
+
+
+def test_a_compiled_loop_convolves_by_events(by_kernels: list[str]) -> None:
+    class Loop(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.conv1, self.lif1 = nn.Conv2d(2, 8, 3), Leaky(0.5, threshold=1.2)
+            self.conv2, self.lif2 = nn.Conv2d(8, 40, 3), Leaky(0.5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            mem1, mem2, rec = self.lif1.init_leaky(), self.lif2.init_leaky(), []
+            for step in range(len(x)):
+                spk1, mem1 = self.lif1(self.conv1(x[step]), mem1)
+                _, mem2 = self.lif2(self.conv2(spk1), mem2)
+                rec.append(mem2)
+            return torch.stack(rec)
+
+    torch._dynamo.reset()
+    net, x = Loop(), torch.rand(5, 3, 2, 8, 8)
+    found = snnfast.compile(net)(x)
+    assert by_kernels == ["conv2d"]
+    assert_close(found, net.forward(x), 1e-5)
+
+
+# ---- the ops
+
+
+def calls_of_ops() -> list[tuple[Any, tuple[Any, ...]]]:
+    x, weight, bias, how = convolution("two strides", N=4)
+    y, pooled = ops.event_conv2d(x, weight, bias, *how), (2, 3, 2, 4)
+    largest, places = ops.max_pooling(x, *pooled)
+    return [
+        (ops.event_conv2d, (x, weight, bias, *how)),
+        (ops.event_conv2d_weight, (x, y, *weight.shape[2:], *how)),
+        (ops.max_pooling, (x, *pooled)),
+        (ops.max_pooling_backward, (largest, places, *x.shape[2:], *pooled)),
+    ]
+
+
+def test_shapes_are_known_without_running() -> None:
+    for op, given in calls_of_ops():
+        torch.library.opcheck(op, given)
+        result = op(*given)
+        with FakeTensorMode() as mode:
+            fake = op(*(mode.from_tensor(t) if isinstance(t, Tensor) else t for t in given))
+        for a, b in zip(*(t if isinstance(t, list | tuple) else (t,) for t in (result, fake)), strict=True):
+            assert (a.shape, a.stride(), a.dtype) == (b.shape, b.stride(), b.dtype)
+
+
+def test_the_ops_refuse_what_would_leave_memory() -> None:
+    x, w, b, _ = convolution("plain", N=2)
+    conv, one = ops.event_conv2d, (1, 1, 0, 0)
+    image = images(2, 5, 8, 8)
+    largest, places = ops.max_pooling(image, 2, 2, 2, 2)
+    pool, backward, two = ops.max_pooling, ops.max_pooling_backward, (2, 2, 2, 2)
+    for op, given, message in (
+        (conv, (x.contiguous(), w, b, *one), "x: expected channels_last"),
+        (conv, (x.double(), w, b, *one), "x: expected float32"),
+        (conv, (x[0], w, b, *one), r"x: expected \[N, C, H, W\]"),
+        (conv, (x, w[:, :2], b, *one), "weight: expected"),
+        (conv, (x, w.double(), b, *one), "weight: expected float32"),
+        (conv, (x, w, b[1:], *one), "bias: expected"),
+        (conv, (x, w, b, 0, 1, 0, 0), "too small"),
+        (conv, (x, w, b, 1, 1, 2**40, 0), "too large"),
+        (conv, (x[:, :, :2], w, b, *one), "channels_last|larger than the image"),
+        (ops.event_conv2d_weight, (x, spikes(2, 64, 6, 7), 3, 3, *one), "grad: wrong shape"),
+        (pool, (image.contiguous(), *two), "x: expected channels_last"),
+        (pool, (image.double(), *two), "x: expected float32"),
+        (pool, (image, 9, 2, 9, 2), "kernel: expected 1 to the size"),
+        (pool, (image, 2, 2, 1, 2), "stride: expected that of the kernel"),
+        (pool, (images(1, 4, 17, 17), 17, 16, 17, 16), "at most 256 places"),
+        (backward, (largest, largest, 8, 8, *two), "places: expected uint8"),
+        (backward, (largest, places, 10, 8, *two), "wrong shape"),
+        (backward, (largest, places, 2**31, 8, 2, 2, 2**29, 2), "image: too large"),
+        (backward, (largest, places, 1, 8, *two), "kernel: expected 1"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            op(*given)
+
+
+def test_an_empty_batch_and_no_channels_can_be_pooled() -> None:
+    for sizes, pooled in (((0, 5, 4, 4), (0, 5, 2, 2)), ((2, 0, 4, 4), (2, 0, 2, 2))):
+        largest, places = ops.max_pooling(torch.empty(sizes), 2, 2, 2, 2)
+        assert largest.shape == places.shape == pooled
