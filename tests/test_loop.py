@@ -139,6 +139,25 @@ def test_a_layer_that_stays_slow_says_so() -> None:
     )
 
 
+@pytest.mark.parametrize(("name", "arguments"), [("unsqueeze_", (0,)), ("t_", ())], ids=["unsqueeze_", "t_"])
+def test_a_change_of_a_shape_in_place_is_named(name: str, arguments: tuple[int, ...]) -> None:
+    lif = snnfast.Leaky(beta=0.9)
+
+    def loop(x: Tensor) -> Tensor:
+        mem, made = torch.zeros_like(x[0]), []
+        for current in x:
+            spk, mem = lif(current, mem)
+            made.append(getattr(spk * 2, name)(*arguments))
+        return torch.stack(made)
+
+    x = torch.rand(4, 3, 5) * 2
+    assert f"it changes the shape of a tensor in place ({name})" in refused(snnfast.compile(loop), x)
+    torch._dynamo.reset()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert_bits_equal(torch.compile(loop, backend="snnfast")(x), loop(x))
+
+
 def test_layers_that_were_not_converted_are_named() -> None:
     snntorch = pytest.importorskip("snntorch")
     assert "snnfast.compile(net)" in refused(torch.compile(Net(snntorch.Leaky), backend="snnfast"), currents())
