@@ -72,16 +72,17 @@ def switch(name: str) -> bool | None:
 
 
 def for_all() -> bool:
-    """Whether to build for all machines, and not for this one alone.
-
-    So it is, too, where the CUDA kernels are asked for, which then are for another machine or for several.
-    """
+    """Whether to build for all machines, and not for this one alone: by default, if CUDA kernels are asked for."""
     value = os.environ.get("SNNFAST_BUILD", "")
     if value not in ("", "here", "all"):
         raise VariableError(f"SNNFAST_BUILD: expected here or all, got {value!r}")
-    if value:
-        return value == "all"
-    return switch("SNNFAST_CUDA") is True or (switch("SNNFAST_CUDA") is None and bool(wanted_architectures()))
+    return value == "all" if value else asks_for_cuda()
+
+
+def asks_for_cuda() -> bool:
+    """Whether CUDA kernels are asked for, also where no card is visible."""
+    wanted = switch("SNNFAST_CUDA")
+    return bool(wanted_architectures()) if wanted is None else wanted
 
 
 def instruction_sets() -> dict[str, list[str]]:
@@ -107,7 +108,9 @@ def visible_cards() -> list[str]:
     def asked(function: str, *arguments: int) -> int:
         answer = ctypes.c_int(0)
         failed = getattr(driver, function)(ctypes.byref(answer), *arguments)
-        return 0 if failed else answer.value
+        if failed:
+            raise BuildError(f"the CUDA driver does not tell its cards: {function} failed with error {failed}")
+        return answer.value
 
     if driver.cuInit(0):
         return []
@@ -145,7 +148,7 @@ def compiler() -> str:
 def cuda_home() -> Path | None:
     """The CUDA toolkit, or None where no CUDA kernels are built. SNNFAST_CUDA=1 demands it, 0 forbids it."""
     wanted = switch("SNNFAST_CUDA")
-    if wanted is False or not (wanted or for_all() or visible_cards()):
+    if wanted is False or not (asks_for_cuda() or for_all() or visible_cards()):
         return None
     home = find_toolkit()
     if home is None and wanted:
@@ -172,7 +175,7 @@ def cuda_missing() -> str:
     """Why the kernels of CUDA are not built, for the user of the installed package."""
     if switch("SNNFAST_CUDA") is False:
         return "SNNFAST_CUDA=0 at install time"
-    if not (for_all() or visible_cards()):
+    if not (asks_for_cuda() or for_all() or visible_cards()):
         return "no card was visible at install time; SNNFAST_CUDA=1 builds for all cards"
     return "no nvcc was found at install time"
 
