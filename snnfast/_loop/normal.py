@@ -23,6 +23,7 @@ from torch.fx.experimental.proxy_tensor import (
 from torch.utils import _pytree as pytree
 
 from snnfast._loop.nodes import (
+    arguments,
     changed,
     fake_mode_of,
     is_step,
@@ -268,7 +269,7 @@ class _Running(Interpreter):
 
 def _drops_nothing(node: Node) -> bool:
     """Whether a call is a dropout in evaluation. It returns its argument, but not while PyTorch 2.11 traces it."""
-    return name_of(node.target).endswith("dropout") and node.args[-1] is False
+    return name_of(node.target).endswith("dropout") and arguments(node).get("train") is False
 
 
 _KEEP = object()
