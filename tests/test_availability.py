@@ -1,5 +1,6 @@
 """Where the kernels can't run: on which card, with which driver, PyTorch or library; what is said, and to whom."""
 
+import json
 import sys
 import warnings
 from collections.abc import Iterator
@@ -134,6 +135,14 @@ def test_a_library_that_lacks_a_function(
 ) -> None:
     monkeypatch.setitem(_library._FUNCTIONS, "of_tomorrow", (None, ()))
     with pytest.raises(ImportError, match=r"_kernels\.so .* older ones: .*snnfast_of_tomorrow; build it again: .*pip"):
+        _library.Library(_library.PATH)
+
+
+@pytest.mark.needs_extension
+def test_a_library_for_another_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    loads = json.loads
+    monkeypatch.setattr(_library.json, "loads", lambda text: {**loads(text), "isa_available": []})
+    with pytest.raises(ImportError, match=r"built for another processor than this one; build it again: .*pip"):
         _library.Library(_library.PATH)
 
 
