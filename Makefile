@@ -23,8 +23,7 @@ OTHERS := $(VENV)/others
 # The tests of a file may run in several processes, so that no file keeps one of them busy at the end.
 PARALLEL := -n auto --maxprocesses=4 --dist worksteal
 
-# The tests that reach every line of the kernels; what the others add is outside of them. Those that are not "thorough"
-# reach as many lines: make sanitize ARGS="-m 'emulated and not thorough'".
+# The tests that reach every line of the kernels; what the others add is outside of them.
 SANITIZED := tests/test_kernels.py tests/test_saved.py tests/test_rounded.py tests/test_layout.py tests/test_ops.py \
   tests/test_chunked_backward.py tests/test_parameter_sums.py tests/test_lengths.py
 

@@ -64,7 +64,7 @@ def load(path: str | None, device: torch.device | str) -> Digits:
 
 
 def _mnist(root: str, download: bool, device: torch.device | str) -> Digits:
-    from torchvision import datasets  # the benchmarks import this module, and do not need torchvision for most cases
+    from torchvision import datasets  # without it, scikit-learn's digits do
 
     train, test = (datasets.MNIST(root, train=train, download=download) for train in (True, False))
     images = [split.data.flatten(1).to(device).float() / 255 for split in (train, test)]

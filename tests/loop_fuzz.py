@@ -6,8 +6,8 @@ the layers hold, buffers, inputs that are changed in place, random numbers (whic
 results and inputs share memory. A program that raises without the compiler is left out, and so is one that
 torch.compile gets wrong without our backend.
 
-Each program that differs is printed as Python, which runs by itself in this folder, so that a reducer such as shrinkray
-can shorten it. ``--start N --cases 1`` repeats number N.
+Each program that differs is printed as Python, which runs by itself in this folder. ``--start N --cases 1`` repeats
+number N.
 """
 
 import argparse

@@ -45,7 +45,6 @@ class Program:
         other: T and B of the last call, or None.
         input_grad: Inputs of floating dtype ask for gradients.
         silent: Layers that are not meant to spike.
-        since: The torch that traces all of it; an older one breaks the graph.
     """
 
     name: str
@@ -60,7 +59,6 @@ class Program:
     other: tuple[int, int] | None = (4, 3)
     input_grad: bool = True
     silent: tuple[str, ...] = ()
-    since: str = "2.11"
 
 
 PROGRAMS: dict[str, Program] = {}

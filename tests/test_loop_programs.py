@@ -45,7 +45,7 @@ def test_a_compiled_loop_has_the_numbers_of_snntorch_and_is_merged(program: Any)
     calls = compiled(program)
     assert_agree(program, calls, snntorchs(program))
     for number, call in enumerate(calls):
-        if call.reports and program.since <= TORCH:
+        if call.reports:
             found = happened(call.reports)
             assert found == (program.expects, program.repeats), f"call {number}: {Explanation(call.reports)}"
 
