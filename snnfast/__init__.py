@@ -14,22 +14,23 @@ Where to start:
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from snnfast import _graph_ops, functional, losses, reference, surrogate  # noqa: F401 - the op is registered by its import
-from snnfast._backend import use_backend
-from snnfast._config import config, show_config
-from snnfast._events import use_events
-from snnfast._gradients import use_state_gradients
-from snnfast._loop import Explanation, GraphReport, compile, explain
-from snnfast._memory import empty_cache, set_cache_limit
-from snnfast._neurons import reset
+from snnfast import functional, losses, reference, surrogate
+from snnfast._core.backend import use_backend
+from snnfast._core.config import config, show_config
+from snnfast._core.events import use_events
+from snnfast._core.memory import empty_cache, set_cache_limit
+from snnfast._unroll import graph  # noqa: F401 - the import registers the op
+from snnfast._unroll.state_gradients import use_state_gradients
 from snnfast._version import __version__
-from snnfast.alpha import Alpha
-from snnfast.lapicque import Lapicque
-from snnfast.leaky import Leaky
-from snnfast.multistep import MultiStep, Residual
-from snnfast.rleaky import RLeaky
-from snnfast.rsynaptic import RSynaptic
-from snnfast.synaptic import Synaptic
+from snnfast.compiler import Explanation, GraphReport, compile, explain
+from snnfast.networks.multistep import MultiStep, Residual
+from snnfast.neurons.alpha import Alpha
+from snnfast.neurons.lapicque import Lapicque
+from snnfast.neurons.leaky import Leaky
+from snnfast.neurons.registry import reset
+from snnfast.neurons.rleaky import RLeaky
+from snnfast.neurons.rsynaptic import RSynaptic
+from snnfast.neurons.synaptic import Synaptic
 
 __all__ = [
     "Alpha",

@@ -10,14 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snnfast import Alpha, Lapicque, RLeaky, RSynaptic, _ops, use_backend
-from snnfast._unroll import run_function
+from snnfast import Alpha, Lapicque, RLeaky, RSynaptic, use_backend
+from snnfast._core import ops
+from snnfast._unroll.run import run_function
 
 
 class _ByKernel:
     """With the parameters of the kernel, in place of those that they are computed from."""
 
-    neuron: _ops.Neuron
+    neuron: ops.Neuron
 
     def _values(self) -> tuple[Tensor, ...]:
         return tuple(getattr(self, name) for name in self.neuron.parameters)
@@ -47,7 +48,7 @@ class OwnSynaptic(RSynaptic):
         super().__init__(alpha, beta, V, all_to_all=False, learn_recurrent=False, **options)
 
 
-def by_kernel(neuron: _ops.Neuron) -> Callable[..., Any]:
+def by_kernel(neuron: ops.Neuron) -> Callable[..., Any]:
     """The neuron's function, with the parameters of the kernel."""
 
     def function(current: Any, *states: Any, **options: Any) -> Any:
@@ -63,7 +64,7 @@ def by_kernel(neuron: _ops.Neuron) -> Callable[..., Any]:
     return function
 
 
-def by_kernel_of_reference(neuron: _ops.Neuron) -> Callable[..., Any]:
+def by_kernel_of_reference(neuron: ops.Neuron) -> Callable[..., Any]:
     def function(*args: Any, **options: Any) -> Any:
         with use_backend("reference"):
             return by_kernel(neuron)(*args, **options)

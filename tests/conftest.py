@@ -12,13 +12,16 @@ import numpy as np
 import pytest
 import torch
 
-from snnfast import _backend, _linear, _ops, use_backend
+from snnfast import use_backend
+from snnfast._core import backend as _backend
+from snnfast._core import ops
+from snnfast._unroll import linear
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    if item.get_closest_marker("needs_extension") and _ops.extension is None:
-        skip_unless_required(_ops.missing, "SNNFAST_REQUIRE_EXT")
+    if item.get_closest_marker("needs_extension") and ops.extension is None:
+        skip_unless_required(ops.missing, "SNNFAST_REQUIRE_EXT")
 
 
 def skip_unless_required(reason: str | None, variable: str) -> NoReturn:
@@ -31,7 +34,7 @@ def skip_unless_required(reason: str | None, variable: str) -> NoReturn:
 @pytest.fixture(autouse=True)
 def bits_for_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small tests reach the products of spikes as bits, too."""
-    monkeypatch.setattr(_linear, "LEAST_ROWS", 1)
+    monkeypatch.setattr(linear, "LEAST_ROWS", 1)
 
 
 @pytest.fixture(scope="session")
@@ -56,18 +59,18 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
     """Where the fused kernels run; the backend is "fused" for the duration of the test."""
     if request.param == "cuda" and not torch.cuda.is_available():
         pytest.skip("torch sees no CUDA device")
-    if request.param == "cuda" and not _ops.extension.cuda:
+    if request.param == "cuda" and not ops.extension.cuda:
         skip_unless_required("snnfast was built without CUDA", "SNNFAST_REQUIRE_EXT")
     if request.param == "emulated":
         request.getfixturevalue("emulator")
-        _ops.use("snnfast_emulated")
+        ops.use("snnfast_emulated")
     try:
         with use_backend("fused"):
             yield torch.device("cuda" if request.param == "cuda" else "cpu")
     finally:
         if request.param == "emulated":
             monkeypatch.undo()  # now: an op that a test has replaced would else become the emulated one again
-            _ops.use(_ops.NAMESPACE)
+            ops.use(ops.NAMESPACE)
 
 
 @pytest.fixture(params=["reference", pytest.param("fused", marks=pytest.mark.needs_extension)])
@@ -80,12 +83,12 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
 @pytest.fixture(params=["avx512", "avx2", "baseline"])
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each set of instructions that this processor has, in use."""
-    if request.param not in _ops.extension.isa_available():
+    if request.param not in ops.extension.isa_available():
         pytest.skip(f"the kernels are not built for {request.param}, or the processor has not got it")
-    used = _ops.extension.isa()
-    _ops.extension.set_isa(request.param)
+    used = ops.extension.isa()
+    ops.extension.set_isa(request.param)
     yield request.param
-    _ops.extension.set_isa(used)
+    ops.extension.set_isa(used)
 
 
 @pytest.fixture

@@ -194,10 +194,10 @@ def main() -> int:
     if args.device == "emulated":
         from emulator.build import load
 
-        from snnfast import _ops
+        from snnfast._core import ops
 
         load()
-        _ops.use("snnfast_emulated")
+        ops.use("snnfast_emulated")
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # a layer that runs step by step says so
     for number in range(args.cases):

@@ -8,14 +8,14 @@ import torch
 from gradient_checks import check_against_reference
 from helpers import Case, Tensors, inputs
 
-from snnfast import _ops
+from snnfast._core import ops
 
 
 @contextmanager
 def counting() -> Iterator[list[str]]:
     """The products that are computed from bits, and the gradients of their weights, in order."""
     calls: list[str] = []
-    forward, weight = _ops.spikes_linear, _ops.spikes_linear_weight
+    forward, weight = ops.spikes_linear, ops.spikes_linear_weight
 
     def counted(op: Any, name: str) -> Any:
         def call(*args: Any) -> Any:
@@ -24,11 +24,11 @@ def counting() -> Iterator[list[str]]:
 
         return call
 
-    _ops.spikes_linear, _ops.spikes_linear_weight = counted(forward, "product"), counted(weight, "weight")
+    ops.spikes_linear, ops.spikes_linear_weight = counted(forward, "product"), counted(weight, "weight")
     try:
         yield calls
     finally:
-        _ops.spikes_linear, _ops.spikes_linear_weight = forward, weight
+        ops.spikes_linear, ops.spikes_linear_weight = forward, weight
 
 
 def by_events(function: Any, *args: Any) -> bool:

@@ -26,7 +26,7 @@ for _file in ("nets", "training"):  # each enters its programs
     importlib.import_module(f"loop_programs_{_file}")
 
 BACKEND = "snnfast"
-backend = importlib.import_module("snnfast._loop.backend")  # snnfast._loop.backend is a function of it
+backend = importlib.import_module("snnfast.compiler.backend")  # snnfast.compiler.backend is a function of it
 CALLS = [(5, 4), (5, 4)]  # T and B; behind them come those that the program names, in a thorough run
 STATES = ("syn", "mem", "syn_exc", "syn_inh")
 

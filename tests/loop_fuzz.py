@@ -33,8 +33,8 @@ from torch import Tensor, nn
 
 import snnfast.snntorch
 from snnfast import GraphReport
-from snnfast._loop.backend import merge
-from snnfast._loop.nodes import is_step
+from snnfast.compiler.backend import merge
+from snnfast.compiler.nodes import is_step
 
 # Of a value relative to the largest of its tensor, and of a gradient.
 TOLERANCES = {"float64": (1e-9, 1e-8), "float32": (1e-5, 1e-4), "bfloat16": (0.02, 0.1)}

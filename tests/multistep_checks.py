@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from snnfast import Lapicque, Leaky, Synaptic
-from snnfast._layer import SpikingLayer
+from snnfast.neurons.base import SpikingLayer
 
 DECAYS: dict[type[SpikingLayer], dict[str, float]] = {
     Leaky: {"beta": 0.5}, Synaptic: {"alpha": 0.25, "beta": 0.5}, Lapicque: {"beta": 0.5, "R": 4.0}

@@ -7,7 +7,8 @@ from typing import Any
 from by_rate import ByRate, ByTau, OwnLeaky, OwnSynaptic, by_kernel, by_kernel_of_reference
 from torch import Tensor
 
-from snnfast import Leaky, Synaptic, _ops, functional, reference
+from snnfast import Leaky, Synaptic, functional, reference
+from snnfast._core import ops as _ops
 
 Outputs = dict[str, Tensor]
 

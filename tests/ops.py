@@ -7,8 +7,8 @@ import torch
 from helpers import RESETS, Case, inputs
 from torch import Tensor
 
-from snnfast import _ops
-from snnfast._ops import CONSTANT, SAVE_CHECKPOINTS, SAVE_MEMBRANE, SAVE_NOTHING, SAVE_SPIKES, SEQUENCE, STEP
+from snnfast._core import ops as _ops
+from snnfast._core.ops import CONSTANT, SAVE_CHECKPOINTS, SAVE_MEMBRANE, SAVE_NOTHING, SAVE_SPIKES, SEQUENCE, STEP
 from snnfast.surrogate import straight_through_estimator
 
 Arguments = dict[str, Any]

@@ -11,7 +11,7 @@ import torch
 from fresh import fresh
 
 import snnfast
-from snnfast import _backend, _library, _ops
+from snnfast._core import backend, library, ops
 
 OLD_DRIVER = "its driver is one for CUDA 12.2, and the kernels need one for CUDA 13 or newer"
 
@@ -26,9 +26,9 @@ class Cards:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.current = 0
         self.asked: list[int] = []
-        monkeypatch.setattr(_ops, "extension", self)
-        monkeypatch.setattr(_backend, "_asked", {})
-        monkeypatch.setattr(_backend, "_warned", set())
+        monkeypatch.setattr(ops, "extension", self)
+        monkeypatch.setattr(backend, "_asked", {})
+        monkeypatch.setattr(backend, "_warned", set())
         for name, replacement in {
             "is_available": lambda: True,
             "current_device": lambda: self.current,
@@ -56,33 +56,33 @@ def cards(monkeypatch: pytest.MonkeyPatch) -> Cards:
 def test_a_card_is_asked_once(cards: Cards) -> None:
     why = f"{OLD_DRIVER} (a card of compute capability 7.0; kernels for 8.0;9.0;12.0+PTX by nvcc 13.0.88)"
     for _ in range(3):
-        assert _backend.unavailable(torch.device("cuda:0")) is None
-        assert _backend.unavailable(torch.device("cuda")) is None
-        assert _backend.unavailable(torch.device("cuda:1")) == why
+        assert backend.unavailable(torch.device("cuda:0")) is None
+        assert backend.unavailable(torch.device("cuda")) is None
+        assert backend.unavailable(torch.device("cuda:1")) == why
     assert (cards.asked, cards.current) == ([0, 1], 0)
 
 
 def test_a_card_that_cannot_run_the_kernels(cards: Cards) -> None:
     with snnfast.use_backend("auto"):
-        assert _backend.use_fused(torch.device("cuda:0"))
+        assert backend.use_fused(torch.device("cuda:0"))
         with pytest.warns(UserWarning, match=f"slow reference path on cuda:1: {OLD_DRIVER}") as caught:
-            assert not _backend.use_fused(torch.device("cuda:1"))
+            assert not backend.use_fused(torch.device("cuda:1"))
         assert len(caught) == 1
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            assert not _backend.use_fused(torch.device("cuda:1"))
+            assert not backend.use_fused(torch.device("cuda:1"))
     with snnfast.use_backend("fused"), pytest.raises(RuntimeError, match=f"'fused'.*cuda:1: {OLD_DRIVER}"):
-        _backend.use_fused(torch.device("cuda:1"))
+        backend.use_fused(torch.device("cuda:1"))
 
 
 def test_the_answer_of_a_card_is_a_constant(cards: Cards, monkeypatch: pytest.MonkeyPatch) -> None:
     # The compiler must see no card, for which it would look for more than is there.
-    to_us = "snnfast._backend"
+    to_us = "snnfast._core.backend"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: sys._getframe(1).f_globals["__name__"] == to_us)
     torch._dynamo.reset()
 
     def told(x: torch.Tensor) -> torch.Tensor:
-        first, second = (_backend.unavailable(torch.device("cuda", index)) for index in (0, 1))
+        first, second = (backend.unavailable(torch.device("cuda", index)) for index in (0, 1))
         return x + (10 if first is None else 20) + (1 if second is None else 2)
 
     compiled = torch.compile(told, backend="eager", fullgraph=True)
@@ -104,7 +104,7 @@ def test_each_card_has_a_line_of_its_own(cards: Cards, monkeypatch: pytest.Monke
 def test_rocm(cards: Cards, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.version, "hip", "6.4")
     reason = "this PyTorch is a build for ROCm 6.4, and the kernels are for CUDA"
-    assert _backend.unavailable(torch.device("cuda:0")) == reason
+    assert backend.unavailable(torch.device("cuda:0")) == reason
     assert cards.asked == []
 
 
@@ -112,44 +112,44 @@ def test_rocm(cards: Cards, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_driver_or_no_cuda() -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a card")
-    if _ops.extension.cuda:
-        assert _ops.extension.cuda_unavailable() == "there is no driver of NVIDIA's"
+    if ops.extension.cuda:
+        assert ops.extension.cuda_unavailable() == "there is no driver of NVIDIA's"
     else:
         with pytest.raises(RuntimeError, match="snnfast was built without CUDA"):
-            _ops.extension.cuda_unavailable()
+            ops.extension.cuda_unavailable()
 
 
 def test_a_library_that_lacks_an_op(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(_ops, "OPS", (*_ops.OPS, "an_op_of_tomorrow"))
+    monkeypatch.setattr(ops, "OPS", (*ops.OPS, "an_op_of_tomorrow"))
     with pytest.raises(
         ImportError, match=r"_kernels\.so is older than .*no op an_op_of_tomorrow; build it again: .*pip"
     ):
-        _ops.check_ops(_library.PATH)
+        ops.check_ops(library.PATH)
 
 
 @pytest.mark.needs_extension
 def test_a_library_that_lacks_a_function(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(_library._FUNCTIONS, "of_tomorrow", (None, ()))
+    monkeypatch.setitem(library._FUNCTIONS, "of_tomorrow", (None, ()))
     with pytest.raises(ImportError, match=r"_kernels\.so .* older ones: .*snnfast_of_tomorrow; build it again: .*pip"):
-        _library.Library(_library.PATH)
+        library.Library(library.PATH)
 
 
 @pytest.mark.needs_extension
 def test_a_library_for_another_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     loads = json.loads
-    monkeypatch.setattr(_library.json, "loads", lambda text: {**loads(text), "isa_available": []})
+    monkeypatch.setattr(library.json, "loads", lambda text: {**loads(text), "isa_available": []})
     with pytest.raises(ImportError, match=r"built for another processor than this one; build it again: .*pip"):
-        _library.Library(_library.PATH)
+        library.Library(library.PATH)
 
 
 @pytest.mark.needs_extension
 def test_every_op_is_looked_for() -> None:
     code = (
-        f"import torch; torch.ops.load_library({str(_library.PATH)!r})\n"
+        f"import torch; torch.ops.load_library({str(library.PATH)!r})\n"
         "print(*(name[9:] for name in torch._C._dispatch_get_all_op_names() if name.startswith('snnfast::')))"
     )
-    assert sorted(fresh(code).split()) == sorted(_ops.names_of_ops())
+    assert sorted(fresh(code).split()) == sorted(ops.names_of_ops())

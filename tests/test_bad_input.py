@@ -14,7 +14,8 @@ from torch import nn
 
 import snnfast
 import snnfast.snntorch as snn
-from snnfast import _ops, functional, reference, surrogate
+from snnfast import functional, reference, surrogate
+from snnfast._core import ops
 
 CURRENT = torch.rand(4, 3, 10)
 
@@ -361,7 +362,7 @@ def test_a_wrong_setting_is_named_and_changes_nothing(
     setting: Any, value: Any, error: type[Exception], message: str
 ) -> None:
     def settings() -> Any:
-        return snnfast.config(), _ops.extension.pool_idle_limit()
+        return snnfast.config(), ops.extension.pool_idle_limit()
 
     before = settings()
     with pytest.raises(error, match=rf"^{message}\b"), contextlib.ExitStack() as stack:

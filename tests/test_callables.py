@@ -17,7 +17,8 @@ from snntorch import surrogate as theirs
 from torch import Tensor, nn
 
 import snnfast
-from snnfast import _backend, functional
+from snnfast import functional
+from snnfast._core import backend
 
 
 def steps(layer: nn.Module, x: Tensor, mem: Tensor) -> tuple[Tensor, Tensor]:
@@ -45,7 +46,7 @@ def trained_like_snntorch(spike_grad: Any, reset: str, delay: bool, expected_war
 
     expected, expected_gradients = trained(snntorch, steps)
     for call in (snnfast.Leaky.unroll, steps):
-        _backend._warned.clear()
+        backend._warned.clear()
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             found, gradients = trained(snnfast, call)
@@ -146,7 +147,7 @@ def test_a_callable_is_examined_while_it_is_compiled(delay: bool) -> None:
     for name in (*FAST_BOTH, "over_time", "soft", "two_dimensional") if delay else ("steep", "soft"):
         spike_grad = {**FAST_BOTH, **SLOW}[name]
         torch._dynamo.reset()
-        _backend._warned.clear()
+        backend._warned.clear()
         layer = snnfast.Leaky(0.9, spike_grad=spike_grad, reset_delay=delay)
         x = torch.rand(4, 3, 10) * 2
         compiled = torch.compile(layer.unroll, fullgraph=True, backend="aot_eager")

@@ -24,7 +24,8 @@ from helpers import (
 )
 from ops import backward_arguments, call_op
 
-from snnfast import Leaky, _ops
+from snnfast import Leaky
+from snnfast._core import ops
 
 EDGES = (0.0, 1.0, -0.1, 1.1, 0.5)
 neurons = pytest.mark.parametrize("neuron", NEURONS)
@@ -71,9 +72,9 @@ def test_the_kernels_have_both_rules(closed: bool, neuron: str, device: torch.de
 def test_torch_is_asked_for_its_rule(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.tensor([0.0, 1.0], requires_grad=True)
     x.clamp(0, 1).sum().backward()
-    assert _ops.clamp_is_closed() == bool(x.grad.all())  # type: ignore[union-attr]
+    assert ops.clamp_is_closed() == bool(x.grad.all())  # type: ignore[union-attr]
     with torch.inference_mode():
-        assert _ops.clamp_is_closed() == bool(x.grad.all())  # type: ignore[union-attr]
+        assert ops.clamp_is_closed() == bool(x.grad.all())  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

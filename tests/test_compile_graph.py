@@ -11,8 +11,11 @@ from torch._dynamo.utils import counters
 from torch.fx import GraphModule
 
 import snnfast
-from snnfast import Leaky, MultiStep, _convolution, _graph_ops, _max_pooling, _ops, _sources
-from snnfast._loop.backend import merge
+from snnfast import Leaky, MultiStep
+from snnfast._core import ops, sources
+from snnfast._images import conv2d, max_pool2d
+from snnfast._unroll import graph
+from snnfast.compiler.backend import merge
 
 pytestmark = pytest.mark.needs_extension
 
@@ -66,9 +69,9 @@ def test_a_graph_that_stays_as_it_is_calls_what_the_eager_network_calls() -> Non
 
     net, x = convolutional(), (torch.rand(9, 2, 1, 8, 8) < 0.05).float()
     found = trained(net, torch.compile(net, backend=recording, fullgraph=True), x)
-    assert seen.count(_graph_ops.unroll) == 2
-    assert seen.count(_convolution.conv2d) == 2
-    assert seen.count(_max_pooling.node) == 1
+    assert seen.count(graph.unroll) == 2
+    assert seen.count(conv2d.conv2d) == 2
+    assert seen.count(max_pool2d.node) == 1
     for a, b in zip(found, trained(net, net, x), strict=True):
         assert_bits_equal(a, b)
 
@@ -113,8 +116,8 @@ def test_other_compilers_find_the_kernels_in_the_node() -> None:
     found = trained(net, torch.compile(net, backend=aot_autograd(fw_compiler=recording), fullgraph=True), x)
     for op in (torch.ops.snnfast.leaky_forward.default, torch.ops.snnfast.leaky_backward.default):
         assert seen.count(op) == 2
-    assert _ops.spikes_linear in seen  # the spikes go on as bits
-    assert _ops.spikes_linear_weight in seen
+    assert ops.spikes_linear in seen  # the spikes go on as bits
+    assert ops.spikes_linear_weight in seen
     for a, b in zip(found, wanted, strict=True):
         assert_close(a, b, 1e-6)
 
@@ -140,5 +143,5 @@ def test_a_cache_on_the_disk_is_one_of_these_sources(tmp_path: Path, monkeypatch
         return int(counters["aot_autograd"]["autograd_cache_hit"])
 
     assert [hits(), hits()] == [0, 1]
-    monkeypatch.setattr(_sources, "_digest", lambda: "other sources")
+    monkeypatch.setattr(sources, "_digest", lambda: "other sources")
     assert hits() == 0

@@ -9,7 +9,8 @@ import torch
 from fresh import fresh
 
 import snnfast
-from snnfast import _backend, _ops, functional
+from snnfast import functional
+from snnfast._core import backend, ops
 
 CURRENT = torch.rand(3, 4)
 
@@ -18,7 +19,7 @@ def test_blocks_choose_the_backend_and_restore_it() -> None:
     """Also one that an exception leaves; for their own thread, and for what torch.compile sees."""
 
     def seen() -> tuple[str, str, str]:
-        return snnfast.config()["backend"], _backend.current_backend(), _backend._setting.value
+        return snnfast.config()["backend"], backend.current_backend(), backend._setting.value
 
     outside, other = seen(), []
     with snnfast.use_backend("reference"):
@@ -54,19 +55,19 @@ def test_blocks_that_overlap_in_threads() -> None:
             thread.join()
         assert seen == [True] * 3
         assert snnfast.config()["backend"] == outside
-        assert _backend._setting.value == outside
+        assert backend._setting.value == outside
 
 
 def test_an_extension_of_other_sources(monkeypatch: pytest.MonkeyPatch) -> None:
     for extension in (types.SimpleNamespace(), types.SimpleNamespace(resets=["zero", "subtract", "none"])):
-        monkeypatch.setattr(_ops, "extension", extension)
+        monkeypatch.setattr(ops, "extension", extension)
         with pytest.raises(ImportError, match=r"its resets are .* build it again"):
-            _ops.check_names("resets", _ops.RESET_MECHANISMS)
+            ops.check_names("resets", ops.RESET_MECHANISMS)
 
 
 def test_a_compiled_function_follows_the_block(monkeypatch: pytest.MonkeyPatch, nothing_compiled: None) -> None:
-    monkeypatch.setattr(_ops, "extension", None)  # "fused" is an error then, and "reference" is none
-    monkeypatch.setattr(_ops, "missing", "for this test")
+    monkeypatch.setattr(ops, "extension", None)  # "fused" is an error then, and "reference" is none
+    monkeypatch.setattr(ops, "missing", "for this test")
 
     def inside(x: torch.Tensor) -> torch.Tensor:
         with snnfast.use_backend("reference"):
@@ -90,14 +91,14 @@ def test_how_the_extension_was_built() -> None:
     assert facts["fused on cpu"] == "yes"
     for name in ("compiler", "built for torch", "CPU instructions", "CUDA compiler", "CUDA architectures"):
         assert facts[name]
-    assert (facts["CUDA compiler"] != "none") == _ops.extension.cuda
+    assert (facts["CUDA compiler"] != "none") == ops.extension.cuda
 
 
 @pytest.mark.needs_extension
 def test_a_build_without_cuda_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert (_ops.extension.cuda_missing == "") == _ops.extension.cuda
-    monkeypatch.setattr(_ops.extension, "cuda", False)
-    monkeypatch.setattr(_ops.extension, "cuda_missing", "no nvcc was found at install time")
+    assert (ops.extension.cuda_missing == "") == ops.extension.cuda
+    monkeypatch.setattr(ops.extension, "cuda", False)
+    monkeypatch.setattr(ops.extension, "cuda_missing", "no nvcc was found at install time")
     reason = "snnfast was built without CUDA: no nvcc was found at install time"
     assert snnfast.config()["fused on cuda"] == f"no: {reason}"
     assert snnfast.config()["fused on cpu"] == "yes"
@@ -107,9 +108,9 @@ def test_a_build_without_cuda_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
 def no_extension(monkeypatch: pytest.MonkeyPatch) -> str:
     """As installed without a compiler."""
     reason = "there was no compiler"
-    monkeypatch.setattr(_ops, "extension", None)
-    monkeypatch.setattr(_ops, "missing", reason)
-    monkeypatch.setattr(_backend, "_warned", set())
+    monkeypatch.setattr(ops, "extension", None)
+    monkeypatch.setattr(ops, "missing", reason)
+    monkeypatch.setattr(backend, "_warned", set())
     return reason
 
 
@@ -138,7 +139,7 @@ def test_fused_without_the_extension(no_extension: str) -> None:
 
 
 def test_a_callable_that_the_kernels_cannot_follow(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_backend, "_warned", set())
+    monkeypatch.setattr(backend, "_warned", set())
 
     def fire(z: torch.Tensor) -> torch.Tensor:
         return (z > 0.5).to(z.dtype)  # another step than that of the kernels' reset
@@ -244,15 +245,15 @@ def test_the_module_prints_what_show_config_prints(capsys: pytest.CaptureFixture
 @pytest.mark.parametrize(
     "statement",
     [
-        "import snnfast._convert",
-        "import snnfast._snntorch_layers",
+        "import snnfast.snntorch._convert",
+        "import snnfast.snntorch._drop_ins",
         "import snnfast.snntorch",
         "import snnfast; snnfast.snntorch.Leaky",
         "from snnfast import snntorch",
         "import snnfast.snntorch.functional.probe",
         "from snnfast.snntorch.functional import quant",
         "import snnfast.snntorch.spikegen as spikegen",
-        "from snnfast._convert import Report",
+        "from snnfast.snntorch._convert import Report",
     ],
 )
 def test_every_module_can_be_the_first_to_be_imported(statement: str) -> None:

@@ -12,7 +12,8 @@ from multistep_checks import eighths, exact, loop
 from torch import Tensor, nn
 
 import snnfast
-from snnfast import Leaky, MultiStep, Residual, _channels_last, _max_pooling, surrogate
+from snnfast import Leaky, MultiStep, Residual, surrogate
+from snnfast._images import channels_last, max_pool2d
 
 T, B = 4, 3
 LAYERS: dict[str, Callable[[], list[nn.Module]]] = {
@@ -70,7 +71,7 @@ def results_of(net: MultiStep, x: Tensor, **options: Any) -> tuple[Tensor, ...]:
 
 
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("snnfast._channels_last", "snnfast._loop.channels_last"):
+    for module in ("snnfast._images.channels_last", "snnfast.compiler.channels_last"):
         monkeypatch.setattr(f"{module}.profits", lambda x, weight: False)
 
 
@@ -88,9 +89,9 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
 
     for kind in (nn.Conv2d, nn.MaxPool2d):
         monkeypatch.setattr(kind, "forward", recording(kind.forward))
-    apply = _max_pooling._MaxPooling.apply
+    apply = max_pool2d._MaxPooling.apply
     by_kernels = recording(lambda how, x: apply(x, *how))
-    monkeypatch.setattr(_max_pooling._MaxPooling, "apply", lambda x, *how: by_kernels(how, x))
+    monkeypatch.setattr(max_pool2d._MaxPooling, "apply", lambda x, *how: by_kernels(how, x))
     return tensors
 
 
@@ -272,8 +273,8 @@ def test_a_compiled_loop_turns_its_input_once_and_has_the_numbers_and_strides_of
     flat: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     turned: list[Tensor] = []
-    turn = _channels_last.turned
-    monkeypatch.setattr("snnfast._loop.channels_last.turned", lambda x: turned.append(x) or turn(x))
+    turn = channels_last.turned
+    monkeypatch.setattr("snnfast.compiler.channels_last.turned", lambda x: turned.append(x) or turn(x))
     x = (eighths(T, B, 1, 16, 16) * 2).requires_grad_()
     results = []
     for turns in (True, False):

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from snnfast import Leaky, MultiStep, use_events
-from snnfast._convolution import conv2d
-from snnfast._max_pooling import max_pool2d
+from snnfast._images.conv2d import conv2d
+from snnfast._images.max_pool2d import max_pool2d
 
 pytestmark = pytest.mark.needs_extension
 T, B = 4, 3

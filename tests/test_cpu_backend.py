@@ -24,7 +24,7 @@ from helpers import (
 from torch import Tensor
 
 import snnfast
-from snnfast import _ops
+from snnfast._core import ops
 
 pytestmark = pytest.mark.needs_extension
 MIB = 1 << 20
@@ -50,15 +50,15 @@ def assert_all_equal(found, expected, what):
 @pytest.fixture
 def each_isa():
     """Iterate over the instruction sets, each in use in turn."""
-    used = _ops.extension.isa()
+    used = ops.extension.isa()
 
     def use():
-        for name in _ops.extension.isa_available():
-            _ops.extension.set_isa(name)
+        for name in ops.extension.isa_available():
+            ops.extension.set_isa(name)
             yield name
 
     yield use()
-    _ops.extension.set_isa(used)
+    ops.extension.set_isa(used)
 
 
 KERNELS = ("unroll", "constant", "count", "rounded", "bits")  # variants with loops of their own
@@ -74,7 +74,7 @@ def test_every_instruction_set_gives_the_same_bits(dtype, neuron, each_isa):
             10 if THOROUGH else 5, 1, neuron=(neuron,), dtype=(dtype,), steps=(37,), shape=((3, 151),), variant=KERNELS
         )
     )
-    if len(_ops.extension.isa_available()) == 1:
+    if len(ops.extension.isa_available()) == 1:
         pytest.skip("the kernels are built for one instruction set; SNNFAST_BUILD=all builds for all")
     results = {isa: [outputs_and_gradients(c, leaves(inputs(c))) for c in cases] for isa in each_isa}
     first = next(iter(results.values()))
@@ -100,9 +100,9 @@ def test_rows_that_end_anywhere(dtype, neuron, each_isa):
 @pytest.fixture
 def stream_bytes():
     """Sets from how many bytes calls write past the caches."""
-    default = _ops.extension.set_stream_bytes(1 << 60)
-    yield _ops.extension.set_stream_bytes
-    _ops.extension.set_stream_bytes(default)
+    default = ops.extension.set_stream_bytes(1 << 60)
+    yield ops.extension.set_stream_bytes
+    ops.extension.set_stream_bytes(default)
 
 
 STREAMED = [(1, (8192,)), (2, (64,)), (3, (128,)), (4, (16,)), (4, (48,)), (5, (100,)), (7, (33,)), (8, (17408,)),
@@ -129,13 +129,13 @@ def test_outputs_past_the_caches_have_the_same_bits(dtype, neuron, each_isa, str
 
 def test_an_unknown_instruction_set_is_refused():
     with pytest.raises(RuntimeError, match=r"SNNFAST_ISA.*available"):
-        _ops.extension.set_isa("mmx")
+        ops.extension.set_isa("mmx")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads an ELF file")
 def test_the_binary_names_libtorch_through_which_a_cuda_build_of_torch_is_found():
     """Without it the weak symbol of the CUDA stream would stay unresolved, and no CUDA tensor would be accepted."""
-    done = subprocess.run(["readelf", "-d", _ops.extension.path], capture_output=True, text=True, check=True)
+    done = subprocess.run(["readelf", "-d", ops.extension.path], capture_output=True, text=True, check=True)
     assert "[libtorch.so]" in done.stdout
 
 

@@ -119,9 +119,9 @@ def test_no_code_hides_in_an_indented_block(page: Path) -> None:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_the_examples_of_docstrings_run(module: str) -> None:
-    if "snntorch" in module or module == "snnfast._convert":
+    if "snntorch" in module or module == "snnfast.snntorch._convert":
         import_or_skip("snntorch")
-    if module == "snnfast.multistep":
+    if module == "snnfast.networks.multistep":
         import_or_skip("snntorch")
     torch.manual_seed(0)
     torch._dynamo.reset()

@@ -22,7 +22,8 @@ from helpers import (
 from ops import call_op, forward_arguments
 from torch import Tensor
 
-from snnfast import _backend, functional, use_backend
+from snnfast import functional, use_backend
+from snnfast._core import backend
 
 FED_BACK = [name for name in KINDS if KINDS[name].ops.fed_back]
 others = pytest.mark.parametrize("neuron", [name for name in KINDS if name not in NEURONS])  # test_compile.py: those
@@ -56,7 +57,7 @@ def test_what_makes_a_neuron_wait_for_others_runs_step_by_step_and_says_so() -> 
         call = functools.partial(functional.rleaky, x, beta=0.9, V=0.5, **options)  # type: ignore[arg-type]
         with use_backend("fused"), pytest.raises(RuntimeError, match=why):
             call()
-        _backend._warned.clear()
+        backend._warned.clear()
         with use_backend("auto"), pytest.warns(UserWarning, match=why):
             found = call()
         with warnings.catch_warnings(), use_backend("reference"):

@@ -15,9 +15,12 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
 import snnfast
-from snnfast import Leaky, MultiStep, _convolution, _max_pooling, _ops, use_backend
-from snnfast._convolution import conv2d
-from snnfast._max_pooling import max_pool2d
+from snnfast import Leaky, MultiStep, use_backend
+from snnfast._core import ops as _ops
+from snnfast._images import conv2d as _convolution
+from snnfast._images import max_pool2d as _max_pooling
+from snnfast._images.conv2d import conv2d
+from snnfast._images.max_pool2d import max_pool2d
 
 pytestmark = pytest.mark.needs_extension
 

@@ -29,7 +29,7 @@ from helpers import (
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from snnfast import _ops
+from snnfast._core import ops
 from snnfast.functional import lif
 
 # Dimensions of a step, from the outermost in memory to the innermost.
@@ -100,7 +100,7 @@ def assert_same(found: Outputs, plain: Outputs, case: Case, what: object = "") -
 
 def _summed_by_the_kernel(name: str, grad: Tensor, case: Case) -> bool:
     """In the order of the memory: on CUDA, the gradient of a parameter that is one number."""
-    on_cuda = grad.is_cuda or _ops.used != _ops.NAMESPACE
+    on_cuda = grad.is_cuda or ops.used != ops.NAMESPACE
     return on_cuda and grad.numel() == 1 and name.removeprefix("grad of ") in case.kind.ops.parameters
 
 

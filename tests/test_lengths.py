@@ -27,7 +27,9 @@ from ops import call_op, channels_last, forward_arguments, permuted
 from ragged import alone, of_reference, ragged, some_lengths
 from torch import Tensor
 
-from snnfast import _backend, _ops, functional, reference
+from snnfast import functional, reference
+from snnfast._core import backend
+from snnfast._core import ops as _ops
 
 every_neuron = pytest.mark.parametrize("neuron", KINDS)
 SHAPES = ((3, 10), (5, 64), (4,), (2, 3, 7), (3, 2, 3, 3), (6, 1), (2, 130))
@@ -156,7 +158,7 @@ def test_inhibition_and_quantized_states(neuron: str, record_mem: bool, delay: b
 
 @pytest.mark.needs_extension
 def test_a_transform_goes_by_the_reference_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_backend, "_warned", set())
+    monkeypatch.setattr(backend, "_warned", set())
     x, lengths = torch.rand(2, 9, 3, 4), torch.tensor([2, 9, 5])
     with pytest.warns(UserWarning, match="no rule of a torch.func transform for lengths"):
         found = torch.vmap(lambda x: functional.lif(x, beta=0.9, lengths=lengths)[1])(x)

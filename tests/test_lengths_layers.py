@@ -9,7 +9,8 @@ from recurrent_checks import CONNECTIONS, DECAYS, current, layers, make
 from torch import Tensor, nn
 
 import snnfast
-from snnfast import Leaky, MultiStep, Residual, RLeaky, Synaptic, _linear, use_backend
+from snnfast import Leaky, MultiStep, Residual, RLeaky, Synaptic, use_backend
+from snnfast._unroll import linear
 
 LENGTHS = torch.tensor([4, 9, 0, 7, 9])
 STEPS, SAMPLES = 9, len(LENGTHS)
@@ -278,7 +279,7 @@ def test_a_sequence_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
     net = MultiStep(nn.Linear(6, 8), Leaky(0.8), nn.Linear(8, 4), Leaky(0.9))
     x, made = torch.rand(STEPS, SAMPLES, 6) * 4, []
     monkeypatch.setattr(
-        "snnfast._unroll.unroll_linear", lambda *args: made.append(args) or _linear.unroll_linear(*args)
+        "snnfast._unroll.run.unroll_linear", lambda *args: made.append(args) or linear.unroll_linear(*args)
     )
     wanted = net(x, lengths=LENGTHS)
     assert len(made) == 1

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 import snnfast
-from snnfast import Leaky, MultiStep, Residual, _linear
+from snnfast import Leaky, MultiStep, Residual
+from snnfast._unroll import linear
 
 pytestmark = pytest.mark.needs_extension
 
@@ -305,7 +306,7 @@ def test_a_compiled_loop_in_a_block(around: str, context: Any) -> None:
 
 
 def test_few_rows_are_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_linear, "LEAST_ROWS", 256)
+    monkeypatch.setattr(linear, "LEAST_ROWS", 256)
     net = MultiStep(Leaky(0.9), nn.Linear(6, 2))
     for batch, wanted in ((10, False), (11, True)):
         assert by_events(net, torch.rand(25, batch, 6)) == wanted

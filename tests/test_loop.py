@@ -15,9 +15,9 @@ from loop_nets import Feedback, Net, assert_same, currents, graphs, refused
 from torch import Tensor, nn
 
 import snnfast
-from snnfast._graph_ops import unroll_steps
-from snnfast._loop import emission
-from snnfast._loop.backend import merge
+from snnfast._unroll.graph import unroll_steps
+from snnfast.compiler import emission
+from snnfast.compiler.backend import merge
 
 pytestmark = pytest.mark.usefixtures("nothing_compiled")
 

@@ -160,7 +160,7 @@ def test_a_program_that_raises_compiled_only_is_wrong(monkeypatch: pytest.Monkey
     def fails(gm: Any) -> Any:
         raise KeyError("planted")
 
-    monkeypatch.setattr(sys.modules["snnfast._loop.backend"], "capture", fails)
+    monkeypatch.setattr(sys.modules["snnfast.compiler.backend"], "capture", fails)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = with_settings(lambda: outcome(PLAIN, "snnfast", Counter()))

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 import snnfast
-from snnfast._loop.backend import merge
+from snnfast.compiler.backend import merge
 
 pytestmark = pytest.mark.usefixtures("nothing_compiled")
 

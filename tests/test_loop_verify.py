@@ -10,9 +10,9 @@ from loop_nets import Net, currents, refused
 from torch import Tensor, nn
 
 import snnfast
-from snnfast._loop import rules
-from snnfast._loop.report import GraphReport
-from snnfast._loop.verify import verified
+from snnfast.compiler import rules
+from snnfast.compiler.report import GraphReport
+from snnfast.compiler.verify import verified
 
 pytestmark = pytest.mark.usefixtures("nothing_compiled")
 

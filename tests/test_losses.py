@@ -23,7 +23,7 @@ from torch.nn import functional as F  # noqa: N812
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from snnfast import losses
-from snnfast._losses import cross_entropy_over_time
+from snnfast.losses.base import cross_entropy_over_time
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -127,7 +127,7 @@ def test_exactly_at_the_threshold_only_spikingjelly_spikes(sj: SimpleNamespace) 
 
 
 def test_a_surrogate_object_of_spikingjelly(sj: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(snnfast._backend, "_warned", set())
+    monkeypatch.setattr(snnfast._core.backend, "_warned", set())
     with pytest.warns(UserWarning, match="its value is not the step"):
         snnfast.Leaky(0.5, spike_grad=sj.sj.Sigmoid()).unroll(torch.rand(3, 2, 2))
     with warnings.catch_warnings():

@@ -9,7 +9,7 @@ from multistep_checks import NEURONS, eighths, exact, loop, make
 from torch import nn
 
 from snnfast import Leaky, MultiStep, Synaptic
-from snnfast._layer import SpikingLayer
+from snnfast.neurons.base import SpikingLayer
 
 
 def fully_connected(neuron: type[SpikingLayer] = Leaky) -> list[nn.Module]:

@@ -9,7 +9,7 @@ from multistep_checks import NEURONS, eighths, exact, make
 from torch import Tensor, nn
 
 from snnfast import Leaky, MultiStep, Residual, Synaptic
-from snnfast._layer import SpikingLayer
+from snnfast.neurons.base import SpikingLayer
 
 
 def network(neuron: type[SpikingLayer] = Leaky, **options: Any) -> MultiStep:

@@ -33,8 +33,9 @@ from ops import (
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from snnfast import _ops, functional, use_backend
-from snnfast._ops import SAVE_CHECKPOINTS, SAVE_MEMBRANE, SAVE_NOTHING, SAVE_SPIKES, SAVED_MODES
+from snnfast import functional, use_backend
+from snnfast._core import ops as _ops
+from snnfast._core.ops import SAVE_CHECKPOINTS, SAVE_MEMBRANE, SAVE_NOTHING, SAVE_SPIKES, SAVED_MODES
 
 neurons = pytest.mark.parametrize("neuron", NEURONS)
 ALL_SAVED = range(len(SAVED_MODES))

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import snnfast
-from snnfast import _ops
-from snnfast._autograd import sum_to
+from snnfast._core import ops
+from snnfast._unroll.autograd import sum_to
 
 CSRC = Path(__file__).parent.parent / "csrc"
 ALWAYS, LIMITS = (0, 1 << 40), (256, 12288)
@@ -169,10 +169,10 @@ def test_an_output_that_a_step_writes_to_is_of_each_neuron(device: torch.device)
     x = torch.rand(5, 3, 6, device=device)
     results = []
     for namespace in ("snnfast_emulated", "snnfast"):
-        _ops.use(namespace)
+        ops.use(namespace)
         spk, *_ = layer.unroll(x, record_mem=False)
         results.append(torch.autograd.grad(spk.square().sum(), layer.beta)[0])
-    _ops.use("snnfast_emulated")
+    ops.use("snnfast_emulated")
     assert_close(results[0], results[1], 1e-6)
 
 

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 import snnfast
 import snnfast.snntorch
 from snnfast import surrogate
-from snnfast._neurons import LAYERS
+from snnfast.neurons.registry import LAYERS
 from snnfast.surrogate import Surrogate
 
 bump = Bump.apply  # a surrogate that the kernels do not know

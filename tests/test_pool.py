@@ -12,7 +12,7 @@ import torch
 from helpers import assert_bits_equal
 
 import snnfast
-from snnfast import _ops
+from snnfast._core import ops
 
 pytestmark = pytest.mark.needs_extension
 MIB = 1 << 20
@@ -30,7 +30,7 @@ def step(least=250_000, largest=3_000_000):
     spk, mem = snnfast.functional.lif(current, beta=0.9)
     torch.autograd.grad((spk, mem), current, (spk.detach(), mem.detach()))
 def idle():
-    return snnfast._ops.extension.pool_idle_bytes()
+    return snnfast._core.ops.extension.pool_idle_bytes()
 """
 
 
@@ -43,11 +43,11 @@ def run_python(code: str) -> str:
 @pytest.fixture
 def empty_pool():
     gc.collect()
-    limit = _ops.extension.pool_idle_limit()
-    _ops.extension.pool_clear()
-    yield _ops.extension
-    _ops.extension.pool_set_idle_limit(limit)
-    _ops.extension.pool_clear()
+    limit = ops.extension.pool_idle_limit()
+    ops.extension.pool_clear()
+    yield ops.extension
+    ops.extension.pool_set_idle_limit(limit)
+    ops.extension.pool_clear()
 
 
 def large(steps=8):
@@ -208,16 +208,16 @@ NO_LIMIT = "9223372036854771712"
 )
 def test_the_least_limit_of_a_control_group_and_those_above_it_counts(tmp_path, groups, limits):
     write_groups(tmp_path, groups, limits)
-    assert _ops.extension.memory_limit(str(tmp_path)) == 512
+    assert ops.extension.memory_limit(str(tmp_path)) == 512
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads files of Linux")
 def test_without_a_limit_of_a_control_group_it_is_the_memory_of_the_machine(tmp_path):
     machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGESIZE")
-    assert _ops.extension.memory_limit(str(tmp_path)) == machine
+    assert ops.extension.memory_limit(str(tmp_path)) == machine
     others = {"memory.max": "max", "b/memory.max": "512", "memory/a/memory.limit_in_bytes": NO_LIMIT}
     write_groups(tmp_path, "8:memory:/a\n7:pids:/b\n0::/", others)
-    assert _ops.extension.memory_limit(str(tmp_path)) == machine
+    assert ops.extension.memory_limit(str(tmp_path)) == machine
 
 
 def write_groups(root: Path, groups: str, limits: dict[str, str]) -> None:

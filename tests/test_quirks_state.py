@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import snnfast
 import snnfast.snntorch as snn
-from snnfast._snntorch_layers import DropIn
+from snnfast.snntorch._drop_ins import DropIn
 
 # ---- mended: layers and their state are freed, copied and found
 

@@ -17,7 +17,8 @@ from torch import nn
 
 import snnfast
 import snnfast.snntorch as snn
-from snnfast import _ops, functional
+from snnfast import functional
+from snnfast._core import ops
 
 
 @pytest.fixture(autouse=True)
@@ -394,34 +395,34 @@ def test_checkpoints_and_copies_of_connections(name: str) -> None:
 def test_spikes_become_the_bits_that_a_product_takes() -> None:
     for dtype, steps in itertools.product((torch.float32, torch.float64, torch.float16, torch.bfloat16), (1, 8, 19)):
         spk = (torch.rand(steps, 3, 7) < 0.4).to(dtype) * -0.5
-        bits = _ops.spikes_as_bits(spk)
+        bits = ops.spikes_as_bits(spk)
         for t in range(steps):
             assert torch.equal(bits[t // 8] >> t % 8 & 1, (spk[t] != 0).byte())
         assert bits.shape == ((steps + 7) // 8, 3, 7)
     for wrong in (torch.rand(3, 4), torch.rand(4, 3, 2).transpose(0, 1), torch.ones(2, 3, 4, dtype=torch.int64)):
         with pytest.raises(RuntimeError, match="spk: expected"):
-            _ops.spikes_as_bits(wrong)
+            ops.spikes_as_bits(wrong)
 
 
 @pytest.mark.needs_extension
 def test_rows_are_like_a_tensor_of_one_step() -> None:
-    rows = _ops.rows_like(torch.rand(3, 7, dtype=torch.float64), 5)
+    rows = ops.rows_like(torch.rand(3, 7, dtype=torch.float64), 5)
     assert rows.shape == (5, 3, 7)
     assert rows.dtype == torch.float64
     assert rows.is_contiguous()
     with pytest.raises(RuntimeError, match="rows: expected 0 or more"):
-        _ops.rows_like(rows, -1)
+        ops.rows_like(rows, -1)
     with pytest.raises(RuntimeError, match="like: expected float32, float64, float16 or bfloat16"):
-        _ops.rows_like(torch.zeros(100_000, dtype=torch.int64), 4)
+        ops.rows_like(torch.zeros(100_000, dtype=torch.int64), 4)
 
 
 @pytest.mark.needs_extension
 def test_no_step_writes_to_what_is_no_output_of_it() -> None:
     given = forward_arguments(Case("rleaky", "step", 1), torch.device("cpu"))
-    arguments = ordered(_ops.RLEAKY.forward, given)
-    expected = _ops.RLEAKY.forward(*arguments)
+    arguments = ordered(ops.RLEAKY.forward, given)
+    expected = ops.RLEAKY.forward(*arguments)
     out = [torch.empty_like(t) for t in expected]
-    _ops.RLEAKY.forward_into(*arguments, out)
+    ops.RLEAKY.forward_into(*arguments, out)
     for a, b in zip(out, expected, strict=True):
         assert_bits_equal(a, b)
     for wrong in (
@@ -431,4 +432,4 @@ def test_no_step_writes_to_what_is_no_output_of_it() -> None:
         out[:1],
     ):
         with pytest.raises(RuntimeError, match="out: "):
-            _ops.RLEAKY.forward_into(*arguments, wrong)
+            ops.RLEAKY.forward_into(*arguments, wrong)

@@ -22,7 +22,8 @@ from helpers import (
 from torch import Tensor
 
 import snnfast
-from snnfast import _ops, reference
+from snnfast import reference
+from snnfast._core import ops
 
 
 def reference_of(tensors: Tensors, case: Case) -> tuple[Tensor, ...]:
@@ -158,7 +159,7 @@ def test_gradients_with_snntorchs_surrogates(name: str) -> None:
         assert_same_gradients(case, theirs, ours, 1e-5, seed=i, wild=False)
 
 
-CLOSED = _ops.clamp_is_closed()
+CLOSED = ops.clamp_is_closed()
 
 
 @pytest.mark.parametrize(("beta", "passes"), [(-0.1, False), (0.0, CLOSED), (0.5, True), (1.0, CLOSED), (1.1, False)])

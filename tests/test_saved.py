@@ -29,8 +29,8 @@ from helpers import (
 from ops import backward_arguments, call_op, told
 from torch import Tensor
 
-from snnfast import _ops
-from snnfast._ops import SAVE_CHECKPOINTS, SAVE_MEMBRANE, SAVE_NOTHING, SAVE_SPIKES
+from snnfast._core import ops as _ops
+from snnfast._core.ops import SAVE_CHECKPOINTS, SAVE_MEMBRANE, SAVE_NOTHING, SAVE_SPIKES
 from snnfast.surrogate import DISABLED
 
 neurons = pytest.mark.parametrize("neuron", NEURONS)

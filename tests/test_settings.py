@@ -9,7 +9,9 @@ import pytest
 import torch
 
 import snnfast
-from snnfast import _backend, _events, _gradients
+from snnfast._core import backend as _backend
+from snnfast._core import events
+from snnfast._unroll import state_gradients
 
 
 class Use(NamedTuple):
@@ -29,8 +31,8 @@ class Use(NamedTuple):
 
 SETTINGS = {
     "backend": Use(snnfast.use_backend, _backend._setting, "reference", "fused", "cuda"),
-    "events": Use(snnfast.use_events, _events.setting, False, True, "no"),
-    "state_gradients": Use(snnfast.use_state_gradients, _gradients.setting, True, False, 2),
+    "events": Use(snnfast.use_events, events.setting, False, True, "no"),
+    "state_gradients": Use(snnfast.use_state_gradients, state_gradients.setting, True, False, 2),
 }
 every = pytest.mark.parametrize("use", SETTINGS.values(), ids=SETTINGS)
 
@@ -148,7 +150,7 @@ def test_a_statement_about_events_holds_for_all_threads_and_one_about_the_backen
     thread.join()
     assert seen == ["reference"]
     assert snnfast.config()["backend"] == outside
-    assert not _events.setting.value
+    assert not events.setting.value
 
 
 def test_compiled_code_follows_a_statement() -> None:

@@ -15,8 +15,9 @@ from fresh import fresh
 from snntorch_checks import STATES
 
 import snnfast.snntorch as snn
-from snnfast import _backend, _snntorch_layers
-from snnfast._neurons import LAYERS
+from snnfast._core import backend
+from snnfast.neurons.registry import LAYERS
+from snnfast.snntorch import _drop_ins
 
 # ---- names
 
@@ -96,9 +97,9 @@ def test_an_unknown_name(name: str) -> None:
 
 
 def test_every_neuron_of_the_package() -> None:
-    assert {layer.__name__: layer._fused for layer in _snntorch_layers.LAYERS} == {c.__name__: c for c in LAYERS}
+    assert {layer.__name__: layer._fused for layer in _drop_ins.LAYERS} == {c.__name__: c for c in LAYERS}
     assert [layer.__name__ for layer in LAYERS] == list(STATES)
-    for layer in _snntorch_layers.LAYERS:
+    for layer in _drop_ins.LAYERS:
         assert layer is getattr(snn, layer.__name__)
         assert layer._theirs is getattr(snntorch, layer.__name__)
 
@@ -166,7 +167,7 @@ def test_versions(version: str, newer: bool | None, metadata: bool, monkeypatch:
 
     monkeypatch.setattr(importlib.metadata, "version", installed)
     monkeypatch.setattr(snntorch, "__version__", version)
-    monkeypatch.setattr(_backend, "_warned", set())
+    monkeypatch.setattr(backend, "_warned", set())
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for _ in range(2):
@@ -174,9 +175,9 @@ def test_versions(version: str, newer: bool | None, metadata: bool, monkeypatch:
                 with pytest.raises(
                     ImportError, match=rf">= 1\.0\.0, but {re.escape(version)} .*pip install \"snntorch>="
                 ):
-                    _snntorch_layers._check_version()
+                    _drop_ins._check_version()
             else:
-                _snntorch_layers._check_version()
+                _drop_ins._check_version()
     assert len(caught) == bool(newer)
     for warning in caught:
         assert str(warning.message).startswith(f"snnfast.snntorch: snntorch {version} is newer than snntorch 1.0,")

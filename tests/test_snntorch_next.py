@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import snnfast
 import snnfast.snntorch as snn
 from snnfast import MultiStep, surrogate
-from snnfast._snntorch_layers import DropIn
+from snnfast.snntorch._drop_ins import DropIn
 
 
 class SynapticDelay(nn.Module):

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 import snnfast
 import snnfast.snntorch as snn
-from snnfast import _spike_grad, functional, reference, surrogate
-from snnfast._spike_grad import recognise
-from snnfast.surrogate import Surrogate, known_to_kernels
+from snnfast import functional, reference, surrogate
+from snnfast.surrogate import Surrogate, examine, known_to_kernels
+from snnfast.surrogate.examine import recognise
 
 PARAMETERS = {name: vars(s) for name, s in SURROGATES.items()} | {"SSO": {"mean": 0.1, "variance": 0.3}}
 
@@ -85,7 +85,7 @@ def test_callables_are_examined_for_what_the_kernels_need(shape: tuple[int, ...]
         if spike_grad is two_dimensional and len(shape) != 2:
             continue
         state = torch.get_rng_state()
-        unfit = _spike_grad._examine(spike_grad, torch.Size(shape), dtype, torch.device("cpu"))
+        unfit = examine._examine(spike_grad, torch.Size(shape), dtype, torch.device("cpu"))
         assert torch.equal(torch.get_rng_state(), state)  # what it draws is given back
         assert (unfit.delayed is None) == (spike_grad not in SLOW.values()), spike_grad
         assert (unfit.immediate is None) == (spike_grad in FAST_BOTH.values() or isinstance(spike_grad, Surrogate))
@@ -97,7 +97,7 @@ def test_a_single_neuron_is_enough_to_tell() -> None:
 
     for shape in ((1,), (1, 1), ()):
         for spike_grad in (not_strict, soft, with_negative_spikes, random_spikes):
-            unfit = _spike_grad._examine(spike_grad, torch.Size(shape), torch.float32, torch.device("cpu"))
+            unfit = examine._examine(spike_grad, torch.Size(shape), torch.float32, torch.device("cpu"))
             assert unfit.delayed is not None, spike_grad
 
 

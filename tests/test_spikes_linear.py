@@ -9,8 +9,8 @@ from helpers import NEURONS, THOROUGH, assert_bits_equal
 from torch import Tensor
 
 import snnfast
-from snnfast import _ops
-from snnfast._ops import BITS_AT, CONSTANT, SAVE_CHECKPOINTS, SEQUENCE, pack
+from snnfast._core import ops as _ops
+from snnfast._core.ops import BITS_AT, CONSTANT, SAVE_CHECKPOINTS, SEQUENCE, pack
 
 pytestmark = pytest.mark.needs_extension
 

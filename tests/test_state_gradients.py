@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 import snnfast
 import snnfast.snntorch as snn
-from snnfast import _backend, _gradients, functional
+from snnfast import functional
+from snnfast._core import backend
+from snnfast._unroll import state_gradients
 
 pytestmark = pytest.mark.needs_extension
 
@@ -85,7 +87,7 @@ def assert_same(found: list[Tensor | None], expected: list[Tensor | None]) -> No
 
 @pytest.fixture
 def new_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_backend, "_warned", set())
+    monkeypatch.setattr(backend, "_warned", set())
 
 
 @pytest.fixture(params=[pytest.param(snn, marks=pytest.mark.thorough), snnfast], ids=["snnfast.snntorch", "snnfast"])
@@ -236,7 +238,7 @@ def test_a_hook_warns_where_it_sees_less_than_in_snntorch(
         ours, theirs = (torch.autograd.grad(objective(m), m[1][place], retain_graph=True)[0].double() for m in made)
         if not torch.allclose(ours, theirs, 1e-5, 1e-6):
             differ.append(place)
-        monkeypatch.setattr(_backend, "_warned", set())
+        monkeypatch.setattr(backend, "_warned", set())
         if told(partial(result.register_hook, torch.clone)):
             warn.append(place)
     assert warn == differ
@@ -412,7 +414,7 @@ def test_a_compiled_step_follows_the_choice_that_it_is_called_under_or_makes(com
         with snnfast.use_state_gradients(wanted):
             assert tells(step) == wanted
     assert tells(compiled(chosen))
-    assert not _gradients.setting.value
+    assert not state_gradients.setting.value
 
 
 @hooks_in_graphs

@@ -22,7 +22,7 @@ from helpers import (
 from ops import backward_arguments, call_op, forward_arguments
 from torch import Tensor
 
-from snnfast._ops import SAVE_MEMBRANE, SAVE_NOTHING, SAVE_SPIKES
+from snnfast._core.ops import SAVE_MEMBRANE, SAVE_NOTHING, SAVE_SPIKES
 from snnfast.functional import lif
 
 pytestmark = [

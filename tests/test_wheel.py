@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from snnfast import _library, _ops
+from snnfast._core import library, ops
 
 pytestmark = pytest.mark.thorough
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.thorough
 @pytest.mark.needs_extension
 @pytest.mark.skipif(sys.platform != "linux", reason="reads an ELF file")
 def test_the_library_needs_no_symbol_of_python() -> None:
-    command = ["nm", "-D", "--undefined-only", _ops.extension.path]
+    command = ["nm", "-D", "--undefined-only", ops.extension.path]
     names = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     assert "aoti_torch_empty_strided" in names
     assert not [name for name in names if name.startswith(("Py", "_Py"))]
@@ -28,7 +28,7 @@ def test_a_file_that_cannot_be_loaded_is_an_import_error_that_says_why(tmp_path:
     with pytest.raises(
         ImportError, match=rf"loaded with torch {torch_version}: .*_kernels\.so: .*torch 2\.11 or newer"
     ):
-        _library.Library(tmp_path / "_kernels.so")
+        library.Library(tmp_path / "_kernels.so")
 
 
 def test_a_library_without_the_functions_is_an_import_error_that_says_so() -> None:
@@ -36,7 +36,7 @@ def test_a_library_without_the_functions_is_an_import_error_that_says_so() -> No
     with pytest.raises(
         ImportError, match=r"libc10\.so was built from other sources than the Python files.*snnfast_facts"
     ):
-        _library.Library(other)
+        library.Library(other)
 
 
 @pytest.mark.needs_extension

@@ -9,7 +9,8 @@ import sys
 import torch
 
 import snnfast
-from snnfast import _ops, functional, reference
+from snnfast import functional, reference
+from snnfast._core import ops
 
 COMPILERS = ("cc", "gcc", "g++", "clang", "c++", "nvcc")
 PARAMETERS = {
@@ -24,7 +25,7 @@ def main(kernels: list[str]) -> None:
     print(f"{sys.version}\ntorch {torch.__version__}, with CUDA {torch.version.cuda}", flush=True)
     assert "site-packages" in snnfast.__file__, f"{snnfast.__file__} is not the installed package"
     assert not [name for name in COMPILERS if shutil.which(name)], "there is a compiler on the path"
-    for neuron in _ops.NEURONS:
+    for neuron in ops.NEURONS:
         for op in (f"snnfast::{neuron.name}_forward", f"snnfast::{neuron.name}_backward"):
             found = [key for key in ("CPU", "CUDA") if torch._C._dispatch_has_kernel_for_dispatch_key(op, key)]
             assert found == kernels, f"{op} has kernels for {found}, not for {kernels}"

@@ -128,11 +128,11 @@ def build_program(name: str, sanitizer: str) -> Path:
 @functools.cache
 def load() -> ctypes.CDLL:
     """Register ``torch.ops.snnfast_emulated`` in this process (``SNNFAST_EMULATOR_LIBRARY``: one built elsewhere)."""
-    from snnfast import _op_rules
+    from snnfast._core import fake
 
     path = os.environ.get("SNNFAST_EMULATOR_LIBRARY") or str(build_ops())
     torch.ops.load_library(path)
-    _op_rules.register(NAMESPACE)
+    fake.register(NAMESPACE)
     library = ctypes.CDLL(path)
     # Whatever allows 16-byte accesses takes them: test shapes are small.
     library.snnfast_set_vector_minimum(ctypes.c_int64(1))

@@ -1,0 +1,224 @@
+"""Load the compiled kernels and name their ops.
+
+Each neuron has two ops, ``<name>_forward`` and ``<name>_backward``, for all time steps or for one, and ``_ragged`` ones
+for samples that differ in their steps; their schemas and what they return are described in ``csrc/host.h``. All neurons
+share ``spikes_linear``, the product of spikes as bits with the weights of a linear layer, and ``spikes_linear_weight``,
+the gradient of these weights. The ops of convolutions are named in ``_convolution.py``.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import _disable_current_modes
+
+from snnfast._core import library
+from snnfast._core.library import Library
+
+extension: Library | None = None
+"""The compiled kernels, or ``None`` where the package was installed without a compiler."""
+
+missing: str | None = None
+"""Why ``extension`` is ``None``, in words for the user."""
+
+NAMESPACE = "snnfast"
+used = NAMESPACE
+"""The namespace whose ops are called; another one only in tests."""
+
+spikes_linear: Any = None
+"""``(bits, weight, bias, graded, steps)`` to ``[steps, R, O]``; ``None`` where a namespace has it not."""
+
+spikes_linear_weight: Any = None
+"""``(bits, grad, graded)`` to the gradient of the weight ``[O, N]``."""
+
+rows_like: Any = None
+"""``(like, rows)`` to memory for ``[rows, *]`` like ``[*]``; ``None`` where a namespace has it not."""
+
+spikes_as_bits: Any = None
+"""``[T, R, N]`` to ``[(T + 7) // 8, R, N]``, as ``spikes_linear_weight`` takes them; likewise."""
+
+# Numbers of the kernels are places in these lists. They are compared with those of the extension.
+RESET_MECHANISMS = ("subtract", "zero", "none")
+TIMES = ("sequence", "constant", "step")  # what time is in the shapes of a call: [T, *], [*] at T steps, [*]
+SEQUENCE, CONSTANT, STEP = range(len(TIMES))
+# What forward saves for backward beside inputs and outputs. T steps take (T + plus) // per rows.
+SAVED_MODES = (("nothing", 0, 0, 0), ("checkpoints", -1, 16, 0), ("membrane", 0, 1, 2), ("spikes", 7, 8, 1))
+SAVE_NOTHING, SAVE_CHECKPOINTS, SAVE_MEMBRANE, SAVE_SPIKES = range(len(SAVED_MODES))
+
+# The options of an op are fields of one number, since each argument costs as much as the checks of a tensor. Their
+# names, places and bits; the last three are backward's, the three before them forward's.
+OPTION_FIELDS = (
+    ("time", 0, 2), ("reset", 2, 2), ("reset_delay", 4, 1), ("reduce", 5, 1), ("saved", 6, 3),
+    ("last", 9, 1), ("record", 10, 8), ("bits", 18, 1), ("clamp_closed", 9, 1), ("surrogate", 10, 8), ("needs", 18, 24),
+)  # fmt: skip
+(
+    TIME_AT, RESET_AT, RESET_DELAY_AT, REDUCE_AT, SAVED_AT, LAST_AT, RECORD_AT, BITS_AT, CLAMP_CLOSED_AT, SURROGATE_AT,
+    NEEDS_AT,
+) = (at for _, at, _ in OPTION_FIELDS)  # fmt: skip
+
+
+class Neuron:
+    """What is told of a neuron to all that is written once for every neuron.
+
+    Args:
+        name: Of its ops.
+        states: Names in snnTorch's order; the last is the membrane.
+        parameters: Names in the order of the ops; the last two are the threshold and the height of a spike.
+        record_tells: Whether, with a delayed reset, the recorded membrane is all that backward needs.
+
+    Attributes:
+        fed_back: Whether the first state is the last spike, which comes back to the neuron. It is never recorded, as
+            the spikes are; and a step returns it but once.
+    """
+
+    forward: Any
+    backward: Any
+    forward_ragged: Any  # the same two, with the steps of each sample as one more argument
+    backward_ragged: Any
+    forward_into: Any  # the same two, with a list of tensors to write to as one more argument; only if fed back
+    backward_into: Any
+
+    def __init__(self, name: str, states: tuple[str, ...], parameters: tuple[str, ...], record_tells: bool) -> None:
+        self.name = name
+        self.states = states
+        self.parameters = parameters
+        self.record_tells = record_tells
+        self.fed_back = states[0] == "spk"
+        self.every_state = (1 << len(states)) - 1 - self.fed_back  # as bits: what to record
+        self.membrane = 1 << len(states) - 1
+        self.deciding = 1 << len(states)
+        self.no_states: tuple[None, ...] = (None,) * len(states)
+        self.no_others: tuple[None, ...] = (None,) * (len(states) + len(parameters))  # than the current
+
+
+LEAKY = Neuron("leaky", ("mem",), ("beta", "threshold", "graded_spikes_factor"), record_tells=True)
+SYNAPTIC = Neuron("synaptic", ("syn", "mem"), ("alpha", "beta", "threshold", "graded_spikes_factor"), False)
+LAPICQUE = Neuron(
+    "lapicque", ("mem",), ("R", "rate", "time_step", "decay", "threshold", "graded_spikes_factor"), record_tells=False
+)
+ALPHA = Neuron(
+    "alpha", ("syn_exc", "syn_inh", "mem"), ("alpha", "beta", "tau", "threshold", "graded_spikes_factor"), False
+)
+RLEAKY = Neuron("rleaky", ("spk", "mem"), ("V", "beta", "threshold", "graded_spikes_factor"), record_tells=False)
+RSYNAPTIC = Neuron(
+    "rsynaptic", ("spk", "syn", "mem"), ("V", "alpha", "beta", "threshold", "graded_spikes_factor"), record_tells=False
+)
+NEURONS = (LEAKY, SYNAPTIC, LAPICQUE, ALPHA, RLEAKY, RSYNAPTIC)
+
+
+# All others of the product's namespace.
+OPS = (
+    "count_events", "event_conv2d", "event_conv2d_weight", "max_pooling", "max_pooling_backward", "rows_like",
+    "spikes_as_bits", "spikes_linear", "spikes_linear_weight",
+)  # fmt: skip
+
+
+def names_of_ops() -> list[str]:
+    """Of every op that the compiled kernels have."""
+    names = list(OPS)
+    for neuron in NEURONS:
+        variants = ("", "_ragged", "_into") if neuron.fed_back else ("", "_ragged")
+        names += [f"{neuron.name}_{kind}{variant}" for kind in ("forward", "backward") for variant in variants]
+    return names
+
+
+def check_ops(path: Path) -> None:
+    """Raise ``ImportError`` where the library that was loaded from ``path`` lacks an op that Python calls."""
+    lacking = [name for name in names_of_ops() if not hasattr(getattr(torch.ops, NAMESPACE), name)]
+    if lacking:
+        raise ImportError(
+            f"{path} is older than the Python files of snnfast: it has no op {', '.join(lacking)}; {library.REBUILD}"
+        )
+
+
+def _load() -> None:
+    global extension, missing
+    if library.PATH.exists():
+        extension = Library(library.PATH)
+        check_ops(library.PATH)
+    elif sys.platform != "linux":
+        missing = f"snnfast has kernels for Linux only, and this is {sys.platform}"
+    else:
+        missing = (
+            "snnfast was installed without its compiled kernels (an isolated build that saw no torch, no C++ "
+            "compiler, or a failed build); SNNFAST_REQUIRE_EXT=1 pip install --no-build-isolation tells why"
+        )
+
+
+def check_names(attribute: str, names: Sequence[Any]) -> None:
+    """Raise ``ImportError`` where the extension counts something else by the numbers that Python uses."""
+    if extension is None:
+        return
+    found = getattr(extension, attribute, None)
+    if found != list(names):
+        raise ImportError(
+            f"the kernels of snnfast were built from other sources than these: its {attribute} are {found}, "
+            f"not {list(names)}; {library.REBUILD}"
+        )
+
+
+_load()
+check_names("resets", RESET_MECHANISMS)
+check_names("times", TIMES)
+check_names("saved_modes", SAVED_MODES)
+check_names("option_fields", OPTION_FIELDS)
+
+
+def clamp_is_closed() -> bool:
+    """Whether the gradient of ``clamp(x, 0, 1)`` passes at exactly 0 and 1: up to torch 2.13 it does, later not."""
+    with torch.inference_mode(False), torch.enable_grad(), _disable_current_modes():
+        one = torch.ones(1, device="cpu", dtype=torch.float32, requires_grad=True)
+        clamped: Any = one.clamp(0, 1).grad_fn
+        # Not by a backward pass: the first one starts PyTorch's threads, and with them CUDA, before the user may have
+        # forked or chosen a device.
+        return bool(clamped(torch.ones(1, device="cpu", dtype=torch.float32)).item() == 1)
+
+
+CLAMP_CLOSED = clamp_is_closed()
+
+
+def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What a current of ``dtype`` is computed with where nothing else widens it."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def pack(**options: int) -> int:
+    """The options of an op, by their names, as its one number. The two paths of a call put them together themselves."""
+    places = {name: (at, bits) for name, at, bits in OPTION_FIELDS}
+    packed = 0
+    for name, value in options.items():
+        at, bits = places[name]
+        assert 0 <= value < 1 << bits, f"{name}: {value}"
+        packed |= value << at
+    return packed
+
+
+def unpack(options: int, name: str) -> int:
+    """One of the options that :func:`pack` has put together."""
+    at, bits = next((at, bits) for field, at, bits in OPTION_FIELDS if field == name)
+    return options >> at & (1 << bits) - 1
+
+
+def use(namespace: str) -> None:
+    """Call the ops of a namespace from now on: the product's, or one that a test library registered beside it."""
+    global used, spikes_linear, spikes_linear_weight, rows_like, spikes_as_bits
+    used, ops = namespace, getattr(torch.ops, namespace)
+    has_linear = hasattr(ops, "spikes_linear")  # the emulated kernels have none
+    spikes_linear = ops.spikes_linear.default if has_linear else None
+    spikes_linear_weight = ops.spikes_linear_weight.default if has_linear else None
+    rows_like = ops.rows_like.default if has_linear else None
+    spikes_as_bits = ops.spikes_as_bits.default if has_linear else None
+    for neuron in NEURONS:
+        neuron.forward = getattr(ops, f"{neuron.name}_forward").default
+        neuron.backward = getattr(ops, f"{neuron.name}_backward").default
+        neuron.forward_ragged = getattr(ops, f"{neuron.name}_forward_ragged").default
+        neuron.backward_ragged = getattr(ops, f"{neuron.name}_backward_ragged").default
+        if neuron.fed_back:
+            neuron.forward_into = getattr(ops, f"{neuron.name}_forward_into").default
+            neuron.backward_into = getattr(ops, f"{neuron.name}_backward_into").default
+
+
+if extension is not None:
+    use(NAMESPACE)

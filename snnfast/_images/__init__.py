@@ -1,0 +1,1 @@
+"""Convolutions and max pooling of spikes, and the order of images in memory."""

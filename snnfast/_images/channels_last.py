@@ -1,0 +1,82 @@
+"""The order in memory of what convolutions of ``MultiStep`` are given and return.
+
+On the CPU, PyTorch's convolutions, and above all its pooling, are faster where the channels of a pixel lie side by side
+(``torch.channels_last``), and the kernels here take any order. So a signal goes into that order at the first
+convolution. It stays in it through layers that keep the order, and goes back before any other layer. The compiled loop
+does the same with a graph (``snnfast/compiler/channels_last.py``).
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from snnfast._core.hooks import is_only_called
+from snnfast._images.conv2d import convolved
+from snnfast._images.max_pool2d import pooled
+
+__all__ = ["Order", "keeps_order", "profits", "turned"]
+
+_MEASURED = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+
+_KEEPING = {
+    nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.BatchNorm2d,
+    nn.ReLU, nn.Dropout, nn.Dropout2d, nn.Identity,
+}  # fmt: skip
+
+
+def keeps_order(layer: nn.Module) -> bool:
+    """Whether a layer takes any order and returns the one that it is given. What a user has added to it may not."""
+    return type(layer) in _KEEPING and is_only_called(layer)
+
+
+def profits(
+    x: Tensor,  # [B, C, H, W] or [T, B, C, H, W]
+    weight: Tensor,
+) -> bool:
+    """Whether a convolution is to have its input turned: measured for float32. An order that a user chose stays."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and _MEASURED
+        and x.is_contiguous()
+        and weight.is_contiguous()
+    )
+
+
+def turned(x: Tensor) -> Tensor:
+    """``[B, C, H, W]`` with the channels of a pixel side by side, also if there is but one. ``torch.vmap`` takes it."""
+    return x.movedim(1, -1).clone(memory_format=torch.contiguous_format).movedim(-1, 1)
+
+
+class Order:
+    """Of a signal on its way through layers. While it is ``turned``, its steps may be in channels_last order."""
+
+    def __init__(self) -> None:
+        self.turned = False
+
+    def usual(self, x: Tensor) -> Tensor:
+        """The signal in the order of its dimensions."""
+        if self.turned:
+            x, self.turned = x.contiguous(), False
+        return x
+
+    def shown(self, x: Tensor) -> Tensor:
+        """A tensor beside the signal as the user is to see it."""
+        return x.contiguous() if self.turned else x
+
+    def to_call(
+        self,
+        layer: nn.Module,
+        x: Tensor,  # [T, B, *], or [B, *] if it is constant
+        constant: bool,
+    ) -> Callable[[Tensor], Tensor]:
+        """What a stateless layer does to all steps at once."""
+        if isinstance(layer, nn.MaxPool2d) and keeps_order(layer):
+            return lambda x: pooled(layer, x)
+        if not isinstance(layer, nn.Conv2d) or not keeps_order(layer) or x.dim() != (4 if constant else 5):
+            return layer
+        if not profits(x, layer.weight):
+            return lambda x: convolved(layer, x)
+        self.turned = True
+        return lambda x: convolved(layer, turned(x))

@@ -1,0 +1,251 @@
+"""Convolutions of spikes: where few are not zero, a kernel adds up the weights that these reach, and no others."""
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from snnfast._core import backend, events, ops
+from snnfast._core.pytorch import constant_while_tracing, is_forward_mode, transforms_are_active
+
+__all__ = ["NODES", "conv2d", "convolved", "pair", "takes_kernels"]
+
+MOST = 1 / 8
+"""The largest share of the input that may be other than zero. Above it, PyTorch's convolution is as fast."""
+
+_LEAST_CHANNELS, _LEAST_TAPS = 32, 9
+"""The fewest output channels and taps of a kernel. With fewer, an event costs more to find than it saves."""
+
+
+def convolved(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    """A layer's output for ``[N, C, H, W]``, as :func:`conv2d` computes it."""
+    how = layer.stride, layer.padding, layer.dilation, layer.groups
+    found = _by_events(x, layer.weight, layer.bias, *how) if layer.padding_mode == "zeros" else None
+    return cast(Tensor, layer(x)) if found is None else found
+
+
+def conv2d(
+    input: Tensor,  # [N, C, H, W]; the names of torch.conv2d
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor:
+    """``torch.conv2d``, by its events where the input has few of them. Its numbers up to the order of the sums.
+
+    A weight that is not finite makes NaN of a zero of the input in PyTorch; so it does here. A gradient of the output
+    that is not finite reaches the weights through events only.
+    """
+    found = _by_events(input, weight, bias, stride, padding, dilation, groups)
+    return torch.conv2d(input, weight, bias, stride, padding, dilation, groups) if found is None else found
+
+
+def _by_events(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: int
+) -> Tensor | None:
+    """The convolution, or None where PyTorch's is to compute it."""
+    if not _possible(x, weight, stride, padding, dilation, groups):
+        return None
+    if torch.compiler.is_compiling():  # what is traced must not depend on the numbers
+        return cast(Tensor, torch.ops.snnfast.conv2d(x, weight, bias, pair(stride), pair(padding)))
+    return _Events.apply(x, weight, bias, pair(stride), pair(padding)) if _few(x, weight) else None
+
+
+def _possible(x: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int) -> bool:
+    return (
+        takes_kernels(x)
+        and events.setting.value
+        and groups == 1
+        and not isinstance(padding, str)
+        and pair(dilation) == [1, 1]
+        and weight.shape[1] == x.shape[1]
+        and len(pair(stride)) == len(pair(padding)) == 2  # else PyTorch says what is wrong, as of the channels
+        and min(pair(stride)) >= 1
+        and all(p >= 0 and n + 2 * p >= k for n, p, k in zip(x.shape[2:], pair(padding), weight.shape[2:], strict=True))
+        and weight.shape[0] >= _LEAST_CHANNELS
+        and weight.shape[2:].numel() >= _LEAST_TAPS
+        and weight.device.type == "cpu"
+        and weight.dtype == torch.float32
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def _few(x: Tensor, weight: Tensor) -> bool:
+    return bool(torch.ops.snnfast.count_events(x) <= MOST * x.numel()) and bool(weight.isfinite().all())
+
+
+def takes_kernels(x: Tensor) -> bool:
+    """Whether the kernels for images may be given ``x``: a batch in float32 and in channels_last order on the CPU."""
+    return (
+        not backend.exporting()  # what is exported is PyTorch's alone
+        and type(x) is Tensor  # one that has numbers
+        and not _transforms()  # vmap cannot tell the order in memory
+        and x.dim() == 4
+        and x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and x.is_contiguous(memory_format=torch.channels_last)
+        and x.stride(1) == 1  # not one channel in the other order
+        and x.numel() > 0
+        and backend.use_fused(x.device)
+        and not is_forward_mode()
+    )
+
+
+@constant_while_tracing
+def _transforms() -> bool:
+    return transforms_are_active()
+
+
+def pair(given: Any) -> list[int]:
+    """One number, or two, as ``[rows, columns]``. Of more or none PyTorch says what is wrong."""
+    numbers = list(given) if isinstance(given, Sequence) else [given]
+    return numbers * 2 if len(numbers) == 1 else numbers
+
+
+class _Events(torch.autograd.Function):
+    """A convolution by events, with the gradient of its weights by events. PyTorch computes that of the input."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int]
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.how = stride, padding, None if bias is None else list(bias.shape)
+        return torch.ops.snnfast.event_conv2d(x, weight, bias, *stride, *padding)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        x, weight = ctx.saved_tensors
+        stride, padding, biases = ctx.how
+        needs = list(ctx.needs_input_grad[:3])
+        by_events = not torch.is_grad_enabled()  # a second derivative is PyTorch's
+        return *_gradients(grad, x, weight, stride, padding, biases, needs, by_events), None, None
+
+
+def _gradients(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: list[int],
+    padding: list[int],
+    biases: list[int] | None,  # the shape of the bias
+    needs: list[bool],
+    by_events: bool,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """With respect to the input, the weight and the bias."""
+    grad = grad.contiguous(memory_format=torch.channels_last)
+    # PyTorch would compute the gradient of the weights for that of the bias alone.
+    rest = [needs[0], False, False] if by_events else needs
+    of_x, of_weight, of_bias = torch.ops.aten.convolution_backward(
+        grad, x, weight, biases, stride, padding, [1, 1], False, [0, 0], 1, rest
+    )
+    if by_events and needs[1]:
+        of_weight = torch.ops.snnfast.event_conv2d_weight(x, grad, *weight.shape[2:], *stride, *padding)
+    if by_events and needs[2]:
+        of_bias = grad.sum((0, 2, 3))
+    return of_x, of_weight, of_bias
+
+
+# ---- in a graph of torch.compile, one node that chooses at each call
+
+
+def _conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int]) -> Tensor:
+    if takes_kernels(x) and _few(x, weight):
+        return torch.ops.snnfast.event_conv2d(x, weight, bias, *stride, *padding)  # type: ignore[no-any-return]
+    return torch.conv2d(x, weight, bias, stride, padding)
+
+
+def _conv2d_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: list[int],
+    padding: list[int],
+    biases: list[int] | None,
+    needs: list[bool],
+) -> list[Tensor]:
+    _check_backward(grad, x, weight, stride, padding, biases, needs)
+    by_events = takes_kernels(x) and _few(x, weight)
+    found = _gradients(grad, x, weight, stride, padding, biases, needs, by_events)
+    in_order = zip(found, (x, weight, found[2]), needs, strict=True)
+    return [_in_order(t, like) for t, like, need in in_order if need and t is not None and like is not None]
+
+
+def _check_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: list[int],
+    padding: list[int],
+    biases: list[int] | None,
+    needs: list[bool],
+) -> None:
+    """Raise for what PyTorch's own op would take unseen, and end the process on."""
+    if len(needs) != 3 or len(stride) != 2 or len(padding) != 2 or min(stride) < 1 or min(padding) < 0:
+        raise ValueError(
+            "stride, padding, needs: expected two numbers from 1, two from 0, and three flags, "
+            f"got {stride}, {padding} and {needs}"
+        )
+    if x.dim() != 4 or weight.dim() != 4 or x.shape[1] != weight.shape[1]:
+        raise ValueError(
+            f"x, weight: expected [N, C, H, W] and [O, C, kH, kW], got {tuple(x.shape)} and {tuple(weight.shape)}"
+        )
+    for name, t in (("grad", grad), ("weight", weight)):
+        if t.dtype != x.dtype or t.device != x.device:
+            raise ValueError(f"{name}: expected {x.dtype} on {x.device}, as x, got {t.dtype} on {t.device}")
+    sizes = zip(x.shape[2:], weight.shape[2:], stride, padding, strict=True)
+    shape = x.shape[0], weight.shape[0], *((n + 2 * p - k) // s + 1 for n, k, s, p in sizes)
+    if grad.shape != shape or min(shape[2:]) < 1:
+        raise ValueError(f"grad: expected the shape of the output, {shape}, got {tuple(grad.shape)}")
+    if biases != [weight.shape[0]] and (needs[2] or biases is not None):
+        raise ValueError(f"biases: expected [{weight.shape[0]}], the shape of the bias, got {biases}")
+
+
+def _in_order(t: Tensor, like: Tensor) -> Tensor:
+    """In that of another tensor in memory: it must not depend on the numbers."""
+    return t if t.stride() == like.stride() else torch.empty_like(like).copy_(t)
+
+
+def _like_gradients(grad: Tensor, x: Tensor, weight: Tensor, *how: Any) -> list[Tensor]:
+    made = torch.empty_like(x), torch.empty_like(weight), grad.new_empty(weight.shape[0])
+    return [t for t, need in zip(made, how[-1], strict=True) if need]
+
+
+def _save(ctx: Any, inputs: Any, output: Tensor) -> None:
+    x, weight, bias, stride, padding = inputs
+    ctx.save_for_backward(x, weight)
+    ctx.how = stride, padding, None if bias is None else list(bias.shape)
+
+
+def _backward(ctx: Any, grad: Tensor) -> Any:
+    if torch.is_grad_enabled():
+        return _Events.backward(ctx, grad)
+    needs = list(ctx.needs_input_grad[:3])
+    found = iter(torch.ops.snnfast.conv2d_backward(grad, *ctx.saved_tensors, *ctx.how, needs))
+    return *(next(found) if need else None for need in needs), None, None
+
+
+def _like_output(x: Tensor, weight: Tensor, bias: Tensor | None, *how: int) -> Tensor:
+    return torch.conv2d(x, weight, bias, how[:2], how[2:])
+
+
+def _like_weight(x: Tensor, grad: Tensor, kernel_y: int, kernel_x: int, *how: int) -> Tensor:
+    return x.new_empty(grad.shape[1], x.shape[1], kernel_y, kernel_x)
+
+
+NODES: dict[Any, Any] = {}
+"""The op that a convolution is in a graph, if there are kernels; and what to call where Python runs the graph."""
+
+if ops.extension is not None:
+    torch.library.register_fake("snnfast::event_conv2d", _like_output)
+    torch.library.register_fake("snnfast::event_conv2d_weight", _like_weight)
+    _op = torch.library.custom_op("snnfast::conv2d", _conv2d, mutates_args=())
+    _op.register_fake(torch.conv2d)
+    _op.register_autograd(_backward, setup_context=_save)
+    torch.library.custom_op("snnfast::conv2d_backward", _conv2d_backward, mutates_args=()).register_fake(
+        _like_gradients
+    )
+    NODES[torch.ops.snnfast.conv2d] = conv2d

@@ -1,0 +1,373 @@
+"""Check the arguments of users: the options of a layer once, the options and tensors of a call at each call."""
+
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+from snnfast import surrogate
+from snnfast._core.ops import (
+    CONSTANT,
+    LAST_AT,
+    RECORD_AT,
+    REDUCE_AT,
+    RESET_AT,
+    RESET_DELAY_AT,
+    RESET_MECHANISMS,
+    SEQUENCE,
+    STEP,
+    SURROGATE_AT,
+    TIME_AT,
+    Neuron,
+    arithmetic_dtype,
+)
+from snnfast._core.settings import check_flag
+from snnfast.surrogate.base import number
+from snnfast.surrogate.examine import SpikeGrad, how_to_make, recognise
+
+StateQuant = Callable[[Tensor], Tensor]
+
+_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+_NUMBERS = (*_DTYPES, torch.int64)  # of a parameter: what a kernel reads as a number
+_STRIDED = torch.strided
+_MOST_STEPS = 2**63 - 1
+_DEFAULT_SPIKE_GRAD = surrogate.atan()
+
+
+class Options(NamedTuple):
+    """Checked options of a layer, the same from call to call."""
+
+    spike_grad: SpikeGrad
+    reset: int  # a place in RESET_MECHANISMS
+    reset_delay: bool
+    inhibition: bool
+    state_quant: StateQuant | None
+    kernels_do_all: bool  # spike_grad is one of theirs, and there is no inhibition or state_quant
+    packed: int  # reset and reset_delay as options of the ops
+    derivative: tuple[int, float, float]  # of the spike, as the backward ops take it
+
+
+class Call(NamedTuple):
+    """Checked options of one call."""
+
+    time: int  # a place in TIMES: what time is in the shape of the current
+    steps: int
+    record: int  # states to return of every step, as bits
+    last: bool  # whether to return all states after the last step
+    reduce: bool  # sum the spikes over time
+    rounded: bool  # membrane_dtype is bfloat16
+    packed: int  # all of these but the steps as options of the forward op
+    backward_packed: int  # time and reduce as options of the backward op
+
+
+def made_call(time: int, steps: int, record: int, last: bool, reduce: bool, rounded: bool = False) -> Call:
+    shared = time << TIME_AT | reduce << REDUCE_AT
+    return Call(time, steps, record, last, reduce, rounded, shared | last << LAST_AT | record << RECORD_AT, shared)
+
+
+ONE_STEP = made_call(STEP, 1, record=0, last=True, reduce=False)
+
+
+def check_options(
+    spike_grad: object, reset_mechanism: object, reset_delay: object, inhibition: object, state_quant: object
+) -> Options:
+    """Return the options in one form, or raise ``TypeError`` or ``ValueError``, naming the option that is wrong."""
+    spike_grad, reset_delay = check_spike_grad(spike_grad), check_flag("reset_delay", reset_delay)
+    reset = RESET_MECHANISMS.index(check_reset_mechanism(reset_mechanism))
+    inhibition, state_quant = check_flag("inhibition", inhibition), check_state_quant(state_quant)
+    kernel = spike_grad if surrogate.known_to_kernels(spike_grad) else surrogate.DISABLED
+    return Options(
+        spike_grad,
+        reset,
+        reset_delay,
+        inhibition,
+        state_quant,
+        kernel is spike_grad and not inhibition and state_quant is None,
+        reset << RESET_AT | reset_delay << RESET_DELAY_AT,
+        (kernel.kernel_id << SURROGATE_AT, *kernel.parameters()),
+    )
+
+
+def check_call(
+    neuron: Neuron,
+    options: Options,
+    current: Tensor,
+    num_steps: object,
+    record_mem: object,
+    reduce: object,
+    membrane_dtype: object,
+    last: bool = False,
+) -> Call:
+    """The same for the options of a call of all time steps. ``current`` is checked already.
+
+    ``last``: return all states after the last step in any case.
+    """
+    if num_steps is not None:
+        time, steps = CONSTANT, check_num_steps(num_steps)
+    elif current.dim() > 0:
+        time, steps = SEQUENCE, current.shape[0]
+    else:
+        raise ValueError("current: expected [T, *] with time first, got a tensor with no dimensions; or give num_steps")
+    record = record_mem if isinstance(record_mem, bool) else check_flag("record_mem", record_mem)
+    rounded = membrane_dtype is not None and check_membrane_dtype(membrane_dtype) is not None
+    if rounded:
+        _check_rounding(neuron, options)
+    reduces = reduce is not None and check_reduce(reduce) is not None
+    return made_call(time, steps, neuron.every_state if record else 0, last or not record, reduces, rounded)
+
+
+States = tuple[Tensor | None, ...]
+Parameters = tuple[Tensor, ...]
+
+
+def prepare(
+    neuron: Neuron, options: Options, time: int, current: Tensor, states: States, parameters: Parameters
+) -> tuple[Tensor, States, Parameters, bool]:
+    """The tensors of a call as the kernels take them, and whether one of them asks for a gradient.
+
+    A wrong tensor is an error that names it. Kernels convert states and parameters themselves, unless one of them
+    makes the opmath dtype float64. Then all tensors are returned as float64.
+    """
+    dtype, device = current.dtype, current.device
+    acc = arithmetic_dtype(dtype)
+    step_shape = current.shape[1:] if time == SEQUENCE else current.shape
+    # Autograd can't save a tensor of torch.inference_mode.
+    saves = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    fit, asks = not options.inhibition, current.requires_grad
+    for t in states:
+        if t is None:
+            continue
+        if not (
+            isinstance(t, Tensor)
+            and not t.is_nested  # which has no shape
+            and (t.dtype is acc or t.dtype is dtype)
+            and t.shape == step_shape
+            and t.device == device
+            and t.layout is _STRIDED
+            and not (saves and t.is_inference())
+        ):
+            fit = False
+            break
+        asks = asks or t.requires_grad
+    for t in parameters:
+        if not isinstance(t, Tensor) or t.dtype not in _NUMBERS or (saves and t.is_inference()):
+            fit = False  # snnTorch takes a number that was assigned
+            break
+        if t.dim() or not t.is_cpu:
+            fit = fit and t.device == device
+            if t.dim():
+                widens = t.dtype == torch.float64 and acc != torch.float64
+                dense = t.layout is _STRIDED and not t.is_nested
+                fit = fit and dense and not widens and _broadcasts(t.shape, step_shape)
+        asks = asks or t.requires_grad
+    if not fit:
+        current, states, parameters = _convert(neuron, options, current, states, parameters, step_shape)
+        asks = current.requires_grad or any(t is not None and t.requires_grad for t in states + parameters)
+    return current, states, parameters, asks
+
+
+def _convert(
+    neuron: Neuron,
+    options: Options,
+    current: Tensor,
+    states: States,
+    parameters: Parameters,
+    step_shape: torch.Size,
+) -> tuple[Tensor, States, Parameters]:
+    if options.inhibition and len(step_shape) != 2:
+        raise ValueError(f"inhibition: needs steps of shape [B, N], got {_show(step_shape)}")
+    acc = arithmetic_dtype(current.dtype)
+    for value in states + parameters:
+        # PyTorch's promotion: a parameter with dimensions (and a state) widens the arithmetic, a scalar does not.
+        is_state = any(value is state for state in states)
+        if isinstance(value, Tensor) and value.dtype == torch.float64 and (value.dim() > 0 or is_state):
+            acc = torch.float64
+    checked_states = tuple(
+        None if state is None else out_of_inference(_check_state(name, state, current, step_shape).to(acc))
+        for name, state in zip(neuron.states, states, strict=True)
+    )
+    checked_parameters = tuple(
+        check_parameter(name, value, current, step_shape, acc)
+        for name, value in zip(neuron.parameters, parameters, strict=True)
+    )
+    return (current.to(acc) if acc == torch.float64 else current), checked_states, checked_parameters
+
+
+def check_current(name: str, current: object) -> None:
+    if not isinstance(current, Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor, got {type(current).__name__}")
+    if current.dtype not in _DTYPES:
+        remedy = "" if current.is_complex() else "; convert it, for example with .float()"
+        raise TypeError(f"{name}: expected float32, float64, float16 or bfloat16, got {_name(current.dtype)}{remedy}")
+    check_dense(name, current)
+
+
+def check_dense(name: str, tensor: Tensor) -> None:
+    if tensor.is_nested:
+        raise TypeError(
+            f"{name}: expected a dense tensor, got a nested one; pad it with torch.nested.to_padded_tensor, or call "
+            "once per sample"
+        )
+    if tensor.layout != torch.strided:
+        raise TypeError(f"{name}: expected a dense tensor, got layout {tensor.layout}")
+
+
+def check_spike_grad(spike_grad: object) -> SpikeGrad:
+    if spike_grad is None:
+        return _DEFAULT_SPIKE_GRAD
+    if not callable(spike_grad):
+        raise TypeError(f"spike_grad: expected a callable of (mem - threshold), got {type(spike_grad).__name__}")
+    if (remedy := how_to_make(spike_grad)) is not None:
+        raise TypeError(f"spike_grad: expected a callable of (mem - threshold), got what makes one; pass {remedy}")
+    return recognise(spike_grad)  # type: ignore[no-any-return]
+
+
+def check_state_quant(state_quant: object) -> StateQuant | None:
+    if state_quant is None or state_quant is False:
+        return None
+    if not callable(state_quant):
+        raise TypeError(f"state_quant: expected a callable of the membrane or False, got {type(state_quant).__name__}")
+    return state_quant
+
+
+def check_reset_mechanism(reset_mechanism: object) -> str:
+    if not isinstance(reset_mechanism, str):
+        raise TypeError(f"reset_mechanism: expected a string, got {type(reset_mechanism).__name__}")
+    if reset_mechanism not in RESET_MECHANISMS:
+        raise ValueError(f"reset_mechanism: expected 'subtract', 'zero' or 'none', got {reset_mechanism!r}")
+    return reset_mechanism
+
+
+def check_reduce(reduce: object) -> str | None:
+    if reduce is not None and not isinstance(reduce, str):
+        raise TypeError(f"reduce: expected a string or None, got {type(reduce).__name__}")
+    if reduce not in (None, "sum"):
+        raise ValueError(f"reduce: expected 'sum' or None, got {reduce!r}")
+    return reduce
+
+
+def check_membrane_dtype(dtype: object) -> torch.dtype | None:
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise TypeError(f"membrane_dtype: expected a torch.dtype or None, got {type(dtype).__name__}")
+    if dtype not in (None, torch.bfloat16):
+        raise ValueError(f"membrane_dtype: expected torch.bfloat16 or None, got {dtype}")
+    return dtype
+
+
+def _check_rounding(neuron: Neuron, options: Options) -> None:
+    """Raise where the kernels can't work from a rounded membrane."""
+    if not neuron.record_tells:
+        raise ValueError(f"membrane_dtype: a {neuron.name} neuron needs more than its membrane for backward")
+    if not options.reset_delay:
+        raise ValueError("membrane_dtype: needs reset_delay=True; an immediate reset takes the exact membrane")
+    if not options.kernels_do_all:
+        raise ValueError(
+            "membrane_dtype: needs a spike_grad of snnfast.surrogate and neither inhibition nor state_quant"
+        )
+
+
+def check_num_steps(num_steps: Any) -> int:
+    if isinstance(num_steps, bool):
+        raise TypeError("num_steps: expected an int, got bool")
+    try:
+        # torch.compile makes a constant of what goes through operator.index.
+        symbol = isinstance(num_steps, int | torch.SymInt)
+        steps: int = num_steps if symbol else operator.index(num_steps)
+    except TypeError:
+        raise TypeError(f"num_steps: expected an int, got {type(num_steps).__name__}") from None
+    if not 0 <= steps <= _MOST_STEPS:
+        raise ValueError(f"num_steps: expected 0 to 2**63 - 1, got {steps}")
+    return steps
+
+
+def _check_state(name: str, state: object, current: Tensor, step_shape: torch.Size) -> Tensor:
+    if not isinstance(state, Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor or None, got {type(state).__name__}")
+    if state.dtype not in _DTYPES:
+        raise TypeError(f"{name}: expected float32, float64, float16 or bfloat16, got {_name(state.dtype)}")
+    check_dense(name, state)
+    if state.device != current.device:
+        raise ValueError(f"{name} is on {state.device}, but current is on {current.device}")
+    if state.shape != step_shape:
+        raise ValueError(
+            f"{name}: expected the shape of one step of current, {_show(step_shape)}, got {_show(state.shape)}"
+        )
+    return state
+
+
+def check_parameter(name: str, value: object, current: Tensor, step_shape: torch.Size, acc: torch.dtype) -> Tensor:
+    if isinstance(value, Tensor):
+        if value.is_complex():
+            raise TypeError(f"{name}: expected a real tensor, got {_name(value.dtype)}")
+        check_dense(name, value)
+        if value.device != current.device and not (value.dim() == 0 and value.device.type == "cpu"):
+            raise ValueError(f"{name} is on {value.device}, but current is on {current.device}")
+        if value.dim() > 0 and not _broadcasts(value.shape, step_shape):
+            raise ValueError(
+                f"{name}: shape {_show(value.shape)} does not broadcast to one step of current, {_show(step_shape)}"
+            )
+        return out_of_inference(value.to(acc))
+    # Whatever the default device is: a number on the CPU goes with any current.
+    return torch.tensor(_number(name, value), dtype=acc, device="cpu")
+
+
+def check_parameter_value(name: str, value: object) -> Tensor:
+    """A parameter of a layer as the tensor that snnTorch makes of it: float32 of a Python float, int64 of an int."""
+    if isinstance(value, Tensor):
+        if value.is_complex():
+            raise TypeError(f"{name}: expected a real tensor, got {_name(value.dtype)}")
+        check_dense(name, value)
+        # A fake tensor has no values to look at, and neither has a meta tensor.
+        if not value.is_meta and not isinstance(value, FakeTensor) and value.isnan().any():
+            raise ValueError(f"{name}: expected numbers, got a tensor with NaN")
+        return value
+    if isinstance(value, list | tuple) or hasattr(value, "__array__"):
+        try:
+            made = torch.as_tensor(value)
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+            raise TypeError(f"{name}: expected numbers or a torch.Tensor: {error}") from None
+        return check_parameter_value(name, made)
+    found = _number(name, value)
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ValueError(f"{name}: expected an int of 64 bits, as its tensor has, got a larger one; use a float")
+    return torch.as_tensor(value if isinstance(value, int | float) else found)
+
+
+def out_of_inference(t: Tensor) -> Tensor:
+    """A tensor of ``torch.inference_mode`` as one that autograd may save."""
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling() and t.is_inference():
+        return t.clone()
+    return t
+
+
+def check_weight(name: str, t: object, current: Tensor, cast: bool = False) -> Tensor:
+    """A weight or a bias beside a current, in its dtype. ``cast``: in any floating dtype, as under autocast."""
+    if not isinstance(t, Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor or None, got {type(t).__name__}")
+    check_dense(name, t)
+    if t.dtype != current.dtype and not (cast and t.is_floating_point()):
+        raise TypeError(f"{name}: expected {current.dtype}, as current, got {t.dtype}")
+    if t.device != current.device:
+        raise ValueError(f"{name} is on {t.device}, but current is on {current.device}")
+    return t
+
+
+def _number(name: str, value: object) -> float:
+    return number(name, value, "a number or a torch.Tensor")
+
+
+def _broadcasts(shape: Sequence[int], to: Sequence[int]) -> bool:
+    if len(shape) > len(to):
+        return False
+    return all(n in (1, m) for n, m in zip(reversed(shape), reversed(to), strict=False))
+
+
+def _show(shape: Sequence[int]) -> str:
+    return str(tuple(shape))
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

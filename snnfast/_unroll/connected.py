@@ -1,0 +1,345 @@
+"""Neurons that are connected to one another: the loop over time, one product and one kernel a step.
+
+What the connections make of the last spikes takes the place of the neuron's own last spike, with ``V = 1``, which
+multiplies exactly: each step is one step of the kernels, and the numbers are snnTorch's. The gradient of the weights is
+one product after all steps.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from snnfast._core import backend, events, ops
+from snnfast._core.ops import NEEDS_AT, SAVE_CHECKPOINTS, SAVED_AT, SEQUENCE, STEP, Neuron, arithmetic_dtype
+from snnfast._core.pytorch import is_forward_mode, transforms_are_active
+from snnfast._unroll import linear as _linear
+from snnfast._unroll.autograd import CLAMP, of_states, refusing, sum_to
+from snnfast._unroll.checks import (
+    ONE_STEP,
+    Call,
+    Options,
+    Parameters,
+    States,
+    prepare,
+)
+from snnfast._unroll.connections import Connections, Convolution
+from snnfast._unroll.linear import Linear
+from snnfast._unroll.ragged import Freezing
+
+__all__ = ["unroll"]
+
+_ONE = torch.ones((), device="cpu")  # V
+
+
+Run = Callable[..., tuple[Tensor, ...]]  # ``_unroll.run``
+
+
+def unroll(
+    run: Run,
+    neuron: Neuron,
+    options: Options,
+    call: Call,
+    current: Tensor,  # [T, *], or [*] of a constant current or of one step
+    states: States,  # [*] each
+    parameters: Parameters,  # the connections, and the others
+    linear: Linear | None,
+    lengths: Tensor | None,
+) -> tuple[Tensor, ...]:
+    """A call of ``_unroll.run`` on neurons with connections."""
+    connections: Any = parameters[0]
+    plain = _ONE, *parameters[1:]
+    dims = current.dim() - (call.time == SEQUENCE)
+    if lengths is not None and dims < (2 if connections.convolution is None else 4):
+        raise ValueError("lengths: needs steps with a batch dimension before those that are connected")
+    ragged = None if lengths is None else Freezing(lengths, call.steps, dims)
+    x = current
+    if call.time != STEP:
+        x, states, plain, asks = prepare(neuron, options, call.time, current, states, plain)
+    if call.time == STEP or x.dtype != current.dtype or not _is_fit(options, current, connections):
+        # A float64 state or parameter widens the membranes, and the product stays in the dtype of its weights.
+        found = _by_steps(run, neuron, options, call, current, states, plain, connections, ragged, x.dtype)
+    else:
+        tensors = *states, *plain[1:], connections.weight, connections.bias
+        how = neuron, options, call, connections.convolution, ragged
+        asks = asks or any(t is not None and t.requires_grad for t in tensors[-2:])
+        if asks and torch.is_grad_enabled():
+            found = UnrollConnected.apply(how, x, *tensors)
+        else:
+            found = _Forward(how, x.contiguous(), tensors, keeps=False).results()
+    return found if linear is None else (linear.of_spikes(found[0]), *found[1:])
+
+
+def _is_fit(options: Options, x: Tensor, connections: Connections) -> bool:
+    """Whether all steps may be one function of autograd."""
+    if not options.kernels_do_all or torch.compiler.is_compiling() or transforms_are_active():
+        return False
+    if x.device.type not in ("cpu", "cuda") or torch.is_autocast_enabled(x.device.type):
+        return False
+    if is_forward_mode():
+        return False
+    for t in (x, *connections[1:3]):
+        if t is not None and not (type(t) in (Tensor, nn.Parameter) and t.dtype == x.dtype and t.device == x.device):
+            return False
+    return connections.weight is not None and backend.use_fused(x.device)
+
+
+def _by_steps(
+    run: Run,
+    neuron: Neuron,
+    options: Options,
+    call: Call,
+    current: Tensor,
+    states: States,
+    parameters: Parameters,
+    connections: Connections,
+    ragged: Freezing | None,
+    wide: torch.dtype,  # of the records: that of the current, or float64
+) -> tuple[Tensor, ...]:
+    """One step after the other, each with a graph of its own."""
+    dtype, acc = current.dtype, arithmetic_dtype(wide)
+    shape = current.shape[1:] if call.time == SEQUENCE else current.shape
+    first, *others = states
+    spk = torch.zeros(shape, dtype=dtype, device=current.device) if first is None else first.to(dtype)
+    spks, records = [], []
+    for t, x in enumerate(current.unbind(0) if call.time == SEQUENCE else (current,) * call.steps):
+        before = spk, *others
+        x = x if ragged is None else ragged.without_padding(t, x)
+        # Spikes lie in memory as the current does. The order of the sums in a product must not depend on that.
+        given = connections.call(spk.contiguous()), *others
+        spk, *others = run(neuron, options, ONE_STEP, x, given, parameters)  # type: ignore[assignment]
+        spks.append(spk if ragged is None else ragged.without_padding(t, spk))
+        if ragged is not None:
+            spk, *others = ragged.kept(t, (spk, *others), before)  # type: ignore[arg-type, assignment]
+        records.append(others)
+    if call.time == STEP:
+        return spk, *others  # type: ignore[arg-type]
+    if not spks:
+        others = [torch.zeros(shape, dtype=acc, device=current.device) if t is None else t.clone() for t in others]
+
+    def over_time(tensors: Sequence[Any], dtype: torch.dtype) -> Tensor:
+        made = torch.stack(list(tensors)) if tensors else torch.empty((0, *shape), dtype=dtype, device=current.device)
+        return made.to(dtype)
+
+    found = [sum(spks, start=torch.zeros_like(spk, dtype=acc)).to(dtype) if call.reduce else over_time(spks, dtype)]
+    found += [over_time([r[i] for r in records], wide) for i in range(len(others)) if call.record >> 1 + i & 1]
+    return *found, *((spk.to(acc) if spks else spk.to(acc).clone(), *others) if call.last else ())  # type: ignore[arg-type]
+
+
+class _Forward:
+    """All steps forward, each of which writes rows of the results.
+
+    ``keeps``: what backward needs stays: what came back to each step, its spikes, and the states after it.
+    """
+
+    def __init__(self, how: tuple[Any, ...], x: Tensor, tensors: Sequence[Any], keeps: bool) -> None:
+        neuron, options, self.call, convolution, ragged = how
+        n, call = len(neuron.states), self.call
+        (first, *now), parameters, (weight, bias) = tensors[:n], tensors[n:-2], tensors[-2:]
+        self.dtype, self.acc = x.dtype, arithmetic_dtype(x.dtype)
+        self.like = x if call.time != SEQUENCE else x.new_empty(x.shape[1:]) if len(x) == 0 else x[0]
+        spk = torch.zeros_like(self.like) if first is None else first.to(x.dtype).contiguous()
+        at_end = spk
+        self.count = torch.zeros_like(self.like, dtype=self.acc) if call.reduce else None
+        self.came_back: list[Tensor] = []
+        # Of what nobody reads again, a row or two are written over.
+        self.spks = self._rows(call.steps if keeps or not call.reduce else min(2, call.steps), x.dtype)
+        few = call.steps if keeps or call.record else min(2, call.steps)
+        self.states = [self._rows(few, self.acc) for _ in now]
+        back = self._rows(call.steps if keeps else min(1, call.steps), x.dtype).unbind(0)
+        spks, states = self.spks.unbind(0), [s.unbind(0) for s in self.states]
+        asked = options.packed | ONE_STEP.packed
+        for t, step in enumerate(x.unbind(0) if call.time == SEQUENCE else (x,) * call.steps):
+            came_back = _came_back(spk, weight, bias, convolution, back[t % len(back)])
+            if keeps:
+                self.came_back.append(came_back)
+            spk, after = spks[t % len(spks)], [rows[t % len(rows)] for rows in states]
+            neuron.forward_into(step, came_back, *now, _ONE, *parameters, 1, asked, [spk, *after])
+            if ragged is not None:
+                (at_end,) = ragged.kept(t, [spk], [at_end])
+                ragged.freeze(t, [spk, *after], [None, *now])
+            now = after
+            if self.count is not None:
+                self.count += spk
+        self.last = spk if ragged is None else at_end, *now
+
+    def _rows(self, rows: int, dtype: torch.dtype) -> Tensor:
+        return rows_like(self.like if dtype == self.dtype else self.like.to(dtype), rows)
+
+    def results(self) -> tuple[Tensor, ...]:
+        found = [self.spks if self.count is None else self.count.to(self.dtype)]
+        found += [rows.to(self.dtype) for i, rows in enumerate(self.states) if self.call.record >> 1 + i & 1]
+        if self.call.last:
+            zeros = torch.zeros_like(self.like, dtype=self.acc)
+            # Copies: no part of a record, and with no step no arguments.
+            found += [zeros if t is None else t.to(self.acc, copy=True) for t in self.last]
+        return tuple(found)
+
+
+class UnrollConnected(torch.autograd.Function):
+    """All steps, and their gradient: a step back is one kernel and one product, and all weights are one more."""
+
+    @staticmethod
+    def forward(ctx: Any, how: tuple[Any, ...], x: Tensor, *tensors: Any) -> Any:
+        x = x.contiguous()
+        made = _Forward(how, x, tensors, keeps=True)
+        found = made.results()
+        ctx.how, ctx.tensors = how, len(tensors)
+        # Recorded as they are, states are not kept a second time.
+        ctx.save_for_backward(x, *tensors, made.spks, *made.states, *made.came_back)
+        ctx.set_materialize_grads(False)
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        x, *rest = ctx.saved_tensors
+        tensors, spks, rest = rest[: ctx.tensors], rest[ctx.tensors], rest[ctx.tensors + 1 :]
+        with torch.no_grad():
+            made = _backward(ctx.how, ctx.needs_input_grad[1:], grads, x, tensors, spks, rest)
+        return None, *(refusing(made, *grads, x, *tensors) if torch.is_grad_enabled() else made)
+
+
+def _backward(
+    how: tuple[Any, ...],
+    needs: Sequence[bool],
+    grads: Sequence[Any],
+    x: Tensor,
+    tensors: Sequence[Any],
+    spks: Tensor,  # [T, *]
+    kept: Sequence[Tensor],  # the states after each step, [T, *] each, and what came back to each
+) -> list[Tensor | None]:
+    """The gradients of the current and the tensors."""
+    neuron, options, call, convolution, ragged = how
+    n, parameters, weight = len(neuron.states), tensors[len(neuron.states) : -2], tensors[-2]
+    wanted = needs[1 + n : -2]  # of the parameters
+    after, came_back = [rows.unbind(0) for rows in kept[: n - 1]], kept[n - 1 :]
+    like = came_back[0] if came_back else x
+    wide = like if like.dtype == arithmetic_dtype(x.dtype) else like.to(arithmetic_dtype(x.dtype))
+    every = rows_like(like, call.steps)  # of the currents, which are those of what came back
+    of_spk = torch.empty_like(like)
+    carries = [[torch.empty_like(wide) for _ in range(n - 1)] for _ in range(min(2, call.steps))]
+    partial = [torch.empty_like(wide) for needed in wanted if needed]
+    sums = [torch.zeros_like(wide) for _ in partial]
+    surrogate, p0, p1 = options.derivative
+    bits = 1 | sum([1 << i for i in range(2, 1 + n)]) | sum([w << 2 + n + j for j, w in enumerate(wanted)])
+    asked = options.packed | ONE_STEP.backward_packed | SAVE_CHECKPOINTS << SAVED_AT | surrogate | CLAMP
+    asked |= bits << NEEDS_AT
+    given = of_states(neuron, call, tuple(grads[1:]))
+    records, (last_spk, *carry) = given[1:n], given[n:]
+    at_end = None if last_spk is None else last_spk.to(x.dtype)
+    later = at_end if ragged is None else None  # what the steps after this one say of its spikes
+    for t in reversed(range(call.steps)):
+        of_this = grads[0] if call.reduce or grads[0] is None else grads[0][t]
+        if t + 1 < call.steps:
+            later = _through(every[t + 1], of_this, weight, convolution, of_spk)
+        elif of_this is not None:
+            later = of_this if later is None else later + of_this
+        if ragged is not None and at_end is not None:
+            later = ragged.at_last(t, at_end) if later is None else later + ragged.at_last(t, at_end)
+        before = [rows[t - 1] if t else initial for rows, initial in zip(after, tensors[1:n], strict=True)]
+        out = [every[t], *carries[t % 2], *partial]
+        neuron.backward_into(
+            later, None, None, *[r if r is None else r[t] for r in records], None, *carry,
+            x[t] if call.time == SEQUENCE else x, None, None, None, came_back[t], *before, _ONE, *parameters, 1,
+            asked, p0, p1, out,
+        )  # fmt: skip
+        if ragged is not None:
+            of_states_of_t = [r if r is None else r[t] for r in records]
+            ragged.freeze(t, carries[t % 2], ragged.sums(carry, of_states_of_t))
+            ragged.freeze(t, [every[t], *partial], [None] * (1 + len(partial)))
+        carry = carries[t % 2]
+        for total, found in zip(sums, partial, strict=True):
+            total += found
+
+    made: list[Tensor | None] = [None] * len(needs)
+    if needs[0]:
+        made[0] = every if call.time == SEQUENCE else every.sum(0, dtype=wide.dtype).to(x.dtype)
+    if needs[1]:
+        first = tensors[0]
+        made[1] = _through(every[0], None, weight, convolution, of_spk) if call.steps else last_spk
+        if ragged is not None and at_end is not None and call.steps:
+            made[1] = made[1] + ragged.at_last(-1, at_end)
+        made[1] = made[1] if made[1] is None else made[1].to(first.dtype)
+    for i in range(2, 1 + n):
+        if needs[i] and carry[i - 2] is not None:
+            made[i] = carry[i - 2].to(tensors[i - 1].dtype)
+    rest = iter(sums)
+    for j, parameter in enumerate(parameters):
+        if wanted[j]:
+            made[1 + n + j] = sum_to(next(rest), parameter)
+    if needs[-2]:
+        made[-2] = _of_weights(every, spks, tensors[0], weight, convolution, parameters[-1])
+    if needs[-1]:
+        place = every.dim() - (1 if convolution is None else 3)
+        made[-1] = every.sum([d for d in range(every.dim()) if d != place])
+    return made
+
+
+def rows_like(like: Tensor, rows: int) -> Tensor:
+    """``[rows, *]``, of which the values are to be written; on the CPU from snnfast's own memory."""
+    if ops.rows_like is None or not like.is_cpu:
+        return torch.empty((rows, *like.shape), dtype=like.dtype, device=like.device)
+    return ops.rows_like(like.contiguous(), rows)  # type: ignore[no-any-return]
+
+
+def _came_back(spk: Tensor, weight: Tensor, bias: Tensor | None, how: Convolution | None, row: Tensor) -> Tensor:
+    """What the connections make of the spikes, by the very product that snnTorch calls."""
+    # The order of its sums may depend on whether memory begins where that of a tensor of its own would.
+    aligned = spk.numel() * spk.element_size() % 64 == 0
+    spk = spk if aligned else spk.clone()
+    if how is not None:
+        return F.conv2d(spk, weight, bias, *how).contiguous()
+    if aligned and spk.dim() == 2:
+        return torch.ops.aten.linear.out(spk, weight, bias, out=row)  # type: ignore[no-any-return]
+    return F.linear(spk, weight, bias)
+
+
+def _through(dx: Tensor, grad: Tensor | None, weight: Tensor, how: Convolution | None, out: Tensor) -> Tensor:
+    """The gradient of the spikes before a step from that of what came back to it, added to what there is."""
+    if how is None and dx.dim() == 2:
+        return torch.mm(dx, weight, out=out) if grad is None else torch.addmm(grad, dx, weight, out=out)
+    found = dx @ weight if how is None else _convolution_backward(dx, dx, weight, how, (True, False, False))[0]
+    return found if grad is None else found + grad
+
+
+def _of_weights(
+    every: Tensor, spks: Tensor, first: Tensor | None, weight: Tensor, how: Convolution | None, graded: Tensor
+) -> Tensor:
+    """The gradient of the weights, of all steps at once."""
+    if len(every) == 0:
+        return torch.zeros_like(weight)
+    total = None
+    if len(every) > 1:
+        total = _of_weight(every[1:], spks[:-1], weight, how, graded)
+    if first is not None:
+        one = _of_weight(every[:1], first.to(every.dtype).unsqueeze(0), weight, how, None)
+        total = one if total is None else total + one
+    return torch.zeros_like(weight) if total is None else total
+
+
+def _of_weight(every: Tensor, spks: Tensor, weight: Tensor, how: Convolution | None, graded: Tensor | None) -> Tensor:
+    """Of some steps. ``graded``: the height of the spikes; ``None``: they are any numbers."""
+    if how is not None:
+        every, spks = (t.reshape(-1, *t.shape[-3:]) for t in (every, spks))
+        return _convolution_backward(every, spks, weight, how, (False, True, False))[1]
+    rows = len(every), -1, every.shape[-1]
+    every, spks = every.reshape(rows), spks.reshape(rows)
+    counts = ops.spikes_as_bits is not None and events.setting.value and every.is_cpu and every.numel() > 0
+    if counts and graded is not None and graded.dim() == 0 and every.shape[0] * every.shape[1] >= _linear.LEAST_ROWS:
+        bits = ops.spikes_as_bits(spks)  # adds a row of the gradient for each spike, where these are few
+        return ops.spikes_linear_weight(bits, every, graded)  # type: ignore[no-any-return]
+    return every.flatten(0, 1).t() @ spks.flatten(0, 1)
+
+
+def _convolution_backward(
+    grad: Tensor, spks: Tensor, weight: Tensor, how: Convolution, mask: tuple[bool, bool, bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    one = grad.dim() == 3  # without a batch
+    if one:
+        grad, spks = grad.unsqueeze(0), spks.unsqueeze(0)
+    of_spks, of_weight, of_bias = torch.ops.aten.convolution_backward(
+        grad, spks, weight, None, how.stride, how.padding, how.dilation, False, (0, 0), how.groups, mask
+    )
+    return (of_spks.squeeze(0) if one and mask[0] else of_spks), of_weight, of_bias

@@ -1,0 +1,167 @@
+"""A call as one node of the graph that ``torch.compile`` makes: the ops ``snnfast::step`` and ``snnfast::unroll``.
+
+Without them, torch.compile would trace the checks and the autograd function of every call. That takes long in a loop
+over time. And each call of a traced autograd function makes a new class, which costs more than a small unroll. They
+are composite ops, so that any compiler finds the kernels in them. The backend in :mod:`snnfast.compiler` looks for
+steps.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from snnfast import surrogate
+from snnfast._core import backend as _backend
+from snnfast._core.ops import (
+    CONSTANT,
+    NAMESPACE,
+    NEURONS,
+    RESET_MECHANISMS,
+    SEQUENCE,
+    SURROGATE_AT,
+    arithmetic_dtype,
+    unpack,
+)
+from snnfast._unroll import state_gradients as _gradients
+from snnfast._unroll.checks import ONE_STEP, Call, Options, check_options, made_call
+from snnfast._unroll.linear import Linear
+from snnfast._unroll.run import run
+
+_BY_NAME = {neuron.name: neuron for neuron in NEURONS}
+
+
+@lru_cache
+def _options_of(packed: int, surrogate_field: int, p0: float, p1: float) -> Options:
+    """The options that ``Options.packed`` and ``Options.derivative`` hold."""
+    kind = surrogate.of_kernel(surrogate_field >> SURROGATE_AT, p0, p1)
+    reset, delay = RESET_MECHANISMS[unpack(packed, "reset")], bool(unpack(packed, "reset_delay"))
+    return check_options(kind, reset, delay, False, None)
+
+
+def unroll_steps(
+    neuron: str,
+    x: Tensor,  # [T, *], or [*] of a constant current
+    tensors: list[Tensor | None],  # states, then parameters
+    options: int,
+    surrogate_field: int,
+    p0: float,
+    p1: float,
+    backend: str,
+    steps: int | None,  # of a constant current
+    record: int,  # states to return of every step, as bits
+    reduce: bool,  # sum the spikes over time
+    weight: Tensor | None = None,  # [O, N] of a linear layer that alone reads the spikes
+    bias: Tensor | None = None,  # [O]
+    dims: int = 1,  # of a step, from the last: N is their product
+) -> list[Tensor]:
+    """Unroll steps that follow one another in a graph: the spikes, the recorded states, and the states at the end.
+
+    With a ``weight``, the output of the linear layer ``[T, *, O]`` takes the place of the spikes. Numbers and dtypes
+    are those of the steps: for a half-precision current, the states have the opmath dtype.
+    """
+    wide = x.to(arithmetic_dtype(x.dtype)) if record else x
+    asked = tensors, options, surrogate_field, p0, p1, backend, steps, record, True, reduce, False
+    if wide.dtype == x.dtype:
+        return unroll(neuron, x, *asked, weight, bias, dims)
+    spk, *found = unroll(neuron, wide, *asked)
+    spk = spk.to(x.dtype)
+    return [spk if weight is None else Linear(weight, bias, dims).of_spikes(spk), *found]
+
+
+def step(
+    neuron: str,
+    x: Tensor,  # [*]
+    tensors: list[Tensor | None],  # states, then parameters
+    options: int,
+    surrogate_field: int,
+    p0: float,
+    p1: float,
+    backend: str,
+    *,
+    state_gradients: bool = False,  # the choice of use_state_gradients
+    sources: str = "",  # a part of the graph's key in caches on the disk
+) -> list[Tensor]:
+    """What the op ``snnfast::step`` does."""
+    asked = neuron, x, tensors, (options, surrogate_field, p0, p1), backend, ONE_STEP
+    if state_gradients == _gradients.setting.value:
+        return list(_run(*asked))
+    with _gradients.use_state_gradients(state_gradients):  # of a block that was traced
+        return list(_run(*asked))
+
+
+def unroll(
+    neuron: str,
+    x: Tensor,  # [T, *], or [*] of a constant current
+    tensors: list[Tensor | None],  # states, then parameters
+    options: int,
+    surrogate_field: int,
+    p0: float,
+    p1: float,
+    backend: str,
+    steps: int | None,  # of a constant current
+    record: int,  # states to return of every step, as bits
+    last: bool,  # return all states after the last step
+    reduce: bool,  # sum the spikes over time
+    rounded: bool,  # keep the membranes for backward in bfloat16
+    weight: Tensor | None = None,  # [O, N] of a linear layer that alone reads the spikes
+    bias: Tensor | None = None,  # [O]
+    dims: int = 1,  # of a step, from the last: N is their product
+    *,
+    sources: str = "",
+) -> list[Tensor]:
+    """What the op ``snnfast::unroll`` does: a call of all time steps, whose arguments are checked already."""
+    time, steps = (SEQUENCE, x.shape[0]) if steps is None else (CONSTANT, steps)
+    call = made_call(time, steps, record, last, reduce, rounded)
+    linear = None if weight is None else Linear(weight, bias, dims)
+    return list(_run(neuron, x, tensors, (options, surrogate_field, p0, p1), backend, call, linear))
+
+
+def _run(
+    name: str,
+    x: Tensor,
+    tensors: Sequence[Tensor | None],
+    options: tuple[Any, ...],
+    backend: str,
+    call: Call,
+    linear: Linear | None = None,
+) -> tuple[Tensor, ...]:
+    neuron, asked = _BY_NAME[name], _options_of(*options)
+    n = len(neuron.states)
+    states: Any = tuple(tensors[:n])
+    parameters: Any = tuple(tensors[n:])
+    if backend == _backend.current_backend():
+        return run(neuron, asked, call, x, states, parameters, as_node=False, linear=linear)
+    with _backend.use_backend(backend):  # of a block that was traced, which is not there when its graph runs
+        return run(neuron, asked, call, x, states, parameters, as_node=False, linear=linear)
+
+
+_library = torch.library.Library(NAMESPACE, "FRAGMENT")  # type: ignore[no-untyped-call]
+_OPTIONS = "int options, int surrogate, float p0, float p1, str backend"
+_library.define(  # type: ignore[no-untyped-call]
+    f"step(str neuron, Tensor x, Tensor?[] tensors, {_OPTIONS}, *, bool state_gradients, str sources) -> Tensor[]"
+)
+_library.define(  # type: ignore[no-untyped-call]
+    f"unroll(str neuron, Tensor x, Tensor?[] tensors, {_OPTIONS}, SymInt? steps, int record, bool last, bool reduce, "
+    "bool rounded, Tensor? weight=None, Tensor? bias=None, int dims=1, *, str sources) -> Tensor[]"
+)
+_library.impl("step", step, "CompositeImplicitAutograd")  # type: ignore[no-untyped-call]
+_library.impl("unroll", unroll, "CompositeImplicitAutograd")  # type: ignore[no-untyped-call]
+
+_FUNCTIONS: dict[Any, Any] = {}
+for _op, _function in ((torch.ops.snnfast.step, step), (torch.ops.snnfast.unroll, unroll)):
+    _FUNCTIONS |= {_op: _function, _op.default: _function}
+
+
+def as_function(node: torch.fx.Node) -> bool:
+    """Make a node call the function that its op calls: the dispatch of a composite op takes microseconds.
+
+    Returns:
+        Whether it is a node of these ops.
+    """
+    is_ours = node.op == "call_function" and node.target in _FUNCTIONS
+    if is_ours:
+        node.target = _FUNCTIONS[node.target]
+    return is_ours

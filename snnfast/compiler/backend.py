@@ -1,0 +1,123 @@
+"""The backend of ``torch.compile``."""
+
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from torch.fx import GraphModule
+
+from snnfast._core import backend as _backend
+from snnfast._unroll.graph import as_function
+from snnfast.compiler import verify
+from snnfast.compiler.capture import capture
+from snnfast.compiler.channels_last import use_channels_last, use_kernels
+from snnfast.compiler.emission import Emission
+from snnfast.compiler.nodes import as_python_calls, is_random, is_step
+from snnfast.compiler.normal import normal
+from snnfast.compiler.report import (
+    GraphReport,
+    RefusedError,
+    describe,
+    fail,
+    leave_alone,
+    line_of,
+    refuse,
+    why_not,
+)
+from snnfast.compiler.series import Series
+
+Compiled = Callable[..., Any]
+
+
+_recording: ContextVar[list[GraphReport] | None] = ContextVar("snnfast_reports", default=None)
+
+
+@contextmanager
+def recorded(reports: list[GraphReport]) -> Iterator[None]:
+    """Append the reports of the graphs that are compiled inside to a list, instead of showing their warnings."""
+    before = _recording.set(reports)
+    try:
+        yield
+    finally:
+        _recording.reset(before)
+
+
+def backend(
+    gm: GraphModule, example_inputs: Any, *, options: dict[str, Any] | None = None, mode: str | None = None
+) -> Compiled:
+    """Turn the graph of a loop over time into layers over time: ``torch.compile(..., backend="snnfast")``.
+
+    Args:
+        gm: The graph that dynamo made.
+        example_inputs: Its inputs.
+        options: ``{"inner": name}``: the backend that is given the new graph, such as ``"inductor"``. Without it the
+            graph runs as it is, one PyTorch call after the other.
+        mode: ``torch.compile`` passes on what it is given. There are no modes here.
+
+    Raises:
+        ValueError: An unknown option, or a mode.
+    """
+    if mode is not None:
+        raise ValueError(f"mode: {mode!r} is one of Inductor's, and the backend 'snnfast' has none; leave it out")
+    inner = _inner(options)
+    merged, report = merge(gm)
+    recording = _recording.get()
+    if recording is not None:
+        recording.append(report)
+    else:
+        for message in report.warnings:
+            _backend.warn_once(message)
+    compiled = merged.forward if inner is None else inner(merged, example_inputs)
+    if verify.is_wanted() and merged is not gm:
+        return verify.verified(gm, compiled, report)
+    return compiled
+
+
+def merge(gm: GraphModule) -> tuple[GraphModule, GraphReport]:
+    """Merge what can be merged. Returns the new graph, or the old one if nothing can, and a report."""
+    first = next((n for n in gm.graph.nodes if n.op.startswith("call")), None)
+    report = GraphReport(line_of(first) or "a graph")
+    try:
+        if not any(is_step(n.target) for n in gm.graph.nodes):
+            leave_alone(report, gm)
+        else:
+            return _merged(normal(gm), report), report
+    except RefusedError as refusal:
+        refuse(report, str(refusal))
+    except Exception:
+        fail(report, traceback.format_exc())
+    if [node for node in gm.graph.nodes if as_function(node)]:
+        use_kernels(gm.graph)
+    gm.recompile()
+    return gm, report
+
+
+def _merged(found: GraphModule, report: GraphReport) -> GraphModule:
+    report.random = any(map(is_random, found.graph.nodes))
+    captured = capture(found.graph)
+    series = Series(captured)
+    emission = Emission(series)
+    graph = emission.write()
+    describe(series, emission.summed, emission.projected, report)
+    if not report.merged:
+        raise RefusedError(why_not(report, captured.chains))
+    if not captured.written:  # a copy in another order would be written in place of the tensor itself
+        use_channels_last(graph)
+    use_kernels(graph)
+    for node in graph.nodes:
+        node.target = as_python_calls(node.target)
+    return GraphModule(found, graph)
+
+
+def _inner(options: dict[str, Any] | None) -> Any:
+    given = dict(options or {})
+    name = given.pop("inner", None)
+    if given:
+        raise ValueError(f"options: expected 'inner' at most, got {', '.join(map(repr, given))}")
+    if name is None:
+        return None
+    from torch._dynamo.backends.registry import lookup_backend
+
+    return lookup_backend(name)

@@ -1,0 +1,206 @@
+"""Read the graph of a loop: what each node reads and changes, and the chains of steps.
+
+The graph is that of ``normal.py``: a list of ATen calls in the order in which they run.
+"""
+
+import operator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.fx import Graph, Node
+
+from snnfast._core.ops import NEURONS, Neuron
+from snnfast.compiler.memory import Memory
+from snnfast.compiler.nodes import (
+    aten,
+    has_effect,
+    is_random,
+    is_step,
+    literal,
+    looks,
+    name_of,
+    remove_unused,
+    storage_of,
+    tensors_of,
+    value,
+)
+
+_NEURON_OF = {neuron.name: neuron for neuron in NEURONS}
+
+
+# ---- chains of steps
+
+
+@dataclass(eq=False)
+class Chain:
+    """Steps of one layer. Each starts from the states that the step before returned."""
+
+    neuron: Neuron
+    steps: list[Node]
+    reason: str | None = None  # why it runs step by step
+
+    @property
+    def merged(self) -> bool:
+        return self.reason is None
+
+    def currents(self) -> list[Node]:
+        return [step.args[1] for step in self.steps]  # type: ignore[misc]
+
+    def states(self, number: int) -> list[Any]:
+        """The states that a step starts from."""
+        return states_of(self.steps[number])
+
+    def parameters(self) -> list[Any]:
+        tensors: Any = self.steps[0].args[2]
+        return list(tensors[len(self.neuron.states) :])
+
+
+def states_of(step: Node) -> list[Any]:
+    tensors: Any = step.args[2]
+    return list(tensors[: len(_NEURON_OF[step.args[0]].states)])  # type: ignore[index]
+
+
+def output_of(step: Node, state: int) -> int:
+    """Which output of a step a state is: the last spike, where it is one, is the first of them anyway."""
+    return state + 1 - _NEURON_OF[step.args[0]].fed_back  # type: ignore[index]
+
+
+def _step_before(step: Node) -> Node | None:
+    """The step that returned all states that this one starts from."""
+    before = None
+    for i, state in enumerate(states_of(step)):
+        if not (isinstance(state, Node) and state.target is operator.getitem):
+            return None
+        source, place = state.args
+        if not (isinstance(source, Node) and is_step(source.target) and place == output_of(step, i)):
+            return None
+        if before is not None and source is not before:
+            return None
+        before = source
+    return before
+
+
+def _same_layer(a: Node, b: Node) -> bool:
+    n = len(states_of(a))
+    others_a: Any = (a.args[0], *a.args[2][n:], *a.args[3:])  # type: ignore[index,misc]
+    others_b: Any = (b.args[0], *b.args[2][n:], *b.args[3:])  # type: ignore[index,misc]
+    return bool(others_a == others_b)
+
+
+@dataclass
+class Captured:
+    """A graph ready to be merged, and facts about its nodes."""
+
+    graph: Graph
+    nodes: list[Node]
+    order: dict[Node, int]
+    before: dict[Node, list[Node]]  # nodes that must run before, beside the arguments
+    written: set[Node]  # their memory is changed in place by somebody
+    effects: set[Node]  # they change something
+    chains: list[Chain] = field(default_factory=list)
+
+
+def capture(graph: Graph) -> Captured:
+    """Clean the graph of a loop, and find out what its nodes do."""
+    Memory(graph).without_changes_in_place()
+    _pass_through(graph)
+    _merge_equal(graph)
+    memory = Memory(graph)
+    effects = {n for n in graph.nodes if has_effect(n)}
+    remove_unused(graph, effects.__contains__)
+    nodes = list(graph.nodes)
+    found = Captured(
+        graph,
+        nodes,
+        {n: i for i, n in enumerate(nodes)},
+        memory.order(),
+        {n for n in nodes if memory.is_written(n)},
+        effects,
+    )
+    found.chains = _chains(found)
+    return found
+
+
+def _chains(captured: Captured) -> list[Chain]:
+    chain_of: dict[Node, Chain] = {}
+    chains = []
+    for node in captured.nodes:
+        if not is_step(node.target):
+            continue
+        before = _step_before(node)
+        chain = chain_of.get(before) if before is not None else None
+        if (
+            chain is None
+            or chain.steps[-1] is not before
+            or not _same_layer(before, node)
+            or before.meta["context"] != node.meta["context"]
+            or looks(before.args[1]) != looks(node.args[1])
+        ):
+            chain = Chain(_NEURON_OF[node.args[0]], [])  # type: ignore[index]
+            chains.append(chain)
+        chain.steps.append(node)
+        chain_of[node] = chain
+    for chain in chains:
+        results = [u for step in chain.steps for u in step.users]
+        if any("hook" in name_of(reader.target) for u in results for reader in u.users):
+            chain.reason = "a hook is registered on a result of a step"
+        elif any(step.kwargs.get("state_gradients") for step in chain.steps):
+            chain.reason = "its states have gradients of their own (use_state_gradients)"
+        elif any(u in captured.written for u in results):
+            chain.reason = "a result of a step is changed in place"
+    return chains
+
+
+# ---- calls that are not needed
+
+
+def _pass_through(graph: Graph) -> None:
+    """Remove calls that return what they are given: conversions and broadcasts that change nothing."""
+    for node in graph.nodes:
+        source = _given_back(node)
+        if isinstance(source, Node) and looks(source) == looks(node):
+            node.replace_all_uses_with(source)
+
+
+def _given_back(node: Node) -> Any:
+    if node.meta.get("same"):  # such as a conversion to the dtype that it has, or Dropout in evaluation
+        memory = storage_of(value(node))
+        return next((a for a in node.all_input_nodes if any(storage_of(t) == memory for t in tensors_of(a))), None)
+    if node.target is operator.getitem and node.args[0].target is aten.broadcast_tensors.default:  # type: ignore[union-attr]
+        tensors, place = node.args[0].args[0], node.args[1]  # type: ignore[union-attr]
+        return tensors[place] if node.meta["context"].records else None  # type: ignore[index]
+    return None
+
+
+def _merge_equal(graph: Graph) -> None:
+    """Replace equal calls by one: the same Linear of the same input at every step, the same index."""
+    memory = Memory(graph)
+    (output,) = (n for n in graph.nodes if n.op == "output")
+    shown = {s for n in output.all_input_nodes for s in memory.storage[n]}
+    seen: dict[Any, Node] = {}
+    for node in list(graph.nodes):
+        if node.op not in ("call_function", "get_attr"):
+            continue
+        found = value(node)
+        key: Any
+        if isinstance(found, int | torch.SymInt | torch.Size):
+            key = "size", str(found)
+        elif has_effect(node) or is_random(node) or is_step(node.target):
+            continue
+        elif any(map(memory.is_written, (node, *node.all_input_nodes))):
+            continue  # the two may see different numbers
+        elif node.op != "get_attr" and any(s in shown for s in memory.storage[node]) and not _is_view(node, memory):
+            continue  # whoever calls may change one of the results
+        else:
+            key = node.op, node.target, literal((node.args, node.kwargs)), node.meta["context"]
+        first = seen.setdefault(key, node)
+        if first is not node:
+            node.replace_all_uses_with(first)
+            graph.erase_node(node)
+
+
+def _is_view(node: Node, memory: Memory) -> bool:
+    """Whether a node has the memory of an argument: two such nodes share it anyway."""
+    given = {s for a in node.all_input_nodes for s in memory.storage[a]}
+    return all(s in given for s in memory.storage[node])

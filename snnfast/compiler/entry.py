@@ -1,0 +1,200 @@
+"""What users call: :func:`compile`, :func:`explain`."""
+
+import copy
+import functools
+import inspect
+import itertools
+import types
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from snnfast._core import backend as _backend
+from snnfast.compiler.backend import backend, recorded
+from snnfast.compiler.report import Explanation, GraphReport
+from snnfast.neurons.registry import convert
+
+Compiled = Callable[..., Any]
+
+
+def compile(net: Any, **options: Any) -> Any:
+    """Replace the loop over time in a network or function by one call per layer for all time steps.
+
+    A network is changed in place: its snnTorch layers are put on snnfast's kernels (:func:`snnfast.snntorch.convert`),
+    and from then on its call, ``net(x)``, is compiled with the backend ``"snnfast"`` of ``torch.compile``. It stays the
+    same object, with the same type, parameters, hooks and keys of its ``state_dict``. A copy of it, also a pickled one,
+    is not compiled. ``net._compiled_call_impl = None`` goes back to the call without ``torch.compile``; it is the
+    attribute in which ``torch.nn.Module.compile`` keeps a compiled call, too.
+
+    If the first call shows that nothing is gained, the network or function runs as it is from then on, and one warning
+    says why. It stays compiled if another backend is asked for with ``options={"inner": ...}``.
+
+    Args:
+        net: A module with a loop over time in its ``forward``, or a function with one, such as a training step.
+            Networks that a function calls are not converted: do so beforehand. A network that is compiled already, with
+            any backend, is compiled anew from the original network.
+        **options: Options of ``torch.compile``, for example ``dynamic=False``.
+
+    Returns:
+        The network itself, or a compiled function in place of a function.
+
+    Raises:
+        TypeError: ``net`` can't be called.
+
+    Example::
+
+        >>> import torch, snnfast
+        >>> from torch import nn
+        >>> class Net(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.fc, self.lif = nn.Linear(784, 10), snnfast.Leaky(beta=0.9)
+        ...     def forward(self, x):  # [T, B, 784]
+        ...         mem, spk_rec = self.lif.reset_mem(), []
+        ...         for step in range(x.size(0)):
+        ...             spk, mem = self.lif(self.fc(x[step]), mem)
+        ...             spk_rec.append(spk)
+        ...         return torch.stack(spk_rec)
+        >>> net = snnfast.compile(Net())
+        >>> net(torch.rand(25, 128, 784)).shape
+        torch.Size([25, 128, 10])
+    """
+    net = _checked(net)
+    if not isinstance(net, nn.Module):
+        return _compiled(net, getattr(net, "__name__", type(net).__name__), options, {})
+    left = convert(net)
+    call = _compiled(_call_of_its_own(), type(net).__name__, options, left)
+    itself = weakref.ref(net)  # a network that is not used any more is freed at once, with all that was compiled for it
+    net._compiled_call_impl = lambda *args, **kwargs: call(itself(), *args, **kwargs)
+    return net
+
+
+def _checked(net: Any) -> Any:
+    """What was given, and of a network that ``torch.compile`` has wrapped the network itself."""
+    if not callable(net):
+        raise TypeError(f"net: expected a torch.nn.Module or a function, got {type(net).__name__}")
+    return net._orig_mod if isinstance(net, torch._dynamo.OptimizedModule) else net
+
+
+_numbers = itertools.count()
+
+
+def _call_of_its_own() -> Compiled:
+    """A function that calls a network.
+
+    ``torch.compile`` keeps what it compiled, at most 8 graphs, with the code of a function, and what it learned about
+    sizes under the name of the code. Networks of one class would share both, so each gets a code of its own.
+    """
+
+    def call(net: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return net._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]
+
+    return types.FunctionType(call.__code__.replace(co_name=f"call_{next(_numbers)}"), call.__globals__)
+
+
+# Where torch has this option, the functions that a call is split into have caches of their own as well.
+_OWN_CACHE = {"isolate_recompiles": True} if "isolate_recompiles" in inspect.signature(torch.compile).parameters else {}
+
+
+def _compiled(function: Compiled, name: str, options: dict[str, Any], left: dict[str, str]) -> Compiled:
+    """A function compiled; if its first call merges nothing that pays, it runs as it is from the second one on.
+
+    With gradients a call has other graphs than without, so the first one of either kind decides.
+    """
+    compiled = torch.compile(function, backend="snnfast", **{**_OWN_CACHE, **options})
+    another = "inner" in (options.get("options") or {})
+    reports: dict[bool, list[GraphReport]] = {True: [], False: []}
+    chosen: dict[bool, Compiled] = {}
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        grad = torch.is_grad_enabled()
+        if grad in chosen:
+            return chosen[grad](*args, **kwargs)
+        if torch.compiler.is_compiling():  # it is a part of another function that is compiled
+            return function(*args, **kwargs)
+        if _backend.current_backend() == "reference":  # there is nothing to merge now, but there may be later
+            return compiled(*args, **kwargs)
+        before = len(reports[grad])
+        with recorded(reports[grad]):
+            result = compiled(*args, **kwargs)
+        if len(reports[grad]) > before:  # not while torch.compile is switched off
+            reason = None if another else _why_it_does_not_pay(reports[grad], left)
+            chosen[grad] = compiled if reason is None else function
+            if reason is None or any(report.failed for report in reports[grad]):
+                messages = [message for report in reports[grad] for message in report.warnings]
+            else:
+                messages = [f"snnfast: {name} runs as it is, without torch.compile: {reason}"]
+            for message in messages:
+                _backend.warn_once(message)
+        return result
+
+    return wrapper
+
+
+def _why_it_does_not_pay(reports: Sequence[GraphReport], left: dict[str, str]) -> str | None:
+    """Why a compiled call takes no less time than the loop, in words; ``None`` if it pays.
+
+    Whatever is merged pays, and even the calls that are repeated are shorter in a graph. But ``torch.compile`` gives
+    each call of an ``autograd.Function`` a graph of its own, which takes longer than the call.
+    """
+    if not any(report.merged for report in reports if report.refused is None):
+        warned = [report for report in reports if report.warnings] or reports[:1]
+        # Where some were left, the advice to convert the layers has been followed.
+        refused = [str(report.refused) for report in warned if not (left and report.unconverted)]
+        unconverted = [f"{layer or 'it'}: {reason}" for layer, reason in left.items()]
+        return "; ".join(list(dict.fromkeys([*unconverted, *refused]))[:3])
+    steps, calls = sum(report.steps for report in reports), sum(report.calls for report in reports)
+    if calls * _STEPS_PER_CALL <= steps:
+        return None
+    first = next(line for report in reports for line in report.functions)
+    return (
+        f"{steps} steps of neurons are merged, but {calls} calls of an autograd.Function are not, and take longer than "
+        f"in Python: {first}"
+    )
+
+
+# So many merged steps of a small layer save the time that a call of an autograd.Function takes longer in a graph.
+_STEPS_PER_CALL = 4
+
+
+def explain(net: Any, *inputs: Any, **named: Any) -> Explanation:
+    """Explain what :func:`compile` does with a network or a function: what is merged, repeated or refused, and why.
+
+    It works on a copy of a network, so that the network does not change. A function is called once.
+
+    Args:
+        net: As for :func:`compile`, compiled already or not.
+        *inputs: Arguments of the call.
+        **named: Named arguments of the call.
+
+    Returns:
+        An :class:`Explanation`, with one :class:`GraphReport` for each graph. ``print`` it.
+
+    Raises:
+        TypeError: ``net`` can't be called.
+
+    Example::
+
+        >>> import torch, snnfast
+        >>> lif = snnfast.Leaky(beta=0.9)
+        >>> def loop(x, mem):
+        ...     for step in range(5):
+        ...         spk, mem = lif(x[step], mem)
+        ...     return spk
+        >>> print(snnfast.explain(loop, torch.rand(5, 3), torch.zeros(3)).graphs[0].merged[0])
+        5 steps of leaky: one unroll
+    """
+    net = _checked(net)
+    reports: list[GraphReport] = []
+    if isinstance(net, nn.Module):
+        net = copy.deepcopy(net)
+        convert(net)
+    # A backend that is new to torch.compile compiles what another call has compiled before.
+    compiled = torch.compile(net, backend=lambda gm, inputs: backend(gm, inputs))
+    with recorded(reports):
+        compiled(*inputs, **named)  # type: ignore[no-untyped-call]
+    return Explanation(reports)

@@ -1,0 +1,289 @@
+"""The graph of a loop as ATen calls: one spelling for each call, and a schema that tells what it does.
+
+dynamo's graph has calls as the user spelled them: ``x.sum(axis=0)``, ``torch.sum(x, dim=0)``. Here they run on fake
+tensors and are recorded one level below, as PyTorch's dispatcher sees them before autograd:
+``aten.sum.dim_IntList(x, [0])``. The schema and the tags of such a call tell which tensors it changes, whether it is
+random, and what its arguments are called. Grad mode and autocast are no calls of the new graph: each node knows its
+own (:class:`Context`).
+"""
+
+import contextlib
+import operator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch._ops import HigherOrderOperator
+from torch.fx import GraphModule, Interpreter, Node
+from torch.fx.experimental.proxy_tensor import (
+    get_proxy_mode,
+    make_fx,
+    track_tensor_tree,
+)
+from torch.utils import _pytree as pytree
+
+from snnfast.compiler.nodes import (
+    arguments,
+    changed,
+    fake_mode_of,
+    is_step,
+    name_of,
+    only_computes,
+    storage_of,
+    tensors_in,
+    tensors_of,
+)
+from snnfast.compiler.report import RefusedError
+
+ENTER_INFERENCE = torch.autograd.grad_mode._enter_inference_mode
+_BLOCKS = {
+    torch.amp.autocast_mode._enter_autocast: torch.amp.autocast_mode._exit_autocast,
+    ENTER_INFERENCE: torch.autograd.grad_mode._exit_inference_mode,
+}
+
+
+class Context(NamedTuple):
+    """What a call runs under.
+
+    Attributes:
+        grad: Whether autograd records it.
+        blocks: The blocks around it that the graph enters, outermost first: how each is entered, with what, and how it
+            is left. These are autocast and inference mode.
+    """
+
+    grad: bool
+    blocks: tuple[tuple[Any, tuple[Any, ...], Any], ...] = ()
+
+    @property
+    def infers(self) -> bool:
+        """Whether results are inference tensors."""
+        inside = [given[0] for enter, given, _ in self.blocks if enter is ENTER_INFERENCE]
+        return bool(inside and inside[-1])
+
+    @property
+    def records(self) -> bool:
+        """Whether results may require a gradient."""
+        return self.grad and not self.infers
+
+
+_HOOKS = ("register_hook", "register_post_accumulate_grad_hook", "retain_grad")
+_TRACED = ("torch", "_operator", "operator", "math", "builtins", "None")  # modules whose functions end in ATen calls
+_DATA = (
+    int, float, complex, bool, str, type(None), torch.SymInt, torch.SymFloat, torch.SymBool, torch.Size, torch.dtype,
+    torch.device, torch.layout, torch.memory_format,
+)  # fmt: skip
+"""Types of what a call may look up without a trace in the graph."""
+
+
+def normal(gm: GraphModule) -> GraphModule:
+    """The same program as a graph of ATen calls.
+
+    Every node has ``meta["example_value"]``, its fake result; ``meta["context"]``; the user's line in ``stack_trace``;
+    ``meta["parameter"]``, whether it is a parameter of the network; and ``meta["same"]``, whether it is a tensor that
+    it was given, as ``contiguous`` may return it. The output has ``meta["needs_grad"]``, which of the results require a
+    gradient. A call that PyTorch's dispatcher does not see, such as ``autograd_function_apply``, stays as it is.
+
+    Raises:
+        RefusedError: The graph uses what has no such form, such as transforms of ``torch.func``.
+    """
+    _check(gm)
+    running = _Running(gm)
+    given = [n for n in gm.graph.nodes if n.op == "placeholder"]
+    inputs = [n.meta["example_value"] for n in given]
+    mode = fake_mode_of(inputs)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mode or contextlib.nullcontext())
+        stack.enter_context(torch.set_grad_enabled(torch.is_grad_enabled()))  # restored behind the graph
+        # What is saved here is no business of a checkpoint around the call.
+        stack.enter_context(torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t))
+        found = make_fx(running.run, pre_dispatch=True)(*inputs)
+    made = [n for n in found.graph.nodes if n.op == "placeholder"]
+    assert len(made) == len(given), "an input was lost"
+    for old, new in zip(given, made, strict=True):
+        new.meta["parameter"] = isinstance(old.meta["example_value"], nn.Parameter)
+    first = running.first
+    for node in list(found.graph.nodes):
+        if name_of(node.target).startswith("as_strided"):
+            raise RefusedError("it reads a tensor by strides (as_strided)")
+        if node in running.switches:
+            found.graph.erase_node(node)
+            continue
+        if node.op == "output":
+            node.meta |= {"context": running.context, "needs_grad": running.needs_grad}
+        node.meta.setdefault("context", first)
+        node.meta["example_value"] = pytree.tree_map_only(Tensor, lambda t: _in_mode(t, mode), node.meta.get("val"))
+    return found
+
+
+def _in_mode(t: Tensor, mode: Any) -> Tensor:
+    """A fake tensor of a mode; ``make_fx`` makes those of constants in modes of their own."""
+    if mode is None or getattr(t, "fake_mode", mode) is mode:
+        return t
+    with mode:
+        return torch.empty_strided(t.size(), t.stride(), dtype=t.dtype, device=t.device)
+
+
+def _check(gm: GraphModule) -> None:
+    for node in gm.graph.nodes:
+        if node.op == "call_module":
+            raise RefusedError(f"it calls the module {node.target} as a whole")
+        if node.op == "call_function" and "functorch" in _module_of(node.target):
+            raise RefusedError("it uses a transform of torch.func, such as vmap or grad")
+        if name_of(node.target) in ("set_", "shallow_copy_data_"):
+            raise RefusedError("it gives a tensor other memory, as x.data = y does")
+        if _changes_shape(name_of(node.target)):
+            raise RefusedError(f"it changes the shape of a tensor in place ({name_of(node.target)})")
+
+
+def _changes_shape(name: str) -> bool:
+    packet = getattr(torch.ops.aten, name, None) if name.endswith("_") and not name.startswith("_") else None
+    overloads = [getattr(packet, overload) for overload in packet.overloads()] if packet is not None else []
+    return any(torch.Tag.inplace_view in overload.tags for overload in overloads)
+
+
+def _module_of(target: Any) -> str:
+    return str(getattr(target, "__module__", None))
+
+
+class _Running(Interpreter):
+    """Runs dynamo's graph while ``make_fx`` records the calls."""
+
+    def __init__(self, gm: GraphModule) -> None:
+        super().__init__(gm, garbage_collect_values=False)
+        self.context = self.first = Context(torch.is_grad_enabled())
+        self.switches: set[Node] = set()  # of the graph that is recorded
+        self.needs_grad: list[bool] = []
+        self._outside: list[Context] = []  # of the blocks that are entered
+        self._modules: dict[int, str] = {}
+
+    @property
+    def _tracer(self) -> Any:
+        mode = get_proxy_mode()
+        assert mode is not None
+        return mode.tracer
+
+    def run_node(self, n: Node) -> Any:
+        last = next(iter(reversed(self._tracer.graph.nodes)), None)
+        found = self._switched(n) if self._is_switch(n) else super().run_node(n)
+        made = self._since(last)
+        if n.op.startswith("call") and not made and not self._is_switch(n):
+            given = self.fetch_args_kwargs_from_env(n)
+            if not _looked_up(n, given, found):
+                found = self._kept(n, given, found)
+                made = self._since(last)
+        for node in made:
+            if self._is_switch(n):
+                self.switches.add(node)
+            node.meta["context"] = self.context
+            if "stack_trace" in n.meta:
+                node.meta["stack_trace"] = n.meta["stack_trace"]
+        if len(made) == 1 and isinstance(found, Tensor):
+            tensors = tensors_in(self.fetch_args_kwargs_from_env(n))
+            same = any(found is t for t in tensors)
+            if not same and _drops_nothing(made[0]):
+                self._tracer.graph.erase_node(made[0])
+                return tensors[0]
+            made[0].meta["same"] = same and not changed(made[0])
+        return found
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        where = _module_of(target).partition(".")[0]
+        if isinstance(target, HigherOrderOperator) or is_step(target) or where not in _TRACED:
+            return _KEEP
+        return super().call_function(target, args, kwargs)
+
+    def call_method(self, target: Any, args: Any, kwargs: Any) -> Any:
+        return _KEEP if target in _HOOKS else super().call_method(target, args, kwargs)
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        found = super().get_attr(target, args, kwargs)
+        if isinstance(found, nn.Module):
+            self._modules[id(found)] = target
+        return found
+
+    def output(self, target: Any, args: Any, kwargs: Any) -> Any:
+        self.needs_grad = [isinstance(t, Tensor) and t.requires_grad for t in pytree.tree_leaves(args)]
+        return super().output(target, args, kwargs)
+
+    # ---- grad mode and autocast
+
+    def _is_switch(self, n: Node) -> bool:
+        return n.op == "call_function" and (
+            n.target is torch._C._set_grad_enabled or n.target in _BLOCKS or n.target in _BLOCKS.values()
+        )
+
+    def _switched(self, n: Node) -> Any:
+        target: Any = n.target
+        args, _ = self.fetch_args_kwargs_from_env(n)
+        with torch._C.DisableTorchFunction():
+            found = target(*args)
+        if target is torch._C._set_grad_enabled:
+            self.context = self.context._replace(grad=args[0])
+        elif target in _BLOCKS:
+            self._outside.append(self.context)
+            entered = (target, tuple(args), _BLOCKS[target])
+            grad = not args[0] if target is ENTER_INFERENCE else self.context.grad
+            self.context = Context(grad, (*self.context.blocks, entered))
+        else:
+            before = self._outside.pop()
+            autocast = self.context.blocks[-1][0] is not ENTER_INFERENCE
+            self.context = before._replace(grad=self.context.grad) if autocast else before
+        return found
+
+    # ---- calls that stay as they are
+
+    def _since(self, last: Node | None) -> list[Node]:
+        """The nodes that were recorded behind ``last``."""
+        made = []
+        for node in reversed(self._tracer.graph.nodes):
+            if node is last:
+                break
+            made.append(node)
+        return made
+
+    def _kept(self, n: Node, given: Any, found: Any) -> Any:
+        """Record a call itself. Its results are those that it has, or that dynamo found for it."""
+        if name_of(n.target) == "register_hook":
+            found = given[0][0]  # the tensor itself
+        elif found is _KEEP:
+            found = n.meta.get("example_value")
+        tracer = self._tracer
+
+        def proxy(a: Any) -> Any:
+            if isinstance(a, nn.Module):
+                setattr(tracer.root, self._modules[id(a)], a)
+                return tracer.create_proxy("get_attr", self._modules[id(a)], (), {})
+            return tracer.unwrap_proxy(a)
+
+        args, kwargs = pytree.tree_map(proxy, given)
+        made = tracer.create_proxy(n.op, n.target, args, kwargs)
+        if name_of(n.target) == "autograd_function_apply":
+            memory = {storage_of(t) for a in n.all_input_nodes for t in tensors_of(a)}
+            returns_new = not any(storage_of(t) in memory for t in tensors_of(n))
+            # Of its forward. Backward runs when it is asked for.
+            made.node.meta["computes"] = returns_new and only_computes(given[0][0])
+        track_tensor_tree(found, made, constant=None, tracer=tracer)
+        made.node.meta.setdefault("val", found)
+        return found
+
+
+def _drops_nothing(node: Node) -> bool:
+    """Whether a call is a dropout in evaluation. It returns its argument, but not while PyTorch 2.11 traces it."""
+    return name_of(node.target).endswith("dropout") and arguments(node).get("train") is False
+
+
+_KEEP = object()
+
+
+def _looked_up(n: Node, given: Any, found: Any) -> bool:
+    """Whether a call that was not recorded did nothing but look something up, such as a size."""
+    if n.target is torch._C._log_api_usage_once:
+        return True
+    if found is _KEEP or found is None:
+        return False
+    if n.target is operator.getitem:
+        return True
+    name = str(n.target if n.op == "call_method" else getattr(n.target, "__name__", ""))
+    same = {id(t) for t in tensors_in(given)}  # returned as it is, for example by ``contiguous``
+    leaves = pytree.tree_leaves(found)
+    return not name.endswith("_") and all(isinstance(leaf, _DATA) or id(leaf) in same for leaf in leaves)

@@ -1,0 +1,94 @@
+"""A linear layer that alone reads the spikes of an unroll, as a part of it."""
+
+from typing import Any
+
+from torch.fx import Graph, Node
+
+from snnfast.compiler.nodes import arguments, aten, name_of, size_of, value
+
+
+def project(graph: Graph, unroll: Node, spk: Node, effects: set[Node], call: Any) -> bool:
+    """Give an unroll the weights of the linear layer behind it, if it is certain that no number changes.
+
+    Args:
+        graph: The graph of all nodes here.
+        unroll: The call of the unroll.
+        spk: Its first result, the spikes ``[T, *]``.
+        effects: Calls that must keep their place among the others.
+        call: Appends a call to the graph and returns its node.
+
+    Returns:
+        Whether it was done.
+    """
+    between: list[Node] = []
+    node = spk
+    while len(node.users) == 1:
+        (reader,) = node.users
+        if reader.target is aten.linear.default and reader.args[0] is node:
+            break
+        if not _passes_on(reader, node):
+            return False
+        between.append(reader)
+        node = reader
+    else:
+        return False
+    dims = _inputs(spk, node)
+    weight, bias = arguments(reader)["weight"], arguments(reader)["bias"]
+    if (
+        dims is None
+        or reader.meta["context"] != unroll.meta["context"]
+        or not _come_before(unroll, reader, [weight, bias], effects)
+    ):
+        return False
+    unroll.args = (*unroll.args, weight, bias, dims)
+    made, wanted = value(reader), value(spk).dim() - dims + 1
+    spk.meta["example_value"] = made.new_empty((*value(spk).shape[: wanted - 1], made.shape[-1]))
+    after = spk
+    if made.dim() != wanted:
+        with graph.inserting_after(spk):
+            after = call(aten.flatten.using_ints, spk, 0, -2)
+    reader.replace_all_uses_with(after)
+    for old in (reader, *reversed(between)):
+        graph.erase_node(old)
+    return True
+
+
+def _passes_on(reader: Node, node: Node) -> bool:
+    """Whether a call returns the same numbers in the same order."""
+    if not reader.args or reader.args[0] is not node:
+        return False
+    # A view may also take numbers for those of another dtype.
+    shapes = ("flatten", "reshape", "unflatten", "view", "_unsafe_view")
+    return name_of(reader.target) in shapes and value(reader).dtype == value(node).dtype
+
+
+def _inputs(spk: Node, node: Node) -> int | None:
+    """How many last dimensions of a step are merged into the last one of ``node``, which has the same elements."""
+    found, given = value(spk), value(node)
+    if given.dim() < 2:
+        return None
+    count: int | None = 1
+    wanted = size_of(given, -1)
+    for dims in range(1, found.dim()):
+        size = size_of(found, -dims)
+        if wanted is None or size is None or count is None:
+            return None
+        count *= size
+        if count == wanted:
+            rows = found.shape[:-dims]
+            same = given.dim() == 2 or list(map(str, given.shape[:-1])) == list(map(str, rows))
+            return dims if same else None
+    return None
+
+
+def _come_before(unroll: Node, reader: Node, given: list[Any], effects: set[Node]) -> bool:
+    """Whether the unroll can take its reader's arguments, and no call in between matters to either."""
+    nodes = [n for n in given if n is not None]
+    if not nodes or not all(isinstance(n, Node) for n in nodes):
+        return False
+    node = unroll.next
+    while node is not reader:
+        if node in effects or node in nodes:
+            return False
+        node = node.next
+    return True

@@ -1,0 +1,191 @@
+"""What was done with a graph, in words."""
+
+import operator
+from dataclasses import dataclass, field
+
+from torch.fx import GraphModule, Node
+
+from snnfast.compiler.capture import Chain
+from snnfast.compiler.nodes import aten, is_step, name_of, tensors_of
+from snnfast.compiler.series import SINGLE, Group, IndexGroup, Series
+
+
+@dataclass
+class GraphReport:
+    """What was done with one of the graphs that ``torch.compile`` made. ``str`` describes it in a few lines.
+
+    Attributes:
+        where: File and line of the first call in the graph.
+        merged: One line for each series of calls that was merged into one call for all time steps.
+        repeated: One line for each series of calls that is repeated at each time step, with the reason.
+        refused: Why the whole graph runs as it is, or ``None``.
+        warnings: Messages that are shown as warnings.
+    """
+
+    where: str
+    merged: list[str] = field(default_factory=list)
+    repeated: list[str] = field(default_factory=list)
+    refused: str | None = None
+    warnings: list[str] = field(default_factory=list)
+    # For the compiler itself:
+    random: bool = field(default=False, repr=False)  # it draws random numbers
+    failed: bool = field(default=False, repr=False)  # the pass had a fault
+    unconverted: bool = field(default=False, repr=False)  # its layers are snnTorch's own
+    steps: int = field(default=0, repr=False)  # of neurons, that were merged
+    functions: list[str] = field(default_factory=list, repr=False)  # lines on calls of autograd.Functions
+    calls: int = field(default=0, repr=False)  # of autograd.Functions, that are repeated
+
+    def __str__(self) -> str:
+        if self.refused is not None:
+            return f"{self.where}: runs as it is: {self.refused}"
+        lines = [f"{self.where}:"]
+        lines += [f"  merged    {line}" for line in self.merged]
+        lines += [f"  repeated  {line}" for line in self.repeated]
+        return "\n".join(lines)
+
+
+@dataclass
+class Explanation:
+    """What :func:`snnfast.explain` found. ``print`` it.
+
+    Attributes:
+        graphs: One :class:`GraphReport` for each graph, in order. There are several if ``torch.compile`` had to split
+            the code because it could not trace a part of it.
+    """
+
+    graphs: list[GraphReport]
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.graphs)) or "nothing was compiled"
+
+
+class RefusedError(Exception):
+    """Nothing of a graph can be merged. The message is the reason, in words for the user."""
+
+
+def refuse(report: GraphReport, reason: str) -> None:
+    """Enter why nothing of a graph is merged."""
+    report.refused = reason
+    report.warnings = [f"snnfast: a compiled loop runs as it is, step by step: {reason}"]
+
+
+def fail(report: GraphReport, error: str) -> None:
+    """Enter the traceback of a pass that failed."""
+    report.refused, report.failed = f"the pass failed, a fault of snnfast: {error}", True
+    report.warnings = [
+        "snnfast: a loop over time runs as it is, step by step, because of a fault of snnfast; please report it "
+        f"with the program that leads to it.\n{error}"
+    ]
+
+
+def leave_alone(report: GraphReport, gm: GraphModule) -> None:
+    """Enter a graph without a step of ours. It may be another part of a program, such as an optimizer: no warning."""
+    report.refused = "there is no step of a neuron in it"
+    inner = (m.graph for m in gm.modules() if isinstance(m, GraphModule))
+    if any(is_step(n.target) for graph in inner for n in graph.nodes):
+        refuse(report, "its steps are in calls that have their own graphs, such as checkpointing at each step")
+    elif any("/snntorch/_neurons/" in (n.stack_trace or "") for n in gm.graph.nodes):
+        report.unconverted = True
+        report.refused = (
+            "its layers are snnTorch's own; put them on snnfast's kernels with snnfast.compile(net), or with "
+            "snnfast.snntorch.convert(net) before torch.compile"
+        )
+        report.warnings = [f"snnfast: {report.where} runs as it is: {report.refused}"]
+
+
+def why_not(report: GraphReport, chains: list[Chain]) -> str:
+    """Why nothing was merged, in words."""
+    reasons = "; ".join(report.repeated[:3]) or "no call in it is made at every step"
+    if all(chain.reason == SINGLE for chain in chains):
+        reasons += (
+            ". The loop may be outside of what is compiled, or cut by a call that torch.compile can't trace, such as "
+            "print or tqdm: with fullgraph=True it says where"
+        )
+    return reasons
+
+
+def _steps(count: int, name: str) -> str:
+    return f"{count} step{'s' * (count != 1)} of {name}"
+
+
+def describe(series: Series, summed: set[Node], projected: set[Chain], report: GraphReport) -> None:
+    """Enter chains and groups into a report."""
+    alone: dict[tuple[str, str], int] = {}  # steps that are chains of their own, by name and what is said of them
+    for chain in series.captured.chains:
+        at = _at(chain.steps[0])
+        steps = _steps(len(chain.steps), chain.neuron.name)
+        if chain.merged:
+            report.merged.append(f"{steps}: one unroll" + ", with the linear behind it" * (chain in projected))
+            report.steps += len(chain.steps)
+        elif len(chain.steps) == 1:
+            key = chain.neuron.name, f"{at}: {chain.reason}"
+            alone[key] = alone.get(key, 0) + 1
+        else:
+            report.repeated.append(f"{steps}{at}: {chain.reason}")
+            report.warnings.append(
+                f"snnfast: in a compiled loop, {steps} run one by one{at}: {chain.reason}. "
+                "snnfast.explain tells what is merged"
+            )
+    report.repeated += [f"{_steps(count, name)}{why}" for (name, why), count in alone.items()]
+    for group in dict.fromkeys(series.group_of.values()):
+        if isinstance(group, IndexGroup):
+            continue
+        name = f"{len(group.nodes)} x {name_of(group.first.target)}"
+        if group.reason is None or summed.issuperset(group.nodes):
+            report.merged.append(name)
+        elif name_of(group.first.target) == "autograd_function_apply":
+            reason = "torch.compile gives each call of an autograd.Function a graph of its own"
+            report.functions.append(f"{name}{_at(group.first)}: {reason}")
+            report.repeated.append(report.functions[-1])
+            report.calls += len(group.nodes)
+            report.warnings.append(
+                f"snnfast: in a compiled loop, {len(group.nodes)} calls of an autograd.Function run one by one"
+                f"{_at(group.first)}: {reason}. A spike_grad is called once for all steps by MultiStep and unroll"
+            )
+        else:
+            report.repeated.append(f"{name}{_at(group.first)}: {group.reason}")
+    if not any(isinstance(v, Chain | Group) for v in series.vertices()):
+        report.merged.clear()
+    _describe_others(series, summed, report)
+
+
+_FREE = (operator.getitem, aten.slice.Tensor, aten.select.int, aten.stack.default, aten.cat.default)
+
+
+def _describe_others(series: Series, summed: set[Node], report: GraphReport) -> None:
+    """Enter calls that are in no series, though the same line makes one at each step."""
+    alike: dict[tuple[str, str], list[Node]] = {}
+    for node in series.captured.nodes:
+        calls = node.op == "call_function" and bool(tensors_of(node)) and any(map(tensors_of, node.all_input_nodes))
+        known = is_step(node.target) or node in series.group_of or node in summed
+        if calls and not known and node.target not in _FREE:
+            alike.setdefault((name_of(node.target), line_of(node)), []).append(node)
+    steps = max((len(chain.steps) for chain in series.captured.chains), default=0)
+    for (name, _), nodes in alike.items():
+        if 1 < steps <= len(nodes):
+            changes = any(n in series.captured.effects for n in nodes)
+            reason = "it changes a tensor in place" if changes else "it differs from step to step"
+            report.repeated.append(f"{len(nodes)} x {name}{_at(nodes[0])}: {reason}")
+
+
+def _at(node: Node) -> str:
+    line = line_of(node)
+    return f" ({line})" if line else ""
+
+
+_NOT_THE_USERS = ("/torch/", "/snnfast/", "/snntorch/")
+
+
+def line_of(node: Node | None) -> str:
+    """File, line and code of the user's program that a node comes from; empty if unknown."""
+    trace = node.stack_trace if node is not None else None
+    if not trace:
+        return ""
+    lines = trace.strip().splitlines()
+    for i in reversed(range(len(lines))):
+        place = lines[i].strip()
+        if place.startswith("File ") and not any(part in place for part in _NOT_THE_USERS):
+            file, number, *_ = place.removeprefix("File ").split(", ")
+            code = lines[i + 1].strip() if i + 1 < len(lines) and not lines[i + 1].strip().startswith("File") else ""
+            return f"{file.strip(chr(34))}:{number.removeprefix('line ')}" + (f": {code}" if code else "")
+    return ""

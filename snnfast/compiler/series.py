@@ -1,0 +1,263 @@
+"""Find the series in a graph: the same call at every step of a loop.
+
+The search starts at the chains of steps. It goes backwards to the inputs of a layer at its steps, and forwards to the
+calls that use its spikes and states. Calls that wait for one another, such as a running mean, are no series: they are
+taken apart again. Nothing is built here.
+"""
+
+import heapq
+import operator
+from collections import defaultdict, deque
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from torch.fx import Node
+from torch.utils import _pytree as pytree
+
+from snnfast.compiler.capture import Captured, Chain
+from snnfast.compiler.cycles import strongly_connected
+from snnfast.compiler.nodes import arguments, aten, is_step, signature, size_of, tensors_of, value
+
+SINGLE = "it runs for a single step, or its state or parameters are changed between two steps"
+"""Why a step is in no chain with others."""
+
+
+class Group:
+    """Calls that become one call."""
+
+    def __init__(self, nodes: list[Node]) -> None:
+        self.nodes = nodes
+        self.reason: str | None = None  # why they stay one by one
+
+    @property
+    def first(self) -> Node:
+        return self.nodes[0]
+
+
+class IndexGroup(Group):
+    """``x[0]``, ``x[1]``, ...: slices of one tensor along ``dim``."""
+
+    def __init__(self, nodes: list[Node], base: Node, dim: int, places: list[int]) -> None:
+        super().__init__(nodes)
+        self.base, self.dim, self.places = base, dim, places
+
+
+Place = tuple[Any, int]
+"""The place of a node: its group, or ``(chain, output)``, and its number in that."""
+
+
+class Series:
+    """All groups of a captured graph, and the order in which they and all other nodes can run."""
+
+    def __init__(self, captured: Captured) -> None:
+        self.captured = captured
+        self.chain_of = {step: chain for chain in captured.chains for step in chain.steps}
+        self.group_of: dict[Node, Group] = {}
+        self._number = {step: k for chain in captured.chains for k, step in enumerate(chain.steps)}
+        self._signatures: dict[Node, Any] = {}
+        self._wanted: deque[list[Node]] = deque()
+        self._step_by_step()
+        for chain in captured.chains:
+            if len(chain.steps) > 1:
+                self._wanted.append(chain.currents())
+                for i in range(1 + len(chain.neuron.states)):
+                    self._follow([self._output(step, i) for step in chain.steps])
+        for node in captured.nodes:  # and from what is read part by part: a record, such as in a loss over time
+            parts = [user for user in node.users if _index(user) is not None]
+            if len(parts) > 1:
+                self._wanted.append(sorted(parts, key=captured.order.__getitem__))
+        while self._wanted:
+            self._find(self._wanted.popleft())
+        self._take_apart()
+
+    # ---- what runs before what
+
+    def vertex(self, node: Node) -> Any:
+        """The vertex of a node: a merged chain, a group, or the node itself."""
+        chain = self.chain_of.get(node)
+        if chain is not None and chain.merged:
+            return chain
+        group = self.group_of.get(node)
+        return node if group is None or group.reason is not None else group
+
+    def members(self, vertex: Any) -> list[Node]:
+        if isinstance(vertex, Chain):
+            return vertex.steps
+        return vertex.nodes if isinstance(vertex, Group) else [vertex]
+
+    def before(self, vertex: Any) -> Iterator[Any]:
+        """The vertices that a vertex waits for; itself, if it does."""
+        for n, node in enumerate(self.members(vertex)):
+            given = node.all_input_nodes
+            if isinstance(vertex, Chain) and n > 0:  # its states are the chain's own
+                given = [a for a in (node.args[1], *vertex.parameters()) if isinstance(a, Node)]
+            for a in (*given, *self.captured.before.get(node, ())):
+                yield self.vertex(a)
+
+    def vertices(self) -> list[Any]:
+        return list(dict.fromkeys(map(self.vertex, self.captured.nodes)))
+
+    def in_order(self) -> list[Any]:
+        """The vertices, each behind all that it waits for, otherwise in the order of the old graph."""
+        order = self.captured.order
+        waiting: dict[Any, int] = {}
+        after: dict[Any, list[Any]] = {}
+        for vertex in self.vertices():
+            before = dict.fromkeys(v for v in self.before(vertex) if v is not vertex)
+            waiting[vertex] = len(before)
+            for v in before:
+                after.setdefault(v, []).append(vertex)
+
+        def entry(vertex: Any) -> tuple[int, Any]:
+            return order[self.members(vertex)[0]], vertex
+
+        ready = [entry(v) for v, n in waiting.items() if n == 0]
+        heapq.heapify(ready)
+        found = []
+        while ready:
+            _, vertex = heapq.heappop(ready)
+            found.append(vertex)
+            for v in after.get(vertex, ()):
+                waiting[v] -= 1
+                if waiting[v] == 0:
+                    heapq.heappush(ready, entry(v))
+        assert len(found) == len(waiting), "a cycle was left"
+        return found
+
+    def _cycles(self) -> Iterator[list[Any]]:
+        for found in strongly_connected(self.vertices(), self.before):
+            if len(found) > 1 or any(v is found[0] for v in self.before(found[0])):
+                yield found
+
+    def _step_by_step(self) -> None:
+        for chain in self.captured.chains:
+            if len(chain.steps) == 1 and chain.reason is None:
+                chain.reason = SINGLE
+        for found in self._cycles():
+            for vertex in found:
+                if isinstance(vertex, Chain):
+                    vertex.reason = "its input at a step depends on its output at an earlier step"
+
+    def _take_apart(self) -> None:
+        for found in self._cycles():
+            for vertex in found:
+                if isinstance(vertex, Group):
+                    vertex.reason = "each call needs the result of an earlier one"
+
+    # ---- searching
+
+    def _output(self, step: Node, i: int) -> Node | None:
+        return next((u for u in step.users if u.target is operator.getitem and u.args[1] == i), None)
+
+    def _signature(self, node: Node) -> Any:
+        if node not in self._signatures:
+            self._signatures[node] = signature(node)
+        return self._signatures[node]
+
+    def _is_free(self, node: Any) -> bool:
+        """Whether a node may become a part of a group."""
+        return (
+            isinstance(node, Node)
+            and node.op == "call_function"
+            and node not in self.group_of
+            and node not in self.captured.effects
+            and node not in self.captured.written
+            and not is_step(node.target)
+            and not (node.target is operator.getitem and is_step(node.args[0].target))  # type: ignore[union-attr]
+            and not node.meta["context"].infers  # a stack there would be an inference tensor, where a view is none
+            and bool(tensors_of(node))
+        )
+
+    def _find(self, nodes: list[Node]) -> None:
+        """Group free nodes among these that are alike and follow one another."""
+        i = 0
+        while i < len(nodes):
+            run = [nodes[i]]
+            if self._is_free(nodes[i]):
+                index = _index(nodes[i])
+                for node in nodes[i + 1 :]:
+                    if not self._is_free(node) or node in run[-1:]:
+                        break
+                    if index is not None:
+                        other = _index(node)
+                        if other is None or other[:2] != index[:2] or not _same_context(node, run[0]):
+                            break
+                    elif self._signature(node) != self._signature(run[0]):
+                        break
+                    run.append(node)
+                if len(set(run)) != len(run):
+                    run = run[:1]
+                elif len(run) > 1:
+                    self._make(run)
+            i += len(run)
+
+    def _make(self, nodes: list[Node]) -> None:
+        index = _index(nodes[0])
+        if index is not None:
+            base, dim, _ = index
+            group: Group = IndexGroup(nodes, base, dim, [_index(n)[2] for n in nodes])  # type: ignore[index]
+        else:
+            group = Group(nodes)
+            for given in zip(*(_nodes_in(n) for n in nodes), strict=True):
+                if any(a is not given[0] for a in given):
+                    self._wanted.append(list(given))
+        for k, node in enumerate(nodes):
+            self.group_of[node], self._number[node] = group, k
+        self._follow(nodes)
+
+    def _follow(self, members: Sequence[Node | None]) -> None:
+        """Search for calls that use the members of a series, one each."""
+        users: dict[Any, list[tuple[int, Node]]] = defaultdict(list)
+        for k, node in enumerate(members):
+            times: dict[Any, int] = defaultdict(int)
+            for user in sorted(node.users, key=self.captured.order.__getitem__) if node is not None else ():
+                if self._is_free(user):
+                    key = self._signature(user)
+                    users[key, times[key]].append((k, user))
+                    times[key] += 1
+        for found in users.values():
+            run: list[tuple[int, Node]] = []
+            for k, user in [*found, (-1, found[0][1])]:
+                if run and k != run[-1][0] + 1:
+                    if len(run) > 1:
+                        self._wanted.append([u for _, u in run])
+                    run = []
+                run.append((k, user))
+
+    # ---- asking
+
+    def place(self, node: Node) -> Place | None:
+        """Where a node is found among the merged ones."""
+        group = self.group_of.get(node)
+        if group is not None:
+            return (group, self._number[node]) if group.reason is None else None
+        if node.target is operator.getitem and isinstance(node.args[0], Node):
+            chain = self.chain_of.get(node.args[0])
+            if chain is not None and chain.merged:
+                return (chain, node.args[1]), self._number[node.args[0]]
+        return None
+
+
+def _same_context(a: Node, b: Node) -> bool:
+    return bool(a.meta["context"] == b.meta["context"])
+
+
+def _nodes_in(node: Node) -> list[Node]:
+    return [a for a in pytree.tree_leaves((node.args, node.kwargs)) if isinstance(a, Node)]
+
+
+def _index(node: Node) -> tuple[Node, int, int] | None:
+    """Of a part of a tensor along one dimension: the tensor, the dimension and the place, counted from the front."""
+    if node.target is operator.getitem and node.args[0].target is aten.unbind.int:  # type: ignore[union-attr]
+        unbind, place = node.args
+        given = arguments(unbind)  # type: ignore[arg-type]
+    elif node.target is aten.select.int:
+        given = arguments(node)
+        place = given["index"]
+    else:
+        return None
+    base, dim = given["self"], given["dim"] % value(given["self"]).dim()
+    size = size_of(value(base), dim)
+    if not isinstance(place, int) or (place < 0 and size is None):
+        return None
+    return base, dim, place if size is None else place % size

@@ -1,0 +1,187 @@
+"""A signal over time and the states of a layer: their checks, and how a module is applied to all steps."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from snnfast._core.hooks import is_only_called
+from snnfast._unroll.checks import check_num_steps
+from snnfast._unroll.linear import Linear
+from snnfast.neurons.base import SpikingLayer
+from snnfast.neurons.registry import LAYERS, is_delay, is_snntorchs
+
+__all__ = [
+    "check_input",
+    "check_state",
+    "check_stateless",
+    "check_states",
+    "has_unroll",
+    "linear_behind",
+    "over_time",
+    "unrolled",
+]
+
+
+def check_input(x: object, num_steps: int | None) -> int | None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x: expected a torch.Tensor, got {type(x).__name__}")
+    if x.dim() < (2 if num_steps is None else 1):
+        expected = "[T, B, *]" if num_steps is None else "[B, *]"
+        raise ValueError(f"x: expected {expected}, got shape {tuple(x.shape)}")
+    return None if num_steps is None else check_num_steps(num_steps)
+
+
+def check_state(number: int, given: object, layer: SpikingLayer, step_shape: torch.Size) -> tuple[Tensor | None, ...]:
+    """The states that a layer starts from, in the order of its ``unroll``."""
+    names = layer.neuron.states
+    if given is None:
+        return (None,) * len(names)
+    if layer.init_hidden:
+        raise ValueError(f"states[{number}]: expected None for a layer with init_hidden=True, which holds its own")
+    states = (given,) if len(names) == 1 else given
+    if not isinstance(states, tuple | list) or len(states) != len(names):
+        raise TypeError(f"states[{number}]: expected ({', '.join(names)}) or None, got {type(given).__name__}")
+    for i, state in enumerate(states):
+        entry = f"states[{number}]" if len(names) == 1 else f"states[{number}][{i}]"
+        if state is not None and not isinstance(state, Tensor):
+            raise TypeError(f"{entry}: expected a torch.Tensor or None, got {type(state).__name__}")
+        if state is not None and state.shape != step_shape:
+            raise ValueError(f"{entry}: expected {tuple(step_shape)}, got {tuple(state.shape)}")
+    return tuple(states)
+
+
+def check_states(states: object, layers: Sequence[nn.Module]) -> None:
+    """Raise unless the states that are passed, if any, fit these layers: one entry for each neuron layer."""
+    for layer in layers:
+        for module in () if isinstance(layer, SpikingLayer) or not has_unroll(layer) else layer.modules():
+            if (isinstance(module, SpikingLayer) or is_snntorchs(module)) and not getattr(module, "init_hidden", False):
+                raise ValueError(
+                    f"states: {type(layer).__name__} has an unroll of its own, and in it a neuron whose state can't be "
+                    "passed; give that init_hidden=True"
+                )
+    if states is None:
+        return
+    if not isinstance(states, list | tuple):
+        raise TypeError(f"states: expected a list of torch.Tensor or None, got {type(states).__name__}")
+    number = sum(isinstance(layer, SpikingLayer) for layer in layers)
+    if len(states) != number:
+        raise ValueError(f"states: expected {number}, one per neuron layer, got {len(states)}")
+
+
+def check_stateless(layer: nn.Module, argument: str, to_convert: bool) -> None:
+    """Raise if a layer is or contains a neuron that can't be unrolled. ``to_convert``: snnTorch's will be converted."""
+    kind = type(layer).__name__
+    if isinstance(layer, nn.ModuleList | nn.ModuleDict):
+        raise TypeError(
+            f"{argument}: {kind} has no forward; pass its layers one by one, or give a subclass a method unroll that "
+            "takes all time steps [T, B, *]"
+        )
+    for module in layer.modules():
+        fused = [layer.__name__ for layer in LAYERS if layer.__name__ in [c.__name__ for c in type(module).__mro__]]
+        if isinstance(module, SpikingLayer) or is_delay(module) or (to_convert and fused and is_snntorchs(module)):
+            raise TypeError(
+                f"{argument}: {kind} calls a {type(module).__name__} in its forward, which can't be unrolled; pass its "
+                "layers one by one or in an nn.Sequential, or give it a method unroll that takes all time steps "
+                "[T, B, *]"
+            )
+        if is_snntorchs(module):
+            remedy = "keep the loop over time, or give its module a method unroll with that loop in it"
+            if fused:
+                remedy = f"use snnfast.{fused[0]}, or snnfast.snntorch.convert"
+            raise TypeError(
+                f"{argument}: {kind} is or has a neuron of snnTorch ({type(module).__name__}), whose state can't be "
+                f"carried over time; {remedy}"
+            )
+
+
+def over_time(layer: nn.Module, call: Callable[[Tensor], Tensor], x: Tensor, num_steps: int | None) -> Tensor:
+    """What a stateless layer, by its ``call``, makes of ``[T, B, *]`` as one batch of ``T * B``, or of a constant."""
+    batch = x.flatten(0, 1) if num_steps is None else x
+    y: Any
+    if torch.compiler.is_compiling():  # it can't trace a note, and tells the line and the shapes itself
+        y = call(batch)
+    else:
+        try:
+            y = call(batch)
+        except Exception as error:
+            expected, given = "[B, *] without time, beside num_steps", f"shape {tuple(x.shape)}"
+            if num_steps is None:
+                expected = "[T, B, *] with time first, or [B, *] with num_steps"
+                given += f", all steps as one batch of shape {tuple(batch.shape)}"
+            if _is_of_shapes(error, layer, x):
+                raise ValueError(
+                    f"x: expected {expected}; {type(layer).__name__} can't take {given}: {error}"
+                ) from error
+            error.add_note(f"in a MultiStep: {type(layer).__name__}, which was given {given}; x is {expected}")
+            raise
+    if not isinstance(y, Tensor):
+        raise TypeError(
+            f"layers: {type(layer).__name__} returned a {type(y).__name__}, expected a torch.Tensor; put it in a "
+            "module with a method unroll that takes all time steps [T, B, *]"
+        )
+    return y if num_steps is not None else y.reshape(*x.shape[:2], *y.shape[1:])
+
+
+def _is_of_shapes(error: Exception, layer: nn.Module, x: Tensor) -> bool:
+    """Whether what one of PyTorch's own layers raises is about the shape that it was given."""
+    if any(p.dtype != x.dtype or p.device != x.device for p in layer.parameters()):
+        return False
+    # Exactly these: a subclass, as that of memory, says something else.
+    raised = type(error) in (RuntimeError, ValueError, IndexError, AssertionError, NotImplementedError)
+    return raised and type(layer).__module__.startswith("torch.nn.")
+
+
+def has_unroll(layer: nn.Module) -> bool:
+    """Whether a layer that is no neuron takes all time steps: snnTorch's ``SynapticDelay``, and any with a method."""
+    return callable(getattr(layer, "unroll", None)) or is_delay(layer)
+
+
+def unrolled(layer: Any, x: Tensor, lengths: Tensor | None) -> Tensor:
+    """A module with an ``unroll`` of its own, which takes ``lengths`` if it has such an argument; or a delay."""
+    if not callable(getattr(layer, "unroll", None)):
+        y = _delayed(layer, x)
+    elif lengths is not None and "lengths" in inspect.signature(layer.unroll).parameters:
+        y = layer.unroll(x, lengths=lengths)
+    elif lengths is not None and any(isinstance(module, SpikingLayer) for module in layer.modules()):
+        raise ValueError(
+            f"lengths: {type(layer).__name__} has an unroll of its own, and in it a neuron that must know them; give "
+            "that unroll an argument lengths"
+        )
+    else:
+        y = layer.unroll(x)
+    if not isinstance(y, Tensor) or y.shape[:1] != x.shape[:1]:
+        got = f"shape {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
+        raise ValueError(f"{type(layer).__name__}.unroll: expected it to return [T, B, *], T={len(x)}, got {got}")
+    return y
+
+
+def _delayed(layer: Any, x: Tensor) -> Tensor:
+    """snnTorch's ``SynapticDelay``: one step at a time it goes on from what it holds, as in a loop."""
+    if not layer.step_mode:
+        return layer(x)  # type: ignore[no-any-return]
+    return torch.stack([layer(step) for step in x]) if len(x) else x
+
+
+def linear_behind(layers: Sequence[nn.Module], step_dims: int) -> tuple[Linear | None, int]:
+    """The ``nn.Linear`` that takes the spikes of a neuron layer, and the number of ``layers`` up to and with it.
+
+    Only modules that leave the spikes of a step (of ``step_dims`` dimensions) as they are may come before it. None of
+    these modules may have a hook of the user, which would miss its call.
+    """
+    dims = 1
+    if step_dims < 2:
+        return None, 0
+    for i, layer in enumerate(layers):
+        if not is_only_called(layer):
+            break
+        kind = type(layer)
+        if kind is nn.Linear:
+            return Linear(layer.weight, layer.bias, dims), i + 1  # type: ignore[arg-type]
+        if kind is nn.Flatten and layer.start_dim == 1 and layer.end_dim == -1:
+            dims = step_dims - 1
+        elif not (kind is nn.Identity or (kind is nn.Dropout and not (layer.training and layer.p > 0))):  # type: ignore[operator]
+            break
+    return None, 0
