@@ -324,24 +324,24 @@ def write_ninja(path: Path, output: Path) -> None:
     ]
     # source, object, flags
     objects = [
-        ("csrc/c_api.cpp", "c_api", facts),
-        ("csrc/cpu/dispatch.cpp", "cpu_dispatch", []),
-        ("csrc/cpu/memory_limit.cpp", "cpu_memory_limit", []),
-        ("csrc/cpu/pool.cpp", "cpu_pool", []),
-        ("csrc/cpu/products.cpp", "cpu_products", []),
-        ("csrc/buffers.cpp", "buffers", []),
-        ("csrc/spikes_linear.cpp", "spikes_linear", []),
-        ("csrc/spikes_conv2d.cpp", "spikes_conv2d", []),
-        ("csrc/max_pooling.cpp", "max_pooling", []),
+        ("csrc/op/c_api.cpp", "c_api", facts),
+        ("csrc/cpu/unroll/dispatch.cpp", "cpu_dispatch", []),
+        ("csrc/cpu/memory/memory_limit.cpp", "cpu_memory_limit", []),
+        ("csrc/cpu/memory/pool.cpp", "cpu_pool", []),
+        ("csrc/cpu/sparse/products.cpp", "cpu_products", []),
+        ("csrc/cpu/sparse/buffers.cpp", "buffers", []),
+        ("csrc/cpu/sparse/spikes_linear.cpp", "spikes_linear", []),
+        ("csrc/cpu/sparse/spikes_conv2d.cpp", "spikes_conv2d", []),
+        ("csrc/cpu/sparse/max_pool2d.cpp", "max_pool2d", []),
     ]
     for isa, flags in sets.items():
         for name in ("events", "convolution", "max_pooling"):
-            objects.append((f"csrc/cpu/{name}.cpp", f"cpu_{name}_{isa}", [f"-DSNN_ISA={isa}", *flags]))
+            objects.append((f"csrc/cpu/sparse/{name}.cpp", f"cpu_{name}_{isa}", [f"-DSNN_ISA={isa}", *flags]))
     for neuron in NEURONS:
         objects.append((f"csrc/neurons/{neuron}.cpp", neuron, []))
         for isa, flags in sets.items():
             flags = [f"-DSNN_ISA={isa}", *flags, *of_neuron(neuron)]
-            objects.append(("csrc/cpu/kernels.cpp", f"cpu_kernels_{neuron}_{isa}", flags))
+            objects.append(("csrc/cpu/unroll/kernels.cpp", f"cpu_kernels_{neuron}_{isa}", flags))
     lines = [
         f"cxx = {compiler()}",
         "rule cxx",

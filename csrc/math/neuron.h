@@ -2,7 +2,7 @@
 //
 // A neuron is a struct of its own header. All that uses it is a template on it:
 //
-//   kName, kStateNames, kParameterNames   as in snnfast/_ops.py; the last state is the membrane, the last two
+//   kName, kStateNames, kParameterNames   as in snnfast/_core/ops.py; the last state is the membrane, the last two
 //                                         parameters are the threshold and the height of a spike
 //   kClamped                              which parameters are clamped to [0, 1] when they are used
 //   kRecordTells                          with a delayed reset, the recorded membrane is all that backward needs

@@ -1,7 +1,7 @@
 // The ops of snnTorch's Alpha.
 #include "../math/alpha.h"
 
-#include "../host.h"
+#include "../op/host.h"
 
 namespace snnfast {
 

@@ -1,7 +1,7 @@
 // The ops of snnTorch's Lapicque.
 #include "../math/lapicque.h"
 
-#include "../host.h"
+#include "../op/host.h"
 
 namespace snnfast {
 

@@ -1,7 +1,7 @@
 // The ops of snnTorch's Leaky.
 #include "../math/leaky.h"
 
-#include "../host.h"
+#include "../op/host.h"
 
 namespace snnfast {
 

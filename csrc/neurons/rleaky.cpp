@@ -1,7 +1,7 @@
 // The ops of snnTorch's RLeaky.
 #include "../math/rleaky.h"
 
-#include "../host.h"
+#include "../op/host.h"
 
 namespace snnfast {
 

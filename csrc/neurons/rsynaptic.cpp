@@ -1,7 +1,7 @@
 // The ops of snnTorch's RSynaptic.
 #include "../math/rsynaptic.h"
 
-#include "../host.h"
+#include "../op/host.h"
 
 namespace snnfast {
 

@@ -1,7 +1,7 @@
 // The ops of snnTorch's Synaptic.
 #include "../math/synaptic.h"
 
-#include "../host.h"
+#include "../op/host.h"
 
 namespace snnfast {
 

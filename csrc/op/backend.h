@@ -16,8 +16,8 @@
 #if defined(SNN_EMULATED)
 #include "outputs.h"
 #else
-#include "cpu/dispatch.h"
-#include "cpu/pool.h"
+#include "../cpu/memory/pool.h"
+#include "../cpu/unroll/dispatch.h"
 #endif
 
 #if !defined(SNN_NAMESPACE)

@@ -1,8 +1,8 @@
 // The ops of a neuron, as templates: schemas, checks, outputs, and the hand-over to a backend. The same for every
 // device.
 //
-// Messages for users come from snnfast/_arguments.py; the checks here keep a kernel from touching memory that is not
-// its own, whatever tensors reach the op.
+// Messages for users come from snnfast/_unroll/checks.py; the checks here keep a kernel from touching memory that is
+// not its own, whatever tensors reach the op.
 #pragma once
 
 #include <array>
