@@ -47,8 +47,9 @@ def own_list_of_neurons(monkeypatch: pytest.MonkeyPatch) -> None:
 def make(library: Any, name: str, **options: Any) -> Any:
     """A layer with decays that are not given; with copies of tensors, so that no other layer learns them."""
     options = {**(DECAYS | OTHER_DECAYS)[name], **copy.deepcopy(options)}
-    if name == "Lapicque":  # snnTorch's takes no beta of several values, and no reset_delay
+    if name == "Lapicque":  # snnTorch's takes no beta of several values
         options["beta"] = options["beta"].flatten()[:1] if isinstance(options["beta"], Tensor) else options["beta"]
+    if name not in TAKE_DELAY:
         options.pop("reset_delay", None)
     return getattr(library, name)(**options)
 
@@ -89,8 +90,9 @@ def as_tuple(found: Any) -> tuple[Tensor, ...]:
 
 
 def loop(layer: Any, x: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
-    """A layer called step by step, its states passed on: records of the spikes and the states."""
+    """A layer called step by step, from zeros if no states are given: records of the spikes and the states."""
     record = []
+    states = states or tuple(torch.zeros_like(x[0]) for _ in held(layer))
     for step in x:
         found = layer(step, *states)
         record.append(found)

@@ -14,21 +14,12 @@ from helpers import (
     assert_close,
 )
 from snntorch import surrogate as theirs
+from snntorch_checks import loop
 from torch import Tensor, nn
 
 import snnfast
 from snnfast import functional
 from snnfast._core import backend
-
-
-def steps(layer: nn.Module, x: Tensor, mem: Tensor) -> tuple[Tensor, Tensor]:
-    """A layer of either library called step by step: records of spikes and membranes."""
-    record = []
-    for step in x:
-        spk, mem = layer(step, mem)
-        record.append((spk, mem))
-    spk_rec, mem_rec = (torch.stack(r) for r in zip(*record, strict=True))
-    return spk_rec, mem_rec
 
 
 def trained_like_snntorch(spike_grad: Any, reset: str, delay: bool, expected_warning: str | None) -> None:
@@ -44,8 +35,8 @@ def trained_like_snntorch(spike_grad: Any, reset: str, delay: bool, expected_war
         loss = (spk * weights).sum() + (mem_rec * weights_mem).sum()
         return (spk, mem_rec), torch.autograd.grad(loss, [leaf, layer.beta, layer.threshold, *own], allow_unused=True)
 
-    expected, expected_gradients = trained(snntorch, steps)
-    for call in (snnfast.Leaky.unroll, steps):
+    expected, expected_gradients = trained(snntorch, loop)
+    for call in (snnfast.Leaky.unroll, loop):
         backend._warned.clear()
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -94,7 +85,7 @@ def test_a_callable_that_the_kernels_cannot_follow_runs_step_by_step_and_says_so
 def test_sso_has_the_spikes_of_snntorch_and_its_gradients_in_the_mean() -> None:
     x = (torch.rand(5, 4) * 2 - 0.4).repeat(4000, 1, 1).transpose(0, 1).contiguous()  # [T, 4000 samples alike, 4]
     found = []
-    for library, call in ((snnfast, snnfast.Leaky.unroll), (snntorch, steps)):
+    for library, call in ((snnfast, snnfast.Leaky.unroll), (snntorch, loop)):
         leaf = x.clone().requires_grad_()
         spk, _ = call(library.Leaky(0.9, 0.8, theirs.SSO()), leaf, torch.zeros(4000, 4))
         (grad,) = torch.autograd.grad(spk.sum(), [leaf])
@@ -118,7 +109,7 @@ def test_without_gradients_the_kernel_makes_the_spikes(delay: bool) -> None:
     calls.clear()
     with torch.no_grad():
         spk, mem_rec = layer.unroll(x)
-        expected = steps(other, x, mem)
+        expected = loop(other, x, mem)
         count, _ = layer.unroll(x, reduce="sum")
         first, _ = layer(x[0], mem)
     assert not calls
