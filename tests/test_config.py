@@ -200,7 +200,7 @@ def test_a_wrong_variable_is_an_error_at_import(variable: str, message: str) -> 
 
 
 def test_what_an_import_does_not_do() -> None:
-    """It prints and warns nothing, needs no numpy, runs no backward pass (which starts threads) and no compiler."""
+    """It prints nothing, needs neither numpy nor snnTorch, runs no compiler and no backward pass (of threads)."""
     code = """
 import io, sys, warnings, torch
 warnings.simplefilter("error")
@@ -212,6 +212,7 @@ import snnfast
 assert before or "torch._dynamo" not in sys.modules
 assert not sys.stderr.getvalue()
 assert snnfast.losses.accuracy_rate(torch.ones(2, 1, 3), torch.tensor([0])) == 1.0
+snnfast.reset(snnfast.Leaky(0.9))
 """
     assert fresh(code) == ""
 

@@ -1,17 +1,14 @@
 """What every layer promises: it is snnTorch's to its user, and unroll is that many calls of it."""
 
 import copy
-import gc
-import inspect
 import itertools
-import pickle
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import snntorch
 import torch
-from helpers import RESETS, SURROGATES, assert_bits_equal, assert_close
+from helpers import RESETS, assert_bits_equal, assert_close
 from snntorch.functional.quant import state_quant
 from snntorch_checks import (
     EVERY,
@@ -259,13 +256,6 @@ def test_states_of_inference_mode_can_be_trained_on(name: str, how: str, learn: 
 
 
 @EVERY
-def test_signatures(name: str) -> None:
-    ours, theirs = (inspect.signature(getattr(c, name).__init__).parameters for c in (snnfast, snntorch))
-    extra = [("reset_delay", True)] if "reset_delay" not in theirs and "reset_delay" in ours else []  # the last one
-    assert [(n, p.default) for n, p in ours.items()] == [(n, p.default) for n, p in theirs.items()] + extra
-
-
-@EVERY
 def test_a_reset_mechanism_takes_effect(name: str) -> None:
     """Whether it is set or loaded, also where what is loaded takes the place of the old tensors."""
     x = torch.full((9, 3, 10), 0.4)
@@ -276,6 +266,10 @@ def test_a_reset_mechanism_takes_effect(name: str) -> None:
     state = make(snntorch, name, reset_mechanism="none").state_dict()
     loaded.load_state_dict(state)
     assigned.load_state_dict(state, assign=True)
+    if name in ("Leaky", "Synaptic"):  # of snnTorch's it has none
+        theirs = make(snntorch, name, reset_mechanism="zero")
+        theirs.reset_mechanism = "none"
+        assert not torch.equal(loop(theirs, x)[-1], expected[-1])
     for layer in (was_set, loaded, assigned):
         assert layer.reset_mechanism == "none"
         assert layer.state_dict()["reset_mechanism_val"].item() == 2
@@ -308,22 +302,6 @@ def test_repr(name: str) -> None:
 
 
 @EVERY
-def test_copies_are_independent_and_equal(name: str) -> None:
-    options: dict[str, Any] = {"spike_grad": SURROGATES["SFS"], "learn_beta": True, "reset_mechanism": "zero"}
-    layer = make(snnfast, name, beta=torch.full((10,), 0.5), **options)
-    x = current(6, 3, 10)
-    expected = layer.unroll(x)
-    for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
-        for a, b in zip(other.unroll(x), expected, strict=True):
-            assert_bits_equal(a, b)
-        with torch.no_grad():
-            other.beta.zero_()
-    assert layer.beta.any()
-    assert not any(isinstance(state, nn.Parameter) for state in held(layer))
-    assert not set(STATES[name]) & {*layer.state_dict(), *dict(layer.named_buffers())}
-
-
-@EVERY
 def test_dtype_moves(name: str, backend: str) -> None:
     layer = make(snnfast, name, beta=torch.full((10,), 0.5), threshold=0.8, init_hidden=True, output=True)
     for dtype in (torch.float64, torch.float16, torch.bfloat16, torch.float32):
@@ -350,26 +328,6 @@ def test_device_moves(name: str, device: torch.device) -> None:
     for a, b in zip(found, expected, strict=True):
         assert_bits_equal(a, b)
     assert {t.device.type for t in (*found, *held(layer), layer.beta, layer.threshold)} == {device.type}
-
-
-@EVERY
-def test_instances_are_reset_and_detached_and_not_kept_alive(name: str) -> None:
-    cls = getattr(snnfast, name)
-    cls.reset_hidden()  # other tests left layers, some of them in cycles through the graph of a membrane
-    gc.collect()
-    before = len(cls.instances)
-    layers = [make(snnfast, name, init_hidden=True, learn_beta=True) for _ in range(3)]
-    assert list(cls.instances)[before:] == cls.instances[before:] == layers
-    for layer in layers:
-        for _ in range(2):
-            layer(torch.full((2, 4), 1.5, requires_grad=True))
-        assert all(state.grad_fn is not None for state in held(layer))
-    cls.detach_hidden()
-    assert all(state.grad_fn is None and state.any() for layer in layers for state in held(layer))
-    cls.reset_hidden()
-    assert not any(state.any() for layer in layers for state in held(layer))
-    del layers, layer
-    assert len(cls.instances) == before
 
 
 # ---- what is tried with Leaky alone, since all layers share its code

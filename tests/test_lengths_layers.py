@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import KINDS, Bump, Case, assert_bits_equal, assert_close, inputs, leaves
-from recurrent_checks import CONNECTIONS, DECAYS, current, layers, make
+from snntorch_checks import CONNECTIONS, RECURRENT, connected, current_of
 from torch import Tensor, nn
 
 import snnfast
@@ -86,8 +86,8 @@ def test_spikes_as_bits_to_a_linear_layer(neuron: str, variant: str) -> None:
 
 
 def connected_calls(name: str, kind: str, **options: Any) -> tuple[Any, Tensor, Tensor]:
-    layer = make(snnfast, name, kind, learn_beta=True, **options)
-    x = current(kind)
+    layer = connected(snnfast, name, kind, learn_beta=True, **options)
+    x = current_of(kind)
     lengths = torch.tensor([7, 19, 0, 12])[: x.shape[1]]
     return layer, x, lengths
 
@@ -100,7 +100,7 @@ KINDS_WITH_BATCH = [
 
 
 @pytest.mark.parametrize("kind", KINDS_WITH_BATCH)
-@layers
+@RECURRENT
 def test_connected_neurons(name: str, kind: str) -> None:
     layer, x, lengths = connected_calls(name, kind)
     states = [torch.rand_like(x[0]).requires_grad_() for _ in layer.neuron.states]
@@ -123,7 +123,7 @@ def test_connected_neurons(name: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS_WITH_BATCH)
-@layers
+@RECURRENT
 def test_connected_neurons_and_each_sample_alone(name: str, kind: str, backend: str) -> None:
     """In float64, where the order of sums decides no spike; the states are those that the layer holds."""
     layer, x, lengths = connected_calls(name, kind, init_hidden=True)
@@ -158,7 +158,7 @@ STEP_BY_STEP: tuple[dict[str, Any], ...] = (
 @pytest.mark.filterwarnings("ignore:snnfast. a layer runs step by step")
 @pytest.mark.parametrize("options", STEP_BY_STEP, ids=lambda options: "-".join(options))
 @pytest.mark.parametrize("backend", ["auto", "reference"])
-@layers
+@RECURRENT
 def test_connected_neurons_step_by_step(name: str, options: dict[str, Any], backend: str) -> None:
     hooked = "hooked" in options  # connections that may be any module
     layer, x, lengths = connected_calls(name, "linear", **({} if hooked else options))
@@ -181,7 +181,7 @@ def test_connected_neurons_step_by_step(name: str, options: dict[str, Any], back
 
 
 def test_connected_neurons_without_a_batch(backend: str) -> None:
-    layer, x = RLeaky(linear_features=10, **DECAYS["RLeaky"]), torch.rand(9, 10)
+    layer, x = RLeaky(0.9, linear_features=10), torch.rand(9, 10)
     with pytest.raises(ValueError, match=r"^lengths: needs steps with a batch dimension"):
         layer.unroll(x, lengths=torch.arange(10) % 9)
 

@@ -178,34 +178,7 @@ def test_an_integer_cannot_be_learned(name: str) -> None:
         make(snntorch, name, beta=1, learn_beta=True)
 
 
-# ---- mended: the reset mechanism
-
-
-def three_steps(layer: Any) -> list[float]:
-    layer.reset_mem()
-    return [round(layer(torch.full((1, 1), 0.6))[-1].item(), 4) for _ in range(3)]
-
-
-def leaks_nothing(library: Any, name: str, **options: Any) -> Any:
-    """A layer whose membrane adds up its inputs."""
-    decays = {decay: 0.0 if decay == "alpha" else 1.0 for decay in DECAYS[name]}
-    return make(library, name, **decays, **options)
-
-
-@NOT_LAPICQUE
-@pytest.mark.parametrize("how", ["set", "loaded"])
-def test_a_reset_mechanism_takes_effect(how: str, name: str) -> None:
-    ours, theirs = (leaks_nothing(library, name) for library in (snn, snntorch))
-    state = leaks_nothing(snntorch, name, reset_mechanism="none").state_dict()
-    for lif in (ours, theirs):
-        if how == "set":
-            lif.reset_mechanism = "none"
-            assert lif.reset_mechanism_val == 2
-        else:
-            lif.load_state_dict(state)
-    assert (ours.reset_mechanism, theirs.reset_mechanism) == ("none", "none" if how == "set" else "subtract")
-    assert three_steps(ours) == [0.6, 1.2, 1.8]
-    assert three_steps(theirs) == [0.6, 1.2, 0.8]
+# ---- mended: the reset mechanism; test_layers.py sets and loads one
 
 
 @OURS
