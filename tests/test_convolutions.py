@@ -228,18 +228,6 @@ def test_with_batch_norm_in_both_modes(mode: str, monkeypatch: pytest.MonkeyPatc
         assert_close(a, b, 1e-5)
 
 
-def test_compiled_as_a_whole() -> None:
-    torch._dynamo.reset()
-    net = net_of("pooled")
-    x = image(net)
-    found, expected = torch.compile(net, fullgraph=True, backend="aot_eager")(x), net(x)
-    for a, b in zip(found, expected, strict=True):
-        assert_bits_equal(a, b)
-        assert a.stride() == b.stride()
-    for a, b in zip(gradients(found, net, x), gradients(expected, net, x), strict=True):
-        assert_close(a, b, 1e-5)
-
-
 # ---- the compiled loop
 
 

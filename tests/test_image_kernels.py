@@ -14,7 +14,6 @@ from helpers import assert_bits_equal, assert_close
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
-import snnfast
 from snnfast import Leaky, MultiStep, use_backend
 from snnfast._core import ops as _ops
 from snnfast._images import conv2d as _convolution
@@ -338,29 +337,6 @@ def test_a_circular_padding_is_the_layers_own(by_kernels: list[str]) -> None:
     x = spikes(4, 3, 6, 6)
     assert_bits_equal(_convolution.convolved(layer, x), layer(x))
     assert not by_kernels
-
-
-def test_a_compiled_loop_convolves_by_events(by_kernels: list[str]) -> None:
-    class Loop(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            torch.manual_seed(0)
-            self.conv1, self.lif1 = nn.Conv2d(2, 8, 3), Leaky(0.5, threshold=1.2)
-            self.conv2, self.lif2 = nn.Conv2d(8, 40, 3), Leaky(0.5)
-
-        def forward(self, x: Tensor) -> Tensor:
-            mem1, mem2, rec = self.lif1.init_leaky(), self.lif2.init_leaky(), []
-            for step in range(len(x)):
-                spk1, mem1 = self.lif1(self.conv1(x[step]), mem1)
-                _, mem2 = self.lif2(self.conv2(spk1), mem2)
-                rec.append(mem2)
-            return torch.stack(rec)
-
-    torch._dynamo.reset()
-    net, x = Loop(), torch.rand(5, 3, 2, 8, 8)
-    found = snnfast.compile(net)(x)
-    assert by_kernels == ["conv2d"]
-    assert_close(found, net.forward(x), 1e-5)
 
 
 # ---- the ops

@@ -319,37 +319,7 @@ def test_dtype_moves(name: str, backend: str) -> None:
     assert all(state.shape == (3, 10) for state in held(layer.to_empty(device="cpu")))
 
 
-@NEURONS
-def test_device_moves(name: str, device: torch.device) -> None:
-    layer = make(snnfast, name, beta=torch.rand(10), learn_threshold=True, init_hidden=True).to(device)
-    x = current(5, 3, 10)
-    found = layer.unroll(x.to(device))
-    expected = make(snnfast, name, beta=layer.beta.cpu()).unroll(x)
-    for a, b in zip(found, expected, strict=True):
-        assert_bits_equal(a, b)
-    assert {t.device.type for t in (*found, *held(layer), layer.beta, layer.threshold)} == {device.type}
-
-
 # ---- what is tried with Leaky alone, since all layers share its code
-
-
-@pytest.mark.parametrize("how", ["step", "unroll"])
-@pytest.mark.parametrize("delay", [True, False], ids=["delay", "nodelay"])
-@pytest.mark.parametrize("learn", [False, True], ids=["fixed", "graded"])
-def test_disabled_surrogate(learn: bool, delay: bool, how: str) -> None:
-    """It lets only the membrane and the factor learn."""
-    results = []
-    for layer in both("Leaky", surrogate_disable=True, learn_graded_spikes_factor=learn, reset_delay=delay):
-        leaf = (torch.linspace(-1, 3, 30).view(3, 10)).requires_grad_()
-        if isinstance(layer, snnfast.Leaky) and how == "unroll":
-            spk, mem = (t[0] for t in layer.unroll(leaf[None]))
-        else:
-            spk, mem = layer(leaf)
-        assert spk.requires_grad == learn
-        (grad,) = torch.autograd.grad(mem.sum(), leaf, retain_graph=True)
-        results.append((grad, torch.autograd.grad(spk.sum(), layer.graded_spikes_factor)[0] if learn else grad))
-    for a, b in zip(*results, strict=True):
-        torch.testing.assert_close(a, b)
 
 
 class HoldsElsewhere(snnfast.Leaky):

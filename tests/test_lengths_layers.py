@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 import snnfast
 from snnfast import Leaky, MultiStep, Residual, RLeaky, Synaptic, use_backend
-from snnfast._unroll import linear
 
 LENGTHS = torch.tensor([4, 9, 0, 7, 9])
 STEPS, SAMPLES = 9, len(LENGTHS)
@@ -272,18 +271,3 @@ def test_lengths_are_checked_where_no_layer_takes_them(backend: str) -> None:
     for wrong, error in (([1], TypeError), (LENGTHS[:2], ValueError), (LENGTHS + 1, ValueError)):
         with pytest.raises(error, match=r"^lengths\b"):
             net(x, lengths=wrong)
-
-
-@pytest.mark.needs_extension
-def test_a_sequence_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    net = MultiStep(nn.Linear(6, 8), Leaky(0.8), nn.Linear(8, 4), Leaky(0.9))
-    x, made = torch.rand(STEPS, SAMPLES, 6) * 4, []
-    monkeypatch.setattr(
-        "snnfast._unroll.run.unroll_linear", lambda *args: made.append(args) or linear.unroll_linear(*args)
-    )
-    wanted = net(x, lengths=LENGTHS)
-    assert len(made) == 1
-    torch._dynamo.reset()
-    found = torch.compile(net, backend="aot_eager")(x, lengths=LENGTHS)
-    for a, b in zip(found, wanted, strict=True):
-        assert_close(a, b, 1e-6)

@@ -182,22 +182,6 @@ def test_a_weight_that_does_not_fit() -> None:
         MultiStep(Leaky(0.5), nn.Linear(6, 5).double())(eighths(9, 4, 6))
 
 
-def test_autocast_has_its_own_numbers() -> None:
-    net, x = MultiStep(Leaky(0.5), nn.Linear(6, 5)), eighths(9, 4, 6)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert not by_events(net, x)
-        assert net(x).dtype == torch.bfloat16
-
-
-@pytest.mark.parametrize("backend", ["aot_eager", "snnfast"])
-def test_a_compiled_network(backend: str) -> None:
-    net = MultiStep(exact(nn.Conv2d(1, 3, 3)), Leaky(0.5), nn.Flatten(), exact(nn.Linear(48, 5)), Leaky(0.5))
-    compiled, x = torch.compile(net, backend=backend, fullgraph=True), eighths(9, 2, 1, 6, 6)
-    pairs = zip(trained(net, lambda: compiled(x)), trained(net, lambda: net(x)), strict=True)
-    for (name, a), (_, b) in pairs:
-        assert_close(a, b, 1e-6, name)
-
-
 # ---- compiled loops
 
 

@@ -14,7 +14,7 @@ from multistep_checks import eighths, exact, loop
 from torch import Tensor, nn
 
 import snnfast.snntorch as snn
-from snnfast import Leaky, MultiStep, Residual, Synaptic
+from snnfast import Leaky, MultiStep, Residual
 
 
 def layers() -> list[nn.Module]:
@@ -281,20 +281,3 @@ def test_a_layer_that_returns_something_else(returned: Any) -> None:
             gru(*given)
     with pytest.raises(ValueError, match=r"Block\.unroll: expected it to return \[T, B, \*\], T=5, got"):
         MultiStep(Block())(torch.rand(5, 3, 6))
-
-
-def test_compiled() -> None:
-    net = MultiStep(
-        nn.Sequential(*layers()[:2]), Residual(exact(nn.Linear(5, 5)), Synaptic(0.5, 0.25)), MultiStep(*layers()[2:])
-    )
-    torch._dynamo.reset()
-    compiled, x = torch.compile(net, fullgraph=True, backend="aot_eager"), eighths(5, 3, 6)
-    expected = net(x, return_states=True, return_spikes=True)
-    found = compiled(x, return_states=True, return_spikes=True)
-    flat = []
-    for spk, mem, states, spikes in (found, expected):
-        assert isinstance(states[1], tuple)
-        flat.append([spk, mem, states[0], *states[1], states[2], *spikes])
-    for a, b in zip(*flat, strict=True):
-        assert_bits_equal(a, b)
-    torch._dynamo.reset()

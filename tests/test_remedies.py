@@ -1,6 +1,5 @@
 """What the docs tell users to do instead, where something is not supported, works; what they call an error is one."""
 
-import pickle
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -135,21 +134,6 @@ def test_forward_mode(backend: str) -> None:
 
 
 # ---- handing a model on
-
-
-def test_models_are_handed_on() -> None:
-    net, theirs = (nn.Sequential(nn.Linear(3, 4), snntorch.Leaky(0.9, learn_beta=True)) for _ in range(2))
-    snn.convert(net)
-    assert type(pickle.loads(pickle.dumps(net))[1]) is snn.Leaky
-    states = [net.state_dict()]
-    snn.revert(net)
-    states.append(net.state_dict())
-    for state in states:
-        theirs.load_state_dict(state, strict=True)
-        assert_bits_equal(theirs[0].weight, net[0].weight)
-    for model in (net, theirs):
-        with pytest.raises((AttributeError, pickle.PicklingError)):
-            pickle.dumps(model)
 
 
 # ---- export
