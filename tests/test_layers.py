@@ -225,6 +225,20 @@ def test_unroll_continues_from_held_states(name: str, backend: str) -> None:
 
 @EVERY
 @pytest.mark.parametrize("record_mem", [True, False], ids=["record", "last"])
+def test_a_count_and_the_steps_after_it(name: str, record_mem: bool, backend: str) -> None:
+    x = current(9, 3, 10)
+    counting, other = (make(snnfast, name, init_hidden=True, output=True) for _ in range(2))
+    for layer in (counting, other):
+        layer.graded_spikes_factor = torch.tensor(1.5)
+    count, *states = counting.unroll(x, record_mem=record_mem, reduce="sum")
+    spk, *expected = other.unroll(x, record_mem=record_mem)
+    assert_close(count, spk.sum(0), 1e-6)
+    for a, b in zip((*states, *held(counting), *counting(x[0])), (*expected, *held(other), *other(x[0])), strict=True):
+        assert_bits_equal(a, b)
+
+
+@EVERY
+@pytest.mark.parametrize("record_mem", [True, False], ids=["record", "last"])
 def test_held_states_can_be_detached_in_place(name: str, record_mem: bool, backend: str) -> None:
     layer = make(snnfast, name, init_hidden=True, learn_beta=True)
     for _ in range(3):  # truncated backpropagation through time

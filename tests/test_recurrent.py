@@ -1,8 +1,10 @@
 """Connections between the neurons of RLeaky and RSynaptic, and what is particular to these layers."""
 
 import copy
+import functools
 import itertools
 import pickle
+import warnings
 from typing import Any
 
 import pytest
@@ -16,7 +18,7 @@ from torch import nn
 import snnfast
 import snnfast.snntorch as snn
 from snnfast import functional
-from snnfast._core import ops
+from snnfast._core import backend, ops
 
 
 @pytest.fixture(autouse=True)
@@ -158,6 +160,24 @@ def test_what_runs_step_by_step(options: dict[str, Any]) -> None:
         assert_bits_equal(a, b)
     for a, b in zip(results[1][1], results[0][1], strict=True):
         assert_close(a, b, 1e-5)
+
+
+@pytest.mark.needs_extension
+def test_what_makes_a_neuron_wait_for_others_says_so() -> None:
+    for options, why in (
+        ({"inhibition": True}, "inhibition in a rleaky layer makes each neuron wait for all others"),
+        ({"state_quant": torch.round}, "state_quant is called on the states of every step"),
+    ):
+        call = functools.partial(functional.rleaky, torch.rand(7, 3, 10) * 2, beta=0.9, V=0.5, **options)  # type: ignore[arg-type]
+        with snnfast.use_backend("fused"), pytest.raises(RuntimeError, match=why):
+            call()
+        backend._warned.clear()
+        with snnfast.use_backend("auto"), pytest.warns(UserWarning, match=why):
+            found = call()
+        with warnings.catch_warnings(), snnfast.use_backend("reference"):
+            warnings.simplefilter("error")
+            for a, b in zip(found, call(), strict=True):
+                assert_bits_equal(a, b)
 
 
 @CONNECTED

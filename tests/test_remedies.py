@@ -10,6 +10,7 @@ import snntorch
 import torch
 from fresh import fresh
 from helpers import assert_bits_equal, assert_close
+from snntorch_checks import EVERY, make
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
@@ -55,12 +56,14 @@ def test_transforms_under_the_reference(name: str, delay: bool) -> None:
         assert second is not None
 
 
-def test_vmap_without_a_derivative(backend: str) -> None:
-    lif, x = snnfast.Leaky(0.9), torch.rand(7, 3, 6) * 2
-    with warnings.catch_warnings():
+@EVERY
+def test_vmap_without_a_derivative(name: str, backend: str) -> None:
+    lif, x = make(snnfast, name), torch.rand(7, 3, 6) * 2
+    with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("error")  # PyTorch would say that it goes sample by sample
         found = torch.func.vmap(lif.unroll, in_dims=1, out_dims=1)(x)
-    for a, b in zip(found, lif.unroll(x), strict=True):
+        expected = lif.unroll(x)
+    for a, b in zip(found, expected, strict=True):
         assert_bits_equal(a, b)
 
 
