@@ -10,6 +10,7 @@ import torch
 from callables import FAST_BOTH, FAST_DELAYED, OTHER_SPIKES, SLOW, STATISTICS, steep
 from helpers import (
     RESETS,
+    assert_all_bits_equal,
     assert_bits_equal,
     assert_close,
 )
@@ -44,8 +45,7 @@ def trained_like_snntorch(spike_grad: Any, reset: str, delay: bool, expected_war
         messages = [str(w.message) for w in caught if "step by step" in str(w.message)]
         assert len(messages) == (expected_warning is not None), messages
         assert all(expected_warning in m for m in messages if expected_warning)
-        for a, b in zip(found, expected, strict=True):
-            assert_bits_equal(a, b)
+        assert_all_bits_equal(found, expected)
         for name, a, b in zip(("current", "beta", "threshold", "own"), gradients, expected_gradients, strict=False):
             # No path to a parameter and a gradient of zeros are the same.
             assert a is None or (b is None and not a.any()) or assert_close(a, b, 1e-5, name, scale=1.0) is None
@@ -113,8 +113,7 @@ def test_without_gradients_the_kernel_makes_the_spikes(delay: bool) -> None:
         count, _ = layer.unroll(x, reduce="sum")
         first, _ = layer(x[0], mem)
     assert not calls
-    for a, b in zip((spk, mem_rec, count, first), (*expected, spk.sum(0), spk[0]), strict=True):
-        assert_bits_equal(a, b)
+    assert_all_bits_equal((spk, mem_rec, count, first), (*expected, spk.sum(0), spk[0]))
 
 
 @pytest.mark.skipif(torch.__version__.startswith("2.11"), reason="torch 2.11 can't put a dataclass into a graph")
@@ -129,8 +128,7 @@ def test_a_compiled_callable_takes_any_batch_in_one_graph(delay: bool) -> None:
             x = torch.linspace(0, 2, batch * 10).view(batch, 10).requires_grad_()
             spk, mem = function(x, torch.full((batch, 10), 0.5))
             results.append((spk, mem, *torch.autograd.grad(spk.sum() + mem.sum(), x)))
-        for found, expected in zip(*results, strict=True):
-            assert_bits_equal(found, expected)
+        assert_all_bits_equal(*results)
 
 
 @pytest.mark.parametrize("delay", [True, False], ids=["delay", "nodelay"])
@@ -145,7 +143,6 @@ def test_a_callable_is_examined_while_it_is_compiled(delay: bool) -> None:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             results = [compiled(x), layer.unroll(x)]
-        for a, b in zip(*results, strict=True):
-            assert_bits_equal(a, b)
+        assert_all_bits_equal(*results)
         slow = [str(w.message) for w in caught if "step by step" in str(w.message)]
         assert len(slow) == (1 if name in SLOW or not delay else 0), (name, slow)

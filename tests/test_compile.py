@@ -17,6 +17,8 @@ from helpers import (
     VARIANTS,
     Bump,
     Case,
+    assert_all_bits_equal,
+    assert_all_close,
     assert_bits_equal,
     assert_close,
     fused,
@@ -94,8 +96,7 @@ def test_a_call(neuron: str, variant: str, device: torch.device) -> None:
         for seed in (0, 1):
             assert_same_training((function, eager), leaves(inputs(case, device, seed), case.wrt))
         with torch.no_grad():
-            for a, b in zip(function(inputs(case, device)).values(), eager(inputs(case, device)).values(), strict=True):
-                assert_bits_equal(a, b)
+            assert_all_bits_equal(function(inputs(case, device)).values(), eager(inputs(case, device)).values())
 
 
 def ragged(record_mem: bool) -> tuple[Function, Mapping[str, Any]]:
@@ -168,10 +169,8 @@ def test_a_layer(name: str, how: str, device: torch.device) -> None:
             for state in held(each):
                 state.detach_()
             results.append((outputs, grads, held(each)))
-        for a, b in zip(*((*outputs, *states) for outputs, _, states in results), strict=True):
-            assert_bits_equal(a, b)
-        for a, b in zip(*(grads for _, grads, _ in results), strict=True):
-            assert_close(a, b, 1e-6)
+        assert_all_bits_equal(*((*outputs, *states) for outputs, _, states in results))
+        assert_all_close(*(grads for _, grads, _ in results), relative=1e-6)
 
 
 @pytest.mark.needs_extension
@@ -187,8 +186,7 @@ def test_a_network() -> None:
     ):  # fmt: skip
         torch._dynamo.reset()
         found, expected = (tree_leaves(f(x, **options)) for f in (torch.compile(net, backend="aot_eager"), net))
-        for a, b in zip(found, expected, strict=True):
-            assert_close(a, b, 1e-6)
+        assert_all_close(found, expected, relative=1e-6)
 
 
 def bump(z: Tensor) -> Tensor:

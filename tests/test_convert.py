@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import snntorch
 import torch
-from helpers import SURROGATES, assert_bits_equal, assert_close
+from helpers import SURROGATES, assert_all_bits_equal, assert_all_close, assert_bits_equal, assert_close
 from snntorch import surrogate as theirs
 from snntorch.functional.quant import state_quant
 from snntorch_checks import (
@@ -84,8 +84,7 @@ def test_numbers(name: str) -> None:
     assert snn.convert(net).swapped == ("1", "2.1", "4")
     assert all(type(layer) is getattr(snn, name) for layer in neurons(net))
     x = torch.rand(9, 3, 6) * 2
-    for a, b in zip(over_time(net, x), over_time(expected, x), strict=True):
-        assert_bits_equal(a, b)
+    assert_all_bits_equal(over_time(net, x), over_time(expected, x))
     reset(net)
     reset(expected)
     layer, snntorchs = net[1], expected[1]
@@ -111,8 +110,7 @@ def test_training_goes_on(name: str) -> None:
         assert all(type(layer) is getattr(library, name) for layer in neurons(net))
         assert [(key, id(p)) for key, p in net.named_parameters()] == [(key, id(p)) for key, p in parameters.items()]
         x = torch.rand(4, 3, 6)
-        for a, b in zip(over_time(net, x), over_time(expected, x), strict=True):
-            assert_close(a, b, 1e-4)
+        assert_all_close(over_time(net, x), over_time(expected, x), relative=1e-4)
         old = [p.detach().clone() for p in net.parameters()]
         losses = train(expected, optimizers[0], 3), train(net, optimizers[1], 3)
         torch.testing.assert_close(torch.stack(losses[1]), torch.stack(losses[0]), rtol=1e-4, atol=1e-6)
@@ -369,8 +367,7 @@ def test_flags(options: dict[str, Any], name: str) -> None:
         found, wanted = (), ()
         for step in torch.rand(6, 2, 5) * 2:
             results = as_tuple(lif(step, *found)), as_tuple(expected(step, *wanted))
-            for actual, value in zip((*results[0], *held(lif)), (*results[1], *held(expected)), strict=True):
-                assert_bits_equal(actual, value)
+            assert_all_bits_equal((*results[0], *held(lif)), (*results[1], *held(expected)))
             found, wanted = ((), ()) if init_hidden else (results[0][1:], results[1][1:])
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import snntorch
 import torch
-from helpers import assert_bits_equal
+from helpers import assert_all_bits_equal, assert_bits_equal
 from snntorch import utils
 from snntorch.functional import acc, loss, probe, reg
 from snntorch_checks import (
@@ -106,8 +106,7 @@ def test_utils_reset(name: str) -> None:
             assert not state.any()
             assert not state.requires_grad
             assert state.shape == (3, net[i - 1].out_features)
-    for a, b in zip(over_time(net, x), first, strict=True):
-        assert_bits_equal(a, b)
+    assert_all_bits_equal(over_time(net, x), first)
 
 
 @pytest.mark.parametrize("name", [name for name in STATES if name != "RSynaptic"])  # snnTorch's forgets a state

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from helpers import assert_bits_equal, assert_close
+from helpers import assert_all_bits_equal, assert_all_close, assert_bits_equal, assert_close
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
@@ -111,8 +111,7 @@ def test_no_bit_of_a_convolution_depends_on_threads_or_the_instruction_set() -> 
         torch.set_num_threads(threads)
         _ops.extension.set_isa(used)
     for found in results[1:]:
-        for a, b in zip(found, results[0], strict=True):
-            assert_bits_equal(a, b)
+        assert_all_bits_equal(found, results[0])
 
 
 def test_events_are_counted() -> None:
@@ -136,8 +135,7 @@ def test_gradients_of_a_convolution_are_pytorchs(needs: str, by_kernels: list[st
         grad = torch.linspace(-1, 1, y.numel()).view(y.shape)
         results.append((y, *(torch.autograd.grad(y, wanted, grad) if wanted else ())))
     assert by_kernels == ["conv2d"]
-    for a, b in zip(*results, strict=True):
-        assert_close(a, b, 1e-5)
+    assert_all_close(*results, relative=1e-5)
 
 
 POOLINGS: dict[str, tuple[tuple[int, int, int], Any, Any]] = {  # channels, height, width; kernel; stride
@@ -182,8 +180,7 @@ def test_second_derivatives_are_pytorchs(function: Any, by_kernels: list[str]) -
         first = torch.autograd.grad((each(x, *given) ** 3).sum(), asking, create_graph=True)
         results.append((*first, *torch.autograd.grad(sum(t.square().sum() for t in first), asking)))  # type: ignore[arg-type]
     assert by_kernels == [function.__name__]
-    for a, b in zip(*results, strict=True):
-        assert_close(a, b, 1e-4)
+    assert_all_close(*results, relative=1e-4)
 
 
 # ---- the choice
@@ -224,8 +221,7 @@ def test_what_the_kernels_do_not_take_is_pytorchs(function: Any, name: str, by_k
     x, given, how = DENSE[function][name](spikes(6, 6, 20, 19), torch.randn(48, 6, 3, 3))
     found, expected = (each(x, given, **how) for each in (function, PYTORCHS[function]))
     assert not by_kernels
-    for a, b in zip(*(t if isinstance(t, tuple) else (t,) for t in (found, expected)), strict=True):
-        assert_bits_equal(a, b)
+    assert_all_bits_equal(*(t if isinstance(t, tuple) else (t,) for t in (found, expected)))
 
 
 @functions

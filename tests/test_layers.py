@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import snntorch
 import torch
-from helpers import RESETS, assert_bits_equal, assert_close
+from helpers import RESETS, assert_all_bits_equal, assert_all_close, assert_bits_equal, assert_close
 from snntorch.functional.quant import state_quant
 from snntorch_checks import (
     EVERY,
@@ -68,10 +68,8 @@ def assert_numbers(name: str, x: Tensor, begin: list[Tensor], **options: Any) ->
         asked = [*leaves, *layer.parameters()]  # the membrane before a step of Alpha is not among what that uses
         results.append((found, torch.autograd.grad(loss, asked, allow_unused=True, materialize_grads=True)))
     for found, gradients in results[1:]:
-        for a, b in zip(found, results[0][0], strict=True):
-            assert_bits_equal(a, b)
-        for a, b in zip(gradients, results[0][1], strict=True):
-            assert_close(a, b, 2e-5)
+        assert_all_bits_equal(found, results[0][0])
+        assert_all_close(gradients, results[0][1], relative=2e-5)
     return results[0][0]
 
 
@@ -125,10 +123,8 @@ def test_held_states(name: str, init_hidden: bool, output: bool, backend: str) -
     for x in (*current(5, 3, 10), *current(3, 2, 7), *current(2, 4)):  # another shape starts from zeros
         found, expected = ours(x), theirs(x)
         assert type(found) is type(expected)
-        for a, b in zip((*as_tuple(found), *held(ours)), (*as_tuple(expected), *held(theirs)), strict=True):
-            assert_bits_equal(a, b)
-    for a, b in zip(as_tuple(ours.reset_mem()), as_tuple(theirs.reset_mem()), strict=True):
-        assert_bits_equal(a, b)
+        assert_all_bits_equal((*as_tuple(found), *held(ours)), (*as_tuple(expected), *held(theirs)))
+    assert_all_bits_equal(as_tuple(ours.reset_mem()), as_tuple(theirs.reset_mem()))
     assert all(torch.equal(state, torch.zeros(4)) for state in held(ours))
     ours(torch.ones(4))
     for state in (*as_tuple(getattr(ours, init)()), *held(ours)):
@@ -142,8 +138,7 @@ def test_a_state_of_another_shape_counts_as_zeros(name: str, backend: str) -> No
     for state in (torch.ones(10), torch.ones(1), torch.ones(4, 10)):
         for i in range(len(STATES[name])):
             given = [state if i == j else torch.ones(3, 10) for j in range(len(STATES[name]))]
-            for a, b in zip(ours(x, *given), theirs(x, *given), strict=True):
-                assert_bits_equal(a, b)
+            assert_all_bits_equal(ours(x, *given), theirs(x, *given))
 
 
 @EVERY
@@ -161,8 +156,7 @@ def test_parts_of_a_step(name: str) -> None:
                 parts = (layer.fire(mem), layer.fire_inhibition(3, mem), layer.mem_reset(mem))
                 found = [p.requires_grad and torch.autograd.grad(p.sum(), mem, retain_graph=True)[0] for p in parts]
                 results.append((parts, found))
-            for a, b in zip(results[0][0], results[1][0], strict=True):
-                assert_bits_equal(a, b)
+            assert_all_bits_equal(results[0][0], results[1][0])
             for a, b in zip(results[0][1], results[1][1], strict=True):
                 assert a is b is False or torch.allclose(a, b)
 
@@ -209,17 +203,14 @@ def test_unroll_continues_from_held_states(name: str, backend: str) -> None:
     for i, record in enumerate(records, 1):
         found = torch.cat([first[i], step[i][None], none[i], last[i][None]])
         assert_bits_equal(found, torch.cat([record[:6], record[-1:]]))
-    for a, b in zip(held(pieces), held(whole), strict=True):
-        assert_bits_equal(a, b)
+    assert_all_bits_equal(held(pieces), held(whole))
     pieces.unroll(torch.ones(4, 2, 5))  # another shape
     whole.unroll(torch.ones(4, 2, 5))
-    for a, b in zip(held(pieces), held(whole), strict=True):
-        assert_bits_equal(a, b)
+    assert_all_bits_equal(held(pieces), held(whole))
     layer = make(snnfast, name)  # without init_hidden it starts from zeros, and keeps nothing
     layer(torch.ones(3, 10))
     before = held(layer)
-    for a, b in zip(layer.unroll(x), (spk, *records), strict=True):
-        assert_bits_equal(a, b)
+    assert_all_bits_equal(layer.unroll(x), (spk, *records))
     assert all(a is b for a, b in zip(held(layer), before, strict=True))
 
 
@@ -233,8 +224,7 @@ def test_a_count_and_the_steps_after_it(name: str, record_mem: bool, backend: st
     count, *states = counting.unroll(x, record_mem=record_mem, reduce="sum")
     spk, *expected = other.unroll(x, record_mem=record_mem)
     assert_close(count, spk.sum(0), 1e-6)
-    for a, b in zip((*states, *held(counting), *counting(x[0])), (*expected, *held(other), *other(x[0])), strict=True):
-        assert_bits_equal(a, b)
+    assert_all_bits_equal((*states, *held(counting), *counting(x[0])), (*expected, *held(other), *other(x[0])))
 
 
 @EVERY
@@ -287,8 +277,7 @@ def test_a_reset_mechanism_takes_effect(name: str) -> None:
     for layer in (was_set, loaded, assigned):
         assert layer.reset_mechanism == "none"
         assert layer.state_dict()["reset_mechanism_val"].item() == 2
-        for a, b in zip(layer.unroll(x), expected, strict=True):
-            assert_bits_equal(a, b)
+        assert_all_bits_equal(layer.unroll(x), expected)
     with pytest.raises(ValueError, match="reset_mechanism"):
         was_set.reset_mechanism = "halve"
     assert was_set.reset_mechanism == "none"
@@ -300,8 +289,7 @@ def test_a_reset_delay_takes_effect(name: str) -> None:
     layer, expected = make(snnfast, name), make(snnfast, name, reset_delay=False).unroll(x)
     assert not torch.equal(layer.unroll(x)[-1], expected[-1])
     layer.reset_delay = False
-    for a, b in zip(layer.unroll(x), expected, strict=True):
-        assert_bits_equal(a, b)
+    assert_all_bits_equal(layer.unroll(x), expected)
 
 
 @NEURONS
@@ -411,8 +399,7 @@ def test_a_quantizer_counts_whatever_its_truth_value() -> None:
     layer = snnfast.Leaky(0.8, state_quant=NoBits())
     expected = snnfast.functional.lif(x, beta=0.8, state_quant=lambda mem: (mem * 4).round() / 4)
     for found in (layer.unroll(x), loop(layer, x)):
-        for a, b in zip(found, expected, strict=True):
-            assert_bits_equal(a, b)
+        assert_all_bits_equal(found, expected)
 
 
 def test_a_number_may_take_the_place_of_a_parameter() -> None:
@@ -421,8 +408,7 @@ def test_a_number_may_take_the_place_of_a_parameter() -> None:
         del layer.threshold
         layer.threshold = 0.25
     x = current(3, 10)
-    for a, b in zip(ours(x), theirs(x), strict=True):
-        assert_bits_equal(a, b)
+    assert_all_bits_equal(ours(x), theirs(x))
 
 
 def test_a_surrogate_with_parameters_is_a_submodule_of_copies() -> None:

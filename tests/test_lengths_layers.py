@@ -4,7 +4,17 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import KINDS, Bump, Case, assert_bits_equal, assert_close, inputs, leaves
+from helpers import (
+    KINDS,
+    Bump,
+    Case,
+    assert_all_bits_equal,
+    assert_all_close,
+    assert_bits_equal,
+    assert_close,
+    inputs,
+    leaves,
+)
 from snntorch_checks import CONNECTIONS, RECURRENT, connected, current_of
 from torch import Tensor, nn
 
@@ -75,10 +85,8 @@ def test_spikes_as_bits_to_a_linear_layer(neuron: str, variant: str) -> None:
         for b, n in enumerate(lengths.tolist()):
             assert_bits_equal(out[n:, b], bias.expand_as(out[n:, b]))
         assert_close(out, numbers, 1e-5)
-        for a, b in zip(states, expected, strict=True):
-            assert_bits_equal(a, b)
-        for a, b in zip(grads([out, *states], asking), grads([numbers, *expected], asking), strict=True):
-            assert_close(a, b, 1e-4)
+        assert_all_bits_equal(states, expected)
+        assert_all_close(grads([out, *states], asking), grads([numbers, *expected], asking), relative=1e-4)
 
 
 # ---- connected neurons
@@ -113,12 +121,9 @@ def test_connected_neurons(name: str, kind: str) -> None:
                     outputs = layer.unroll(x, *states, **given)
                     results.append((outputs, grads(outputs, [x, *states, *layer.parameters()])))
                     with torch.no_grad():
-                        for a, b in zip(layer.unroll(x, *states, **given), outputs, strict=True):
-                            assert_bits_equal(a, b)
-            for a, b in zip(results[0][0], results[1][0], strict=True):
-                assert_bits_equal(a, b)
-            for a, b in zip(results[0][1], results[1][1], strict=True):
-                assert_close(a, b, 1e-5)
+                        assert_all_bits_equal(layer.unroll(x, *states, **given), outputs)
+            assert_all_bits_equal(results[0][0], results[1][0])
+            assert_all_close(results[0][1], results[1][1], relative=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS_WITH_BATCH)
@@ -139,11 +144,9 @@ def test_connected_neurons_and_each_sample_alone(name: str, kind: str, backend: 
         made = [padded(own, n, len(x), like_last=False), *(padded(r, n, len(x), like_last=True) for r in records)]
         joined.append([*made, *last])
     wanted = [torch.cat(t, 1 if i < 1 + len(states) else 0) for i, t in enumerate(zip(*joined, strict=True))]
-    for a, b in zip(found, wanted, strict=True):
-        assert_close(a, b, 1e-12)
+    assert_all_close(found, wanted, relative=1e-12)
     gradients = grads(found, asking)
-    for a, b in zip(gradients, grads(wanted, asking), strict=True):
-        assert_close(a, b, 1e-10)
+    assert_all_close(gradients, grads(wanted, asking), relative=1e-10)
     for b, n in enumerate(lengths.tolist()):
         assert not gradients[0][n:, b].any()
 
@@ -173,10 +176,8 @@ def test_connected_neurons_step_by_step(name: str, options: dict[str, Any], back
         for own, n in zip(alone, lengths.tolist(), strict=True)
     ]
     wanted = [torch.cat(t, 1) for t in zip(*joined, strict=True)]
-    for a, b in zip(found, wanted, strict=True):
-        assert_close(a, b, 1e-12)
-    for a, b in zip(grads(found, asking), grads(wanted, asking), strict=True):
-        assert_close(a, b, 1e-10)
+    assert_all_close(found, wanted, relative=1e-12)
+    assert_all_close(grads(found, asking), grads(wanted, asking), relative=1e-10)
 
 
 def test_connected_neurons_without_a_batch(backend: str) -> None:
@@ -214,11 +215,9 @@ def test_a_sequence(num_steps: int | None, backend: str) -> None:
             for a, c in zip(*((s if isinstance(s, tuple) else (s,)) for s in (state, one)), strict=True):
                 assert_close(a[b : b + 1], c, 1e-12)
     wanted = [torch.cat(t, 1) for t in zip(*joined, strict=True)]
-    for a, c in zip(found, wanted, strict=True):
-        assert_close(a, c, 1e-12)
+    assert_all_close(found, wanted, relative=1e-12)
     asking = [x, *net.parameters()]
-    for a, c in zip(grads(found, asking), grads(wanted, asking), strict=True):
-        assert_close(a, c, 1e-10)
+    assert_all_close(grads(found, asking), grads(wanted, asking), relative=1e-10)
     count, last_mem = net(x, num_steps, lengths=LENGTHS, reduce="sum", record_mem=False)
     assert_close(count, spk.sum(0), 1e-12)
     assert_close(last_mem, mem[-1], 1e-12)
@@ -233,8 +232,7 @@ def test_parts_of_a_sequence(backend: str) -> None:
         *out, states = net(part, states=states, return_states=True, lengths=(LENGTHS - done).clamp(0, len(part)))
         parts.append(out)
         done += len(part)
-    for found, wanted in zip(map(torch.cat, zip(*parts, strict=True)), (spk, mem), strict=True):
-        assert_close(found, wanted, 1e-12)
+    assert_all_close(map(torch.cat, zip(*parts, strict=True)), (spk, mem), relative=1e-12)
 
 
 class Own(nn.Module):

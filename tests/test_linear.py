@@ -17,6 +17,7 @@ from helpers import (
     SURROGATES,
     Bump,
     Case,
+    assert_all_close,
     assert_bits_equal,
     assert_close,
     expected,
@@ -94,8 +95,7 @@ def test_currents_in_any_layout() -> None:
         given = layout.detach().requires_grad_()
         found, wanted = (f({**tensors, "current": given}, case)["spk"] for f in (fused, expected))
         assert_close(found, wanted, 1e-6)
-        for a, b in zip(*(torch.autograd.grad(t.square().sum(), [given]) for t in (found, wanted)), strict=True):
-            assert_close(a, b, 1e-5)
+        assert_all_close(*(torch.autograd.grad(t.square().sum(), [given]) for t in (found, wanted)), relative=1e-5)
 
 
 def test_the_sum_of_the_spikes_is_what_the_linear_layer_is_given_with_reduce() -> None:
@@ -111,8 +111,7 @@ def test_rounded_membranes_are_saved_beside_the_bits() -> None:
         with snnfast.use_events(events):
             out = fused(tensors, case)["spk"]
         found.append(torch.autograd.grad(out.square().sum(), [tensors["current"], tensors["weight"]]))  # type: ignore[list-item]
-    for a, b in zip(*found, strict=True):
-        assert_close(a, b, 1e-5)
+    assert_all_close(*found, relative=1e-5)
 
 
 # ---- memory

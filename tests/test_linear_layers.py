@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import assert_bits_equal, assert_close
+from helpers import assert_all_bits_equal, assert_all_close, assert_bits_equal, assert_close
 from linear_checks import by_events, counting
 from loop_nets import Net, currents
 from multistep_checks import NEURONS, eighths, exact, make
@@ -257,8 +257,7 @@ def test_a_compiled_loop_with_states() -> None:
         fc.to(dtype)
         compiled = torch.compile(loop, backend="snnfast")
         x, mem = eighths(5, 4, 12).to(dtype), torch.zeros(4, 12)
-        for a, b in zip(compiled(x, mem), loop(x, mem), strict=True):
-            assert_bits_equal(a, b)
+        assert_all_bits_equal(compiled(x, mem), loop(x, mem))
 
 
 @pytest.mark.parametrize(
@@ -328,5 +327,4 @@ def test_the_second_derivative_of_a_weight() -> None:
 
     found = gradients()
     with snnfast.use_events(False):
-        for a, b in zip(found, gradients(), strict=True):
-            assert_close(a, b, 1e-12)
+        assert_all_close(found, gradients(), relative=1e-12)

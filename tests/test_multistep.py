@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from helpers import assert_bits_equal, assert_close
+from helpers import assert_all_bits_equal, assert_all_close, assert_bits_equal, assert_close
 from multistep_checks import NEURONS, eighths, exact, loop, make
 from torch import nn
 
@@ -29,10 +29,8 @@ def test_the_loop_over_time(neuron: type[SpikingLayer], num_steps: int | None, b
     for spk, *states in outputs:
         total = spk.square().sum() + sum(state.sum() for state in states)
         gradients.append(torch.autograd.grad(total, [x, *parameters]))
-    for a, b in zip(*outputs, strict=True):
-        assert_bits_equal(a, b)
-    for a, b in zip(*gradients, strict=True):
-        assert_close(a, b, 1e-5)
+    assert_all_bits_equal(*outputs)
+    assert_all_close(*gradients, relative=1e-5)
     spk, *states = net(x, num_steps, record_mem=False)
     assert_bits_equal(spk, outputs[1][0])
     for a, b in zip(states, outputs[1][1:], strict=True):

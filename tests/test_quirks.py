@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import snntorch
 import torch
-from helpers import FLOATS, HALVES, RESETS, assert_bits_equal, assert_close
+from helpers import FLOATS, HALVES, RESETS, assert_all_bits_equal, assert_bits_equal, assert_close
 from snntorch.functional import loss
 from snntorch_checks import (
     BOTH,
@@ -142,8 +142,7 @@ def test_parameters_of_every_kind(name: str, library: Any, kind: str) -> None:
             for step in torch.rand(4, 2, 3, dtype=dtype) * 2:
                 (spk, *states), (spk_expected, *expected) = ours(step, *states), theirs(step, *expected)
                 assert_bits_equal(spk.float(), spk_expected.float())  # theirs are float32 where they can be
-                for state, wanted in zip(states, expected, strict=True):
-                    assert_bits_equal(state, wanted)
+                assert_all_bits_equal(states, expected)
 
 
 @NEURONS

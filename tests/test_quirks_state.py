@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import snntorch
 import torch
-from helpers import SURROGATES, assert_bits_equal, assert_close
+from helpers import SURROGATES, assert_all_bits_equal, assert_bits_equal, assert_close
 from snntorch import utils
 from snntorch_checks import BOTH, EVERY, NEURONS, NOT_LAPICQUE, OURS, STATES, held, make, over_time, own_list_of_neurons  # noqa: F401
 from torch import Tensor, nn
@@ -129,8 +129,7 @@ def test_copies_pickles_and_files(name: str, library: Any) -> None:
     with torch.no_grad():
         expected = lif.unroll(x)
         for other in copies:
-            for a, b in zip(other.unroll(x), expected, strict=True):
-                assert_bits_equal(a, b)
+            assert_all_bits_equal(other.unroll(x), expected)
             other.beta.zero_()
     assert lif.beta.any()
     cls.reset_hidden()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import snntorch
 import torch
-from helpers import Bump, Case, assert_bits_equal, assert_close
+from helpers import Bump, Case, assert_all_bits_equal, assert_all_close, assert_bits_equal, assert_close
 from ops import forward_arguments, ordered, permuted
 from snntorch_checks import CONNECTED, RECURRENT, connected, current_of, loop, own_list_of_neurons, trained  # noqa: F401
 from torch import nn
@@ -44,10 +44,8 @@ def test_numbers(kind: str, name: str) -> None:
             results.append((outputs, trained(layer, outputs, leaves)))
         assert 0.02 < results[0][0][0].mean() < 0.98
         for outputs, grads in results[1:]:
-            for a, b in zip(outputs, results[0][0], strict=True):
-                assert_bits_equal(a, b)
-            for a, b in zip(grads, results[0][1], strict=True):
-                assert_close(a, b, 2e-5 if dtype == torch.float32 else 1e-11)
+            assert_all_bits_equal(outputs, results[0][0])
+            assert_all_close(grads, results[0][1], relative=2e-5 if dtype == torch.float32 else 1e-11)
 
 
 @CONNECTED
@@ -58,10 +56,8 @@ def test_numbers_of_the_cuda_sources(kind: str, device: torch.device) -> None:
     with snnfast.use_backend("reference"):
         other = x.clone().requires_grad_()
         expected = layer.unroll(other)
-    for a, b in zip(found, expected, strict=True):
-        assert_bits_equal(a, b)
-    for a, b in zip(trained(layer, found, [leaf]), trained(layer, expected, [other]), strict=True):
-        assert_close(a, b, 1e-5)
+    assert_all_bits_equal(found, expected)
+    assert_all_close(trained(layer, found, [leaf]), trained(layer, expected, [other]), relative=1e-5)
 
 
 @RECURRENT
@@ -92,8 +88,7 @@ def test_gradients_of_a_count_and_a_constant_current(name: str) -> None:
             record = loop(layer, leaf.expand(19, *leaf.shape))
             spk, *states = record[0].sum(0), *(r[-1] for r in record[1:])
         results.append(trained(layer, (spk, *states), [leaf]))
-    for a, b in zip(*results, strict=True):
-        assert_close(a, b, 1e-5)
+    assert_all_close(*results, relative=1e-5)
 
 
 def test_no_steps_and_meta_tensors() -> None:
@@ -119,8 +114,7 @@ def test_half_precision(dtype: torch.dtype) -> None:
     spk, mem = layer.unroll(x.requires_grad_())
     with snnfast.use_backend("reference"):
         expected = layer.unroll(x)
-    for a, b in zip((spk, mem), expected, strict=True):
-        assert_bits_equal(a, b)
+    assert_all_bits_equal((spk, mem), expected)
     spk.sum().backward()
     assert x.grad is not None
     assert x.grad.dtype == layer.recurrent.weight.grad.dtype == dtype
@@ -156,10 +150,8 @@ def test_what_runs_step_by_step(options: dict[str, Any]) -> None:
         (ours, ours.unroll(leaves[1]), leaves[1]),
     ):
         results.append((outputs, trained(layer, outputs, [leaf])))
-    for a, b in zip(results[1][0], results[0][0], strict=True):
-        assert_bits_equal(a, b)
-    for a, b in zip(results[1][1], results[0][1], strict=True):
-        assert_close(a, b, 1e-5)
+    assert_all_bits_equal(results[1][0], results[0][0])
+    assert_all_close(results[1][1], results[0][1], relative=1e-5)
 
 
 @pytest.mark.needs_extension
@@ -176,8 +168,7 @@ def test_what_makes_a_neuron_wait_for_others_says_so() -> None:
             found = call()
         with warnings.catch_warnings(), snnfast.use_backend("reference"):
             warnings.simplefilter("error")
-            for a, b in zip(found, call(), strict=True):
-                assert_bits_equal(a, b)
+            assert_all_bits_equal(found, call())
 
 
 @CONNECTED
@@ -190,8 +181,7 @@ def test_orders_in_memory(kind: str, backend: str) -> None:
         for given in (over_time, x):
             states = [permuted(t) for t in start]
             for found in (layer.unroll(given, *states), loop(layer, given, *states)):
-                for a, b in zip(found, expected, strict=True):
-                    assert_bits_equal(a, b)
+                assert_all_bits_equal(found, expected)
 
 
 def test_connections_by_any_module() -> None:
@@ -199,16 +189,14 @@ def test_connections_by_any_module() -> None:
     expected = layer.unroll(x)
     calls: list[Any] = []
     layer.recurrent.register_forward_hook(lambda *given: calls.append(given))
-    for a, b in zip(layer.unroll(x), expected, strict=True):
-        assert_bits_equal(a, b)
+    assert_all_bits_equal(layer.unroll(x), expected)
     assert len(calls) == 19
     plain = connected(snnfast, "RLeaky", "linear")
     with nn.modules.module.register_module_forward_hook(lambda *given: calls.append(given)):
         plain.unroll(x)
     assert [module for module, *_ in calls[19:]] == [plain.recurrent] * 19
     layer.recurrent = nn.Sequential(nn.Linear(16, 4), nn.Tanh(), nn.Linear(4, 16))
-    for a, b in zip(layer.unroll(x), loop(layer, x), strict=True):
-        assert_bits_equal(a, b)
+    assert_all_bits_equal(layer.unroll(x), loop(layer, x))
 
 
 @pytest.mark.parametrize("of", ["parameter", "state"])
@@ -219,10 +207,8 @@ def test_float64_beside_a_float32_current(of: str, backend: str) -> None:
         layer.beta = torch.linspace(0.5, 1, 16, dtype=torch.float64)
     expected, found = loop(layer, x, *start), layer.unroll(x, *start)
     assert [t.dtype for t in found] == [torch.float32, torch.float64]
-    for a, b in zip(found, expected, strict=True):
-        assert_bits_equal(a, b)
-    for a, b in zip(trained(layer, found, [x]), trained(layer, expected, [x]), strict=True):
-        assert_close(a, b, 1e-5)
+    assert_all_bits_equal(found, expected)
+    assert_all_close(trained(layer, found, [x]), trained(layer, expected, [x]), relative=1e-5)
     assert [t.dtype for t in layer.unroll(x[:0], *start)] == [torch.float32, torch.float64]
 
 
@@ -230,8 +216,7 @@ def test_a_convolution_may_name_its_padding() -> None:
     layer, x = snnfast.RLeaky(0.9, conv2d_channels=2, kernel_size=1), current_of("conv").requires_grad_()
     by_number = trained(layer, layer.unroll(x), [x])
     layer.recurrent.padding = "valid"
-    for a, b in zip(trained(layer, layer.unroll(x), [x]), by_number, strict=True):
-        assert_close(a, b, 1e-5)
+    assert_all_close(trained(layer, layer.unroll(x), [x]), by_number, relative=1e-5)
 
 
 def test_a_second_derivative() -> None:
@@ -349,8 +334,7 @@ def test_an_immediate_reset_of_rsynaptic() -> None:
         base = twin.beta * mem + syn - reset
         spk = (base > 1).float()
         now = [spk, syn, base - (spk - reset)]
-        for a, b in zip(found, now, strict=True):
-            assert_bits_equal(a, b)
+        assert_all_bits_equal(found, now)
 
 
 @pytest.mark.parametrize("kind", ["linear", None])
@@ -384,8 +368,7 @@ def test_checkpoints_and_copies_of_connections(name: str) -> None:
     assert copy.deepcopy(own).recurrent.V is not own.V
     expected = loop(layers[0], x)
     for layer in (layers[1], pickle.loads(pickle.dumps(layers[2]))):
-        for a, b in zip(layer.unroll(x), expected, strict=True):
-            assert_bits_equal(a, b)
+        assert_all_bits_equal(layer.unroll(x), expected)
 
 
 # ---- the ops of a loop
@@ -423,8 +406,7 @@ def test_no_step_writes_to_what_is_no_output_of_it() -> None:
     expected = ops.RLEAKY.forward(*arguments)
     out = [torch.empty_like(t) for t in expected]
     ops.RLEAKY.forward_into(*arguments, out)
-    for a, b in zip(out, expected, strict=True):
-        assert_bits_equal(a, b)
+    assert_all_bits_equal(out, expected)
     for wrong in (
         [torch.empty(3, 9), out[1]],
         [out[0].double(), out[1]],

@@ -9,7 +9,7 @@ import pytest
 import snntorch
 import torch
 from fresh import fresh
-from helpers import assert_bits_equal, assert_close
+from helpers import assert_all_bits_equal, assert_close
 from snntorch_checks import EVERY, make
 from torch import Tensor, nn
 from torch.autograd import forward_ad
@@ -63,8 +63,7 @@ def test_vmap_without_a_derivative(name: str, backend: str) -> None:
         warnings.simplefilter("error")  # PyTorch would say that it goes sample by sample
         found = torch.func.vmap(lif.unroll, in_dims=1, out_dims=1)(x)
         expected = lif.unroll(x)
-    for a, b in zip(found, expected, strict=True):
-        assert_bits_equal(a, b)
+    assert_all_bits_equal(found, expected)
 
 
 NO_TRANSFORM = r"no derivative under a transform of torch\.func .*use_backend\('reference'\)"
@@ -121,8 +120,7 @@ def test_an_ensemble_in_grad_mode(
 @pytest.mark.filterwarnings("ignore:snnfast. a layer runs step by step")
 def test_a_callable_under_a_transform() -> None:
     lif, x = snnfast.Leaky(0.9, spike_grad=lambda z: surrogate.atan()(z)), torch.rand(4, 3, 6) * 2
-    for a, b in zip(torch.func.vmap(lif.unroll, in_dims=1, out_dims=1)(x), lif.unroll(x), strict=True):
-        assert_bits_equal(a, b)
+    assert_all_bits_equal(torch.func.vmap(lif.unroll, in_dims=1, out_dims=1)(x), lif.unroll(x))
     leaf = x.clone().requires_grad_()
     loss(lif)(leaf).backward()
     assert_close(torch.func.vmap(torch.func.grad(loss(lif)), in_dims=1, out_dims=1)(x), leaf.grad, 1e-6)
@@ -201,8 +199,7 @@ def test_a_trace_of_the_reference(name: str, tmp_path: Path) -> None:
     model, args = programs()[name]
     with torch.no_grad(), snnfast.use_backend("reference"):
         traced = torch.jit.trace(model, args)
-        for a, b in zip(traced(*args), model(*args), strict=True):
-            assert_bits_equal(a, b)
+        assert_all_bits_equal(traced(*args), model(*args))
         with pytest.raises(RuntimeError, match="Could not export Python function call"):
             torch.jit.save(traced, tmp_path / "program")
 

@@ -18,6 +18,7 @@ from helpers import (
     SURROGATES,
     Case,
     Tensors,
+    assert_all_bits_equal,
     assert_bits_equal,
     assert_close,
     emulated_if_thorough,
@@ -160,8 +161,7 @@ def test_the_reference_ignores_it() -> None:
         x = current.clone().requires_grad_()
         spk, mem = reference.lif(x, beta=0.9, **options)
         results.append((spk, mem, *torch.autograd.grad(spk.sum() + mem.sum(), [x])))
-    for a, b in zip(*results, strict=True):
-        assert_bits_equal(a, b)
+    assert_all_bits_equal(*results)
 
 
 @emulated_if_thorough

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import snntorch
 import torch
-from helpers import assert_bits_equal
+from helpers import assert_all_bits_equal
 from snntorch import surrogate
 from snntorch_checks import DECAYS, LEARNED, OTHER_DECAYS, STATES, make, own_list_of_neurons  # noqa: F401
 from torch import Tensor, nn
@@ -164,8 +164,7 @@ def test_spikes_and_states_stay_the_same_bit_for_bit_and_gradients_up_to_roundin
             objective([(spk.to(rest[-1].dtype), *rest) for spk, *rest in made]).backward()
             forward.append([t.detach() for found in made for t in found])
             backward.append([x.grad, *(p.grad for p in layer.parameters())])
-        for a, b in zip(*forward, strict=True):
-            assert_bits_equal(a, b)
+        assert_all_bits_equal(*forward)
         for a, b in zip(*backward, strict=True):
             torch.testing.assert_close(a, b, rtol=near, atol=near)
 
