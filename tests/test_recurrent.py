@@ -419,10 +419,10 @@ def test_rows_are_like_a_tensor_of_one_step() -> None:
 @pytest.mark.needs_extension
 def test_no_step_writes_to_what_is_no_output_of_it() -> None:
     given = forward_arguments(Case("rleaky", "step", 1), torch.device("cpu"))
-    arguments = ordered(ops.RLEAKY.forward, given)
-    expected = ops.RLEAKY.forward(*arguments)
+    arguments = ordered(ops.NEURONS["rleaky"].forward, given)
+    expected = ops.NEURONS["rleaky"].forward(*arguments)
     out = [torch.empty_like(t) for t in expected]
-    ops.RLEAKY.forward_into(*arguments, out)
+    ops.NEURONS["rleaky"].forward_into(*arguments, out)
     for a, b in zip(out, expected, strict=True):
         assert_bits_equal(a, b)
     for wrong in (
@@ -432,4 +432,4 @@ def test_no_step_writes_to_what_is_no_output_of_it() -> None:
         out[:1],
     ):
         with pytest.raises(RuntimeError, match="out: "):
-            ops.RLEAKY.forward_into(*arguments, wrong)
+            ops.NEURONS["rleaky"].forward_into(*arguments, wrong)
