@@ -41,7 +41,7 @@ constexpr int kRows = Neuron::kStates + (Neuron::kAdjointReadsX ? 1 : 0);
 
 // The recomputed steps of one neuron are in registers; those of several are in shared memory, a column for each thread.
 template <typename Neuron, typename S, int V>
-constexpr int kBytes = V == 1 ? 0 : kChunk * kRows<Neuron> * V * static_cast<int>(sizeof(typename Acc<S>::type));
+constexpr int kBytes = V == 1 ? 0 : kChunk * kRows<Neuron> * V * static_cast<int>(sizeof(Opmath<S>));
 
 template <typename Neuron, typename A, int V>
 struct Kept {
@@ -101,7 +101,7 @@ struct Trajectory<Neuron, A, 1, kOf> {
 
 template <typename Neuron, typename S, int V, Reset kReset, int kOf>
 struct PlainBackward {
-  using A = typename Acc<S>::type;
+  using A = Opmath<S>;
   using Batch = Raw<S, V>[kBatch<V>];
   static constexpr int kStates = Neuron::kStates, kMem = kStates - 1, kParameters = Neuron::kParameters;
   static constexpr int kThreshold = Problem<Neuron>::kThreshold;

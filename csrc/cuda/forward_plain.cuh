@@ -31,7 +31,7 @@ constexpr int kLeastBlocks = [] {
 
 template <typename Neuron, typename S, int V, Reset kReset, bool kRecord>
 struct PlainForward {
-  using A = typename Acc<S>::type;
+  using A = Opmath<S>;
   static constexpr int kSteps = kBatch<V>;
   using Batch = Raw<S, V>[kSteps];
   static constexpr int kStates = Neuron::kStates;
@@ -100,7 +100,7 @@ struct PlainForward {
 template <typename Neuron, typename S, int V, Reset kReset, bool kRecord>
 __global__ void __launch_bounds__(kThreads<V>, kLeastBlocks<Neuron, S, V>)
     forward_plain_kernel(const Forward<Neuron> p, const bool streaming) {
-  using A = typename Acc<S>::type;
+  using A = Opmath<S>;
   constexpr int kSteps = kBatch<V>;
   const int64_t first = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * V;
   if (first >= p.N) return;

@@ -10,6 +10,7 @@
 #include "../cpu/isa.h"
 #include "../cpu/memory/memory_limit.h"
 #include "../cpu/memory/pool.h"
+#include "../cpu/unroll/dispatch.h"
 #include "../cuda/device.h"
 #include "problem.h"
 

@@ -46,9 +46,7 @@ def _kernels() -> list[Source]:
 def _sources_of_ops() -> list[Source]:
     """The sources of the ops, one for each neuron."""
     path = ROOT / "csrc/op/neuron_ops.cpp"
-    return [
-        Source(path, f"neuron_ops_{name}", shlex.split(" ".join(setup.of_neuron(name)))) for name in setup.NEURONS
-    ]
+    return [Source(path, f"neuron_ops_{name}", shlex.split(" ".join(setup.of_neuron(name)))) for name in setup.NEURONS]
 
 
 def _driver() -> Source:
