@@ -86,26 +86,18 @@ namespace snnfast::cpu::SNN_ISA {
 namespace {
 
 // a * b + c, rounded once if the instruction set can. Nothing that decides a spike may call it.
-#if defined(__AVX512F__)
-SNN_HD Vec<float> multiply_add(Vec<float> a, Vec<float> b, Vec<float> c) {
-  return Vec<float>(static_cast<Vec<float>::Value>(_mm512_fmadd_ps(a.r, b.r, c.r)));
-}
-SNN_HD Vec<double> multiply_add(Vec<double> a, Vec<double> b, Vec<double> c) {
-  return Vec<double>(static_cast<Vec<double>::Value>(_mm512_fmadd_pd(a.r, b.r, c.r)));
-}
-#elif defined(__FMA__)
-SNN_HD Vec<float> multiply_add(Vec<float> a, Vec<float> b, Vec<float> c) {
-  return Vec<float>(static_cast<Vec<float>::Value>(_mm256_fmadd_ps(a.r, b.r, c.r)));
-}
-SNN_HD Vec<double> multiply_add(Vec<double> a, Vec<double> b, Vec<double> c) {
-  return Vec<double>(static_cast<Vec<double>::Value>(_mm256_fmadd_pd(a.r, b.r, c.r)));
-}
-#else
 template <typename A>
 SNN_HD Vec<A> multiply_add(Vec<A> a, Vec<A> b, Vec<A> c) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(A) == 4) return Vec<A>(typename Vec<A>::Value(_mm512_fmadd_ps(a.r, b.r, c.r)));
+  if constexpr (sizeof(A) == 8) return Vec<A>(typename Vec<A>::Value(_mm512_fmadd_pd(a.r, b.r, c.r)));
+#elif defined(__FMA__)
+  if constexpr (sizeof(A) == 4) return Vec<A>(typename Vec<A>::Value(_mm256_fmadd_ps(a.r, b.r, c.r)));
+  if constexpr (sizeof(A) == 8) return Vec<A>(typename Vec<A>::Value(_mm256_fmadd_pd(a.r, b.r, c.r)));
+#else
   return a * b + c;
-}
 #endif
+}
 
 // A non-temporal store does not read the cache line first. `to` must be aligned to a register.
 #if defined(__AVX512F__)

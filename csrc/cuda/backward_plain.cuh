@@ -13,7 +13,7 @@ bool takes(const Backward<Neuron>& p) {
     return false;
   // With a negative slope the denominator may be 0, which the approximate quotient is not for.
   const bool fast_sigmoid = p.surrogate == SurrogateKind::kFastSigmoid && p.coefficients.a >= 0;
-  return (p.surrogate == SurrogateKind::kATan || fast_sigmoid) && none_of(p.grad_record) && !p.sums_parameters();
+  return (p.surrogate == SurrogateKind::kATan || fast_sigmoid) && given(p.grad_record) == 0 && !p.sums_parameters();
 }
 
 // Calls f with the problem as a kernel takes it, an element, and the reset as a type, of a call for which
@@ -23,7 +23,7 @@ int visit(Backward<Neuron> p, F&& f) {
   p.rational = Rational::of(p.surrogate, p.coefficients);
   // The kernel computes an address from it before it knows that the first chunk has no checkpoint.
   if (p.rows == nullptr) p.rows = p.x;
-  return visit_element(p.dtype, [&](auto element) {
+  return visit_element<false>(p.dtype, [&](auto element) {
     return p.rules.reset == Reset::kZero ? f(p, element, std::integral_constant<Reset, Reset::kZero>{})
                                          : f(p, element, std::integral_constant<Reset, Reset::kSubtract>{});
   });

@@ -1,4 +1,5 @@
-// How an op reaches the kernels of a device. The test emulator builds the CUDA sources for tensors on the CPU.
+// The backends by which an op reaches the kernels of a device. The test emulator builds the CUDA sources for tensors on
+// the CPU.
 #pragma once
 
 #include <stdexcept>
@@ -27,14 +28,14 @@
 #endif
 
 #if !defined(USE_CUDA)
-// The one symbol that a CPU build of torch lacks: weak, and looked at before it is called.
+// A CPU build of torch lacks this one symbol. So it is weak, and checked before it is called.
 extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** stream);
 #endif
 
 namespace snnfast {
 
-// By torch's C function: torch::stable::new_empty goes through the dispatcher by name, which takes as long as a kernel
-// of a small step.
+// torch's C function makes the tensor: torch::stable::new_empty would look the operator up by name, which takes as long
+// as a kernel of a small step.
 inline torch::stable::Tensor empty_strided(const torch::stable::Tensor& like, const Shape& shape, const Shape& strides,
                                            torch::headeronly::ScalarType dtype) {
   using torch::headeronly::ScalarType;
@@ -53,14 +54,14 @@ inline torch::stable::Tensor empty_strided(const torch::stable::Tensor& like, co
 
 #if !defined(SNN_EMULATED)
 struct CpuBackend {
-  // Whether the kernels sum the gradient of a parameter that is one number over the neurons.
+  // Whether the kernels sum the gradient of a parameter that is one number over all neurons.
   static constexpr bool kSumsParameters = false;
 
   static void check_device(const torch::stable::Tensor& t) {
     STD_TORCH_CHECK(t.is_cpu(), "expected tensors on the CPU");
   }
 
-  // An uninitialised tensor on the device of `like`, dense in some order of its dimensions.
+  // Returns an uninitialised tensor on the device of `like`, dense in some order of its dimensions.
   static torch::stable::Tensor empty(const torch::stable::Tensor& like, const Shape& shape, const Shape& strides,
                                      torch::headeronly::ScalarType dtype) {
     using torch::headeronly::ScalarType;
@@ -101,7 +102,7 @@ struct CudaBackend {
   static constexpr bool kSumsParameters = true;
 
 #if defined(SNN_EMULATED)
-  // The first thing that an op does: what an earlier one that failed has left is no output of this one.
+  // An op calls this first, so that outputs which an earlier op left when it failed are forgotten.
   static void check_device(const torch::stable::Tensor& t) {
     emulator::outputs.clear();
     STD_TORCH_CHECK(t.is_cpu(), "expected tensors on the CPU");
