@@ -2,7 +2,6 @@
 // the CPU.
 #pragma once
 
-#include <stdexcept>
 #include <string>
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -68,14 +67,14 @@ struct CpuBackend {
     size_t bytes = dtype == ScalarType::Double ? 8 : dtype == ScalarType::Float ? 4 : dtype == ScalarType::Byte ? 1 : 2;
     for (const int64_t size : shape) bytes *= static_cast<size_t>(size);
     if (bytes < cpu::pool::kLeast) return empty_strided(like, shape, strides, dtype);
-    void* buffer = take(bytes, shape);
-    try {
-      return torch::stable::from_blob(buffer, {shape.data(), shape.size()}, {strides.data(), strides.size()},
-                                      like.device(), dtype, &cpu::pool::give_back);
-    } catch (...) {
-      cpu::pool::give_back(buffer);
-      throw;
-    }
+    cpu::pool::Buffer buffer = cpu::pool::take(bytes);
+    STD_TORCH_CHECK(buffer != nullptr, "snnfast: could not allocate ", bytes, " bytes for an output of shape ",
+                    shape.text());
+    torch::stable::Tensor t =
+        torch::stable::from_blob(buffer.get(), {shape.data(), shape.size()}, {strides.data(), strides.size()},
+                                 like.device(), dtype, &cpu::pool::give_back);
+    (void)buffer.release();  // the tensor owns it now
+    return t;
   }
 
   template <typename Neuron>
@@ -85,15 +84,6 @@ struct CpuBackend {
   template <typename Neuron>
   static void run(const Backward<Neuron>& problem, const torch::stable::Tensor&) {
     cpu::backward(problem);
-  }
-
- private:
-  static void* take(size_t bytes, const Shape& shape) try {
-    return cpu::pool::take(bytes);
-  } catch (const cpu::pool::OutOfMemory& error) {
-    std::string message = std::string(error.what()) + " for an output of shape [";
-    for (size_t d = 0; d < shape.size(); ++d) message += (d > 0 ? ", " : "") + std::to_string(shape[d]);
-    throw std::runtime_error(message + "]");
   }
 };
 #endif

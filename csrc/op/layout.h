@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <limits>
+#include <string>
 #include <utility>
 
 #include <torch/csrc/stable/tensor.h>
@@ -42,6 +43,12 @@ class Shape {
     Shape shape;
     for (size_t d = first; d < size_; ++d) shape.push_back(at_[d]);
     return shape;
+  }
+
+  std::string text() const {
+    std::string list;
+    for (const int64_t value : *this) list += (list.empty() ? "" : ", ") + std::to_string(value);
+    return "[" + list + "]";
   }
 
   size_t size() const { return size_; }

@@ -30,12 +30,12 @@ constexpr size_t kMemoryShare = 4;            // at most this part of the memory
 constexpr size_t kRoomShare = 8;  // at most this part of the room under a limit of address space: torch also allocates
                                   // from it, and cannot ask the pool to give memory back
 
-struct Buffer {
+struct Block {
   void* data;
   size_t bytes;
 };
 
-using Idle = std::list<Buffer>;
+using Idle = std::list<Block>;
 
 // Tracks the peak: the most bytes that were recently in use at once. A window of time ends when sixteen times its peak
 // has been taken, and the window before it counts as well. So memory that is freed too early causes page faults at most
@@ -82,7 +82,7 @@ struct Pool {
     return std::min({most, demanded, room == unlimited ? room : (room + idle_bytes) / kRoomShare});
   }
 
-  void add(Buffer buffer) {
+  void add(Block buffer) {
     demand.give_back(buffer.bytes);
     const size_t most_now = allowed();
     if (buffer.bytes > most_now) return release(buffer);  // trim() would release all others first
@@ -92,13 +92,13 @@ struct Pool {
     trim(most_now);
   }
 
-  void release(const Buffer& buffer) {
+  void release(const Block& buffer) {
     sizes.erase(buffer.data);
     std::free(buffer.data);
   }
 
-  Buffer remove(Idle::iterator place) {
-    const Buffer buffer = *place;
+  Block remove(Idle::iterator place) {
+    const Block buffer = *place;
     idle_bytes -= buffer.bytes;
     idle.erase(place);
     return buffer;
@@ -119,7 +119,7 @@ struct Pool {
     place = std::prev(sorted.upper_bound(place->first));
     const Idle::iterator found = place->second;
     sorted.erase(place);
-    const Buffer buffer = remove(found);
+    const Block buffer = remove(found);
     demand.take(buffer.bytes);
     return buffer.data;
   }
@@ -150,29 +150,27 @@ void trim_to(size_t bytes) {
 
 }  // namespace
 
-OutOfMemory::OutOfMemory(size_t bytes) : message_("snnfast: could not allocate " + std::to_string(bytes) + " bytes") {}
-
-void* take(size_t bytes) {
+Buffer take(size_t bytes) {
   const size_t unit = bytes < kPage ? kSmallUnit : kPage;
   const size_t rounded = (bytes + unit - 1) / unit * unit;
   Pool& pool = the_pool();
   {
     const std::lock_guard lock(pool.mutex);
-    if (void* const data = pool.reuse(rounded)) return data;
+    if (void* const data = pool.reuse(rounded)) return Buffer(static_cast<char*>(data));
   }
   void* data = std::aligned_alloc(unit, rounded);
   if (data == nullptr) {  // idle buffers may be the memory that is missing
     clear();
     data = std::aligned_alloc(unit, rounded);
   }
-  if (data == nullptr) throw OutOfMemory(bytes);
+  if (data == nullptr) return nullptr;
   // Advice: where huge pages are switched off, nothing is lost.
   if (unit == kPage) madvise(data, rounded, MADV_HUGEPAGE);
   const std::lock_guard lock(pool.mutex);
   pool.sizes[data] = rounded;
   pool.demand.take(rounded);
   pool.trim(pool.allowed());  // before the pages of the new buffer are written to, and so become memory
-  return data;
+  return Buffer(static_cast<char*>(data));
 }
 
 void give_back(void* buffer) {

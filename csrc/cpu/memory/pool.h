@@ -6,27 +6,23 @@
 #pragma once
 
 #include <cstddef>
-#include <new>
+#include <memory>
 #include <optional>
-#include <string>
 
 namespace snnfast::cpu::pool {
 
 // Outputs of at least so many bytes come from the pool. The C library recycles smaller ones by itself.
 inline constexpr size_t kLeast = size_t{128} << 10;
 
-class OutOfMemory : public std::bad_alloc {
- public:
-  explicit OutOfMemory(size_t bytes);
-  const char* what() const noexcept override { return message_.c_str(); }
-
- private:
-  std::string message_;
-};
-
-void* take(size_t bytes);  // returns memory that is aligned to at least 64 bytes; throws OutOfMemory
 void give_back(void* buffer);
-void clear();  // returns all idle memory to the system
+
+struct GiveBack {
+  void operator()(void* buffer) const { give_back(buffer); }
+};
+using Buffer = std::unique_ptr<char[], GiveBack>;
+
+Buffer take(size_t bytes);  // aligned to at least 64 bytes; nullptr if memory is short
+void clear();               // returns all idle memory to the system
 
 size_t idle_bytes();
 std::optional<size_t> idle_limit();

@@ -20,6 +20,7 @@ using cpu::Isa;
 using cpu::Packed;
 using cpu::SpikeBits;
 using cpu::Tiles;
+using cpu::pool::Buffer;
 
 const EventKernels& kernels() { SNN_RETURN_OF_CURRENT_ISA(event_kernels()) }
 
@@ -58,19 +59,12 @@ struct Product {
   MaybeTensor height_of_each_;
 };
 
-// Memory of the pool for the time of a call.
-class Scratch {
- public:
-  explicit Scratch(int64_t bytes) : data_(cpu::pool::take(static_cast<size_t>(bytes))) {}
-  ~Scratch() { cpu::pool::give_back(data_); }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-
-  char* get() const { return static_cast<char*>(data_); }
-
- private:
-  void* data_;
-};
+// Takes memory of the pool for the time of a call.
+Buffer scratch(int64_t bytes) {
+  Buffer buffer = cpu::pool::take(static_cast<size_t>(bytes));
+  STD_TORCH_CHECK(buffer != nullptr, "snnfast: could not allocate ", bytes, " bytes");
+  return buffer;
+}
 
 // Neuron-steps below which another thread costs more than it saves.
 constexpr int64_t kGrain = 65536;
@@ -114,7 +108,7 @@ int64_t dense_block(const Product& p) {
 template <typename F>
 void each_dense_block(const Product& p, int64_t block, F&& f) {
   const int64_t row = p.spikes.N * element_size(p.dtype);
-  const Scratch numbers(std::min(block, p.rows()) * row);
+  const Buffer numbers = scratch(std::min(block, p.rows()) * row);
   for (int64_t first = 0; first < p.rows(); first += block) {
     const int64_t last = std::min(first + block, p.rows());
     in_parallel(first, last, kGrain / p.spikes.N, [&](int64_t a, int64_t b) {
@@ -161,7 +155,7 @@ void dense_weight(const Product& p, const char* grad, void* gradient) {
   const int64_t N = p.spikes.N;
   // In 16 bits, all rows are one block: sums must not be rounded from block to block.
   const int64_t block = element_size(p.dtype) > 2 ? dense_block(p) : p.rows();
-  const Scratch part(block < p.rows() ? p.O * N * element_size(p.dtype) : 1);
+  const Buffer part = scratch(block < p.rows() ? p.O * N * element_size(p.dtype) : 1);
   each_dense_block(p, block, [&](int64_t first, int64_t last, const void* numbers) {
     const void* const from = grad + first * p.O * element_size(p.dtype);
     void* const to = first == 0 ? gradient : part.get();
@@ -194,7 +188,7 @@ void events_forward(const Product& p, const void* weight, const void* bias, void
   const auto dtype = static_cast<size_t>(p.dtype);
   const int64_t N = p.spikes.N;
   const Tiles tiles = tiles_of(p, kForwardVectors);
-  const Scratch panels(tiles.count * tiles.width() * N * acc_size(p.dtype));
+  const Buffer panels = scratch(tiles.count * tiles.width() * N * acc_size(p.dtype));
   const Packed packed{panels.get(), tiles};
   in_parallel(0, N, kGrain / p.O, [&](int64_t first, int64_t last) {
     kernels().pack_weight[dtype](weight, p.O, N, p.height, packed, first, last);
@@ -210,10 +204,10 @@ void events_weight(const Product& p, const void* grad, void* gradient) {
   const Tiles tiles = tiles_of(p, kWeightVectors);
   const int64_t row = tiles.width() * acc_size(p.dtype), block = kPanelBytes / (8 * row);
   const int64_t group = kSumBytes / row, groups = (N + group - 1) / group;
-  const Scratch sums(tiles.count * N * row);
+  const Buffer sums = scratch(tiles.count * N * row);
   // A thread takes groups of a tile, and of the next one: each sum is its own, whatever the other threads do.
   in_parallel(0, tiles.count * groups, kGrain / (units * 8 * group), [&](int64_t at, int64_t stop) {
-    const Scratch panel(block * 8 * row);
+    const Buffer panel = scratch(block * 8 * row);
     for (int64_t end; at < stop; at = end) {
       const int64_t tile = at / groups, first = at % groups * group;
       end = std::min(stop, (tile + 1) * groups);
@@ -288,7 +282,7 @@ void cpu::each_spike_gradient(const Outputs& outputs, DType dtype, int64_t T, in
                               const std::function<void(int64_t first, int64_t last, const void* gradient)>& f) {
   const int64_t size = element_size(dtype), row = outputs.size * size;
   const int64_t block = std::clamp<int64_t>(kGradientBytes / (T * outputs.columns * size), 1, samples);
-  const Scratch gradient(T * block * outputs.columns * size), rows(T * block * row);
+  const Buffer gradient = scratch(T * block * outputs.columns * size), rows = scratch(T * block * row);
   const Tensor weight = matrix(dtype, outputs.weight, outputs.size, outputs.columns);
   for (int64_t first = 0; first < samples; first += block) {
     const int64_t last = std::min(first + block, samples), n = last - first;

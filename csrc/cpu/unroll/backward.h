@@ -3,8 +3,6 @@
 // Part of kernels.cpp, whose rules hold here too.
 #pragma once
 
-#include <memory>
-
 #include "choose.h"
 #include "outputs.h"
 #include "saved.h"
@@ -256,14 +254,7 @@ struct BackwardBlock {
 
 template <typename Neuron, typename S>
 void backward(const Backward<Neuron>& p, int64_t first, int64_t last, bool stream) {
-  thread_local const std::unique_ptr<BackwardBlock<Neuron, S>> block(new BackwardBlock<Neuron, S>);
-  block->open(p, stream);
-  each_length<Opmath<S>>(p, first, last, !stream, [&](int64_t begin, int64_t end, int64_t steps) {
-    block->set_steps(p, steps);
-    Spans<S, Opmath<S>> spans(begin, end, block_size<S>(p, kBlock), stream, begin > first);
-    for (Span span; spans.take(span);) block->run(span);
-  });
-  if (stream) stream_fence();
+  run_blocks<BackwardBlock<Neuron, S>, S>(p, first, last, stream, kBlock);
 }
 
 }  // namespace

@@ -3,6 +3,8 @@
 // Part of kernels.cpp. The rules at its top hold here too.
 #pragma once
 
+#include <memory>
+
 #include "../convert.h"
 #include "kernels.h"
 #include "loops.h"
@@ -91,6 +93,20 @@ int block_size(const Problem<Neuron>& p, int usual) {
   if (p.T < kSteps<float>) return kShortBlock;
   if (sizeof(S) <= sizeof(float) && p.T * p.N >= kFar / static_cast<int64_t>(sizeof(S))) return kLongBlock;
   return sizeof(S) == 2 ? kShortBlock : usual;
+}
+
+// Takes neurons first to last - 1 through all time steps, block after block.
+template <typename Block, typename S, typename Problem>
+void run_blocks(const Problem& p, int64_t first, int64_t last, bool stream, int usual_size) {
+  // A block is kept from call to call, as fresh memory costs page faults. It is too large for a thread's stack.
+  thread_local const std::unique_ptr<Block> block(new Block);
+  block->open(p, stream);
+  each_length<Opmath<S>>(p, first, last, !stream, [&](int64_t begin, int64_t end, int64_t steps) {
+    block->set_steps(p, steps);
+    Spans<S, Opmath<S>> spans(begin, end, block_size<S>(p, usual_size), stream, begin > first);
+    for (Span span; spans.take(span);) block->run(span);
+  });
+  if (stream) stream_fence();
 }
 
 }  // namespace
