@@ -2,7 +2,6 @@
 
 import gc
 import inspect
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,7 +9,7 @@ import snntorch
 import torch
 from helpers import assert_all_bits_equal, assert_bits_equal
 from snntorch import utils
-from snntorch.functional import acc, loss, probe, reg
+from snntorch.functional import loss, probe
 from snntorch_checks import (
     DECAYS,
     EVERY,
@@ -165,40 +164,6 @@ def test_backprop(method: str, name: str) -> None:
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
     torch.manual_seed(3)
     assert not torch.equal(results[0][1], nn.Linear(6, 12).weight)  # it did train
-
-
-LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-    "ce_rate": lambda spk, mem, y: loss.ce_rate_loss()(spk, y),
-    "ce_count": lambda spk, mem, y: loss.ce_count_loss()(spk, y),
-    "ce_max_membrane": lambda spk, mem, y: loss.ce_max_membrane_loss()(mem, y),
-    "mse_count": lambda spk, mem, y: loss.mse_count_loss(correct_rate=0.8, incorrect_rate=0.2)(spk, y),
-    "mse_count_population": lambda spk, mem, y: loss.mse_count_loss(population_code=True, num_classes=2)(spk, y % 2),
-    "mse_membrane": lambda spk, mem, y: loss.mse_membrane_loss()(mem, y),
-    "mse_temporal": lambda spk, mem, y: loss.mse_temporal_loss()(spk, y),
-    "ce_temporal": lambda spk, mem, y: loss.ce_temporal_loss()(spk, y),
-    "l1_rate_sparsity": lambda spk, mem, y: reg.l1_rate_sparsity(1e-2)(spk),
-}
-
-
-@pytest.mark.parametrize("kind", LOSSES)
-def test_losses_and_accuracies(kind: str) -> None:
-    """One step at a time, and of what an unroll returns."""
-    x, y = batches()[0]
-    spks = [over_time(network(library), x)[0].detach() for library in (snn, snntorch)]
-    for accuracy in (acc.accuracy_rate, acc.accuracy_temporal):
-        assert accuracy(spks[0], y) == accuracy(spks[1], y)
-    results = []
-    for library, unrolled in ((snntorch, False), (snn, False), (snn, True)):
-        net = network(library)
-        found = net[3].unroll(net[2](net[1].unroll(net[0](x))[0])) if unrolled else over_time(net, x)
-        value = LOSSES[kind](*found, y).sum()
-        value.backward()
-        results.append((value.detach(), [torch.zeros_like(p) if p.grad is None else p.grad for p in net.parameters()]))
-    assert_bits_equal(results[1][0], results[0][0])
-    torch.testing.assert_close(results[2][0], results[0][0], rtol=1e-5, atol=1e-6)
-    for found in results[1:]:
-        for a, b in zip(found[1], results[0][1], strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
 @NOT_LAPICQUE

@@ -25,7 +25,7 @@ neurons = pytest.mark.parametrize("neuron", NEURONS)
 halves = pytest.mark.parametrize("dtype", HALVES, ids=str)
 
 
-def currents(dtype: torch.dtype, device: torch.device, neuron: str, beta: float, steps: int = 120) -> Tensor:
+def currents(dtype: torch.dtype, device: torch.device, neuron: str, beta: float, steps: int) -> Tensor:
     """For a membrane that often comes just above the threshold.
 
     Synaptic with alpha 0.5 doubles the current, and Lapicque scales it itself.
@@ -42,36 +42,6 @@ def decays_of(neuron: str, beta: float) -> tuple[float, ...]:
 def make(neuron: str, beta: float, device: torch.device, **options: Any) -> Any:
     layer = getattr(snnfast, neuron.capitalize())(*decays_of(neuron, beta), **options)
     return layer.to(device)
-
-
-def no_states(neuron: str) -> list[None]:
-    return [None] * len(Case(neuron).kind.ops.states)
-
-
-@emulated_if_thorough
-@halves
-@neurons
-def test_chunks_are_the_whole(neuron: str, dtype: torch.dtype, device: torch.device) -> None:
-    """Whether the last states are passed on or held, and whether the others are recorded."""
-    current, names = currents(dtype, device, neuron, 0.95, 120), Case(neuron).kind.ops.states
-    whole = make(neuron, 0.95, device).unroll(current)
-    for lengths in ([1] * 120, [40, 1, 79]):
-        layer, states, spks = make(neuron, 0.95, device), no_states(neuron), []
-        for chunk in current.split(lengths):
-            spk, *states = layer.unroll(chunk, *states, record_mem=False)
-            spks.append(spk)
-        assert_bits_equal(torch.cat(spks), whole[0], f"{lengths[:2]} passed")
-        for record_mem in (True, False):
-            holder = make(neuron, 0.95, device, init_hidden=True)
-            parts = [holder.unroll(chunk, record_mem=record_mem) for chunk in current.split(lengths)]
-            joined = (
-                [torch.cat(t) for t in zip(*parts, strict=True)] if record_mem else [torch.cat([p[0] for p in parts])]
-            )
-            for a, b in zip(joined, whole, strict=False):
-                assert_bits_equal(a, b, f"{lengths[:2]} held, record {record_mem}")
-            for name, state in zip(names, states, strict=True):
-                assert getattr(holder, name).dtype == torch.float32
-                assert_bits_equal(getattr(holder, name), state)
 
 
 @emulated_if_thorough
