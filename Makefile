@@ -24,7 +24,7 @@ OTHERS := $(VENV)/others
 PARALLEL := -n auto --maxprocesses=4 --dist worksteal
 
 # The tests that reach every line of the kernels; what the others add is outside of them.
-SANITIZED := tests/test_kernels.py tests/test_saved.py tests/test_rounded.py tests/test_layout.py tests/test_ops.py \
+SANITIZED := tests/test_kernels.py tests/test_saved.py tests/test_layout.py tests/test_ops.py \
   tests/test_cuda.py tests/test_lengths.py
 
 .DELETE_ON_ERROR:

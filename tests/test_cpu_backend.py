@@ -61,7 +61,7 @@ def each_isa():
     ops.extension.set_isa(used)
 
 
-KERNELS = ("unroll", "constant", "count", "rounded", "bits")  # variants with loops of their own
+KERNELS = ("unroll", "constant", "count", "bits")  # variants with loops of their own
 neurons = pytest.mark.parametrize("neuron", NEURONS)
 dtypes = pytest.mark.parametrize("dtype", FLOATS + HALVES, ids=str)
 

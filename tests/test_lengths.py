@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from gradient_checks import FLOWS, check_against_reference, rounded_oracle
+from gradient_checks import FLOWS, check_against_reference
 from helpers import (
     HALVES,
     KINDS,
@@ -48,9 +48,7 @@ def check(some_cases: Iterator[tuple[Case, Tensor]], device: torch.device, call:
     """Outputs bit for bit, and gradients to rounding."""
     flows = itertools.cycle(FLOWS)
     for i, (case, lengths) in enumerate(some_cases):
-        rounded = case.has("rounded") and not set(case.kind.decays) & set(case.wrt)
-        oracle = alone(lengths, rounded_oracle) if rounded else alone(lengths)
-        check_against_reference(case, device, next(flows), i, function=call(lengths), oracle=oracle, **more)
+        check_against_reference(case, device, next(flows), i, function=call(lengths), oracle=alone(lengths), **more)
 
 
 @every_neuron

@@ -65,7 +65,7 @@ def test_held_states(neuron: str, record_mem: bool, backend: str) -> None:
 
 
 @pytest.mark.needs_extension
-@pytest.mark.parametrize("variant", ["unroll", "constant", "bits", "rounded"])
+@pytest.mark.parametrize("variant", ["unroll", "constant", "bits"])
 @every_neuron
 def test_spikes_as_bits_to_a_linear_layer(neuron: str, variant: str) -> None:
     case = Case(neuron, variant, 19, (4, 5, 12)).fitted()
@@ -75,8 +75,6 @@ def test_spikes_as_bits_to_a_linear_layer(neuron: str, variant: str) -> None:
         weight = torch.randn(outputs, 12, generator=torch.Generator().manual_seed(1)).requires_grad_()
         bias = torch.randn(outputs, generator=torch.Generator().manual_seed(2)).requires_grad_()
         options = {**case.options, "lengths": lengths}
-        if case.has("rounded"):
-            options["membrane_dtype"] = torch.bfloat16
         asking = [t for t in (*tensors.values(), weight, bias) if t is not None and t.requires_grad]
         out, *states = case.kind.function(**tensors, **options, weight=weight, bias=bias)
         spk, *expected = case.kind.function(**tensors, **options)

@@ -103,17 +103,6 @@ def test_the_sum_of_the_spikes_is_what_the_linear_layer_is_given_with_reduce() -
     check(Case("synaptic", "count+constant", 9, (4, 6), record_mem=False))
 
 
-def test_rounded_membranes_are_saved_beside_the_bits() -> None:
-    case = Case("leaky", "rounded", 25, (4, 33), record_mem=False)
-    tensors = leaves(with_linear(case), ("current", "weight"))
-    found = []
-    for events in (True, False):
-        with snnfast.use_events(events):
-            out = fused(tensors, case)["spk"]
-        found.append(torch.autograd.grad(out.square().sum(), [tensors["current"], tensors["weight"]]))  # type: ignore[list-item]
-    assert_all_close(*found, relative=1e-5)
-
-
 # ---- memory
 
 

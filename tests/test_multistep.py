@@ -8,7 +8,7 @@ from helpers import assert_all_bits_equal, assert_all_close, assert_bits_equal, 
 from multistep_checks import NEURONS, eighths, exact, loop, make
 from torch import nn
 
-from snnfast import Leaky, MultiStep, Synaptic
+from snnfast import Leaky, MultiStep
 from snnfast.neurons.base import SpikingLayer
 
 
@@ -94,9 +94,3 @@ def test_empty_sequences_and_batches(backend: str) -> None:
         for x, num_steps in ((torch.rand(steps, batch, 12), None), (torch.rand(batch, 12), steps)):
             spk, mem = net(x, num_steps)
             assert spk.shape == mem.shape == (steps, batch, 6)
-
-
-def test_a_membrane_dtype_that_a_neuron_cannot_have() -> None:
-    net = MultiStep(nn.Linear(12, 6), Leaky(0.9), nn.Linear(6, 6), Synaptic(0.9, 0.8), nn.Linear(6, 2))
-    with pytest.raises(ValueError, match=r"^membrane_dtype: .*synaptic"):
-        net(torch.rand(5, 4, 12), membrane_dtype=torch.bfloat16)

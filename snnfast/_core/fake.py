@@ -42,7 +42,7 @@ def register(namespace: str) -> None:
 
 
 class _Outputs:
-    """Makes tensors with the strides of a current: the twin of ``Layout`` in ``csrc/layout.h``."""
+    """Makes tensors with the strides of a current: the twin of ``Layout`` in ``csrc/op/layout.h``."""
 
     def __init__(self, like: Tensor, has_rows: bool) -> None:
         self.like = like

@@ -20,7 +20,6 @@ from snnfast._core.ops import (
     RLEAKY,
     RSYNAPTIC,
     SAVE_CHECKPOINTS,
-    SAVE_MEMBRANE,
     SAVE_NOTHING,
     SAVE_SPIKES,
     SAVED_AT,
@@ -91,8 +90,6 @@ class Unroll(torch.autograd.Function):
                     state_gradients.tell(ctx, result)
         source, rows, *tensors = ctx.saved_tensors
         refuses = torch.is_grad_enabled()  # create_graph=True: a second derivative, instead of losing terms of it
-        if refuses and saved == SAVE_MEMBRANE:
-            raise NotImplementedError(NO_SECOND_DERIVATIVE)  # nothing that is saved leads back to the current
         grad_states = of_states(neuron, call, grads[1:])
         derivative = None
         if not options.kernels_do_all:  # then options.derivative is that of no surrogate: no gradient through a spike
@@ -227,8 +224,6 @@ def what_to_save(neuron: Neuron, options: Options, call: Call, dtype: torch.dtyp
     """
     if not neuron.record_tells or not options.reset_delay:
         return SAVE_CHECKPOINTS
-    if call.rounded and not _needs_membrane(neuron, needs):
-        return SAVE_MEMBRANE
     # Only where the membrane after a step is the one that decided its spike, and was not rounded since.
     if call.record & neuron.membrane and (dtype == torch.float32 or dtype == torch.float64):
         return SAVE_NOTHING

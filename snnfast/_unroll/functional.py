@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from snnfast._core.ops import ALPHA, LAPICQUE, LEAKY, SYNAPTIC, arithmetic_dtype
-from snnfast._unroll.checks import StateQuant, check_current, check_parameter, out_of_inference
+from snnfast._unroll.checks import StateQuant, check_current, check_options, check_parameter, out_of_inference
 from snnfast._unroll.functional_recurrent import rleaky, rsynaptic
 from snnfast._unroll.run import run_function
 from snnfast.surrogate.examine import SpikeGrad
@@ -30,7 +30,6 @@ def lif(
     inhibition: bool = False,
     state_quant: StateQuant | bool | None = None,
     reduce: str | None = None,
-    membrane_dtype: torch.dtype | None = None,
     weight: Tensor | None = None,  # [O, N]
     bias: Tensor | None = None,  # [O]
     lengths: Tensor | None = None,  # [B]
@@ -83,12 +82,6 @@ def lif(
             with one warning.
         reduce: ``"sum"``: return the spike count over time, as for a rate code. The kernels then never write the
             spikes. ``None``: return the spikes.
-        membrane_dtype: ``torch.bfloat16``: keep the membrane of every step for backward at half the size of the
-            current, 2 bytes instead of 4.25 per neuron and step. Spikes, membranes and resets are the same. The
-            surrogate derivative is taken at a rounded membrane: its distance from the threshold has 8 bits. Needs
-            ``reset_delay=True``, a surrogate of :mod:`snnfast.surrogate`, and parameters that do not vary with time. It
-            has no effect on the reference path, nor if ``beta`` requires a gradient, which needs the exact membranes.
-            ``None``: exact gradients.
         weight: Weights ``[O, N]`` of a linear layer behind the neurons, in the dtype of ``current``, whose last
             dimension is ``N``. The first result is then ``linear(spk, weight, bias)`` instead of the spikes. The CPU
             kernels pass the spikes on as bits, and never write them or their gradient as numbers
@@ -130,10 +123,11 @@ def lif(
     Source: J. K. Eshraghian et al., *Training spiking neural networks using lessons from deep learning*, Proc. IEEE
     111 (2023), and ``snntorch.Leaky`` 1.0.0, whose order of operations this is.
     """
+    options = check_options(spike_grad, reset_mechanism, reset_delay, inhibition, state_quant)
+    parameters = beta, threshold, graded_spikes_factor
     return run_function(  # type: ignore[no-any-return]
-        LEAKY, current, (mem,), (beta, threshold, graded_spikes_factor), spike_grad, reset_mechanism, reset_delay,
-        num_steps, record_mem, inhibition, state_quant, reduce, membrane_dtype, weight, bias, lengths,
-    )  # fmt: skip
+        LEAKY, options, current, (mem,), parameters, num_steps, record_mem, reduce, weight, bias, lengths
+    )
 
 
 def synaptic(
@@ -197,10 +191,11 @@ def synaptic(
 
     Source: ``snntorch.Synaptic`` 1.0.0, whose order of operations this is.
     """
+    options = check_options(spike_grad, reset_mechanism, reset_delay, inhibition, state_quant)
+    parameters = alpha, beta, threshold, graded_spikes_factor
     return run_function(  # type: ignore[no-any-return]
-        SYNAPTIC, current, (syn, mem), (alpha, beta, threshold, graded_spikes_factor), spike_grad, reset_mechanism,
-        reset_delay, num_steps, record_mem, inhibition, state_quant, reduce, None, weight, bias, lengths,
-    )  # fmt: skip
+        SYNAPTIC, options, current, (syn, mem), parameters, num_steps, record_mem, reduce, weight, bias, lengths
+    )
 
 
 def lapicque(
@@ -267,10 +262,10 @@ def lapicque(
         if value is not None:
             given[name] = _made(name, value, current, num_steps)
     parameters = *kernel_rc(*infer_rc(**given), given["time_step"]), threshold, graded_spikes_factor
+    options = check_options(spike_grad, reset_mechanism, reset_delay, inhibition, state_quant)
     return run_function(  # type: ignore[no-any-return]
-        LAPICQUE, current, (mem,), parameters, spike_grad, reset_mechanism, reset_delay,
-        num_steps, record_mem, inhibition, state_quant, reduce, None, weight, bias, lengths,
-    )  # fmt: skip
+        LAPICQUE, options, current, (mem,), parameters, num_steps, record_mem, reduce, weight, bias, lengths
+    )
 
 
 def check_rc(beta: Any, R: Any, C: Any) -> dict[str, Any]:
@@ -374,10 +369,11 @@ def alpha(
     if not isinstance(alpha, Tensor) and not isinstance(beta, Tensor):
         check_decays(*made)
     parameters = *made, kernel_tau(*made), threshold, graded_spikes_factor
+    options = check_options(spike_grad, reset_mechanism, True, inhibition, state_quant)
+    states = syn_exc, syn_inh, mem
     return run_function(  # type: ignore[no-any-return]
-        ALPHA, current, (syn_exc, syn_inh, mem), parameters, spike_grad, reset_mechanism, True,
-        num_steps, record_mem, inhibition, state_quant, reduce, None, weight, bias, lengths,
-    )  # fmt: skip
+        ALPHA, options, current, states, parameters, num_steps, record_mem, reduce, weight, bias, lengths
+    )
 
 
 def check_decays(alpha: Tensor, beta: Tensor) -> None:

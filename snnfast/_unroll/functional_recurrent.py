@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from snnfast._core.ops import RLEAKY, RSYNAPTIC
-from snnfast._unroll.checks import StateQuant, check_current
+from snnfast._unroll.checks import StateQuant, check_current, check_options
 from snnfast._unroll.connections import check_connections
 from snnfast._unroll.run import run_function
 from snnfast.surrogate.examine import SpikeGrad
@@ -87,10 +87,10 @@ def rleaky(
     """
     check_current("current", current)
     parameters = check_connections(V, recurrent_weight, recurrent_bias, current), beta, threshold, graded_spikes_factor
+    options = check_options(spike_grad, reset_mechanism, reset_delay, inhibition, state_quant)
     return run_function(  # type: ignore[no-any-return]
-        RLEAKY, current, (spk, mem), parameters, spike_grad, reset_mechanism, reset_delay,
-        num_steps, record_mem, inhibition, state_quant, reduce, None, weight, bias, lengths,
-    )  # fmt: skip
+        RLEAKY, options, current, (spk, mem), parameters, num_steps, record_mem, reduce, weight, bias, lengths
+    )
 
 
 def rsynaptic(
@@ -145,8 +145,8 @@ def rsynaptic(
     """
     check_current("current", current)
     V_or: Any = check_connections(V, recurrent_weight, recurrent_bias, current)
+    options = check_options(spike_grad, reset_mechanism, reset_delay, inhibition, state_quant)
+    parameters = V_or, alpha, beta, threshold, graded_spikes_factor
     return run_function(  # type: ignore[no-any-return]
-        RSYNAPTIC, current, (spk, syn, mem), (V_or, alpha, beta, threshold, graded_spikes_factor), spike_grad,
-        reset_mechanism, reset_delay, num_steps, record_mem, inhibition, state_quant, reduce, None, weight, bias,
-        lengths,
-    )  # fmt: skip
+        RSYNAPTIC, options, current, (spk, syn, mem), parameters, num_steps, record_mem, reduce, weight, bias, lengths
+    )

@@ -63,7 +63,7 @@ def unroll_steps(
     are those of the steps: for a half-precision current, the states have the opmath dtype.
     """
     wide = x.to(arithmetic_dtype(x.dtype)) if record else x
-    asked = tensors, options, surrogate_field, p0, p1, backend, steps, record, True, reduce, False
+    asked = tensors, options, surrogate_field, p0, p1, backend, steps, record, True, reduce
     if wide.dtype == x.dtype:
         return unroll(neuron, x, *asked, weight, bias, dims)
     spk, *found = unroll(neuron, wide, *asked)
@@ -105,7 +105,6 @@ def unroll(
     record: int,  # states to return of every step, as bits
     last: bool,  # return all states after the last step
     reduce: bool,  # sum the spikes over time
-    rounded: bool,  # keep the membranes for backward in bfloat16
     weight: Tensor | None = None,  # [O, N] of a linear layer that alone reads the spikes
     bias: Tensor | None = None,  # [O]
     dims: int = 1,  # of a step, from the last: N is their product
@@ -114,7 +113,7 @@ def unroll(
 ) -> list[Tensor]:
     """What the op ``snnfast::unroll`` does: a call of all time steps, whose arguments are checked already."""
     time, steps = (SEQUENCE, x.shape[0]) if steps is None else (CONSTANT, steps)
-    call = made_call(time, steps, record, last, reduce, rounded)
+    call = made_call(time, steps, record, last, reduce)
     linear = None if weight is None else Linear(weight, bias, dims)
     return list(_run(neuron, x, tensors, (options, surrogate_field, p0, p1), backend, call, linear))
 
@@ -145,7 +144,7 @@ _library.define(  # type: ignore[no-untyped-call]
 )
 _library.define(  # type: ignore[no-untyped-call]
     f"unroll(str neuron, Tensor x, Tensor?[] tensors, {_OPTIONS}, SymInt? steps, int record, bool last, bool reduce, "
-    "bool rounded, Tensor? weight=None, Tensor? bias=None, int dims=1, *, str sources) -> Tensor[]"
+    "Tensor? weight=None, Tensor? bias=None, int dims=1, *, str sources) -> Tensor[]"
 )
 _library.impl("step", step, "CompositeImplicitAutograd")  # type: ignore[no-untyped-call]
 _library.impl("unroll", unroll, "CompositeImplicitAutograd")  # type: ignore[no-untyped-call]

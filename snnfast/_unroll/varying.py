@@ -44,8 +44,6 @@ def unroll(
     lengths: Tensor | None,
 ) -> tuple[Tensor, ...]:
     """A call of ``_unroll.run`` on leaky neurons some of whose parameters vary with time."""
-    if call.rounded:
-        raise ValueError("membrane_dtype: needs a beta and a threshold that are the same at every step")
     given = list(parameters)
     varying = {i: name for i, name in enumerate(_MAY_VARY) if _varies(given[i], call, current)}
     for i, name in varying.items():

@@ -97,6 +97,7 @@ class Captured:
     order: dict[Node, int]
     before: dict[Node, list[Node]]  # nodes that must run before, beside the arguments
     written: set[Node]  # their memory is changed in place by somebody
+    written_untracked: set[Node]  # and autograd may not notice it
     effects: set[Node]  # they change something
     chains: list[Chain] = field(default_factory=list)
 
@@ -116,6 +117,7 @@ def capture(graph: Graph) -> Captured:
         {n: i for i, n in enumerate(nodes)},
         memory.order(),
         {n for n in nodes if memory.is_written(n)},
+        {n for n in nodes if memory.is_written_untracked(n)},
         effects,
     )
     found.chains = _chains(found)
@@ -149,6 +151,8 @@ def _chains(captured: Captured) -> list[Chain]:
             chain.reason = "its states have gradients of their own (use_state_gradients)"
         elif any(u in captured.written for u in results):
             chain.reason = "a result of a step is changed in place"
+        elif any(x in captured.written_untracked for x in chain.currents()):
+            chain.reason = "its input is changed in place, through .data"
     return chains
 
 

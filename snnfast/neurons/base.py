@@ -138,7 +138,6 @@ class SpikingLayer(nn.Module):
         num_steps: int | None,
         record_mem: bool,
         reduce: str | None,
-        membrane_dtype: torch.dtype | None = None,
         last: bool = False,
         linear: Linear | None = None,
         lengths: Tensor | None = None,
@@ -150,7 +149,7 @@ class SpikingLayer(nn.Module):
         check_current("current", current)
         options = self._options()
         wants_last = self.init_hidden or last
-        call = check_call(self.neuron, options, current, num_steps, record_mem, reduce, membrane_dtype, wants_last)
+        call = check_call(self.neuron, current, num_steps, record_mem, reduce, wants_last)
         ragged = None if lengths is None else check_lengths(lengths, current, call)
         shape = current.shape if num_steps is not None else current.shape[1:]
         given: list[Tensor | None] = []

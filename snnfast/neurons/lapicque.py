@@ -110,7 +110,7 @@ class Lapicque(SpikingLayer):
         reduce: str | None = None,
         lengths: Tensor | None = None,  # [B]
     ) -> tuple[Tensor, Tensor]:
-        """All time steps in one kernel: as :meth:`snnfast.Leaky.unroll`, but without ``membrane_dtype``."""
+        """All time steps in one kernel: as :meth:`snnfast.Leaky.unroll`."""
         return self._unroll(current, (mem,), num_steps, record_mem, reduce, lengths=lengths)  # type: ignore[return-value]
 
     def init_lapicque(self) -> Tensor:

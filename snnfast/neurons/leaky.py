@@ -2,7 +2,6 @@
 
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from snnfast._core import ops
@@ -130,7 +129,6 @@ class Leaky(SpikingLayer):
         num_steps: int | None = None,
         record_mem: bool = True,
         reduce: str | None = None,
-        membrane_dtype: torch.dtype | None = None,
         lengths: Tensor | None = None,  # [B]
     ) -> tuple[Tensor, Tensor]:
         """All time steps in one kernel.
@@ -145,8 +143,6 @@ class Leaky(SpikingLayer):
             record_mem: Return the membrane of every step, or only the last.
             reduce: ``"sum"``: return the spike count over time. The spikes are then never written. ``None``: return the
                 spikes.
-            membrane_dtype: ``torch.bfloat16``: keep the membranes for backward at half size, which makes the gradient
-                less exact (see :func:`snnfast.functional.lif`).
             lengths: The number of steps of each sample, integers ``[B]`` from 0 to ``T``, on the CPU or the device of
                 ``current``. After its last step a sample keeps its states and does not spike (see
                 :func:`snnfast.functional.lif`). ``None``: all samples have ``T`` steps.
@@ -162,7 +158,7 @@ class Leaky(SpikingLayer):
             TypeError, ValueError: As :func:`snnfast.functional.lif`.
             RuntimeError: As for one step.
         """
-        return self._unroll(current, (mem,), num_steps, record_mem, reduce, membrane_dtype, lengths=lengths)  # type: ignore[return-value]
+        return self._unroll(current, (mem,), num_steps, record_mem, reduce, lengths=lengths)  # type: ignore[return-value]
 
     def init_leaky(self) -> Tensor:
         """The old name of ``reset_mem``, which snnTorch's tutorials use."""

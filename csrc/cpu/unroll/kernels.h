@@ -1,8 +1,8 @@
 // The CPU kernels on a range of neurons, compiled once for each neuron and instruction set from kernels.cpp.
 #pragma once
 
-#include "../problem.h"
-#include "isas.h"
+#include "../../op/problem.h"
+#include "../isas.h"
 
 namespace snnfast::cpu {
 

@@ -3,7 +3,7 @@
 // Part of kernels.cpp, whose rules hold here too.
 #pragma once
 
-#include "convert.h"
+#include "../convert.h"
 #include "loops.h"
 
 namespace snnfast::cpu::SNN_ISA {

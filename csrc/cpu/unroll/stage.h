@@ -6,7 +6,7 @@
 #include <cstring>
 #include <type_traits>
 
-#include "convert.h"
+#include "../convert.h"
 #include "loops.h"
 
 namespace snnfast::cpu::SNN_ISA {

@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "isas.h"
+#include "../isas.h"
 
 namespace snnfast::cpu {
 

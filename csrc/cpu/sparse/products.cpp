@@ -9,8 +9,8 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
-#include "dispatch.h"
-#include "pool.h"
+#include "../memory/pool.h"
+#include "../unroll/dispatch.h"
 
 namespace snnfast::cpu {
 namespace {

@@ -6,7 +6,7 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include "call.h"
+#include "../../op/call.h"
 
 namespace snnfast {
 namespace {

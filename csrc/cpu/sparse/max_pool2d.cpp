@@ -1,12 +1,12 @@
-// The ops of max pooling on the CPU. snnfast/_max_pooling.py says when they are called.
-#include "cpu/max_pooling.h"
+// The ops of max pooling on the CPU. snnfast/_images/max_pool2d.py says when they are called.
+#include "max_pooling.h"
 
 #include <limits>
 #include <tuple>
 
 #include <torch/csrc/stable/library.h>
 
-#include "backend.h"
+#include "../../op/backend.h"
 #include "images.h"
 
 namespace snnfast {

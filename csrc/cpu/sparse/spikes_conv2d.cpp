@@ -1,4 +1,4 @@
-// The ops of a convolution of spikes on the CPU. snnfast/_convolution.py says when they are called.
+// The ops of a convolution of spikes on the CPU. snnfast/_images/conv2d.py says when they are called.
 //
 // No result depends on the number of threads: each image is one thread's, and the gradient of the weights is summed
 // over pieces of the batch whose number depends on the shapes alone, in order.
@@ -8,8 +8,8 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include "backend.h"
-#include "cpu/convolution.h"
+#include "../../op/backend.h"
+#include "convolution.h"
 #include "images.h"
 
 namespace snnfast {

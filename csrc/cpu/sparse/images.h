@@ -5,7 +5,7 @@
 #include <limits>
 #include <vector>
 
-#include "backend.h"
+#include "../../op/backend.h"
 
 namespace snnfast {
 

@@ -6,8 +6,8 @@
 
 #include <type_traits>
 
-#include "convert.h"
-#include "vec.h"
+#include "../convert.h"
+#include "../vec.h"
 
 namespace snnfast::cpu::SNN_ISA {
 namespace {

@@ -7,8 +7,8 @@
 
 #include <cstdint>
 
-#include "../problem.h"
-#include "isas.h"
+#include "../../op/problem.h"
+#include "../isas.h"
 
 namespace snnfast::cpu {
 

@@ -6,8 +6,8 @@
 #include <cstring>
 #include <type_traits>
 
+#include "../vec.h"
 #include "kernels.h"
-#include "vec.h"
 
 namespace snnfast::cpu::SNN_ISA {
 namespace {

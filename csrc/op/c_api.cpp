@@ -1,5 +1,5 @@
-// The C API of the library: what is not a tensor op. snnfast/_library.py calls it through ctypes. No exception leaves
-// it. A function that can fail returns nullptr, or a message that is valid until the thread's next failure.
+// The C API of the library: what is not a tensor op. snnfast/_core/library.py calls it through ctypes. No exception
+// leaves it. A function that can fail returns nullptr, or a message that is valid until the thread's next failure.
 #include <cstdint>
 #include <exception>
 #include <optional>
@@ -7,10 +7,10 @@
 #include <string>
 #include <utility>
 
-#include "cpu/isa.h"
-#include "cpu/memory_limit.h"
-#include "cpu/pool.h"
-#include "cuda/device.h"
+#include "../cpu/isa.h"
+#include "../cpu/memory/memory_limit.h"
+#include "../cpu/memory/pool.h"
+#include "../cuda/device.h"
 #include "problem.h"
 
 #if defined(__clang__)

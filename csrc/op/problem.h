@@ -1,9 +1,10 @@
-// What the host hands to a kernel: sizes, strides and raw pointers, checked in host.h and trusted from there on.
+// What the host hands to a kernel: sizes, strides and raw pointers, checked in neuron_ops.cpp and trusted from there
+// on.
 #pragma once
 
 #include <cstdint>
 
-#include "math/neuron.h"
+#include "../math/neuron.h"
 
 namespace snnfast {
 
@@ -14,12 +15,12 @@ constexpr int64_t element_size(DType dtype) { return dtype == DType::kDouble ? 8
 // The arithmetic and the states between steps: double for double, float for all others. Called `acc` in the comments.
 constexpr int64_t acc_size(DType dtype) { return dtype == DType::kDouble ? 8 : 4; }
 
-// What time is in the shapes of a call. snnfast/_ops.py has the same names and numbers.
+// What time is in the shapes of a call. snnfast/_core/ops.py has the same names and numbers.
 enum class Time : int { kSequence, kConstant, kStep };
 inline constexpr const char* kTimeNames[] = {"sequence", "constant", "step"};
 
 // The options of an op, which are fields of one number: each argument of an op costs as much as the checks of a tensor.
-// snnfast/_ops.py has the same table.
+// snnfast/_core/ops.py has the same table.
 struct OptionField {
   const char* name;
   int at, bits;

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "isas.h"
+#include "../isas.h"
 
 namespace snnfast::cpu {
 

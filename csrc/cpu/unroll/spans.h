@@ -3,7 +3,7 @@
 // Part of kernels.cpp, whose rules hold here too.
 #pragma once
 
-#include "convert.h"
+#include "../convert.h"
 #include "kernels.h"
 #include "loops.h"
 

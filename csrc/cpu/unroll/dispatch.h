@@ -9,7 +9,7 @@
 
 #include <torch/csrc/stable/ops.h>
 
-#include "isa.h"
+#include "../isa.h"
 #include "kernels.h"
 
 namespace snnfast::cpu {

@@ -2,9 +2,9 @@
 // them of spikes as numbers and PyTorch's product.
 #include <torch/csrc/stable/library.h>
 
-#include "call.h"
+#include "../../op/call.h"
 
-#include "cpu/products.h"
+#include "products.h"
 
 namespace snnfast {
 namespace {
