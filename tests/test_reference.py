@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import snntorch
 import torch
-from helpers import HALVES, Case, assert_all_bits_equal, assert_bits_equal, expected, inputs
+from helpers import HALVES, Case, assert_all_close, assert_bits_equal, expected, inputs
+from torch import Tensor
 
 import snnfast
 from snnfast import reference
@@ -72,9 +73,8 @@ def test_the_neuron_of_tutorial_5_spikes_one_step_later(backend: str) -> None:
     assert_bits_equal(found, mem_rec)
     assert_bits_equal(ours[:-1], theirs[1:])
     assert 0.1 < ours.mean() < 0.9
-    losses = (
-        (s * weights[0, 1:]).sum() + (m * weights[1]).sum() for s, m in ((ours[:-1], found), (theirs[1:], mem_rec))
-    )
+    pairs = ((ours[:-1], found), (theirs[1:], mem_rec))
+    losses = ((spk * weights[0, 1:]).sum() + (mem * weights[1]).sum() for spk, mem in pairs)
     assert_all_close(*(torch.autograd.grad(loss, [x, start], retain_graph=True) for loss in losses), relative=1e-5)
 
 
