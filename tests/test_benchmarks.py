@@ -1,8 +1,6 @@
 """The benchmarks run, count right and train all implementations alike. No timing is asserted."""
 
-import subprocess
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,11 +8,11 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from benchmarks import __main__ as command_line
-from benchmarks import bars, base, measure, memory_use, once, programs, report, run, runner
+from benchmarks import bars, memory_use, once, programs, report, run, runner
 from benchmarks.peers import PEERS, Peer
 from benchmarks.peers.ours import DENSE, LOOPED, NUMBERS, OURS, SWAPPED, WITH_LOSS
 from benchmarks.peers.snntorch_loop import HOISTED, LOOP, NETWORK
-from benchmarks.registry import DIRECTIONS, NETWORKS, PAIR, TUTORIAL5, Case, Options, case_named, suites
+from benchmarks.registry import DIRECTIONS, NETWORKS, PAIR, TUTORIAL5, Case, case_named, suites
 from benchmarks.workloads import Network, build, make_data
 
 pytestmark = pytest.mark.thorough
@@ -92,28 +90,6 @@ def test_store_measures_what_the_documents_show(tmp_path, monkeypatch, capsys):
     assert f"wrote {file}" in capsys.readouterr().out
 
 
-def test_a_base_that_was_not_measured_to_its_end_is_an_error(monkeypatch, tmp_path):
-    complete = [True, False]
-
-    def called(command, **given):
-        if "setup.py" not in command and "git" not in command:
-            report.save(Path(command[command.index("--json") + 1]), {"machine": "this"}, [], complete.pop(0))
-        return subprocess.CompletedProcess(command, 0, stdout=EMPTY_ARCHIVE)
-
-    monkeypatch.setattr(base.subprocess, "run", called)
-    monkeypatch.setattr(base.shutil, "copytree", lambda *arguments, **options: None)
-    assert base.results("some-revision", [], False)["header"]["commit"] == "some-revision"
-    with pytest.raises(ValueError, match="--base some-revision: its measurement failed"):
-        base.results("some-revision", [], False)
-
-
-def test_the_header_tells_no_path_of_the_environment(monkeypatch):
-    monkeypatch.setenv("LD_PRELOAD", "/some/where/libone.so:/else/libtwo.so")
-    environment = report.header(CPU, PEERS.values())["environment"]
-    assert "LD_PRELOAD=libone.so libtwo.so" in environment
-    assert "/" not in environment
-
-
 # ---- rows
 
 
@@ -131,42 +107,6 @@ def test_missing_failing_and_slow_peers_are_rows_that_say_why(monkeypatch):
     assert all(row.problem.startswith("left out") for row in rows)
     assert NETWORK not in run.peers_of(TUTORIAL5, False, CPU)
     assert NETWORK in run.peers_of(TUTORIAL5, True, CPU)
-
-
-def test_without_mnist_what_needs_it_is_a_row_that_says_so(tmp_path, monkeypatch):
-    monkeypatch.setenv("SNNFAST_DATA", str(tmp_path))
-    for case in (replace(TRAINED, B=5), case_named("epoch [25, 128, 784] float32, forward + backward")):
-        rows = runner.run_case(case, [OURS], CPU, 0.0)
-        assert all(row.problem.startswith("needs MNIST (SNNFAST_DATA") for row in rows)
-
-
-def test_copy_moves_as_many_bytes_as_the_layer_and_is_the_floor(monkeypatch):
-    copied = []
-    monkeypatch.setattr(Tensor, "copy_", lambda self, source: copied.append(self.nbytes + source.nbytes))
-    for whole in (1 << 26, 1000):  # in one piece, and in several
-        monkeypatch.setattr(runner, "COPIED", whole)
-        copied.clear()
-        runner.copying(20 * 12_800, CPU)()
-        assert sum(copied) == 20 * 12_800
-    case = Case("lif", "layer", 10, 1, (1000,))
-    ours, copy = rows = [runner.Row(case.name, name, median=s) for name, s in ((OURS, 3e-3), (runner.COPY, 2e-3))]
-    runner.compare(case, rows)
-    assert ours.share_of_copy == pytest.approx(2 / 3)
-    assert copy.bandwidth == pytest.approx(20 * 10_000 / 2e-3)
-
-
-def test_ideal_bytes():
-    layer = Case("lif", "layer", 10, 1, (1,))
-    recorded = {"options": Options(record_mem=True)}
-    for changed, expected in (
-        ({}, 20),
-        (recorded, 24),
-        ({"constant": True}, 8 + 1.2),
-        ({"backward": False}, 8),
-        ({"neuron": "synaptic", **recorded}, 28),  # both states are written, the membrane is read
-    ):
-        assert replace(layer, **changed).ideal_bytes == pytest.approx(expected)
-    assert Case("loop", "loop", 10, 1, (1,)).ideal_bytes is None
 
 
 class Known(torch.autograd.Function):
@@ -188,19 +128,6 @@ def test_bytes_kept_are_those_of_a_function_that_is_known():
     assert memory_use.kept(lambda: (Known.apply(x),), [x]) == memory_use.Kept(200 + 200 + 100, 100)
     # What is neither given nor returned is held by the graph alone.
     assert memory_use.kept(lambda: (Known.apply(x).sum(),), []) == memory_use.Kept(500, 500)
-
-
-def test_slow_functions_take_short_turns():
-    called = []
-    functions = {name: lambda name=name: called.append(name) for name in ("slow", "fast")}
-
-    def clock(function) -> float:
-        function()
-        return 1.0 if called[-1] == "slow" else 1e-6
-
-    times = measure.alternate(functions, seconds=0, warm_up=1, least=2, slow=0.1, clock=clock)
-    assert (called.count("slow"), len(times["slow"])) == (4, 2)  # two to find out, then one in each turn
-    assert (called.count("fast"), len(times["fast"])) == (15, 8)  # the first of a turn does not count
 
 
 @pytest.mark.needs_extension

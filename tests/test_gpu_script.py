@@ -2,14 +2,13 @@
 
 import os
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks.gpu import times, workload
+from benchmarks.gpu import workload
 from benchmarks.registry import Case
 from snnfast import use_backend
 
@@ -52,27 +51,6 @@ def test_named_steps_alone_run_and_an_unknown_one_fails(script: Run, tmp_path: P
     assert (done.returncode, done.stdout.count("=== ")) == (0, 3)
     assert script(tmp_path, "no-such-step").returncode == 1
     assert (script().returncode != 0, script().stdout) == (True, "")
-
-
-def test_a_graph_moves_more_than_the_cache_holds() -> None:
-    moved = times.bytes_of(CASE)
-    assert moved == {"forward": 8 * CASE.neuron_steps, "backward": 12 * CASE.neuron_steps}
-    assert times.calls_of(moved["forward"], cache=50 << 20) * moved["forward"] >= 128 << 20
-    assert times.calls_of(1 << 20, cache=200 << 20) == times.MOST_CALLS
-    assert times.row(CASE, "forward", 8e6, 2, kernel=4e-6, copy=3e-6)["share of copy_"] == 0.75
-    assert CASE.name in [case.name for case in times.cases("1024")]
-
-
-def test_replays_take_turns_and_those_of_the_warm_up_do_not_count() -> None:
-    begun, calls = time.perf_counter(), []
-
-    def clock(replay: Callable[[], None]) -> float:
-        replay()
-        return 1.0 if time.perf_counter() > begun + 0.1 else 9.0
-
-    replays = {name: lambda name=name: calls.append(name) for name in "ab"}
-    assert times.in_turns(replays, 0.01, clock, warm_up=0.1) == {"a": 1.0, "b": 1.0}
-    assert calls == ["a", "b"] * (len(calls) // 2)
 
 
 @pytest.mark.needs_extension

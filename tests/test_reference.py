@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import snntorch
 import torch
-from helpers import HALVES, Case, assert_all_close, assert_bits_equal, expected, inputs
+from helpers import HALVES, Case, assert_all_bits_equal, assert_all_close, assert_bits_equal, expected, inputs
 from torch import Tensor
 
 import snnfast
