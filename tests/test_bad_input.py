@@ -221,12 +221,6 @@ def test_leaky_names_the_wrong_argument(argument: str, value: Any, error: type[E
         snnfast.Leaky(**{"beta": 0.9, argument: value})
 
 
-@pytest.mark.parametrize("name", ["beta", "threshold", "graded_spikes_factor"])
-def test_leaky_learns_floating_tensors_only(name: str) -> None:
-    with pytest.raises(TypeError, match=rf"^{name}\b"):
-        snnfast.Leaky(**{"beta": 0.9, name: torch.tensor(1), f"learn_{name}": True})
-
-
 @pytest.mark.parametrize("init_hidden", [False, True], ids=["passed", "held"])
 @pytest.mark.parametrize(
     ("method", "args", "kwargs", "argument", "error"),

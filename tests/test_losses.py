@@ -7,7 +7,6 @@ import copy
 import inspect
 import itertools
 import pickle
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -322,27 +321,6 @@ def test_no_loss_waits_for_the_device(name: str) -> None:
     loss.sum().backward()
     assert loss.shape[0] == 5
     assert rec.grad is not None
-
-
-def test_snntorchs_training_loop() -> None:
-    import snntorch
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of the module, where it is imported for the first time
-        from snntorch import backprop
-
-    def train(m: Any, name: str) -> Tensor:
-        torch.manual_seed(1)
-        net = torch.nn.Sequential(torch.nn.Linear(8, CLASSES), snntorch.Leaky(beta=0.9, init_hidden=True, output=True))
-        batches = [(torch.rand(5, 8), torch.randint(0, CLASSES, (5,))) for _ in range(2)]
-        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-        criterion, penalty = getattr(m, name)(), m.l1_rate_sparsity()
-        return backprop.BPTT(
-            net, batches, optimizer, criterion, num_steps=4, time_var=False, regularization=penalty
-        ).detach()
-
-    for name in ("ce_rate_loss", "ce_max_membrane_loss", "mse_membrane_loss", "mse_temporal_loss"):
-        torch.testing.assert_close(train(losses, name), train(theirs, name))
 
 
 def test_ignored_targets() -> None:

@@ -63,7 +63,7 @@ def test_states_of_what_ends_without_a_neuron(backend: str) -> None:
 
 @NEURONS
 def test_gradients_of_states(neuron: type[SpikingLayer], backend: str) -> None:
-    net, x = network(neuron), eighths(8, 3, 6).requires_grad_()
+    net, x = network(neuron), eighths(14, 3, 6).requires_grad_()
     parameters = [x, *net.parameters()]
     expected = torch.autograd.grad(net(x)[-1].square().sum(), parameters)
     *_, first, states = net(x[:5], return_states=True)
