@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -q -c constraints.txt
 BUILD_INPUTS := pyproject.toml setup.py $(shell find csrc -type f)
-CPP_FILES := $(shell find csrc tests/emulator tools -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+CPP_FILES := $(shell find csrc tests/emulator tests/new_neuron tools -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 # Optional dependencies of pyproject.toml that each command needs.
 EXTRAS_demo := examples,snntorch

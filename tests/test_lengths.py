@@ -180,10 +180,10 @@ def test_wrong_lengths_are_refused_by_the_ops(device: torch.device) -> None:
     good = torch.tensor([1, 2, 3], device=device)
     for wrong in (good[:2], good.int(), good.double(), good.view(3, 1), torch.stack([good, good], 1)[:, 0]):
         with pytest.raises(RuntimeError, match="lengths: expected contiguous int64"):
-            call_op(_ops.LEAKY.forward_ragged, {**arguments, "lengths": wrong})
+            call_op(_ops.NEURONS["leaky"].forward_ragged, {**arguments, "lengths": wrong})
     arguments["x"] = arguments["x"].transpose(1, 2).contiguous().transpose(1, 2)
     with pytest.raises(RuntimeError, match="lengths: need samples one after the other in memory"):
-        call_op(_ops.LEAKY.forward_ragged, {**arguments, "lengths": good})
+        call_op(_ops.NEURONS["leaky"].forward_ragged, {**arguments, "lengths": good})
 
 
 # ---- errors, and torch.compile

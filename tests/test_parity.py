@@ -29,7 +29,7 @@ from torch import Tensor, nn
 import snnfast
 import snnfast.snntorch
 from snnfast import surrogate
-from snnfast.neurons.registry import LAYERS
+from snnfast.neurons import LAYERS
 from snnfast.surrogate import Surrogate
 
 bump = Bump.apply  # a surrogate that the kernels do not know
@@ -325,5 +325,4 @@ def test_surrogates_of_both_libraries_are_drawn() -> None:
 
 
 def test_every_neuron_is_drawn() -> None:
-    assert [layer.__name__ for layer in LAYERS] == list(STATES)
-    assert [layer.neuron.states for layer in LAYERS] == list(STATES.values())
+    assert {name: layer.neuron.states for name, layer in LAYERS.items()} == STATES

@@ -384,10 +384,10 @@ def test_rows_are_like_a_tensor_of_one_step() -> None:
 @pytest.mark.needs_extension
 def test_no_step_writes_to_what_is_no_output_of_it() -> None:
     given = forward_arguments(Case("rleaky", "step", 1), torch.device("cpu"))
-    arguments = ordered(ops.RLEAKY.forward, given)
-    expected = ops.RLEAKY.forward(*arguments)
+    arguments = ordered(ops.NEURONS["rleaky"].forward, given)
+    expected = ops.NEURONS["rleaky"].forward(*arguments)
     out = [torch.empty_like(t) for t in expected]
-    ops.RLEAKY.forward_into(*arguments, out)
+    ops.NEURONS["rleaky"].forward_into(*arguments, out)
     assert_all_bits_equal(out, expected)
     for wrong in (
         [torch.empty(3, 9), out[1]],
@@ -396,4 +396,4 @@ def test_no_step_writes_to_what_is_no_output_of_it() -> None:
         out[:1],
     ):
         with pytest.raises(RuntimeError, match="out: "):
-            ops.RLEAKY.forward_into(*arguments, wrong)
+            ops.NEURONS["rleaky"].forward_into(*arguments, wrong)

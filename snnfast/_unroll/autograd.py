@@ -11,21 +11,18 @@ from snnfast._core.backend import exporting
 from snnfast._core.ops import (
     CLAMP_CLOSED,
     CLAMP_CLOSED_AT,
-    LEAKY,
     NEEDS_AT,
+    NEURONS,
     RECORD_AT,
     RESET_AT,
     RESET_DELAY_AT,
     RESET_MECHANISMS,
-    RLEAKY,
-    RSYNAPTIC,
     SAVE_CHECKPOINTS,
     SAVE_NOTHING,
     SAVE_SPIKES,
     SAVED_AT,
     STEP,
     SURROGATE_AT,
-    SYNAPTIC,
     Neuron,
 )
 from snnfast._unroll import state_gradients
@@ -131,7 +128,7 @@ class Fire(Unroll):
         options, spk = how
         deciding = () if options.kernels_do_all else (mem,)
         ctx.save_for_backward(mem, None, *tensors, *deciding)
-        ctx.how = LEAKY, options, ONE_STEP, SAVE_CHECKPOINTS, mem.dtype
+        ctx.how = NEURONS["leaky"], options, ONE_STEP, SAVE_CHECKPOINTS, mem.dtype
         ctx.results = ()
         ctx.set_materialize_grads(False)
         return spk
@@ -152,11 +149,10 @@ def step_in_parts(
 
     A synaptic current is the membrane of a leaky neuron without a reset, and the current of another one.
     """
-    if neuron in (SYNAPTIC, RSYNAPTIC) and options.reset != RESET_MECHANISMS.index("zero"):
+    if neuron.synapse is not None and RESET_MECHANISMS[options.reset] in neuron.membrane_of_states:
         quiet = Options(DISABLED, _NONE, True, False, None, True, _PACKED, _NO_DERIVATIVE)
-        how = RLEAKY if neuron.fed_back else LEAKY, quiet, ONE_STEP
-        _, syn = Unroll.apply(how, x, *states[:-1], *parameters[:-3], _ZERO, _ZERO)
-        spk, mem = step_in_parts(LEAKY, options, syn, states[-1:], parameters[-3:])
+        _, syn = Unroll.apply((neuron.synapse, quiet, ONE_STEP), x, *states[:-1], *parameters[:-3], _ZERO, _ZERO)
+        spk, mem = step_in_parts(NEURONS["leaky"], options, syn, states[-1:], parameters[-3:])
         return spk, syn, mem
     silent = Options(DISABLED, options.reset, options.reset_delay, False, None, True, options.packed, _NO_DERIVATIVE)
     threshold, graded = parameters[-2:]

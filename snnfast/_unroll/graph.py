@@ -30,8 +30,6 @@ from snnfast._unroll.checks import ONE_STEP, Call, Options, check_options, made_
 from snnfast._unroll.linear import Linear
 from snnfast._unroll.run import run
 
-_BY_NAME = {neuron.name: neuron for neuron in NEURONS}
-
 
 @lru_cache
 def _options_of(packed: int, surrogate_field: int, p0: float, p1: float) -> Options:
@@ -127,7 +125,7 @@ def _run(
     call: Call,
     linear: Linear | None = None,
 ) -> tuple[Tensor, ...]:
-    neuron, asked = _BY_NAME[name], _options_of(*options)
+    neuron, asked = NEURONS[name], _options_of(*options)
     n = len(neuron.states)
     states: Any = tuple(tensors[:n])
     parameters: Any = tuple(tensors[n:])

@@ -149,7 +149,7 @@ def run_function(
     linear = check_linear(weight, bias, current, current.shape[1:] if num_steps is None else current.shape)
     how: Any = {"linear": linear, "lengths": check_lengths(lengths, current, call)}
     if varying.vary(neuron, call, current, parameters):
-        return varying.unroll(run, options, call, current, states, parameters, **how)
+        return varying.unroll(run, neuron, options, call, current, states, parameters, **how)
     found = run(neuron, options, call, current, states, parameters, **how)
     # The last spike is no result of its own.
     return found[:1] + found[2:] if neuron.fed_back and not call.record else found
