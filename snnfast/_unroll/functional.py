@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from snnfast._core.ops import ALPHA, LAPICQUE, LEAKY, SYNAPTIC, arithmetic_dtype
-from snnfast._unroll.checks import StateQuant, check_current, check_options, check_parameter, out_of_inference
+from snnfast._unroll.call import StateQuant
+from snnfast._unroll.checks import check_current, check_options, check_parameter, out_of_inference
 from snnfast._unroll.functional_recurrent import rleaky, rsynaptic
 from snnfast._unroll.run import run_function
 from snnfast.surrogate.examine import SpikeGrad

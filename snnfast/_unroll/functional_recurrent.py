@@ -5,8 +5,9 @@ from typing import Any
 from torch import Tensor
 
 from snnfast._core.ops import RLEAKY, RSYNAPTIC
-from snnfast._unroll.checks import StateQuant, check_current, check_options
-from snnfast._unroll.connections import check_connections
+from snnfast._unroll.call import StateQuant
+from snnfast._unroll.checks import check_current, check_options
+from snnfast._unroll.connected import check_connections
 from snnfast._unroll.run import run_function
 from snnfast.surrogate.examine import SpikeGrad
 

@@ -7,7 +7,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from snnfast._core import ops
 from snnfast._core.settings import check_flag
-from snnfast._unroll.checks import StateQuant, check_parameter_value
+from snnfast._unroll.call import StateQuant
+from snnfast._unroll.checks import check_parameter_value
 from snnfast._unroll.functional import check_decays, kernel_tau
 from snnfast.neurons.base import SpikingLayer
 from snnfast.neurons.instances import Instances

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from snnfast._core import ops
-from snnfast._unroll.checks import StateQuant, check_parameter_value
+from snnfast._unroll.call import StateQuant
+from snnfast._unroll.checks import check_parameter_value
 from snnfast._unroll.functional import check_rc, infer_rc, kernel_rc
 from snnfast.neurons.base import SpikingLayer
 from snnfast.neurons.instances import Instances

@@ -5,7 +5,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from snnfast._core import ops
-from snnfast._unroll.checks import StateQuant
+from snnfast._unroll.call import StateQuant
 from snnfast.neurons.instances import Instances
 from snnfast.neurons.recurrent import RecurrentLayer
 from snnfast.surrogate.examine import SpikeGrad
