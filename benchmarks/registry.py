@@ -43,7 +43,7 @@ NETWORKS = ("tutorial5", "deep", "convolution")
 
 @dataclass(frozen=True)
 class Options:
-    """Of a layer of neurons, in snnTorch's words."""
+    """The options of a layer of neurons, in snnTorch's words."""
 
     alpha: float = 0.9
     beta: float = 0.95
@@ -83,7 +83,7 @@ class Case:
 
     @property
     def neuron_steps(self) -> int:
-        """Of a layer; :func:`networks.neuron_steps` knows those of a network as well."""
+        """The neuron-steps of one layer; :func:`networks.neuron_steps` knows those of a network as well."""
         return self.T * self.B * prod(self.shape)
 
     @property
@@ -133,7 +133,7 @@ CLASSES, HIDDEN = 10, 1000
 
 
 def widths(case: Case) -> tuple[int, ...]:
-    """Of a fully connected network: its input, its hidden layers and its classes."""
+    """The widths of a fully connected network: its input, its hidden layers and its classes."""
     return (*case.shape, *(case.hidden or (HIDDEN,)), CLASSES)
 
 

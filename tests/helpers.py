@@ -326,6 +326,16 @@ def assert_close(
     )
 
 
+def assert_all_bits_equal(actual: Iterable[Tensor], expected: Iterable[Tensor]) -> None:
+    for a, b in zip(actual, expected, strict=True):
+        assert_bits_equal(a, b)
+
+
+def assert_all_close(actual: Iterable[Tensor | None], expected: Iterable[Tensor | None], relative: float) -> None:
+    for a, b in zip(actual, expected, strict=True):
+        assert_close(a, b, relative)
+
+
 def assert_same_outputs(found: Outputs, wanted: Outputs, case: Case, product: bool = False) -> None:
     """Outputs bit for bit as wanted; ``product``: the spikes have gone through a Linear, which adds in any order."""
     assert found.keys() == wanted.keys()

@@ -139,17 +139,6 @@ def test_the_binary_names_libtorch_through_which_a_cuda_build_of_torch_is_found(
     assert "[libtorch.so]" in done.stdout
 
 
-@neurons
-def test_few_neurons_give_the_same_bits_with_any_number_of_threads(neuron):
-    case = Case(neuron, "unroll", 37, (3, 111), reset="zero", record_mem=False)
-    tensors, results = inputs(case), []
-    for count in (1, 2, 3):
-        torch.set_num_threads(count)
-        results.append(outputs_and_gradients(case, leaves(tensors)))
-    for found in results[1:]:
-        assert_all_equal(found, results[0], case)
-
-
 @pytest.mark.parametrize(
     "case",
     [

@@ -80,6 +80,17 @@ def test_gradients_of_record_and_last_states_at_once(neuron: str, device: torch.
         check_against_reference(case, device, function=partial(held, "fused"), oracle=partial(held, "reference"))
 
 
+@emulated_if_thorough
+@pytest.mark.parametrize("neuron", ["rleaky", "rsynaptic"])
+def test_the_gradient_of_states_alone_comes_through_the_spikes_before(neuron: str, device: torch.device) -> None:
+    """A loss that reads no spike depends on them all the same."""
+    case = Case(neuron, steps=3, record_mem=False, dtype=torch.float64)
+    tensors = leaves(inputs(case, device), ("V",))
+    fused(tensors, case)["mem"].sum().backward()
+    assert tensors["V"].grad.abs() > 1e-3  # type: ignore[union-attr]
+    check_against_reference(case, device, "last", wrt=("current", "spk", "V"))
+
+
 # ---- the checks themselves ----------------------------------------------------------------------------------------
 
 CASE = Case("leaky", "unroll", 6, (2, 3), torch.float64, parameters="neuron")
@@ -159,7 +170,7 @@ def test_surrogates_where_they_jump(name: str, neuron: str, device: torch.device
 
 
 @emulated_if_thorough
-@pytest.mark.parametrize(("neuron", "variant"), zip(NEURONS, ("unroll", "count", "callable"), strict=True))
+@pytest.mark.parametrize(("neuron", "variant"), list(zip(NEURONS, ("unroll", "count", "callable"), strict=True)))
 def test_sums_over_two_thousand_steps_are_accurate(variant: str, neuron: str, device: torch.device) -> None:
     """Of each parameter, to 1e-5 of what float64 makes of the same spikes."""
     case = Case(neuron, variant, 2000, (2, 8), record_mem=False, parameters="neuron")

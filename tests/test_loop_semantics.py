@@ -223,6 +223,18 @@ def filled_into_what_needs_a_gradient(x: Tensor) -> Any:
     return record
 
 
+@program
+def written_through_data_after_it_was_saved(x: Tensor) -> Any:
+    mem, m, read = zeros(B, N), [], []
+    for t in range(T):
+        h = x[t] * 2
+        read.append(h.data)  # backward of h * h finds h as it is then, and no error: nothing counts this write
+        _, mem = LIF(h * h, mem)
+        m.append(mem)
+    read[1].mul_(3.0)
+    return torch.stack(m)
+
+
 # ---- memory of the results
 
 

@@ -39,6 +39,21 @@ SNN_HD T unless(Mask yes, T a) {
   return select(yes, T(0) * a, a);
 }
 
+// The membrane after a reset for an earlier spike, if there was one (`r`), from `base`, the membrane without it.
+template <typename Mask, typename T>
+SNN_HD T reset(Rules rules, T base, Mask r, T threshold) {
+  if (rules.reset == Reset::kSubtract) return base - times(r, threshold);
+  if (rules.reset == Reset::kZero) return base - times(r, base);
+  return base;
+}
+
+// The adjoint of `reset`: from the gradient with respect to its result to that with respect to `base`.
+template <typename T>
+SNN_HD T reset_adjoint(Rules rules, T dv, T r, T& grad_threshold) {
+  if (rules.reset == Reset::kSubtract) grad_threshold -= dv * r;
+  return rules.reset == Reset::kZero ? (T(1) - r) * dv : dv;
+}
+
 template <typename T>
 struct Fired {
   T v;    // the membrane that decided the spike

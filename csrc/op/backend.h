@@ -1,4 +1,4 @@
-// How host.h reaches the kernels of a device. The test emulator builds the CUDA sources for tensors on the CPU.
+// How an op reaches the kernels of a device. The test emulator builds the CUDA sources for tensors on the CPU.
 #pragma once
 
 #include <stdexcept>
@@ -15,18 +15,15 @@
 
 #if defined(SNN_EMULATED)
 #include "outputs.h"
+#define SNN_CUDA_KEY CPU
 #else
 #include "../cpu/memory/pool.h"
 #include "../cpu/unroll/dispatch.h"
+#define SNN_CUDA_KEY CUDA
 #endif
 
 #if !defined(SNN_NAMESPACE)
 #define SNN_NAMESPACE snnfast
-#endif
-#if defined(SNN_EMULATED)
-#define SNN_CUDA_KEY CPU
-#else
-#define SNN_CUDA_KEY CUDA
 #endif
 
 #if !defined(USE_CUDA)

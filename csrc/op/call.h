@@ -59,9 +59,7 @@ inline double number_in(const Tensor& t, Number type, ScalarType acc) {
   return *static_cast<const double*>(data);
 }
 
-inline ScalarType saved_dtype(Saved saved, ScalarType acc) {
-  return saved == Saved::kSpikes ? ScalarType::Byte : acc;
-}
+inline ScalarType saved_dtype(Saved saved, ScalarType acc) { return saved == Saved::kSpikes ? ScalarType::Byte : acc; }
 
 // ---- checked inputs and outputs of a call
 

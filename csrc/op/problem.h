@@ -1,4 +1,5 @@
-// What the host hands to a kernel: sizes, strides and raw pointers, checked in host.h and trusted from there on.
+// What the host hands to a kernel: sizes, strides and raw pointers, checked in neuron_ops.cpp and trusted from there
+// on.
 #pragma once
 
 #include <cstdint>

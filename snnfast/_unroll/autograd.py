@@ -12,8 +12,8 @@ from snnfast._core.ops import (
     BITS_AT,
     CLAMP_CLOSED,
     CLAMP_CLOSED_AT,
-    LEAKY,
     NEEDS_AT,
+    NEURONS,
     RECORD_AT,
     RESET_MECHANISMS,
     SAVE_CHECKPOINTS,
@@ -49,41 +49,41 @@ class Unroll(torch.autograd.Function):
     def forward(ctx: Any, how: tuple[Neuron, Options, Request, int], x: Tensor, *tensors: Any) -> Any:
         """``tensors`` are the states and parameters. A weight, a bias and lengths may follow, each of them or None."""
         neuron, options, request, dims = how  # in one tuple: Function.apply looks at each of its arguments
-        inputs = len(neuron.no_others)
-        tensors, others = tensors[:inputs], tensors[inputs:]
-        weight, bias, lengths = others or (None, None, None)
-        needs, needs_others = ctx.needs_input_grad[1 : 2 + inputs], ctx.needs_input_grad[2 + inputs :]
+        inputs, needs = len(neuron.no_others), ctx.needs_input_grad
+        needs_others: tuple[bool, ...] = ()
+        weight = bias = lengths = None
+        if len(tensors) > inputs:
+            weight, bias, lengths = tensors[inputs:]
+            tensors, needs, needs_others = tensors[:inputs], needs[: 2 + inputs], needs[2 + inputs :]
         asks = weight is None or any(needs)  # else for the gradients of the linear layer alone
         given = options.kernels_do_all
         saved, asked = SAVE_CHECKPOINTS, options.packed | request.packed
         if not given:
             asked |= neuron.deciding << RECORD_AT
         elif request.time != STEP:
-            saved = what_to_save(neuron, options, request, x.dtype, needs) if asks else SAVE_NOTHING
-        if weight is None:
+            saved = what_to_save(neuron, options, request, x.dtype, needs[1:]) if asks else SAVE_NOTHING
+        if weight is None or saved != SAVE_SPIKES:  # else the first result has them
             asked |= saved << SAVED_AT
-        else:
+        if weight is not None:
             asked |= 1 << BITS_AT
-            if saved != SAVE_SPIKES:  # which are the first result
-                asked |= saved << SAVED_AT
-        spk, *found = neuron.forward(x, *tensors, request.steps, asked, lengths)
+        found = neuron.forward(x, *tensors, request.steps, asked, lengths)
         source: Tensor | None = x  # backward computes the membranes from it
         rows = deciding = bits = shape = None
         if saved == SAVE_NOTHING:
-            source = found[count_states(neuron, request.record) - 1] if asks else None  # the recorded membrane
+            source = found[count_states(neuron, request.record)] if asks else None  # the recorded membrane
         elif request.time != STEP:
             if weight is None or saved != SAVE_SPIKES:
                 *found, rows = found  # not pop: torch.compile traces no change of what an op returned
             else:
-                rows = spk
+                rows = found[0]
             source = x if saved == SAVE_CHECKPOINTS else None
         if not given:
-            records = count_states(neuron, request.record)
+            records = 1 + count_states(neuron, request.record)
             deciding, found = found[records], found[:records] + found[records + 1 :]
         if weight is not None:
-            bits, shape = spk, (x.shape[1:] if request.time == SEQUENCE else x.shape)[-dims:]
-            spk = product(bits, weight, bias, tensors[-1], shape, request.steps)
-        if given and not others:
+            bits, shape = found[0], (x.shape[1:] if request.time == SEQUENCE else x.shape)[-dims:]
+            found = [product(bits, weight, bias, tensors[-1], shape, request.steps), *found[1:]]
+        if given and not needs_others:
             ctx.save_for_backward(source, rows, *tensors)
         else:
             kept = bits if weight is not None and needs_others[0] else None, weight if asks else None
@@ -91,12 +91,12 @@ class Unroll(torch.autograd.Function):
         ctx.how = neuron, options, request, saved, x.dtype, shape
         ctx.set_materialize_grads(False)
         if options.spike_grad is DISABLED and not needs[-1] and not any(needs_others):
-            ctx.mark_non_differentiable(spk)
+            ctx.mark_non_differentiable(found[0])
         elif not asks:
-            ctx.mark_non_differentiable(*found)
+            ctx.mark_non_differentiable(*found[1:])
         if request.time == STEP:
-            ctx.results = () if torch.compiler.is_compiling() else [ref(t) for t in (spk, *found)]
-        return spk, *found
+            ctx.results = () if torch.compiler.is_compiling() else [ref(t) for t in found]
+        return tuple(found)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
@@ -108,25 +108,30 @@ class Unroll(torch.autograd.Function):
                 if (result := made()) is not None and result.retains_grad:
                     state_gradients.tell(ctx, result)
         source, rows, *tensors = ctx.saved_tensors
-        inputs, grad_spk = len(neuron.no_others), grads[0]
-        deciding, lengths, spike_bits, weight = tensors[inputs:] or (None, None, None, None)
-        tensors, needs = tensors[:inputs], ctx.needs_input_grad[1 : 2 + inputs]
+        inputs, needs, grad_spk = len(neuron.no_others), ctx.needs_input_grad, grads[0]
+        deciding = lengths = spike_bits = weight = None
+        if len(tensors) > inputs:
+            deciding, lengths, spike_bits, weight = tensors[inputs:]
+            tensors = tensors[:inputs]
+        others: tuple[Tensor | None, ...] = ()  # the gradients of the weight, the bias and the lengths
+        if len(needs) > 2 + inputs:
+            needs, others = needs[: 2 + inputs], (None, None, None)
         refuses = torch.is_grad_enabled()  # create_graph=True: a second derivative, instead of losing terms of it
         bits = 0  # the inputs whose gradient is wanted
         for needed in reversed(needs):
             bits = bits << 1 | needed
-        # The gradients of the weight, the bias and the lengths, where these were given.
-        others: tuple[Tensor | None, ...] = (None,) * (len(ctx.needs_input_grad) - 2 - inputs)
+        bits >>= 1  # the first one is no tensor
         if shape is not None:
             if refuses and source is None and bits:
                 raise NotImplementedError(NO_SECOND_DERIVATIVE)  # nothing that is saved leads back to the current
             grad_spk, others = _through_linear(ctx, grad_spk, spike_bits, tensors[-1])
         derivative = None
-        # Without a surrogate of the kernels, options.derivative is that of none: it lets no gradient through a spike.
-        no_reset = RESET_MECHANISMS[options.reset] == "none"
-        if deciding is not None and (grad_spk is not None or neuron.fed_back or not no_reset):
-            with torch.no_grad():
-                derivative = _derivative_of(options.spike_grad, deciding - tensors[-2])
+        if deciding is not None:
+            # options.derivative is that of no surrogate: it lets no gradient through a spike.
+            no_reset = RESET_MECHANISMS[options.reset] == "none"
+            if grad_spk is not None or neuron.fed_back or not no_reset:
+                with torch.no_grad():
+                    derivative = _derivative_of(options.spike_grad, deciding - tensors[-2])
         gradients: list[Tensor | None] = [None] * (1 + inputs)
         if bits and (grad_spk is not None or any(grad is not None for grad in grads[1:])):
             x, mem_rec = (None, source) if saved == SAVE_NOTHING else (source, None)
@@ -140,7 +145,7 @@ class Unroll(torch.autograd.Function):
                 found[0] = found[0].to(dtype)
             if bits == 1 and not refuses:  # nearly always
                 return None, found[0], *neuron.no_others, *others
-            gradients = by_input(neuron, found, needs, tensors)
+            gradients = by_input(neuron, found, needs[1:], tensors)
         if refuses and bits:
             return None, *refusing([*gradients, *others], *grads, source, weight, *tensors)
         return None, *gradients, *others
@@ -183,7 +188,7 @@ class Fire(Unroll):
         options, spk = how
         deciding = () if options.kernels_do_all else (mem, None, None, None)
         ctx.save_for_backward(mem, None, *tensors, *deciding)
-        ctx.how = LEAKY, options, ONE_STEP, SAVE_CHECKPOINTS, mem.dtype, None
+        ctx.how = NEURONS["leaky"], options, ONE_STEP, SAVE_CHECKPOINTS, mem.dtype, None
         ctx.results = ()
         ctx.set_materialize_grads(False)
         return spk

@@ -110,13 +110,9 @@ def needs_graph(call: UnrollCall) -> bool:
     if not torch.is_grad_enabled():
         return False
     asks = call.current.requires_grad
-    for t in call.states:
-        asks = asks or (t is not None and t.requires_grad)
-    for t in call.parameters:
-        asks = asks or t.requires_grad
-    if call.linear is not None:
-        weight, bias, _ = call.linear
-        asks = asks or weight.requires_grad or (bias is not None and bias.requires_grad)
+    if not asks:
+        others = call.states + call.parameters + (() if call.linear is None else call.linear[:2])
+        asks = any(t is not None and t.requires_grad for t in others)
     return asks and not exporting()
 
 

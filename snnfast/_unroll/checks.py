@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.compiler import is_compiling
 
 from snnfast import surrogate
 from snnfast._core.ops import (
     CONSTANT,
-    LEAKY,
     RESET_AT,
     RESET_DELAY_AT,
     RESET_MECHANISMS,
@@ -21,7 +21,7 @@ from snnfast._core.ops import (
     arithmetic_dtype,
 )
 from snnfast._core.settings import check_flag
-from snnfast._unroll.call import Options, Request, StateQuant, UnrollCall, make_request, step_shape
+from snnfast._unroll.call import Options, Request, StateQuant, UnrollCall, make_request
 from snnfast.surrogate.base import number
 from snnfast.surrogate.examine import SpikeGrad, how_to_make, recognise
 
@@ -78,11 +78,12 @@ def prepare(call: UnrollCall) -> UnrollCall:
     """
     if call.varies:
         return _prepare_each_step(call)
-    current, step = call.current, step_shape(call)
+    current = call.current
+    step = current.shape[1:] if call.request.time == SEQUENCE else current.shape  # step_shape, without a call
     dtype, device = current.dtype, current.device
     acc = arithmetic_dtype(dtype)
     # Autograd can't save a tensor of torch.inference_mode.
-    saves = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    saves = torch.is_grad_enabled() and not is_compiling()
     fit = not call.options.inhibition
     for t in call.states:
         if t is None:
@@ -133,15 +134,9 @@ def _convert(call: UnrollCall, step_shape: torch.Size) -> UnrollCall:
     return call._replace(current=current, states=states, parameters=parameters)
 
 
-_MAY_VARY = ("beta", "threshold")  # the first parameters of a leaky neuron
-
-
 def varies(neuron: Neuron, request: Request, current: Tensor, parameters: tuple[Any, ...]) -> bool:
     """Whether a parameter has values for every step: as many dimensions as a current ``[T, *]``."""
-    if neuron is not LEAKY:
-        return False
-    beta, threshold, _ = parameters  # not in a loop, which takes longer than the question
-    return _varies(beta, request, current) or _varies(threshold, request, current)
+    return bool(neuron.may_vary) and any(_varies(p, request, current) for p in parameters[: len(neuron.may_vary)])
 
 
 def _varies(parameter: object, request: Request, current: Tensor) -> bool:
@@ -151,7 +146,7 @@ def _varies(parameter: object, request: Request, current: Tensor) -> bool:
 def _prepare_each_step(call: UnrollCall) -> UnrollCall:
     """The same for parameters that vary: the values of one step are checked as those of a layer are."""
     given, steps = list(call.parameters), call.request.steps
-    varying = {i: name for i, name in enumerate(_MAY_VARY) if _varies(given[i], call.request, call.current)}
+    varying = {i: name for i, name in enumerate(call.neuron.may_vary) if _varies(given[i], call.request, call.current)}
     for i, name in varying.items():
         check_dense(name, given[i])
         if len(given[i]) != steps:

@@ -97,7 +97,7 @@ def takes(call: UnrollCall) -> bool:
     for t in (x, connections.weight, connections.bias):
         if t is not None and not (type(t) in (Tensor, nn.Parameter) and t.dtype == x.dtype and t.device == x.device):
             return False
-    return connections.weight is not None and backend.use_fused(x.device)
+    return connections.weight is not None and backend.use_fused(x)
 
 
 def unroll(call: UnrollCall) -> tuple[Tensor, ...]:

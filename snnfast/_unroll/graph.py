@@ -30,8 +30,6 @@ from snnfast._unroll.call import ONE_STEP, Linear, Options, Request, UnrollCall,
 from snnfast._unroll.checks import check_options
 from snnfast._unroll.run import run
 
-_BY_NAME = {neuron.name: neuron for neuron in NEURONS}
-
 
 @lru_cache
 def _options_of(packed: int, surrogate_field: int, p0: float, p1: float) -> Options:
@@ -127,7 +125,7 @@ def _run(
     request: Request,
     linear: Linear | None = None,
 ) -> tuple[Tensor, ...]:
-    neuron, asked = _BY_NAME[name], _options_of(*options)
+    neuron, asked = NEURONS[name], _options_of(*options)
     n = len(neuron.states)
     states: Any = tuple(tensors[:n])
     parameters: Any = tuple(tensors[n:])

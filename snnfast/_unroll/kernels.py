@@ -1,22 +1,19 @@
 """Calls that go to the fused kernels."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from snnfast._core.fake import NO_FORWARD_MODE, NO_TRANSFORM
 from snnfast._core.ops import (
     BITS_AT,
-    LEAKY,
+    NEURONS,
     RESET_AT,
     RESET_DELAY_AT,
     RESET_MECHANISMS,
-    RLEAKY,
-    RSYNAPTIC,
     SURROGATE_AT,
-    SYNAPTIC,
     Neuron,
     arithmetic_dtype,
 )
@@ -60,7 +57,7 @@ def unroll_linear(call: UnrollCall) -> tuple[Tensor, ...]:
 
 
 def _refuse_transforms() -> None:
-    if not torch.compiler.is_compiling() and transforms_are_active():
+    if not is_compiling() and transforms_are_active():
         raise RuntimeError(NO_FORWARD_MODE if is_forward_mode() else NO_TRANSFORM)
 
 
@@ -83,11 +80,10 @@ def _in_parts(
     parameters: Sequence[Tensor],
 ) -> tuple[Tensor, ...]:
     """The same. A synaptic current is the membrane of a leaky neuron without a reset, and the current of another."""
-    if neuron in (SYNAPTIC, RSYNAPTIC) and options.reset != RESET_MECHANISMS.index("zero"):
+    if neuron.synapse is not None and RESET_MECHANISMS[options.reset] in neuron.membrane_of_states:
         quiet = Options(DISABLED, _NONE, True, False, None, True, _PACKED, _NO_DERIVATIVE)
-        how: Any = (RLEAKY if neuron.fed_back else LEAKY, quiet, ONE_STEP, 1)
-        _, syn = Unroll.apply(how, x, *states[:-1], *parameters[:-3], _ZERO, _ZERO)
-        spk, mem = _in_parts(LEAKY, options, syn, states[-1:], parameters[-3:])
+        _, syn = Unroll.apply((neuron.synapse, quiet, ONE_STEP, 1), x, *states[:-1], *parameters[:-3], _ZERO, _ZERO)
+        spk, mem = _in_parts(NEURONS["leaky"], options, syn, states[-1:], parameters[-3:])
         return spk, syn, mem
     silent = Options(DISABLED, options.reset, options.reset_delay, False, None, True, options.packed, _NO_DERIVATIVE)
     threshold, graded = parameters[-2:]

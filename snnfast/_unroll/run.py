@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
 from snnfast._core import backend, events
 from snnfast._core.ops import STEP, Neuron, arithmetic_dtype
@@ -36,7 +37,7 @@ def run(call: UnrollCall) -> Results:
         if call.request.time != STEP:
             return _finish(call, _connected(call))
         call = connected.one_step(call)
-    if torch.compiler.is_dynamo_compiling() and node.takes_step(call):
+    if is_dynamo_compiling() and node.takes_step(call):
         return node.node(call)  # before the checks, which would be traced at every step of a loop
     prepared = prepare(call)
     unroll, prepared = engine(prepared)
@@ -63,8 +64,8 @@ def engine(call: UnrollCall) -> tuple[Engine, UnrollCall]:
         call = call._replace(linear=None)
     in_parts = state_gradients.setting.value and state_gradients.wants_parts(call)
     if (
-        not backend.use_fused(call.current.device)
-        or refuses_kernels(call)
+        not backend.use_fused(call.current)
+        or ((call.lengths is not None or not call.options.kernels_do_all) and refuses_kernels(call))
         or (in_parts and not state_gradients.kernels_take(call))
     ):
         return reference.unroll, call
@@ -76,7 +77,7 @@ def engine(call: UnrollCall) -> tuple[Engine, UnrollCall]:
             call = call._replace(options=_without_gradient(call.options))
         elif not _spikes_go_on(call):
             return spikes_afterwards, call
-    if torch.compiler.is_dynamo_compiling() and node.takes(call):
+    if is_dynamo_compiling() and node.takes(call):
         takes_linear = linear is not None and events.setting.value  # a global, which torch.compile guards
         return node.node, (call._replace(linear=linear) if takes_linear else call)
     if in_parts:
@@ -91,7 +92,7 @@ def refuses_kernels(call: UnrollCall) -> bool:
 
     Where parameters vary, each step is asked by itself.
     """
-    if (call.options.kernels_do_all and call.lengths is None) or call.varies:  # nearly always
+    if call.varies:
         return False
     reason = why_not_fused(call)
     if reason is None:

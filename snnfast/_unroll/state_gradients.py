@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from snnfast._core.backend import warn_once
-from snnfast._core.ops import ALPHA, RESET_MECHANISMS, RSYNAPTIC, STEP, SYNAPTIC, Neuron
+from snnfast._core.ops import RESET_MECHANISMS, STEP, Neuron
 from snnfast._core.settings import Choice, Setting, check_flag
 from snnfast._unroll.call import Options, UnrollCall, needs_graph
 from snnfast.surrogate import DISABLED
@@ -62,8 +62,7 @@ def lacking(neuron: Neuron, reset: int, reset_delay: bool, disabled: bool) -> tu
         found.append(0)  # the membrane is that after the reset, by the spike
     elif not disabled:
         found.append(outputs - 1)
-    # Where the membrane is reset to zero, snnTorch's synaptic current is written once more after the membrane.
-    if (neuron in (SYNAPTIC, RSYNAPTIC) and mechanism != "zero") or (neuron is ALPHA and mechanism == "none"):
+    if mechanism in neuron.membrane_of_states:
         found += range(1, outputs - 1)
     return tuple(found)
 
@@ -81,7 +80,7 @@ def wants_parts(call: UnrollCall) -> bool:
 def kernels_take(call: UnrollCall) -> bool:
     """Whether the kernels can compute such results one after the other."""
     apart = lacking_of(call.neuron, call.options)
-    fits = 0 not in apart and (call.neuron is not ALPHA or len(apart) == 1)
+    fits = 0 not in apart and (len(apart) <= 1 or call.neuron.synapse is not None)
     return fits and not torch.compiler.is_compiling()
 
 

@@ -26,9 +26,6 @@ from snnfast.compiler.nodes import (
     value,
 )
 
-_NEURON_OF = {neuron.name: neuron for neuron in NEURONS}
-
-
 # ---- chains of steps
 
 
@@ -58,12 +55,12 @@ class Chain:
 
 def states_of(step: Node) -> list[Any]:
     tensors: Any = step.args[2]
-    return list(tensors[: len(_NEURON_OF[step.args[0]].states)])  # type: ignore[index]
+    return list(tensors[: len(NEURONS[step.args[0]].states)])  # type: ignore[index]
 
 
 def output_of(step: Node, state: int) -> int:
     """Which output of a step a state is: the last spike, where it is one, is the first of them anyway."""
-    return state + 1 - _NEURON_OF[step.args[0]].fed_back  # type: ignore[index]
+    return state + 1 - NEURONS[step.args[0]].fed_back  # type: ignore[index]
 
 
 def _step_before(step: Node) -> Node | None:
@@ -97,6 +94,7 @@ class Captured:
     order: dict[Node, int]
     before: dict[Node, list[Node]]  # nodes that must run before, beside the arguments
     written: set[Node]  # their memory is changed in place by somebody
+    written_untracked: set[Node]  # and autograd may not notice it
     effects: set[Node]  # they change something
     chains: list[Chain] = field(default_factory=list)
 
@@ -116,6 +114,7 @@ def capture(graph: Graph) -> Captured:
         {n: i for i, n in enumerate(nodes)},
         memory.order(),
         {n for n in nodes if memory.is_written(n)},
+        {n for n in nodes if memory.is_written_untracked(n)},
         effects,
     )
     found.chains = _chains(found)
@@ -137,7 +136,7 @@ def _chains(captured: Captured) -> list[Chain]:
             or before.meta["context"] != node.meta["context"]
             or looks(before.args[1]) != looks(node.args[1])
         ):
-            chain = Chain(_NEURON_OF[node.args[0]], [])  # type: ignore[index]
+            chain = Chain(NEURONS[node.args[0]], [])  # type: ignore[index]
             chains.append(chain)
         chain.steps.append(node)
         chain_of[node] = chain
@@ -149,6 +148,8 @@ def _chains(captured: Captured) -> list[Chain]:
             chain.reason = "its states have gradients of their own (use_state_gradients)"
         elif any(u in captured.written for u in results):
             chain.reason = "a result of a step is changed in place"
+        elif any(x in captured.written_untracked for x in chain.currents()):
+            chain.reason = "its input is changed in place, through .data"
     return chains
 
 

@@ -318,6 +318,10 @@ class Emission:
             elif any(looks(n) != looks(column[0]) for n in column):
                 group.reason = "its inputs have other shapes at other steps"
                 return None
+            elif self._context.records and any(n in self.captured.written_untracked for n in column):
+                # Backward reads what was written since. A stack of the inputs would keep what they were.
+                group.reason = "its inputs are changed in place, through .data"
+                return None
             elif not all(isinstance(value(n), Tensor) for n in column) and not self._one_owner(column):
                 group.reason = "it takes several results of a call that is not merged"
                 return None

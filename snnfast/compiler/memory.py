@@ -42,12 +42,15 @@ class Memory:
         self.writes: dict[int, list[Node]] = defaultdict(list)
         self.sharing: dict[int, list[Node]] = defaultdict(list)
         self.given: set[int] = set()  # memory that comes from outside
+        self.untracked: set[int] = set()  # memory that somebody reaches through ``.data``
         for node in graph.nodes:
             self.storage[node] = found = self._storage_of(node)
             for s in found:
                 self.sharing[s].append(node)
             if node.op in ("placeholder", "get_attr"):
                 self.given.update(found)
+            if _takes_data(node):
+                self.untracked.update(found)
             for a in changed(node):
                 for s in self.storage[a]:
                     self.writes[s].append(node)
@@ -60,6 +63,11 @@ class Memory:
 
     def is_written(self, node: Node) -> bool:
         return any(s in self.writes for s in self.storage.get(node, ()))
+
+    def is_written_untracked(self, node: Node) -> bool:
+        """Whether autograd may not notice that a tensor is changed after it was saved for the backward pass."""
+        found = self.untracked.intersection(self.storage.get(node, ()))
+        return any(not _takes_data(write) for s in found for write in self.writes[s])
 
     def order(self) -> dict[Node, list[Node]]:
         """Keep reads and changes of the same memory in their order."""
@@ -182,6 +190,11 @@ class Memory:
             self.graph.erase_node(node)
         base.replace_all_uses_with(new, delete_user_cb=lambda user: position[user] > now)
         return True
+
+
+def _takes_data(node: Node) -> bool:
+    """Whether a call is ``x.data``, which shares the memory of ``x`` but not the count of its changes."""
+    return name_of(node.target) == "_get_data_attr"
 
 
 def _new_instead(node: Node) -> Any:

@@ -8,8 +8,9 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from snnfast.neurons import LAYERS
 from snnfast.neurons.base import SpikingLayer
-from snnfast.neurons.registry import LAYERS, is_delay, is_snntorchs
+from snnfast.neurons.network import is_delay, is_snntorchs
 
 __all__ = ["check_names", "check_neurons", "rename_old_keys", "warn_of_batch_norm"]
 
@@ -45,7 +46,7 @@ def _reason(layer: nn.Module) -> str | None:
     if not isinstance(layer, SpikingLayer):
         reason: str | None = importlib.import_module("snnfast.snntorch._convert")._reason_to_leave(layer)
         return reason
-    own = "forward" in vars(layer) or not any(type(layer).forward is known.forward for known in LAYERS)
+    own = "forward" in vars(layer) or not any(type(layer).forward is known.forward for known in LAYERS.values())
     return f"{type(layer).__name__} has its own forward" if own else None
 
 

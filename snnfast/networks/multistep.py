@@ -24,7 +24,7 @@ from snnfast.networks.over_time import (
     unrolled,
 )
 from snnfast.neurons.base import SpikingLayer
-from snnfast.neurons.registry import convert, is_snntorchs
+from snnfast.neurons.network import convert, is_snntorchs
 
 __all__ = ["MultiStep", "Residual"]
 

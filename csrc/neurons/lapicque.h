@@ -1,7 +1,7 @@
 // The neuron as an RC circuit: snnTorch 1.0.0's Lapicque.
 #pragma once
 
-#include "neuron.h"
+#include "../math/neuron.h"
 
 namespace snnfast {
 
@@ -20,9 +20,7 @@ struct Lapicque {
     const T threshold = p[4], u = state[0];
     const auto r = u > threshold;
     const T base = x * p[0] * p[1] * p[2] + p[3] * u;
-    T v = base;
-    if (rules.reset == Reset::kSubtract) v = base - times(r, threshold);
-    if (rules.reset == Reset::kZero) v = base - times(r, base);
+    const T v = reset(rules, base, r, threshold);
     return fire(rules, v, r, threshold, p[5], state[0]);
   }
 
@@ -34,8 +32,7 @@ struct Lapicque {
     const T threshold = p[4], u = before[0];
     const T r = select(u > threshold, T(1), T(0));
     const T dv = fire_adjoint(rules, v, r, threshold, p[5], given, grad[0] + carry[0], sums[4], sums[5]);
-    if (rules.reset == Reset::kSubtract) sums[4] -= dv * r;
-    const T base = rules.reset == Reset::kZero ? (T(1) - r) * dv : dv;
+    const T base = reset_adjoint(rules, dv, r, sums[4]);
     const T scaled = base * p[2], driven = scaled * p[1];  // gradients of x * R * rate and of x * R
     sums[0] += driven * x;
     sums[1] += scaled * (x * p[0]);

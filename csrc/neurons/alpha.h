@@ -2,7 +2,7 @@
 // 1.0.0's Alpha.
 #pragma once
 
-#include "neuron.h"
+#include "../math/neuron.h"
 
 namespace snnfast {
 

@@ -1,7 +1,7 @@
 // The neuron with a synaptic current to which its last spike comes back: snnTorch 1.0.0's RSynaptic.
 #pragma once
 
-#include "neuron.h"
+#include "../math/neuron.h"
 
 namespace snnfast {
 
@@ -20,9 +20,7 @@ struct RSynaptic {  // the last spike is a state: as of RLeaky
     const auto r = u > threshold;
     state[1] = (alpha * state[1] + x) + V * state[0];
     const T base = beta * u + state[1];
-    T v = base;
-    if (rules.reset == Reset::kSubtract) v = base - times(r, threshold);
-    if (rules.reset == Reset::kZero) v = base - times(r, base);  // the synaptic current is not reset
+    const T v = reset(rules, base, r, threshold);  // the synaptic current is not reset
     const Fired<T> fired = fire(rules, v, r, threshold, p[4], state[2]);
     state[0] = fired.spk;
     return fired;
@@ -36,8 +34,7 @@ struct RSynaptic {  // the last spike is a state: as of RLeaky
     const T r = select(u > threshold, T(1), T(0));
     given.spk += grad[0] + carry[0];
     const T dv = fire_adjoint(rules, v, r, threshold, p[4], given, grad[2] + carry[2], sums[3], sums[4]);
-    if (rules.reset == Reset::kSubtract) sums[3] -= dv * r;
-    const T base = rules.reset == Reset::kZero ? (T(1) - r) * dv : dv;
+    const T base = reset_adjoint(rules, dv, r, sums[3]);
     const T syn = base + (grad[1] + carry[1]);
     sums[0] += syn * before[0];
     sums[1] += syn * before[1];

@@ -1,10 +1,8 @@
-// The ops of a neuron, as templates: schemas, checks, outputs, and the hand-over to a backend. The same for every
-// device.
+// The ops of a neuron: their schemas, checks and outputs, and the call of a backend. Compiled once for each header in
+// csrc/neurons, which the build includes before this file and whose struct it names by SNN_NEURON.
 //
-// Messages for users come from snnfast/_unroll/checks.py; the checks here keep a kernel from touching memory that is
-// not its own, whatever tensors reach the op.
-#pragma once
-
+// Messages for users come from snnfast/_unroll/checks.py. The checks here keep a kernel inside the memory of its
+// tensors, whatever tensors reach the op.
 #include <array>
 #include <string>
 #include <string_view>
@@ -346,24 +344,13 @@ void implement(Library& m) {
   }
 }
 
-// For each neuron once, at the end of its file in neurons/.
-#define SNN_REGISTER(Neuron)                                             \
-  STABLE_TORCH_LIBRARY_FRAGMENT(SNN_NAMESPACE, m) { define<Neuron>(m); } \
-  SNN_REGISTER_CPU(Neuron)                                               \
-  SNN_REGISTER_CUDA(Neuron)
+STABLE_TORCH_LIBRARY_FRAGMENT(SNN_NAMESPACE, m) { define<SNN_NEURON>(m); }
 
-#define SNN_IMPLEMENT(Neuron, Key, Backend) \
-  STABLE_TORCH_LIBRARY_IMPL(SNN_NAMESPACE, Key, m) { implement<Neuron, Backend>(m); }
-
-#if defined(SNN_EMULATED)
-#define SNN_REGISTER_CPU(Neuron)
-#else
-#define SNN_REGISTER_CPU(Neuron) SNN_IMPLEMENT(Neuron, CPU, CpuBackend)
+#if !defined(SNN_EMULATED)
+STABLE_TORCH_LIBRARY_IMPL(SNN_NAMESPACE, CPU, m) { implement<SNN_NEURON, CpuBackend>(m); }
 #endif
 #if defined(SNN_CUDA)
-#define SNN_REGISTER_CUDA(Neuron) SNN_IMPLEMENT(Neuron, SNN_CUDA_KEY, CudaBackend)
-#else
-#define SNN_REGISTER_CUDA(Neuron)
+STABLE_TORCH_LIBRARY_IMPL(SNN_NAMESPACE, SNN_CUDA_KEY, m) { implement<SNN_NEURON, CudaBackend>(m); }
 #endif
 
 }  // namespace snnfast

@@ -1,7 +1,7 @@
 // The neuron with a synaptic current that decays by itself: snnTorch 1.0.0's Synaptic.
 #pragma once
 
-#include "neuron.h"
+#include "../math/neuron.h"
 
 namespace snnfast {
 
@@ -20,9 +20,7 @@ struct Synaptic {
     const auto r = u > threshold;
     state[0] = alpha * state[0] + x;
     const T base = beta * u + state[0];
-    T v = base;
-    if (rules.reset == Reset::kSubtract) v = base - times(r, threshold);
-    if (rules.reset == Reset::kZero) v = base - times(r, base);  // the synaptic current is not reset
+    const T v = reset(rules, base, r, threshold);  // the synaptic current is not reset
     return fire(rules, v, r, threshold, p[3], state[1]);
   }
 
@@ -34,8 +32,7 @@ struct Synaptic {
     const T alpha = p[0], beta = p[1], threshold = p[2], u = before[1];
     const T r = select(u > threshold, T(1), T(0));
     const T dv = fire_adjoint<Arithmetic>(rules, v, r, threshold, p[3], given, grad[1] + carry[1], sums[2], sums[3]);
-    if (rules.reset == Reset::kSubtract) sums[2] -= dv * r;
-    const T base = rules.reset == Reset::kZero ? (T(1) - r) * dv : dv;
+    const T base = reset_adjoint(rules, dv, r, sums[2]);
     const T syn = base + (grad[0] + carry[0]);
     sums[0] += syn * before[0];
     sums[1] += base * u;

@@ -1,22 +1,13 @@
-"""The list of neuron layers, and what is done with all neurons of a network: :func:`reset`, :func:`convert`."""
+"""What is done with all neurons of a network: :func:`reset`, :func:`convert`."""
 
 import importlib
 from typing import Any
 
 from torch import nn
 
-from snnfast.neurons.alpha import Alpha
 from snnfast.neurons.base import SpikingLayer
-from snnfast.neurons.lapicque import Lapicque
-from snnfast.neurons.leaky import Leaky
-from snnfast.neurons.rleaky import RLeaky
-from snnfast.neurons.rsynaptic import RSynaptic
-from snnfast.neurons.synaptic import Synaptic
 
-__all__ = ["LAYERS", "convert", "is_delay", "is_snntorchs", "reset"]
-
-LAYERS: tuple[type[SpikingLayer], ...] = (Leaky, Synaptic, Lapicque, Alpha, RLeaky, RSynaptic)
-"""One for each of ``_ops.NEURONS``, with the name of snnTorch's."""
+__all__ = ["convert", "is_delay", "is_snntorchs", "reset"]
 
 
 def reset(net: nn.Module) -> None:

@@ -1,7 +1,7 @@
 // The leaky integrate-and-fire neuron: snnTorch 1.0.0's Leaky.
 #pragma once
 
-#include "neuron.h"
+#include "../math/neuron.h"
 
 namespace snnfast {
 

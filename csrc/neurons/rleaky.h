@@ -1,7 +1,7 @@
 // The leaky integrate-and-fire neuron whose last spike comes back to it: snnTorch 1.0.0's RLeaky.
 #pragma once
 
-#include "neuron.h"
+#include "../math/neuron.h"
 
 namespace snnfast {
 
@@ -21,9 +21,7 @@ struct RLeaky {
     const T V = p[0], beta = p[1], threshold = p[2], u = state[1];
     const auto r = u > threshold;
     const T base = (beta * u + x) + V * state[0];
-    T v = base;
-    if (rules.reset == Reset::kSubtract) v = base - times(r, threshold);
-    if (rules.reset == Reset::kZero) v = base - times(r, base);
+    const T v = reset(rules, base, r, threshold);
     const Fired<T> fired = fire(rules, v, r, threshold, p[3], state[1]);
     state[0] = fired.spk;
     return fired;
@@ -37,8 +35,7 @@ struct RLeaky {
     const T r = select(u > threshold, T(1), T(0));
     given.spk += grad[0] + carry[0];
     const T dv = fire_adjoint(rules, v, r, threshold, p[3], given, grad[1] + carry[1], sums[2], sums[3]);
-    if (rules.reset == Reset::kSubtract) sums[2] -= dv * r;
-    const T base = rules.reset == Reset::kZero ? (T(1) - r) * dv : dv;
+    const T base = reset_adjoint(rules, dv, r, sums[2]);
     sums[0] += base * before[0];
     sums[1] += base * u;
     carry[0] = V * base;
