@@ -5,6 +5,8 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -62,17 +64,22 @@ def test_a_card_is_asked_once(cards: Cards) -> None:
     assert (cards.asked, cards.current) == ([0, 1], 0)
 
 
+def on(device: str) -> Any:
+    """All that is asked of a tensor there."""
+    return SimpleNamespace(is_cpu=False, device=torch.device(device))
+
+
 def test_a_card_that_cannot_run_the_kernels(cards: Cards) -> None:
     with snnfast.use_backend("auto"):
-        assert backend.use_fused(torch.device("cuda:0"))
+        assert backend.use_fused(on("cuda:0"))
         with pytest.warns(UserWarning, match=f"slow reference path on cuda:1: {OLD_DRIVER}") as caught:
-            assert not backend.use_fused(torch.device("cuda:1"))
+            assert not backend.use_fused(on("cuda:1"))
         assert len(caught) == 1
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            assert not backend.use_fused(torch.device("cuda:1"))
+            assert not backend.use_fused(on("cuda:1"))
     with snnfast.use_backend("fused"), pytest.raises(RuntimeError, match=f"'fused'.*cuda:1: {OLD_DRIVER}"):
-        backend.use_fused(torch.device("cuda:1"))
+        backend.use_fused(on("cuda:1"))
 
 
 def test_the_answer_of_a_card_is_a_constant(cards: Cards, monkeypatch: pytest.MonkeyPatch) -> None:

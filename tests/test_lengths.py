@@ -172,7 +172,7 @@ def test_the_ops_take_the_nearest_of_0_and_all_steps(neuron: str, device: torch.
     case = Case(neuron, steps=9, shape=(4, 5))
     ops, arguments = case.kind.ops, forward_arguments(case, device)
     found, wanted = (
-        call_op(ops.forward_ragged, {**arguments, "lengths": torch.tensor(lengths, device=device)})
+        call_op(ops.forward, {**arguments, "lengths": torch.tensor(lengths, device=device)})
         for lengths in ([-7, 99, 3, 9], [0, 9, 3, 9])
     )
     saved = len(found) - 1  # nobody reads it beyond the length
@@ -185,10 +185,10 @@ def test_wrong_lengths_are_refused_by_the_ops(device: torch.device) -> None:
     good = torch.tensor([1, 2, 3], device=device)
     for wrong in (good[:2], good.int(), good.double(), good.view(3, 1), torch.stack([good, good], 1)[:, 0]):
         with pytest.raises(RuntimeError, match="lengths: expected contiguous int64"):
-            call_op(_ops.NEURONS["leaky"].forward_ragged, {**arguments, "lengths": wrong})
+            call_op(_ops.NEURONS["leaky"].forward, {**arguments, "lengths": wrong})
     arguments["x"] = arguments["x"].transpose(1, 2).contiguous().transpose(1, 2)
     with pytest.raises(RuntimeError, match="lengths: need samples one after the other in memory"):
-        call_op(_ops.NEURONS["leaky"].forward_ragged, {**arguments, "lengths": good})
+        call_op(_ops.NEURONS["leaky"].forward, {**arguments, "lengths": good})
 
 
 # ---- errors, and torch.compile

@@ -405,7 +405,8 @@ def test_no_step_writes_to_what_is_no_output_of_it() -> None:
     arguments = ordered(ops.NEURONS["rleaky"].forward, given)
     expected = ops.NEURONS["rleaky"].forward(*arguments)
     out = [torch.empty_like(t) for t in expected]
-    ops.NEURONS["rleaky"].forward_into(*arguments, out)
+    into = arguments[:-1]  # a step has no lengths
+    ops.NEURONS["rleaky"].forward_into(*into, out)
     assert_all_bits_equal(out, expected)
     for wrong in (
         [torch.empty(3, 9), out[1]],
@@ -414,4 +415,4 @@ def test_no_step_writes_to_what_is_no_output_of_it() -> None:
         out[:1],
     ):
         with pytest.raises(RuntimeError, match="out: "):
-            ops.NEURONS["rleaky"].forward_into(*arguments, wrong)
+            ops.NEURONS["rleaky"].forward_into(*into, wrong)

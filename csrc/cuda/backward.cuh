@@ -213,9 +213,7 @@ struct BackwardPass {
   // What was recorded or saved of step t, not yet converted.
   __device__ __forceinline__ Row recorded(int64_t t) const {
     Row row{};
-    if (p.saved == Saved::kMembrane) {
-      row = Row::of(get<BFloat16, V>(static_cast<const BFloat16*>(p.rows) + t * p.N + first, last));
-    } else if (p.saved == Saved::kSpikes) {
+    if (p.saved == Saved::kSpikes) {
       // Not evict-first: the row is the same for eight steps.
       row = Row::of(get<uint8_t, V>(static_cast<const uint8_t*>(p.rows) + t / 8 * p.N + first, false));
     } else if constexpr (sizeof(S) == sizeof(A)) {
@@ -226,11 +224,7 @@ struct BackwardPass {
 
   // The membranes that decided the spikes of step t.
   __device__ __forceinline__ void membranes(const Row& row, int64_t t, A (&to)[V]) const {
-    if (p.saved == Saved::kMembrane) {
-      unpack(row.template as<BFloat16>(), to);
-#pragma unroll
-      for (int i = 0; i < V; ++i) to[i] = membrane_at(to[i], threshold(i));
-    } else if (p.saved == Saved::kSpikes) {
+    if (p.saved == Saved::kSpikes) {
       const Pack<uint8_t, V> bits = pack_of(row.template as<uint8_t>());
 #pragma unroll
       for (int i = 0; i < V; ++i) {

@@ -68,20 +68,4 @@ SNN_HD T just_above(T threshold) {
   return above == above ? above : T(0);
 }
 
-// A membrane of which only the rounded distance from the threshold is known; on the side that z says.
-template <typename T>
-SNN_HD T membrane_at(T z, T threshold) {
-  const T v = z + threshold;
-  const T settled = z > T(0) && !(v - threshold > T(0)) ? just_above(threshold) : v;
-  // At an infinite distance from an infinite threshold is every finite number.
-  return settled != settled && z == z ? T(0) : settled;
-}
-
-// `bits`: z rounded to bfloat16. No z but 0 may become 0, nor a denormal number, which may count as 0.
-template <typename T>
-SNN_HD uint16_t save_side(T z, uint16_t bits) {
-  constexpr int kSign = 0x8000, kLeastNormal = 0x0080;
-  return static_cast<uint16_t>(z != T(0) && (bits & ~kSign) < kLeastNormal ? (bits & kSign) | kLeastNormal : bits);
-}
-
 }  // namespace snnfast

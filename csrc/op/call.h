@@ -59,10 +59,7 @@ inline double number_in(const Tensor& t, Number type, ScalarType acc) {
   return *static_cast<const double*>(data);
 }
 
-inline ScalarType saved_dtype(Saved saved, ScalarType acc) {
-  const int64_t bytes = kSavedModes[static_cast<int>(saved)].bytes;
-  return bytes == 0 ? acc : bytes == 1 ? ScalarType::Byte : ScalarType::BFloat16;
-}
+inline ScalarType saved_dtype(Saved saved, ScalarType acc) { return saved == Saved::kSpikes ? ScalarType::Byte : acc; }
 
 // ---- checked inputs and outputs of a call
 

@@ -40,7 +40,7 @@ std::string declare(const char* type, const char* before, const char* const (&na
 
 // Whether the first state is the last spike, which comes back to the neuron: one step then returns it but once.
 template <typename Neuron>
-inline constexpr bool kFedBack = std::string_view(Neuron::kStateNames[0]) == "spk";
+inline constexpr bool kHasSpikeFeedback = std::string_view(Neuron::kStateNames[0]) == "spk";
 
 // What both ops of a neuron are given, at the end of the tensors and the beginning of the options.
 template <typename Neuron>
@@ -66,9 +66,9 @@ struct Common {
     STD_TORCH_CHECK(option::kReset.of(options) <= static_cast<int64_t>(Reset::kNone), "options: unknown reset");
     STD_TORCH_CHECK(option::kSaved.of(options) < static_cast<int64_t>(std::size(kSavedModes)),
                     "options: unknown saved mode");
-    STD_TORCH_CHECK(!tells_membrane(saved()) || (reset_delay() && Neuron::kRecordTells),
+    STD_TORCH_CHECK(saved() != Saved::kSpikes || (reset_delay() && Neuron::kRecordTells),
                     "saved: only with a delayed reset does the membrane of a step tell its reset");
-    STD_TORCH_CHECK(!tells_membrane(saved()) || time() != Time::kStep, "saved: of one step there are no rows");
+    STD_TORCH_CHECK(saved() != Saved::kSpikes || time() != Time::kStep, "saved: of one step there are no rows");
     STD_TORCH_CHECK(steps >= 0 && (time() != Time::kStep || steps == 1), "steps: expected 0 or more");
   }
 
@@ -101,28 +101,28 @@ std::string forward_schema() {
   return std::string(Neuron::kName) + "_forward(Tensor x, " + Common<Neuron>::schema();
 }
 
-// Each op has up to two others beside it, with one more argument. `_into`: tensors to write its results to, and it
-// returns none: steps of a loop then write rows of what the loop returns. `_ragged`: the steps of each sample, int64.
-enum class Variant { kPlain, kInto, kRagged };
-
-template <Variant kVariant>
+// The last argument of an op is the number of steps of each sample, int64 [B], where samples differ in it. An op whose
+// neuron's spikes come back to it has another one beside it, `_into`, which is given tensors to write its results to
+// instead, and returns none: steps of a loop then write rows of what the loop returns.
+template <bool kInto>
 std::string complete(const std::string& schema) {
-  if (kVariant == Variant::kPlain) return schema + ") -> Tensor[]";
+  if (!kInto) return schema + ", Tensor? lengths=None) -> Tensor[]";
   const size_t at = schema.find('(');
-  const std::string name = schema.substr(0, at), arguments = schema.substr(at);
-  if (kVariant == Variant::kRagged) return name + "_ragged" + arguments + ", Tensor lengths) -> Tensor[]";
-  return name + "_into" + arguments + ", Tensor(a!)[] out) -> ()";
+  return schema.substr(0, at) + "_into" + schema.substr(at) + ", Tensor(a!)[] out) -> ()";
 }
 
-// The one more argument. An op takes all arguments before it checks any: one that is not taken is never freed.
-template <Variant kVariant>
-struct Extra {
+// The last argument. An op takes all arguments before it checks any: one that is not taken is never freed.
+template <bool kInto>
+struct LastArgument {
   std::vector<Tensor> into;
   MaybeTensor lengths;
 
-  explicit Extra(Arguments& arguments) {
-    if constexpr (kVariant == Variant::kInto) into = arguments.take<std::vector<Tensor>>();
-    if constexpr (kVariant == Variant::kRagged) lengths = arguments.take<Tensor>();
+  explicit LastArgument(Arguments& arguments) {
+    if constexpr (kInto) {
+      into = arguments.take<std::vector<Tensor>>();
+    } else {
+      lengths = arguments.take<MaybeTensor>();
+    }
   }
 };
 
@@ -137,13 +137,13 @@ void describe_lengths(Problem<Neuron>& p, const Layout& layout, const Tensor& le
   p.sample = layout.N > 0 ? layout.N / layout.step[0] : 1;
 }
 
-template <typename Neuron, typename Backend, Variant kVariant>
+template <typename Neuron, typename Backend, bool kInto>
 void forward_op(StableIValue* stack, uint64_t, uint64_t) {
   constexpr int kStates = Neuron::kStates;
   Arguments arguments(stack);
   const Tensor x = arguments.take<Tensor>();  // [T, *], or [*] of a constant current or of one step
   const Common<Neuron> common(arguments);
-  Extra<kVariant> extra(arguments);
+  LastArgument<kInto> extra(arguments);
   common.check();
   const int64_t record = option::kRecord.of(common.options);
   const bool last = option::kLast.of(common.options) != 0;
@@ -170,7 +170,7 @@ void forward_op(StableIValue* stack, uint64_t, uint64_t) {
     if ((record >> s & 1) != 0) p.record[s] = call.make(x.scalar_type(), call.every_step());
   }
   if ((record >> kStates & 1) != 0) p.deciding = call.make(call.acc, call.every_step());
-  const int first_last = kFedBack<Neuron> && time == Time::kStep ? 1 : 0;
+  const int first_last = kHasSpikeFeedback<Neuron> && time == Time::kStep ? 1 : 0;
   for (int s = first_last; last && s < kStates; ++s) p.last[s] = call.make(call.acc, kOne);
   if (p.saved != Saved::kNothing && time != Time::kStep) {  // of one step there are no rows
     const int64_t rows = saved_rows(p.saved, p.T) * (p.saved == Saved::kCheckpoints ? kStates : 1);
@@ -178,7 +178,7 @@ void forward_op(StableIValue* stack, uint64_t, uint64_t) {
     if (rows > 0) p.rows = data;
   }
   if (p.N > 0) Backend::run(p, x);
-  if constexpr (kVariant != Variant::kInto) stack[0] = torch::stable::detail::from(call.outputs);
+  if constexpr (!kInto) stack[0] = torch::stable::detail::from(call.outputs);
 }
 
 // ---- backward
@@ -196,7 +196,7 @@ std::string backward_schema() {
          ", float p0, float p1";
 }
 
-template <typename Neuron, typename Backend, Variant kVariant>
+template <typename Neuron, typename Backend, bool kInto>
 void backward_op(StableIValue* stack, uint64_t, uint64_t) {
   constexpr int kStates = Neuron::kStates, kParameters = Neuron::kParameters, kInputs = 1 + kStates + kParameters;
   Arguments arguments(stack);
@@ -211,7 +211,7 @@ void backward_op(StableIValue* stack, uint64_t, uint64_t) {
   const MaybeTensor derivative = arguments.take<MaybeTensor>();  // [T, *] acc, in place of a surrogate's
   const Common<Neuron> common(arguments);
   const double p0 = arguments.take<double>(), p1 = arguments.take<double>();  // of the surrogate
-  Extra<kVariant> extra(arguments);
+  LastArgument<kInto> extra(arguments);
   common.check();
   const int64_t surrogate = option::kSurrogate.of(common.options), needs = option::kNeeds.of(common.options);
 
@@ -248,7 +248,7 @@ void backward_op(StableIValue* stack, uint64_t, uint64_t) {
     p.mem_rec = call.read(mem_rec, "mem_rec", dtype, call.every_step());
   } else {
     const int64_t each = p.saved == Saved::kCheckpoints ? kStates : 1;
-    if (tells_membrane(p.saved)) {
+    if (p.saved == Saved::kSpikes) {
       STD_TORCH_CHECK(!x.has_value() && rows.has_value(), "rows: given alone, they must be there");
     } else {
       STD_TORCH_CHECK(x.has_value(), "exactly one of x and mem_rec must be given");
@@ -282,22 +282,20 @@ void backward_op(StableIValue* stack, uint64_t, uint64_t) {
   }
 
   p.surrogate = p.derivative != nullptr ? SurrogateKind::kStraightThrough : static_cast<SurrogateKind>(surrogate);
-  if (!kFedBack<Neuron> && p.grad_spk == nullptr && p.outputs.grad == nullptr &&
+  if (!kHasSpikeFeedback<Neuron> && p.grad_spk == nullptr && p.outputs.grad == nullptr &&
       (p.rules.delay || p.rules.reset == Reset::kNone)) {
     // No gradient passes through a spike, so its derivative must not matter, not even where it is NaN.
     p.surrogate = SurrogateKind::kNone;
     p.derivative = nullptr;
   }
   p.coefficients = visit_surrogate(p.surrogate, [&](auto kind) { return decltype(kind)::coefficients(p0, p1); });
-  if (tells_membrane(p.saved)) {
-    // What is saved tells neither the membrane itself nor, of the spikes, how far from the threshold it was.
-    const bool spikes = p.saved == Saved::kSpikes;
+  if (p.saved == Saved::kSpikes) {
+    // Spikes tell neither the membrane nor how far from the threshold it was.
     for (int j = 0; j < kParameters; ++j) {
-      const bool takes_membrane = j < p.kThreshold, takes_height = j == p.kGraded;
-      STD_TORCH_CHECK((needs >> (1 + kStates + j) & 1) == 0 || !(takes_membrane || (spikes && takes_height)),
+      STD_TORCH_CHECK((needs >> (1 + kStates + j) & 1) == 0 || j == p.kThreshold,
                       "saved: it does not tell the gradient of ", Neuron::kParameterNames[j]);
     }
-    STD_TORCH_CHECK(!spikes || p.surrogate == SurrogateKind::kNone ||
+    STD_TORCH_CHECK(p.surrogate == SurrogateKind::kNone ||
                         (p.surrogate == SurrogateKind::kStraightThrough && p.derivative == nullptr),
                     "saved: spikes alone do not tell this derivative");
   }
@@ -306,7 +304,7 @@ void backward_op(StableIValue* stack, uint64_t, uint64_t) {
     void** const of_x = layout.constant() ? &p.grad_x_sum : &p.grad_x;
     void** const to = i == 0 ? of_x : i <= kStates ? &p.grad_initial[i - 1] : &p.grad_parameters[i - 1 - kStates];
     const int j = i - 1 - kStates;
-    if (kVariant != Variant::kInto && j >= 0 && call.sums(*common.parameters[j])) {
+    if (!kInto && j >= 0 && call.sums(*common.parameters[j])) {
       p.summed |= 1u << j;
       p.sum_types[j] = number_type_of(*common.parameters[j], Neuron::kParameterNames[j]);
       *to = call.make_like(*common.parameters[j]);
@@ -322,7 +320,7 @@ void backward_op(StableIValue* stack, uint64_t, uint64_t) {
   } else {
     for (Tensor& t : call.outputs) torch::stable::zero_(t);  // sums of nothing
   }
-  if constexpr (kVariant != Variant::kInto) stack[0] = torch::stable::detail::from(call.outputs);
+  if constexpr (!kInto) stack[0] = torch::stable::detail::from(call.outputs);
 }
 
 // ---- registration
@@ -330,22 +328,19 @@ void backward_op(StableIValue* stack, uint64_t, uint64_t) {
 template <typename Neuron, typename Library>
 void define(Library& m) {
   for (const std::string& schema : {forward_schema<Neuron>(), backward_schema<Neuron>()}) {
-    m.def(complete<Variant::kPlain>(schema).c_str());
-    m.def(complete<Variant::kRagged>(schema).c_str());
-    if (kFedBack<Neuron>) m.def(complete<Variant::kInto>(schema).c_str());
+    m.def(complete<false>(schema).c_str());
+    if (kHasSpikeFeedback<Neuron>) m.def(complete<true>(schema).c_str());
   }
 }
 
 template <typename Neuron, typename Backend, typename Library>
 void implement(Library& m) {
   const std::string name = Neuron::kName;
-  m.impl((name + "_forward").c_str(), &forward_op<Neuron, Backend, Variant::kPlain>);
-  m.impl((name + "_backward").c_str(), &backward_op<Neuron, Backend, Variant::kPlain>);
-  m.impl((name + "_forward_ragged").c_str(), &forward_op<Neuron, Backend, Variant::kRagged>);
-  m.impl((name + "_backward_ragged").c_str(), &backward_op<Neuron, Backend, Variant::kRagged>);
-  if constexpr (kFedBack<Neuron>) {
-    m.impl((name + "_forward_into").c_str(), &forward_op<Neuron, Backend, Variant::kInto>);
-    m.impl((name + "_backward_into").c_str(), &backward_op<Neuron, Backend, Variant::kInto>);
+  m.impl((name + "_forward").c_str(), &forward_op<Neuron, Backend, false>);
+  m.impl((name + "_backward").c_str(), &backward_op<Neuron, Backend, false>);
+  if constexpr (kHasSpikeFeedback<Neuron>) {
+    m.impl((name + "_forward_into").c_str(), &forward_op<Neuron, Backend, true>);
+    m.impl((name + "_backward_into").c_str(), &backward_op<Neuron, Backend, true>);
   }
 }
 

@@ -44,7 +44,7 @@ inline constexpr OptionField kOptionFields[] = {
 
 // ---- what forward saves for backward beside its inputs and outputs
 
-enum class Saved : int { kNothing, kCheckpoints, kMembrane, kSpikes };
+enum class Saved : int { kNothing, kCheckpoints, kSpikes };
 
 // Backward recomputes the steps between two checkpoints.
 inline constexpr int64_t kCheckpoint = 16;
@@ -55,12 +55,11 @@ struct SavedMode {
   int64_t bytes;      // of an element; 0: of acc
 };
 
-// The one table of them, also for Python. All but the first two need a neuron whose record tells (kRecordTells), and a
-// delayed reset.
+// The one table of them, also for Python. The last needs a neuron whose record tells (kRecordTells), and a delayed
+// reset.
 inline constexpr SavedMode kSavedModes[] = {
     {"nothing", 0, 0, 0},
     {"checkpoints", -1, kCheckpoint, 0},  // [rows * kStates, N]: all states before every kCheckpoint-th step but 0
-    {"membrane", 0, 1, 2},                // bfloat16: the membrane less the threshold; its sign is exact
     {"spikes", 7, 8, 1},                  // the spikes of eight steps in a byte, the first in its lowest bit
 };
 
@@ -73,9 +72,6 @@ constexpr int64_t saved_element_size(Saved saved, DType dtype) {
   const int64_t bytes = kSavedModes[static_cast<int>(saved)].bytes;
   return bytes == 0 ? acc_size(dtype) : bytes;
 }
-
-// Whether backward reads the membrane of every step, in one form or another, or recomputes it.
-constexpr bool tells_membrane(Saved saved) { return saved == Saved::kMembrane || saved == Saved::kSpikes; }
 
 // ---- a problem
 
@@ -149,7 +145,7 @@ struct Backward : Problem<Neuron> {
   using Problem<Neuron>::kStates;
   using Problem<Neuron>::kParameters;
 
-  // Exactly one tells the membranes: `mem_rec`, or x with checkpoints, or `rows` with a Saved that tells them.
+  // Exactly one tells the membranes: `mem_rec`, or x with checkpoints, or `rows` with the spikes.
   const void* mem_rec;  // [T, N] acc == dtype: the membrane of every step, only with a delayed reset; or nullptr
   Saved saved;
   const void* rows;
@@ -173,7 +169,7 @@ struct Backward : Problem<Neuron> {
   Coefficients coefficients;
   Rational rational;  // the same for a plain kernel of CUDA, which sets it at its launch
 
-  bool recorded() const { return mem_rec != nullptr || tells_membrane(saved); }
+  bool recorded() const { return mem_rec != nullptr || saved == Saved::kSpikes; }
   bool sums_parameters() const {
     for (const void* gradient : grad_parameters) {
       if (gradient != nullptr) return true;

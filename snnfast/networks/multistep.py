@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from snnfast._core.settings import check_flag
 from snnfast._images.channels_last import Order, keeps_order
+from snnfast._unroll.call import Linear
 from snnfast._unroll.checks import check_reduce
-from snnfast._unroll.linear import Linear
 from snnfast._unroll.ragged import check_steps
 from snnfast.networks.from_sequential import check_names, check_neurons, rename_old_keys, warn_of_batch_norm
 from snnfast.networks.over_time import (

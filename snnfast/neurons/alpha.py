@@ -6,7 +6,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from snnfast._core.ops import Neuron
 from snnfast._core.settings import check_flag
-from snnfast._unroll.checks import Parameters, StateQuant, check_current, check_options, check_parameter_value
+from snnfast._unroll.call import Parameters, StateQuant
+from snnfast._unroll.checks import check_current, check_options, check_parameter_value
 from snnfast._unroll.run import run_function
 from snnfast.neurons.base import SpikingLayer, source_parameter
 from snnfast.surrogate.examine import SpikeGrad

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from snnfast._core.ops import Neuron
-from snnfast._unroll.checks import Parameters, StateQuant, check_current, check_options, check_parameter_value
+from snnfast._unroll.call import Parameters, StateQuant
+from snnfast._unroll.checks import check_current, check_options, check_parameter_value
 from snnfast._unroll.run import run_function
 from snnfast.neurons.base import SpikingLayer, source_parameter
 from snnfast.surrogate.examine import SpikeGrad

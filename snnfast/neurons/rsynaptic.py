@@ -3,8 +3,9 @@
 from torch import Tensor
 
 from snnfast._core.ops import Neuron
-from snnfast._unroll.checks import Parameters, StateQuant, check_current, check_options
-from snnfast._unroll.connections import check_connections
+from snnfast._unroll.call import Parameters, StateQuant
+from snnfast._unroll.checks import check_current, check_options
+from snnfast._unroll.connected import check_connections
 from snnfast._unroll.run import run_function
 from snnfast.neurons.recurrent import RecurrentLayer
 from snnfast.neurons.rleaky import RLEAKY

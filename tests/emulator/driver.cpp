@@ -79,7 +79,6 @@ template <typename Neuron>
 Memory saved_memory(Saved saved, const Problem<Neuron>& p) {
   const int64_t rows = snnfast::saved_rows(saved, p.T);
   switch (saved) {
-    case Saved::kMembrane: return Memory(DType::kBFloat16, rows * p.N);
     case Saved::kSpikes: return Memory::of_bytes(rows * p.N);
     default: return Memory(acc_of(p.dtype), rows * Neuron::kStates * p.N);
   }
@@ -194,8 +193,8 @@ int run(unsigned seed) {
           problem.T = T;
           problem.N = N;
           snnfast::cuda::set_chunked_limits(chunked ? 0 : T + 1, N);
-          for (const Saved saved : {Saved::kCheckpoints, Saved::kMembrane, Saved::kSpikes}) {
-            if (tells_membrane(saved) && !(Neuron::kRecordTells && problem.rules.delay)) continue;
+          for (const Saved saved : {Saved::kCheckpoints, Saved::kSpikes}) {
+            if (saved == Saved::kSpikes && !(Neuron::kRecordTells && problem.rules.delay)) continue;
             forward_and_backward(problem, options & 8, saved);
             ++cases;
           }

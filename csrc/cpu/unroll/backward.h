@@ -188,14 +188,10 @@ struct BackwardBlock {
     }
   }
 
-  // A membrane from what was saved of it.
+  // A membrane on the side of the threshold that its saved spike tells.
   void recover(int64_t t, A* mem) {
     const Lane<A>& threshold = lanes.of[Problem<Neuron>::kThreshold];
-    if (p.saved == Saved::kMembrane) {
-      from_membrane(n, row_of<const BFloat16>(p.rows, t, p.N, first), threshold, mem);
-    } else {
-      from_spikes(n, row_of<const uint8_t>(p.rows, t / 8, p.N, first), static_cast<int>(t % 8), threshold, mem);
-    }
+    from_spikes(n, row_of<const uint8_t>(p.rows, t / 8, p.N, first), static_cast<int>(t % 8), threshold, mem);
   }
 
   // Steps t + steps - 1 down to t.

@@ -34,7 +34,7 @@ struct ForwardBlock {
   void open(const Forward<Neuron>& problem, bool non_temporal) {
     p = problem;
     streams = non_temporal;
-    bool record = tells_membrane(p.saved) || p.deciding != nullptr;
+    bool record = p.saved == Saved::kSpikes || p.deciding != nullptr;
     for (const void* row : p.record) record |= row != nullptr;
     loops = choose_forward<Neuron, A>(p, record);
   }
@@ -56,7 +56,7 @@ struct ForwardBlock {
     rows.stream_spk = stream && in_place<S, A>(n);
     bits_in_place = n % kColumn<A> == 0;
     // A membrane that is saved but not recorded is in a scratch row.
-    rows.stream_record = rows.stream_spk && !(tells_membrane(p.saved) && p.record[kMem] == nullptr);
+    rows.stream_record = rows.stream_spk && !(p.saved == Saved::kSpikes && p.record[kMem] == nullptr);
     for (int s = 0; s < kStates; ++s) {
       rows.before[s] = open_for_reading(row_of<const A>(p.initial[s], 0, p.N, first), n, state[s]);
     }
@@ -109,7 +109,7 @@ struct ForwardBlock {
     A* kept[kStates];
     for (int s = 0; s < kStates; ++s) {
       record[s] = row_of<S>(p.record[s], t, p.N, first);
-      const bool needed = record[s] != nullptr || (s == kMem && tells_membrane(p.saved));
+      const bool needed = record[s] != nullptr || (s == kMem && p.saved == Saved::kSpikes);
       rows.record[s] = {nullptr, 0};
       if (needed) rows.record[s] = open_for_writing(record[s], p.N, n, record_scratch[s]);
       kept[s] = row_to_keep(s, end);
@@ -124,7 +124,7 @@ struct ForwardBlock {
     close(spk, p.N, steps, n, rows.spk, stream);
     if (bits != nullptr && !bits_in_place) std::memcpy(bits, bits_scratch, static_cast<size_t>(n));
     close(deciding, p.N, steps, n, rows.deciding, stream);
-    for (int k = 0; k < steps && tells_membrane(p.saved); ++k) save(t + k, rows.record[kMem][k]);
+    for (int k = 0; k < steps && p.saved == Saved::kSpikes; ++k) save(t + k, rows.record[kMem][k]);
   }
 
   // Where the state after `end` steps goes, if anywhere but to the next ones.
@@ -136,11 +136,7 @@ struct ForwardBlock {
 
   void save(int64_t t, const A* mem) {
     const Lane<A>& threshold = lanes.of[Problem<Neuron>::kThreshold];
-    if (p.saved == Saved::kMembrane) {
-      save_membrane(n, mem, threshold, row_of<BFloat16>(p.rows, t, p.N, first));
-    } else {
-      save_spikes(n, mem, threshold, static_cast<int>(t % 8), row_of<uint8_t>(p.rows, t / 8, p.N, first));
-    }
+    save_spikes(n, mem, threshold, static_cast<int>(t % 8), row_of<uint8_t>(p.rows, t / 8, p.N, first));
   }
 };
 
