@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import snnfast
 from snnfast._unroll.graph import unroll_steps
-from snnfast.compiler import emission
+from snnfast.compiler import emit
 from snnfast.compiler.backend import merge
 
 pytestmark = pytest.mark.usefixtures("nothing_compiled")
@@ -174,7 +174,7 @@ def test_a_fault_in_the_pass_falls_back_loudly(monkeypatch: pytest.MonkeyPatch) 
     def broken(self: Any) -> Any:
         raise KeyError("planted")
 
-    monkeypatch.setattr(emission.Emission, "write", broken)
+    monkeypatch.setattr(emit.Emitter, "write", broken)
     net, x = Net(), currents()
     expected = copy.deepcopy(net)(x)
     compiled = snnfast.compile(net)

@@ -311,24 +311,6 @@ def test_checkpoints() -> None:
     made[0].load_state_dict(net.state_dict(), strict=True)
 
 
-def test_old_checkpoints() -> None:
-    net = MultiStep(nn.Sequential(*layers()[:2]), nn.Sequential(nn.Sequential(layers()[2]), layers()[3]))
-    names = {"0.0": 0, "0.1": 1, "1.0.0": 2, "1.1": 3}
-    old = {}
-    for key, value in copy.deepcopy(net.state_dict()).items():
-        name, _, parameter = key.rpartition(".")
-        old[f"layers.{names[name]}.{parameter}"] = value + 1
-    outer, prefixed = nn.ModuleDict({"net": net}), {f"net.{key}": value for key, value in old.items()}
-    for module, state in ((net, old), (outer, prefixed)):
-        before = copy.deepcopy(net.state_dict())
-        module.load_state_dict(state, strict=True)
-        for key, value in net.state_dict().items():
-            assert_bits_equal(value, before[key] + 1 if module is net else before[key], key)
-        assert all(key.startswith(("layers.", "net.layers.")) for key in state)  # the caller's dict is left alone
-    with pytest.raises(RuntimeError, match=r"Unexpected key\(s\) in state_dict: \"layers\.4\.weight\""):
-        net.load_state_dict({**old, "layers.4.weight": torch.zeros(1)})
-
-
 def test_names_indices_and_slices() -> None:
     parts = layers()
     net = MultiStep(OrderedDict(zip(("fc1", "lif1", "fc2", "lif2"), parts, strict=True)))

@@ -27,7 +27,7 @@ inline constexpr bool kSharesTime = Neuron::kStates == 1 && Neuron::kRecordTells
 
 template <typename Neuron, typename S, int V, bool kRecorded, int kThreads>
 struct BackwardPass {
-  using A = typename Acc<S>::type;
+  using A = Opmath<S>;
   using Column = A (*)[V][kThreads];  // [kCheckpoint * kKeptRows][V][thread]
   static constexpr int kStates = Neuron::kStates, kParameters = Neuron::kParameters;
   static constexpr int kMem = Problem<Neuron>::kMem;

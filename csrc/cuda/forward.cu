@@ -13,7 +13,7 @@ constexpr int kAhead = 4;
 // the membranes that decided the spikes may be an output.
 template <typename Neuron, typename S, int V>
 struct ForwardPass {
-  using A = typename Acc<S>::type;
+  using A = Opmath<S>;
   static constexpr int kStates = Neuron::kStates;
 
   const Forward<Neuron>& p;

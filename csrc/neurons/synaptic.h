@@ -1,4 +1,4 @@
-// The neuron with a synaptic current that decays by itself: snnTorch 1.0.0's Synaptic.
+// The neuron with a synaptic current of its own decay: snnTorch 1.0.0's Synaptic.
 #pragma once
 
 #include "../math/neuron.h"

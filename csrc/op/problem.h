@@ -79,6 +79,14 @@ constexpr bool tells_membrane(Saved saved) { return saved == Saved::kMembrane ||
 
 // ---- a problem
 
+// The number of pointers that are not nullptr.
+template <typename T, int n>
+SNN_HD int given(T* const (&pointers)[n]) {
+  int found = 0;
+  for (const void* pointer : pointers) found += pointer != nullptr;
+  return found;
+}
+
 // Dtypes of a parameter that is one number.
 enum class Number : int { kFloat, kDouble, kHalf, kBFloat16, kLong };
 
@@ -174,12 +182,7 @@ struct Backward : Problem<Neuron> {
   Rational rational;  // the same for a plain kernel of CUDA, which sets it at its launch
 
   bool recorded() const { return mem_rec != nullptr || tells_membrane(saved); }
-  bool sums_parameters() const {
-    for (const void* gradient : grad_parameters) {
-      if (gradient != nullptr) return true;
-    }
-    return false;
-  }
+  bool sums_parameters() const { return given(grad_parameters) > 0; }
 };
 
 // Numbers of 8 bytes: a sum of each block for each parameter, a block having 32 neurons at least, and a counter of
@@ -192,9 +195,7 @@ int64_t sums_workspace(int64_t neurons) {
 // Tensors with a row for every step that a call reads or writes in x's dtype.
 template <typename Neuron>
 int rows_per_step(const Forward<Neuron>& p) {
-  int rows = !p.x_repeats + (p.spk != nullptr && !p.reduce);
-  for (const void* record : p.record) rows += record != nullptr;
-  return rows;
+  return !p.x_repeats + (p.spk != nullptr && !p.reduce) + given(p.record);
 }
 
 template <typename Neuron>

@@ -1,9 +1,9 @@
 """Load the compiled kernels and name their ops.
 
 Each neuron has two ops, ``<name>_forward`` and ``<name>_backward``, for all time steps or for one, and ``_ragged`` ones
-for samples that differ in their steps; their schemas and what they return are described in ``csrc/op/neuron_ops.cpp``.
-All neurons share ``spikes_linear``, the product of spikes as bits with the weights of a linear layer, and
-``spikes_linear_weight``, the gradient of these weights. The ops of convolutions are named in ``_images/conv2d.py``.
+for samples that differ in their steps. ``csrc/op/neuron_ops.cpp`` describes their schemas and results. All neurons
+share ``spikes_linear``, the product of spikes as bits with the weights of a linear layer, and ``spikes_linear_weight``,
+the gradient of these weights. ``_images/conv2d.py`` names the ops of convolutions.
 """
 
 import sys
