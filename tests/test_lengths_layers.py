@@ -99,8 +99,6 @@ def connected_calls(name: str, kind: str, **options: Any) -> tuple[Any, Tensor, 
 
 WITH_A_BATCH = [kind for kind in CONNECTIONS if kind != "one sample"]
 MARKS = {kind: [pytest.mark.thorough] * (kind not in ("linear", "conv")) for kind in WITH_A_BATCH}
-    kind: [pytest.mark.thorough] * (kind not in ("linear", "conv")) for kind in CONNECTIONS if kind != "one sample"
-}
 
 
 @pytest.mark.parametrize("kind", [pytest.param(kind, marks=marks) for kind, marks in MARKS.items()])
