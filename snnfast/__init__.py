@@ -4,6 +4,7 @@ Where to start:
 
 - :class:`Leaky`, :class:`Synaptic`, :class:`Lapicque`, :class:`Alpha`, :class:`RLeaky` and :class:`RSynaptic` are
   layers of neurons.
+- :func:`neuron` makes a layer of a function that computes one step.
 - :func:`compile` runs a loop over time as layers over time.
 - :class:`MultiStep` is layers in sequence over time, and :class:`Residual` a skip connection in it.
 - :mod:`snnfast.snntorch` is for code that goes on using snnTorch (``import snnfast.snntorch as snn``).
@@ -26,6 +27,7 @@ from snnfast.compiler import Explanation, GraphReport, compile, explain
 from snnfast.networks.multistep import MultiStep, Residual
 from snnfast.neurons import *  # noqa: F403 - the layers
 from snnfast.neurons.network import reset
+from snnfast.neurons.own import neuron, spike
 
 __all__ = [
     "Explanation",
@@ -39,10 +41,12 @@ __all__ = [
     "explain",
     "functional",
     "losses",
+    "neuron",
     "reference",
     "reset",
     "set_cache_limit",
     "show_config",
+    "spike",
     "surrogate",
     "use_backend",
     "use_events",

@@ -44,6 +44,7 @@ TRAINED = [
         {"HIDDEN": 50},
         {r"kept in .* accuracy (\S+)$": (0.9, 1), r"wiped in .* accuracy (\S+)$": (0, 0.65)},  # chance is a half
     ),
+    ("adaptive", ["--iterations", "60"], {"PAUSE": 30}, {r"accuracy after a pause.*: (\S+)$": (0.9, 1)}),
     ("lightning_mnist", ["--epochs", "4", "--accelerator", "cpu"], DIGITS, {ACCURACY: (0.7, 1)}),
     (
         "scaling",

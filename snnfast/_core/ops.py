@@ -137,8 +137,8 @@ class Neuron:
 
 # All others of the product's namespace.
 OPS = (
-    "count_events", "event_conv2d", "event_conv2d_weight", "max_pooling", "max_pooling_backward", "rows_like",
-    "spikes_as_bits", "spikes_linear", "spikes_linear_weight",
+    "count_events", "event_conv2d", "event_conv2d_weight", "max_pooling", "max_pooling_backward", "program_backward",
+    "program_forward", "rows_like", "spikes_as_bits", "spikes_linear", "spikes_linear_weight",
 )  # fmt: skip
 
 

@@ -32,7 +32,12 @@ class Surrogate(ABC):
         return (0.0, 0.0)
 
     def __call__(self, z: Tensor) -> Tensor:
-        return cast(Tensor, _Spike.apply(z, self))
+        return spike_of(z, self)
+
+
+def spike_of(z: Tensor, surrogate: Any) -> Tensor:
+    """Spikes of any object with a ``derivative``."""
+    return cast(Tensor, _Spike.apply(z, surrogate))
 
 
 class _Spike(torch.autograd.Function):

@@ -1,0 +1,283 @@
+// All steps of blocks of neurons by a program, and their derivative. Compiled once for each instruction set, as
+// ../kernels.cpp, whose rules hold here too.
+//
+// A register is a pointer. Where it can, it points into the row of a tensor, so that nothing is copied: rows of series
+// and gradients are read, and rows of results written, in place. A state has two rows, which it changes between.
+#include <cstring>
+#include <type_traits>
+
+#include "../convert.h"
+#include "instructions.h"
+
+namespace snnfast::cpu::SNN_ISA {
+namespace {
+
+using namespace program;
+
+constexpr int64_t kAhead = 3;  // steps from a row that is read to the one that is fetched meanwhile
+
+template <typename A>
+constexpr int64_t kBlock = kBlockBytes / static_cast<int64_t>(sizeof(A));
+
+template <typename A>
+void fill(A* row, double value) {
+  for (int64_t i = 0; i < kBlock<A>; ++i) row[i] = static_cast<A>(value);
+}
+
+// What both directions have: the neurons of the block, rows of scratch memory, and registers of what is given.
+template <typename S>
+struct Block {
+  using A = Opmath<S>;
+
+  const Program& p;
+  A** const registers;
+  int64_t first = 0;
+  int n = 0, padded = 0;  // padded: to whole vectors
+  bool whole = false;     // whether the rows of tensors are whole vectors
+
+  Block(const Program& program, const Workspace& workspace)
+      : p(program), registers(reinterpret_cast<A**>(workspace.registers)), next_(static_cast<char*>(workspace.rows)) {
+    series_ = rows(p.series);
+    parameters_ = rows(p.parameters);
+    char* const constants = rows(p.constants);
+    for (int c = 0; c < p.constants; ++c) {
+      registers[first_constant() + c] = at(constants, c);
+      fill(at(constants, c), p.constant[c]);
+    }
+    for (int j = 0; j < p.parameters; ++j) {
+      if (p.parameter[j].data == nullptr) fill(at(parameters_, j), p.parameter[j].number);
+    }
+  }
+
+  int first_parameter() const { return p.series + p.states; }
+  int first_constant() const { return first_parameter() + p.parameters; }
+  int behind_constants() const { return first_constant() + p.constants; }
+
+  char* rows(int64_t count) {
+    char* const found = next_;
+    next_ += count * kRowBytes;
+    return found;
+  }
+  static A* at(char* rows, int64_t row) { return reinterpret_cast<A*>(rows + row * kRowBytes); }
+
+  void make_temporaries(int from) {
+    temporaries_ = rows(p.temporaries);
+    place_temporaries(from);
+  }
+  void place_temporaries(int from) {
+    for (int r = 0; r < p.temporaries; ++r) registers[from + r] = at(temporaries_, r);
+  }
+
+  void open(int64_t number) {
+    first = number * kBlock<A>;
+    n = static_cast<int>(p.N - first < kBlock<A> ? p.N - first : kBlock<A>);
+    padded = (n + Vec<A>::kSize - 1) / Vec<A>::kSize * Vec<A>::kSize;
+    whole = n == padded;
+    for (int j = 0; j < p.parameters; ++j) {
+      const void* const data = p.parameter[j].data;
+      A* const copy = at(parameters_, j);
+      registers[first_parameter() + j] = data == nullptr ? copy : row(static_cast<const A*>(data), copy);
+    }
+  }
+
+  // A row of a tensor: in place, or a copy.
+  template <typename From>
+  A* row(const From* tensor, A* copy) const {
+    const From* const from = tensor + first;
+    if constexpr (std::is_same_v<From, A>) {
+      if (whole) return const_cast<A*>(from);  // which no instruction writes to
+    }
+    load_row(from, n, copy);
+    return copy;
+  }
+  A* row(const Series& series, int64_t t, A* copy) const {
+    return row(static_cast<const S*>(series.data) + t * series.stride, copy);
+  }
+
+  void open_series(int64_t t, int64_t next) {
+    for (int k = 0; k < p.series; ++k) {
+      if (p.in[k].numbers != nullptr) {
+        fill(registers[k] = at(series_, k), p.in[k].numbers[t]);
+      } else {
+        registers[k] = row(p.in[k], t, at(series_, k));
+        prefetch(p.in[k], next);
+      }
+    }
+  }
+
+  // The same neurons in another step are on another page, of which the processor fetches nothing by itself.
+  void prefetch(const Series& series, int64_t t) const {
+    if (t < 0 || t >= p.T) return;
+    const char* const from =
+        reinterpret_cast<const char*>(static_cast<const S*>(series.data) + t * series.stride + first);
+    for (int64_t byte = 0; byte < n * static_cast<int64_t>(sizeof(S)); byte += 64) __builtin_prefetch(from + byte);
+  }
+
+  // Whether a register can lie in the row of a result.
+  bool writes_in_place() const { return std::is_same_v<S, A> && whole && !p.stream; }
+
+  A* result_row(void* tensor, int64_t t) const {
+    return reinterpret_cast<A*>(static_cast<S*>(tensor) + t * p.N + first);
+  }
+
+  void write(void* tensor, int64_t t, const A* from) const {
+    S* const to = static_cast<S*>(tensor) + t * p.N + first;
+    if constexpr (std::is_same_v<S, A>) {
+      if (p.stream && whole) {
+        for (int i = 0; i < n; i += Vec<A>::kSize) stream(to + i, Vec<A>::load(from + i));
+        return;
+      }
+    }
+    store_row(to, n, from);
+  }
+
+  void copy(A* to, const A* from) const { std::memcpy(to, from, static_cast<size_t>(n) * sizeof(A)); }
+
+ private:
+  char *next_, *series_, *parameters_, *temporaries_ = nullptr;
+};
+
+template <typename S>
+void forward(const Forward& p, int64_t begin, int64_t end, const Workspace& workspace) {
+  Block<S> block(p, workspace);
+  using A = typename Block<S>::A;
+  A** const registers = block.registers;
+  char* const states = block.rows(2 * p.states);
+  block.make_temporaries(block.behind_constants());
+  for (int64_t b = begin; b < end; ++b) {
+    block.open(b);
+    block.place_temporaries(block.behind_constants());  // none in a row of the block before, which may be longer
+    const bool in_place = block.writes_in_place();
+    for (int s = 0; s < p.states; ++s) {
+      registers[p.series + s] = block.at(states, 2 * s + 1);
+      block.copy(registers[p.series + s], static_cast<const A*>(p.initial[s]) + block.first);
+    }
+    for (int64_t t = 0; t < p.T; ++t) {
+      if (p.checkpoints != nullptr && t % kCheckpoint == 0) {
+        for (int s = 0; s < p.states; ++s) {
+          A* const to = static_cast<A*>(p.checkpoints) + (t / kCheckpoint * p.states + s) * p.N + block.first;
+          block.copy(to, registers[p.series + s]);
+        }
+      }
+      block.open_series(t, t + kAhead);
+      for (int s = 0; s < p.states; ++s) registers[p.state_at[s]] = block.at(states, 2 * s + t % 2);
+      for (int o = 0; o < p.outputs; ++o) {
+        if (in_place && p.in_place[o]) registers[p.output_at[o]] = block.result_row(p.output[o], t);
+      }
+      run<A>(p.step, registers, block.padded);
+      for (int o = 0; o < p.outputs; ++o) {
+        if (!(in_place && p.in_place[o])) block.write(p.output[o], t, registers[p.output_at[o]]);
+      }
+      for (int s = 0; s < p.states; ++s) registers[p.series + s] = registers[p.state_at[s]];
+    }
+    for (int s = 0; s < p.states; ++s) {
+      block.copy(static_cast<A*>(p.last[s]) + block.first, registers[p.series + s]);
+    }
+  }
+  if (p.stream) stream_fence();
+}
+
+template <typename S>
+void backward(const Backward& p, int64_t begin, int64_t end, const Workspace& workspace) {
+  Block<S> block(p, workspace);
+  using A = typename Block<S>::A;
+  A** const registers = block.registers;
+  const int grads = block.behind_constants(), carries = grads + p.outputs, temporaries = carries + p.states;
+  char* const grad_rows = block.rows(p.outputs);
+  char* const carry_rows = block.rows(2 * p.states);
+  char* const tape_states = block.rows((kCheckpoint + 1) * p.states);
+  char* const tape_saved = block.rows(kCheckpoint * p.saved);
+  char* const sums = block.rows(p.parameters);        // over the steps between two checkpoints
+  char* const totals = block.rows(2 * p.parameters);  // double
+  block.make_temporaries(temporaries);
+  const auto total = [&](int j) { return reinterpret_cast<double*>(totals + 2 * j * kRowBytes); };
+  const auto point = [&](int64_t k) {  // registers of what the tape has of a step
+    for (int s = 0; s < p.states; ++s) {
+      registers[p.series + s] = block.at(tape_states, k * p.states + s);
+      if (p.state_at[s] >= 0) registers[p.state_at[s]] = block.at(tape_states, (k + 1) * p.states + s);
+    }
+    for (int v = 0; v < p.saved; ++v) registers[p.saved_at[v]] = block.at(tape_saved, k * p.saved + v);
+  };
+  for (int64_t b = begin; b < end; ++b) {
+    block.open(b);
+    const bool in_place = block.writes_in_place();
+    for (int s = 0; s < p.states; ++s) {
+      registers[carries + s] = block.at(carry_rows, 2 * s + p.T % 2);  // the other one than the last step writes
+      block.copy(registers[carries + s], static_cast<const A*>(p.grad_last[s]) + block.first);
+    }
+    for (int j = 0; j < p.parameters; ++j) {
+      for (int i = 0; i < block.padded && p.parameter_at[j] >= 0; ++i) total(j)[i] = 0;
+    }
+    for (int64_t start = p.T == 0 ? -1 : (p.T - 1) / kCheckpoint * kCheckpoint; start >= 0; start -= kCheckpoint) {
+      const int64_t steps = p.T - start < kCheckpoint ? p.T - start : kCheckpoint;
+      block.place_temporaries(temporaries);  // none in a row of a result, or where a carry is
+      for (int s = 0; s < p.states; ++s) {
+        const int64_t row = start / kCheckpoint * p.states + s;
+        block.copy(block.at(tape_states, s), static_cast<const A*>(p.checkpoints) + row * p.N + block.first);
+      }
+      for (int64_t k = 0; k < steps; ++k) {
+        block.open_series(start + k, start + k + kAhead);
+        point(k);
+        run<A>(p.again, registers, block.padded);
+      }
+      for (int j = 0; j < p.parameters; ++j) {
+        for (int i = 0; i < block.padded && p.parameter_at[j] >= 0; ++i) block.at(sums, j)[i] = 0;
+      }
+      for (int64_t k = steps - 1; k >= 0; --k) {
+        const int64_t t = start + k;
+        block.open_series(t, -1);
+        point(k);
+        for (int o = 0; o < p.outputs; ++o) {
+          registers[grads + o] = block.row(p.grad_output[o], t, block.at(grad_rows, o));
+          block.prefetch(p.grad_output[o], t - kAhead);
+        }
+        for (int s = 0; s < p.states; ++s) registers[p.carry_at[s]] = block.at(carry_rows, 2 * s + t % 2);
+        for (int x = 0; x < p.series; ++x) {
+          if (in_place && p.in_place[x]) registers[p.series_at[x]] = block.result_row(p.grad_series[x], t);
+        }
+        run<A>(p.derivative, registers, block.padded);
+        for (int x = 0; x < p.series; ++x) {
+          if (p.series_at[x] < 0 || (in_place && p.in_place[x])) continue;
+          block.write(p.grad_series[x], t, registers[p.series_at[x]]);
+        }
+        for (int j = 0; j < p.parameters; ++j) {
+          if (p.parameter_at[j] < 0) continue;
+          A* const sum = block.at(sums, j);
+          binary<Add, A>(block.padded, sum, sum, registers[p.parameter_at[j]], sum, sum);
+        }
+        for (int s = 0; s < p.states; ++s) registers[carries + s] = registers[p.carry_at[s]];
+      }
+      for (int j = 0; j < p.parameters; ++j) {
+        const A* const sum = block.at(sums, j);
+        for (int i = 0; i < block.n && p.parameter_at[j] >= 0; ++i) total(j)[i] += sum[i];
+      }
+    }
+    for (int s = 0; s < p.states; ++s) {
+      block.copy(static_cast<A*>(p.grad_initial[s]) + block.first, registers[carries + s]);
+    }
+    for (int j = 0; j < p.parameters; ++j) {
+      if (p.parameter_at[j] < 0) continue;
+      if (p.parameter[j].data != nullptr) {
+        std::memcpy(p.grad_parameter[j] + block.first, total(j), static_cast<size_t>(block.n) * sizeof(double));
+        continue;
+      }
+      double sum = 0;
+      for (int i = 0; i < block.n; ++i) sum += total(j)[i];
+      p.grad_parameter[j][b] = sum;
+    }
+  }
+  if (p.stream) stream_fence();
+}
+
+}  // namespace
+
+const program::Kernels& program_kernels() {
+  static constexpr program::Kernels kAll{
+      {forward<float>, forward<double>, forward<Half>, forward<BFloat16>},
+      {backward<float>, backward<double>, backward<Half>, backward<BFloat16>},
+      kOperations,
+  };
+  return kAll;
+}
+
+}  // namespace snnfast::cpu::SNN_ISA

@@ -1,0 +1,289 @@
+"""The call of a program: all steps of a step function, by the kernels or as a loop."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+from snnfast._core.backend import current_backend, use_fused, warn_once
+from snnfast._core.ops import arithmetic_dtype
+from snnfast._core.pytorch import is_forward_mode, transforms_are_active
+from snnfast._program.code import Code, Counts, backward_code, forward_code
+from snnfast._program.trace import Step, trace
+
+__all__ = ["Program"]
+
+
+class _Options(NamedTuple):
+    """How a call differs from a plain one."""
+
+    record: bool  # the states of each step are outputs, too
+    constant: bool  # the inputs are the same at each step
+    ragged: bool  # samples have lengths of their own
+    counts: bool  # the first output is summed over the steps
+
+
+class Program:
+    """A step function, and the code that was made of it.
+
+    Args:
+        step: ``(*inputs, *states, *parameters)`` to a tuple of the outputs, and the new states behind them. Inputs and
+            states have one shape and dtype; parameters broadcast to it.
+        inputs: How many there are; likewise ``states`` and ``parameters``.
+    """
+
+    def __init__(self, step: Step, inputs: int, states: int, parameters: int) -> None:
+        self.step = step
+        self.counts = inputs, states, parameters
+        self._variants: dict[_Options, _Variant] = {}
+
+    def __call__(
+        self,
+        inputs: Sequence[Tensor],  # [T, *], or [*] of constant inputs
+        states: Sequence[Tensor],  # [*]
+        parameters: Sequence[Tensor],  # broadcastable to [*]
+        steps: int,
+        record: bool = False,
+        constant: bool = False,
+        lengths: Tensor | None = None,  # [B]
+        counts: bool = False,
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Run all steps; states and parameters have the opmath dtype of the inputs.
+
+        Returns the outputs ``[T, *]`` in the dtype of the inputs, with ``record`` the states behind them, with
+        ``counts`` the sum of the first one over the steps ``[*]`` in its place; and the last states ``[*]``.
+        """
+        options = _Options(record, constant, lengths is not None, counts)
+        x = inputs[0]
+        shape, acc = x.shape if constant else x.shape[1:], arithmetic_dtype(x.dtype)
+        series, given = ([], list(inputs)) if constant else (list(inputs), [])
+        given = [t.to(acc) for t in given] + list(parameters)
+        states = list(states)
+        if lengths is not None:
+            series.append(torch.arange(steps, dtype=torch.float64, device=x.device))
+            given.append(lengths.to(acc).view(-1, *(1,) * (len(shape) - 1)))
+        if counts:
+            states.append(torch.zeros(shape, dtype=acc, device=x.device))
+        variant = self._variants.get(options)
+        if variant is None:
+            variant = self._variants[options] = _Variant(self, options)
+        call = _Call(steps, shape, x.dtype, acc)
+        if _takes_kernels(x):
+            results: Any = _Run.apply(variant, call, *series, *states, *given)
+        else:
+            results = variant.loop(call, series, states, given)
+        first = len(results) - len(states)
+        outputs, last = list(results[:first]), list(results[first:])
+        if counts:
+            outputs.insert(0, last.pop().to(x.dtype))
+        return outputs, last
+
+
+class _Call(NamedTuple):
+    steps: int
+    shape: torch.Size  # of a step
+    dtype: torch.dtype  # of inputs and outputs
+    acc: torch.dtype  # of the arithmetic
+
+
+class _Variant:
+    """A step with what some options make of it, and its code."""
+
+    def __init__(self, program: Program, options: _Options) -> None:
+        inputs, states, parameters = program.counts
+        series = options.ragged + (0 if options.constant else inputs)
+        others = options.ragged + (inputs if options.constant else 0)
+        self.counts: Counts = series, states + options.counts, parameters + others
+        self._step, self._options, self._inputs = program.step, options, inputs
+        self._codes: dict[Any, Any] = {}
+
+    def step(self, *arguments: Tensor) -> tuple[Tensor, ...]:
+        record, constant, ragged, counted = self._options
+        n = self._inputs
+        series, states, parameters = (list(part) for part in _split(arguments, self.counts))
+        inputs = parameters[:n] if constant else series[:n]
+        parameters = parameters[n:] if constant else parameters
+        total = states.pop() if counted else None
+        before = states
+        if ragged:
+            valid = series[-1] < parameters.pop()
+            inputs = [torch.where(valid, x, 0) for x in inputs]  # padding may be NaN
+            states = [s.clone() for s in states]  # the step may write to them
+        results = self._step(*inputs, *states, *parameters)
+        first = len(results) - len(before)
+        outputs, after = list(results[:first]), list(results[first:])
+        if ragged:
+            outputs = [torch.where(valid, o, 0) for o in outputs]
+            after = [torch.where(valid, s, b) for s, b in zip(after, before, strict=True)]
+        if record:
+            outputs += after
+        if total is not None:
+            after.append(total + outputs.pop(0))
+        return (*outputs, *after)
+
+    def forward_code(self, call: _Call) -> Code:
+        key: Any = call.acc, len(call.shape)
+        if key not in self._codes:
+            self._codes[key] = forward_code(trace(self.step, self.counts, *key), self.counts)
+        return self._codes[key]  # type: ignore[no-any-return]
+
+    def backward_code(self, call: _Call, given: tuple[int, ...], needs: tuple[bool, ...]) -> Code:
+        """The code of the derivative, for outputs ``given`` a gradient, and the ``needs`` of series and parameters."""
+        key: Any = call.acc, len(call.shape), given, needs
+        if key not in self._codes:
+            self._codes[key] = backward_code(trace(self.step, self.counts, *key[:3]), self.counts, given, needs)
+        return self._codes[key]  # type: ignore[no-any-return]
+
+    def loop(
+        self, call: _Call, series: Sequence[Tensor], states: Sequence[Tensor], parameters: Sequence[Tensor]
+    ) -> tuple[Tensor, ...]:
+        """The step function in a loop: the definition of what the kernels compute."""
+        rows = [x.to(call.acc).unbind(0) for x in series]
+        now, outputs = list(states), []
+        for t in range(call.steps):
+            # A step that writes to its arguments must not reach what the caller, or a record, has.
+            arguments = [*(x[t] for x in rows), *now]
+            results = [r.expand(call.shape) for r in self.step(*(a.clone() for a in arguments), *parameters)]
+            outputs.append(results[: len(results) - len(now)])
+            now = results[len(results) - len(now) :]
+        if not outputs:
+            return (*self._no_steps(call, now[0].device, parameters), *(s.clone() for s in now))
+        return (*(torch.stack(rows).to(call.dtype) for rows in zip(*outputs, strict=True)), *now)
+
+    def _no_steps(self, call: _Call, device: torch.device, parameters: Sequence[Tensor]) -> list[Tensor]:
+        """The outputs of no step: their number is that of a step on made-up arguments."""
+        made = [torch.zeros(call.shape, dtype=call.acc, device=device) for _ in range(self.counts[0] + self.counts[1])]
+        results = self.step(*made, *(p.detach() for p in parameters))
+        return [r.new_empty(0, *call.shape, dtype=call.dtype) for r in results[: len(results) - self.counts[1]]]
+
+
+def _split(tensors: Sequence[Any], counts: Counts) -> tuple[Sequence[Any], ...]:
+    first, second = counts[0], counts[0] + counts[1]
+    return tensors[:first], tensors[first:second], tensors[second:]
+
+
+def _takes_kernels(x: Tensor) -> bool:
+    """Whether a call runs by the kernels; says why not, if that was not chosen."""
+    if torch.compiler.is_compiling() or isinstance(x, FakeTensor) or x.is_meta or current_backend() == "reference":
+        return False
+    if transforms_are_active() or is_forward_mode():
+        reason = "under a torch.func transform"
+    elif x.device.type != "cpu":
+        reason = f"on {x.device.type}, for which there are no kernels of programs"
+    else:
+        return use_fused(x)
+    if current_backend() == "fused":
+        raise RuntimeError(f"backend 'fused' is not available {reason}: a neuron of your own runs step by step there")
+    warn_once(
+        f"snnfast: a neuron of your own runs step by step {reason}. use_backend('reference') chooses it without this "
+        "warning."
+    )
+    return False
+
+
+class _Run(torch.autograd.Function):
+    """All steps by the kernels. Arguments are the series, the states and the parameters."""
+
+    @staticmethod
+    def forward(ctx: Any, variant: _Variant, call: _Call, *tensors: Tensor) -> tuple[Tensor, ...]:
+        code = variant.forward_code(call)
+        series, states, parameters = _split(tensors, variant.counts)
+        neurons = call.shape.numel()
+        keep = any(ctx.needs_input_grad)
+        found = torch.ops.snnfast.program_forward(
+            torch.empty(0, dtype=call.dtype),
+            [_rows(x, call) for x in series],
+            [s.reshape(neurons) for s in states],
+            _flat(code.parameters(parameters), call),
+            code.words,
+            code.constants,
+            call.steps,
+            neurons,
+            keep,
+        )
+        ctx.variant, ctx.call = variant, call
+        ctx.set_materialize_grads(False)
+        if keep:
+            ctx.save_for_backward(*tensors, found.pop())
+        first = len(found) - len(states)
+        return tuple(t.view(call.shape if i >= first else (call.steps, *call.shape)) for i, t in enumerate(found))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        variant, call = ctx.variant, ctx.call
+        *tensors, checkpoints = ctx.saved_tensors
+        if all(g is None for g in grads):
+            return (None,) * (2 + len(tensors))
+        if torch.is_grad_enabled():
+            return None, None, *_second(ctx, grads)
+        series, states, parameters = _split(tensors, variant.counts)
+        needs_series, _, needs_parameters = _split(ctx.needs_input_grad[2:], variant.counts)
+        first = len(grads) - len(states)
+        given = tuple(i for i in range(first) if grads[i] is not None)
+        code = variant.backward_code(call, given, (*needs_series, *needs_parameters))
+        neurons = call.shape.numel()
+        none = torch.zeros(neurons, dtype=call.acc)
+        found = torch.ops.snnfast.program_backward(
+            torch.empty(0, dtype=call.dtype),
+            [_rows(x, call) for x in series],
+            _flat(code.parameters(parameters), call),
+            checkpoints,
+            [_rows(g, call) for g in grads[:first] if g is not None],
+            [none if g is None else g.reshape(neurons) for g in grads[first:]],
+            code.words,
+            code.constants,
+            call.steps,
+            neurons,
+        )
+        made: list[Tensor | None] = []
+        for i, t in enumerate(tensors):
+            if len(series) <= i < len(series) + len(states):
+                made.append(found.pop(0).view(call.shape))
+            elif i not in code.gradients:
+                made.append(None)
+            elif i < len(series):
+                made.append(found.pop(0).view(call.steps, *call.shape))
+            else:
+                made.append(_summed(found.pop(0), t, call))
+        return None, None, *made
+
+
+def _rows(x: Tensor, call: _Call) -> Tensor:
+    """A series as the kernels take it: ``[T, N]``, or ``[1, N]`` of one that was expanded over time.
+
+    Numbers of each step stay as they are.
+    """
+    if x.dim() == 1 and call.shape:
+        return x
+    one = call.steps > 1 and x.stride(0) == 0
+    return (x[:1] if one else x).reshape(1 if one else call.steps, call.shape.numel()).contiguous()
+
+
+def _flat(parameters: Sequence[Tensor], call: _Call) -> list[Tensor]:
+    """Parameters as the kernels take them: a number, or ``[N]``."""
+    return [p.reshape(()) if p.numel() == 1 else p.expand(call.shape).reshape(-1) for p in parameters]
+
+
+def _summed(gradient: Tensor, parameter: Tensor, call: _Call) -> Tensor:
+    """The gradient of a parameter, float64 until it is summed."""
+    if gradient.dim() > 0:
+        gradient = gradient.view(call.shape).sum_to_size(parameter.shape)
+    return gradient.to(parameter.dtype).view(parameter.shape)
+
+
+def _second(ctx: Any, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """The gradients of the loop, for a gradient of them."""
+    variant, tensors = ctx.variant, ctx.saved_tensors[:-1]
+    needs = ctx.needs_input_grad[2:]
+    with torch.enable_grad():
+        results = variant.loop(ctx.call, *_split(tensors, variant.counts))
+        given = [i for i, g in enumerate(grads) if g is not None and results[i].requires_grad]
+        wanted = [t for t, need in zip(tensors, needs, strict=True) if need]
+        found: Sequence[Tensor | None] = [None] * len(wanted)
+        if given:
+            outputs, seeds = [results[i] for i in given], [grads[i] for i in given]
+            found = torch.autograd.grad(outputs, wanted, seeds, create_graph=True, allow_unused=True)
+    made = iter(found)
+    return [next(made) if need else None for need in needs]

@@ -1,0 +1,356 @@
+"""Neurons of your own: :func:`neuron` makes a layer of a step function, :func:`spike` is a spike in it."""
+
+import functools
+import inspect
+import numbers
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from snnfast._core.ops import arithmetic_dtype
+from snnfast._core.settings import check_flag
+from snnfast._program.run import Program
+from snnfast._unroll.call import Linear
+from snnfast._unroll.checks import (
+    check_current,
+    check_num_steps,
+    check_parameter,
+    check_reduce,
+    check_spike_grad,
+    out_of_inference,
+)
+from snnfast._unroll.ragged import check_steps
+from snnfast.neurons.base import SpikingLayer
+from snnfast.surrogate.base import spike_of
+
+__all__ = ["StepLayer", "neuron", "spike"]
+
+
+def spike(x: Tensor, surrogate: Any) -> Tensor:
+    """Spikes ``1[x > 0]`` whose gradient is that of a surrogate.
+
+    Args:
+        x: Distance of the membrane from the threshold ``[*]``.
+        surrogate: One of :mod:`snnfast.surrogate` or ``snntorch.surrogate``; a callable of ``x``, such as the ``apply``
+            of a ``torch.autograd.Function``, which also decides what a spike is; or an object with a method
+            ``derivative`` of ``x``.
+
+    Returns:
+        Spikes ``[*]`` in the dtype of ``x``.
+
+    Raises:
+        TypeError: ``surrogate`` is neither.
+
+    Example::
+
+        >>> import torch, snnfast
+        >>> from snnfast import surrogate
+        >>> snnfast.spike(torch.tensor([-0.5, 0.5]), surrogate.atan())
+        tensor([0., 1.])
+    """
+    if not callable(surrogate) and callable(getattr(surrogate, "derivative", None)):
+        return spike_of(x, surrogate)
+    return check_spike_grad(surrogate)(x).to(x.dtype)
+
+
+def neuron(step: Callable[..., tuple[Tensor, ...]]) -> type["StepLayer"]:
+    """Make a layer of neurons from a function that computes one time step.
+
+    The function takes the input and the states, all ``[B, *]``, and parameters by keyword. It returns the spikes and
+    the new states, in this order. It may use all elementwise operators of PyTorch, writes in place, masks, and any
+    ``torch.autograd.Function``. The layer's ``unroll`` runs all time steps in one kernel, forward and backward. The
+    results equal those of the function in a loop: bit for bit, but for ``exp``, ``log``, ``sigmoid``, ``tanh`` and
+    powers, which are equal up to rounding.
+
+    The kernels are for the CPU. On other devices the function runs in a loop.
+
+    Args:
+        step: The function. Its first argument is the input. The other positional arguments are the states, which begin
+            with zeros, or with the number that is their default. Keyword-only arguments with a number or a tensor as
+            their default are parameters. Any other default, such as a surrogate, makes an option.
+
+    Returns:
+        A class of layers with the name of the function, a subclass of :class:`torch.nn.Module`. Its constructor takes
+        the parameters, as numbers or as tensors broadcastable to one step ``[B, *]``; ``learn_<name>=True``, which
+        makes an ``nn.Parameter``; the options; ``init_hidden=True``, with which the layer holds its states, and
+        ``output=True``, with which one step returns them all the same. A layer has ``forward(input_, *states)`` for one
+        step, ``unroll(current, *states, num_steps=None, record_mem=True, reduce=None, lengths=None)`` for all steps,
+        and ``reset_mem()``, all as :class:`snnfast.Leaky` has them. It goes into a :class:`snnfast.MultiStep`.
+
+    Raises:
+        TypeError: The function has no input and state, or arguments that are neither states nor parameters. In a call:
+            it does not return spikes and new states.
+        ValueError: In a call: what the function computes is not elementwise. The message names the operator and the
+            line.
+
+    Example::
+
+        >>> import torch, snnfast
+        >>> from snnfast import surrogate
+        >>> @snnfast.neuron
+        ... def LIF(x, v, *, tau=2.0, threshold=1.0, spike_grad=surrogate.atan()):
+        ...     v = v + (x - v) / tau
+        ...     spk = snnfast.spike(v - threshold, spike_grad)
+        ...     return spk, v * (1 - spk.detach())
+        >>> lif = LIF(tau=4.0, learn_tau=True)
+        >>> lif
+        LIF(tau=4, threshold=1, init_hidden=False)
+        >>> spk_rec, v_rec = lif.unroll(torch.rand(25, 128, 100))  # [T, B, N]
+        >>> spk_rec.shape
+        torch.Size([25, 128, 100])
+    """
+    if not callable(step):
+        raise TypeError(f"step: expected a function, got {type(step).__name__}")
+    initial, parameters, options, required = _read_signature(step)
+    described = SimpleNamespace(
+        name=step.__name__, states=tuple(initial), parameters=tuple(parameters), fed_back=False, record_tells=False
+    )
+    attributes = {
+        "__doc__": step.__doc__,
+        "__module__": step.__module__,
+        "__qualname__": step.__qualname__,
+        "step": staticmethod(step),
+        "neuron": described,
+        "initial": initial,
+        "defaults": parameters,
+        "options": options,
+        "required": required,
+        "_programs": {},
+    }
+    return type(step.__name__, (StepLayer,), attributes)
+
+
+def _read_signature(step: Callable[..., Any]) -> tuple[dict[str, float], dict[str, Any], dict[str, Any], set[str]]:
+    """The states with what they begin with, parameters and options with their defaults, and parameters without."""
+    places: list[inspect.Parameter] = []
+    parameters: dict[str, Any] = {}
+    options: dict[str, Any] = {}
+    required: set[str] = set()
+    for p in inspect.signature(step).parameters.values():
+        if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD):
+            places.append(p)
+        elif p.kind != p.KEYWORD_ONLY:
+            raise TypeError(f"step: expected an input, states, and parameters by keyword, got {p}")
+        elif p.default is p.empty:
+            required.add(p.name)
+            parameters[p.name] = None
+        elif isinstance(p.default, Tensor) or (isinstance(p.default, numbers.Real) and not isinstance(p.default, bool)):
+            parameters[p.name] = p.default
+        else:
+            options[p.name] = p.default
+    if len(places) < 2:
+        raise TypeError("step: expected an input and at least one state, as def step(x, mem, *, beta=0.9)")
+    initial: dict[str, float] = {}
+    for p in places[1:]:
+        begin = 0.0 if p.default is p.empty else p.default
+        if isinstance(begin, bool) or not isinstance(begin, numbers.Real):
+            raise TypeError(f"{p.name}: expected a number that the state begins with, got {type(begin).__name__}")
+        initial[p.name] = float(begin)
+    for name in (*initial, *parameters, *options):
+        if hasattr(nn.Module(), name) or hasattr(StepLayer, name) or name in ("init_hidden", "output"):
+            raise TypeError(f"{name}: is an attribute of the layer; give the argument another name")
+    return initial, parameters, options, required
+
+
+class StepLayer(SpikingLayer):
+    """A layer of neurons whose step is a function: see :func:`neuron`."""
+
+    step: ClassVar[Callable[..., tuple[Tensor, ...]]]
+    initial: ClassVar[dict[str, float]]
+    defaults: ClassVar[dict[str, Any]]
+    options: ClassVar[dict[str, Any]]
+    required: ClassVar[set[str]]
+    _programs: ClassVar[dict[Any, Program]]
+
+    def __init__(self, *, init_hidden: bool = False, output: bool = False, **given: Any) -> None:
+        nn.Module.__init__(self)
+        self.init_hidden = check_flag("init_hidden", init_hidden, optional=True)
+        self.output = check_flag("output", output, optional=True)
+        for name, default in self.defaults.items():
+            if name in self.required and name not in given:
+                raise TypeError(f"{name}: {type(self).__name__} needs a value for it")
+            self._add(name, given.pop(name, default), given.pop(f"learn_{name}", False))
+        for name, default in self.options.items():
+            setattr(self, name, given.pop(name, default))
+        if given:
+            known = ", ".join([*self.defaults, *self.options])
+            raise TypeError(f"{next(iter(given))}: {type(self).__name__} has no such parameter, but {known}")
+        self._finish()
+
+    def _register(self) -> None:
+        self.instances.append(self)
+
+    def forward(self, input_: Tensor, *states: Tensor | None) -> Any:
+        """One time step, by PyTorch.
+
+        Args:
+            input_: Input ``[B, *]``.
+            *states: States before the step ``[B, *]``. ``None``, or none: those that the layer holds.
+
+        Returns:
+            ``(spk, *states)``, all ``[B, *]``. With ``init_hidden`` and without ``output``, only ``spk``.
+
+        Raises:
+            TypeError, ValueError: An argument has a wrong type or shape. The message names it.
+        """
+        check_current("input_", input_)
+        shape, acc = input_.shape, arithmetic_dtype(input_.dtype)
+        now = [
+            self._held(name, input_, shape) if state is None else state.to(acc)
+            for name, state in zip(self.neuron.states, self._states(states, shape), strict=True)
+        ]
+        # Copies, because the step may write to its arguments.
+        arguments = [t.clone() for t in (input_.to(acc), *now)]
+        spk, *after = self._bound_step()(*arguments, *self._parameters_of(input_, shape))
+        after = [state.expand(shape) for state in after]
+        self._hold(after)
+        spk = spk.expand(shape).to(input_.dtype)
+        return spk if self.init_hidden and not self.output else (spk, *after)
+
+    def unroll(
+        self,
+        current: Tensor,  # [T, B, *], or [B, *] with num_steps
+        *states: Tensor | None,  # [B, *]
+        num_steps: int | None = None,
+        record_mem: bool = True,
+        reduce: str | None = None,
+        lengths: Tensor | None = None,  # [B]
+    ) -> tuple[Tensor, ...]:
+        """All time steps in one kernel.
+
+        Args:
+            current: Input of every step ``[T, B, *]``. With ``num_steps``, ``[B, *]``: the same input at each step.
+            *states: States before the first step ``[B, *]``. ``None``, or none: what they begin with.
+            num_steps: Number of steps of a constant input.
+            record_mem: Return the states of every step, or only the last ones.
+            reduce: ``"sum"``: return the sum of the spikes over time, which are then never written.
+            lengths: The number of steps of each sample ``[B]``. After its last step a sample keeps its states and does
+                not spike.
+
+        Returns:
+            ``(spk_rec, *state_recs)``, all ``[T, B, *]``. With ``record_mem=False`` the states are ``[B, *]``, and with
+            ``reduce="sum"`` the first is ``[B, *]``.
+
+        Raises:
+            TypeError, ValueError: An argument has a wrong type or shape. The message names it.
+            NotElementwiseError: The step does what is not elementwise. It is a ``ValueError``.
+        """
+        return self._unroll(current, states, num_steps, record_mem, reduce, lengths=lengths)
+
+    def _unroll(
+        self,
+        current: Tensor,
+        states: tuple[Tensor | None, ...],
+        num_steps: int | None,
+        record_mem: bool,
+        reduce: str | None,
+        last: bool = False,
+        linear: Linear | None = None,
+        lengths: Tensor | None = None,
+    ) -> tuple[Tensor, ...]:
+        check_current("current", current)
+        constant = num_steps is not None
+        if current.dim() == 0 and not constant:
+            raise ValueError("current: expected [T, *], got a tensor without dimensions")
+        steps = len(current) if num_steps is None else check_num_steps(num_steps)
+        shape = current.shape if constant else current.shape[1:]
+        record = check_flag("record_mem", record_mem)
+        counts = check_reduce(reduce) is not None
+        if lengths is not None:
+            if len(shape) == 0:
+                raise ValueError("lengths: needs steps with a batch dimension, [B, *]")
+            lengths = check_steps(lengths, current, "current", steps, shape[0])
+        acc = arithmetic_dtype(current.dtype)
+        now = []
+        for name, state in zip(self.neuron.states, self._states(states, shape), strict=True):
+            if state is None:
+                state = self._held(name, current, shape) if self.init_hidden else self._first(name, current, shape)
+            now.append(out_of_inference(state.to(acc)))
+        (spk, *records), after = self._program()(
+            [out_of_inference(current)],
+            now,
+            self._parameters_of(current, shape),
+            steps,
+            record,
+            constant,
+            lengths,
+            counts,
+        )
+        if self.init_hidden:
+            self._hold(after)
+        shown = (spk if linear is None else linear.of_spikes(spk), *(records if record else after))
+        return (*shown, *after) if last else shown
+
+    def _program(self) -> Program:
+        key = tuple(getattr(self, name) for name in self.options)
+        if key not in self._programs:
+            count, parameters = len(self.neuron.states), len(self.neuron.parameters)
+            self._programs[key] = Program(self._bound_step(), 1, count, parameters)
+        return self._programs[key]
+
+    def _bound_step(self) -> Callable[..., tuple[Tensor, ...]]:
+        """The step with parameters by their places, and with the options of this layer."""
+        options = {name: getattr(self, name) for name in self.options}
+        return functools.partial(_by_place, type(self).step, self.neuron.states, self.neuron.parameters, options)
+
+    def _states(self, states: Sequence[Tensor | None], shape: torch.Size) -> Sequence[Tensor | None]:
+        names = self.neuron.states
+        if len(states) > len(names):
+            raise TypeError(f"states: expected {', '.join(names)}, got {len(states)}")
+        for name, state in zip(names, states, strict=False):
+            if state is None:
+                continue
+            if self.init_hidden or not isinstance(state, Tensor):
+                self._refuse(name, state)
+            if state.shape != shape:
+                raise ValueError(f"{name}: expected the shape of one step, {tuple(shape)}, got {tuple(state.shape)}")
+        return [*states, *(None,) * (len(names) - len(states))]
+
+    def _parameters_of(self, x: Tensor, shape: torch.Size) -> list[Tensor]:
+        acc = arithmetic_dtype(x.dtype)
+        return [check_parameter(name, getattr(self, name), x, shape, acc) for name in self.neuron.parameters]
+
+    def _first(self, name: str, x: Tensor, shape: torch.Size) -> Tensor:
+        return torch.full(shape, self.initial[name], dtype=arithmetic_dtype(x.dtype), device=x.device)
+
+    def _held(self, name: str, x: Tensor, shape: torch.Size) -> Tensor:
+        held = super()._held(name, x, shape)
+        return held if getattr(self, name).shape == shape else self._first(name, x, shape)
+
+    def reset_mem(self) -> Any:
+        """Set the held states to what they begin with (of their present shape) and return them."""
+        states = super().reset_mem()
+        for name, state in zip(self.neuron.states, states if isinstance(states, tuple) else (states,), strict=True):
+            state.fill_(self.initial[name])
+        return states
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        nn.Module._load_from_state_dict(self, *args)
+
+    def extra_repr(self) -> str:
+        shown = list(self.defaults)
+        values = [getattr(self, name) for name in shown]
+        texts = [f"{v.item():g}" if v.numel() == 1 and not v.is_meta else str(tuple(v.shape)) for v in values]
+        pairs = [f"{name}={text}" for name, text in zip(shown, texts, strict=True)]
+        return ", ".join([*pairs, f"init_hidden={self.init_hidden}"])
+
+
+def _by_place(
+    step: Callable[..., Any],
+    states: tuple[str, ...],
+    parameters: tuple[str, ...],
+    options: dict[str, Any],
+    *args: Tensor,
+) -> tuple[Tensor, ...]:
+    count = 1 + len(states)
+    results = step(*args[:count], **dict(zip(parameters, args[count:], strict=True)), **options)
+    if not isinstance(results, tuple | list) or len(results) != count:
+        got = f"{len(results)} results" if isinstance(results, tuple | list) else type(results).__name__
+        raise TypeError(f"step: expected it to return (spk, {', '.join(states)}), got {got}")
+    for result in results:
+        if not isinstance(result, Tensor):
+            raise TypeError(f"step: expected it to return tensors, got {type(result).__name__}")
+    return tuple(results)

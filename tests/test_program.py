@@ -1,0 +1,261 @@
+"""Programs: what the kernels make of a step function is what the function does in a loop."""
+
+import random
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from random_steps import RandomStep
+from torch import Tensor
+
+from snnfast import use_backend
+from snnfast._program import code as program_code
+from snnfast._program.instructions import NUMBERS
+from snnfast._program.run import Program
+from snnfast._program.trace import NotElementwiseError, trace
+
+pytestmark = pytest.mark.needs_extension
+SHAPES = ((1,), (5,), (16,), (3, 7), (2, 3, 50), (300,), (257,))
+
+
+def call(step: Any, seed: int, dtype: torch.dtype, backend: str) -> tuple[list[Tensor], list[Tensor | None]]:
+    """Results of a call of a random step, and the gradients with respect to all that it is given."""
+    made = random.Random(seed)
+    shape, steps = made.choice(SHAPES), made.choice((1, 2, 5, 16, 17, 33))
+    record, constant, ragged, counts = (made.random() < 0.25 for _ in range(4))
+    g = torch.Generator().manual_seed(seed)
+
+    def values(*size: int) -> Tensor:
+        return torch.randn(size, generator=g, dtype=torch.float64).to(dtype).requires_grad_(made.random() < 0.8)
+
+    x = values(*shape) if constant else values(steps, *shape)
+    states = [values(*shape) for _ in range(step.states)]
+    widths: list[tuple[int, ...]] = [(), shape, shape[-1:], (1,) * len(shape)]
+    parameters = [values(*made.choice(widths)) for _ in range(step.parameters)]
+    given = [x, *states, *parameters]
+    lengths = torch.randint(0, steps + 1, shape[:1], generator=g) if ragged else None
+    with use_backend(backend):
+        program = Program(step, 1, step.states, step.parameters)
+        outputs, last = program([x], states, parameters, steps, record, constant, lengths, counts)
+    results = [*outputs, *last]
+    kept = [r for r in results if made.random() < 0.8 and r.requires_grad]
+    weights = [torch.randn(r.shape, generator=g, dtype=torch.float64).to(dtype) for r in results]
+    loss = sum((r * w).sum() for r, w in zip(results, weights, strict=True) if any(r is k for k in kept))
+    leaves = [t for t in given if t.requires_grad]
+    if not isinstance(loss, Tensor) or not leaves:
+        return results, []
+    return results, list(torch.autograd.grad(loss, leaves, allow_unused=True))
+
+
+def check(seed: int) -> None:
+    step = RandomStep(seed, exact=False)
+    (ours, grads), (theirs, wanted) = (call(step, seed, torch.float64, backend) for backend in ("fused", "reference"))
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9, equal_nan=True)
+    for ours_of, theirs_of in zip(grads, wanted or [None] * len(grads), strict=True):
+        if theirs_of is None:
+            assert ours_of is None or not ours_of.any()
+        else:
+            a = torch.zeros_like(theirs_of) if ours_of is None else ours_of
+            torch.testing.assert_close(a, theirs_of, rtol=1e-7, atol=1e-9, equal_nan=True)
+
+
+def check_bits(seed: int) -> None:
+    step = RandomStep(seed, exact=True)
+    (ours, _), (theirs, _) = (call(step, seed, torch.float32, backend) for backend in ("fused", "reference"))
+    for a, b in zip(ours, theirs, strict=True):
+        assert torch.equal(a.nan_to_num(7), b.nan_to_num(7))
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_random(seed: int) -> None:
+    check(seed)
+    check_bits(seed)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("start", range(1000, 6000, 500))
+def test_many_random(start: int) -> None:
+    for seed in range(start, start + 500):
+        check(seed)
+        check_bits(seed)
+
+
+# ---- what is made of a step
+
+
+def leaky(x: Tensor, mem: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+    mem = beta.clamp(0, 1) * mem + x
+    return (mem > 1).to(x.dtype) * x, mem
+
+
+def test_instructions_are_those_of_the_kernels() -> None:
+    source = Path(__file__).parent.parent / "csrc/cpu/program/instructions.h"
+    table = re.search(r"kInstructions\[\] = \{(.*?)\n\};", source.read_text(), flags=re.S)
+    assert table is not None
+    listed = [name.strip() for name in table[1].split("\n") if name.strip()]
+    seconds = len(re.findall(r"pair<First", source.read_text()))
+    assert sum(seconds if name.startswith("SNN_SECONDS") else 1 for name in listed) == len(NUMBERS)
+
+
+def test_what_follows_from_parameters_leaves_the_step() -> None:
+    made = trace(leaky, (1, 1, 1), torch.float32, 2)
+    code = program_code.forward_code(made, (1, 1, 1))
+    assert len(code.fixed) == 1
+    assert torch.equal(code.parameters([torch.tensor(1.5)])[1], torch.tensor(1.0))
+
+
+def test_the_same_is_computed_once() -> None:
+    made = trace(lambda x, v: ((v + x) * (v + x), v + x), (1, 1, 0), torch.float32, 2)
+    assert [node[0] for node in made.graph.nodes] == ["series", "state", "add", "mul"]
+
+
+# ---- what the op refuses
+
+
+def forward(words: list[int], **changed: Any) -> Any:
+    given: dict[str, Any] = {
+        "like": torch.empty(0),
+        "series": [torch.rand(3, 20)],
+        "states": [torch.rand(20)],
+        "parameters": [torch.tensor(0.5)],
+        "code": torch.tensor(words, dtype=torch.int32),
+        "constants": torch.tensor([1.0], dtype=torch.float64),
+        "steps": 3,
+        "neurons": 20,
+        "keep": True,
+    }
+    return torch.ops.snnfast.program_forward(*{**given, **changed}.values())
+
+
+# series, states, parameters, constants, outputs, temporaries, instructions; output, state; v = v + x
+GOOD = [1, 1, 1, 1, 1, 1, 1, 4, 4, NUMBERS["add"], 4, 1, 0, 0, 0]
+
+
+def test_op_runs_good_code() -> None:
+    x, v = torch.rand(3, 20), torch.rand(20)
+    rows, last, kept = forward(GOOD, series=[x], states=[v])
+    assert torch.equal(rows, torch.stack([v + x[0], v + x[0] + x[1], v + x[0] + x[1] + x[2]]))
+    assert torch.equal(last, rows[-1])
+    assert torch.equal(kept, v[None])
+
+
+def test_functions_to_rounding() -> None:
+    x = torch.cat(
+        [torch.linspace(-100, 100, 20001), torch.linspace(-1, 1, 20001), torch.tensor([0.0, 1e-30, -87.5, 88.5])]
+    )
+    functions = [
+        torch.exp,
+        torch.sigmoid,
+        torch.tanh,
+        lambda x: torch.log(x.abs() + 1e-3),
+        lambda x: (x.abs() + 1) ** 1.5,
+    ]
+    for dtype in (torch.float32, torch.float64):
+        given, ulp = x.to(dtype)[None], torch.finfo(dtype).eps
+        for function in functions:
+            program = Program(lambda x, v, function=function: (function(x), v), 1, 1, 0)
+            ours = program([given], [torch.zeros_like(given[0])], [], 1)[0][0]
+            theirs = function(given)
+            normal = (theirs.abs() > 1e-37) & theirs.isfinite()
+            torch.testing.assert_close(ours[normal], theirs[normal], rtol=6 * ulp, atol=0)
+            assert torch.equal(ours.isinf(), theirs.isinf())
+    special = torch.tensor([[torch.nan, torch.inf, -torch.inf]])
+    for function in functions[:3]:
+        program = Program(lambda x, v, function=function: (function(x), v), 1, 1, 0)
+        ours = program([special], [torch.zeros(3)], [], 1)[0][0]
+        torch.testing.assert_close(ours, function(special), equal_nan=True)
+
+
+def test_expanded_over_time() -> None:
+    step, x = RandomStep(5, exact=True), torch.rand(20).expand(18, 20).requires_grad_()
+    states = [torch.rand(20) for _ in range(step.states)]
+    parameters = [torch.rand(20) for _ in range(step.parameters)]
+    found = []
+    for given in (x, x.detach().clone().requires_grad_()):
+        outputs, _ = Program(step, 1, step.states, step.parameters)([given], states, parameters, 18)
+        found.append((outputs[0], *torch.autograd.grad(outputs[0].sum(0).square().sum(), given)))
+    for a, b in zip(*found, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_op_refuses_malformed_code() -> None:
+    for at, word in (
+        (0, 2),
+        (1, 0),
+        (3, -1),
+        (4, 1 << 20),
+        (6, 2),
+        (7, 5),
+        (7, -1),
+        (8, 3),
+        (9, 999),
+        (9, -1),
+        (10, 1),
+        (11, 5),
+        (12, -1),
+    ):
+        with pytest.raises(RuntimeError, match="code: "):
+            forward([*GOOD[:at], word, *GOOD[at + 1 :]])
+    for words in ([], GOOD[:5], GOOD[:-1], [*GOOD, 0]):
+        with pytest.raises(RuntimeError, match="code: "):
+            forward(words)
+    for changed in (
+        {"like": torch.empty(0, dtype=torch.int32)},
+        {"series": [torch.rand(2, 20)]},
+        {"series": [torch.rand(3, 40)[:, ::2]]},
+        {"series": [torch.rand(3, 20, dtype=torch.float64)]},
+        {"series": [torch.rand(3)]},
+        {"states": [torch.rand(19)]},
+        {"parameters": [torch.rand(19)]},
+        {"parameters": [torch.tensor(0.5, dtype=torch.float64)]},
+        {"constants": torch.tensor([1.0])},
+        {"steps": -1},
+        {"steps": 1 << 62, "series": [torch.rand(1, 20)]},
+        {"neurons": 21},
+        {"code": torch.tensor(GOOD)},
+    ):
+        with pytest.raises(RuntimeError):
+            forward(GOOD, **changed)
+
+
+def test_op_survives_random_code() -> None:
+    made = random.Random(0)
+    for _ in range(3000):
+        words = list(GOOD)
+        for _ in range(made.randint(1, 3)):
+            words[made.randrange(len(words))] = made.choice(
+                (-1, 0, 1, 2, 3, 4, 5, 30, 90, made.randrange(-(2**31), 2**31))
+            )
+        try:
+            forward(words)
+        except RuntimeError as error:
+            assert "code: " in str(error)  # noqa: PT017
+
+
+def test_backward_op_survives_random_code() -> None:
+    step = RandomStep(3, exact=True)
+    counts = 1, step.states, step.parameters
+    made = trace(step, counts, torch.float32, 1, [0])
+    code = program_code.backward_code(made, counts, [0], [True] * (1 + step.parameters))
+    parameters = code.parameters([torch.tensor(0.5)] * step.parameters)
+    drawn = random.Random(1)
+    for _ in range(3000):
+        words = code.words.clone()
+        for _ in range(drawn.randint(0, 2)):
+            words[drawn.randrange(len(words))] = drawn.choice(
+                (-1, 0, 1, 2, 5, 9, 14, 40, drawn.randrange(-(2**31), 2**31))
+            )
+        try:
+            torch.ops.snnfast.program_backward(
+                torch.empty(0), [torch.rand(17, 20)], parameters, torch.rand(2 * step.states, 20), [torch.rand(17, 20)],
+                [torch.rand(20)] * step.states, words, code.constants, 17, 20,
+            )  # fmt: skip
+        except RuntimeError as error:
+            assert "code: " in str(error)  # noqa: PT017
+
+
+def test_not_elementwise_is_no_type_error() -> None:
+    with pytest.raises(NotElementwiseError, match=r"torch\.sum"):
+        trace(lambda x, v: (x - x.sum(), v), (1, 1, 0), torch.float32, 2)
