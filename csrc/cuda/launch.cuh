@@ -21,14 +21,15 @@ bool wants_chunked(int64_t steps, int64_t neurons);
 
 // ----
 
-// Calls f with an element of the type.
-template <typename F>
+// Calls f with an element of the type. Without kDoubles, there are no kernels for float64.
+template <bool kDoubles = true, typename F>
 int visit_element(DType dtype, F&& f) {
   switch (dtype) {
     case DType::kFloat: return f(float{});
-    case DType::kDouble: return f(double{});
     case DType::kHalf: return f(Half{});
     case DType::kBFloat16: return f(BFloat16{});
+    case DType::kDouble:
+      if constexpr (kDoubles) return f(double{});
   }
   return static_cast<int>(cudaErrorInvalidValue);
 }

@@ -32,34 +32,6 @@ bool is_ordinary(const Problem<Neuron>& p) {
   return p.dtype != DType::kDouble && p.T > 0 && p.T < kMost && p.N < kMost;
 }
 
-// As cuda::visit_element, of a call for which is_ordinary() is true.
-template <typename F>
-int visit_element(DType dtype, F&& f) {
-  switch (dtype) {
-    case DType::kFloat: return f(float{});
-    case DType::kHalf: return f(Half{});
-    case DType::kBFloat16: return f(BFloat16{});
-    case DType::kDouble: break;
-  }
-  return static_cast<int>(cudaErrorInvalidValue);
-}
-
-template <typename T, size_t n>
-bool none_of(T* const (&pointers)[n]) {
-  for (const void* pointer : pointers) {
-    if (pointer != nullptr) return false;
-  }
-  return true;
-}
-
-template <typename T, size_t n>
-bool all_of(T* const (&pointers)[n]) {
-  for (const void* pointer : pointers) {
-    if (pointer == nullptr) return false;
-  }
-  return true;
-}
-
 // Loads before it are issued before what follows. The compiler would rather load where a value is used, and wait there.
 __device__ __forceinline__ void in_order() {
 #if !defined(SNN_EMULATED)

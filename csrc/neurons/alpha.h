@@ -1,4 +1,4 @@
-// The neuron with an exciting and an inhibiting synaptic current, whose difference is an alpha function: snnTorch
+// The neuron with an excitatory and an inhibitory synaptic current, whose difference is an alpha function: snnTorch
 // 1.0.0's Alpha.
 #pragma once
 
@@ -12,10 +12,10 @@ struct Alpha {
   static constexpr const char* kStateNames[] = {"syn_exc", "syn_inh", "mem"};
   static constexpr const char* kParameterNames[] = {"alpha", "beta", "tau", "threshold", "graded_spikes_factor"};
   static constexpr bool kClamped[] = {true, true, false, false, false};
-  static constexpr bool kRecordTells = false;
+  static constexpr bool kRecordedMembraneSuffices = false;
   static constexpr bool kAdjointReadsX = true;
 
-  // The membrane follows from the currents alone: the one before decides the reset, and nothing else.
+  // The membrane depends on the currents alone. The membrane before the step decides only the reset.
   template <typename T>
   static SNN_HD Fired<T> step(Rules rules, T x, T (&state)[kStates], const T (&p)[kParameters]) {
     const T tau = p[2], threshold = p[3], before = state[1];
@@ -24,7 +24,7 @@ struct Alpha {
     T v = base;
     state[0] = exc;
     state[1] = inh;
-    if (rules.reset == Reset::kSubtract) {  // of the membrane no threshold, but the current before the step: as it is
+    if (rules.reset == Reset::kSubtract) {  // as in snnTorch, the membrane gains the inhibitory current before the step
       state[0] = exc - times(r, threshold);
       state[1] = inh - times(r, inh);
       v = base - times(r, -before);

@@ -11,7 +11,7 @@ struct Leaky {
   static constexpr const char* kStateNames[] = {"mem"};
   static constexpr const char* kParameterNames[] = {"beta", "threshold", "graded_spikes_factor"};
   static constexpr bool kClamped[] = {true, false, false};
-  static constexpr bool kRecordTells = true;
+  static constexpr bool kRecordedMembraneSuffices = true;
   static constexpr bool kAdjointReadsX = false;
 
   template <typename T>
@@ -22,16 +22,16 @@ struct Leaky {
     if (rules.reset == Reset::kSubtract) {
       v = (beta * u + x) - times(r, threshold);
     } else if (rules.reset == Reset::kZero) {
-      v = beta * unless(r, u) + x;
+      v = beta * select(r, T(0) * u, u) + x;
     } else {
       v = beta * u + x;
     }
     return fire(rules, v, r, threshold, p[2], state[0]);
   }
 
-  // Returns the gradient with respect to x. `before`: the states before the step; v: what decided its spike; `grad`:
-  // gradients with respect to the states that were recorded after it; `carry`: those that later steps hand back, on
-  // return with respect to the states before the step; `sums`: of the gradients of the parameters over time.
+  // Returns the gradient of x. `before`: the states before the step; v: the membrane that decided its spike; `grad`:
+  // the gradients of the states that were recorded after it; `carry`: the gradients of the same states from later
+  // steps, and on return those of the states before the step; `sums`: the sums of the parameters' gradients over time.
   // Arithmetic: how it rounds.
   template <typename Arithmetic = Rounded, typename T>
   static SNN_HD T adjoint(Rules rules, T, const T (&before)[kStates], T v, const Given<T>& given,

@@ -1,19 +1,19 @@
-// The leaky integrate-and-fire neuron whose last spike comes back to it: snnTorch 1.0.0's RLeaky.
+// The leaky integrate-and-fire neuron whose last spike is fed back to it: snnTorch 1.0.0's RLeaky.
 #pragma once
 
 #include "../math/neuron.h"
 
 namespace snnfast {
 
-// The last spike is a state. Between neurons that are connected to one another it is what the connections make of the
-// last spikes, with V = 1: a call is then one step long.
+// The last spike is a state. If neurons are connected to one another, it is the product of the last spikes and the
+// weights of the connections, with V = 1. A call is then one step long.
 struct RLeaky {
   static constexpr const char* kName = "rleaky";
   static constexpr int kStates = 2, kParameters = 4;
   static constexpr const char* kStateNames[] = {"spk", "mem"};
   static constexpr const char* kParameterNames[] = {"V", "beta", "threshold", "graded_spikes_factor"};
   static constexpr bool kClamped[] = {false, true, false, false};
-  static constexpr bool kRecordTells = false;
+  static constexpr bool kRecordedMembraneSuffices = false;
   static constexpr bool kAdjointReadsX = false;
 
   template <typename T>
@@ -27,7 +27,7 @@ struct RLeaky {
     return fired;
   }
 
-  // As Leaky::adjoint. The gradient of the spike has a share that the next step hands back through V.
+  // As Leaky::adjoint. A part of the spike's gradient comes from the next step, through V.
   template <typename T>
   static SNN_HD T adjoint(Rules rules, T, const T (&before)[kStates], T v, Given<T> given, const T (&grad)[kStates],
                           const T (&p)[kParameters], T (&carry)[kStates], T (&sums)[kParameters]) {

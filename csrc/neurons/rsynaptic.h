@@ -1,17 +1,17 @@
-// The neuron with a synaptic current to which its last spike comes back: snnTorch 1.0.0's RSynaptic.
+// The neuron with a synaptic current, to which its last spike is fed back: snnTorch 1.0.0's RSynaptic.
 #pragma once
 
 #include "../math/neuron.h"
 
 namespace snnfast {
 
-struct RSynaptic {  // the last spike is a state: as of RLeaky
+struct RSynaptic {  // the last spike is a state, as in RLeaky
   static constexpr const char* kName = "rsynaptic";
   static constexpr int kStates = 3, kParameters = 5;
   static constexpr const char* kStateNames[] = {"spk", "syn", "mem"};
   static constexpr const char* kParameterNames[] = {"V", "alpha", "beta", "threshold", "graded_spikes_factor"};
   static constexpr bool kClamped[] = {false, true, true, false, false};
-  static constexpr bool kRecordTells = false;
+  static constexpr bool kRecordedMembraneSuffices = false;
   static constexpr bool kAdjointReadsX = false;
 
   template <typename T>

@@ -16,7 +16,7 @@ namespace snnfast {
 
 // ---- the arguments of the ops
 
-// Of a boxed kernel, in the order of its schema.
+// The arguments of a boxed kernel, in the order of its schema.
 class Arguments {
  public:
   explicit Arguments(StableIValue* stack) : next_(stack) {}
@@ -30,7 +30,7 @@ class Arguments {
   StableIValue* next_;
 };
 
-// "Tensor? mem, " for each of the names.
+// Returns "Tensor? mem, " for each of the names.
 template <size_t Size>
 std::string declare(const char* type, const char* before, const char* const (&names)[Size], const char* after) {
   std::string text;
@@ -42,7 +42,7 @@ std::string declare(const char* type, const char* before, const char* const (&na
 template <typename Neuron>
 inline constexpr bool kHasSpikeFeedback = std::string_view(Neuron::kStateNames[0]) == "spk";
 
-// What both ops of a neuron are given, at the end of the tensors and the beginning of the options.
+// The arguments that both ops of a neuron have: their last tensors and their first options.
 template <typename Neuron>
 struct Common {
   std::array<MaybeTensor, Neuron::kStates> initial;
@@ -66,7 +66,7 @@ struct Common {
     STD_TORCH_CHECK(option::kReset.of(options) <= static_cast<int64_t>(Reset::kNone), "options: unknown reset");
     STD_TORCH_CHECK(option::kSaved.of(options) < static_cast<int64_t>(std::size(kSavedModes)),
                     "options: unknown saved mode");
-    STD_TORCH_CHECK(saved() != Saved::kSpikes || (reset_delay() && Neuron::kRecordTells),
+    STD_TORCH_CHECK(saved() != Saved::kSpikes || (reset_delay() && Neuron::kRecordedMembraneSuffices),
                     "saved: only with a delayed reset does the membrane of a step tell its reset");
     STD_TORCH_CHECK(saved() != Saved::kSpikes || time() != Time::kStep, "saved: of one step there are no rows");
     STD_TORCH_CHECK(steps >= 0 && (time() != Time::kStep || steps == 1), "steps: expected 0 or more");
@@ -83,7 +83,7 @@ struct Common {
     p.N = layout.N;
     p.reduce = option::kReduce.of(options) != 0;
     for (int s = 0; s < Neuron::kStates; ++s) {
-      p.initial[s] = call.read(initial[s], Neuron::kStateNames[s], call.acc, kOne, /*cast=*/true);
+      p.initial[s] = call.read(initial[s], Neuron::kStateNames[s], call.acc, kNoRows, /*cast=*/true);
     }
     for (int j = 0; j < Neuron::kParameters; ++j) {
       p.parameters[j] = call.parameter(*parameters[j], Neuron::kParameterNames[j]);
@@ -93,9 +93,9 @@ struct Common {
 
 // ---- forward
 
-// Returns the spikes, as bits if that is asked for; the states of every step that `record` asks for, by bits, and
-// behind them, if its highest bit is set, the membrane that decided each spike; if `last`, all states after the last
-// step, but of one step no spike a second time; what is saved, if anything.
+// The op returns the spikes, or their bits if `bits` is set; the states of every step that the bits of `record` ask
+// for, and, if its highest bit is set, the membrane that decided each spike; if `last` is set, the states after the
+// last step, where one step does not return its spike a second time; and what is saved, if anything.
 template <typename Neuron>
 std::string forward_schema() {
   return std::string(Neuron::kName) + "_forward(Tensor x, " + Common<Neuron>::schema();
@@ -126,7 +126,7 @@ struct LastArgument {
   }
 };
 
-// `lengths` is held by the caller.
+// The caller holds `lengths`.
 template <typename Neuron>
 void describe_lengths(Problem<Neuron>& p, const Layout& layout, const Tensor& lengths, const Tensor& like) {
   STD_TORCH_CHECK(layout.has_time() && layout.by_sample(), "lengths: need samples one after the other in memory");
@@ -171,7 +171,7 @@ void forward_op(StableIValue* stack, uint64_t, uint64_t) {
   }
   if ((record >> kStates & 1) != 0) p.deciding = call.make(call.acc, call.every_step());
   const int first_last = kHasSpikeFeedback<Neuron> && time == Time::kStep ? 1 : 0;
-  for (int s = first_last; last && s < kStates; ++s) p.last[s] = call.make(call.acc, kOne);
+  for (int s = first_last; last && s < kStates; ++s) p.last[s] = call.make(call.acc, kNoRows);
   if (p.saved != Saved::kNothing && time != Time::kStep) {  // of one step there are no rows
     const int64_t rows = saved_rows(p.saved, p.T) * (p.saved == Saved::kCheckpoints ? kStates : 1);
     void* const data = call.make(saved_dtype(p.saved, call.acc), rows);
@@ -183,10 +183,10 @@ void forward_op(StableIValue* stack, uint64_t, uint64_t) {
 
 // ---- backward
 
-// Returns the gradients that `needs` asks for, by bits: with respect to x, the states before the first step, the
-// parameters; the last ones for each neuron, not yet summed to the shape of the parameter, unless it is one number and
-// the device sums it: then they are like the parameter, but on the device of the kernel. With a `weight`, `grad_spk`
-// is the gradient with respect to the outputs of a Linear behind the spikes.
+// The op returns the gradients that the bits of `needs` ask for: of x, of the states before the first step, and of the
+// parameters. The gradient of a parameter has a value for each neuron, and Python sums it to the shape of the
+// parameter. If the parameter is one number and the device sums it, the gradient is like the parameter, on the device
+// of the kernel. With a `weight`, `grad_spk` is the gradient of the outputs of a Linear behind the spikes.
 template <typename Neuron>
 std::string backward_schema() {
   return std::string(Neuron::kName) + "_backward(Tensor? grad_spk, Tensor? weight, " +
@@ -220,8 +220,8 @@ void backward_op(StableIValue* stack, uint64_t, uint64_t) {
   STD_TORCH_CHECK(needs < 1 << kInputs, "options: gradients of more than the inputs are needed");
   STD_TORCH_CHECK(x.has_value() ? !mem_rec.has_value() : mem_rec.has_value() || rows.has_value(),
                   "exactly one of x, mem_rec and, alone, rows must be given");
-  // The dtype of all that has a value for every step. Where only gradients of last states are given, and nothing else
-  // tells it, it is theirs, that of the arithmetic.
+  // Finds the dtype of the tensors with a value for every step. If only gradients of last states are given, it is
+  // theirs, the opmath dtype.
   const MaybeTensor* like = &grad_spk;
   for (const MaybeTensor* t : {&x, &mem_rec}) like = like->has_value() ? like : t;
   for (const MaybeTensor& t : grad_record) like = like->has_value() ? like : &t;
@@ -243,7 +243,7 @@ void backward_op(StableIValue* stack, uint64_t, uint64_t) {
   p.saved = common.saved();
   if (mem_rec.has_value()) {
     STD_TORCH_CHECK(p.saved == Saved::kNothing, "mem_rec: nothing else is saved beside it");
-    STD_TORCH_CHECK(Neuron::kRecordTells && p.rules.delay && dtype == call.acc,
+    STD_TORCH_CHECK(Neuron::kRecordedMembraneSuffices && p.rules.delay && dtype == call.acc,
                     "mem_rec: only a delayed reset in float32 or float64 can use it");
     p.mem_rec = call.read(mem_rec, "mem_rec", dtype, call.every_step());
   } else {
@@ -278,7 +278,7 @@ void backward_op(StableIValue* stack, uint64_t, uint64_t) {
   for (int s = 0; s < kStates; ++s) {
     p.grad_record[s] =
         call.read_steps(grad_record[s], "gradient of a record", dtype, /*one=*/false, p.grad_record_stride[s]);
-    p.grad_last[s] = call.read(grad_last[s], "gradient of a state", call.acc, kOne);
+    p.grad_last[s] = call.read(grad_last[s], "gradient of a state", call.acc, kNoRows);
   }
 
   p.surrogate = p.derivative != nullptr ? SurrogateKind::kStraightThrough : static_cast<SurrogateKind>(surrogate);
@@ -309,7 +309,7 @@ void backward_op(StableIValue* stack, uint64_t, uint64_t) {
       p.sum_types[j] = number_type_of(*common.parameters[j], Neuron::kParameterNames[j]);
       *to = call.make_like(*common.parameters[j]);
     } else {
-      *to = i == 0 ? call.make(dtype, call.every_step_unless(layout.constant())) : call.make(call.acc, kOne);
+      *to = i == 0 ? call.make(dtype, call.every_step_unless(layout.constant())) : call.make(call.acc, kNoRows);
     }
   }
   if (p.summed != 0) {

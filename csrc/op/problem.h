@@ -55,7 +55,7 @@ struct SavedMode {
   int64_t bytes;      // of an element; 0: of acc
 };
 
-// The one table of them, also for Python. The last needs a neuron whose record tells (kRecordTells), and a delayed
+// The one table of them, also for Python. The last needs a neuron with kRecordedMembraneSuffices and a delayed
 // reset.
 inline constexpr SavedMode kSavedModes[] = {
     {"nothing", 0, 0, 0},
@@ -74,6 +74,14 @@ constexpr int64_t saved_element_size(Saved saved, DType dtype) {
 }
 
 // ---- a problem
+
+// The number of pointers that are not nullptr.
+template <typename T, int n>
+SNN_HD int given(T* const (&pointers)[n]) {
+  int found = 0;
+  for (const void* pointer : pointers) found += pointer != nullptr;
+  return found;
+}
 
 // Dtypes of a parameter that is one number.
 enum class Number : int { kFloat, kDouble, kHalf, kBFloat16, kLong };
@@ -170,12 +178,7 @@ struct Backward : Problem<Neuron> {
   Rational rational;  // the same for a plain kernel of CUDA, which sets it at its launch
 
   bool recorded() const { return mem_rec != nullptr || saved == Saved::kSpikes; }
-  bool sums_parameters() const {
-    for (const void* gradient : grad_parameters) {
-      if (gradient != nullptr) return true;
-    }
-    return false;
-  }
+  bool sums_parameters() const { return given(grad_parameters) > 0; }
 };
 
 // Numbers of 8 bytes: a sum of each block for each parameter, a block having 32 neurons at least, and a counter of
@@ -188,9 +191,7 @@ int64_t sums_workspace(int64_t neurons) {
 // Tensors with a row for every step that a call reads or writes in x's dtype.
 template <typename Neuron>
 int rows_per_step(const Forward<Neuron>& p) {
-  int rows = !p.x_repeats + (p.spk != nullptr && !p.reduce);
-  for (const void* record : p.record) rows += record != nullptr;
-  return rows;
+  return !p.x_repeats + (p.spk != nullptr && !p.reduce) + given(p.record);
 }
 
 template <typename Neuron>

@@ -11,7 +11,7 @@ struct Resting {
   static constexpr const char* kStateNames[] = {"mem"};
   static constexpr const char* kParameterNames[] = {"beta", "rest", "threshold", "graded_spikes_factor"};
   static constexpr bool kClamped[] = {true, false, false, false};
-  static constexpr bool kRecordTells = true;
+  static constexpr bool kRecordedMembraneSuffices = true;
   static constexpr bool kAdjointReadsX = false;
 
   template <typename T>

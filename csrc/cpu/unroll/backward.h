@@ -3,8 +3,6 @@
 // Part of kernels.cpp, whose rules hold here too.
 #pragma once
 
-#include <memory>
-
 #include "choose.h"
 #include "outputs.h"
 #include "saved.h"
@@ -16,7 +14,7 @@ namespace {
 
 template <typename Neuron, typename S>
 struct BackwardBlock {
-  using A = typename Acc<S>::type;
+  using A = Opmath<S>;
   static constexpr int kStates = Neuron::kStates, kParameters = Neuron::kParameters, kMem = kStates - 1;
 
   // The most loops that a checkpoint's worth of steps takes: kSteps at a time, what is left one by one.
@@ -252,14 +250,7 @@ struct BackwardBlock {
 
 template <typename Neuron, typename S>
 void backward(const Backward<Neuron>& p, int64_t first, int64_t last, bool stream) {
-  thread_local const std::unique_ptr<BackwardBlock<Neuron, S>> block(new BackwardBlock<Neuron, S>);
-  block->open(p, stream);
-  each_length<typename Acc<S>::type>(p, first, last, !stream, [&](int64_t begin, int64_t end, int64_t steps) {
-    block->set_steps(p, steps);
-    Spans<S, typename Acc<S>::type> spans(begin, end, block_size<S>(p, kBlock), stream, begin > first);
-    for (Span span; spans.take(span);) block->run(span);
-  });
-  if (stream) stream_fence();
+  run_blocks<BackwardBlock<Neuron, S>, S>(p, first, last, stream, kBlock);
 }
 
 }  // namespace

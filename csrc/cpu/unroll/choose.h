@@ -1,6 +1,6 @@
-// Which loop of loops.h a call takes: run-time options become template arguments.
+// Chooses the loop of loops.h that a call takes: run-time options become template arguments.
 //
-// Part of kernels.cpp, whose rules hold here too.
+// Part of kernels.cpp. The rules at its top hold here too.
 #pragma once
 
 #include "loops.h"
@@ -13,8 +13,8 @@ auto with_bool(bool value, F&& f) {
   return value ? f(std::true_type{}) : f(std::false_type{});
 }
 
-// In float64, in which nobody trains, such an option is always on. That costs some time there, and halves what has to
-// be compiled.
+// In float64, in which nobody trains, such an option is always on. This costs some time there, and halves the code to
+// compile.
 template <typename A, typename F>
 auto with_option(bool value, F&& f) {
   if constexpr (std::is_same_v<A, double>) {
@@ -64,7 +64,7 @@ Either<ForwardLoop<Neuron, A>> choose_forward(const Forward<Neuron>& p, bool rec
   });
 }
 
-// The states alone, for the backward pass.
+// The loops that compute the states alone, for the backward pass.
 template <typename Neuron, typename A>
 Either<ForwardLoop<Neuron, A>> choose_advance(Rules rules) {
   return with_rules(rules, [&](auto r, auto delay) -> Either<ForwardLoop<Neuron, A>> {
@@ -84,8 +84,8 @@ Either<AdjointLoop<Neuron, A>> choose_adjoint(const Backward<Neuron>& p) {
         using S = decltype(surrogate);
         constexpr Reset R = decltype(r)::value;
         constexpr bool P = decltype(parameters)::value, D = decltype(delay)::value;
-        // A recorded membrane tells what decided the spikes only if the reset is delayed.
-        if constexpr (Neuron::kRecordTells && D) {
+        // A recorded membrane is the one that decided the spike only if the reset is delayed.
+        if constexpr (Neuron::kRecordedMembraneSuffices && D) {
           using N = Neuron;
           if (p.recorded())
             return {adjoint_loop<N, A, S, R, D, true, P, 1>, adjoint_loop<N, A, S, R, D, true, P, kSteps<A>>};
@@ -96,7 +96,7 @@ Either<AdjointLoop<Neuron, A>> choose_adjoint(const Backward<Neuron>& p) {
   };
   if (p.derivative == nullptr) {
     if (p.surrogate == SurrogateKind::kNone) return choose(NoSurrogate{});
-    if constexpr (std::is_same_v<A, float>) {  // what nearly all networks use, in what nearly all use it
+    if constexpr (std::is_same_v<A, float>) {  // nearly all networks use one of these, in float32
       if (p.surrogate == SurrogateKind::kATan) return choose(ATan{});
       if (p.surrogate == SurrogateKind::kFastSigmoid) return choose(FastSigmoid{});
     }

@@ -4,7 +4,6 @@
 #pragma once
 
 #include <cstring>
-#include <memory>
 
 #include "choose.h"
 #include "saved.h"
@@ -16,7 +15,7 @@ namespace {
 
 template <typename Neuron, typename S>
 struct ForwardBlock {
-  using A = typename Acc<S>::type;
+  using A = Opmath<S>;
   static constexpr int kStates = Neuron::kStates, kMem = kStates - 1;
 
   Forward<Neuron> p;
@@ -142,16 +141,7 @@ struct ForwardBlock {
 
 template <typename Neuron, typename S>
 void forward(const Forward<Neuron>& p, int64_t first, int64_t last, bool stream) {
-  // Kept from call to call, as fresh memory costs page faults; and larger than a thread's stack may be.
-  thread_local const std::unique_ptr<ForwardBlock<Neuron, S>> block(new ForwardBlock<Neuron, S>);
-  block->open(p, stream);
-  each_length<typename Acc<S>::type>(p, first, last, !stream, [&](int64_t begin, int64_t end, int64_t steps) {
-    block->set_steps(p, steps);
-    Spans<S, typename Acc<S>::type> spans(begin, end, block_size<S>(p, stream ? kLongBlock : kBlock), stream,
-                                          begin > first);
-    for (Span span; spans.take(span);) block->run(span);
-  });
-  if (stream) stream_fence();
+  run_blocks<ForwardBlock<Neuron, S>, S>(p, first, last, stream, stream ? kLongBlock : kBlock);
 }
 
 }  // namespace
