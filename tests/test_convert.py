@@ -48,7 +48,7 @@ def network(name: str = "Leaky") -> nn.Sequential:
         make(snntorch, name, beta=beta, init_hidden=True, learn_beta=True, spike_grad=spike_grad),
         nn.Sequential(nn.Linear(10, 8), make(snntorch, name, beta=0.8, init_hidden=True, learn_threshold=True)),
         nn.Linear(8, 4),
-        make(snntorch, name, beta=0.7, init_hidden=True, output=True, reset_mechanism="zero", reset_delay=False),
+        make(snntorch, name, beta=0.7, init_hidden=1, output=1, reset_mechanism="zero", reset_delay=0),
     )
 
 

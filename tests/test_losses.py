@@ -490,15 +490,6 @@ def test_ce_of_half_precision_is_near_the_truth(classes: int, reduction: str) ->
         assert_same([t.double() for t in ours], true, 4 * torch.finfo(dtype).eps)
 
 
-def test_ce_of_logits_in_any_order() -> None:
-    logits, labels = problem(6, 5, 10)
-    expected = ce_and_grad(cross_entropy_over_time, logits, labels)
-    for order in ((2, 1, 0), (1, 0, 2), (0, 2, 1)):
-        strided = logits.permute(order).contiguous().permute([order.index(i) for i in range(3)])
-        assert not strided.is_contiguous()
-        assert_same(ce_and_grad(cross_entropy_over_time, strided, labels), expected, 1e-14)
-
-
 @pytest.mark.parametrize("classes", [3, 16])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_ce_second_derivatives(reduction: str, classes: int) -> None:
@@ -508,36 +499,6 @@ def test_ce_second_derivatives(reduction: str, classes: int) -> None:
         return cross_entropy_over_time(logits, labels, reduction=reduction)
 
     assert torch.autograd.gradgradcheck(loss, logits.requires_grad_())
-
-
-@pytest.mark.parametrize("classes", [3, 16])
-def test_ce_under_transforms(classes: int) -> None:
-    logits, labels = problem(2, 3, classes)
-    many = torch.randn(4, *logits.shape, dtype=logits.dtype)
-    found = []
-    for fn in (cross_entropy_over_time, at_each_step):
-
-        def loss(logits: Tensor, fn: Any = fn) -> Tensor:
-            return fn(logits, labels)  # type: ignore[no-any-return]
-
-        found.append(
-            (
-                torch.func.vmap(torch.func.grad(loss))(many),
-                torch.func.hessian(loss)(logits),
-                *torch.func.jvp(loss, (logits,), (many[0],)),
-            )
-        )
-    assert_same(*found, 1e-12)
-
-
-@pytest.mark.parametrize("classes", [10, 40])
-def test_ce_compiles_for_any_batch(classes: int) -> None:
-    torch.compiler.reset()
-    compiled = torch.compile(cross_entropy_over_time, fullgraph=True, dynamic=True, backend="aot_eager")
-    for B in (3, 7):
-        logits, labels = problem(6, B, classes)
-        expected = ce_and_grad(cross_entropy_over_time, logits, labels, reduction="none")
-        assert_same(ce_and_grad(compiled, logits, labels, reduction="none"), expected, 1e-12)
 
 
 class Softmaxes(TorchDispatchMode):

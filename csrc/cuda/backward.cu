@@ -9,7 +9,7 @@
 namespace snnfast::cuda {
 namespace {
 
-// Adjacent neurons of a thread: as many as fill 16 bytes in acc, which for 16-bit elements is 8 bytes of them. The
+// Adjacent neurons of a thread: as many as fill 16 bytes in opmath, which for 16-bit elements is 8 bytes of them. The
 // state of twice as many would leave registers for an eighth of a multiprocessor's threads.
 template <typename S>
 constexpr int kWidth = 16 / static_cast<int>(sizeof(Opmath<S>));

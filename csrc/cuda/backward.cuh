@@ -182,7 +182,7 @@ struct BackwardPass {
 #pragma unroll
       for (int i = 0; i < V; ++i) {
         resets[i] |= static_cast<uint32_t>(state[i][kMem] > threshold(i)) << (k + j);
-        kept(k + j, kMem, i) = Neuron::step(p.rules, x[i], state[i], parameters[i]).v;
+        kept(k + j, kMem, i) = Neuron::step(p.rule, x[i], state[i], parameters[i]).v;
 #pragma unroll
         for (int s = 0; s < kMem; ++s) kept(k + j, s, i) = state[i][s];
         if constexpr (Neuron::kAdjointReadsX) kept(k + j, kStates, i) = x[i];
@@ -204,7 +204,7 @@ struct BackwardPass {
 
   __device__ __forceinline__ A after(int k, int s, int i) const {
     A state = kept(k, s, i);
-    if (s == kMem) fire(p.rules, state, (resets[i] >> k & 1u) != 0, threshold(i), A(0), state);
+    if (s == kMem) fire(p.rule, state, (resets[i] >> k & 1u) != 0, threshold(i), A(0), state);
     return state;
   }
 
@@ -330,7 +330,7 @@ struct BackwardPass {
 #pragma unroll
     for (int i = 0; i < V; ++i) {
       dx[i] =
-          Neuron::adjoint(p.rules, step.x[i], step.before[i], step.v[i], Given<A>{spk[i], derivative[i], through_spike},
+          Neuron::adjoint(p.rule, step.x[i], step.before[i], step.v[i], Given<A>{spk[i], derivative[i], through_spike},
                           record[i], parameters[i], carry[i], sums[i]);
       grad_x_sum[i] += dx[i];
     }
@@ -340,7 +340,7 @@ struct BackwardPass {
         for (int i = 0; i < V; ++i) {
           const A none[kStates] = {};
           A unused[kParameters] = {};
-          Neuron::adjoint(p.rules, step.x[i], step.before[i], step.v[i], Given<A>{A(0), derivative[i], through_spike},
+          Neuron::adjoint(p.rule, step.x[i], step.before[i], step.v[i], Given<A>{A(0), derivative[i], through_spike},
                           none, parameters[i], factor[i], unused);
         }
         return;

@@ -24,8 +24,8 @@ int visit(Backward<Neuron> p, F&& f) {
   // The kernel computes an address from it before it knows that the first chunk has no checkpoint.
   if (p.rows == nullptr) p.rows = p.x;
   return visit_element<false>(p.dtype, [&](auto element) {
-    return p.rules.reset == Reset::kZero ? f(p, element, std::integral_constant<Reset, Reset::kZero>{})
-                                         : f(p, element, std::integral_constant<Reset, Reset::kSubtract>{});
+    return p.rule.reset == Reset::kZero ? f(p, element, std::integral_constant<Reset, Reset::kZero>{})
+                                        : f(p, element, std::integral_constant<Reset, Reset::kSubtract>{});
   });
 }
 
@@ -265,7 +265,7 @@ struct PlainBackward {
   template <bool kTrial>
   __device__ __forceinline__ void adjoint(const Raw<S, V>& gradient, const A (&earlier)[V][kStates],
                                           const Kept<Neuron, A, V>& after) {
-    constexpr Rules kRules{kReset, true};
+    constexpr ResetRule kRule{kReset, true};
     A spk[V], dx[V], none[kStates];
     fill(none, -A(0));  // the compiler may leave it out of a sum, which 0 would change
     unpack(gradient, spk);
@@ -274,10 +274,10 @@ struct PlainBackward {
       const A v = after.rows[kMem][i], x_of_step = after.current(i);
       A unused[kParameters] = {};
       const A slope = derivative(p.rational, v - parameters[kThreshold]);
-      dx[i] = Neuron::template adjoint<Fused>(kRules, x_of_step, earlier[i], v, Given<A>{spk[i], slope, true}, none,
+      dx[i] = Neuron::template adjoint<Fused>(kRule, x_of_step, earlier[i], v, Given<A>{spk[i], slope, true}, none,
                                               parameters, carry[i], unused);
       if constexpr (kTrial) {
-        Neuron::template adjoint<Fused>(kRules, x_of_step, earlier[i], v, Given<A>{A(0), A(0), false}, none, parameters,
+        Neuron::template adjoint<Fused>(kRule, x_of_step, earlier[i], v, Given<A>{A(0), A(0), false}, none, parameters,
                                         factor[i], unused);
       }
     }

@@ -71,7 +71,7 @@ struct ForwardPass {
     A spk[V];
 #pragma unroll
     for (int i = 0; i < V; ++i) {
-      const Fired<A> fired = Neuron::step(p.rules, x[i], state[i], parameters[i]);
+      const Fired<A> fired = Neuron::step(p.rule, x[i], state[i], parameters[i]);
       v[i] = fired.v;
       spk[i] = fired.spk;
     }

@@ -159,7 +159,7 @@ int launch_width(const Forward<Neuron>& p, void* stream) {
 
 template <typename Neuron, typename S>
 int launch_element(const Forward<Neuron>& p, void* stream) {
-  if (p.rules.reset == Reset::kZero) return launch_width<Neuron, S, Reset::kZero, false>(p, stream);
+  if (p.rule.reset == Reset::kZero) return launch_width<Neuron, S, Reset::kZero, false>(p, stream);
   return given(p.record) == 0 ? launch_width<Neuron, S, Reset::kSubtract, false>(p, stream)
                               : launch_width<Neuron, S, Reset::kSubtract, true>(p, stream);
 }
@@ -168,7 +168,7 @@ template <typename Neuron>
 bool takes(const Forward<Neuron>& p) {
   if (!is_ordinary(p) || p.reduce || p.spk == nullptr || p.bits != nullptr || p.deciding != nullptr) return false;
   if (p.saved != Saved::kNothing && p.saved != Saved::kCheckpoints) return false;
-  return given(p.record) == 0 || (p.rules.reset == Reset::kSubtract && given(p.record) == Neuron::kStates);
+  return given(p.record) == 0 || (p.rule.reset == Reset::kSubtract && given(p.record) == Neuron::kStates);
 }
 
 template <typename Neuron>

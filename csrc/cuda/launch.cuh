@@ -48,18 +48,18 @@ bool aligned(const Pointers&... pointers) {
 }
 
 template <typename Neuron>
-bool has_row_of_acc(const Forward<Neuron>& p) {
+bool has_opmath_row(const Forward<Neuron>& p) {
   return p.deciding != nullptr;
 }
 template <typename Neuron>
-bool has_row_of_acc(const Backward<Neuron>& p) {
+bool has_opmath_row(const Backward<Neuron>& p) {
   return p.derivative != nullptr;
 }
 
 // Bytes of the tensors over time that a call reads or writes.
 template <typename P>
 int64_t bytes_over_time(const P& p) {
-  const int64_t step = rows_per_step(p) * element_size(p.dtype) + (has_row_of_acc(p) ? acc_size(p.dtype) : 0);
+  const int64_t step = rows_per_step(p) * element_size(p.dtype) + (has_opmath_row(p) ? opmath_size(p.dtype) : 0);
   const int64_t saved = saved_rows(p.saved, p.T) * saved_element_size(p.saved, p.dtype);
   return (p.T * step + (p.saved == Saved::kCheckpoints ? P::kStates : 1) * saved) * p.N;
 }

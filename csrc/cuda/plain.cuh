@@ -16,7 +16,7 @@ namespace snnfast::cuda {
 template <typename Neuron>
 concept HasPlain =
     requires(float x, float (&states)[Neuron::kStates], float (&numbers)[Neuron::kParameters], Given<float> given) {
-      Neuron::template adjoint<Fused>(Rules{}, x, states, x, given, states, numbers, states, numbers);
+      Neuron::template adjoint<Fused>(ResetRule{}, x, states, x, given, states, numbers, states, numbers);
     };
 
 namespace plain {
@@ -25,7 +25,7 @@ namespace plain {
 template <typename Neuron>
 bool is_ordinary(const Problem<Neuron>& p) {
   constexpr int64_t kMost = std::numeric_limits<int>::max();
-  if (!p.rules.delay || p.rules.reset == Reset::kNone || p.x_repeats || p.lengths != nullptr) return false;
+  if (!p.rule.delay || p.rule.reset == Reset::kNone || p.x_repeats || p.lengths != nullptr) return false;
   for (const Parameter& parameter : p.parameters) {
     if (!parameter.uniform()) return false;
   }
@@ -122,7 +122,7 @@ template <typename Neuron, Reset kReset, typename A, int V>
 __device__ __forceinline__ void step_all(const A (&x)[V], const A (&parameters)[Neuron::kParameters],
                                          A (&state)[V][Neuron::kStates], A (&spk)[V]) {
 #pragma unroll
-  for (int i = 0; i < V; ++i) spk[i] = Neuron::step(Rules{kReset, true}, x[i], state[i], parameters).spk;
+  for (int i = 0; i < V; ++i) spk[i] = Neuron::step(ResetRule{kReset, true}, x[i], state[i], parameters).spk;
 }
 
 }  // namespace plain

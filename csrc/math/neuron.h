@@ -23,7 +23,7 @@ enum class Reset : int { kSubtract, kZero, kNone };
 inline constexpr const char* kResetNames[] = {"subtract", "zero", "none"};
 
 // How a layer resets a membrane, and whether one step after the spike or at once.
-struct Rules {
+struct ResetRule {
   Reset reset;
   bool delay;
 };
@@ -36,17 +36,17 @@ SNN_HD T times(Mask yes, T a) {
 
 // The membrane after a reset for an earlier spike, if there was one (`r`), from `base`, the membrane without it.
 template <typename Mask, typename T>
-SNN_HD T reset(Rules rules, T base, Mask r, T threshold) {
-  if (rules.reset == Reset::kSubtract) return base - times(r, threshold);
-  if (rules.reset == Reset::kZero) return base - times(r, base);
+SNN_HD T reset(ResetRule rule, T base, Mask r, T threshold) {
+  if (rule.reset == Reset::kSubtract) return base - times(r, threshold);
+  if (rule.reset == Reset::kZero) return base - times(r, base);
   return base;
 }
 
 // The adjoint of `reset`: from the gradient with respect to its result to that with respect to `base`.
 template <typename T>
-SNN_HD T reset_adjoint(Rules rules, T dv, T r, T& grad_threshold) {
-  if (rules.reset == Reset::kSubtract) grad_threshold -= dv * r;
-  return rules.reset == Reset::kZero ? (T(1) - r) * dv : dv;
+SNN_HD T reset_adjoint(ResetRule rule, T dv, T r, T& grad_threshold) {
+  if (rule.reset == Reset::kSubtract) grad_threshold -= dv * r;
+  return rule.reset == Reset::kZero ? (T(1) - r) * dv : dv;
 }
 
 template <typename T>
@@ -58,12 +58,12 @@ struct Fired {
 // Ends a step: returns the spike of v, and leaves the membrane after it in `mem`. `r`: v was reset for an earlier
 // spike.
 template <typename Mask, typename T>
-SNN_HD Fired<T> fire(Rules rules, T v, Mask r, T threshold, T graded, T& mem) {
+SNN_HD Fired<T> fire(ResetRule rule, T v, Mask r, T threshold, T graded, T& mem) {
   const Mask s = v > threshold;
   mem = v;
-  if (!rules.delay && rules.reset != Reset::kNone) {
+  if (!rule.delay && rule.reset != Reset::kNone) {
     const T d = select(s, T(1), T(0)) - select(r, T(1), T(0));
-    mem = rules.reset == Reset::kSubtract ? v - d * threshold : v - d * v;
+    mem = rule.reset == Reset::kSubtract ? v - d * threshold : v - d * v;
   }
   return {v, times(s, graded)};
 }
@@ -78,13 +78,13 @@ struct Given {
 
 // The adjoint of `fire`: from the gradient with respect to the membrane after the step to that with respect to v.
 template <typename Arithmetic = Rounded, typename T>
-SNN_HD T fire_adjoint(Rules rules, T v, T r, T threshold, T graded, const Given<T>& given, T mem, T& grad_threshold,
+SNN_HD T fire_adjoint(ResetRule rule, T v, T r, T threshold, T graded, const Given<T>& given, T mem, T& grad_threshold,
                       T& grad_graded) {
   const T s = select(v > threshold, T(1), T(0));
   T dv = mem, ds = given.spk * graded;
-  if (!rules.delay && rules.reset != Reset::kNone) {
+  if (!rule.delay && rule.reset != Reset::kNone) {
     const T d = s - r;
-    if (rules.reset == Reset::kSubtract) {
+    if (rule.reset == Reset::kSubtract) {
       ds -= mem * threshold;
       grad_threshold -= mem * d;
     } else {

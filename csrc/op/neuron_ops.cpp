@@ -10,7 +10,7 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include "call.h"
+#include "tensors.h"
 
 namespace snnfast {
 
@@ -77,16 +77,16 @@ struct Common {
   bool reset_delay() const { return option::kResetDelay.of(options) != 0; }
 
   template <typename Backend>
-  void describe(Problem<Neuron>& p, Call<Backend>& call, const Layout& layout) const {
-    p.rules = {static_cast<Reset>(option::kReset.of(options)), reset_delay()};
+  void describe(Problem<Neuron>& p, OpTensors<Backend>& tensors, const Layout& layout) const {
+    p.rule = {static_cast<Reset>(option::kReset.of(options)), reset_delay()};
     p.T = layout.T;
     p.N = layout.N;
     p.reduce = option::kReduce.of(options) != 0;
     for (int s = 0; s < Neuron::kStates; ++s) {
-      p.initial[s] = call.read(initial[s], Neuron::kStateNames[s], call.acc, kNoRows, /*cast=*/true);
+      p.initial[s] = tensors.read(initial[s], Neuron::kStateNames[s], tensors.opmath, kNoRows, /*cast=*/true);
     }
     for (int j = 0; j < Neuron::kParameters; ++j) {
-      p.parameters[j] = call.parameter(*parameters[j], Neuron::kParameterNames[j]);
+      p.parameters[j] = tensors.parameter(*parameters[j], Neuron::kParameterNames[j]);
     }
   }
 };
@@ -153,32 +153,32 @@ void forward_op(StableIValue* stack, uint64_t, uint64_t) {
   STD_TORCH_CHECK(record < 2 << kStates, "options: unknown states to record");
   const Layout layout(x, time == Time::kSequence, common.steps, time);
   STD_TORCH_CHECK(time != Time::kSequence || x.size(0) == common.steps, "steps: not the number of steps of x");
-  Call<Backend> call(x, layout, x.scalar_type(), std::move(extra.into));
+  OpTensors<Backend> tensors(x, layout, x.scalar_type(), std::move(extra.into));
   Forward<Neuron> p{};
   p.dtype = dtype_of(x, "x");
-  common.describe(p, call, layout);
+  common.describe(p, tensors, layout);
   if (extra.lengths.has_value()) describe_lengths(p, layout, *extra.lengths, x);
   p.saved = common.saved();
-  p.x = call.read_current(x, x.scalar_type(), p);
+  p.x = tensors.read_current(x, x.scalar_type(), p);
   if (option::kBits.of(common.options) != 0) {
     STD_TORCH_CHECK(time != Time::kStep && !p.reduce && layout.in_order(), "bits: needs time steps in their order");
-    p.bits = call.make(ScalarType::Byte, saved_rows(Saved::kSpikes, p.T));
+    p.bits = tensors.make(ScalarType::Byte, saved_rows(Saved::kSpikes, p.T));
   } else {
-    p.spk = call.make(x.scalar_type(), call.every_step_unless(p.reduce));
+    p.spk = tensors.make(x.scalar_type(), tensors.every_step_unless(p.reduce));
   }
   for (int s = 0; s < kStates; ++s) {
-    if ((record >> s & 1) != 0) p.record[s] = call.make(x.scalar_type(), call.every_step());
+    if ((record >> s & 1) != 0) p.record[s] = tensors.make(x.scalar_type(), tensors.every_step());
   }
-  if ((record >> kStates & 1) != 0) p.deciding = call.make(call.acc, call.every_step());
+  if ((record >> kStates & 1) != 0) p.deciding = tensors.make(tensors.opmath, tensors.every_step());
   const int first_last = kHasSpikeFeedback<Neuron> && time == Time::kStep ? 1 : 0;
-  for (int s = first_last; last && s < kStates; ++s) p.last[s] = call.make(call.acc, kNoRows);
+  for (int s = first_last; last && s < kStates; ++s) p.last[s] = tensors.make(tensors.opmath, kNoRows);
   if (p.saved != Saved::kNothing && time != Time::kStep) {  // of one step there are no rows
     const int64_t rows = saved_rows(p.saved, p.T) * (p.saved == Saved::kCheckpoints ? kStates : 1);
-    void* const data = call.make(saved_dtype(p.saved, call.acc), rows);
+    void* const data = tensors.make(saved_dtype(p.saved, tensors.opmath), rows);
     if (rows > 0) p.rows = data;
   }
   if (p.N > 0) Backend::run(p, x);
-  if constexpr (!kInto) stack[0] = torch::stable::detail::from(call.outputs);
+  if constexpr (!kInto) stack[0] = torch::stable::detail::from(tensors.outputs);
 }
 
 // ---- backward
@@ -202,13 +202,13 @@ void backward_op(StableIValue* stack, uint64_t, uint64_t) {
   Arguments arguments(stack);
   const MaybeTensor grad_spk = arguments.take<MaybeTensor>();  // [T, *], or [*] with reduce; [T, R, O] with
   const MaybeTensor weight = arguments.take<MaybeTensor>();    // [O, N], the neurons of a step being R * N
-  std::array<MaybeTensor, kStates> grad_record, grad_last;     // [T, *]; [*] acc
+  std::array<MaybeTensor, kStates> grad_record, grad_last;     // [T, *]; [*] opmath
   for (MaybeTensor& t : grad_record) t = arguments.take<MaybeTensor>();
   for (MaybeTensor& t : grad_last) t = arguments.take<MaybeTensor>();
   const MaybeTensor x = arguments.take<MaybeTensor>();           // as in forward, with checkpoints; or
   const MaybeTensor mem_rec = arguments.take<MaybeTensor>();     // [T, *], where the record tells all; or
   const MaybeTensor rows = arguments.take<MaybeTensor>();        // what forward saved
-  const MaybeTensor derivative = arguments.take<MaybeTensor>();  // [T, *] acc, in place of a surrogate's
+  const MaybeTensor derivative = arguments.take<MaybeTensor>();  // [T, *] opmath, in place of a surrogate's
   const Common<Neuron> common(arguments);
   const double p0 = arguments.take<double>(), p1 = arguments.take<double>();  // of the surrogate
   LastArgument<kInto> extra(arguments);
@@ -234,18 +234,18 @@ void backward_op(StableIValue* stack, uint64_t, uint64_t) {
                                             : *rows,
                       x.has_value() ? time == Time::kSequence : time != Time::kStep || !mem_rec.has_value(),
                       common.steps, time);
-  Call<Backend> call(**like, layout, dtype, std::move(extra.into));
+  OpTensors<Backend> tensors(**like, layout, dtype, std::move(extra.into));
   Backward<Neuron> p{};
   p.dtype = dtype_of(**like, "x");
   p.clamp_closed = option::kClampClosed.of(common.options) != 0;
-  common.describe(p, call, layout);
+  common.describe(p, tensors, layout);
   if (extra.lengths.has_value()) describe_lengths(p, layout, *extra.lengths, **like);
   p.saved = common.saved();
   if (mem_rec.has_value()) {
     STD_TORCH_CHECK(p.saved == Saved::kNothing, "mem_rec: nothing else is saved beside it");
-    STD_TORCH_CHECK(Neuron::kRecordedMembraneSuffices && p.rules.delay && dtype == call.acc,
+    STD_TORCH_CHECK(Neuron::kRecordedMembraneSuffices && p.rule.delay && dtype == tensors.opmath,
                     "mem_rec: only a delayed reset in float32 or float64 can use it");
-    p.mem_rec = call.read(mem_rec, "mem_rec", dtype, call.every_step());
+    p.mem_rec = tensors.read(mem_rec, "mem_rec", dtype, tensors.every_step());
   } else {
     const int64_t each = p.saved == Saved::kCheckpoints ? kStates : 1;
     if (p.saved == Saved::kSpikes) {
@@ -254,16 +254,16 @@ void backward_op(StableIValue* stack, uint64_t, uint64_t) {
       STD_TORCH_CHECK(x.has_value(), "exactly one of x and mem_rec must be given");
       STD_TORCH_CHECK((rows.has_value() && p.saved == Saved::kCheckpoints) || saved_rows(Saved::kCheckpoints, p.T) == 0,
                       "rows: checkpoints must be given with x");
-      p.x = call.read_current(*x, dtype, p);
+      p.x = tensors.read_current(*x, dtype, p);
     }
-    p.rows = call.read(rows, "rows", saved_dtype(p.saved, call.acc), saved_rows(p.saved, p.T) * each);
+    p.rows = tensors.read(rows, "rows", saved_dtype(p.saved, tensors.opmath), saved_rows(p.saved, p.T) * each);
   }
-  p.derivative = call.read(derivative, "derivative", call.acc, call.every_step());
+  p.derivative = tensors.read(derivative, "derivative", tensors.opmath, tensors.every_step());
   std::array<Tensor, 2> outputs;
   if (weight.has_value()) {
     STD_TORCH_CHECK(grad_spk.has_value() && weight->dim() == 2, "weight: expected [O, N] and a gradient");
     STD_TORCH_CHECK(!p.reduce && layout.in_order() && time != Time::kStep, "weight: needs time steps in their order");
-    const ScalarType of_products = weight->size(0) <= kFewOutputs ? call.acc : dtype;
+    const ScalarType of_products = weight->size(0) <= kFewOutputs ? tensors.opmath : dtype;
     outputs = {in_order(*grad_spk, of_products), in_order(*weight, of_products)};
     p.outputs = {outputs[0].const_data_ptr(), outputs[1].const_data_ptr(), 0, 0};
     const auto grad = grad_spk->sizes(), of = weight->sizes();
@@ -273,17 +273,17 @@ void backward_op(StableIValue* stack, uint64_t, uint64_t) {
     p.outputs.size = of[0];
     p.outputs.columns = of[1];
   } else {
-    p.grad_spk = call.read_steps(grad_spk, "grad_spk", dtype, p.reduce, p.grad_spk_stride);
+    p.grad_spk = tensors.read_steps(grad_spk, "grad_spk", dtype, p.reduce, p.grad_spk_stride);
   }
   for (int s = 0; s < kStates; ++s) {
     p.grad_record[s] =
-        call.read_steps(grad_record[s], "gradient of a record", dtype, /*one=*/false, p.grad_record_stride[s]);
-    p.grad_last[s] = call.read(grad_last[s], "gradient of a state", call.acc, kNoRows);
+        tensors.read_steps(grad_record[s], "gradient of a record", dtype, /*one=*/false, p.grad_record_stride[s]);
+    p.grad_last[s] = tensors.read(grad_last[s], "gradient of a state", tensors.opmath, kNoRows);
   }
 
   p.surrogate = p.derivative != nullptr ? SurrogateKind::kStraightThrough : static_cast<SurrogateKind>(surrogate);
   if (!kHasSpikeFeedback<Neuron> && p.grad_spk == nullptr && p.outputs.grad == nullptr &&
-      (p.rules.delay || p.rules.reset == Reset::kNone)) {
+      (p.rule.delay || p.rule.reset == Reset::kNone)) {
     // No gradient passes through a spike, so its derivative must not matter, not even where it is NaN.
     p.surrogate = SurrogateKind::kNone;
     p.derivative = nullptr;
@@ -304,23 +304,24 @@ void backward_op(StableIValue* stack, uint64_t, uint64_t) {
     void** const of_x = layout.constant() ? &p.grad_x_sum : &p.grad_x;
     void** const to = i == 0 ? of_x : i <= kStates ? &p.grad_initial[i - 1] : &p.grad_parameters[i - 1 - kStates];
     const int j = i - 1 - kStates;
-    if (!kInto && j >= 0 && call.sums(*common.parameters[j])) {
+    if (!kInto && j >= 0 && tensors.sums(*common.parameters[j])) {
       p.summed |= 1u << j;
       p.sum_types[j] = number_type_of(*common.parameters[j], Neuron::kParameterNames[j]);
-      *to = call.make_like(*common.parameters[j]);
+      *to = tensors.make_like(*common.parameters[j]);
     } else {
-      *to = i == 0 ? call.make(dtype, call.every_step_unless(layout.constant())) : call.make(call.acc, kNoRows);
+      *to = i == 0 ? tensors.make(dtype, tensors.every_step_unless(layout.constant()))
+                   : tensors.make(tensors.opmath, kNoRows);
     }
   }
   if (p.summed != 0) {
-    p.partial_sums = call.scratch(ScalarType::Double, sums_workspace<Neuron>(p.N));
+    p.partial_sums = tensors.scratch(ScalarType::Double, sums_workspace<Neuron>(p.N));
   }
   if (p.N > 0) {
     Backend::run(p, **like);
   } else {
-    for (Tensor& t : call.outputs) torch::stable::zero_(t);  // sums of nothing
+    for (Tensor& t : tensors.outputs) torch::stable::zero_(t);  // sums of nothing
   }
-  if constexpr (!kInto) stack[0] = torch::stable::detail::from(call.outputs);
+  if constexpr (!kInto) stack[0] = torch::stable::detail::from(tensors.outputs);
 }
 
 // ---- registration

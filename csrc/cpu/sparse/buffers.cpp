@@ -6,7 +6,7 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include "../../op/call.h"
+#include "../../op/tensors.h"
 
 namespace snnfast {
 namespace {

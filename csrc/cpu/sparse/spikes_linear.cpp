@@ -6,7 +6,7 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include "../../op/call.h"
+#include "../../op/tensors.h"
 #include "../memory/pool.h"
 #include "../unroll/dispatch.h"
 #include "events.h"
@@ -39,16 +39,16 @@ struct Product {
     STD_TORCH_CHECK(T >= 0 && bits.size(0) == (T + 7) / 8, "bits: expected [(steps + 7) // 8, R, N]");
     spikes = {static_cast<const uint8_t*>(bits.const_data_ptr()), T, bits.size(1), bits.size(2)};
     // The height is rounded to this dtype, as that of a spike is.
-    const ScalarType type = like.scalar_type(), acc = acc_of(type);
+    const ScalarType type = like.scalar_type(), opmath = opmath_of(type);
     if (graded.dim() == 0) {
-      height.value = number_in(graded, number_type_of(graded, "graded"), acc);
+      height.value = number_in(graded, number_type_of(graded, "graded"), opmath);
       const auto narrow = static_cast<float>(height.value);
       if (type == ScalarType::Half) height.value = static_cast<float>(torch::headeronly::Half(narrow));
       if (type == ScalarType::BFloat16) height.value = static_cast<float>(torch::headeronly::BFloat16(narrow));
       return;
     }
     STD_TORCH_CHECK(graded.dim() == 1 && graded.size(0) == spikes.N, "graded: expected a number or [N]");
-    height_of_each_ = in_order(in_order(graded, type), acc);
+    height_of_each_ = in_order(in_order(graded, type), opmath);
     height.data = height_of_each_->const_data_ptr();
   }
 
@@ -89,7 +89,7 @@ constexpr int64_t kStepsPerSpike = 2, kRowsToPack = 64;
 
 // The sizes and the number of spikes decide, and the number of threads does not: results must not depend on it.
 bool dense_is_faster(const Product& p) {
-  if (p.O * acc_size(p.dtype) <= kFewVectors * vector_bytes()) return false;
+  if (p.O * opmath_size(p.dtype) <= kFewVectors * vector_bytes()) return false;
   if (p.rows() <= kRowsToPack) return true;
   const int64_t spikes = kernels().count(p.spikes.bits, p.spikes.units() * p.spikes.N);
   return kStepsPerSpike * spikes >= (p.rows() - kRowsToPack) * p.spikes.N;
@@ -179,7 +179,7 @@ constexpr int64_t kPanelBytes = int64_t{1} << 20;
 
 // Tiles as narrow as the outputs allow, none with more vectors than `most`.
 Tiles tiles_of(const Product& p, int most) {
-  const int lanes = static_cast<int>(vector_bytes() / acc_size(p.dtype));
+  const int lanes = static_cast<int>(vector_bytes() / opmath_size(p.dtype));
   const int64_t vectors = (p.O + lanes - 1) / lanes, count = (vectors + most - 1) / most;
   return {count, static_cast<int>((vectors + count - 1) / count), lanes};
 }
@@ -188,7 +188,7 @@ void events_forward(const Product& p, const void* weight, const void* bias, void
   const auto dtype = static_cast<size_t>(p.dtype);
   const int64_t N = p.spikes.N;
   const Tiles tiles = tiles_of(p, kForwardVectors);
-  const Buffer panels = scratch(tiles.count * tiles.width() * N * acc_size(p.dtype));
+  const Buffer panels = scratch(tiles.count * tiles.width() * N * opmath_size(p.dtype));
   const Packed packed{panels.get(), tiles};
   in_parallel(0, N, kGrain / p.O, [&](int64_t first, int64_t last) {
     kernels().pack_weight[dtype](weight, p.O, N, p.height, packed, first, last);
@@ -202,7 +202,7 @@ void events_weight(const Product& p, const void* grad, void* gradient) {
   const auto dtype = static_cast<size_t>(p.dtype);
   const int64_t N = p.spikes.N, units = p.spikes.units();
   const Tiles tiles = tiles_of(p, kWeightVectors);
-  const int64_t row = tiles.width() * acc_size(p.dtype), block = kPanelBytes / (8 * row);
+  const int64_t row = tiles.width() * opmath_size(p.dtype), block = kPanelBytes / (8 * row);
   const int64_t group = kSumBytes / row, groups = (N + group - 1) / group;
   const Buffer sums = scratch(tiles.count * N * row);
   // A thread takes groups of a tile, and of the next one: each sum is its own, whatever the other threads do.

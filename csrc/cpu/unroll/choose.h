@@ -32,11 +32,11 @@ auto with_spikes(bool bits, bool sum, F&& f) {
 }
 
 template <typename F>
-auto with_rules(Rules rules, F&& f) {
+auto with_rule(ResetRule rule, F&& f) {
   // Without a reset there is no delay.
-  if (rules.reset == Reset::kNone) return f(std::integral_constant<Reset, Reset::kNone>{}, std::true_type{});
-  return with_bool(rules.delay, [&](auto delay) {
-    if (rules.reset == Reset::kSubtract) return f(std::integral_constant<Reset, Reset::kSubtract>{}, delay);
+  if (rule.reset == Reset::kNone) return f(std::integral_constant<Reset, Reset::kNone>{}, std::true_type{});
+  return with_bool(rule.delay, [&](auto delay) {
+    if (rule.reset == Reset::kSubtract) return f(std::integral_constant<Reset, Reset::kSubtract>{}, delay);
     return f(std::integral_constant<Reset, Reset::kZero>{}, delay);
   });
 }
@@ -52,7 +52,7 @@ struct Either {
 template <typename Neuron, typename A>
 Either<ForwardLoop<Neuron, A>> choose_forward(const Forward<Neuron>& p, bool record) {
   using Loops = Either<ForwardLoop<Neuron, A>>;
-  return with_rules(p.rules, [&](auto r, auto delay) {
+  return with_rule(p.rule, [&](auto r, auto delay) {
     return with_option<A>(record, [&](auto rec) {
       return with_spikes(p.bits != nullptr, p.reduce, [&](auto spikes) -> Loops {
         constexpr Reset R = decltype(r)::value;
@@ -66,8 +66,8 @@ Either<ForwardLoop<Neuron, A>> choose_forward(const Forward<Neuron>& p, bool rec
 
 // The loops that compute the states alone, for the backward pass.
 template <typename Neuron, typename A>
-Either<ForwardLoop<Neuron, A>> choose_advance(Rules rules) {
-  return with_rules(rules, [&](auto r, auto delay) -> Either<ForwardLoop<Neuron, A>> {
+Either<ForwardLoop<Neuron, A>> choose_advance(ResetRule rule) {
+  return with_rule(rule, [&](auto r, auto delay) -> Either<ForwardLoop<Neuron, A>> {
     constexpr Reset R = decltype(r)::value;
     constexpr bool D = decltype(delay)::value;
     constexpr Spikes S = Spikes::kUnused;
@@ -80,7 +80,7 @@ Either<AdjointLoop<Neuron, A>> choose_adjoint(const Backward<Neuron>& p) {
   using Loops = Either<AdjointLoop<Neuron, A>>;
   const auto choose = [&](auto surrogate) {
     return with_option<A>(p.sums_parameters(), [&](auto parameters) {
-      return with_rules(p.rules, [&](auto r, auto delay) -> Loops {
+      return with_rule(p.rule, [&](auto r, auto delay) -> Loops {
         using S = decltype(surrogate);
         constexpr Reset R = decltype(r)::value;
         constexpr bool P = decltype(parameters)::value, D = decltype(delay)::value;

@@ -1,12 +1,11 @@
 // All steps of some neurons, forward.
 //
-// Part of kernels.cpp, whose rules hold here too.
+// Part of kernels.cpp. The rules at its top hold here too.
 #pragma once
 
 #include <cstring>
 
 #include "choose.h"
-#include "saved.h"
 #include "spans.h"
 #include "stage.h"
 
@@ -22,7 +21,7 @@ struct ForwardBlock {
   Either<ForwardLoop<Neuron, A>> loops;
   ForwardRows<Neuron, A> rows;
   bool streams, stream, bits_in_place;
-  int64_t first, rows_after;  // rows_after: of the padding behind the steps
+  int64_t first, rows_after;  // rows_after: the rows of the padding behind the steps
   int n;
   Lanes<A, Neuron::kParameters> lanes;
   alignas(64) A state[kStates][kLongBlock];
@@ -38,13 +37,13 @@ struct ForwardBlock {
     loops = choose_forward<Neuron, A>(p, record);
   }
 
-  // Of the neurons to come, which have so many steps of their own.
+  // Sets the number of steps of the neurons to come.
   void set_steps(const Forward<Neuron>& problem, int64_t steps) {
     p.T = steps;
     rows_after = problem.T - steps;
   }
 
-  // All steps of some neurons.
+  // Takes some neurons through all steps.
   void run(const Span& span) {
     first = span.first;
     n = span.n;
@@ -126,7 +125,7 @@ struct ForwardBlock {
     for (int k = 0; k < steps && p.saved == Saved::kSpikes; ++k) save(t + k, rows.record[kMem][k]);
   }
 
-  // Where the state after `end` steps goes, if anywhere but to the next ones.
+  // Returns the row for the state after `end` steps, if it is returned or saved; else nullptr.
   A* row_to_keep(int s, int64_t end) {
     if (end == p.T) return row_of<A>(p.last[s], 0, p.N, first);
     if (p.saved != Saved::kCheckpoints || end % kCheckpoint != 0) return nullptr;

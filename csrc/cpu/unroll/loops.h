@@ -159,7 +159,7 @@ using ForwardLoop = void (*)(int n, const ForwardRows<Neuron, A>& rows, const La
 template <typename Neuron, typename A, Reset R, bool Delay, bool Record, Spikes Spk, int Steps>
 void forward_loop(int n, const ForwardRows<Neuron, A>& rows, const Lanes<A, Neuron::kParameters>& lanes) {
   constexpr int kStates = Neuron::kStates;
-  constexpr Rules kRules{R, Delay};
+  constexpr ResetRule kRule{R, Delay};
   const ForwardRows<Neuron, A> row = rows;
   for (int i = 0; i < n; i += kColumn<A>) {
     Columns<A, Neuron::kParameters> p;
@@ -172,7 +172,7 @@ void forward_loop(int n, const ForwardRows<Neuron, A>& rows, const Lanes<A, Neur
     SNN_UNROLL for (int k = 0; k < Steps; ++k) {
       x.load(row.x[k] + i);
       SNN_UNROLL for (int g = 0; g < kVectors; ++g) {
-        const Fired<Vec<A>> fired = Neuron::step(kRules, x[g], state[g], p[g]);
+        const Fired<Vec<A>> fired = Neuron::step(kRule, x[g], state[g], p[g]);
         spk[g] = fired.spk;
         v[g] = fired.v;
         if (Spk == Spikes::kSum) sum[g] += fired.spk;
@@ -240,7 +240,7 @@ void adjoint_loop(int n, const AdjointRows<Neuron, A>& rows, const Lanes<A, Neur
                   Sums<A, Neuron::kParameters>& sums) {
   using V = Vec<A>;
   constexpr int kStates = Neuron::kStates, kParameters = Neuron::kParameters, kThreshold = kParameters - 2;
-  constexpr Rules kRules{R, Delay};
+  constexpr ResetRule kRule{R, Delay};
   constexpr bool kAny = std::is_same_v<Surrogate, AnySurrogate>;
   constexpr bool kThroughSpike = !std::is_same_v<Surrogate, NoSurrogate>;
   const AdjointRows<Neuron, A> row = rows;
@@ -262,7 +262,7 @@ void adjoint_loop(int n, const AdjointRows<Neuron, A>& rows, const Lanes<A, Neur
       } else {
         x[k].load(row.x[k] + i);
         u[k + 1] = u[k];
-        SNN_UNROLL for (int g = 0; g < kVectors; ++g) v[k][g] = Neuron::step(kRules, x[k][g], u[k + 1][g], p[g]).v;
+        SNN_UNROLL for (int g = 0; g < kVectors; ++g) v[k][g] = Neuron::step(kRule, x[k][g], u[k + 1][g], p[g]).v;
       }
     }
 
@@ -296,7 +296,7 @@ void adjoint_loop(int n, const AdjointRows<Neuron, A>& rows, const Lanes<A, Neur
       SNN_UNROLL for (int g = 0; g < kVectors; ++g) {
         if constexpr (!kAny) derivative[k][g] = Surrogate::derivative(v[k][g] - threshold[g], a, b);
         const Given<V> given{grad_spk[g], derivative[k][g], kThroughSpike};
-        dx[g] = Neuron::adjoint(kRules, x[k][g], u[k][g], v[k][g], given, grad[g], p[g], carry[g], sum[g]);
+        dx[g] = Neuron::adjoint(kRule, x[k][g], u[k][g], v[k][g], given, grad[g], p[g], carry[g], sum[g]);
       }
       if (row.grad_x_sum == nullptr) {
         dx.put(row.grad_x[k] + i, row.stream);

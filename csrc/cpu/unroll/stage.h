@@ -142,5 +142,38 @@ void close(S* row, int64_t stride, int steps, int n, const Rows<A>& opened, bool
   for (int k = 0; k < steps && row != nullptr; ++k) close(row + k * stride, n, opened[k], non_temporal);
 }
 
+// ---- spikes that forward saves as bits
+
+// Saves whether each membrane spikes. g++ would not vectorise a loop that compares wide numbers and writes bytes.
+template <typename A>
+void save_spikes(int n, const A* mem, const Lane<A>& threshold, int bit, uint8_t* saved) {
+  using V = Vec<A>;
+  int i = 0;
+  for (; i + V::kSize <= n; i += V::kSize) {
+    const auto spikes = V::load(mem + i) - V::load(threshold.values + (i & threshold.mask)) > V(0);
+    put_bits<A>(spikes & 1, bit, saved + i);
+  }
+  const auto one = static_cast<uint8_t>(1 << bit), others = static_cast<uint8_t>(one - 1);
+  for (; i < n; ++i) {
+    const bool spike = mem[i] - threshold.values[i & threshold.mask] > A(0);
+    saved[i] = static_cast<uint8_t>((saved[i] & others) | (spike ? one : 0));
+  }
+}
+
+// Makes membranes that spike or not, as the bits say.
+template <typename A>
+void from_spikes(int n, const uint8_t* saved, int bit, const Lane<A>& threshold, A* mem) {
+  const auto fill_membranes = [=](auto threshold_of) {
+#pragma GCC ivdep
+    for (int i = 0; i < n; ++i) {
+      const A t = threshold_of(i), above = just_above(t);
+      mem[i] = (saved[i] >> bit & 1) != 0 ? above : t;
+    }
+  };
+  const A* const values = threshold.values;
+  if (threshold.mask != 0) return fill_membranes([values](int i) { return values[i]; });
+  fill_membranes([value = values[0]](int) { return value; });  // a loop of its own vectorises better
+}
+
 }  // namespace
 }  // namespace snnfast::cpu::SNN_ISA

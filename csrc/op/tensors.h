@@ -25,7 +25,7 @@ using MaybeTensor = std::optional<Tensor>;
 
 // ---- dtypes
 
-inline ScalarType acc_of(ScalarType dtype) {
+inline ScalarType opmath_of(ScalarType dtype) {
   return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
@@ -43,8 +43,8 @@ inline Number number_type_of(const Tensor& t, const char* name) {
   return t.scalar_type() == ScalarType::Long ? Number::kLong : static_cast<Number>(dtype_of(t, name));
 }
 
-// Returns the value of a tensor without dimensions on the CPU, as arithmetic in `acc` takes it.
-inline double number_in(const Tensor& t, Number type, ScalarType acc) {
+// Returns the value of a tensor without dimensions on the CPU, as arithmetic in `opmath` takes it.
+inline double number_in(const Tensor& t, Number type, ScalarType opmath) {
   const void* const data = t.const_data_ptr();
   switch (type) {
     case Number::kFloat: return *static_cast<const float*>(data);
@@ -52,27 +52,29 @@ inline double number_in(const Tensor& t, Number type, ScalarType acc) {
     case Number::kBFloat16: return *static_cast<const torch::headeronly::BFloat16*>(data);
     case Number::kLong: {
       const int64_t value = *static_cast<const int64_t*>(data);  // rounded once, as in torch
-      return acc == ScalarType::Double ? static_cast<double>(value) : static_cast<float>(value);
+      return opmath == ScalarType::Double ? static_cast<double>(value) : static_cast<float>(value);
     }
     case Number::kDouble: break;
   }
   return *static_cast<const double*>(data);
 }
 
-inline ScalarType saved_dtype(Saved saved, ScalarType acc) { return saved == Saved::kSpikes ? ScalarType::Byte : acc; }
+inline ScalarType saved_dtype(Saved saved, ScalarType opmath) {
+  return saved == Saved::kSpikes ? ScalarType::Byte : opmath;
+}
 
 // ---- checked inputs and outputs of a call
 
 // It owns the copies whose pointers a problem holds.
 template <typename Backend>
-class Call {
+class OpTensors {
  public:
-  const ScalarType acc;
+  const ScalarType opmath;
   std::vector<Tensor> outputs;
 
   // `into`: tensors that take the results, in the order of the outputs. If it is empty, outputs are new tensors.
-  Call(const Tensor& like, const Layout& layout, ScalarType dtype, std::vector<Tensor> into = {})
-      : acc(acc_of(dtype)), layout_(layout), like_(like), device_(like.device()), into_(std::move(into)) {
+  OpTensors(const Tensor& like, const Layout& layout, ScalarType dtype, std::vector<Tensor> into = {})
+      : opmath(opmath_of(dtype)), layout_(layout), like_(like), device_(like.device()), into_(std::move(into)) {
     outputs.reserve(8);
   }
 
@@ -115,7 +117,7 @@ class Call {
     Parameter p;
     p.type = number_type_of(t, name);
     if (t.dim() == 0 && t.is_cpu()) {  // reading the number here saves a copy to the device
-      p.value = number_in(t, p.type, acc);
+      p.value = number_in(t, p.type, opmath);
       return p;
     }
     STD_TORCH_CHECK(t.device() == device_, name, ": on another device than the other tensors");
@@ -124,7 +126,7 @@ class Call {
       return p;
     }
     STD_TORCH_CHECK(static_cast<size_t>(t.dim()) <= layout_.step.size(), name, ": more dimensions than a time step");
-    p.type = acc == ScalarType::Double ? Number::kDouble : Number::kFloat;
+    p.type = opmath == ScalarType::Double ? Number::kDouble : Number::kFloat;
     const auto sizes = t.sizes(), strides = t.strides();
     const size_t lead = layout_.step.size() - sizes.size();
     Shape own = layout_.step;
@@ -134,7 +136,7 @@ class Call {
       STD_TORCH_CHECK(sizes[d] == layout_.step[lead + d] || sizes[d] == 1, name, ": does not broadcast to a time step");
     }
     if (t.numel() == 0) return p;
-    bool ended = false, adjacent = true, dense = t.scalar_type() == acc;
+    bool ended = false, adjacent = true, dense = t.scalar_type() == opmath;
     for (size_t i = layout_.order.size(); i-- > 0;) {  // from the innermost dimension
       const size_t d = layout_.at(i);
       if (own[d] != 1) {
@@ -149,9 +151,9 @@ class Call {
     if (!adjacent) {
       p.inner = 1;
       p.size = layout_.N;
-      p.data = copy(t, layout_.step, layout_.strides, acc);
+      p.data = copy(t, layout_.step, layout_.strides, opmath);
     } else {
-      p.data = dense ? t.const_data_ptr() : copy(t, own.from(lead), layout_.dense_strides(own).from(lead), acc);
+      p.data = dense ? t.const_data_ptr() : copy(t, own.from(lead), layout_.dense_strides(own).from(lead), opmath);
     }
     return p;
   }
