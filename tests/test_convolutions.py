@@ -71,7 +71,7 @@ def results_of(net: MultiStep, x: Tensor, **options: Any) -> tuple[Tensor, ...]:
 
 
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("snnfast._images.channels_last", "snnfast.compiler.channels_last"):
+    for module in ("snnfast._images.channels_last", "snnfast.compiler.peephole"):
         monkeypatch.setattr(f"{module}.profits", lambda x, weight: False)
 
 
@@ -257,8 +257,8 @@ def test_a_compiled_loop_turns_its_input_once_and_has_the_numbers_and_strides_of
     flat: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     turned: list[Tensor] = []
-    turn = channels_last.turned
-    monkeypatch.setattr("snnfast.compiler.channels_last.turned", lambda x: turned.append(x) or turn(x))
+    turn = channels_last.to_channels_last
+    monkeypatch.setattr("snnfast.compiler.peephole.to_channels_last", lambda x: turned.append(x) or turn(x))
     x = (eighths(T, B, 1, 16, 16) * 2).requires_grad_()
     results = []
     for turns in (True, False):

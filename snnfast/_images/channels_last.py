@@ -3,7 +3,7 @@
 On the CPU, PyTorch's convolutions, and above all its pooling, are faster where the channels of a pixel lie side by side
 (``torch.channels_last``), and the kernels here take any order. So a signal goes into that order at the first
 convolution. It stays in it through layers that keep the order, and goes back before any other layer. The compiled loop
-does the same with a graph (``snnfast/compiler/channels_last.py``).
+does the same with a graph (``snnfast/compiler/peephole.py``).
 """
 
 from collections.abc import Callable
@@ -15,26 +15,37 @@ from snnfast._core.hooks import is_only_called
 from snnfast._images.conv2d import convolved
 from snnfast._images.max_pool2d import pooled
 
-__all__ = ["Order", "keeps_order", "profits", "turned"]
+__all__ = ["OPS_THAT_KEEP_ORDER", "Order", "keeps_order", "profits", "to_channels_last"]
 
 _MEASURED = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
 
-_KEEPING = {
-    nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.BatchNorm2d,
-    nn.ReLU, nn.Dropout, nn.Dropout2d, nn.Identity,
-}  # fmt: skip
+_THAT_KEEP_ORDER: dict[type[nn.Module], tuple[str, ...]] = {
+    nn.Conv2d: ("conv2d",),
+    nn.MaxPool2d: ("max_pool2d", "max_pool2d_with_indices"),
+    nn.AvgPool2d: ("avg_pool2d",),
+    nn.AdaptiveAvgPool2d: ("adaptive_avg_pool2d",),
+    nn.AdaptiveMaxPool2d: ("adaptive_max_pool2d",),
+    nn.BatchNorm2d: ("batch_norm",),
+    nn.ReLU: ("relu", "relu_"),
+    nn.Dropout: ("dropout",),
+    nn.Dropout2d: ("feature_dropout",),
+    nn.Identity: (),
+}
+"""Layers that take any order and return the one that they are given, and the ATen operators that they call."""
+
+OPS_THAT_KEEP_ORDER = frozenset(name for names in _THAT_KEEP_ORDER.values() for name in names)
 
 
 def keeps_order(layer: nn.Module) -> bool:
     """Whether a layer takes any order and returns the one that it is given. What a user has added to it may not."""
-    return type(layer) in _KEEPING and is_only_called(layer)
+    return type(layer) in _THAT_KEEP_ORDER and is_only_called(layer)
 
 
 def profits(
     x: Tensor,  # [B, C, H, W] or [T, B, C, H, W]
     weight: Tensor,
 ) -> bool:
-    """Whether a convolution is to have its input turned: measured for float32. An order that a user chose stays."""
+    """Whether a convolution gains by channels_last order: measured for float32. An order that a user chose stays."""
     return (
         x.device.type == "cpu"
         and x.dtype == torch.float32
@@ -44,26 +55,26 @@ def profits(
     )
 
 
-def turned(x: Tensor) -> Tensor:
+def to_channels_last(x: Tensor) -> Tensor:
     """``[B, C, H, W]`` with the channels of a pixel side by side, also if there is but one. ``torch.vmap`` takes it."""
     return x.movedim(1, -1).clone(memory_format=torch.contiguous_format).movedim(-1, 1)
 
 
 class Order:
-    """Of a signal on its way through layers. While it is ``turned``, its steps may be in channels_last order."""
+    """The order of a signal on its way through layers. While ``is_channels_last``, its steps may be in that order."""
 
     def __init__(self) -> None:
-        self.turned = False
+        self.is_channels_last = False
 
     def usual(self, x: Tensor) -> Tensor:
         """The signal in the order of its dimensions."""
-        if self.turned:
-            x, self.turned = x.contiguous(), False
+        if self.is_channels_last:
+            x, self.is_channels_last = x.contiguous(), False
         return x
 
     def shown(self, x: Tensor) -> Tensor:
         """A tensor beside the signal as the user is to see it."""
-        return x.contiguous() if self.turned else x
+        return x.contiguous() if self.is_channels_last else x
 
     def to_call(
         self,
@@ -78,5 +89,5 @@ class Order:
             return layer
         if not profits(x, layer.weight):
             return lambda x: convolved(layer, x)
-        self.turned = True
-        return lambda x: convolved(layer, turned(x))
+        self.is_channels_last = True
+        return lambda x: convolved(layer, to_channels_last(x))

@@ -54,19 +54,24 @@ def unroll_steps(
     weight: Tensor | None = None,  # [O, N] of a linear layer that alone reads the spikes
     bias: Tensor | None = None,  # [O]
     dims: int = 1,  # of a step, from the last: N is their product
-) -> list[Tensor]:
-    """Unroll steps that follow one another in a graph: the spikes, the recorded states, and the states at the end.
+) -> list[Tensor | None]:
+    """Unroll steps that follow one another in a graph: the spikes, the record of each state, the states at the end.
 
-    With a ``weight``, the output of the linear layer ``[T, *, O]`` takes the place of the spikes. Numbers and dtypes
-    are those of the steps: for a half-precision current, the states have the opmath dtype.
+    A state that is not recorded has ``None`` in the place of its record. With a ``weight``, the output of the linear
+    layer ``[T, *, O]`` takes the place of the spikes. Numbers and dtypes are those of the steps: for a half-precision
+    current, the states have the opmath dtype.
     """
     wide = x.to(arithmetic_dtype(x.dtype)) if record else x
     asked = tensors, options, surrogate_field, p0, p1, backend, steps, record, True, reduce
     if wide.dtype == x.dtype:
-        return unroll(neuron, x, *asked, weight, bias, dims)
-    spk, *found = unroll(neuron, wide, *asked)
-    spk = spk.to(x.dtype)
-    return [spk if weight is None else Linear(weight, bias, dims).of_spikes(spk), *found]
+        spk, *rest = unroll(neuron, x, *asked, weight, bias, dims)
+    else:
+        spk, *rest = unroll(neuron, wide, *asked)
+        spk = spk.to(x.dtype)
+        spk = spk if weight is None else Linear(weight, bias, dims).of_spikes(spk)
+    found = iter(rest)
+    records = [next(found) if record >> i & 1 else None for i in range(len(NEURONS[neuron].states))]
+    return [spk, *records, *found]
 
 
 def step(

@@ -12,10 +12,10 @@ from snnfast._core import backend as _backend
 from snnfast._unroll.graph import as_function
 from snnfast.compiler import verify
 from snnfast.compiler.capture import capture
-from snnfast.compiler.channels_last import use_channels_last, use_kernels
-from snnfast.compiler.emission import Emission
+from snnfast.compiler.emit import Emitter
 from snnfast.compiler.nodes import as_python_calls, is_random, is_step
 from snnfast.compiler.normal import normal
+from snnfast.compiler.peephole import use_channels_last, use_kernels
 from snnfast.compiler.report import (
     GraphReport,
     RefusedError,
@@ -98,9 +98,9 @@ def _merged(found: GraphModule, report: GraphReport) -> GraphModule:
     report.random = any(map(is_random, found.graph.nodes))
     captured = capture(found.graph)
     series = Series(captured)
-    emission = Emission(series)
-    graph = emission.write()
-    describe(series, emission.summed, emission.projected, report)
+    emitter = Emitter(series)
+    graph = emitter.write()
+    describe(series, emitter.summed, emitter.fused, report)
     if not report.merged:
         raise RefusedError(why_not(report, captured.chains))
     if not captured.written:  # a copy in another order would be written in place of the tensor itself

@@ -11,16 +11,16 @@ import torch
 from torch.fx import Graph, Node
 
 from snnfast._core.ops import NEURONS, Neuron
-from snnfast.compiler.memory import Memory
+from snnfast.compiler.functionalize import Memory
 from snnfast.compiler.nodes import (
     aten,
     has_effect,
     is_random,
     is_step,
     literal,
-    looks,
     name_of,
     remove_unused,
+    signature_of,
     storage_of,
     tensors_of,
     value,
@@ -134,7 +134,7 @@ def _chains(captured: Captured) -> list[Chain]:
             or chain.steps[-1] is not before
             or not _same_layer(before, node)
             or before.meta["context"] != node.meta["context"]
-            or looks(before.args[1]) != looks(node.args[1])
+            or signature_of(before.args[1]) != signature_of(node.args[1])
         ):
             chain = Chain(NEURONS[node.args[0]], [])  # type: ignore[index]
             chains.append(chain)
@@ -160,7 +160,7 @@ def _pass_through(graph: Graph) -> None:
     """Remove calls that return what they are given: conversions and broadcasts that change nothing."""
     for node in graph.nodes:
         source = _given_back(node)
-        if isinstance(source, Node) and looks(source) == looks(node):
+        if isinstance(source, Node) and signature_of(source) == signature_of(node):
             node.replace_all_uses_with(source)
 
 

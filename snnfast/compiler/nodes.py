@@ -3,7 +3,7 @@
 import contextlib
 import operator
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -28,10 +28,15 @@ def tensors_of(node: Node) -> list[Tensor]:
     return tensors_in(value(node))
 
 
-def looks(node: Any) -> Any:
-    """Shapes, dtypes and devices, which nodes must have in common to be merged."""
+def signature_of(node: Any) -> Any:
+    """Shapes, dtypes and devices of what a node returns."""
     found = tensors_of(node) if isinstance(node, Node) else ()
     return tuple((tuple(map(str, t.shape)), t.dtype, t.device) for t in found)
+
+
+def are_alike(nodes: Sequence[Node]) -> bool:
+    """Whether all have the same shapes, dtypes and devices."""
+    return all(signature_of(node) == signature_of(nodes[0]) for node in nodes)
 
 
 def size_of(tensor: Tensor, dim: int) -> int | None:
@@ -46,7 +51,7 @@ def storage_of(tensor: Tensor) -> int:
 
 
 def memory_of(node: Node) -> list[int]:
-    """The memory of the tensors that a node returns, by numbers; ``memory.py`` gives new ones where it makes some."""
+    """The memory of the tensors that a node returns, by numbers; ``functionalize.py`` adds its own."""
     return node.meta.get("storage") or [storage_of(t) for t in tensors_of(node)]
 
 
@@ -239,7 +244,7 @@ def is_number(a: object) -> bool:
     return isinstance(a, int | float) and not isinstance(a, bool)
 
 
-def signature(node: Node) -> Any:
+def series_key(node: Node) -> Any:
     """What two nodes of a series must have in common: all arguments that are no nodes, and the names of parameters."""
 
     numbers = node.target in _TAKE_NUMBERS and all(t.dtype in (torch.float32, torch.float64) for t in tensors_of(node))
@@ -255,4 +260,4 @@ def signature(node: Node) -> Any:
             return "dict", *((k, shape_of(v)) for k, v in sorted(tree.items()))
         return literal(tree)
 
-    return node.op, node.target, shape_of((node.args, node.kwargs)), looks(node), node.meta["context"]
+    return node.op, node.target, shape_of((node.args, node.kwargs)), signature_of(node), node.meta["context"]

@@ -108,14 +108,14 @@ def _steps(count: int, name: str) -> str:
     return f"{count} step{'s' * (count != 1)} of {name}"
 
 
-def describe(series: Series, summed: set[Node], projected: set[Chain], report: GraphReport) -> None:
+def describe(series: Series, summed: set[Node], fused: set[Chain], report: GraphReport) -> None:
     """Enter chains and groups into a report."""
     alone: dict[tuple[str, str], int] = {}  # steps that are chains of their own, by name and what is said of them
     for chain in series.captured.chains:
         at = _at(chain.steps[0])
         steps = _steps(len(chain.steps), chain.neuron.name)
         if chain.merged:
-            report.merged.append(f"{steps}: one unroll" + ", with the linear behind it" * (chain in projected))
+            report.merged.append(f"{steps}: one unroll" + ", with the linear behind it" * (chain in fused))
             report.steps += len(chain.steps)
         elif len(chain.steps) == 1:
             key = chain.neuron.name, f"{at}: {chain.reason}"

@@ -8,15 +8,14 @@ taken apart again. Nothing is built here.
 import heapq
 import operator
 from collections import defaultdict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from snnfast.compiler.capture import Captured, Chain
-from snnfast.compiler.cycles import strongly_connected
-from snnfast.compiler.nodes import arguments, aten, is_step, signature, size_of, tensors_of, value
+from snnfast.compiler.nodes import arguments, aten, is_step, series_key, size_of, tensors_of, value
 
 SINGLE = "it runs for a single step, or its state or parameters are changed between two steps"
 """Why a step is in no chain with others."""
@@ -54,9 +53,12 @@ class Series:
         self.chain_of = {step: chain for chain in captured.chains for step in chain.steps}
         self.group_of: dict[Node, Group] = {}
         self._number = {step: k for chain in captured.chains for k, step in enumerate(chain.steps)}
-        self._signatures: dict[Node, Any] = {}
+        self._keys: dict[Node, Any] = {}
         self._wanted: deque[list[Node]] = deque()
-        self._step_by_step()
+        for chain in captured.chains:
+            if len(chain.steps) == 1 and chain.reason is None:
+                chain.reason = SINGLE
+        self._split(Chain, "its input at a step depends on its output at an earlier step")
         for chain in captured.chains:
             if len(chain.steps) > 1:
                 self._wanted.append(chain.currents())
@@ -68,7 +70,7 @@ class Series:
                 self._wanted.append(sorted(parts, key=captured.order.__getitem__))
         while self._wanted:
             self._find(self._wanted.popleft())
-        self._take_apart()
+        self._split(Group, "each call needs the result of an earlier one")
 
     # ---- what runs before what
 
@@ -99,17 +101,18 @@ class Series:
 
     def in_order(self) -> list[Any]:
         """The vertices, each behind all that it waits for, otherwise in the order of the old graph."""
-        order = self.captured.order
-        waiting: dict[Any, int] = {}
-        after: dict[Any, list[Any]] = {}
-        for vertex in self.vertices():
-            before = dict.fromkeys(v for v in self.before(vertex) if v is not vertex)
-            waiting[vertex] = len(before)
-            for v in before:
-                after.setdefault(v, []).append(vertex)
+        found, stuck = self._sorted()
+        assert not stuck, "a cycle was left"
+        return found
+
+    def _sorted(self) -> tuple[list[Any], dict[Any, set[Any]]]:
+        """Sort topologically, and return what the sort got stuck at, with what it waits for."""
+        before = {vertex: set(self.before(vertex)) for vertex in self.vertices()}
+        after = _reversed(before)
+        waiting = {vertex: len(others) for vertex, others in before.items()}
 
         def entry(vertex: Any) -> tuple[int, Any]:
-            return order[self.members(vertex)[0]], vertex
+            return self.captured.order[self.members(vertex)[0]], vertex
 
         ready = [entry(v) for v, n in waiting.items() if n == 0]
         heapq.heapify(ready)
@@ -117,42 +120,33 @@ class Series:
         while ready:
             _, vertex = heapq.heappop(ready)
             found.append(vertex)
-            for v in after.get(vertex, ()):
+            for v in after[vertex]:
                 waiting[v] -= 1
                 if waiting[v] == 0:
                     heapq.heappush(ready, entry(v))
-        assert len(found) == len(waiting), "a cycle was left"
-        return found
+        return found, {v: before[v] for v, n in waiting.items() if n}
 
-    def _cycles(self) -> Iterator[list[Any]]:
-        for found in strongly_connected(self.vertices(), self.before):
-            if len(found) > 1 or any(v is found[0] for v in self.before(found[0])):
-                yield found
-
-    def _step_by_step(self) -> None:
-        for chain in self.captured.chains:
-            if len(chain.steps) == 1 and chain.reason is None:
-                chain.reason = SINGLE
-        for found in self._cycles():
-            for vertex in found:
-                if isinstance(vertex, Chain):
-                    vertex.reason = "its input at a step depends on its output at an earlier step"
-
-    def _take_apart(self) -> None:
-        for found in self._cycles():
-            for vertex in found:
-                if isinstance(vertex, Group):
-                    vertex.reason = "each call needs the result of an earlier one"
+    def _split(self, kind: type[Chain] | type[Group], reason: str) -> None:
+        """Give up the chains, or the groups, that wait for themselves: the sort gets stuck at them."""
+        _, before = self._sorted()
+        after = _reversed(before)
+        split: set[Any] = set()
+        for vertex in before:
+            if isinstance(vertex, kind) and vertex not in split and vertex in (later := _reached(vertex, after)):
+                split |= later & _reached(vertex, before)
+        for vertex in split:
+            if isinstance(vertex, kind):
+                vertex.reason = reason
 
     # ---- searching
 
     def _output(self, step: Node, i: int) -> Node | None:
         return next((u for u in step.users if u.target is operator.getitem and u.args[1] == i), None)
 
-    def _signature(self, node: Node) -> Any:
-        if node not in self._signatures:
-            self._signatures[node] = signature(node)
-        return self._signatures[node]
+    def _key(self, node: Node) -> Any:
+        if node not in self._keys:
+            self._keys[node] = series_key(node)
+        return self._keys[node]
 
     def _is_free(self, node: Any) -> bool:
         """Whether a node may become a part of a group."""
@@ -182,7 +176,7 @@ class Series:
                         other = _index(node)
                         if other is None or other[:2] != index[:2] or not _same_context(node, run[0]):
                             break
-                    elif self._signature(node) != self._signature(run[0]):
+                    elif self._key(node) != self._key(run[0]):
                         break
                     run.append(node)
                 if len(set(run)) != len(run):
@@ -212,7 +206,7 @@ class Series:
             times: dict[Any, int] = defaultdict(int)
             for user in sorted(node.users, key=self.captured.order.__getitem__) if node is not None else ():
                 if self._is_free(user):
-                    key = self._signature(user)
+                    key = self._key(user)
                     users[key, times[key]].append((k, user))
                     times[key] += 1
         for found in users.values():
@@ -236,6 +230,25 @@ class Series:
             if chain is not None and chain.merged:
                 return (chain, node.args[1]), self._number[node.args[0]]
         return None
+
+
+def _reversed(before: dict[Any, set[Any]]) -> dict[Any, list[Any]]:
+    after: dict[Any, list[Any]] = defaultdict(list)
+    for vertex, others in before.items():
+        for other in others:
+            after[other].append(vertex)
+    return after
+
+
+def _reached(start: Any, edges: Mapping[Any, Iterable[Any]]) -> set[Any]:
+    """The vertices that edges lead to from one; the one itself if it is in a cycle."""
+    found: set[Any] = set()
+    rest = [start]
+    while rest:
+        new = [v for v in edges.get(rest.pop(), ()) if v not in found]
+        found.update(new)
+        rest += new
+    return found
 
 
 def _same_context(a: Node, b: Node) -> bool:

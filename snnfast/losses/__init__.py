@@ -38,35 +38,32 @@ What all have in common:
   accuracy counts such a sample as wrong.
 """
 
+import math
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
 from snnfast._core.settings import check_flag
-from snnfast.losses.accuracy import accuracy_rate, accuracy_temporal
 from snnfast.losses.base import (
     Loss,
     PopulationLoss,
     Steps,
+    add_populations,
     check_finite,
     check_labels,
     check_numbers,
+    check_population,
     check_real,
     check_record,
     check_times,
     count,
+    first_step,
+    not_ignored,
     spike_times,
     spread,
     squared_error,
     steps_of,
-)
-from snnfast.losses.cross_entropy import (
-    ce_count_loss,
-    ce_max_membrane_loss,
-    ce_membrane_loss,
-    ce_rate_loss,
-    ce_temporal_loss,
 )
 
 __all__ = [
@@ -82,6 +79,200 @@ __all__ = [
     "mse_membrane_loss",
     "mse_temporal_loss",
 ]
+
+
+class ce_rate_loss(PopulationLoss):
+    """Cross-entropy of the spikes at each step, mean over the steps.
+
+    Args:
+        population_code: Add the spikes of each class's neurons at each step.
+        num_classes: Number of classes of a population code.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        weight: Factor per class, ``[classes]``.
+
+    Returns:
+        When called with ``spk_out`` ``[T, B, N]`` and ``targets`` ``[B]``: the loss, ``[1]``; with ``"none"`` ``[B]``;
+        ``[]`` for the mean of a weighted loss. It is float32 whatever the spikes are.
+
+    Raises:
+        TypeError, ValueError: As listed at the top of the module; ``num_classes`` is missing or does not divide ``N``.
+
+    Note:
+        snnTorch's population code adds no spikes. It takes a label for the number of a neuron, and needs a ``weight``
+        of two values: for the first ``N / num_classes`` neurons, and for the others. Here it is that of
+        :class:`ce_count_loss`.
+
+    Example::
+
+        >>> import torch
+        >>> from snnfast import losses
+        >>> losses.ce_rate_loss()(torch.zeros(25, 2, 10), torch.tensor([3, 7]))
+        tensor([2.3026])
+
+    Source: ``snntorch.functional.ce_rate_loss``.
+    """
+
+    def _compute_loss(self, record: Tensor, targets: Tensor, steps: Steps) -> Tensor:
+        labels, record = check_labels(targets, record), steps.only(record)
+        logits = add_populations(record, self.num_classes) if self.population_code else record
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        reduction = self._first_reduction
+        if reduction == "none" or steps.valid is not None:
+            loss = steps.only(self._cross_entropy(logits, labels, "none")).sum(0, dtype=torch.float32)
+            loss = loss / (steps.number if steps.valid is None else steps.number.squeeze(1))
+            return loss if reduction == "none" else self._reduce_samples(loss, not_ignored(labels).sum()).view(1)
+        # Every step has the same number of samples, so the mean of the steps' means is the mean over all.
+        loss = self._cross_entropy(logits, labels, reduction)
+        return (loss.float() if reduction == "mean" else loss.float() / steps.number).view(1)
+
+
+class ce_count_loss(PopulationLoss):
+    """Cross-entropy of the number of spikes.
+
+    Args:
+        population_code: Add the spikes of each class's neurons.
+        num_classes: Number of classes of a population code.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        weight: Factor per class, ``[classes]``.
+
+    Returns:
+        When called with ``spk_out`` ``[T, B, N]`` and ``targets`` ``[B]``: the loss, ``[]`` or ``[B]``, in the dtype of
+        the spikes. With a population code it has PyTorch's default dtype.
+
+    Raises:
+        TypeError, ValueError: As listed at the top of the module; ``num_classes`` is missing or does not divide ``N``.
+
+    Example::
+
+        >>> import torch
+        >>> from snnfast import losses
+        >>> loss_fn = losses.ce_count_loss(population_code=True, num_classes=10)
+        >>> loss_fn(torch.zeros(25, 2, 200), torch.tensor([3, 7]))  # 20 neurons for each class
+        tensor(2.3026)
+
+    Source: ``snntorch.functional.ce_count_loss``.
+    """
+
+    def _compute_loss(self, record: Tensor, targets: Tensor, steps: Steps) -> Tensor:
+        labels = check_labels(targets, record)
+        counts = count(steps.only(record), self.population_code, self.num_classes)
+        return self._cross_entropy(counts, labels, self._first_reduction)
+
+
+class ce_max_membrane_loss(Loss):
+    """Cross-entropy of the highest membrane that each neuron reaches.
+
+    Args:
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        weight: Factor per class, ``[classes]``.
+
+    Returns:
+        When called with membranes ``[T, B, N]`` and ``targets`` ``[B]``: the loss, ``[]`` or ``[B]``, in the dtype of
+        the membranes. Its gradient goes to the first step of the maximum.
+
+    Raises:
+        TypeError, ValueError: As listed at the top of the module.
+
+    Example::
+
+        >>> import torch
+        >>> from snnfast import losses
+        >>> losses.ce_max_membrane_loss()(torch.zeros(25, 2, 10), torch.tensor([3, 7]))
+        tensor(2.3026)
+
+    Source: ``snntorch.functional.ce_max_membrane_loss``, after F. Zenke's SpyTorch.
+    """
+
+    def _compute_loss(self, record: Tensor, targets: Tensor, steps: Steps) -> Tensor:
+        labels = check_labels(targets, record)
+        return self._cross_entropy(steps.only(record, -math.inf).max(0).values, labels, self._first_reduction)
+
+
+class ce_membrane_loss(Loss):
+    """Cross-entropy of the membranes at each step, summed over the steps: the loss of snnTorch's tutorial 5.
+
+    Equals ``sum(torch.nn.CrossEntropyLoss(weight, reduction=reduction)(mem[t], targets) for t in range(T))``.
+
+    Args:
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``; the mean is over the samples, weighted as in PyTorch.
+        weight: Factor per class, ``[classes]``.
+
+    Returns:
+        When called with membranes ``[T, B, N]`` and ``targets`` ``[B]``: the loss, ``[]`` or ``[B]``, in the dtype of
+        the membranes.
+
+    Raises:
+        TypeError, ValueError: As listed at the top of the module.
+
+    Example::
+
+        >>> import torch
+        >>> from snnfast import losses
+        >>> losses.ce_membrane_loss()(torch.zeros(25, 2, 10), torch.tensor([3, 7]))
+        tensor(57.5646)
+
+    Source: snnTorch's `tutorial 5 <https://snntorch.readthedocs.io/en/latest/tutorials/tutorial_5.html>`_.
+    """
+
+    def _compute_loss(self, record: Tensor, targets: Tensor, steps: Steps) -> Tensor:
+        labels = check_labels(targets, record)
+        if steps.valid is not None:
+            loss = steps.only(self._cross_entropy(steps.only(record), labels, "none")).sum(0)
+            weight, counted = self._weight_for(record), not_ignored(labels)
+            of_samples = counted if weight is None else torch.where(counted, weight[labels.clamp(min=0)], 0)
+            return self._reduce_samples(loss, of_samples.sum())
+        loss = self._cross_entropy(record, labels, self.reduction)
+        if self.reduction == "none":
+            return loss.sum(0)
+        return len(record) * loss if self.reduction == "mean" else loss
+
+    def _reduce(self, loss: Tensor) -> Tensor:
+        return loss
+
+
+class ce_temporal_loss(Loss):
+    """Cross-entropy of the inverted time of the first spike of each neuron: the right class should be the first.
+
+    Times and their gradients are those of :class:`mse_temporal_loss`.
+
+    Args:
+        inverse: ``"negate"``: ``-time``; ``"reciprocal"``: ``1 / (time + 1)``.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``; the mean is over the samples, weighted as in PyTorch.
+        weight: Factor per class, ``[classes]``.
+
+    Returns:
+        When called with ``spk_rec`` ``[T, B, N]`` and ``targets`` ``[B]``: the loss, ``[]`` or ``[B]``, in the dtype of
+        the spikes.
+
+    Raises:
+        TypeError, ValueError: As listed at the top of the module; another ``inverse``.
+
+    Example::
+
+        >>> import torch
+        >>> from snnfast import losses
+        >>> spk_rec = torch.zeros(25, 1, 10)
+        >>> spk_rec[20, 0, 3] = 1
+        >>> losses.ce_temporal_loss()(spk_rec, torch.tensor([3]))
+        tensor(0.1526)
+
+    Source: ``snntorch.functional.ce_temporal_loss``.
+    """
+
+    def __init__(self, inverse: str = "negate", reduction: str = "mean", weight: Tensor | None = None) -> None:
+        super().__init__(reduction, weight)
+        if inverse not in ("negate", "reciprocal"):
+            raise ValueError(f"inverse: expected 'negate' or 'reciprocal', got {inverse!r}")
+        self.inverse = inverse
+
+    def __call__(self, spk_rec: Tensor, targets: Tensor, *, lengths: Tensor | None = None) -> Tensor:
+        record = check_record("spk_rec", spk_rec)
+        return self._compute_loss(record, targets, steps_of("spk_rec", record, lengths))
+
+    def _compute_loss(self, record: Tensor, targets: Tensor, steps: Steps) -> Tensor:
+        labels = check_labels(targets, record)
+        times = spike_times(record, 1, steps).squeeze(0)
+        return self._cross_entropy(-times if self.inverse == "negate" else 1 / (times + 1), labels, self.reduction)
 
 
 class mse_count_loss(PopulationLoss):
@@ -337,3 +528,88 @@ class l1_rate_sparsity:
         if record.dim() < 2:
             raise ValueError(f"lengths: needs spk_out [T, B, *], got shape {tuple(record.shape)}")
         return self.Lambda * steps_of("spk_out", record, lengths).only(record).sum()
+
+
+def accuracy_rate(
+    spk_out: Tensor,  # [T, B, N]
+    targets: Tensor,  # [B]
+    population_code: bool = False,
+    num_classes: int = False,
+    *,
+    lengths: Tensor | None = None,  # [B]
+) -> float:
+    """Accuracy by rate code: the share of samples whose class spikes most often (the first of equals).
+
+    Args:
+        spk_out: Spikes of the output layer, ``[T, B, N]``.
+        targets: Class of each sample, ``[B]``.
+        population_code: Add the spikes of each class's neurons.
+        num_classes: Number of classes of a population code.
+        lengths: As listed at the top of the module.
+
+    Returns:
+        0 to 1, NaN for an empty batch; a Python ``float``, where snnTorch's is a ``numpy.float64`` of the same value.
+
+    Raises:
+        TypeError, ValueError: As listed at the top of the module; ``num_classes`` is missing or does not divide ``N``.
+
+    Example::
+
+        >>> import torch
+        >>> from snnfast import losses
+        >>> spk_out = torch.zeros(25, 2, 10)
+        >>> spk_out[:5, :, 3] = 1
+        >>> losses.accuracy_rate(spk_out, torch.tensor([3, 7]))
+        0.5
+
+    Source: ``snntorch.functional.accuracy_rate``.
+    """
+    record = check_record("spk_out", spk_out)
+    valid = steps_of("spk_out", record, lengths).only(record)
+    counts = count(valid, *check_population(population_code, num_classes))
+    return _share(counts.max(1).indices, targets, record)
+
+
+def accuracy_temporal(
+    spk_out: Tensor,  # [T, B, N]
+    targets: Tensor,  # [B]
+    *,
+    lengths: Tensor | None = None,  # [B]
+) -> float:
+    """Accuracy by latency code: the share of samples whose class spikes first.
+
+    A neuron that stays silent counts as one that spikes at the last step, and the first of equals is taken.
+
+    Args:
+        spk_out: Spikes of the output layer, ``[T, B, N]`` (0: no spike, else: a spike).
+        targets: Class of each sample, ``[B]``.
+        lengths: As listed at the top of the module.
+
+    Returns:
+        0 to 1, NaN for an empty batch; a Python ``float``, where snnTorch's is a ``numpy.float64`` of the same value.
+
+    Raises:
+        TypeError, ValueError: As listed at the top of the module.
+
+    Example::
+
+        >>> import torch
+        >>> from snnfast import losses
+        >>> spk_out = torch.zeros(25, 2, 10)
+        >>> spk_out[4, :, 7] = 1
+        >>> losses.accuracy_temporal(spk_out, torch.tensor([3, 7]))
+        0.5
+
+    Source: ``snntorch.functional.accuracy_temporal``.
+    """
+    record = check_record("spk_out", spk_out)
+    steps = steps_of("spk_out", record, lengths)
+    return _share(first_step(steps.only(record) != 0, steps).min(1).indices, targets, record)
+
+
+def _share(
+    predicted: Tensor,  # [B]
+    targets: Tensor,
+    record: Tensor,
+) -> float:
+    return (predicted == check_labels(targets, record, floating=True)).double().mean().item()

@@ -28,7 +28,7 @@ class Steps(NamedTuple):
 
 
 def steps_of(name: str, record: Tensor, lengths: Tensor | None) -> Steps:
-    """Those of a record ``[T, B, *]``. ``lengths``: as a user gave them."""
+    """The steps of a record ``[T, B, *]``. ``lengths``: as a user gave them."""
     steps, samples = len(record), record.shape[1]
     checked = None if lengths is None else check_steps(lengths, record, name, steps, samples, least=1)
     if checked is None:
@@ -71,33 +71,21 @@ class Loss(ABC):
         return loss.mean() if self.weight is not None and self.reduction == "mean" else loss
 
     def _reduce_samples(self, loss: Tensor, number: Tensor | None = None) -> Tensor:
-        """Of losses ``[B, *]`` without a weight. ``number``: what their mean divides by, where it is not their own."""
+        """Reduce losses ``[B, *]`` without a weight. The mean divides by ``number``, or else by that of losses."""
         if self.reduction == "mean":
             return loss.mean() if number is None else loss.sum() / number
         return loss.sum() if self.reduction == "sum" else loss
 
     def _cross_entropy(
         self,
-        logits: Tensor,  # [B, classes]
+        logits: Tensor,  # [B, classes], or [T, B, classes]
         labels: Tensor,  # [B]
         reduction: str,
     ) -> Tensor:
+        compute = F.cross_entropy if logits.dim() == 2 else cross_entropy_over_time
         weight = self._weight_for(logits)
         try:
-            return F.cross_entropy(logits, labels, weight=weight, reduction=reduction)
-        except _OUT_OF_RANGE:
-            check_classes(labels, logits.shape[-1], ignored=True)
-            raise
-
-    def _cross_entropy_over_time(
-        self,
-        logits: Tensor,  # [T, B, classes]
-        labels: Tensor,  # [B]
-        reduction: str,
-    ) -> Tensor:
-        weight = self._weight_for(logits)
-        try:
-            return cross_entropy_over_time(logits, labels, weight=weight, reduction=reduction)
+            return compute(logits, labels, weight=weight, reduction=reduction)
         except _OUT_OF_RANGE:
             check_classes(labels, logits.shape[-1], ignored=True)
             raise

@@ -1,18 +1,20 @@
 """See :class:`MultiStep` and :class:`Residual`."""
 
+import importlib
+import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, Self, TypeGuard
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from snnfast._core.settings import check_flag
 from snnfast._images.channels_last import Order, keeps_order
 from snnfast._unroll.call import Linear
 from snnfast._unroll.checks import check_reduce
 from snnfast._unroll.ragged import check_steps
-from snnfast.networks.from_sequential import check_names, check_neurons, rename_old_keys, warn_of_batch_norm
 from snnfast.networks.over_time import (
     check_input,
     check_state,
@@ -23,8 +25,9 @@ from snnfast.networks.over_time import (
     over_time,
     unrolled,
 )
+from snnfast.neurons import LAYERS
 from snnfast.neurons.base import SpikingLayer
-from snnfast.neurons.network import convert, is_snntorchs
+from snnfast.neurons.network import convert, is_delay, is_snntorchs
 
 __all__ = ["MultiStep", "Residual"]
 
@@ -132,13 +135,13 @@ class MultiStep(nn.Sequential):
             problem = ", which has a forward of its own" if isinstance(net, nn.Sequential) else ""
             raise TypeError(f"net: expected torch.nn.Sequential, got {type(net).__name__}{problem}")
         layers = _inside(net)
-        check_names(cls, net)
-        check_neurons(layers)
+        _check_names(cls, net)
+        _check_neurons(layers)
         for name, layer in layers:
             if not is_snntorchs(layer):
                 _check_layer(layer, f"net.{name}", to_convert=True)
         convert(net)
-        warn_of_batch_norm(net)
+        _warn_of_batch_norm(net)
         made = cls(OrderedDict(net._modules))
         made.training = net.training
         return made
@@ -223,16 +226,12 @@ class MultiStep(nn.Sequential):
             check_states(states, _without_skips(layers))
         if lengths is not None:
             lengths = check_steps(lengths, x, "x", *(x.shape[:2] if num_steps is None else (num_steps, x.shape[0])))
-        call = _Call(states, return_states, return_spikes, lengths)
-        x, num_steps = call.sequence(layers if final is None else layers[:-1], x, num_steps)
-        x = call.order.usual(x)
-        results = (x,) if final is None else call.neuron(final, x, num_steps, record_mem, reduce)
-        results += (call.last,) * return_states + (call.spikes,) * return_spikes  # type: ignore[operator]
+        run = _Pass(states, return_states, return_spikes, lengths)
+        x, num_steps = run.sequence(layers if final is None else layers[:-1], x, num_steps)
+        x = run.order.usual(x)
+        results = (x,) if final is None else run.neuron(final, x, num_steps, record_mem, reduce)
+        results += (run.last,) * return_states + (run.spikes,) * return_spikes  # type: ignore[operator]
         return results if len(results) > 1 else results[0]
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        rename_old_keys(state_dict, prefix, [name for name, _ in _inside(self)])
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
 class Residual(nn.Module):
@@ -277,11 +276,11 @@ class Residual(nn.Module):
         Raises:
             ValueError: The shapes of the two summands differ.
         """
-        call = _Call()
-        return call.order.usual(call.residual(self, x, check_input(x, num_steps))[0])
+        run = _Pass()
+        return run.order.usual(run.residual(self, x, check_input(x, num_steps))[0])
 
 
-class _Call:
+class _Pass:
     """One pass through a network: the options of the call, and the states and spikes that it collects.
 
     A signal is the pair of ``x`` and ``num_steps``. A signal that is the same at every step is ``[B, *]`` and
@@ -352,9 +351,9 @@ class _Call:
         return found
 
     def residual(self, block: Residual, x: Tensor, num_steps: int | None) -> tuple[Tensor, int | None]:
-        before = self.order.turned
+        before = self.order.is_channels_last
         y, steps_y = self.sequence(block.layers.layers, x, num_steps)
-        y_turned, self.order.turned = self.order.turned, before
+        y_is_channels_last, self.order.is_channels_last = self.order.is_channels_last, before
         z, steps_z = x, num_steps
         if block.shortcut is not None:
             z, steps_z = self.sequence(_opened(block.shortcut), x, num_steps)
@@ -363,7 +362,7 @@ class _Call:
             raise ValueError(
                 f"shortcut: expected steps of the shape that the layers return, {tuple(shape_y)}, got {tuple(shape_z)}"
             )
-        self.order.turned |= y_turned
+        self.order.is_channels_last |= y_is_channels_last
         return y + z, None if steps_y is None or steps_z is None else num_steps
 
 
@@ -400,3 +399,58 @@ def _without_skips(layers: Sequence[nn.Module]) -> list[nn.Module]:
 def _check_layer(layer: nn.Module, argument: str = "layers", *, to_convert: bool = False) -> None:
     if not isinstance(layer, SpikingLayer | Residual) and not has_unroll(layer):
         check_stateless(layer, argument, to_convert)
+
+
+# ---- the checks of ``from_sequential``
+
+
+def _check_names(cls: type[nn.Sequential], net: nn.Sequential) -> None:
+    """Raise unless an instance of ``cls`` can have the modules under their names."""
+    if not len(net):
+        raise ValueError("net: expected at least one module")
+    for name in net._modules:
+        if hasattr(cls, name):
+            raise ValueError(f"net: {cls.__name__} has an attribute {name!r} already; give that module another name")
+
+
+def _check_neurons(layers: Sequence[tuple[str, nn.Module]]) -> None:
+    """Raise unless every neuron layer can be unrolled and has a state of its own."""
+    names: dict[nn.Module, str] = {}
+    for name, layer in layers:
+        if not isinstance(layer, SpikingLayer) and not is_snntorchs(layer) and not is_delay(layer):
+            continue
+        kind = type(layer).__name__
+        if layer in names:
+            raise ValueError(
+                f"net.{name}: the same {kind} as net.{names[layer]}; in a loop the two share one state, which can't be "
+                "unrolled; make a layer for each"
+            )
+        names[layer] = name
+        if not is_delay(layer) and (reason := _why_not_unrolled(layer)) is not None:
+            raise TypeError(f"net.{name}: {kind} can't be unrolled: {reason}; keep the loop over time")
+
+
+def _why_not_unrolled(layer: nn.Module) -> str | None:
+    """Why a neuron layer can't be unrolled."""
+    if not isinstance(layer, SpikingLayer):
+        reason: str | None = importlib.import_module("snnfast.snntorch._convert")._reason_to_leave(layer)
+        return reason
+    own = "forward" in vars(layer) or not any(type(layer).forward is known.forward for known in LAYERS.values())
+    return f"{type(layer).__name__} has its own forward" if own else None
+
+
+def _warn_of_batch_norm(net: nn.Module) -> None:
+    """Warn that the numbers will differ from those of the loop."""
+    names = [
+        name
+        for name, module in net.named_modules()
+        if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None)
+    ]
+    if names:
+        warnings.warn(
+            f"net: batch normalisation in training ({', '.join(names)}) takes its statistics over all time steps "
+            "together, and updates its running averages once for all of them; the loop did both at every step. In "
+            "evaluation there is no difference",
+            UserWarning,
+            stacklevel=3,
+        )

@@ -1,7 +1,6 @@
 """Write the new graph: each series becomes one call, and each chain of steps one unroll over time."""
 
 import operator
-from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple, cast
 
@@ -14,28 +13,28 @@ from torch.utils import _pytree as pytree
 from snnfast._unroll.graph import as_function, unroll_steps
 from snnfast.compiler.capture import Captured, Chain
 from snnfast.compiler.nodes import (
+    are_alike,
     arguments,
     aten,
     fake_call,
     fake_mode_of,
     is_number,
     is_opaque,
-    looks,
     may_alias,
     memory_of,
     named,
     remove_unused,
+    signature_of,
     size_of,
     storage_of,
     tensors_of,
     value,
 )
 from snnfast.compiler.normal import ENTER_INFERENCE, Context
-from snnfast.compiler.projection import project
+from snnfast.compiler.peephole import fuse_linear, is_sum, terms_of
 from snnfast.compiler.report import RefusedError
-from snnfast.compiler.rules import Site, UnmergedError, by_vmap, rule_for
+from snnfast.compiler.rules import StepCall, UnmergedError, by_vmap, rule_for
 from snnfast.compiler.series import Group, IndexGroup, Series
-from snnfast.compiler.sums import is_sum, terms_of
 
 
 class Piece(NamedTuple):
@@ -50,7 +49,7 @@ class TrialError(Exception):
     """PyTorch does not take the arguments of a call. The message is its own, one line."""
 
 
-class Emission:
+class Emitter:
     """The new graph, while it is written."""
 
     def __init__(self, series: Series) -> None:
@@ -62,7 +61,7 @@ class Emission:
         self._whole: dict[Any, Node] = {}  # [T, *] of a group, or of an output of a chain
         self._parts: dict[Any, list[Any]] = {}
         self._stacked: dict[tuple[tuple[Node, ...], Context], Node] = {}
-        self._unrolled: dict[Chain, tuple[Node, list[tuple[Any, Node]]]] = {}
+        self._unrolled: dict[Chain, tuple[Node, dict[int, Node]]] = {}
         self._context: Context = self.captured.nodes[0].meta["context"]  # of what is written now
         self._entered: list[Node] = []  # the nodes that entered its blocks
         (output,) = (n for n in self.captured.nodes if n.op == "output")
@@ -73,7 +72,7 @@ class Emission:
         self._in_place_of: dict[Any, Node] = {}  # of such copies: what they were copied from
         self.effects: set[Node] = set()
         self.summed: set[Node] = set()  # of the old graph: sums that became one
-        self.projected: set[Chain] = set()  # with the linear layer that reads their spikes
+        self.fused: set[Chain] = set()  # with the linear layer that reads their spikes
 
     def write(self) -> Graph:
         for vertex in self.series.in_order():
@@ -86,10 +85,10 @@ class Emission:
                 self._single(vertex)
         # A call that was tried in vain, or that is not needed, must not count as a reader of an unroll.
         remove_unused(self.graph, self.effects.__contains__)
-        for chain, (node, outputs) in self._unrolled.items():
-            spk = self._ask(node, outputs)
-            if spk is not None and project(self.graph, node, spk, self.effects, self.call):
-                self.projected.add(chain)
+        for chain, (node, _) in self._unrolled.items():
+            spk = self._ask(chain)
+            if spk is not None and fuse_linear(self.graph, node, spk, self.effects, self.call):
+                self.fused.add(chain)
         self.graph.lint()
         return self.graph
 
@@ -138,7 +137,7 @@ class Emission:
         made = self.graph.node_copy(node, self.get)
         of = next((a for a in node.all_input_nodes if any(s in memory_of(a) for s in memory_of(node))), None)
         if is_opaque(node):
-            if of is not None and looks(of) == looks(node):
+            if of is not None and signature_of(of) == signature_of(node):
                 now = iter(tensors_of(self.get(of)))
                 made.meta["example_value"] = pytree.tree_map_only(Tensor, lambda _: next(now), value(node))
         elif (node.target is operator.getitem and of is not None) or may_alias(node.target):
@@ -178,7 +177,7 @@ class Emission:
             state = output - 1 + chain.neuron.fed_back
             if state >= 0 and number == len(chain.steps) - 1:
                 # Not a slice of the record, which could not be detached in place: a layer may hold it.
-                last, dtype = self._output(chain, ("last", state)), value(chain.steps[-1])[output].dtype
+                last, dtype = self._output(chain, _last(chain, state)), value(chain.steps[-1])[output].dtype
                 return last if value(last).dtype == dtype else self._behind(last, aten.to.dtype, last, dtype)
         return self._unbound(owner)[number]
 
@@ -215,8 +214,8 @@ class Emission:
     def whole(self, owner: Any) -> Node:
         if owner not in self._whole:
             chain, output = owner
-            rec = output - 1 + chain.neuron.fed_back
-            self._whole[owner] = self._output(chain, ("spk", 0) if output == 0 else ("rec", rec))
+            state = output - 1 + chain.neuron.fed_back
+            self._whole[owner] = self._output(chain, _SPIKES if output == 0 else _record(state))
         return self._whole[owner]
 
     # ---- series
@@ -315,7 +314,7 @@ class Emission:
                 made.append(map_arg(column[0], self.get))
             elif all(a is column[0] for a in column):
                 made.append(self.get(column[0]))
-            elif any(looks(n) != looks(column[0]) for n in column):
+            elif not are_alike(column):
                 group.reason = "its inputs have other shapes at other steps"
                 return None
             elif self._context.records and any(n in self.captured.written_untracked for n in column):
@@ -356,7 +355,7 @@ class Emission:
         found, target = rule_for(first.target), first.target
         if found is None or not isinstance(target, OpOverload):
             return None
-        return found(Site(self.call, first, named(target, args, kwargs), varies, steps))
+        return found(StepCall(self.call, first, named(target, args, kwargs), varies, steps))
 
     def _by_vmap(self, first: Node, args: Any, kwargs: Any, varies: set[Node], steps: int) -> Node:
         return by_vmap(self.call, first.target, args, kwargs, varies)
@@ -389,36 +388,28 @@ class Emission:
         first: Any = chain.steps[0].args
         tensors = [self.get(t) if isinstance(t, Node) else t for t in (*chain.states(0), *chain.parameters())]
         steps = len(currents) if constant else None
-        # It asks for everything, until the readers are known.
+        # Request all outputs; `_ask` prunes.
         node = self.call(unroll_steps, first[0], x, tensors, *first[3:], steps, chain.neuron.every_state, False)
-        self._unrolled[chain] = node, []
+        self._unrolled[chain] = node, {}
 
-    def _output(self, chain: Chain, what: tuple[str, int]) -> Node:
-        """A result of an unroll. Its number among the results is settled at the end."""
+    def _output(self, chain: Chain, place: int) -> Node:
+        """A result of an unroll."""
         node, outputs = self._unrolled[chain]
-        for key, made in outputs:
-            if key == what:
-                return made
-        number = self._number(what, range(chain.neuron.fed_back, len(chain.neuron.states)))
-        # Directly behind the unroll, wherever its first reader is.
-        after = outputs[-1][1] if outputs else node
-        with self.graph.inserting_after(after):
-            made = self.graph.call_function(operator.getitem, (node, number))
-        made.meta |= {"example_value": value(node)[number], "context": node.meta["context"]}
-        outputs.append((what, made))
-        return made
+        if place not in outputs:
+            # Directly behind the unroll, wherever its first reader is.
+            outputs[place] = self._behind(next(reversed(outputs.values()), node), operator.getitem, node, place)
+        return outputs[place]
 
-    def _ask(self, node: Node, outputs: list[tuple[Any, Node]]) -> Node | None:
+    def _ask(self, chain: Chain) -> Node | None:
         """Make an unroll return only what is read. Return the spikes of every step if they are read."""
-        used = {what: made for what, made in outputs if made.users}
-        records = sorted(i for kind, i in used if kind == "rec")
-        spk = used.get(("spk", 0))
+        node, outputs = self._unrolled[chain]
+        used = {place: made for place, made in outputs.items() if made.users}
+        record = sum(1 << i for i in range(len(chain.neuron.states)) if _record(i) in used)
+        spk = used.get(_SPIKES)
         reduce = spk is not None and all(is_sum(u) and value(u).dtype == value(spk).dtype for u in spk.users)
         if reduce:
             self._become_sums(spk)
-        node.args = (*node.args[:-2], sum(1 << i for i in records), reduce)
-        for what, made in used.items():
-            made.args = (node, self._number(what, records))
+        node.args = (*node.args[:-2], record, reduce)
         return None if reduce else spk
 
     def _become_sums(self, spk: Any) -> None:
@@ -435,11 +426,6 @@ class Emission:
         if direct is not None:
             direct.replace_all_uses_with(spk)
             self.graph.erase_node(direct)
-
-    def _number(self, what: tuple[str, int], records: Sequence[int]) -> int:
-        """Of a result of an unroll that is asked for these records."""
-        kind, state = what
-        return {"spk": 0, "rec": 1 + sum(r < state for r in records), "last": 1 + len(records) + state}[kind]
 
     # ---- everything else
 
@@ -473,7 +459,7 @@ class Emission:
             if not isinstance(old, Node):
                 return old
             made = copies.get(old) or self.get(old)
-            assert looks(old) == looks(made), f"{made} in place of {old}"
+            assert signature_of(old) == signature_of(made), f"{made} in place of {old}"
             if not isinstance(value(made), Tensor) or old in copies or old.op == "placeholder":
                 return made
             if not needs_grad and made.meta["context"].records and value(made).is_floating_point():
@@ -534,7 +520,7 @@ class Emission:
         if len(nodes) < 2 or len(set(nodes)) < len(nodes) or not value(node).dim():
             return None
         pieces = self.pieces(list(nodes))
-        if 2 * len(pieces) > len(nodes) or any(looks(n) != looks(nodes[0]) for n in nodes):  # cat takes several sizes
+        if 2 * len(pieces) > len(nodes) or not are_alike(nodes):  # cat takes several sizes
             return None
         whole = self.over_time(list(nodes))
         if value(whole).dtype != value(node).dtype:
@@ -586,6 +572,19 @@ class Emission:
 
     def _may_be_inside(self, node: Node) -> bool:
         return self.series.place(node) is None and node not in self.captured.written
+
+
+# The places of the results of an unroll (see ``unroll_steps``).
+
+_SPIKES = 0
+
+
+def _record(state: int) -> int:
+    return 1 + state
+
+
+def _last(chain: Chain, state: int) -> int:
+    return 1 + len(chain.neuron.states) + state
 
 
 def _source_of(node: Any) -> Node | None:
