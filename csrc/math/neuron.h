@@ -37,9 +37,10 @@ SNN_HD T times(Mask yes, T a) {
 // The membrane after a reset for an earlier spike, if there was one (`r`), from `base`, the membrane without it.
 template <typename Mask, typename T>
 SNN_HD T reset(ResetRule rule, T base, Mask r, T threshold) {
-  if (rule.reset == Reset::kSubtract) return base - times(r, threshold);
-  if (rule.reset == Reset::kZero) return base - times(r, base);
-  return base;
+  T v = base;
+  if (rule.reset == Reset::kSubtract) v = base - times(r, threshold);
+  if (rule.reset == Reset::kZero) v = base - times(r, base);
+  return v;  // at the end alone: nvcc makes fewer instructions of it
 }
 
 // The adjoint of `reset`: from the gradient with respect to its result to that with respect to `base`.
