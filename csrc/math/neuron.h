@@ -2,8 +2,8 @@
 //
 // A neuron is a struct in a header of csrc/neurons. All code that uses it is a template over it. The struct has:
 //
-//   kName, kStateNames, kParameterNames   names as in snnfast/_core/ops.py; the last state is the membrane, the last
-//                                         two parameters are the threshold and the height of a spike
+//   kName, kStateNames, kParameterNames   names as in the spec, in snnfast/neurons; the last state is the membrane, and
+//                                         the last two parameters are the threshold and the height of a spike
 //   kClamped                              whether each parameter is clamped to [0, 1] when it is used
 //   kRecordedMembraneSuffices             whether, with a delayed reset, backward needs only the recorded membrane
 //   kAdjointReadsX                        whether adjoint() needs the input of the step
