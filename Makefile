@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -q -c constraints.txt
 BUILD_INPUTS := pyproject.toml setup.py $(shell find csrc -type f)
-CPP_FILES := $(shell find csrc tests/emulator tools -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+CPP_FILES := $(shell find csrc tests/emulator tests/new_neuron tools -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 # Optional dependencies of pyproject.toml that each command needs.
 EXTRAS_demo := examples,snntorch
@@ -24,8 +24,8 @@ OTHERS := $(VENV)/others
 PARALLEL := -n auto --maxprocesses=4 --dist worksteal
 
 # The tests that reach every line of the kernels; what the others add is outside of them.
-SANITIZED := tests/test_kernels.py tests/test_saved.py tests/test_rounded.py tests/test_layout.py tests/test_ops.py \
-  tests/test_chunked_backward.py tests/test_parameter_sums.py tests/test_lengths.py
+SANITIZED := tests/test_kernels.py tests/test_saved.py tests/test_layout.py tests/test_ops.py \
+  tests/test_cuda.py tests/test_lengths.py
 
 .DELETE_ON_ERROR:
 .PHONY: help demo test test-all bench bench-check gates wheel docs lint format types sanitize clean

@@ -46,7 +46,7 @@ INSTRUCTION_SETS = {
     "avx2": (["-march=x86-64-v3"], "avx2 bmi1 bmi2 f16c fma abm movbe"),
     "baseline": (["-Os"], ""),
 }
-NEURONS = sorted(path.stem for path in (ROOT / "csrc/neurons").glob("*.cpp"))
+NEURONS = sorted(path.stem for path in (ROOT / "csrc/neurons").glob("*.h"))
 
 # No contraction to fused multiply-add: it would round membranes differently from PyTorch. g++ vectorises the threshold
 # compare only where it need not preserve floating-point exception flags.
@@ -252,19 +252,19 @@ def gencode(names: list[str]) -> list[str]:
 
 def of_neuron(name: str) -> list[str]:
     """Flags of a source that is compiled once for each neuron: its struct, and the header of it before all others."""
-    header = ROOT.resolve() / "csrc/math" / f"{name}.h"
+    header = ROOT.resolve() / "csrc/neurons" / f"{name}.h"
     return [f"-DSNN_NEURON={struct_of(name)}", f"-include {shlex.quote(str(header))}"]
 
 
 def of_all_neurons() -> list[str]:
     """Flags of a program about all of them at once: their structs, and the headers of them. Not quoted for a shell."""
     structs = ",".join(f"snnfast::{struct_of(name)}" for name in NEURONS)
-    return [f"-DSNN_NEURONS={structs}", *(f"-include{ROOT.resolve() / 'csrc/math' / name}.h" for name in NEURONS)]
+    return [f"-DSNN_NEURONS={structs}", *(f"-include{ROOT.resolve() / 'csrc/neurons' / name}.h" for name in NEURONS)]
 
 
 def struct_of(name: str) -> str:
     """The struct of a neuron: the one in its header whose name, in lower case, is that of the file."""
-    found = re.findall(r"^struct (\w+) \{", (ROOT / "csrc/math" / f"{name}.h").read_text(), flags=re.MULTILINE)
+    found = re.findall(r"^struct (\w+) \{", (ROOT / "csrc/neurons" / f"{name}.h").read_text(), flags=re.MULTILINE)
     return next(struct for struct in found if struct.lower() == name)
 
 
@@ -324,24 +324,24 @@ def write_ninja(path: Path, output: Path) -> None:
     ]
     # source, object, flags
     objects = [
-        ("csrc/c_api.cpp", "c_api", facts),
-        ("csrc/cpu/dispatch.cpp", "cpu_dispatch", []),
-        ("csrc/cpu/memory_limit.cpp", "cpu_memory_limit", []),
-        ("csrc/cpu/pool.cpp", "cpu_pool", []),
-        ("csrc/cpu/products.cpp", "cpu_products", []),
-        ("csrc/buffers.cpp", "buffers", []),
-        ("csrc/spikes_linear.cpp", "spikes_linear", []),
-        ("csrc/spikes_conv2d.cpp", "spikes_conv2d", []),
-        ("csrc/max_pooling.cpp", "max_pooling", []),
+        ("csrc/op/c_api.cpp", "c_api", facts),
+        ("csrc/cpu/unroll/dispatch.cpp", "cpu_dispatch", []),
+        ("csrc/cpu/memory/memory_limit.cpp", "cpu_memory_limit", []),
+        ("csrc/cpu/memory/pool.cpp", "cpu_pool", []),
+        ("csrc/cpu/sparse/products.cpp", "cpu_products", []),
+        ("csrc/cpu/sparse/buffers.cpp", "buffers", []),
+        ("csrc/cpu/sparse/spikes_linear.cpp", "spikes_linear", []),
+        ("csrc/cpu/sparse/spikes_conv2d.cpp", "spikes_conv2d", []),
+        ("csrc/cpu/sparse/max_pool2d.cpp", "max_pool2d", []),
     ]
     for isa, flags in sets.items():
         for name in ("events", "convolution", "max_pooling"):
-            objects.append((f"csrc/cpu/{name}.cpp", f"cpu_{name}_{isa}", [f"-DSNN_ISA={isa}", *flags]))
+            objects.append((f"csrc/cpu/sparse/{name}.cpp", f"cpu_{name}_{isa}", [f"-DSNN_ISA={isa}", *flags]))
     for neuron in NEURONS:
-        objects.append((f"csrc/neurons/{neuron}.cpp", neuron, []))
+        objects.append(("csrc/op/neuron_ops.cpp", f"neuron_ops_{neuron}", of_neuron(neuron)))
         for isa, flags in sets.items():
             flags = [f"-DSNN_ISA={isa}", *flags, *of_neuron(neuron)]
-            objects.append(("csrc/cpu/kernels.cpp", f"cpu_kernels_{neuron}_{isa}", flags))
+            objects.append(("csrc/cpu/unroll/kernels.cpp", f"cpu_kernels_{neuron}_{isa}", flags))
     lines = [
         f"cxx = {compiler()}",
         "rule cxx",

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def results(base: str, arguments: Sequence[str], cuda: bool) -> dict[str, Any]:
-    """Of a file that ``--json`` wrote, or of a revision of git, which is built and measured now."""
+    """Load the results in a file that ``--json`` wrote; or build and measure a revision of git now."""
     if Path(base).is_file():
         return report.load(Path(base))
     with tempfile.TemporaryDirectory() as folder:

@@ -47,7 +47,7 @@ def alternate(
 
 
 def seconds_of(function: Callable[[], object]) -> float:
-    """Of one call, of which the device has finished all work."""
+    """The time of one call, until the device has finished its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     start = time.perf_counter()
@@ -60,7 +60,7 @@ def seconds_of(function: Callable[[], object]) -> float:
 
 
 def seconds_on_gpu(function: Callable[[], object]) -> float:
-    """Of one call on the current stream, by the clock of the card: from before its first kernel to after its last."""
+    """The time of one call by the clock of the card: from before its first kernel to after its last."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
     start.record()
@@ -80,7 +80,7 @@ def processor() -> str:
 
 
 def environment() -> str:
-    """Settings that change times. Of a path the last name: where files lie is no matter of a result."""
+    """Settings that change times. A path is cut to its last name: where files lie is not part of a result."""
     settings = {
         name: " ".join(Path(part).name for part in value.replace(":", " ").split())
         for name, value in sorted(os.environ.items())

@@ -33,14 +33,14 @@ def stages(case: Case) -> list[nn.Module]:
 
 
 def neuron_steps(case: Case) -> int:
-    """Of all layers of neurons."""
+    """Count the neuron-steps of all layers of neurons."""
     if case.kind == "convolution":
         return case.T * case.B * (CHANNELS[0] * 12 * 12 + FEATURES + CLASSES)
     return case.T * case.B * sum(widths(case)[1:]) if case.kind in WHOLE else case.neuron_steps
 
 
 def wants_membranes(case: Case) -> bool:
-    """Of its last layer, for the loss."""
+    """Whether the loss needs the membranes of the last layer."""
     return case.backward and case.kind != "convolution"
 
 

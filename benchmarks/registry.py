@@ -43,7 +43,7 @@ NETWORKS = ("tutorial5", "deep", "convolution")
 
 @dataclass(frozen=True)
 class Options:
-    """Of a layer of neurons, in snnTorch's words."""
+    """The options of a layer of neurons, in snnTorch's words."""
 
     alpha: float = 0.9
     beta: float = 0.95
@@ -52,7 +52,6 @@ class Options:
     record_mem: bool = False
     learn_beta: bool = False
     surrogate: str = "atan"
-    membrane_dtype: str | None = None  # of snnfast alone: what backward keeps of the membrane
 
     def changed(self) -> dict[str, Any]:
         default = asdict(Options())
@@ -84,7 +83,7 @@ class Case:
 
     @property
     def neuron_steps(self) -> int:
-        """Of a layer; :func:`networks.neuron_steps` knows those of a network as well."""
+        """The neuron-steps of one layer; :func:`networks.neuron_steps` knows those of a network as well."""
         return self.T * self.B * prod(self.shape)
 
     @property
@@ -134,15 +133,14 @@ CLASSES, HIDDEN = 10, 1000
 
 
 def widths(case: Case) -> tuple[int, ...]:
-    """Of a fully connected network: its input, its hidden layers and its classes."""
+    """The widths of a fully connected network: its input, its hidden layers and its classes."""
     return (*case.shape, *(case.hidden or (HIDDEN,)), CLASSES)
 
 
 TUTORIAL5 = Case("tutorial5", "tutorial5", 25, 128, (784,), quick=True, gate=True)
 # The hidden layer of tutorial 5, and the Linear that its spikes go to.
 PAIR = Case("events", "pair", 25, 128, (HIDDEN,), constant=True, quick=True, gate=True)
-# The two options with which less than the current is saved.
-ROUNDED = {"membrane_dtype": "bfloat16"}
+# Saves less than the current.
 STRAIGHT_THROUGH = {"surrogate": "straight_through_estimator"}
 RATES = (0.01, 0.04, 0.1, 0.2, 0.5, 1.0)
 DIRECTIONS = FORWARD, WEIGHT_GRADIENT = "forward", "weight gradient"
@@ -242,11 +240,9 @@ def _lif(big: bool) -> list[Case]:
         {"record_mem": True},
         {"learn_beta": True},
         {"constant": True},
-        ROUNDED,
         STRAIGHT_THROUGH,
     ):
         cases.append(layer(25, 128, 1000, quick=True, **options))
-    cases += [layer(25, 128, 1000, stored=True, surrogate=s, **ROUNDED) for s in ("fast_sigmoid", "sigmoid")]
     return cases
 
 

@@ -82,7 +82,6 @@ COLUMNS = (
     ("saved", "saved", "{:.2f}", 1),
     ("held", "held", "{:.2f}", 1),
     ("peak", "peak", "{:.1f}", 1),
-    ("error", "error", "{:.2e}", 1),
     ("accuracy", "accuracy", "{:.4f}", 1),
 )
 

@@ -20,7 +20,7 @@ from .once import ONCE
 from .peers import PEERS, Peer, Unsupported
 from .peers.ours import OURS
 from .registry import Case
-from .workloads import Candidate, Data, build, gradient_error, make_data
+from .workloads import Candidate, Data, build, make_data
 
 COPY = "copy_"
 UNFIT = "is not measured on this kind of case"
@@ -47,7 +47,6 @@ class Row:
     saved: float | None = None  # bytes per neuron-step, as the next two
     held: float | None = None
     peak: float | None = None  # on a GPU
-    error: float | None = None  # of the gradient, with rounded membranes
     accuracy: float | None = None  # of the test images, after an epoch
     agree: float | None = None  # share of the spikes that are ours
     rates: list[float] = field(default_factory=list)  # of each hidden layer: share of the neuron-steps with a spike
@@ -177,8 +176,6 @@ def _prepare(case: Case, peer: Peer, data: Data, row: Row, patience: float, besi
         row.agree = _agreement(case, peer, data, candidate)
     if peer.name == OURS:
         row.rates = list(data.rates)
-    if peer.name == OURS and case.options.membrane_dtype is not None:
-        row.error = gradient_error(case, device)
     if case.backward:
         found, count = memory_use.kept(candidate.forward, candidate.given), neuron_steps(case)
         row.saved, row.held = found.saved / count, found.held / count
@@ -200,8 +197,7 @@ def _agreement(case: Case, peer: Peer, data: Data, candidate: Candidate) -> floa
             theirs = candidate.forward()[0]
     else:
         theirs = candidate.forward()[0]
-    # A rounded membrane leaves the spikes as they are, and does not go with every model.
-    changed = {"record_mem": False, "membrane_dtype": None, **peer.nearest(case)}
+    changed = {"record_mem": False, **peer.nearest(case)}
     ours = PEERS[OURS]
     nearest = build(replace(case, options=replace(case.options, **changed)), ours, data).forward()[0]
     return (theirs == nearest.to(theirs.dtype)).double().mean().item()

@@ -234,20 +234,6 @@ def _product(case: Case, data: Data, dense: bool) -> Candidate:
     return Candidate(run, lambda: (run(),), [spk_rec, weight, bias, grad])
 
 
-def gradient_error(case: Case, device: torch.device) -> float:
-    """Root mean square of the error of a current's gradient / that of the gradient, with rounded membranes."""
-    torch.manual_seed(0)
-    x = torch.randn(case.T, case.B, *case.shape, device=device, requires_grad=True)
-    grad, layer = torch.randn_like(x), layer_of(case).to(device)
-
-    def gradient(dtype: torch.dtype | None) -> Tensor:
-        spk_rec, _ = layer.unroll(x, record_mem=False, membrane_dtype=dtype)
-        return torch.autograd.grad(spk_rec, x, grad)[0]
-
-    exact, rounded = gradient(None), gradient(DTYPES[str(case.options.membrane_dtype)])
-    return ((rounded - exact).norm() / exact.norm()).item()
-
-
 class Network:
     """A network, its loss and its training step with Adam: with given weights or the same at first for all peers."""
 

@@ -55,7 +55,7 @@ def to_places(times: Tensor, channels: Tensor) -> Tensor:
 
 
 def make_words() -> Tensor:  # [WORDS, 4, GLIDES]
-    """Of each glide its start and end in time, and its first and last channel, all from 0 to 1."""
+    """Draw the glides of each word: start and end in time, first and last channel, all from 0 to 1."""
     starts, lengths, first, last = torch.rand(4, WORDS // 2, GLIDES)
     starts, first, last = 0.05 + 0.5 * starts, 0.08 + 0.84 * first, 0.08 + 0.84 * last
     ends = starts + 0.2 + 0.25 * lengths

@@ -14,7 +14,7 @@ Where to start:
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from snnfast import functional, losses, reference, surrogate
+from snnfast import functional, losses, neurons, reference, surrogate
 from snnfast._core.backend import use_backend
 from snnfast._core.config import config, show_config
 from snnfast._core.events import use_events
@@ -24,25 +24,14 @@ from snnfast._unroll.state_gradients import use_state_gradients
 from snnfast._version import __version__
 from snnfast.compiler import Explanation, GraphReport, compile, explain
 from snnfast.networks.multistep import MultiStep, Residual
-from snnfast.neurons.alpha import Alpha
-from snnfast.neurons.lapicque import Lapicque
-from snnfast.neurons.leaky import Leaky
-from snnfast.neurons.registry import reset
-from snnfast.neurons.rleaky import RLeaky
-from snnfast.neurons.rsynaptic import RSynaptic
-from snnfast.neurons.synaptic import Synaptic
+from snnfast.neurons import *  # noqa: F403 - the layers
+from snnfast.neurons.network import reset
 
 __all__ = [
-    "Alpha",
     "Explanation",
     "GraphReport",
-    "Lapicque",
-    "Leaky",
     "MultiStep",
-    "RLeaky",
-    "RSynaptic",
     "Residual",
-    "Synaptic",
     "__version__",
     "compile",
     "config",
@@ -59,6 +48,7 @@ __all__ = [
     "use_events",
     "use_state_gradients",
 ]
+__all__ += neurons.__all__
 
 if TYPE_CHECKING:
     from snnfast import snntorch as snntorch

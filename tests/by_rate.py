@@ -12,6 +12,7 @@ from torch import Tensor
 
 from snnfast import Alpha, Lapicque, RLeaky, RSynaptic, use_backend
 from snnfast._core import ops
+from snnfast._unroll.checks import check_options
 from snnfast._unroll.run import run_function
 
 
@@ -55,11 +56,13 @@ def by_kernel(neuron: ops.Neuron) -> Callable[..., Any]:
         given = {
             "threshold": 1.0, "graded_spikes_factor": 1.0, "spike_grad": None, "reset_mechanism": "subtract",
             "reset_delay": True, "num_steps": None, "record_mem": True, "inhibition": False, "state_quant": None,
-            "reduce": None, "membrane_dtype": None, "weight": None, "bias": None, **options,
+            "reduce": None, "weight": None, "bias": None, "lengths": None, **options,
         }  # fmt: skip
         named = [given.pop(name, None) for name in neuron.states]
         parameters = tuple(given.pop(name) for name in neuron.parameters)
-        return run_function(neuron, current, (*states, *named)[: len(neuron.states)], parameters, **given)
+        names = "spike_grad", "reset_mechanism", "reset_delay", "inhibition", "state_quant"
+        checked = check_options(*(given.pop(name) for name in names))
+        return run_function(neuron, checked, current, (*states, *named)[: len(neuron.states)], parameters, **given)
 
     return function
 

@@ -11,8 +11,6 @@ from torch import Tensor
 from torch.autograd.gradcheck import gradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from snnfast.surrogate import Surrogate
-
 FLOWS = ("both", "spk", "states", "last", "first")
 """The outputs that a loss depends on; ``last``: the last states only; ``first``: the first state only."""
 
@@ -71,7 +69,7 @@ def check_against_reference(
     """
     wrt = case.wrt if wrt is None else wrt
     if oracle is None:
-        oracle = rounded_oracle if case.has("rounded") and not set(case.kind.decays) & set(wrt) else expected
+        oracle = expected
     given = tensors or inputs(case, device, seed, wild)
     tensors = leaves({name: t for name, t in given.items() if t is not None}, wrt)
     # A parameter's gradient is a sum over neurons that may cancel: rounding is measured by the sum of their magnitudes.
@@ -249,42 +247,3 @@ def check_is_a_gradient(case: Case, device: torch.device) -> None:
         rtol=1e-5,
         fast_mode=True,
     )
-
-
-# ---- the gradient from rounded membranes --------------------------------------------------------------------------
-
-
-class _StepAtRounded(torch.autograd.Function):
-    """The step at ``z``, with its derivative at ``at``."""
-
-    @staticmethod
-    def forward(ctx: Any, z: Tensor, at: Tensor, spike_grad: Surrogate) -> Tensor:
-        ctx.save_for_backward(at)
-        ctx.spike_grad = spike_grad
-        return (z > 0).to(z)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
-        (at,) = ctx.saved_tensors
-        return grads[0] * ctx.spike_grad.derivative(at), None, None
-
-
-def rounded_oracle(tensors: Mapping[str, Any], case: Case) -> Outputs:
-    """Leaky whose backward pass knows of a membrane only its distance from the threshold, in bfloat16."""
-    current, mem, beta, threshold, graded = (tensors[name] for name in case.names)
-    acc, x = case.acc, current.to(case.acc)  # at once: the gradients of all steps are added in this dtype
-    v = torch.zeros(case.shape, dtype=acc, device=current.device) if mem is None else mem
-    record = []
-    for step in (x,) * case.steps if case.has("constant") else x:
-        reset = (v - threshold > 0).to(acc).detach()
-        left = (1 - reset) * v if case.reset == "zero" else v
-        v = beta.clamp(0, 1).detach() * left + step
-        if case.reset == "subtract":
-            v = v - reset * threshold
-        at = (v - threshold).detach().to(torch.bfloat16).to(acc)
-        record.append((_StepAtRounded.apply(v - threshold, at, case.spike_grad) * graded, v))  # type: ignore[no-untyped-call]
-    empty = v.new_zeros((0, *case.shape))
-    spk, mem_rec = (torch.stack(t) for t in zip(*record, strict=True)) if record else (empty, empty)
-    if case.has("count"):
-        spk = sum(spk, start=torch.zeros_like(v))  # in the order of time, as the kernels add
-    return named((spk.to(case.dtype), mem_rec.to(case.dtype) if case.record_mem else v), case)

@@ -64,15 +64,15 @@ emulated_if_thorough = pytest.mark.parametrize(
 # ---- calls --------------------------------------------------------------------------------------------------------
 
 # How a neuron is called. "step": its layer, one step after the other. "callable": with a surrogate that the kernels do
-# not know. "rounded": membranes are saved for backward in bfloat16. "bits": spikes are saved for backward as bits.
+# not know. "bits": spikes are saved for backward as bits.
 VARIANTS = (
     "unroll", "constant", "step", "count", "count+constant", "callable", "callable+constant", "callable+count",
-    "callable+step", "rounded", "rounded+constant", "rounded+count", "bits", "bits+constant", "bits+count",
+    "callable+step", "bits", "bits+constant", "bits+count",
 )  # fmt: skip
 
 
 def _supports(neuron: str, variant: str) -> bool:
-    return KINDS[neuron].ops.record_tells or not {"rounded", "bits"} & set(variant.split("+"))
+    return KINDS[neuron].ops.record_tells or "bits" not in variant.split("+")
 
 
 COMBINATIONS = [(n, v) for n, v in itertools.product(NEURONS, VARIANTS) if _supports(n, v)]
@@ -115,9 +115,8 @@ class Case:
 
     @property
     def wrt(self) -> tuple[str, ...]:
-        """The inputs whose gradients the variant is about: rounded membranes and bits tell no others."""
-        untold = self.kind.decays if self.has("rounded") or self.has("bits") else ()
-        untold += ("graded_spikes_factor",) if self.has("bits") else ()
+        """The inputs whose gradients the variant is about: bits tell no others."""
+        untold = (*self.kind.decays, "graded_spikes_factor") if self.has("bits") else ()
         return tuple(name for name in self.names if name not in untold)
 
     @property
@@ -136,8 +135,6 @@ class Case:
         case = self
         if not _supports(case.neuron, case.variant):
             case = replace(case, variant="unroll")
-        if case.has("rounded"):
-            case = replace(case, delay=True)
         if case.has("bits"):
             straight = case.spike_grad if case.spike_grad in FROM_SPIKES else FROM_SPIKES[0]
             case = replace(case, delay=True, record_mem=False, spike_grad=straight)
@@ -249,8 +246,6 @@ def fused(tensors: Mapping[str, Any], case: Case, **more: Any) -> Outputs:
         assert not more
         return _step_by_step(tensors, case, spike_grad)
     options = {**case.options, "spike_grad": spike_grad, **more}
-    if case.has("rounded"):
-        options["membrane_dtype"] = torch.bfloat16
     return named(case.kind.function(**tensors, **options), case)
 
 
@@ -329,6 +324,16 @@ def assert_close(
     torch.testing.assert_close(
         a, b, rtol=0, atol=max(relative * scale, 1e-40), equal_nan=True, msg=lambda m: f"{what}: {m}"
     )
+
+
+def assert_all_bits_equal(actual: Iterable[Tensor], expected: Iterable[Tensor]) -> None:
+    for a, b in zip(actual, expected, strict=True):
+        assert_bits_equal(a, b)
+
+
+def assert_all_close(actual: Iterable[Tensor | None], expected: Iterable[Tensor | None], relative: float) -> None:
+    for a, b in zip(actual, expected, strict=True):
+        assert_close(a, b, relative)
 
 
 def assert_same_outputs(found: Outputs, wanted: Outputs, case: Case, product: bool = False) -> None:

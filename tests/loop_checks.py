@@ -22,9 +22,6 @@ from torch.utils._pytree import tree_flatten
 import snnfast
 import snnfast.snntorch as snn
 
-for _file in ("nets", "training"):  # each enters its programs
-    importlib.import_module(f"loop_programs_{_file}")
-
 BACKEND = "snnfast"
 backend = importlib.import_module("snnfast.compiler.backend")  # snnfast.compiler.backend is a function of it
 CALLS = [(5, 4), (5, 4)]  # T and B; behind them come those that the program names, in a thorough run

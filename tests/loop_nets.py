@@ -4,7 +4,7 @@ import warnings
 from typing import Any
 
 import torch
-from helpers import assert_bits_equal
+from helpers import assert_all_bits_equal
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
@@ -61,8 +61,7 @@ def refused(function: Any, *args: Any) -> str:
 
 
 def assert_same(compiled: Any, net: Any, x: Tensor) -> None:
-    for a, b in zip(compiled(x), net(x), strict=True):
-        assert_bits_equal(a, b)
+    assert_all_bits_equal(compiled(x), net(x))
 
 
 def graphs() -> int:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from snnfast import Leaky, Synaptic, functional, reference
 from snnfast._core import ops as _ops
+from snnfast.neurons.base import SpikingLayer
 
 Outputs = dict[str, Tensor]
 
@@ -20,12 +21,15 @@ Integrate = Callable[[Mapping[str, Tensor], Tensor, Mapping[str, Tensor], Tensor
 class Kind:
     """What the tests know of a neuron: a new one needs an entry in ``KINDS``, and nothing else."""
 
-    ops: _ops.Neuron
     function: Callable[..., Any]
     reference: Callable[..., Any]
-    layer: type
+    layer: type[SpikingLayer]
     ranges: dict[str, tuple[float, float]]  # of random inputs, by name, in the order of the function's arguments
     integrate: Integrate
+
+    @property
+    def ops(self) -> _ops.Neuron:
+        return self.layer.neuron
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -85,31 +89,31 @@ def _rsynaptic(
 _COMMON = {"threshold": (0.6, 1.1), "graded_spikes_factor": (0.5, 2.0)}
 KINDS: dict[str, Kind] = {
     "leaky": Kind(
-        _ops.LEAKY, functional.lif, reference.lif, Leaky,
+        functional.lif, reference.lif, Leaky,
         {"current": (-0.6, 1.4), "mem": (-0.5, 2.0), "beta": (0.3, 0.98), **_COMMON}, _leaky,
     ),
     "synaptic": Kind(
-        _ops.SYNAPTIC, functional.synaptic, reference.synaptic, Synaptic,
+        functional.synaptic, reference.synaptic, Synaptic,
         {"current": (-0.9, 1.1), "syn": (-0.5, 1.0), "mem": (-0.5, 2.0), "alpha": (0.2, 0.9), "beta": (0.2, 0.9),
          **_COMMON}, _synaptic,
     ),
     "lapicque": Kind(
-        _ops.LAPICQUE, by_kernel(_ops.LAPICQUE), by_kernel_of_reference(_ops.LAPICQUE), ByRate,
+        by_kernel(ByRate.neuron), by_kernel_of_reference(ByRate.neuron), ByRate,
         {"current": (-0.9, 2.4), "mem": (-0.5, 2.0), "R": (0.5, 1.5), "rate": (0.5, 1.2), "time_step": (0.6, 1.2),
          "decay": (0.2, 0.9), **_COMMON}, _lapicque,
     ),
     "alpha": Kind(
-        _ops.ALPHA, by_kernel(_ops.ALPHA), by_kernel_of_reference(_ops.ALPHA), ByTau,
+        by_kernel(ByTau.neuron), by_kernel_of_reference(ByTau.neuron), ByTau,
         {"current": (-0.9, 1.4), "syn_exc": (-0.5, 1.5), "syn_inh": (-0.8, 0.2), "mem": (-0.5, 2.0),
          "alpha": (0.5, 0.95), "beta": (0.2, 0.5), "tau": (1.2, 2.5), **_COMMON}, _alpha,
     ),
     "rleaky": Kind(
-        _ops.RLEAKY, functional.rleaky, reference.rleaky, OwnLeaky,
+        functional.rleaky, reference.rleaky, OwnLeaky,
         {"current": (-0.6, 1.4), "spk": (0.0, 1.0), "mem": (-0.5, 2.0), "V": (-0.6, 0.6), "beta": (0.3, 0.9),
          **_COMMON}, _rleaky,
     ),
     "rsynaptic": Kind(
-        _ops.RSYNAPTIC, functional.rsynaptic, reference.rsynaptic, OwnSynaptic,
+        functional.rsynaptic, reference.rsynaptic, OwnSynaptic,
         {"current": (-0.9, 1.1), "spk": (0.0, 1.0), "syn": (-0.5, 1.0), "mem": (-0.5, 2.0), "V": (-0.6, 0.6),
          "alpha": (0.2, 0.9), "beta": (0.2, 0.9), **_COMMON}, _rsynaptic,
     ),

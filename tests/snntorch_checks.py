@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import snnfast
 import snnfast.snntorch as snn
+from snnfast import surrogate
 
 DECAYS: dict[str, dict[str, float]] = {
     "Leaky": {"beta": 0.9}, "Synaptic": {"alpha": 0.8, "beta": 0.9}, "Lapicque": {"beta": 0.4}
@@ -30,10 +31,21 @@ STATES = {
 }  # fmt: skip
 TAKE_DELAY = ("Leaky", "Synaptic", "RLeaky")  # the others of snnTorch have no reset_delay, or raise when it is False
 
+CONNECTIONS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {  # between neurons, and the shape of a step
+    "linear": ({"linear_features": 16}, (4, 16)),
+    "odd rows": ({"linear_features": 10}, (3, 10)),  # of which the second does not begin where a tensor would
+    "more dimensions": ({"linear_features": 6}, (2, 3, 6)),
+    "one sample": ({"linear_features": 10}, (10,)),
+    "conv": ({"conv2d_channels": 2, "kernel_size": 3}, (3, 2, 5, 4)),
+    "conv of a pair": ({"conv2d_channels": 2, "kernel_size": (1, 5)}, (2, 2, 4, 8)),
+}
+
 NEURONS = pytest.mark.parametrize("name", DECAYS)
 EVERY = pytest.mark.parametrize("name", STATES)
 # snnTorch's has no reset_delay, no values per neuron, one backward pass of a learned beta, and no export to NIR.
 NOT_LAPICQUE = pytest.mark.parametrize("name", [name for name in DECAYS if name != "Lapicque"])
+RECURRENT = pytest.mark.parametrize("name", ["RLeaky", "RSynaptic"])
+CONNECTED = pytest.mark.parametrize("kind", CONNECTIONS)
 BOTH = pytest.mark.parametrize("library", [snn, snntorch], ids=["ours", "theirs"])
 OURS = pytest.mark.parametrize("library", [snn, snnfast], ids=["snnfast.snntorch", "snnfast"])
 
@@ -47,8 +59,9 @@ def own_list_of_neurons(monkeypatch: pytest.MonkeyPatch) -> None:
 def make(library: Any, name: str, **options: Any) -> Any:
     """A layer with decays that are not given; with copies of tensors, so that no other layer learns them."""
     options = {**(DECAYS | OTHER_DECAYS)[name], **copy.deepcopy(options)}
-    if name == "Lapicque":  # snnTorch's takes no beta of several values, and no reset_delay
+    if name == "Lapicque":  # snnTorch's takes no beta of several values
         options["beta"] = options["beta"].flatten()[:1] if isinstance(options["beta"], Tensor) else options["beta"]
+    if name not in TAKE_DELAY:
         options.pop("reset_delay", None)
     return getattr(library, name)(**options)
 
@@ -89,8 +102,9 @@ def as_tuple(found: Any) -> tuple[Tensor, ...]:
 
 
 def loop(layer: Any, x: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
-    """A layer called step by step, its states passed on: records of the spikes and the states."""
+    """A layer called step by step, from zeros if no states are given: records of the spikes and the states."""
     record = []
+    states = states or tuple(torch.zeros_like(x[0]) for _ in held(layer))
     for step in x:
         found = layer(step, *states)
         record.append(found)
@@ -105,3 +119,24 @@ def over_time(net: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
 
 def neurons(net: nn.Module) -> list[Any]:
     return [m for m in net.modules() if isinstance(m, snntorch.SpikingNeuron)]
+
+
+# ---- neurons that are connected, or of which each hears itself alone
+
+
+def connected(library: Any, name: str, kind: str | None, **options: Any) -> Any:
+    torch.manual_seed(3)
+    how = {"V": 0.4, "all_to_all": False} if kind is None else CONNECTIONS[kind][0]
+    decays = {"beta": 0.9} if name == "RLeaky" else {"alpha": 0.7, "beta": 0.9}
+    # A surrogate of ours in either layer: those of snnTorch return float32 spikes, which no float64 weights take.
+    return getattr(library, name)(**{**decays, "spike_grad": surrogate.atan(), **how, **options})
+
+
+def current_of(kind: str | None, steps: int = 19, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.rand(steps, *(CONNECTIONS[kind][1] if kind else (3, 10)), dtype=dtype) * 1.5 - 0.3
+
+
+def trained(layer: nn.Module, outputs: Any, leaves: list[Tensor]) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    loss = sum((t * torch.randn(t.shape, generator=generator).to(t)).sum() for t in outputs)
+    return list(torch.autograd.grad(loss, [*leaves, *layer.parameters()]))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import NEURONS, Bump, Case, assert_bits_equal
+from helpers import NEURONS, Case, assert_bits_equal
 from snntorch_checks import DECAYS, OTHER_DECAYS, make
 from torch import nn
 
@@ -101,7 +101,6 @@ def test_a_function_names_the_wrong_argument(argument: str, value: Any, error: t
 
 WEIGHT = torch.rand(5, 10)
 LENGTHS = torch.tensor([2, 4, 3])
-ROUNDED = {"membrane_dtype": torch.bfloat16}
 
 # What lif alone takes, or takes in more forms: arguments, error, message; the others are right.
 BAD_CALLS: list[tuple[dict[str, Any], type[Exception], str]] = [
@@ -144,12 +143,6 @@ BAD_CALLS: list[tuple[dict[str, Any], type[Exception], str]] = [
     )),
     ({"current": CURRENT[0], "beta": torch.rand(0, 2, 10), "num_steps": 0}, ValueError, "beta: .*does not broadcast"),
     ({"graded_spikes_factor": torch.rand(4, 1, 10)}, ValueError, "graded_spikes_factor: .*does not broadcast"),
-    ({"beta": torch.rand(4, 1, 10), **ROUNDED}, ValueError, "membrane_dtype: needs a beta and a threshold that"),
-    *(({"membrane_dtype": value}, TypeError, "membrane_dtype: ") for value in ("bfloat16", True, 16)),
-    *(({"membrane_dtype": d}, ValueError, "membrane_dtype: ") for d in (torch.float16, torch.float32, torch.int8)),
-    *(({**ROUNDED, name: value}, ValueError, "membrane_dtype: needs ") for name, value in (
-        ("reset_delay", False), ("inhibition", True), ("state_quant", torch.round), ("spike_grad", Bump.apply),
-    )),
 ]  # fmt: skip
 
 
@@ -260,7 +253,6 @@ def test_leaky_learns_floating_tensors_only(name: str) -> None:
         ("unroll", (CURRENT,), {"record_mem": 2}, "record_mem", ValueError),
         ("unroll", (CURRENT, torch.zeros(3, 10).to_sparse()), {}, "mem", TypeError),
         ("unroll", (CURRENT,), {"reduce": "mean"}, "reduce", ValueError),
-        ("unroll", (CURRENT,), {"membrane_dtype": torch.float16}, "membrane_dtype", ValueError),
     ],
     ids=label,
 )

@@ -15,7 +15,7 @@ from benchmarks.peers import PEERS, Peer
 from benchmarks.peers.ours import DENSE, LOOPED, NUMBERS, OURS, SWAPPED, WITH_LOSS
 from benchmarks.peers.snntorch_loop import HOISTED, LOOP, NETWORK
 from benchmarks.registry import DIRECTIONS, NETWORKS, PAIR, TUTORIAL5, Case, Options, case_named, suites
-from benchmarks.workloads import Network, build, gradient_error, make_data
+from benchmarks.workloads import Network, build, make_data
 
 pytestmark = pytest.mark.thorough
 
@@ -217,8 +217,6 @@ def test_spikes_as_bits_are_the_same_as_numbers_and_take_less_memory():
         case = Case("products", "product", 9, 2, (70,), rate=0.1, variant=direction)
         found, expected = (build(case, PEERS[name], make_data(case, CPU)).run() for name in (OURS, DENSE))
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
-    rounded = Case("lif", "layer", 25, 4, (100,), options=Options(membrane_dtype="bfloat16"))
-    assert 0 < gradient_error(rounded, CPU) < 2e-3
 
 
 # ---- networks, compiled or not

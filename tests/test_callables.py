@@ -10,25 +10,17 @@ import torch
 from callables import FAST_BOTH, FAST_DELAYED, OTHER_SPIKES, SLOW, STATISTICS, steep
 from helpers import (
     RESETS,
+    assert_all_bits_equal,
     assert_bits_equal,
     assert_close,
 )
 from snntorch import surrogate as theirs
+from snntorch_checks import loop
 from torch import Tensor, nn
 
 import snnfast
 from snnfast import functional
 from snnfast._core import backend
-
-
-def steps(layer: nn.Module, x: Tensor, mem: Tensor) -> tuple[Tensor, Tensor]:
-    """A layer of either library called step by step: records of spikes and membranes."""
-    record = []
-    for step in x:
-        spk, mem = layer(step, mem)
-        record.append((spk, mem))
-    spk_rec, mem_rec = (torch.stack(r) for r in zip(*record, strict=True))
-    return spk_rec, mem_rec
 
 
 def trained_like_snntorch(spike_grad: Any, reset: str, delay: bool, expected_warning: str | None) -> None:
@@ -44,8 +36,8 @@ def trained_like_snntorch(spike_grad: Any, reset: str, delay: bool, expected_war
         loss = (spk * weights).sum() + (mem_rec * weights_mem).sum()
         return (spk, mem_rec), torch.autograd.grad(loss, [leaf, layer.beta, layer.threshold, *own], allow_unused=True)
 
-    expected, expected_gradients = trained(snntorch, steps)
-    for call in (snnfast.Leaky.unroll, steps):
+    expected, expected_gradients = trained(snntorch, loop)
+    for call in (snnfast.Leaky.unroll, loop):
         backend._warned.clear()
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -53,8 +45,7 @@ def trained_like_snntorch(spike_grad: Any, reset: str, delay: bool, expected_war
         messages = [str(w.message) for w in caught if "step by step" in str(w.message)]
         assert len(messages) == (expected_warning is not None), messages
         assert all(expected_warning in m for m in messages if expected_warning)
-        for a, b in zip(found, expected, strict=True):
-            assert_bits_equal(a, b)
+        assert_all_bits_equal(found, expected)
         for name, a, b in zip(("current", "beta", "threshold", "own"), gradients, expected_gradients, strict=False):
             # No path to a parameter and a gradient of zeros are the same.
             assert a is None or (b is None and not a.any()) or assert_close(a, b, 1e-5, name, scale=1.0) is None
@@ -94,7 +85,7 @@ def test_a_callable_that_the_kernels_cannot_follow_runs_step_by_step_and_says_so
 def test_sso_has_the_spikes_of_snntorch_and_its_gradients_in_the_mean() -> None:
     x = (torch.rand(5, 4) * 2 - 0.4).repeat(4000, 1, 1).transpose(0, 1).contiguous()  # [T, 4000 samples alike, 4]
     found = []
-    for library, call in ((snnfast, snnfast.Leaky.unroll), (snntorch, steps)):
+    for library, call in ((snnfast, snnfast.Leaky.unroll), (snntorch, loop)):
         leaf = x.clone().requires_grad_()
         spk, _ = call(library.Leaky(0.9, 0.8, theirs.SSO()), leaf, torch.zeros(4000, 4))
         (grad,) = torch.autograd.grad(spk.sum(), [leaf])
@@ -118,12 +109,11 @@ def test_without_gradients_the_kernel_makes_the_spikes(delay: bool) -> None:
     calls.clear()
     with torch.no_grad():
         spk, mem_rec = layer.unroll(x)
-        expected = steps(other, x, mem)
+        expected = loop(other, x, mem)
         count, _ = layer.unroll(x, reduce="sum")
         first, _ = layer(x[0], mem)
     assert not calls
-    for a, b in zip((spk, mem_rec, count, first), (*expected, spk.sum(0), spk[0]), strict=True):
-        assert_bits_equal(a, b)
+    assert_all_bits_equal((spk, mem_rec, count, first), (*expected, spk.sum(0), spk[0]))
 
 
 @pytest.mark.skipif(torch.__version__.startswith("2.11"), reason="torch 2.11 can't put a dataclass into a graph")
@@ -138,8 +128,7 @@ def test_a_compiled_callable_takes_any_batch_in_one_graph(delay: bool) -> None:
             x = torch.linspace(0, 2, batch * 10).view(batch, 10).requires_grad_()
             spk, mem = function(x, torch.full((batch, 10), 0.5))
             results.append((spk, mem, *torch.autograd.grad(spk.sum() + mem.sum(), x)))
-        for found, expected in zip(*results, strict=True):
-            assert_bits_equal(found, expected)
+        assert_all_bits_equal(*results)
 
 
 @pytest.mark.parametrize("delay", [True, False], ids=["delay", "nodelay"])
@@ -154,7 +143,6 @@ def test_a_callable_is_examined_while_it_is_compiled(delay: bool) -> None:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             results = [compiled(x), layer.unroll(x)]
-        for a, b in zip(*results, strict=True):
-            assert_bits_equal(a, b)
+        assert_all_bits_equal(*results)
         slow = [str(w.message) for w in caught if "step by step" in str(w.message)]
         assert len(slow) == (1 if name in SLOW or not delay else 0), (name, slow)

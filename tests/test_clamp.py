@@ -24,7 +24,6 @@ from helpers import (
 )
 from ops import backward_arguments, call_op
 
-from snnfast import Leaky
 from snnfast._core import ops
 
 EDGES = (0.0, 1.0, -0.1, 1.1, 0.5)
@@ -75,26 +74,3 @@ def test_torch_is_asked_for_its_rule(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ops.clamp_is_closed() == bool(x.grad.all())  # type: ignore[union-attr]
     with torch.inference_mode():
         assert ops.clamp_is_closed() == bool(x.grad.all())  # type: ignore[union-attr]
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("beta", [1.0, 0.999, 0.0])
-def test_a_learned_decay_at_the_edge_takes_the_steps_that_snntorch_takes(
-    beta: float, dtype: torch.dtype, backend: str
-) -> None:
-    """In bfloat16, 0.999 is 1."""
-    snntorch = pytest.importorskip("snntorch")
-    values = []
-    for leaky in (snntorch.Leaky, Leaky):
-        layer = leaky(beta=torch.tensor(beta).to(dtype), learn_beta=True)
-        optimizer = torch.optim.SGD(layer.parameters(), lr=0.01)
-        for _ in range(5):
-            optimizer.zero_grad()
-            mem, loss = torch.zeros(2, 3), torch.zeros(())
-            for _ in range(6):
-                _spk, mem = layer(torch.full((2, 3), 0.3), mem)
-                loss = loss + mem.sum()
-            loss.backward()
-            optimizer.step()
-        values.append(layer.beta.item())
-    assert values[1] == pytest.approx(values[0], abs=1e-6)

@@ -1,42 +1,50 @@
-"""Under torch.compile a call has no graph breaks, and the numbers of the eager one; meta tensors give the shapes."""
+"""Under torch.compile a call has no graph breaks, and the numbers and strides of the eager one; meta tensors."""
 
 import copy
 import functools
+import gc
 import itertools
+import warnings
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
+import snntorch
 import torch
 from helpers import (
-    COMBINATIONS,
+    KINDS,
     NEURONS,
+    VARIANTS,
+    Bump,
     Case,
+    assert_all_bits_equal,
+    assert_all_close,
     assert_bits_equal,
     assert_close,
-    every_other,
     fused,
     inputs,
-    layer_of,
     leaves,
     random_cases,
 )
+from linear_checks import with_linear
+from snntorch_checks import STATES, as_tuple, held, loop, make
+from test_layout import CHANNELS_LAST, SHAPES, in_place, moved
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
-from snnfast import MultiStep, use_backend
-from snnfast.surrogate import DISABLED
+import snnfast
+import snnfast.snntorch as snn
+from snnfast import Leaky, MultiStep, Residual, functional, use_backend
 
-FAST = "leaky"  # The other neurons share its code, and belong to a thorough run.
-
-
-def thorough(neuron: str, *values: Any) -> Any:
-    return pytest.param(
-        neuron, *values, id="-".join((neuron, *values)), marks=[pytest.mark.thorough] * (neuron != FAST)
-    )
+FAST = ("leaky", "Leaky")  # The other neurons share its code, and most of them belongs to a thorough run.
+Function = Callable[[Mapping[str, Any]], Any]
 
 
-neurons = pytest.mark.parametrize("neuron", map(thorough, NEURONS))
-# No layer or callable can be made in compiled code. For steps see below, for callables test_callables.py.
-FUNCTIONS = [(n, v) for n, v in COMBINATIONS if "step" not in v and "callable" not in v]
+def thorough(*values: str, quick: bool) -> Any:
+    return pytest.param(*values, id="-".join(values), marks=[pytest.mark.thorough] * (not quick))
+
+
+neurons = pytest.mark.parametrize("neuron", [thorough(n, quick=n in FAST) for n in NEURONS])
 
 
 @pytest.fixture(autouse=True)
@@ -48,90 +56,226 @@ def compiled(function: Any, **options: Any) -> Any:
     return torch.compile(function, fullgraph=True, backend="aot_eager", **options)
 
 
-def trained(function: Any, tensors: dict[str, Tensor | None]) -> list[tuple[str, Tensor]]:
-    """Outputs and gradients of a function of tensors by name, and their names."""
-    outputs = function(tensors)
-    losses = [(t * (2 + i)).sum() + t.square().sum() for i, t in enumerate(outputs.values()) if t.requires_grad]
-    asking = {name: t for name, t in tensors.items() if t is not None and t.requires_grad}
-    grads = torch.autograd.grad(sum(losses), list(asking.values()))
-    return [*outputs.items(), *((f"grad of {name}", g) for name, g in zip(asking, grads, strict=True))]
+def assert_same_training(functions: tuple[Function, Function], tensors: Mapping[str, Any]) -> None:
+    """Bits and strides of the outputs, and gradients to rounding, of two functions of tensors by name."""
+    results = []
+    for function in functions:
+        given = in_place(dict(tensors), [n for n, t in tensors.items() if t is not None and t.requires_grad])
+        outputs = [t for t in tree_leaves(function(given)) if isinstance(t, Tensor)]
+        loss = sum((t * (2 + i)).sum() + t.square().sum() for i, t in enumerate(outputs) if t.requires_grad)
+        asking = [t for t in given.values() if t is not None and t.requires_grad]
+        results.append((outputs, torch.autograd.grad(loss, asking, allow_unused=True)))  # type: ignore[arg-type]
+    (found, grads), (expected, wanted) = results
+    for a, b in zip(found, expected, strict=True):
+        assert_bits_equal(a, b)
+        assert a.stride() == b.stride()
+    for name, a, b in zip(tensors, grads, wanted, strict=False):
+        assert_close(a, b, 1e-2 if b is not None and b.dtype.itemsize == 2 else 1e-6, f"gradient {name}")
+        assert a is None or a.stride() == b.stride()
 
 
-@pytest.mark.parametrize(("neuron", "variant"), [thorough(*both) for both in FUNCTIONS])
-def test_a_call_equals_the_eager_one(neuron: str, variant: str, device: torch.device) -> None:
-    shared = {"steps": (20,), "shape": ((3, 10),), "parameters": ("neuron",), "states": (True,)}
-    number = 2 if neuron == "leaky" and variant in ("unroll", "count") else 1
-    for case in random_cases(number, 1, neuron=(neuron,), variant=(variant,), **shared):
-        eager = functools.partial(fused, case=case)
-        function = compiled(eager)
-        for seed in (0, 1):
-            pairs = zip(
-                *(trained(f, leaves(inputs(case, device, seed), case.wrt)) for f in (eager, function)), strict=True
-            )
-            for (name, a), (_, b) in pairs:
-                if name.startswith("grad"):
-                    assert_close(b, a, 1e-2 if case.dtype.itemsize == 2 else 1e-6, f"{case}: {name}")
-                else:
-                    assert_bits_equal(b, a, f"{case}: {name}")
-
-
-@neurons
-def test_inference_equals_the_eager_call(neuron: str, device: torch.device) -> None:
-    case = Case(neuron, "constant", 20)
-    tensors, eager = inputs(case, device), functools.partial(fused, case=case)
-    with torch.no_grad():
-        outputs = compiled(eager)(tensors)
-        for name, t in eager(tensors).items():
-            assert_bits_equal(outputs[name], t)
-
-
-@neurons
-@pytest.mark.parametrize("delay", [True, False], ids=["delay", "nodelay"])
-def test_steps_of_a_layer_equal_the_eager_ones(delay: bool, neuron: str, device: torch.device) -> None:
-    for spike_grad in every_other((Case().spike_grad, DISABLED), neuron, delay):
-        case = Case(neuron, "step", 2, delay=delay, parameters="neuron", spike_grad=spike_grad)
-        states = case.kind.ops.states
-
-        def two_steps(tensors: dict[str, Tensor], layer: Any = None, states: Any = states) -> dict[str, Tensor]:
-            first, *now = layer(tensors["current"][0], *(tensors[s] for s in states))
-            second, *now = layer(tensors["current"][1], *now)
-            return {"first": first, "second": second, **dict(zip(states, now, strict=True))}
-
-        results = []
-        for wrap in (lambda f: f, compiled):
-            tensors = leaves(inputs(case, device), ("current", *states))
-            layer = layer_of(case, tensors)
-            results.append(trained(wrap(functools.partial(two_steps, layer=layer)), tensors))
-        for (name, a), (_, b) in zip(*results, strict=True):
-            if name.startswith("grad"):
-                assert_close(b, a, 1e-6, name)
-            else:
-                assert_bits_equal(b, a, name)
+# ---- functions
 
 
 @pytest.mark.parametrize(
-    "neuron", map(thorough, ["leaky", "synaptic"])
-)  # the layer Lapicque is in test_drop_in_compile.py
-@pytest.mark.parametrize("name", ["forward", "forward_held", "unroll", "unroll_held", "multistep"])
-def test_layers_compile_without_graph_breaks(name: str, neuron: str, device: torch.device) -> None:
-    if name == "multistep" and neuron != "leaky":
-        pytest.skip("a sequence is tested with Leaky")
-    x = (torch.rand(7, 3, 10) * 2).to(device)
-    held, kind = name.endswith("held"), Case(neuron).kind
-    layer: Any = kind.layer(*(0.9 for _ in kind.decays), learn_beta=True, init_hidden=held).to(device)
-    other: Any = copy.deepcopy(layer)
-    if name == "multistep":
-        layer, other = (MultiStep(nn.Flatten(), n) for n in (layer, other))
-    for options in ({}, {"reduce": "sum"}) if name in ("unroll", "multistep") else ({},):
-        functions = [functools.partial(n.unroll if name.startswith("unroll") else n, **options) for n in (layer, other)]
-        function = compiled(functions[0])
-        for _ in range(2):  # the second call goes on from what the layer holds
-            found, expected = function(x), functions[1](x)
-            for a, b in zip(*(r if isinstance(r, tuple) else (r,) for r in (found, expected)), strict=True):
-                assert_bits_equal(a, b)
-    if held:
-        for state in kind.ops.states:
-            assert_bits_equal(getattr(layer, state), getattr(other, state))
+    ("neuron", "variant"),
+    [
+        thorough(n, v, quick=n in FAST or v == "unroll")
+        for n, v in itertools.product(KINDS, VARIANTS)
+        # No layer and no callable can be made in compiled code: for steps see below, for callables test_callables.py.
+        if "step" not in v and "callable" not in v and Case(n, v).fitted().variant == v
+    ],
+)
+def test_a_call(neuron: str, variant: str, device: torch.device) -> None:
+    shared = {"steps": (20,), "shape": ((3, 10),), "parameters": ("neuron", "scalar", "one"), "states": (True,)}
+    for case in random_cases(
+        2 if (neuron, variant) == ("leaky", "unroll") else 1, 1, neuron=(neuron,), variant=(variant,), **shared
+    ):
+        eager = functools.partial(fused, case=case)
+        function = compiled(eager)
+        for seed in (0, 1):
+            assert_same_training((function, eager), leaves(inputs(case, device, seed), case.wrt))
+        with torch.no_grad():
+            assert_all_bits_equal(function(inputs(case, device)).values(), eager(inputs(case, device)).values())
+
+
+def ragged(record_mem: bool) -> tuple[Function, Mapping[str, Any]]:
+    tensors = {"current": torch.rand(20, 3, 10), "beta": torch.tensor(0.9)}
+    return (
+        lambda t: functional.lif(**t, lengths=torch.tensor([2, 20, 5]), record_mem=record_mem),
+        leaves(tensors),
+    )
+
+
+def over_time() -> tuple[Function, Mapping[str, Any]]:
+    tensors = {"current": torch.rand(6, 3, 10), "mem": torch.rand(3, 10), "beta": torch.rand(6, 1, 10)}
+    return lambda t: functional.lif(**t), leaves({**tensors, "threshold": torch.rand(6, 3, 10) + 0.3})
+
+
+def linear(neuron: str) -> tuple[Function, Mapping[str, Any]]:
+    case = Case(neuron, "unroll", 9, (4, 6), torch.float64, record_mem=neuron == "leaky", parameters="neuron")
+    return functools.partial(fused, case=case), leaves(with_linear(case))
+
+
+def channels_last(neuron: str, variant: str) -> tuple[Function, Mapping[str, Any]]:
+    case = Case(neuron, variant, 3, SHAPES[4], record_mem=variant == "unroll", parameters="channel")
+    return functools.partial(fused, case=case), in_place(moved(inputs(case), CHANNELS_LAST))
+
+
+FIRST = ("lengths", "lengths-last", "over-time", "linear-leaky", "linear-synaptic", "channels-last-leaky-unroll")
+SPECIAL: dict[str, Callable[[], tuple[Function, Mapping[str, Any]]]] = {
+    "lengths": lambda: ragged(True),
+    "lengths-last": lambda: ragged(False),
+    "over-time": over_time,
+    **{f"linear-{n}": lambda n=n: linear(n) for n in NEURONS},
+    **{f"channels-last-{n}-{v}": lambda n=n, v=v: channels_last(n, v) for n in NEURONS for v in ("unroll", "count")},
+}
+
+
+@pytest.mark.needs_extension
+@pytest.mark.parametrize("dynamic", [False, pytest.param(True, marks=pytest.mark.thorough)], ids=["static", "dynamic"])
+@pytest.mark.parametrize("name", [thorough(name, quick=name in FIRST) for name in SPECIAL])
+def test_a_special_call(name: str, dynamic: bool) -> None:
+    function, tensors = SPECIAL[name]()
+    with use_backend("fused"):
+        assert_same_training((compiled(function, dynamic=dynamic), function), tensors)
+
+
+# ---- layers
+
+HOW: dict[str, Callable[[Any], Any]] = {
+    "steps": lambda layer: lambda x: loop(layer, x[:2]),
+    "held": lambda layer: lambda x: layer(x[0]),
+    "unroll": lambda layer: layer.unroll,
+    "unroll-held": lambda layer: layer.unroll,
+    "count": lambda layer: functools.partial(layer.unroll, reduce="sum", record_mem=False),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [thorough(n, h, quick=n in FAST or h == "steps") for n, h in itertools.product(STATES, HOW)],
+)
+def test_a_layer(name: str, how: str, device: torch.device) -> None:
+    layer = make(snnfast, name, learn_beta=True, init_hidden="held" in how, beta=torch.full((10,), 0.5)).to(device)
+    other = copy.deepcopy(layer)
+    function = compiled(HOW[how](layer))
+    for _ in range(2):  # the second call goes on from what the layer holds
+        results = []
+        for each, call in ((layer, function), (other, HOW[how](other))):
+            x = (torch.linspace(0, 2, 210).view(7, 3, 10)).to(device).requires_grad_()
+            outputs = as_tuple(call(x))
+            grads = torch.autograd.grad(sum(t.square().sum() for t in outputs), [x, *each.parameters()])  # type: ignore[arg-type]
+            for state in held(each):
+                state.detach_()
+            results.append((outputs, grads, held(each)))
+        assert_all_bits_equal(*((*outputs, *states) for outputs, _, states in results))
+        assert_all_close(*(grads for _, grads, _ in results), relative=1e-6)
+
+
+@pytest.mark.needs_extension
+def test_a_network() -> None:
+    torch.manual_seed(2)
+    net = MultiStep(
+        nn.Sequential(nn.Linear(6, 8), Leaky(0.8, learn_beta=True)),
+        Residual(nn.Linear(8, 8), snnfast.Synaptic(0.5, 0.25)), MultiStep(nn.Linear(8, 4), Leaky(0.9)),
+    )  # fmt: skip
+    x = torch.rand(9, 5, 6) * 4
+    for options in (
+        {"return_states": True, "return_spikes": True}, {"lengths": torch.tensor([4, 9, 0, 7, 9])}, {"reduce": "sum"},
+    ):  # fmt: skip
+        torch._dynamo.reset()
+        found, expected = (tree_leaves(f(x, **options)) for f in (torch.compile(net, backend="aot_eager"), net))
+        assert_all_close(found, expected, relative=1e-6)
+
+
+def bump(z: Tensor) -> Tensor:
+    return Bump.apply(z)  # type: ignore[no-any-return,no-untyped-call]
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "output": {"init_hidden": True, "output": True},
+    "surrogate_disable": {"surrogate_disable": True},
+    "inhibition": {"inhibition": True},
+    "nodelay-zero": {"reset_delay": False, "reset_mechanism": "zero"},
+    "learn": {"learn_beta": True, "learn_threshold": True, "learn_graded_spikes_factor": True},
+    "vector": {"beta": torch.linspace(0.5, 1, 6), "learn_beta": True, "init_hidden": True},
+    "integer": {"beta": 1, "threshold": 2},
+    "closure": {"spike_grad": snntorch.surrogate.fast_sigmoid(slope=4)},
+    "callable": {"spike_grad": bump},
+    "callable-learn": {"spike_grad": bump, "learn_beta": True, "init_hidden": True, "output": True},
+}
+# What Synaptic adds to a compiled step is its second state; the options are the same code.
+STEPS = [
+    *(("Leaky", options) for options in OPTIONS),
+    *(("Synaptic", options) for options in ("callable-learn", "output", "nodelay-zero")),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [thorough(*case, quick=case in (STEPS[0], ("Synaptic", "callable-learn"))) for case in STEPS]
+)
+def test_steps_of_a_drop_in(name: str, options: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        eager, ours = (make(snn, name, **OPTIONS[options]) for _ in range(2))
+    step = compiled(ours)
+    for i in range(3):
+        x, results = torch.rand(3, 6) * 2, []
+        for layer, call in ((eager, eager), (ours, step)):
+            layer.zero_grad()
+            for state in layer.neuron.states:
+                setattr(layer, state, getattr(layer, state).detach())
+            leaf = x.clone().requires_grad_()
+            out = as_tuple(call(leaf))
+            sum(o.square().sum() for o in (*out, *held(layer))).backward()  # type: ignore[union-attr]
+            grads = (leaf.grad, *(p.grad for p in layer.parameters()))
+            results.append((*(o.detach() for o in (*out, *held(layer))), *grads))
+        for a, b in zip(*results, strict=True):
+            assert_bits_equal(a, b, f"call {i}")
+
+
+# ---- what goes through snnTorch's list of all neurons, in compiled code
+
+
+def reset_of_utils(net: nn.Module) -> None:
+    snn.utils.reset(net)
+
+
+def reset_of_the_class(net: nn.Module) -> None:
+    snn.Leaky.reset_hidden()
+    snn.Leaky.detach_hidden()
+
+
+class Resets(nn.Module):
+    def __init__(self, reset: Any) -> None:
+        super().__init__()
+        self.fc, self.lif, self.reset = nn.Linear(6, 5), snn.Leaky(beta=0.9, init_hidden=True), reset
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.reset(self)
+        return torch.stack([self.lif(self.fc(step)) for step in x])
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("reset", [reset_of_utils, reset_of_the_class])
+@torch._dynamo.config.patch(fail_on_recompile_limit_hit=True)
+def test_resets_of_states_after_networks_have_died(reset: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(snntorch.SpikingNeuron, "instances", [])
+    x = torch.rand(3, 2, 6) * 3
+    for _ in range(10):  # as in a cross-validation: more than torch.compile compiles one function
+        net = Resets(reset)  # now the one before dies, and stays in the list
+        gc.collect()
+        eager = copy.deepcopy(net)
+        ours = torch.compile(net, backend="eager")
+        for _ in range(2):
+            found = ours(x)
+            assert_bits_equal(found, eager(x))
+            found.sum().backward()
+
+
+# ---- meta tensors
 
 
 @neurons
@@ -139,7 +283,7 @@ def test_layers_compile_without_graph_breaks(name: str, neuron: str, device: tor
 def test_meta_tensors_give_the_shapes(backend: str, neuron: str) -> None:
     for record_mem, variant in itertools.product((True, False), ("unroll", "count", "constant")):
         case = Case(neuron, variant, 9, record_mem=record_mem, states=False)
-        tensors = {**inputs(case), "current": inputs(case)["current"].to("meta")}
+        tensors: Any = {**inputs(case), "current": inputs(case)["current"].to("meta")}  # type: ignore[union-attr]
         with use_backend(backend):
             outputs = fused(tensors, case)
         for name, t in outputs.items():

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import assert_bits_equal, assert_close
+from helpers import assert_all_bits_equal, assert_all_close, assert_bits_equal
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from torch.fx import GraphModule
@@ -72,8 +72,7 @@ def test_a_graph_that_stays_as_it_is_calls_what_the_eager_network_calls() -> Non
     assert seen.count(graph.unroll) == 2
     assert seen.count(conv2d.conv2d) == 2
     assert seen.count(max_pool2d.node) == 1
-    for a, b in zip(found, trained(net, net, x), strict=True):
-        assert_bits_equal(a, b)
+    assert_all_bits_equal(found, trained(net, net, x))
 
 
 def test_convolutions_of_a_graph_without_neurons_are_left_alone() -> None:
@@ -118,8 +117,7 @@ def test_other_compilers_find_the_kernels_in_the_node() -> None:
         assert seen.count(op) == 2
     assert ops.spikes_linear in seen  # the spikes go on as bits
     assert ops.spikes_linear_weight in seen
-    for a, b in zip(found, wanted, strict=True):
-        assert_close(a, b, 1e-6)
+    assert_all_close(found, wanted, relative=1e-6)
 
 
 def test_compiled_code_follows_use_events() -> None:
@@ -127,8 +125,7 @@ def test_compiled_code_follows_use_events() -> None:
     compiled = torch.compile(net, backend="aot_eager", fullgraph=True)
     for events, graphs in ((True, 1), (False, 2), (True, 2)):
         with snnfast.use_events(events):
-            for a, b in zip(trained(net, compiled, x), trained(net, net, x), strict=True):
-                assert_close(a, b, 1e-6)
+            assert_all_close(trained(net, compiled, x), trained(net, net, x), relative=1e-6)
         assert counters["stats"]["unique_graphs"] == graphs
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from helpers import assert_bits_equal, assert_close, emulated_if_thorough
+from helpers import assert_all_bits_equal, assert_all_close, assert_bits_equal, emulated_if_thorough
 from multistep_checks import eighths, exact, loop
 from torch import Tensor, nn
 
@@ -111,8 +111,7 @@ def test_results_gradients_and_strides_are_those_of_the_plain_path(
     for a, b in zip(found, expected, strict=True):
         assert_bits_equal(a, b)
         assert a.stride() == b.stride()
-    for a, b in zip(found_gradients, gradients([t.cpu() for t in expected], net, x), strict=True):
-        assert_close(a, b, 1e-5)
+    assert_all_close(found_gradients, gradients([t.cpu() for t in expected], net, x), relative=1e-5)
 
 
 @pytest.mark.parametrize("name", [name for name in LAYERS if "residual" not in name])
@@ -120,10 +119,8 @@ def test_results_and_gradients_are_those_of_the_loop(name: str) -> None:
     net = net_of(name)
     x = image(net)
     found, expected = results_of(net, x), loop(net.layers, x)
-    for a, b in zip(found, expected, strict=True):
-        assert_bits_equal(a, b)
-    for a, b in zip(gradients(found, net, x), gradients(expected, net, x), strict=True):
-        assert_close(a, b, 1e-5)
+    assert_all_bits_equal(found, expected)
+    assert_all_close(gradients(found, net, x), gradients(expected, net, x), relative=1e-5)
 
 
 @pytest.mark.needs_extension
@@ -224,20 +221,7 @@ def test_with_batch_norm_in_both_modes(mode: str, monkeypatch: pytest.MonkeyPatc
     getattr(net, mode)(), getattr(other, mode)()
     found = net(x)
     plain(monkeypatch)
-    for a, b in zip((*found, *net.buffers()), (*other(x), *other.buffers()), strict=True):
-        assert_close(a, b, 1e-5)
-
-
-def test_compiled_as_a_whole() -> None:
-    torch._dynamo.reset()
-    net = net_of("pooled")
-    x = image(net)
-    found, expected = torch.compile(net, fullgraph=True, backend="aot_eager")(x), net(x)
-    for a, b in zip(found, expected, strict=True):
-        assert_bits_equal(a, b)
-        assert a.stride() == b.stride()
-    for a, b in zip(gradients(found, net, x), gradients(expected, net, x), strict=True):
-        assert_close(a, b, 1e-5)
+    assert_all_close((*found, *net.buffers()), (*other(x), *other.buffers()), relative=1e-5)
 
 
 # ---- the compiled loop
@@ -283,11 +267,9 @@ def test_a_compiled_loop_turns_its_input_once_and_has_the_numbers_and_strides_of
             plain(monkeypatch)
         net = Loop(flat)
         found = torch.compile(net, backend="snnfast")(x)
-        for a, b in zip(found, net(x), strict=True):
-            assert_bits_equal(a, b)
+        assert_all_bits_equal(found, net(x))
         results.append((found, gradients(found, net, x)))
     assert [t.shape for t in turned] == [(T * B, 1, 16, 16)], "once, and the rest follows"
     for a, b in zip(*(found for found, _ in results), strict=True):
         assert a.stride() == b.stride()
-    for a, b in zip(*(grads for _, grads in results), strict=True):
-        assert_close(a, b, 1e-5)
+    assert_all_close(*(grads for _, grads in results), relative=1e-5)

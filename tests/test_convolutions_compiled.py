@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import assert_close
+from helpers import assert_all_close, assert_close
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
@@ -61,8 +61,7 @@ def test_the_numbers_and_the_kernels_are_those_without_it(backend: str) -> None:
         assert there == kernels
         found, there = results(torch.compile(net, backend=backend, fullgraph=True), net, x)
         assert there == kernels
-        for a, b in zip(found, expected, strict=True):
-            assert_close(a, b, 1e-5)
+        assert_all_close(found, expected, relative=1e-5)
         assert [t.stride() for t in found[:2]] == [t.stride() for t in expected[:2]]
 
 
@@ -76,8 +75,7 @@ def test_one_graph_takes_many_and_few_spikes_and_any_batch() -> None:
         with torch._dynamo.config.patch(error_on_recompile=scale > 1):
             found, there = results(compiled, net, x)
         assert there == kernels
-        for a, b in zip(found, results(net, net, x)[0], strict=True):
-            assert_close(a, b, 1e-5)
+        assert_all_close(found, results(net, net, x)[0], relative=1e-5)
     with use_events(False):
         assert results(compiled, net, image())[1] == DENSE
 
@@ -98,8 +96,7 @@ def test_second_derivatives() -> None:
     for call in (images, torch.compile(images, backend="eager", fullgraph=True)):
         (first,) = torch.autograd.grad(call(x, weight).square().sum(), weight, create_graph=True)
         found.append([first, *torch.autograd.grad(first.square().sum(), [x, weight])])
-    for a, b in zip(*found, strict=True):
-        assert_close(a, b, 1e-5)
+    assert_all_close(*found, relative=1e-5)
 
 
 @pytest.mark.thorough
@@ -120,8 +117,7 @@ def test_an_exported_program_has_pytorchs_convolution() -> None:
     program = torch.export.export(net, (x,))
     names = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
     assert not {name for name in names if name.startswith(("snnfast.conv2d", "snnfast.max_pool"))}
-    for a, b in zip(program.module()(x), net(x), strict=True):
-        assert_close(a, b, 1e-5)
+    assert_all_close(program.module()(x), net(x), relative=1e-5)
 
 
 @pytest.mark.parametrize("needs", [(True, True, True), (False, True, False), (True, False, True)])

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import snntorch
 import torch
-from helpers import assert_bits_equal
+from helpers import assert_all_bits_equal, assert_bits_equal
 from snntorch import utils
 from snntorch.functional import acc, loss, probe, reg
 from snntorch_checks import (
@@ -16,6 +16,7 @@ from snntorch_checks import (
     EVERY,
     NEURONS,
     NOT_LAPICQUE,
+    STATES,
     held,
     make,
     over_time,
@@ -44,6 +45,9 @@ def test_classes_and_signatures(name: str) -> None:
         assert [(n, p.default) for n, p in found.items() if n not in extra] == [
             (n, p.default) for n, p in expected.items()
         ], method
+    found, expected = (inspect.signature(getattr(lib, name)).parameters for lib in (snnfast, snn))
+    assert [(n, p.default) for n, p in found.items()] == [(n, p.default) for n, p in expected.items()]
+    assert list(found)[-1] == "reset_delay" or list(found) == list(inspect.signature(theirs).parameters)
     assert {n for n in dir(theirs) if not n.startswith("_")} <= set(dir(ours))
     assert ours.reset_dict == theirs.reset_dict
 
@@ -102,19 +106,21 @@ def test_utils_reset(name: str) -> None:
             assert not state.any()
             assert not state.requires_grad
             assert state.shape == (3, net[i - 1].out_features)
-    for a, b in zip(over_time(net, x), first, strict=True):
-        assert_bits_equal(a, b)
+    assert_all_bits_equal(over_time(net, x), first)
 
 
-@NEURONS
+@pytest.mark.parametrize("name", [name for name in STATES if name != "RSynaptic"])  # snnTorch's forgets a state
 def test_detach_and_reset_hidden(name: str) -> None:
     other = next(n for n in DECAYS if n != name)
-    for library in (snn, snntorch):
+    for library in (snn, snntorch, snnfast):
         cls = getattr(library, name)
-        layers = [make(made, name, init_hidden=True) for made in (snn, snntorch)]
+        layers = [
+            make(made, name, init_hidden=True) for made in ((snn, snntorch) if library is not snnfast else (snnfast,))
+        ]
         others = [make(made, other, init_hidden=True) for made in (snn, snntorch)]
         for layer in (*layers, *others):
-            layer(torch.ones(2, 3, requires_grad=True))
+            for _ in range(2):
+                layer(torch.full((2, 3), 1.5, requires_grad=True))
         before = [state for layer in layers for state in held(layer)]
         assert all(state.requires_grad for state in before)
         cls.detach_hidden()
@@ -125,7 +131,7 @@ def test_detach_and_reset_hidden(name: str) -> None:
         assert all(state.requires_grad and state.any() for layer in others for state in held(layer))
         both = [make(made, name, init_hidden=True) for made in (snn, snnfast)]
         for layer in both:
-            layer(torch.ones(2, 3))
+            layer(torch.full((2, 3), 1.5))
         getattr(snnfast, name).reset_hidden()  # reaches the layers that are snnTorch's, too
         assert not any(state.any() for layer in both for state in held(layer))
 

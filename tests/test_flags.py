@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import snntorch
 import torch
-from helpers import assert_bits_equal
+from helpers import assert_all_bits_equal
 
 import snnfast
 import snnfast.snntorch as snn
@@ -31,8 +31,7 @@ def test_a_flag_may_be_a_bool_of_numpy_or_0_or_1(library: Any, flag: str, value:
     for step in torch.rand(4, 2, 3) * 2:
         found, expected = ours(step), theirs(step)
         assert type(found) is type(expected)
-        for a, b in zip(torch.atleast_1d(*found), torch.atleast_1d(*expected), strict=True):
-            assert_bits_equal(a, b)
+        assert_all_bits_equal(torch.atleast_1d(*found), torch.atleast_1d(*expected))
 
 
 @pytest.mark.parametrize("flag", [flag for flag in FLAGS if flag != "reset_delay"])
@@ -56,8 +55,7 @@ def test_flags_of_calls_are_taken_in_the_same_ways(value: Any, backend: str) -> 
             for flag in ("reset_delay", "record_mem", "inhibition")
         ),
     ):  # fmt: skip
-        for found, expected in zip(a, b, strict=True):
-            assert_bits_equal(found, expected)
+        assert_all_bits_equal(a, b)
 
 
 def test_a_message_never_reads_expected_a_bool_got_bool() -> None:

@@ -7,12 +7,12 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "snnfast"
 FLOORS = (
-    {"_core"},
-    {"surrogate"},
-    {"_unroll", "_images"},
-    {"neurons", "losses"},
-    {"snntorch", "networks"},
-    {"compiler"},
+    ("_core",),
+    ("surrogate",),
+    ("_unroll", "_images"),
+    ("neurons", "losses"),
+    ("snntorch", "networks"),
+    ("compiler",),
 )
 DOORS = {"__init__", "__main__", "_version", "functional", "reference"}
 FLOOR = {package: floor for floor, packages in enumerate(FLOORS) for package in packages}

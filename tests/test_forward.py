@@ -178,14 +178,15 @@ def with_gradients_of(case: Case, device: torch.device, seed: int = 0) -> Output
 @neurons
 @pytest.mark.parametrize("variant", ["unroll", "count", "callable"])
 def test_number_of_threads_and_repetition_change_no_bit(variant: str, neuron: str, device: torch.device) -> None:
-    case = Case(neuron, variant, 20, (7, 3001), record_mem=variant == "unroll", delay=variant == "unroll")
-    results = []
-    for threads in (1, 2, 2, 3):
-        torch.set_num_threads(threads)
-        results.append(with_gradients_of(case, device))
-    for again in results[1:]:
-        for name, t in results[0].items():
-            assert_bits_equal(again[name], t, name)
+    for shape in ((7, 3001), (3, 111)):
+        case = Case(neuron, variant, 20, shape, record_mem=variant == "unroll", delay=variant == "unroll")
+        results = []
+        for threads in (1, 2, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(with_gradients_of(case, device))
+        for again in results[1:]:
+            for name, t in results[0].items():
+                assert_bits_equal(again[name], t, f"{case}: {name}")
 
 
 @emulated_if_thorough

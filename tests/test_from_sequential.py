@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import snntorch
 import torch
-from helpers import assert_bits_equal, assert_close
+from helpers import assert_all_bits_equal, assert_all_close, assert_bits_equal, assert_close
 from multistep_checks import eighths, exact
 from snntorch import utils
 from snntorch_checks import NEURONS, as_tuple, held, make, neurons, over_time, own_list_of_neurons  # noqa: F401
@@ -92,8 +92,7 @@ def test_snntorchs_loop(name: str, build: Build, backend: str) -> None:
             assert theirs.any()
             assert_close(layer, theirs, 1e-5)
         for theirs, layer in zip(neurons(looped), neurons(net), strict=True):
-            for a, b in zip(held(layer), held(theirs), strict=True):
-                assert_bits_equal(a, b)
+            assert_all_bits_equal(held(layer), held(theirs))
 
 
 def test_a_constant_input(backend: str) -> None:
@@ -103,8 +102,7 @@ def test_a_constant_input(backend: str) -> None:
     net[-1].output = False  # where a step returns only spikes, it still returns the membranes as well
     assert len(as_tuple(net(x))) == 1
     utils.reset(net)
-    for a, b in zip(MultiStep.from_sequential(net)(x, T), expected, strict=True):
-        assert_bits_equal(a, b)
+    assert_all_bits_equal(MultiStep.from_sequential(net)(x, T), expected)
 
 
 @pytest.mark.parametrize("library", [snntorch, snn, snnfast], ids=lambda library: library.__name__)
@@ -122,8 +120,7 @@ def test_a_last_layer_that_holds_nothing() -> None:
     expected = over_time(net, x)
     ours = MultiStep.from_sequential(net)
     for _ in range(2):
-        for a, b in zip(ours(x), expected, strict=True):
-            assert_bits_equal(a, b)
+        assert_all_bits_equal(ours(x), expected)
 
 
 # ---- the very same modules
@@ -199,8 +196,7 @@ def test_batch_normalisation_in_evaluation() -> None:
     modes = MultiStep.from_sequential(half).named_modules()
     assert [name for name, module in modes if not module.training] == ["1"]
     x = images()
-    for a, b in zip(ours(x), over_time(looped, x), strict=True):
-        assert_close(a, b, 1e-6)
+    assert_all_close(ours(x), over_time(looped, x), relative=1e-6)
 
 
 # ---- what can't be taken

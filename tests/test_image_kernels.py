@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from helpers import assert_bits_equal, assert_close
+from helpers import assert_all_bits_equal, assert_all_close, assert_bits_equal, assert_close
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
-import snnfast
 from snnfast import Leaky, MultiStep, use_backend
 from snnfast._core import ops as _ops
 from snnfast._images import conv2d as _convolution
@@ -112,8 +111,7 @@ def test_no_bit_of_a_convolution_depends_on_threads_or_the_instruction_set() -> 
         torch.set_num_threads(threads)
         _ops.extension.set_isa(used)
     for found in results[1:]:
-        for a, b in zip(found, results[0], strict=True):
-            assert_bits_equal(a, b)
+        assert_all_bits_equal(found, results[0])
 
 
 def test_events_are_counted() -> None:
@@ -137,8 +135,7 @@ def test_gradients_of_a_convolution_are_pytorchs(needs: str, by_kernels: list[st
         grad = torch.linspace(-1, 1, y.numel()).view(y.shape)
         results.append((y, *(torch.autograd.grad(y, wanted, grad) if wanted else ())))
     assert by_kernels == ["conv2d"]
-    for a, b in zip(*results, strict=True):
-        assert_close(a, b, 1e-5)
+    assert_all_close(*results, relative=1e-5)
 
 
 POOLINGS: dict[str, tuple[tuple[int, int, int], Any, Any]] = {  # channels, height, width; kernel; stride
@@ -183,8 +180,7 @@ def test_second_derivatives_are_pytorchs(function: Any, by_kernels: list[str]) -
         first = torch.autograd.grad((each(x, *given) ** 3).sum(), asking, create_graph=True)
         results.append((*first, *torch.autograd.grad(sum(t.square().sum() for t in first), asking)))  # type: ignore[arg-type]
     assert by_kernels == [function.__name__]
-    for a, b in zip(*results, strict=True):
-        assert_close(a, b, 1e-4)
+    assert_all_close(*results, relative=1e-4)
 
 
 # ---- the choice
@@ -225,8 +221,7 @@ def test_what_the_kernels_do_not_take_is_pytorchs(function: Any, name: str, by_k
     x, given, how = DENSE[function][name](spikes(6, 6, 20, 19), torch.randn(48, 6, 3, 3))
     found, expected = (each(x, given, **how) for each in (function, PYTORCHS[function]))
     assert not by_kernels
-    for a, b in zip(*(t if isinstance(t, tuple) else (t,) for t in (found, expected)), strict=True):
-        assert_bits_equal(a, b)
+    assert_all_bits_equal(*(t if isinstance(t, tuple) else (t,) for t in (found, expected)))
 
 
 @functions
@@ -338,29 +333,6 @@ def test_a_circular_padding_is_the_layers_own(by_kernels: list[str]) -> None:
     x = spikes(4, 3, 6, 6)
     assert_bits_equal(_convolution.convolved(layer, x), layer(x))
     assert not by_kernels
-
-
-def test_a_compiled_loop_convolves_by_events(by_kernels: list[str]) -> None:
-    class Loop(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            torch.manual_seed(0)
-            self.conv1, self.lif1 = nn.Conv2d(2, 8, 3), Leaky(0.5, threshold=1.2)
-            self.conv2, self.lif2 = nn.Conv2d(8, 40, 3), Leaky(0.5)
-
-        def forward(self, x: Tensor) -> Tensor:
-            mem1, mem2, rec = self.lif1.init_leaky(), self.lif2.init_leaky(), []
-            for step in range(len(x)):
-                spk1, mem1 = self.lif1(self.conv1(x[step]), mem1)
-                _, mem2 = self.lif2(self.conv2(spk1), mem2)
-                rec.append(mem2)
-            return torch.stack(rec)
-
-    torch._dynamo.reset()
-    net, x = Loop(), torch.rand(5, 3, 2, 8, 8)
-    found = snnfast.compile(net)(x)
-    assert by_kernels == ["conv2d"]
-    assert_close(found, net.forward(x), 1e-5)
 
 
 # ---- the ops

@@ -7,6 +7,7 @@ import pytest
 import snntorch
 import torch
 from helpers import FLOATS, RESETS, assert_bits_equal, assert_close
+from snntorch_checks import loop
 from torch import Tensor, nn
 
 import snnfast
@@ -20,13 +21,6 @@ CASES: dict[str, dict[str, Any]] = {
     "float64": {"beta": torch.tensor(0.7, dtype=torch.float64), "R": 5.1},
 }  # fmt: skip
 START = torch.rand(4, 5)
-
-
-def loop(layer: Any, x: Tensor, mem: Tensor) -> tuple[Tensor, ...]:
-    steps = [(None, mem)]
-    for step in x:
-        steps.append(layer(step, steps[-1][1]))
-    return tuple(torch.stack([s.to(mem.dtype) for s in record]) for record in zip(*steps[1:], strict=True))
 
 
 @pytest.mark.parametrize("reset", RESETS)
@@ -43,7 +37,7 @@ def test_every_way_to_give_it_has_the_numbers_and_the_checkpoint_of_snntorch(
     found = []
     for layer, call in ((theirs, loop), (ours, loop), (ours, snn.Lapicque.unroll)):
         leaves = [x.clone().requires_grad_(), START.to(dtype).requires_grad_()]
-        spk, mem = call(layer, *leaves)
+        spk, mem = (t.to(dtype) for t in call(layer, *leaves))  # snnTorch's spikes are float32
         found.append((spk, mem, *torch.autograd.grad((spk + mem.sin()).sum(), [*leaves, *layer.parameters()])))
         for i, (a, b) in enumerate(zip(found[-1], found[0], strict=True)):
             assert_close(a, b, 3e-5) if i > 1 else assert_bits_equal(a, b)

@@ -19,7 +19,6 @@ from helpers import (
     assert_bits_equal,
     assert_close,
     emulated_if_thorough,
-    every_other,
     fused,
     inputs,
     layer_of,
@@ -265,34 +264,6 @@ def test_held_states_can_be_detached_and_changed_in_place(neuron: str, device: t
         state += 1
     (spk.sum() + sum(s.sum() for s in states)).backward()
     assert x.grad is not None
-
-
-@emulated_if_thorough
-@pytest.mark.parametrize(
-    ("neuron", "dynamic"),
-    [
-        pytest.param(neuron, dynamic, marks=[] if dynamic == (neuron == "synaptic") else [pytest.mark.thorough])
-        for neuron, dynamic in itertools.product(NEURONS, (False, True))
-    ],
-)
-def test_compiled_the_strides_are_the_same(dynamic: bool, neuron: str, device: torch.device) -> None:
-    for variant, record_mem in every_other((("unroll", not dynamic), ("count", dynamic)), neuron, dynamic):
-        case = Case(neuron, variant, 3, SHAPES[4], record_mem=record_mem, parameters="scalar" if dynamic else "channel")
-        tensors = moved(inputs(case, device), CHANNELS_LAST)
-        torch._dynamo.reset()
-        compiled = torch.compile(
-            lambda t, case=case: fused(t, case), fullgraph=True, backend="aot_eager", dynamic=dynamic
-        )
-        results = []
-        for function in (lambda t, case=case: fused(t, case), compiled):
-            asking = in_place(tensors)
-            outputs = function(asking)
-            weights = [torch.ones_like(t) for t in outputs.values()]
-            grads = torch.autograd.grad(list(outputs.values()), list(asking.values()), weights)  # type: ignore[arg-type]
-            results.append((*outputs.values(), *grads))
-        for a, b in zip(*results, strict=True):
-            assert_bits_equal(b, a)
-            assert a.stride() == b.stride()
 
 
 # ---- what is the same at every step, as the gradient of a sum over time is, is read from one row ------------------

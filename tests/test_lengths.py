@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from gradient_checks import FLOWS, check_against_reference, rounded_oracle
+from gradient_checks import FLOWS, check_against_reference
 from helpers import (
     HALVES,
     KINDS,
-    SURROGATES,
     THOROUGH,
     VARIANTS,
     Case,
     Outputs,
+    assert_all_bits_equal,
     assert_bits_equal,
     assert_same_outputs,
     emulated_if_thorough,
@@ -48,9 +48,7 @@ def check(some_cases: Iterator[tuple[Case, Tensor]], device: torch.device, call:
     """Outputs bit for bit, and gradients to rounding."""
     flows = itertools.cycle(FLOWS)
     for i, (case, lengths) in enumerate(some_cases):
-        rounded = case.has("rounded") and not set(case.kind.decays) & set(case.wrt)
-        oracle = alone(lengths, rounded_oracle) if rounded else alone(lengths)
-        check_against_reference(case, device, next(flows), i, function=call(lengths), oracle=oracle, **more)
+        check_against_reference(case, device, next(flows), i, function=call(lengths), oracle=alone(lengths), **more)
 
 
 @every_neuron
@@ -178,8 +176,7 @@ def test_the_ops_take_the_nearest_of_0_and_all_steps(neuron: str, device: torch.
         for lengths in ([-7, 99, 3, 9], [0, 9, 3, 9])
     )
     saved = len(found) - 1  # nobody reads it beyond the length
-    for a, b in zip(found[:saved], wanted[:saved], strict=True):
-        assert_bits_equal(a, b)
+    assert_all_bits_equal(found[:saved], wanted[:saved])
 
 
 def test_wrong_lengths_are_refused_by_the_ops(device: torch.device) -> None:
@@ -188,31 +185,13 @@ def test_wrong_lengths_are_refused_by_the_ops(device: torch.device) -> None:
     good = torch.tensor([1, 2, 3], device=device)
     for wrong in (good[:2], good.int(), good.double(), good.view(3, 1), torch.stack([good, good], 1)[:, 0]):
         with pytest.raises(RuntimeError, match="lengths: expected contiguous int64"):
-            call_op(_ops.LEAKY.forward_ragged, {**arguments, "lengths": wrong})
+            call_op(_ops.NEURONS["leaky"].forward_ragged, {**arguments, "lengths": wrong})
     arguments["x"] = arguments["x"].transpose(1, 2).contiguous().transpose(1, 2)
     with pytest.raises(RuntimeError, match="lengths: need samples one after the other in memory"):
-        call_op(_ops.LEAKY.forward_ragged, {**arguments, "lengths": good})
+        call_op(_ops.NEURONS["leaky"].forward_ragged, {**arguments, "lengths": good})
 
 
 # ---- errors, and torch.compile
-
-
-@pytest.mark.needs_extension
-@pytest.mark.parametrize("record_mem", [True, False])
-def test_compiled(record_mem: bool) -> None:
-    torch._dynamo.reset()
-
-    def function(current: Tensor, beta: Tensor, lengths: Tensor) -> Any:
-        return functional.lif(current, beta=beta, lengths=lengths, record_mem=record_mem, spike_grad=SURROGATES["atan"])
-
-    results = []
-    for call in (function, torch.compile(function, fullgraph=True, backend="aot_eager")):
-        asking = torch.rand(20, 3, 10, generator=torch.Generator().manual_seed(1)).requires_grad_(), torch.tensor(0.9)
-        asking[1].requires_grad_()
-        spk, mem = call(*asking, torch.tensor([2, 20, 5]))
-        results.append([spk, mem, *torch.autograd.grad(spk.sum() + 2 * mem.sum(), asking)])
-    for a, b in zip(*results, strict=True):
-        assert_bits_equal(a, b)
 
 
 def test_the_definition_needs_no_kernels() -> None:

@@ -4,13 +4,22 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import KINDS, Bump, Case, assert_bits_equal, assert_close, inputs, leaves
-from recurrent_checks import CONNECTIONS, DECAYS, current, layers, make
+from helpers import (
+    KINDS,
+    Bump,
+    Case,
+    assert_all_bits_equal,
+    assert_all_close,
+    assert_bits_equal,
+    assert_close,
+    inputs,
+    leaves,
+)
+from snntorch_checks import CONNECTIONS, RECURRENT, connected, current_of
 from torch import Tensor, nn
 
 import snnfast
 from snnfast import Leaky, MultiStep, Residual, RLeaky, Synaptic, use_backend
-from snnfast._unroll import linear
 
 LENGTHS = torch.tensor([4, 9, 0, 7, 9])
 STEPS, SAMPLES = 9, len(LENGTHS)
@@ -56,7 +65,7 @@ def test_held_states(neuron: str, record_mem: bool, backend: str) -> None:
 
 
 @pytest.mark.needs_extension
-@pytest.mark.parametrize("variant", ["unroll", "constant", "bits", "rounded"])
+@pytest.mark.parametrize("variant", ["unroll", "constant", "bits"])
 @every_neuron
 def test_spikes_as_bits_to_a_linear_layer(neuron: str, variant: str) -> None:
     case = Case(neuron, variant, 19, (4, 5, 12)).fitted()
@@ -66,8 +75,6 @@ def test_spikes_as_bits_to_a_linear_layer(neuron: str, variant: str) -> None:
         weight = torch.randn(outputs, 12, generator=torch.Generator().manual_seed(1)).requires_grad_()
         bias = torch.randn(outputs, generator=torch.Generator().manual_seed(2)).requires_grad_()
         options = {**case.options, "lengths": lengths}
-        if case.has("rounded"):
-            options["membrane_dtype"] = torch.bfloat16
         asking = [t for t in (*tensors.values(), weight, bias) if t is not None and t.requires_grad]
         out, *states = case.kind.function(**tensors, **options, weight=weight, bias=bias)
         spk, *expected = case.kind.function(**tensors, **options)
@@ -76,18 +83,16 @@ def test_spikes_as_bits_to_a_linear_layer(neuron: str, variant: str) -> None:
         for b, n in enumerate(lengths.tolist()):
             assert_bits_equal(out[n:, b], bias.expand_as(out[n:, b]))
         assert_close(out, numbers, 1e-5)
-        for a, b in zip(states, expected, strict=True):
-            assert_bits_equal(a, b)
-        for a, b in zip(grads([out, *states], asking), grads([numbers, *expected], asking), strict=True):
-            assert_close(a, b, 1e-4)
+        assert_all_bits_equal(states, expected)
+        assert_all_close(grads([out, *states], asking), grads([numbers, *expected], asking), relative=1e-4)
 
 
 # ---- connected neurons
 
 
 def connected_calls(name: str, kind: str, **options: Any) -> tuple[Any, Tensor, Tensor]:
-    layer = make(snnfast, name, kind, learn_beta=True, **options)
-    x = current(kind)
+    layer = connected(snnfast, name, kind, learn_beta=True, **options)
+    x = current_of(kind)
     lengths = torch.tensor([7, 19, 0, 12])[: x.shape[1]]
     return layer, x, lengths
 
@@ -100,7 +105,7 @@ KINDS_WITH_BATCH = [
 
 
 @pytest.mark.parametrize("kind", KINDS_WITH_BATCH)
-@layers
+@RECURRENT
 def test_connected_neurons(name: str, kind: str) -> None:
     layer, x, lengths = connected_calls(name, kind)
     states = [torch.rand_like(x[0]).requires_grad_() for _ in layer.neuron.states]
@@ -114,16 +119,13 @@ def test_connected_neurons(name: str, kind: str) -> None:
                     outputs = layer.unroll(x, *states, **given)
                     results.append((outputs, grads(outputs, [x, *states, *layer.parameters()])))
                     with torch.no_grad():
-                        for a, b in zip(layer.unroll(x, *states, **given), outputs, strict=True):
-                            assert_bits_equal(a, b)
-            for a, b in zip(results[0][0], results[1][0], strict=True):
-                assert_bits_equal(a, b)
-            for a, b in zip(results[0][1], results[1][1], strict=True):
-                assert_close(a, b, 1e-5)
+                        assert_all_bits_equal(layer.unroll(x, *states, **given), outputs)
+            assert_all_bits_equal(results[0][0], results[1][0])
+            assert_all_close(results[0][1], results[1][1], relative=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS_WITH_BATCH)
-@layers
+@RECURRENT
 def test_connected_neurons_and_each_sample_alone(name: str, kind: str, backend: str) -> None:
     """In float64, where the order of sums decides no spike; the states are those that the layer holds."""
     layer, x, lengths = connected_calls(name, kind, init_hidden=True)
@@ -140,11 +142,9 @@ def test_connected_neurons_and_each_sample_alone(name: str, kind: str, backend: 
         made = [padded(own, n, len(x), like_last=False), *(padded(r, n, len(x), like_last=True) for r in records)]
         joined.append([*made, *last])
     wanted = [torch.cat(t, 1 if i < 1 + len(states) else 0) for i, t in enumerate(zip(*joined, strict=True))]
-    for a, b in zip(found, wanted, strict=True):
-        assert_close(a, b, 1e-12)
+    assert_all_close(found, wanted, relative=1e-12)
     gradients = grads(found, asking)
-    for a, b in zip(gradients, grads(wanted, asking), strict=True):
-        assert_close(a, b, 1e-10)
+    assert_all_close(gradients, grads(wanted, asking), relative=1e-10)
     for b, n in enumerate(lengths.tolist()):
         assert not gradients[0][n:, b].any()
 
@@ -158,7 +158,7 @@ STEP_BY_STEP: tuple[dict[str, Any], ...] = (
 @pytest.mark.filterwarnings("ignore:snnfast. a layer runs step by step")
 @pytest.mark.parametrize("options", STEP_BY_STEP, ids=lambda options: "-".join(options))
 @pytest.mark.parametrize("backend", ["auto", "reference"])
-@layers
+@RECURRENT
 def test_connected_neurons_step_by_step(name: str, options: dict[str, Any], backend: str) -> None:
     hooked = "hooked" in options  # connections that may be any module
     layer, x, lengths = connected_calls(name, "linear", **({} if hooked else options))
@@ -174,14 +174,12 @@ def test_connected_neurons_step_by_step(name: str, options: dict[str, Any], back
         for own, n in zip(alone, lengths.tolist(), strict=True)
     ]
     wanted = [torch.cat(t, 1) for t in zip(*joined, strict=True)]
-    for a, b in zip(found, wanted, strict=True):
-        assert_close(a, b, 1e-12)
-    for a, b in zip(grads(found, asking), grads(wanted, asking), strict=True):
-        assert_close(a, b, 1e-10)
+    assert_all_close(found, wanted, relative=1e-12)
+    assert_all_close(grads(found, asking), grads(wanted, asking), relative=1e-10)
 
 
 def test_connected_neurons_without_a_batch(backend: str) -> None:
-    layer, x = RLeaky(linear_features=10, **DECAYS["RLeaky"]), torch.rand(9, 10)
+    layer, x = RLeaky(0.9, linear_features=10), torch.rand(9, 10)
     with pytest.raises(ValueError, match=r"^lengths: needs steps with a batch dimension"):
         layer.unroll(x, lengths=torch.arange(10) % 9)
 
@@ -215,11 +213,9 @@ def test_a_sequence(num_steps: int | None, backend: str) -> None:
             for a, c in zip(*((s if isinstance(s, tuple) else (s,)) for s in (state, one)), strict=True):
                 assert_close(a[b : b + 1], c, 1e-12)
     wanted = [torch.cat(t, 1) for t in zip(*joined, strict=True)]
-    for a, c in zip(found, wanted, strict=True):
-        assert_close(a, c, 1e-12)
+    assert_all_close(found, wanted, relative=1e-12)
     asking = [x, *net.parameters()]
-    for a, c in zip(grads(found, asking), grads(wanted, asking), strict=True):
-        assert_close(a, c, 1e-10)
+    assert_all_close(grads(found, asking), grads(wanted, asking), relative=1e-10)
     count, last_mem = net(x, num_steps, lengths=LENGTHS, reduce="sum", record_mem=False)
     assert_close(count, spk.sum(0), 1e-12)
     assert_close(last_mem, mem[-1], 1e-12)
@@ -234,8 +230,7 @@ def test_parts_of_a_sequence(backend: str) -> None:
         *out, states = net(part, states=states, return_states=True, lengths=(LENGTHS - done).clamp(0, len(part)))
         parts.append(out)
         done += len(part)
-    for found, wanted in zip(map(torch.cat, zip(*parts, strict=True)), (spk, mem), strict=True):
-        assert_close(found, wanted, 1e-12)
+    assert_all_close(map(torch.cat, zip(*parts, strict=True)), (spk, mem), relative=1e-12)
 
 
 class Own(nn.Module):
@@ -272,18 +267,3 @@ def test_lengths_are_checked_where_no_layer_takes_them(backend: str) -> None:
     for wrong, error in (([1], TypeError), (LENGTHS[:2], ValueError), (LENGTHS + 1, ValueError)):
         with pytest.raises(error, match=r"^lengths\b"):
             net(x, lengths=wrong)
-
-
-@pytest.mark.needs_extension
-def test_a_sequence_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    net = MultiStep(nn.Linear(6, 8), Leaky(0.8), nn.Linear(8, 4), Leaky(0.9))
-    x, made = torch.rand(STEPS, SAMPLES, 6) * 4, []
-    monkeypatch.setattr(
-        "snnfast._unroll.run.unroll_linear", lambda *args: made.append(args) or linear.unroll_linear(*args)
-    )
-    wanted = net(x, lengths=LENGTHS)
-    assert len(made) == 1
-    torch._dynamo.reset()
-    found = torch.compile(net, backend="aot_eager")(x, lengths=LENGTHS)
-    for a, b in zip(found, wanted, strict=True):
-        assert_close(a, b, 1e-6)

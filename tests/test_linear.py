@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from gradient_checks import FLOWS, Largest, bytes_of, saved_by
 from helpers import (
-    FLOATS,
     KINDS,
     NEURONS,
     SURROGATES,
     Bump,
     Case,
+    assert_all_close,
     assert_bits_equal,
     assert_close,
     expected,
@@ -27,11 +27,9 @@ from helpers import (
 )
 from linear_checks import by_events, check, counting, fits, with_linear
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 import snnfast
 from snnfast import functional
-from snnfast.surrogate import DISABLED
 
 pytestmark = pytest.mark.needs_extension
 neurons, every_neuron = (pytest.mark.parametrize("neuron", names) for names in (NEURONS, KINDS))
@@ -56,7 +54,7 @@ def random_calls(number: int, seed: int, **choices: Any) -> Iterator[tuple[Case,
         "parameters": PARAMETERS,
     } | choices
     for case in random_cases(number, seed, **{"steps": (1, 3, 8, 9, 25), **choices}):
-        yield case, draw.choice((1, 3, 10, 17, 40))
+        yield case, draw.choice((1, 3, 10, 17, 40, 300))
 
 
 # ---- numbers
@@ -65,27 +63,13 @@ def random_calls(number: int, seed: int, **choices: Any) -> Iterator[tuple[Case,
 @every_neuron
 @pytest.mark.parametrize("variant", ["unroll", "constant"])
 def test_random_calls_equal_the_reference(variant: str, neuron: str) -> None:
-    shapes = [(*rows, n) for rows, n in itertools.product(ROWS, (1, 7, 33, 65))]
-    for i, (case, outputs) in enumerate(random_calls(12, 1, neuron=(neuron,), variant=(variant,), shape=shapes)):
+    shapes = [(*rows, n) for rows, n in itertools.product(ROWS, (1, 7, 33, 65, 1000))]
+    for i, (case, outputs) in enumerate(random_calls(20, 1, neuron=(neuron,), variant=(variant,), shape=shapes)):
         check(case, outputs, bias=i % 3 > 0, flow=FLOWS[i % 5], seed=i)
         assert by_events(fused, with_linear(case), case) == fits(case), str(case)
         with torch.no_grad():
             spk = fused(with_linear(case), case)["spk"]
         assert_bits_equal(spk, fused(leaves(with_linear(case)), case)["spk"])
-
-
-@pytest.mark.parametrize("name", [*SURROGATES, "DISABLED"])
-def test_every_surrogate_and_reset(name: str) -> None:
-    choices = {"spike_grad": (SURROGATES.get(name, DISABLED),), "shape": ((3, 10),), "steps": (9,), "dtype": FLOATS}
-    for i, (case, outputs) in enumerate(random_calls(18, 5, **choices)):
-        check(case, outputs, wrt=(None, ("current", "weight"), ("current",))[i % 3])
-
-
-@pytest.mark.thorough
-def test_every_number_of_inputs_and_outputs() -> None:
-    for i, (inputs_, outputs) in enumerate(itertools.product((1, 7, 33, 65, 1000), (1, 3, 10, 17, 40, 300))):
-        steps, rows = (1, 3, 8, 9, 17)[i % 5], (3, 1, 2)[i % 3]
-        check(Case("leaky", "unroll", steps, (rows, inputs_), FLOATS[i % 2], record_mem=i % 3 == 0), outputs)
 
 
 @neurons
@@ -111,25 +95,12 @@ def test_currents_in_any_layout() -> None:
         given = layout.detach().requires_grad_()
         found, wanted = (f({**tensors, "current": given}, case)["spk"] for f in (fused, expected))
         assert_close(found, wanted, 1e-6)
-        for a, b in zip(*(torch.autograd.grad(t.square().sum(), [given]) for t in (found, wanted)), strict=True):
-            assert_close(a, b, 1e-5)
+        assert_all_close(*(torch.autograd.grad(t.square().sum(), [given]) for t in (found, wanted)), relative=1e-5)
 
 
 def test_the_sum_of_the_spikes_is_what_the_linear_layer_is_given_with_reduce() -> None:
     check(Case("leaky", "count", 9, (4, 6)))
     check(Case("synaptic", "count+constant", 9, (4, 6), record_mem=False))
-
-
-def test_rounded_membranes_are_saved_beside_the_bits() -> None:
-    case = Case("leaky", "rounded", 25, (4, 33), record_mem=False)
-    tensors = leaves(with_linear(case), ("current", "weight"))
-    found = []
-    for events in (True, False):
-        with snnfast.use_events(events):
-            out = fused(tensors, case)["spk"]
-        found.append(torch.autograd.grad(out.square().sum(), [tensors["current"], tensors["weight"]]))  # type: ignore[list-item]
-    for a, b in zip(*found, strict=True):
-        assert_close(a, b, 1e-5)
 
 
 # ---- memory
@@ -186,26 +157,6 @@ def test_forward_mode_differentiation_is_refused() -> None:
             functional.lif(x, beta=0.9, weight=torch.rand(2, 3))
 
 
-@pytest.mark.parametrize("reentrant", [True, False])
-def test_checkpointing(reentrant: bool) -> None:
-    case = Case("leaky", "unroll", 9, (4, 6), record_mem=False)
-    found = []
-    for again in (False, True):
-        tensors = leaves(with_linear(case))
-        names = list(tensors)
-
-        def call(*given: Tensor, names: list[str] = names) -> Tensor:
-            return fused(dict(zip(names, given, strict=True)), case)["spk"]
-
-        run = partial(checkpoint, call, use_reentrant=reentrant) if again else call
-        with counting() as calls:
-            run(*tensors.values()).square().sum().backward()
-        assert calls == ["product"] * (1 + again) + ["weight"]
-        found.append([t.grad for t in tensors.values() if t is not None])
-    for a, b in zip(*found, strict=True):
-        assert_bits_equal(a, b)  # type: ignore[arg-type]
-
-
 # ---- where it is not done
 
 
@@ -241,12 +192,6 @@ def test_what_can_not_be_done_by_bits_is_done_with_numbers() -> None:
         assert not lif()
 
 
-def test_autocast_takes_a_weight_of_another_dtype() -> None:
-    with torch.autocast("cpu", torch.bfloat16):
-        out, _ = functional.lif(torch.rand(4, 3, 10).bfloat16(), beta=0.9, weight=torch.rand(5, 10))
-    assert out.dtype == torch.bfloat16
-
-
 def test_torch_func() -> None:
     x, weight = torch.rand(5, 9, 4, 6) * 2, torch.randn(3, 6)
     with counting() as calls:
@@ -263,54 +208,4 @@ def test_torch_func() -> None:
 # ---- the switch
 
 
-def test_a_block_chooses_and_restores() -> None:
-    case = Case("leaky")
-    given = with_linear(case)
-    assert by_events(fused, given, case)
-    with snnfast.use_events(False):
-        assert not by_events(fused, given, case)
-        assert snnfast.config()["events"].startswith("no")
-        with snnfast.use_events(True):
-            assert by_events(fused, given, case)
-    assert snnfast.config()["events"] == "yes"
-    with pytest.raises(ZeroDivisionError), snnfast.use_events(False):
-        raise ZeroDivisionError
-    assert by_events(fused, given, case)
-
-
 # ---- torch.compile
-
-
-@pytest.mark.parametrize("neuron", [*NEURONS[:2], *(pytest.param(n, marks=pytest.mark.thorough) for n in NEURONS[2:])])
-def test_compiled_calls_have_the_numbers_and_gradients_of_the_eager_ones(neuron: str) -> None:
-    dynamic = neuron != "leaky"
-    case = Case(neuron, "unroll", 9, (4, 6), torch.float64, record_mem=not dynamic, parameters="neuron")
-    compiled = torch.compile(partial(fused, case=case), backend="aot_eager", fullgraph=True, dynamic=dynamic)
-    for seed in (0, 1):
-        tensors = leaves(with_linear(case, seed=seed))
-        asking = [t for t in tensors.values() if t is not None]
-        found, wanted = compiled(tensors), fused(tensors, case)
-        for name, t in wanted.items():
-            assert_bits_equal(found[name], t, name)
-        grads = (torch.autograd.grad(sum(t.square().sum() for t in o.values()), asking) for o in (found, wanted))  # type: ignore[arg-type]
-        for name, a, b in zip(tensors, *grads, strict=True):
-            assert_close(a, b, 1e-12, name)
-
-
-WEIGHT_AT = [a.name for a in torch.ops.snnfast.unroll.default._schema.arguments].index("weight")
-
-
-def test_compiled_code_follows_the_switch() -> None:
-    case = Case("leaky")
-    given, graphs = with_linear(case), []
-
-    def recording(gm: torch.fx.GraphModule, example_inputs: Any) -> Any:
-        (unroll,) = (n for n in gm.graph.nodes if n.target is torch.ops.snnfast.unroll)
-        graphs.append(len(unroll.args) > WEIGHT_AT)
-        return gm.forward
-
-    compiled = torch.compile(partial(fused, case=case), backend=recording, fullgraph=True)
-    for events in (True, False, True):
-        with snnfast.use_events(events):
-            compiled(given)
-    assert graphs == [True, False]

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import assert_bits_equal
+from helpers import assert_all_bits_equal, assert_bits_equal
 from loop_nets import Feedback, Net, assert_same, currents, graphs
 from torch import Tensor, nn
 
@@ -123,8 +123,7 @@ def test_a_probe_of_snntorch_records_every_step() -> None:
         model(x)
     assert len(monitors[0].records) == 20
     for expected, found in zip(*(monitor.records for monitor in monitors), strict=True):
-        for a, b in zip(found, expected, strict=True):
-            assert_bits_equal(a, b)
+        assert_all_bits_equal(found, expected)
 
 
 def test_hooks_that_were_registered_before_the_first_call_are_called() -> None:
@@ -346,8 +345,7 @@ def test_a_network_that_gains_nothing_runs_as_it_is_and_one_warning_says_why(mak
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         assert_not_compiled(net)
-        for a, b in zip(net(x), other(x), strict=True):
-            assert_bits_equal(a, b)
+        assert_all_bits_equal(net(x), other(x))
         snnfast.compile(make())(x)  # the same reason of the same class
 
 

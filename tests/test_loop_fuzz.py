@@ -11,9 +11,7 @@ from helpers import THOROUGH
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from loop_fuzz import LEFT_OUT, OUTCOMES, outcome, with_settings, wrong
-from random_pieces import PIECES
-from random_programs import Program
-from random_statements import KINDS
+from random_programs import KINDS, PIECES, Program
 
 pytestmark = [pytest.mark.needs_extension, pytest.mark.filterwarnings("ignore")]
 PROGRAMS, CHUNK = 500 if THOROUGH else 25, 25

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import assert_bits_equal
+from helpers import assert_all_bits_equal, assert_bits_equal
 from loop_nets import Net, currents, refused
 from torch import Tensor, nn
 
@@ -26,19 +26,18 @@ def test_verification_passes_what_is_right() -> None:
     net, x = Net(), currents().requires_grad_()
     other = copy.deepcopy(net)
     found = snnfast.compile(net)(x)
-    for a, b in zip(found, other(x), strict=True):
-        assert_bits_equal(a, b)
+    assert_all_bits_equal(found, other(x))
     found[1].sum().backward()
     assert net.fc1.weight.grad is not None
 
 
 PLANTED = {
     "steps in another order": (
-        lambda site, right: site.call(torch.flip, right, [0]),
+        lambda step, right: step.emit(torch.flip, right, [0]),
         r"SNNFAST_VERIFY: output \d of the loop at .*loop_nets.py.* elements differ",
     ),
     "gradients cut": (
-        lambda site, right: site.call(torch.detach, right),
+        lambda step, right: step.emit(torch.detach, right),
         r"SNNFAST_VERIFY: gradient of input \d+ .* relative error",
     ),
 }
@@ -46,9 +45,9 @@ PLANTED = {
 
 @pytest.mark.parametrize(("wrong", "message"), PLANTED.values(), ids=PLANTED)
 def test_verification_finds_a_wrong_rule(wrong: Any, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def planted(site: rules.Site) -> Any:
-        right = rules.with_batch(site)
-        return None if right is None else wrong(site, right)
+    def planted(step: rules.StepCall) -> Any:
+        right = rules.with_batch(step)
+        return None if right is None else wrong(step, right)
 
     monkeypatch.setitem(rules.RULES, "linear", planted)
     with pytest.raises(RuntimeError, match=message):

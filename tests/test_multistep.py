@@ -4,11 +4,11 @@ import itertools
 
 import pytest
 import torch
-from helpers import assert_bits_equal, assert_close
+from helpers import assert_all_bits_equal, assert_all_close, assert_bits_equal, assert_close
 from multistep_checks import NEURONS, eighths, exact, loop, make
 from torch import nn
 
-from snnfast import Leaky, MultiStep, Synaptic
+from snnfast import Leaky, MultiStep
 from snnfast.neurons.base import SpikingLayer
 
 
@@ -29,10 +29,8 @@ def test_the_loop_over_time(neuron: type[SpikingLayer], num_steps: int | None, b
     for spk, *states in outputs:
         total = spk.square().sum() + sum(state.sum() for state in states)
         gradients.append(torch.autograd.grad(total, [x, *parameters]))
-    for a, b in zip(*outputs, strict=True):
-        assert_bits_equal(a, b)
-    for a, b in zip(*gradients, strict=True):
-        assert_close(a, b, 1e-5)
+    assert_all_bits_equal(*outputs)
+    assert_all_close(*gradients, relative=1e-5)
     spk, *states = net(x, num_steps, record_mem=False)
     assert_bits_equal(spk, outputs[1][0])
     for a, b in zip(states, outputs[1][1:], strict=True):
@@ -72,15 +70,27 @@ def test_what_is_returned_depends_on_the_last_layer(backend: str) -> None:
     assert MultiStep(linear)(x[0], 7).shape == (4, 12)  # nothing has made it change with time
 
 
+@pytest.mark.parametrize("num_steps", [None, 9], ids=["sequence", "constant"])
+def test_a_sequence_counts_the_spikes_of_its_last_layer(num_steps: int | None, backend: str) -> None:
+    net = MultiStep(nn.Linear(12, 20), Leaky(0.5), nn.Linear(20, 6), Leaky(0.75, learn_beta=True))
+    x = torch.rand(4, 12) * 4 if num_steps else torch.rand(9, 4, 12) * 4
+    for record_mem in (True, False):
+        results = []
+        for reduce in ("sum", None):
+            spk, mem = net(x, num_steps, record_mem=record_mem, reduce=reduce)
+            count = spk if reduce else spk.sum(0)
+            grads = torch.autograd.grad(count.square().sum() + mem.sum(), list(net.parameters()))
+            results.append((count, mem, *grads))
+        assert results[0][0].any()
+        for i, (a, b) in enumerate(zip(*results, strict=True)):
+            assert_close(a, b, 1e-5) if i > 1 else assert_bits_equal(a, b)
+    with pytest.raises(ValueError, match=r"^reduce: needs a \w+ as the last layer, got Linear"):
+        MultiStep(Leaky(0.5), nn.Linear(12, 6))(x, num_steps, reduce="sum")
+
+
 def test_empty_sequences_and_batches(backend: str) -> None:
     net = MultiStep(nn.Linear(12, 6), Leaky(0.9))
     for steps, batch in itertools.product((0, 3), (0, 4)):
         for x, num_steps in ((torch.rand(steps, batch, 12), None), (torch.rand(batch, 12), steps)):
             spk, mem = net(x, num_steps)
             assert spk.shape == mem.shape == (steps, batch, 6)
-
-
-def test_a_membrane_dtype_that_a_neuron_cannot_have() -> None:
-    net = MultiStep(nn.Linear(12, 6), Leaky(0.9), nn.Linear(6, 6), Synaptic(0.9, 0.8), nn.Linear(6, 2))
-    with pytest.raises(ValueError, match=r"^membrane_dtype: .*synaptic"):
-        net(torch.rand(5, 4, 12), membrane_dtype=torch.bfloat16)

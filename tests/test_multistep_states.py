@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import assert_bits_equal, assert_close
+from helpers import assert_all_bits_equal, assert_all_close, assert_bits_equal, assert_close
 from multistep_checks import NEURONS, eighths, exact, make
 from torch import Tensor, nn
 
@@ -49,8 +49,7 @@ def test_part_by_part_equals_the_whole(
     for mems, mem in zip(found, records, strict=True):
         assert_bits_equal(torch.cat(mems) if record_mem else mems[-1], mem if record_mem else mem[-1])
     assert len(states) == len(last) == 4
-    for a, b in zip(flat(states), flat(last), strict=True):
-        assert_bits_equal(a, b)
+    assert_all_bits_equal(flat(states), flat(last))
     constant = net(x[0], 9)[0]
     first, *_, states = net(x[0], 4, return_states=True)
     assert_bits_equal(torch.cat([first, net(x[0], 5, states=states)[0]]), constant)
@@ -71,8 +70,7 @@ def test_gradients_of_states(neuron: type[SpikingLayer], backend: str) -> None:
     assert all(state.requires_grad for state in flat(states))
     *_, second = net(x[5:], states=states)
     found = torch.autograd.grad(first.square().sum() + second.square().sum(), parameters)
-    for a, b in zip(found, expected, strict=True):
-        assert_close(a, b, 1e-5)
+    assert_all_close(found, expected, relative=1e-5)
     for state in flat(states):
         state.detach_()  # in place: none is a view
     (gradient,) = torch.autograd.grad(net(x[5:], states=states)[-1].square().sum(), x)
@@ -99,8 +97,7 @@ def test_none_among_the_states_is_zeros(neuron: type[SpikingLayer], backend: str
     if neuron is Synaptic:
         given += [[(None, torch.zeros(3, 5)), None, [torch.zeros(3, 5), None], (None, None)]]
     for states in given:
-        for a, b in zip(net(x, states=states), net(x), strict=True):
-            assert_bits_equal(a, b)
+        assert_all_bits_equal(net(x, states=states), net(x))
 
 
 @NEURONS
@@ -115,8 +112,7 @@ def test_states_of_half_precision(record_mem: bool, neuron: type[SpikingLayer], 
         assert all(state.dtype == torch.float32 for state in flat(states))
         spks.append(out)
     assert_bits_equal(torch.cat(spks), spk)
-    for found, expected in zip(flat(states), flat(last), strict=True):
-        assert_bits_equal(found, expected)
+    assert_all_bits_equal(flat(states), flat(last))
 
 
 MEM = torch.zeros(3, 5)

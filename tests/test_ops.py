@@ -143,6 +143,12 @@ def test_every_record_gives_the_states_it_asks_for(neuron: str, device: torch.de
                 assert t._base is None
 
 
+@pytest.mark.parametrize("neuron", ["rleaky", "rsynaptic"])
+def test_one_step_returns_its_spikes_once(neuron: str, device: torch.device) -> None:
+    case = Case(neuron, "step", 1)
+    assert len(call_op(case.kind.ops.forward, forward_arguments(case, device))) == len(case.kind.results)
+
+
 @neurons
 @pytest.mark.parametrize("name", list(SURROGATES))
 def test_a_given_derivative_equals_the_surrogate(name: str, neuron: str, device: torch.device) -> None:

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 import snnfast
 import snnfast.snntorch
 from snnfast import surrogate
-from snnfast.neurons.registry import LAYERS
+from snnfast.neurons import LAYERS
 from snnfast.surrogate import Surrogate
 
 bump = Bump.apply  # a surrogate that the kernels do not know
@@ -291,18 +291,32 @@ def check(case: Layer, device: torch.device | str = "cpu") -> None:
         assert_close(a.to(b.dtype), b, relative, name, scale=1.0 if name == "current" else scale)
 
 
+def check_numbers(neuron: str, numbers: range, device: torch.device | str = "cpu") -> None:
+    for number in numbers:
+        case = random_layer(neuron, number)
+        try:
+            check(case, device)
+        except Exception as error:
+            error.add_note(repr(case))
+            raise
+
+
+unstable = pytest.mark.filterwarnings("ignore:Inhibition is an unstable", "ignore:snnfast. a layer runs step by step")
+
+
 @emulated_if_thorough
-@pytest.mark.filterwarnings("ignore:Inhibition is an unstable", "ignore:snnfast. a layer runs step by step")
+@unstable
 @pytest.mark.parametrize("neuron", NAMES)
 def test_a_random_layer_has_the_numbers_of_snntorchs_loop(neuron: str, device: torch.device) -> None:
     with snnfast.use_backend("auto"):  # some run step by step
-        for number in range(1500 if THOROUGH else 100):
-            case = random_layer(neuron, number)
-            try:
-                check(case, device)
-            except Exception as error:
-                error.add_note(repr(case))
-                raise
+        check_numbers(neuron, range(1500 if THOROUGH else 100), device)
+
+
+@unstable
+@pytest.mark.parametrize("neuron", NAMES)
+def test_so_has_the_reference(neuron: str) -> None:
+    with snnfast.use_backend("reference"):
+        check_numbers(neuron, range(1500, 2000 if THOROUGH else 1560))
 
 
 def test_surrogates_of_both_libraries_are_drawn() -> None:
@@ -311,5 +325,4 @@ def test_surrogates_of_both_libraries_are_drawn() -> None:
 
 
 def test_every_neuron_is_drawn() -> None:
-    assert [layer.__name__ for layer in LAYERS] == list(STATES)
-    assert [layer.neuron.states for layer in LAYERS] == list(STATES.values())
+    assert {name: layer.neuron.states for name, layer in LAYERS.items()} == STATES

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import snntorch
 import torch
-from helpers import assert_bits_equal, assert_close
+from helpers import SURROGATES, assert_all_bits_equal, assert_bits_equal, assert_close
 from snntorch import utils
-from snntorch_checks import BOTH, NEURONS, NOT_LAPICQUE, OURS, STATES, held, make, over_time, own_list_of_neurons  # noqa: F401
+from snntorch_checks import BOTH, EVERY, NEURONS, NOT_LAPICQUE, OURS, STATES, held, make, over_time, own_list_of_neurons  # noqa: F401
 from torch import Tensor, nn
 
 import snnfast
@@ -103,12 +103,17 @@ def test_a_constructor_that_raises(name: str, library: Any) -> None:
 
 
 @OURS
-@NEURONS
+@EVERY
 def test_copies_pickles_and_files(name: str, library: Any) -> None:
+    """They are equal and independent, and hold what the layer holds, of which a checkpoint has nothing."""
     cls = getattr(library, name)
-    lif = make(library, name, beta=torch.rand(3), init_hidden=True, learn_beta=True, reset_mechanism="zero")
-    lif(torch.rand(2, 3))
+    options: dict[str, Any] = {"spike_grad": SURROGATES["SFS"], "learn_beta": True, "reset_mechanism": "zero"}
+    lif = make(library, name, beta=torch.rand(3) * 0.5, init_hidden=True, **options)
+    for step in torch.full((2, 2, 3), 1.5):
+        lif(step)
     assert lif.mem.requires_grad
+    assert not any(isinstance(state, nn.Parameter) for state in held(lif))
+    assert not set(STATES[name]) & {*lif.state_dict(), *dict(lif.named_buffers())}
     file = io.BytesIO()
     torch.save(lif, file)
     file.seek(0)
@@ -120,6 +125,13 @@ def test_copies_pickles_and_files(name: str, library: Any) -> None:
             assert not state.requires_grad
         assert any(layer is other for layer in cls.instances)
     assert lif.mem.requires_grad  # the layer's own graph is left alone
+    x = torch.rand(6, 2, 3) * 2
+    with torch.no_grad():
+        expected = lif.unroll(x)
+        for other in copies:
+            assert_all_bits_equal(other.unroll(x), expected)
+            other.beta.zero_()
+    assert lif.beta.any()
     cls.reset_hidden()
     assert not any(state.any() for other in (lif, *copies) for state in held(other))
     for other in copies if library is snn else ():  # which snnTorch's reset reaches, as it does not its own copies

@@ -1,24 +1,24 @@
 """Connections between the neurons of RLeaky and RSynaptic, and what is particular to these layers."""
 
 import copy
+import functools
 import itertools
 import pickle
+import warnings
 from typing import Any
 
 import pytest
 import snntorch
 import torch
-from helpers import Bump, Case, assert_bits_equal, assert_close
+from helpers import Bump, Case, assert_all_bits_equal, assert_all_close, assert_bits_equal, assert_close
 from ops import forward_arguments, ordered, permuted
-from recurrent_checks import DECAYS, connected, current, layers, loop, make, trained
-from snntorch import utils
-from snntorch_checks import own_list_of_neurons  # noqa: F401
+from snntorch_checks import CONNECTED, RECURRENT, connected, current_of, loop, own_list_of_neurons, trained  # noqa: F401
 from torch import nn
 
 import snnfast
 import snnfast.snntorch as snn
 from snnfast import functional
-from snnfast._core import ops
+from snnfast._core import backend, ops
 
 
 @pytest.fixture(autouse=True)
@@ -27,46 +27,42 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-@layers
-@connected
+@RECURRENT
+@CONNECTED
 def test_numbers(kind: str, name: str) -> None:
     resets = itertools.product(("subtract", "zero", "none"), (True, False), (torch.float32, torch.float64))
     for reset, delay, dtype in resets:
         delay = delay or name == "RSynaptic"  # of snnTorch it raises an error without the delay
         options = {"reset_mechanism": reset, "reset_delay": delay, "learn_beta": True, "learn_threshold": True}
-        theirs, ours = (make(library, name, kind, **options).to(dtype) for library in (snntorch, snnfast))
-        x = current(kind, dtype=dtype)
+        theirs, ours = (connected(library, name, kind, **options).to(dtype) for library in (snntorch, snnfast))
+        x = current_of(kind, dtype=dtype)
         start = [torch.rand_like(x[0]) for _ in theirs.reset_mem()]
         results = []
-        for layer, call in ((theirs, loop), (ours, loop), (ours, lambda layer, x, states: layer.unroll(x, *states))):
+        for layer, call in ((theirs, loop), (ours, loop), (ours, type(ours).unroll)):
             leaves = [t.clone().requires_grad_() for t in (x, *start)]
-            outputs = call(layer, leaves[0], leaves[1:])  # type: ignore[operator]
+            outputs = call(layer, *leaves)
             results.append((outputs, trained(layer, outputs, leaves)))
         assert 0.02 < results[0][0][0].mean() < 0.98
         for outputs, grads in results[1:]:
-            for a, b in zip(outputs, results[0][0], strict=True):
-                assert_bits_equal(a, b)
-            for a, b in zip(grads, results[0][1], strict=True):
-                assert_close(a, b, 2e-5 if dtype == torch.float32 else 1e-11)
+            assert_all_bits_equal(outputs, results[0][0])
+            assert_all_close(grads, results[0][1], relative=2e-5 if dtype == torch.float32 else 1e-11)
 
 
-@connected
+@CONNECTED
 def test_numbers_of_the_cuda_sources(kind: str, device: torch.device) -> None:
-    layer, x = make(snnfast, "RSynaptic", kind, reset_delay=False).to(device), current(kind).to(device)
+    layer, x = connected(snnfast, "RSynaptic", kind, reset_delay=False).to(device), current_of(kind).to(device)
     leaf = x.clone().requires_grad_()
     found = layer.unroll(leaf)
     with snnfast.use_backend("reference"):
         other = x.clone().requires_grad_()
         expected = layer.unroll(other)
-    for a, b in zip(found, expected, strict=True):
-        assert_bits_equal(a, b)
-    for a, b in zip(trained(layer, found, [leaf]), trained(layer, expected, [other]), strict=True):
-        assert_close(a, b, 1e-5)
+    assert_all_bits_equal(found, expected)
+    assert_all_close(trained(layer, found, [leaf]), trained(layer, expected, [other]), relative=1e-5)
 
 
-@layers
+@RECURRENT
 def test_ways_of_asking(name: str) -> None:
-    layer, x = make(snnfast, name, "linear"), current("linear")
+    layer, x = connected(snnfast, name, "linear"), current_of("linear")
     for constant, grad in itertools.product((False, True), (False, True)):
         given, options = (x[0], {"num_steps": 19}) if constant else (x, {})
         with torch.set_grad_enabled(grad):
@@ -80,9 +76,9 @@ def test_ways_of_asking(name: str) -> None:
         assert spk.any()
 
 
-@layers
+@RECURRENT
 def test_gradients_of_a_count_and_a_constant_current(name: str) -> None:
-    layer, x = make(snnfast, name, "linear", learn_beta=True), current("linear")[0]
+    layer, x = connected(snnfast, name, "linear", learn_beta=True), current_of("linear")[0]
     results = []
     for unroll in (True, False):
         leaf = x.clone().requires_grad_()
@@ -92,12 +88,11 @@ def test_gradients_of_a_count_and_a_constant_current(name: str) -> None:
             record = loop(layer, leaf.expand(19, *leaf.shape))
             spk, *states = record[0].sum(0), *(r[-1] for r in record[1:])
         results.append(trained(layer, (spk, *states), [leaf]))
-    for a, b in zip(*results, strict=True):
-        assert_close(a, b, 1e-5)
+    assert_all_close(*results, relative=1e-5)
 
 
 def test_no_steps_and_meta_tensors() -> None:
-    layer, x = make(snnfast, "RLeaky", "linear"), torch.zeros(0, 4, 16, requires_grad=True)
+    layer, x = connected(snnfast, "RLeaky", "linear"), torch.zeros(0, 4, 16, requires_grad=True)
     mem = torch.rand(4, 16, requires_grad=True)
     spk, record = layer.unroll(x, None, mem)
     assert spk.shape == record.shape == (0, 4, 16)
@@ -115,12 +110,11 @@ def test_no_steps_and_meta_tensors() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(dtype: torch.dtype) -> None:
-    layer, x = make(snnfast, "RLeaky", "linear").to(dtype), current("linear", dtype=torch.float32).to(dtype)
+    layer, x = connected(snnfast, "RLeaky", "linear").to(dtype), current_of("linear", dtype=torch.float32).to(dtype)
     spk, mem = layer.unroll(x.requires_grad_())
     with snnfast.use_backend("reference"):
         expected = layer.unroll(x)
-    for a, b in zip((spk, mem), expected, strict=True):
-        assert_bits_equal(a, b)
+    assert_all_bits_equal((spk, mem), expected)
     spk.sum().backward()
     assert x.grad is not None
     assert x.grad.dtype == layer.recurrent.weight.grad.dtype == dtype
@@ -130,9 +124,9 @@ def test_half_precision(dtype: torch.dtype) -> None:
 def test_gradients_of_weights_by_events() -> None:
     found = []
     for enabled in (True, False):
-        layer = make(snnfast, "RLeaky", "linear")
+        layer = connected(snnfast, "RLeaky", "linear")
         with snnfast.use_events(enabled):
-            layer.unroll(current("linear", 40))[0].square().sum().backward()
+            layer.unroll(current_of("linear", 40))[0].square().sum().backward()
         found.append(layer.recurrent.weight.grad)
         assert found[-1].abs().max() > 0
         torch.manual_seed(0)
@@ -147,8 +141,8 @@ def test_gradients_of_weights_by_events() -> None:
     ids=lambda o: next(iter(o)),
 )
 def test_what_runs_step_by_step(options: dict[str, Any]) -> None:
-    theirs, ours = (make(library, "RLeaky", "linear", **options) for library in (snntorch, snnfast))
-    x = current("linear")
+    theirs, ours = (connected(library, "RLeaky", "linear", **options) for library in (snntorch, snnfast))
+    x = current_of("linear")
     leaves = [x.clone().requires_grad_() for _ in range(2)]
     results = []
     for layer, outputs, leaf in (
@@ -156,76 +150,85 @@ def test_what_runs_step_by_step(options: dict[str, Any]) -> None:
         (ours, ours.unroll(leaves[1]), leaves[1]),
     ):
         results.append((outputs, trained(layer, outputs, [leaf])))
-    for a, b in zip(results[1][0], results[0][0], strict=True):
-        assert_bits_equal(a, b)
-    for a, b in zip(results[1][1], results[0][1], strict=True):
-        assert_close(a, b, 1e-5)
+    assert_all_bits_equal(results[1][0], results[0][0])
+    assert_all_close(results[1][1], results[0][1], relative=1e-5)
 
 
-@connected
+@pytest.mark.needs_extension
+def test_what_makes_a_neuron_wait_for_others_says_so() -> None:
+    for options, why in (
+        ({"inhibition": True}, "inhibition in a rleaky layer makes each neuron wait for all others"),
+        ({"state_quant": torch.round}, "state_quant is called on the states of every step"),
+    ):
+        call = functools.partial(functional.rleaky, torch.rand(7, 3, 10) * 2, beta=0.9, V=0.5, **options)  # type: ignore[arg-type]
+        with snnfast.use_backend("fused"), pytest.raises(RuntimeError, match=why):
+            call()
+        backend._warned.clear()
+        with snnfast.use_backend("auto"), pytest.warns(UserWarning, match=why):
+            found = call()
+        with warnings.catch_warnings(), snnfast.use_backend("reference"):
+            warnings.simplefilter("error")
+            assert_all_bits_equal(found, call())
+
+
+@CONNECTED
 def test_orders_in_memory(kind: str, backend: str) -> None:
     for spike_grad in (None, Bump.apply):
-        layer, x = make(snnfast, "RLeaky", kind, spike_grad=spike_grad), current(kind)
+        layer, x = connected(snnfast, "RLeaky", kind, spike_grad=spike_grad), current_of(kind)
         start = [torch.rand_like(x[0]) for _ in range(2)]
         expected = layer.unroll(x, *start)
         over_time = x.new_empty(len(x), *reversed(x.shape[1:])).permute(0, *reversed(range(1, x.dim()))).copy_(x)
         for given in (over_time, x):
             states = [permuted(t) for t in start]
-            for found in (layer.unroll(given, *states), loop(layer, given, states)):
-                for a, b in zip(found, expected, strict=True):
-                    assert_bits_equal(a, b)
+            for found in (layer.unroll(given, *states), loop(layer, given, *states)):
+                assert_all_bits_equal(found, expected)
 
 
 def test_connections_by_any_module() -> None:
-    layer, x = make(snnfast, "RLeaky", "linear"), current("linear")
+    layer, x = connected(snnfast, "RLeaky", "linear"), current_of("linear")
     expected = layer.unroll(x)
     calls: list[Any] = []
     layer.recurrent.register_forward_hook(lambda *given: calls.append(given))
-    for a, b in zip(layer.unroll(x), expected, strict=True):
-        assert_bits_equal(a, b)
+    assert_all_bits_equal(layer.unroll(x), expected)
     assert len(calls) == 19
-    plain = make(snnfast, "RLeaky", "linear")
+    plain = connected(snnfast, "RLeaky", "linear")
     with nn.modules.module.register_module_forward_hook(lambda *given: calls.append(given)):
         plain.unroll(x)
     assert [module for module, *_ in calls[19:]] == [plain.recurrent] * 19
     layer.recurrent = nn.Sequential(nn.Linear(16, 4), nn.Tanh(), nn.Linear(4, 16))
-    for a, b in zip(layer.unroll(x), loop(layer, x), strict=True):
-        assert_bits_equal(a, b)
+    assert_all_bits_equal(layer.unroll(x), loop(layer, x))
 
 
 @pytest.mark.parametrize("of", ["parameter", "state"])
 def test_float64_beside_a_float32_current(of: str, backend: str) -> None:
-    layer, x = make(snnfast, "RLeaky", "linear"), current("linear").requires_grad_()
-    start = [torch.rand_like(x[0]), torch.rand(x[0].shape, dtype=torch.float64)] if of == "state" else None
+    layer, x = connected(snnfast, "RLeaky", "linear"), current_of("linear").requires_grad_()
+    start = [torch.rand_like(x[0]), torch.rand(x[0].shape, dtype=torch.float64)] if of == "state" else []
     if of == "parameter":
         layer.beta = torch.linspace(0.5, 1, 16, dtype=torch.float64)
-    expected, found = loop(layer, x, start), layer.unroll(x, *start or ())
+    expected, found = loop(layer, x, *start), layer.unroll(x, *start)
     assert [t.dtype for t in found] == [torch.float32, torch.float64]
-    for a, b in zip(found, expected, strict=True):
-        assert_bits_equal(a, b)
-    for a, b in zip(trained(layer, found, [x]), trained(layer, expected, [x]), strict=True):
-        assert_close(a, b, 1e-5)
-    assert [t.dtype for t in layer.unroll(x[:0], *start or ())] == [torch.float32, torch.float64]
+    assert_all_bits_equal(found, expected)
+    assert_all_close(trained(layer, found, [x]), trained(layer, expected, [x]), relative=1e-5)
+    assert [t.dtype for t in layer.unroll(x[:0], *start)] == [torch.float32, torch.float64]
 
 
 def test_a_convolution_may_name_its_padding() -> None:
-    layer, x = snnfast.RLeaky(0.9, conv2d_channels=2, kernel_size=1), current("conv").requires_grad_()
+    layer, x = snnfast.RLeaky(0.9, conv2d_channels=2, kernel_size=1), current_of("conv").requires_grad_()
     by_number = trained(layer, layer.unroll(x), [x])
     layer.recurrent.padding = "valid"
-    for a, b in zip(trained(layer, layer.unroll(x), [x]), by_number, strict=True):
-        assert_close(a, b, 1e-5)
+    assert_all_close(trained(layer, layer.unroll(x), [x]), by_number, relative=1e-5)
 
 
 def test_a_second_derivative() -> None:
-    layer, x = make(snnfast, "RLeaky", "linear"), current("linear").requires_grad_()
+    layer, x = connected(snnfast, "RLeaky", "linear"), current_of("linear").requires_grad_()
     (grad,) = torch.autograd.grad(layer.unroll(x)[1].square().sum(), x, create_graph=True)
     with pytest.raises(NotImplementedError, match="second derivative"):
         grad.sum().backward()
 
 
 def test_a_result_changed_in_place() -> None:
-    layer = make(snnfast, "RLeaky", "linear")
-    spk, mem = layer.unroll(current("linear"))
+    layer = connected(snnfast, "RLeaky", "linear")
+    spk, mem = layer.unroll(current_of("linear"))
     loss = spk.sum()
     mem.zero_()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
@@ -234,7 +237,7 @@ def test_a_result_changed_in_place() -> None:
 
 def test_the_functions_take_weights() -> None:
     for kind in ("linear", "conv"):
-        layer, x = make(snnfast, "RLeaky", kind), current(kind)
+        layer, x = connected(snnfast, "RLeaky", kind), current_of(kind)
         weight, bias = layer.recurrent.weight, layer.recurrent.bias
         found = functional.rleaky(x, beta=layer.beta, recurrent_weight=weight, recurrent_bias=bias)
         stepped = snnfast.reference.rleaky(x, beta=layer.beta, recurrent_weight=weight, recurrent_bias=bias)
@@ -284,11 +287,11 @@ def test_wrong_sizes() -> None:
 # ---- layers: checkpoints, states, and what of snnTorch is mended
 
 
-@layers
+@RECURRENT
 @pytest.mark.parametrize("kind", ["linear", None])
 def test_convert_and_revert_leave_the_numbers(kind: str | None, name: str) -> None:
-    net = nn.Sequential(make(snntorch, name, kind, init_hidden=True))
-    x, recurrent = current(kind), net[0].recurrent
+    net = nn.Sequential(connected(snntorch, name, kind, init_hidden=True))
+    x, recurrent = current_of(kind), net[0].recurrent
     expected = [torch.stack([net(step) for step in x]) for _ in range(2)]  # the second goes on
     net[0].reset_mem()
     assert snn.convert(net).swapped == ("0",)
@@ -303,43 +306,25 @@ def test_convert_and_revert_leave_the_numbers(kind: str | None, name: str) -> No
 
 
 def test_a_layer_whose_connection_was_replaced_is_left() -> None:
-    layer = make(snntorch, "RLeaky", None)
+    layer = connected(snntorch, "RLeaky", None)
     layer.recurrent = nn.Identity()
     assert snn.convert(layer).left == {"": "its recurrent was replaced"}
 
 
-@layers
-def test_resets_reach_the_spikes(name: str) -> None:
-    for reset in (
-        lambda layer: utils.reset(nn.Sequential(layer)),
-        lambda layer: type(layer).reset_hidden(),
-        lambda layer: snnfast.reset(layer),
-    ):
-        layer = make(snn, name, "linear", init_hidden=True)
-        first = torch.stack([layer(step) for step in current("linear")])
-        assert layer.spk.any()
-        reset(layer)
-        assert not any(getattr(layer, state).any() for state in layer.neuron.states)
-        torch.manual_seed(0)
-    layer = make(snn, name, "linear", init_hidden=True)
-    layer(first[0])
-    type(layer).detach_hidden()
-    assert not any(getattr(layer, state).requires_grad for state in layer.neuron.states)
-    assert not make(snnfast, name, "linear", learn_recurrent=False).recurrent.weight.requires_grad
-
-
 def test_v_follows_the_layer_to_another_dtype() -> None:
-    layer = make(snnfast, "RLeaky", None, learn_recurrent=False).double()
+    layer = connected(snnfast, "RLeaky", None, learn_recurrent=False).double()
     assert layer.recurrent.V is layer.V
     assert layer.V.dtype == torch.float64
-    learned = make(snnfast, "RLeaky", None).double()
+    learned = connected(snnfast, "RLeaky", None).double()
     assert learned.recurrent.V is learned.V
     assert len(list(learned.parameters())) == 1
+    fixed = connected(snnfast, "RLeaky", "linear", learn_recurrent=False)
+    assert not fixed.recurrent.weight.requires_grad
 
 
 def test_an_immediate_reset_of_rsynaptic() -> None:
     """snnTorch's raises an error where no spikes are passed, and loses the reset where they are."""
-    layer, x = make(snnfast, "RSynaptic", None, reset_delay=False), current(None)
+    layer, x = connected(snnfast, "RSynaptic", None, reset_delay=False), current_of(None)
     twin = copy.deepcopy(layer)
     now = [torch.zeros(3, 10) for _ in range(3)]
     for step, *found in zip(x, *layer.unroll(x), strict=True):
@@ -349,13 +334,12 @@ def test_an_immediate_reset_of_rsynaptic() -> None:
         base = twin.beta * mem + syn - reset
         spk = (base > 1).float()
         now = [spk, syn, base - (spk - reset)]
-        for a, b in zip(found, now, strict=True):
-            assert_bits_equal(a, b)
+        assert_all_bits_equal(found, now)
 
 
 @pytest.mark.parametrize("kind", ["linear", None])
 def test_states_in_multistep(kind: str | None) -> None:
-    neurons = [make(snnfast, name, kind) for name in DECAYS]
+    neurons = [connected(snnfast, name, kind) for name in ("RLeaky", "RSynaptic")]
     width = 16 if kind else 10
     net = snnfast.MultiStep(nn.Linear(6, width), neurons[0], nn.Linear(width, width), neurons[1])
     x = torch.rand(20, 4, 6) * 4
@@ -371,21 +355,20 @@ def test_states_in_multistep(kind: str | None) -> None:
     assert spk.any()
 
 
-@layers
+@RECURRENT
 def test_checkpoints_and_copies_of_connections(name: str) -> None:
-    layers, x = [make(lib, name, "conv", learn_beta=True) for lib in (snntorch, snn, snnfast)], current("conv")
+    layers, x = [connected(lib, name, "conv", learn_beta=True) for lib in (snntorch, snn, snnfast)], current_of("conv")
     params = [[(n, p.requires_grad) for n, p in layer.named_parameters()] for layer in layers]
     assert params[0] == params[1] == params[2]
     state = {k: v + 0.125 if v.is_floating_point() else v for k, v in layers[0].state_dict().items()}
     for layer in layers:
         assert list(layer.state_dict()) == list(state)
         layer.load_state_dict(state)
-    own = make(snn, name, None)
+    own = connected(snn, name, None)
     assert copy.deepcopy(own).recurrent.V is not own.V
     expected = loop(layers[0], x)
     for layer in (layers[1], pickle.loads(pickle.dumps(layers[2]))):
-        for a, b in zip(layer.unroll(x), expected, strict=True):
-            assert_bits_equal(a, b)
+        assert_all_bits_equal(layer.unroll(x), expected)
 
 
 # ---- the ops of a loop
@@ -419,12 +402,11 @@ def test_rows_are_like_a_tensor_of_one_step() -> None:
 @pytest.mark.needs_extension
 def test_no_step_writes_to_what_is_no_output_of_it() -> None:
     given = forward_arguments(Case("rleaky", "step", 1), torch.device("cpu"))
-    arguments = ordered(ops.RLEAKY.forward, given)
-    expected = ops.RLEAKY.forward(*arguments)
+    arguments = ordered(ops.NEURONS["rleaky"].forward, given)
+    expected = ops.NEURONS["rleaky"].forward(*arguments)
     out = [torch.empty_like(t) for t in expected]
-    ops.RLEAKY.forward_into(*arguments, out)
-    for a, b in zip(out, expected, strict=True):
-        assert_bits_equal(a, b)
+    ops.NEURONS["rleaky"].forward_into(*arguments, out)
+    assert_all_bits_equal(out, expected)
     for wrong in (
         [torch.empty(3, 9), out[1]],
         [out[0].double(), out[1]],
@@ -432,4 +414,4 @@ def test_no_step_writes_to_what_is_no_output_of_it() -> None:
         out[:1],
     ):
         with pytest.raises(RuntimeError, match="out: "):
-            ops.RLEAKY.forward_into(*arguments, wrong)
+            ops.NEURONS["rleaky"].forward_into(*arguments, wrong)

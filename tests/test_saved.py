@@ -30,7 +30,7 @@ from ops import backward_arguments, call_op, told
 from torch import Tensor
 
 from snnfast._core import ops as _ops
-from snnfast._core.ops import SAVE_CHECKPOINTS, SAVE_MEMBRANE, SAVE_NOTHING, SAVE_SPIKES
+from snnfast._core.ops import SAVE_CHECKPOINTS, SAVE_NOTHING, SAVE_SPIKES
 from snnfast.surrogate import DISABLED
 
 neurons = pytest.mark.parametrize("neuron", NEURONS)
@@ -92,19 +92,17 @@ def test_without_a_gradient_asked_for_nothing_is_held(neuron: str, device: torch
 @emulated_if_thorough
 @telling
 @pytest.mark.parametrize("steps", [25, 100], ids=lambda n: f"T{n}")
-def test_rounded_membranes_and_bits_hold_less_than_the_current(steps: int, neuron: str, device: torch.device) -> None:
+def test_bits_hold_less_than_the_current(steps: int, neuron: str, device: torch.device) -> None:
     """Of all that is held, in bytes for each neuron and step; the parameters are the layer's own."""
 
-    def held(variant: str, dtype: torch.dtype = torch.float32, record_mem: bool = False, **options: Any) -> float:
-        case = replace(Case(neuron, variant, steps, (4, 100), dtype, record_mem=record_mem, states=False), **options)
+    def held(variant: str, **options: Any) -> float:
+        case = replace(Case(neuron, variant, steps, (4, 100), record_mem=False, states=False), **options)
         tensors = leaves(inputs(case, device), ("current",))
         return bytes_held(case, tensors, case.kind.ops.parameters) / (steps * 400)
 
     for reset, constant in itertools.product(RESETS, ("", "+constant")):
         exact = held("unroll" + constant, reset=reset)
         assert exact <= 4 / steps + 0.3 if constant else 4 < exact <= 4.3
-        for dtype, record_mem in zip((*FLOATS, *HALVES), (True, False, True, False), strict=True):
-            assert 2 <= held("rounded" + constant, dtype, record_mem, reset=reset) <= 2.2
         for spike_grad in FROM_SPIKES:
             bits = held("bits" + constant, reset=reset, spike_grad=spike_grad)
             assert bits == (steps + 7) // 8 / steps  # eight steps in a byte
@@ -152,10 +150,6 @@ def test_what_the_gradients_need_decides_what_is_saved(chosen: list[int], device
         ("leaky", {"delay": False}, every, SAVE_CHECKPOINTS),
         ("leaky", {"record_mem": False}, every, SAVE_CHECKPOINTS),
         ("leaky", {"dtype": torch.float16}, every, SAVE_CHECKPOINTS),
-        ("leaky", {"variant": "rounded"}, every, SAVE_NOTHING),
-        ("leaky", {"variant": "rounded", "record_mem": False}, every, SAVE_CHECKPOINTS),
-        ("leaky", {"variant": "rounded"}, few, SAVE_MEMBRANE),
-        ("leaky", {"variant": "rounded", "record_mem": False}, (*few, "graded_spikes_factor"), SAVE_MEMBRANE),
         *(("leaky", {"record_mem": False, "spike_grad": s}, few, SAVE_SPIKES) for s in (straight, DISABLED)),
         ("leaky", {"spike_grad": straight, "dtype": torch.bfloat16}, few, SAVE_SPIKES),
         ("leaky", {"spike_grad": straight}, few, SAVE_NOTHING),
@@ -173,17 +167,14 @@ def test_what_the_gradients_need_decides_what_is_saved(chosen: list[int], device
 @neurons
 @pytest.mark.parametrize("steps", [*range(19), 24, 25, 31, 32, 33, 40, 65], ids=lambda n: f"T{n}")
 def test_every_mode_tells_the_same_gradients(steps: int, neuron: str, device: torch.device) -> None:
-    """Bit for bit: from checkpoints, from the recorded membrane, from spikes; from rounded membranes for surrogates
-
-    that depend on the side of the threshold alone.
-    """
+    """Bit for bit: from checkpoints, from the recorded membrane, from spikes."""
     choices = {"shape": ((3, 10), (2, 64), (1, 77)), "delay": (True,), "spike_grad": FROM_SPIKES}
     variants = ("unroll", "constant", "count", "count+constant")
     for i, case in enumerate(random_cases(8, steps, neuron=(neuron,), steps=(steps,), variant=variants, **choices)):
         op = case.kind.ops.backward
         exact = backward_arguments(case, device, seed=i)
         modes = [SAVE_NOTHING] if case.dtype in FLOATS else []
-        for saved in [*modes, SAVE_MEMBRANE, SAVE_SPIKES] if case.kind.ops.record_tells else []:
+        for saved in [*modes, SAVE_SPIKES] if case.kind.ops.record_tells else []:
             given = backward_arguments(case, device, saved=saved, seed=i)
             given |= {name: exact[name] for name in ("surrogate", "p0", "p1")}
             wanted = [g for j, g in enumerate(call_op(op, exact)) if told(case, saved) >> j & 1]

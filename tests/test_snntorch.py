@@ -16,7 +16,7 @@ from snntorch_checks import STATES
 
 import snnfast.snntorch as snn
 from snnfast._core import backend
-from snnfast.neurons.registry import LAYERS
+from snnfast.neurons import LAYERS
 from snnfast.snntorch import _drop_ins
 
 # ---- names
@@ -97,8 +97,8 @@ def test_an_unknown_name(name: str) -> None:
 
 
 def test_every_neuron_of_the_package() -> None:
-    assert {layer.__name__: layer._fused for layer in _drop_ins.LAYERS} == {c.__name__: c for c in LAYERS}
-    assert [layer.__name__ for layer in LAYERS] == list(STATES)
+    assert {layer.__name__: layer._fused for layer in _drop_ins.LAYERS} == LAYERS
+    assert LAYERS.keys() == STATES.keys()
     for layer in _drop_ins.LAYERS:
         assert layer is getattr(snn, layer.__name__)
         assert layer._theirs is getattr(snntorch, layer.__name__)

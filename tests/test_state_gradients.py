@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import snntorch
 import torch
-from helpers import assert_bits_equal
+from helpers import assert_all_bits_equal
 from snntorch import surrogate
 from snntorch_checks import DECAYS, LEARNED, OTHER_DECAYS, STATES, make, own_list_of_neurons  # noqa: F401
 from torch import Tensor, nn
@@ -140,23 +140,6 @@ def test_the_gradient_of_a_spike_for_its_membrane_is_snntorchs(name: str, reset:
     assert_same(*gradients)
 
 
-@pytest.mark.usefixtures("whole")
-@pytest.mark.parametrize("name", ["RLeaky", "RSynaptic"])
-def test_neurons_that_are_connected_follow(library: Any, name: str) -> None:
-    decays = {"beta": 0.9} if name == "RLeaky" else {"alpha": 0.8, "beta": 0.9}
-    gradients = []
-    for lib in (library, snntorch):
-        torch.manual_seed(2)
-        layer, x = getattr(lib, name)(**decays, linear_features=5), inputs(4, 3, 5).float().detach()
-        made = steps(layer, x, hook=clamped)
-        results = [t for found in made for t in found]
-        for t in results:
-            t.retain_grad()
-        objective(made).backward()
-        gradients.append([t.grad for t in (*results, *layer.parameters())])
-    assert_same(*gradients)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", ALL)
 def test_spikes_and_states_stay_the_same_bit_for_bit_and_gradients_up_to_rounding(
@@ -181,8 +164,7 @@ def test_spikes_and_states_stay_the_same_bit_for_bit_and_gradients_up_to_roundin
             objective([(spk.to(rest[-1].dtype), *rest) for spk, *rest in made]).backward()
             forward.append([t.detach() for found in made for t in found])
             backward.append([x.grad, *(p.grad for p in layer.parameters())])
-        for a, b in zip(*forward, strict=True):
-            assert_bits_equal(a, b)
+        assert_all_bits_equal(*forward)
         for a, b in zip(*backward, strict=True):
             torch.testing.assert_close(a, b, rtol=near, atol=near)
 

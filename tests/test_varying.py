@@ -196,25 +196,6 @@ def test_values_made_in_inference_mode_train(backend: str) -> None:
 
 @pytest.mark.needs_extension
 @pytest.mark.filterwarnings("ignore:snnfast. a compiled loop runs as it is")
-@pytest.mark.parametrize("compiler", ["aot_eager", "snnfast"])
-def test_it_compiles_without_a_graph_break(compiler: str) -> None:
-    tensors, names = made(SHAPES[0]), ("current", "mem", "beta", "threshold")
-
-    def call(*given: Tensor) -> Any:
-        return lif(**dict(zip(names, given, strict=True)))  # type: ignore[arg-type]
-
-    eager, compiled = learned(tensors), learned(tensors)
-    expected = call(*eager.values())
-    found = torch.compile(call, backend=compiler, fullgraph=True)(*compiled.values())
-    for a, b in zip(found, expected, strict=True):
-        assert_bits_equal(a, b)
-    of_compiled, of_eager = gradients(found, compiled), gradients(expected, eager)
-    for name in tensors:
-        assert_close(of_compiled[name], of_eager[name], 1e-6, name)
-
-
-@pytest.mark.needs_extension
-@pytest.mark.filterwarnings("ignore:snnfast. a compiled loop runs as it is")
 def test_a_compiled_loop_that_sets_them_before_each_step_is_not_merged() -> None:
     lif, over_time = snnfast.Leaky(0.5), made(SHAPES[0])
 

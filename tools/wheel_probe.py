@@ -26,7 +26,7 @@ def main(kernels: list[str]) -> None:
     assert "site-packages" in snnfast.__file__, f"{snnfast.__file__} is not the installed package"
     assert not [name for name in COMPILERS if shutil.which(name)], "there is a compiler on the path"
     for neuron in ops.NEURONS:
-        for op in (f"snnfast::{neuron.name}_forward", f"snnfast::{neuron.name}_backward"):
+        for op in (f"snnfast::{neuron}_forward", f"snnfast::{neuron}_backward"):
             found = [key for key in ("CPU", "CUDA") if torch._C._dispatch_has_kernel_for_dispatch_key(op, key)]
             assert found == kernels, f"{op} has kernels for {found}, not for {kernels}"
     snnfast.show_config()

@@ -95,7 +95,7 @@ def captured(calls: Sequence[Callable[[], object]]) -> Callable[[], None]:
 
 
 def seconds_of(replay: Callable[[], None]) -> float:
-    """Of one replay, by the clock of the card."""
+    """The time of one replay, by the clock of the card."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
     for _ in range(REPLAYS):

@@ -39,8 +39,6 @@ def watched() -> Iterator[Call]:
                 yield name, 272, 37, dtype, layer, call  # the warps of a block divide the time among them
                 if dtype in (torch.float32, torch.float16):
                     yield name, 18, MANY, dtype, layer, call
-    for dtype in DTYPES:
-        yield "Leaky", 18, 37, dtype, {}, {"record_mem": False, "membrane_dtype": torch.bfloat16}
 
 
 def profiled() -> Iterator[Call]:

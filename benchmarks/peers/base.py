@@ -30,7 +30,7 @@ class Neuron(NamedTuple):
     followed_by: Callable[[nn.Linear], Callable[[Tensor, int], Tensor]] | None = None
     """This layer and a linear one as a function of one current and a number of steps."""
     dtype: torch.dtype | None = None
-    """Of its currents, where it is not that of the case."""
+    """The dtype of the currents, if it is not that of the case."""
 
 
 class Peer(NamedTuple):
@@ -48,11 +48,11 @@ class Peer(NamedTuple):
     """The network of a tutorial; without it, the neurons of ``make`` over time between its other layers."""
     looped: bool = False  # that network is a loop over time, and so is its loss
     compile: Callable[[Any], Any] | None = None
-    """Of a network or a function that loops over time."""
+    """Compiles a network, or a function that loops over time."""
     loss: Callable[[Tensor, Tensor], Tensor] | None = None
-    """Its own of membranes ``[T, B, classes]`` and labels, in place of PyTorch's."""
+    """A loss of its own, of membranes ``[T, B, classes]`` and labels, in place of PyTorch's."""
     around: Callable[[], AbstractContextManager[Any]] | None = None
-    """In which all its calls run."""
+    """The context in which all its calls run."""
     with_loss: bool = False  # a network is compiled together with its loss
     graph: bool = False  # what a network launches is captured in a CUDA graph and replayed
     compiled: bool = False  # a call with another shape compiles again

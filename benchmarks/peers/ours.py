@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import snnfast
 
 from ..networks import stages, wants_membranes
-from ..registry import DTYPES, NETWORKS, NEURONS, Case
+from ..registry import NETWORKS, NEURONS, Case
 from . import snntorch_loop
 from .base import KINDS, Neuron, Peer, layer_options, stepping
 
@@ -28,12 +28,9 @@ def layer_of(case: Case) -> Any:
 
 def make(case: Case, device: torch.device) -> Neuron:
     layer = layer_of(case).to(device)
-    # Only where the case asks for it: an older revision, with --base, does not know the argument.
-    kept = case.options.membrane_dtype
-    keep = {} if kept is None else {"membrane_dtype": DTYPES[kept]}
 
     def unroll(x: Tensor, record_mem: bool, **steps: int) -> tuple[Tensor, ...]:
-        out = layer.unroll(x, record_mem=record_mem, **steps, **keep)
+        out = layer.unroll(x, record_mem=record_mem, **steps)
         return tuple(out) if record_mem else (out[0],)
 
     def constant(x: Tensor, T: int, record_mem: bool) -> tuple[Tensor, ...]:

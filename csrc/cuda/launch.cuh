@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "../problem.h"
+#include "../op/problem.h"
 #include "elements.cuh"
 
 namespace snnfast::cuda {

@@ -2,7 +2,7 @@
 //
 // A neuron is a struct of its own header. All that uses it is a template on it:
 //
-//   kName, kStateNames, kParameterNames   as in snnfast/_ops.py; the last state is the membrane, the last two
+//   kName, kStateNames, kParameterNames   as in snnfast/_core/ops.py; the last state is the membrane, the last two
 //                                         parameters are the threshold and the height of a spike
 //   kClamped                              which parameters are clamped to [0, 1] when they are used
 //   kRecordTells                          with a delayed reset, the recorded membrane is all that backward needs
@@ -37,6 +37,21 @@ SNN_HD T times(Mask yes, T a) {
 template <typename Mask, typename T>
 SNN_HD T unless(Mask yes, T a) {
   return select(yes, T(0) * a, a);
+}
+
+// The membrane after a reset for an earlier spike, if there was one (`r`), from `base`, the membrane without it.
+template <typename Mask, typename T>
+SNN_HD T reset(Rules rules, T base, Mask r, T threshold) {
+  if (rules.reset == Reset::kSubtract) return base - times(r, threshold);
+  if (rules.reset == Reset::kZero) return base - times(r, base);
+  return base;
+}
+
+// The adjoint of `reset`: from the gradient with respect to its result to that with respect to `base`.
+template <typename T>
+SNN_HD T reset_adjoint(Rules rules, T dv, T r, T& grad_threshold) {
+  if (rules.reset == Reset::kSubtract) grad_threshold -= dv * r;
+  return rules.reset == Reset::kZero ? (T(1) - r) * dv : dv;
 }
 
 template <typename T>

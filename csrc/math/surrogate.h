@@ -1,7 +1,7 @@
 // Surrogate derivatives of the step H(z), z = mem - threshold, as compile-time functors.
 //
 // Each functor turns its user parameters into at most two coefficients, once per launch, and evaluates the derivative
-// from them. Formulas: snntorch.surrogate 1.0.0; snnfast/surrogate.py has the same in PyTorch, with sources.
+// from them. Formulas: snntorch.surrogate 1.0.0; snnfast/surrogate has the same in PyTorch, with sources.
 #pragma once
 
 #include "exponential.h"
@@ -9,8 +9,8 @@
 
 namespace snnfast {
 
-// Their functors below, and their names: the one list. snnfast/surrogate.py has the same names in the same order, which
-// is compared when the package is imported. Not in it, as the last: none, through which no gradient passes.
+// Their functors below, and their names: the one list. snnfast/surrogate/base.py has the same names in the same order,
+// which is compared when the package is imported. Not in it, as the last: none, through which no gradient passes.
 #define SNN_SURROGATES(X)                          \
   X(ATan, "atan")                                  \
   X(FastSigmoid, "fast_sigmoid")                   \

@@ -25,7 +25,7 @@ from snnfast._core.pytorch import outside_of_vmap, transforms_are_active
 
 def register(namespace: str) -> None:
     """Make the ops of a namespace known to ``torch.compile`` and ``torch.func.vmap``."""
-    for neuron in NEURONS:
+    for neuron in NEURONS.values():
         name = f"{namespace}::{neuron.name}"
         torch.library.register_fake(f"{name}_forward", partial(_forward_fake, neuron))
         backward = partial(_backward_fake, neuron, namespace != ops.NAMESPACE)
@@ -42,7 +42,7 @@ def register(namespace: str) -> None:
 
 
 class _Outputs:
-    """Makes tensors with the strides of a current: the twin of ``Layout`` in ``csrc/layout.h``."""
+    """Makes tensors with the strides of a current: the twin of ``Layout`` in ``csrc/op/layout.h``."""
 
     def __init__(self, like: Tensor, has_rows: bool) -> None:
         self.like = like
@@ -185,7 +185,3 @@ class _Refusing(torch.autograd.Function):
 
 def _batched(t: Tensor, dim: int | None, size: int, to: int) -> Tensor:
     return t.unsqueeze(to).expand(*t.shape[:to], size, *t.shape[to:]) if dim is None else t.movedim(dim, to)
-
-
-if ops.extension is not None:
-    register(ops.NAMESPACE)

@@ -1,4 +1,4 @@
-"""The native library: it registers the ops, and has a C API for what is no tensor op (``csrc/c_api.cpp``)."""
+"""The native library: it registers the ops, and has a C API for what is no tensor op (``csrc/op/c_api.cpp``)."""
 
 import ctypes
 import json

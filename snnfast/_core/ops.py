@@ -1,17 +1,18 @@
 """Load the compiled kernels and name their ops.
 
 Each neuron has two ops, ``<name>_forward`` and ``<name>_backward``, for all time steps or for one, and ``_ragged`` ones
-for samples that differ in their steps; their schemas and what they return are described in ``csrc/host.h``. All neurons
-share ``spikes_linear``, the product of spikes as bits with the weights of a linear layer, and ``spikes_linear_weight``,
-the gradient of these weights. The ops of convolutions are named in ``_convolution.py``.
+for samples that differ in their steps; their schemas and what they return are described in ``csrc/op/neuron_ops.cpp``.
+All neurons share ``spikes_linear``, the product of spikes as bits with the weights of a linear layer, and
+``spikes_linear_weight``, the gradient of these weights. The ops of convolutions are named in ``_images/conv2d.py``.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from snnfast._core import library
@@ -59,20 +60,37 @@ OPTION_FIELDS = (
 ) = (at for _, at, _ in OPTION_FIELDS)  # fmt: skip
 
 
+ReferenceStep = Callable[[Tensor, list[Tensor], tuple[Tensor, ...], Tensor, str], list[Tensor]]
+"""``(x, states, parameters, reset, mechanism)`` to the states after a step, without the spike and immediate reset."""
+
+NEURONS: dict[str, "Neuron"] = {}
+"""All neurons by name. A file of ``snnfast.neurons`` adds its own."""
+
+
 class Neuron:
-    """What is told of a neuron to all that is written once for every neuron.
+    """The spec of a neuron: what all code that is written once for every neuron knows of it.
+
+    A new spec enters itself in ``NEURONS``.
 
     Args:
-        name: Of its ops.
-        states: Names in snnTorch's order; the last is the membrane.
+        name: The neuron's name in the names of its ops.
+        states: Names in snnTorch's order; the last is the membrane. A first one called ``spk`` is the last spike, which
+            comes back to the neuron.
         parameters: Names in the order of the ops; the last two are the threshold and the height of a spike.
         record_tells: Whether, with a delayed reset, the recorded membrane is all that backward needs.
+        may_vary: Parameters that may have values for every time step.
+        synapse: The neuron whose membrane, without a reset, is the synaptic current of this one. The membrane is then
+            that of a leaky neuron with this current.
+        membrane_of_states: Reset mechanisms with which snnTorch computes the membrane from the other states that the
+            step returns. See :func:`snnfast.use_state_gradients`.
 
     Attributes:
-        fed_back: Whether the first state is the last spike, which comes back to the neuron. It is never recorded, as
-            the spikes are; and a step returns it but once.
+        step: One time step in PyTorch operators, exactly as in snnTorch: the definition of the neuron.
+        fed_back: Whether the first state is the last spike. It is never recorded, as the spikes are; and a step returns
+            it but once.
     """
 
+    step: ReferenceStep
     forward: Any
     backward: Any
     forward_ragged: Any  # the same two, with the steps of each sample as one more argument
@@ -80,32 +98,43 @@ class Neuron:
     forward_into: Any  # the same two, with a list of tensors to write to as one more argument; only if fed back
     backward_into: Any
 
-    def __init__(self, name: str, states: tuple[str, ...], parameters: tuple[str, ...], record_tells: bool) -> None:
+    def __init__(
+        self,
+        name: str,
+        states: tuple[str, ...],
+        parameters: tuple[str, ...],
+        *,
+        record_tells: bool = False,
+        may_vary: tuple[str, ...] = (),
+        synapse: "Neuron | None" = None,
+        membrane_of_states: tuple[str, ...] = (),
+    ) -> None:
         self.name = name
         self.states = states
         self.parameters = parameters
         self.record_tells = record_tells
+        self.may_vary = may_vary
+        self.synapse = synapse
+        self.membrane_of_states = membrane_of_states
         self.fed_back = states[0] == "spk"
         self.every_state = (1 << len(states)) - 1 - self.fed_back  # as bits: what to record
         self.membrane = 1 << len(states) - 1
         self.deciding = 1 << len(states)
         self.no_states: tuple[None, ...] = (None,) * len(states)
         self.no_others: tuple[None, ...] = (None,) * (len(states) + len(parameters))  # than the current
+        NEURONS[name] = self
 
+    def reference_step(self, step: ReferenceStep) -> ReferenceStep:
+        """Decorate the function that is ``step``."""
+        self.step = step
+        return step
 
-LEAKY = Neuron("leaky", ("mem",), ("beta", "threshold", "graded_spikes_factor"), record_tells=True)
-SYNAPTIC = Neuron("synaptic", ("syn", "mem"), ("alpha", "beta", "threshold", "graded_spikes_factor"), False)
-LAPICQUE = Neuron(
-    "lapicque", ("mem",), ("R", "rate", "time_step", "decay", "threshold", "graded_spikes_factor"), record_tells=False
-)
-ALPHA = Neuron(
-    "alpha", ("syn_exc", "syn_inh", "mem"), ("alpha", "beta", "tau", "threshold", "graded_spikes_factor"), False
-)
-RLEAKY = Neuron("rleaky", ("spk", "mem"), ("V", "beta", "threshold", "graded_spikes_factor"), record_tells=False)
-RSYNAPTIC = Neuron(
-    "rsynaptic", ("spk", "syn", "mem"), ("V", "alpha", "beta", "threshold", "graded_spikes_factor"), record_tells=False
-)
-NEURONS = (LEAKY, SYNAPTIC, LAPICQUE, ALPHA, RLEAKY, RSYNAPTIC)
+    def use(self, namespace: str) -> None:
+        """Call the ops of a namespace from now on."""
+        ops = getattr(torch.ops, namespace)
+        for variant in ("", "_ragged", "_into") if self.fed_back else ("", "_ragged"):
+            for direction in ("forward", "backward"):
+                setattr(self, direction + variant, getattr(ops, f"{self.name}_{direction}{variant}").default)
 
 
 # All others of the product's namespace.
@@ -118,7 +147,7 @@ OPS = (
 def names_of_ops() -> list[str]:
     """Of every op that the compiled kernels have."""
     names = list(OPS)
-    for neuron in NEURONS:
+    for neuron in NEURONS.values():
         variants = ("", "_ragged", "_into") if neuron.fed_back else ("", "_ragged")
         names += [f"{neuron.name}_{kind}{variant}" for kind in ("forward", "backward") for variant in variants]
     return names
@@ -137,7 +166,6 @@ def _load() -> None:
     global extension, missing
     if library.PATH.exists():
         extension = Library(library.PATH)
-        check_ops(library.PATH)
     elif sys.platform != "linux":
         missing = f"snnfast has kernels for Linux only, and this is {sys.platform}"
     else:
@@ -210,15 +238,5 @@ def use(namespace: str) -> None:
     spikes_linear_weight = ops.spikes_linear_weight.default if has_linear else None
     rows_like = ops.rows_like.default if has_linear else None
     spikes_as_bits = ops.spikes_as_bits.default if has_linear else None
-    for neuron in NEURONS:
-        neuron.forward = getattr(ops, f"{neuron.name}_forward").default
-        neuron.backward = getattr(ops, f"{neuron.name}_backward").default
-        neuron.forward_ragged = getattr(ops, f"{neuron.name}_forward_ragged").default
-        neuron.backward_ragged = getattr(ops, f"{neuron.name}_backward_ragged").default
-        if neuron.fed_back:
-            neuron.forward_into = getattr(ops, f"{neuron.name}_forward_into").default
-            neuron.backward_into = getattr(ops, f"{neuron.name}_backward_into").default
-
-
-if extension is not None:
-    use(NAMESPACE)
+    for neuron in NEURONS.values():
+        neuron.use(namespace)

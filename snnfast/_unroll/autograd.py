@@ -11,22 +11,18 @@ from snnfast._core.backend import exporting
 from snnfast._core.ops import (
     CLAMP_CLOSED,
     CLAMP_CLOSED_AT,
-    LEAKY,
     NEEDS_AT,
+    NEURONS,
     RECORD_AT,
     RESET_AT,
     RESET_DELAY_AT,
     RESET_MECHANISMS,
-    RLEAKY,
-    RSYNAPTIC,
     SAVE_CHECKPOINTS,
-    SAVE_MEMBRANE,
     SAVE_NOTHING,
     SAVE_SPIKES,
     SAVED_AT,
     STEP,
     SURROGATE_AT,
-    SYNAPTIC,
     Neuron,
 )
 from snnfast._unroll import state_gradients
@@ -91,8 +87,6 @@ class Unroll(torch.autograd.Function):
                     state_gradients.tell(ctx, result)
         source, rows, *tensors = ctx.saved_tensors
         refuses = torch.is_grad_enabled()  # create_graph=True: a second derivative, instead of losing terms of it
-        if refuses and saved == SAVE_MEMBRANE:
-            raise NotImplementedError(NO_SECOND_DERIVATIVE)  # nothing that is saved leads back to the current
         grad_states = of_states(neuron, call, grads[1:])
         derivative = None
         if not options.kernels_do_all:  # then options.derivative is that of no surrogate: no gradient through a spike
@@ -134,7 +128,7 @@ class Fire(Unroll):
         options, spk = how
         deciding = () if options.kernels_do_all else (mem,)
         ctx.save_for_backward(mem, None, *tensors, *deciding)
-        ctx.how = LEAKY, options, ONE_STEP, SAVE_CHECKPOINTS, mem.dtype
+        ctx.how = NEURONS["leaky"], options, ONE_STEP, SAVE_CHECKPOINTS, mem.dtype
         ctx.results = ()
         ctx.set_materialize_grads(False)
         return spk
@@ -155,11 +149,10 @@ def step_in_parts(
 
     A synaptic current is the membrane of a leaky neuron without a reset, and the current of another one.
     """
-    if neuron in (SYNAPTIC, RSYNAPTIC) and options.reset != RESET_MECHANISMS.index("zero"):
+    if neuron.synapse is not None and RESET_MECHANISMS[options.reset] in neuron.membrane_of_states:
         quiet = Options(DISABLED, _NONE, True, False, None, True, _PACKED, _NO_DERIVATIVE)
-        how = RLEAKY if neuron.fed_back else LEAKY, quiet, ONE_STEP
-        _, syn = Unroll.apply(how, x, *states[:-1], *parameters[:-3], _ZERO, _ZERO)
-        spk, mem = step_in_parts(LEAKY, options, syn, states[-1:], parameters[-3:])
+        _, syn = Unroll.apply((neuron.synapse, quiet, ONE_STEP), x, *states[:-1], *parameters[:-3], _ZERO, _ZERO)
+        spk, mem = step_in_parts(NEURONS["leaky"], options, syn, states[-1:], parameters[-3:])
         return spk, syn, mem
     silent = Options(DISABLED, options.reset, options.reset_delay, False, None, True, options.packed, _NO_DERIVATIVE)
     threshold, graded = parameters[-2:]
@@ -227,8 +220,6 @@ def what_to_save(neuron: Neuron, options: Options, call: Call, dtype: torch.dtyp
     """
     if not neuron.record_tells or not options.reset_delay:
         return SAVE_CHECKPOINTS
-    if call.rounded and not _needs_membrane(neuron, needs):
-        return SAVE_MEMBRANE
     # Only where the membrane after a step is the one that decided its spike, and was not rounded since.
     if call.record & neuron.membrane and (dtype == torch.float32 or dtype == torch.float64):
         return SAVE_NOTHING

@@ -58,14 +58,13 @@ class Call(NamedTuple):
     record: int  # states to return of every step, as bits
     last: bool  # whether to return all states after the last step
     reduce: bool  # sum the spikes over time
-    rounded: bool  # membrane_dtype is bfloat16
     packed: int  # all of these but the steps as options of the forward op
     backward_packed: int  # time and reduce as options of the backward op
 
 
-def made_call(time: int, steps: int, record: int, last: bool, reduce: bool, rounded: bool = False) -> Call:
+def made_call(time: int, steps: int, record: int, last: bool, reduce: bool) -> Call:
     shared = time << TIME_AT | reduce << REDUCE_AT
-    return Call(time, steps, record, last, reduce, rounded, shared | last << LAST_AT | record << RECORD_AT, shared)
+    return Call(time, steps, record, last, reduce, shared | last << LAST_AT | record << RECORD_AT, shared)
 
 
 ONE_STEP = made_call(STEP, 1, record=0, last=True, reduce=False)
@@ -93,12 +92,10 @@ def check_options(
 
 def check_call(
     neuron: Neuron,
-    options: Options,
     current: Tensor,
     num_steps: object,
     record_mem: object,
     reduce: object,
-    membrane_dtype: object,
     last: bool = False,
 ) -> Call:
     """The same for the options of a call of all time steps. ``current`` is checked already.
@@ -112,11 +109,8 @@ def check_call(
     else:
         raise ValueError("current: expected [T, *] with time first, got a tensor with no dimensions; or give num_steps")
     record = record_mem if isinstance(record_mem, bool) else check_flag("record_mem", record_mem)
-    rounded = membrane_dtype is not None and check_membrane_dtype(membrane_dtype) is not None
-    if rounded:
-        _check_rounding(neuron, options)
     reduces = reduce is not None and check_reduce(reduce) is not None
-    return made_call(time, steps, neuron.every_state if record else 0, last or not record, reduces, rounded)
+    return made_call(time, steps, neuron.every_state if record else 0, last or not record, reduces)
 
 
 States = tuple[Tensor | None, ...]
@@ -247,26 +241,6 @@ def check_reduce(reduce: object) -> str | None:
     if reduce not in (None, "sum"):
         raise ValueError(f"reduce: expected 'sum' or None, got {reduce!r}")
     return reduce
-
-
-def check_membrane_dtype(dtype: object) -> torch.dtype | None:
-    if dtype is not None and not isinstance(dtype, torch.dtype):
-        raise TypeError(f"membrane_dtype: expected a torch.dtype or None, got {type(dtype).__name__}")
-    if dtype not in (None, torch.bfloat16):
-        raise ValueError(f"membrane_dtype: expected torch.bfloat16 or None, got {dtype}")
-    return dtype
-
-
-def _check_rounding(neuron: Neuron, options: Options) -> None:
-    """Raise where the kernels can't work from a rounded membrane."""
-    if not neuron.record_tells:
-        raise ValueError(f"membrane_dtype: a {neuron.name} neuron needs more than its membrane for backward")
-    if not options.reset_delay:
-        raise ValueError("membrane_dtype: needs reset_delay=True; an immediate reset takes the exact membrane")
-    if not options.kernels_do_all:
-        raise ValueError(
-            "membrane_dtype: needs a spike_grad of snnfast.surrogate and neither inhibition nor state_quant"
-        )
 
 
 def check_num_steps(num_steps: Any) -> int:

@@ -30,8 +30,6 @@ from snnfast._unroll.checks import ONE_STEP, Call, Options, check_options, made_
 from snnfast._unroll.linear import Linear
 from snnfast._unroll.run import run
 
-_BY_NAME = {neuron.name: neuron for neuron in NEURONS}
-
 
 @lru_cache
 def _options_of(packed: int, surrogate_field: int, p0: float, p1: float) -> Options:
@@ -64,7 +62,7 @@ def unroll_steps(
     current, the states have the opmath dtype.
     """
     wide = x.to(arithmetic_dtype(x.dtype)) if record else x
-    asked = tensors, options, surrogate_field, p0, p1, backend, steps, record, True, reduce, False
+    asked = tensors, options, surrogate_field, p0, p1, backend, steps, record, True, reduce
     if wide.dtype == x.dtype:
         spk, *rest = unroll(neuron, x, *asked, weight, bias, dims)
     else:
@@ -72,7 +70,7 @@ def unroll_steps(
         spk = spk.to(x.dtype)
         spk = spk if weight is None else Linear(weight, bias, dims).of_spikes(spk)
     found = iter(rest)
-    records = [next(found) if record >> i & 1 else None for i in range(len(_BY_NAME[neuron].states))]
+    records = [next(found) if record >> i & 1 else None for i in range(len(NEURONS[neuron].states))]
     return [spk, *records, *found]
 
 
@@ -110,7 +108,6 @@ def unroll(
     record: int,  # states to return of every step, as bits
     last: bool,  # return all states after the last step
     reduce: bool,  # sum the spikes over time
-    rounded: bool,  # keep the membranes for backward in bfloat16
     weight: Tensor | None = None,  # [O, N] of a linear layer that alone reads the spikes
     bias: Tensor | None = None,  # [O]
     dims: int = 1,  # of a step, from the last: N is their product
@@ -119,7 +116,7 @@ def unroll(
 ) -> list[Tensor]:
     """What the op ``snnfast::unroll`` does: a call of all time steps, whose arguments are checked already."""
     time, steps = (SEQUENCE, x.shape[0]) if steps is None else (CONSTANT, steps)
-    call = made_call(time, steps, record, last, reduce, rounded)
+    call = made_call(time, steps, record, last, reduce)
     linear = None if weight is None else Linear(weight, bias, dims)
     return list(_run(neuron, x, tensors, (options, surrogate_field, p0, p1), backend, call, linear))
 
@@ -133,7 +130,7 @@ def _run(
     call: Call,
     linear: Linear | None = None,
 ) -> tuple[Tensor, ...]:
-    neuron, asked = _BY_NAME[name], _options_of(*options)
+    neuron, asked = NEURONS[name], _options_of(*options)
     n = len(neuron.states)
     states: Any = tuple(tensors[:n])
     parameters: Any = tuple(tensors[n:])
@@ -150,7 +147,7 @@ _library.define(  # type: ignore[no-untyped-call]
 )
 _library.define(  # type: ignore[no-untyped-call]
     f"unroll(str neuron, Tensor x, Tensor?[] tensors, {_OPTIONS}, SymInt? steps, int record, bool last, bool reduce, "
-    "bool rounded, Tensor? weight=None, Tensor? bias=None, int dims=1, *, str sources) -> Tensor[]"
+    "Tensor? weight=None, Tensor? bias=None, int dims=1, *, str sources) -> Tensor[]"
 )
 _library.impl("step", step, "CompositeImplicitAutograd")  # type: ignore[no-untyped-call]
 _library.impl("unroll", unroll, "CompositeImplicitAutograd")  # type: ignore[no-untyped-call]

@@ -19,7 +19,6 @@ from snnfast._unroll.checks import (
     States,
     check_call,
     check_current,
-    check_options,
     made_call,
     prepare,
 )
@@ -126,37 +125,31 @@ def _node(
     weights = linear if linear is not None and events.setting.value else ()  # a global, which torch.compile guards
     found = torch.ops.snnfast.unroll(
         neuron.name, x, tensors, *asked, None if call.time == SEQUENCE else call.steps,
-        call.record, call.last, call.reduce, call.rounded, *weights, sources=digest(),
+        call.record, call.last, call.reduce, *weights, sources=digest(),
     )  # fmt: skip
     return tuple(found), None if weights else linear
 
 
 def run_function(
     neuron: Neuron,
+    options: Options,
     current: Tensor,
     states: tuple[Any, ...],
     parameters: tuple[Any, ...],
-    spike_grad: object,
-    reset_mechanism: object,
-    reset_delay: object,
     num_steps: object,
     record_mem: object,
-    inhibition: object,
-    state_quant: object,
     reduce: object,
-    membrane_dtype: object,
     weight: object,
     bias: object,
-    lengths: object = None,
+    lengths: object,
 ) -> Any:
     """What a function of :mod:`snnfast.functional` returns."""
     check_current("current", current)
-    options = check_options(spike_grad, reset_mechanism, reset_delay, inhibition, state_quant)
-    call = check_call(neuron, options, current, num_steps, record_mem, reduce, membrane_dtype)
+    call = check_call(neuron, current, num_steps, record_mem, reduce)
     linear = check_linear(weight, bias, current, current.shape[1:] if num_steps is None else current.shape)
     how: Any = {"linear": linear, "lengths": check_lengths(lengths, current, call)}
     if varying.vary(neuron, call, current, parameters):
-        return varying.unroll(run, options, call, current, states, parameters, **how)
+        return varying.unroll(run, neuron, options, call, current, states, parameters, **how)
     found = run(neuron, options, call, current, states, parameters, **how)
     # The last spike is no result of its own.
     return found[:1] + found[2:] if neuron.fed_back and not call.record else found

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from snnfast._core.backend import warn_once
-from snnfast._core.ops import ALPHA, RESET_MECHANISMS, RSYNAPTIC, STEP, SYNAPTIC, Neuron
+from snnfast._core.ops import RESET_MECHANISMS, STEP, Neuron
 from snnfast._core.settings import Choice, Setting, check_flag
 from snnfast._unroll.checks import Options
 from snnfast.surrogate import DISABLED
@@ -61,8 +61,7 @@ def lacking(neuron: Neuron, reset: int, reset_delay: bool, disabled: bool) -> tu
         found.append(0)  # the membrane is that after the reset, by the spike
     elif not disabled:
         found.append(outputs - 1)
-    # Where the membrane is reset to zero, snnTorch's synaptic current is written once more after the membrane.
-    if (neuron in (SYNAPTIC, RSYNAPTIC) and mechanism != "zero") or (neuron is ALPHA and mechanism == "none"):
+    if mechanism in neuron.membrane_of_states:
         found += range(1, outputs - 1)
     return tuple(found)
 
@@ -74,7 +73,7 @@ def lacking_of(neuron: Neuron, options: Options) -> tuple[int, ...]:
 
 def kernels_take(neuron: Neuron, apart: tuple[int, ...]) -> bool:
     """Whether the kernels can compute such outputs one after the other."""
-    return 0 not in apart and (neuron is not ALPHA or len(apart) == 1)
+    return 0 not in apart and (len(apart) <= 1 or neuron.synapse is not None)
 
 
 def register_hook_dict(node: Any, tensor: Tensor) -> None:

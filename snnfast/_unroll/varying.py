@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from snnfast._core import backend
-from snnfast._core.ops import CONSTANT, LEAKY, SEQUENCE, Neuron, arithmetic_dtype
+from snnfast._core.ops import CONSTANT, SEQUENCE, Neuron, arithmetic_dtype
 from snnfast._unroll import reference
 from snnfast._unroll.checks import ONE_STEP, Call, Options, check_dense, out_of_inference, prepare
 from snnfast._unroll.linear import Linear
@@ -18,15 +18,10 @@ from snnfast._unroll.ragged import Freezing
 
 __all__ = ["unroll", "vary"]
 
-_MAY_VARY = ("beta", "threshold")  # the first parameters of a leaky neuron
-
 
 def vary(neuron: Neuron, call: Call, current: Tensor, parameters: tuple[Any, ...]) -> bool:
     """Whether a parameter has values for every step: as many dimensions as a current ``[T, *]``."""
-    if neuron is not LEAKY:
-        return False
-    beta, threshold, _ = parameters  # not in a loop, which takes longer than the question
-    return _varies(beta, call, current) or _varies(threshold, call, current)
+    return bool(neuron.may_vary) and any(_varies(p, call, current) for p in parameters[: len(neuron.may_vary)])
 
 
 def _varies(parameter: object, call: Call, current: Tensor) -> bool:
@@ -35,6 +30,7 @@ def _varies(parameter: object, call: Call, current: Tensor) -> bool:
 
 def unroll(
     run: Callable[..., tuple[Tensor, ...]],  # ``_unroll.run``
+    neuron: Neuron,
     options: Options,
     call: Call,
     current: Tensor,  # [T, *], or [*] of a constant current; checked
@@ -43,11 +39,9 @@ def unroll(
     linear: Linear | None,
     lengths: Tensor | None,
 ) -> tuple[Tensor, ...]:
-    """A call of ``_unroll.run`` on leaky neurons some of whose parameters vary with time."""
-    if call.rounded:
-        raise ValueError("membrane_dtype: needs a beta and a threshold that are the same at every step")
+    """A call of ``_unroll.run`` on neurons some of whose parameters vary with time."""
     given = list(parameters)
-    varying = {i: name for i, name in enumerate(_MAY_VARY) if _varies(given[i], call, current)}
+    varying = {i: name for i, name in enumerate(neuron.may_vary) if _varies(given[i], call, current)}
     for i, name in varying.items():
         check_dense(name, given[i])
         if len(given[i]) != call.steps:
@@ -57,13 +51,13 @@ def unroll(
     # The values of one step are checked as those of a layer are. The sum over no steps has their shape as well.
     first: Any = [(p[0] if call.steps else p.sum(0)) if i in varying else p for i, p in enumerate(given)]
     if call.steps == 0:
-        return run(LEAKY, options, call, current, states, tuple(first), linear=linear)
-    x, states, first, _ = prepare(LEAKY, options, call.time, current, states, tuple(first))
+        return run(neuron, options, call, current, states, tuple(first), linear=linear)
+    x, states, first, _ = prepare(neuron, options, call.time, current, states, tuple(first))
     whole = tuple(given[i] if i in varying else p for i, p in enumerate(first))
     if backend.use_fused(x.device):
-        found = _by_steps(run, options, call, x, states, whole, lengths)
+        found = _by_steps(run, neuron, options, call, x, states, whole, lengths)
     else:
-        found = reference.unroll(LEAKY, options, call, x, states, whole, lengths)
+        found = reference.unroll(neuron, options, call, x, states, whole, lengths)
     if x.dtype != current.dtype:
         found = found[0].to(current.dtype), *found[1:]
     return found if linear is None else (linear.of_spikes(found[0]), *found[1:])
@@ -71,6 +65,7 @@ def unroll(
 
 def _by_steps(
     run: Callable[..., tuple[Tensor, ...]],
+    neuron: Neuron,
     options: Options,
     call: Call,
     x: Tensor,
@@ -91,7 +86,7 @@ def _by_steps(
         before = mem
         if freezing is not None:
             step = freezing.without_padding(t, step)
-        spk, mem = run(LEAKY, options, ONE_STEP, step, (mem,), tuple(of_step))
+        spk, mem = run(neuron, options, ONE_STEP, step, (mem,), tuple(of_step))
         if freezing is not None:
             spk, (mem,) = freezing.without_padding(t, spk), freezing.kept(t, (mem,), (before,))
         if total is None:

@@ -26,9 +26,6 @@ from snnfast.compiler.nodes import (
     value,
 )
 
-_NEURON_OF = {neuron.name: neuron for neuron in NEURONS}
-
-
 # ---- chains of steps
 
 
@@ -58,12 +55,12 @@ class Chain:
 
 def states_of(step: Node) -> list[Any]:
     tensors: Any = step.args[2]
-    return list(tensors[: len(_NEURON_OF[step.args[0]].states)])  # type: ignore[index]
+    return list(tensors[: len(NEURONS[step.args[0]].states)])  # type: ignore[index]
 
 
 def output_of(step: Node, state: int) -> int:
     """Which output of a step a state is: the last spike, where it is one, is the first of them anyway."""
-    return state + 1 - _NEURON_OF[step.args[0]].fed_back  # type: ignore[index]
+    return state + 1 - NEURONS[step.args[0]].fed_back  # type: ignore[index]
 
 
 def _step_before(step: Node) -> Node | None:
@@ -139,7 +136,7 @@ def _chains(captured: Captured) -> list[Chain]:
             or before.meta["context"] != node.meta["context"]
             or signature_of(before.args[1]) != signature_of(node.args[1])
         ):
-            chain = Chain(_NEURON_OF[node.args[0]], [])  # type: ignore[index]
+            chain = Chain(NEURONS[node.args[0]], [])  # type: ignore[index]
             chains.append(chain)
         chain.steps.append(node)
         chain_of[node] = chain

@@ -15,7 +15,7 @@ from torch import nn
 from snnfast._core import backend as _backend
 from snnfast.compiler.backend import backend, recorded
 from snnfast.compiler.report import Explanation, GraphReport
-from snnfast.neurons.registry import convert
+from snnfast.neurons.network import convert
 
 Compiled = Callable[..., Any]
 

@@ -25,8 +25,9 @@ from snnfast.networks.over_time import (
     over_time,
     unrolled,
 )
+from snnfast.neurons import LAYERS
 from snnfast.neurons.base import SpikingLayer
-from snnfast.neurons.registry import LAYERS, convert, is_delay, is_snntorchs
+from snnfast.neurons.network import convert, is_delay, is_snntorchs
 
 __all__ = ["MultiStep", "Residual"]
 
@@ -157,7 +158,6 @@ class MultiStep(nn.Sequential):
         *,
         record_mem: bool = True,
         reduce: str | None = None,
-        membrane_dtype: torch.dtype | None = None,
         states: Sequence[State] | None = None,
         return_states: bool = False,
         return_spikes: bool = False,
@@ -174,8 +174,6 @@ class MultiStep(nn.Sequential):
             record_mem: Whether a final neuron layer returns its states after every step, or only after the last.
             reduce: ``"sum"``: the last layer, which must be a neuron layer, returns its spike count over time. Its
                 spikes are then never written. ``None``: the spikes.
-            membrane_dtype: ``torch.bfloat16``: every :class:`Leaky` keeps its membranes for backward at half size,
-                which makes the gradient less exact (see :func:`snnfast.functional.lif`). Other neurons raise an error.
             states: States from which the neuron layers start, as the previous call returned them: one entry for each
                 layer in order of application. An entry is ``mem [B, *]``, or for a layer with several states all of
                 them, in the order of its ``unroll``. ``None``, for all or as an entry: zeros, or the state that an
@@ -201,10 +199,9 @@ class MultiStep(nn.Sequential):
         Raises:
             TypeError, ValueError: As :func:`snnfast.functional.lif`. ``x`` has no time or batch dimension, or one of
                 PyTorch's layers can't take its shape. ``reduce`` is given, and the last layer is no neuron layer.
-                ``membrane_dtype`` is given, and a neuron layer needs more than its membrane for backward. ``states``
-                has another number of entries or other shapes, has an entry for a layer with ``init_hidden``, or is
-                given where a module with an ``unroll`` of its own has neurons; with ``lengths``, that ``unroll`` must
-                take them as an argument of that name.
+                ``states`` has another number of entries or other shapes, has an entry for a layer with ``init_hidden``,
+                or is given where a module with an ``unroll`` of its own has neurons; with ``lengths``, that ``unroll``
+                must take them as an argument of that name.
 
         Example::
 
@@ -229,7 +226,7 @@ class MultiStep(nn.Sequential):
             check_states(states, _without_skips(layers))
         if lengths is not None:
             lengths = check_steps(lengths, x, "x", *(x.shape[:2] if num_steps is None else (num_steps, x.shape[0])))
-        run = _Pass(membrane_dtype, states, return_states, return_spikes, lengths)
+        run = _Pass(states, return_states, return_spikes, lengths)
         x, num_steps = run.sequence(layers if final is None else layers[:-1], x, num_steps)
         x = run.order.usual(x)
         results = (x,) if final is None else run.neuron(final, x, num_steps, record_mem, reduce)
@@ -292,13 +289,11 @@ class _Pass:
 
     def __init__(
         self,
-        membrane_dtype: torch.dtype | None = None,
         states: Sequence[State] | None = None,
         return_states: bool = False,
         return_spikes: bool = False,
         lengths: Tensor | None = None,
     ) -> None:
-        self.membrane_dtype = membrane_dtype
         self.states = states
         self.return_states = return_states
         self.return_spikes = return_spikes
@@ -345,7 +340,7 @@ class _Pass:
         self.number += 1
         given = None if self.states is None else self.states[number]
         states = check_state(number, given, layer, x.shape[1:] if num_steps is None else x.shape)
-        options = record_mem, reduce, self.membrane_dtype, self.return_states, linear, self.lengths
+        options = record_mem, reduce, self.return_states, linear, self.lengths
         found = layer._unroll(x, states, num_steps, *options)
         if self.return_states:
             found, last = found[:-n], found[-n:]
@@ -440,7 +435,7 @@ def _why_not_unrolled(layer: nn.Module) -> str | None:
     if not isinstance(layer, SpikingLayer):
         reason: str | None = importlib.import_module("snnfast.snntorch._convert")._reason_to_leave(layer)
         return reason
-    own = "forward" in vars(layer) or not any(type(layer).forward is known.forward for known in LAYERS)
+    own = "forward" in vars(layer) or not any(type(layer).forward is known.forward for known in LAYERS.values())
     return f"{type(layer).__name__} has its own forward" if own else None
 
 

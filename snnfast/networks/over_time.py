@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from snnfast._core.hooks import is_only_called
 from snnfast._unroll.checks import check_num_steps
 from snnfast._unroll.linear import Linear
+from snnfast.neurons import LAYERS
 from snnfast.neurons.base import SpikingLayer
-from snnfast.neurons.registry import LAYERS, is_delay, is_snntorchs
+from snnfast.neurons.network import is_delay, is_snntorchs
 
 __all__ = [
     "check_input",
@@ -80,7 +81,7 @@ def check_stateless(layer: nn.Module, argument: str, to_convert: bool) -> None:
             "takes all time steps [T, B, *]"
         )
     for module in layer.modules():
-        fused = [layer.__name__ for layer in LAYERS if layer.__name__ in [c.__name__ for c in type(module).__mro__]]
+        fused = [cls.__name__ for cls in type(module).__mro__ if cls.__name__ in LAYERS]
         if isinstance(module, SpikingLayer) or is_delay(module) or (to_convert and fused and is_snntorchs(module)):
             raise TypeError(
                 f"{argument}: {kind} calls a {type(module).__name__} in its forward, which can't be unrolled; pass its "

@@ -1,7 +1,8 @@
 """See :class:`SpikingLayer`."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Self
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, ClassVar, Self, overload
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from snnfast._unroll.checks import (
     check_current,
     check_dense,
     check_options,
+    check_parameter,
     check_parameter_value,
     check_reset_mechanism,
     check_spike_grad,
@@ -28,15 +30,59 @@ from snnfast._unroll.linear import Linear
 from snnfast._unroll.ragged import check_lengths
 from snnfast._unroll.reference import winners
 from snnfast._unroll.run import run
-from snnfast.neurons.instances import Instances
 from snnfast.surrogate import DISABLED
 from snnfast.surrogate.examine import SpikeGrad, recognise
+
+
+class Instances(Sequence[Any]):
+    """The layers that were added and still exist, oldest first.
+
+    snnTorch's ``instances`` is a plain list, which keeps every layer and the memory of its state alive.
+    """
+
+    def __init__(self) -> None:
+        # By their ids. Each change is one operation of a dict, so that no thread misses that of another.
+        self._refs: dict[int, weakref.ref[Any]] = {}
+
+    def append(self, layer: object) -> None:
+        ref = weakref.ref(layer, self._forget)
+        self._refs[id(ref)] = ref
+
+    def remove(self, layer: object) -> None:
+        for ref in list(self._refs.values()):
+            if ref() is layer:
+                self._forget(ref)
+
+    def clear(self) -> None:
+        self._refs.clear()
+
+    def _forget(self, ref: weakref.ref[Any]) -> None:
+        self._refs.pop(id(ref), None)
+
+    def _alive(self) -> list[Any]:
+        return [layer for ref in list(self._refs.values()) if (layer := ref()) is not None]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._alive())
+
+    def __len__(self) -> int:
+        return len(self._alive())
+
+    @overload
+    def __getitem__(self, index: int) -> Any: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Any]: ...
+    def __getitem__(self, index: int | slice) -> Any:
+        return self._alive()[index]
+
+    def __repr__(self) -> str:
+        return f"Instances({self._alive()!r})"
 
 
 class SpikingLayer(nn.Module):
     """What the layers of all neurons share: options, parameters, held states, and the call of the kernels.
 
-    A layer names its ``neuron``, makes its parameters in the order of snnTorch's ``state_dict``, and has a ``forward``
+    A layer names its ``neuron``, adds its parameters in the order of snnTorch's ``state_dict``, and has a ``forward``
     and an ``unroll`` with its own states as arguments.
 
     Attributes:
@@ -45,8 +91,7 @@ class SpikingLayer(nn.Module):
 
     neuron: ClassVar[Neuron]
     instances: ClassVar[Instances]
-
-    shown: ClassVar[tuple[str, ...]] = ()  # by repr, if not the parameters of the kernel
+    shown: ClassVar[tuple[str, ...]] = ()  # what repr shows, if not the parameters of the kernel
 
     threshold: Tensor
     graded_spikes_factor: Tensor
@@ -57,11 +102,15 @@ class SpikingLayer(nn.Module):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        if "neuron" in vars(cls):
+            cls.instances = Instances()
         if hasattr(cls, "neuron"):
             cls._plain_attributes = are_plain(cls, cls.neuron.states + cls.neuron.parameters)
 
-    def _set_options(
+    def _begin(
         self,
+        threshold: float | Tensor,
+        learn_threshold: bool,
         spike_grad: SpikeGrad | None,
         surrogate_disable: bool,
         init_hidden: bool,
@@ -70,7 +119,11 @@ class SpikingLayer(nn.Module):
         state_quant: StateQuant | bool,
         output: bool,
         reset_delay: bool,
+        graded_spikes_factor: float | Tensor = 1.0,
+        learn_graded_spikes_factor: bool = False,
     ) -> None:
+        """Set what all neurons have. Call first in ``__init__``: snnTorch's ``state_dict`` begins with it."""
+        nn.Module.__init__(self)  # by name: a layer of snnfast.snntorch has snnTorch's class as its next base
         self.surrogate_disable = check_flag("surrogate_disable", surrogate_disable, optional=True)
         self.spike_grad = DISABLED if self.surrogate_disable else check_spike_grad(spike_grad)
         self.init_hidden = check_flag("init_hidden", init_hidden, optional=True)
@@ -80,6 +133,9 @@ class SpikingLayer(nn.Module):
         self.output = check_flag("output", output, optional=True)
         self._reset_mechanism = check_reset_mechanism(reset_mechanism)
         self.reset_delay = check_flag("reset_delay", reset_delay)
+        self._add("threshold", threshold, learn_threshold)
+        self._add("graded_spikes_factor", graded_spikes_factor, learn_graded_spikes_factor)
+        self.register_buffer("reset_mechanism_val", torch.as_tensor(RESET_MECHANISMS.index(self._reset_mechanism)))
 
     def _add(self, name: str, value: float | Tensor, learn: bool) -> None:
         value = check_parameter_value(name, value)
@@ -90,11 +146,8 @@ class SpikingLayer(nn.Module):
         else:
             self.register_buffer(name, value)
 
-    def _add_reset_mechanism(self) -> None:
-        self.register_buffer("reset_mechanism_val", torch.as_tensor(RESET_MECHANISMS.index(self._reset_mechanism)))
-
     def _finish(self) -> None:
-        """The last line of a constructor. So a layer whose constructor raised is never among the instances."""
+        """Hold no states yet, and register the layer. Call last in ``__init__``."""
         for name in self.neuron.states:
             setattr(self, name, torch.zeros(0))
         self._register()
@@ -138,7 +191,6 @@ class SpikingLayer(nn.Module):
         num_steps: int | None,
         record_mem: bool,
         reduce: str | None,
-        membrane_dtype: torch.dtype | None = None,
         last: bool = False,
         linear: Linear | None = None,
         lengths: Tensor | None = None,
@@ -150,7 +202,7 @@ class SpikingLayer(nn.Module):
         check_current("current", current)
         options = self._options()
         wants_last = self.init_hidden or last
-        call = check_call(self.neuron, options, current, num_steps, record_mem, reduce, membrane_dtype, wants_last)
+        call = check_call(self.neuron, current, num_steps, record_mem, reduce, wants_last)
         ragged = None if lengths is None else check_lengths(lengths, current, call)
         shape = current.shape if num_steps is not None else current.shape[1:]
         given: list[Tensor | None] = []
@@ -288,6 +340,9 @@ class SpikingLayer(nn.Module):
         """Forget all layers: :meth:`detach_hidden` and :meth:`reset_hidden` reach only layers that are made later."""
         cls.instances.clear()
 
+    def _become_snntorchs(self) -> None:
+        """Prepare for ``snnfast.snntorch.revert``, which makes snnTorch's layer of this one."""
+
     # ---- the parts of a step, as snnTorch has them
 
     def fire(self, mem: Tensor) -> Tensor:
@@ -354,6 +409,18 @@ class SpikingLayer(nn.Module):
             f"{', '.join(shown)}, reset_mechanism={self.reset_mechanism!r}, "
             f"reset_delay={self.reset_delay}, init_hidden={self.init_hidden}"
         )
+
+
+def source_parameter(name: str, value: Any, current: Tensor, num_steps: object) -> Tensor:
+    """A parameter of a function from which those of the kernel are computed.
+
+    Tensors and ints keep their dtype: PyTorch's promotion decides what the others are computed in.
+    """
+    step_shape = current.shape if num_steps is not None else current.shape[1:]
+    checked = check_parameter(name, value, current, step_shape, arithmetic_dtype(current.dtype))
+    if isinstance(value, Tensor):
+        return out_of_inference(value)
+    return torch.as_tensor(value, device="cpu") if isinstance(value, int) else checked
 
 
 def _problem(state_dict: dict[str, Any], key: str) -> str | None:

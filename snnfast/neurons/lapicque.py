@@ -1,18 +1,127 @@
-"""See :class:`Lapicque`."""
+"""The neuron of :class:`Lapicque`."""
 
-from typing import Any, ClassVar
+import numbers
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from snnfast._core import ops
-from snnfast._unroll.checks import StateQuant, check_parameter_value
-from snnfast._unroll.functional import check_rc, infer_rc, kernel_rc
-from snnfast.neurons.base import SpikingLayer
-from snnfast.neurons.instances import Instances
+from snnfast._core.ops import Neuron
+from snnfast._unroll.checks import Parameters, StateQuant, check_current, check_options, check_parameter_value
+from snnfast._unroll.run import run_function
+from snnfast.neurons.base import SpikingLayer, source_parameter
 from snnfast.surrogate.examine import SpikeGrad
 
-__all__ = ["Lapicque"]
+__all__ = ["LAPICQUE", "Lapicque", "lapicque"]
+
+LAPICQUE = Neuron(
+    "lapicque",
+    states=("mem",),
+    parameters=("R", "rate", "time_step", "decay", "threshold", "graded_spikes_factor"),
+)
+
+
+@LAPICQUE.reference_step
+def step(x: Tensor, states: list[Tensor], parameters: Parameters, reset: Tensor, mechanism: str) -> list[Tensor]:
+    (mem,), (R, rate, time_step, decay, threshold, _) = states, parameters
+    base = x * R * rate * time_step + decay * mem
+    if mechanism == "subtract":
+        return [base - reset * threshold]
+    return [base - reset * base if mechanism == "zero" else base]
+
+
+def lapicque(
+    current: Tensor,  # [T, *], or [*] with num_steps
+    mem: Tensor | None = None,  # [*]
+    *,
+    beta: float | Tensor | None = None,
+    R: float | Tensor | None = None,
+    C: float | Tensor | None = None,
+    time_step: float | Tensor = 1,
+    threshold: float | Tensor = 1.0,
+    graded_spikes_factor: float | Tensor = 1.0,
+    spike_grad: SpikeGrad | None = None,
+    reset_mechanism: str = "subtract",
+    reset_delay: bool = True,
+    num_steps: int | None = None,
+    record_mem: bool = True,
+    inhibition: bool = False,
+    state_quant: StateQuant | bool | None = None,
+    reduce: str | None = None,
+    weight: Tensor | None = None,  # [O, N]
+    bias: Tensor | None = None,  # [O]
+    lengths: Tensor | None = None,  # [B]
+) -> tuple[Tensor, Tensor]:
+    r"""Unroll a layer of neurons that are RC circuits over time, in one kernel forward and one backward.
+
+    Pass ``beta``, or two of ``beta``, ``R`` and ``C``. The missing one follows from
+    ``beta = exp(-time_step / (R * C))``, with ``R = 1`` if only ``beta`` is given. The equations are those of
+    :func:`synaptic` with another ``base``::
+
+        base = x * R * (1 / (R * C)) * time_step + (1 - time_step / (R * C)) * u
+
+    As in snnTorch, the decay is the first-order approximation of ``beta``, and is not clamped.
+
+    Args:
+        current: Input current of every step, as of :func:`lif`.
+        mem: Membrane before the first step, ``[*]``. ``None``: zeros.
+        beta: Decay per time step, between 0 and 1; a number, or a tensor broadcastable to ``[*]``. ``None`` and 0: not
+            given.
+        R: Resistance; likewise.
+        C: Capacitance; likewise.
+        time_step: Duration of a step, in units of ``R * C``; likewise.
+
+    All other arguments are those of :func:`lif`.
+
+    Returns:
+        ``(spk, mem)``: as of :func:`lif`.
+
+    Raises:
+        TypeError, ValueError: As :func:`lif`; ``beta``, ``R`` and ``C`` all given, or too few of them.
+
+    Example::
+
+        >>> import torch, snnfast
+        >>> spk, mem = snnfast.functional.lapicque(torch.full((3, 1), 3.0), R=1.0, C=4.0)
+        >>> spk.flatten(), mem.flatten()
+        (tensor([0., 1., 0.]), tensor([0.7500, 1.3125, 0.7344]))
+
+    Source: ``snntorch.Lapicque`` 1.0.0, whose order of operations this is.
+    """
+    check_current("current", current)
+    given: dict[str, Any] = {**check_rc(beta, R, C), "time_step": time_step}
+    for name, value in given.items():
+        if value is not None:
+            given[name] = source_parameter(name, value, current, num_steps)
+    parameters = *kernel_rc(*infer_rc(**given), given["time_step"]), threshold, graded_spikes_factor
+    options = check_options(spike_grad, reset_mechanism, reset_delay, inhibition, state_quant)
+    return run_function(  # type: ignore[no-any-return]
+        LAPICQUE, options, current, (mem,), parameters, num_steps, record_mem, reduce, weight, bias, lengths
+    )
+
+
+def check_rc(beta: Any, R: Any, C: Any) -> dict[str, Any]:
+    """By name, ``None`` for each that is not given: snnTorch takes 0 and ``False`` for that."""
+    given = {"beta": beta, "R": R, "C": C}
+    given = {name: None if isinstance(v, numbers.Real) and v == 0 else v for name, v in given.items()}
+    names = [name for name, value in given.items() if value is not None]
+    if names != ["beta"] and len(names) != 2:
+        raise ValueError(f"beta, R, C: expected beta, or two of the three, got {', '.join(names) or 'none of them'}")
+    return given
+
+
+def infer_rc(beta: Any, R: Any, C: Any, time_step: Tensor) -> tuple[Any, Any]:
+    """R and C, the missing ones from ``beta``."""
+    if R is None and C is not None:
+        return time_step / (C * torch.log(1 / beta)), C
+    R = torch.as_tensor(1, device=time_step.device) if R is None else R
+    return R, time_step / (R * torch.log(1 / beta)) if C is None else C
+
+
+def kernel_rc(R: Tensor, C: Tensor, time_step: Tensor) -> tuple[Tensor, ...]:
+    """What snnTorch computes of them at each step: all but the last two parameters of the kernel."""
+    rc = R * C
+    return R, 1 / rc, time_step, 1 - time_step / rc
 
 
 class Lapicque(SpikingLayer):
@@ -49,9 +158,8 @@ class Lapicque(SpikingLayer):
     C: Tensor
     time_step: Tensor
 
-    neuron = ops.LAPICQUE
+    neuron = LAPICQUE
     shown = ("R", "C", "time_step", "threshold")
-    instances: ClassVar[Instances] = Instances()
 
     def __init__(
         self,
@@ -71,10 +179,10 @@ class Lapicque(SpikingLayer):
         output: bool = False,
         reset_delay: bool = True,
     ) -> None:
-        nn.Module.__init__(self)  # by name: a subclass may have snntorch.Lapicque as its next base
-        self._set_options(
-            spike_grad, surrogate_disable, init_hidden, inhibition, reset_mechanism, state_quant, output, reset_delay
-        )
+        self._begin(
+            threshold, learn_threshold, spike_grad, surrogate_disable, init_hidden, inhibition, reset_mechanism,
+            state_quant, output, reset_delay,
+        )  # fmt: skip
         given = check_rc(beta, R, C)
         if learn_beta and (given["beta"] is None or given["C"] is not None):
             raise ValueError("learn_beta: beta must be given, and C, which follows it, must not")
@@ -86,10 +194,6 @@ class Lapicque(SpikingLayer):
             ratio = -step / (plain["R"] * plain["C"])
             made["beta"] = torch.exp(torch.ones(1, device=ratio.device) * ratio).detach()
         inferred = dict(zip("RC", infer_rc(made["beta"], plain["R"], made["C"], step), strict=True))
-        # The order is that of snntorch.Lapicque's state_dict.
-        self._add("threshold", threshold, learn_threshold)
-        self._add("graded_spikes_factor", 1.0, False)
-        self._add_reset_mechanism()
         self._add("beta", made["beta"], learn_beta)
         self.register_buffer("time_step", step)
         for name in "RC" if (made["R"] is None) == (made["C"] is None) else "CR":
@@ -110,7 +214,7 @@ class Lapicque(SpikingLayer):
         reduce: str | None = None,
         lengths: Tensor | None = None,  # [B]
     ) -> tuple[Tensor, Tensor]:
-        """All time steps in one kernel: as :meth:`snnfast.Leaky.unroll`, but without ``membrane_dtype``."""
+        """All time steps in one kernel: as :meth:`snnfast.Leaky.unroll`."""
         return self._unroll(current, (mem,), num_steps, record_mem, reduce, lengths=lengths)  # type: ignore[return-value]
 
     def init_lapicque(self) -> Tensor:
@@ -131,6 +235,10 @@ class Lapicque(SpikingLayer):
     def _register(self) -> None:
         self._refresh()
         super()._register()
+
+    def _become_snntorchs(self) -> None:
+        with torch.enable_grad():
+            self.C = self._capacitance()  # with its graph: all that snnTorch's learned beta is used for
 
     def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self._refresh()

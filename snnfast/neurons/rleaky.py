@@ -1,16 +1,107 @@
-"""See :class:`RLeaky`."""
+"""The neuron of :class:`RLeaky`."""
 
-from typing import ClassVar
+from torch import Tensor
 
-from torch import Tensor, nn
-
-from snnfast._core import ops
-from snnfast._unroll.checks import StateQuant
-from snnfast.neurons.instances import Instances
+from snnfast._core.ops import Neuron
+from snnfast._unroll.checks import Parameters, StateQuant, check_current, check_options
+from snnfast._unroll.connections import check_connections
+from snnfast._unroll.run import run_function
 from snnfast.neurons.recurrent import RecurrentLayer
 from snnfast.surrogate.examine import SpikeGrad
 
-__all__ = ["RLeaky"]
+__all__ = ["RLEAKY", "RLeaky", "rleaky"]
+
+RLEAKY = Neuron("rleaky", states=("spk", "mem"), parameters=("V", "beta", "threshold", "graded_spikes_factor"))
+
+
+@RLEAKY.reference_step
+def step(x: Tensor, states: list[Tensor], parameters: Parameters, reset: Tensor, mechanism: str) -> list[Tensor]:
+    (spk, mem), (V, beta, threshold, _) = states, parameters
+    base = beta.clamp(0, 1) * mem + x + spk * V
+    if mechanism == "subtract":
+        return [base - reset * threshold]
+    return [base - reset * base if mechanism == "zero" else base]
+
+
+def rleaky(
+    current: Tensor,  # [T, *], or [*] with num_steps
+    spk: Tensor | None = None,  # [*]
+    mem: Tensor | None = None,  # [*]
+    *,
+    beta: float | Tensor,
+    V: float | Tensor = 1.0,
+    recurrent_weight: Tensor | None = None,  # [N, N], or [C, C, kH, kW]
+    recurrent_bias: Tensor | None = None,  # [N], or [C]
+    threshold: float | Tensor = 1.0,
+    graded_spikes_factor: float | Tensor = 1.0,
+    spike_grad: SpikeGrad | None = None,
+    reset_mechanism: str = "subtract",
+    reset_delay: bool = True,
+    num_steps: int | None = None,
+    record_mem: bool = True,
+    inhibition: bool = False,
+    state_quant: StateQuant | bool | None = None,
+    reduce: str | None = None,
+    weight: Tensor | None = None,  # [O, N]
+    bias: Tensor | None = None,  # [O]
+    lengths: Tensor | None = None,  # [B]
+) -> tuple[Tensor, Tensor]:
+    r"""Unroll a layer of leaky integrate-and-fire neurons whose spikes come back to it, over time.
+
+    Per neuron and step, with ``b = clamp(beta, 0, 1)``, ``u`` the membrane and ``spk'`` the spikes before the step, and
+    the rest as in :func:`lif`::
+
+        r = H(u - threshold)                                       (no gradient)
+        base = b * u + x + rec(spk')
+        subtract: v = base - r * threshold
+        zero:     v = base - r * base
+        none:     v = base
+        s = H(v - threshold);  spk = s * graded_spikes_factor
+        reset_delay=True:   mem = v
+        reset_delay=False:  d = s - r;  subtract: mem = v - d * threshold;  zero: mem = v - d * v;  none: mem = v
+
+    ``rec(spk')`` is one of two things. With ``V`` it is ``V * spk'``, each neuron's own spike, and all steps are one
+    kernel. With a ``recurrent_weight`` it is a linear layer or a convolution of the spikes of all neurons. Each step is
+    then one product, computed as in snnTorch, and one kernel, and the gradient of the weights is one product after all
+    steps.
+
+    Args:
+        current: Input current of every step, as of :func:`lif`. With a ``recurrent_weight``, ``[T, *, N]`` or
+            ``[T, B, C, H, W]``, in its dtype.
+        spk: Spikes before the first step, ``[*]``. ``None``: zeros.
+        mem: Membrane before the first step, ``[*]``. ``None``: zeros.
+        V: Weight of a neuron's own last spike; a number, or a tensor broadcastable to ``[*]``.
+        recurrent_weight: Instead of ``V``, the weights of a linear layer ``[N, N]``, or of a convolution
+            ``[C, C, kH, kW]``. The sizes of its kernel must be odd, and it is padded to keep the size of its input.
+        recurrent_bias: Bias of either. ``None``: none.
+        inhibition: As of :func:`lif`; runs step by step, with one warning.
+        spike_grad: As of :func:`lif`. With a ``recurrent_weight``, a callable that is not one of
+            :mod:`snnfast.surrogate` makes each step an autograd graph of its own, which is slower.
+
+    All other arguments are those of :func:`lif`.
+
+    Returns:
+        ``(spk, mem)``: as of :func:`lif`.
+
+    Raises:
+        TypeError, ValueError: As :func:`lif`.
+
+    Example::
+
+        >>> import torch, snnfast
+        >>> spk, mem = snnfast.functional.rleaky(torch.full((3, 1), 0.75), beta=0.5, V=0.5)
+        >>> spk.flatten(), mem.flatten()
+        (tensor([0., 1., 0.]), tensor([0.7500, 1.1250, 0.8125]))
+
+    Source: ``snntorch.RLeaky`` 1.0.0, whose order of operations this is.
+    """
+    check_current("current", current)
+    recurrence = check_connections(V, recurrent_weight, recurrent_bias, current)
+    parameters = recurrence, beta, threshold, graded_spikes_factor
+    options = check_options(spike_grad, reset_mechanism, reset_delay, inhibition, state_quant)
+    return run_function(  # type: ignore[no-any-return]
+        RLEAKY, options, current, (spk, mem), parameters, num_steps, record_mem, reduce, weight, bias, lengths
+    )
 
 
 class RLeaky(RecurrentLayer):
@@ -57,8 +148,7 @@ class RLeaky(RecurrentLayer):
 
     beta: Tensor
 
-    neuron = ops.RLEAKY
-    instances: ClassVar[Instances] = Instances()
+    neuron = RLEAKY
 
     def __init__(
         self,
@@ -81,14 +171,10 @@ class RLeaky(RecurrentLayer):
         output: bool = False,
         reset_delay: bool = True,
     ) -> None:
-        nn.Module.__init__(self)  # by name: a subclass may have snntorch.RLeaky as its next base
-        self._set_options(
-            spike_grad, surrogate_disable, init_hidden, inhibition, reset_mechanism, state_quant, output, reset_delay
-        )
-        # The order is that of snntorch.RLeaky's state_dict.
-        self._add("threshold", threshold, learn_threshold)
-        self._add("graded_spikes_factor", 1.0, False)
-        self._add_reset_mechanism()
+        self._begin(
+            threshold, learn_threshold, spike_grad, surrogate_disable, init_hidden, inhibition, reset_mechanism,
+            state_quant, output, reset_delay,
+        )  # fmt: skip
         self._add("beta", beta, learn_beta)
         self._add_recurrence(V, all_to_all, linear_features, conv2d_channels, kernel_size, learn_recurrent)
         self._finish()

@@ -1,16 +1,93 @@
-"""See :class:`RSynaptic`."""
+"""The neuron of :class:`RSynaptic`."""
 
-from typing import ClassVar
+from torch import Tensor
 
-from torch import Tensor, nn
-
-from snnfast._core import ops
-from snnfast._unroll.checks import StateQuant
-from snnfast.neurons.instances import Instances
+from snnfast._core.ops import Neuron
+from snnfast._unroll.checks import Parameters, StateQuant, check_current, check_options
+from snnfast._unroll.connections import check_connections
+from snnfast._unroll.run import run_function
 from snnfast.neurons.recurrent import RecurrentLayer
+from snnfast.neurons.rleaky import RLEAKY
 from snnfast.surrogate.examine import SpikeGrad
 
-__all__ = ["RSynaptic"]
+__all__ = ["RSYNAPTIC", "RSynaptic", "rsynaptic"]
+
+RSYNAPTIC = Neuron(
+    "rsynaptic",
+    states=("spk", "syn", "mem"),
+    parameters=("V", "alpha", "beta", "threshold", "graded_spikes_factor"),
+    synapse=RLEAKY,
+    membrane_of_states=("subtract", "none"),  # as of Synaptic
+)
+
+
+@RSYNAPTIC.reference_step
+def step(x: Tensor, states: list[Tensor], parameters: Parameters, reset: Tensor, mechanism: str) -> list[Tensor]:
+    (spk, syn, mem), (V, alpha, beta, threshold, _) = states, parameters
+    syn = alpha.clamp(0, 1) * syn + x + spk * V
+    base = beta.clamp(0, 1) * mem + syn
+    if mechanism == "subtract":
+        return [syn, base - reset * threshold]
+    return [syn - 0 * reset, base - base * reset] if mechanism == "zero" else [syn, base]
+
+
+def rsynaptic(
+    current: Tensor,  # [T, *], or [*] with num_steps
+    spk: Tensor | None = None,  # [*]
+    syn: Tensor | None = None,  # [*]
+    mem: Tensor | None = None,  # [*]
+    *,
+    alpha: float | Tensor,
+    beta: float | Tensor,
+    V: float | Tensor = 1.0,
+    recurrent_weight: Tensor | None = None,  # [N, N], or [C, C, kH, kW]
+    recurrent_bias: Tensor | None = None,  # [N], or [C]
+    threshold: float | Tensor = 1.0,
+    graded_spikes_factor: float | Tensor = 1.0,
+    spike_grad: SpikeGrad | None = None,
+    reset_mechanism: str = "subtract",
+    reset_delay: bool = True,
+    num_steps: int | None = None,
+    record_mem: bool = True,
+    inhibition: bool = False,
+    state_quant: StateQuant | bool | None = None,
+    reduce: str | None = None,
+    weight: Tensor | None = None,  # [O, N]
+    bias: Tensor | None = None,  # [O]
+    lengths: Tensor | None = None,  # [B]
+) -> tuple[Tensor, Tensor, Tensor]:
+    r"""Unroll a layer of neurons with a decaying synaptic current, to which their spikes come back, over time.
+
+    As :func:`rleaky`, but the spikes are added to the synaptic current. With ``a = clamp(alpha, 0, 1)`` and ``i`` the
+    synaptic current before the step::
+
+        syn = a * i + x + rec(spk');  base = b * u + syn
+
+    Args:
+        spk, syn, mem: The states before the first step, ``[*]`` each. ``None``: zeros.
+        alpha: Decay of the synaptic current per time step, clamped to [0, 1]; a number or a tensor as ``beta``.
+
+    All other arguments, and the errors, are those of :func:`rleaky`.
+
+    Returns:
+        ``(spk, syn, mem)``: as of :func:`synaptic`.
+
+    Example::
+
+        >>> import torch, snnfast
+        >>> found = snnfast.functional.rsynaptic(torch.full((3, 1), 0.5), alpha=0.5, beta=0.5, V=0.25)
+        >>> [t.flatten() for t in found]
+        [tensor([0., 0., 1.]), tensor([0.5000, 0.7500, 0.8750]), tensor([0.5000, 1.0000, 1.3750])]
+
+    Source: ``snntorch.RSynaptic`` 1.0.0, whose order of operations this is.
+    """
+    check_current("current", current)
+    recurrence = check_connections(V, recurrent_weight, recurrent_bias, current)
+    parameters = recurrence, alpha, beta, threshold, graded_spikes_factor
+    options = check_options(spike_grad, reset_mechanism, reset_delay, inhibition, state_quant)
+    return run_function(  # type: ignore[no-any-return]
+        RSYNAPTIC, options, current, (spk, syn, mem), parameters, num_steps, record_mem, reduce, weight, bias, lengths
+    )
 
 
 class RSynaptic(RecurrentLayer):
@@ -61,8 +138,7 @@ class RSynaptic(RecurrentLayer):
     beta: Tensor
     syn: Tensor
 
-    neuron = ops.RSYNAPTIC
-    instances: ClassVar[Instances] = Instances()
+    neuron = RSYNAPTIC
 
     def __init__(
         self,
@@ -87,14 +163,10 @@ class RSynaptic(RecurrentLayer):
         output: bool = False,
         reset_delay: bool = True,
     ) -> None:
-        nn.Module.__init__(self)  # by name: a subclass may have snntorch.RSynaptic as its next base
-        self._set_options(
-            spike_grad, surrogate_disable, init_hidden, inhibition, reset_mechanism, state_quant, output, reset_delay
-        )
-        # The order is that of snntorch.RSynaptic's state_dict.
-        self._add("threshold", threshold, learn_threshold)
-        self._add("graded_spikes_factor", 1.0, False)
-        self._add_reset_mechanism()
+        self._begin(
+            threshold, learn_threshold, spike_grad, surrogate_disable, init_hidden, inhibition, reset_mechanism,
+            state_quant, output, reset_delay,
+        )  # fmt: skip
         self._add("beta", beta, learn_beta)
         self._add_recurrence(V, all_to_all, linear_features, conv2d_channels, kernel_size, learn_recurrent)
         self._add("alpha", alpha, learn_alpha)

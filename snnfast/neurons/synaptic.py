@@ -1,16 +1,103 @@
-"""See :class:`Synaptic`."""
+"""The neuron of :class:`Synaptic`."""
 
-from typing import ClassVar
+from torch import Tensor
 
-from torch import Tensor, nn
-
-from snnfast._core import ops
-from snnfast._unroll.checks import StateQuant
+from snnfast._core.ops import Neuron
+from snnfast._unroll.checks import Parameters, StateQuant, check_options
+from snnfast._unroll.run import run_function
 from snnfast.neurons.base import SpikingLayer
-from snnfast.neurons.instances import Instances
+from snnfast.neurons.leaky import LEAKY
 from snnfast.surrogate.examine import SpikeGrad
 
-__all__ = ["Synaptic"]
+__all__ = ["SYNAPTIC", "Synaptic", "synaptic"]
+
+SYNAPTIC = Neuron(
+    "synaptic",
+    states=("syn", "mem"),
+    parameters=("alpha", "beta", "threshold", "graded_spikes_factor"),
+    synapse=LEAKY,
+    membrane_of_states=("subtract", "none"),  # after a reset to zero, snnTorch writes syn once more
+)
+
+
+@SYNAPTIC.reference_step
+def step(x: Tensor, states: list[Tensor], parameters: Parameters, reset: Tensor, mechanism: str) -> list[Tensor]:
+    (syn, mem), (alpha, beta, threshold, _) = states, parameters
+    syn = alpha.clamp(0, 1) * syn + x
+    base = beta.clamp(0, 1) * mem + syn
+    if mechanism == "subtract":
+        return [syn, base - reset * threshold]
+    if mechanism == "zero":
+        return [syn - 0 * reset, base - base * reset]  # as in snnTorch, whose membrane is not made of this current
+    return [syn, base]
+
+
+def synaptic(
+    current: Tensor,  # [T, *], or [*] with num_steps
+    syn: Tensor | None = None,  # [*]
+    mem: Tensor | None = None,  # [*]
+    *,
+    alpha: float | Tensor,
+    beta: float | Tensor,
+    threshold: float | Tensor = 1.0,
+    graded_spikes_factor: float | Tensor = 1.0,
+    spike_grad: SpikeGrad | None = None,
+    reset_mechanism: str = "subtract",
+    reset_delay: bool = True,
+    num_steps: int | None = None,
+    record_mem: bool = True,
+    inhibition: bool = False,
+    state_quant: StateQuant | bool | None = None,
+    reduce: str | None = None,
+    weight: Tensor | None = None,  # [O, N]
+    bias: Tensor | None = None,  # [O]
+    lengths: Tensor | None = None,  # [B]
+) -> tuple[Tensor, Tensor, Tensor]:
+    r"""Unroll a layer of neurons with a decaying synaptic current over time, in one kernel forward and one backward.
+
+    Per neuron and step, with ``a = clamp(alpha, 0, 1)``, ``i`` the synaptic current and ``u`` the membrane before the
+    step, and the rest as in :func:`lif`::
+
+        r = H(u - threshold)                                       (no gradient)
+        syn = a * i + x;  base = b * u + syn
+        subtract: v = base - r * threshold
+        zero:     v = base - base * r                              (syn is not reset)
+        none:     v = base
+        s = H(v - threshold);  spk = s * graded_spikes_factor
+        reset_delay=True:   mem = v
+        reset_delay=False:  d = s - r;  subtract: mem = v - d * threshold;  zero: mem = v - d * v;  none: mem = v
+
+    Args:
+        current: Input current of every step, as of :func:`lif`.
+        syn: Synaptic current before the first step, ``[*]``. ``None``: zeros.
+        mem: Membrane before the first step, ``[*]``. ``None``: zeros.
+        alpha: Decay of the synaptic current per time step, clamped to [0, 1]; a number or a tensor as ``beta``.
+        beta: Decay of the membrane per time step, as of :func:`lif`.
+        record_mem: Return both states after every step, or only after the last one.
+        state_quant: As of :func:`lif`, applied to both states.
+
+    All other arguments are those of :func:`lif`.
+
+    Returns:
+        ``(spk, syn, mem)``: as of :func:`lif`, with the synaptic current as a second state.
+
+    Raises:
+        TypeError, ValueError: As :func:`lif`.
+
+    Example::
+
+        >>> import torch, snnfast
+        >>> spk, syn, mem = snnfast.functional.synaptic(torch.full((3, 1), 0.5), alpha=0.5, beta=0.5)
+        >>> spk.flatten(), syn.flatten(), mem.flatten()
+        (tensor([0., 0., 1.]), tensor([0.5000, 0.7500, 0.8750]), tensor([0.5000, 1.0000, 1.3750]))
+
+    Source: ``snntorch.Synaptic`` 1.0.0, whose order of operations this is.
+    """
+    options = check_options(spike_grad, reset_mechanism, reset_delay, inhibition, state_quant)
+    parameters = alpha, beta, threshold, graded_spikes_factor
+    return run_function(  # type: ignore[no-any-return]
+        SYNAPTIC, options, current, (syn, mem), parameters, num_steps, record_mem, reduce, weight, bias, lengths
+    )
 
 
 class Synaptic(SpikingLayer):
@@ -52,8 +139,7 @@ class Synaptic(SpikingLayer):
     beta: Tensor
     syn: Tensor
 
-    neuron = ops.SYNAPTIC
-    instances: ClassVar[Instances] = Instances()
+    neuron = SYNAPTIC
 
     def __init__(
         self,
@@ -72,14 +158,10 @@ class Synaptic(SpikingLayer):
         output: bool = False,
         reset_delay: bool = True,
     ) -> None:
-        nn.Module.__init__(self)  # by name: a subclass may have snntorch.Synaptic as its next base
-        self._set_options(
-            spike_grad, surrogate_disable, init_hidden, inhibition, reset_mechanism, state_quant, output, reset_delay
-        )
-        # The order is that of snntorch.Synaptic's state_dict.
-        self._add("threshold", threshold, learn_threshold)
-        self._add("graded_spikes_factor", 1.0, False)
-        self._add_reset_mechanism()
+        self._begin(
+            threshold, learn_threshold, spike_grad, surrogate_disable, init_hidden, inhibition, reset_mechanism,
+            state_quant, output, reset_delay,
+        )  # fmt: skip
         self._add("beta", beta, learn_beta)
         self._add("alpha", alpha, learn_alpha)
         self._finish()

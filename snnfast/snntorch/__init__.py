@@ -2,10 +2,9 @@
 
 Everything of ``snntorch`` is here under its own name: ``snn.SLSTM``, ``snn.surrogate``, ``snn.functional``,
 ``snn.spikegen``, ``snn.utils`` and so on. They are the objects of the installed snnTorch, which is not patched. Only
-:class:`Leaky`, :class:`Synaptic`, :class:`Lapicque`, :class:`Alpha`, :class:`RLeaky` and :class:`RSynaptic` are
-replaced. The new classes are subclasses of snnTorch's, so that ``isinstance``, ``utils.reset``, ``backprop`` and the
-NIR exporter know them. :func:`convert` puts the layers of an existing model on the kernels, and :func:`revert` undoes
-it.
+the neurons that :mod:`snnfast` has are replaced, such as ``snn.Leaky``. The new classes are subclasses of snnTorch's,
+so that ``isinstance``, ``utils.reset``, ``backprop`` and the NIR exporter know them. :func:`convert` puts the layers of
+an existing model on the kernels, and :func:`revert` undoes it.
 
 Submodules can be imported as well: ``import snnfast.snntorch.functional as SF`` gives ``snntorch.functional``.
 
@@ -28,23 +27,20 @@ import pkgutil
 import sys
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from snnfast.snntorch._convert import Report, convert, revert
-from snnfast.snntorch._drop_ins import LAYERS, Alpha, Lapicque, Leaky, RLeaky, RSynaptic, Synaptic, snntorch
+from snnfast.snntorch._drop_ins import LAYERS, snntorch
 
-__all__ = [
-    "Alpha",
-    "Lapicque",
-    "Leaky",
-    "RLeaky",
-    "RSynaptic",
-    "Report",
-    "Synaptic",
-    "convert",
-    "revert",
-    *(n for n in dir(snntorch) if not n.startswith("_") and n not in [layer.__name__ for layer in LAYERS]),
-]
+if TYPE_CHECKING:
+    from snnfast.neurons import *  # noqa: F403 - the same signatures
+
+globals().update({layer.__name__: layer for layer in LAYERS})
+
+__all__ = ["Report", "convert", "revert"]
+__all__ += sorted(
+    {*(layer.__name__ for layer in LAYERS), *(name for name in dir(snntorch) if not name.startswith("_"))}
+)
 
 
 class _Submodules(importlib.abc.MetaPathFinder, importlib.abc.Loader):

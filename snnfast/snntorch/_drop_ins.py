@@ -11,13 +11,12 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
+from snnfast import neurons
 from snnfast._core.backend import warn_once
 from snnfast._core.pytorch import untraced
-from snnfast.neurons import alpha, lapicque, leaky, rleaky, rsynaptic, synaptic
-from snnfast.neurons.base import SpikingLayer
-from snnfast.neurons.instances import Instances
+from snnfast.neurons.base import Instances, SpikingLayer
 
-__all__ = ["LAYERS", "Alpha", "DropIn", "Lapicque", "Leaky", "RLeaky", "RSynaptic", "Synaptic", "snntorch"]
+__all__ = ["LAYERS", "DropIn", "snntorch"]
 
 _INSTALL = 'pip install "snntorch>=1.0.0"'
 _NEWEST = (1, 0)
@@ -99,6 +98,7 @@ class DropIn(SpikingLayer):
         """For ``revert``; snnTorch's list keeps its entry."""
         self.instances.remove(self)
         self._fused.instances.remove(self)
+        self._become_snntorchs()
 
     @classmethod
     def init(cls) -> None:
@@ -111,6 +111,9 @@ class DropIn(SpikingLayer):
     def detach_hidden(cls) -> None:
         """Cut the held states of every layer of this neuron, snnTorch's included, from their graph, in place."""
         cls._theirs.detach_hidden()
+        if cls.neuron.fed_back:
+            for layer in cls._drop_in.instances:
+                layer.spk.detach_()  # which snnTorch's RSynaptic forgets
 
     @classmethod
     def reset_hidden(cls) -> None:
@@ -185,114 +188,25 @@ def _tell_snntorch(layer: DropIn) -> None:
         neurons.append(_entries[layer])
 
 
-# ---- the layers: snnfast's class, then snnTorch's, which has no type hints
+# ---- the layers
 
 
-class Leaky(DropIn, leaky.Leaky, snntorch.Leaky):  # type: ignore[misc]
-    """:class:`snnfast.Leaky` that is a ``snntorch.Leaky`` as well: same arguments, same methods, same numbers.
+def _drop_in(fused: type[SpikingLayer]) -> type[DropIn]:
+    """The drop-in of a layer of snnfast: its bases are snnfast's class, and then snnTorch's of the same name."""
+    name = fused.__name__
+    members = {
+        "__module__": "snnfast.snntorch",  # where it is found, and by which it is pickled
+        "__doc__": f"""The layer :class:`snnfast.{name}` that is a ``snntorch.{name}`` as well.
+
+    Arguments, methods and numbers are the same.
 
     The fused step does not call methods that are parts of a step, such as ``fire``. A subclass that replaces one needs
-    a ``forward`` that calls it, and raises a ``TypeError`` without one. Derive such a class from ``snntorch.Leaky``
+    a ``forward`` that calls it, and raises a ``TypeError`` without one. Derive such a class from ``snntorch.{name}``
     instead.
-
-    Example::
-
-        >>> import torch, snntorch
-        >>> import snnfast.snntorch as snn
-        >>> lif = snn.Leaky(beta=0.9, init_hidden=True)
-        >>> isinstance(lif, snntorch.Leaky)
-        True
-    """
-
-    __module__ = "snnfast.snntorch"  # its public name, by which it is pickled
+    """,
+    }
+    return type(name, (DropIn, fused, getattr(snntorch, name)), members)
 
 
-class Synaptic(DropIn, synaptic.Synaptic, snntorch.Synaptic):  # type: ignore[misc]
-    """:class:`snnfast.Synaptic` that is a ``snntorch.Synaptic`` as well: same arguments, same methods, same numbers.
-
-    For subclasses, see :class:`Leaky`.
-
-    Example::
-
-        >>> import torch
-        >>> import snnfast.snntorch as snn
-        >>> layer = snn.Synaptic(alpha=0.9, beta=0.8)
-        >>> spk, syn, mem = layer(torch.rand(128, 10), *layer.reset_mem())   # as in snnTorch, faster
-        >>> spk_rec, syn_rec, mem_rec = layer.unroll(torch.rand(25, 128, 10))
-    """
-
-    __module__ = "snnfast.snntorch"
-
-
-class Lapicque(DropIn, lapicque.Lapicque, snntorch.Lapicque):  # type: ignore[misc]
-    """:class:`snnfast.Lapicque` that is a ``snntorch.Lapicque`` as well: same arguments, same methods, same numbers.
-
-    For subclasses, see :class:`Leaky`.
-
-    Example::
-
-        >>> import torch, snnfast.snntorch
-        >>> spk, mem = snnfast.snntorch.Lapicque(R=5.0, C=1.44)(torch.rand(128, 10))  # as in snnTorch, faster
-    """
-
-    __module__ = "snnfast.snntorch"
-
-    def _unregister(self) -> None:
-        super()._unregister()
-        with torch.enable_grad():
-            self.C = self._capacitance()  # with its graph: all that snnTorch's learned beta is used for
-
-
-class Alpha(DropIn, alpha.Alpha, snntorch.Alpha):  # type: ignore[misc]
-    """:class:`snnfast.Alpha` that is a ``snntorch.Alpha`` as well: same arguments, same methods, same numbers.
-
-    For subclasses, see :class:`Leaky`.
-
-    Example::
-
-        >>> import torch, snnfast.snntorch
-        >>> spk, *states = snnfast.snntorch.Alpha(alpha=0.9, beta=0.8)(torch.rand(128, 10))  # as in snnTorch, faster
-    """
-
-    __module__ = "snnfast.snntorch"
-
-
-class RLeaky(DropIn, rleaky.RLeaky, snntorch.RLeaky):  # type: ignore[misc]
-    """:class:`snnfast.RLeaky` that is a ``snntorch.RLeaky`` as well: same arguments, same methods, same numbers.
-
-    For subclasses, see :class:`Leaky`.
-
-    Example::
-
-        >>> import torch, snnfast.snntorch
-        >>> layer = snnfast.snntorch.RLeaky(beta=0.9, linear_features=10)
-        >>> spk, mem = layer(torch.rand(128, 10), *layer.reset_mem())  # as in snnTorch, faster
-    """
-
-    __module__ = "snnfast.snntorch"
-
-
-class RSynaptic(DropIn, rsynaptic.RSynaptic, snntorch.RSynaptic):  # type: ignore[misc]
-    """:class:`snnfast.RSynaptic` that is a ``snntorch.RSynaptic`` as well: same arguments, same methods, same numbers.
-
-    For subclasses, see :class:`Leaky`.
-
-    Example::
-
-        >>> import torch, snnfast.snntorch
-        >>> layer = snnfast.snntorch.RSynaptic(alpha=0.9, beta=0.8, linear_features=10)
-        >>> spk, syn, mem = layer(torch.rand(128, 10), *layer.reset_mem())  # as in snnTorch, faster
-    """
-
-    __module__ = "snnfast.snntorch"
-
-    @classmethod
-    def detach_hidden(cls) -> None:
-        """As of every neuron; snnTorch's forgets the spikes."""
-        super().detach_hidden()
-        for layer in cls._drop_in.instances:
-            layer.spk.detach_()
-
-
-LAYERS: tuple[type[DropIn], ...] = (Leaky, Synaptic, Lapicque, Alpha, RLeaky, RSynaptic)
+LAYERS = tuple(_drop_in(layer) for name, layer in neurons.LAYERS.items() if hasattr(snntorch, name))
 """The layers that ``convert`` puts in the place of snnTorch's, and that :mod:`snnfast.snntorch` has in their place."""

@@ -43,6 +43,12 @@ def _kernels() -> list[Source]:
     return [Source(path, name, shlex.split(" ".join(flags))) for path, name, flags in setup.cuda_sources()]
 
 
+def _sources_of_ops() -> list[Source]:
+    """The sources of the ops, one for each neuron."""
+    path = ROOT / "csrc/op/neuron_ops.cpp"
+    return [Source(path, f"neuron_ops_{name}", shlex.split(" ".join(setup.of_neuron(name)))) for name in setup.NEURONS]
+
+
 def _driver() -> Source:
     """For all neurons at once."""
     return Source(HERE / "driver.cpp", "driver", setup.of_all_neurons())
@@ -50,7 +56,7 @@ def _driver() -> Source:
 
 OPS = [
     *_kernels(),
-    *(Source(ROOT / f"csrc/neurons/{name}.cpp", name, []) for name in setup.NEURONS),
+    *_sources_of_ops(),
     Source(HERE / "hooks.cpp", "hooks", []),
 ]
 PROGRAMS = {

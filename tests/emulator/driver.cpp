@@ -7,7 +7,7 @@
 #include <initializer_list>
 #include <vector>
 
-#include "../../csrc/problem.h"
+#include "../../csrc/op/problem.h"
 #include "emulator.h"
 #include "poison.h"
 

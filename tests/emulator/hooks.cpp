@@ -1,5 +1,5 @@
 // Reached from Python through ctypes: what only tests change.
-#include "../../csrc/problem.h"
+#include "../../csrc/op/problem.h"
 #include "emulator.h"
 
 #define EXPORTED extern "C" __attribute__((visibility("default")))

@@ -30,7 +30,7 @@ _ADJOINT = "backward_plain"
 
 
 def ptx_problems(ptx: str) -> dict[str, list[str]]:
-    """Of one source, by symbol of the kernel: instructions that round otherwise, each kind once."""
+    """Find the instructions of one source that round otherwise: each kind once, by symbol of the kernel."""
     parts = _ENTRY.split(ptx)
     found = {}
     for symbol, text in zip(parts[1::2], parts[2::2], strict=True):

@@ -1,0 +1,37 @@
+// Max pooling over windows that do not overlap, of images in channels_last order. What it keeps for backward is one
+// byte per output, the place of the maximum in its window, where PyTorch keeps eight.
+#pragma once
+
+#include <cstdint>
+
+#include "../isas.h"
+
+namespace snnfast::cpu {
+
+// Windows have at most 256 places, counted row by row.
+struct MaxPooling {
+  int C, H, W;  // of the input
+  int Y, X;     // of the output
+  int kernel_y, kernel_x, stride_y, stride_x;
+
+  int64_t inputs() const { return int64_t{C} * H * W; }
+  int64_t outputs() const { return int64_t{C} * Y * X; }
+  bool cover() const {  // whether the windows take the whole image
+    return kernel_y == stride_y && kernel_x == stride_x && Y * kernel_y == H && X * kernel_x == W;
+  }
+};
+
+struct MaxPoolingKernels {
+  void (*forward)(const MaxPooling&,
+                  const float* image,  // [H, W, C]
+                  float* largest,      // [Y, X, C]
+                  uint8_t* places);    // [Y, X, C]
+  void (*backward)(const MaxPooling&,
+                   const float* grad,      // [Y, X, C]
+                   const uint8_t* places,  // [Y, X, C]
+                   float* of_image);       // [H, W, C]
+};
+
+SNN_DECLARE_FOR_EACH_ISA(const MaxPoolingKernels& max_pooling_kernels())
+
+}  // namespace snnfast::cpu

@@ -1,0 +1,328 @@
+// The loops over a row of neurons, for one time step or a few of them. choose.h chooses one.
+//
+// Part of kernels.cpp, whose rules hold here too.
+#pragma once
+
+#include <cstring>
+#include <type_traits>
+
+#include "../vec.h"
+#include "kernels.h"
+
+namespace snnfast::cpu::SNN_ISA {
+namespace {
+
+// ---- a column: the neurons that a loop takes at once
+
+// Vectors of a column. Two hide the latency of the recurrence; with 16 registers they would not fit.
+constexpr int kVectors = kVectorBytes == 64 ? 2 : 1;
+
+template <typename A>
+constexpr int kColumn = kVectors * Vec<A>::kSize;
+
+// Values of the whole columns that n neurons take.
+template <typename A>
+constexpr int in_columns(int n) {
+  return (n + kColumn<A> - 1) / kColumn<A> * kColumn<A>;
+}
+
+// Time steps that a loop does for a column before it goes to the next: states and parameters are then loaded once for
+// all of them, and no more rows are open than a processor's prefetcher follows. What is left over is done one by one.
+// So is float64, in which nobody trains: its loops for several steps would be a fifth of what has to be compiled.
+template <typename A>
+constexpr int kSteps = std::is_same_v<A, double> ? 1 : 4;
+
+#define SNN_UNROLL _Pragma("GCC unroll 8")
+
+template <typename A>
+struct Column {
+  Vec<A> at[kVectors];
+
+  SNN_HD Vec<A>& operator[](int i) { return at[i]; }
+  SNN_HD const Vec<A>& operator[](int i) const { return at[i]; }
+
+  SNN_HD void fill(A value) { SNN_UNROLL for (int g = 0; g < kVectors; ++g) at[g] = Vec<A>(value); }
+  SNN_HD void load(const A* from) {
+    SNN_UNROLL for (int g = 0; g < kVectors; ++g) at[g] = Vec<A>::load(from + g * Vec<A>::kSize);
+  }
+  SNN_HD void load_or_zero(const A* from, int i) {
+    if (from == nullptr) {
+      fill(A(0));
+    } else {
+      load(from + i);
+    }
+  }
+  SNN_HD void store(A* to) const { SNN_UNROLL for (int g = 0; g < kVectors; ++g) at[g].store(to + g * Vec<A>::kSize); }
+  SNN_HD void put(A* to, bool non_temporal) const {
+    if (non_temporal) {
+      SNN_UNROLL for (int g = 0; g < kVectors; ++g) stream(to + g * Vec<A>::kSize, at[g]);
+    } else {
+      store(to);
+    }
+  }
+};
+
+// Some values of a neuron, for each vector of a column.
+template <typename A, int Size>
+struct Columns {
+  Vec<A> at[kVectors][Size];
+
+  SNN_HD Vec<A> (&operator[](int g)) [Size] { return at[g]; } SNN_HD const Vec<A> (&operator[](int g) const)[Size] {
+    return at[g];
+  }
+
+  SNN_HD void fill(int s, A value) { SNN_UNROLL for (int g = 0; g < kVectors; ++g) at[g][s] = Vec<A>(value); }
+  SNN_HD void load(int s, const A* from) {
+    SNN_UNROLL for (int g = 0; g < kVectors; ++g) at[g][s] = Vec<A>::load(from + g * Vec<A>::kSize);
+  }
+  SNN_HD void load_or_zero(int s, const A* from, int i) {
+    if (from == nullptr) {
+      fill(s, A(0));
+    } else {
+      load(s, from + i);
+    }
+  }
+  SNN_HD void store(int s, A* to) const {
+    SNN_UNROLL for (int g = 0; g < kVectors; ++g) at[g][s].store(to + g * Vec<A>::kSize);
+  }
+  SNN_HD void put(int s, A* to, bool non_temporal) const {
+    if (non_temporal) {
+      SNN_UNROLL for (int g = 0; g < kVectors; ++g) stream(to + g * Vec<A>::kSize, at[g][s]);
+    } else {
+      store(s, to);
+    }
+  }
+};
+
+// ---- spikes as bits
+
+template <typename A>
+using Bits = typename Vec<A>::Mask;
+
+// Into the bytes of some neurons, from bit `first` on: the first of eight steps begins them anew.
+template <typename A>
+SNN_HD void put_bits(Bits<A> bits, int first, uint8_t* to) {
+  typedef uint8_t Bytes __attribute__((vector_size(Vec<A>::kSize)));
+  Bytes bytes = __builtin_convertvector(bits << first, Bytes);
+  if (first != 0) {
+    Bytes before;
+    std::memcpy(&before, to, sizeof before);
+    bytes |= before;
+  }
+  std::memcpy(to, &bytes, sizeof bytes);
+}
+
+// ---- what a loop works on
+
+// The same row of several time steps: `stride` values from one to the next, 0 where it is one for all.
+template <typename A>
+struct Rows {
+  A* first;
+  int64_t stride;
+
+  SNN_HD A* operator[](int k) const { return first + k * stride; }
+};
+
+template <typename A>
+struct Lane {  // of one parameter: a value for each neuron of a block, or a column of one and the same
+  alignas(64) A values[kLongBlock];
+  int mask;  // of an index: 0 or all bits
+};
+
+template <typename A, int Parameters>
+struct Lanes {
+  Lane<A> of[Parameters];
+
+  SNN_HD void load(int i, Columns<A, Parameters>& p) const {
+    SNN_UNROLL for (int j = 0; j < Parameters; ++j) p.load(j, of[j].values + (i & of[j].mask));
+  }
+};
+
+// The longest block of a backward pass.
+template <typename A>
+constexpr int kMost = sizeof(A) == 4 ? kLongBlock : kBlock;
+
+template <typename A, int Parameters>
+struct Sums {  // gradients of the parameters, summed over time
+  alignas(64) A of[Parameters][kMost<A>];
+};
+
+// ---- forward
+
+enum class Spikes { kEach, kSum, kBits, kUnused };
+
+template <typename Neuron, typename A>
+struct ForwardRows {
+  const A* before[Neuron::kStates];  // states before the first of the steps; nullptr: 0
+  A* after[Neuron::kStates];         // and after the last of them
+  Rows<const A> x;
+  Rows<A> spk;
+  A* sum;                           // in place of spk: one row for all steps, to which the spikes are added; or
+  uint8_t* bits;                    // one row for up to eight steps
+  int bit;                          // of the first of the steps
+  Rows<A> record[Neuron::kStates];  // states after each step, or nullptr
+  Rows<A> deciding;                 // the membrane that decided each spike, or nullptr
+  bool stream_spk, stream_record;   // by non-temporal stores
+};
+
+template <typename Neuron, typename A>
+using ForwardLoop = void (*)(int n, const ForwardRows<Neuron, A>& rows, const Lanes<A, Neuron::kParameters>& lanes);
+
+template <typename Neuron, typename A, Reset R, bool Delay, bool Record, Spikes Spk, int Steps>
+void forward_loop(int n, const ForwardRows<Neuron, A>& rows, const Lanes<A, Neuron::kParameters>& lanes) {
+  constexpr int kStates = Neuron::kStates;
+  constexpr Rules kRules{R, Delay};
+  const ForwardRows<Neuron, A> row = rows;
+  for (int i = 0; i < n; i += kColumn<A>) {
+    Columns<A, Neuron::kParameters> p;
+    lanes.load(i, p);
+    Columns<A, kStates> state;
+    SNN_UNROLL for (int s = 0; s < kStates; ++s) state.load_or_zero(s, row.before[s], i);
+    Column<A> x, spk, sum, v;
+    if (Spk == Spikes::kSum) sum.load(row.sum + i);
+    Bits<A> bits[kVectors] = {};
+    SNN_UNROLL for (int k = 0; k < Steps; ++k) {
+      x.load(row.x[k] + i);
+      SNN_UNROLL for (int g = 0; g < kVectors; ++g) {
+        const Fired<Vec<A>> fired = Neuron::step(kRules, x[g], state[g], p[g]);
+        spk[g] = fired.spk;
+        v[g] = fired.v;
+        if (Spk == Spikes::kSum) sum[g] += fired.spk;
+        if (Spk == Spikes::kBits) bits[g] |= (fired.v > p[g][Neuron::kParameters - 2]) & (1 << k);
+      }
+      if (Spk == Spikes::kEach) spk.put(row.spk[k] + i, row.stream_spk);
+      if (!Record) continue;
+      SNN_UNROLL for (int s = 0; s < kStates; ++s) {
+        if (row.record[s].first != nullptr) state.put(s, row.record[s][k] + i, row.stream_record);
+      }
+      if (row.deciding.first != nullptr) v.put(row.deciding[k] + i, row.stream_record);
+    }
+    SNN_UNROLL for (int s = 0; s < kStates; ++s) state.store(s, row.after[s] + i);
+    if (Spk == Spikes::kSum) sum.store(row.sum + i);
+    if (Spk == Spikes::kBits) {
+      SNN_UNROLL for (int g = 0; g < kVectors; ++g) put_bits<A>(bits[g], row.bit, row.bits + i + g * Vec<A>::kSize);
+    }
+  }
+}
+
+// ---- backward
+
+template <typename Neuron, typename A>
+struct AdjointRows {
+  const A* before[Neuron::kStates];  // states before the first of the steps; nullptr: 0
+  Rows<const A> x;                   // or
+  Rows<const A> mem;                 // the membrane that decided each spike
+  Rows<const A> derivative;          // of the spike, where it is given
+  Rows<const A> grad_spk;
+  Rows<const A> grad[Neuron::kStates];   // with respect to the states after each step; nullptr: 0
+  const A* grad_after[Neuron::kStates];  // what comes from later steps with respect to the last of them; nullptr: 0
+  A* grad_before[Neuron::kStates];       // with respect to the states before the first of the steps
+  Rows<A> grad_x;
+  A* grad_x_sum;  // in place of grad_x: one row for all steps, to which their gradients are added
+  SurrogateKind surrogate;
+  A a, b;       // its coefficients
+  bool stream;  // grad_x by non-temporal stores
+};
+
+template <typename Neuron, typename A>
+using AdjointLoop = void (*)(int n, const AdjointRows<Neuron, A>& rows, const Lanes<A, Neuron::kParameters>& lanes,
+                             Sums<A, Neuron::kParameters>& sums);
+
+// In place of a functor of math/surrogate.h: the derivative is given, or else the kind, at run time.
+struct AnySurrogate {};
+
+// The derivatives of the steps of a column. Surrogates that networks rarely use share this function, which is not
+// inlined: in every loop they would be half of the library, and take minutes to compile.
+template <typename A, int Steps>
+__attribute__((noinline)) void differentiate_any(SurrogateKind kind, const Column<A> (&v)[Steps],
+                                                 const Column<A>& threshold, Vec<A> a, Vec<A> b,
+                                                 Column<A> (&derivative)[Steps]) {
+  visit_surrogate(kind, [&](auto surrogate) {
+    SNN_UNROLL for (int k = 0; k < Steps; ++k) {
+      SNN_UNROLL for (int g = 0; g < kVectors; ++g) {
+        derivative[k][g] = decltype(surrogate)::derivative(v[k][g] - threshold[g], a, b);
+      }
+    }
+  });
+}
+
+template <typename Neuron, typename A, typename Surrogate, Reset R, bool Delay, bool Recorded, bool ParameterGradients,
+          int Steps>
+void adjoint_loop(int n, const AdjointRows<Neuron, A>& rows, const Lanes<A, Neuron::kParameters>& lanes,
+                  Sums<A, Neuron::kParameters>& sums) {
+  using V = Vec<A>;
+  constexpr int kStates = Neuron::kStates, kParameters = Neuron::kParameters, kThreshold = kParameters - 2;
+  constexpr Rules kRules{R, Delay};
+  constexpr bool kAny = std::is_same_v<Surrogate, AnySurrogate>;
+  constexpr bool kThroughSpike = !std::is_same_v<Surrogate, NoSurrogate>;
+  const AdjointRows<Neuron, A> row = rows;
+  const V a(row.a), b(row.b);
+  for (int i = 0; i < n; i += kColumn<A>) {
+    Columns<A, kParameters> p;
+    lanes.load(i, p);
+    Column<A> threshold;
+    SNN_UNROLL for (int g = 0; g < kVectors; ++g) threshold[g] = p[g][kThreshold];
+
+    Columns<A, kStates> u[Steps + 1];  // before each step
+    Column<A> v[Steps], x[Steps];      // what decided its spike; its current
+    SNN_UNROLL for (int s = 0; s < kStates; ++s) u[0].load_or_zero(s, row.before[s], i);
+    SNN_UNROLL for (int k = 0; k < Steps; ++k) {
+      if constexpr (Recorded) {
+        v[k].load(row.mem[k] + i);
+        x[k].fill(A(0));
+        SNN_UNROLL for (int g = 0; g < kVectors; ++g) u[k + 1][g][0] = v[k][g];
+      } else {
+        x[k].load(row.x[k] + i);
+        u[k + 1] = u[k];
+        SNN_UNROLL for (int g = 0; g < kVectors; ++g) v[k][g] = Neuron::step(kRules, x[k][g], u[k + 1][g], p[g]).v;
+      }
+    }
+
+    Columns<A, kStates> carry;
+    Columns<A, kParameters> sum;
+    Column<A> dx, dx_sum;
+    SNN_UNROLL for (int s = 0; s < kStates; ++s) carry.load_or_zero(s, row.grad_after[s], i);
+    dx_sum.load_or_zero(row.grad_x_sum, i);
+    SNN_UNROLL for (int j = 0; j < kParameters; ++j) {
+      sum.load_or_zero(j, ParameterGradients ? sums.of[j] : nullptr, i);
+    }
+    Column<A> derivative[Steps];
+    if constexpr (kAny) {
+      if (row.derivative.first == nullptr) {
+        differentiate_any<A, Steps>(row.surrogate, v, threshold, a, b, derivative);
+      } else {
+        SNN_UNROLL for (int k = 0; k < Steps; ++k) derivative[k].load(row.derivative[k] + i);
+      }
+    }
+    SNN_UNROLL for (int k = Steps - 1; k >= 0; --k) {
+      Column<A> grad_spk;
+      Columns<A, kStates> grad;
+      grad_spk.load(row.grad_spk[k] + i);
+      SNN_UNROLL for (int s = 0; s < kStates; ++s) {
+        if (row.grad[s].first == nullptr) {
+          grad.fill(s, A(0));
+        } else {
+          grad.load(s, row.grad[s][k] + i);
+        }
+      }
+      SNN_UNROLL for (int g = 0; g < kVectors; ++g) {
+        if constexpr (!kAny) derivative[k][g] = Surrogate::derivative(v[k][g] - threshold[g], a, b);
+        const Given<V> given{grad_spk[g], derivative[k][g], kThroughSpike};
+        dx[g] = Neuron::adjoint(kRules, x[k][g], u[k][g], v[k][g], given, grad[g], p[g], carry[g], sum[g]);
+      }
+      if (row.grad_x_sum == nullptr) {
+        dx.put(row.grad_x[k] + i, row.stream);
+      } else {
+        SNN_UNROLL for (int g = 0; g < kVectors; ++g) dx_sum[g] += dx[g];
+      }
+    }
+    SNN_UNROLL for (int s = 0; s < kStates; ++s) carry.store(s, row.grad_before[s] + i);
+    if (row.grad_x_sum != nullptr) dx_sum.store(row.grad_x_sum + i);
+    if (ParameterGradients) {
+      SNN_UNROLL for (int j = 0; j < kParameters; ++j) sum.store(j, sums.of[j] + i);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace snnfast::cpu::SNN_ISA

@@ -1,0 +1,51 @@
+// The leaky integrate-and-fire neuron: snnTorch 1.0.0's Leaky.
+#pragma once
+
+#include "../math/neuron.h"
+
+namespace snnfast {
+
+struct Leaky {
+  static constexpr const char* kName = "leaky";
+  static constexpr int kStates = 1, kParameters = 3;
+  static constexpr const char* kStateNames[] = {"mem"};
+  static constexpr const char* kParameterNames[] = {"beta", "threshold", "graded_spikes_factor"};
+  static constexpr bool kClamped[] = {true, false, false};
+  static constexpr bool kRecordTells = true;
+  static constexpr bool kAdjointReadsX = false;
+
+  template <typename T>
+  static SNN_HD Fired<T> step(Rules rules, T x, T (&state)[kStates], const T (&p)[kParameters]) {
+    const T beta = p[0], threshold = p[1], u = state[0];
+    const auto r = u > threshold;
+    T v;
+    if (rules.reset == Reset::kSubtract) {
+      v = (beta * u + x) - times(r, threshold);
+    } else if (rules.reset == Reset::kZero) {
+      v = beta * unless(r, u) + x;
+    } else {
+      v = beta * u + x;
+    }
+    return fire(rules, v, r, threshold, p[2], state[0]);
+  }
+
+  // Returns the gradient with respect to x. `before`: the states before the step; v: what decided its spike; `grad`:
+  // gradients with respect to the states that were recorded after it; `carry`: those that later steps hand back, on
+  // return with respect to the states before the step; `sums`: of the gradients of the parameters over time.
+  // Arithmetic: how it rounds.
+  template <typename Arithmetic = Rounded, typename T>
+  static SNN_HD T adjoint(Rules rules, T, const T (&before)[kStates], T v, const Given<T>& given,
+                          const T (&grad)[kStates], const T (&p)[kParameters], T (&carry)[kStates],
+                          T (&sums)[kParameters]) {
+    const T beta = p[0], threshold = p[1], u = before[0];
+    const T r = select(u > threshold, T(1), T(0));
+    const T dv = fire_adjoint<Arithmetic>(rules, v, r, threshold, p[2], given, grad[0] + carry[0], sums[1], sums[2]);
+    if (rules.reset == Reset::kSubtract) sums[1] -= dv * r;
+    const bool zero = rules.reset == Reset::kZero;
+    sums[0] += dv * (zero ? (T(1) - r) * u : u);
+    carry[0] = beta * (zero ? (T(1) - r) * dv : dv);
+    return dv;
+  }
+};
+
+}  // namespace snnfast

@@ -1,0 +1,361 @@
+// The ops of a neuron: their schemas, checks and outputs, and the call of a backend. Compiled once for each header in
+// csrc/neurons, which the build includes before this file and whose struct it names by SNN_NEURON.
+//
+// Messages for users come from snnfast/_unroll/checks.py. The checks here keep a kernel inside the memory of its
+// tensors, whatever tensors reach the op.
+#include <array>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include <torch/csrc/stable/library.h>
+
+#include "call.h"
+
+namespace snnfast {
+
+// ---- the arguments of the ops
+
+// Of a boxed kernel, in the order of its schema.
+class Arguments {
+ public:
+  explicit Arguments(StableIValue* stack) : next_(stack) {}
+
+  template <typename T>
+  T take() {
+    return torch::stable::detail::to<T>(*next_++);
+  }
+
+ private:
+  StableIValue* next_;
+};
+
+// "Tensor? mem, " for each of the names.
+template <size_t Size>
+std::string declare(const char* type, const char* before, const char* const (&names)[Size], const char* after) {
+  std::string text;
+  for (const char* name : names) text += std::string(type) + " " + before + name + after + ", ";
+  return text;
+}
+
+// Whether the first state is the last spike, which comes back to the neuron: one step then returns it but once.
+template <typename Neuron>
+inline constexpr bool kFedBack = std::string_view(Neuron::kStateNames[0]) == "spk";
+
+// What both ops of a neuron are given, at the end of the tensors and the beginning of the options.
+template <typename Neuron>
+struct Common {
+  std::array<MaybeTensor, Neuron::kStates> initial;
+  std::array<MaybeTensor, Neuron::kParameters> parameters;
+  int64_t steps, options;
+
+  static std::string schema() {
+    return declare("Tensor?", "", Neuron::kStateNames, "") + declare("Tensor", "", Neuron::kParameterNames, "") +
+           "SymInt steps, int options";
+  }
+
+  explicit Common(Arguments& arguments) {
+    for (MaybeTensor& t : initial) t = arguments.take<MaybeTensor>();
+    for (MaybeTensor& t : parameters) t = arguments.take<Tensor>();
+    steps = arguments.take<int64_t>();
+    options = arguments.take<int64_t>();
+  }
+
+  void check() const {
+    STD_TORCH_CHECK(option::kTime.of(options) <= static_cast<int64_t>(Time::kStep), "options: unknown time");
+    STD_TORCH_CHECK(option::kReset.of(options) <= static_cast<int64_t>(Reset::kNone), "options: unknown reset");
+    STD_TORCH_CHECK(option::kSaved.of(options) < static_cast<int64_t>(std::size(kSavedModes)),
+                    "options: unknown saved mode");
+    STD_TORCH_CHECK(!tells_membrane(saved()) || (reset_delay() && Neuron::kRecordTells),
+                    "saved: only with a delayed reset does the membrane of a step tell its reset");
+    STD_TORCH_CHECK(!tells_membrane(saved()) || time() != Time::kStep, "saved: of one step there are no rows");
+    STD_TORCH_CHECK(steps >= 0 && (time() != Time::kStep || steps == 1), "steps: expected 0 or more");
+  }
+
+  Time time() const { return static_cast<Time>(option::kTime.of(options)); }
+  Saved saved() const { return static_cast<Saved>(option::kSaved.of(options)); }
+  bool reset_delay() const { return option::kResetDelay.of(options) != 0; }
+
+  template <typename Backend>
+  void describe(Problem<Neuron>& p, Call<Backend>& call, const Layout& layout) const {
+    p.rules = {static_cast<Reset>(option::kReset.of(options)), reset_delay()};
+    p.T = layout.T;
+    p.N = layout.N;
+    p.reduce = option::kReduce.of(options) != 0;
+    for (int s = 0; s < Neuron::kStates; ++s) {
+      p.initial[s] = call.read(initial[s], Neuron::kStateNames[s], call.acc, kOne, /*cast=*/true);
+    }
+    for (int j = 0; j < Neuron::kParameters; ++j) {
+      p.parameters[j] = call.parameter(*parameters[j], Neuron::kParameterNames[j]);
+    }
+  }
+};
+
+// ---- forward
+
+// Returns the spikes, as bits if that is asked for; the states of every step that `record` asks for, by bits, and
+// behind them, if its highest bit is set, the membrane that decided each spike; if `last`, all states after the last
+// step, but of one step no spike a second time; what is saved, if anything.
+template <typename Neuron>
+std::string forward_schema() {
+  return std::string(Neuron::kName) + "_forward(Tensor x, " + Common<Neuron>::schema();
+}
+
+// Each op has up to two others beside it, with one more argument. `_into`: tensors to write its results to, and it
+// returns none: steps of a loop then write rows of what the loop returns. `_ragged`: the steps of each sample, int64.
+enum class Variant { kPlain, kInto, kRagged };
+
+template <Variant kVariant>
+std::string complete(const std::string& schema) {
+  if (kVariant == Variant::kPlain) return schema + ") -> Tensor[]";
+  const size_t at = schema.find('(');
+  const std::string name = schema.substr(0, at), arguments = schema.substr(at);
+  if (kVariant == Variant::kRagged) return name + "_ragged" + arguments + ", Tensor lengths) -> Tensor[]";
+  return name + "_into" + arguments + ", Tensor(a!)[] out) -> ()";
+}
+
+// The one more argument. An op takes all arguments before it checks any: one that is not taken is never freed.
+template <Variant kVariant>
+struct Extra {
+  std::vector<Tensor> into;
+  MaybeTensor lengths;
+
+  explicit Extra(Arguments& arguments) {
+    if constexpr (kVariant == Variant::kInto) into = arguments.take<std::vector<Tensor>>();
+    if constexpr (kVariant == Variant::kRagged) lengths = arguments.take<Tensor>();
+  }
+};
+
+// `lengths` is held by the caller.
+template <typename Neuron>
+void describe_lengths(Problem<Neuron>& p, const Layout& layout, const Tensor& lengths, const Tensor& like) {
+  STD_TORCH_CHECK(layout.has_time() && layout.by_sample(), "lengths: need samples one after the other in memory");
+  STD_TORCH_CHECK(lengths.device() == like.device() && lengths.scalar_type() == ScalarType::Long &&
+                      lengths.dim() == 1 && lengths.size(0) == layout.step[0] && lengths.is_contiguous(),
+                  "lengths: expected contiguous int64 [B] on the device of the other tensors");
+  p.lengths = static_cast<const int64_t*>(lengths.const_data_ptr());
+  p.sample = layout.N > 0 ? layout.N / layout.step[0] : 1;
+}
+
+template <typename Neuron, typename Backend, Variant kVariant>
+void forward_op(StableIValue* stack, uint64_t, uint64_t) {
+  constexpr int kStates = Neuron::kStates;
+  Arguments arguments(stack);
+  const Tensor x = arguments.take<Tensor>();  // [T, *], or [*] of a constant current or of one step
+  const Common<Neuron> common(arguments);
+  Extra<kVariant> extra(arguments);
+  common.check();
+  const int64_t record = option::kRecord.of(common.options);
+  const bool last = option::kLast.of(common.options) != 0;
+
+  Backend::check_device(x);
+  const Time time = common.time();
+  STD_TORCH_CHECK(record < 2 << kStates, "options: unknown states to record");
+  const Layout layout(x, time == Time::kSequence, common.steps, time);
+  STD_TORCH_CHECK(time != Time::kSequence || x.size(0) == common.steps, "steps: not the number of steps of x");
+  Call<Backend> call(x, layout, x.scalar_type(), std::move(extra.into));
+  Forward<Neuron> p{};
+  p.dtype = dtype_of(x, "x");
+  common.describe(p, call, layout);
+  if (extra.lengths.has_value()) describe_lengths(p, layout, *extra.lengths, x);
+  p.saved = common.saved();
+  p.x = call.read_current(x, x.scalar_type(), p);
+  if (option::kBits.of(common.options) != 0) {
+    STD_TORCH_CHECK(time != Time::kStep && !p.reduce && layout.in_order(), "bits: needs time steps in their order");
+    p.bits = call.make(ScalarType::Byte, saved_rows(Saved::kSpikes, p.T));
+  } else {
+    p.spk = call.make(x.scalar_type(), call.every_step_unless(p.reduce));
+  }
+  for (int s = 0; s < kStates; ++s) {
+    if ((record >> s & 1) != 0) p.record[s] = call.make(x.scalar_type(), call.every_step());
+  }
+  if ((record >> kStates & 1) != 0) p.deciding = call.make(call.acc, call.every_step());
+  const int first_last = kFedBack<Neuron> && time == Time::kStep ? 1 : 0;
+  for (int s = first_last; last && s < kStates; ++s) p.last[s] = call.make(call.acc, kOne);
+  if (p.saved != Saved::kNothing && time != Time::kStep) {  // of one step there are no rows
+    const int64_t rows = saved_rows(p.saved, p.T) * (p.saved == Saved::kCheckpoints ? kStates : 1);
+    void* const data = call.make(saved_dtype(p.saved, call.acc), rows);
+    if (rows > 0) p.rows = data;
+  }
+  if (p.N > 0) Backend::run(p, x);
+  if constexpr (kVariant != Variant::kInto) stack[0] = torch::stable::detail::from(call.outputs);
+}
+
+// ---- backward
+
+// Returns the gradients that `needs` asks for, by bits: with respect to x, the states before the first step, the
+// parameters; the last ones for each neuron, not yet summed to the shape of the parameter, unless it is one number and
+// the device sums it: then they are like the parameter, but on the device of the kernel. With a `weight`, `grad_spk`
+// is the gradient with respect to the outputs of a Linear behind the spikes.
+template <typename Neuron>
+std::string backward_schema() {
+  return std::string(Neuron::kName) + "_backward(Tensor? grad_spk, Tensor? weight, " +
+         declare("Tensor?", "grad_", Neuron::kStateNames, "_rec") +
+         declare("Tensor?", "grad_", Neuron::kStateNames, "_last") +
+         "Tensor? x, Tensor? mem_rec, Tensor? rows, Tensor? derivative, " + Common<Neuron>::schema() +
+         ", float p0, float p1";
+}
+
+template <typename Neuron, typename Backend, Variant kVariant>
+void backward_op(StableIValue* stack, uint64_t, uint64_t) {
+  constexpr int kStates = Neuron::kStates, kParameters = Neuron::kParameters, kInputs = 1 + kStates + kParameters;
+  Arguments arguments(stack);
+  const MaybeTensor grad_spk = arguments.take<MaybeTensor>();  // [T, *], or [*] with reduce; [T, R, O] with
+  const MaybeTensor weight = arguments.take<MaybeTensor>();    // [O, N], the neurons of a step being R * N
+  std::array<MaybeTensor, kStates> grad_record, grad_last;     // [T, *]; [*] acc
+  for (MaybeTensor& t : grad_record) t = arguments.take<MaybeTensor>();
+  for (MaybeTensor& t : grad_last) t = arguments.take<MaybeTensor>();
+  const MaybeTensor x = arguments.take<MaybeTensor>();           // as in forward, with checkpoints; or
+  const MaybeTensor mem_rec = arguments.take<MaybeTensor>();     // [T, *], where the record tells all; or
+  const MaybeTensor rows = arguments.take<MaybeTensor>();        // what forward saved
+  const MaybeTensor derivative = arguments.take<MaybeTensor>();  // [T, *] acc, in place of a surrogate's
+  const Common<Neuron> common(arguments);
+  const double p0 = arguments.take<double>(), p1 = arguments.take<double>();  // of the surrogate
+  Extra<kVariant> extra(arguments);
+  common.check();
+  const int64_t surrogate = option::kSurrogate.of(common.options), needs = option::kNeeds.of(common.options);
+
+  const Time time = common.time();
+  STD_TORCH_CHECK(surrogate < kSurrogateKinds, "options: unknown surrogate");
+  STD_TORCH_CHECK(needs < 1 << kInputs, "options: gradients of more than the inputs are needed");
+  STD_TORCH_CHECK(x.has_value() ? !mem_rec.has_value() : mem_rec.has_value() || rows.has_value(),
+                  "exactly one of x, mem_rec and, alone, rows must be given");
+  // The dtype of all that has a value for every step. Where only gradients of last states are given, and nothing else
+  // tells it, it is theirs, that of the arithmetic.
+  const MaybeTensor* like = &grad_spk;
+  for (const MaybeTensor* t : {&x, &mem_rec}) like = like->has_value() ? like : t;
+  for (const MaybeTensor& t : grad_record) like = like->has_value() ? like : &t;
+  for (const MaybeTensor& t : grad_last) like = like->has_value() ? like : &t;
+  STD_TORCH_CHECK(like->has_value(), "a gradient must be given");
+  const ScalarType dtype = (*like)->scalar_type();
+  Backend::check_device(**like);
+  const Layout layout(x.has_value()         ? *x
+                      : mem_rec.has_value() ? *mem_rec
+                                            : *rows,
+                      x.has_value() ? time == Time::kSequence : time != Time::kStep || !mem_rec.has_value(),
+                      common.steps, time);
+  Call<Backend> call(**like, layout, dtype, std::move(extra.into));
+  Backward<Neuron> p{};
+  p.dtype = dtype_of(**like, "x");
+  p.clamp_closed = option::kClampClosed.of(common.options) != 0;
+  common.describe(p, call, layout);
+  if (extra.lengths.has_value()) describe_lengths(p, layout, *extra.lengths, **like);
+  p.saved = common.saved();
+  if (mem_rec.has_value()) {
+    STD_TORCH_CHECK(p.saved == Saved::kNothing, "mem_rec: nothing else is saved beside it");
+    STD_TORCH_CHECK(Neuron::kRecordTells && p.rules.delay && dtype == call.acc,
+                    "mem_rec: only a delayed reset in float32 or float64 can use it");
+    p.mem_rec = call.read(mem_rec, "mem_rec", dtype, call.every_step());
+  } else {
+    const int64_t each = p.saved == Saved::kCheckpoints ? kStates : 1;
+    if (tells_membrane(p.saved)) {
+      STD_TORCH_CHECK(!x.has_value() && rows.has_value(), "rows: given alone, they must be there");
+    } else {
+      STD_TORCH_CHECK(x.has_value(), "exactly one of x and mem_rec must be given");
+      STD_TORCH_CHECK((rows.has_value() && p.saved == Saved::kCheckpoints) || saved_rows(Saved::kCheckpoints, p.T) == 0,
+                      "rows: checkpoints must be given with x");
+      p.x = call.read_current(*x, dtype, p);
+    }
+    p.rows = call.read(rows, "rows", saved_dtype(p.saved, call.acc), saved_rows(p.saved, p.T) * each);
+  }
+  p.derivative = call.read(derivative, "derivative", call.acc, call.every_step());
+  std::array<Tensor, 2> outputs;
+  if (weight.has_value()) {
+    STD_TORCH_CHECK(grad_spk.has_value() && weight->dim() == 2, "weight: expected [O, N] and a gradient");
+    STD_TORCH_CHECK(!p.reduce && layout.in_order() && time != Time::kStep, "weight: needs time steps in their order");
+    const ScalarType of_products = weight->size(0) <= kFewOutputs ? call.acc : dtype;
+    outputs = {in_order(*grad_spk, of_products), in_order(*weight, of_products)};
+    p.outputs = {outputs[0].const_data_ptr(), outputs[1].const_data_ptr(), 0, 0};
+    const auto grad = grad_spk->sizes(), of = weight->sizes();
+    STD_TORCH_CHECK(grad.size() == 3 && grad[0] == p.T && grad[2] == of[0] && of[1] > 0 && p.N % of[1] == 0 &&
+                        grad[1] == p.N / of[1],
+                    "weight: expected [O, N] and the gradient of [T, R, O]");
+    p.outputs.size = of[0];
+    p.outputs.columns = of[1];
+  } else {
+    p.grad_spk = call.read_steps(grad_spk, "grad_spk", dtype, p.reduce, p.grad_spk_stride);
+  }
+  for (int s = 0; s < kStates; ++s) {
+    p.grad_record[s] =
+        call.read_steps(grad_record[s], "gradient of a record", dtype, /*one=*/false, p.grad_record_stride[s]);
+    p.grad_last[s] = call.read(grad_last[s], "gradient of a state", call.acc, kOne);
+  }
+
+  p.surrogate = p.derivative != nullptr ? SurrogateKind::kStraightThrough : static_cast<SurrogateKind>(surrogate);
+  if (!kFedBack<Neuron> && p.grad_spk == nullptr && p.outputs.grad == nullptr &&
+      (p.rules.delay || p.rules.reset == Reset::kNone)) {
+    // No gradient passes through a spike, so its derivative must not matter, not even where it is NaN.
+    p.surrogate = SurrogateKind::kNone;
+    p.derivative = nullptr;
+  }
+  p.coefficients = visit_surrogate(p.surrogate, [&](auto kind) { return decltype(kind)::coefficients(p0, p1); });
+  if (tells_membrane(p.saved)) {
+    // What is saved tells neither the membrane itself nor, of the spikes, how far from the threshold it was.
+    const bool spikes = p.saved == Saved::kSpikes;
+    for (int j = 0; j < kParameters; ++j) {
+      const bool takes_membrane = j < p.kThreshold, takes_height = j == p.kGraded;
+      STD_TORCH_CHECK((needs >> (1 + kStates + j) & 1) == 0 || !(takes_membrane || (spikes && takes_height)),
+                      "saved: it does not tell the gradient of ", Neuron::kParameterNames[j]);
+    }
+    STD_TORCH_CHECK(!spikes || p.surrogate == SurrogateKind::kNone ||
+                        (p.surrogate == SurrogateKind::kStraightThrough && p.derivative == nullptr),
+                    "saved: spikes alone do not tell this derivative");
+  }
+  for (int i = 0; i < kInputs; ++i) {
+    if ((needs >> i & 1) == 0) continue;
+    void** const of_x = layout.constant() ? &p.grad_x_sum : &p.grad_x;
+    void** const to = i == 0 ? of_x : i <= kStates ? &p.grad_initial[i - 1] : &p.grad_parameters[i - 1 - kStates];
+    const int j = i - 1 - kStates;
+    if (kVariant != Variant::kInto && j >= 0 && call.sums(*common.parameters[j])) {
+      p.summed |= 1u << j;
+      p.sum_types[j] = number_type_of(*common.parameters[j], Neuron::kParameterNames[j]);
+      *to = call.make_like(*common.parameters[j]);
+    } else {
+      *to = i == 0 ? call.make(dtype, call.every_step_unless(layout.constant())) : call.make(call.acc, kOne);
+    }
+  }
+  if (p.summed != 0) {
+    p.partial_sums = call.scratch(ScalarType::Double, sums_workspace<Neuron>(p.N));
+  }
+  if (p.N > 0) {
+    Backend::run(p, **like);
+  } else {
+    for (Tensor& t : call.outputs) torch::stable::zero_(t);  // sums of nothing
+  }
+  if constexpr (kVariant != Variant::kInto) stack[0] = torch::stable::detail::from(call.outputs);
+}
+
+// ---- registration
+
+template <typename Neuron, typename Library>
+void define(Library& m) {
+  for (const std::string& schema : {forward_schema<Neuron>(), backward_schema<Neuron>()}) {
+    m.def(complete<Variant::kPlain>(schema).c_str());
+    m.def(complete<Variant::kRagged>(schema).c_str());
+    if (kFedBack<Neuron>) m.def(complete<Variant::kInto>(schema).c_str());
+  }
+}
+
+template <typename Neuron, typename Backend, typename Library>
+void implement(Library& m) {
+  const std::string name = Neuron::kName;
+  m.impl((name + "_forward").c_str(), &forward_op<Neuron, Backend, Variant::kPlain>);
+  m.impl((name + "_backward").c_str(), &backward_op<Neuron, Backend, Variant::kPlain>);
+  m.impl((name + "_forward_ragged").c_str(), &forward_op<Neuron, Backend, Variant::kRagged>);
+  m.impl((name + "_backward_ragged").c_str(), &backward_op<Neuron, Backend, Variant::kRagged>);
+  if constexpr (kFedBack<Neuron>) {
+    m.impl((name + "_forward_into").c_str(), &forward_op<Neuron, Backend, Variant::kInto>);
+    m.impl((name + "_backward_into").c_str(), &backward_op<Neuron, Backend, Variant::kInto>);
+  }
+}
+
+STABLE_TORCH_LIBRARY_FRAGMENT(SNN_NAMESPACE, m) { define<SNN_NEURON>(m); }
+
+#if !defined(SNN_EMULATED)
+STABLE_TORCH_LIBRARY_IMPL(SNN_NAMESPACE, CPU, m) { implement<SNN_NEURON, CpuBackend>(m); }
+#endif
+#if defined(SNN_CUDA)
+STABLE_TORCH_LIBRARY_IMPL(SNN_NAMESPACE, SNN_CUDA_KEY, m) { implement<SNN_NEURON, CudaBackend>(m); }
+#endif
+
+}  // namespace snnfast
