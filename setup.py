@@ -325,10 +325,10 @@ def write_ninja(path: Path, output: Path) -> None:
     # source, object, flags
     objects = [
         ("csrc/op/c_api.cpp", "c_api", facts),
+        ("csrc/cpu/isa.cpp", "cpu_isa", []),
         ("csrc/cpu/unroll/dispatch.cpp", "cpu_dispatch", []),
         ("csrc/cpu/memory/memory_limit.cpp", "cpu_memory_limit", []),
         ("csrc/cpu/memory/pool.cpp", "cpu_pool", []),
-        ("csrc/cpu/sparse/products.cpp", "cpu_products", []),
         ("csrc/cpu/sparse/buffers.cpp", "buffers", []),
         ("csrc/cpu/sparse/spikes_linear.cpp", "spikes_linear", []),
         ("csrc/cpu/sparse/spikes_conv2d.cpp", "spikes_conv2d", []),

@@ -16,8 +16,6 @@ import snnfast
 from .peers import Peer
 from .registry import Case
 
-WITHOUT_A_LOOP = ("checkpointed",)  # layers that hold a membrane can't be computed again, unless they are compiled
-
 
 @cache
 def programs() -> dict[str, Any]:
@@ -26,7 +24,7 @@ def programs() -> dict[str, Any]:
     import loop_checks  # noqa: F401 - its import enters the programs
     from loop_programs import PROGRAMS
 
-    return {n: p for n, p in PROGRAMS.items() if n not in WITHOUT_A_LOOP}
+    return PROGRAMS
 
 
 def cases() -> list[Case]:

@@ -39,10 +39,10 @@ def _step_by_step(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)
 
     stepped.__module__ = __name__
-    stepped.__doc__ = (
-        f":func:`snnfast.functional.{function.__name__}` in plain PyTorch, one time step after the other.\n\n"
-        "    Arguments, results and errors are the same.\n    "
-    )
+    stepped.__doc__ = f""":func:`snnfast.functional.{function.__name__}`, one time step after the other in PyTorch.
+
+    Arguments, results and errors are the same.
+    """
     return stepped
 
 

@@ -92,6 +92,14 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 @pytest.fixture
+def stream_bytes() -> Iterator[Callable[[int], int]]:
+    """Sets from how many bytes calls of the CPU kernels write past the caches."""
+    default = ops.extension.set_stream_bytes(1 << 60)
+    yield ops.extension.set_stream_bytes
+    ops.extension.set_stream_bytes(default)
+
+
+@pytest.fixture
 def digits(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Random images in place of MNIST, for the benchmarks."""
     from benchmarks import mnist

@@ -11,9 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - as users import it
-from helpers import Bump
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 Inputs = Callable[[int, int], tuple[Any, ...]]
 
@@ -194,37 +192,6 @@ def inputs_iterated(self: Any, x: Tensor, y: Tensor, z: Tensor, context: Tensor)
 # ---- what becomes of spikes and membranes
 
 
-class Recorded(Net):
-    """A loop that differs in what is made of the lists of spikes and membranes."""
-
-    def forward(self, x: Tensor) -> Any:
-        mem1, mem2 = self.states()
-        spk_rec, mem_rec = [], []
-        for t in range(x.size(0)):
-            spk2, mem1, mem2 = self.step(x[t], mem1, mem2)
-            spk_rec.append(spk2)
-            mem_rec.append(mem2)
-        return self.readout(spk_rec, mem_rec)
-
-
-READOUTS: dict[str, Callable[[list[Tensor], list[Tensor]], Any]] = {
-    "stacks": lambda spk, mem: (torch.stack(spk, dim=1), torch.stack(mem, dim=-1)),
-    "cat": lambda spk, mem: (torch.cat([s.unsqueeze(0) for s in spk]), torch.cat(mem, dim=-1)),
-    "sums": lambda spk, mem: (torch.stack(spk, 1).sum(1) / len(spk), torch.stack(mem).mean(dim=0), sum(mem) / len(mem)),
-    "others": lambda spk, mem: (torch.stack(mem).max(dim=0)[0], torch.stack(spk).mean(0).softmax(-1)),
-    "lasts": lambda spk, mem: (spk[-1], mem[-1], torch.stack(spk[-3:]).sum(0)),
-    "lists": lambda spk, mem: {"spikes": spk, "membranes": mem, "last": mem[-1]},
-}
-for _name, _readout in READOUTS.items():
-    add(
-        f"record-{_name}",
-        type("Recording", (Recorded,), {"readout": staticmethod(_readout)}),
-        step_first(12),
-        exact=_name not in ("sums", "others"),
-        other=None,
-    )
-
-
 @loop(step_first(12))
 def record_preallocated(self: Any, x: Tensor) -> Any:
     mem1, mem2 = self.states()
@@ -354,68 +321,6 @@ class OtherNeurons(nn.Module):
         return records, spk1, mem2, syn3, mem3, mem4, mem5
 
 
-# Of connected neurons each step waits for the one before it; what is behind them is merged.
-@program(step_first(12), expects=PARTLY, repeats=("linear",), exact=False)
-class ConnectedNeurons(Net):
-    def __init__(self, snn: Any) -> None:
-        super().__init__(snn)
-        self.lif1 = snn.RLeaky(beta=0.5, linear_features=16)
-
-    def forward(self, x: Tensor) -> Any:
-        spk1, mem1 = self.lif1.reset_mem()
-        mem2 = self.lif2.reset_mem()
-        spk_rec = []
-        for t in range(x.size(0)):
-            spk1, mem1 = self.lif1(self.fc1(x[t]), spk1, mem1)
-            spk2, mem2 = self.lif2(self.fc2(spk1), mem2)
-            spk_rec.append(spk2)
-        return torch.stack(spk_rec), mem1, mem2
-
-
-# ---- options of both layers, in the loop of tutorial 5
-
-OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "reset": ({"reset_mechanism": "zero"}, {"reset_mechanism": "none"}),
-    "reset-at-once": ({"reset_delay": False}, {"reset_delay": False, "reset_mechanism": "zero"}),
-    "learned": (
-        {"learn_beta": True, "learn_threshold": True},
-        {"learn_graded_spikes_factor": True, "graded_spikes_factor": 0.75},
-    ),
-    "graded": ({"surrogate_disable": True}, {"graded_spikes_factor": 0.5}),
-}
-for _name, _options in OPTIONS.items():
-    add(f"option-{_name}", lambda snn, of=_options: Tutorial5(snn, *of), constant(12), other=None)
-
-
-# What competes must not be equal: which of two equal membranes wins is not told. So no exact numbers here.
-@program(
-    lambda T, B: (torch.rand(T, B, 12),), exact=False, simple=False, repeats=("autograd_function_apply", "getitem")
-)
-def option_inhibition(snn: Any) -> Any:
-    return Net(snn, inhibition=True, threshold=0.25)
-
-
-def _straight_through(z: Tensor) -> Tensor:
-    linear = (0.5 * z).clamp(-0.5, 0.5)
-    return (z > 0).float() + (linear - linear.detach())
-
-
-SURROGATES = {
-    "atan": lambda snn: (snn.surrogate.atan(alpha=2.0), snn.surrogate.fast_sigmoid(slope=5)),
-    "sigmoid": lambda snn: (snn.surrogate.sigmoid(slope=4), snn.surrogate.straight_through_estimator()),
-    "detached": lambda snn: (_straight_through, _straight_through),
-    # An autograd.Function that is not recognised has its own two graphs, which are called as a whole.
-    "function": lambda snn: (lambda z: snn.surrogate.fast_sigmoid(slope=5)(z), Bump.apply),
-}
-for _name, _surrogates in SURROGATES.items():
-    add(
-        f"surrogate-{_name}",
-        lambda snn, of=_surrogates: Tutorial5(snn, *({"spike_grad": grad} for grad in of(snn))),
-        constant(12),
-        repeats=("autograd_function_apply", "getitem") if _name == "function" else (),
-        other=None,
-    )
-
 # ---- states that the layers hold
 
 
@@ -495,27 +400,6 @@ class Block(Net):
         return torch.stack(rec), mem2
 
 
-class Mean(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x.mean(dim=(-1, -2))
-
-
-CONVOLUTIONS: dict[str, tuple[tuple[int, ...], Any]] = {
-    "1d": ((2, 4), lambda: ([nn.ConvTranspose1d(2, 3, 2), nn.Conv1d(3, 4, 3)], [nn.MaxPool1d(2), nn.Flatten()], 4)),
-    "2d": (
-        (1, 4, 4),
-        lambda: (
-            [nn.Upsample(scale_factor=2), nn.Conv2d(1, 4, 3, dilation=2), nn.Conv2d(4, 4, 1, groups=2)],
-            [nn.AdaptiveAvgPool2d(2), Mean()],
-            4,
-        ),
-    ),
-    "3d": ((1, 3, 3, 3), lambda: ([nn.Conv3d(1, 3, 2)], [nn.AvgPool3d(2), nn.Flatten()], 3)),
-}
-for _name, (_shape, _make) in CONVOLUTIONS.items():
-    add(f"conv-{_name}", lambda snn, make=_make: Block(snn, *make()), step_first(*_shape), other=None)
-
-
 # ---- what goes with a dense layer: dropout, norms, activations
 
 
@@ -550,18 +434,9 @@ BLOCKS: dict[str, tuple[Any, dict[str, Any]]] = {
         ),
         {"exact": False},
     ),
-    "evaluation": (
-        lambda snn: Block(snn, [_first(), _moved(nn.BatchNorm1d(16), 2)], [nn.Dropout(0.5)]).eval(),
-        {"exact": False},
-    ),
     "batch-norm-train": (
         lambda snn: Block(snn, [_first(), _moved(nn.BatchNorm1d(16), 1)], [_moved(nn.BatchNorm1d(16), 1)]),
         {"exact": False, "repeats": NORMED},
-    ),
-    # torch.compile reads num_batches_tracked as a number, which breaks the graph inside of the loop.
-    "batch-norm-cumulative": (
-        lambda snn: Block(snn, [_first(), _moved(nn.BatchNorm1d(16, momentum=None), 1)], []),
-        {"exact": False, "expects": REFUSED},
     ),
 }
 for _name, (_build, _fields) in BLOCKS.items():
@@ -701,38 +576,6 @@ def losses_in_the_loop(self: Any, x: Tensor, y: Tensor, target: Tensor) -> Any:
         losses.append(F.nll_loss(F.log_softmax(mem2, dim=-1), y))
         rate = rate + spk2.mean()
     return loss, in_place, torch.stack(losses).mean() + 0.5 * (rate / x.size(0) - 0.1) ** 2
-
-
-# ---- what is put around
-
-
-def _around(context: Callable[[], Any]) -> Callable[[Any], Any]:
-    def build(snn: Any) -> Any:
-        net = Tutorial5(snn)
-
-        def call(f: Any, *inputs: Any) -> Any:
-            with context():
-                return f(*inputs)
-
-        return net, net, call
-
-    return build
-
-
-def _bfloat16() -> Any:
-    return torch.autocast(device_type="cpu", dtype=torch.bfloat16)
-
-
-add("no-grad-around", _around(torch.no_grad), constant(12))
-add("inference-mode-around", _around(torch.inference_mode), constant(12), input_grad=False)
-# Weights have bfloat16 gradients: a sum over steps and batch is rounded to 8 bits, in another order.
-add("autocast-around", _around(_bfloat16), constant(12), dtypes=False, relative=2e-2)
-
-
-@program(constant(12))
-def checkpointed(snn: Any) -> Any:
-    net = Tutorial5(snn)
-    return net, net, lambda f, *inputs: checkpoint(f, *inputs, use_reentrant=False)
 
 
 # ---- what is inside of a step

@@ -6,11 +6,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from snnfast import Lapicque, Leaky, Synaptic
+from snnfast import Alpha, Lapicque, Leaky, RLeaky, RSynaptic, Synaptic
 from snnfast.neurons.base import SpikingLayer
 
-DECAYS: dict[type[SpikingLayer], dict[str, float]] = {
-    Leaky: {"beta": 0.5}, Synaptic: {"alpha": 0.25, "beta": 0.5}, Lapicque: {"beta": 0.5, "R": 4.0}
+DECAYS: dict[type[SpikingLayer], dict[str, Any]] = {
+    Leaky: {"beta": 0.5}, Synaptic: {"alpha": 0.25, "beta": 0.5}, Lapicque: {"beta": 0.5, "R": 4.0},
+    Alpha: {"alpha": 0.875, "beta": 0.5}, RLeaky: {"beta": 0.5, "V": 0.25, "all_to_all": False},
+    RSynaptic: {"alpha": 0.25, "beta": 0.5, "V": 0.25, "all_to_all": False},
 }  # fmt: skip
 NEURONS = pytest.mark.parametrize("neuron", DECAYS, ids=lambda neuron: neuron.__name__)
 
@@ -39,8 +41,10 @@ def loop(layers: list[nn.Module], x: Tensor, num_steps: int | None = None) -> tu
         for i, layer in enumerate(layers):
             if isinstance(layer, SpikingLayer):
                 before = states[i] if i in states else [torch.zeros_like(out) for _ in layer.neuron.states]
-                out, *states[i] = layer(out, *before)
+                out, *after = layer(out, *before)
+                states[i] = [out, *after] if len(after) < len(before) else after  # a last spike is a state
             else:
                 out = layer(out)
-        record.append((out, *states.get(len(layers) - 1, ())))
+        of_last = states.get(len(layers) - 1, [])
+        record.append((out, *(state for state in of_last if state is not out)))
     return tuple(torch.stack(r) for r in zip(*record, strict=True))

@@ -119,5 +119,5 @@ KINDS: dict[str, Kind] = {
     ),
 }  # fmt: skip
 # They take different paths through the code: files on special promises are about these. The others differ from them in
-# equations, or in what test_fed_back.py is about. test_kernels.py and random calls have all.
+# equations, or in what test_recurrent.py is about. test_kernels.py and random calls have all.
 NEURONS = ("leaky", "synaptic", "lapicque")

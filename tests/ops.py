@@ -8,7 +8,7 @@ from helpers import RESETS, Case, inputs
 from torch import Tensor
 
 from snnfast._core import ops as _ops
-from snnfast._core.ops import CONSTANT, SAVE_CHECKPOINTS, SAVE_MEMBRANE, SAVE_NOTHING, SAVE_SPIKES, SEQUENCE, STEP
+from snnfast._core.ops import CONSTANT, SAVE_CHECKPOINTS, SAVE_NOTHING, SAVE_SPIKES, SEQUENCE, STEP
 from snnfast.surrogate import straight_through_estimator
 
 Arguments = dict[str, Any]
@@ -16,8 +16,10 @@ Layout = Callable[[Tensor], Tensor]
 
 
 def ordered(op: Any, given: Mapping[str, Any]) -> tuple[Any, ...]:
-    """The arguments in the order of the op's schema, which must have just these."""
+    """The arguments in the order of the op's schema, which must have just these; no lengths need be among them."""
     names = [argument.name for argument in op._schema.arguments]
+    if "lengths" in names:
+        given = {"lengths": None, **given}
     options = {name: int(given[name]) for name, _, _ in _ops.OPTION_FIELDS if name in given}
     given = {name: value for name, value in given.items() if name not in options} | {"options": _ops.pack(**options)}
     assert sorted(names) == sorted(given)
@@ -101,8 +103,8 @@ def every_input(case: Case) -> int:
 def told(case: Case, saved: int) -> int:
     """``needs`` for the gradients that what is saved tells."""
     needs = every_input(case)
-    if saved in (SAVE_MEMBRANE, SAVE_SPIKES):
-        for name in (*case.kind.decays, *(("graded_spikes_factor",) if saved == SAVE_SPIKES else ())):
+    if saved == SAVE_SPIKES:
+        for name in (*case.kind.decays, "graded_spikes_factor"):
             needs &= ~(1 << case.names.index(name))
     return needs
 

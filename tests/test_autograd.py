@@ -15,8 +15,6 @@ from helpers import (
 )
 from torch import Tensor
 
-import snnfast
-
 neurons = pytest.mark.parametrize("neuron", NEURONS)
 
 
@@ -64,20 +62,6 @@ def test_a_second_derivative_with_respect_to_the_incoming_gradient_is_refused(
     (grad,) = torch.autograd.grad(spk, [tensors["current"]], weight, create_graph=True)  # type: ignore[list-item]
     with pytest.raises(NotImplementedError, match="double backward"):
         torch.autograd.grad(grad.sum(), [weight])
-
-
-@emulated_if_thorough
-@neurons
-def test_the_reference_backend_has_a_second_derivative(neuron: str, device: torch.device) -> None:
-    case = Case(neuron, "unroll", 5, (3,), torch.float64)
-    tensors = leaves(inputs(case, device))
-    current = tensors["current"]
-    assert current is not None
-    with snnfast.use_backend("reference"):
-        loss = sum(t.sum() for t in fused(tensors, case).values())
-    (grad,) = torch.autograd.grad(loss, [current], create_graph=True)  # type: ignore[arg-type]
-    (second,) = torch.autograd.grad(grad.sum(), [current])
-    assert second.abs().max() > 0
 
 
 @emulated_if_thorough

@@ -1,10 +1,15 @@
-"""Where the kernels can't run: on which card, with which driver, PyTorch or library; what is said, and to whom."""
+"""Where the kernels can't run: which card, driver, PyTorch or library; what is said, and to whom."""
 
 import json
+import re
+import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +17,9 @@ from fresh import fresh
 
 import snnfast
 from snnfast._core import backend, library, ops
+
+# ---- where the kernels can't run: on which card, with which driver, PyTorch or library; what is said, and to whom
+
 
 OLD_DRIVER = "its driver is one for CUDA 12.2, and the kernels need one for CUDA 13 or newer"
 
@@ -62,17 +70,22 @@ def test_a_card_is_asked_once(cards: Cards) -> None:
     assert (cards.asked, cards.current) == ([0, 1], 0)
 
 
+def on(device: str) -> Any:
+    """All that is asked of a tensor there."""
+    return SimpleNamespace(is_cpu=False, device=torch.device(device))
+
+
 def test_a_card_that_cannot_run_the_kernels(cards: Cards) -> None:
     with snnfast.use_backend("auto"):
-        assert backend.use_fused(torch.device("cuda:0"))
+        assert backend.use_fused(on("cuda:0"))
         with pytest.warns(UserWarning, match=f"slow reference path on cuda:1: {OLD_DRIVER}") as caught:
-            assert not backend.use_fused(torch.device("cuda:1"))
+            assert not backend.use_fused(on("cuda:1"))
         assert len(caught) == 1
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            assert not backend.use_fused(torch.device("cuda:1"))
+            assert not backend.use_fused(on("cuda:1"))
     with snnfast.use_backend("fused"), pytest.raises(RuntimeError, match=f"'fused'.*cuda:1: {OLD_DRIVER}"):
-        backend.use_fused(torch.device("cuda:1"))
+        backend.use_fused(on("cuda:1"))
 
 
 def test_the_answer_of_a_card_is_a_constant(cards: Cards, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,3 +166,44 @@ def test_every_op_is_looked_for() -> None:
         "print(*(name[9:] for name in torch._C._dispatch_get_all_op_names() if name.startswith('snnfast::')))"
     )
     assert sorted(fresh(code).split()) == sorted(ops.names_of_ops())
+
+
+# ---- one library fits every Python and says why it cannot be loaded
+
+
+@pytest.mark.needs_extension
+@pytest.mark.skipif(sys.platform != "linux", reason="reads an ELF file")
+def test_the_library_needs_no_symbol_of_python() -> None:
+    command = ["nm", "-D", "--undefined-only", ops.extension.path]
+    names = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    assert "aoti_torch_empty_strided" in names
+    assert not [name for name in names if name.startswith(("Py", "_Py"))]
+
+
+def test_a_file_that_cannot_be_loaded_is_an_import_error_that_says_why(tmp_path: Path) -> None:
+    (tmp_path / "_kernels.so").write_text("no library")
+    torch_version = re.escape(torch.__version__)
+    with pytest.raises(
+        ImportError, match=rf"loaded with torch {torch_version}: .*_kernels\.so: .*torch 2\.11 or newer"
+    ):
+        library.Library(tmp_path / "_kernels.so")
+
+
+def test_a_library_without_the_functions_is_an_import_error_that_says_so() -> None:
+    (other,) = Path(torch.__file__).parent.glob("lib/libc10.so")
+    with pytest.raises(
+        ImportError, match=r"libc10\.so was built from other sources than the Python files.*snnfast_facts"
+    ):
+        library.Library(other)
+
+
+@pytest.mark.needs_extension
+@pytest.mark.thorough
+def test_a_wrong_instruction_set_after_the_import_is_an_error() -> None:
+    code = (
+        "import os, snnfast; os.environ['SNNFAST_ISA'] = 'mmx'\n"
+        "try: snnfast.config()\nexcept RuntimeError as error: print(error)"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=False)
+    assert "SNNFAST_ISA: 'mmx' is not available" in done.stdout, done.stderr

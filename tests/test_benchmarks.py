@@ -1,8 +1,14 @@
-"""The benchmarks run, count right and train all implementations alike. No timing is asserted."""
+"""The benchmarks run, count right and train all implementations alike; their bars, and the script for a GPU.
 
+No timing is asserted.
+"""
+
+import os
 import subprocess
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,12 +16,19 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from benchmarks import __main__ as command_line
-from benchmarks import bars, base, measure, memory_use, once, programs, report, run, runner
+from benchmarks import bars, memory_use, once, programs, report, run, runner
+from benchmarks.bars import FLOOR, SAVED
+from benchmarks.gpu import workload
 from benchmarks.peers import PEERS, Peer
 from benchmarks.peers.ours import DENSE, LOOPED, NUMBERS, OURS, SWAPPED, WITH_LOSS
-from benchmarks.peers.snntorch_loop import HOISTED, LOOP, NETWORK
-from benchmarks.registry import DIRECTIONS, NETWORKS, PAIR, TUTORIAL5, Case, Options, case_named, suites
+from benchmarks.peers.snntorch_loop import COMPILED, HOISTED, LOOP, NETWORK
+from benchmarks.registry import DIRECTIONS, NETWORKS, PAIR, TUTORIAL5, Case, case_named, suites
+from benchmarks.runner import Row
 from benchmarks.workloads import Network, build, make_data
+from snnfast import use_backend
+
+# ---- the benchmarks run, count right and train all implementations alike. No timing is asserted
+
 
 pytestmark = pytest.mark.thorough
 
@@ -92,28 +105,6 @@ def test_store_measures_what_the_documents_show(tmp_path, monkeypatch, capsys):
     assert f"wrote {file}" in capsys.readouterr().out
 
 
-def test_a_base_that_was_not_measured_to_its_end_is_an_error(monkeypatch, tmp_path):
-    complete = [True, False]
-
-    def called(command, **given):
-        if "setup.py" not in command and "git" not in command:
-            report.save(Path(command[command.index("--json") + 1]), {"machine": "this"}, [], complete.pop(0))
-        return subprocess.CompletedProcess(command, 0, stdout=EMPTY_ARCHIVE)
-
-    monkeypatch.setattr(base.subprocess, "run", called)
-    monkeypatch.setattr(base.shutil, "copytree", lambda *arguments, **options: None)
-    assert base.results("some-revision", [], False)["header"]["commit"] == "some-revision"
-    with pytest.raises(ValueError, match="--base some-revision: its measurement failed"):
-        base.results("some-revision", [], False)
-
-
-def test_the_header_tells_no_path_of_the_environment(monkeypatch):
-    monkeypatch.setenv("LD_PRELOAD", "/some/where/libone.so:/else/libtwo.so")
-    environment = report.header(CPU, PEERS.values())["environment"]
-    assert "LD_PRELOAD=libone.so libtwo.so" in environment
-    assert "/" not in environment
-
-
 # ---- rows
 
 
@@ -131,42 +122,6 @@ def test_missing_failing_and_slow_peers_are_rows_that_say_why(monkeypatch):
     assert all(row.problem.startswith("left out") for row in rows)
     assert NETWORK not in run.peers_of(TUTORIAL5, False, CPU)
     assert NETWORK in run.peers_of(TUTORIAL5, True, CPU)
-
-
-def test_without_mnist_what_needs_it_is_a_row_that_says_so(tmp_path, monkeypatch):
-    monkeypatch.setenv("SNNFAST_DATA", str(tmp_path))
-    for case in (replace(TRAINED, B=5), case_named("epoch [25, 128, 784] float32, forward + backward")):
-        rows = runner.run_case(case, [OURS], CPU, 0.0)
-        assert all(row.problem.startswith("needs MNIST (SNNFAST_DATA") for row in rows)
-
-
-def test_copy_moves_as_many_bytes_as_the_layer_and_is_the_floor(monkeypatch):
-    copied = []
-    monkeypatch.setattr(Tensor, "copy_", lambda self, source: copied.append(self.nbytes + source.nbytes))
-    for whole in (1 << 26, 1000):  # in one piece, and in several
-        monkeypatch.setattr(runner, "COPIED", whole)
-        copied.clear()
-        runner.copying(20 * 12_800, CPU)()
-        assert sum(copied) == 20 * 12_800
-    case = Case("lif", "layer", 10, 1, (1000,))
-    ours, copy = rows = [runner.Row(case.name, name, median=s) for name, s in ((OURS, 3e-3), (runner.COPY, 2e-3))]
-    runner.compare(case, rows)
-    assert ours.share_of_copy == pytest.approx(2 / 3)
-    assert copy.bandwidth == pytest.approx(20 * 10_000 / 2e-3)
-
-
-def test_ideal_bytes():
-    layer = Case("lif", "layer", 10, 1, (1,))
-    recorded = {"options": Options(record_mem=True)}
-    for changed, expected in (
-        ({}, 20),
-        (recorded, 24),
-        ({"constant": True}, 8 + 1.2),
-        ({"backward": False}, 8),
-        ({"neuron": "synaptic", **recorded}, 28),  # both states are written, the membrane is read
-    ):
-        assert replace(layer, **changed).ideal_bytes == pytest.approx(expected)
-    assert Case("loop", "loop", 10, 1, (1,)).ideal_bytes is None
 
 
 class Known(torch.autograd.Function):
@@ -188,19 +143,6 @@ def test_bytes_kept_are_those_of_a_function_that_is_known():
     assert memory_use.kept(lambda: (Known.apply(x),), [x]) == memory_use.Kept(200 + 200 + 100, 100)
     # What is neither given nor returned is held by the graph alone.
     assert memory_use.kept(lambda: (Known.apply(x).sum(),), []) == memory_use.Kept(500, 500)
-
-
-def test_slow_functions_take_short_turns():
-    called = []
-    functions = {name: lambda name=name: called.append(name) for name in ("slow", "fast")}
-
-    def clock(function) -> float:
-        function()
-        return 1.0 if called[-1] == "slow" else 1e-6
-
-    times = measure.alternate(functions, seconds=0, warm_up=1, least=2, slow=0.1, clock=clock)
-    assert (called.count("slow"), len(times["slow"])) == (4, 2)  # two to find out, then one in each turn
-    assert (called.count("fast"), len(times["fast"])) == (15, 8)  # the first of a turn does not count
 
 
 @pytest.mark.needs_extension
@@ -269,3 +211,151 @@ def test_what_is_measured_once_is_a_row_and_programs_are_cases(digits, monkeypat
     (program,) = [case for case in programs.cases() if case.variant == "tutorial5"]
     rows = runner.run_case(program, [LOOPED, SWAPPED], CPU, 0.0)
     assert [bar.value > 0 for bar in bars.judge(program, rows)] == [True]
+
+
+# ---- the bars of the benchmarks, what becomes of those that are missed, and the gate. No timing is asserted
+
+
+LAYER = case_named("lif [25, 128, 1000] float32, forward + backward")
+GATE = [case for case in CASES if case.gate]
+HERE = ["run", "--case", LAYER.name, "--device", "cpu"]
+
+
+def _rows(case: Case, **values: object) -> list[Row]:
+    filled = {"share_of_copy": 1.0, "saved": 1.0, "held": 0.1, "accuracy": 0.93, "median": 1.0, **values}
+    return [Row(case.name, peer.name, **filled) for peer in PEERS.values() if peer.fits(case)]
+
+
+def test_bars_name_cases_and_peers_that_exist_and_all_are_measured():
+    judged = [bar for name in bars.BARS for bar in bars.judge(case_named(name), _rows(case_named(name)))]
+    assert len(judged) == sum(map(len, bars.BARS.values()))
+    assert [bar.name for bar in judged if bar.value is None] == []
+    assert all(bars.judge(case, [], [LOOP, NUMBERS]) for case in GATE)
+    program = Case("programs", "program", 5, 4, (), variant="tutorial5")
+    assert [bar.bar for bar in bars.judge(program, _rows(program))] == [0.95]
+
+
+def test_a_bar_holds_up_to_its_limit_and_is_missed_without_a_value_only_where_it_was_asked_for():
+    def verdict(value: float | None, at_least: bool = False, required: bool = True) -> str:
+        return bars.Bar("", value, 2.0, at_least, required=required).verdict
+
+    assert [verdict(1.9), verdict(2.0), verdict(2.1)] == ["holds", "holds", "MISSED"]
+    assert [verdict(1.9, True), verdict(2.0, True), verdict(2.1, True)] == ["MISSED", "holds", "holds"]
+    assert [verdict(None), verdict(None, required=False)] == ["NOT MEASURED", "not measured"]
+    assert [bar.missed for bar in (bars.Bar("", v, 2.0) for v in (1.0, 3.0, None))] == [False, True, True]
+
+
+def test_bars_are_judged_by_copy_by_bytes_and_by_peers(monkeypatch):
+    monkeypatch.setitem(bars.BARS, LAYER.name, {FLOOR: 2.0, SAVED: 4.3, LOOP: 8.0, COMPILED: 2.0})
+    rows = _rows(LAYER, share_of_copy=0.4, saved=4.2)
+    rows[0].median = 0.1
+    found = bars.judge(LAYER, rows, [LOOP], asked=[FLOOR])
+    assert [(bar.name.split(": ")[1], bar.value, bar.verdict, bar.required) for bar in found] == [
+        ("time / copy_", 2.5, "MISSED", True),
+        ("bytes saved", 4.2, "holds", False),
+        (f"{LOOP} / ours", 10.0, "holds", False),
+    ]
+    assert [bar.verdict for bar in bars.judge(LAYER, [], asked=[FLOOR])] == ["NOT MEASURED"] + ["not measured"] * 3
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """In place of measuring: rows whose ratios the test sets; the cases that were measured."""
+    found = SimpleNamespace(ratios=[], cases=[], problem="")
+
+    def run_case(case: Case, peers: list[str], *rest: object) -> list[Row]:
+        found.cases.append(case.name)
+        ratio = found.ratios.pop(0) if found.ratios else 1e3
+        rows = [row for row in _rows(case, median=ratio) if row.peer in (OURS, *peers)]
+        rows[0].median = 1.0
+        for row in rows[1:] if found.problem else ():
+            row.problem, row.median = found.problem, None
+        return rows
+
+    monkeypatch.setattr(run, "run_case", run_case)
+    monkeypatch.setitem(bars.BARS, LAYER.name, {FLOOR: 2.0, LOOP: 8.0})
+    return found
+
+
+@pytest.mark.parametrize("command", [["check"], HERE], ids=["check", "run"])
+def test_a_missed_bar_is_measured_again_before_it_is_the_exit_code_and_the_last_line(
+    command, measured, monkeypatch, capsys
+):
+    monkeypatch.setattr(run, "suites", lambda device: {"lif": [LAYER]})
+    most = run.ATTEMPTS
+    for ratios, code, attempts in (([9.0], 0, 1), ([1.0, 9.0], 0, 2), ([1.0] * most + [9.0], 1, most)):
+        measured.ratios, measured.cases = ratios, []
+        assert command_line.main(command) == code
+        assert measured.cases == [LAYER.name] * attempts
+    output = capsys.readouterr().out
+    assert output.count("once more, in case") == 1 + most - 1  # said before each that follows
+    assert output.splitlines()[-1].startswith("MISSED             1 >= 8 ")
+
+
+def test_what_is_not_measured_fails_only_where_it_was_asked_for(measured, capsys):
+    measured.problem = "not installed"
+    assert command_line.main(HERE) == 0
+    assert command_line.main([*HERE, "--peer", LOOP]) == 1
+    assert command_line.main(["check"]) == 1
+    assert "(not installed)" in capsys.readouterr().out
+
+
+def test_the_gate_measures_all_its_cases_and_misses_spikes_as_bits_where_they_are_lost(measured, monkeypatch, capsys):
+    assert command_line.main(["check"]) == 0
+    assert set(measured.cases) == {case.name for case in GATE}
+    monkeypatch.setattr(run, "suites", lambda device: {"events": [PAIR]})
+    measured.ratios = [1.0] * run.ATTEMPTS  # of spikes as numbers to ours
+    assert command_line.main(["check"]) == 1
+    assert f"{NUMBERS} / ours" in capsys.readouterr().out.splitlines()[-1]
+
+
+# ---- the script for a GPU, on a machine without one: its steps by commands that stand in, and the arithmetic of times
+
+
+SCRIPT = Path(__file__).parent.parent / "benchmarks/gpu.sh"
+CASE = Case("lif", "layer", 100, 128, (1024,))
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Run:
+    """Run it with commands that print what they are asked. The sanitizer fails where it is asked for memcheck."""
+    for name in ("python", "compute-sanitizer", "ncu", "nvidia-smi"):
+        (tmp_path / name).write_text('#!/bin/sh\necho "$0 $*"\ncase "$*" in *memcheck*) exit 9;; esac\n')
+        (tmp_path / name).chmod(0o755)
+    variables = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHON": str(tmp_path / "python")}
+
+    def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        command = ["bash", SCRIPT, *arguments]
+        return subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
+
+    return run
+
+
+def test_steps_after_one_that_failed_run_and_all_logs_are_kept(script: Run, tmp_path: Path) -> None:
+    done = script(tmp_path / "out")
+    assert (done.returncode, done.stderr) == (1, "")
+    assert done.stdout.endswith("=== failed: memcheck\n")
+    steps = [line.removeprefix("=== ") for line in done.stdout.splitlines() if line.startswith("=== ")]
+    assert len(steps) == 11
+    for step in steps[:-1]:
+        log = (tmp_path / "out" / f"{step}.log").read_text()
+        assert log
+        assert log in done.stdout
+    assert "--junitxml" in (tmp_path / "out/tests.log").read_text()
+
+
+def test_named_steps_alone_run_and_an_unknown_one_fails(script: Run, tmp_path: Path) -> None:
+    done = script(tmp_path, "card", "racecheck")
+    assert (done.returncode, done.stdout.count("=== ")) == (0, 3)
+    assert script(tmp_path, "no-such-step").returncode == 1
+    assert (script().returncode != 0, script().stdout) == (True, "")
+
+
+@pytest.mark.needs_extension
+def test_the_workload_calls_layers_as_they_are() -> None:
+    calls = [call for call in workload.watched() if call[1:4] == (18, 37, torch.float32)]
+    with use_backend("fused"):
+        for call in calls:
+            workload.run(call, "cpu")
+    assert len(calls) == len(workload.LAYERS) * len(workload.OPTIONS)

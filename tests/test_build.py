@@ -8,9 +8,10 @@ import sys
 import sysconfig
 import tomllib
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import setuptools
@@ -54,31 +55,31 @@ def tree(tmp_path: Path) -> Path:
     return copy
 
 
-@pytest.mark.thorough
-def test_without_a_compiler_the_installation_succeeds_and_says_so(tree: Path, tmp_path: Path) -> None:
-    done = build(tree, PATH=str(tmp_path))
-    assert done.returncode == 0, done.stderr
-    assert "WITHOUT the compiled kernels: no C++ compiler: g++ was not found" in done.stderr
-    assert not list(tree.rglob("*.so"))
+WITHOUT = "WITHOUT the compiled kernels: "
+# Variables, whether the build succeeds, and what it says. "." stands for a folder that has nothing but setuptools.
+FAILING: dict[str, tuple[dict[str, str], bool, str]] = {
+    "no compiler": ({"PATH": "."}, True, f"{WITHOUT}no C++ compiler: g++ was not found"),
+    "no compilation": ({"SNNFAST_CUDA": "0", "CXX": "false"}, True, f"{WITHOUT}compilation failed, see above"),
+    "no torch": ({"PYTHONPATH": "."}, True, f"{WITHOUT}the build saw no torch; install torch and build with"),
+    "required": ({"PATH": ".", "SNNFAST_REQUIRE_EXT": "1"}, False, "g++ was not found"),
+}
 
 
 @pytest.mark.thorough
-def test_what_does_not_compile_is_left_out_and_the_installation_says_so(tree: Path) -> None:
-    done = build(tree, SNNFAST_CUDA="0", CXX="false")
-    assert done.returncode == 0, done.stderr
-    assert "WITHOUT the compiled kernels: compilation failed, see above" in done.stderr
-
-
-@pytest.mark.thorough
-def test_a_build_that_sees_no_torch_says_so(tree: Path, tmp_path: Path) -> None:
-    # As in an isolated build: an interpreter that has setuptools and nothing else.
+@pytest.mark.parametrize(("variables", "succeeds", "said"), FAILING.values(), ids=FAILING)
+def test_an_installation_without_kernels_says_so_and_leaves_no_stale_ones(
+    variables: dict[str, str], succeeds: bool, said: str, tree: Path, tmp_path: Path
+) -> None:
     packages = tmp_path / "packages"
     packages.mkdir()
     for name in ("setuptools", "_distutils_hack"):
         (packages / name).symlink_to(Path(setuptools.__file__).parent.parent / name)
-    done = build(tree, "-S", PYTHONPATH=str(packages))
-    assert done.returncode == 0, done.stderr
-    assert "WITHOUT the compiled kernels: the build saw no torch; install torch and build with" in done.stderr
+    (tree / setup.LIBRARY).write_bytes(b"of an earlier build")
+    options = ["-S"] if "PYTHONPATH" in variables else []  # as in an isolated build
+    done = build(tree, *options, **{k: str(packages) if v == "." else v for k, v in variables.items()})
+    assert (done.returncode == 0) == succeeds, done.stderr
+    assert said in done.stderr
+    assert not succeeds or not list(tree.rglob("*.so"))
 
 
 def test_the_build_reads_ldflags_before_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,17 +189,14 @@ def test_it_is_built_for_this_machine_unless_others_are_asked_for(
     cards: list[str],
     everywhere: bool,
     architectures: list[str] | None,
-    tmp_path: Path,
+    nvcc: Callable[[str], Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    nvcc = tmp_path / "bin/nvcc"
-    nvcc.parent.mkdir()
-    nvcc.write_text("#!/bin/sh\nfor a in 75 80 86 90 100 120; do echo compute_$a; done\n")
-    nvcc.chmod(0o755)
+    toolkit = nvcc("for a in 75 80 86 90 100 120; do echo compute_$a; done")
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(setup, "visible_cards", lambda: cards)
-    monkeypatch.setattr(setup, "find_toolkit", lambda: tmp_path)
+    monkeypatch.setattr(setup, "find_toolkit", lambda: toolkit)
     home = setup.cuda_home()
     assert (None if home is None else setup.architectures(home)) == architectures
     assert (list(setup.instruction_sets()) == list(setup.INSTRUCTION_SETS)) == (everywhere and setup.X86)
@@ -219,13 +217,6 @@ def test_the_instruction_set_is_the_best_of_the_processor(
 
 
 @pytest.mark.thorough
-def test_a_failed_build_leaves_no_stale_extension(tree: Path) -> None:
-    (tree / setup.LIBRARY).write_bytes(b"of an earlier build")
-    assert build(tree, PATH=str(tree)).returncode == 0
-    assert not list(tree.rglob("*.so"))
-
-
-@pytest.mark.thorough
 def test_a_wheel_without_the_extension_takes_none_from_the_source_tree_and_leaves_it_there(tree: Path) -> None:
     (tree / setup.LIBRARY).write_bytes(b"of an earlier build")
     done = build(tree, command=["bdist_wheel"], PATH=str(tree))
@@ -234,13 +225,6 @@ def test_a_wheel_without_the_extension_takes_none_from_the_source_tree_and_leave
     (wheel,) = tree.glob("dist/*-none-any.whl")
     with zipfile.ZipFile(wheel) as archive:
         assert setup.LIBRARY not in archive.namelist()
-
-
-@pytest.mark.thorough
-def test_a_required_extension_that_cannot_be_built_is_an_error(tree: Path) -> None:
-    done = build(tree, SNNFAST_REQUIRE_EXT="1", PATH=str(tree))
-    assert done.returncode != 0
-    assert "g++ was not found" in done.stderr
 
 
 @pytest.mark.thorough
@@ -278,6 +262,20 @@ def test_empty_variables_count_as_unset(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.fixture
+def nvcc(tmp_path: Path) -> Callable[[str], Path]:
+    """Puts a compiler into a toolkit, whose folder is returned."""
+
+    def put(script: str) -> Path:
+        path = tmp_path / "bin/nvcc"
+        path.parent.mkdir()
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(0o755)
+        return tmp_path
+
+    return put
+
+
+@pytest.fixture
 def no_toolkit(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine where nothing has a ``bin/nvcc``."""
     monkeypatch.setattr(setup.shutil, "which", lambda name: None)
@@ -302,30 +300,25 @@ def test_an_architecture_is_made_from_its_own_ptx_or_from_that_of_another() -> N
     ]
 
 
-def test_an_architecture_that_nvcc_does_not_know_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_architecture_that_nvcc_does_not_know_is_an_error(
+    nvcc: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SNNFAST_BUILD", "all")
-    nvcc = tmp_path / "bin/nvcc"
-    nvcc.parent.mkdir()
-    nvcc.write_text("#!/bin/sh\necho compute_80\necho compute_90\n")
-    nvcc.chmod(0o755)
+    toolkit = nvcc("echo compute_80; echo compute_90")
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0 9.0a+PTX")
-    assert setup.architectures(tmp_path) == ["8.0", "9.0a+PTX"]
+    assert setup.architectures(toolkit) == ["8.0", "9.0a+PTX"]
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0;9.9")
     with pytest.raises(SystemExit, match=r"^TORCH_CUDA_ARCH_LIST: nvcc in .* does not know 9\.9$"):
-        setup.architectures(tmp_path)
+        setup.architectures(toolkit)
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "")
-    assert setup.architectures(tmp_path) == ["8.0", "9.0+PTX"]
+    assert setup.architectures(toolkit) == ["8.0", "9.0+PTX"]
 
 
 @pytest.mark.parametrize(
     ("help_text", "flags"), [("--compress-mode [default,size]", ["--compress-mode=size"]), ("--no-compress", [])]
 )
-def test_machine_code_is_compressed_as_far_as_nvcc_knows(help_text: str, flags: list[str], tmp_path: Path) -> None:
-    nvcc = tmp_path / "bin/nvcc"
-    nvcc.parent.mkdir()
-    nvcc.write_text(f"#!/bin/sh\necho '{help_text}'\n")
-    nvcc.chmod(0o755)
-    assert setup.compression(tmp_path) == flags
+def test_machine_code_is_compressed_as_far_as_nvcc_knows(help_text: str, flags: list[str], nvcc: Any) -> None:
+    assert setup.compression(nvcc(f"echo '{help_text}'")) == flags
 
 
 def test_the_oldest_torch_that_is_installed_with_the_package_is_the_one_that_it_is_built_for() -> None:

@@ -117,23 +117,6 @@ def test_fused_without_the_extension(no_extension: str) -> None:
         functional.lif(CURRENT, beta=0.9)
 
 
-def test_a_callable_that_the_kernels_cannot_follow(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend, "_warned", set())
-
-    def fire(z: torch.Tensor) -> torch.Tensor:
-        return (z > 0.5).to(z.dtype)  # another step than that of the kernels' reset
-
-    current = CURRENT.to(device)
-    with pytest.raises(RuntimeError, match=r"'fused'.*spike_grad"):
-        functional.lif(current, beta=0.9, spike_grad=fire, reset_delay=False)
-    with snnfast.use_backend("auto"), pytest.warns(UserWarning, match="spike_grad") as caught:
-        functional.lif(current, beta=0.9, spike_grad=fire, reset_delay=False)
-    assert caught[0].filename == __file__
-    with snnfast.use_backend("auto"), warnings.catch_warnings():
-        warnings.simplefilter("error")
-        functional.lif(current, beta=0.9, spike_grad=fire, reset_delay=False)
-
-
 # ---- imports, in processes of their own
 
 BACKEND, EVENTS = (

@@ -12,14 +12,12 @@ import snntorch
 import torch
 from helpers import SURROGATES, assert_all_bits_equal, assert_all_close, assert_bits_equal, assert_close
 from snntorch import surrogate as theirs
-from snntorch.functional.quant import state_quant
 from snntorch_checks import (
     DECAYS,
     EVERY,
     NEURONS,
     NOT_LAPICQUE,
     STATES,
-    as_tuple,
     held,
     make,
     neurons,
@@ -50,7 +48,7 @@ def network(name: str = "Leaky") -> nn.Sequential:
         make(snntorch, name, beta=beta, init_hidden=True, learn_beta=True, spike_grad=spike_grad),
         nn.Sequential(nn.Linear(10, 8), make(snntorch, name, beta=0.8, init_hidden=True, learn_threshold=True)),
         nn.Linear(8, 4),
-        make(snntorch, name, beta=0.7, init_hidden=True, output=True, reset_mechanism="zero", reset_delay=False),
+        make(snntorch, name, beta=0.7, init_hidden=1, output=1, reset_mechanism="zero", reset_delay=0),
     )
 
 
@@ -350,25 +348,6 @@ def test_everything_stays(name: str) -> None:
         for flag in ("init_hidden", "output", "inhibition", "reset_delay", "surrogate_disable", "state_quant", "extra"):
             assert vars(lif)[flag] is before[flag], flag
         assert sorted(lif.state_dict()) == sorted(keys)
-
-
-@NEURONS
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"inhibition": True}, {"state_quant": state_quant(num_bits=4)}, {"inhibition": 1, "output": 1}],
-    ids=["none", "inhibition", "quantized", "numbers"],
-)
-@pytest.mark.filterwarnings("ignore:Inhibition", "ignore:snnfast. a layer runs step by step")
-def test_flags(options: dict[str, Any], name: str) -> None:
-    """They go on meaning the same; snnTorch takes any number for a truth value."""
-    for init_hidden in (0, 1):
-        lif, expected = (make(snntorch, name, init_hidden=init_hidden, **options) for _ in range(2))
-        snn.convert(lif)
-        found, wanted = (), ()
-        for step in torch.rand(6, 2, 5) * 2:
-            results = as_tuple(lif(step, *found)), as_tuple(expected(step, *wanted))
-            assert_all_bits_equal((*results[0], *held(lif)), (*results[1], *held(expected)))
-            found, wanted = ((), ()) if init_hidden else (results[0][1:], results[1][1:])
 
 
 def test_parametrization_after_the_conversion() -> None:

@@ -5,13 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import assert_all_close, assert_close
+from helpers import assert_all_close
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from snnfast import Leaky, MultiStep, use_events
-from snnfast._images.conv2d import conv2d
-from snnfast._images.max_pool2d import max_pool2d
 
 pytestmark = pytest.mark.needs_extension
 T, B = 4, 3
@@ -78,46 +76,6 @@ def test_one_graph_takes_many_and_few_spikes_and_any_batch() -> None:
         assert_all_close(found, results(net, net, x)[0], relative=1e-5)
     with use_events(False):
         assert results(compiled, net, image())[1] == DENSE
-
-
-def images(x: Tensor, weight: Tensor) -> Tensor:
-    return max_pool2d(conv2d(x, weight), 2)
-
-
-def few_spikes(*shape: int) -> Tensor:
-    torch.manual_seed(0)
-    return (torch.rand(shape) < 0.05).float().movedim(-3, -1).contiguous().movedim(-1, -3).requires_grad_()
-
-
-@pytest.mark.thorough
-def test_second_derivatives() -> None:
-    x, weight = few_spikes(2, 8, 6, 6), torch.randn(32, 8, 3, 3, requires_grad=True)
-    found = []
-    for call in (images, torch.compile(images, backend="eager", fullgraph=True)):
-        (first,) = torch.autograd.grad(call(x, weight).square().sum(), weight, create_graph=True)
-        found.append([first, *torch.autograd.grad(first.square().sum(), [x, weight])])
-    assert_all_close(*found, relative=1e-5)
-
-
-@pytest.mark.thorough
-def test_an_ensemble() -> None:
-    """vmap can't tell the order in memory, so that the graph has PyTorch's convolution."""
-    x, weight = few_spikes(3, 2, 8, 6, 6).detach(), torch.randn(3, 32, 8, 3, 3)
-
-    def members(x: Tensor, weight: Tensor) -> Tensor:
-        return torch.func.vmap(images)(x, weight)
-
-    found = torch.compile(members, backend="aot_eager", fullgraph=True)(x, weight)
-    assert_close(found, torch.stack([images(*member) for member in zip(x, weight, strict=True)]), 1e-5)
-
-
-@pytest.mark.thorough
-def test_an_exported_program_has_pytorchs_convolution() -> None:
-    net, x = net_of(0.8).eval(), image().detach()
-    program = torch.export.export(net, (x,))
-    names = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
-    assert not {name for name in names if name.startswith(("snnfast.conv2d", "snnfast.max_pool"))}
-    assert_all_close(program.module()(x), net(x), relative=1e-5)
 
 
 @pytest.mark.parametrize("needs", [(True, True, True), (False, True, False), (True, False, True)])

@@ -97,14 +97,6 @@ def test_rows_that_end_anywhere(dtype, neuron, each_isa):
                 check_against_reference(replace(case, shape=(n,)), torch.device("cpu"), seed=n)
 
 
-@pytest.fixture
-def stream_bytes():
-    """Sets from how many bytes calls write past the caches."""
-    default = ops.extension.set_stream_bytes(1 << 60)
-    yield ops.extension.set_stream_bytes
-    ops.extension.set_stream_bytes(default)
-
-
 STREAMED = [(1, (8192,)), (2, (64,)), (3, (128,)), (4, (16,)), (4, (48,)), (5, (100,)), (7, (33,)), (8, (17408,)),
             (9, (5, 64)), (15, (3, 80)), (16, (2, 2112)), (17, (1088,)), (33, (7, 64)), (40, (2, 1056))]  # fmt: skip
 

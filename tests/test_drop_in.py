@@ -2,7 +2,6 @@
 
 import gc
 import inspect
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,13 +9,14 @@ import snntorch
 import torch
 from helpers import assert_all_bits_equal, assert_bits_equal
 from snntorch import utils
-from snntorch.functional import acc, loss, probe, reg
+from snntorch.functional import loss, probe
 from snntorch_checks import (
     DECAYS,
     EVERY,
     NEURONS,
     NOT_LAPICQUE,
     STATES,
+    as_tuple,
     held,
     make,
     over_time,
@@ -26,6 +26,9 @@ from torch import Tensor, nn
 
 import snnfast
 import snnfast.snntorch as snn
+
+# ---- the layers of snnfast.snntorch are snnTorch's: what takes one of those, unpatched, takes them as well
+
 
 # ---- being one of snnTorch's
 
@@ -167,40 +170,6 @@ def test_backprop(method: str, name: str) -> None:
     assert not torch.equal(results[0][1], nn.Linear(6, 12).weight)  # it did train
 
 
-LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-    "ce_rate": lambda spk, mem, y: loss.ce_rate_loss()(spk, y),
-    "ce_count": lambda spk, mem, y: loss.ce_count_loss()(spk, y),
-    "ce_max_membrane": lambda spk, mem, y: loss.ce_max_membrane_loss()(mem, y),
-    "mse_count": lambda spk, mem, y: loss.mse_count_loss(correct_rate=0.8, incorrect_rate=0.2)(spk, y),
-    "mse_count_population": lambda spk, mem, y: loss.mse_count_loss(population_code=True, num_classes=2)(spk, y % 2),
-    "mse_membrane": lambda spk, mem, y: loss.mse_membrane_loss()(mem, y),
-    "mse_temporal": lambda spk, mem, y: loss.mse_temporal_loss()(spk, y),
-    "ce_temporal": lambda spk, mem, y: loss.ce_temporal_loss()(spk, y),
-    "l1_rate_sparsity": lambda spk, mem, y: reg.l1_rate_sparsity(1e-2)(spk),
-}
-
-
-@pytest.mark.parametrize("kind", LOSSES)
-def test_losses_and_accuracies(kind: str) -> None:
-    """One step at a time, and of what an unroll returns."""
-    x, y = batches()[0]
-    spks = [over_time(network(library), x)[0].detach() for library in (snn, snntorch)]
-    for accuracy in (acc.accuracy_rate, acc.accuracy_temporal):
-        assert accuracy(spks[0], y) == accuracy(spks[1], y)
-    results = []
-    for library, unrolled in ((snntorch, False), (snn, False), (snn, True)):
-        net = network(library)
-        found = net[3].unroll(net[2](net[1].unroll(net[0](x))[0])) if unrolled else over_time(net, x)
-        value = LOSSES[kind](*found, y).sum()
-        value.backward()
-        results.append((value.detach(), [torch.zeros_like(p) if p.grad is None else p.grad for p in net.parameters()]))
-    assert_bits_equal(results[1][0], results[0][0])
-    torch.testing.assert_close(results[2][0], results[0][0], rtol=1e-5, atol=1e-6)
-    for found in results[1:]:
-        for a, b in zip(found[1], results[0][1], strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
-
-
 @NOT_LAPICQUE
 @pytest.mark.filterwarnings("ignore:Full backward hook")
 def test_probes(name: str) -> None:
@@ -283,3 +252,66 @@ def test_a_layer_that_dies_during_a_reset(name: str, monkeypatch: pytest.MonkeyP
     getattr(snntorch, name).detach_hidden()
     assert len(getattr(snn, name).instances) == alive - 1
     assert not any(state.any() for state in held(other))
+
+
+# ---- snnfast.reset: one call between samples, for every neuron in a network and for no other
+
+
+NEURONS: dict[str, Any] = {
+    "snnfast.Leaky": lambda: snnfast.Leaky(0.9, init_hidden=True, learn_beta=True),
+    "snnfast.snntorch.Leaky": lambda: snn.Leaky(0.9, init_hidden=True, learn_beta=True),
+    "snnfast.Synaptic": lambda: snnfast.Synaptic(0.9, 0.8, init_hidden=True, learn_beta=True),
+    "snnfast.snntorch.Synaptic": lambda: snn.Synaptic(0.9, 0.8, init_hidden=True, learn_beta=True),
+    "Leaky": lambda: snntorch.Leaky(0.9, init_hidden=True, learn_beta=True),
+    "Synaptic": lambda: snntorch.Synaptic(0.9, 0.8, init_hidden=True),
+    "Alpha": lambda: snntorch.Alpha(0.9, 0.8, init_hidden=True),
+    "Lapicque": lambda: snntorch.Lapicque(0.9, threshold=0.1, init_hidden=True),
+    "RLeaky": lambda: snntorch.RLeaky(0.9, all_to_all=False, init_hidden=True),
+    "RSynaptic": lambda: snntorch.RSynaptic(0.9, 0.8, all_to_all=False, init_hidden=True),
+    "SLSTM": lambda: snntorch.SLSTM(5, 5, threshold=0.1, init_hidden=True),
+    "DeltaLeaky": lambda: snntorch.DeltaLeaky(beta=0.9, delta_threshold=0.5, init_hidden=True),
+}
+
+
+def spikes(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    return torch.stack([as_tuple(net(step))[0] for step in x])
+
+
+@pytest.mark.parametrize("name", NEURONS)
+def test_a_sample_after_a_reset_gives_what_the_first_one_gave(name: str) -> None:
+    net = nn.Sequential(nn.Linear(6, 5), NEURONS[name]())
+    x = torch.rand(7, 3, 6) * 4
+    first = spikes(net, x)
+    assert not torch.equal(spikes(net, x), first)  # without one the state leaks into the next sample
+    snnfast.reset(net)
+    again = spikes(net, x)
+    assert_bits_equal(again, first)
+    if again.requires_grad:
+        snnfast.reset(net)
+        spikes(net, x).sum().backward()
+        snnfast.reset(net)
+        spikes(net, x).sum().backward()  # nothing of the graph that is gone is left
+
+
+def test_it_reaches_layers_at_any_depth_and_none_outside_of_the_network() -> None:
+    inside, outside = snnfast.Leaky(0.9, init_hidden=True), snnfast.Leaky(0.9, init_hidden=True)
+    net = nn.ModuleDict({"a": nn.Sequential(nn.Sequential(inside)), "b": snnfast.MultiStep(snnfast.Leaky(0.9))})
+    for lif in (inside, outside, net["b"][0]):
+        lif(torch.ones(2, 3))
+    snnfast.reset(net)
+    assert not inside.mem.any()
+    assert not net["b"][0].mem.any()
+    assert inside.mem.shape == (2, 3)
+    assert outside.mem.any()
+    snnfast.reset(outside)
+    assert not outside.mem.any()
+
+
+def test_snntorchs_own_reset_does_not_know_the_layer_that_is_no_snntorch_leaky() -> None:
+    for library, known in ((snnfast, False), (snn, True)):
+        net = nn.Sequential(nn.Linear(6, 5), library.Leaky(0.9, init_hidden=True))
+        net(torch.rand(2, 6) + 1)
+        utils.reset(net)
+        assert net[1].mem.any() != known
+        snnfast.reset(net)
+        assert not net[1].mem.any()

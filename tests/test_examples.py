@@ -101,15 +101,6 @@ def test_two_ways_to_compute_an_example_have_the_same_losses(
     assert losses[0] == pytest.approx(losses[1], rel=rtol, abs=0)
 
 
-def test_the_estimate_of_a_large_run_follows_its_formulas(run_example: Run) -> None:
-    scaling = import_module("scaling")
-    measured = scaling.Measured(neuron_step=1e-9, held=4.25, flops=1e12, reduced=1e9)
-    found = scaling.estimate(measured, neurons=1e6, fan_in=100, num_steps=10, batch_size=2, processes=4)
-    # 1e8 weights of 16 bytes; 2e7 neuron-steps; 6 * 1e8 * 10 * 2 operations; 8e8 bytes, 3 of 4 sent.
-    expected = [1e6, 1e8, 1.6, 0.4, 0.085, 0.02, 0.012, 0.6, 0.9]
-    assert [value for _, _, value in found] == pytest.approx(expected)
-
-
 def test_real_recordings_are_binned_by_time_and_channel(run_example: Run, tmp_path: Path) -> None:
     h5py = pytest.importorskip("h5py", reason="h5py is not installed")
     rows = [([0.0, 0.7, 0.7, 1.5], [0, 3, 3, 5]), ([1.39], [699])]  # times in seconds, channels

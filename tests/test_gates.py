@@ -1,6 +1,5 @@
 """What the gates of the CUDA kernels read out of the compiler's reports, and when they fail. Needs no compiler."""
 
-import os
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +8,7 @@ import pytest
 
 import setup
 from tools.gates import analysis, arithmetic, budgets, compile, kernels, memory, occupancy, sass
-from tools.gates.__main__ import Gate, budget_gate, kernel_gates, library_gates, rounding_gate, show, table, wanted
+from tools.gates.__main__ import budget_gate, kernel_gates, library_gates, rounding_gate, wanted
 from tools.gates.analysis import Resources
 from tools.gates.budgets import Taken
 
@@ -217,19 +216,6 @@ def test_resources_and_threads_are_read_from_the_reports() -> None:
     assert analysis.threads(PTX) == {FORWARD: 256}
 
 
-def test_a_library_older_than_a_source_is_not_current(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(setup, "ROOT", tmp_path)
-    library, source = tmp_path / "_kernels.so", tmp_path / "csrc/cuda/forward.cu"
-    assert not compile.is_current(library)
-    source.parent.mkdir(parents=True)
-    for time, path in enumerate((tmp_path / "setup.py", source, library)):
-        path.touch()
-        os.utime(path, (time, time))
-    assert compile.is_current(library)
-    os.utime(source, (9, 9))
-    assert not compile.is_current(library)
-
-
 def test_what_a_library_lacks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def run(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
         names = {"-xelf": ("_kernels.1.sm_75.cubin", "_kernels.2.sm_120.cubin"), "-xptx": ("_kernels.2.sm_100.ptx",)}
@@ -258,20 +244,3 @@ def test_each_gate_of_a_kernel_can_fail() -> None:
         (problem,) = [problem for gate in kernel_gates([record(**changes)], THREADS) for problem in gate.problems]
         assert problem.startswith(f"{NAME}, 9.0: ")
         assert why in problem
-
-
-def test_one_failing_gate_fails_and_what_was_not_looked_at_is_said(capsys: pytest.CaptureFixture[str]) -> None:
-    assert show([Gate("one", []), Gate("two", [], "not built")])
-    assert not show([Gate("three", ["this one"])])
-    assert capsys.readouterr().out == "one: holds\ntwo: not built\nthree: FAILS, 1 times\n    this one\n"
-    cells = dict(zip(*table([record()], THREADS), strict=True))
-    assert (cells["A100 8.0"], cells["H100 9.0"]) == ("-", "56  50%")
-    assert (cells["kernel"], cells["block"], cells["narrow"], cells["looped"]) == (NAME, "256", "0", "400")
-
-
-def test_registers_shared_memory_and_threads_limit_the_blocks_of_a_card() -> None:
-    """Numbers of the calculator in the CUDA toolkit's headers."""
-    # 256 threads of 40 registers: 6 blocks of them in 65536; 33 KiB: 6 in 228 KiB; else 2048 threads.
-    assert [occupancy.blocks("9.0", *block) for block in ((256, 40, 0), (64, 32, 33 << 10), (256, 32, 0))] == [6, 6, 8]
-    # 4 of 256 threads are all that it has; of 32 KiB, two fit, since the driver keeps nothing there.
-    assert [occupancy.blocks("7.5", *block) for block in ((256, 40, 0), (64, 32, 32 << 10))] == [4, 2]

@@ -140,16 +140,6 @@ def test_more_than_2_to_the_31_elements() -> None:
         assert_close(grad[:, part].cpu(), grad_expected, RELATIVE[torch.float16], "gradient")
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
-def test_repetition_changes_no_bit(dtype: torch.dtype) -> None:
-    for shape in SHAPES:
-        case = Case("leaky", "unroll", 18, shape, dtype, delay=dtype != torch.float64)
-        first = run(case, CARD)
-        for _ in range(3):
-            for name, t in run(case, CARD).items():
-                assert_bits_equal(t, first[name], f"{case}: {name}")
-
-
 @pytest.mark.parametrize("streams", [1, 2])
 def test_work_follows_the_current_stream_forward_and_backward(streams: int) -> None:
     """Two at once have work of their own."""

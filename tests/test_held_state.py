@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import snntorch
 import torch
-from helpers import Bump
 from snntorch import utils
 from snntorch_checks import DECAYS, NEURONS, STATES, held, make
 from torch import Tensor, nn
@@ -199,16 +198,3 @@ def test_a_compiled_training_step(start: Callable[[nn.Sequential, Any], None], c
     expected = losses(snntorch, compiled=False)
     assert losses(snn, compiled=False) == pytest.approx(expected, rel=1e-5)
     assert losses(snn, compiled=True) == pytest.approx(expected, rel=1e-5)
-
-
-@pytest.mark.skipif(torch.__version__.startswith("2.11"), reason="torch 2.11 can't put a dataclass into a graph")
-def test_the_apply_of_a_function_is_compiled(compiler: Callable[..., Any]) -> None:
-    layer = Leaky(0.9, spike_grad=Bump.apply)
-    net = nn.Sequential(nn.Linear(10, 8), layer)
-    found = []
-    for run in (net, torch.compile(net, backend="aot_eager", fullgraph=True)):
-        layer.mem = torch.zeros(0)
-        found.append(gradient(net[0], run(X[0])[0].sum()))
-    for a, b in zip(*found, strict=True):
-        assert torch.equal(a, b)
-        assert a.any()

@@ -228,19 +228,6 @@ def test_a_count_and_the_steps_after_it(name: str, record_mem: bool, backend: st
 
 
 @EVERY
-@pytest.mark.parametrize("record_mem", [True, False], ids=["record", "last"])
-def test_held_states_can_be_detached_in_place(name: str, record_mem: bool, backend: str) -> None:
-    layer = make(snnfast, name, init_hidden=True, learn_beta=True)
-    for _ in range(3):  # truncated backpropagation through time
-        spk, *_ = layer.unroll(current(4, 2, 5), record_mem=record_mem)
-        spk.sum().backward()
-        assert layer.mem.requires_grad
-        for state in held(layer):
-            state.detach_()
-        assert not layer.mem.requires_grad
-
-
-@EVERY
 @pytest.mark.parametrize("learn", [False, True], ids=["fixed", "learned"])
 @pytest.mark.parametrize("how", ["held", "passed"])
 def test_states_of_inference_mode_can_be_trained_on(name: str, how: str, learn: bool, backend: str) -> None:

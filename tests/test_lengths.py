@@ -81,25 +81,20 @@ def test_layouts(layout: Any, device: torch.device) -> None:
 
 
 @pytest.mark.needs_extension
-def test_threads_instruction_sets_and_stores_past_the_caches_change_no_bit(isa: str) -> None:
+def test_threads_instruction_sets_and_stores_past_the_caches_change_no_bit(isa: str, stream_bytes: Any) -> None:
     draw = torch.Generator().manual_seed(1)
-    default = _ops.extension.set_stream_bytes(1 << 60)
-    try:
-        for shape, dtype in itertools.product(((7, 1000), (9, 640), (33, 10), (3, 4032)), (torch.float32, *HALVES)):
-            case = Case("leaky", "unroll", 40, shape, dtype, record_mem=shape[0] != 9)
-            lengths = torch.randint(0, 41, shape[:1], generator=draw)
-            tensors, results = leaves(inputs(case)), []
-            for threads, least in ((1, 1 << 60), (1, 0), (2, 0), (5, 1 << 60)):
-                torch.set_num_threads(threads)
-                _ops.extension.set_stream_bytes(least)
-                outputs = ragged(lengths)(tensors, case)
-                loss = sum((i + 1) * t.double().square().sum() for i, t in enumerate(outputs.values()))
-                results.append([*outputs.values(), *torch.autograd.grad(loss, list(tensors.values()))])  # type: ignore[arg-type]
-            for result in results[1:]:
-                for a, b in zip(result, results[0], strict=True):
-                    assert_bits_equal(a, b, f"{case}, {isa}")
-    finally:
-        _ops.extension.set_stream_bytes(default)
+    for shape, dtype in itertools.product(((7, 1000), (9, 640), (33, 10), (3, 4032)), (torch.float32, *HALVES)):
+        case = Case("leaky", "unroll", 40, shape, dtype, record_mem=shape[0] != 9)
+        lengths = torch.randint(0, 41, shape[:1], generator=draw)
+        tensors, results = leaves(inputs(case)), []
+        for threads, least in ((1, 1 << 60), (1, 0), (2, 0), (5, 1 << 60)):
+            torch.set_num_threads(threads)
+            stream_bytes(least)
+            outputs = ragged(lengths)(tensors, case)
+            loss = sum((i + 1) * t.double().square().sum() for i, t in enumerate(outputs.values()))
+            results.append([*outputs.values(), *torch.autograd.grad(loss, list(tensors.values()))])  # type: ignore[arg-type]
+        for result in results[1:]:
+            assert_all_bits_equal(result, results[0])
 
 
 @emulated_if_thorough
@@ -172,7 +167,7 @@ def test_the_ops_take_the_nearest_of_0_and_all_steps(neuron: str, device: torch.
     case = Case(neuron, steps=9, shape=(4, 5))
     ops, arguments = case.kind.ops, forward_arguments(case, device)
     found, wanted = (
-        call_op(ops.forward_ragged, {**arguments, "lengths": torch.tensor(lengths, device=device)})
+        call_op(ops.forward, {**arguments, "lengths": torch.tensor(lengths, device=device)})
         for lengths in ([-7, 99, 3, 9], [0, 9, 3, 9])
     )
     saved = len(found) - 1  # nobody reads it beyond the length
@@ -185,10 +180,10 @@ def test_wrong_lengths_are_refused_by_the_ops(device: torch.device) -> None:
     good = torch.tensor([1, 2, 3], device=device)
     for wrong in (good[:2], good.int(), good.double(), good.view(3, 1), torch.stack([good, good], 1)[:, 0]):
         with pytest.raises(RuntimeError, match="lengths: expected contiguous int64"):
-            call_op(_ops.NEURONS["leaky"].forward_ragged, {**arguments, "lengths": wrong})
+            call_op(_ops.NEURONS["leaky"].forward, {**arguments, "lengths": wrong})
     arguments["x"] = arguments["x"].transpose(1, 2).contiguous().transpose(1, 2)
     with pytest.raises(RuntimeError, match="lengths: need samples one after the other in memory"):
-        call_op(_ops.NEURONS["leaky"].forward_ragged, {**arguments, "lengths": good})
+        call_op(_ops.NEURONS["leaky"].forward, {**arguments, "lengths": good})
 
 
 # ---- errors, and torch.compile

@@ -97,14 +97,11 @@ def connected_calls(name: str, kind: str, **options: Any) -> tuple[Any, Tensor, 
     return layer, x, lengths
 
 
-KINDS_WITH_BATCH = [
-    kind if kind in ("linear", "conv") else pytest.param(kind, marks=pytest.mark.thorough)
-    for kind in CONNECTIONS
-    if kind != "one sample"
-]
+WITH_A_BATCH = [kind for kind in CONNECTIONS if kind != "one sample"]
+MARKS = {kind: [pytest.mark.thorough] * (kind not in ("linear", "conv")) for kind in WITH_A_BATCH}
 
 
-@pytest.mark.parametrize("kind", KINDS_WITH_BATCH)
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=marks) for kind, marks in MARKS.items()])
 @RECURRENT
 def test_connected_neurons(name: str, kind: str) -> None:
     layer, x, lengths = connected_calls(name, kind)
@@ -124,58 +121,46 @@ def test_connected_neurons(name: str, kind: str) -> None:
             assert_all_close(results[0][1], results[1][1], relative=1e-5)
 
 
-@pytest.mark.parametrize("kind", KINDS_WITH_BATCH)
+# Connections of every kind, and what runs step by step; hooks are of connections that may be any module.
+ALONE = [
+    *(pytest.param(kind, {}, id=kind, marks=marks) for kind, marks in MARKS.items()),
+    *(
+        pytest.param("linear", options, id="-".join(options))
+        for options in (
+            {"inhibition": True}, {"inhibition": True, "reset_delay": False}, {"spike_grad": Bump.apply},
+            {"reset_delay": False}, {"hooked": True},
+        )
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:snnfast. a layer runs step by step")
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize(("kind", "options"), ALONE)
 @RECURRENT
-def test_connected_neurons_and_each_sample_alone(name: str, kind: str, backend: str) -> None:
+def test_connected_neurons_and_each_sample_alone(name: str, kind: str, options: dict[str, Any], backend: str) -> None:
     """In float64, where the order of sums decides no spike; the states are those that the layer holds."""
-    layer, x, lengths = connected_calls(name, kind, init_hidden=True)
+    hooked = "hooked" in options
+    layer, x, lengths = connected_calls(name, kind, init_hidden=True, **({} if hooked else options))
     layer, x = layer.double(), x.double().requires_grad_()
-    asking = [x, *layer.parameters()]
-    spk, *states = layer.unroll(x, lengths=lengths)
-    held = [getattr(layer, state) for state in layer.neuron.states]
-    found = [spk, *states, *held]
-    joined: list[list[Tensor]] = []
-    for b, n in enumerate(lengths.tolist()):
-        snnfast.reset(layer)
-        own, *records = layer.unroll(x[:n, b : b + 1])
-        last = [getattr(layer, state) if n else own.new_zeros(1, *x.shape[2:]) for state in layer.neuron.states]
-        made = [padded(own, n, len(x), like_last=False), *(padded(r, n, len(x), like_last=True) for r in records)]
-        joined.append([*made, *last])
+    if hooked:
+        layer.recurrent.register_forward_hook(lambda *_: None)
+    asking, joined = [x, *layer.parameters()], []
+    with use_backend(backend):
+        spk, *states = layer.unroll(x, lengths=lengths)
+        found = [spk, *states, *(getattr(layer, state) for state in layer.neuron.states)]
+        for b, n in enumerate(lengths.tolist()):
+            snnfast.reset(layer)
+            own, *records = layer.unroll(x[:n, b : b + 1])
+            last = [getattr(layer, state) if n else own.new_zeros(1, *x.shape[2:]) for state in layer.neuron.states]
+            made = [padded(own, n, len(x), like_last=False), *(padded(r, n, len(x), like_last=True) for r in records)]
+            joined.append([*made, *last])
     wanted = [torch.cat(t, 1 if i < 1 + len(states) else 0) for i, t in enumerate(zip(*joined, strict=True))]
     assert_all_close(found, wanted, relative=1e-12)
     gradients = grads(found, asking)
     assert_all_close(gradients, grads(wanted, asking), relative=1e-10)
     for b, n in enumerate(lengths.tolist()):
         assert not gradients[0][n:, b].any()
-
-
-STEP_BY_STEP: tuple[dict[str, Any], ...] = (
-    {"inhibition": True}, {"inhibition": True, "reset_delay": False}, {"spike_grad": Bump.apply},
-    {"reset_delay": False}, {"hooked": True},
-)  # fmt: skip
-
-
-@pytest.mark.filterwarnings("ignore:snnfast. a layer runs step by step")
-@pytest.mark.parametrize("options", STEP_BY_STEP, ids=lambda options: "-".join(options))
-@pytest.mark.parametrize("backend", ["auto", "reference"])
-@RECURRENT
-def test_connected_neurons_step_by_step(name: str, options: dict[str, Any], backend: str) -> None:
-    hooked = "hooked" in options  # connections that may be any module
-    layer, x, lengths = connected_calls(name, "linear", **({} if hooked else options))
-    layer, x = layer.double(), x.double().requires_grad_()
-    if hooked:
-        layer.recurrent.register_forward_hook(lambda *_: None)
-    asking = [x, *layer.parameters()]
-    with use_backend(backend):
-        found = layer.unroll(x, lengths=lengths)
-        alone = [layer.unroll(x[:n, b : b + 1]) for b, n in enumerate(lengths.tolist())]
-    joined = [
-        [padded(t, n, len(x), like_last=i > 0) for i, t in enumerate(own)]
-        for own, n in zip(alone, lengths.tolist(), strict=True)
-    ]
-    wanted = [torch.cat(t, 1) for t in zip(*joined, strict=True)]
-    assert_all_close(found, wanted, relative=1e-12)
-    assert_all_close(grads(found, asking), grads(wanted, asking), relative=1e-10)
 
 
 def test_connected_neurons_without_a_batch(backend: str) -> None:

@@ -239,22 +239,6 @@ def test_what_nobody_reads_is_not_made(readout: Any, record: int, reduce: bool) 
     assert asked_for(readout) == (record, reduce)
 
 
-def test_dropout_draws_a_mask_for_each_step_of_a_constant_input() -> None:
-    lif = snnfast.Leaky(beta=0.0, reset_mechanism="none", threshold=0.5)
-
-    def loop(x: Tensor) -> Tensor:
-        mem, rec = lif.reset_mem(), []
-        for _ in range(20):
-            spk, mem = lif(nn.functional.dropout(x, 0.5), mem)
-            rec.append(spk)
-        return torch.stack(rec)
-
-    spk = snnfast.compile(loop)(torch.ones(4, 50))
-    assert "20 x dropout" in str(snnfast.explain(loop, torch.ones(4, 50)))
-    assert len(torch.unique(spk.flatten(1), dim=0)) == 20
-    assert 0.4 < spk.mean().item() < 0.6
-
-
 # ---- compiling again
 
 

@@ -4,40 +4,18 @@ from typing import Any
 
 import pytest
 import snntorch
-import torch
 from loop_checks import assert_agree, compiled, explained, happened, snntorchs
 from loop_programs import PROGRAMS
+from snntorch_checks import own_list_of_neurons  # noqa: F401
 
 import snnfast.snntorch as snn
 from snnfast import Explanation
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-# In the compiler these go the way of another program.
-THOROUGH_ONLY = {
-    "record-cat", "record-sums", "record-others", "record-lasts", "record-lists", "option-reset", "option-learned",
-    "option-graded", "option-reset-at-once", "option-inhibition", "surrogate-atan", "surrogate-sigmoid",
-    "surrogate-detached", "conv-1d", "conv-2d", "conv-3d", "evaluation", "batch-norm-cumulative", "connected-neurons",
-    "surrogate-function", "no-grad-around", "inference-mode-around", "autocast-around", "checkpointed",
-}  # fmt: skip
-TORCH = torch.torch_version.TorchVersion(torch.__version__)
 
 
-@pytest.fixture(autouse=True)
-def own_list_of_neurons(monkeypatch: pytest.MonkeyPatch) -> None:
-    """snnTorch keeps every neuron for good: none of another test's here."""
-    monkeypatch.setattr(snntorch.SpikingNeuron, "instances", [])
-
-
-assert set(PROGRAMS) >= THOROUGH_ONLY
-
-
-@pytest.mark.parametrize(
-    "program",
-    [pytest.param(p, id=name, marks=[pytest.mark.thorough] * (name in THOROUGH_ONLY)) for name, p in PROGRAMS.items()],
-)
+@pytest.mark.parametrize("program", PROGRAMS.values(), ids=PROGRAMS)
 def test_a_compiled_loop_has_the_numbers_of_snntorch_and_is_merged(program: Any) -> None:
-    if program.name == "surrogate-function" and TORCH < "2.12":
-        pytest.skip("torch.compile of this torch takes no autograd.Function as an argument, whatever the backend")
     calls = compiled(program)
     assert_agree(program, calls, snntorchs(program))
     for number, call in enumerate(calls):

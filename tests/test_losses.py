@@ -1,14 +1,13 @@
 """Losses and accuracies over time have snnTorch's names, arguments, results and gradients, without its loops.
 
-With lengths, they are the mean of those of each sample alone. Wrong arguments are in test_losses_bad_input.py.
+With lengths, they are the mean of those of each sample alone.
 """
 
 import copy
 import inspect
 import itertools
 import pickle
-import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from snnfast import losses
 from snnfast.losses.base import cross_entropy_over_time
+
+# ---- losses and accuracies over time have snnTorch's names, arguments, results and gradients, without its loops
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -324,27 +325,6 @@ def test_no_loss_waits_for_the_device(name: str) -> None:
     assert rec.grad is not None
 
 
-def test_snntorchs_training_loop() -> None:
-    import snntorch
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of the module, where it is imported for the first time
-        from snntorch import backprop
-
-    def train(m: Any, name: str) -> Tensor:
-        torch.manual_seed(1)
-        net = torch.nn.Sequential(torch.nn.Linear(8, CLASSES), snntorch.Leaky(beta=0.9, init_hidden=True, output=True))
-        batches = [(torch.rand(5, 8), torch.randint(0, CLASSES, (5,))) for _ in range(2)]
-        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-        criterion, penalty = getattr(m, name)(), m.l1_rate_sparsity()
-        return backprop.BPTT(
-            net, batches, optimizer, criterion, num_steps=4, time_var=False, regularization=penalty
-        ).detach()
-
-    for name in ("ce_rate_loss", "ce_max_membrane_loss", "mse_membrane_loss", "mse_temporal_loss"):
-        torch.testing.assert_close(train(losses, name), train(theirs, name))
-
-
 def test_ignored_targets() -> None:
     targets = torch.tensor([0, -100, 2, 3, -100])
     for name in ("ce_rate_loss", "ce_count_loss", "ce_max_membrane_loss"):
@@ -510,15 +490,6 @@ def test_ce_of_half_precision_is_near_the_truth(classes: int, reduction: str) ->
         assert_same([t.double() for t in ours], true, 4 * torch.finfo(dtype).eps)
 
 
-def test_ce_of_logits_in_any_order() -> None:
-    logits, labels = problem(6, 5, 10)
-    expected = ce_and_grad(cross_entropy_over_time, logits, labels)
-    for order in ((2, 1, 0), (1, 0, 2), (0, 2, 1)):
-        strided = logits.permute(order).contiguous().permute([order.index(i) for i in range(3)])
-        assert not strided.is_contiguous()
-        assert_same(ce_and_grad(cross_entropy_over_time, strided, labels), expected, 1e-14)
-
-
 @pytest.mark.parametrize("classes", [3, 16])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_ce_second_derivatives(reduction: str, classes: int) -> None:
@@ -528,36 +499,6 @@ def test_ce_second_derivatives(reduction: str, classes: int) -> None:
         return cross_entropy_over_time(logits, labels, reduction=reduction)
 
     assert torch.autograd.gradgradcheck(loss, logits.requires_grad_())
-
-
-@pytest.mark.parametrize("classes", [3, 16])
-def test_ce_under_transforms(classes: int) -> None:
-    logits, labels = problem(2, 3, classes)
-    many = torch.randn(4, *logits.shape, dtype=logits.dtype)
-    found = []
-    for fn in (cross_entropy_over_time, at_each_step):
-
-        def loss(logits: Tensor, fn: Any = fn) -> Tensor:
-            return fn(logits, labels)  # type: ignore[no-any-return]
-
-        found.append(
-            (
-                torch.func.vmap(torch.func.grad(loss))(many),
-                torch.func.hessian(loss)(logits),
-                *torch.func.jvp(loss, (logits,), (many[0],)),
-            )
-        )
-    assert_same(*found, 1e-12)
-
-
-@pytest.mark.parametrize("classes", [10, 40])
-def test_ce_compiles_for_any_batch(classes: int) -> None:
-    torch.compiler.reset()
-    compiled = torch.compile(cross_entropy_over_time, fullgraph=True, dynamic=True, backend="aot_eager")
-    for B in (3, 7):
-        logits, labels = problem(6, B, classes)
-        expected = ce_and_grad(cross_entropy_over_time, logits, labels, reduction="none")
-        assert_same(ce_and_grad(compiled, logits, labels, reduction="none"), expected, 1e-12)
 
 
 class Softmaxes(TorchDispatchMode):
@@ -582,3 +523,103 @@ def test_ce_of_few_classes_leaves_the_vectors_to_the_samples(classes: int, behin
         loss = cross_entropy_over_time(logits.to("meta"), labels.to("meta"), reduction="none")
     assert seen.behind == [behind, ()]  # on other devices the order stays
     assert loss.shape == (6, 5)
+
+
+# ---- losses and accuracies over time name the argument that is wrong
+
+
+def call(name: str, rec: Any = None, targets: Any = None, **options: Any) -> Any:
+    rec = torch.zeros(6, 5, CLASSES) if rec is None else rec
+    targets = torch.zeros(5, dtype=torch.int64) if targets is None else targets
+    return getattr(losses, name)(**options)(rec, targets)
+
+
+WRONG: list[tuple[Callable[[], Any], type[Exception], str]] = [
+    (lambda: losses.ce_count_loss(reduction="median"), ValueError, "reduction: "),
+    (lambda: losses.ce_count_loss(weight=[1.0, 2.0]), TypeError, "weight: "),
+    (lambda: losses.ce_count_loss(population_code="yes"), TypeError, "population_code: "),
+    (lambda: losses.ce_count_loss(population_code=True), ValueError, "num_classes: "),
+    (lambda: losses.ce_count_loss(population_code=True, num_classes=2.0), TypeError, "num_classes: "),
+    (lambda: losses.accuracy_rate(torch.zeros(2, 3, 4), torch.zeros(3), True), ValueError, "num_classes: "),
+    (lambda: losses.mse_count_loss(correct_rate="high"), TypeError, "correct_rate: "),
+    (lambda: losses.mse_count_loss(incorrect_rate=float("nan")), ValueError, "incorrect_rate: "),
+    (lambda: losses.mse_membrane_loss(on_target=None), TypeError, "on_target: "),
+    (lambda: losses.mse_temporal_loss(on_target=(1, 2)), TypeError, "on_target: "),
+    (lambda: losses.mse_temporal_loss(multi_spike=True), TypeError, "on_target: "),
+    (
+        lambda: losses.mse_temporal_loss(on_target=(1, 2), off_target=(3,), multi_spike=True),
+        ValueError,
+        "off_target: ",
+    ),
+    (lambda: losses.mse_temporal_loss(tolerance="little"), TypeError, "tolerance: "),
+    (lambda: losses.ce_temporal_loss("invert"), ValueError, "inverse: "),
+    (lambda: losses.l1_rate_sparsity(torch.zeros(3)), TypeError, "Lambda: "),
+    (lambda: losses.l1_rate_sparsity()([1.0]), TypeError, "spk_out: "),
+    (lambda: call("ce_count_loss", population_code=True, num_classes=3), ValueError, "num_classes: "),
+    (lambda: call("ce_rate_loss", population_code=True, num_classes=3), ValueError, "num_classes: "),
+    (lambda: call("ce_rate_loss", np.zeros((6, 5, 4))), TypeError, "spk_out: "),
+    (lambda: call("ce_rate_loss", torch.zeros(6, 5, 4, dtype=torch.complex64)), TypeError, "spk_out: "),
+    (lambda: call("ce_rate_loss", torch.zeros(6, 4)), ValueError, "spk_out: "),
+    (lambda: call("ce_max_membrane_loss", torch.zeros(0, 5, 4)), ValueError, "spk_out: "),
+    (lambda: call("ce_temporal_loss", torch.zeros(6, 4)), ValueError, "spk_rec: "),
+    (lambda: call("ce_rate_loss", targets=[0] * 5), TypeError, "targets: "),
+    (lambda: call("ce_rate_loss", targets=torch.zeros(5)), TypeError, "targets: "),
+    (lambda: call("mse_count_loss", targets=torch.zeros(5, 1)), ValueError, "targets: "),
+    (lambda: call("mse_count_loss", targets=torch.zeros(4)), ValueError, "targets: "),
+    (lambda: call("ce_rate_loss", targets=torch.zeros(5, dtype=torch.long, device="meta")), ValueError, "targets is "),
+    (lambda: call("mse_membrane_loss", time_var_targets=True), ValueError, "targets: "),
+    (lambda: call("mse_temporal_loss", target_is_time=True), ValueError, "targets: "),
+    (lambda: call("mse_temporal_loss", target_is_time=True, multi_spike=True), ValueError, "targets: "),
+    (lambda: call("ce_count_loss", weight=torch.ones(3)), ValueError, "weight: "),
+    (lambda: call("mse_count_loss", weight=torch.ones(())), ValueError, "weight: "),
+    (lambda: call("mse_count_loss", targets=torch.full((5,), 3), weight=torch.ones(3)), ValueError, "weight: "),
+    (
+        lambda: call("mse_temporal_loss", None, torch.full((4,), 5), target_is_time=True, weight=torch.ones(4)),
+        ValueError,
+        "weight: ",
+    ),
+    (lambda: call("ce_count_loss", weight=torch.ones(CLASSES, device="meta")), ValueError, "weight is "),
+    (
+        lambda: call("mse_temporal_loss", None, torch.zeros(4), target_is_time=True, weight=torch.ones(6)),
+        TypeError,
+        "targets: ",
+    ),
+    (lambda: losses.accuracy_temporal(torch.zeros(6, 5, 4), torch.zeros(4)), ValueError, "targets: "),
+]
+
+
+@pytest.mark.parametrize(("wrong", "error", "message"), WRONG, ids=[f"{i}-{w[2][:-2]}" for i, w in enumerate(WRONG)])
+def test_a_wrong_argument_is_named(wrong: Callable[[], Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=f"^{message}"):
+        wrong()
+
+
+@pytest.mark.parametrize("label", [CLASSES, -1, 10**6, -(10**6)])
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_label_without_a_class(name: str, label: int) -> None:
+    also = ", or -100 for a sample that does not count" if name.startswith("ce") else ""
+    message = rf"^targets: expected 0 to {CLASSES - 1}, the numbers of classes{also}, got {label}$"
+    targets = torch.tensor([0, 1, -100 if also else 3, label, 2])
+    classes, lengths, weight = CLASSES, torch.tensor([6, 6, 3, 2, 1]), torch.ones(CLASSES)
+    for options in ({}, {"weight": weight}):
+        for more in ({}, {"lengths": lengths}):
+            with pytest.raises(ValueError, match=message):
+                getattr(losses, name)(**options)(torch.zeros(6, 5, classes), targets, **more)
+    if "population_code" in getattr(losses, name).__init__.__code__.co_varnames:
+        with pytest.raises(ValueError, match=message):
+            call(name, torch.zeros(6, 5, 2 * classes), targets, population_code=True, num_classes=classes)
+    if not also:
+        with pytest.raises(ValueError, match=r"got -100$"):
+            call(name, targets=torch.tensor([0, 1, -100, 2, 3]))
+
+
+def test_a_label_of_a_step_without_a_class() -> None:
+    targets = torch.zeros(6, 5, dtype=torch.int64)
+    targets[4, 2] = CLASSES
+    with pytest.raises(ValueError, match=r"^targets: expected 0 to 3, the numbers of classes, got 4"):
+        call("mse_membrane_loss", targets=targets, time_var_targets=True)
+
+
+@pytest.mark.parametrize("name", ["accuracy_rate", "accuracy_temporal"])
+def test_an_accuracy_of_a_label_without_a_class(name: str) -> None:
+    assert getattr(losses, name)(torch.zeros(6, 4, CLASSES), torch.tensor([0, CLASSES, -1, -100])) == 0.25

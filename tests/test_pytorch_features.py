@@ -133,16 +133,6 @@ def test_an_exported_program_of_any_shape(name: str, strict: bool) -> None:
         assert_same(program.module()(x), net(x))
 
 
-@pytest.mark.parametrize("name", EXPORTED)
-def test_exported_under_the_reference(name: str) -> None:
-    net = EXPORTED[name]().eval()
-    with snnfast.use_backend("reference"):
-        program = export(net, (torch.rand(7, 3, 6),), dynamic_shapes=({1: Dim("B")},))
-    assert not any("snnfast" in str(node.target) for node in program.graph.nodes)
-    x = torch.rand(7, 5, 6) * 3
-    assert_same(program.module()(x), net(x))
-
-
 def test_an_exported_program_keeps_nothing() -> None:
     net, x = dense(), torch.rand(64, 8, 6) * 3
     with torch.no_grad():

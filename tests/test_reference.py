@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import snntorch
 import torch
-from helpers import HALVES, Case, assert_all_bits_equal, assert_bits_equal, expected, inputs
+from helpers import HALVES, Case, assert_all_bits_equal, assert_all_close, assert_bits_equal, expected, inputs
+from torch import Tensor
 
 import snnfast
 from snnfast import reference
@@ -43,6 +44,38 @@ def test_the_documented_numbers() -> None:
         assert (spk.flatten().tolist(), mem.flatten().tolist()) == numbers, (reset, delay)
     # Equal to the threshold is not above it.
     assert not reference.lif(torch.ones(1, 1), beta=1.0)[0].any()
+
+
+class SpikeItself(torch.autograd.Function):
+    """A step whose derivative is its own value, as in snnTorch's tutorial 5."""
+
+    @staticmethod
+    def forward(ctx: Any, distance: Tensor) -> Tensor:
+        ctx.save_for_backward(spk := (distance > 0).float())
+        return spk
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Tensor:
+        return grads[0] * ctx.saved_tensors[0]  # type: ignore[no-any-return]
+
+
+def test_the_neuron_of_tutorial_5_spikes_one_step_later(backend: str) -> None:
+    """Membranes are the same, and so are gradients where a loss sees the same spikes of either."""
+    x, weights = (torch.rand(12, 4, 7) * 1.2 - 0.1).requires_grad_(), torch.randn(2, 12, 4, 7)
+    start = (torch.rand(4, 7) * 2).requires_grad_()
+    mem, record = start, []
+    for step in x:
+        spk = SpikeItself.apply(mem - 1)  # type: ignore[no-untyped-call]
+        mem = 0.8 * mem + step - spk.detach()
+        record.append((spk, mem))
+    theirs, mem_rec = (torch.stack(t) for t in zip(*record, strict=True))
+    ours, found = snnfast.functional.lif(x, start, beta=0.8, spike_grad=snnfast.surrogate.heaviside())
+    assert_bits_equal(found, mem_rec)
+    assert_bits_equal(ours[:-1], theirs[1:])
+    assert 0.1 < ours.mean() < 0.9
+    pairs = ((ours[:-1], found), (theirs[1:], mem_rec))
+    losses = ((spk * weights[0, 1:]).sum() + (mem * weights[1]).sum() for spk, mem in pairs)
+    assert_all_close(*(torch.autograd.grad(loss, [x, start], retain_graph=True) for loss in losses), relative=1e-5)
 
 
 def test_tensors_of_inference_mode_where_others_learn(backend: str) -> None:

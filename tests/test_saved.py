@@ -134,7 +134,7 @@ def chosen(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> list[int]:
         ops = Case(neuron).kind.ops
 
         def spy(*args: Any, forward: Any = ops.forward) -> Any:
-            modes.append(_ops.unpack(args[-1], "saved"))
+            modes.append(_ops.unpack(args[-2], "saved"))
             return forward(*args)
 
         monkeypatch.setattr(ops, "forward", spy)

@@ -1,11 +1,12 @@
 """The ops of a Linear behind the neurons, on spikes as bits: at any rate, with any instruction set and threads."""
 
 import itertools
+from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from helpers import NEURONS, THOROUGH, assert_bits_equal
+from helpers import NEURONS, THOROUGH, assert_all_bits_equal, assert_bits_equal
 from torch import Tensor
 
 import snnfast
@@ -63,20 +64,14 @@ def test_products_are_those_of_numbers(shape: tuple[int, ...], dtype: torch.dtyp
 
 @pytest.mark.parametrize("outputs", [10, 100])
 def test_results_do_not_depend_on_the_number_of_threads(outputs: int, isa: str) -> None:
-    threads = torch.get_num_threads()
     weight, grad, one = random(outputs, 700), random(25, 40, outputs), torch.tensor(1.0)
-    bits = as_bits(random_spikes(25, 40, 700, 0.1))
-    try:
-        found = []
-        for n in (1, 2, 3, 7):
-            torch.set_num_threads(n)
-            product = torch.ops.snnfast.spikes_linear(bits, weight, None, one, 25)
-            found.append((product, torch.ops.snnfast.spikes_linear_weight(bits, grad, one)))
-    finally:
-        torch.set_num_threads(threads)
-    for product, gradient in found[1:]:
-        assert_bits_equal(product, found[0][0], "product")
-        assert_bits_equal(gradient, found[0][1], "gradient")
+    bits, found = as_bits(random_spikes(25, 40, 700, 0.1)), []
+    for n in (1, 2, 3, 7):
+        torch.set_num_threads(n)
+        product = torch.ops.snnfast.spikes_linear(bits, weight, None, one, 25)
+        found.append((product, torch.ops.snnfast.spikes_linear_weight(bits, grad, one)))
+    for again in found[1:]:
+        assert_all_bits_equal(again, found[0])
 
 
 def test_layouts_of_weights_and_gradients() -> None:
@@ -136,17 +131,14 @@ def test_bits_of_a_neuron_and_the_gradient_through_a_weight(neuron: str, dtype: 
             close(a.to(dtype), b.double(), dtype)
 
 
-def test_a_gradient_beyond_the_caches_is_written_as_any_other(isa: str) -> None:
+def test_a_gradient_beyond_the_caches_is_written_as_any_other(isa: str, stream_bytes: Callable[[int], int]) -> None:
     """By non-temporal stores: the blocks of samples that the dense product is made for need not end with a register."""
     current = torch.rand(1100, 192, 10, generator=torch.Generator().manual_seed(0), requires_grad=True)
     found = []
     for limit in (0, 1 << 40):
-        before = _ops.extension.set_stream_bytes(limit)
-        try:
-            out, _ = snnfast.functional.lif(current, beta=0.9, record_mem=False, weight=random(40, 10))
-            found.append(torch.autograd.grad(out.sum(), current)[0])
-        finally:
-            _ops.extension.set_stream_bytes(before)
+        stream_bytes(limit)
+        out, _ = snnfast.functional.lif(current, beta=0.9, record_mem=False, weight=random(40, 10))
+        found.append(torch.autograd.grad(out.sum(), current)[0])
     assert_bits_equal(*found, "gradient")
 
 

@@ -128,18 +128,6 @@ def test_every_result_of_a_step_has_snntorchs_gradient_and_obeys_its_hook(
     assert_same(*gradients)
 
 
-@cases
-@pytest.mark.usefixtures("whole")
-def test_the_gradient_of_a_spike_for_its_membrane_is_snntorchs(name: str, reset: str, delay: bool) -> None:
-    gradients = []
-    for lib in (snnfast, snntorch):
-        made = steps(layer_of(lib, name, reset, delay), inputs(4, 3, 5))
-        own = [torch.autograd.grad(spk.sum(), rest[-1], retain_graph=True, allow_unused=True)[0] for spk, *rest in made]
-        every = torch.autograd.grad(objective(made), [found[-1] for found in made], allow_unused=True)
-        gradients.append([*own, *every])
-    assert_same(*gradients)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", ALL)
 def test_spikes_and_states_stay_the_same_bit_for_bit_and_gradients_up_to_rounding(

@@ -10,7 +10,7 @@ import pytest
 
 TESTS = Path(__file__).parent
 # Tests with the marker, with the fixture "device" and with the fixture "backend".
-FILES = ("test_config.py", "test_clamp.py", "test_varying.py")
+FILES = ("test_config.py", "test_autograd.py", "test_varying.py")
 RUN = """
 import pathlib, sys, pytest
 exists = pathlib.Path.exists

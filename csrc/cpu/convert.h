@@ -1,8 +1,9 @@
-// Rows of a block of neurons in the dtype of a tensor, to and from that of the arithmetic.
+// Converts rows of a block of neurons between the dtype of a tensor and its opmath dtype.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "../math/scalar.h"
 #include "vec.h"
@@ -17,15 +18,12 @@ struct BFloat16 {
   uint16_t bits;
 };
 
+// The type of the arithmetic on elements of a type, and of the states between steps.
 template <typename S>
-struct Acc {
-  using type = float;
-};
-template <>
-struct Acc<double> {
-  using type = double;
-};
+using Opmath = std::conditional_t<std::is_same_v<S, double>, double, float>;
 
+SNN_HD float widen(float value) { return value; }
+SNN_HD double widen(double value) { return value; }
 SNN_HD float widen(Half h) { return static_cast<float>(h.value); }
 SNN_HD void narrow(float value, Half& h) { h.value = static_cast<_Float16>(value); }
 
@@ -43,7 +41,7 @@ SNN_HD void narrow(float value, BFloat16& h) {  // to nearest, ties to even
   h.bits = static_cast<uint16_t>(value == value ? rounded : 0x7fc0u);
 }
 
-// A row in the dtype of a tensor, as arithmetic wants it.
+// Loads a row in the dtype of a tensor into one in the opmath dtype.
 template <typename S>
 void load_row(const S* row, int n, float* to) {
   for (int i = 0; i < n; ++i) to[i] = widen(row[i]);
@@ -62,7 +60,7 @@ inline void load_row(const double* row, int n, double* to) {
   std::memcpy(to, row, static_cast<size_t>(n) * sizeof *to);
 }
 
-// A vector of floats as 16-bit elements, rounded as `narrow` does it.
+// A vector of floats as 16-bit elements, rounded as by `narrow`.
 typedef uint16_t Narrowed __attribute__((vector_size(kVectorBytes / 2)));
 
 inline Narrowed narrow(Vec<float> v, BFloat16*) {
@@ -76,7 +74,7 @@ inline Narrowed narrow(Vec<float> v, Half*) { return reinterpret_cast<Narrowed>(
 #elif defined(__F16C__)
 inline Narrowed narrow(Vec<float> v, Half*) { return reinterpret_cast<Narrowed>(_mm256_cvtps_ph(v.r, 0)); }
 #else
-inline Narrowed narrow(Vec<float> v, Half*) {  // by number: there is no instruction for more
+inline Narrowed narrow(Vec<float> v, Half*) {  // one by one: no instruction converts several
   Narrowed narrowed;
   for (int i = 0; i < Vec<float>::kSize; ++i) {
     Half h;
@@ -96,7 +94,8 @@ inline void put(void* to, Narrowed narrowed, [[maybe_unused]] bool non_temporal)
   std::memcpy(to, &narrowed, sizeof narrowed);
 }
 
-// `non_temporal`: where a register can be; `row` is then aligned to one, and there is no end of fewer elements.
+// Stores a row in the opmath dtype into one in the dtype of a tensor. For non-temporal stores, `row` must be aligned to
+// a register, and n a multiple of its elements.
 template <typename S>
 void store_row(S* row, int n, const float* from, bool non_temporal = false) {
   int i = 0;

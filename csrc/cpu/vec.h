@@ -1,6 +1,7 @@
 // Vec<A>: one vector register of this instruction set, for the equations of math/, which are templates of their type.
 //
-// Part of kernels.cpp, whose rules hold here too. GCC's vector types do the work: each operator is one instruction.
+// Part of kernels.cpp. The rules at its top hold here too. GCC's vector types do the work: each operator is one
+// instruction.
 #pragma once
 
 #if defined(__SSE2__)
@@ -84,29 +85,21 @@ struct ExpTraits<cpu::SNN_ISA::Vec<A>> : ExpTraits<A> {};
 namespace snnfast::cpu::SNN_ISA {
 namespace {
 
-// a * b + c, rounded once where the instruction set can. Not for what decides a spike.
-#if defined(__AVX512F__)
-SNN_HD Vec<float> multiply_add(Vec<float> a, Vec<float> b, Vec<float> c) {
-  return Vec<float>(static_cast<Vec<float>::Value>(_mm512_fmadd_ps(a.r, b.r, c.r)));
-}
-SNN_HD Vec<double> multiply_add(Vec<double> a, Vec<double> b, Vec<double> c) {
-  return Vec<double>(static_cast<Vec<double>::Value>(_mm512_fmadd_pd(a.r, b.r, c.r)));
-}
-#elif defined(__FMA__)
-SNN_HD Vec<float> multiply_add(Vec<float> a, Vec<float> b, Vec<float> c) {
-  return Vec<float>(static_cast<Vec<float>::Value>(_mm256_fmadd_ps(a.r, b.r, c.r)));
-}
-SNN_HD Vec<double> multiply_add(Vec<double> a, Vec<double> b, Vec<double> c) {
-  return Vec<double>(static_cast<Vec<double>::Value>(_mm256_fmadd_pd(a.r, b.r, c.r)));
-}
-#else
+// a * b + c, rounded once if the instruction set can. Nothing that decides a spike may call it.
 template <typename A>
 SNN_HD Vec<A> multiply_add(Vec<A> a, Vec<A> b, Vec<A> c) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(A) == 4) return Vec<A>(typename Vec<A>::Value(_mm512_fmadd_ps(a.r, b.r, c.r)));
+  if constexpr (sizeof(A) == 8) return Vec<A>(typename Vec<A>::Value(_mm512_fmadd_pd(a.r, b.r, c.r)));
+#elif defined(__FMA__)
+  if constexpr (sizeof(A) == 4) return Vec<A>(typename Vec<A>::Value(_mm256_fmadd_ps(a.r, b.r, c.r)));
+  if constexpr (sizeof(A) == 8) return Vec<A>(typename Vec<A>::Value(_mm256_fmadd_pd(a.r, b.r, c.r)));
+#else
   return a * b + c;
-}
 #endif
+}
 
-// A non-temporal store: the line need not be read first. `to` must be aligned to a register.
+// A non-temporal store does not read the cache line first. `to` must be aligned to a register.
 #if defined(__AVX512F__)
 SNN_HD void stream(float* to, Vec<float> v) { _mm512_stream_ps(to, v.r); }
 SNN_HD void stream(double* to, Vec<double> v) { _mm512_stream_pd(to, v.r); }
@@ -123,7 +116,7 @@ SNN_HD void stream(A* to, Vec<A> v) {
 }
 #endif
 
-// Orders what was streamed before anything that another thread may take as the sign that it is there.
+// Orders non-temporal stores before any later store by which another thread learns that the data is there.
 inline void stream_fence() {
 #if defined(__SSE2__)
   _mm_sfence();

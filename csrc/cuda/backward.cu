@@ -9,14 +9,14 @@
 namespace snnfast::cuda {
 namespace {
 
-// Adjacent neurons of a thread: as many as fill 16 bytes in acc, which for 16-bit elements is 8 bytes of them. The
+// Adjacent neurons of a thread: as many as fill 16 bytes in opmath, which for 16-bit elements is 8 bytes of them. The
 // state of twice as many would leave registers for an eighth of a multiprocessor's threads.
 template <typename S>
-constexpr int kWidth = 16 / static_cast<int>(sizeof(typename Acc<S>::type));
+constexpr int kWidth = 16 / static_cast<int>(sizeof(Opmath<S>));
 
 // Shared memory of a thread that recomputes.
 template <typename Neuron, typename S, int V>
-constexpr int kBytes = kCheckpoint * kKeptRows<Neuron> * V * static_cast<int>(sizeof(typename Acc<S>::type));
+constexpr int kBytes = kCheckpoint * kKeptRows<Neuron> * V * static_cast<int>(sizeof(Opmath<S>));
 
 // As many as kSharedBytes allow, by powers of two.
 template <typename Neuron, typename S, int V>
@@ -40,7 +40,7 @@ constexpr int kLeastBlocks = [] {
 template <typename Neuron, typename S, int V, bool kRecorded>
 __global__ void __launch_bounds__(kThreads<Neuron, S, V>, kLeastBlocks<Neuron, S, V>)
     backward_kernel(const Backward<Neuron> p, const bool streaming) {
-  using A = typename Acc<S>::type;
+  using A = Opmath<S>;
   constexpr int kColumns = kThreads<Neuron, S, V>;
   static_assert(kSumRows<Neuron, A> <= kCheckpoint);
   __shared__ A steps[kRecorded ? kSumRows<Neuron, A> : kCheckpoint * kKeptRows<Neuron>][V][kColumns];

@@ -27,7 +27,7 @@ inline constexpr bool kSharesTime = Neuron::kStates == 1 && Neuron::kRecordTells
 
 template <typename Neuron, typename S, int V, bool kRecorded, int kThreads>
 struct BackwardPass {
-  using A = typename Acc<S>::type;
+  using A = Opmath<S>;
   using Column = A (*)[V][kThreads];  // [kCheckpoint * kKeptRows][V][thread]
   static constexpr int kStates = Neuron::kStates, kParameters = Neuron::kParameters;
   static constexpr int kMem = Problem<Neuron>::kMem;
@@ -182,7 +182,7 @@ struct BackwardPass {
 #pragma unroll
       for (int i = 0; i < V; ++i) {
         resets[i] |= static_cast<uint32_t>(state[i][kMem] > threshold(i)) << (k + j);
-        kept(k + j, kMem, i) = Neuron::step(p.rules, x[i], state[i], parameters[i]).v;
+        kept(k + j, kMem, i) = Neuron::step(p.rule, x[i], state[i], parameters[i]).v;
 #pragma unroll
         for (int s = 0; s < kMem; ++s) kept(k + j, s, i) = state[i][s];
         if constexpr (Neuron::kAdjointReadsX) kept(k + j, kStates, i) = x[i];
@@ -204,7 +204,7 @@ struct BackwardPass {
 
   __device__ __forceinline__ A after(int k, int s, int i) const {
     A state = kept(k, s, i);
-    if (s == kMem) fire(p.rules, state, (resets[i] >> k & 1u) != 0, threshold(i), A(0), state);
+    if (s == kMem) fire(p.rule, state, (resets[i] >> k & 1u) != 0, threshold(i), A(0), state);
     return state;
   }
 
@@ -213,9 +213,7 @@ struct BackwardPass {
   // What was recorded or saved of step t, not yet converted.
   __device__ __forceinline__ Row recorded(int64_t t) const {
     Row row{};
-    if (p.saved == Saved::kMembrane) {
-      row = Row::of(get<BFloat16, V>(static_cast<const BFloat16*>(p.rows) + t * p.N + first, last));
-    } else if (p.saved == Saved::kSpikes) {
+    if (p.saved == Saved::kSpikes) {
       // Not evict-first: the row is the same for eight steps.
       row = Row::of(get<uint8_t, V>(static_cast<const uint8_t*>(p.rows) + t / 8 * p.N + first, false));
     } else if constexpr (sizeof(S) == sizeof(A)) {
@@ -226,11 +224,7 @@ struct BackwardPass {
 
   // The membranes that decided the spikes of step t.
   __device__ __forceinline__ void membranes(const Row& row, int64_t t, A (&to)[V]) const {
-    if (p.saved == Saved::kMembrane) {
-      unpack(row.template as<BFloat16>(), to);
-#pragma unroll
-      for (int i = 0; i < V; ++i) to[i] = membrane_at(to[i], threshold(i));
-    } else if (p.saved == Saved::kSpikes) {
+    if (p.saved == Saved::kSpikes) {
       const Pack<uint8_t, V> bits = pack_of(row.template as<uint8_t>());
 #pragma unroll
       for (int i = 0; i < V; ++i) {
@@ -336,7 +330,7 @@ struct BackwardPass {
 #pragma unroll
     for (int i = 0; i < V; ++i) {
       dx[i] =
-          Neuron::adjoint(p.rules, step.x[i], step.before[i], step.v[i], Given<A>{spk[i], derivative[i], through_spike},
+          Neuron::adjoint(p.rule, step.x[i], step.before[i], step.v[i], Given<A>{spk[i], derivative[i], through_spike},
                           record[i], parameters[i], carry[i], sums[i]);
       grad_x_sum[i] += dx[i];
     }
@@ -346,7 +340,7 @@ struct BackwardPass {
         for (int i = 0; i < V; ++i) {
           const A none[kStates] = {};
           A unused[kParameters] = {};
-          Neuron::adjoint(p.rules, step.x[i], step.before[i], step.v[i], Given<A>{A(0), derivative[i], through_spike},
+          Neuron::adjoint(p.rule, step.x[i], step.before[i], step.v[i], Given<A>{A(0), derivative[i], through_spike},
                           none, parameters[i], factor[i], unused);
         }
         return;

@@ -51,10 +51,10 @@ __device__ __forceinline__ A entering_carry(Shared<Neuron, A> shared, int segmen
 }
 
 template <typename Neuron, typename S, int V, bool kRecorded>
-__global__ void __launch_bounds__(kSegments<Neuron, typename Acc<S>::type>* kLanes, kRecorded ? 2 : 1)
+__global__ void __launch_bounds__(kSegments<Neuron, Opmath<S>>* kLanes, kRecorded ? 2 : 1)
     backward_chunked_kernel(const Backward<Neuron> p, const bool streaming) {
   static_assert(V == 1, "a lane takes one neuron");
-  using A = typename Acc<S>::type;
+  using A = Opmath<S>;
   constexpr int kOf = kSegments<Neuron, A>, kLast = kOf - 1, kParameters = Neuron::kParameters;
   constexpr int kKept = kCheckpoint * kKeptRows<Neuron>, kTold = kMost<kSums + kParameters, kSumRows<Neuron, A>>;
   static_assert(kTold <= kKept);
@@ -103,10 +103,10 @@ __global__ void __launch_bounds__(kSegments<Neuron, typename Acc<S>::type>* kLan
 
 // The same of an ordinary call (plain.cuh), whose options are template arguments.
 template <typename Neuron, typename S, int V, Reset kReset>
-__global__ void __launch_bounds__(kSegments<Neuron, typename Acc<S>::type>* kLanes, 1)
+__global__ void __launch_bounds__(kSegments<Neuron, Opmath<S>>* kLanes, 1)
     backward_plain_chunked_kernel(const Backward<Neuron> p, const bool streaming) {
   static_assert(V == 1, "a lane takes one neuron");
-  using A = typename Acc<S>::type;
+  using A = Opmath<S>;
   constexpr int kOf = kSegments<Neuron, A>, kLast = kOf - 1;
   __shared__ A shared[kFactor + 1][V][kOf * kLanes];
   const int segment = static_cast<int>(threadIdx.x) / kLanes, lane = static_cast<int>(threadIdx.x) % kLanes;
@@ -145,14 +145,14 @@ __global__ void __launch_bounds__(kSegments<Neuron, typename Acc<S>::type>* kLan
 
 template <typename Neuron, typename S, Reset kReset>
 int launch_plain_chunked(const Backward<Neuron>& p, void* stream) {
-  constexpr int kThreads = kSegments<Neuron, typename Acc<S>::type> * kLanes;
+  constexpr int kThreads = kSegments<Neuron, Opmath<S>> * kLanes;
   return launch_blocks(backward_plain_chunked_kernel<Neuron, S, 1, kReset>, (p.N + kLanes - 1) / kLanes, kThreads,
                        stream, p);
 }
 
 template <typename Neuron, typename S, bool kRecorded>
 int launch_chunked(const Backward<Neuron>& p, void* stream) {
-  constexpr int kThreads = kSegments<Neuron, typename Acc<S>::type> * kLanes;
+  constexpr int kThreads = kSegments<Neuron, Opmath<S>> * kLanes;
   return launch_blocks(backward_chunked_kernel<Neuron, S, 1, kRecorded>, (p.N + kLanes - 1) / kLanes, kThreads, stream,
                        p);
 }

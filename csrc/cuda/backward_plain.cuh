@@ -13,7 +13,7 @@ bool takes(const Backward<Neuron>& p) {
     return false;
   // With a negative slope the denominator may be 0, which the approximate quotient is not for.
   const bool fast_sigmoid = p.surrogate == SurrogateKind::kFastSigmoid && p.coefficients.a >= 0;
-  return (p.surrogate == SurrogateKind::kATan || fast_sigmoid) && none_of(p.grad_record) && !p.sums_parameters();
+  return (p.surrogate == SurrogateKind::kATan || fast_sigmoid) && given(p.grad_record) == 0 && !p.sums_parameters();
 }
 
 // Calls f with the problem as a kernel takes it, an element, and the reset as a type, of a call for which
@@ -23,9 +23,9 @@ int visit(Backward<Neuron> p, F&& f) {
   p.rational = Rational::of(p.surrogate, p.coefficients);
   // The kernel computes an address from it before it knows that the first chunk has no checkpoint.
   if (p.rows == nullptr) p.rows = p.x;
-  return visit_element(p.dtype, [&](auto element) {
-    return p.rules.reset == Reset::kZero ? f(p, element, std::integral_constant<Reset, Reset::kZero>{})
-                                         : f(p, element, std::integral_constant<Reset, Reset::kSubtract>{});
+  return visit_element<false>(p.dtype, [&](auto element) {
+    return p.rule.reset == Reset::kZero ? f(p, element, std::integral_constant<Reset, Reset::kZero>{})
+                                        : f(p, element, std::integral_constant<Reset, Reset::kSubtract>{});
   });
 }
 
@@ -41,7 +41,7 @@ constexpr int kRows = Neuron::kStates + (Neuron::kAdjointReadsX ? 1 : 0);
 
 // The recomputed steps of one neuron are in registers; those of several are in shared memory, a column for each thread.
 template <typename Neuron, typename S, int V>
-constexpr int kBytes = V == 1 ? 0 : kChunk * kRows<Neuron> * V * static_cast<int>(sizeof(typename Acc<S>::type));
+constexpr int kBytes = V == 1 ? 0 : kChunk * kRows<Neuron> * V * static_cast<int>(sizeof(Opmath<S>));
 
 template <typename Neuron, typename A, int V>
 struct Kept {
@@ -101,7 +101,7 @@ struct Trajectory<Neuron, A, 1, kOf> {
 
 template <typename Neuron, typename S, int V, Reset kReset, int kOf>
 struct PlainBackward {
-  using A = typename Acc<S>::type;
+  using A = Opmath<S>;
   using Batch = Raw<S, V>[kBatch<V>];
   static constexpr int kStates = Neuron::kStates, kMem = kStates - 1, kParameters = Neuron::kParameters;
   static constexpr int kThreshold = Problem<Neuron>::kThreshold;
@@ -265,7 +265,7 @@ struct PlainBackward {
   template <bool kTrial>
   __device__ __forceinline__ void adjoint(const Raw<S, V>& gradient, const A (&earlier)[V][kStates],
                                           const Kept<Neuron, A, V>& after) {
-    constexpr Rules kRules{kReset, true};
+    constexpr ResetRule kRule{kReset, true};
     A spk[V], dx[V], none[kStates];
     fill(none, -A(0));  // the compiler may leave it out of a sum, which 0 would change
     unpack(gradient, spk);
@@ -274,10 +274,10 @@ struct PlainBackward {
       const A v = after.rows[kMem][i], x_of_step = after.current(i);
       A unused[kParameters] = {};
       const A slope = derivative(p.rational, v - parameters[kThreshold]);
-      dx[i] = Neuron::template adjoint<Fused>(kRules, x_of_step, earlier[i], v, Given<A>{spk[i], slope, true}, none,
+      dx[i] = Neuron::template adjoint<Fused>(kRule, x_of_step, earlier[i], v, Given<A>{spk[i], slope, true}, none,
                                               parameters, carry[i], unused);
       if constexpr (kTrial) {
-        Neuron::template adjoint<Fused>(kRules, x_of_step, earlier[i], v, Given<A>{A(0), A(0), false}, none, parameters,
+        Neuron::template adjoint<Fused>(kRule, x_of_step, earlier[i], v, Given<A>{A(0), A(0), false}, none, parameters,
                                         factor[i], unused);
       }
     }

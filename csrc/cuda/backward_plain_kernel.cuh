@@ -13,7 +13,7 @@ namespace {
 
 // As in backward.cu.
 template <typename S>
-constexpr int kWidth = 16 / static_cast<int>(sizeof(typename Acc<S>::type));
+constexpr int kWidth = 16 / static_cast<int>(sizeof(Opmath<S>));
 
 template <typename Neuron, typename S, int V>
 constexpr int kThreads = [] {
@@ -36,7 +36,7 @@ constexpr int kLeastBlocks = [] {
 template <typename Neuron, typename S, int V, Reset kReset>
 __global__ void __launch_bounds__(kThreads<Neuron, S, V>, kLeastBlocks<Neuron, S, V>)
     backward_plain_kernel(const Backward<Neuron> p, const bool streaming) {
-  using A = typename Acc<S>::type;
+  using A = Opmath<S>;
   constexpr int kOf = kThreads<Neuron, S, V>;
   __shared__ Pack<A, V> steps[V == 1 ? 1 : kChunk * kRows<Neuron>][kOf];
   const int64_t first = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * V;

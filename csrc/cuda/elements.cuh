@@ -23,14 +23,9 @@ struct BFloat16 {
   uint16_t bits;
 };
 
+// The type of the arithmetic on elements of a type, and of the states between steps.
 template <typename S>
-struct Acc {
-  using type = float;
-};
-template <>
-struct Acc<double> {
-  using type = double;
-};
+using Opmath = std::conditional_t<std::is_same_v<S, double>, double, float>;
 
 __device__ __forceinline__ float widen(float x) { return x; }
 __device__ __forceinline__ double widen(double x) { return x; }

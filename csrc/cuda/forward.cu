@@ -13,7 +13,7 @@ constexpr int kAhead = 4;
 // the membranes that decided the spikes may be an output.
 template <typename Neuron, typename S, int V>
 struct ForwardPass {
-  using A = typename Acc<S>::type;
+  using A = Opmath<S>;
   static constexpr int kStates = Neuron::kStates;
 
   const Forward<Neuron>& p;
@@ -71,7 +71,7 @@ struct ForwardPass {
     A spk[V];
 #pragma unroll
     for (int i = 0; i < V; ++i) {
-      const Fired<A> fired = Neuron::step(p.rules, x[i], state[i], parameters[i]);
+      const Fired<A> fired = Neuron::step(p.rule, x[i], state[i], parameters[i]);
       v[i] = fired.v;
       spk[i] = fired.spk;
     }
@@ -90,23 +90,11 @@ struct ForwardPass {
       if (p.record[s] != nullptr) store_row(static_cast<S*>(p.record[s]) + at, s, state, streaming);
     }
     if constexpr (Neuron::kRecordTells) {
-      if (p.saved == Saved::kMembrane) save_membrane(at);
       if (p.saved == Saved::kSpikes) save_spikes(t);
     }
   }
 
   // With a delayed reset, the membrane after a step is the one that decided its spike.
-  __device__ __forceinline__ void save_membrane(int64_t at) {
-    Pack<BFloat16, V> rounded;
-#pragma unroll
-    for (int i = 0; i < V; ++i) {
-      const A z = state[i][Problem<Neuron>::kMem] - threshold(i);
-      rounded.values[i] = narrow<BFloat16>(static_cast<float>(z));
-      rounded.values[i].bits = save_side(z, rounded.values[i].bits);  // the spikes, and so the resets, stay exact
-    }
-    put(static_cast<BFloat16*>(p.rows) + at, rounded, streaming);
-  }
-
   __device__ __forceinline__ void save_spikes(int64_t t) {
     const int bit = static_cast<int>(t % 8);
     if (bit == 0) fill(bits, 0u);
@@ -138,7 +126,6 @@ struct ForwardPass {
         for (int s = 0; s < kStates; ++s) store<V>(rows + s * p.N, none, streaming);
       }
       if constexpr (Neuron::kRecordTells) {
-        if (p.saved == Saved::kMembrane) put(static_cast<BFloat16*>(p.rows) + at, Pack<BFloat16, V>{}, streaming);
         if (p.saved == Saved::kSpikes && t % 8 == 0) {
           put(static_cast<uint8_t*>(p.rows) + t / 8 * p.N + first, Pack<uint8_t, V>{}, streaming);
         }

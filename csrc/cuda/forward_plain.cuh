@@ -31,7 +31,7 @@ constexpr int kLeastBlocks = [] {
 
 template <typename Neuron, typename S, int V, Reset kReset, bool kRecord>
 struct PlainForward {
-  using A = typename Acc<S>::type;
+  using A = Opmath<S>;
   static constexpr int kSteps = kBatch<V>;
   using Batch = Raw<S, V>[kSteps];
   static constexpr int kStates = Neuron::kStates;
@@ -100,7 +100,7 @@ struct PlainForward {
 template <typename Neuron, typename S, int V, Reset kReset, bool kRecord>
 __global__ void __launch_bounds__(kThreads<V>, kLeastBlocks<Neuron, S, V>)
     forward_plain_kernel(const Forward<Neuron> p, const bool streaming) {
-  using A = typename Acc<S>::type;
+  using A = Opmath<S>;
   constexpr int kSteps = kBatch<V>;
   const int64_t first = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * V;
   if (first >= p.N) return;
@@ -159,21 +159,22 @@ int launch_width(const Forward<Neuron>& p, void* stream) {
 
 template <typename Neuron, typename S>
 int launch_element(const Forward<Neuron>& p, void* stream) {
-  if (p.rules.reset == Reset::kZero) return launch_width<Neuron, S, Reset::kZero, false>(p, stream);
-  return none_of(p.record) ? launch_width<Neuron, S, Reset::kSubtract, false>(p, stream)
-                           : launch_width<Neuron, S, Reset::kSubtract, true>(p, stream);
+  if (p.rule.reset == Reset::kZero) return launch_width<Neuron, S, Reset::kZero, false>(p, stream);
+  return given(p.record) == 0 ? launch_width<Neuron, S, Reset::kSubtract, false>(p, stream)
+                              : launch_width<Neuron, S, Reset::kSubtract, true>(p, stream);
 }
 
 template <typename Neuron>
 bool takes(const Forward<Neuron>& p) {
   if (!is_ordinary(p) || p.reduce || p.spk == nullptr || p.bits != nullptr || p.deciding != nullptr) return false;
   if (p.saved != Saved::kNothing && p.saved != Saved::kCheckpoints) return false;
-  return none_of(p.record) || (p.rules.reset == Reset::kSubtract && all_of(p.record));
+  return given(p.record) == 0 || (p.rule.reset == Reset::kSubtract && given(p.record) == Neuron::kStates);
 }
 
 template <typename Neuron>
 int forward(const Forward<Neuron>& p, void* stream) {
-  return visit_element(p.dtype, [&](auto element) { return launch_element<Neuron, decltype(element)>(p, stream); });
+  return visit_element<false>(p.dtype,
+                              [&](auto element) { return launch_element<Neuron, decltype(element)>(p, stream); });
 }
 
 }  // namespace

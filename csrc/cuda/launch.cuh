@@ -21,14 +21,15 @@ bool wants_chunked(int64_t steps, int64_t neurons);
 
 // ----
 
-// Calls f with an element of the type.
-template <typename F>
+// Calls f with an element of the type. Without kDoubles, there are no kernels for float64.
+template <bool kDoubles = true, typename F>
 int visit_element(DType dtype, F&& f) {
   switch (dtype) {
     case DType::kFloat: return f(float{});
-    case DType::kDouble: return f(double{});
     case DType::kHalf: return f(Half{});
     case DType::kBFloat16: return f(BFloat16{});
+    case DType::kDouble:
+      if constexpr (kDoubles) return f(double{});
   }
   return static_cast<int>(cudaErrorInvalidValue);
 }
@@ -47,18 +48,18 @@ bool aligned(const Pointers&... pointers) {
 }
 
 template <typename Neuron>
-bool has_row_of_acc(const Forward<Neuron>& p) {
+bool has_opmath_row(const Forward<Neuron>& p) {
   return p.deciding != nullptr;
 }
 template <typename Neuron>
-bool has_row_of_acc(const Backward<Neuron>& p) {
+bool has_opmath_row(const Backward<Neuron>& p) {
   return p.derivative != nullptr;
 }
 
 // Bytes of the tensors over time that a call reads or writes.
 template <typename P>
 int64_t bytes_over_time(const P& p) {
-  const int64_t step = rows_per_step(p) * element_size(p.dtype) + (has_row_of_acc(p) ? acc_size(p.dtype) : 0);
+  const int64_t step = rows_per_step(p) * element_size(p.dtype) + (has_opmath_row(p) ? opmath_size(p.dtype) : 0);
   const int64_t saved = saved_rows(p.saved, p.T) * saved_element_size(p.saved, p.dtype);
   return (p.T * step + (p.saved == Saved::kCheckpoints ? P::kStates : 1) * saved) * p.N;
 }

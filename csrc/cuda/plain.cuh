@@ -16,7 +16,7 @@ namespace snnfast::cuda {
 template <typename Neuron>
 concept HasPlain =
     requires(float x, float (&states)[Neuron::kStates], float (&numbers)[Neuron::kParameters], Given<float> given) {
-      Neuron::template adjoint<Fused>(Rules{}, x, states, x, given, states, numbers, states, numbers);
+      Neuron::template adjoint<Fused>(ResetRule{}, x, states, x, given, states, numbers, states, numbers);
     };
 
 namespace plain {
@@ -25,39 +25,11 @@ namespace plain {
 template <typename Neuron>
 bool is_ordinary(const Problem<Neuron>& p) {
   constexpr int64_t kMost = std::numeric_limits<int>::max();
-  if (!p.rules.delay || p.rules.reset == Reset::kNone || p.x_repeats || p.lengths != nullptr) return false;
+  if (!p.rule.delay || p.rule.reset == Reset::kNone || p.x_repeats || p.lengths != nullptr) return false;
   for (const Parameter& parameter : p.parameters) {
     if (!parameter.uniform()) return false;
   }
   return p.dtype != DType::kDouble && p.T > 0 && p.T < kMost && p.N < kMost;
-}
-
-// As cuda::visit_element, of a call for which is_ordinary() is true.
-template <typename F>
-int visit_element(DType dtype, F&& f) {
-  switch (dtype) {
-    case DType::kFloat: return f(float{});
-    case DType::kHalf: return f(Half{});
-    case DType::kBFloat16: return f(BFloat16{});
-    case DType::kDouble: break;
-  }
-  return static_cast<int>(cudaErrorInvalidValue);
-}
-
-template <typename T, size_t n>
-bool none_of(T* const (&pointers)[n]) {
-  for (const void* pointer : pointers) {
-    if (pointer != nullptr) return false;
-  }
-  return true;
-}
-
-template <typename T, size_t n>
-bool all_of(T* const (&pointers)[n]) {
-  for (const void* pointer : pointers) {
-    if (pointer == nullptr) return false;
-  }
-  return true;
 }
 
 // Loads before it are issued before what follows. The compiler would rather load where a value is used, and wait there.
@@ -150,7 +122,7 @@ template <typename Neuron, Reset kReset, typename A, int V>
 __device__ __forceinline__ void step_all(const A (&x)[V], const A (&parameters)[Neuron::kParameters],
                                          A (&state)[V][Neuron::kStates], A (&spk)[V]) {
 #pragma unroll
-  for (int i = 0; i < V; ++i) spk[i] = Neuron::step(Rules{kReset, true}, x[i], state[i], parameters).spk;
+  for (int i = 0; i < V; ++i) spk[i] = Neuron::step(ResetRule{kReset, true}, x[i], state[i], parameters).spk;
 }
 
 }  // namespace plain

@@ -1,4 +1,4 @@
-// exp(x) for x <= 0, of one number or a vector of them: no call, no branch, no table.
+// exp(x) for x <= 0, of one number or a vector of numbers, without calls, branches or tables.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +8,7 @@
 
 namespace snnfast {
 
-// Adding 1.5 * 2^52 (2^23) rounds to the nearest integer and leaves it in the low bits of the sum.
+// Adding kRound, 1.5 * 2^52 (2^23 in float), rounds to the nearest integer and leaves it in the low bits of the sum.
 template <typename T>
 struct ExpTraits;
 
@@ -32,7 +32,7 @@ struct ExpTraits<double> {
   static constexpr int kMantissa = 52, kBias = 1023, kDegree = 13;
 };
 
-// 2^n from n as the low bits of a sum with kRound.
+// Returns 2^n, where n is in the low bits of a sum with kRound.
 template <typename T>
 SNN_HD T power_of_two(T shifted) {
   using Traits = ExpTraits<T>;
@@ -44,7 +44,7 @@ SNN_HD T power_of_two(T shifted) {
   return power;
 }
 
-// Error below 2 ulp; results under the smallest normal number are 0. NaN gives NaN.
+// The error is below 2 ulp. Results below the smallest normal number are 0. NaN gives NaN.
 template <typename T>
 SNN_HD T exp_of_nonpositive(T x) {
   using Traits = ExpTraits<T>;

@@ -1,17 +1,18 @@
-// What the neurons have in common: the reset, the spike, and the adjoint of both.
+// What all neurons share: the reset, the spike, and their adjoints.
 //
-// A neuron is a struct of its own header. All that uses it is a template on it:
+// A neuron is a struct in a header of csrc/neurons. All code that uses it is a template over it. The struct has:
 //
-//   kName, kStateNames, kParameterNames   as in snnfast/_core/ops.py; the last state is the membrane, the last two
-//                                         parameters are the threshold and the height of a spike
-//   kClamped                              which parameters are clamped to [0, 1] when they are used
-//   kRecordTells                          with a delayed reset, the recorded membrane is all that backward needs
-//   kAdjointReadsX                        adjoint() needs the input of the step
-//   step(), adjoint()                     one time step of one neuron, and its gradient; a step ends in fire(), with
-//                                         r: whether the membrane before it exceeds the threshold
+//   kName, kStateNames, kParameterNames   names as in snnfast/_core/ops.py; the last state is the membrane, and the
+//   last
+//                                         two parameters are the threshold and the height of a spike
+//   kClamped                              whether each parameter is clamped to [0, 1] when it is used
+//   kRecordTells                          whether, with a delayed reset, backward needs only the recorded membrane
+//   kAdjointReadsX                        whether adjoint() needs the input of the step
+//   step(), adjoint()                     one time step of one neuron, and its gradient; a step ends in fire(), and `r`
+//                                         tells whether the membrane before the step exceeds the threshold
 //
-// In whatever decides a spike each product, sum and difference is rounded by itself, in the order of snnTorch's
-// PyTorch operators: these files are compiled without contraction to fused multiply-add.
+// Everything that decides a spike rounds each product, sum and difference by itself, in the order of snnTorch's PyTorch
+// operators. So these headers are compiled without contraction to fused multiply-add.
 #pragma once
 
 #include "scalar.h"
@@ -22,73 +23,69 @@ namespace snnfast {
 enum class Reset : int { kSubtract, kZero, kNone };
 inline constexpr const char* kResetNames[] = {"subtract", "zero", "none"};
 
-// How a layer resets: what of, and one step after the spike or at once.
-struct Rules {
+// How a layer resets a membrane, and whether one step after the spike or at once.
+struct ResetRule {
   Reset reset;
   bool delay;
 };
 
-// The product of a truth value, as 1 or 0, and a number: 0 * a keeps NaN and the sign of zero, as PyTorch's does.
+// The product of a truth value, as 1 or 0, and a number. 0 * a keeps NaN and the sign of zero, as in PyTorch.
 template <typename Mask, typename T>
 SNN_HD T times(Mask yes, T a) {
   return select(yes, a, T(0) * a);
 }
 
-template <typename Mask, typename T>
-SNN_HD T unless(Mask yes, T a) {
-  return select(yes, T(0) * a, a);
-}
-
 // The membrane after a reset for an earlier spike, if there was one (`r`), from `base`, the membrane without it.
 template <typename Mask, typename T>
-SNN_HD T reset(Rules rules, T base, Mask r, T threshold) {
-  if (rules.reset == Reset::kSubtract) return base - times(r, threshold);
-  if (rules.reset == Reset::kZero) return base - times(r, base);
+SNN_HD T reset(ResetRule rule, T base, Mask r, T threshold) {
+  if (rule.reset == Reset::kSubtract) return base - times(r, threshold);
+  if (rule.reset == Reset::kZero) return base - times(r, base);
   return base;
 }
 
 // The adjoint of `reset`: from the gradient with respect to its result to that with respect to `base`.
 template <typename T>
-SNN_HD T reset_adjoint(Rules rules, T dv, T r, T& grad_threshold) {
-  if (rules.reset == Reset::kSubtract) grad_threshold -= dv * r;
-  return rules.reset == Reset::kZero ? (T(1) - r) * dv : dv;
+SNN_HD T reset_adjoint(ResetRule rule, T dv, T r, T& grad_threshold) {
+  if (rule.reset == Reset::kSubtract) grad_threshold -= dv * r;
+  return rule.reset == Reset::kZero ? (T(1) - r) * dv : dv;
 }
 
 template <typename T>
 struct Fired {
   T v;    // the membrane that decided the spike
-  T spk;  // the spike, of its height
+  T spk;  // the spike, with its height
 };
 
-// The end of a step: the spike of v, and in `mem` the membrane after it. `r`: whether v was reset for an earlier spike.
+// Ends a step: returns the spike of v, and leaves the membrane after it in `mem`. `r`: v was reset for an earlier
+// spike.
 template <typename Mask, typename T>
-SNN_HD Fired<T> fire(Rules rules, T v, Mask r, T threshold, T graded, T& mem) {
+SNN_HD Fired<T> fire(ResetRule rule, T v, Mask r, T threshold, T graded, T& mem) {
   const Mask s = v > threshold;
   mem = v;
-  if (!rules.delay && rules.reset != Reset::kNone) {
+  if (!rule.delay && rule.reset != Reset::kNone) {
     const T d = select(s, T(1), T(0)) - select(r, T(1), T(0));
-    mem = rules.reset == Reset::kSubtract ? v - d * threshold : v - d * v;
+    mem = rule.reset == Reset::kSubtract ? v - d * threshold : v - d * v;
   }
   return {v, times(s, graded)};
 }
 
-// Gradients that a step is given.
+// The gradient that a step is given for its spike.
 template <typename T>
 struct Given {
   T spk;               // with respect to the spike
-  T derivative;        // of the spike with respect to v
-  bool through_spike;  // false: no gradient passes through the spike, whatever the two are, not even 0 * NaN
+  T derivative;        // that of the spike with respect to v
+  bool through_spike;  // false: no gradient passes through the spike, whatever the other two are, not even 0 * NaN
 };
 
-// Adjoint of `fire`: from the gradient with respect to the membrane after the step to that with respect to v.
+// The adjoint of `fire`: from the gradient with respect to the membrane after the step to that with respect to v.
 template <typename Arithmetic = Rounded, typename T>
-SNN_HD T fire_adjoint(Rules rules, T v, T r, T threshold, T graded, const Given<T>& given, T mem, T& grad_threshold,
+SNN_HD T fire_adjoint(ResetRule rule, T v, T r, T threshold, T graded, const Given<T>& given, T mem, T& grad_threshold,
                       T& grad_graded) {
   const T s = select(v > threshold, T(1), T(0));
   T dv = mem, ds = given.spk * graded;
-  if (!rules.delay && rules.reset != Reset::kNone) {
+  if (!rule.delay && rule.reset != Reset::kNone) {
     const T d = s - r;
-    if (rules.reset == Reset::kSubtract) {
+    if (rule.reset == Reset::kSubtract) {
       ds -= mem * threshold;
       grad_threshold -= mem * d;
     } else {
@@ -99,12 +96,15 @@ SNN_HD T fire_adjoint(Rules rules, T v, T r, T threshold, T graded, const Given<
   const T q = given.through_spike ? ds * given.derivative : T(0);
   grad_threshold -= q;
   grad_graded += given.spk * s;
-  return Arithmetic::kFused && given.through_spike ? Arithmetic::multiply_add(ds, given.derivative, dv) : dv + q;
+  if constexpr (Arithmetic::kFused) {
+    if (given.through_spike) return Arithmetic::multiply_add(ds, given.derivative, dv);
+  }
+  return dv + q;
 }
 
-// A stretch of steps back in time is linear in the carry that enters it: what leaves it is `offset`, which leaves where
-// nothing enters, and `factor`, what an adjoint makes of a carry of 1 without any other gradient, times the carry.
-// Where nothing enters, the offset is all, even if the factor is infinite.
+// Takes a carry back through some steps, which are linear in it: `offset` leaves them if no carry enters, and `factor`
+// is what their adjoints make of a carry of 1 without any other gradient. Without a carry the result is the offset,
+// even if the factor is infinite.
 template <typename T>
 SNN_HD T carry_through(T offset, T factor, T carry) {
   return select(carry == T(0), offset, offset + factor * carry);

@@ -1,4 +1,4 @@
-// What every compiler that sees the equations needs: g++, nvcc and the test emulator.
+// What the equations are made of, for every compiler that sees them: g++, nvcc and the test emulator.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +12,7 @@
 
 namespace snnfast {
 
-// The equations are written for one number or a vector of them: a choice is `select`, which a vector type overloads.
+// The equations are written for one number or a vector of numbers. They choose by `select`, which vectors overload.
 template <typename T>
 SNN_HD T select(bool condition, T yes, T no) {
   return condition ? yes : no;
@@ -24,25 +24,20 @@ SNN_HD T heaviside(T z) {
   return select(z > T(0), T(1), T(0));
 }
 
-// How an adjoint rounds: each product and sum by itself. csrc/cuda has another, for gradients alone: what decides a
-// spike is never computed with it.
+// How an adjoint rounds: each product and sum by itself. csrc/cuda has another kind, Fused, for gradients alone: it
+// never computes what decides a spike.
 struct Rounded {
   static constexpr bool kFused = false;
-
-  template <typename T>
-  static SNN_HD T multiply_add(T a, T b, T c) {
-    return a * b + c;
-  }
 };
 
-// clamp(beta, 0, 1) that hands NaN on, as torch.clamp does.
+// clamp(beta, 0, 1), which passes NaN on, as torch.clamp does.
 template <typename T>
 SNN_HD T clamp_unit(T beta) {
   return select(beta < T(0), T(0), select(beta > T(1), T(1), beta));
 }
 
-// The gradient that clamp(beta, 0, 1) lets through, which is none outside of [0, 1] and for NaN. At 0 and 1 it depends
-// on the version of torch: up to 2.13 the gradient passes (`closed`), from 2.14 on it does not.
+// The gradient that passes through clamp(beta, 0, 1): none outside of [0, 1], and none for NaN. At 0 and 1 it depends
+// on the version of torch: it passes up to 2.13 (`closed`), and does not from 2.14 on.
 template <typename T>
 SNN_HD T clamp_unit_adjoint(T beta, T gradient, bool closed) {
   const bool inside = closed ? beta >= T(0) && beta <= T(1) : beta > T(0) && beta < T(1);
@@ -54,7 +49,7 @@ SNN_HD T magnitude(T z) {
   return select(z < T(0), -z, z);
 }
 
-// As constants: nvcc refuses calls of numeric_limits in device code.
+// Constants, because nvcc refuses calls of numeric_limits in device code.
 template <typename T>
 inline constexpr T kEpsilon = std::numeric_limits<T>::epsilon();
 template <typename T>
@@ -66,22 +61,6 @@ SNN_HD T just_above(T threshold) {
   const T step = magnitude(threshold) * kEpsilon<T>;
   const T above = threshold + (step > kSmallest<T> ? step : kSmallest<T>);
   return above == above ? above : T(0);
-}
-
-// A membrane of which only the rounded distance from the threshold is known; on the side that z says.
-template <typename T>
-SNN_HD T membrane_at(T z, T threshold) {
-  const T v = z + threshold;
-  const T settled = z > T(0) && !(v - threshold > T(0)) ? just_above(threshold) : v;
-  // At an infinite distance from an infinite threshold is every finite number.
-  return settled != settled && z == z ? T(0) : settled;
-}
-
-// `bits`: z rounded to bfloat16. No z but 0 may become 0, nor a denormal number, which may count as 0.
-template <typename T>
-SNN_HD uint16_t save_side(T z, uint16_t bits) {
-  constexpr int kSign = 0x8000, kLeastNormal = 0x0080;
-  return static_cast<uint16_t>(z != T(0) && (bits & ~kSign) < kLeastNormal ? (bits & kSign) | kLeastNormal : bits);
 }
 
 }  // namespace snnfast

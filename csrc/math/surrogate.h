@@ -1,7 +1,8 @@
 // Surrogate derivatives of the step H(z), z = mem - threshold, as compile-time functors.
 //
-// Each functor turns its user parameters into at most two coefficients, once per launch, and evaluates the derivative
-// from them. Formulas: snntorch.surrogate 1.0.0; snnfast/surrogate has the same in PyTorch, with sources.
+// Each functor turns the user's parameters into at most two coefficients, once per call, and computes the derivative
+// from them. The formulas are those of snntorch.surrogate 1.0.0. snnfast/surrogate has them in PyTorch, with their
+// sources.
 #pragma once
 
 #include "exponential.h"
@@ -9,8 +10,9 @@
 
 namespace snnfast {
 
-// Their functors below, and their names: the one list. snnfast/surrogate/base.py has the same names in the same order,
-// which is compared when the package is imported. Not in it, as the last: none, through which no gradient passes.
+// The one list of surrogates: the functors below and their names. snnfast/surrogate/base.py has the same names in the
+// same order, and the two lists are compared when the package is imported. `none`, through which no gradient passes,
+// follows as the last.
 #define SNN_SURROGATES(X)                          \
   X(ATan, "atan")                                  \
   X(FastSigmoid, "fast_sigmoid")                   \
@@ -34,6 +36,10 @@ struct Coefficients {
   double a = 0, b = 0;
 };
 
+struct AsGiven {  // the coefficients are the parameters; some functors use one of them, or none
+  static Coefficients coefficients(double first, double second) { return {first, second}; }
+};
+
 struct ATan {  // alpha
   static Coefficients coefficients(double alpha, double) { return {1.57079632679489661923 * alpha, alpha / 2}; }
   template <typename T>
@@ -43,8 +49,7 @@ struct ATan {  // alpha
   }
 };
 
-struct FastSigmoid {  // slope
-  static Coefficients coefficients(double slope, double) { return {slope, 0}; }
+struct FastSigmoid : AsGiven {  // slope
   template <typename T>
   static SNN_HD T derivative(T z, T a, T) {
     const T y = a * magnitude(z) + T(1);
@@ -52,8 +57,8 @@ struct FastSigmoid {  // slope
   }
 };
 
-// Both as one, for kernels that have the same instructions for either and find the numbers among their arguments:
-// numerator / ((a |z| + shift)^2 + rest).
+// Both of them as one formula, for kernels that use the same instructions for either:
+// numerator / ((a |z| + shift)^2 + rest). The numbers are arguments of the kernel.
 struct Rational {
   float a = 0, shift = 0, rest = 0, numerator = 0;
 
@@ -63,42 +68,37 @@ struct Rational {
   }
 };
 
-struct Sigmoid {  // slope; the derivative is even in z, so exp of a non-positive number suffices and cannot overflow
-  static Coefficients coefficients(double slope, double) { return {slope, 0}; }
+struct Sigmoid : AsGiven {  // slope
   template <typename T>
-  static SNN_HD T derivative(T z, T a, T) {
+  static SNN_HD T derivative(T z, T a, T) {  // even in z, so that an exponential of a non-positive number suffices
     const T e = exp_of_nonpositive(-magnitude(a * z));
     const T y = T(1) + e;
     return a * e / (y * y);
   }
 };
 
-struct StraightThrough {
-  static Coefficients coefficients(double, double) { return {}; }
+struct StraightThrough : AsGiven {
   template <typename T>
   static SNN_HD T derivative(T, T, T) {
     return T(1);
   }
 };
 
-struct Heaviside {
-  static Coefficients coefficients(double, double) { return {}; }
+struct Heaviside : AsGiven {
   template <typename T>
   static SNN_HD T derivative(T z, T, T) {
     return heaviside(z);
   }
 };
 
-struct Triangular {  // threshold
-  static Coefficients coefficients(double threshold, double) { return {threshold, 0}; }
+struct Triangular : AsGiven {  // threshold
   template <typename T>
   static SNN_HD T derivative(T z, T a, T) {
     return select(z >= T(0), -a, a);
   }
 };
 
-struct SpikeRateEscape {  // beta, slope; for beta < 0 the function grows and needs the general exponential
-  static Coefficients coefficients(double beta, double slope) { return {beta, slope}; }
+struct SpikeRateEscape : AsGiven {  // beta, slope; for beta < 0 the function grows and needs the general exponential
   template <typename T>
   static SNN_HD T derivative(T z, T a, T b) {
     const T x = -a * magnitude(z - T(1));
@@ -107,8 +107,7 @@ struct SpikeRateEscape {  // beta, slope; for beta < 0 the function grows and ne
   }
 };
 
-struct SFS {  // slope, B
-  static Coefficients coefficients(double slope, double b) { return {slope, b}; }
+struct SFS : AsGiven {  // slope, B
   template <typename T>
   static SNN_HD T derivative(T z, T a, T b) {
     const T y = a * magnitude(z) + T(1);
@@ -116,16 +115,14 @@ struct SFS {  // slope, B
   }
 };
 
-struct LSO {  // slope
-  static Coefficients coefficients(double slope, double) { return {slope, 0}; }
+struct LSO : AsGiven {  // slope
   template <typename T>
   static SNN_HD T derivative(T z, T a, T) {
     return select(z > T(0), T(1), a);
   }
 };
 
-struct NoSurrogate {
-  static Coefficients coefficients(double, double) { return {}; }
+struct NoSurrogate : AsGiven {
   template <typename T>
   static SNN_HD T derivative(T, T, T) {
     return T(0);

@@ -1,4 +1,4 @@
-// The neuron with an exciting and an inhibiting synaptic current, whose difference is an alpha function: snnTorch
+// The neuron with an excitatory and an inhibitory synaptic current, whose difference is an alpha function: snnTorch
 // 1.0.0's Alpha.
 #pragma once
 
@@ -15,37 +15,37 @@ struct Alpha {
   static constexpr bool kRecordTells = false;
   static constexpr bool kAdjointReadsX = true;
 
-  // The membrane follows from the currents alone: the one before decides the reset, and nothing else.
+  // The membrane depends on the currents alone. The membrane before the step decides only the reset.
   template <typename T>
-  static SNN_HD Fired<T> step(Rules rules, T x, T (&state)[kStates], const T (&p)[kParameters]) {
+  static SNN_HD Fired<T> step(ResetRule rule, T x, T (&state)[kStates], const T (&p)[kParameters]) {
     const T tau = p[2], threshold = p[3], before = state[1];
     const auto r = state[2] > threshold;
     const T exc = p[0] * state[0] + x, inh = p[1] * before - x, base = tau * (exc + inh);
     T v = base;
     state[0] = exc;
     state[1] = inh;
-    if (rules.reset == Reset::kSubtract) {  // of the membrane no threshold, but the current before the step: as it is
+    if (rule.reset == Reset::kSubtract) {  // as in snnTorch, the membrane gains the inhibitory current before the step
       state[0] = exc - times(r, threshold);
       state[1] = inh - times(r, inh);
       v = base - times(r, -before);
     }
-    if (rules.reset == Reset::kZero) {
+    if (rule.reset == Reset::kZero) {
       state[0] = exc - times(r, exc);
       state[1] = inh - times(r, inh);
       v = base - times(r, base);
     }
-    return fire(rules, v, r, threshold, p[4], state[2]);
+    return fire(rule, v, r, threshold, p[4], state[2]);
   }
 
   // As Leaky::adjoint.
   template <typename T>
-  static SNN_HD T adjoint(Rules rules, T x, const T (&before)[kStates], T v, const Given<T>& given,
+  static SNN_HD T adjoint(ResetRule rule, T x, const T (&before)[kStates], T v, const Given<T>& given,
                           const T (&grad)[kStates], const T (&p)[kParameters], T (&carry)[kStates],
                           T (&sums)[kParameters]) {
     const T alpha = p[0], beta = p[1], tau = p[2], threshold = p[3];
     const T r = select(before[2] > threshold, T(1), T(0)), kept = T(1) - r;
-    const T dv = fire_adjoint(rules, v, r, threshold, p[4], given, grad[2] + carry[2], sums[3], sums[4]);
-    const bool subtract = rules.reset == Reset::kSubtract, zero = rules.reset == Reset::kZero;
+    const T dv = fire_adjoint(rule, v, r, threshold, p[4], given, grad[2] + carry[2], sums[3], sums[4]);
+    const bool subtract = rule.reset == Reset::kSubtract, zero = rule.reset == Reset::kZero;
     const T exc_after = grad[0] + carry[0], inh_after = grad[1] + carry[1];
     if (subtract) sums[3] -= exc_after * r;
     const T base = zero ? kept * dv : dv;

@@ -16,23 +16,23 @@ struct Lapicque {
   static constexpr bool kAdjointReadsX = true;
 
   template <typename T>
-  static SNN_HD Fired<T> step(Rules rules, T x, T (&state)[kStates], const T (&p)[kParameters]) {
+  static SNN_HD Fired<T> step(ResetRule rule, T x, T (&state)[kStates], const T (&p)[kParameters]) {
     const T threshold = p[4], u = state[0];
     const auto r = u > threshold;
     const T base = x * p[0] * p[1] * p[2] + p[3] * u;
-    const T v = reset(rules, base, r, threshold);
-    return fire(rules, v, r, threshold, p[5], state[0]);
+    const T v = reset(rule, base, r, threshold);
+    return fire(rule, v, r, threshold, p[5], state[0]);
   }
 
   // As Leaky::adjoint.
   template <typename T>
-  static SNN_HD T adjoint(Rules rules, T x, const T (&before)[kStates], T v, const Given<T>& given,
+  static SNN_HD T adjoint(ResetRule rule, T x, const T (&before)[kStates], T v, const Given<T>& given,
                           const T (&grad)[kStates], const T (&p)[kParameters], T (&carry)[kStates],
                           T (&sums)[kParameters]) {
     const T threshold = p[4], u = before[0];
     const T r = select(u > threshold, T(1), T(0));
-    const T dv = fire_adjoint(rules, v, r, threshold, p[5], given, grad[0] + carry[0], sums[4], sums[5]);
-    const T base = reset_adjoint(rules, dv, r, sums[4]);
+    const T dv = fire_adjoint(rule, v, r, threshold, p[5], given, grad[0] + carry[0], sums[4], sums[5]);
+    const T base = reset_adjoint(rule, dv, r, sums[4]);
     const T scaled = base * p[2], driven = scaled * p[1];  // gradients of x * R * rate and of x * R
     sums[0] += driven * x;
     sums[1] += scaled * (x * p[0]);

@@ -15,33 +15,33 @@ struct Leaky {
   static constexpr bool kAdjointReadsX = false;
 
   template <typename T>
-  static SNN_HD Fired<T> step(Rules rules, T x, T (&state)[kStates], const T (&p)[kParameters]) {
+  static SNN_HD Fired<T> step(ResetRule rule, T x, T (&state)[kStates], const T (&p)[kParameters]) {
     const T beta = p[0], threshold = p[1], u = state[0];
     const auto r = u > threshold;
     T v;
-    if (rules.reset == Reset::kSubtract) {
+    if (rule.reset == Reset::kSubtract) {
       v = (beta * u + x) - times(r, threshold);
-    } else if (rules.reset == Reset::kZero) {
-      v = beta * unless(r, u) + x;
+    } else if (rule.reset == Reset::kZero) {
+      v = beta * select(r, T(0) * u, u) + x;
     } else {
       v = beta * u + x;
     }
-    return fire(rules, v, r, threshold, p[2], state[0]);
+    return fire(rule, v, r, threshold, p[2], state[0]);
   }
 
-  // Returns the gradient with respect to x. `before`: the states before the step; v: what decided its spike; `grad`:
-  // gradients with respect to the states that were recorded after it; `carry`: those that later steps hand back, on
-  // return with respect to the states before the step; `sums`: of the gradients of the parameters over time.
+  // Returns the gradient of x. `before`: the states before the step; v: the membrane that decided its spike; `grad`:
+  // the gradients of the states that were recorded after it; `carry`: the gradients of the same states from later
+  // steps, and on return those of the states before the step; `sums`: the sums of the parameters' gradients over time.
   // Arithmetic: how it rounds.
   template <typename Arithmetic = Rounded, typename T>
-  static SNN_HD T adjoint(Rules rules, T, const T (&before)[kStates], T v, const Given<T>& given,
+  static SNN_HD T adjoint(ResetRule rule, T, const T (&before)[kStates], T v, const Given<T>& given,
                           const T (&grad)[kStates], const T (&p)[kParameters], T (&carry)[kStates],
                           T (&sums)[kParameters]) {
     const T beta = p[0], threshold = p[1], u = before[0];
     const T r = select(u > threshold, T(1), T(0));
-    const T dv = fire_adjoint<Arithmetic>(rules, v, r, threshold, p[2], given, grad[0] + carry[0], sums[1], sums[2]);
-    if (rules.reset == Reset::kSubtract) sums[1] -= dv * r;
-    const bool zero = rules.reset == Reset::kZero;
+    const T dv = fire_adjoint<Arithmetic>(rule, v, r, threshold, p[2], given, grad[0] + carry[0], sums[1], sums[2]);
+    if (rule.reset == Reset::kSubtract) sums[1] -= dv * r;
+    const bool zero = rule.reset == Reset::kZero;
     sums[0] += dv * (zero ? (T(1) - r) * u : u);
     carry[0] = beta * (zero ? (T(1) - r) * dv : dv);
     return dv;

@@ -1,11 +1,11 @@
-// The neuron with a synaptic current to which its last spike comes back: snnTorch 1.0.0's RSynaptic.
+// The neuron with a synaptic current, to which its last spike is fed back: snnTorch 1.0.0's RSynaptic.
 #pragma once
 
 #include "../math/neuron.h"
 
 namespace snnfast {
 
-struct RSynaptic {  // the last spike is a state: as of RLeaky
+struct RSynaptic {  // the last spike is a state, as in RLeaky
   static constexpr const char* kName = "rsynaptic";
   static constexpr int kStates = 3, kParameters = 5;
   static constexpr const char* kStateNames[] = {"spk", "syn", "mem"};
@@ -15,26 +15,26 @@ struct RSynaptic {  // the last spike is a state: as of RLeaky
   static constexpr bool kAdjointReadsX = false;
 
   template <typename T>
-  static SNN_HD Fired<T> step(Rules rules, T x, T (&state)[kStates], const T (&p)[kParameters]) {
+  static SNN_HD Fired<T> step(ResetRule rule, T x, T (&state)[kStates], const T (&p)[kParameters]) {
     const T V = p[0], alpha = p[1], beta = p[2], threshold = p[3], u = state[2];
     const auto r = u > threshold;
     state[1] = (alpha * state[1] + x) + V * state[0];
     const T base = beta * u + state[1];
-    const T v = reset(rules, base, r, threshold);  // the synaptic current is not reset
-    const Fired<T> fired = fire(rules, v, r, threshold, p[4], state[2]);
+    const T v = reset(rule, base, r, threshold);  // the synaptic current is not reset
+    const Fired<T> fired = fire(rule, v, r, threshold, p[4], state[2]);
     state[0] = fired.spk;
     return fired;
   }
 
   // As RLeaky::adjoint.
   template <typename T>
-  static SNN_HD T adjoint(Rules rules, T, const T (&before)[kStates], T v, Given<T> given, const T (&grad)[kStates],
+  static SNN_HD T adjoint(ResetRule rule, T, const T (&before)[kStates], T v, Given<T> given, const T (&grad)[kStates],
                           const T (&p)[kParameters], T (&carry)[kStates], T (&sums)[kParameters]) {
     const T V = p[0], alpha = p[1], beta = p[2], threshold = p[3], u = before[2];
     const T r = select(u > threshold, T(1), T(0));
     given.spk += grad[0] + carry[0];
-    const T dv = fire_adjoint(rules, v, r, threshold, p[4], given, grad[2] + carry[2], sums[3], sums[4]);
-    const T base = reset_adjoint(rules, dv, r, sums[3]);
+    const T dv = fire_adjoint(rule, v, r, threshold, p[4], given, grad[2] + carry[2], sums[3], sums[4]);
+    const T base = reset_adjoint(rule, dv, r, sums[3]);
     const T syn = base + (grad[1] + carry[1]);
     sums[0] += syn * before[0];
     sums[1] += syn * before[1];

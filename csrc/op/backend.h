@@ -1,7 +1,7 @@
-// How an op reaches the kernels of a device. The test emulator builds the CUDA sources for tensors on the CPU.
+// The backends by which an op reaches the kernels of a device. The test emulator builds the CUDA sources for tensors on
+// the CPU.
 #pragma once
 
-#include <stdexcept>
 #include <string>
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -27,14 +27,14 @@
 #endif
 
 #if !defined(USE_CUDA)
-// The one symbol that a CPU build of torch lacks: weak, and looked at before it is called.
+// A CPU build of torch lacks this one symbol. So it is weak, and checked before it is called.
 extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** stream);
 #endif
 
 namespace snnfast {
 
-// By torch's C function: torch::stable::new_empty goes through the dispatcher by name, which takes as long as a kernel
-// of a small step.
+// torch's C function makes the tensor: torch::stable::new_empty would look the operator up by name, which takes as long
+// as a kernel of a small step.
 inline torch::stable::Tensor empty_strided(const torch::stable::Tensor& like, const Shape& shape, const Shape& strides,
                                            torch::headeronly::ScalarType dtype) {
   using torch::headeronly::ScalarType;
@@ -53,28 +53,28 @@ inline torch::stable::Tensor empty_strided(const torch::stable::Tensor& like, co
 
 #if !defined(SNN_EMULATED)
 struct CpuBackend {
-  // Whether the kernels sum the gradient of a parameter that is one number over the neurons.
+  // Whether the kernels sum the gradient of a parameter that is one number over all neurons.
   static constexpr bool kSumsParameters = false;
 
   static void check_device(const torch::stable::Tensor& t) {
     STD_TORCH_CHECK(t.is_cpu(), "expected tensors on the CPU");
   }
 
-  // An uninitialised tensor on the device of `like`, dense in some order of its dimensions.
+  // Returns an uninitialised tensor on the device of `like`, dense in some order of its dimensions.
   static torch::stable::Tensor empty(const torch::stable::Tensor& like, const Shape& shape, const Shape& strides,
                                      torch::headeronly::ScalarType dtype) {
     using torch::headeronly::ScalarType;
     size_t bytes = dtype == ScalarType::Double ? 8 : dtype == ScalarType::Float ? 4 : dtype == ScalarType::Byte ? 1 : 2;
     for (const int64_t size : shape) bytes *= static_cast<size_t>(size);
     if (bytes < cpu::pool::kLeast) return empty_strided(like, shape, strides, dtype);
-    void* buffer = take(bytes, shape);
-    try {
-      return torch::stable::from_blob(buffer, {shape.data(), shape.size()}, {strides.data(), strides.size()},
-                                      like.device(), dtype, &cpu::pool::give_back);
-    } catch (...) {
-      cpu::pool::give_back(buffer);
-      throw;
-    }
+    cpu::pool::Buffer buffer = cpu::pool::take(bytes);
+    STD_TORCH_CHECK(buffer != nullptr, "snnfast: could not allocate ", bytes, " bytes for an output of shape ",
+                    shape.text());
+    torch::stable::Tensor t =
+        torch::stable::from_blob(buffer.get(), {shape.data(), shape.size()}, {strides.data(), strides.size()},
+                                 like.device(), dtype, &cpu::pool::give_back);
+    (void)buffer.release();  // the tensor owns it now
+    return t;
   }
 
   template <typename Neuron>
@@ -85,15 +85,6 @@ struct CpuBackend {
   static void run(const Backward<Neuron>& problem, const torch::stable::Tensor&) {
     cpu::backward(problem);
   }
-
- private:
-  static void* take(size_t bytes, const Shape& shape) try {
-    return cpu::pool::take(bytes);
-  } catch (const cpu::pool::OutOfMemory& error) {
-    std::string message = std::string(error.what()) + " for an output of shape [";
-    for (size_t d = 0; d < shape.size(); ++d) message += (d > 0 ? ", " : "") + std::to_string(shape[d]);
-    throw std::runtime_error(message + "]");
-  }
 };
 #endif
 
@@ -101,7 +92,7 @@ struct CudaBackend {
   static constexpr bool kSumsParameters = true;
 
 #if defined(SNN_EMULATED)
-  // The first thing that an op does: what an earlier one that failed has left is no output of this one.
+  // An op calls this first, so that outputs which an earlier op left when it failed are forgotten.
   static void check_device(const torch::stable::Tensor& t) {
     emulator::outputs.clear();
     STD_TORCH_CHECK(t.is_cpu(), "expected tensors on the CPU");

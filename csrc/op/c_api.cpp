@@ -1,5 +1,6 @@
-// The C API of the library: what is not a tensor op. snnfast/_core/library.py calls it through ctypes. No exception
-// leaves it. A function that can fail returns nullptr, or a message that is valid until the thread's next failure.
+// The C API of the library, for functions that are not tensor ops. snnfast/_core/library.py calls it through ctypes. It
+// throws no exception: a function that can fail returns nullptr, or a message that is valid until the thread's next
+// failure.
 #include <cstdint>
 #include <exception>
 #include <optional>
@@ -10,6 +11,7 @@
 #include "../cpu/isa.h"
 #include "../cpu/memory/memory_limit.h"
 #include "../cpu/memory/pool.h"
+#include "../cpu/unroll/dispatch.h"
 #include "../cuda/device.h"
 #include "problem.h"
 
@@ -20,8 +22,8 @@
 #endif
 #define SNN_API extern "C" __attribute__((visibility("default")))
 
-// libstdc++ reads this variable to skip atomic operations while there is one thread. glibc has it since 2.32. The
-// library has its own, so that it runs with an older glibc as well. 0: there may be several threads.
+// libstdc++ reads this variable to skip atomic operations while there is one thread. glibc has it only since 2.32, so
+// the library defines its own. 0: there may be several threads.
 extern "C" __attribute__((visibility("hidden"))) char __libc_single_threaded;
 char __libc_single_threaded = 0;
 
@@ -59,11 +61,11 @@ std::string facts() {
       {"cuda_compiler", json(SNN_CUDA_COMPILER)},
       {"cuda_architectures", json(SNN_CUDA_ARCHITECTURES)},
       {"cuda_missing", json(SNN_CUDA_MISSING)},
-      // Their numbers are places in these lists, in Python too.
+      // Their numbers are positions in these lists, as in Python.
       {"surrogates", json_list(kSurrogateNames)},
       {"resets", json_list(kResetNames)},
       {"times", json_list(kTimeNames)},
-      // T steps take (T + plus) // per rows of so many bytes an element; 0: of the arithmetic's.
+      // T steps take (T + plus) // per rows, of so many bytes per element; 0: those of the opmath dtype.
       {"saved_modes", json_list(kSavedModes)},
       {"option_fields", json_list(kOptionFields)},
       {"isa_available", json_list(cpu::isa_available())},
@@ -73,7 +75,7 @@ std::string facts() {
   return "{" + object + "}";
 }
 
-// Runs what may throw; nullptr, or the message of what it threw.
+// Calls a function, and returns nullptr or the message of the exception that it threw.
 template <typename Function>
 const char* message_of(Function function) {
   thread_local std::string message;
@@ -94,7 +96,7 @@ SNN_API const char* snnfast_facts() {
   return text.c_str();
 }
 
-// The name of the CPU instruction set in use goes to `name`.
+// Sets `name` to that of the CPU instruction set in use.
 SNN_API const char* snnfast_isa(const char** name) {
   return message_of([&] { *name = cpu::isa(); });
 }
@@ -103,26 +105,27 @@ SNN_API const char* snnfast_set_isa(const char* name) {
   return message_of([&] { cpu::set_isa(name); });
 }
 
-// From how many bytes a call writes its outputs by non-temporal stores, -1: as the caches are; returns what it was.
+// Makes calls that touch so many bytes use non-temporal stores; -1: those that do not fit the caches. Returns the
+// number before.
 SNN_API int64_t snnfast_set_stream_bytes(int64_t bytes) { return cpu::set_stream_bytes(bytes); }
 
 SNN_API void snnfast_pool_clear() { cpu::pool::clear(); }
 
 SNN_API uint64_t snnfast_pool_idle_bytes() { return cpu::pool::idle_bytes(); }
 
-// Whether there is a limit, which goes to `bytes`; else the demand decides.
+// Returns whether there is a limit, and sets `bytes` to it. Without a limit, the pool follows the demand.
 SNN_API bool snnfast_pool_idle_limit(uint64_t* bytes) {
   const std::optional<size_t> limit = cpu::pool::idle_limit();
   *bytes = limit.value_or(0);
   return limit.has_value();
 }
 
-// nullptr: the demand decides.
+// nullptr: the pool follows the demand.
 SNN_API void snnfast_pool_set_idle_limit(const uint64_t* bytes) {
   cpu::pool::set_idle_limit(bytes != nullptr ? std::optional<size_t>(*bytes) : std::nullopt);
 }
 
-// Why the kernels can't run on the current CUDA device goes to `reason`; "" where they can.
+// Sets `reason` to why the kernels can't run on the current CUDA device, or to "" if they can.
 SNN_API const char* snnfast_cuda_unavailable([[maybe_unused]] const char** reason) {
   return message_of([&] {
 #if defined(SNN_CUDA)
@@ -135,5 +138,5 @@ SNN_API const char* snnfast_cuda_unavailable([[maybe_unused]] const char** reaso
   });
 }
 
-// Bytes of memory that this process may use, by the /proc and /sys in the folder `root`.
+// Returns the bytes of memory that this process may use, by the /proc and /sys in the folder `root`.
 SNN_API uint64_t snnfast_memory_limit(const char* root) { return cpu::memory_limit(root); }

@@ -10,13 +10,13 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include "call.h"
+#include "tensors.h"
 
 namespace snnfast {
 
 // ---- the arguments of the ops
 
-// Of a boxed kernel, in the order of its schema.
+// The arguments of a boxed kernel, in the order of its schema.
 class Arguments {
  public:
   explicit Arguments(StableIValue* stack) : next_(stack) {}
@@ -30,7 +30,7 @@ class Arguments {
   StableIValue* next_;
 };
 
-// "Tensor? mem, " for each of the names.
+// Returns "Tensor? mem, " for each of the names.
 template <size_t Size>
 std::string declare(const char* type, const char* before, const char* const (&names)[Size], const char* after) {
   std::string text;
@@ -40,9 +40,9 @@ std::string declare(const char* type, const char* before, const char* const (&na
 
 // Whether the first state is the last spike, which comes back to the neuron: one step then returns it but once.
 template <typename Neuron>
-inline constexpr bool kFedBack = std::string_view(Neuron::kStateNames[0]) == "spk";
+inline constexpr bool kHasSpikeFeedback = std::string_view(Neuron::kStateNames[0]) == "spk";
 
-// What both ops of a neuron are given, at the end of the tensors and the beginning of the options.
+// The arguments that both ops of a neuron have: their last tensors and their first options.
 template <typename Neuron>
 struct Common {
   std::array<MaybeTensor, Neuron::kStates> initial;
@@ -66,9 +66,9 @@ struct Common {
     STD_TORCH_CHECK(option::kReset.of(options) <= static_cast<int64_t>(Reset::kNone), "options: unknown reset");
     STD_TORCH_CHECK(option::kSaved.of(options) < static_cast<int64_t>(std::size(kSavedModes)),
                     "options: unknown saved mode");
-    STD_TORCH_CHECK(!tells_membrane(saved()) || (reset_delay() && Neuron::kRecordTells),
+    STD_TORCH_CHECK(saved() != Saved::kSpikes || (reset_delay() && Neuron::kRecordTells),
                     "saved: only with a delayed reset does the membrane of a step tell its reset");
-    STD_TORCH_CHECK(!tells_membrane(saved()) || time() != Time::kStep, "saved: of one step there are no rows");
+    STD_TORCH_CHECK(saved() != Saved::kSpikes || time() != Time::kStep, "saved: of one step there are no rows");
     STD_TORCH_CHECK(steps >= 0 && (time() != Time::kStep || steps == 1), "steps: expected 0 or more");
   }
 
@@ -77,56 +77,56 @@ struct Common {
   bool reset_delay() const { return option::kResetDelay.of(options) != 0; }
 
   template <typename Backend>
-  void describe(Problem<Neuron>& p, Call<Backend>& call, const Layout& layout) const {
-    p.rules = {static_cast<Reset>(option::kReset.of(options)), reset_delay()};
+  void describe(Problem<Neuron>& p, OpTensors<Backend>& tensors, const Layout& layout) const {
+    p.rule = {static_cast<Reset>(option::kReset.of(options)), reset_delay()};
     p.T = layout.T;
     p.N = layout.N;
     p.reduce = option::kReduce.of(options) != 0;
     for (int s = 0; s < Neuron::kStates; ++s) {
-      p.initial[s] = call.read(initial[s], Neuron::kStateNames[s], call.acc, kOne, /*cast=*/true);
+      p.initial[s] = tensors.read(initial[s], Neuron::kStateNames[s], tensors.opmath, kNoRows, /*cast=*/true);
     }
     for (int j = 0; j < Neuron::kParameters; ++j) {
-      p.parameters[j] = call.parameter(*parameters[j], Neuron::kParameterNames[j]);
+      p.parameters[j] = tensors.parameter(*parameters[j], Neuron::kParameterNames[j]);
     }
   }
 };
 
 // ---- forward
 
-// Returns the spikes, as bits if that is asked for; the states of every step that `record` asks for, by bits, and
-// behind them, if its highest bit is set, the membrane that decided each spike; if `last`, all states after the last
-// step, but of one step no spike a second time; what is saved, if anything.
+// The op returns the spikes, or their bits if `bits` is set; the states of every step that the bits of `record` ask
+// for, and, if its highest bit is set, the membrane that decided each spike; if `last` is set, the states after the
+// last step, where one step does not return its spike a second time; and what is saved, if anything.
 template <typename Neuron>
 std::string forward_schema() {
   return std::string(Neuron::kName) + "_forward(Tensor x, " + Common<Neuron>::schema();
 }
 
-// Each op has up to two others beside it, with one more argument. `_into`: tensors to write its results to, and it
-// returns none: steps of a loop then write rows of what the loop returns. `_ragged`: the steps of each sample, int64.
-enum class Variant { kPlain, kInto, kRagged };
-
-template <Variant kVariant>
+// The last argument of an op is the number of steps of each sample, int64 [B], where samples differ in it. An op whose
+// neuron's spikes come back to it has another one beside it, `_into`, which is given tensors to write its results to
+// instead, and returns none: steps of a loop then write rows of what the loop returns.
+template <bool kInto>
 std::string complete(const std::string& schema) {
-  if (kVariant == Variant::kPlain) return schema + ") -> Tensor[]";
+  if (!kInto) return schema + ", Tensor? lengths=None) -> Tensor[]";
   const size_t at = schema.find('(');
-  const std::string name = schema.substr(0, at), arguments = schema.substr(at);
-  if (kVariant == Variant::kRagged) return name + "_ragged" + arguments + ", Tensor lengths) -> Tensor[]";
-  return name + "_into" + arguments + ", Tensor(a!)[] out) -> ()";
+  return schema.substr(0, at) + "_into" + schema.substr(at) + ", Tensor(a!)[] out) -> ()";
 }
 
-// The one more argument. An op takes all arguments before it checks any: one that is not taken is never freed.
-template <Variant kVariant>
-struct Extra {
+// The last argument. An op takes all arguments before it checks any: one that is not taken is never freed.
+template <bool kInto>
+struct LastArgument {
   std::vector<Tensor> into;
   MaybeTensor lengths;
 
-  explicit Extra(Arguments& arguments) {
-    if constexpr (kVariant == Variant::kInto) into = arguments.take<std::vector<Tensor>>();
-    if constexpr (kVariant == Variant::kRagged) lengths = arguments.take<Tensor>();
+  explicit LastArgument(Arguments& arguments) {
+    if constexpr (kInto) {
+      into = arguments.take<std::vector<Tensor>>();
+    } else {
+      lengths = arguments.take<MaybeTensor>();
+    }
   }
 };
 
-// `lengths` is held by the caller.
+// The caller holds `lengths`.
 template <typename Neuron>
 void describe_lengths(Problem<Neuron>& p, const Layout& layout, const Tensor& lengths, const Tensor& like) {
   STD_TORCH_CHECK(layout.has_time() && layout.by_sample(), "lengths: need samples one after the other in memory");
@@ -137,13 +137,13 @@ void describe_lengths(Problem<Neuron>& p, const Layout& layout, const Tensor& le
   p.sample = layout.N > 0 ? layout.N / layout.step[0] : 1;
 }
 
-template <typename Neuron, typename Backend, Variant kVariant>
+template <typename Neuron, typename Backend, bool kInto>
 void forward_op(StableIValue* stack, uint64_t, uint64_t) {
   constexpr int kStates = Neuron::kStates;
   Arguments arguments(stack);
   const Tensor x = arguments.take<Tensor>();  // [T, *], or [*] of a constant current or of one step
   const Common<Neuron> common(arguments);
-  Extra<kVariant> extra(arguments);
+  LastArgument<kInto> extra(arguments);
   common.check();
   const int64_t record = option::kRecord.of(common.options);
   const bool last = option::kLast.of(common.options) != 0;
@@ -153,40 +153,40 @@ void forward_op(StableIValue* stack, uint64_t, uint64_t) {
   STD_TORCH_CHECK(record < 2 << kStates, "options: unknown states to record");
   const Layout layout(x, time == Time::kSequence, common.steps, time);
   STD_TORCH_CHECK(time != Time::kSequence || x.size(0) == common.steps, "steps: not the number of steps of x");
-  Call<Backend> call(x, layout, x.scalar_type(), std::move(extra.into));
+  OpTensors<Backend> tensors(x, layout, x.scalar_type(), std::move(extra.into));
   Forward<Neuron> p{};
   p.dtype = dtype_of(x, "x");
-  common.describe(p, call, layout);
+  common.describe(p, tensors, layout);
   if (extra.lengths.has_value()) describe_lengths(p, layout, *extra.lengths, x);
   p.saved = common.saved();
-  p.x = call.read_current(x, x.scalar_type(), p);
+  p.x = tensors.read_current(x, x.scalar_type(), p);
   if (option::kBits.of(common.options) != 0) {
     STD_TORCH_CHECK(time != Time::kStep && !p.reduce && layout.in_order(), "bits: needs time steps in their order");
-    p.bits = call.make(ScalarType::Byte, saved_rows(Saved::kSpikes, p.T));
+    p.bits = tensors.make(ScalarType::Byte, saved_rows(Saved::kSpikes, p.T));
   } else {
-    p.spk = call.make(x.scalar_type(), call.every_step_unless(p.reduce));
+    p.spk = tensors.make(x.scalar_type(), tensors.every_step_unless(p.reduce));
   }
   for (int s = 0; s < kStates; ++s) {
-    if ((record >> s & 1) != 0) p.record[s] = call.make(x.scalar_type(), call.every_step());
+    if ((record >> s & 1) != 0) p.record[s] = tensors.make(x.scalar_type(), tensors.every_step());
   }
-  if ((record >> kStates & 1) != 0) p.deciding = call.make(call.acc, call.every_step());
-  const int first_last = kFedBack<Neuron> && time == Time::kStep ? 1 : 0;
-  for (int s = first_last; last && s < kStates; ++s) p.last[s] = call.make(call.acc, kOne);
+  if ((record >> kStates & 1) != 0) p.deciding = tensors.make(tensors.opmath, tensors.every_step());
+  const int first_last = kHasSpikeFeedback<Neuron> && time == Time::kStep ? 1 : 0;
+  for (int s = first_last; last && s < kStates; ++s) p.last[s] = tensors.make(tensors.opmath, kNoRows);
   if (p.saved != Saved::kNothing && time != Time::kStep) {  // of one step there are no rows
     const int64_t rows = saved_rows(p.saved, p.T) * (p.saved == Saved::kCheckpoints ? kStates : 1);
-    void* const data = call.make(saved_dtype(p.saved, call.acc), rows);
+    void* const data = tensors.make(saved_dtype(p.saved, tensors.opmath), rows);
     if (rows > 0) p.rows = data;
   }
   if (p.N > 0) Backend::run(p, x);
-  if constexpr (kVariant != Variant::kInto) stack[0] = torch::stable::detail::from(call.outputs);
+  if constexpr (!kInto) stack[0] = torch::stable::detail::from(tensors.outputs);
 }
 
 // ---- backward
 
-// Returns the gradients that `needs` asks for, by bits: with respect to x, the states before the first step, the
-// parameters; the last ones for each neuron, not yet summed to the shape of the parameter, unless it is one number and
-// the device sums it: then they are like the parameter, but on the device of the kernel. With a `weight`, `grad_spk`
-// is the gradient with respect to the outputs of a Linear behind the spikes.
+// The op returns the gradients that the bits of `needs` ask for: of x, of the states before the first step, and of the
+// parameters. The gradient of a parameter has a value for each neuron, and Python sums it to the shape of the
+// parameter. If the parameter is one number and the device sums it, the gradient is like the parameter, on the device
+// of the kernel. With a `weight`, `grad_spk` is the gradient of the outputs of a Linear behind the spikes.
 template <typename Neuron>
 std::string backward_schema() {
   return std::string(Neuron::kName) + "_backward(Tensor? grad_spk, Tensor? weight, " +
@@ -196,22 +196,22 @@ std::string backward_schema() {
          ", float p0, float p1";
 }
 
-template <typename Neuron, typename Backend, Variant kVariant>
+template <typename Neuron, typename Backend, bool kInto>
 void backward_op(StableIValue* stack, uint64_t, uint64_t) {
   constexpr int kStates = Neuron::kStates, kParameters = Neuron::kParameters, kInputs = 1 + kStates + kParameters;
   Arguments arguments(stack);
   const MaybeTensor grad_spk = arguments.take<MaybeTensor>();  // [T, *], or [*] with reduce; [T, R, O] with
   const MaybeTensor weight = arguments.take<MaybeTensor>();    // [O, N], the neurons of a step being R * N
-  std::array<MaybeTensor, kStates> grad_record, grad_last;     // [T, *]; [*] acc
+  std::array<MaybeTensor, kStates> grad_record, grad_last;     // [T, *]; [*] opmath
   for (MaybeTensor& t : grad_record) t = arguments.take<MaybeTensor>();
   for (MaybeTensor& t : grad_last) t = arguments.take<MaybeTensor>();
   const MaybeTensor x = arguments.take<MaybeTensor>();           // as in forward, with checkpoints; or
   const MaybeTensor mem_rec = arguments.take<MaybeTensor>();     // [T, *], where the record tells all; or
   const MaybeTensor rows = arguments.take<MaybeTensor>();        // what forward saved
-  const MaybeTensor derivative = arguments.take<MaybeTensor>();  // [T, *] acc, in place of a surrogate's
+  const MaybeTensor derivative = arguments.take<MaybeTensor>();  // [T, *] opmath, in place of a surrogate's
   const Common<Neuron> common(arguments);
   const double p0 = arguments.take<double>(), p1 = arguments.take<double>();  // of the surrogate
-  Extra<kVariant> extra(arguments);
+  LastArgument<kInto> extra(arguments);
   common.check();
   const int64_t surrogate = option::kSurrogate.of(common.options), needs = option::kNeeds.of(common.options);
 
@@ -220,8 +220,8 @@ void backward_op(StableIValue* stack, uint64_t, uint64_t) {
   STD_TORCH_CHECK(needs < 1 << kInputs, "options: gradients of more than the inputs are needed");
   STD_TORCH_CHECK(x.has_value() ? !mem_rec.has_value() : mem_rec.has_value() || rows.has_value(),
                   "exactly one of x, mem_rec and, alone, rows must be given");
-  // The dtype of all that has a value for every step. Where only gradients of last states are given, and nothing else
-  // tells it, it is theirs, that of the arithmetic.
+  // Finds the dtype of the tensors with a value for every step. If only gradients of last states are given, it is
+  // theirs, the opmath dtype.
   const MaybeTensor* like = &grad_spk;
   for (const MaybeTensor* t : {&x, &mem_rec}) like = like->has_value() ? like : t;
   for (const MaybeTensor& t : grad_record) like = like->has_value() ? like : &t;
@@ -234,36 +234,36 @@ void backward_op(StableIValue* stack, uint64_t, uint64_t) {
                                             : *rows,
                       x.has_value() ? time == Time::kSequence : time != Time::kStep || !mem_rec.has_value(),
                       common.steps, time);
-  Call<Backend> call(**like, layout, dtype, std::move(extra.into));
+  OpTensors<Backend> tensors(**like, layout, dtype, std::move(extra.into));
   Backward<Neuron> p{};
   p.dtype = dtype_of(**like, "x");
   p.clamp_closed = option::kClampClosed.of(common.options) != 0;
-  common.describe(p, call, layout);
+  common.describe(p, tensors, layout);
   if (extra.lengths.has_value()) describe_lengths(p, layout, *extra.lengths, **like);
   p.saved = common.saved();
   if (mem_rec.has_value()) {
     STD_TORCH_CHECK(p.saved == Saved::kNothing, "mem_rec: nothing else is saved beside it");
-    STD_TORCH_CHECK(Neuron::kRecordTells && p.rules.delay && dtype == call.acc,
+    STD_TORCH_CHECK(Neuron::kRecordTells && p.rule.delay && dtype == tensors.opmath,
                     "mem_rec: only a delayed reset in float32 or float64 can use it");
-    p.mem_rec = call.read(mem_rec, "mem_rec", dtype, call.every_step());
+    p.mem_rec = tensors.read(mem_rec, "mem_rec", dtype, tensors.every_step());
   } else {
     const int64_t each = p.saved == Saved::kCheckpoints ? kStates : 1;
-    if (tells_membrane(p.saved)) {
+    if (p.saved == Saved::kSpikes) {
       STD_TORCH_CHECK(!x.has_value() && rows.has_value(), "rows: given alone, they must be there");
     } else {
       STD_TORCH_CHECK(x.has_value(), "exactly one of x and mem_rec must be given");
       STD_TORCH_CHECK((rows.has_value() && p.saved == Saved::kCheckpoints) || saved_rows(Saved::kCheckpoints, p.T) == 0,
                       "rows: checkpoints must be given with x");
-      p.x = call.read_current(*x, dtype, p);
+      p.x = tensors.read_current(*x, dtype, p);
     }
-    p.rows = call.read(rows, "rows", saved_dtype(p.saved, call.acc), saved_rows(p.saved, p.T) * each);
+    p.rows = tensors.read(rows, "rows", saved_dtype(p.saved, tensors.opmath), saved_rows(p.saved, p.T) * each);
   }
-  p.derivative = call.read(derivative, "derivative", call.acc, call.every_step());
+  p.derivative = tensors.read(derivative, "derivative", tensors.opmath, tensors.every_step());
   std::array<Tensor, 2> outputs;
   if (weight.has_value()) {
     STD_TORCH_CHECK(grad_spk.has_value() && weight->dim() == 2, "weight: expected [O, N] and a gradient");
     STD_TORCH_CHECK(!p.reduce && layout.in_order() && time != Time::kStep, "weight: needs time steps in their order");
-    const ScalarType of_products = weight->size(0) <= kFewOutputs ? call.acc : dtype;
+    const ScalarType of_products = weight->size(0) <= kFewOutputs ? tensors.opmath : dtype;
     outputs = {in_order(*grad_spk, of_products), in_order(*weight, of_products)};
     p.outputs = {outputs[0].const_data_ptr(), outputs[1].const_data_ptr(), 0, 0};
     const auto grad = grad_spk->sizes(), of = weight->sizes();
@@ -273,31 +273,29 @@ void backward_op(StableIValue* stack, uint64_t, uint64_t) {
     p.outputs.size = of[0];
     p.outputs.columns = of[1];
   } else {
-    p.grad_spk = call.read_steps(grad_spk, "grad_spk", dtype, p.reduce, p.grad_spk_stride);
+    p.grad_spk = tensors.read_steps(grad_spk, "grad_spk", dtype, p.reduce, p.grad_spk_stride);
   }
   for (int s = 0; s < kStates; ++s) {
     p.grad_record[s] =
-        call.read_steps(grad_record[s], "gradient of a record", dtype, /*one=*/false, p.grad_record_stride[s]);
-    p.grad_last[s] = call.read(grad_last[s], "gradient of a state", call.acc, kOne);
+        tensors.read_steps(grad_record[s], "gradient of a record", dtype, /*one=*/false, p.grad_record_stride[s]);
+    p.grad_last[s] = tensors.read(grad_last[s], "gradient of a state", tensors.opmath, kNoRows);
   }
 
   p.surrogate = p.derivative != nullptr ? SurrogateKind::kStraightThrough : static_cast<SurrogateKind>(surrogate);
-  if (!kFedBack<Neuron> && p.grad_spk == nullptr && p.outputs.grad == nullptr &&
-      (p.rules.delay || p.rules.reset == Reset::kNone)) {
+  if (!kHasSpikeFeedback<Neuron> && p.grad_spk == nullptr && p.outputs.grad == nullptr &&
+      (p.rule.delay || p.rule.reset == Reset::kNone)) {
     // No gradient passes through a spike, so its derivative must not matter, not even where it is NaN.
     p.surrogate = SurrogateKind::kNone;
     p.derivative = nullptr;
   }
   p.coefficients = visit_surrogate(p.surrogate, [&](auto kind) { return decltype(kind)::coefficients(p0, p1); });
-  if (tells_membrane(p.saved)) {
-    // What is saved tells neither the membrane itself nor, of the spikes, how far from the threshold it was.
-    const bool spikes = p.saved == Saved::kSpikes;
+  if (p.saved == Saved::kSpikes) {
+    // Spikes tell neither the membrane nor how far from the threshold it was.
     for (int j = 0; j < kParameters; ++j) {
-      const bool takes_membrane = j < p.kThreshold, takes_height = j == p.kGraded;
-      STD_TORCH_CHECK((needs >> (1 + kStates + j) & 1) == 0 || !(takes_membrane || (spikes && takes_height)),
+      STD_TORCH_CHECK((needs >> (1 + kStates + j) & 1) == 0 || j == p.kThreshold,
                       "saved: it does not tell the gradient of ", Neuron::kParameterNames[j]);
     }
-    STD_TORCH_CHECK(!spikes || p.surrogate == SurrogateKind::kNone ||
+    STD_TORCH_CHECK(p.surrogate == SurrogateKind::kNone ||
                         (p.surrogate == SurrogateKind::kStraightThrough && p.derivative == nullptr),
                     "saved: spikes alone do not tell this derivative");
   }
@@ -306,23 +304,24 @@ void backward_op(StableIValue* stack, uint64_t, uint64_t) {
     void** const of_x = layout.constant() ? &p.grad_x_sum : &p.grad_x;
     void** const to = i == 0 ? of_x : i <= kStates ? &p.grad_initial[i - 1] : &p.grad_parameters[i - 1 - kStates];
     const int j = i - 1 - kStates;
-    if (kVariant != Variant::kInto && j >= 0 && call.sums(*common.parameters[j])) {
+    if (!kInto && j >= 0 && tensors.sums(*common.parameters[j])) {
       p.summed |= 1u << j;
       p.sum_types[j] = number_type_of(*common.parameters[j], Neuron::kParameterNames[j]);
-      *to = call.make_like(*common.parameters[j]);
+      *to = tensors.make_like(*common.parameters[j]);
     } else {
-      *to = i == 0 ? call.make(dtype, call.every_step_unless(layout.constant())) : call.make(call.acc, kOne);
+      *to = i == 0 ? tensors.make(dtype, tensors.every_step_unless(layout.constant()))
+                   : tensors.make(tensors.opmath, kNoRows);
     }
   }
   if (p.summed != 0) {
-    p.partial_sums = call.scratch(ScalarType::Double, sums_workspace<Neuron>(p.N));
+    p.partial_sums = tensors.scratch(ScalarType::Double, sums_workspace<Neuron>(p.N));
   }
   if (p.N > 0) {
     Backend::run(p, **like);
   } else {
-    for (Tensor& t : call.outputs) torch::stable::zero_(t);  // sums of nothing
+    for (Tensor& t : tensors.outputs) torch::stable::zero_(t);  // sums of nothing
   }
-  if constexpr (kVariant != Variant::kInto) stack[0] = torch::stable::detail::from(call.outputs);
+  if constexpr (!kInto) stack[0] = torch::stable::detail::from(tensors.outputs);
 }
 
 // ---- registration
@@ -330,22 +329,19 @@ void backward_op(StableIValue* stack, uint64_t, uint64_t) {
 template <typename Neuron, typename Library>
 void define(Library& m) {
   for (const std::string& schema : {forward_schema<Neuron>(), backward_schema<Neuron>()}) {
-    m.def(complete<Variant::kPlain>(schema).c_str());
-    m.def(complete<Variant::kRagged>(schema).c_str());
-    if (kFedBack<Neuron>) m.def(complete<Variant::kInto>(schema).c_str());
+    m.def(complete<false>(schema).c_str());
+    if (kHasSpikeFeedback<Neuron>) m.def(complete<true>(schema).c_str());
   }
 }
 
 template <typename Neuron, typename Backend, typename Library>
 void implement(Library& m) {
   const std::string name = Neuron::kName;
-  m.impl((name + "_forward").c_str(), &forward_op<Neuron, Backend, Variant::kPlain>);
-  m.impl((name + "_backward").c_str(), &backward_op<Neuron, Backend, Variant::kPlain>);
-  m.impl((name + "_forward_ragged").c_str(), &forward_op<Neuron, Backend, Variant::kRagged>);
-  m.impl((name + "_backward_ragged").c_str(), &backward_op<Neuron, Backend, Variant::kRagged>);
-  if constexpr (kFedBack<Neuron>) {
-    m.impl((name + "_forward_into").c_str(), &forward_op<Neuron, Backend, Variant::kInto>);
-    m.impl((name + "_backward_into").c_str(), &backward_op<Neuron, Backend, Variant::kInto>);
+  m.impl((name + "_forward").c_str(), &forward_op<Neuron, Backend, false>);
+  m.impl((name + "_backward").c_str(), &backward_op<Neuron, Backend, false>);
+  if constexpr (kHasSpikeFeedback<Neuron>) {
+    m.impl((name + "_forward_into").c_str(), &forward_op<Neuron, Backend, true>);
+    m.impl((name + "_backward_into").c_str(), &backward_op<Neuron, Backend, true>);
   }
 }
 

@@ -12,15 +12,16 @@ enum class DType : int { kFloat, kDouble, kHalf, kBFloat16 };
 
 constexpr int64_t element_size(DType dtype) { return dtype == DType::kDouble ? 8 : dtype == DType::kFloat ? 4 : 2; }
 
-// The arithmetic and the states between steps: double for double, float for all others. Called `acc` in the comments.
-constexpr int64_t acc_size(DType dtype) { return dtype == DType::kDouble ? 8 : 4; }
+// Bytes of the opmath dtype, that of the arithmetic and of the states between steps: double for double, float for all
+// others.
+constexpr int64_t opmath_size(DType dtype) { return dtype == DType::kDouble ? 8 : 4; }
 
 // What time is in the shapes of a call. snnfast/_core/ops.py has the same names and numbers.
 enum class Time : int { kSequence, kConstant, kStep };
 inline constexpr const char* kTimeNames[] = {"sequence", "constant", "step"};
 
-// The options of an op, which are fields of one number: each argument of an op costs as much as the checks of a tensor.
-// snnfast/_core/ops.py has the same table.
+// The options of an op are fields of one number, because each argument of an op costs as much as the checks of a
+// tensor. snnfast/_core/ops.py has the same table.
 struct OptionField {
   const char* name;
   int at, bits;
@@ -30,10 +31,11 @@ struct OptionField {
 namespace option {
 inline constexpr OptionField kTime{"time", 0, 2}, kReset{"reset", 2, 2}, kResetDelay{"reset_delay", 4, 1},
     kReduce{"reduce", 5, 1}, kSaved{"saved", 6, 3};
-// Of forward: whether to return the states after the last step; by bits those of every step, with the membrane that
-// decided each spike behind them; and whether the spikes are bits.
+// Options of forward: whether to return the states after the last step; which states of every step to return, by bits,
+// of which the highest is the membrane that decided each spike; and whether to return the spikes as bits.
 inline constexpr OptionField kLast{"last", 9, 1}, kRecord{"record", 10, 8}, kBits{"bits", 18, 1};
-// Of backward: whether clamp has a gradient at 0 and 1, the derivative, and by bits the inputs that need a gradient.
+// Options of backward: whether clamp has a gradient at 0 and 1, the surrogate, and by bits the inputs that need a
+// gradient.
 inline constexpr OptionField kClampClosed{"clamp_closed", 9, 1}, kSurrogate{"surrogate", 10, 8},
     kNeeds{"needs", 18, 24};
 }  // namespace option
@@ -44,7 +46,7 @@ inline constexpr OptionField kOptionFields[] = {
 
 // ---- what forward saves for backward beside its inputs and outputs
 
-enum class Saved : int { kNothing, kCheckpoints, kMembrane, kSpikes };
+enum class Saved : int { kNothing, kCheckpoints, kSpikes };
 
 // Backward recomputes the steps between two checkpoints.
 inline constexpr int64_t kCheckpoint = 16;
@@ -52,15 +54,14 @@ inline constexpr int64_t kCheckpoint = 16;
 struct SavedMode {
   const char* name;
   int64_t plus, per;  // T steps take (T + plus) / per rows, per > 0
-  int64_t bytes;      // of an element; 0: of acc
+  int64_t bytes;      // of an element; 0: of opmath
 };
 
-// The one table of them, also for Python. All but the first two need a neuron whose record tells (kRecordTells), and a
-// delayed reset.
+// The one table of them, also for Python. The last needs a neuron whose record tells (kRecordTells), and a delayed
+// reset.
 inline constexpr SavedMode kSavedModes[] = {
     {"nothing", 0, 0, 0},
     {"checkpoints", -1, kCheckpoint, 0},  // [rows * kStates, N]: all states before every kCheckpoint-th step but 0
-    {"membrane", 0, 1, 2},                // bfloat16: the membrane less the threshold; its sign is exact
     {"spikes", 7, 8, 1},                  // the spikes of eight steps in a byte, the first in its lowest bit
 };
 
@@ -71,15 +72,20 @@ constexpr int64_t saved_rows(Saved saved, int64_t steps) {
 
 constexpr int64_t saved_element_size(Saved saved, DType dtype) {
   const int64_t bytes = kSavedModes[static_cast<int>(saved)].bytes;
-  return bytes == 0 ? acc_size(dtype) : bytes;
+  return bytes == 0 ? opmath_size(dtype) : bytes;
 }
-
-// Whether backward reads the membrane of every step, in one form or another, or recomputes it.
-constexpr bool tells_membrane(Saved saved) { return saved == Saved::kMembrane || saved == Saved::kSpikes; }
 
 // ---- a problem
 
-// Dtypes of a parameter that is one number.
+// The number of pointers that are not nullptr.
+template <typename T, int n>
+SNN_HD int given(T* const (&pointers)[n]) {
+  int found = 0;
+  for (const void* pointer : pointers) found += pointer != nullptr;
+  return found;
+}
+
+// The dtypes of a parameter that is one number.
 enum class Number : int { kFloat, kDouble, kHalf, kBFloat16, kLong };
 
 // Neuron i takes element (i / inner) % size.
@@ -88,7 +94,7 @@ struct Parameter {
   double value = 0;
   int64_t inner = 1;
   int64_t size = 1;
-  Number type = Number::kFloat;  // of the data; that of acc where size > 1
+  Number type = Number::kFloat;  // of the data; that of opmath where size > 1
 
   bool uniform() const { return data == nullptr || size == 1; }
 };
@@ -99,19 +105,19 @@ struct Problem {
   static constexpr int kMem = kStates - 1, kThreshold = kParameters - 2, kGraded = kParameters - 1;
 
   DType dtype;
-  Rules rules;
+  ResetRule rule;
   int64_t T;                     // time steps
   int64_t N;                     // neurons of one step, batch included
   const void* x;                 // [T, N], or [N] if x_repeats; the input current
   bool x_repeats;                // one row is that of every step, as of a constant or an expanded current
   bool reduce;                   // the spikes are summed over time: they and their gradient are [N] instead of [T, N]
-  const void* initial[kStates];  // [N] acc each, or nullptr for zeros
+  const void* initial[kStates];  // [N] opmath each, or nullptr for zeros
   Parameter parameters[kParameters];
 
-  // Of a ragged batch: the steps of each sample, whose neurons are adjacent. After them it keeps its states and does
-  // not spike. One below 0 or above T is taken for that. nullptr: T steps for all.
+  // The steps of each sample of a ragged batch, clamped to 0 and T; nullptr: T steps for all. The neurons of a sample
+  // are adjacent. After its last step, a sample keeps its states and does not spike.
   const int64_t* lengths;  // [N / sample]
-  int64_t sample;          // neurons of one
+  int64_t sample;          // the number of neurons of a sample
 
   int64_t x_stride() const { return x_repeats ? 0 : N; }  // from one row to the next
 
@@ -126,20 +132,20 @@ template <typename Neuron>
 struct Forward : Problem<Neuron> {
   using Problem<Neuron>::kStates;
 
-  void* spk;              // [T, N], or [N] if `reduce`: summed in acc, rounded once; or nullptr
+  void* spk;              // [T, N], or [N] if `reduce`: summed in opmath, rounded once; or nullptr
   void* bits;             // in place of it, as Saved::kSpikes has them: 1 where a neuron spikes, of whatever height
   void* record[kStates];  // [T, N] each, or nullptr
-  void* deciding;         // [T, N] acc: the membrane that decided each spike; or nullptr
-  void* last[kStates];    // [N] acc each, or nullptr: the states, which no later call may find rounded
+  void* deciding;         // [T, N] opmath: the membrane that decided each spike; or nullptr
+  void* last[kStates];    // [N] opmath each, or nullptr: the states, which no later call may find rounded
   Saved saved;
   void* rows;  // of what is saved; nullptr where there are none
 };
 
-// The spikes went through a Linear, and what is known is the gradient with respect to its outputs: that of the spikes
-// is grad * weight, for the N / columns samples of a step each. The CPU makes it for a few neurons at a time.
+// The gradient of the outputs of a Linear behind the spikes. That of the spikes is grad * weight, for each of the
+// N / columns samples of a step. The CPU computes it for a few neurons at a time.
 struct Outputs {
   const void* grad = nullptr;    // [T, N / columns, size]; nullptr: there is no Linear
-  const void* weight = nullptr;  // [size, columns]; both acc if they are few, else in x's dtype
+  const void* weight = nullptr;  // [size, columns]; both opmath if they are few, else in x's dtype
   int64_t size = 0, columns = 0;
 };
 inline constexpr int64_t kFewOutputs = 32;
@@ -149,22 +155,22 @@ struct Backward : Problem<Neuron> {
   using Problem<Neuron>::kStates;
   using Problem<Neuron>::kParameters;
 
-  // Exactly one tells the membranes: `mem_rec`, or x with checkpoints, or `rows` with a Saved that tells them.
-  const void* mem_rec;  // [T, N] acc == dtype: the membrane of every step, only with a delayed reset; or nullptr
+  // Exactly one tells the membranes: `mem_rec`, or x with checkpoints, or `rows` with the spikes.
+  const void* mem_rec;  // [T, N] opmath == dtype: the membrane of every step, only with a delayed reset; or nullptr
   Saved saved;
   const void* rows;
-  const void* derivative;   // [T, N] acc: that of the spike at every step; or nullptr: that of `surrogate`
+  const void* derivative;   // [T, N] opmath: that of the spike at every step; or nullptr: that of `surrogate`
   const void* grad_spk;     // [T, N], or [N], the same at every step; or nullptr
   int64_t grad_spk_first;   // the neuron that its rows begin with
   int64_t grad_spk_stride;  // from one row to the next; 0 where there is but one
   Outputs outputs;
   const void* grad_record[kStates];  // [T, N] or [N] each, or nullptr
   int64_t grad_record_stride[kStates];
-  const void* grad_last[kStates];      // [N] acc each, or nullptr
+  const void* grad_last[kStates];      // [N] opmath each, or nullptr
   void* grad_x;                        // [T, N], or nullptr
   void* grad_x_sum;                    // in place of it: the sum over time [N], for a constant current; or nullptr
-  void* grad_initial[kStates];         // [N] acc each, or nullptr
-  void* grad_parameters[kParameters];  // [N] acc each, or nullptr: sums over time of each neuron's own gradient
+  void* grad_initial[kStates];         // [N] opmath each, or nullptr
+  void* grad_parameters[kParameters];  // [N] opmath each, or nullptr: sums over time of each neuron's own gradient
   unsigned summed;                     // by bits, which of them are one number, the sum over all neurons: CUDA only
   Number sum_types[kParameters];       // their dtypes
   void* partial_sums;                  // [sums_workspace()] double, whatever is in it; nullptr: nothing is summed
@@ -173,28 +179,21 @@ struct Backward : Problem<Neuron> {
   Coefficients coefficients;
   Rational rational;  // the same for a plain kernel of CUDA, which sets it at its launch
 
-  bool recorded() const { return mem_rec != nullptr || tells_membrane(saved); }
-  bool sums_parameters() const {
-    for (const void* gradient : grad_parameters) {
-      if (gradient != nullptr) return true;
-    }
-    return false;
-  }
+  bool recorded() const { return mem_rec != nullptr || saved == Saved::kSpikes; }
+  bool sums_parameters() const { return given(grad_parameters) > 0; }
 };
 
-// Numbers of 8 bytes: a sum of each block for each parameter, a block having 32 neurons at least, and a counter of
-// blocks.
+// The size of a workspace in numbers of 8 bytes: a counter of blocks, and for each block, of at least 32 neurons, a sum
+// for each parameter.
 template <typename Neuron>
 int64_t sums_workspace(int64_t neurons) {
   return (neurons + 31) / 32 * Neuron::kParameters + 1;
 }
 
-// Tensors with a row for every step that a call reads or writes in x's dtype.
+// The number of tensors with a row for every step that a call reads or writes in the dtype of x.
 template <typename Neuron>
 int rows_per_step(const Forward<Neuron>& p) {
-  int rows = !p.x_repeats + (p.spk != nullptr && !p.reduce);
-  for (const void* record : p.record) rows += record != nullptr;
-  return rows;
+  return !p.x_repeats + (p.spk != nullptr && !p.reduce) + given(p.record);
 }
 
 template <typename Neuron>

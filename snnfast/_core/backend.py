@@ -5,6 +5,7 @@ import sys
 import warnings
 
 import torch
+from torch.compiler import is_compiling
 
 from snnfast._core import ops
 from snnfast._core.pytorch import constant_while_tracing, current_graph_task_id
@@ -70,7 +71,7 @@ def use_backend(name: str) -> Choice[str]:
 
 def current_backend() -> str:
     """The backend chosen now: ``"auto"``, ``"fused"`` or ``"reference"``."""
-    if torch.compiler.is_compiling():
+    if is_compiling():
         return _for_onnx(_setting.value) if exporting() and _exports_to_onnx() else _setting.value
     chosen = _own.get()
     if chosen is not None:
@@ -138,13 +139,14 @@ def _cuda_unavailable(device: torch.device) -> str | None:
     return _asked[index]
 
 
-def use_fused(device: torch.device) -> bool:
-    """Whether a call with tensors on ``device`` goes to the kernels; warns or raises where they are missing."""
+def use_fused(current: torch.Tensor) -> bool:
+    """Whether a call goes to the kernels of its current's device; warns or raises where they are missing."""
     chosen = current_backend()
     if chosen == "reference":
         return False
-    if device.type == "cpu" and ops.extension is not None:  # nearly always
+    if current.is_cpu and ops.extension is not None:  # nearly always
         return True
+    device = current.device
     reason = unavailable(device)
     if reason is None:
         return True

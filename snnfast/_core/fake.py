@@ -28,10 +28,7 @@ def register(namespace: str) -> None:
     for neuron in NEURONS.values():
         name = f"{namespace}::{neuron.name}"
         torch.library.register_fake(f"{name}_forward", partial(_forward_fake, neuron))
-        backward = partial(_backward_fake, neuron, namespace != ops.NAMESPACE)
-        torch.library.register_fake(f"{name}_backward", backward)
-        torch.library.register_fake(f"{name}_forward_ragged", partial(_forward_fake, neuron))
-        torch.library.register_fake(f"{name}_backward_ragged", backward)
+        torch.library.register_fake(f"{name}_backward", partial(_backward_fake, neuron, namespace != ops.NAMESPACE))
         torch.library.register_vmap(f"{name}_forward", partial(_forward_vmap, neuron))
     if hasattr(getattr(torch.ops, namespace), "spikes_linear"):
         torch.library.register_fake(f"{namespace}::spikes_linear", _linear_fake)
@@ -89,7 +86,7 @@ def _forward_fake(neuron: Neuron, x: Tensor, *args: Any) -> list[Tensor]:
         made += [outputs.make(acc) for _ in neuron.states[neuron.fed_back and time == STEP :]]
     if saved != SAVE_NOTHING and time != STEP:  # of one step there are no rows
         rows = _rows(saved, steps) * (len(neuron.states) if saved == SAVE_CHECKPOINTS else 1)
-        made.append(outputs.make({0: acc, 1: torch.uint8, 2: torch.bfloat16}[SAVED_MODES[saved][3]], rows))
+        made.append(outputs.make(torch.uint8 if saved == SAVE_SPIKES else acc, rows))
     return made
 
 
@@ -138,6 +135,8 @@ def _linear_weight_fake(bits: Tensor, grad: Tensor, graded: Tensor) -> Tensor:
 def _forward_vmap(neuron: Neuron, info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[list[Tensor], list[int]]:
     states, parameters = len(neuron.states), len(neuron.parameters)
     (x, *tensors), options = args[: 1 + states + parameters], args[1 + states + parameters :]
+    if any(t is not None for t in options[2:]):
+        raise RuntimeError("lengths: have no rule for vmap")  # layers take the reference
     time, reduce, record, last = (unpack(options[1], n) for n in ("time", "reduce", "record", "last"))
     lead = 1 if time == SEQUENCE else 0
     x = _batched(x, in_dims[0], info.batch_size, lead)

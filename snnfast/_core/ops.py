@@ -1,9 +1,9 @@
 """Load the compiled kernels and name their ops.
 
-Each neuron has two ops, ``<name>_forward`` and ``<name>_backward``, for all time steps or for one, and ``_ragged`` ones
-for samples that differ in their steps; their schemas and what they return are described in ``csrc/op/neuron_ops.cpp``.
-All neurons share ``spikes_linear``, the product of spikes as bits with the weights of a linear layer, and
-``spikes_linear_weight``, the gradient of these weights. The ops of convolutions are named in ``_images/conv2d.py``.
+Each neuron has two ops, ``<name>_forward`` and ``<name>_backward``, for all time steps or for one; their schemas and
+what they return are described in ``csrc/op/neuron_ops.cpp``. All neurons share ``spikes_linear``, the product of spikes
+as bits with the weights of a linear layer, and ``spikes_linear_weight``, the gradient of these weights. The ops of
+convolutions are named in ``_images/conv2d.py``.
 """
 
 import sys
@@ -45,8 +45,8 @@ RESET_MECHANISMS = ("subtract", "zero", "none")
 TIMES = ("sequence", "constant", "step")  # what time is in the shapes of a call: [T, *], [*] at T steps, [*]
 SEQUENCE, CONSTANT, STEP = range(len(TIMES))
 # What forward saves for backward beside inputs and outputs. T steps take (T + plus) // per rows.
-SAVED_MODES = (("nothing", 0, 0, 0), ("checkpoints", -1, 16, 0), ("membrane", 0, 1, 2), ("spikes", 7, 8, 1))
-SAVE_NOTHING, SAVE_CHECKPOINTS, SAVE_MEMBRANE, SAVE_SPIKES = range(len(SAVED_MODES))
+SAVED_MODES = (("nothing", 0, 0, 0), ("checkpoints", -1, 16, 0), ("spikes", 7, 8, 1))
+SAVE_NOTHING, SAVE_CHECKPOINTS, SAVE_SPIKES = range(len(SAVED_MODES))
 
 # The options of an op are fields of one number, since each argument costs as much as the checks of a tensor. Their
 # names, places and bits; the last three are backward's, the three before them forward's.
@@ -93,9 +93,7 @@ class Neuron:
     step: ReferenceStep
     forward: Any
     backward: Any
-    forward_ragged: Any  # the same two, with the steps of each sample as one more argument
-    backward_ragged: Any
-    forward_into: Any  # the same two, with a list of tensors to write to as one more argument; only if fed back
+    forward_into: Any  # the same two, with a list of tensors to write to as the last argument; only if fed back
     backward_into: Any
 
     def __init__(
@@ -132,7 +130,7 @@ class Neuron:
     def use(self, namespace: str) -> None:
         """Call the ops of a namespace from now on."""
         ops = getattr(torch.ops, namespace)
-        for variant in ("", "_ragged", "_into") if self.fed_back else ("", "_ragged"):
+        for variant in ("", "_into") if self.fed_back else ("",):
             for direction in ("forward", "backward"):
                 setattr(self, direction + variant, getattr(ops, f"{self.name}_{direction}{variant}").default)
 
@@ -148,7 +146,7 @@ def names_of_ops() -> list[str]:
     """Of every op that the compiled kernels have."""
     names = list(OPS)
     for neuron in NEURONS.values():
-        variants = ("", "_ragged", "_into") if neuron.fed_back else ("", "_ragged")
+        variants = ("", "_into") if neuron.fed_back else ("",)
         names += [f"{neuron.name}_{kind}{variant}" for kind in ("forward", "backward") for variant in variants]
     return names
 

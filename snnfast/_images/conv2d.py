@@ -89,7 +89,7 @@ def takes_kernels(x: Tensor) -> bool:
         and x.is_contiguous(memory_format=torch.channels_last)
         and x.stride(1) == 1  # not one channel in the other order
         and x.numel() > 0
-        and backend.use_fused(x.device)
+        and backend.use_fused(x)
         and not is_forward_mode()
     )
 

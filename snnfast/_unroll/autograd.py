@@ -7,114 +7,174 @@ from weakref import ref
 import torch
 from torch import Tensor
 
-from snnfast._core.backend import exporting
+from snnfast._core import ops
 from snnfast._core.ops import (
+    BITS_AT,
     CLAMP_CLOSED,
     CLAMP_CLOSED_AT,
     NEEDS_AT,
     NEURONS,
     RECORD_AT,
-    RESET_AT,
-    RESET_DELAY_AT,
     RESET_MECHANISMS,
     SAVE_CHECKPOINTS,
     SAVE_NOTHING,
     SAVE_SPIKES,
     SAVED_AT,
+    SEQUENCE,
     STEP,
-    SURROGATE_AT,
     Neuron,
 )
 from snnfast._unroll import state_gradients
-from snnfast._unroll.checks import ONE_STEP, Call, Options
+from snnfast._unroll.call import ONE_STEP, Options, Request, count_states
+from snnfast._unroll.linear import flat_bits, heights_of, numbers_of, product
 from snnfast.surrogate import DISABLED, has_derivative, straight_through_estimator
 from snnfast.surrogate.examine import SpikeGrad
 
 
 class Unroll(torch.autograd.Function):
-    """A neuron's forward op with its backward op as the gradient.
+    """A neuron's forward op with its backward op as the gradient, and the linear layer behind it if there is one.
 
     Beyond inputs and outputs it saves nothing if the gradient can be computed from the recorded membrane. Otherwise it
     saves the states before every 16th step, from which the backward kernel recomputes the others. In place of the
-    current it may save the membrane of every step in bfloat16, if the user asks for that, or the spikes as bits, if the
-    gradient depends on nothing else.
+    current it may save the spikes as bits, if the gradient depends on nothing else.
+
+    A linear layer takes the spikes as bits, which are saved for the gradient of its weight. The neuron's backward op
+    computes the gradient of the spikes, block by block, from that of the layer's outputs.
 
     In the backward pass, a callable ``spike_grad`` is asked for its derivative at all membranes that decided a spike,
     in one call. The gradient reaches these membranes only, not parameters of the callable.
     """
 
     @staticmethod
-    def forward(ctx: Any, how: tuple[Neuron, Options, Call], x: Tensor, *tensors: Any) -> Any:
-        neuron, options, call = how  # in one tuple: Function.apply looks at each of its arguments
-        tensors, lengths = split(neuron, tensors)
-        needs, given = ctx.needs_input_grad[: 2 + len(tensors)], options.kernels_do_all
-        saved, asked = SAVE_CHECKPOINTS, options.packed | call.packed
+    def forward(ctx: Any, how: tuple[Neuron, Options, Request, int], x: Tensor, *tensors: Any) -> Any:
+        """``tensors`` are the states and parameters. A weight, a bias and lengths may follow, each of them or None."""
+        neuron, options, request, dims = how  # in one tuple: Function.apply looks at each of its arguments
+        inputs, needs = len(neuron.no_others), ctx.needs_input_grad
+        needs_others: tuple[bool, ...] = ()
+        weight = bias = lengths = None
+        if len(tensors) > inputs:
+            weight, bias, lengths = tensors[inputs:]
+            tensors, needs, needs_others = tensors[:inputs], needs[: 2 + inputs], needs[2 + inputs :]
+        asks = weight is None or any(needs)  # else for the gradients of the linear layer alone
+        given = options.kernels_do_all
+        saved, asked = SAVE_CHECKPOINTS, options.packed | request.packed
         if not given:
             asked |= neuron.deciding << RECORD_AT
-        elif call.time != STEP:
-            saved = what_to_save(neuron, options, call, x.dtype, needs[1:])
-        forward = neuron.forward_ragged if lengths else neuron.forward
-        found = forward(x, *tensors, call.steps, asked | saved << SAVED_AT, *lengths)
+        elif request.time != STEP:
+            saved = what_to_save(neuron, options, request, x.dtype, needs[1:]) if asks else SAVE_NOTHING
+        if weight is None or saved != SAVE_SPIKES:  # else the first result has them
+            asked |= saved << SAVED_AT
+        if weight is not None:
+            asked |= 1 << BITS_AT
+        found = neuron.forward(x, *tensors, request.steps, asked, lengths)
         source: Tensor | None = x  # backward computes the membranes from it
-        rows = None
+        rows = deciding = bits = shape = None
         if saved == SAVE_NOTHING:
-            source = found[count(neuron, call.record)]  # the recorded membrane
-        elif call.time != STEP:
-            *found, rows = found  # not pop: torch.compile traces no change of what an op returned
+            source = found[count_states(neuron, request.record)] if asks else None  # the recorded membrane
+        elif request.time != STEP:
+            if weight is None or saved != SAVE_SPIKES:
+                *found, rows = found  # not pop: torch.compile traces no change of what an op returned
+            else:
+                rows = found[0]
             source = x if saved == SAVE_CHECKPOINTS else None
-        if given:
-            ctx.save_for_backward(source, rows, *tensors, *lengths)
-        else:
-            records = 1 + count(neuron, call.record)
+        if not given:
+            records = 1 + count_states(neuron, request.record)
             deciding, found = found[records], found[:records] + found[records + 1 :]
-            ctx.save_for_backward(source, rows, *tensors, *lengths, deciding)
-        ctx.how = neuron, options, call, saved, x.dtype
+        if weight is not None:
+            bits, shape = found[0], (x.shape[1:] if request.time == SEQUENCE else x.shape)[-dims:]
+            found = [product(bits, weight, bias, tensors[-1], shape, request.steps), *found[1:]]
+        if given and not needs_others:
+            ctx.save_for_backward(source, rows, *tensors)
+        else:
+            kept = bits if weight is not None and needs_others[0] else None, weight if asks else None
+            ctx.save_for_backward(source, rows, *tensors, deciding, lengths, *kept)
+        ctx.how = neuron, options, request, saved, x.dtype, shape
         ctx.set_materialize_grads(False)
-        if options.spike_grad is DISABLED and not needs[-1]:
+        if options.spike_grad is DISABLED and not needs[-1] and not any(needs_others):
             ctx.mark_non_differentiable(found[0])
-        if call.time == STEP:
+        elif not asks:
+            ctx.mark_non_differentiable(*found[1:])
+        if request.time == STEP:
             ctx.results = () if torch.compiler.is_compiling() else [ref(t) for t in found]
         return tuple(found)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        neuron, options, call, saved, dtype = ctx.how
+        neuron, options, request, saved, dtype, shape = ctx.how
         if grads[0] is None and all(grad is None for grad in grads):
             return (None,) * len(ctx.needs_input_grad)
-        if call.time == STEP:
+        if request.time == STEP:
             for made in ctx.results:
                 if (result := made()) is not None and result.retains_grad:
                     state_gradients.tell(ctx, result)
         source, rows, *tensors = ctx.saved_tensors
+        inputs, needs, grad_spk = len(neuron.no_others), ctx.needs_input_grad, grads[0]
+        deciding = lengths = spike_bits = weight = None
+        if len(tensors) > inputs:
+            deciding, lengths, spike_bits, weight = tensors[inputs:]
+            tensors = tensors[:inputs]
+        others: tuple[Tensor | None, ...] = ()  # the gradients of the weight, the bias and the lengths
+        if len(needs) > 2 + inputs:
+            needs, others = needs[: 2 + inputs], (None, None, None)
         refuses = torch.is_grad_enabled()  # create_graph=True: a second derivative, instead of losing terms of it
-        grad_states = of_states(neuron, call, grads[1:])
-        derivative = None
-        if not options.kernels_do_all:  # then options.derivative is that of no surrogate: no gradient through a spike
-            *tensors, deciding = tensors
-            if grads[0] is not None or neuron.fed_back or RESET_MECHANISMS[options.reset] != "none":
-                with torch.no_grad():
-                    derivative = _derivative_of(options.spike_grad, deciding - split(neuron, tensors)[0][-2])
-        tensors, lengths = split(neuron, tensors)
-        x, mem_rec = (None, source) if saved == SAVE_NOTHING else (source, None)
-        needs, bits = ctx.needs_input_grad, 0  # as bits: the inputs whose gradient is wanted
+        bits = 0  # the inputs whose gradient is wanted
         for needed in reversed(needs):
             bits = bits << 1 | needed
         bits >>= 1  # the first one is no tensor
-        surrogate, p0, p1 = options.derivative
-        asked = options.packed | call.backward_packed | saved << SAVED_AT | bits << NEEDS_AT | surrogate | CLAMP
-        backward = neuron.backward_ragged if lengths else neuron.backward
-        found = backward(
-            grads[0], None, *grad_states, x, mem_rec, rows, derivative, *tensors, call.steps, asked, p0, p1, *lengths
-        )
-        if bits & 1 and found[0].dtype != dtype:  # of last states alone, without a current to tell its dtype
-            found[0] = found[0].to(dtype)
-        if bits == 1 and not refuses:  # nearly always
-            return None, found[0], *neuron.no_others, *no_gradient(lengths)
-        gradients = [None, *by_input(neuron, found, needs[1 : 2 + len(tensors)], tensors), *no_gradient(lengths)]
-        return refusing(gradients, *grads, source, *tensors) if refuses else tuple(gradients)
+        if shape is not None:
+            if refuses and source is None and bits:
+                raise NotImplementedError(NO_SECOND_DERIVATIVE)  # nothing that is saved leads back to the current
+            grad_spk, others = _through_linear(ctx, grad_spk, spike_bits, tensors[-1])
+        derivative = None
+        if deciding is not None:
+            # options.derivative is that of no surrogate: it lets no gradient through a spike.
+            no_reset = RESET_MECHANISMS[options.reset] == "none"
+            if grad_spk is not None or neuron.fed_back or not no_reset:
+                with torch.no_grad():
+                    derivative = _derivative_of(options.spike_grad, deciding - tensors[-2])
+        gradients: list[Tensor | None] = [None] * (1 + inputs)
+        if bits and (grad_spk is not None or any(grad is not None for grad in grads[1:])):
+            x, mem_rec = (None, source) if saved == SAVE_NOTHING else (source, None)
+            surrogate, p0, p1 = options.derivative
+            asked = options.packed | request.backward_packed | saved << SAVED_AT | bits << NEEDS_AT | surrogate | CLAMP
+            found = neuron.backward(
+                grad_spk, weight if grad_spk is not None else None, *of_states(neuron, request, grads[1:]), x, mem_rec,
+                rows, derivative, *tensors, request.steps, asked, p0, p1, lengths,
+            )  # fmt: skip
+            if bits & 1 and found[0].dtype != dtype:  # of last states alone, without a current to tell its dtype
+                found[0] = found[0].to(dtype)
+            if bits == 1 and not refuses:  # nearly always
+                return None, found[0], *neuron.no_others, *others
+            gradients = by_input(neuron, found, needs[1:], tensors)
+        if refuses and bits:
+            return None, *refusing([*gradients, *others], *grads, source, weight, *tensors)
+        return None, *gradients, *others
 
 
 Unroll._backward_cls._register_hook_dict = state_gradients.register_hook_dict  # type: ignore[attr-defined]
+
+
+def _through_linear(
+    ctx: Any, grad: Tensor | None, spike_bits: Tensor | None, graded: Tensor
+) -> tuple[Tensor | None, tuple[Tensor | None, ...]]:
+    """The gradient of a linear layer's outputs ``[T, R, O]``, if it reaches the neurons; those of weight and bias."""
+    _, options, request, _, dtype, shape = ctx.how
+    *needs, needs_weight, needs_bias, _ = ctx.needs_input_grad[1:]
+    if grad is None:
+        return None, (None, None, None)
+    grad_weight = grad_bias = None
+    grad = grad.reshape(request.steps, -1, grad.shape[-1]).contiguous()
+    if needs_weight:
+        rows, heights = flat_bits(spike_bits, shape), heights_of(graded, shape, dtype)  # type: ignore[arg-type]
+        if torch.is_grad_enabled() and not any(needs):
+            # No spike is differentiated, and so this can be once more.
+            grad_weight = grad.flatten(0, 1).t() @ (numbers_of(rows, request.steps) * heights).to(dtype)
+        else:
+            grad_weight = ops.spikes_linear_weight(rows, grad, heights)
+    if needs_bias:
+        grad_bias = grad.sum((0, 1))
+    passes = options.spike_grad is not DISABLED or needs[-1]  # through a spike
+    return (grad if passes else None), (grad_weight, grad_bias, None)
 
 
 class Fire(Unroll):
@@ -126,9 +186,9 @@ class Fire(Unroll):
     @staticmethod
     def forward(ctx: Any, how: Any, mem: Tensor, *tensors: Any) -> Any:
         options, spk = how
-        deciding = () if options.kernels_do_all else (mem,)
+        deciding = () if options.kernels_do_all else (mem, None, None, None)
         ctx.save_for_backward(mem, None, *tensors, *deciding)
-        ctx.how = NEURONS["leaky"], options, ONE_STEP, SAVE_CHECKPOINTS, mem.dtype
+        ctx.how = NEURONS["leaky"], options, ONE_STEP, SAVE_CHECKPOINTS, mem.dtype, None
         ctx.results = ()
         ctx.set_materialize_grads(False)
         return spk
@@ -138,60 +198,17 @@ class Fire(Unroll):
         return Unroll.backward(ctx, *grads, None)
 
 
-def step_in_parts(
-    neuron: Neuron,
-    options: Options,
-    x: Tensor,
-    states: Sequence[Tensor | None],
-    parameters: Sequence[Tensor],
-) -> tuple[Tensor, ...]:
-    """One step as a function for the states and one for the spikes of the membrane, as in snnTorch.
-
-    A synaptic current is the membrane of a leaky neuron without a reset, and the current of another one.
-    """
-    if neuron.synapse is not None and RESET_MECHANISMS[options.reset] in neuron.membrane_of_states:
-        quiet = Options(DISABLED, _NONE, True, False, None, True, _PACKED, _NO_DERIVATIVE)
-        _, syn = Unroll.apply((neuron.synapse, quiet, ONE_STEP), x, *states[:-1], *parameters[:-3], _ZERO, _ZERO)
-        spk, mem = step_in_parts(NEURONS["leaky"], options, syn, states[-1:], parameters[-3:])
-        return spk, syn, mem
-    silent = Options(DISABLED, options.reset, options.reset_delay, False, None, True, options.packed, _NO_DERIVATIVE)
-    threshold, graded = parameters[-2:]
-    spk, *after = Unroll.apply((neuron, silent, ONE_STEP), x, *states, *parameters[:-1], graded.detach())
-    fires = Options(options.spike_grad, _NONE, True, False, None, options.kernels_do_all, _PACKED, options.derivative)
-    return Fire.apply((fires, spk), after[-1], None, _ZERO, threshold, graded), *after
-
-
-_NONE = RESET_MECHANISMS.index("none")
-_PACKED = _NONE << RESET_AT | 1 << RESET_DELAY_AT
-_NO_DERIVATIVE = DISABLED.kernel_id << SURROGATE_AT, *DISABLED.parameters()
-_ZERO = torch.zeros((), device="cpu", dtype=torch.float32)  # a parameter that has no effect
-
-
-def split(neuron: Neuron, tensors: Any) -> tuple[Any, Any]:
-    """The states and parameters, and behind them the steps of each sample, if these are given."""
-    n = len(neuron.no_others)
-    return tensors[:n], tensors[n:]
-
-
-def no_gradient(lengths: Sequence[Any]) -> tuple[None, ...]:
-    return (None,) * len(lengths)
-
-
-def records(asks: bool) -> bool:
-    """Whether autograd records a call. ``asks``: a tensor of it asks for a gradient. An exported program has none."""
-    return asks and torch.is_grad_enabled() and not exporting()
-
-
-def of_states(neuron: Neuron, call: Call, grads: tuple[Any, ...]) -> tuple[Any, ...]:
+def of_states(neuron: Neuron, request: Request, grads: tuple[Any, ...]) -> tuple[Any, ...]:
     """The gradients of all states of every step, then of all last states; ``None`` for states not returned."""
-    if call.record == 0:
+    if request.record == 0:
         grads = neuron.no_states + grads
-    elif call.record != neuron.every_state or neuron.fed_back:
+    elif request.record != neuron.every_state or neuron.fed_back:
         rest = iter(grads)
-        grads = tuple([next(rest) if call.record >> i & 1 else None for i in range(len(neuron.states))]) + tuple(rest)
-    if call.time == STEP and neuron.fed_back:
+        records = [next(rest) if request.record >> i & 1 else None for i in range(len(neuron.states))]
+        grads = *records, *rest
+    if request.time == STEP and neuron.fed_back:
         grads = (*neuron.no_states, None, *grads[len(neuron.states) :])  # the spike is not returned again
-    return grads if call.last else grads + neuron.no_states
+    return grads if request.last else grads + neuron.no_states
 
 
 def by_input(
@@ -212,7 +229,7 @@ def refusing(gradients: Sequence[Tensor | None], *sources: Tensor | None) -> tup
     return tuple([g if g is None else _NoDoubleBackward.apply(g, *given) for g in gradients])
 
 
-def what_to_save(neuron: Neuron, options: Options, call: Call, dtype: torch.dtype, needs: Sequence[bool]) -> int:
+def what_to_save(neuron: Neuron, options: Options, request: Request, dtype: torch.dtype, needs: Sequence[bool]) -> int:
     """What forward saves, one of ``SAVE_*``.
 
     With ``SAVE_NOTHING``, backward uses the recorded membrane. ``SAVE_CHECKPOINTS`` goes with the current. ``needs``:
@@ -221,22 +238,13 @@ def what_to_save(neuron: Neuron, options: Options, call: Call, dtype: torch.dtyp
     if not neuron.record_tells or not options.reset_delay:
         return SAVE_CHECKPOINTS
     # Only where the membrane after a step is the one that decided its spike, and was not rounded since.
-    if call.record & neuron.membrane and (dtype == torch.float32 or dtype == torch.float64):
+    if request.record & neuron.membrane and (dtype == torch.float32 or dtype == torch.float64):
         return SAVE_NOTHING
     from_spikes = options.spike_grad.kernel_id in _FROM_SPIKES  # type: ignore[attr-defined]
-    if from_spikes and not _needs_membrane(neuron, needs) and not needs[-1]:
+    # Of the parameters only the threshold's gradient takes no membrane.
+    if from_spikes and not any(needs[1 + len(neuron.states) : -2]) and not needs[-1]:
         return SAVE_SPIKES
     return SAVE_CHECKPOINTS
-
-
-def _needs_membrane(neuron: Neuron, needs: Sequence[bool]) -> bool:
-    """Whether a parameter other than the last two asks for its gradient, which takes the membrane itself."""
-    return any(needs[1 + len(neuron.states) : -2])
-
-
-def count(neuron: Neuron, record: int) -> int:
-    """How many states are recorded. (torch.compile does not trace ``bin`` with torch 2.11.)"""
-    return sum([record >> i & 1 for i in range(len(neuron.states))])
 
 
 def _derivative_of(spike_grad: SpikeGrad, z: Tensor) -> Tensor | None:

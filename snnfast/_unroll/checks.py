@@ -1,73 +1,35 @@
 """Check the arguments of users: the options of a layer once, the options and tensors of a call at each call."""
 
 import operator
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.compiler import is_compiling
 
 from snnfast import surrogate
 from snnfast._core.ops import (
     CONSTANT,
-    LAST_AT,
-    RECORD_AT,
-    REDUCE_AT,
     RESET_AT,
     RESET_DELAY_AT,
     RESET_MECHANISMS,
     SEQUENCE,
-    STEP,
     SURROGATE_AT,
-    TIME_AT,
     Neuron,
     arithmetic_dtype,
 )
 from snnfast._core.settings import check_flag
+from snnfast._unroll.call import Options, Request, StateQuant, UnrollCall, make_request
 from snnfast.surrogate.base import number
 from snnfast.surrogate.examine import SpikeGrad, how_to_make, recognise
-
-StateQuant = Callable[[Tensor], Tensor]
 
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _NUMBERS = (*_DTYPES, torch.int64)  # of a parameter: what a kernel reads as a number
 _STRIDED = torch.strided
 _MOST_STEPS = 2**63 - 1
 _DEFAULT_SPIKE_GRAD = surrogate.atan()
-
-
-class Options(NamedTuple):
-    """Checked options of a layer, the same from call to call."""
-
-    spike_grad: SpikeGrad
-    reset: int  # a place in RESET_MECHANISMS
-    reset_delay: bool
-    inhibition: bool
-    state_quant: StateQuant | None
-    kernels_do_all: bool  # spike_grad is one of theirs, and there is no inhibition or state_quant
-    packed: int  # reset and reset_delay as options of the ops
-    derivative: tuple[int, float, float]  # of the spike, as the backward ops take it
-
-
-class Call(NamedTuple):
-    """Checked options of one call."""
-
-    time: int  # a place in TIMES: what time is in the shape of the current
-    steps: int
-    record: int  # states to return of every step, as bits
-    last: bool  # whether to return all states after the last step
-    reduce: bool  # sum the spikes over time
-    packed: int  # all of these but the steps as options of the forward op
-    backward_packed: int  # time and reduce as options of the backward op
-
-
-def made_call(time: int, steps: int, record: int, last: bool, reduce: bool) -> Call:
-    shared = time << TIME_AT | reduce << REDUCE_AT
-    return Call(time, steps, record, last, reduce, shared | last << LAST_AT | record << RECORD_AT, shared)
-
-
-ONE_STEP = made_call(STEP, 1, record=0, last=True, reduce=False)
 
 
 def check_options(
@@ -90,14 +52,9 @@ def check_options(
     )
 
 
-def check_call(
-    neuron: Neuron,
-    current: Tensor,
-    num_steps: object,
-    record_mem: object,
-    reduce: object,
-    last: bool = False,
-) -> Call:
+def check_request(
+    neuron: Neuron, current: Tensor, num_steps: object, record_mem: object, reduce: object, last: bool = False
+) -> Request:
     """The same for the options of a call of all time steps. ``current`` is checked already.
 
     ``last``: return all states after the last step in any case.
@@ -110,43 +67,39 @@ def check_call(
         raise ValueError("current: expected [T, *] with time first, got a tensor with no dimensions; or give num_steps")
     record = record_mem if isinstance(record_mem, bool) else check_flag("record_mem", record_mem)
     reduces = reduce is not None and check_reduce(reduce) is not None
-    return made_call(time, steps, neuron.every_state if record else 0, last or not record, reduces)
+    return make_request(time, steps, neuron.every_state if record else 0, last or not record, reduces)
 
 
-States = tuple[Tensor | None, ...]
-Parameters = tuple[Tensor, ...]
-
-
-def prepare(
-    neuron: Neuron, options: Options, time: int, current: Tensor, states: States, parameters: Parameters
-) -> tuple[Tensor, States, Parameters, bool]:
-    """The tensors of a call as the kernels take them, and whether one of them asks for a gradient.
+def prepare(call: UnrollCall) -> UnrollCall:
+    """The same call, with its tensors as the kernels take them.
 
     A wrong tensor is an error that names it. Kernels convert states and parameters themselves, unless one of them
     makes the opmath dtype float64. Then all tensors are returned as float64.
     """
+    if call.varies:
+        return _prepare_each_step(call)
+    current = call.current
+    step = current.shape[1:] if call.request.time == SEQUENCE else current.shape  # step_shape, without a call
     dtype, device = current.dtype, current.device
     acc = arithmetic_dtype(dtype)
-    step_shape = current.shape[1:] if time == SEQUENCE else current.shape
     # Autograd can't save a tensor of torch.inference_mode.
-    saves = torch.is_grad_enabled() and not torch.compiler.is_compiling()
-    fit, asks = not options.inhibition, current.requires_grad
-    for t in states:
+    saves = torch.is_grad_enabled() and not is_compiling()
+    fit = not call.options.inhibition
+    for t in call.states:
         if t is None:
             continue
         if not (
             isinstance(t, Tensor)
             and not t.is_nested  # which has no shape
             and (t.dtype is acc or t.dtype is dtype)
-            and t.shape == step_shape
+            and t.shape == step
             and t.device == device
             and t.layout is _STRIDED
             and not (saves and t.is_inference())
         ):
             fit = False
             break
-        asks = asks or t.requires_grad
-    for t in parameters:
+    for t in call.parameters:
         if not isinstance(t, Tensor) or t.dtype not in _NUMBERS or (saves and t.is_inference()):
             fit = False  # snnTorch takes a number that was assigned
             break
@@ -155,39 +108,58 @@ def prepare(
             if t.dim():
                 widens = t.dtype == torch.float64 and acc != torch.float64
                 dense = t.layout is _STRIDED and not t.is_nested
-                fit = fit and dense and not widens and _broadcasts(t.shape, step_shape)
-        asks = asks or t.requires_grad
-    if not fit:
-        current, states, parameters = _convert(neuron, options, current, states, parameters, step_shape)
-        asks = current.requires_grad or any(t is not None and t.requires_grad for t in states + parameters)
-    return current, states, parameters, asks
+                fit = fit and dense and not widens and _broadcasts(t.shape, step)
+    return call if fit else _convert(call, step)
 
 
-def _convert(
-    neuron: Neuron,
-    options: Options,
-    current: Tensor,
-    states: States,
-    parameters: Parameters,
-    step_shape: torch.Size,
-) -> tuple[Tensor, States, Parameters]:
-    if options.inhibition and len(step_shape) != 2:
+def _convert(call: UnrollCall, step_shape: torch.Size) -> UnrollCall:
+    neuron, current = call.neuron, call.current
+    if call.options.inhibition and len(step_shape) != 2:
         raise ValueError(f"inhibition: needs steps of shape [B, N], got {_show(step_shape)}")
     acc = arithmetic_dtype(current.dtype)
-    for value in states + parameters:
+    for value in call.states + call.parameters:
         # PyTorch's promotion: a parameter with dimensions (and a state) widens the arithmetic, a scalar does not.
-        is_state = any(value is state for state in states)
+        is_state = any(value is state for state in call.states)
         if isinstance(value, Tensor) and value.dtype == torch.float64 and (value.dim() > 0 or is_state):
             acc = torch.float64
-    checked_states = tuple(
+    states = tuple(
         None if state is None else out_of_inference(_check_state(name, state, current, step_shape).to(acc))
-        for name, state in zip(neuron.states, states, strict=True)
+        for name, state in zip(neuron.states, call.states, strict=True)
     )
-    checked_parameters = tuple(
+    parameters = tuple(
         check_parameter(name, value, current, step_shape, acc)
-        for name, value in zip(neuron.parameters, parameters, strict=True)
+        for name, value in zip(neuron.parameters, call.parameters, strict=True)
     )
-    return (current.to(acc) if acc == torch.float64 else current), checked_states, checked_parameters
+    current = current.to(acc) if acc == torch.float64 else current
+    return call._replace(current=current, states=states, parameters=parameters)
+
+
+def varies(neuron: Neuron, request: Request, current: Tensor, parameters: tuple[Any, ...]) -> bool:
+    """Whether a parameter has values for every step: as many dimensions as a current ``[T, *]``."""
+    return bool(neuron.may_vary) and any(_varies(p, request, current) for p in parameters[: len(neuron.may_vary)])
+
+
+def _varies(parameter: object, request: Request, current: Tensor) -> bool:
+    return isinstance(parameter, Tensor) and parameter.dim() == current.dim() + (request.time == CONSTANT)
+
+
+def _prepare_each_step(call: UnrollCall) -> UnrollCall:
+    """The same for parameters that vary: the values of one step are checked as those of a layer are."""
+    given, steps = list(call.parameters), call.request.steps
+    varying = {i: name for i, name in enumerate(call.neuron.may_vary) if _varies(given[i], call.request, call.current)}
+    for i, name in varying.items():
+        check_dense(name, given[i])
+        if len(given[i]) != steps:
+            shape = tuple(given[i].shape)
+            raise ValueError(f"{name}: shape {shape} has values for {shape[0]} steps, but there are {steps}")
+        given[i] = out_of_inference(given[i])
+    # The sum over no steps has the shape of a step as well.
+    first = tuple((p[0] if steps else p.sum(0)) if i in varying else p for i, p in enumerate(given))
+    prepared = prepare(call._replace(parameters=first, varies=False))
+    if steps == 0:
+        return prepared._replace(lengths=None)
+    whole = tuple(given[i] if i in varying else p for i, p in enumerate(prepared.parameters))
+    return prepared._replace(parameters=whole, varies=True)
 
 
 def check_current(name: str, current: object) -> None:

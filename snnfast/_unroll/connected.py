@@ -5,7 +5,7 @@ multiplies exactly: each step is one step of the kernels, and the numbers are sn
 one product after all steps.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,119 +13,104 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from snnfast._core import backend, events, ops
-from snnfast._core.ops import NEEDS_AT, SAVE_CHECKPOINTS, SAVED_AT, SEQUENCE, STEP, Neuron, arithmetic_dtype
+from snnfast._core.hooks import is_only_called
+from snnfast._core.ops import NEEDS_AT, SAVE_CHECKPOINTS, SAVED_AT, SEQUENCE, arithmetic_dtype
 from snnfast._core.pytorch import is_forward_mode, transforms_are_active
 from snnfast._unroll import linear as _linear
 from snnfast._unroll.autograd import CLAMP, of_states, refusing, sum_to
-from snnfast._unroll.checks import (
-    ONE_STEP,
-    Call,
-    Options,
-    Parameters,
-    States,
-    prepare,
-)
-from snnfast._unroll.connections import Connections, Convolution
-from snnfast._unroll.linear import Linear
-from snnfast._unroll.ragged import Freezing
+from snnfast._unroll.call import ONE_STEP, Connections, Convolution, UnrollCall, needs_graph, step_shape
+from snnfast._unroll.checks import check_weight, out_of_inference
+from snnfast._unroll.ragged import RaggedMask
 
-__all__ = ["unroll"]
+__all__ = ["check_connections", "connections_of", "one_step", "separate", "takes", "unroll"]
 
 _ONE = torch.ones((), device="cpu")  # V
 
 
-Run = Callable[..., tuple[Tensor, ...]]  # ``_unroll.run``
+def connections_of(module: nn.Module) -> Connections:
+    """The connections that a module is."""
+    if not is_only_called(module):
+        return Connections(module)
+    if type(module) is nn.Linear:
+        return Connections(module, module.weight, module.bias)
+    if type(module) is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str):
+        how = Convolution(module.stride, module.padding, module.dilation, module.groups)
+        return Connections(module, module.weight, module.bias, how)
+    return Connections(module)
 
 
-def unroll(
-    run: Run,
-    neuron: Neuron,
-    options: Options,
-    call: Call,
-    current: Tensor,  # [T, *], or [*] of a constant current or of one step
-    states: States,  # [*] each
-    parameters: Parameters,  # the connections, and the others
-    linear: Linear | None,
-    lengths: Tensor | None,
-) -> tuple[Tensor, ...]:
-    """A call of ``_unroll.run`` on neurons with connections."""
-    connections: Any = parameters[0]
-    plain = _ONE, *parameters[1:]
-    dims = current.dim() - (call.time == SEQUENCE)
-    if lengths is not None and dims < (2 if connections.convolution is None else 4):
+def check_connections(V: Any, weight: object, bias: object, current: Tensor) -> Any:
+    """``V``, or the connections in its place; ``current`` has been checked."""
+    if weight is None:
+        if bias is not None:
+            raise ValueError("recurrent_bias: needs a recurrent_weight")
+        return V
+    if isinstance(V, Tensor) or V != 1:
+        raise ValueError("V: must not be given beside a recurrent_weight, which takes its place")
+    weight = check_weight("recurrent_weight", weight, current)
+    bias = None if bias is None else check_weight("recurrent_bias", bias, current)
+    dims = weight.dim()
+    odd = dims == 2 or all(n % 2 for n in weight.shape[2:])
+    place = -1 if dims == 2 else -3
+    if dims not in (2, 4) or weight.shape[0] != weight.shape[1] or not odd or current.dim() < -place:
+        raise ValueError(
+            f"recurrent_weight: expected [N, N], or [C, C, kH, kW] with kernels of odd sizes, got {tuple(weight.shape)}"
+        )
+    if current.shape[place] != weight.shape[0]:
+        raise ValueError(f"recurrent_weight: expected {current.shape[place]} inputs, got {weight.shape[0]}")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"recurrent_bias: expected ({weight.shape[0]},), got {tuple(bias.shape)}")
+    weight, bias = out_of_inference(weight), None if bias is None else out_of_inference(bias)
+    if dims == 2:
+        return Connections(lambda spk: F.linear(spk, weight, bias), weight, bias)
+    how = Convolution((1, 1), tuple(n // 2 for n in weight.shape[2:]), (1, 1), 1)
+    return Connections(lambda spk: F.conv2d(spk, weight, bias, *how), weight, bias, how)
+
+
+def one_step(call: UnrollCall) -> UnrollCall:
+    """A call of one step, whose spikes have gone through the connections, as one of neurons without them."""
+    (spk, *states), (connections, *parameters), x = call.states, call.parameters, call.current
+    spk = torch.zeros_like(x) if spk is None else spk.to(x.dtype)
+    # Spikes lie in memory as the current does. The order of the sums in a product must not depend on that.
+    came_back = connections.call(spk.contiguous())  # type: ignore[attr-defined]
+    return UnrollCall(call.neuron, call.options, ONE_STEP, x, (came_back, *states), (_ONE, *parameters))
+
+
+def separate(call: UnrollCall) -> UnrollCall:
+    """A call of all time steps, with the connections apart from the parameters."""
+    connections: Any = call.parameters[0]
+    if call.lengths is not None and len(step_shape(call)) < (2 if connections.convolution is None else 4):
         raise ValueError("lengths: needs steps with a batch dimension before those that are connected")
-    ragged = None if lengths is None else Freezing(lengths, call.steps, dims)
-    x = current
-    if call.time != STEP:
-        x, states, plain, asks = prepare(neuron, options, call.time, current, states, plain)
-    if call.time == STEP or x.dtype != current.dtype or not _is_fit(options, current, connections):
-        # A float64 state or parameter widens the membranes, and the product stays in the dtype of its weights.
-        found = _by_steps(run, neuron, options, call, current, states, plain, connections, ragged, x.dtype)
-    else:
-        tensors = *states, *plain[1:], connections.weight, connections.bias
-        how = neuron, options, call, connections.convolution, ragged
-        asks = asks or any(t is not None and t.requires_grad for t in tensors[-2:])
-        if asks and torch.is_grad_enabled():
-            found = UnrollConnected.apply(how, x, *tensors)
-        else:
-            found = _Forward(how, x.contiguous(), tensors, keeps=False).results()
-    return found if linear is None else (linear.of_spikes(found[0]), *found[1:])
+    return call._replace(parameters=(_ONE, *call.parameters[1:]), connections=connections)
 
 
-def _is_fit(options: Options, x: Tensor, connections: Connections) -> bool:
-    """Whether all steps may be one function of autograd."""
-    if not options.kernels_do_all or torch.compiler.is_compiling() or transforms_are_active():
+def takes(call: UnrollCall) -> bool:
+    """Whether all steps of a prepared call may be one function of autograd."""
+    x, connections = call.current, call.connections
+    assert connections is not None
+    if not call.options.kernels_do_all or torch.compiler.is_compiling() or transforms_are_active():
         return False
     if x.device.type not in ("cpu", "cuda") or torch.is_autocast_enabled(x.device.type):
         return False
     if is_forward_mode():
         return False
-    for t in (x, *connections[1:3]):
+    for t in (x, connections.weight, connections.bias):
         if t is not None and not (type(t) in (Tensor, nn.Parameter) and t.dtype == x.dtype and t.device == x.device):
             return False
-    return connections.weight is not None and backend.use_fused(x.device)
+    return connections.weight is not None and backend.use_fused(x)
 
 
-def _by_steps(
-    run: Run,
-    neuron: Neuron,
-    options: Options,
-    call: Call,
-    current: Tensor,
-    states: States,
-    parameters: Parameters,
-    connections: Connections,
-    ragged: Freezing | None,
-    wide: torch.dtype,  # of the records: that of the current, or float64
-) -> tuple[Tensor, ...]:
-    """One step after the other, each with a graph of its own."""
-    dtype, acc = current.dtype, arithmetic_dtype(wide)
-    shape = current.shape[1:] if call.time == SEQUENCE else current.shape
-    first, *others = states
-    spk = torch.zeros(shape, dtype=dtype, device=current.device) if first is None else first.to(dtype)
-    spks, records = [], []
-    for t, x in enumerate(current.unbind(0) if call.time == SEQUENCE else (current,) * call.steps):
-        before = spk, *others
-        x = x if ragged is None else ragged.without_padding(t, x)
-        # Spikes lie in memory as the current does. The order of the sums in a product must not depend on that.
-        given = connections.call(spk.contiguous()), *others
-        spk, *others = run(neuron, options, ONE_STEP, x, given, parameters)  # type: ignore[assignment]
-        spks.append(spk if ragged is None else ragged.without_padding(t, spk))
-        if ragged is not None:
-            spk, *others = ragged.kept(t, (spk, *others), before)  # type: ignore[arg-type, assignment]
-        records.append(others)
-    if call.time == STEP:
-        return spk, *others  # type: ignore[arg-type]
-    if not spks:
-        others = [torch.zeros(shape, dtype=acc, device=current.device) if t is None else t.clone() for t in others]
-
-    def over_time(tensors: Sequence[Any], dtype: torch.dtype) -> Tensor:
-        made = torch.stack(list(tensors)) if tensors else torch.empty((0, *shape), dtype=dtype, device=current.device)
-        return made.to(dtype)
-
-    found = [sum(spks, start=torch.zeros_like(spk, dtype=acc)).to(dtype) if call.reduce else over_time(spks, dtype)]
-    found += [over_time([r[i] for r in records], wide) for i in range(len(others)) if call.record >> 1 + i & 1]
-    return *found, *((spk.to(acc) if spks else spk.to(acc).clone(), *others) if call.last else ())  # type: ignore[arg-type]
+def unroll(call: UnrollCall) -> tuple[Tensor, ...]:
+    """All time steps of a prepared call as one function of autograd."""
+    connections, request = call.connections, call.request
+    assert connections is not None
+    tensors = *call.states, *call.parameters[1:], connections.weight, connections.bias
+    mask = None if call.lengths is None else RaggedMask(call.lengths, request.steps, len(step_shape(call)))
+    how = call.neuron, call.options, request, connections.convolution, mask
+    asks = any(t is not None and t.requires_grad for t in tensors[-2:])
+    if needs_graph(call) or (asks and torch.is_grad_enabled()):
+        return UnrollConnected.apply(how, call.current, *tensors)  # type: ignore[no-any-return]
+    return _Forward(how, call.current.contiguous(), tensors, keeps=False).results()
 
 
 class _Forward:
@@ -135,43 +120,43 @@ class _Forward:
     """
 
     def __init__(self, how: tuple[Any, ...], x: Tensor, tensors: Sequence[Any], keeps: bool) -> None:
-        neuron, options, self.call, convolution, ragged = how
-        n, call = len(neuron.states), self.call
+        neuron, options, self.request, convolution, mask = how
+        n, request = len(neuron.states), self.request
         (first, *now), parameters, (weight, bias) = tensors[:n], tensors[n:-2], tensors[-2:]
         self.dtype, self.acc = x.dtype, arithmetic_dtype(x.dtype)
-        self.like = x if call.time != SEQUENCE else x.new_empty(x.shape[1:]) if len(x) == 0 else x[0]
+        self.like = x if request.time != SEQUENCE else x.new_empty(x.shape[1:]) if len(x) == 0 else x[0]
         spk = torch.zeros_like(self.like) if first is None else first.to(x.dtype).contiguous()
         at_end = spk
-        self.count = torch.zeros_like(self.like, dtype=self.acc) if call.reduce else None
+        self.count = torch.zeros_like(self.like, dtype=self.acc) if request.reduce else None
         self.came_back: list[Tensor] = []
-        # Of what nobody reads again, a row or two are written over.
-        self.spks = self._rows(call.steps if keeps or not call.reduce else min(2, call.steps), x.dtype)
-        few = call.steps if keeps or call.record else min(2, call.steps)
+        # Double-buffer rows that are not saved.
+        self.spks = self._rows(request.steps if keeps or not request.reduce else min(2, request.steps), x.dtype)
+        few = request.steps if keeps or request.record else min(2, request.steps)
         self.states = [self._rows(few, self.acc) for _ in now]
-        back = self._rows(call.steps if keeps else min(1, call.steps), x.dtype).unbind(0)
+        back = self._rows(request.steps if keeps else min(1, request.steps), x.dtype).unbind(0)
         spks, states = self.spks.unbind(0), [s.unbind(0) for s in self.states]
         asked = options.packed | ONE_STEP.packed
-        for t, step in enumerate(x.unbind(0) if call.time == SEQUENCE else (x,) * call.steps):
+        for t, step in enumerate(x.unbind(0) if request.time == SEQUENCE else (x,) * request.steps):
             came_back = _came_back(spk, weight, bias, convolution, back[t % len(back)])
             if keeps:
                 self.came_back.append(came_back)
             spk, after = spks[t % len(spks)], [rows[t % len(rows)] for rows in states]
             neuron.forward_into(step, came_back, *now, _ONE, *parameters, 1, asked, [spk, *after])
-            if ragged is not None:
-                (at_end,) = ragged.kept(t, [spk], [at_end])
-                ragged.freeze(t, [spk, *after], [None, *now])
+            if mask is not None:
+                (at_end,) = mask.kept(t, [spk], [at_end])
+                mask.freeze(t, [spk, *after], [None, *now])
             now = after
             if self.count is not None:
                 self.count += spk
-        self.last = spk if ragged is None else at_end, *now
+        self.last = spk if mask is None else at_end, *now
 
     def _rows(self, rows: int, dtype: torch.dtype) -> Tensor:
         return rows_like(self.like if dtype == self.dtype else self.like.to(dtype), rows)
 
     def results(self) -> tuple[Tensor, ...]:
         found = [self.spks if self.count is None else self.count.to(self.dtype)]
-        found += [rows.to(self.dtype) for i, rows in enumerate(self.states) if self.call.record >> 1 + i & 1]
-        if self.call.last:
+        found += [rows.to(self.dtype) for i, rows in enumerate(self.states) if self.request.record >> 1 + i & 1]
+        if self.request.last:
             zeros = torch.zeros_like(self.like, dtype=self.acc)
             # Copies: no part of a record, and with no step no arguments.
             found += [zeros if t is None else t.to(self.acc, copy=True) for t in self.last]
@@ -211,56 +196,56 @@ def _backward(
     kept: Sequence[Tensor],  # the states after each step, [T, *] each, and what came back to each
 ) -> list[Tensor | None]:
     """The gradients of the current and the tensors."""
-    neuron, options, call, convolution, ragged = how
+    neuron, options, request, convolution, mask = how
     n, parameters, weight = len(neuron.states), tensors[len(neuron.states) : -2], tensors[-2]
     wanted = needs[1 + n : -2]  # of the parameters
     after, came_back = [rows.unbind(0) for rows in kept[: n - 1]], kept[n - 1 :]
     like = came_back[0] if came_back else x
     wide = like if like.dtype == arithmetic_dtype(x.dtype) else like.to(arithmetic_dtype(x.dtype))
-    every = rows_like(like, call.steps)  # of the currents, which are those of what came back
+    every = rows_like(like, request.steps)  # of the currents, which are those of what came back
     of_spk = torch.empty_like(like)
-    carries = [[torch.empty_like(wide) for _ in range(n - 1)] for _ in range(min(2, call.steps))]
+    carries = [[torch.empty_like(wide) for _ in range(n - 1)] for _ in range(min(2, request.steps))]
     partial = [torch.empty_like(wide) for needed in wanted if needed]
     sums = [torch.zeros_like(wide) for _ in partial]
     surrogate, p0, p1 = options.derivative
     bits = 1 | sum([1 << i for i in range(2, 1 + n)]) | sum([w << 2 + n + j for j, w in enumerate(wanted)])
     asked = options.packed | ONE_STEP.backward_packed | SAVE_CHECKPOINTS << SAVED_AT | surrogate | CLAMP
     asked |= bits << NEEDS_AT
-    given = of_states(neuron, call, tuple(grads[1:]))
+    given = of_states(neuron, request, tuple(grads[1:]))
     records, (last_spk, *carry) = given[1:n], given[n:]
     at_end = None if last_spk is None else last_spk.to(x.dtype)
-    later = at_end if ragged is None else None  # what the steps after this one say of its spikes
-    for t in reversed(range(call.steps)):
-        of_this = grads[0] if call.reduce or grads[0] is None else grads[0][t]
-        if t + 1 < call.steps:
+    later = at_end if mask is None else None  # what the steps after this one say of its spikes
+    for t in reversed(range(request.steps)):
+        of_this = grads[0] if request.reduce or grads[0] is None else grads[0][t]
+        if t + 1 < request.steps:
             later = _through(every[t + 1], of_this, weight, convolution, of_spk)
         elif of_this is not None:
             later = of_this if later is None else later + of_this
-        if ragged is not None and at_end is not None:
-            later = ragged.at_last(t, at_end) if later is None else later + ragged.at_last(t, at_end)
+        if mask is not None and at_end is not None:
+            later = mask.at_last(t, at_end) if later is None else later + mask.at_last(t, at_end)
         before = [rows[t - 1] if t else initial for rows, initial in zip(after, tensors[1:n], strict=True)]
         out = [every[t], *carries[t % 2], *partial]
         neuron.backward_into(
             later, None, None, *[r if r is None else r[t] for r in records], None, *carry,
-            x[t] if call.time == SEQUENCE else x, None, None, None, came_back[t], *before, _ONE, *parameters, 1,
+            x[t] if request.time == SEQUENCE else x, None, None, None, came_back[t], *before, _ONE, *parameters, 1,
             asked, p0, p1, out,
         )  # fmt: skip
-        if ragged is not None:
+        if mask is not None:
             of_states_of_t = [r if r is None else r[t] for r in records]
-            ragged.freeze(t, carries[t % 2], ragged.sums(carry, of_states_of_t))
-            ragged.freeze(t, [every[t], *partial], [None] * (1 + len(partial)))
+            mask.freeze(t, carries[t % 2], mask.sums(carry, of_states_of_t))
+            mask.freeze(t, [every[t], *partial], [None] * (1 + len(partial)))
         carry = carries[t % 2]
         for total, found in zip(sums, partial, strict=True):
             total += found
 
     made: list[Tensor | None] = [None] * len(needs)
     if needs[0]:
-        made[0] = every if call.time == SEQUENCE else every.sum(0, dtype=wide.dtype).to(x.dtype)
+        made[0] = every if request.time == SEQUENCE else every.sum(0, dtype=wide.dtype).to(x.dtype)
     if needs[1]:
         first = tensors[0]
-        made[1] = _through(every[0], None, weight, convolution, of_spk) if call.steps else last_spk
-        if ragged is not None and at_end is not None and call.steps:
-            made[1] = made[1] + ragged.at_last(-1, at_end)
+        made[1] = _through(every[0], None, weight, convolution, of_spk) if request.steps else last_spk
+        if mask is not None and at_end is not None and request.steps:
+            made[1] = made[1] + mask.at_last(-1, at_end)
         made[1] = made[1] if made[1] is None else made[1].to(first.dtype)
     for i in range(2, 1 + n):
         if needs[i] and carry[i - 2] is not None:

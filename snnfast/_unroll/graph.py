@@ -26,8 +26,8 @@ from snnfast._core.ops import (
     unpack,
 )
 from snnfast._unroll import state_gradients as _gradients
-from snnfast._unroll.checks import ONE_STEP, Call, Options, check_options, made_call
-from snnfast._unroll.linear import Linear
+from snnfast._unroll.call import ONE_STEP, Linear, Options, Request, UnrollCall, make_request
+from snnfast._unroll.checks import check_options
 from snnfast._unroll.run import run
 
 
@@ -116,9 +116,9 @@ def unroll(
 ) -> list[Tensor]:
     """What the op ``snnfast::unroll`` does: a call of all time steps, whose arguments are checked already."""
     time, steps = (SEQUENCE, x.shape[0]) if steps is None else (CONSTANT, steps)
-    call = made_call(time, steps, record, last, reduce)
+    request = make_request(time, steps, record, last, reduce)
     linear = None if weight is None else Linear(weight, bias, dims)
-    return list(_run(neuron, x, tensors, (options, surrogate_field, p0, p1), backend, call, linear))
+    return list(_run(neuron, x, tensors, (options, surrogate_field, p0, p1), backend, request, linear))
 
 
 def _run(
@@ -127,17 +127,18 @@ def _run(
     tensors: Sequence[Tensor | None],
     options: tuple[Any, ...],
     backend: str,
-    call: Call,
+    request: Request,
     linear: Linear | None = None,
 ) -> tuple[Tensor, ...]:
     neuron, asked = NEURONS[name], _options_of(*options)
     n = len(neuron.states)
     states: Any = tuple(tensors[:n])
     parameters: Any = tuple(tensors[n:])
+    call = UnrollCall(neuron, asked, request, x, states, parameters, linear)
     if backend == _backend.current_backend():
-        return run(neuron, asked, call, x, states, parameters, as_node=False, linear=linear)
+        return run(call)
     with _backend.use_backend(backend):  # of a block that was traced, which is not there when its graph runs
-        return run(neuron, asked, call, x, states, parameters, as_node=False, linear=linear)
+        return run(call)
 
 
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")  # type: ignore[no-untyped-call]

@@ -9,21 +9,29 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from snnfast._core.ops import SEQUENCE
 from snnfast._core.pytorch import transforms_are_active
-from snnfast._unroll.checks import Call, check_dense, out_of_inference
+from snnfast._unroll.call import Request
+from snnfast._unroll.checks import check_dense, out_of_inference
 
-__all__ = ["Freezing", "batch_outermost", "check_lengths", "check_steps", "has_values", "reason_against", "valid_steps"]
+__all__ = [
+    "RaggedMask",
+    "batch_outermost",
+    "check_lengths",
+    "check_steps",
+    "has_values",
+    "valid_steps",
+]
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
-def check_lengths(lengths: object, current: Tensor, call: Call) -> Tensor | None:
+def check_lengths(lengths: object, current: Tensor, request: Request) -> Tensor | None:
     """The steps of each sample, int64 ``[B]`` on the device of ``current``; ``None`` where all samples have all."""
     if lengths is None:
         return None
-    step_shape = current.shape[1:] if call.time == SEQUENCE else current.shape
-    if len(step_shape) == 0:
+    shape = current.shape[1:] if request.time == SEQUENCE else current.shape
+    if len(shape) == 0:
         raise ValueError("lengths: needs steps with a batch dimension, [B, *]")
-    return check_steps(lengths, current, "current", call.steps, step_shape[0])
+    return check_steps(lengths, current, "current", request.steps, shape[0])
 
 
 def check_steps(lengths: object, like: Tensor, name: str, steps: int, samples: int, least: int = 0) -> Tensor | None:
@@ -58,8 +66,8 @@ def valid_steps(lengths: Tensor, steps: int, dims: int) -> Tensor:
     return each < lengths.view(-1, *(1,) * (dims - 1))
 
 
-class Freezing:
-    """What becomes of a ragged batch in a loop over its steps: what a sample has after its last step stays."""
+class RaggedMask:
+    """The samples of a ragged batch that have a step, for a loop over the steps."""
 
     def __init__(self, lengths: Tensor, steps: int, dims: int) -> None:
         lengths = lengths.clamp(0, steps)
@@ -98,18 +106,11 @@ class Freezing:
         return made
 
 
-def batch_outermost(x: Tensor, call: Call) -> Tensor:
+def batch_outermost(x: Tensor, request: Request) -> Tensor:
     """``x``, or a copy of it, in which the samples of a step lie in memory one after the other."""
-    lead = 1 if call.time == SEQUENCE else 0
+    lead = 1 if request.time == SEQUENCE else 0
     if x.is_contiguous() or x.shape[lead] <= 1:
         return x
     of_samples, *others = x.stride()[lead:]
     inside = all(n <= 1 or stride < of_samples for n, stride in zip(x.shape[lead + 1 :], others, strict=True))
     return x if inside else x.contiguous()
-
-
-def reason_against(lengths: Tensor | None) -> str | None:
-    """Why the kernels can't take a ragged batch here, if they can't."""
-    if lengths is None or torch.compiler.is_compiling() or not transforms_are_active():
-        return None
-    return "they have no rule of a torch.func transform for lengths"

@@ -3,62 +3,25 @@
 import torch
 from torch import Tensor
 
-from snnfast._core.ops import RESET_MECHANISMS, SEQUENCE, STEP, Neuron, arithmetic_dtype
+from snnfast._core.ops import RESET_MECHANISMS, Neuron, arithmetic_dtype
 from snnfast._unroll import state_gradients
-from snnfast._unroll.checks import Call, Options, Parameters, States
-from snnfast._unroll.ragged import Freezing
+from snnfast._unroll.call import Options, Parameters, UnrollCall
+from snnfast._unroll.steps import over_steps
 from snnfast.surrogate.examine import check_spikes
 
 __all__ = ["step", "unroll", "winners"]
 
 
-def unroll(
-    neuron: Neuron,
-    options: Options,
-    call: Call,
-    current: Tensor,
-    states: States,
-    parameters: Parameters,
-    lengths: Tensor | None = None,
-) -> tuple[Tensor, ...]:
-    """A call of :func:`snnfast._unroll.run` on prepared tensors: spikes, then the states that it asks for.
-
-    A sample of a ragged batch keeps its states and does not spike at the steps that it does not have.
-    """
+def unroll(call: UnrollCall) -> tuple[Tensor, ...]:
+    """Compute a prepared call: spikes, then the states that it asks for."""
     # Half precision: arithmetic and carried states in float32, results rounded once.
-    acc = arithmetic_dtype(current.dtype)
-    x = current.to(acc)
-    steps = x.unbind(0) if call.time == SEQUENCE else (x,) * call.steps
-    step_shape = current.shape[1:] if call.time == SEQUENCE else current.shape
-    now = [torch.zeros(step_shape, dtype=acc, device=x.device) if s is None else s.to(acc) for s in states]
-    # A parameter with one dimension more than a step has a value for each.
-    wide = [p.to(acc) for p in parameters]
-    each = [p.unbind(0) if p.dim() > len(step_shape) else (p,) * len(steps) for p in wide]
-    spk_rec: list[Tensor] = []
-    record: list[list[Tensor]] = []
-    freezing = None if lengths is None else Freezing(lengths, call.steps, len(step_shape))
-    for t, (x, *of_step) in enumerate(zip(steps, *each, strict=True)):
-        before = now
-        if freezing is not None:
-            x = freezing.without_padding(t, x)  # NaN would reach the gradients of parameters
-        spk, now = step(neuron, options, x, before, tuple(of_step))
-        if freezing is not None:
-            spk, now = freezing.without_padding(t, spk), freezing.kept(t, now, before)
-        spk_rec.append(spk)
-        record.append(now)
-    # With no step the initial states are the last ones; copies, so that writing to them can't reach the arguments.
-    last = [s if steps else s.clone() for s in now] if call.last else []
-    if call.time == STEP:
-        return spk_rec[0].to(current.dtype), *last[neuron.fed_back :]
+    acc = arithmetic_dtype(call.current.dtype)
 
-    def over_time(tensors: list[Tensor]) -> Tensor:
-        made = torch.stack(tensors) if tensors else torch.empty((0, *step_shape), dtype=acc, device=current.device)
-        return made.to(current.dtype)
+    def one_step(x: Tensor, states: list[Tensor], parameters: Parameters) -> tuple[Tensor, list[Tensor]]:
+        return step(call.neuron, call.options, x, states, parameters)
 
-    count = sum(spk_rec, start=torch.zeros_like(now[0])) if call.reduce else None  # one step after the other
-    spk = over_time(spk_rec) if count is None else count.to(current.dtype)
-    wanted = [i for i in range(len(now)) if call.record >> i & 1]
-    return spk, *(over_time([states[i] for states in record]) for i in wanted), *last
+    wide = call._replace(parameters=tuple([p.to(acc) for p in call.parameters]))
+    return over_steps(wide, call.current.to(acc), one_step)
 
 
 def step(

@@ -3,12 +3,13 @@
 from functools import lru_cache
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from snnfast._core.backend import warn_once
 from snnfast._core.ops import RESET_MECHANISMS, STEP, Neuron
 from snnfast._core.settings import Choice, Setting, check_flag
-from snnfast._unroll.checks import Options
+from snnfast._unroll.call import Options, UnrollCall, needs_graph
 from snnfast.surrogate import DISABLED
 
 __all__ = ["use_state_gradients"]
@@ -71,9 +72,16 @@ def lacking_of(neuron: Neuron, options: Options) -> tuple[int, ...]:
     return lacking(neuron, options.reset, options.reset_delay, disabled)
 
 
-def kernels_take(neuron: Neuron, apart: tuple[int, ...]) -> bool:
-    """Whether the kernels can compute such outputs one after the other."""
-    return 0 not in apart and (len(apart) <= 1 or neuron.synapse is not None)
+def wants_parts(call: UnrollCall) -> bool:
+    """Whether autograd is to see a result of a step before the others that are computed from it."""
+    return call.request.time == STEP and needs_graph(call) and len(lacking_of(call.neuron, call.options)) > 0
+
+
+def kernels_take(call: UnrollCall) -> bool:
+    """Whether the kernels can compute such results one after the other."""
+    apart = lacking_of(call.neuron, call.options)
+    fits = 0 not in apart and (len(apart) <= 1 or call.neuron.synapse is not None)
+    return fits and not torch.compiler.is_compiling()
 
 
 def register_hook_dict(node: Any, tensor: Tensor) -> None:

@@ -12,8 +12,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from snnfast._core.settings import check_flag
 from snnfast._images.channels_last import Order, keeps_order
+from snnfast._unroll.call import Linear
 from snnfast._unroll.checks import check_reduce
-from snnfast._unroll.linear import Linear
 from snnfast._unroll.ragged import check_steps
 from snnfast.networks.over_time import (
     check_input,

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from snnfast._core.hooks import is_only_called
+from snnfast._unroll.call import Linear
 from snnfast._unroll.checks import check_num_steps
-from snnfast._unroll.linear import Linear
 from snnfast.neurons import LAYERS
 from snnfast.neurons.base import SpikingLayer
 from snnfast.neurons.network import is_delay, is_snntorchs

@@ -6,7 +6,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from snnfast._core.ops import Neuron
 from snnfast._core.settings import check_flag
-from snnfast._unroll.checks import Parameters, StateQuant, check_current, check_options, check_parameter_value
+from snnfast._unroll.call import Parameters, StateQuant
+from snnfast._unroll.checks import check_current, check_options, check_parameter_value
 from snnfast._unroll.run import run_function
 from snnfast.neurons.base import SpikingLayer, source_parameter
 from snnfast.surrogate.examine import SpikeGrad
@@ -135,9 +136,8 @@ def kernel_tau(alpha: Tensor, beta: Tensor) -> Tensor:
 class Alpha(SpikingLayer):
     r"""A layer of neurons with an excitatory and an inhibitory current, argument for argument ``snntorch.Alpha``.
 
-    A call computes one time step. :meth:`unroll` computes all time steps in one kernel. It equals that many calls, bit
-    for bit in float32 and float64. The equations are those of :func:`snnfast.functional.alpha`. The ``state_dict`` has
-    the keys, order, shapes and dtypes of ``snntorch.Alpha``'s, so that checkpoints load both ways.
+    The equations are those of :func:`snnfast.functional.alpha`. What :class:`snnfast.Leaky` says of steps,
+    :meth:`unroll` and the ``state_dict`` holds here as well.
 
     Args:
         alpha: Decay of the excitatory current per time step, clamped to [0, 1]; a number, or a tensor broadcastable to
@@ -148,8 +148,8 @@ class Alpha(SpikingLayer):
         reset_mechanism: What a spike does one step later: ``"zero"`` sets the states to zero, ``"subtract"`` does what
             snnTorch does (see :func:`snnfast.functional.alpha`), ``"none"`` does nothing.
         state_quant: A function that quantizes all states at every step; ``False``: none.
-        threshold, spike_grad, surrogate_disable, init_hidden, inhibition, learn_beta, learn_threshold, output: As of
-            :class:`snnfast.Leaky`.
+
+    All other arguments, and the errors, are those of :class:`snnfast.Leaky`. There is no ``reset_delay``.
 
     Attributes:
         syn_exc: The excitatory current after the last step ``[B, *]``, empty at first.
@@ -157,11 +157,6 @@ class Alpha(SpikingLayer):
         mem: The membrane after the last step ``[B, *]``, empty at first.
         reset_delay: Always ``True``.
         instances: All layers that exist, held weakly.
-
-    Raises:
-        TypeError: An argument has a wrong type. The message names it.
-        ValueError: An argument has a wrong value, such as NaN in a parameter, or an ``alpha`` that is not greater than
-            ``beta``.
 
     Example::
 
@@ -224,19 +219,10 @@ class Alpha(SpikingLayer):
         syn_inh: Tensor | None = None,
         mem: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor, Tensor, Tensor]:
-        """One time step.
-
-        Args:
-            input_: Current ``[B, *]``.
-            syn_exc, syn_inh, mem: States before the step ``[B, *]``. ``None``: those held from the last call. A state
-                of another shape than ``input_`` is replaced by zeros, as in snnTorch.
+        """One time step, as :meth:`snnfast.Leaky.forward`, with three states.
 
         Returns:
             ``(spk, syn_exc, syn_inh, mem)``, all ``[B, *]``. With ``init_hidden`` and without ``output``, only ``spk``.
-            Dtypes are as in :meth:`snnfast.Synaptic.forward`.
-
-        Raises:
-            TypeError, ValueError, RuntimeError: As :meth:`snnfast.Leaky.forward`.
         """
         return self._step(input_, (syn_exc, syn_inh, mem))  # type: ignore[no-any-return]
 
@@ -252,21 +238,11 @@ class Alpha(SpikingLayer):
         reduce: str | None = None,
         lengths: Tensor | None = None,  # [B]
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """All time steps in one kernel.
-
-        It starts from the given states, or from zeros. With ``init_hidden``, it starts from the held states.
-
-        Args:
-            current, num_steps, reduce, lengths: As of :meth:`snnfast.Leaky.unroll`.
-            syn_exc, syn_inh, mem: States before the first step ``[B, *]``; with ``init_hidden`` none may be given.
-            record_mem: Return the states of every step, or only the last.
+        """All time steps in one kernel, as :meth:`snnfast.Leaky.unroll`, with three states.
 
         Returns:
-            ``(spk_rec, syn_exc_rec, syn_inh_rec, mem_rec)``, all ``[T, B, *]``. With ``record_mem=False``, the states
-            are those after the last step, ``[B, *]``. With ``reduce="sum"`` the first is the spike count ``[B, *]``.
-
-        Raises:
-            TypeError, ValueError: As :func:`snnfast.functional.alpha`.
+            ``(spk_rec, syn_exc_rec, syn_inh_rec, mem_rec)``, all ``[T, B, *]``. With ``record_mem=False``, states are
+            those after the last step, ``[B, *]``. With ``reduce="sum"``, the first is the spike count ``[B, *]``.
         """
         return self._unroll(current, (syn_exc, syn_inh, mem), num_steps, record_mem, reduce, lengths=lengths)  # type: ignore[return-value]
 

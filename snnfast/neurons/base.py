@@ -11,22 +11,19 @@ from snnfast._core.attributes import are_plain
 from snnfast._core.ops import RESET_MECHANISMS, Neuron, arithmetic_dtype
 from snnfast._core.pytorch import current_graph_task_id, transforms_are_active
 from snnfast._core.settings import check_flag
+from snnfast._unroll.call import ONE_STEP, Linear, Options, StateQuant, UnrollCall
 from snnfast._unroll.checks import (
-    ONE_STEP,
-    Options,
-    StateQuant,
-    check_call,
     check_current,
     check_dense,
     check_options,
     check_parameter,
     check_parameter_value,
+    check_request,
     check_reset_mechanism,
     check_spike_grad,
     check_state_quant,
     out_of_inference,
 )
-from snnfast._unroll.linear import Linear
 from snnfast._unroll.ragged import check_lengths
 from snnfast._unroll.reference import winners
 from snnfast._unroll.run import run
@@ -180,7 +177,8 @@ class SpikingLayer(nn.Module):
             if self.init_hidden or not isinstance(state, Tensor) or state.is_nested:
                 self._refuse(name, state)
             given.append(state if state.shape == shape else None)
-        spk, *after = run(self.neuron, self._options(), ONE_STEP, input_, tuple(given), self._values())
+        call = UnrollCall(self.neuron, self._options(), ONE_STEP, input_, tuple(given), self._values())
+        spk, *after = run(call)
         self._hold((spk, *after) if self.neuron.fed_back else after)
         return spk if self.init_hidden and not self.output else (spk, *after)
 
@@ -202,21 +200,20 @@ class SpikingLayer(nn.Module):
         check_current("current", current)
         options = self._options()
         wants_last = self.init_hidden or last
-        call = check_call(self.neuron, current, num_steps, record_mem, reduce, wants_last)
-        ragged = None if lengths is None else check_lengths(lengths, current, call)
+        request = check_request(self.neuron, current, num_steps, record_mem, reduce, wants_last)
+        ragged = None if lengths is None else check_lengths(lengths, current, request)
         shape = current.shape if num_steps is not None else current.shape[1:]
         given: list[Tensor | None] = []
         for name, state in zip(self.neuron.states, states, strict=True):
             if state is not None and (self.init_hidden or not isinstance(state, Tensor) or state.is_nested):
                 self._refuse(name, state)
             given.append(self._held(name, current, shape) if state is None and self.init_hidden else state)
-        how: Any = {"linear": linear, "lengths": ragged}
-        found = run(self.neuron, options, call, current, tuple(given), self._values(), **how)
+        found = run(UnrollCall(self.neuron, options, request, current, tuple(given), self._values(), linear, ragged))
         n = len(self.neuron.states)
         if self.init_hidden:
             self._hold(found[-n:])
-        if call.record:
-            return found if last or not call.last else found[:-n]
+        if request.record:
+            return found if last or not request.last else found[:-n]
         shown = found[:1] + found[2:] if self.neuron.fed_back else found  # the last spike is no result of its own
         return shown + found[-n:] if last else shown
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from snnfast._core.ops import Neuron
-from snnfast._unroll.checks import Parameters, StateQuant, check_current, check_options, check_parameter_value
+from snnfast._unroll.call import Parameters, StateQuant
+from snnfast._unroll.checks import check_current, check_options, check_parameter_value
 from snnfast._unroll.run import run_function
 from snnfast.neurons.base import SpikingLayer, source_parameter
 from snnfast.surrogate.examine import SpikeGrad
@@ -127,9 +128,8 @@ def kernel_rc(R: Tensor, C: Tensor, time_step: Tensor) -> tuple[Tensor, ...]:
 class Lapicque(SpikingLayer):
     r"""A layer of neurons that are RC circuits, with the arguments of ``snntorch.Lapicque`` and ``reset_delay``.
 
-    A call computes one time step. :meth:`unroll` computes all time steps in one kernel. It equals that many calls, bit
-    for bit in float32 and float64. The equations are those of :func:`snnfast.functional.lapicque`. The ``state_dict``
-    has the keys, order, shapes and dtypes of ``snntorch.Lapicque``'s, so that checkpoints load both ways.
+    The equations are those of :func:`snnfast.functional.lapicque`. What :class:`snnfast.Leaky` says of steps,
+    :meth:`unroll` and the ``state_dict`` holds here as well.
 
     Args:
         beta: Decay per time step, as in :func:`snnfast.functional.lapicque`. Pass ``beta``, or two of ``beta``, ``R``

@@ -3,7 +3,8 @@
 from torch import Tensor
 
 from snnfast._core.ops import Neuron
-from snnfast._unroll.checks import Parameters, StateQuant, check_options
+from snnfast._unroll.call import Parameters, StateQuant
+from snnfast._unroll.checks import check_options
 from snnfast._unroll.run import run_function
 from snnfast.neurons.base import SpikingLayer
 from snnfast.surrogate.examine import SpikeGrad

@@ -6,7 +6,7 @@ from typing import Any, Self
 from torch import Tensor, nn
 
 from snnfast._core.settings import check_flag
-from snnfast._unroll.connections import Connections
+from snnfast._unroll.connected import connections_of
 from snnfast.neurons.base import SpikingLayer
 
 __all__ = ["RecurrentLayer", "RecurrentOneToOne"]
@@ -78,7 +78,7 @@ class RecurrentLayer(SpikingLayer):
         if not self.all_to_all:
             return super()._values()
         others = [getattr(self, name) for name in self.neuron.parameters[1:]]
-        return Connections.of_module(self.recurrent), *others
+        return connections_of(self.recurrent), *others
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)

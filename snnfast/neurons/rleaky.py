@@ -3,8 +3,9 @@
 from torch import Tensor
 
 from snnfast._core.ops import Neuron
-from snnfast._unroll.checks import Parameters, StateQuant, check_current, check_options
-from snnfast._unroll.connections import check_connections
+from snnfast._unroll.call import Parameters, StateQuant
+from snnfast._unroll.checks import check_current, check_options
+from snnfast._unroll.connected import check_connections
 from snnfast._unroll.run import run_function
 from snnfast.neurons.recurrent import RecurrentLayer
 from snnfast.surrogate.examine import SpikeGrad
@@ -108,9 +109,8 @@ class RLeaky(RecurrentLayer):
     r"""A layer of leaky integrate-and-fire neurons whose spikes come back to it, argument for argument
     ``snntorch.RLeaky``.
 
-    A call computes one time step. :meth:`unroll` computes all time steps. It equals that many calls, bit for bit in
-    float32 and float64. The equations are those of :func:`snnfast.functional.rleaky`. The ``state_dict`` has the keys,
-    order, shapes and dtypes of ``snntorch.RLeaky``'s, so that checkpoints load both ways.
+    The equations are those of :func:`snnfast.functional.rleaky`. What :class:`snnfast.Leaky` says of steps,
+    :meth:`unroll` and the ``state_dict`` holds here as well.
 
     Args:
         beta: Decay of the membrane per time step, as of :class:`snnfast.Leaky`.
@@ -123,17 +123,13 @@ class RLeaky(RecurrentLayer):
             kernel sizes must be odd.
         learn_recurrent: Learn the weights of ``recurrent``, or make ``V`` an ``nn.Parameter``.
 
-    All other arguments are those of :class:`snnfast.Leaky`.
+    All other arguments, and the errors, are those of :class:`snnfast.Leaky`.
 
     Attributes:
         spk: The spikes of the last step ``[B, *]``, which are a state; empty at first.
         mem: The membrane after the last step ``[B, *]``, empty at first.
         recurrent: The connections; with ``all_to_all=False`` the product with ``V``.
         instances: All layers that exist, held weakly.
-
-    Raises:
-        TypeError: An argument has a wrong type, or the sizes do not fit ``all_to_all``. The message names it.
-        ValueError: An argument has a wrong value, such as NaN in a parameter.
 
     Example::
 
@@ -185,19 +181,10 @@ class RLeaky(RecurrentLayer):
         spk: Tensor | None = None,
         mem: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """One time step.
-
-        Args:
-            input_: Current ``[B, *]``.
-            spk, mem: States before the step ``[B, *]``. ``None``: those held from the last call. A state of another
-                shape than ``input_`` is replaced by zeros, as in snnTorch.
+        """One time step, as :meth:`snnfast.Leaky.forward`, with the last spikes as a state.
 
         Returns:
-            ``(spk, mem)``, both ``[B, *]``. With ``init_hidden`` and without ``output``, only ``spk``. Dtypes are as
-            in :meth:`snnfast.Synaptic.forward`.
-
-        Raises:
-            TypeError, ValueError, RuntimeError: As :meth:`snnfast.Leaky.forward`.
+            ``(spk, mem)``, all ``[B, *]``. With ``init_hidden`` and without ``output``, only ``spk``.
         """
         return self._step(input_, (spk, mem))  # type: ignore[no-any-return]
 
@@ -212,21 +199,11 @@ class RLeaky(RecurrentLayer):
         reduce: str | None = None,
         lengths: Tensor | None = None,  # [B]
     ) -> tuple[Tensor, Tensor]:
-        """All time steps.
-
-        It starts from the given states, or from zeros. With ``init_hidden``, it starts from the held states.
-
-        Args:
-            current, num_steps, reduce, lengths: As of :meth:`snnfast.Leaky.unroll`.
-            spk, mem: States before the first step ``[B, *]``; with ``init_hidden`` none may be given.
-            record_mem: Return the states of every step, or only the last.
+        """All time steps, as :meth:`snnfast.Leaky.unroll`, with the last spikes as a state.
 
         Returns:
-            ``(spk_rec, mem_rec)``, both ``[T, B, *]``. With ``record_mem=False``, ``(spk_rec, mem)`` with
-            ``mem [B, *]``. With ``reduce="sum"`` the first is the spike count ``[B, *]``.
-
-        Raises:
-            TypeError, ValueError: As :func:`snnfast.functional.rleaky`.
+            ``(spk_rec, mem_rec)``, all ``[T, B, *]``. With ``record_mem=False``, states are those
+            after the last step, ``[B, *]``. With ``reduce="sum"``, the first is the spike count ``[B, *]``.
         """
         return self._unroll(current, (spk, mem), num_steps, record_mem, reduce, lengths=lengths)  # type: ignore[return-value]
 

@@ -3,8 +3,9 @@
 from torch import Tensor
 
 from snnfast._core.ops import Neuron
-from snnfast._unroll.checks import Parameters, StateQuant, check_current, check_options
-from snnfast._unroll.connections import check_connections
+from snnfast._unroll.call import Parameters, StateQuant
+from snnfast._unroll.checks import check_current, check_options
+from snnfast._unroll.connected import check_connections
 from snnfast._unroll.run import run_function
 from snnfast.neurons.recurrent import RecurrentLayer
 from snnfast.neurons.rleaky import RLEAKY
@@ -94,34 +95,15 @@ class RSynaptic(RecurrentLayer):
     r"""A layer of neurons with a synaptic current to which their spikes come back, argument for argument
     ``snntorch.RSynaptic``.
 
-    A call computes one time step. :meth:`unroll` computes all time steps. It equals that many calls, bit for bit in
-    float32 and float64. The equations are those of :func:`snnfast.functional.rsynaptic`. The ``state_dict`` has the
-    keys, order, shapes and dtypes of ``snntorch.RSynaptic``'s, so that checkpoints load both ways.
+    The equations are those of :func:`snnfast.functional.rsynaptic`. What :class:`snnfast.Leaky` says of steps,
+    :meth:`unroll` and the ``state_dict`` holds here as well.
 
     Args:
         alpha: Decay of the synaptic current per time step, as of :class:`snnfast.Synaptic`.
         beta: Decay of the membrane per time step, as of :class:`snnfast.Leaky`.
-        V: Weight of a neuron's own last spike, with ``all_to_all=False``; a number, or a tensor broadcastable to one
-            step of the input ``[B, *]``.
-        all_to_all: Connect all neurons of the layer by ``recurrent``, an ``nn.Linear`` or ``nn.Conv2d``. ``False``: the
-            spike of a neuron comes back only to that neuron, times ``V``, and all steps are one kernel.
-        linear_features: Number of features of that ``nn.Linear``, the last dimension of the input.
-        conv2d_channels, kernel_size: Channels and kernel size of that ``nn.Conv2d``, for inputs ``[B, C, H, W]``. The
-            kernel sizes must be odd.
-        learn_recurrent: Learn the weights of ``recurrent``, or make ``V`` an ``nn.Parameter``.
 
-    All other arguments are those of :class:`snnfast.Synaptic`.
-
-    Attributes:
-        spk: The spikes of the last step ``[B, *]``, which are a state; empty at first.
-        syn: The synaptic current after the last step ``[B, *]``, empty at first.
-        mem: The membrane after the last step ``[B, *]``, empty at first.
-        recurrent: The connections; with ``all_to_all=False`` the product with ``V``.
-        instances: All layers that exist, held weakly.
-
-    Raises:
-        TypeError: An argument has a wrong type, or the sizes do not fit ``all_to_all``. The message names it.
-        ValueError: An argument has a wrong value, such as NaN in a parameter.
+    All other arguments, the attributes and the errors are those of :class:`snnfast.RLeaky` and
+    :class:`snnfast.Synaptic`.
 
     Example::
 
@@ -179,19 +161,10 @@ class RSynaptic(RecurrentLayer):
         syn: Tensor | None = None,
         mem: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
-        """One time step.
-
-        Args:
-            input_: Current ``[B, *]``.
-            spk, syn, mem: States before the step ``[B, *]``. ``None``: those held from the last call. A state of
-                another shape than ``input_`` is replaced by zeros, as in snnTorch.
+        """One time step, as :meth:`snnfast.Leaky.forward`, with the last spikes as a state.
 
         Returns:
-            ``(spk, syn, mem)``, all ``[B, *]``. With ``init_hidden`` and without ``output``, only ``spk``. Dtypes are
-            as in :meth:`snnfast.Synaptic.forward`.
-
-        Raises:
-            TypeError, ValueError, RuntimeError: As :meth:`snnfast.Leaky.forward`.
+            ``(spk, syn, mem)``, all ``[B, *]``. With ``init_hidden`` and without ``output``, only ``spk``.
         """
         return self._step(input_, (spk, syn, mem))  # type: ignore[no-any-return]
 
@@ -207,21 +180,11 @@ class RSynaptic(RecurrentLayer):
         reduce: str | None = None,
         lengths: Tensor | None = None,  # [B]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """All time steps.
-
-        It starts from the given states, or from zeros. With ``init_hidden``, it starts from the held states.
-
-        Args:
-            current, num_steps, reduce, lengths: As of :meth:`snnfast.Leaky.unroll`.
-            spk, syn, mem: States before the first step ``[B, *]``; with ``init_hidden`` none may be given.
-            record_mem: Return the states of every step, or only the last.
+        """All time steps, as :meth:`snnfast.Leaky.unroll`, with the last spikes as a state.
 
         Returns:
-            ``(spk_rec, syn_rec, mem_rec)``, all ``[T, B, *]``. With ``record_mem=False``, ``(spk_rec, syn, mem)`` with
-            states ``[B, *]``. With ``reduce="sum"`` the first is the spike count ``[B, *]``.
-
-        Raises:
-            TypeError, ValueError: As :func:`snnfast.functional.rsynaptic`.
+            ``(spk_rec, syn_rec, mem_rec)``, all ``[T, B, *]``. With ``record_mem=False``, states are those
+            after the last step, ``[B, *]``. With ``reduce="sum"``, the first is the spike count ``[B, *]``.
         """
         return self._unroll(current, (spk, syn, mem), num_steps, record_mem, reduce, lengths=lengths)  # type: ignore[return-value]
 

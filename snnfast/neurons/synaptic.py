@@ -3,7 +3,8 @@
 from torch import Tensor
 
 from snnfast._core.ops import Neuron
-from snnfast._unroll.checks import Parameters, StateQuant, check_options
+from snnfast._unroll.call import Parameters, StateQuant
+from snnfast._unroll.checks import check_options
 from snnfast._unroll.run import run_function
 from snnfast.neurons.base import SpikingLayer
 from snnfast.neurons.leaky import LEAKY
@@ -103,9 +104,8 @@ def synaptic(
 class Synaptic(SpikingLayer):
     r"""A layer of neurons with a decaying synaptic current, argument for argument ``snntorch.Synaptic``.
 
-    A call computes one time step. :meth:`unroll` computes all time steps in one kernel. It equals that many calls, bit
-    for bit in float32 and float64. The equations are those of :func:`snnfast.functional.synaptic`. The ``state_dict``
-    has the keys, order, shapes and dtypes of ``snntorch.Synaptic``'s, so that checkpoints load both ways.
+    The equations are those of :func:`snnfast.functional.synaptic`. A reset changes the membrane, never the synaptic
+    current. What :class:`snnfast.Leaky` says of steps, :meth:`unroll` and the ``state_dict`` holds here as well.
 
     Args:
         alpha: Decay of the synaptic current per time step, clamped to [0, 1] when used; a number, or a tensor
@@ -114,16 +114,12 @@ class Synaptic(SpikingLayer):
         learn_alpha: Make ``alpha`` an ``nn.Parameter``.
         state_quant: A function that quantizes both states at every step; ``False``: none.
 
-    All other arguments are those of :class:`snnfast.Leaky`. A reset changes the membrane, never the synaptic current.
+    All other arguments, and the errors, are those of :class:`snnfast.Leaky`.
 
     Attributes:
         syn: The synaptic current after the last step ``[B, *]``, empty at first.
         mem: The membrane after the last step ``[B, *]``, empty at first.
         instances: All layers that exist, held weakly.
-
-    Raises:
-        TypeError: An argument has a wrong type. The message names it.
-        ValueError: An argument has a wrong value, such as NaN in a parameter.
 
     Example::
 
@@ -169,20 +165,10 @@ class Synaptic(SpikingLayer):
     def forward(
         self, input_: Tensor, syn: Tensor | None = None, mem: Tensor | None = None
     ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
-        """One time step.
-
-        Args:
-            input_: Current ``[B, *]``.
-            syn: Synaptic current before the step ``[B, *]``. ``None``: the one held from the last call. One of another
-                shape than ``input_`` is replaced by zeros, as in snnTorch.
-            mem: Membrane before the step ``[B, *]``, likewise.
+        """One time step, as :meth:`snnfast.Leaky.forward`, with ``syn`` and ``mem`` as states.
 
         Returns:
-            ``(spk, syn, mem)``, all ``[B, *]``. With ``init_hidden`` and without ``output``, only ``spk``. ``spk`` has
-            the dtype of ``input_``, and the states have the opmath dtype: float32 for a half-precision ``input_``.
-
-        Raises:
-            TypeError, ValueError, RuntimeError: As :meth:`snnfast.Leaky.forward`.
+            ``(spk, syn, mem)``, all ``[B, *]``. With ``init_hidden`` and without ``output``, only ``spk``.
         """
         return self._step(input_, (syn, mem))  # type: ignore[no-any-return]
 
@@ -197,23 +183,11 @@ class Synaptic(SpikingLayer):
         reduce: str | None = None,
         lengths: Tensor | None = None,  # [B]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """All time steps in one kernel.
-
-        It starts from ``syn`` and ``mem``, or from zeros if they are not given. With ``init_hidden``, it starts from
-        the held states.
-
-        Args:
-            current, num_steps, reduce, lengths: As of :meth:`snnfast.Leaky.unroll`.
-            syn: Synaptic current before the first step ``[B, *]``; with ``init_hidden`` it must not be given.
-            mem: Membrane before the first step ``[B, *]``, likewise.
-            record_mem: Return the states of every step, or only the last.
+        """All time steps in one kernel, as :meth:`snnfast.Leaky.unroll`, with ``syn`` and ``mem`` as states.
 
         Returns:
-            ``(spk_rec, syn_rec, mem_rec)``, all ``[T, B, *]``. With ``record_mem=False``, ``(spk_rec, syn, mem)`` with
-            states ``[B, *]``. With ``reduce="sum"`` the first is the spike count ``[B, *]``.
-
-        Raises:
-            TypeError, ValueError: As :func:`snnfast.functional.synaptic`.
+            ``(spk_rec, syn_rec, mem_rec)``, all ``[T, B, *]``. With ``record_mem=False``, states are those
+            after the last step, ``[B, *]``. With ``reduce="sum"``, the first is the spike count ``[B, *]``.
         """
         return self._unroll(current, (syn, mem), num_steps, record_mem, reduce, lengths=lengths)  # type: ignore[return-value]
 

@@ -21,7 +21,7 @@ using snnfast::Problem;
 using snnfast::Saved;
 
 size_t size_of(DType type) { return static_cast<size_t>(snnfast::element_size(type)); }
-DType acc_of(DType type) { return type == DType::kDouble ? type : DType::kFloat; }
+DType opmath_of(DType type) { return type == DType::kDouble ? type : DType::kFloat; }
 
 // A tensor to the byte, so that AddressSanitizer watches its ends.
 class Memory {
@@ -79,9 +79,8 @@ template <typename Neuron>
 Memory saved_memory(Saved saved, const Problem<Neuron>& p) {
   const int64_t rows = snnfast::saved_rows(saved, p.T);
   switch (saved) {
-    case Saved::kMembrane: return Memory(DType::kBFloat16, rows * p.N);
     case Saved::kSpikes: return Memory::of_bytes(rows * p.N);
-    default: return Memory(acc_of(p.dtype), rows * Neuron::kStates * p.N);
+    default: return Memory(opmath_of(p.dtype), rows * Neuron::kStates * p.N);
   }
 }
 
@@ -100,24 +99,24 @@ void expect_written(const std::vector<Memory>& memories, const char* name) {
 template <typename Neuron>
 void forward_and_backward(Problem<Neuron> problem, bool record, Saved saved) {
   using P = Problem<Neuron>;
-  const DType type = problem.dtype, acc = acc_of(type);
+  const DType type = problem.dtype, opmath = opmath_of(type);
   const int64_t T = problem.T, N = problem.N;
   const bool checkpoints = saved == Saved::kCheckpoints;
   const int64_t x_count = problem.x_repeats ? N : T * N, spk_count = problem.reduce ? N : T * N;
-  Memory x = Memory::input(type, x_count), decay = Memory::input(acc, N);
+  Memory x = Memory::input(type, x_count), decay = Memory::input(opmath, N);
   problem.x = x.data();
-  const auto initial = each(problem.initial, Memory::input(acc, N));
-  const auto acc_number = acc == DType::kDouble ? Number::kDouble : Number::kFloat;
-  for (int k = 0; k < P::kThreshold; ++k) problem.parameters[k] = {decay.data(), 0, 1, N, acc_number};
+  const auto initial = each(problem.initial, Memory::input(opmath, N));
+  const auto opmath_number = opmath == DType::kDouble ? Number::kDouble : Number::kFloat;
+  for (int k = 0; k < P::kThreshold; ++k) problem.parameters[k] = {decay.data(), 0, 1, N, opmath_number};
   problem.parameters[P::kThreshold].value = 0.5;
   const int64_t one = 1;
   problem.parameters[P::kGraded] = {&one, 0, 1, 1, Number::kLong};
 
-  Memory spk(type, spk_count), deciding(acc, T * N), rows = saved_memory(saved, problem);
+  Memory spk(type, spk_count), deciding(opmath, T * N), rows = saved_memory(saved, problem);
   Forward<Neuron> forward{};
   static_cast<P&>(forward) = problem;
   forward.spk = spk.data();
-  const auto states = record ? each(forward.record, Memory(type, T * N)) : each(forward.last, Memory(acc, N));
+  const auto states = record ? each(forward.record, Memory(type, T * N)) : each(forward.last, Memory(opmath, N));
   forward.saved = saved;
   if (snnfast::saved_rows(saved, T) > 0) forward.rows = rows.data();
   expect_success(snnfast::cuda::forward(forward, nullptr));
@@ -134,7 +133,7 @@ void forward_and_backward(Problem<Neuron> problem, bool record, Saved saved) {
   Memory grad_spk = Memory::input(type, spk_count), grad_x(type, x_count);
   Backward<Neuron> backward{};
   static_cast<P&>(backward) = problem;
-  if (Neuron::kRecordTells && checkpoints && record && problem.rules.delay && type == acc) {
+  if (Neuron::kRecordTells && checkpoints && record && problem.rule.delay && type == opmath) {
     backward.mem_rec = forward.record[P::kMem];
   } else {
     backward.saved = saved;
@@ -144,16 +143,16 @@ void forward_and_backward(Problem<Neuron> problem, bool record, Saved saved) {
   backward.grad_spk = grad_spk.data();
   backward.grad_spk_stride = problem.reduce ? 0 : N;
   std::ranges::fill(backward.grad_record_stride, N);
-  const auto grad_states =
-      record ? each(backward.grad_record, Memory::input(type, T * N)) : each(backward.grad_last, Memory::input(acc, N));
+  const auto grad_states = record ? each(backward.grad_record, Memory::input(type, T * N))
+                                  : each(backward.grad_last, Memory::input(opmath, N));
   backward.derivative = forward.deciding;
   backward.surrogate =
       saved == Saved::kSpikes ? snnfast::SurrogateKind::kStraightThrough : snnfast::SurrogateKind::kATan;
   backward.coefficients =
       snnfast::visit_surrogate(backward.surrogate, [](auto kind) { return decltype(kind)::coefficients(2.0, 0.0); });
   (problem.x_repeats ? backward.grad_x_sum : backward.grad_x) = grad_x.data();
-  const auto grad_initial = each(backward.grad_initial, Memory(acc, N));
-  const auto grad_parameters = each(backward.grad_parameters, Memory(acc, N));
+  const auto grad_initial = each(backward.grad_initial, Memory(opmath, N));
+  const auto grad_parameters = each(backward.grad_parameters, Memory(opmath, N));
   // What is not saved exactly tells no gradient of these.
   for (int k = 0; k < P::kThreshold; ++k) {
     if (!checkpoints) backward.grad_parameters[k] = nullptr;
@@ -188,14 +187,14 @@ int run(unsigned seed) {
           if ((options + seed) % 8 >= (chunked ? 1 : 2)) continue;
           Problem<Neuron> problem{};
           problem.dtype = dtype;
-          problem.rules = {reset, (options & 1) != 0};
+          problem.rule = {reset, (options & 1) != 0};
           problem.x_repeats = options & 2;
           problem.reduce = options & 4;
           problem.T = T;
           problem.N = N;
           snnfast::cuda::set_chunked_limits(chunked ? 0 : T + 1, N);
-          for (const Saved saved : {Saved::kCheckpoints, Saved::kMembrane, Saved::kSpikes}) {
-            if (tells_membrane(saved) && !(Neuron::kRecordTells && problem.rules.delay)) continue;
+          for (const Saved saved : {Saved::kCheckpoints, Saved::kSpikes}) {
+            if (saved == Saved::kSpikes && !(Neuron::kRecordTells && problem.rule.delay)) continue;
             forward_and_backward(problem, options & 8, saved);
             ++cases;
           }

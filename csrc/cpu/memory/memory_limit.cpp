@@ -1,32 +1,27 @@
 #include "memory_limit.h"
 
+#include <fcntl.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <charconv>
 #include <fstream>
 #include <limits>
 
-#if defined(__linux__)
-#include <fcntl.h>
-#include <sys/resource.h>
-#include <unistd.h>
-#endif
-
 namespace snnfast::cpu {
-
-#if defined(__linux__)
 namespace {
 
 constexpr size_t kUnlimited = std::numeric_limits<size_t>::max();
 
 size_t times_page(size_t pages) { return pages * static_cast<size_t>(sysconf(_SC_PAGESIZE)); }
 
-// The least limit of a group and of those above it. `group` begins with a slash. A container often does not see its
-// own group under the name that /proc has for it: then its limit stands at the mount itself.
+// The smallest limit of a group and of those above it. `group` begins with a slash. A container often cannot see its
+// own group under the name in /proc: its limit is then at the mount itself.
 size_t least_limit(const std::string& mount, std::string group, const char* file) {
   size_t least = kUnlimited;
   while (true) {
-    size_t limit = 0;
-    // "max" where there is no limit, which is then not read.
+    size_t limit = 0;  // without a limit, the file says "max", which is no number
     if (std::ifstream(mount + group + "/" + file) >> limit) least = std::min(least, limit);
     if (group.empty()) return least;
     group.erase(group.rfind('/'));
@@ -60,7 +55,7 @@ size_t memory_limit(const std::string& root) {
 
 size_t mappable_bytes() {
   if (!is_limited(RLIMIT_AS) && !is_limited(RLIMIT_DATA)) return kUnlimited;
-  // Read without an allocation: this is asked where memory is short.
+  // Memory may be short here, so read the file without allocating any.
   char text[256] = "";
   const int file = open("/proc/self/statm", O_RDONLY | O_CLOEXEC);
   if (file < 0) return 0;
@@ -71,19 +66,12 @@ size_t mappable_bytes() {
   const char* at = text;
   for (size_t& number : pages) {
     while (*at == ' ') ++at;
-    // Not sscanf: that of a new glibc is a symbol which no older one has.
+    // sscanf of a new glibc is a symbol that an older one lacks.
     const auto [next, error] = std::from_chars(at, text + length, number);
     if (error != std::errc()) return 0;
     at = next;
   }
   return std::min(room_under(RLIMIT_AS, times_page(pages[0])), room_under(RLIMIT_DATA, times_page(pages[5])));
 }
-
-#else
-
-size_t memory_limit(const std::string&) { return 0; }
-size_t mappable_bytes() { return std::numeric_limits<size_t>::max(); }
-
-#endif
 
 }  // namespace snnfast::cpu

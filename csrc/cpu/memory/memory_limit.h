@@ -6,11 +6,11 @@
 
 namespace snnfast::cpu {
 
-// Bytes of the machine, or of a control group that the process is in, if those are fewer; 0 if unknown. `root`: the
+// Returns the bytes of the machine, or of the control group of the process if it has fewer; 0 if unknown. `root` is the
 // folder that holds /proc and /sys, for tests.
 size_t memory_limit(const std::string& root = "");
 
-// Bytes that the process may still map under RLIMIT_AS and RLIMIT_DATA; the largest size_t without such a limit.
+// Returns the bytes that the process may still map under RLIMIT_AS and RLIMIT_DATA; the largest size_t without a limit.
 size_t mappable_bytes();
 
 }  // namespace snnfast::cpu

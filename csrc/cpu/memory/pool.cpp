@@ -1,5 +1,8 @@
 #include "pool.h"
 
+#include <pthread.h>
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <cstdlib>
 #include <limits>
@@ -13,90 +16,89 @@
 #if defined(__GLIBC__)
 #include <malloc.h>
 #endif
-#if defined(__linux__)
-#include <pthread.h>
-#include <sys/mman.h>
-#endif
 
 namespace snnfast::cpu::pool {
 namespace {
 
 constexpr size_t kPage = size_t{2} << 20;        // a huge page: one fault instead of 512
-constexpr size_t kSmallUnit = size_t{64} << 10;  // of buffers below a huge page
+constexpr size_t kSmallUnit = size_t{64} << 10;  // sizes of smaller buffers are multiples of this
 
-// By default, idle memory is limited to
-constexpr size_t kAlways = size_t{64} << 20;  // where the demand is less,
-constexpr size_t kMost = size_t{8} << 30;     // however large the demand,
-constexpr size_t kMemoryShare = 4;            // this part of the memory,
-constexpr size_t kRoomShare = 8;              // and this part of the room under a limit of address space: what keeps
-                                              // running into it is torch, which can't ask for anything back.
+// By default, so much memory may be idle:
+constexpr size_t kAlways = size_t{64} << 20;  // at least, however small the demand
+constexpr size_t kMost = size_t{8} << 30;     // at most, however large the demand
+constexpr size_t kMemoryShare = 4;            // at most this part of the memory
+constexpr size_t kRoomShare = 8;  // at most this part of the room under a limit of address space: torch also allocates
+                                  // from it, and cannot ask the pool to give memory back
 
-struct Buffer {
+struct Block {
   void* data;
   size_t bytes;
 };
 
-using Idle = std::list<Buffer>;
+using Idle = std::list<Block>;
 
-// The most bytes that were in use at once lately. A window ends when sixteen times as much has been taken, and the one
-// before it counts as well. So memory that is dropped too early is faulted in again once in sixteen uses at most.
+// Tracks the peak: the most bytes that were recently in use at once. A window of time ends when sixteen times its peak
+// has been taken, and the window before it counts as well. So memory that is freed too early causes page faults at most
+// once in sixteen uses.
 class Demand {
  public:
   void take(size_t bytes) {
     in_use_ += bytes;
     taken_ += bytes;
-    now_ = std::max(now_, in_use_);
-    if (taken_ / 16 > most()) {
-      before_ = now_;
-      now_ = in_use_;
-      taken_ = 0;
-    }
+    this_window_ = std::max(this_window_, in_use_);
+    if (taken_ / 16 > peak()) start_window(this_window_);
   }
   void give_back(size_t bytes) { in_use_ -= bytes; }
-  void forget() { before_ = 0, now_ = in_use_, taken_ = 0; }
+  void forget() { start_window(0); }
   size_t in_use() const { return in_use_; }
-  size_t most() const { return std::max(before_, now_); }
+  size_t peak() const { return std::max(last_window_, this_window_); }
 
  private:
-  size_t in_use_ = 0, taken_ = 0, now_ = 0, before_ = 0;
+  void start_window(size_t peak_before) {
+    last_window_ = peak_before;
+    this_window_ = in_use_;
+    taken_ = 0;
+  }
+
+  size_t in_use_ = 0, taken_ = 0, this_window_ = 0, last_window_ = 0;
 };
 
 struct Pool {
   std::mutex mutex;
-  Idle idle;                                     // the one given back last is in front
-  std::multimap<size_t, Idle::iterator> sorted;  // the idle ones by size; of a size, the one given back last comes last
+  Idle idle;                                     // the buffer given back last is in front
+  std::multimap<size_t, Idle::iterator> sorted;  // by size; within a size, the buffer given back last comes last
   size_t idle_bytes = 0;
-  std::optional<size_t> limit;  // that the user has set
+  std::optional<size_t> limit;  // set by the user
   Demand demand;
-  std::unordered_map<void*, size_t> sizes;  // of every live buffer, in use or idle
+  std::unordered_map<void*, size_t> sizes;  // of all buffers, in use and idle
   const size_t most = std::min(kMost, memory_limit() / kMemoryShare);
 
   size_t allowed() const {
     if (limit.has_value()) return *limit;
-    // Twice: in a step that is repeated, what is in use at its peak and what is taken and given back around it.
-    const size_t demanded = std::max(kAlways, 2 * demand.most() - demand.in_use());
+    // Twice the peak: a step that is repeated uses some buffers at its peak, and others before and after it.
+    const size_t demanded = std::max(kAlways, 2 * demand.peak() - demand.in_use());
     const size_t room = mappable_bytes();
     const size_t unlimited = std::numeric_limits<size_t>::max();
     return std::min({most, demanded, room == unlimited ? room : (room + idle_bytes) / kRoomShare});
   }
 
-  void add(Buffer buffer) {
+  void add(Block buffer) {
     demand.give_back(buffer.bytes);
     const size_t most_now = allowed();
-    if (buffer.bytes > most_now) return release(buffer);  // instead of all others
+    if (buffer.bytes > most_now) return release(buffer);  // trim() would release all others first
     idle.push_front(buffer);
     sorted.emplace(buffer.bytes, idle.begin());
     idle_bytes += buffer.bytes;
     trim(most_now);
   }
 
-  void release(const Buffer& buffer) {
+  void release(const Block& buffer) {
     sizes.erase(buffer.data);
     std::free(buffer.data);
   }
 
-  Buffer remove(Idle::iterator place) {
-    const Buffer buffer = *place;
+  Block remove(Idle::iterator place) {
+    const Block buffer = *place;
     idle_bytes -= buffer.bytes;
     idle.erase(place);
     return buffer;
@@ -109,15 +111,15 @@ struct Pool {
     }
   }
 
-  // One of at least `bytes` and at most twice as many, preferably of just as many and still warm; nullptr if there is
-  // none. With twice as many, shapes that vary find a buffer mostly.
+  // Returns the smallest idle buffer that is large enough, and of that size the one used last, which may be in the
+  // caches. Returns nullptr if it has more than twice as many bytes. Twice: varying shapes then find most buffers.
   void* reuse(size_t bytes) {
     auto place = sorted.lower_bound(bytes);
     if (place == sorted.end() || place->first / 2 > bytes) return nullptr;
     place = std::prev(sorted.upper_bound(place->first));
     const Idle::iterator found = place->second;
     sorted.erase(place);
-    const Buffer buffer = remove(found);
+    const Block buffer = remove(found);
     demand.take(buffer.bytes);
     return buffer.data;
   }
@@ -127,11 +129,9 @@ struct Pool {
 Pool& the_pool() {
   static Pool* const pool = [] {
     auto* made = new Pool;
-#if defined(__linux__)
     // A fork while another thread holds the lock would leave the child with a lock that nobody opens.
     pthread_atfork([] { the_pool().mutex.lock(); }, [] { the_pool().mutex.unlock(); },
                    [] { the_pool().mutex.unlock(); });
-#endif
     return made;
   }();
   return *pool;
@@ -144,37 +144,33 @@ void trim_to(size_t bytes) {
     pool.trim(bytes);
   }
 #if defined(__GLIBC__)
-  malloc_trim(0);  // buffers too small to be mapped are otherwise kept by the C library
+  malloc_trim(0);  // otherwise the C library keeps buffers that are too small to be mapped
 #endif
 }
 
 }  // namespace
 
-OutOfMemory::OutOfMemory(size_t bytes) : message_("snnfast: could not allocate " + std::to_string(bytes) + " bytes") {}
-
-void* take(size_t bytes) {
+Buffer take(size_t bytes) {
   const size_t unit = bytes < kPage ? kSmallUnit : kPage;
   const size_t rounded = (bytes + unit - 1) / unit * unit;
   Pool& pool = the_pool();
   {
     const std::lock_guard lock(pool.mutex);
-    if (void* const data = pool.reuse(rounded)) return data;
+    if (void* const data = pool.reuse(rounded)) return Buffer(static_cast<char*>(data));
   }
   void* data = std::aligned_alloc(unit, rounded);
-  if (data == nullptr) {  // what lies idle here may be what is missing
+  if (data == nullptr) {  // idle buffers may be the memory that is missing
     clear();
     data = std::aligned_alloc(unit, rounded);
   }
-  if (data == nullptr) throw OutOfMemory(bytes);
-#if defined(__linux__)
+  if (data == nullptr) return nullptr;
   // Advice: where huge pages are switched off, nothing is lost.
   if (unit == kPage) madvise(data, rounded, MADV_HUGEPAGE);
-#endif
   const std::lock_guard lock(pool.mutex);
   pool.sizes[data] = rounded;
   pool.demand.take(rounded);
-  pool.trim(pool.allowed());  // before anything is written to the new one: idle ones of other sizes make room for it
-  return data;
+  pool.trim(pool.allowed());  // before the pages of the new buffer are written to, and so become memory
+  return Buffer(static_cast<char*>(data));
 }
 
 void give_back(void* buffer) {

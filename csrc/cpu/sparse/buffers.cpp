@@ -1,29 +1,28 @@
-// What a loop over time step by step needs beside the ops of a step: memory from the pool, whose rows the steps write,
-// and its spikes as bits, for the gradient of the weights between the steps.
+// The ops that a loop over connected neurons calls beside those of a step: memory from the pool, whose rows the steps
+// write, and its spikes as bits, for the gradient of the weights between the steps.
 #include <algorithm>
 #include <array>
 #include <cstdint>
 
 #include <torch/csrc/stable/library.h>
 
-#include "../../op/call.h"
+#include "../../op/tensors.h"
 
 namespace snnfast {
 namespace {
 
-// [rows, *] like a contiguous [*], not initialised.
+// An uninitialised contiguous [rows, *] like [*].
 Tensor rows_like(const Tensor& like, int64_t rows) {
   STD_TORCH_CHECK(rows >= 0, "rows: expected 0 or more");
   CpuBackend::check_device(like);
   dtype_of(like, "like");
-  const Layout layout(like, /*has_rows=*/false, 1, Time::kStep);
-  Call<CpuBackend> call(like, layout, like.scalar_type());
-  call.make(like.scalar_type(), rows);
-  return call.outputs[0];
+  const Shape shape = Shape(like.sizes()).with(rows);
+  elements(shape);
+  return CpuBackend::empty(like, shape, contiguous_strides(shape), like.scalar_type());
 }
 
-// The steps of [T, N] whose values are not 0 as bits, those of eight steps to a byte: [(T + 7) / 8, N]. Words without
-// their sign.
+// Bits that tell which values of [T, N] are not 0, eight steps to a byte: [(T + 7) / 8, N]. Words are compared without
+// their sign, as -0 is no spike.
 template <typename Word>
 void pack(const void* from, int64_t T, int64_t N, uint8_t* to) {
   constexpr Word kMagnitude = static_cast<Word>(~Word{0}) >> 1;

@@ -1,5 +1,7 @@
-// Compiled once for each instruction set, as kernels.cpp, whose rules hold here too.
+// Compiled once for each instruction set. The rules at the top of kernels.cpp hold here too.
 #include "convolution.h"
+
+#include <type_traits>
 
 namespace snnfast::cpu::SNN_ISA {
 namespace {
@@ -9,7 +11,7 @@ void add(float* __restrict to, const float* __restrict from, float value) {
   for (int i = 0; i < Lanes; ++i) to[i] += value * from[i];
 }
 
-// Visit all pairs of a tap and an output, by their offsets.
+// Visits all pairs of a tap and an output that an event reaches, by their offsets.
 template <typename Visit>
 void reach(const Convolution& p, const Event& event, Visit&& visit) {
   const Reach y = p.reach_y[event.y], x = p.reach_x[event.x];
@@ -20,38 +22,40 @@ void reach(const Convolution& p, const Event& event, Visit&& visit) {
   }
 }
 
-template <int Lanes>
+// Calls f with the lanes of a block as a constant.
+template <typename F>
+void with_lanes(int lanes, F&& f) {
+  if (lanes == 16) return f(std::integral_constant<int, 16>{});
+  if (lanes == 32) return f(std::integral_constant<int, 32>{});
+  f(std::integral_constant<int, kMostLanes>{});
+}
+
 void forward(const Convolution& p, const Event* first, const Event* last, const float* weights, float* tile) {
-  for (; first != last; ++first) {
-    reach(p, *first,
-          [&](int64_t tap, int64_t output) { add<Lanes>(tile + output * Lanes, weights + tap * Lanes, first->value); });
-  }
+  with_lanes(p.lanes, [&](auto lanes) {
+    constexpr int kLanes = decltype(lanes)::value;
+    for (const Event* event = first; event != last; ++event) {
+      reach(p, *event, [&](int64_t tap, int64_t output) {
+        add<kLanes>(tile + output * kLanes, weights + tap * kLanes, event->value);
+      });
+    }
+  });
 }
 
-template <int Lanes>
 void backward(const Convolution& p, const Event* first, const Event* last, const float* grad, float* weights) {
-  for (; first != last; ++first) {
-    reach(p, *first,
-          [&](int64_t tap, int64_t output) { add<Lanes>(weights + tap * Lanes, grad + output * p.O, first->value); });
-  }
-}
-
-void any_forward(const Convolution& p, const Event* first, const Event* last, const float* weights, float* tile) {
-  if (p.lanes == 16) return forward<16>(p, first, last, weights, tile);
-  if (p.lanes == 32) return forward<32>(p, first, last, weights, tile);
-  forward<kMostLanes>(p, first, last, weights, tile);
-}
-
-void any_backward(const Convolution& p, const Event* first, const Event* last, const float* grad, float* weights) {
-  if (p.lanes == 16) return backward<16>(p, first, last, grad, weights);
-  if (p.lanes == 32) return backward<32>(p, first, last, grad, weights);
-  backward<kMostLanes>(p, first, last, grad, weights);
+  with_lanes(p.lanes, [&](auto lanes) {
+    constexpr int kLanes = decltype(lanes)::value;
+    for (const Event* event = first; event != last; ++event) {
+      reach(p, *event, [&](int64_t tap, int64_t output) {
+        add<kLanes>(weights + tap * kLanes, grad + output * p.O, event->value);
+      });
+    }
+  });
 }
 
 }  // namespace
 
 const ConvolutionKernels& convolution_kernels() {
-  static constexpr ConvolutionKernels kernels{any_forward, any_backward};
+  static constexpr ConvolutionKernels kernels{forward, backward};
   return kernels;
 }
 

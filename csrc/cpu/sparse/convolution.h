@@ -1,9 +1,10 @@
-// Convolutions of spikes, of which few are not zero: each is one event, and adds its weights to what it reaches.
+// Convolutions of images with few values that are not 0. Each such value is an event: it adds its weights to the
+// outputs that it reaches.
 #pragma once
 
 #include <cstdint>
 
-#include "../isas.h"
+#include "../isa.h"
 
 namespace snnfast::cpu {
 
@@ -12,33 +13,33 @@ struct Event {
   float value;
 };
 
-// What a coordinate of an event reaches along one dimension: n outputs, each nearer to the origin than the one before,
-// and each through a tap of the kernel that is a stride further.
+// The outputs that an event reaches along one dimension: n of them, beginning with `output`, through `tap` of the
+// kernel. The next output is one nearer to the origin, and its tap is a stride further.
 struct Reach {
   int tap, output, n;
 };
 
-// Channels of the output that are added up at once.
+// The most output channels that are added up at once.
 inline constexpr int kMostLanes = 64;
 
-// All memory is [.., channels]: channels_last.
+// The sizes of a convolution. All memory is channels_last.
 struct Convolution {
   int64_t N;
   int C, H, W;  // of the input
   int O, Y, X;  // of the output
   int kernel_y, kernel_x, stride_y, stride_x;
   const Reach *reach_y, *reach_x;  // of each row and column of the input
-  int lanes;                       // 16, 32 or 64; of as many output channels: a block
+  int lanes;                       // output channels of a block: 16, 32 or 64
   int blocks;
 
-  // Floats of the weights of a block: [C, kernel_y, kernel_x, lanes].
+  // The number of weights of a block, [C, kernel_y, kernel_x, lanes].
   int64_t weights() const { return int64_t{C} * kernel_y * kernel_x * lanes; }
 };
 
 struct ConvolutionKernels {
-  // Add the events of an image, through the weights of a block, to `tile` [Y, X, lanes].
+  // Adds the events of an image, through the weights of a block, to `tile` [Y, X, lanes].
   void (*forward)(const Convolution&, const Event* first, const Event* last, const float* weights, float* tile);
-  // Add to the gradient of these weights, from that of the image's output: the rows of `grad` are O channels apart.
+  // Adds to the gradient of these weights, from that of the image's output, whose pixels are O channels apart.
   void (*backward)(const Convolution&, const Event* first, const Event* last, const float* grad, float* weights);
 };
 

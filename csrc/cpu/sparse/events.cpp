@@ -1,7 +1,7 @@
-// Products that visit only the spikes: a weight row is added, or a gradient row, for each of them.
+// Products that visit only the spikes: each of them adds a row of the weight, or of the gradient.
 //
-// Compiled once for each instruction set, as kernels.cpp is, whose rules hold here too. No result depends on how the
-// work is divided: each sum is made by one thread, in the order of the neurons or of the rows.
+// Compiled once for each instruction set. The rules at the top of kernels.cpp hold here too. No result depends on how
+// the work is divided: one thread computes each sum, in the order of the neurons or of the rows.
 #include "events.h"
 
 #include <type_traits>
@@ -28,7 +28,7 @@ int64_t count(const uint8_t* bits, int64_t bytes) {
   return found;
 }
 
-// Of the bytes of a word, those in which `bit` is set.
+// Returns a mask of the kWord bytes in which `bit` is set.
 inline uint64_t select_bit(const uint8_t* bytes, int bit) {
 #if defined(__AVX512BW__)
   return _mm512_test_epi8_mask(_mm512_loadu_si512(bytes), _mm512_set1_epi8(static_cast<char>(1 << bit)));
@@ -51,10 +51,11 @@ inline uint64_t select_bit(const uint8_t* bytes, int bit) {
 #endif
 }
 
-// Neurons whose events are gone through at once.
+// The number of neurons whose events are listed at once.
 constexpr int kListed = 2048;
 
-// The neurons of some whose bit is set, in ascending order, in a list that has room for 16 more than there are.
+// Lists the neurons whose bit is set in `mask`, in ascending order, and returns their number. The list needs room for
+// 16 more.
 SNN_HD int list_word(uint64_t mask, int first, uint16_t* list) {
 #if defined(__AVX512F__)
   const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
@@ -69,7 +70,7 @@ SNN_HD int list_word(uint64_t mask, int first, uint16_t* list) {
   }
   return found;
 #else
-  // By fours, whether there are so many or not: a branch for each of them would be mispredicted.
+  // Four at a time, even if fewer are left: a branch for each of them would be mispredicted.
   const int count = __builtin_popcountll(mask);
   constexpr uint64_t kEnd = uint64_t{1} << 63;
   for (int found = 0; found < count; found += 4) {
@@ -80,7 +81,7 @@ SNN_HD int list_word(uint64_t mask, int first, uint16_t* list) {
 #endif
 }
 
-// Calls f with the masks of the words of some neurons, and the first neuron of each.
+// Calls f with the mask of each kWord of n neurons, and the first neuron of each.
 template <typename F>
 SNN_HD void each_word(const uint8_t* bytes, int64_t n, int bit, F&& f) {
   int64_t at = 0;
@@ -91,8 +92,9 @@ SNN_HD void each_word(const uint8_t* bytes, int64_t n, int bit, F&& f) {
   f(select_bit(rest, bit), static_cast<int>(at));
 }
 
-// Calls f with each neuron whose bit is set, of at most kListed, and its number among them. `Vectors`: what f adds. A
-// loop over the bits of a mask ends with a mispredicted branch: where f takes less time than that, over a list.
+// Calls f with each of at most kListed neurons whose bit is set, and whether it is an odd one among them. `begin` is
+// called before the first. A loop over the bits of a mask ends with a mispredicted branch. If f adds so few vectors
+// that it takes less time than that, the loop runs over a list.
 template <int Vectors, typename Begin, typename F>
 SNN_HD void each_event(const uint8_t* bytes, int64_t n, int bit, Begin&& begin, F&& f) {
   if constexpr (Vectors > 2) {
@@ -116,44 +118,28 @@ SNN_HD void each_event(const uint8_t* bytes, int64_t n, int bit, Begin&& begin, 
 
 // ---- tiles
 
-template <typename S>
-using AccOf = typename Acc<S>::type;
-
-template <typename A>
-A widened(A value) {
-  return value;
-}
-inline float widened(Half value) { return widen(value); }
-inline float widened(BFloat16 value) { return widen(value); }
-
 template <typename A>
 A height_of(const Height& height, int64_t neuron) {
   return height.data == nullptr ? static_cast<A>(height.value) : static_cast<const A*>(height.data)[neuron];
 }
 
 // Calls f with the number of vectors of a tile as a constant.
-template <typename F>
+template <int Vectors = kMostVectors, typename F>
 void with_vectors(int vectors, F&& f) {
-  switch (vectors) {
-    case 1: return f(std::integral_constant<int, 1>{});
-    case 2: return f(std::integral_constant<int, 2>{});
-    case 3: return f(std::integral_constant<int, 3>{});
-    case 4: return f(std::integral_constant<int, 4>{});
-    case 5: return f(std::integral_constant<int, 5>{});
-    case 6: return f(std::integral_constant<int, 6>{});
-    case 7: return f(std::integral_constant<int, 7>{});
-    default: return f(std::integral_constant<int, kMostVectors>{});
+  if constexpr (Vectors > 1) {
+    if (vectors < Vectors) return with_vectors<Vectors - 1>(vectors, f);
   }
+  f(std::integral_constant<int, Vectors>{});
 }
 
 template <typename S>
 void pack_weight(const void* weight, int64_t O, int64_t N, const Height& height, const Packed& packed, int64_t first,
                  int64_t last) {
-  using A = AccOf<S>;
+  using A = Opmath<S>;
   const S* const from = static_cast<const S*>(weight);
   A* const to = static_cast<A*>(packed.data);
   const int64_t width = packed.tiles.width();
-  constexpr int64_t kStrip = 16;  // neurons whose rows are written at once: what is read are then whole cache lines
+  constexpr int64_t kStrip = 16;  // neurons whose rows are written at once, so that whole cache lines are read
   for (int64_t tile = 0; tile < packed.tiles.count; ++tile) {
     for (int64_t j0 = first; j0 < last; j0 += kStrip) {
       const int64_t strip = least(kStrip, last - j0);
@@ -161,7 +147,7 @@ void pack_weight(const void* weight, int64_t O, int64_t N, const Height& height,
       for (int64_t o = 0; o < width; ++o) {
         const int64_t output = tile * width + o;
         for (int64_t j = 0; j < strip; ++j) {
-          rows[j * width + o] = output < O ? widened(from[output * N + j0 + j]) * height_of<A>(height, j0 + j) : A(0);
+          rows[j * width + o] = output < O ? widen(from[output * N + j0 + j]) * height_of<A>(height, j0 + j) : A(0);
         }
       }
     }
@@ -171,7 +157,7 @@ void pack_weight(const void* weight, int64_t O, int64_t N, const Height& height,
 template <typename S>
 void pack_rows(const SpikeBits& spikes, const void* rows, int64_t O, const Tiles& tiles, int64_t tile, int64_t first,
                int64_t last, void* panel) {
-  using A = AccOf<S>;
+  using A = Opmath<S>;
   const int64_t width = tiles.width(), n = least(width, O - tile * width);
   A* to = static_cast<A*>(panel);
   for (int64_t unit = first; unit < last; ++unit, to += 8 * width) {
@@ -189,7 +175,7 @@ void pack_rows(const SpikeBits& spikes, const void* rows, int64_t O, const Tiles
 template <typename S, int Vectors>
 void forward_tile(const SpikeBits& spikes, const Packed& weight, const void* bias, int64_t O, void* y, int64_t first,
                   int64_t last, int64_t tile) {
-  using A = AccOf<S>;
+  using A = Opmath<S>;
   using V = Vec<A>;
   constexpr int kWidth = Vectors * V::kSize;
   const int64_t N = spikes.N, at = tile * kWidth;
@@ -200,28 +186,28 @@ void forward_tile(const SpikeBits& spikes, const Packed& weight, const void* bia
   for (int64_t unit = first; unit < last; ++unit) {
     const int64_t row = spikes.step(unit) * spikes.R + spikes.sample(unit);
     for (int k = 0; k < spikes.steps(unit); ++k) {
-      V acc[Vectors], other[Vectors];  // of every other event: it need not wait for the addition before
-      for (int v = 0; v < Vectors; ++v) acc[v] = V::load(start + v * V::kSize);
-      for (int v = 0; v < Vectors; ++v) other[v] = V(A(0));
+      V even[Vectors], odd[Vectors];  // two sums, so that an addition need not wait for the one before
+      for (int v = 0; v < Vectors; ++v) even[v] = V::load(start + v * V::kSize);
+      for (int v = 0; v < Vectors; ++v) odd[v] = V(A(0));
       for (int64_t from = 0; from < N; from += kListed) {
         const A* const rows = panel + from * kWidth;
         const int64_t n_listed = least(kListed, N - from);
         each_event<Vectors>(
             spikes.bits + unit * N + from, n_listed, k, [] {},
-            [&](int neuron, auto odd) {
-              V(&sums)[Vectors] = decltype(odd)::value ? other : acc;
+            [&](int neuron, auto is_odd) {
+              V(&sums)[Vectors] = decltype(is_odd)::value ? odd : even;
               for (int v = 0; v < Vectors; ++v) sums[v] += V::load(rows + neuron * kWidth + v * V::kSize);
             });
       }
-      for (int v = 0; v < Vectors; ++v) acc[v] += other[v];
+      for (int v = 0; v < Vectors; ++v) even[v] += odd[v];
       S* const out = static_cast<S*>(y) + (row + k * spikes.R) * O + at;
       if constexpr (std::is_same_v<S, A>) {
         if (n == kWidth) {
-          for (int v = 0; v < Vectors; ++v) acc[v].store(out + v * V::kSize);
+          for (int v = 0; v < Vectors; ++v) even[v].store(out + v * V::kSize);
           continue;
         }
       }
-      for (int v = 0; v < Vectors; ++v) acc[v].store(sum + v * V::kSize);
+      for (int v = 0; v < Vectors; ++v) even[v].store(sum + v * V::kSize);
       store_row(out, n, sum);
     }
   }
@@ -242,7 +228,7 @@ void forward(const SpikeBits& spikes, const Packed& weight, const void* bias, in
 template <typename S>
 void add_rows(const SpikeBits& spikes, int64_t first_neuron, int64_t last_neuron, int64_t first, int64_t last,
               const Tiles& tiles, const void* panel, void* sums) {
-  using A = AccOf<S>;
+  using A = Opmath<S>;
   using V = Vec<A>;
   with_vectors(tiles.vectors, [&](auto constant) {
     constexpr int kVectors = decltype(constant)::value, kWidth = kVectors * V::kSize;
@@ -268,7 +254,7 @@ void add_rows(const SpikeBits& spikes, int64_t first_neuron, int64_t last_neuron
 template <typename S>
 void unpack_sums(const void* sums, const Tiles& tiles, int64_t tile, int64_t O, int64_t N, const Height& height,
                  int64_t first, int64_t last, void* gradient) {
-  using A = AccOf<S>;
+  using A = Opmath<S>;
   const int64_t width = tiles.width();
   const int64_t outputs = least(width, O - tile * width);
   const A* const from = static_cast<const A*>(sums);
@@ -286,7 +272,7 @@ void unpack_sums(const void* sums, const Tiles& tiles, int64_t tile, int64_t O, 
 
 template <typename S>
 void as_numbers(const SpikeBits& spikes, const Height& height, int64_t first, int64_t last, void* out) {
-  using A = AccOf<S>;
+  using A = Opmath<S>;
   const int64_t N = spikes.N;
   S* to = static_cast<S*>(out);
   alignas(64) A row[kWord];

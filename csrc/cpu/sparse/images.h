@@ -1,4 +1,4 @@
-// Images [N, C, H, W] in channels_last order, which the kernels of convolutions and of pooling take and return.
+// Images [N, C, H, W] in channels_last order, which the ops of convolutions and of pooling take and return.
 #pragma once
 
 #include <algorithm>
@@ -23,7 +23,7 @@ inline void check_image(const torch::stable::Tensor& t, const char* name,
   }
 }
 
-// An uninitialised image for an op whose input is `like`.
+// Returns an uninitialised image on the device of `like`.
 inline torch::stable::Tensor new_image(const torch::stable::Tensor& like, int64_t N, int64_t C, int64_t H, int64_t W,
                                        torch::headeronly::ScalarType dtype = torch::headeronly::ScalarType::Float) {
   return CpuBackend::empty(like, Shape(std::vector<int64_t>{N, C, H, W}),

@@ -1,4 +1,4 @@
-// The ops of max pooling on the CPU. snnfast/_images/max_pool2d.py says when they are called.
+// The ops of max pooling on the CPU. snnfast/_images/max_pool2d.py decides when they are called.
 #include "max_pooling.h"
 
 #include <limits>
@@ -44,7 +44,7 @@ void each_image(const MaxPooling& p, int64_t N, Visit&& visit) {
   });
 }
 
-// The maximum of each window, and its place in it.
+// Returns the maximum of each window and its place in the window.
 std::tuple<Tensor, Tensor> max_pooling(const Tensor& x, int64_t kernel_y, int64_t kernel_x, int64_t stride_y,
                                        int64_t stride_x) {
   check_image(x, "x");
@@ -60,7 +60,7 @@ std::tuple<Tensor, Tensor> max_pooling(const Tensor& x, int64_t kernel_y, int64_
   return {y, places};
 }
 
-// The gradient of an image of height H and width W, from that of its maxima.
+// Returns the gradient of an image of height H and width W, from that of its maxima.
 Tensor max_pooling_backward(const Tensor& grad, const Tensor& places, int64_t H, int64_t W, int64_t kernel_y,
                             int64_t kernel_x, int64_t stride_y, int64_t stride_x) {
   check_image(grad, "grad");

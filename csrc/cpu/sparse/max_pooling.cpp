@@ -1,12 +1,13 @@
-// Compiled once for each instruction set, as kernels.cpp, whose rules hold here too.
+// Compiled once for each instruction set. The rules at the top of kernels.cpp hold here too.
 #include "max_pooling.h"
 
 #include <cstring>
+#include <type_traits>
 
 namespace snnfast::cpu::SNN_ISA {
 namespace {
 
-// So many channels of one pixel. GCC splits them into the registers that there are.
+// Vectors of so many channels of one pixel. GCC splits them into the registers of the instruction set.
 template <int Lanes>
 struct Channels {
   typedef float Floats __attribute__((vector_size(Lanes * 4)));
@@ -20,9 +21,9 @@ void load(Vector& v, const void* from) {
 }
 
 template <int Lanes>
-struct Lane {};
+using Lane = std::integral_constant<int, Lanes>;
 
-// The places of a window by their number and their offset; Side: of the kernel, or 0 where p tells.
+// Visits the places of a window by their number and their offset. Side: that of the kernel, or 0 to take it from p.
 template <int Side, typename Visit>
 void each_place(const MaxPooling& p, Visit&& visit) {
   const int rows = Side > 0 ? Side : p.kernel_y, columns = Side > 0 ? Side : p.kernel_x;
@@ -31,7 +32,7 @@ void each_place(const MaxPooling& p, Visit&& visit) {
   }
 }
 
-// The channels of all windows of an image, in vectors: by their offset in the input and in the output.
+// Visits the channels of all windows of an image, in vectors, by their offset in the input and in the output.
 template <typename Visit>
 void each_window(const MaxPooling& p, Visit&& visit) {
   int64_t output = 0;
@@ -47,7 +48,7 @@ void each_window(const MaxPooling& p, Visit&& visit) {
   }
 }
 
-// A NaN is larger than anything, and the last of several counts; of equal numbers the first one does. As in PyTorch.
+// As in PyTorch, a NaN is larger than any number. The last of several NaN counts, and the first of equal numbers.
 template <int Lanes, int Side>
 void forward_lanes(const MaxPooling& p, const float* window, float* largest, uint8_t* places) {
   using C = Channels<Lanes>;
@@ -79,29 +80,28 @@ void backward_lanes(const MaxPooling& p, const float* grad, const uint8_t* place
   });
 }
 
-template <int Side>
-void forward_image(const MaxPooling& p, const float* image, float* largest, uint8_t* places) {
-  each_window(p, [&]<int Lanes>(Lane<Lanes>, int64_t in, int64_t out) {
-    forward_lanes<Lanes, Side>(p, image + in, largest + out, places + out);
-  });
-}
-
-template <int Side>
-void backward_image(const MaxPooling& p, const float* grad, const uint8_t* places, float* of_image) {
-  each_window(p, [&]<int Lanes>(Lane<Lanes>, int64_t in, int64_t out) {
-    backward_lanes<Lanes, Side>(p, grad + out, places + out, of_image + in);
-  });
+// Calls f with the side of a common square kernel as a constant, or with 0.
+template <typename F>
+void with_side(const MaxPooling& p, F&& f) {
+  if (p.kernel_y == 2 && p.kernel_x == 2) return f(std::integral_constant<int, 2>{});
+  f(std::integral_constant<int, 0>{});
 }
 
 void forward(const MaxPooling& p, const float* image, float* largest, uint8_t* places) {
-  if (p.kernel_y == 2 && p.kernel_x == 2) return forward_image<2>(p, image, largest, places);
-  forward_image<0>(p, image, largest, places);
+  with_side(p, [&]<int Side>(std::integral_constant<int, Side>) {
+    each_window(p, [&]<int Lanes>(Lane<Lanes>, int64_t in, int64_t out) {
+      forward_lanes<Lanes, Side>(p, image + in, largest + out, places + out);
+    });
+  });
 }
 
 void backward(const MaxPooling& p, const float* grad, const uint8_t* places, float* of_image) {
-  if (!p.cover()) std::memset(of_image, 0, static_cast<size_t>(p.inputs()) * sizeof(float));
-  if (p.kernel_y == 2 && p.kernel_x == 2) return backward_image<2>(p, grad, places, of_image);
-  backward_image<0>(p, grad, places, of_image);
+  if (!p.covers_image()) std::memset(of_image, 0, static_cast<size_t>(p.inputs()) * sizeof(float));
+  with_side(p, [&]<int Side>(std::integral_constant<int, Side>) {
+    each_window(p, [&]<int Lanes>(Lane<Lanes>, int64_t in, int64_t out) {
+      backward_lanes<Lanes, Side>(p, grad + out, places + out, of_image + in);
+    });
+  });
 }
 
 }  // namespace

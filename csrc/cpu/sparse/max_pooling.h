@@ -1,10 +1,10 @@
-// Max pooling over windows that do not overlap, of images in channels_last order. What it keeps for backward is one
-// byte per output, the place of the maximum in its window, where PyTorch keeps eight.
+// Max pooling of channels_last images over windows that do not overlap. For backward it saves the place of each maximum
+// in its window, which is one byte. PyTorch saves eight.
 #pragma once
 
 #include <cstdint>
 
-#include "../isas.h"
+#include "../isa.h"
 
 namespace snnfast::cpu {
 
@@ -16,7 +16,7 @@ struct MaxPooling {
 
   int64_t inputs() const { return int64_t{C} * H * W; }
   int64_t outputs() const { return int64_t{C} * Y * X; }
-  bool cover() const {  // whether the windows take the whole image
+  bool covers_image() const {
     return kernel_y == stride_y && kernel_x == stride_x && Y * kernel_y == H && X * kernel_x == W;
   }
 };

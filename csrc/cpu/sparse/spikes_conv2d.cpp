@@ -1,8 +1,9 @@
-// The ops of a convolution of spikes on the CPU. snnfast/_images/conv2d.py says when they are called.
+// The ops of a convolution of spikes on the CPU. snnfast/_images/conv2d.py decides when they are called.
 //
-// No result depends on the number of threads: each image is one thread's, and the gradient of the weights is summed
-// over pieces of the batch whose number depends on the shapes alone, in order.
+// No result depends on the number of threads. Each image belongs to one thread. The gradient of the weights is summed
+// over pieces of the batch, in order, and their number depends on the shapes alone.
 #include <algorithm>
+#include <atomic>
 #include <limits>
 #include <vector>
 
@@ -22,7 +23,7 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 constexpr int64_t kMostPieces = 32;
-constexpr int64_t kPieceBytes = int64_t{64} << 20;  // of all pieces together, if there is more than one
+constexpr int64_t kPieceBytes = int64_t{64} << 20;  // of all pieces together, unless there is only one
 constexpr int64_t kCountGrain = 1 << 16;
 
 const cpu::ConvolutionKernels& kernels(){SNN_RETURN_OF_CURRENT_ISA(convolution_kernels())}
@@ -30,7 +31,7 @@ const cpu::ConvolutionKernels& kernels(){SNN_RETURN_OF_CURRENT_ISA(convolution_k
 std::vector<Reach> reach_of(int64_t size, int64_t outputs, int64_t kernel, int64_t stride, int64_t padding) {
   std::vector<Reach> made;
   for (int64_t i = 0; i < size; ++i) {
-    const int64_t last = std::min((i + padding) / stride, outputs - 1);  // the output that begins nearest before i
+    const int64_t last = std::min((i + padding) / stride, outputs - 1);  // the last output that begins before i
     const int64_t tap = i + padding - last * stride;
     const int64_t n = tap < kernel ? std::min((kernel - 1 - tap) / stride, last) + 1 : 0;
     made.push_back({static_cast<int>(tap), static_cast<int>(last), static_cast<int>(n)});
@@ -38,7 +39,7 @@ std::vector<Reach> reach_of(int64_t size, int64_t outputs, int64_t kernel, int64
   return made;
 }
 
-// A convolution, and what its description points to.
+// The checked sizes of a convolution. It owns the memory that they point to.
 struct Described {
   Convolution p{};
   std::vector<Reach> y, x;
@@ -66,7 +67,7 @@ struct Described {
     p.reach_y = y.data(), p.reach_x = x.data();
     p.lanes = O > 32 ? cpu::kMostLanes : O > 16 ? 32 : 16;
     p.blocks = (p.O + p.lanes - 1) / p.lanes;
-    // So that no size in bytes overflows.
+    // No size in bytes may overflow.
     elements(Shape(std::vector<int64_t>{p.N, p.O, p.Y, p.X}));
     elements(Shape(std::vector<int64_t>{int64_t{p.blocks} * p.lanes * 4, p.C, p.kernel_y, p.kernel_x}));
   }
@@ -82,7 +83,7 @@ struct Described {
         for (int c = 0; c < p.C; ++c) {
           const float value = *image++;
           *next = {c, i, j, value};
-          next += value != 0;  // no branch, which would be mispredicted at every event
+          next += value != 0;  // a branch would be mispredicted at every event
         }
       }
     }
@@ -93,17 +94,14 @@ struct Described {
 int64_t count_events(const Tensor& x) {
   check_image(x, "x");
   const float* const data = static_cast<const float*>(x.const_data_ptr());
-  std::vector<int64_t> counts(static_cast<size_t>((x.numel() + kCountGrain - 1) / kCountGrain));
-  torch::stable::parallel_for(0, static_cast<int64_t>(counts.size()), 4, [&](int64_t first, int64_t last) {
-    for (int64_t k = first; k < last; ++k) {
-      const int64_t end = std::min((k + 1) * kCountGrain, x.numel());
-      int32_t count = 0;
-      for (int64_t i = k * kCountGrain; i < end; ++i) count += data[i] != 0;
-      counts[static_cast<size_t>(k)] = count;
+  std::atomic<int64_t> total = 0;
+  torch::stable::parallel_for(0, x.numel(), 4 * kCountGrain, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last;) {
+      int32_t count = 0;  // narrow numbers are added up faster, and a part's count fits
+      for (const int64_t end = std::min(i + kCountGrain, last); i < end; ++i) count += data[i] != 0;
+      total += count;
     }
   });
-  int64_t total = 0;
-  for (const int64_t count : counts) total += count;
   return total;
 }
 
@@ -135,7 +133,7 @@ Tensor event_conv2d(const Tensor& x, const Tensor& weight, const std::optional<T
   const int64_t image = int64_t{p.C} * p.H * p.W, pixels = int64_t{p.Y} * p.X;
   torch::stable::parallel_for(0, p.N, 1, [&](int64_t first, int64_t last) {
     std::vector<Event> events;
-    const bool whole = p.O == p.lanes;  // one block, which the output itself can take
+    const bool whole = p.O == p.lanes;  // the output itself is the tile of the only block
     std::vector<float> scratch(whole ? 0 : static_cast<size_t>(pixels) * p.lanes);
     for (int64_t n = first; n < last; ++n) {
       const Event* const end = d.find(images + n * image, events);
@@ -153,7 +151,7 @@ Tensor event_conv2d(const Tensor& x, const Tensor& weight, const std::optional<T
   return y;
 }
 
-// The gradient of the weights; `grad` is that of the output.
+// Returns the gradient of the weights, from that of the output.
 Tensor event_conv2d_weight(const Tensor& x, const Tensor& grad, int64_t kernel_y, int64_t kernel_x, int64_t stride_y,
                            int64_t stride_x, int64_t padding_y, int64_t padding_x) {
   check_image(x, "x");

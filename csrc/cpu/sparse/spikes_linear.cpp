@@ -1,97 +1,302 @@
-// The ops of a Linear behind a layer of neurons, whose input are spikes as bits. CPU only: elsewhere snnfast/ composes
-// them of spikes as numbers and PyTorch's product.
+// The ops of a Linear layer behind a layer of neurons: products of spikes as bits with a weight, and the gradient of
+// the weight. They exist on the CPU only: elsewhere snnfast/ converts the bits to numbers and calls PyTorch's product.
+#include <algorithm>
+#include <cstring>
+#include <functional>
+
 #include <torch/csrc/stable/library.h>
 
-#include "../../op/call.h"
-
-#include "products.h"
+#include "../../op/tensors.h"
+#include "../memory/pool.h"
+#include "../unroll/dispatch.h"
+#include "events.h"
 
 namespace snnfast {
 namespace {
 
-// Checked sizes and the height of the spikes; owns the copy of it that is read.
-class Product {
- public:
-  cpu::Linear linear;
+using cpu::EventKernels;
+using cpu::Height;
+using cpu::Isa;
+using cpu::Packed;
+using cpu::SpikeBits;
+using cpu::Tiles;
+using cpu::pool::Buffer;
 
-  Product(const Tensor& bits, const Tensor& graded, const Tensor& like, int64_t T, int64_t O) {
+const EventKernels& kernels() { SNN_RETURN_OF_CURRENT_ISA(event_kernels()) }
+
+// The checked sizes and the spikes of a product. It owns the copy of their height that is read.
+struct Product {
+  DType dtype;  // of weight, bias and outputs
+  SpikeBits spikes;
+  Height height{nullptr, 0};
+  int64_t O;
+
+  Product(const Tensor& bits, const Tensor& graded, const Tensor& like, int64_t T, int64_t outputs)
+      : dtype(dtype_of(like, "weight")), O(outputs) {
     STD_TORCH_CHECK(bits.is_cpu() && graded.is_cpu() && like.is_cpu(), "expected tensors on the CPU");
     STD_TORCH_CHECK(bits.scalar_type() == ScalarType::Byte && bits.dim() == 3 && bits.is_contiguous(),
                     "bits: expected contiguous bytes [(steps + 7) // 8, R, N]");
     STD_TORCH_CHECK(T >= 0 && bits.size(0) == (T + 7) / 8, "bits: expected [(steps + 7) // 8, R, N]");
-    linear.dtype = dtype_of(like, "weight");
-    linear.spikes = {static_cast<const uint8_t*>(bits.const_data_ptr()), T, bits.size(1), bits.size(2)};
-    linear.O = O;
-    // Of a height that a spike in this dtype can have.
-    const ScalarType dtype = like.scalar_type(), acc = acc_of(dtype);
-    linear.height = {nullptr, 0};
+    spikes = {static_cast<const uint8_t*>(bits.const_data_ptr()), T, bits.size(1), bits.size(2)};
+    // The height is rounded to this dtype, as that of a spike is.
+    const ScalarType type = like.scalar_type(), opmath = opmath_of(type);
     if (graded.dim() == 0) {
-      const double value = number_in(graded, number_type_of(graded, "graded"), acc);
-      const auto narrow = static_cast<float>(value);
-      linear.height.value = value;
-      if (dtype == ScalarType::Half) linear.height.value = static_cast<float>(torch::headeronly::Half(narrow));
-      if (dtype == ScalarType::BFloat16) linear.height.value = static_cast<float>(torch::headeronly::BFloat16(narrow));
+      height.value = number_in(graded, number_type_of(graded, "graded"), opmath);
+      const auto narrow = static_cast<float>(height.value);
+      if (type == ScalarType::Half) height.value = static_cast<float>(torch::headeronly::Half(narrow));
+      if (type == ScalarType::BFloat16) height.value = static_cast<float>(torch::headeronly::BFloat16(narrow));
       return;
     }
-    STD_TORCH_CHECK(graded.dim() == 1 && graded.size(0) == linear.spikes.N, "graded: expected a number or [N]");
-    copy_ = in_order(in_order(graded, dtype), acc);
-    linear.height.data = copy_->const_data_ptr();
+    STD_TORCH_CHECK(graded.dim() == 1 && graded.size(0) == spikes.N, "graded: expected a number or [N]");
+    height_of_each_ = in_order(in_order(graded, type), opmath);
+    height.data = height_of_each_->const_data_ptr();
   }
 
-  bool empty() const { return linear.spikes.T * linear.spikes.R * linear.spikes.N == 0 || linear.O == 0; }
+  int64_t rows() const { return spikes.T * spikes.R; }
+  bool empty() const { return rows() * spikes.N == 0 || O == 0; }
 
  private:
-  MaybeTensor copy_;
+  MaybeTensor height_of_each_;
 };
 
-void* make(Tensor& t, const Tensor& like, const Shape& shape) {
-  elements(shape);
-  t = CpuBackend::empty(like, shape, contiguous_strides(shape), like.scalar_type());
-  return t.mutable_data_ptr();
+// Takes memory of the pool for the time of a call.
+Buffer scratch(int64_t bytes) {
+  Buffer buffer = cpu::pool::take(static_cast<size_t>(bytes));
+  STD_TORCH_CHECK(buffer != nullptr, "snnfast: could not allocate ", bytes, " bytes");
+  return buffer;
 }
 
-// y [T, R, O]
-Tensor forward(const Tensor& bits, const Tensor& weight, const MaybeTensor& bias, const Tensor& graded, int64_t steps) {
-  STD_TORCH_CHECK(weight.dim() == 2, "weight: expected [O, N]");
-  const Product product(bits, graded, weight, steps, weight.size(0));
-  const cpu::Linear& p = product.linear;
-  STD_TORCH_CHECK(weight.size(1) == p.spikes.N, "weight: expected [O, N]");
-  if (bias.has_value()) {
-    STD_TORCH_CHECK(
-        bias->is_cpu() && bias->scalar_type() == weight.scalar_type() && bias->dim() == 1 && bias->size(0) == p.O,
-        "bias: expected [O] in the dtype of weight");
+// Neuron-steps below which another thread costs more than it saves.
+constexpr int64_t kGrain = 65536;
+
+// Calls f with ranges of at least `least`, in parallel.
+template <typename F>
+void in_parallel(int64_t first, int64_t last, int64_t least, F&& f) {
+  torch::stable::parallel_for(first, last, std::max<int64_t>(1, least), f);
+}
+
+// ---- events or the dense product
+
+// Bytes of a vector of the instruction set in use.
+int64_t vector_bytes() { return cpu::current_isa() == Isa::avx512 ? 64 : cpu::current_isa() == Isa::avx2 ? 32 : 16; }
+
+// With so few vectors of outputs, PyTorch's dense product is never faster.
+constexpr int64_t kFewVectors = 1;
+
+// What events cost, in the time of the dense product: a spike costs as much as two neuron-steps, and packing the
+// weights or unpacking the gradient as much as 64 rows.
+constexpr int64_t kStepsPerSpike = 2, kRowsToPack = 64;
+
+// The sizes and the number of spikes decide, and the number of threads does not: results must not depend on it.
+bool dense_is_faster(const Product& p) {
+  if (p.O * opmath_size(p.dtype) <= kFewVectors * vector_bytes()) return false;
+  if (p.rows() <= kRowsToPack) return true;
+  const int64_t spikes = kernels().count(p.spikes.bits, p.spikes.units() * p.spikes.N);
+  return kStepsPerSpike * spikes >= (p.rows() - kRowsToPack) * p.spikes.N;
+}
+
+// ---- the dense product
+
+// Bytes of the rows that become numbers at once: they stay in the caches until the product has read them.
+constexpr int64_t kDenseBytes = int64_t{16} << 20;
+
+int64_t dense_block(const Product& p) {
+  return std::max<int64_t>(1, kDenseBytes / (p.spikes.N * element_size(p.dtype)));
+}
+
+// Calls f with the spikes as numbers [last - first, N], `block` rows at a time.
+template <typename F>
+void each_dense_block(const Product& p, int64_t block, F&& f) {
+  const int64_t row = p.spikes.N * element_size(p.dtype);
+  const Buffer numbers = scratch(std::min(block, p.rows()) * row);
+  for (int64_t first = 0; first < p.rows(); first += block) {
+    const int64_t last = std::min(first + block, p.rows());
+    in_parallel(first, last, kGrain / p.spikes.N, [&](int64_t a, int64_t b) {
+      kernels().as_numbers[static_cast<int>(p.dtype)](p.spikes, p.height, a, b, numbers.get() + (a - first) * row);
+    });
+    f(first, last, numbers.get());
   }
-  const Tensor w = in_order(weight, weight.scalar_type());
+}
+
+Tensor matrix(DType dtype, const void* data, int64_t rows, int64_t columns, bool transposed = false) {
+  constexpr ScalarType kTypes[] = {ScalarType::Float, ScalarType::Double, ScalarType::Half, ScalarType::BFloat16};
+  const int64_t sizes[] = {rows, columns}, strides[] = {transposed ? 1 : columns, transposed ? rows : 1};
+  return torch::stable::from_blob(const_cast<void*>(data), {sizes, 2}, {strides, 2},
+                                  torch::stable::Device(torch::headeronly::DeviceType::CPU),
+                                  kTypes[static_cast<int>(dtype)]);
+}
+
+// Calls the variant of a PyTorch operator that writes to its last argument.
+template <typename... Arguments>
+void call_out(const char* name, const Arguments&... arguments) {
+  StableIValue stack[] = {torch::stable::detail::from(arguments)...};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, "out", stack, TORCH_ABI_VERSION));
+  (void)torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+void dense_forward(const Product& p, const Tensor& weight, const MaybeTensor& bias, char* y) {
+  each_dense_block(p, dense_block(p), [&](int64_t first, int64_t last, const void* numbers) {
+    void* const to = y + first * p.O * element_size(p.dtype);
+    call_out("aten::linear", matrix(p.dtype, numbers, last - first, p.spikes.N), weight, bias,
+             matrix(p.dtype, to, last - first, p.O));
+  });
+}
+
+template <typename A>
+void add(const void* from, void* to, int64_t n) {
+  in_parallel(0, n, kGrain, [&](int64_t first, int64_t last) {
+    const A* const a = static_cast<const A*>(from);
+    A* const b = static_cast<A*>(to);
+    for (int64_t i = first; i < last; ++i) b[i] += a[i];
+  });
+}
+
+void dense_weight(const Product& p, const char* grad, void* gradient) {
+  const int64_t N = p.spikes.N;
+  // In 16 bits, all rows are one block: sums must not be rounded from block to block.
+  const int64_t block = element_size(p.dtype) > 2 ? dense_block(p) : p.rows();
+  const Buffer part = scratch(block < p.rows() ? p.O * N * element_size(p.dtype) : 1);
+  each_dense_block(p, block, [&](int64_t first, int64_t last, const void* numbers) {
+    const void* const from = grad + first * p.O * element_size(p.dtype);
+    void* const to = first == 0 ? gradient : part.get();
+    const Tensor transposed = matrix(p.dtype, from, p.O, last - first, /*transposed=*/true);
+    call_out("aten::mm", transposed, matrix(p.dtype, numbers, last - first, N), matrix(p.dtype, to, p.O, N));
+    if (first == 0) return;
+    p.dtype == DType::kDouble ? add<double>(to, gradient, p.O * N) : add<float>(to, gradient, p.O * N);
+  });
+}
+
+// ---- events
+
+// Vectors of a tile: the weights of a thousand neurons then stay in the L2 cache, and sums are read and written rarely.
+constexpr int kForwardVectors = 8, kWeightVectors = 4;
+
+// Bytes of the sums that rows are added to at once: they stay in the L1 cache.
+constexpr int64_t kSumBytes = int64_t{16} << 10;
+
+// Bytes of gradient rows that are added up before the next ones: a panel of them stays in the L2 cache.
+constexpr int64_t kPanelBytes = int64_t{1} << 20;
+
+// Tiles as narrow as the outputs allow, none with more vectors than `most`.
+Tiles tiles_of(const Product& p, int most) {
+  const int lanes = static_cast<int>(vector_bytes() / opmath_size(p.dtype));
+  const int64_t vectors = (p.O + lanes - 1) / lanes, count = (vectors + most - 1) / most;
+  return {count, static_cast<int>((vectors + count - 1) / count), lanes};
+}
+
+void events_forward(const Product& p, const void* weight, const void* bias, void* y) {
+  const auto dtype = static_cast<size_t>(p.dtype);
+  const int64_t N = p.spikes.N;
+  const Tiles tiles = tiles_of(p, kForwardVectors);
+  const Buffer panels = scratch(tiles.count * tiles.width() * N * opmath_size(p.dtype));
+  const Packed packed{panels.get(), tiles};
+  in_parallel(0, N, kGrain / p.O, [&](int64_t first, int64_t last) {
+    kernels().pack_weight[dtype](weight, p.O, N, p.height, packed, first, last);
+  });
+  in_parallel(0, p.spikes.units(), kGrain / (8 * N * tiles.count), [&](int64_t first, int64_t last) {
+    kernels().forward[dtype](p.spikes, packed, bias, p.O, y, first, last);
+  });
+}
+
+void events_weight(const Product& p, const void* grad, void* gradient) {
+  const auto dtype = static_cast<size_t>(p.dtype);
+  const int64_t N = p.spikes.N, units = p.spikes.units();
+  const Tiles tiles = tiles_of(p, kWeightVectors);
+  const int64_t row = tiles.width() * opmath_size(p.dtype), block = kPanelBytes / (8 * row);
+  const int64_t group = kSumBytes / row, groups = (N + group - 1) / group;
+  const Buffer sums = scratch(tiles.count * N * row);
+  // A thread takes groups of a tile, and of the next one: each sum is its own, whatever the other threads do.
+  in_parallel(0, tiles.count * groups, kGrain / (units * 8 * group), [&](int64_t at, int64_t stop) {
+    const Buffer panel = scratch(block * 8 * row);
+    for (int64_t end; at < stop; at = end) {
+      const int64_t tile = at / groups, first = at % groups * group;
+      end = std::min(stop, (tile + 1) * groups);
+      const int64_t last = std::min(first + (end - at) * group, N);
+      char* const to = sums.get() + tile * N * row;
+      std::fill(to + first * row, to + last * row, char{0});
+      for (int64_t a = 0; a < units; a += block) {
+        const int64_t b = std::min(a + block, units);
+        kernels().pack_rows[dtype](p.spikes, grad, p.O, tiles, tile, a, b, panel.get());
+        for (int64_t neuron = first; neuron < last; neuron += group) {
+          kernels().add_rows[dtype](p.spikes, neuron, std::min(neuron + group, last), a, b, tiles, panel.get(), to);
+        }
+      }
+      kernels().unpack_sums[dtype](to, tiles, tile, p.O, N, p.height, first, last, gradient);
+    }
+  });
+}
+
+// ---- the ops
+
+Tensor make(const Tensor& like, const Shape& shape) {
+  elements(shape);
+  return CpuBackend::empty(like, shape, contiguous_strides(shape), like.scalar_type());
+}
+
+// y [T, R, O] = spikes * weight + bias
+Tensor spikes_linear(const Tensor& bits, const Tensor& weight, const MaybeTensor& bias, const Tensor& graded,
+                     int64_t steps) {
+  STD_TORCH_CHECK(weight.dim() == 2, "weight: expected [O, N]");
+  const Product p(bits, graded, weight, steps, weight.size(0));
+  STD_TORCH_CHECK(weight.size(1) == p.spikes.N, "weight: expected [O, N]");
+  const ScalarType dtype = weight.scalar_type();
   MaybeTensor b;
-  if (bias.has_value()) b = in_order(*bias, weight.scalar_type());
-  Tensor y;
-  void* const out = make(y, weight, Shape(std::array<int64_t, 3>{steps, p.spikes.R, p.O}));
-  if (!product.empty()) {
-    cpu::spikes_linear(p, w.const_data_ptr(), b.has_value() ? b->const_data_ptr() : nullptr, out);
-  } else if (p.spikes.N == 0) {
-    STD_TORCH_CHECK(steps * p.spikes.R * p.O == 0, "weight: expected [O, N] with N of 1 or more");
+  if (bias.has_value()) {
+    STD_TORCH_CHECK(bias->is_cpu() && bias->scalar_type() == dtype && bias->dim() == 1 && bias->size(0) == p.O,
+                    "bias: expected [O] in the dtype of weight");
+    b = in_order(*bias, dtype);
+  }
+  const Tensor w = in_order(weight, dtype);
+  const Tensor y = make(weight, Shape(std::array<int64_t, 3>{steps, p.spikes.R, p.O}));
+  STD_TORCH_CHECK(p.spikes.N > 0 || y.numel() == 0, "weight: expected [O, N] with N of 1 or more");
+  if (p.empty()) return y;
+  auto* const to = static_cast<char*>(y.mutable_data_ptr());
+  if (dense_is_faster(p)) {
+    dense_forward(p, w, b, to);
+  } else {
+    events_forward(p, w.const_data_ptr(), b.has_value() ? b->const_data_ptr() : nullptr, to);
   }
   return y;
 }
 
-// gradient [O, N] of the weight
-Tensor weight_gradient(const Tensor& bits, const Tensor& grad, const Tensor& graded) {
+// gradient [O, N] of the weight, from that of y [T, R, O]
+Tensor spikes_linear_weight(const Tensor& bits, const Tensor& grad, const Tensor& graded) {
   STD_TORCH_CHECK(grad.dim() == 3, "grad: expected [T, R, O]");
-  const Product product(bits, graded, grad, grad.size(0), grad.size(2));
-  const cpu::Linear& p = product.linear;
+  const Product p(bits, graded, grad, grad.size(0), grad.size(2));
   STD_TORCH_CHECK(grad.size(1) == p.spikes.R, "grad: expected [T, R, O]");
   const Tensor g = in_order(grad, grad.scalar_type());
-  Tensor gradient;
-  void* const out = make(gradient, grad, Shape(std::array<int64_t, 2>{p.O, p.spikes.N}));
-  if (!product.empty()) {
-    cpu::spikes_linear_weight(p, g.const_data_ptr(), out);
-  } else {
-    torch::stable::zero_(gradient);
-  }
+  Tensor gradient = make(grad, Shape(std::array<int64_t, 2>{p.O, p.spikes.N}));
+  if (p.empty()) return torch::stable::zero_(gradient);
+  const auto* const from = static_cast<const char*>(g.const_data_ptr());
+  dense_is_faster(p) ? dense_weight(p, from, gradient.mutable_data_ptr())
+                     : events_weight(p, from, gradient.mutable_data_ptr());
   return gradient;
 }
 
+// Bytes of a block's gradient.
+constexpr int64_t kGradientBytes = int64_t{4} << 20;
+
 }  // namespace
+
+void cpu::each_spike_gradient(const Outputs& outputs, DType dtype, int64_t T, int64_t samples,
+                              const std::function<void(int64_t first, int64_t last, const void* gradient)>& f) {
+  const int64_t size = element_size(dtype), row = outputs.size * size;
+  const int64_t block = std::clamp<int64_t>(kGradientBytes / (T * outputs.columns * size), 1, samples);
+  const Buffer gradient = scratch(T * block * outputs.columns * size), rows = scratch(T * block * row);
+  const Tensor weight = matrix(dtype, outputs.weight, outputs.size, outputs.columns);
+  for (int64_t first = 0; first < samples; first += block) {
+    const int64_t last = std::min(first + block, samples), n = last - first;
+    in_parallel(0, T, kGrain / (n * outputs.size), [&](int64_t a, int64_t b) {
+      for (int64_t t = a; t < b; ++t) {
+        const char* const from = static_cast<const char*>(outputs.grad) + (t * samples + first) * row;
+        std::memcpy(rows.get() + t * n * row, from, static_cast<size_t>(n * row));
+      }
+    });
+    call_out("aten::mm", matrix(dtype, rows.get(), T * n, outputs.size), weight,
+             matrix(dtype, gradient.get(), T * n, outputs.columns));
+    f(first, last, gradient.get());
+  }
+}
 
 STABLE_TORCH_LIBRARY_FRAGMENT(SNN_NAMESPACE, m) {
   m.def("spikes_linear(Tensor bits, Tensor weight, Tensor? bias, Tensor graded, SymInt steps) -> Tensor");
@@ -99,8 +304,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(SNN_NAMESPACE, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(SNN_NAMESPACE, CPU, m) {
-  m.impl("spikes_linear", TORCH_BOX(&forward));
-  m.impl("spikes_linear_weight", TORCH_BOX(&weight_gradient));
+  m.impl("spikes_linear", TORCH_BOX(&spikes_linear));
+  m.impl("spikes_linear_weight", TORCH_BOX(&spikes_linear_weight));
 }
 
 }  // namespace snnfast

@@ -1,13 +1,10 @@
 // All steps of some neurons, backward.
 //
-// Part of kernels.cpp, whose rules hold here too.
+// Part of kernels.cpp. The rules at its top hold here too.
 #pragma once
-
-#include <memory>
 
 #include "choose.h"
 #include "outputs.h"
-#include "saved.h"
 #include "spans.h"
 #include "stage.h"
 
@@ -16,24 +13,25 @@ namespace {
 
 template <typename Neuron, typename S>
 struct BackwardBlock {
-  using A = typename Acc<S>::type;
+  using A = Opmath<S>;
   static constexpr int kStates = Neuron::kStates, kParameters = Neuron::kParameters, kMem = kStates - 1;
 
-  // The most loops that a checkpoint's worth of steps takes: kSteps at a time, what is left one by one.
+  // The most loops that the steps between two checkpoints take: kSteps at a time, and the remaining ones one by one.
   static constexpr int kLoops = kCheckpoint / kSteps<A> + kSteps<A> - 1;
 
-  // Steps that are summed up by themselves, so that rounding errors of a long sum stay small; in whole checkpoints.
+  // Steps that are summed up by themselves, so that the rounding error of a long sum stays small. A multiple of
+  // kCheckpoint.
   static constexpr int64_t kStretch = 256;
 
   Backward<Neuron> p;
   AdjointRows<Neuron, A> rows;
   bool recorded, sums_parameters, streams, stream;
-  int64_t rows_after;  // of the padding behind the steps
+  int64_t rows_after;  // the rows of the padding behind the steps
   Either<ForwardLoop<Neuron, A>> advance_loops;
   Either<AdjointLoop<Neuron, A>> adjoint_loops;
   int64_t first;
   int n;
-  const A* grad_spk;  // the row for all steps, if there is but one, be it of zeros; or nullptr
+  const A* grad_spk;  // the row for all steps, perhaps of zeros; nullptr: each step has its own
   Lanes<A, kParameters> lanes;
   Sums<A, kParameters> sums, totals;
   alignas(64) A grad_x_sum[kMost<A>], grad_x_total[kMost<A>];
@@ -52,17 +50,17 @@ struct BackwardBlock {
     streams = non_temporal;
     recorded = p.recorded();
     sums_parameters = std::is_same_v<A, double> || p.sums_parameters();  // what the loops do, see choose.h
-    advance_loops = choose_advance<Neuron, A>(p.rules);
+    advance_loops = choose_advance<Neuron, A>(p.rule);
     adjoint_loops = choose_adjoint<Neuron, A>(p);
   }
 
-  // Of the neurons to come, which have so many steps of their own.
+  // Sets the number of steps of the neurons to come.
   void set_steps(const Backward<Neuron>& problem, int64_t steps) {
     p.T = steps;
     rows_after = problem.T - steps;
   }
 
-  // All steps of some neurons.
+  // Takes some neurons back through all steps.
   void run(const Span& span) {
     first = span.first;
     n = span.n;
@@ -102,7 +100,7 @@ struct BackwardBlock {
     finish();
   }
 
-  // What is recorded there is the last state, over and over.
+  // Adds the gradients of the padding, where every record is the last state.
   void add_of_padding(int s) {
     if (rows.grad_after[s] == nullptr) {
       zero(in_columns<A>(n), carry[s]);
@@ -132,7 +130,8 @@ struct BackwardBlock {
     for (int i = 0; i < n; ++i) total[i] += sum[i];
   }
 
-  // A checkpoint's worth of steps: forward through all loops but the last, for the states before them; then back.
+  // Goes through the steps between two checkpoints: forward through all loops but the last, for the states before each
+  // loop, and then back.
   void run_chunk(int64_t start, int count) {
     Rows<const A> x{nullptr, 0};
     ForwardRows<Neuron, A> advance{};
@@ -163,14 +162,14 @@ struct BackwardBlock {
     }
   }
 
-  // A state before the step that a chunk begins with.
+  // Returns a state before the first step of a chunk.
   const A* states_at(int64_t start, int s) {
     const A* const row = start == 0 ? row_of<const A>(p.initial[s], 0, p.N, first)
                                     : row_of<const A>(p.rows, (start / kCheckpoint - 1) * kStates + s, p.N, first);
     return open_for_reading(row, n, initial_scratch[s]);
   }
 
-  // Those that decided the spikes of steps t to t + steps - 1, and the one before.
+  // Opens the membranes that decided the spikes of steps t to t + steps - 1, and the one before.
   void open_membranes(int64_t t, int steps) {
     if (p.mem_rec != nullptr) {
       rows.mem = open_for_reading(row_of<const A>(p.mem_rec, t, p.N, first), p.N, steps, n, mem_scratch);
@@ -188,17 +187,13 @@ struct BackwardBlock {
     }
   }
 
-  // A membrane from what was saved of it.
+  // A membrane on the side of the threshold that its saved spike tells.
   void recover(int64_t t, A* mem) {
     const Lane<A>& threshold = lanes.of[Problem<Neuron>::kThreshold];
-    if (p.saved == Saved::kMembrane) {
-      from_membrane(n, row_of<const BFloat16>(p.rows, t, p.N, first), threshold, mem);
-    } else {
-      from_spikes(n, row_of<const uint8_t>(p.rows, t / 8, p.N, first), static_cast<int>(t % 8), threshold, mem);
-    }
+    from_spikes(n, row_of<const uint8_t>(p.rows, t / 8, p.N, first), static_cast<int>(t % 8), threshold, mem);
   }
 
-  // Steps t + steps - 1 down to t.
+  // Goes back from step t + steps - 1 to step t.
   void run_steps(int64_t t, int steps) {
     const A* const derivative = row_of<const A>(p.derivative, t, p.N, first);
     S* const grad_x = row_of<S>(p.grad_x, t, p.N, first);
@@ -256,14 +251,7 @@ struct BackwardBlock {
 
 template <typename Neuron, typename S>
 void backward(const Backward<Neuron>& p, int64_t first, int64_t last, bool stream) {
-  thread_local const std::unique_ptr<BackwardBlock<Neuron, S>> block(new BackwardBlock<Neuron, S>);
-  block->open(p, stream);
-  each_length<typename Acc<S>::type>(p, first, last, !stream, [&](int64_t begin, int64_t end, int64_t steps) {
-    block->set_steps(p, steps);
-    Spans<S, typename Acc<S>::type> spans(begin, end, block_size<S>(p, kBlock), stream, begin > first);
-    for (Span span; spans.take(span);) block->run(span);
-  });
-  if (stream) stream_fence();
+  run_blocks<BackwardBlock<Neuron, S>, S>(p, first, last, stream, kBlock);
 }
 
 }  // namespace

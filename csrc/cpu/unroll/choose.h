@@ -1,6 +1,6 @@
-// Which loop of loops.h a call takes: run-time options become template arguments.
+// Chooses the loop of loops.h that a call takes: run-time options become template arguments.
 //
-// Part of kernels.cpp, whose rules hold here too.
+// Part of kernels.cpp. The rules at its top hold here too.
 #pragma once
 
 #include "loops.h"
@@ -13,8 +13,8 @@ auto with_bool(bool value, F&& f) {
   return value ? f(std::true_type{}) : f(std::false_type{});
 }
 
-// In float64, in which nobody trains, such an option is always on. That costs some time there, and halves what has to
-// be compiled.
+// In float64, in which nobody trains, such an option is always on. This costs some time there, and halves the code to
+// compile.
 template <typename A, typename F>
 auto with_option(bool value, F&& f) {
   if constexpr (std::is_same_v<A, double>) {
@@ -32,11 +32,11 @@ auto with_spikes(bool bits, bool sum, F&& f) {
 }
 
 template <typename F>
-auto with_rules(Rules rules, F&& f) {
+auto with_rule(ResetRule rule, F&& f) {
   // Without a reset there is no delay.
-  if (rules.reset == Reset::kNone) return f(std::integral_constant<Reset, Reset::kNone>{}, std::true_type{});
-  return with_bool(rules.delay, [&](auto delay) {
-    if (rules.reset == Reset::kSubtract) return f(std::integral_constant<Reset, Reset::kSubtract>{}, delay);
+  if (rule.reset == Reset::kNone) return f(std::integral_constant<Reset, Reset::kNone>{}, std::true_type{});
+  return with_bool(rule.delay, [&](auto delay) {
+    if (rule.reset == Reset::kSubtract) return f(std::integral_constant<Reset, Reset::kSubtract>{}, delay);
     return f(std::integral_constant<Reset, Reset::kZero>{}, delay);
   });
 }
@@ -52,7 +52,7 @@ struct Either {
 template <typename Neuron, typename A>
 Either<ForwardLoop<Neuron, A>> choose_forward(const Forward<Neuron>& p, bool record) {
   using Loops = Either<ForwardLoop<Neuron, A>>;
-  return with_rules(p.rules, [&](auto r, auto delay) {
+  return with_rule(p.rule, [&](auto r, auto delay) {
     return with_option<A>(record, [&](auto rec) {
       return with_spikes(p.bits != nullptr, p.reduce, [&](auto spikes) -> Loops {
         constexpr Reset R = decltype(r)::value;
@@ -64,10 +64,10 @@ Either<ForwardLoop<Neuron, A>> choose_forward(const Forward<Neuron>& p, bool rec
   });
 }
 
-// The states alone, for the backward pass.
+// The loops that compute the states alone, for the backward pass.
 template <typename Neuron, typename A>
-Either<ForwardLoop<Neuron, A>> choose_advance(Rules rules) {
-  return with_rules(rules, [&](auto r, auto delay) -> Either<ForwardLoop<Neuron, A>> {
+Either<ForwardLoop<Neuron, A>> choose_advance(ResetRule rule) {
+  return with_rule(rule, [&](auto r, auto delay) -> Either<ForwardLoop<Neuron, A>> {
     constexpr Reset R = decltype(r)::value;
     constexpr bool D = decltype(delay)::value;
     constexpr Spikes S = Spikes::kUnused;
@@ -80,11 +80,11 @@ Either<AdjointLoop<Neuron, A>> choose_adjoint(const Backward<Neuron>& p) {
   using Loops = Either<AdjointLoop<Neuron, A>>;
   const auto choose = [&](auto surrogate) {
     return with_option<A>(p.sums_parameters(), [&](auto parameters) {
-      return with_rules(p.rules, [&](auto r, auto delay) -> Loops {
+      return with_rule(p.rule, [&](auto r, auto delay) -> Loops {
         using S = decltype(surrogate);
         constexpr Reset R = decltype(r)::value;
         constexpr bool P = decltype(parameters)::value, D = decltype(delay)::value;
-        // A recorded membrane tells what decided the spikes only if the reset is delayed.
+        // A recorded membrane is the one that decided the spike only if the reset is delayed.
         if constexpr (Neuron::kRecordTells && D) {
           using N = Neuron;
           if (p.recorded())
@@ -96,7 +96,7 @@ Either<AdjointLoop<Neuron, A>> choose_adjoint(const Backward<Neuron>& p) {
   };
   if (p.derivative == nullptr) {
     if (p.surrogate == SurrogateKind::kNone) return choose(NoSurrogate{});
-    if constexpr (std::is_same_v<A, float>) {  // what nearly all networks use, in what nearly all use it
+    if constexpr (std::is_same_v<A, float>) {  // nearly all networks use one of these, in float32
       if (p.surrogate == SurrogateKind::kATan) return choose(ATan{});
       if (p.surrogate == SurrogateKind::kFastSigmoid) return choose(FastSigmoid{});
     }

@@ -1,4 +1,4 @@
-// The CPU backend: picks the kernels for this processor and spreads the neurons over PyTorch's threads.
+// The CPU backend: takes the kernels for this processor, and divides the neurons among PyTorch's threads.
 #pragma once
 
 #include <algorithm>
@@ -9,26 +9,29 @@
 
 #include <torch/csrc/stable/ops.h>
 
-#include "../isa.h"
 #include "kernels.h"
 
 namespace snnfast::cpu {
 
-// Whether to write by non-temporal stores: where `rows` tensors [T, N] are more than the caches hold, and all that are
-// `written` allow it.
+// Whether to use non-temporal stores: if `rows` tensors [T, N] exceed the caches, and all `written` tensors are
+// aligned.
 bool streams(DType dtype, int64_t T, int64_t N, int rows, std::initializer_list<const void*> written);
 
-// Units of neurons, and how many of them a thread takes at least.
+// Makes calls that touch so many bytes use non-temporal stores, for tests; -1: those that do not fit the caches.
+// Returns the number before.
+int64_t set_stream_bytes(int64_t bytes);
+
+// The units of neurons, and the least number of them that a thread takes.
 struct Shares {
   int64_t units, least;
 };
 Shares shares(int64_t T, int64_t N, int64_t least_units);
 
-// Threads share neurons out in multiples of this: whole vectors of every instruction set and whole cache lines.
+// Threads take neurons in multiples of a unit: whole vectors of every instruction set, and whole cache lines.
 inline constexpr int64_t kUnit = 64;
 
-// Units that a thread takes at least of a forward pass: threads that share shorter rows take each other's cache lines
-// away, and both together need longer than one alone.
+// A thread takes at least so many units of a forward pass. With shorter rows, threads take cache lines away from each
+// other, and two are slower than one.
 inline constexpr int64_t kLeastUnits = 2;
 
 template <typename Neuron>
@@ -36,13 +39,13 @@ const Kernels<Neuron>& current_kernels() {
   SNN_RETURN_OF_CURRENT_ISA(kernels<Neuron>())
 }
 
-// Where neurons begin to end - 1 of a ragged batch are divided, so that shares of as many units are as much work.
+// Divides neurons begin to end - 1 of a ragged batch so that equal numbers of units are equal work.
 class Division {
  public:
   template <typename P>
   Division(const P& p, int64_t begin, int64_t end, int64_t units)
       : begin_(begin), end_(end), first_(begin / p.sample), sample_(p.sample), units_(units) {
-    // To fill a row takes about a quarter of a step.
+    // Filling a row of the padding takes about a quarter of the time of a step.
     for (int64_t b = first_; b * p.sample < end; ++b) {
       const int64_t steps = p.steps_of(b * p.sample);
       until_.push_back(until_.back() + static_cast<double>(3 * steps + p.T + 1));
@@ -60,10 +63,10 @@ class Division {
 
  private:
   int64_t begin_, end_, first_, sample_, units_;
-  std::vector<double> until_{0};  // the work of all samples up to one
+  std::vector<double> until_{0};  // the work of all samples up to each one
 };
 
-// Neurons begin to end - 1.
+// Divides neurons begin to end - 1 among the threads.
 template <typename Kernel, typename P>
 void share_out(Kernel kernel, const P& p, int64_t begin, int64_t end, int64_t least_units, bool stream) {
   const Shares work = shares(p.T, end - begin, least_units);
@@ -85,9 +88,9 @@ void forward(const Forward<Neuron>& p) {
   share_out(current_kernels<Neuron>().forward[static_cast<int>(p.dtype)], p, 0, p.N, kLeastUnits, stream);
 }
 
-// Calls f with the gradients [T, last - first, columns] of the spikes of some samples that went through a Linear with
-// many outputs, block after block: they stay in the caches until they are read. By PyTorch's product, which with few
-// outputs takes longer than the kernels.
+// Calls f with the gradients [T, last - first, columns] of the spikes that went through a Linear with many outputs, a
+// few samples at a time, so that they stay in the caches until they are read. PyTorch's product makes them; for few
+// outputs the kernels are faster. Defined in cpu/sparse/spikes_linear.cpp.
 void each_spike_gradient(const Outputs& outputs, DType dtype, int64_t T, int64_t samples,
                          const std::function<void(int64_t first, int64_t last, const void* gradient)>& f);
 
@@ -103,7 +106,7 @@ void backward(const Backward<Neuron>& p) {
     part.grad_spk = gradient;
     part.grad_spk_first = first * columns;
     part.grad_spk_stride = (last - first) * columns;
-    // A kernel streams whole registers, also those at the end of its neurons.
+    // A kernel streams whole registers only, also at the end of its neurons.
     const auto fits = [&](int64_t neuron) { return neuron % kUnit == 0 || neuron == p.N; };
     share_out(kernel, part, first * columns, last * columns, 1,
               stream && fits(first * columns) && fits(last * columns));

@@ -1,13 +1,11 @@
 // All steps of some neurons, forward.
 //
-// Part of kernels.cpp, whose rules hold here too.
+// Part of kernels.cpp. The rules at its top hold here too.
 #pragma once
 
 #include <cstring>
-#include <memory>
 
 #include "choose.h"
-#include "saved.h"
 #include "spans.h"
 #include "stage.h"
 
@@ -16,14 +14,14 @@ namespace {
 
 template <typename Neuron, typename S>
 struct ForwardBlock {
-  using A = typename Acc<S>::type;
+  using A = Opmath<S>;
   static constexpr int kStates = Neuron::kStates, kMem = kStates - 1;
 
   Forward<Neuron> p;
   Either<ForwardLoop<Neuron, A>> loops;
   ForwardRows<Neuron, A> rows;
   bool streams, stream, bits_in_place;
-  int64_t first, rows_after;  // rows_after: of the padding behind the steps
+  int64_t first, rows_after;  // rows_after: the rows of the padding behind the steps
   int n;
   Lanes<A, Neuron::kParameters> lanes;
   alignas(64) A state[kStates][kLongBlock];
@@ -34,18 +32,18 @@ struct ForwardBlock {
   void open(const Forward<Neuron>& problem, bool non_temporal) {
     p = problem;
     streams = non_temporal;
-    bool record = tells_membrane(p.saved) || p.deciding != nullptr;
+    bool record = p.saved == Saved::kSpikes || p.deciding != nullptr;
     for (const void* row : p.record) record |= row != nullptr;
     loops = choose_forward<Neuron, A>(p, record);
   }
 
-  // Of the neurons to come, which have so many steps of their own.
+  // Sets the number of steps of the neurons to come.
   void set_steps(const Forward<Neuron>& problem, int64_t steps) {
     p.T = steps;
     rows_after = problem.T - steps;
   }
 
-  // All steps of some neurons.
+  // Takes some neurons through all steps.
   void run(const Span& span) {
     first = span.first;
     n = span.n;
@@ -56,7 +54,7 @@ struct ForwardBlock {
     rows.stream_spk = stream && in_place<S, A>(n);
     bits_in_place = n % kColumn<A> == 0;
     // A membrane that is saved but not recorded is in a scratch row.
-    rows.stream_record = rows.stream_spk && !(tells_membrane(p.saved) && p.record[kMem] == nullptr);
+    rows.stream_record = rows.stream_spk && !(p.saved == Saved::kSpikes && p.record[kMem] == nullptr);
     for (int s = 0; s < kStates; ++s) {
       rows.before[s] = open_for_reading(row_of<const A>(p.initial[s], 0, p.N, first), n, state[s]);
     }
@@ -109,7 +107,7 @@ struct ForwardBlock {
     A* kept[kStates];
     for (int s = 0; s < kStates; ++s) {
       record[s] = row_of<S>(p.record[s], t, p.N, first);
-      const bool needed = record[s] != nullptr || (s == kMem && tells_membrane(p.saved));
+      const bool needed = record[s] != nullptr || (s == kMem && p.saved == Saved::kSpikes);
       rows.record[s] = {nullptr, 0};
       if (needed) rows.record[s] = open_for_writing(record[s], p.N, n, record_scratch[s]);
       kept[s] = row_to_keep(s, end);
@@ -124,10 +122,10 @@ struct ForwardBlock {
     close(spk, p.N, steps, n, rows.spk, stream);
     if (bits != nullptr && !bits_in_place) std::memcpy(bits, bits_scratch, static_cast<size_t>(n));
     close(deciding, p.N, steps, n, rows.deciding, stream);
-    for (int k = 0; k < steps && tells_membrane(p.saved); ++k) save(t + k, rows.record[kMem][k]);
+    for (int k = 0; k < steps && p.saved == Saved::kSpikes; ++k) save(t + k, rows.record[kMem][k]);
   }
 
-  // Where the state after `end` steps goes, if anywhere but to the next ones.
+  // Returns the row for the state after `end` steps, if it is returned or saved; else nullptr.
   A* row_to_keep(int s, int64_t end) {
     if (end == p.T) return row_of<A>(p.last[s], 0, p.N, first);
     if (p.saved != Saved::kCheckpoints || end % kCheckpoint != 0) return nullptr;
@@ -136,26 +134,13 @@ struct ForwardBlock {
 
   void save(int64_t t, const A* mem) {
     const Lane<A>& threshold = lanes.of[Problem<Neuron>::kThreshold];
-    if (p.saved == Saved::kMembrane) {
-      save_membrane(n, mem, threshold, row_of<BFloat16>(p.rows, t, p.N, first));
-    } else {
-      save_spikes(n, mem, threshold, static_cast<int>(t % 8), row_of<uint8_t>(p.rows, t / 8, p.N, first));
-    }
+    save_spikes(n, mem, threshold, static_cast<int>(t % 8), row_of<uint8_t>(p.rows, t / 8, p.N, first));
   }
 };
 
 template <typename Neuron, typename S>
 void forward(const Forward<Neuron>& p, int64_t first, int64_t last, bool stream) {
-  // Kept from call to call, as fresh memory costs page faults; and larger than a thread's stack may be.
-  thread_local const std::unique_ptr<ForwardBlock<Neuron, S>> block(new ForwardBlock<Neuron, S>);
-  block->open(p, stream);
-  each_length<typename Acc<S>::type>(p, first, last, !stream, [&](int64_t begin, int64_t end, int64_t steps) {
-    block->set_steps(p, steps);
-    Spans<S, typename Acc<S>::type> spans(begin, end, block_size<S>(p, stream ? kLongBlock : kBlock), stream,
-                                          begin > first);
-    for (Span span; spans.take(span);) block->run(span);
-  });
-  if (stream) stream_fence();
+  run_blocks<ForwardBlock<Neuron, S>, S>(p, first, last, stream, stream ? kLongBlock : kBlock);
 }
 
 }  // namespace

@@ -1,8 +1,8 @@
 // The CPU kernels: time runs inside a block of neurons, and each step is a vectorised loop over the block.
 //
-// Compiled once for each neuron (SNN_NEURON) and each instruction set, with SNN_ISA naming the namespace. Nothing here
-// may have external linkage but `kernels`, and nothing inline from other headers may be emitted: the linker would keep
-// one copy for all sets.
+// Compiled once for each neuron (SNN_NEURON) and each instruction set, whose namespace SNN_ISA names. Only `kernels`
+// may have external linkage, and no inline function of other headers may be emitted: the linker would keep one copy for
+// all instruction sets.
 #include "kernels.h"
 
 #include "backward.h"

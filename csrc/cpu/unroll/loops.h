@@ -1,6 +1,6 @@
-// The loops over a row of neurons, for one time step or a few of them. choose.h chooses one.
+// The loops over a row of neurons, for one time step or a few of them. choose.h chooses between them.
 //
-// Part of kernels.cpp, whose rules hold here too.
+// Part of kernels.cpp. The rules at its top hold here too.
 #pragma once
 
 #include <cstring>
@@ -14,55 +14,28 @@ namespace {
 
 // ---- a column: the neurons that a loop takes at once
 
-// Vectors of a column. Two hide the latency of the recurrence; with 16 registers they would not fit.
+// The vectors of a column. Two hide the latency of the recurrence, but do not fit in 16 registers.
 constexpr int kVectors = kVectorBytes == 64 ? 2 : 1;
 
 template <typename A>
 constexpr int kColumn = kVectors * Vec<A>::kSize;
 
-// Values of the whole columns that n neurons take.
+// Rounds n up to whole columns.
 template <typename A>
 constexpr int in_columns(int n) {
   return (n + kColumn<A> - 1) / kColumn<A> * kColumn<A>;
 }
 
-// Time steps that a loop does for a column before it goes to the next: states and parameters are then loaded once for
-// all of them, and no more rows are open than a processor's prefetcher follows. What is left over is done one by one.
-// So is float64, in which nobody trains: its loops for several steps would be a fifth of what has to be compiled.
+// The time steps that a loop does for a column before it goes to the next column. States and parameters are then loaded
+// once for all of these steps, and a processor's prefetcher can follow so many rows. Remaining steps are done one by
+// one. So are those of float64, in which nobody trains: its loops for several steps would be a fifth of the code to
+// compile.
 template <typename A>
 constexpr int kSteps = std::is_same_v<A, double> ? 1 : 4;
 
 #define SNN_UNROLL _Pragma("GCC unroll 8")
 
-template <typename A>
-struct Column {
-  Vec<A> at[kVectors];
-
-  SNN_HD Vec<A>& operator[](int i) { return at[i]; }
-  SNN_HD const Vec<A>& operator[](int i) const { return at[i]; }
-
-  SNN_HD void fill(A value) { SNN_UNROLL for (int g = 0; g < kVectors; ++g) at[g] = Vec<A>(value); }
-  SNN_HD void load(const A* from) {
-    SNN_UNROLL for (int g = 0; g < kVectors; ++g) at[g] = Vec<A>::load(from + g * Vec<A>::kSize);
-  }
-  SNN_HD void load_or_zero(const A* from, int i) {
-    if (from == nullptr) {
-      fill(A(0));
-    } else {
-      load(from + i);
-    }
-  }
-  SNN_HD void store(A* to) const { SNN_UNROLL for (int g = 0; g < kVectors; ++g) at[g].store(to + g * Vec<A>::kSize); }
-  SNN_HD void put(A* to, bool non_temporal) const {
-    if (non_temporal) {
-      SNN_UNROLL for (int g = 0; g < kVectors; ++g) stream(to + g * Vec<A>::kSize, at[g]);
-    } else {
-      store(to);
-    }
-  }
-};
-
-// Some values of a neuron, for each vector of a column.
+// Several values of each neuron of a column.
 template <typename A, int Size>
 struct Columns {
   Vec<A> at[kVectors][Size];
@@ -94,12 +67,27 @@ struct Columns {
   }
 };
 
+// One value of each neuron of a column.
+template <typename A>
+struct Column : private Columns<A, 1> {
+  using Base = Columns<A, 1>;
+
+  SNN_HD Vec<A>& operator[](int g) { return this->at[g][0]; }
+  SNN_HD const Vec<A>& operator[](int g) const { return this->at[g][0]; }
+
+  SNN_HD void fill(A value) { Base::fill(0, value); }
+  SNN_HD void load(const A* from) { Base::load(0, from); }
+  SNN_HD void load_or_zero(const A* from, int i) { Base::load_or_zero(0, from, i); }
+  SNN_HD void store(A* to) const { Base::store(0, to); }
+  SNN_HD void put(A* to, bool non_temporal) const { Base::put(0, to, non_temporal); }
+};
+
 // ---- spikes as bits
 
 template <typename A>
 using Bits = typename Vec<A>::Mask;
 
-// Into the bytes of some neurons, from bit `first` on: the first of eight steps begins them anew.
+// Puts bits into the bytes of some neurons, from bit `first` on. Bit 0 begins the bytes anew.
 template <typename A>
 SNN_HD void put_bits(Bits<A> bits, int first, uint8_t* to) {
   typedef uint8_t Bytes __attribute__((vector_size(Vec<A>::kSize)));
@@ -114,7 +102,7 @@ SNN_HD void put_bits(Bits<A> bits, int first, uint8_t* to) {
 
 // ---- what a loop works on
 
-// The same row of several time steps: `stride` values from one to the next, 0 where it is one for all.
+// The same row of several time steps, `stride` values from one to the next, or 0 if one row is for all.
 template <typename A>
 struct Rows {
   A* first;
@@ -124,9 +112,9 @@ struct Rows {
 };
 
 template <typename A>
-struct Lane {  // of one parameter: a value for each neuron of a block, or a column of one and the same
+struct Lane {  // the values of one parameter: one for each neuron of a block, or a column of equal ones
   alignas(64) A values[kLongBlock];
-  int mask;  // of an index: 0 or all bits
+  int mask;  // of an index: all bits, or 0 for equal values
 };
 
 template <typename A, int Parameters>
@@ -138,7 +126,7 @@ struct Lanes {
   }
 };
 
-// The longest block of a backward pass.
+// The length of the longest block of a backward pass.
 template <typename A>
 constexpr int kMost = sizeof(A) == 4 ? kLongBlock : kBlock;
 
@@ -153,16 +141,16 @@ enum class Spikes { kEach, kSum, kBits, kUnused };
 
 template <typename Neuron, typename A>
 struct ForwardRows {
-  const A* before[Neuron::kStates];  // states before the first of the steps; nullptr: 0
-  A* after[Neuron::kStates];         // and after the last of them
+  const A* before[Neuron::kStates];  // states before the first step; nullptr: 0
+  A* after[Neuron::kStates];         // states after the last step
   Rows<const A> x;
-  Rows<A> spk;
-  A* sum;                           // in place of spk: one row for all steps, to which the spikes are added; or
+  Rows<A> spk;                      // or
+  A* sum;                           // one row for all steps, to which the spikes are added; or
   uint8_t* bits;                    // one row for up to eight steps
-  int bit;                          // of the first of the steps
+  int bit;                          // the bit of the first step
   Rows<A> record[Neuron::kStates];  // states after each step, or nullptr
   Rows<A> deciding;                 // the membrane that decided each spike, or nullptr
-  bool stream_spk, stream_record;   // by non-temporal stores
+  bool stream_spk, stream_record;   // whether to use non-temporal stores
 };
 
 template <typename Neuron, typename A>
@@ -171,7 +159,7 @@ using ForwardLoop = void (*)(int n, const ForwardRows<Neuron, A>& rows, const La
 template <typename Neuron, typename A, Reset R, bool Delay, bool Record, Spikes Spk, int Steps>
 void forward_loop(int n, const ForwardRows<Neuron, A>& rows, const Lanes<A, Neuron::kParameters>& lanes) {
   constexpr int kStates = Neuron::kStates;
-  constexpr Rules kRules{R, Delay};
+  constexpr ResetRule kRule{R, Delay};
   const ForwardRows<Neuron, A> row = rows;
   for (int i = 0; i < n; i += kColumn<A>) {
     Columns<A, Neuron::kParameters> p;
@@ -184,7 +172,7 @@ void forward_loop(int n, const ForwardRows<Neuron, A>& rows, const Lanes<A, Neur
     SNN_UNROLL for (int k = 0; k < Steps; ++k) {
       x.load(row.x[k] + i);
       SNN_UNROLL for (int g = 0; g < kVectors; ++g) {
-        const Fired<Vec<A>> fired = Neuron::step(kRules, x[g], state[g], p[g]);
+        const Fired<Vec<A>> fired = Neuron::step(kRule, x[g], state[g], p[g]);
         spk[g] = fired.spk;
         v[g] = fired.v;
         if (Spk == Spikes::kSum) sum[g] += fired.spk;
@@ -209,30 +197,30 @@ void forward_loop(int n, const ForwardRows<Neuron, A>& rows, const Lanes<A, Neur
 
 template <typename Neuron, typename A>
 struct AdjointRows {
-  const A* before[Neuron::kStates];  // states before the first of the steps; nullptr: 0
+  const A* before[Neuron::kStates];  // states before the first step; nullptr: 0
   Rows<const A> x;                   // or
   Rows<const A> mem;                 // the membrane that decided each spike
-  Rows<const A> derivative;          // of the spike, where it is given
+  Rows<const A> derivative;          // that of the spikes, if it is given
   Rows<const A> grad_spk;
-  Rows<const A> grad[Neuron::kStates];   // with respect to the states after each step; nullptr: 0
-  const A* grad_after[Neuron::kStates];  // what comes from later steps with respect to the last of them; nullptr: 0
-  A* grad_before[Neuron::kStates];       // with respect to the states before the first of the steps
-  Rows<A> grad_x;
-  A* grad_x_sum;  // in place of grad_x: one row for all steps, to which their gradients are added
+  Rows<const A> grad[Neuron::kStates];   // gradients of the states that were recorded after each step; nullptr: 0
+  const A* grad_after[Neuron::kStates];  // gradients of the states after the last step, from later steps; nullptr: 0
+  A* grad_before[Neuron::kStates];       // gradients of the states before the first step
+  Rows<A> grad_x;                        // or
+  A* grad_x_sum;                         // one row for all steps, to which their gradients are added
   SurrogateKind surrogate;
-  A a, b;       // its coefficients
-  bool stream;  // grad_x by non-temporal stores
+  A a, b;       // coefficients of the surrogate
+  bool stream;  // whether to write grad_x by non-temporal stores
 };
 
 template <typename Neuron, typename A>
 using AdjointLoop = void (*)(int n, const AdjointRows<Neuron, A>& rows, const Lanes<A, Neuron::kParameters>& lanes,
                              Sums<A, Neuron::kParameters>& sums);
 
-// In place of a functor of math/surrogate.h: the derivative is given, or else the kind, at run time.
+// Takes the place of a functor of math/surrogate.h: the derivative, or the kind of the surrogate, is given at run time.
 struct AnySurrogate {};
 
-// The derivatives of the steps of a column. Surrogates that networks rarely use share this function, which is not
-// inlined: in every loop they would be half of the library, and take minutes to compile.
+// Computes the derivatives for the steps of a column. Surrogates that networks rarely use share this function. It is
+// not inlined: in every loop, these surrogates would be half of the library, and take minutes to compile.
 template <typename A, int Steps>
 __attribute__((noinline)) void differentiate_any(SurrogateKind kind, const Column<A> (&v)[Steps],
                                                  const Column<A>& threshold, Vec<A> a, Vec<A> b,
@@ -252,7 +240,7 @@ void adjoint_loop(int n, const AdjointRows<Neuron, A>& rows, const Lanes<A, Neur
                   Sums<A, Neuron::kParameters>& sums) {
   using V = Vec<A>;
   constexpr int kStates = Neuron::kStates, kParameters = Neuron::kParameters, kThreshold = kParameters - 2;
-  constexpr Rules kRules{R, Delay};
+  constexpr ResetRule kRule{R, Delay};
   constexpr bool kAny = std::is_same_v<Surrogate, AnySurrogate>;
   constexpr bool kThroughSpike = !std::is_same_v<Surrogate, NoSurrogate>;
   const AdjointRows<Neuron, A> row = rows;
@@ -263,8 +251,8 @@ void adjoint_loop(int n, const AdjointRows<Neuron, A>& rows, const Lanes<A, Neur
     Column<A> threshold;
     SNN_UNROLL for (int g = 0; g < kVectors; ++g) threshold[g] = p[g][kThreshold];
 
-    Columns<A, kStates> u[Steps + 1];  // before each step
-    Column<A> v[Steps], x[Steps];      // what decided its spike; its current
+    Columns<A, kStates> u[Steps + 1];  // states before each step
+    Column<A> v[Steps], x[Steps];      // the membrane that decided its spike, and its current
     SNN_UNROLL for (int s = 0; s < kStates; ++s) u[0].load_or_zero(s, row.before[s], i);
     SNN_UNROLL for (int k = 0; k < Steps; ++k) {
       if constexpr (Recorded) {
@@ -274,7 +262,7 @@ void adjoint_loop(int n, const AdjointRows<Neuron, A>& rows, const Lanes<A, Neur
       } else {
         x[k].load(row.x[k] + i);
         u[k + 1] = u[k];
-        SNN_UNROLL for (int g = 0; g < kVectors; ++g) v[k][g] = Neuron::step(kRules, x[k][g], u[k + 1][g], p[g]).v;
+        SNN_UNROLL for (int g = 0; g < kVectors; ++g) v[k][g] = Neuron::step(kRule, x[k][g], u[k + 1][g], p[g]).v;
       }
     }
 
@@ -308,7 +296,7 @@ void adjoint_loop(int n, const AdjointRows<Neuron, A>& rows, const Lanes<A, Neur
       SNN_UNROLL for (int g = 0; g < kVectors; ++g) {
         if constexpr (!kAny) derivative[k][g] = Surrogate::derivative(v[k][g] - threshold[g], a, b);
         const Given<V> given{grad_spk[g], derivative[k][g], kThroughSpike};
-        dx[g] = Neuron::adjoint(kRules, x[k][g], u[k][g], v[k][g], given, grad[g], p[g], carry[g], sum[g]);
+        dx[g] = Neuron::adjoint(kRule, x[k][g], u[k][g], v[k][g], given, grad[g], p[g], carry[g], sum[g]);
       }
       if (row.grad_x_sum == nullptr) {
         dx.put(row.grad_x[k] + i, row.stream);

@@ -1,6 +1,6 @@
-// The gradient of the spikes that went through a Linear, for a few neurons and steps at a time.
+// The gradient of spikes that went through a Linear, for a few neurons and steps at a time.
 //
-// Part of kernels.cpp, whose rules hold here too.
+// Part of kernels.cpp. The rules at its top hold here too.
 #pragma once
 
 #include "loops.h"
@@ -8,8 +8,8 @@
 namespace snnfast::cpu::SNN_ISA {
 namespace {
 
-// grad [Steps, outputs] * weight [outputs, n] for some neurons of one sample, column by column; the last one begins
-// among those done already. Rows of `to` have room for a column.
+// Computes grad [Steps, outputs] * weight [outputs, n] for n neurons of one sample, column by column. The last column
+// overlaps the one before. Rows of `to` have room for one column.
 template <typename A, int Steps>
 void multiply(const A* grad, int64_t grad_stride, const A* weight, int64_t weight_stride, int64_t outputs, int n, A* to,
               int64_t to_stride) {
@@ -37,8 +37,8 @@ void multiply(const A* grad, int64_t grad_stride, const A* weight, int64_t weigh
   });
 }
 
-// Rows of several steps, for neurons first to first + n - 1 of the N of a step. A row has room for a vector behind
-// them.
+// Computes the rows of several steps for neurons first to first + n - 1 of the N of a step. A row has room for a vector
+// behind them.
 template <typename A, int Size, int Block>
 void through_weight(const Outputs& p, int64_t N, int64_t t, int steps, int64_t first, int n, A (&to)[Size][Block]) {
   const A* const weight = static_cast<const A*>(p.weight);

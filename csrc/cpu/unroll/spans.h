@@ -1,7 +1,9 @@
-// Which neurons a block takes at once.
+// Divides neurons into the spans that a block takes at once.
 //
-// Part of kernels.cpp, whose rules hold here too.
+// Part of kernels.cpp. The rules at its top hold here too.
 #pragma once
+
+#include <memory>
 
 #include "../convert.h"
 #include "kernels.h"
@@ -15,16 +17,15 @@ void zero(int n, A* row) {
   for (int i = 0; i < n; ++i) row[i] = A(0);
 }
 
-// Neurons that a block takes at once, and whether it has done some of the same problem before.
+// The neurons that a block takes at once.
 struct Span {
   int64_t first;
   int n;
-  bool next;
+  bool next;  // the block has done other neurons of the same problem before
 };
 
-// Calls f(begin, end, steps) for the parts of a range of neurons that go through the same number of steps. Each in
-// whole columns, if that is `allowed`: whatever is written of the neurons behind a part is written again, as those come
-// later.
+// Calls f(begin, end, steps) for each part of a range of neurons that goes through the same number of steps. If it is
+// `allowed`, a part is extended to whole columns: the neurons behind it come later, and are then written again.
 template <typename A, typename Neuron, typename F>
 void each_length(const Problem<Neuron>& p, int64_t first, int64_t last, bool allowed, F&& f) {
   if (p.lengths == nullptr) return f(first, last, p.T);
@@ -38,10 +39,10 @@ void each_length(const Problem<Neuron>& p, int64_t first, int64_t last, bool all
   }
 }
 
-// The spans of a range. Neurons at the end that are no whole column are the end of one which begins among those done
-// already, and does them again to the same result; where there are not enough for that, they pass through scratch rows.
-// `align`: whether spans are to begin where non-temporal stores can, which is for the first one to reach. `next`:
-// another range of the same problem was done before.
+// The spans of a range. If the last neurons do not fill a column, their column overlaps the one before, and computes
+// its neurons again with the same result. If all neurons together do not fill one, they pass through scratch rows.
+// `align`: the first span ends where non-temporal stores can begin. `next`: another range of the same problem was done
+// before.
 template <typename S, typename A>
 class Spans {
  public:
@@ -79,19 +80,33 @@ class Spans {
   bool next_;
 };
 
-// Whether non-temporal stores can write the neurons from `first` on.
+// Whether non-temporal stores can begin at neuron `first`.
 template <typename S>
 bool is_aligned(int64_t first) {
   return first * static_cast<int64_t>(sizeof(S)) % 64 == 0;
 }
 
-// With a few steps, long rows matter less than that states and parameters stay in the L1 cache; with 16-bit rows, that
-// the converted ones do. `usual`: otherwise.
+// With a few steps, states and parameters must stay in the L1 cache, and with 16-bit rows the converted rows must; both
+// matter more than long rows. `usual`: the size otherwise.
 template <typename S, typename Neuron>
 int block_size(const Problem<Neuron>& p, int usual) {
   if (p.T < kSteps<float>) return kShortBlock;
   if (sizeof(S) <= sizeof(float) && p.T * p.N >= kFar / static_cast<int64_t>(sizeof(S))) return kLongBlock;
   return sizeof(S) == 2 ? kShortBlock : usual;
+}
+
+// Takes neurons first to last - 1 through all time steps, block after block.
+template <typename Block, typename S, typename Problem>
+void run_blocks(const Problem& p, int64_t first, int64_t last, bool stream, int usual_size) {
+  // A block is kept from call to call, as fresh memory costs page faults. It is too large for a thread's stack.
+  thread_local const std::unique_ptr<Block> block(new Block);
+  block->open(p, stream);
+  each_length<Opmath<S>>(p, first, last, !stream, [&](int64_t begin, int64_t end, int64_t steps) {
+    block->set_steps(p, steps);
+    Spans<S, Opmath<S>> spans(begin, end, block_size<S>(p, usual_size), stream, begin > first);
+    for (Span span; spans.take(span);) block->run(span);
+  });
+  if (stream) stream_fence();
 }
 
 }  // namespace

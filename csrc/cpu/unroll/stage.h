@@ -1,6 +1,6 @@
-// From the tensors and parameters of a problem to what the loops over a block of neurons work on, and back.
+// Stages the tensors and parameters of a problem for the loops over a block of neurons, and writes results back.
 //
-// Part of kernels.cpp, whose rules hold here too.
+// Part of kernels.cpp. The rules at its top hold here too.
 #pragma once
 
 #include <cstring>
@@ -18,7 +18,7 @@ template <typename A>
 void fill(int64_t first, int n, const Parameter& parameter, A* out) {
   const A* data = static_cast<const A*>(parameter.data);
   if (parameter.uniform()) {
-    // Of no dimensions it is a value here: whatever has data is in the dtype of the arithmetic.
+    // On the CPU, a parameter without dimensions is a value, so data is always in the opmath dtype.
     const A value = data == nullptr ? static_cast<A>(parameter.value) : data[0];
     for (int i = 0; i < n; ++i) out[i] = value;
     return;
@@ -33,8 +33,8 @@ void fill(int64_t first, int n, const Parameter& parameter, A* out) {
   }
 }
 
-// What rows of n values lack of whole columns becomes 0, and so stays 0 through all steps, as nothing is written there:
-// of what an earlier block left, some would decay to denormal numbers, with which a processor is many times slower.
+// Sets the values behind n to 0, up to a whole column. They stay 0 through all steps. Values left by an earlier block
+// would decay to denormal numbers, with which a processor is many times slower.
 template <typename A>
 void pad(int n, A* row) {
   for (int i = n; i % kColumn<A> != 0; ++i) row[i] = A(0);
@@ -45,7 +45,7 @@ void pad_all(int n, A (&rows)[Size][Block]) {
   for (A* const row : rows) pad(n, row);
 }
 
-// Returns how many values were written. `next`: the lane holds those of another block of the same problem.
+// Returns how many values were written. `next`: the lane holds the values of another block of the same problem.
 template <typename A>
 int open_lane(int64_t first, int n, const Parameter& parameter, bool next, Lane<A>& lane) {
   lane.mask = parameter.uniform() ? 0 : -1;
@@ -67,13 +67,13 @@ void open_lanes(int64_t first, int n, const Problem<Neuron>& p, bool next, Lanes
 
 // ---- rows of tensors as the loops want them
 
-// Row t of a [T, N] tensor at neuron `first`; nullptr stays nullptr.
+// Returns row t of a tensor [T, N] at neuron `first`; nullptr stays nullptr.
 template <typename S, typename V>
 S* row_of(V* tensor, int64_t t, int64_t N, int64_t first) {
   return tensor == nullptr ? nullptr : static_cast<S*>(tensor) + t * N + first;
 }
 
-// Whether the loops can work on the memory itself: in the dtype of the arithmetic, and in whole columns.
+// Whether the loops can work on the tensor itself: it is in the opmath dtype, and n are whole columns.
 template <typename S, typename A>
 constexpr bool in_place(int n) {
   return std::is_same_v<std::remove_const_t<S>, A> && n % kColumn<A> == 0;
@@ -102,7 +102,7 @@ void close(S* row, int n, const A* opened, bool non_temporal = false) {
   if (row != nullptr && !in_place<S, A>(n)) store_row(row, n, opened, non_temporal);
 }
 
-// Rows of several steps of a tensor, `stride` elements apart; at most as many as `scratch` has.
+// The same for rows of several steps, `stride` elements apart; at most as many as `scratch` has.
 template <typename S, typename A, int Size, int Block>
 Rows<const A> open_for_reading(const S* row, int64_t stride, int steps, int n, A (&scratch)[Size][Block]) {
   if (row == nullptr) return {nullptr, 0};
@@ -117,7 +117,7 @@ Rows<A> open_for_writing(S* row, int64_t stride, int n, A (&scratch)[Size][Block
   return {open_for_writing(row, n, scratch[0]), stride};
 }
 
-// Rows that no loop computes. `non_temporal`: if they begin on a cache line.
+// Writes a row that no loop computes. `non_temporal`: the row begins on a cache line.
 template <typename S, typename A>
 void put_row(S* row, int n, const A* from, bool non_temporal) {
   if constexpr (std::is_same_v<S, A>) {
@@ -140,6 +140,39 @@ void put_zeros(S* row, int n, bool non_temporal) {
 template <typename S, typename A>
 void close(S* row, int64_t stride, int steps, int n, const Rows<A>& opened, bool non_temporal) {
   for (int k = 0; k < steps && row != nullptr; ++k) close(row + k * stride, n, opened[k], non_temporal);
+}
+
+// ---- spikes that forward saves as bits
+
+// Saves whether each membrane spikes. g++ would not vectorise a loop that compares wide numbers and writes bytes.
+template <typename A>
+void save_spikes(int n, const A* mem, const Lane<A>& threshold, int bit, uint8_t* saved) {
+  using V = Vec<A>;
+  int i = 0;
+  for (; i + V::kSize <= n; i += V::kSize) {
+    const auto spikes = V::load(mem + i) - V::load(threshold.values + (i & threshold.mask)) > V(0);
+    put_bits<A>(spikes & 1, bit, saved + i);
+  }
+  const auto one = static_cast<uint8_t>(1 << bit), others = static_cast<uint8_t>(one - 1);
+  for (; i < n; ++i) {
+    const bool spike = mem[i] - threshold.values[i & threshold.mask] > A(0);
+    saved[i] = static_cast<uint8_t>((saved[i] & others) | (spike ? one : 0));
+  }
+}
+
+// Makes membranes that spike or not, as the bits say.
+template <typename A>
+void from_spikes(int n, const uint8_t* saved, int bit, const Lane<A>& threshold, A* mem) {
+  const auto fill_membranes = [=](auto threshold_of) {
+#pragma GCC ivdep
+    for (int i = 0; i < n; ++i) {
+      const A t = threshold_of(i), above = just_above(t);
+      mem[i] = (saved[i] >> bit & 1) != 0 ? above : t;
+    }
+  };
+  const A* const values = threshold.values;
+  if (threshold.mask != 0) return fill_membranes([values](int i) { return values[i]; });
+  fill_membranes([value = values[0]](int) { return value; });  // a loop of its own vectorises better
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// The tensors of a call: checks, copies where a kernel could not read them as they are, outputs.
+// The tensors of a call: checks, copies of tensors that a kernel cannot read as they are, and outputs.
 #pragma once
 
 #include <optional>
@@ -25,7 +25,7 @@ using MaybeTensor = std::optional<Tensor>;
 
 // ---- dtypes
 
-inline ScalarType acc_of(ScalarType dtype) {
+inline ScalarType opmath_of(ScalarType dtype) {
   return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
@@ -43,51 +43,48 @@ inline Number number_type_of(const Tensor& t, const char* name) {
   return t.scalar_type() == ScalarType::Long ? Number::kLong : static_cast<Number>(dtype_of(t, name));
 }
 
-// A tensor of no dimensions on the CPU, as arithmetic in `acc` takes it.
-inline double number_in(const Tensor& t, Number type, ScalarType acc) {
+// Returns the value of a tensor without dimensions on the CPU, as arithmetic in `opmath` takes it.
+inline double number_in(const Tensor& t, Number type, ScalarType opmath) {
   const void* const data = t.const_data_ptr();
   switch (type) {
     case Number::kFloat: return *static_cast<const float*>(data);
     case Number::kHalf: return *static_cast<const torch::headeronly::Half*>(data);
     case Number::kBFloat16: return *static_cast<const torch::headeronly::BFloat16*>(data);
     case Number::kLong: {
-      const int64_t value = *static_cast<const int64_t*>(data);  // rounded once, as torch does it
-      return acc == ScalarType::Double ? static_cast<double>(value) : static_cast<float>(value);
+      const int64_t value = *static_cast<const int64_t*>(data);  // rounded once, as in torch
+      return opmath == ScalarType::Double ? static_cast<double>(value) : static_cast<float>(value);
     }
     case Number::kDouble: break;
   }
   return *static_cast<const double*>(data);
 }
 
-inline ScalarType saved_dtype(Saved saved, ScalarType acc) {
-  const int64_t bytes = kSavedModes[static_cast<int>(saved)].bytes;
-  return bytes == 0 ? acc : bytes == 1 ? ScalarType::Byte : ScalarType::BFloat16;
+inline ScalarType saved_dtype(Saved saved, ScalarType opmath) {
+  return saved == Saved::kSpikes ? ScalarType::Byte : opmath;
 }
 
 // ---- checked inputs and outputs of a call
 
-constexpr int64_t kOne = -1;  // in place of a number of rows: a tensor [*] without that dimension
-
-// Owns the copies whose pointers a problem holds.
+// It owns the copies whose pointers a problem holds.
 template <typename Backend>
-class Call {
+class OpTensors {
  public:
-  const ScalarType acc;
+  const ScalarType opmath;
   std::vector<Tensor> outputs;
 
-  // `into`: in place of new tensors, in the order of the outputs; none of them for new ones.
-  Call(const Tensor& like, const Layout& layout, ScalarType dtype, std::vector<Tensor> into = {})
-      : acc(acc_of(dtype)), layout_(layout), like_(like), device_(like.device()), into_(std::move(into)) {
+  // `into`: tensors that take the results, in the order of the outputs. If it is empty, outputs are new tensors.
+  OpTensors(const Tensor& like, const Layout& layout, ScalarType dtype, std::vector<Tensor> into = {})
+      : opmath(opmath_of(dtype)), layout_(layout), like_(like), device_(like.device()), into_(std::move(into)) {
     outputs.reserve(8);
   }
 
-  // A tensor [rows, *] or, without rows, [*]. Of another dtype only if it is `cast`.
+  // Reads a tensor [rows, *] or, without rows, [*]. It may have another dtype only if `cast` is set.
   const void* read(const Tensor& t, const char* name, ScalarType dtype, int64_t rows, bool cast = false) {
     const bool as_it_is = t.scalar_type() == dtype;
     STD_TORCH_CHECK(t.device() == device_, name, ": on another device than the other tensors");
     STD_TORCH_CHECK(as_it_is || cast, name, ": wrong dtype");
-    STD_TORCH_CHECK(layout_.has_shape(t, rows != kOne, rows), name, ": wrong shape");
-    if (as_it_is && layout_.fits(t, rows != kOne)) return t.const_data_ptr();  // the caller holds it
+    STD_TORCH_CHECK(layout_.has_shape(t, rows), name, ": wrong shape");
+    if (as_it_is && layout_.fits(t, rows)) return t.const_data_ptr();  // the caller holds it
     return copy(t, shape_with(rows), strides_with(rows), dtype);
   }
 
@@ -95,15 +92,15 @@ class Call {
     return t.has_value() ? read(*t, name, dtype, rows, cast) : nullptr;
   }
 
-  // A tensor with a row for every step, or `one` row for all of them. Where its rows are one that was expanded over
-  // time, as the gradient of a sum is, that one is read, with a `stride` of 0 from one to the next.
+  // Reads a tensor with a row for every step, or `one` row for all of them. If its rows are one row that was expanded
+  // over time, as in the gradient of a sum, only that row is read, and the `stride` from one row to the next is 0.
   const void* read_steps(const MaybeTensor& t, const char* name, ScalarType dtype, bool one, int64_t& stride) {
     stride = one ? 0 : layout_.N;
     const int64_t rows = every_step_unless(one);
-    if (!t.has_value() || rows == kOne || !layout_.repeats(*t)) return read(t, name, dtype, rows);
-    STD_TORCH_CHECK(layout_.has_shape(*t, true, rows), name, ": wrong shape");
+    if (!t.has_value() || rows == kNoRows || !layout_.repeats(*t)) return read(t, name, dtype, rows);
+    STD_TORCH_CHECK(layout_.has_shape(*t, rows), name, ": wrong shape");
     stride = 0;
-    return read(torch::stable::select(*t, 0, 0), name, dtype, kOne);  // a view: the caller holds its memory
+    return read(torch::stable::select(*t, 0, 0), name, dtype, kNoRows);  // a view: the caller holds its memory
   }
 
   template <typename Problem>
@@ -114,13 +111,13 @@ class Call {
     return rows;
   }
 
-  // A parameter varies along dimensions of a step that are adjacent in memory; it is broadcast along all others. One of
-  // no dimensions is a number, whatever its dtype.
+  // A parameter varies along dimensions of a step that are adjacent in memory, and is broadcast along all others. A
+  // parameter without dimensions is a number, of any dtype.
   Parameter parameter(const Tensor& t, const char* name) {
     Parameter p;
     p.type = number_type_of(t, name);
-    if (t.dim() == 0 && t.is_cpu()) {  // read here: no copy to the device, no access from it
-      p.value = number_in(t, p.type, acc);
+    if (t.dim() == 0 && t.is_cpu()) {  // reading the number here saves a copy to the device
+      p.value = number_in(t, p.type, opmath);
       return p;
     }
     STD_TORCH_CHECK(t.device() == device_, name, ": on another device than the other tensors");
@@ -129,7 +126,7 @@ class Call {
       return p;
     }
     STD_TORCH_CHECK(static_cast<size_t>(t.dim()) <= layout_.step.size(), name, ": more dimensions than a time step");
-    p.type = acc == ScalarType::Double ? Number::kDouble : Number::kFloat;
+    p.type = opmath == ScalarType::Double ? Number::kDouble : Number::kFloat;
     const auto sizes = t.sizes(), strides = t.strides();
     const size_t lead = layout_.step.size() - sizes.size();
     Shape own = layout_.step;
@@ -139,7 +136,7 @@ class Call {
       STD_TORCH_CHECK(sizes[d] == layout_.step[lead + d] || sizes[d] == 1, name, ": does not broadcast to a time step");
     }
     if (t.numel() == 0) return p;
-    bool ended = false, adjacent = true, dense = t.scalar_type() == acc;
+    bool ended = false, adjacent = true, dense = t.scalar_type() == opmath;
     for (size_t i = layout_.order.size(); i-- > 0;) {  // from the innermost dimension
       const size_t d = layout_.at(i);
       if (own[d] != 1) {
@@ -154,21 +151,21 @@ class Call {
     if (!adjacent) {
       p.inner = 1;
       p.size = layout_.N;
-      p.data = copy(t, layout_.step, layout_.strides, acc);
+      p.data = copy(t, layout_.step, layout_.strides, opmath);
     } else {
-      p.data = dense ? t.const_data_ptr() : copy(t, own.from(lead), layout_.dense_strides(own).from(lead), acc);
+      p.data = dense ? t.const_data_ptr() : copy(t, own.from(lead), layout_.dense_strides(own).from(lead), opmath);
     }
     return p;
   }
 
-  // A new tensor [rows, *] or [*], which goes to `outputs`.
+  // Adds a tensor [rows, *] or [*] to `outputs`.
   void* make(ScalarType dtype, int64_t rows) {
     if (!into_.empty()) {
       STD_TORCH_CHECK(outputs.size() < into_.size(), "out: too few tensors");
       const Tensor& t = into_[outputs.size()];
-      STD_TORCH_CHECK(t.device() == device_ && t.scalar_type() == dtype && layout_.has_shape(t, rows != kOne, rows) &&
-                          layout_.fits(t, rows != kOne),
-                      "out: not like an output");
+      STD_TORCH_CHECK(
+          t.device() == device_ && t.scalar_type() == dtype && layout_.has_shape(t, rows) && layout_.fits(t, rows),
+          "out: not like an output");
       outputs.push_back(t);
       return outputs.back().mutable_data_ptr();
     }
@@ -176,19 +173,19 @@ class Call {
     return outputs.back().mutable_data_ptr();
   }
 
-  // Whether the kernels add up the gradients of all neurons with respect to a parameter.
+  // Whether the kernels sum the gradients of a parameter over all neurons.
   static bool sums(const Tensor& parameter) {
     return Backend::kSumsParameters && parameter.numel() == 1 && parameter.scalar_type() != ScalarType::Long;
   }
 
-  // A new tensor like a parameter, on the device of the call, which goes to `outputs`.
+  // Adds a tensor like a parameter, on the device of the call, to `outputs`.
   void* make_like(const Tensor& parameter) {
     const Shape shape(parameter.sizes());
     outputs.push_back(Backend::empty(like_, shape, contiguous_strides(shape), parameter.scalar_type()));
     return outputs.back().mutable_data_ptr();
   }
 
-  // Memory for the time of the call.
+  // Allocates memory for the time of the call.
   void* scratch(ScalarType dtype, int64_t size) {
     Shape shape;
     shape.push_back(size);
@@ -196,15 +193,15 @@ class Call {
     return copies_.back().mutable_data_ptr();
   }
 
-  // Rows of a tensor with a value for every step.
-  int64_t every_step() const { return layout_.has_time() ? layout_.T : kOne; }
-  // And if there is but one for all of them.
-  int64_t every_step_unless(bool one) const { return one ? kOne : every_step(); }
+  // The number of rows of a tensor with a value for every step.
+  int64_t every_step() const { return layout_.has_time() ? layout_.T : kNoRows; }
+  // The same, but without rows if the tensor has one value for all steps.
+  int64_t every_step_unless(bool one) const { return one ? kNoRows : every_step(); }
 
  private:
-  Shape shape_with(int64_t rows) const { return rows == kOne ? layout_.step : layout_.step.with(rows); }
+  Shape shape_with(int64_t rows) const { return rows == kNoRows ? layout_.step : layout_.step.with(rows); }
   Shape strides_with(int64_t rows) const {
-    return rows == kOne ? layout_.strides : layout_.strides.with(layout_.N > 0 ? layout_.N : 1);
+    return rows == kNoRows ? layout_.strides : layout_.strides.with(layout_.N > 0 ? layout_.N : 1);
   }
 
   const void* copy(const Tensor& t, const Shape& shape, const Shape& strides, ScalarType dtype) {
@@ -220,7 +217,7 @@ class Call {
   std::vector<Tensor> copies_;
 };
 
-// Contiguous and in a dtype: the tensor itself, or a copy.
+// Returns t if it is contiguous and has the dtype, and else a copy that is.
 inline Tensor in_order(const Tensor& t, ScalarType dtype) {
   if (t.is_contiguous() && t.scalar_type() == dtype) return t;
   const Shape shape(t.sizes());
