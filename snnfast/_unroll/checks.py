@@ -131,12 +131,12 @@ def _convert(call: UnrollCall, step_shape: torch.Size) -> UnrollCall:
         for name, value in zip(neuron.parameters, call.parameters, strict=True)
     )
     current = current.to(opmath) if opmath == torch.float64 else current
-    return call._replace(current=current, states=states, parameters=parameters)
+    return UnrollCall(neuron, call.options, call.request, current, states, parameters, *call[6:])
 
 
 def varies(neuron: Neuron, request: Request, current: Tensor, parameters: tuple[Any, ...]) -> bool:
     """Whether a parameter has values for every step: as many dimensions as a current ``[T, *]``."""
-    return bool(neuron.may_vary) and any(_varies(p, request, current) for p in parameters[: len(neuron.may_vary)])
+    return any(_varies(p, request, current) for p in parameters[: len(neuron.may_vary)])
 
 
 def _varies(parameter: object, request: Request, current: Tensor) -> bool:

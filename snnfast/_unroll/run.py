@@ -58,9 +58,9 @@ def run(call: UnrollCall) -> Results:
 
 def _finish(found: Results, dtype: torch.dtype, linear: Linear | None) -> Results:
     """The results, with the spikes in a dtype and through the linear layer. The states stay in the opmath dtype."""
-    spk, *states = found
-    spk = spk.to(dtype)
-    return (spk if linear is None else linear.of_spikes(spk)), *states
+    if found[0].dtype != dtype:
+        found = found[0].to(dtype), *found[1:]
+    return found if linear is None else (linear.of_spikes(found[0]), *found[1:])
 
 
 def engine(call: UnrollCall) -> tuple[Engine, UnrollCall]:
