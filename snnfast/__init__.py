@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any
 from snnfast import functional, losses, neurons, reference, surrogate
 from snnfast._core.backend import use_backend
 from snnfast._core.config import config, show_config
-from snnfast._core.events import use_events
-from snnfast._core.memory import empty_cache, set_cache_limit
+from snnfast._core.settings import empty_cache, set_cache_limit, use_events
 from snnfast._unroll import graph  # noqa: F401 - the import registers the op
 from snnfast._unroll.state_gradients import use_state_gradients
 from snnfast._version import __version__

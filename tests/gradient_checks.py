@@ -141,7 +141,7 @@ def check_chained(case: Case, device: torch.device) -> None:
     last = replace(case, record_mem=False)
     first = fused({**tensors, "current": current[:half]}, last)
     between = {name: first[name] for name in states}
-    if case.kind.ops.fed_back:
+    if case.kind.ops.has_spike_feedback:
         between["spk"] = first["spk"][-1]
     second = fused({**tensors, "current": current[half:], **between}, last)
     whole = expected(tensors, replace(case, record_mem=True))

@@ -72,7 +72,7 @@ VARIANTS = (
 
 
 def _supports(neuron: str, variant: str) -> bool:
-    return KINDS[neuron].ops.record_tells or "bits" not in variant.split("+")
+    return KINDS[neuron].ops.recorded_membrane_suffices or "bits" not in variant.split("+")
 
 
 COMBINATIONS = [(n, v) for n, v in itertools.product(NEURONS, VARIANTS) if _supports(n, v)]
@@ -140,7 +140,8 @@ class Case:
             case = replace(case, delay=True, record_mem=False, spike_grad=straight)
         if case.has("step"):
             case = replace(case, steps=max(1, case.steps))
-            if case.kind.ops.fed_back and case.dtype in HALVES:  # spikes that go from step to step are rounded
+            # Spikes that go from step to step are rounded.
+            if case.kind.ops.has_spike_feedback and case.dtype in HALVES:
                 case = replace(case, dtype=torch.float32)
         if case.parameters == "mixed" and len(case.shape) < 2:
             case = replace(case, parameters="neuron")
@@ -273,10 +274,10 @@ def _step_by_step(tensors: Mapping[str, Any], case: Case, spike_grad: Any) -> Ou
     for x in tensors["current"]:
         spk, *now = layer(x, *now)
         steps.append((spk, *now))
-        now = [spk, *now] if case.kind.ops.fed_back else now
+        now = [spk, *now] if case.kind.ops.has_spike_feedback else now
     spk, *record = (torch.stack(t) for t in zip(*steps, strict=True))
     # The states that go from step to step are never rounded; a record is.
-    last = now[case.kind.ops.fed_back :]
+    last = now[case.kind.ops.has_spike_feedback :]
     return named((spk, *([t.to(case.dtype) for t in record] if case.record_mem else last)), case)
 
 

@@ -38,7 +38,7 @@ class Kind:
     @property
     def results(self) -> tuple[str, ...]:
         """Of a call; a last spike that is a state is none of its own."""
-        return ("spk", *self.ops.states[self.ops.fed_back :])
+        return ("spk", *self.ops.states[self.ops.has_spike_feedback :])
 
     @property
     def decays(self) -> tuple[str, ...]:

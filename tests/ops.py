@@ -62,7 +62,7 @@ def time_of(case: Case) -> int:
 
 
 def _shared(case: Case, tensors: Mapping[str, Any], layout: Layout, saved: int) -> Arguments:
-    tells = case.kind.ops.record_tells and case.delay and not case.has("step")
+    tells = case.kind.ops.recorded_membrane_suffices and case.delay and not case.has("step")
     return {
         **{name: t if t is None else layout(t) for name, t in tensors.items() if name != "current"},
         "steps": 1 if case.has("step") else case.steps,
@@ -137,7 +137,7 @@ def backward_arguments(
     for name in states:
         grads |= {f"grad_{name}_rec": None, f"grad_{name}_last": None}
     # The last spike is never recorded, and one step returns it but once.
-    once = ops.fed_back and (case.record_mem or case.has("step"))
+    once = ops.has_spike_feedback and (case.record_mem or case.has("step"))
     for name, t in zip(states[once:], others, strict=False):
         grads[f"grad_{name}_{'rec' if case.record_mem else 'last'}"] = like(t)
     steps = () if case.has("step") else (case.steps,)

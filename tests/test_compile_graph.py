@@ -12,9 +12,9 @@ from torch.fx import GraphModule
 
 import snnfast
 from snnfast import Leaky, MultiStep
-from snnfast._core import ops, sources
+from snnfast._core import ops
 from snnfast._images import conv2d, max_pool2d
-from snnfast._unroll import graph
+from snnfast._unroll import graph, node
 from snnfast.compiler.backend import merge
 
 pytestmark = pytest.mark.needs_extension
@@ -140,5 +140,5 @@ def test_a_cache_on_the_disk_is_one_of_these_sources(tmp_path: Path, monkeypatch
         return int(counters["aot_autograd"]["autograd_cache_hit"])
 
     assert [hits(), hits()] == [0, 1]
-    monkeypatch.setattr(sources, "_digest", lambda: "other sources")
+    monkeypatch.setattr(node, "_digest", lambda: "other sources")
     assert hits() == 0

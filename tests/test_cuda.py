@@ -228,7 +228,7 @@ def test_a_neuron_whose_membrane_does_not_tell_all_has_the_plain_kernel(neuron: 
     set_chunked_limits(*ALWAYS)
     case = Case(neuron, "unroll", 40, (3, 11), record_mem=False)
     check_against_reference(case, device)
-    assert (last_launch().threads > 128) == case.kind.ops.record_tells
+    assert (last_launch().threads > 128) == case.kind.ops.recorded_membrane_suffices
 
 
 @emulated
@@ -378,7 +378,7 @@ def accesses(case: Case, device: torch.device) -> tuple[Streamed, Streamed]:
 
 def expected_accesses(neuron: str, variant: str, record_mem: bool) -> tuple[Streamed, Streamed]:
     """Rows of T steps, and checkpoints."""
-    states, tells = len(Case(neuron).kind.ops.states), record_mem and Case(neuron).kind.ops.record_tells
+    states, tells = len(Case(neuron).kind.ops.states), record_mem and Case(neuron).kind.ops.recorded_membrane_suffices
     rows = 0 if tells else 2 * states * ROW
     x, spikes = variant != "constant", variant != "count"
     recorded = states * record_mem

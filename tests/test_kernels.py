@@ -68,7 +68,7 @@ def check(cases: Iterator[Case], device: torch.device) -> None:
         # Through many steps a gradient grows that comes back through the spikes.
         if not case.delay and case.steps > 18:
             case = replace(case, spike_grad=SURROGATES["atan"])
-        if case.kind.ops.fed_back and case.steps > 18:
+        if case.kind.ops.has_spike_feedback and case.steps > 18:
             assert_equals_reference(case, inputs(case, device, i, wild))
         else:
             check_against_reference(case, device, flow, i, wild, some if some and i % 3 == 2 else None)
@@ -99,7 +99,7 @@ ORDINARY: dict[str, Any] = {
 @pytest.mark.parametrize("dtype", [torch.float32, *HALVES], ids=lambda dtype: str(dtype)[6:])
 @pytest.mark.parametrize("neuron", KINDS)
 def test_ordinary_calls(neuron: str, dtype: torch.dtype, device: torch.device) -> None:
-    longer = {} if KINDS[neuron].ops.fed_back else {"steps": (1, 15, 16, 17, 33, 40, 49)}
+    longer = {} if KINDS[neuron].ops.has_spike_feedback else {"steps": (1, 15, 16, 17, 33, 40, 49)}
     drawn = random_cases(12, f"{neuron}-{dtype}", neuron=(neuron,), dtype=(dtype,), **{**ORDINARY, **longer})
     for i, case in enumerate(drawn):
         wrt = ("current", *case.kind.ops.states) if i % 3 == 2 and case.states else ("current",)

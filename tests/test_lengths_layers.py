@@ -57,7 +57,7 @@ def test_held_states(neuron: str, record_mem: bool, backend: str) -> None:
         for name in kind.ops.states:
             wanted = getattr(one, name) if n else torch.zeros(1, 6)
             assert_bits_equal(getattr(layer, name)[b : b + 1], wanted, name)
-    for name, t in zip(kind.ops.states[kind.ops.fed_back :], states, strict=True):
+    for name, t in zip(kind.ops.states[kind.ops.has_spike_feedback :], states, strict=True):
         assert_bits_equal(t[-1] if record_mem else t, getattr(layer, name))
 
 

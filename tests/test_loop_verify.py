@@ -33,11 +33,11 @@ def test_verification_passes_what_is_right() -> None:
 
 PLANTED = {
     "steps in another order": (
-        lambda site, right: site.call(torch.flip, right, [0]),
+        lambda step, right: step.emit(torch.flip, right, [0]),
         r"SNNFAST_VERIFY: output \d of the loop at .*loop_nets.py.* elements differ",
     ),
     "gradients cut": (
-        lambda site, right: site.call(torch.detach, right),
+        lambda step, right: step.emit(torch.detach, right),
         r"SNNFAST_VERIFY: gradient of input \d+ .* relative error",
     ),
 }
@@ -45,9 +45,9 @@ PLANTED = {
 
 @pytest.mark.parametrize(("wrong", "message"), PLANTED.values(), ids=PLANTED)
 def test_verification_finds_a_wrong_rule(wrong: Any, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def planted(site: rules.Site) -> Any:
-        right = rules.with_batch(site)
-        return None if right is None else wrong(site, right)
+    def planted(step: rules.StepCall) -> Any:
+        right = rules.with_batch(step)
+        return None if right is None else wrong(step, right)
 
     monkeypatch.setitem(rules.RULES, "linear", planted)
     with pytest.raises(RuntimeError, match=message):

@@ -58,7 +58,7 @@ def test_opcheck(variant: str, neuron: str, device: torch.device) -> None:
         # Every rule for one of them; the rules that take long, of tracing, for a few.
         tests = OPCHECKS if i == 0 and (THOROUGH or variant in ("unroll", "step")) else OPCHECKS[:3]
         for saved in ALL_SAVED if i else (SAVE_CHECKPOINTS,):
-            if saved == SAVE_NOTHING and not (ops.record_tells and case.delay and case.dtype in FLOATS):
+            if saved == SAVE_NOTHING and not (ops.recorded_membrane_suffices and case.delay and case.dtype in FLOATS):
                 continue
             forward = forward_arguments(case, device, layout, saved)
             torch.library.opcheck(ops.forward, ordered(ops.forward, forward), test_utils=tests)
@@ -71,10 +71,10 @@ def test_opcheck(variant: str, neuron: str, device: torch.device) -> None:
 def test_fake_results_have_shapes_dtypes_and_strides_of_real_ones(neuron: str, device: torch.device) -> None:
     ops = Case(neuron).kind.ops
     for i, case in enumerate(some_cases(80 if THOROUGH else 40, 2, neuron=(neuron,), steps=(0, 1, 2, 16, 17))):
-        record, last = i % (ops.deciding * 2), i % 3 > 0
+        record, last = i % (ops.pre_reset_membrane * 2), i % 3 > 0
         layout, saved = LAYOUTS[i // 2 % 4], ALL_SAVED[i % len(ALL_SAVED)]
         calls = [(ops.forward, forward_arguments(case, device, layout, saved, record, last))]
-        if saved != SAVE_NOTHING or (ops.record_tells and case.delay and case.dtype in FLOATS):
+        if saved != SAVE_NOTHING or (ops.recorded_membrane_suffices and case.delay and case.dtype in FLOATS):
             calls.append(
                 (ops.backward, backward_arguments(case, device, layout, i * 7, saved, saved < 2 and i % 3 == 0))
             )
@@ -129,12 +129,12 @@ def test_every_record_gives_the_states_it_asks_for(neuron: str, device: torch.de
         some_cases(16, 3, neuron=(neuron,), shape=((3, 10),), steps=(1, 5, 17), variant=TIMES[:3])
     ):
         ops = case.kind.ops
-        given = forward_arguments(case, device, record=2 * ops.deciding - 1, last=True, saved=i % 2)
+        given = forward_arguments(case, device, record=2 * ops.pre_reset_membrane - 1, last=True, saved=i % 2)
         spk, *every = call_op(ops.forward, given)
         n = len(ops.states)
         if case.delay:  # nothing has changed the membrane since
             assert_bits_equal(every[n - 1], every[n].to(case.dtype))
-        for record, last in itertools.product(range(2 * ops.deciding), (True, False)):
+        for record, last in itertools.product(range(2 * ops.pre_reset_membrane), (True, False)):
             found = call_op(ops.forward, {**given, "record": record, "last": last, "saved": SAVE_NOTHING})
             wanted = [every[i] for i in range(n + 1) if record >> i & 1] + (every[n + 1 : 2 * n + 1] if last else [])
             for t, of_all in zip(found, [spk, *wanted], strict=True):
@@ -180,7 +180,7 @@ def wrong_for_both(case: Case) -> list[Arguments]:
         {"steps": -1}, {"steps": 5}, {"time": 3}, {"reset": 3}, {"saved": len(SAVED_MODES)},
         {"saved": SAVE_SPIKES, "reset_delay": False},
     ]  # fmt: skip
-    if step or not case.kind.ops.record_tells:
+    if step or not case.kind.ops.recorded_membrane_suffices:
         wrong.append({"saved": SAVE_SPIKES})
     for name in case.kind.ops.states:
         wrong += [{name: torch.rand(shape)} for shape in OTHER_STEP]
@@ -228,7 +228,7 @@ def wrong_for_backward(case: Case) -> list[Arguments]:
             {f"grad_{name}_rec": torch.rand(over_time).half()},
         ]
         wrong += [{f"grad_{name}_last": torch.rand(10)}, {f"grad_{name}_last": torch.rand(SHAPE).half()}]
-    if not case.kind.ops.record_tells:
+    if not case.kind.ops.recorded_membrane_suffices:
         wrong += [record, bits]
     if step:
         return wrong
@@ -257,7 +257,9 @@ def test_inconsistent_arguments_are_refused(variant: str, direction: str, neuron
     case = Case(neuron, variant, STEPS, SHAPE)
     op = getattr(case.kind.ops, direction)
     given = (forward_arguments if direction == "forward" else backward_arguments)(case, device)
-    special = wrong_for_backward(case) if direction == "backward" else [{"record": 2 * case.kind.ops.deciding}]
+    special = (
+        wrong_for_backward(case) if direction == "backward" else [{"record": 2 * case.kind.ops.pre_reset_membrane}]
+    )
     call_op(op, given)
     for wrong in wrong_for_both(case) + special:
         moved = {k: t.to(device) if isinstance(t, Tensor) and t.dim() else t for k, t in wrong.items()}

@@ -34,7 +34,7 @@ from snnfast._core.ops import SAVE_CHECKPOINTS, SAVE_NOTHING, SAVE_SPIKES
 from snnfast.surrogate import DISABLED
 
 neurons = pytest.mark.parametrize("neuron", NEURONS)
-TELLING = [neuron for neuron in NEURONS if Case(neuron).kind.ops.record_tells]  # whose membrane tells all
+TELLING = [neuron for neuron in NEURONS if Case(neuron).kind.ops.recorded_membrane_suffices]  # whose membrane tells all
 telling = pytest.mark.parametrize("neuron", TELLING)
 STRIDE = _ops.SAVED_MODES[SAVE_CHECKPOINTS][2]  # steps from one checkpoint to the next
 
@@ -62,7 +62,7 @@ def test_beyond_inputs_and_outputs_only_checkpoints_are_held(steps: int, neuron:
     for reset, (variant, delay), record_mem, dtype in itertools.product(RESETS, calls, (True, False), FLOATS):
         case = Case(neuron, variant, steps, (4, 25), dtype, reset, delay, record_mem)
         ops, size = case.kind.ops, torch.empty(0, dtype=dtype).element_size()
-        tells = record_mem and delay and ops.record_tells
+        tells = record_mem and delay and ops.recorded_membrane_suffices
         rows = 0 if tells else (steps - 1) // STRIDE * len(ops.states)
         rows += steps if case.has("callable") else 0
         assert bytes_held(case, leaves(inputs(case, device))) <= rows * 100 * size, str(case)
@@ -174,7 +174,7 @@ def test_every_mode_tells_the_same_gradients(steps: int, neuron: str, device: to
         op = case.kind.ops.backward
         exact = backward_arguments(case, device, seed=i)
         modes = [SAVE_NOTHING] if case.dtype in FLOATS else []
-        for saved in [*modes, SAVE_SPIKES] if case.kind.ops.record_tells else []:
+        for saved in [*modes, SAVE_SPIKES] if case.kind.ops.recorded_membrane_suffices else []:
             given = backward_arguments(case, device, saved=saved, seed=i)
             given |= {name: exact[name] for name in ("surrogate", "p0", "p1")}
             wanted = [g for j, g in enumerate(call_op(op, exact)) if told(case, saved) >> j & 1]

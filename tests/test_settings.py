@@ -10,7 +10,7 @@ import torch
 
 import snnfast
 from snnfast._core import backend as _backend
-from snnfast._core import events
+from snnfast._core import settings
 from snnfast._unroll import state_gradients
 
 
@@ -31,7 +31,7 @@ class Use(NamedTuple):
 
 SETTINGS = {
     "backend": Use(snnfast.use_backend, _backend._setting, "reference", "fused", "cuda"),
-    "events": Use(snnfast.use_events, events.setting, False, True, "no"),
+    "events": Use(snnfast.use_events, settings.events, False, True, "no"),
     "state_gradients": Use(snnfast.use_state_gradients, state_gradients.setting, True, False, 2),
 }
 every = pytest.mark.parametrize("use", SETTINGS.values(), ids=SETTINGS)
@@ -150,7 +150,7 @@ def test_a_statement_about_events_holds_for_all_threads_and_one_about_the_backen
     thread.join()
     assert seen == ["reference"]
     assert snnfast.config()["backend"] == outside
-    assert not events.setting.value
+    assert not settings.events.value
 
 
 def test_compiled_code_follows_a_statement() -> None:

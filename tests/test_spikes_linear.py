@@ -98,7 +98,7 @@ def test_nothing_to_multiply() -> None:
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
 def test_bits_of_a_neuron_and_the_gradient_through_a_weight(neuron: str, dtype: torch.dtype, isa: str) -> None:
     ops = _ops.NEURONS[neuron]
-    acc = _ops.arithmetic_dtype(dtype)
+    acc = _ops.opmath_dtype(dtype)
     states = [None] * len(ops.states)
     every = (1 << 1 + len(ops.states) + len(ops.parameters)) - 1
     some = SHAPES[:-1] if THOROUGH else SHAPES[2:4]

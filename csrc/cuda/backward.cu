@@ -92,7 +92,7 @@ int backward(const Backward<Neuron>& p, void* stream) {
   }
   return visit_element(p.dtype, [&](auto element) {
     using S = decltype(element);
-    if constexpr (Neuron::kRecordTells) {
+    if constexpr (Neuron::kRecordedMembraneSuffices) {
       if (p.recorded()) return launch_backward<Neuron, S, true>(p, stream);
     }
     return launch_backward<Neuron, S, false>(p, stream);

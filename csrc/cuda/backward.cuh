@@ -23,7 +23,7 @@ constexpr int kKeptRows = Neuron::kStates + (Neuron::kAdjointReadsX ? 1 : 0);
 // Whether the warps of a block can share out the time of a neuron (backward_chunked.cuh): the carry is one number, and
 // so is the factor by which a stretch of time hands it on.
 template <typename Neuron>
-inline constexpr bool kSharesTime = Neuron::kStates == 1 && Neuron::kRecordTells;
+inline constexpr bool kSharesTime = Neuron::kStates == 1 && Neuron::kRecordedMembraneSuffices;
 
 template <typename Neuron, typename S, int V, bool kRecorded, int kThreads>
 struct BackwardPass {
@@ -31,7 +31,7 @@ struct BackwardPass {
   using Column = A (*)[V][kThreads];  // [kCheckpoint * kKeptRows][V][thread]
   static constexpr int kStates = Neuron::kStates, kParameters = Neuron::kParameters;
   static constexpr int kMem = Problem<Neuron>::kMem;
-  static_assert(!kRecorded || (Neuron::kRecordTells && kStates == 1));
+  static_assert(!kRecorded || (Neuron::kRecordedMembraneSuffices && kStates == 1));
 
   // A pack of what tells the membranes of a step: themselves, rounded ones, or bits. Membranes are as wide as elements.
   struct Row {

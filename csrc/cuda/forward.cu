@@ -89,7 +89,7 @@ struct ForwardPass {
     for (int s = 0; s < kStates; ++s) {
       if (p.record[s] != nullptr) store_row(static_cast<S*>(p.record[s]) + at, s, state, streaming);
     }
-    if constexpr (Neuron::kRecordTells) {
+    if constexpr (Neuron::kRecordedMembraneSuffices) {
       if (p.saved == Saved::kSpikes) save_spikes(t);
     }
   }
@@ -125,7 +125,7 @@ struct ForwardPass {
         A* const rows = static_cast<A*>(p.rows) + (t / kCheckpoint - 1) * kStates * p.N + first;
         for (int s = 0; s < kStates; ++s) store<V>(rows + s * p.N, none, streaming);
       }
-      if constexpr (Neuron::kRecordTells) {
+      if constexpr (Neuron::kRecordedMembraneSuffices) {
         if (p.saved == Saved::kSpikes && t % 8 == 0) {
           put(static_cast<uint8_t*>(p.rows) + t / 8 * p.N + first, Pack<uint8_t, V>{}, streaming);
         }

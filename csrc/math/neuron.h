@@ -2,11 +2,10 @@
 //
 // A neuron is a struct in a header of csrc/neurons. All code that uses it is a template over it. The struct has:
 //
-//   kName, kStateNames, kParameterNames   names as in snnfast/_core/ops.py; the last state is the membrane, and the
-//   last
-//                                         two parameters are the threshold and the height of a spike
+//   kName, kStateNames, kParameterNames   names as in the spec, in snnfast/neurons; the last state is the membrane, and
+//                                         the last two parameters are the threshold and the height of a spike
 //   kClamped                              whether each parameter is clamped to [0, 1] when it is used
-//   kRecordTells                          whether, with a delayed reset, backward needs only the recorded membrane
+//   kRecordedMembraneSuffices             whether, with a delayed reset, backward needs only the recorded membrane
 //   kAdjointReadsX                        whether adjoint() needs the input of the step
 //   step(), adjoint()                     one time step of one neuron, and its gradient; a step ends in fire(), and `r`
 //                                         tells whether the membrane before the step exceeds the threshold
@@ -38,9 +37,10 @@ SNN_HD T times(Mask yes, T a) {
 // The membrane after a reset for an earlier spike, if there was one (`r`), from `base`, the membrane without it.
 template <typename Mask, typename T>
 SNN_HD T reset(ResetRule rule, T base, Mask r, T threshold) {
-  if (rule.reset == Reset::kSubtract) return base - times(r, threshold);
-  if (rule.reset == Reset::kZero) return base - times(r, base);
-  return base;
+  T v = base;
+  if (rule.reset == Reset::kSubtract) v = base - times(r, threshold);
+  if (rule.reset == Reset::kZero) v = base - times(r, base);
+  return v;  // at the end alone: nvcc makes fewer instructions of it
 }
 
 // The adjoint of `reset`: from the gradient with respect to its result to that with respect to `base`.

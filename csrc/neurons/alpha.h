@@ -12,7 +12,7 @@ struct Alpha {
   static constexpr const char* kStateNames[] = {"syn_exc", "syn_inh", "mem"};
   static constexpr const char* kParameterNames[] = {"alpha", "beta", "tau", "threshold", "graded_spikes_factor"};
   static constexpr bool kClamped[] = {true, true, false, false, false};
-  static constexpr bool kRecordTells = false;
+  static constexpr bool kRecordedMembraneSuffices = false;
   static constexpr bool kAdjointReadsX = true;
 
   // The membrane depends on the currents alone. The membrane before the step decides only the reset.

@@ -12,7 +12,7 @@ struct Lapicque {
   static constexpr const char* kParameterNames[] = {"R",     "rate",      "time_step",
                                                     "decay", "threshold", "graded_spikes_factor"};
   static constexpr bool kClamped[] = {false, false, false, false, false, false};
-  static constexpr bool kRecordTells = false;
+  static constexpr bool kRecordedMembraneSuffices = false;
   static constexpr bool kAdjointReadsX = true;
 
   template <typename T>

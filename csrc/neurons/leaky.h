@@ -11,7 +11,7 @@ struct Leaky {
   static constexpr const char* kStateNames[] = {"mem"};
   static constexpr const char* kParameterNames[] = {"beta", "threshold", "graded_spikes_factor"};
   static constexpr bool kClamped[] = {true, false, false};
-  static constexpr bool kRecordTells = true;
+  static constexpr bool kRecordedMembraneSuffices = true;
   static constexpr bool kAdjointReadsX = false;
 
   template <typename T>

@@ -13,7 +13,7 @@ struct RLeaky {
   static constexpr const char* kStateNames[] = {"spk", "mem"};
   static constexpr const char* kParameterNames[] = {"V", "beta", "threshold", "graded_spikes_factor"};
   static constexpr bool kClamped[] = {false, true, false, false};
-  static constexpr bool kRecordTells = false;
+  static constexpr bool kRecordedMembraneSuffices = false;
   static constexpr bool kAdjointReadsX = false;
 
   template <typename T>

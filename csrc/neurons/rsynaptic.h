@@ -11,7 +11,7 @@ struct RSynaptic {  // the last spike is a state, as in RLeaky
   static constexpr const char* kStateNames[] = {"spk", "syn", "mem"};
   static constexpr const char* kParameterNames[] = {"V", "alpha", "beta", "threshold", "graded_spikes_factor"};
   static constexpr bool kClamped[] = {false, true, true, false, false};
-  static constexpr bool kRecordTells = false;
+  static constexpr bool kRecordedMembraneSuffices = false;
   static constexpr bool kAdjointReadsX = false;
 
   template <typename T>

@@ -11,7 +11,7 @@ struct Synaptic {
   static constexpr const char* kStateNames[] = {"syn", "mem"};
   static constexpr const char* kParameterNames[] = {"alpha", "beta", "threshold", "graded_spikes_factor"};
   static constexpr bool kClamped[] = {true, true, false, false};
-  static constexpr bool kRecordTells = false;
+  static constexpr bool kRecordedMembraneSuffices = false;
   static constexpr bool kAdjointReadsX = false;
 
   template <typename T>

@@ -66,7 +66,7 @@ struct Common {
     STD_TORCH_CHECK(option::kReset.of(options) <= static_cast<int64_t>(Reset::kNone), "options: unknown reset");
     STD_TORCH_CHECK(option::kSaved.of(options) < static_cast<int64_t>(std::size(kSavedModes)),
                     "options: unknown saved mode");
-    STD_TORCH_CHECK(saved() != Saved::kSpikes || (reset_delay() && Neuron::kRecordTells),
+    STD_TORCH_CHECK(saved() != Saved::kSpikes || (reset_delay() && Neuron::kRecordedMembraneSuffices),
                     "saved: only with a delayed reset does the membrane of a step tell its reset");
     STD_TORCH_CHECK(saved() != Saved::kSpikes || time() != Time::kStep, "saved: of one step there are no rows");
     STD_TORCH_CHECK(steps >= 0 && (time() != Time::kStep || steps == 1), "steps: expected 0 or more");
@@ -243,7 +243,7 @@ void backward_op(StableIValue* stack, uint64_t, uint64_t) {
   p.saved = common.saved();
   if (mem_rec.has_value()) {
     STD_TORCH_CHECK(p.saved == Saved::kNothing, "mem_rec: nothing else is saved beside it");
-    STD_TORCH_CHECK(Neuron::kRecordTells && p.rule.delay && dtype == tensors.opmath,
+    STD_TORCH_CHECK(Neuron::kRecordedMembraneSuffices && p.rule.delay && dtype == tensors.opmath,
                     "mem_rec: only a delayed reset in float32 or float64 can use it");
     p.mem_rec = tensors.read(mem_rec, "mem_rec", dtype, tensors.every_step());
   } else {

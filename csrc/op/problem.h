@@ -57,7 +57,7 @@ struct SavedMode {
   int64_t bytes;      // of an element; 0: of opmath
 };
 
-// The one table of them, also for Python. The last needs a neuron whose record tells (kRecordTells), and a delayed
+// The one table of them, also for Python. The last needs a neuron with kRecordedMembraneSuffices and a delayed
 // reset.
 inline constexpr SavedMode kSavedModes[] = {
     {"nothing", 0, 0, 0},

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import torch
 
-from snnfast._core import backend, events, ops
+from snnfast._core import backend, ops, settings
 from snnfast._version import __version__
 
 __all__ = ["config", "show_config"]
@@ -28,7 +28,7 @@ def config() -> Mapping[str, str]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "backend": backend.current_backend(),
-        "events": "yes" if events.setting.value else "no: spikes go to linear layers as numbers",
+        "events": "yes" if settings.events.value else "no: spikes go to linear layers as numbers",
     }
     build = ops.extension
     if build is not None:

@@ -17,7 +17,7 @@ from snnfast._core.ops import (
     SEQUENCE,
     STEP,
     Neuron,
-    arithmetic_dtype,
+    opmath_dtype,
     unpack,
 )
 from snnfast._core.pytorch import outside_of_vmap, transforms_are_active
@@ -73,20 +73,20 @@ class _Outputs:
 def _forward_fake(neuron: Neuron, x: Tensor, *args: Any) -> list[Tensor]:
     steps, options, *_ = args[len(neuron.states) + len(neuron.parameters) :]
     time, reduce, saved, record, last = (unpack(options, n) for n in ("time", "reduce", "saved", "record", "last"))
-    outputs, acc = _Outputs(x, time == SEQUENCE), arithmetic_dtype(x.dtype)
+    outputs, opmath = _Outputs(x, time == SEQUENCE), opmath_dtype(x.dtype)
     every = None if time == STEP else steps
     if unpack(options, "bits"):
         made = [outputs.make(torch.uint8, _rows(SAVE_SPIKES, steps))]
     else:
         made = [outputs.make(x.dtype, None if reduce else every)]
     made += [outputs.make(x.dtype, every) for i in range(len(neuron.states)) if record >> i & 1]
-    if record & neuron.deciding:
-        made.append(outputs.make(acc, every))
+    if record & neuron.pre_reset_membrane:
+        made.append(outputs.make(opmath, every))
     if last:
-        made += [outputs.make(acc) for _ in neuron.states[neuron.fed_back and time == STEP :]]
+        made += [outputs.make(opmath) for _ in neuron.states[neuron.has_spike_feedback and time == STEP :]]
     if saved != SAVE_NOTHING and time != STEP:  # of one step there are no rows
         rows = _rows(saved, steps) * (len(neuron.states) if saved == SAVE_CHECKPOINTS else 1)
-        made.append(outputs.make(torch.uint8 if saved == SAVE_SPIKES else acc, rows))
+        made.append(outputs.make(torch.uint8 if saved == SAVE_SPIKES else opmath, rows))
     return made
 
 
@@ -112,12 +112,12 @@ def _backward_fake(
     has_rows = time == SEQUENCE if x is not None else time != STEP or mem_rec is None
     outputs = _Outputs(known, has_rows)
     made = [outputs.make(like.dtype, steps if time == SEQUENCE else None)] if needs & 1 else []
-    acc, sums = arithmetic_dtype(like.dtype), emulated or like.device.type == "cuda"
-    made += [outputs.make(acc) for i in range(states) if needs >> 1 + i & 1]
+    opmath, sums = opmath_dtype(like.dtype), emulated or like.device.type == "cuda"
+    made += [outputs.make(opmath) for i in range(states) if needs >> 1 + i & 1]
     for i, parameter in enumerate(rest[states : states + len(neuron.parameters)]):
         if needs >> 1 + states + i & 1:
             one = sums and math.prod(parameter.shape) == 1
-            made.append(like.new_empty(parameter.shape, dtype=parameter.dtype) if one else outputs.make(acc))
+            made.append(like.new_empty(parameter.shape, dtype=parameter.dtype) if one else outputs.make(opmath))
     return made
 
 
@@ -158,7 +158,7 @@ def _forward_vmap(neuron: Neuron, info: Any, in_dims: tuple[Any, ...], *args: An
             found = [_Refusing.apply(t, x, *given) for t in found]
     over_time = 0 if time == STEP else 1
     records = sum([record >> i & 1 for i in range(states + 1)])
-    lasts = states - (neuron.fed_back and time == STEP) if last else 0
+    lasts = states - (neuron.has_spike_feedback and time == STEP) if last else 0
     dims = [0 if reduce else over_time] + [over_time] * records + [0] * lasts
     return found, dims + [1] * (len(found) - len(dims))
 

@@ -31,7 +31,7 @@ class Library:
     """The loaded library: facts of its build, and switches for the whole process.
 
     Args:
-        path: Of the file.
+        path: The file of the library.
 
     Raises:
         ImportError: The file can't be loaded with this torch, or was built from other sources than these.

@@ -1,9 +1,9 @@
 """Load the compiled kernels and name their ops.
 
-Each neuron has two ops, ``<name>_forward`` and ``<name>_backward``, for all time steps or for one; their schemas and
-what they return are described in ``csrc/op/neuron_ops.cpp``. All neurons share ``spikes_linear``, the product of spikes
-as bits with the weights of a linear layer, and ``spikes_linear_weight``, the gradient of these weights. The ops of
-convolutions are named in ``_images/conv2d.py``.
+Each neuron has two ops, ``<name>_forward`` and ``<name>_backward``, for all time steps or for one.
+``csrc/op/neuron_ops.cpp`` describes their schemas and results. All neurons share ``spikes_linear``, the product of
+spikes as bits with the weights of a linear layer, and ``spikes_linear_weight``, the gradient of these weights.
+``_images/conv2d.py`` names the ops of convolutions.
 """
 
 import sys
@@ -77,7 +77,7 @@ class Neuron:
         states: Names in snnTorch's order; the last is the membrane. A first one called ``spk`` is the last spike, which
             comes back to the neuron.
         parameters: Names in the order of the ops; the last two are the threshold and the height of a spike.
-        record_tells: Whether, with a delayed reset, the recorded membrane is all that backward needs.
+        recorded_membrane_suffices: Whether, with a delayed reset, the recorded membrane is all that backward needs.
         may_vary: Parameters that may have values for every time step.
         synapse: The neuron whose membrane, without a reset, is the synaptic current of this one. The membrane is then
             that of a leaky neuron with this current.
@@ -86,8 +86,9 @@ class Neuron:
 
     Attributes:
         step: One time step in PyTorch operators, exactly as in snnTorch: the definition of the neuron.
-        fed_back: Whether the first state is the last spike. It is never recorded, as the spikes are; and a step returns
-            it but once.
+        has_spike_feedback: Whether the first state is the last spike. It is never recorded, as the spikes are; and a
+            step returns it but once.
+        pre_reset_membrane: The bit that asks for the membrane that decided each spike, before an immediate reset.
     """
 
     step: ReferenceStep
@@ -102,7 +103,7 @@ class Neuron:
         states: tuple[str, ...],
         parameters: tuple[str, ...],
         *,
-        record_tells: bool = False,
+        recorded_membrane_suffices: bool = False,
         may_vary: tuple[str, ...] = (),
         synapse: "Neuron | None" = None,
         membrane_of_states: tuple[str, ...] = (),
@@ -110,14 +111,14 @@ class Neuron:
         self.name = name
         self.states = states
         self.parameters = parameters
-        self.record_tells = record_tells
+        self.recorded_membrane_suffices = recorded_membrane_suffices
         self.may_vary = may_vary
         self.synapse = synapse
         self.membrane_of_states = membrane_of_states
-        self.fed_back = states[0] == "spk"
-        self.every_state = (1 << len(states)) - 1 - self.fed_back  # as bits: what to record
+        self.has_spike_feedback = states[0] == "spk"
+        self.every_state = (1 << len(states)) - 1 - self.has_spike_feedback  # as bits: what to record
         self.membrane = 1 << len(states) - 1
-        self.deciding = 1 << len(states)
+        self.pre_reset_membrane = 1 << len(states)
         self.no_states: tuple[None, ...] = (None,) * len(states)
         self.no_others: tuple[None, ...] = (None,) * (len(states) + len(parameters))  # than the current
         NEURONS[name] = self
@@ -130,7 +131,7 @@ class Neuron:
     def use(self, namespace: str) -> None:
         """Call the ops of a namespace from now on."""
         ops = getattr(torch.ops, namespace)
-        for variant in ("", "_into") if self.fed_back else ("",):
+        for variant in ("", "_into") if self.has_spike_feedback else ("",):
             for direction in ("forward", "backward"):
                 setattr(self, direction + variant, getattr(ops, f"{self.name}_{direction}{variant}").default)
 
@@ -143,10 +144,10 @@ OPS = (
 
 
 def names_of_ops() -> list[str]:
-    """Of every op that the compiled kernels have."""
+    """The names of all ops that the compiled kernels have."""
     names = list(OPS)
     for neuron in NEURONS.values():
-        variants = ("", "_into") if neuron.fed_back else ("",)
+        variants = ("", "_into") if neuron.has_spike_feedback else ("",)
         names += [f"{neuron.name}_{kind}{variant}" for kind in ("forward", "backward") for variant in variants]
     return names
 
@@ -205,7 +206,7 @@ def clamp_is_closed() -> bool:
 CLAMP_CLOSED = clamp_is_closed()
 
 
-def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:
+def opmath_dtype(dtype: torch.dtype) -> torch.dtype:
     """What a current of ``dtype`` is computed with where nothing else widens it."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 

@@ -1,14 +1,18 @@
-"""Settings that a statement, a ``with`` block or a decorator chooses."""
+"""Settings that a statement, a ``with`` block or a decorator chooses; spikes as bits; the memory that is kept."""
 
 import functools
 import itertools
 import numbers
+import operator
+import os
 import threading
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any, Generic, ParamSpec, TypeVar
 
 import torch
+
+from snnfast._core import ops
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -137,3 +141,108 @@ def check_flag(name: str, value: object, *, optional: bool = False) -> bool:
     if getattr(getattr(value, "dtype", None), "kind", None) == "b" and getattr(value, "shape", None) == ():
         return bool(value)
     raise TypeError(f"{name}: expected True or False, got {type(value).__name__}")
+
+
+# ---- spikes as bits
+
+_EVENTS = {"": True, "1": True, "0": False}
+
+
+def _events_of_environment() -> bool:
+    given = os.environ.get("SNNFAST_EVENTS", "")
+    if given not in _EVENTS:
+        raise ValueError(f"SNNFAST_EVENTS: expected 0 or 1, got {given!r}")
+    return _EVENTS[given]
+
+
+events = Setting("events", _events_of_environment())
+"""Whether spikes go to the linear layer behind them as bits."""
+
+
+def use_events(wanted: bool) -> Choice[bool]:
+    """Choose, for all threads, whether spikes are passed as bits to the ``Linear`` after them.
+
+    As a statement it holds from now on. As a context or as a decorator it holds inside the block or the function.
+
+    If only a linear layer reads the spikes of a neuron layer, the CPU kernels can pass them on as one bit each. This
+    happens in :class:`MultiStep`, in a compiled loop, and with the ``weight`` of :func:`snnfast.functional.lif`. The
+    product then visits only the neurons that spiked, and neither the spikes nor their gradient are ever written as
+    numbers. Convolutions of few spikes in :class:`MultiStep` also visit only the spikes. Calls of fewer than 256 rows
+    (samples times steps) use numbers.
+
+    Results are the same as with numbers, up to the order of the sums. There is one exception: a weight or a gradient
+    that is not finite has no effect where there is no spike. With numbers, its product with 0 would be NaN.
+
+    Args:
+        wanted: ``True``: bits, the default. ``False``: write the spikes as numbers, and use PyTorch's dense product.
+            The environment variable ``SNNFAST_EVENTS=0`` makes this the first choice.
+
+    Raises:
+        TypeError: ``wanted`` is not a bool.
+
+    Example::
+
+        >>> import torch, snnfast
+        >>> from torch import nn
+        >>> net = snnfast.MultiStep(snnfast.Leaky(0.9), nn.Linear(100, 10))
+        >>> with snnfast.use_events(False):
+        ...     out = net(torch.rand(25, 4, 100))
+    """
+    return Choice(events, check_flag("wanted", wanted))
+
+
+# ---- the memory that large CPU outputs leave to the next ones
+
+
+def empty_cache() -> None:
+    """Return the memory to the system that is kept for later CPU outputs.
+
+    Fresh memory costs page faults, which take several times as long as the kernel that writes to it. So snnfast keeps
+    the memory of freed outputs of 128 KiB or more for later outputs. How much it keeps follows the demand. Together
+    with the outputs in use, it is at most twice the recent peak of the memory in use, but up to 64 MiB may always be
+    kept. It is never more than 8 GiB, nor more than a quarter of the memory of the machine or of the control group
+    (container). Under a limit of address space (``ulimit -v``, ``ulimit -d``) it is at most an eighth of the room that
+    is left. :func:`set_cache_limit` sets another limit.
+
+    Without the compiled extension, this function does nothing. A tensor in such memory can't be resized in place
+    (``resize_``, ``untyped_storage().resize_``).
+
+    Example::
+
+        >>> import snnfast
+        >>> snnfast.empty_cache()
+    """
+    if ops.extension is not None:
+        ops.extension.pool_clear()
+
+
+def set_cache_limit(limit: int | None) -> None:
+    """Keep at most ``limit`` bytes of freed CPU outputs for later ones, in the whole process.
+
+    This replaces the default limit, which :func:`empty_cache` describes: the demand, the memory of the machine and
+    limits of address space then play no role. Without the compiled extension, it has no effect.
+
+    Args:
+        limit: Number of bytes. 0 keeps nothing. ``None`` is the default limit.
+
+    Raises:
+        TypeError: ``limit`` is not an int.
+        ValueError: ``limit`` is negative, or 2**64 or more.
+
+    Example::
+
+        >>> import snnfast
+        >>> snnfast.set_cache_limit(1 << 30)
+        >>> snnfast.set_cache_limit(None)
+    """
+    if limit is not None:
+        if isinstance(limit, bool):
+            raise TypeError("limit: expected an int or None, got bool")
+        try:
+            limit = operator.index(limit)
+        except TypeError:
+            raise TypeError(f"limit: expected an int or None, got {type(limit).__name__}") from None
+        if not 0 <= limit < 2**64:
+            raise ValueError(f"limit: expected 0 or more bytes, and less than 2**64, got {limit}")
+    if ops.extension is not None:
+        ops.extension.pool_set_idle_limit(limit)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from snnfast._core.hooks import is_only_called
+from snnfast._core.modules import is_only_called
 from snnfast._images.conv2d import convolved
 from snnfast._images.max_pool2d import pooled
 

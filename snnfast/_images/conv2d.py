@@ -6,7 +6,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from snnfast._core import backend, events, ops
+from snnfast._core import backend, ops, settings
 from snnfast._core.pytorch import constant_while_tracing, is_forward_mode, transforms_are_active
 
 __all__ = ["NODES", "conv2d", "convolved", "pair", "takes_kernels"]
@@ -57,7 +57,7 @@ def _by_events(
 def _possible(x: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int) -> bool:
     return (
         takes_kernels(x)
-        and events.setting.value
+        and settings.events.value
         and groups == 1
         and not isinstance(padding, str)
         and pair(dilation) == [1, 1]

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from snnfast._core.backend import current_backend, use_fused, warn_once
-from snnfast._core.ops import arithmetic_dtype
+from snnfast._core.ops import opmath_dtype
 from snnfast._core.pytorch import is_forward_mode, transforms_are_active
 from snnfast._program.code import Code, Counts, backward_code, forward_code
 from snnfast._program.trace import Step, trace
@@ -57,19 +57,19 @@ class Program:
         """
         options = _Options(record, constant, lengths is not None, counts)
         x = inputs[0]
-        shape, acc = x.shape if constant else x.shape[1:], arithmetic_dtype(x.dtype)
+        shape, opmath = x.shape if constant else x.shape[1:], opmath_dtype(x.dtype)
         series, given = ([], list(inputs)) if constant else (list(inputs), [])
-        given = [t.to(acc) for t in given] + list(parameters)
+        given = [t.to(opmath) for t in given] + list(parameters)
         states = list(states)
         if lengths is not None:
             series.append(torch.arange(steps, dtype=torch.float64, device=x.device))
-            given.append(lengths.to(acc).view(-1, *(1,) * (len(shape) - 1)))
+            given.append(lengths.to(opmath).view(-1, *(1,) * (len(shape) - 1)))
         if counts:
-            states.append(torch.zeros(shape, dtype=acc, device=x.device))
+            states.append(torch.zeros(shape, dtype=opmath, device=x.device))
         variant = self._variants.get(options)
         if variant is None:
             variant = self._variants[options] = _Variant(self, options)
-        call = _Call(steps, shape, x.dtype, acc)
+        call = _Call(steps, shape, x.dtype, opmath)
         if _takes_kernels(x):
             results: Any = _Run.apply(variant, call, *series, *states, *given)
         else:
@@ -85,7 +85,7 @@ class _Call(NamedTuple):
     steps: int
     shape: torch.Size  # of a step
     dtype: torch.dtype  # of inputs and outputs
-    acc: torch.dtype  # of the arithmetic
+    opmath: torch.dtype  # of the arithmetic
 
 
 class _Variant:
@@ -124,14 +124,14 @@ class _Variant:
         return (*outputs, *after)
 
     def forward_code(self, call: _Call) -> Code:
-        key: Any = call.acc, len(call.shape)
+        key: Any = call.opmath, len(call.shape)
         if key not in self._codes:
             self._codes[key] = forward_code(trace(self.step, self.counts, *key), self.counts)
         return self._codes[key]  # type: ignore[no-any-return]
 
     def backward_code(self, call: _Call, given: tuple[int, ...], needs: tuple[bool, ...]) -> Code:
         """The code of the derivative, for outputs ``given`` a gradient, and the ``needs`` of series and parameters."""
-        key: Any = call.acc, len(call.shape), given, needs
+        key: Any = call.opmath, len(call.shape), given, needs
         if key not in self._codes:
             self._codes[key] = backward_code(trace(self.step, self.counts, *key[:3]), self.counts, given, needs)
         return self._codes[key]  # type: ignore[no-any-return]
@@ -140,7 +140,7 @@ class _Variant:
         self, call: _Call, series: Sequence[Tensor], states: Sequence[Tensor], parameters: Sequence[Tensor]
     ) -> tuple[Tensor, ...]:
         """The step function in a loop: the definition of what the kernels compute."""
-        rows = [x.to(call.acc).unbind(0) for x in series]
+        rows = [x.to(call.opmath).unbind(0) for x in series]
         now, outputs = list(states), []
         for t in range(call.steps):
             # A step that writes to its arguments must not reach what the caller, or a record, has.
@@ -154,7 +154,9 @@ class _Variant:
 
     def _no_steps(self, call: _Call, device: torch.device, parameters: Sequence[Tensor]) -> list[Tensor]:
         """The outputs of no step: their number is that of a step on made-up arguments."""
-        made = [torch.zeros(call.shape, dtype=call.acc, device=device) for _ in range(self.counts[0] + self.counts[1])]
+        made = [
+            torch.zeros(call.shape, dtype=call.opmath, device=device) for _ in range(self.counts[0] + self.counts[1])
+        ]
         results = self.step(*made, *(p.detach() for p in parameters))
         return [r.new_empty(0, *call.shape, dtype=call.dtype) for r in results[: len(results) - self.counts[1]]]
 
@@ -224,7 +226,7 @@ class _Run(torch.autograd.Function):
         given = tuple(i for i in range(first) if grads[i] is not None)
         code = variant.backward_code(call, given, (*needs_series, *needs_parameters))
         neurons = call.shape.numel()
-        none = torch.zeros(neurons, dtype=call.acc)
+        none = torch.zeros(neurons, dtype=call.opmath)
         found = torch.ops.snnfast.program_backward(
             torch.empty(0, dtype=call.dtype),
             [_rows(x, call) for x in series],

@@ -59,7 +59,7 @@ class Unroll(torch.autograd.Function):
         given = options.kernels_do_all
         saved, asked = SAVE_CHECKPOINTS, options.packed | request.packed
         if not given:
-            asked |= neuron.deciding << RECORD_AT
+            asked |= neuron.pre_reset_membrane << RECORD_AT
         elif request.time != STEP:
             saved = what_to_save(neuron, options, request, x.dtype, needs[1:]) if asks else SAVE_NOTHING
         if weight is None or saved != SAVE_SPIKES:  # else the first result has them
@@ -129,7 +129,7 @@ class Unroll(torch.autograd.Function):
         if deciding is not None:
             # options.derivative is that of no surrogate: it lets no gradient through a spike.
             no_reset = RESET_MECHANISMS[options.reset] == "none"
-            if grad_spk is not None or neuron.fed_back or not no_reset:
+            if grad_spk is not None or neuron.has_spike_feedback or not no_reset:
                 with torch.no_grad():
                     derivative = _derivative_of(options.spike_grad, deciding - tensors[-2])
         gradients: list[Tensor | None] = [None] * (1 + inputs)
@@ -202,11 +202,11 @@ def of_states(neuron: Neuron, request: Request, grads: tuple[Any, ...]) -> tuple
     """The gradients of all states of every step, then of all last states; ``None`` for states not returned."""
     if request.record == 0:
         grads = neuron.no_states + grads
-    elif request.record != neuron.every_state or neuron.fed_back:
+    elif request.record != neuron.every_state or neuron.has_spike_feedback:
         rest = iter(grads)
         records = [next(rest) if request.record >> i & 1 else None for i in range(len(neuron.states))]
         grads = *records, *rest
-    if request.time == STEP and neuron.fed_back:
+    if request.time == STEP and neuron.has_spike_feedback:
         grads = (*neuron.no_states, None, *grads[len(neuron.states) :])  # the spike is not returned again
     return grads if request.last else grads + neuron.no_states
 
@@ -235,13 +235,13 @@ def what_to_save(neuron: Neuron, options: Options, request: Request, dtype: torc
     With ``SAVE_NOTHING``, backward uses the recorded membrane. ``SAVE_CHECKPOINTS`` goes with the current. ``needs``:
     whether the current, each state and each parameter asks for its gradient.
     """
-    if not neuron.record_tells or not options.reset_delay:
+    if not neuron.recorded_membrane_suffices or not options.reset_delay:
         return SAVE_CHECKPOINTS
     # Only where the membrane after a step is the one that decided its spike, and was not rounded since.
     if request.record & neuron.membrane and (dtype == torch.float32 or dtype == torch.float64):
         return SAVE_NOTHING
     from_spikes = options.spike_grad.kernel_id in _FROM_SPIKES  # type: ignore[attr-defined]
-    # Of the parameters only the threshold's gradient takes no membrane.
+    # Only the threshold's gradient takes no membrane.
     if from_spikes and not any(needs[1 + len(neuron.states) : -2]) and not needs[-1]:
         return SAVE_SPIKES
     return SAVE_CHECKPOINTS

@@ -18,7 +18,7 @@ from snnfast._core.ops import (
     SEQUENCE,
     SURROGATE_AT,
     Neuron,
-    arithmetic_dtype,
+    opmath_dtype,
 )
 from snnfast._core.settings import check_flag
 from snnfast._unroll.call import Options, Request, StateQuant, UnrollCall, make_request
@@ -81,7 +81,7 @@ def prepare(call: UnrollCall) -> UnrollCall:
     current = call.current
     step = current.shape[1:] if call.request.time == SEQUENCE else current.shape  # step_shape, without a call
     dtype, device = current.dtype, current.device
-    acc = arithmetic_dtype(dtype)
+    opmath = opmath_dtype(dtype)
     # Autograd can't save a tensor of torch.inference_mode.
     saves = torch.is_grad_enabled() and not is_compiling()
     fit = not call.options.inhibition
@@ -91,7 +91,7 @@ def prepare(call: UnrollCall) -> UnrollCall:
         if not (
             isinstance(t, Tensor)
             and not t.is_nested  # which has no shape
-            and (t.dtype is acc or t.dtype is dtype)
+            and (t.dtype is opmath or t.dtype is dtype)
             and t.shape == step
             and t.device == device
             and t.layout is _STRIDED
@@ -106,7 +106,7 @@ def prepare(call: UnrollCall) -> UnrollCall:
         if t.dim() or not t.is_cpu:
             fit = fit and t.device == device
             if t.dim():
-                widens = t.dtype == torch.float64 and acc != torch.float64
+                widens = t.dtype == torch.float64 and opmath != torch.float64
                 dense = t.layout is _STRIDED and not t.is_nested
                 fit = fit and dense and not widens and _broadcasts(t.shape, step)
     return call if fit else _convert(call, step)
@@ -116,27 +116,27 @@ def _convert(call: UnrollCall, step_shape: torch.Size) -> UnrollCall:
     neuron, current = call.neuron, call.current
     if call.options.inhibition and len(step_shape) != 2:
         raise ValueError(f"inhibition: needs steps of shape [B, N], got {_show(step_shape)}")
-    acc = arithmetic_dtype(current.dtype)
+    opmath = opmath_dtype(current.dtype)
     for value in call.states + call.parameters:
         # PyTorch's promotion: a parameter with dimensions (and a state) widens the arithmetic, a scalar does not.
         is_state = any(value is state for state in call.states)
         if isinstance(value, Tensor) and value.dtype == torch.float64 and (value.dim() > 0 or is_state):
-            acc = torch.float64
+            opmath = torch.float64
     states = tuple(
-        None if state is None else out_of_inference(_check_state(name, state, current, step_shape).to(acc))
+        None if state is None else out_of_inference(_check_state(name, state, current, step_shape).to(opmath))
         for name, state in zip(neuron.states, call.states, strict=True)
     )
     parameters = tuple(
-        check_parameter(name, value, current, step_shape, acc)
+        check_parameter(name, value, current, step_shape, opmath)
         for name, value in zip(neuron.parameters, call.parameters, strict=True)
     )
-    current = current.to(acc) if acc == torch.float64 else current
-    return call._replace(current=current, states=states, parameters=parameters)
+    current = current.to(opmath) if opmath == torch.float64 else current
+    return UnrollCall(neuron, call.options, call.request, current, states, parameters, *call[6:])
 
 
 def varies(neuron: Neuron, request: Request, current: Tensor, parameters: tuple[Any, ...]) -> bool:
     """Whether a parameter has values for every step: as many dimensions as a current ``[T, *]``."""
-    return bool(neuron.may_vary) and any(_varies(p, request, current) for p in parameters[: len(neuron.may_vary)])
+    return any(_varies(p, request, current) for p in parameters[: len(neuron.may_vary)])
 
 
 def _varies(parameter: object, request: Request, current: Tensor) -> bool:
@@ -244,7 +244,7 @@ def _check_state(name: str, state: object, current: Tensor, step_shape: torch.Si
     return state
 
 
-def check_parameter(name: str, value: object, current: Tensor, step_shape: torch.Size, acc: torch.dtype) -> Tensor:
+def check_parameter(name: str, value: object, current: Tensor, step_shape: torch.Size, opmath: torch.dtype) -> Tensor:
     if isinstance(value, Tensor):
         if value.is_complex():
             raise TypeError(f"{name}: expected a real tensor, got {_name(value.dtype)}")
@@ -255,9 +255,9 @@ def check_parameter(name: str, value: object, current: Tensor, step_shape: torch
             raise ValueError(
                 f"{name}: shape {_show(value.shape)} does not broadcast to one step of current, {_show(step_shape)}"
             )
-        return out_of_inference(value.to(acc))
+        return out_of_inference(value.to(opmath))
     # Whatever the default device is: a number on the CPU goes with any current.
-    return torch.tensor(_number(name, value), dtype=acc, device="cpu")
+    return torch.tensor(_number(name, value), dtype=opmath, device="cpu")
 
 
 def check_parameter_value(name: str, value: object) -> Tensor:

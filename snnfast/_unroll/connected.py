@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from snnfast._core import backend, events, ops
-from snnfast._core.hooks import is_only_called
-from snnfast._core.ops import NEEDS_AT, SAVE_CHECKPOINTS, SAVED_AT, SEQUENCE, arithmetic_dtype
+from snnfast._core import backend, ops, settings
+from snnfast._core.modules import is_only_called
+from snnfast._core.ops import NEEDS_AT, SAVE_CHECKPOINTS, SAVED_AT, SEQUENCE, opmath_dtype
 from snnfast._core.pytorch import is_forward_mode, transforms_are_active
 from snnfast._unroll import linear as _linear
 from snnfast._unroll.autograd import CLAMP, of_states, refusing, sum_to
@@ -123,16 +123,16 @@ class _Forward:
         neuron, options, self.request, convolution, mask = how
         n, request = len(neuron.states), self.request
         (first, *now), parameters, (weight, bias) = tensors[:n], tensors[n:-2], tensors[-2:]
-        self.dtype, self.acc = x.dtype, arithmetic_dtype(x.dtype)
+        self.dtype, self.opmath = x.dtype, opmath_dtype(x.dtype)
         self.like = x if request.time != SEQUENCE else x.new_empty(x.shape[1:]) if len(x) == 0 else x[0]
         spk = torch.zeros_like(self.like) if first is None else first.to(x.dtype).contiguous()
         at_end = spk
-        self.count = torch.zeros_like(self.like, dtype=self.acc) if request.reduce else None
+        self.count = torch.zeros_like(self.like, dtype=self.opmath) if request.reduce else None
         self.came_back: list[Tensor] = []
         # Double-buffer rows that are not saved.
         self.spks = self._rows(request.steps if keeps or not request.reduce else min(2, request.steps), x.dtype)
         few = request.steps if keeps or request.record else min(2, request.steps)
-        self.states = [self._rows(few, self.acc) for _ in now]
+        self.states = [self._rows(few, self.opmath) for _ in now]
         back = self._rows(request.steps if keeps else min(1, request.steps), x.dtype).unbind(0)
         spks, states = self.spks.unbind(0), [s.unbind(0) for s in self.states]
         asked = options.packed | ONE_STEP.packed
@@ -157,9 +157,9 @@ class _Forward:
         found = [self.spks if self.count is None else self.count.to(self.dtype)]
         found += [rows.to(self.dtype) for i, rows in enumerate(self.states) if self.request.record >> 1 + i & 1]
         if self.request.last:
-            zeros = torch.zeros_like(self.like, dtype=self.acc)
+            zeros = torch.zeros_like(self.like, dtype=self.opmath)
             # Copies: no part of a record, and with no step no arguments.
-            found += [zeros if t is None else t.to(self.acc, copy=True) for t in self.last]
+            found += [zeros if t is None else t.to(self.opmath, copy=True) for t in self.last]
         return tuple(found)
 
 
@@ -201,7 +201,7 @@ def _backward(
     wanted = needs[1 + n : -2]  # of the parameters
     after, came_back = [rows.unbind(0) for rows in kept[: n - 1]], kept[n - 1 :]
     like = came_back[0] if came_back else x
-    wide = like if like.dtype == arithmetic_dtype(x.dtype) else like.to(arithmetic_dtype(x.dtype))
+    wide = like if like.dtype == opmath_dtype(x.dtype) else like.to(opmath_dtype(x.dtype))
     every = rows_like(like, request.steps)  # of the currents, which are those of what came back
     of_spk = torch.empty_like(like)
     carries = [[torch.empty_like(wide) for _ in range(n - 1)] for _ in range(min(2, request.steps))]
@@ -305,13 +305,13 @@ def _of_weights(
 
 
 def _of_weight(every: Tensor, spks: Tensor, weight: Tensor, how: Convolution | None, graded: Tensor | None) -> Tensor:
-    """Of some steps. ``graded``: the height of the spikes; ``None``: they are any numbers."""
+    """The same of some steps. ``graded``: the height of the spikes; ``None``: they are any numbers."""
     if how is not None:
         every, spks = (t.reshape(-1, *t.shape[-3:]) for t in (every, spks))
         return _convolution_backward(every, spks, weight, how, (False, True, False))[1]
     rows = len(every), -1, every.shape[-1]
     every, spks = every.reshape(rows), spks.reshape(rows)
-    counts = ops.spikes_as_bits is not None and events.setting.value and every.is_cpu and every.numel() > 0
+    counts = ops.spikes_as_bits is not None and settings.events.value and every.is_cpu and every.numel() > 0
     if counts and graded is not None and graded.dim() == 0 and every.shape[0] * every.shape[1] >= _linear.LEAST_ROWS:
         bits = ops.spikes_as_bits(spks)  # adds a row of the gradient for each spike, where these are few
         return ops.spikes_linear_weight(bits, every, graded)  # type: ignore[no-any-return]

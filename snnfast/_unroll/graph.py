@@ -22,7 +22,7 @@ from snnfast._core.ops import (
     RESET_MECHANISMS,
     SEQUENCE,
     SURROGATE_AT,
-    arithmetic_dtype,
+    opmath_dtype,
     unpack,
 )
 from snnfast._unroll import state_gradients as _gradients
@@ -61,7 +61,7 @@ def unroll_steps(
     layer ``[T, *, O]`` takes the place of the spikes. Numbers and dtypes are those of the steps: for a half-precision
     current, the states have the opmath dtype.
     """
-    wide = x.to(arithmetic_dtype(x.dtype)) if record else x
+    wide = x.to(opmath_dtype(x.dtype)) if record else x
     asked = tensors, options, surrogate_field, p0, p1, backend, steps, record, True, reduce
     if wide.dtype == x.dtype:
         spk, *rest = unroll(neuron, x, *asked, weight, bias, dims)

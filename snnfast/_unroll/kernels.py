@@ -15,7 +15,7 @@ from snnfast._core.ops import (
     RESET_MECHANISMS,
     SURROGATE_AT,
     Neuron,
-    arithmetic_dtype,
+    opmath_dtype,
 )
 from snnfast._core.pytorch import is_forward_mode, transforms_are_active
 from snnfast._unroll.autograd import Fire, Unroll
@@ -68,7 +68,7 @@ def step_in_parts(call: UnrollCall) -> tuple[Tensor, ...]:
     """One step as a function for the states and one for the spikes of the membrane, as in snnTorch."""
     _refuse_transforms()
     x, dtype = call.current, call.current.dtype
-    spk, *after = _in_parts(call.neuron, call.options, x.to(arithmetic_dtype(dtype)), call.states, call.parameters)
+    spk, *after = _in_parts(call.neuron, call.options, x.to(opmath_dtype(dtype)), call.states, call.parameters)
     return spk.to(dtype), *after
 
 

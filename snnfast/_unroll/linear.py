@@ -7,9 +7,9 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 
-from snnfast._core import events, ops
+from snnfast._core import ops, settings
 from snnfast._core.backend import exporting
-from snnfast._core.ops import STEP, arithmetic_dtype
+from snnfast._core.ops import STEP, opmath_dtype
 from snnfast._core.pytorch import is_forward_mode, transforms_are_active
 from snnfast._unroll.call import Linear, UnrollCall, step_shape
 from snnfast._unroll.checks import check_weight, out_of_inference
@@ -42,7 +42,7 @@ def check_linear(weight: object, bias: object, current: Tensor, step_shape: torc
 def takes_bits(call: UnrollCall, linear: Linear) -> bool:
     """Whether the kernels can hand the spikes on as bits. If not, ``linear`` takes them as numbers."""
     (weight, bias, dims), x, request = linear, call.current, call.request
-    if not events.setting.value or ops.spikes_linear is None or not x.is_cpu or not call.options.kernels_do_all:
+    if not settings.events.value or ops.spikes_linear is None or not x.is_cpu or not call.options.kernels_do_all:
         return False
     if request.time == STEP or request.reduce or torch.is_autocast_enabled("cpu"):
         return False
@@ -99,7 +99,7 @@ def numbers_of(bits: Tensor, steps: int) -> Tensor:
 
 def heights_of(graded: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
     """The heights of the spikes ``[N]``, or the height of all spikes ``[]``, for a call in ``dtype``."""
-    graded = graded if graded.is_floating_point() else graded.to(arithmetic_dtype(dtype))
+    graded = graded if graded.is_floating_point() else graded.to(opmath_dtype(dtype))
     if graded.numel() == 1:
         return graded.reshape(())
     return graded.reshape(graded.shape[-len(shape) :]).expand(shape).reshape(-1)

@@ -1,5 +1,8 @@
 """A call as one node of the graph that ``torch.compile`` makes; :mod:`snnfast._unroll.graph` has what the node does."""
 
+import functools
+import hashlib
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -7,7 +10,7 @@ from torch import Tensor
 
 from snnfast._core import backend
 from snnfast._core.ops import SEQUENCE, STEP
-from snnfast._core.sources import digest
+from snnfast._core.pytorch import constant_while_tracing
 from snnfast._unroll import state_gradients
 from snnfast._unroll.call import UnrollCall
 
@@ -30,15 +33,31 @@ def takes(call: UnrollCall) -> bool:
 
 
 def node(call: UnrollCall) -> tuple[Tensor, ...]:
+    """Make the node, and return its results."""
     options, request = call.options, call.request
-    tensors, asked = (
-        (*call.states, *call.parameters),
-        (options.packed, *options.derivative, backend.current_backend()),
-    )
-    name, x = call.neuron.name, call.current
+    given: Any = call.neuron.name, call.current, (*call.states, *call.parameters)
+    given += options.packed, *options.derivative, backend.current_backend()
     if request.time == STEP:
-        how: Any = {"state_gradients": state_gradients.setting.value, "sources": digest()}
-        return tuple(torch.ops.snnfast.step(name, x, tensors, *asked, **how))
+        wanted = state_gradients.setting.value
+        return tuple(torch.ops.snnfast.step(*given, state_gradients=wanted, sources=digest()))
     steps = None if request.time == SEQUENCE else request.steps
-    shown, weights = (request.record, request.last, request.reduce), call.linear or ()
-    return tuple(torch.ops.snnfast.unroll(name, x, tensors, *asked, steps, *shown, *weights, sources=digest()))
+    given += steps, request.record, request.last, request.reduce, *(call.linear or ())
+    return tuple(torch.ops.snnfast.unroll(*given, sources=digest()))
+
+
+@constant_while_tracing
+def digest() -> str:
+    """A digest of the package's modules, for caches of ``torch.compile`` on the disk.
+
+    These caches know a composite op by its name and arguments. What the op does may be another thing in another version
+    of the package.
+    """
+    return _digest()
+
+
+@functools.cache
+def _digest() -> str:
+    found = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.parent.rglob("*.py")):
+        found.update(path.read_bytes())
+    return found.hexdigest()[:16]

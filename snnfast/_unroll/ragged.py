@@ -98,7 +98,7 @@ class RaggedMask:
 
     @staticmethod
     def sums(*tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """Of several lists, element by element; ``None`` counts as 0."""
+        """The sums of several lists, element by element; ``None`` counts as 0."""
         made: list[Tensor | None] = []
         for given in zip(*tensors, strict=True):
             there: Any = [t for t in given if t is not None]

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from snnfast._core.ops import RESET_MECHANISMS, Neuron, arithmetic_dtype
+from snnfast._core.ops import RESET_MECHANISMS, Neuron, opmath_dtype
 from snnfast._unroll import state_gradients
 from snnfast._unroll.call import Options, Parameters, UnrollCall
 from snnfast._unroll.steps import over_steps
@@ -15,13 +15,13 @@ __all__ = ["step", "unroll", "winners"]
 def unroll(call: UnrollCall) -> tuple[Tensor, ...]:
     """Compute a prepared call: spikes, then the states that it asks for."""
     # Half precision: arithmetic and carried states in float32, results rounded once.
-    acc = arithmetic_dtype(call.current.dtype)
+    opmath = opmath_dtype(call.current.dtype)
 
     def one_step(x: Tensor, states: list[Tensor], parameters: Parameters) -> tuple[Tensor, list[Tensor]]:
         return step(call.neuron, call.options, x, states, parameters)
 
-    wide = call._replace(parameters=tuple([p.to(acc) for p in call.parameters]))
-    return over_steps(wide, call.current.to(acc), one_step)
+    wide = call._replace(parameters=tuple([p.to(opmath) for p in call.parameters]))
+    return over_steps(wide, call.current.to(opmath), one_step)
 
 
 def step(
@@ -50,7 +50,7 @@ def step(
         # snnTorch makes it of the spikes that it returns, which is NaN for a height of 0.
         due = (out / graded if options.inhibition or state_gradients.setting.value else spk) - reset
         after[-1] = v - due * (threshold if mechanism == "subtract" else v)
-    return out, [out, *after] if neuron.fed_back else after
+    return out, [out, *after] if neuron.has_spike_feedback else after
 
 
 def winners(distance: Tensor) -> Tensor:

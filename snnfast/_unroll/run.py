@@ -7,11 +7,20 @@ import torch
 from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
-from snnfast._core import backend, events
-from snnfast._core.ops import STEP, Neuron, arithmetic_dtype
+from snnfast._core import backend, settings
+from snnfast._core.ops import STEP, Neuron, opmath_dtype
 from snnfast._core.pytorch import transforms_are_active
 from snnfast._unroll import connected, kernels, node, reference, state_gradients
-from snnfast._unroll.call import ONE_STEP, Connections, Options, UnrollCall, count_states, make_request, step_shape
+from snnfast._unroll.call import (
+    ONE_STEP,
+    Connections,
+    Linear,
+    Options,
+    UnrollCall,
+    count_states,
+    make_request,
+    step_shape,
+)
 from snnfast._unroll.checks import check_current, check_request, prepare, varies
 from snnfast._unroll.linear import check_linear, takes_bits
 from snnfast._unroll.ragged import check_lengths, valid_steps
@@ -33,9 +42,9 @@ def run(call: UnrollCall) -> Results:
         ``call.request.record`` names. Then, with ``call.request.last``, all states after the last step; of one step, no
         spike a second time.
     """
-    if call.neuron.fed_back and isinstance(call.parameters[0], Connections):
+    if call.neuron.has_spike_feedback and isinstance(call.parameters[0], Connections):
         if call.request.time != STEP:
-            return _finish(call, _connected(call))
+            return _finish(_connected(call), call.current.dtype, call.linear)
         call = connected.one_step(call)
     if is_dynamo_compiling() and node.takes_step(call):
         return node.node(call)  # before the checks, which would be traced at every step of a loop
@@ -44,14 +53,14 @@ def run(call: UnrollCall) -> Results:
     found = unroll(prepared)
     if prepared is call:  # nearly always
         return found
-    return _finish(call, found, linear_is_done=prepared.linear is not None)
+    return _finish(found, call.current.dtype, call.linear if prepared.linear is None else None)
 
 
-def _finish(call: UnrollCall, found: Results, linear_is_done: bool = False) -> Results:
-    """The results in the dtype of the current, and through the linear layer. The states stay in the opmath dtype."""
-    if found[0].dtype != call.current.dtype:
-        found = found[0].to(call.current.dtype), *found[1:]
-    return found if call.linear is None or linear_is_done else (call.linear.of_spikes(found[0]), *found[1:])
+def _finish(found: Results, dtype: torch.dtype, linear: Linear | None) -> Results:
+    """The results, with the spikes in a dtype and through the linear layer. The states stay in the opmath dtype."""
+    if found[0].dtype != dtype:
+        found = found[0].to(dtype), *found[1:]
+    return found if linear is None else (linear.of_spikes(found[0]), *found[1:])
 
 
 def engine(call: UnrollCall) -> tuple[Engine, UnrollCall]:
@@ -78,7 +87,7 @@ def engine(call: UnrollCall) -> tuple[Engine, UnrollCall]:
         elif not _spikes_go_on(call):
             return spikes_afterwards, call
     if is_dynamo_compiling() and node.takes(call):
-        takes_linear = linear is not None and events.setting.value  # a global, which torch.compile guards
+        takes_linear = linear is not None and settings.events.value  # a global, which torch.compile guards
         return node.node, (call._replace(linear=linear) if takes_linear else call)
     if in_parts:
         return kernels.step_in_parts, call
@@ -116,12 +125,12 @@ def why_not_fused(call: UnrollCall) -> str | None:
         return None
     if options.state_quant is not None:
         return "state_quant is called on the states of every step before the next one"
-    goes_on, feedback = _spikes_go_on(call), call.neuron.fed_back
+    goes_on, feedback = _spikes_go_on(call), call.neuron.has_spike_feedback
     if not known_to_kernels(options.spike_grad):
         if transformed:
             return "of its spike_grad: it can't be tried out under a torch.func transform"
         x, shape = call.current, _of_known_sizes(step_shape(call))
-        unfit = examine(options.spike_grad, shape, arithmetic_dtype(x.dtype), x.device)
+        unfit = examine(options.spike_grad, shape, opmath_dtype(x.dtype), x.device)
         reason = unfit.immediate if goes_on else unfit.delayed
         if reason is None and goes_on and traced and not has_derivative(options.spike_grad):
             of = "spikes that come back" if feedback else "an immediate reset"
@@ -145,7 +154,7 @@ def _of_known_sizes(shape: torch.Size) -> torch.Size:
 
 def _spikes_go_on(call: UnrollCall) -> bool:
     """Whether the states after a step depend on its spikes: a gradient of these then enters the recurrence."""
-    return call.neuron.fed_back or not call.options.reset_delay
+    return call.neuron.has_spike_feedback or not call.options.reset_delay
 
 
 def _without_gradient(options: Options) -> Options:
@@ -158,7 +167,7 @@ def _without_gradient(options: Options) -> Options:
 
 def varying_parameters(call: UnrollCall) -> Results:
     """Parameters that vary with time: each step is a call of its own, whose results are rounded at the end."""
-    return one_by_one(call, call.current.to(arithmetic_dtype(call.current.dtype)))
+    return one_by_one(call, call.current.to(opmath_dtype(call.current.dtype)))
 
 
 def _connected(call: UnrollCall) -> Results:
@@ -173,13 +182,13 @@ def _connected(call: UnrollCall) -> Results:
 
 def one_by_one(call: UnrollCall, current: Tensor) -> Results:
     """One call after the other, each with its own graph."""
-    neuron, acc = call.neuron, arithmetic_dtype(call.current.dtype)
+    neuron, opmath = call.neuron, opmath_dtype(call.current.dtype)
 
     def step(x: Tensor, states: list[Tensor], parameters: Any) -> tuple[Tensor, list[Tensor]]:
         if call.connections is not None:
             parameters = call.connections, *parameters[1:]
         spk, *after = run(UnrollCall(neuron, call.options, ONE_STEP, x, tuple(states), parameters))
-        return spk, [spk.to(acc), *after] if neuron.fed_back else after
+        return spk, [spk.to(opmath), *after] if neuron.has_spike_feedback else after
 
     return over_steps(call, current, step)
 
@@ -193,8 +202,8 @@ def spikes_afterwards(call: UnrollCall) -> Results:
     # The membrane is in the opmath dtype: a rounded one could fall on the other side of the threshold. The
     # kernel's own spikes are not used. As a sum they are not written for every step.
     neuron, options, request, dtype = call.neuron, call.options, call.request, call.current.dtype
-    acc = arithmetic_dtype(dtype)
-    states = call._replace(options=_without_gradient(options), current=call.current.to(acc))
+    opmath = opmath_dtype(dtype)
+    states = call._replace(options=_without_gradient(options), current=call.current.to(opmath))
     if request.time == STEP:
         _, *found = run(states)
         mem = found[-1]
@@ -212,7 +221,7 @@ def spikes_afterwards(call: UnrollCall) -> Results:
     if call.lengths is not None:
         spk = torch.where(valid_steps(call.lengths, request.steps, spk.dim() - 1), spk, 0)
     if request.reduce:
-        spk = spk.sum(0, dtype=acc)
+        spk = spk.sum(0, dtype=opmath)
     return spk.to(dtype), *found
 
 
@@ -237,4 +246,4 @@ def run_function(
     varying = varies(neuron, request, current, parameters)
     found = run(UnrollCall(neuron, options, request, current, states, parameters, linear, steps, None, varying))
     # The last spike is no result of its own.
-    return found[:1] + found[2:] if neuron.fed_back and not request.record else found
+    return found[:1] + found[2:] if neuron.has_spike_feedback and not request.record else found

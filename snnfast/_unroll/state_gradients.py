@@ -56,7 +56,7 @@ def use_state_gradients(wanted: bool) -> Choice[bool]:
 @lru_cache
 def lacking(neuron: Neuron, reset: int, reset_delay: bool, disabled: bool) -> tuple[int, ...]:
     """The outputs of a step that another output is computed from in snnTorch. ``disabled``: no gradient of spikes."""
-    mechanism, outputs = RESET_MECHANISMS[reset], len(neuron.states) + 1 - neuron.fed_back
+    mechanism, outputs = RESET_MECHANISMS[reset], len(neuron.states) + 1 - neuron.has_spike_feedback
     found = []
     if mechanism != "none" and not reset_delay:
         found.append(0)  # the membrane is that after the reset, by the spike

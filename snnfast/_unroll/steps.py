@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from snnfast._core.ops import SEQUENCE, STEP, arithmetic_dtype
+from snnfast._core.ops import SEQUENCE, STEP, opmath_dtype
 from snnfast._unroll.call import Parameters, UnrollCall, step_shape
 from snnfast._unroll.ragged import RaggedMask
 
@@ -25,13 +25,13 @@ def over_steps(call: UnrollCall, current: Tensor, step: Step) -> tuple[Tensor, .
             returns the spikes and the states after it.
     """
     request, shape, dtype, device = call.request, step_shape(call), call.current.dtype, call.current.device
-    acc = arithmetic_dtype(dtype)
+    opmath = opmath_dtype(dtype)
     currents = current.unbind(0) if request.time == SEQUENCE else (current,) * request.steps
     # A parameter with one dimension more than a step has a value for each.
     each = [p.unbind(0) if p.dim() > len(shape) else (p,) * request.steps for p in call.parameters]
-    now = [torch.zeros(shape, dtype=acc, device=device) if s is None else s.to(acc) for s in call.states]
+    now = [torch.zeros(shape, dtype=opmath, device=device) if s is None else s.to(opmath) for s in call.states]
     mask = None if call.lengths is None else RaggedMask(call.lengths, request.steps, len(shape))
-    count = torch.zeros(shape, dtype=acc, device=device) if request.reduce else None
+    count = torch.zeros(shape, dtype=opmath, device=device) if request.reduce else None
     spks: list[Tensor] = []
     records: list[list[Tensor]] = []
     for t, (x, *of_step) in enumerate(zip(currents, *each, strict=True)):
@@ -49,10 +49,10 @@ def over_steps(call: UnrollCall, current: Tensor, step: Step) -> tuple[Tensor, .
     # With no step the initial states are the last ones; copies, so that writing to them can't reach the arguments.
     last = [s if currents else s.clone() for s in now] if request.last else []
     if request.time == STEP:
-        return spks[0].to(dtype), *last[call.neuron.fed_back :]
+        return spks[0].to(dtype), *last[call.neuron.has_spike_feedback :]
 
     def over_time(tensors: Sequence[Tensor]) -> Tensor:
-        made = torch.stack(list(tensors)) if tensors else torch.empty((0, *shape), dtype=acc, device=device)
+        made = torch.stack(list(tensors)) if tensors else torch.empty((0, *shape), dtype=opmath, device=device)
         return made.to(dtype)
 
     wanted = [i for i in range(len(now)) if request.record >> i & 1]

@@ -60,7 +60,7 @@ def states_of(step: Node) -> list[Any]:
 
 def output_of(step: Node, state: int) -> int:
     """Which output of a step a state is: the last spike, where it is one, is the first of them anyway."""
-    return state + 1 - NEURONS[step.args[0]].fed_back  # type: ignore[index]
+    return state + 1 - NEURONS[step.args[0]].has_spike_feedback  # type: ignore[index]
 
 
 def _step_before(step: Node) -> Node | None:

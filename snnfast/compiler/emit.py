@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 from torch.fx import Graph, Node, map_arg
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from snnfast._unroll.graph import as_function, unroll_steps
@@ -123,13 +124,20 @@ class Emitter:
         Raises:
             TrialError: PyTorch does not take these arguments.
         """
-        try:
-            found = fake_call(target, args, kwargs, self._mode, self._context.blocks)
-        except Exception as error:
-            raise TrialError(f"{type(error).__name__}: {str(error).partition(chr(10))[0]}") from error
+        found = self._try(target, args, kwargs)
         node = self.graph.call_function(target, args, kwargs)
         node.meta |= {"example_value": found, "context": self._context}
         return node
+
+    def _try(self, target: Any, args: Any, kwargs: Any) -> Any:
+        try:
+            return fake_call(target, args, kwargs, self._mode, self._context.blocks)
+        except Exception as error:
+            raise TrialError(f"{type(error).__name__}: {str(error).partition(chr(10))[0]}") from error
+
+    def _trace(self, function: Any, nodes: list[Node]) -> Graph:
+        """The ATen calls of a function of nodes."""
+        return cast(Graph, self._try(make_fx(function), nodes, {}).graph)
 
     def _copy(self, node: Node) -> Any:
         if node.target is operator.getitem and isinstance(source := self.get(node.args[0]), tuple):  # type: ignore[arg-type]
@@ -174,7 +182,7 @@ class Emitter:
     def _part(self, owner: Any, number: int) -> Any:
         if isinstance(owner, tuple):
             chain, output = owner
-            state = output - 1 + chain.neuron.fed_back
+            state = output - 1 + chain.neuron.has_spike_feedback
             if state >= 0 and number == len(chain.steps) - 1:
                 # Not a slice of the record, which could not be detached in place: a layer may hold it.
                 last, dtype = self._output(chain, _last(chain, state)), value(chain.steps[-1])[output].dtype
@@ -214,7 +222,7 @@ class Emitter:
     def whole(self, owner: Any) -> Node:
         if owner not in self._whole:
             chain, output = owner
-            state = output - 1 + chain.neuron.fed_back
+            state = output - 1 + chain.neuron.has_spike_feedback
             self._whole[owner] = self._output(chain, _SPIKES if output == 0 else _record(state))
         return self._whole[owner]
 
@@ -358,7 +366,7 @@ class Emitter:
         return found(StepCall(self.call, first, named(target, args, kwargs), varies, steps))
 
     def _by_vmap(self, first: Node, args: Any, kwargs: Any, varies: set[Node], steps: int) -> Node:
-        return by_vmap(self.call, first.target, args, kwargs, varies)
+        return by_vmap(self.call, self._trace, first.target, args, kwargs, varies)
 
     def _one_owner(self, column: tuple[Node, ...]) -> bool:
         pieces = self.pieces(list(column))

@@ -1,20 +1,22 @@
 """Rules by operator: how one call on all time steps ``[T, *]`` is written.
 
 A rule takes a :class:`StepCall` and returns the node of the merged call, or ``None`` where it does not fit. A call
-without a rule goes through ``torch.vmap``, which is right as well but slower to call. Only the shape and dtype of a
-rule's result are checked: a rule must be right about the numbers. ``docs/adding-a-rule.md`` tells how to add one.
+without a rule is traced through ``torch.vmap``: rules are for what vmap gets wrong or makes slow. Only the shape and
+dtype of a rule's result are checked: a rule must be right about the numbers. ``docs/adding-a-rule.md`` tells how to add
+one.
 """
 
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import Node
+from torch.fx import Graph, Node, map_arg
 from torch.utils import _pytree as pytree
 
-from snnfast.compiler.nodes import aten, is_pointwise, name_of, spelled, value
+from snnfast.compiler.nodes import aten, has_effect, is_pointwise, name_of, spelled, value
 from snnfast.losses.base import cross_entropy_over_time
 
 
@@ -215,35 +217,13 @@ def reshaped(step: StepCall) -> Node | None:
     return step.emit(aten.reshape.default, step.first, (step.steps, *shape))
 
 
-_DIMS = ("dim", "dims", "dim0", "dim1", "axis0", "axis1", "source", "destination", "start_dim", "end_dim")
-
-
-def _later(dim: Any) -> Any:
-    if isinstance(dim, list | tuple):
-        return [_later(d) for d in dim]
-    return dim + 1 if isinstance(dim, int) and dim >= 0 else dim
-
-
-@rule(
-    "transpose", "unsqueeze", "softmax", "log_softmax", "select", "slice", "squeeze", "movedim", "swapaxes", "flatten",
-    "unflatten", "narrow", "flip", "cumsum", "cumprod", "sum", "mean", "amax", "amin", "logsumexp",
-)  # fmt: skip
-def dimensions(step: StepCall) -> Node | None:
-    """Calls that take numbers of dimensions. A reduction without any is over all of a step."""
-    if not step.only_first_varies():
+@rule("flatten", "unflatten")
+def flattened(step: StepCall) -> Node | None:
+    rank = step.rank(step.first)
+    if not step.only_first_varies() or rank == 0:
         return None
-    rank, given = step.rank(step.first), {n: d for n, d in step.given.items() if n in _DIMS}
-    if rank == 0:
-        return None
-    over_all = name_of(step.node.target) in ("sum", "mean", "amax", "amin") and given.get("dim") in (None, [], ())
-    if over_all:
-        names = {
-            "sum": aten.sum.dim_IntList, "mean": aten.mean.dim, "amax": aten.amax.default, "amin": aten.amin.default,
-        }  # fmt: skip
-        rest = {n: a for n, a in step.given.items() if n not in ("self", "dim")}
-        target = names[name_of(step.node.target)]
-        return step.emit(target, step.first, list(range(1, rank + 1)), **rest)
-    return step.again(**{n: _later(d) for n, d in given.items()}) if given else None
+    dims = {name: step.given[name] for name in ("dim", "start_dim", "end_dim") if name in step.given}
+    return step.again(**{name: dim % rank + 1 for name, dim in dims.items()})
 
 
 @rule("max", "min", "median", "nanmedian")
@@ -258,17 +238,10 @@ def extreme(step: StepCall) -> Node | None:
     return step.emit(aten.amax.default if name == "max" else aten.amin.default, step.first, dims)
 
 
-@rule("permute")
-def permuted(step: StepCall) -> Node | None:
-    rank = step.rank(step.first)
-    dims = [0, *(d % rank + 1 for d in step.given["dims"])]
-    return step.again(dims=dims) if step.only_first_varies() else None
-
-
-@rule("cat", "concat", "concatenate", "stack")
-def joined(step: StepCall) -> Node | None:
-    every = all(t in step.varies for t in step.first)
-    return step.again(dim=_later(step.given["dim"])) if every else None
+@rule("stack")
+def stacked(step: StepCall) -> Node | None:
+    every, dim = all(t in step.varies for t in step.first), step.given["dim"]
+    return step.again(dim=dim + (dim >= 0)) if every else None
 
 
 # ---- losses
@@ -320,23 +293,48 @@ def mean_of_each(step: StepCall) -> Node | None:
 # ---- everything else
 
 
-def by_vmap(call: Callable[..., Node], target: Any, args: Any, kwargs: Any, varies: set[Node]) -> Node:
-    """The call as a function that ``torch.vmap`` maps over time."""
-    leaves, spec = pytree.tree_flatten((args, kwargs))
-    places = [i for i, a in enumerate(leaves) if isinstance(a, Node)]
-    nodes = [leaves[i] for i in places]
-    dims = tuple(0 if n in varies else None for n in nodes)
+def by_vmap(
+    emit: Callable[..., Node],
+    trace: Callable[[Any, list[Node]], Graph],
+    target: Any,
+    args: Any,
+    kwargs: Any,
+    varies: set[Node],
+) -> Node:
+    """What ``torch.vmap`` makes of a call: one call of ATen if that is all, else the function that is mapped.
+
+    Several calls are not written out: an operator made of others may switch gradients off between them, which a trace
+    does not show. ``trace`` records the ATen calls of a function of nodes.
+    """
+    over_time, nodes = _mapped(target, args, kwargs, varies)
     functorch: Any = torch._C._functorch
     loops = functorch._is_vmap_fallback_enabled()
     functorch._set_vmap_fallback_enabled(False)  # a loop over time in vmap is no gain, and it warns
     try:
-        return call(_mapped(target, leaves, places, spec, dims), *nodes)
+        return _one_call(emit, trace(over_time, nodes), nodes) or emit(over_time, *nodes)
     finally:
         functorch._set_vmap_fallback_enabled(loops)
 
 
-def _mapped(target: Any, leaves: list[Any], places: list[int], spec: Any, dims: tuple[Any, ...]) -> Callable[..., Any]:
+def _one_call(emit: Callable[..., Node], traced: Graph, nodes: list[Node]) -> Node | None:
+    """The call that a traced function consists of, if it returns all results of one call and does nothing else."""
+    calls = [n for n in traced.nodes if n.op not in ("placeholder", "output") and n.target is not operator.getitem]
+    if len(calls) != 1 or calls[0].op != "call_function" or has_effect(calls[0]):
+        return None
+    (call,), (output,) = calls, (n.args[0] for n in traced.nodes if n.op == "output")
+    if output is not call and not (isinstance(output, tuple | list) and len(output) == len(call.meta["val"])):
+        return None
+    given = dict(zip((n for n in traced.nodes if n.op == "placeholder"), nodes, strict=True))
+    return emit(call.target, *map_arg(call.args, given.get), **map_arg(call.kwargs, given.get))
+
+
+def _mapped(target: Any, args: Any, kwargs: Any, varies: set[Node]) -> tuple[Callable[..., Any], list[Node]]:
+    """A call as a function that ``torch.vmap`` maps over time, and what it is given."""
+    leaves, spec = pytree.tree_flatten((args, kwargs))
+    places = [i for i, a in enumerate(leaves) if isinstance(a, Node)]
+    nodes = [leaves[i] for i in places]
     fixed = [None if isinstance(a, Node) else a for a in leaves]
+    dims = tuple(0 if n in varies else None for n in nodes)
 
     def step(*tensors: Any) -> Any:
         filled = list(fixed)
@@ -348,4 +346,4 @@ def _mapped(target: Any, leaves: list[Any], places: list[int], spec: Any, dims: 
     def over_time(*tensors: Any) -> Any:
         return torch.vmap(step, in_dims=dims, randomness="different")(*tensors)
 
-    return over_time
+    return over_time, nodes

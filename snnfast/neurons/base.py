@@ -7,8 +7,8 @@ from typing import Any, ClassVar, Self, overload
 import torch
 from torch import Tensor, nn
 
-from snnfast._core.attributes import are_plain
-from snnfast._core.ops import RESET_MECHANISMS, Neuron, arithmetic_dtype
+from snnfast._core.modules import are_plain
+from snnfast._core.ops import RESET_MECHANISMS, Neuron, opmath_dtype
 from snnfast._core.pytorch import current_graph_task_id, transforms_are_active
 from snnfast._core.settings import check_flag
 from snnfast._unroll.call import ONE_STEP, Linear, Options, StateQuant, UnrollCall
@@ -179,7 +179,7 @@ class SpikingLayer(nn.Module):
             given.append(state if state.shape == shape else None)
         call = UnrollCall(self.neuron, self._options(), ONE_STEP, input_, tuple(given), self._values())
         spk, *after = run(call)
-        self._hold((spk, *after) if self.neuron.fed_back else after)
+        self._hold((spk, *after) if self.neuron.has_spike_feedback else after)
         return spk if self.init_hidden and not self.output else (spk, *after)
 
     def _unroll(
@@ -214,7 +214,8 @@ class SpikingLayer(nn.Module):
             self._hold(found[-n:])
         if request.record:
             return found if last or not request.last else found[:-n]
-        shown = found[:1] + found[2:] if self.neuron.fed_back else found  # the last spike is no result of its own
+        # The last spike is no result of its own.
+        shown = found[:1] + found[2:] if self.neuron.has_spike_feedback else found
         return shown + found[-n:] if last else shown
 
     def _options(self) -> Options:
@@ -301,7 +302,7 @@ class SpikingLayer(nn.Module):
                     "with snnfast.reset(net)"
                 )
         if held.shape != shape:
-            return torch.zeros(shape, dtype=arithmetic_dtype(x.dtype), device=x.device)
+            return torch.zeros(shape, dtype=opmath_dtype(x.dtype), device=x.device)
         held = out_of_inference(held)
         return held if held.device == x.device else held.to(x.device)  # as a replica of DataParallel may find it
 
@@ -414,7 +415,7 @@ def source_parameter(name: str, value: Any, current: Tensor, num_steps: object) 
     Tensors and ints keep their dtype: PyTorch's promotion decides what the others are computed in.
     """
     step_shape = current.shape if num_steps is not None else current.shape[1:]
-    checked = check_parameter(name, value, current, step_shape, arithmetic_dtype(current.dtype))
+    checked = check_parameter(name, value, current, step_shape, opmath_dtype(current.dtype))
     if isinstance(value, Tensor):
         return out_of_inference(value)
     return torch.as_tensor(value, device="cpu") if isinstance(value, int) else checked

@@ -15,7 +15,7 @@ LEAKY = Neuron(
     "leaky",
     states=("mem",),
     parameters=("beta", "threshold", "graded_spikes_factor"),
-    record_tells=True,
+    recorded_membrane_suffices=True,
     may_vary=("beta", "threshold"),
 )
 

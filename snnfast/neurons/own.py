@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from snnfast._core.ops import arithmetic_dtype
+from snnfast._core.ops import opmath_dtype
 from snnfast._core.settings import check_flag
 from snnfast._program.run import Program
 from snnfast._unroll.call import Linear
@@ -106,7 +106,7 @@ def neuron(step: Callable[..., tuple[Tensor, ...]]) -> type["StepLayer"]:
         raise TypeError(f"step: expected a function, got {type(step).__name__}")
     initial, parameters, options, required = _read_signature(step)
     described = SimpleNamespace(
-        name=step.__name__, states=tuple(initial), parameters=tuple(parameters), fed_back=False, record_tells=False
+        name=step.__name__, states=tuple(initial), parameters=tuple(parameters), has_spike_feedback=False
     )
     attributes = {
         "__doc__": step.__doc__,
@@ -197,13 +197,13 @@ class StepLayer(SpikingLayer):
             TypeError, ValueError: An argument has a wrong type or shape. The message names it.
         """
         check_current("input_", input_)
-        shape, acc = input_.shape, arithmetic_dtype(input_.dtype)
+        shape, opmath = input_.shape, opmath_dtype(input_.dtype)
         now = [
-            self._held(name, input_, shape) if state is None else state.to(acc)
+            self._held(name, input_, shape) if state is None else state.to(opmath)
             for name, state in zip(self.neuron.states, self._states(states, shape), strict=True)
         ]
         # Copies, because the step may write to its arguments.
-        arguments = [t.clone() for t in (input_.to(acc), *now)]
+        arguments = [t.clone() for t in (input_.to(opmath), *now)]
         spk, *after = self._bound_step()(*arguments, *self._parameters_of(input_, shape))
         after = [state.expand(shape) for state in after]
         self._hold(after)
@@ -263,12 +263,12 @@ class StepLayer(SpikingLayer):
             if len(shape) == 0:
                 raise ValueError("lengths: needs steps with a batch dimension, [B, *]")
             lengths = check_steps(lengths, current, "current", steps, shape[0])
-        acc = arithmetic_dtype(current.dtype)
+        opmath = opmath_dtype(current.dtype)
         now = []
         for name, state in zip(self.neuron.states, self._states(states, shape), strict=True):
             if state is None:
                 state = self._held(name, current, shape) if self.init_hidden else self._first(name, current, shape)
-            now.append(out_of_inference(state.to(acc)))
+            now.append(out_of_inference(state.to(opmath)))
         (spk, *records), after = self._program()(
             [out_of_inference(current)],
             now,
@@ -310,11 +310,11 @@ class StepLayer(SpikingLayer):
         return [*states, *(None,) * (len(names) - len(states))]
 
     def _parameters_of(self, x: Tensor, shape: torch.Size) -> list[Tensor]:
-        acc = arithmetic_dtype(x.dtype)
-        return [check_parameter(name, getattr(self, name), x, shape, acc) for name in self.neuron.parameters]
+        opmath = opmath_dtype(x.dtype)
+        return [check_parameter(name, getattr(self, name), x, shape, opmath) for name in self.neuron.parameters]
 
     def _first(self, name: str, x: Tensor, shape: torch.Size) -> Tensor:
-        return torch.full(shape, self.initial[name], dtype=arithmetic_dtype(x.dtype), device=x.device)
+        return torch.full(shape, self.initial[name], dtype=opmath_dtype(x.dtype), device=x.device)
 
     def _held(self, name: str, x: Tensor, shape: torch.Size) -> Tensor:
         held = super()._held(name, x, shape)

@@ -161,7 +161,11 @@ def _reason_to_leave(module: Any) -> str | None:
     behaves, stored = _STATE_FUNCTIONS[function.__name__], RESET_MECHANISMS[int(module.reset_mechanism_val)]
     if not getattr(module, "reset_delay", True) and behaves != stored:
         return f"it mixes the reset mechanisms {behaves!r} and {stored!r}"
-    if layer.neuron.fed_back and not module.all_to_all and type(module.recurrent).__name__ != "RecurrentOneToOne":
+    if (
+        layer.neuron.has_spike_feedback
+        and not module.all_to_all
+        and type(module.recurrent).__name__ != "RecurrentOneToOne"
+    ):
         return "its recurrent was replaced"
     for state in layer.neuron.states:
         if state not in module._buffers:

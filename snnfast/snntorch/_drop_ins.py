@@ -111,7 +111,7 @@ class DropIn(SpikingLayer):
     def detach_hidden(cls) -> None:
         """Cut the held states of every layer of this neuron, snnTorch's included, from their graph, in place."""
         cls._theirs.detach_hidden()
-        if cls.neuron.fed_back:
+        if cls.neuron.has_spike_feedback:
             for layer in cls._drop_in.instances:
                 layer.spk.detach_()  # which snnTorch's RSynaptic forgets
 
@@ -161,7 +161,8 @@ def _entered(name: str) -> property:
         layer = entry.layer()
         if isinstance(layer, DropIn):
             layer._set_held(name, state)
-            if name == "syn" and layer.neuron.fed_back:  # by snnTorch's reset_hidden, which forgets the spikes
+            # snnTorch's reset_hidden forgets the spikes.
+            if name == "syn" and layer.neuron.has_spike_feedback:
                 layer._set_held("spk", torch.zeros_like(layer.spk))
         elif layer is not None:  # reverted
             setattr(layer, name, state)

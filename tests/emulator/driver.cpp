@@ -133,7 +133,7 @@ void forward_and_backward(Problem<Neuron> problem, bool record, Saved saved) {
   Memory grad_spk = Memory::input(type, spk_count), grad_x(type, x_count);
   Backward<Neuron> backward{};
   static_cast<P&>(backward) = problem;
-  if (Neuron::kRecordTells && checkpoints && record && problem.rule.delay && type == opmath) {
+  if (Neuron::kRecordedMembraneSuffices && checkpoints && record && problem.rule.delay && type == opmath) {
     backward.mem_rec = forward.record[P::kMem];
   } else {
     backward.saved = saved;
@@ -194,7 +194,7 @@ int run(unsigned seed) {
           problem.N = N;
           snnfast::cuda::set_chunked_limits(chunked ? 0 : T + 1, N);
           for (const Saved saved : {Saved::kCheckpoints, Saved::kSpikes}) {
-            if (saved == Saved::kSpikes && !(Neuron::kRecordTells && problem.rule.delay)) continue;
+            if (saved == Saved::kSpikes && !(Neuron::kRecordedMembraneSuffices && problem.rule.delay)) continue;
             forward_and_backward(problem, options & 8, saved);
             ++cases;
           }

@@ -15,7 +15,7 @@ RESTING = Neuron(
     "resting",
     states=("mem",),
     parameters=("beta", "rest", "threshold", "graded_spikes_factor"),
-    record_tells=True,
+    recorded_membrane_suffices=True,
 )
 
 

@@ -85,7 +85,7 @@ Either<AdjointLoop<Neuron, A>> choose_adjoint(const Backward<Neuron>& p) {
         constexpr Reset R = decltype(r)::value;
         constexpr bool P = decltype(parameters)::value, D = decltype(delay)::value;
         // A recorded membrane is the one that decided the spike only if the reset is delayed.
-        if constexpr (Neuron::kRecordTells && D) {
+        if constexpr (Neuron::kRecordedMembraneSuffices && D) {
           using N = Neuron;
           if (p.recorded())
             return {adjoint_loop<N, A, S, R, D, true, P, 1>, adjoint_loop<N, A, S, R, D, true, P, kSteps<A>>};
