@@ -31,6 +31,22 @@ def test_verification_passes_what_is_right() -> None:
     assert net.fc1.weight.grad is not None
 
 
+def test_verification_passes_views_made_without_gradients() -> None:
+    lif = snnfast.Leaky(beta=0.5)
+
+    def loop(x: Tensor) -> tuple[list[Tensor], Tensor]:
+        mem, rec = lif.reset_mem(), []
+        for step in range(x.size(0)):
+            _, mem = lif(x[step], mem)
+            rec.append(mem)
+        with torch.no_grad():
+            return [mem[:] for mem in rec], mem
+
+    x = currents().requires_grad_()
+    views, _ = snnfast.compile(loop)(x)
+    assert_all_bits_equal(views, loop(x)[0])
+
+
 PLANTED = {
     "steps in another order": (
         lambda step, right: step.emit(torch.flip, right, [0]),

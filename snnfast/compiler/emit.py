@@ -497,8 +497,11 @@ class Emitter:
         if source is None:
             raise RefusedError("two of its results share memory in the loop, and would not if it was merged")
         of = self._view_of(source, storage, copies)
+        outside = self._context
+        self._switch_to(old.meta["context"])  # a view under no_grad has no gradient
         copied = self.graph.node_copy(old, lambda a: of if a is source else self.get(a))
         copied.meta["example_value"] = self._tried(old, copied)
+        self._switch_to(outside)
         if storage_of(value(copied)) != storage:
             raise RefusedError("two of its results share memory in the loop, and would not if it was merged")
         return copied

@@ -61,7 +61,8 @@ def _results(function: Callable[..., Any], args: Sequence[Any]) -> list[tuple[st
         wrt = {i: a for i, a in enumerate(leaves) if isinstance(a, Tensor) and a.requires_grad}
         gradients: Sequence[Tensor | None] = (None,) * len(wrt)
         if asking and wrt:
-            gradients = torch.autograd.grad(asking, list(wrt.values()), weights, allow_unused=True)
+            roots = [o * 1 for o in asking]  # a view made under no_grad has no graph, a product of it has one
+            gradients = torch.autograd.grad(roots, list(wrt.values()), weights, allow_unused=True)
         for (i, a), gradient in zip(wrt.items(), gradients, strict=True):
             named.append((f"gradient of input {i}", torch.zeros_like(a) if gradient is None else gradient))
     return [(name, t.detach()) for name, t in named]
