@@ -25,7 +25,9 @@ CUE, PAUSE, GO = 10, 60, 10  # time steps
 
 
 @snnfast.neuron
-def AdaptiveLIF(x, mem, adaptation, *, beta=0.8, rho=0.98, gain=1.0):  # noqa: N802
+def AdaptiveLIF(  # noqa: N802 - it becomes a class
+    x: Tensor, mem: Tensor, adaptation: Tensor, *, beta: float = 0.8, rho: float = 0.98, gain: float = 1.0
+) -> tuple[Tensor, Tensor, Tensor]:
     threshold = 1.0 + gain * adaptation
     mem = beta * mem + x
     spk = snnfast.spike(mem - threshold, SURROGATE)
@@ -43,7 +45,8 @@ class Net(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # [T, B, CHANNELS] to [B, 2]
         spk_rec, *_ = self.lif1.unroll(self.fc1(x), record_mem=False)
-        return self.fc2(spk_rec[-GO:].mean(0))
+        out: Tensor = self.fc2(spk_rec[-GO:].mean(0))
+        return out
 
 
 def draw() -> tuple[Tensor, Tensor]:
