@@ -71,6 +71,10 @@ EXPRESSIONS: dict[str, Callable[[Tensor, list[Tensor], list[Tensor]], Any]] = {
     "unbound without gradients": lambda x, s, m: torch.stack(run(without(lambda: x.unbind(0)))[1]) + x,
     "a step read without gradients": lambda x, s, m: (without(lambda: m[1] * 2) * m[1], m[1], m[2].detach()),
     "views of membranes without gradients": lambda x, s, m: (without(lambda: [mem.flatten() for mem in m]), m[-1]),
+    "stacks of expanded steps": lambda x, s, m: (
+        (lambda h: (torch.stack(h), torch.stack(h, 1)))([x[t].unbind(0)[0].expand_as(x[t]) for t in range(T)]),
+        torch.stack(m),
+    ),
     "sum of a stack in both modes": lambda x, s, m: (lambda r: without(lambda: r.sum(0)) * r.sum(0))(torch.stack(s)),
     # arguments by name
     "along an axis": lambda x, s, m: (torch.stack(m, axis=1).softmax(1), torch.cat(m, axis=1)),

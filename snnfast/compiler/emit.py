@@ -513,7 +513,10 @@ class Emitter:
         claimed = {storage_of(t) for n in nodes for t in tensors_of(n)}
         for made in self._copies:
             source: Any = made.args[0]
-            if storage_of(value(source)) in claimed:
+            t = value(source)
+            # A tensor whose elements share memory, as after expand, can't be changed in place: its copy stays.
+            overlaps = any(step == 0 and n != 1 for step, n in zip(t.stride(), t.shape, strict=True))
+            if overlaps or storage_of(value(source)) in claimed:
                 continue
             claimed.add(storage_of(value(source)))
             before = storage_of(value(made))
