@@ -545,7 +545,7 @@ def test_under_transforms() -> None:
     torch.testing.assert_close(grads, torch.autograd.grad(layer.unroll(leaf)[0].sum(), leaf)[0].transpose(0, 1))
 
 
-def test_in_compiled_code() -> None:
+def test_in_compiled_code(nothing_compiled: None) -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -562,7 +562,8 @@ def test_in_compiled_code() -> None:
     by_loop = net(x)
     assert torch.equal(by_loop, net.lif.unroll(net.fc(x))[0])
     unroll = torch.compile(lambda x: net.lif.unroll(x)[0], backend="eager")
-    assert torch.equal(by_loop, unroll(net.fc(x)))
+    with pytest.warns(UserWarning, match="step by step where torch.compile traces it"):
+        assert torch.equal(by_loop, unroll(net.fc(x)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # nothing in it is merged yet
         compiled = snnfast.compile(net)

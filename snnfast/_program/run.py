@@ -168,9 +168,13 @@ def _split(tensors: Sequence[Any], counts: Counts) -> tuple[Sequence[Any], ...]:
 
 def _takes_kernels(x: Tensor) -> bool:
     """Whether a call runs by the kernels; says why not, if that was not chosen."""
-    if torch.compiler.is_compiling() or isinstance(x, FakeTensor) or x.is_meta or current_backend() == "reference":
+    if current_backend() == "reference" or x.is_meta:
         return False
-    if transforms_are_active() or is_forward_mode():
+    if torch.compiler.is_compiling():
+        reason = "where torch.compile traces it"
+    elif isinstance(x, FakeTensor):  # there is nothing to compute
+        return False
+    elif transforms_are_active() or is_forward_mode():
         reason = "under a torch.func transform"
     elif x.device.type != "cpu":
         reason = f"on {x.device.type}, for which there are no kernels of programs"
