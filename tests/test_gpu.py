@@ -22,7 +22,8 @@ from helpers import (
 )
 from torch import Tensor
 
-from snnfast import use_backend
+import snnfast
+from snnfast import surrogate, use_backend
 from snnfast.functional import lif
 
 pytestmark = [pytest.mark.gpu, pytest.mark.needs_extension]
@@ -217,3 +218,18 @@ def test_compiled_equals_eager(mode: str) -> None:
         torch.compiler.cudagraph_mark_step_begin()
         found = {name: t.clone() for name, t in outcome(lambda tensors=tensors: compiled(tensors), tensors).items()}
         assert_as_on_cpu(found, case, seed)
+
+
+def test_a_neuron_of_your_own_runs_in_a_loop(nothing_compiled: None) -> None:
+    @snnfast.neuron
+    def own(x: Tensor, v: Tensor, *, beta: float = 0.9) -> tuple[Tensor, Tensor]:
+        v = beta * v + x
+        spk = snnfast.spike(v - 1.0, surrogate.atan())
+        return spk, v * (1 - spk)
+
+    layer, x = own(), torch.rand(9, 3, 10)
+    on_cpu = layer.unroll(x)
+    with use_backend("auto"), pytest.warns(UserWarning, match="step by step on cuda"):
+        on_card = layer.to(CARD).unroll(x.to(CARD))
+    for a, b in zip(on_card, on_cpu, strict=True):
+        assert_bits_equal(a, b)
