@@ -17,7 +17,7 @@ from helpers import THOROUGH, assert_bits_equal, assert_close
 from torch import Tensor, nn
 
 import snnfast
-from snnfast.spikingjelly import convert, functional, layer, neuron, surrogate
+from snnfast.spikingjelly import cext, convert, functional, layer, neuron, surrogate
 
 NODES = {"IFNode": None, "LIFNode": "tau", "ParametricLIFNode": "init_tau"}
 SURROGATES = ("Sigmoid", "ATan", "PiecewiseQuadratic", "PiecewiseExp", "SoftSign", "SuperSpike", "Erf")
@@ -350,6 +350,33 @@ def test_dropout_keeps_its_mask_until_the_reset() -> None:
     functional.reset_net(drop)
     assert not torch.equal(drop(x)[0], first[0])
     assert drop.eval()(x) is x
+
+
+def test_the_nodes_of_cext_have_its_defaults() -> None:
+    x, found = torch.linspace(-1, 3, 60).view(4, 15), []
+    for node in (cext.MultiStepIFNode(detach_reset=True), neuron.MultiStepIFNode(1.0, 0.0, surrogate.ATan(), True)):
+        given = x.clone().requires_grad_()
+        found.append((node(given), *torch.autograd.grad(node.v.sum(), given, retain_graph=True)))
+    for a, b in zip(*found, strict=True):
+        assert_bits_equal(a, b)
+    assert cext.MultiStepLIFNode().tau == cext.LIFNode().tau == 100
+    assert isinstance(
+        cext.ParametricLIFNode(surrogate_function="Sigmoid", alpha=3.0).surrogate_function, surrogate.Sigmoid
+    )
+    with pytest.raises(ValueError, match="surrogate_function: expected 'ATan' or 'Sigmoid', got 'Erf'"):
+        cext.IFNode(surrogate_function="Erf")
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_checkpoints_of_old_containers_load(layers: int) -> None:
+    old = nn.Module()
+    given = [nn.Linear(3, 3) for _ in range(layers)]
+    old.module = given[0] if layers == 1 else nn.Sequential(*given)
+    container = layer.SeqToANNContainer(*(nn.Linear(3, 3) for _ in range(layers)))
+    container.load_state_dict(old.state_dict())
+    for a, b in zip(container.parameters(), old.parameters(), strict=True):
+        assert_bits_equal(a, b)
+    assert (container.module if layers == 1 else container.module[1]) is container[-1]
 
 
 def test_containers() -> None:

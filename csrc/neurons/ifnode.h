@@ -13,8 +13,8 @@ struct IFNode {
   static constexpr const char* kStateNames[] = {"v"};
   // tau divides what leaks, as in LIFNode; rate multiplies it, as in ParametricLIFNode; either is 1 in the other.
   // charge: 0 without a leak, 1 with one, 2 if the input decays as well. attached: 1 if the reset has a gradient.
-  static constexpr const char* kParameterNames[] = {"tau",     "rate",        "charge",              "attached",
-                                                    "v_reset", "v_threshold", "graded_spikes_factor"};
+  static constexpr const char* kParameterNames[] = {
+      "tau", "rate", "charge", "attached", "v_reset", "v_threshold", "graded_spikes_factor"};
   static constexpr bool kClamped[] = {false, false, false, false, false, false, false};
   static constexpr bool kRecordedMembraneSuffices = false;
   static constexpr bool kAdjointReadsX = true;

@@ -23,7 +23,7 @@ Example::
     >>> functional.reset_net(net)
 """
 
-from snnfast.spikingjelly import base, functional, layer, neuron, surrogate
+from snnfast.spikingjelly import base, cext, functional, layer, neuron, surrogate
 from snnfast.spikingjelly._compat import convert, enable_compat
 
-__all__ = ["base", "convert", "enable_compat", "functional", "layer", "neuron", "surrogate"]
+__all__ = ["base", "cext", "convert", "enable_compat", "functional", "layer", "neuron", "surrogate"]

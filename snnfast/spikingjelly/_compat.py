@@ -6,13 +6,13 @@ from typing import Any
 
 from torch import nn
 
-from snnfast.spikingjelly import base, functional, layer, neuron, surrogate
+from snnfast.spikingjelly import base, cext, functional, layer, neuron, surrogate
 from snnfast.spikingjelly.neuron import BaseNode, IFNode, LIFNode, ParametricLIFNode
 
 __all__ = ["convert", "enable_compat"]
 
 _SUBMODULES = {"base": base, "functional": functional, "layer": layer, "neuron": neuron, "surrogate": surrogate}
-_PACKAGES = {"activation_based": _SUBMODULES, "clock_driven": _SUBMODULES, "cext": {"neuron": neuron}}
+_PACKAGES = {"activation_based": _SUBMODULES, "clock_driven": _SUBMODULES, "cext": {"neuron": cext}}
 _NODES: dict[str, type[BaseNode]] = {kind.__name__: kind for kind in (IFNode, LIFNode, ParametricLIFNode)}
 
 
@@ -20,8 +20,8 @@ def enable_compat() -> None:
     """Let ``import spikingjelly`` find this package, in this process: for code that can't be changed.
 
     ``spikingjelly.activation_based`` and ``spikingjelly.clock_driven`` have the modules ``neuron``, ``surrogate``,
-    ``functional``, ``layer`` and ``base`` then, and ``spikingjelly.cext`` has ``neuron``. Other names of SpikingJelly
-    are an ``ImportError``. A second call does nothing.
+    ``functional``, ``layer`` and ``base`` then, and ``spikingjelly.cext.neuron`` is :mod:`snnfast.spikingjelly.cext`.
+    Other names of SpikingJelly are an ``ImportError``. A second call does nothing.
 
     Raises:
         RuntimeError: SpikingJelly itself was imported already.

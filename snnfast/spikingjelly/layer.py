@@ -155,11 +155,27 @@ class MultiStepDropout2d(Dropout2d):
 
 
 class SeqToANNContainer(StepModule, nn.Sequential):
-    """Layers without a state, which are called once on all steps of ``[T, B, *]`` as one batch ``[T * B, *]``."""
+    """Layers without a state, which are called once on all steps of ``[T, B, *]`` as one batch ``[T * B, *]``.
+
+    ``module[i]`` is layer ``i``, and checkpoints may have ``module.`` before the numbers of layers, as versions up to
+    0.0.0.0.4 had both.
+    """
 
     supported = ("m",)
     _step_mode = "m"
     keeps_step_mode = True
+
+    @property
+    def module(self) -> Any:
+        """These layers."""
+        return self if len(self) > 1 else self[0]
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        old = f"{prefix}module."
+        for key in [key for key in state_dict if key.startswith(old)]:
+            number = "" if len(self) > 1 else "0."
+            state_dict[prefix + number + key.removeprefix(old)] = state_dict.pop(key)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(self, x_seq: Tensor) -> Tensor:
         return seq_to_ann_forward(x_seq, super().forward)
