@@ -240,7 +240,7 @@ class SumsInTheLoop(Readout):
 
 
 # A running value that depends on that of the step before, without a layer in it, is computed step by step.
-@loop(step_first(12), exact=False, repeats=("add", "mul"))
+@loop(step_first(12), exact=False)
 def trace_between_layers(self: Any, x: Tensor) -> Any:
     mem1, mem2 = self.states()
     trace = torch.zeros(x.size(1), 16)
@@ -533,7 +533,7 @@ class FeedbackBetweenLayers(Net):
         return torch.stack(rec)
 
 
-@loop(step_first(12), repeats=("add", "sub"))
+@loop(step_first(12))
 def one_layer_twice(self: Any, x: Tensor) -> Any:
     """One layer with two membranes, as in a Siamese network; the other twice in a step with the same membrane."""
     mem_a, mem_b = torch.zeros(x.size(1), 16), torch.zeros(x.size(1), 16)
@@ -549,7 +549,7 @@ def one_layer_twice(self: Any, x: Tensor) -> Any:
     return out, mem_a, mem_b, torch.stack(rec), mem2
 
 
-@loop(step_first(12), expects=REPEATED)
+@loop(step_first(12), expects=REPEATED, repeats=("add", "clamp"))
 def membrane_changed_between_steps(self: Any, x: Tensor) -> Any:
     """What the layer goes on from is not what it returned: a floor for the membrane."""
     mem1, mem2 = self.states()
