@@ -81,7 +81,8 @@ ODD_SPIKES = ("Summed.apply({0})", "Masked.apply({0}, 0.5 + 0.25 * t)")
 TERMS = (
     "{0} * {k}", "{0} + {1}", "{0} - {1}", "{k} * {0} + {1}", "{0} + ({1} - {0}) / 2.0", "{0} * {1}", "{1} - {k} * {0}",
     "torch.clamp({0}, -1.0, 1.5)", "torch.where({0} > {1}, {0}, {1} * {k})", "{0}.abs()", "{0} * self.w",
-    "self.w * {0}", "{0} + self.b", "{0} * torch.relu({1})", "torch.maximum({0}, {1})", "{0} ** 2 * 0.25", "{0}.detach() * {k} + {1}",
+    "self.w * {0}", "{0} + self.b", "{0} * torch.relu({1})", "torch.maximum({0}, {1})", "{0} ** 2 * 0.25",
+    "{0}.detach() * {k} + {1}",
     "{0}.masked_fill({1} > {k}, 0.25)", "{0}.clone()", "({0} > {k}).to({0}.dtype) * {1}", "F.hardtanh({0})",
     "{0} / (1 + {1}.abs())", "-{0}", "torch.floor({0} * 4) / 4",
 )  # fmt: skip
