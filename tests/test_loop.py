@@ -183,17 +183,6 @@ def test_a_fault_in_the_pass_falls_back_loudly(monkeypatch: pytest.MonkeyPatch) 
     assert_all_bits_equal(found, expected)
 
 
-@pytest.mark.skipif(torch.__version__.startswith("2.11"), reason="torch 2.11 can't put a dataclass into a graph")
-def test_a_surrogate_that_is_repeated_says_so() -> None:
-    spike_grad = snnfast.surrogate.custom_surrogate(lambda z, grad, spk: grad * torch.exp(-z.abs()))
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        torch.compile(Net(spike_grad=spike_grad), backend="snnfast")(currents())
-    messages = [str(w.message) for w in caught if "5 calls of an autograd.Function run one by one" in str(w.message)]
-    assert len(messages) == 2  # one for each layer, with its line
-    assert "loop_nets.py" in messages[0]
-
-
 # ---- what nobody reads is not made
 
 

@@ -31,9 +31,6 @@ class GraphReport:
     random: bool = field(default=False, repr=False)  # it draws random numbers
     failed: bool = field(default=False, repr=False)  # the pass had a fault
     unconverted: bool = field(default=False, repr=False)  # its layers are snnTorch's own
-    steps: int = field(default=0, repr=False)  # of neurons, that were merged
-    functions: list[str] = field(default_factory=list, repr=False)  # lines on calls of autograd.Functions
-    calls: int = field(default=0, repr=False)  # of autograd.Functions, that are repeated
 
     def __str__(self) -> str:
         if self.refused is not None:
@@ -117,7 +114,6 @@ def describe(series: Series, summed: set[Node], fused: set[Chain], report: Graph
         if chain.merged:
             how = ", connected: one product a step" if chain.connected else ""
             report.merged.append(f"{steps}: one unroll{how}" + ", with the linear behind it" * (chain in fused))
-            report.steps += len(chain.steps)
         elif len(chain.steps) == 1:
             key = chain.neuron.name, f"{at}: {chain.reason}"
             alone[key] = alone.get(key, 0) + 1
@@ -136,13 +132,7 @@ def describe(series: Series, summed: set[Node], fused: set[Chain], report: Graph
             report.merged.append(name)
         elif name_of(group.first.target) == "autograd_function_apply":
             reason = "torch.compile gives each call of an autograd.Function a graph of its own"
-            report.functions.append(f"{name}{_at(group.first)}: {reason}")
-            report.repeated.append(report.functions[-1])
-            report.calls += len(group.nodes)
-            report.warnings.append(
-                f"snnfast: in a compiled loop, {len(group.nodes)} calls of an autograd.Function run one by one"
-                f"{_at(group.first)}: {reason}. A spike_grad is called once for all steps by MultiStep and unroll"
-            )
+            report.repeated.append(f"{name}{_at(group.first)}: {reason}")
         else:
             report.repeated.append(f"{name}{_at(group.first)}: {group.reason}")
     if not any(isinstance(v, Chain | Group) for v in series.vertices()):
