@@ -91,7 +91,8 @@ def test_explain_tells_what_is_merged_and_changes_nothing() -> None:
     assert not graph.repeated
     assert graph.refused is None
     assert "loop_nets.py" in graph.where
-    assert "merged    5 x linear" in str(explanation)
+    assert "merged    5 x linear (2 times)" in str(explanation)
+    assert "calls of the loop became 6" in str(explanation)
     assert type(net.lif1) is snntorch.Leaky
     assert net.lif1.mem.shape == (0,)
     for name, t in net.state_dict().items():

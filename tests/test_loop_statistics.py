@@ -94,3 +94,14 @@ def test_numbers_of_a_loop_are_those_of_the_loop(name: str) -> None:
         assert [type(a) for a in seen] == [type(a) for a in expected]
         torch.testing.assert_close(seen, expected) if name == "index" else _assert_equal(seen, expected)
     assert one_unroll(same, x) == (name != "decides")
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_loop_that_a_number_decides_in_is_cut_and_the_message_names_the_line() -> None:
+    net, same = compiled(NUMBERS["decides"])
+    x = torch.rand(5, 4, 12)
+    where = r'test_loop_statistics.py:\d+: "decides": lambda .* if spk.sum\(\).item\(\) > 20'
+    with pytest.warns(UserWarning, match=rf"Net runs as it is, .*torch.compile cuts the code at .*{where}"):
+        net(x)
+    (cut,) = snnfast.explain(same, x).cuts
+    assert re.search(where, cut)

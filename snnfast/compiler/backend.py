@@ -1,12 +1,13 @@
 """The backend of ``torch.compile``."""
 
+import operator
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from torch.fx import GraphModule
+from torch.fx import Graph, GraphModule
 
 from snnfast._core import backend as _backend
 from snnfast._unroll.graph import as_function
@@ -14,7 +15,7 @@ from snnfast.compiler import verify
 from snnfast.compiler.applied import apply_by_classes
 from snnfast.compiler.capture import capture
 from snnfast.compiler.emit import Emitter
-from snnfast.compiler.nodes import as_python_calls, is_random, is_step
+from snnfast.compiler.nodes import as_python_calls, is_random, is_step, line_of
 from snnfast.compiler.normal import normal
 from snnfast.compiler.peephole import use_channels_last, use_kernels
 from snnfast.compiler.report import (
@@ -23,7 +24,6 @@ from snnfast.compiler.report import (
     describe,
     fail,
     leave_alone,
-    line_of,
     refuse,
     why_not,
 )
@@ -109,9 +109,14 @@ def _merged(found: GraphModule, report: GraphReport) -> GraphModule:
     if not captured.written:  # a copy in another order would be written in place of the tensor itself
         use_channels_last(graph)
     use_kernels(graph)
+    report.calls_of_loop, report.calls = _calls(captured.graph), _calls(graph)
     for node in graph.nodes:
         node.target = as_python_calls(node.target)
     return GraphModule(found, graph)
+
+
+def _calls(graph: Graph) -> int:
+    return sum(n.op.startswith("call") and n.target is not operator.getitem for n in graph.nodes)
 
 
 def _inner(options: dict[str, Any] | None) -> Any:

@@ -14,7 +14,7 @@ from torch import nn
 
 from snnfast._core import backend as _backend
 from snnfast.compiler.backend import backend, recorded
-from snnfast.compiler.report import Explanation, GraphReport
+from snnfast.compiler.report import Explanation, GraphReport, cuts_since, number_of_cuts
 from snnfast.compiler.tracing import tracing
 from snnfast.neurons.network import convert
 
@@ -125,7 +125,7 @@ def _compiled(function: Compiled, name: str, options: dict[str, Any], left: dict
             return function(*args, **kwargs)
         if _backend.current_backend() == "reference":  # there is nothing to merge now, but there may be later
             return compiled(*args, **kwargs)
-        before = len(reports[grad])
+        before, cuts = len(reports[grad]), number_of_cuts()
         with recorded(reports[grad]):
             result = compiled(*args, **kwargs)
         if len(reports[grad]) > before:  # not while torch.compile is switched off
@@ -134,7 +134,8 @@ def _compiled(function: Compiled, name: str, options: dict[str, Any], left: dict
             if reason is None or any(report.failed for report in reports[grad]):
                 messages = [message for report in reports[grad] for message in report.warnings]
             else:
-                messages = [f"snnfast: {name} runs as it is, without torch.compile: {reason}"]
+                cut = "".join(f". torch.compile cuts the code at {cut}" for cut in cuts_since(cuts)[:2])
+                messages = [f"snnfast: {name} runs as it is, without torch.compile: {reason}{cut}"]
             for message in messages:
                 _backend.warn_once(message)
         return result
@@ -185,11 +186,14 @@ def explain(net: Any, *inputs: Any, **named: Any) -> Explanation:
     """
     net = _checked(net)
     reports: list[GraphReport] = []
+    function = net
     if isinstance(net, nn.Module):
         net = copy.deepcopy(net)
         convert(net)
+        function = functools.partial(_call_of_its_own(), net)
     # A backend that is new to torch.compile compiles what another call has compiled before.
-    compiled = torch.compile(net, backend=lambda gm, inputs: backend(gm, inputs))
+    compiled = torch.compile(function, backend=lambda gm, inputs: backend(gm, inputs))
+    cuts = number_of_cuts()
     with recorded(reports), tracing():
         compiled(*inputs, **named)  # type: ignore[no-untyped-call]
-    return Explanation(reports)
+    return Explanation(reports, cuts_since(cuts))

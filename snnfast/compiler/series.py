@@ -7,7 +7,7 @@ taken apart again. Nothing is built here.
 
 import heapq
 import operator
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,10 +15,11 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from snnfast.compiler.capture import Captured, Chain
-from snnfast.compiler.nodes import arguments, aten, is_step, series_key, size_of, tensors_of, value
+from snnfast.compiler.nodes import arguments, aten, is_step, line_of, series_key, size_of, tensors_of, value
 
-SINGLE = "it runs for a single step, or its state or parameters are changed between two steps"
-"""Why a step is in no chain with others."""
+SINGLE = "it runs for a single step"
+CHANGED = "its states or parameters are changed between two steps"
+"""Why a step is in no chain with others: there is none of its layer, or there is."""
 
 
 class Group:
@@ -55,9 +56,10 @@ class Series:
         self._number = {step: k for chain in captured.chains for k, step in enumerate(chain.steps)}
         self._keys: dict[Node, Any] = {}
         self._wanted: deque[list[Node]] = deque()
+        layers = Counter(line_of(chain.steps[0]) for chain in captured.chains)
         for chain in captured.chains:
             if len(chain.steps) == 1 and chain.reason is None:
-                chain.reason = SINGLE
+                chain.reason = SINGLE if layers[line_of(chain.steps[0])] == 1 else CHANGED
         self._split(Chain, "its input at a step depends on its output at an earlier step")
         for chain in captured.chains:
             if len(chain.steps) > 1:
