@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import snnfast
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("nothing_compiled")]
 
 
 class Net(nn.Module):
