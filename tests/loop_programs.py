@@ -322,22 +322,6 @@ class ModulesOfEachStep(Net):
         return out, mem2
 
 
-@loop((T, B, 12), (T, B, 12))
-def currents_changed_in_place(self: Any, x: Tensor, noise: Tensor) -> Any:
-    mem1, mem2 = self.states()
-    out = 0
-    for t in range(x.size(0)):
-        cur1 = self.fc1(x[t])
-        cur1 += 0.25
-        cur1.mul_(0.5).add_(noise[t].sum(-1, keepdim=True) / 16)
-        spk1, mem1 = self.lif1(cur1, mem1)
-        cur2 = self.fc2(spk1)
-        cur2 += cur1[:, :5]
-        spk2, mem2 = self.lif2(cur2, mem2)
-        out = out + spk2
-    return out, mem2
-
-
 @program((T, B, 3, 12))
 class Attention(Net):
     """Between the positions ``[B, L, 12]`` of one step: by hand, fused, and of PyTorch's module."""
