@@ -219,6 +219,81 @@ class OtherNeurons(nn.Module):
         return records, spk1, mem2, syn3, mem3, mem4, mem5
 
 
+# ---- neurons that are connected to one another
+
+
+@program((T, B, 12))
+class ConnectedNeurons(nn.Module):
+    """From empty states, from zeros, and held; the second layer reads spikes of the first, and of the step before."""
+
+    def __init__(self, snn: Any) -> None:
+        super().__init__()
+        self.fc = nn.ModuleList([nn.Linear(12, 16), nn.Linear(16, 8), nn.Linear(8, 5)])
+        self.lif1 = snn.RLeaky(beta=0.5, linear_features=16)
+        self.lif2 = snn.RSynaptic(alpha=0.5, beta=0.5, linear_features=8, reset_mechanism="zero", learn_beta=True)
+        self.lif3 = snn.RLeaky(beta=0.5, linear_features=5, init_hidden=True, output=True, learn_recurrent=False)
+
+    def forward(self, x: Tensor) -> Any:
+        spk1, mem1 = self.lif1.init_rleaky()
+        spk2 = syn2 = mem2 = x.new_zeros(x.size(1), 8)
+        self.lif3.reset_mem()
+        spk_rec, mem_rec, count = [], [], 0
+        for t in range(x.size(0)):
+            spk1, mem1 = self.lif1(self.fc[0](x[t]), spk1, mem1)
+            spk2, syn2, mem2 = self.lif2(self.fc[1](spk1), spk2, syn2, mem2)
+            spk3, mem3 = self.lif3(self.fc[2](spk2))
+            spk_rec.append(spk3)
+            mem_rec.append(mem1)
+            count = count + spk2
+        return torch.stack(spk_rec), torch.stack(mem_rec), count, spk1, syn2, mem3
+
+
+@program((T, B, 2, 6, 6), (B, 4, 6, 6))
+class ConnectedImages(nn.Module):
+    """A convolution connects them. The spikes before the first step are given."""
+
+    def __init__(self, snn: Any) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(2, 4, 3, padding=1), nn.Linear(16 * 9, 5)
+        self.lif1 = snn.RSynaptic(alpha=0.5, beta=0.5, conv2d_channels=4, kernel_size=3)
+        self.lif2 = snn.RLeaky(beta=0.5, conv2d_channels=4, kernel_size=(1, 3))
+
+    def forward(self, x: Tensor, given: Tensor) -> Any:
+        spk1 = (given > 0).to(given.dtype)
+        syn1, mem1 = torch.zeros_like(spk1), torch.ones_like(spk1)
+        spk2, mem2 = self.lif2.init_rleaky()
+        out = []
+        for t in range(x.size(0)):
+            spk1, syn1, mem1 = self.lif1(self.conv(x[t]), spk1, syn1, mem1)
+            spk2, mem2 = self.lif2(spk1, spk2, mem2)
+            out.append(self.fc(spk2.flatten(1)))
+        return torch.stack(out), mem1
+
+
+@program((T, B, 12), layers="partly")
+class ConnectedNeuronsBetweenSteps(nn.Module):
+    """Their spikes are changed on their way back, so that each step waits; those of the layer behind are not."""
+
+    def __init__(self, snn: Any) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(12, 16), nn.Linear(16, 5)
+        self.lif1 = snn.RLeaky(beta=0.5, linear_features=16)
+        self.lif2 = snn.RLeaky(beta=0.5, linear_features=5)
+
+    def forward(self, x: Tensor) -> Any:
+        (spk1, mem1), (spk2, mem2) = self.lif1.init_rleaky(), self.lif2.init_rleaky()
+        out = []
+        for t in range(x.size(0)):
+            spk1, mem1 = self.lif1(self.fc1(x[t]), spk1, mem1)
+            spk2, mem2 = self.lif2(self.fc2(spk1), spk2, mem2)
+            out.append(spk2)
+            spk1 = spk1.roll(1, -1)
+        return torch.stack(out), mem1
+
+
+# ---- states that the layers hold
+
+
 @program((B, 12))
 class HiddenForwardPass(nn.Module):
     """As in tutorial 6: the layers hold their states, and the loop is a function of the network."""
