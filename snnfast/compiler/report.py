@@ -115,7 +115,8 @@ def describe(series: Series, summed: set[Node], fused: set[Chain], report: Graph
         at = _at(chain.steps[0])
         steps = _steps(len(chain.steps), chain.neuron.name)
         if chain.merged:
-            report.merged.append(f"{steps}: one unroll" + ", with the linear behind it" * (chain in fused))
+            how = ", connected: one product a step" if chain.connected else ""
+            report.merged.append(f"{steps}: one unroll{how}" + ", with the linear behind it" * (chain in fused))
             report.steps += len(chain.steps)
         elif len(chain.steps) == 1:
             key = chain.neuron.name, f"{at}: {chain.reason}"

@@ -92,7 +92,7 @@ class Series:
         for n, node in enumerate(self.members(vertex)):
             given = node.all_input_nodes
             if isinstance(vertex, Chain) and n > 0:  # its states are the chain's own
-                given = [a for a in (node.args[1], *vertex.parameters()) if isinstance(a, Node)]
+                given = [a for a in pytree.tree_leaves((node.args[1], vertex.parameters())) if isinstance(a, Node)]
             for a in (*given, *self.captured.before.get(node, ())):
                 yield self.vertex(a)
 
