@@ -239,7 +239,7 @@ class _Run(torch.autograd.Function):
         found = torch.ops.snnfast.program_forward(
             torch.empty(0, dtype=call.dtype),
             [_rows(x, call) for x in series],
-            [s.reshape(neurons) for s in states],
+            [s.reshape(neurons).contiguous() for s in states],
             _flat(code.parameters(parameters), call),
             code.words,
             code.constants,
@@ -275,7 +275,7 @@ class _Run(torch.autograd.Function):
             _flat(code.parameters(parameters), call),
             checkpoints,
             [_rows(g, call) for g in grads[:first] if g is not None],
-            [none if g is None else g.reshape(neurons) for g in grads[first:]],
+            [none if g is None else g.reshape(neurons).contiguous() for g in grads[first:]],
             code.words,
             code.constants,
             call.steps,
@@ -307,7 +307,7 @@ def _rows(x: Tensor, call: _Call) -> Tensor:
 
 def _flat(parameters: Sequence[Tensor], call: _Call) -> list[Tensor]:
     """Parameters as the kernels take them: a number, or ``[N]``."""
-    return [p.reshape(()) if p.numel() == 1 else p.expand(call.shape).reshape(-1) for p in parameters]
+    return [p.reshape(()) if p.numel() == 1 else p.expand(call.shape).reshape(-1).contiguous() for p in parameters]
 
 
 def _summed(gradient: Tensor, parameter: Tensor, call: _Call) -> Tensor:
