@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
 from snnfast._core.ops import NEURONS, Neuron
+from snnfast.compiler.connected import absorb_connections
 from snnfast.compiler.functionalize import Memory
 from snnfast.compiler.nodes import (
     aten,
@@ -41,6 +42,11 @@ class Chain:
     reason: str | None = None  # why it runs step by step
 
     @property
+    def connected(self) -> bool:
+        """Whether the neurons are connected to one another: each step takes a product of the spikes before."""
+        return self.neuron.has_spike_feedback and isinstance(self.parameters()[0], tuple)
+
+    @property
     def merged(self) -> bool:
         return self.reason is None
 
@@ -52,6 +58,7 @@ class Chain:
         return states_of(self.steps[number])
 
     def parameters(self) -> list[Any]:
+        """Of all steps. In the place of ``V``, those of connected neurons have a tuple: weight, bias and form."""
         tensors: Any = self.steps[0].args[2]
         return list(tensors[len(self.neuron.states) :])
 
@@ -107,6 +114,7 @@ def capture(graph: Graph) -> Captured:
     Memory(graph).without_changes_in_place()
     _pass_through(graph)
     _merge_equal(graph)
+    absorb_connections(graph)
     memory = Memory(graph)
     effects = {n for n in graph.nodes if has_effect(n)}
     remove_unused(graph, effects.__contains__)

@@ -423,7 +423,7 @@ class Emitter:
         constant = all(n is currents[0] for n in currents)
         x = self.get(currents[0]) if constant else self.over_time(currents)
         first: Any = chain.steps[0].args
-        tensors = [self.get(t) if isinstance(t, Node) else t for t in (*chain.states(0), *chain.parameters())]
+        tensors = map_arg([*chain.states(0), *chain.parameters()], self.get)
         steps = len(currents) if constant else None
         # Request all outputs; `_ask` prunes.
         node = self.call(unroll_steps, first[0], x, tensors, *first[3:], steps, chain.neuron.every_state, False)
