@@ -340,7 +340,7 @@ def _rows(x: Tensor, call: _Call) -> Tensor:
 
 def _flat(parameters: Sequence[Tensor], call: _Call) -> list[Tensor]:
     """Parameters as the kernels take them: a number, or ``[N]``."""
-    return [p.reshape(()) if p.numel() == 1 else p.expand(call.shape).reshape(-1) for p in parameters]
+    return [p.reshape(()) if p.numel() == 1 else p.expand(call.shape).reshape(-1).contiguous() for p in parameters]
 
 
 def _summed(gradient: Tensor, parameter: Tensor, call: _Call) -> Tensor:
