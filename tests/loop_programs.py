@@ -158,7 +158,7 @@ class SumsInTheLoop(Net):
 
 
 # A running value that depends on that of the step before, without a layer in it, is computed step by step.
-@loop((T, B, 12), repeats=("add", "mul"))
+@loop((T, B, 12))
 def trace_between_layers(self: Any, x: Tensor) -> Any:
     mem1, mem2 = self.states()
     trace, spk_rec = torch.zeros(x.size(1), 16), []
@@ -270,7 +270,7 @@ class ConnectedImages(nn.Module):
         return torch.stack(out), mem1
 
 
-@program((T, B, 12), layers="partly")
+@program((T, B, 12), layers="partly", repeats=("roll",))
 class ConnectedNeuronsBetweenSteps(nn.Module):
     """Their spikes are changed on their way back, so that each step waits; those of the layer behind are not."""
 
@@ -399,7 +399,7 @@ class FeedbackBetweenLayers(Net):
         return torch.stack(rec)
 
 
-@loop((T, B, 12), repeats=("add", "sub"))
+@loop((T, B, 12))
 def one_layer_twice(self: Any, x: Tensor) -> Any:
     """One layer with two membranes, as in a Siamese network; the other twice in a step with the same membrane."""
     mem_a, mem_b = torch.zeros(x.size(1), 16), torch.zeros(x.size(1), 16)
@@ -415,7 +415,7 @@ def one_layer_twice(self: Any, x: Tensor) -> Any:
     return out, mem_a, mem_b, torch.stack(rec), mem2
 
 
-@loop((T, B, 12), layers="repeated")
+@loop((T, B, 12), layers="repeated", repeats=("add", "clamp"))
 def membrane_changed_between_steps(self: Any, x: Tensor) -> Any:
     """What the layer goes on from is not what it returned: a floor for the membrane."""
     mem1, mem2 = self.states()
