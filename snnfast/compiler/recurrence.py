@@ -154,6 +154,8 @@ def recurrence_of(statements: Sequence[Group], order: dict[Node, int], is_free: 
     Raises:
         UnmergedError: They are none. The message is the reason.
     """
+    if not statements:
+        raise UnmergedError(f"it has fewer than {LEAST} steps that are alike")
     _check(statements)
     found: Recurrence | None = None
     reason = "its steps are not all alike"
