@@ -281,6 +281,15 @@ def derivative_that_is_not_elementwise(net: Net, x: Tensor) -> Any:
 
 
 @network
+def operator_that_knows_its_channels(net: Net, x: Tensor) -> Any:
+    """A program is traced with tensors of other sizes, which such an operator refuses."""
+    mem = torch.zeros_like(x[0])
+    for t in range(x.shape[0]):
+        mem = F.prelu(0.9 * mem + x[t] - 1, net.decay)
+    return mem
+
+
+@network
 def detached_now_and_then(net: Net, x: Tensor) -> Any:
     mem = torch.zeros_like(x[0])
     for t in range(x.shape[0]):
@@ -305,6 +314,7 @@ REPEATED = {
     "recurrent_weights": "linear",
     "another_surrogate_each_step": "",
     "derivative_that_is_not_elementwise": "torch.mean is not elementwise",
+    "operator_that_knows_its_channels": "takes tensors of its own sizes alone: Mismatch of parameter numbers",
     "detached_now_and_then": "its steps are not all alike",
 }
 STEPS = {"another_first_step": 6, "constant_input_and_no_grad": 6, "input_of_the_step_before": 6}
@@ -353,6 +363,7 @@ def compare(loop: Callable[..., Any], x: Tensor) -> Any:
 def test_a_neuron_by_hand_has_the_numbers_of_the_loop(name: str, dtype: torch.dtype) -> None:
     x = (torch.randn(7, 5, 7, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 1.2 + 0.4).to(dtype)
     report = compare(NETS[name], x.requires_grad_())
+    assert not report.failed
     if name in REPEATED:
         assert REPEATED[name] in str(report)
         assert not report.merged
@@ -362,3 +373,15 @@ def test_a_neuron_by_hand_has_the_numbers_of_the_loop(name: str, dtype: torch.dt
         steps = STEPS.get(name, 7)
         assert all(line.startswith((f"{steps} steps", "7 steps")) for line in recurrences), str(report)
         assert not report.repeated or name == "input_of_the_step_before", str(report)
+
+
+@pytest.mark.parametrize("name", ["soft_reset_of_a_number", "constant_input_and_no_grad"])
+def test_any_batch_size(name: str) -> None:
+    net = Net(NETS[name])
+    compiled = torch.compile(net, backend="snnfast")
+    for batch in (5, 4, 3):
+        x = torch.randn(7, batch, 7, requires_grad=True)
+        ours, theirs = (results(net, f, x) for f in (compiled, net.forward))
+        for a, b in zip(ours[0], theirs[0], strict=True):
+            assert_bits_equal(a, b)
+        torch.testing.assert_close(ours[1], theirs[1])
