@@ -373,3 +373,15 @@ def test_a_neuron_by_hand_has_the_numbers_of_the_loop(name: str, dtype: torch.dt
         steps = STEPS.get(name, 7)
         assert all(line.startswith((f"{steps} steps", "7 steps")) for line in recurrences), str(report)
         assert not report.repeated or name == "input_of_the_step_before", str(report)
+
+
+@pytest.mark.parametrize("name", ["soft_reset_of_a_number", "constant_input_and_no_grad"])
+def test_any_batch_size(name: str) -> None:
+    net = Net(NETS[name])
+    compiled = torch.compile(net, backend="snnfast")
+    for batch in (5, 4, 3):
+        x = torch.randn(7, batch, 7, requires_grad=True)
+        ours, theirs = (results(net, f, x) for f in (compiled, net.forward))
+        for a, b in zip(ours[0], theirs[0], strict=True):
+            assert_bits_equal(a, b)
+        torch.testing.assert_close(ours[1], theirs[1])
