@@ -13,7 +13,7 @@ from snnfast._unroll.graph import as_function
 from snnfast.compiler import verify
 from snnfast.compiler.capture import capture
 from snnfast.compiler.emit import Emitter
-from snnfast.compiler.nodes import as_python_calls, is_random, is_step
+from snnfast.compiler.nodes import as_python_calls, is_random, is_step, memory_of
 from snnfast.compiler.normal import normal
 from snnfast.compiler.peephole import use_channels_last, use_kernels
 from snnfast.compiler.report import (
@@ -103,7 +103,9 @@ def _merged(found: GraphModule, report: GraphReport) -> GraphModule:
     describe(series, emitter.summed, emitter.fused, report)
     if not report.merged:
         raise RefusedError(why_not(report, captured.chains))
-    if not captured.written:  # a copy in another order would be written in place of the tensor itself
+    outside = {memory for node in captured.nodes if node.op == "placeholder" for memory in memory_of(node)}
+    if all(outside.issuperset(memory_of(node)) for node in captured.written):
+        # Otherwise a copy in another order could be written in place of the tensor itself.
         use_channels_last(graph)
     use_kernels(graph)
     for node in graph.nodes:

@@ -11,6 +11,7 @@ from torch.fx import Graph, Node
 
 from snnfast._images import conv2d as _convolution
 from snnfast._images import max_pool2d as _max_pooling
+from snnfast._images.batch_norm import batch_norm
 from snnfast._images.channels_last import OPS_THAT_KEEP_ORDER, profits, to_channels_last
 from snnfast._images.conv2d import conv2d
 from snnfast._images.max_pool2d import max_pool2d
@@ -207,6 +208,8 @@ def _keeps(node: Node, found: set[Node]) -> bool:
     """Whether a call returns the order that it is given, of ``[T, B, C, H, W]`` or ``[T * B, C, H, W]``."""
     if node.target is unroll_steps:
         return node.args[1] in found  # the currents
+    if node.target is batch_norm:
+        return node.args[0] in found
     source = node.args[0]
     if not isinstance(source, Node) or source not in found:
         return False

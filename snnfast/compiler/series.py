@@ -15,7 +15,16 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from snnfast.compiler.capture import Captured, Chain
-from snnfast.compiler.nodes import arguments, aten, is_step, series_key, size_of, tensors_of, value
+from snnfast.compiler.nodes import (
+    arguments,
+    aten,
+    is_step,
+    series_key,
+    size_of,
+    tensors_of,
+    updates_statistics,
+    value,
+)
 
 SINGLE = "it runs for a single step, or its state or parameters are changed between two steps"
 """Why a step is in no chain with others."""
@@ -93,8 +102,11 @@ class Series:
             given = node.all_input_nodes
             if isinstance(vertex, Chain) and n > 0:  # its states are the chain's own
                 given = [a for a in (node.args[1], *vertex.parameters()) if isinstance(a, Node)]
-            for a in (*given, *self.captured.before.get(node, ())):
-                yield self.vertex(a)
+            yield from map(self.vertex, given)
+            for a in self.captured.before.get(node, ()):
+                # A merged batch normalisation updates its running averages in the order of its own calls.
+                if not (updates_statistics(node) and self.vertex(a) is vertex):
+                    yield self.vertex(a)
 
     def vertices(self) -> list[Any]:
         return list(dict.fromkeys(map(self.vertex, self.captured.nodes)))
@@ -154,7 +166,7 @@ class Series:
             isinstance(node, Node)
             and node.op == "call_function"
             and node not in self.group_of
-            and node not in self.captured.effects
+            and (node not in self.captured.effects or updates_statistics(node))
             and node not in self.captured.written
             and not is_step(node.target)
             and not (node.target is operator.getitem and is_step(node.args[0].target))  # type: ignore[union-attr]
