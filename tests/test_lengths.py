@@ -23,7 +23,7 @@ from helpers import (
     leaves,
     random_cases,
 )
-from ops import call_op, channels_last, forward_arguments, permuted
+from ops import call_op, forward_arguments
 from ragged import alone, of_reference, ragged, some_lengths
 from torch import Tensor
 
@@ -63,21 +63,6 @@ def test_the_kernels_are_each_sample_alone(variant: str, neuron: str, device: to
     if Case(neuron, variant).fitted().variant != variant:
         pytest.skip("the neuron has no such variant")
     check(some(20 if THOROUGH else 4, seed=3, neuron=(neuron,), variant=(variant,)), device, ragged)
-
-
-@emulated_if_thorough
-@pytest.mark.parametrize("layout", [permuted, channels_last])
-def test_layouts(layout: Any, device: torch.device) -> None:
-    for case, lengths in some(12, seed=5, variant=("unroll", "count"), shape=((3, 4, 5), (2, 3, 3, 2))):
-        tensors = leaves(inputs(case, device))
-        results = []
-        for how in (layout, torch.Tensor.contiguous):
-            current = how(tensors["current"])
-            found = ragged(lengths)({**tensors, "current": current}, case)
-            total = sum((i + 1) * t.double().sum() for i, t in enumerate(found.values()))
-            results.append((found, torch.autograd.grad(total, [tensors["current"]])[0]))
-        assert_same_outputs(results[0][0], results[1][0], case)
-        assert_bits_equal(results[0][1], results[1][1])
 
 
 @pytest.mark.needs_extension

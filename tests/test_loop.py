@@ -133,12 +133,6 @@ def test_a_loop_that_is_cut_at_each_step_says_so() -> None:
     assert "cut by a call that torch.compile can't trace" in refused(snnfast.compile(Printing()), currents())
 
 
-def test_a_layer_that_stays_slow_says_so() -> None:
-    assert re.search(
-        r"5 steps of leaky run one by one \(.*loop_nets.py", refused(snnfast.compile(Feedback()), currents())
-    )
-
-
 @pytest.mark.parametrize(("name", "arguments"), [("unsqueeze_", (0,)), ("t_", ())], ids=["unsqueeze_", "t_"])
 def test_a_change_of_a_shape_in_place_is_named(name: str, arguments: tuple[int, ...]) -> None:
     lif = snnfast.Leaky(beta=0.9)

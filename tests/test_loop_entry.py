@@ -188,15 +188,6 @@ def test_compiled_twice_with_other_options_it_is_compiled_anew() -> None:
     assert graphs() == before + 1
 
 
-@pytest.mark.thorough
-def test_explain_of_a_compiled_network() -> None:
-    net, x = snnfast.compile(Net()), currents()
-    for _ in range(2):  # before its first call and after it
-        (graph,) = snnfast.explain(net, x).graphs
-        assert "5 x linear" in graph.merged
-        net(x)
-
-
 @pytest.mark.parametrize("how", ["function", "decorator", "method"])
 def test_a_compiled_function_is_a_function(how: str) -> None:
     net, x = Net(), currents()
@@ -362,7 +353,7 @@ def test_a_first_call_that_fails_or_runs_under_the_reference_decides_nothing() -
 
 
 STAYS_COMPILED: dict[str, tuple[Any, dict[str, Any], str]] = {
-    "only layers without a state are merged": (Feedback, {}, "5 steps of leaky run one by one"),
+    "only layers without a state are merged": (Feedback, {}, r"5 steps of leaky run one by one \(.*loop_nets.py"),
     "another backend is behind it": (OneStep, {"options": {"inner": "aot_eager"}}, "runs as it is"),
 }
 

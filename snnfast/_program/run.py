@@ -25,6 +25,9 @@ class _Options(NamedTuple):
     counts: bool  # the first output is summed over the steps
 
 
+_PLAIN = _Options(record=False, constant=False, ragged=False, counts=False)
+
+
 class Program:
     """A step function, and the code that was made of it.
 
@@ -66,19 +69,47 @@ class Program:
             given.append(lengths.to(opmath).view(-1, *(1,) * (len(shape) - 1)))
         if counts:
             states.append(torch.zeros(shape, dtype=opmath, device=x.device))
-        variant = self._variants.get(options)
-        if variant is None:
-            variant = self._variants[options] = _Variant(self, options)
-        call = _Call(steps, shape, x.dtype, opmath)
-        if _takes_kernels(x):
-            results: Any = _Run.apply(variant, call, *series, *states, *given)
-        else:
-            results = variant.loop(call, series, states, given)
+        variant = self._variant(options)
+        results = variant(_Call(steps, shape, x.dtype, opmath), series, states, given)
         first = len(results) - len(states)
         outputs, last = list(results[:first]), list(results[first:])
         if counts:
             outputs.insert(0, last.pop().to(x.dtype))
         return outputs, last
+
+    def unroll(self, *given: Tensor | float, steps: int) -> tuple[Tensor, ...]:
+        """Run all steps, given all that the step takes: inputs ``[T, *]``, states and parameters, all of one dtype.
+
+        States and parameters may be broadcast to a step; states may be numbers. Returns the outputs ``[T, *]`` and the
+        last states ``[*]``.
+        """
+        series, states, parameters = _split(given, self.counts)
+        shapes = [x.shape[1:] for x in series] + [t.shape for t in (*states, *parameters) if isinstance(t, Tensor)]
+        shape = shapes[0]
+        if any(s != shape for s in shapes):
+            shape = torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call]
+        dtype = next(t.dtype for t in given if isinstance(t, Tensor))
+        states = [
+            s.expand(shape) if isinstance(s, Tensor) else torch.full(shape, s, dtype=dtype)  # of the CPU
+            for s in states
+        ]
+        return self._variant(_PLAIN)(_Call(steps, shape, dtype, dtype), series, states, parameters)
+
+    def check(self, dtype: torch.dtype, dims: int, derivative: bool) -> None:
+        """Trace the step, and its derivative.
+
+        Raises:
+            NotElementwiseError: It can't be a program.
+        """
+        found = trace(self.step, self.counts, dtype, dims)
+        if derivative:
+            trace(self.step, self.counts, dtype, dims, range(len(found.outputs)))
+
+    def _variant(self, options: _Options) -> "_Variant":
+        variant = self._variants.get(options)
+        if variant is None:
+            variant = self._variants[options] = _Variant(self, options)
+        return variant
 
 
 class _Call(NamedTuple):
@@ -98,6 +129,13 @@ class _Variant:
         self.counts: Counts = series, states + options.counts, parameters + others
         self._step, self._options, self._inputs = program.step, options, inputs
         self._codes: dict[Any, Any] = {}
+
+    def __call__(
+        self, call: _Call, series: Sequence[Tensor], states: Sequence[Tensor], parameters: Sequence[Tensor]
+    ) -> tuple[Tensor, ...]:
+        if _takes_kernels(next(iter((*series, *states, *parameters)))):
+            return _Run.apply(self, call, *series, *states, *parameters)  # type: ignore[no-any-return]
+        return self.loop(call, series, states, parameters)
 
     def step(self, *arguments: Tensor) -> tuple[Tensor, ...]:
         record, constant, ragged, counted = self._options

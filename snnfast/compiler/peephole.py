@@ -16,7 +16,7 @@ from snnfast._images.channels_last import OPS_THAT_KEEP_ORDER, profits, to_chann
 from snnfast._images.conv2d import conv2d
 from snnfast._images.max_pool2d import max_pool2d
 from snnfast._unroll.graph import unroll_steps
-from snnfast.compiler.nodes import arguments, aten, name_of, size_of, value
+from snnfast.compiler.nodes import arguments, aten, is_pointwise, name_of, size_of, value
 
 # ---- a linear layer that alone reads the spikes of an unroll, as a part of it
 
@@ -220,6 +220,10 @@ def _keeps(node: Node, found: set[Node]) -> bool:
         return (given["start_dim"], given["end_dim"]) == (0, 1)
     if node.target is aten.unflatten.int:
         return bool(arguments(node)["dim"] == 0)
+    if node.target is aten.expand.default:  # over time
+        return bool(value(node).dim() == value(source).dim() + 1)
+    if is_pointwise(node.target) or name_of(node.target) == "dropout":
+        return all(n in found for n in node.all_input_nodes if value(n).dim() >= value(source).dim())
     return name_of(node.target) in OPS_THAT_KEEP_ORDER and bool(value(source).dim() == 4)
 
 

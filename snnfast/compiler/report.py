@@ -7,6 +7,7 @@ from torch.fx import GraphModule, Node
 
 from snnfast.compiler.capture import Chain
 from snnfast.compiler.nodes import aten, is_step, name_of, tensors_of
+from snnfast.compiler.recurrence import Recurrence
 from snnfast.compiler.series import SINGLE, Group, IndexGroup, Series
 
 
@@ -78,13 +79,21 @@ def fail(report: GraphReport, error: str) -> None:
     ]
 
 
-def leave_alone(report: GraphReport, gm: GraphModule) -> None:
+def is_unconverted(gm: GraphModule) -> bool:
+    """Whether layers in a graph are snnTorch's own."""
+    return any("/snntorch/_neurons/" in (n.stack_trace or "") for n in gm.graph.nodes)
+
+
+NO_NEURON = "there is no step of a neuron in it"
+
+
+def leave_alone(report: GraphReport, gm: GraphModule, reason: str = NO_NEURON) -> None:
     """Enter a graph without a step of ours. It may be another part of a program, such as an optimizer: no warning."""
-    report.refused = "there is no step of a neuron in it"
+    report.refused = reason
     inner = (m.graph for m in gm.modules() if isinstance(m, GraphModule))
     if any(is_step(n.target) for graph in inner for n in graph.nodes):
         refuse(report, "its steps are in calls that have their own graphs, such as checkpointing at each step")
-    elif any("/snntorch/_neurons/" in (n.stack_trace or "") for n in gm.graph.nodes):
+    elif is_unconverted(gm):
         report.unconverted = True
         report.refused = (
             "its layers are snnTorch's own; put them on snnfast's kernels with snnfast.compile(net), or with "
@@ -115,7 +124,8 @@ def describe(series: Series, summed: set[Node], fused: set[Chain], report: Graph
         at = _at(chain.steps[0])
         steps = _steps(len(chain.steps), chain.neuron.name)
         if chain.merged:
-            report.merged.append(f"{steps}: one unroll" + ", with the linear behind it" * (chain in fused))
+            how = ", connected: one product a step" if chain.connected else ""
+            report.merged.append(f"{steps}: one unroll{how}" + ", with the linear behind it" * (chain in fused))
             report.steps += len(chain.steps)
         elif len(chain.steps) == 1:
             key = chain.neuron.name, f"{at}: {chain.reason}"
@@ -127,8 +137,12 @@ def describe(series: Series, summed: set[Node], fused: set[Chain], report: Graph
                 "snnfast.explain tells what is merged"
             )
     report.repeated += [f"{_steps(count, name)}{why}" for (name, why), count in alone.items()]
+    for found in series.recurrences:
+        name = f"{found.steps} steps of {len(found.statements)} calls{_at(found.calls[0])}"
+        report.merged.append(f"{name}: one recurrence")
+        report.steps += found.steps
     for group in dict.fromkeys(series.group_of.values()):
-        if isinstance(group, IndexGroup):
+        if isinstance(group, IndexGroup) or group.recurrence is not None:
             continue
         name = f"{len(group.nodes)} x {name_of(group.first.target)}"
         if group.reason is None or summed.issuperset(group.nodes):
@@ -144,7 +158,7 @@ def describe(series: Series, summed: set[Node], fused: set[Chain], report: Graph
             )
         else:
             report.repeated.append(f"{name}{_at(group.first)}: {group.reason}")
-    if not any(isinstance(v, Chain | Group) for v in series.vertices()):
+    if not any(isinstance(v, Chain | Group | Recurrence) for v in series.vertices()):
         report.merged.clear()
     _describe_others(series, summed, report)
 
