@@ -361,4 +361,4 @@ def test_a_compiled_loop_merges_them_and_turns_its_images_once(monkeypatch: pyte
     for a, b in zip(net.buffers(), looped.buffers(), strict=True):
         assert_close(a, b, 1e-6)
     report = str(explain(ResidualLoop(), x))
-    assert report.count(f"merged    {T} x batch_norm") == 3, report
+    assert f"merged    {T} x batch_norm (3 times)" in report, report

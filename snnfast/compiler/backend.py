@@ -1,5 +1,6 @@
 """The backend of ``torch.compile``."""
 
+import operator
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -7,14 +8,15 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from torch.fx import GraphModule
+from torch.fx import Graph, GraphModule
 
 from snnfast._core import backend as _backend
 from snnfast._unroll.graph import as_function
 from snnfast.compiler import verify
+from snnfast.compiler.applied import apply_by_classes
 from snnfast.compiler.capture import capture
 from snnfast.compiler.emit import Emitter
-from snnfast.compiler.nodes import as_python_calls, is_random, is_step, memory_of, name_of
+from snnfast.compiler.nodes import as_python_calls, is_random, is_step, line_of, memory_of, name_of
 from snnfast.compiler.normal import normal
 from snnfast.compiler.peephole import use_channels_last, use_kernels
 from snnfast.compiler.recurrence import LEAST
@@ -26,7 +28,6 @@ from snnfast.compiler.report import (
     fail,
     is_unconverted,
     leave_alone,
-    line_of,
     refuse,
     why_not,
 )
@@ -73,6 +74,8 @@ def backend(
     else:
         for message in report.warnings:
             _backend.warn_once(message)
+    if inner is None:
+        apply_by_classes(merged)
     compiled = merged.forward if inner is None else inner(merged, example_inputs)
     if verify.is_wanted() and merged is not gm:
         return verify.verified(gm, compiled, report)
@@ -124,9 +127,14 @@ def _merged(found: GraphModule, report: GraphReport, neurons: bool) -> GraphModu
         # Otherwise a copy in another order could be written in place of the tensor itself.
         use_channels_last(graph)
     use_kernels(graph)
+    report.calls_of_loop, report.calls = _calls(captured.graph), _calls(graph)
     for node in graph.nodes:
         node.target = as_python_calls(node.target)
     return GraphModule(found, graph)
+
+
+def _calls(graph: Graph) -> int:
+    return sum(n.op.startswith("call") and n.target is not operator.getitem for n in graph.nodes)
 
 
 def _inner(options: dict[str, Any] | None) -> Any:

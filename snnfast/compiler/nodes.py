@@ -4,7 +4,8 @@ import contextlib
 import functools
 import operator
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -92,6 +93,31 @@ def fake_call(target: Callable[..., Any], args: Any, kwargs: Any, mode: Any = No
         stack.enter_context(torch.no_grad())
         stack.enter_context(mode or torch.no_grad())
         return target(*args, **kwargs)
+
+
+# ---- the user's program
+
+_NOT_THE_USERS = ("/torch/", "/snnfast/", "/snntorch/")
+
+
+def line_of(node: Node | None) -> str:
+    """File, line and code of the user's program that a node comes from; empty if unknown."""
+    lines = (node.stack_trace or "").strip().splitlines() if node is not None else []
+    stack = []
+    for place, code in pairwise([*lines, ""]):
+        if place.strip().startswith("File "):
+            file, number, *_ = place.strip().removeprefix("File ").split(", ")
+            code = code.strip()
+            stack.append((file.strip('"'), number.removeprefix("line "), "" if code.startswith("File") else code))
+    return user_line(reversed(stack))
+
+
+def user_line(stack: Iterable[tuple[str, Any, str]]) -> str:
+    """The first place, of file, line and code each, that is in the user's program; empty if none is."""
+    for file, number, code in stack:
+        if not any(part in file for part in _NOT_THE_USERS):
+            return f"{file}:{number}" + (f": {code}" if code else "")
+    return ""
 
 
 # ---- what a call is

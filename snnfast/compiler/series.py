@@ -16,12 +16,13 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from snnfast.compiler.capture import Captured, Chain
-from snnfast.compiler.nodes import index_of, is_step, series_key, tensors_of, updates_statistics, value
+from snnfast.compiler.nodes import index_of, is_step, line_of, series_key, tensors_of, updates_statistics, value
 from snnfast.compiler.recurrence import LEAST, Recurrence, recurrence_of
 from snnfast.compiler.rules import UnmergedError
 
-SINGLE = "it runs for a single step, or its state or parameters are changed between two steps"
-"""Why a step is in no chain with others."""
+SINGLE = "it runs for a single step"
+CHANGED = "its states or parameters are changed between two steps"
+"""Why a step is in no chain with others: there is none of its layer, or there is."""
 
 WAITS = "each call needs the result of an earlier one"
 
@@ -62,9 +63,10 @@ class Series:
         self.recurrences: list[Recurrence] = []
         self._keys: dict[Node, Any] = {}
         self._wanted: deque[list[Node]] = deque()
+        layers = Counter(line_of(chain.steps[0]) for chain in captured.chains)
         for chain in captured.chains:
             if len(chain.steps) == 1 and chain.reason is None:
-                chain.reason = SINGLE
+                chain.reason = SINGLE if layers[line_of(chain.steps[0])] == 1 else CHANGED
         self._split(Chain, "its input at a step depends on its output at an earlier step")
         for chain in captured.chains:
             if len(chain.steps) > 1:
