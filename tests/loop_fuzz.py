@@ -29,6 +29,7 @@ from typing import Any
 
 import snntorch
 import torch
+from random_neurons import Neurons
 from random_programs import Program
 from torch import Tensor, nn
 
@@ -42,7 +43,7 @@ TOLERANCES = {"float64": (1e-9, 1e-8), "float32": (1e-5, 1e-4), "bfloat16": (0.0
 # A tensor that is zero but for rounding is measured by the others.
 SMALLEST = 1e-3
 STATES = ("syn_exc", "syn_inh", "syn", "mem")
-OUTCOMES = ("wholly", "partly", "repeated", "refused", "without a neuron")
+OUTCOMES = ("wholly", "partly", "recurrence", "repeated", "refused", "without a neuron")
 LEFT_OUT = ("raises without a compiler", "wrong without snnfast")
 # A write that autograd is not told of: which gradient is right depends on what a layer keeps for its backward pass.
 UNSEEN = re.compile(r"\.data(\.\w+_\(|\[[^]]*\] .?= | .= )")
@@ -246,7 +247,7 @@ class Watched:
     def __call__(self, gm: torch.fx.GraphModule, example_inputs: Any) -> Any:
         self.graphs += 1
         merged, report = merge(gm)
-        if any(is_step(n.target) for n in gm.graph.nodes):
+        if any(is_step(n.target) for n in gm.graph.nodes) or report.failed or report.refused is None:
             self.reports.append(report)
         return merged.forward
 
@@ -261,7 +262,7 @@ class Watched:
         if all(r.refused is not None for r in reports):
             return "refused"
         if not any("one unroll" in line for r in reports for line in r.merged):
-            return "repeated"
+            return "recurrence" if any("one recurrence" in line for r in reports for line in r.merged) else "repeated"
         return "partly" if any(r.repeated or r.refused for r in reports) else "wholly"
 
 
@@ -336,12 +337,14 @@ def surroundings(dtype: str) -> Iterator[None]:
         snntorch.SpikingNeuron.instances[:] = neurons  # it keeps every layer for good
 
 
-def wrong(numbers: Sequence[int], report: Callable[[str], None]) -> tuple[int, Counter[str]]:
+def wrong(
+    numbers: Sequence[int], report: Callable[[str], None], kind: type[Program | Neurons] = Program
+) -> tuple[int, Counter[str]]:
     """How many of the programs with these numbers differ; what is known of all."""
     count, statistics = 0, Counter[str]()
     for number in numbers:
         for attempt in range(ATTEMPTS):
-            program, before = Program(number, attempt), statistics[LEFT_OUT[0]]
+            program, before = kind(number, attempt), statistics[LEFT_OUT[0]]
             found = outcome(program.source, "snnfast", statistics)
             if statistics[LEFT_OUT[0]] == before:
                 break
@@ -368,22 +371,23 @@ def with_settings(function: Callable[[], Any]) -> Any:
         return function()
 
 
-def _share(numbers: Sequence[int]) -> tuple[int, Counter[str]]:
+def _share(numbers: Sequence[int], kind: type[Program | Neurons]) -> tuple[int, Counter[str]]:
     """What one process does."""
-    return with_settings(partial(wrong, numbers, partial(print, flush=True)))
+    return with_settings(partial(wrong, numbers, partial(print, flush=True), kind))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=1000, help="programs to draw (default: %(default)s)")
     parser.add_argument("--start", type=int, default=0, help="number of the first of them")
+    parser.add_argument("--neurons", action="store_true", help="neurons that are written by hand")
     parser.add_argument("--jobs", type=int, default=1, help="processes (default: %(default)s)")
     args = parser.parse_args(argv)
     start = time.perf_counter()
     numbers = range(args.start, args.start + args.cases)
     shares = [numbers[i :: args.jobs] for i in range(args.jobs)]
     with ProcessPoolExecutor(args.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        found = list(pool.map(_share, shares))
+        found = list(pool.map(partial(_share, kind=Neurons if args.neurons else Program), shares))
     count, statistics = sum(n for n, _ in found), sum((c for _, c in found), Counter[str]())
     print(f"torch {torch.__version__}, {time.perf_counter() - start:.0f} s")
     print(", ".join(f"{name}: {n}" for name, n in sorted(statistics.items())))

@@ -7,6 +7,7 @@ import warnings
 import weakref
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -306,7 +307,6 @@ class WithSLSTM(nn.Module):
 GAINS_NOTHING = {
     "no kernel": (WithSLSTM, "WithSLSTM runs as it is, without torch.compile: lstm: snnfast has no kernel for SLSTM$"),
     "one step": (OneStep, "OneStep runs as it is, without torch.compile: 1 step of leaky .*The loop may be outside"),
-    "functions": (Quantised, "10 steps of neurons are merged, but 10 calls of an autograd.Function are not"),
     "no neuron": (lambda: nn.Linear(12, 5), "Linear runs as it is, without torch.compile: there is no step of a"),
 }
 
@@ -326,18 +326,19 @@ def test_a_network_that_gains_nothing_runs_as_it_is_and_one_warning_says_why(mak
         snnfast.compile(make())(x)  # the same reason of the same class
 
 
-@pytest.mark.thorough
-def test_calls_with_and_without_gradients_decide_for_themselves() -> None:
-    """An ``autograd.Function`` costs more only where its backward pass is recorded."""
-    net, x = snnfast.compile(Quantised()), currents()
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)
-        net(x)
-    with pytest.warns(UserWarning, match="Quantised runs as it is"):
-        net(x)
-    assert_not_compiled(net)
-    with torch.no_grad():
-        assert_compiled(net)
+def test_a_call_of_an_autograd_function_at_each_step_makes_its_class_once() -> None:
+    net, x = Quantised(), currents()
+    same = copy.deepcopy(net)
+    snnfast.compile(net)(x)
+    of_each_call = type(torch.ops.higher_order.autograd_function_apply)
+    with mock.patch.object(of_each_call, "__call__", side_effect=AssertionError):
+        found, expected = net(x), same(x)
+    assert_all_bits_equal(found, expected)
+    for results in (found, expected):
+        sum(t.sum() for t in results).backward()
+    for p, q in zip(net.parameters(), same.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad)
+    assert_compiled(net)
 
 
 @pytest.mark.thorough

@@ -27,6 +27,9 @@ class _Options(NamedTuple):
     counts: bool  # the first output is summed over the steps
 
 
+_PLAIN = _Options(record=False, constant=False, ragged=False, counts=False)
+
+
 class Program:
     """A step function, and the code that was made of it.
 
@@ -68,23 +71,45 @@ class Program:
             given.append(lengths.to(opmath).view(-1, *(1,) * (len(shape) - 1)))
         if counts:
             states.append(torch.zeros(shape, dtype=opmath, device=x.device))
-        variant = self._variants.get(options)
-        if variant is None:
-            variant = self._variants[options] = _Variant(self, options)
         call = _Call(steps, shape, x.dtype, opmath, x.device)
-        results: Any = None
-        if _takes_kernels(x):
-            try:
-                results = _Run.apply(variant, call, *series, *states, *given)
-            except NoKernelError as error:
-                _say_step_by_step(f"on {x.device.type}: {error}")
-        if results is None:
-            results = variant.loop(call, series, states, given)
+        results = self._variant(options)(call, series, states, given)
         first = len(results) - len(states)
         outputs, last = list(results[:first]), list(results[first:])
         if counts:
             outputs.insert(0, last.pop().to(x.dtype))
         return outputs, last
+
+    def unroll(self, *given: Tensor | float, steps: int) -> tuple[Tensor, ...]:
+        """Run all steps, given all that the step takes: inputs ``[T, *]``, states and parameters, all of one dtype.
+
+        States and parameters may be broadcast to a step; states may be numbers. Returns the outputs ``[T, *]`` and the
+        last states ``[*]``.
+        """
+        series, states, parameters = _split(given, self.counts)
+        shapes = [x.shape[1:] for x in series] + [t.shape for t in (*states, *parameters) if isinstance(t, Tensor)]
+        shape = shapes[0]
+        if any(s != shape for s in shapes):
+            shape = torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call]
+        like = next(t for t in given if isinstance(t, Tensor))
+        states = [s.expand(shape) if isinstance(s, Tensor) else like.new_full(shape, s) for s in states]
+        call = _Call(steps, shape, like.dtype, like.dtype, like.device)
+        return self._variant(_PLAIN)(call, series, states, parameters)
+
+    def check(self, dtype: torch.dtype, dims: int, derivative: bool) -> None:
+        """Trace the step, and its derivative.
+
+        Raises:
+            NotElementwiseError: It can't be a program.
+        """
+        found = trace(self.step, self.counts, dtype, dims)
+        if derivative:
+            trace(self.step, self.counts, dtype, dims, range(len(found.outputs)))
+
+    def _variant(self, options: _Options) -> "_Variant":
+        variant = self._variants.get(options)
+        if variant is None:
+            variant = self._variants[options] = _Variant(self, options)
+        return variant
 
 
 class _Call(NamedTuple):
@@ -105,6 +130,16 @@ class _Variant:
         self.counts: Counts = series, states + options.counts, parameters + others
         self._step, self._options, self._inputs = program.step, options, inputs
         self._codes: dict[Any, Any] = {}
+
+    def __call__(
+        self, call: _Call, series: Sequence[Tensor], states: Sequence[Tensor], parameters: Sequence[Tensor]
+    ) -> tuple[Tensor, ...]:
+        if _takes_kernels(next(iter((*series, *states, *parameters)))):
+            try:
+                return _Run.apply(self, call, *series, *states, *parameters)  # type: ignore[no-any-return]
+            except NoKernelError as error:
+                _say_step_by_step(f"on {call.device.type}: {error}")
+        return self.loop(call, series, states, parameters)
 
     def step(self, *arguments: Tensor) -> tuple[Tensor, ...]:
         record, constant, ragged, counted = self._options
@@ -302,7 +337,7 @@ def _rows(x: Tensor, call: _Call) -> Tensor:
 
 def _flat(parameters: Sequence[Tensor], call: _Call) -> list[Tensor]:
     """Parameters as the kernels take them: a number, or ``[N]``."""
-    return [p.reshape(()) if p.numel() == 1 else p.expand(call.shape).reshape(-1) for p in parameters]
+    return [p.reshape(()) if p.numel() == 1 else p.expand(call.shape).reshape(-1).contiguous() for p in parameters]
 
 
 def _summed(gradient: Tensor, parameter: Tensor, call: _Call) -> Tensor:

@@ -8,17 +8,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch.fx import Graph, Node
+from torch import Tensor
+from torch.fx import Graph, GraphModule, Node
 
 from snnfast._core.ops import NEURONS, Neuron
 from snnfast.compiler.connected import absorb_connections
 from snnfast.compiler.functionalize import Memory
 from snnfast.compiler.nodes import (
     aten,
+    body_key,
     has_effect,
     is_random,
     is_step,
     literal,
+    module_of,
     name_of,
     remove_unused,
     signature_of,
@@ -193,7 +196,12 @@ def _merge_equal(graph: Graph) -> None:
             continue
         found = value(node)
         key: Any
-        if isinstance(found, int | torch.SymInt | torch.Size):
+        body = module_of(node)
+        if isinstance(body, GraphModule):
+            key = "body", body_key(body)
+        elif isinstance(body, Tensor) and body.numel() == 1 and not memory.is_written(node):
+            key = "number", body.dtype, body.shape, body.device, repr(body.item())
+        elif isinstance(found, int | torch.SymInt | torch.Size):
             key = "size", str(found)
         elif has_effect(node) or is_random(node) or is_step(node.target):
             continue
