@@ -291,53 +291,7 @@ class ConnectedNeuronsBetweenSteps(nn.Module):
         return torch.stack(out), mem1
 
 
-# ---- states that the layers hold
-
-
-@program((B, 12))
-class HiddenForwardPass(nn.Module):
-    """As in tutorial 6: the layers hold their states, and the loop is a function of the network."""
-
-    def __init__(self, snn: Any) -> None:
-        super().__init__()
-        held: dict[str, Any] = {"init_hidden": True}
-        lif1, lif2 = snn.Leaky(beta=0.9, **held), snn.Leaky(beta=0.8, output=True, **held)
-        self.net, self.reset = nn.Sequential(nn.Linear(12, 16), lif1, nn.Linear(16, 5), lif2), snn.utils.reset
-
-    def forward(self, data: Tensor) -> Any:
-        self.reset(self.net)
-        spk_rec, mem_rec = [], []
-        for _ in range(T):
-            spk_out, mem_out = self.net(data)
-            spk_rec.append(spk_out)
-            mem_rec.append(mem_out)
-        return torch.stack(spk_rec), torch.stack(mem_rec)
-
-
-# ---- convolutions; dropout, norms, activations
-
-
-@program((T, B, 1, 8, 8))
-class Tutorial6(nn.Module):
-    def __init__(self, snn: Any) -> None:
-        super().__init__()
-        self.conv1, self.lif1 = nn.Conv2d(1, 4, 3), snn.Leaky(beta=0.5)
-        self.conv2, self.lif2 = nn.Conv2d(4, 6, 2), snn.Leaky(beta=0.5)
-        self.fc1, self.lif3 = nn.Linear(6, 5), snn.Leaky(beta=0.5)
-
-    def forward(self, x: Tensor) -> Any:
-        mem1, mem2, mem3 = self.lif1.init_leaky(), self.lif2.init_leaky(), self.lif3.init_leaky()
-        spk3_rec, mem3_rec = [], []
-        for step in range(x.size(0)):
-            cur1 = F.max_pool2d(self.conv1(x[step]), 2)
-            spk1, mem1 = self.lif1(cur1, mem1)
-            cur2 = F.max_pool2d(self.conv2(spk1), 2)
-            spk2, mem2 = self.lif2(cur2, mem2)
-            cur3 = self.fc1(spk2.view(x.size(1), -1))
-            spk3, mem3 = self.lif3(cur3, mem3)
-            spk3_rec.append(spk3)
-            mem3_rec.append(mem3)
-        return torch.stack(spk3_rec), torch.stack(mem3_rec)
+# ---- dropout, norms, activations
 
 
 class Block(Net):
@@ -395,22 +349,6 @@ class ModulesOfEachStep(Net):
             spk2, mem2 = self.lif2(self.fc2(spk1), mem2)
             out = out + spk2
         return out, mem2
-
-
-@loop((T, B, 12), (T, B, 12))
-def currents_changed_in_place(self: Any, x: Tensor, noise: Tensor) -> Any:
-    mem1, mem2 = self.states()
-    out = 0
-    for t in range(x.size(0)):
-        cur1 = self.fc1(x[t])
-        cur1 += 0.25
-        cur1.mul_(0.5).add_(noise[t].sum(-1, keepdim=True) / 16)
-        spk1, mem1 = self.lif1(cur1, mem1)
-        cur2 = self.fc2(spk1)
-        cur2 += cur1[:, :5]
-        spk2, mem2 = self.lif2(cur2, mem2)
-        out = out + spk2
-    return out, mem2
 
 
 @program((T, B, 3, 12))

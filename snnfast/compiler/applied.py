@@ -32,7 +32,7 @@ _ELEMENTWISE = ("detach", "alias", "clone", "_to_copy", "zeros_like", "ones_like
 def _keeps_elements(body: GraphModule, shape: tuple[str, ...], trace: Callable[[Any, list[Node]], Graph]) -> bool:
     given = list(body.graph.find_nodes(op="placeholder"))
     for call in trace(lambda *tensors: body(*tensors), given).nodes:
-        if call.op == "output":
+        if call.op == "output" or (call.op == "placeholder" and not call.users):
             continue
         alike = is_pointwise(call.target) or name_of(call.target) in _ELEMENTWISE
         if call.op == "call_function" and (not alike or is_random(call) or changed(call)):

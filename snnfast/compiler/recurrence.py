@@ -197,6 +197,8 @@ def _check_program(found: Recurrence) -> None:
         found.program(found.outputs()).check(found.dtype, len(found.shape), found.context.records)
     except NotElementwiseError as error:
         raise UnmergedError(error.problem) from None
+    except RuntimeError as error:  # of an operator: a program is traced with tensors of other sizes
+        raise UnmergedError(f"an operator takes tensors of its own sizes alone: {str(error).splitlines()[0]}") from None
 
 
 def _with_anchor(
