@@ -13,21 +13,25 @@ def tracing() -> Any:
     only where the program decides by it. ``print`` does not split it either: what a graph prints comes behind it, in
     order.
     """
-    _keep_prints()
-    return torch._dynamo.config.patch(capture_scalar_outputs=True, reorderable_logging_functions={print})
+    prints = {print} if _keeps_prints() else set()
+    return torch._dynamo.config.patch(capture_scalar_outputs=True, reorderable_logging_functions=prints)
 
 
 @functools.cache
-def _keep_prints() -> None:
+def _keeps_prints() -> bool:
     """Let what ``torch.compile`` prints behind a graph be what the program has printed.
 
     PyTorch moves a print to the end of the function that it is in. It loses it if it has inlined that function, such
     as the ``forward`` of a network. And it prints a tensor as it is at the end, changed in place since. Here, a print
-    belongs to the outermost function, and is given copies.
+    belongs to the outermost function, and is given copies. Where PyTorch's own classes are not these, a print splits
+    the graph.
     """
-    from torch._dynamo.variables import ConstantVariable
-    from torch._dynamo.variables.misc import DebuggingVariable
-
+    try:
+        from torch._dynamo.variables import ConstantVariable, TensorVariable  # noqa: F401
+        from torch._dynamo.variables.misc import DebuggingVariable, StringFormatVariable  # noqa: F401
+        from torch._dynamo.variables.tensor import SymNodeVariable  # noqa: F401
+    except ImportError:
+        return False
     original: Any = DebuggingVariable.call_function
     nothing = ConstantVariable.create(None)
 
@@ -38,6 +42,7 @@ def _keep_prints() -> None:
         return original(self, tx.output.root_tx, kept, {}) or nothing  # torch 2.11 returns no variable
 
     DebuggingVariable.call_function = call_function  # type: ignore[method-assign]
+    return True
 
 
 def _as_it_is_now(a: Any, tx: Any) -> Any:
