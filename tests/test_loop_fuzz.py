@@ -11,15 +11,16 @@ from helpers import THOROUGH
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from loop_fuzz import LEFT_OUT, OUTCOMES, SETTINGS, outcome, with_settings, wrong
+from random_neurons import Neurons
 from random_programs import KINDS, PIECES, Program
 
 pytestmark = [pytest.mark.needs_extension, pytest.mark.filterwarnings("ignore")]
 PROGRAMS, CHUNK = 500 if THOROUGH else 25, 25
 
 
-def compare(numbers: range | list[int]) -> Counter[str]:
+def compare(numbers: range | list[int], kind: type[Program | Neurons] = Program) -> Counter[str]:
     differ: list[str] = []
-    _, statistics = with_settings(lambda: wrong(numbers, differ.append))
+    _, statistics = with_settings(lambda: wrong(numbers, differ.append, kind))
     assert not differ, "\n".join(differ)
     return statistics
 
@@ -29,6 +30,12 @@ def test_random_loops_do_what_they_do_uncompiled(first: int) -> None:
     statistics = compare(range(first, first + CHUNK))
     assert sum(statistics[name] for name in (*OUTCOMES, LEFT_OUT[1])) == CHUNK
     assert statistics["last"] > statistics["compared"] / 2
+
+
+@pytest.mark.parametrize("first", range(0, 500 if THOROUGH else 15, 15))
+def test_random_neurons_by_hand_do_what_they_do_uncompiled(first: int) -> None:
+    statistics = compare(range(first, first + 15), Neurons)
+    assert statistics["recurrence"] > 15 / 3
 
 
 # No database and no shrinking: a number near another one is another program altogether.

@@ -250,6 +250,18 @@ def input_of_the_step_before(net: Net, x: Tensor) -> Any:
     return torch.stack(out), mem
 
 
+@network
+def first_step_without_a_gradient(net: Net, x: Tensor) -> Any:
+    mem, out = 0, []
+    for t in range(x.shape[0]):
+        with torch.set_grad_enabled(t > 0):
+            mem = mem * 0.9 + x[t]
+        spk = Fast.apply(mem - 1)
+        mem = mem - spk
+        out.append(spk)
+    return torch.stack(out), mem
+
+
 # ---- what stays as it is, and why
 
 
@@ -317,7 +329,14 @@ REPEATED = {
     "operator_that_knows_its_channels": "takes tensors of its own sizes alone: Mismatch of parameter numbers",
     "detached_now_and_then": "its steps are not all alike",
 }
-STEPS = {"another_first_step": 6, "constant_input_and_no_grad": 6, "input_of_the_step_before": 6}
+if torch.__version__.startswith("2.11"):  # it writes a number through a mask as a tensor
+    REPEATED["learned_in_place_and_filled"] = "an operator takes tensors of its own sizes alone"
+STEPS = {
+    "another_first_step": 6,
+    "first_step_without_a_gradient": 6,
+    "constant_input_and_no_grad": 6,
+    "input_of_the_step_before": 6,
+}
 ROUNDED = {"two_layers_with_a_product", "recurrent_weights", "adaptive_threshold"}  # by a product, and by sigmoid
 
 
@@ -372,7 +391,7 @@ def test_a_neuron_by_hand_has_the_numbers_of_the_loop(name: str, dtype: torch.dt
         assert recurrences, str(report)
         steps = STEPS.get(name, 7)
         assert all(line.startswith((f"{steps} steps", "7 steps")) for line in recurrences), str(report)
-        assert not report.repeated or name == "input_of_the_step_before", str(report)
+        assert not report.repeated or name in ("input_of_the_step_before", "first_step_without_a_gradient")
 
 
 @pytest.mark.parametrize("name", ["soft_reset_of_a_number", "constant_input_and_no_grad"])

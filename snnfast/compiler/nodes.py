@@ -262,8 +262,6 @@ def only_computes(body: Any) -> bool:
 def _is_own(node: Node, given: set[int]) -> bool:
     """Whether what a call changes is a tensor that was made in the body, as ``out`` in ``out[x > 0] = 1``."""
     target = node.args[0] if node.args and name_of(node.target) not in _NORMS else None
-    if node.target is torch._C._set_grad_enabled:
-        return True
     tensors = tensors_of(target) if isinstance(target, Node) and target.op.startswith("call") else []
     return bool(tensors) and not any(storage_of(t) in given for t in tensors)
 

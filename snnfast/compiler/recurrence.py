@@ -315,7 +315,9 @@ class _Steps:
         """
         row = self.rows.get(made.first - 1, {})
         begin = [n for _, n in made.states if isinstance(n, Node)]
-        places = {(n.stack_trace, name_of(n.target)) for n in made.calls}
+        if not row and not begin:
+            return
+        places = {_place(n) for n in made.calls}
         series: list[Node | None] = [None] * len(made.series)
         peeled: dict[Node, None] = {}  # each behind what it reads
         members = set(row.values())
@@ -330,7 +332,7 @@ class _Steps:
                 if node not in members and series[i] in (None, node) and _is_before(node, nodes[0]):
                     series[i] = node
                     return True
-            known = node in members or (node.stack_trace, name_of(node.target)) in places
+            known = node in members or (node.op == "call_function" and _place(node) in places)
             if not known or not all(map(visit, node.all_input_nodes)):
                 return False
             peeled[node] = None
@@ -415,6 +417,11 @@ def _check_given(made: Recurrence, *nodes: Any) -> None:
             raise UnmergedError("takes tensors of another dtype")
         if signature_of(n) != signature_of(nodes[0]):
             raise UnmergedError("its inputs have other shapes at other steps")
+
+
+def _place(node: Node) -> Any:
+    """What two calls of one place in the user's code have in common, whose arguments may be numbers or tensors."""
+    return node.stack_trace, name_of(node.target), node.meta["context"]
 
 
 def _is_before(node: Node, first: Node) -> bool:

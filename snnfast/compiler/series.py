@@ -205,6 +205,8 @@ class Series:
     def _recurs(self, groups: list[Group]) -> None:
         groups = groups + self._taken_apart(groups)
         found = recurrence_of(groups, self.captured.order, self._is_free)
+        if found.context.records and any(n in self.captured.written_untracked for n in found.inputs()):
+            raise UnmergedError("its inputs are changed in place, through .data")
         for group in groups:
             for node in group.nodes:
                 del self.group_of[node], self._number[node]
