@@ -289,6 +289,55 @@ def test_a_network_is_spikingjellys(theirs: Any) -> None:
             assert_close(a, b, 1e-5, scale=1.0)
 
 
+class Residual(nn.Module):
+    """A block of a spike-element-wise residual network, as public code for SpikingJelly 0.0.0.0.4 has it."""
+
+    def __init__(self, inputs: int, planes: int, stride: int, layers: Any, node: Any) -> None:
+        super().__init__()
+        convs = [(inputs, planes, 3, stride), (planes, planes, 3, 1), (inputs, planes, 1, stride)]
+        self.convs = nn.ModuleList(
+            layers.SeqToANNContainer(nn.Conv2d(a, b, k, s, k // 2, bias=False), nn.BatchNorm2d(b))
+            for a, b, k, s in convs
+        )
+        self.nodes = nn.ModuleList(node(detach_reset=True) for _ in convs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.nodes[1](self.convs[1](self.nodes[0](self.convs[0](x))))
+        out += self.nodes[2](self.convs[2](x))  # in place, as there
+        return out  # type: ignore[no-any-return]
+
+
+def test_a_residual_network_has_spikingjellys_losses(theirs: Any) -> None:
+    from spikingjelly.activation_based import layer as their_layer
+
+    def theirs_of_cext(detach_reset: bool) -> Any:
+        return theirs.neuron.IFNode(1.0, 0.0, theirs.surrogate.ATan(), detach_reset, "m")
+
+    curves = []
+    for layers, node in ((layer, cext.MultiStepIFNode), (their_layer, theirs_of_cext)):
+        torch.manual_seed(0)
+        blocks = [
+            Residual(3, 16, 1, layers, node),
+            Residual(16, 32, 2, layers, node),
+            Residual(32, 32, 2, layers, node),
+        ]
+        net, head = nn.Sequential(*blocks).double(), nn.Linear(32, 10).double()
+        optimizer, losses = torch.optim.SGD([*net.parameters(), *head.parameters()], 0.1, 0.9), []
+        for step in range(20):
+            generator = torch.Generator().manual_seed(step)
+            images = torch.rand(4, 3, 12, 12, generator=generator, dtype=torch.float64)
+            labels = torch.randint(10, (4,), generator=generator)
+            loss = nn.functional.cross_entropy(head(net(2 * images.expand(4, *images.shape)).mean((0, 3, 4))), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            functional.reset_net(net)
+            losses.append(loss.item())
+        curves.append(losses)
+    assert curves[0] == pytest.approx(curves[1], rel=1e-9)
+    assert len(set(curves[0])) == 20
+
+
 def test_convert_leaves_what_it_does_not_know(theirs: Any) -> None:
     from spikingjelly.activation_based import neuron as their_neuron
 
