@@ -170,6 +170,16 @@ def test_a_module_for_each_step(backend: str) -> None:
     assert_all_close(*([b for m in every for b in m.buffers() if b.dim()] for every in (layers, others)), 1e-6)
 
 
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_running_averages_keep_their_digits_under_autocast(backend: str) -> None:
+    layer, x = layer_of((5, 24)), steps_of((5, 24), dtype=torch.bfloat16)
+    other = copy.deepcopy(layer)
+    with use_backend(backend), torch.autocast("cpu", torch.bfloat16):
+        y, wanted = normalised(layer, x), loop(other, x)
+    assert_close(y, wanted, 1e-2)
+    assert_all_close(layer.buffers(), other.buffers(), 1e-6)
+
+
 def test_the_same_input_at_every_step_is_normalised_once() -> None:
     for options in ({}, {"momentum": None}):
         layer, x = layer_of((5, 24), **options), steps_of((5, 24))[0].expand(4, 5, 24)

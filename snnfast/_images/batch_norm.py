@@ -125,7 +125,9 @@ def _update(
     for m in reversed(momentum if isinstance(momentum, Sequence) else [momentum] * steps):
         shares.insert(0, m * rest)
         rest *= 1 - m
-    running.mul_(rest).add_(torch.tensor(shares, dtype=found.dtype, device=found.device) @ found)
+    # No product of matrices, which would lose digits under autocast.
+    of_steps = found * torch.tensor(shares, dtype=found.dtype, device=found.device).unsqueeze(1)
+    running.mul_(rest).add_(of_steps.sum(0))
 
 
 # ---- by PyTorch: channels of different steps are different channels
