@@ -37,6 +37,7 @@ KINDS = (
     "surrogates",
     "attention",
     "agents",
+    "neurons",
 )
 
 

@@ -467,7 +467,7 @@ class Emitter:
     # ---- recurrences
 
     def _recur(self, recurrence: Recurrence) -> None:
-        series = [self._filled(self.over_time(nodes), recurrence) for nodes in recurrence.series]
+        series = [self._with_rank(self.over_time(nodes), len(recurrence.shape)) for nodes in recurrence.series]
         states = [self.get(n) if isinstance(n, Node) else n for _, n in recurrence.states]
         given = [*series, *states, *map(self.get, recurrence.constants)]
         is_bool = [isinstance(a, Node) and value(a).dtype == torch.bool for a in given]
@@ -479,14 +479,11 @@ class Emitter:
         node.meta |= {"example_value": tuple(found), "context": self._context}
         self._recurring[recurrence] = node
 
-    def _filled(self, whole: Node, recurrence: Recurrence) -> Node:
-        """Inputs of all steps, broadcast to the shape of a step."""
-        rank, steps = value(whole).dim() - 1, recurrence.steps
-        if list(map(str, value(whole).shape[1:])) == list(map(str, recurrence.shape)):
-            return whole
-        for _ in range(len(recurrence.shape) - rank):
+    def _with_rank(self, whole: Node, rank: int) -> Node:
+        """Inputs of all steps, with the dimensions of a step; a program broadcasts them when it runs."""
+        for _ in range(rank + 1 - value(whole).dim()):
             whole = self.call(aten.unsqueeze.default, whole, 1)
-        return self.call(aten.expand.default, whole, (steps, *recurrence.shape))
+        return whole
 
     def _choose_outputs(self, recurrence: Recurrence, node: Node) -> None:
         """Make a program return only what is read."""
