@@ -132,7 +132,7 @@ def assert_same(found: Any, wanted: Any) -> None:
         assert_close(ours, theirs, {4: 1e-5, 8: 1e-10}[theirs.element_size()], scale=1.0)
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(24))
 def test_a_node_computes_the_equations(device: torch.device, seed: int) -> None:
     setting = drawn(seed)
     x, node = setting.x.to(device), setting.node(neuron, surrogate).to(device)
@@ -470,14 +470,14 @@ def test_a_loop_over_steps_becomes_one_call() -> None:
         functional.reset_net(net)
         return torch.stack([net(step) for step in x])
 
-    x = torch.rand(12, 5, 6) * 4
+    x = torch.rand(5, 5, 6) * 4
     expected = loop(x)
     compiled = snnfast.compile(loop)
     torch.testing.assert_close(compiled(x), expected)
     (graph,) = snnfast.explain(loop, x).graphs
     assert [line for line in graph.merged if "ifnode" in line] == [
-        "12 steps of ifnode: one unroll, with the linear behind it",
-        "12 steps of ifnode: one unroll",
+        "5 steps of ifnode: one unroll, with the linear behind it",
+        "5 steps of ifnode: one unroll",
     ]
 
 
