@@ -65,6 +65,9 @@ BARS: dict[str, Limits] = {
         LOOPED: 1.4, (LOOP, LOOPED): 8, (NETWORK, LOOPED): 3.5,  # 25 cross-entropies stay outside
         BACKEND: 1.05,
     },
+    "norm [25, 32, 64, 8, 8] float32, forward + backward": {FLOOR: 1.3},
+    "norm [10, 16, 64, 32, 32] float32, forward + backward": {FLOOR: 1.3},
+    "norm [25, 32, 12, 24, 24] float32, forward + backward": {FLOOR: 1.3},
     "conv [25, 32, 1, 28, 28] float32, beta=0.5, surrogate=fast_sigmoid, forward + backward": {
         LOOP: 2.5, LOOPED: 1.1, WITH_LOSS: 1.1, HELD: 14.5,
     },

@@ -30,6 +30,7 @@ KINDS = (
     "dense",
     "recurrent",
     "vision",
+    "convolutional",
     "statistics",
     "weights",
     "states",

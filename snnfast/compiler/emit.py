@@ -18,6 +18,7 @@ from snnfast.compiler.nodes import (
     are_alike,
     arguments,
     aten,
+    changed,
     fake_call,
     fake_mode_of,
     is_number,
@@ -306,6 +307,8 @@ class Emitter:
         merged = self._of_index(group) if isinstance(group, IndexGroup) else self._of_calls(group)
         if merged is not None:
             self._whole[group] = merged
+            if group.first in self.captured.effects:
+                self.effects.add(merged)
             if isinstance(group, IndexGroup):  # returned, each is the view that it is in the loop, which may be changed
                 self.new |= {node: self._copy(node) for node in group.nodes if node in self._leaves}
             return
@@ -340,7 +343,8 @@ class Emitter:
         steps, first = len(group.nodes), group.first
         varies: set[Node] = set()
         given: list[Any] = [pytree.tree_flatten((n.args, n.kwargs)) for n in group.nodes]
-        made = []
+        made: list[Any] = []
+        updated = {a for n in group.nodes for a in changed(n)}
         for column in zip(*(leaves for leaves, _ in given), strict=True):
             if all(is_number(a) for a in column) and any(a != column[0] for a in column):
                 found = value(first)
@@ -351,6 +355,8 @@ class Emitter:
                 made.append(map_arg(column[0], self.get))
             elif all(a is column[0] for a in column):
                 made.append(self.get(column[0]))
+            elif updated.issuperset(column):
+                made.append([self.get(a) for a in column])
             elif not are_alike(column):
                 group.reason = "its inputs have other shapes at other steps"
                 return None
