@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -66,6 +67,19 @@ def test_what_a_loop_prints_is_printed_in_order_with_the_values_that_it_had(name
     assert printed[0]
     assert printed[1:] == [printed[0]] * 2
     assert one_unroll(same, x) == (name not in SPLIT)
+
+
+def test_the_settings_of_torch_compile_are_the_callers_afterwards_also_in_threads() -> None:
+    inner, _ = compiled(NUMBERS["item"])
+    names = ("capture_scalar_outputs", "reorderable_logging_functions")
+    before = [getattr(torch._dynamo.config, name) for name in names]
+    x = torch.rand(5, 4, 12)
+    net = snnfast.compile(lambda x: inner(x)[0] * 2)
+    wanted = inner(x)[0]
+    with ThreadPoolExecutor(4) as threads:
+        for found in threads.map(lambda _: net(x), range(12)):
+            torch.testing.assert_close(found, wanted * 2)
+    assert [getattr(torch._dynamo.config, name) for name in names] == before
 
 
 NUMBERS = {

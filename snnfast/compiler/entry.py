@@ -107,10 +107,9 @@ def _compiled(function: Compiled, name: str, options: dict[str, Any], left: dict
     With gradients a call has other graphs than without, so the first one of either kind decides.
     """
     traced = torch.compile(function, backend="snnfast", **{**_OWN_CACHE, **options})
-    context = tracing()
 
     def compiled(*args: Any, **kwargs: Any) -> Any:
-        with context:
+        with tracing:
             return traced(*args, **kwargs)
 
     another = "inner" in (options.get("options") or {})
@@ -119,11 +118,11 @@ def _compiled(function: Compiled, name: str, options: dict[str, Any], left: dict
 
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():  # it is a part of another function that is compiled
+            return function(*args, **kwargs)
         grad = torch.is_grad_enabled()
         if grad in chosen:
             return chosen[grad](*args, **kwargs)
-        if torch.compiler.is_compiling():  # it is a part of another function that is compiled
-            return function(*args, **kwargs)
         if _backend.current_backend() == "reference":  # there is nothing to merge now, but there may be later
             return compiled(*args, **kwargs)
         before, cuts = len(reports[grad]), number_of_cuts()
@@ -195,6 +194,6 @@ def explain(net: Any, *inputs: Any, **named: Any) -> Explanation:
     # A backend that is new to torch.compile compiles what another call has compiled before.
     compiled = torch.compile(function, backend=lambda gm, inputs: backend(gm, inputs))
     cuts = number_of_cuts()
-    with recorded(reports), tracing():
+    with recorded(reports), tracing:
         compiled(*inputs, **named)  # type: ignore[no-untyped-call]
     return Explanation(reports, cuts_since(cuts))

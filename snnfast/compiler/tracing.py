@@ -1,20 +1,44 @@
 """How ``torch.compile`` traces what :func:`snnfast.compile` is given: numbers and prints do not split a loop."""
 
 import functools
+import threading
 from typing import Any
 
 import torch
 
 
-def tracing() -> Any:
-    """A context, to be entered as often as one likes, for each call that may be traced.
+class _Tracing:
+    """Settings of ``torch.compile``, which are global, while any thread is inside; one may enter again."""
 
-    A number that ``.item()``, ``float`` or ``int`` makes of a tensor becomes a node of the graph. It splits the graph
-    only where the program decides by it. ``print`` does not split it either: what a graph prints comes behind it, in
-    order.
-    """
-    prints = {print} if _keeps_prints() else set()
-    return torch._dynamo.config.patch(capture_scalar_outputs=True, reorderable_logging_functions=prints)
+    def __init__(self) -> None:
+        self._lock, self._inside = threading.Lock(), 0
+        self._before: dict[str, Any] = {}
+
+    def __enter__(self) -> None:
+        config: Any = torch._dynamo.config
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                printing = config.reorderable_logging_functions | ({print} if _keeps_prints() else set())
+                settings = {"capture_scalar_outputs": True, "reorderable_logging_functions": printing}
+                self._before = {name: getattr(config, name) for name in settings}
+                for name, wanted in settings.items():
+                    setattr(config, name, wanted)
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                for name, before in self._before.items():
+                    setattr(torch._dynamo.config, name, before)
+
+
+tracing = _Tracing()
+"""A context for each call that may be traced.
+
+A number that ``.item()``, ``float`` or ``int`` makes of a tensor becomes a node of the graph. It splits the graph only
+where the program decides by it. ``print`` does not split it either: what a graph prints comes behind it, in order.
+"""
 
 
 @functools.cache
