@@ -63,7 +63,8 @@ class Case:
     """One workload: ``kind`` names what computes it, in :mod:`benchmarks.workloads` or :mod:`benchmarks.runner`."""
 
     suite: str
-    kind: str  # layer, loop, numbers, recurrent, pair, product, program, collection, compile, epoch, or one of NETWORKS
+    # layer, loop, numbers, recurrent, pair, product, norm, program, collection, jelly, compile, epoch, or a network
+    kind: str
     T: int
     B: int
     shape: tuple[int, ...]  # of one sample
@@ -113,11 +114,13 @@ class Case:
 
     @property
     def ideal_bytes(self) -> float | None:
-        """The least a layer can read and write per neuron-step, tensors of one step left out; None for networks.
+        """What a layer reads and writes at least per neuron-step, tensors of one step left out; None for networks.
 
         Forward: the current is read, the spikes (and each recorded state) are written. Backward: the gradient of the
         spikes is read, the current (or the recorded membrane) is read again, the gradient of the current is written.
         """
+        if self.kind == "norm":  # x twice and y; x and the gradient of y twice, and that of x
+            return 8 * self.itemsize
         if self.kind != "layer":
             return None
         current = 1 / self.T if self.constant else 1
@@ -194,6 +197,10 @@ def suites(device: str) -> dict[str, list[Case]]:
             for rate in RATES
             for direction in DIRECTIONS
         ],
+        "norm": [
+            Case("norm", "norm", T, B, shape, stored=True)
+            for T, B, shape in ((25, 32, (64, 8, 8)), (10, 16, (64, 32, 32)), (25, 32, (12, 24, 24)))
+        ],
         "conv": [
             _convolution(50, 128),
             *(_convolution(T, 32) for T in (10, 25)),
@@ -207,6 +214,11 @@ def suites(device: str) -> dict[str, list[Case]]:
             Case("inference", "layer", 1000, 16, (1024,), backward=False),
         ],
         "compile": [Case("compile", "compile", T, 16, (784,)) for T in (25, 100, 1000)],
+        "spikingjelly": [
+            Case("spikingjelly", "jelly", 4, 32, (64, 32, 32), variant="LIFNode"),
+            Case("spikingjelly", "jelly", 25, 128, (1000,), variant="LIFNode"),
+            Case("spikingjelly", "jelly", 4, 8, (3, 32, 32), variant="Spikformer"),
+        ],
         "epoch": [Case("epoch", "epoch", 25, 128, (784,), stored=True)],
     }
 

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - PyTorch's own name for it
 
 import snnfast
+from snnfast._images.batch_norm import normalised
 
-from . import collection, mnist, programs
+from . import collection, jelly, mnist, programs
 from .networks import OverTime, loss_of, over_time
 from .peers import PEERS, Neuron, Peer, Unsupported
 from .peers.ours import OURS, layer_of
@@ -57,6 +58,9 @@ def make_data(case: Case, device: torch.device) -> Data:
         return Data(spk_rec.float().to(device), torch.randn(case.T, *step, device=device), linear=linear.to(device))
     if case.kind in NETWORKS:
         return Data(torch.rand(step, device=device), labels=torch.randint(CLASSES, (case.B,), device=device))
+    if case.kind == "norm":
+        x, grad = (torch.randn(case.T, *step, device=device).movedim(2, -1).contiguous().movedim(-1, 2) for _ in "xg")
+        return Data(x.requires_grad_(), grad)
     x = torch.randn(step if case.constant else (case.T, *step), dtype=dtype, device=device)
     if case.kind == "pair":
         x = (x * CURRENT).requires_grad_()
@@ -106,10 +110,15 @@ def _build(case: Case, peer: Peer, data: Data) -> Candidate:
     device = data.x.device
     if case.kind == "product":
         return _product(case, data, dense=peer.name != OURS)
+    if case.kind == "norm":
+        return _norm(case, data, by_step=peer.name != OURS)
     if case.kind == "program":
         return Candidate(*programs.functions(case, peer))
     if case.kind == "collection":
         return Candidate(*collection.functions(case, peer))
+    if case.kind == "jelly":
+        assert data.grad is not None
+        return Candidate(*jelly.functions(case, peer, data.x, data.grad))
     if case.kind in NETWORKS:
         assert data.labels is not None
         network, x, labels = Network(case, peer, device, data.weights), data.x, data.labels
@@ -234,6 +243,25 @@ def _product(case: Case, data: Data, dense: bool) -> Candidate:
         (WEIGHT_GRADIENT, False): lambda: torch.ops.snnfast.spikes_linear_weight(bits, grad, one),
     }[case.variant, dense]
     return Candidate(run, lambda: (run(),), [spk_rec, weight, bias, grad])
+
+
+def _norm(case: Case, data: Data, by_step: bool) -> Candidate:
+    """Batch normalisation in training, each step with its own statistics, and all its gradients."""
+    layer = nn.BatchNorm2d(case.shape[0]).to(data.x.device)
+    wanted = [data.x, *layer.parameters()]
+    steps, grads = data.x.detach().unbind(), data.grad.unbind() if data.grad is not None else ()
+    leaves = [step.requires_grad_() for step in steps]
+
+    def of_steps() -> None:
+        for step, grad in zip(leaves, grads, strict=True):
+            torch.autograd.grad(layer(step), [step, *layer.parameters()], grad)
+
+    def forward() -> tuple[Tensor, ...]:
+        return (normalised(layer, data.x),)
+
+    return Candidate(
+        of_steps if by_step else lambda: torch.autograd.grad(forward(), wanted, data.grad), forward, wanted
+    )
 
 
 class Network:

@@ -326,15 +326,12 @@ class Norms(Block):
     behind = (lambda: nn.BatchNorm1d(16, affine=False, track_running_stats=False), nn.Tanh)
 
 
-NORMED = ("add_", "batch_norm")  # the statistics are those of one step, and the running averages change at each
-
-
-@program((T, B, 12), repeats=NORMED)
+@program((T, B, 12))
 class BatchNormTrain(Block):
     before = behind = (lambda: nn.BatchNorm1d(16),)
 
 
-@program((T, B, 12), repeats=(*NORMED, "linear"))
+@program((T, B, 12), repeats=("add_", "linear"))
 class ModulesOfEachStep(Net):
     def __init__(self, snn: Any) -> None:
         super().__init__(snn)

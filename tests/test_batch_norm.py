@@ -8,8 +8,9 @@ import torch
 from helpers import assert_all_bits_equal, assert_all_close, assert_bits_equal, assert_close
 from torch import Tensor, nn
 
-from snnfast import Leaky, MultiStep, Residual, use_backend
+from snnfast import Leaky, MultiStep, Residual, explain, use_backend
 from snnfast._core import ops as _ops
+from snnfast._images import channels_last as channels_last_order
 from snnfast._images.batch_norm import batch_norm, normalised
 
 ops: Any = torch.ops.snnfast
@@ -58,7 +59,7 @@ def results(call: Any, layer: nn.Module, x: Tensor) -> list[Tensor]:
 
 
 def ours(layer: Any, x: Tensor) -> Tensor:
-    return normalised(layer, x, len(x))
+    return normalised(layer, x)
 
 
 def assert_is_the_loop(layer: Any, x: Tensor, relative: float) -> None:
@@ -158,7 +159,7 @@ def test_a_module_for_each_step(backend: str) -> None:
     weight, bias = (torch.stack([getattr(layer, name) for layer in layers]) for name in ("weight", "bias"))
     running = [layer.running_mean for layer in layers], [layer.running_var for layer in layers]
     with use_backend(backend):
-        y = batch_norm(x, weight, bias, *running, 0.1, 1e-5, T)
+        y = batch_norm(x, weight, bias, *running, 0.1, 1e-5)
     wanted = torch.stack([layer(step) for layer, step in zip(others, x, strict=True)])
     parameters = [[p for layer in every for p in layer.parameters()] for every in (layers, others)]
     grad = torch.linspace(-1, 1, y.numel()).view(y.shape)
@@ -169,12 +170,13 @@ def test_a_module_for_each_step(backend: str) -> None:
     assert_all_close(*([b for m in every for b in m.buffers() if b.dim()] for every in (layers, others)), 1e-6)
 
 
-def test_the_same_input_at_every_step() -> None:
+def test_the_same_input_at_every_step_is_normalised_once() -> None:
     for options in ({}, {"momentum": None}):
-        layer, x = layer_of((5, 24), **options), steps_of((5, 24))[:1]
+        layer, x = layer_of((5, 24), **options), steps_of((5, 24))[0].expand(4, 5, 24)
         other = copy.deepcopy(layer)
-        y = normalised(layer, x, 4)
-        assert_all_close((y, *layer.buffers()), (loop(other, x.expand(4, 5, 24))[:1], *other.buffers()), 1e-6)
+        y = normalised(layer, x)
+        assert y.stride(0) == 0
+        assert_all_close((y, *layer.buffers()), (loop(other, x), *other.buffers()), 1e-6)
 
 
 @pytest.mark.needs_extension
@@ -187,7 +189,7 @@ def test_derivatives(layout: str) -> None:
         weight, bias = (torch.rand(shape, dtype=torch.float64, requires_grad=True) for _ in range(2))
 
         def call(*given: Any) -> Tensor:
-            return batch_norm(*given, None, None, 0.1, 1e-5, 2)
+            return batch_norm(*given, None, None, 0.1, 1e-5)
 
         assert torch.autograd.gradcheck(call, (x, weight, bias))
         assert torch.autograd.gradgradcheck(call, (x, weight, bias))
@@ -199,7 +201,7 @@ def test_under_transforms_and_in_a_graph() -> None:
     layer, x = layer_of((5, 24)).double(), steps_of((5, 24)).double()
 
     def loss(x: Tensor) -> Tensor:
-        return (batch_norm(x, layer.weight, layer.bias, None, None, 0.1, 1e-5, T) * x.detach()).square().sum()
+        return (batch_norm(x, layer.weight, layer.bias, None, None, 0.1, 1e-5) * x.detach()).square().sum()
 
     leaf = x.clone().requires_grad_()
     (wanted,) = torch.autograd.grad(loss(leaf), leaf)
@@ -240,7 +242,7 @@ def test_wrong_arguments_of_the_ops() -> None:
 
 def test_one_value_per_channel_is_an_error() -> None:
     with pytest.raises(ValueError, match="more than 1 value per channel"):
-        normalised(nn.BatchNorm1d(4), torch.rand(3, 1, 4), 3)
+        normalised(nn.BatchNorm1d(4), torch.rand(3, 1, 4))
 
 
 # ---- in MultiStep
@@ -310,3 +312,53 @@ def test_multistep_takes_the_statistics_of_all_steps_on_request() -> None:
 def test_multistep_names_the_layer_that_has_one_value_per_channel() -> None:
     with pytest.raises(ValueError, match=r"BatchNorm1d can't take .* more than 1 value per channel"):
         MultiStep(nn.BatchNorm1d(4))(torch.rand(3, 1, 4))
+
+
+# ---- in a compiled loop
+
+
+class ResidualLoop(nn.Module):
+    """The same image at every step, a residual connection, and a batch normalisation for each step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.conv = nn.Conv2d(2, 6, 3, bias=False), nn.Conv2d(6, 6, 3, padding=1, bias=False)
+        self.first, self.second = nn.BatchNorm2d(6), nn.BatchNorm2d(6, affine=False)
+        self.lif1, self.lif2 = Leaky(0.5), Leaky(0.5)
+        self.fc = nn.Linear(600, 8, bias=False)
+        self.each = nn.ModuleList(nn.BatchNorm1d(8) for _ in range(T))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        mem1 = mem2 = x.new_zeros(len(x), 6, 10, 10)
+        rec, counted = [], []
+        for t in range(T):
+            spk, mem1 = self.lif1(self.first(self.stem(x)), mem1)
+            spk, mem2 = self.lif2(self.second(self.conv(spk)) + spk, mem2)
+            rec.append(self.each[t](self.fc(spk.flatten(1))))
+            counted.append(self.second.num_batches_tracked.clone())
+        return torch.stack(rec), torch.stack(counted)
+
+
+@pytest.mark.needs_extension
+def test_a_compiled_loop_merges_them_and_turns_its_images_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch._dynamo.reset()
+    turned: list[Tensor] = []
+    turn = channels_last_order.to_channels_last
+    monkeypatch.setattr("snnfast.compiler.peephole.to_channels_last", lambda x: turned.append(x) or turn(x))
+    looped, net, x = ResidualLoop(), ResidualLoop(), torch.rand(8, 2, 12, 12)
+    compiled = torch.compile(net, backend="snnfast")
+    for _ in range(2):
+        found, wanted = compiled(x), looped(x)
+        assert_all_close(found, wanted, 1e-5)
+        weights = torch.linspace(-1, 2, found[0].numel()).view(found[0].shape) ** 2
+        gradients = [
+            torch.autograd.grad((y * weights).sum(), list(m.parameters()))
+            for y, m in ((found[0], net), (wanted[0], looped))
+        ]
+        assert_all_close(*gradients, 1e-4)
+    assert [t.shape for t in turned] == [(8, 2, 12, 12)] * 2
+    for a, b in zip(net.buffers(), looped.buffers(), strict=True):
+        assert_close(a, b, 1e-6)
+    report = str(explain(ResidualLoop(), x))
+    assert f"merged    {T} x batch_norm (3 times)" in report, report

@@ -19,6 +19,7 @@ NUMBERS, SWAPPED = "snnfast, spikes as numbers", "snnfast, import changed"
 GRAPH = "snnfast, CUDA graph"
 BACKEND = "snnfast, torch.compile"
 DENSE = "PyTorch, dense product"
+STEPS = "PyTorch, one call a step"
 
 
 def layer_of(case: Case) -> Any:
@@ -104,7 +105,7 @@ INSTALL = "pip install --no-build-isolation '.[snntorch]'"
 PEERS = [
     Peer(
         OURS, "snnfast", "snnfast", HERE, make, network=OverTime, loss=loss,
-        kinds=(*KINDS, "numbers", "pair", "recurrent", "product", "epoch"), neurons=tuple(NEURONS),
+        kinds=(*KINDS, "numbers", "pair", "recurrent", "product", "norm", "epoch", "jelly"), neurons=tuple(NEURONS),
     ),
     Peer(
         GRAPH, "snnfast", "snnfast", HERE, make, "the same, captured in a CUDA graph and replayed", network=OverTime,
@@ -137,6 +138,7 @@ PEERS = [
         kinds=(*NETWORKS, "compile"),
     ),
     Peer(DENSE, "torch", "torch", "pip install torch", make, "of spikes as numbers", kinds=("product",)),
+    Peer(STEPS, "torch", "torch", "pip install torch", make, "of batch normalisation", kinds=("norm",)),
     *(
         Peer(name, "numpy", "snnfast", "pip install numpy", partial(make_of_number, name), kinds=("numbers",))
         for name in _NUMBERS

@@ -28,13 +28,11 @@ def has_batch_statistics(layer: nn.Module) -> TypeGuard[_BatchNorm]:
 
 def normalised(
     layer: _BatchNorm,
-    x: Tensor,  # [T, B, C, *], or [1, B, C, *] if it is the same at every step
-    steps: int,
+    x: Tensor,  # [T, B, C, *]
 ) -> Tensor:
-    """What a layer with :func:`has_batch_statistics` returns if it is called step after step, and what it updates."""
+    """What a layer with :func:`has_batch_statistics` returns at every step. Its running averages change in place."""
     if type(layer) not in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d) or not is_only_called(layer) or not len(x):
-        every = [layer(step) for step in x.expand(steps, *x.shape[1:])]
-        return torch.stack(every[: len(x)]) if every else x
+        return torch.stack([layer(step) for step in x]) if len(x) else x
     layer._check_input_dim(x[0])  # type: ignore[no-untyped-call]
     if x[0].numel() == x.shape[2]:
         raise ValueError(f"expected more than 1 value per channel when training, got a step of {tuple(x.shape[1:])}")
@@ -43,25 +41,27 @@ def normalised(
     if tracks and layer.num_batches_tracked is not None:
         if layer.momentum is None:
             before = int(layer.num_batches_tracked)
-            momentum = [1 / (before + t + 1) for t in range(steps)]
-        layer.num_batches_tracked.add_(steps)
+            momentum = [1 / (before + t + 1) for t in range(len(x))]
+        layer.num_batches_tracked.add_(len(x))
     running = (layer.running_mean, layer.running_var) if tracks else (None, None)
-    return batch_norm(x, layer.weight, layer.bias, *running, momentum, layer.eps, steps)
+    return batch_norm(x, layer.weight, layer.bias, *running, momentum, layer.eps)
 
 
 def batch_norm(
-    x: Tensor,  # [T, B, C, *], or [1, B, C, *] if it is the same at every step
+    x: Tensor,  # [T, B, C, *]; one that was expanded over time is normalised once
     weight: Tensor | None,  # [C], or [T, C]
     bias: Tensor | None,  # [C], or [T, C]
     running_mean: Tensor | Sequence[Tensor] | None,  # [C]: one for all steps, or one for each
     running_var: Tensor | Sequence[Tensor] | None,
     momentum: float | Sequence[float],
     eps: float,
-    steps: int,
 ) -> Tensor:
     """``torch.batch_norm`` in training of each step, one after the other. The running averages change in place."""
-    if any(t is not None and t.dim() == 2 for t in (weight, bias)):
-        x = x.expand(steps, *x.shape[1:])
+    steps = x.shape[0]
+    varies = any(t is not None and t.dim() == 2 for t in (weight, bias))
+    repeats = not varies and steps > 1 and isinstance(x.stride(0), int) and x.stride(0) == 0
+    if repeats:
+        x = x[:1]
     if not _takes_kernels(x, weight, bias):
         like = running_mean if running_mean is None or isinstance(running_mean, Tensor) else running_mean[0]
         y, mean, variance = _by_pytorch(x, weight, bias, like, eps)
@@ -73,7 +73,7 @@ def batch_norm(
         with torch.no_grad():
             _update(running_mean, mean, momentum, steps)
             _update(running_var, variance, momentum, steps)
-    return y
+    return y.expand(steps, *y.shape[1:]) if repeats else y
 
 
 def _takes_kernels(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:

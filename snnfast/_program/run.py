@@ -91,10 +91,7 @@ class Program:
             shape = torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call]
         series = [x if x.shape[1:] == shape else x.expand(steps, *shape) for x in series]
         like = next(t for t in given if isinstance(t, Tensor))
-        states = [
-            s.expand(shape) if isinstance(s, Tensor) else torch.full(shape, s, dtype=like.dtype, device=like.device)
-            for s in states
-        ]
+        states = [s.expand(shape) if isinstance(s, Tensor) else like.new_full(shape, s) for s in states]
         call = _Call(steps, shape, like.dtype, like.dtype, like.device)
         return self._variant(_PLAIN)(call, series, states, parameters)
 

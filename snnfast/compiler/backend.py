@@ -16,7 +16,7 @@ from snnfast.compiler import verify
 from snnfast.compiler.applied import apply_by_classes
 from snnfast.compiler.capture import capture
 from snnfast.compiler.emit import Emitter
-from snnfast.compiler.nodes import as_python_calls, is_random, is_step, line_of, name_of
+from snnfast.compiler.nodes import as_python_calls, is_random, is_step, line_of, memory_of, name_of
 from snnfast.compiler.normal import normal
 from snnfast.compiler.peephole import use_channels_last, use_kernels
 from snnfast.compiler.recurrence import LEAST
@@ -122,7 +122,9 @@ def _merged(found: GraphModule, report: GraphReport, neurons: bool) -> GraphModu
     describe(series, emitter.summed, emitter.fused, report)
     if not report.merged:
         raise RefusedError(why_not(report, captured.chains))
-    if not captured.written:  # a copy in another order would be written in place of the tensor itself
+    outside = {memory for node in captured.nodes if node.op == "placeholder" for memory in memory_of(node)}
+    if all(outside.issuperset(memory_of(node)) for node in captured.written):
+        # Otherwise a copy in another order could be written in place of the tensor itself.
         use_channels_last(graph)
     use_kernels(graph)
     report.calls_of_loop, report.calls = _calls(captured.graph), _calls(graph)

@@ -114,6 +114,7 @@ def capture(graph: Graph) -> Captured:
     Memory(graph).without_changes_in_place()
     _pass_through(graph)
     _merge_equal(graph)
+    _merge_counts(graph)
     absorb_connections(graph)
     memory = Memory(graph)
     effects = {n for n in graph.nodes if has_effect(n)}
@@ -215,6 +216,28 @@ def _merge_equal(graph: Graph) -> None:
         if first is not node:
             node.replace_all_uses_with(first)
             graph.erase_node(node)
+
+
+def _merge_counts(graph: Graph) -> None:
+    """Count once where nobody looks in between: a batch normalisation in training counts its calls."""
+    memory = Memory(graph)
+    for node in graph.nodes:
+        seen = [n for s in memory.storage[node] for n in memory.sharing[s] if n.op != "placeholder"]
+        before = node.args[0] if _counts(node) and all(map(_counts, seen)) else None  # nothing else has its memory
+        while isinstance(before, Node) and _counts(before) and len(before.users) == 1 and _same_context(before, node):
+            node.args = before.args[0], before.args[1] + node.args[1]
+            graph.erase_node(before)
+            before = node.args[0]
+
+
+def _counts(node: Node) -> bool:
+    """Whether a call adds a whole number to a tensor of whole numbers in place. Its result is that tensor."""
+    simple = node.target is aten.add_.Tensor and len(node.args) == 2 and not node.kwargs
+    return simple and type(node.args[1]) is int and not value(node).is_floating_point()
+
+
+def _same_context(a: Node, b: Node) -> bool:
+    return bool(a.meta["context"] == b.meta["context"])
 
 
 def _is_view(node: Node, memory: Memory) -> bool:

@@ -12,17 +12,20 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from snnfast._unroll.graph import as_function, unroll_steps
+from snnfast.compiler.applied import is_elementwise
 from snnfast.compiler.capture import Captured, Chain
 from snnfast.compiler.nodes import (
     are_alike,
     arguments,
     aten,
+    changed,
     fake_call,
     fake_mode_of,
     is_number,
     is_opaque,
     may_alias,
     memory_of,
+    name_of,
     named,
     remove_unused,
     signature_of,
@@ -304,6 +307,8 @@ class Emitter:
         merged = self._of_index(group) if isinstance(group, IndexGroup) else self._of_calls(group)
         if merged is not None:
             self._whole[group] = merged
+            if group.first in self.captured.effects:
+                self.effects.add(merged)
             if isinstance(group, IndexGroup):  # returned, each is the view that it is in the loop, which may be changed
                 self.new |= {node: self._copy(node) for node in group.nodes if node in self._leaves}
             return
@@ -338,7 +343,8 @@ class Emitter:
         steps, first = len(group.nodes), group.first
         varies: set[Node] = set()
         given: list[Any] = [pytree.tree_flatten((n.args, n.kwargs)) for n in group.nodes]
-        made = []
+        made: list[Any] = []
+        updated = {a for n in group.nodes for a in changed(n)}
         for column in zip(*(leaves for leaves, _ in given), strict=True):
             if all(is_number(a) for a in column) and any(a != column[0] for a in column):
                 found = value(first)
@@ -349,6 +355,8 @@ class Emitter:
                 made.append(map_arg(column[0], self.get))
             elif all(a is column[0] for a in column):
                 made.append(self.get(column[0]))
+            elif updated.issuperset(column):
+                made.append([self.get(a) for a in column])
             elif not are_alike(column):
                 group.reason = "its inputs have other shapes at other steps"
                 return None
@@ -372,6 +380,8 @@ class Emitter:
         args, kwargs = pytree.tree_unflatten(made, given[0][1])
         if first.target is operator.getitem:  # one of several results
             return self.call(operator.getitem, *args)
+        if name_of(first.target) == "autograd_function_apply":
+            return self._applied(group, args, kwargs, varies)
         why = "no rule"
         for make in (self._by_rule, self._by_vmap):
             try:
@@ -385,6 +395,25 @@ class Emitter:
                 why = str(error)
         group.reason = f"torch.vmap can't merge it ({why})"
         return None
+
+    def _applied(self, group: Group, args: Any, kwargs: Any, varies: set[Node]) -> Node | None:
+        """One call of an ``autograd.Function`` that is elementwise."""
+        steps, first = len(group.nodes), group.first
+        tensors = [a for a in args if isinstance(a, Node) and tensors_of(a)]
+        group.reason = "this autograd.Function is not elementwise"
+        try:
+            if not varies.issuperset(tensors) or not is_elementwise(first, self._trace):
+                return None
+        except TrialError:  # such as one that asks for a number in a tensor
+            return None
+        group.reason = None
+        node = self.graph.call_function(first.target, args, kwargs)  # type: ignore[arg-type]
+
+        def found(t: Tensor) -> Any:
+            return fake_call(t.new_empty, ((steps, *t.shape),), {}, self._mode)
+
+        node.meta |= {"example_value": pytree.tree_map_only(Tensor, found, value(first)), "context": self._context}
+        return node
 
     def _by_rule(self, first: Node, args: Any, kwargs: Any, varies: set[Node], steps: int) -> Node | None:
         found, target = rule_for(first.target), first.target

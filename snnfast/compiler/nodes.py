@@ -223,6 +223,11 @@ def changed(node: Node) -> list[Node]:
     return [a for a in pytree.tree_leaves(found) if isinstance(a, Node)]
 
 
+def updates_statistics(node: Node) -> bool:
+    """Whether a call is a normalisation in training, which changes nothing but its running averages."""
+    return name_of(node.target) == "batch_norm" and bool(changed(node))
+
+
 def has_effect(node: Node) -> bool:
     """Whether a call does something else than return results that depend on its arguments."""
     return bool(changed(node)) or is_opaque(node) or node.target in _side_effectful_functions
@@ -323,12 +328,18 @@ def series_key(node: Node) -> Any:
     """What two nodes of a series must have in common: all arguments that are no nodes, and the names of parameters."""
 
     numbers = node.target in _TAKE_NUMBERS and all(t.dtype in (torch.float32, torch.float64) for t in tensors_of(node))
+    normalises = name_of(node.target) == "batch_norm"
+
+    def is_named(parameter: Node) -> bool:
+        """A parameter of a layer is. But each step may have a batch normalisation of its own."""
+        of_one_step = normalises and sum(name_of(user.target) == "batch_norm" for user in parameter.users) == 1
+        return bool(parameter.meta.get("parameter")) and not of_one_step
 
     def shape_of(tree: Any) -> Any:
         if numbers and is_number(tree):
             return "number"  # such as a weight of each step
         if isinstance(tree, Node):
-            return tree if tree.meta.get("parameter") else "node"
+            return tree if is_named(tree) else "node"
         if isinstance(tree, tuple | list):
             return "list", *map(shape_of, tree)
         if isinstance(tree, dict):

@@ -11,11 +11,12 @@ from torch.fx import Graph, Node
 
 from snnfast._images import conv2d as _convolution
 from snnfast._images import max_pool2d as _max_pooling
+from snnfast._images.batch_norm import batch_norm
 from snnfast._images.channels_last import OPS_THAT_KEEP_ORDER, profits, to_channels_last
 from snnfast._images.conv2d import conv2d
 from snnfast._images.max_pool2d import max_pool2d
 from snnfast._unroll.graph import unroll_steps
-from snnfast.compiler.nodes import arguments, aten, name_of, size_of, value
+from snnfast.compiler.nodes import arguments, aten, is_pointwise, name_of, size_of, value
 
 # ---- a linear layer that alone reads the spikes of an unroll, as a part of it
 
@@ -207,6 +208,8 @@ def _keeps(node: Node, found: set[Node]) -> bool:
     """Whether a call returns the order that it is given, of ``[T, B, C, H, W]`` or ``[T * B, C, H, W]``."""
     if node.target is unroll_steps:
         return node.args[1] in found  # the currents
+    if node.target is batch_norm:
+        return node.args[0] in found
     source = node.args[0]
     if not isinstance(source, Node) or source not in found:
         return False
@@ -217,6 +220,10 @@ def _keeps(node: Node, found: set[Node]) -> bool:
         return (given["start_dim"], given["end_dim"]) == (0, 1)
     if node.target is aten.unflatten.int:
         return bool(arguments(node)["dim"] == 0)
+    if node.target is aten.expand.default:  # over time
+        return bool(value(node).dim() == value(source).dim() + 1)
+    if is_pointwise(node.target) or name_of(node.target) == "dropout":
+        return all(n in found for n in node.all_input_nodes if value(n).dim() >= value(source).dim())
     return name_of(node.target) in OPS_THAT_KEEP_ORDER and bool(value(source).dim() == 4)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.fx import Graph, Node, map_arg
 from torch.utils import _pytree as pytree
 
+from snnfast._images.batch_norm import batch_norm as batch_norm_over_time
 from snnfast.compiler.nodes import aten, has_effect, is_pointwise, name_of, spelled, value
 from snnfast.losses.base import cross_entropy_over_time
 
@@ -174,10 +175,16 @@ def batch_of_images(step: StepCall) -> Node | None:
 
 @rule("batch_norm")
 def batch_norm(step: StepCall) -> Node | None:
-    """Batch normalisation with fixed statistics. With those of a batch, each step has its own."""
-    if step.given["training"] or not step.only_first_varies() or step.rank(step.first) < 2:
-        return None
-    return _folded(step)
+    """With fixed statistics, time becomes the batch. In training, each step has its own statistics."""
+    if not step.given["training"]:
+        return _folded(step) if step.only_first_varies() and step.rank(step.first) > 1 else None
+    running = [step.given[name] for name in ("running_mean", "running_var")]
+    if any(isinstance(every, list) and len(set(every)) < len(every) for every in running):
+        raise UnmergedError("some steps share their running averages")
+    x, weight, bias = (step.given[name] for name in ("input", "weight", "bias"))
+    if x not in step.varies:
+        x = step.emit(aten.expand.default, x, (step.steps, *(-1,) * value(x).dim()))
+    return step.emit(batch_norm_over_time, x, weight, bias, *running, step.given["momentum"], step.given["eps"])
 
 
 @rule("layer_norm", "rms_norm", "pad")

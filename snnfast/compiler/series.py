@@ -17,7 +17,16 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from snnfast.compiler.capture import Captured, Chain
-from snnfast.compiler.nodes import index_of, is_step, line_of, name_of, series_key, tensors_of, value
+from snnfast.compiler.nodes import (
+    index_of,
+    is_step,
+    line_of,
+    name_of,
+    series_key,
+    tensors_of,
+    updates_statistics,
+    value,
+)
 from snnfast.compiler.recurrence import LEAST, Recurrence, recurrence_of
 from snnfast.compiler.rules import UnmergedError
 
@@ -113,8 +122,11 @@ class Series:
                 given = []
             elif isinstance(vertex, Chain) and n > 0:  # its states are the chain's own
                 given = [a for a in pytree.tree_leaves((node.args[1], vertex.parameters())) if isinstance(a, Node)]
-            for a in (*given, *self.captured.before.get(node, ())):
-                yield self.vertex(a)
+            yield from map(self.vertex, given)
+            for a in self.captured.before.get(node, ()):
+                # A merged batch normalisation updates its running averages in the order of its own calls.
+                if not (updates_statistics(node) and self.vertex(a) is vertex):
+                    yield self.vertex(a)
 
     def vertices(self) -> list[Any]:
         return list(dict.fromkeys(map(self.vertex, self.captured.nodes)))
@@ -238,7 +250,7 @@ class Series:
             isinstance(node, Node)
             and node.op == "call_function"
             and node not in self.group_of
-            and node not in self.captured.effects
+            and (node not in self.captured.effects or updates_statistics(node))
             and node not in self.captured.written
             and not is_step(node.target)
             and not (node.target is operator.getitem and is_step(node.args[0].target))  # type: ignore[union-attr]

@@ -344,8 +344,10 @@ class _Pass:
         """The call of a batch normalisation that takes its statistics from each step; ``None`` for any other layer."""
         if self.batch_norm_over_time or not has_batch_statistics(layer):
             return None
-        norm, steps = layer, x.shape[:2] if num_steps is None else (1, x.shape[0])
-        return lambda batch: normalised(norm, batch.view(*steps, *batch.shape[1:]), num_steps or steps[0]).flatten(0, 1)
+        norm = layer
+        if num_steps is not None:
+            return lambda batch: normalised(norm, batch.expand(num_steps, *batch.shape))[0]
+        return lambda batch: normalised(norm, batch.view(x.shape)).flatten(0, 1)
 
     def neuron(
         self,

@@ -15,7 +15,7 @@ using cpu::BatchNorm;
 
 constexpr int64_t kGrain = 1 << 15;  // elements that are worth a thread
 
-const cpu::BatchNormKernels& kernels(){SNN_RETURN_OF_CURRENT_ISA(batch_norm_kernels())}
+const cpu::BatchNormKernels& kernels() { SNN_RETURN_OF_CURRENT_ISA(batch_norm_kernels()) }
 
 // Whether x [T, B, C, *] lies in memory as [T, B, *, C].
 bool is_channels_last(const Tensor& x) {
