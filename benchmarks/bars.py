@@ -76,6 +76,8 @@ BARS: dict[str, Limits] = {
     "events [25, 128, 784] float32, 784-1000-1000-10, trained on MNIST, forward + backward": {NUMBERS: 1},
     "events [25, 128, 784] float32, 784-1000-1000-10, trained on MNIST, forward": {NUMBERS: 1.25},
     "memory [25, 128, 784] float32, 784-1000-1000-1000-1000-10, forward + backward": {HELD: 3.5},
+    "spikingjelly [4, 32, 64, 32, 32] float32, LIFNode, forward + backward": {JELLY: 8},
+    "spikingjelly [25, 128, 1000] float32, LIFNode, forward + backward": {JELLY: 8},
     "long [1000, 1, 100] float32, forward + backward": {LOOP: 350},
     "compile [25, 16, 784] float32, forward + backward": {(NETWORK, LOOPED): 8, (NETWORK, WITH_LOSS): 8},
     "epoch [25, 128, 784] float32, forward + backward": {ACCURACY: 0.905, DIFFERENCE: 0.005},

@@ -63,7 +63,8 @@ class Case:
     """One workload: ``kind`` names what computes it, in :mod:`benchmarks.workloads` or :mod:`benchmarks.runner`."""
 
     suite: str
-    kind: str  # layer, loop, numbers, recurrent, pair, product, norm, program, collection, compile, epoch; a network
+    # layer, loop, numbers, recurrent, pair, product, norm, program, collection, jelly, compile, epoch, or a network
+    kind: str
     T: int
     B: int
     shape: tuple[int, ...]  # of one sample
@@ -213,6 +214,11 @@ def suites(device: str) -> dict[str, list[Case]]:
             Case("inference", "layer", 1000, 16, (1024,), backward=False),
         ],
         "compile": [Case("compile", "compile", T, 16, (784,)) for T in (25, 100, 1000)],
+        "spikingjelly": [
+            Case("spikingjelly", "jelly", 4, 32, (64, 32, 32), variant="LIFNode"),
+            Case("spikingjelly", "jelly", 25, 128, (1000,), variant="LIFNode"),
+            Case("spikingjelly", "jelly", 4, 8, (3, 32, 32), variant="Spikformer"),
+        ],
         "epoch": [Case("epoch", "epoch", 25, 128, (784,), stored=True)],
     }
 

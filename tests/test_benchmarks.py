@@ -70,7 +70,7 @@ def _shrunk(device: str) -> dict[str, list[Case]]:
     small: dict[str, list[Case]] = {}
     for name, known in suites(device).items():
         few = [known[0], known[1 % len(known)], known[-1]]
-        layers = [case if case.kind in NETWORKS else replace(case, shape=(16,)) for case in few]
+        layers = [case if case.kind in (*NETWORKS, "jelly") else replace(case, shape=(16,)) for case in few]
         cases = [replace(case, T=3, B=2, hidden=(16,) * len(case.hidden)) for case in layers]
         small[name] = list({case.name: case for case in cases}.values())
     return small
@@ -83,7 +83,7 @@ def test_each_suite_runs(suite, capsys, monkeypatch, tmp_path, digits):
     monkeypatch.setattr(run, "suites", _shrunk)
     file = tmp_path / "run.json"
     command = ["run", "--suite", suite, "--device", "cpu", "--seconds", "0.05", "--threads", "1", "--attempts", "1"]
-    others = {"products": [DENSE], "numbers": ["snnfast, threshold=1"]}.get(suite, [LOOP])
+    others = {"products": [DENSE], "numbers": ["snnfast, threshold=1"], "spikingjelly": []}.get(suite, [LOOP])
     command_line.main([*command, "--peer", OURS, *others, "--json", str(file)])
     output = capsys.readouterr().out
     rows = [row for row in report.load(file)["rows"] if case_named(row.case) != PAIR]

@@ -17,7 +17,8 @@ PROGRAMS = collection.programs()
 SILENT = {"price": ["lif3"], "autoencoder": ["l4"]}  # their membranes are the output
 # snnTorch's SLSTM starts every step from zeros where its input has another size than its states.
 LAZY = {"muscles": ["slstm1.lstm_cell.weight_hh"], "hybrid": ["slstm.lstm_cell.weight_hh"]}
-QUICK = {"static-image", "recurrent-student", "gestures", "spike-counts", "straight-through", "squashed", "stream"}
+QUICK = {"static-image", "recurrent-student", "gestures", "spike-counts", "straight-through", "squashed", "stream",
+         "lif-with-soft-reset", "refractory"}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)

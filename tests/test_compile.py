@@ -43,12 +43,8 @@ def thorough(*values: str, quick: bool) -> Any:
     return pytest.param(*values, id="-".join(values), marks=[pytest.mark.thorough] * (not quick))
 
 
+pytestmark = pytest.mark.usefixtures("nothing_compiled")
 neurons = pytest.mark.parametrize("neuron", [thorough(n, quick=n in FAST) for n in NEURONS])
-
-
-@pytest.fixture(autouse=True)
-def fresh() -> None:
-    torch._dynamo.reset()
 
 
 def compiled(function: Any, **options: Any) -> Any:

@@ -11,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from snnfast import Leaky, MultiStep, use_events
 
-pytestmark = pytest.mark.needs_extension
+pytestmark = [pytest.mark.needs_extension, pytest.mark.usefixtures("nothing_compiled")]
 T, B = 4, 3
 KERNELS = {
     "snnfast::event_conv2d",
@@ -42,11 +42,6 @@ def results(call: Callable[[Tensor], Any], net: nn.Module, x: Tensor) -> tuple[l
         spk, mem = call(x)
         grads = torch.autograd.grad(mem.square().sum() + spk.sum(), [x, *net.parameters()])
     return [spk, mem, *grads], KERNELS & {event.name for event in profiled.events()}
-
-
-@pytest.fixture(autouse=True)
-def nothing_compiled() -> None:
-    torch._dynamo.reset()
 
 
 @pytest.mark.parametrize(

@@ -27,9 +27,6 @@ from torch import Tensor, nn
 import snnfast
 import snnfast.snntorch as snn
 
-# ---- the layers of snnfast.snntorch are snnTorch's: what takes one of those, unpatched, takes them as well
-
-
 # ---- being one of snnTorch's
 
 

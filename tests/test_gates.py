@@ -169,6 +169,12 @@ def test_instructions_lie_in_as_many_loops_as_the_branches_make() -> None:
     depths = {i.opcode: d for i, d in zip(kernel.instructions, kernel.depths(), strict=True)}
     assert (depths["HFMA2.MMA"], depths["LDG.E"], depths["LDG.E.128"], depths["FADD"]) == (0, 1, 2, 2)
     assert (depths["STG.E.128"], depths["BRA.U"], depths["STG.E"], depths["IMAD"]) == (2, 1, 0, 0)
+    end = "        /*00c0*/                   EXIT ;"
+    another = ".L_sum:\n /*00b8*/ DADD R2, R2, R4 ;\n /*00bc*/ @P0 BRA `(.L_sum) ;\n"
+    assert end in SASS
+    longer = code(SASS.replace(end, another + end)).depths()
+    assert len(longer) == len(kernel.instructions) + 2
+    assert sorted(longer) == sorted([*kernel.depths(), 0, 0])  # only the longest loop counts
     with pytest.raises(ValueError, match="no target of BRX"):
         code(SASS.replace('(*"BRANCH_TARGETS .L_one,.L_two"*)', "")).depths()
 
@@ -180,6 +186,7 @@ def test_instructions_in_loops_are_counted_and_shared_out_where_all_calls_go_the
     for name, steps in (("backward_plain<Leaky, float, 4>", 16), ("forward_plain<Leaky, float, 4>", 8)):
         assert record(name=name).per_neuron_step == 400 / steps / 4
     assert record(name="forward_plain<Leaky, float, 1>").per_neuron_step == 400 / 32
+    assert record(name="forward_plain<Leaky, float, 4>").wave(256) == 132 * 4 * 256 * 4  # 4 blocks of 256 threads
     with pytest.raises(ValueError, match="different kernels"):
         analysis.records("9.0", SASS, {})
 

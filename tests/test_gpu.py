@@ -24,6 +24,7 @@ from helpers import (
 from torch import Tensor
 
 import snnfast
+from benchmarks.gpu import workload
 from snnfast import surrogate, use_backend
 from snnfast.functional import lif
 
@@ -104,6 +105,19 @@ def test_results_are_those_of_the_cpu(dtype: torch.dtype, reset: str, delay: boo
         for variant, shape in zip(("unroll", "count", "step"), SHAPES, strict=True):
             case = Case(neuron, variant, 18, shape, dtype, reset, delay, record_mem, "neuron")
             assert_as_on_cpu(run(case, CARD), case)
+
+
+@pytest.mark.parametrize("name", workload.LAYERS)
+def test_every_kernel_has_the_results_of_the_cpu(name: str) -> None:
+    """In calls that launch all kernels, which the emulator shows."""
+    for call in workload.watched():
+        if call[0] != name:
+            continue
+        x, grad = workload.given(call, CARD)
+        found, wanted = workload.run(call, x, grad), workload.run(call, x.cpu(), grad.cpu())
+        assert_bits_equal(found[0], wanted[0], str(call))
+        for a, b in zip(found[1:], wanted[1:], strict=True):
+            assert_close(a.cpu(), b, RELATIVE[call[3]], str(call))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])

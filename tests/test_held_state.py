@@ -1,7 +1,7 @@
 """A layer that holds its membrane, where PyTorch runs it twice, transforms it or compiles it."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -126,10 +126,8 @@ def test_a_transform_of_a_state_not_passed(backend: str, init_hidden: bool, name
 
 
 @pytest.fixture
-def compiler() -> Iterator[Callable[..., Any]]:
-    torch._dynamo.reset()
-    yield lambda function: torch.compile(function, backend="aot_eager")
-    torch._dynamo.reset()
+def compiler(nothing_compiled: None) -> Callable[..., Any]:
+    return lambda function: torch.compile(function, backend="aot_eager")
 
 
 def reset_mem(net: nn.Sequential, library: Any) -> None:

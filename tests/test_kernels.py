@@ -88,12 +88,22 @@ def test_special_calls(name: str, device: torch.device) -> None:
     check(itertools.chain(*drawn), device)
 
 
-# CUDA has kernels of its own for calls of which the current alone asks for a gradient.
+# CUDA has kernels of its own for the calls of a training loop.
 ORDINARY: dict[str, Any] = {
-    "variant": ("unroll", "unroll", "count"), "steps": (1, 15, 16, 17, 18), "shape": ((7,), (3, 10), (1, 64), (2, 64)),
-    "reset": ("subtract", "zero"), "delay": (True,), "record_mem": (False,), "parameters": ("scalar", "one"),
-    "spike_grad": (SURROGATES["atan"], SURROGATES["fast_sigmoid"]),
+    "variant": ("unroll", "unroll", "count", "constant"), "steps": (1, 15, 16, 17, 18),
+    "shape": ((7,), (3, 10), (1, 64), (2, 64)), "reset": ("subtract", "subtract", "zero"), "delay": (True,),
+    "parameters": ("scalar", "one", "neuron"), "spike_grad": (SURROGATES["atan"], SURROGATES["fast_sigmoid"]),
 }  # fmt: skip
+
+
+def check_ordinary(case: Case, device: torch.device, i: int) -> None:
+    """With gradients of the current alone, with the states, and with the parameters; the membrane recorded or not."""
+    if case.reset == "zero":  # as other calls, if it is recorded or learns
+        case = replace(case, record_mem=False)
+    states = case.kind.ops.states if case.states else ()
+    wrt = ("current", *states) if case.reset == "zero" else (("current",), ("current", *states), case.names)[i % 3]
+    flow = "spk" if case.record_mem else ("spk", "both")[i % 2]
+    check_against_reference(case, device, flow, i, wrt=[name for name in wrt if name not in states or case.states])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, *HALVES], ids=lambda dtype: str(dtype)[6:])
@@ -102,5 +112,4 @@ def test_ordinary_calls(neuron: str, dtype: torch.dtype, device: torch.device) -
     longer = {} if KINDS[neuron].ops.has_spike_feedback else {"steps": (1, 15, 16, 17, 33, 40, 49)}
     drawn = random_cases(12, f"{neuron}-{dtype}", neuron=(neuron,), dtype=(dtype,), **{**ORDINARY, **longer})
     for i, case in enumerate(drawn):
-        wrt = ("current", *case.kind.ops.states) if i % 3 == 2 and case.states else ("current",)
-        check_against_reference(case, device, ("spk", "both")[i % 2], i, wrt=wrt)
+        check_ordinary(case, device, i)

@@ -39,10 +39,8 @@ PARAMETERS = ("scalar", "one", "neuron", "channel", "element", "mixed")
 
 @pytest.fixture(autouse=True)
 def fused_backend() -> Iterator[None]:
-    torch._dynamo.reset()
     with snnfast.use_backend("fused"):
         yield
-    torch._dynamo.reset()
 
 
 def random_calls(number: int, seed: int, **choices: Any) -> Iterator[tuple[Case, int]]:
@@ -203,9 +201,3 @@ def test_torch_func() -> None:
     mapped = torch.vmap(lambda w: functional.lif(x[0], beta=0.9, weight=w)[0])(weights)
     for a, w in zip(mapped, weights, strict=True):
         assert_close(a, functional.lif(x[0], beta=0.9, weight=w)[0], 1e-6)
-
-
-# ---- the switch
-
-
-# ---- torch.compile

@@ -21,11 +21,9 @@ pytestmark = pytest.mark.needs_extension
 
 
 @pytest.fixture(autouse=True)
-def fresh() -> Iterator[None]:
-    torch._dynamo.reset()
+def fused_backend(nothing_compiled: None) -> Iterator[None]:
     with snnfast.use_backend("fused"):
         yield
-    torch._dynamo.reset()
 
 
 def trained(net: nn.Module, call: Callable[[], Any]) -> list[tuple[str, Tensor]]:

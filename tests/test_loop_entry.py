@@ -276,11 +276,13 @@ class Rounded(torch.autograd.Function):
 class Quantised(Net):
     """An ``autograd.Function`` is called for each step of a neuron."""
 
+    function = Rounded
+
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         mem1, mem2 = self.lif1.reset_mem(), self.lif2.reset_mem()
         for step in x:
-            spk, mem1 = self.lif1(Rounded.apply(self.fc1(step)), mem1)
-            spk, mem2 = self.lif2(Rounded.apply(self.fc2(spk)), mem2)
+            spk, mem1 = self.lif1(self.function.apply(self.fc1(step)), mem1)
+            spk, mem2 = self.lif2(self.function.apply(self.fc2(spk)), mem2)
         return spk, mem2
 
 
@@ -326,8 +328,35 @@ def test_a_network_that_gains_nothing_runs_as_it_is_and_one_warning_says_why(mak
         snnfast.compile(make())(x)  # the same reason of the same class
 
 
-def test_a_call_of_an_autograd_function_at_each_step_makes_its_class_once() -> None:
+def _function(forward: Any, backward: Any) -> Any:
+    """An ``autograd.Function`` of what it does with its argument, and with a gradient and the argument."""
+
+    def run(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return forward(x)
+
+    methods = {"forward": run, "backward": lambda ctx, gradient: backward(gradient, *ctx.saved_tensors)}
+    return type("Function", (torch.autograd.Function,), {name: staticmethod(f) for name, f in methods.items()})
+
+
+FUNCTIONS = {
+    "elementwise": (lambda x: (x > 0.5).to(x.dtype), lambda g, x: g / (1 + (10 * x).abs()) ** 2),
+    "clamped": (lambda x: x.clamp(-1, 1), lambda g, x: torch.where(x.abs() < 1, g, torch.zeros_like(g))),
+    "over a step": (lambda x: x / x.abs().max(), lambda g, x: g / x.abs().max()),
+    "over a row": (lambda x: x * 1, lambda g, x: g * x.softmax(-1)),
+    "of the batch": (lambda x: x - x.mean(0), lambda g, x: g - g.mean(0)),
+    "a mean": (lambda x: x * 2, lambda g, x: g * 2 / x.size(0)),
+    "in order": (lambda x: x.cumsum(0), lambda g, x: g.flip(0).cumsum(0).flip(0)),
+    "a mask": (lambda x: x * 1, lambda g, x: g.masked_fill(x < 0.1, 0)),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_an_autograd_function_at_each_step_is_one_call_if_it_is_elementwise_else_a_class(name: str) -> None:
     net, x = Quantised(), currents()
+    net.function = _function(*FUNCTIONS[name])
+    repeated = any("autograd_function_apply" in line for line in snnfast.explain(net, x).graphs[0].repeated)
+    assert repeated != (name in ("elementwise", "clamped", "a mean", "a mask"))
     same = copy.deepcopy(net)
     snnfast.compile(net)(x)
     of_each_call = type(torch.ops.higher_order.autograd_function_apply)

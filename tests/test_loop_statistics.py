@@ -51,6 +51,8 @@ PRINTS = {
     "listed": lambda t, spk, mem, count: print(spk[0].tolist()),
 }
 SPLIT = {"ended", "listed"}  # torch.compile can't move these
+if torch.__version__.startswith("2.11"):
+    SPLIT.add("formatted")
 
 
 @pytest.mark.parametrize("name", PRINTS)

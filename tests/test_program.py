@@ -17,6 +17,7 @@ from torch import Tensor
 
 from snnfast import use_backend
 from snnfast._program import code as program_code
+from snnfast._program import cuda
 from snnfast._program import nvrtc as nvrtc_of_programs
 from snnfast._program.cuda import Engine
 from snnfast._program.instructions import NUMBERS
@@ -329,6 +330,18 @@ def test_runs_step_by_step_without_a_kernel(
         trained(program)
 
 
+@pytest.mark.emulated
+def test_number_on_another_device(emulator: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    from emulator.build import kernel_of
+
+    program = Program(lambda x, v, k: (x * k, k * v + x), 1, 1, 1)
+    given = [torch.rand(9, 5)], [torch.rand(5)], [torch.tensor(0.3)], 9
+    wanted = program(*given)
+    monkeypatch.setitem(ENGINES, "cpu", Engine(kernel_of))
+    monkeypatch.setattr(cuda, "_kind", lambda parameter, like: "value")
+    torch.testing.assert_close(program(*given), wanted, rtol=0, atol=0)
+
+
 @pytest.fixture
 def nvrtc() -> Any:
     try:
@@ -405,6 +418,7 @@ def test_launch_by_the_driver(nvrtc: Any, emulator: None, tmp_path: Path, monkey
     bindings = nvrtc._bindings
     monkeypatch.setattr(nvrtc, "_bindings", lambda name: driver if name == "driver" else bindings(name))
     monkeypatch.setenv("SNNFAST_KERNEL_CACHE", str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=77))

@@ -16,18 +16,13 @@ from torch.utils.checkpoint import checkpoint
 import snnfast
 from snnfast import Lapicque, Leaky, MultiStep, Synaptic, functional
 
-pytestmark = pytest.mark.needs_extension
+pytestmark = [pytest.mark.needs_extension, pytest.mark.usefixtures("nothing_compiled")]
 LAYERS: dict[str, Callable[..., Any]] = {
     "leaky": partial(Leaky, 0.9, learn_beta=True),
     "synaptic": partial(Synaptic, 0.9, 0.8),
     "lapicque": partial(Lapicque, 0.9),
 }
 layers = pytest.mark.parametrize("name", LAYERS)
-
-
-@pytest.fixture(autouse=True)
-def fresh() -> None:
-    torch._dynamo.reset()
 
 
 def dense() -> MultiStep:

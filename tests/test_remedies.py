@@ -134,9 +134,6 @@ def test_forward_mode(backend: str) -> None:
         f(forward_ad.make_dual(x, x))
 
 
-# ---- handing a model on
-
-
 # ---- export
 
 

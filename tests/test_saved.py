@@ -89,11 +89,12 @@ def test_without_a_gradient_asked_for_nothing_is_held(neuron: str, device: torch
             assert bytes_held(case, leaves(inputs(case, device))) == 0
 
 
-@emulated_if_thorough
+@pytest.mark.needs_extension
 @telling
 @pytest.mark.parametrize("steps", [25, 100], ids=lambda n: f"T{n}")
-def test_bits_hold_less_than_the_current(steps: int, neuron: str, device: torch.device) -> None:
-    """Of all that is held, in bytes for each neuron and step; the parameters are the layer's own."""
+def test_bits_hold_less_than_the_current(steps: int, neuron: str) -> None:
+    """Of all that is held on the CPU, in bytes for each neuron and step; the parameters are the layer's own."""
+    device = torch.device("cpu")
 
     def held(variant: str, **options: Any) -> float:
         case = replace(Case(neuron, variant, steps, (4, 100), record_mem=False, states=False), **options)
@@ -145,13 +146,14 @@ def test_what_the_gradients_need_decides_what_is_saved(chosen: list[int], device
     every = ("current", "mem", "beta", "threshold", "graded_spikes_factor")
     few = ("current", "mem", "threshold")
     straight = SURROGATES["straight_through_estimator"]
+    spikes = SAVE_SPIKES if _ops.saves_spikes(device) else SAVE_CHECKPOINTS
     for neuron, changes, wrt, saved in (
         ("leaky", {}, every, SAVE_NOTHING),
         ("leaky", {"delay": False}, every, SAVE_CHECKPOINTS),
         ("leaky", {"record_mem": False}, every, SAVE_CHECKPOINTS),
         ("leaky", {"dtype": torch.float16}, every, SAVE_CHECKPOINTS),
-        *(("leaky", {"record_mem": False, "spike_grad": s}, few, SAVE_SPIKES) for s in (straight, DISABLED)),
-        ("leaky", {"spike_grad": straight, "dtype": torch.bfloat16}, few, SAVE_SPIKES),
+        *(("leaky", {"record_mem": False, "spike_grad": s}, few, spikes) for s in (straight, DISABLED)),
+        ("leaky", {"spike_grad": straight, "dtype": torch.bfloat16}, few, spikes),
         ("leaky", {"spike_grad": straight}, few, SAVE_NOTHING),
         ("leaky", {"record_mem": False, "spike_grad": straight}, (*few, "beta"), SAVE_CHECKPOINTS),
         ("leaky", {"record_mem": False, "spike_grad": straight}, (*few, "graded_spikes_factor"), SAVE_CHECKPOINTS),
@@ -174,7 +176,8 @@ def test_every_mode_tells_the_same_gradients(steps: int, neuron: str, device: to
         op = case.kind.ops.backward
         exact = backward_arguments(case, device, seed=i)
         modes = [SAVE_NOTHING] if case.dtype in FLOATS else []
-        for saved in [*modes, SAVE_SPIKES] if case.kind.ops.recorded_membrane_suffices else []:
+        modes += [SAVE_SPIKES] if _ops.saves_spikes(device) else []
+        for saved in modes if case.kind.ops.recorded_membrane_suffices else []:
             given = backward_arguments(case, device, saved=saved, seed=i)
             given |= {name: exact[name] for name in ("surrogate", "p0", "p1")}
             wanted = [g for j, g in enumerate(call_op(op, exact)) if told(case, saved) >> j & 1]
@@ -197,13 +200,13 @@ def test_bits_with_a_threshold_out_of_reach(threshold: float, neuron: str, devic
             assert_close(a, b, 1e-6, f"{case}: {name}")
 
 
-@emulated_if_thorough
+@pytest.mark.needs_extension
 @telling
-def test_bits_have_the_second_derivative_of_the_reference(neuron: str, device: torch.device) -> None:
-    """None: with respect to the current the gradient is constant, and what it depends on otherwise is refused."""
+def test_bits_have_the_second_derivative_of_the_reference(neuron: str) -> None:
+    """On the CPU. None by the current, of which the gradient is constant. What else it depends on is refused."""
     case = Case(neuron, "bits", record_mem=False, spike_grad=FROM_SPIKES[0])
     for function in (fused, expected):
-        tensors = leaves(inputs(case, device), ("current",))
+        tensors = leaves(inputs(case, torch.device("cpu")), ("current",))
         current = tensors["current"]
         assert current is not None
         (grad,) = torch.autograd.grad(function(tensors, case)["spk"].sum(), [current], create_graph=True)

@@ -481,6 +481,41 @@ def test_a_loop_over_steps_becomes_one_call() -> None:
     ]
 
 
+@pytest.mark.needs_extension
+@pytest.mark.usefixtures("nothing_compiled")
+def test_compile_converts_the_nodes_of_an_installed_spikingjelly(theirs: Any) -> None:
+    class Loop(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.net = nn.Sequential(nn.Linear(6, 30), theirs.neuron.IFNode(), nn.Linear(30, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.stack([self.net(step) for step in x])
+
+    x, net = 3 * torch.rand(7, 5, 6), Loop()
+    expected = net(x)
+    theirs.functional.reset_net(net)
+    torch.testing.assert_close(snnfast.compile(net)(x), expected)
+    assert isinstance(net.net[1], neuron.IFNode)
+    functional.reset_net(net)
+    (graph,) = snnfast.explain(net, x).graphs
+    assert "7 steps of ifnode: one unroll, with the linear behind it" in graph.merged
+
+
+@pytest.mark.needs_extension
+def test_a_convolution_behind_a_node_goes_by_its_spikes(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    count = torch.ops.snnfast.count_events
+    monkeypatch.setattr(torch.ops.snnfast, "count_events", lambda x: calls.append(x.shape) or count(x))
+    node, conv = neuron.IFNode(4.0, step_mode="m"), layer.Conv2d(16, 32, 3, padding=1, step_mode="m")
+    x = torch.rand(6, 2, 8, 8, 16).permute(0, 1, 4, 2, 3)
+    spikes = node(x)
+    assert 0 < spikes.mean() < 1 / 8
+    torch.testing.assert_close(conv(spikes).flatten(0, 1), nn.Conv2d.forward(conv, spikes.flatten(0, 1).contiguous()))
+    assert calls == [(12, 16, 8, 8)]
+
+
 def test_enable_compat_stands_in_for_spikingjelly() -> None:
     printed = fresh(
         "import snnfast.spikingjelly as sj\n"

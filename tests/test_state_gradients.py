@@ -308,14 +308,12 @@ def of_input(loop: Any, outside: Any = None) -> Tensor:
 
 
 @pytest.fixture
-def compiled() -> Iterator[Any]:
-    torch._dynamo.reset()
+def compiled(nothing_compiled: None) -> Iterator[Any]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="snnfast: a compiled loop runs as it is")
         yield lambda function, inner=None: torch.compile(
             function, backend="snnfast", options={"inner": inner} if inner else None
         )
-    torch._dynamo.reset()
 
 
 HOOKS: dict[str, tuple[Any, ...]] = {  # inside of the loop, behind it, and outside of what is compiled

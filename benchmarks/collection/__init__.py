@@ -38,6 +38,7 @@ KINDS = (
     "surrogates",
     "attention",
     "agents",
+    "neurons",
 )
 
 
@@ -206,7 +207,8 @@ def _seen(program: Program, T: int, B: int, calls: int, how: str) -> dict[str, A
         seen |= {f"call {call}: result {i}": t.detach() if isinstance(t, Tensor) else t for i, t in enumerate(leaves)}
         seen |= {f"call {call}: gradient of {name}": p.grad for name, p in net.named_parameters()}
         seen |= {f"call {call}: {name}": t.clone() for name, t in net.state_dict().items()}
-        seen[f"call {call}: prints"] = printed.getvalue()
+        # A tensor may be made by another call of PyTorch.
+        seen[f"call {call}: prints"] = re.sub(r", grad_fn=<\w+>", "", printed.getvalue())
     return seen
 
 

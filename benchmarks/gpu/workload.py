@@ -1,10 +1,11 @@
-"""Forward and backward of layers as training calls them, for tools that look at kernels from outside."""
+"""Forward and backward of layers as training calls them, for tests and tools that look at kernels from outside."""
 
 import argparse
 from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import snnfast
 
@@ -16,47 +17,57 @@ LAYERS: dict[str, dict[str, Any]] = {
     "RLeaky": {"beta": 0.9, "V": 0.5, "all_to_all": False},
     "RSynaptic": {"alpha": 0.9, "beta": 0.8, "V": 0.5, "all_to_all": False},
 }
+STRAIGHT = {"spike_grad": snnfast.surrogate.straight_through_estimator()}
 # Options of a layer and of its call: those that choose another kernel, or another way through one.
 OPTIONS: tuple[tuple[dict[str, Any], dict[str, Any]], ...] = (
-    ({}, {"record_mem": False}),
     ({}, {"record_mem": True}),
-    ({}, {"record_mem": False, "reduce": "sum"}),
-    ({"reset_mechanism": "zero"}, {"record_mem": False}),
+    ({}, {"record_mem": False}),
+    ({"learn_beta": True}, {"record_mem": True}),
     ({"learn_beta": True}, {"record_mem": False}),
-    ({"spike_grad": snnfast.surrogate.straight_through_estimator()}, {"record_mem": False}),
+    ({"reset_mechanism": "zero"}, {"record_mem": False}),
+    (STRAIGHT, {"record_mem": True}),
+    (STRAIGHT, {"record_mem": False, "reduce": "sum"}),
 )
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 MANY = 1 << 18  # neurons from which on a thread takes several of them
 Call = tuple[str, int, int, torch.dtype, dict[str, Any], dict[str, Any]]  # layer, T, N, dtype, options
 
 
-def watched() -> Iterator[Call]:
-    """Every kernel at a few neurons, and at many in the two dtypes whose vectors differ most."""
-    for name in LAYERS:
-        for layer, call in OPTIONS:
-            for dtype in DTYPES:
+def watched(many: int = MANY) -> Iterator[Call]:
+    """Every kernel, at a few neurons and at many. In float64 a thread has one neuron, however many there are."""
+    for layer, call in OPTIONS:
+        for dtype in DTYPES:
+            for name in LAYERS:
                 yield name, 18, 37, dtype, layer, call
-                yield name, 272, 37, dtype, layer, call  # the warps of a block divide the time among them
-                if dtype in (torch.float32, torch.float16):
-                    yield name, 18, MANY, dtype, layer, call
+                if dtype != torch.float64:
+                    yield name, 18, many, dtype, layer, call
+            yield "Leaky", 272, 37, dtype, layer, call  # the warps of a block divide the time among them
 
 
-def profiled() -> Iterator[Call]:
+def profiled(many: int = MANY) -> Iterator[Call]:
     """The layer and options that most networks have, at sizes that fill a card, and few neurons over many steps."""
     for layer, call in OPTIONS:
-        yield "Leaky", 100, MANY, torch.float32, layer, call
+        yield "Leaky", 100, many, torch.float32, layer, call
     for dtype in DTYPES[1:]:
-        yield "Leaky", 100, MANY, dtype, *OPTIONS[0]
-    yield "Leaky", 100, MANY - 1, torch.float32, *OPTIONS[0]  # no vector fits
-    yield "Leaky", 4096, 256, torch.float32, *OPTIONS[0]
-    yield "Synaptic", 100, MANY, torch.float32, *OPTIONS[0]
+        yield "Leaky", 100, many, dtype, *OPTIONS[0]
+    yield "Leaky", 100, many - 1, torch.float32, *OPTIONS[2]  # no vector fits
+    yield "Leaky", 4096, min(many, 256), torch.float32, *OPTIONS[0]
+    yield "Synaptic", 100, many, torch.float32, *OPTIONS[0]
 
 
-def run(call: Call, device: str) -> None:
-    name, T, N, dtype, layer, options = call
-    x = (2 * torch.rand(T, N, dtype=dtype, device=device)).requires_grad_()
-    spk, *_ = getattr(snnfast, name)(**LAYERS[name], **layer).to(device).unroll(x, **options)
-    spk.backward(torch.rand_like(spk))
+def given(call: Call, device: torch.device) -> tuple[Tensor, Tensor]:
+    """A current, and a gradient of the spikes."""
+    _, T, N, dtype, _, options = call
+    spk = (N,) if "reduce" in options else (T, N)
+    return 2 * torch.rand(T, N, dtype=dtype, device=device), torch.rand(spk, dtype=dtype, device=device)
+
+
+def run(call: Call, x: Tensor, grad: Tensor) -> list[Tensor]:
+    """The spikes, and the gradients of the current and of what the layer learns."""
+    name, _, _, _, layer, options = call
+    neuron, x = getattr(snnfast, name)(**LAYERS[name], **layer).to(x.device), x.detach().requires_grad_()
+    spk, *_ = neuron.unroll(x, **options)
+    return [spk.detach(), *torch.autograd.grad(spk, [x, *neuron.parameters()], grad)]
 
 
 def main() -> None:
@@ -66,7 +77,7 @@ def main() -> None:
     with snnfast.use_backend("fused"):
         for call in profiled() if args.profiled else watched():
             print(*call)
-            run(call, "cuda")
+            run(call, *given(call, torch.device("cuda")))
             torch.cuda.synchronize()  # an error belongs to this call
 
 

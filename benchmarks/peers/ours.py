@@ -105,7 +105,7 @@ INSTALL = "pip install --no-build-isolation '.[snntorch]'"
 PEERS = [
     Peer(
         OURS, "snnfast", "snnfast", HERE, make, network=OverTime, loss=loss,
-        kinds=(*KINDS, "numbers", "pair", "recurrent", "product", "norm", "epoch"), neurons=tuple(NEURONS),
+        kinds=(*KINDS, "numbers", "pair", "recurrent", "product", "norm", "epoch", "jelly"), neurons=tuple(NEURONS),
     ),
     Peer(
         GRAPH, "snnfast", "snnfast", HERE, make, "the same, captured in a CUDA graph and replayed", network=OverTime,

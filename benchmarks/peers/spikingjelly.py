@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..registry import Case
-from .base import Neuron, Peer, Unsupported, only
+from .base import KINDS, Neuron, Peer, Unsupported, only
 
 PREFIX = "SpikingJelly"
 SURROGATES = {"atan": ("ATan", 2.0), "sigmoid": ("Sigmoid", 25.0), "fast_sigmoid": ("SoftSign", 25.0)}
@@ -94,7 +94,10 @@ NOTE = (
 )
 INSTALL = "pip install spikingjelly"
 PEERS = [
-    Peer(PREFIX, "spikingjelly", "spikingjelly", INSTALL, make, NOTE, nearest, devices=("cpu",)),
+    Peer(
+        PREFIX, "spikingjelly", "spikingjelly", INSTALL, make, NOTE, nearest, devices=("cpu",),
+        kinds=(*KINDS, "jelly"),
+    ),
     Peer(
         f"{PREFIX}, compiled", "spikingjelly", "spikingjelly", INSTALL, make_compiled, NOTE, nearest, compiled=True,
         devices=("cpu",), kinds=("layer",),

@@ -1,176 +1,100 @@
-// Backward kernel for few neurons and many steps: the warps of a block share out the time of 32 adjacent neurons.
+// Backward kernel of ordinary calls with few neurons and many steps: the warps of a block divide the time of 32
+// adjacent neurons among them, because one thread per neuron would leave most of a card idle.
 //
-// One thread per neuron would leave most of a card idle. Going back is linear in the carry, the gradient of the
-// membrane between two steps: each warp goes through its segment of time with a carry of 0, to learn what leaves it,
-// and by what factor a carry from later segments would; from that it knows its true carry, and goes through it again to
-// write.
+// Going back is linear in the carry, the gradient of the membrane between two steps. Each warp goes through its segment
+// of time with a carry of 0. This tells the carry that leaves the segment, and by which factor an entering carry would
+// be multiplied. From these the warp learns its true carry, with which it goes through its segment again and writes.
 //
-// Where a gradient overflows, the sum of what overflowed and a multiple of it may be NaN, where step by step it would
-// have stayed infinite, and a factor may overflow that times its carry would not have.
+// Where a gradient overflows, the result may be NaN, and infinite in the other kernels.
 //
 // Part of backward.cu.
 #pragma once
 
-#include "backward.cuh"
 #include "backward_plain.cuh"
 
-namespace snnfast::cuda {
+namespace snnfast::cuda::plain {
 namespace {
 
-constexpr int kLanes = 32;
+constexpr int kLanes = 32, kSegments = 16, kLast = kSegments - 1;
 
-// As many as leave the recomputed steps in kSharedBytes.
-template <typename Neuron, typename A>
-constexpr int kSegments = kSharedBytes / static_cast<int>(kCheckpoint * kKeptRows<Neuron> * kLanes * sizeof(A));
+// Rows of numbers that the warps tell each other. Each thread has a column.
+template <typename A>
+using Told = A (*)[kSegments * kLanes];
 
-template <int a, int b>
-constexpr int kMost = a > b ? a : b;
-
-// What warps tell each other, in the column of the thread: before the second pass, and after it.
-enum Told : int { kCarry, kFactor, kGradX = 0, kSums };
-
-template <typename Neuron, typename A>
-using Shared = A (*)[1][kSegments<Neuron, A> * kLanes];
-
-// The step with which a segment of whole chunks begins, and the one before ends. The last segment is never empty.
-template <int kOf>
-__device__ __forceinline__ int64_t start_of(int segment, int64_t T) {
-  const int64_t start = (T + kCheckpoint - 1) / kCheckpoint * segment / kOf * kCheckpoint;
-  return start < T ? start : T;
+// The first step of a segment, which consists of whole chunks. The last segment is never empty.
+__device__ __forceinline__ int start_of(int segment, int T) {
+  const int64_t start = static_cast<int64_t>((T + kChunk - 1) / kChunk) * segment / kSegments * kChunk;
+  return static_cast<int>(start < T ? start : T);
 }
 
-// The carry that enters `segment`, always in the same order of those after it, the last of which had its true carry.
-template <typename Neuron, typename A>
-__device__ __forceinline__ A entering_carry(Shared<Neuron, A> shared, int segment, int lane) {
-  A carry = shared[kCarry][0][(kSegments<Neuron, A> - 1) * kLanes + lane];
-  for (int later = kSegments<Neuron, A> - 2; later > segment; --later) {
+// The carry that enters `segment`, combined in the order of the segments. The last segment had its true carry.
+template <typename A>
+__device__ __forceinline__ A entering_carry(Told<A> told, int segment, int lane) {
+  A carry = told[0][kLast * kLanes + lane];
+  for (int later = kLast - 1; later > segment; --later) {
     const int at = later * kLanes + lane;
-    carry = carry_through(shared[kCarry][0][at], shared[kFactor][0][at], carry);
+    carry = told[0][at] + told[1][at] * carry;
   }
   return carry;
 }
 
-template <typename Neuron, typename S, int V, bool kRecorded>
-__global__ void __launch_bounds__(kSegments<Neuron, Opmath<S>>* kLanes, kRecorded ? 2 : 1)
-    backward_chunked_kernel(const Backward<Neuron> p, const bool streaming) {
+template <typename Neuron, typename S, int V, Reset kReset, bool kRecorded, bool kSums>
+__global__ void __launch_bounds__(kSegments* kLanes, 1) backward_plain_chunked_kernel(const Backward<Neuron> p) {
   static_assert(V == 1, "a lane takes one neuron");
   using A = Opmath<S>;
-  constexpr int kOf = kSegments<Neuron, A>, kLast = kOf - 1, kParameters = Neuron::kParameters;
-  constexpr int kKept = kCheckpoint * kKeptRows<Neuron>, kTold = kMost<kSums + kParameters, kSumRows<Neuron, A>>;
-  static_assert(kTold <= kKept);
-  __shared__ A shared[kRecorded ? kTold : kKept][V][kOf * kLanes];
-  const int segment = static_cast<int>(threadIdx.x) / kLanes, lane = static_cast<int>(threadIdx.x) % kLanes;
-  const int64_t begin = start_of<kOf>(segment, p.T), end = start_of<kOf>(segment + 1, p.T);
-  const int64_t own = static_cast<int64_t>(blockIdx.x) * kLanes + lane;
-  const bool there = own < p.N;  // lanes without a neuron come to the barriers
-  BackwardPass<Neuron, S, V, kRecorded, kOf * kLanes> neuron(p, there ? own : p.N - 1, shared, streaming);
-
-  neuron.start();
-  if (segment == kLast) neuron.start_at_end();  // its carry is known
-  if (there && segment > 0) neuron.run(begin, end, /*on_trial=*/segment < kLast);
-  if (there) {
-    shared[kCarry][0][threadIdx.x] = neuron.carry[0][0];
-    shared[kFactor][0][threadIdx.x] = neuron.factor[0][0];
-  }
-  __syncthreads();
-  const A carry = there ? entering_carry<Neuron, A>(shared, segment, lane) : A(0);
-  __syncthreads();
-  if (there && segment < kLast) {
-    neuron.start();
-    neuron.carry[0][0] = carry;
-    neuron.run(begin, end);
-  }
-  if (segment > 0 && there) {
-    shared[kGradX][0][threadIdx.x] = neuron.grad_x_sum[0];
-#pragma unroll
-    for (int k = 0; k < kParameters; ++k) shared[kSums + k][0][threadIdx.x] = neuron.sums[0][k];
-  }
-  __syncthreads();
-  const Sums<A, V, kOf * kLanes> sums{shared};
-  if (segment == 0 && there) {
-    for (int later = 1; later < kOf; ++later) {
-      const int at = later * kLanes + lane;
-      neuron.grad_x_sum[0] += shared[kGradX][0][at];
-#pragma unroll
-      for (int k = 0; k < kParameters; ++k) neuron.sums[0][k] += shared[kSums + k][0][at];
-    }
-    neuron.finish();
-  } else if (segment == 0) {
-    for (int k = 0; k < kParameters; ++k) sums.put(k, lane, 0);
-  }
-  if (p.summed != 0) sum_parameters(p, sums, kLanes);
-}
-
-// The same of an ordinary call (plain.cuh), whose options are template arguments.
-template <typename Neuron, typename S, int V, Reset kReset>
-__global__ void __launch_bounds__(kSegments<Neuron, Opmath<S>>* kLanes, 1)
-    backward_plain_chunked_kernel(const Backward<Neuron> p, const bool streaming) {
-  static_assert(V == 1, "a lane takes one neuron");
-  using A = Opmath<S>;
-  constexpr int kOf = kSegments<Neuron, A>, kLast = kOf - 1;
-  __shared__ A shared[kFactor + 1][V][kOf * kLanes];
-  const int segment = static_cast<int>(threadIdx.x) / kLanes, lane = static_cast<int>(threadIdx.x) % kLanes;
-  const int begin = static_cast<int>(start_of<kOf>(segment, p.T));
-  const int end = static_cast<int>(start_of<kOf>(segment + 1, p.T));
-  const int64_t own = static_cast<int64_t>(blockIdx.x) * kLanes + lane;
-  const bool there = own < p.N, some = there && begin < end;
-  plain::PlainBackward<Neuron, S, V, kReset, 1> neuron(p, there ? own : p.N - 1, false, nullptr);
-  neuron.streaming = streaming && segment == kLast;
+  constexpr int kParameters = Neuron::kParameters;
+  constexpr int kRows = 1 + (kSums ? kParameters : 1);  // after the second pass: the sums over time
+  __shared__ SharedMemory<kSegments * kLanes, kRows * sizeof(A), kSums ? kSumBytes<Neuron> : 0> shared;
+  auto* const told = reinterpret_cast<Told<A>>(shared.bytes);
+  const int thread = static_cast<int>(threadIdx.x), segment = thread / kLanes, lane = thread % kLanes;
+  const int T = static_cast<int>(p.T), begin = start_of(segment, T), end = start_of(segment + 1, T);
+  const int own = static_cast<int>(blockIdx.x) * kLanes + lane;
+  const bool there = own < p.N, some = there && begin < end;  // a lane without a neuron still meets the barriers
+  PlainBackward<Neuron, S, V, Kind<kReset, kRecorded, kSums>, true, 1> neuron(p, there ? own : p.N - 1, nullptr);
   if (some) neuron.start(end);
   neuron.load();
-  if (segment < kLast) neuron.carry[0][0] = A(0);  // that of the last is known
+  if (segment < kLast) neuron.carry[0][0] = A(0);  // only the last segment's is known
   neuron.factor[0][0] = A(1);
 #pragma unroll 1
   for (int pass = 0; pass < 2; ++pass) {
-    const bool mine = pass == 0 ? segment > 0 : segment < kLast;
-    if (mine && some) {
-      if (pass == 0 && segment < kLast) {
-        neuron.template run<true>(begin, end);
-      } else {
-        neuron.template run<false>(begin, end);
-      }
-    }
+    neuron.writes = pass > 0 || segment == kLast;
+    if (some && segment != (pass == 0 ? 0 : kLast)) run(neuron, begin, end);
     if (pass > 0) break;
-    if (there) {
-      shared[kCarry][0][threadIdx.x] = neuron.carry[0][0];
-      shared[kFactor][0][threadIdx.x] = neuron.factor[0][0];
-    }
-    neuron.streaming = streaming;
+    told[0][thread] = neuron.carry[0][0];
+    told[1][thread] = neuron.factor[0][0];
     if (some && segment < kLast) neuron.start(end);
     __syncthreads();
-    if (there && segment < kLast) neuron.carry[0][0] = entering_carry<Neuron, A>(shared, segment, lane);
-  }
-  if (segment == 0 && there) neuron.finish();
-}
-
-template <typename Neuron, typename S, Reset kReset>
-int launch_plain_chunked(const Backward<Neuron>& p, void* stream) {
-  constexpr int kThreads = kSegments<Neuron, Opmath<S>> * kLanes;
-  return launch_blocks(backward_plain_chunked_kernel<Neuron, S, 1, kReset>, (p.N + kLanes - 1) / kLanes, kThreads,
-                       stream, p);
-}
-
-template <typename Neuron, typename S, bool kRecorded>
-int launch_chunked(const Backward<Neuron>& p, void* stream) {
-  constexpr int kThreads = kSegments<Neuron, Opmath<S>> * kLanes;
-  return launch_blocks(backward_chunked_kernel<Neuron, S, 1, kRecorded>, (p.N + kLanes - 1) / kLanes, kThreads, stream,
-                       p);
-}
-
-template <typename Neuron>
-int backward_chunked(const Backward<Neuron>& p, void* stream) {
-  if constexpr (HasPlain<Neuron>) {
-    if (plain::takes(p)) {
-      return plain::visit(p, [&](const Backward<Neuron>& prepared, auto element, auto reset) {
-        return launch_plain_chunked<Neuron, decltype(element), decltype(reset)::value>(prepared, stream);
-      });
+    if (segment < kLast) {
+      neuron.carry[0][0] = entering_carry<A>(told, segment, lane);
+      neuron.forget_sums();
     }
+    __syncthreads();
   }
-  return visit_element(p.dtype, [&](auto element) {
-    using S = decltype(element);
-    return p.recorded() ? launch_chunked<Neuron, S, true>(p, stream) : launch_chunked<Neuron, S, false>(p, stream);
-  });
+  told[0][thread] = neuron.grad_x_sum[0];
+#pragma unroll
+  for (int k = 0; kSums && k < kParameters; ++k) told[1 + k][thread] = neuron.sums[0][k];
+  __syncthreads();
+  [[maybe_unused]] double of_all[kParameters] = {};
+  if (segment == 0 && there) {
+    for (int at = kLanes + lane; at < kSegments * kLanes; at += kLanes) {
+      neuron.grad_x_sum[0] += told[0][at];
+#pragma unroll
+      for (int k = 0; kSums && k < kParameters; ++k) neuron.sums[0][k] += told[1 + k][at];
+    }
+    neuron.finish(of_all);
+  }
+  if constexpr (kSums) {
+    if (p.summed != 0) sum_parameters<kSegments * kLanes>(p, of_all, shared.bytes, kLanes);
+  }
+}
+
+template <typename Neuron, typename S, typename Of>
+int launch_chunked(const Backward<Neuron>& p, void* stream) {
+  // One kernel serves calls with and without gradients of parameters: it is bound by latency, not by instructions.
+  constexpr bool kSums = kHasSums<Neuron> && Of::kReset == Reset::kSubtract;
+  return launch_blocks(backward_plain_chunked_kernel<Neuron, S, 1, Of::kReset, Of::kRecorded, kSums>,
+                       (p.N + kLanes - 1) / kLanes, kSegments * kLanes, stream, p);
 }
 
 }  // namespace
-}  // namespace snnfast::cuda
+}  // namespace snnfast::cuda::plain

@@ -1,53 +1,67 @@
-// V adjacent neurons of an ordinary call (plain.cuh), taken back through time by one thread, with gradients of the
-// current and the initial states. While it computes a batch of steps, what it reads for the next batch is under way.
+// One thread takes V adjacent neurons of an ordinary call (plain.cuh) back through time. It requests the rows of the
+// next batch of steps before it computes the present one.
 #pragma once
 
 #include "fused.cuh"
 #include "plain.cuh"
+#include "sums.cuh"
 
 namespace snnfast::cuda::plain {
 
 template <typename Neuron>
 bool takes(const Backward<Neuron>& p) {
-  if (!is_ordinary(p) || p.recorded() || p.grad_spk == nullptr || p.grad_x == nullptr || p.derivative != nullptr)
-    return false;
-  // With a negative slope the denominator may be 0, which the approximate quotient is not for.
+  if (!is_ordinary(p) || p.grad_spk == nullptr || p.derivative != nullptr || given(p.grad_record) != 0) return false;
+  // A negative slope may make the denominator 0, where the approximate quotient is wrong.
   const bool fast_sigmoid = p.surrogate == SurrogateKind::kFastSigmoid && p.coefficients.a >= 0;
-  return (p.surrogate == SurrogateKind::kATan || fast_sigmoid) && given(p.grad_record) == 0 && !p.sums_parameters();
+  if (p.surrogate != SurrogateKind::kATan && !fast_sigmoid) return false;
+  if (p.dtype != DType::kFloat && p.mem_rec != nullptr) return false;
+  if (p.rule.reset == Reset::kZero) return p.mem_rec == nullptr && !p.sums_parameters();
+  return kHasSums<Neuron> || !p.sums_parameters();
 }
 
-// Calls f with the problem as a kernel takes it, an element, and the reset as a type, of a call for which
-// takes() is true.
+// The template arguments of a kernel that depend on the call.
+template <Reset kReset_, bool kRecorded_, bool kSums_>
+struct Kind {
+  static constexpr Reset kReset = kReset_;
+  static constexpr bool kRecorded = kRecorded_;  // the membranes are read, not recomputed
+  static constexpr bool kSums = kSums_;          // parameters have gradients
+};
+
+// Calls f with the problem as a kernel takes it, an element and a Kind. takes() must be true.
 template <typename Neuron, typename F>
 int visit(Backward<Neuron> p, F&& f) {
   p.rational = Rational::of(p.surrogate, p.coefficients);
   // The kernel computes an address from it before it knows that the first chunk has no checkpoint.
   if (p.rows == nullptr) p.rows = p.x;
   return visit_element<false>(p.dtype, [&](auto element) {
-    return p.rule.reset == Reset::kZero ? f(p, element, std::integral_constant<Reset, Reset::kZero>{})
-                                        : f(p, element, std::integral_constant<Reset, Reset::kSubtract>{});
+    if (p.rule.reset == Reset::kZero) return f(p, element, Kind<Reset::kZero, false, false>{});
+    if constexpr (Neuron::kRecordedMembraneSuffices && std::is_same_v<decltype(element), float>) {
+      if (p.mem_rec != nullptr && p.sums_parameters()) return f(p, element, Kind<Reset::kSubtract, true, true>{});
+      if (p.mem_rec != nullptr) return f(p, element, Kind<Reset::kSubtract, true, false>{});
+    }
+    if constexpr (kHasSums<Neuron>) {
+      if (p.sums_parameters()) return f(p, element, Kind<Reset::kSubtract, false, true>{});
+    }
+    return f(p, element, Kind<Reset::kSubtract, false, false>{});
   });
 }
 
 inline constexpr int kChunk = static_cast<int>(kCheckpoint);
 
-// Steps of a batch, of which a chunk has several.
+// Steps of a batch. A chunk has several batches.
 template <int V>
 constexpr int kBatch = V == 1 ? 8 : 4;
 
-// What is kept of each recomputed step and neuron: its states, and the current where an adjoint reads it.
-template <typename Neuron>
-constexpr int kRows = Neuron::kStates + (Neuron::kAdjointReadsX ? 1 : 0);
-
-// The recomputed steps of one neuron are in registers; those of several are in shared memory, a column for each thread.
-template <typename Neuron, typename S, int V>
-constexpr int kBytes = V == 1 ? 0 : kChunk * kRows<Neuron> * V * static_cast<int>(sizeof(Opmath<S>));
+// Shared memory of a thread. The recomputed steps of one neuron fit into registers.
+template <typename Neuron, typename S, int V, typename Of>
+constexpr int kBytes =
+    V == 1 || Of::kRecorded ? 0 : kChunk * kKeptRows<Neuron> * V * static_cast<int>(sizeof(Opmath<S>));
 
 template <typename Neuron, typename A, int V>
 struct Kept {
   static constexpr int kStates = Neuron::kStates;
 
-  A rows[kRows<Neuron>][V];  // the states after a step, and its current where an adjoint reads it
+  A rows[kKeptRows<Neuron>][V];  // after a step
 
   Kept() = default;
   __device__ __forceinline__ Kept(const A (&states)[V][kStates], [[maybe_unused]] const A (&currents)[V]) {
@@ -69,21 +83,21 @@ template <typename Neuron, typename A, int V, int kOf>
 struct Trajectory {
   Pack<A, V> (*column)[kOf];
 
-  __device__ __forceinline__ explicit Trajectory(Pack<A, V> (*shared)[kOf]) : column(shared) {}
+  __device__ __forceinline__ explicit Trajectory(void* shared) : column(static_cast<Pack<A, V> (*)[kOf]>(shared)) {}
   __device__ __forceinline__ void put(int k, const Kept<Neuron, A, V>& step) {
 #pragma unroll
-    for (int row = 0; row < kRows<Neuron>; ++row) {
+    for (int row = 0; row < kKeptRows<Neuron>; ++row) {
       Pack<A, V> pack;
 #pragma unroll
       for (int i = 0; i < V; ++i) pack.values[i] = step.rows[row][i];
-      column[k * kRows<Neuron> + row][threadIdx.x] = pack;
+      column[k * kKeptRows<Neuron> + row][threadIdx.x] = pack;
     }
   }
   __device__ __forceinline__ Kept<Neuron, A, V> get(int k) const {
     Kept<Neuron, A, V> step;
 #pragma unroll
-    for (int row = 0; row < kRows<Neuron>; ++row) {
-      const Pack<A, V> pack = column[k * kRows<Neuron> + row][threadIdx.x];
+    for (int row = 0; row < kKeptRows<Neuron>; ++row) {
+      const Pack<A, V> pack = column[k * kKeptRows<Neuron> + row][threadIdx.x];
 #pragma unroll
       for (int i = 0; i < V; ++i) step.rows[row][i] = pack.values[i];
     }
@@ -94,140 +108,150 @@ template <typename Neuron, typename A, int kOf>
 struct Trajectory<Neuron, A, 1, kOf> {
   Kept<Neuron, A, 1> steps[kChunk];
 
-  __device__ __forceinline__ explicit Trajectory(Pack<A, 1> (*)[kOf]) {}
+  __device__ __forceinline__ explicit Trajectory(void*) {}
   __device__ __forceinline__ void put(int k, const Kept<Neuron, A, 1>& step) { steps[k] = step; }
   __device__ __forceinline__ Kept<Neuron, A, 1> get(int k) const { return steps[k]; }
 };
 
-template <typename Neuron, typename S, int V, Reset kReset, int kOf>
-struct PlainBackward {
+// The number of steps that the last chunk before `end` lacks at its beginning, so that it ends with its last step.
+// Below it is `skip`, of a chunk or a batch that is not kWhole.
+__device__ __forceinline__ int missing(int end) { return (kChunk - end % kChunk) % kChunk; }
+
+// The part that does not depend on where the membranes come from: the given gradients, the adjoint, and the results.
+// kChunked: the pass goes through a segment of time, and its carry may not be known yet.
+template <typename Neuron, typename S, int V, Reset kReset, bool kSums, bool kChunked>
+struct PlainAdjoint {
   using A = Opmath<S>;
-  using Batch = Raw<S, V>[kBatch<V>];
   static constexpr int kStates = Neuron::kStates, kMem = kStates - 1, kParameters = Neuron::kParameters;
-  static constexpr int kThreshold = Problem<Neuron>::kThreshold;
   static constexpr int kSteps = kBatch<V>, kBatches = kChunk / kSteps;
 
   const Backward<Neuron>& p;
   const int64_t first;
-  bool streaming;               // rows are read for the last time, or written
-  const S* x;                   // of the next step to request, as the one that follows
-  const S* grad_spk;            // going back
-  S* grad_x;                    // of the next step to write, going back
-  Batch currents[kBatches];     // of the chunk to do next: the first batch, or all of one that time does not fill
-  Batch gradients;              // the last ones of the latter
-  States<Neuron, A, V> before;  // the states before it
-  Trajectory<Neuron, A, V, kOf> trajectory;
+  const S* grad_spk;  // of the next step to request, going back
+  S* grad_x;          // of the next step to write, going back
+  Raw<S, V> gradients[kBatches][kSteps];
   A parameters[kParameters];
-  A carry[V][kStates];   // gradients with respect to the states between two steps
-  A factor[V][kStates];  // on trial: what the steps done make of a carry of 1 without any other gradient
+  A carry[V][kStates];     // gradients with respect to the states between two steps
+  A grad_x_sum[V];         // over the steps done, for a constant current
+  A sums[V][kParameters];  // the same of the parameters' gradients
+  A factor[V][kStates];    // chunked: what the steps done make of a carry of 1 without any other gradient
+  bool writes = true;      // chunked: whether the carry is known, and so the gradients of the current
 
-  __device__ __forceinline__ PlainBackward(const Backward<Neuron>& problem, int64_t first_neuron, bool stream,
-                                           Pack<A, V> (*shared)[kOf])
-      : p(problem), first(first_neuron), streaming(stream), trajectory(shared) {}
-
-  // Requests what going back from `end` begins with.
-  __device__ __forceinline__ void start(int end) {
-    const int64_t last = end - 1;
-    const int chunk = (end - 1) / kChunk, skip = missing(end);
-    grad_spk = static_cast<const S*>(p.grad_spk) + last * p.grad_spk_stride + first;
-    grad_x = static_cast<S*>(p.grad_x) + last * p.N + first;
-    x = static_cast<const S*>(p.x) + static_cast<int64_t>(chunk) * kChunk * p.N + first;
-#pragma unroll
-    for (int b = 0; b < kBatches; ++b) request_currents<false>(currents[b], skip - b * kSteps);
-    request_states(chunk);
-    if constexpr (V > 1) request_gradients<false>(gradients, skip - (kBatches - 1) * kSteps);
-    in_order();
+  __device__ __forceinline__ PlainAdjoint(const Backward<Neuron>& problem, int64_t first_neuron)
+      : p(problem), first(first_neuron) {
+    forget_sums();
   }
 
-  // The states' gradients after the last step, and the parameters: loaded once the first currents are under way.
+  __device__ __forceinline__ void forget_sums() {
+    fill(grad_x_sum, A(0));
+#pragma unroll
+    for (int i = 0; i < V; ++i) fill(sums[i], A(0));
+  }
+
+  // Loads the gradients of the last states, and the parameters. The first rows are under way already.
   __device__ __forceinline__ void load() {
     States<Neuron, A, V> given;
 #pragma unroll
-    for (int s = 0; s < kStates; ++s) given.request(s, offset<A>(p.grad_last[s], first), false);
+    for (int s = 0; s < kStates; ++s) given.request(s, offset<A>(p.grad_last[s], first));
     in_order();
-    load_shared<S>(p, parameters);
+    load_numbers<S, V>(p, first, parameters);
     given.to(carry);
   }
 
-  // Steps end - 1 down to `begin`, the first of a chunk, after start() with the same end. On trial nothing is written;
-  // what is learnt is how the steps pass a carry on.
-  template <bool kTrial>
-  __device__ __forceinline__ void run(int begin, int end) {
-    const int least = begin / kChunk;
-    int chunk = (end - 1) / kChunk;
-    run_chunk<false, kTrial>(chunk, missing(end), least);
-#pragma unroll 1
-    for (--chunk; chunk >= least; --chunk) run_chunk<true, kTrial>(chunk, 0, least);
-  }
-
-  __device__ __forceinline__ void finish() {
+  // `own` gets what the thread's neurons add to each gradient that is one number.
+  __device__ __forceinline__ void finish([[maybe_unused]] double (&own)[kParameters]) {
 #pragma unroll
     for (int s = 0; s < kStates; ++s) {
       if (p.grad_initial[s] != nullptr) store_row(static_cast<A*>(p.grad_initial[s]) + first, s, carry);
     }
+    if (p.grad_x_sum != nullptr) store<V>(static_cast<S*>(p.grad_x_sum) + first, grad_x_sum);
+    if constexpr (kSums) finish_parameters(p, first, sums, own);
   }
 
- private:
-  // Of the last chunk before `end`: it ends where its last step does, and if time does not fill it, begins with some
-  // steps that are not there. `skip` is their number, below of a chunk or a batch that is not kWhole.
-  static __device__ __forceinline__ int missing(int end) { return (kChunk - end % kChunk) % kChunk; }
-
-  template <bool kWhole>
-  __device__ __forceinline__ void request_currents(Batch& batch, int skip) {
-#pragma unroll
-    for (int k = 0; k < kSteps; ++k) {
-      if (!kWhole && k < skip) continue;
-      batch[k] = get<S, V>(x, streaming);
-      advance(x, p.N);
-    }
+ protected:
+  __device__ __forceinline__ void start_rows(int end) {
+    grad_spk = static_cast<const S*>(p.grad_spk) + (end - 1) * p.grad_spk_stride + first;
+    grad_x = further(static_cast<S*>(p.grad_x), (end - 1) * p.N + first);
   }
 
   template <bool kWhole>
-  __device__ __forceinline__ void request_gradients(Batch& batch, int skip) {
+  __device__ __forceinline__ void request_gradients(int b, int skip) {
 #pragma unroll
     for (int k = kSteps - 1; k >= 0; --k) {
       if (!kWhole && k < skip) continue;
-      batch[k] = get<S, V>(grad_spk, streaming);
+      gradients[b][k] = get<S, V>(grad_spk);
       advance(grad_spk, -p.grad_spk_stride);
     }
   }
 
-  // The states before a chunk.
-  __device__ __forceinline__ void request_states(int chunk) {
-    const A* checkpoint = static_cast<const A*>(p.rows) + static_cast<int64_t>(chunk - 1) * kStates * p.N;
+  // `before`: the states before the step; v: the membrane after it, which with a delayed reset decided its spike.
+  __device__ __forceinline__ void adjoint(const Raw<S, V>& gradient, const A (&x)[V], const A (&before)[V][kStates],
+                                          const A (&v)[V]) {
+    constexpr ResetRule kRule{kReset, true};
+    A spk[V], dx[V], none[kStates];
+    fill(none, -A(0));  // the compiler drops an addition of -0, but not of 0, which changes -0
+    unpack(gradient, spk);
 #pragma unroll
-    for (int s = 0; s < kStates; ++s) {
-      const A* from = chunk > 0 ? checkpoint + s * p.N : static_cast<const A*>(p.initial[s]);
-      before.request(s, offset<A>(from, first), streaming && chunk > 0);
+    for (int i = 0; i < V; ++i) {
+      A unused[kParameters] = {};
+      const A slope = derivative(p.rational, v[i] - parameters[Problem<Neuron>::kThreshold]);
+      const auto step = [&](const Given<A>& given, A(&passed)[kStates], A(&summed)[kParameters]) {
+        return Neuron::template adjoint<Fused>(kRule, x[i], before[i], v[i], given, none, parameters, passed, summed);
+      };
+      dx[i] = step({spk[i], slope, true}, carry[i], kSums ? sums[i] : unused);
+      if constexpr (kChunked) step({A(0), A(0), false}, factor[i], unused);
+      grad_x_sum[i] += dx[i];
     }
+    if (p.grad_x != nullptr && (!kChunked || writes)) store<V>(grad_x, dx);
+    advance(grad_x, -p.N);
+  }
+};
+
+// Recomputes a chunk of steps from the states before it.
+template <typename Neuron, typename S, int V, Reset kReset, bool kSums, bool kChunked, int kOf>
+struct PlainRecomputed : PlainAdjoint<Neuron, S, V, kReset, kSums, kChunked> {
+  using Base = PlainAdjoint<Neuron, S, V, kReset, kSums, kChunked>;
+  using Base::kBatches, Base::kMem, Base::kStates, Base::kSteps, Base::first, Base::gradients, Base::p;
+  using A = Opmath<S>;
+
+  const S* x;                            // of the next step to request
+  Raw<S, V> currents[kBatches][kSteps];  // of the chunk to do next: the first batch
+  States<Neuron, A, V> before;           // the states before it
+  Trajectory<Neuron, A, V, kOf> trajectory;
+
+  __device__ __forceinline__ PlainRecomputed(const Backward<Neuron>& problem, int64_t first_neuron, void* shared)
+      : Base(problem, first_neuron), trajectory(shared) {}
+
+  // Requests the first rows for going back from `end`.
+  __device__ __forceinline__ void start(int end) {
+    const int chunk = (end - 1) / kChunk, skip = missing(end);
+    Base::start_rows(end);
+    to_chunk(chunk);
+    request_currents<false>(0, skip);
+    request_states(chunk);
+    in_order();
   }
 
-  template <bool kWhole, bool kTrial>
+  template <bool kWhole>
   __device__ __forceinline__ void run_chunk(int chunk, int skip, int least) {
-    Batch given[kBatches];
     A state[V][kStates], start_state[V][kStates];
     before.to(start_state);
     before.to(state);
 #pragma unroll
     for (int b = 0; b < kBatches; ++b) {
-      if constexpr (kWhole) {
-        if (b + 1 < kBatches) {
-          request_currents<true>(currents[b + 1], 0);
-        } else {
-          request_gradients<true>(given[b], 0);
-        }
-        in_order();
-      } else if (V == 1 && b + 1 == kBatches) {
-        request_gradients<false>(gradients, skip - b * kSteps);
-        in_order();
+      if (b + 1 < kBatches) {
+        request_currents<kWhole>(b + 1, skip - (b + 1) * kSteps);
+      } else {
+        Base::template request_gradients<kWhole>(b, skip - b * kSteps);
       }
+      in_order();
 #pragma unroll
       for (int k = 0; k < kSteps; ++k) {
         A current[V] = {};
         if (kWhole || b * kSteps + k >= skip) {
           A unused[V];
           unpack(currents[b][k], current);
-          step_all<Neuron, kReset>(current, parameters, state, unused);
+          step_all<Neuron, kReset>(current, this->parameters, state, unused);
         }
         trajectory.put(b * kSteps + k, Kept<Neuron, A, V>(state, current));
       }
@@ -236,10 +260,10 @@ struct PlainBackward {
 #pragma unroll
     for (int b = kBatches - 1; b >= 0; --b) {
       if (b > 0) {
-        request_gradients<kWhole>(given[b - 1], skip - (b - 1) * kSteps);
+        Base::template request_gradients<kWhole>(b - 1, skip - (b - 1) * kSteps);
       } else if (chunk > least) {
-        x = static_cast<const S*>(p.x) + static_cast<int64_t>(chunk - 1) * kChunk * p.N + first;
-        request_currents<true>(currents[0], 0);
+        to_chunk(chunk - 1);
+        request_currents<true>(0, 0);
         request_states(chunk - 1);
       }
       in_order();
@@ -249,43 +273,125 @@ struct PlainBackward {
         if (!kWhole && step < skip) continue;
         Kept<Neuron, A, V> earlier = after;
         if (step > 0) earlier = trajectory.get(step - 1);
-        A states[V][kStates];
+        A states[V][kStates], current[V];
 #pragma unroll
         for (int i = 0; i < V; ++i) {
+          current[i] = after.current(i);
 #pragma unroll
           for (int s = 0; s < kStates; ++s) states[i][s] = step > 0 ? earlier.rows[s][i] : start_state[i][s];
         }
-        adjoint<kTrial>(!kWhole && b == kBatches - 1 ? gradients[k] : given[b][k], states, after);
+        Base::adjoint(gradients[b][k], current, states, after.rows[kMem]);
         after = earlier;
       }
     }
   }
 
-  // With a delayed reset, the membrane after the step is the one that decided its spike.
-  template <bool kTrial>
-  __device__ __forceinline__ void adjoint(const Raw<S, V>& gradient, const A (&earlier)[V][kStates],
-                                          const Kept<Neuron, A, V>& after) {
-    constexpr ResetRule kRule{kReset, true};
-    A spk[V], dx[V], none[kStates];
-    fill(none, -A(0));  // the compiler may leave it out of a sum, which 0 would change
-    unpack(gradient, spk);
+ private:
+  __device__ __forceinline__ void to_chunk(int chunk) {
+    x = static_cast<const S*>(p.x) + static_cast<int64_t>(chunk) * kChunk * p.x_stride() + first;
+  }
+
+  template <bool kWhole>
+  __device__ __forceinline__ void request_currents(int b, int skip) {
 #pragma unroll
-    for (int i = 0; i < V; ++i) {
-      const A v = after.rows[kMem][i], x_of_step = after.current(i);
-      A unused[kParameters] = {};
-      const A slope = derivative(p.rational, v - parameters[kThreshold]);
-      dx[i] = Neuron::template adjoint<Fused>(kRule, x_of_step, earlier[i], v, Given<A>{spk[i], slope, true}, none,
-                                              parameters, carry[i], unused);
-      if constexpr (kTrial) {
-        Neuron::template adjoint<Fused>(kRule, x_of_step, earlier[i], v, Given<A>{A(0), A(0), false}, none, parameters,
-                                        factor[i], unused);
-      }
+    for (int k = 0; k < kSteps; ++k) {
+      if (!kWhole && k < skip) continue;
+      currents[b][k] = get<S, V>(x);
+      advance(x, p.x_stride());
     }
-    if constexpr (!kTrial) {
-      store<V>(grad_x, dx, streaming);
-      advance(grad_x, -p.N);
+  }
+
+  // The states before a chunk.
+  __device__ __forceinline__ void request_states(int chunk) {
+    const A* checkpoint = static_cast<const A*>(p.rows) + static_cast<int64_t>(chunk - 1) * kStates * p.N;
+#pragma unroll
+    for (int s = 0; s < kStates; ++s) {
+      const A* from = chunk > 0 ? checkpoint + s * p.N : static_cast<const A*>(p.initial[s]);
+      before.request(s, offset<A>(from, first));
     }
   }
 };
+
+// Reads the membrane of every step. With a delayed reset it is the one before the next step.
+template <typename Neuron, typename S, int V, Reset kReset, bool kSums, bool kChunked>
+struct PlainRecorded : PlainAdjoint<Neuron, S, V, kReset, kSums, kChunked> {
+  using Base = PlainAdjoint<Neuron, S, V, kReset, kSums, kChunked>;
+  using Base::kBatches, Base::kSteps, Base::first, Base::gradients, Base::p;
+  using A = Opmath<S>;
+  static_assert(Base::kStates == 1 && std::is_same_v<S, A>);
+
+  const A* mem;                        // of the next step to request, going back
+  Raw<A, V> before[kBatches][kSteps];  // the membranes before the steps
+  Raw<A, V> after;                     // the one after the step to do next
+
+  __device__ __forceinline__ PlainRecorded(const Backward<Neuron>& problem, int64_t first_neuron, void*)
+      : Base(problem, first_neuron) {}
+
+  __device__ __forceinline__ void start(int end) {
+    Base::start_rows(end);
+    mem = static_cast<const A*>(p.mem_rec) + static_cast<int64_t>(end - 1) * p.N + first;
+    after = get<A, V>(mem);
+    advance(mem, -p.N);
+    request<false>(kBatches - 1, missing(end), (end - 1) / kChunk);
+    in_order();
+  }
+
+  template <bool kWhole>
+  __device__ __forceinline__ void run_chunk(int chunk, int skip, int least) {
+#pragma unroll
+    for (int b = kBatches - 1; b >= 0; --b) {
+      if (b > 0) {
+        request<kWhole>(b - 1, skip, chunk);
+      } else if (chunk > least) {
+        request<true>(kBatches - 1, 0, chunk - 1);
+      }
+      in_order();
+#pragma unroll
+      for (int k = kSteps - 1; k >= 0; --k) {
+        if (!kWhole && b * kSteps + k < skip) continue;
+        A states[V][1], v[V], none[V] = {};
+        unpack(after, v);
+        after = before[b][k];
+        A row[V];
+        unpack(after, row);
+#pragma unroll
+        for (int i = 0; i < V; ++i) states[i][0] = row[i];
+        Base::adjoint(gradients[b][k], none, states, v);
+      }
+    }
+  }
+
+ private:
+  // Requests batch b of a chunk that lacks its first `skip` steps.
+  template <bool kWhole>
+  __device__ __forceinline__ void request(int b, int skip, int chunk) {
+    Base::template request_gradients<kWhole>(b, skip - b * kSteps);
+#pragma unroll
+    for (int k = kSteps - 1; k >= 0; --k) {
+      const int step = b * kSteps + k;
+      if (!kWhole && step < skip) continue;
+      if ((kWhole ? step == 0 : step == skip) && chunk == 0) {
+        before[b][k] = p.initial[0] != nullptr ? get<A, V>(offset<A>(p.initial[0], first)) : Raw<A, V>{};
+      } else {
+        before[b][k] = get<A, V>(mem);
+        advance(mem, -p.N);
+      }
+    }
+  }
+};
+
+template <typename Neuron, typename S, int V, typename Of, bool kChunked, int kOf>
+using PlainBackward = std::conditional_t<Of::kRecorded, PlainRecorded<Neuron, S, V, Of::kReset, Of::kSums, kChunked>,
+                                         PlainRecomputed<Neuron, S, V, Of::kReset, Of::kSums, kChunked, kOf>>;
+
+// Takes steps end - 1 down to `begin`, the first of a chunk, after start() with the same end.
+template <typename Pass>
+__device__ __forceinline__ void run(Pass& pass, int begin, int end) {
+  const int least = begin / kChunk;
+  int chunk = (end - 1) / kChunk;
+  pass.template run_chunk<false>(chunk, missing(end), least);
+#pragma unroll 1
+  for (--chunk; chunk >= least; --chunk) pass.template run_chunk<true>(chunk, 0, least);
+}
 
 }  // namespace snnfast::cuda::plain

@@ -3,66 +3,65 @@
 // Part of backward.cu.
 #pragma once
 
-#include <algorithm>
-#include <bit>
-
-#include "backward_plain.cuh"
+#include "backward_chunked.cuh"
 
 namespace snnfast::cuda::plain {
 namespace {
 
-// As in backward.cu.
-template <typename S>
-constexpr int kWidth = 16 / static_cast<int>(sizeof(Opmath<S>));
+template <typename Neuron, typename S, int V, typename Of>
+constexpr int kThreads = threads_in(kBytes<Neuron, S, V, Of>);
 
-template <typename Neuron, typename S, int V>
-constexpr int kThreads = [] {
-  if constexpr (V == 1) return 128;
-  return static_cast<int>(std::bit_floor(static_cast<unsigned>(32 * 1024 / std::max(kBytes<Neuron, S, V>, 1))));
-}();
-
-// The least number of blocks at once: with less the compiler takes more registers, with more it spills.
-template <typename Neuron, typename S, int V>
+// The least number of blocks at once. With fewer the compiler takes more registers, and with more it spills.
+template <typename Neuron, typename S, int V, typename Of>
 constexpr int kLeastBlocks = [] {
-  constexpr int kOf = kThreads<Neuron, S, V>;
-  if (V > 1 && kRows<Neuron> > 1) return 256 / kOf;
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
-  if (V > 1) return 384 / kOf;  // it takes a few registers too many for 512
-#endif
-  if (V > 1) return 512 / kOf;
-  return (kRows<Neuron> > 1 ? 512 : 896) / kOf;
+  constexpr int kOf = kThreads<Neuron, S, V, Of>;
+  if (V > 1) return (kKeptRows<Neuron> > 1 ? 256 : 384) / kOf;
+  return (kKeptRows<Neuron> > 1 ? 512 : 768) / kOf;
 }();
 
-template <typename Neuron, typename S, int V, Reset kReset>
-__global__ void __launch_bounds__(kThreads<Neuron, S, V>, kLeastBlocks<Neuron, S, V>)
-    backward_plain_kernel(const Backward<Neuron> p, const bool streaming) {
-  using A = Opmath<S>;
-  constexpr int kOf = kThreads<Neuron, S, V>;
-  __shared__ Pack<A, V> steps[V == 1 ? 1 : kChunk * kRows<Neuron>][kOf];
+template <typename Neuron, typename S, int V, Reset kReset, bool kRecorded, bool kSums>
+__global__ void __launch_bounds__(kThreads<Neuron, S, V, Kind<kReset, kRecorded, kSums>>,
+                                  kLeastBlocks<Neuron, S, V, Kind<kReset, kRecorded, kSums>>)
+    backward_plain_kernel(const Backward<Neuron> p) {
+  using Of = Kind<kReset, kRecorded, kSums>;
+  constexpr int kOf = kThreads<Neuron, S, V, Of>;
+  __shared__ SharedMemory<kOf, kBytes<Neuron, S, V, Of>, kSums ? kSumBytes<Neuron> : 1> shared;
   const int64_t first = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * V;
-  if (first >= p.N) return;
-  PlainBackward<Neuron, S, V, kReset, kOf> neurons(p, first, streaming, steps);
-  const int T = static_cast<int>(p.T);
-  neurons.start(T);
-  neurons.load();
-  neurons.template run<false>(0, T);
-  neurons.finish();
+  [[maybe_unused]] double own[Neuron::kParameters] = {};
+  if (first < p.N) {
+    PlainBackward<Neuron, S, V, Of, false, kOf> neurons(p, first, shared.bytes);
+    const int T = static_cast<int>(p.T);
+    neurons.start(T);
+    neurons.load();
+    run(neurons, 0, T);
+    neurons.finish(own);
+  }
+  if constexpr (kSums) {
+    if (p.summed != 0) sum_parameters<kOf>(p, own, shared.bytes, static_cast<int>(blockDim.x));
+  }
 }
 
-template <typename Neuron, typename S, Reset kReset>
+template <typename Neuron, typename S, typename Of>
 int launch_width(const Backward<Neuron>& p, void* stream) {
-  constexpr int V = kWidth<S>;
-  if (p.N >= vector_minimum() && p.N % V == 0 &&
-      aligned(p.x, p.initial, p.rows, p.grad_spk, p.grad_last, p.grad_x, p.grad_initial)) {
-    return launch(backward_plain_kernel<Neuron, S, V, kReset>, p.N / V, kThreads<Neuron, S, V>, stream, p);
+  constexpr int V = kBackwardWidth<S>;
+  if (backward_wants_vectors(p.N, V) && shares_parameters(p) &&
+      aligned(p.x, p.initial, p.mem_rec, p.rows, p.grad_spk, p.grad_last, p.grad_x, p.grad_x_sum, p.grad_initial,
+              p.grad_parameters)) {
+    return launch(backward_plain_kernel<Neuron, S, V, Of::kReset, Of::kRecorded, Of::kSums>, p.N / V,
+                  kThreads<Neuron, S, V, Of>, stream, p);
   }
-  return launch(backward_plain_kernel<Neuron, S, 1, kReset>, p.N, threads_for(p.N, kThreads<Neuron, S, 1>), stream, p);
+  return launch(backward_plain_kernel<Neuron, S, 1, Of::kReset, Of::kRecorded, Of::kSums>, p.N,
+                threads_for(p.N, kThreads<Neuron, S, 1, Of>), stream, p);
 }
 
 template <typename Neuron>
 int backward(const Backward<Neuron>& p, void* stream) {
-  return visit(p, [&](const Backward<Neuron>& plain, auto element, auto reset) {
-    return launch_width<Neuron, decltype(element), decltype(reset)::value>(plain, stream);
+  return visit(p, [&](const Backward<Neuron>& prepared, auto element, auto kind) {
+    using S = decltype(element);
+    if constexpr (Neuron::kStates == 1) {
+      if (wants_chunked(p.T, p.N)) return launch_chunked<Neuron, S, decltype(kind)>(prepared, stream);
+    }
+    return launch_width<Neuron, S, decltype(kind)>(prepared, stream);
   });
 }
 

@@ -1,8 +1,7 @@
-// What the launches of all neurons share: whether a device can run the kernels, its cache, the limits by which a kernel
-// is chosen, and errors.
+// What the launches of all neurons share: whether a device can run the kernels, the limits that choose a kernel, and
+// errors.
 #include "device.h"
 
-#include <atomic>
 #include <stdexcept>
 
 #include "launch.cuh"
@@ -10,33 +9,22 @@
 namespace snnfast::cuda {
 namespace {
 
-int64_t g_stream_bytes = -1;
-int64_t g_vector_minimum = int64_t{1} << 18;
-// From so many steps on each of 16 warps has a chunk. Up to so many neurons the plain kernel has less than three warps
-// to a multiprocessor, with which to hide the latency of memory. With more, that it reads its inputs only once is worth
-// more (docs/design-cuda.md).
+constexpr int64_t kForwardVectors = int64_t{1} << 18;
+// Up to here a card of 132 multiprocessors runs all threads of one neuron each at once. With a few more neurons, some
+// blocks would run alone at the end.
+constexpr int64_t kBackwardVectors = 98304;
+int64_t g_vector_minimum = -1;  // in place of both
+// From so many steps on, each of 16 warps has a chunk. Up to so many neurons, the plain kernel has fewer than three
+// warps on a multiprocessor, too few to hide the latency of memory. With more it wins, because it reads its inputs only
+// once (docs/design-cuda.md).
 int64_t g_least_steps = 16 * kCheckpoint;
 int64_t g_most_neurons = 12288;
 
-// Of the current device; asked for once for each. 0 where it can't be told: then every call is streamed.
-int64_t cache_bytes() {
-  if (g_stream_bytes >= 0) return g_stream_bytes;
-  constexpr int kDevices = 64;
-  static std::atomic<int> known[kDevices];
-  int device = 0, bytes = 0;
-  if (cudaGetDevice(&device) != cudaSuccess) return 0;
-  if (device < kDevices) bytes = known[device].load(std::memory_order_relaxed);
-  if (bytes != 0) return bytes;
-  if (cudaDeviceGetAttribute(&bytes, cudaDevAttrL2CacheSize, device) != cudaSuccess) return 0;
-  if (device < kDevices) known[device].store(bytes, std::memory_order_relaxed);
-  return bytes;
-}
-
 #if !defined(SNN_EMULATED)
-// There is machine code of it for the same architectures as of every kernel.
+// A kernel to ask about: it is compiled for the same architectures as all others.
 __global__ void __launch_bounds__(32) probe_kernel() {}
 
-// 13.0 of 13000.
+// CUDA writes 13.0 as 13000.
 std::string version(int number) { return std::to_string(number / 1000) + "." + std::to_string(number % 1000 / 10); }
 
 std::string old_driver() {
@@ -71,9 +59,13 @@ std::string unavailable() {
 }
 #endif
 
-bool exceeds_cache(int64_t bytes) { return bytes > cache_bytes(); }
+bool forward_wants_vectors(int64_t neurons, int V) {
+  return neurons >= (g_vector_minimum < 0 ? kForwardVectors : g_vector_minimum) && neurons % V == 0;
+}
 
-int64_t vector_minimum() { return g_vector_minimum; }
+bool backward_wants_vectors(int64_t neurons, int V) {
+  return neurons >= (g_vector_minimum < 0 ? kBackwardVectors : g_vector_minimum) && neurons % V == 0;
+}
 
 bool wants_chunked(int64_t steps, int64_t neurons) { return steps >= g_least_steps && neurons <= g_most_neurons; }
 
@@ -85,7 +77,5 @@ void set_chunked_limits(int64_t least_steps, int64_t most_neurons) {
   g_least_steps = least_steps;
   g_most_neurons = most_neurons;
 }
-
-void set_stream_bytes(int64_t bytes) { g_stream_bytes = bytes; }
 
 }  // namespace snnfast::cuda

@@ -45,41 +45,36 @@ __device__ __forceinline__ BFloat16 narrow<BFloat16, float>(float x) {
   return {__bfloat16_as_ushort(__float2bfloat16_rn(x))};
 }
 
-// V adjacent elements. One access of 16 bytes, or several where they are more.
+// V adjacent elements, which one access of 16 bytes moves, or several.
 template <typename S, int V>
 struct alignas(sizeof(S) * V < 16 ? sizeof(S) * V : 16) Pack {
   S values[V];
 };
 
-// As many bits as a pack, or 16 bytes of it.
+// An integer of the size of a pack, or of 16 bytes of it.
 template <int kBytes>
 using Word = std::conditional_t<
     kBytes == 1, unsigned char,
     std::conditional_t<kBytes == 2, unsigned short,
                        std::conditional_t<kBytes == 4, unsigned, std::conditional_t<kBytes == 8, uint2, uint4>>>>;
 
-// A pack as it comes from memory. The compiler takes a pack of 16-bit elements that lives on beyond a branch apart into
-// elements, and waits for the load to do so; words it leaves alone. So loads that are to be under way at once stay
-// words until each is used.
+// A pack as it comes from memory, in words. The compiler would take a pack of 16-bit elements apart at the next branch,
+// and wait for its load there. It leaves words alone, so that several loads can be under way at once.
 template <typename S, int V>
 struct Raw {
   using W = Word<static_cast<int>(sizeof(Pack<S, V>))>;
   W words[sizeof(Pack<S, V>) / sizeof(W)];
 };
 
-// `streaming`, here and below: what is accessed is not needed again soon and may leave the caches first. The same for
-// all threads, so this costs a predicate and no second kernel.
 template <typename S, int V>
-__device__ __forceinline__ Raw<S, V> get(const S* from, bool streaming) {
-  using W = typename Raw<S, V>::W;
+__device__ __forceinline__ Raw<S, V> get(const S* from) {
 #if !defined(SNN_EMULATED)
   __builtin_assume(__isGlobal(from));
 #endif
   Raw<S, V> raw;
 #pragma unroll
-  for (int i = 0; i < static_cast<int>(sizeof raw / sizeof(W)); ++i) {
-    const W* const word = reinterpret_cast<const W*>(from) + i;
-    raw.words[i] = streaming ? __ldcs(word) : *word;
+  for (int i = 0; i < static_cast<int>(sizeof raw / sizeof raw.words[0]); ++i) {
+    raw.words[i] = reinterpret_cast<const typename Raw<S, V>::W*>(from)[i];
   }
   return raw;
 }
@@ -99,70 +94,46 @@ __device__ __forceinline__ void unpack(const Raw<S, V>& raw, A (&to)[V]) {
 }
 
 template <int V, typename S, typename A>
-__device__ __forceinline__ void load(const S* from, A (&to)[V], bool streaming = false) {
-  unpack(get<S, V>(from, streaming), to);
+__device__ __forceinline__ void load(const S* from, A (&to)[V]) {
+  unpack(get<S, V>(from), to);
 }
 
 #if !defined(SNN_EMULATED)
-// volatile, and with "memory": the compiler knows of no other effect of them, and might drop or move them.
-__device__ __forceinline__ void put_words(size_t at, uint32_t (&w)[1], bool streaming) {
-  if (streaming) {
-    asm volatile("st.global.cs.b32 [%0], %1;" ::"l"(at), "r"(w[0]) : "memory");
-  } else {
-    asm volatile("st.global.b32 [%0], %1;" ::"l"(at), "r"(w[0]) : "memory");
-  }
+// Without volatile and "memory" the compiler would see no effect of these instructions, and might drop or move them.
+__device__ __forceinline__ void put_words(size_t at, uint32_t (&w)[1]) {
+  asm volatile("st.global.b32 [%0], %1;" ::"l"(at), "r"(w[0]) : "memory");
 }
-__device__ __forceinline__ void put_words(size_t at, uint32_t (&w)[2], bool streaming) {
-  if (streaming) {
-    asm volatile("st.global.cs.v2.b32 [%0], {%1, %2};" ::"l"(at), "r"(w[0]), "r"(w[1]) : "memory");
-  } else {
-    asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(at), "r"(w[0]), "r"(w[1]) : "memory");
-  }
+__device__ __forceinline__ void put_words(size_t at, uint32_t (&w)[2]) {
+  asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(at), "r"(w[0]), "r"(w[1]) : "memory");
 }
 template <int kWords>
-__device__ __forceinline__ void put_words(size_t at, uint32_t (&w)[kWords], bool streaming) {
+__device__ __forceinline__ void put_words(size_t at, uint32_t (&w)[kWords]) {
   static_assert(kWords % 4 == 0);
 #pragma unroll
   for (int i = 0; i < kWords; i += 4) {
-    if (streaming) {
-      asm volatile("st.global.cs.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(at + 4 * i), "r"(w[i]), "r"(w[i + 1]),
-                   "r"(w[i + 2]), "r"(w[i + 3])
-                   : "memory");
-    } else {
-      asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(at + 4 * i), "r"(w[i]), "r"(w[i + 1]),
-                   "r"(w[i + 2]), "r"(w[i + 3])
-                   : "memory");
-    }
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(at + 4 * i), "r"(w[i]), "r"(w[i + 1]), "r"(w[i + 2]),
+                 "r"(w[i + 3])
+                 : "memory");
   }
 }
 #endif
 
-// In as few accesses as the pack's alignment allows. For architectures before 10.0 nvcc takes an assignment of a pack,
-// or of a vector, apart into one store per element; instructions it does not.
+// Stores in as few accesses as the pack's alignment allows. For architectures before 10.0 nvcc takes an assignment of a
+// pack, or of a vector, apart into one store per element; it leaves instructions as they are.
 template <typename S, int V>
-__device__ __forceinline__ void put(S* to, const Pack<S, V>& pack, bool streaming = false) {
-  constexpr int kBytes = static_cast<int>(sizeof pack);
+__device__ __forceinline__ void put(S* to, const Pack<S, V>& pack) {
 #if !defined(SNN_EMULATED)
-  if constexpr (kBytes % 4 == 0) {
-    uint32_t words[kBytes / 4];
+  if constexpr (sizeof pack % 4 == 0) {
+    uint32_t words[sizeof pack / 4];
     memcpy(words, &pack, sizeof pack);
-    put_words(__cvta_generic_to_global(to), words, streaming);
+    put_words(__cvta_generic_to_global(to), words);
     return;
   }
 #endif
-  using W = Word<kBytes>;
-  W words[kBytes / sizeof(W)];
-  memcpy(words, &pack, sizeof pack);
-  for (size_t i = 0; i < sizeof words / sizeof(W); ++i) {
-    if (streaming) {
-      __stcs(reinterpret_cast<W*>(to) + i, words[i]);
-    } else {
-      reinterpret_cast<W*>(to)[i] = words[i];
-    }
-  }
+  *reinterpret_cast<Pack<S, V>*>(to) = pack;
 }
 
-// Two at once where there is an instruction for it, which rounds as that for one does.
+// One instruction converts two floats where there is one, and rounds as that for one float does.
 template <typename S, typename A, int V>
 __device__ __forceinline__ void narrow_two(const A* from, Pack<S, V>& to, int i) {
   to.values[i] = narrow<S>(from[0]);
@@ -180,7 +151,7 @@ __device__ __forceinline__ void narrow_two(const float* from, Pack<BFloat16, V>&
 }
 
 template <int V, typename S, typename A>
-__device__ __forceinline__ void store(S* to, const A (&from)[V], bool streaming = false) {
+__device__ __forceinline__ void store(S* to, const A (&from)[V]) {
   Pack<S, V> pack;
   if constexpr (V == 1) {
     pack.values[0] = narrow<S>(from[0]);
@@ -188,7 +159,7 @@ __device__ __forceinline__ void store(S* to, const A (&from)[V], bool streaming 
 #pragma unroll
     for (int i = 0; i < V; i += 2) narrow_two(from + i, pack, i);
   }
-  put(to, pack, streaming);
+  put(to, pack);
 }
 
 template <typename A, int V>
@@ -197,8 +168,11 @@ __device__ __forceinline__ void fill(A (&to)[V], A value) {
   for (int i = 0; i < V; ++i) to[i] = value;
 }
 
-// Elements in 16 bytes.
+// The neurons of a thread that takes several: in forward those whose elements are 16 bytes, in backward those whose
+// states are. The states of twice as many would leave registers for an eighth of a multiprocessor's threads.
 template <typename S>
-inline constexpr int kVector = 16 / static_cast<int>(sizeof(S));
+inline constexpr int kForwardWidth = 16 / static_cast<int>(sizeof(S));
+template <typename S>
+inline constexpr int kBackwardWidth = 16 / static_cast<int>(sizeof(Opmath<S>));
 
 }  // namespace snnfast::cuda

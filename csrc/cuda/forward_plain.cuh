@@ -1,5 +1,5 @@
-// Forward kernel of the ordinary calls (plain.cuh). While a thread computes a batch of steps, its currents of the next
-// batch are under way.
+// Forward kernel of the ordinary calls (plain.cuh). A thread requests the currents of the next batch of steps before it
+// computes the present one.
 //
 // Part of forward.cu.
 #pragma once
@@ -9,23 +9,23 @@
 namespace snnfast::cuda::plain {
 namespace {
 
-// Steps of a batch: of one neuron as many as hide the latency of memory where there are few warps; a thread of several
-// neurons has as much under way with less of them.
+// Steps of a batch. With one neuron per thread, so many hide the latency of memory even with few warps. Several neurons
+// have as many bytes under way with fewer steps.
 template <int V>
 constexpr int kBatch = V > 1 ? 4 : 16;
 
 template <int V>
 constexpr int kThreads = V == 1 ? 128 : 256;
 
-// Registers for 1024 threads of a multiprocessor; for fewer where a thread has eight neurons, or a neuron has more than
-// four numbers.
+// The least number of blocks at once leaves registers for 1024 threads of a multiprocessor, or for fewer where they do
+// not suffice.
 template <typename Neuron, typename S, int V>
 constexpr int kLeastBlocks = [] {
   constexpr bool kMore = Neuron::kStates + Neuron::kParameters > 4;
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
-  if (V > 1 && std::is_same_v<S, BFloat16>) return 1;  // no instruction converts it there, which takes registers
+  if (V > 1 && std::is_same_v<S, BFloat16>) return 1;  // there the conversion is several instructions
 #endif
-  if (V == 1) return (kMore ? 896 : 1024) / kThreads<V>;
+  if (V == 1) return (kMore || sizeof(S) == 2 ? 896 : 1024) / kThreads<V>;
   return (sizeof(S) == 4 ? (kMore ? 768 : 1024) : (kMore ? 512 : 768)) / kThreads<V>;
 }();
 
@@ -37,51 +37,50 @@ struct PlainForward {
   static constexpr int kStates = Neuron::kStates;
 
   const S* x;  // of the next step to request
-  S* spk;      // of the next step to write, as all that follow
+  S* spk;      // of the next step to write, as the rows below
   S* record[kStates];
   A* checkpoint;  // nullptr: none are saved
-  const int64_t N;
-  const bool streaming;  // of what is written
-  const bool last;       // of what is read
+  const int64_t N, x_stride;
   A parameters[Neuron::kParameters];
   A state[V][kStates];
 
-  __device__ __forceinline__ PlainForward(const Forward<Neuron>& p, int64_t first, bool stream)
+  __device__ __forceinline__ PlainForward(const Forward<Neuron>& p, int64_t first)
       : x(static_cast<const S*>(p.x) + first),
         spk(static_cast<S*>(p.spk) + first),
         checkpoint(p.saved == Saved::kCheckpoints && p.rows != nullptr ? static_cast<A*>(p.rows) + first : nullptr),
         N(p.N),
-        streaming(V > 1 && stream),  // of one neuron a step the question would cost an eighth
-        last(streaming && p.saved != Saved::kCheckpoints) {
+        x_stride(p.x_stride()) {
 #pragma unroll
     for (int s = 0; s < kStates; ++s) record[s] = kRecord ? static_cast<S*>(p.record[s]) + first : nullptr;
   }
 
-  // `count` steps, or all of a batch where kWhole.
+  // Requests the currents of `count` steps, or of a whole batch.
   template <bool kWhole>
   __device__ __forceinline__ void request(Batch& batch, int count) {
 #pragma unroll
     for (int k = 0; k < kSteps; ++k) {
       if (!kWhole && k >= count) break;
-      batch[k] = get<S, V>(x, last);
-      advance(x, N);
+      batch[k] = get<S, V>(x);
+      advance(x, x_stride);
     }
+    in_order();
   }
 
   template <bool kWhole>
-  __device__ __forceinline__ void compute(const Batch& batch, int count) {
+  __device__ __forceinline__ void compute(int number, const Batch& batch, int count) {
+    if (checkpoint != nullptr && number > 0 && number % (static_cast<int>(kCheckpoint) / kSteps) == 0) save();
 #pragma unroll
     for (int k = 0; k < kSteps; ++k) {
       if (!kWhole && k >= count) break;
       A current[V], spikes[V];
       unpack(batch[k], current);
       step_all<Neuron, kReset>(current, parameters, state, spikes);
-      store<V>(spk, spikes, streaming);
+      store<V>(spk, spikes);
       advance(spk, N);
       if constexpr (kRecord) {
 #pragma unroll
         for (int s = 0; s < kStates; ++s) {
-          store_row(record[s], s, state, streaming);
+          store_row(record[s], s, state);
           advance(record[s], N);
         }
       }
@@ -91,7 +90,7 @@ struct PlainForward {
   __device__ __forceinline__ void save() {
 #pragma unroll
     for (int s = 0; s < kStates; ++s) {
-      store_row(checkpoint, s, state, streaming);
+      store_row(checkpoint, s, state);
       advance(checkpoint, N);
     }
   }
@@ -99,13 +98,13 @@ struct PlainForward {
 
 template <typename Neuron, typename S, int V, Reset kReset, bool kRecord>
 __global__ void __launch_bounds__(kThreads<V>, kLeastBlocks<Neuron, S, V>)
-    forward_plain_kernel(const Forward<Neuron> p, const bool streaming) {
+    forward_plain_kernel(const Forward<Neuron> p) {
   using A = Opmath<S>;
   constexpr int kSteps = kBatch<V>;
   const int64_t first = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * V;
   if (first >= p.N) return;
   const int whole = static_cast<int>(p.T) / kSteps, rest = static_cast<int>(p.T) % kSteps;
-  PlainForward<Neuron, S, V, kReset, kRecord> neurons(p, first, streaming);
+  PlainForward<Neuron, S, V, kReset, kRecord> neurons(p, first);
   Raw<S, V> now[kSteps], next[kSteps];
   if (whole > 0) {
     neurons.template request<true>(now, kSteps);
@@ -114,32 +113,26 @@ __global__ void __launch_bounds__(kThreads<V>, kLeastBlocks<Neuron, S, V>)
   }
   States<Neuron, A, V> initial;
 #pragma unroll
-  for (int s = 0; s < Neuron::kStates; ++s) initial.request(s, offset<A>(p.initial[s], first), false);
+  for (int s = 0; s < Neuron::kStates; ++s) initial.request(s, offset<A>(p.initial[s], first));
   in_order();
-  load_shared<S>(p, neurons.parameters);
+  load_numbers<S, V>(p, first, neurons.parameters);
   initial.to(neurons.state);
 
+  int batch = 0;
 #pragma unroll 2
-  for (int batch = 0; batch < whole; ++batch) {
-    if (batch + 1 < whole) {
-      neurons.template request<true>(next, kSteps);
-    } else {
-      neurons.template request<false>(next, rest);
-    }
-    in_order();
-    if (neurons.checkpoint != nullptr && batch > 0 && batch % (static_cast<int>(kCheckpoint) / kSteps) == 0) {
-      neurons.save();
-    }
-    neurons.template compute<true>(now, kSteps);
+  for (; batch + 1 < whole; ++batch) {
+    neurons.template request<true>(next, kSteps);
+    neurons.template compute<true>(batch, now, kSteps);
 #pragma unroll
     for (int k = 0; k < kSteps; ++k) now[k] = next[k];
   }
-  if (rest > 0) {
-    if (neurons.checkpoint != nullptr && whole > 0 && whole % (static_cast<int>(kCheckpoint) / kSteps) == 0) {
-      neurons.save();
-    }
-    neurons.template compute<false>(now, rest);
+  if (whole > 0) {
+    neurons.template request<false>(next, rest);
+    neurons.template compute<true>(batch, now, kSteps);
+#pragma unroll
+    for (int k = 0; k < kSteps; ++k) now[k] = next[k];
   }
+  if (rest > 0) neurons.template compute<false>(whole, now, rest);
 #pragma unroll
   for (int s = 0; s < Neuron::kStates; ++s) {
     if (p.last[s] != nullptr) store_row(static_cast<A*>(p.last[s]) + first, s, neurons.state);
@@ -148,10 +141,9 @@ __global__ void __launch_bounds__(kThreads<V>, kLeastBlocks<Neuron, S, V>)
 
 template <typename Neuron, typename S, Reset kReset, bool kRecord>
 int launch_width(const Forward<Neuron>& p, void* stream) {
-  constexpr int V = kVector<S>;
-  const bool vectors =
-      p.N >= vector_minimum() && p.N % V == 0 && aligned(p.x, p.initial, p.spk, p.record, p.last, p.rows);
-  if (vectors) {
+  constexpr int V = kForwardWidth<S>;
+  if (forward_wants_vectors(p.N, V) && shares_parameters(p) &&
+      aligned(p.x, p.initial, p.spk, p.record, p.last, p.rows)) {
     return launch(forward_plain_kernel<Neuron, S, V, kReset, kRecord>, p.N / V, kThreads<V>, stream, p);
   }
   return launch(forward_plain_kernel<Neuron, S, 1, kReset, kRecord>, p.N, threads_for(p.N, kThreads<1>), stream, p);
@@ -167,7 +159,6 @@ int launch_element(const Forward<Neuron>& p, void* stream) {
 template <typename Neuron>
 bool takes(const Forward<Neuron>& p) {
   if (!is_ordinary(p) || p.reduce || p.spk == nullptr || p.bits != nullptr || p.deciding != nullptr) return false;
-  if (p.saved != Saved::kNothing && p.saved != Saved::kCheckpoints) return false;
   return given(p.record) == 0 || (p.rule.reset == Reset::kSubtract && given(p.record) == Neuron::kStates);
 }
 

@@ -1,5 +1,5 @@
-// Arithmetic for gradients alone: products and sums are fused, and a quotient of floats is an approximate reciprocal
-// with one step of refinement. Nothing that decides a spike may be computed with it; tools/gates looks whether any is.
+// Arithmetic for gradients alone. It fuses products and sums, and refines an approximate reciprocal once for a
+// quotient. Nothing that decides a spike may be computed with it, which tools/gates checks.
 #pragma once
 
 #include <cmath>
@@ -13,8 +13,9 @@ struct Fused {
   static constexpr bool kFused = true;
 
   static __device__ __forceinline__ float multiply_add(float a, float b, float c) { return std::fma(a, b, c); }
+  static __device__ __forceinline__ float multiply_subtract(float a, float b, float c) { return std::fma(-a, b, c); }
 
-  // b >= 1, or NaN. Where b is larger than 2^126, whose reciprocal is the least normal number, as if it were that.
+  // b >= 1, or NaN. A larger b than 2^126 counts as 2^126, whose reciprocal is the least normal number.
   static __device__ __forceinline__ float quotient(float a, float b) {
     constexpr float kMost = 0x1p126f;
     const float within = b > kMost ? kMost : b;
@@ -37,7 +38,7 @@ struct Fused {
 
 // The derivative at z of the surrogate of a plain kernel.
 __device__ __forceinline__ float derivative(const Rational& of, float z) {
-  const float y = Fused::multiply_add(of.a, magnitude(z), of.shift);
+  const float y = Fused::multiply_add(of.a, std::fabs(z), of.shift);
   return Fused::quotient(of.numerator, Fused::multiply_add(y, y, of.rest));
 }
 

@@ -11,11 +11,9 @@ namespace snnfast::cuda {
 
 // ---- of device.cu: what does not depend on the neuron
 
-// Whether `bytes` are more than the L2 cache of the current device holds. Below that, what is written is better kept
-// there for the next layer, and above it what is written pushes out what is not.
-bool exceeds_cache(int64_t bytes);
-// Neurons from which a thread takes several of them.
-int64_t vector_minimum();
+// Whether a thread had better take V neurons: there are many, in a multiple of V.
+bool forward_wants_vectors(int64_t neurons, int V);
+bool backward_wants_vectors(int64_t neurons, int V);
 // Whether the kernel of backward_chunked.cuh is the faster one.
 bool wants_chunked(int64_t steps, int64_t neurons);
 
@@ -47,36 +45,16 @@ bool aligned(const Pointers&... pointers) {
   return (is_aligned(pointers) && ...);
 }
 
-template <typename Neuron>
-bool has_opmath_row(const Forward<Neuron>& p) {
-  return p.deciding != nullptr;
-}
-template <typename Neuron>
-bool has_opmath_row(const Backward<Neuron>& p) {
-  return p.derivative != nullptr;
-}
-
-// Bytes of the tensors over time that a call reads or writes.
+// Launches at most the largest grid: kernels that need more blocks stride over what is left.
 template <typename P>
-int64_t bytes_over_time(const P& p) {
-  const int64_t step = rows_per_step(p) * element_size(p.dtype) + (has_opmath_row(p) ? opmath_size(p.dtype) : 0);
-  const int64_t saved = saved_rows(p.saved, p.T) * saved_element_size(p.saved, p.dtype);
-  return (p.T * step + (p.saved == Saved::kCheckpoints ? P::kStates : 1) * saved) * p.N;
-}
-
-// `kernel` takes the problem, and whether to stream. At most the largest grid: kernels that need more blocks stride
-// over what is left.
-template <typename P>
-int launch_blocks(void (*kernel)(P, bool), int64_t blocks, int threads, [[maybe_unused]] void* stream,
-                  const P& problem) {
+int launch_blocks(void (*kernel)(P), int64_t blocks, int threads, [[maybe_unused]] void* stream, const P& problem) {
   constexpr int64_t kLargestGrid = 0x7fffffff;
   const auto grid = static_cast<unsigned>(blocks < kLargestGrid ? blocks : kLargestGrid);
-  const bool streaming = exceeds_cache(bytes_over_time(problem));
 #if defined(SNN_EMULATED)
-  return emulator::launch(kernel, grid, static_cast<unsigned>(threads), 0, problem, streaming);
+  return emulator::launch(kernel, grid, static_cast<unsigned>(threads), 0, problem);
 #else
   // clang-format off
-  kernel<<<grid, static_cast<unsigned>(threads), 0, static_cast<cudaStream_t>(stream)>>>(problem, streaming);
+  kernel<<<grid, static_cast<unsigned>(threads), 0, static_cast<cudaStream_t>(stream)>>>(problem);
   // clang-format on
   return static_cast<int>(cudaGetLastError());
 #endif
@@ -92,8 +70,8 @@ inline int clear(void* memory, size_t bytes, [[maybe_unused]] void* stream) {
 #endif
 }
 
-// Threads of a block of `most` at most, so that few neurons come to as many blocks as large cards have multiprocessors,
-// if a block of one warp is enough for that. By their number alone, so that it is the same on every card.
+// The threads of a block, `most` at most. Few neurons get smaller blocks, so that large cards have a block for each
+// multiprocessor. Only the number of neurons decides, so that every card has the same order of sums.
 inline int threads_for(int64_t neurons, int most) {
   constexpr int64_t kBlocks = 128;
   constexpr int kWarp = 32;
@@ -104,7 +82,7 @@ inline int threads_for(int64_t neurons, int most) {
 
 // One thread per group of neurons.
 template <typename P>
-int launch(void (*kernel)(P, bool), int64_t groups, int threads, void* stream, const P& problem) {
+int launch(void (*kernel)(P), int64_t groups, int threads, void* stream, const P& problem) {
   return launch_blocks(kernel, (groups + threads - 1) / threads, threads, stream, problem);
 }
 

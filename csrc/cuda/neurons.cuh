@@ -1,49 +1,54 @@
-// The V adjacent neurons of a thread: their parameters and their states, each neuron's in an array of its own as a step
-// takes them.
+// Loads and stores of the parameters and states of the V neurons of a thread. A step takes each neuron's in an array of
+// its own.
 #pragma once
 
 #include "launch.cuh"
 
 namespace snnfast::cuda {
 
-// Number c of each neuron, in a row of memory.
+// Moves number c of each neuron, which are adjacent in memory.
 template <typename S, typename A, int V, int n>
-__device__ __forceinline__ void load_row(const S* from, int c, A (&to)[V][n], bool streaming = false) {
+__device__ __forceinline__ void load_row(const S* from, int c, A (&to)[V][n]) {
   A row[V];
-  load<V>(from, row, streaming);
+  load<V>(from, row);
 #pragma unroll
   for (int i = 0; i < V; ++i) to[i][c] = row[i];
 }
 
 template <typename S, typename A, int V, int n>
-__device__ __forceinline__ void store_row(S* to, int c, const A (&from)[V][n], bool streaming = false) {
+__device__ __forceinline__ void store_row(S* to, int c, const A (&from)[V][n]) {
   A row[V];
 #pragma unroll
   for (int i = 0; i < V; ++i) row[i] = from[i][c];
-  store<V>(to, row, streaming);
+  store<V>(to, row);
 }
 
-// Of a parameter that is one number.
+// Element `at` of a parameter.
 template <typename A>
-__device__ __forceinline__ A number(const Parameter& p) {
+__device__ __forceinline__ A number(const Parameter& p, int64_t at) {
   if (p.data == nullptr) return static_cast<A>(p.value);
   switch (p.type) {
-    case Number::kFloat: return static_cast<A>(*static_cast<const float*>(p.data));
-    case Number::kHalf: return static_cast<A>(widen(*static_cast<const Half*>(p.data)));
-    case Number::kBFloat16: return static_cast<A>(widen(*static_cast<const BFloat16*>(p.data)));
-    case Number::kLong: return static_cast<A>(*static_cast<const int64_t*>(p.data));
+    case Number::kFloat: return static_cast<A>(static_cast<const float*>(p.data)[at]);
+    case Number::kHalf: return static_cast<A>(widen(static_cast<const Half*>(p.data)[at]));
+    case Number::kBFloat16: return static_cast<A>(widen(static_cast<const BFloat16*>(p.data)[at]));
+    case Number::kLong: return static_cast<A>(static_cast<const int64_t*>(p.data)[at]);
     case Number::kDouble: break;
   }
-  return static_cast<A>(*static_cast<const double*>(p.data));
+  return static_cast<A>(static_cast<const double*>(p.data)[at]);
 }
 
-// Of the V neurons from `first` on, as it was given.
+// The parameter of the V neurons from `first` on, not clamped.
 template <typename A, int V>
 __device__ __forceinline__ void parameter(const Parameter& p, int64_t first, A (&to)[V]) {
-  if (p.size == 1) return fill(to, number<A>(p));
+  if (p.size == 1) return fill(to, number<A>(p, 0));
 #pragma unroll
-  for (int i = 0; i < V; ++i) to[i] = static_cast<const A*>(p.data)[(first + i) / p.inner % p.size];
+  for (int i = 0; i < V; ++i) to[i] = static_cast<const A*>(p.data)[p.at(first + i)];
 }
+
+// Numbers that a backward pass keeps of each neuron and step that it recomputes: the states after the step, and the
+// current where an adjoint reads it.
+template <typename Neuron>
+constexpr int kKeptRows = Neuron::kStates + (Neuron::kAdjointReadsX ? 1 : 0);
 
 // Which parameters are clamped, as bits: device code can't index the neuron's own table.
 template <typename Neuron>

@@ -1,10 +1,10 @@
-// What the plain kernels share. They are for the ordinary calls of a training loop: a current of every step, spikes of
-// every step, a delayed reset, parameters that are one number each. For these each option is a template argument, and
-// nothing is asked in the loop over time. Whatever else there is goes to the general kernels of forward.cu and
-// backward.cu, which ask. That is all of float64, in which nobody trains, and of neurons that are rare on a GPU: each
-// kernel is in the library once for every architecture.
+// What the plain kernels share. They run the ordinary calls of a training loop: spikes of every step and a delayed
+// reset. Each option of such a call is a template argument, so that the loops over time have no branches. All other
+// calls go to the general kernels of forward.cu and backward.cu, and so do float64 and neurons that are rare on a GPU:
+// the library contains each kernel once for every architecture, so that an additional one must be worth its size.
 #pragma once
 
+#include <algorithm>
 #include <limits>
 
 #include "fused.cuh"
@@ -12,7 +12,7 @@
 
 namespace snnfast::cuda {
 
-// Whether there are plain kernels for a neuron: where its adjoint takes the arithmetic.
+// Whether a neuron has plain kernels: its adjoint takes the arithmetic as a template argument.
 template <typename Neuron>
 concept HasPlain =
     requires(float x, float (&states)[Neuron::kStates], float (&numbers)[Neuron::kParameters], Given<float> given) {
@@ -21,39 +21,30 @@ concept HasPlain =
 
 namespace plain {
 
-// Of one call, what both passes ask for.
+// Whether a call fulfils what both passes ask for.
 template <typename Neuron>
 bool is_ordinary(const Problem<Neuron>& p) {
   constexpr int64_t kMost = std::numeric_limits<int>::max();
-  if (!p.rule.delay || p.rule.reset == Reset::kNone || p.x_repeats || p.lengths != nullptr) return false;
-  for (const Parameter& parameter : p.parameters) {
-    if (!parameter.uniform()) return false;
-  }
-  return p.dtype != DType::kDouble && p.T > 0 && p.T < kMost && p.N < kMost;
+  return p.rule.delay && p.rule.reset != Reset::kNone && p.lengths == nullptr && p.dtype != DType::kDouble && p.T > 0 &&
+         p.T < kMost && p.N < kMost;
 }
 
-// Loads before it are issued before what follows. The compiler would rather load where a value is used, and wait there.
+// Only neurons that share their parameters can share a thread.
+template <typename Neuron>
+bool shares_parameters(const Problem<Neuron>& p) {
+  return std::ranges::all_of(p.parameters, &Parameter::uniform);
+}
+
+// Whether the plain backward kernels of a neuron have gradients of parameters. For a neuron that rarely learns them,
+// they are not worth their size.
+template <typename Neuron>
+inline constexpr bool kHasSums = Neuron::kStates == 1;
+
+// Keeps loads before what follows. The compiler would rather load where a value is used, and wait there.
 __device__ __forceinline__ void in_order() {
 #if !defined(SNN_EMULATED)
   asm volatile("" ::: "memory");
 #endif
-}
-
-// Numbers of one dtype, all of which are under way before one is converted.
-template <typename T, typename Neuron, typename A>
-__device__ __forceinline__ void load_numbers(const Problem<Neuron>& p, A (&to)[Neuron::kParameters]) {
-  T given[Neuron::kParameters];
-#pragma unroll
-  for (int k = 0; k < Neuron::kParameters; ++k) {
-    const T* const from = static_cast<const T*>(p.parameters[k].data);
-    given[k] = from != nullptr ? *from : T{};
-  }
-  in_order();
-#pragma unroll
-  for (int k = 0; k < Neuron::kParameters; ++k) {
-    const Parameter& parameter = p.parameters[k];
-    to[k] = parameter.data != nullptr ? static_cast<A>(widen(given[k])) : static_cast<A>(parameter.value);
-  }
 }
 
 // The dtype that the numbers of a layer most often have: S, that of the current.
@@ -62,33 +53,41 @@ inline constexpr Number kNumber = std::is_same_v<S, float>  ? Number::kFloat
                                   : std::is_same_v<S, Half> ? Number::kHalf
                                                             : Number::kBFloat16;
 
-// The parameters of all neurons, with which a step computes. What is to be under way meanwhile is requested before.
-template <typename S, typename Neuron, typename A>
-__device__ __forceinline__ void load_shared(const Problem<Neuron>& p, A (&to)[Neuron::kParameters]) {
+// Loads the parameters of a thread's neuron, or those that its neurons share. If all have dtype S, all loads are issued
+// before the first conversion waits for one. Callers request their first rows before.
+template <typename S, int V, typename Neuron, typename A>
+__device__ __forceinline__ void load_numbers(const Problem<Neuron>& p, int64_t first, A (&to)[Neuron::kParameters]) {
+  int64_t at[Neuron::kParameters];
   bool alike = true;
 #pragma unroll
   for (int k = 0; k < Neuron::kParameters; ++k) {
-    alike = alike && (p.parameters[k].data == nullptr || p.parameters[k].type == kNumber<S>);
+    const Parameter& parameter = p.parameters[k];
+    at[k] = V == 1 ? parameter.at(first) : 0;
+    alike = alike && (parameter.data == nullptr || parameter.type == kNumber<S>);
   }
+  S given[Neuron::kParameters] = {};
   if (alike) {
-    load_numbers<S>(p, to);
-  } else {
 #pragma unroll
-    for (int k = 0; k < Neuron::kParameters; ++k) to[k] = number<A>(p.parameters[k]);
+    for (int k = 0; k < Neuron::kParameters; ++k) {
+      if (p.parameters[k].data != nullptr) given[k] = static_cast<const S*>(p.parameters[k].data)[at[k]];
+    }
+    in_order();
   }
 #pragma unroll
   for (int k = 0; k < Neuron::kParameters; ++k) {
+    const bool loaded = alike && p.parameters[k].data != nullptr;
+    to[k] = loaded ? static_cast<A>(widen(given[k])) : number<A>(p.parameters[k], at[k]);
     if (kClampedBits<Neuron> >> k & 1u) to[k] = clamp_unit(to[k]);
   }
 }
 
-// States on their way from a row of memory for each, or from nowhere: then they are 0.
+// States that were requested and not yet converted. Without a row they are 0.
 template <typename Neuron, typename A, int V>
 struct States {
   Raw<A, V> rows[Neuron::kStates];
 
-  __device__ __forceinline__ void request(int s, const A* from, bool streaming) {
-    rows[s] = from != nullptr ? get<A, V>(from, streaming) : Raw<A, V>{};
+  __device__ __forceinline__ void request(int s, const A* from) {
+    rows[s] = from != nullptr ? get<A, V>(from) : Raw<A, V>{};
   }
 
   __device__ __forceinline__ void to(A (&states)[V][Neuron::kStates]) const {
@@ -102,11 +101,17 @@ struct States {
   }
 };
 
-// On to the row that is so many elements further. The compiler would rather compute the address of each row from a
-// base, for three or four times the instructions; the empty instruction hides from it where the pointer comes from.
+// `row` may be nullptr if nobody reads or writes there, which pointer arithmetic would not allow.
+template <typename T>
+__device__ __forceinline__ T* further(T* row, int64_t elements) {
+  return reinterpret_cast<T*>(reinterpret_cast<uintptr_t>(row) + static_cast<uintptr_t>(elements) * sizeof(T));
+}
+
+// Moves on by so many elements. The compiler would rather compute the address of each row from a base, with three or
+// four times the instructions. The empty instruction hides from it where the pointer comes from.
 template <typename T>
 __device__ __forceinline__ void advance(T*& row, int64_t elements) {
-  row += elements;
+  row = further(row, elements);
 #if !defined(SNN_EMULATED)
   asm("" : "+l"(row));
 #endif

@@ -1,56 +1,57 @@
-// Gradients of parameters that are one number: the sum over all neurons, in double. Its order depends on the shape and
-// the memory layout of a call alone.
+// The gradient of a parameter that is one number is the sum over all neurons, in double. Its order depends only on the
+// shape and the memory layout of a call.
 //
-// Each block adds up its neurons' and leaves the result in memory; the last block to do so adds up those of all blocks.
-// Blocks count themselves in a word of the call's own memory, which is cleared before the launch: calls on several
-// streams do not meet, and a graph may replay the call.
+// Each block adds up its neurons and leaves the result in memory. The last block to do so adds up those of all blocks.
+// Blocks count themselves in a word of the call's own memory, which is cleared before the launch, so that calls on
+// several streams do not meet, and a graph can replay the call.
 #pragma once
+
+#include <algorithm>
+#include <bit>
 
 #include "neurons.cuh"
 
 namespace snnfast::cuda {
 
-// Rows of shared memory, a number of type A for each thread, that hold the doubles of a thread.
-template <typename Neuron, typename A>
-inline constexpr int kSumRows = Neuron::kParameters * static_cast<int>(sizeof(double) / sizeof(A));
-
-// The gradients of a thread's own neurons, in its column of shared memory; nobody else's column is touched.
-template <typename A, int V, int kThreads>
-struct Sums {
-  A (*rows)[V][kThreads];
-
-  __device__ __forceinline__ double get(int k, int thread) const {
-    constexpr int kWords = sizeof(double) / sizeof(A);
-    A words[kWords];
-    for (int w = 0; w < kWords; ++w) words[w] = rows[k * kWords + w][0][thread];
-    double sum;
-    memcpy(&sum, words, sizeof sum);
-    return sum;
-  }
-
-  __device__ __forceinline__ void put(int k, int thread, double sum) const {
-    constexpr int kWords = sizeof(double) / sizeof(A);
-    A words[kWords];
-    memcpy(words, &sum, sizeof sum);
-    for (int w = 0; w < kWords; ++w) rows[k * kWords + w][0][thread] = words[w];
-  }
-
-  // Of the first threads of a block, into the column of the first, by halves: their number is a power of two.
-  __device__ __forceinline__ void add_up(unsigned wanted, int threads) const {
-    const int thread = static_cast<int>(threadIdx.x);
-    for (int half = threads / 2; half > 0; half /= 2) {
-      __syncthreads();
-      if (thread >= half) continue;
-#pragma unroll 1
-      for (int k = 0; wanted >> k != 0; ++k) {
-        if ((wanted >> k & 1u) != 0) put(k, thread, get(k, thread) + get(k, thread + half));
-      }
-    }
-    __syncthreads();
-  }
+// Shared memory of a block, with so many bytes for each thread. Recomputed steps use it first, and sums at the end.
+template <int kThreads, int kOfSteps, int kOfSums>
+struct alignas(16) SharedMemory {
+  unsigned char bytes[kThreads * (kOfSteps > kOfSums ? kOfSteps : kOfSums)];
 };
 
-// Counts a block that is done, and tells whether all are.
+template <typename Neuron>
+constexpr int kSumBytes = Neuron::kParameters * static_cast<int>(sizeof(double));  // of a thread
+
+// The threads of a block that fit into its shared memory. A block has 48 KiB at most without asking for more.
+constexpr int threads_in(int bytes) {
+  return std::min(128, static_cast<int>(std::bit_floor(32u * 1024 / static_cast<unsigned>(std::max(bytes, 1)))));
+}
+
+// Stores the gradients of the parameters, which a thread has summed over time for its neurons. Of a gradient that is
+// one number, it adds their share to `own`.
+template <typename Neuron, typename A, int V>
+__device__ __forceinline__ void finish_parameters(const Backward<Neuron>& p, int64_t first,
+                                                  A (&sums)[V][Neuron::kParameters],
+                                                  double (&own)[Neuron::kParameters]) {
+#pragma unroll
+  for (int k = 0; k < Neuron::kParameters; ++k) {
+    if (p.grad_parameters[k] == nullptr) continue;
+    if (kClampedBits<Neuron> >> k & 1u) {
+      A given[V];
+      parameter(p.parameters[k], first, given);
+#pragma unroll
+      for (int i = 0; i < V; ++i) sums[i][k] = clamp_unit_adjoint(given[i], sums[i][k], p.clamp_closed);
+    }
+    if ((p.summed >> k & 1u) == 0) {
+      store_row(static_cast<A*>(p.grad_parameters[k]) + first, k, sums);
+      continue;
+    }
+#pragma unroll
+    for (int i = 0; i < V; ++i) own[k] += sums[i][k];
+  }
+}
+
+// Counts a block that is done, and returns whether all are.
 __device__ __forceinline__ bool is_last_block(void* counter) {
   return atomicAdd(static_cast<unsigned*>(counter), 1u) == gridDim.x - 1;
 }
@@ -66,31 +67,66 @@ __device__ __forceinline__ void put_number(void* to, Number type, double value) 
   }
 }
 
-// All threads of a block come here, once; `threads`, the first of them, have put the sums of their neurons.
-template <typename Neuron, typename A, int V, int kThreads>
-__device__ __forceinline__ void sum_parameters(const Backward<Neuron>& p, const Sums<A, V, kThreads>& sums,
-                                               int threads) {
+// Adds up the numbers of the first threads of a block, a power of two, into that of the first one, by halves.
+template <int kParameters, int kThreads>
+__device__ __forceinline__ void add_up(double (*numbers)[kThreads], unsigned wanted, int threads) {
+  const int thread = static_cast<int>(threadIdx.x);
+  for (int half = threads / 2; half > 0; half /= 2) {
+    __syncthreads();
+#pragma unroll 1
+    for (int k = 0; thread < half && k < kParameters; ++k) {
+      if ((wanted >> k & 1u) != 0) numbers[k][thread] += numbers[k][thread + half];
+    }
+  }
+  __syncthreads();
+}
+
+// Adds up the partial sums of the blocks from `first` on, at a distance of `stride`. Several loads are under way at
+// once, because each takes as long as hundreds of additions.
+__device__ __forceinline__ double sum_of_blocks(const double* partial, int first, int stride, int parameters) {
+  constexpr int kAtOnce = 8;
+  const int blocks = static_cast<int>(gridDim.x);
+  double sum = 0;
+  for (int64_t block = first; block < blocks; block += kAtOnce * static_cast<int64_t>(stride)) {
+    double values[kAtOnce];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int64_t at = block + i * static_cast<int64_t>(stride);
+      values[i] = at < blocks ? __ldcg(partial + at * parameters) : 0;
+    }
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) sum += values[i];
+  }
+  return sum;
+}
+
+// All threads of a block call this once. `own` is what the neurons of a thread add to each sum, for the first `threads`
+// of the block. `shared` has a row of doubles for each parameter, and may hold something else before.
+template <int kThreads, typename Neuron>
+__device__ __forceinline__ void sum_parameters(const Backward<Neuron>& p, const double (&own)[Neuron::kParameters],
+                                               void* shared, int threads) {
   constexpr int kParameters = Neuron::kParameters;
+  auto* const numbers = static_cast<double (*)[kThreads]>(shared);
   const int thread = static_cast<int>(threadIdx.x);
   auto* const partial = static_cast<double*>(p.partial_sums) + 1;  // behind the counter
-  sums.add_up(p.summed, threads);
+  __syncthreads();
+#pragma unroll
+  for (int k = 0; k < kParameters; ++k) {
+    if (thread < threads) numbers[k][thread] = own[k];
+  }
+  add_up<kParameters>(numbers, p.summed, threads);
   const bool wanted = thread < kParameters && (p.summed >> thread & 1u) != 0;
-  if (wanted) partial[static_cast<int64_t>(blockIdx.x) * kParameters + thread] = sums.get(thread, 0);
+  if (wanted) partial[static_cast<int64_t>(blockIdx.x) * kParameters + thread] = numbers[thread][0];
   __threadfence();
   __syncthreads();
   if (__syncthreads_or(thread == 0 && is_last_block(p.partial_sums)) == 0) return;
   __threadfence();
 #pragma unroll 1
-  for (int k = 0; p.summed >> k != 0 && thread < threads; ++k) {
-    if ((p.summed >> k & 1u) == 0) continue;  // no block has written one
-    double sum = 0;
-    for (int64_t block = thread; block < gridDim.x; block += threads) {
-      sum += *static_cast<const volatile double*>(partial + block * kParameters + k);
-    }
-    sums.put(k, thread, sum);
+  for (int k = 0; thread < threads && k < kParameters; ++k) {
+    if ((p.summed >> k & 1u) != 0) numbers[k][thread] = sum_of_blocks(partial + k, thread, threads, kParameters);
   }
-  sums.add_up(p.summed, threads);
-  if (wanted) put_number(p.grad_parameters[thread], p.sum_types[thread], sums.get(thread, 0));
+  add_up<kParameters>(numbers, p.summed, threads);
+  if (wanted) put_number(p.grad_parameters[thread], p.sum_types[thread], numbers[thread][0]);
 }
 
 }  // namespace snnfast::cuda

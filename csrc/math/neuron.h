@@ -116,21 +116,16 @@ SNN_HD T fire_adjoint(ResetRule rule, T v, T r, T threshold, T graded, const Giv
       dv = mem * (T(1) - d);
     }
   }
+  grad_graded = Arithmetic::multiply_add(given.spk, s, grad_graded);
+  if constexpr (Arithmetic::kFused) {
+    if (given.through_spike) {
+      grad_threshold = Arithmetic::multiply_subtract(ds, given.derivative, grad_threshold);
+      return Arithmetic::multiply_add(ds, given.derivative, dv);
+    }
+  }
   const T q = given.through_spike ? ds * given.derivative : T(0);
   grad_threshold -= q;
-  grad_graded += given.spk * s;
-  if constexpr (Arithmetic::kFused) {
-    if (given.through_spike) return Arithmetic::multiply_add(ds, given.derivative, dv);
-  }
   return dv + q;
-}
-
-// Takes a carry back through some steps, which are linear in it: `offset` leaves them if no carry enters, and `factor`
-// is what their adjoints make of a carry of 1 without any other gradient. Without a carry the result is the offset,
-// even if the factor is infinite.
-template <typename T>
-SNN_HD T carry_through(T offset, T factor, T carry) {
-  return select(carry == T(0), offset, offset + factor * carry);
 }
 
 }  // namespace snnfast

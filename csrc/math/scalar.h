@@ -28,6 +28,15 @@ SNN_HD T heaviside(T z) {
 // never computes what decides a spike.
 struct Rounded {
   static constexpr bool kFused = false;
+
+  template <typename T>
+  static SNN_HD T multiply_add(T a, T b, T c) {
+    return c + a * b;
+  }
+  template <typename T>
+  static SNN_HD T multiply_subtract(T a, T b, T c) {  // from c
+    return c - a * b;
+  }
 };
 
 // clamp(beta, 0, 1), which passes NaN on, as torch.clamp does.

@@ -40,9 +40,9 @@ struct Leaky {
     const T beta = p[0], threshold = p[1], u = before[0];
     const T r = select(u > threshold, T(1), T(0));
     const T dv = fire_adjoint<Arithmetic>(rule, v, r, threshold, p[2], given, grad[0] + carry[0], sums[1], sums[2]);
-    if (rule.reset == Reset::kSubtract) sums[1] -= dv * r;
+    if (rule.reset == Reset::kSubtract) sums[1] = Arithmetic::multiply_subtract(dv, r, sums[1]);
     const bool zero = rule.reset == Reset::kZero;
-    sums[0] += dv * (zero ? (T(1) - r) * u : u);
+    sums[0] = Arithmetic::multiply_add(dv, zero ? (T(1) - r) * u : u, sums[0]);
     carry[0] = beta * (zero ? (T(1) - r) * dv : dv);
     return dv;
   }

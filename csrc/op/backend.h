@@ -135,6 +135,7 @@ struct CudaBackend {
   template <typename Neuron>
   static void run(const Forward<Neuron>& problem, const torch::stable::Tensor& t) {
     STD_TORCH_CHECK(problem.bits == nullptr, "bits: only on the CPU");
+    STD_TORCH_CHECK(problem.saved != Saved::kSpikes, "saved: spikes only on the CPU");
     const int error = on_stream_of(t, [&](void* stream) { return cuda::forward(problem, stream); });
     STD_TORCH_CHECK(error == 0, "snnfast: the CUDA kernel ", Neuron::kName,
                     "_forward failed: ", cuda::error_string(error));
@@ -142,6 +143,7 @@ struct CudaBackend {
   template <typename Neuron>
   static void run(const Backward<Neuron>& problem, const torch::stable::Tensor& t) {
     STD_TORCH_CHECK(problem.outputs.grad == nullptr, "weight: only on the CPU");
+    STD_TORCH_CHECK(problem.saved != Saved::kSpikes, "saved: spikes only on the CPU");
     const int error = on_stream_of(t, [&](void* stream) { return cuda::backward(problem, stream); });
     STD_TORCH_CHECK(error == 0, "snnfast: the CUDA kernel ", Neuron::kName,
                     "_backward failed: ", cuda::error_string(error));

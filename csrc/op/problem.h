@@ -70,11 +70,6 @@ constexpr int64_t saved_rows(Saved saved, int64_t steps) {
   return mode.per == 0 || steps + mode.plus < 0 ? 0 : (steps + mode.plus) / mode.per;
 }
 
-constexpr int64_t saved_element_size(Saved saved, DType dtype) {
-  const int64_t bytes = kSavedModes[static_cast<int>(saved)].bytes;
-  return bytes == 0 ? opmath_size(dtype) : bytes;
-}
-
 // ---- a problem
 
 // The number of pointers that are not nullptr.
@@ -88,7 +83,6 @@ SNN_HD int given(T* const (&pointers)[n]) {
 // The dtypes of a parameter that is one number.
 enum class Number : int { kFloat, kDouble, kHalf, kBFloat16, kLong };
 
-// Neuron i takes element (i / inner) % size.
 struct Parameter {
   const void* data = nullptr;  // [size], on the device of the kernel; nullptr: `value` for every neuron
   double value = 0;
@@ -97,6 +91,7 @@ struct Parameter {
   Number type = Number::kFloat;  // of the data; that of opmath where size > 1
 
   bool uniform() const { return data == nullptr || size == 1; }
+  SNN_HD int64_t at(int64_t neuron) const { return size == 1 ? 0 : neuron / inner % size; }
 };
 
 template <typename Neuron>
@@ -119,7 +114,7 @@ struct Problem {
   const int64_t* lengths;  // [N / sample]
   int64_t sample;          // the number of neurons of a sample
 
-  int64_t x_stride() const { return x_repeats ? 0 : N; }  // from one row to the next
+  SNN_HD int64_t x_stride() const { return x_repeats ? 0 : N; }  // from one row to the next
 
   SNN_HD int64_t steps_of(int64_t neuron) const {
     if (lengths == nullptr) return T;
@@ -219,13 +214,10 @@ template <typename Neuron>
 int backward(const Backward<Neuron>& problem, void* stream);
 
 const char* error_string(int error);
-// Neurons from which a thread takes several of them, 16 bytes at a time. For tests.
+// Neurons from which a thread takes several of them, 16 bytes at a time; -1: the limits of each pass. For tests.
 void set_vector_minimum(int64_t neurons);
 // Steps from which, and neurons up to which, backward shares out time among the warps of a block. For tests.
 void set_chunked_limits(int64_t least_steps, int64_t most_neurons);
-// Bytes that the tensors over time of a call must exceed to pass by the caches; -1: those of the device's L2. For
-// tests.
-void set_stream_bytes(int64_t bytes);
 }  // namespace cuda
 
 }  // namespace snnfast

@@ -239,6 +239,11 @@ def unpack(options: int, name: str) -> int:
     return options >> at & (1 << bits) - 1
 
 
+def saves_spikes(device: torch.device) -> bool:
+    """Whether the kernels of a device can save the spikes, as bits: those of the CPU, not the emulated ones."""
+    return device.type == "cpu" and spikes_linear is not None
+
+
 def use(namespace: str) -> None:
     """Call the ops of a namespace from now on: the product's, or one that a test library registered beside it."""
     global used, spikes_linear, spikes_linear_weight, rows_like, spikes_as_bits

@@ -42,7 +42,7 @@ class Engine:
         outputs = [like.new_empty(steps, neurons) for _ in range(code.outputs)]
         last = [like.new_empty(neurons, dtype=opmath) for _ in states]
         kept: list[Any] = [like.new_empty(-(-steps // CHECKPOINT) * len(states), neurons, dtype=opmath)] if keep else []
-        given = [*_rows(series), *states, *_numbers(parameters), *outputs, *last]
+        given = [*_rows(series), *states, *_values(parameters, like), *outputs, *last]
         self._run(forward_source, code, like, series, parameters, [steps, neurons, *given, *(kept or [0])])
         return [*outputs, *last, *kept]
 
@@ -63,7 +63,7 @@ class Engine:
         first = len(series) + len(grad_last)
         learned = [p for j, p in enumerate(parameters) if first + j in code.gradients]
         sums = [like.new_empty(neurons, dtype=torch.float64) for _ in learned]
-        given = [*_rows(series), *_numbers(parameters), kept, *_rows(grad_outputs), *grad_last]
+        given = [*_rows(series), *_values(parameters, like), kept, *_rows(grad_outputs), *grad_last]
         given += [*of_series, *initial, *sums]
         self._run(backward_source, code, like, series, parameters, [steps, neurons, *given])
         # PyTorch's sum of float64 numbers has an order that only their number decides.
@@ -79,7 +79,7 @@ class Engine:
         parameters: Sequence[Tensor],
         arguments: Sequence[Tensor | int | float],
     ) -> None:
-        kinds = tuple("numbers" if x.dim() == 1 else "rows" for x in series), tuple(map(_kind, parameters))
+        kinds = tuple("numbers" if x.dim() == 1 else "rows" for x in series), tuple(_kind(p, like) for p in parameters)
         key: Any = like.dtype, like.device, kinds, self
         if key not in code.kernels:
             source = write(code, like.dtype, kinds)
@@ -107,14 +107,14 @@ def _rows(series: Sequence[Tensor]) -> list[Tensor | int]:
     return found
 
 
-def _kind(parameter: Tensor) -> str:
+def _kind(parameter: Tensor, like: Tensor) -> str:
     if parameter.dim() > 0:
         return "neurons"
-    return "value" if parameter.is_cpu else "number"
+    return "number" if parameter.device == like.device else "value"
 
 
-def _numbers(parameters: Sequence[Tensor]) -> list[Tensor | float]:
-    return [float(p) if _kind(p) == "value" else p for p in parameters]
+def _values(parameters: Sequence[Tensor], like: Tensor) -> list[Tensor | float]:
+    return [float(p) if _kind(p, like) == "value" else p for p in parameters]
 
 
 def _pointer(t: Tensor, like: Tensor) -> int:

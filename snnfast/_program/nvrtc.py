@@ -64,16 +64,16 @@ def compile_text(text: str, architecture: int, *options: str) -> tuple[bytes, st
     try:
         given = [option.encode() for option in (f"--gpu-architecture=sm_{architecture}", *_OPTIONS, *options)]
         (status,) = nvrtc.nvrtcCompileProgram(program, len(given), given)
-        log = b" " * _call(nvrtc.nvrtcGetProgramLogSize, program)
+        log = bytearray(_call(nvrtc.nvrtcGetProgramLogSize, program))
         _call(nvrtc.nvrtcGetProgramLog, program, log)
         said = log.rstrip(b"\0 \n").decode(errors="replace")
         if int(status) != 0:
             raise NoKernelError(f"NVRTC can't compile the program: {said or status.name}")
-        code = b" " * _call(nvrtc.nvrtcGetCUBINSize, program)
+        code = bytearray(_call(nvrtc.nvrtcGetCUBINSize, program))
         _call(nvrtc.nvrtcGetCUBIN, program, code)
     finally:
         nvrtc.nvrtcDestroyProgram(program)
-    return code, said
+    return bytes(code), said
 
 
 def _cache() -> Path:
@@ -124,6 +124,8 @@ def kernel_of(text: str, device: torch.device) -> Launch:
     """
     if torch.version.hip is not None:
         raise NoKernelError(f"this PyTorch is a build for ROCm {torch.version.hip}")
+    if torch.cuda.is_current_stream_capturing():
+        raise RuntimeError("call a neuron of your own once before a CUDA graph captures it: a first call makes kernels")
     driver = _bindings("driver")
     major, minor = torch.cuda.get_device_capability(device)
     code = machine_code(text, 10 * major + minor)
@@ -136,6 +138,8 @@ def kernel_of(text: str, device: torch.device) -> Launch:
         pointers = ctypes.addressof(memory) + 8 * len(arguments)
         with torch.cuda.device(device):
             stream = torch.cuda.current_stream(device).cuda_stream
-            _call(driver.cuLaunchKernel, function, blocks, 1, 1, threads, 1, 1, 0, stream, pointers, 0)
+            (status,) = driver.cuLaunchKernel(function, blocks, 1, 1, threads, 1, 1, 0, stream, pointers, 0)
+        if int(status) != 0:  # with which a loop would not help
+            raise RuntimeError(f"snnfast: the CUDA kernel of a program failed with {status.name}")
 
     return launch

@@ -82,19 +82,16 @@ class Program:
     def unroll(self, *given: Tensor | float, steps: int) -> tuple[Tensor, ...]:
         """Run all steps, given all that the step takes: inputs ``[T, *]``, states and parameters, all of one dtype.
 
-        States and parameters may be broadcast to a step; states may be numbers. Returns the outputs ``[T, *]`` and the
-        last states ``[*]``.
+        All are broadcast to a step; states may be numbers. Returns the outputs ``[T, *]`` and the last states ``[*]``.
         """
         series, states, parameters = _split(given, self.counts)
         shapes = [x.shape[1:] for x in series] + [t.shape for t in (*states, *parameters) if isinstance(t, Tensor)]
         shape = shapes[0]
         if any(s != shape for s in shapes):
             shape = torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call]
+        series = [x if x.shape[1:] == shape else x.expand(steps, *shape) for x in series]
         like = next(t for t in given if isinstance(t, Tensor))
-        states = [
-            s.expand(shape) if isinstance(s, Tensor) else torch.full(shape, s, dtype=like.dtype, device=like.device)
-            for s in states
-        ]
+        states = [s.expand(shape) if isinstance(s, Tensor) else like.new_full(shape, s) for s in states]
         call = _Call(steps, shape, like.dtype, like.dtype, like.device)
         return self._variant(_PLAIN)(call, series, states, parameters)
 
@@ -340,7 +337,7 @@ def _rows(x: Tensor, call: _Call) -> Tensor:
 
 def _flat(parameters: Sequence[Tensor], call: _Call) -> list[Tensor]:
     """Parameters as the kernels take them: a number, or ``[N]``."""
-    return [p.reshape(()) if p.numel() == 1 else p.expand(call.shape).reshape(-1) for p in parameters]
+    return [p.reshape(()) if p.numel() == 1 else p.expand(call.shape).reshape(-1).contiguous() for p in parameters]
 
 
 def _summed(gradient: Tensor, parameter: Tensor, call: _Call) -> Tensor:

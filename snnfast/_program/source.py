@@ -86,9 +86,12 @@ def _literal(number: float, f: str) -> str:
 
 # ---- elements in memory. NVRTC has no cuda_fp16.h; what the text needs of it are two instructions.
 
+_SAME = """using S = A;
+__device__ inline A widen(S x) { return x; }
+__device__ inline S narrow(A x) { return x; }"""
 _ELEMENTS = {
-    torch.float32: "using A = float;\nusing S = float;",
-    torch.float64: "using A = double;\nusing S = double;",
+    torch.float32: f"using A = float;\n{_SAME}",
+    torch.float64: f"using A = double;\n{_SAME}",
     torch.float16: """using A = float;
 using S = unsigned short;
 #if defined(__CUDACC_RTC__)
@@ -107,22 +110,24 @@ __device__ inline S narrow(A x) {
   return x != x ? 0x7fff : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;  // to the nearest, of two the even one
 }""",
 }
-_PLAIN = "\n__device__ inline A widen(S x) { return x; }\n__device__ inline S narrow(A x) { return x; }"
 
 
 class _Kernel:
-    """The text of a kernel while it is written, and the words of its code."""
+    """The text of a kernel while it is written, and the words of its code.
+
+    Series, states and parameters are numbered; ``r`` and a number is a register.
+    """
 
     def __init__(self, code: Code, dtype: torch.dtype, kinds: Kinds) -> None:
+        self.dtype, self.opmath, self.kinds = dtype, opmath_dtype(dtype), kinds
+        self.f = "f" if self.opmath == torch.float32 else ""
         self.words = code.words.tolist()
-        self.series, self.states, self.parameters, _ = self.take(4)
-        self.dtype, self.kinds = dtype, kinds
-        self.f = "f" if opmath_dtype(dtype) == torch.float32 else ""
-        self.arguments = ["const long long T", "const long long N"]
+        self.series, states, parameters, constants = map(range, self.take(4))
+        self.states, self.first_parameter = states, len(self.series) + len(states)
+        self.first_constant = self.first_parameter + len(parameters)
+        self.behind = self.first_constant + len(constants)  # the number of the first register behind the constants
         self.constants = code.constants.tolist()
-        self.first_parameter = self.series + self.states
-        self.first_constant = self.first_parameter + self.parameters
-        self.behind = self.first_constant + len(self.constants)
+        self.arguments = ["long long T", "long long N"]
 
     def take(self, count: int) -> list[int]:
         found, self.words = self.words[:count], self.words[count:]
@@ -131,75 +136,78 @@ class _Kernel:
     def section(self, count: int) -> list[str]:
         return [_statement(self.take(6), self.f) for _ in range(count)]
 
-    def pointers(self, kind: str, name: str, numbers: Iterable[int]) -> None:
+    def state(self, s: int) -> str:
+        return f"r{len(self.series) + s}"
+
+    def kept(self, s: int) -> str:
+        return f"kept[(start / {CHECKPOINT} * {len(self.states)} + {s}) * N + i]"
+
+    # ---- arguments, in the order of the calls
+
+    def pointers(self, kind: str, name: str, numbers: Iterable[object]) -> None:
         self.arguments += [f"{kind}* __restrict__ {name}{k}" for k in numbers]
 
-    def add_series(self) -> None:
+    def rows(self, name: str) -> None:
+        self.arguments += [f"const S* __restrict__ {name}", f"long long {name}_stride"]
+
+    def inputs(self) -> None:
         for k, kind in enumerate(self.kinds[0]):
-            if kind == "numbers":
-                self.arguments += [f"const double* __restrict__ x{k}"]
+            if kind == "rows":
+                self.rows(f"x{k}")
             else:
-                self.add_rows(f"x{k}")
+                self.pointers("const double", "x", [k])
 
-    def add_rows(self, name: str) -> None:
-        self.arguments += [f"const S* __restrict__ {name}", f"const long long {name}_stride"]
-
-    def add_parameters(self) -> list[str]:
-        """The statements that read the parameters."""
-        lines = []
+    def parameters(self) -> None:
         for j, kind in enumerate(self.kinds[1]):
-            self.arguments.append(f"const double p{j}" if kind == "value" else f"const A* __restrict__ p{j}")
-            value = {"value": f"A(p{j})", "number": f"p{j}[0]", "neurons": f"p{j}[i]"}[kind]
-            lines.append(f"const A r{self.first_parameter + j} = {value};")
-        return lines
+            self.arguments.append(f"double p{j}" if kind == "value" else f"const A* __restrict__ p{j}")
 
-    def registers(self, temporaries: int, end: int) -> list[str]:
-        """Declarations of what is no parameter; ``end`` is behind all registers."""
-        lines = [f"const A r{self.first_constant + c} = {_literal(v, self.f)};" for c, v in enumerate(self.constants)]
-        others = [*range(self.first_parameter), *range(self.behind, end + temporaries)]
-        return [*lines, *(f"A r{r} = 0;" for r in others)]
+    # ---- statements
 
-    def loop(self, rows: Sequence[tuple[str, int]], body: Iterable[str], backwards: bool = False) -> list[str]:
-        """The ``steps`` from ``start`` on: rows, by the names of their arguments, into registers, then the body."""
-        at = "steps - 1 - first - j" if backwards else "first + j"
-        step = [f"const int k = {at};", "const long long t = start + k;", "if (k < 0 || k >= steps) break;"]
-        numbers = {f"x{k}" for k, kind in enumerate(self.kinds[0]) if kind == "numbers"}
-        batches = [(name, to, name in numbers) for name, to in rows]
-        return [
-            f"for (int first = 0; first < steps; first += {_BATCH}) {{",
-            *(f"{'double' if number else 'S'} {name}_batch[{_BATCH}];" for name, _, number in batches),
-            "#pragma unroll",
-            f"for (int j = 0; j < {_BATCH}; ++j) {{",
-            *step,
-            *(
-                f"{name}_batch[j] = {name}[{'t' if number else f't * {name}_stride + i'}];"
-                for name, _, number in batches
-            ),
-            "}",
-            "#pragma unroll",
-            f"for (int j = 0; j < {_BATCH}; ++j) {{",
-            *step,
-            *(
-                f"r{to} = {f'A({name}_batch[j])' if number else f'widen({name}_batch[j])'};"
-                for name, to, number in batches
-            ),
-            *body,
-            "}",
-            "}",
-        ]
+    def registers(self, end: int) -> str:
+        """All registers; ``end`` is behind the last of them."""
+        values = {"value": "A(p{0})", "number": "p{0}[0]", "neurons": "p{0}[i]"}
+        read = [f"const A r{self.first_parameter + j} = {values[k].format(j)};" for j, k in enumerate(self.kinds[1])]
+        read += [f"const A r{self.first_constant + c} = {_literal(v, self.f)};" for c, v in enumerate(self.constants)]
+        others = [*range(self.first_parameter), *range(self.behind, end)]
+        return _lines([*read, *(f"A r{r} = 0;" for r in others)])
 
-    def finish(self, body: Iterable[str], threads: int = _THREADS) -> Source:
-        elements = _ELEMENTS[self.dtype] + (_PLAIN if self.dtype in (torch.float32, torch.float64) else "")
-        lines = [
-            elements,
-            f'extern "C" __global__ void __launch_bounds__({threads}) {NAME}(',
-            ",\n".join(self.arguments) + ") {",
-            "const long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;",
-            "if (i >= N) return;",
-            *body,
-            "}\n",
-        ]
-        return Source("\n".join(lines), threads)
+    def loop(self, grads: int, body: Iterable[str], backwards: bool = False) -> str:
+        """The steps between two checkpoints: series and ``grads`` into registers, then the body."""
+        inputs = [(f"x{k}", k, self.kinds[0][k] == "rows") for k in self.series]
+        inputs += [(f"g{o}", self.behind + o, True) for o in range(grads)]
+        step = f"""const int k = {"steps - 1 - first - j" if backwards else "first + j"};
+const long long t = start + k;
+if (k < 0 || k >= steps) break;"""
+        places = [f"{'S' if rows else 'double'} {name}_batch[{_BATCH}];" for name, _, rows in inputs]
+        loads = [f"{n}_batch[j] = {f'{n}[t * {n}_stride + i]' if rows else f'{n}[t]'};" for n, _, rows in inputs]
+        uses = [f"r{to} = {'widen' if rows else 'A'}({name}_batch[j]);" for name, to, rows in inputs]
+        return f"""for (int first = 0; first < steps; first += {_BATCH}) {{
+{_lines(places)}
+#pragma unroll
+for (int j = 0; j < {_BATCH}; ++j) {{
+{step}
+{_lines(loads)}
+}}
+#pragma unroll
+for (int j = 0; j < {_BATCH}; ++j) {{
+{step}
+{_lines([*uses, *body])}
+}}
+}}"""
+
+    def finish(self, body: str, threads: int = _THREADS) -> Source:
+        text = f"""{_ELEMENTS[self.dtype]}
+extern "C" __global__ void __launch_bounds__({threads}) {NAME}({", ".join(self.arguments)}) {{
+const long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
+if (i >= N) return;
+{body}
+}}
+"""
+        return Source(text, threads)
+
+
+def _lines(statements: Iterable[str]) -> str:
+    return "\n".join(statements)
 
 
 _STEPS = f"const int steps = T - start < {CHECKPOINT} ? int(T - start) : {CHECKPOINT};"
@@ -213,33 +221,26 @@ def forward_source(code: Code, dtype: torch.dtype, kinds: Kinds) -> Source:
     """
     kernel = _Kernel(code, dtype, kinds)
     outputs, temporaries, count = kernel.take(3)
-    output_at, state_at = kernel.take(outputs), kernel.take(kernel.states)
-    step, states = kernel.section(count), range(kernel.states)
-    kernel.add_series()
-    kernel.pointers("const A", "initial", states)
-    parameters = kernel.add_parameters()
+    output_at, state_at = kernel.take(outputs), kernel.take(len(kernel.states))
+    kernel.inputs()
+    kernel.pointers("const A", "initial", kernel.states)
+    kernel.parameters()
     kernel.pointers("S", "output", range(outputs))
-    kernel.pointers("A", "last", states)
-    kernel.arguments.append("A* __restrict__ kept")
-    at = [kernel.series + s for s in states]
-    rows = [(f"x{k}", k) for k in range(kernel.series)]
+    kernel.pointers("A", "last", kernel.states)
+    kernel.pointers("A", "kept", [""])
+    step = kernel.section(count)
     step += [f"output{o}[t * N + i] = narrow(r{r});" for o, r in enumerate(output_at)]
-    step += [f"r{at[s]} = r{state_at[s]};" for s in states]
-    saved = [f"kept[(start / {CHECKPOINT} * {kernel.states} + {s}) * N + i] = r{at[s]};" for s in states]
-    body = [
-        *parameters,
-        *kernel.registers(temporaries, kernel.behind),
-        *(f"r{at[s]} = initial{s}[i];" for s in states),
-        f"for (long long start = 0; start < T; start += {CHECKPOINT}) {{",
-        _STEPS,
-        "if (kept != nullptr) {",
-        *saved,
-        "}",
-        *kernel.loop(rows, step),
-        "}",
-        *(f"last{s}[i] = r{at[s]};" for s in states),
-    ]
-    return kernel.finish(body)
+    step += [f"{kernel.state(s)} = r{state_at[s]};" for s in kernel.states]
+    return kernel.finish(f"""{kernel.registers(kernel.behind + temporaries)}
+{_lines(f"{kernel.state(s)} = initial{s}[i];" for s in kernel.states)}
+for (long long start = 0; start < T; start += {CHECKPOINT}) {{
+{_STEPS}
+if (kept != nullptr) {{
+{_lines(f"{kernel.kept(s)} = {kernel.state(s)};" for s in kernel.states)}
+}}
+{kernel.loop(0, step)}
+}}
+{_lines(f"last{s}[i] = {kernel.state(s)};" for s in kernel.states)}""")
 
 
 def backward_source(code: Code, dtype: torch.dtype, kinds: Kinds) -> Source:
@@ -249,68 +250,53 @@ def backward_source(code: Code, dtype: torch.dtype, kinds: Kinds) -> Source:
     stride) and of last states; then what it writes: gradients of series, of states, and of parameters, float64 ``[N]``.
     """
     kernel = _Kernel(code, dtype, kinds)
-    outputs, count, temporaries, first, second = kernel.take(5)
-    states = range(kernel.states)
-    new_at, saved_at, carry_at = (kernel.take(n) for n in (kernel.states, count, kernel.states))
-    series_at, parameter_at = kernel.take(kernel.series), kernel.take(kernel.parameters)
-    again, derivative = kernel.section(first), kernel.section(second)
-    of_series = [k for k, r in enumerate(series_at) if r >= 0]
-    of_parameters = [j for j, r in enumerate(parameter_at) if r >= 0]
-    kernel.add_series()
-    parameters = kernel.add_parameters()
-    kernel.arguments.append("const A* __restrict__ kept")
+    states, parameters = kernel.states, len(kinds[1])
+    outputs, saved, temporaries, first, second = kernel.take(5)
+    new_at, saved_at, carry_at = (kernel.take(n) for n in (len(states), saved, len(states)))
+    series_at = {k: r for k, r in enumerate(kernel.take(len(kernel.series))) if r >= 0}
+    parameter_at = {j: r for j, r in enumerate(kernel.take(parameters)) if r >= 0}
+    kernel.inputs()
+    kernel.parameters()
+    kernel.pointers("const A", "kept", [""])
     for o in range(outputs):
-        kernel.add_rows(f"g{o}")
+        kernel.rows(f"g{o}")
     kernel.pointers("const A", "grad_last", states)
-    kernel.pointers("S", "grad_x", of_series)
+    kernel.pointers("S", "grad_x", series_at)
     kernel.pointers("A", "grad_initial", states)
-    kernel.pointers("double", "grad_p", of_parameters)
+    kernel.pointers("double", "grad_p", parameter_at)
 
-    # The tape has the states before a step, and the values that are saved of it. It is in shared memory, a column for
-    # each thread, if that holds a warp's.
-    taped = [s for s in states if new_at[s] >= 0]
-    columns = [kernel.series + s for s in taped] + saved_at
-    size = CHECKPOINT * len(columns) * opmath_dtype(dtype).itemsize
-    threads = _THREADS
+    # The tape has the states before a step that are computed again, and the values that are saved of it. It is in
+    # shared memory, a column for each thread, if that holds the columns of a warp.
+    again = [s for s in states if new_at[s] >= 0]
+    taped = [*map(kernel.state, again), *(f"r{r}" for r in saved_at)]
+    size, threads = CHECKPOINT * len(taped) * kernel.opmath.itemsize, _THREADS
     while threads > 32 and threads * size > _SHARED_BYTES:
         threads //= 2
     shared = threads * size <= _SHARED_BYTES
-    tape = [f"tape[k * {len(columns)} + {c}][{'threadIdx.x' if shared else '0'}]" for c in range(len(columns))]
-    place = f"{'__shared__ ' if shared else ''}A tape[{CHECKPOINT * len(columns)}][{threads if shared else 1}];"
-
-    rows = [(f"x{k}", k) for k in range(kernel.series)]
-    carries = kernel.behind + outputs
-    n = len(taped)
-    again = [
-        *(f"{tape[c]} = r{r};" for c, r in enumerate(columns[:n])),
-        *again,
-        *(f"{tape[n + v]} = r{r};" for v, r in enumerate(saved_at)),
-        *(f"r{kernel.series + s} = r{new_at[s]};" for s in taped),
-    ]
+    place = f"{'__shared__ ' if shared else ''}A tape[{CHECKPOINT * len(taped)}][{threads if shared else 1}];"
+    tape = [f"tape[k * {len(taped)} + {c}][{'threadIdx.x' if shared else 0}]" for c in range(len(taped))]
+    stores = [f"{row} = {register};" for row, register in zip(tape, taped, strict=True)]
+    loads = [f"{register} = {row};" for row, register in zip(tape, taped, strict=True)]
+    advance = [f"{kernel.state(s)} = r{new_at[s]};" for s in again]
+    forward = kernel.loop(0, [*stores[: len(again)], *kernel.section(first), *stores[len(again) :], *advance])
+    carries = [f"r{kernel.behind + outputs + s}" for s in states]
     # Behind the steps that were computed again, and behind each step of the derivative, a state is that after the step.
-    derivative = [
-        *(f"r{new_at[s]} = r{kernel.series + s};" for s in taped),
-        *(f"r{r} = {tape[c]};" for c, r in enumerate(columns)),
-        *derivative,
-        *(f"grad_x{k}[t * N + i] = narrow(r{series_at[k]});" for k in of_series),
-        *(f"sum{j} += r{parameter_at[j]};" for j in of_parameters),
-        *(f"r{carries + s} = r{carry_at[s]};" for s in states),
-    ]
-    body = [
-        *([place] if columns else []),
-        *parameters,
-        *kernel.registers(temporaries, carries + kernel.states),
-        *(f"r{carries + s} = grad_last{s}[i];" for s in states),
-        *(f"double total{j} = 0;" for j in of_parameters),
-        f"for (long long start = (T - 1) / {CHECKPOINT} * {CHECKPOINT}; T > 0 && start >= 0; start -= {CHECKPOINT}) {{",
-        _STEPS,
-        *(f"r{kernel.series + s} = kept[(start / {CHECKPOINT} * {kernel.states} + {s}) * N + i];" for s in taped),
-        *(kernel.loop(rows, again) if columns else []),
-        *(f"A sum{j} = 0;" for j in of_parameters),
-        *kernel.loop([*rows, *((f"g{o}", kernel.behind + o) for o in range(outputs))], derivative, backwards=True),
-        *(f"total{j} += sum{j};" for j in of_parameters),
-        "}",
-        *(f"grad_initial{s}[i] = r{carries + s};" for s in states),
-        *(f"grad_p{j}[i] = total{j};" for j in of_parameters),
-    ]
-    return kernel.finish(body, threads)
+    step = [f"r{new_at[s]} = {kernel.state(s)};" for s in again] + loads + kernel.section(second)
+    step += [f"grad_x{k}[t * N + i] = narrow(r{r});" for k, r in series_at.items()]
+    step += [f"sum{j} += r{r};" for j, r in parameter_at.items()]
+    step += [f"{carries[s]} = r{carry_at[s]};" for s in states]
+    text = f"""{place if taped else ""}
+{kernel.registers(kernel.behind + outputs + len(states) + temporaries)}
+{_lines(f"{carries[s]} = grad_last{s}[i];" for s in states)}
+{_lines(f"double total{j} = 0;" for j in parameter_at)}
+for (long long start = (T - 1) / {CHECKPOINT} * {CHECKPOINT}; T > 0 && start >= 0; start -= {CHECKPOINT}) {{
+{_STEPS}
+{_lines(f"{kernel.state(s)} = {kernel.kept(s)};" for s in again)}
+{forward if taped else ""}
+{_lines(f"A sum{j} = 0;" for j in parameter_at)}
+{kernel.loop(outputs, step, backwards=True)}
+{_lines(f"total{j} += sum{j};" for j in parameter_at)}
+}}
+{_lines(f"grad_initial{s}[i] = {carries[s]};" for s in states)}
+{_lines(f"grad_p{j}[i] = total{j};" for j in parameter_at)}"""
+    return kernel.finish(text, threads)

@@ -150,9 +150,13 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         found = self._values.get(operand.untyped_storage().data_ptr())
         if found is None:
             raise self._error("a tensor from outside of the step: pass it as a parameter")
-        if operand.shape not in (self.shape, ()):
+        if not self._fits(operand):
             raise self._error(f"a tensor of another shape, {tuple(operand.shape)}")
         return found
+
+    def _fits(self, t: Tensor) -> bool:
+        """Whether a tensor is of one step, or a number of as many dimensions at most."""
+        return t.shape == self.shape or (t.numel() == 1 and t.dim() <= len(self.shape))
 
     def result(self, t: object) -> int:
         if not isinstance(t, Tensor):
@@ -197,7 +201,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return out
 
     def _check(self, name: str, out: Tensor, args: Any) -> None:
-        if out.shape not in (self.shape, ()):
+        if not self._fits(out):
             raise self._error(f"torch.{name} makes a tensor of shape {tuple(out.shape)}")
         if out.dtype in (self.graph.dtype, torch.bool):
             return

@@ -61,7 +61,7 @@ class Unroll(torch.autograd.Function):
         if not given:
             asked |= neuron.pre_reset_membrane << RECORD_AT
         elif request.time != STEP:
-            saved = what_to_save(neuron, options, request, x.dtype, needs[1:]) if asks else SAVE_NOTHING
+            saved = what_to_save(neuron, options, request, x, needs[1:]) if asks else SAVE_NOTHING
         if weight is None or saved != SAVE_SPIKES:  # else the first result has them
             asked |= saved << SAVED_AT
         if weight is not None:
@@ -229,7 +229,7 @@ def refusing(gradients: Sequence[Tensor | None], *sources: Tensor | None) -> tup
     return tuple([g if g is None else _NoDoubleBackward.apply(g, *given) for g in gradients])
 
 
-def what_to_save(neuron: Neuron, options: Options, request: Request, dtype: torch.dtype, needs: Sequence[bool]) -> int:
+def what_to_save(neuron: Neuron, options: Options, request: Request, x: Tensor, needs: Sequence[bool]) -> int:
     """What forward saves, one of ``SAVE_*``.
 
     With ``SAVE_NOTHING``, backward uses the recorded membrane. ``SAVE_CHECKPOINTS`` goes with the current. ``needs``:
@@ -238,11 +238,12 @@ def what_to_save(neuron: Neuron, options: Options, request: Request, dtype: torc
     if not neuron.recorded_membrane_suffices or not options.reset_delay:
         return SAVE_CHECKPOINTS
     # Only where the membrane after a step is the one that decided its spike, and was not rounded since.
-    if request.record & neuron.membrane and (dtype == torch.float32 or dtype == torch.float64):
+    if request.record & neuron.membrane and (x.dtype == torch.float32 or x.dtype == torch.float64):
         return SAVE_NOTHING
     from_spikes = options.spike_grad.kernel_id in _FROM_SPIKES  # type: ignore[attr-defined]
     # Only the threshold's gradient takes no membrane.
-    if from_spikes and not any(needs[1 + len(neuron.states) : -2]) and not needs[-1]:
+    told = from_spikes and not any(needs[1 + len(neuron.states) : -2]) and not needs[-1]
+    if told and ops.saves_spikes(x.device):
         return SAVE_SPIKES
     return SAVE_CHECKPOINTS
 

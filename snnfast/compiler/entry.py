@@ -25,10 +25,11 @@ def compile(net: Any, **options: Any) -> Any:
     """Replace the loop over time in a network or function by one call per layer for all time steps.
 
     A network is changed in place: its snnTorch layers are put on snnfast's kernels (:func:`snnfast.snntorch.convert`),
-    and from then on its call, ``net(x)``, is compiled with the backend ``"snnfast"`` of ``torch.compile``. It stays the
-    same object, with the same type, parameters, hooks and keys of its ``state_dict``. A copy of it, also a pickled one,
-    is not compiled. ``net._compiled_call_impl = None`` goes back to the call without ``torch.compile``; it is the
-    attribute in which ``torch.nn.Module.compile`` keeps a compiled call, too.
+    and so are its nodes of SpikingJelly (:func:`snnfast.spikingjelly.convert`). From then on its call, ``net(x)``, is
+    compiled with the backend ``"snnfast"`` of ``torch.compile``. It stays the same object, with the same type,
+    parameters, hooks and keys of its ``state_dict``. A copy of it, also a pickled one, is not compiled.
+    ``net._compiled_call_impl = None`` goes back to the call without ``torch.compile``; it is the attribute in which
+    ``torch.nn.Module.compile`` keeps a compiled call, too.
 
     If the first call shows that nothing is gained, the network or function runs as it is from then on, and one warning
     says why. It stays compiled if another backend is asked for with ``options={"inner": ...}``.

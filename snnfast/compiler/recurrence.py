@@ -154,6 +154,8 @@ def recurrence_of(statements: Sequence[Group], order: dict[Node, int], is_free: 
     Raises:
         UnmergedError: They are none. The message is the reason.
     """
+    if not statements:
+        raise UnmergedError(f"it has fewer than {LEAST} steps that are alike")
     _check(statements)
     found: Recurrence | None = None
     reason = "its steps are not all alike"
@@ -181,7 +183,7 @@ def _check(statements: Sequence[Group]) -> None:
     for node in (s.first for s in statements):
         for t in tensors_of(node):
             if t.device.type != "cpu":
-                raise UnmergedError(f"programs don't run on {t.device.type}")
+                raise UnmergedError(f"it is on {t.device.type}, and recurrences are made on the CPU")
             if list(map(str, t.shape)) != list(map(str, shape)):
                 raise UnmergedError("they have other shapes")
             dtypes.add(t.dtype)

@@ -170,9 +170,6 @@ def describe(series: Series, summed: set[Node], fused: set[Chain], report: Graph
         name = f"{len(group.nodes)} x {name_of(group.first.target)}"
         if group.reason is None or summed.issuperset(group.nodes):
             report.merged.append(name)
-        elif name_of(group.first.target) == "autograd_function_apply":
-            reason = "torch.compile gives each call of an autograd.Function a graph of its own"
-            report.repeated.append(f"{name}{_at(group.first)}: {reason}")
         else:
             report.repeated.append(f"{name}{_at(group.first)}: {group.reason}")
     if not any(isinstance(v, Chain | Group | Recurrence) for v in series.vertices()):

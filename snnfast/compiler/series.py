@@ -5,6 +5,7 @@ calls that use its spikes and states. Calls that wait for one another, such as a
 taken apart again. Nothing is built here.
 """
 
+import contextlib
 import heapq
 import operator
 from collections import Counter, defaultdict, deque
@@ -16,15 +17,26 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from snnfast.compiler.capture import Captured, Chain
-from snnfast.compiler.nodes import index_of, is_step, line_of, series_key, tensors_of, updates_statistics, value
+from snnfast.compiler.nodes import (
+    index_of,
+    is_step,
+    line_of,
+    name_of,
+    series_key,
+    tensors_of,
+    updates_statistics,
+    value,
+)
 from snnfast.compiler.recurrence import LEAST, Recurrence, recurrence_of
 from snnfast.compiler.rules import UnmergedError
 
 SINGLE = "it runs for a single step"
 CHANGED = "its states or parameters are changed between two steps"
 """Why a step is in no chain with others: there is none of its layer, or there is."""
-
 WAITS = "each call needs the result of an earlier one"
+
+_ODD_STEPS = 4
+"""So many of the first and last steps may differ from the others."""
 
 
 class Group:
@@ -175,21 +187,32 @@ class Series:
             groups = [v for v in vertices if type(v) is Group]
             if len(groups) < 2 or any(isinstance(v, Chain) for v in vertices):
                 continue
-            groups += self._taken_apart(groups)
+            # Those of fewer calls are of steps that differ from the others.
+            most = max(len(g.nodes) for g in groups)
+            statements = [g for g in groups if len(g.nodes) >= max(LEAST, most - _ODD_STEPS)]
             try:
-                found = recurrence_of(groups, self.captured.order, self._is_free)
+                self._recurs(statements)
             except UnmergedError as error:
                 for group in groups:
                     group.reason = f"{WAITS}: {error}"
-                continue
-            for group in groups:
-                for node in group.nodes:
-                    del self.group_of[node], self._number[node]
-                numbers = found.number_of(group)
-                group.nodes, group.recurrence = list(numbers), found
-                self.group_of |= dict.fromkeys(numbers, group)
-                self._number |= numbers
-            self.recurrences.append(found)
+        for group in dict.fromkeys(self.group_of.values()):
+            # One call of all steps would need its graphs to be elementwise, which a program finds out.
+            whole = group.reason is None and group.recurrence is None
+            if whole and name_of(group.first.target) == "autograd_function_apply":
+                with contextlib.suppress(UnmergedError):
+                    self._recurs([group])
+
+    def _recurs(self, groups: list[Group]) -> None:
+        groups = groups + self._taken_apart(groups)
+        found = recurrence_of(groups, self.captured.order, self._is_free)
+        for group in groups:
+            for node in group.nodes:
+                del self.group_of[node], self._number[node]
+            numbers = found.number_of(group)
+            group.nodes, group.recurrence = list(numbers), found
+            self.group_of |= dict.fromkeys(numbers, group)
+            self._number |= numbers
+        self.recurrences.append(found)
 
     def _taken_apart(self, groups: list[Group]) -> list[Group]:
         """The groups that take the results of a call, such as an autograd.Function, apart."""

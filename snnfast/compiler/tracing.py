@@ -25,15 +25,17 @@ def _keep_prints() -> None:
     as the ``forward`` of a network. And it prints a tensor as it is at the end, changed in place since. Here, a print
     belongs to the outermost function, and is given copies.
     """
+    from torch._dynamo.variables import ConstantVariable
     from torch._dynamo.variables.misc import DebuggingVariable
 
     original: Any = DebuggingVariable.call_function
+    nothing = ConstantVariable.create(None)
 
     def call_function(self: Any, tx: Any, args: Any, kwargs: Any) -> Any:
         kept = [_as_it_is_now(a, tx) for a in args]
         if kwargs or any(a is None for a in kept):
             return original(self, tx, [self], {})  # which PyTorch can't move, so that it splits the graph
-        return original(self, tx.output.root_tx, kept, {})
+        return original(self, tx.output.root_tx, kept, {}) or nothing  # torch 2.11 returns no variable
 
     DebuggingVariable.call_function = call_function  # type: ignore[method-assign]
 

@@ -63,11 +63,13 @@ def is_delay(module: nn.Module) -> bool:
 
 
 def convert(net: nn.Module) -> dict[str, str]:
-    """Put snnTorch's neurons on the kernels, in place. If there are none, snnTorch is not imported.
+    """Put snnTorch's and SpikingJelly's neurons on the kernels, in place. If there are none, nothing is imported.
 
     Returns the names of those that were left as they are, each with the reason.
     """
-    if not any(map(is_snntorchs, net.modules())):
-        return {}
-    left: dict[str, str] = importlib.import_module("snnfast.snntorch._convert").convert(net).left
+    left: dict[str, str] = {}
+    if any(map(is_snntorchs, net.modules())):
+        left |= importlib.import_module("snnfast.snntorch._convert").convert(net).left
+    if any(type(module).__module__.startswith("spikingjelly.") for module in net.modules()):
+        left |= importlib.import_module("snnfast.spikingjelly").convert(net)
     return left

@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 import setup  # the flags of the build itself, and its search for the toolkit
 from snnfast._program.nvrtc import Launch as ProgramLaunch
 from snnfast._program.nvrtc import pack
+from tools.gates.kernels import names
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -193,8 +194,7 @@ def load() -> ctypes.CDLL:
     library = ctypes.CDLL(path)
     # Whatever allows 16-byte accesses takes them: test shapes are small.
     library.snnfast_set_vector_minimum(ctypes.c_int64(1))
-    for name in ("streamed_loads", "streamed_stores", "take_launches"):
-        getattr(library, f"snnfast_{name}").restype = ctypes.c_int64
+    library.snnfast_take_launches.restype = ctypes.c_int64
     return library
 
 
@@ -204,46 +204,32 @@ def set_seed(seed: int) -> None:
 
 
 class Launch(NamedTuple):
-    """The shape of a launch."""
+    """A launch of a kernel, which is named as in the table of ``make gates``."""
 
+    kernel: str
     blocks: int
     threads: int  # of a block
 
 
-def last_launch() -> Launch:
-    """Of the kernel that ran last, which tells it from others."""
-    library = load()
-    return Launch(library.snnfast_last_blocks(), library.snnfast_last_threads())
+@functools.cache
+def kernels() -> dict[int, str]:
+    """The names of all kernels of the library, by where they lie in it."""
+    listed = subprocess.run(["nm", "--defined-only", load()._name], capture_output=True, text=True, check=True).stdout
+    places = {symbol: int(at, 16) for at, kind, symbol in map(str.split, listed.splitlines()) if kind in "tT"}
+    return {places[symbol]: name for symbol, name in names(s for s in places if "_kernelI" in s).items()}
 
 
-def take_launches() -> int:
-    """How many kernels were launched since the last time that it was asked."""
-    number: int = load().snnfast_take_launches()
-    return number
+def take_launches(most: int = 1 << 14) -> list[Launch]:
+    """The launches since the last time that it was asked."""
+    found = (ctypes.c_int64 * 3 * most)()
+    number = load().snnfast_take_launches(found, most)
+    assert number <= most
+    return [Launch(kernels()[at], blocks, threads) for at, blocks, threads in found[:number]]
 
 
-class Streamed(NamedTuple):
-    """Accesses that were to leave the caches first."""
-
-    loads: int
-    stores: int
-
-
-def streamed() -> Streamed:
-    """Since the last time that it was asked."""
-    library = load()
-    return Streamed(library.snnfast_streamed_loads(), library.snnfast_streamed_stores())
-
-
-def set_stream_bytes(size: int) -> None:
-    """Calls that touch more are streamed; -1: more than the cache of the emulated device."""
-    load().snnfast_set_stream_bytes(ctypes.c_int64(size))
-
-
-def cache_bytes() -> int:
-    """What the emulated device says of its second-level cache."""
-    size: int = load().snnfast_emulated_cache_bytes()
-    return size
+def set_vector_minimum(neurons: int) -> None:
+    """From how many neurons on a thread takes several of them; -1: as on a card."""
+    load().snnfast_set_vector_minimum(ctypes.c_int64(neurons))
 
 
 def set_chunked_limits(least_steps: int, most_neurons: int) -> None:

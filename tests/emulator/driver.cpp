@@ -26,9 +26,10 @@ DType opmath_of(DType type) { return type == DType::kDouble ? type : DType::kFlo
 // A tensor to the byte, so that AddressSanitizer watches its ends.
 class Memory {
  public:
-  Memory(DType type, int64_t count) : Memory(type, count, size_of(type)) {}
-
-  static Memory of_bytes(int64_t count) { return Memory(DType::kHalf, count, 1); }
+  Memory(DType type, int64_t count)
+      : type_(type), count_(count), size_(size_of(type)), bytes_(static_cast<size_t>(count) * size_) {
+    emulator::poison(bytes_.data(), bytes_.size());
+  }
 
   // Numbers between -0.5 and 1.5, as of a current that makes some neurons spike.
   static Memory input(DType type, int64_t count) {
@@ -47,11 +48,6 @@ class Memory {
   }
 
  private:
-  Memory(DType type, int64_t count, size_t size)
-      : type_(type), count_(count), size_(size), bytes_(static_cast<size_t>(count) * size) {
-    emulator::poison(bytes_.data(), bytes_.size());
-  }
-
   void set(int64_t i, double value) {
     void* const at = bytes_.data() + static_cast<size_t>(i) * size_of(type_);
     switch (type_) {
@@ -74,16 +70,6 @@ void expect_success(int error) {
   std::exit(1);
 }
 
-// What forward saves for backward.
-template <typename Neuron>
-Memory saved_memory(Saved saved, const Problem<Neuron>& p) {
-  const int64_t rows = snnfast::saved_rows(saved, p.T);
-  switch (saved) {
-    case Saved::kSpikes: return Memory::of_bytes(rows * p.N);
-    default: return Memory(opmath_of(p.dtype), rows * Neuron::kStates * p.N);
-  }
-}
-
 // One tensor for each state, or parameter, and its pointers in a problem.
 template <typename Pointer, size_t n>
 std::vector<Memory> each(Pointer (&pointers)[n], const Memory& memory) {
@@ -97,11 +83,10 @@ void expect_written(const std::vector<Memory>& memories, const char* name) {
 }
 
 template <typename Neuron>
-void forward_and_backward(Problem<Neuron> problem, bool record, Saved saved) {
+void forward_and_backward(Problem<Neuron> problem, bool record) {
   using P = Problem<Neuron>;
   const DType type = problem.dtype, opmath = opmath_of(type);
   const int64_t T = problem.T, N = problem.N;
-  const bool checkpoints = saved == Saved::kCheckpoints;
   const int64_t x_count = problem.x_repeats ? N : T * N, spk_count = problem.reduce ? N : T * N;
   Memory x = Memory::input(type, x_count), decay = Memory::input(opmath, N);
   problem.x = x.data();
@@ -112,19 +97,19 @@ void forward_and_backward(Problem<Neuron> problem, bool record, Saved saved) {
   const int64_t one = 1;
   problem.parameters[P::kGraded] = {&one, 0, 1, 1, Number::kLong};
 
-  Memory spk(type, spk_count), deciding(opmath, T * N), rows = saved_memory(saved, problem);
+  const int64_t checkpoints = snnfast::saved_rows(Saved::kCheckpoints, T);
+  Memory spk(type, spk_count), deciding(opmath, T * N), rows(opmath, checkpoints * P::kStates * N);
   Forward<Neuron> forward{};
   static_cast<P&>(forward) = problem;
   forward.spk = spk.data();
   const auto states = record ? each(forward.record, Memory(type, T * N)) : each(forward.last, Memory(opmath, N));
-  forward.saved = saved;
-  if (snnfast::saved_rows(saved, T) > 0) forward.rows = rows.data();
+  forward.saved = Saved::kCheckpoints;
+  if (checkpoints > 0) forward.rows = rows.data();
   expect_success(snnfast::cuda::forward(forward, nullptr));
   spk.expect_written("spk");
   expect_written(states, "the states");
-  // In a byte of eight steps every bit may be set by right.
-  if (saved != Saved::kSpikes || T <= 8) rows.expect_written("what is saved");
-  if (record && checkpoints) {
+  rows.expect_written("what is saved");
+  if (record) {
     forward.deciding = deciding.data();
     expect_success(snnfast::cuda::forward(forward, nullptr));
     deciding.expect_written("the deciding membranes");
@@ -133,32 +118,30 @@ void forward_and_backward(Problem<Neuron> problem, bool record, Saved saved) {
   Memory grad_spk = Memory::input(type, spk_count), grad_x(type, x_count);
   Backward<Neuron> backward{};
   static_cast<P&>(backward) = problem;
-  if (Neuron::kRecordedMembraneSuffices && checkpoints && record && problem.rule.delay && type == opmath) {
+  if (Neuron::kRecordedMembraneSuffices && record && problem.rule.delay && type == opmath) {
     backward.mem_rec = forward.record[P::kMem];
   } else {
-    backward.saved = saved;
+    backward.saved = Saved::kCheckpoints;
     backward.rows = forward.rows;
   }
-  if (!checkpoints) backward.x = nullptr;
   backward.grad_spk = grad_spk.data();
   backward.grad_spk_stride = problem.reduce ? 0 : N;
   std::ranges::fill(backward.grad_record_stride, N);
   const auto grad_states = record ? each(backward.grad_record, Memory::input(type, T * N))
                                   : each(backward.grad_last, Memory::input(opmath, N));
   backward.derivative = forward.deciding;
-  backward.surrogate =
-      saved == Saved::kSpikes ? snnfast::SurrogateKind::kStraightThrough : snnfast::SurrogateKind::kATan;
+  backward.surrogate = snnfast::SurrogateKind::kATan;
   backward.coefficients =
       snnfast::visit_surrogate(backward.surrogate, [](auto kind) { return decltype(kind)::coefficients(2.0, 0.0); });
   (problem.x_repeats ? backward.grad_x_sum : backward.grad_x) = grad_x.data();
   const auto grad_initial = each(backward.grad_initial, Memory(opmath, N));
   const auto grad_parameters = each(backward.grad_parameters, Memory(opmath, N));
-  // What is not saved exactly tells no gradient of these.
-  for (int k = 0; k < P::kThreshold; ++k) {
-    if (!checkpoints) backward.grad_parameters[k] = nullptr;
-  }
-  if (saved == Saved::kSpikes) backward.grad_parameters[P::kGraded] = nullptr;
   expect_success(snnfast::cuda::backward(backward, nullptr));
+  if (record) {  // an ordinary call, which takes a plain kernel
+    backward.derivative = nullptr;
+    std::ranges::fill(backward.grad_record, nullptr);
+    expect_success(snnfast::cuda::backward(backward, nullptr));
+  }
   grad_x.expect_written("the gradient of x");
   expect_written(grad_initial, "a gradient of a state");
   for (int k = 0; k < P::kParameters; ++k) {
@@ -183,7 +166,7 @@ int run(unsigned seed) {
     for (const snnfast::Reset reset : {snnfast::Reset::kSubtract, snnfast::Reset::kZero, snnfast::Reset::kNone}) {
       for (unsigned options = 0; options < 16; ++options) {
         for (const auto& [N, T, chunked] : kShapes) {
-          // Two seeds for each case, one of them streaming; one seed where hundreds of threads wait, which takes long.
+          // Two seeds for each case; one seed where hundreds of threads wait, which takes long.
           if ((options + seed) % 8 >= (chunked ? 1 : 2)) continue;
           Problem<Neuron> problem{};
           problem.dtype = dtype;
@@ -193,11 +176,8 @@ int run(unsigned seed) {
           problem.T = T;
           problem.N = N;
           snnfast::cuda::set_chunked_limits(chunked ? 0 : T + 1, N);
-          for (const Saved saved : {Saved::kCheckpoints, Saved::kSpikes}) {
-            if (saved == Saved::kSpikes && !(Neuron::kRecordedMembraneSuffices && problem.rule.delay)) continue;
-            forward_and_backward(problem, options & 8, saved);
-            ++cases;
-          }
+          forward_and_backward(problem, options & 8);
+          ++cases;
         }
       }
     }
@@ -217,7 +197,6 @@ int main() {
   snnfast::cuda::set_vector_minimum(1);
   for (unsigned seed = 0; seed < 8; ++seed) {
     emulator::set_seed(seed);
-    snnfast::cuda::set_stream_bytes(seed % 2 == 1 ? 0 : -1);  // no shape here exceeds the cache
     cases += run_all<SNN_NEURONS>(seed);
   }
   std::printf("driver: %d forward and backward passes\n", cases);

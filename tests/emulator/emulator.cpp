@@ -95,8 +95,7 @@ struct Running {
   std::string fault{};            // of the kernel; no thread runs after it
 } running;
 
-Launch latest{};
-std::atomic<int64_t> launches{0};
+std::vector<Launch> launches;
 unsigned current_seed = std::getenv("SNNFAST_EMULATOR_SEED") ? std::atoi(std::getenv("SNNFAST_EMULATOR_SEED")) : 0;
 std::deque<Fiber> fibers;
 std::vector<Fiber*> free_fibers;
@@ -309,10 +308,9 @@ void fence() {
 
 void set_seed(unsigned seed) { current_seed = seed; }
 
-Launch last_launch() { return latest; }
-int64_t take_launches() { return launches.exchange(0); }
+std::vector<Launch> take_launches() { return std::exchange(launches, {}); }
 
-int run_grid(dim3 grid, dim3 block, size_t shared_bytes, void (*run)(const void*), const void* of) {
+int run_grid(const void* kernel, dim3 grid, dim3 block, size_t shared_bytes, void (*run)(const void*), const void* of) {
   const uint64_t threads = uint64_t{block.x} * block.y * block.z;
   if (threads == 0 || threads > 1024 || block.z > 64 || grid.x == 0 || grid.x > 0x7fffffffu || grid.y == 0 ||
       grid.y > 65535 || grid.z == 0 || grid.z > 65535) {
@@ -331,8 +329,7 @@ int run_grid(dim3 grid, dim3 block, size_t shared_bytes, void (*run)(const void*
   position.grid_size = grid;
   position.dynamic_shared = shared.get();
   const uint64_t blocks = uint64_t{grid.x} * grid.y * grid.z;
-  latest = {static_cast<unsigned>(blocks), static_cast<unsigned>(threads)};
-  ++launches;
+  launches.push_back({kernel, static_cast<unsigned>(blocks), static_cast<unsigned>(threads)});
   for (uint64_t i = 0; i < blocks && running.fault.empty(); ++i) {
     run_block(static_cast<unsigned>(current_seed % 2 == 1 ? blocks - 1 - i : i), shared_bytes);
   }

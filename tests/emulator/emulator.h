@@ -15,6 +15,7 @@
 #include <cstring>
 #include <source_location>
 #include <type_traits>
+#include <vector>
 
 // The toolkit's host headers define these for its own host compiler.
 #undef __device__
@@ -37,8 +38,6 @@
 namespace emulator {
 
 using Location = std::source_location;
-
-inline constexpr int kCacheBytes = 4 * 1024 * 1024;  // of the second-level cache that the device says it has
 
 // Of the CUDA thread that runs now.
 struct Position {
@@ -74,15 +73,14 @@ void fence();
 // Seeds other than 0 shuffle the order of threads, odd ones reverse that of blocks. The first: SNNFAST_EMULATOR_SEED.
 void set_seed(unsigned seed);
 
-// Of the last launch: by its shape a test knows which kernel ran.
 struct Launch {
+  const void* kernel;
   unsigned blocks, threads;
 };
-Launch last_launch();
-// How many there were since the call before.
-int64_t take_launches();
+// Those since the call before.
+std::vector<Launch> take_launches();
 
-int run_grid(dim3 grid, dim3 block, size_t shared_bytes, void (*run)(const void*), const void* of);
+int run_grid(const void* kernel, dim3 grid, dim3 block, size_t shared_bytes, void (*run)(const void*), const void* of);
 const char* error_string(int error);  // for a fault of the kernel itself, of the last launch that had one
 
 // kernel<<<grid, block, shared_bytes>>>(arguments...), to its end. Returns a cudaError_t, 0 for success.
@@ -90,7 +88,9 @@ template <typename... Parameters, typename... Arguments>
 int launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, const Arguments&... arguments) {
   static_assert((sizeof(Parameters) + ... + 0) <= 4096, "a kernel takes 4 KiB of parameters at most");
   const auto body = [&] { kernel(arguments...); };
-  return run_grid(grid, block, shared_bytes, [](const void* of) { (*static_cast<decltype(&body)>(of))(); }, &body);
+  return run_grid(
+      reinterpret_cast<const void*>(kernel), grid, block, shared_bytes,
+      [](const void* of) { (*static_cast<decltype(&body)>(of))(); }, &body);
 }
 
 template <typename T>
@@ -115,33 +115,12 @@ T atomic(const char* name, T* address, Location at, Change&& change) {
   return std::bit_cast<T>(old);
 }
 
-inline cudaError_t get_device(int* device) {
-  *device = 0;
-  return cudaSuccess;
-}
-inline cudaError_t get_attribute(int* value, cudaDeviceAttr attribute, int) {
-  if (attribute != cudaDevAttrL2CacheSize) return cudaErrorInvalidValue;
-  *value = kCacheBytes;
-  return cudaSuccess;
-}
-
-// Accesses so far that were to leave the caches first.
-struct Streamed {
-  std::atomic<int64_t> loads, stores;
-};
-inline Streamed streamed;
-
 }  // namespace emulator
 
+// A load past the first-level cache, which does not see what other multiprocessors write.
 template <typename T>
-T __ldcs(const T* from) {
-  emulator::streamed.loads.fetch_add(1, std::memory_order_relaxed);
-  return *from;
-}
-template <typename T>
-void __stcs(T* to, const T& value) {
-  emulator::streamed.stores.fetch_add(1, std::memory_order_relaxed);
-  *to = value;
+T __ldcg(const T* from) {
+  return *static_cast<const volatile T*>(from);
 }
 
 #define threadIdx (emulator::here().thread)
@@ -150,8 +129,6 @@ void __stcs(T* to, const T& value) {
 #define gridDim (emulator::here().grid_size)
 // There is no CUDA runtime to ask.
 #define cudaGetErrorString emulator::error_string
-#define cudaGetDevice emulator::get_device
-#define cudaDeviceGetAttribute emulator::get_attribute
 inline constexpr int warpSize = 32;
 
 // ---- device functions that wait: their last argument is where the kernel calls them

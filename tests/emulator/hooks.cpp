@@ -1,4 +1,6 @@
 // Reached from Python through ctypes: what only tests change.
+#include <dlfcn.h>
+
 #include "../../csrc/op/problem.h"
 #include "emulator.h"
 
@@ -8,12 +10,19 @@ EXPORTED void snnfast_set_vector_minimum(int64_t neurons) { snnfast::cuda::set_v
 EXPORTED void snnfast_set_chunked_limits(int64_t least_steps, int64_t most_neurons) {
   snnfast::cuda::set_chunked_limits(least_steps, most_neurons);
 }
-EXPORTED void snnfast_set_stream_bytes(int64_t bytes) { snnfast::cuda::set_stream_bytes(bytes); }
-EXPORTED int snnfast_emulated_cache_bytes() { return emulator::kCacheBytes; }
-// Since the call before.
-EXPORTED int64_t snnfast_streamed_loads() { return emulator::streamed.loads.exchange(0); }
-EXPORTED int64_t snnfast_streamed_stores() { return emulator::streamed.stores.exchange(0); }
-EXPORTED unsigned snnfast_last_blocks() { return emulator::last_launch().blocks; }
-EXPORTED int64_t snnfast_take_launches() { return emulator::take_launches(); }
-EXPORTED unsigned snnfast_last_threads() { return emulator::last_launch().threads; }
+// The launches since the call before, as many as there is room for: of each, where its kernel lies in the library, its
+// blocks, and the threads of a block. Returns how many there were.
+EXPORTED int64_t snnfast_take_launches(int64_t (*to)[3], int64_t room) {
+  Dl_info library{};
+  dladdr(reinterpret_cast<const void*>(&snnfast_take_launches), &library);
+  const std::vector<emulator::Launch> launches = emulator::take_launches();
+  const auto number = static_cast<int64_t>(launches.size());
+  for (int64_t i = 0; i < number && i < room; ++i) {
+    const auto& [kernel, blocks, threads] = launches[static_cast<size_t>(i)];
+    to[i][0] = static_cast<const char*>(kernel) - static_cast<const char*>(library.dli_fbase);
+    to[i][1] = blocks;
+    to[i][2] = threads;
+  }
+  return number;
+}
 EXPORTED void snnfast_set_emulator_seed(unsigned seed) { emulator::set_seed(seed); }

@@ -24,6 +24,7 @@ under an architecture: registers of a thread, and the share of the card's thread
 block: threads; the others are the most of any architecture. shared: bytes of a block; spill, stack: bytes of a thread
 narrow: loads and stores in the loops over time under 16 bytes, or 8 where all elements of a thread are 8
 looped: instructions in loops; each: the same of a neuron and step, where every call goes the same way through the loop
+wave: neurons that an H100 runs at once, in thousands
 """
 
 
@@ -149,7 +150,7 @@ def table(measured: Iterable[Measured], threads: Mapping[str, int]) -> list[list
         rows.setdefault(m.name, {})[m.architecture] = m
     cards = [f"{card.name} {architecture}" for architecture, card in occupancy.CARDS.items()]
     most = ("shared", "spill", "stack", "narrow", "looped")
-    lines = [["kernel", "block", *cards, *most, "each"]]
+    lines = [["kernel", "block", *cards, *most, "each", "wave"]]
     for name, per in rows.items():
         of = list(per.values())
         lines.append([name, str(threads[name])])
@@ -159,6 +160,7 @@ def table(measured: Iterable[Measured], threads: Mapping[str, int]) -> list[list
         lines[-1] += [str(max(getattr(m.taken, field) for m in of)) for field in most]
         each = [m.per_neuron_step for m in of if m.per_neuron_step is not None]
         lines[-1].append(f"{max(each):.1f}" if each else "")
+        lines[-1].append(f"{per['9.0'].wave(threads[name]) / 1e3:.0f}" if "9.0" in per else "")
     return lines
 
 

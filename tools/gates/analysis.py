@@ -41,19 +41,22 @@ class Measured:
 
     @property
     def per_neuron_step(self) -> float | None:
-        """Instructions of the loop over time, where every call goes the same way through it.
-
-        In backward that is what a thread issues. In forward the loop also contains the loads of the last steps, which
-        run once: a thread issues half of this count with one neuron, and three quarters with several.
-        """
+        """Instructions of the loop over time that a thread issues, where every call goes the same way through it."""
         steps = kernels.steps(self.name)
         return None if steps is None else self.looped / steps / kernels.width(self.name)
 
     def occupied(self, threads: int) -> float:
         """The share of a multiprocessor's threads that blocks of so many threads keep occupied."""
-        card = occupancy.CARDS[self.architecture]
-        held = occupancy.blocks(self.architecture, threads, self.resources.registers, self.resources.shared)
-        return held * threads / card.threads
+        return self._held(threads) * threads / occupancy.CARDS[self.architecture].threads
+
+    def wave(self, threads: int) -> int:
+        """The neurons that a card runs at once, in blocks of so many threads: a few more would run alone at the end."""
+        neurons = threads * kernels.width(self.name)
+        return occupancy.CARDS[self.architecture].multiprocessors * self._held(threads) * neurons
+
+    def _held(self, threads: int) -> int:
+        """Blocks of so many threads that a multiprocessor holds."""
+        return occupancy.blocks(self.architecture, threads, self.resources.registers, self.resources.shared)
 
 
 def analyse(units: Iterable[Unit], nvdisasm: str, cuobjdump: str) -> list[Measured]:

@@ -12,6 +12,7 @@ class Card(NamedTuple):
     """Limits of one multiprocessor: the guide 13.0, technical specifications per compute capability."""
 
     name: str
+    multiprocessors: int
     threads: int
     blocks: int
     shared: int  # KiB
@@ -19,11 +20,11 @@ class Card(NamedTuple):
 
 
 CARDS = {  # by architecture
-    "7.5": Card("T4", 1024, 16, 64),
-    "8.0": Card("A100", 2048, 32, 164),
-    "9.0": Card("H100", 2048, 32, 228),
-    "10.0": Card("B200", 2048, 32, 228),
-    "12.0": Card("RTX 5090", 1536, 24, 100),
+    "7.5": Card("T4", 40, 1024, 16, 64),
+    "8.0": Card("A100", 108, 2048, 32, 164),
+    "9.0": Card("H100", 132, 2048, 32, 228),
+    "10.0": Card("B200", 148, 2048, 32, 228),
+    "12.0": Card("RTX 5090", 170, 1536, 24, 100),
 }
 
 

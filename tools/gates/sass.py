@@ -46,20 +46,24 @@ class Kernel:
         return found
 
     def depths(self) -> list[int]:
-        """In how many loops each instruction lies."""
+        """In how many loops each instruction lies. Only the longest loop and those inside it count.
+
+        It is the loop over time, or the one from group to group of neurons around that. Others sum over the neurons.
+        """
         depths = [0] * len(self.instructions)
-        whole = networkx.DiGraph((i, target) for i, targets in enumerate(self.successors()) for target in targets)
-        pending = [whole]
+        part = networkx.DiGraph((i, target) for i, targets in enumerate(self.successors()) for target in targets)
+        longest = max(networkx.strongly_connected_components(part), key=len, default=set())
+        pending = [(part, longest)] if longest else []
         while pending:
-            part = pending.pop()
-            for loop in list(networkx.strongly_connected_components(part)):
-                if len(loop) == 1:  # no loop; the branch to itself behind the end of every kernel is none either
-                    continue
-                for i in loop:
-                    depths[i] += 1
-                # Without its head, a loop falls apart into the loops inside it.
-                heads = {i for i in loop if i == 0 or any(source not in loop for source in whole.pred[i])}
-                pending.append(part.subgraph(loop - (heads or {min(loop)})).copy())
+            part, loop = pending.pop()
+            if len(loop) == 1:  # no loop; the branch to itself behind the end of every kernel is none either
+                continue
+            for i in loop:
+                depths[i] += 1
+            # Without its head, a loop falls apart into the loops inside it.
+            heads = {i for i in loop if i == 0 or any(source not in loop for source in part.pred[i])}
+            inside = part.subgraph(loop - (heads or {min(loop)})).copy()
+            pending += [(inside, inner) for inner in networkx.strongly_connected_components(inside)]
         return depths
 
 

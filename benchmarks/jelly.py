@@ -1,0 +1,56 @@
+"""The suite `spikingjelly`: its nodes, and the Spikformer of the examples with them, of snnfast and of SpikingJelly."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - PyTorch's own name for it
+
+from .peers import Peer
+from .peers.ours import OURS
+from .registry import CLASSES, Case
+
+NODE, SPIKFORMER = "LIFNode", "Spikformer"
+
+
+def node(peer: Peer, **options: Any) -> Any:
+    """A ``LIFNode`` for all steps, with the default surrogate."""
+    if peer.name == OURS:
+        from snnfast.spikingjelly.neuron import LIFNode
+    else:
+        from spikingjelly.activation_based.neuron import LIFNode
+    return LIFNode(step_mode="m", **options)
+
+
+def functions(
+    case: Case, peer: Peer, x: Tensor, grad: Tensor
+) -> tuple[Callable[[], object], Callable[[], tuple[Tensor, ...]], list[Tensor]]:
+    """A training step without its optimizer, its forward pass, and the tensors that the caller holds."""
+    if case.variant == NODE:
+        layer = node(peer, tau=2.0, detach_reset=True).to(x.device)
+
+        def spikes() -> tuple[Tensor, ...]:
+            layer.reset()
+            return (layer(x),)
+
+        return lambda: spikes()[0].backward(grad), spikes, [x, grad]
+    sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
+    import spikformer
+
+    spikformer.MultiStepLIFNode = lambda backend, **options: node(peer, **options)
+    torch.manual_seed(0)
+    net = spikformer.Spikformer().to(x.device)
+    images, labels = x.detach()[0], torch.randint(CLASSES, (case.B,), device=x.device)
+
+    def loss() -> tuple[Tensor, ...]:
+        spikformer.functional.reset_net(net)
+        return (F.cross_entropy(net(images), labels),)
+
+    def step() -> None:
+        net.zero_grad()
+        loss()[0].backward()
+
+    return step, loss, [images, labels, *net.parameters(), *net.buffers()]
