@@ -25,7 +25,7 @@ PARALLEL := -n auto --maxprocesses=4 --dist worksteal
 
 # The tests that reach every line of the kernels; what the others add is outside of them.
 SANITIZED := tests/test_kernels.py tests/test_saved.py tests/test_layout.py tests/test_ops.py \
-  tests/test_cuda.py tests/test_lengths.py
+  tests/test_cuda.py tests/test_lengths.py tests/test_program.py
 
 .DELETE_ON_ERROR:
 .PHONY: help demo test test-all bench bench-check gates wheel docs lint format types sanitize clean

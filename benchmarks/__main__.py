@@ -28,7 +28,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     writing = command("docs", docs.run, "compare the figures in README and docs with the stored results")
 
     for each in (listing, running):
-        names = [*suites("cpu"), run.PROGRAMS]
+        names = [*suites("cpu"), *run.ON_REQUEST]
         each.add_argument("--suite", nargs="+", choices=names, metavar="S", help="whole suites")
         each.add_argument("--case", default="", metavar="TEXT", help="only cases whose names contain TEXT")
     for each in (listing, running, storing):

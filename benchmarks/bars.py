@@ -3,6 +3,7 @@
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
+from statistics import median
 
 from .peers.ours import BACKEND, DENSE, KINDS_OF_NUMBER, LOOPED, NUMBERS, OURS, SWAPPED, WITH_LOSS
 from .peers.snntorch_loop import COMPILED, HOISTED, LOOP, NETWORK
@@ -87,8 +88,12 @@ BARS: dict[str, Limits] = {
 PROGRAM: Limits = {(SWAPPED, LOOPED): 0.95}  # every program of the suite `programs`: it is not slower compiled
 
 
+COLLECTED: Limits = {(LOOP, LOOPED): 1}  # every program of the suite `collection`
+COLLECTED_MEDIAN = 5  # and the median of all of them
+
+
 def limits_of(case: Case) -> Limits:
-    return PROGRAM if case.kind == "program" else BARS.get(case.name, {})
+    return {"program": PROGRAM, "collection": COLLECTED}.get(case.kind) or BARS.get(case.name, {})
 
 
 @dataclass
@@ -159,3 +164,17 @@ def _of_itself(of: str, ours: Row, theirs: Row | None) -> float | None:
         accuracies = [row.accuracy for row in (ours, theirs) if row is not None and row.accuracy is not None]
         return abs(accuracies[0] - accuracies[1]) if len(accuracies) == 2 else None
     return getattr(ours, of)
+
+
+def gains_of(rows: Sequence[Row]) -> dict[str, float]:
+    """How many times faster each program of the collection is when it is compiled, the slowest first."""
+    times = {(row.case, row.peer): row.median for row in rows if row.case.startswith("collection ")}
+    cases = dict.fromkeys(case for case, _ in times)
+    found = {case: (times.get((case, LOOP)), times.get((case, LOOPED))) for case in cases}
+    gains = {case: loop / compiled for case, (loop, compiled) in found.items() if loop and compiled}
+    return dict(sorted(gains.items(), key=lambda item: item[1]))
+
+
+def judge_gains(gains: Collection[float]) -> list[Bar]:
+    name = f"collection: median of {LOOP} / {LOOPED}"
+    return [Bar(name, median(gains), COLLECTED_MEDIAN, at_least=True)] if gains else []

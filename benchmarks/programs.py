@@ -11,8 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import snnfast
-
 from .peers import Peer
 from .registry import Case
 
@@ -21,7 +19,6 @@ from .registry import Case
 def programs() -> dict[str, Any]:
     """The programs by their names, from the folder of the tests, which is not always there."""
     sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-    import loop_checks  # noqa: F401 - its import enters the programs
     from loop_programs import PROGRAMS
 
     return PROGRAMS
@@ -29,34 +26,32 @@ def programs() -> dict[str, Any]:
 
 def cases() -> list[Case]:
     names = list(programs())
-    from loop_checks import CALLS
+    from loop_programs import B, T
 
-    T, B = CALLS[0]
     return [Case("programs", "program", T, B, (), variant=name) for name in names]
 
 
 def functions(case: Case, peer: Peer) -> tuple[Callable[[], object], Callable[[], tuple[Tensor, ...]], list[Tensor]]:
     """A training step of a program, as it is or compiled; its forward pass; and its weights."""
     import snntorch
-    from loop_checks import Built, inputs_of
 
     warnings.filterwarnings("ignore")  # of snnfast and of torch.compile: each says why a loop is not merged
     logging.getLogger("torch._dynamo").setLevel(logging.ERROR)
     program = programs()[case.variant]
     neurons = snntorch.SpikingNeuron.instances = []  # through which snntorch.utils.reset goes
-    built = Built.of(program, snnfast.snntorch)
-    inputs = inputs_of(program, case.T, case.B)
-    function = built.function if peer.compile is None else peer.compile(built.function)
+    run = program.run("float32")
+    inputs = run.inputs(run.settings["calls"][0]).values()
+    function = run.net if peer.compile is None else peer.compile(run.net)
 
     def forward() -> tuple[Tensor, ...]:
         snntorch.SpikingNeuron.instances = neurons
-        outputs, _ = torch.utils._pytree.tree_flatten(built.call(function, *inputs))
+        outputs, _ = torch.utils._pytree.tree_flatten(function(*inputs))
         return tuple(t for t in outputs if isinstance(t, Tensor) and t.requires_grad)
 
     def step() -> None:
         outputs = forward()
         if outputs:
             torch.stack([t.sum() for t in outputs]).sum().backward()
-        built.net.zero_grad()
+        run.net.zero_grad()
 
-    return step, forward, list(built.net.parameters())
+    return step, forward, list(run.net.parameters())

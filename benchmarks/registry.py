@@ -63,7 +63,7 @@ class Case:
     """One workload: ``kind`` names what computes it, in :mod:`benchmarks.workloads` or :mod:`benchmarks.runner`."""
 
     suite: str
-    kind: str  # layer, loop, numbers, recurrent, pair, product, program, compile, epoch, or one of NETWORKS
+    kind: str  # layer, loop, numbers, recurrent, pair, product, program, collection, compile, epoch, or one of NETWORKS
     T: int
     B: int
     shape: tuple[int, ...]  # of one sample

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -123,6 +124,15 @@ def print_bars(bars: Sequence[Bar]) -> None:
     """Those that were missed come last, where they are seen."""
     for bar in sorted(bars, key=lambda bar: bar.missed):
         print(bar.text)
+
+
+def print_gains(gains: Mapping[str, float]) -> None:
+    """How many times faster each program of the collection is, and the median."""
+    for case, gain in gains.items():
+        print(f"{gain:>7.2f}  {case}")
+    if gains:
+        below = sum(gain < 1 for gain in gains.values())
+        print(f"{median(gains.values()):>7.2f}  is the median, {below} of {len(gains)} are below 1\n")
 
 
 def print_base(old: Mapping[str, Any], rows: Iterable[Row]) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from . import base, programs, report
-from .bars import BARS, OF_ITSELF, Bar, judge
+from . import base, collection, programs, report
+from .bars import BARS, OF_ITSELF, Bar, gains_of, judge, judge_gains
 from .peers import PEERS
 from .peers.ours import NUMBERS, OURS
 from .peers.snntorch_loop import LOOP
@@ -19,7 +19,11 @@ from .runner import FAILED, Row, run_case
 QUICK_SECONDS, SECONDS, GATE_SECONDS = 2.0, 5.0, 3.0
 ATTEMPTS = 6  # a neighbour of the machine may slow some of them down
 RESULTS = report.ROOT / "benchmarks" / "results"
-PROGRAMS = "programs"  # its cases are made only where it is asked for, as the tests need some time to import
+# Suites whose cases are made only where they are asked for, as these import the tests, or snnTorch.
+ON_REQUEST = {
+    "programs": (programs.cases, "every loop of the tests"),
+    "collection": (collection.cases, "programs after public code"),
+}
 
 Plan = Mapping[Case, Sequence[str]]
 
@@ -40,7 +44,9 @@ def list_cases(args: argparse.Namespace) -> list[Bar]:
         for case in known[suite]:
             if args.case in case.name:
                 print(f"  {'*' if case.quick else ' '} {case.name}")
-    print(f"suite {PROGRAMS}: every loop of the tests\n\n* runs without --suite and --case\n\npeers:")
+    for suite, (_, text) in ON_REQUEST.items():
+        print(f"suite {suite}: {text}")
+    print("\n* runs without --suite and --case\n\npeers:")
     for peer in PEERS.values():
         problem = peer.missing(device)
         state = problem or (peer.version() if peer.version() != "not installed" else "installed")
@@ -76,6 +82,9 @@ def run(args: argparse.Namespace) -> list[Bar]:
             args.error(str(error))
     asked = [*OF_ITSELF, *wanted] if chosen else []
     rows, bars = measure_all(plan, asked, device, args, args.json, header)
+    gains = gains_of(rows)
+    report.print_gains(gains)
+    bars += judge_gains(gains.values())
     if old is not None:
         report.print_base(old, rows)
     if not chosen and device.type == "cpu":
@@ -194,9 +203,7 @@ def peers_of(case: Case, chosen: bool, device: torch.device) -> list[str]:
 
 def _known(args: argparse.Namespace, device: torch.device) -> dict[str, list[Case]]:
     known = suites(device.type)
-    if PROGRAMS in (args.suite or ()):
-        known[PROGRAMS] = programs.cases()
-    return known
+    return known | {suite: ON_REQUEST[suite][0]() for suite in args.suite or () if suite in ON_REQUEST}
 
 
 def _header(plan: Plan, device: torch.device) -> dict[str, Any]:

@@ -146,7 +146,11 @@ def copying(moved: float, device: torch.device) -> Callable[[], object]:
 def _fused(case: Case, device: torch.device) -> AbstractContextManager[Any]:
     """No fall-back to the loop in silence, but in programs, some of which are about it; the header names kernels."""
     there_are_kernels = snnfast.config()[f"fused on {device.type}"].startswith("yes")
-    return snnfast.use_backend("fused") if there_are_kernels and case.kind != "program" else contextlib.nullcontext()
+    return (
+        snnfast.use_backend("fused")
+        if there_are_kernels and case.kind not in ("program", "collection")
+        else contextlib.nullcontext()
+    )
 
 
 def _too_large(case: Case, ours: bool, device: torch.device, patience: float) -> str:
@@ -170,7 +174,7 @@ def _prepare(case: Case, peer: Peer, data: Data, row: Row, patience: float, besi
     candidate.run()
     if peer.compiled:
         print(f"{peer.name}: compiled in {time.perf_counter() - start:.0f} s", file=sys.stderr)
-    if case.kind in ("product", "program"):  # neither spikes nor bytes of a layer
+    if case.kind in ("product", "program", "collection"):  # neither spikes nor bytes of a layer
         return candidate.run
     if peer.name != OURS and beside_ours:
         row.agree = _agreement(case, peer, data, candidate)

@@ -11,7 +11,7 @@ from torch.nn import functional as F  # noqa: N812 - PyTorch's own name for it
 
 import snnfast
 
-from . import mnist, programs
+from . import collection, mnist, programs
 from .networks import OverTime, loss_of, over_time
 from .peers import PEERS, Neuron, Peer, Unsupported
 from .peers.ours import OURS, layer_of
@@ -108,6 +108,8 @@ def _build(case: Case, peer: Peer, data: Data) -> Candidate:
         return _product(case, data, dense=peer.name != OURS)
     if case.kind == "program":
         return Candidate(*programs.functions(case, peer))
+    if case.kind == "collection":
+        return Candidate(*collection.functions(case, peer))
     if case.kind in NETWORKS:
         assert data.labels is not None
         network, x, labels = Network(case, peer, device, data.weights), data.x, data.labels

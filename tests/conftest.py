@@ -15,6 +15,8 @@ import torch
 from snnfast import use_backend
 from snnfast._core import backend as _backend
 from snnfast._core import ops
+from snnfast._program.cuda import Engine
+from snnfast._program.run import ENGINES
 from snnfast._unroll import linear
 
 
@@ -64,6 +66,9 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
     if request.param == "emulated":
         request.getfixturevalue("emulator")
         ops.use("snnfast_emulated")
+        from emulator.build import kernel_of
+
+        monkeypatch.setitem(ENGINES, "cpu", Engine(kernel_of))
     try:
         with use_backend("fused"):
             yield torch.device("cuda" if request.param == "cuda" else "cpu")

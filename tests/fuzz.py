@@ -119,6 +119,10 @@ class Call:
         ]
         others = [self.draw.choice((True, False)) for _ in self.case.kind.results[1:]]
         self.weights = [self.draw.choice((True, True, False)), *others]
+        for name in ("beta", "threshold") if self.case.neuron == "leaky" and self.some(0.3) else ():
+            if self.some(0.7):
+                of_step = [n if self.some(0.6) else 1 for n in self.case.shape]
+                self.tensors[name] = self._uniform((self.case.steps, *of_step), 0.3, 1.1, self.case.acc)
 
     def run(self, function: Callable[..., Outputs], each: bool = False) -> tuple[Outputs, dict[str, Tensor]]:
         """Outputs and gradients. ``each``: of a parameter by neuron, in place of the sum."""
@@ -127,7 +131,8 @@ class Call:
             t = tensors[name].detach()
             # A parameter of no dimensions does not widen the arithmetic, which one for each neuron would.
             if each and name in self.case.kind.ops.parameters:
-                t = (t if t.dim() else t.to(self.wide())).expand(self.case.shape)
+                over_time = [self.case.steps] * (t.dim() > len(self.case.shape))
+                t = (t if t.dim() else t.to(self.wide())).expand((*over_time, *self.case.shape))
             tensors[name] = (t.clone(memory_format=torch.preserve_format) if name != "current" else t).requires_grad_()
         outputs = function(tensors, self.case, **self.more)
         random_numbers = torch.Generator().manual_seed(self.number)

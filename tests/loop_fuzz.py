@@ -22,12 +22,14 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import snntorch
 import torch
+from random_neurons import Neurons
 from random_programs import Program
 from torch import Tensor, nn
 
@@ -40,11 +42,16 @@ from snnfast.compiler.nodes import is_step
 TOLERANCES = {"float64": (1e-9, 1e-8), "float32": (1e-5, 1e-4), "bfloat16": (0.02, 0.1)}
 # A tensor that is zero but for rounding is measured by the others.
 SMALLEST = 1e-3
-STATES = ("syn", "mem")
-OUTCOMES = ("wholly", "partly", "repeated", "refused", "without a neuron")
+STATES = ("syn_exc", "syn_inh", "syn", "mem")
+OUTCOMES = ("wholly", "partly", "recurrence", "repeated", "refused", "without a neuron")
 LEFT_OUT = ("raises without a compiler", "wrong without snnfast")
 # A write that autograd is not told of: which gradient is right depends on what a layer keeps for its backward pass.
 UNSEEN = re.compile(r"\.data(\.\w+_\(|\[[^]]*\] .?= | .= )")
+# As the random programs have them, for one that is written by hand.
+SETTINGS = {
+    "number": 0, "dtype": "float64", "train": True, "grad": True, "x_grad": True, "leaf": True, "held_in_loss": False,
+    "carries": False, "same_input": False, "strided_input": False,
+}  # fmt: skip
 ATTEMPTS = 8  # to draw a program that runs
 Results = list[tuple[str, Any]]
 
@@ -53,21 +60,27 @@ torch._dynamo.guards.profile_guard_manager = lambda *args: 0.0
 
 
 class Run:
-    """A network of a program, and its calls."""
+    """A network of a program, and its calls.
 
-    def __init__(self, source: str) -> None:
-        name = f"<program {abs(hash(source))}>"
-        linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)  # for tracebacks and dynamo
-        self.file, names = name, {"__name__": name}
-        exec(compile(source, name, "exec"), names)
-        self.settings: dict[str, Any] = names["SETTINGS"]
-        self.unseen = UNSEEN.search(source) is not None
-        self.dtype = getattr(torch, self.settings["dtype"])
-        self.random = torch.Generator().manual_seed(self.settings["number"])
-        self.net = names["Net"](snnfast.snntorch).to(self.dtype).train(self.settings["train"])
+    ``made``: the network, of the module that its layers come from.
+    """
+
+    def __init__(self, made: Callable[[Any], nn.Module], settings: dict[str, Any], unseen: bool = False) -> None:
+        self.settings, self.unseen = settings, unseen
+        self.dtype = getattr(torch, settings["dtype"])
+        self.random = torch.Generator().manual_seed(settings["number"])
+        self.net = made(snnfast.snntorch).to(self.dtype).train(settings["train"])
         self.layers = {n: m for n, m in self.net.named_modules() if isinstance(m, snntorch.SpikingNeuron)}
         self.carried: Any = None
         self._draw_weights()
+
+    @classmethod
+    def of(cls, source: str) -> "Run":
+        name = f"<program {abs(hash(source))}>"
+        linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)  # for tracebacks and dynamo
+        names: dict[str, Any] = {"__name__": name}
+        exec(compile(source, name, "exec"), names)
+        return cls(names["Net"], names["SETTINGS"], UNSEEN.search(source) is not None)
 
     def _uniform(self, shape: Sequence[int], low: float, high: float, eighths: bool = True) -> Tensor:
         t = torch.rand(tuple(shape), generator=self.random, dtype=torch.float64) * (high - low) + low
@@ -141,7 +154,7 @@ class Run:
         return [*found, ("shared memory", shared)]
 
     def _states(self, layer: Any) -> tuple[str, ...]:
-        return STATES if isinstance(layer, snntorch.Synaptic) else STATES[1:]
+        return tuple(state for state in STATES if hasattr(layer, state))
 
 
 def leaves(name: str, out: Any) -> Iterator[tuple[str, Any]]:
@@ -234,7 +247,7 @@ class Watched:
     def __call__(self, gm: torch.fx.GraphModule, example_inputs: Any) -> Any:
         self.graphs += 1
         merged, report = merge(gm)
-        if any(is_step(n.target) for n in gm.graph.nodes):
+        if any(is_step(n.target) for n in gm.graph.nodes) or report.failed or report.refused is None:
             self.reports.append(report)
         return merged.forward
 
@@ -249,46 +262,42 @@ class Watched:
         if all(r.refused is not None for r in reports):
             return "refused"
         if not any("one unroll" in line for r in reports for line in r.merged):
-            return "repeated"
+            return "recurrence" if any("one recurrence" in line for r in reports for line in r.merged) else "repeated"
         return "partly" if any(r.repeated or r.refused for r in reports) else "wholly"
 
 
-def check(source: str, backend: Any, statistics: Counter[str]) -> str | None:
-    """What differs; ``None``: nothing."""
-    spikes: dict[str, bool] = {}
+def check(make: Callable[[], Run], backend: Any, statistics: Counter[str], dtype: str | None = None) -> str | None:
+    """What differs; ``None``: nothing. ``dtype``: that of the results, if it is not that of the program."""
+    spikes: dict[str, set[bool]] = {}
 
     def look(name: str, layer: nn.Module, args: Any, out: Any) -> None:
         spk = out[0] if isinstance(out, tuple) else out
-        spikes[name] = spikes.get(name, False) or bool((spk > 0).any())
+        spikes.setdefault(name, set()).update((spk > 0).unique().tolist())
 
     try:
-        plain, ours = Run(source), Run(source)
+        plain, ours = make(), make()
         for name, layer in plain.layers.items():
             layer.register_forward_hook(partial(look, name))
         expected = [plain.call(call, plain.net) for call in plain.settings["calls"]]
     except Exception:
         statistics[LEFT_OUT[0]] += 1
         return None
-    settings = ours.settings
-    dtype = "float32" if ".float()" in source else settings["dtype"]
-    dtype = "bfloat16" if "bfloat16" in source and dtype == "float32" else dtype
-    watched = Watched()
-    compiled = torch.compile(ours.net, backend=watched if backend == "snnfast" else backend)
-    found = _compare(ours, compiled, expected, dtype)
-    if watched.graphs != 1 or found:
+    dtype = dtype or ours.settings["dtype"]
+    found = _compare(ours, torch.compile(ours.net, backend=backend), expected, dtype)
+    if found or not isinstance(backend, Watched) or backend.graphs != 1:
         torch._dynamo.reset()  # its caches of code that is not the program's
-    if backend == "snnfast":
+    if isinstance(backend, Watched):
         if found and not found.startswith("the pass"):
-            alone = Run(source)
+            alone = make()
             if _compare(alone, torch.compile(alone.net, backend="eager"), expected, dtype):
                 statistics[LEFT_OUT[1]] += 1
                 return None
-        if (outcome := watched.outcome()) in OUTCOMES:
+        if (outcome := backend.outcome()) in OUTCOMES:
             statistics[outcome] += 1
         else:
             found = outcome
-    of_each = list(spikes.values())
-    statistics.update(compared=1, last=of_each[-1]) if of_each else None
+    if of_each := list(spikes.values()):
+        statistics.update(compared=1, last=True in of_each[-1], spiking=all(len(seen) == 2 for seen in of_each))
     return found
 
 
@@ -304,26 +313,38 @@ def _compare(run: Run, function: Any, expected: list[Results], dtype: str) -> st
 
 def outcome(source: str, backend: Any, statistics: Counter[str]) -> str | None:
     """What differs or fails; ``None``: nothing."""
-    neurons = list(snntorch.SpikingNeuron.instances)
+    half = "bfloat16" in source and ("'float64'" not in source or ".float()" in source)
+    dtype = "bfloat16" if half else "float32" if ".float()" in source else None
+    with surroundings("float64" if "'float64'" in source else "float32"):
+        backend = Watched() if backend == "snnfast" else backend
+        found = check(partial(Run.of, source), backend, statistics, dtype)
+    linecache.cache.pop(f"<program {abs(hash(source))}>", None)
+    return found
+
+
+@contextmanager
+def surroundings(dtype: str) -> Iterator[None]:
+    """What a program finds, and what is left as it was."""
+    neurons, grad = list(snntorch.SpikingNeuron.instances), torch.is_grad_enabled()
     logging.disable(logging.CRITICAL)  # dynamo tells much of a program that fails
-    torch.set_default_dtype(torch.float64 if "'float64'" in source else torch.float32)
-    grad = torch.is_grad_enabled()
+    torch.set_default_dtype(getattr(torch, dtype))
     try:
-        return check(source, backend, statistics)
+        yield
     finally:
         torch.set_grad_enabled(grad)
         torch.set_default_dtype(torch.float32)
         logging.disable(logging.NOTSET)
-        linecache.cache.pop(f"<program {abs(hash(source))}>", None)
         snntorch.SpikingNeuron.instances[:] = neurons  # it keeps every layer for good
 
 
-def wrong(numbers: Sequence[int], report: Callable[[str], None]) -> tuple[int, Counter[str]]:
+def wrong(
+    numbers: Sequence[int], report: Callable[[str], None], kind: type[Program | Neurons] = Program
+) -> tuple[int, Counter[str]]:
     """How many of the programs with these numbers differ; what is known of all."""
     count, statistics = 0, Counter[str]()
     for number in numbers:
         for attempt in range(ATTEMPTS):
-            program, before = Program(number, attempt), statistics[LEFT_OUT[0]]
+            program, before = kind(number, attempt), statistics[LEFT_OUT[0]]
             found = outcome(program.source, "snnfast", statistics)
             if statistics[LEFT_OUT[0]] == before:
                 break
@@ -350,22 +371,23 @@ def with_settings(function: Callable[[], Any]) -> Any:
         return function()
 
 
-def _share(numbers: Sequence[int]) -> tuple[int, Counter[str]]:
+def _share(numbers: Sequence[int], kind: type[Program | Neurons]) -> tuple[int, Counter[str]]:
     """What one process does."""
-    return with_settings(partial(wrong, numbers, partial(print, flush=True)))
+    return with_settings(partial(wrong, numbers, partial(print, flush=True), kind))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=1000, help="programs to draw (default: %(default)s)")
     parser.add_argument("--start", type=int, default=0, help="number of the first of them")
+    parser.add_argument("--neurons", action="store_true", help="neurons that are written by hand")
     parser.add_argument("--jobs", type=int, default=1, help="processes (default: %(default)s)")
     args = parser.parse_args(argv)
     start = time.perf_counter()
     numbers = range(args.start, args.start + args.cases)
     shares = [numbers[i :: args.jobs] for i in range(args.jobs)]
     with ProcessPoolExecutor(args.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        found = list(pool.map(_share, shares))
+        found = list(pool.map(partial(_share, kind=Neurons if args.neurons else Program), shares))
     count, statistics = sum(n for n, _ in found), sum((c for _, c in found), Counter[str]())
     print(f"torch {torch.__version__}, {time.perf_counter() - start:.0f} s")
     print(", ".join(f"{name}: {n}" for name, n in sorted(statistics.items())))

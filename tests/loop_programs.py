@@ -1,7 +1,6 @@
-"""Loops over time as users of snnTorch write them: small networks and functions, each with a maker of its inputs.
+"""Loops over time as users of snnTorch write them, and how much of each is merged; ``random_programs.py`` draws others.
 
-A program takes the module that its layers come from, ``snntorch`` or ``snnfast.snntorch``. It is written as its users
-write it, also where that could be shorter. ``random_programs.py`` draws others.
+A network takes the module that its layers come from. Each has five steps.
 """
 
 import re
@@ -11,16 +10,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - as users import it
+from loop_fuzz import SETTINGS, Run
 from torch import Tensor, nn
 
-Inputs = Callable[[int, int], tuple[Any, ...]]
-
-# What a compiler for loops over time makes of the layers of a program.
-MERGED = "merged"  # each became an unroll
-PARTLY = "partly"  # some did
-REPEATED = "repeated"  # none did, but something between them is one call for all steps
-REFUSED = "refused"  # the loop stays as it is
-NOTHING = "nothing"  # there is no step
+T, B = 5, 4
+Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -28,98 +22,59 @@ class Program:
     """One loop over time.
 
     Attributes:
-        build: From the module of the layers: the network; or it and the function that is compiled; or these two and how
-            that function is called with the inputs.
-        inputs: Of T and B.
-        expects: What a compiler for loops makes of its layers.
-        repeats: What else there is a call of for each step, since every one needs the result of an earlier one, or
-            gives something that must stay in order.
-        exact: Outputs agree bit for bit, since all sums are exact in any order (see ``numbers``); else up to rounding.
-            What is a whole number, as spikes and their counts, agrees in either case: with networks of this size and
-            the same inputs in every run, no membrane comes so close to its threshold that rounding decides.
-        simple: Weights are multiples of 1/32.
-        dtypes: Outputs and states have snnTorch's dtypes; of other inputs than float32 they have not
-            (docs/snntorch.md, "Half precision and autocast").
-        relative: Of the largest gradient: how far gradients may be off.
-        other: T and B of the last call, or None.
-        input_grad: Inputs of floating dtype ask for gradients.
-        silent: Layers that are not meant to spike.
+        inputs: Their shapes.
+        classes: Whether the last input has the numbers of classes.
+        repeats: What else than layers there is a call of for each step, since every one needs the result of an earlier
+            one, or gives something that must stay in order.
+        layers: What becomes of the layers: "merged", "partly", "repeated" (something between them is merged).
     """
 
-    name: str
-    build: Callable[[Any], Any]
-    inputs: Inputs
-    expects: str = MERGED
+    net: Callable[[Any], nn.Module]
+    inputs: tuple[Shape, ...]
+    classes: bool = False
     repeats: tuple[str, ...] = ()
-    exact: bool = True
-    simple: bool = True
-    dtypes: bool = True
-    relative: float = 1e-5
-    other: tuple[int, int] | None = (4, 3)
-    input_grad: bool = True
-    silent: tuple[str, ...] = ()
+    layers: str = "merged"
+    dtype: str = "float64"
+
+    def run(self, dtype: str | None = None) -> Run:
+        """It and its two calls, as those of a random program."""
+        kinds = ["input"] * len(self.inputs)
+        kinds[-1] = "classes" if self.classes else "input"
+        inputs = {f"x{i}": given for i, given in enumerate(zip(kinds, self.inputs, strict=True))}
+        given = {"dtype": dtype or self.dtype, "calls": [{"resets": False, "inputs": inputs}] * 2}
+        return Run(self.net, SETTINGS | given)
 
 
 PROGRAMS: dict[str, Program] = {}
 
 
-def add(name: str, build: Callable[[Any], Any], inputs: Inputs, **fields: Any) -> None:
-    assert name not in PROGRAMS, name
-    PROGRAMS[name] = Program(name, build, inputs, **fields)
+def program(*inputs: Shape, **fields: Any) -> Callable[[Any], Any]:
+    """Enter a class of networks; its name with hyphens is that of the program."""
 
-
-def program(inputs: Inputs, **fields: Any) -> Callable[[Any], Any]:
-    """Enter a class of networks, or a function that builds one; its name with hyphens is that of the program."""
-
-    def entered(build: Any) -> Any:
-        add(re.sub("(?<=[a-z0-9])(?=[A-Z])|_", "-", build.__name__).lower(), build, inputs, **fields)
-        return build
+    def entered(net: Any) -> Any:
+        PROGRAMS[re.sub("(?<=[a-z0-9])(?=[A-Z])|_", "-", net.__name__).lower()] = Program(net, inputs, **fields)
+        return net
 
     return entered
 
 
-def loop(inputs: Inputs, **fields: Any) -> Callable[[Any], Any]:
+def loop(*inputs: Shape, **fields: Any) -> Callable[[Any], Any]:
     """Enter a function that is the ``forward`` of a network that is otherwise ``Net``."""
 
     def entered(forward: Any) -> Any:
-        program(inputs, **fields)(type(forward.__name__, (Net,), {"forward": forward}))
+        program(*inputs, **fields)(type(forward.__name__, (Net,), {"forward": forward}))
         return forward
 
     return entered
 
 
-# ---- inputs
-
-
-def numbers(*shape: int) -> Tensor:
-    """Few multiples of 1/8: sums of their products with weights that are multiples of 1/32 are exact in any order."""
-    return torch.randint(0, 13, shape) / 8
-
-
-def labels(B: int, classes: int = 5) -> Tensor:
-    return torch.randint(0, classes, (B,))
-
-
-def step_first(*shape: int) -> Inputs:
-    return lambda T, B: (numbers(T, B, *shape),)
-
-
-def constant(*shape: int) -> Inputs:
-    return lambda T, B: (numbers(B, *shape), T)
-
-
-# ---- a network of two layers
-
-
 class Net(nn.Module):
     """What most of the programs are a loop of."""
 
-    def __init__(self, snn: Any, options1: Any = None, options2: Any = None, **options: Any) -> None:
+    def __init__(self, snn: Any) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(12, 16)
-        self.lif1 = snn.Leaky(beta=0.9, **options, **(options1 or {}))
-        self.fc2 = nn.Linear(16, 5)
-        self.lif2 = snn.Leaky(beta=0.8, **options, **(options2 or {}))
+        self.fc1, self.lif1 = nn.Linear(12, 16), snn.Leaky(beta=0.9)
+        self.fc2, self.lif2 = nn.Linear(16, 5), snn.Leaky(beta=0.8)
 
     def states(self) -> tuple[Tensor, Tensor]:
         return self.lif1.reset_mem(), self.lif2.reset_mem()
@@ -129,99 +84,62 @@ class Net(nn.Module):
         spk2, mem2 = self.lif2(self.fc2(spk1), mem2)
         return spk2, mem1, mem2
 
-    def forward(self, x: Tensor) -> Any:
-        mem1, mem2 = self.states()
-        spk_rec = []
-        for t in range(x.size(0)):
-            spk2, mem1, mem2 = self.step(x[t], mem1, mem2)
-            spk_rec.append(spk2)
-        return torch.stack(spk_rec), mem2
 
-
-@program(constant(12))
-class Tutorial5(Net):
-    def forward(self, x: Tensor, num_steps: int) -> Any:
-        mem1 = self.lif1.init_leaky()
-        mem2 = self.lif2.init_leaky()
-        spk2_rec = []
-        mem2_rec = []
-        for _ in range(num_steps):
-            cur1 = self.fc1(x)
-            spk1, mem1 = self.lif1(cur1, mem1)
-            cur2 = self.fc2(spk1)
-            spk2, mem2 = self.lif2(cur2, mem2)
-            spk2_rec.append(spk2)
-            mem2_rec.append(mem2)
-        return torch.stack(spk2_rec, dim=0), torch.stack(mem2_rec, dim=0)
+@loop((B, 12))
+def tutorial5(self: Any, x: Tensor) -> Any:
+    mem1, mem2 = self.lif1.init_leaky(), self.lif2.init_leaky()
+    spk2_rec, mem2_rec = [], []
+    for _ in range(T):
+        spk2, mem1, mem2 = self.step(x, mem1, mem2)
+        spk2_rec.append(spk2)
+        mem2_rec.append(mem2)
+    return torch.stack(spk2_rec, dim=0), torch.stack(mem2_rec, dim=0)
 
 
 # ---- how the input is indexed
 
 
-def _indexed(T: int, B: int) -> tuple[Any, ...]:
-    first, second = [numbers(T, B, 12) for _ in range(3)], [numbers(B, T, 12) for _ in range(3)]
-    others = numbers(B, 12, T), numbers(B, T, 3, 4), numbers(B, T + 11), numbers(2 * T, B, 12)
-    return *first, *second, *others, numbers(T, B, 12) > 0.7, T
-
-
-@loop(_indexed)
-def inputs_indexed(self: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any, h: Any, i: Any, j: Any, k: Any,
-                   num_steps: int) -> Any:  # fmt: skip
+@loop(*[(T, B, 12)] * 4, *[(B, T, 12)] * 3, (B, 12, T), (B, T, 3, 4), (B, T + 11), (2 * T, B, 12))
+def inputs_indexed(self: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any, h: Any, i: Any, j: Any,
+                   k: Any) -> Any:  # fmt: skip
     """Each input in another order of time: from the end, in the second or last dimension, a window, every other one."""
     mem1, mem2 = self.states()
     spk_rec = []
-    for t in range(num_steps):
-        x = a[t] + b[num_steps - 1 - t] + c[-1 - t] + d[:, t] + e[:, t, :] + f.select(1, t) + g[..., t]
-        x = x + h[:, t].view(h.size(0), -1) + i[:, t : t + 12] + j[2 * t] + k[t].float()
+    for t in range(T):
+        x = a[t] + b[T - 1 - t] + c[-1 - t] + (d[t] > 0.5).float() + e[:, t] + f[:, t, :] + g.select(1, t)
+        x = x + h[..., t] + i[:, t].view(i.size(0), -1) + j[:, t : t + 12] + k[2 * t]
         spk2, mem1, mem2 = self.step(x * 0.125, mem1, mem2)
         spk_rec.append(spk2)
     return torch.stack(spk_rec), mem2
 
 
-@loop(lambda T, B: (numbers(T, B, 12), numbers(B, T, 12), numbers(B, T, 3, 4), numbers(B, 12)))
+@loop((T, B, 12), (B, T, 12), (B, T, 3, 4), (B, 12))
 def inputs_iterated(self: Any, x: Tensor, y: Tensor, z: Tensor, context: Tensor) -> Any:
-    """Three signals, and a context that stays."""
+    """Three signals, and a context that stays; records that are made before, and lists."""
     mem1, mem2 = self.states()
     z = z.transpose(0, 1)
-    out = torch.zeros(x.size(0), x.size(1), 5)
-    for step, (xt, yt) in enumerate(zip(x, y.unbind(1), strict=True)):
-        out[step], mem1, mem2 = self.step((xt + yt + z[step].reshape(-1, 12)) * 0.5 + context, mem1, mem2)
-    return out
-
-
-# ---- what becomes of spikes and membranes
-
-
-@loop(step_first(12))
-def record_preallocated(self: Any, x: Tensor) -> Any:
-    mem1, mem2 = self.states()
-    spk_rec = torch.zeros(x.size(0), x.size(1), 5)
-    mem_rec = torch.zeros(x.size(1), x.size(0), 5)
+    spk_rec, mem_rec = torch.zeros(x.size(0), x.size(1), 5), torch.zeros(x.size(1), x.size(0), 5)
     recs: dict[str, list[Tensor]] = {"spk1": [], "mem1": []}
-    for t in range(x.size(0)):
-        spk1, mem1 = self.lif1(self.fc1(x[t]), mem1)
-        spk2, mem2 = self.lif2(self.fc2(spk1), mem2)
-        spk_rec[t] = spk2
-        mem_rec[:, t] = mem2
+    for step, (xt, yt) in enumerate(zip(x, y.unbind(1), strict=True)):
+        cur1 = self.fc1((xt + yt + z[step].reshape(-1, 12) + context) * 0.25)
+        spk1, mem1 = self.lif1(cur1, mem1)
+        spk_rec[step], mem2 = self.lif2(self.fc2(spk1), mem2)
+        mem_rec[:, step] = mem2
         for name, value in zip(recs, (spk1, mem1), strict=True):
             recs[name].append(value)
     return spk_rec, mem_rec, {name: torch.stack(rec) for name, rec in recs.items()}
 
 
-# ---- sums within the loop
+# ---- sums, and what becomes of spikes and membranes
 
 
-class Readout(Net):
-    """A last layer that does not spike."""
+@program((T, B, 12), (T,))
+class SumsInTheLoop(Net):
+    """Weighted by what is learned and by numbers; of a readout, of membranes for a penalty, of spikes for energy."""
 
     def __init__(self, snn: Any) -> None:
         super().__init__(snn)
         self.readout = nn.Linear(16, 3)
-
-
-@program(lambda T, B: (numbers(T, B, 12), torch.linspace(1, 0.25, T)), exact=False)
-class SumsInTheLoop(Readout):
-    """Weighted by what is learned and by numbers; of a readout, of membranes for a penalty, of spikes for energy."""
 
     def forward(self, x: Tensor, w: Tensor) -> Any:
         mem1, mem2 = self.states()
@@ -240,11 +158,10 @@ class SumsInTheLoop(Readout):
 
 
 # A running value that depends on that of the step before, without a layer in it, is computed step by step.
-@loop(step_first(12), exact=False, repeats=("add", "mul"))
+@loop((T, B, 12))
 def trace_between_layers(self: Any, x: Tensor) -> Any:
     mem1, mem2 = self.states()
-    trace = torch.zeros(x.size(1), 16)
-    spk_rec = []
+    trace, spk_rec = torch.zeros(x.size(1), 16), []
     for t in range(x.size(0)):
         spk1, mem1 = self.lif1(self.fc1(x[t]), mem1)
         trace = 0.8 * trace + spk1
@@ -253,10 +170,7 @@ def trace_between_layers(self: Any, x: Tensor) -> Any:
     return torch.stack(spk_rec), trace
 
 
-# ---- when it begins and ends
-
-
-@loop(step_first(12), other=(6, 3))
+@loop((T, B, 12))
 def warm_up_without_gradient(self: Any, x: Tensor) -> Any:
     mem1, mem2 = self.states()
     with torch.no_grad():
@@ -269,26 +183,10 @@ def warm_up_without_gradient(self: Any, x: Tensor) -> Any:
     return torch.stack(rec), mem1, mem2
 
 
-def _steps(self: Any, x: Tensor) -> Any:
-    mem1, mem2 = self.states()
-    out = torch.zeros(x.size(1), 5)
-    rec = []
-    for t in range(x.size(0)):
-        spk2, mem1, mem2 = self.step(x[t], mem1, mem2)
-        out = out + spk2
-        rec.append(mem2)
-    return out, rec
+# ---- neurons, and states that the layers hold
 
 
-_Steps = type("Steps", (Net,), {"forward": _steps})
-add("one-step", _Steps, lambda T, B: (numbers(1, B, 12),), expects=REFUSED)
-add("no-step", _Steps, lambda T, B: (numbers(0, B, 12),), expects=NOTHING, silent=("lif1", "lif2"), other=None)
-
-
-# ---- neurons
-
-
-@program(step_first(12), exact=False)
+@program((T, B, 12))
 class OtherNeurons(nn.Module):
     """Two and three states; and neurons whose last spike is a state, passed and held."""
 
@@ -321,137 +219,127 @@ class OtherNeurons(nn.Module):
         return records, spk1, mem2, syn3, mem3, mem4, mem5
 
 
-# ---- states that the layers hold
+# ---- neurons that are connected to one another
 
 
-def sequential(snn: Any, **options: Any) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Linear(12, 16),
-        snn.Leaky(beta=0.9, init_hidden=True, **options),
-        nn.Linear(16, 5),
-        snn.Leaky(beta=0.8, init_hidden=True, output=True, **options),
-    )
+@program((T, B, 12))
+class ConnectedNeurons(nn.Module):
+    """From empty states, from zeros, and held; the second layer reads spikes of the first, and of the step before."""
 
-
-@program(constant(12))
-def hidden_forward_pass(snn: Any) -> Any:
-    """As in tutorial 6: the loop is in a function outside of the network."""
-    net = sequential(snn)
-
-    def forward_pass(net: nn.Module, num_steps: int, data: Tensor) -> Any:
-        mem_rec = []
-        spk_rec = []
-        snn.utils.reset(net)
-        for _ in range(num_steps):
-            spk_out, mem_out = net(data)
-            spk_rec.append(spk_out)
-            mem_rec.append(mem_out)
-        return torch.stack(spk_rec), torch.stack(mem_rec)
-
-    return net, forward_pass, lambda f, data, num_steps: f(net, num_steps, data)
-
-
-# ---- convolutions
-
-
-@program(step_first(1, 8, 8))
-class Tutorial6(nn.Module):
     def __init__(self, snn: Any) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(1, 4, 3)
-        self.lif1 = snn.Leaky(beta=0.5)
-        self.conv2 = nn.Conv2d(4, 6, 2)
-        self.lif2 = snn.Leaky(beta=0.5)
-        self.fc1 = nn.Linear(6, 5)
-        self.lif3 = snn.Leaky(beta=0.5)
+        self.fc = nn.ModuleList([nn.Linear(12, 16), nn.Linear(16, 8), nn.Linear(8, 5)])
+        self.lif1 = snn.RLeaky(beta=0.5, linear_features=16)
+        self.lif2 = snn.RSynaptic(alpha=0.5, beta=0.5, linear_features=8, reset_mechanism="zero", learn_beta=True)
+        self.lif3 = snn.RLeaky(beta=0.5, linear_features=5, init_hidden=True, output=True, learn_recurrent=False)
 
     def forward(self, x: Tensor) -> Any:
-        mem1 = self.lif1.init_leaky()
-        mem2 = self.lif2.init_leaky()
-        mem3 = self.lif3.init_leaky()
-        spk3_rec, mem3_rec = [], []
-        for step in range(x.size(0)):
-            cur1 = F.max_pool2d(self.conv1(x[step]), 2)
-            spk1, mem1 = self.lif1(cur1, mem1)
-            cur2 = F.max_pool2d(self.conv2(spk1), 2)
-            spk2, mem2 = self.lif2(cur2, mem2)
-            cur3 = self.fc1(spk2.view(x.size(1), -1))
-            spk3, mem3 = self.lif3(cur3, mem3)
-            spk3_rec.append(spk3)
-            mem3_rec.append(mem3)
-        return torch.stack(spk3_rec), torch.stack(mem3_rec)
+        spk1, mem1 = self.lif1.init_rleaky()
+        spk2 = syn2 = mem2 = x.new_zeros(x.size(1), 8)
+        self.lif3.reset_mem()
+        spk_rec, mem_rec, count = [], [], 0
+        for t in range(x.size(0)):
+            spk1, mem1 = self.lif1(self.fc[0](x[t]), spk1, mem1)
+            spk2, syn2, mem2 = self.lif2(self.fc[1](spk1), spk2, syn2, mem2)
+            spk3, mem3 = self.lif3(self.fc[2](spk2))
+            spk_rec.append(spk3)
+            mem_rec.append(mem1)
+            count = count + spk2
+        return torch.stack(spk_rec), torch.stack(mem_rec), count, spk1, syn2, mem3
+
+
+@program((T, B, 2, 6, 6), (B, 4, 6, 6))
+class ConnectedImages(nn.Module):
+    """A convolution connects them. The spikes before the first step are given."""
+
+    def __init__(self, snn: Any) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(2, 4, 3, padding=1), nn.Linear(16 * 9, 5)
+        self.lif1 = snn.RSynaptic(alpha=0.5, beta=0.5, conv2d_channels=4, kernel_size=3)
+        self.lif2 = snn.RLeaky(beta=0.5, conv2d_channels=4, kernel_size=(1, 3))
+
+    def forward(self, x: Tensor, given: Tensor) -> Any:
+        spk1 = (given > 0).to(given.dtype)
+        syn1, mem1 = torch.zeros_like(spk1), torch.ones_like(spk1)
+        spk2, mem2 = self.lif2.init_rleaky()
+        out = []
+        for t in range(x.size(0)):
+            spk1, syn1, mem1 = self.lif1(self.conv(x[t]), spk1, syn1, mem1)
+            spk2, mem2 = self.lif2(spk1, spk2, mem2)
+            out.append(self.fc(spk2.flatten(1)))
+        return torch.stack(out), mem1
+
+
+@program((T, B, 12), layers="partly", repeats=("roll",))
+class ConnectedNeuronsBetweenSteps(nn.Module):
+    """Their spikes are changed on their way back, so that each step waits; those of the layer behind are not."""
+
+    def __init__(self, snn: Any) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(12, 16), nn.Linear(16, 5)
+        self.lif1 = snn.RLeaky(beta=0.5, linear_features=16)
+        self.lif2 = snn.RLeaky(beta=0.5, linear_features=5)
+
+    def forward(self, x: Tensor) -> Any:
+        (spk1, mem1), (spk2, mem2) = self.lif1.init_rleaky(), self.lif2.init_rleaky()
+        out = []
+        for t in range(x.size(0)):
+            spk1, mem1 = self.lif1(self.fc1(x[t]), spk1, mem1)
+            spk2, mem2 = self.lif2(self.fc2(spk1), spk2, mem2)
+            out.append(spk2)
+            spk1 = spk1.roll(1, -1)
+        return torch.stack(out), mem1
+
+
+# ---- dropout, norms, activations
 
 
 class Block(Net):
     """With modules before the first layer and behind it."""
 
-    def __init__(self, snn: Any, before: list[nn.Module], after: list[nn.Module], features: int = 16) -> None:
+    before: tuple[Callable[[], nn.Module], ...] = ()
+    behind: tuple[Callable[[], nn.Module], ...] = ()
+
+    def __init__(self, snn: Any) -> None:
         super().__init__(snn)
-        self.before, self.after = nn.Sequential(*before), nn.Sequential(*after)
-        self.fc2 = nn.Linear(features, 5)
+        self.fc1 = nn.Sequential(self.fc1, *(made() for made in self.before))
+        self.fc2 = nn.Sequential(*(made() for made in self.behind), self.fc2)
 
     def forward(self, x: Tensor) -> Any:
         mem1, mem2 = self.states()
         rec = []
         for t in range(x.size(0)):
-            spk1, mem1 = self.lif1(self.before(x[t]), mem1)
-            spk2, mem2 = self.lif2(self.fc2(self.after(spk1)), mem2)
+            spk2, mem1, mem2 = self.step(x[t], mem1, mem2)
             rec.append(spk2)
         return torch.stack(rec), mem2
 
 
-# ---- what goes with a dense layer: dropout, norms, activations
+@program((T, B, 12))
+class Activations(Block):
+    before = (lambda: nn.ReLU(inplace=True), lambda: nn.Linear(16, 16, bias=False), lambda: nn.Hardtanh(-0.5, 0.4))
+    behind = (lambda: nn.Dropout(0.0),)
 
 
-def _moved(norm: nn.Module, steps: int) -> nn.Module:
-    """As after some training: averages and weights that are neither 0 nor 1."""
-    for i in range(steps):
-        norm(torch.linspace(-1, 2 + i, 64).view(4, 16))
-    nn.init.uniform_(norm.weight, 1, 2)
-    nn.init.uniform_(norm.bias, 0.25, 0.75)
-    return norm
-
-
-def _first() -> nn.Module:
-    return nn.Linear(12, 16)
+@program((T, B, 12))
+class Norms(Block):
+    before = (lambda: nn.LayerNorm(16), lambda: nn.GroupNorm(4, 16), nn.GELU)
+    behind = (lambda: nn.BatchNorm1d(16, affine=False, track_running_stats=False), nn.Tanh)
 
 
 NORMED = ("add_", "batch_norm")  # the statistics are those of one step, and the running averages change at each
-BLOCKS: dict[str, tuple[Any, dict[str, Any]]] = {
-    "activations": (
-        lambda snn: Block(
-            snn,
-            [_first(), nn.ReLU(inplace=True), nn.LeakyReLU(0.25), nn.Linear(16, 16, bias=False)],
-            [nn.Dropout(0.0)],
-        ),
-        {},
-    ),
-    "norms": (
-        lambda snn: Block(
-            snn,
-            [_first(), _moved(nn.LayerNorm(16), 0), _moved(nn.GroupNorm(4, 16), 0), nn.GELU()],
-            [nn.BatchNorm1d(16, affine=False, track_running_stats=False), nn.Tanh()],
-        ),
-        {"exact": False},
-    ),
-    "batch-norm-train": (
-        lambda snn: Block(snn, [_first(), _moved(nn.BatchNorm1d(16), 1)], [_moved(nn.BatchNorm1d(16), 1)]),
-        {"exact": False, "repeats": NORMED},
-    ),
-}
-for _name, (_build, _fields) in BLOCKS.items():
-    add(_name, _build, step_first(12), **_fields)
 
 
-@program(step_first(12), exact=False, other=(5, 3), repeats=(*NORMED, "linear"))
+@program((T, B, 12), repeats=NORMED)
+class BatchNormTrain(Block):
+    before = behind = (lambda: nn.BatchNorm1d(16),)
+
+
+@program((T, B, 12), repeats=(*NORMED, "linear"))
 class ModulesOfEachStep(Net):
     def __init__(self, snn: Any) -> None:
         super().__init__(snn)
-        self.fcs = nn.ModuleList([nn.Linear(12, 16) for _ in range(5)])
-        self.gain = nn.Parameter(torch.linspace(1, 0.5, 5))
-        self.bntt = snn.BatchNormTT1d(16, 5)
-        for norm in self.bntt:
-            nn.init.uniform_(norm.weight, 1, 2)
+        self.fcs = nn.ModuleList([nn.Linear(12, 16) for _ in range(T)])
+        self.gain, self.bntt = nn.Parameter(torch.ones(T)), snn.BatchNormTT1d(16, T)
 
     def forward(self, x: Tensor) -> Any:
         mem1, mem2 = self.states()
@@ -463,28 +351,9 @@ class ModulesOfEachStep(Net):
         return out, mem2
 
 
-@loop(lambda T, B: (numbers(T, B, 12), numbers(T, B, 12)))
-def currents_changed_in_place(self: Any, x: Tensor, noise: Tensor) -> Any:
-    mem1, mem2 = self.states()
-    out = 0
-    for t in range(x.size(0)):
-        cur1 = self.fc1(x[t])
-        cur1 += 0.25
-        cur1.mul_(0.5).add_(noise[t].sum(-1, keepdim=True) / 16)
-        spk1, mem1 = self.lif1(cur1, mem1)
-        cur2 = self.fc2(spk1)
-        cur2 += cur1[:, :5]
-        spk2, mem2 = self.lif2(cur2, mem2)
-        out = out + spk2
-    return out, mem2
-
-
-# ---- attention between the positions of one step; positions ``[B, L, 12]`` stay a dimension throughout
-
-
-@program(step_first(3, 12), exact=False, other=None)
+@program((T, B, 3, 12))
 class Attention(Net):
-    """By hand, fused, and of PyTorch's module."""
+    """Between the positions ``[B, L, 12]`` of one step: by hand, fused, and of PyTorch's module."""
 
     def __init__(self, snn: Any) -> None:
         super().__init__(snn)
@@ -503,7 +372,7 @@ class Attention(Net):
         rec = []
         for t in range(x.size(0)):
             spk1, mem1 = self.lif1(self.fc1(x[t]), mem1)
-            spk2, mem2 = self.lif2(self.fc2(spk1 + self.attend(spk1)), mem2)
+            spk2, mem2 = self.lif2(self.fc2(spk1 - 0.1 * self.attend(spk1)), mem2)
             rec.append(spk2.mean(1))
         return torch.stack(rec).sum(0), mem2
 
@@ -512,18 +381,15 @@ class Attention(Net):
 
 
 # The layer before the loop of feedback merges.
-@program(step_first(12), expects=PARTLY, repeats=("add", "linear", "mul"))
+@program((T, B, 12), layers="partly", repeats=("add", "linear", "mul"))
 class FeedbackBetweenLayers(Net):
     def __init__(self, snn: Any) -> None:
         super().__init__(snn)
-        self.middle = nn.Linear(16, 16)
-        self.lif = snn.Leaky(beta=0.5)
-        self.back = nn.Linear(5, 16)
+        self.middle, self.lif, self.back = nn.Linear(16, 16), snn.Leaky(beta=0.5), nn.Linear(5, 16)
 
     def forward(self, x: Tensor) -> Any:
         mem1, mem2 = self.states()
-        mem = self.lif.reset_mem()
-        spk2 = torch.zeros(x.size(1), 5)
+        mem, spk2 = self.lif.reset_mem(), torch.zeros(x.size(1), 5)
         rec = []
         for t in range(x.size(0)):
             spk1, mem1 = self.lif1(self.fc1(x[t]), mem1)
@@ -533,7 +399,7 @@ class FeedbackBetweenLayers(Net):
         return torch.stack(rec)
 
 
-@loop(step_first(12), repeats=("add", "sub"))
+@loop((T, B, 12))
 def one_layer_twice(self: Any, x: Tensor) -> Any:
     """One layer with two membranes, as in a Siamese network; the other twice in a step with the same membrane."""
     mem_a, mem_b = torch.zeros(x.size(1), 16), torch.zeros(x.size(1), 16)
@@ -549,7 +415,7 @@ def one_layer_twice(self: Any, x: Tensor) -> Any:
     return out, mem_a, mem_b, torch.stack(rec), mem2
 
 
-@loop(step_first(12), expects=REPEATED)
+@loop((T, B, 12), layers="repeated", repeats=("add", "clamp"))
 def membrane_changed_between_steps(self: Any, x: Tensor) -> Any:
     """What the layer goes on from is not what it returned: a floor for the membrane."""
     mem1, mem2 = self.states()
@@ -560,11 +426,8 @@ def membrane_changed_between_steps(self: Any, x: Tensor) -> Any:
     return out, mem1, mem2
 
 
-# ---- losses
-
-
-@loop(lambda T, B: (numbers(T, B, 12), labels(B), numbers(T, B, 5)), exact=False)
-def losses_in_the_loop(self: Any, x: Tensor, y: Tensor, target: Tensor) -> Any:
+@loop((T, B, 12), (T, B, 5), (B,), classes=True)
+def losses_in_the_loop(self: Any, x: Tensor, target: Tensor, y: Tensor) -> Any:
     """Added, in place, and in a list; of labels, of a target for each step as in the tutorial on regression."""
     loss_fn = nn.CrossEntropyLoss()
     mem1, mem2 = self.states()
@@ -578,10 +441,7 @@ def losses_in_the_loop(self: Any, x: Tensor, y: Tensor, target: Tensor) -> Any:
     return loss, in_place, torch.stack(losses).mean() + 0.5 * (rate / x.size(0) - 0.1) ** 2
 
 
-# ---- what is inside of a step
-
-
-@loop(step_first(12), dtypes=False, relative=2e-2)
+@loop((T, B, 12), dtype="float32")
 def autocast_in_the_loop(self: Any, x: Tensor) -> Any:
     mem1, mem2 = self.states()
     rec = []

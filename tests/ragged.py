@@ -29,11 +29,6 @@ def ragged(lengths: Tensor) -> Function:
     return functools.partial(fused, lengths=lengths)
 
 
-def of_reference(lengths: Tensor) -> Function:
-    """What the reference makes of it."""
-    return functools.partial(expected, lengths=lengths)
-
-
 def alone(lengths: Tensor, function: Function = expected) -> Function:
     """Each sample by a call of its own, as long as it is, with its last state behind it."""
 

@@ -117,6 +117,8 @@ def test_other_systems_than_linux_get_the_reference_path_and_are_told(
 @pytest.mark.thorough
 @pytest.mark.parametrize("built", [True, False])
 def test_a_wheel_fits_every_python_and_without_kernels_every_system(tree: Path, tmp_path: Path, built: bool) -> None:
+    """Without kernels it takes none of an earlier build from the source tree, and leaves them there."""
+    (tree / setup.LIBRARY).write_bytes(b"of an earlier build")
     # The compiler is a script, and what it "links" is enough for a wheel.
     compiler = tmp_path / "compiler"
     compiler.write_text(
@@ -132,6 +134,7 @@ def test_a_wheel_fits_every_python_and_without_kernels_every_system(tree: Path, 
         (record,) = (name for name in archive.namelist() if name.endswith("/WHEEL"))
         assert f"Root-Is-Purelib: {'false' if built else 'true'}" in archive.read(record).decode()
         assert [name for name in archive.namelist() if ".so" in name] == ([setup.LIBRARY] if built else [])
+    assert (tree / setup.LIBRARY).read_bytes() == b"of an earlier build"
 
 
 @pytest.fixture
@@ -214,17 +217,6 @@ def test_the_instruction_set_is_the_best_of_the_processor(
     monkeypatch.setattr(setup, "X86", True)
     monkeypatch.setattr(setup, "CPUINFO", tmp_path / "cpuinfo")
     assert setup.instruction_sets() == {expected: setup.INSTRUCTION_SETS[expected][0]}
-
-
-@pytest.mark.thorough
-def test_a_wheel_without_the_extension_takes_none_from_the_source_tree_and_leaves_it_there(tree: Path) -> None:
-    (tree / setup.LIBRARY).write_bytes(b"of an earlier build")
-    done = build(tree, command=["bdist_wheel"], PATH=str(tree))
-    assert done.returncode == 0, done.stderr
-    assert list(tree.rglob("*.so")) == [tree / setup.LIBRARY]
-    (wheel,) = tree.glob("dist/*-none-any.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        assert setup.LIBRARY not in archive.namelist()
 
 
 @pytest.mark.thorough

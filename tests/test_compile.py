@@ -4,7 +4,6 @@ import copy
 import functools
 import gc
 import itertools
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -152,20 +151,49 @@ HOW: dict[str, Callable[[Any], Any]] = {
 }
 
 
-@pytest.mark.parametrize(
-    ("name", "how"),
-    [thorough(n, h, quick=n in FAST or h == "steps") for n, h in itertools.product(STATES, HOW)],
-)
-def test_a_layer(name: str, how: str, device: torch.device) -> None:
-    layer = make(snnfast, name, learn_beta=True, init_hidden="held" in how, beta=torch.full((10,), 0.5)).to(device)
+def bump(z: Tensor) -> Tensor:
+    return Bump.apply(z)  # type: ignore[no-any-return,no-untyped-call]
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "output": {"init_hidden": True, "output": True},
+    "surrogate_disable": {"surrogate_disable": True},
+    "inhibition": {"inhibition": True},
+    "nodelay-zero": {"reset_delay": False, "reset_mechanism": "zero"},
+    "learn": {"learn_beta": True, "learn_threshold": True, "learn_graded_spikes_factor": True},
+    "vector": {"beta": torch.linspace(0.5, 1, 10), "learn_beta": True, "init_hidden": True},
+    "integer": {"beta": 1, "threshold": 2},
+    "closure": {"spike_grad": snntorch.surrogate.fast_sigmoid(slope=4)},
+    "callable": {"spike_grad": bump},
+    "callable-learn": {"spike_grad": bump, "learn_beta": True, "init_hidden": True, "output": True},
+}
+# What Synaptic adds to a step of a drop-in is its second state; the options are the same code.
+DROP_INS = [*(("Leaky", o) for o in OPTIONS), *(("Synaptic", o) for o in ("callable-learn", "output", "nodelay-zero"))]
+Layer = tuple[Any, str, str, dict[str, Any]]  # library, name, how it is called, options
+LEARNED: dict[str, Any] = {"learn_beta": True, "beta": torch.full((10,), 0.5)}
+LAYERS: dict[str, Layer] = {
+    **{f"{n}-{h}": (snnfast, n, h, {**LEARNED, "init_hidden": "held" in h}) for n in STATES for h in HOW},
+    **{f"drop-in-{n}-{o}": (snn, n, "held", OPTIONS[o]) for n, o in DROP_INS},
+}
+QUICK = {*(f"Leaky-{h}" for h in HOW), *(f"{n}-steps" for n in STATES)}
+QUICK |= {"drop-in-Leaky-default", "drop-in-Synaptic-callable-learn"}
+
+
+@pytest.mark.parametrize("case", [thorough(case, quick=case in QUICK) for case in LAYERS])
+def test_a_layer(case: str, device: torch.device) -> None:
+    library, name, how, options = LAYERS[case]
+    layer = make(library, name, **options).to(device)
     other = copy.deepcopy(layer)
     function = compiled(HOW[how](layer))
-    for _ in range(2):  # the second call goes on from what the layer holds
+    for _ in range(3):  # the next call goes on from what the layer holds
         results = []
         for each, call in ((layer, function), (other, HOW[how](other))):
-            x = (torch.linspace(0, 2, 210).view(7, 3, 10)).to(device).requires_grad_()
+            x = torch.linspace(0, 2, 210).view(3, 10, 7).permute(2, 0, 1).contiguous().to(device).requires_grad_()
             outputs = as_tuple(call(x))
-            grads = torch.autograd.grad(sum(t.square().sum() for t in outputs), [x, *each.parameters()])  # type: ignore[arg-type]
+            loss = sum(t.square().sum() for t in (*outputs, *held(each)))
+            asked = [x, *each.parameters()]
+            grads = torch.autograd.grad(loss, asked, allow_unused=True, materialize_grads=True)  # type: ignore[arg-type]
             for state in held(each):
                 state.detach_()
             results.append((outputs, grads, held(each)))
@@ -187,53 +215,6 @@ def test_a_network() -> None:
         torch._dynamo.reset()
         found, expected = (tree_leaves(f(x, **options)) for f in (torch.compile(net, backend="aot_eager"), net))
         assert_all_close(found, expected, relative=1e-6)
-
-
-def bump(z: Tensor) -> Tensor:
-    return Bump.apply(z)  # type: ignore[no-any-return,no-untyped-call]
-
-
-OPTIONS: dict[str, dict[str, Any]] = {
-    "default": {},
-    "output": {"init_hidden": True, "output": True},
-    "surrogate_disable": {"surrogate_disable": True},
-    "inhibition": {"inhibition": True},
-    "nodelay-zero": {"reset_delay": False, "reset_mechanism": "zero"},
-    "learn": {"learn_beta": True, "learn_threshold": True, "learn_graded_spikes_factor": True},
-    "vector": {"beta": torch.linspace(0.5, 1, 6), "learn_beta": True, "init_hidden": True},
-    "integer": {"beta": 1, "threshold": 2},
-    "closure": {"spike_grad": snntorch.surrogate.fast_sigmoid(slope=4)},
-    "callable": {"spike_grad": bump},
-    "callable-learn": {"spike_grad": bump, "learn_beta": True, "init_hidden": True, "output": True},
-}
-# What Synaptic adds to a compiled step is its second state; the options are the same code.
-STEPS = [
-    *(("Leaky", options) for options in OPTIONS),
-    *(("Synaptic", options) for options in ("callable-learn", "output", "nodelay-zero")),
-]
-
-
-@pytest.mark.parametrize(
-    ("name", "options"), [thorough(*case, quick=case in (STEPS[0], ("Synaptic", "callable-learn"))) for case in STEPS]
-)
-def test_steps_of_a_drop_in(name: str, options: str) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        eager, ours = (make(snn, name, **OPTIONS[options]) for _ in range(2))
-    step = compiled(ours)
-    for i in range(3):
-        x, results = torch.rand(3, 6) * 2, []
-        for layer, call in ((eager, eager), (ours, step)):
-            layer.zero_grad()
-            for state in layer.neuron.states:
-                setattr(layer, state, getattr(layer, state).detach())
-            leaf = x.clone().requires_grad_()
-            out = as_tuple(call(leaf))
-            sum(o.square().sum() for o in (*out, *held(layer))).backward()  # type: ignore[union-attr]
-            grads = (leaf.grad, *(p.grad for p in layer.parameters()))
-            results.append((*(o.detach() for o in (*out, *held(layer))), *grads))
-        for a, b in zip(*results, strict=True):
-            assert_bits_equal(a, b, f"call {i}")
 
 
 # ---- what goes through snnTorch's list of all neurons, in compiled code

@@ -373,15 +373,11 @@ def test_hooks(name: str) -> None:
         return lambda *args, **kwargs: calls.append(hook)
 
     lif = make(snntorch, name, learn_beta=True)
-    lif.register_forward_pre_hook(count("pre"))
-    handle = lif.register_forward_hook(count("forward"))
-    lif.register_full_backward_hook(count("backward"))
-    lif.register_full_backward_pre_hook(count("backward_pre"))
-    lif.register_state_dict_post_hook(count("state_dict"))
-    lif.register_state_dict_pre_hook(count("state_dict_pre"))
-    lif.register_load_state_dict_post_hook(count("load"))
-    lif.register_load_state_dict_pre_hook(count("load_pre"))
-    every = ["backward", "backward_pre", "forward", "load", "load_pre", "pre", "state_dict", "state_dict_pre"]
+    every = [
+        "forward_pre_hook", "forward_hook", "full_backward_hook", "full_backward_pre_hook", "state_dict_post_hook",
+        "state_dict_pre_hook", "load_state_dict_post_hook", "load_state_dict_pre_hook",
+    ]  # fmt: skip
+    handles = {hook: getattr(lif, f"register_{hook}")(count(hook)) for hook in every}
     for function in (snn.convert, snn.revert):
         function(lif)
         calls.clear()
@@ -389,12 +385,12 @@ def test_hooks(name: str) -> None:
         spk, *_ = lif(torch.rand(2, 3, requires_grad=True))
         spk.sum().backward()
         lif.load_state_dict(lif.state_dict())
-        assert sorted(calls) == every
+        assert sorted(calls) == sorted(every)
     snn.convert(lif)
-    handle.remove()
+    handles["forward_hook"].remove()
     calls.clear()
     lif(torch.rand(2, 3))
-    assert "forward" not in calls
+    assert "forward_hook" not in calls
     lif.reset_mem()  # a graph with a backward hook holds the layer, which holds the graph
 
 

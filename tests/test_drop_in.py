@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import snntorch
 import torch
-from helpers import assert_all_bits_equal, assert_bits_equal
+from helpers import assert_bits_equal
 from snntorch import utils
 from snntorch.functional import loss, probe
 from snntorch_checks import (
@@ -95,21 +95,6 @@ def network(library: Any, name: str = "Leaky") -> nn.Sequential:
         nn.Linear(12, 4),
         make(library, name, init_hidden=True, output=True, learn_threshold=True, reset_mechanism="zero"),
     )
-
-
-@EVERY
-def test_utils_reset(name: str) -> None:
-    net = network(snn, name)
-    x = torch.rand(5, 3, 6) * 2
-    first = over_time(net, x)
-    assert net[3].mem.requires_grad
-    utils.reset(net)
-    for i in (1, 3):
-        for state in held(net[i]):
-            assert not state.any()
-            assert not state.requires_grad
-            assert state.shape == (3, net[i - 1].out_features)
-    assert_all_bits_equal(over_time(net, x), first)
 
 
 @pytest.mark.parametrize("name", [name for name in STATES if name != "RSynaptic"])  # snnTorch's forgets a state
@@ -257,40 +242,43 @@ def test_a_layer_that_dies_during_a_reset(name: str, monkeypatch: pytest.MonkeyP
 # ---- snnfast.reset: one call between samples, for every neuron in a network and for no other
 
 
-NEURONS: dict[str, Any] = {
-    "snnfast.Leaky": lambda: snnfast.Leaky(0.9, init_hidden=True, learn_beta=True),
-    "snnfast.snntorch.Leaky": lambda: snn.Leaky(0.9, init_hidden=True, learn_beta=True),
-    "snnfast.Synaptic": lambda: snnfast.Synaptic(0.9, 0.8, init_hidden=True, learn_beta=True),
-    "snnfast.snntorch.Synaptic": lambda: snn.Synaptic(0.9, 0.8, init_hidden=True, learn_beta=True),
-    "Leaky": lambda: snntorch.Leaky(0.9, init_hidden=True, learn_beta=True),
-    "Synaptic": lambda: snntorch.Synaptic(0.9, 0.8, init_hidden=True),
-    "Alpha": lambda: snntorch.Alpha(0.9, 0.8, init_hidden=True),
-    "Lapicque": lambda: snntorch.Lapicque(0.9, threshold=0.1, init_hidden=True),
-    "RLeaky": lambda: snntorch.RLeaky(0.9, all_to_all=False, init_hidden=True),
-    "RSynaptic": lambda: snntorch.RSynaptic(0.9, 0.8, all_to_all=False, init_hidden=True),
-    "SLSTM": lambda: snntorch.SLSTM(5, 5, threshold=0.1, init_hidden=True),
-    "DeltaLeaky": lambda: snntorch.DeltaLeaky(beta=0.9, delta_threshold=0.5, init_hidden=True),
+def holding(library: Any, name: str) -> Any:
+    return make(library, name, init_hidden=True, **({"beta": 0.9, "threshold": 0.1} if name == "Lapicque" else {}))
+
+
+HOLDING: dict[str, Any] = {
+    **{
+        f"{library.__name__}.{name}": lambda library=library, name=name: holding(library, name)
+        for library in (snnfast, snn, snntorch)
+        for name in STATES
+    },
+    "snntorch.SLSTM": lambda: snntorch.SLSTM(5, 5, threshold=0.1, init_hidden=True),
+    "snntorch.DeltaLeaky": lambda: snntorch.DeltaLeaky(beta=0.9, delta_threshold=0.5, init_hidden=True),
 }
+# Those of snnfast alone; and of which snnTorch's forgets a state.
+NOT_BY_UTILS = {*(f"snnfast.{name}" for name in STATES), "snntorch.RSynaptic", "snntorch.DeltaLeaky"}
 
 
-def spikes(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def spikes(net: nn.Module, x: Tensor) -> Tensor:
     return torch.stack([as_tuple(net(step))[0] for step in x])
 
 
-@pytest.mark.parametrize("name", NEURONS)
-def test_a_sample_after_a_reset_gives_what_the_first_one_gave(name: str) -> None:
-    net = nn.Sequential(nn.Linear(6, 5), NEURONS[name]())
+@pytest.mark.parametrize(
+    ("name", "reset"),
+    [(name, snnfast.reset) for name in HOLDING] + [(name, utils.reset) for name in HOLDING if name not in NOT_BY_UTILS],
+    ids=lambda value: value if isinstance(value, str) else value.__module__,
+)
+def test_a_sample_after_a_reset_gives_what_the_first_one_gave(name: str, reset: Any) -> None:
+    net = nn.Sequential(nn.Linear(6, 5), HOLDING[name]())
     x = torch.rand(7, 3, 6) * 4
     first = spikes(net, x)
     assert not torch.equal(spikes(net, x), first)  # without one the state leaks into the next sample
-    snnfast.reset(net)
-    again = spikes(net, x)
-    assert_bits_equal(again, first)
-    if again.requires_grad:
-        snnfast.reset(net)
-        spikes(net, x).sum().backward()
-        snnfast.reset(net)
-        spikes(net, x).sum().backward()  # nothing of the graph that is gone is left
+    for _ in range(2):
+        reset(net)
+        again = spikes(net, x)
+        assert_bits_equal(again, first)
+        if again.requires_grad:
+            again.sum().backward()  # nothing of the graph that is gone is left
 
 
 def test_it_reaches_layers_at_any_depth_and_none_outside_of_the_network() -> None:

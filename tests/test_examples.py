@@ -46,6 +46,7 @@ TRAINED = [
     ),
     ("adaptive", ["--iterations", "60"], {"PAUSE": 30}, {r"accuracy after a pause.*: (\S+)$": (0.9, 1)}),
     ("lightning_mnist", ["--epochs", "4", "--accelerator", "cpu"], DIGITS, {ACCURACY: (0.7, 1)}),
+    ("spikformer", ["--epochs", "4"], {"DIM": 32}, {ACCURACY: (0.4, 1)}),
     (
         "scaling",
         ["--neurons", "1e6"],
@@ -67,6 +68,14 @@ def test_an_example_trains(
         found = re.findall(printed, out, re.MULTILINE)
         assert found, out
         assert low <= float(found[-1]) <= high, out
+
+
+def test_spikingjellys_nodes_give_the_same_losses(run_example: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("spikingjelly", reason="SpikingJelly 2.0.0 is not installed")
+    outs = [run_example("spikformer", "--double", "--epochs", "1", *more, DIM=16) for more in ([], ["--spikingjelly"])]
+    losses = [re.findall(r"last loss (\S+),", out) for out in outs]
+    assert losses[0]
+    assert losses[0] == losses[1]
 
 
 def test_every_example_is_run_by_a_test() -> None:

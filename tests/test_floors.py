@@ -11,7 +11,7 @@ FLOORS = (
     ("surrogate",),
     ("_unroll", "_images", "_program"),
     ("neurons", "losses"),
-    ("snntorch", "networks"),
+    ("snntorch", "spikingjelly", "networks"),
     ("compiler",),
 )
 DOORS = {"__init__", "__main__", "_version", "functional", "reference"}

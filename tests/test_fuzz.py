@@ -34,6 +34,7 @@ def test_calls_are_drawn_by_their_number_alone_and_reach_the_edges() -> None:
     for option in ("inhibition", "state_quant", "lengths"):
         assert len({str(c.more.get(option)) for c in calls}) >= 2
     assert {c.case.neuron for c in calls} == set(KINDS)
+    assert any(getattr(c.tensors["threshold"], "ndim", 0) > len(c.case.shape) for c in calls)
 
 
 @pytest.mark.parametrize("neuron", KINDS)

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -106,7 +107,7 @@ def test_results_are_those_of_the_cpu(dtype: torch.dtype, reset: str, delay: boo
             assert_as_on_cpu(run(case, CARD), case)
 
 
-@pytest.mark.parametrize("name", workload.LAYERS)
+@pytest.mark.parametrize("name", [*workload.LAYERS, "LIFNode"])
 def test_every_kernel_has_the_results_of_the_cpu(name: str) -> None:
     """In calls that launch all kernels, which the emulator shows."""
     for call in workload.watched():
@@ -234,16 +235,27 @@ def test_compiled_equals_eager(mode: str) -> None:
         assert_as_on_cpu(found, case, seed)
 
 
-def test_a_neuron_of_your_own_runs_in_a_loop(nothing_compiled: None) -> None:
-    @snnfast.neuron
-    def own(x: Tensor, v: Tensor, *, beta: float = 0.9) -> tuple[Tensor, Tensor]:
-        v = beta * v + x
-        spk = snnfast.spike(v - 1.0, surrogate.atan())
-        return spk, v * (1 - spk)
+@snnfast.neuron
+def own(x: Tensor, v: Tensor, *, beta: float = 0.9, tau: Any = 3.0) -> tuple[Tensor, Tensor]:
+    v = beta * v + x / tau
+    spk = snnfast.spike(v - 1.0, surrogate.atan())
+    return spk, v * (1 - spk)
 
-    layer, x = own(), torch.rand(9, 3, 10)
-    on_cpu = layer.unroll(x)
-    with use_backend("auto"), pytest.warns(UserWarning, match="step by step on cuda"):
-        on_card = layer.to(CARD).unroll(x.to(CARD))
-    for a, b in zip(on_card, on_cpu, strict=True):
-        assert_bits_equal(a, b)
+
+def trained(layer: Any, x: Tensor) -> list[Tensor]:
+    results = layer.unroll(x)
+    return [*results, *torch.autograd.grad(sum(r.square().sum() for r in results), [x, *layer.parameters()])]
+
+
+def test_a_neuron_of_your_own_in_a_graph() -> None:
+    x, layer = torch.rand(33, 3, 1000), own(learn_beta=True, tau=torch.rand(1000) + 2)
+    on_cpu = trained(layer, x.requires_grad_())
+    layer, given, found = layer.to(CARD), torch.zeros(x.shape, device=CARD, requires_grad=True), []
+    graph = captured(lambda: found.append(trained(layer, given)))
+    given.data.copy_(x)
+    graph.replay()
+    for i, (ours, theirs) in enumerate(zip(found[-1], on_cpu, strict=True)):
+        if i < 2:
+            assert_bits_equal(ours.cpu(), theirs)
+        else:
+            torch.testing.assert_close(ours.cpu(), theirs, rtol=1e-4, atol=1e-6)

@@ -2,11 +2,12 @@
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from fuzz import quantized
 from gradient_checks import FLOWS, check_against_reference
 from helpers import (
     HALVES,
@@ -14,17 +15,17 @@ from helpers import (
     THOROUGH,
     VARIANTS,
     Case,
-    Outputs,
     assert_all_bits_equal,
     assert_bits_equal,
     assert_same_outputs,
     emulated_if_thorough,
+    expected,
     inputs,
     leaves,
     random_cases,
 )
-from ops import call_op, channels_last, forward_arguments, permuted
-from ragged import alone, of_reference, ragged, some_lengths
+from ops import call_op, forward_arguments
+from ragged import alone, ragged, some_lengths
 from torch import Tensor
 
 from snnfast import functional, reference
@@ -44,17 +45,27 @@ def some(number: int, seed: int, **choices: Any) -> Iterator[tuple[Case, Tensor]
 # ---- numbers
 
 
-def check(some_cases: Iterator[tuple[Case, Tensor]], device: torch.device, call: Any, **more: Any) -> None:
+def check(some_cases: Iterator[tuple[Case, Tensor]], device: torch.device, call: Any, one: Any = expected) -> None:
     """Outputs bit for bit, and gradients to rounding."""
     flows = itertools.cycle(FLOWS)
     for i, (case, lengths) in enumerate(some_cases):
-        check_against_reference(case, device, next(flows), i, function=call(lengths), oracle=alone(lengths), **more)
+        check_against_reference(case, device, next(flows), i, function=call(lengths), oracle=alone(lengths, one))
+
+
+MORE: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "inhibition": {"inhibition": True},
+    "quantized": {"state_quant": quantized},
+}
 
 
 @every_neuron
-def test_the_reference_is_each_sample_alone(neuron: str) -> None:
-    drawn = some(12, seed=1, neuron=(neuron,), variant=("unroll", "constant", "count"))
-    check(drawn, torch.device("cpu"), of_reference)
+@pytest.mark.parametrize("more", MORE.values(), ids=MORE)
+def test_the_reference_is_each_sample_alone(neuron: str, more: dict[str, Any]) -> None:
+    reference = partial(expected, **more)
+    shape = ((3, 10), (4, 6)) if "inhibition" in more else SHAPES
+    drawn = some(12, seed=1, neuron=(neuron,), variant=("unroll", "constant", "count"), shape=shape)
+    check(drawn, torch.device("cpu"), lambda lengths: partial(reference, lengths=lengths), reference)
 
 
 @every_neuron
@@ -63,21 +74,6 @@ def test_the_kernels_are_each_sample_alone(variant: str, neuron: str, device: to
     if Case(neuron, variant).fitted().variant != variant:
         pytest.skip("the neuron has no such variant")
     check(some(20 if THOROUGH else 4, seed=3, neuron=(neuron,), variant=(variant,)), device, ragged)
-
-
-@emulated_if_thorough
-@pytest.mark.parametrize("layout", [permuted, channels_last])
-def test_layouts(layout: Any, device: torch.device) -> None:
-    for case, lengths in some(12, seed=5, variant=("unroll", "count"), shape=((3, 4, 5), (2, 3, 3, 2))):
-        tensors = leaves(inputs(case, device))
-        results = []
-        for how in (layout, torch.Tensor.contiguous):
-            current = how(tensors["current"])
-            found = ragged(lengths)({**tensors, "current": current}, case)
-            total = sum((i + 1) * t.double().sum() for i, t in enumerate(found.values()))
-            results.append((found, torch.autograd.grad(total, [tensors["current"]])[0]))
-        assert_same_outputs(results[0][0], results[1][0], case)
-        assert_bits_equal(results[0][1], results[1][1])
 
 
 @pytest.mark.needs_extension
@@ -126,27 +122,6 @@ def test_a_batch_of_whole_samples_is_a_dense_call(neuron: str, device: torch.dev
 
 
 # ---- the reference in place of the kernels
-
-
-@pytest.mark.parametrize("delay", [True, False])
-@pytest.mark.parametrize("record_mem", [True, False])
-@every_neuron
-def test_inhibition_and_quantized_states(neuron: str, record_mem: bool, delay: bool) -> None:
-    case = Case(neuron, "unroll", 9, (4, 6), record_mem=record_mem, delay=delay or neuron == "alpha")
-    lengths, tensors = torch.tensor([3, 9, 0, 7]), inputs(case)
-
-    def rounded(state: Tensor) -> Tensor:
-        return (state * 8).round() / 8
-
-    for more in ({"inhibition": True}, {"state_quant": rounded}, {"inhibition": True, "reduce": "sum"}):
-
-        def function(tensors: Any, case: Case, more: Any = more, **lengths: Any) -> Outputs:
-            found = case.kind.function(**tensors, **{**case.options, **more}, **lengths)
-            return dict(zip(case.kind.results, found, strict=True))
-
-        of_samples = replace(case, variant="count") if "reduce" in more else case
-        wanted = alone(lengths, function)(tensors, of_samples)
-        assert_same_outputs(function(tensors, of_samples, lengths=lengths), wanted, case)
 
 
 @pytest.mark.needs_extension

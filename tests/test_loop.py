@@ -91,7 +91,8 @@ def test_explain_tells_what_is_merged_and_changes_nothing() -> None:
     assert not graph.repeated
     assert graph.refused is None
     assert "loop_nets.py" in graph.where
-    assert "merged    5 x linear" in str(explanation)
+    assert "merged    5 x linear (2 times)" in str(explanation)
+    assert "27 calls of the loop became 7" in str(explanation)
     assert type(net.lif1) is snntorch.Leaky
     assert net.lif1.mem.shape == (0,)
     for name, t in net.state_dict().items():
@@ -130,13 +131,8 @@ def test_a_loop_that_is_cut_at_each_step_says_so() -> None:
                 spikes.append(spk)
             return torch.stack(spikes)
 
-    assert "cut by a call that torch.compile can't trace" in refused(snnfast.compile(Printing()), currents())
-
-
-def test_a_layer_that_stays_slow_says_so() -> None:
-    assert re.search(
-        r"5 steps of leaky run one by one \(.*loop_nets.py", refused(snnfast.compile(Feedback()), currents())
-    )
+    message = refused(snnfast.compile(Printing()), currents())
+    assert re.search(r"torch.compile cuts the code at .*test_loop.py:\d+: torch._dynamo.graph_break\(\)$", message)
 
 
 @pytest.mark.parametrize(("name", "arguments"), [("unsqueeze_", (0,)), ("t_", ())], ids=["unsqueeze_", "t_"])
@@ -181,17 +177,6 @@ def test_a_fault_in_the_pass_falls_back_loudly(monkeypatch: pytest.MonkeyPatch) 
     with pytest.warns(UserWarning, match=r"(?s)fault of snnfast.*please report it.*KeyError: 'planted'"):
         found = compiled(x)
     assert_all_bits_equal(found, expected)
-
-
-@pytest.mark.skipif(torch.__version__.startswith("2.11"), reason="torch 2.11 can't put a dataclass into a graph")
-def test_a_surrogate_that_is_repeated_says_so() -> None:
-    spike_grad = snnfast.surrogate.custom_surrogate(lambda z, grad, spk: grad * torch.exp(-z.abs()))
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        torch.compile(Net(spike_grad=spike_grad), backend="snnfast")(currents())
-    messages = [str(w.message) for w in caught if "5 calls of an autograd.Function run one by one" in str(w.message)]
-    assert len(messages) == 2  # one for each layer, with its line
-    assert "loop_nets.py" in messages[0]
 
 
 # ---- what nobody reads is not made

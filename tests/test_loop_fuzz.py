@@ -10,7 +10,7 @@ import torch
 from helpers import THOROUGH
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from loop_fuzz import LEFT_OUT, OUTCOMES, outcome, with_settings, wrong
+from loop_fuzz import LEFT_OUT, OUTCOMES, SETTINGS, outcome, with_settings, wrong
 from random_programs import KINDS, PIECES, Program
 
 pytestmark = [pytest.mark.needs_extension, pytest.mark.filterwarnings("ignore")]
@@ -53,7 +53,7 @@ def test_programs_are_drawn_by_their_number_alone_and_have_every_statement_and_p
 
 # ---- planted faults, in a backend that changes nothing else
 
-PLAIN = '''
+NET = """
 import torch
 from torch import nn
 
@@ -72,14 +72,9 @@ class Net(nn.Module):
                 acc += spk
         draws = [torch.rand(20) for _ in range(3)]
         return {"draws": draws, "rest": (torch.stack(rec), torch.stack(rec, 1), acc, torch.stack(list(x)))}
-
-
-SETTINGS = {
-    "number": 0, "attempt": 0, "dtype": 'float64', "train": True, "grad": True, "x_grad": True, "leaf": True,
-    "held_in_loss": False, "carries": False, "same_input": False, "strided_input": False,
-    "calls": [{'resets': True, 'inputs': {'x': ('input', (3, 2, 4))}}],
-}
-'''  # fmt: skip
+"""
+CALLS = [{"resets": True, "inputs": {"x": ("input", (3, 2, 4))}}]
+PLAIN = f"{NET}\n\nSETTINGS = {SETTINGS | {'calls': CALLS}}"
 
 
 class Disturbed(torch.autograd.Function):

@@ -1,38 +1,26 @@
-"""Loops over time that users of snnTorch write, compiled: the numbers are snnTorch's, and layers run over time."""
+"""Loops over time as users write them: compiled, each does what it does as it stands, and this much of it is merged."""
 
+import re
+from collections import Counter
 from typing import Any
 
 import pytest
-import snntorch
-from loop_checks import assert_agree, compiled, explained, happened, snntorchs
+from loop_fuzz import Watched, check, surroundings
 from loop_programs import PROGRAMS
-from snntorch_checks import own_list_of_neurons  # noqa: F401
 
-import snnfast.snntorch as snn
-from snnfast import Explanation
-
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.needs_extension, pytest.mark.filterwarnings("ignore")]
 
 
+@pytest.mark.usefixtures("nothing_compiled")
 @pytest.mark.parametrize("program", PROGRAMS.values(), ids=PROGRAMS)
-def test_a_compiled_loop_has_the_numbers_of_snntorch_and_is_merged(program: Any) -> None:
-    calls = compiled(program)
-    assert_agree(program, calls, snntorchs(program))
-    for number, call in enumerate(calls):
-        if call.reports:
-            found = happened(call.reports)
-            assert found == (program.expects, program.repeats), f"call {number}: {Explanation(call.reports)}"
-
-
-@pytest.mark.parametrize("name", ["tutorial5", "tutorial6", "hidden-forward-pass", "other-neurons", "batch-norm-train"])
-@pytest.mark.thorough
-def test_so_has_a_network_of_snntorch_that_was_converted(name: str) -> None:
-    program = PROGRAMS[name]
-    assert_agree(program, compiled(program, snntorch, snn.convert), snntorchs(program))
-
-
-@pytest.mark.parametrize("name", ["trace-between-layers", "one-step", "no-step"])
-def test_explain_tells_what_was_done(name: str) -> None:
-    program = PROGRAMS[name]
-    explanation = explained(program)
-    assert happened(explanation.graphs) == (program.expects, program.repeats), str(explanation)
+def test_a_compiled_loop_does_what_it_does_uncompiled_and_is_merged(program: Any) -> None:
+    watched, statistics = Watched(), Counter[str]()
+    with surroundings(program.dtype):
+        found = check(program.run, watched, statistics, "bfloat16" if program.dtype == "float32" else None)
+    assert found is None
+    assert statistics["compared"] == statistics["spiking"] == 1
+    repeated = [line for report in watched.reports for line in report.repeated]
+    assert {m[1] for line in repeated if (m := re.match(r"\d+ x (\S+)", line))} == set(program.repeats)
+    merged = any("one unroll" in line for report in watched.reports for line in report.merged)
+    left = any(re.match(r"\d+ steps? of ", line) for line in repeated)
+    assert (merged, left) == (program.layers != "repeated", program.layers != "merged")

@@ -4,19 +4,19 @@ Each program is a function of an input ``[T, B, N]`` with one layer in float64, 
 with itself as it stands: outputs, whether they require gradients, gradients, and which results share memory.
 """
 
+from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from helpers import assert_close
+from loop_fuzz import LEFT_OUT, SETTINGS, Run, Watched, check, surroundings
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 import snnfast
-from snnfast.compiler.backend import merge
 
 pytestmark = pytest.mark.usefixtures("nothing_compiled")
 
@@ -305,15 +305,12 @@ def checkpoints_that_change_their_own(x: Tensor) -> Any:
     return torch.stack(run([checkpoint(body, x[t], use_reentrant=False) for t in range(T)])[1])
 
 
-def shared(results: list[Tensor]) -> set[tuple[int, int]]:
-    """Pairs of results of which one changes when the other is written."""
-    found = set()
-    with torch.no_grad():
-        for i, a in enumerate(results):
-            before = [r.detach().clone() for r in results]
-            a.detach().add_(1)
-            found |= {(i, k) for k, r in enumerate(results) if not torch.equal(r.detach(), before[k])}
-    return found
+class Of(nn.Module):
+    """A program as a network, which ``loop_fuzz`` takes."""
+
+    def __init__(self, function: Callable[[Tensor], Any], library: Any) -> None:
+        super().__init__()
+        self.forward = function
 
 
 @pytest.mark.parametrize(
@@ -321,43 +318,15 @@ def shared(results: list[Tensor]) -> set[tuple[int, int]]:
 )
 @pytest.mark.parametrize("function", PROGRAMS.values(), ids=PROGRAMS)
 def test_a_compiled_function_does_what_it_says(function: Any, needs_grad: bool) -> None:
-    x = torch.rand(T, B, N, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 1.5
-
-    def outcome(f: Any) -> Any:
-        with torch.set_grad_enabled(needs_grad):
-            given = x.clone().requires_grad_(needs_grad)
-            outputs = [o for o in tree_leaves(f(given)) if isinstance(o, Tensor)]
-        grads = None
-        asking = [o for o in outputs if o.requires_grad]
-        if asking:
-            weights = [torch.linspace(0.5, 1.5, o.numel(), dtype=o.dtype).view_as(o) for o in asking]
-            asking = [o * 1 for o in asking]  # a view made under no_grad is no root of a backward pass, a product is
-            (grads,) = torch.autograd.grad(asking, [given], weights, allow_unused=True)
-        flags = [o.requires_grad for o in outputs]
-        copies = [o.detach().clone() for o in outputs]
-        return copies, flags, grads, shared([*outputs, given])
-
-    reports = []
-
-    def backend(gm: Any, example_inputs: Any) -> Any:
-        merged, report = merge(gm)
-        reports.append(report)
-        return merged.forward
-
-    outputs, flags, grads, memory = outcome(function)
-    found = outcome(torch.compile(function, backend=backend))
-    assert not any("fault of snnfast" in (r.refused or "") for r in reports), reports
-    for i, (a, b) in enumerate(zip(found[0], outputs, strict=True)):
-        assert_close(a, b, 1e-12, f"output {i}")
-    assert found[1] == flags
-    assert (found[2] is None) == (grads is None)
-    if grads is not None:
-        if not torch.allclose(found[2], grads):
-            torch._dynamo.reset()
-            if not torch.allclose(outcome(torch.compile(function, backend="eager"))[2], grads):
-                pytest.skip("this PyTorch compiles it wrongly without snnfast")
-        assert_close(found[2], grads, 1e-12, "gradient")
-    assert found[3] == memory
+    call = {"resets": False, "inputs": {"x": ("input", (T, B, N))}}
+    settings = SETTINGS | {"grad": needs_grad, "x_grad": needs_grad, "calls": [call]}
+    statistics = Counter[str]()
+    with surroundings("float64"):
+        found = check(lambda: Run(partial(Of, function), settings), Watched(), statistics)
+    if statistics[LEFT_OUT[1]]:
+        pytest.skip("this PyTorch compiles it wrongly without snnfast")
+    assert found is None
+    assert not statistics[LEFT_OUT[0]]
 
 
 # ---- random numbers: those of each step and call are its own

@@ -130,6 +130,8 @@ def test_losses_and_gradients(name: str, options: dict[str, Any], dtype: torch.d
     torch.manual_seed(data.draw(st.integers(0, 99), "seed"))
     rec = record(name, T, B, neurons(options), dtype, rate)
     targets = torch.randint(0, CLASSES, (B,))
+    if name in ("ce_rate_loss", "ce_count_loss", "ce_max_membrane_loss") and data.draw(st.booleans(), "ignores"):
+        targets[::2] = -100
     weight = torch.rand(CLASSES, dtype=torch.float32 if "population_code" in options else dtype) + 0.5
     # The others have a target or a sum in float32.
     in_float64 = name in ("ce_count_loss", "ce_max_membrane_loss", "ce_temporal_loss") and weight.dtype == torch.float64
@@ -191,15 +193,6 @@ def test_ce_rate_loss_of_a_population(weighted: bool) -> None:
 
     ours = losses.ce_rate_loss(population_code=True, num_classes=CLASSES, weight=weight)
     assert_same(loss_and_grad(ours, rec, targets), loss_and_grad(on_sums, rec, targets))
-
-
-@pytest.mark.parametrize("name", ["mse_count_loss", "mse_membrane_loss", "mse_temporal_loss"])
-def test_a_weight_belongs_to_its_sample(name: str) -> None:
-    rec, targets = record(name, 6, CLASSES, CLASSES), torch.randint(0, CLASSES, (CLASSES,))
-    weight = torch.rand(CLASSES)
-    plain = getattr(losses, name)(reduction="none")(rec, targets)
-    weighted = getattr(losses, name)(reduction="none", weight=weight)(rec, targets)
-    torch.testing.assert_close(weighted, plain * weight[targets].unsqueeze(1))
 
 
 @pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
@@ -323,15 +316,6 @@ def test_no_loss_waits_for_the_device(name: str) -> None:
     loss.sum().backward()
     assert loss.shape[0] == 5
     assert rec.grad is not None
-
-
-def test_ignored_targets() -> None:
-    targets = torch.tensor([0, -100, 2, 3, -100])
-    for name in ("ce_rate_loss", "ce_count_loss", "ce_max_membrane_loss"):
-        rec = record(name, 6, 5, CLASSES)
-        for options in ({}, {"weight": torch.rand(CLASSES)}):
-            ours, expected = (loss_and_grad(getattr(m, name)(**options), rec, targets) for m in (losses, theirs))
-            assert_same(ours, expected)
 
 
 # ---- ragged batches

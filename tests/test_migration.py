@@ -1,7 +1,5 @@
-"""The functions of docs/migrate-spikingjelly.md and docs/migrate-norse.md, and what their tables say of each case."""
+"""The functions of docs/migrate-norse.md, and what its tables say of each case."""
 
-import itertools
-import warnings
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,14 +8,7 @@ import test_docs
 import torch
 from torch import Tensor
 
-import snnfast
-
 pytestmark = pytest.mark.needs_extension
-
-
-@pytest.fixture(scope="module")
-def sj() -> SimpleNamespace:
-    return SimpleNamespace(**test_docs.run_page(test_docs.DOCS / "migrate-spikingjelly.md"))
 
 
 @pytest.fixture(scope="module")
@@ -34,15 +25,6 @@ def run(call: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     assert x.grad is not None
     assert 0 < spk.mean() < 1
     return spk.detach(), mem.detach(), x.grad
-
-
-def of_node(sj: SimpleNamespace, node: Any) -> Any:
-    def call(x: Tensor) -> tuple[Tensor, Tensor]:
-        node.step_mode, node.store_v_seq = "m", True
-        sj.functional.reset_net(node)
-        return node(x), node.v_seq
-
-    return call
 
 
 def of_leaky(lif: Any, factor: float, rest: float = 0.0) -> Any:
@@ -64,86 +46,6 @@ def assert_to_rounding(ours: tuple[Tensor, ...], theirs: tuple[Tensor, ...]) -> 
     assert torch.equal(ours[0], theirs[0])
     for a, b in zip(ours[1:], theirs[1:], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8)
-
-
-HARD = [
-    case
-    if case in ((2.0, True, 0.0, False), (3.2, False, -0.5, True))
-    else pytest.param(*case, marks=pytest.mark.thorough)
-    for case in itertools.product([2.0, 3.2], [False, True], [0.0, -0.5], [False, True])
-]
-
-
-@pytest.mark.parametrize(("tau", "decay_input", "v_reset", "detach_reset"), HARD)
-@pytest.mark.parametrize("surrogate", ["ATan", "Sigmoid", "PiecewiseQuadratic"])
-def test_hard_reset_of_spikingjelly(
-    sj: SimpleNamespace, tau: float, decay_input: bool, v_reset: float, detach_reset: bool, surrogate: str
-) -> None:
-    node = sj.neuron.LIFNode(tau, decay_input, 0.75, v_reset, getattr(sj.sj, surrogate)(), detach_reset)
-    lif, factor = sj.leaky_from(node)
-    x = current(5.0 if decay_input else 2.0)
-    assert_to_rounding(run(of_leaky(lif, factor, v_reset), x), run(of_node(sj, node), x))
-
-
-@pytest.mark.parametrize("tau", [2.0, 4.0, 16.0])
-def test_bits_of_spikingjelly(sj: SimpleNamespace, tau: float) -> None:
-    node = sj.neuron.LIFNode(tau, decay_input=False, surrogate_function=sj.sj.ATan())
-    lif, factor = sj.leaky_from(node)
-    x = current(1.0).float()
-    ours, theirs = run(of_leaky(lif, factor), x), run(of_node(sj, node), x)
-    assert torch.equal(ours[0], theirs[0])
-    assert torch.equal(ours[1], theirs[1])
-
-
-@pytest.mark.parametrize("v_reset", [0.0, -0.5, None])
-def test_integrate_and_fire_of_spikingjelly(sj: SimpleNamespace, v_reset: float | None) -> None:
-    node = sj.neuron.IFNode(0.75, v_reset, sj.sj.ATan(), detach_reset=True)
-    lif, factor = sj.leaky_from(node)
-    x = current(3.0 if v_reset is not None else 1.5) - 0.5  # soft: also more than the threshold in a step
-    assert_to_rounding(run(of_leaky(lif, factor, v_reset or 0.0), x), run(of_node(sj, node), x))
-
-
-@pytest.mark.parametrize("decay_input", [False, True])
-def test_soft_reset_of_spikingjelly(sj: SimpleNamespace, decay_input: bool) -> None:
-    node = sj.neuron.LIFNode(3.2, decay_input, 0.75, None, sj.sj.ATan())
-    lif, factor = sj.leaky_from(node)
-    x = current(0.75 / factor)
-    assert_to_rounding(run(of_leaky(lif, factor), x), run(of_node(sj, node), x))
-    x = current(4.0 / factor)
-    assert not torch.equal(run(of_leaky(lif, factor), x)[0], run(of_node(sj, node), x)[0])
-
-
-def test_detached_soft_reset_of_spikingjelly(sj: SimpleNamespace) -> None:
-    with pytest.raises(ValueError, match="detached"):
-        sj.leaky_from(sj.neuron.LIFNode(v_reset=None, detach_reset=True))
-
-
-def test_exactly_at_the_threshold_only_spikingjelly_spikes(sj: SimpleNamespace) -> None:
-    node = sj.neuron.LIFNode(2.0, decay_input=False, surrogate_function=sj.sj.ATan(), step_mode="m")
-    lif, factor = sj.leaky_from(node)
-    x = torch.ones(1, 1, 1)
-    assert node(x).item() == 1
-    assert lif.unroll(factor * x)[0].item() == 0
-
-
-def test_a_surrogate_object_of_spikingjelly(sj: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(snnfast._core.backend, "_warned", set())
-    with pytest.warns(UserWarning, match="its value is not the step"):
-        snnfast.Leaky(0.5, spike_grad=sj.sj.Sigmoid()).unroll(torch.rand(3, 2, 2))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        snnfast.Leaky(0.5, spike_grad=sj.surrogate_from(sj.sj.Erf())).unroll(torch.rand(3, 2, 2))
-
-
-@pytest.mark.parametrize("init_tau", [2.0, 5.0])
-def test_learned_time_constant_of_spikingjelly(sj: SimpleNamespace, init_tau: float) -> None:
-    node = sj.neuron.ParametricLIFNode(init_tau, surrogate_function=sj.sj.ATan()).double()
-    x = current(4.0)
-    theirs = run(of_node(sj, node), x)
-    grad, node.w.grad = node.w.grad, None
-    ours = run(lambda x: sj.plif_from(node.w, x), x)
-    assert_to_rounding(ours, theirs)
-    torch.testing.assert_close(node.w.grad, grad)
 
 
 @pytest.mark.parametrize("rest", [0.0, -0.25])

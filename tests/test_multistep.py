@@ -46,18 +46,6 @@ def test_the_loop_over_time(neuron: type[SpikingLayer], num_steps: int | None, b
         assert_bits_equal(a, b[-1])
 
 
-def test_convolutions_and_nesting(backend: str) -> None:
-    conv = [exact(nn.Conv2d(1, 3, 3)), nn.MaxPool2d(2), Leaky(torch.full((3, 1, 1), 0.5))]
-    head = [nn.Flatten(), exact(nn.Linear(27, 4)), Leaky(0.5, reset_delay=False)]
-    net = MultiStep(nn.Sequential(*conv), nn.Sequential(nn.Sequential(head[0], head[1]), head[2]))
-    for x, num_steps in ((eighths(5, 2, 1, 8, 8), None), (eighths(2, 1, 8, 8), 5)):
-        spk, mem = net(x, num_steps)
-        spk_expected, mem_expected = loop([*conv, *head], x, num_steps)
-        assert spk.shape == mem.shape == (5, 2, 4)
-        assert_bits_equal(spk, spk_expected)
-        assert_bits_equal(mem, mem_expected)
-
-
 def test_a_constant_input_passes_once(backend: str) -> None:
     layers = [nn.Linear(12, 12), nn.Tanh(), Leaky(0.9), nn.Linear(12, 6), Leaky(0.9)]
     seen: list[tuple[int, ...]] = []

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import emulated_if_thorough
 from random_steps import Rectangle
 from torch import Tensor, nn
 
@@ -18,6 +19,7 @@ from snnfast import surrogate
 from snnfast._program.trace import NotElementwiseError
 
 T, B, N = 21, 3, 37
+CPU = torch.device("cpu")
 
 
 @snnfast.neuron
@@ -162,17 +164,18 @@ def made(kind: Any, **options: Any) -> Any:
     return kind(**options)
 
 
-def sequence(dtype: torch.dtype = torch.float32) -> Tensor:
+def sequence(dtype: torch.dtype = torch.float32, device: torch.device | None = None) -> Tensor:
     g = torch.Generator().manual_seed(0)
-    return (torch.randn(T, B, N, generator=g) * 0.8 + 0.4).to(dtype).requires_grad_()
+    return (torch.randn(T, B, N, generator=g) * 0.8 + 0.4).to(device, dtype).requires_grad_()
 
 
 def train(call: Callable[[Any, Tensor], Any], layer: Any, x: Tensor) -> tuple[list[Tensor], list[Tensor | None]]:
     results = list(call(layer, x))
     g = torch.Generator().manual_seed(1)
-    loss = sum((r * torch.randn(r.shape, generator=g).to(r.dtype)).sum() for r in results if r.requires_grad)
+    loss = sum((r * torch.randn(r.shape, generator=g).to(r)).sum() for r in results if r.requires_grad)
     leaves = [x, *layer.parameters()]
-    return results, list(torch.autograd.grad(loss, leaves, allow_unused=True))  # type: ignore[arg-type]
+    grads = torch.autograd.grad(loss, leaves, allow_unused=True)  # type: ignore[arg-type]
+    return [r.cpu() for r in results], [g if g is None else g.cpu() for g in grads]
 
 
 def by_hand(layer: Any, x: Tensor) -> list[Tensor]:
@@ -187,14 +190,12 @@ def by_hand(layer: Any, x: Tensor) -> list[Tensor]:
     return [torch.stack(row) for row in zip(*rows, strict=True)]
 
 
-@pytest.mark.needs_extension
+@emulated_if_thorough
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize("kind", OWN, ids=lambda kind: kind.__name__)
-def test_equals_loop(kind: Any, dtype: torch.dtype) -> None:
-    layer, x = made(kind), sequence(dtype)
-    with snnfast.use_backend("fused"):
-        ours, grads = train(lambda layer, x: layer.unroll(x), layer, x)
-    theirs, wanted = train(by_hand, layer, x)
+def test_equals_loop(kind: Any, dtype: torch.dtype, device: torch.device) -> None:
+    ours, grads = train(lambda layer, x: layer.unroll(x), made(kind).to(device), sequence(dtype, device))
+    theirs, wanted = train(by_hand, made(kind), sequence(dtype))
     for a, b in zip(ours, theirs, strict=True):
         assert torch.equal(a, b)
     tolerance = 1e-4 if dtype == torch.float32 else 1e-11
@@ -405,15 +406,15 @@ def test_reduce_counts() -> None:
     torch.testing.assert_close(ours, theirs)
 
 
-def test_lengths() -> None:
-    layer, x = AdLIF(learn_a=True), sequence()
-    lengths = torch.tensor([5, 0, T])
+def test_lengths(device: torch.device) -> None:
+    layer, x = AdLIF(learn_a=True).to(device), sequence(device=device)
+    lengths = torch.tensor([5, 0, T], device=device)
     padded = x.detach().clone()
     padded[5:, 0] = torch.nan
     padded[:, 1] = torch.nan
     padded.requires_grad_()
     results, grads = train(lambda layer, x: layer.unroll(x, lengths=lengths), layer, padded)
-    alone = layer.unroll(x[:5, :1])
+    alone = [r.cpu() for r in layer.unroll(x[:5, :1])]
     for ragged, of_one in zip(results, alone, strict=True):
         assert torch.equal(ragged[:5, :1], of_one)
     assert not results[0][5:, 0].any()
@@ -427,8 +428,8 @@ def test_lengths() -> None:
 
 
 @pytest.mark.parametrize("num_steps", [0, 7])
-def test_constant_input(num_steps: int) -> None:
-    layer, x = AdLIF(learn_a=True), sequence()[0].detach().requires_grad_()
+def test_constant_input(num_steps: int, device: torch.device) -> None:
+    layer, x = AdLIF(learn_a=True).to(device), sequence(device=device)[0].detach().requires_grad_()
     ours, theirs = layer.unroll(x, num_steps=num_steps), layer.unroll(x.expand(num_steps, B, N))
     for a, b in zip(ours, theirs, strict=True):
         assert torch.equal(a, b)
@@ -437,13 +438,13 @@ def test_constant_input(num_steps: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
-def test_half(dtype: torch.dtype) -> None:
-    layer, x = CurrentLIF(learn_dt_mem=True), sequence().detach().to(dtype).requires_grad_()
+def test_half(dtype: torch.dtype, device: torch.device) -> None:
+    layer, x = CurrentLIF(learn_dt_mem=True).to(device), sequence(dtype, device)
     (spk, v, i), grads = train(lambda layer, x: layer.unroll(x), layer, x)
     wide = layer.unroll(x.detach().float())
     assert spk.dtype == v.dtype == grads[0].dtype == dtype  # type: ignore[union-attr]
     for ours, theirs in zip((spk, v, i), wide, strict=True):
-        assert torch.equal(ours, theirs.to(dtype))
+        assert torch.equal(ours, theirs.to(CPU, dtype))
     assert layer.unroll(x, record_mem=False)[1].dtype == torch.float32
     with snnfast.use_backend("reference"):
         _, wanted = train(lambda layer, x: layer.unroll(x), layer, x)
@@ -451,9 +452,9 @@ def test_half(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("shape", [(0, 4), (5, 0), (5, 0, 3), (1, 1), (4,), (3, 2, 2, 2, 2)])
-def test_any_shape(shape: tuple[int, ...]) -> None:
-    layer = SoftLIF(learn_beta=True)
-    x = torch.rand(shape, requires_grad=True)
+def test_any_shape(shape: tuple[int, ...], device: torch.device) -> None:
+    layer = SoftLIF(learn_beta=True).to(device)
+    x = torch.rand(shape, device=device, requires_grad=True)
     spk, mem = layer.unroll(x)
     assert spk.shape == mem.shape == shape
     mem.sum().backward()

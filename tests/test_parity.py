@@ -23,6 +23,7 @@ from helpers import (
     random_case,
 )
 from snntorch import surrogate as theirs
+from snntorch.functional.quant import state_quant
 from snntorch_checks import LEARNED, STATES
 from torch import Tensor, nn
 
@@ -32,6 +33,8 @@ from snnfast import surrogate
 from snnfast.neurons import LAYERS
 from snnfast.surrogate import Surrogate
 
+QUANT = state_quant(num_bits=4, uniform=True, threshold=1.0)
+WILD = torch.tensor([float("inf"), -float("inf"), float("nan")])
 bump = Bump.apply  # a surrogate that the kernels do not know
 
 
@@ -67,6 +70,8 @@ class Layer(Case):
     state: str = "none"  # at the start: "none", "given", "only" (the first of them), "held" or "other shape"
     kinds: tuple[str, ...] = ()  # of parameters, in the order of LEARNED
     standalone: bool = False  # snnfast's layer instead of the subclass of snnTorch's
+    quantized: bool = False  # states
+    wild: bool = False  # infinities and NaN among the input
     seed: int = 0
 
     @property
@@ -127,6 +132,8 @@ def random_layer(neuron: str, number: int) -> Layer:
         state=draw.choice(("none", "held", "other shape") if init_hidden else given),
         kinds=tuple(kinds),
         standalone=draw.random() < 0.5,
+        quantized=dtype == torch.float32 and draw.random() < 0.2,
+        wild=draw.random() < 0.1,
         seed=number,
     )
 
@@ -177,6 +184,7 @@ def both(case: Layer) -> tuple[Any, Any]:
         "inhibition": case.inhibition,
         "init_hidden": case.init_hidden,
         "output": case.output,
+        "state_quant": QUANT if case.quantized else False,
     }
     layers = []
     for library, spike_grad in zip(
@@ -253,6 +261,8 @@ def check(case: Layer, device: torch.device | str = "cpu") -> None:
     constant = case.has("constant")
     x = torch.rand(case.shape if constant else (case.steps, *case.shape), dtype=torch.float64) * 2 - 0.6
     x = x.to(case.dtype)
+    if case.wild:
+        x = torch.where(torch.rand(x.shape) < 0.2, WILD[torch.randint(len(WILD), x.shape)].to(x), x)
     states = start(case, ours, reference)
     if case.steps == 0 and case.state == "other shape":
         return  # with no step snnTorch keeps states of the wrong shape
@@ -281,6 +291,8 @@ def check(case: Layer, device: torch.device | str = "cpu") -> None:
     if case.init_hidden and case.steps > 0:
         for name, b in zip(case.state_names, last, strict=True):
             assert_bits_equal(getattr(ours, name), b, f"held {name}")
+    if case.wild:
+        return  # gradients are anything
     grads = gradients(ours, leaf, found, case)
     relative = {torch.float64: 1e-10, torch.float32: 3e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}[case.dtype]
     # What is summed up may cancel: an error is one of its terms, not of the sum.

@@ -1,26 +1,37 @@
 """Programs: what the kernels make of a step function is what the function does in a loop."""
 
+import contextlib
+import ctypes
 import random
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from helpers import emulated_if_thorough
 from random_steps import RandomStep
+from test_own_neurons import OWN, made
 from torch import Tensor
 
 from snnfast import use_backend
 from snnfast._program import code as program_code
+from snnfast._program import nvrtc as nvrtc_of_programs
+from snnfast._program.cuda import Engine
 from snnfast._program.instructions import NUMBERS
-from snnfast._program.run import Program
+from snnfast._program.nvrtc import Launch, NoKernelError
+from snnfast._program.run import ENGINES, Program
 from snnfast._program.trace import NotElementwiseError, trace
 
 pytestmark = pytest.mark.needs_extension
+CPU = torch.device("cpu")
 SHAPES = ((1,), (5,), (16,), (3, 7), (2, 3, 50), (300,), (257,))
 
 
-def call(step: Any, seed: int, dtype: torch.dtype, backend: str) -> tuple[list[Tensor], list[Tensor | None]]:
+def call(
+    step: Any, seed: int, dtype: torch.dtype, backend: str, device: torch.device = CPU
+) -> tuple[list[Tensor], list[Tensor | None]]:
     """Results of a call of a random step, and the gradients with respect to all that it is given."""
     made = random.Random(seed)
     shape, steps = made.choice(SHAPES), made.choice((1, 2, 5, 16, 17, 33))
@@ -35,11 +46,13 @@ def call(step: Any, seed: int, dtype: torch.dtype, backend: str) -> tuple[list[T
     widths: list[tuple[int, ...]] = [(), shape, shape[-1:], (1,) * len(shape)]
     parameters = [values(*made.choice(widths)) for _ in range(step.parameters)]
     given = [x, *states, *parameters]
-    lengths = torch.randint(0, steps + 1, shape[:1], generator=g) if ragged else None
+    lengths = torch.randint(0, steps + 1, shape[:1], generator=g).to(device) if ragged else None
+    moved = [t.to(device) for t in given]
     with use_backend(backend):
         program = Program(step, 1, step.states, step.parameters)
-        outputs, last = program([x], states, parameters, steps, record, constant, lengths, counts)
-    results = [*outputs, *last]
+        states, parameters = moved[1 : 1 + step.states], moved[1 + step.states :]
+        outputs, last = program(moved[:1], states, parameters, steps, record, constant, lengths, counts)
+    results = [t.to(CPU) for t in (*outputs, *last)]
     kept = [r for r in results if made.random() < 0.8 and r.requires_grad]
     weights = [torch.randn(r.shape, generator=g, dtype=torch.float64).to(dtype) for r in results]
     loss = sum((r * w).sum() for r, w in zip(results, weights, strict=True) if any(r is k for k in kept))
@@ -49,9 +62,10 @@ def call(step: Any, seed: int, dtype: torch.dtype, backend: str) -> tuple[list[T
     return results, list(torch.autograd.grad(loss, leaves, allow_unused=True))
 
 
-def check(seed: int) -> None:
+def check(seed: int, device: torch.device = CPU) -> None:
     step = RandomStep(seed, exact=False)
-    (ours, grads), (theirs, wanted) = (call(step, seed, torch.float64, backend) for backend in ("fused", "reference"))
+    ours, grads = call(step, seed, torch.float64, "fused", device)
+    theirs, wanted = call(step, seed, torch.float64, "reference")
     torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9, equal_nan=True)
     for ours_of, theirs_of in zip(grads, wanted or [None] * len(grads), strict=True):
         if theirs_of is None:
@@ -61,17 +75,26 @@ def check(seed: int) -> None:
             torch.testing.assert_close(a, theirs_of, rtol=1e-7, atol=1e-9, equal_nan=True)
 
 
-def check_bits(seed: int) -> None:
+def check_bits(seed: int, device: torch.device = CPU) -> None:
     step = RandomStep(seed, exact=True)
-    (ours, _), (theirs, _) = (call(step, seed, torch.float32, backend) for backend in ("fused", "reference"))
+    (ours, _), (theirs, _) = (
+        call(step, seed, torch.float32, "fused", device),
+        call(step, seed, torch.float32, "reference"),
+    )
     for a, b in zip(ours, theirs, strict=True):
         assert torch.equal(a.nan_to_num(7), b.nan_to_num(7))
 
 
-@pytest.mark.parametrize("seed", range(50))
-def test_random(seed: int) -> None:
-    check(seed)
-    check_bits(seed)
+EMULATED = [pytest.mark.emulated], [pytest.mark.emulated, pytest.mark.thorough]
+CASES = [pytest.param("cpu", seed) for seed in range(50)]
+CASES += [pytest.param("emulated", seed, marks=EMULATED[seed >= 8]) for seed in range(50)]  # it compiles four kernels
+CASES += [pytest.param("cuda", seed, marks=pytest.mark.gpu) for seed in range(50)]
+
+
+@pytest.mark.parametrize(("device", "seed"), CASES, indirect=["device"])
+def test_random(device: torch.device, seed: int) -> None:
+    check(seed, device)
+    check_bits(seed, device)
 
 
 @pytest.mark.thorough
@@ -141,7 +164,8 @@ def test_op_runs_good_code() -> None:
     assert torch.equal(kept, v[None])
 
 
-def test_functions_to_rounding() -> None:
+@emulated_if_thorough
+def test_functions_to_rounding(device: torch.device) -> None:
     x = torch.cat(
         [torch.linspace(-100, 100, 20001), torch.linspace(-1, 1, 20001), torch.tensor([0.0, 1e-30, -87.5, 88.5])]
     )
@@ -156,7 +180,7 @@ def test_functions_to_rounding() -> None:
         given, ulp = x.to(dtype)[None], torch.finfo(dtype).eps
         for function in functions:
             program = Program(lambda x, v, function=function: (function(x), v), 1, 1, 0)
-            ours = program([given], [torch.zeros_like(given[0])], [], 1)[0][0]
+            ours = program([given.to(device)], [torch.zeros_like(given[0], device=device)], [], 1)[0][0].to(CPU)
             theirs = function(given)
             normal = (theirs.abs() > 1e-37) & theirs.isfinite()
             torch.testing.assert_close(ours[normal], theirs[normal], rtol=6 * ulp, atol=0)
@@ -164,14 +188,14 @@ def test_functions_to_rounding() -> None:
     special = torch.tensor([[torch.nan, torch.inf, -torch.inf]])
     for function in functions[:3]:
         program = Program(lambda x, v, function=function: (function(x), v), 1, 1, 0)
-        ours = program([special], [torch.zeros(3)], [], 1)[0][0]
+        ours = program([special.to(device)], [torch.zeros(3, device=device)], [], 1)[0][0].to(CPU)
         torch.testing.assert_close(ours, function(special), equal_nan=True)
 
 
-def test_expanded_over_time() -> None:
-    step, x = RandomStep(5, exact=True), torch.rand(20).expand(18, 20).requires_grad_()
-    states = [torch.rand(20) for _ in range(step.states)]
-    parameters = [torch.rand(20) for _ in range(step.parameters)]
+def test_expanded_over_time(device: torch.device) -> None:
+    step, x = RandomStep(5, exact=True), torch.rand(20, device=device).expand(18, 20).requires_grad_()
+    states = [torch.rand(20, device=device) for _ in range(step.states)]
+    parameters = [torch.rand(20, device=device) for _ in range(step.parameters)]
     found = []
     for given in (x, x.detach().clone().requires_grad_()):
         outputs, _ = Program(step, 1, step.states, step.parameters)([given], states, parameters, 18)
@@ -259,3 +283,138 @@ def test_backward_op_survives_random_code() -> None:
 def test_not_elementwise_is_no_type_error() -> None:
     with pytest.raises(NotElementwiseError, match=r"torch\.sum"):
         trace(lambda x, v: (x - x.sum(), v), (1, 1, 0), torch.float32, 2)
+
+
+# ---- CUDA: what needs no card
+
+
+def fifth() -> Program:
+    step = RandomStep(5, exact=True)
+    return Program(step, 1, step.states, step.parameters)
+
+
+def trained(program: Program) -> list[Tensor]:
+    step: Any = program.step
+    g = torch.Generator().manual_seed(0)
+    x, *others = (torch.rand(size, generator=g) for size in ((18, 20), *((20,),) * (step.states + step.parameters)))
+    states, parameters = others[: step.states], others[step.states :]
+    outputs, last = program([x.requires_grad_()], states, parameters, 18)
+    return [*outputs, *last, *torch.autograd.grad(sum(r.sum() for r in (*outputs, *last)), x)]
+
+
+@pytest.mark.emulated
+@pytest.mark.parametrize("refused", ["forward", "backward"])
+def test_runs_step_by_step_without_a_kernel(
+    refused: str, emulator: None, nothing_compiled: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from emulator.build import kernel_of
+
+    asked = []
+
+    def some_kernels(text: str, device: torch.device) -> Launch:
+        asked.append(text)
+        if ("grad_last" in text) == (refused == "backward"):
+            raise NoKernelError("there is no compiler")
+        return kernel_of(text, device)
+
+    wanted, program = trained(fifth()), fifth()
+    monkeypatch.setitem(ENGINES, "cpu", Engine(some_kernels))
+    with pytest.warns(UserWarning, match=r"runs step by step (backward )?on cpu: there is no compiler") as said:
+        found = trained(program), trained(program)
+    assert len(said) == 1
+    assert len(asked) == (1 if refused == "forward" else 2)
+    for results in found:
+        torch.testing.assert_close(results, wanted)
+    with use_backend("fused"), pytest.raises(RuntimeError, match=r"'fused' is not available.*no compiler"):
+        trained(program)
+
+
+@pytest.fixture
+def nvrtc() -> Any:
+    try:
+        nvrtc_of_programs.compile_text("", 90)
+    except NoKernelError as error:
+        pytest.skip(str(error))
+    return nvrtc_of_programs
+
+
+@pytest.mark.parametrize(
+    ("dtype", "architecture"),
+    [(torch.float32, 90), (torch.float64, 80), (torch.float16, 75), (torch.bfloat16, 75)],
+)
+def test_nvrtc_compiles_without_spills(
+    dtype: torch.dtype, architecture: int, nvrtc: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts: list[str] = []
+
+    def no_kernel(text: str, device: torch.device) -> Launch:
+        texts.append(text)
+        return lambda blocks, threads, arguments: None
+
+    monkeypatch.setitem(ENGINES, "cpu", Engine(no_kernel))
+    for kind in OWN if dtype == torch.float32 else OWN[3:5]:
+        layer, x = made(kind), torch.rand(18, 3, 37, dtype=dtype, requires_grad=True)
+        torch.autograd.grad(sum(r.sum() for r in layer.unroll(x) if r.requires_grad), x)
+    assert len(texts) >= 4
+    for text in texts:
+        _, said = nvrtc.compile_text(text, architecture, "--ptxas-options=-v")
+        assert "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads" in said, said
+        assert int(re.findall(r"Used (\d+) registers", said)[0]) <= 128
+
+
+def test_machine_code_is_kept(
+    nvrtc: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nothing_compiled: None
+) -> None:
+    compiled = []
+    compile_text = nvrtc.compile_text
+    monkeypatch.setattr(nvrtc, "compile_text", lambda *a: compiled.append(a) or compile_text(*a))
+    monkeypatch.setenv("SNNFAST_KERNEL_CACHE", str(tmp_path / "kernels"))
+    text = 'extern "C" __global__ void snnfast_program(float* x) { *x = 1; }'
+    codes = [nvrtc.machine_code(text, architecture) for architecture in (90, 80, 90)]
+    assert codes[0] == codes[2] != codes[1]
+    assert len(compiled) == len(list((tmp_path / "kernels").iterdir())) == 2
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("SNNFAST_KERNEL_CACHE", str(tmp_path / "file"))
+    with pytest.warns(UserWarning, match="can't be kept in"):
+        assert nvrtc.machine_code(text, 90) == codes[0]
+    with pytest.raises(NoKernelError, match=r"can't compile the program: [\s\S]*error"):
+        nvrtc.machine_code("no C++", 90)
+    with pytest.raises(NoKernelError, match=r"compute capability 1\.1"):
+        nvrtc.machine_code(text, 11)
+
+
+@pytest.mark.emulated
+def test_launch_by_the_driver(nvrtc: Any, emulator: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver of the test runs on the emulator what it is given."""
+    from emulator.build import kernel_library
+
+    texts: list[str] = []
+
+    def launch(function: str, *given: int) -> tuple[int]:
+        blocks, *ones, threads, y, z, shared, stream, pointers, extra = given
+        assert (function, *ones, y, z, shared, stream, extra) == ("kernel", 1, 1, 1, 1, 0, 77, 0)
+        return (kernel_library(texts[-1]).snnfast_launch(blocks, threads, ctypes.c_void_p(pointers)),)
+
+    def load(code: bytes) -> tuple[int, str]:
+        assert code.startswith(b"\x7fELF")
+        return 0, "module"
+
+    driver = SimpleNamespace(
+        cuModuleLoadData=load, cuModuleGetFunction=lambda module, name: (0, "kernel"), cuLaunchKernel=launch
+    )
+    bindings = nvrtc._bindings
+    monkeypatch.setattr(nvrtc, "_bindings", lambda name: driver if name == "driver" else bindings(name))
+    monkeypatch.setenv("SNNFAST_KERNEL_CACHE", str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=77))
+
+    def kernel_of(text: str, device: torch.device) -> Launch:
+        texts.append(text)
+        made: Launch = nvrtc.kernel_of.__wrapped__(text, device)
+        return made
+
+    wanted = trained(fifth())
+    monkeypatch.setitem(ENGINES, "cpu", Engine(kernel_of))
+    torch.testing.assert_close(trained(fifth()), wanted)
+    assert len(texts) == 2

@@ -66,17 +66,6 @@ def test_compiled_training_of_any_shape(constant: bool) -> None:
     assert counters["stats"]["unique_graphs"] == 2  # few steps, and many
 
 
-@layers
-def test_a_compiled_layer_of_any_shape(name: str) -> None:
-    layer = LAYERS[name]()
-    for options in ({}, {"reduce": "sum", "record_mem": False}):
-        unroll = partial(layer.unroll, **options)
-        compiled = torch.compile(unroll, backend="aot_eager", fullgraph=True, dynamic=True)
-        for shape in ((3, 4, 6), (17, 2, 6), (40, 3, 6)):
-            x = torch.rand(shape) * 2
-            assert_all_bits_equal(compiled(x), unroll(x))
-
-
 def test_a_compiled_function_takes_any_decay() -> None:
     def lif(x: Tensor, beta: float | Tensor) -> tuple[Tensor, Tensor]:
         return snnfast.functional.lif(x, beta=beta, threshold=0.7)

@@ -4,7 +4,6 @@ docs/snntorch.md has the table; test_quirks_state.py has what concerns states an
 Where something is kept, both libraries run; where it is mended, snnTorch shows that it was broken.
 """
 
-import itertools
 import warnings
 from typing import Any
 
@@ -92,23 +91,6 @@ def test_losers_of_an_inhibition_are_reset_later(name: str, library: Any) -> Non
     assert spk.tolist() == [[1, 0, 0]]
     *_, mem = layer(torch.zeros(1, 3))
     torch.testing.assert_close(mem, torch.tensor([[0.5, 0.2, 0.4]]))
-
-
-@pytest.mark.parametrize("value", [float("inf"), -float("inf"), float("nan")], ids=str)
-@NEURONS
-def test_infinities_and_nan(name: str, value: float, backend: str) -> None:
-    for reset, delay in itertools.product(RESETS, (True, False)):
-        options: dict[str, Any] = {"reset_mechanism": reset, "reset_delay": delay}
-        ours, theirs, unrolled = (make(library, name, **options) for library in (snn, snntorch, snn))
-        x = torch.tensor([[0.5, value, 2.0], [value, 1.0, 1.0], [1.0, 1.0, value], [1.0, 1.0, 1.0]])
-        spk_rec, *records = unrolled.unroll(x)
-        for t, step in enumerate(x):
-            (spk, *states), (spk_expected, *expected) = ours(step), theirs(step)
-            assert_bits_equal(spk, spk_expected)
-            assert_bits_equal(spk_rec[t], spk_expected)
-            for state, record, wanted in zip(states, records, expected, strict=True):
-                torch.testing.assert_close(state, wanted, rtol=0, atol=0, equal_nan=True)
-                torch.testing.assert_close(record[t], wanted, rtol=0, atol=0, equal_nan=True)
 
 
 PARAMETERS: dict[str, Any] = {
@@ -243,20 +225,6 @@ def test_the_sigmoid_has_no_nan_and_lso_works() -> None:
 
 
 # ---- dtypes: where snnTorch rounds to float32 or to half precision, and this package does not
-
-
-@NEURONS
-@pytest.mark.parametrize("dtype", [*FLOATS, *HALVES], ids=str)
-def test_dtypes_of_spikes_and_states(name: str, dtype: torch.dtype, backend: str) -> None:
-    acc = torch.float32 if dtype in HALVES else dtype
-    for options in ({}, {"reset_delay": False}, {"surrogate_disable": True}, {"inhibition": True}):
-        layer = make(snn, name, **options)
-        given = [torch.zeros(2, 3) for _ in held(layer)]
-        x = (torch.rand(4, 2, 3) * 2).to(dtype)
-        for found in (layer.unroll(x), layer.unroll(x, *given)):
-            assert {t.dtype for t in found} == {dtype}
-        for spk, *states in (layer(x[0]), layer(x[0], *given), layer.unroll(x, record_mem=False)):
-            assert [spk.dtype, *(s.dtype for s in states)] == [dtype, *(acc for _ in given)]
 
 
 @NEURONS

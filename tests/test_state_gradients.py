@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import snntorch
 import torch
-from helpers import assert_all_bits_equal
+from helpers import RESETS, assert_all_bits_equal
 from snntorch import surrogate
-from snntorch_checks import DECAYS, LEARNED, OTHER_DECAYS, STATES, make, own_list_of_neurons  # noqa: F401
+from snntorch_checks import DECAYS, OTHER_DECAYS, STATES, TAKE_DELAY, learning, make, own_list_of_neurons  # noqa: F401
 from torch import Tensor, nn
 
 import snnfast
@@ -24,10 +24,7 @@ from snnfast._unroll import state_gradients
 pytestmark = pytest.mark.needs_extension
 
 ALL = [*DECAYS, *OTHER_DECAYS]
-RESETS = ("subtract", "zero", "none")
-# snnTorch's Lapicque and Alpha have no immediate reset, and that of its RSynaptic raises an error.
-CASES = [(name, reset, delay) for name in ALL for reset in RESETS for delay in (True, False)
-         if delay or name not in ("Lapicque", "Alpha", "RSynaptic")]  # fmt: skip
+CASES = [(n, reset, delay) for n in ALL for reset in RESETS for delay in (True, False) if delay or n in TAKE_DELAY]
 cases = pytest.mark.parametrize(("name", "reset", "delay"), CASES)
 
 
@@ -38,13 +35,8 @@ def own(z: Tensor) -> Tensor:
 
 def layer_of(library: Any, name: str, reset: str, delay: bool, spike_grad: Any = None) -> Any:
     torch.manual_seed(1)
-    options = {"reset_mechanism": reset, "spike_grad": spike_grad}
-    learned = ("beta", "threshold") if name == "Alpha" else LEARNED[name]  # snnTorch's alpha can't be learned
-    options |= {f"learn_{p}" if p != "V" else "learn_recurrent": True for p in learned}
-    if name == "Leaky":
-        options["graded_spikes_factor"] = 1.3
-    if not delay:
-        options["reset_delay"] = False
+    options = {**learning(name), **({"graded_spikes_factor": 1.3} if name == "Leaky" else {})}
+    options |= {"reset_mechanism": reset, "reset_delay": delay, "spike_grad": spike_grad}
     return make(library, name, threshold=0.7, **options).double()
 
 

@@ -7,7 +7,7 @@ import pytest
 import snntorch
 import torch
 import torch.nn.functional as F  # noqa: N812
-from helpers import FLOATS, HALVES, RESETS, SURROGATES, Bump, assert_bits_equal, assert_close
+from helpers import FLOATS, RESETS, SURROGATES, assert_bits_equal, assert_close
 from torch import Tensor
 
 import snnfast
@@ -24,7 +24,6 @@ SHAPES: list[tuple[tuple[int, ...], tuple[Any, ...] | None, tuple[Any, ...] | No
     ((), ("T",), ("T",)),
 ]
 OPTIONS = list(itertools.product(RESETS, (True, False), (True, False)))  # reset, delay, constant
-CONSTANT = pytest.mark.parametrize("constant", [False, True], ids=["sequence", "constant"])
 
 
 def made(
@@ -65,19 +64,6 @@ def snntorch_loop(
     return torch.stack(spk_rec), torch.stack(mem_rec)
 
 
-def single_steps(tensors: dict[str, Tensor], constant: bool = False, **options: Any) -> list[Tensor]:
-    """The reference called for one step after the other, in the opmath dtype."""
-    current, mem = tensors["current"], tensors["mem"]
-    wide = current.to(mem.dtype)
-    record = []
-    for t in range(STEPS):
-        given = {name: at(tensors[name], t, current, constant) for name in ("beta", "threshold")}
-        x = (wide if constant else wide[t]).unsqueeze(0)
-        spk, mem = snnfast.reference.lif(x, mem, **given, **options, record_mem=False)
-        record.append((spk[0], mem))
-    return [torch.stack(t) for t in zip(*record, strict=True)]
-
-
 def loss_of(outputs: Any) -> Tensor:
     generator = torch.Generator().manual_seed(3)
     return sum((t.double() * torch.randn(t.shape, generator=generator, dtype=torch.float64)).sum() for t in outputs)  # type: ignore[return-value]
@@ -110,62 +96,13 @@ def test_it_is_a_loop_of_snntorch_that_sets_them_before_each_step(shapes: Any, b
                 assert_close(grad, grads[name], 1e-12, f"{reset}, delay {delay}, constant {constant}: {name}")
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"graded_spikes_factor": torch.rand(10) + 0.5},
-        {"spike_grad": Bump.apply},
-        {"spike_grad": Bump.apply, "reset_delay": False},
-        {"inhibition": True},
-        {"inhibition": True, "reset_delay": False},
-        {"state_quant": lambda mem: (mem * 8).round() / 8},
-    ],
-    ids=lambda o: "-".join(o),
-)
-@pytest.mark.parametrize("dtype", [*FLOATS, *HALVES], ids=lambda d: str(d)[6:])
-@CONSTANT
-@pytest.mark.filterwarnings("ignore:snnfast. a layer runs step by step")
-def test_every_option_gives_what_it_gives_step_by_step(
-    options: dict[str, Any], dtype: torch.dtype, constant: bool
-) -> None:
-    tensors, steps = made(SHAPES[0], dtype, constant), STEPS if constant else None
-    spk, mem = single_steps(tensors, constant, **options)
-    weight, bias = torch.rand(4, 10).to(dtype), torch.rand(4).to(dtype)
-    expected = {
-        (): (spk.to(dtype), mem.to(dtype)),
-        ("last",): (spk.to(dtype), mem[-1]),
-        ("sum",): (sum(spk, start=torch.zeros_like(spk[0])).to(dtype), mem.to(dtype)),
-        ("weight",): (F.linear(spk.to(dtype), weight, bias), mem.to(dtype)),
-        ("weight", "sum", "last"): (F.linear(sum(spk).to(dtype), weight, bias), mem[-1]),  # type: ignore[union-attr]
-    }
-    given = {"last": {"record_mem": False}, "sum": {"reduce": "sum"}, "weight": {"weight": weight, "bias": bias}}
-    for backend in ("auto", "reference"):
-        for words, results in expected.items():
-            asked = {k: v for word in words for k, v in given[word].items()}
-            with snnfast.use_backend(backend):
-                found = lif(**tensors, **options, **asked, num_steps=steps)
-            for a, b in zip(found, results, strict=True):
-                assert_bits_equal(a, b, f"{backend} {words}")
-
-
-@CONSTANT
-@pytest.mark.parametrize("steps", [0, 1])
-def test_no_step_and_one_step(steps: int, constant: bool, backend: str) -> None:
-    tensors = learned(made(SHAPES[0], torch.float32, constant, steps))
-    spk, mem = lif(**tensors, num_steps=steps if constant else None)
-    assert spk.shape == mem.shape == (steps, 3, 10)
-    if steps:
-        of_step = {name: t[0] for name, t in tensors.items() if name in ("beta", "threshold")}
-        x = tensors["current"] if constant else tensors["current"][0]
-        expected = lif(x, tensors["mem"], **of_step, num_steps=1)
-        assert_bits_equal(spk, expected[0])
-        assert_bits_equal(mem, expected[1])
-        for name, grad in gradients((spk, mem), tensors).items():
-            assert grad.shape == tensors[name].shape
-    else:
-        _, last = lif(**tensors, num_steps=steps if constant else None, record_mem=False)
-        assert_bits_equal(last, tensors["mem"])
+@pytest.mark.parametrize("reduce", [None, "sum"])
+def test_a_linear_layer_behind_it_is_given_its_spikes(reduce: Any, backend: str) -> None:
+    tensors, weight, bias = made(SHAPES[0]), torch.rand(4, 10), torch.rand(4)
+    spk, mem = lif(**tensors, reduce=reduce)
+    out, same = lif(**tensors, reduce=reduce, weight=weight, bias=bias)
+    assert_bits_equal(out, F.linear(spk, weight, bias))
+    assert_bits_equal(same, mem)
 
 
 @pytest.mark.parametrize("name", ["beta", "threshold"])

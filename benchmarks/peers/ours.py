@@ -129,7 +129,7 @@ PEERS = [
         LOOPED, "snntorch", "snnfast", INSTALL, make,
         "the network of snnTorch's loop and layers, unchanged, compiled by snnfast.compile; its loss is not compiled",
         network=snntorchs_loop, looped=True, compile=compile_, compiled=True,
-        kinds=(*NETWORKS, "recurrent", "program", "compile"),
+        kinds=(*NETWORKS, "recurrent", "program", "collection", "compile"),
     ),
     Peer(
         WITH_LOSS, "snntorch", "snnfast", INSTALL, make, "the same, compiled together with its loss",

@@ -62,7 +62,7 @@ COMPILER = INSTALL + " (and a C++ compiler, on a GPU Triton)"
 PEERS = [
     Peer(
         LOOP, "snntorch", "snntorch", INSTALL, make, network=network, looped=True,
-        kinds=(*KINDS, "recurrent", "epoch"), neurons=tuple(NEURONS),
+        kinds=(*KINDS, "recurrent", "collection", "epoch"), neurons=tuple(NEURONS),
     ),
     Peer(
         HOISTED, "snntorch", "snntorch", INSTALL, make,

@@ -156,9 +156,8 @@ struct BackwardPass {
   }
 
   __device__ __forceinline__ A after(int k, int s, int i) const {
-    A state = kept(k, s, i);
-    if (s == kMem) fire(p.rule, state, (resets[i] >> k & 1u) != 0, threshold(i), A(0), state);
-    return state;
+    const A state = kept(k, s, i);
+    return s == kMem ? membrane_after<Neuron>(p.rule, state, (resets[i] >> k & 1u) != 0, parameters[i]) : state;
   }
 
   // ---- recorded steps

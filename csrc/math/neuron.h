@@ -9,6 +9,8 @@
 //   kAdjointReadsX                        whether adjoint() needs the input of the step
 //   step(), adjoint()                     one time step of one neuron, and its gradient; a step ends in fire(), and `r`
 //                                         tells whether the membrane before the step exceeds the threshold
+//   fires(), after()                      whether a membrane spikes, and what its reset leaves of it; only of a neuron
+//                                         whose step does not end in fire()
 //
 // Everything that decides a spike rounds each product, sum and difference by itself, in the order of snnTorch's PyTorch
 // operators. So these headers are compiled without contraction to fused multiply-add.
@@ -67,6 +69,27 @@ SNN_HD Fired<T> fire(ResetRule rule, T v, Mask r, T threshold, T graded, T& mem)
     mem = rule.reset == Reset::kSubtract ? v - d * threshold : v - d * v;
   }
   return {v, times(s, graded)};
+}
+
+// Whether a membrane, v, spikes.
+template <typename Neuron, typename T>
+SNN_HD auto fires(T v, T threshold) {
+  if constexpr (requires { Neuron::fires(v, threshold); }) {
+    return Neuron::fires(v, threshold);
+  } else {
+    return v > threshold;
+  }
+}
+
+// The membrane after a step, of the one that decided its spike. `r`: it was reset for an earlier spike.
+template <typename Neuron, typename Mask, typename T>
+SNN_HD T membrane_after(ResetRule rule, T v, Mask r, const T (&p)[Neuron::kParameters]) {
+  if constexpr (requires { Neuron::after(rule, v, p); }) {
+    return Neuron::after(rule, v, p);
+  } else {
+    fire(rule, v, r, p[Neuron::kParameters - 2], T(0), v);
+    return v;
+  }
 }
 
 // The gradient that a step is given for its spike.

@@ -63,6 +63,9 @@ OPTION_FIELDS = (
 ReferenceStep = Callable[[Tensor, list[Tensor], tuple[Tensor, ...], Tensor, str], list[Tensor]]
 """``(x, states, parameters, reset, mechanism)`` to the states after a step, without the spike and immediate reset."""
 
+WholeStep = Callable[[Tensor, list[Tensor], tuple[Tensor, ...], Any, str], tuple[Tensor, list[Tensor]]]
+"""``(x, states, parameters, spike_grad, mechanism)`` to the spikes and the states after a step."""
+
 NEURONS: dict[str, "Neuron"] = {}
 """All neurons by name. A file of ``snnfast.neurons`` adds its own."""
 
@@ -86,12 +89,14 @@ class Neuron:
 
     Attributes:
         step: One time step in PyTorch operators, exactly as in snnTorch: the definition of the neuron.
+        whole_step: In its place, a step with the spike and the reset, of a neuron that has another rule for these.
         has_spike_feedback: Whether the first state is the last spike. It is never recorded, as the spikes are; and a
             step returns it but once.
         pre_reset_membrane: The bit that asks for the membrane that decided each spike, before an immediate reset.
     """
 
     step: ReferenceStep
+    whole_step: WholeStep | None = None
     forward: Any
     backward: Any
     forward_into: Any  # the same two, with a list of tensors to write to as the last argument; only if fed back
@@ -128,6 +133,11 @@ class Neuron:
         self.step = step
         return step
 
+    def whole_reference_step(self, step: WholeStep) -> WholeStep:
+        """Decorate the function that is ``whole_step``."""
+        self.whole_step = step
+        return step
+
     def use(self, namespace: str) -> None:
         """Call the ops of a namespace from now on."""
         ops = getattr(torch.ops, namespace)
@@ -138,8 +148,9 @@ class Neuron:
 
 # All others of the product's namespace.
 OPS = (
-    "count_events", "event_conv2d", "event_conv2d_weight", "max_pooling", "max_pooling_backward", "program_backward",
-    "program_forward", "rows_like", "spikes_as_bits", "spikes_linear", "spikes_linear_weight",
+    "batch_norm_backward", "batch_norm_forward", "count_events", "event_conv2d", "event_conv2d_weight", "max_pooling",
+    "max_pooling_backward", "program_backward", "program_forward", "rows_like", "spikes_as_bits", "spikes_linear",
+    "spikes_linear_weight",
 )  # fmt: skip
 
 

@@ -1,7 +1,8 @@
 """From a traced step to what the kernels read: dead code goes, pairs of instructions fuse, registers are shared."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,14 +31,18 @@ class Code:
         fixed: Values that follow from parameters alone. They are computed once for a call, and are parameters to the
             kernels, behind the others.
         graph: The graph of these values.
+        outputs: How many there are, in backward those that have a gradient.
         gradients: Which series and parameters have one, by their numbers among series, states and parameters.
+        kernels: What is compiled of the code alone, by what it was compiled for.
     """
 
     words: Tensor
     constants: Tensor
     fixed: list[int]
     graph: Graph
+    outputs: int
     gradients: frozenset[int] = frozenset()
+    kernels: dict[Any, Any] = field(default_factory=dict)
 
     def parameters(self, given: Sequence[Tensor]) -> list[Tensor]:
         """The parameters of the kernels, from those of the step."""
@@ -254,7 +259,7 @@ class _Program:
         words = [series, states, parameters + len(self.fixed), len(self.constants), *counts]
         words += [self._next - self._first, *map(len, sections), *tables, *self._words]
         constants = torch.tensor([self.graph.nodes[v][1] for v in self.constants], dtype=torch.float64)
-        return Code(torch.tensor(words, dtype=torch.int32), constants, self.fixed, self.graph)
+        return Code(torch.tensor(words, dtype=torch.int32), constants, self.fixed, self.graph, counts[0])
 
 
 def _fuse(section: list[_Instruction], kept: set[int]) -> None:

@@ -1,7 +1,7 @@
 """The call of a program: all steps of a step function, by the kernels or as a loop."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -10,7 +10,9 @@ from torch._subclasses.fake_tensor import FakeTensor
 from snnfast._core.backend import current_backend, use_fused, warn_once
 from snnfast._core.ops import opmath_dtype
 from snnfast._core.pytorch import is_forward_mode, transforms_are_active
+from snnfast._program import cuda
 from snnfast._program.code import Code, Counts, backward_code, forward_code
+from snnfast._program.nvrtc import NoKernelError, kernel_of
 from snnfast._program.trace import Step, trace
 
 __all__ = ["Program"]
@@ -23,6 +25,9 @@ class _Options(NamedTuple):
     constant: bool  # the inputs are the same at each step
     ragged: bool  # samples have lengths of their own
     counts: bool  # the first output is summed over the steps
+
+
+_PLAIN = _Options(record=False, constant=False, ragged=False, counts=False)
 
 
 class Program:
@@ -66,19 +71,48 @@ class Program:
             given.append(lengths.to(opmath).view(-1, *(1,) * (len(shape) - 1)))
         if counts:
             states.append(torch.zeros(shape, dtype=opmath, device=x.device))
-        variant = self._variants.get(options)
-        if variant is None:
-            variant = self._variants[options] = _Variant(self, options)
-        call = _Call(steps, shape, x.dtype, opmath)
-        if _takes_kernels(x):
-            results: Any = _Run.apply(variant, call, *series, *states, *given)
-        else:
-            results = variant.loop(call, series, states, given)
+        call = _Call(steps, shape, x.dtype, opmath, x.device)
+        results = self._variant(options)(call, series, states, given)
         first = len(results) - len(states)
         outputs, last = list(results[:first]), list(results[first:])
         if counts:
             outputs.insert(0, last.pop().to(x.dtype))
         return outputs, last
+
+    def unroll(self, *given: Tensor | float, steps: int) -> tuple[Tensor, ...]:
+        """Run all steps, given all that the step takes: inputs ``[T, *]``, states and parameters, all of one dtype.
+
+        States and parameters may be broadcast to a step; states may be numbers. Returns the outputs ``[T, *]`` and the
+        last states ``[*]``.
+        """
+        series, states, parameters = _split(given, self.counts)
+        shapes = [x.shape[1:] for x in series] + [t.shape for t in (*states, *parameters) if isinstance(t, Tensor)]
+        shape = shapes[0]
+        if any(s != shape for s in shapes):
+            shape = torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call]
+        like = next(t for t in given if isinstance(t, Tensor))
+        states = [
+            s.expand(shape) if isinstance(s, Tensor) else torch.full(shape, s, dtype=like.dtype, device=like.device)
+            for s in states
+        ]
+        call = _Call(steps, shape, like.dtype, like.dtype, like.device)
+        return self._variant(_PLAIN)(call, series, states, parameters)
+
+    def check(self, dtype: torch.dtype, dims: int, derivative: bool) -> None:
+        """Trace the step, and its derivative.
+
+        Raises:
+            NotElementwiseError: It can't be a program.
+        """
+        found = trace(self.step, self.counts, dtype, dims)
+        if derivative:
+            trace(self.step, self.counts, dtype, dims, range(len(found.outputs)))
+
+    def _variant(self, options: _Options) -> "_Variant":
+        variant = self._variants.get(options)
+        if variant is None:
+            variant = self._variants[options] = _Variant(self, options)
+        return variant
 
 
 class _Call(NamedTuple):
@@ -86,6 +120,7 @@ class _Call(NamedTuple):
     shape: torch.Size  # of a step
     dtype: torch.dtype  # of inputs and outputs
     opmath: torch.dtype  # of the arithmetic
+    device: torch.device
 
 
 class _Variant:
@@ -98,6 +133,16 @@ class _Variant:
         self.counts: Counts = series, states + options.counts, parameters + others
         self._step, self._options, self._inputs = program.step, options, inputs
         self._codes: dict[Any, Any] = {}
+
+    def __call__(
+        self, call: _Call, series: Sequence[Tensor], states: Sequence[Tensor], parameters: Sequence[Tensor]
+    ) -> tuple[Tensor, ...]:
+        if _takes_kernels(next(iter((*series, *states, *parameters)))):
+            try:
+                return _Run.apply(self, call, *series, *states, *parameters)  # type: ignore[no-any-return]
+            except NoKernelError as error:
+                _say_step_by_step(f"on {call.device.type}: {error}")
+        return self.loop(call, series, states, parameters)
 
     def step(self, *arguments: Tensor) -> tuple[Tensor, ...]:
         record, constant, ragged, counted = self._options
@@ -176,17 +221,41 @@ def _takes_kernels(x: Tensor) -> bool:
         return False
     elif transforms_are_active() or is_forward_mode():
         reason = "under a torch.func transform"
-    elif x.device.type != "cpu":
+    elif x.is_cuda:  # NVRTC makes the kernels, also where the library has none
+        return True
+    elif not x.is_cpu:
         reason = f"on {x.device.type}, for which there are no kernels of programs"
     else:
         return use_fused(x)
+    _say_step_by_step(reason)
+    return False
+
+
+def _say_step_by_step(reason: str) -> None:
     if current_backend() == "fused":
-        raise RuntimeError(f"backend 'fused' is not available {reason}: a neuron of your own runs step by step there")
+        raise RuntimeError(f"backend 'fused' is not available {reason}. A neuron of your own runs step by step there")
     warn_once(
         f"snnfast: a neuron of your own runs step by step {reason}. use_backend('reference') chooses it without this "
         "warning."
     )
-    return False
+
+
+class _CpuEngine:
+    """Runs codes by the ops of the library."""
+
+    def forward(self, code: Code, like: Tensor, *arguments: Any) -> list[Tensor]:
+        *tensors, steps, neurons, keep = arguments
+        found = torch.ops.snnfast.program_forward(like, *tensors, code.words, code.constants, steps, neurons, keep)
+        return cast(list[Tensor], found)
+
+    def backward(self, code: Code, like: Tensor, *arguments: Any) -> list[Tensor]:
+        *tensors, steps, neurons = arguments
+        found = torch.ops.snnfast.program_backward(like, *tensors, code.words, code.constants, steps, neurons)
+        return cast(list[Tensor], found)
+
+
+ENGINES: dict[str, Any] = {"cpu": _CpuEngine(), "cuda": cuda.Engine(kernel_of)}
+"""What runs the codes of a program, by the type of the device."""
 
 
 class _Run(torch.autograd.Function):
@@ -198,13 +267,12 @@ class _Run(torch.autograd.Function):
         series, states, parameters = _split(tensors, variant.counts)
         neurons = call.shape.numel()
         keep = any(ctx.needs_input_grad)
-        found = torch.ops.snnfast.program_forward(
-            torch.empty(0, dtype=call.dtype),
+        found = ENGINES[call.device.type].forward(
+            code,
+            torch.empty(0, dtype=call.dtype, device=call.device),
             [_rows(x, call) for x in series],
-            [s.reshape(neurons) for s in states],
+            [s.reshape(neurons).contiguous() for s in states],
             _flat(code.parameters(parameters), call),
-            code.words,
-            code.constants,
             call.steps,
             neurons,
             keep,
@@ -230,19 +298,22 @@ class _Run(torch.autograd.Function):
         given = tuple(i for i in range(first) if grads[i] is not None)
         code = variant.backward_code(call, given, (*needs_series, *needs_parameters))
         neurons = call.shape.numel()
-        none = torch.zeros(neurons, dtype=call.opmath)
-        found = torch.ops.snnfast.program_backward(
-            torch.empty(0, dtype=call.dtype),
-            [_rows(x, call) for x in series],
-            _flat(code.parameters(parameters), call),
-            checkpoints,
-            [_rows(g, call) for g in grads[:first] if g is not None],
-            [none if g is None else g.reshape(neurons) for g in grads[first:]],
-            code.words,
-            code.constants,
-            call.steps,
-            neurons,
-        )
+        none = torch.zeros(neurons, dtype=call.opmath, device=call.device)
+        try:
+            found = ENGINES[call.device.type].backward(
+                code,
+                torch.empty(0, dtype=call.dtype, device=call.device),
+                [_rows(x, call) for x in series],
+                _flat(code.parameters(parameters), call),
+                checkpoints,
+                [_rows(g, call) for g in grads[:first] if g is not None],
+                [none if g is None else g.reshape(neurons).contiguous() for g in grads[first:]],
+                call.steps,
+                neurons,
+            )
+        except NoKernelError as error:
+            _say_step_by_step(f"backward on {call.device.type}: {error}")
+            return None, None, *_second(ctx, grads)
         made: list[Tensor | None] = []
         for i, t in enumerate(tensors):
             if len(series) <= i < len(series) + len(states):

@@ -28,6 +28,10 @@ class NotElementwiseError(ValueError):
     It is no ``TypeError``: of that, PyTorch's binary operators make another one.
     """
 
+    def __init__(self, problem: str, line: str = "") -> None:
+        super().__init__(f"step: {problem}{line}")
+        self.problem = problem
+
 
 class Graph:
     """Values of a step by number. Each is a leaf, such as ``("state", 0)``, or an instruction and its operands.
@@ -49,6 +53,8 @@ class Graph:
         return self.leaf("constant", float(torch.tensor(float(number), dtype=self.dtype)))
 
     def emit(self, op: str, *operands: int) -> int:
+        if op in ("add", "mul"):  # equal ones are found in either order
+            operands = tuple(sorted(operands))
         if op == "mul" and self.is_constant(operands[1], 1.0):
             return operands[0]
         if op == "mul" and self.is_constant(operands[0], 1.0):
@@ -110,7 +116,7 @@ def trace(
         with torch.set_grad_enabled(given is not None), recorder:
             results = step(*(leaf.clone() for leaf in leaves))  # which the step may write to
             if not isinstance(results, tuple) or len(results) < counts[1]:
-                raise NotElementwiseError(f"step: expected a tuple of outputs and {counts[1]} new states")
+                raise NotElementwiseError(f"expected a tuple of outputs and {counts[1]} new states")
             values = [recorder.result(t) for t in results]
             made.outputs, made.states = values[: len(values) - counts[1]], values[len(values) - counts[1] :]
             if given is not None:
@@ -150,10 +156,10 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def result(self, t: object) -> int:
         if not isinstance(t, Tensor):
-            raise NotElementwiseError(f"step: expected tensors, got {type(t).__name__}")
+            raise NotElementwiseError(f"expected tensors, got {type(t).__name__}")
         if t.shape != self.shape or t.dtype != self.graph.dtype:
             raise NotElementwiseError(
-                f"step: expected results of the shape and dtype of the input, {tuple(self.shape)} {self.graph.dtype}, "
+                f"expected results of the shape and dtype of the input, {tuple(self.shape)} {self.graph.dtype}, "
                 f"got {tuple(t.shape)} {t.dtype}"
             )
         return self.value(t)
@@ -200,7 +206,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             raise self._error(f"torch.{name} computes in {out.dtype}, not in the dtype of the input")
 
     def _error(self, problem: str) -> NotElementwiseError:
-        return NotElementwiseError(f"step: {problem}{' (in its derivative)' if self.backward else ''}{_line()}")
+        return NotElementwiseError(f"{problem}{' (in its derivative)' if self.backward else ''}", _line())
 
 
 def _line() -> str:

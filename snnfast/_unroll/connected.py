@@ -22,7 +22,7 @@ from snnfast._unroll.call import ONE_STEP, Connections, Convolution, UnrollCall,
 from snnfast._unroll.checks import check_weight, out_of_inference
 from snnfast._unroll.ragged import RaggedMask
 
-__all__ = ["check_connections", "connections_of", "one_step", "separate", "takes", "unroll"]
+__all__ = ["check_connections", "connections_of", "in_place_of_v", "one_step", "separate", "takes", "unroll"]
 
 _ONE = torch.ones((), device="cpu")  # V
 
@@ -37,6 +37,25 @@ def connections_of(module: nn.Module) -> Connections:
         how = Convolution(module.stride, module.padding, module.dilation, module.groups)
         return Connections(module, module.weight, module.bias, how)
     return Connections(module)
+
+
+def one(x: Tensor) -> Tensor:
+    """``V`` beside a current. An operator on fake or functional tensors takes no plain ones."""
+    return _ONE if type(x) in (Tensor, nn.Parameter) else torch.ones((), device="cpu")
+
+
+def in_place_of_v(given: Any, x: Tensor) -> Any:
+    """What a node of a graph has in the place of ``V``: weight, bias and form; or ``None`` behind their product."""
+    if given is None:
+        return one(x)
+    weight, bias, form = given
+    return _of_weights_alone(weight, bias, None if form is None else Convolution(*form))
+
+
+def _of_weights_alone(weight: Tensor, bias: Tensor | None, how: Convolution | None) -> Connections:
+    if how is None:
+        return Connections(lambda spk: F.linear(spk, weight, bias), weight, bias)
+    return Connections(lambda spk: F.conv2d(spk, weight, bias, *how), weight, bias, how)
 
 
 def check_connections(V: Any, weight: object, bias: object, current: Tensor) -> Any:
@@ -61,10 +80,8 @@ def check_connections(V: Any, weight: object, bias: object, current: Tensor) -> 
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"recurrent_bias: expected ({weight.shape[0]},), got {tuple(bias.shape)}")
     weight, bias = out_of_inference(weight), None if bias is None else out_of_inference(bias)
-    if dims == 2:
-        return Connections(lambda spk: F.linear(spk, weight, bias), weight, bias)
-    how = Convolution((1, 1), tuple(n // 2 for n in weight.shape[2:]), (1, 1), 1)
-    return Connections(lambda spk: F.conv2d(spk, weight, bias, *how), weight, bias, how)
+    how = None if dims == 2 else Convolution((1, 1), tuple(n // 2 for n in weight.shape[2:]), (1, 1), 1)
+    return _of_weights_alone(weight, bias, how)
 
 
 def one_step(call: UnrollCall) -> UnrollCall:
@@ -73,7 +90,7 @@ def one_step(call: UnrollCall) -> UnrollCall:
     spk = torch.zeros_like(x) if spk is None else spk.to(x.dtype)
     # Spikes lie in memory as the current does. The order of the sums in a product must not depend on that.
     came_back = connections.call(spk.contiguous())  # type: ignore[attr-defined]
-    return UnrollCall(call.neuron, call.options, ONE_STEP, x, (came_back, *states), (_ONE, *parameters))
+    return UnrollCall(call.neuron, call.options, ONE_STEP, x, (came_back, *states), (one(x), *parameters))
 
 
 def separate(call: UnrollCall) -> UnrollCall:
@@ -81,7 +98,7 @@ def separate(call: UnrollCall) -> UnrollCall:
     connections: Any = call.parameters[0]
     if call.lengths is not None and len(step_shape(call)) < (2 if connections.convolution is None else 4):
         raise ValueError("lengths: needs steps with a batch dimension before those that are connected")
-    return call._replace(parameters=(_ONE, *call.parameters[1:]), connections=connections)
+    return call._replace(parameters=(one(call.current), *call.parameters[1:]), connections=connections)
 
 
 def takes(call: UnrollCall) -> bool:

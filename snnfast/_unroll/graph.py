@@ -25,6 +25,7 @@ from snnfast._core.ops import (
     opmath_dtype,
     unpack,
 )
+from snnfast._unroll import connected
 from snnfast._unroll import state_gradients as _gradients
 from snnfast._unroll.call import ONE_STEP, Linear, Options, Request, UnrollCall, make_request
 from snnfast._unroll.checks import check_options
@@ -134,6 +135,8 @@ def _run(
     n = len(neuron.states)
     states: Any = tuple(tensors[:n])
     parameters: Any = tuple(tensors[n:])
+    if neuron.has_spike_feedback and not isinstance(parameters[0], Tensor):
+        parameters = connected.in_place_of_v(parameters[0], x), *parameters[1:]
     call = UnrollCall(neuron, asked, request, x, states, parameters, linear)
     if backend == _backend.current_backend():
         return run(call)

@@ -32,10 +32,11 @@ def takes(call: UnrollCall) -> bool:
     return call.options.kernels_do_all and call.lengths is None and not backend.exporting()
 
 
-def node(call: UnrollCall) -> tuple[Tensor, ...]:
-    """Make the node, and return its results."""
+def node(call: UnrollCall, connected: bool = False) -> tuple[Tensor, ...]:
+    """Make the node, and return its results. A step of connected neurons has no ``V`` there, which is 1."""
     options, request = call.options, call.request
-    given: Any = call.neuron.name, call.current, (*call.states, *call.parameters)
+    parameters: Any = (None, *call.parameters[1:]) if connected else call.parameters
+    given: Any = call.neuron.name, call.current, (*call.states, *parameters)
     given += options.packed, *options.derivative, backend.current_backend()
     if request.time == STEP:
         wanted = state_gradients.setting.value

@@ -30,6 +30,8 @@ def step(
     """One time step: current ``x`` and states before it (all ``[*]``) to spikes and states after it."""
     threshold, graded = parameters[-2:]
     mechanism, fire = RESET_MECHANISMS[options.reset], options.spike_grad
+    if neuron.whole_step is not None:
+        return neuron.whole_step(x, states, parameters, fire, mechanism)
     # The reset comes from the incoming membrane, not from the last spike: a given one may exceed the threshold.
     distance = states[-1] - threshold
     reset = check_spikes(fire(distance), distance).detach().to(x.dtype)

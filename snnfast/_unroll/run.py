@@ -46,6 +46,8 @@ def run(call: UnrollCall) -> Results:
         if call.request.time != STEP:
             return _finish(_connected(call), call.current.dtype, call.linear)
         call = connected.one_step(call)
+        if is_dynamo_compiling() and node.takes_step(call):
+            return node.node(call, connected=True)
     if is_dynamo_compiling() and node.takes_step(call):
         return node.node(call)  # before the checks, which would be traced at every step of a loop
     prepared = prepare(call)

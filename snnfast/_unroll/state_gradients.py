@@ -58,7 +58,7 @@ def lacking(neuron: Neuron, reset: int, reset_delay: bool, disabled: bool) -> tu
     """The outputs of a step that another output is computed from in snnTorch. ``disabled``: no gradient of spikes."""
     mechanism, outputs = RESET_MECHANISMS[reset], len(neuron.states) + 1 - neuron.has_spike_feedback
     found = []
-    if mechanism != "none" and not reset_delay:
+    if mechanism != "none" and (not reset_delay or neuron.whole_step is not None):
         found.append(0)  # the membrane is that after the reset, by the spike
     elif not disabled:
         found.append(outputs - 1)

@@ -1,28 +1,33 @@
 """The backend of ``torch.compile``."""
 
+import operator
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from torch.fx import GraphModule
+from torch.fx import Graph, GraphModule
 
 from snnfast._core import backend as _backend
 from snnfast._unroll.graph import as_function
 from snnfast.compiler import verify
+from snnfast.compiler.applied import apply_by_classes
 from snnfast.compiler.capture import capture
 from snnfast.compiler.emit import Emitter
-from snnfast.compiler.nodes import as_python_calls, is_random, is_step
+from snnfast.compiler.nodes import as_python_calls, is_random, is_step, line_of, name_of
 from snnfast.compiler.normal import normal
 from snnfast.compiler.peephole import use_channels_last, use_kernels
+from snnfast.compiler.recurrence import LEAST
 from snnfast.compiler.report import (
+    NO_NEURON,
     GraphReport,
     RefusedError,
     describe,
     fail,
+    is_unconverted,
     leave_alone,
-    line_of,
     refuse,
     why_not,
 )
@@ -69,6 +74,8 @@ def backend(
     else:
         for message in report.warnings:
             _backend.warn_once(message)
+    if inner is None:
+        apply_by_classes(merged)
     compiled = merged.forward if inner is None else inner(merged, example_inputs)
     if verify.is_wanted() and merged is not gm:
         return verify.verified(gm, compiled, report)
@@ -79,13 +86,16 @@ def merge(gm: GraphModule) -> tuple[GraphModule, GraphReport]:
     """Merge what can be merged. Returns the new graph, or the old one if nothing can, and a report."""
     first = next((n for n in gm.graph.nodes if n.op.startswith("call")), None)
     report = GraphReport(line_of(first) or "a graph")
+    neurons = any(is_step(n.target) for n in gm.graph.nodes)
     try:
-        if not any(is_step(n.target) for n in gm.graph.nodes):
-            leave_alone(report, gm)
-        else:
-            return _merged(normal(gm), report), report
+        if neurons or (_repeats(gm) and not is_unconverted(gm)):
+            return _merged(normal(gm), report, neurons), report
+        leave_alone(report, gm)
     except RefusedError as refusal:
-        refuse(report, str(refusal))
+        if neurons:
+            refuse(report, str(refusal))
+        else:
+            leave_alone(report, gm, str(refusal))
     except Exception:
         fail(report, traceback.format_exc())
     if [node for node in gm.graph.nodes if as_function(node)]:
@@ -94,10 +104,19 @@ def merge(gm: GraphModule) -> tuple[GraphModule, GraphReport]:
     return gm, report
 
 
-def _merged(found: GraphModule, report: GraphReport) -> GraphModule:
+def _repeats(gm: GraphModule) -> bool:
+    """Whether a line of the program is in the graph several times, as that of a loop."""
+    lines = Counter((n.stack_trace, name_of(n.target)) for n in gm.graph.nodes if n.op.startswith("call"))
+    return any(times >= LEAST for (line, _), times in lines.items() if line)
+
+
+def _merged(found: GraphModule, report: GraphReport, neurons: bool) -> GraphModule:
     report.random = any(map(is_random, found.graph.nodes))
     captured = capture(found.graph)
     series = Series(captured)
+    if not neurons and not series.recurrences:
+        reasons = dict.fromkeys(g.reason for g in series.group_of.values() if g.reason is not None)
+        raise RefusedError("; ".join([NO_NEURON, *list(reasons)[:2]]))
     emitter = Emitter(series)
     graph = emitter.write()
     describe(series, emitter.summed, emitter.fused, report)
@@ -106,9 +125,14 @@ def _merged(found: GraphModule, report: GraphReport) -> GraphModule:
     if not captured.written:  # a copy in another order would be written in place of the tensor itself
         use_channels_last(graph)
     use_kernels(graph)
+    report.calls_of_loop, report.calls = _calls(captured.graph), _calls(graph)
     for node in graph.nodes:
         node.target = as_python_calls(node.target)
     return GraphModule(found, graph)
+
+
+def _calls(graph: Graph) -> int:
+    return sum(n.op.startswith("call") and n.target is not operator.getitem for n in graph.nodes)
 
 
 def _inner(options: dict[str, Any] | None) -> Any:

@@ -8,16 +8,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch.fx import Graph, Node
+from torch import Tensor
+from torch.fx import Graph, GraphModule, Node
 
 from snnfast._core.ops import NEURONS, Neuron
+from snnfast.compiler.connected import absorb_connections
 from snnfast.compiler.functionalize import Memory
 from snnfast.compiler.nodes import (
     aten,
+    body_key,
     has_effect,
     is_random,
     is_step,
     literal,
+    module_of,
     name_of,
     remove_unused,
     signature_of,
@@ -38,6 +42,11 @@ class Chain:
     reason: str | None = None  # why it runs step by step
 
     @property
+    def connected(self) -> bool:
+        """Whether the neurons are connected to one another: each step takes a product of the spikes before."""
+        return self.neuron.has_spike_feedback and isinstance(self.parameters()[0], tuple)
+
+    @property
     def merged(self) -> bool:
         return self.reason is None
 
@@ -49,6 +58,7 @@ class Chain:
         return states_of(self.steps[number])
 
     def parameters(self) -> list[Any]:
+        """Of all steps. In the place of ``V``, those of connected neurons have a tuple: weight, bias and form."""
         tensors: Any = self.steps[0].args[2]
         return list(tensors[len(self.neuron.states) :])
 
@@ -104,6 +114,7 @@ def capture(graph: Graph) -> Captured:
     Memory(graph).without_changes_in_place()
     _pass_through(graph)
     _merge_equal(graph)
+    absorb_connections(graph)
     memory = Memory(graph)
     effects = {n for n in graph.nodes if has_effect(n)}
     remove_unused(graph, effects.__contains__)
@@ -185,7 +196,12 @@ def _merge_equal(graph: Graph) -> None:
             continue
         found = value(node)
         key: Any
-        if isinstance(found, int | torch.SymInt | torch.Size):
+        body = module_of(node)
+        if isinstance(body, GraphModule):
+            key = "body", body_key(body)
+        elif isinstance(body, Tensor) and body.numel() == 1 and not memory.is_written(node):
+            key = "number", body.dtype, body.shape, body.device, repr(body.item())
+        elif isinstance(found, int | torch.SymInt | torch.Size):
             key = "size", str(found)
         elif has_effect(node) or is_random(node) or is_step(node.target):
             continue

@@ -33,6 +33,7 @@ from snnfast.compiler.nodes import (
 )
 from snnfast.compiler.normal import ENTER_INFERENCE, Context
 from snnfast.compiler.peephole import fuse_linear, is_sum, terms_of
+from snnfast.compiler.recurrence import Recurrence, Unrolled
 from snnfast.compiler.report import RefusedError
 from snnfast.compiler.rules import StepCall, UnmergedError, by_vmap, rule_for
 from snnfast.compiler.series import Group, IndexGroup, Series
@@ -63,6 +64,7 @@ class Emitter:
         self._parts: dict[Any, list[Any]] = {}
         self._stacked: dict[tuple[tuple[Node, ...], Context], Node] = {}
         self._unrolled: dict[Chain, tuple[Node, dict[int, Node]]] = {}
+        self._recurring: dict[Recurrence, Node] = {}
         self._context: Context = self.captured.nodes[0].meta["context"]  # of what is written now
         self._entered: list[Node] = []  # the nodes that entered its blocks
         (output,) = (n for n in self.captured.nodes if n.op == "output")
@@ -77,9 +79,12 @@ class Emitter:
 
     def write(self) -> Graph:
         for vertex in self.series.in_order():
-            self._switch_to(self.series.members(vertex)[0].meta["context"])
+            recurs = isinstance(vertex, Recurrence)
+            self._switch_to(vertex.context if recurs else self.series.members(vertex)[0].meta["context"])
             if isinstance(vertex, Chain):
                 self._unroll(vertex)
+            elif isinstance(vertex, Recurrence):
+                self._recur(vertex)
             elif isinstance(vertex, Group):
                 self._merge(vertex)
             else:
@@ -90,6 +95,8 @@ class Emitter:
             spk = self._ask(chain)
             if spk is not None and fuse_linear(self.graph, node, spk, self.effects, self.call):
                 self.fused.add(chain)
+        for recurrence, node in self._recurring.items():
+            self._choose_outputs(recurrence, node)
         self.graph.lint()
         return self.graph
 
@@ -187,6 +194,11 @@ class Emitter:
                 # Not a slice of the record, which could not be detached in place: a layer may hold it.
                 last, dtype = self._output(chain, _last(chain, state)), value(chain.steps[-1])[output].dtype
                 return last if value(last).dtype == dtype else self._behind(last, aten.to.dtype, last, dtype)
+        elif owner.recurrence is not None and number == owner.recurrence.steps - 1:
+            found: Recurrence = owner.recurrence
+            state = next((i for i, (s, _) in enumerate(found.states) if s is owner), None)
+            if state is not None and value(owner.first).dtype != torch.bool:
+                return self._last(found, state)
         return self._unbound(owner)[number]
 
     def _unbound(self, owner: Any) -> list[Any]:
@@ -220,11 +232,26 @@ class Emitter:
         return made
 
     def whole(self, owner: Any) -> Node:
+        if owner not in self._whole and isinstance(owner, Group):
+            assert owner.recurrence is not None
+            node, place = self._recurring[owner.recurrence], owner.recurrence.outputs().index(owner)
+            made = self._behind(node, operator.getitem, node, place)
+            if value(owner.first).dtype == torch.bool:
+                made = self._behind(made, aten.to.dtype, made, torch.bool)
+            self._whole[owner] = made
         if owner not in self._whole:
             chain, output = owner
             state = output - 1 + chain.neuron.has_spike_feedback
             self._whole[owner] = self._output(chain, _SPIKES if output == 0 else _record(state))
         return self._whole[owner]
+
+    def _last(self, recurrence: Recurrence, state: int) -> Node:
+        """A state after the last step."""
+        key = recurrence, state
+        if key not in self._whole:
+            node = self._recurring[recurrence]
+            self._whole[key] = self._behind(node, operator.getitem, node, len(recurrence.outputs()) + state)
+        return self._whole[key]
 
     # ---- series
 
@@ -373,7 +400,9 @@ class Emitter:
         return len(pieces) == 1 and pieces[0].owner is not None and len(column) == self._steps(pieces[0].owner)
 
     def _steps(self, owner: Any) -> int:
-        return len(owner[0].steps if isinstance(owner, tuple) else owner.nodes)
+        if isinstance(owner, tuple):
+            return len(owner[0].steps)
+        return owner.recurrence.steps if owner.recurrence else len(owner.nodes)
 
     def _unlike(self, group: Group, merged: Node) -> str:
         """The results of a merged call do not have the shapes of T results of the single call."""
@@ -394,7 +423,7 @@ class Emitter:
         constant = all(n is currents[0] for n in currents)
         x = self.get(currents[0]) if constant else self.over_time(currents)
         first: Any = chain.steps[0].args
-        tensors = [self.get(t) if isinstance(t, Node) else t for t in (*chain.states(0), *chain.parameters())]
+        tensors = map_arg([*chain.states(0), *chain.parameters()], self.get)
         steps = len(currents) if constant else None
         # Request all outputs; `_ask` prunes.
         node = self.call(unroll_steps, first[0], x, tensors, *first[3:], steps, chain.neuron.every_state, False)
@@ -434,6 +463,45 @@ class Emitter:
         if direct is not None:
             direct.replace_all_uses_with(spk)
             self.graph.erase_node(direct)
+
+    # ---- recurrences
+
+    def _recur(self, recurrence: Recurrence) -> None:
+        series = [self._filled(self.over_time(nodes), recurrence) for nodes in recurrence.series]
+        states = [self.get(n) if isinstance(n, Node) else n for _, n in recurrence.states]
+        given = [*series, *states, *map(self.get, recurrence.constants)]
+        is_bool = [isinstance(a, Node) and value(a).dtype == torch.bool for a in given]
+        given = [self.call(aten.to.dtype, a, recurrence.dtype) if b else a for a, b in zip(given, is_bool, strict=True)]
+        node = self.graph.call_function(Unrolled(recurrence, recurrence.outputs()), tuple(given))
+        shape, shapes = recurrence.shape, []
+        shapes = [(recurrence.steps, *shape) for _ in recurrence.outputs()] + [tuple(shape) for _ in states]
+        found = [fake_call(torch.empty, (s,), {"dtype": recurrence.dtype}, self._mode) for s in shapes]
+        node.meta |= {"example_value": tuple(found), "context": self._context}
+        self._recurring[recurrence] = node
+
+    def _filled(self, whole: Node, recurrence: Recurrence) -> Node:
+        """Inputs of all steps, broadcast to the shape of a step."""
+        rank, steps = value(whole).dim() - 1, recurrence.steps
+        if list(map(str, value(whole).shape[1:])) == list(map(str, recurrence.shape)):
+            return whole
+        for _ in range(len(recurrence.shape) - rank):
+            whole = self.call(aten.unsqueeze.default, whole, 1)
+        return self.call(aten.expand.default, whole, (steps, *recurrence.shape))
+
+    def _choose_outputs(self, recurrence: Recurrence, node: Node) -> None:
+        """Make a program return only what is read."""
+        outputs = recurrence.outputs()
+        places: list[Any] = [user.args[1] for user in node.users if user.users]
+        chosen = sorted(i for i in places if i < len(outputs))
+        for user in list(node.users):
+            place: Any = user.args[1]
+            if not user.users:
+                self.graph.erase_node(user)
+            elif place < len(outputs):
+                user.args = (node, chosen.index(place))
+            else:
+                user.args = (node, place - len(outputs) + len(chosen))
+        node.target = Unrolled(recurrence, [outputs[i] for i in chosen])
 
     # ---- everything else
 

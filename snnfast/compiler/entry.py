@@ -14,7 +14,8 @@ from torch import nn
 
 from snnfast._core import backend as _backend
 from snnfast.compiler.backend import backend, recorded
-from snnfast.compiler.report import Explanation, GraphReport
+from snnfast.compiler.report import Explanation, GraphReport, cuts_since, number_of_cuts
+from snnfast.compiler.tracing import tracing
 from snnfast.neurons.network import convert
 
 Compiled = Callable[..., Any]
@@ -104,7 +105,13 @@ def _compiled(function: Compiled, name: str, options: dict[str, Any], left: dict
 
     With gradients a call has other graphs than without, so the first one of either kind decides.
     """
-    compiled = torch.compile(function, backend="snnfast", **{**_OWN_CACHE, **options})
+    traced = torch.compile(function, backend="snnfast", **{**_OWN_CACHE, **options})
+    context = tracing()
+
+    def compiled(*args: Any, **kwargs: Any) -> Any:
+        with context:
+            return traced(*args, **kwargs)
+
     another = "inner" in (options.get("options") or {})
     reports: dict[bool, list[GraphReport]] = {True: [], False: []}
     chosen: dict[bool, Compiled] = {}
@@ -118,7 +125,7 @@ def _compiled(function: Compiled, name: str, options: dict[str, Any], left: dict
             return function(*args, **kwargs)
         if _backend.current_backend() == "reference":  # there is nothing to merge now, but there may be later
             return compiled(*args, **kwargs)
-        before = len(reports[grad])
+        before, cuts = len(reports[grad]), number_of_cuts()
         with recorded(reports[grad]):
             result = compiled(*args, **kwargs)
         if len(reports[grad]) > before:  # not while torch.compile is switched off
@@ -127,7 +134,8 @@ def _compiled(function: Compiled, name: str, options: dict[str, Any], left: dict
             if reason is None or any(report.failed for report in reports[grad]):
                 messages = [message for report in reports[grad] for message in report.warnings]
             else:
-                messages = [f"snnfast: {name} runs as it is, without torch.compile: {reason}"]
+                cut = "".join(f". torch.compile cuts the code at {cut}" for cut in cuts_since(cuts)[:2])
+                messages = [f"snnfast: {name} runs as it is, without torch.compile: {reason}{cut}"]
             for message in messages:
                 _backend.warn_once(message)
         return result
@@ -138,8 +146,7 @@ def _compiled(function: Compiled, name: str, options: dict[str, Any], left: dict
 def _why_it_does_not_pay(reports: Sequence[GraphReport], left: dict[str, str]) -> str | None:
     """Why a compiled call takes no less time than the loop, in words; ``None`` if it pays.
 
-    Whatever is merged pays, and even the calls that are repeated are shorter in a graph. But ``torch.compile`` gives
-    each call of an ``autograd.Function`` a graph of its own, which takes longer than the call.
+    Whatever is merged pays, and even the calls that are repeated are shorter in a graph.
     """
     if not any(report.merged for report in reports if report.refused is None):
         warned = [report for report in reports if report.warnings] or reports[:1]
@@ -147,18 +154,7 @@ def _why_it_does_not_pay(reports: Sequence[GraphReport], left: dict[str, str]) -
         refused = [str(report.refused) for report in warned if not (left and report.unconverted)]
         unconverted = [f"{layer or 'it'}: {reason}" for layer, reason in left.items()]
         return "; ".join(list(dict.fromkeys([*unconverted, *refused]))[:3])
-    steps, calls = sum(report.steps for report in reports), sum(report.calls for report in reports)
-    if calls * _STEPS_PER_CALL <= steps:
-        return None
-    first = next(line for report in reports for line in report.functions)
-    return (
-        f"{steps} steps of neurons are merged, but {calls} calls of an autograd.Function are not, and take longer than "
-        f"in Python: {first}"
-    )
-
-
-# So many merged steps of a small layer save the time that a call of an autograd.Function takes longer in a graph.
-_STEPS_PER_CALL = 4
+    return None
 
 
 def explain(net: Any, *inputs: Any, **named: Any) -> Explanation:
@@ -190,11 +186,14 @@ def explain(net: Any, *inputs: Any, **named: Any) -> Explanation:
     """
     net = _checked(net)
     reports: list[GraphReport] = []
+    function = net
     if isinstance(net, nn.Module):
         net = copy.deepcopy(net)
         convert(net)
+        function = functools.partial(_call_of_its_own(), net)
     # A backend that is new to torch.compile compiles what another call has compiled before.
-    compiled = torch.compile(net, backend=lambda gm, inputs: backend(gm, inputs))
-    with recorded(reports):
+    compiled = torch.compile(function, backend=lambda gm, inputs: backend(gm, inputs))
+    cuts = number_of_cuts()
+    with recorded(reports), tracing():
         compiled(*inputs, **named)  # type: ignore[no-untyped-call]
-    return Explanation(reports)
+    return Explanation(reports, cuts_since(cuts))

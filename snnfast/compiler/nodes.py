@@ -1,15 +1,17 @@
 """Questions about the nodes of a graph of ATen calls (see ``normal.py``)."""
 
 import contextlib
+import functools
 import operator
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
-from torch.fx import Graph, Node
+from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import _side_effectful_functions
 from torch.utils import _pytree as pytree
 
@@ -55,6 +57,23 @@ def memory_of(node: Node) -> list[int]:
     return node.meta.get("storage") or [storage_of(t) for t in tensors_of(node)]
 
 
+def index_of(node: Node) -> tuple[Node, int, int] | None:
+    """Of a part of a tensor along one dimension: the tensor, the dimension and the place, counted from the front."""
+    if node.target is operator.getitem and node.args[0].target is aten.unbind.int:  # type: ignore[union-attr]
+        unbind, place = node.args
+        given = arguments(unbind)  # type: ignore[arg-type]
+    elif node.target is aten.select.int:
+        given = arguments(node)
+        place = given["index"]
+    else:
+        return None
+    base, dim = given["self"], given["dim"] % value(given["self"]).dim()
+    size = size_of(value(base), dim)
+    if not isinstance(place, int) or (place < 0 and size is None):
+        return None
+    return base, dim, place if size is None else place % size
+
+
 def tensors_in(found: Any) -> list[Tensor]:
     return [t for t in pytree.tree_leaves(found) if isinstance(t, Tensor)]
 
@@ -74,6 +93,31 @@ def fake_call(target: Callable[..., Any], args: Any, kwargs: Any, mode: Any = No
         stack.enter_context(torch.no_grad())
         stack.enter_context(mode or torch.no_grad())
         return target(*args, **kwargs)
+
+
+# ---- the user's program
+
+_NOT_THE_USERS = ("/torch/", "/snnfast/", "/snntorch/")
+
+
+def line_of(node: Node | None) -> str:
+    """File, line and code of the user's program that a node comes from; empty if unknown."""
+    lines = (node.stack_trace or "").strip().splitlines() if node is not None else []
+    stack = []
+    for place, code in pairwise([*lines, ""]):
+        if place.strip().startswith("File "):
+            file, number, *_ = place.strip().removeprefix("File ").split(", ")
+            code = code.strip()
+            stack.append((file.strip('"'), number.removeprefix("line "), "" if code.startswith("File") else code))
+    return user_line(reversed(stack))
+
+
+def user_line(stack: Iterable[tuple[str, Any, str]]) -> str:
+    """The first place, of file, line and code each, that is in the user's program; empty if none is."""
+    for file, number, code in stack:
+        if not any(part in file for part in _NOT_THE_USERS):
+            return f"{file}:{number}" + (f": {code}" if code else "")
+    return ""
 
 
 # ---- what a call is
@@ -197,21 +241,54 @@ def is_random(node: Node) -> bool:
 
 
 def only_computes(body: Any) -> bool:
-    """Whether the graph of a function, as dynamo makes it, changes no tensor."""
+    """Whether the graph of a function, as dynamo makes it, changes no tensor that it was given."""
+    given = {storage_of(t) for node in body.graph.nodes if node.op == "placeholder" for t in tensors_of(node)}
     for node in body.graph.nodes:
         name = name_of(node.target)
         if node.op in ("call_function", "call_method"):
             changes = (name.endswith("_") and not name.endswith("__")) or name in _CHANGING
-            if changes or node.kwargs.get("out") is not None or node.kwargs.get("inplace"):
+            if node.kwargs.get("out") is not None or (changes and not _is_own(node, given)):
                 return False
         elif node.op == "call_module" or isinstance(getattr(body, str(node.target), None), torch.nn.Module):
             return False
     return True
 
 
+def _is_own(node: Node, given: set[int]) -> bool:
+    """Whether what a call changes is a tensor that was made in the body, as ``out`` in ``out[x > 0] = 1``."""
+    target = node.args[0] if node.args and name_of(node.target) not in _NORMS else None
+    if node.target is torch._C._set_grad_enabled:
+        return True
+    tensors = tensors_of(target) if isinstance(target, Node) and target.op.startswith("call") else []
+    return bool(tensors) and not any(storage_of(t) in given for t in tensors)
+
+
+def body_key(body: GraphModule) -> Any:
+    """What two graphs of functions have in common that compute the same."""
+    numbers = {node: i for i, node in enumerate(body.graph.nodes)}
+
+    def key(node: Node) -> Any:
+        target: Any = node.target
+        if node.op == "placeholder":
+            target = None
+        elif node.op == "get_attr":
+            found = functools.reduce(getattr, str(target).split("."), body)
+            target = body_key(found) if isinstance(found, GraphModule) else id(found)
+        args, kwargs = pytree.tree_map_only(Node, lambda a: ("node", numbers[a]), (node.args, node.kwargs))
+        return node.op, target, literal((args, kwargs)), signature_of(node)
+
+    return tuple(map(key, body.graph.nodes))
+
+
+def module_of(node: Node) -> Any:
+    """The graph of a function that a node stands for, or another attribute of the program."""
+    return getattr(node.graph.owning_module, str(node.target), None) if node.op == "get_attr" else None
+
+
+_NORMS = ("batch_norm", "instance_norm")
 _CHANGING = (
     "setitem", "iadd", "isub", "imul", "itruediv", "ifloordiv", "ipow", "imod", "iand", "ior", "ixor",
-    "batch_norm", "instance_norm",
+    *_NORMS,
 )  # fmt: skip
 """Calls of dynamo's graphs that change a tensor, beside those whose names end in an underscore."""
 

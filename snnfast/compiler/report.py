@@ -1,12 +1,15 @@
 """What was done with a graph, in words."""
 
 import operator
+from collections import Counter
 from dataclasses import dataclass, field
 
+import torch
 from torch.fx import GraphModule, Node
 
 from snnfast.compiler.capture import Chain
-from snnfast.compiler.nodes import aten, is_step, name_of, tensors_of
+from snnfast.compiler.nodes import aten, is_step, line_of, name_of, tensors_of, user_line
+from snnfast.compiler.recurrence import Recurrence
 from snnfast.compiler.series import SINGLE, Group, IndexGroup, Series
 
 
@@ -20,6 +23,8 @@ class GraphReport:
         repeated: One line for each series of calls that is repeated at each time step, with the reason.
         refused: Why the whole graph runs as it is, or ``None``.
         warnings: Messages that are shown as warnings.
+        calls_of_loop: How many calls the loop makes, of PyTorch and of neurons.
+        calls: How many there are now. Of small networks, the ratio of both tells what to expect.
     """
 
     where: str
@@ -27,20 +32,20 @@ class GraphReport:
     repeated: list[str] = field(default_factory=list)
     refused: str | None = None
     warnings: list[str] = field(default_factory=list)
+    calls_of_loop: int = 0
+    calls: int = 0
     # For the compiler itself:
     random: bool = field(default=False, repr=False)  # it draws random numbers
     failed: bool = field(default=False, repr=False)  # the pass had a fault
     unconverted: bool = field(default=False, repr=False)  # its layers are snnTorch's own
-    steps: int = field(default=0, repr=False)  # of neurons, that were merged
-    functions: list[str] = field(default_factory=list, repr=False)  # lines on calls of autograd.Functions
-    calls: int = field(default=0, repr=False)  # of autograd.Functions, that are repeated
 
     def __str__(self) -> str:
         if self.refused is not None:
             return f"{self.where}: runs as it is: {self.refused}"
         lines = [f"{self.where}:"]
-        lines += [f"  merged    {line}" for line in self.merged]
-        lines += [f"  repeated  {line}" for line in self.repeated]
+        for word, found in (("merged", self.merged), ("repeated", self.repeated)):
+            lines += [f"  {word:<9} {line}" + f" ({n} times)" * (n > 1) for line, n in Counter(found).items()]
+        lines.append(f"  {self.calls_of_loop} calls of the loop became {self.calls}")
         return "\n".join(lines)
 
 
@@ -51,12 +56,17 @@ class Explanation:
     Attributes:
         graphs: One :class:`GraphReport` for each graph, in order. There are several if ``torch.compile`` had to split
             the code because it could not trace a part of it.
+        cuts: File, line and code of these parts.
     """
 
     graphs: list[GraphReport]
+    cuts: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        return "\n".join(map(str, self.graphs)) or "nothing was compiled"
+        alike = Counter(map(str, self.graphs))
+        lines = [graph + f"\n  ({n} graphs are alike)" * (n > 1) for graph, n in alike.items()]
+        lines += [f"torch.compile cuts the code at {cut}" for cut in self.cuts]
+        return "\n".join(lines) or "nothing was compiled"
 
 
 class RefusedError(Exception):
@@ -78,13 +88,21 @@ def fail(report: GraphReport, error: str) -> None:
     ]
 
 
-def leave_alone(report: GraphReport, gm: GraphModule) -> None:
+def is_unconverted(gm: GraphModule) -> bool:
+    """Whether layers in a graph are snnTorch's own."""
+    return any("/snntorch/_neurons/" in (n.stack_trace or "") for n in gm.graph.nodes)
+
+
+NO_NEURON = "there is no step of a neuron in it"
+
+
+def leave_alone(report: GraphReport, gm: GraphModule, reason: str = NO_NEURON) -> None:
     """Enter a graph without a step of ours. It may be another part of a program, such as an optimizer: no warning."""
-    report.refused = "there is no step of a neuron in it"
+    report.refused = reason
     inner = (m.graph for m in gm.modules() if isinstance(m, GraphModule))
     if any(is_step(n.target) for graph in inner for n in graph.nodes):
         refuse(report, "its steps are in calls that have their own graphs, such as checkpointing at each step")
-    elif any("/snntorch/_neurons/" in (n.stack_trace or "") for n in gm.graph.nodes):
+    elif is_unconverted(gm):
         report.unconverted = True
         report.refused = (
             "its layers are snnTorch's own; put them on snnfast's kernels with snnfast.compile(net), or with "
@@ -97,11 +115,27 @@ def why_not(report: GraphReport, chains: list[Chain]) -> str:
     """Why nothing was merged, in words."""
     reasons = "; ".join(report.repeated[:3]) or "no call in it is made at every step"
     if all(chain.reason == SINGLE for chain in chains):
-        reasons += (
-            ". The loop may be outside of what is compiled, or cut by a call that torch.compile can't trace, such as "
-            "print or tqdm: with fullgraph=True it says where"
-        )
+        reasons += ". " + OUTSIDE
     return reasons
+
+
+OUTSIDE = (
+    "The loop may be outside of what is compiled: compile the function that has it. Or it is cut by what torch.compile "
+    "can't trace"
+)
+"""What to do where there is a single step."""
+
+
+def number_of_cuts() -> int:
+    """How often ``torch.compile`` has cut code so far."""
+    return len(torch._dynamo.utils.graph_break_reasons)
+
+
+def cuts_since(number: int) -> list[str]:
+    """File, line and code of the places where ``torch.compile`` has cut the user's code since."""
+    found = torch._dynamo.utils.graph_break_reasons[number:]
+    stacks = ([(f.filename, f.lineno, f.line or "") for f in reversed(reason.user_stack)] for reason in found)
+    return list(dict.fromkeys(line for stack in stacks if (line := user_line(stack))))
 
 
 def _steps(count: int, name: str) -> str:
@@ -115,8 +149,8 @@ def describe(series: Series, summed: set[Node], fused: set[Chain], report: Graph
         at = _at(chain.steps[0])
         steps = _steps(len(chain.steps), chain.neuron.name)
         if chain.merged:
-            report.merged.append(f"{steps}: one unroll" + ", with the linear behind it" * (chain in fused))
-            report.steps += len(chain.steps)
+            how = ", connected: one product a step" if chain.connected else ""
+            report.merged.append(f"{steps}: one unroll{how}" + ", with the linear behind it" * (chain in fused))
         elif len(chain.steps) == 1:
             key = chain.neuron.name, f"{at}: {chain.reason}"
             alone[key] = alone.get(key, 0) + 1
@@ -127,24 +161,21 @@ def describe(series: Series, summed: set[Node], fused: set[Chain], report: Graph
                 "snnfast.explain tells what is merged"
             )
     report.repeated += [f"{_steps(count, name)}{why}" for (name, why), count in alone.items()]
+    for found in series.recurrences:
+        name = f"{found.steps} steps of {len(found.statements)} calls{_at(found.calls[0])}"
+        report.merged.append(f"{name}: one recurrence")
     for group in dict.fromkeys(series.group_of.values()):
-        if isinstance(group, IndexGroup):
+        if isinstance(group, IndexGroup) or group.recurrence is not None:
             continue
         name = f"{len(group.nodes)} x {name_of(group.first.target)}"
         if group.reason is None or summed.issuperset(group.nodes):
             report.merged.append(name)
         elif name_of(group.first.target) == "autograd_function_apply":
             reason = "torch.compile gives each call of an autograd.Function a graph of its own"
-            report.functions.append(f"{name}{_at(group.first)}: {reason}")
-            report.repeated.append(report.functions[-1])
-            report.calls += len(group.nodes)
-            report.warnings.append(
-                f"snnfast: in a compiled loop, {len(group.nodes)} calls of an autograd.Function run one by one"
-                f"{_at(group.first)}: {reason}. A spike_grad is called once for all steps by MultiStep and unroll"
-            )
+            report.repeated.append(f"{name}{_at(group.first)}: {reason}")
         else:
             report.repeated.append(f"{name}{_at(group.first)}: {group.reason}")
-    if not any(isinstance(v, Chain | Group) for v in series.vertices()):
+    if not any(isinstance(v, Chain | Group | Recurrence) for v in series.vertices()):
         report.merged.clear()
     _describe_others(series, summed, report)
 
@@ -171,21 +202,3 @@ def _describe_others(series: Series, summed: set[Node], report: GraphReport) -> 
 def _at(node: Node) -> str:
     line = line_of(node)
     return f" ({line})" if line else ""
-
-
-_NOT_THE_USERS = ("/torch/", "/snnfast/", "/snntorch/")
-
-
-def line_of(node: Node | None) -> str:
-    """File, line and code of the user's program that a node comes from; empty if unknown."""
-    trace = node.stack_trace if node is not None else None
-    if not trace:
-        return ""
-    lines = trace.strip().splitlines()
-    for i in reversed(range(len(lines))):
-        place = lines[i].strip()
-        if place.startswith("File ") and not any(part in place for part in _NOT_THE_USERS):
-            file, number, *_ = place.removeprefix("File ").split(", ")
-            code = lines[i + 1].strip() if i + 1 < len(lines) and not lines[i + 1].strip().startswith("File") else ""
-            return f"{file.strip(chr(34))}:{number.removeprefix('line ')}" + (f": {code}" if code else "")
-    return ""

@@ -7,18 +7,24 @@ taken apart again. Nothing is built here.
 
 import heapq
 import operator
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from snnfast.compiler.capture import Captured, Chain
-from snnfast.compiler.nodes import arguments, aten, is_step, series_key, size_of, tensors_of, value
+from snnfast.compiler.nodes import index_of, is_step, line_of, series_key, tensors_of, value
+from snnfast.compiler.recurrence import LEAST, Recurrence, recurrence_of
+from snnfast.compiler.rules import UnmergedError
 
-SINGLE = "it runs for a single step, or its state or parameters are changed between two steps"
-"""Why a step is in no chain with others."""
+SINGLE = "it runs for a single step"
+CHANGED = "its states or parameters are changed between two steps"
+"""Why a step is in no chain with others: there is none of its layer, or there is."""
+
+WAITS = "each call needs the result of an earlier one"
 
 
 class Group:
@@ -27,6 +33,7 @@ class Group:
     def __init__(self, nodes: list[Node]) -> None:
         self.nodes = nodes
         self.reason: str | None = None  # why they stay one by one
+        self.recurrence: Recurrence | None = None  # that they are a statement of
 
     @property
     def first(self) -> Node:
@@ -53,11 +60,13 @@ class Series:
         self.chain_of = {step: chain for chain in captured.chains for step in chain.steps}
         self.group_of: dict[Node, Group] = {}
         self._number = {step: k for chain in captured.chains for k, step in enumerate(chain.steps)}
+        self.recurrences: list[Recurrence] = []
         self._keys: dict[Node, Any] = {}
         self._wanted: deque[list[Node]] = deque()
+        layers = Counter(line_of(chain.steps[0]) for chain in captured.chains)
         for chain in captured.chains:
             if len(chain.steps) == 1 and chain.reason is None:
-                chain.reason = SINGLE
+                chain.reason = SINGLE if layers[line_of(chain.steps[0])] == 1 else CHANGED
         self._split(Chain, "its input at a step depends on its output at an earlier step")
         for chain in captured.chains:
             if len(chain.steps) > 1:
@@ -65,12 +74,14 @@ class Series:
                 for i in range(1 + len(chain.neuron.states)):
                     self._follow([self._output(step, i) for step in chain.steps])
         for node in captured.nodes:  # and from what is read part by part: a record, such as in a loss over time
-            parts = [user for user in node.users if _index(user) is not None]
+            parts = [user for user in node.users if index_of(user) is not None]
             if len(parts) > 1:
                 self._wanted.append(sorted(parts, key=captured.order.__getitem__))
+        self._wanted.extendleft(self._places())
         while self._wanted:
             self._find(self._wanted.popleft())
-        self._split(Group, "each call needs the result of an earlier one")
+        self._recur()
+        self._split(Group, WAITS)
 
     # ---- what runs before what
 
@@ -80,19 +91,25 @@ class Series:
         if chain is not None and chain.merged:
             return chain
         group = self.group_of.get(node)
-        return node if group is None or group.reason is not None else group
+        return node if group is None or group.reason is not None else group.recurrence or group
 
     def members(self, vertex: Any) -> list[Node]:
         if isinstance(vertex, Chain):
             return vertex.steps
+        if isinstance(vertex, Recurrence):
+            return vertex.nodes()
         return vertex.nodes if isinstance(vertex, Group) else [vertex]
 
     def before(self, vertex: Any) -> Iterator[Any]:
         """The vertices that a vertex waits for; itself, if it does."""
+        if isinstance(vertex, Recurrence):
+            yield from map(self.vertex, vertex.inputs())
         for n, node in enumerate(self.members(vertex)):
             given = node.all_input_nodes
-            if isinstance(vertex, Chain) and n > 0:  # its states are the chain's own
-                given = [a for a in (node.args[1], *vertex.parameters()) if isinstance(a, Node)]
+            if isinstance(vertex, Recurrence):  # what it takes is above
+                given = []
+            elif isinstance(vertex, Chain) and n > 0:  # its states are the chain's own
+                given = [a for a in pytree.tree_leaves((node.args[1], vertex.parameters())) if isinstance(a, Node)]
             for a in (*given, *self.captured.before.get(node, ())):
                 yield self.vertex(a)
 
@@ -132,13 +149,64 @@ class Series:
         after = _reversed(before)
         split: set[Any] = set()
         for vertex in before:
-            if isinstance(vertex, kind) and vertex not in split and vertex in (later := _reached(vertex, after)):
+            if (
+                isinstance(vertex, kind | Recurrence)
+                and vertex not in split
+                and vertex in (later := _reached(vertex, after))
+            ):
                 split |= later & _reached(vertex, before)
         for vertex in split:
             if isinstance(vertex, kind):
                 vertex.reason = reason
+            elif isinstance(vertex, Recurrence) and kind is Group:
+                self.recurrences.remove(vertex)
+                for group in vertex.statements:
+                    group.reason, group.recurrence = reason, None
+
+    # ---- recurrences
+
+    def _recur(self) -> None:
+        """Let calls that wait for one another run as programs, where they are elementwise."""
+        before = {vertex: set(self.before(vertex)) for vertex in self.vertices()}
+        for vertices in cycles(before):
+            groups = [v for v in vertices if type(v) is Group]
+            if len(groups) < 2 or any(isinstance(v, Chain) for v in vertices):
+                continue
+            groups += self._taken_apart(groups)
+            try:
+                found = recurrence_of(groups, self.captured.order, self._is_free)
+            except UnmergedError as error:
+                for group in groups:
+                    group.reason = f"{WAITS}: {error}"
+                continue
+            for group in groups:
+                for node in group.nodes:
+                    del self.group_of[node], self._number[node]
+                numbers = found.number_of(group)
+                group.nodes, group.recurrence = list(numbers), found
+                self.group_of |= dict.fromkeys(numbers, group)
+                self._number |= numbers
+            self.recurrences.append(found)
+
+    def _taken_apart(self, groups: list[Group]) -> list[Group]:
+        """The groups that take the results of a call, such as an autograd.Function, apart."""
+        several = [g for g in groups if not isinstance(value(g.first), Tensor)]
+        users = [self.vertex(u) for g in several for n in g.nodes for u in n.users]
+        return [v for v in dict.fromkeys(users) if type(v) is Group and v not in groups]
 
     # ---- searching
+
+    def _places(self) -> list[list[Node]]:
+        """The calls of each place in the user's code that makes one at each step, but for the first or the last one."""
+        places: dict[Any, list[Node]] = defaultdict(list)
+        for node in self.captured.nodes:
+            if self._is_free(node) and node.stack_trace and index_of(node) is None:
+                places[node.stack_trace, self._key(node)].append(node)
+        steps = {len(nodes) for nodes in self._wanted if nodes[0] is not None and len(nodes) >= LEAST}
+        if not steps:
+            counts = Counter(len(nodes) for nodes in places.values() if len(nodes) >= LEAST)
+            steps = {n for n, _ in counts.most_common(1)}
+        return [nodes for nodes in places.values() if steps.intersection(range(len(nodes) - 1, len(nodes) + 3))]
 
     def _output(self, step: Node, i: int) -> Node | None:
         return next((u for u in step.users if u.target is operator.getitem and u.args[1] == i), None)
@@ -168,12 +236,12 @@ class Series:
         while i < len(nodes):
             run = [nodes[i]]
             if self._is_free(nodes[i]):
-                index = _index(nodes[i])
+                index = index_of(nodes[i])
                 for node in nodes[i + 1 :]:
                     if not self._is_free(node) or node in run[-1:]:
                         break
                     if index is not None:
-                        other = _index(node)
+                        other = index_of(node)
                         if other is None or other[:2] != index[:2] or not _same_context(node, run[0]):
                             break
                     elif self._key(node) != self._key(run[0]):
@@ -186,10 +254,10 @@ class Series:
             i += len(run)
 
     def _make(self, nodes: list[Node]) -> None:
-        index = _index(nodes[0])
+        index = index_of(nodes[0])
         if index is not None:
             base, dim, _ = index
-            group: Group = IndexGroup(nodes, base, dim, [_index(n)[2] for n in nodes])  # type: ignore[index]
+            group: Group = IndexGroup(nodes, base, dim, [index_of(n)[2] for n in nodes])  # type: ignore[index]
         else:
             group = Group(nodes)
             for given in zip(*(_nodes_in(n) for n in nodes), strict=True):
@@ -251,26 +319,41 @@ def _reached(start: Any, edges: Mapping[Any, Iterable[Any]]) -> set[Any]:
     return found
 
 
+def cycles(before: Mapping[Any, Iterable[Any]]) -> list[list[Any]]:
+    """The sets of vertices that lead to each other (R. Tarjan, 1972), and single ones that lead to themselves."""
+    number: dict[Any, int] = {}
+    lowest: dict[Any, int] = {}
+    open_: dict[Any, None] = {}
+    found: list[list[Any]] = []
+    for start in before:
+        work = [(start, iter(before[start]))] if start not in number else []
+        if work:
+            number[start] = lowest[start] = len(number)
+            open_[start] = None
+        while work:
+            vertex, others = work[-1]
+            for other in others:
+                if other not in number:
+                    number[other] = lowest[other] = len(number)
+                    open_[other] = None
+                    work.append((other, iter(before[other])))
+                    break
+                if other in open_:
+                    lowest[vertex] = min(lowest[vertex], number[other])
+            else:
+                work.pop()
+                if work:
+                    lowest[work[-1][0]] = min(lowest[work[-1][0]], lowest[vertex])
+                if lowest[vertex] == number[vertex]:
+                    found.append([])
+                    while not found[-1] or found[-1][-1] is not vertex:
+                        found[-1].append(open_.popitem()[0])
+    return [vertices for vertices in found if len(vertices) > 1 or vertices[0] in set(before[vertices[0]])]
+
+
 def _same_context(a: Node, b: Node) -> bool:
     return bool(a.meta["context"] == b.meta["context"])
 
 
 def _nodes_in(node: Node) -> list[Node]:
     return [a for a in pytree.tree_leaves((node.args, node.kwargs)) if isinstance(a, Node)]
-
-
-def _index(node: Node) -> tuple[Node, int, int] | None:
-    """Of a part of a tensor along one dimension: the tensor, the dimension and the place, counted from the front."""
-    if node.target is operator.getitem and node.args[0].target is aten.unbind.int:  # type: ignore[union-attr]
-        unbind, place = node.args
-        given = arguments(unbind)  # type: ignore[arg-type]
-    elif node.target is aten.select.int:
-        given = arguments(node)
-        place = given["index"]
-    else:
-        return None
-    base, dim = given["self"], given["dim"] % value(given["self"]).dim()
-    size = size_of(value(base), dim)
-    if not isinstance(place, int) or (place < 0 and size is None):
-        return None
-    return base, dim, place if size is None else place % size

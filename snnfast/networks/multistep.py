@@ -1,16 +1,15 @@
 """See :class:`MultiStep` and :class:`Residual`."""
 
 import importlib
-import warnings
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Self, TypeGuard
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from snnfast._core.settings import check_flag
+from snnfast._images.batch_norm import has_batch_statistics, normalised
 from snnfast._images.channels_last import Order, keeps_order
 from snnfast._unroll.call import Linear
 from snnfast._unroll.checks import check_reduce
@@ -41,9 +40,11 @@ class MultiStep(nn.Sequential):
     A neuron layer, such as :class:`Leaky`, is unrolled over time in one kernel. Any other layer is applied once to all
     steps together, ``[T * B, *]``. Before the first neuron layer of a constant input, it is applied once to ``[B, *]``.
 
-    The result is that of the loop over time, up to the order of sums inside matrix products, with two exceptions. Batch
-    normalisation takes its statistics over all steps together. Dropout before the first neuron layer of a constant
-    input draws one mask for all steps.
+    The result is that of the loop over time, up to the order of sums inside matrix products, with one exception:
+    Dropout before the first neuron layer of a constant input draws one mask for all steps.
+
+    Batch normalisation in training takes the statistics of each step by itself, as in the loop, and updates its running
+    averages step by step. Inside of a module of your own, it gets all steps as one batch.
 
     It is an ``nn.Sequential``, with the same ``state_dict``, ``len``, indices and slices. If a module of your own needs
     all time steps, for a loop or a skip connection inside of it, give it a method ``unroll`` that takes and returns
@@ -63,6 +64,9 @@ class MultiStep(nn.Sequential):
     Args:
         *layers: Modules in order of application, or one ``OrderedDict`` of them. The layers of a nested
             ``nn.Sequential`` or ``MultiStep`` are called directly, so that its own hooks do not run.
+        batch_norm_over_time: Whether batch normalisation in training takes its statistics from all steps together, and
+            updates its running averages once for all, as in SpikingJelly's multi-step mode. It can be changed later, as
+            the attribute of this name. That of the outermost ``MultiStep`` counts.
 
     Raises:
         TypeError: A layer is not a module, or contains a neuron where it can't be unrolled. In a call: a layer returns
@@ -79,16 +83,25 @@ class MultiStep(nn.Sequential):
         torch.Size([25, 128, 10])
     """
 
-    def __init__(self, *layers: Any) -> None:
+    batch_norm_over_time: bool = False
+
+    def __init__(self, *layers: Any, batch_norm_over_time: bool = False) -> None:
         given = layers[0].values() if len(layers) == 1 and isinstance(layers[0], dict) else layers
         for layer in given:
             if not isinstance(layer, nn.Module):
                 raise TypeError(f"layers: expected torch.nn.Module, got {type(layer).__name__}")
         super().__init__(*layers)
+        self.batch_norm_over_time = check_flag("batch_norm_over_time", batch_norm_over_time)
         if not self.layers:
             raise ValueError("layers: expected at least one module")
         for layer in self.layers:
             _check_layer(layer)
+
+    def __getitem__(self, idx: slice | int) -> Any:
+        found: Any = super().__getitem__(idx)
+        if isinstance(idx, slice):
+            found.batch_norm_over_time = self.batch_norm_over_time
+        return found
 
     @classmethod
     def from_sequential(cls, net: nn.Sequential) -> Self:
@@ -101,10 +114,9 @@ class MultiStep(nn.Sequential):
         A call goes on from the states that layers with ``init_hidden=True`` hold, as the loop does. Reset them between
         samples, as before: ``snntorch.utils.reset`` reaches snnTorch's layers, :func:`snnfast.reset` all layers.
 
-        The numbers are those of the loop up to rounding, with two exceptions. Batch normalisation in training takes its
-        statistics over all steps together; there is a warning. A last layer without ``init_hidden`` starts every call
-        from zeros. A call returns ``(spk_rec, mem_rec)`` whatever ``output`` is, also where a step returns only the
-        spikes. Hooks of neuron layers, nested sequences and ``net`` do not run.
+        The numbers are those of the loop up to rounding, with one exception: a last layer without ``init_hidden``
+        starts every call from zeros. A call returns ``(spk_rec, mem_rec)`` whatever ``output`` is, also where a step
+        returns only the spikes. Hooks of neuron layers, nested sequences and ``net`` do not run.
 
         Args:
             net: Layers of snnTorch or snnfast among others, in order of application. Nested sequences are opened.
@@ -141,7 +153,6 @@ class MultiStep(nn.Sequential):
             if not is_snntorchs(layer):
                 _check_layer(layer, f"net.{name}", to_convert=True)
         convert(net)
-        _warn_of_batch_norm(net)
         made = cls(OrderedDict(net._modules))
         made.training = net.training
         return made
@@ -226,7 +237,7 @@ class MultiStep(nn.Sequential):
             check_states(states, _without_skips(layers))
         if lengths is not None:
             lengths = check_steps(lengths, x, "x", *(x.shape[:2] if num_steps is None else (num_steps, x.shape[0])))
-        run = _Pass(states, return_states, return_spikes, lengths)
+        run = _Pass(states, return_states, return_spikes, lengths, self.batch_norm_over_time)
         x, num_steps = run.sequence(layers if final is None else layers[:-1], x, num_steps)
         x = run.order.usual(x)
         results = (x,) if final is None else run.neuron(final, x, num_steps, record_mem, reduce)
@@ -293,11 +304,13 @@ class _Pass:
         return_states: bool = False,
         return_spikes: bool = False,
         lengths: Tensor | None = None,
+        batch_norm_over_time: bool = False,
     ) -> None:
         self.states = states
         self.return_states = return_states
         self.return_spikes = return_spikes
         self.lengths = lengths
+        self.batch_norm_over_time = batch_norm_over_time
         self.number = 0  # of the next neuron
         self.order = Order()
         self.last: list[State] = []
@@ -323,9 +336,16 @@ class _Pass:
             else:
                 if not torch.compiler.is_compiling():
                     _check_layer(layer)  # a model may have been changed, or reverted to snnTorch's layers
-                call = self.order.to_call(layer, x, num_steps is not None)
+                call = self._of_each_step(layer, x, num_steps) or self.order.to_call(layer, x, num_steps is not None)
                 x = over_time(layer, call, x, num_steps)
         return x, num_steps
+
+    def _of_each_step(self, layer: nn.Module, x: Tensor, num_steps: int | None) -> Callable[[Tensor], Tensor] | None:
+        """The call of a batch normalisation that takes its statistics from each step; ``None`` for any other layer."""
+        if self.batch_norm_over_time or not has_batch_statistics(layer):
+            return None
+        norm, steps = layer, x.shape[:2] if num_steps is None else (1, x.shape[0])
+        return lambda batch: normalised(norm, batch.view(*steps, *batch.shape[1:]), num_steps or steps[0]).flatten(0, 1)
 
     def neuron(
         self,
@@ -437,20 +457,3 @@ def _why_not_unrolled(layer: nn.Module) -> str | None:
         return reason
     own = "forward" in vars(layer) or not any(type(layer).forward is known.forward for known in LAYERS.values())
     return f"{type(layer).__name__} has its own forward" if own else None
-
-
-def _warn_of_batch_norm(net: nn.Module) -> None:
-    """Warn that the numbers will differ from those of the loop."""
-    names = [
-        name
-        for name, module in net.named_modules()
-        if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None)
-    ]
-    if names:
-        warnings.warn(
-            f"net: batch normalisation in training ({', '.join(names)}) takes its statistics over all time steps "
-            "together, and updates its running averages once for all of them; the loop did both at every step. In "
-            "evaluation there is no difference",
-            UserWarning,
-            stacklevel=3,
-        )

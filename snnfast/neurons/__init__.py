@@ -1,11 +1,13 @@
 """All neurons: a file of this folder each, with its spec, reference step, function and layer.
 
-This is the one list of them. :mod:`snnfast` and :mod:`snnfast.snntorch` have the layers from here.
+This is the one list of them. :mod:`snnfast` and :mod:`snnfast.snntorch` have the layers from here. Those of ``IFNODE``
+are in :mod:`snnfast.spikingjelly`.
 """
 
 from snnfast._core import fake, library, ops
 from snnfast.neurons.alpha import Alpha
 from snnfast.neurons.base import SpikingLayer
+from snnfast.neurons.ifnode import IFNODE as IFNODE
 from snnfast.neurons.lapicque import Lapicque
 from snnfast.neurons.leaky import Leaky
 from snnfast.neurons.rleaky import RLeaky

@@ -65,7 +65,7 @@ def neuron(step: Callable[..., tuple[Tensor, ...]]) -> type["StepLayer"]:
     results equal those of the function in a loop: bit for bit, but for ``exp``, ``log``, ``sigmoid``, ``tanh`` and
     powers, which are equal up to rounding.
 
-    The kernels are for the CPU. On other devices the function runs in a loop.
+    On CUDA the kernel is compiled by NVRTC when it is first needed. On other devices the function runs in a loop.
 
     Args:
         step: The function. Its first argument is the input. The other positional arguments are the states, which begin

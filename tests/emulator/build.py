@@ -8,10 +8,13 @@ process must then have been started with their libraries preloaded, see ``make s
 import ctypes
 import fcntl
 import functools
+import hashlib
 import os
 import shlex
 import subprocess
 import sys
+import tempfile
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +23,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 import setup  # the flags of the build itself, and its search for the toolkit
+from snnfast._program.nvrtc import Launch as ProgramLaunch
+from snnfast._program.nvrtc import pack
 from tools.gates.kernels import names
 
 HERE = Path(__file__).parent
@@ -72,9 +77,7 @@ def ops_sanitizer() -> str:
 
 def _build(output: Path, sources: list[Source], sanitizer: str, links: list[str]) -> Path:
     """Compile and link, unless the output is newer than everything it could depend on."""
-    home = setup.find_toolkit()
-    if home is None:
-        raise RuntimeError("the emulator needs the headers of the CUDA toolkit; set CUDA_HOME")
+    home = _toolkit()
     folder = output.with_suffix(".objects")
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:  # of several processes that run tests, one builds
@@ -90,18 +93,8 @@ def _build_alone(
         return output
     compiler = shlex.split(setup.compiler())
     sanitize = SANITIZERS[sanitizer]
-    flags = [flag for flag in setup.CXX_FLAGS if flag != "-O3"]
-    # Line numbers for the reports of sanitizers; all of -g and -O2 take twice as long to compile.
-    flags += ["-g1", "-Werror", "-Wno-unknown-pragmas", "-fno-strict-aliasing", setup.TORCH_TARGET_FLAG]
-    flags += ["-DSNN_EMULATED", "-DSNN_CUDA", f"-DSNN_NAMESPACE={NAMESPACE}", f"-I{HERE}", f"-isystem{home}/include"]
-    flags += [f"-isystem{Path(torch.__file__).parent}/include"]
-    # A section for each variable: shared.ld collects those that are __shared__.
-    kernel_flags = [
-        *flags,
-        "-O1",
-        "-fdata-sections",
-        *(["-fno-omit-frame-pointer", *sanitize] if sanitize else []),
-    ]
+    flags = _flags(home)
+    kernel_flags = [*flags, *_kernel_flags(sanitize)]
 
     emulator = Source(HERE / "emulator.cpp", "emulator", [])
 
@@ -119,6 +112,41 @@ def _build_alone(
     return output
 
 
+def _toolkit() -> Path:
+    home = setup.find_toolkit()
+    if home is None:
+        raise RuntimeError("the emulator needs the headers of the CUDA toolkit; set CUDA_HOME")
+    return home
+
+
+def _compile_once(source: str, options: list[str], suffix: str) -> Path:
+    """What the compiler makes of a source text; it is kept."""
+    command = [*shlex.split(setup.compiler()), *_flags(_toolkit()), *options, "source.cpp", "-o", "made"]
+    known = [path.read_text() for path in sorted(HERE.glob("*.h"))]
+    name = hashlib.sha256(repr((command, known, source)).encode()).hexdigest()[:32] + suffix
+    path = HERE / "_build" / "programs" / name
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as here:
+            Path(here, "source.cpp").write_text(source)
+            subprocess.run(command, cwd=here, check=True)
+            os.replace(Path(here, "made"), path)
+    return path
+
+
+def _flags(home: Path) -> list[str]:
+    flags = [flag for flag in setup.CXX_FLAGS if flag != "-O3"]
+    # Line numbers for the reports of sanitizers; all of -g and -O2 take twice as long to compile.
+    flags += ["-g1", "-Werror", "-Wno-unknown-pragmas", "-fno-strict-aliasing", setup.TORCH_TARGET_FLAG]
+    flags += ["-DSNN_EMULATED", "-DSNN_CUDA", f"-DSNN_NAMESPACE={NAMESPACE}", f"-I{HERE}", f"-isystem{home}/include"]
+    return [*flags, f"-isystem{Path(torch.__file__).parent}/include"]
+
+
+def _kernel_flags(sanitize: list[str]) -> list[str]:
+    # A section for each variable: shared.ld collects those that are __shared__.
+    return ["-O1", "-fdata-sections", *(["-fno-omit-frame-pointer", *sanitize] if sanitize else [])]
+
+
 def build_ops() -> Path:
     """The library of the ops. Raises ``RuntimeError`` where it can't be built."""
     torch_lib = Path(torch.__file__).parent / "lib"
@@ -130,6 +158,29 @@ def build_ops() -> Path:
 def build_program(name: str, sanitizer: str) -> Path:
     """One of ``PROGRAMS``. Raises ``RuntimeError`` where it can't be built."""
     return _build(HERE / "_build" / sanitizer / name, PROGRAMS[name], sanitizer, [])
+
+
+@functools.cache
+def kernel_library(text: str) -> ctypes.CDLL:
+    """The text of a program's kernel as a library with a function ``snnfast_launch(blocks, threads, arguments)``."""
+    scheduler = _compile_once((HERE / "emulator.cpp").read_text(), ["-O2", "-c"], ".o")
+    flags = [*_kernel_flags(SANITIZERS[ops_sanitizer()]), "-Wno-unused"]
+    language = '#include "emulator.h"\n#include <math.h>\n'
+    header = _compile_once(language, [*flags, "-x", "c++-header"], ".gch")  # which takes most of the time
+    links = [str(scheduler), "-shared", f"-Wl,-T,{HERE / 'shared.ld'}", "-include", str(header.with_suffix(""))]
+    return ctypes.CDLL(str(_compile_once(f'{text}\n#include "launch.h"\n', [*flags, *links], ".so")))
+
+
+def kernel_of(text: str, device: torch.device) -> ProgramLaunch:
+    """The kernel of a program's text, as ``snnfast._program.nvrtc.kernel_of`` makes it for a card."""
+    library = kernel_library(text)
+
+    def launch(blocks: int, threads: int, arguments: Sequence[int | float]) -> None:
+        memory = pack(arguments)
+        failed = library.snnfast_launch(blocks, threads, ctypes.byref(memory, 8 * len(arguments)))
+        assert failed == 0, f"the kernel failed with error {failed}"
+
+    return launch
 
 
 @functools.cache

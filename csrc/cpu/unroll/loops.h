@@ -176,7 +176,7 @@ void forward_loop(int n, const ForwardRows<Neuron, A>& rows, const Lanes<A, Neur
         spk[g] = fired.spk;
         v[g] = fired.v;
         if (Spk == Spikes::kSum) sum[g] += fired.spk;
-        if (Spk == Spikes::kBits) bits[g] |= (fired.v > p[g][Neuron::kParameters - 2]) & (1 << k);
+        if (Spk == Spikes::kBits) bits[g] |= fires<Neuron>(fired.v, p[g][Neuron::kParameters - 2]) & (1 << k);
       }
       if (Spk == Spikes::kEach) spk.put(row.spk[k] + i, row.stream_spk);
       if (!Record) continue;

@@ -1,0 +1,244 @@
+"""Programs condensed after public code that uses snnTorch, each written as its kind of user writes it.
+
+A program is a network of snnTorch's layers, its inputs, and a function ``train(net, *inputs)`` that returns a loss, or
+a loss and other results. What its user compiles is the network; or ``train``, where ``whole`` says so.
+"""
+
+import importlib
+import logging
+import re
+import warnings
+from collections.abc import Callable, Iterable
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import cache
+from io import StringIO
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - PyTorch's own name for it
+from torch import Tensor, nn
+
+import snnfast
+
+from ..peers import Peer
+from ..peers.ours import LOOPED, SWAPPED
+from ..registry import Case
+
+KINDS = (
+    "dense",
+    "recurrent",
+    "vision",
+    "statistics",
+    "weights",
+    "states",
+    "cells",
+    "surrogates",
+    "attention",
+    "agents",
+)
+
+
+@dataclass(frozen=True)
+class Program:
+    """One program. Its network, its inputs for T steps and a batch of B, and the sizes at which it is measured."""
+
+    name: str
+    kind: str  # the module that it is in
+    net: Callable[[], nn.Module]
+    inputs: Callable[[int, int], tuple[Any, ...]]
+    train: Callable[..., Any]
+    whole: bool
+    T: int
+    B: int
+    dtype: torch.dtype  # in which it is compared
+
+
+_programs: dict[str, Program] = {}
+
+
+@cache
+def programs() -> dict[str, Program]:
+    """All programs by their names. They import snnTorch."""
+    for kind in KINDS:
+        importlib.import_module(f".{kind}", __name__)
+    return _programs
+
+
+def of_rate(net: Any, x: Tensor, y: Tensor) -> tuple[Any, ...]:
+    """Cross-entropy of the spike counts: what most of the programs train with."""
+    outputs = net(x)
+    spk_rec = outputs[0] if isinstance(outputs, tuple) else outputs
+    return F.cross_entropy(spk_rec.sum(0), y), outputs
+
+
+def program(
+    inputs: Callable[[int, int], tuple[Any, ...]],
+    train: Callable[..., Any] = of_rate,
+    T: int = 25,
+    B: int = 32,
+    whole: bool = False,
+    dtype: torch.dtype = torch.float64,
+) -> Callable[[Any], Any]:
+    """Enter a class of networks, or a function that makes one."""
+
+    def enter(net: Any) -> Any:
+        name = re.sub("(?<=[a-z0-9])(?=[A-Z])|_", "-", net.__name__).lower()
+        assert name not in _programs, name
+        _programs[name] = Program(name, net.__module__.rpartition(".")[2], net, inputs, train, whole, T, B, dtype)
+        return net
+
+    return enter
+
+
+# ---- inputs
+
+
+def labels(B: int, classes: int = 10) -> Tensor:
+    return torch.randint(classes, (B,))
+
+
+def frames(*shape: int, classes: int = 10) -> Callable[[int, int], tuple[Tensor, Tensor]]:
+    """Another frame at every step ``[T, B, *]``, and labels."""
+    return lambda T, B: (torch.rand(T, B, *shape), labels(B, classes))
+
+
+def events(*shape: int, classes: int = 10) -> Callable[[int, int], tuple[Tensor, Tensor]]:
+    """Spikes ``[T, B, *]``, as an event camera gives them, and labels."""
+    return lambda T, B: ((torch.rand(T, B, *shape) < 0.2).to(torch.get_default_dtype()), labels(B, classes))
+
+
+def images(*shape: int, classes: int = 10) -> Callable[[int, int], tuple[Tensor, Tensor]]:
+    """The same image at every step ``[B, *]``, and labels."""
+    return lambda T, B: (torch.rand(B, *shape), labels(B, classes))
+
+
+# ---- running them
+
+
+def built(program: Program, how: str) -> tuple[nn.Module, Callable[..., Any]]:
+    """The network of a program, and its ``train`` without the network as a peer has them."""
+    torch.manual_seed(0)
+    net = program.net()
+    with torch.no_grad():
+        for p in (p for m in net.modules() if not isinstance(m, nn.RNNCellBase) for p in m.parameters(recurse=False)):
+            if p.dim() > 1:  # weights with which every layer spikes
+                p.copy_(1.2 / p[0].numel() + torch.randn_like(p) / p[0].numel() ** 0.5)
+    function = program.train
+    if how == SWAPPED or (how == LOOPED and program.whole):
+        from snnfast.snntorch import convert
+
+        convert(net)
+    if how == LOOPED and program.whole:
+        function = snnfast.compile(function)
+    elif how == LOOPED:
+        net = snnfast.compile(net)
+    return net, lambda *inputs: function(net, *inputs)
+
+
+def loss_of(result: Any) -> Tensor:
+    found = result[0] if isinstance(result, tuple) else result
+    assert isinstance(found, Tensor)
+    return found
+
+
+@contextmanager
+def silence() -> Any:
+    """Nothing of what programs print, and of the warnings that say why something is not merged."""
+    level = logging.getLogger("torch._dynamo").level
+    with warnings.catch_warnings(), redirect_stdout(StringIO()) as printed, redirect_stderr(StringIO()):
+        warnings.simplefilter("ignore")
+        logging.getLogger("torch._dynamo").setLevel(logging.ERROR)
+        yield printed
+    logging.getLogger("torch._dynamo").setLevel(level)
+
+
+def differences(program: Program, T: int, B: int, calls: int = 2) -> Iterable[str]:
+    """What a compiled program does otherwise than its loop: results, prints, gradients, states, buffers.
+
+    In float64, where one product of all steps rounds as T products do to far more digits than are compared. snnTorch's
+    spikes are always float32, so it is the loop on snnfast's layers, which have the bits of snnTorch's. Dropout does
+    not drop, as other masks are drawn for all steps than step by step.
+    """
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(program.dtype)
+    try:
+        ours, theirs = (_seen(program, T, B, calls, how) for how in (LOOPED, SWAPPED))
+    finally:
+        torch.set_default_dtype(dtype)
+    near = 1e-8 if program.dtype == torch.float64 else 1e-4
+    for name, wanted in theirs.items():
+        found = ours.get(name)
+        if isinstance(wanted, Tensor):
+            same = isinstance(found, Tensor) and found.shape == wanted.shape and found.dtype == wanted.dtype
+            least = near * max(1.0, wanted.abs().max().item() if wanted.numel() else 0.0)
+            if not same or not torch.allclose(found, wanted, rtol=near, atol=least, equal_nan=True):
+                yield f"{name}: {_far(found, wanted)}"
+        elif isinstance(wanted, float) and isinstance(found, float | int):
+            if abs(found - wanted) > near * max(1.0, abs(wanted)):
+                yield f"{name}: {found} in place of {wanted}"
+        elif found != wanted:
+            yield f"{name}: {found} in place of {wanted}"
+
+
+def _far(found: Any, wanted: Tensor) -> str:
+    if isinstance(found, Tensor) and found.shape == wanted.shape:
+        return f"differs by {(found - wanted).abs().max().item():.1e} of {wanted.abs().max().item():.1e}"
+    return f"{getattr(found, 'shape', found)} in place of {tuple(wanted.shape)}"
+
+
+def _seen(program: Program, T: int, B: int, calls: int, how: str) -> dict[str, Any]:
+    net, train = built(program, how)
+    for module in net.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    seen: dict[str, Any] = {}
+    for call in range(calls):
+        torch.manual_seed(call)
+        inputs = deepcopy(program.inputs(T, B))
+        net.zero_grad()
+        with silence() as printed:
+            result = train(*inputs)
+            loss_of(result).backward()
+        leaves = torch.utils._pytree.tree_leaves(result)
+        seen |= {f"call {call}: result {i}": t.detach() if isinstance(t, Tensor) else t for i, t in enumerate(leaves)}
+        seen |= {f"call {call}: gradient of {name}": p.grad for name, p in net.named_parameters()}
+        seen |= {f"call {call}: {name}": t.clone() for name, t in net.state_dict().items()}
+        seen[f"call {call}: prints"] = printed.getvalue()
+    return seen
+
+
+# ---- as cases of the benchmarks
+
+
+def cases() -> list[Case]:
+    return [Case("collection", "collection", p.T, p.B, (), variant=f"{p.kind}: {p.name}") for p in programs().values()]
+
+
+def functions(case: Case, peer: Peer) -> tuple[Callable[[], object], Callable[[], tuple[Tensor, ...]], list[Tensor]]:
+    """A training step with Adam, whose learning rate is 0, so that what is measured stays the same; its forward pass.
+
+    Raises:
+        AssertionError: What is compiled does not do what the loop does.
+    """
+    program = programs()[case.variant.rpartition(" ")[2]]
+    if peer.name == LOOPED:
+        torch._dynamo.reset()
+        wrong = list(differences(program, min(case.T, 5), 3))
+        assert not wrong, "; ".join(wrong)
+    net, train = built(program, peer.name)
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.0)
+    inputs = program.inputs(case.T, case.B)
+
+    def forward() -> tuple[Tensor, ...]:
+        with silence():
+            return (loss_of(train(*inputs)),)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with silence():
+            loss_of(train(*inputs)).backward()
+        optimizer.step()
+
+    return step, forward, list(net.parameters())

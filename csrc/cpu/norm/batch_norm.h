@@ -1,0 +1,51 @@
+// Batch normalisation of T steps, each by the mean and variance of its own batch, as a loop over time has them.
+#pragma once
+
+#include <cstdint>
+
+#include "../../op/problem.h"
+#include "../isa.h"
+
+namespace snnfast::cpu {
+
+// Steps [T, B, C, S], or [T, B, S, C] if `channels_last`. Nothing of one channel of a step depends on another, so a
+// unit of work is some channels of one step.
+struct BatchNorm {
+  DType dtype;  // of x, y and their gradients. All other arrays are opmath or double.
+  int64_t T, B, C, S;
+  bool channels_last;
+  const void* x;       // [T, B, C, S]
+  const void* weight;  // [C], or [T, C]; nullptr: ones
+  bool weight_varies;  // it is [T, C]
+  double eps;
+
+  int64_t samples() const { return B * S; }  // of a channel of a step
+};
+
+struct BatchNormForward : BatchNorm {
+  const void* bias;  // as the weight; nullptr: zeros
+  bool bias_varies;
+  void* y;         // [T, B, C, S]
+  void* mean;      // [T, C] opmath
+  void* variance;  // [T, C] opmath; the sum of squares is divided by the number of samples
+};
+
+struct BatchNormBackward : BatchNorm {
+  const void* grad;      // [T, B, C, S]
+  const void* mean;      // [T, C] opmath, as forward returned them
+  const void* variance;  // [T, C] opmath
+  void* grad_x;          // [T, B, C, S]
+  double* grad_weight;   // [T, C]
+  double* grad_bias;     // [T, C]
+};
+
+struct BatchNormKernels {
+  int64_t (*units)(const BatchNorm&);
+  // By the dtype, for units first to last - 1.
+  void (*forward[4])(const BatchNormForward&, int64_t first, int64_t last);
+  void (*backward[4])(const BatchNormBackward&, int64_t first, int64_t last);
+};
+
+SNN_DECLARE_FOR_EACH_ISA(const BatchNormKernels& batch_norm_kernels())
+
+}  // namespace snnfast::cpu

@@ -1,0 +1,378 @@
+// Compiled once for each instruction set. The rules at the top of ../unroll/kernels.cpp hold here too.
+//
+// The samples of a channel are rows of lanes. A lane sums over the rows of a block in the opmath dtype, blocks and
+// lanes are then added in double. Units, lanes and blocks depend on the shape only, so no sum depends on the number of
+// threads or on the instruction set.
+#include <type_traits>
+
+#include "../convert.h"
+#include "batch_norm.h"
+
+namespace snnfast::cpu::SNN_ISA {
+namespace {
+
+constexpr int kMostLanes = 512;   // of a unit
+constexpr int kChannels = 256;    // the least of a unit in channels_last order, if there are so many
+constexpr int kFewChannels = 16;  // with fewer, a row has several samples
+constexpr int kImageUnit = 16;    // channels of a unit in contiguous order
+constexpr int kImageLanes = 16;   // of each of them
+constexpr int kMostRows = 128;    // of a block
+constexpr int kBlock = 16384;     // the most elements of a block
+
+template <typename T>
+T least(T a, T b) {
+  return a < b ? a : b;
+}
+
+// ---- how a call is divided
+
+// Some channels of a step.
+struct Unit {
+  int64_t step, first;
+  int channels;
+};
+
+// Rows of lanes in memory, and the number of the first lane in its unit.
+struct Rows {
+  int64_t at, count, stride;
+  int lanes, first;
+};
+
+// The samples of a row in channels_last order: so many that it consists of whole vectors.
+int samples_per_row(const BatchNorm& p) {
+  int samples = 1;
+  while (p.C < kFewChannels && samples * p.C % kFewChannels != 0) samples *= 2;
+  return samples;
+}
+
+int channels_per_unit(const BatchNorm& p) {
+  if (!p.channels_last) return static_cast<int>(least<int64_t>(p.C, kImageUnit));
+  const int64_t parts = p.C < kChannels ? 1 : p.C / kChannels;
+  return static_cast<int>((p.C + parts - 1) / parts);
+}
+
+int64_t units_per_step(const BatchNorm& p) {
+  const int64_t channels = channels_per_unit(p);
+  return (p.C + channels - 1) / channels;
+}
+
+int64_t units(const BatchNorm& p) { return p.T * units_per_step(p); }
+
+Unit unit(const BatchNorm& p, int64_t number) {
+  const int64_t per_step = units_per_step(p), channels = channels_per_unit(p), first = number % per_step * channels;
+  return {number / per_step, first, static_cast<int>(least(channels, p.C - first))};
+}
+
+template <typename Visit>
+void each_block(const Rows& rows, Visit&& visit) {
+  if (rows.lanes == 0) return;
+  const int64_t most = least(kMostRows, kBlock / rows.lanes);
+  for (int64_t i = 0; i < rows.count; i += most) {
+    visit(Rows{rows.at + i * rows.stride, least(most, rows.count - i), rows.stride, rows.lanes, rows.first});
+  }
+}
+
+// Visits the blocks of a unit.
+template <typename Visit>
+void each_block(const BatchNorm& p, const Unit& u, Visit&& visit) {
+  const int64_t step = u.step * p.C * p.samples();
+  if (p.channels_last) {
+    const int samples = samples_per_row(p);
+    const int64_t rows = p.samples() / samples, rest = p.samples() % samples;
+    each_block(Rows{step + u.first, rows, p.C * samples, u.channels * samples, 0}, visit);
+    each_block(Rows{step + u.first + rows * samples * p.C, rest, p.C, u.channels, 0}, visit);
+    return;
+  }
+  const int64_t rows = p.S / kImageLanes, rest = p.S % kImageLanes;
+  for (int64_t b = 0; b < p.B; ++b) {
+    for (int c = 0; c < u.channels; ++c) {
+      const int64_t image = step + (b * p.C + u.first + c) * p.S;
+      each_block(Rows{image, rows, kImageLanes, kImageLanes, c * kImageLanes}, visit);
+      each_block(Rows{image + rows * kImageLanes, 1, 0, static_cast<int>(rest), c * kImageLanes}, visit);
+    }
+  }
+}
+
+// Calls `f(lane, channel)` for each lane of a unit.
+template <typename F>
+void each_lane(const BatchNorm& p, const Unit& u, F&& f) {
+  const int repeats = p.channels_last ? samples_per_row(p) : kImageLanes;
+  for (int c = 0; c < u.channels; ++c) {
+    for (int i = 0; i < repeats; ++i) f(p.channels_last ? i * u.channels + c : c * kImageLanes + i, c);
+  }
+}
+
+// ---- blocks in the opmath dtype
+
+template <typename A>
+struct Block {
+  A* at;
+  int64_t stride;
+};
+
+template <typename S, typename A = Opmath<S>>
+Block<const A> load(const void* from, const Rows& rows, A* scratch) {
+  const S* const at = static_cast<const S*>(from) + rows.at;
+  if constexpr (std::is_same_v<S, A>) {
+    return {at, rows.stride};
+  } else {
+    for (int64_t r = 0; r < rows.count; ++r) load_row(at + r * rows.stride, rows.lanes, scratch + r * rows.lanes);
+    return {scratch, rows.lanes};
+  }
+}
+
+// Where a block is computed that `store` writes.
+template <typename S, typename A = Opmath<S>>
+Block<A> open(void* to, const Rows& rows, A* scratch) {
+  if constexpr (std::is_same_v<S, A>) {
+    return {static_cast<S*>(to) + rows.at, rows.stride};
+  } else {
+    return {scratch, rows.lanes};
+  }
+}
+
+template <typename S, typename A = Opmath<S>>
+void store(void* to, const Rows& rows, const A* scratch) {
+  if constexpr (!std::is_same_v<S, A>) {
+    S* const at = static_cast<S*>(to) + rows.at;
+    for (int64_t r = 0; r < rows.count; ++r) store_row(at + r * rows.stride, rows.lanes, scratch + r * rows.lanes);
+  }
+}
+
+template <typename V, typename A>
+V lanes_at(const A* from) {
+  if constexpr (std::is_same_v<V, A>) {
+    return *from;
+  } else {
+    return V::load(from);
+  }
+}
+
+template <typename V, typename A>
+void put_lanes(A* to, V value) {
+  if constexpr (std::is_same_v<V, A>) {
+    *to = value;
+  } else {
+    value.store(to);
+  }
+}
+
+template <int N>
+using Number = std::integral_constant<int, N>;
+
+// Visits the lanes of a row in vectors, several of them at a time, or one by one where they fill none. The last vector
+// may overlap the one before: it computes the same again.
+template <typename A, typename Visit>
+void each_vector(int lanes, Visit&& visit) {
+  constexpr int kSize = Vec<A>::kSize;
+  int i = 0;
+  for (; i + 4 * kSize <= lanes; i += 4 * kSize) visit(Vec<A>(), Number<4>(), i);
+  if (i + 3 * kSize <= lanes) visit(Vec<A>(), Number<3>(), i), i += 3 * kSize;
+  if (i + 2 * kSize <= lanes) visit(Vec<A>(), Number<2>(), i), i += 2 * kSize;
+  if (i + kSize <= lanes) visit(Vec<A>(), Number<1>(), i), i += kSize;
+  if (i < lanes && lanes >= kSize) return visit(Vec<A>(), Number<1>(), lanes - kSize);
+  for (; i < lanes; ++i) visit(A(), Number<1>(), i);
+}
+
+template <typename V, typename A>
+constexpr int kWidth = sizeof(V) / sizeof(A);
+
+// Two sums for each lane of a unit.
+struct Sums {
+  double first[kMostLanes] = {}, second[kMostLanes] = {};
+
+  // Adds the sums over a block. `terms(row, lane, a, b)` gives two terms in vectors.
+  template <typename A, typename Terms>
+  void add(const Rows& rows, Terms&& terms) {
+    A a[kMostLanes], b[kMostLanes];
+    each_vector<A>(rows.lanes, [&]<typename V, int N>(V, Number<N>, int lane) {
+      constexpr int kStep = kWidth<V, A>;
+      V x[N], y[N];
+      for (int j = 0; j < N; ++j) x[j] = y[j] = V(A(0));
+      for (int64_t r = 0; r < rows.count; ++r) {
+        for (int j = 0; j < N; ++j) {
+          V s, t;
+          terms(r, lane + j * kStep, s, t);
+          x[j] += s;
+          y[j] += t;
+        }
+      }
+      for (int j = 0; j < N; ++j) {
+        put_lanes(a + lane + j * kStep, x[j]);
+        put_lanes(b + lane + j * kStep, y[j]);
+      }
+    });
+    for (int i = 0; i < rows.lanes; ++i) {
+      first[rows.first + i] += static_cast<double>(a[i]);
+      second[rows.first + i] += static_cast<double>(b[i]);
+    }
+  }
+};
+
+// The same for each channel.
+struct ChannelSums {
+  double first[kMostLanes] = {}, second[kMostLanes] = {};
+
+  ChannelSums(const BatchNorm& p, const Unit& u, const Sums& sums) {
+    each_lane(p, u, [&](int lane, int channel) {
+      first[channel] += sums.first[lane];
+      second[channel] += sums.second[lane];
+    });
+  }
+};
+
+// Calls `make(row, lane)` for all vectors of a block, and stores the results.
+template <typename A, typename Make>
+void write(const Rows& rows, const Block<A>& to, Make&& make) {
+  each_vector<A>(rows.lanes, [&]<typename V, int N>(V, Number<N>, int lane) {
+    for (int64_t r = 0; r < rows.count; ++r) {
+      for (int j = 0; j < N; ++j) {
+        const int i = lane + j * kWidth<V, A>;
+        put_lanes(to.at + r * to.stride + i, make(V(), r, i));
+      }
+    }
+  });
+}
+
+// ---- forward
+
+// Constants of lanes, and where a call has those of the channels of a unit.
+template <typename A>
+struct Lanes {
+  A at[kMostLanes];
+};
+
+template <typename A>
+const A* parameter(const void* data, bool varies, const BatchNorm& p, const Unit& u) {
+  return data == nullptr ? nullptr : static_cast<const A*>(data) + (varies ? u.step * p.C : 0) + u.first;
+}
+
+template <typename S>
+void forward_unit(const BatchNormForward& p, const Unit& u) {
+  using A = Opmath<S>;
+  A scratch[std::is_same_v<S, A> ? 1 : kBlock], made[std::is_same_v<S, A> ? 1 : kBlock];
+  Lanes<A> shift{}, mean, scale, bias;
+  const auto add = [&](Sums& sums, const Rows& rows) {
+    const Block<const A> x = load<S>(p.x, rows, scratch);
+    sums.add<A>(rows, [&]<typename V>(int64_t r, int lane, V& s, V& t) {
+      s = lanes_at<V>(x.at + r * x.stride + lane) - lanes_at<V>(shift.at + rows.first + lane);
+      t = s * s;
+    });
+  };
+
+  // The sum of squares loses no digits if the samples are taken from near their mean: from that of the first sample, or
+  // of the first block.
+  {
+    Sums first;
+    int64_t seen = 0, before = -1;
+    each_block(p, u, [&](const Rows& rows) {
+      if (rows.first <= before) return;
+      before = rows.first;
+      add(first, rows);
+      seen = rows.count * rows.lanes / (p.channels_last ? u.channels : 1);
+    });
+    const ChannelSums sums(p, u, first);
+    each_lane(p, u, [&](int lane, int channel) {
+      shift.at[lane] = static_cast<A>(sums.first[channel] / static_cast<double>(seen));
+    });
+  }
+
+  Sums all;
+  each_block(p, u, [&](const Rows& rows) { add(all, rows); });
+  const ChannelSums sums(p, u, all);
+  const double n = static_cast<double>(p.samples());
+  const A* const weight = parameter<A>(p.weight, p.weight_varies, p, u);
+  const A* const given_bias = parameter<A>(p.bias, p.bias_varies, p, u);
+  A* const means = static_cast<A*>(p.mean) + u.step * p.C + u.first;
+  A* const variances = static_cast<A*>(p.variance) + u.step * p.C + u.first;
+  each_lane(p, u, [&](int lane, int c) {
+    const double from_shift = sums.first[c] / n, found = sums.second[c] / n - from_shift * from_shift;
+    const double variance = found < 0 ? 0 : found;  // NaN stays
+    const double inverse = 1 / __builtin_sqrt(variance + p.eps);
+    mean.at[lane] = static_cast<A>(static_cast<double>(shift.at[lane]) + from_shift);
+    scale.at[lane] = static_cast<A>(weight == nullptr ? inverse : inverse * static_cast<double>(weight[c]));
+    bias.at[lane] = given_bias == nullptr ? A(0) : given_bias[c];
+    means[c] = mean.at[lane];
+    variances[c] = static_cast<A>(variance);
+  });
+
+  each_block(p, u, [&](const Rows& rows) {
+    const Block<const A> x = load<S>(p.x, rows, scratch);
+    write<A>(rows, open<S>(p.y, rows, made), [&]<typename V>(V, int64_t r, int lane) {
+      const int i = rows.first + lane;
+      const V from_mean = lanes_at<V>(x.at + r * x.stride + lane) - lanes_at<V>(mean.at + i);
+      return from_mean * lanes_at<V>(scale.at + i) + lanes_at<V>(bias.at + i);
+    });
+    store<S>(p.y, rows, made);
+  });
+}
+
+// ---- backward
+
+// With g the gradient of the output, and m and s the mean and 1 / sqrt(variance + eps):
+//   weight * s * (g - mean(g) - (x - m) * s^2 * mean(g * (x - m)))
+template <typename S>
+void backward_unit(const BatchNormBackward& p, const Unit& u) {
+  using A = Opmath<S>;
+  constexpr int kScratch = std::is_same_v<S, A> ? 1 : kBlock;
+  A of_x[kScratch], of_grad[kScratch], made[kScratch];
+  Lanes<A> mean, scale, constant, slope;
+  const int64_t at = u.step * p.C + u.first;
+  const A* const means = static_cast<const A*>(p.mean) + at;
+  const A* const variances = static_cast<const A*>(p.variance) + at;
+  each_lane(p, u, [&](int lane, int c) { mean.at[lane] = means[c]; });
+
+  Sums all;
+  each_block(p, u, [&](const Rows& rows) {
+    const Block<const A> x = load<S>(p.x, rows, of_x), grad = load<S>(p.grad, rows, of_grad);
+    all.add<A>(rows, [&]<typename V>(int64_t r, int lane, V& s, V& t) {
+      s = lanes_at<V>(grad.at + r * grad.stride + lane);
+      t = s * (lanes_at<V>(x.at + r * x.stride + lane) - lanes_at<V>(mean.at + rows.first + lane));
+    });
+  });
+  const ChannelSums sums(p, u, all);
+  const double n = static_cast<double>(p.samples());
+  const A* const weight = parameter<A>(p.weight, p.weight_varies, p, u);
+  each_lane(p, u, [&](int lane, int c) {
+    const double variance = static_cast<double>(variances[c]) + p.eps, inverse = 1 / __builtin_sqrt(variance);
+    p.grad_bias[at + c] = sums.first[c];
+    p.grad_weight[at + c] = sums.second[c] * inverse;
+    scale.at[lane] = static_cast<A>(weight == nullptr ? inverse : inverse * static_cast<double>(weight[c]));
+    constant.at[lane] = static_cast<A>(sums.first[c] / n);
+    slope.at[lane] = static_cast<A>(sums.second[c] / n / variance);
+  });
+
+  each_block(p, u, [&](const Rows& rows) {
+    const Block<const A> x = load<S>(p.x, rows, of_x), grad = load<S>(p.grad, rows, of_grad);
+    write<A>(rows, open<S>(p.grad_x, rows, made), [&]<typename V>(V, int64_t r, int lane) {
+      const int i = rows.first + lane;
+      const V from_mean = lanes_at<V>(x.at + r * x.stride + lane) - lanes_at<V>(mean.at + i);
+      const V rest = lanes_at<V>(grad.at + r * grad.stride + lane) - lanes_at<V>(constant.at + i);
+      return (rest - from_mean * lanes_at<V>(slope.at + i)) * lanes_at<V>(scale.at + i);
+    });
+    store<S>(p.grad_x, rows, made);
+  });
+}
+
+template <typename S>
+void forward(const BatchNormForward& p, int64_t first, int64_t last) {
+  for (int64_t i = first; i < last; ++i) forward_unit<S>(p, unit(p, i));
+}
+
+template <typename S>
+void backward(const BatchNormBackward& p, int64_t first, int64_t last) {
+  for (int64_t i = first; i < last; ++i) backward_unit<S>(p, unit(p, i));
+}
+
+}  // namespace
+
+const BatchNormKernels& batch_norm_kernels() {
+  static constexpr BatchNormKernels kernels{
+      units,
+      {forward<float>, forward<double>, forward<Half>, forward<BFloat16>},
+      {backward<float>, backward<double>, backward<Half>, backward<BFloat16>},
+  };
+  return kernels;
+}
+
+}  // namespace snnfast::cpu::SNN_ISA

@@ -1,0 +1,211 @@
+"""Batch normalisation in training over all time steps in one call: each step has the statistics of its own batch.
+
+A loop over time computes just that, one step after the other. The kernels run at the speed of memory. They add in
+another order than PyTorch, some rows in the opmath dtype and all of them in float64. Where the kernels do not fit,
+PyTorch is called once on ``[B, T * C, *]``, which has the bits of the loop for images.
+"""
+
+from collections.abc import Sequence
+from typing import Any, TypeGuard
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from snnfast._core import backend, ops
+from snnfast._core.modules import is_only_called
+from snnfast._core.pytorch import constant_while_tracing, is_forward_mode, transforms_are_active
+
+__all__ = ["batch_norm", "has_batch_statistics", "normalised"]
+
+_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+def has_batch_statistics(layer: nn.Module) -> TypeGuard[_BatchNorm]:
+    """Whether a layer normalises by the mean and variance of what it is given, as in training."""
+    return isinstance(layer, _BatchNorm) and (layer.training or layer.running_mean is None)
+
+
+def normalised(
+    layer: _BatchNorm,
+    x: Tensor,  # [T, B, C, *], or [1, B, C, *] if it is the same at every step
+    steps: int,
+) -> Tensor:
+    """What a layer with :func:`has_batch_statistics` returns if it is called step after step, and what it updates."""
+    if type(layer) not in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d) or not is_only_called(layer) or not len(x):
+        every = [layer(step) for step in x.expand(steps, *x.shape[1:])]
+        return torch.stack(every[: len(x)]) if every else x
+    layer._check_input_dim(x[0])  # type: ignore[no-untyped-call]
+    if x[0].numel() == x.shape[2]:
+        raise ValueError(f"expected more than 1 value per channel when training, got a step of {tuple(x.shape[1:])}")
+    tracks = layer.training and layer.track_running_stats and layer.running_mean is not None
+    momentum: float | list[float] = 0.0 if layer.momentum is None else layer.momentum
+    if tracks and layer.num_batches_tracked is not None:
+        if layer.momentum is None:
+            before = int(layer.num_batches_tracked)
+            momentum = [1 / (before + t + 1) for t in range(steps)]
+        layer.num_batches_tracked.add_(steps)
+    running = (layer.running_mean, layer.running_var) if tracks else (None, None)
+    return batch_norm(x, layer.weight, layer.bias, *running, momentum, layer.eps, steps)
+
+
+def batch_norm(
+    x: Tensor,  # [T, B, C, *], or [1, B, C, *] if it is the same at every step
+    weight: Tensor | None,  # [C], or [T, C]
+    bias: Tensor | None,  # [C], or [T, C]
+    running_mean: Tensor | Sequence[Tensor] | None,  # [C]: one for all steps, or one for each
+    running_var: Tensor | Sequence[Tensor] | None,
+    momentum: float | Sequence[float],
+    eps: float,
+    steps: int,
+) -> Tensor:
+    """``torch.batch_norm`` in training of each step, one after the other. The running averages change in place."""
+    if any(t is not None and t.dim() == 2 for t in (weight, bias)):
+        x = x.expand(steps, *x.shape[1:])
+    if not _takes_kernels(x, weight, bias):
+        like = running_mean if running_mean is None or isinstance(running_mean, Tensor) else running_mean[0]
+        y, mean, variance = _by_pytorch(x, weight, bias, like, eps)
+    else:
+        y, mean, variance = torch.ops.snnfast.batch_norm_forward(_dense(x), weight, bias, eps)
+        n = x[0].numel() // x.shape[2]
+        variance = variance * (n / (n - 1))  # that of the running average is unbiased
+    if running_mean is not None and running_var is not None:
+        with torch.no_grad():
+            _update(running_mean, mean, momentum, steps)
+            _update(running_var, variance, momentum, steps)
+    return y
+
+
+def _takes_kernels(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
+    dtypes = x.dtype, ops.opmath_dtype(x.dtype)
+    return (
+        not backend.exporting()  # what is exported is PyTorch's alone
+        and type(x) is Tensor  # one that has numbers
+        and not _transforms()
+        and x.device.type == "cpu"
+        and x.dtype in _DTYPES
+        and x.numel() > 0
+        and all(t is None or (t.device.type == "cpu" and t.dtype in dtypes) for t in (weight, bias))
+        and backend.use_fused(x)
+        and not is_forward_mode()
+    )
+
+
+@constant_while_tracing
+def _transforms() -> bool:
+    return transforms_are_active()
+
+
+def _dense(x: Tensor) -> Tensor:
+    """The same numbers, with steps in one of the two orders that the kernels take."""
+    return x if x.movedim(2, -1).is_contiguous() else x.contiguous()
+
+
+def _like(y: Tensor, x: Tensor) -> Tensor:
+    """The same numbers, in the order in which ``x`` has its dimensions in memory."""
+    order = sorted(range(x.dim()), key=x.stride, reverse=True)
+    back = sorted(range(x.dim()), key=order.__getitem__)
+    return y.permute(order).contiguous().permute(back)
+
+
+def _update(
+    running: Tensor | Sequence[Tensor],
+    found: Tensor,  # [T, C], or [1, C] if it is the same at every step
+    momentum: float | Sequence[float],
+    steps: int,
+) -> None:
+    """Update running averages in the order of the steps."""
+    found = found.expand(steps, *found.shape[1:])
+    if not isinstance(running, Tensor):
+        assert not isinstance(momentum, Sequence)
+        torch._foreach_lerp_(list(running), list(found.to(running[0].dtype).unbind()), momentum)
+        return
+    shares: list[float] = []
+    rest = 1.0
+    for m in reversed(momentum if isinstance(momentum, Sequence) else [momentum] * steps):
+        shares.insert(0, m * rest)
+        rest *= 1 - m
+    running.mul_(rest).add_(torch.tensor(shares, dtype=found.dtype, device=found.device) @ found)
+
+
+# ---- by PyTorch: channels of different steps are different channels
+
+
+def _channels(x: Tensor) -> Tensor:
+    """``[T, B, C, *]`` to ``[B, T * C, *]``."""
+    return x.transpose(0, 1).flatten(1, 2)
+
+
+def _steps(y: Tensor, x: Tensor) -> Tensor:
+    """The reverse, in the shape and order of ``x``."""
+    return _like(y.view(y.shape[0], x.shape[0], x.shape[2], *y.shape[2:]).transpose(0, 1), x)
+
+
+def _of_channels(parameter: Tensor | None, steps: int) -> Tensor | None:
+    """``[C]`` or ``[T, C]`` to ``[T * C]``."""
+    return None if parameter is None else parameter.expand(steps, parameter.shape[-1]).flatten()
+
+
+def _by_pytorch(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, running: Tensor | None, eps: float
+) -> tuple[Tensor, Any, Any]:
+    """The output, and the mean and unbiased variance of each step ``[T, C]`` where there are running averages."""
+    T, C = x.shape[0], x.shape[2]
+    found = (None, None) if running is None else (running.new_zeros(T * C), running.new_zeros(T * C))
+    given = _of_channels(weight, T), _of_channels(bias, T)
+    y = torch.batch_norm(_channels(x), *given, *found, True, 1.0, eps, torch.backends.cudnn.enabled)  # type: ignore[call-arg]
+    mean, variance = (None if t is None else t.view(T, C) for t in found)
+    return _steps(y, x), mean, variance
+
+
+def _backward_by_pytorch(
+    grad: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor, variance: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As ``batch_norm_backward``, with a derivative."""
+    T, C = x.shape[0], x.shape[2]
+    given = _channels(grad), _channels(x), _of_channels(weight, T), None, None
+    saved = mean.detach().flatten(), (variance.detach() + eps).rsqrt().flatten()  # their derivative is in PyTorch's
+    of_x, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(*given, *saved, True, eps, [True] * 3)
+    return _steps(of_x, x), of_weight.view(T, C), of_bias.view(T, C)
+
+
+# ---- by the kernels
+
+
+def _save(ctx: Any, inputs: Any, output: tuple[Tensor, Tensor, Tensor]) -> None:
+    x, weight, bias, eps = inputs
+    ctx.save_for_backward(x, weight, bias, *output[1:])
+    ctx.eps = eps
+
+
+def _backward(ctx: Any, grad: Tensor, *_: Any) -> Any:
+    x, weight, bias, mean, variance = ctx.saved_tensors
+    if torch.is_grad_enabled():  # a second derivative is PyTorch's
+        found = _backward_by_pytorch(grad, x, weight, mean, variance, ctx.eps)
+    else:
+        found = torch.ops.snnfast.batch_norm_backward(_like(grad, x), x, weight, mean, variance, ctx.eps)
+    return found[0], _of_parameter(found[1], weight), _of_parameter(found[2], bias), None
+
+
+def _of_parameter(of_steps: Tensor, parameter: Tensor | None) -> Tensor | None:
+    if parameter is None:
+        return None
+    return (of_steps if parameter.dim() == 2 else of_steps.sum(0)).to(parameter.dtype)
+
+
+def _like_forward(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    mean = x.new_empty((x.shape[0], x.shape[2]), dtype=ops.opmath_dtype(x.dtype))
+    return torch.empty_like(x), mean, torch.empty_like(mean)
+
+
+def _like_backward(
+    grad: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor, variance: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    of_weight = torch.empty_like(mean, dtype=torch.float64)
+    return torch.empty_like(x), of_weight, torch.empty_like(of_weight)
+
+
+if ops.extension is not None:
+    torch.library.register_fake("snnfast::batch_norm_forward", _like_forward)
+    torch.library.register_fake("snnfast::batch_norm_backward", _like_backward)
+    torch.library.register_autograd("snnfast::batch_norm_forward", _backward, setup_context=_save)

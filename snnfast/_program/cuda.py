@@ -1,0 +1,123 @@
+"""The codes of a program on CUDA, with the results of the ops ``program_forward`` and ``program_backward``."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from snnfast._core.ops import opmath_dtype
+from snnfast._program.code import Code
+from snnfast._program.nvrtc import Launch, NoKernelError
+from snnfast._program.source import CHECKPOINT, Kinds, Source, backward_source, forward_source
+
+__all__ = ["Engine"]
+
+_BLOCKS = 128  # so many multiprocessors large cards have: few neurons come in blocks of one warp
+_WARP = 32
+
+
+class Engine:
+    """Runs codes by kernels of their own.
+
+    Args:
+        kernel_of: ``(text, device)`` to the kernel, or ``NoKernelError``.
+    """
+
+    def __init__(self, kernel_of: Callable[[str, torch.device], Launch]) -> None:
+        self._kernel_of = kernel_of
+
+    def forward(
+        self,
+        code: Code,
+        like: Tensor,
+        series: Sequence[Tensor],
+        states: Sequence[Tensor],
+        parameters: Sequence[Tensor],
+        steps: int,
+        neurons: int,
+        keep: bool,
+    ) -> list[Tensor]:
+        opmath = opmath_dtype(like.dtype)
+        outputs = [like.new_empty(steps, neurons) for _ in range(code.outputs)]
+        last = [like.new_empty(neurons, dtype=opmath) for _ in states]
+        kept: list[Any] = [like.new_empty(-(-steps // CHECKPOINT) * len(states), neurons, dtype=opmath)] if keep else []
+        given = [*_rows(series), *states, *_numbers(parameters), *outputs, *last]
+        self._run(forward_source, code, like, series, parameters, [steps, neurons, *given, *(kept or [0])])
+        return [*outputs, *last, *kept]
+
+    def backward(
+        self,
+        code: Code,
+        like: Tensor,
+        series: Sequence[Tensor],
+        parameters: Sequence[Tensor],
+        kept: Tensor,
+        grad_outputs: Sequence[Tensor],
+        grad_last: Sequence[Tensor],
+        steps: int,
+        neurons: int,
+    ) -> list[Tensor]:
+        of_series = [like.new_empty(steps, neurons) for k in range(len(series)) if k in code.gradients]
+        initial = [torch.empty_like(g) for g in grad_last]
+        first = len(series) + len(grad_last)
+        learned = [p for j, p in enumerate(parameters) if first + j in code.gradients]
+        sums = [like.new_empty(neurons, dtype=torch.float64) for _ in learned]
+        given = [*_rows(series), *_numbers(parameters), kept, *_rows(grad_outputs), *grad_last]
+        given += [*of_series, *initial, *sums]
+        self._run(backward_source, code, like, series, parameters, [steps, neurons, *given])
+        # PyTorch's sum of float64 numbers has an order that only their number decides.
+        sums = [s.sum() if p.dim() == 0 else s for s, p in zip(sums, learned, strict=True)]
+        return [*of_series, *initial, *sums]
+
+    def _run(
+        self,
+        write: Callable[[Code, torch.dtype, Kinds], Source],
+        code: Code,
+        like: Tensor,
+        series: Sequence[Tensor],
+        parameters: Sequence[Tensor],
+        arguments: Sequence[Tensor | int | float],
+    ) -> None:
+        kinds = tuple("numbers" if x.dim() == 1 else "rows" for x in series), tuple(map(_kind, parameters))
+        key: Any = like.dtype, like.device, kinds, self
+        if key not in code.kernels:
+            source = write(code, like.dtype, kinds)
+            try:
+                code.kernels[key] = source.threads, self._kernel_of(source.text, like.device)
+            except NoKernelError as error:  # and it is not tried again
+                code.kernels[key] = error
+        if isinstance(code.kernels[key], NoKernelError):
+            raise code.kernels[key]
+        threads, launch = code.kernels[key]
+        neurons = arguments[1]
+        assert isinstance(neurons, int)
+        while threads > _WARP and neurons < _BLOCKS * threads:
+            threads //= 2
+        if neurons > 0:
+            values = [_pointer(a, like) if isinstance(a, Tensor) else a for a in arguments]
+            launch(-(-neurons // threads), threads, values)
+
+
+def _rows(series: Sequence[Tensor]) -> list[Tensor | int]:
+    """Rows with the stride from one to the next, which is 0 where there is one; numbers of each step as they are."""
+    found: list[Tensor | int] = []
+    for x in series:
+        found += [x] if x.dim() == 1 else [x, x.stride(0) if x.shape[0] > 1 else 0]
+    return found
+
+
+def _kind(parameter: Tensor) -> str:
+    if parameter.dim() > 0:
+        return "neurons"
+    return "value" if parameter.is_cpu else "number"
+
+
+def _numbers(parameters: Sequence[Tensor]) -> list[Tensor | float]:
+    return [float(p) if _kind(p) == "value" else p for p in parameters]
+
+
+def _pointer(t: Tensor, like: Tensor) -> int:
+    if t.device != like.device or not t.is_contiguous():
+        raise ValueError(f"expected contiguous tensors on {like.device}, got one on {t.device}")
+    return t.data_ptr()

@@ -1,0 +1,68 @@
+"""Steps of connected neurons: the product that brings their last spikes back becomes a part of the step.
+
+In the graph of a loop it stands in front of the step, which has no ``V`` of its own (see ``snnfast/_unroll/graph.py``).
+As a part of the step, the chain of steps is one of states alone, and becomes one unroll.
+"""
+
+from typing import Any
+
+from torch.fx import Graph, Node
+
+from snnfast._core.ops import NEURONS
+from snnfast._unroll.graph import step
+from snnfast.compiler.functionalize import Memory
+from snnfast.compiler.nodes import arguments, aten, is_step, name_of, signature_of
+
+
+def absorb_connections(graph: Graph) -> None:
+    """Let each step of connected neurons take the weights of its connections, and the spikes before their product."""
+    memory = Memory(graph)
+    for node in list(graph.nodes):
+        found = _connections(node) if is_step(node.target) else None
+        if found is None:
+            continue
+        product, spk, connections = found
+        first = None if _is_zero(spk) and not memory.is_written(spk) else spk
+        tensors: Any = node.args[2]
+        places = len(NEURONS[node.args[0]].states)
+        node.target = step
+        states = first, *tensors[1:places], connections, *tensors[places + 1 :]
+        node.args = (*node.args[:2], states, *node.args[3:])
+        graph.erase_node(product)
+
+
+def _connections(node: Node) -> tuple[Node, Node, tuple[Any, ...]] | None:
+    """The product that a step reads alone, the spikes that it is of, and weight, bias and form of a convolution."""
+    neuron, tensors = NEURONS[node.args[0]], node.args[2]  # type: ignore[index]
+    if not neuron.has_spike_feedback or tensors[len(neuron.states)] is not None:  # type: ignore[index]
+        return None
+    product: Any = tensors[0]  # type: ignore[index]
+    name, context = name_of(product.target), node.meta["context"]
+    if name not in ("linear", "conv2d") or len(product.users) > 1 or product.meta["context"] != context:
+        return None
+    if context.blocks:  # such as autocast, under which the product has another dtype
+        return None
+    given = arguments(product)
+    form = None
+    if name == "conv2d":
+        if isinstance(given["padding"], str):
+            return None
+        form = *(tuple(given[name]) for name in ("stride", "padding", "dilation")), given["groups"]
+    spk = given["input"]
+    while (
+        spk.target in _KEEP_NUMBERS
+        and spk.meta["context"] == context
+        and signature_of(spk) == signature_of(spk.args[0])
+    ):
+        spk = spk.args[0]
+    if signature_of(spk) != signature_of(node.args[1]):
+        return None
+    return product, spk, (given["weight"], given["bias"], form)
+
+
+# The unroll does the same where it is needed.
+_KEEP_NUMBERS = (aten.to.dtype, aten.contiguous.default, aten.clone.default)
+
+
+def _is_zero(node: Node) -> bool:
+    return name_of(node.target) in ("zeros", "zeros_like", "new_zeros")

@@ -1,0 +1,99 @@
+"""Code and networks that know SpikingJelly only: :func:`enable_compat`, :func:`convert`."""
+
+import sys
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from snnfast.spikingjelly import base, cext, functional, layer, neuron, surrogate
+from snnfast.spikingjelly.neuron import BaseNode, IFNode, LIFNode, ParametricLIFNode
+
+__all__ = ["convert", "enable_compat"]
+
+_SUBMODULES = {"base": base, "functional": functional, "layer": layer, "neuron": neuron, "surrogate": surrogate}
+_PACKAGES = {"activation_based": _SUBMODULES, "clock_driven": _SUBMODULES, "cext": {"neuron": cext}}
+_NODES: dict[str, type[BaseNode]] = {kind.__name__: kind for kind in (IFNode, LIFNode, ParametricLIFNode)}
+
+
+def enable_compat() -> None:
+    """Let ``import spikingjelly`` find this package, in this process: for code that can't be changed.
+
+    ``spikingjelly.activation_based`` and ``spikingjelly.clock_driven`` have the modules ``neuron``, ``surrogate``,
+    ``functional``, ``layer`` and ``base`` then, and ``spikingjelly.cext.neuron`` is :mod:`snnfast.spikingjelly.cext`.
+    Other names of SpikingJelly are an ``ImportError``. A second call does nothing.
+
+    Raises:
+        RuntimeError: SpikingJelly itself was imported already.
+
+    Example::
+
+        >>> import snnfast.spikingjelly
+        >>> snnfast.spikingjelly.enable_compat()  # doctest: +SKIP
+        >>> from spikingjelly.clock_driven.neuron import MultiStepLIFNode  # doctest: +SKIP
+    """
+    known = sys.modules.get("spikingjelly")
+    if known is not None:
+        if not hasattr(known, "of_snnfast"):
+            raise RuntimeError("enable_compat: SpikingJelly itself was imported already; call it before that")
+        return
+    root = _package("spikingjelly")
+    root.of_snnfast = True  # type: ignore[attr-defined]
+    for name, modules in _PACKAGES.items():
+        package = _package(f"spikingjelly.{name}")
+        setattr(root, name, package)
+        for child, module in modules.items():
+            setattr(package, child, module)
+            sys.modules[f"spikingjelly.{name}.{child}"] = module
+
+
+def _package(name: str) -> ModuleType:
+    made = ModuleType(name, "SpikingJelly's names, as snnfast.spikingjelly has them.")
+    made.__path__ = []  # a package without files of its own
+    sys.modules[name] = made
+    return made
+
+
+def convert(net: nn.Module) -> dict[str, str]:
+    """Put the nodes of an installed SpikingJelly on the kernels, in place.
+
+    Each node stays the same object, with its parameters, options, membrane and hooks. So optimizers, references and
+    checkpoints stay valid. Layers of other kinds, such as ``layer.Conv2d``, are left as they are, and work with the
+    nodes. Reset the network by :func:`functional.reset_net` afterwards: SpikingJelly's own does it, too, but warns.
+
+    Args:
+        net: Any module, also a single node.
+
+    Returns:
+        The names of the nodes that were left as they are, each with the reason.
+
+    Raises:
+        TypeError: ``net`` is not a module.
+    """
+    if not isinstance(net, nn.Module):
+        raise TypeError(f"net: expected a torch.nn.Module, got {type(net).__name__}")
+    left = {}
+    for name, module in net.named_modules():
+        if not any(c.__name__ == "BaseNode" and _is_theirs(c) for c in type(module).__mro__):
+            continue
+        kind = _NODES.get(type(module).__name__)
+        if kind is None or not _is_theirs(type(module)):
+            left[name] = f"snnfast has no kernel for {type(module).__name__}"
+        elif "forward" in vars(module):
+            left[name] = "its forward was replaced"
+        else:
+            _swap(module, kind)
+    return left
+
+
+def _is_theirs(kind: type) -> bool:
+    return kind.__module__.startswith("spikingjelly.")
+
+
+def _swap(node: Any, kind: type[BaseNode]) -> None:
+    kept = {name: getattr(node, name) for name in ("v", "v_seq", "store_v_seq")}
+    for name in ("_memories", "_memories_rv", "_store_v_seq"):
+        del node.__dict__[name]
+    node.__class__ = kind
+    vars(node).update(kept, backend="torch")
+    node._register()

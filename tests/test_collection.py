@@ -1,0 +1,55 @@
+"""Programs after public code, compiled: each does what its loop does, and every layer of it spikes."""
+
+from typing import Any
+
+import pytest
+import torch
+from helpers import THOROUGH
+
+pytest.importorskip("snntorch")
+
+import snntorch
+
+from benchmarks import collection
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+PROGRAMS = collection.programs()
+SILENT = {"price": ["lif3"], "autoencoder": ["l4"]}  # their membranes are the output
+# snnTorch's SLSTM starts every step from zeros where its input has another size than its states.
+LAZY = {"muscles": ["slstm1.lstm_cell.weight_hh"], "hybrid": ["slstm.lstm_cell.weight_hh"]}
+QUICK = {"static-image", "recurrent-student", "gestures", "spike-counts", "straight-through", "squashed", "stream"}
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Any:
+    torch._dynamo.reset()
+    snntorch.SpikingNeuron.instances.clear()  # utils.reset goes through all that there are
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize(
+    "program",
+    [pytest.param(p, id=n, marks=[] if n in QUICK else pytest.mark.thorough) for n, p in PROGRAMS.items()],
+)
+def test_a_compiled_program_does_what_its_loop_does(program: Any) -> None:
+    assert list(collection.differences(program, 4, 3, calls=3 if THOROUGH else 2)) == []
+
+
+@pytest.mark.parametrize("program", PROGRAMS.values(), ids=PROGRAMS)
+def test_every_layer_spikes_and_every_weight_has_a_gradient(program: Any) -> None:
+    net, train = collection.built(program, "snnTorch, loop")
+    spikes: dict[str, list[torch.Tensor]] = {}
+
+    def look(name: str, output: Any) -> None:
+        spikes.setdefault(name, []).append(output[0] if isinstance(output, tuple) else output)
+
+    for name, layer in net.named_modules():
+        if isinstance(layer, snntorch.SpikingNeuron):
+            layer.register_forward_hook(lambda module, given, output, name=name: look(name, output))
+    with collection.silence():
+        collection.loss_of(train(*program.inputs(min(program.T, 8), 4))).backward()
+    silent = [name for name, spk in spikes.items() if not 0 < torch.stack(spk).double().mean() < 1]
+    lazy = [name for name, p in net.named_parameters() if p.requires_grad and not (p.grad is not None and p.grad.any())]
+    assert silent == SILENT.get(program.name, [])
+    assert lazy == LAZY.get(program.name, [])

@@ -1,0 +1,107 @@
+"""Numbers and prints in a compiled loop: the program's own, in its order, and the loop stays in one piece."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import snnfast
+
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("nothing_compiled")]
+
+
+class Net(nn.Module):
+    def __init__(self, look: Callable[..., Any]) -> None:
+        super().__init__()
+        self.fc1, self.lif, self.fc2 = nn.Linear(12, 16), snnfast.Leaky(beta=0.9, threshold=0.3), nn.Linear(16, 5)
+        self.look = look
+
+    def forward(self, x: Tensor) -> Any:
+        mem, count, seen, out = self.lif.reset_mem(), torch.zeros(()), [], []
+        for t in range(x.size(0)):
+            spk, mem = self.lif(self.fc1(x[t]), mem)
+            count += spk.sum()  # in place: what was printed must not show it
+            seen.append(self.look(t, spk, mem, count))
+            out.append(self.fc2(spk))
+        return torch.stack(out), seen
+
+
+def compiled(look: Callable[..., Any]) -> tuple[nn.Module, nn.Module]:
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    net = Net(look)
+    net.load_state_dict(state := {k: v.clone() for k, v in net.state_dict().items()})
+    same = Net(look)
+    same.load_state_dict(state)
+    return snnfast.compile(same), net
+
+
+def one_unroll(net: nn.Module, x: Tensor) -> bool:
+    return "5 steps of leaky: one unroll" in str(snnfast.explain(net, x))
+
+
+PRINTS = {
+    "several": lambda t, spk, mem, count: print("step", t, spk.shape, count, mem.dtype, spk.mean().item()),
+    "formatted": lambda t, spk, mem, count: print(f"{t:03d} {count} {count.item():.1f} {mem.max().item():+.3f}"),
+    "sometimes": lambda t, spk, mem, count: print(spk.sum()) if t % 2 else None,
+    "ended": lambda t, spk, mem, count: print(count.item(), end=" "),
+    "listed": lambda t, spk, mem, count: print(spk[0].tolist()),
+}
+SPLIT = {"ended", "listed"}  # torch.compile can't move these
+
+
+@pytest.mark.parametrize("name", PRINTS)
+def test_what_a_loop_prints_is_printed_in_order_with_the_values_that_it_had(name: str, capsys: Any) -> None:
+    net, same = compiled(PRINTS[name])
+    x = torch.rand(5, 4, 12)
+    printed = []
+    for each in (same, net, net):
+        each(x)
+        printed.append(re.sub(r", grad_fn=<\w+>", "", capsys.readouterr().out))
+    assert printed[0]
+    assert printed[1:] == [printed[0]] * 2
+    assert one_unroll(same, x) == (name not in SPLIT)
+
+
+NUMBERS = {
+    "item": lambda t, spk, mem, count: spk.sum().item() / spk.numel(),
+    "float": lambda t, spk, mem, count: float(mem.abs().max()) + t,
+    "int": lambda t, spk, mem, count: int((spk > 0).sum()),
+    "bool": lambda t, spk, mem, count: {"any": (spk > 0).any().item()},
+    "in place": lambda t, spk, mem, count: count.item(),
+    "decides": lambda t, spk, mem, count: "many" if spk.sum().item() > 20 else "few",
+    "index": lambda t, spk, mem, count: mem[int(spk.sum()) % 4].detach(),
+}
+
+
+def _assert_equal(seen: list[Any], expected: list[Any]) -> None:
+    if isinstance(expected[0], float):
+        expected = pytest.approx(expected)
+    assert seen == expected
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_numbers_of_a_loop_are_those_of_the_loop(name: str) -> None:
+    net, same = compiled(NUMBERS[name])
+    for seed in range(3):
+        torch.manual_seed(seed)
+        x = torch.rand(5, 4, 12)
+        (out, seen), (wanted, expected) = net(x), same(x)
+        torch.testing.assert_close(out, wanted)
+        assert [type(a) for a in seen] == [type(a) for a in expected]
+        torch.testing.assert_close(seen, expected) if name == "index" else _assert_equal(seen, expected)
+    assert one_unroll(same, x) == (name != "decides")
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_loop_that_a_number_decides_in_is_cut_and_the_message_names_the_line() -> None:
+    net, same = compiled(NUMBERS["decides"])
+    x = torch.rand(5, 4, 12)
+    where = r'test_loop_statistics.py:\d+: "decides": lambda .* if spk.sum\(\).item\(\) > 20'
+    with pytest.warns(UserWarning, match=rf"Net runs as it is, .*torch.compile cuts the code at .*{where}"):
+        net(x)
+    (cut,) = snnfast.explain(same, x).cuts
+    assert re.search(where, cut)

@@ -1,0 +1,506 @@
+"""``snnfast.spikingjelly``: SpikingJelly's equations, and SpikingJelly itself where it is installed; its names."""
+
+import copy
+import importlib.util
+import io
+import itertools
+import math
+import random
+import warnings
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from fresh import fresh
+from helpers import THOROUGH, assert_bits_equal, assert_close
+from torch import Tensor, nn
+
+import snnfast
+from snnfast.spikingjelly import cext, convert, functional, layer, neuron, surrogate
+
+NODES = {"IFNode": None, "LIFNode": "tau", "ParametricLIFNode": "init_tau"}
+SURROGATES = ("Sigmoid", "ATan", "PiecewiseQuadratic", "PiecewiseExp", "SoftSign", "SuperSpike", "Erf")
+
+
+@pytest.fixture(scope="module")
+def theirs() -> ModuleType:
+    """``spikingjelly.activation_based`` of the installed SpikingJelly."""
+    pytest.importorskip("spikingjelly", reason="SpikingJelly 2.0.0 is not installed")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from spikingjelly import activation_based
+        from spikingjelly.activation_based import functional, neuron, surrogate  # noqa: F401
+    return activation_based
+
+
+class Setting(NamedTuple):
+    """A node, and what it is given."""
+
+    kind: str
+    options: dict[str, Any]
+    surrogate: str
+    alpha: tuple[float, ...]
+    x: Tensor
+
+    def node(self, neurons: Any, surrogates: Any, function: Any = None) -> Any:
+        function = function or getattr(surrogates, self.surrogate)(*self.alpha)
+        return getattr(neurons, self.kind)(surrogate_function=function, **self.options).to(self.x.dtype)
+
+
+def drawn(seed: int) -> Setting:
+    draw, generator = random.Random(seed), torch.Generator().manual_seed(seed)
+    dtype = draw.choice([torch.float32, torch.float64])
+    options: dict[str, Any] = {
+        "v_threshold": draw.choice([1.0, 0.5, 0.75, 1.3]),
+        "v_reset": draw.choice([0.0, None, -0.25, 0.1, 0.5]),
+        "detach_reset": draw.random() < 0.5,
+        "step_mode": draw.choice("sm"),
+        "store_v_seq": draw.random() < 0.5,
+    }
+    kind = draw.choice(list(NODES))
+    if (tau := NODES[kind]) is not None:
+        options[tau] = draw.choice([2.0, 1.5, 3.0, 1.1, 100.0, draw.uniform(1.01, 8)])
+        options["decay_input"] = draw.random() < 0.5
+    shape = draw.choice([1, 2, 4, 5, 17, 33]), *draw.choice([(1,), (7,), (3, 40), (2, 3, 5, 5)])
+    x = torch.randn(shape, generator=generator, dtype=dtype) * draw.choice([0.5, 1.0, 3.0]) + draw.choice([0.0, 0.5])
+    if draw.random() < 0.5:  # membranes at the threshold
+        x = (4 * x).round() / 4
+    alpha = () if draw.random() < 0.5 else (draw.choice([1.0, 2.0, 3.5]),)
+    return Setting(kind, options, draw.choice(SURROGATES), alpha, x)
+
+
+class Equations(nn.Module):
+    """A node as the equations of SpikingJelly 2.0.0 stand in its documentation, in PyTorch's operators."""
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__()
+        self.options, self.kind = setting.options, setting.kind
+        self.function = getattr(surrogate, setting.surrogate)(*setting.alpha)
+        if self.kind == "ParametricLIFNode":
+            w = torch.tensor(-math.log(self.options["init_tau"] - 1))
+            self.w = nn.Parameter(w.to(setting.x.dtype))
+        self.v: Any = self.options["v_reset"] or 0.0
+        self.v_seq: Any = None
+
+    def forward(self, x_seq: Tensor) -> Tensor:
+        threshold, v_reset = self.options["v_threshold"], self.options["v_reset"]
+        spikes, voltages, v = [], [], self.v
+        v = v if isinstance(v, Tensor) else torch.full_like(x_seq[0], v)
+        for x in x_seq:
+            h = self.charge(x, v)
+            spike = self.function(h - threshold)
+            s = spike.detach() if self.options["detach_reset"] else spike
+            v = h - s * threshold if v_reset is None else s * v_reset + (1.0 - s) * h
+            spikes.append(spike)
+            voltages.append(v)
+        self.v = v
+        if self.options["store_v_seq"]:
+            goes_on = self.options["step_mode"] == "s" and self.v_seq is not None
+            self.v_seq = torch.cat([*([self.v_seq] if goes_on else []), torch.stack(voltages)])
+        return torch.stack(spikes)
+
+    def charge(self, x: Tensor, v: Tensor) -> Tensor:
+        r = self.options["v_reset"] or 0.0
+        if self.kind == "IFNode":
+            return v + x
+        decays = self.options["decay_input"]
+        if self.kind == "LIFNode":
+            tau = self.options["tau"]
+            return v + (x - (v - r)) / tau if decays else v - (v - r) / tau + x
+        q = self.w.sigmoid()
+        return v + (x - (v - r)) * q if decays else v - (v - r) * q + x
+
+
+def outcome(node: Any, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """Spikes and membranes of two calls without a reset between them; and gradients of a loss on all of these."""
+    x = x.clone().requires_grad_()
+    one_by_one = getattr(node, "step_mode", "m") == "s"
+    spikes = [torch.stack([node(step) for step in x]) if one_by_one else node(x) for _ in range(2)]
+    results = [*spikes, node.v] + [node.v_seq] * (node.v_seq is not None)
+    generator = torch.Generator().manual_seed(1)
+    weights = [torch.randn(t.shape, generator=generator, dtype=t.dtype).to(t.device) for t in results]
+    loss: Any = sum((w * t).sum() for w, t in zip(weights, results, strict=True))
+    inputs = [x, *node.parameters()]
+    return [t.detach() for t in results], list(torch.autograd.grad(loss, inputs))
+
+
+def assert_same(found: Any, wanted: Any) -> None:
+    for ours, theirs in zip(found[0], wanted[0], strict=True):
+        assert_bits_equal(ours, theirs)
+    for ours, theirs in zip(found[1], wanted[1], strict=True):
+        assert_close(ours, theirs, {4: 1e-5, 8: 1e-10}[theirs.element_size()], scale=1.0)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_node_computes_the_equations(device: torch.device, seed: int) -> None:
+    setting = drawn(seed)
+    x, node = setting.x.to(device), setting.node(neuron, surrogate).to(device)
+    assert_same(outcome(node, x), outcome(Equations(setting).to(device), x))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_reference_computes_the_equations(seed: int) -> None:
+    setting = drawn(seed)
+    with snnfast.use_backend("reference"):
+        found = outcome(setting.node(neuron, surrogate), setting.x)
+    assert_same(found, outcome(Equations(setting), setting.x))
+
+
+@pytest.mark.needs_extension
+@pytest.mark.parametrize("seed", range(2000 if THOROUGH else 100))
+def test_a_node_is_spikingjellys(theirs: Any, seed: int) -> None:
+    setting = drawn(seed)
+    node = setting.node(neuron, surrogate)
+    if seed % 3 == 0:  # its own objects are recognised
+        node.surrogate_function = setting.node(theirs.neuron, theirs.surrogate).surrogate_function
+    assert_same(outcome(node, setting.x), outcome(setting.node(theirs.neuron, theirs.surrogate), setting.x))
+
+
+@pytest.mark.needs_extension
+@pytest.mark.parametrize("seed", range(5))
+def test_any_callable_is_a_surrogate_function(seed: int) -> None:
+    class Step(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, z: Tensor) -> Tensor:
+            ctx.save_for_backward(z)
+            return (z >= 0).to(z.dtype)
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Any) -> Tensor:
+            return grads[0] * (ctx.saved_tensors[0].abs() < 0.5)  # type: ignore[no-any-return]
+
+    setting = drawn(seed)
+    equations = Equations(setting)
+    del equations.function
+    equations.function = Step.apply
+    with snnfast.use_backend("fused"):
+        assert_same(outcome(setting.node(neuron, surrogate, Step.apply), setting.x), outcome(equations, setting.x))
+
+
+@pytest.mark.needs_extension
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_has_the_membranes_of_float32(dtype: torch.dtype) -> None:
+    x = torch.randn(20, 4, 33).to(dtype)
+    half, full = (neuron.LIFNode(3.0, step_mode="m") for _ in range(2))
+    spikes = half(x)
+    assert spikes.dtype == dtype
+    assert half.v.dtype == torch.float32
+    assert_bits_equal(spikes.float(), full(x.float()))
+    assert_bits_equal(half.v, full.v)
+
+
+CALLS: tuple[tuple[str, tuple[Any, ...], dict[str, Any]], ...] = (
+    ("IFNode", (), {"detach_reset": True}),
+    ("IFNode", (1.0, None, surrogate.ATan(), True, "m", "cupy", False), {}),  # 0.0.0.0.14
+    ("IFNode", (1.0, 0.0, surrogate.ATan(), True, "m", True), {}),  # 2.0
+    ("IFNode", (), {"cupy_fp32_inference": True}),
+    ("LIFNode", (), {"tau": 2.0, "detach_reset": True}),
+    ("LIFNode", (2.0,), {"decay_input": False, "v_reset": None, "step_mode": "m", "backend": "cupy"}),
+    ("LIFNode", (), {"tau": 1.5, "v_threshold": 0.5, "surrogate_function": surrogate.PiecewiseQuadratic()}),
+    ("LIFNode", (), {"step_mode": "m", "store_v_seq": True, "backend": "triton"}),
+    ("ParametricLIFNode", (), {"init_tau": 2.0, "detach_reset": True, "surrogate_function": surrogate.ATan()}),
+    ("ParametricLIFNode", (), {"init_tau": 2.0, "v_reset": 0.0, "step_mode": "m", "backend": "torch"}),
+    ("MultiStepIFNode", (), {"detach_reset": True, "backend": "cupy"}),
+    ("MultiStepLIFNode", (), {"tau": 2.0, "detach_reset": True, "backend": "cupy"}),
+    ("MultiStepLIFNode", (), {"tau": 2.0, "v_threshold": 0.5, "detach_reset": True, "backend": "cupy"}),
+    ("MultiStepLIFNode", (), {"detach_reset": True, "v_reset": None, "backend": "torch", "lava_s_cale": 64}),
+    ("MultiStepParametricLIFNode", (), {"init_tau": 2.0, "detach_reset": True, "backend": "cupy"}),
+)
+"""Constructor calls of all versions, as public networks have them."""
+
+
+@pytest.mark.parametrize(("kind", "given", "named"), CALLS)
+def test_constructor_calls_of_all_versions_work(kind: str, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+    node = getattr(neuron, kind)(*given, **named)
+    x = torch.rand(4, 2, 5)
+    assert (node(x) if node.step_mode == "m" else node(x[0])).shape[-2:] == (2, 5)
+    assert node.detach_reset == (named.get("detach_reset", len(given) > 3))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: neuron.LIFNode(1.0), "tau: expected a time constant above 1, got 1.0"),
+        (lambda: neuron.ParametricLIFNode(0.5), "init_tau: expected a time constant above 1, got 0.5"),
+        (lambda: neuron.IFNode("1"), "v_threshold: expected a number, got str"),
+        (lambda: neuron.IFNode(step_mode="t"), "step_mode: expected 's' or 'm', got 't'"),
+        (lambda: functional.set_step_mode(neuron.MultiStepIFNode(), "s"), "step_mode: expected 'm', got 's'"),
+        (lambda: neuron.IFNode(backend="tpu"), "backend: expected one of torch, cupy"),
+        (lambda: neuron.IFNode(surrogate_function=surrogate.ATan), "surrogate_function: expected a callable"),
+        (lambda: neuron.IFNode(surrogate_function=torch.sigmoid), "surrogate_function: expected a function whose"),
+        (lambda: surrogate.ATan(-1.0), "alpha: expected a number above 0"),
+        (lambda: surrogate.ATan(spiking=False), "spiking: expected True"),
+        (lambda: layer.Conv2d(1, 1, 3, step_mode="m")(torch.rand(4, 1, 8, 8)), "x: expected all steps"),
+        (lambda: layer.Dropout(1.0), "p: expected a probability"),
+        (lambda: convert("net"), "net: expected a torch.nn.Module, got str"),  # type: ignore[arg-type]
+    ],
+)
+def test_a_wrong_argument_is_an_error_that_names_it(call: Any, message: str) -> None:
+    with pytest.raises((TypeError, ValueError)) as raised:
+        call()
+    assert str(raised.value).startswith(message)
+
+
+def network(neurons: Any = neuron, layers: Any = layer) -> nn.Sequential:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        layers.Conv2d(2, 4, 3, padding=1, bias=False), layers.BatchNorm2d(4), neurons.LIFNode(2.0, detach_reset=True),
+        layers.MaxPool2d(2), layers.Flatten(), layers.Linear(64, 6), neurons.ParametricLIFNode(), layers.VotingLayer(2),
+    )  # fmt: skip
+    nn.init.normal_(net[5].weight)
+    return net
+
+
+def test_a_network_step_by_step_is_the_one_over_all_steps() -> None:
+    net, x = network().eval(), 9 * torch.rand(5, 2, 2, 8, 8)
+    one_by_one = torch.stack([net(step) for step in x])
+    assert 0 < one_by_one.mean() < 1
+    functional.reset_net(net)
+    functional.set_step_mode(net, "m")
+    torch.testing.assert_close(net(x), one_by_one)
+    going_on = net(x)
+    functional.reset_net(net)
+    assert all(node.v == 0.0 for node in net if isinstance(node, neuron.BaseNode))
+    torch.testing.assert_close(net(x), one_by_one)
+    assert not torch.equal(going_on, one_by_one)
+
+
+def test_a_network_is_spikingjellys(theirs: Any) -> None:
+    from spikingjelly.activation_based import layer as their_layer
+
+    ours, others = network(), network(theirs.neuron, their_layer)
+    assert list(ours.state_dict()) == list(others.state_dict())
+    ours.load_state_dict(others.state_dict())
+    others.load_state_dict(ours.state_dict())
+    functional.set_step_mode(ours, "m")
+    theirs.functional.set_step_mode(others, "m")
+    converted = copy.deepcopy(others)
+    assert convert(converted) == {}
+    assert isinstance(converted[2], neuron.LIFNode)
+    results = []
+    for net in (ours, others, converted):
+        x = (3 * torch.rand(5, 2, 2, 8, 8, generator=torch.Generator().manual_seed(0))).requires_grad_()
+        net(x).square().sum().backward()
+        results.append((net(x).detach(), x.grad, *[p.grad for p in net.parameters()]))
+    for found in (results[0], results[2]):
+        assert_bits_equal(found[0], results[1][0])
+        for a, b in zip(found[1:], results[1][1:], strict=True):
+            assert_close(a, b, 1e-5, scale=1.0)
+
+
+class Residual(nn.Module):
+    """A block of a spike-element-wise residual network, as public code for SpikingJelly 0.0.0.0.4 has it."""
+
+    def __init__(self, inputs: int, planes: int, stride: int, layers: Any, node: Any) -> None:
+        super().__init__()
+        convs = [(inputs, planes, 3, stride), (planes, planes, 3, 1), (inputs, planes, 1, stride)]
+        self.convs = nn.ModuleList(
+            layers.SeqToANNContainer(nn.Conv2d(a, b, k, s, k // 2, bias=False), nn.BatchNorm2d(b))
+            for a, b, k, s in convs
+        )
+        self.nodes = nn.ModuleList(node(detach_reset=True) for _ in convs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.nodes[1](self.convs[1](self.nodes[0](self.convs[0](x))))
+        out += self.nodes[2](self.convs[2](x))  # in place, as there
+        return out  # type: ignore[no-any-return]
+
+
+def test_a_residual_network_has_spikingjellys_losses(theirs: Any) -> None:
+    from spikingjelly.activation_based import layer as their_layer
+
+    def theirs_of_cext(detach_reset: bool) -> Any:
+        return theirs.neuron.IFNode(1.0, 0.0, theirs.surrogate.ATan(), detach_reset, "m")
+
+    curves = []
+    for layers, node in ((layer, cext.MultiStepIFNode), (their_layer, theirs_of_cext)):
+        torch.manual_seed(0)
+        blocks = [
+            Residual(3, 16, 1, layers, node),
+            Residual(16, 32, 2, layers, node),
+            Residual(32, 32, 2, layers, node),
+        ]
+        net, head = nn.Sequential(*blocks).double(), nn.Linear(32, 10).double()
+        optimizer, losses = torch.optim.SGD([*net.parameters(), *head.parameters()], 0.1, 0.9), []
+        for step in range(20):
+            generator = torch.Generator().manual_seed(step)
+            images = torch.rand(4, 3, 12, 12, generator=generator, dtype=torch.float64)
+            labels = torch.randint(10, (4,), generator=generator)
+            loss = nn.functional.cross_entropy(head(net(2 * images.expand(4, *images.shape)).mean((0, 3, 4))), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            functional.reset_net(net)
+            losses.append(loss.item())
+        curves.append(losses)
+    assert curves[0] == pytest.approx(curves[1], rel=1e-9)
+    assert len(set(curves[0])) == 20
+
+
+def test_convert_leaves_what_it_does_not_know(theirs: Any) -> None:
+    from spikingjelly.activation_based import neuron as their_neuron
+
+    class Own(their_neuron.LIFNode):  # type: ignore[misc]
+        pass
+
+    node = theirs.neuron.LIFNode(3.0, v_reset=None, step_mode="m", store_v_seq=True)
+    x = torch.rand(3, 2, 4)
+    spikes = node(x).clone()
+    v, again = node.v, copy.deepcopy(node)(x)
+    net = nn.Sequential(their_neuron.QIFNode(), Own(), node)
+    assert list(convert(net)) == ["0", "1"]
+    assert_bits_equal(node.v, v)
+    assert_bits_equal(node(x), again)
+    functional.reset_net(node)
+    assert_bits_equal(node(x), spikes)
+    assert_bits_equal(node.v_seq[-1], node.v)
+
+
+def test_a_membrane_keeps_its_graph_until_it_is_detached_or_reset() -> None:
+    node, x = neuron.IFNode(10.0), torch.full((2, 3), 0.5, requires_grad=True)
+    node(x)
+    node(x)
+    (gradient,) = torch.autograd.grad(node.v.sum(), x)
+    assert_bits_equal(gradient, torch.full((2, 3), 2.0))
+    functional.detach_net(node)
+    node(x)
+    (gradient,) = torch.autograd.grad(node.v.sum(), x)
+    assert_bits_equal(gradient, torch.ones(2, 3))
+    snnfast.reset(node)
+    assert node.v == 0.0
+    node(torch.rand(5, 3))  # another batch begins anew
+    assert node.v.shape == (5, 3)
+
+
+def test_a_node_can_be_copied_saved_and_moved() -> None:
+    node = neuron.ParametricLIFNode(3.0, surrogate_function=surrogate.Erf(), step_mode="m", store_v_seq=True)
+    node(torch.rand(4, 2, 3))
+    file = io.BytesIO()
+    torch.save(node, file)
+    file.seek(0)
+    for other in (copy.deepcopy(node), torch.load(file, weights_only=False)):
+        assert_bits_equal(other.v, node.v.detach())
+        assert_bits_equal(other(torch.ones(4, 2, 3)).detach(), copy.deepcopy(node)(torch.ones(4, 2, 3)).detach())
+    node.double()
+    assert node.v.dtype == torch.float64
+    assert repr(node) == (
+        "ParametricLIFNode(\n  v_threshold=1.0, v_reset=0.0, detach_reset=False, step_mode=m, tau=3\n"
+        "  (surrogate_function): Erf(alpha=2.0)\n)"
+    )
+
+
+def test_dropout_keeps_its_mask_until_the_reset() -> None:
+    torch.manual_seed(0)
+    drop, x = layer.Dropout(0.5, "m"), torch.ones(6, 3, 50)
+    first = drop(x)
+    assert 0.3 < (first[0] == 0).float().mean() < 0.7
+    assert all(torch.equal(step, first[0]) for step in itertools.chain(first, drop(x)))
+    functional.reset_net(drop)
+    assert not torch.equal(drop(x)[0], first[0])
+    assert drop.eval()(x) is x
+
+
+def test_the_nodes_of_cext_have_its_defaults() -> None:
+    x, found = torch.linspace(-1, 3, 60).view(4, 15), []
+    for node in (cext.MultiStepIFNode(detach_reset=True), neuron.MultiStepIFNode(1.0, 0.0, surrogate.ATan(), True)):
+        given = x.clone().requires_grad_()
+        found.append((node(given), *torch.autograd.grad(node.v.sum(), given, retain_graph=True)))
+    for a, b in zip(*found, strict=True):
+        assert_bits_equal(a, b)
+    assert cext.MultiStepLIFNode().tau == cext.LIFNode().tau == 100
+    assert isinstance(
+        cext.ParametricLIFNode(surrogate_function="Sigmoid", alpha=3.0).surrogate_function, surrogate.Sigmoid
+    )
+    with pytest.raises(ValueError, match="surrogate_function: expected 'ATan' or 'Sigmoid', got 'Erf'"):
+        cext.IFNode(surrogate_function="Erf")
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_checkpoints_of_old_containers_load(layers: int) -> None:
+    old = nn.Module()
+    given = [nn.Linear(3, 3) for _ in range(layers)]
+    old.module = given[0] if layers == 1 else nn.Sequential(*given)
+    container = layer.SeqToANNContainer(*(nn.Linear(3, 3) for _ in range(layers)))
+    container.load_state_dict(old.state_dict())
+    for a, b in zip(container.parameters(), old.parameters(), strict=True):
+        assert_bits_equal(a, b)
+    assert (container.module if layers == 1 else container.module[1]) is container[-1]
+
+
+def test_containers() -> None:
+    x = torch.rand(4, 2, 3)
+    linear = nn.Linear(3, 5)
+    whole = layer.SeqToANNContainer(linear, nn.ReLU())
+    steps = layer.MultiStepContainer(linear, nn.ReLU())
+    either = layer.StepModeContainer(False, "m", linear, nn.ReLU())
+    for container in (whole, steps, either):
+        torch.testing.assert_close(container(x), linear(x).relu())
+    net = nn.Sequential(layer.MultiStepContainer(neuron.IFNode()), neuron.IFNode())
+    functional.set_step_mode(net, "m")
+    assert net[0][0].step_mode == "s"
+    assert net[1].step_mode == "m"
+    functional.set_backend(net, "cupy", neuron.LIFNode)
+    assert net[1].backend == "torch"
+    functional.set_backend(net, "cupy", neuron.IFNode)
+    assert net[1].backend == "cupy"
+
+
+@pytest.mark.needs_extension
+def test_multistep_hands_the_spikes_on_as_bits() -> None:
+    node = neuron.IFNode(1.0, surrogate_function=surrogate.ATan())  # membranes at the threshold, too
+    net = snnfast.MultiStep(node, nn.Linear(40, 3))
+    x = (torch.randint(0, 3, (20, 20, 40)) / 2).requires_grad_()
+    outs = []
+    for events in (True, False):
+        functional.reset_net(net)
+        with snnfast.use_events(events):
+            out = net(x)
+        outs.append((out, *torch.autograd.grad(out.square().sum(), [x, net[1].weight])))
+    for a, b in zip(*outs, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.needs_extension
+@pytest.mark.usefixtures("nothing_compiled")
+def test_a_loop_over_steps_becomes_one_call() -> None:
+    net = nn.Sequential(nn.Linear(6, 30), neuron.LIFNode(2.0), nn.Linear(30, 4), neuron.ParametricLIFNode())
+
+    def loop(x: Tensor) -> Tensor:
+        functional.reset_net(net)
+        return torch.stack([net(step) for step in x])
+
+    x = torch.rand(12, 5, 6) * 4
+    expected = loop(x)
+    compiled = snnfast.compile(loop)
+    torch.testing.assert_close(compiled(x), expected)
+    (graph,) = snnfast.explain(loop, x).graphs
+    assert [line for line in graph.merged if "ifnode" in line] == [
+        "12 steps of ifnode: one unroll, with the linear behind it",
+        "12 steps of ifnode: one unroll",
+    ]
+
+
+def test_enable_compat_stands_in_for_spikingjelly() -> None:
+    printed = fresh(
+        "import snnfast.spikingjelly as sj\n"
+        "sj.enable_compat()\n"
+        "sj.enable_compat()\n"
+        "import torch\n"
+        "from spikingjelly.clock_driven.neuron import MultiStepLIFNode\n"
+        "from spikingjelly.clock_driven import layer, functional\n"
+        "from spikingjelly.activation_based import neuron, surrogate, base\n"
+        "from spikingjelly.cext.neuron import MultiStepIFNode\n"
+        "import spikingjelly.activation_based.surrogate\n"
+        "node = MultiStepLIFNode(tau=2.0, detach_reset=True, backend='cupy')\n"
+        "print(node(torch.ones(3, 1)).flatten().tolist())\n"
+        "try:\n    import spikingjelly.datasets\n"
+        "except ModuleNotFoundError as error:\n    print(error)\n"
+    )
+    assert printed == "[0.0, 0.0, 0.0]\nNo module named 'spikingjelly.datasets'"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("spikingjelly") is None, reason="SpikingJelly is not installed")
+def test_enable_compat_does_not_hide_what_is_imported() -> None:
+    with pytest.raises(RuntimeError, match="SpikingJelly itself was imported already"):
+        fresh("import spikingjelly\nimport snnfast.spikingjelly as sj\nsj.enable_compat()")
