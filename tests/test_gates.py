@@ -34,15 +34,13 @@ PTX = f"""\
 }}
 """
 
-# A loop over groups of neurons (.L_grid) around one over time (.L_time), with a table of branches, a jump written as a
-# call, and a subroutine behind the end.
+# A loop over time (.L_time) with a table of branches, a jump written as a call, and a subroutine behind the end.
 SASS = f"""\
 	.target	sm_90
 	.section	.text.{FORWARD},"ax",@progbits
 .text.{FORWARD}:
         /*0000*/                   HFMA2.MMA R3, -RZ, RZ, 0, 0 ;
         /*0010*/              @P0 EXIT ;
-.L_grid:
         /*0020*/                   LDG.E R4, desc[UR22][R4.64] ;
         /*0030*/                   CALL.REL.NOINC `($__internal_0_$__cuda_sm20_div_s64) ;
 .L_time:
@@ -54,7 +52,7 @@ SASS = f"""\
         /*0070*/              @!P2 STG.E.128 desc[UR22][R46.64], R32 ;
         /*0080*/              @!P3 BRA `(.L_time) ;
         /*0090*/              @P1 CALL.REL.NOINC `(.L_end) ;
-        /*00a0*/                   BRA.U UP3, `(.L_grid) ;
+        /*00a0*/                   BRA.U UP3, `(.L_end) ;
 .L_end:
         /*00b0*/                   STG.E desc[UR22][R46.64], R32 ;
         /*00c0*/                   EXIT ;
@@ -72,8 +70,8 @@ def code(text: str = SASS) -> sass.Kernel:
     return kernel
 
 
-def accesses(text: str = SASS, least: int = 16, time_loop: int = 2) -> memory.Accesses:
-    return memory.accesses(code(text), code(text).depths(), least, time_loop)
+def accesses(text: str = SASS, least: int = 16) -> memory.Accesses:
+    return memory.accesses(code(text), code(text).longest_loop(), least)
 
 
 def record(**changes: object) -> analysis.Measured:
@@ -82,10 +80,9 @@ def record(**changes: object) -> analysis.Measured:
 
 def test_names_are_those_of_the_source() -> None:
     assert kernels.names([FORWARD, "_ZN7snnfast4cuda12_GLOBAL__N_112probe_kernelEv"]) == {FORWARD: NAME}  # of a neuron
-    assert (kernels.width(NAME), kernels.access(NAME), kernels.time_loop(NAME)) == (4, 16, 2)
+    assert (kernels.width(NAME), kernels.access(NAME)) == (4, 16)
     assert kernels.access("forward<Leaky, Half, 8, false>") == 16
     assert kernels.access("backward<Leaky, BFloat16, 4, true>") == 8
-    assert kernels.time_loop("forward_plain<Leaky, float, 4>") == 1
     with pytest.raises(ValueError, match="a number of neurons"):
         kernels.width("forward<Leaky, float>")
 
@@ -143,6 +140,10 @@ def test_an_adjoint_may_fuse_but_nothing_may_be_decided_by_it() -> None:
         (compare.replace("f9", "f8"), True),
         ("add.rn.f32 	%f9, %f8, %f1;\n	" + compare, True),
         ("st.shared.f32 	[%r1], %f8;\n	ld.shared.f32 	%f9, [%r1];\n	" + compare, True),
+        (
+            "st.shared.f64 	[%r1], %f8;\n	ld.shared.f32 	%f9, [%r1];\n	" + compare,
+            False,
+        ),  # sums beside steps
         (compare, False),
         ("setp.neu.f32 	%p1, %f8, %f1;", False),
         ("setp.lt.f32 	%p1, %f8, 0f7E800000;", False),
@@ -164,24 +165,21 @@ def test_a_fused_multiply_add_in_machine_code_of_forward_is_named_and_a_constant
             assert len(found.roundings) == problems, found.name
 
 
-def test_instructions_lie_in_as_many_loops_as_the_branches_make() -> None:
+def test_the_longest_loop_is_found_by_its_branches() -> None:
     kernel = code()
-    depths = {i.opcode: d for i, d in zip(kernel.instructions, kernel.depths(), strict=True)}
-    assert (depths["HFMA2.MMA"], depths["LDG.E"], depths["LDG.E.128"], depths["FADD"]) == (0, 1, 2, 2)
-    assert (depths["STG.E.128"], depths["BRA.U"], depths["STG.E"], depths["IMAD"]) == (2, 1, 0, 0)
+    over_time = ["LDG.E.128", "BRX", "FADD", "STG.E.128", "BRA"]
+    assert [kernel.instructions[at].opcode for at in sorted(kernel.longest_loop())] == over_time
     end = "        /*00c0*/                   EXIT ;"
     another = ".L_sum:\n /*00b8*/ DADD R2, R2, R4 ;\n /*00bc*/ @P0 BRA `(.L_sum) ;\n"
     assert end in SASS
-    longer = code(SASS.replace(end, another + end)).depths()
-    assert len(longer) == len(kernel.instructions) + 2
-    assert sorted(longer) == sorted([*kernel.depths(), 0, 0])  # only the longest loop counts
+    assert code(SASS.replace(end, another + end)).longest_loop() == kernel.longest_loop()
     with pytest.raises(ValueError, match="no target of BRX"):
-        code(SASS.replace('(*"BRANCH_TARGETS .L_one,.L_two"*)', "")).depths()
+        code(SASS.replace('(*"BRANCH_TARGETS .L_one,.L_two"*)', "")).longest_loop()
 
 
 def test_instructions_in_loops_are_counted_and_shared_out_where_all_calls_go_the_same_way() -> None:
     (found,) = analysis.records("9.0", SASS, {FORWARD: Resources(56, 0, 0)})
-    assert found == record(accesses=accesses(), looped=9)
+    assert found == record(accesses=accesses(), looped=5)
     assert found.per_neuron_step is None
     for name, steps in (("backward_plain<Leaky, float, 4>", 16), ("forward_plain<Leaky, float, 4>", 8)):
         assert record(name=name).per_neuron_step == 400 / steps / 4
@@ -194,7 +192,7 @@ def test_instructions_in_loops_are_counted_and_shared_out_where_all_calls_go_the
 def test_accesses_count_in_the_loop_over_time_only_and_narrow_ones_are_named() -> None:
     assert accesses() == memory.Accesses(("LDG.E.128", "STG.E.128"))
     assert accesses().problems(4) == []
-    assert accesses(time_loop=1).narrow == ("LDG.E",)
+    assert accesses(SASS.replace("FADD R32, R28, -R5", "LDG.E R32, [R4]")).narrow == ("LDG.E",)
     for opcode in ("STG.E.U16", "ST.E"):
         problems = accesses(SASS.replace("STG.E.128 ", f"{opcode} ")).problems(8)
         assert f"accesses under 16 bytes in the loop over time: 1 {opcode}" in problems

@@ -107,7 +107,7 @@ def test_results_are_those_of_the_cpu(dtype: torch.dtype, reset: str, delay: boo
             assert_as_on_cpu(run(case, CARD), case)
 
 
-@pytest.mark.parametrize("name", workload.LAYERS)
+@pytest.mark.parametrize("name", [*workload.LAYERS, "LIFNode"])
 def test_every_kernel_has_the_results_of_the_cpu(name: str) -> None:
     """In calls that launch all kernels, which the emulator shows."""
     for call in workload.watched():

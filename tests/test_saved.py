@@ -203,7 +203,7 @@ def test_bits_with_a_threshold_out_of_reach(threshold: float, neuron: str, devic
 @pytest.mark.needs_extension
 @telling
 def test_bits_have_the_second_derivative_of_the_reference(neuron: str) -> None:
-    """On the CPU. None by the current, of which the gradient is constant. What else it depends on is refused."""
+    """None, on the CPU: the gradient of the current is constant, and what else it depends on is refused."""
     case = Case(neuron, "bits", record_mem=False, spike_grad=FROM_SPIKES[0])
     for function in (fused, expected):
         tensors = leaves(inputs(case, torch.device("cpu")), ("current",))

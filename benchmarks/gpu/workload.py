@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 import snnfast
+from snnfast import spikingjelly
 
 LAYERS: dict[str, dict[str, Any]] = {
     "Leaky": {"beta": 0.9},
@@ -42,6 +43,9 @@ def watched(many: int = MANY) -> Iterator[Call]:
                 if dtype != torch.float64:
                     yield name, 18, many, dtype, layer, call
             yield "Leaky", 272, 37, dtype, layer, call  # the warps of a block divide the time among them
+    for dtype in DTYPES:
+        for size in (37,) if dtype == torch.float64 else (37, many):
+            yield "LIFNode", 18, size, dtype, {"step_mode": "m"}, {}
 
 
 def profiled(many: int = MANY) -> Iterator[Call]:
@@ -65,8 +69,13 @@ def given(call: Call, device: torch.device) -> tuple[Tensor, Tensor]:
 def run(call: Call, x: Tensor, grad: Tensor) -> list[Tensor]:
     """The spikes, and the gradients of the current and of what the layer learns."""
     name, _, _, _, layer, options = call
-    neuron, x = getattr(snnfast, name)(**LAYERS[name], **layer).to(x.device), x.detach().requires_grad_()
-    spk, *_ = neuron.unroll(x, **options)
+    x = x.detach().requires_grad_()
+    if name == "LIFNode":
+        neuron = spikingjelly.neuron.LIFNode(**layer).to(x.device)
+        spk = neuron(x)
+    else:
+        neuron = getattr(snnfast, name)(**LAYERS[name], **layer).to(x.device)
+        spk, *_ = neuron.unroll(x, **options)
     return [spk.detach(), *torch.autograd.grad(spk, [x, *neuron.parameters()], grad)]
 
 

@@ -34,8 +34,8 @@ __global__ void __launch_bounds__(kThreads<Neuron, S, V>, kLeastBlocks<Neuron, S
   constexpr int kColumns = kThreads<Neuron, S, V>;
   __shared__ SharedMemory<kColumns, kBytes<Neuron, S, V, kRecorded>, kSumBytes<Neuron>> shared;
   double own[Neuron::kParameters] = {};
-  const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
-  for (int64_t group = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; group < p.N / V; group += stride) {
+  const int64_t group = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (group < p.N / V) {
     BackwardPass<Neuron, S, V, kRecorded, kColumns> neurons(p, group * V,
                                                             reinterpret_cast<A(*)[V][kColumns]>(shared.bytes));
     int64_t end = p.T;

@@ -16,7 +16,7 @@ template <typename Neuron, typename S, int V, typename Of>
 constexpr int kLeastBlocks = [] {
   constexpr int kOf = kThreads<Neuron, S, V, Of>;
   if (V > 1) return (kKeptRows<Neuron> > 1 ? 256 : 384) / kOf;
-  return (kKeptRows<Neuron> > 1 ? 512 : 768) / kOf;
+  return (kKeptRows<Neuron> > 1 ? 512 : Of::kReset == Reset::kZero ? 640 : 768) / kOf;
 }();
 
 template <typename Neuron, typename S, int V, Reset kReset, bool kRecorded, bool kSums>

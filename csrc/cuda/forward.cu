@@ -129,12 +129,11 @@ constexpr int kLeastBlocks = [] {
 
 template <typename Neuron, typename S, int V>
 __global__ void __launch_bounds__(kThreads, kLeastBlocks<Neuron, S, V>) forward_kernel(const Forward<Neuron> p) {
-  const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
-  for (int64_t group = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; group < p.N / V; group += stride) {
-    ForwardPass<Neuron, S, V> neurons(p, group * V);
-    for (int64_t t = 0; t < neurons.T(); t += kAhead) neurons.steps(t);
-    neurons.finish();
-  }
+  const int64_t group = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (group >= p.N / V) return;
+  ForwardPass<Neuron, S, V> neurons(p, group * V);
+  for (int64_t t = 0; t < neurons.T(); t += kAhead) neurons.steps(t);
+  neurons.finish();
 }
 
 template <typename Neuron, typename S>

@@ -26,7 +26,7 @@ constexpr int kLeastBlocks = [] {
   if (V > 1 && std::is_same_v<S, BFloat16>) return 1;  // there the conversion is several instructions
 #endif
   if (V == 1) return (kMore || sizeof(S) == 2 ? 896 : 1024) / kThreads<V>;
-  return (sizeof(S) == 4 ? (kMore ? 768 : 1024) : (kMore ? 512 : 768)) / kThreads<V>;
+  return (sizeof(S) == 4 ? (kMore ? 768 : 1024) : (kMore ? 256 : 768)) / kThreads<V>;
 }();
 
 template <typename Neuron, typename S, int V, Reset kReset, bool kRecord>

@@ -45,11 +45,11 @@ bool aligned(const Pointers&... pointers) {
   return (is_aligned(pointers) && ...);
 }
 
-// Launches at most the largest grid: kernels that need more blocks stride over what is left.
 template <typename P>
 int launch_blocks(void (*kernel)(P), int64_t blocks, int threads, [[maybe_unused]] void* stream, const P& problem) {
-  constexpr int64_t kLargestGrid = 0x7fffffff;
-  const auto grid = static_cast<unsigned>(blocks < kLargestGrid ? blocks : kLargestGrid);
+  constexpr int64_t kLargestGrid = 0x7fffffff;  // of 32 neurons or more in a block, which no card has memory for
+  if (blocks > kLargestGrid) return static_cast<int>(cudaErrorInvalidConfiguration);
+  const auto grid = static_cast<unsigned>(blocks);
 #if defined(SNN_EMULATED)
   return emulator::launch(kernel, grid, static_cast<unsigned>(threads), 0, problem);
 #else

@@ -88,11 +88,10 @@ def records(architecture: str, disassembly: str, resources: Mapping[str, Resourc
         raise ValueError(f"{architecture}: cuobjdump and nvdisasm tell of different kernels")
     found = []
     for symbol, name in kernels.names(code).items():
-        kernel, depths = code[symbol], code[symbol].depths()
-        accesses = memory.accesses(kernel, depths, kernels.access(name), kernels.time_loop(name))
+        kernel, looped = code[symbol], code[symbol].longest_loop()
+        accesses = memory.accesses(kernel, looped, kernels.access(name))
         roundings = arithmetic.fused(kernel) if name.startswith("forward") else []
-        looped = sum(depth >= 1 for depth in depths)
-        found.append(Measured(name, architecture, resources[symbol], accesses, looped, roundings))
+        found.append(Measured(name, architecture, resources[symbol], accesses, len(looped), roundings))
     return found
 
 

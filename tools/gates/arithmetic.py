@@ -66,9 +66,12 @@ def inexact_decisions(text: str) -> list[str]:
 
 
 def _targets_and_sources(name: str, rest: str, operands: str) -> tuple[list[str], list[str]]:
-    """Registers, or "shared" for all of shared memory, that an instruction writes and reads."""
+    """Registers, and shared memory, that an instruction writes and reads.
+
+    Shared memory counts by the type of its numbers: recomputed steps are floats, and sums over neurons doubles.
+    """
     registers = _REGISTER.findall(operands)
-    shared = ["shared"] if ".shared" in rest else []
+    shared = [f"shared {rest.split('.')[-1]}"] if ".shared" in rest else []
     if name == "st":
         return shared, registers
     first = operands.split("}")[0] if operands.startswith("{") else operands.split(",")[0]

@@ -34,11 +34,6 @@ def access(name: str) -> int:
     return min(_SIZES[element] * neurons, 16)
 
 
-def time_loop(name: str) -> int:
-    """In how many loops the loop over time lies, with itself: a general kernel goes from group to group of neurons."""
-    return 1 if "_plain" in name else 2
-
-
 def steps(name: str) -> int | None:
     """Steps of one iteration of the loop over time, where every call goes the same way through that loop.
 

@@ -50,9 +50,9 @@ def _bytes(opcode: str) -> int:
     return 4
 
 
-def accesses(kernel: Kernel, depths: list[int], least: int = 16, time_loop: int = 2) -> Accesses:
-    """Find the accesses. ``time_loop``: in how many loops an instruction of the loop over time lies."""
-    pairs = [(i.opcode.split(".")[0], i.opcode, depth) for i, depth in zip(kernel.instructions, depths, strict=True)]
-    looped = [opcode for name, opcode, depth in pairs if name in _GLOBAL and depth >= time_loop]
-    local = [opcode for name, opcode, _ in pairs if name in _LOCAL]
-    return Accesses(tuple(looped), tuple(local), least)
+def accesses(kernel: Kernel, looped: set[int], least: int = 16) -> Accesses:
+    """Find the accesses. ``looped``: the instructions of the loop over time."""
+    pairs = [(at in looped, i.opcode.split(".")[0], i.opcode) for at, i in enumerate(kernel.instructions)]
+    over_time = [opcode for inside, name, opcode in pairs if name in _GLOBAL and inside]
+    local = [opcode for _, name, opcode in pairs if name in _LOCAL]
+    return Accesses(tuple(over_time), tuple(local), least)

@@ -1,4 +1,4 @@
-"""Machine code as nvdisasm prints it: the instructions of each kernel, and how deep each lies in loops."""
+"""Machine code as nvdisasm prints it: the instructions of each kernel, and which of them are the loop over time."""
 
 import re
 from dataclasses import dataclass
@@ -45,26 +45,12 @@ class Kernel:
                 found.append([] if name in ("EXIT", "RET") and not predicated else following)
         return found
 
-    def depths(self) -> list[int]:
-        """In how many loops each instruction lies. Only the longest loop and those inside it count.
-
-        It is the loop over time, or the one from group to group of neurons around that. Others sum over the neurons.
-        """
-        depths = [0] * len(self.instructions)
-        part = networkx.DiGraph((i, target) for i, targets in enumerate(self.successors()) for target in targets)
-        longest = max(networkx.strongly_connected_components(part), key=len, default=set())
-        pending = [(part, longest)] if longest else []
-        while pending:
-            part, loop = pending.pop()
-            if len(loop) == 1:  # no loop; the branch to itself behind the end of every kernel is none either
-                continue
-            for i in loop:
-                depths[i] += 1
-            # Without its head, a loop falls apart into the loops inside it.
-            heads = {i for i in loop if i == 0 or any(source not in loop for source in part.pred[i])}
-            inside = part.subgraph(loop - (heads or {min(loop)})).copy()
-            pending += [(inside, inner) for inner in networkx.strongly_connected_components(inside)]
-        return depths
+    def longest_loop(self) -> set[int]:
+        """The instructions of the longest loop, which is the loop over time. Shorter ones sum over neurons."""
+        graph = networkx.DiGraph((i, target) for i, targets in enumerate(self.successors()) for target in targets)
+        longest = max(networkx.strongly_connected_components(graph), key=len, default=set())
+        # The branch to itself behind the end of every kernel is no loop.
+        return longest if len(longest) > 1 else set()
 
 
 def parse(text: str) -> list[Kernel]:
