@@ -19,7 +19,7 @@ constexpr int kLeastBlocks = [] {
   constexpr bool kMany = Neuron::kStates + Neuron::kParameters > 7;  // values of a neuron
   constexpr int kOfOne = kMany ? 768 : Neuron::kStates > 1 ? 896 : 1024;
   constexpr int kOfSeveral = Neuron::kStates > 1 ? 256 : 384;
-  constexpr int kOfDoubles = Neuron::kParameters > 4 ? 640 : 768;
+  constexpr int kOfDoubles = Neuron::kParameters > 3 ? 640 : 768;
   constexpr int kWanted = sizeof(S) == 8 ? kOfDoubles : V > 1 ? kOfSeveral : kOfOne;
   return std::min(kFit, kWanted / kOf);
 }();
