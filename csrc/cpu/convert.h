@@ -75,7 +75,7 @@ inline Narrowed narrow(Vec<float> v, Half*) { return reinterpret_cast<Narrowed>(
 inline Narrowed narrow(Vec<float> v, Half*) { return reinterpret_cast<Narrowed>(_mm256_cvtps_ph(v.r, 0)); }
 #else
 inline Narrowed narrow(Vec<float> v, Half*) {  // one by one: no instruction converts several
-  Narrowed narrowed;
+  Narrowed narrowed{};
   for (int i = 0; i < Vec<float>::kSize; ++i) {
     Half h;
     narrow(v.r[i], h);
