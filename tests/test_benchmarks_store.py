@@ -115,7 +115,7 @@ def test_the_code_of_readme_runs():
     pytest.importorskip("snntorch")
     torch._dynamo.reset()
     code = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert len(code) == 3
+    assert len(code) == 4
     namespace: dict[str, object] = {}
     for block in code:
         exec(compile(block, "README.md", "exec"), namespace)

@@ -59,7 +59,7 @@ def convert(net: nn.Module) -> dict[str, str]:
 
     Each node stays the same object, with its parameters, options, membrane and hooks. So optimizers, references and
     checkpoints stay valid. Layers of other kinds, such as ``layer.Conv2d``, are left as they are, and work with the
-    nodes. Reset the network by :func:`functional.reset_net` afterwards: SpikingJelly's own does it, too, but warns.
+    nodes. Reset the network by ``functional.reset_net`` afterwards: SpikingJelly's own does it, too, but warns.
 
     Args:
         net: Any module, also a single node.

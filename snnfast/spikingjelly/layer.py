@@ -45,7 +45,7 @@ class _Layer(StepModule):
 class Conv2d(_Layer, nn.Conv2d):
     """``nn.Conv2d`` with a step mode.
 
-    On the CPU, it goes by the spikes of an input in channels_last order that has few of them (:func:`use_events`).
+    On the CPU, it goes by the spikes of an input in channels_last order, if there are few: :func:`snnfast.use_events`.
     """
 
     dims = (5,)
@@ -93,7 +93,7 @@ class VotingLayer(_Layer):
 
 
 class Dropout(StepModule):
-    """Dropout with one mask for all steps, drawn at the first one after :func:`functional.reset_net`.
+    """Dropout with one mask for all steps, drawn at the first one after ``functional.reset_net``.
 
     Args:
         p: The probability of a zero.

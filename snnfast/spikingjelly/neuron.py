@@ -248,7 +248,7 @@ class LIFNode(_Leaking):
     Args:
         tau: Time constant in steps, above 1.
         decay_input: Whether the input decays as well.
-        *args, **kwargs: The arguments of :class:`BaseNode`.
+        others: The arguments of :class:`BaseNode`, in its order.
 
     Example::
 
@@ -277,7 +277,7 @@ class ParametricLIFNode(_Leaking):
     Args:
         init_tau: Time constant at first, in steps, above 1.
         decay_input: Whether the input decays as well.
-        *args, **kwargs: The arguments of :class:`BaseNode`.
+        others: The arguments of :class:`BaseNode`, in its order.
 
     Source: W. Fang et al., *Incorporating learnable membrane time constants to enhance learning of spiking neural
     networks*, ICCV 2021.

@@ -70,6 +70,7 @@ class SurrogateFunctionBase(nn.Module):
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
+        """The spikes ``[*]`` of ``x = v - v_threshold``: 1 from 0 on."""
         return cast(Tensor, _Spike.apply(x, self))
 
     def extra_repr(self) -> str:
