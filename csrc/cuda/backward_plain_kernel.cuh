@@ -16,6 +16,9 @@ template <typename Neuron, typename S, int V, typename Of>
 constexpr int kLeastBlocks = [] {
   constexpr int kOf = kThreads<Neuron, S, V, Of>;
   if (V > 1) return (kKeptRows<Neuron> > 1 ? 256 : 384) / kOf;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+  if (kKeptRows<Neuron> == 1) return 640 / kOf;  // it takes a few registers more there
+#endif
   return (kKeptRows<Neuron> > 1 ? 512 : Of::kReset == Reset::kZero ? 640 : 768) / kOf;
 }();
 

@@ -119,6 +119,9 @@ struct ForwardPass {
 template <typename Neuron, typename S, int V>
 constexpr int kLeastBlocks = [] {
   if (sizeof(S) == 8) return 4;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+  if (V == 1) return 2;  // it spilled a word of 16-bit elements
+#endif
   if (V == 1) return Neuron::kStates > 1 ? 2 : 0;  // with several states the compiler spilled a word
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
   if (sizeof(S) == 2) return 0;  // 3 blocks would lack a few registers

@@ -25,6 +25,9 @@ constexpr int kLeastBlocks = [] {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
   if (V > 1 && std::is_same_v<S, BFloat16>) return 1;  // there the conversion is several instructions
 #endif
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+  if (V == 1 && kMore) return (sizeof(S) == 4 ? 512 : 640) / kThreads<V>;  // without a spill
+#endif
   if (V == 1) return (kMore || sizeof(S) == 2 ? 896 : 1024) / kThreads<V>;
   return (sizeof(S) == 4 ? (kMore ? 768 : 1024) : (kMore ? 256 : 768)) / kThreads<V>;
 }();
@@ -119,7 +122,12 @@ __global__ void __launch_bounds__(kThreads<V>, kLeastBlocks<Neuron, S, V>)
   initial.to(neurons.state);
 
   int batch = 0;
-#pragma unroll 2
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+  constexpr int kCopies = std::is_same_v<S, BFloat16> ? 1 : 2;  // two would spill its conversions
+#else
+  constexpr int kCopies = 2;  // so that no batch is copied
+#endif
+#pragma unroll kCopies
   for (; batch + 1 < whole; ++batch) {
     neurons.template request<true>(next, kSteps);
     neurons.template compute<true>(batch, now, kSteps);
