@@ -90,7 +90,8 @@ def records(architecture: str, disassembly: str, resources: Mapping[str, Resourc
     for symbol, name in kernels.names(code).items():
         kernel, looped = code[symbol], code[symbol].longest_loop()
         accesses = memory.accesses(kernel, looped, kernels.access(name))
-        roundings = arithmetic.fused(kernel) if name.startswith("forward") else []
+        divides = any(neuron in name for neuron in arithmetic.DIVIDING)
+        roundings = arithmetic.fused(kernel) if name.startswith("forward") and not divides else []
         found.append(Measured(name, architecture, resources[symbol], accesses, len(looped), roundings))
     return found
 

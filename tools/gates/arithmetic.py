@@ -10,7 +10,8 @@ approximated, through registers or shared memory, but for equality and for the b
 what decides a spike is rounded as everywhere.
 
 Machine code, of the forward kernels: no fused multiply-add of floating-point numbers at all. They divide integers only,
-for which the compiler takes none. In a backward kernel those of an exact division can't be told from others.
+for which the compiler takes none. In a backward kernel, and in a neuron that divides (``DIVIDING``), those of an exact
+division can't be told from others.
 """
 
 import re
@@ -27,6 +28,8 @@ _STATEMENT = re.compile(r"^\s*(?:@!?%p\d+\s+)?([a-z]\w*)((?:\.[a-z0-9_:]+)+)\s+(
 _REGISTER = re.compile(r"%[a-z]+\d+")
 _BOUND = "0f7E800000"  # 2^126
 _ADJOINT = "backward_plain"
+DIVIDING = ("IFNode",)
+"""Neurons whose step divides floating-point numbers."""
 
 
 def ptx_problems(ptx: str) -> dict[str, list[str]]:
