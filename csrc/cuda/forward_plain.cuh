@@ -123,9 +123,9 @@ __global__ void __launch_bounds__(kThreads<V>, kLeastBlocks<Neuron, S, V>)
 
   int batch = 0;
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
-  constexpr int kCopies = std::is_same_v<S, BFloat16> ? 1 : 2;  // two would spill its conversions
+  [[maybe_unused]] constexpr int kCopies = std::is_same_v<S, BFloat16> ? 1 : 2;  // two would spill its conversions
 #else
-  constexpr int kCopies = 2;  // so that no batch is copied
+  [[maybe_unused]] constexpr int kCopies = 2;  // so that no batch is copied
 #endif
 #pragma unroll kCopies
   for (; batch + 1 < whole; ++batch) {
