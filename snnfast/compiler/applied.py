@@ -1,46 +1,16 @@
-"""Calls of an ``autograd.Function``: one for all steps where it is elementwise, else each at its price in Python.
+"""Calls of an ``autograd.Function`` that stay in a graph: each at its price in Python.
 
 dynamo makes two graphs of such a call, and PyTorch makes a class of them at each call, and interprets both. That takes
 longer than the call of the user's own class. Here the class is made once.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import GraphModule
 
-from snnfast.compiler.nodes import changed, is_pointwise, is_random, module_of, name_of, remove_unused, tensors_of
-
-
-def is_elementwise(node: Node, trace: Callable[[Any, list[Node]], Graph]) -> bool:
-    """Whether a call does the same to each element of its arguments, which all have the shape of its results.
-
-    ``trace`` records the ATen calls of a function of nodes.
-    """
-    if not node.meta.get("computes") or node.kwargs.get("dirty_idx"):
-        return False
-    (shape, *others) = {tuple(map(str, t.shape)) for a in (node, *node.all_input_nodes) for t in tensors_of(a)}
-    bodies = [module_of(a) for a in node.args[:2]]  # type: ignore[arg-type]
-    return not others and all(_keeps_elements(body, shape, trace) for body in bodies)
-
-
-_ELEMENTWISE = ("detach", "alias", "clone", "_to_copy", "zeros_like", "ones_like", "full_like")
-
-
-def _keeps_elements(body: GraphModule, shape: tuple[str, ...], trace: Callable[[Any, list[Node]], Graph]) -> bool:
-    given = list(body.graph.find_nodes(op="placeholder"))
-    for call in trace(lambda *tensors: body(*tensors), given).nodes:
-        if call.op == "output" or (call.op == "placeholder" and not call.users):
-            continue
-        alike = is_pointwise(call.target) or name_of(call.target) in _ELEMENTWISE
-        if call.op == "call_function" and (not alike or is_random(call) or changed(call)):
-            return False
-        found = call.meta.get("val")
-        if not isinstance(found, Tensor) or tuple(map(str, found.shape)) != shape:
-            return False
-    return True
+from snnfast.compiler.nodes import name_of, remove_unused
 
 
 def apply_by_classes(gm: GraphModule) -> None:

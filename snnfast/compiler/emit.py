@@ -12,7 +12,6 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from snnfast._unroll.graph import as_function, unroll_steps
-from snnfast.compiler.applied import is_elementwise
 from snnfast.compiler.capture import Captured, Chain
 from snnfast.compiler.nodes import (
     are_alike,
@@ -25,7 +24,6 @@ from snnfast.compiler.nodes import (
     is_opaque,
     may_alias,
     memory_of,
-    name_of,
     named,
     remove_unused,
     signature_of,
@@ -380,8 +378,6 @@ class Emitter:
         args, kwargs = pytree.tree_unflatten(made, given[0][1])
         if first.target is operator.getitem:  # one of several results
             return self.call(operator.getitem, *args)
-        if name_of(first.target) == "autograd_function_apply":
-            return self._applied(group, args, kwargs, varies)
         why = "no rule"
         for make in (self._by_rule, self._by_vmap):
             try:
@@ -395,25 +391,6 @@ class Emitter:
                 why = str(error)
         group.reason = f"torch.vmap can't merge it ({why})"
         return None
-
-    def _applied(self, group: Group, args: Any, kwargs: Any, varies: set[Node]) -> Node | None:
-        """One call of an ``autograd.Function`` that is elementwise."""
-        steps, first = len(group.nodes), group.first
-        tensors = [a for a in args if isinstance(a, Node) and tensors_of(a)]
-        group.reason = "this autograd.Function is not elementwise"
-        try:
-            if not varies.issuperset(tensors) or not is_elementwise(first, self._trace):
-                return None
-        except TrialError:  # such as one that asks for a number in a tensor
-            return None
-        group.reason = None
-        node = self.graph.call_function(first.target, args, kwargs)  # type: ignore[arg-type]
-
-        def found(t: Tensor) -> Any:
-            return fake_call(t.new_empty, ((steps, *t.shape),), {}, self._mode)
-
-        node.meta |= {"example_value": pytree.tree_map_only(Tensor, found, value(first)), "context": self._context}
-        return node
 
     def _by_rule(self, first: Node, args: Any, kwargs: Any, varies: set[Node], steps: int) -> Node | None:
         found, target = rule_for(first.target), first.target

@@ -5,7 +5,6 @@ calls that use its spikes and states. Calls that wait for one another, such as a
 taken apart again. Nothing is built here.
 """
 
-import contextlib
 import heapq
 import operator
 from collections import Counter, defaultdict, deque
@@ -199,8 +198,10 @@ class Series:
             # One call of all steps would need its graphs to be elementwise, which a program finds out.
             whole = group.reason is None and group.recurrence is None
             if whole and name_of(group.first.target) == "autograd_function_apply":
-                with contextlib.suppress(UnmergedError):
+                try:
                     self._recurs([group])
+                except UnmergedError as error:
+                    group.reason = str(error)
 
     def _recurs(self, groups: list[Group]) -> None:
         groups = groups + self._taken_apart(groups)
