@@ -24,6 +24,7 @@ from snnfast.compiler.nodes import (
     module_of,
     name_of,
     remove_unused,
+    same_context,
     signature_of,
     storage_of,
     tensors_of,
@@ -224,7 +225,7 @@ def _merge_counts(graph: Graph) -> None:
     for node in graph.nodes:
         seen = [n for s in memory.storage[node] for n in memory.sharing[s] if n.op != "placeholder"]
         before = node.args[0] if _counts(node) and all(map(_counts, seen)) else None  # nothing else has its memory
-        while isinstance(before, Node) and _counts(before) and len(before.users) == 1 and _same_context(before, node):
+        while isinstance(before, Node) and _counts(before) and len(before.users) == 1 and same_context(before, node):
             node.args = before.args[0], before.args[1] + node.args[1]
             graph.erase_node(before)
             before = node.args[0]
@@ -234,10 +235,6 @@ def _counts(node: Node) -> bool:
     """Whether a call adds a whole number to a tensor of whole numbers in place. Its result is that tensor."""
     simple = node.target is aten.add_.Tensor and len(node.args) == 2 and not node.kwargs
     return simple and type(node.args[1]) is int and not value(node).is_floating_point()
-
-
-def _same_context(a: Node, b: Node) -> bool:
-    return bool(a.meta["context"] == b.meta["context"])
 
 
 def _is_view(node: Node, memory: Memory) -> bool:

@@ -95,6 +95,11 @@ def fake_call(target: Callable[..., Any], args: Any, kwargs: Any, mode: Any = No
         return target(*args, **kwargs)
 
 
+def same_context(a: Node, b: Node) -> bool:
+    """Whether two calls run under the same grad mode, autocast and inference mode."""
+    return bool(a.meta["context"] == b.meta["context"])
+
+
 # ---- the user's program
 
 _NOT_THE_USERS = ("/torch/", "/snnfast/", "/snntorch/")

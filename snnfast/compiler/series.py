@@ -21,6 +21,7 @@ from snnfast.compiler.nodes import (
     is_step,
     line_of,
     name_of,
+    same_context,
     series_key,
     tensors_of,
     updates_statistics,
@@ -271,7 +272,7 @@ class Series:
                         break
                     if index is not None:
                         other = index_of(node)
-                        if other is None or other[:2] != index[:2] or not _same_context(node, run[0]):
+                        if other is None or other[:2] != index[:2] or not same_context(node, run[0]):
                             break
                     elif self._key(node) != self._key(run[0]):
                         break
@@ -378,10 +379,6 @@ def cycles(before: Mapping[Any, Iterable[Any]]) -> list[list[Any]]:
                     while not found[-1] or found[-1][-1] is not vertex:
                         found[-1].append(open_.popitem()[0])
     return [vertices for vertices in found if len(vertices) > 1 or vertices[0] in set(before[vertices[0]])]
-
-
-def _same_context(a: Node, b: Node) -> bool:
-    return bool(a.meta["context"] == b.meta["context"])
 
 
 def _nodes_in(node: Node) -> list[Node]:
