@@ -1,4 +1,4 @@
-"""SpikingJelly's neurons on the fused kernels, in the signatures of all its versions.
+"""SpikingJelly's neurons on the fused kernels, in the signatures of version 2 and of older ones.
 
 ``from snnfast.spikingjelly import functional, layer, neuron, surrogate`` takes the place of the same import from
 ``spikingjelly.activation_based`` or ``spikingjelly.clock_driven``. Neither SpikingJelly nor CuPy is needed. Of its

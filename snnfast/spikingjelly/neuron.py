@@ -1,4 +1,4 @@
-"""SpikingJelly's IF, LIF and parametric LIF neurons on the fused kernels, in the signatures of all its versions."""
+"""SpikingJelly's IF, LIF and parametric LIF neurons on the fused kernels, in its new and its old signatures."""
 
 import math
 from collections.abc import Callable
