@@ -11,7 +11,7 @@ import torch
 from . import base, collection, programs, report
 from .bars import BARS, OF_ITSELF, Bar, gains_of, judge, judge_gains
 from .peers import PEERS
-from .peers.ours import NUMBERS, OURS
+from .peers.ours import LOOPED, NUMBERS, OURS
 from .peers.snntorch_loop import LOOP
 from .registry import TUTORIAL5, Case, case_named, suites
 from .runner import FAILED, Row, run_case
@@ -95,7 +95,10 @@ def run(args: argparse.Namespace) -> list[Bar]:
 def plan_to_store(device: torch.device) -> Plan:
     """Cases with their peers; of the networks, only tutorial 5 also under torch.compile, which takes minutes."""
     cases = [case for known in suites(device.type).values() for case in known if case.quick or case.stored]
-    return {case: peers_of(case, case == TUTORIAL5, device) for case in cases}
+    plan: dict[Case, Sequence[str]] = {case: peers_of(case, case == TUTORIAL5, device) for case in cases}
+    if device.type == "cpu" and PEERS[LOOP].missing(device) is None:
+        plan |= dict.fromkeys(collection.cases(), (LOOP, LOOPED))
+    return plan
 
 
 def store(args: argparse.Namespace) -> list[Bar]:
