@@ -206,7 +206,7 @@ def _check_program(found: Recurrence) -> None:
         raise UnmergedError(f"an operator takes tensors of its own sizes alone: {str(error).splitlines()[0]}") from None
 
 
-def _with_anchor(statements: Sequence[Group], anchor: Group, order: dict[Node, int]) -> "_Steps":
+def _with_anchor(statements: Sequence[Group], anchor: Group, order: dict[Node, int]) -> _Steps:
     """The calls by steps, each of which begins with a call of one of the statements."""
     begin = [order[n] for n in anchor.nodes]
     rows: dict[int, Row] = {t: {} for t in range(-1, len(begin))}
