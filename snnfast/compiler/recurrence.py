@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 from snnfast._program.run import Program
 from snnfast._program.trace import NotElementwiseError, trace
+from snnfast._unroll.call import Linear
 from snnfast.compiler.nodes import index_of, is_number, module_of, name_of, signature_of, tensors_of, value
 from snnfast.compiler.rules import UnmergedError
 
@@ -135,15 +136,24 @@ def call(node: Node, args: Any, kwargs: Any) -> Any:
 
 
 class Unrolled:
-    """All steps of a recurrence as a function of the inputs, the first states and what is constant."""
+    """All steps of a recurrence as a function of the inputs, the first states and what is constant.
+
+    Attributes:
+        spikes: The output that a linear layer alone reads. Its weight and bias are then the last arguments.
+        dims: How many dimensions of a step, from the last, are the inputs of this layer; 0 where there is none.
+    """
 
     __name__ = __qualname__ = "recurrence"
 
     def __init__(self, recurrence: Recurrence, outputs: Sequence[Group]) -> None:
         self.program, self.steps = recurrence.program(outputs), recurrence.steps
+        self.spikes = self.dims = 0
 
-    def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        return self.program.unroll(*tensors, steps=self.steps)
+    def __call__(self, *tensors: Any) -> tuple[Tensor, ...]:
+        if not self.dims:
+            return self.program.unroll(*tensors, steps=self.steps)
+        *given, weight, bias = tensors
+        return self.program.unroll(*given, steps=self.steps, spikes=self.spikes, linear=Linear(weight, bias, self.dims))
 
 
 def recurrence_of(statements: Sequence[Group], order: dict[Node, int], is_free: Callable[[Node], bool]) -> Recurrence:
