@@ -217,11 +217,12 @@ bool streams(const Program& p, int rows, const std::vector<void*>& written) {
   return p.dtype == DType::kFloat || p.dtype == DType::kDouble;
 }
 
-// To the outputs [T, N], the states after the last step, and, if they are to be kept, those of every 16th step.
+// To the outputs [T, N], of which one may be bits [ceil(T / 8), N], the states after the last step, and, if they are to
+// be kept, those of every 16th step.
 std::vector<Tensor> program_forward(const Tensor& like, const std::vector<Tensor>& series,
                                     const std::vector<Tensor>& states, const std::vector<Tensor>& parameters,
                                     const Tensor& code, const Tensor& constants, int64_t steps, int64_t neurons,
-                                    bool keep) {
+                                    bool keep, int64_t bits) {
   Operands operands(like, steps, neurons);
   Words words(code);
   Forward p{};
@@ -236,7 +237,12 @@ std::vector<Tensor> program_forward(const Tensor& like, const std::vector<Tensor
   words.end();
   const std::vector<const void*> initial = operands.read_all(states, "states", operands.opmath(), kNoRows);
   std::vector<void*> output, last;
-  for (int o = 0; o < p.outputs; ++o) output.push_back(operands.make(like.scalar_type(), steps));
+  STD_TORCH_CHECK(bits >= -1 && bits < p.outputs, "bits: expected an output, or -1");
+  p.bits = static_cast<int>(bits);
+  for (int o = 0; o < p.outputs; ++o) {
+    output.push_back(o == bits ? operands.make(ScalarType::Byte, (steps + 7) / 8)
+                               : operands.make(like.scalar_type(), steps));
+  }
   for (int s = 0; s < p.states; ++s) last.push_back(operands.make(operands.opmath(), kNoRows));
   const int64_t kept = (steps + cpu::program::kCheckpoint - 1) / cpu::program::kCheckpoint * p.states;
   if (keep) p.checkpoints = operands.make(operands.opmath(), kept);
@@ -245,7 +251,12 @@ std::vector<Tensor> program_forward(const Tensor& like, const std::vector<Tensor
   p.last = last.data();
   const auto where = in_place(p.output_at, p.outputs, first, {});
   p.in_place = where.get();
-  p.stream = streams(p, p.series + p.outputs, output);
+  std::vector<void*> rows;
+  for (int o = 0; o < p.outputs; ++o) {
+    if (o != bits) rows.push_back(output[static_cast<size_t>(o)]);
+  }
+  if (bits >= 0) where[static_cast<size_t>(bits)] = false;
+  p.stream = !rows.empty() && streams(p, p.series + static_cast<int>(rows.size()), rows);
   run(p, kernels().forward[static_cast<int>(p.dtype)]);
   return std::move(operands.results);
 }
@@ -320,7 +331,7 @@ std::vector<Tensor> program_backward(const Tensor& like, const std::vector<Tenso
 STABLE_TORCH_LIBRARY_FRAGMENT(SNN_NAMESPACE, m) {
   m.def(
       "program_forward(Tensor like, Tensor[] series, Tensor[] states, Tensor[] parameters, Tensor code, Tensor "
-      "constants, int steps, int neurons, bool keep) -> Tensor[]");
+      "constants, int steps, int neurons, bool keep, int bits) -> Tensor[]");
   m.def(
       "program_backward(Tensor like, Tensor[] series, Tensor[] parameters, Tensor checkpoints, Tensor[] grad_outputs, "
       "Tensor[] grad_last, Tensor code, Tensor constants, int steps, int neurons) -> Tensor[]");

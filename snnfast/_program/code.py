@@ -32,6 +32,7 @@ class Code:
             kernels, behind the others.
         graph: The graph of these values.
         outputs: How many there are, in backward those that have a gradient.
+        binary: Which outputs are certainly 0 or 1, in forward.
         gradients: Which series and parameters have one, by their numbers among series, states and parameters.
         kernels: What is compiled of the code alone, by what it was compiled for.
     """
@@ -41,6 +42,7 @@ class Code:
     fixed: list[int]
     graph: Graph
     outputs: int
+    binary: tuple[bool, ...] = ()
     gradients: frozenset[int] = frozenset()
     kernels: dict[Any, Any] = field(default_factory=dict)
 
@@ -69,7 +71,8 @@ def forward_code(trace: Trace, counts: Counts) -> Code:
     results = [*trace.outputs, *states]
     step = program.section(results)
     program.settle([step], results)
-    return program.code([len(trace.outputs)], program.registers(results), [step])
+    code = program.code([len(trace.outputs)], program.registers(results), [step])
+    return replace(code, binary=tuple(map(trace.graph.is_binary, trace.outputs)))
 
 
 def backward_code(trace: Trace, counts: Counts, given: Sequence[int], needs: Sequence[bool]) -> Code:

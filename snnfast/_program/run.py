@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
+from snnfast._core import ops
 from snnfast._core.backend import current_backend, use_fused, warn_once
 from snnfast._core.ops import opmath_dtype
 from snnfast._core.pytorch import is_forward_mode, transforms_are_active
@@ -14,6 +15,8 @@ from snnfast._program import cuda
 from snnfast._program.code import Code, Counts, backward_code, forward_code
 from snnfast._program.nvrtc import NoKernelError, kernel_of
 from snnfast._program.trace import Step, trace
+from snnfast._unroll.call import Linear
+from snnfast._unroll.linear import bits_pay, flat_bits, weight_gradient
 
 __all__ = ["Program"]
 
@@ -79,10 +82,11 @@ class Program:
             outputs.insert(0, last.pop().to(x.dtype))
         return outputs, last
 
-    def unroll(self, *given: Tensor | float, steps: int) -> tuple[Tensor, ...]:
+    def unroll(self, *given: Any, steps: int, spikes: int = 0, linear: Linear | None = None) -> tuple[Tensor, ...]:
         """Run all steps, given all that the step takes: inputs ``[T, *]``, states and parameters, all of one dtype.
 
         All are broadcast to a step; states may be numbers. Returns the outputs ``[T, *]`` and the last states ``[*]``.
+        With a ``linear`` layer, that of the output ``spikes``, which is 0 or 1, takes the place of this output.
         """
         series, states, parameters = _split(given, self.counts)
         shapes = [x.shape[1:] for x in series] + [t.shape for t in (*states, *parameters) if isinstance(t, Tensor)]
@@ -93,7 +97,11 @@ class Program:
         like = next(t for t in given if isinstance(t, Tensor))
         states = [s.expand(shape) if isinstance(s, Tensor) else like.new_full(shape, s) for s in states]
         call = _Call(steps, shape, like.dtype, like.dtype, like.device)
-        return self._variant(_PLAIN)(call, series, states, parameters)
+        return self._variant(_PLAIN)(call, series, states, parameters, spikes, linear)
+
+    def binary(self, dtype: torch.dtype, dims: int) -> tuple[bool, ...]:
+        """Which outputs are certainly 0 or 1."""
+        return self._variant(_PLAIN).forward_code(dtype, dims).binary
 
     def check(self, dtype: torch.dtype, dims: int, derivative: bool) -> None:
         """Trace the step, and its derivative.
@@ -118,6 +126,8 @@ class _Call(NamedTuple):
     dtype: torch.dtype  # of inputs and outputs
     opmath: torch.dtype  # of the arithmetic
     device: torch.device
+    spikes: int = -1  # the output that a linear layer takes as bits
+    dims: int = 0  # of a step, from the last, that are the inputs of this layer
 
 
 class _Variant:
@@ -132,14 +142,43 @@ class _Variant:
         self._codes: dict[Any, Any] = {}
 
     def __call__(
-        self, call: _Call, series: Sequence[Tensor], states: Sequence[Tensor], parameters: Sequence[Tensor]
+        self,
+        call: _Call,
+        series: Sequence[Tensor],
+        states: Sequence[Tensor],
+        parameters: Sequence[Tensor],
+        spikes: int = 0,
+        linear: Linear | None = None,
     ) -> tuple[Tensor, ...]:
+        if linear is not None:
+            return self._with_linear(call, series, states, parameters, spikes, linear)
         if _takes_kernels(next(iter((*series, *states, *parameters)))):
             try:
                 return _Run.apply(self, call, *series, *states, *parameters)  # type: ignore[no-any-return]
             except NoKernelError as error:
                 _say_step_by_step(f"on {call.device.type}: {error}")
         return self.loop(call, series, states, parameters)
+
+    def _with_linear(
+        self,
+        call: _Call,
+        series: Sequence[Tensor],
+        states: Sequence[Tensor],
+        parameters: Sequence[Tensor],
+        spikes: int,
+        linear: Linear,
+    ) -> tuple[Tensor, ...]:
+        x = next(iter((*series, *states, *parameters)))
+        if _takes_kernels(x) and bits_pay(x, call.shape, call.steps, linear):
+            weight, bias, dims = linear
+            asked = call._replace(spikes=spikes, dims=dims)
+            found = list(_Run.apply(self, asked, *series, *states, *parameters, weight, bias))
+            # Not in the function: autograd forbids changes of a view that a function has made.
+            found[spikes] = found[spikes].view(call.steps, *call.shape[:-dims], weight.shape[0])
+        else:
+            found = list(self(call, series, states, parameters))
+            found[spikes] = linear.of_spikes(found[spikes])
+        return tuple(found)
 
     def step(self, *arguments: Tensor) -> tuple[Tensor, ...]:
         record, constant, ragged, counted = self._options
@@ -165,8 +204,8 @@ class _Variant:
             after.append(total + outputs.pop(0))
         return (*outputs, *after)
 
-    def forward_code(self, call: _Call) -> Code:
-        key: Any = call.opmath, len(call.shape)
+    def forward_code(self, *key: Any) -> Code:
+        """The code for an opmath dtype and a number of dimensions of a step."""
         if key not in self._codes:
             self._codes[key] = forward_code(trace(self.step, self.counts, *key), self.counts)
         return self._codes[key]  # type: ignore[no-any-return]
@@ -241,8 +280,9 @@ class _CpuEngine:
     """Runs codes by the ops of the library."""
 
     def forward(self, code: Code, like: Tensor, *arguments: Any) -> list[Tensor]:
-        *tensors, steps, neurons, keep = arguments
-        found = torch.ops.snnfast.program_forward(like, *tensors, code.words, code.constants, steps, neurons, keep)
+        *tensors, steps, neurons, keep, bits = arguments
+        words, constants = code.words, code.constants
+        found = torch.ops.snnfast.program_forward(like, *tensors, words, constants, steps, neurons, keep, bits)
         return cast(list[Tensor], found)
 
     def backward(self, code: Code, like: Tensor, *arguments: Any) -> list[Tensor]:
@@ -256,14 +296,19 @@ ENGINES: dict[str, Any] = {"cpu": _CpuEngine(), "cuda": cuda.Engine(kernel_of)}
 
 
 class _Run(torch.autograd.Function):
-    """All steps by the kernels. Arguments are the series, the states and the parameters."""
+    """All steps by the kernels, and the linear layer that takes an output as bits, if there is one.
+
+    Arguments are the series, the states and the parameters; behind them the weight and the bias of the layer.
+    """
 
     @staticmethod
-    def forward(ctx: Any, variant: _Variant, call: _Call, *tensors: Tensor) -> tuple[Tensor, ...]:
-        code = variant.forward_code(call)
+    def forward(ctx: Any, variant: _Variant, call: _Call, *tensors: Any) -> tuple[Tensor, ...]:
+        code = variant.forward_code(call.opmath, len(call.shape))
+        count = sum(variant.counts)
+        tensors, linear = tensors[:count], tensors[count:]
         series, states, parameters = _split(tensors, variant.counts)
         neurons = call.shape.numel()
-        keep = any(ctx.needs_input_grad)
+        keep = any(ctx.needs_input_grad[2 : 2 + count])
         found = ENGINES[call.device.type].forward(
             code,
             torch.empty(0, dtype=call.dtype, device=call.device),
@@ -273,24 +318,40 @@ class _Run(torch.autograd.Function):
             call.steps,
             neurons,
             keep,
+            call.spikes,
         )
+        checkpoints = found.pop() if keep else None
+        bits = None
+        if linear:
+            weight, bias = linear
+            bits = _bits(found[call.spikes], call)
+            found[call.spikes] = ops.spikes_linear(bits, weight, bias, _ONE, call.steps)
         ctx.variant, ctx.call = variant, call
         ctx.set_materialize_grads(False)
-        if keep:
-            ctx.save_for_backward(*tensors, found.pop())
+        ctx.save_for_backward(*tensors, *linear, bits, checkpoints)
         first = len(found) - len(states)
-        return tuple(t.view(call.shape if i >= first else (call.steps, *call.shape)) for i, t in enumerate(found))
+        shapes = [call.shape if i >= first else (call.steps, *call.shape) for i in range(len(found))]
+        return tuple(t if i == call.spikes else t.view(shapes[i]) for i, t in enumerate(found))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         variant, call = ctx.variant, ctx.call
-        *tensors, checkpoints = ctx.saved_tensors
+        needs = ctx.needs_input_grad[2:]
         if all(g is None for g in grads):
-            return (None,) * (2 + len(tensors))
+            return (None,) * (2 + len(needs))
         if torch.is_grad_enabled():
             return None, None, *_second(ctx, grads)
+        count = sum(variant.counts)
+        *saved, bits, checkpoints = ctx.saved_tensors
+        tensors, linear = saved[:count], saved[count:]
+        behind: list[Tensor | None] = [None] * len(linear)
+        if linear and grads[call.spikes] is not None:
+            of_spikes, behind = _through_linear(ctx, grads[call.spikes], bits, linear[0])
+            grads = (*grads[: call.spikes], of_spikes, *grads[call.spikes + 1 :])
+        if checkpoints is None:
+            return None, None, *[None] * count, *behind
         series, states, parameters = _split(tensors, variant.counts)
-        needs_series, _, needs_parameters = _split(ctx.needs_input_grad[2:], variant.counts)
+        needs_series, _, needs_parameters = _split(needs[:count], variant.counts)
         first = len(grads) - len(states)
         given = tuple(i for i in range(first) if grads[i] is not None)
         code = variant.backward_code(call, given, (*needs_series, *needs_parameters))
@@ -321,7 +382,27 @@ class _Run(torch.autograd.Function):
                 made.append(found.pop(0).view(call.steps, *call.shape))
             else:
                 made.append(_summed(found.pop(0), t, call))
-        return None, None, *made
+        return None, None, *made, *behind
+
+
+def _through_linear(ctx: Any, grad: Tensor, bits: Tensor, weight: Tensor) -> tuple[Tensor | None, list[Tensor | None]]:
+    """The gradients of the spikes ``[T, *]``, and of weight and bias, from that of the layer's outputs."""
+    call, (*needs, needs_weight, needs_bias) = ctx.call, ctx.needs_input_grad[2:]
+    grad = grad.reshape(call.steps, -1, grad.shape[-1]).contiguous()
+    of_spikes = None
+    if any(needs):
+        of_spikes = ops.rows_like(weight.new_empty(call.shape), call.steps)
+        torch.mm(grad.flatten(0, 1), weight, out=of_spikes.view(-1, weight.shape[1]))
+    of_weight = weight_gradient(bits, grad, _ONE, again=False) if needs_weight else None
+    return of_spikes, [of_weight, grad.sum((0, 1)) if needs_bias else None]
+
+
+def _bits(found: Tensor, call: _Call) -> Tensor:
+    """``[rows of eight steps, R, N]`` of the spikes of all neurons of a step."""
+    return flat_bits(found.view(-1, *call.shape), call.shape[-call.dims :])
+
+
+_ONE = torch.ones((), device="cpu", dtype=torch.float32)  # the height of a spike
 
 
 def _rows(x: Tensor, call: _Call) -> Tensor:
@@ -349,12 +430,17 @@ def _summed(gradient: Tensor, parameter: Tensor, call: _Call) -> Tensor:
 
 def _second(ctx: Any, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
     """The gradients of the loop, for a gradient of them."""
-    variant, tensors = ctx.variant, ctx.saved_tensors[:-1]
-    needs = ctx.needs_input_grad[2:]
+    variant, call, needs = ctx.variant, ctx.call, ctx.needs_input_grad[2:]
+    saved = ctx.saved_tensors[: len(needs)]
+    count = sum(variant.counts)
     with torch.enable_grad():
-        results = variant.loop(ctx.call, *_split(tensors, variant.counts))
+        results = list(variant.loop(call, *_split(saved[:count], variant.counts)))
+        if call.spikes >= 0:
+            weight, bias = saved[count:]
+            y = Linear(weight, bias, call.dims).of_spikes(results[call.spikes])
+            results[call.spikes] = y.reshape(call.steps, -1, y.shape[-1])
         given = [i for i, g in enumerate(grads) if g is not None and results[i].requires_grad]
-        wanted = [t for t, need in zip(tensors, needs, strict=True) if need]
+        wanted = [t for t, need in zip(saved, needs, strict=True) if need]
         found: Sequence[Tensor | None] = [None] * len(wanted)
         if given:
             outputs, seeds = [results[i] for i in given], [grads[i] for i in given]

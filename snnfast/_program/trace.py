@@ -70,6 +70,17 @@ class Graph:
     def is_leaf(self, value: int) -> bool:
         return self.nodes[value][0] not in APPLY
 
+    def is_binary(self, value: int) -> bool:
+        """Whether a value is certainly 0 or 1, in every step and neuron."""
+        op, *operands = self.nodes[value]
+        if op == "constant":
+            return repr(operands[0]) in ("0.0", "1.0")
+        if op == "where":
+            operands = operands[1:]
+        elif op not in ("move", "mul", "maximum", "minimum"):
+            return op in ("gt", "ge", "lt", "le", "eq", "ne")
+        return all(map(self.is_binary, operands))
+
     def operands(self, value: int) -> tuple[int, ...]:
         return () if self.is_leaf(value) else self.nodes[value][1:]
 

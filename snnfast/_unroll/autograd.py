@@ -26,7 +26,7 @@ from snnfast._core.ops import (
 )
 from snnfast._unroll import state_gradients
 from snnfast._unroll.call import ONE_STEP, Options, Request, count_states
-from snnfast._unroll.linear import flat_bits, heights_of, numbers_of, product
+from snnfast._unroll.linear import flat_bits, heights_of, product, weight_gradient
 from snnfast.surrogate import DISABLED, has_derivative, straight_through_estimator
 from snnfast.surrogate.examine import SpikeGrad
 
@@ -166,11 +166,8 @@ def _through_linear(
     grad = grad.reshape(request.steps, -1, grad.shape[-1]).contiguous()
     if needs_weight:
         rows, heights = flat_bits(spike_bits, shape), heights_of(graded, shape, dtype)  # type: ignore[arg-type]
-        if torch.is_grad_enabled() and not any(needs):
-            # No spike is differentiated, and so this can be once more.
-            grad_weight = grad.flatten(0, 1).t() @ (numbers_of(rows, request.steps) * heights).to(dtype)
-        else:
-            grad_weight = ops.spikes_linear_weight(rows, grad, heights)
+        # Where no spike is differentiated, this can be once more.
+        grad_weight = weight_gradient(rows, grad, heights, again=torch.is_grad_enabled() and not any(needs))
     if needs_bias:
         grad_bias = grad.sum((0, 1))
     passes = options.spike_grad is not DISABLED or needs[-1]  # through a spike

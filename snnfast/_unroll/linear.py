@@ -41,10 +41,21 @@ def check_linear(weight: object, bias: object, current: Tensor, step_shape: torc
 
 def takes_bits(call: UnrollCall, linear: Linear) -> bool:
     """Whether the kernels can hand the spikes on as bits. If not, ``linear`` takes them as numbers."""
-    (weight, bias, dims), x, request = linear, call.current, call.request
-    if not settings.events.value or ops.spikes_linear is None or not x.is_cpu or not call.options.kernels_do_all:
+    request, shape, graded = call.request, step_shape(call), call.parameters[-1]
+    if not call.options.kernels_do_all or request.time == STEP or request.reduce:
         return False
-    if request.time == STEP or request.reduce or torch.is_autocast_enabled("cpu"):
+    if not bits_pay(call.current, shape, request.steps, linear):
+        return False
+    return graded.dim() <= linear.dims or all(n == 1 for n in graded.shape[: -linear.dims])
+
+
+def bits_pay(x: Tensor, shape: torch.Size, steps: int, linear: Linear) -> bool:
+    """Whether a linear layer can take spikes of steps of a ``shape`` as bits, and is faster with them.
+
+    ``x`` is the input of the neurons.
+    """
+    weight, bias, dims = linear
+    if not settings.events.value or ops.spikes_linear is None or not x.is_cpu or torch.is_autocast_enabled("cpu"):
         return False
     if is_forward_mode():
         return False
@@ -53,13 +64,10 @@ def takes_bits(call: UnrollCall, linear: Linear) -> bool:
     if not _is_fit(weight, x) or weight.dim() != 2 or (bias is not None and not _is_fit(bias, x)):
         return False
     outputs, inputs = weight.shape
-    shape, graded = step_shape(call), call.parameters[-1]
     if inputs != math.prod(shape[-dims:]) or (bias is not None and bias.shape != (outputs,)):
         return False  # an error, which PyTorch words
     neurons = math.prod(shape)  # Size.numel makes an int of a symbol
-    if neurons == 0 or outputs == 0 or not _are_enough(request.steps, neurons // inputs):
-        return False
-    return graded.dim() <= dims or all(n == 1 for n in graded.shape[:-dims])
+    return neurons > 0 and outputs > 0 and _are_enough(steps, neurons // inputs)
 
 
 def _are_enough(steps: int, samples: int) -> bool:
@@ -83,6 +91,13 @@ def product(bits: Tensor, weight: Tensor, bias: Tensor | None, graded: Tensor, s
     """The outputs of the layer, ``[T, R, O]``."""
     heights = heights_of(graded, shape, weight.dtype)
     return ops.spikes_linear(flat_bits(bits, shape), weight, bias, heights, steps)  # type: ignore[no-any-return]
+
+
+def weight_gradient(bits: Tensor, grad: Tensor, heights: Tensor, again: bool) -> Tensor:
+    """The gradient of the weight, from that of the outputs ``[T, R, O]``; ``again``: it may be differentiated."""
+    if not again:
+        return ops.spikes_linear_weight(bits, grad, heights)  # type: ignore[no-any-return]
+    return grad.flatten(0, 1).t() @ (numbers_of(bits, grad.shape[0]) * heights).to(grad.dtype)
 
 
 def flat_bits(bits: Tensor, shape: torch.Size) -> Tensor:

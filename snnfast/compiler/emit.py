@@ -76,7 +76,7 @@ class Emitter:
         self._in_place_of: dict[Any, Node] = {}  # of such copies: what they were copied from
         self.effects: set[Node] = set()
         self.summed: set[Node] = set()  # of the old graph: sums that became one
-        self.fused: set[Chain] = set()  # with the linear layer that reads their spikes
+        self.fused: set[Chain | Recurrence] = set()  # with the linear layer that reads their spikes
 
     def write(self) -> Graph:
         for vertex in self.series.in_order():
@@ -94,7 +94,9 @@ class Emitter:
         remove_unused(self.graph, self.effects.__contains__)
         for chain, (node, _) in self._unrolled.items():
             spk = self._ask(chain)
-            if spk is not None and fuse_linear(self.graph, node, spk, self.effects, self.call):
+            linear = None if spk is None else fuse_linear(self.graph, node, spk, self.effects, self.call)
+            if linear is not None:
+                node.args = (*node.args, *linear)
                 self.fused.add(chain)
         for recurrence, node in self._recurring.items():
             self._choose_outputs(recurrence, node)
@@ -504,7 +506,19 @@ class Emitter:
                 user.args = (node, chosen.index(place))
             else:
                 user.args = (node, place - len(outputs) + len(chosen))
-        node.target = Unrolled(recurrence, [outputs[i] for i in chosen])
+        made = node.target = Unrolled(recurrence, [outputs[i] for i in chosen])
+        binary = made.program.binary(recurrence.dtype, len(recurrence.shape))
+        for user in list(node.users):
+            place = user.args[1]
+            if place >= len(binary) or not binary[place]:
+                continue
+            linear = fuse_linear(self.graph, node, user, self.effects, self.call)
+            if linear is not None:
+                *weights, dims = linear
+                node.args = (*node.args, *weights)
+                made.spikes, made.dims = place, dims
+                self.fused.add(recurrence)
+                return
 
     # ---- everything else
 

@@ -21,18 +21,18 @@ from snnfast.compiler.nodes import arguments, aten, is_pointwise, name_of, size_
 # ---- a linear layer that alone reads the spikes of an unroll, as a part of it
 
 
-def fuse_linear(graph: Graph, unroll: Node, spk: Node, effects: set[Node], call: Any) -> bool:
-    """Give an unroll the weights of the linear layer behind it, if it is certain that no number changes.
+def fuse_linear(graph: Graph, unroll: Node, spk: Node, effects: set[Node], call: Any) -> tuple[Any, Any, int] | None:
+    """Let the linear layer behind an unroll become a part of it, if it is certain that no number changes.
 
     Args:
         graph: The graph of all nodes here.
         unroll: The call of the unroll.
-        spk: Its first result, the spikes ``[T, *]``.
+        spk: Its result, the spikes ``[T, *]``.
         effects: Calls that must keep their place among the others.
         call: Appends a call to the graph and returns its node.
 
     Returns:
-        Whether it was done.
+        The weight, the bias, and how many dimensions of a step are the inputs, which the unroll is to be given.
     """
     between: list[Node] = []
     node = spk
@@ -41,11 +41,11 @@ def fuse_linear(graph: Graph, unroll: Node, spk: Node, effects: set[Node], call:
         if reader.target is aten.linear.default and reader.args[0] is node:
             break
         if not _passes_on(reader, node):
-            return False
+            return None
         between.append(reader)
         node = reader
     else:
-        return False
+        return None
     dims = _inputs(spk, node)
     weight, bias = arguments(reader)["weight"], arguments(reader)["bias"]
     if (
@@ -53,8 +53,7 @@ def fuse_linear(graph: Graph, unroll: Node, spk: Node, effects: set[Node], call:
         or reader.meta["context"] != unroll.meta["context"]
         or not _come_before(unroll, reader, [weight, bias], effects)
     ):
-        return False
-    unroll.args = (*unroll.args, weight, bias, dims)
+        return None
     made, wanted = value(reader), value(spk).dim() - dims + 1
     spk.meta["example_value"] = made.new_empty((*value(spk).shape[: wanted - 1], made.shape[-1]))
     after = spk
@@ -64,7 +63,7 @@ def fuse_linear(graph: Graph, unroll: Node, spk: Node, effects: set[Node], call:
     reader.replace_all_uses_with(after)
     for old in (reader, *reversed(between)):
         graph.erase_node(old)
-    return True
+    return weight, bias, dims
 
 
 def _passes_on(reader: Node, node: Node) -> bool:

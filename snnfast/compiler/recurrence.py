@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 from snnfast._program.run import Program
 from snnfast._program.trace import NotElementwiseError, trace
+from snnfast._unroll.call import Linear
 from snnfast.compiler.nodes import index_of, is_number, module_of, name_of, signature_of, tensors_of, value
 from snnfast.compiler.rules import UnmergedError
 
@@ -135,15 +136,24 @@ def call(node: Node, args: Any, kwargs: Any) -> Any:
 
 
 class Unrolled:
-    """All steps of a recurrence as a function of the inputs, the first states and what is constant."""
+    """All steps of a recurrence as a function of the inputs, the first states and what is constant.
+
+    Attributes:
+        spikes: The output that a linear layer alone reads. Its weight and bias are then the last arguments.
+        dims: How many dimensions of a step, from the last, are the inputs of this layer; 0 where there is none.
+    """
 
     __name__ = __qualname__ = "recurrence"
 
     def __init__(self, recurrence: Recurrence, outputs: Sequence[Group]) -> None:
         self.program, self.steps = recurrence.program(outputs), recurrence.steps
+        self.spikes = self.dims = 0
 
-    def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        return self.program.unroll(*tensors, steps=self.steps)
+    def __call__(self, *tensors: Any) -> tuple[Tensor, ...]:
+        if not self.dims:
+            return self.program.unroll(*tensors, steps=self.steps)
+        *given, weight, bias = tensors
+        return self.program.unroll(*given, steps=self.steps, spikes=self.spikes, linear=Linear(weight, bias, self.dims))
 
 
 def recurrence_of(statements: Sequence[Group], order: dict[Node, int], is_free: Callable[[Node], bool]) -> Recurrence:
@@ -157,20 +167,23 @@ def recurrence_of(statements: Sequence[Group], order: dict[Node, int], is_free: 
     if not statements:
         raise UnmergedError(f"it has fewer than {LEAST} steps that are alike")
     _check(statements)
-    found: Recurrence | None = None
+    # Where a step begins is free. With some beginnings fewer states go from step to step, or more calls are alike.
+    aligned: list[tuple[_Steps, Recurrence]] = []
     reason = "its steps are not all alike"
-    # Where a step begins is free; with some beginnings more steps are alike.
-    most = max(len(s.nodes) for s in statements)
-    for anchor in sorted(statements, key=lambda s: (-len(s.nodes), order[s.first])):
-        if found is not None and found.steps >= min(most, len(anchor.nodes) + 1):
-            break
+    for anchor in statements:
         try:
-            made = _with_anchor(statements, anchor, order, is_free)
+            steps = _with_anchor(statements, anchor, order)
+            aligned.append((steps, steps.recurrence()))
         except UnmergedError as error:
             reason = str(error)
-            continue
-        if found is None or made.steps > found.steps:
+    calls = sum(len(s.nodes) for s in statements)
+    found: Recurrence | None = None
+    for steps, made in sorted(aligned, key=lambda a: (len(a[1].states), -a[1].steps, -len(a[1].nodes()))):
+        steps.take_in_first(made, is_free)
+        if found is None or (made.steps, len(made.nodes())) > (found.steps, len(found.nodes())):
             found = made
+        if len(found.nodes()) >= calls:
+            break
     if found is None:
         raise UnmergedError(reason)
     _check_program(found)
@@ -203,10 +216,8 @@ def _check_program(found: Recurrence) -> None:
         raise UnmergedError(f"an operator takes tensors of its own sizes alone: {str(error).splitlines()[0]}") from None
 
 
-def _with_anchor(
-    statements: Sequence[Group], anchor: Group, order: dict[Node, int], is_free: Callable[[Node], bool]
-) -> Recurrence:
-    """The recurrence whose steps begin with the calls of one of the statements."""
+def _with_anchor(statements: Sequence[Group], anchor: Group, order: dict[Node, int]) -> _Steps:
+    """The calls by steps, each of which begins with a call of one of the statements."""
     begin = [order[n] for n in anchor.nodes]
     rows: dict[int, Row] = {t: {} for t in range(-1, len(begin))}
     place: dict[Node, tuple[Group, int]] = {}
@@ -217,10 +228,7 @@ def _with_anchor(
                 raise UnmergedError("a step makes several")
             rows[t][statement] = node
             place[node] = statement, t
-    steps = _Steps(statements, rows, place, order)
-    made = steps.recurrence()
-    steps.take_in_first(made, is_free)
-    return made
+    return _Steps(statements, rows, place, order)
 
 
 class _Steps:

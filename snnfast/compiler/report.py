@@ -142,7 +142,7 @@ def _steps(count: int, name: str) -> str:
     return f"{count} step{'s' * (count != 1)} of {name}"
 
 
-def describe(series: Series, summed: set[Node], fused: set[Chain], report: GraphReport) -> None:
+def describe(series: Series, summed: set[Node], fused: set[Chain | Recurrence], report: GraphReport) -> None:
     """Enter chains and groups into a report."""
     alone: dict[tuple[str, str], int] = {}  # steps that are chains of their own, by name and what is said of them
     for chain in series.captured.chains:
@@ -163,7 +163,7 @@ def describe(series: Series, summed: set[Node], fused: set[Chain], report: Graph
     report.repeated += [f"{_steps(count, name)}{why}" for (name, why), count in alone.items()]
     for found in series.recurrences:
         name = f"{found.steps} steps of {len(found.statements)} calls{_at(found.calls[0])}"
-        report.merged.append(f"{name}: one recurrence")
+        report.merged.append(f"{name}: one recurrence" + ", with the linear behind it" * (found in fused))
     for group in dict.fromkeys(series.group_of.values()):
         if isinstance(group, IndexGroup) or group.recurrence is not None:
             continue

@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from snnfast.compiler.capture import Captured, Chain
 from snnfast.compiler.nodes import (
     index_of,
+    is_pointwise,
     is_step,
     line_of,
     name_of,
@@ -94,6 +95,8 @@ class Series:
             self._find(self._wanted.popleft())
         self._recur()
         self._split(Group, WAITS)
+        if self._join():
+            self._split(Group, WAITS)
 
     # ---- what runs before what
 
@@ -204,9 +207,47 @@ class Series:
                 except UnmergedError as error:
                     group.reason = str(error)
 
-    def _recurs(self, groups: list[Group]) -> None:
+    def _join(self) -> bool:
+        """Let recurrences take in one another, and elementwise calls that are beside them. Returns whether any did.
+
+        What is between two of them is then never written for all steps.
+        """
+        rest, joined = list(self.recurrences), False
+        while rest:
+            found = rest.pop()
+            for other in self._beside(found) if found in self.recurrences else ():
+                parts = [found, other] if isinstance(other, Recurrence) else [found]
+                try:
+                    whole = self._recurs([*found.statements, *(other.statements if other in parts else [other])], parts)
+                except UnmergedError:
+                    continue
+                rest.append(whole)
+                joined = True
+                break
+        return joined
+
+    def _beside(self, found: Recurrence) -> Iterator[Any]:
+        """Recurrences and elementwise calls that read a recurrence, or that it reads, with nothing between them."""
+        before = {vertex: set(self.before(vertex)) for vertex in self.vertices()}
+        after = _reversed(before)
+        for other in [*dict.fromkeys(self.before(found)), *after[found]]:
+            group = type(other) is Group and is_pointwise(other.first.target) and len(other.nodes) >= LEAST
+            if not group and not isinstance(other, Recurrence):
+                continue
+            first, second = (other, found) if other in before[found] else (found, other)
+            if not any(second in _reached(vertex, after) for vertex in after[first] if vertex is not second):
+                yield other
+
+    def _recurs(self, groups: list[Group], parts: Sequence[Recurrence] = ()) -> Recurrence:
+        """Let groups be the statements of a recurrence, in place of others that had some of them.
+
+        Raises:
+            UnmergedError: They are none, or one that lacks a call of those that it is in place of.
+        """
         groups = groups + self._taken_apart(groups)
         found = recurrence_of(groups, self.captured.order, self._is_free)
+        if parts and not set(found.nodes()).issuperset(n for g in groups for n in g.nodes):
+            raise UnmergedError("its steps are not those of the other")
         if found.context.records and any(n in self.captured.written_untracked for n in found.inputs()):
             raise UnmergedError("its inputs are changed in place, through .data")
         for group in groups:
@@ -216,7 +257,8 @@ class Series:
             group.nodes, group.recurrence = list(numbers), found
             self.group_of |= dict.fromkeys(numbers, group)
             self._number |= numbers
-        self.recurrences.append(found)
+        self.recurrences = [r for r in self.recurrences if r not in parts] + [found]
+        return found
 
     def _taken_apart(self, groups: list[Group]) -> list[Group]:
         """The groups that take the results of a call, such as an autograd.Function, apart."""

@@ -137,12 +137,34 @@ struct Block {
   char *next_, *series_, *parameters_, *temporaries_ = nullptr;
 };
 
+// Enters which numbers of a row are not 0 as the bit of step `t` of eight, in words as wide as the numbers.
+template <typename A>
+void enter_bits(int n, const A* from, int64_t t, A* words) {
+  using Mask = typename Vec<A>::Mask;
+  const Mask bit = Mask{} + (1 << t % 8);
+  for (int i = 0; i < n; i += Vec<A>::kSize) {
+    const Mask found = Mask(Vec<A>::load(from + i).r != 0) & bit;
+    const Mask before = t % 8 == 0 ? Mask{} : reinterpret_cast<Mask>(Vec<A>::load(words + i).r);
+    Vec<A>(reinterpret_cast<typename Vec<A>::Value>(before | found)).store(words + i);
+  }
+}
+
+template <typename A>
+void write_bits(int n, const A* words, uint8_t* to) {
+  std::conditional_t<sizeof(A) == sizeof(int32_t), uint32_t, uint64_t> word;
+  for (int i = 0; i < n; ++i) {
+    std::memcpy(&word, words + i, sizeof word);
+    to[i] = static_cast<uint8_t>(word);
+  }
+}
+
 template <typename S>
 void forward(const Forward& p, int64_t begin, int64_t end, const Workspace& workspace) {
   Block<S> block(p, workspace);
   using A = typename Block<S>::A;
   A** const registers = block.registers;
   char* const states = block.rows(2 * p.states);
+  A* const words = block.at(block.rows(1), 0);
   block.make_temporaries(block.behind_constants());
   for (int64_t b = begin; b < end; ++b) {
     block.open(b);
@@ -166,7 +188,13 @@ void forward(const Forward& p, int64_t begin, int64_t end, const Workspace& work
       }
       run<A>(p.step, registers, block.padded);
       for (int o = 0; o < p.outputs; ++o) {
-        if (!(in_place && p.in_place[o])) block.write(p.output[o], t, registers[p.output_at[o]]);
+        if (o == p.bits) {
+          enter_bits<A>(block.padded, registers[p.output_at[o]], t, words);
+          if (t % 8 != 7 && t != p.T - 1) continue;
+          write_bits<A>(block.n, words, static_cast<uint8_t*>(p.output[o]) + t / 8 * p.N + block.first);
+        } else if (!(in_place && p.in_place[o])) {
+          block.write(p.output[o], t, registers[p.output_at[o]]);
+        }
       }
       for (int s = 0; s < p.states; ++s) registers[p.series + s] = registers[p.state_at[s]];
     }

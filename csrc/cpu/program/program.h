@@ -56,13 +56,14 @@ struct Forward : Program {
   const int32_t* output_at;    // [outputs], registers
   const int32_t* state_at;     // [states], of the new states: distinct temporaries
   const bool* in_place;        // [outputs], whether the register can lie in the row of the output
+  int bits;                    // the output that is returned as bits, [ceil(T / 8), N]; or -1
   const void* const* initial;  // [states]: [N] opmath
-  void* const* output;         // [outputs]: [T, N]
+  void* const* output;         // [outputs]: [T, N]; bits as ../sparse/events.h describes them
   void* const* last;           // [states]: [N] opmath
   void* checkpoints;           // [ceil(T / kCheckpoint), states, N] opmath, or nullptr
 
   int registers() const { return series + states + parameters + constants + temporaries; }
-  int64_t rows() const { return series + 2 * states + parameters + constants + temporaries; }
+  int64_t rows() const { return series + 2 * states + parameters + constants + temporaries + 1; }
 };
 
 struct Backward : Program {
