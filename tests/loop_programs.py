@@ -412,7 +412,7 @@ def one_layer_twice(self: Any, x: Tensor) -> Any:
     return out, mem_a, mem_b, torch.stack(rec), mem2
 
 
-@loop((T, B, 12), layers="repeated", repeats=("add", "clamp"))
+@loop((T, B, 12))
 def membrane_changed_between_steps(self: Any, x: Tensor) -> Any:
     """What the layer goes on from is not what it returned: a floor for the membrane."""
     mem1, mem2 = self.states()

@@ -21,6 +21,6 @@ def test_a_compiled_loop_does_what_it_does_uncompiled_and_is_merged(program: Any
     assert statistics["compared"] == statistics["spiking"] == 1
     repeated = [line for report in watched.reports for line in report.repeated]
     assert {m[1] for line in repeated if (m := re.match(r"\d+ x (\S+)", line))} == set(program.repeats)
-    merged = any("one unroll" in line for report in watched.reports for line in report.merged)
+    merged = any(re.search("one (unroll|recurrence)", line) for report in watched.reports for line in report.merged)
     left = any(re.match(r"\d+ steps? of ", line) for line in repeated)
     assert (merged, left) == (program.layers != "repeated", program.layers != "merged")

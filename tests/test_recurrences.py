@@ -7,9 +7,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from helpers import assert_bits_equal
+from helpers import RESETS, SURROGATES, Case, assert_bits_equal, every_other, fused, inputs, layer_of, leaves
+from neuron_kinds import KINDS
 from torch import Tensor, nn
 
+import snnfast
+from snnfast._program.run import Program
+from snnfast._unroll.graph import elementwise_step
 from snnfast.compiler.backend import merge
 
 pytestmark = [pytest.mark.usefixtures("nothing_compiled"), pytest.mark.needs_extension]
@@ -93,6 +97,9 @@ class Net(nn.Module):
         self.decay = nn.Parameter(torch.linspace(-1, 2, 7))
         self.gain = nn.Parameter(torch.tensor(0.7))
         self.fc = nn.Linear(7, 7)
+        height = torch.linspace(0.6, 1.2, 7)
+        self.syn = snnfast.Synaptic(0.8, 0.9, threshold=height, learn_threshold=True, reset_mechanism="zero")
+        self.lif = snnfast.Leaky(0.9, spike_grad=snnfast.surrogate.fast_sigmoid(), reset_delay=False)
 
     def forward(self, x: Tensor) -> Any:
         return self.loop(self, x)
@@ -262,6 +269,26 @@ def first_step_without_a_gradient(net: Net, x: Tensor) -> Any:
     return torch.stack(out), mem
 
 
+@network
+def layer_whose_membrane_changes(net: Net, x: Tensor) -> Any:
+    """Its first step is given no states."""
+    syn = mem = None
+    out = []
+    for t in range(x.shape[0]):
+        spk, syn, mem = net.syn(x[t], syn, mem)
+        mem = torch.clamp(mem, min=-1.0) * net.gain
+        out.append(spk - mem)
+    return torch.stack(out), syn, mem
+
+
+@network
+def layer_that_hears_its_spikes(net: Net, x: Tensor) -> Any:
+    spk = mem = torch.zeros_like(x[0])
+    for t in range(x.shape[0]):
+        spk, mem = net.lif(x[t] - net.gain * spk, mem)
+    return mem, spk
+
+
 # ---- what stays as it is, and why
 
 
@@ -404,3 +431,28 @@ def test_any_batch_size(name: str) -> None:
         for a, b in zip(ours[0], theirs[0], strict=True):
             assert_bits_equal(a, b)
         torch.testing.assert_close(ours[1], theirs[1])
+
+
+@pytest.mark.parametrize("delay", [True, False], ids=["delay", "nodelay"])
+@pytest.mark.parametrize("reset", RESETS)
+@pytest.mark.parametrize("neuron", KINDS)
+def test_the_step_of_a_layer_is_a_program_with_the_bits_of_its_kernel(neuron: str, reset: str, delay: bool) -> None:
+    for spike_grad in every_other(SURROGATES.values(), neuron, delay):
+        case = Case(neuron, "step", reset=reset, delay=delay, spike_grad=spike_grad, parameters="neuron")
+        ours, theirs = (leaves(inputs(case)) for _ in range(2))
+        wanted = fused(theirs, case)
+        options, ops = layer_of(case, theirs)._options(), case.kind.ops
+
+        def step(*given: Tensor, ops: Any = ops, options: Any = options) -> tuple[Tensor, ...]:
+            found = elementwise_step(ops.name, given[0], list(given[1:]), options.packed, *options.derivative, "auto")
+            return (*found, *found[not ops.has_spike_feedback :])
+
+        program = Program(step, 1, len(ops.states), len(ops.parameters))
+        records = program.unroll(*(ours[name] for name in case.names), steps=case.steps)
+        found = dict(zip(case.kind.results, records, strict=False))
+        for name, t in wanted.items():
+            assert_bits_equal(found[name], t, f"{case} {name}")
+        for outputs in (found, wanted):
+            sum((t * (1 + i)).sum() for i, t in enumerate(outputs.values())).backward()  # type: ignore[union-attr]
+        for name in case.names:
+            torch.testing.assert_close(ours[name].grad, theirs[name].grad, msg=lambda m, name=name: f"{name}: {m}")

@@ -25,7 +25,7 @@ from snnfast._core.ops import (
     opmath_dtype,
     unpack,
 )
-from snnfast._unroll import connected
+from snnfast._unroll import connected, reference
 from snnfast._unroll import state_gradients as _gradients
 from snnfast._unroll.call import ONE_STEP, Linear, Options, Request, UnrollCall, make_request
 from snnfast._unroll.checks import check_options
@@ -94,6 +94,17 @@ def step(
         return list(_run(*asked))
     with _gradients.use_state_gradients(state_gradients):  # of a block that was traced
         return list(_run(*asked))
+
+
+def elementwise_step(
+    neuron: str, x: Tensor, tensors: list[Tensor | None], *options: Any, state_gradients: bool = False, **_: str
+) -> list[Tensor]:
+    """What :func:`step` does, in PyTorch's operators."""
+    n = len(NEURONS[neuron].states)
+    states, parameters = tuple(tensors[:n]), tuple(p for p in tensors[n:] if p is not None)
+    asked = _options_of(*options[:-1])  # the last one is the backend
+    with _gradients.use_state_gradients(state_gradients):
+        return list(reference.unroll(UnrollCall(NEURONS[neuron], asked, ONE_STEP, x, states, parameters)))
 
 
 def unroll(

@@ -159,6 +159,12 @@ def is_step(target: Any) -> bool:
     return target in (torch.ops.snnfast.step, torch.ops.snnfast.step.default, step)
 
 
+def step_of(node: Node) -> Node | None:
+    """The step of a neuron that a node is, or that it is a result of."""
+    made: Any = node.args[0] if node.target is operator.getitem else node
+    return made if isinstance(made, Node) and is_step(made.target) else None
+
+
 def is_pointwise(target: Any) -> bool:
     return isinstance(target, OpOverload) and torch.Tag.pointwise in target.tags
 
@@ -345,6 +351,8 @@ def series_key(node: Node) -> Any:
             return "number"  # such as a weight of each step
         if isinstance(tree, Node):
             return tree if is_named(tree) else "node"
+        if tree is None and is_step(node.target):
+            return "node"  # a state that begins with zeros
         if isinstance(tree, tuple | list):
             return "list", *map(shape_of, tree)
         if isinstance(tree, dict):

@@ -20,7 +20,8 @@ from torch.utils import _pytree as pytree
 from snnfast._program.run import Program
 from snnfast._program.trace import NotElementwiseError, trace
 from snnfast._unroll.call import Linear
-from snnfast.compiler.nodes import index_of, is_number, module_of, name_of, signature_of, tensors_of, value
+from snnfast._unroll.graph import elementwise_step
+from snnfast.compiler.nodes import index_of, is_number, is_step, module_of, name_of, signature_of, tensors_of, value
 from snnfast.compiler.rules import UnmergedError
 
 if TYPE_CHECKING:
@@ -130,7 +131,8 @@ def call(node: Node, args: Any, kwargs: Any) -> Any:
     """Make the call of a node, under its grad mode."""
     try:
         with torch.set_grad_enabled(torch.is_grad_enabled() and node.meta["context"].records):
-            return node.target(*args, **kwargs)  # type: ignore[operator]
+            target: Any = elementwise_step if is_step(node.target) else node.target
+            return target(*args, **kwargs)
     except NotElementwiseError as error:
         raise NotElementwiseError(f"{name_of(node.target)} is no operator of programs: {error.problem}") from None
 
@@ -268,7 +270,7 @@ class _Steps:
                     if self.source(a, t) is not None:
                         return False
                 elif first and source[1] == 1:
-                    if not isinstance(a, Node):
+                    if not isinstance(a, Node) and a is not None:
                         return False
                 elif self.source(a, t) != source:
                     return False
@@ -308,10 +310,12 @@ class _Steps:
                 elif source[1] == 0:
                     slots.append(Slot("statement", number[source[0]]))
                 else:
-                    slots.append(Slot("state", _enter(made.states, (source[0], column[0]))))
+                    begin = 0.0 if column[0] is None else column[0]  # as a step of a neuron without a state begins
+                    slots.append(Slot("state", _enter(made.states, (source[0], begin))))
             made.slots[statement] = slots, spec
-        for _, node in made.states:
-            _check_given(made, node)
+        for _, begin in made.states:
+            if isinstance(begin, Node):
+                _check_given(made, begin)
         return made
 
     # ---- a first step that differs

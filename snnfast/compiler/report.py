@@ -8,7 +8,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from snnfast.compiler.capture import Chain
-from snnfast.compiler.nodes import aten, is_step, line_of, name_of, tensors_of, user_line
+from snnfast.compiler.nodes import aten, is_step, line_of, name_of, step_of, tensors_of, user_line
 from snnfast.compiler.recurrence import Recurrence
 from snnfast.compiler.series import SINGLE, Group, IndexGroup, Series
 
@@ -146,6 +146,8 @@ def describe(series: Series, summed: set[Node], fused: set[Chain | Recurrence], 
     """Enter chains and groups into a report."""
     alone: dict[tuple[str, str], int] = {}  # steps that are chains of their own, by name and what is said of them
     for chain in series.captured.chains:
+        if all((group := series.group_of.get(step)) and group.recurrence for step in chain.steps):
+            continue  # it is told below
         at = _at(chain.steps[0])
         steps = _steps(len(chain.steps), chain.neuron.name)
         if chain.merged:
@@ -165,7 +167,7 @@ def describe(series: Series, summed: set[Node], fused: set[Chain | Recurrence], 
         name = f"{found.steps} steps of {len(found.statements)} calls{_at(found.calls[0])}"
         report.merged.append(f"{name}: one recurrence" + ", with the linear behind it" * (found in fused))
     for group in dict.fromkeys(series.group_of.values()):
-        if isinstance(group, IndexGroup) or group.recurrence is not None:
+        if isinstance(group, IndexGroup) or group.recurrence is not None or step_of(group.first):
             continue
         name = f"{len(group.nodes)} x {name_of(group.first.target)}"
         if group.reason is None or summed.issuperset(group.nodes):

@@ -19,11 +19,12 @@ from snnfast.compiler.capture import Captured, Chain
 from snnfast.compiler.nodes import (
     index_of,
     is_pointwise,
-    is_step,
     line_of,
+    literal,
     name_of,
     same_context,
     series_key,
+    step_of,
     tensors_of,
     updates_statistics,
     value,
@@ -34,6 +35,7 @@ from snnfast.compiler.rules import UnmergedError
 SINGLE = "it runs for a single step"
 CHANGED = "its states or parameters are changed between two steps"
 """Why a step is in no chain with others: there is none of its layer, or there is."""
+FED_BACK = "its input at a step depends on its output at an earlier step"
 WAITS = "each call needs the result of an earlier one"
 
 _ODD_STEPS = 4
@@ -80,7 +82,9 @@ class Series:
         for chain in captured.chains:
             if len(chain.steps) == 1 and chain.reason is None:
                 chain.reason = SINGLE if layers[line_of(chain.steps[0])] == 1 else CHANGED
-        self._split(Chain, "its input at a step depends on its output at an earlier step")
+        self._split(Chain, FED_BACK)
+        loose = self._loose_steps()
+        self._loose = {step for steps in loose.values() for step in steps}
         for chain in captured.chains:
             if len(chain.steps) > 1:
                 self._wanted.append(chain.currents())
@@ -90,6 +94,7 @@ class Series:
             parts = [user for user in node.users if index_of(user) is not None]
             if len(parts) > 1:
                 self._wanted.append(sorted(parts, key=captured.order.__getitem__))
+        self._wanted.extendleft(loose.values())
         self._wanted.extendleft(self._places())
         while self._wanted:
             self._find(self._wanted.popleft())
@@ -201,7 +206,7 @@ class Series:
         for group in dict.fromkeys(self.group_of.values()):
             # One call of all steps would need its graphs to be elementwise, which a program finds out.
             whole = group.reason is None and group.recurrence is None
-            if whole and name_of(group.first.target) == "autograd_function_apply":
+            if whole and (step_of(group.first) or name_of(group.first.target) == "autograd_function_apply"):
                 try:
                     self._recurs([group])
                 except UnmergedError as error:
@@ -268,6 +273,15 @@ class Series:
 
     # ---- searching
 
+    def _loose_steps(self) -> dict[Any, list[Node]]:
+        """By layers, the steps that no unroll can run. They may be parts of recurrences."""
+        found: dict[Any, list[Node]] = defaultdict(list)
+        for chain in self.captured.chains:
+            if chain.reason in (CHANGED, FED_BACK) and not chain.connected:
+                for step in chain.steps:
+                    found[literal((step.args[0], chain.parameters(), step.args[3:]))].append(step)
+        return found
+
     def _places(self) -> list[list[Node]]:
         """The calls of each place in the user's code that makes one at each step, but for the first or the last one."""
         places: dict[Any, list[Node]] = defaultdict(list)
@@ -296,8 +310,7 @@ class Series:
             and node not in self.group_of
             and (node not in self.captured.effects or updates_statistics(node))
             and node not in self.captured.written
-            and not is_step(node.target)
-            and not (node.target is operator.getitem and is_step(node.args[0].target))  # type: ignore[union-attr]
+            and ((made := step_of(node)) is None or made in self._loose)
             and not node.meta["context"].infers  # a stack there would be an inference tensor, where a view is none
             and bool(tensors_of(node))
         )
@@ -332,9 +345,10 @@ class Series:
             group: Group = IndexGroup(nodes, base, dim, [index_of(n)[2] for n in nodes])  # type: ignore[index]
         else:
             group = Group(nodes)
-            for given in zip(*(_nodes_in(n) for n in nodes), strict=True):
-                if any(a is not given[0] for a in given):
-                    self._wanted.append(list(given))
+            for given in zip(*(pytree.tree_leaves((n.args, n.kwargs)) for n in nodes), strict=True):
+                found = [a for a in given if isinstance(a, Node)]
+                if any(a is not found[0] for a in found):
+                    self._wanted.append(found)
         for k, node in enumerate(nodes):
             self.group_of[node], self._number[node] = group, k
         self._follow(nodes)
@@ -421,7 +435,3 @@ def cycles(before: Mapping[Any, Iterable[Any]]) -> list[list[Any]]:
                     while not found[-1] or found[-1][-1] is not vertex:
                         found[-1].append(open_.popitem()[0])
     return [vertices for vertices in found if len(vertices) > 1 or vertices[0] in set(before[vertices[0]])]
-
-
-def _nodes_in(node: Node) -> list[Node]:
-    return [a for a in pytree.tree_leaves((node.args, node.kwargs)) if isinstance(a, Node)]
