@@ -14,15 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from helpers import (
-    VARIANTS,
-    Outputs,
-    assert_same_outputs,
-    expected,
-    fused,
-    parameter_shapes,
-    random_case,
-)
+from helpers import VARIANTS, Outputs, assert_same_outputs, expected, fused, parameter_shapes, random_case
 from torch import Tensor
 
 import snnfast

@@ -52,11 +52,7 @@ def _device(name: str, *marks: Any) -> Any:
 # For the fixture ``device``: the emulator is slow, and for these tests the quick tier leaves it out.
 emulated_if_thorough = pytest.mark.parametrize(
     "device",
-    [
-        _device("cpu"),
-        _device("emulated", pytest.mark.emulated, pytest.mark.thorough),
-        _device("cuda", pytest.mark.gpu),
-    ],
+    [_device("cpu"), _device("emulated", pytest.mark.emulated, pytest.mark.thorough), _device("cuda", pytest.mark.gpu)],
     indirect=True,
 )
 

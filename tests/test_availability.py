@@ -132,9 +132,7 @@ def test_no_driver_or_no_cuda() -> None:
             ops.extension.cuda_unavailable()
 
 
-def test_a_library_that_lacks_an_op(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_library_that_lacks_an_op(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ops, "OPS", (*ops.OPS, "an_op_of_tomorrow"))
     with pytest.raises(
         ImportError, match=r"_kernels\.so is older than .*no op an_op_of_tomorrow; build it again: .*pip"
@@ -143,9 +141,7 @@ def test_a_library_that_lacks_an_op(
 
 
 @pytest.mark.needs_extension
-def test_a_library_that_lacks_a_function(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_library_that_lacks_a_function(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(library._FUNCTIONS, "of_tomorrow", (None, ()))
     with pytest.raises(ImportError, match=r"_kernels\.so .* older ones: .*snnfast_of_tomorrow; build it again: .*pip"):
         library.Library(library.PATH)

@@ -30,8 +30,7 @@ def fresh() -> Any:
 
 
 @pytest.mark.parametrize(
-    "program",
-    [pytest.param(p, id=n, marks=[] if n in QUICK else pytest.mark.thorough) for n, p in PROGRAMS.items()],
+    "program", [pytest.param(p, id=n, marks=[] if n in QUICK else pytest.mark.thorough) for n, p in PROGRAMS.items()]
 )
 def test_a_compiled_program_does_what_its_loop_does(program: Any) -> None:
     assert list(collection.differences(program, 4, 3, calls=3 if THOROUGH else 2)) == []

@@ -233,10 +233,7 @@ def lif() -> nn.Module:
 @pytest.mark.parametrize(
     ("last", "message"),
     [
-        (
-            lambda: snntorch.SLSTM(2, 3, init_hidden=True),
-            r"SLSTM can't be unrolled: snnfast has no kernel for SLSTM",
-        ),
+        (lambda: snntorch.SLSTM(2, 3, init_hidden=True), r"SLSTM can't be unrolled: snnfast has no kernel for SLSTM"),
         (lambda: of_their_own(snntorch), r"Louder can't be unrolled: Louder has its own forward; keep the loop"),
         (lambda: of_their_own(snn), r"Louder can't be unrolled: Louder has its own forward; keep the loop"),
         (lambda: of_their_own(snnfast), r"Louder can't be unrolled: Louder has its own forward; keep the loop"),

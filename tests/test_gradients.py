@@ -9,14 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from gradient_checks import (
-    FLOWS,
-    check_against_reference,
-    check_chained,
-    check_is_a_gradient,
-    gradients,
-    or_zeros,
-)
+from gradient_checks import FLOWS, check_against_reference, check_chained, check_is_a_gradient, gradients, or_zeros
 from helpers import (
     FLOATS,
     HALVES,

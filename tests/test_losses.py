@@ -530,11 +530,7 @@ WRONG: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: losses.mse_membrane_loss(on_target=None), TypeError, "on_target: "),
     (lambda: losses.mse_temporal_loss(on_target=(1, 2)), TypeError, "on_target: "),
     (lambda: losses.mse_temporal_loss(multi_spike=True), TypeError, "on_target: "),
-    (
-        lambda: losses.mse_temporal_loss(on_target=(1, 2), off_target=(3,), multi_spike=True),
-        ValueError,
-        "off_target: ",
-    ),
+    (lambda: losses.mse_temporal_loss(on_target=(1, 2), off_target=(3,), multi_spike=True), ValueError, "off_target: "),
     (lambda: losses.mse_temporal_loss(tolerance="little"), TypeError, "tolerance: "),
     (lambda: losses.ce_temporal_loss("invert"), ValueError, "inverse: "),
     (lambda: losses.l1_rate_sparsity(torch.zeros(3)), TypeError, "Lambda: "),

@@ -20,16 +20,7 @@ from helpers import (
     inputs,
     random_cases,
 )
-from ops import (
-    LAYOUTS,
-    Arguments,
-    backward_arguments,
-    call_op,
-    every_input,
-    forward_arguments,
-    ordered,
-    shapes,
-)
+from ops import LAYOUTS, Arguments, backward_arguments, call_op, every_input, forward_arguments, ordered, shapes
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 

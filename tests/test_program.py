@@ -352,8 +352,7 @@ def nvrtc() -> Any:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "architecture"),
-    [(torch.float32, 90), (torch.float64, 80), (torch.float16, 75), (torch.bfloat16, 75)],
+    ("dtype", "architecture"), [(torch.float32, 90), (torch.float64, 80), (torch.float16, 75), (torch.bfloat16, 75)]
 )
 def test_nvrtc_compiles_without_spills(
     dtype: torch.dtype, architecture: int, nvrtc: Any, monkeypatch: pytest.MonkeyPatch

@@ -98,9 +98,7 @@ def test_gradient_transforms_of_the_kernels(how: str) -> None:
             call()
 
 
-def test_an_ensemble_in_grad_mode(
-    backend: str,
-) -> None:
+def test_an_ensemble_in_grad_mode(backend: str) -> None:
     nets = [snnfast.MultiStep(nn.Linear(5, 4), snnfast.Leaky(0.9), nn.Linear(4, 3)) for _ in range(3)]
     x, (parameters, buffers) = torch.rand(6, 2, 5) * 3, torch.func.stack_module_state(nets)  # type: ignore[arg-type]
     found = torch.func.vmap(lambda *state: torch.func.functional_call(nets[0], state, (x,)))(parameters, buffers)
