@@ -10,18 +10,7 @@ import torch
 from helpers import assert_bits_equal
 from snntorch import utils
 from snntorch.functional import loss, probe
-from snntorch_checks import (
-    DECAYS,
-    EVERY,
-    NEURONS,
-    NOT_LAPICQUE,
-    STATES,
-    as_tuple,
-    held,
-    make,
-    over_time,
-    own_list_of_neurons,  # noqa: F401
-)
+from snntorch_checks import DECAYS, EVERY, NEURONS, NOT_LAPICQUE, STATES, as_tuple, held, make, over_time
 from torch import Tensor, nn
 
 import snnfast

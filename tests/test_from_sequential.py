@@ -11,7 +11,7 @@ import torch
 from helpers import assert_all_bits_equal, assert_all_close, assert_bits_equal, assert_close
 from multistep_checks import eighths, exact
 from snntorch import utils
-from snntorch_checks import NEURONS, as_tuple, held, make, neurons, over_time, own_list_of_neurons  # noqa: F401
+from snntorch_checks import NEURONS, as_tuple, held, make, neurons, over_time
 from torch import Tensor, nn
 
 import snnfast

@@ -24,7 +24,6 @@ from snntorch_checks import (
     loop,
     make,
     over_time,
-    own_list_of_neurons,  # noqa: F401
     vectors,
 )
 from torch import Tensor, nn

@@ -262,21 +262,13 @@ def test_spikes_are_returned_in_order(backend: str) -> None:
 
 
 def test_a_loss_on_hidden_rates(backend: str) -> None:
-    fc, lif, head = exact(nn.Linear(6, 5)), Leaky(0.5, learn_beta=True), exact(nn.Linear(5, 4))
-    net, x = MultiStep(fc, lif, head, Leaky(0.5)), eighths(9, 3, 6)
-    _, mem, spikes = net(x, return_spikes=True)
-    (mem.square().mean() + (spikes[0].mean(0) - 0.2).square().sum()).backward()
-    found = [p.grad for p in net.parameters()]
-    net.zero_grad()
-    state, final, hidden, mems = torch.zeros(3, 5), torch.zeros(3, 4), [], []
-    for step in x:
-        spk, state = lif(fc(step), state)
-        _, final = net[3](head(spk), final)
-        hidden.append(spk)
-        mems.append(final)
-    (torch.stack(mems).square().mean() + (torch.stack(hidden).mean(0) - 0.2).square().sum()).backward()
-    for a, p in zip(found, net.parameters(), strict=True):
-        assert_close(a, p.grad, 1e-5)
+    layers = [exact(nn.Linear(6, 5)), Leaky(0.5, learn_beta=True), exact(nn.Linear(5, 4)), Leaky(0.5)]
+    net, x, grads = MultiStep(*layers), eighths(9, 3, 6), []
+    _, mem, (hidden, _) = net(x, return_spikes=True)
+    for mems, spikes in ((mem, hidden), (loop(layers, x)[1], loop(layers[:2], x)[0])):
+        loss = mems.square().mean() + (spikes.mean(0) - 0.2).square().sum()
+        grads.append(torch.autograd.grad(loss, list(net.parameters())))
+    assert_all_close(*grads, relative=1e-5)
 
 
 # ---- multiStep is an nn.Sequential: its checkpoints, nesting, skip connections, modules with an unroll of their own
@@ -284,9 +276,6 @@ def test_a_loss_on_hidden_rates(backend: str) -> None:
 
 def layers() -> list[nn.Module]:
     return [exact(nn.Linear(6, 5)), Leaky(0.5, learn_beta=True), exact(nn.Linear(5, 4)), Leaky(0.75)]
-
-
-# ---- a sequence
 
 
 def test_checkpoints() -> None:

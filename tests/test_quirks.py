@@ -13,18 +13,7 @@ import snntorch
 import torch
 from helpers import FLOATS, HALVES, RESETS, assert_all_bits_equal, assert_bits_equal, assert_close
 from snntorch.functional import loss
-from snntorch_checks import (
-    BOTH,
-    DECAYS,
-    LEARNED,
-    NEURONS,
-    NOT_LAPICQUE,
-    OURS,
-    STATES,
-    held,
-    make,
-    own_list_of_neurons,  # noqa: F401
-)
+from snntorch_checks import BOTH, DECAYS, LEARNED, NEURONS, NOT_LAPICQUE, OURS, STATES, held, make
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 

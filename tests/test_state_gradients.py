@@ -12,7 +12,7 @@ import snntorch
 import torch
 from helpers import RESETS, assert_all_bits_equal
 from snntorch import surrogate
-from snntorch_checks import DECAYS, OTHER_DECAYS, STATES, TAKE_DELAY, learning, make, own_list_of_neurons  # noqa: F401
+from snntorch_checks import DECAYS, OTHER_DECAYS, STATES, TAKE_DELAY, learning, make
 from torch import Tensor, nn
 
 import snnfast
