@@ -65,13 +65,10 @@ def _shared(case: Case, tensors: Mapping[str, Any], layout: Layout, saved: int) 
     tells = case.kind.ops.recorded_membrane_suffices and case.delay and not case.has("step")
     return {
         **{name: t if t is None else layout(t) for name, t in tensors.items() if name != "current"},
-        "steps": 1 if case.has("step") else case.steps,
-        "time": time_of(case),
-        "reset": RESETS.index(case.reset),
-        "reset_delay": case.delay,
-        "reduce": case.has("count"),
+        "steps": 1 if case.has("step") else case.steps, "time": time_of(case), "reset": RESETS.index(case.reset),
+        "reset_delay": case.delay, "reduce": case.has("count"),
         "saved": saved if tells else min(saved, SAVE_CHECKPOINTS),
-    }
+    }  # fmt: skip
 
 
 def forward_arguments(
@@ -144,17 +141,12 @@ def backward_arguments(
     spike_grad = straight_through_estimator() if saved == SAVE_SPIKES else case.spike_grad
     p0, p1 = spike_grad.parameters()
     return grads | {
-        "x": forward["x"] if saved == SAVE_CHECKPOINTS else None,
-        "mem_rec": mem_rec,
-        "rows": rows,
+        "x": forward["x"] if saved == SAVE_CHECKPOINTS else None, "mem_rec": mem_rec, "rows": rows,
         "derivative": like(torch.empty((*steps, *case.shape), dtype=case.acc, device=device)) if derivative else None,
         **{name: forward[name] for name in _shared(case, dict.fromkeys(case.names), contiguous, saved)},
-        "surrogate": spike_grad.kernel_id,
-        "p0": p0,
-        "p1": p1,
-        "clamp_closed": _ops.CLAMP_CLOSED,
+        "surrogate": spike_grad.kernel_id, "p0": p0, "p1": p1, "clamp_closed": _ops.CLAMP_CLOSED,
         "needs": told(case, saved) if needs is None else needs & told(case, saved),
-    }
+    }  # fmt: skip
 
 
 def shapes(results: Sequence[Tensor]) -> list[Any]:

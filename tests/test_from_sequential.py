@@ -61,13 +61,8 @@ def test_snntorchs_loop(name: str, build: Build, backend: str) -> None:
     looped, net = pair(build, name, learn_threshold=True)
     ours, sample, larger = MultiStep.from_sequential(net), images(), images(B + 2)
     for x, reset in (
-        (sample, True),
-        (images(), True),
-        (sample, False),
-        (larger, False),
-        (larger, False),
-        (larger, True),
-    ):
+        (sample, True), (images(), True), (sample, False), (larger, False), (larger, False), (larger, True),
+    ):  # fmt: skip
         if reset:
             utils.reset(looped)
             utils.reset(net)

@@ -410,14 +410,10 @@ def test_bad_lengths() -> None:
 
 
 CE_OPTIONS: list[dict[str, Any]] = [
-    {},
-    {"reduction": "sum"},
-    {"reduction": "none"},
-    {"label_smoothing": 0.1},
-    {"label_smoothing": 0.1, "reduction": "none"},
-    {"ignore_index": 0},
+    {}, {"reduction": "sum"}, {"reduction": "none"}, {"label_smoothing": 0.1},
+    {"label_smoothing": 0.1, "reduction": "none"}, {"ignore_index": 0},
     {"ignore_index": 0, "label_smoothing": 0.1, "reduction": "sum"},
-]
+]  # fmt: skip
 
 
 def at_each_step(logits: Tensor, labels: Tensor, **options: Any) -> Tensor:

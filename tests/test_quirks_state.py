@@ -65,13 +65,9 @@ def test_layers_made_in_threads(library: Any) -> None:
 
 
 WRONG: list[tuple[dict[str, Any], type[Exception]]] = [
-    ({"beta": "x"}, TypeError),
-    ({"threshold": float("nan")}, ValueError),
-    ({"reset_mechanism": "halve"}, ValueError),
-    ({"spike_grad": 3}, TypeError),
-    ({"state_quant": 3}, TypeError),
-    ({"beta": 1, "learn_beta": True}, TypeError),
-]
+    ({"beta": "x"}, TypeError), ({"threshold": float("nan")}, ValueError), ({"reset_mechanism": "halve"}, ValueError),
+    ({"spike_grad": 3}, TypeError), ({"state_quant": 3}, TypeError), ({"beta": 1, "learn_beta": True}, TypeError),
+]  # fmt: skip
 
 
 @OURS

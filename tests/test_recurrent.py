@@ -246,12 +246,9 @@ def test_wrong_weights(options: dict[str, Any], error: type[Exception], message:
 
 def test_wrong_sizes() -> None:
     for options in (
-        {},
-        {"conv2d_channels": 2},
-        {"kernel_size": 3},
-        {"linear_features": 3, "kernel_size": 3},
+        {}, {"conv2d_channels": 2}, {"kernel_size": 3}, {"linear_features": 3, "kernel_size": 3},
         {"all_to_all": False, "linear_features": 3},
-    ):
+    ):  # fmt: skip
         with pytest.raises(TypeError, match=r"linear_features|kernel_size"):
             snnfast.RLeaky(0.9, **options)
         with pytest.raises(TypeError):
@@ -367,10 +364,7 @@ def test_no_step_writes_to_what_is_no_output_of_it() -> None:
     ops.NEURONS["rleaky"].forward_into(*into, out)
     assert_all_bits_equal(out, expected)
     for wrong in (
-        [torch.empty(3, 9), out[1]],
-        [out[0].double(), out[1]],
-        [out[0].t().contiguous().t(), out[1]],
-        out[:1],
-    ):
+        [torch.empty(3, 9), out[1]], [out[0].double(), out[1]], [out[0].t().contiguous().t(), out[1]], out[:1],
+    ):  # fmt: skip
         with pytest.raises(RuntimeError, match="out: "):
             ops.NEURONS["rleaky"].forward_into(*into, wrong)

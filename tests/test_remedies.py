@@ -85,15 +85,12 @@ def test_gradient_transforms_of_the_kernels(how: str) -> None:
     x, many = torch.rand(4, 3, 6), torch.rand(2, 4, 3, 6)
     func, each = torch.func, torch.func.vmap
     for call in (
-        lambda: func.grad(f)(x),
-        lambda: func.vjp(f, x),
-        lambda: func.jacrev(f)(x),
-        lambda: each(func.grad(f))(many),
+        lambda: func.grad(f)(x), lambda: func.vjp(f, x), lambda: func.jacrev(f)(x), lambda: each(func.grad(f))(many),
         lambda: func.grad(lambda x: each(f)(x).sum())(many),
         lambda: each(func.grad(lambda x: each(f)(x).sum()))(many.unsqueeze(0)),
         lambda: each(f)(many.clone().requires_grad_()).sum().backward(),
         lambda: each(each(f))(many.unsqueeze(0).requires_grad_()).sum().backward(),
-    ):
+    ):  # fmt: skip
         with pytest.raises(RuntimeError, match=NO_TRANSFORM):
             call()
 
