@@ -18,9 +18,6 @@ from fresh import fresh
 import snnfast
 from snnfast._core import backend, library, ops
 
-# ---- where the kernels can't run: on which card, with which driver, PyTorch or library; what is said, and to whom
-
-
 OLD_DRIVER = "its driver is one for CUDA 12.2, and the kernels need one for CUDA 13 or newer"
 
 

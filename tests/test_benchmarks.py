@@ -25,9 +25,6 @@ from benchmarks.registry import DIRECTIONS, NETWORKS, PAIR, TUTORIAL5, Case, cas
 from benchmarks.runner import Row
 from benchmarks.workloads import Network, build, make_data
 
-# ---- the benchmarks run, count right and train all implementations alike. No timing is asserted
-
-
 pytestmark = pytest.mark.thorough
 
 CPU = torch.device("cpu")

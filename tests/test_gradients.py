@@ -39,9 +39,6 @@ import snnfast
 from snnfast._core import ops
 from snnfast.surrogate import DISABLED
 
-# ---- the fused backward pass by finite differences and at edges of numbers; test_kernels.py has the reference's
-
-
 RESET_CASES = [pytest.param(r, d, id=f"{r}-{'delay' if d else 'nodelay'}") for r in RESETS for d in (True, False)]
 neurons, every_neuron = (pytest.mark.parametrize("neuron", names) for names in (NEURONS, KINDS))
 

@@ -24,8 +24,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from snnfast import losses
 from snnfast.losses.base import cross_entropy_over_time
 
-# ---- losses and accuracies over time have snnTorch's names, arguments, results and gradients, without its loops
-
 
 @pytest.fixture(autouse=True, scope="module")
 def snntorch_may_mix_dtypes() -> Iterator[None]:
