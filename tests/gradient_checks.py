@@ -51,24 +51,16 @@ def or_zeros(found: Tensors, tensors: Mapping[str, Tensor | None]) -> Outputs:
 
 
 def check_against_reference(
-    case: Case,
-    device: torch.device,
-    flow: str = "both",
-    seed: int = 0,
-    wild: bool = False,
-    wrt: Sequence[str] | None = None,
-    function: Function = fused,
-    oracle: Function | None = None,
+    case: Case, device: torch.device, flow: str = "both", seed: int = 0, wild: bool = False,
+    wrt: Sequence[str] | None = None, function: Function = fused, oracle: Function = expected,
     tensors: Tensors | None = None,
-) -> None:
+) -> None:  # fmt: skip
     """The fused call (or ``function``) has the reference's outputs, bit for bit, and its gradients to rounding.
 
     Or those of another ``oracle`` in plain PyTorch. ``wrt``: by default the inputs that the variant is about.
     ``tensors``: in place of random inputs, which may have a Linear behind the neurons with them.
     """
     wrt = case.wrt if wrt is None else wrt
-    if oracle is None:
-        oracle = expected
     given = tensors or inputs(case, device, seed, wild)
     tensors = leaves({name: t for name, t in given.items() if t is not None}, wrt)
     # A parameter's gradient is a sum over neurons that may cancel: rounding is measured by the sum of their magnitudes.

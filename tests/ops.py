@@ -72,14 +72,9 @@ def _shared(case: Case, tensors: Mapping[str, Any], layout: Layout, saved: int) 
 
 
 def forward_arguments(
-    case: Case,
-    device: torch.device,
-    layout: Layout = contiguous,
-    saved: int = SAVE_CHECKPOINTS,
-    record: int | None = None,
-    last: bool | None = None,
-    seed: int = 0,
-) -> Arguments:
+    case: Case, device: torch.device, layout: Layout = contiguous, saved: int = SAVE_CHECKPOINTS,
+    record: int | None = None, last: bool | None = None, seed: int = 0,
+) -> Arguments:  # fmt: skip
     """By default all states are recorded, or with ``record_mem=False`` the last ones returned."""
     tensors = inputs(case, device, seed)
     x = tensors["current"]
@@ -107,14 +102,9 @@ def told(case: Case, saved: int) -> int:
 
 
 def backward_arguments(
-    case: Case,
-    device: torch.device,
-    layout: Layout = contiguous,
-    needs: int | None = None,
-    saved: int = SAVE_CHECKPOINTS,
-    derivative: bool = False,
-    seed: int = 0,
-) -> Arguments:
+    case: Case, device: torch.device, layout: Layout = contiguous, needs: int | None = None,
+    saved: int = SAVE_CHECKPOINTS, derivative: bool = False, seed: int = 0,
+) -> Arguments:  # fmt: skip
     """Of a forward pass that saved what ``saved`` says; with a gradient for everything that it returned."""
     forward = forward_arguments(case, device, layout, saved, seed=seed)
     saved, ops, states = forward["saved"], case.kind.ops, case.kind.ops.states
