@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from statistics import median
 
-from .peers.ours import BACKEND, DENSE, KINDS_OF_NUMBER, LOOPED, NUMBERS, OURS, SWAPPED, WITH_LOSS
+from .peers.ours import BACKEND, DENSE, KINDS_OF_NUMBER, LOOPED, NUMBERS, OURS, WITH_LOSS
 from .peers.snntorch_loop import COMPILED, HOISTED, LOOP, NETWORK
 from .peers.spikingjelly import PREFIX as JELLY
 from .registry import DIRECTIONS, Case
@@ -90,15 +90,12 @@ BARS: dict[str, Limits] = {
         for direction, limit in zip(DIRECTIONS, limits, strict=True)
     },
 }  # fmt: skip
-PROGRAM: Limits = {(SWAPPED, LOOPED): 0.95}  # every program of the suite `programs`: it is not slower compiled
-
-
 COLLECTED: Limits = {(LOOP, LOOPED): 1}  # every program of the suite `collection`
 COLLECTED_MEDIAN = 5  # and the median of all of them
 
 
 def limits_of(case: Case) -> Limits:
-    return {"program": PROGRAM, "collection": COLLECTED}.get(case.kind) or BARS.get(case.name, {})
+    return COLLECTED if case.kind == "collection" else BARS.get(case.name, {})
 
 
 @dataclass

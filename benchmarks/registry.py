@@ -150,7 +150,7 @@ DIRECTIONS = FORWARD, WEIGHT_GRADIENT = "forward", "weight gradient"
 
 
 def case_named(name: str) -> Case | None:
-    """The case of this name, as results and bars have it; those of the suite `programs` are not among them."""
+    """The case of this name, as results and bars have it; those of the suite `collection` are not among them."""
     return _by_name().get(name)
 
 
@@ -160,7 +160,7 @@ def _by_name() -> dict[str, Case]:
 
 
 def suites(device: str) -> dict[str, list[Case]]:
-    """All cases of each suite on a kind of device, in the order in which they run. :mod:`programs` adds a suite."""
+    """All cases of each suite on a kind of device, in the order in which they run. :mod:`collection` adds a suite."""
     big = device == "cuda"
     return {
         "lif": _lif(big),

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from . import base, collection, programs, report
+from . import base, collection, report
 from .bars import BARS, OF_ITSELF, Bar, gains_of, judge, judge_gains
 from .peers import PEERS
 from .peers.ours import LOOPED, NUMBERS, OURS
@@ -19,11 +19,8 @@ from .runner import FAILED, Row, run_case
 QUICK_SECONDS, SECONDS, GATE_SECONDS = 2.0, 5.0, 3.0
 ATTEMPTS = 6  # a neighbour of the machine may slow some of them down
 RESULTS = report.ROOT / "benchmarks" / "results"
-# Suites whose cases are made only where they are asked for, as these import the tests, or snnTorch.
-ON_REQUEST = {
-    "programs": (programs.cases, "every loop of the tests"),
-    "collection": (collection.cases, "programs after public code"),
-}
+# Suites whose cases are made only where they are asked for, as these import snnTorch.
+ON_REQUEST = {"collection": (collection.cases, "programs after public code")}
 
 Plan = Mapping[Case, Sequence[str]]
 

@@ -146,11 +146,7 @@ def copying(moved: float, device: torch.device) -> Callable[[], object]:
 def _fused(case: Case, device: torch.device) -> AbstractContextManager[Any]:
     """No fall-back to the loop in silence, but in programs, some of which are about it; the header names kernels."""
     there_are_kernels = snnfast.config()[f"fused on {device.type}"].startswith("yes")
-    return (
-        snnfast.use_backend("fused")
-        if there_are_kernels and case.kind not in ("program", "collection")
-        else contextlib.nullcontext()
-    )
+    return snnfast.use_backend("fused") if there_are_kernels and case.kind != "collection" else contextlib.nullcontext()
 
 
 def _too_large(case: Case, ours: bool, device: torch.device, patience: float) -> str:

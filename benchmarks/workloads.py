@@ -12,7 +12,7 @@ from torch.nn import functional as F  # noqa: N812 - PyTorch's own name for it
 import snnfast
 from snnfast._images.batch_norm import normalised
 
-from . import collection, jelly, mnist, programs
+from . import collection, jelly, mnist
 from .networks import OverTime, loss_of, over_time
 from .peers import PEERS, Neuron, Peer, Unsupported
 from .peers.ours import OURS, layer_of
@@ -112,8 +112,6 @@ def _build(case: Case, peer: Peer, data: Data) -> Candidate:
         return _product(case, data, dense=peer.name != OURS)
     if case.kind == "norm":
         return _norm(case, data, by_step=peer.name != OURS)
-    if case.kind == "program":
-        return Candidate(*programs.functions(case, peer))
     if case.kind == "collection":
         return Candidate(*collection.functions(case, peer))
     if case.kind == "jelly":

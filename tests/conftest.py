@@ -3,6 +3,7 @@
 import os
 import random
 import struct
+import sys
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
@@ -166,6 +167,13 @@ def nothing_compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(_backend, "_warned", set())
     yield
     torch._dynamo.reset()
+
+
+@pytest.fixture(autouse=True)
+def own_list_of_neurons(monkeypatch: pytest.MonkeyPatch) -> None:
+    """snnTorch keeps every neuron for good: none of another test's here."""
+    if "snntorch" in sys.modules:
+        monkeypatch.setattr(sys.modules["snntorch"].SpikingNeuron, "instances", [])
 
 
 @pytest.fixture(autouse=True)

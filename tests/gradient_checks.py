@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -52,24 +51,16 @@ def or_zeros(found: Tensors, tensors: Mapping[str, Tensor | None]) -> Outputs:
 
 
 def check_against_reference(
-    case: Case,
-    device: torch.device,
-    flow: str = "both",
-    seed: int = 0,
-    wild: bool = False,
-    wrt: Sequence[str] | None = None,
-    function: Function = fused,
-    oracle: Function | None = None,
+    case: Case, device: torch.device, flow: str = "both", seed: int = 0, wild: bool = False,
+    wrt: Sequence[str] | None = None, function: Function = fused, oracle: Function = expected,
     tensors: Tensors | None = None,
-) -> None:
+) -> None:  # fmt: skip
     """The fused call (or ``function``) has the reference's outputs, bit for bit, and its gradients to rounding.
 
     Or those of another ``oracle`` in plain PyTorch. ``wrt``: by default the inputs that the variant is about.
     ``tensors``: in place of random inputs, which may have a Linear behind the neurons with them.
     """
     wrt = case.wrt if wrt is None else wrt
-    if oracle is None:
-        oracle = expected
     given = tensors or inputs(case, device, seed, wild)
     tensors = leaves({name: t for name, t in given.items() if t is not None}, wrt)
     # A parameter's gradient is a sum over neurons that may cancel: rounding is measured by the sum of their magnitudes.
@@ -127,32 +118,6 @@ class Largest(TorchDispatchMode):
             if isinstance(t, Tensor) and (t.is_floating_point() or not self._floating):
                 self.elements = max(self.elements, t.untyped_storage().nbytes() // t.element_size())
         return result
-
-
-# ---- calls joined --------------------------------------------------------------------------------------------------
-
-
-def check_chained(case: Case, device: torch.device) -> None:
-    """Two calls joined by the last states, with a loss on all outputs of each, equal one of the reference."""
-    tensors, states = leaves(inputs(case, device)), case.kind.results[1:]
-    current = tensors["current"]
-    assert current is not None
-    half = case.steps // 2
-    last = replace(case, record_mem=False)
-    first = fused({**tensors, "current": current[:half]}, last)
-    between = {name: first[name] for name in states}
-    if case.kind.ops.has_spike_feedback:
-        between["spk"] = first["spk"][-1]
-    second = fused({**tensors, "current": current[half:], **between}, last)
-    whole = expected(tensors, replace(case, record_mem=True))
-    joined = {"spk": torch.cat([first["spk"], second["spk"]])}
-    joined |= {name: torch.stack([first[name], second[name]]) for name in states}
-    picked = {"spk": whole["spk"], **{name: whole[name][[half - 1, -1]] for name in states}}
-    asking = [t for t in tensors.values() if t is not None]
-    found = (torch.autograd.grad(loss_of(outputs, case), asking, allow_unused=True) for outputs in (joined, picked))
-    for name, *grads in zip(tensors, *found, strict=True):
-        a, b = (or_zeros({name: grad}, tensors)[name] for grad in grads)
-        assert_close(a, b, RELATIVE[case.dtype], f"{case}: grad of {name}")
 
 
 # ---- the backward pass is the gradient of a forward pass whose step is made smooth around the trajectory -----------

@@ -52,11 +52,7 @@ def _device(name: str, *marks: Any) -> Any:
 # For the fixture ``device``: the emulator is slow, and for these tests the quick tier leaves it out.
 emulated_if_thorough = pytest.mark.parametrize(
     "device",
-    [
-        _device("cpu"),
-        _device("emulated", pytest.mark.emulated, pytest.mark.thorough),
-        _device("cuda", pytest.mark.gpu),
-    ],
+    [_device("cpu"), _device("emulated", pytest.mark.emulated, pytest.mark.thorough), _device("cuda", pytest.mark.gpu)],
     indirect=True,
 )
 
@@ -122,13 +118,10 @@ class Case:
     @property
     def options(self) -> dict[str, Any]:
         return {
-            "spike_grad": self.spike_grad,
-            "reset_mechanism": self.reset,
-            "reset_delay": self.delay,
-            "num_steps": self.steps if self.has("constant") else None,
-            "record_mem": self.record_mem,
+            "spike_grad": self.spike_grad, "reset_mechanism": self.reset, "reset_delay": self.delay,
+            "num_steps": self.steps if self.has("constant") else None, "record_mem": self.record_mem,
             "reduce": "sum" if self.has("count") else None,
-        }
+        }  # fmt: skip
 
     def fitted(self) -> "Case":
         """The nearest case that exists: not every variant goes with everything else."""
@@ -160,18 +153,11 @@ class Case:
 
 
 ANY: dict[str, Sequence[Any]] = {
-    "neuron": tuple(KINDS),
-    "variant": VARIANTS,
-    "steps": (0, 1, 2, 5, 15, 16, 17, 18, 33, 40),
+    "neuron": tuple(KINDS), "variant": VARIANTS, "steps": (0, 1, 2, 5, 15, 16, 17, 18, 33, 40),
     "shape": ((), (1,), (9,), (0, 4), (3, 10), (1, 64), (2, 3, 7), (2, 4, 3, 3), (2, 301)),
-    "dtype": (*FLOATS, *FLOATS, *HALVES),
-    "reset": RESETS,
-    "delay": (True, False),
-    "record_mem": (True, False),
-    "parameters": PARAMETERS,
-    "states": (True, True, False),
-    "spike_grad": (*SURROGATES.values(), DISABLED),
-}
+    "dtype": (*FLOATS, *FLOATS, *HALVES), "reset": RESETS, "delay": (True, False), "record_mem": (True, False),
+    "parameters": PARAMETERS, "states": (True, True, False), "spike_grad": (*SURROGATES.values(), DISABLED),
+}  # fmt: skip
 """Choices for every field of a case."""
 
 
@@ -190,14 +176,11 @@ def random_cases(number: int, seed: int | str, **choices: Sequence[Any]) -> Iter
 def parameter_shapes(kind: str, shape: tuple[int, ...], number: int) -> tuple[tuple[int, ...], ...]:
     """Shapes of so many parameters for one time step of ``shape``."""
     of = {
-        "scalar": (),
-        "one": (1,) if shape else (),
-        "neuron": shape[-1:],
+        "scalar": (), "one": (1,) if shape else (), "neuron": shape[-1:],
         "channel": (shape[1], *(1 for _ in shape[2:])) if len(shape) > 1 else shape,
-        "batch": (*shape[:1], *(1 for _ in shape[1:])),
-        "element": shape,
+        "batch": (*shape[:1], *(1 for _ in shape[1:])), "element": shape,
         "exotic": tuple(n if d % 2 else 1 for d, n in enumerate(shape)),
-    }
+    }  # fmt: skip
     mixed = itertools.islice(itertools.cycle((of["neuron"], of["scalar"], of["batch"])), number)
     return tuple(mixed) if kind == "mixed" else (of[kind],) * number
 

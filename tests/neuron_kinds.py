@@ -12,9 +12,10 @@ from snnfast._core import ops as _ops
 from snnfast.neurons.base import SpikingLayer
 
 Outputs = dict[str, Tensor]
+Tensors = Mapping[str, Tensor]
 
 # One step in words of the tests' own: states after it, from those before it, and whether the neuron is to be reset.
-Integrate = Callable[[Mapping[str, Tensor], Tensor, Mapping[str, Tensor], Tensor, str], Outputs]
+Integrate = Callable[[Tensors, Tensor, Tensors, Tensor, str], Outputs]
 
 
 @dataclass(frozen=True)
@@ -45,29 +46,25 @@ class Kind:
         return self.ops.parameters[:-2]
 
 
-def _leaky(before: Mapping[str, Tensor], x: Tensor, p: Mapping[str, Tensor], reset: Tensor, mechanism: str) -> Outputs:
+def _leaky(before: Tensors, x: Tensor, p: Tensors, reset: Tensor, mechanism: str) -> Outputs:
     kept = before["mem"] * (1 - reset) if mechanism == "zero" else before["mem"]
     taken = reset * p["threshold"] if mechanism == "subtract" else 0.0
     return {"mem": p["beta"].clamp(0, 1) * kept + x - taken}
 
 
-def _synaptic(
-    before: Mapping[str, Tensor], x: Tensor, p: Mapping[str, Tensor], reset: Tensor, mechanism: str
-) -> Outputs:
+def _synaptic(before: Tensors, x: Tensor, p: Tensors, reset: Tensor, mechanism: str) -> Outputs:
     syn = p["alpha"].clamp(0, 1) * before["syn"] + x
     base = p["beta"].clamp(0, 1) * before["mem"] + syn
     taken = {"subtract": p["threshold"], "zero": base, "none": 0.0}[mechanism]
     return {"syn": syn, "mem": base - reset * taken}
 
 
-def _lapicque(
-    before: Mapping[str, Tensor], x: Tensor, p: Mapping[str, Tensor], reset: Tensor, mechanism: str
-) -> Outputs:
+def _lapicque(before: Tensors, x: Tensor, p: Tensors, reset: Tensor, mechanism: str) -> Outputs:
     base = x * p["R"] * p["rate"] * p["time_step"] + p["decay"] * before["mem"]
     return {"mem": base - reset * {"subtract": p["threshold"], "zero": base, "none": 0.0}[mechanism]}
 
 
-def _alpha(before: Mapping[str, Tensor], x: Tensor, p: Mapping[str, Tensor], reset: Tensor, mechanism: str) -> Outputs:
+def _alpha(before: Tensors, x: Tensor, p: Tensors, reset: Tensor, mechanism: str) -> Outputs:
     exc, inh = p["alpha"].clamp(0, 1) * before["syn_exc"] + x, p["beta"].clamp(0, 1) * before["syn_inh"] - x
     v = p["tau"] * (exc + inh)
     taken = {"subtract": (p["threshold"], inh, -before["syn_inh"]), "zero": (exc, inh, v), "none": (0.0, 0.0, 0.0)}
@@ -75,14 +72,12 @@ def _alpha(before: Mapping[str, Tensor], x: Tensor, p: Mapping[str, Tensor], res
     return {name: state - reset * part for name, state, part in after}
 
 
-def _rleaky(before: Mapping[str, Tensor], x: Tensor, p: Mapping[str, Tensor], reset: Tensor, mechanism: str) -> Outputs:
+def _rleaky(before: Tensors, x: Tensor, p: Tensors, reset: Tensor, mechanism: str) -> Outputs:
     base = p["beta"].clamp(0, 1) * before["mem"] + x + p["V"] * before["spk"]
     return {"mem": base - reset * {"subtract": p["threshold"], "zero": base, "none": 0.0}[mechanism]}
 
 
-def _rsynaptic(
-    before: Mapping[str, Tensor], x: Tensor, p: Mapping[str, Tensor], reset: Tensor, mechanism: str
-) -> Outputs:
+def _rsynaptic(before: Tensors, x: Tensor, p: Tensors, reset: Tensor, mechanism: str) -> Outputs:
     return _synaptic(before, x + p["V"] * before["spk"], p, reset, mechanism)
 
 

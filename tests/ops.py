@@ -65,24 +65,16 @@ def _shared(case: Case, tensors: Mapping[str, Any], layout: Layout, saved: int) 
     tells = case.kind.ops.recorded_membrane_suffices and case.delay and not case.has("step")
     return {
         **{name: t if t is None else layout(t) for name, t in tensors.items() if name != "current"},
-        "steps": 1 if case.has("step") else case.steps,
-        "time": time_of(case),
-        "reset": RESETS.index(case.reset),
-        "reset_delay": case.delay,
-        "reduce": case.has("count"),
+        "steps": 1 if case.has("step") else case.steps, "time": time_of(case), "reset": RESETS.index(case.reset),
+        "reset_delay": case.delay, "reduce": case.has("count"),
         "saved": saved if tells else min(saved, SAVE_CHECKPOINTS),
-    }
+    }  # fmt: skip
 
 
 def forward_arguments(
-    case: Case,
-    device: torch.device,
-    layout: Layout = contiguous,
-    saved: int = SAVE_CHECKPOINTS,
-    record: int | None = None,
-    last: bool | None = None,
-    seed: int = 0,
-) -> Arguments:
+    case: Case, device: torch.device, layout: Layout = contiguous, saved: int = SAVE_CHECKPOINTS,
+    record: int | None = None, last: bool | None = None, seed: int = 0,
+) -> Arguments:  # fmt: skip
     """By default all states are recorded, or with ``record_mem=False`` the last ones returned."""
     tensors = inputs(case, device, seed)
     x = tensors["current"]
@@ -110,14 +102,9 @@ def told(case: Case, saved: int) -> int:
 
 
 def backward_arguments(
-    case: Case,
-    device: torch.device,
-    layout: Layout = contiguous,
-    needs: int | None = None,
-    saved: int = SAVE_CHECKPOINTS,
-    derivative: bool = False,
-    seed: int = 0,
-) -> Arguments:
+    case: Case, device: torch.device, layout: Layout = contiguous, needs: int | None = None,
+    saved: int = SAVE_CHECKPOINTS, derivative: bool = False, seed: int = 0,
+) -> Arguments:  # fmt: skip
     """Of a forward pass that saved what ``saved`` says; with a gradient for everything that it returned."""
     forward = forward_arguments(case, device, layout, saved, seed=seed)
     saved, ops, states = forward["saved"], case.kind.ops, case.kind.ops.states
@@ -144,17 +131,12 @@ def backward_arguments(
     spike_grad = straight_through_estimator() if saved == SAVE_SPIKES else case.spike_grad
     p0, p1 = spike_grad.parameters()
     return grads | {
-        "x": forward["x"] if saved == SAVE_CHECKPOINTS else None,
-        "mem_rec": mem_rec,
-        "rows": rows,
+        "x": forward["x"] if saved == SAVE_CHECKPOINTS else None, "mem_rec": mem_rec, "rows": rows,
         "derivative": like(torch.empty((*steps, *case.shape), dtype=case.acc, device=device)) if derivative else None,
         **{name: forward[name] for name in _shared(case, dict.fromkeys(case.names), contiguous, saved)},
-        "surrogate": spike_grad.kernel_id,
-        "p0": p0,
-        "p1": p1,
-        "clamp_closed": _ops.CLAMP_CLOSED,
+        "surrogate": spike_grad.kernel_id, "p0": p0, "p1": p1, "clamp_closed": _ops.CLAMP_CLOSED,
         "needs": told(case, saved) if needs is None else needs & told(case, saved),
-    }
+    }  # fmt: skip
 
 
 def shapes(results: Sequence[Tensor]) -> list[Any]:

@@ -10,66 +10,8 @@ import textwrap
 HEAD = """
 import torch
 import torch.nn.functional as F
+from loop_ops import Masked, Plain, Saved, Summed, through
 from torch import nn
-
-
-class Masked(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, width=1.0):
-        ctx.save_for_backward(x)
-        ctx.width = width
-        out = torch.zeros_like(x)
-        out[x > 0] = 1.0
-        return out
-
-    @staticmethod
-    def backward(ctx, grad):
-        (x,) = ctx.saved_tensors
-        return grad * torch.clamp(ctx.width - x.abs(), min=0), None
-
-
-class Saved(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, threshold):
-        spk = (x > threshold).to(x.dtype)
-        ctx.save_for_backward(x, threshold, spk)
-        return spk
-
-    @staticmethod
-    def backward(ctx, grad):
-        x, threshold, spk = ctx.saved_tensors
-        made = grad.clone()
-        made[(x - threshold).abs() > 0.75] = 0
-        return made * (1 + 0.5 * spk), -made
-
-
-class Plain(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x.gt(0).type_as(x)
-
-    @staticmethod
-    def backward(ctx, grad):
-        (x,) = ctx.saved_tensors
-        return grad / (4 * x.abs() + 1.0) ** 2
-
-
-class Summed(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return (x >= 0).to(x.dtype)
-
-    @staticmethod
-    def backward(ctx, grad):
-        (x,) = ctx.saved_tensors
-        return grad * x.abs().mean()
-
-
-def through(x):
-    soft = F.hardtanh(x, -0.5, 0.5) + 0.5
-    return soft + ((x > 0).to(x.dtype) - soft).detach()
 
 
 """

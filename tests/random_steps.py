@@ -12,17 +12,10 @@ import snnfast
 from snnfast import surrogate
 
 SURROGATES: list[Any] = [
-    surrogate.atan(),
-    surrogate.fast_sigmoid(),
-    surrogate.sigmoid(4),
-    surrogate.straight_through_estimator(),
-    surrogate.heaviside(),
-    surrogate.triangular(),
-    surrogate.spike_rate_escape(),
-    surrogate.SFS(),
-    surrogate.LSO(),
+    surrogate.atan(), surrogate.fast_sigmoid(), surrogate.sigmoid(4), surrogate.straight_through_estimator(),
+    surrogate.heaviside(), surrogate.triangular(), surrogate.spike_rate_escape(), surrogate.SFS(), surrogate.LSO(),
     surrogate.custom_surrogate(lambda z, grad, spk: grad * torch.exp(-z.abs())),
-]
+]  # fmt: skip
 
 
 class Rectangle(torch.autograd.Function):
@@ -55,44 +48,21 @@ def _masked(a: Tensor, b: Tensor) -> Tensor:
 
 
 EXACT: list[Callable[[Tensor, Tensor, float], Tensor]] = [
-    lambda a, b, k: a + b,
-    lambda a, b, k: a - b,
-    lambda a, b, k: a * b,
-    lambda a, b, k: k * a + b,
-    lambda a, b, k: b - a * k,
-    lambda a, b, k: a / (b.abs() + 0.5),
-    lambda a, b, k: (a - b) / 2.0,
-    lambda a, b, k: 1 - a,
-    lambda a, b, k: -a,
-    lambda a, b, k: 1 / (1 + a.abs()),
-    lambda a, b, k: torch.where(a > b, a, b * k),
-    lambda a, b, k: torch.where(a <= 0.3, a, 0.0),
-    lambda a, b, k: a.clamp(-0.5, 0.5),
-    lambda a, b, k: torch.clamp(a, min=b.detach()),
-    lambda a, b, k: F.hardtanh(a),
-    lambda a, b, k: F.relu(a) * k,
-    lambda a, b, k: F.leaky_relu(a, 0.1),
-    lambda a, b, k: torch.maximum(a, b),
-    lambda a, b, k: torch.min(a, b),
-    lambda a, b, k: torch.maximum(a, a * 1.0),
-    lambda a, b, k: abs(a),
-    lambda a, b, k: torch.sign(a) * b,
-    lambda a, b, k: a**2,
-    lambda a, b, k: a**3 / 4,
-    lambda a, b, k: torch.floor(a * 4) / 4 + b,
-    lambda a, b, k: torch.round(a * 3) + a - torch.ceil(b),
-    lambda a, b, k: a.detach() * b,
-    lambda a, b, k: (a > b).float().to(a.dtype) * b,
-    lambda a, b, k: ((a > 0) & (b < k)).to(a.dtype) * k + a,
-    lambda a, b, k: (~(a > 0) | (b == 0)) * a,
-    lambda a, b, k: a.masked_fill(b > k, 0.5),
-    lambda a, b, k: torch.heaviside(a.detach(), torch.zeros_like(a)) * b,
-    lambda a, b, k: torch.full_like(a, k) * b,
-    lambda a, b, k: a * torch.tensor(0.5),
-    lambda a, b, k: _in_place(a, b),
-    lambda a, b, k: _masked(a, b),
-    lambda a, b, k: Rectangle.apply(a - k) * b,
-]
+    lambda a, b, k: a + b, lambda a, b, k: a - b, lambda a, b, k: a * b, lambda a, b, k: k * a + b,
+    lambda a, b, k: b - a * k, lambda a, b, k: a / (b.abs() + 0.5), lambda a, b, k: (a - b) / 2.0,
+    lambda a, b, k: 1 - a, lambda a, b, k: -a, lambda a, b, k: 1 / (1 + a.abs()),
+    lambda a, b, k: torch.where(a > b, a, b * k), lambda a, b, k: torch.where(a <= 0.3, a, 0.0),
+    lambda a, b, k: a.clamp(-0.5, 0.5), lambda a, b, k: torch.clamp(a, min=b.detach()), lambda a, b, k: F.hardtanh(a),
+    lambda a, b, k: F.relu(a) * k, lambda a, b, k: F.leaky_relu(a, 0.1), lambda a, b, k: torch.maximum(a, b),
+    lambda a, b, k: torch.min(a, b), lambda a, b, k: torch.maximum(a, a * 1.0), lambda a, b, k: abs(a),
+    lambda a, b, k: torch.sign(a) * b, lambda a, b, k: a**2, lambda a, b, k: a**3 / 4,
+    lambda a, b, k: torch.floor(a * 4) / 4 + b, lambda a, b, k: torch.round(a * 3) + a - torch.ceil(b),
+    lambda a, b, k: a.detach() * b, lambda a, b, k: (a > b).float().to(a.dtype) * b,
+    lambda a, b, k: ((a > 0) & (b < k)).to(a.dtype) * k + a, lambda a, b, k: (~(a > 0) | (b == 0)) * a,
+    lambda a, b, k: a.masked_fill(b > k, 0.5), lambda a, b, k: torch.heaviside(a.detach(), torch.zeros_like(a)) * b,
+    lambda a, b, k: torch.full_like(a, k) * b, lambda a, b, k: a * torch.tensor(0.5), lambda a, b, k: _in_place(a, b),
+    lambda a, b, k: _masked(a, b), lambda a, b, k: Rectangle.apply(a - k) * b,
+]  # fmt: skip
 ROUNDED: list[Callable[[Tensor, Tensor, float], Tensor]] = [
     lambda a, b, k: torch.exp(-a.abs()) * b,
     lambda a, b, k: torch.log(a.abs() + 1.5),

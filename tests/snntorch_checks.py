@@ -50,12 +50,6 @@ BOTH = pytest.mark.parametrize("library", [snn, snntorch], ids=["ours", "theirs"
 OURS = pytest.mark.parametrize("library", [snn, snnfast], ids=["snnfast.snntorch", "snnfast"])
 
 
-@pytest.fixture(autouse=True)
-def own_list_of_neurons(monkeypatch: pytest.MonkeyPatch) -> None:
-    """snnTorch keeps every neuron for good: none of another test's here."""
-    monkeypatch.setattr(snntorch.SpikingNeuron, "instances", [])
-
-
 def make(library: Any, name: str, **options: Any) -> Any:
     """A layer with decays that are not given; with copies of tensors, so that no other layer learns them."""
     options = {**(DECAYS | OTHER_DECAYS)[name], **copy.deepcopy(options)}

@@ -5,7 +5,6 @@ import math
 import pytest
 import snntorch
 import torch
-from snntorch_checks import own_list_of_neurons  # noqa: F401
 from torch import Tensor
 
 import snnfast

@@ -3,16 +3,7 @@
 import pytest
 import torch
 from gradient_checks import gradients, loss_of
-from helpers import (
-    NEURONS,
-    SURROGATES,
-    Case,
-    assert_bits_equal,
-    emulated_if_thorough,
-    fused,
-    inputs,
-    leaves,
-)
+from helpers import NEURONS, SURROGATES, Case, assert_bits_equal, emulated_if_thorough, fused, inputs, leaves
 from torch import Tensor
 
 neurons = pytest.mark.parametrize("neuron", NEURONS)

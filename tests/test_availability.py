@@ -18,9 +18,6 @@ from fresh import fresh
 import snnfast
 from snnfast._core import backend, library, ops
 
-# ---- where the kernels can't run: on which card, with which driver, PyTorch or library; what is said, and to whom
-
-
 OLD_DRIVER = "its driver is one for CUDA 12.2, and the kernels need one for CUDA 13 or newer"
 
 
@@ -132,9 +129,7 @@ def test_no_driver_or_no_cuda() -> None:
             ops.extension.cuda_unavailable()
 
 
-def test_a_library_that_lacks_an_op(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_library_that_lacks_an_op(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ops, "OPS", (*ops.OPS, "an_op_of_tomorrow"))
     with pytest.raises(
         ImportError, match=r"_kernels\.so is older than .*no op an_op_of_tomorrow; build it again: .*pip"
@@ -143,9 +138,7 @@ def test_a_library_that_lacks_an_op(
 
 
 @pytest.mark.needs_extension
-def test_a_library_that_lacks_a_function(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_library_that_lacks_a_function(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(library._FUNCTIONS, "of_tomorrow", (None, ()))
     with pytest.raises(ImportError, match=r"_kernels\.so .* older ones: .*snnfast_of_tomorrow; build it again: .*pip"):
         library.Library(library.PATH)

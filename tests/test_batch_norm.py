@@ -292,12 +292,8 @@ def test_multistep_takes_the_statistics_of_each_step(constant: bool) -> None:
     wanted = step_by_step(other, x[0].expand(T, 4, 2, 12, 12) if constant else x)
     weights = torch.linspace(-1, 2, found.numel()).view(found.shape) ** 2
     results = [
-        (
-            y,
-            *torch.autograd.grad((y * weights).sum(), list(nn.Sequential(*ls).parameters())),
-            *nn.Sequential(*ls).buffers(),
-        )
-        for y, ls in ((found, layers), (wanted, other))
+        (y, *torch.autograd.grad((y * weights).sum(), list(all_of.parameters())), *all_of.buffers())
+        for y, all_of in ((found, nn.Sequential(*layers)), (wanted, nn.Sequential(*other)))
     ]
     handle.remove()
     assert_all_close(*results, 1e-9)

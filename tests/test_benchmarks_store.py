@@ -6,7 +6,6 @@ import socket
 from pathlib import Path
 
 import pytest
-import torch
 
 from benchmarks import __main__ as command_line
 from benchmarks import docs, figures, report, run
@@ -108,18 +107,6 @@ def test_stored_results_have_what_is_shown_and_name_no_host_and_no_path():
 
 
 # ---- what else README shows
-
-
-@pytest.mark.needs_extension
-def test_the_code_of_readme_runs():
-    pytest.importorskip("snntorch")
-    torch._dynamo.reset()
-    code = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert len(code) == 4
-    namespace: dict[str, object] = {}
-    for block in code:
-        exec(compile(block, "README.md", "exec"), namespace)
-    assert namespace["count"].shape == (128, 10)
 
 
 def test_images_of_readme_are_there():

@@ -33,15 +33,8 @@ def build(
 ) -> subprocess.CompletedProcess[str]:
     """Run setup.py with options of the interpreter, a command of setuptools, and variables."""
     clean = {name: value for name, value in os.environ.items() if name not in VARIABLES}
-    return subprocess.run(
-        [sys.executable, *options, "setup.py", *command],
-        cwd=tree,
-        env={**clean, **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    line, env = [sys.executable, *options, "setup.py", *command], {**clean, **environment}
+    return subprocess.run(line, cwd=tree, env=env, capture_output=True, text=True, timeout=120, check=False)
 
 
 @pytest.fixture
@@ -188,13 +181,9 @@ ALL_CARDS = ["7.5", "8.0", "9.0", "10.0", "12.0+PTX"]
     ],
 )
 def test_it_is_built_for_this_machine_unless_others_are_asked_for(
-    variables: dict[str, str],
-    cards: list[str],
-    everywhere: bool,
-    architectures: list[str] | None,
-    nvcc: Callable[[str], Path],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    variables: dict[str, str], cards: list[str], everywhere: bool, architectures: list[str] | None,
+    nvcc: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     toolkit = nvcc("for a in 75 80 86 90 100 120; do echo compute_$a; done")
     for name, value in variables.items():
         monkeypatch.setenv(name, value)

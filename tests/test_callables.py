@@ -8,12 +8,7 @@ import pytest
 import snntorch
 import torch
 from callables import FAST_BOTH, FAST_DELAYED, OTHER_SPIKES, SLOW, STATISTICS, steep
-from helpers import (
-    RESETS,
-    assert_all_bits_equal,
-    assert_bits_equal,
-    assert_close,
-)
+from helpers import RESETS, assert_all_bits_equal, assert_bits_equal, assert_close
 from snntorch import surrogate as theirs
 from snntorch_checks import loop
 from torch import Tensor, nn
@@ -75,10 +70,7 @@ def test_any_callable_has_the_spikes_and_gradients_of_snntorchs_loop(name: str) 
 @pytest.mark.parametrize("name", SLOW)
 def test_a_callable_that_the_kernels_cannot_follow_runs_step_by_step_and_says_so(name: str) -> None:
     trained_like_snntorch(SLOW[name], "subtract", True, ALWAYS[name])
-    with (
-        snnfast.use_backend("fused"),
-        pytest.raises(RuntimeError, match="is not available for this layer"),
-    ):
+    with snnfast.use_backend("fused"), pytest.raises(RuntimeError, match="is not available for this layer"):
         functional.lif(torch.ones(4, 3, 10), beta=0.9, spike_grad=SLOW[name])
 
 

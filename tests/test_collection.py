@@ -1,5 +1,10 @@
-"""Programs after public code, compiled: each does what its loop does, and every layer of it spikes."""
+"""Programs after public code, compiled: each does what its loop does, and this much of it is merged.
 
+``random_programs.py`` draws others.
+"""
+
+import re
+import sys
 from typing import Any
 
 import pytest
@@ -11,6 +16,7 @@ pytest.importorskip("snntorch")
 import snntorch
 
 from benchmarks import collection
+from snnfast.compiler.backend import merge
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 PROGRAMS = collection.programs()
@@ -18,23 +24,47 @@ SILENT = {"price": ["lif3"], "autoencoder": ["l4"]}  # their membranes are the o
 # snnTorch's SLSTM starts every step from zeros where its input has another size than its states.
 LAZY = {"muscles": ["slstm1.lstm_cell.weight_hh"], "hybrid": ["slstm.lstm_cell.weight_hh"]}
 QUICK = {"static-image", "recurrent-student", "gestures", "spike-counts", "straight-through", "squashed", "stream",
-         "lif-with-soft-reset", "refractory"}  # fmt: skip
+         "lif-with-soft-reset", "refractory", "alpha-function", "recurrent-gradients", "recurrent-convolution",
+         "recurrent-unbatched", "delayed"}  # fmt: skip
+# What becomes of the layers: elsewhere an unroll, and no call is left to be repeated.
+OUTCOMES = {
+    "deep-gestures": "unroll", "spike-counts": "unroll", "prints": "unroll", "cell": "unroll", "muscles": "",
+    "current-based": "",
+    **dict.fromkeys(("hybrid", "edges", "inhibition", "custom-surrogate", "own-function", "own-function-on-images"),
+                    "unroll recurrence"),
+    **dict.fromkeys(("squashed", "masked", "bounded", "clamped-threshold"), "unroll steps"),
+    **dict.fromkeys(("progress-bar", "asserts", "early-exit", "episodes", "loop-outside", "stream"), "steps"),
+    **{name: "recurrence" for name, p in PROGRAMS.items() if p.kind == "neurons" and name != "current-based"},
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
 def fresh() -> Any:
     torch._dynamo.reset()
-    snntorch.SpikingNeuron.instances.clear()  # utils.reset goes through all that there are
     yield
     torch._dynamo.reset()
 
 
 @pytest.mark.parametrize(
-    "program",
-    [pytest.param(p, id=n, marks=[] if n in QUICK else pytest.mark.thorough) for n, p in PROGRAMS.items()],
+    "program", [pytest.param(p, id=n, marks=[] if n in QUICK else pytest.mark.thorough) for n, p in PROGRAMS.items()]
 )
-def test_a_compiled_program_does_what_its_loop_does(program: Any) -> None:
+def test_a_compiled_program_does_what_its_loop_does_and_is_merged(
+    program: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reports = []
+
+    def watched(gm: torch.fx.GraphModule) -> Any:
+        merged, report = merge(gm)
+        reports.append(report)
+        return merged, report
+
+    monkeypatch.setattr(sys.modules["snnfast.compiler.backend"], "merge", watched)
     assert list(collection.differences(program, 4, 3, calls=3 if THOROUGH else 2)) == []
+    merged, repeated = (" ".join(line for r in reports for line in getattr(r, of)) for of in ("merged", "repeated"))
+    words = [word for word in ("unroll", "recurrence") if f"one {word}" in merged]
+    words += ["steps"] * bool(re.search(r"\d steps? of ", repeated))
+    assert " ".join(words) == OUTCOMES.get(program.name, "unroll")
+    assert not repeated or program.name in OUTCOMES
 
 
 @pytest.mark.parametrize("program", PROGRAMS.values(), ids=PROGRAMS)

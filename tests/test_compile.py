@@ -96,10 +96,7 @@ def test_a_call(neuron: str, variant: str, device: torch.device) -> None:
 
 def ragged(record_mem: bool) -> tuple[Function, Mapping[str, Any]]:
     tensors = {"current": torch.rand(20, 3, 10), "beta": torch.tensor(0.9)}
-    return (
-        lambda t: functional.lif(**t, lengths=torch.tensor([2, 20, 5]), record_mem=record_mem),
-        leaves(tensors),
-    )
+    return (lambda t: functional.lif(**t, lengths=torch.tensor([2, 20, 5]), record_mem=record_mem), leaves(tensors))
 
 
 def over_time() -> tuple[Function, Mapping[str, Any]]:

@@ -208,16 +208,11 @@ def test_the_module_prints_what_show_config_prints(capsys: pytest.CaptureFixture
 @pytest.mark.parametrize(
     "statement",
     [
-        "import snnfast.snntorch._convert",
-        "import snnfast.snntorch._drop_ins",
-        "import snnfast.snntorch",
-        "import snnfast; snnfast.snntorch.Leaky",
-        "from snnfast import snntorch",
-        "import snnfast.snntorch.functional.probe",
-        "from snnfast.snntorch.functional import quant",
-        "import snnfast.snntorch.spikegen as spikegen",
-        "from snnfast.snntorch._convert import Report",
+        "import snnfast.snntorch._convert", "import snnfast.snntorch._drop_ins", "import snnfast.snntorch",
+        "import snnfast; snnfast.snntorch.Leaky", "from snnfast import snntorch",
+        "import snnfast.snntorch.functional.probe", "from snnfast.snntorch.functional import quant",
+        "import snnfast.snntorch.spikegen as spikegen", "from snnfast.snntorch._convert import Report",
     ],
-)
+)  # fmt: skip
 def test_every_module_can_be_the_first_to_be_imported(statement: str) -> None:
     fresh(statement)

@@ -208,9 +208,9 @@ def test_convolutions_of_other_dimensions_are_as_they_were() -> None:
     one = MultiStep(exact(nn.Conv1d(2, 4, 3)), nn.MaxPool1d(2), lif())
     three = MultiStep(exact(nn.Conv3d(2, 4, 3)), nn.MaxPool3d(2), lif())
     for net, x in ((one, eighths(T, B, 2, 12)), (three, eighths(T, B, 2, 6, 6, 6))):
-        for a, b in zip(net(x), loop(net.layers, x), strict=True):
-            assert_bits_equal(a, b)
-            assert a.is_contiguous()
+        found = net(x)
+        assert_all_bits_equal(found, loop(net.layers, x))
+        assert all(t.is_contiguous() for t in found)
 
 
 @pytest.mark.parametrize("mode", ["train", "eval"])

@@ -14,11 +14,8 @@ from snnfast import Leaky, MultiStep, use_events
 pytestmark = [pytest.mark.needs_extension, pytest.mark.usefixtures("nothing_compiled")]
 T, B = 4, 3
 KERNELS = {
-    "snnfast::event_conv2d",
-    "snnfast::event_conv2d_weight",
-    "snnfast::max_pooling",
-    "snnfast::max_pooling_backward",
-}
+    "snnfast::event_conv2d", "snnfast::event_conv2d_weight", "snnfast::max_pooling", "snnfast::max_pooling_backward",
+}  # fmt: skip
 DENSE = {name for name in KERNELS if "conv2d" not in name}
 
 

@@ -30,22 +30,12 @@ class Folder:
         (path / "small.py").write_text(SMALL)
         self.options = ["small.py", "--device", "cpu", "--double", "--data-path", str(data), "--save-every", "2"]
         search = [str(ROOT), str(ROOT / "examples"), os.environ.get("PYTHONPATH", "")]
-        self.environment = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(search),
-            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
-            "OMP_NUM_THREADS": "1",
-        }
+        own = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "OMP_NUM_THREADS": "1"}
+        self.environment = {**os.environ, "PYTHONPATH": os.pathsep.join(search), **own}
 
     def run(self, *args: str, launcher: tuple[str, ...] = ()) -> str:
-        done = subprocess.run(
-            [sys.executable, *launcher, *self.options, *args],
-            cwd=self.path,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
+        line = [sys.executable, *launcher, *self.options, *args]
+        done = subprocess.run(line, cwd=self.path, env=self.environment, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 

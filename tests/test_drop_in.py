@@ -10,18 +10,7 @@ import torch
 from helpers import assert_bits_equal
 from snntorch import utils
 from snntorch.functional import loss, probe
-from snntorch_checks import (
-    DECAYS,
-    EVERY,
-    NEURONS,
-    NOT_LAPICQUE,
-    STATES,
-    as_tuple,
-    held,
-    make,
-    over_time,
-    own_list_of_neurons,  # noqa: F401
-)
+from snntorch_checks import DECAYS, EVERY, NEURONS, NOT_LAPICQUE, STATES, as_tuple, held, make, over_time
 from torch import Tensor, nn
 
 import snnfast
@@ -146,8 +135,7 @@ def test_backprop(method: str, name: str) -> None:
             net, data, torch.optim.Adam(net.parameters(), lr=1e-2), loss.mse_count_loss(), **options
         )
         results.append((found.detach(), *(p.detach() for p in net.parameters())))
-    for a, b in zip(*results, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-6)
     torch.manual_seed(3)
     assert not torch.equal(results[0][1], nn.Linear(6, 12).weight)  # it did train
 

@@ -24,36 +24,20 @@ TRAINED = [
     ("tutorial5", ["--epochs", "4"], DIGITS, {ACCURACY: (0.7, 1)}),
     ("convolution", ["--iterations", "40"], SMALL_CONVOLUTION, {ACCURACY: (0.5, 1)}),
     ("regression", ["--iterations", "100"], {}, {r"largest distance from the curve: (\S+)$": (0, 0.3)}),
-    (
-        "population",
-        ["--epochs", "8"],
-        {"BATCH_SIZE": 64},
-        {r"test accuracy: (\S+) with one": (0.3, 0.9), r"(\S+) with fifty": (0.8, 1)},
-    ),
+    ("population", ["--epochs", "8"], {"BATCH_SIZE": 64},
+     {r"test accuracy: (\S+) with one": (0.3, 0.9), r"(\S+) with fifty": (0.8, 1)}),
     ("events", ["--iterations", "100"], SMALL_EVENTS, {ACCURACY: (0.5, 1)}),  # chance is one in eight
-    (
-        "stream",
-        ["--chunks", "40"],
-        {"NUM_STEPS": 20, "HIDDEN": 60, "MEASURED": 120},
-        {r"inference: (\S+)%": (50, 100), r"difference from all steps at once: (\S+)$": (0, 1e-4)},
-    ),
+    ("stream", ["--chunks", "40"], {"NUM_STEPS": 20, "HIDDEN": 60, "MEASURED": 120},
+     {r"inference: (\S+)%": (50, 100), r"difference from all steps at once: (\S+)$": (0, 1e-4)}),
     ("shd", ["--samples", "400", "--epochs", "5"], {"NUM_STEPS": 50, "HIDDEN": 64}, {r"accuracy (\S+),": (0.5, 1)}),
-    (
-        "memory",
-        ["--delay", "15", "--epochs", "3"],
-        {"HIDDEN": 50},
-        {r"kept in .* accuracy (\S+)$": (0.9, 1), r"wiped in .* accuracy (\S+)$": (0, 0.65)},  # chance is a half
-    ),
+    ("memory", ["--delay", "15", "--epochs", "3"], {"HIDDEN": 50},
+     {r"kept in .* accuracy (\S+)$": (0.9, 1), r"wiped in .* accuracy (\S+)$": (0, 0.65)}),  # chance is a half
     ("adaptive", ["--iterations", "60"], {"PAUSE": 30}, {r"accuracy after a pause.*: (\S+)$": (0.9, 1)}),
     ("lightning_mnist", ["--epochs", "4", "--accelerator", "cpu"], DIGITS, {ACCURACY: (0.7, 1)}),
     ("spikformer", ["--epochs", "4"], {"DIM": 32}, {ACCURACY: (0.4, 1)}),
-    (
-        "scaling",
-        ["--neurons", "1e6"],
-        {"SIZE": 4096, "WIDTH": 64, "REPEATS": 1},
-        {r"(\S+) bytes held$": (4, 4.3)},  # the current, and a membrane every 16 steps
-    ),
-]
+    ("scaling", ["--neurons", "1e6"], {"SIZE": 4096, "WIDTH": 64, "REPEATS": 1},
+     {r"(\S+) bytes held$": (4, 4.3)}),  # the current, and a membrane every 16 steps
+]  # fmt: skip
 
 
 @pytest.mark.filterwarnings("ignore")  # Lightning's
@@ -95,14 +79,9 @@ def test_every_example_is_run_by_a_test() -> None:
     ids=["tutorial5", "tutorial5-compile", "convolution", "regression", "events"],
 )
 def test_two_ways_to_compute_an_example_have_the_same_losses(
-    run_example: Run,
-    name: str,
-    args: list[str],
-    constants: dict[str, int],
-    first: list[str],
-    second: list[str],
+    run_example: Run, name: str, args: list[str], constants: dict[str, int], first: list[str], second: list[str],
     rtol: float,
-) -> None:
+) -> None:  # fmt: skip
     losses = [
         [float(loss) for loss in re.findall(r"^iteration \d+: loss (\S+),", out, re.MULTILINE)]
         for out in (run_example(name, *args, *way, **constants) for way in (first, second))

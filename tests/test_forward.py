@@ -35,9 +35,6 @@ from torch import Tensor
 import snnfast
 from snnfast import Leaky, MultiStep
 
-# ---- numbers at the edges, memory and threads of the fused forward pass; test_kernels.py compares whole calls
-
-
 DTYPES = FLOATS + HALVES
 neurons, first = (pytest.mark.parametrize("neuron", names) for names in (KINDS, NEURONS))
 RESET_CASES = list(itertools.product(RESETS, (True, False)))

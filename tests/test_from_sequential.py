@@ -11,7 +11,7 @@ import torch
 from helpers import assert_all_bits_equal, assert_all_close, assert_bits_equal, assert_close
 from multistep_checks import eighths, exact
 from snntorch import utils
-from snntorch_checks import NEURONS, as_tuple, held, make, neurons, over_time, own_list_of_neurons  # noqa: F401
+from snntorch_checks import NEURONS, as_tuple, held, make, neurons, over_time
 from torch import Tensor, nn
 
 import snnfast
@@ -61,13 +61,8 @@ def test_snntorchs_loop(name: str, build: Build, backend: str) -> None:
     looped, net = pair(build, name, learn_threshold=True)
     ours, sample, larger = MultiStep.from_sequential(net), images(), images(B + 2)
     for x, reset in (
-        (sample, True),
-        (images(), True),
-        (sample, False),
-        (larger, False),
-        (larger, False),
-        (larger, True),
-    ):
+        (sample, True), (images(), True), (sample, False), (larger, False), (larger, False), (larger, True),
+    ):  # fmt: skip
         if reset:
             utils.reset(looped)
             utils.reset(net)
@@ -233,10 +228,7 @@ def lif() -> nn.Module:
 @pytest.mark.parametrize(
     ("last", "message"),
     [
-        (
-            lambda: snntorch.SLSTM(2, 3, init_hidden=True),
-            r"SLSTM can't be unrolled: snnfast has no kernel for SLSTM",
-        ),
+        (lambda: snntorch.SLSTM(2, 3, init_hidden=True), r"SLSTM can't be unrolled: snnfast has no kernel for SLSTM"),
         (lambda: of_their_own(snntorch), r"Louder can't be unrolled: Louder has its own forward; keep the loop"),
         (lambda: of_their_own(snn), r"Louder can't be unrolled: Louder has its own forward; keep the loop"),
         (lambda: of_their_own(snnfast), r"Louder can't be unrolled: Louder has its own forward; keep the loop"),

@@ -9,10 +9,7 @@ from helpers import KINDS
 
 from snnfast import use_backend
 
-pytestmark = [
-    pytest.mark.needs_extension,
-    pytest.mark.filterwarnings("ignore:snnfast. a layer runs step by step"),
-]
+pytestmark = [pytest.mark.needs_extension, pytest.mark.filterwarnings("ignore:snnfast. a layer runs step by step")]
 EACH = 150
 FIRST = [0, *(pytest.param(first, marks=pytest.mark.thorough) for first in range(EACH, 8 * EACH, EACH))]
 

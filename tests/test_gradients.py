@@ -9,14 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from gradient_checks import (
-    FLOWS,
-    check_against_reference,
-    check_chained,
-    check_is_a_gradient,
-    gradients,
-    or_zeros,
-)
+from gradient_checks import FLOWS, check_against_reference, check_is_a_gradient, gradients, or_zeros
 from helpers import (
     FLOATS,
     HALVES,
@@ -46,9 +39,6 @@ import snnfast
 from snnfast._core import ops
 from snnfast.surrogate import DISABLED
 
-# ---- the fused backward pass by finite differences and at edges of numbers; test_kernels.py has the reference's
-
-
 RESET_CASES = [pytest.param(r, d, id=f"{r}-{'delay' if d else 'nodelay'}") for r in RESETS for d in (True, False)]
 neurons, every_neuron = (pytest.mark.parametrize("neuron", names) for names in (NEURONS, KINDS))
 
@@ -61,14 +51,6 @@ def test_backward_is_a_gradient_by_finite_differences(name: str, neuron: str, de
     number = 12 if THOROUGH else 4
     for case in random_cases(number, f"{name}-{neuron}", neuron=(neuron,), spike_grad=(SURROGATES[name],), **choices):
         check_is_a_gradient(case, device)
-
-
-@emulated_if_thorough
-@every_neuron
-@pytest.mark.parametrize(("reset", "delay"), RESET_CASES)
-def test_calls_joined_by_the_states_equal_one(reset: str, delay: bool, neuron: str, device: torch.device) -> None:
-    for variant in ("unroll", "step", "callable"):
-        check_chained(Case(neuron, variant, 12, (3, 5), torch.float64, reset, delay, parameters="neuron"), device)
 
 
 @emulated_if_thorough
@@ -86,17 +68,6 @@ def test_gradients_of_record_and_last_states_at_once(neuron: str, device: torch.
     variants = ("unroll", "constant", "count", "count+constant")
     for case in random_cases(26, seed=7, neuron=(neuron,), variant=variants, record_mem=(True,), states=(False,)):
         check_against_reference(case, device, function=partial(held, "fused"), oracle=partial(held, "reference"))
-
-
-@emulated_if_thorough
-@pytest.mark.parametrize("neuron", ["rleaky", "rsynaptic"])
-def test_the_gradient_of_states_alone_comes_through_the_spikes_before(neuron: str, device: torch.device) -> None:
-    """A loss that reads no spike depends on them all the same."""
-    case = Case(neuron, steps=3, record_mem=False, dtype=torch.float64)
-    tensors = leaves(inputs(case, device), ("V",))
-    fused(tensors, case)["mem"].sum().backward()
-    assert tensors["V"].grad.abs() > 1e-3  # type: ignore[union-attr]
-    check_against_reference(case, device, "last", wrt=("current", "spk", "V"))
 
 
 # ---- the checks themselves ----------------------------------------------------------------------------------------
@@ -125,7 +96,7 @@ def forget_the_membrane(backward: Callable[[Arguments], Any], given: Arguments) 
 
 @emulated_if_thorough
 @neurons
-@pytest.mark.parametrize("check", [check_against_reference, check_is_a_gradient, check_chained])
+@pytest.mark.parametrize("check", [check_against_reference, check_is_a_gradient])
 @pytest.mark.parametrize("fault", [flip_the_sign_of_the_current, forget_the_decay, forget_the_membrane])
 def test_a_broken_backward_does_not_pass(
     fault: Callable[..., Any], check: Callable[..., None], neuron: str, device: torch.device,

@@ -1,7 +1,7 @@
 """A layer that holds its membrane, where PyTorch runs it twice, transforms it or compiles it."""
 
-import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -74,19 +74,10 @@ def test_what_begins_with_a_reset_is_recomputed(backend: str, how: str, name: st
 
 def test_a_recomputation_in_another_thread(backend: str) -> None:
     """As PyTorch computes CUDA tensors again in a thread of its own."""
-    layer, x, errors = Leaky(0.9, learn_beta=True), X.clone().requires_grad_(), []
+    layer, x = Leaky(0.9, learn_beta=True), X.clone().requires_grad_()
     out = checkpoint(lambda x: layer.unroll(x)[0], x, use_reentrant=False)
-
-    def backward() -> None:
-        try:
-            out.sum().backward()
-        except Exception as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=backward)
-    thread.start()
-    thread.join()
-    assert not errors
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(out.sum().backward).result()
     assert layer.beta.grad is not None
 
 
@@ -130,45 +121,25 @@ def compiler(nothing_compiled: None) -> Callable[..., Any]:
     return lambda function: torch.compile(function, backend="aot_eager")
 
 
-def reset_mem(net: nn.Sequential, library: Any) -> None:
-    for layer in net:
-        if hasattr(layer, "reset_mem"):
-            layer.reset_mem()
-
-
-def utils_reset(net: nn.Sequential, library: Any) -> None:
-    utils.reset(net)
-
-
-def reset_hidden(net: nn.Sequential, library: Any) -> None:
-    for name in DECAYS:
-        getattr(library, name).reset_hidden()
-
-
-def detach_hidden(net: nn.Sequential, library: Any) -> None:
-    for name in DECAYS:
-        getattr(library, name).detach_hidden()
-
-
-def detach(net: nn.Sequential, library: Any) -> None:
-    for state in (*held(net[1]), *held(net[3])):
-        state.detach_()
-
-
 def assign(net: nn.Sequential, library: Any) -> None:
     net[1].mem = torch.full((5, 8), 0.25)
     net[3].syn, net[3].mem = torch.zeros(5, 4), torch.full((5, 4), 0.5)
 
 
+STARTS: dict[str, Callable[[nn.Sequential, Any], object]] = {
+    "utils.reset": lambda net, library: utils.reset(net),
+    "assign": assign,
+    "reset_mem": lambda net, library: [net[i].reset_mem() for i in (1, 3)],
+    "reset_hidden": lambda net, library: [getattr(library, name).reset_hidden() for name in DECAYS],
+    "detach_hidden": lambda net, library: [getattr(library, name).detach_hidden() for name in DECAYS],
+    "detach": lambda net, library: [state.detach_() for state in (*held(net[1]), *held(net[3]))],
+}
+
+
 @pytest.mark.parametrize(
-    "start",
-    [
-        utils_reset,
-        assign,
-        *(pytest.param(f, marks=pytest.mark.thorough) for f in (reset_mem, reset_hidden, detach_hidden, detach)),
-    ],
+    "start", [pytest.param(n, marks=[pytest.mark.thorough] * (n not in ("utils.reset", "assign"))) for n in STARTS]
 )
-def test_a_compiled_training_step(start: Callable[[nn.Sequential, Any], None], compiler: Callable[..., Any]) -> None:
+def test_a_compiled_training_step(start: str, compiler: Callable[..., Any]) -> None:
     def losses(library: Any, compiled: bool) -> list[float]:
         for name in DECAYS:
             getattr(library, name).instances.clear()  # of other tests
@@ -180,7 +151,7 @@ def test_a_compiled_training_step(start: Callable[[nn.Sequential, Any], None], c
         optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
 
         def forward(x: Tensor) -> Tensor:
-            start(net, library)
+            STARTS[start](net, library)
             return torch.stack([net(step)[-1] for step in x]).square().mean()
 
         run, values = compiler(forward) if compiled else forward, []

@@ -349,11 +349,6 @@ def calls_of_ops() -> list[tuple[Any, tuple[Any, ...]]]:
 def test_shapes_are_known_without_running() -> None:
     for op, given in calls_of_ops():
         torch.library.opcheck(op, given)
-        result = op(*given)
-        with FakeTensorMode() as mode:
-            fake = op(*(mode.from_tensor(t) if isinstance(t, Tensor) else t for t in given))
-        for a, b in zip(*(t if isinstance(t, list | tuple) else (t,) for t in (result, fake)), strict=True):
-            assert (a.shape, a.stride(), a.dtype) == (b.shape, b.stride(), b.dtype)
 
 
 def test_the_ops_refuse_what_would_leave_memory() -> None:

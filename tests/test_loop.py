@@ -1,6 +1,6 @@
 """What ``torch.compile(..., backend="snnfast")`` promises around the merging.
 
-What ``snnfast.compile`` makes of a network is in test_loop_entry.py; programs are in test_loop_programs.py.
+What ``snnfast.compile`` makes of a network is in test_loop_entry.py; programs are in test_collection.py.
 """
 
 import copy

@@ -18,8 +18,6 @@ import snnfast.snntorch as snn
 from snnfast import Leaky, MultiStep, Residual, Synaptic
 from snnfast.neurons.base import SpikingLayer
 
-# ---- multiStep equals the loop over time of its layers
-
 
 def fully_connected(neuron: type[SpikingLayer] = Leaky) -> list[nn.Module]:
     last = make(neuron, beta=0.75, reset_mechanism="zero")
@@ -40,10 +38,8 @@ def test_the_loop_over_time(neuron: type[SpikingLayer], num_steps: int | None, b
         gradients.append(torch.autograd.grad(total, [x, *parameters]))
     assert_all_bits_equal(*outputs)
     assert_all_close(*gradients, relative=1e-5)
-    spk, *states = net(x, num_steps, record_mem=False)
-    assert_bits_equal(spk, outputs[1][0])
-    for a, b in zip(states, outputs[1][1:], strict=True):
-        assert_bits_equal(a, b[-1])
+    spk, *records = outputs[1]
+    assert_all_bits_equal(net(x, num_steps, record_mem=False), (spk, *(record[-1] for record in records)))
 
 
 def test_a_constant_input_passes_once(backend: str) -> None:
@@ -249,10 +245,8 @@ def test_spikes_are_returned_in_order(backend: str) -> None:
     expected.append(MultiStep(net[1].layers)(expected[0])[0])
     expected.append(MultiStep(net[1].shortcut)(expected[0])[0])
     expected.append(spk)
-    assert len(spikes) == 4
-    for a, b in zip(spikes, expected, strict=True):
-        assert a.any()
-        assert_bits_equal(a, b)
+    assert all(t.any() for t in spikes)
+    assert_all_bits_equal(spikes, expected)
     count, _, states, spikes = net(x, reduce="sum", return_states=True, return_spikes=True)
     assert spikes[-1] is count
     assert len(states) == 4
@@ -262,21 +256,13 @@ def test_spikes_are_returned_in_order(backend: str) -> None:
 
 
 def test_a_loss_on_hidden_rates(backend: str) -> None:
-    fc, lif, head = exact(nn.Linear(6, 5)), Leaky(0.5, learn_beta=True), exact(nn.Linear(5, 4))
-    net, x = MultiStep(fc, lif, head, Leaky(0.5)), eighths(9, 3, 6)
-    _, mem, spikes = net(x, return_spikes=True)
-    (mem.square().mean() + (spikes[0].mean(0) - 0.2).square().sum()).backward()
-    found = [p.grad for p in net.parameters()]
-    net.zero_grad()
-    state, final, hidden, mems = torch.zeros(3, 5), torch.zeros(3, 4), [], []
-    for step in x:
-        spk, state = lif(fc(step), state)
-        _, final = net[3](head(spk), final)
-        hidden.append(spk)
-        mems.append(final)
-    (torch.stack(mems).square().mean() + (torch.stack(hidden).mean(0) - 0.2).square().sum()).backward()
-    for a, p in zip(found, net.parameters(), strict=True):
-        assert_close(a, p.grad, 1e-5)
+    layers = [exact(nn.Linear(6, 5)), Leaky(0.5, learn_beta=True), exact(nn.Linear(5, 4)), Leaky(0.5)]
+    net, x, grads = MultiStep(*layers), eighths(9, 3, 6), []
+    _, mem, (hidden, _) = net(x, return_spikes=True)
+    for mems, spikes in ((mem, hidden), (loop(layers, x)[1], loop(layers[:2], x)[0])):
+        loss = mems.square().mean() + (spikes.mean(0) - 0.2).square().sum()
+        grads.append(torch.autograd.grad(loss, list(net.parameters())))
+    assert_all_close(*grads, relative=1e-5)
 
 
 # ---- multiStep is an nn.Sequential: its checkpoints, nesting, skip connections, modules with an unroll of their own
@@ -286,16 +272,12 @@ def layers() -> list[nn.Module]:
     return [exact(nn.Linear(6, 5)), Leaky(0.5, learn_beta=True), exact(nn.Linear(5, 4)), Leaky(0.75)]
 
 
-# ---- a sequence
-
-
 def test_checkpoints() -> None:
     made = [nn.Sequential(nn.Sequential(*layers()[:2]), *layers()[2:]) for _ in range(2)]
     net = MultiStep(*made[0])
     assert list(net.state_dict()) == list(made[1].state_dict())
     net.load_state_dict(made[1].state_dict(), strict=True)
-    for name, expected in made[1].state_dict().items():
-        assert_bits_equal(net.state_dict()[name], expected, name)
+    assert_all_bits_equal(net.state_dict().values(), made[1].state_dict().values())
     made[0].load_state_dict(net.state_dict(), strict=True)
 
 
@@ -460,9 +442,8 @@ def test_a_module_with_an_unroll(num_steps: int | None) -> None:
     x = eighths(3, 6) * 3 if num_steps else eighths(5, 3, 6) * 3
     over_time = x.expand(5, 3, 6) if num_steps else x
     expected = MultiStep(*head)(block.unroll(over_time))
-    for a, b in zip(MultiStep(block, *head)(x, num_steps), expected, strict=True):
-        assert a.any()
-        assert_bits_equal(a, b)
+    assert all(t.any() for t in expected)
+    assert_all_bits_equal(MultiStep(block, *head)(x, num_steps), expected)
 
 
 @pytest.mark.parametrize(

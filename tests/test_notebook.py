@@ -16,9 +16,7 @@ CODE = {cell["id"]: "".join(cell["source"]) for cell in NOTEBOOK["cells"] if cel
 
 
 def test_every_cell_runs_in_the_quick_mode(
-    mnist: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    mnist: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("SNNFAST_DATA", str(mnist))
     monkeypatch.setenv("SNNFAST_QUICK", "1")

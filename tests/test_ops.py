@@ -20,16 +20,7 @@ from helpers import (
     inputs,
     random_cases,
 )
-from ops import (
-    LAYOUTS,
-    Arguments,
-    backward_arguments,
-    call_op,
-    every_input,
-    forward_arguments,
-    ordered,
-    shapes,
-)
+from ops import LAYOUTS, Arguments, backward_arguments, call_op, every_input, forward_arguments, ordered, shapes
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -196,12 +187,8 @@ def wrong_for_backward(case: Case) -> list[Arguments]:
     over_time = SHAPE if step else (STEPS, *SHAPE)
     nothing = dict.fromkeys(("x", "mem_rec", "rows"))
     bits = {
-        **nothing,
-        "saved": SAVE_SPIKES,
-        "rows": torch.zeros(5, *SHAPE, dtype=torch.uint8),
-        "surrogate": 3,
-        "needs": 1,
-    }
+        **nothing, "saved": SAVE_SPIKES, "rows": torch.zeros(5, *SHAPE, dtype=torch.uint8), "surrogate": 3, "needs": 1,
+    }  # fmt: skip
     record = {**nothing, "saved": SAVE_NOTHING, "mem_rec": torch.rand(over_time)}
     wrong: list[Arguments] = [
         nothing,

@@ -176,16 +176,12 @@ def both(case: Layer) -> tuple[Any, Any]:
     if case.fed_back:
         learn["learn_recurrent"] = learn.pop("learn_V")
     flags = {
-        **learn,
-        "reset_mechanism": case.reset,
+        **learn, "reset_mechanism": case.reset,
         **({} if case.neuron in ("lapicque", "alpha") else {"reset_delay": case.delay}),
-        **({"all_to_all": False} if case.fed_back else {}),
-        "surrogate_disable": case.surrogate_disable,
-        "inhibition": case.inhibition,
-        "init_hidden": case.init_hidden,
-        "output": case.output,
+        **({"all_to_all": False} if case.fed_back else {}), "surrogate_disable": case.surrogate_disable,
+        "inhibition": case.inhibition, "init_hidden": case.init_hidden, "output": case.output,
         "state_quant": QUANT if case.quantized else False,
-    }
+    }  # fmt: skip
     layers = []
     for library, spike_grad in zip(
         (snnfast if case.standalone else snnfast.snntorch, snntorch), spike_grads(case), strict=True

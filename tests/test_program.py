@@ -140,16 +140,10 @@ def test_the_same_is_computed_once() -> None:
 
 def forward(words: list[int], **changed: Any) -> Any:
     given: dict[str, Any] = {
-        "like": torch.empty(0),
-        "series": [torch.rand(3, 20)],
-        "states": [torch.rand(20)],
-        "parameters": [torch.tensor(0.5)],
-        "code": torch.tensor(words, dtype=torch.int32),
-        "constants": torch.tensor([1.0], dtype=torch.float64),
-        "steps": 3,
-        "neurons": 20,
-        "keep": True,
-    }
+        "like": torch.empty(0), "series": [torch.rand(3, 20)], "states": [torch.rand(20)],
+        "parameters": [torch.tensor(0.5)], "code": torch.tensor(words, dtype=torch.int32),
+        "constants": torch.tensor([1.0], dtype=torch.float64), "steps": 3, "neurons": 20, "keep": True,
+    }  # fmt: skip
     return torch.ops.snnfast.program_forward(*{**given, **changed}.values())
 
 
@@ -171,12 +165,8 @@ def test_functions_to_rounding(device: torch.device) -> None:
         [torch.linspace(-100, 100, 20001), torch.linspace(-1, 1, 20001), torch.tensor([0.0, 1e-30, -87.5, 88.5])]
     )
     functions = [
-        torch.exp,
-        torch.sigmoid,
-        torch.tanh,
-        lambda x: torch.log(x.abs() + 1e-3),
-        lambda x: (x.abs() + 1) ** 1.5,
-    ]
+        torch.exp, torch.sigmoid, torch.tanh, lambda x: torch.log(x.abs() + 1e-3), lambda x: (x.abs() + 1) ** 1.5,
+    ]  # fmt: skip
     for dtype in (torch.float32, torch.float64):
         given, ulp = x.to(dtype)[None], torch.finfo(dtype).eps
         for function in functions:
@@ -207,40 +197,21 @@ def test_expanded_over_time(device: torch.device) -> None:
 
 def test_op_refuses_malformed_code() -> None:
     for at, word in (
-        (0, 2),
-        (1, 0),
-        (3, -1),
-        (4, 1 << 20),
-        (6, 2),
-        (7, 5),
-        (7, -1),
-        (8, 3),
-        (9, 999),
-        (9, -1),
-        (10, 1),
-        (11, 5),
+        (0, 2), (1, 0), (3, -1), (4, 1 << 20), (6, 2), (7, 5), (7, -1), (8, 3), (9, 999), (9, -1), (10, 1), (11, 5),
         (12, -1),
-    ):
+    ):  # fmt: skip
         with pytest.raises(RuntimeError, match="code: "):
             forward([*GOOD[:at], word, *GOOD[at + 1 :]])
     for words in ([], GOOD[:5], GOOD[:-1], [*GOOD, 0]):
         with pytest.raises(RuntimeError, match="code: "):
             forward(words)
     for changed in (
-        {"like": torch.empty(0, dtype=torch.int32)},
-        {"series": [torch.rand(2, 20)]},
-        {"series": [torch.rand(3, 40)[:, ::2]]},
-        {"series": [torch.rand(3, 20, dtype=torch.float64)]},
-        {"series": [torch.rand(3)]},
-        {"states": [torch.rand(19)]},
-        {"parameters": [torch.rand(19)]},
-        {"parameters": [torch.tensor(0.5, dtype=torch.float64)]},
-        {"constants": torch.tensor([1.0])},
-        {"steps": -1},
-        {"steps": 1 << 62, "series": [torch.rand(1, 20)]},
-        {"neurons": 21},
-        {"code": torch.tensor(GOOD)},
-    ):
+        {"like": torch.empty(0, dtype=torch.int32)}, {"series": [torch.rand(2, 20)]},
+        {"series": [torch.rand(3, 40)[:, ::2]]}, {"series": [torch.rand(3, 20, dtype=torch.float64)]},
+        {"series": [torch.rand(3)]}, {"states": [torch.rand(19)]}, {"parameters": [torch.rand(19)]},
+        {"parameters": [torch.tensor(0.5, dtype=torch.float64)]}, {"constants": torch.tensor([1.0])}, {"steps": -1},
+        {"steps": 1 << 62, "series": [torch.rand(1, 20)]}, {"neurons": 21}, {"code": torch.tensor(GOOD)},
+    ):  # fmt: skip
         with pytest.raises(RuntimeError):
             forward(GOOD, **changed)
 
@@ -352,8 +323,7 @@ def nvrtc() -> Any:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "architecture"),
-    [(torch.float32, 90), (torch.float64, 80), (torch.float16, 75), (torch.bfloat16, 75)],
+    ("dtype", "architecture"), [(torch.float32, 90), (torch.float64, 80), (torch.float16, 75), (torch.bfloat16, 75)]
 )
 def test_nvrtc_compiles_without_spills(
     dtype: torch.dtype, architecture: int, nvrtc: Any, monkeypatch: pytest.MonkeyPatch

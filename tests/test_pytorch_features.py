@@ -128,9 +128,7 @@ def test_an_exported_program_keeps_nothing() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_autocast(
-    dtype: torch.dtype,
-) -> None:
+def test_autocast(dtype: torch.dtype) -> None:
     net, x = convolutional(), torch.rand(9, 4, 2, 6, 6) * 3
 
     def cast() -> list[Tensor]:

@@ -13,18 +13,7 @@ import snntorch
 import torch
 from helpers import FLOATS, HALVES, RESETS, assert_all_bits_equal, assert_bits_equal, assert_close
 from snntorch.functional import loss
-from snntorch_checks import (
-    BOTH,
-    DECAYS,
-    LEARNED,
-    NEURONS,
-    NOT_LAPICQUE,
-    OURS,
-    STATES,
-    held,
-    make,
-    own_list_of_neurons,  # noqa: F401
-)
+from snntorch_checks import BOTH, DECAYS, LEARNED, NEURONS, NOT_LAPICQUE, OURS, STATES, held, make
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -94,17 +83,10 @@ def test_losers_of_an_inhibition_are_reset_later(name: str, library: Any) -> Non
 
 
 PARAMETERS: dict[str, Any] = {
-    "integer": 1,
-    "float": 0.9,
-    "list": [0.5, 0.6, 0.7],
-    "tuple": (0.5, 0.6, 0.7),
-    "float32": np.float32(0.9),
-    "float64": np.float64(0.9),
-    "array": np.array([0.5, 0.6, 0.7]),
-    "tensor": torch.tensor([0.5, 0.6, 0.7]),
-    "tensor64": torch.tensor([0.5, 0.6, 0.7], dtype=torch.float64),
-    "integers": torch.tensor([1, 0, 1]),
-}
+    "integer": 1, "float": 0.9, "list": [0.5, 0.6, 0.7], "tuple": (0.5, 0.6, 0.7), "float32": np.float32(0.9),
+    "float64": np.float64(0.9), "array": np.array([0.5, 0.6, 0.7]), "tensor": torch.tensor([0.5, 0.6, 0.7]),
+    "tensor64": torch.tensor([0.5, 0.6, 0.7], dtype=torch.float64), "integers": torch.tensor([1, 0, 1]),
+}  # fmt: skip
 
 
 @OURS

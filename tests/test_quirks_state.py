@@ -6,8 +6,8 @@ import io
 import itertools
 import pickle
 import sys
-import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -15,7 +15,7 @@ import snntorch
 import torch
 from helpers import SURROGATES, assert_all_bits_equal, assert_bits_equal, assert_close
 from snntorch import utils
-from snntorch_checks import BOTH, EVERY, NEURONS, NOT_LAPICQUE, OURS, STATES, held, make, over_time, own_list_of_neurons  # noqa: F401
+from snntorch_checks import BOTH, EVERY, NEURONS, OURS, STATES, held, make
 from torch import Tensor, nn
 
 import snnfast
@@ -52,21 +52,11 @@ def test_an_unused_layer_is_freed(name: str, library: Any) -> None:
 @OURS
 def test_layers_made_in_threads(library: Any) -> None:
     made = [library.Leaky(0.9) for _ in range(300)]  # a long list takes a while to enter
-
-    def make_some() -> None:
-        for _ in range(100):
-            made.append(library.Leaky(0.9))
-
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
-    try:
-        threads = [threading.Thread(target=make_some) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    finally:
-        sys.setswitchinterval(interval)
+    with ThreadPoolExecutor(4) as pool:
+        made += pool.map(lambda _: library.Leaky(0.9), range(400))
+    sys.setswitchinterval(interval)
     for cls in (library.Leaky, snnfast.Leaky):
         assert {id(layer) for layer in cls.instances} >= {id(layer) for layer in made}
     if library is snn:
@@ -75,13 +65,9 @@ def test_layers_made_in_threads(library: Any) -> None:
 
 
 WRONG: list[tuple[dict[str, Any], type[Exception]]] = [
-    ({"beta": "x"}, TypeError),
-    ({"threshold": float("nan")}, ValueError),
-    ({"reset_mechanism": "halve"}, ValueError),
-    ({"spike_grad": 3}, TypeError),
-    ({"state_quant": 3}, TypeError),
-    ({"beta": 1, "learn_beta": True}, TypeError),
-]
+    ({"beta": "x"}, TypeError), ({"threshold": float("nan")}, ValueError), ({"reset_mechanism": "halve"}, ValueError),
+    ({"spike_grad": 3}, TypeError), ({"state_quant": 3}, TypeError), ({"beta": 1, "learn_beta": True}, TypeError),
+]  # fmt: skip
 
 
 @OURS
@@ -273,15 +259,6 @@ def test_replicas_run_at_the_same_time() -> None:
     lif = snn.Leaky(0.9, init_hidden=True)
     x = torch.rand(20, 2, 3) * 2
     expected = snn.Leaky(0.9).unroll(x)[0]
-    results: dict[int, Tensor] = {}
-
-    def run(i: int, replica: nn.Module) -> None:
-        results[i] = torch.stack([replica(step) for step in x])
-
-    threads = [threading.Thread(target=run, args=pair) for pair in enumerate(replicas(lif, 4))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for i in range(4):
-        assert_bits_equal(results[i], expected)
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(lambda replica: torch.stack([replica(step) for step in x]), replicas(lif, 4)):
+            assert_bits_equal(found, expected)

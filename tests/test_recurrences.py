@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from helpers import RESETS, SURROGATES, Case, assert_bits_equal, every_other, fused, inputs, layer_of, leaves
 from neuron_kinds import KINDS
+from loop_ops import Masked, Plain, Saved, Summed, through
 from torch import Tensor, nn
 
 import snnfast
@@ -17,74 +18,6 @@ from snnfast._unroll.graph import elementwise_step
 from snnfast.compiler.backend import merge
 
 pytestmark = [pytest.mark.usefixtures("nothing_compiled"), pytest.mark.needs_extension]
-
-
-# ---- surrogates as public code writes them
-
-
-class Mask(torch.autograd.Function):
-    """Written into a tensor of zeros, with an attribute of ``ctx``, and ``None`` for a number."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, width: float = 1.0) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.width = width
-        out = torch.zeros_like(x)
-        out[x > 0] = 1.0
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        (x,) = ctx.saved_tensors
-        return grad * torch.clamp(ctx.width - x.abs(), min=0), None
-
-
-class Triangle(torch.autograd.Function):
-    """Two saved tensors; a gradient that is set by a mask."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, threshold: Tensor) -> Tensor:
-        spk = (x > threshold).to(x.dtype)
-        ctx.save_for_backward(x - threshold, spk)
-        return spk
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        x, spk = ctx.saved_tensors
-        made = grad.clone()
-        made[x.abs() > 0.5] = 0
-        return made * (1 + spk), -made.sum() if ctx.needs_input_grad[1] and x.dim() == 0 else None
-
-
-class Fast(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return x.gt(0).type_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        return grad.clone() / (10 * torch.abs(x) + 1.0) ** 2
-
-
-class Summed(torch.autograd.Function):
-    """Its derivative is not elementwise."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return (x > 0).to(x.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        return grad * x.abs().mean()
-
-
-def straight_through(x: Tensor) -> Tensor:
-    soft = F.hardtanh(x, -0.5, 0.5) + 0.5
-    return soft + ((x > 0).to(x.dtype) - soft).detach()
 
 
 # ---- networks: their loops, and what is said of them
@@ -118,7 +51,7 @@ def soft_reset_of_a_number(net: Net, x: Tensor) -> Any:
     mem, out = 0, []
     for t in range(x.shape[0]):
         mem = mem * 0.8 + x[t]
-        spk = Mask.apply(mem - 1.0)
+        spk = Masked.apply(mem - 1.0)
         mem = mem - spk.detach() * 1.0
         out.append(spk)
     return torch.stack(out)
@@ -129,7 +62,7 @@ def hard_reset_with_all_states(net: Net, x: Tensor) -> Any:
     v, spikes, voltages = torch.zeros_like(x[0]), [], []
     for current in x:
         v = v + (current - v) / 2.0
-        spk = Fast.apply(v - 1.0)
+        spk = Plain.apply(v - 1.0)
         v = (1 - spk) * v
         spikes.append(spk)
         voltages.append(v)
@@ -143,7 +76,7 @@ def current_based_with_numbers(net: Net, x: Tensor) -> Any:
     for t in range(x.shape[0]):
         i = 0.7 * i + x[t]
         v = 0.9 * v * (1 - spk) + 0.3 * i
-        spk = Mask.apply(v - 0.5, 0.5)
+        spk = Masked.apply(v - 0.5, 0.5)
         total = total + spk
     return total, i
 
@@ -155,7 +88,7 @@ def adaptive_threshold(net: Net, x: Tensor) -> Any:
     for t in range(x.shape[0]):
         threshold = 1.0 + 1.8 * b
         v = torch.sigmoid(net.decay) * v + x[t]
-        spk = Fast.apply((v - threshold) / threshold)
+        spk = Plain.apply((v - threshold) / threshold)
         b = 0.9 * b + 0.1 * spk
         v = v - threshold * spk.detach()
         out.append(spk)
@@ -167,7 +100,7 @@ def threshold_that_begins_as_a_number(net: Net, x: Tensor) -> Any:
     v, threshold, out = 0, 1.0, []
     for t in range(x.shape[0]):
         v = 0.9 * v + x[t]
-        spk = Fast.apply(v - threshold)
+        spk = Plain.apply(v - threshold)
         threshold = threshold * 0.9 + 0.1 + 0.3 * spk.detach()
         v = v * (1 - spk.detach())
         out.append(spk)
@@ -181,7 +114,7 @@ def learned_in_place_and_filled(net: Net, x: Tensor) -> Any:
     for t in range(x.shape[0]):
         mem = mem.clone()
         mem.mul_(net.gain).add_(x[t])
-        spk = straight_through(mem - 1)
+        spk = through(mem - 1)
         mem[spk.detach() > 0.5] = 0.0
         rec[t] = spk
     return rec, mem
@@ -193,7 +126,7 @@ def izhikevich(net: Net, x: Tensor) -> Any:
     for t in range(x.shape[0]):
         v = v + 0.5 * (0.04 * v**2 + 5 * v + 140 - u + 20 * x[t])
         u = u + 0.02 * (0.2 * v - u)
-        spk = Fast.apply(v - 30.0)
+        spk = Plain.apply(v - 30.0)
         v = torch.where(spk > 0, torch.full_like(v, -65.0), v)
         u = u + 8.0 * spk
         out.append(spk)
@@ -205,7 +138,7 @@ def constant_input_and_no_grad(net: Net, x: Tensor) -> Any:
     current, mem, out, trace = x[0], torch.zeros_like(x[0]), [], torch.zeros(7, dtype=x.dtype)
     for _ in range(6):
         mem = net.gain * mem + current
-        spk = Triangle.apply(mem, torch.tensor(1.0, dtype=x.dtype))
+        spk = Saved.apply(mem, torch.tensor(1.0, dtype=x.dtype))
         with torch.no_grad():
             trace = trace * 0.5 + spk
         mem = mem - spk * (1 + 0.1 * trace)
@@ -230,10 +163,10 @@ def two_layers_with_a_product(net: Net, x: Tensor) -> Any:
     count = torch.zeros_like(x[0])
     for t in range(x.shape[0]):
         first = 0.9 * first + x[t]
-        spk = Fast.apply(first - 1)
+        spk = Plain.apply(first - 1)
         first = first - spk
         second = 0.8 * second + net.fc(spk * 0.25)
-        out = Mask.apply(second - 0.5)
+        out = Masked.apply(second - 0.5)
         second = second * (1 - out.detach())
         count += out
     return count
@@ -241,7 +174,7 @@ def two_layers_with_a_product(net: Net, x: Tensor) -> Any:
 
 @network
 def surrogate_that_nobody_waits_for(net: Net, x: Tensor) -> Any:
-    return torch.stack([Mask.apply(net.gain * x[t], 0.5) * x[t] for t in range(x.shape[0])])
+    return torch.stack([Masked.apply(net.gain * x[t], 0.5) * x[t] for t in range(x.shape[0])])
 
 
 @network
@@ -250,7 +183,7 @@ def input_of_the_step_before(net: Net, x: Tensor) -> Any:
     syn = mem = torch.zeros(1, dtype=x.dtype).expand_as(x[0])
     out = []
     for t in range(x.shape[0]):
-        spk = Mask.apply(mem - 1)
+        spk = Masked.apply(mem - 1)
         mem = (0.9 * mem + syn) * (1 - spk.detach())
         syn = 0.8 * syn + x[t]
         out.append(spk)
@@ -263,7 +196,7 @@ def first_step_without_a_gradient(net: Net, x: Tensor) -> Any:
     for t in range(x.shape[0]):
         with torch.set_grad_enabled(t > 0):
             mem = mem * 0.9 + x[t]
-        spk = Fast.apply(mem - 1)
+        spk = Plain.apply(mem - 1)
         mem = mem - spk
         out.append(spk)
     return torch.stack(out), mem
@@ -297,7 +230,7 @@ def recurrent_weights(net: Net, x: Tensor) -> Any:
     mem, spk = torch.zeros_like(x[0]), torch.zeros_like(x[0])
     for t in range(x.shape[0]):
         mem = 0.9 * mem + x[t] + net.fc(spk)
-        spk = Fast.apply(mem - 1)
+        spk = Plain.apply(mem - 1)
     return mem
 
 
@@ -306,7 +239,7 @@ def another_surrogate_each_step(net: Net, x: Tensor) -> Any:
     mem = torch.zeros_like(x[0])
     for t in range(x.shape[0]):
         mem = 0.9 * mem + x[t]
-        mem = mem - Mask.apply(mem - 1, 1.0 + 0.1 * t)
+        mem = mem - Masked.apply(mem - 1, 1.0 + 0.1 * t)
     return mem
 
 
@@ -333,7 +266,7 @@ def detached_now_and_then(net: Net, x: Tensor) -> Any:
     mem = torch.zeros_like(x[0])
     for t in range(x.shape[0]):
         mem = 0.9 * mem + x[t]
-        mem = mem - Fast.apply(mem - 1)
+        mem = mem - Plain.apply(mem - 1)
         if t % 2:
             mem = mem.detach()
     return mem
@@ -345,7 +278,7 @@ def another_first_step(net: Net, x: Tensor) -> Any:
     mem = torch.zeros_like(x[0])
     for t in range(x.shape[0]):
         mem = (mem.detach() if t == 0 else mem) * 0.9 + (x[t].detach() if t == 0 else x[t])
-        mem = mem - Fast.apply(mem - 1)
+        mem = mem - Plain.apply(mem - 1)
     return mem
 
 

@@ -12,7 +12,7 @@ import snntorch
 import torch
 from helpers import Bump, Case, assert_all_bits_equal, assert_all_close, assert_bits_equal, assert_close
 from ops import forward_arguments, ordered, permuted
-from snntorch_checks import CONNECTED, RECURRENT, connected, current_of, loop, own_list_of_neurons, trained  # noqa: F401
+from snntorch_checks import CONNECTED, RECURRENT, connected, current_of, loop, trained
 from torch import nn
 
 import snnfast
@@ -51,44 +51,27 @@ def test_numbers(kind: str, name: str) -> None:
 @CONNECTED
 def test_numbers_of_the_cuda_sources(kind: str, device: torch.device) -> None:
     layer, x = connected(snnfast, "RSynaptic", kind, reset_delay=False).to(device), current_of(kind).to(device)
-    leaf = x.clone().requires_grad_()
-    found = layer.unroll(leaf)
+    found = layer.unroll(x.requires_grad_())
     with snnfast.use_backend("reference"):
-        other = x.clone().requires_grad_()
-        expected = layer.unroll(other)
+        expected = layer.unroll(x)
     assert_all_bits_equal(found, expected)
-    assert_all_close(trained(layer, found, [leaf]), trained(layer, expected, [other]), relative=1e-5)
+    assert_all_close(trained(layer, found, [x]), trained(layer, expected, [x]), relative=1e-5)
 
 
 @RECURRENT
 def test_ways_of_asking(name: str) -> None:
-    layer, x = connected(snnfast, name, "linear"), current_of("linear")
-    for constant, grad in itertools.product((False, True), (False, True)):
-        given, options = (x[0], {"num_steps": 19}) if constant else (x, {})
-        with torch.set_grad_enabled(grad):
-            spk, *record = layer.unroll(given, **options)
-            for reduce, record_mem in itertools.product((None, "sum"), (True, False)):
-                first, *states = layer.unroll(given, reduce=reduce, record_mem=record_mem, **options)
-                assert first.requires_grad == grad
-                assert_bits_equal(first, spk.sum(0) if reduce else spk)
-                for a, b in zip(states, record, strict=True):
-                    assert_bits_equal(a, b if record_mem else b[-1])
+    layer, x = connected(snnfast, name, "linear", learn_beta=True), current_of("linear")
+    for constant, reduce, record_mem in itertools.product((False, True), (None, "sum"), (True, False)):
+        leaf = (x[0] if constant else x).clone().requires_grad_()
+        options = {"num_steps": 19 if constant else None, "reduce": reduce, "record_mem": record_mem}
+        found = layer.unroll(leaf, **options)
+        spk, *record = loop(layer, leaf.expand(19, *leaf.shape) if constant else leaf)
+        expected = spk.sum(0) if reduce else spk, *(r if record_mem else r[-1] for r in record)
         assert spk.any()
-
-
-@RECURRENT
-def test_gradients_of_a_count_and_a_constant_current(name: str) -> None:
-    layer, x = connected(snnfast, name, "linear", learn_beta=True), current_of("linear")[0]
-    results = []
-    for unroll in (True, False):
-        leaf = x.clone().requires_grad_()
-        if unroll:
-            spk, *states = layer.unroll(leaf, num_steps=19, reduce="sum", record_mem=False)
-        else:
-            record = loop(layer, leaf.expand(19, *leaf.shape))
-            spk, *states = record[0].sum(0), *(r[-1] for r in record[1:])
-        results.append(trained(layer, (spk, *states), [leaf]))
-    assert_all_close(*results, relative=1e-5)
+        assert_all_bits_equal(found, expected)
+        assert_all_close(trained(layer, found, [leaf]), trained(layer, expected, [leaf]), relative=1e-5)
+        with torch.no_grad():
+            assert_all_bits_equal(layer.unroll(leaf, **options), found)
 
 
 def test_no_steps_and_meta_tensors() -> None:
@@ -142,16 +125,10 @@ def test_gradients_of_weights_by_events() -> None:
 )
 def test_what_runs_step_by_step(options: dict[str, Any]) -> None:
     theirs, ours = (connected(library, "RLeaky", "linear", **options) for library in (snntorch, snnfast))
-    x = current_of("linear")
-    leaves = [x.clone().requires_grad_() for _ in range(2)]
-    results = []
-    for layer, outputs, leaf in (
-        (theirs, loop(theirs, leaves[0]), leaves[0]),
-        (ours, ours.unroll(leaves[1]), leaves[1]),
-    ):
-        results.append((outputs, trained(layer, outputs, [leaf])))
-    assert_all_bits_equal(results[1][0], results[0][0])
-    assert_all_close(results[1][1], results[0][1], relative=1e-5)
+    leaf = current_of("linear").requires_grad_()
+    expected, found = loop(theirs, leaf), ours.unroll(leaf)
+    assert_all_bits_equal(found, expected)
+    assert_all_close(trained(ours, found, [leaf]), trained(theirs, expected, [leaf]), relative=1e-5)
 
 
 @pytest.mark.needs_extension
@@ -241,9 +218,8 @@ def test_the_functions_take_weights() -> None:
         weight, bias = layer.recurrent.weight, layer.recurrent.bias
         found = functional.rleaky(x, beta=layer.beta, recurrent_weight=weight, recurrent_bias=bias)
         stepped = snnfast.reference.rleaky(x, beta=layer.beta, recurrent_weight=weight, recurrent_bias=bias)
-        for a, b, c in zip(found, layer.unroll(x), stepped, strict=True):
-            assert_bits_equal(a, b)
-            assert_bits_equal(a, c)
+        for other in (layer.unroll(x), stepped):
+            assert_all_bits_equal(found, other)
 
 
 X = torch.rand(5, 3, 4)
@@ -270,12 +246,9 @@ def test_wrong_weights(options: dict[str, Any], error: type[Exception], message:
 
 def test_wrong_sizes() -> None:
     for options in (
-        {},
-        {"conv2d_channels": 2},
-        {"kernel_size": 3},
-        {"linear_features": 3, "kernel_size": 3},
+        {}, {"conv2d_channels": 2}, {"kernel_size": 3}, {"linear_features": 3, "kernel_size": 3},
         {"all_to_all": False, "linear_features": 3},
-    ):
+    ):  # fmt: skip
         with pytest.raises(TypeError, match=r"linear_features|kernel_size"):
             snnfast.RLeaky(0.9, **options)
         with pytest.raises(TypeError):
@@ -391,10 +364,7 @@ def test_no_step_writes_to_what_is_no_output_of_it() -> None:
     ops.NEURONS["rleaky"].forward_into(*into, out)
     assert_all_bits_equal(out, expected)
     for wrong in (
-        [torch.empty(3, 9), out[1]],
-        [out[0].double(), out[1]],
-        [out[0].t().contiguous().t(), out[1]],
-        out[:1],
-    ):
+        [torch.empty(3, 9), out[1]], [out[0].double(), out[1]], [out[0].t().contiguous().t(), out[1]], out[:1],
+    ):  # fmt: skip
         with pytest.raises(RuntimeError, match="out: "):
             ops.NEURONS["rleaky"].forward_into(*into, wrong)

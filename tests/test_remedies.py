@@ -85,22 +85,17 @@ def test_gradient_transforms_of_the_kernels(how: str) -> None:
     x, many = torch.rand(4, 3, 6), torch.rand(2, 4, 3, 6)
     func, each = torch.func, torch.func.vmap
     for call in (
-        lambda: func.grad(f)(x),
-        lambda: func.vjp(f, x),
-        lambda: func.jacrev(f)(x),
-        lambda: each(func.grad(f))(many),
+        lambda: func.grad(f)(x), lambda: func.vjp(f, x), lambda: func.jacrev(f)(x), lambda: each(func.grad(f))(many),
         lambda: func.grad(lambda x: each(f)(x).sum())(many),
         lambda: each(func.grad(lambda x: each(f)(x).sum()))(many.unsqueeze(0)),
         lambda: each(f)(many.clone().requires_grad_()).sum().backward(),
         lambda: each(each(f))(many.unsqueeze(0).requires_grad_()).sum().backward(),
-    ):
+    ):  # fmt: skip
         with pytest.raises(RuntimeError, match=NO_TRANSFORM):
             call()
 
 
-def test_an_ensemble_in_grad_mode(
-    backend: str,
-) -> None:
+def test_an_ensemble_in_grad_mode(backend: str) -> None:
     nets = [snnfast.MultiStep(nn.Linear(5, 4), snnfast.Leaky(0.9), nn.Linear(4, 3)) for _ in range(3)]
     x, (parameters, buffers) = torch.rand(6, 2, 5) * 3, torch.func.stack_module_state(nets)  # type: ignore[arg-type]
     found = torch.func.vmap(lambda *state: torch.func.functional_call(nets[0], state, (x,)))(parameters, buffers)

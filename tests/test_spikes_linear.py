@@ -106,12 +106,8 @@ def test_bits_of_a_neuron_and_the_gradient_through_a_weight(neuron: str, dtype: 
         shape = (steps, samples, neurons) if time == SEQUENCE else (samples, neurons)
         x = (torch.rand(shape, generator=torch.Generator().manual_seed(1)) * 1.2).to(dtype)
         given = (
-            x,
-            *states,
-            *[torch.tensor(0.9)] * (len(ops.parameters) - 2),
-            torch.tensor(1.0),
-            torch.rand(neurons) + 0.5,
-        )
+            x, *states, *[torch.tensor(0.9)] * (len(ops.parameters) - 2), torch.tensor(1.0), torch.rand(neurons) + 0.5,
+        )  # fmt: skip
         options = pack(time=time, reset_delay=delay, last=1, saved=SAVE_CHECKPOINTS)
         spk, *others = ops.forward(*given, steps, options)
         bits, *same = ops.forward(*given, steps, options | 1 << BITS_AT)

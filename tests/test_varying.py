@@ -16,13 +16,9 @@ from snnfast.functional import lif
 STEPS = 6
 # Shapes of a step, and of beta and threshold over time; "T" stands for the steps.
 SHAPES: list[tuple[tuple[int, ...], tuple[Any, ...] | None, tuple[Any, ...] | None]] = [
-    ((3, 10), ("T", 1, 10), ("T", 3, 10)),
-    ((3, 10), ("T", 3, 1), None),
-    ((3, 10), None, ("T", 1, 1)),
-    ((3, 2, 4, 5), ("T", 1, 2, 1, 1), ("T", 3, 1, 4, 5)),
-    ((7,), ("T", 7), ("T", 1)),
-    ((), ("T",), ("T",)),
-]
+    ((3, 10), ("T", 1, 10), ("T", 3, 10)), ((3, 10), ("T", 3, 1), None), ((3, 10), None, ("T", 1, 1)),
+    ((3, 2, 4, 5), ("T", 1, 2, 1, 1), ("T", 3, 1, 4, 5)), ((7,), ("T", 7), ("T", 1)), ((), ("T",), ("T",)),
+]  # fmt: skip
 OPTIONS = list(itertools.product(RESETS, (True, False), (True, False)))  # reset, delay, constant
 
 

@@ -60,15 +60,8 @@ def _driver() -> Source:
     return Source(HERE / "driver.cpp", "driver", setup.of_all_neurons())
 
 
-OPS = [
-    *_kernels(),
-    *_sources_of_ops(),
-    Source(HERE / "hooks.cpp", "hooks", []),
-]
-PROGRAMS = {
-    "planted": [Source(HERE / "planted/main.cpp", "main", [])],
-    "driver": [*_kernels(), _driver()],
-}
+OPS = [*_kernels(), *_sources_of_ops(), Source(HERE / "hooks.cpp", "hooks", [])]
+PROGRAMS = {"planted": [Source(HERE / "planted/main.cpp", "main", [])], "driver": [*_kernels(), _driver()]}
 
 
 def ops_sanitizer() -> str:
