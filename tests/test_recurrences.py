@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from helpers import RESETS, SURROGATES, Case, assert_bits_equal, every_other, fused, inputs, layer_of, leaves
-from neuron_kinds import KINDS
 from loop_ops import Masked, Plain, Saved, Summed, through
+from neuron_kinds import KINDS
 from torch import Tensor, nn
 
 import snnfast
