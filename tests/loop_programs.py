@@ -99,6 +99,20 @@ def tutorial5(self: Any, x: Tensor) -> Any:
 # ---- how the input is indexed
 
 
+@loop((B, 12))
+def image_repeated(self: Any, x: Tensor) -> Any:
+    """As ``spikegen.rate`` does it: how often, it takes from a tensor. What is changed in place is no image."""
+    counts = torch.ones(x.dim(), dtype=torch.int64).tolist()
+    rates, changed = (x.repeat([T, *counts]).mul(0.5).sub(0.1).clamp(0, 1) for _ in range(2))
+    changed[0] = 0
+    mem1, mem2 = self.states()
+    spk_rec = []
+    for t in range(T):
+        spk2, mem1, mem2 = self.step(rates[t] + changed[t], mem1, mem2)
+        spk_rec.append(spk2)
+    return torch.stack(spk_rec), rates, changed
+
+
 @loop(*[(T, B, 12)] * 4, *[(B, T, 12)] * 3, (B, 12, T), (B, T, 3, 4), (B, T + 11), (2 * T, B, 12))
 def inputs_indexed(self: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any, h: Any, i: Any, j: Any,
                    k: Any) -> Any:  # fmt: skip
