@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
+from helpers import assert_bits_equal
 from loop_fuzz import LEFT_OUT, SETTINGS, Run, Watched, check, surroundings
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import snnfast
+from snnfast.compiler.draws import bernoulli
 
 pytestmark = pytest.mark.usefixtures("nothing_compiled")
 
@@ -367,3 +369,24 @@ def test_every_step_and_call_draws_its_own_numbers(varies: bool) -> None:
     for i, name in enumerate(DRAWS):
         drawn = [step[i] for call in calls for step in call]
         assert len({tuple(t.flatten().tolist()) for t in drawn}) == len(drawn), name
+
+
+RATES = {
+    "rows": torch.rand(7, 33), "columns": torch.rand(9, 7).t(), "repeated": torch.rand(9, 1).expand(9, 5),
+    "strided": torch.rand(4, 6)[:, ::2], "float64": torch.rand(3, 4).double(), "float16": torch.rand(3, 4).half(),
+    "none": torch.rand(0, 3), "certain": torch.tensor([0.0, 1.0]), "differentiated": torch.rand(3, requires_grad=True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("rates", RATES.values(), ids=RATES)
+def test_spikes_are_drawn_as_pytorch_draws_them(rates: Tensor) -> None:
+    seeded = [(torch.manual_seed(0), draw(rates), torch.rand(3))[1:] for draw in (torch.bernoulli, bernoulli)]
+    for wanted, found in zip(*seeded, strict=True):
+        assert_bits_equal(found, wanted)
+        assert (found.stride(), found.requires_grad) == (wanted.stride(), wanted.requires_grad)
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.5, float("nan")])
+def test_what_is_no_rate_is_pytorchs_error(rate: float) -> None:
+    with pytest.raises(RuntimeError, match="Expected p_in >= 0 && p_in <= 1 to be true"):
+        bernoulli(torch.tensor([0.5, rate]))

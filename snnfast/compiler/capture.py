@@ -17,7 +17,9 @@ from snnfast.compiler.functionalize import Memory
 from snnfast.compiler.nodes import (
     aten,
     body_key,
+    fake_call,
     has_effect,
+    is_pointwise,
     is_random,
     is_step,
     literal,
@@ -114,6 +116,7 @@ def capture(graph: Graph) -> Captured:
     """Clean the graph of a loop, and find out what its nodes do."""
     Memory(graph).without_changes_in_place()
     _pass_through(graph)
+    _repeat_last(graph)
     _merge_equal(graph)
     _merge_counts(graph)
     absorb_connections(graph)
@@ -185,6 +188,27 @@ def _given_back(node: Node) -> Any:
         tensors, place = node.args[0].args[0], node.args[1]  # type: ignore[union-attr]
         return tensors[place] if node.meta["context"].records else None  # type: ignore[index]
     return None
+
+
+def _repeat_last(graph: Graph) -> None:
+    """Make elementwise calls before their tensor is repeated, as ``snntorch.spikegen.rate`` repeats an image."""
+    for node in [n for n in graph.nodes if n.target is aten.repeat.default]:
+        while len(node.users) == 1:
+            (reader,) = node.users
+            if not is_pointwise(reader.target) or reader.all_input_nodes != [node] or has_effect(reader):
+                break
+            if is_random(reader) or not same_context(node, reader) or not isinstance(value(reader), Tensor):
+                break
+            source = node.args[0]
+            with graph.inserting_before(node):
+                early = graph.node_copy(reader, lambda _, source=source: source)
+            early.meta["example_value"] = fake_call(
+                early.target, early.args, early.kwargs, blocks=early.meta["context"].blocks
+            )
+            early.meta.pop("storage", None)
+            reader.target, reader.args, reader.kwargs = node.target, (early, *node.args[1:]), node.kwargs
+            graph.erase_node(node)
+            node = reader
 
 
 def _merge_equal(graph: Graph) -> None:

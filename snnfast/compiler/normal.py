@@ -32,6 +32,7 @@ from snnfast.compiler.nodes import (
     storage_of,
     tensors_in,
     tensors_of,
+    value,
 )
 from snnfast.compiler.report import RefusedError
 
@@ -154,6 +155,7 @@ class _Running(Interpreter):
         self.switches: set[Node] = set()  # of the graph that is recorded
         self.needs_grad: list[bool] = []
         self._outside: list[Context] = []  # of the blocks that are entered
+        self._known = _known_numbers(gm)
         self._modules: dict[int, str] = {}
 
     @property
@@ -163,6 +165,8 @@ class _Running(Interpreter):
         return mode.tracer
 
     def run_node(self, n: Node) -> Any:
+        if n in self._known:
+            return self._known[n]
         last = next(iter(reversed(self._tracer.graph.nodes)), None)
         found = self._switched(n) if self._is_switch(n) else super().run_node(n)
         made = self._since(last)
@@ -270,6 +274,23 @@ class _Running(Interpreter):
 def _drops_nothing(node: Node) -> bool:
     """Whether a call is a dropout in evaluation. It returns its argument, but not while PyTorch 2.11 traces it."""
     return name_of(node.target).endswith("dropout") and arguments(node).get("train") is False
+
+
+def _known_numbers(gm: GraphModule) -> dict[Node, int | float | bool]:
+    """The numbers that are taken from constant tensors, as ``torch.ones(3).tolist()`` does: sizes follow from them."""
+    found: dict[Node, int | float | bool] = {}
+    for made in gm.graph.nodes:
+        if made.op != "call_function" or made.all_input_nodes or made.target not in (torch.ones, torch.zeros):
+            continue
+        readers = [made]
+        for node in readers:
+            readers += [user for user in node.users if name_of(user.target) in ("unbind", "getitem")]
+        numbers = {user for node in readers for user in node.users} - set(readers)
+        if all(name_of(user.target) == "item" for user in numbers):
+            dtype = value(made).dtype
+            kind = bool if dtype == torch.bool else float if dtype.is_floating_point else int
+            found |= dict.fromkeys(numbers, kind(made.target is torch.ones))
+    return found
 
 
 _KEEP = object()

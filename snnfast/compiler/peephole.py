@@ -16,6 +16,7 @@ from snnfast._images.channels_last import OPS_THAT_KEEP_ORDER, profits, to_chann
 from snnfast._images.conv2d import conv2d
 from snnfast._images.max_pool2d import max_pool2d
 from snnfast._unroll.graph import unroll_steps
+from snnfast.compiler.draws import bernoulli
 from snnfast.compiler.nodes import arguments, aten, is_pointwise, name_of, size_of, value
 
 # ---- a linear layer that alone reads the spikes of an unroll, as a part of it
@@ -153,10 +154,11 @@ def is_sum(node: Node) -> bool:
     return given["dim"] in ([0], (0,)) and not given["keepdim"] and given["dtype"] is None
 
 
-# ---- convolutions on the CPU
+# ---- calls that we do faster on the CPU
 
 _OURS: dict[Any, Any] = dict.fromkeys((torch.conv2d, F.conv2d, aten.conv2d.default, aten.conv2d.padding), conv2d)
 _OURS |= dict.fromkeys((F.max_pool2d, aten.max_pool2d.default), max_pool2d)
+_OURS |= dict.fromkeys((torch.bernoulli, aten.bernoulli.default), bernoulli)
 for _op, _function in (_convolution.NODES | _max_pooling.NODES).items():
     _OURS |= {_op: _function, _op.default: _function}
 
@@ -183,7 +185,7 @@ def use_channels_last(graph: Graph) -> None:
 
 
 def use_kernels(graph: Graph) -> None:
-    """Let convolutions and poolings choose their kernels at each call."""
+    """Let convolutions, poolings and draws choose their kernels at each call."""
     for node in graph.nodes:
         if node.op == "call_function":
             node.target = _OURS.get(node.target, node.target)

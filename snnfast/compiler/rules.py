@@ -202,6 +202,15 @@ def matmul(step: StepCall) -> Node | None:
     return step.again() if both else None
 
 
+@rule("bmm")
+def products(step: StepCall) -> Node | None:
+    """Products of matrices, one for each of B."""
+    if not all(a in step.varies for a in step.given.values()):
+        return None
+    flat = {name: step.emit(aten.flatten.using_ints, a, 0, 1) for name, a in step.given.items()}
+    return step.emit(aten.unflatten.int, step.again(**flat), 0, (step.steps, -1))
+
+
 @rule("scaled_dot_product_attention")
 def attention(step: StepCall) -> Node | None:
     """Attention on ``[B, heads, L, E]``, with one mask for all steps or none."""
@@ -256,10 +265,10 @@ def stacked(step: StepCall) -> Node | None:
 _NONE, _MEAN, _SUM = 0, 1, 2  # of the argument "reduction"
 
 
-@rule("cross_entropy_loss")
+@rule("cross_entropy_loss", "nll_loss_nd", "nll_loss")
 def cross_entropy(step: StepCall) -> Node | None:
-    """Cross-entropy with class indices: the mean over ``[B]`` at each step, from ``[T, B, C]`` in one call."""
-    logits, targets, weight, reduction, ignored, smoothing = step.given.values()
+    """A loss of class indices: the mean over ``[B]`` at each step, from ``[T, B, C]`` in one call."""
+    logits, targets, weight, reduction, ignored = list(step.given.values())[:5]
     if (
         not isinstance(targets, Node)
         or targets in step.varies
@@ -271,8 +280,13 @@ def cross_entropy(step: StepCall) -> Node | None:
         or value(targets).is_floating_point()
     ):
         return None
-    options = {"ignore_index": ignored, "label_smoothing": smoothing, "reduction": "none"}
-    losses = step.emit(cross_entropy_over_time, logits, targets, **options)
+    if name_of(step.node.target) == "cross_entropy_loss":
+        options = {"ignore_index": ignored, "label_smoothing": step.given["label_smoothing"], "reduction": "none"}
+        losses = step.emit(cross_entropy_over_time, logits, targets, **options)
+    else:  # of log-probabilities
+        every = step.emit(aten.repeat.default, targets, [step.steps])
+        losses = step.again(self=step.emit(aten.flatten.using_ints, logits, 0, 1), target=every, reduction=_NONE)
+        losses = step.emit(aten.unflatten.int, losses, 0, (step.steps, -1))
     if reduction == _MEAN:  # divided first: a sum of many could be too large for float16
         counted = step.emit(aten.sum.default, step.emit(aten.ne.Scalar, targets, ignored))
         losses = step.emit(aten.div.Tensor, losses, counted)
