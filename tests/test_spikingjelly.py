@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from fresh import fresh
-from helpers import THOROUGH, assert_bits_equal, assert_close
+from helpers import THOROUGH, assert_bits_equal, assert_close, gradients_of
 from torch import Tensor, nn
 
 import snnfast
@@ -118,11 +118,7 @@ def outcome(node: Any, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
     one_by_one = getattr(node, "step_mode", "m") == "s"
     spikes = [torch.stack([node(step) for step in x]) if one_by_one else node(x) for _ in range(2)]
     results = [*spikes, node.v] + [node.v_seq] * (node.v_seq is not None)
-    generator = torch.Generator().manual_seed(1)
-    weights = [torch.randn(t.shape, generator=generator, dtype=t.dtype).to(t.device) for t in results]
-    loss: Any = sum((w * t).sum() for w, t in zip(weights, results, strict=True))
-    inputs = [x, *node.parameters()]
-    return [t.detach() for t in results], list(torch.autograd.grad(loss, inputs))
+    return [t.detach() for t in results], gradients_of(results, [x, *node.parameters()])
 
 
 def assert_same(found: Any, wanted: Any) -> None:
