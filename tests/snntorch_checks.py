@@ -1,6 +1,8 @@
 """What tests against snnTorch share: the same layer of either library, for every neuron that snnfast has."""
 
 import copy
+import io
+import pickle
 from typing import Any
 
 import pytest
@@ -110,6 +112,13 @@ def loop(layer: Any, x: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
 def over_time(net: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
     """What a network that holds its states returns at each step, as records ``[T, B, *]``."""
     return tuple(torch.stack(r) for r in zip(*(as_tuple(net(step)) for step in x), strict=True))
+
+
+def copies_of(layer: Any) -> list[Any]:
+    """By a deep copy, a pickle, and a file."""
+    torch.save(layer, file := io.BytesIO())
+    file.seek(0)
+    return [copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), torch.load(file, weights_only=False)]
 
 
 def neurons(net: nn.Module) -> list[Any]:

@@ -6,11 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from conftest import skip_unless_required
-from emulator.build import HERE, build_program, set_seed
-from gradient_checks import check_against_reference
-from helpers import FIRST_SEED, NEURONS, assert_equals_reference, inputs, random_cases
+from emulator.build import HERE, build_program
 
 pytestmark = [pytest.mark.emulated, pytest.mark.thorough]
 
@@ -92,16 +89,3 @@ def test_the_clean_twins_pass_with_eight_seeds(sanitizer: str, planted: Run) -> 
         line for line in result.stderr.splitlines() if "doesn't fully support makecontext/swapcontext" not in line
     ]
     assert (result.returncode, report) == (0, [])
-
-
-@pytest.mark.parametrize("device", ["emulated"], indirect=True)
-@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.thorough) for seed in range(2, 8))])
-def test_kernels_do_not_depend_on_the_order_of_threads(
-    seed: int, device: torch.device, request: pytest.FixtureRequest
-) -> None:
-    request.addfinalizer(lambda: set_seed(FIRST_SEED))
-    set_seed(seed)
-    for neuron in NEURONS:
-        for case in random_cases(8, seed, neuron=(neuron,), steps=(17,), shape=((3, 1030),), parameters=("neuron",)):
-            assert_equals_reference(case, inputs(case, device, seed))
-            check_against_reference(case, device, seed=seed)

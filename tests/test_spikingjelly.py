@@ -2,7 +2,6 @@
 
 import copy
 import importlib.util
-import io
 import itertools
 import math
 import random
@@ -14,6 +13,7 @@ import pytest
 import torch
 from fresh import fresh
 from helpers import THOROUGH, assert_bits_equal, assert_close, gradients_of
+from snntorch_checks import copies_of
 from torch import Tensor, nn
 
 import snnfast
@@ -366,10 +366,7 @@ def test_a_membrane_keeps_its_graph_until_it_is_detached_or_reset() -> None:
 def test_a_node_can_be_copied_saved_and_moved() -> None:
     node = neuron.ParametricLIFNode(3.0, surrogate_function=surrogate.Erf(), step_mode="m", store_v_seq=True)
     node(torch.rand(4, 2, 3))
-    file = io.BytesIO()
-    torch.save(node, file)
-    file.seek(0)
-    for other in (copy.deepcopy(node), torch.load(file, weights_only=False)):
+    for other in copies_of(node):
         assert_bits_equal(other.v, node.v.detach())
         assert_bits_equal(other(torch.ones(4, 2, 3)).detach(), copy.deepcopy(node)(torch.ones(4, 2, 3)).detach())
     node.double()
