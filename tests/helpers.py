@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from neuron_kinds import KINDS, NEURONS, Kind, Outputs
+from neuron_kinds import KINDS, Kind, Outputs
 from torch import Tensor
 
 from snnfast import surrogate
@@ -70,8 +70,6 @@ VARIANTS = (
 def _supports(neuron: str, variant: str) -> bool:
     return KINDS[neuron].ops.recorded_membrane_suffices or "bits" not in variant.split("+")
 
-
-COMBINATIONS = [(n, v) for n, v in itertools.product(NEURONS, VARIANTS) if _supports(n, v)]
 
 _DIMENSIONS: dict[int, tuple[str, ...]] = {
     0: (), 1: ("N",), 2: ("B", "N"), 3: ("B", "C", "L"), 4: ("B", "C", "H", "W"), 5: ("B", "C", "D", "H", "W"),
@@ -337,6 +335,14 @@ def assert_equals_reference(case: Case, tensors: Tensors) -> Outputs:
     found = fused(tensors, case)
     assert_same_outputs(found, expected(tensors, case), case)
     return found
+
+
+def gradients_of(outputs: Iterable[Tensor], asking: Sequence[Tensor]) -> list[Tensor]:
+    """Of a loss on all of the outputs with random weights; zeros where it does not depend on a tensor."""
+    generator = torch.Generator().manual_seed(1)
+    loss = sum((t * torch.randn(t.shape, generator=generator).to(t)).sum() for t in outputs if t.requires_grad)
+    found = torch.autograd.grad(loss, asking, allow_unused=True)  # type: ignore[arg-type]
+    return [torch.zeros_like(t) if g is None else g for t, g in zip(asking, found, strict=True)]
 
 
 class Bump(torch.autograd.Function):

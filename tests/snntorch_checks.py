@@ -1,11 +1,14 @@
 """What tests against snnTorch share: the same layer of either library, for every neuron that snnfast has."""
 
 import copy
+import io
+import pickle
 from typing import Any
 
 import pytest
 import snntorch
 import torch
+from helpers import gradients_of
 from torch import Tensor, nn
 
 import snnfast
@@ -111,6 +114,13 @@ def over_time(net: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
     return tuple(torch.stack(r) for r in zip(*(as_tuple(net(step)) for step in x), strict=True))
 
 
+def copies_of(layer: Any) -> list[Any]:
+    """By a deep copy, a pickle, and a file."""
+    torch.save(layer, file := io.BytesIO())
+    file.seek(0)
+    return [copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), torch.load(file, weights_only=False)]
+
+
 def neurons(net: nn.Module) -> list[Any]:
     return [m for m in net.modules() if isinstance(m, snntorch.SpikingNeuron)]
 
@@ -131,6 +141,4 @@ def current_of(kind: str | None, steps: int = 19, dtype: torch.dtype = torch.flo
 
 
 def trained(layer: nn.Module, outputs: Any, leaves: list[Tensor]) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    loss = sum((t * torch.randn(t.shape, generator=generator).to(t)).sum() for t in outputs)
-    return list(torch.autograd.grad(loss, [*leaves, *layer.parameters()]))
+    return gradients_of(outputs, [*leaves, *layer.parameters()])

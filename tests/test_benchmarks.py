@@ -28,7 +28,6 @@ from benchmarks.workloads import Network, build, make_data
 pytestmark = pytest.mark.thorough
 
 CPU = torch.device("cpu")
-EMPTY_ARCHIVE = bytes(10240)  # as tar makes it
 SMALLEST = "lif [1, 1, 10] float32, forward"
 CASES = [case for cases in suites("cpu").values() for case in cases]
 TRAINED = next(case for case in CASES if case.trained)

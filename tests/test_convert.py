@@ -2,8 +2,6 @@
 
 import copy
 import gc
-import io
-import pickle
 import weakref
 from typing import Any
 
@@ -12,7 +10,7 @@ import snntorch
 import torch
 from helpers import SURROGATES, assert_all_bits_equal, assert_all_close, assert_bits_equal, assert_close
 from snntorch import surrogate as theirs
-from snntorch_checks import DECAYS, EVERY, NEURONS, NOT_LAPICQUE, STATES, held, make, neurons, over_time
+from snntorch_checks import DECAYS, EVERY, NEURONS, NOT_LAPICQUE, STATES, copies_of, held, make, neurons, over_time
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -395,10 +393,7 @@ def test_a_reverted_layer_is_snntorchs(name: str) -> None:
         function(fresh)
     assert type(lif) is getattr(snntorch, name)
     assert lif.spike_grad is spike_grad
-    for state in STATES[name]:
-        assert state in lif._buffers
-        assert state in lif._non_persistent_buffers_set
-        assert state not in lif.state_dict()
+    assert set(STATES[name]) <= lif._buffers.keys() & lif._non_persistent_buffers_set
     assert lif.state_function == lif._base_zero
     assert vars(lif).keys() == vars(fresh).keys()
     listed = (*getattr(snn, name).instances, *getattr(snnfast, name).instances)
@@ -482,8 +477,7 @@ def test_a_subclass_without_its_own_step() -> None:
     lif, expected = Named("a", beta=0.9, init_hidden=True), Named("a", beta=0.9, init_hidden=True)
     net = nn.Sequential(lif)
     assert snn.convert(net).swapped == ("0",)
-    for cls in (Named, snn.Leaky, snnfast.Leaky, snntorch.Leaky):
-        assert isinstance(lif, cls)
+    assert {Named, snn.Leaky, snnfast.Leaky, snntorch.Leaky} <= set(type(lif).__mro__)
     assert type(lif).__name__ == "Named"
     for step in torch.rand(5, 2, 3) * 2:
         assert_bits_equal(lif(step), expected(step))
@@ -507,11 +501,7 @@ def test_copies_pickles_and_files(cls: Any) -> None:
     lif = cls(*label, beta=torch.rand(3), **options)
     snn.convert(lif)
     lif(torch.rand(2, 3))
-    file = io.BytesIO()
-    torch.save(lif, file)
-    file.seek(0)
-    copies = (copy.deepcopy(lif), pickle.loads(pickle.dumps(lif)), torch.load(file, weights_only=False))
-    x = torch.rand(6, 2, 3) * 2
+    copies, x = copies_of(lif), torch.rand(6, 2, 3) * 2
     expected = [lif(step).detach() for step in x]
     for other in copies:
         assert type(other) is type(lif)

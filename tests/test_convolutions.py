@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from helpers import assert_all_bits_equal, assert_all_close, assert_bits_equal, emulated_if_thorough
+from helpers import assert_all_bits_equal, assert_all_close, assert_bits_equal, emulated_if_thorough, gradients_of
 from multistep_checks import eighths, exact, loop
 from torch import Tensor, nn
 
@@ -61,8 +61,7 @@ def image(net: MultiStep) -> Tensor:
 
 
 def gradients(results: Any, net: nn.Module, x: Tensor) -> list[Tensor]:
-    total = sum((t * torch.linspace(0.5, 1.5, t.numel()).view(t.shape)).sum() for t in results)
-    return list(torch.autograd.grad(total, [x, *net.parameters()]))
+    return gradients_of(results, [x, *net.parameters()])
 
 
 def results_of(net: MultiStep, x: Tensor, **options: Any) -> tuple[Tensor, ...]:

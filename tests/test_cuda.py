@@ -47,7 +47,6 @@ DTYPES = FLOATS + HALVES
 LIMITS = (256, 12288)  # steps from which, neurons up to which many warps share out the time of a few neurons
 ALWAYS, NEVER = (0, 1 << 40), (1 << 40, 0)
 DEFAULT = -1
-LANES = 32
 
 neurons = pytest.mark.parametrize("neuron", NEURONS)
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])

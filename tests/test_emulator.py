@@ -6,11 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from conftest import skip_unless_required
-from emulator.build import HERE, build_program, set_seed
-from gradient_checks import check_against_reference
-from helpers import FIRST_SEED, NEURONS, assert_equals_reference, inputs, random_cases
+from emulator.build import HERE, build_program
 
 pytestmark = [pytest.mark.emulated, pytest.mark.thorough]
 
@@ -27,14 +24,9 @@ BUGS = [
     ("index_overflow", "address", "runtime error: signed integer overflow", True),
     ("missing_syncthreads", "thread", RACE, True),
     ("missing_second_syncthreads", "thread", RACE, True),
-    ("missing_syncwarp", "thread", RACE, True),
     ("block_race", "thread", RACE, True),
     ("divergent_barrier", "plain", "waits in __syncthreads at {}; thread (16,0,0) of block (0,0,0) has exited", True),
     ("two_barriers", "plain", "thread (16,0,0) of block (0,0,0) waits in __syncthreads at ", True),
-    ("exited_lane", "plain", "__shfl_down_sync with mask 0xffffffff at {}; thread (16,0,0)", True),
-    ("own_lane", "plain", "__syncwarp with mask 0xfffffffe at {}: without its own lane", True),
-    ("absent_lane", "plain", "mask 0xffffffff at {}: with lanes that the block does not have", True),
-    ("different_masks", "plain", "with mask 0xffffffff at {}; thread (3,0,0)", True),
     ("block_waits", "plain", "atomicAdd at {}: again and again", True),
     ("unwritten_global", "plain", "poison: element 31 of the output", False),
     ("unwritten_shared", "plain", "poison: element 24 of the output", False),
@@ -97,16 +89,3 @@ def test_the_clean_twins_pass_with_eight_seeds(sanitizer: str, planted: Run) -> 
         line for line in result.stderr.splitlines() if "doesn't fully support makecontext/swapcontext" not in line
     ]
     assert (result.returncode, report) == (0, [])
-
-
-@pytest.mark.parametrize("device", ["emulated"], indirect=True)
-@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.thorough) for seed in range(2, 8))])
-def test_kernels_do_not_depend_on_the_order_of_threads(
-    seed: int, device: torch.device, request: pytest.FixtureRequest
-) -> None:
-    request.addfinalizer(lambda: set_seed(FIRST_SEED))
-    set_seed(seed)
-    for neuron in NEURONS:
-        for case in random_cases(8, seed, neuron=(neuron,), steps=(17,), shape=((3, 1030),), parameters=("neuron",)):
-            assert_equals_reference(case, inputs(case, device, seed))
-            check_against_reference(case, device, seed=seed)

@@ -12,6 +12,7 @@ from helpers import (
     assert_all_close,
     assert_bits_equal,
     assert_close,
+    gradients_of,
     inputs,
     leaves,
 )
@@ -24,13 +25,6 @@ from snnfast import Leaky, MultiStep, Residual, RLeaky, Synaptic, use_backend
 LENGTHS = torch.tensor([4, 9, 0, 7, 9])
 STEPS, SAMPLES = 9, len(LENGTHS)
 every_neuron = pytest.mark.parametrize("neuron", KINDS)
-
-
-def grads(outputs: Any, asking: list[Tensor]) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    loss = sum((t * torch.randn(t.shape, generator=generator).to(t)).sum() for t in outputs)
-    found = torch.autograd.grad(loss, asking, allow_unused=True)
-    return [torch.zeros_like(t) if g is None else g for t, g in zip(asking, found, strict=True)]
 
 
 def padded(record: Tensor, n: int, steps: int, like_last: bool) -> Tensor:
@@ -84,7 +78,9 @@ def test_spikes_as_bits_to_a_linear_layer(neuron: str, variant: str) -> None:
             assert_bits_equal(out[n:, b], bias.expand_as(out[n:, b]))
         assert_close(out, numbers, 1e-5)
         assert_all_bits_equal(states, expected)
-        assert_all_close(grads([out, *states], asking), grads([numbers, *expected], asking), relative=1e-4)
+        assert_all_close(
+            gradients_of([out, *states], asking), gradients_of([numbers, *expected], asking), relative=1e-4
+        )
 
 
 # ---- connected neurons
@@ -140,8 +136,8 @@ def test_connected_neurons_and_each_sample_alone(name: str, kind: str, options: 
             joined.append([*made, *last])
     wanted = [torch.cat(t, 1 if i < 1 + len(states) else 0) for i, t in enumerate(zip(*joined, strict=True))]
     assert_all_close(found, wanted, relative=1e-12)
-    gradients = grads(found, asking)
-    assert_all_close(gradients, grads(wanted, asking), relative=1e-10)
+    gradients = gradients_of(found, asking)
+    assert_all_close(gradients, gradients_of(wanted, asking), relative=1e-10)
     for b, n in enumerate(lengths.tolist()):
         assert not gradients[0][n:, b].any()
 
@@ -183,7 +179,7 @@ def test_a_sequence(num_steps: int | None, backend: str) -> None:
     wanted = [torch.cat(t, 1) for t in zip(*joined, strict=True)]
     assert_all_close(found, wanted, relative=1e-12)
     asking = [x, *net.parameters()]
-    assert_all_close(grads(found, asking), grads(wanted, asking), relative=1e-10)
+    assert_all_close(gradients_of(found, asking), gradients_of(wanted, asking), relative=1e-10)
     count, last_mem = net(x, num_steps, lengths=LENGTHS, reduce="sum", record_mem=False)
     assert_close(count, spk.sum(0), 1e-12)
     assert_close(last_mem, mem[-1], 1e-12)

@@ -2,7 +2,6 @@
 
 import copy
 import gc
-import io
 import itertools
 import pickle
 import sys
@@ -15,7 +14,7 @@ import snntorch
 import torch
 from helpers import SURROGATES, assert_all_bits_equal, assert_bits_equal, assert_close
 from snntorch import utils
-from snntorch_checks import BOTH, EVERY, NEURONS, OURS, STATES, held, make
+from snntorch_checks import BOTH, EVERY, NEURONS, OURS, STATES, copies_of, held, make
 from torch import Tensor, nn
 
 import snnfast
@@ -101,10 +100,7 @@ def test_copies_pickles_and_files(name: str, library: Any) -> None:
     assert lif.mem.requires_grad
     assert not any(isinstance(state, nn.Parameter) for state in held(lif))
     assert not set(STATES[name]) & {*lif.state_dict(), *dict(lif.named_buffers())}
-    file = io.BytesIO()
-    torch.save(lif, file)
-    file.seek(0)
-    copies = [copy.deepcopy(lif), pickle.loads(pickle.dumps(lif)), torch.load(file, weights_only=False)]
+    copies = copies_of(lif)
     for other in copies:
         assert type(other) is cls
         for state, original in zip(held(other), held(lif), strict=True):

@@ -7,7 +7,18 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from helpers import RESETS, SURROGATES, Case, assert_bits_equal, every_other, fused, inputs, layer_of, leaves
+from helpers import (
+    RESETS,
+    SURROGATES,
+    Case,
+    assert_bits_equal,
+    every_other,
+    fused,
+    gradients_of,
+    inputs,
+    layer_of,
+    leaves,
+)
 from loop_ops import Masked, Plain, Saved, Summed, through
 from neuron_kinds import KINDS
 from torch import Tensor, nn
@@ -70,18 +81,6 @@ def hard_reset_with_all_states(net: Net, x: Tensor) -> Any:
 
 
 @network
-def current_based_with_numbers(net: Net, x: Tensor) -> Any:
-    i = v = spk = 0.0
-    total = 0
-    for t in range(x.shape[0]):
-        i = 0.7 * i + x[t]
-        v = 0.9 * v * (1 - spk) + 0.3 * i
-        spk = Masked.apply(v - 0.5, 0.5)
-        total = total + spk
-    return total, i
-
-
-@network
 def adaptive_threshold(net: Net, x: Tensor) -> Any:
     v, b = torch.zeros_like(x[0]), torch.zeros_like(x[0])
     out = []
@@ -118,19 +117,6 @@ def learned_in_place_and_filled(net: Net, x: Tensor) -> Any:
         mem[spk.detach() > 0.5] = 0.0
         rec[t] = spk
     return rec, mem
-
-
-@network
-def izhikevich(net: Net, x: Tensor) -> Any:
-    v, u, out = torch.full_like(x[0], -65.0), torch.full_like(x[0], -13.0), []
-    for t in range(x.shape[0]):
-        v = v + 0.5 * (0.04 * v**2 + 5 * v + 140 - u + 20 * x[t])
-        u = u + 0.02 * (0.2 * v - u)
-        spk = Plain.apply(v - 30.0)
-        v = torch.where(spk > 0, torch.full_like(v, -65.0), v)
-        u = u + 8.0 * spk
-        out.append(spk)
-    return torch.stack(out), v.detach(), u
 
 
 @network
@@ -303,11 +289,7 @@ ROUNDED = {"two_layers_with_a_product", "recurrent_weights", "adaptive_threshold
 def results(net: Any, function: Any, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
     found = function(x)
     outputs = list(found) if isinstance(found, tuple) else [found]
-    asking = [t for t in outputs if t.requires_grad]
-    weights = [torch.linspace(0.5, 1.5, t.numel(), dtype=t.dtype).view(t.shape) for t in asking]
-    given = [x, *net.parameters()]
-    gradients = torch.autograd.grad(asking, given, weights, allow_unused=True) if asking else [None] * len(given)
-    return outputs, [torch.zeros_like(t) if g is None else g for t, g in zip(given, gradients, strict=True)]
+    return outputs, gradients_of(outputs, [x, *net.parameters()])
 
 
 def compare(loop: Callable[..., Any], x: Tensor) -> Any:

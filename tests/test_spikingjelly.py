@@ -2,7 +2,6 @@
 
 import copy
 import importlib.util
-import io
 import itertools
 import math
 import random
@@ -13,7 +12,8 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from fresh import fresh
-from helpers import THOROUGH, assert_bits_equal, assert_close
+from helpers import THOROUGH, assert_bits_equal, assert_close, gradients_of
+from snntorch_checks import copies_of
 from torch import Tensor, nn
 
 import snnfast
@@ -118,11 +118,7 @@ def outcome(node: Any, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
     one_by_one = getattr(node, "step_mode", "m") == "s"
     spikes = [torch.stack([node(step) for step in x]) if one_by_one else node(x) for _ in range(2)]
     results = [*spikes, node.v] + [node.v_seq] * (node.v_seq is not None)
-    generator = torch.Generator().manual_seed(1)
-    weights = [torch.randn(t.shape, generator=generator, dtype=t.dtype).to(t.device) for t in results]
-    loss: Any = sum((w * t).sum() for w, t in zip(weights, results, strict=True))
-    inputs = [x, *node.parameters()]
-    return [t.detach() for t in results], list(torch.autograd.grad(loss, inputs))
+    return [t.detach() for t in results], gradients_of(results, [x, *node.parameters()])
 
 
 def assert_same(found: Any, wanted: Any) -> None:
@@ -370,10 +366,7 @@ def test_a_membrane_keeps_its_graph_until_it_is_detached_or_reset() -> None:
 def test_a_node_can_be_copied_saved_and_moved() -> None:
     node = neuron.ParametricLIFNode(3.0, surrogate_function=surrogate.Erf(), step_mode="m", store_v_seq=True)
     node(torch.rand(4, 2, 3))
-    file = io.BytesIO()
-    torch.save(node, file)
-    file.seek(0)
-    for other in (copy.deepcopy(node), torch.load(file, weights_only=False)):
+    for other in copies_of(node):
         assert_bits_equal(other.v, node.v.detach())
         assert_bits_equal(other(torch.ones(4, 2, 3)).detach(), copy.deepcopy(node)(torch.ones(4, 2, 3)).detach())
     node.double()

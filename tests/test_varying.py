@@ -7,7 +7,7 @@ import pytest
 import snntorch
 import torch
 import torch.nn.functional as F  # noqa: N812
-from helpers import FLOATS, RESETS, SURROGATES, assert_bits_equal, assert_close
+from helpers import FLOATS, RESETS, SURROGATES, assert_bits_equal, assert_close, gradients_of
 from torch import Tensor
 
 import snnfast
@@ -60,16 +60,6 @@ def snntorch_loop(
     return torch.stack(spk_rec), torch.stack(mem_rec)
 
 
-def loss_of(outputs: Any) -> Tensor:
-    generator = torch.Generator().manual_seed(3)
-    return sum((t.double() * torch.randn(t.shape, generator=generator, dtype=torch.float64)).sum() for t in outputs)  # type: ignore[return-value]
-
-
-def gradients(outputs: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    found = torch.autograd.grad(loss_of(outputs), list(tensors.values()))
-    return dict(zip(tensors, found, strict=True))
-
-
 @pytest.mark.parametrize("shapes", SHAPES, ids=str)
 def test_it_is_a_loop_of_snntorch_that_sets_them_before_each_step(shapes: Any, backend: str) -> None:
     """Outputs have its bits, and in float64 every gradient is that of the loop."""
@@ -87,9 +77,9 @@ def test_it_is_a_loop_of_snntorch_that_sets_them_before_each_step(shapes: Any, b
         assert_bits_equal(found[1], expected[1])
         assert 0 < found[0].count_nonzero() < found[0].numel() or found[0].numel() < 10
         if dtype == torch.float64:
-            grads = gradients(expected, theirs)
-            for name, grad in gradients(found, ours).items():
-                assert_close(grad, grads[name], 1e-12, f"{reset}, delay {delay}, constant {constant}: {name}")
+            grads = (gradients_of(outputs, list(of.values())) for outputs, of in ((found, ours), (expected, theirs)))
+            for name, a, b in zip(tensors, *grads, strict=True):
+                assert_close(a, b, 1e-12, f"{reset}, delay {delay}, constant {constant}: {name}")
 
 
 @pytest.mark.parametrize("reduce", [None, "sum"])

@@ -44,7 +44,6 @@ Position position;
 
 namespace {
 
-constexpr unsigned kWarp = 32;
 constexpr size_t kStackBytes = 128 * 1024;
 constexpr size_t kSharedBytes = 48 * 1024;   // what a block may have without asking for more
 constexpr unsigned kMostAtomics = 1u << 22;  // without a thread that ends or waits in between
@@ -72,11 +71,9 @@ struct Thread {
   Fiber* fiber = nullptr;
   void* race_name = nullptr;  // who it is for ThreadSanitizer
   Wait wait{};
-  uint64_t result = 0;
+  bool result = false;
 };
 bool waits(const Thread& thread) { return thread.state == State::kWaits; }
-
-using Group = std::vector<unsigned>;
 
 // One launch at a time, as on one stream: __shared__ variables are static.
 std::mutex one_launch;
@@ -129,9 +126,7 @@ std::string describe(const Thread& thread) {
   const auto i = static_cast<unsigned>(&thread - running.threads.data());
   const std::string who = "thread " + text(index_in(position.block_size, i)) + " of block " + text(position.block);
   if (thread.state == State::kDone) return who + " has exited";
-  char mask[32] = "";
-  if (wait.mask != 0) std::snprintf(mask, sizeof mask, " with mask 0x%08x", wait.mask);
-  return who + " waits in " + wait.name + mask + " at " + wait.at.file_name() + ":" + std::to_string(wait.at.line());
+  return who + " waits in " + wait.name + " at " + wait.at.file_name() + ":" + std::to_string(wait.at.line());
 }
 
 void make_current(unsigned i, Fiber* fiber) {
@@ -139,7 +134,6 @@ void make_current(unsigned i, Fiber* fiber) {
   running.threads[i].fiber = fiber;
   running.threads[i].state = State::kReady;
   position.thread = index_in(position.block_size, i);
-  position.lane = i % kWarp;
 }
 
 // The life of a fiber: threads that have not started, until one waits; later that one's end.
@@ -180,69 +174,37 @@ void resume(unsigned i) {
 
 // ---- threads that wait for each other
 
-// The threads that `i` waits for, itself included, as far as the block has them; and the first that is not there yet.
-std::pair<Group, const Thread*> group_of(unsigned i) {
-  const Wait& wait = running.threads[i].wait;
-  const bool barrier = wait.operation == Operation::kBarrier;
-  const size_t first = barrier ? 0 : i / kWarp * kWarp, count = running.threads.size();
-  Group group;
-  const Thread* missing = nullptr;
-  for (size_t j = first; j < (barrier ? count : std::min<size_t>(first + kWarp, count)); ++j) {
-    const Thread& other = running.threads[j];
-    if (!barrier && (wait.mask >> (j - first) & 1u) == 0) continue;
-    // As in CUDA, a mask may name threads that have exited, but nothing can be shuffled with them.
-    const bool done = other.state == State::kDone;
-    if (done && (wait.operation == Operation::kSyncWarp || wait.operation == Operation::kVote)) continue;
-    group.push_back(static_cast<unsigned>(j));
-    const bool there = waits(other) && other.wait.name == wait.name && other.wait.mask == wait.mask &&
-                       other.wait.at.line() == wait.at.line() && other.wait.at.column() == wait.at.column();
-    if (!there && missing == nullptr) missing = &other;
-  }
-  return {group, missing};
+// The first thread of the block that is not at the barrier where this one waits.
+const Thread* missing_beside(const Thread& waiting) {
+  const Wait& wait = waiting.wait;
+  const auto missing = std::find_if(running.threads.begin(), running.threads.end(), [&](const Thread& other) {
+    return !waits(other) || other.wait.name != wait.name || other.wait.at.line() != wait.at.line() ||
+           other.wait.at.column() != wait.at.column();
+  });
+  return missing == running.threads.end() ? nullptr : &*missing;
 }
 
-void let_go(const Group& group) {
-  const Wait& wait = running.threads[group[0]].wait;
-  uint64_t count = 0, lanes = 0;
-  for (const unsigned i : group) {
-    const bool predicate = running.threads[i].wait.value != 0;
-    count += predicate;
-    lanes |= uint64_t{predicate} << i % kWarp;
-  }
-  for (const unsigned i : group) {
-    Thread& thread = running.threads[i];
+// Lets the block go on if all of it is at one barrier; says whether it was.
+bool let_go() {
+  std::vector<Thread>& threads = running.threads;
+  const auto first = std::find_if(threads.begin(), threads.end(), waits);
+  if (first == threads.end() || missing_beside(*first) != nullptr) return false;
+  const bool any = std::any_of(threads.begin(), threads.end(), [](const Thread& t) { return t.wait.predicate; });
+  for (Thread& thread : threads) {
     thread.state = State::kReady;
-    thread.result = wait.operation == Operation::kBarrier ? count : lanes;
-    if (wait.operation != Operation::kShuffle) continue;
-    // A lane outside of the mask sends poison: on a card its value is undefined.
-    const unsigned source = thread.wait.source;
-    thread.result = wait.mask >> source & 1u ? running.threads[i / kWarp * kWarp + source].wait.value : ~uint64_t{0};
+    thread.result = any;
   }
-  if (!checks_races() || wait.operation == Operation::kVote || wait.operation == Operation::kShuffle) return;
-  // What the group did until now comes before what it does from now on. Votes and shuffles promise no such order.
+  if (!checks_races()) return true;
+  // What the block did until now comes before what it does from now on.
   const auto token = std::make_unique<char>();
   for (const auto step : {__tsan_release, __tsan_acquire}) {
-    for (const unsigned i : group) {
-      __tsan_switch_to_fiber(running.threads[i].race_name, 1);
+    for (const Thread& thread : threads) {
+      __tsan_switch_to_fiber(thread.race_name, 1);
       step(token.get());
     }
   }
   __tsan_switch_to_fiber(running.caller_race_name, 1);
-}
-
-// Lets all complete groups go; says whether there was one.
-bool let_go() {
-  bool any = false, barrier_seen = false;
-  for (unsigned i = 0; i < running.threads.size(); ++i) {
-    const Thread& thread = running.threads[i];
-    if (!waits(thread)) continue;
-    if (thread.wait.operation == Operation::kBarrier && std::exchange(barrier_seen, true)) continue;
-    const auto [group, missing] = group_of(i);
-    if (missing != nullptr) continue;
-    let_go(group);
-    any = true;
-  }
-  return any;
+  return true;
 }
 
 // ---- blocks
@@ -269,9 +231,8 @@ void run_block(unsigned block, size_t shared_bytes) {
       any = true;
     }
     if (any) continue;
-    const auto stuck = std::find_if(threads.begin(), threads.end(), waits);
-    running.fault =
-        describe(*stuck) + "; " + describe(*group_of(static_cast<unsigned>(stuck - threads.begin())).second);
+    const Thread& stuck = *std::find_if(threads.begin(), threads.end(), waits);
+    running.fault = describe(stuck) + "; " + describe(*missing_beside(stuck));
   }
   for (const Thread& thread : threads) {
     if (thread.race_name != nullptr) __tsan_destroy_fiber(thread.race_name);
@@ -280,20 +241,12 @@ void run_block(unsigned block, size_t shared_bytes) {
 
 }  // namespace
 
-uint64_t wait(const Wait& wait) {
+bool wait(const Wait& wait) {
   Thread& thread = running.threads[running.current];
-  const bool atomic = wait.operation == Operation::kAtomic, barrier = wait.operation == Operation::kBarrier;
   thread.wait = wait;
-  thread.state = atomic ? State::kReady : State::kWaits;
-  running.atomics = atomic ? running.atomics + 1 : 0;
-  const size_t lanes = running.threads.size() - running.current / kWarp * kWarp;
-  if (running.atomics == kMostAtomics) {
-    running.refusal = ": again and again, for what no thread of its block does";
-  } else if (!atomic && !barrier && (wait.mask >> position.lane & 1u) == 0) {
-    running.refusal = ": without its own lane";
-  } else if (wait.operation == Operation::kShuffle && lanes < kWarp && wait.mask >> lanes != 0) {
-    running.refusal = ": with lanes that the block does not have";
-  }
+  thread.state = wait.barrier ? State::kWaits : State::kReady;
+  running.atomics = wait.barrier ? 0 : running.atomics + 1;
+  if (running.atomics == kMostAtomics) running.refusal = ": again and again, for what no thread of its block does";
   pause();
   return thread.result;
 }

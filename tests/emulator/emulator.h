@@ -8,11 +8,8 @@
 #include <cuda_runtime_api.h>
 #include <vector_functions.h>
 
-#include <algorithm>
 #include <atomic>
-#include <bit>
 #include <cstdint>
-#include <cstring>
 #include <source_location>
 #include <type_traits>
 #include <vector>
@@ -43,7 +40,6 @@ using Location = std::source_location;
 struct Position {
   uint3 thread, block;
   dim3 block_size, grid_size;
-  unsigned lane;
   void* dynamic_shared;
 };
 extern Position position;
@@ -55,19 +51,14 @@ T* dynamic_shared() {
   return static_cast<T*>(here().dynamic_shared);
 }
 
-// Where threads wait. A barrier is for the block, a warp's operations are for the lanes of their mask; before an atomic
-// a thread only lets the others run.
-enum class Operation { kBarrier, kSyncWarp, kVote, kShuffle, kAtomic };
+// Where a thread waits: at a barrier for its block, and before an atomic it only lets the others run.
 struct Wait {
-  Operation operation;
+  bool barrier;
   const char* name;
-  unsigned mask;
-  uint64_t value;   // the predicate of a barrier or vote, the value of a shuffle
-  unsigned source;  // the lane whose value a shuffle takes
-  Location at;      // in the kernel
+  bool predicate;
+  Location at;  // in the kernel
 };
-// Returns how many predicates were true at a barrier, whose lanes' were in a vote, and the value of a shuffle.
-uint64_t wait(const Wait& wait);
+bool wait(const Wait& wait);  // returns whether a predicate was true at a barrier
 void fence();
 
 // Seeds other than 0 shuffle the order of threads, odd ones reverse that of blocks. The first: SNNFAST_EMULATOR_SEED.
@@ -93,28 +84,6 @@ int launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_b
       [](const void* of) { (*static_cast<decltype(&body)>(of))(); }, &body);
 }
 
-template <typename T>
-T shuffle(const char* name, unsigned mask, T value, unsigned source, Location at) {
-  static_assert(std::is_trivially_copyable_v<T> && sizeof(T) <= 8);
-  uint64_t bits = 0;
-  std::memcpy(&bits, &value, sizeof value);
-  bits = wait({Operation::kShuffle, name, mask, bits, source, at});
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
-}
-
-template <typename T, typename Change>
-T atomic(const char* name, T* address, Location at, Change&& change) {
-  using Bits = std::conditional_t<sizeof(T) == 8, uint64_t, uint32_t>;
-  wait({Operation::kAtomic, name, 0, 0, 0, at});
-  Bits* const bits = reinterpret_cast<Bits*>(address);
-  Bits old = __atomic_load_n(bits, __ATOMIC_RELAXED), now;
-  do {
-    now = std::bit_cast<Bits>(static_cast<T>(change(std::bit_cast<T>(old))));
-  } while (!__atomic_compare_exchange_n(bits, &old, now, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
-  return std::bit_cast<T>(old);
-}
-
 }  // namespace emulator
 
 // A load past the first-level cache, which does not see what other multiprocessors write.
@@ -129,51 +98,16 @@ T __ldcg(const T* from) {
 #define gridDim (emulator::here().grid_size)
 // There is no CUDA runtime to ask.
 #define cudaGetErrorString emulator::error_string
-inline constexpr int warpSize = 32;
 
 // ---- device functions that wait: their last argument is where the kernel calls them
 
-#define EMULATOR_WAIT(OPERATION, MASK, VALUE) \
-  emulator::wait({emulator::Operation::OPERATION, __func__, MASK, static_cast<uint64_t>(VALUE), 0, at})
 #define EMULATOR_AT emulator::Location at = emulator::Location::current()
 
-inline void __syncthreads(EMULATOR_AT) { EMULATOR_WAIT(kBarrier, 0, 0); }
-inline int __syncthreads_count(int is, EMULATOR_AT) { return static_cast<int>(EMULATOR_WAIT(kBarrier, 0, is != 0)); }
-inline int __syncthreads_or(int is, EMULATOR_AT) { return EMULATOR_WAIT(kBarrier, 0, is != 0) != 0; }
-inline int __syncthreads_and(int is, EMULATOR_AT) { return EMULATOR_WAIT(kBarrier, 0, is == 0) == 0; }
-inline void __syncwarp(unsigned mask = ~0u, EMULATOR_AT) { EMULATOR_WAIT(kSyncWarp, mask, 0); }
-inline unsigned __ballot_sync(unsigned mask, int is, EMULATOR_AT) {
-  return static_cast<unsigned>(EMULATOR_WAIT(kVote, mask, is != 0));
-}
-inline int __any_sync(unsigned mask, int is, EMULATOR_AT) { return EMULATOR_WAIT(kVote, mask, is != 0) != 0; }
-inline int __all_sync(unsigned mask, int is, EMULATOR_AT) { return EMULATOR_WAIT(kVote, mask, is == 0) == 0; }
-// No thread may count on company: a card, too, may run each lane by itself.
-inline unsigned __activemask() { return 1u << emulator::here().lane; }
-
-// `lane` is the caller's; its segment of `width` lanes ends with lane | (width - 1).
-#define EMULATOR_SHUFFLE(NAME, ARGUMENT, SOURCE)                                        \
-  template <typename T>                                                                 \
-  T NAME(unsigned mask, T value, unsigned ARGUMENT, unsigned width = 32, EMULATOR_AT) { \
-    const unsigned lane = emulator::here().lane;                                        \
-    return emulator::shuffle(#NAME, mask, value, SOURCE, at);                           \
-  }
-EMULATOR_SHUFFLE(__shfl_sync, source, (lane & ~(width - 1)) + source % width)
-EMULATOR_SHUFFLE(__shfl_up_sync, delta, lane % width < delta ? lane : lane - delta)
-EMULATOR_SHUFFLE(__shfl_down_sync, delta, lane % width + delta < width ? lane + delta : lane)
-EMULATOR_SHUFFLE(__shfl_xor_sync, bits, (lane ^ bits) > (lane | (width - 1)) ? lane : lane ^ bits)
-
-#define EMULATOR_ATOMIC(NAME, NOW)                                                            \
-  template <typename T>                                                                       \
-  T NAME(T* to, std::type_identity_t<T> value, EMULATOR_AT) {                                 \
-    return emulator::atomic(#NAME, to, at, [=]([[maybe_unused]] T old) -> T { return NOW; }); \
-  }
-EMULATOR_ATOMIC(atomicAdd, old + value)
-EMULATOR_ATOMIC(atomicMax, std::max(old, value))
-EMULATOR_ATOMIC(atomicMin, std::min(old, value))
-EMULATOR_ATOMIC(atomicExch, value)
+inline void __syncthreads(EMULATOR_AT) { emulator::wait({true, __func__, false, at}); }
+inline int __syncthreads_or(int is, EMULATOR_AT) { return emulator::wait({true, __func__, is != 0, at}); }
 template <typename T>
-T atomicCAS(T* to, std::type_identity_t<T> expected, std::type_identity_t<T> value, EMULATOR_AT) {
-  return emulator::atomic(__func__, to, at, [=](T old) { return old == expected ? value : old; });
+T atomicAdd(T* to, std::type_identity_t<T> value, EMULATOR_AT) {
+  emulator::wait({false, __func__, false, at});
+  return std::atomic_ref(*to).fetch_add(value, std::memory_order_relaxed);
 }
 inline void __threadfence() { emulator::fence(); }
-inline void __threadfence_block() { emulator::fence(); }

@@ -37,20 +37,6 @@ void run_missing_second_syncthreads() {
 }
 
 template <bool kPlanted>
-__global__ void missing_syncwarp(float* y) {
-  __shared__ float tile[64];
-  tile[threadIdx.x] = static_cast<float>(threadIdx.x);
-  if (!kPlanted) __syncwarp();
-  y[threadIdx.x] = tile[threadIdx.x ^ 1u];  // planted: missing_syncwarp
-}
-
-template <bool kPlanted>
-void run_missing_syncwarp() {
-  const Memory<float> y(64);
-  run(missing_syncwarp<kPlanted>, 1, 64, y.get());
-}
-
-template <bool kPlanted>
 __global__ void block_race(int* y) {
   if (threadIdx.x != 0) return;
   if (kPlanted) {
@@ -90,56 +76,6 @@ __global__ void two_barriers() {
 template <bool kPlanted>
 void run_two_barriers() {
   run(two_barriers<kPlanted>, 1, 64);
-}
-
-// The lower half of a warp adds up its lanes.
-template <bool kPlanted>
-__global__ void exited_lane(float* y) {
-  if (threadIdx.x >= 16) return;
-  float sum = 1;
-  for (unsigned offset = 8; offset > 0; offset /= 2) {
-    sum += __shfl_down_sync(kPlanted ? 0xffffffffu : 0xffffu, sum, offset);  // planted: exited_lane
-  }
-  if (threadIdx.x == 0) *y = sum;
-}
-
-template <bool kPlanted>
-void run_exited_lane() {
-  const Memory<float> y(1);
-  run(exited_lane<kPlanted>, 1, 32, y.get());
-  y.expect_written();
-}
-
-template <bool kPlanted>
-__global__ void own_lane() {
-  __syncwarp(kPlanted ? 0xfffffffeu : 0xffffffffu);  // planted: own_lane
-}
-
-template <bool kPlanted>
-void run_own_lane() {
-  run(own_lane<kPlanted>, 1, 32);
-}
-
-template <bool kPlanted>
-__global__ void absent_lane(int* y) {
-  const unsigned mask = threadIdx.x < 32 ? 0xffffffffu : kPlanted ? 0xffffffffu : 0xffffu;
-  y[threadIdx.x] = __shfl_xor_sync(mask, static_cast<int>(threadIdx.x), 1);  // planted: absent_lane
-}
-
-template <bool kPlanted>
-void run_absent_lane() {
-  const Memory<int> y(48);
-  run(absent_lane<kPlanted>, 1, 48, y.get());
-}
-
-template <bool kPlanted>
-__global__ void different_masks() {
-  __syncwarp(kPlanted && threadIdx.x == 3 ? 0xffu : 0xffffffffu);  // planted: different_masks
-}
-
-template <bool kPlanted>
-void run_different_masks() {
-  run(different_masks<kPlanted>, 1, 32);
 }
 
 // Blocks need not run at the same time.
