@@ -260,6 +260,15 @@ def a_stack_and_its_view(x: Tensor, s: list[Tensor], m: list[Tensor]) -> Any:
 
 
 @program
+def an_image_repeated(x: Tensor) -> Any:
+    """As ``spikegen.rate`` does it: how often, it takes from a tensor. What is changed in place is no image."""
+    counts = torch.ones(x[0].dim(), dtype=torch.int64).tolist()
+    rates, changed = (x[0].repeat([T, *counts]).mul(0.5).sub(0.1).clamp(0, 1) for _ in range(2))
+    changed[0] = 0
+    return torch.stack(run(rates + changed)[1]), rates, changed
+
+
+@program
 def a_step_of_a_stack_and_a_cat(x: Tensor) -> Any:
     stacked, steps = torch.stack([x[:, t] for t in range(T)]), []
     mem = zeros(B, N)

@@ -199,12 +199,12 @@ def _repeat_last(graph: Graph) -> None:
                 break
             if is_random(reader) or not same_context(node, reader) or not isinstance(value(reader), Tensor):
                 break
-            source = node.args[0]
+            source: Any = node.args[0]
             with graph.inserting_before(node):
-                early = graph.node_copy(reader, lambda _, source=source: source)
-            early.meta["example_value"] = fake_call(
-                early.target, early.args, early.kwargs, blocks=early.meta["context"].blocks
-            )
+                early = graph.node_copy(reader, lambda _, source=source: source)  # type: ignore[misc]
+            target: Any = early.target
+            blocks = early.meta["context"].blocks
+            early.meta["example_value"] = fake_call(target, early.args, early.kwargs, blocks=blocks)
             early.meta.pop("storage", None)
             reader.target, reader.args, reader.kwargs = node.target, (early, *node.args[1:]), node.kwargs
             graph.erase_node(node)
