@@ -149,6 +149,7 @@ def forward(words: list[int], **changed: Any) -> Any:
         "steps": 3,
         "neurons": 20,
         "keep": True,
+        "bits": -1,
     }
     return torch.ops.snnfast.program_forward(*{**given, **changed}.values())
 
@@ -275,7 +276,7 @@ def test_backward_op_survives_random_code() -> None:
         try:
             torch.ops.snnfast.program_backward(
                 torch.empty(0), [torch.rand(17, 20)], parameters, torch.rand(2 * step.states, 20), [torch.rand(17, 20)],
-                [torch.rand(20)] * step.states, words, code.constants, 17, 20,
+                [torch.rand(20)] * step.states, None, words, code.constants, 17, 20,
             )  # fmt: skip
         except RuntimeError as error:
             assert "code: " in str(error)  # noqa: PT017

@@ -262,11 +262,13 @@ std::vector<Tensor> program_forward(const Tensor& like, const std::vector<Tensor
 }
 
 // To the gradients: of those series that the code has one for, of all states before the first step, of those
-// parameters that the code has one for, as float64 [N] or, of a number, [].
+// parameters that the code has one for, as float64 [N] or, of a number, []. One gradient of an output may be that of a
+// Linear behind it, [T, R, O], with the weight [O, N / R].
 std::vector<Tensor> program_backward(const Tensor& like, const std::vector<Tensor>& series,
                                      const std::vector<Tensor>& parameters, const Tensor& checkpoints,
                                      const std::vector<Tensor>& grad_outputs, const std::vector<Tensor>& grad_last,
-                                     const Tensor& code, const Tensor& constants, int64_t steps, int64_t neurons) {
+                                     const MaybeTensor& weight, const Tensor& code, const Tensor& constants,
+                                     int64_t steps, int64_t neurons) {
   Operands operands(like, steps, neurons);
   Words words(code);
   Backward p{};
@@ -288,7 +290,27 @@ std::vector<Tensor> program_backward(const Tensor& like, const std::vector<Tenso
   const int64_t kept = (steps + cpu::program::kCheckpoint - 1) / cpu::program::kCheckpoint * p.states;
   p.checkpoints = operands.read(checkpoints, "checkpoints", operands.opmath(), kept);
   std::vector<Series> grads;
-  for (const Tensor& t : grad_outputs) grads.push_back(operands.read_series(t, "gradients of outputs"));
+  p.spikes = -1;
+  for (const Tensor& t : grad_outputs) {
+    if (t.dim() != 3) {
+      grads.push_back(operands.read_series(t, "gradients of outputs"));
+      continue;
+    }
+    STD_TORCH_CHECK(weight.has_value() && weight->dim() == 2 && p.spikes == -1, "weight: expected [O, N] for [T, R, O]");
+    const ScalarType type = operands.opmath();
+    STD_TORCH_CHECK(like.scalar_type() == type, "weight: only in float32 and float64");
+    for (const Tensor* given : {&t, &*weight}) {
+      STD_TORCH_CHECK(given->is_cpu() && given->is_contiguous() && given->scalar_type() == type,
+                      "weight: expected contiguous tensors on the CPU of the dtype of the call");
+    }
+    const int64_t O = weight->size(0), columns = weight->size(1);
+    STD_TORCH_CHECK(columns > 0 && neurons % columns == 0 && t.size(0) == steps && t.size(1) == neurons / columns &&
+                        t.size(2) == O,
+                    "weight: expected [O, N] and the gradient of [T, R, O]");
+    p.linear = {t.const_data_ptr(), weight->const_data_ptr(), O, columns};
+    p.spikes = static_cast<int>(grads.size());
+    grads.push_back({});
+  }
   const auto last = operands.read_all(grad_last, "gradients of states", operands.opmath(), kNoRows);
   p.grad_output = grads.data();
   p.grad_last = last.data();
@@ -334,7 +356,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(SNN_NAMESPACE, m) {
       "constants, int steps, int neurons, bool keep, int bits) -> Tensor[]");
   m.def(
       "program_backward(Tensor like, Tensor[] series, Tensor[] parameters, Tensor checkpoints, Tensor[] grad_outputs, "
-      "Tensor[] grad_last, Tensor code, Tensor constants, int steps, int neurons) -> Tensor[]");
+      "Tensor[] grad_last, Tensor? weight, Tensor code, Tensor constants, int steps, int neurons) -> Tensor[]");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(SNN_NAMESPACE, CPU, m) {

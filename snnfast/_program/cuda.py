@@ -57,9 +57,11 @@ class Engine:
         kept: Tensor,
         grad_outputs: Sequence[Tensor],
         grad_last: Sequence[Tensor],
+        weight: Tensor | None,  # of a linear layer, whose gradients the kernels of the CPU alone take
         steps: int,
         neurons: int,
     ) -> list[Tensor]:
+        assert weight is None
         of_series = [like.new_empty(steps, neurons) for k in range(len(series)) if k in code.gradients]
         initial = [torch.empty_like(g) for g in grad_last]
         first = len(series) + len(grad_last)

@@ -16,7 +16,7 @@ from snnfast._program.code import Code, Counts, backward_code, forward_code
 from snnfast._program.nvrtc import NoKernelError, kernel_of
 from snnfast._program.trace import Step, trace
 from snnfast._unroll.call import Linear
-from snnfast._unroll.linear import bits_pay, flat_bits, weight_gradient
+from snnfast._unroll.linear import FEW_OUTPUTS, bits_pay, flat_bits, weight_gradient
 
 __all__ = ["Program"]
 
@@ -345,8 +345,10 @@ class _Run(torch.autograd.Function):
         *saved, bits, checkpoints = ctx.saved_tensors
         tensors, linear = saved[:count], saved[count:]
         behind: list[Tensor | None] = [None] * len(linear)
+        few = -1  # the output whose gradient the kernels make from that of a linear layer
         if linear and grads[call.spikes] is not None:
             of_spikes, behind = _through_linear(ctx, grads[call.spikes], bits, linear[0])
+            few = call.spikes if of_spikes is not None and linear[0].shape[0] <= FEW_OUTPUTS else -1
             grads = (*grads[: call.spikes], of_spikes, *grads[call.spikes + 1 :])
         if checkpoints is None:
             return None, None, *[None] * count, *behind
@@ -364,8 +366,9 @@ class _Run(torch.autograd.Function):
                 [_rows(x, call) for x in series],
                 _flat(code.parameters(parameters), call),
                 checkpoints,
-                [_rows(g, call) for g in grads[:first] if g is not None],
+                [g if i == few else _rows(g, call) for i, g in enumerate(grads[:first]) if g is not None],
                 [none if g is None else g.reshape(neurons).contiguous() for g in grads[first:]],
+                linear[0].contiguous() if few >= 0 else None,
                 call.steps,
                 neurons,
             )
@@ -386,11 +389,16 @@ class _Run(torch.autograd.Function):
 
 
 def _through_linear(ctx: Any, grad: Tensor, bits: Tensor, weight: Tensor) -> tuple[Tensor | None, list[Tensor | None]]:
-    """The gradients of the spikes ``[T, *]``, and of weight and bias, from that of the layer's outputs."""
+    """The gradients of the spikes ``[T, *]``, and of weight and bias, from that of the layer's outputs.
+
+    Few outputs are left to the kernels: their own gradient ``[T, R, O]`` is in the place of that of the spikes.
+    """
     call, (*needs, needs_weight, needs_bias) = ctx.call, ctx.needs_input_grad[2:]
     grad = grad.reshape(call.steps, -1, grad.shape[-1]).contiguous()
     of_spikes = None
-    if any(needs):
+    if any(needs) and grad.shape[-1] <= FEW_OUTPUTS:
+        of_spikes = grad
+    elif any(needs):
         of_spikes = ops.rows_like(weight.new_empty(call.shape), call.steps)
         torch.mm(grad.flatten(0, 1), weight, out=of_spikes.view(-1, weight.shape[1]))
     of_weight = weight_gradient(bits, grad, _ONE, again=False) if needs_weight else None

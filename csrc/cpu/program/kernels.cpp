@@ -7,6 +7,7 @@
 #include <type_traits>
 
 #include "../convert.h"
+#include "../unroll/outputs.h"
 #include "instructions.h"
 
 namespace snnfast::cpu::SNN_ISA {
@@ -205,6 +206,10 @@ void forward(const Forward& p, int64_t begin, int64_t end, const Workspace& work
   if (p.stream) stream_fence();
 }
 
+// From one row of such a gradient to the next: products are written in whole columns, also behind a row.
+template <typename A>
+constexpr int64_t kLinearStride = kLinearRows / kSteps<A> * kRowBytes / static_cast<int64_t>(sizeof(A));
+
 template <typename S>
 void backward(const Backward& p, int64_t begin, int64_t end, const Workspace& workspace) {
   Block<S> block(p, workspace);
@@ -217,6 +222,7 @@ void backward(const Backward& p, int64_t begin, int64_t end, const Workspace& wo
   char* const tape_saved = block.rows(kCheckpoint * p.saved);
   char* const sums = block.rows(p.parameters);        // over the steps between two checkpoints
   char* const totals = block.rows(2 * p.parameters);  // double
+  auto& linear = *reinterpret_cast<A(*)[kSteps<A>][kLinearStride<A>]>(block.rows(kLinearRows));
   block.make_temporaries(temporaries);
   const auto total = [&](int j) { return reinterpret_cast<double*>(totals + 2 * j * kRowBytes); };
   const auto point = [&](int64_t k) {  // registers of what the tape has of a step
@@ -256,6 +262,15 @@ void backward(const Backward& p, int64_t begin, int64_t end, const Workspace& wo
         block.open_series(t, -1);
         point(k);
         for (int o = 0; o < p.outputs; ++o) {
+          if (o == p.spikes) {
+            const int64_t group = k / kSteps<A> * kSteps<A>;
+            if (k == steps - 1 || k == group + kSteps<A> - 1) {
+              const int count = static_cast<int>(k - group + 1);
+              through_weight(p.linear, p.N, start + group, count, block.first, block.n, linear);
+            }
+            registers[grads + o] = linear[k - group];
+            continue;
+          }
           registers[grads + o] = block.row(p.grad_output[o], t, block.at(grad_rows, o));
           block.prefetch(p.grad_output[o], t - kAhead);
         }

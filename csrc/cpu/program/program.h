@@ -13,6 +13,7 @@ namespace snnfast::cpu::program {
 // A block has so many bytes of one register. Registers lie a cache line further apart: 4 KiB apart they would evict
 // each other, and a load would wait for a store to another one.
 constexpr int64_t kBlockBytes = 1024, kRowBytes = kBlockBytes + 64;
+constexpr int64_t kLinearRows = 8;   // of scratch memory, for the gradients of a few steps that come through a Linear
 constexpr int64_t kCheckpoint = 16;  // the states before every so many steps are kept
 
 struct Instruction {  // as it lies in the code of a program
@@ -77,6 +78,8 @@ struct Backward : Program {
   const bool* in_place;           // [series], whether the register can lie in the row of the result
   const void* checkpoints;        // as in Forward
   const Series* grad_output;      // [outputs]
+  Outputs linear;                 // of a Linear that reads an output: its gradient is made of that of the Linear
+  int spikes;                     // this output, by its place among those that have a gradient; or -1
   const void* const* grad_last;   // [states]: [N] opmath
   void* const* grad_series;       // [series]: [T, N], or nullptr
   void* const* grad_initial;      // [states]: [N] opmath
@@ -85,7 +88,7 @@ struct Backward : Program {
   int registers() const { return series + 2 * states + parameters + constants + outputs + temporaries; }
   int64_t rows() const {
     const int64_t tape = kCheckpoint * saved + (kCheckpoint + 1) * states;
-    return series + 2 * states + parameters * 4 + constants + outputs + temporaries + tape;
+    return series + 2 * states + parameters * 4 + constants + outputs + temporaries + tape + kLinearRows;
   }
 };
 
