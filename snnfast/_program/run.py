@@ -90,12 +90,10 @@ class Program:
         """
         series, states, parameters = _split(given, self.counts)
         shapes = [x.shape[1:] for x in series] + [t.shape for t in (*states, *parameters) if isinstance(t, Tensor)]
-        shape = shapes[0]
-        if any(s != shape for s in shapes):
-            shape = torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call]
+        shape = _broadcast(shapes)
         series = [x if x.shape[1:] == shape else x.expand(steps, *shape) for x in series]
         like = next(t for t in given if isinstance(t, Tensor))
-        states = [s.expand(shape) if isinstance(s, Tensor) else like.new_full(shape, s) for s in states]
+        states = [s.expand(shape) if isinstance(s, Tensor) else like.new_full((), s) for s in states]
         call = _Call(steps, shape, like.dtype, like.dtype, like.device)
         return self._variant(_PLAIN)(call, series, states, parameters, spikes, linear)
 
@@ -222,7 +220,7 @@ class _Variant:
     ) -> tuple[Tensor, ...]:
         """The step function in a loop: the definition of what the kernels compute."""
         rows = [x.to(call.opmath).unbind(0) for x in series]
-        now, outputs = list(states), []
+        now, outputs = [s.expand(call.shape) for s in states], []
         for t in range(call.steps):
             # A step that writes to its arguments must not reach what the caller, or a record, has.
             arguments = [*(x[t] for x in rows), *now]
@@ -313,7 +311,7 @@ class _Run(torch.autograd.Function):
             code,
             torch.empty(0, dtype=call.dtype, device=call.device),
             [_rows(x, call) for x in series],
-            [s.reshape(neurons).contiguous() for s in states],
+            [s if s.dim() == 0 else s.reshape(neurons).contiguous() for s in states],
             _flat(code.parameters(parameters), call),
             call.steps,
             neurons,
@@ -358,7 +356,7 @@ class _Run(torch.autograd.Function):
         given = tuple(i for i in range(first) if grads[i] is not None)
         code = variant.backward_code(call, given, (*needs_series, *needs_parameters))
         neurons = call.shape.numel()
-        none = torch.zeros(neurons, dtype=call.opmath, device=call.device)
+        none = torch.zeros((), dtype=call.opmath, device=call.device)
         try:
             found = ENGINES[call.device.type].backward(
                 code,
@@ -378,7 +376,8 @@ class _Run(torch.autograd.Function):
         made: list[Tensor | None] = []
         for i, t in enumerate(tensors):
             if len(series) <= i < len(series) + len(states):
-                made.append(found.pop(0).view(call.shape))
+                gradient = found.pop(0)
+                made.append(gradient.view(call.shape) if needs[i] else None)
             elif i not in code.gradients:
                 made.append(None)
             elif i < len(series):
@@ -425,8 +424,23 @@ def _rows(x: Tensor, call: _Call) -> Tensor:
 
 
 def _flat(parameters: Sequence[Tensor], call: _Call) -> list[Tensor]:
-    """Parameters as the kernels take them: a number, or ``[N]``."""
-    return [p.reshape(()) if p.numel() == 1 else p.expand(call.shape).reshape(-1).contiguous() for p in parameters]
+    """Parameters as the kernels take them: a number, or ``[N]``; on the CPU also the last dimensions of a step."""
+    found = []
+    for p in parameters:
+        repeats = p.dim() > 0 and p.is_cpu and p.numel() > 1 and p.shape == call.shape[-p.dim() :]
+        if p.numel() == 1:
+            p = p.reshape(())
+        elif not repeats:
+            p = p.expand(call.shape)
+        found.append(p if p.dim() == 0 else p.reshape(-1).contiguous())
+    return found
+
+
+def _broadcast(shapes: Sequence[torch.Size]) -> torch.Size:
+    longest = max(shapes, key=len)
+    if all(s == longest[len(longest) - len(s) :] for s in shapes):
+        return longest
+    return torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call, no-any-return]  # ten times slower
 
 
 def _summed(gradient: Tensor, parameter: Tensor, call: _Call) -> Tensor:

@@ -75,9 +75,8 @@ struct Block {
     padded = (n + Vec<A>::kSize - 1) / Vec<A>::kSize * Vec<A>::kSize;
     whole = n == padded;
     for (int j = 0; j < p.parameters; ++j) {
-      const void* const data = p.parameter[j].data;
-      A* const copy = at(parameters_, j);
-      registers[first_parameter() + j] = data == nullptr ? copy : row(static_cast<const A*>(data), copy);
+      registers[first_parameter() + j] = at(parameters_, j);
+      if (p.parameter[j].data != nullptr) registers[first_parameter() + j] = row(p.parameter[j], at(parameters_, j));
     }
   }
 
@@ -89,6 +88,16 @@ struct Block {
       if (whole) return const_cast<A*>(from);  // which no instruction writes to
     }
     load_row(from, n, copy);
+    return copy;
+  }
+  A* row(const Parameter& parameter, A* copy) const {
+    const A* const from = static_cast<const A*>(parameter.data);
+    const int64_t begin = first % parameter.period;
+    if (whole && begin + n <= parameter.period) return const_cast<A*>(from + begin);
+    for (int64_t i = 0, at = begin; i < n; ++i) {
+      copy[i] = from[at];
+      if (++at == parameter.period) at = 0;
+    }
     return copy;
   }
   A* row(const Series& series, int64_t t, A* copy) const {
@@ -132,6 +141,9 @@ struct Block {
     store_row(to, n, from);
   }
 
+  void load(A* to, const Parameter& from) const {
+    from.data == nullptr ? fill(to, from.number) : copy(to, static_cast<const A*>(from.data) + first);
+  }
   void copy(A* to, const A* from) const { std::memcpy(to, from, static_cast<size_t>(n) * sizeof(A)); }
 
  private:
@@ -173,7 +185,7 @@ void forward(const Forward& p, int64_t begin, int64_t end, const Workspace& work
     const bool in_place = block.writes_in_place();
     for (int s = 0; s < p.states; ++s) {
       registers[p.series + s] = block.at(states, 2 * s + 1);
-      block.copy(registers[p.series + s], static_cast<const A*>(p.initial[s]) + block.first);
+      block.load(registers[p.series + s], p.initial[s]);
     }
     for (int64_t t = 0; t < p.T; ++t) {
       if (p.checkpoints != nullptr && t % kCheckpoint == 0) {
@@ -237,7 +249,7 @@ void backward(const Backward& p, int64_t begin, int64_t end, const Workspace& wo
     const bool in_place = block.writes_in_place();
     for (int s = 0; s < p.states; ++s) {
       registers[carries + s] = block.at(carry_rows, 2 * s + p.T % 2);  // the other one than the last step writes
-      block.copy(registers[carries + s], static_cast<const A*>(p.grad_last[s]) + block.first);
+      block.load(registers[carries + s], p.grad_last[s]);
     }
     for (int j = 0; j < p.parameters; ++j) {
       for (int i = 0; i < block.padded && p.parameter_at[j] >= 0; ++i) total(j)[i] = 0;

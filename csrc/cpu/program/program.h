@@ -33,10 +33,11 @@ struct Series {
   const double* numbers;
 };
 
-// A value for every neuron, [N], or one for all of them.
+// A value for every neuron, or one for all of them.
 struct Parameter {
-  const void* data;
+  const void* data;  // [period] opmath, again and again; nullptr: the number
   double number;
+  int64_t period;  // N is a multiple of it
 };
 
 // The registers are numbered in this order: series, states, parameters, constants, then in a derivative the gradients
@@ -58,7 +59,7 @@ struct Forward : Program {
   const int32_t* state_at;     // [states], of the new states: distinct temporaries
   const bool* in_place;        // [outputs], whether the register can lie in the row of the output
   int bits;                    // the output that is returned as bits, [ceil(T / 8), N]; or -1
-  const void* const* initial;  // [states]: [N] opmath
+  const Parameter* initial;    // [states]
   void* const* output;         // [outputs]: [T, N]; bits as ../sparse/events.h describes them
   void* const* last;           // [states]: [N] opmath
   void* checkpoints;           // [ceil(T / kCheckpoint), states, N] opmath, or nullptr
@@ -80,7 +81,7 @@ struct Backward : Program {
   const Series* grad_output;      // [outputs]
   Outputs linear;                 // of a Linear that reads an output: its gradient is made of that of the Linear
   int spikes;                     // this output, by its place among those that have a gradient; or -1
-  const void* const* grad_last;   // [states]: [N] opmath
+  const Parameter* grad_last;     // [states]
   void* const* grad_series;       // [series]: [T, N], or nullptr
   void* const* grad_initial;      // [states]: [N] opmath
   double* const* grad_parameter;  // [parameters]: [N], or [blocks] where the parameter is a number; or nullptr
