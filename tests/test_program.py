@@ -143,6 +143,7 @@ def forward(words: list[int], **changed: Any) -> Any:
         "like": torch.empty(0), "series": [torch.rand(3, 20)], "states": [torch.rand(20)],
         "parameters": [torch.tensor(0.5)], "code": torch.tensor(words, dtype=torch.int32),
         "constants": torch.tensor([1.0], dtype=torch.float64), "steps": 3, "neurons": 20, "keep": True,
+        "bits": -1,
     }  # fmt: skip
     return torch.ops.snnfast.program_forward(*{**given, **changed}.values())
 
@@ -157,6 +158,8 @@ def test_op_runs_good_code() -> None:
     assert torch.equal(rows, torch.stack([v + x[0], v + x[0] + x[1], v + x[0] + x[1] + x[2]]))
     assert torch.equal(last, rows[-1])
     assert torch.equal(kept, v[None])
+    bits, *_ = forward(GOOD, series=[x.round()], states=[torch.zeros(20)], bits=0)
+    assert torch.equal(bits, torch.ops.snnfast.spikes_as_bits(x.round().cumsum(0)[:, None])[:, 0])
 
 
 @emulated_if_thorough
@@ -246,7 +249,7 @@ def test_backward_op_survives_random_code() -> None:
         try:
             torch.ops.snnfast.program_backward(
                 torch.empty(0), [torch.rand(17, 20)], parameters, torch.rand(2 * step.states, 20), [torch.rand(17, 20)],
-                [torch.rand(20)] * step.states, words, code.constants, 17, 20,
+                [torch.rand(20)] * step.states, None, words, code.constants, 17, 20,
             )  # fmt: skip
         except RuntimeError as error:
             assert "code: " in str(error)  # noqa: PT017

@@ -208,6 +208,43 @@ def layer_that_hears_its_spikes(net: Net, x: Tensor) -> Any:
     return mem, spk
 
 
+def spikes_and_states(x: Tensor, gain: Any) -> tuple[Tensor, Tensor]:
+    mem, spikes, states = torch.zeros_like(x[0]), [], []
+    for t in range(x.shape[0]):
+        mem = 0.8 * mem * gain + 2 * x[t]
+        spk = Mask.apply(mem - 1) * (mem < 3).to(x.dtype)
+        mem = mem * (1 - spk)
+        spikes.append(spk)
+        states.append(mem)
+    return torch.stack(spikes), torch.stack(states)
+
+
+@network
+def bits_to_a_linear(net: Net, x: Tensor) -> Any:
+    spk, mem = spikes_and_states(x, torch.sigmoid(net.decay))
+    return net.fc(spk.flatten(0, 1)).unflatten(0, (7, 5)), mem
+
+
+@network
+def bits_to_many_outputs(net: Net, x: Tensor) -> Any:
+    weight = net.fc.weight.repeat(6, 1)
+    spk, _ = spikes_and_states(x, net.gain)
+    return F.linear(spk, weight)
+
+
+@network
+def trace_of_the_spikes_behind_them(net: Net, x: Tensor) -> Any:
+    """Two recurrences and what is beside them, which become one."""
+    mem, trace, out = 0.0, 0.0, []
+    for t in range(x.shape[0]):
+        mem = 0.9 * mem + x[t] * net.decay
+        spk = Fast.apply(mem - 1.0)
+        mem = mem - spk
+        trace = 0.8 * trace + spk
+        out.append(F.relu(trace - 0.5))
+    return torch.stack(out)
+
+
 # ---- what stays as it is, and why
 
 
@@ -283,7 +320,8 @@ STEPS = {
     "constant_input_and_no_grad": 6,
     "input_of_the_step_before": 6,
 }
-ROUNDED = {"two_layers_with_a_product", "recurrent_weights", "adaptive_threshold"}  # by a product, and by sigmoid
+FUSED = {"bits_to_a_linear", "bits_to_many_outputs"}
+ROUNDED = {"two_layers_with_a_product", "recurrent_weights", "adaptive_threshold", *FUSED}  # by a product, or sigmoid
 
 
 def results(net: Any, function: Any, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
@@ -321,7 +359,10 @@ def compare(loop: Callable[..., Any], x: Tensor) -> Any:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize("name", NETS)
-def test_a_neuron_by_hand_has_the_numbers_of_the_loop(name: str, dtype: torch.dtype) -> None:
+def test_a_neuron_by_hand_has_the_numbers_of_the_loop(
+    name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("snnfast._unroll.linear.LEAST_ROWS", 1)
     x = (torch.randn(7, 5, 7, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 1.2 + 0.4).to(dtype)
     report = compare(NETS[name], x.requires_grad_())
     assert not report.failed
@@ -331,6 +372,8 @@ def test_a_neuron_by_hand_has_the_numbers_of_the_loop(name: str, dtype: torch.dt
     else:
         recurrences = [line for line in report.merged if "one recurrence" in line]
         assert recurrences, str(report)
+        assert len(recurrences) == 1 or name not in ("trace_of_the_spikes_behind_them", "current_based_with_numbers")
+        assert any("with the linear behind it" in line for line in recurrences) == (name in FUSED), str(report)
         steps = STEPS.get(name, 7)
         assert all(line.startswith((f"{steps} steps", "7 steps")) for line in recurrences), str(report)
         assert not report.repeated or name in ("input_of_the_step_before", "first_step_without_a_gradient")

@@ -122,10 +122,22 @@ class Operands {
     return {read(t, name, like_.scalar_type(), one ? 1 : T_), one ? 0 : N_, nullptr};
   }
 
-  std::vector<const void*> read_all(const std::vector<Tensor>& tensors, const char* name, ScalarType dtype,
-                                    int64_t rows) const {
-    std::vector<const void*> found;
-    for (const Tensor& t : tensors) found.push_back(read(t, name, dtype, rows));
+  // Numbers, [N], or, where they repeat, [period] of which N is a multiple.
+  std::vector<Parameter> read_values(const std::vector<Tensor>& tensors, const char* name, bool repeat) const {
+    std::vector<Parameter> found;
+    for (const Tensor& t : tensors) {
+      STD_TORCH_CHECK(t.is_cpu() && t.is_contiguous() && t.scalar_type() == opmath_, name,
+                      ": expected contiguous tensors on the CPU of the opmath dtype");
+      const void* const data = t.const_data_ptr();
+      if (t.dim() == 0) {
+        const bool wide = opmath_ == ScalarType::Double;
+        found.push_back({nullptr, wide ? *static_cast<const double*>(data) : *static_cast<const float*>(data), 0});
+        continue;
+      }
+      const int64_t size = t.size(0);
+      STD_TORCH_CHECK(t.dim() == 1 && (size == N_ || (repeat && size > 0 && N_ % size == 0)), name, ": wrong shape");
+      found.push_back({data, 0, size});
+    }
     return found;
   }
 
@@ -165,16 +177,7 @@ class Operands {
         series_.push_back(read_series(t, "series"));
       }
     }
-    for (const Tensor& t : parameters) {
-      STD_TORCH_CHECK(t.is_cpu() && t.scalar_type() == opmath_, "parameters: expected tensors of the opmath dtype");
-      if (t.dim() == 0) {
-        const void* const data = t.const_data_ptr();
-        const bool wide = opmath_ == ScalarType::Double;
-        parameters_.push_back({nullptr, wide ? *static_cast<const double*>(data) : *static_cast<const float*>(data)});
-      } else {
-        parameters_.push_back({read(t, "parameters", opmath_, kNoRows), 0});
-      }
-    }
+    parameters_ = read_values(parameters, "parameters", /*repeat=*/true);
     p.in = series_.data();
     p.parameter = parameters_.data();
   }
@@ -235,7 +238,7 @@ std::vector<Tensor> program_forward(const Tensor& like, const std::vector<Tensor
   p.state_at = words.registers(p.states, first, all, false, &distinct);
   p.step = words.section(count, first, all);
   words.end();
-  const std::vector<const void*> initial = operands.read_all(states, "states", operands.opmath(), kNoRows);
+  const std::vector<Parameter> initial = operands.read_values(states, "states", /*repeat=*/false);
   std::vector<void*> output, last;
   STD_TORCH_CHECK(bits >= -1 && bits < p.outputs, "bits: expected an output, or -1");
   p.bits = static_cast<int>(bits);
@@ -262,11 +265,13 @@ std::vector<Tensor> program_forward(const Tensor& like, const std::vector<Tensor
 }
 
 // To the gradients: of those series that the code has one for, of all states before the first step, of those
-// parameters that the code has one for, as float64 [N] or, of a number, [].
+// parameters that the code has one for, as float64 [N] or, of a number, []. One gradient of an output may be that of a
+// Linear behind it, [T, R, O], with the weight [O, N / R].
 std::vector<Tensor> program_backward(const Tensor& like, const std::vector<Tensor>& series,
                                      const std::vector<Tensor>& parameters, const Tensor& checkpoints,
                                      const std::vector<Tensor>& grad_outputs, const std::vector<Tensor>& grad_last,
-                                     const Tensor& code, const Tensor& constants, int64_t steps, int64_t neurons) {
+                                     const MaybeTensor& weight, const Tensor& code, const Tensor& constants,
+                                     int64_t steps, int64_t neurons) {
   Operands operands(like, steps, neurons);
   Words words(code);
   Backward p{};
@@ -288,8 +293,28 @@ std::vector<Tensor> program_backward(const Tensor& like, const std::vector<Tenso
   const int64_t kept = (steps + cpu::program::kCheckpoint - 1) / cpu::program::kCheckpoint * p.states;
   p.checkpoints = operands.read(checkpoints, "checkpoints", operands.opmath(), kept);
   std::vector<Series> grads;
-  for (const Tensor& t : grad_outputs) grads.push_back(operands.read_series(t, "gradients of outputs"));
-  const auto last = operands.read_all(grad_last, "gradients of states", operands.opmath(), kNoRows);
+  p.spikes = -1;
+  for (const Tensor& t : grad_outputs) {
+    if (t.dim() != 3) {
+      grads.push_back(operands.read_series(t, "gradients of outputs"));
+      continue;
+    }
+    STD_TORCH_CHECK(weight.has_value() && weight->dim() == 2 && p.spikes == -1, "weight: expected [O, N] for [T, R, O]");
+    const ScalarType type = operands.opmath();
+    STD_TORCH_CHECK(like.scalar_type() == type, "weight: only in float32 and float64");
+    for (const Tensor* given : {&t, &*weight}) {
+      STD_TORCH_CHECK(given->is_cpu() && given->is_contiguous() && given->scalar_type() == type,
+                      "weight: expected contiguous tensors on the CPU of the dtype of the call");
+    }
+    const int64_t O = weight->size(0), columns = weight->size(1);
+    STD_TORCH_CHECK(columns > 0 && neurons % columns == 0 && t.size(0) == steps && t.size(1) == neurons / columns &&
+                        t.size(2) == O,
+                    "weight: expected [O, N] and the gradient of [T, R, O]");
+    p.linear = {t.const_data_ptr(), weight->const_data_ptr(), O, columns};
+    p.spikes = static_cast<int>(grads.size());
+    grads.push_back({});
+  }
+  const auto last = operands.read_values(grad_last, "gradients of states", /*repeat=*/false);
   p.grad_output = grads.data();
   p.grad_last = last.data();
   std::vector<void*> of_series, of_states, written;
@@ -334,7 +359,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(SNN_NAMESPACE, m) {
       "constants, int steps, int neurons, bool keep, int bits) -> Tensor[]");
   m.def(
       "program_backward(Tensor like, Tensor[] series, Tensor[] parameters, Tensor checkpoints, Tensor[] grad_outputs, "
-      "Tensor[] grad_last, Tensor code, Tensor constants, int steps, int neurons) -> Tensor[]");
+      "Tensor[] grad_last, Tensor? weight, Tensor code, Tensor constants, int steps, int neurons) -> Tensor[]");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(SNN_NAMESPACE, CPU, m) {

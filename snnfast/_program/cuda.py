@@ -41,6 +41,7 @@ class Engine:
     ) -> list[Tensor]:
         assert bits == -1
         opmath = opmath_dtype(like.dtype)
+        states = [s.expand(neurons).contiguous() for s in states]
         outputs = [like.new_empty(steps, neurons) for _ in range(code.outputs)]
         last = [like.new_empty(neurons, dtype=opmath) for _ in states]
         kept: list[Any] = [like.new_empty(-(-steps // CHECKPOINT) * len(states), neurons, dtype=opmath)] if keep else []
@@ -57,10 +58,13 @@ class Engine:
         kept: Tensor,
         grad_outputs: Sequence[Tensor],
         grad_last: Sequence[Tensor],
+        weight: Tensor | None,  # of a linear layer, whose gradients the kernels of the CPU alone take
         steps: int,
         neurons: int,
     ) -> list[Tensor]:
+        assert weight is None
         of_series = [like.new_empty(steps, neurons) for k in range(len(series)) if k in code.gradients]
+        grad_last = [g.expand(neurons).contiguous() for g in grad_last]
         initial = [torch.empty_like(g) for g in grad_last]
         first = len(series) + len(grad_last)
         learned = [p for j, p in enumerate(parameters) if first + j in code.gradients]

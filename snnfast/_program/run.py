@@ -16,7 +16,7 @@ from snnfast._program.code import Code, Counts, backward_code, forward_code
 from snnfast._program.nvrtc import NoKernelError, kernel_of
 from snnfast._program.trace import Step, trace
 from snnfast._unroll.call import Linear
-from snnfast._unroll.linear import bits_pay, flat_bits, weight_gradient
+from snnfast._unroll.linear import FEW_OUTPUTS, bits_pay, flat_bits, weight_gradient
 
 __all__ = ["Program"]
 
@@ -90,12 +90,10 @@ class Program:
         """
         series, states, parameters = _split(given, self.counts)
         shapes = [x.shape[1:] for x in series] + [t.shape for t in (*states, *parameters) if isinstance(t, Tensor)]
-        shape = shapes[0]
-        if any(s != shape for s in shapes):
-            shape = torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call]
+        shape = _broadcast(shapes)
         series = [x if x.shape[1:] == shape else x.expand(steps, *shape) for x in series]
         like = next(t for t in given if isinstance(t, Tensor))
-        states = [s.expand(shape) if isinstance(s, Tensor) else like.new_full(shape, s) for s in states]
+        states = [s.expand(shape) if isinstance(s, Tensor) else like.new_full((), s) for s in states]
         call = _Call(steps, shape, like.dtype, like.dtype, like.device)
         return self._variant(_PLAIN)(call, series, states, parameters, spikes, linear)
 
@@ -222,7 +220,7 @@ class _Variant:
     ) -> tuple[Tensor, ...]:
         """The step function in a loop: the definition of what the kernels compute."""
         rows = [x.to(call.opmath).unbind(0) for x in series]
-        now, outputs = list(states), []
+        now, outputs = [s.expand(call.shape) for s in states], []
         for t in range(call.steps):
             # A step that writes to its arguments must not reach what the caller, or a record, has.
             arguments = [*(x[t] for x in rows), *now]
@@ -313,7 +311,7 @@ class _Run(torch.autograd.Function):
             code,
             torch.empty(0, dtype=call.dtype, device=call.device),
             [_rows(x, call) for x in series],
-            [s.reshape(neurons).contiguous() for s in states],
+            [s if s.dim() == 0 else s.reshape(neurons).contiguous() for s in states],
             _flat(code.parameters(parameters), call),
             call.steps,
             neurons,
@@ -345,8 +343,10 @@ class _Run(torch.autograd.Function):
         *saved, bits, checkpoints = ctx.saved_tensors
         tensors, linear = saved[:count], saved[count:]
         behind: list[Tensor | None] = [None] * len(linear)
+        few = -1  # the output whose gradient the kernels make from that of a linear layer
         if linear and grads[call.spikes] is not None:
             of_spikes, behind = _through_linear(ctx, grads[call.spikes], bits, linear[0])
+            few = call.spikes if of_spikes is not None and linear[0].shape[0] <= FEW_OUTPUTS else -1
             grads = (*grads[: call.spikes], of_spikes, *grads[call.spikes + 1 :])
         if checkpoints is None:
             return None, None, *[None] * count, *behind
@@ -356,7 +356,7 @@ class _Run(torch.autograd.Function):
         given = tuple(i for i in range(first) if grads[i] is not None)
         code = variant.backward_code(call, given, (*needs_series, *needs_parameters))
         neurons = call.shape.numel()
-        none = torch.zeros(neurons, dtype=call.opmath, device=call.device)
+        none = torch.zeros((), dtype=call.opmath, device=call.device)
         try:
             found = ENGINES[call.device.type].backward(
                 code,
@@ -364,8 +364,9 @@ class _Run(torch.autograd.Function):
                 [_rows(x, call) for x in series],
                 _flat(code.parameters(parameters), call),
                 checkpoints,
-                [_rows(g, call) for g in grads[:first] if g is not None],
+                [g if i == few else _rows(g, call) for i, g in enumerate(grads[:first]) if g is not None],
                 [none if g is None else g.reshape(neurons).contiguous() for g in grads[first:]],
+                linear[0].contiguous() if few >= 0 else None,
                 call.steps,
                 neurons,
             )
@@ -375,7 +376,8 @@ class _Run(torch.autograd.Function):
         made: list[Tensor | None] = []
         for i, t in enumerate(tensors):
             if len(series) <= i < len(series) + len(states):
-                made.append(found.pop(0).view(call.shape))
+                gradient = found.pop(0)
+                made.append(gradient.view(call.shape) if needs[i] else None)
             elif i not in code.gradients:
                 made.append(None)
             elif i < len(series):
@@ -386,11 +388,16 @@ class _Run(torch.autograd.Function):
 
 
 def _through_linear(ctx: Any, grad: Tensor, bits: Tensor, weight: Tensor) -> tuple[Tensor | None, list[Tensor | None]]:
-    """The gradients of the spikes ``[T, *]``, and of weight and bias, from that of the layer's outputs."""
+    """The gradients of the spikes ``[T, *]``, and of weight and bias, from that of the layer's outputs.
+
+    Few outputs are left to the kernels: their own gradient ``[T, R, O]`` is in the place of that of the spikes.
+    """
     call, (*needs, needs_weight, needs_bias) = ctx.call, ctx.needs_input_grad[2:]
     grad = grad.reshape(call.steps, -1, grad.shape[-1]).contiguous()
     of_spikes = None
-    if any(needs):
+    if any(needs) and grad.shape[-1] <= FEW_OUTPUTS:
+        of_spikes = grad
+    elif any(needs):
         of_spikes = ops.rows_like(weight.new_empty(call.shape), call.steps)
         torch.mm(grad.flatten(0, 1), weight, out=of_spikes.view(-1, weight.shape[1]))
     of_weight = weight_gradient(bits, grad, _ONE, again=False) if needs_weight else None
@@ -417,8 +424,23 @@ def _rows(x: Tensor, call: _Call) -> Tensor:
 
 
 def _flat(parameters: Sequence[Tensor], call: _Call) -> list[Tensor]:
-    """Parameters as the kernels take them: a number, or ``[N]``."""
-    return [p.reshape(()) if p.numel() == 1 else p.expand(call.shape).reshape(-1).contiguous() for p in parameters]
+    """Parameters as the kernels take them: a number, or ``[N]``; on the CPU also the last dimensions of a step."""
+    found = []
+    for p in parameters:
+        repeats = p.dim() > 0 and p.is_cpu and p.numel() > 1 and p.shape == call.shape[-p.dim() :]
+        if p.numel() == 1:
+            p = p.reshape(())
+        elif not repeats:
+            p = p.expand(call.shape)
+        found.append(p if p.dim() == 0 else p.reshape(-1).contiguous())
+    return found
+
+
+def _broadcast(shapes: Sequence[torch.Size]) -> torch.Size:
+    longest = max(shapes, key=len)
+    if all(s == longest[len(longest) - len(s) :] for s in shapes):
+        return longest
+    return torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call, no-any-return]  # ten times slower
 
 
 def _summed(gradient: Tensor, parameter: Tensor, call: _Call) -> Tensor:

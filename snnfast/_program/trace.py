@@ -43,6 +43,7 @@ class Graph:
         self.dtype = dtype
         self.nodes: list[tuple[Any, ...]] = []
         self._numbers: dict[tuple[Any, ...], int] = {}
+        self._binary: list[bool] = []
 
     def leaf(self, kind: str, number: float) -> int:
         # By its text, a constant -0.0 is another than 0.0, and NaN equals itself.
@@ -59,6 +60,8 @@ class Graph:
             return operands[0]
         if op == "mul" and self.is_constant(operands[0], 1.0):
             return operands[1]
+        if op in ("where", "gt") and self.is_binary(operands[0]) and self._repeats(op, *operands[1:]):
+            return operands[0]
         if all(self.nodes[x][0] == "constant" for x in operands):
             numbers = [torch.tensor(self.nodes[x][1], dtype=self.dtype) for x in operands]
             return self.constant(float(APPLY[op](*numbers)))
@@ -72,14 +75,7 @@ class Graph:
 
     def is_binary(self, value: int) -> bool:
         """Whether a value is certainly 0 or 1, in every step and neuron."""
-        op, *operands = self.nodes[value]
-        if op == "constant":
-            return repr(operands[0]) in ("0.0", "1.0")
-        if op == "where":
-            operands = operands[1:]
-        elif op not in ("move", "mul", "maximum", "minimum"):
-            return op in ("gt", "ge", "lt", "le", "eq", "ne")
-        return all(map(self.is_binary, operands))
+        return self._binary[value]
 
     def operands(self, value: int) -> tuple[int, ...]:
         return () if self.is_leaf(value) else self.nodes[value][1:]
@@ -88,7 +84,24 @@ class Graph:
         if key not in self._numbers:
             self._numbers[key] = len(self.nodes)
             self.nodes.append(node)
+            self._binary.append(self._makes_binary(*node))
         return self._numbers[key]
+
+    def _repeats(self, op: str, *others: int) -> bool:
+        """Whether an instruction makes 1 of 1, and 0 of 0."""
+        numbers = [self.nodes[v][1] for v in others if self.nodes[v][0] == "constant"]
+        if op == "where":
+            return list(map(repr, numbers)) == ["1.0", "0.0"]
+        return bool(numbers) and 0 <= numbers[0] < 1
+
+    def _makes_binary(self, op: str, *operands: Any) -> bool:
+        if op == "constant":
+            return repr(operands[0]) in ("0.0", "1.0")
+        if op == "where":
+            operands = operands[1:]
+        elif op not in ("move", "mul", "maximum", "minimum"):
+            return op in ("gt", "ge", "lt", "le", "eq", "ne")
+        return all(map(self.is_binary, operands))
 
 
 class Trace:

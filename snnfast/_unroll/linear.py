@@ -18,6 +18,10 @@ LEAST_ROWS = 256
 """Samples times steps from which on bits are faster. Below, their packing and one more op cost more than they save."""
 
 
+FEW_OUTPUTS = 32
+"""The kernels make the gradient of spikes from that of so many outputs; of more, PyTorch's product is faster."""
+
+
 def check_linear(weight: object, bias: object, current: Tensor, step_shape: torch.Size) -> Linear | None:
     """Check the weight and the bias, or raise an error that names one. ``current`` is checked already."""
     if weight is None:

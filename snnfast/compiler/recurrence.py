@@ -118,8 +118,7 @@ class Recurrence:
         rest, env = iter(given), {}
         for kind, nodes in kinds.items():
             for i, node in enumerate(nodes):
-                t = next(rest)
-                env[Slot(kind, i)] = t.to(torch.bool) if _tensor(node).dtype == torch.bool else t
+                env[Slot(kind, i)] = _as_of(node, next(rest))
         for number, (statement, node) in enumerate(zip(self.statements, self.calls, strict=True)):
             leaves, spec = self.slots[statement]
             args, kwargs = pytree.tree_unflatten([env[a] if isinstance(a, Slot) else a for a in leaves], spec)
@@ -389,7 +388,8 @@ class _Steps:
         def step(*given: Tensor) -> tuple[Tensor, ...]:
             states = [torch.full_like(given[0], number) for number in start]
             results = made.run([*given[: len(series)], *states, *given[len(series) :]])
-            env: dict[Any, Any] = dict(zip((*series, *made.constants), given, strict=True))
+            nodes: list[Any] = [*series, *made.constants]
+            env: dict[Any, Any] = {node: _as_of(node, t) for node, t in zip(nodes, given, strict=True)}
             for node in peeled:
                 args, kwargs = pytree.tree_map_only(Node, lambda a: env.get(a, module_of(a)), (node.args, node.kwargs))
                 env[node] = call(node, args, kwargs)
@@ -453,6 +453,11 @@ def _enter(found: list[Any], entry: Any) -> int:
 
 def _leaves(node: Node) -> list[Any]:
     return pytree.tree_leaves((node.args, node.kwargs))
+
+
+def _as_of(node: Node, t: Tensor) -> Tensor:
+    """A tensor of a program, in which truth values are numbers, as what a node takes."""
+    return t.to(torch.bool) if _tensor(node).dtype == torch.bool else t
 
 
 def _tensor(node: Node) -> Tensor:

@@ -7,6 +7,7 @@
 #include <type_traits>
 
 #include "../convert.h"
+#include "../unroll/outputs.h"
 #include "instructions.h"
 
 namespace snnfast::cpu::SNN_ISA {
@@ -74,9 +75,8 @@ struct Block {
     padded = (n + Vec<A>::kSize - 1) / Vec<A>::kSize * Vec<A>::kSize;
     whole = n == padded;
     for (int j = 0; j < p.parameters; ++j) {
-      const void* const data = p.parameter[j].data;
-      A* const copy = at(parameters_, j);
-      registers[first_parameter() + j] = data == nullptr ? copy : row(static_cast<const A*>(data), copy);
+      registers[first_parameter() + j] = at(parameters_, j);
+      if (p.parameter[j].data != nullptr) registers[first_parameter() + j] = row(p.parameter[j], at(parameters_, j));
     }
   }
 
@@ -88,6 +88,16 @@ struct Block {
       if (whole) return const_cast<A*>(from);  // which no instruction writes to
     }
     load_row(from, n, copy);
+    return copy;
+  }
+  A* row(const Parameter& parameter, A* copy) const {
+    const A* const from = static_cast<const A*>(parameter.data);
+    const int64_t begin = first % parameter.period;
+    if (whole && begin + n <= parameter.period) return const_cast<A*>(from + begin);
+    for (int64_t i = 0, at = begin; i < n; ++i) {
+      copy[i] = from[at];
+      if (++at == parameter.period) at = 0;
+    }
     return copy;
   }
   A* row(const Series& series, int64_t t, A* copy) const {
@@ -131,6 +141,9 @@ struct Block {
     store_row(to, n, from);
   }
 
+  void load(A* to, const Parameter& from) const {
+    from.data == nullptr ? fill(to, from.number) : copy(to, static_cast<const A*>(from.data) + first);
+  }
   void copy(A* to, const A* from) const { std::memcpy(to, from, static_cast<size_t>(n) * sizeof(A)); }
 
  private:
@@ -172,7 +185,7 @@ void forward(const Forward& p, int64_t begin, int64_t end, const Workspace& work
     const bool in_place = block.writes_in_place();
     for (int s = 0; s < p.states; ++s) {
       registers[p.series + s] = block.at(states, 2 * s + 1);
-      block.copy(registers[p.series + s], static_cast<const A*>(p.initial[s]) + block.first);
+      block.load(registers[p.series + s], p.initial[s]);
     }
     for (int64_t t = 0; t < p.T; ++t) {
       if (p.checkpoints != nullptr && t % kCheckpoint == 0) {
@@ -205,6 +218,10 @@ void forward(const Forward& p, int64_t begin, int64_t end, const Workspace& work
   if (p.stream) stream_fence();
 }
 
+// From one row of such a gradient to the next: products are written in whole columns, also behind a row.
+template <typename A>
+constexpr int64_t kLinearStride = kLinearRows / kSteps<A> * kRowBytes / static_cast<int64_t>(sizeof(A));
+
 template <typename S>
 void backward(const Backward& p, int64_t begin, int64_t end, const Workspace& workspace) {
   Block<S> block(p, workspace);
@@ -217,6 +234,7 @@ void backward(const Backward& p, int64_t begin, int64_t end, const Workspace& wo
   char* const tape_saved = block.rows(kCheckpoint * p.saved);
   char* const sums = block.rows(p.parameters);        // over the steps between two checkpoints
   char* const totals = block.rows(2 * p.parameters);  // double
+  auto& linear = *reinterpret_cast<A(*)[kSteps<A>][kLinearStride<A>]>(block.rows(kLinearRows));
   block.make_temporaries(temporaries);
   const auto total = [&](int j) { return reinterpret_cast<double*>(totals + 2 * j * kRowBytes); };
   const auto point = [&](int64_t k) {  // registers of what the tape has of a step
@@ -231,7 +249,7 @@ void backward(const Backward& p, int64_t begin, int64_t end, const Workspace& wo
     const bool in_place = block.writes_in_place();
     for (int s = 0; s < p.states; ++s) {
       registers[carries + s] = block.at(carry_rows, 2 * s + p.T % 2);  // the other one than the last step writes
-      block.copy(registers[carries + s], static_cast<const A*>(p.grad_last[s]) + block.first);
+      block.load(registers[carries + s], p.grad_last[s]);
     }
     for (int j = 0; j < p.parameters; ++j) {
       for (int i = 0; i < block.padded && p.parameter_at[j] >= 0; ++i) total(j)[i] = 0;
@@ -256,6 +274,15 @@ void backward(const Backward& p, int64_t begin, int64_t end, const Workspace& wo
         block.open_series(t, -1);
         point(k);
         for (int o = 0; o < p.outputs; ++o) {
+          if (o == p.spikes) {
+            const int64_t group = k / kSteps<A> * kSteps<A>;
+            if (k == steps - 1 || k == group + kSteps<A> - 1) {
+              const int count = static_cast<int>(k - group + 1);
+              through_weight(p.linear, p.N, start + group, count, block.first, block.n, linear);
+            }
+            registers[grads + o] = linear[k - group];
+            continue;
+          }
           registers[grads + o] = block.row(p.grad_output[o], t, block.at(grad_rows, o));
           block.prefetch(p.grad_output[o], t - kAhead);
         }

@@ -13,6 +13,7 @@ namespace snnfast::cpu::program {
 // A block has so many bytes of one register. Registers lie a cache line further apart: 4 KiB apart they would evict
 // each other, and a load would wait for a store to another one.
 constexpr int64_t kBlockBytes = 1024, kRowBytes = kBlockBytes + 64;
+constexpr int64_t kLinearRows = 8;   // of scratch memory, for the gradients of a few steps that come through a Linear
 constexpr int64_t kCheckpoint = 16;  // the states before every so many steps are kept
 
 struct Instruction {  // as it lies in the code of a program
@@ -32,10 +33,11 @@ struct Series {
   const double* numbers;
 };
 
-// A value for every neuron, [N], or one for all of them.
+// A value for every neuron, or one for all of them.
 struct Parameter {
-  const void* data;
+  const void* data;  // [period] opmath, again and again; nullptr: the number
   double number;
+  int64_t period;  // N is a multiple of it
 };
 
 // The registers are numbered in this order: series, states, parameters, constants, then in a derivative the gradients
@@ -57,7 +59,7 @@ struct Forward : Program {
   const int32_t* state_at;     // [states], of the new states: distinct temporaries
   const bool* in_place;        // [outputs], whether the register can lie in the row of the output
   int bits;                    // the output that is returned as bits, [ceil(T / 8), N]; or -1
-  const void* const* initial;  // [states]: [N] opmath
+  const Parameter* initial;    // [states]
   void* const* output;         // [outputs]: [T, N]; bits as ../sparse/events.h describes them
   void* const* last;           // [states]: [N] opmath
   void* checkpoints;           // [ceil(T / kCheckpoint), states, N] opmath, or nullptr
@@ -77,7 +79,9 @@ struct Backward : Program {
   const bool* in_place;           // [series], whether the register can lie in the row of the result
   const void* checkpoints;        // as in Forward
   const Series* grad_output;      // [outputs]
-  const void* const* grad_last;   // [states]: [N] opmath
+  Outputs linear;                 // of a Linear that reads an output: its gradient is made of that of the Linear
+  int spikes;                     // this output, by its place among those that have a gradient; or -1
+  const Parameter* grad_last;     // [states]
   void* const* grad_series;       // [series]: [T, N], or nullptr
   void* const* grad_initial;      // [states]: [N] opmath
   double* const* grad_parameter;  // [parameters]: [N], or [blocks] where the parameter is a number; or nullptr
@@ -85,7 +89,7 @@ struct Backward : Program {
   int registers() const { return series + 2 * states + parameters + constants + outputs + temporaries; }
   int64_t rows() const {
     const int64_t tape = kCheckpoint * saved + (kCheckpoint + 1) * states;
-    return series + 2 * states + parameters * 4 + constants + outputs + temporaries + tape;
+    return series + 2 * states + parameters * 4 + constants + outputs + temporaries + tape + kLinearRows;
   }
 };
 
