@@ -1,10 +1,11 @@
-"""Numbers and prints in a compiled loop: the program's own, in its order, and the loop stays in one piece."""
+"""Numbers, prints and asserts in a compiled loop: the program's own, in its order, and the loop stays whole."""
 
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import loop_nets
 import pytest
 import torch
 from torch import Tensor, nn
@@ -67,6 +68,19 @@ def test_what_a_loop_prints_is_printed_in_order_with_the_values_that_it_had(name
     assert printed[0]
     assert printed[1:] == [printed[0]] * 2
     assert one_unroll(same, x) == (name not in SPLIT)
+
+
+@pytest.mark.parametrize(("value", "message"), [(torch.nan, "the membrane diverged"), (1e6, "")])
+def test_asserts_of_all_steps_are_checked_at_once_and_raise_what_the_loop_raises(value: float, message: str) -> None:
+    net, same = compiled(loop_nets.check)
+    x = torch.rand(5, 4, 12)
+    torch.testing.assert_close(net(x)[0], same(x)[0])
+    x[3, 1] = value
+    for each in (net, same):
+        with pytest.raises(AssertionError) as raised:
+            each(x)
+        assert str(raised.value) == message
+    assert one_unroll(same, torch.rand(5, 4, 12))
 
 
 def test_the_settings_of_torch_compile_are_the_callers_afterwards_also_in_threads() -> None:

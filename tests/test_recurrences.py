@@ -212,7 +212,7 @@ def spikes_and_states(x: Tensor, gain: Any) -> tuple[Tensor, Tensor]:
     mem, spikes, states = torch.zeros_like(x[0]), [], []
     for t in range(x.shape[0]):
         mem = 0.8 * mem * gain + 2 * x[t]
-        spk = Mask.apply(mem - 1) * (mem < 3).to(x.dtype)
+        spk = Masked.apply(mem - 1) * (mem < 3).to(x.dtype)
         mem = mem * (1 - spk)
         spikes.append(spk)
         states.append(mem)
@@ -238,7 +238,7 @@ def trace_of_the_spikes_behind_them(net: Net, x: Tensor) -> Any:
     mem, trace, out = 0.0, 0.0, []
     for t in range(x.shape[0]):
         mem = 0.9 * mem + x[t] * net.decay
-        spk = Fast.apply(mem - 1.0)
+        spk = Plain.apply(mem - 1.0)
         mem = mem - spk
         trace = 0.8 * trace + spk
         out.append(F.relu(trace - 0.5))

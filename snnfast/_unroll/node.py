@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,21 +10,32 @@ import torch
 from torch import Tensor
 
 from snnfast._core import backend
-from snnfast._core.ops import SEQUENCE, STEP
+from snnfast._core.ops import SEQUENCE, STEP, Neuron
 from snnfast._core.pytorch import constant_while_tracing
 from snnfast._unroll import state_gradients
-from snnfast._unroll.call import UnrollCall
+from snnfast._unroll.call import Options, UnrollCall
 
-__all__ = ["node", "takes", "takes_step"]
+__all__ = ["node", "step", "takes"]
 
 
-def takes_step(call: UnrollCall) -> bool:
-    """Whether a call of one step, which is not checked yet, becomes a node."""
-    return (
-        call.request.time == STEP
-        and call.options.kernels_do_all
-        and backend.current_backend() != "reference"
-        and all(isinstance(p, Tensor) for p in call.parameters)
+def step(neuron: Neuron, options: Options, x: Tensor, tensors: list[Tensor | None]) -> Sequence[Tensor] | None:
+    """Make the node of one step, and return its results; ``None`` where it becomes none.
+
+    It takes states and parameters, which are not checked yet: the checks would be traced at every step of a loop. Those
+    of connected neurons have ``None`` for ``V``, which is 1.
+    """
+    chosen = backend.current_backend()
+    if chosen == "reference" or not options.kernels_do_all:
+        return None
+    return torch.ops.snnfast.step(  # type: ignore[no-any-return]
+        neuron.name,
+        x,
+        tensors,
+        options.packed,
+        *options.derivative,
+        chosen,
+        state_gradients=state_gradients.setting.value,
+        sources=digest(),
     )
 
 
@@ -32,15 +44,15 @@ def takes(call: UnrollCall) -> bool:
     return call.options.kernels_do_all and call.lengths is None and not backend.exporting()
 
 
-def node(call: UnrollCall, connected: bool = False) -> tuple[Tensor, ...]:
-    """Make the node, and return its results. A step of connected neurons has no ``V`` there, which is 1."""
+def node(call: UnrollCall) -> tuple[Tensor, ...]:
+    """Make the node of a prepared call, and return its results."""
     options, request = call.options, call.request
-    parameters: Any = (None, *call.parameters[1:]) if connected else call.parameters
-    given: Any = call.neuron.name, call.current, (*call.states, *parameters)
-    given += options.packed, *options.derivative, backend.current_backend()
     if request.time == STEP:
-        wanted = state_gradients.setting.value
-        return tuple(torch.ops.snnfast.step(*given, state_gradients=wanted, sources=digest()))
+        made = step(call.neuron, options, call.current, [*call.states, *call.parameters])
+        assert made is not None, "a prepared call goes to the kernels"
+        return tuple(made)
+    given: Any = call.neuron.name, call.current, (*call.states, *call.parameters)
+    given += options.packed, *options.derivative, backend.current_backend()
     steps = None if request.time == SEQUENCE else request.steps
     given += steps, request.record, request.last, request.reduce, *(call.linear or ())
     return tuple(torch.ops.snnfast.unroll(*given, sources=digest()))

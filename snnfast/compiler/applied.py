@@ -1,4 +1,4 @@
-"""Calls of an ``autograd.Function`` that stay in a graph: each at its price in Python.
+"""Calls that stay in a graph as Python would make them: of an ``autograd.Function`` at its price, and ``assert``.
 
 dynamo makes two graphs of such a call, and PyTorch makes a class of them at each call, and interprets both. That takes
 longer than the call of the user's own class. Here the class is made once.
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from snnfast.compiler.nodes import name_of, remove_unused
+from snnfast.compiler.nodes import is_assert, line_of, name_of, remove_unused
 
 
 def apply_by_classes(gm: GraphModule) -> None:
@@ -72,3 +72,31 @@ class Applied:
 
     def __call__(self, *args: Any) -> Any:
         return self._apply(*args)
+
+
+def raise_in_python(gm: GraphModule) -> None:
+    """Let an ``assert`` raise Python's error, not that of ``torch._assert_async``."""
+    found = [node for node in gm.graph.nodes if is_assert(node)]
+    for node in found:
+        node.target = Assert(line_of(node))
+    if found:
+        gm.recompile()
+
+
+class Assert:
+    """An ``assert`` of the user's program, at a line."""
+
+    __name__ = __qualname__ = "assert_"
+
+    def __init__(self, line: str) -> None:
+        self._line = line
+
+    def __call__(self, condition: Tensor, message: str) -> None:
+        if not condition:
+            error = AssertionError(*[message][: message != NO_MESSAGE])
+            error.add_note(f"of {self._line}")
+            raise error
+
+
+NO_MESSAGE = "assertion error"
+"""What PyTorch writes where an ``assert`` has no message."""

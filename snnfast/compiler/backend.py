@@ -13,7 +13,7 @@ from torch.fx import Graph, GraphModule
 from snnfast._core import backend as _backend
 from snnfast._unroll.graph import as_function
 from snnfast.compiler import verify
-from snnfast.compiler.applied import apply_by_classes
+from snnfast.compiler.applied import apply_by_classes, raise_in_python
 from snnfast.compiler.capture import capture
 from snnfast.compiler.emit import Emitter
 from snnfast.compiler.nodes import as_python_calls, is_random, is_step, line_of, memory_of, name_of
@@ -76,6 +76,7 @@ def backend(
             _backend.warn_once(message)
     if inner is None:
         apply_by_classes(merged)
+        raise_in_python(merged)
     compiled = merged.forward if inner is None else inner(merged, example_inputs)
     if verify.is_wanted() and merged is not gm:
         return verify.verified(gm, compiled, report)

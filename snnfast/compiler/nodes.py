@@ -244,6 +244,11 @@ def has_effect(node: Node) -> bool:
     return bool(changed(node)) or is_opaque(node) or node.target in _side_effectful_functions
 
 
+def is_assert(node: Node) -> bool:
+    """Whether a call is an ``assert`` of the user's program, and not their own call of ``torch._assert_async``."""
+    return name_of(node.target) == "_assert_async" and len(node.args) == 2 and "_assert_async" not in line_of(node)
+
+
 def is_random(node: Node) -> bool:
     """Whether two equal calls may return different numbers."""
     target: Any = node.target

@@ -1,6 +1,8 @@
-"""How ``torch.compile`` traces what :func:`snnfast.compile` is given: numbers and prints do not split a loop."""
+"""How ``torch.compile`` traces what :func:`snnfast.compile` is given: numbers, prints and asserts split no loop."""
 
+import dis
 import functools
+import operator
 import threading
 from typing import Any
 
@@ -14,11 +16,16 @@ class _Tracing:
         self._lock, self._inside = threading.Lock(), 0
         self._before: dict[str, Any] = {}
 
+    @property
+    def is_entered(self) -> bool:
+        return self._inside > 0
+
     def __enter__(self) -> None:
         config: Any = torch._dynamo.config
         with self._lock:
             self._inside += 1
             if self._inside == 1:
+                _keep_asserts()
                 printing = config.reorderable_logging_functions | ({print} if _keeps_prints() else set())
                 settings = {"capture_scalar_outputs": True, "reorderable_logging_functions": printing}
                 self._before = {name: getattr(config, name) for name in settings}
@@ -38,6 +45,7 @@ tracing = _Tracing()
 
 A number that ``.item()``, ``float`` or ``int`` makes of a tensor becomes a node of the graph. It splits the graph only
 where the program decides by it. ``print`` does not split it either: what a graph prints comes behind it, in order.
+Nor does ``assert``, which becomes a node, too.
 """
 
 
@@ -88,3 +96,46 @@ def _as_it_is_now(a: Any, tx: Any) -> Any:
         if not any(p is None for p in (*parts, *named.values())):
             return StringFormatVariable(a.format_string, parts, named)
     return None
+
+
+@functools.cache
+def _keep_asserts() -> None:
+    """Let ``assert not x`` be what PyTorch makes of ``assert x``: a call of ``torch._assert_async``.
+
+    PyTorch knows an assert by the instruction that jumps over its error where ``x`` is true. Here, one that jumps where
+    ``x`` is false is that of ``not x``. It is left alone inside of ``try``, which could not catch what the graph raises.
+    """
+    from torch._dynamo import symbolic_convert as traced
+
+    follows: Any = getattr(traced, "_detect_and_normalize_assert_statement", None)
+    name = next(n for n in ("POP_JUMP_FORWARD_IF_FALSE", "POP_JUMP_IF_FALSE") if n in dis.opmap)
+    if follows is None:
+        return
+    at, at_true = dis.opmap[name], dis.opmap[name.replace("FALSE", "TRUE")]
+
+    def entered(original: Any, if_true: Any) -> Any:
+        def jump(self: Any, inst: Any) -> None:
+            value = self.stack[-1].realize() if tracing.is_entered else None
+            if not isinstance(value, traced.TensorVariable) or _is_tried(self):
+                return original(self, inst)  # type: ignore[no-any-return]
+            if not follows(self, operator.truth, False):
+                return original(self, inst)  # type: ignore[no-any-return]
+            del self.stack[-2:]  # the value, and the message that was found
+            self.push(value.call_method(self, "logical_not", [], {}))
+            return if_true(self, inst)  # type: ignore[no-any-return]
+
+        return jump
+
+    kinds: list[Any] = [traced.InstructionTranslatorBase]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+        kind.dispatch_table[at] = entered(kind.dispatch_table[at], kind.dispatch_table[at_true])
+
+
+def _is_tried(tx: Any) -> bool:
+    """Whether what is traced is inside of ``try``."""
+    while tx is not None:
+        if any(block.with_context is None for block in tx.block_stack):
+            return True
+        tx = getattr(tx, "parent", None)
+    return False
