@@ -111,25 +111,6 @@ def test_a_record_is_rounded_to_even_where_it_lies_in_the_middle(
     assert (assert_equals_reference(case, tensors)["mem"].float() != mem).all()
 
 
-@emulated_if_thorough
-@neurons
-def test_dtypes_promote_as_in_the_reference(neuron: str, device: torch.device) -> None:
-    single, double, half = (torch.rand(5, device=device).to(d) for d in (torch.float32, torch.float64, torch.float16))
-    for current, state, decay, threshold, (variant, record_mem) in itertools.product(
-        (single, double, half), (None, single, double, half), (single, double), (double, double[0], half),
-        (("unroll", True), ("unroll", False), ("count", True)),
-    ):  # fmt: skip
-        case = Case(neuron, variant, 6, (5,), record_mem=record_mem)
-        kind = case.kind
-        tensors = {"current": current.expand(6, 5), **dict.fromkeys(kind.ops.states, state)}
-        tensors |= {**dict.fromkeys(kind.decays, decay), "threshold": threshold, "graded_spikes_factor": single[0]}
-        found = assert_equals_reference(case, tensors)
-        widens = any(t is not None and t.dim() > 0 and t.dtype == torch.float64 for t in (state, decay, threshold))
-        narrow = current.dtype if record_mem else torch.promote_types(current.dtype, torch.float32)
-        assert found["spk"].dtype == current.dtype
-        assert {found[name].dtype for name in kind.results[1:]} == {torch.float64 if widens else narrow}
-
-
 def test_a_count_in_half_precision_is_rounded_once(device: torch.device) -> None:
     """Counts beyond what a half can hold exactly are those of a sum in float32, not of one that stops growing."""
     for neuron, (dtype, steps) in itertools.product(NEURONS, ((torch.float16, 3001), (torch.bfloat16, 1001))):
