@@ -230,9 +230,7 @@ class Loop(nn.Module):
 
 @pytest.mark.needs_extension
 @pytest.mark.parametrize("flat", ["view", "flatten"])
-def test_a_compiled_loop_turns_its_input_once_and_has_the_numbers_and_strides_of_the_plain_path(
-    flat: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_compiled_loop_turns_its_input_once_and_is_the_plain_path(flat: str, monkeypatch: pytest.MonkeyPatch) -> None:
     turned: list[Tensor] = []
     turn = channels_last.to_channels_last
     monkeypatch.setattr("snnfast.compiler.peephole.to_channels_last", lambda x: turned.append(x) or turn(x))

@@ -229,9 +229,7 @@ def test_which_kernels_a_call_takes(name: str, device: torch.device) -> None:
 
 
 @emulated
-def test_the_calls_for_the_tools_of_a_card_launch_every_kernel_and_profile_what_training_takes(
-    device: torch.device,
-) -> None:
+def test_the_calls_for_the_tools_of_a_card_launch_every_kernel(device: torch.device) -> None:
     def launched(calls: Iterator[workload.Call]) -> set[str]:
         for call in calls:
             workload.run(call, *workload.given(call, device))
@@ -327,9 +325,7 @@ def of_parameters(case: Case, tensors: dict[str, Tensor | None], per_neuron: boo
 
 @emulated
 @pytest.mark.parametrize(("neuron", "limits"), [*((n, NEVER) for n in NEURONS), ("leaky", ALWAYS)])
-def test_a_sum_is_that_of_the_gradients_of_all_neurons(
-    neuron: str, limits: tuple[int, int], device: torch.device
-) -> None:
+def test_a_sum_is_of_the_gradients_of_all_neurons(neuron: str, limits: tuple[int, int], device: torch.device) -> None:
     shapes = ((1,), (31,), (33,), (4, 32), *((3, 427), (8, 1000)) * (limits == NEVER))
     set_chunked_limits(*limits)
     for i, (shape, dtype) in enumerate(itertools.product(shapes, DTYPES)):

@@ -100,9 +100,7 @@ def test_multiplication_and_addition_round_separately(neuron: str, device: torch
 
 @first
 @pytest.mark.parametrize("dtype", HALVES, ids=lambda d: str(d)[6:])
-def test_a_record_is_rounded_to_even_where_it_lies_in_the_middle(
-    dtype: torch.dtype, neuron: str, device: torch.device
-) -> None:
+def test_a_record_in_the_middle_is_rounded_to_even(dtype: torch.dtype, neuron: str, device: torch.device) -> None:
     case = Case(neuron, "unroll", 1, (37,), dtype, "none")
     mem = 1 + torch.finfo(dtype).eps * (torch.arange(37, device=device) + 0.5)
     tensors = {**inputs(case, device), "current": torch.zeros(1, 37, dtype=dtype, device=device)}

@@ -188,7 +188,7 @@ def test_a_nan_reaches_no_gradient_that_does_not_pass_through_it(neuron: str, de
 @emulated_if_thorough
 @neurons
 @pytest.mark.parametrize(("reset", "delay"), RESET_CASES)
-def test_without_a_surrogate_no_gradient_passes_through_a_spike(
+def test_without_a_surrogate_a_spike_has_no_gradient(
     reset: str, delay: bool, neuron: str, device: torch.device
 ) -> None:
     for i, (dtype, variant) in enumerate(itertools.product((*FLOATS, *HALVES), ("unroll", "constant", "step"))):

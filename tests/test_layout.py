@@ -105,9 +105,7 @@ def _summed_by_the_kernel(name: str, grad: Tensor, case: Case) -> bool:
 
 @orders
 @neurons
-def test_equals_the_contiguous_copy_in_the_layout_of_the_current(
-    neuron: str, order: Sequence[int], device: torch.device
-) -> None:
+def test_equals_the_contiguous_copy_in_its_own_layout(neuron: str, order: Sequence[int], device: torch.device) -> None:
     variants = [v for v in VARIANTS if v != "callable+count"]  # added up by PyTorch
     shape = SHAPES[len(order)]
     for i, case in enumerate(random_cases(30, 1, neuron=(neuron,), variant=variants, shape=(shape,), steps=(2, 5, 20))):

@@ -262,9 +262,7 @@ def test_inconsistent_arguments_are_refused(variant: str, direction: str, neuron
 @emulated_if_thorough
 @neurons
 @pytest.mark.parametrize("missing", ["source", "gradient"])
-def test_shapes_of_what_lacks_its_source_are_refused_in_the_words_of_the_kernels(
-    neuron: str, missing: str, device: torch.device
-) -> None:
+def test_what_lacks_its_source_is_refused_as_the_kernels_do(neuron: str, missing: str, device: torch.device) -> None:
     case = Case(neuron, "unroll", STEPS, SHAPE)
     ops, given = case.kind.ops, backward_arguments(case, device, saved=SAVE_CHECKPOINTS)
     optional = [name for name in given if name.startswith("grad_")] if missing == "gradient" else []
