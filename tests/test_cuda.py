@@ -263,9 +263,8 @@ def is_chunked() -> bool:
 @pytest.mark.parametrize("name", ROWS)
 def test_chunked_calls(name: str, device: torch.device) -> None:
     set_chunked_limits(*ALWAYS)
-    for i, case in enumerate(
-        random_cases(30 if THOROUGH else 6, name, **{"dtype": (torch.float32,), **CHUNKED, **ROWS[name]})
-    ):
+    choices = {"dtype": (torch.float32,), **CHUNKED, **ROWS[name]}
+    for i, case in enumerate(random_cases(30 if THOROUGH else 6, name, **choices)):
         check_ordinary(case, device, i)
         assert is_chunked(), case
 

@@ -15,6 +15,7 @@ from helpers import RESETS, assert_all_bits_equal
 from snntorch import surrogate
 from snntorch_checks import DECAYS, OTHER_DECAYS, STATES, TAKE_DELAY, learning, make
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import snnfast
 import snnfast.snntorch as snn
@@ -161,9 +162,7 @@ def test_a_step_that_is_computed_again_in_the_backward_pass_has_the_same_gradien
     for again in (False, True):
         x, mem, spks = inputs(4, 3), torch.zeros(3, dtype=torch.float64), []
         for t in range(4):
-            spk, mem = (
-                torch.utils.checkpoint.checkpoint(layer, x[t], mem, use_reentrant=False) if again else layer(x[t], mem)
-            )
+            spk, mem = checkpoint(layer, x[t], mem, use_reentrant=False) if again else layer(x[t], mem)
             mem.register_hook(clamped)
             spks.append(spk)
         torch.stack(spks).sum().backward()
