@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from neuron_kinds import KINDS, Kind, Outputs
+from neuron_kinds import KINDS, NEURONS, Kind, Outputs  # noqa: F401 - tests take NEURONS from here
 from torch import Tensor
 
 from snnfast import surrogate

@@ -1,5 +1,7 @@
 """What the tests of MultiStep share: networks whose sums are exact, and the loop over time that they equal."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -48,3 +50,30 @@ def loop(layers: list[nn.Module], x: Tensor, num_steps: int | None = None) -> tu
         of_last = states.get(len(layers) - 1, [])
         record.append((out, *(state for state in of_last if state is not out)))
     return tuple(torch.stack(r) for r in zip(*record, strict=True))
+
+
+HOOKS = ("register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook",
+         "register_full_backward_pre_hook")  # fmt: skip
+
+
+def of_their_own(make: Callable[[], nn.Module]) -> dict[str, Callable[[], nn.Module]]:
+    """Layers that may do anything with what they are given: a subclass, one with another forward, and with hooks."""
+
+    def subclass() -> nn.Module:
+        layer = make()
+        layer.__class__ = type("Own", (type(layer),), {})
+        return layer
+
+    def with_forward() -> nn.Module:
+        layer = make()
+        forward = layer.forward
+        layer.forward = lambda x: forward(x)  # type: ignore[method-assign]
+        return layer
+
+    def with_hook(register: str) -> nn.Module:
+        layer = make()
+        getattr(layer, register)(lambda *args: None)
+        return layer
+
+    hooked = {hook: partial(with_hook, hook) for hook in HOOKS}
+    return {"a subclass": subclass, "a forward of its own": with_forward, **hooked}

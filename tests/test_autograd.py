@@ -43,9 +43,7 @@ def test_a_second_derivative_is_refused_by_name(variant: str, neuron: str, devic
 
 
 @neurons
-def test_a_second_derivative_with_respect_to_the_incoming_gradient_is_refused(
-    neuron: str, device: torch.device
-) -> None:
+def test_a_second_derivative_of_the_incoming_gradient_is_refused(neuron: str, device: torch.device) -> None:
     case = Case(neuron)
     tensors = leaves(inputs(case, device))
     spk = fused(tensors, case)["spk"]

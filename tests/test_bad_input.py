@@ -148,9 +148,7 @@ BAD_CALLS: list[tuple[dict[str, Any], type[Exception], str]] = [
 
 
 @pytest.mark.parametrize(("given", "error", "message"), BAD_CALLS, ids=label)
-def test_lif_names_the_wrong_argument(
-    given: dict[str, Any], error: type[Exception], message: str, backend: str
-) -> None:
+def test_lif_names_a_wrong_argument(given: dict[str, Any], error: type[Exception], message: str, backend: str) -> None:
     calls = [{"current": CURRENT}, *[{"current": CURRENT[0], "num_steps": 4}] * ("current" not in given)]
     for call, function in itertools.product(calls, (functional.lif, reference.lif)):
         with pytest.raises(error, match=f"^{message}"):
@@ -280,9 +278,7 @@ BAD_ENTRIES: list[tuple[str, Any, str]] = [
 @pytest.mark.parametrize(("entry", "value", "message"), BAD_ENTRIES, ids=label)
 @pytest.mark.parametrize("library", [snnfast, snn], ids=["snnfast", "snnfast.snntorch"])
 @pytest.mark.parametrize("name", [*DECAYS, *OTHER_DECAYS])
-def test_a_checkpoint_that_fits_no_layer_is_an_error_that_names_the_entry(
-    name: str, library: Any, entry: str, value: Any, message: str
-) -> None:
+def test_a_wrong_checkpoint_names_the_entry(name: str, library: Any, entry: str, value: Any, message: str) -> None:
     net = nn.Sequential(nn.Linear(3, 3), make(library, name, reset_mechanism="zero"))
     before = {key: tensor.clone() for key, tensor in net[1].state_dict().items()}
     for assign in (False, True):
@@ -324,9 +320,7 @@ BAD_SETTINGS: list[tuple[Any, Any, type[Exception], str]] = [
 
 @pytest.mark.needs_extension
 @pytest.mark.parametrize(("setting", "value", "error", "message"), BAD_SETTINGS, ids=label)
-def test_a_wrong_setting_is_named_and_changes_nothing(
-    setting: Any, value: Any, error: type[Exception], message: str
-) -> None:
+def test_a_wrong_setting_changes_nothing(setting: Any, value: Any, error: type[Exception], message: str) -> None:
     def settings() -> Any:
         return snnfast.config(), ops.extension.pool_idle_limit()
 

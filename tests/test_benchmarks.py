@@ -270,9 +270,7 @@ def measured(monkeypatch):
 
 
 @pytest.mark.parametrize("command", [["check"], HERE], ids=["check", "run"])
-def test_a_missed_bar_is_measured_again_before_it_is_the_exit_code_and_the_last_line(
-    command, measured, monkeypatch, capsys
-):
+def test_a_missed_bar_is_measured_again_before_it_is_the_exit_code(command, measured, monkeypatch, capsys):
     monkeypatch.setattr(run, "suites", lambda device: {"lif": [LAYER]})
     most = run.ATTEMPTS
     for ratios, code, attempts in (([9.0], 0, 1), ([1.0, 9.0], 0, 2), ([1.0] * most + [9.0], 1, most)):

@@ -281,9 +281,7 @@ def test_an_architecture_is_made_from_its_own_ptx_or_from_that_of_another() -> N
     ]
 
 
-def test_an_architecture_that_nvcc_does_not_know_is_an_error(
-    nvcc: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_architecture_unknown_to_nvcc_fails(nvcc: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SNNFAST_BUILD", "all")
     toolkit = nvcc("echo compute_80; echo compute_90")
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0 9.0a+PTX")

@@ -48,11 +48,7 @@ def trained_like_snntorch(spike_grad: Any, reset: str, delay: bool, expected_war
 
 
 # Why a callable runs step by step: with an immediate reset only, or always.
-IMMEDIATE = {
-    "PerNeuron": "parameters of its own",
-    "clipped": "its gradient is not",
-    "neighbours": "its gradient is not",
-}
+IMMEDIATE = {"PerNeuron": "parameters of its own", **dict.fromkeys(("clipped", "neighbours"), "its gradient is not")}
 ALWAYS = {
     **dict.fromkeys(STATISTICS, "depends on the others"),
     **dict.fromkeys(OTHER_SPIKES, "not the step"),

@@ -48,9 +48,7 @@ def fresh() -> Any:
 @pytest.mark.parametrize(
     "program", [pytest.param(p, id=n, marks=[] if n in QUICK else pytest.mark.thorough) for n, p in PROGRAMS.items()]
 )
-def test_a_compiled_program_does_what_its_loop_does_and_is_merged(
-    program: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_compiled_program_does_what_its_loop_does(program: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     reports = []
 
     def watched(gm: torch.fx.GraphModule) -> Any:

@@ -83,9 +83,8 @@ def assert_same_training(functions: tuple[Function, Function], tensors: Mapping[
 )
 def test_a_call(neuron: str, variant: str, device: torch.device) -> None:
     shared = {"steps": (20,), "shape": ((3, 10),), "parameters": ("neuron", "scalar", "one"), "states": (True,)}
-    for case in random_cases(
-        2 if (neuron, variant) == ("leaky", "unroll") else 1, 1, neuron=(neuron,), variant=(variant,), **shared
-    ):
+    number = 2 if (neuron, variant) == ("leaky", "unroll") else 1
+    for case in random_cases(number, 1, neuron=(neuron,), variant=(variant,), **shared):
         eager = functools.partial(fused, case=case)
         function = compiled(eager)
         for seed in (0, 1):

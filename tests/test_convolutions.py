@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from helpers import assert_all_bits_equal, assert_all_close, assert_bits_equal, emulated_if_thorough, gradients_of
-from multistep_checks import eighths, exact, loop
+from multistep_checks import eighths, exact, loop, of_their_own
 from torch import Tensor, nn
 
 import snnfast
@@ -151,29 +151,7 @@ def test_a_held_membrane_goes_on_in_any_order() -> None:
     assert_bits_equal(parts, whole)
 
 
-class OwnPool(nn.MaxPool2d):
-    """A subclass may do anything."""
-
-
-def own_forward(layer: nn.Module) -> nn.Module:
-    forward = layer.forward
-    layer.forward = lambda x: forward(x)  # type: ignore[method-assign]
-    return layer
-
-
-def hooked(layer: nn.Module, hook: str) -> nn.Module:
-    getattr(layer, hook)(lambda *args: None)
-    return layer
-
-
-OBSERVED: dict[str, Callable[[], nn.Module]] = {
-    "subclass": lambda: OwnPool(2),
-    "forward of its own": lambda: own_forward(nn.MaxPool2d(2)),
-    **{
-        hook: lambda hook=hook: hooked(nn.MaxPool2d(2), hook)
-        for hook in ("register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook")
-    },
-}
+OBSERVED = of_their_own(lambda: nn.MaxPool2d(2))
 
 
 @pytest.mark.parametrize("name", OBSERVED)
@@ -252,9 +230,7 @@ class Loop(nn.Module):
 
 @pytest.mark.needs_extension
 @pytest.mark.parametrize("flat", ["view", "flatten"])
-def test_a_compiled_loop_turns_its_input_once_and_has_the_numbers_and_strides_of_the_plain_path(
-    flat: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_compiled_loop_turns_its_input_once_and_is_the_plain_path(flat: str, monkeypatch: pytest.MonkeyPatch) -> None:
     turned: list[Tensor] = []
     turn = channels_last.to_channels_last
     monkeypatch.setattr("snnfast.compiler.peephole.to_channels_last", lambda x: turned.append(x) or turn(x))

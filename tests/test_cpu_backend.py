@@ -47,20 +47,6 @@ def assert_all_equal(found, expected, what):
             assert_bits_equal(found[name], value, f"{what}: {name}")
 
 
-@pytest.fixture
-def each_isa():
-    """Iterate over the instruction sets, each in use in turn."""
-    used = ops.extension.isa()
-
-    def use():
-        for name in ops.extension.isa_available():
-            ops.extension.set_isa(name)
-            yield name
-
-    yield use()
-    ops.extension.set_isa(used)
-
-
 KERNELS = ("unroll", "constant", "count", "bits")  # variants with loops of their own
 neurons = pytest.mark.parametrize("neuron", NEURONS)
 dtypes = pytest.mark.parametrize("dtype", FLOATS + HALVES, ids=str)
@@ -68,19 +54,14 @@ dtypes = pytest.mark.parametrize("dtype", FLOATS + HALVES, ids=str)
 
 @neurons
 @dtypes
-def test_every_instruction_set_gives_the_same_bits(dtype, neuron, each_isa):
-    cases = list(
-        random_cases(
-            10 if THOROUGH else 5, 1, neuron=(neuron,), dtype=(dtype,), steps=(37,), shape=((3, 151),), variant=KERNELS
-        )
-    )
-    if len(ops.extension.isa_available()) == 1:
-        pytest.skip("the kernels are built for one instruction set; SNNFAST_BUILD=all builds for all")
-    results = {isa: [outputs_and_gradients(c, leaves(inputs(c))) for c in cases] for isa in each_isa}
-    first = next(iter(results.values()))
-    for isa, found in results.items():
-        for case, values, expected in zip(cases, found, first, strict=True):
-            assert_all_equal(values, expected, f"{isa}, {case}")
+def test_every_instruction_set_gives_the_same_bits(dtype, neuron, isa):
+    choices = {"neuron": (neuron,), "dtype": (dtype,), "steps": (37,), "shape": ((3, 151),), "variant": KERNELS}
+    for case in random_cases(10 if THOROUGH else 5, 1, **choices):
+        results = []
+        for used in (ops.extension.isa_available()[0], isa):
+            ops.extension.set_isa(used)
+            results.append(outputs_and_gradients(case, leaves(inputs(case))))
+        assert_all_equal(results[1], results[0], f"{isa}, {case}")
 
 
 LENGTHS = range(1, 131) if THOROUGH else (1, 3, 7, 8, 15, 16, 17, 23, 31, 33, 40, 47, 63, 65, 79, 96, 127, 129)
@@ -88,13 +69,12 @@ LENGTHS = range(1, 131) if THOROUGH else (1, 3, 7, 8, 15, 16, 17, 23, 31, 33, 40
 
 @neurons
 @dtypes
-def test_rows_that_end_anywhere(dtype, neuron, each_isa):
-    variants = (*KERNELS, "step")
+def test_rows_that_end_anywhere(dtype, neuron, isa):
+    choices = {"neuron": (neuron,), "dtype": (dtype,), "parameters": ("neuron", "scalar"), "steps": (5, 6, 7)}
+    cases = random_cases(len(LENGTHS), 2, variant=(*KERNELS, "step"), **choices)
     with snnfast.use_backend("fused"):
-        for _ in each_isa:
-            choices = {"neuron": (neuron,), "dtype": (dtype,), "variant": variants, "parameters": ("neuron", "scalar")}
-            for n, case in zip(LENGTHS, random_cases(len(LENGTHS), 2, steps=(5, 6, 7), **choices), strict=True):
-                check_against_reference(replace(case, shape=(n,)), torch.device("cpu"), seed=n)
+        for n, case in zip(LENGTHS, cases, strict=True):
+            check_against_reference(replace(case, shape=(n,)), torch.device("cpu"), seed=n)
 
 
 STREAMED = [(1, (8192,)), (2, (64,)), (3, (128,)), (4, (16,)), (4, (48,)), (5, (100,)), (7, (33,)), (8, (17408,)),
@@ -103,20 +83,19 @@ STREAMED = [(1, (8192,)), (2, (64,)), (3, (128,)), (4, (16,)), (4, (48,)), (5, (
 
 @neurons
 @dtypes
-def test_outputs_past_the_caches_have_the_same_bits(dtype, neuron, each_isa, stream_bytes):
-    for isa in each_isa:
-        choices = {"neuron": (neuron,), "dtype": (dtype,), "parameters": ("neuron", "scalar", "element")}
-        cases = zip(random_cases(len(STREAMED), 3, variant=KERNELS, **choices), STREAMED, strict=True)
-        some = every_other(cases, neuron, dtype.itemsize // 4)
-        if not THOROUGH:  # the other half of them for the next dtype
-            some = some[(FLOATS + HALVES).index(dtype) % 2 :: 2]
-        for case, (steps, shape) in some:
-            case = replace(case, steps=steps, shape=shape)
-            tensors, results = inputs(case), []
-            for least in (1 << 60, 0):
-                stream_bytes(least)
-                results.append(outputs_and_gradients(case, leaves(tensors, case.wrt)))
-            assert_all_equal(results[1], results[0], f"{isa}, {case}")
+def test_outputs_past_the_caches_have_the_same_bits(dtype, neuron, isa, stream_bytes):
+    choices = {"neuron": (neuron,), "dtype": (dtype,), "parameters": ("neuron", "scalar", "element")}
+    cases = zip(random_cases(len(STREAMED), 3, variant=KERNELS, **choices), STREAMED, strict=True)
+    some = every_other(cases, neuron, dtype.itemsize // 4)
+    if not THOROUGH:  # the other half of them for the next dtype
+        some = some[(FLOATS + HALVES).index(dtype) % 2 :: 2]
+    for case, (steps, shape) in some:
+        case = replace(case, steps=steps, shape=shape)
+        tensors, results = inputs(case), []
+        for least in (1 << 60, 0):
+            stream_bytes(least)
+            results.append(outputs_and_gradients(case, leaves(tensors, case.wrt)))
+        assert_all_equal(results[1], results[0], f"{isa}, {case}")
 
 
 def test_an_unknown_instruction_set_is_refused():

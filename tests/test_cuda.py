@@ -229,9 +229,7 @@ def test_which_kernels_a_call_takes(name: str, device: torch.device) -> None:
 
 
 @emulated
-def test_the_calls_for_the_tools_of_a_card_launch_every_kernel_and_profile_what_training_takes(
-    device: torch.device,
-) -> None:
+def test_the_calls_for_the_tools_of_a_card_launch_every_kernel(device: torch.device) -> None:
     def launched(calls: Iterator[workload.Call]) -> set[str]:
         for call in calls:
             workload.run(call, *workload.given(call, device))
@@ -265,9 +263,8 @@ def is_chunked() -> bool:
 @pytest.mark.parametrize("name", ROWS)
 def test_chunked_calls(name: str, device: torch.device) -> None:
     set_chunked_limits(*ALWAYS)
-    for i, case in enumerate(
-        random_cases(30 if THOROUGH else 6, name, **{"dtype": (torch.float32,), **CHUNKED, **ROWS[name]})
-    ):
+    choices = {"dtype": (torch.float32,), **CHUNKED, **ROWS[name]}
+    for i, case in enumerate(random_cases(30 if THOROUGH else 6, name, **choices)):
         check_ordinary(case, device, i)
         assert is_chunked(), case
 
@@ -327,9 +324,7 @@ def of_parameters(case: Case, tensors: dict[str, Tensor | None], per_neuron: boo
 
 @emulated
 @pytest.mark.parametrize(("neuron", "limits"), [*((n, NEVER) for n in NEURONS), ("leaky", ALWAYS)])
-def test_a_sum_is_that_of_the_gradients_of_all_neurons(
-    neuron: str, limits: tuple[int, int], device: torch.device
-) -> None:
+def test_a_sum_is_of_the_gradients_of_all_neurons(neuron: str, limits: tuple[int, int], device: torch.device) -> None:
     shapes = ((1,), (31,), (33,), (4, 32), *((3, 427), (8, 1000)) * (limits == NEVER))
     set_chunked_limits(*limits)
     for i, (shape, dtype) in enumerate(itertools.product(shapes, DTYPES)):

@@ -47,9 +47,8 @@ def test_a_subclass_that_replaces_a_part_of_the_step(name: str) -> None:
     parts = [part for part in dir(getattr(snntorch, name)) if part.startswith("_base_")]
     assert {"_base_sub", "_base_zero", "_base_int", "_base_state_function"} <= set(parts)
     for part in ("fire", "fire_inhibition", "mem_reset", *parts):
-        with pytest.raises(
-            TypeError, match=rf"Mine replaces {part}, .*snnfast.snntorch.{name} .*from snntorch.{name},"
-        ):
+        message = rf"Mine replaces {part}, .*snnfast.snntorch.{name} .*from snntorch.{name},"
+        with pytest.raises(TypeError, match=message):
             type("Mine", (layer,), {part: lambda self, mem: mem})
 
     class Adaptive(layer):  # type: ignore[misc,valid-type]
@@ -131,9 +130,8 @@ def test_backprop(method: str, name: str) -> None:
     results = []
     for library in (snn, snntorch):
         net = network(library, name)
-        found = getattr(backprop, method)(
-            net, data, torch.optim.Adam(net.parameters(), lr=1e-2), loss.mse_count_loss(), **options
-        )
+        optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
+        found = getattr(backprop, method)(net, data, optimizer, loss.mse_count_loss(), **options)
         results.append((found.detach(), *(p.detach() for p in net.parameters())))
     torch.testing.assert_close(*results, rtol=1e-5, atol=1e-6)
     torch.manual_seed(3)

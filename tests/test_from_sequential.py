@@ -263,8 +263,6 @@ def test_an_empty_network_and_a_name_that_is_taken() -> None:
     with pytest.raises(ValueError, match=r"^net: expected at least one module"):
         MultiStep.from_sequential(nn.Sequential())
     net = nn.Sequential(OrderedDict(layers=nn.Sequential(nn.Linear(5, 5), lif())))
-    with pytest.raises(
-        ValueError, match=r"^net: MultiStep has an attribute 'layers' already; give that module another"
-    ):
+    with pytest.raises(ValueError, match=r"^net: MultiStep has an attribute 'layers' already; give that module"):
         MultiStep.from_sequential(net)
     assert type(net.layers[1]) is snntorch.Leaky

@@ -262,9 +262,7 @@ WEIGHT = torch.rand(64, 5, 3, 3)
     ],
     ids=lambda value: "weight" if isinstance(value, Tensor) else getattr(value, "__name__", str(value)),
 )
-def test_wrong_options_are_pytorchs_to_tell(
-    function: Any, given: Any, how: dict[str, Any], by_kernels: list[str]
-) -> None:
+def test_pytorch_tells_wrong_options(function: Any, given: Any, how: dict[str, Any], by_kernels: list[str]) -> None:
     x, messages = spikes(4, 5, 9, 9), []
     for each in (function, PYTORCHS[function]):
         with pytest.raises(RuntimeError) as error:

@@ -26,9 +26,7 @@ START = torch.rand(4, 5)
 @pytest.mark.parametrize("reset", RESETS)
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("given", CASES.values(), ids=CASES)
-def test_every_way_to_give_it_has_the_numbers_and_the_checkpoint_of_snntorch(
-    given: Any, dtype: torch.dtype, reset: str
-) -> None:
+def test_every_way_to_give_it_has_snntorchs_numbers_and_checkpoint(given: Any, dtype: torch.dtype, reset: str) -> None:
     x = torch.rand(20, 4, 5, dtype=dtype) * 8 - 2
     ours, theirs = (lib.Lapicque(**copy.deepcopy(given), reset_mechanism=reset) for lib in (snn, snntorch))
     assert list(ours.state_dict()) == list(theirs.state_dict())

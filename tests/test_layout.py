@@ -88,9 +88,7 @@ def assert_same(found: Outputs, plain: Outputs, case: Case, what: object = "") -
     for name, t in plain.items():
         # PyTorch adds up what it makes of a recorded membrane in the order of the memory.
         if case.has("callable") and name in ("grad of threshold", "grad of graded_spikes_factor"):
-            assert_close(
-                found[name], t, 1e-2 if case.dtype in (torch.float16, torch.bfloat16) else 1e-5, f"{case}: {name}"
-            )
+            assert_close(found[name], t, 1e-2 if case.dtype in HALVES else 1e-5, f"{case}: {name}")
         elif _summed_by_the_kernel(name, t, case):
             assert_close(found[name], t, 1e-11 if case.acc == torch.float64 else 1e-6, f"{case}: {name}")
         else:
@@ -105,9 +103,7 @@ def _summed_by_the_kernel(name: str, grad: Tensor, case: Case) -> bool:
 
 @orders
 @neurons
-def test_equals_the_contiguous_copy_in_the_layout_of_the_current(
-    neuron: str, order: Sequence[int], device: torch.device
-) -> None:
+def test_equals_the_contiguous_copy_in_its_own_layout(neuron: str, order: Sequence[int], device: torch.device) -> None:
     variants = [v for v in VARIANTS if v != "callable+count"]  # added up by PyTorch
     shape = SHAPES[len(order)]
     for i, case in enumerate(random_cases(30, 1, neuron=(neuron,), variant=variants, shape=(shape,), steps=(2, 5, 20))):

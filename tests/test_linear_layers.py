@@ -9,7 +9,7 @@ import torch
 from helpers import assert_all_bits_equal, assert_all_close, assert_bits_equal, assert_close
 from linear_checks import by_events, counting
 from loop_nets import Net, currents
-from multistep_checks import NEURONS, eighths, exact, make
+from multistep_checks import NEURONS, eighths, exact, make, of_their_own
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
@@ -119,36 +119,13 @@ def test_inside_of_a_skip_connection() -> None:
     assert_same(net, lambda: net(x))
 
 
-class Own(nn.Linear):
-    """One that may compute anything."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) * 2
-
-
-def with_hook(register: str) -> nn.Module:
-    layer = nn.Linear(6, 5)
-    getattr(layer, register)(lambda *args: None)
-    return layer
-
-
-def with_forward_of_its_own() -> nn.Module:
-    layer = nn.Linear(6, 5)
-    layer.forward = lambda x: x.new_zeros(*x.shape[:-1], 5)  # type: ignore[method-assign]
-    return layer
-
-
-HOOKS = ("register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook",
-         "register_full_backward_pre_hook")  # fmt: skip
 LEFT: dict[str, Callable[[], list[nn.Module]]] = {
     "another layer between": lambda: [nn.LayerNorm(6), nn.Linear(6, 5)],
     "dropout in training": lambda: [nn.Dropout(), nn.Linear(6, 5)],
-    "a subclass": lambda: [Own(6, 5)],
     "a parametrization": lambda: [weight_norm(nn.Linear(6, 5))],
-    "a forward of its own": lambda: [with_forward_of_its_own()],
     "no linear layer": lambda: [nn.Identity()],
     "spikes that are returned": lambda: [nn.Linear(6, 5)],
-    **{hook: (lambda hook=hook: [with_hook(hook)]) for hook in HOOKS},
+    **{name: lambda made=made: [made()] for name, made in of_their_own(lambda: nn.Linear(6, 5)).items()},
 }
 
 

@@ -60,12 +60,8 @@ def test_neurons_of_norse(norse: SimpleNamespace, kind: str, method: str, rest: 
         cell = norse.norse.IAFCell(norse.norse.IAFParameters(**p))
     else:
         p |= {"v_leak": torch.tensor(rest), "tau_mem_inv": torch.tensor(128.0)}
-        box = kind == "box"
-        make, parameters = (
-            (norse.norse.LIFBoxCell, norse.norse.LIFBoxParameters)
-            if box
-            else (norse.norse.LIFCell, norse.norse.LIFParameters)
-        )
+        name = "LIFBox" if kind == "box" else "LIF"
+        make, parameters = getattr(norse.norse, f"{name}Cell"), getattr(norse.norse, f"{name}Parameters")
         cell = make(parameters(**p), dt=1 / 1024)
     layer, factor = (norse.synaptic_from if kind == "synaptic" else norse.leaky_from)(cell)
     x = current({"box": 15.0, "synaptic": 4.0, "iaf": 0.9}[kind])

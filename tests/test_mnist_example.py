@@ -23,9 +23,7 @@ def test_the_demo_trains_and_times_and_draws(run_example: Callable[..., str], tm
         assert (tmp_path / "figures" / name).read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_images_come_from_the_folder_that_is_given(
-    run_example: Callable[..., str], mnist: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_images_of_the_folder(run_example: Callable[..., str], mnist: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = import_module("data")
     found = data.load(str(mnist), "cpu")
     assert str(found) == f"data: MNIST from {mnist}, 160 training and 40 test images"

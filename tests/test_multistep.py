@@ -113,9 +113,7 @@ def flat(states: list[Any]) -> list[Tensor]:
 @NEURONS
 @pytest.mark.parametrize("record_mem", [True, False], ids=["record", "last"])
 @pytest.mark.parametrize("sizes", [[9], [4, 5], [1, 1, 7], [0, 9, 0]], ids=str)
-def test_part_by_part_equals_the_whole(
-    sizes: list[int], record_mem: bool, neuron: type[SpikingLayer], backend: str
-) -> None:
+def test_parts_equal_the_whole(sizes: list[int], record_mem: bool, neuron: type[SpikingLayer], backend: str) -> None:
     net, x = network(neuron), eighths(9, 3, 6)
     spk, *records, last = net(x, return_states=True)
     states, parts = None, []

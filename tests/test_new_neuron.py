@@ -133,15 +133,13 @@ def test_a_neuron_is_four_files(tmp_path: Path) -> None:
     ):
         text = (copy / file).read_text()
         text = re.sub(r"from snnfast\.neurons\.(?!base|leaky).* import .*\n", "", text)
-        text = re.sub(
-            r"__all__ = .*", f'from snnfast.neurons.resting import {name}\n__all__ = ["{kept}", "{name}"]', text
-        )
+        names = f'from snnfast.neurons.resting import {name}\n__all__ = ["{kept}", "{name}"]'
+        text = re.sub(r"__all__ = .*", names, text)
         (copy / file).write_text(text)
     env = {**os.environ, "SNNFAST_CUDA": "0", "SNNFAST_REQUIRE_EXT": "1", "PYTHONPATH": str(copy)}
     env.pop("SNNFAST_BUILD", None)
     build = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
     subprocess.run(build, cwd=copy, env=env, check=True)
-    found = subprocess.run(
-        [sys.executable, "-c", ON_KERNELS], cwd=copy, env=env, check=True, capture_output=True, text=True
-    )
+    run = [sys.executable, "-c", ON_KERNELS]
+    found = subprocess.run(run, cwd=copy, env=env, check=True, capture_output=True, text=True)
     assert found.stdout == "equal\n"

@@ -15,9 +15,7 @@ NOTEBOOK = json.loads((Path(__file__).parent.parent / "examples" / "tutorial5.ip
 CODE = {cell["id"]: "".join(cell["source"]) for cell in NOTEBOOK["cells"] if cell["cell_type"] == "code"}
 
 
-def test_every_cell_runs_in_the_quick_mode(
-    mnist: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_cell_runs(mnist: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("SNNFAST_DATA", str(mnist))
     monkeypatch.setenv("SNNFAST_QUICK", "1")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

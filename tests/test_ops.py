@@ -116,9 +116,8 @@ def test_every_mask_gives_the_gradients_it_asks_for(delay: bool, neuron: str, de
 @neurons
 def test_every_record_gives_the_states_it_asks_for(neuron: str, device: torch.device) -> None:
     """In any combination, with or without the last ones: and behind them the membrane that decided the spike."""
-    for i, case in enumerate(
-        some_cases(16, 3, neuron=(neuron,), shape=((3, 10),), steps=(1, 5, 17), variant=TIMES[:3])
-    ):
+    choices = {"neuron": (neuron,), "shape": ((3, 10),), "steps": (1, 5, 17), "variant": TIMES[:3]}
+    for i, case in enumerate(some_cases(16, 3, **choices)):
         ops = case.kind.ops
         given = forward_arguments(case, device, record=2 * ops.pre_reset_membrane - 1, last=True, saved=i % 2)
         spk, *every = call_op(ops.forward, given)
@@ -244,9 +243,8 @@ def test_inconsistent_arguments_are_refused(variant: str, direction: str, neuron
     case = Case(neuron, variant, STEPS, SHAPE)
     op = getattr(case.kind.ops, direction)
     given = (forward_arguments if direction == "forward" else backward_arguments)(case, device)
-    special = (
-        wrong_for_backward(case) if direction == "backward" else [{"record": 2 * case.kind.ops.pre_reset_membrane}]
-    )
+    unknown = [{"record": 2 * case.kind.ops.pre_reset_membrane}]
+    special = wrong_for_backward(case) if direction == "backward" else unknown
     call_op(op, given)
     if not _ops.saves_spikes(device):
         special.append({"saved": SAVE_SPIKES})
@@ -262,9 +260,7 @@ def test_inconsistent_arguments_are_refused(variant: str, direction: str, neuron
 @emulated_if_thorough
 @neurons
 @pytest.mark.parametrize("missing", ["source", "gradient"])
-def test_shapes_of_what_lacks_its_source_are_refused_in_the_words_of_the_kernels(
-    neuron: str, missing: str, device: torch.device
-) -> None:
+def test_what_lacks_its_source_is_refused_as_the_kernels_do(neuron: str, missing: str, device: torch.device) -> None:
     case = Case(neuron, "unroll", STEPS, SHAPE)
     ops, given = case.kind.ops, backward_arguments(case, device, saved=SAVE_CHECKPOINTS)
     optional = [name for name in given if name.startswith("grad_")] if missing == "gradient" else []

@@ -183,9 +183,8 @@ def both(case: Layer) -> tuple[Any, Any]:
         "state_quant": QUANT if case.quantized else False,
     }  # fmt: skip
     layers = []
-    for library, spike_grad in zip(
-        (snnfast if case.standalone else snnfast.snntorch, snntorch), spike_grads(case), strict=True
-    ):
+    libraries = snnfast if case.standalone else snnfast.snntorch, snntorch
+    for library, spike_grad in zip(libraries, spike_grads(case), strict=True):
         copies = {name: v.clone() if isinstance(v, Tensor) else v for name, v in values.items()}
         layer = getattr(library, NAMES[case.neuron])(**copies, spike_grad=spike_grad, **flags)
         layers.append(layer.to(case.acc) if case.acc == torch.float64 else layer)

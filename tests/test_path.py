@@ -19,9 +19,7 @@ MOST = 4  # frames of the package between a layer's method and the op
 @pytest.mark.parametrize("method", ["unroll", "forward"])
 @pytest.mark.parametrize("neuron", NEURONS)
 @pytest.mark.parametrize("grad", [True, False], ids=["grad", "nograd"])
-def test_few_frames_lie_between_a_layer_and_its_op(
-    grad: bool, neuron: str, method: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_few_frames_lie_before_an_op(grad: bool, neuron: str, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     case = Case(neuron)
     tensors, ops = leaves(inputs(case), case.names if grad else ()), case.kind.ops
     layer, states = layer_of(case, tensors), [tensors[name] for name in ops.states]

@@ -181,6 +181,7 @@ assert 0 < idle() <= 128 << 20, idle()
 
 
 NO_LIMIT = "9223372036854771712"
+NESTED = {"": NO_LIMIT, "a/": "512", "a/b/": "768"}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads files of Linux")
@@ -194,14 +195,7 @@ NO_LIMIT = "9223372036854771712"
         ("0::/../other", {"memory.max": "512"}),
         ("0::/a:b", {"a:b/memory.max": "512"}),
         ("9:memory:/\n0::/", {"memory/memory.limit_in_bytes": "512"}),
-        (
-            "9:cpu:/c\n8:memory:/a/b\n0::/",
-            {
-                "memory/memory.limit_in_bytes": NO_LIMIT,
-                "memory/a/memory.limit_in_bytes": "512",
-                "memory/a/b/memory.limit_in_bytes": "768",
-            },
-        ),
+        ("9:cpu:/c\n8:memory:/a/b\n0::/", {f"memory/{of}memory.limit_in_bytes": limit for of, limit in NESTED.items()}),
         ("8:cpuset,memory:/not/seen", {"memory/memory.limit_in_bytes": "512"}),
         ("8:memory:/a\n0::/b", {"memory/a/memory.limit_in_bytes": "768", "b/memory.max": "512"}),
     ],

@@ -151,9 +151,8 @@ def test_an_immediate_reset_reads_no_value(name: str, library: Any, reset: str) 
 @pytest.mark.parametrize("reset", RESETS)
 @NOT_LAPICQUE
 def test_the_height_of_a_spike_decides_no_reset(name: str, reset: str, factor: float, backend: str) -> None:
-    ours, theirs, plain, unrolled = (
-        make(library, name, reset_mechanism=reset, reset_delay=False) for library in (snn, snntorch, snn, snn)
-    )
+    made = (make(lib, name, reset_mechanism=reset, reset_delay=False) for lib in (snn, snntorch, snn, snn))
+    ours, theirs, plain, unrolled = made
     for layer in (ours, theirs, unrolled):
         layer.graded_spikes_factor = torch.tensor(factor)
     x = torch.rand(4, 2, 3) * 2

@@ -6,12 +6,10 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from helpers import NEURONS, THOROUGH, assert_all_bits_equal, assert_bits_equal
+from helpers import assert_all_bits_equal, assert_bits_equal
 from torch import Tensor
 
 import snnfast
-from snnfast._core import ops as _ops
-from snnfast._core.ops import BITS_AT, CONSTANT, SAVE_CHECKPOINTS, SEQUENCE, pack
 
 pytestmark = pytest.mark.needs_extension
 
@@ -92,39 +90,6 @@ def test_nothing_to_multiply() -> None:
         assert found.shape == (steps, samples, outputs)
         found = torch.ops.snnfast.spikes_linear_weight(bits, torch.ones(steps, samples, outputs), one)
         assert torch.equal(found, torch.zeros(outputs, neurons))
-
-
-@pytest.mark.parametrize("neuron", NEURONS)
-@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
-def test_bits_of_a_neuron_and_the_gradient_through_a_weight(neuron: str, dtype: torch.dtype, isa: str) -> None:
-    ops = _ops.NEURONS[neuron]
-    acc = _ops.opmath_dtype(dtype)
-    states = [None] * len(ops.states)
-    every = (1 << 1 + len(ops.states) + len(ops.parameters)) - 1
-    some = SHAPES[:-1] if THOROUGH else SHAPES[2:4]
-    for (steps, samples, neurons, outputs), time, delay in itertools.product(some, (SEQUENCE, CONSTANT), (0, 1)):
-        shape = (steps, samples, neurons) if time == SEQUENCE else (samples, neurons)
-        x = (torch.rand(shape, generator=torch.Generator().manual_seed(1)) * 1.2).to(dtype)
-        given = (
-            x, *states, *[torch.tensor(0.9)] * (len(ops.parameters) - 2), torch.tensor(1.0), torch.rand(neurons) + 0.5,
-        )  # fmt: skip
-        options = pack(time=time, reset_delay=delay, last=1, saved=SAVE_CHECKPOINTS)
-        spk, *others = ops.forward(*given, steps, options)
-        bits, *same = ops.forward(*given, steps, options | 1 << BITS_AT)
-        assert torch.equal(bits, as_bits(spk != 0))
-        for a, b in zip(same, others, strict=True):
-            assert_bits_equal(a, b, "states")
-
-        grad, weight = random(steps, samples, outputs, dtype=dtype), random(outputs, neurons, dtype=dtype)
-        asked = pack(time=time, reset_delay=delay, saved=SAVE_CHECKPOINTS, needs=every)
-        behind = *[None] * 2 * len(ops.states), x, None, others[-1], None, *given[1:], steps, asked, 2.0, 0.0
-        found = ops.backward(grad, weight, *behind)
-        # In the dtype of the arithmetic: half-precision gradients of the spikes are not rounded between the two.
-        wide = (t if t is None or not isinstance(t, Tensor) or t.dtype != dtype else t.to(acc) for t in behind)
-        expected = ops.backward(grad.to(acc) @ weight.to(acc), None, *wide)
-        assert found[0].dtype == dtype
-        for a, b in zip(found, expected, strict=True):
-            close(a.to(dtype), b.double(), dtype)
 
 
 def test_a_gradient_beyond_the_caches_is_written_as_any_other(isa: str, stream_bytes: Callable[[int], int]) -> None:

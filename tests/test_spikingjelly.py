@@ -396,9 +396,8 @@ def test_the_nodes_of_cext_have_its_defaults() -> None:
     for a, b in zip(*found, strict=True):
         assert_bits_equal(a, b)
     assert cext.MultiStepLIFNode().tau == cext.LIFNode().tau == 100
-    assert isinstance(
-        cext.ParametricLIFNode(surrogate_function="Sigmoid", alpha=3.0).surrogate_function, surrogate.Sigmoid
-    )
+    node = cext.ParametricLIFNode(surrogate_function="Sigmoid", alpha=3.0)
+    assert isinstance(node.surrogate_function, surrogate.Sigmoid)
     with pytest.raises(ValueError, match="surrogate_function: expected 'ATan' or 'Sigmoid', got 'Erf'"):
         cext.IFNode(surrogate_function="Erf")
 
