@@ -271,8 +271,8 @@ def _merge_asserts(graph: Graph) -> None:
         with graph.inserting_before(last):
             stacked = graph.call_function(aten.stack.default, (conditions,))
             whole = graph.call_function(aten.all.default, (stacked,))
-        for made in (stacked, whole):
-            made.meta = {**last.meta, "example_value": fake_call(made.target, made.args, {})}
+        for made, target in ((stacked, aten.stack.default), (whole, aten.all.default)):
+            made.meta = {**last.meta, "example_value": fake_call(target, made.args, {})}
         last.args = (whole, *last.args[1:])
         for node in nodes[:-1]:
             graph.erase_node(node)

@@ -2,6 +2,7 @@
 
 import dis
 import functools
+import importlib
 import operator
 import threading
 from typing import Any
@@ -102,14 +103,15 @@ def _as_it_is_now(a: Any, tx: Any) -> Any:
 def _keep_asserts() -> None:
     """Let ``assert not x`` be what PyTorch makes of ``assert x``: a call of ``torch._assert_async``.
 
-    PyTorch knows an assert by the instruction that jumps over its error where ``x`` is true. Here, one that jumps where
-    ``x`` is false is that of ``not x``. It is left alone inside of ``try``, which could not catch what the graph raises.
+    PyTorch knows an assert by the instruction that jumps over its error where ``x`` is true. Here, an instruction that
+    jumps where ``x`` is false is that of ``not x``. An assert inside of ``try`` is left alone: the error of a graph
+    comes from elsewhere. Where PyTorch has no such functions, an assert splits the graph.
     """
-    from torch._dynamo import symbolic_convert as traced
-
-    follows: Any = getattr(traced, "_detect_and_normalize_assert_statement", None)
+    traced: Any = importlib.import_module("torch._dynamo.symbolic_convert")
+    follows = getattr(traced, "_detect_and_normalize_assert_statement", None)
     name = next(n for n in ("POP_JUMP_FORWARD_IF_FALSE", "POP_JUMP_IF_FALSE") if n in dis.opmap)
-    if follows is None:
+    base = getattr(traced, "InstructionTranslatorBase", None)
+    if follows is None or not hasattr(base, "dispatch_table") or not hasattr(traced, "TensorVariable"):
         return
     at, at_true = dis.opmap[name], dis.opmap[name.replace("FALSE", "TRUE")]
 
@@ -126,7 +128,7 @@ def _keep_asserts() -> None:
 
         return jump
 
-    kinds: list[Any] = [traced.InstructionTranslatorBase]
+    kinds: list[Any] = [base]
     for kind in kinds:
         kinds += kind.__subclasses__()
         kind.dispatch_table[at] = entered(kind.dispatch_table[at], kind.dispatch_table[at_true])
