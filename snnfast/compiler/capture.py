@@ -248,8 +248,8 @@ def _merge_asserts(graph: Graph) -> None:
         with graph.inserting_before(last):
             stacked = graph.call_function(aten.stack.default, (conditions,))
             whole = graph.call_function(aten.all.default, (stacked,))
-        for made in (stacked, whole):
-            made.meta = {**last.meta, "example_value": fake_call(made.target, made.args, {})}
+        stacked.meta = {**last.meta, "example_value": fake_call(aten.stack.default, (conditions,), {})}
+        whole.meta = {**last.meta, "example_value": fake_call(aten.all.default, (stacked,), {})}
         last.args = (whole, *last.args[1:])
         for node in nodes[:-1]:
             graph.erase_node(node)
