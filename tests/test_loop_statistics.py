@@ -83,6 +83,30 @@ def test_asserts_of_all_steps_are_checked_at_once_and_raise_what_the_loop_raises
     assert one_unroll(same, torch.rand(5, 4, 12))
 
 
+def test_a_progress_bar_over_the_steps_is_shown_when_they_are_done(capsys: Any) -> None:
+    tqdm, lif = pytest.importorskip("tqdm").tqdm, snnfast.Leaky(beta=0.9)
+
+    def loop(x: Tensor) -> Tensor:
+        mem = torch.zeros_like(x[0])
+        for t in tqdm(range(x.size(0)), desc="time"):
+            _, mem = lif(x[t], mem)
+        return mem
+
+    def changes_its_bar(x: Tensor) -> Tensor:
+        bar = tqdm(range(x.size(0)), desc="time")
+        mem = x[0]
+        for t in bar:
+            _, mem = lif(x[t], mem)
+        bar.set_description("done")
+        return mem
+
+    x = torch.rand(5, 4, 12)
+    for function in (loop, changes_its_bar):
+        torch.testing.assert_close(snnfast.compile(function)(x), function(x))
+        assert capsys.readouterr().err.count("| 5/5") == 2
+    assert "5 steps of leaky: one unroll" in str(snnfast.explain(loop, x))
+
+
 def test_the_settings_of_torch_compile_are_the_callers_afterwards_also_in_threads() -> None:
     inner, _ = compiled(NUMBERS["item"])
     names = ("capture_scalar_outputs", "reorderable_logging_functions")

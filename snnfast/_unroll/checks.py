@@ -25,8 +25,8 @@ from snnfast._unroll.call import Options, Request, StateQuant, UnrollCall, make_
 from snnfast.surrogate.base import number
 from snnfast.surrogate.examine import SpikeGrad, how_to_make, recognise
 
-DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-_NUMBERS = (*DTYPES, torch.int64)  # of a parameter: what a kernel reads as a number
+_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+_NUMBERS = (*_DTYPES, torch.int64)  # of a parameter: what a kernel reads as a number
 _STRIDED = torch.strided
 _MOST_STEPS = 2**63 - 1
 _DEFAULT_SPIKE_GRAD = surrogate.atan()
@@ -165,7 +165,7 @@ def _prepare_each_step(call: UnrollCall) -> UnrollCall:
 def check_current(name: str, current: object) -> None:
     if not isinstance(current, Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(current).__name__}")
-    if current.dtype not in DTYPES:
+    if current.dtype not in _DTYPES:
         remedy = "" if current.is_complex() else "; convert it, for example with .float()"
         raise TypeError(f"{name}: expected float32, float64, float16 or bfloat16, got {_name(current.dtype)}{remedy}")
     check_dense(name, current)
@@ -232,7 +232,7 @@ def check_num_steps(num_steps: Any) -> int:
 def _check_state(name: str, state: object, current: Tensor, step_shape: torch.Size) -> Tensor:
     if not isinstance(state, Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor or None, got {type(state).__name__}")
-    if state.dtype not in DTYPES:
+    if state.dtype not in _DTYPES:
         raise TypeError(f"{name}: expected float32, float64, float16 or bfloat16, got {_name(state.dtype)}")
     check_dense(name, state)
     if state.device != current.device:

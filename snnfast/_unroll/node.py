@@ -18,19 +18,24 @@ from snnfast._unroll.call import Options, UnrollCall
 __all__ = ["node", "step", "takes"]
 
 
-def step(neuron: Neuron, options: Options, x: Tensor, tensors: list[Tensor | None]) -> Sequence[Tensor] | None:
+def step(
+    neuron: Neuron, options: Options, x: Tensor, states: Sequence[Tensor | None], parameters: Sequence[Any]
+) -> Sequence[Tensor] | None:
     """Make the node of one step, and return its results; ``None`` where it becomes none.
 
-    It takes states and parameters, which are not checked yet: the checks would be traced at every step of a loop. Those
-    of connected neurons have ``None`` for ``V``, which is 1.
+    Its tensors are not checked yet: the checks would be traced at every step of a loop, as all of this is. Connected
+    neurons have ``None`` for ``V``, which is 1.
     """
     chosen = backend.current_backend()
     if chosen == "reference" or not options.kernels_do_all:
         return None
+    for p in parameters:
+        if p is not None and not isinstance(p, Tensor):
+            return None
     return torch.ops.snnfast.step(  # type: ignore[no-any-return]
         neuron.name,
         x,
-        tensors,
+        [*states, *parameters],
         options.packed,
         *options.derivative,
         chosen,
@@ -48,7 +53,7 @@ def node(call: UnrollCall) -> tuple[Tensor, ...]:
     """Make the node of a prepared call, and return its results."""
     options, request = call.options, call.request
     if request.time == STEP:
-        made = step(call.neuron, options, call.current, [*call.states, *call.parameters])
+        made = step(call.neuron, options, call.current, call.states, call.parameters)
         assert made is not None, "a prepared call goes to the kernels"
         return tuple(made)
     given: Any = call.neuron.name, call.current, (*call.states, *call.parameters)

@@ -42,17 +42,14 @@ def run(call: UnrollCall) -> Results:
         ``call.request.record`` names. Then, with ``call.request.last``, all states after the last step; of one step, no
         spike a second time.
     """
-    are_connected = call.neuron.has_spike_feedback and isinstance(call.parameters[0], Connections)
-    if are_connected:
+    if call.neuron.has_spike_feedback and isinstance(call.parameters[0], Connections):
         if call.request.time != STEP:
             return _finish(_connected(call), call.current.dtype, call.linear)
         call = connected.one_step(call)
-    if is_dynamo_compiling() and call.request.time == STEP and all(isinstance(p, Tensor) for p in call.parameters):
-        # Before the checks, which would be traced at every step of a loop.
-        parameters = (None, *call.parameters[1:]) if are_connected else call.parameters
-        made = node.step(call.neuron, call.options, call.current, [*call.states, *parameters])
-        if made is not None:
-            return tuple(made)
+        if is_dynamo_compiling():
+            made = node.step(call.neuron, call.options, call.current, call.states, (None, *call.parameters[1:]))
+            if made is not None:
+                return tuple(made)
     prepared = prepare(call)
     unroll, prepared = engine(prepared)
     found = unroll(prepared)

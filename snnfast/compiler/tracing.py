@@ -1,9 +1,10 @@
-"""How ``torch.compile`` traces what :func:`snnfast.compile` is given: numbers, prints and asserts split no loop."""
+"""How ``torch.compile`` traces what :func:`snnfast.compile` is given: numbers, prints, asserts, bars split no loop."""
 
 import dis
 import functools
 import importlib
 import operator
+import sys
 import threading
 from typing import Any
 
@@ -27,6 +28,7 @@ class _Tracing:
             self._inside += 1
             if self._inside == 1:
                 _keep_asserts()
+                _keep_bars()
                 printing = config.reorderable_logging_functions | ({print} if _keeps_prints() else set())
                 settings = {"capture_scalar_outputs": True, "reorderable_logging_functions": printing}
                 self._before = {name: getattr(config, name) for name in settings}
@@ -46,7 +48,7 @@ tracing = _Tracing()
 
 A number that ``.item()``, ``float`` or ``int`` makes of a tensor becomes a node of the graph. It splits the graph only
 where the program decides by it. ``print`` does not split it either: what a graph prints comes behind it, in order.
-Nor does ``assert``, which becomes a node, too.
+Nor does ``assert``, which becomes a node, too, or a progress bar, which is shown when its loop is done.
 """
 
 
@@ -141,3 +143,43 @@ def _is_tried(tx: Any) -> bool:
             return True
         tx = getattr(tx, "parent", None)
     return False
+
+
+@functools.cache
+def _keep_bars() -> None:
+    """Let ``for t in tqdm(range(T))`` be a loop over the range, and show the bar as it is at the end behind the graph.
+
+    Of another use of a bar, such as of its methods, PyTorch decides.
+    """
+    try:
+        from torch._dynamo.source import AttrSource
+        from torch._dynamo.variables import ConstantVariable, UserDefinedClassVariable
+        from torch._dynamo.variables.misc import DebuggingVariable
+    except ImportError:
+        return
+    original: Any = UserDefinedClassVariable.call_function
+
+    def call_function(self: Any, tx: Any, args: Any, kwargs: Any) -> Any:
+        bar = getattr(sys.modules.get("tqdm"), "tqdm", None)
+        if bar is None or not issubclass(self.value, bar) or not tracing.is_entered or len(args) != 1:
+            return original(self, tx, args, kwargs)
+        next_one = tx.instructions[tx.instruction_pointer].opname
+        named = {k: a.realize() for k, a in kwargs.items()}
+        steps = args[0].realize()
+        known = all(isinstance(a, ConstantVariable) for a in named.values()) and self.source is not None
+        is_range = steps.is_python_constant() and isinstance(steps.as_python_constant(), range)
+        if next_one != "GET_ITER" or not known or not is_range:
+            return original(self, tx, args, kwargs)
+        count = ConstantVariable.create(len(steps.as_python_constant()))
+        given = [a for k, v in named.items() for a in (ConstantVariable.create(k), v)]
+        show = DebuggingVariable(_show, source=AttrSource(tx.import_source(__name__), "_show"))
+        tx.output.root_tx.debug_locals.append((show, [self, count, *given]))
+        return steps
+
+    UserDefinedClassVariable.call_function = call_function  # type: ignore[method-assign]
+
+
+def _show(bar: Any, steps: int, *named: Any) -> None:
+    """A progress bar when all steps are done."""
+    with bar(total=steps, **dict(zip(named[::2], named[1::2], strict=True))) as shown:
+        shown.update(steps)

@@ -15,7 +15,6 @@ from snnfast._core.settings import check_flag
 from snnfast._unroll import node
 from snnfast._unroll.call import ONE_STEP, Linear, Options, StateQuant, UnrollCall
 from snnfast._unroll.checks import (
-    DTYPES,
     check_current,
     check_dense,
     check_options,
@@ -170,8 +169,6 @@ class SpikingLayer(nn.Module):
 
     def _step(self, input_: Tensor, states: tuple[Tensor | None, ...]) -> Any:
         """One time step: what ``forward`` of a layer returns."""
-        if is_dynamo_compiling() and (traced := self._traced_step(input_, states)) is not None:
-            return traced
         check_current("input_", input_)
         neuron, shape = self.neuron, input_.shape
         given: list[Tensor | None] = []
@@ -182,53 +179,13 @@ class SpikingLayer(nn.Module):
             if self.init_hidden or not isinstance(state, Tensor) or state.is_nested:
                 self._refuse(name, state)
             given.append(state if state.shape == shape else None)
-        spk, *after = run(UnrollCall(neuron, self._options(), ONE_STEP, input_, tuple(given), self._values()))
+        options, parameters = self._options(), self._values()
+        found: Any = node.step(neuron, options, input_, given, parameters) if is_dynamo_compiling() else None
+        if found is None:
+            found = run(UnrollCall(neuron, options, ONE_STEP, input_, tuple(given), parameters))
+        spk, *after = found
         self._hold((spk, *after) if neuron.has_spike_feedback else after)
         return spk if self.init_hidden and not self.output else (spk, *after)
-
-    def _traced_step(self, input_: Tensor, states: tuple[Tensor | None, ...]) -> Any:
-        """The same of a usual call while ``torch.compile`` traces it; ``None``: it is another one.
-
-        Of a loop it is traced at every step, where each call takes as long as ten operations. So it has hardly any.
-        """
-        known = self.__dict__.get("_checked")
-        if (
-            known is None
-            or known[0] is not self.spike_grad
-            or known[1] is not self._reset_mechanism
-            or known[2] is not self.reset_delay
-            or known[3] is not self.inhibition
-            or known[4] is not self.state_quant
-            or not self._plain_attributes
-            or not isinstance(input_, Tensor)
-            or input_.dtype not in DTYPES
-            or input_.is_nested
-            or input_.layout != torch.strided
-        ):
-            return None
-        neuron, shape = self.neuron, input_.shape
-        given: list[Any] = []
-        for name, state in zip(neuron.states, states):  # noqa: B905
-            if state is None:
-                state = self._held(name, input_, shape)
-            elif self.init_hidden or not isinstance(state, Tensor) or state.is_nested:
-                return None
-            given.append(state if state.shape == shape else None)
-        for name in neuron.parameters:
-            value = self._buffers.get(name)
-            if value is None:
-                value = self._parameters.get(name)
-            if value is None:
-                return None
-            given.append(value)
-        found = node.step(neuron, known[5], input_, given)
-        if found is None:
-            return None
-        place = 1 - neuron.has_spike_feedback
-        for name in neuron.states:
-            object.__setattr__(self, name, found[place])
-            place += 1
-        return found[0] if self.init_hidden and not self.output else tuple(found)
 
     def _unroll(
         self,
@@ -308,6 +265,10 @@ class SpikingLayer(nn.Module):
     # ---- held states
 
     def _hold(self, states: Sequence[Tensor]) -> None:
+        if is_dynamo_compiling():
+            for name, state in zip(self.neuron.states, states):  # noqa: B905
+                object.__setattr__(self, name, state)
+            return
         if not torch.compiler.is_compiling():
             if transforms_are_active():
                 return  # a tensor of a transform is dead after it
