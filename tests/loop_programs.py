@@ -437,6 +437,25 @@ def membrane_changed_between_steps(self: Any, x: Tensor) -> Any:
     return out, mem1, mem2
 
 
+@program((T, B, 12), repeats=("gru_cell",))
+class Cells(nn.Module):
+    """PyTorch's cells. Only one of them goes on from the step before."""
+
+    def __init__(self, snn: Any) -> None:
+        super().__init__()
+        self.lstm, self.gru, self.rnn, self.last = nn.LSTMCell(12, 9), nn.GRUCell(9, 9), nn.RNNCell(9, 9), nn.GRUCell(9, 5)
+        self.lif = snn.Leaky(beta=0.9)
+
+    def forward(self, x: Tensor) -> Any:
+        mem, hidden, rec = self.lif.reset_mem(), x.new_zeros(x.size(1), 5), []
+        for step in x:
+            h, c = self.lstm(step)
+            hidden = self.last(self.rnn(h, self.gru(c, step[:, :9])), hidden)
+            spk, mem = self.lif(5 * hidden, mem)
+            rec.append(spk)
+        return torch.stack(rec), mem, c
+
+
 @loop((T, B, 12), (T, B, 5), (B,), classes=True)
 def losses_in_the_loop(self: Any, x: Tensor, target: Tensor, y: Tensor) -> Any:
     """Added, in place, and in a list; of labels, of a target for each step as in the tutorial on regression."""
