@@ -268,6 +268,19 @@ def an_image_repeated(x: Tensor) -> Any:
     return torch.stack(run(rates + changed)[1]), rates, changed
 
 
+CELLS = [kind(N, N, dtype=torch.float64) for kind in (nn.LSTMCell, nn.GRUCell, nn.RNNCell, nn.GRUCell)]
+
+
+@program
+def cells_of_which_one_goes_on_from_the_step_before(x: Tensor) -> Any:
+    (lstm, gru, rnn, last), mem, hidden = CELLS, zeros(B, N), zeros(B, N)
+    for step in x:
+        h, c = lstm(step)
+        hidden = last(rnn(h, gru(c, step)), hidden)
+        _, mem = LIF(5 * hidden, mem)
+    return mem, c
+
+
 @program
 def a_step_of_a_stack_and_a_cat(x: Tensor) -> Any:
     stacked, steps = torch.stack([x[:, t] for t in range(T)]), []

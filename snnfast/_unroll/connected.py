@@ -151,18 +151,19 @@ class _Forward:
         few = request.steps if keeps or request.record else min(2, request.steps)
         self.states = [self._rows(few, self.opmath) for _ in now]
         back = self._rows(request.steps if keeps else min(1, request.steps), x.dtype).unbind(0)
-        spks, states = self.spks.unbind(0), [s.unbind(0) for s in self.states]
+        spks, states = self.spks.unbind(0), list(zip(*(s.unbind(0) for s in self.states), strict=True))
+        product = _product(self.like, weight, bias, convolution)
         asked = options.packed | ONE_STEP.packed
         for t, step in enumerate(x.unbind(0) if request.time == SEQUENCE else (x,) * request.steps):
-            came_back = _came_back(spk, weight, bias, convolution, back[t % len(back)])
+            came_back = product(spk, back[t % len(back)])
             if keeps:
                 self.came_back.append(came_back)
-            spk, after = spks[t % len(spks)], [rows[t % len(rows)] for rows in states]
+            spk, after = spks[t % len(spks)], states[t % len(states)]
             neuron.forward_into(step, came_back, *now, _ONE, *parameters, 1, asked, [spk, *after])
             if mask is not None:
                 (at_end,) = mask.kept(t, [spk], [at_end])
                 mask.freeze(t, [spk, *after], [None, *now])
-            now = after
+            now = list(after)
             if self.count is not None:
                 self.count += spk
         self.last = spk if mask is None else at_end, *now
@@ -216,7 +217,7 @@ def _backward(
     neuron, options, request, convolution, mask = how
     n, parameters, weight = len(neuron.states), tensors[len(neuron.states) : -2], tensors[-2]
     wanted = needs[1 + n : -2]  # of the parameters
-    after, came_back = [rows.unbind(0) for rows in kept[: n - 1]], kept[n - 1 :]
+    after, came_back = list(zip(*(rows.unbind(0) for rows in kept[: n - 1]), strict=True)), kept[n - 1 :]
     like = came_back[0] if came_back else x
     wide = like if like.dtype == opmath_dtype(x.dtype) else like.to(opmath_dtype(x.dtype))
     every = rows_like(like, request.steps)  # of the currents, which are those of what came back
@@ -232,25 +233,29 @@ def _backward(
     records, (last_spk, *carry) = given[1:n], given[n:]
     at_end = None if last_spk is None else last_spk.to(x.dtype)
     later = at_end if mask is None else None  # what the steps after this one say of its spikes
+
+    def by_steps(t: Tensor | None, over_time: bool = True) -> Sequence[Tensor | None]:
+        return t.unbind(0) if t is not None and over_time else (t,) * request.steps
+
+    currents, of_currents = by_steps(x, request.time == SEQUENCE), every.unbind(0)
+    of_spks, of_records = by_steps(grads[0], not request.reduce), list(zip(*map(by_steps, records), strict=True))
     for t in reversed(range(request.steps)):
-        of_this = grads[0] if request.reduce or grads[0] is None else grads[0][t]
+        of_this = of_spks[t]
         if t + 1 < request.steps:
-            later = _through(every[t + 1], of_this, weight, convolution, of_spk)
+            later = _through(of_currents[t + 1], of_this, weight, convolution, of_spk)
         elif of_this is not None:
             later = of_this if later is None else later + of_this
         if mask is not None and at_end is not None:
             later = mask.at_last(t, at_end) if later is None else later + mask.at_last(t, at_end)
-        before = [rows[t - 1] if t else initial for rows, initial in zip(after, tensors[1:n], strict=True)]
-        out = [every[t], *carries[t % 2], *partial]
+        before = after[t - 1] if t else tuple(tensors[1:n])
+        out = [of_currents[t], *carries[t % 2], *partial]
         neuron.backward_into(
-            later, None, None, *[r if r is None else r[t] for r in records], None, *carry,
-            x[t] if request.time == SEQUENCE else x, None, None, None, came_back[t], *before, _ONE, *parameters, 1,
-            asked, p0, p1, out,
+            later, None, None, *of_records[t], None, *carry, currents[t], None, None, None, came_back[t], *before, _ONE,
+            *parameters, 1, asked, p0, p1, out,
         )  # fmt: skip
         if mask is not None:
-            of_states_of_t = [r if r is None else r[t] for r in records]
-            mask.freeze(t, carries[t % 2], mask.sums(carry, of_states_of_t))
-            mask.freeze(t, [every[t], *partial], [None] * (1 + len(partial)))
+            mask.freeze(t, carries[t % 2], mask.sums(carry, of_records[t]))
+            mask.freeze(t, [of_currents[t], *partial], [None] * (1 + len(partial)))
         carry = carries[t % 2]
         for total, found in zip(sums, partial, strict=True):
             total += found
@@ -286,16 +291,18 @@ def rows_like(like: Tensor, rows: int) -> Tensor:
     return ops.rows_like(like.contiguous(), rows)  # type: ignore[no-any-return]
 
 
-def _came_back(spk: Tensor, weight: Tensor, bias: Tensor | None, how: Convolution | None, row: Tensor) -> Tensor:
-    """What the connections make of the spikes, by the very product that snnTorch calls."""
+def _product(like: Tensor, weight: Tensor, bias: Tensor | None, how: Convolution | None) -> Any:
+    """What the connections make of the spikes of a step, by the very product that snnTorch calls; given a free row."""
     # The order of its sums may depend on whether memory begins where that of a tensor of its own would.
-    aligned = spk.numel() * spk.element_size() % 64 == 0
-    spk = spk if aligned else spk.clone()
+    aligned = like.numel() * like.element_size() % 64 == 0
     if how is not None:
-        return F.conv2d(spk, weight, bias, *how).contiguous()
-    if aligned and spk.dim() == 2:
-        return torch.ops.aten.linear.out(spk, weight, bias, out=row)  # type: ignore[no-any-return]
-    return F.linear(spk, weight, bias)
+        return lambda spk, _: F.conv2d(spk if aligned else spk.clone(), weight, bias, *how).contiguous()
+    if not aligned or like.dim() != 2:
+        return lambda spk, _: F.linear(spk if aligned else spk.clone(), weight, bias)
+    turned = weight.t()
+    if bias is None:
+        return lambda spk, row: torch.mm(spk, turned, out=row)
+    return lambda spk, row: torch.addmm(bias, spk, turned, out=row)
 
 
 def _through(dx: Tensor, grad: Tensor | None, weight: Tensor, how: Convolution | None, out: Tensor) -> Tensor:

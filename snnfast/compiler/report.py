@@ -89,8 +89,13 @@ def fail(report: GraphReport, error: str) -> None:
 
 
 def is_unconverted(gm: GraphModule) -> bool:
-    """Whether layers in a graph are snnTorch's own."""
-    return any("/snntorch/_neurons/" in (n.stack_trace or "") for n in gm.graph.nodes)
+    """Whether layers in a graph are snnTorch's own, of those that could be on the kernels."""
+    traces = {n.stack_trace or "" for n in gm.graph.nodes}
+    return any(_NEURONS in trace and not any(_NEURONS + name in trace for name in _STAY) for trace in traces)
+
+
+_NEURONS = "/snntorch/_neurons/"
+_STAY = ("slstm.py", "sconv2dlstm.py")
 
 
 NO_NEURON = "there is no step of a neuron in it"

@@ -222,6 +222,28 @@ def attention(step: StepCall) -> Node | None:
     return step.emit(aten.unflatten.int, step.again(**flat), 0, (step.steps, -1))
 
 
+@rule("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
+def cell(step: StepCall) -> Node | None:
+    """Cells that do not go on from the step before, such as those of snnTorch's ``SLSTM`` behind a reset to zero."""
+    x, states, *weights = step.given.values()
+    several = isinstance(states, tuple | list)
+    given = [x, *states] if several else [x, states]
+    if step.rank(x) != 2 or any(w in step.varies for w in weights if isinstance(w, Node)):
+        return None
+    flat = []
+    for a in given:
+        if a not in step.varies:
+            a = step.emit(aten.expand.default, a, (step.steps, -1, -1))
+        flat.append(step.emit(aten.flatten.using_ints, a, 0, 1))
+    result = step.again(input=flat[0], hx=flat[1:] if several else flat[1])
+    return step.emit(_in_steps, result, step.steps)
+
+
+def _in_steps(results: Any, steps: int) -> Any:
+    """``[T, B, *]`` of each of the results."""
+    return pytree.tree_map(lambda t: t.unflatten(0, (steps, -1)), results)
+
+
 # ---- shapes
 
 
