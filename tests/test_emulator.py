@@ -19,7 +19,6 @@ BUGS = [
     ("global_bounds", "address", ASAN + "heap-buffer-overflow", True),
     ("static_shared_bounds", "address", ASAN + "global-buffer-overflow", True),
     ("shared_index", "address", "runtime error: index 32 out of bounds for type 'float [32]'", True),
-    ("dynamic_shared_bounds", "address", ASAN + "heap-buffer-overflow", True),
     ("alignment", "address", "runtime error: reference binding to misaligned address", True),
     ("index_overflow", "address", "runtime error: signed integer overflow", True),
     ("missing_syncthreads", "thread", RACE, True),
@@ -32,7 +31,6 @@ BUGS = [
     ("unwritten_shared", "plain", "poison: element 24 of the output", False),
     ("unwritten_output", "plain", "poison: element 31 of the output", False),
     ("block_size", "plain", "launch: error 9, invalid configuration argument", False),
-    ("shared_size", "plain", "launch: error 1, invalid argument", False),
 ]
 Run = Callable[..., subprocess.CompletedProcess[str]]
 

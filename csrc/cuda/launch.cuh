@@ -51,7 +51,7 @@ int launch_blocks(void (*kernel)(P), int64_t blocks, int threads, [[maybe_unused
   if (blocks > kLargestGrid) return static_cast<int>(cudaErrorInvalidConfiguration);
   const auto grid = static_cast<unsigned>(blocks);
 #if defined(SNN_EMULATED)
-  return emulator::launch(kernel, grid, static_cast<unsigned>(threads), 0, problem);
+  return emulator::launch(kernel, grid, static_cast<unsigned>(threads), problem);
 #else
   // clang-format off
   kernel<<<grid, static_cast<unsigned>(threads), 0, static_cast<cudaStream_t>(stream)>>>(problem);

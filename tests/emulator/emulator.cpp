@@ -45,7 +45,6 @@ Position position;
 namespace {
 
 constexpr size_t kStackBytes = 128 * 1024;
-constexpr size_t kSharedBytes = 48 * 1024;   // what a block may have without asking for more
 constexpr unsigned kMostAtomics = 1u << 22;  // without a thread that ends or waits in between
 
 enum class State { kNew, kReady, kWaits, kDone };
@@ -209,14 +208,11 @@ bool let_go() {
 
 // ---- blocks
 
-void run_block(unsigned block, size_t shared_bytes) {
+void run_block(unsigned block) {
   position.block = index_in(position.grid_size, block);
   const auto static_bytes = static_cast<size_t>(emulated_shared_end - emulated_shared_begin);
-  for (const auto& [at, bytes] :
-       {std::pair<void*, size_t>{emulated_shared_begin, static_bytes}, {position.dynamic_shared, shared_bytes}}) {
-    forget_use(at, bytes);
-    poison(at, bytes);
-  }
+  forget_use(emulated_shared_begin, static_bytes);
+  poison(emulated_shared_begin, static_bytes);
   std::vector<Thread>& threads = running.threads;
   std::fill(threads.begin(), threads.end(), Thread{});
   running.done = 0;
@@ -263,28 +259,24 @@ void set_seed(unsigned seed) { current_seed = seed; }
 
 std::vector<Launch> take_launches() { return std::exchange(launches, {}); }
 
-int run_grid(const void* kernel, dim3 grid, dim3 block, size_t shared_bytes, void (*run)(const void*), const void* of) {
+int run_grid(const void* kernel, dim3 grid, dim3 block, void (*run)(const void*), const void* of) {
   const uint64_t threads = uint64_t{block.x} * block.y * block.z;
   if (threads == 0 || threads > 1024 || block.z > 64 || grid.x == 0 || grid.x > 0x7fffffffu || grid.y == 0 ||
       grid.y > 65535 || grid.z == 0 || grid.z > 65535) {
     return cudaErrorInvalidConfiguration;
   }
-  if (shared_bytes > kSharedBytes) return cudaErrorInvalidValue;
   const std::lock_guard lock(one_launch);
   running = {.run = run, .of = of, .random = std::mt19937(current_seed), .end = std::make_unique<char>()};
   running.threads.resize(threads);
   running.order.resize(threads);
   std::iota(running.order.begin(), running.order.end(), 0u);
   if (checks_races()) running.caller_race_name = __tsan_get_current_fiber();
-  // To the byte as large as asked for: AddressSanitizer watches its ends.
-  const std::unique_ptr<char[]> shared(new char[shared_bytes]);
   position.block_size = block;
   position.grid_size = grid;
-  position.dynamic_shared = shared.get();
   const uint64_t blocks = uint64_t{grid.x} * grid.y * grid.z;
   launches.push_back({kernel, static_cast<unsigned>(blocks), static_cast<unsigned>(threads)});
   for (uint64_t i = 0; i < blocks && running.fault.empty(); ++i) {
-    run_block(static_cast<unsigned>(current_seed % 2 == 1 ? blocks - 1 - i : i), shared_bytes);
+    run_block(static_cast<unsigned>(current_seed % 2 == 1 ? blocks - 1 - i : i));
   }
   if (checks_races()) __tsan_acquire(running.end.get());
   if (running.fault.empty()) return cudaSuccess;
@@ -297,7 +289,7 @@ int run_grid(const void* kernel, dim3 grid, dim3 block, size_t shared_bytes, voi
 
 const char* error_string(int error) {
   if (error == cudaErrorLaunchFailure) return last_fault.c_str();
-  return error == cudaErrorInvalidValue ? "invalid argument" : "invalid configuration argument";
+  return "invalid configuration argument";
 }
 
 }  // namespace emulator

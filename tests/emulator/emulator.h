@@ -40,16 +40,9 @@ using Location = std::source_location;
 struct Position {
   uint3 thread, block;
   dim3 block_size, grid_size;
-  void* dynamic_shared;
 };
 extern Position position;
 EMULATOR_UNWATCHED inline Position here() { return position; }
-
-// In place of `extern __shared__`: the bytes that the launch asked for.
-template <typename T>
-T* dynamic_shared() {
-  return static_cast<T*>(here().dynamic_shared);
-}
 
 // Where a thread waits: at a barrier for its block, and before an atomic it only lets the others run.
 struct Wait {
@@ -71,17 +64,17 @@ struct Launch {
 // Those since the call before.
 std::vector<Launch> take_launches();
 
-int run_grid(const void* kernel, dim3 grid, dim3 block, size_t shared_bytes, void (*run)(const void*), const void* of);
+int run_grid(const void* kernel, dim3 grid, dim3 block, void (*run)(const void*), const void* of);
 const char* error_string(int error);  // for a fault of the kernel itself, of the last launch that had one
 
-// kernel<<<grid, block, shared_bytes>>>(arguments...), to its end. Returns a cudaError_t, 0 for success.
+// kernel<<<grid, block>>>(arguments...), to its end. Returns a cudaError_t, 0 for success.
 template <typename... Parameters, typename... Arguments>
-int launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, const Arguments&... arguments) {
+int launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, const Arguments&... arguments) {
   static_assert((sizeof(Parameters) + ... + 0) <= 4096, "a kernel takes 4 KiB of parameters at most");
   const auto body = [&] { kernel(arguments...); };
   return run_grid(
-      reinterpret_cast<const void*>(kernel), grid, block, shared_bytes,
-      [](const void* of) { (*static_cast<decltype(&body)>(of))(); }, &body);
+      reinterpret_cast<const void*>(kernel), grid, block, [](const void* of) { (*static_cast<decltype(&body)>(of))(); },
+      &body);
 }
 
 }  // namespace emulator

@@ -6,7 +6,7 @@
 template <typename... Parameters, size_t... k>
 int launch_program(void (*kernel)(Parameters...), unsigned blocks, unsigned threads, void** arguments,
                    std::index_sequence<k...>) {
-  return emulator::launch(kernel, blocks, threads, 0, *static_cast<std::decay_t<Parameters>*>(arguments[k])...);
+  return emulator::launch(kernel, blocks, threads, *static_cast<std::decay_t<Parameters>*>(arguments[k])...);
 }
 
 template <typename... Parameters>

@@ -48,17 +48,6 @@ void run_shared_index() {
 }
 
 template <bool kPlanted>
-__global__ void dynamic_shared_bounds() {
-  float* const tile = emulator::dynamic_shared<float>();
-  tile[threadIdx.x + kPlanted] = 1;  // planted: dynamic_shared_bounds
-}
-
-template <bool kPlanted>
-void run_dynamic_shared_bounds() {
-  expect_success(emulator::launch(dynamic_shared_bounds<kPlanted>, 1, 32, 32 * sizeof(float)));
-}
-
-template <bool kPlanted>
 __global__ void alignment(const float* x, float* y) {
   const float4 four = *reinterpret_cast<const float4*>(x + 4 * threadIdx.x + kPlanted);  // planted: alignment
   y[threadIdx.x] = four.x + four.y + four.z + four.w;

@@ -46,8 +46,7 @@ inline void expect_success(int error) {
 // One kernel over `threads` threads per block, with the bug or without.
 template <typename... Parameters, typename... Arguments>
 void run(void (*kernel)(Parameters...), int grid, int threads, const Arguments&... arguments) {
-  expect_success(
-      emulator::launch(kernel, static_cast<unsigned>(grid), static_cast<unsigned>(threads), 0, arguments...));
+  expect_success(emulator::launch(kernel, static_cast<unsigned>(grid), static_cast<unsigned>(threads), arguments...));
 }
 
 }  // namespace planted

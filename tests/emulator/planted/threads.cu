@@ -99,10 +99,5 @@ void run_block_size() {
   run(nothing, 1, kPlanted ? 1025 : 1024);
 }
 
-template <bool kPlanted>
-void run_shared_size() {
-  expect_success(emulator::launch(nothing, 1, 32, 48 * 1024 + kPlanted));
-}
-
 }  // namespace
 }  // namespace planted
