@@ -443,7 +443,12 @@ class Cells(nn.Module):
 
     def __init__(self, snn: Any) -> None:
         super().__init__()
-        self.lstm, self.gru, self.rnn, self.last = nn.LSTMCell(12, 9), nn.GRUCell(9, 9), nn.RNNCell(9, 9), nn.GRUCell(9, 5)
+        self.lstm, self.gru, self.rnn, self.last = (
+            nn.LSTMCell(12, 9),
+            nn.GRUCell(9, 9),
+            nn.RNNCell(9, 9),
+            nn.GRUCell(9, 5),
+        )
         self.lif = snn.Leaky(beta=0.9)
 
     def forward(self, x: Tensor) -> Any:
