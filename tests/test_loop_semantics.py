@@ -408,6 +408,11 @@ def test_spikes_are_drawn_as_pytorch_draws_them(rates: Tensor) -> None:
         assert (found.stride(), found.requires_grad) == (wanted.stride(), wanted.requires_grad)
 
 
+def test_spikes_are_drawn_under_vmap() -> None:
+    drawn = [torch.vmap(draw, randomness="different")(torch.full((9, 4), 0.5)) for draw in (torch.bernoulli, bernoulli)]
+    assert {t.shape for t in drawn} == {torch.Size([9, 4])}
+
+
 @pytest.mark.parametrize("rate", [-0.1, 1.5, float("nan")])
 def test_what_is_no_rate_is_pytorchs_error(rate: float) -> None:
     with pytest.raises(RuntimeError, match="Expected p_in >= 0 && p_in <= 1 to be true"):

@@ -139,7 +139,7 @@ class _Forward:
     def __init__(self, how: tuple[Any, ...], x: Tensor, tensors: Sequence[Any], keeps: bool) -> None:
         neuron, options, self.request, convolution, mask = how
         n, request = len(neuron.states), self.request
-        (first, *now), parameters, (weight, bias) = tensors[:n], tensors[n:-2], tensors[-2:]
+        first, now, parameters, (weight, bias) = tensors[0], tensors[1:n], tensors[n:-2], tensors[-2:]
         self.dtype, self.opmath = x.dtype, opmath_dtype(x.dtype)
         self.like = x if request.time != SEQUENCE else x.new_empty(x.shape[1:]) if len(x) == 0 else x[0]
         spk = torch.zeros_like(self.like) if first is None else first.to(x.dtype).contiguous()

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import Graph, GraphModule, Node, map_arg
 
 from snnfast._core.ops import NEURONS, Neuron
 from snnfast.compiler.connected import absorb_connections
@@ -202,12 +202,12 @@ def _repeat_last(graph: Graph) -> None:
                 break
             if is_random(reader) or not same_context(node, reader) or not isinstance(value(reader), Tensor):
                 break
-            source: Any = node.args[0]
+            args, kwargs = map_arg((reader.args, reader.kwargs), {node: node.args[0]}.get)
+            target: Any = reader.target
+            found = fake_call(target, args, kwargs, blocks=node.meta["context"].blocks)
             with graph.inserting_before(node):
-                early = graph.node_copy(reader, lambda _, source=source: source)  # type: ignore[misc]
-            target: Any = early.target
-            blocks = early.meta["context"].blocks
-            early.meta["example_value"] = fake_call(target, early.args, early.kwargs, blocks=blocks)
+                early = graph.call_function(target, args, kwargs)
+            early.meta = {**node.meta, "example_value": found}
             early.meta.pop("storage", None)
             reader.target, reader.args, reader.kwargs = node.target, (early, *node.args[1:]), node.kwargs
             graph.erase_node(node)
