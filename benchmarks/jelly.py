@@ -36,7 +36,7 @@ def functions(
             layer.reset()
             return (layer(x),)
 
-        return lambda: spikes()[0].backward(grad), spikes, [x, grad]
+        return lambda: torch.autograd.grad(spikes(), x, grad), spikes, [x, grad]
     sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
     import spikformer
 

@@ -8,6 +8,8 @@
 #include <immintrin.h>
 #endif
 
+#include <limits>
+
 #include "../math/exponential.h"
 #include "../math/scalar.h"
 
@@ -62,6 +64,11 @@ struct Vec {
   friend SNN_HD Mask operator<(Vec a, Vec b) { return a.r < b.r; }
   friend SNN_HD Mask operator>=(Vec a, Vec b) { return a.r >= b.r; }
   friend SNN_HD Vec select(Mask condition, Vec yes, Vec no) { return Vec(condition ? yes.r : no.r); }
+
+  friend SNN_HD Vec magnitude(Vec a) {
+    constexpr auto kAllButSign = std::numeric_limits<typename ExpTraits<A>::Int>::max();
+    return Vec(reinterpret_cast<Value>(reinterpret_cast<Mask>(a.r) & kAllButSign));
+  }
 
   friend SNN_HD Vec power_of_two(Vec shifted) {
     using Traits = ExpTraits<A>;

@@ -50,36 +50,24 @@ SNN_BINARY(Minimum, Vec<A>((a.r < b.r) | (a.r != a.r) ? a.r : b.r))
 template <typename A>
 SNN_HD Vec<A> exponential(Vec<A> x) {
   using Traits = ExpTraits<A>;
-  const Vec<A> lowest(Traits::kLowest), highest(A(-1.03) * Traits::kLowest), round(Traits::kRound);
-  const Vec<A> above = select(x < lowest, lowest, x), clamped = select(above > highest, highest, above);
-  const Vec<A> shifted = clamped * Vec<A>(A(1.44269504088896340736)) + round;
-  const Vec<A> n = shifted - round;
-  const Vec<A> r = (clamped - n * Vec<A>(Traits::kLn2High)) - n * Vec<A>(Traits::kLn2Low);
-  const Vec<A> one(A(1));
-  Vec<A> polynomial = one;
-  for (int k = Traits::kDegree; k > 0; --k) polynomial = one + polynomial * r * Vec<A>(A(1) / A(k));
-  const Vec<A> large = polynomial * power_of_two(shifted - one) * Vec<A>(A(2));
-  return select(x < lowest, Vec<A>(A(0)), select(x > Vec<A>(A(0)), large, polynomial * power_of_two(shifted)));
-}
-
-template <typename A>
-SNN_HD Vec<A> absolute(Vec<A> x) {
-  using Int = typename Vec<A>::Mask;
-  constexpr auto kSign = std::numeric_limits<A>::digits == 24 ? int64_t{1} << 31 : std::numeric_limits<int64_t>::min();
-  const Int sign = Int{} + static_cast<typename ExpTraits<A>::Int>(kSign);
-  return Vec<A>(reinterpret_cast<typename Vec<A>::Value>(reinterpret_cast<Int>(x.r) & ~sign));
+  const Vec<A> lowest(Traits::kLowest), highest(A(-1.03) * Traits::kLowest);
+  const Vec<A> above = select(x < lowest, lowest, x);
+  Vec<A> shifted;
+  const Vec<A> rest = exp_of_rest(select(above > highest, highest, above), shifted);
+  const Vec<A> large = rest * power_of_two(shifted - Vec<A>(A(1))) * Vec<A>(A(2));
+  return select(x < lowest, Vec<A>(A(0)), select(x > Vec<A>(A(0)), large, rest * power_of_two(shifted)));
 }
 
 template <typename A>
 SNN_HD Vec<A> logistic(Vec<A> x) {
-  const Vec<A> one(A(1)), e = exp_of_nonpositive(-absolute(x));
+  const Vec<A> one(A(1)), e = exp_of_nonpositive(-magnitude(x));
   return select(x >= Vec<A>(A(0)), one, e) / (one + e);
 }
 
 // tanh(x): of small x by a rational function or a polynomial (S. L. Moshier, Cephes), of others by exp.
 template <typename A>
 SNN_HD Vec<A> hyperbolic_tangent(Vec<A> x) {
-  const Vec<A> one(A(1)), size = absolute(x), e = exp_of_nonpositive(-(size + size)), s = x * x;
+  const Vec<A> one(A(1)), size = magnitude(x), e = exp_of_nonpositive(-(size + size)), s = x * x;
   Vec<A> small;
   if constexpr (sizeof(A) == sizeof(float)) {
     small = Vec<A>(A(-5.70498872745e-3));
@@ -142,7 +130,7 @@ void negate(int n, A* to, const A* a, const A*, const A*, const A*) {
 }
 template <typename A>
 void magnitude_of(int n, A* to, const A* a, const A*, const A*, const A*) {
-  each_vector(n, to, [=](int i) { return absolute(Vec<A>::load(a + i)); });
+  each_vector(n, to, [=](int i) { return magnitude(Vec<A>::load(a + i)); });
 }
 template <typename A>
 void exponentials(int n, A* to, const A* a, const A*, const A*, const A*) {

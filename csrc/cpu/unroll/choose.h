@@ -99,6 +99,7 @@ Either<AdjointLoop<Neuron, A>> choose_adjoint(const Backward<Neuron>& p) {
     if constexpr (std::is_same_v<A, float>) {  // nearly all networks use one of these, in float32
       if (p.surrogate == SurrogateKind::kATan) return choose(ATan{});
       if (p.surrogate == SurrogateKind::kFastSigmoid) return choose(FastSigmoid{});
+      if (p.surrogate == SurrogateKind::kSigmoid) return choose(Sigmoid{});
     }
   }
   return choose(AnySurrogate{});
