@@ -25,6 +25,14 @@ def node(peer: Peer, **options: Any) -> Any:
     return LIFNode(step_mode="m", **options)
 
 
+def _modules(peer: Peer) -> tuple[Any, Any]:
+    if peer.name == OURS:
+        from snnfast.spikingjelly import functional, layer
+    else:
+        from spikingjelly.activation_based import functional, layer
+    return layer, functional
+
+
 def functions(
     case: Case, peer: Peer, x: Tensor, grad: Tensor
 ) -> tuple[Callable[[], object], Callable[[], tuple[Tensor, ...]], list[Tensor]]:
@@ -41,6 +49,7 @@ def functions(
     import spikformer
 
     spikformer.MultiStepLIFNode = lambda backend, **options: node(peer, **options)
+    spikformer.layer, spikformer.functional = _modules(peer)
     torch.manual_seed(0)
     net = spikformer.Spikformer().to(x.device)
     images, labels = x.detach()[0], torch.randint(CLASSES, (case.B,), device=x.device)

@@ -145,23 +145,29 @@ POOLINGS: dict[str, tuple[tuple[int, int, int], Any, Any]] = {  # channels, heig
     "the whole image": ((5, 3, 4), (3, 4), None),
     "single places": ((4, 3, 3), 1, 1),
     "as many places as a byte counts": ((4, 16, 33), 16, 16),
+    "planes": ((3, 9, 64), 2, None),  # in contiguous order
+    "planes of no whole vector": ((2, 8, 31), 2, None),
+    "planes fewer than a vector": ((2, 3, 6), 2, None),
+    "planes of one channel": ((1, 4, 58), 2, 2),
 }
 
 
 @pytest.mark.parametrize("name", POOLINGS)
 def test_maxima_and_gradients_are_pytorchs_and_one_byte_is_kept(name: str, isa: str, by_kernels: list[str]) -> None:
     sizes, kernel, stride = POOLINGS[name]
-    x, kept = images(6, *sizes).requires_grad_(), []
+    planes = name.startswith("planes")
+    x, kept = images(6, *sizes), []
+    x = (x.contiguous() if planes else x).requires_grad_()
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         found = max_pool2d(x, kernel, stride)
     expected = F.max_pool2d(x, kernel, stride)
     assert by_kernels == ["max_pool2d"]
     assert_bits_equal(found, expected)
-    assert [(t.dtype, t.shape) for t in kept] == [(torch.uint8, found.shape)]
+    assert [(t.dtype, t.numel()) for t in kept] == [(torch.uint8, found.numel())]
     grad = torch.randn(expected.shape)  # in another order
     (of_x,) = torch.autograd.grad(found, x, grad)
     assert_bits_equal(of_x, torch.autograd.grad(expected, x, grad)[0])
-    assert found.stride(1) == of_x.stride(1) == 1
+    assert all(t.is_contiguous() if planes else t.stride(1) == 1 for t in (found, of_x))
 
 
 @functions
@@ -205,7 +211,8 @@ DENSE: dict[Any, dict[str, Callable[[Tensor, Tensor], Any]]] = {
         "return_indices": lambda x, w: (x, 2, {"return_indices": True}),
         "few channels": lambda x, w: (channels_last(x[:, :3]), 2, {}),
         "float64": lambda x, w: (x.double(), 2, {}),
-        "another order": lambda x, w: (x.contiguous(), 2, {}),
+        "another order": lambda x, w: (x.contiguous(), 3, {}),
+        "a third order": lambda x, w: (x.mT, 2, {}),
         "no batch": lambda x, w: (x[0], 2, {}),
         "an empty batch": lambda x, w: (x[:0], 2, {}),
     },

@@ -447,6 +447,17 @@ def test_containers() -> None:
 
 
 @pytest.mark.needs_extension
+def test_backward_keeps_a_current_of_a_node_and_a_byte_of_a_maximum() -> None:
+    x, kept = torch.rand(4, 2, 8, 8, 8, requires_grad=True), []
+    net = nn.Sequential(neuron.LIFNode(), layer.MaxPool2d(2), layer.SeqToANNContainer(nn.MaxPool2d(2)))
+    functional.set_step_mode(net, "m")
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        net(x)
+    sizes = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in kept}
+    assert sum(sizes.values()) < (4 + 1 / 4 + 1 / 16 + 0.1) * x.numel()
+
+
+@pytest.mark.needs_extension
 def test_multistep_hands_the_spikes_on_as_bits() -> None:
     node = neuron.IFNode(1.0, surrogate_function=surrogate.ATan())  # membranes at the threshold, too
     net = snnfast.MultiStep(node, nn.Linear(40, 3))

@@ -77,8 +77,11 @@ def _few(x: Tensor, weight: Tensor) -> bool:
     return bool(torch.ops.snnfast.count_events(x) <= MOST * x.numel()) and bool(weight.isfinite().all())
 
 
-def takes_kernels(x: Tensor) -> bool:
-    """Whether the kernels for images may be given ``x``: a batch in float32 and in channels_last order on the CPU."""
+def takes_kernels(x: Tensor, of_planes: bool = False) -> bool:
+    """Whether the kernels for images may be given ``x``: a batch in float32 and in channels_last order on the CPU.
+
+    Or in contiguous order, where a kernel takes each plane by itself.
+    """
     return (
         not backend.exporting()  # what is exported is PyTorch's alone
         and type(x) is Tensor  # one that has numbers
@@ -86,8 +89,12 @@ def takes_kernels(x: Tensor) -> bool:
         and x.dim() == 4
         and x.device.type == "cpu"
         and x.dtype == torch.float32
-        and x.is_contiguous(memory_format=torch.channels_last)
-        and x.stride(1) == 1  # not one channel in the other order
+        and (
+            x.is_contiguous()
+            if of_planes
+            else x.is_contiguous(memory_format=torch.channels_last)
+            and x.stride(1) == 1  # not one channel in the other order
+        )
         and x.numel() > 0
         and backend.use_fused(x)
         and not is_forward_mode()

@@ -1,4 +1,8 @@
-"""Max pooling of images in channels_last order: one byte is kept for each output, where PyTorch keeps eight."""
+"""Max pooling of images over windows that do not overlap: one byte is kept for each output.
+
+PyTorch keeps the image, and eight bytes for each output. The kernels take channels_last order. An image in contiguous
+order is, plane by plane, one with one channel, and windows of two by two fill vectors there as well.
+"""
 
 from typing import Any, cast
 
@@ -45,9 +49,9 @@ def max_pool2d(
 
 
 def _by_kernels(x: Tensor, kernel: list[int], by: list[int], padding: Any, dilation: Any, ceil_mode: bool) -> bool:
+    pairs = kernel == by == [2, 2]
     return (
-        takes_kernels(x)
-        and x.shape[1] >= _LEAST_CHANNELS
+        ((takes_kernels(x) and x.shape[1] >= _LEAST_CHANNELS) or (pairs and takes_kernels(x, of_planes=True)))
         and (pair(padding), pair(dilation)) == ([0, 0], [1, 1])
         and not ceil_mode
         and len(kernel) == len(by) == 2  # else PyTorch says what is wrong
@@ -57,6 +61,10 @@ def _by_kernels(x: Tensor, kernel: list[int], by: list[int], padding: Any, dilat
 
 
 def _largest(x: Tensor, kernel: list[int], by: list[int]) -> Tensor:
+    if not takes_kernels(x):
+        N, C, H, W = x.shape
+        planes = _largest(x.view(N * C, H, W, 1).movedim(-1, 1), kernel, by)
+        return planes.view(N, C, *planes.shape[2:])
     if torch.compiler.is_compiling():  # a function would be traced, and be a new class at each call
         return cast(Tensor, torch.ops.snnfast.max_pool2d(x, kernel, by)[0])
     return cast(Tensor, _MaxPooling.apply(x, kernel, by))

@@ -1,5 +1,7 @@
 """SpikingJelly's layers: PyTorch's with a step mode, and containers of layers."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -7,12 +9,14 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from snnfast._core.settings import check_flag
+from snnfast._images.channels_last import keeps_order
 from snnfast._images.conv2d import conv2d
+from snnfast._images.max_pool2d import max_pool2d, pooled
 from snnfast.spikingjelly.base import StepModule
 from snnfast.spikingjelly.functional import multi_step_forward, seq_to_ann_forward
 
 __all__ = [
-    "Conv2d", "Dropout", "Dropout2d", "MultiStepContainer", "MultiStepDropout", "MultiStepDropout2d",
+    "Conv2d", "Dropout", "Dropout2d", "MaxPool2d", "MultiStepContainer", "MultiStepDropout", "MultiStepDropout2d",
     "SeqToANNContainer", "StepModeContainer", "VotingLayer",
 ]  # fmt: skip
 
@@ -56,6 +60,19 @@ class Conv2d(_Layer, nn.Conv2d):
         return conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
 
+class MaxPool2d(_Layer, nn.MaxPool2d):
+    """``nn.MaxPool2d`` with a step mode.
+
+    On the CPU, one byte is kept for the gradient of each output, if windows do not overlap.
+    """
+
+    dims = (5,)
+
+    def _of_batch(self, x: Tensor) -> Tensor:
+        how = self.padding, self.dilation, self.ceil_mode, self.return_indices
+        return max_pool2d(x, self.kernel_size, self.stride, *how)
+
+
 def _with_step_mode(name: str, *dims: int) -> type[_Layer]:
     doc = f"``nn.{name}`` with a step mode."
     if "BatchNorm" in name:
@@ -67,7 +84,7 @@ _MADE = {name: _with_step_mode(name) for name in ("Flatten", "GroupNorm", "Linea
 for _kind in ("AdaptiveAvgPool", "AvgPool", "BatchNorm", "Conv", "ConvTranspose", "MaxPool"):
     for _n in (1, 2, 3):
         _MADE[f"{_kind}{_n}d"] = _with_step_mode(f"{_kind}{_n}d", *(3,) * (_kind + str(_n) == "BatchNorm1"), _n + 3)
-del _MADE["Conv2d"]  # above
+del _MADE["Conv2d"], _MADE["MaxPool2d"]  # above
 globals().update(_MADE)
 __all__ += sorted(_MADE)
 
@@ -178,7 +195,11 @@ class SeqToANNContainer(StepModule, nn.Sequential):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(self, x_seq: Tensor) -> Tensor:
-        return seq_to_ann_forward(x_seq, super().forward)
+        return seq_to_ann_forward(x_seq, [_of_batch(module) for module in self])
+
+
+def _of_batch(module: nn.Module) -> Callable[[Tensor], Tensor]:
+    return partial(pooled, module) if isinstance(module, nn.MaxPool2d) and keeps_order(module) else module
 
 
 class MultiStepContainer(StepModule, nn.Sequential):

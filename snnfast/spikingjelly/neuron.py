@@ -176,7 +176,8 @@ class BaseNode(StepModule, SpikingLayer):
         held, dtype = self.v, opmath_dtype(x.dtype)
         if not isinstance(held, Tensor) or held.shape != shape:
             start = (self.v_reset or 0.0) if isinstance(held, Tensor) else float(held)
-            self._set_held(name, torch.full(shape, start, dtype=dtype, device=x.device))
+            # One number, which backward keeps, and the kernels lay out in the order of the current.
+            self._set_held(name, torch.full((), start, dtype=dtype, device=x.device).expand(shape))
         return super()._held(name, x, shape).to(dtype)
 
     # ---- what SpikingLayer does for layers with snnTorch's parameters and states

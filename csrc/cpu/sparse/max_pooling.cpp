@@ -3,6 +3,7 @@
 
 #include <cstring>
 #include <type_traits>
+#include <utility>
 
 namespace snnfast::cpu::SNN_ISA {
 namespace {
@@ -32,6 +33,17 @@ void each_place(const MaxPooling& p, Visit&& visit) {
   }
 }
 
+// Visits so many channels, or windows of a row, in vectors. The last one may overlap the one before.
+template <typename Visit>
+void each_vector(int count, Visit&& visit) {
+  int i = 0;
+  for (; i + 16 <= count; i += 16) visit(Lane<16>(), i);
+  if (i + 8 <= count) visit(Lane<8>(), i), i += 8;
+  if (i + 4 <= count) visit(Lane<4>(), i), i += 4;
+  if (i < count && count >= 4) return visit(Lane<4>(), count - 4);
+  for (; i < count; ++i) visit(Lane<1>(), i);
+}
+
 // Visits the channels of all windows of an image, in vectors, by their offset in the input and in the output.
 template <typename Visit>
 void each_window(const MaxPooling& p, Visit&& visit) {
@@ -39,16 +51,19 @@ void each_window(const MaxPooling& p, Visit&& visit) {
   for (int y = 0; y < p.Y; ++y) {
     for (int x = 0; x < p.X; ++x, output += p.C) {
       const int64_t input = (int64_t{y} * p.stride_y * p.W + int64_t{x} * p.stride_x) * p.C;
-      int c = 0;
-      for (; c + 16 <= p.C; c += 16) visit(Lane<16>(), input + c, output + c);
-      if (c + 8 <= p.C) visit(Lane<8>(), input + c, output + c), c += 8;
-      if (c + 4 <= p.C) visit(Lane<4>(), input + c, output + c), c += 4;
-      for (; c < p.C; ++c) visit(Lane<1>(), input + c, output + c);
+      each_vector(p.C, [&](auto lanes, int c) { visit(lanes, input + c, output + c); });
     }
   }
 }
 
 // As in PyTorch, a NaN is larger than any number. The last of several NaN counts, and the first of equal numbers.
+template <typename Floats, typename Ints>
+void take(const Floats& value, int k, Floats& most, Ints& place) {
+  const Ints taken = (value > most) | (value != value);
+  most = taken ? value : most;
+  place = taken ? k - Ints{} : place;
+}
+
 template <int Lanes, int Side>
 void forward_lanes(const MaxPooling& p, const float* window, float* largest, uint8_t* places) {
   using C = Channels<Lanes>;
@@ -57,9 +72,7 @@ void forward_lanes(const MaxPooling& p, const float* window, float* largest, uin
   load(most, window);
   each_place<Side>(p, [&](int k, int64_t offset) {
     load(value, window + offset);
-    const typename C::Ints taken = (value > most) | (value != value);
-    most = taken ? value : most;
-    place = taken ? k - typename C::Ints{} : place;
+    take(value, k, most, place);
   });
   const auto bytes = __builtin_convertvector(place, typename C::Bytes);
   std::memcpy(largest, &most, sizeof most);
@@ -80,6 +93,57 @@ void backward_lanes(const MaxPooling& p, const float* grad, const uint8_t* place
   });
 }
 
+// ---- windows of two by two side by side, of an image of one channel: a vector has one place of several windows
+
+bool has_pairs(const MaxPooling& p) { return p.C == 1 && p.kernel_y == 2 && p.kernel_x == 2 && p.stride_x == 2; }
+
+template <typename Visit>
+void each_pair(const MaxPooling& p, Visit&& visit) {
+  for (int y = 0; y < p.Y; ++y) {
+    const int64_t input = int64_t{y} * p.stride_y * p.W, output = int64_t{y} * p.X;
+    each_vector(p.X, [&](auto lanes, int x) { visit(lanes, input + 2 * x, output + x); });
+  }
+}
+
+template <int Lanes, int... I>
+void forward_pairs(const MaxPooling& p, const float* windows, float* largest, uint8_t* places,
+                   std::integer_sequence<int, I...>) {
+  using C = Channels<Lanes>;
+  typename C::Floats most, low, high;
+  typename C::Ints place{};
+  for (int row = 0; row < 2; ++row) {
+    load(low, windows + row * p.W);
+    load(high, windows + row * p.W + Lanes);
+    const typename C::Floats even = __builtin_shufflevector(low, high, 2 * I...);
+    const typename C::Floats odd = __builtin_shufflevector(low, high, 2 * I + 1 ...);
+    if (row == 0) most = even;
+    take(even, 2 * row, most, place);
+    take(odd, 2 * row + 1, most, place);
+  }
+  const auto bytes = __builtin_convertvector(place, typename C::Bytes);
+  std::memcpy(largest, &most, sizeof most);
+  std::memcpy(places, &bytes, sizeof bytes);
+}
+
+template <int Lanes, int... I>
+void backward_pairs(const MaxPooling& p, const float* grad, const uint8_t* places, float* windows,
+                    std::integer_sequence<int, I...>) {
+  using C = Channels<Lanes>;
+  typename C::Floats g;
+  typename C::Bytes bytes;
+  load(g, grad);
+  load(bytes, places);
+  const auto place = __builtin_convertvector(bytes, typename C::Ints);
+  for (int row = 0; row < 2; ++row) {
+    const typename C::Floats even = place == 2 * row ? g : typename C::Floats{};
+    const typename C::Floats odd = place == 2 * row + 1 ? g : typename C::Floats{};
+    const typename C::Floats low = __builtin_shufflevector(even, odd, I / 2 + I % 2 * Lanes...);
+    const typename C::Floats high = __builtin_shufflevector(even, odd, (Lanes + I) / 2 + I % 2 * Lanes...);
+    std::memcpy(windows + row * p.W, &low, sizeof low);
+    std::memcpy(windows + row * p.W + Lanes, &high, sizeof high);
+  }
+}
+
 // Calls f with the side of a common square kernel as a constant, or with 0.
 template <typename F>
 void with_side(const MaxPooling& p, F&& f) {
@@ -88,6 +152,15 @@ void with_side(const MaxPooling& p, F&& f) {
 }
 
 void forward(const MaxPooling& p, const float* image, float* largest, uint8_t* places) {
+  if (has_pairs(p)) {
+    return each_pair(p, [&]<int Lanes>(Lane<Lanes>, int64_t in, int64_t out) {
+      if constexpr (Lanes == 1) {
+        forward_lanes<1, 2>(p, image + in, largest + out, places + out);
+      } else {
+        forward_pairs<Lanes>(p, image + in, largest + out, places + out, std::make_integer_sequence<int, Lanes>());
+      }
+    });
+  }
   with_side(p, [&]<int Side>(std::integral_constant<int, Side>) {
     each_window(p, [&]<int Lanes>(Lane<Lanes>, int64_t in, int64_t out) {
       forward_lanes<Lanes, Side>(p, image + in, largest + out, places + out);
@@ -97,6 +170,15 @@ void forward(const MaxPooling& p, const float* image, float* largest, uint8_t* p
 
 void backward(const MaxPooling& p, const float* grad, const uint8_t* places, float* of_image) {
   if (!p.covers_image()) std::memset(of_image, 0, static_cast<size_t>(p.inputs()) * sizeof(float));
+  if (has_pairs(p)) {
+    return each_pair(p, [&]<int Lanes>(Lane<Lanes>, int64_t in, int64_t out) {
+      if constexpr (Lanes == 1) {
+        backward_lanes<1, 2>(p, grad + out, places + out, of_image + in);
+      } else {
+        backward_pairs<Lanes>(p, grad + out, places + out, of_image + in, std::make_integer_sequence<int, Lanes>());
+      }
+    });
+  }
   with_side(p, [&]<int Side>(std::integral_constant<int, Side>) {
     each_window(p, [&]<int Lanes>(Lane<Lanes>, int64_t in, int64_t out) {
       backward_lanes<Lanes, Side>(p, grad + out, places + out, of_image + in);

@@ -1,5 +1,5 @@
 // Max pooling of channels_last images over windows that do not overlap. For backward it saves the place of each maximum
-// in its window, which is one byte. PyTorch saves eight.
+// in its window, which is one byte. PyTorch saves eight. Images of one channel are planes of contiguous ones.
 #pragma once
 
 #include <cstdint>
