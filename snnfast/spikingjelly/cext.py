@@ -21,6 +21,8 @@ class _Named(neuron.BaseNode):
     def __init__(self, *args: Any, surrogate_function: str = "ATan", alpha: float = 2.0, **kwargs: Any) -> None:
         if surrogate_function not in _SURROGATES:
             raise ValueError(f"surrogate_function: expected 'ATan' or 'Sigmoid', got {surrogate_function!r}")
+        if isinstance(self, neuron.LIFNode) and not args:
+            kwargs.setdefault("tau", 100.0)
         super().__init__(*args, **{"surrogate_function": _SURROGATES[surrogate_function](alpha), **kwargs})
 
 
@@ -30,9 +32,6 @@ class IFNode(_Named, neuron.IFNode):
 
 class LIFNode(_Named, neuron.LIFNode):
     """:class:`snnfast.spikingjelly.neuron.LIFNode` with these defaults."""
-
-    def __init__(self, tau: float = 100.0, **kwargs: Any) -> None:
-        super().__init__(tau=tau, **kwargs)
 
 
 class ParametricLIFNode(_Named, neuron.ParametricLIFNode):
@@ -45,9 +44,6 @@ class MultiStepIFNode(_Named, neuron.MultiStepIFNode):
 
 class MultiStepLIFNode(_Named, neuron.MultiStepLIFNode):
     """:class:`snnfast.spikingjelly.neuron.MultiStepLIFNode` with these defaults."""
-
-    def __init__(self, tau: float = 100.0, **kwargs: Any) -> None:
-        super().__init__(tau=tau, **kwargs)
 
 
 class MultiStepParametricLIFNode(_Named, neuron.MultiStepParametricLIFNode):

@@ -127,38 +127,27 @@ class BaseNode(StepModule, SpikingLayer):
     # ---- what the kernels take
 
     def _options(self) -> Options:
+        return self._known()[0]
+
+    def _values(self) -> tuple[Tensor, ...]:
+        return self._known()[1]
+
+    def _known(self) -> tuple[Options, tuple[Tensor, ...]]:
+        """Options and parameters of a call, which are made again after an attribute was assigned."""
         function = self.surrogate_function
-        divides = _divides(self._tau())
-        given = function, self.v_reset is None, divides, getattr(function, "alpha", None)  # alpha may change in place
+        given = self.v_reset is None, getattr(function, "alpha", None), self._constants()  # alpha may change in place
         known = self.__dict__.get("_checked")
-        if known is not None and known[0][0] is function and known[0][1:] == given[1:]:
-            return known[1]  # type: ignore[no-any-return]
+        if known is not None and known[0] is function and known[1] == given:
+            return known[2]  # type: ignore[no-any-return]
         mechanism = RESET_MECHANISMS[0 if self.v_reset is None else 1]
         # The membrane that is passed on is the one after the reset. Whether that has a gradient is a parameter.
         options = check_options(spike_grad_of(function), mechanism, False, False, None)
-        if not divides:
+        if not _divides(self._tau()):
             options = options._replace(packed=options.packed | 1 << RESET_DELAY_AT)  # as csrc/neurons/ifnode.h has it
+        made = options, tuple([torch.tensor(value, dtype=torch.float64, device="cpu") for value in given[2]])
         if not torch.compiler.is_compiling():
-            self.__dict__["_checked"] = given, options
-        return options
-
-    def _register(self) -> None:
-        """Make what calls need now, so that it need not be traced later. Call last in ``__init__``."""
-        super()._register()
-        self._numbers()
-
-    def _values(self) -> tuple[Tensor, ...]:
-        return self._numbers()
-
-    def _numbers(self) -> tuple[Tensor, ...]:
-        given = self._constants()
-        known = self.__dict__.get("_made")
-        if known is not None and known[0] == given:
-            return known[1]  # type: ignore[no-any-return]
-        values = tuple([torch.tensor(value, dtype=torch.float64, device="cpu") for value in given])
-        if not torch.compiler.is_compiling():
-            self.__dict__["_made"] = given, values
-        return values
+            self.__dict__["_checked"] = function, given, made
+        return made
 
     def _constants(self) -> tuple[float, ...]:
         v_reset, tau = 0.0 if self.v_reset is None else self.v_reset, self._tau()
@@ -202,7 +191,7 @@ class BaseNode(StepModule, SpikingLayer):
         nn.Module._load_from_state_dict(self, *args)
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {k: v for k, v in self.__dict__.items() if k not in ("_checked", "_made")}
+        state = {k: v for k, v in self.__dict__.items() if k != "_checked"}
         for name in ("v", "v_seq"):
             if isinstance(state[name], Tensor):
                 state[name] = state[name].detach()
@@ -291,7 +280,7 @@ class ParametricLIFNode(_Leaking):
         self._register()
 
     def _values(self) -> tuple[Tensor, ...]:
-        tau, _, *others = self._numbers()
+        tau, _, *others = super()._values()
         return tau, self.w.sigmoid(), *others
 
     def extra_repr(self) -> str:
