@@ -302,7 +302,7 @@ class SpikingLayer(nn.Module):
                     "with snnfast.reset(net)"
                 )
         if held.shape != shape:
-            return torch.zeros(shape, dtype=opmath_dtype(x.dtype), device=x.device)
+            return torch.zeros((), dtype=opmath_dtype(x.dtype), device=x.device).expand(shape)
         held = out_of_inference(held)
         return held if held.device == x.device else held.to(x.device)  # as a replica of DataParallel may find it
 
