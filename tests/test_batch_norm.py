@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from snnfast import Leaky, MultiStep, Residual, explain, use_backend
 from snnfast._core import ops as _ops
+from snnfast._images import batch_norm as batch_norm_module
 from snnfast._images import channels_last as channels_last_order
 from snnfast._images.batch_norm import batch_norm, normalised
+from snnfast.spikingjelly.layer import SeqToANNContainer
 
 ops: Any = torch.ops.snnfast
 T = 3
@@ -372,3 +374,50 @@ def test_a_compiled_loop_merges_them_and_turns_its_images_once(monkeypatch: pyte
         assert_close(a, b, 1e-6)
     report = str(explain(ResidualLoop(), x))
     assert f"merged    {T} x batch_norm (3 times)" in report, report
+
+
+# ---- in evaluation
+
+
+class EvaluatedLoop(nn.Module):
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.layers, self.lif = nn.Sequential(*layers), Leaky(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mem, rec = x.new_zeros(x.shape[1], 6, 8, 8), []
+        for step in x:
+            _, mem = self.lif(self.layers(step), mem)
+            rec.append(mem)
+        return torch.stack(rec)
+
+
+@pytest.mark.needs_extension
+@pytest.mark.parametrize("how", ["MultiStep", "container", "compiled loop"])
+def test_in_evaluation_the_output_of_a_convolution_is_overwritten(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch._dynamo.reset()
+    overwritten: list[bool] = []
+    can = batch_norm_module._can_be_overwritten
+    monkeypatch.setattr(
+        batch_norm_module, "_can_be_overwritten", lambda *given: overwritten.append(can(*given)) or overwritten[-1]
+    )
+    conv, norm, x = nn.Conv2d(2, 6, 3, padding=1), layer_of((5, 6, 8, 8)).eval(), torch.rand(T, 5, 2, 8, 8)
+    nn.init.uniform_(norm.running_var, 0.5, 2)
+    made: Any = {"MultiStep": MultiStep, "container": SeqToANNContainer, "compiled loop": EvaluatedLoop}[how](
+        conv, norm
+    )
+    plain = made if how == "compiled loop" else lambda x: loop(nn.Sequential(conv, norm), x)
+    call = torch.compile(made, backend="snnfast") if how == "compiled loop" else made
+    with torch.no_grad():
+        assert_close(call(x), plain(x), 1e-5)
+    assert overwritten == [True]
+    assert_close(call(x), plain(x), 1e-5)
+    assert overwritten == [True]  # with a graph, backward needs it
+    if how != "compiled loop":
+        kept: list[Tensor] = []
+        conv.register_forward_hook(lambda module, given, y: kept.append(y))
+        with torch.no_grad():
+            call(x)
+            y = kept[0].unflatten(0, (T, 5))
+            assert_close(y, loop(conv, x), 1e-5)
+        assert overwritten == [True]

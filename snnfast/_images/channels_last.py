@@ -7,11 +7,13 @@ does the same with a graph (``snnfast/compiler/peephole.py``).
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from snnfast._core.modules import is_only_called
+from snnfast._images.batch_norm import evaluated, overwrites
 from snnfast._images.conv2d import convolved
 from snnfast._images.max_pool2d import pooled
 
@@ -81,10 +83,13 @@ class Order:
         layer: nn.Module,
         x: Tensor,  # [T, B, *], or [B, *] if it is constant
         constant: bool,
+        before: nn.Module | None,  # the layer that returned it
     ) -> Callable[[Tensor], Tensor]:
         """What a stateless layer does to all steps at once."""
         if isinstance(layer, nn.MaxPool2d) and keeps_order(layer):
             return lambda x: pooled(layer, x)
+        if overwrites(layer, before):
+            return partial(evaluated, layer)
         if not isinstance(layer, nn.Conv2d) or not keeps_order(layer) or x.dim() != (4 if constant else 5):
             return layer
         if not profits(x, layer.weight):

@@ -2,7 +2,7 @@
 
 import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -11,7 +11,7 @@ from torch.fx import Graph, Node
 
 from snnfast._images import conv2d as _convolution
 from snnfast._images import max_pool2d as _max_pooling
-from snnfast._images.batch_norm import batch_norm
+from snnfast._images.batch_norm import batch_norm, over_input
 from snnfast._images.channels_last import OPS_THAT_KEEP_ORDER, profits, to_channels_last
 from snnfast._images.conv2d import conv2d
 from snnfast._images.max_pool2d import max_pool2d
@@ -184,10 +184,19 @@ def use_channels_last(graph: Graph) -> None:
 
 
 def use_kernels(graph: Graph) -> None:
-    """Let convolutions and poolings choose their kernels at each call."""
+    """Let convolutions, poolings and normalisations choose their kernels at each call."""
     for node in graph.nodes:
-        if node.op == "call_function":
+        if node.target is aten.batch_norm.default and _is_of_a_convolution_alone(node.args[0]):
+            node.target = over_input
+        elif node.op == "call_function":
             node.target = _OURS.get(node.target, node.target)
+
+
+def _is_of_a_convolution_alone(node: Node) -> bool:
+    """Whether a node is the output of a convolution, and its one user the last one that sees this memory."""
+    while node.target in (aten.flatten.using_ints, aten.unflatten.int) and len(node.users) == 1:
+        node = cast(Node, node.args[0])
+    return node.target is conv2d and len(node.users) == 1
 
 
 def _is_convolution(node: Node) -> bool:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,6 +10,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from snnfast._core.settings import check_flag
+from snnfast._images.batch_norm import evaluated, overwrites
 from snnfast._images.channels_last import keeps_order
 from snnfast._images.conv2d import conv2d
 from snnfast._images.max_pool2d import max_pool2d, pooled
@@ -195,11 +197,13 @@ class SeqToANNContainer(StepModule, nn.Sequential):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(self, x_seq: Tensor) -> Tensor:
-        return seq_to_ann_forward(x_seq, [_of_batch(module) for module in self])
+        return seq_to_ann_forward(x_seq, [_of_batch(*pair) for pair in pairwise([None, *self])])
 
 
-def _of_batch(module: nn.Module) -> Callable[[Tensor], Tensor]:
-    return partial(pooled, module) if isinstance(module, nn.MaxPool2d) and keeps_order(module) else module
+def _of_batch(before: nn.Module | None, module: Any) -> Callable[[Tensor], Tensor]:
+    if isinstance(module, nn.MaxPool2d) and keeps_order(module):
+        return partial(pooled, module)
+    return partial(evaluated, module) if overwrites(module, before) else module
 
 
 class MultiStepContainer(StepModule, nn.Sequential):
