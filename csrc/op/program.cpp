@@ -299,7 +299,8 @@ std::vector<Tensor> program_backward(const Tensor& like, const std::vector<Tenso
       grads.push_back(operands.read_series(t, "gradients of outputs"));
       continue;
     }
-    STD_TORCH_CHECK(weight.has_value() && weight->dim() == 2 && p.spikes == -1, "weight: expected [O, N] for [T, R, O]");
+    STD_TORCH_CHECK(weight.has_value() && weight->dim() == 2 && p.spikes == -1,
+                    "weight: expected [O, N] for [T, R, O]");
     const ScalarType type = operands.opmath();
     STD_TORCH_CHECK(like.scalar_type() == type, "weight: only in float32 and float64");
     for (const Tensor* given : {&t, &*weight}) {
@@ -307,9 +308,9 @@ std::vector<Tensor> program_backward(const Tensor& like, const std::vector<Tenso
                       "weight: expected contiguous tensors on the CPU of the dtype of the call");
     }
     const int64_t O = weight->size(0), columns = weight->size(1);
-    STD_TORCH_CHECK(columns > 0 && neurons % columns == 0 && t.size(0) == steps && t.size(1) == neurons / columns &&
-                        t.size(2) == O,
-                    "weight: expected [O, N] and the gradient of [T, R, O]");
+    STD_TORCH_CHECK(
+        columns > 0 && neurons % columns == 0 && t.size(0) == steps && t.size(1) == neurons / columns && t.size(2) == O,
+        "weight: expected [O, N] and the gradient of [T, R, O]");
     p.linear = {t.const_data_ptr(), weight->const_data_ptr(), O, columns};
     p.spikes = static_cast<int>(grads.size());
     grads.push_back({});

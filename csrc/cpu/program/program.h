@@ -55,14 +55,14 @@ struct Program {
 struct Forward : Program {
   int outputs;
   Section step;
-  const int32_t* output_at;    // [outputs], registers
-  const int32_t* state_at;     // [states], of the new states: distinct temporaries
-  const bool* in_place;        // [outputs], whether the register can lie in the row of the output
-  int bits;                    // the output that is returned as bits, [ceil(T / 8), N]; or -1
-  const Parameter* initial;    // [states]
-  void* const* output;         // [outputs]: [T, N]; bits as ../sparse/events.h describes them
-  void* const* last;           // [states]: [N] opmath
-  void* checkpoints;           // [ceil(T / kCheckpoint), states, N] opmath, or nullptr
+  const int32_t* output_at;  // [outputs], registers
+  const int32_t* state_at;   // [states], of the new states: distinct temporaries
+  const bool* in_place;      // [outputs], whether the register can lie in the row of the output
+  int bits;                  // the output that is returned as bits, [ceil(T / 8), N]; or -1
+  const Parameter* initial;  // [states]
+  void* const* output;       // [outputs]: [T, N]; bits as ../sparse/events.h describes them
+  void* const* last;         // [states]: [N] opmath
+  void* checkpoints;         // [ceil(T / kCheckpoint), states, N] opmath, or nullptr
 
   int registers() const { return series + states + parameters + constants + temporaries; }
   int64_t rows() const { return series + 2 * states + parameters + constants + temporaries + 1; }
