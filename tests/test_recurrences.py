@@ -190,14 +190,14 @@ def first_step_without_a_gradient(net: Net, x: Tensor) -> Any:
 
 @network
 def layer_whose_membrane_changes(net: Net, x: Tensor) -> Any:
-    """Its first step is given no states."""
+    """Its first step is given no states, and only the spikes of its last step are read."""
     syn = mem = None
     out = []
     for t in range(x.shape[0]):
         spk, syn, mem = net.syn(x[t], syn, mem)
         mem = torch.clamp(mem, min=-1.0) * net.gain
-        out.append(spk - mem)
-    return torch.stack(out), syn, mem
+        out.append(mem)
+    return torch.stack(out), spk, syn, mem
 
 
 @network

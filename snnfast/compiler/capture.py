@@ -126,6 +126,7 @@ def capture(graph: Graph) -> Captured:
     memory = Memory(graph)
     effects = {n for n in graph.nodes if has_effect(n)}
     remove_unused(graph, effects.__contains__)
+    _take_apart(graph)
     nodes = list(graph.nodes)
     found = Captured(
         graph,
@@ -244,6 +245,19 @@ def _merge_equal(graph: Graph) -> None:
         if first is not node:
             node.replace_all_uses_with(first)
             graph.erase_node(node)
+
+
+def _take_apart(graph: Graph) -> None:
+    """Let each step of a neuron have all its results, where a program reads some of the last step alone."""
+    for node in list(graph.nodes):
+        if not is_step(node.target):
+            continue
+        read = {user.args[1] for user in node.users if user.target is operator.getitem}
+        for place in range(len(value(node))):
+            if place not in read:
+                with graph.inserting_after(node):
+                    made = graph.call_function(operator.getitem, (node, place))
+                made.meta = {**node.meta, "example_value": value(node)[place]}
 
 
 def _merge_counts(graph: Graph) -> None:

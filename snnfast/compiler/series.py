@@ -268,8 +268,10 @@ class Series:
     def _taken_apart(self, groups: list[Group]) -> list[Group]:
         """The groups that take the results of a call, such as an autograd.Function, apart."""
         several = [g for g in groups if not isinstance(value(g.first), Tensor)]
-        users = [self.vertex(u) for g in several for n in g.nodes for u in n.users]
-        return [v for v in dict.fromkeys(users) if type(v) is Group and v not in groups]
+        users = dict.fromkeys(self.vertex(u) for g in several for n in g.nodes for u in n.users)
+        if not all(type(v) is Group for v in users):
+            raise UnmergedError("some of its results are read at some steps only")
+        return [v for v in users if v not in groups]
 
     # ---- searching
 
