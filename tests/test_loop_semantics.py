@@ -170,6 +170,19 @@ def given_back_without_gradients(x: Tensor) -> Any:
 
 
 @program
+def one_of_several_given_back_without_gradients(x: Tensor) -> Any:
+    mem, m = zeros(B, N), []
+    for t in range(T):
+        xt = x.narrow(0, t, 1)[0]
+        with torch.no_grad():
+            torch.broadcast_tensors(x, x[t])
+            kept = torch.atleast_2d(x[t], x)[1]
+        _, mem = LIF(xt, mem)
+        m.append(kept[t] * mem)
+    return torch.stack(m)
+
+
+@program
 def parts_first_read_without_gradients(x: Tensor) -> Any:
     _, m = run(x)
     total = zeros(B, N)

@@ -118,8 +118,7 @@ def test_values_made_in_inference_mode_train(backend: str) -> None:
 
 
 @pytest.mark.needs_extension
-@pytest.mark.filterwarnings("ignore:snnfast. a compiled loop runs as it is")
-def test_a_compiled_loop_that_sets_them_before_each_step_is_not_merged() -> None:
+def test_a_compiled_loop_that_sets_them_before_each_step_is_one_recurrence() -> None:
     lif, over_time = snnfast.Leaky(0.5), made(SHAPES[0])
 
     def loop(x: Tensor, beta: Tensor, threshold: Tensor) -> Tensor:
@@ -133,4 +132,4 @@ def test_a_compiled_loop_that_sets_them_before_each_step_is_not_merged() -> None
     given = over_time["current"], over_time["beta"], over_time["threshold"]
     expected = loop(*given)
     assert_bits_equal(torch.compile(loop, backend="snnfast")(*given), expected)
-    assert "parameters are changed between two steps" in str(snnfast.explain(loop, *given))
+    assert "one recurrence" in str(snnfast.explain(loop, *given))

@@ -18,6 +18,7 @@ from snnfast.compiler.nodes import (
     aten,
     body_key,
     fake_call,
+    given_to,
     has_effect,
     is_assert,
     is_pointwise,
@@ -188,9 +189,8 @@ def _given_back(node: Node) -> Any:
     if node.meta.get("same"):  # such as a conversion to the dtype that it has, or Dropout in evaluation
         memory = storage_of(value(node))
         return next((a for a in node.all_input_nodes if any(storage_of(t) == memory for t in tensors_of(a))), None)
-    if node.target is operator.getitem and node.args[0].target is aten.broadcast_tensors.default:  # type: ignore[union-attr]
-        tensors, place = node.args[0].args[0], node.args[1]  # type: ignore[union-attr]
-        return tensors[place] if node.meta["context"].records else None  # type: ignore[index]
+    if "given" in node.meta:  # such as a result of ``broadcast_tensors``
+        return given_to(node.args[0])[node.meta["given"]]
     return None
 
 

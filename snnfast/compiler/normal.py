@@ -26,6 +26,7 @@ from snnfast.compiler.nodes import (
     arguments,
     changed,
     fake_mode_of,
+    given_to,
     is_step,
     name_of,
     only_computes,
@@ -80,8 +81,9 @@ def normal(gm: GraphModule) -> GraphModule:
     """The same program as a graph of ATen calls.
 
     Every node has ``meta["example_value"]``, its fake result; ``meta["context"]``; the user's line in ``stack_trace``;
-    ``meta["parameter"]``, whether it is a parameter of the network; and ``meta["same"]``, whether it is a tensor that
-    it was given, as ``contiguous`` may return it. The output has ``meta["needs_grad"]``, which of the results require a
+    ``meta["parameter"]``, whether it is a parameter of the network; ``meta["same"]``, whether it is a tensor that it
+    was given, as ``contiguous`` may return it; ``meta["given"]``, of one of several results, which argument it is. The
+    output has ``meta["needs_grad"]``, which of the results require a
     gradient. A call that PyTorch's dispatcher does not see, such as ``autograd_function_apply``, stays as it is.
 
     Raises:
@@ -188,7 +190,19 @@ class _Running(Interpreter):
                 self._tracer.graph.erase_node(made[0])
                 return tensors[0]
             made[0].meta["same"] = same and not changed(made[0])
+        elif made and isinstance(found, tuple | list):
+            self._mark_given_back(n, made, found)
         return found
+
+    def _mark_given_back(self, n: Node, made: list[Node], found: Any) -> None:
+        """Enter which argument a result is, of a call such as ``broadcast_tensors`` that returns several."""
+        tensors = tensors_in(self.fetch_args_kwargs_from_env(n))
+        for node in made:
+            if node.target is not operator.getitem or not any(found[node.args[1]] is t for t in tensors):
+                continue
+            if len(given_to(node.args[0])) != len(tensors):
+                raise RefusedError(f"{name_of(n.target)} returns a tensor that it is given")
+            node.meta["given"] = next(k for k, t in enumerate(tensors) if found[node.args[1]] is t)
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         where = _module_of(target).partition(".")[0]
