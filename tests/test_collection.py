@@ -28,12 +28,12 @@ QUICK = {"static-image", "recurrent-student", "gestures", "spike-counts", "strai
          "recurrent-unbatched", "delayed"}  # fmt: skip
 # What becomes of the layers: elsewhere an unroll, and no call is left to be repeated.
 OUTCOMES = {
-    "deep-gestures": "unroll", "spike-counts": "unroll", "prints": "unroll", "cell": "unroll", "muscles": "",
+    "deep-gestures": "unroll", "spike-counts": "unroll", "prints": "unroll", "cell": "unroll", "muscles": "recurrence",
     "current-based": "",
-    **dict.fromkeys(("hybrid", "edges", "inhibition", "custom-surrogate", "own-function", "own-function-on-images"),
-                    "unroll recurrence"),
-    **dict.fromkeys(("squashed", "masked", "bounded", "clamped-threshold"), "unroll steps"),
-    **dict.fromkeys(("progress-bar", "asserts", "early-exit", "episodes", "loop-outside", "stream"), "steps"),
+    **dict.fromkeys(("hybrid", "edges", "inhibition", "custom-surrogate", "own-function", "own-function-on-images",
+                     "squashed", "masked", "bounded"), "unroll recurrence"),
+    "clamped-threshold": "unroll steps",
+    **dict.fromkeys(("early-exit", "episodes", "loop-outside", "stream"), "steps"),
     **{name: "recurrence" for name, p in PROGRAMS.items() if p.kind == "neurons" and name != "current-based"},
 }  # fmt: skip
 

@@ -18,7 +18,6 @@ from snnfast.compiler.nodes import (
     aten,
     body_key,
     fake_call,
-    given_to,
     has_effect,
     is_assert,
     is_pointwise,
@@ -31,8 +30,6 @@ from snnfast.compiler.nodes import (
     remove_unused,
     same_context,
     signature_of,
-    storage_of,
-    tensors_of,
     value,
 )
 
@@ -118,7 +115,6 @@ class Captured:
 def capture(graph: Graph) -> Captured:
     """Clean the graph of a loop, and find out what its nodes do."""
     Memory(graph).without_changes_in_place()
-    _pass_through(graph)
     _repeat_last(graph)
     _merge_equal(graph)
     _merge_counts(graph)
@@ -175,23 +171,6 @@ def _chains(captured: Captured) -> list[Chain]:
 
 
 # ---- calls that are not needed
-
-
-def _pass_through(graph: Graph) -> None:
-    """Remove calls that return what they are given: conversions and broadcasts that change nothing."""
-    for node in graph.nodes:
-        source = _given_back(node)
-        if isinstance(source, Node) and signature_of(source) == signature_of(node):
-            node.replace_all_uses_with(source)
-
-
-def _given_back(node: Node) -> Any:
-    if node.meta.get("same"):  # such as a conversion to the dtype that it has, or Dropout in evaluation
-        memory = storage_of(value(node))
-        return next((a for a in node.all_input_nodes if any(storage_of(t) == memory for t in tensors_of(a))), None)
-    if "given" in node.meta:  # such as a result of ``broadcast_tensors``
-        return given_to(node.args[0])[node.meta["given"]]
-    return None
 
 
 def _repeat_last(graph: Graph) -> None:

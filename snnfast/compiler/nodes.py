@@ -78,11 +78,6 @@ def tensors_in(found: Any) -> list[Tensor]:
     return [t for t in pytree.tree_leaves(found) if isinstance(t, Tensor)]
 
 
-def given_to(node: Any) -> list[Node]:
-    """The nodes among the arguments of a call, in order, each as often as it is there."""
-    return [a for a in pytree.tree_leaves((node.args, node.kwargs)) if isinstance(a, Node)]
-
-
 def fake_mode_of(values: Any) -> Any:
     """The mode that fake tensors were made in, or ``None``."""
     return next((t.fake_mode for t in tensors_in(values) if hasattr(t, "fake_mode")), None)

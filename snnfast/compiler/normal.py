@@ -26,7 +26,6 @@ from snnfast.compiler.nodes import (
     arguments,
     changed,
     fake_mode_of,
-    given_to,
     is_step,
     name_of,
     only_computes,
@@ -81,10 +80,9 @@ def normal(gm: GraphModule) -> GraphModule:
     """The same program as a graph of ATen calls.
 
     Every node has ``meta["example_value"]``, its fake result; ``meta["context"]``; the user's line in ``stack_trace``;
-    ``meta["parameter"]``, whether it is a parameter of the network; ``meta["same"]``, whether it is a tensor that it
-    was given, as ``contiguous`` may return it; ``meta["given"]``, of one of several results, which argument it is. The
-    output has ``meta["needs_grad"]``, which of the results require a
-    gradient. A call that PyTorch's dispatcher does not see, such as ``autograd_function_apply``, stays as it is.
+    and ``meta["parameter"]``, whether it is a parameter of the network. The output has ``meta["needs_grad"]``, which of
+    the results require a gradient. A call that PyTorch's dispatcher does not see, such as ``autograd_function_apply``,
+    stays as it is.
 
     Raises:
         RefusedError: The graph uses what has no such form, such as transforms of ``torch.func``.
@@ -170,39 +168,29 @@ class _Running(Interpreter):
         if n in self._known:
             return self._known[n]
         last = next(iter(reversed(self._tracer.graph.nodes)), None)
+        given = self.fetch_args_kwargs_from_env(n) if n.op.startswith("call") else ()
+        tracked = self._tracer.tensor_tracker
+        before = [(t, tracked.get(t)) for t in tensors_in(given)]
         found = self._switched(n) if self._is_switch(n) else super().run_node(n)
         made = self._since(last)
-        if n.op.startswith("call") and not made and not self._is_switch(n):
-            given = self.fetch_args_kwargs_from_env(n)
-            if not _looked_up(n, given, found):
-                found = self._kept(n, given, found)
-                made = self._since(last)
+        if not any(map(changed, made)):
+            # A call may return a tensor that it was given, as ``contiguous`` and ``broadcast_tensors`` do. The tensor
+            # stays the result of the call that made it.
+            tracked.update((t, of) for t, of in before if of is not None)
+        hidden = n.op.startswith("call") and not made and not self._is_switch(n)
+        if hidden and not _looked_up(n, given, found):
+            found = self._kept(n, given, found)
+            made = self._since(last)
         for node in made:
             if self._is_switch(n):
                 self.switches.add(node)
             node.meta["context"] = self.context
             if "stack_trace" in n.meta:
                 node.meta["stack_trace"] = n.meta["stack_trace"]
-        if len(made) == 1 and isinstance(found, Tensor):
-            tensors = tensors_in(self.fetch_args_kwargs_from_env(n))
-            same = any(found is t for t in tensors)
-            if not same and _drops_nothing(made[0]):
-                self._tracer.graph.erase_node(made[0])
-                return tensors[0]
-            made[0].meta["same"] = same and not changed(made[0])
-        elif made and isinstance(found, tuple | list):
-            self._mark_given_back(n, made, found)
+        if len(made) == 1 and _drops_nothing(made[0]):
+            self._tracer.graph.erase_node(made[0])
+            return before[0][0]
         return found
-
-    def _mark_given_back(self, n: Node, made: list[Node], found: Any) -> None:
-        """Enter which argument a result is, of a call such as ``broadcast_tensors`` that returns several."""
-        tensors = tensors_in(self.fetch_args_kwargs_from_env(n))
-        for node in made:
-            if node.target is not operator.getitem or not any(found[node.args[1]] is t for t in tensors):
-                continue
-            if len(given_to(node.args[0])) != len(tensors):
-                raise RefusedError(f"{name_of(n.target)} returns a tensor that it is given")
-            node.meta["given"] = next(k for k, t in enumerate(tensors) if found[node.args[1]] is t)
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         where = _module_of(target).partition(".")[0]

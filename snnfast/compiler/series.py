@@ -268,10 +268,10 @@ class Series:
     def _taken_apart(self, groups: list[Group]) -> list[Group]:
         """The groups that take the results of a call, such as an autograd.Function, apart."""
         several = [g for g in groups if not isinstance(value(g.first), Tensor)]
-        users = dict.fromkeys(self.vertex(u) for g in several for n in g.nodes for u in n.users)
-        if not all(type(v) is Group for v in users):
+        users = dict.fromkeys(u for g in several for n in g.nodes for u in n.users)
+        if not all(u in self.group_of for u in users):
             raise UnmergedError("some of its results are read at some steps only")
-        return [v for v in users if v not in groups]
+        return [g for g in dict.fromkeys(self.group_of[u] for u in users) if g not in groups]
 
     # ---- searching
 
