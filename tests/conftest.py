@@ -15,10 +15,9 @@ import torch
 
 from snnfast import use_backend
 from snnfast._core import backend as _backend
-from snnfast._core import ops
+from snnfast._core import linear, ops
 from snnfast._program.cuda import Engine
 from snnfast._program.run import ENGINES
-from snnfast._unroll import linear
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -9,8 +9,7 @@ PACKAGE = Path(__file__).parent.parent / "snnfast"
 FLOORS = (
     ("_core",),
     ("surrogate",),
-    ("_unroll", "_images"),
-    ("_program",),
+    ("_unroll", "_images", "_program"),
     ("neurons", "losses"),
     ("snntorch", "spikingjelly", "networks"),
     ("compiler",),

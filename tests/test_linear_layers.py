@@ -15,7 +15,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 import snnfast
 from snnfast import Leaky, MultiStep, Residual
-from snnfast._unroll import linear
+from snnfast._core import linear
 
 pytestmark = pytest.mark.needs_extension
 

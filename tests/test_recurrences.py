@@ -362,7 +362,7 @@ def compare(loop: Callable[..., Any], x: Tensor) -> Any:
 def test_a_neuron_by_hand_has_the_numbers_of_the_loop(
     name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("snnfast._unroll.linear.LEAST_ROWS", 1)
+    monkeypatch.setattr("snnfast._core.linear.LEAST_ROWS", 1)
     x = (torch.randn(7, 5, 7, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 1.2 + 0.4).to(dtype)
     report = compare(NETS[name], x.requires_grad_())
     assert not report.failed

@@ -9,14 +9,13 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from snnfast._core import ops
 from snnfast._core.backend import current_backend, use_fused, warn_once
+from snnfast._core.linear import FEW_OUTPUTS, Linear, bits_pay, flat_bits, weight_gradient
 from snnfast._core.ops import opmath_dtype
 from snnfast._core.pytorch import is_forward_mode, transforms_are_active
 from snnfast._program import cuda
 from snnfast._program.code import Code, Counts, backward_code, forward_code
 from snnfast._program.nvrtc import NoKernelError, kernel_of
 from snnfast._program.trace import Step, trace
-from snnfast._unroll.call import Linear
-from snnfast._unroll.linear import FEW_OUTPUTS, bits_pay, flat_bits, weight_gradient
 
 __all__ = ["Program"]
 

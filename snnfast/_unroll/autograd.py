@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from snnfast._core import ops
+from snnfast._core.linear import flat_bits, heights_of, product, weight_gradient
 from snnfast._core.ops import (
     BITS_AT,
     CLAMP_CLOSED,
@@ -26,7 +27,6 @@ from snnfast._core.ops import (
 )
 from snnfast._unroll import state_gradients
 from snnfast._unroll.call import ONE_STEP, Options, Request, count_states
-from snnfast._unroll.linear import flat_bits, heights_of, product, weight_gradient
 from snnfast.surrogate import DISABLED, has_derivative, straight_through_estimator
 from snnfast.surrogate.examine import SpikeGrad
 

@@ -4,10 +4,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from snnfast._core.backend import exporting
+from snnfast._core.linear import Linear
 from snnfast._core.ops import LAST_AT, RECORD_AT, REDUCE_AT, SEQUENCE, STEP, TIME_AT, Neuron
 from snnfast.surrogate.examine import SpikeGrad
 
@@ -47,18 +47,6 @@ def make_request(time: int, steps: int, record: int, last: bool, reduce: bool) -
 
 
 ONE_STEP = make_request(STEP, 1, record=0, last=True, reduce=False)
-
-
-class Linear(NamedTuple):
-    """The weights of a linear layer that alone reads the spikes of a neuron layer."""
-
-    weight: Tensor  # [O, N]
-    bias: Tensor | None  # [O]
-    dims: int = 1  # of a step, from the last: N is their product
-
-    def of_spikes(self, spk: Tensor) -> Tensor:
-        """``[*rows, O]`` of spikes as numbers, ``[*rows, N]``."""
-        return F.linear(spk if self.dims == 1 else spk.flatten(-self.dims), self.weight, self.bias)
 
 
 class Convolution(NamedTuple):

@@ -13,10 +13,10 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from snnfast._core import backend, ops, settings
+from snnfast._core import linear as _linear
 from snnfast._core.modules import is_only_called
 from snnfast._core.ops import NEEDS_AT, SAVE_CHECKPOINTS, SAVED_AT, SEQUENCE, opmath_dtype
 from snnfast._core.pytorch import is_forward_mode, transforms_are_active
-from snnfast._unroll import linear as _linear
 from snnfast._unroll.autograd import CLAMP, of_states, refusing, sum_to
 from snnfast._unroll.call import ONE_STEP, Connections, Convolution, UnrollCall, needs_graph, step_shape
 from snnfast._unroll.checks import check_weight, out_of_inference

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from snnfast._core.fake import NO_FORWARD_MODE, NO_TRANSFORM
+from snnfast._core.linear import product
 from snnfast._core.ops import (
     BITS_AT,
     NEURONS,
@@ -20,7 +21,6 @@ from snnfast._core.ops import (
 from snnfast._core.pytorch import is_forward_mode, transforms_are_active
 from snnfast._unroll.autograd import Fire, Unroll
 from snnfast._unroll.call import ONE_STEP, Options, UnrollCall, needs_graph, step_shape
-from snnfast._unroll.linear import product
 from snnfast._unroll.ragged import batch_outermost
 from snnfast.surrogate import DISABLED
 

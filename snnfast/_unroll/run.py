@@ -8,13 +8,13 @@ from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
 from snnfast._core import backend, settings
+from snnfast._core.linear import Linear
 from snnfast._core.ops import STEP, Neuron, opmath_dtype
 from snnfast._core.pytorch import transforms_are_active
 from snnfast._unroll import connected, kernels, node, reference, state_gradients
 from snnfast._unroll.call import (
     ONE_STEP,
     Connections,
-    Linear,
     Options,
     UnrollCall,
     count_states,

@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
+from snnfast._core.linear import Linear
 from snnfast._program.run import Program
 from snnfast._program.trace import NotElementwiseError, trace
-from snnfast._unroll.call import Linear
 from snnfast._unroll.graph import elementwise_step
 from snnfast.compiler.nodes import index_of, is_number, is_step, module_of, name_of, signature_of, tensors_of, value
 from snnfast.compiler.rules import UnmergedError

@@ -8,10 +8,10 @@ from typing import Any, Self, TypeGuard
 import torch
 from torch import Tensor, nn
 
+from snnfast._core.linear import Linear
 from snnfast._core.settings import check_flag
 from snnfast._images.batch_norm import has_batch_statistics, normalised
 from snnfast._images.channels_last import Order, keeps_order
-from snnfast._unroll.call import Linear
 from snnfast._unroll.checks import check_reduce
 from snnfast._unroll.ragged import check_steps
 from snnfast.networks.over_time import (

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from snnfast._core.linear import Linear
 from snnfast._core.modules import is_only_called
-from snnfast._unroll.call import Linear
 from snnfast._unroll.checks import check_num_steps
 from snnfast.neurons import LAYERS
 from snnfast.neurons.base import SpikingLayer

@@ -10,10 +10,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from snnfast._core.linear import Linear
 from snnfast._core.ops import opmath_dtype
 from snnfast._core.settings import check_flag
 from snnfast._program.run import Program
-from snnfast._unroll.call import Linear
 from snnfast._unroll.checks import (
     check_current,
     check_num_steps,
