@@ -71,8 +71,7 @@ struct Rational {
 struct Sigmoid : AsGiven {  // slope
   template <typename T>
   static SNN_HD T derivative(T z, T a, T) {  // even in z, so that an exponential of a non-positive number suffices
-    const T log2e = T(typename ExpTraits<T>::Scalar(kLog2E));
-    const T e = exp2_of_nonpositive(-magnitude(a * log2e * z));
+    const T e = exp_of_nonpositive(-magnitude(a * z));
     const T y = T(1) + e;
     return a * e / (y * y);
   }

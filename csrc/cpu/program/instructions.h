@@ -50,12 +50,16 @@ SNN_BINARY(Minimum, Vec<A>((a.r < b.r) | (a.r != a.r) ? a.r : b.r))
 template <typename A>
 SNN_HD Vec<A> exponential(Vec<A> x) {
   using Traits = ExpTraits<A>;
-  const Vec<A> lowest(Traits::kLowest), highest(A(-1.03) * Traits::kLowest);
-  const Vec<A> above = select(x < lowest, lowest, x);
-  Vec<A> shifted;
-  const Vec<A> rest = exp_of_rest(select(above > highest, highest, above), shifted);
-  const Vec<A> large = rest * power_of_two(shifted - Vec<A>(A(1))) * Vec<A>(A(2));
-  return select(x < lowest, Vec<A>(A(0)), select(x > Vec<A>(A(0)), large, rest * power_of_two(shifted)));
+  const Vec<A> lowest(Traits::kLowest), highest(A(-1.03) * Traits::kLowest), round(Traits::kRound);
+  const Vec<A> above = select(x < lowest, lowest, x), clamped = select(above > highest, highest, above);
+  const Vec<A> shifted = clamped * Vec<A>(A(1.44269504088896340736)) + round;
+  const Vec<A> n = shifted - round;
+  const Vec<A> r = (clamped - n * Vec<A>(Traits::kLn2High)) - n * Vec<A>(Traits::kLn2Low);
+  const Vec<A> one(A(1));
+  Vec<A> polynomial = one;
+  for (int k = Traits::kDegree; k > 0; --k) polynomial = one + polynomial * r * Vec<A>(A(1) / A(k));
+  const Vec<A> large = polynomial * power_of_two(shifted - one) * Vec<A>(A(2));
+  return select(x < lowest, Vec<A>(A(0)), select(x > Vec<A>(A(0)), large, polynomial * power_of_two(shifted)));
 }
 
 template <typename A>
