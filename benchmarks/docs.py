@@ -6,7 +6,7 @@ from datetime import date
 from pathlib import Path
 from textwrap import fill
 
-from .bars import Bar, gains_of
+from .bars import Bar
 from .peers.ours import LOOPED, NUMBERS, OURS, WITH_LOSS
 from .peers.snntorch_loop import COMPILED, HOISTED, LOOP, NETWORK
 from .peers.spikingjelly import PREFIX as JELLY
@@ -61,13 +61,6 @@ class Result:
         if median is None:
             raise ValueError(f"{self.name} has no time of {peer}, {case}")
         return median
-
-    def gains(self) -> Sequence[float]:
-        """How many times faster each program of the collection is under ``snnfast.compile``, the slowest first."""
-        found = list(gains_of(self.rows).values())
-        if not found:
-            raise ValueError(f"{self.name} has no measurement of the collection")
-        return found
 
     @property
     def machine(self) -> str:
