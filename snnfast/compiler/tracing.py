@@ -110,17 +110,18 @@ def _keep_asserts() -> None:
     comes from elsewhere. Where PyTorch has no such functions, an assert splits the graph.
     """
     traced: Any = importlib.import_module("torch._dynamo.symbolic_convert")
+    tensors: Any = importlib.import_module("torch._dynamo.variables")
     follows = getattr(traced, "_detect_and_normalize_assert_statement", None)
     name = next(n for n in ("POP_JUMP_FORWARD_IF_FALSE", "POP_JUMP_IF_FALSE") if n in dis.opmap)
     base = getattr(traced, "InstructionTranslatorBase", None)
-    if follows is None or not hasattr(base, "dispatch_table") or not hasattr(traced, "TensorVariable"):
+    if follows is None or not hasattr(base, "dispatch_table") or not hasattr(tensors, "TensorVariable"):
         return
     at, at_true = dis.opmap[name], dis.opmap[name.replace("FALSE", "TRUE")]
 
     def entered(original: Any, if_true: Any) -> Any:
         def jump(self: Any, inst: Any) -> None:
             value = self.stack[-1].realize() if tracing.is_entered else None
-            if not isinstance(value, traced.TensorVariable) or _is_tried(self):
+            if not isinstance(value, tensors.TensorVariable) or _is_tried(self):
                 return original(self, inst)  # type: ignore[no-any-return]
             if not follows(self, operator.truth, False):
                 return original(self, inst)  # type: ignore[no-any-return]
