@@ -64,6 +64,21 @@ void take(const Floats& value, int k, Floats& most, Ints& place) {
   place = taken ? k - Ints{} : place;
 }
 
+template <int Lanes>
+void store_results(typename Channels<Lanes>::Floats most, typename Channels<Lanes>::Ints place, float* largest,
+                   uint8_t* places) {
+  const auto bytes = __builtin_convertvector(place, typename Channels<Lanes>::Bytes);
+  std::memcpy(largest, &most, sizeof most);
+  std::memcpy(places, &bytes, sizeof bytes);
+}
+
+template <int Lanes>
+typename Channels<Lanes>::Ints load_places(const uint8_t* places) {
+  typename Channels<Lanes>::Bytes bytes;
+  load(bytes, places);
+  return __builtin_convertvector(bytes, typename Channels<Lanes>::Ints);
+}
+
 template <int Lanes, int Side>
 void forward_lanes(const MaxPooling& p, const float* window, float* largest, uint8_t* places) {
   using C = Channels<Lanes>;
@@ -74,19 +89,15 @@ void forward_lanes(const MaxPooling& p, const float* window, float* largest, uin
     load(value, window + offset);
     take(value, k, most, place);
   });
-  const auto bytes = __builtin_convertvector(place, typename C::Bytes);
-  std::memcpy(largest, &most, sizeof most);
-  std::memcpy(places, &bytes, sizeof bytes);
+  store_results<Lanes>(most, place, largest, places);
 }
 
 template <int Lanes, int Side>
 void backward_lanes(const MaxPooling& p, const float* grad, const uint8_t* places, float* window) {
   using C = Channels<Lanes>;
   typename C::Floats g;
-  typename C::Bytes bytes;
   load(g, grad);
-  load(bytes, places);
-  const auto place = __builtin_convertvector(bytes, typename C::Ints);
+  const typename C::Ints place = load_places<Lanes>(places);
   each_place<Side>(p, [&](int k, int64_t offset) {
     const typename C::Floats value = place == k ? g : typename C::Floats{};
     std::memcpy(window + offset, &value, sizeof value);
@@ -120,9 +131,7 @@ void forward_pairs(const MaxPooling& p, const float* windows, float* largest, ui
     take(even, 2 * row, most, place);
     take(odd, 2 * row + 1, most, place);
   }
-  const auto bytes = __builtin_convertvector(place, typename C::Bytes);
-  std::memcpy(largest, &most, sizeof most);
-  std::memcpy(places, &bytes, sizeof bytes);
+  store_results<Lanes>(most, place, largest, places);
 }
 
 template <int Lanes, int... I>
@@ -130,10 +139,8 @@ void backward_pairs(const MaxPooling& p, const float* grad, const uint8_t* place
                     std::integer_sequence<int, I...>) {
   using C = Channels<Lanes>;
   typename C::Floats g;
-  typename C::Bytes bytes;
   load(g, grad);
-  load(bytes, places);
-  const auto place = __builtin_convertvector(bytes, typename C::Ints);
+  const typename C::Ints place = load_places<Lanes>(places);
   for (int row = 0; row < 2; ++row) {
     const typename C::Floats even = place == 2 * row ? g : typename C::Floats{};
     const typename C::Floats odd = place == 2 * row + 1 ? g : typename C::Floats{};
