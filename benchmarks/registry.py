@@ -63,7 +63,7 @@ class Case:
     """One workload: ``kind`` names what computes it, in :mod:`benchmarks.workloads` or :mod:`benchmarks.runner`."""
 
     suite: str
-    # layer, loop, numbers, recurrent, pair, product, norm, program, collection, jelly, compile, epoch, or a network
+    # layer, loop, numbers, recurrent, pair, product, norm, collection, jelly, compile, epoch, or a network
     kind: str
     T: int
     B: int

@@ -144,7 +144,7 @@ def copying(moved: float, device: torch.device) -> Callable[[], object]:
 
 
 def _fused(case: Case, device: torch.device) -> AbstractContextManager[Any]:
-    """No fall-back to the loop in silence, but in programs, some of which are about it; the header names kernels."""
+    """No fall-back to the loop in silence, but in the collection, where it is measured; the header names kernels."""
     there_are_kernels = snnfast.config()[f"fused on {device.type}"].startswith("yes")
     return snnfast.use_backend("fused") if there_are_kernels and case.kind != "collection" else contextlib.nullcontext()
 
@@ -170,7 +170,7 @@ def _prepare(case: Case, peer: Peer, data: Data, row: Row, patience: float, besi
     candidate.run()
     if peer.compiled:
         print(f"{peer.name}: compiled in {time.perf_counter() - start:.0f} s", file=sys.stderr)
-    if case.kind in ("product", "norm", "program", "collection"):  # neither spikes nor bytes of a layer
+    if case.kind in ("product", "norm", "collection"):  # neither spikes nor bytes of a layer
         return candidate.run
     if peer.name != OURS and beside_ours and case.kind != "jelly":  # whose nodes are the same
         row.agree = _agreement(case, peer, data, candidate)

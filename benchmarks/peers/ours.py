@@ -124,13 +124,13 @@ PEERS = [
     Peer(
         SWAPPED, "snntorch", "snnfast", INSTALL, make,
         "the network of snnTorch's loop on the kernels, as after a change of the import; the loop stays",
-        network=snntorchs_loop, looped=True, kinds=(*NETWORKS, "program"),
+        network=snntorchs_loop, looped=True, kinds=NETWORKS,
     ),
     Peer(
         LOOPED, "snntorch", "snnfast", INSTALL, make,
         "the network of snnTorch's loop and layers, unchanged, compiled by snnfast.compile; its loss is not compiled",
         network=snntorchs_loop, looped=True, compile=compile_, compiled=True,
-        kinds=(*NETWORKS, "recurrent", "program", "collection", "compile"),
+        kinds=(*NETWORKS, "recurrent", "collection", "compile"),
     ),
     Peer(
         WITH_LOSS, "snntorch", "snnfast", INSTALL, make, "the same, compiled together with its loss",
