@@ -43,7 +43,7 @@ test: $(VENV)/.built $(VENV)/.installed-test $(VENV)/.others  ## run the tests o
 test-all: $(VENV)/.built $(VENV)/.installed-test $(VENV)/.others  ## also examples, tools, and more random cases
 	SNNFAST_THOROUGH=1 PYTHONPATH=$(CURDIR)/$(OTHERS) $(BIN)/python -m pytest tests $(PARALLEL) $(ARGS)
 
-bench: $(VENV)/.built $(VENV)/.installed-bench  ## measure beside snnTorch and others for half an hour; bars, and a result to store
+bench: $(VENV)/.built $(VENV)/.installed-bench  ## measure beside snnTorch and others for twenty minutes; bars, and a result to store
 	$(BIN)/python -m benchmarks $(ARGS)
 
 bench-check: $(VENV)/.built $(VENV)/.installed-test  ## fail where the layers, a loop or a training step got slower; a minute

@@ -21,7 +21,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         added.set_defaults(function=function, error=added.error)
         return added
 
-    storing = command("store", run.store, "measure all that README and the docs show, and store it; half an hour")
+    storing = command("store", run.store, "measure all that README and the docs show, and store it; twenty minutes")
     listing = command("list", run.list_cases, "list suites, cases and peers (the implementations that are compared)")
     running = command("run", run.run, "measure cases against every installed peer; five minutes by default")
     checking = command("check", run.check, "check a few cases against snnTorch for regressions, within a minute")
