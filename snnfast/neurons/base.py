@@ -268,7 +268,7 @@ class SpikingLayer(nn.Module):
     def _hold(self, states: Sequence[Tensor]) -> None:
         if is_dynamo_compiling():
             for name, state in zip(self.neuron.states, states):  # noqa: B905
-                object.__setattr__(self, name, state)
+                object.__setattr__(self, name, state)  # of nn.Module's, each line would be traced at every step
             return
         if not torch.compiler.is_compiling():
             if transforms_are_active():
