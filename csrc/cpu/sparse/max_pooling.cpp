@@ -64,19 +64,20 @@ void take(const Floats& value, int k, Floats& most, Ints& place) {
   place = taken ? k - Ints{} : place;
 }
 
+// Vectors wider than the registers go by reference: their calling convention differs between instruction sets.
 template <int Lanes>
-void store_results(typename Channels<Lanes>::Floats most, typename Channels<Lanes>::Ints place, float* largest,
-                   uint8_t* places) {
+void store_results(const typename Channels<Lanes>::Floats& most, const typename Channels<Lanes>::Ints& place,
+                   float* largest, uint8_t* places) {
   const auto bytes = __builtin_convertvector(place, typename Channels<Lanes>::Bytes);
   std::memcpy(largest, &most, sizeof most);
   std::memcpy(places, &bytes, sizeof bytes);
 }
 
 template <int Lanes>
-typename Channels<Lanes>::Ints load_places(const uint8_t* places) {
+void load_places(typename Channels<Lanes>::Ints& place, const uint8_t* places) {
   typename Channels<Lanes>::Bytes bytes;
   load(bytes, places);
-  return __builtin_convertvector(bytes, typename Channels<Lanes>::Ints);
+  place = __builtin_convertvector(bytes, typename Channels<Lanes>::Ints);
 }
 
 template <int Lanes, int Side>
@@ -96,8 +97,9 @@ template <int Lanes, int Side>
 void backward_lanes(const MaxPooling& p, const float* grad, const uint8_t* places, float* window) {
   using C = Channels<Lanes>;
   typename C::Floats g;
+  typename C::Ints place;
   load(g, grad);
-  const typename C::Ints place = load_places<Lanes>(places);
+  load_places<Lanes>(place, places);
   each_place<Side>(p, [&](int k, int64_t offset) {
     const typename C::Floats value = place == k ? g : typename C::Floats{};
     std::memcpy(window + offset, &value, sizeof value);
@@ -139,8 +141,9 @@ void backward_pairs(const MaxPooling& p, const float* grad, const uint8_t* place
                     std::integer_sequence<int, I...>) {
   using C = Channels<Lanes>;
   typename C::Floats g;
+  typename C::Ints place;
   load(g, grad);
-  const typename C::Ints place = load_places<Lanes>(places);
+  load_places<Lanes>(place, places);
   for (int row = 0; row < 2; ++row) {
     const typename C::Floats even = place == 2 * row ? g : typename C::Floats{};
     const typename C::Floats odd = place == 2 * row + 1 ? g : typename C::Floats{};
