@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-TURN = 5
+TURN = 5  # calls, or
+TURN_SECONDS = 0.05  # what is more
 
 
 def alternate(
@@ -22,9 +23,9 @@ def alternate(
 ) -> dict[str, list[float]]:
     """Seconds of each call, the functions taking turns, so that a slow moment of the machine hits all alike.
 
-    A turn is ``TURN`` calls, the same number for each function. The first of a turn is not counted: it finds the caches
-    as another function left them. There are at least ``least`` turns after ``warm_up`` uncounted ones, and the turns go
-    on for ``seconds``. A function that takes longer than ``slow`` seconds gets turns of one call, which
+    A turn is ``TURN`` calls, or as many as take ``TURN_SECONDS``. Its first fifth is not counted: these calls find the
+    caches as another function left them. There are at least ``least`` turns after ``warm_up`` uncounted ones, and the
+    turns go on for ``seconds``. A function that takes longer than ``slow`` seconds gets turns of one call, which
     counts: what the caches hold does not matter to it. ``clock`` times one call, by default :func:`seconds_of`.
     """
     clock = clock or seconds_of
@@ -37,11 +38,12 @@ def alternate(
             end = time.perf_counter() + seconds
         for name, function in functions.items():
             taken = [clock(function) for _ in range(min(2, calls[name]))]
-            if turns == 0 and min(taken) > slow:
-                calls[name] = 1
+            if turns == 0:
+                best = min(taken)
+                calls[name] = 1 if best > slow else max(TURN, math.ceil(TURN_SECONDS / max(best, 1e-6)))
             taken += [clock(function) for _ in range(calls[name] - 2)]
             if turns >= warm_up:
-                times[name] += taken[1:] or taken
+                times[name] += taken[len(taken) // TURN :]
         turns += 1
     return times
 

@@ -148,12 +148,9 @@ def loss_of(result: Any) -> Tensor:
 @contextmanager
 def silence() -> Any:
     """Nothing of what programs print, and of the warnings that say why something is not merged."""
-    level = logging.getLogger("torch._dynamo").level
     with warnings.catch_warnings(), redirect_stdout(StringIO()) as printed, redirect_stderr(StringIO()):
         warnings.simplefilter("ignore")
-        logging.getLogger("torch._dynamo").setLevel(logging.ERROR)
         yield printed
-    logging.getLogger("torch._dynamo").setLevel(level)
 
 
 def differences(program: Program, T: int, B: int, calls: int = 2) -> Iterable[str]:
@@ -226,6 +223,7 @@ def functions(case: Case, peer: Peer) -> tuple[Callable[[], object], Callable[[]
         AssertionError: What is compiled does not do what the loop does.
     """
     program = programs()[case.variant.rpartition(" ")[2]]
+    logging.getLogger("torch._dynamo").setLevel(logging.ERROR)  # no word of recompilations
     if peer.name == LOOPED:
         torch._dynamo.reset()
         wrong = list(differences(program, min(case.T, 5), 3))
