@@ -1,19 +1,21 @@
-"""The suite `spikingjelly`: its nodes, and the Spikformer of the examples with them, of snnfast and of SpikingJelly."""
+"""The suite `spikingjelly`: its nodes, and the networks of the examples with them, of snnfast and of SpikingJelly."""
 
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - PyTorch's own name for it
 
 from .peers import Peer
 from .peers.ours import OURS
 from .registry import CLASSES, Case
 
-NODE, SPIKFORMER = "LIFNode", "Spikformer"
+NODE = "LIFNode"
+NETWORKS = {"Spikformer": ("spikformer", "Spikformer"), "SEW-ResNet": ("sew_resnet", "SEWResNet")}  # file, class
 
 
 def node(peer: Peer, **options: Any) -> Any:
@@ -45,17 +47,12 @@ def functions(
             return (layer(x),)
 
         return lambda: torch.autograd.grad(spikes(), x, grad), spikes, [x, grad]
-    sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
-    import spikformer
-
-    spikformer.MultiStepLIFNode = lambda backend, **options: node(peer, **options)
-    spikformer.layer, spikformer.functional = _modules(peer)
-    torch.manual_seed(0)
-    net = spikformer.Spikformer().to(x.device)
+    net, reset = _network(case.variant, peer)
+    net = net.to(x.device)
     images, labels = x.detach()[0], torch.randint(CLASSES, (case.B,), device=x.device)
 
     def loss() -> tuple[Tensor, ...]:
-        spikformer.functional.reset_net(net)
+        reset(net)
         return (F.cross_entropy(net(images), labels),)
 
     def step() -> None:
@@ -63,3 +60,18 @@ def functions(
         loss()[0].backward()
 
     return step, loss, [images, labels, *net.parameters(), *net.buffers()]
+
+
+def _network(variant: str, peer: Peer) -> tuple[nn.Module, Callable[[nn.Module], None]]:
+    """A network of the examples, and what resets it."""
+    sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
+    file, network = NETWORKS[variant]
+    module = import_module(file)
+    names = dict(vars(module))
+    if peer.name != OURS:
+        import_module("spikformer").take_spikingjellys_nodes(vars(module))
+    module.layer, functional = _modules(peer)  # type: ignore[attr-defined]
+    torch.manual_seed(0)
+    net = getattr(module, network)()
+    vars(module).update(names)
+    return net, functional.reset_net

@@ -218,6 +218,7 @@ def suites(device: str) -> dict[str, list[Case]]:
             Case("spikingjelly", "jelly", 4, 32, (64, 32, 32), variant="LIFNode"),
             Case("spikingjelly", "jelly", 25, 128, (1000,), variant="LIFNode"),
             Case("spikingjelly", "jelly", 4, 8, (3, 32, 32), variant="Spikformer"),
+            Case("spikingjelly", "jelly", 4, 8, (3, 32, 32), variant="SEW-ResNet"),
         ],
         "epoch": [Case("epoch", "epoch", 25, 128, (784,), stored=True)],
     }

@@ -11,9 +11,11 @@ Spikformer: Z. Zhou et al., *Spikformer: When spiking neural network meets trans
 """
 
 import argparse
+import sys
 import time
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from data import load
@@ -79,29 +81,37 @@ class Spikformer(nn.Module):
         return logits
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="A small Spikformer.")
+def take_spikingjellys_nodes(names: dict[str, Any]) -> None:
+    """Give a network's module nodes of SpikingJelly 2: without a backend, and the surrogate that was the default."""
+    from spikingjelly.activation_based.neuron import IFNode, LIFNode
+    from spikingjelly.activation_based.surrogate import ATan
+
+    names["MultiStepLIFNode"] = lambda backend, **options: LIFNode(step_mode="m", **options)
+    names["MultiStepIFNode"] = lambda surrogate_function, **options: IFNode(
+        step_mode="m", surrogate_function=ATan(), **options
+    )
+
+
+def main(argv: Sequence[str] | None = None, network: type[nn.Module] = Spikformer) -> None:
+    parser = argparse.ArgumentParser(description=f"A small {network.__name__}.")
     parser.add_argument("--data-path", help="folder that holds MNIST/raw (default: SNNFAST_DATA, or a download)")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--spikingjelly", action="store_true", help="take the nodes of an installed SpikingJelly 2")
     parser.add_argument("--double", action="store_true", help="compute in double precision")
     args = parser.parse_args(argv)
     if args.spikingjelly:
-        from spikingjelly.activation_based.neuron import LIFNode
-
-        made = lambda backend, **options: LIFNode(step_mode="m", **options)  # noqa: E731 - version 2 has no backend
-        globals()["MultiStepLIFNode"] = made
+        take_spikingjellys_nodes(vars(sys.modules[network.__module__]))
 
     data = load(args.data_path, "cpu")
     print(data, flush=True)
     torch.manual_seed(0)
-    net = Spikformer().to(torch.float64 if args.double else torch.float32)
+    net = network().to(torch.float64 if args.double else torch.float32)
     optimizer = torch.optim.AdamW(net.parameters(), lr=LR)
 
     def forward(images: Tensor) -> Tensor:  # [B, 784], which become as large and as colourful as those of CIFAR-10
         functional.reset_net(net)
         grey = F.pad(images.view(-1, 1, 28, 28), (2, 2, 2, 2))
-        logits: Tensor = net(grey.expand(-1, 3, -1, -1).to(net.head.weight.dtype))
+        logits: Tensor = net(grey.expand(-1, 3, -1, -1).to(next(net.parameters()).dtype))
         return logits
 
     for epoch in range(1, args.epochs + 1):

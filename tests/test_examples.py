@@ -35,6 +35,7 @@ TRAINED = [
     ("adaptive", ["--iterations", "60"], {"PAUSE": 30}, {r"accuracy after a pause.*: (\S+)$": (0.9, 1)}),
     ("lightning_mnist", ["--epochs", "4", "--accelerator", "cpu"], DIGITS, {ACCURACY: (0.7, 1)}),
     ("spikformer", ["--epochs", "4"], {"DIM": 32}, {ACCURACY: (0.4, 1)}),
+    ("sew_resnet", ["--epochs", "2"], {"DIM": 8}, {ACCURACY: (0.4, 1)}),
     ("scaling", ["--neurons", "1e6"], {"SIZE": 4096, "WIDTH": 64, "REPEATS": 1},
      {r"(\S+) bytes held$": (4, 4.3)}),  # the current, and a membrane every 16 steps
 ]  # fmt: skip
@@ -54,9 +55,10 @@ def test_an_example_trains(
         assert low <= float(found[-1]) <= high, out
 
 
-def test_spikingjellys_nodes_give_the_same_losses(run_example: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("name", "width"), [("spikformer", 16), ("sew_resnet", 4)])
+def test_spikingjellys_nodes_give_the_same_losses(run_example: Run, name: str, width: int) -> None:
     pytest.importorskip("spikingjelly", reason="SpikingJelly 2.0.0 is not installed")
-    outs = [run_example("spikformer", "--double", "--epochs", "1", *more, DIM=16) for more in ([], ["--spikingjelly"])]
+    outs = [run_example(name, "--double", "--epochs", "1", *more, DIM=width) for more in ([], ["--spikingjelly"])]
     losses = [re.findall(r"last loss (\S+),", out) for out in outs]
     assert losses[0]
     assert losses[0] == losses[1]
