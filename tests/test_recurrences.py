@@ -12,6 +12,7 @@ from helpers import (
     SURROGATES,
     Case,
     assert_bits_equal,
+    emulated_if_thorough,
     every_other,
     fused,
     gradients_of,
@@ -22,6 +23,8 @@ from helpers import (
 from loop_ops import Masked, Plain, Saved, Summed, through
 from neuron_kinds import KINDS
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _pytree as pytree
 
 import snnfast
 from snnfast._program.run import Program
@@ -332,7 +335,7 @@ def results(net: Any, function: Any, x: Tensor) -> tuple[list[Tensor], list[Tens
 
 def compare(loop: Callable[..., Any], x: Tensor) -> Any:
     """Outputs, gradients and the report of a compiled network are those of the network as it is."""
-    net = Net(loop).to(x.dtype)
+    net = Net(loop).to(x.device, x.dtype)
     other = copy.deepcopy(net)
     reports = []
 
@@ -357,13 +360,16 @@ def compare(loop: Callable[..., Any], x: Tensor) -> Any:
     return report
 
 
+@emulated_if_thorough
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize("name", NETS)
 def test_a_neuron_by_hand_has_the_numbers_of_the_loop(
-    name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    name: str, dtype: torch.dtype, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("snnfast._core.linear.LEAST_ROWS", 1)
-    x = (torch.randn(7, 5, 7, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 1.2 + 0.4).to(dtype)
+    x = (torch.randn(7, 5, 7, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 1.2 + 0.4).to(
+        device, dtype
+    )
     report = compare(NETS[name], x.requires_grad_())
     assert not report.failed
     if name in REPEATED:
@@ -377,6 +383,24 @@ def test_a_neuron_by_hand_has_the_numbers_of_the_loop(
         steps = STEPS.get(name, 7)
         assert all(line.startswith((f"{steps} steps", "7 steps")) for line in recurrences), str(report)
         assert not report.repeated or name in ("input_of_the_step_before", "first_step_without_a_gradient")
+
+
+@pytest.mark.parametrize(
+    "name", ["soft_reset_of_a_number", "two_layers_with_a_product", "adaptive_threshold", "bits_to_a_linear"]
+)
+def test_loops_on_a_gpu_become_recurrences(name: str) -> None:
+    with FakeTensorMode(), torch.device("cuda"):
+        net = Net(NETS[name])
+        reports = []
+
+        def backend(gm: torch.fx.GraphModule, example_inputs: Any) -> Any:
+            merged, report = merge(gm)
+            reports.append(report)
+            return merged.forward
+
+        found = torch.compile(net, backend=backend)(torch.randn(7, 5, 7).requires_grad_())
+    assert "one recurrence" in str(*reports)
+    assert all(t.device.type == "cuda" for t in pytree.tree_leaves(found))
 
 
 @pytest.mark.parametrize("name", ["soft_reset_of_a_number", "constant_input_and_no_grad"])

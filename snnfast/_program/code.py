@@ -56,7 +56,7 @@ class Code:
                 if op == "parameter":
                     known[value] = given[operands[0]]
                 elif op == "constant":
-                    known[value] = torch.tensor(operands[0], dtype=self.graph.dtype)
+                    known[value] = torch.tensor(operands[0], dtype=self.graph.dtype, device="cpu")
                 else:
                     known[value] = APPLY[op](*map(compute, operands))
             return known[value]
@@ -261,8 +261,8 @@ class _Program:
         series, states, parameters = self.counts
         words = [series, states, parameters + len(self.fixed), len(self.constants), *counts]
         words += [self._next - self._first, *map(len, sections), *tables, *self._words]
-        constants = torch.tensor([self.graph.nodes[v][1] for v in self.constants], dtype=torch.float64)
-        return Code(torch.tensor(words, dtype=torch.int32), constants, self.fixed, self.graph, counts[0])
+        constants = torch.tensor([self.graph.nodes[v][1] for v in self.constants], dtype=torch.float64, device="cpu")
+        return Code(torch.tensor(words, dtype=torch.int32, device="cpu"), constants, self.fixed, self.graph, counts[0])
 
 
 def _fuse(section: list[_Instruction], kept: set[int]) -> None:

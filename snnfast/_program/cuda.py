@@ -41,7 +41,7 @@ class Engine:
     ) -> list[Tensor]:
         assert bits == -1
         opmath = opmath_dtype(like.dtype)
-        states = [s.expand(neurons).contiguous() for s in states]
+        states, parameters = [s.expand(neurons).contiguous() for s in states], _whole(parameters, neurons)
         outputs = [like.new_empty(steps, neurons) for _ in range(code.outputs)]
         last = [like.new_empty(neurons, dtype=opmath) for _ in states]
         kept: list[Any] = [like.new_empty(-(-steps // CHECKPOINT) * len(states), neurons, dtype=opmath)] if keep else []
@@ -64,7 +64,7 @@ class Engine:
     ) -> list[Tensor]:
         assert weight is None
         of_series = [like.new_empty(steps, neurons) for k in range(len(series)) if k in code.gradients]
-        grad_last = [g.expand(neurons).contiguous() for g in grad_last]
+        grad_last, parameters = [g.expand(neurons).contiguous() for g in grad_last], _whole(parameters, neurons)
         initial = [torch.empty_like(g) for g in grad_last]
         first = len(series) + len(grad_last)
         learned = [p for j, p in enumerate(parameters) if first + j in code.gradients]
@@ -111,6 +111,11 @@ def _rows(series: Sequence[Tensor]) -> list[Tensor | int]:
     for x in series:
         found += [x] if x.dim() == 1 else [x, x.stride(0) if x.shape[0] > 1 else 0]
     return found
+
+
+def _whole(parameters: Sequence[Tensor], neurons: int) -> list[Tensor]:
+    """Parameters of all neurons where they are some of their last dimensions."""
+    return [p if p.dim() == 0 or p.numel() == neurons else p.repeat(neurons // p.numel()) for p in parameters]
 
 
 def _kind(parameter: Tensor, like: Tensor) -> str:

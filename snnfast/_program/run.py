@@ -423,10 +423,10 @@ def _rows(x: Tensor, call: _Call) -> Tensor:
 
 
 def _flat(parameters: Sequence[Tensor], call: _Call) -> list[Tensor]:
-    """Parameters as the kernels take them: a number, or ``[N]``; on the CPU also the last dimensions of a step."""
+    """Parameters as the engines take them: a number, ``[N]``, or the last dimensions of a step as one."""
     found = []
     for p in parameters:
-        repeats = p.dim() > 0 and p.is_cpu and p.numel() > 1 and p.shape == call.shape[-p.dim() :]
+        repeats = p.dim() > 0 and p.numel() > 1 and p.shape == call.shape[-p.dim() :]
         if p.numel() == 1:
             p = p.reshape(())
         elif not repeats:

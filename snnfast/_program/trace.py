@@ -51,7 +51,7 @@ class Graph:
 
     def constant(self, number: float) -> int:
         """A number, rounded to the dtype."""
-        return self.leaf("constant", float(torch.tensor(float(number), dtype=self.dtype)))
+        return self.leaf("constant", float(torch.tensor(float(number), dtype=self.dtype, device="cpu")))
 
     def emit(self, op: str, *operands: int) -> int:
         if op in ("add", "mul"):  # equal ones are found in either order
@@ -63,7 +63,7 @@ class Graph:
         if op in ("where", "gt") and self.is_binary(operands[0]) and self._repeats(op, *operands[1:]):
             return operands[0]
         if all(self.nodes[x][0] == "constant" for x in operands):
-            numbers = [torch.tensor(self.nodes[x][1], dtype=self.dtype) for x in operands]
+            numbers = [torch.tensor(self.nodes[x][1], dtype=self.dtype, device="cpu") for x in operands]
             return self.constant(float(APPLY[op](*numbers)))
         return self.enter((op, *operands), (op, *operands))
 
@@ -160,7 +160,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def argument(self, kind: str, number: int) -> Tensor:
         # Between 0 and 1, and no number twice: nothing overflows.
         with _disable_current_modes():
-            values = torch.linspace(0.1, 0.9, 2 ** len(self.shape), dtype=self.graph.dtype).view(self.shape)
+            values = torch.linspace(0.1, 0.9, 2 ** len(self.shape), dtype=self.graph.dtype, device="cpu")
+            values = values.view(self.shape)
         return self._bind(values, self.graph.leaf(kind, number))
 
     def _bind(self, t: Tensor, value: int) -> Tensor:

@@ -483,7 +483,8 @@ class Emitter:
         node = self.graph.call_function(Unrolled(recurrence, recurrence.outputs()), tuple(given))
         shape, shapes = recurrence.shape, []
         shapes = [(recurrence.steps, *shape) for _ in recurrence.outputs()] + [tuple(shape) for _ in states]
-        found = [fake_call(torch.empty, (s,), {"dtype": recurrence.dtype}, self._mode) for s in shapes]
+        options = {"dtype": recurrence.dtype, "device": recurrence.device}
+        found = [fake_call(torch.empty, (s,), options, self._mode) for s in shapes]
         node.meta |= {"example_value": tuple(found), "context": self._context}
         self._recurring[recurrence] = node
 

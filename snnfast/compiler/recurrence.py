@@ -18,7 +18,7 @@ from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from snnfast._core.linear import Linear
-from snnfast._program.run import Program
+from snnfast._program.run import ENGINES, Program
 from snnfast._program.trace import NotElementwiseError, trace
 from snnfast._unroll.graph import elementwise_step
 from snnfast.compiler.nodes import index_of, is_number, is_step, module_of, name_of, signature_of, tensors_of, value
@@ -74,6 +74,10 @@ class Recurrence:
     @property
     def dtype(self) -> torch.dtype:
         return next(t.dtype for n in self.calls for t in tensors_of(n) if t.dtype != torch.bool)
+
+    @property
+    def device(self) -> torch.device:
+        return _tensor(self.calls[0]).device
 
     @property
     def context(self) -> Any:
@@ -193,16 +197,19 @@ def recurrence_of(statements: Sequence[Group], order: dict[Node, int], is_free: 
 
 def _check(statements: Sequence[Group]) -> None:
     shape = _tensor(statements[0].first).shape
-    dtypes = set()
+    dtypes, devices = set(), set()
     for node in (s.first for s in statements):
         for t in tensors_of(node):
-            if t.device.type != "cpu":
-                raise UnmergedError(f"it is on {t.device.type}, and recurrences are made on the CPU")
+            if t.device.type not in ENGINES:
+                raise UnmergedError(f"it is on {t.device.type}, for which there are no kernels of programs")
+            devices.add(t.device)
             if list(map(str, t.shape)) != list(map(str, shape)):
                 raise UnmergedError("they have other shapes")
             dtypes.add(t.dtype)
         if node.meta["context"].blocks:
             raise UnmergedError("it runs under autocast or inference mode")
+    if len(devices) != 1:
+        raise UnmergedError("they are on several devices")
     dtypes -= {torch.bool}
     if len(dtypes) != 1 or not dtypes < {torch.float32, torch.float64}:
         raise UnmergedError("a program has one dtype, float32 or float64")
@@ -425,8 +432,8 @@ class _Steps:
 def _check_given(made: Recurrence, *nodes: Any) -> None:
     for n in nodes:
         t = value(n) if isinstance(n, Node) else None
-        if not isinstance(t, Tensor) or t.dtype not in (made.dtype, torch.bool) or t.device.type != "cpu":
-            raise UnmergedError("takes tensors of another dtype")
+        if not isinstance(t, Tensor) or t.dtype not in (made.dtype, torch.bool) or t.device != made.device:
+            raise UnmergedError("takes tensors of another dtype or device")
         if signature_of(n) != signature_of(nodes[0]):
             raise UnmergedError("its inputs have other shapes at other steps")
 
