@@ -1,6 +1,6 @@
 """What the tests know of each neuron."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +12,6 @@ from snnfast._core import ops as _ops
 from snnfast.neurons.base import SpikingLayer
 
 Outputs = dict[str, Tensor]
-Tensors = Mapping[str, Tensor]
-
-# One step in words of the tests' own: states after it, from those before it, and whether the neuron is to be reset.
-Integrate = Callable[[Tensors, Tensor, Tensors, Tensor, str], Outputs]
 
 
 @dataclass(frozen=True)
@@ -26,7 +22,6 @@ class Kind:
     reference: Callable[..., Any]
     layer: type[SpikingLayer]
     ranges: dict[str, tuple[float, float]]  # of random inputs, by name, in the order of the function's arguments
-    integrate: Integrate
 
     @property
     def ops(self) -> _ops.Neuron:
@@ -46,71 +41,36 @@ class Kind:
         return self.ops.parameters[:-2]
 
 
-def _leaky(before: Tensors, x: Tensor, p: Tensors, reset: Tensor, mechanism: str) -> Outputs:
-    kept = before["mem"] * (1 - reset) if mechanism == "zero" else before["mem"]
-    taken = reset * p["threshold"] if mechanism == "subtract" else 0.0
-    return {"mem": p["beta"].clamp(0, 1) * kept + x - taken}
-
-
-def _synaptic(before: Tensors, x: Tensor, p: Tensors, reset: Tensor, mechanism: str) -> Outputs:
-    syn = p["alpha"].clamp(0, 1) * before["syn"] + x
-    base = p["beta"].clamp(0, 1) * before["mem"] + syn
-    taken = {"subtract": p["threshold"], "zero": base, "none": 0.0}[mechanism]
-    return {"syn": syn, "mem": base - reset * taken}
-
-
-def _lapicque(before: Tensors, x: Tensor, p: Tensors, reset: Tensor, mechanism: str) -> Outputs:
-    base = x * p["R"] * p["rate"] * p["time_step"] + p["decay"] * before["mem"]
-    return {"mem": base - reset * {"subtract": p["threshold"], "zero": base, "none": 0.0}[mechanism]}
-
-
-def _alpha(before: Tensors, x: Tensor, p: Tensors, reset: Tensor, mechanism: str) -> Outputs:
-    exc, inh = p["alpha"].clamp(0, 1) * before["syn_exc"] + x, p["beta"].clamp(0, 1) * before["syn_inh"] - x
-    v = p["tau"] * (exc + inh)
-    taken = {"subtract": (p["threshold"], inh, -before["syn_inh"]), "zero": (exc, inh, v), "none": (0.0, 0.0, 0.0)}
-    after = zip(("syn_exc", "syn_inh", "mem"), (exc, inh, v), taken[mechanism], strict=True)
-    return {name: state - reset * part for name, state, part in after}
-
-
-def _rleaky(before: Tensors, x: Tensor, p: Tensors, reset: Tensor, mechanism: str) -> Outputs:
-    base = p["beta"].clamp(0, 1) * before["mem"] + x + p["V"] * before["spk"]
-    return {"mem": base - reset * {"subtract": p["threshold"], "zero": base, "none": 0.0}[mechanism]}
-
-
-def _rsynaptic(before: Tensors, x: Tensor, p: Tensors, reset: Tensor, mechanism: str) -> Outputs:
-    return _synaptic(before, x + p["V"] * before["spk"], p, reset, mechanism)
-
-
 _COMMON = {"threshold": (0.6, 1.1), "graded_spikes_factor": (0.5, 2.0)}
 KINDS: dict[str, Kind] = {
     "leaky": Kind(
         functional.lif, reference.lif, Leaky,
-        {"current": (-0.6, 1.4), "mem": (-0.5, 2.0), "beta": (0.3, 0.98), **_COMMON}, _leaky,
+        {"current": (-0.6, 1.4), "mem": (-0.5, 2.0), "beta": (0.3, 0.98), **_COMMON},
     ),
     "synaptic": Kind(
         functional.synaptic, reference.synaptic, Synaptic,
         {"current": (-0.9, 1.1), "syn": (-0.5, 1.0), "mem": (-0.5, 2.0), "alpha": (0.2, 0.9), "beta": (0.2, 0.9),
-         **_COMMON}, _synaptic,
+         **_COMMON},
     ),
     "lapicque": Kind(
         by_kernel(ByRate.neuron), by_kernel_of_reference(ByRate.neuron), ByRate,
         {"current": (-0.9, 2.4), "mem": (-0.5, 2.0), "R": (0.5, 1.5), "rate": (0.5, 1.2), "time_step": (0.6, 1.2),
-         "decay": (0.2, 0.9), **_COMMON}, _lapicque,
+         "decay": (0.2, 0.9), **_COMMON},
     ),
     "alpha": Kind(
         by_kernel(ByTau.neuron), by_kernel_of_reference(ByTau.neuron), ByTau,
         {"current": (-0.9, 1.4), "syn_exc": (-0.5, 1.5), "syn_inh": (-0.8, 0.2), "mem": (-0.5, 2.0),
-         "alpha": (0.5, 0.95), "beta": (0.2, 0.5), "tau": (1.2, 2.5), **_COMMON}, _alpha,
+         "alpha": (0.5, 0.95), "beta": (0.2, 0.5), "tau": (1.2, 2.5), **_COMMON},
     ),
     "rleaky": Kind(
         functional.rleaky, reference.rleaky, OwnLeaky,
         {"current": (-0.6, 1.4), "spk": (0.0, 1.0), "mem": (-0.5, 2.0), "V": (-0.6, 0.6), "beta": (0.3, 0.9),
-         **_COMMON}, _rleaky,
+         **_COMMON},
     ),
     "rsynaptic": Kind(
         functional.rsynaptic, reference.rsynaptic, OwnSynaptic,
         {"current": (-0.9, 1.1), "spk": (0.0, 1.0), "syn": (-0.5, 1.0), "mem": (-0.5, 2.0), "V": (-0.6, 0.6),
-         "alpha": (0.2, 0.9), "beta": (0.2, 0.9), **_COMMON}, _rsynaptic,
+         "alpha": (0.2, 0.9), "beta": (0.2, 0.9), **_COMMON},
     ),
 }  # fmt: skip
 # They take different paths through the code: files on special promises are about these. The others differ from them in

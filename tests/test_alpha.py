@@ -51,11 +51,6 @@ def test_learned_decays_get_the_gradient_through_the_time_constant(how: str) -> 
     assert torch.autograd.gradcheck(mem_of, [d.requires_grad_() for d in decays])
 
 
-def test_alpha_is_clamped_when_the_layer_is_made_as_in_snntorch() -> None:
-    ours, theirs = (library.Alpha(1.5, 0.5) for library in (snnfast, snntorch))
-    assert ours.alpha == theirs.alpha == 1
-
-
 def test_there_is_no_immediate_reset() -> None:
     layer = snnfast.Alpha(0.9, 0.6)
     layer.reset_delay = True

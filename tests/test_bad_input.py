@@ -373,11 +373,6 @@ def test_flags_of_calls_are_taken_in_the_same_ways(value: Any, backend: str) -> 
         assert_all_bits_equal(a, b)
 
 
-def test_a_message_never_reads_expected_a_bool_got_bool() -> None:
-    with pytest.raises(TypeError, match=r"^learn_beta: expected True or False, got ndarray$"):
-        snnfast.Leaky(0.9, learn_beta=np.array([True]))  # type: ignore[arg-type]
-
-
 @pytest.mark.parametrize("number", [2, np.float32(2), np.int64(2), np.float64(2)], ids=repr)
 def test_the_numbers_of_a_surrogate_may_be_numpys(number: Any) -> None:
     assert surrogate.fast_sigmoid(number) == surrogate.fast_sigmoid(2.0)

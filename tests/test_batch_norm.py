@@ -250,11 +250,6 @@ def test_wrong_arguments_of_the_ops() -> None:
             ops.batch_norm_backward(*given, 1e-5)
 
 
-def test_one_value_per_channel_is_an_error() -> None:
-    with pytest.raises(ValueError, match="more than 1 value per channel"):
-        normalised(nn.BatchNorm1d(4), torch.rand(3, 1, 4))
-
-
 # ---- in MultiStep
 
 

@@ -13,7 +13,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import Tensor
-from torch._dynamo.utils import counters
 
 from benchmarks import __main__ as command_line
 from benchmarks import bars, collection, memory_use, once, report, run, runner
@@ -21,9 +20,9 @@ from benchmarks.bars import FLOOR, SAVED
 from benchmarks.peers import PEERS, Peer
 from benchmarks.peers.ours import DENSE, LOOPED, NUMBERS, OURS, WITH_LOSS
 from benchmarks.peers.snntorch_loop import COMPILED, HOISTED, LOOP, NETWORK
-from benchmarks.registry import DIRECTIONS, NETWORKS, PAIR, TUTORIAL5, Case, case_named, suites
+from benchmarks.registry import NETWORKS, PAIR, TUTORIAL5, Case, case_named, suites
 from benchmarks.runner import Row
-from benchmarks.workloads import Network, build, make_data
+from benchmarks.workloads import Network
 
 pytestmark = pytest.mark.thorough
 
@@ -139,22 +138,6 @@ def test_bytes_kept_are_those_of_a_function_that_is_known():
     assert memory_use.kept(lambda: (Known.apply(x).sum(),), []) == memory_use.Kept(500, 500)
 
 
-@pytest.mark.needs_extension
-def test_spikes_as_bits_are_the_same_as_numbers_and_take_less_memory():
-    data = make_data(PAIR, CPU)
-    assert 0.02 < data.rates[0] < 0.08
-    bits, numbers = (build(PAIR, PEERS[name], data) for name in (OURS, NUMBERS))
-    for found, expected in zip(bits.run(), numbers.run(), strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
-    kept = [memory_use.kept(peer.forward, peer.given).held / PAIR.neuron_steps for peer in (bits, numbers)]
-    assert kept[0] <= bars.BARS[PAIR.name][bars.HELD]
-    assert kept[1] > 4
-    for direction in DIRECTIONS:
-        case = Case("products", "product", 9, 2, (70,), rate=0.1, variant=direction)
-        found, expected = (build(case, PEERS[name], make_data(case, CPU)).run() for name in (OURS, DENSE))
-        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
-
-
 # ---- networks, compiled or not
 
 
@@ -175,21 +158,6 @@ def test_networks_train_alike_whoever_computes_them(kind, peer):
         torch.testing.assert_close(theirs.train(x, labels).reshape(()), expected)
     for a, b in zip(ours.parameters, theirs.parameters, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.parametrize("peer", [LOOPED, WITH_LOSS])
-def test_two_epochs_with_smaller_last_batches_and_evaluation_compile_three_graphs(peer):
-    pytest.importorskip("snntorch")
-    torch._dynamo.reset()
-    counters.clear()
-    network = Network(replace(TUTORIAL5, T=5), PEERS[peer], CPU)
-    for _ in range(2):
-        for size in (16, 16, 12):
-            network.train(torch.rand(size, 784), torch.randint(10, (size,)))
-        for size in (10, 10, 6):
-            with torch.no_grad():
-                network.loss(torch.rand(size, 784), torch.randint(10, (size,)))
-    assert 1 <= counters["stats"]["unique_graphs"] <= 3
 
 
 def test_what_is_measured_once_is_a_row_and_programs_are_cases(digits, monkeypatch):

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import snntorch
 import torch
+from callables import steep
 from helpers import (
     KINDS,
     NEURONS,
     VARIANTS,
-    Bump,
     Case,
     assert_all_bits_equal,
     assert_all_close,
@@ -143,10 +143,6 @@ HOW: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def bump(z: Tensor) -> Tensor:
-    return Bump.apply(z)  # type: ignore[no-any-return,no-untyped-call]
-
-
 OPTIONS: dict[str, dict[str, Any]] = {
     "default": {},
     "output": {"init_hidden": True, "output": True},
@@ -157,8 +153,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "vector": {"beta": torch.linspace(0.5, 1, 10), "learn_beta": True, "init_hidden": True},
     "integer": {"beta": 1, "threshold": 2},
     "closure": {"spike_grad": snntorch.surrogate.fast_sigmoid(slope=4)},
-    "callable": {"spike_grad": bump},
-    "callable-learn": {"spike_grad": bump, "learn_beta": True, "init_hidden": True, "output": True},
+    "callable": {"spike_grad": steep},
+    "callable-learn": {"spike_grad": steep, "learn_beta": True, "init_hidden": True, "output": True},
 }
 # What Synaptic adds to a step of a drop-in is its second state; the options are the same code.
 DROP_INS = [*(("Leaky", o) for o in OPTIONS), *(("Synaptic", o) for o in ("callable-learn", "output", "nodelay-zero"))]

@@ -1,6 +1,5 @@
 """Which backend runs, who is told, and what the configuration says."""
 
-import threading
 import types
 import warnings
 
@@ -13,28 +12,6 @@ from snnfast import functional
 from snnfast._core import backend, ops
 
 CURRENT = torch.rand(3, 4)
-
-
-def test_blocks_that_overlap_in_threads() -> None:
-    outside = snnfast.config()["backend"]
-    entered, left = threading.Barrier(3), threading.Barrier(3)
-
-    def work(name: str) -> None:
-        with snnfast.use_backend(name):
-            entered.wait()  # all are inside before the first leaves
-            seen.append(snnfast.config()["backend"] == name)
-        left.wait()
-
-    for _ in range(20):
-        seen: list[bool] = []
-        threads = [threading.Thread(target=work, args=(name,)) for name in ("reference", "fused", "reference")]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert seen == [True] * 3
-        assert snnfast.config()["backend"] == outside
-        assert backend._setting.value == outside
 
 
 def test_an_extension_of_other_sources(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -157,16 +157,6 @@ def test_messages_that_the_troubleshooting_page_quotes_are_those_of_the_package(
         assert part in source, part
 
 
-def test_pictures_can_be_read_on_a_phone_and_follow_the_switch_of_the_site() -> None:
-    style = (DOCS / "_static" / "site.css").read_text()
-    assert "min-width" not in style  # a bar of which only the beginning is seen misleads
-    assert all(f'[data-theme="{theme}"] {{ color-scheme: {theme}; }}' in style for theme in ("light", "dark"))
-    for picture in {*DOCS.rglob("*.svg")} - {DOCS / "figures" / "badges.svg"}:  # which only README shows
-        width, unit = re.findall(r'<svg [^>]*\bwidth="([\d.]+)(pt)?"', picture.read_text())[0]
-        assert float(width) * (4 / 3 if unit else 1) < 560, picture
-        assert re.search(r"prefers-color-scheme: ?dark", picture.read_text()), picture
-
-
 def anchors(page: Path) -> set[str]:
     """The anchors of a page's headings, as GitHub and the site make them."""
     found: set[str] = set()

@@ -128,17 +128,6 @@ def test_modules_names_and_checkpoints(build: Build) -> None:
         assert_bits_equal(net.state_dict()[key], value, key)
 
 
-@pytest.mark.parametrize("reset", [utils.reset, snnfast.reset])
-@pytest.mark.parametrize("through", ["network", "multistep"])
-def test_resets(reset: Callable[[nn.Module], None], through: str) -> None:
-    net = convolutional()
-    ours = MultiStep.from_sequential(net)
-    ours(images())
-    assert all(layer.mem.any() for layer in neurons(net))
-    reset(net if through == "network" else ours)
-    assert not any(layer.mem.any() for layer in neurons(net))
-
-
 def test_a_multistep_and_a_subclass() -> None:
     class Counts(MultiStep):
         def forward(self, x: Tensor) -> Any:

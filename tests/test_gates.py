@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 import setup
-from tools.gates import analysis, arithmetic, budgets, compile, kernels, memory, occupancy, sass
-from tools.gates.__main__ import budget_gate, kernel_gates, library_gates, rounding_gate, wanted
+from tools.gates import analysis, arithmetic, budgets, compile, memory, occupancy, sass
+from tools.gates.__main__ import kernel_gates, library_gates, rounding_gate, wanted
 from tools.gates.analysis import Resources
 from tools.gates.budgets import Taken
 
@@ -78,15 +78,6 @@ def record(**changes: object) -> analysis.Measured:
     return replace(analysis.Measured(NAME, "9.0", Resources(56, 0, 0), accesses(), 400, []), **changes)
 
 
-def test_names_are_those_of_the_source() -> None:
-    assert kernels.names([FORWARD, "_ZN7snnfast4cuda12_GLOBAL__N_112probe_kernelEv"]) == {FORWARD: NAME}  # of a neuron
-    assert (kernels.width(NAME), kernels.access(NAME)) == (4, 16)
-    assert kernels.access("forward<Leaky, Half, 8, false>") == 16
-    assert kernels.access("backward<Leaky, BFloat16, 4, true>") == 8
-    with pytest.raises(ValueError, match="a number of neurons"):
-        kernels.width("forward<Leaky, float>")
-
-
 def test_a_kernel_above_its_budget_or_without_one_fails_and_one_within_it_holds() -> None:
     budget = {("a", "9.0"): Taken(56, 0, 0, 8, 0, 500)}
     assert budgets.problems({("a", "9.0"): Taken(55, 0, 0, 8, 0, 505)}, budget) == []
@@ -95,17 +86,6 @@ def test_a_kernel_above_its_budget_or_without_one_fails_and_one_within_it_holds(
     assert problems == [f"a, 9.0: {why}" for why in above]
     problems = budgets.problems({("b", "9.0"): Taken(1, 0, 0, 0, 0, 0)}, budget)
     assert problems == ["a, 9.0: a budget for a kernel that is not there", "b, 9.0: no budget"]
-
-
-def test_budgets_are_read_back_as_they_were_written_and_hold(tmp_path: Path) -> None:
-    file, taken = tmp_path / "budgets.json", record().taken
-    written = {("b", "8.0"): Taken(1, 2, 3, 4, 0, 5), ("a", "8.0"): taken, ("a", "9.0"): taken}
-    budgets.save("13.0.88", written, file)
-    assert budgets.load(file) == ("13.0.88", written)
-    measured = {key: taken for key, taken in written.items() if key[1] == "9.0"}
-    assert budget_gate("13.0.88", ["9.0"], measured, file).problems == []
-    assert budget_gate("13.0.88", ["8.0", "9.0"], measured, file).problems
-    assert "of nvcc 13.0.88" in budget_gate("13.1.1", ["9.0"], measured, file).name
 
 
 def test_every_stored_budget_has_all_architectures_and_no_spill(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,15 +182,6 @@ def test_accesses_count_in_the_loop_over_time_only_and_narrow_ones_are_named() -
     assert accesses(eight, 8).problems(4) == []
     local = accesses(SASS.replace("IMAD R33, R28, R31, R33", "LDL.64 R33, [R1]"))
     assert (local.local, record(accesses=local).taken.spill) == (("LDL.64",), 8)
-
-
-def test_what_a_thread_stores_besides_may_be_narrow_and_counts_against_the_budget() -> None:
-    kept = memory.Accesses(("LDG.E.128", "STG.E.128", "STG.E.64", "STG.E", "LDG.E.64"))
-    assert kept.problems(4) == []  # 2 and 1 bytes for each of 4 neurons
-    assert kept.problems(2) == ["accesses under 16 bytes in the loop over time: 1 LDG.E.64, 1 STG.E.64"]
-    assert kept.problems(1) == []
-    assert record(accesses=kept).taken.narrow == 3
-    assert record(name="forward<Leaky, float, 1, false>", accesses=kept).taken.narrow == 0
 
 
 def test_resources_and_threads_are_read_from_the_reports() -> None:

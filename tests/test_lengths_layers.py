@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 import torch
+from callables import steep
 from helpers import (
     KINDS,
-    Bump,
     Case,
     assert_all_bits_equal,
     assert_all_close,
@@ -103,7 +103,7 @@ ALONE = [
     *(
         pytest.param("linear", options, id="-".join(options))
         for options in (
-            {"inhibition": True}, {"inhibition": True, "reset_delay": False}, {"spike_grad": Bump.apply},
+            {"inhibition": True}, {"inhibition": True, "reset_delay": False}, {"spike_grad": steep},
             {"reset_delay": False}, {"hooked": True},
         )
     ),

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
+from callables import steep
 from gradient_checks import FLOWS, Largest, bytes_of, saved_by
 from helpers import (
     KINDS,
     NEURONS,
     SURROGATES,
-    Bump,
     Case,
     assert_all_close,
     assert_bits_equal,
@@ -173,8 +173,8 @@ def test_what_can_not_be_done_by_bits_is_done_with_numbers() -> None:
         return bool(calls)
 
     assert_close(functional.lif(x, beta=0.9, weight=weight)[0], F.linear(functional.lif(x, beta=0.9)[0], weight), 1e-6)
-    assert not lif(spike_grad=Bump.apply)
-    assert not lif(spike_grad=Bump.apply, reset_delay=False)
+    assert not lif(spike_grad=steep)
+    assert not lif(spike_grad=steep, reset_delay=False)
     assert not lif(inhibition=True)
     assert not lif(reduce="sum")
     assert not lif(graded_spikes_factor=torch.rand(4, 1))

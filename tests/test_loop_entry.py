@@ -11,6 +11,7 @@ from unittest import mock
 
 import pytest
 import torch
+from callables import function
 from helpers import assert_all_bits_equal, assert_bits_equal
 from loop_nets import Feedback, Net, assert_same, currents, graphs
 from torch import Tensor, nn
@@ -261,22 +262,10 @@ def test_a_network_that_dies_frees_its_parameters_and_what_was_compiled(split: b
 # ---- a network that gains nothing runs as it is
 
 
-class Rounded(torch.autograd.Function):
-    """A straight-through estimator."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor) -> Tensor:
-        return (weight * 8).round() / 8
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return gradient
-
-
 class Quantised(Net):
     """An ``autograd.Function`` is called for each step of a neuron."""
 
-    function = Rounded
+    function: Any = None
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         mem1, mem2 = self.lif1.reset_mem(), self.lif2.reset_mem()
@@ -330,17 +319,6 @@ def test_a_network_that_gains_nothing_runs_as_it_is_and_one_warning_says_why(mak
         snnfast.compile(make())(x)  # the same reason of the same class
 
 
-def _function(forward: Any, backward: Any) -> Any:
-    """An ``autograd.Function`` of what it does with its argument, and with a gradient and the argument."""
-
-    def run(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return forward(x)
-
-    methods = {"forward": run, "backward": lambda ctx, gradient: backward(gradient, *ctx.saved_tensors)}
-    return type("Function", (torch.autograd.Function,), {name: staticmethod(f) for name, f in methods.items()})
-
-
 FUNCTIONS = {
     "elementwise": (lambda x: (x > 0.5).to(x.dtype), lambda g, x: g / (1 + (10 * x).abs()) ** 2),
     "clamped": (lambda x: x.clamp(-1, 1), lambda g, x: torch.where(x.abs() < 1, g, torch.zeros_like(g))),
@@ -356,7 +334,7 @@ FUNCTIONS = {
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_an_autograd_function_at_each_step_is_one_call_if_it_is_elementwise_else_a_class(name: str) -> None:
     net, x = Quantised(), currents()
-    net.function = _function(*FUNCTIONS[name])
+    net.function = function(*FUNCTIONS[name])
     repeated = any("autograd_function_apply" in line for line in snnfast.explain(net, x).graphs[0].repeated)
     assert repeated != (name in ("elementwise", "clamped", "a mean", "a mask"))
     same = copy.deepcopy(net)

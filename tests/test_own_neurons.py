@@ -56,15 +56,6 @@ def CurrentLIF(x: Tensor, v: Tensor, i: Tensor, *, dt_mem: float = 0.1, dt_syn: 
 
 
 @snnfast.neuron
-def AdaptiveThreshold(x: Tensor, u: Tensor, b: Tensor, *, alpha=0.9, rho=0.95, gain=1.8) -> Any:
-    """ALIF of Yin et al."""
-    theta = 0.1 + gain * b
-    u = alpha * u + (1 - alpha) * x
-    spk = snnfast.spike(u - theta, surrogate.sigmoid(4))
-    return spk, u - spk * theta, rho * b + (1 - rho) * spk
-
-
-@snnfast.neuron
 def PLIF(x: Tensor, v: Tensor, *, decay: Any) -> Any:
     """Parametric LIF, whose decay is a sigmoid outside."""
     h = v + (x - v) * decay
@@ -111,7 +102,7 @@ def Refractory(x: Tensor, v: Tensor, left: Tensor, *, pause: int = 2) -> Any:
     return spk, v * (1 - spk), torch.where(spk > 0, pause, (left - 1).clamp(min=0))
 
 
-OWN = [PaperLIF, SoftLIF, DecayInputLIF, CurrentLIF, AdaptiveThreshold, PLIF, Izhikevich, AdLIF, Traced, Refractory]
+OWN = [PaperLIF, SoftLIF, DecayInputLIF, CurrentLIF, PLIF, Izhikevich, AdLIF, Traced, Refractory]
 
 
 def made(kind: Any, **options: Any) -> Any:

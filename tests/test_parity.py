@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import snntorch
 import torch
+from callables import steep
 from helpers import (
     FLOATS,
     HALVES,
     PARAMETERS,
     SURROGATES,
     THOROUGH,
-    Bump,
     Case,
     assert_bits_equal,
     assert_close,
@@ -35,7 +35,6 @@ from snnfast.surrogate import Surrogate
 
 QUANT = state_quant(num_bits=4, uniform=True, threshold=1.0)
 WILD = torch.tensor([float("inf"), -float("inf"), float("nan")])
-bump = Bump.apply  # a surrogate that the kernels do not know
 
 
 # Their makers, and the parameters: snnTorch's closures where it works and stays finite, else ours for both layers.
@@ -95,7 +94,7 @@ class Layer(Case):
 
 def random_layer(neuron: str, number: int) -> Layer:
     draw = random.Random(f"{neuron} {number}")
-    name = draw.choice((*SURROGATES, "bump", "custom_surrogate"))
+    name = draw.choice((*SURROGATES, "callable", "custom_surrogate"))
     dtype = draw.choice((torch.float32, torch.float32, torch.float64, *HALVES))
     shape = draw.choice(
         (
@@ -148,8 +147,8 @@ def parameter(kind: str, shape: tuple[int, ...], low: float, high: float, case: 
 
 def spike_grads(case: Layer) -> tuple[Any, Any]:
     """For our layer, for snnTorch's."""
-    if case.surrogate == "bump":
-        return bump, bump
+    if case.surrogate == "callable":
+        return steep, steep
     if case.closure:
         made = CLOSURES[case.surrogate]()
         return made, made

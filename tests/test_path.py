@@ -6,7 +6,6 @@ from types import FrameType
 from typing import Any
 
 import pytest
-import torch
 from helpers import NEURONS, Case, inputs, layer_of, leaves
 
 import snnfast
@@ -55,30 +54,3 @@ def test_few_frames_lie_before_an_op(grad: bool, neuron: str, method: str, monke
             sys.setprofile(None)
     assert len(depth) == 1
     assert len(depth[0]) <= MOST, depth[0]
-
-
-@pytest.mark.needs_extension
-@pytest.mark.parametrize("neuron", NEURONS)
-def test_a_call_runs_one_op_forward_and_one_backward(neuron: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for variant in ("unroll", "constant", "count", "step"):
-        case = Case(neuron, variant, 1 if variant == "step" else 9)
-        ran: list[str] = []
-
-        def spied(op: Any, direction: str, ran: list[str] = ran) -> Any:
-            def spy(*args: Any) -> Any:
-                ran.append(direction)
-                return op(*args)
-
-            return spy
-
-        with monkeypatch.context() as patched, snnfast.use_backend("fused"):
-            ops = case.kind.ops
-            for direction in ("forward", "backward"):
-                patched.setattr(ops, direction, spied(getattr(ops, direction), direction))
-            tensors = leaves(inputs(case))
-            layer, states = layer_of(case, tensors), [tensors[name] for name in ops.states]
-            x, options = tensors["current"], {name: case.options[name] for name in ("num_steps", "reduce")}
-            assert x is not None
-            outputs = layer(x[0], *states) if variant == "step" else layer.unroll(x, *states, **options)
-            torch.autograd.grad(sum(t.sum() for t in outputs), [t for t in tensors.values() if t is not None])  # type: ignore[arg-type]
-        assert ran == ["forward", "backward"]

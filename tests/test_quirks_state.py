@@ -249,12 +249,3 @@ def test_a_replica_has_a_state_of_its_own(name: str) -> None:
     assert_close(net[0].weight.grad, whole[0].weight.grad, 1e-5)
     with pytest.raises((AssertionError, RuntimeError, AttributeError)):  # theirs all work on the original's state
         assert_bits_equal(run_in_replicas(network(snntorch), x), expected)
-
-
-def test_replicas_run_at_the_same_time() -> None:
-    lif = snn.Leaky(0.9, init_hidden=True)
-    x = torch.rand(20, 2, 3) * 2
-    expected = snn.Leaky(0.9).unroll(x)[0]
-    with ThreadPoolExecutor(4) as pool:
-        for found in pool.map(lambda replica: torch.stack([replica(step) for step in x]), replicas(lif, 4)):
-            assert_bits_equal(found, expected)
