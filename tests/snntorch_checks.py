@@ -75,15 +75,6 @@ def learning(name: str, learned: int = 7) -> dict[str, bool]:
     return {flag: bool(learned >> i & 1) for i, flag in enumerate(names)}
 
 
-def vectors(name: str) -> dict[str, Tensor]:
-    """Values for all that a layer can learn."""
-    values = {"alpha": torch.rand(10), "beta": torch.rand(10), "threshold": torch.rand(10) + 0.4, "V": torch.rand(10)}
-    values["graded_spikes_factor"] = torch.rand(3, 1) + 0.5
-    if name == "Alpha":  # whose first decay is the larger one
-        values["alpha"], values["beta"] = 0.6 + 0.4 * values["alpha"], 0.5 * values["beta"]
-    return {parameter: values[parameter] for parameter in LEARNED[name]}
-
-
 def current(*shape: int) -> Tensor:
     return torch.rand(shape) * 2 - 0.4
 

@@ -195,16 +195,6 @@ def test_bars_name_cases_and_peers_that_exist_and_all_are_measured():
     assert all(bars.judge(case, [], [LOOP, NUMBERS]) for case in GATE)
 
 
-def test_a_bar_holds_up_to_its_limit_and_is_missed_without_a_value_only_where_it_was_asked_for():
-    def verdict(value: float | None, at_least: bool = False, required: bool = True) -> str:
-        return bars.Bar("", value, 2.0, at_least, required=required).verdict
-
-    assert [verdict(1.9), verdict(2.0), verdict(2.1)] == ["holds", "holds", "MISSED"]
-    assert [verdict(1.9, True), verdict(2.0, True), verdict(2.1, True)] == ["MISSED", "holds", "holds"]
-    assert [verdict(None), verdict(None, required=False)] == ["NOT MEASURED", "not measured"]
-    assert [bar.missed for bar in (bars.Bar("", v, 2.0) for v in (1.0, 3.0, None))] == [False, True, True]
-
-
 def test_bars_are_judged_by_copy_by_bytes_and_by_peers(monkeypatch):
     monkeypatch.setitem(bars.BARS, LAYER.name, {FLOOR: 2.0, SAVED: 4.3, LOOP: 8.0, COMPILED: 2.0})
     rows = _rows(LAYER, share_of_copy=0.4, saved=4.2)
@@ -301,10 +291,3 @@ def test_steps_after_one_that_failed_run_and_all_logs_are_kept(script: Run, tmp_
         assert log
         assert log in done.stdout
     assert "--junitxml" in (tmp_path / "out/tests.log").read_text()
-
-
-def test_named_steps_alone_run_and_an_unknown_one_fails(script: Run, tmp_path: Path) -> None:
-    done = script(tmp_path, "card", "racecheck")
-    assert (done.returncode, done.stdout.count("=== ")) == (0, 3)
-    assert script(tmp_path, "no-such-step").returncode == 1
-    assert (script().returncode != 0, script().stdout) == (True, "")

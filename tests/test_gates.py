@@ -145,30 +145,6 @@ def test_a_fused_multiply_add_in_machine_code_of_forward_is_named_and_a_constant
             assert len(found.roundings) == problems, found.name
 
 
-def test_the_longest_loop_is_found_by_its_branches() -> None:
-    kernel = code()
-    over_time = ["LDG.E.128", "BRX", "FADD", "STG.E.128", "BRA"]
-    assert [kernel.instructions[at].opcode for at in sorted(kernel.longest_loop())] == over_time
-    end = "        /*00c0*/                   EXIT ;"
-    another = ".L_sum:\n /*00b8*/ DADD R2, R2, R4 ;\n /*00bc*/ @P0 BRA `(.L_sum) ;\n"
-    assert end in SASS
-    assert code(SASS.replace(end, another + end)).longest_loop() == kernel.longest_loop()
-    with pytest.raises(ValueError, match="no target of BRX"):
-        code(SASS.replace('(*"BRANCH_TARGETS .L_one,.L_two"*)', "")).longest_loop()
-
-
-def test_instructions_in_loops_are_counted_and_shared_out_where_all_calls_go_the_same_way() -> None:
-    (found,) = analysis.records("9.0", SASS, {FORWARD: Resources(56, 0, 0)})
-    assert found == record(accesses=accesses(), looped=5)
-    assert found.per_neuron_step is None
-    for name, steps in (("backward_plain<Leaky, float, 4>", 16), ("forward_plain<Leaky, float, 4>", 8)):
-        assert record(name=name).per_neuron_step == 400 / steps / 4
-    assert record(name="forward_plain<Leaky, float, 1>").per_neuron_step == 400 / 32
-    assert record(name="forward_plain<Leaky, float, 4>").wave(256) == 132 * 4 * 256 * 4  # 4 blocks of 256 threads
-    with pytest.raises(ValueError, match="different kernels"):
-        analysis.records("9.0", SASS, {})
-
-
 def test_accesses_count_in_the_loop_over_time_only_and_narrow_ones_are_named() -> None:
     assert accesses() == memory.Accesses(("LDG.E.128", "STG.E.128"))
     assert accesses().problems(4) == []

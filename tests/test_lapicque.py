@@ -55,8 +55,8 @@ def test_beta_or_two_of_three_must_be_given(given: Any) -> None:
         snnfast.functional.lapicque(START, R=1.0, C="2")  # type: ignore[arg-type]
 
 
-def test_a_learned_beta_trains_on_and_c_follows_it_until_it_is_snntorchs_again() -> None:
-    theirs, swapped = (snntorch.Lapicque(0.7, learn_beta=True) for _ in range(2))
+def test_a_learned_beta_trains_on_and_c_follows_it() -> None:
+    swapped = snntorch.Lapicque(0.7, learn_beta=True)
     snn.convert(swapped)
     x = torch.rand(9, 4, 5) * 3
     for layer in (snnfast.Lapicque(0.7, learn_beta=True), copy.deepcopy(swapped), swapped):
@@ -66,11 +66,6 @@ def test_a_learned_beta_trains_on_and_c_follows_it_until_it_is_snntorchs_again()
         now = snntorch.Lapicque(layer.beta.item())
         assert_bits_equal(layer.state_dict()["C"], now.C)
         assert_bits_equal(layer.unroll(x, START)[1], loop(now, x, START)[1])
-    snn.revert(swapped)
-    for layer in (theirs, swapped):
-        loop(layer, x, START)[1].sum().backward()
-        with pytest.raises(RuntimeError, match="second time"):
-            loop(layer, x, START)[1].sum().backward()
 
 
 @pytest.mark.parametrize("names", ["beta", "RC", ("beta", "R"), ("beta", "C")], ids=str)

@@ -109,22 +109,6 @@ def test_reset_of_snntorch_reaches_its_layers() -> None:
         found[1].sum().backward()
 
 
-@pytest.mark.thorough
-def test_a_probe_of_snntorch_records_every_step() -> None:
-    snntorch = pytest.importorskip("snntorch")
-    from snntorch.functional import probe
-
-    plain, x = Net(snntorch.Leaky), currents()
-    net = snnfast.compile(copy.deepcopy(plain))
-    monitors = [probe.OutputMonitor(model, snntorch.Leaky) for model in (plain, net)]
-    for model in (plain, net):
-        model(x)
-        model(x)
-    assert len(monitors[0].records) == 20
-    for expected, found in zip(*(monitor.records for monitor in monitors), strict=True):
-        assert_all_bits_equal(found, expected)
-
-
 def test_hooks_that_were_registered_before_the_first_call_are_called() -> None:
     net, x = Net(), currents()
     expected = copy.deepcopy(net)(x)
@@ -237,15 +221,6 @@ class Sized(nn.Module):
             spk, mem = self.lif(self.fc(step), mem)
             spks.append(spk)
         return torch.stack(spks)
-
-
-@pytest.mark.thorough
-@torch._dynamo.config.patch(fail_on_recompile_limit_hit=True)
-def test_twenty_sizes_of_one_class_have_caches_of_their_own() -> None:
-    nets, before = [snnfast.compile(Sized(size, split=False)) for size in range(20, 40)], graphs()
-    for net in nets * 2:
-        net(torch.rand(5, 8, 12)).sum().backward()
-    assert graphs() == before + 20
 
 
 @pytest.mark.parametrize("split", [False, True], ids=["whole", "split"])

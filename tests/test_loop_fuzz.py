@@ -139,17 +139,6 @@ def test_a_planted_fault_is_found(fault: str) -> None:
     assert message in found
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_a_program_without_a_fault_is_as_it_is_uncompiled(backend: str) -> None:
-    assert with_settings(lambda: outcome(PLAIN, backend, Counter())) is None
-
-
-def test_a_program_that_raises_uncompiled_is_left_out() -> None:
-    statistics = Counter[str]()
-    assert with_settings(lambda: outcome(PLAIN.replace("acc += spk", "acc += 'spk'"), "snnfast", statistics)) is None
-    assert statistics == {LEFT_OUT[0]: 1}
-
-
 def test_a_program_that_raises_compiled_only_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(gm: Any) -> Any:
         raise KeyError("planted")

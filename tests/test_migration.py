@@ -88,20 +88,3 @@ def test_soft_reset_of_norse(norse: SimpleNamespace) -> None:
 def test_another_reset_value_of_norse(norse: SimpleNamespace) -> None:
     with pytest.raises(ValueError, match="v_reset"):
         norse.leaky_from(norse.norse.LIFBoxCell(norse.norse.LIFBoxParameters(v_reset=torch.tensor(0.2))))
-
-
-def test_exactly_at_the_threshold_norse_does_not_spike_either(norse: SimpleNamespace) -> None:
-    cell = norse.norse.IAFCell()
-    lif, factor = norse.leaky_from(cell)
-    x = torch.ones(1, 1, 1)
-    assert norse.over_time(cell, x)[0].item() == lif.unroll(factor * x)[0].item() == 0
-
-
-def test_the_module_over_time_of_norse(norse: SimpleNamespace) -> None:
-    module = norse.norse.LIF(norse.norse.LIFParameters(tau_mem_inv=torch.tensor(128.0)), dt=1 / 1024)
-    layer, factor = norse.synaptic_from(module)
-    x = current(4.0)
-    spk, syn, _ = layer.unroll(factor * x)
-    theirs, state = module(x)
-    assert torch.equal(spk, theirs)
-    torch.testing.assert_close(layer.alpha * syn[-1] / factor, state.i, rtol=1e-8, atol=1e-8)

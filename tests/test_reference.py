@@ -43,13 +43,14 @@ def test_the_neuron_of_tutorial_5_spikes_one_step_later(backend: str) -> None:
 
 def test_tensors_of_inference_mode_where_others_learn(backend: str) -> None:
     with torch.inference_mode():
-        mem, beta = torch.rand(3, 4), torch.rand(4)
-    grads = []
-    for start, decay in ((mem, beta), (mem.clone(), beta.clone())):
-        x = torch.linspace(0, 1, 60).view(5, 3, 4).requires_grad_()
-        snnfast.functional.lif(x, start, beta=decay)[1].sum().backward()
-        grads.append(x.grad)
-    assert torch.equal(*grads)
+        mem, betas = torch.rand(3, 4), (torch.rand(4), torch.rand(5, 1, 4))  # the second for every step
+    for beta in betas:
+        grads = []
+        for start, decay in ((mem, beta), (mem.clone(), beta.clone())):
+            x = torch.linspace(0, 1, 60).view(5, 3, 4).requires_grad_()
+            snnfast.functional.lif(x, start, beta=decay)[1].sum().backward()
+            grads.append(x.grad)
+        assert torch.equal(*grads)
 
 
 def test_a_beta_outside_of_its_range_has_no_gradient(device: torch.device) -> None:
