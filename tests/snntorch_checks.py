@@ -18,7 +18,7 @@ from snnfast import surrogate
 DECAYS: dict[str, dict[str, float]] = {
     "Leaky": {"beta": 0.9}, "Synaptic": {"alpha": 0.8, "beta": 0.9}, "Lapicque": {"beta": 0.4}
 }  # fmt: skip
-# Beside these where a promise may depend on the equations: test_alpha.py and test_recurrent.py are about them.
+# Beside these where a promise may depend on the equations: test_alpha_lapicque.py and test_recurrent.py are about them.
 OTHER_DECAYS: dict[str, dict[str, Any]] = {
     "Alpha": {"alpha": 0.9, "beta": 0.6}, "RLeaky": {"beta": 0.9, "V": 0.4, "all_to_all": False},
     "RSynaptic": {"alpha": 0.8, "beta": 0.9, "V": -0.4, "all_to_all": False},

@@ -339,31 +339,6 @@ def test_parametrization_after_the_conversion() -> None:
         assert_bits_equal(lif(step)[0], expected(step)[0])
 
 
-@NEURONS
-def test_hooks(name: str) -> None:
-    calls: list[str] = []
-
-    def count(hook: str) -> Any:
-        return lambda *args, **kwargs: calls.append(hook)
-
-    lif = make(snntorch, name, learn_beta=True)
-    every = [
-        "forward_pre_hook", "forward_hook", "full_backward_hook", "full_backward_pre_hook", "state_dict_post_hook",
-        "state_dict_pre_hook", "load_state_dict_post_hook", "load_state_dict_pre_hook",
-    ]  # fmt: skip
-    for hook in every:
-        getattr(lif, f"register_{hook}")(count(hook))
-    for function in (snn.convert, snn.revert):
-        function(lif)
-        calls.clear()
-        lif.reset_mem()
-        spk, *_ = lif(torch.rand(2, 3, requires_grad=True))
-        spk.sum().backward()
-        lif.load_state_dict(lif.state_dict())
-        assert sorted(calls) == sorted(every)
-    lif.reset_mem()  # a graph with a backward hook holds the layer, which holds the graph
-
-
 @EVERY
 def test_a_reverted_layer_is_snntorchs(name: str) -> None:
     spike_grad = theirs.triangular(threshold=0.5)
@@ -433,10 +408,6 @@ def test_surrogates_come_back() -> None:
         lif = snn.Leaky(0.9, **options)
         snn.revert(lif)
         assert lif.spike_grad is before
-    lif = snn.Leaky(0.9, surrogate_disable=True)
-    snn.revert(lif)
-    assert lif.surrogate_disable
-    assert not lif(torch.ones(2, 3, requires_grad=True))[0].requires_grad
 
 
 def test_a_surrogate_that_is_a_module() -> None:

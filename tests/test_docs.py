@@ -104,19 +104,6 @@ def test_every_block_is_run_or_says_why_not(page: Path) -> None:
             assert re.fullmatch(r"no-run: \w.{9,}", rest[0]), f"{page.name}:{block.line}: no-run without a reason"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name)
-def test_commands_can_be_typed_as_they_stand(page: Path) -> None:
-    for block in blocks(page):
-        assert block.info != "sh" or not re.search(r"<\w+>", block.code), f"{page.name}:{block.line}"
-
-
-@pytest.mark.parametrize("page", PAGES, ids=name)
-def test_no_code_hides_in_an_indented_block(page: Path) -> None:
-    lines = re.sub(r"^( *)(`{3,}).*?^\1\2 *$", "", page.read_text(), flags=re.M | re.S).splitlines()
-    for before, line in zip(["", *lines], lines, strict=False):
-        assert not (line.startswith("    ") and not before.strip()), f"{page.name}: {line}"
-
-
 @pytest.mark.parametrize("module", MODULES)
 def test_the_examples_of_docstrings_run(module: str) -> None:
     if "snntorch" in module or module == "snnfast.snntorch._convert":

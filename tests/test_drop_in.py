@@ -109,17 +109,10 @@ def test_detach_and_reset_hidden(name: str) -> None:
         assert not any(state.any() for layer in both for state in held(layer))
 
 
-def batches() -> list[tuple[Tensor, Tensor]]:
-    generator = torch.Generator().manual_seed(1)
-    return [
-        (torch.rand(8, 5, 6, generator=generator) * 2, torch.randint(4, (5,), generator=generator)) for _ in range(2)
-    ]
-
-
 @NOT_LAPICQUE
 @pytest.mark.filterwarnings("ignore:Full backward hook")
 def test_probes(name: str) -> None:
-    (x, y), cls = batches()[0], getattr(snntorch, name)
+    x, y, cls = torch.rand(8, 5, 6) * 2, torch.randint(4, (5,)), getattr(snntorch, name)
     records = []
     for library in (snn, snntorch):
         net = network(library, name)

@@ -22,7 +22,6 @@ from helpers import (
     Tensors,
     assert_bits_equal,
     assert_equals_reference,
-    assert_same_outputs,
     emulated_if_thorough,
     fused,
     inputs,
@@ -139,18 +138,6 @@ def test_results_share_no_memory_with_inputs_or_each_other(steps: int, device: t
             t.fill_(-7)
         for name, t in before.items():
             assert_bits_equal(tensors[name], t, f"{case}: {name}")  # type: ignore[arg-type]
-
-
-@neurons
-def test_without_gradients_the_results_are_the_same(neuron: str, device: torch.device) -> None:
-    for case in random_cases(12, seed=5, neuron=(neuron,), steps=(17,), shape=((3, 10),)):
-        tensors = inputs(case, device)
-        with_gradients = fused(leaves(tensors), case)
-        for mode in (torch.no_grad(), torch.inference_mode()):
-            with mode:
-                outputs = fused(tensors, case)
-            assert_same_outputs(outputs, {name: t.detach() for name, t in with_gradients.items()}, case)
-            assert not any(t.requires_grad for t in outputs.values())
 
 
 def with_gradients_of(case: Case, device: torch.device, seed: int = 0) -> Outputs:

@@ -145,29 +145,6 @@ def test_a_fused_multiply_add_in_machine_code_of_forward_is_named_and_a_constant
             assert len(found.roundings) == problems, found.name
 
 
-def test_accesses_count_in_the_loop_over_time_only_and_narrow_ones_are_named() -> None:
-    assert accesses() == memory.Accesses(("LDG.E.128", "STG.E.128"))
-    assert accesses().problems(4) == []
-    assert accesses(SASS.replace("FADD R32, R28, -R5", "LDG.E R32, [R4]")).narrow == ("LDG.E",)
-    for opcode in ("STG.E.U16", "ST.E"):
-        problems = accesses(SASS.replace("STG.E.128 ", f"{opcode} ")).problems(8)
-        assert f"accesses under 16 bytes in the loop over time: 1 {opcode}" in problems
-        assert "no stores of 16 bytes in a loop over time" in problems
-    assert len(accesses(SASS.replace("@!P3 BRA `(.L_time)", "NOP")).problems(4)) == 2
-    eight = SASS.replace("LDG.E.128 ", "LDG.E.64 ").replace("STG.E.128 ", "STG.E.EF.64 ")
-    assert accesses(eight, 8).problems(4) == []
-    local = accesses(SASS.replace("IMAD R33, R28, R31, R33", "LDL.64 R33, [R1]"))
-    assert (local.local, record(accesses=local).taken.spill) == (("LDL.64",), 8)
-
-
-def test_resources_and_threads_are_read_from_the_reports() -> None:
-    usage = " Function {}:\n  REG:{} STACK:{} SHARED:{} LOCAL:0 CONSTANT[0]:1041 TEXTURE:0 SURFACE:0 SAMPLER:0\n"
-    text = usage.format("a", 56, 16, 0) + usage.format("b", 220, 0, 33792)
-    assert analysis.resources("8.0", text) == {"a": Resources(56, 16, 0), "b": Resources(220, 0, 33792)}
-    assert analysis.resources("9.0", text)["b"].shared == 32768  # without what the driver keeps
-    assert analysis.threads(PTX) == {FORWARD: 256}
-
-
 def test_what_a_library_lacks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def run(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
         names = {"-xelf": ("_kernels.1.sm_75.cubin", "_kernels.2.sm_120.cubin"), "-xptx": ("_kernels.2.sm_100.ptx",)}

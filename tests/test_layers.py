@@ -248,47 +248,14 @@ class HoldsElsewhere(snnfast.Leaky):
         return torch.sigmoid(nn.Module.__getattr__(self, "beta"))
 
 
-class SlowCurrent(snnfast.Synaptic):
-    """``alpha`` is a property of the class, and nothing else."""
-
-    @property
-    def alpha(self) -> Tensor:
-        return torch.sigmoid(nn.Module.__getattr__(self, "alpha"))
-
-
-class Watched(snnfast.Leaky):
-    """Sees what is set and what is looked for."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name == "mem":
-            self.__dict__["seen"] = self.__dict__.get("seen", 0) + 1
-        super().__setattr__(name, value)
-
-    def __getattr__(self, name: str) -> Any:
-        return super().__getattr__(name) * 0.5 if name == "beta" else super().__getattr__(name)
-
-
-SIGMOID = torch.sigmoid(torch.tensor(0.8))
-
-
-@pytest.mark.parametrize(
-    ("layer", "expected"),
-    [
-        (lambda **o: HoldsElsewhere(0.8, **o), lambda **o: snnfast.Leaky(SIGMOID, **o)),
-        (lambda **o: SlowCurrent(0.8, 0.5, **o), lambda **o: snnfast.Synaptic(SIGMOID, 0.5, **o)),
-        (lambda **o: Watched(0.8, **o), lambda **o: snnfast.Leaky(0.4, **o)),
-    ],
-    ids=["properties", "parameter", "methods"],
-)
-def test_attributes_of_a_subclass_come_first(layer: Any, expected: Any) -> None:
-    x = current(6, 2, 5)
+def test_attributes_of_a_subclass_come_first() -> None:
+    x, expected = current(6, 2, 5), torch.sigmoid(torch.tensor(0.8))
     for unrolled in (False, True):
-        pair = copy.deepcopy(layer(init_hidden=True)), expected(init_hidden=True)
+        pair = copy.deepcopy(HoldsElsewhere(0.8, init_hidden=True)), snnfast.Leaky(expected, init_hidden=True)
         for half in (x[:3], x[3:]):
             for lif in pair:
                 lif.unroll(half) if unrolled else over_time(lif, half)
             assert_bits_equal(pair[0].mem, pair[1].mem)
-        assert getattr(pair[0], "seen", 3) > 2
 
 
 def test_a_number_may_take_the_place_of_a_parameter() -> None:

@@ -145,33 +145,7 @@ def test_a_compiled_network_in_a_compiled_network_or_function_is_a_part_of_its_g
     assert_same(inner, lambda x: (other(x)[0] + 1, other(x)[1]), x)
 
 
-@pytest.mark.thorough
-def test_a_functional_call_and_an_export_are_those_of_the_network() -> None:
-    net, x = snnfast.compile(Net()), currents()
-    net(x)
-    parameters = {name: p.detach() * 0.5 for name, p in net.named_parameters()}
-    other = Net()
-    other.load_state_dict({**other.state_dict(), **parameters})
-    assert_same(lambda x: torch.func.functional_call(net, parameters, (x,)), other, x)
-    with torch.no_grad():
-        exported = torch.export.export(net, (x,))
-    assert_same(exported.module(), net, x)
-
-
 # ---- compiled again
-
-
-@pytest.mark.thorough
-def test_compiled_twice_with_other_options_it_is_compiled_anew() -> None:
-    net, x = Net(), currents()
-    other = copy.deepcopy(net)
-    assert_same(snnfast.compile(net), other, x)
-    before = graphs()
-    snnfast.compile(net, options={"inner": "aot_eager"})
-    assert_same(net, other, x)
-    assert graphs() == before + 1
-    assert_same(net, other, x)
-    assert graphs() == before + 1
 
 
 @pytest.mark.parametrize("how", ["function", "decorator", "method"])

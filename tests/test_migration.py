@@ -27,16 +27,6 @@ def run(call: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return spk.detach(), mem.detach(), x.grad
 
 
-def of_leaky(lif: Any, factor: float, rest: float = 0.0) -> Any:
-    def call(x: Tensor) -> tuple[Tensor, Tensor]:
-        spk, mem = lif.unroll(factor * x)
-        if lif.reset_delay:  # the membrane before the reset
-            mem = mem - spk * mem if lif.reset_mechanism == "zero" else mem - spk * lif.threshold
-        return spk, mem + rest
-
-    return call
-
-
 def current(scale: float) -> Tensor:
     return scale * torch.rand(60, 4, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
@@ -71,18 +61,6 @@ def test_neurons_of_norse(norse: SimpleNamespace, kind: str, method: str, rest: 
         return spk, mem + rest
 
     assert_to_rounding(run(ours, x), run(lambda x: norse.over_time(cell, x), x))
-
-
-def test_soft_reset_of_norse(norse: SimpleNamespace) -> None:
-    p = norse.norse.LIFBoxParameters(tau_mem_inv=torch.tensor(128.0), reset_method=norse.reset_subtract)
-    cell = norse.norse.LIFBoxCell(p, dt=1 / 1024)
-    lif, factor = norse.leaky_from(cell)
-    for scale, same in ((1.0, True), (5.0, False)):
-        x = current(scale / factor)
-        ours, theirs = run(of_leaky(lif, factor), x), run(lambda x: norse.over_time(cell, x), x)
-        assert torch.equal(ours[0], theirs[0]) == same
-        if same:
-            assert_to_rounding(ours, theirs)
 
 
 def test_another_reset_value_of_norse(norse: SimpleNamespace) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import snntorch
+import snntorch_checks
 import torch
 from helpers import assert_all_bits_equal, assert_all_close, assert_bits_equal, assert_close
 from multistep_checks import NEURONS, eighths, exact, loop, make
@@ -410,12 +411,7 @@ class Recurrent(nn.Module):
         self.lif = snntorch.RLeaky(0.9, all_to_all=False)
 
     def unroll(self, x: Tensor) -> Tensor:
-        spk, mem = self.lif.init_rleaky()
-        spk_rec = []
-        for step in x:
-            spk, mem = self.lif(step, spk, mem)
-            spk_rec.append(spk)
-        return torch.stack(spk_rec)
+        return snntorch_checks.loop(self.lif, x)[0]
 
 
 @pytest.mark.parametrize("num_steps", [None, 5], ids=["sequence", "constant"])

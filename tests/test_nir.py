@@ -88,23 +88,3 @@ def test_import_and_convert(name: str, tmp_path: Path) -> None:
 
 
 # ---- neurons whose spikes come back to them
-
-
-def recurrent(library: Any, name: str, connected: bool) -> nn.Sequential:
-    torch.manual_seed(8)
-    how: dict[str, Any] = {"linear_features": 8} if connected else {"V": torch.rand(8), "all_to_all": False}
-    decays = {"beta": 0.75} if name == "RLeaky" else {"alpha": 0.5, "beta": 0.75}
-    return nn.Sequential(nn.Linear(6, 8), getattr(library, name)(**decays, **how, threshold=0.5, init_hidden=True))
-
-
-@pytest.mark.thorough
-@pytest.mark.parametrize("connected", [True, False], ids=["connected", "own"])
-@pytest.mark.parametrize("name", ["RLeaky", "RSynaptic"])
-def test_export_of_recurrent_layers(name: str, connected: bool) -> None:
-    graphs = [
-        export_to_nir(recurrent(lib, name, connected), torch.rand(1, 6), ignore_dims=[0]) for lib in (snn, snntorch)
-    ]
-    assert list(graphs[0].nodes) == list(graphs[1].nodes)
-    assert sorted(graphs[0].edges) == sorted(graphs[1].edges)
-    for node, field in (("1.w_rec", "weight"), ("1.lif", "v_threshold"), ("1.lif", "r")):
-        assert_bits_equal(*(torch.as_tensor(getattr(graph.nodes[node], field)) for graph in graphs))

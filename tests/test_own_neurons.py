@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import assert_all_bits_equal, emulated_if_thorough, gradients_of
-from random_steps import Rectangle
+from loop_ops import Masked
 from torch import Tensor, nn
 
 import snnfast
@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 def PaperLIF(x: Tensor, mem: Tensor, *, tau: float = 0.5, threshold: float = 1.0) -> Any:
     """TET's LIFSpike: hard reset at once, attached; a triangle."""
     mem = mem * tau + x
-    spk = Rectangle.apply(mem - threshold)
+    spk = Masked.apply(mem - threshold)
     return spk, (1.0 - spk) * mem
 
 
@@ -333,7 +333,7 @@ def test_spike() -> None:
     z = torch.linspace(-1, 1, 5, requires_grad=True)
     (grad,) = torch.autograd.grad(snnfast.spike(z, Smooth()).sum(), z)
     torch.testing.assert_close(grad, torch.exp(-(z.detach() ** 2)))
-    assert torch.equal(snnfast.spike(z, Rectangle.apply), (z > 0).float())
+    assert torch.equal(snnfast.spike(z, Masked.apply), (z > 0).float())
     with pytest.raises(TypeError, match=r"surrogate.atan\(\)"):
         snnfast.spike(z, surrogate.atan)
 

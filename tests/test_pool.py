@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from helpers import assert_bits_equal
@@ -236,15 +235,6 @@ for _ in range(20):
     assert os.waitpid(child, 0)[1] == 0
 stopped.set()
 """)
-
-
-def test_a_limit_is_any_kind_of_integer_and_none_is_the_default(empty_pool):
-    snnfast.set_cache_limit(np.int64(5))
-    assert empty_pool.pool_idle_limit() == 5
-    snnfast.set_cache_limit((1 << 64) - 1)
-    assert empty_pool.pool_idle_limit() == (1 << 64) - 1
-    snnfast.set_cache_limit(None)
-    assert empty_pool.pool_idle_limit() is None
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="asks Linux for the memory in use")

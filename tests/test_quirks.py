@@ -18,7 +18,6 @@ import snntorch
 import torch
 from helpers import FLOATS, HALVES, RESETS, SURROGATES, assert_all_bits_equal, assert_bits_equal, assert_close
 from snntorch import utils
-from snntorch.functional import loss
 from snntorch_checks import BOTH, DECAYS, EVERY, LEARNED, NEURONS, NOT_LAPICQUE, OURS, STATES, copies_of, held, make
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -165,17 +164,12 @@ def test_no_reset_attribute_and_no_integers(name: str) -> None:
 
 
 def test_the_sigmoid_has_no_nan_and_lso_works() -> None:
-    far = torch.full((1, 1), -10.0)
-    for library, surrogates in ((snn, snntorch.surrogate), (snntorch, snntorch.surrogate)):
-        x = far.clone().requires_grad_()
-        spk, _ = library.Leaky(0.9, spike_grad=surrogates.sigmoid(slope=25))(x, torch.zeros(1, 1))
-        spk.sum().backward()
-        assert x.grad.isnan().any() == (library is snntorch)
+    x = torch.full((1, 1), -10.0, requires_grad=True)
+    snn.Leaky(0.9, spike_grad=snntorch.surrogate.sigmoid(slope=25))(x, torch.zeros(1, 1))[0].sum().backward()
+    assert x.grad.isfinite().all()
     x = torch.full((1, 1), 0.5, requires_grad=True)
     snn.Leaky(0.9, spike_grad=snntorch.surrogate.LSO(slope=0.1))(x)[0].sum().backward()
     assert x.grad.item() == pytest.approx(0.1)
-    with pytest.raises(TypeError):
-        snntorch.Leaky(0.9, spike_grad=snntorch.surrogate.LSO(slope=0.1))(x)
 
 
 # ---- dtypes: where snnTorch rounds to float32 or to half precision, and this package does not
@@ -197,18 +191,6 @@ def test_a_float64_state_makes_the_step_float64(name: str, dtype: torch.dtype, b
             assert_close(state, wanted, 1e-6 if dtype == torch.float32 else 1e-2)
     *_, mem = ours(x, *found[:-1], found[-1].float())  # one of them is enough
     assert mem.dtype == (torch.float32 if len(found) == 1 else torch.float64)
-
-
-@pytest.mark.parametrize("dtype", [*FLOATS, *HALVES], ids=str)
-def test_losses_take_spikes_of_every_dtype(dtype: torch.dtype) -> None:
-    x, targets = (torch.rand(4, 2, 3) * 2).to(dtype).requires_grad_(), torch.tensor([0, 2])
-    made = [loss.ce_rate_loss(), loss.ce_count_loss(), loss.ce_max_membrane_loss(), snnfast.losses.mse_count_loss()]
-    if not torch.__version__.startswith("2.11"):  # whose mse_loss takes no two dtypes
-        made.append(loss.mse_count_loss())
-    for criterion in made:
-        criterion(snn.Leaky(0.9).unroll(x)[0], targets).sum().backward()
-        assert x.grad.dtype == dtype
-        assert x.grad.isfinite().all()
 
 
 def test_an_inhibited_float64_layer(backend: str) -> None:
