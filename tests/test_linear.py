@@ -288,7 +288,7 @@ def test_a_gradient_beyond_the_caches_is_written_as_any_other(isa: str, stream_b
     found = []
     for limit in (0, 1 << 40):
         stream_bytes(limit)
-        out, _ = snnfast.functional.lif(current, beta=0.9, record_mem=False, weight=random(40, 10))
+        out, _ = snnfast.functional.lif(current, beta=0.9, record_mem=False, weight=normal(40, 10))
         found.append(torch.autograd.grad(out.sum(), current)[0])
     assert_bits_equal(*found, "gradient")
 
