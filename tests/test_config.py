@@ -1,4 +1,4 @@
-"""Which backend runs, who is told, and what the configuration says."""
+"""Which backend runs, who is told, what the configuration says, and for how long a setting holds."""
 
 import asyncio
 import types

@@ -480,7 +480,7 @@ def test_a_subclass_of_our_layer_is_not_reverted(name: str) -> None:
 # ---- saved in one process, loaded in another, which has imported nothing of ours yet
 
 
-NEURONS = """
+NEURONS_OF_A_USER = """
 import snntorch
 
 class Labelled(snntorch.Leaky):
@@ -489,7 +489,7 @@ class Labelled(snntorch.Leaky):
 
 
 def test_a_model_with_a_converted_subclass_is_loaded_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "neurons.py").write_text(NEURONS)
+    (tmp_path / "neurons.py").write_text(NEURONS_OF_A_USER)
     monkeypatch.syspath_prepend(tmp_path)
     from neurons import Labelled
 

@@ -203,7 +203,6 @@ def test_without_a_surrogate_a_spike_has_no_gradient(
 
 
 EDGES = (0.0, 1.0, -0.1, 1.1, 0.5)
-neurons = pytest.mark.parametrize("neuron", NEURONS)
 CLAMPED = [neuron for neuron in NEURONS if "beta" in Case(neuron).kind.decays]  # Lapicque clamps none
 
 

@@ -226,17 +226,13 @@ def test_wrong_lengths_are_refused_by_the_ops(device: torch.device) -> None:
         call_op(_ops.NEURONS["leaky"].forward, {**arguments, "lengths": good})
 
 
-# ---- errors, and torch.compile
-
-
 def test_the_definition_needs_no_kernels() -> None:
     spk, mem = reference.lif(torch.full((3, 2), 0.6), beta=1.0, lengths=torch.tensor([2, 3]))
     assert spk.tolist() == [[0, 0], [1, 1], [0, 0]]
     torch.testing.assert_close(mem, torch.tensor([[0.6, 0.6], [1.2, 1.2], [1.2, 0.8]]))
 
 
-# ---- in layers, connected neurons, sequences, and with spikes as bits to a linear layer
-
+# ---- layers
 
 LENGTHS = torch.tensor([4, 9, 0, 7, 9])
 STEPS, SAMPLES = 9, len(LENGTHS)
@@ -246,9 +242,6 @@ def padded(record: Tensor, n: int, steps: int, like_last: bool) -> Tensor:
     """``[n, 1, *]`` with its last row, or with zeros, behind it."""
     last = record[-1:] if like_last and n else record.new_zeros(1, *record.shape[1:])
     return torch.cat([record, last.expand(steps - n, *last.shape[1:])])
-
-
-# ---- layers
 
 
 @every_neuron

@@ -1,7 +1,6 @@
 """snnTorch's peculiarities: those that users may rely on are kept, those that are bugs of its bookkeeping are not.
 
-docs/snntorch.md has the table.
-Where something is kept, both libraries run; where it is mended, snnTorch shows that it was broken.
+docs/snntorch.md has the table. Where something is kept, both libraries run.
 """
 
 import gc
@@ -214,9 +213,6 @@ def test_an_inhibited_float64_layer(backend: str) -> None:
     assert_bits_equal(records[0], records[1])
     assert not torch.equal(records[0], records[2])
     assert_close(records[0], records[2], 1e-6)
-
-
-# ---- mended bugs that concern what a layer holds: its states, copies, replicas, and its end
 
 
 # ---- mended: layers and their state are freed, copied and found
