@@ -209,6 +209,15 @@ def an_image_repeated(x: Tensor) -> Any:
     return torch.stack(run(rates + changed)[1]), rates, changed
 
 
+@program
+def normalised_at_each_step_with_running_averages(x: Tensor) -> Any:
+    mem, mean, variance, m = zeros(B, N), zeros(N), zeros(N), []
+    for t in range(T):
+        _, mem = LIF(2 * F.batch_norm(x[t], mean, variance, training=True), mem)
+        m.append(mem)
+    return torch.stack(m), mean, variance
+
+
 CELLS = [kind(N, N, dtype=torch.float64) for kind in (nn.LSTMCell, nn.GRUCell, nn.RNNCell, nn.GRUCell)]
 
 
