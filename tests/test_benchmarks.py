@@ -14,7 +14,7 @@ from benchmarks import __main__ as command_line
 from benchmarks import bars, collection, memory_use, once, report, run, runner
 from benchmarks.bars import FLOOR
 from benchmarks.peers import PEERS, Peer
-from benchmarks.peers.ours import DENSE, LOOPED, NUMBERS, OURS, WITH_LOSS
+from benchmarks.peers.ours import DENSE, LOOPED, NUMBERS, OURS, STEPS, WITH_LOSS
 from benchmarks.peers.snntorch_loop import HOISTED, LOOP, NETWORK
 from benchmarks.registry import NETWORKS, PAIR, TUTORIAL5, Case, case_named, suites
 from benchmarks.runner import Row
@@ -59,7 +59,9 @@ def _shrunk(device: str) -> dict[str, list[Case]]:
     small: dict[str, list[Case]] = {}
     for name, known in suites(device).items():
         few = [known[0], known[1 % len(known)], known[-1]]
-        layers = [case if case.kind in (*NETWORKS, "jelly") else replace(case, shape=(16,)) for case in few]
+        layers = [
+            case if case.kind in (*NETWORKS, "jelly") else replace(case, shape=(8,) * len(case.shape)) for case in few
+        ]
         cases = [replace(case, T=3, B=2, hidden=(16,) * len(case.hidden)) for case in layers]
         small[name] = list({case.name: case for case in cases}.values())
     return small
@@ -72,7 +74,8 @@ def test_each_suite_runs(suite, capsys, monkeypatch, tmp_path, digits):
     monkeypatch.setattr(run, "suites", _shrunk)
     file = tmp_path / "run.json"
     command = ["run", "--suite", suite, "--device", "cpu", "--seconds", "0.05", "--threads", "1", "--attempts", "1"]
-    others = {"products": [DENSE], "numbers": ["snnfast, threshold=1"], "spikingjelly": []}.get(suite, [LOOP])
+    named = {"products": [DENSE], "norm": [STEPS], "numbers": ["snnfast, threshold=1"], "spikingjelly": []}
+    others = named.get(suite, [LOOP])
     command_line.main([*command, "--peer", OURS, *others, "--json", str(file)])
     output = capsys.readouterr().out
     rows = [row for row in report.load(file)["rows"] if case_named(row.case) != PAIR]

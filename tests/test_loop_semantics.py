@@ -158,6 +158,17 @@ def parts_first_read_without_gradients(x: Tensor) -> Any:
 
 
 @program
+def written_into_a_list_and_a_tuple(x: Tensor) -> Any:
+    _, m = run(x.detach())
+    total, v, i, r = zeros(B, N), zeros(B), torch.zeros(B, dtype=torch.int64), []
+    for t in range(T):
+        torch._foreach_add_([total], [m[t]])
+        torch.max(m[t], 1, out=(v, i))
+        r.append(total * (v * i).unsqueeze(1))
+    return torch.stack(r)
+
+
+@program
 def written_behind_a_copy(x: Tensor) -> Any:
     mem, rec, total = zeros(B, N), torch.zeros_like(x), zeros(B, N)
     for t in range(T):
