@@ -6,20 +6,28 @@ import torch
 from torch import Tensor, nn
 
 
-class Steep(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, z: Tensor) -> Tensor:
-        ctx.save_for_backward(z)
-        return (z > 0).to(z.dtype)
+def function(forward: Any, backward: Any) -> Any:
+    """An ``autograd.Function`` of what it makes of its argument, and of a gradient and the argument."""
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        (z,) = ctx.saved_tensors
-        return grads[0] * torch.exp(-2 * z.abs()) * 0.8
+    def run(ctx: Any, z: Tensor) -> Tensor:
+        ctx.save_for_backward(z)
+        return forward(z)  # type: ignore[no-any-return]
+
+    methods = {"forward": run, "backward": lambda ctx, grad: backward(grad, *ctx.saved_tensors)}
+    return type("Function", (torch.autograd.Function,), {name: staticmethod(f) for name, f in methods.items()})
+
+
+Steep = function(lambda z: (z > 0).to(z.dtype), lambda grad, z: grad * torch.exp(-2 * z.abs()) * 0.8)
+Clipped = function(lambda z: (z > 0).to(z.dtype), lambda grad, z: grad.clamp(-0.3, 0.3))
 
 
 def steep(z: Tensor) -> Tensor:
-    return Steep.apply(z)  # type: ignore[no-any-return,no-untyped-call]
+    return Steep.apply(z)  # type: ignore[no-any-return]
+
+
+def clipped(z: Tensor) -> Tensor:
+    """Its derivative is not linear in the incoming gradient."""
+    return Clipped.apply(z)  # type: ignore[no-any-return]
 
 
 class _With(torch.autograd.Function):
@@ -46,22 +54,6 @@ class PerNeuron(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         return step_with_gradient_of(torch.sigmoid(self.slope * z), z)
-
-
-class Clipped(torch.autograd.Function):
-    """Not linear in the incoming gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, z: Tensor) -> Tensor:
-        return (z > 0).to(z.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        return grads[0].clamp(-0.3, 0.3)
-
-
-def clipped(z: Tensor) -> Tensor:
-    return Clipped.apply(z)  # type: ignore[no-any-return,no-untyped-call]
 
 
 def neighbours(z: Tensor) -> Tensor:

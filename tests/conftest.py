@@ -161,8 +161,9 @@ def run_example(
 
 @pytest.fixture
 def nothing_compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """torch.compile begins anew, and so do the warnings that come once."""
+    """torch.compile begins anew, and so do its counters and the warnings that come once."""
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     monkeypatch.setattr(_backend, "_warned", set())
     yield
     torch._dynamo.reset()

@@ -148,14 +148,16 @@ class Trajectory(NamedTuple):
 
 
 def trajectory(tensors: Mapping[str, Tensor], case: Case, base: Trajectory | None = None) -> Trajectory:
-    """The equations in words of their own. Around ``base``, resets are held and the step is linearised there."""
-    states, th = case.kind.results[1:], tensors["threshold"]
+    """The neuron's reference step. Around ``base``, resets are held and the firing is linearised there."""
+    ops, states, th = case.kind.ops, case.kind.results[1:], tensors["threshold"]
+    parameters = tuple(tensors[name] for name in ops.parameters)
     antiderivative = ANTIDERIVATIVES[type(case.spike_grad).__name__]
-    now, record = {name: tensors[name] for name in case.kind.ops.states}, []
+    now, record = {name: tensors[name] for name in ops.states}, []
     for t in range(case.steps):
         reset = (now["mem"] > th).to(now["mem"]) if base is None else base.reset[t]
         x = tensors["current"] if case.has("constant") else tensors["current"][t]
-        now = case.kind.integrate(now, x, tensors, reset, case.reset)
+        after = ops.step(x, [now[name] for name in ops.states], parameters, reset, case.reset)
+        now = dict(zip(states, after, strict=True))
         v = now["mem"]
         z = v - th
         if base is None:

@@ -343,17 +343,3 @@ def gradients_of(outputs: Iterable[Tensor], asking: Sequence[Tensor]) -> list[Te
     loss = sum((t * torch.randn(t.shape, generator=generator).to(t)).sum() for t in outputs if t.requires_grad)
     found = torch.autograd.grad(loss, asking, allow_unused=True)  # type: ignore[arg-type]
     return [torch.zeros_like(t) if g is None else g for t, g in zip(asking, found, strict=True)]
-
-
-class Bump(torch.autograd.Function):
-    """A surrogate that the kernels do not know, as many users write theirs."""
-
-    @staticmethod
-    def forward(ctx: Any, z: Tensor) -> Tensor:
-        ctx.save_for_backward(z)
-        return (z > 0).to(z.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        (z,) = ctx.saved_tensors
-        return grads[0] * torch.exp(-z.abs())

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
+from loop_ops import Masked
 from torch import Tensor
 
 import snnfast
@@ -16,22 +17,6 @@ SURROGATES: list[Any] = [
     surrogate.heaviside(), surrogate.triangular(), surrogate.spike_rate_escape(), surrogate.SFS(), surrogate.LSO(),
     surrogate.custom_surrogate(lambda z, grad, spk: grad * torch.exp(-z.abs())),
 ]  # fmt: skip
-
-
-class Rectangle(torch.autograd.Function):
-    """A surrogate as public code writes it."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        out = torch.zeros_like(x)
-        out[x > 0] = 1.0
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        return grad * (x.abs() < 0.5).float().to(x.dtype)
 
 
 def _in_place(a: Tensor, b: Tensor) -> Tensor:
@@ -61,7 +46,7 @@ EXACT: list[Callable[[Tensor, Tensor, float], Tensor]] = [
     lambda a, b, k: ((a > 0) & (b < k)).to(a.dtype) * k + a, lambda a, b, k: (~(a > 0) | (b == 0)) * a,
     lambda a, b, k: a.masked_fill(b > k, 0.5), lambda a, b, k: torch.heaviside(a.detach(), torch.zeros_like(a)) * b,
     lambda a, b, k: torch.full_like(a, k) * b, lambda a, b, k: a * torch.tensor(0.5), lambda a, b, k: _in_place(a, b),
-    lambda a, b, k: _masked(a, b), lambda a, b, k: Rectangle.apply(a - k) * b,
+    lambda a, b, k: _masked(a, b), lambda a, b, k: Masked.apply(a - k) * b,
 ]  # fmt: skip
 ROUNDED: list[Callable[[Tensor, Tensor, float], Tensor]] = [
     lambda a, b, k: torch.exp(-a.abs()) * b,

@@ -18,7 +18,7 @@ from snnfast import surrogate
 DECAYS: dict[str, dict[str, float]] = {
     "Leaky": {"beta": 0.9}, "Synaptic": {"alpha": 0.8, "beta": 0.9}, "Lapicque": {"beta": 0.4}
 }  # fmt: skip
-# Beside these where a promise may depend on the equations: test_alpha.py and test_recurrent.py are about them.
+# Beside these where a promise may depend on the equations: test_alpha_lapicque.py and test_recurrent.py are about them.
 OTHER_DECAYS: dict[str, dict[str, Any]] = {
     "Alpha": {"alpha": 0.9, "beta": 0.6}, "RLeaky": {"beta": 0.9, "V": 0.4, "all_to_all": False},
     "RSynaptic": {"alpha": 0.8, "beta": 0.9, "V": -0.4, "all_to_all": False},
@@ -73,15 +73,6 @@ def learning(name: str, learned: int = 7) -> dict[str, bool]:
     learned &= 6 if name == "Alpha" else 7
     names = ("learn_recurrent" if parameter == "V" else f"learn_{parameter}" for parameter in LEARNED[name])
     return {flag: bool(learned >> i & 1) for i, flag in enumerate(names)}
-
-
-def vectors(name: str) -> dict[str, Tensor]:
-    """Values for all that a layer can learn."""
-    values = {"alpha": torch.rand(10), "beta": torch.rand(10), "threshold": torch.rand(10) + 0.4, "V": torch.rand(10)}
-    values["graded_spikes_factor"] = torch.rand(3, 1) + 0.5
-    if name == "Alpha":  # whose first decay is the larger one
-        values["alpha"], values["beta"] = 0.6 + 0.4 * values["alpha"], 0.5 * values["beta"]
-    return {parameter: values[parameter] for parameter in LEARNED[name]}
 
 
 def current(*shape: int) -> Tensor:

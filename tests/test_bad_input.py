@@ -357,27 +357,6 @@ def test_none_is_false_for_a_flag_whose_default_is_false(flag: str) -> None:
     assert getattr(layer, flag, False) is False
 
 
-@pytest.mark.parametrize("value", [1, 0, np.True_, np.False_], ids=repr)
-def test_flags_of_calls_are_taken_in_the_same_ways(value: Any, backend: str) -> None:
-    x = torch.rand(5, 2, 3) * 2
-    layer, net = snnfast.Leaky(0.9), snnfast.MultiStep(snnfast.Leaky(0.9))
-    for a, b in (
-        (layer.unroll(x, record_mem=value), layer.unroll(x, record_mem=bool(value))),
-        (net(x, record_mem=value), net(x, record_mem=bool(value))),
-        *(
-            (snnfast.functional.lif(x, beta=0.9, **{flag: value}),
-             snnfast.functional.lif(x, beta=0.9, **{flag: bool(value)}))
-            for flag in ("reset_delay", "record_mem", "inhibition")
-        ),
-    ):  # fmt: skip
-        assert_all_bits_equal(a, b)
-
-
-def test_a_message_never_reads_expected_a_bool_got_bool() -> None:
-    with pytest.raises(TypeError, match=r"^learn_beta: expected True or False, got ndarray$"):
-        snnfast.Leaky(0.9, learn_beta=np.array([True]))  # type: ignore[arg-type]
-
-
 @pytest.mark.parametrize("number", [2, np.float32(2), np.int64(2), np.float64(2)], ids=repr)
 def test_the_numbers_of_a_surrogate_may_be_numpys(number: Any) -> None:
     assert surrogate.fast_sigmoid(number) == surrogate.fast_sigmoid(2.0)

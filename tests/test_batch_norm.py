@@ -8,10 +8,9 @@ import torch
 from helpers import assert_all_bits_equal, assert_all_close, assert_bits_equal, assert_close, gradients_of
 from torch import Tensor, nn
 
-from snnfast import Leaky, MultiStep, Residual, explain, use_backend
+from snnfast import Leaky, MultiStep, Residual, use_backend
 from snnfast._core import ops as _ops
 from snnfast._images import batch_norm as batch_norm_module
-from snnfast._images import channels_last as channels_last_order
 from snnfast._images.batch_norm import batch_norm, normalised
 from snnfast.spikingjelly.layer import SeqToANNContainer
 
@@ -250,11 +249,6 @@ def test_wrong_arguments_of_the_ops() -> None:
             ops.batch_norm_backward(*given, 1e-5)
 
 
-def test_one_value_per_channel_is_an_error() -> None:
-    with pytest.raises(ValueError, match="more than 1 value per channel"):
-        normalised(nn.BatchNorm1d(4), torch.rand(3, 1, 4))
-
-
 # ---- in MultiStep
 
 
@@ -318,56 +312,6 @@ def test_multistep_takes_the_statistics_of_all_steps_on_request() -> None:
 def test_multistep_names_the_layer_that_has_one_value_per_channel() -> None:
     with pytest.raises(ValueError, match=r"BatchNorm1d can't take .* more than 1 value per channel"):
         MultiStep(nn.BatchNorm1d(4))(torch.rand(3, 1, 4))
-
-
-# ---- in a compiled loop
-
-
-class ResidualLoop(nn.Module):
-    """The same image at every step, a residual connection, and a batch normalisation for each step."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.stem, self.conv = nn.Conv2d(2, 6, 3, bias=False), nn.Conv2d(6, 6, 3, padding=1, bias=False)
-        self.first, self.second = nn.BatchNorm2d(6), nn.BatchNorm2d(6, affine=False)
-        self.lif1, self.lif2 = Leaky(0.5), Leaky(0.5)
-        self.fc = nn.Linear(600, 8, bias=False)
-        self.each = nn.ModuleList(nn.BatchNorm1d(8) for _ in range(T))
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        mem1 = mem2 = x.new_zeros(len(x), 6, 10, 10)
-        rec, counted = [], []
-        for t in range(T):
-            spk, mem1 = self.lif1(self.first(self.stem(x)), mem1)
-            spk, mem2 = self.lif2(self.second(self.conv(spk)) + spk, mem2)
-            rec.append(self.each[t](self.fc(spk.flatten(1))))
-            counted.append(self.second.num_batches_tracked.clone())
-        return torch.stack(rec), torch.stack(counted)
-
-
-@pytest.mark.needs_extension
-def test_a_compiled_loop_merges_them_and_turns_its_images_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    torch._dynamo.reset()
-    turned: list[Tensor] = []
-    turn = channels_last_order.to_channels_last
-    monkeypatch.setattr("snnfast.compiler.peephole.to_channels_last", lambda x: turned.append(x) or turn(x))
-    looped, net, x = ResidualLoop(), ResidualLoop(), torch.rand(8, 2, 12, 12)
-    compiled = torch.compile(net, backend="snnfast")
-    for _ in range(2):
-        found, wanted = compiled(x), looped(x)
-        assert_all_close(found, wanted, 1e-5)
-        weights = torch.linspace(-1, 2, found[0].numel()).view(found[0].shape) ** 2
-        gradients = [
-            torch.autograd.grad((y * weights).sum(), list(m.parameters()))
-            for y, m in ((found[0], net), (wanted[0], looped))
-        ]
-        assert_all_close(*gradients, 1e-4)
-    assert [t.shape for t in turned] == [(8, 2, 12, 12)] * 2
-    for a, b in zip(net.buffers(), looped.buffers(), strict=True):
-        assert_close(a, b, 1e-6)
-    report = str(explain(ResidualLoop(), x))
-    assert f"merged    {T} x batch_norm (3 times)" in report, report
 
 
 # ---- in evaluation

@@ -62,14 +62,6 @@ def test_a_figure_that_no_result_has_is_found_and_written_anew(file, documents, 
     assert "5.69 ms" in path.read_text()
 
 
-@pytest.mark.thorough
-def test_what_a_result_lacks_is_an_error_that_names_it(documents, capsys):
-    text = "<!-- [[[cog\nshow(ms(result('amd-epyc').seconds('lif [0]', OURS)))\n]]] -->\n<!-- [[[end]]] -->\n"
-    (documents / "docs" / "a.md").write_text(text)
-    assert not docs.agree()
-    assert "amd-epyc has no measurement of snnfast, lif [0]" in capsys.readouterr().err
-
-
 def test_figures_are_written_with_three_digits():
     assert [docs.ms(s) for s in (0.1234, 0.01234, 0.001234, 0.0001234)] == ["123", "12.3", "1.23", "0.123"]
     assert [docs.duration(s) for s in (12.34, 0.01234)] == ["12.3 s", "12.3 ms"]

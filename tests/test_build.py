@@ -1,7 +1,6 @@
 """What the build is told to do, and what an installation does where the extension can't be built."""
 
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -11,7 +10,6 @@ import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import setuptools
@@ -73,14 +71,6 @@ def test_an_installation_without_kernels_says_so_and_leaves_no_stale_ones(
     assert (done.returncode == 0) == succeeds, done.stderr
     assert said in done.stderr
     assert not succeeds or not list(tree.rglob("*.so"))
-
-
-def test_the_build_reads_ldflags_before_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SNNFAST_CUDA", "0")
-    monkeypatch.setenv("LDFLAGS", "-L/of/the/user")
-    setup.write_ninja(tmp_path / "build.ninja", tmp_path / "_kernels.so")
-    (libs,) = re.findall(r"^  libs = (.*)$", (tmp_path / "build.ninja").read_text(), re.M)
-    assert re.findall(r"-L\S+", libs)[0] == "-L/of/the/user"
 
 
 @pytest.mark.parametrize("system", ["darwin", "win32"])
@@ -272,15 +262,6 @@ def test_cuda_that_is_demanded_and_not_there_is_an_error(monkeypatch: pytest.Mon
         setup.check_variables()
 
 
-def test_an_architecture_is_made_from_its_own_ptx_or_from_that_of_another() -> None:
-    assert setup.gencode(["9.0", "10.0", "12.0+PTX"]) == [
-        "-gencode=arch=compute_90,code=sm_90",
-        "-gencode=arch=compute_100,code=sm_100",
-        "-gencode=arch=compute_100,code=sm_120",
-        "-gencode=arch=compute_100,code=compute_100",
-    ]
-
-
 def test_an_architecture_unknown_to_nvcc_fails(nvcc: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SNNFAST_BUILD", "all")
     toolkit = nvcc("echo compute_80; echo compute_90")
@@ -291,13 +272,6 @@ def test_an_architecture_unknown_to_nvcc_fails(nvcc: Callable[[str], Path], monk
         setup.architectures(toolkit)
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "")
     assert setup.architectures(toolkit) == ["8.0", "9.0+PTX"]
-
-
-@pytest.mark.parametrize(
-    ("help_text", "flags"), [("--compress-mode [default,size]", ["--compress-mode=size"]), ("--no-compress", [])]
-)
-def test_machine_code_is_compressed_as_far_as_nvcc_knows(help_text: str, flags: list[str], nvcc: Any) -> None:
-    assert setup.compression(nvcc(f"echo '{help_text}'")) == flags
 
 
 def test_the_oldest_torch_that_is_installed_with_the_package_is_the_one_that_it_is_built_for() -> None:

@@ -8,8 +8,7 @@ import pytest
 import snntorch
 import torch
 from callables import FAST_BOTH, FAST_DELAYED, OTHER_SPIKES, SLOW, STATISTICS, steep
-from helpers import RESETS, assert_all_bits_equal, assert_bits_equal, assert_close
-from snntorch import surrogate as theirs
+from helpers import RESETS, assert_all_bits_equal, assert_close
 from snntorch_checks import loop
 from torch import Tensor, nn
 
@@ -70,18 +69,6 @@ def test_a_callable_that_the_kernels_cannot_follow_runs_step_by_step_and_says_so
         functional.lif(torch.ones(4, 3, 10), beta=0.9, spike_grad=SLOW[name])
 
 
-def test_sso_has_the_spikes_of_snntorch_and_its_gradients_in_the_mean() -> None:
-    x = (torch.rand(5, 4) * 2 - 0.4).repeat(4000, 1, 1).transpose(0, 1).contiguous()  # [T, 4000 samples alike, 4]
-    found = []
-    for library, call in ((snnfast, snnfast.Leaky.unroll), (snntorch, loop)):
-        leaf = x.clone().requires_grad_()
-        spk, _ = call(library.Leaky(0.9, 0.8, theirs.SSO()), leaf, torch.zeros(4000, 4))
-        (grad,) = torch.autograd.grad(spk.sum(), [leaf])
-        found.append((spk, grad.mean(1)))
-    assert_bits_equal(found[0][0], found[1][0])
-    torch.testing.assert_close(found[0][1], found[1][1], rtol=0, atol=0.01)
-
-
 @pytest.mark.parametrize("delay", [True, False], ids=["delay", "nodelay"])
 def test_without_gradients_the_kernel_makes_the_spikes(delay: bool) -> None:
     calls = []
@@ -102,21 +89,6 @@ def test_without_gradients_the_kernel_makes_the_spikes(delay: bool) -> None:
         first, _ = layer(x[0], mem)
     assert not calls
     assert_all_bits_equal((spk, mem_rec, count, first), (*expected, spk.sum(0), spk[0]))
-
-
-@pytest.mark.skipif(torch.__version__.startswith("2.11"), reason="torch 2.11 can't put a dataclass into a graph")
-@pytest.mark.parametrize("delay", [True, False], ids=["delay", "nodelay"])
-def test_a_compiled_callable_takes_any_batch_in_one_graph(delay: bool) -> None:
-    layer = snnfast.Leaky(0.9, spike_grad=snnfast.surrogate.SSO(variance=0), reset_delay=delay)
-    torch._dynamo.reset()
-    compiled = torch.compile(lambda x, mem: layer(x, mem), backend="eager", fullgraph=True)
-    for batch in (3, 4, 5):
-        results = []
-        for function in (layer, compiled):
-            x = torch.linspace(0, 2, batch * 10).view(batch, 10).requires_grad_()
-            spk, mem = function(x, torch.full((batch, 10), 0.5))
-            results.append((spk, mem, *torch.autograd.grad(spk.sum() + mem.sum(), x)))
-        assert_all_bits_equal(*results)
 
 
 @pytest.mark.parametrize("delay", [True, False], ids=["delay", "nodelay"])

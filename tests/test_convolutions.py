@@ -1,6 +1,5 @@
 """Convolutions over time: the numbers and strides of the loop, in whatever order the steps lie in memory between."""
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -188,17 +187,6 @@ def test_convolutions_of_other_dimensions_are_as_they_were() -> None:
         found = net(x)
         assert_all_bits_equal(found, loop(net.layers, x))
         assert all(t.is_contiguous() for t in found)
-
-
-@pytest.mark.parametrize("mode", ["train", "eval"])
-def test_with_batch_norm_in_both_modes(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.manual_seed(0)
-    net = MultiStep(conv(2, 4, 3), nn.BatchNorm2d(4), lif(), conv(4, 4, 3), nn.MaxPool2d(2), lif())
-    other, x = copy.deepcopy(net), torch.rand(T, B, 2, 12, 12) * 2
-    getattr(net, mode)(), getattr(other, mode)()
-    found = net(x)
-    plain(monkeypatch)
-    assert_all_close((*found, *net.buffers()), (*other(x), *other.buffers()), relative=1e-5)
 
 
 # ---- the compiled loop

@@ -104,19 +104,6 @@ def test_every_block_is_run_or_says_why_not(page: Path) -> None:
             assert re.fullmatch(r"no-run: \w.{9,}", rest[0]), f"{page.name}:{block.line}: no-run without a reason"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name)
-def test_commands_can_be_typed_as_they_stand(page: Path) -> None:
-    for block in blocks(page):
-        assert block.info != "sh" or not re.search(r"<\w+>", block.code), f"{page.name}:{block.line}"
-
-
-@pytest.mark.parametrize("page", PAGES, ids=name)
-def test_no_code_hides_in_an_indented_block(page: Path) -> None:
-    lines = re.sub(r"^( *)(`{3,}).*?^\1\2 *$", "", page.read_text(), flags=re.M | re.S).splitlines()
-    for before, line in zip(["", *lines], lines, strict=False):
-        assert not (line.startswith("    ") and not before.strip()), f"{page.name}: {line}"
-
-
 @pytest.mark.parametrize("module", MODULES)
 def test_the_examples_of_docstrings_run(module: str) -> None:
     if "snntorch" in module or module == "snnfast.snntorch._convert":
@@ -155,16 +142,6 @@ def test_messages_that_the_troubleshooting_page_quotes_are_those_of_the_package(
     assert len(ours) >= 12
     for part in (part.strip() for message in ours for part in message.split("...")):
         assert part in source, part
-
-
-def test_pictures_can_be_read_on_a_phone_and_follow_the_switch_of_the_site() -> None:
-    style = (DOCS / "_static" / "site.css").read_text()
-    assert "min-width" not in style  # a bar of which only the beginning is seen misleads
-    assert all(f'[data-theme="{theme}"] {{ color-scheme: {theme}; }}' in style for theme in ("light", "dark"))
-    for picture in {*DOCS.rglob("*.svg")} - {DOCS / "figures" / "badges.svg"}:  # which only README shows
-        width, unit = re.findall(r'<svg [^>]*\bwidth="([\d.]+)(pt)?"', picture.read_text())[0]
-        assert float(width) * (4 / 3 if unit else 1) < 560, picture
-        assert re.search(r"prefers-color-scheme: ?dark", picture.read_text()), picture
 
 
 def anchors(page: Path) -> set[str]:

@@ -109,39 +109,10 @@ def test_detach_and_reset_hidden(name: str) -> None:
         assert not any(state.any() for layer in both for state in held(layer))
 
 
-def batches() -> list[tuple[Tensor, Tensor]]:
-    generator = torch.Generator().manual_seed(1)
-    return [
-        (torch.rand(8, 5, 6, generator=generator) * 2, torch.randint(4, (5,), generator=generator)) for _ in range(2)
-    ]
-
-
-@NOT_LAPICQUE
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("method", ["BPTT", "TBPTT", "RTRL"])
-def test_backprop(method: str, name: str) -> None:
-    from snntorch import backprop
-
-    # Time-varying data meet a bug of snnTorch's (K_flag) in the other two.
-    data = batches() if method == "BPTT" else [(x[0], y) for x, y in batches()]
-    options: dict[str, Any] = {} if method == "BPTT" else {"time_var": False, "num_steps": 8}
-    if method == "TBPTT":
-        options["K"] = 4
-    results = []
-    for library in (snn, snntorch):
-        net = network(library, name)
-        optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
-        found = getattr(backprop, method)(net, data, optimizer, loss.mse_count_loss(), **options)
-        results.append((found.detach(), *(p.detach() for p in net.parameters())))
-    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-6)
-    torch.manual_seed(3)
-    assert not torch.equal(results[0][1], nn.Linear(6, 12).weight)  # it did train
-
-
 @NOT_LAPICQUE
 @pytest.mark.filterwarnings("ignore:Full backward hook")
 def test_probes(name: str) -> None:
-    (x, y), cls = batches()[0], getattr(snntorch, name)
+    x, y, cls = torch.rand(8, 5, 6) * 2, torch.randint(4, (5,)), getattr(snntorch, name)
     records = []
     for library in (snn, snntorch):
         net = network(library, name)
@@ -276,13 +247,3 @@ def test_it_reaches_layers_at_any_depth_and_none_outside_of_the_network() -> Non
     assert outside.mem.any()
     snnfast.reset(outside)
     assert not outside.mem.any()
-
-
-def test_snntorchs_own_reset_does_not_know_the_layer_that_is_no_snntorch_leaky() -> None:
-    for library, known in ((snnfast, False), (snn, True)):
-        net = nn.Sequential(nn.Linear(6, 5), library.Leaky(0.9, init_hidden=True))
-        net(torch.rand(2, 6) + 1)
-        utils.reset(net)
-        assert net[1].mem.any() != known
-        snnfast.reset(net)
-        assert not net[1].mem.any()

@@ -18,11 +18,8 @@ RACE = "WARNING: ThreadSanitizer: data race"
 BUGS = [
     ("global_bounds", "address", ASAN + "heap-buffer-overflow", True),
     ("static_shared_bounds", "address", ASAN + "global-buffer-overflow", True),
-    ("shared_index", "address", "runtime error: index 32 out of bounds for type 'float [32]'", True),
     ("alignment", "address", "runtime error: reference binding to misaligned address", True),
-    ("index_overflow", "address", "runtime error: signed integer overflow", True),
     ("missing_syncthreads", "thread", RACE, True),
-    ("missing_second_syncthreads", "thread", RACE, True),
     ("block_race", "thread", RACE, True),
     ("divergent_barrier", "plain", "waits in __syncthreads at {}; thread (16,0,0) of block (0,0,0) has exited", True),
     ("two_barriers", "plain", "thread (16,0,0) of block (0,0,0) waits in __syncthreads at ", True),

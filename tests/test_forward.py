@@ -22,7 +22,6 @@ from helpers import (
     Tensors,
     assert_bits_equal,
     assert_equals_reference,
-    assert_same_outputs,
     emulated_if_thorough,
     fused,
     inputs,
@@ -30,9 +29,7 @@ from helpers import (
     leaves,
     random_cases,
 )
-from torch import Tensor
 
-import snnfast
 from snnfast import Leaky, MultiStep
 
 DTYPES = FLOATS + HALVES
@@ -143,18 +140,6 @@ def test_results_share_no_memory_with_inputs_or_each_other(steps: int, device: t
             assert_bits_equal(tensors[name], t, f"{case}: {name}")  # type: ignore[arg-type]
 
 
-@neurons
-def test_without_gradients_the_results_are_the_same(neuron: str, device: torch.device) -> None:
-    for case in random_cases(12, seed=5, neuron=(neuron,), steps=(17,), shape=((3, 10),)):
-        tensors = inputs(case, device)
-        with_gradients = fused(leaves(tensors), case)
-        for mode in (torch.no_grad(), torch.inference_mode()):
-            with mode:
-                outputs = fused(tensors, case)
-            assert_same_outputs(outputs, {name: t.detach() for name, t in with_gradients.items()}, case)
-            assert not any(t.requires_grad for t in outputs.values())
-
-
 def with_gradients_of(case: Case, device: torch.device, seed: int = 0) -> Outputs:
     """Outputs, and the gradients of all inputs."""
     tensors = leaves(inputs(case, device, seed))
@@ -197,25 +182,6 @@ def test_calls_from_several_threads_at_once(device: torch.device) -> None:
 halves = pytest.mark.parametrize("dtype", HALVES, ids=str)
 
 
-def currents(dtype: torch.dtype, device: torch.device, neuron: str, beta: float, steps: int) -> Tensor:
-    """For a membrane that often comes just above the threshold.
-
-    Synaptic with alpha 0.5 doubles the current, and Lapicque scales it itself.
-    """
-    strength = {"leaky": 2.4 * (1 - beta), "synaptic": 1.2 * (1 - beta), "lapicque": 2.4}[neuron]
-    return (strength * torch.rand(steps, 3, 67)).to(dtype).to(device)
-
-
-def decays_of(neuron: str, beta: float) -> tuple[float, ...]:
-    """Positional arguments of the layer."""
-    return (0.5, beta) if neuron == "synaptic" else (beta,)
-
-
-def make(neuron: str, beta: float, device: torch.device, **options: Any) -> Any:
-    layer = getattr(snnfast, neuron.capitalize())(*decays_of(neuron, beta), **options)
-    return layer.to(device)
-
-
 @emulated_if_thorough
 @halves
 @first
@@ -223,17 +189,18 @@ def test_a_record_and_held_states_come_from_one_call_in_the_dtype_of_the_current
     neuron: str, dtype: torch.dtype, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The record rounded, the last states exact; the kernels are not given a float32 copy of the current."""
-    case = Case(neuron)
-    ops, calls = case.kind.ops, []
+    ops, calls = Case(neuron).kind.ops, []
     forward = ops.forward
     monkeypatch.setattr(ops, "forward", lambda x, *args: calls.append(x.dtype) or forward(x, *args))
     for grad, reset, delay in itertools.product((True, False), RESETS, (True, False)):
-        current = currents(dtype, device, neuron, 0.9, 40).requires_grad_(grad)
-        holder = make(neuron, 0.9, device, init_hidden=True, reset_mechanism=reset, reset_delay=delay)
+        case = Case(neuron, "unroll", 40, (3, 67), dtype, reset, delay)
+        tensors: Any = inputs(case, device)
+        current = tensors["current"].requires_grad_(grad)
+        holder = layer_of(case, tensors, init_hidden=True)
         calls.clear()
         spk, *record = holder.unroll(current)
         assert calls == [dtype]
-        exact = make(neuron, 0.9, device, reset_mechanism=reset, reset_delay=delay).unroll(current.float())
+        exact = layer_of(case, tensors).unroll(current.float())
         assert_bits_equal(spk, exact[0].to(dtype))
         for name, rounded, wide in zip(ops.states, record, exact[1:], strict=True):
             assert_bits_equal(rounded, wide.to(dtype), name)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import snntorch
 import torch
-from helpers import assert_all_bits_equal, assert_all_close, assert_bits_equal, assert_close, gradients_of
+from helpers import assert_all_bits_equal, assert_all_close, assert_bits_equal, gradients_of
 from multistep_checks import eighths, exact
 from snntorch import utils
 from snntorch_checks import NEURONS, as_tuple, held, make, neurons, over_time
@@ -128,17 +128,6 @@ def test_modules_names_and_checkpoints(build: Build) -> None:
         assert_bits_equal(net.state_dict()[key], value, key)
 
 
-@pytest.mark.parametrize("reset", [utils.reset, snnfast.reset])
-@pytest.mark.parametrize("through", ["network", "multistep"])
-def test_resets(reset: Callable[[nn.Module], None], through: str) -> None:
-    net = convolutional()
-    ours = MultiStep.from_sequential(net)
-    ours(images())
-    assert all(layer.mem.any() for layer in neurons(net))
-    reset(net if through == "network" else ours)
-    assert not any(layer.mem.any() for layer in neurons(net))
-
-
 def test_a_multistep_and_a_subclass() -> None:
     class Counts(MultiStep):
         def forward(self, x: Tensor) -> Any:
@@ -159,14 +148,6 @@ def normalised() -> nn.Sequential:
     net = convolutional()
     net.insert(1, nn.BatchNorm2d(4))
     return net
-
-
-def test_batch_normalisation_in_training() -> None:
-    looped, net = pair(normalised)
-    x = images()
-    assert_all_close(MultiStep.from_sequential(net)(x), over_time(looped, x), relative=1e-5)
-    for name in ("running_mean", "running_var", "num_batches_tracked"):
-        assert_close(getattr(net[1], name), getattr(looped[1], name), 1e-6)
 
 
 def test_batch_normalisation_in_evaluation() -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 import setup
-from tools.gates import analysis, arithmetic, budgets, compile, kernels, memory, occupancy, sass
-from tools.gates.__main__ import budget_gate, kernel_gates, library_gates, rounding_gate, wanted
+from tools.gates import analysis, arithmetic, budgets, compile, memory, occupancy, sass
+from tools.gates.__main__ import kernel_gates, library_gates, rounding_gate, wanted
 from tools.gates.analysis import Resources
 from tools.gates.budgets import Taken
 
@@ -78,15 +78,6 @@ def record(**changes: object) -> analysis.Measured:
     return replace(analysis.Measured(NAME, "9.0", Resources(56, 0, 0), accesses(), 400, []), **changes)
 
 
-def test_names_are_those_of_the_source() -> None:
-    assert kernels.names([FORWARD, "_ZN7snnfast4cuda12_GLOBAL__N_112probe_kernelEv"]) == {FORWARD: NAME}  # of a neuron
-    assert (kernels.width(NAME), kernels.access(NAME)) == (4, 16)
-    assert kernels.access("forward<Leaky, Half, 8, false>") == 16
-    assert kernels.access("backward<Leaky, BFloat16, 4, true>") == 8
-    with pytest.raises(ValueError, match="a number of neurons"):
-        kernels.width("forward<Leaky, float>")
-
-
 def test_a_kernel_above_its_budget_or_without_one_fails_and_one_within_it_holds() -> None:
     budget = {("a", "9.0"): Taken(56, 0, 0, 8, 0, 500)}
     assert budgets.problems({("a", "9.0"): Taken(55, 0, 0, 8, 0, 505)}, budget) == []
@@ -95,17 +86,6 @@ def test_a_kernel_above_its_budget_or_without_one_fails_and_one_within_it_holds(
     assert problems == [f"a, 9.0: {why}" for why in above]
     problems = budgets.problems({("b", "9.0"): Taken(1, 0, 0, 0, 0, 0)}, budget)
     assert problems == ["a, 9.0: a budget for a kernel that is not there", "b, 9.0: no budget"]
-
-
-def test_budgets_are_read_back_as_they_were_written_and_hold(tmp_path: Path) -> None:
-    file, taken = tmp_path / "budgets.json", record().taken
-    written = {("b", "8.0"): Taken(1, 2, 3, 4, 0, 5), ("a", "8.0"): taken, ("a", "9.0"): taken}
-    budgets.save("13.0.88", written, file)
-    assert budgets.load(file) == ("13.0.88", written)
-    measured = {key: taken for key, taken in written.items() if key[1] == "9.0"}
-    assert budget_gate("13.0.88", ["9.0"], measured, file).problems == []
-    assert budget_gate("13.0.88", ["8.0", "9.0"], measured, file).problems
-    assert "of nvcc 13.0.88" in budget_gate("13.1.1", ["9.0"], measured, file).name
 
 
 def test_every_stored_budget_has_all_architectures_and_no_spill(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,62 +143,6 @@ def test_a_fused_multiply_add_in_machine_code_of_forward_is_named_and_a_constant
             symbol, of_name = (old.replace("14forward_kernel", name) for old in (FORWARD, text))
             (found,) = analysis.records("9.0", of_name, {symbol: Resources(56, 0, 0)})
             assert len(found.roundings) == problems, found.name
-
-
-def test_the_longest_loop_is_found_by_its_branches() -> None:
-    kernel = code()
-    over_time = ["LDG.E.128", "BRX", "FADD", "STG.E.128", "BRA"]
-    assert [kernel.instructions[at].opcode for at in sorted(kernel.longest_loop())] == over_time
-    end = "        /*00c0*/                   EXIT ;"
-    another = ".L_sum:\n /*00b8*/ DADD R2, R2, R4 ;\n /*00bc*/ @P0 BRA `(.L_sum) ;\n"
-    assert end in SASS
-    assert code(SASS.replace(end, another + end)).longest_loop() == kernel.longest_loop()
-    with pytest.raises(ValueError, match="no target of BRX"):
-        code(SASS.replace('(*"BRANCH_TARGETS .L_one,.L_two"*)', "")).longest_loop()
-
-
-def test_instructions_in_loops_are_counted_and_shared_out_where_all_calls_go_the_same_way() -> None:
-    (found,) = analysis.records("9.0", SASS, {FORWARD: Resources(56, 0, 0)})
-    assert found == record(accesses=accesses(), looped=5)
-    assert found.per_neuron_step is None
-    for name, steps in (("backward_plain<Leaky, float, 4>", 16), ("forward_plain<Leaky, float, 4>", 8)):
-        assert record(name=name).per_neuron_step == 400 / steps / 4
-    assert record(name="forward_plain<Leaky, float, 1>").per_neuron_step == 400 / 32
-    assert record(name="forward_plain<Leaky, float, 4>").wave(256) == 132 * 4 * 256 * 4  # 4 blocks of 256 threads
-    with pytest.raises(ValueError, match="different kernels"):
-        analysis.records("9.0", SASS, {})
-
-
-def test_accesses_count_in_the_loop_over_time_only_and_narrow_ones_are_named() -> None:
-    assert accesses() == memory.Accesses(("LDG.E.128", "STG.E.128"))
-    assert accesses().problems(4) == []
-    assert accesses(SASS.replace("FADD R32, R28, -R5", "LDG.E R32, [R4]")).narrow == ("LDG.E",)
-    for opcode in ("STG.E.U16", "ST.E"):
-        problems = accesses(SASS.replace("STG.E.128 ", f"{opcode} ")).problems(8)
-        assert f"accesses under 16 bytes in the loop over time: 1 {opcode}" in problems
-        assert "no stores of 16 bytes in a loop over time" in problems
-    assert len(accesses(SASS.replace("@!P3 BRA `(.L_time)", "NOP")).problems(4)) == 2
-    eight = SASS.replace("LDG.E.128 ", "LDG.E.64 ").replace("STG.E.128 ", "STG.E.EF.64 ")
-    assert accesses(eight, 8).problems(4) == []
-    local = accesses(SASS.replace("IMAD R33, R28, R31, R33", "LDL.64 R33, [R1]"))
-    assert (local.local, record(accesses=local).taken.spill) == (("LDL.64",), 8)
-
-
-def test_what_a_thread_stores_besides_may_be_narrow_and_counts_against_the_budget() -> None:
-    kept = memory.Accesses(("LDG.E.128", "STG.E.128", "STG.E.64", "STG.E", "LDG.E.64"))
-    assert kept.problems(4) == []  # 2 and 1 bytes for each of 4 neurons
-    assert kept.problems(2) == ["accesses under 16 bytes in the loop over time: 1 LDG.E.64, 1 STG.E.64"]
-    assert kept.problems(1) == []
-    assert record(accesses=kept).taken.narrow == 3
-    assert record(name="forward<Leaky, float, 1, false>", accesses=kept).taken.narrow == 0
-
-
-def test_resources_and_threads_are_read_from_the_reports() -> None:
-    usage = " Function {}:\n  REG:{} STACK:{} SHARED:{} LOCAL:0 CONSTANT[0]:1041 TEXTURE:0 SURFACE:0 SAMPLER:0\n"
-    text = usage.format("a", 56, 16, 0) + usage.format("b", 220, 0, 33792)
-    assert analysis.resources("8.0", text) == {"a": Resources(56, 16, 0), "b": Resources(220, 0, 33792)}
-    assert analysis.resources("9.0", text)["b"].shared == 32768  # without what the driver keeps
-    assert analysis.threads(PTX) == {FORWARD: 256}
 
 
 def test_what_a_library_lacks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

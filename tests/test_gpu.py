@@ -10,8 +10,6 @@ import torch
 from helpers import (
     FLOATS,
     HALVES,
-    NEURONS,
-    RESETS,
     Case,
     Outputs,
     Tensors,
@@ -94,17 +92,6 @@ def assert_as_on_cpu(found: dict[str, Tensor], case: Case, seed: int = 0) -> Non
             assert_close(found[name].cpu(), expected, RELATIVE[case.dtype], f"{case}: {name}")
         else:
             assert_bits_equal(found[name], expected, f"{case}: {name}")
-
-
-@pytest.mark.parametrize("record_mem", [True, False], ids=["record", "last"])
-@pytest.mark.parametrize("delay", [True, False], ids=["delay", "nodelay"])
-@pytest.mark.parametrize("reset", RESETS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
-def test_results_are_those_of_the_cpu(dtype: torch.dtype, reset: str, delay: bool, record_mem: bool) -> None:
-    for neuron in NEURONS:
-        for variant, shape in zip(("unroll", "count", "step"), SHAPES, strict=True):
-            case = Case(neuron, variant, 18, shape, dtype, reset, delay, record_mem, "neuron")
-            assert_as_on_cpu(run(case, CARD), case)
 
 
 @pytest.mark.parametrize("name", [*workload.LAYERS, "LIFNode"])

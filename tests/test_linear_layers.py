@@ -1,6 +1,5 @@
 """Where spikes go to an ``nn.Linear`` as bits by themselves: in ``MultiStep`` and in compiled loops."""
 
-import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -233,34 +232,6 @@ def test_a_compiled_loop_with_states() -> None:
         compiled = torch.compile(loop, backend="snnfast")
         x, mem = eighths(5, 4, 12).to(dtype), torch.zeros(4, 12)
         assert_all_bits_equal(compiled(x, mem), loop(x, mem))
-
-
-@pytest.mark.parametrize(
-    "context", [torch.no_grad, lambda: torch.autocast("cpu", torch.bfloat16)], ids=["grad", "cast"]
-)
-@pytest.mark.thorough
-@pytest.mark.parametrize("around", ["all", "the layer", "the linear layer"])
-@pytest.mark.filterwarnings("ignore:snnfast. a compiled loop runs as it is")
-def test_a_compiled_loop_in_a_block(around: str, context: Any) -> None:
-    lif, fc = Leaky(0.5), exact(nn.Linear(12, 5))
-
-    def blocks(which: str) -> Any:
-        return context() if around == which else contextlib.nullcontext()
-
-    def loop(x: Tensor) -> Tensor:
-        mem, outs = torch.zeros(4, 12), []
-        with blocks("all"):
-            for step in range(5):
-                with blocks("the layer"):
-                    spk, mem = lif(x[step], mem)
-                with blocks("the linear layer"):
-                    outs.append(fc(spk))
-            return torch.stack(outs)
-
-    x = eighths(5, 4, 12)
-    found, wanted = torch.compile(loop, backend="snnfast")(x), loop(x)
-    assert_bits_equal(found, wanted)  # dtype, too
-    assert found.requires_grad == wanted.requires_grad
 
 
 def test_few_rows_are_numbers(monkeypatch: pytest.MonkeyPatch) -> None:

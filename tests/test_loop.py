@@ -262,45 +262,6 @@ def test_a_held_state_can_be_detached_in_place() -> None:
 
 
 @pytest.mark.thorough
-@torch._dynamo.config.patch(skip_nnmodule_hook_guards=False)
-def test_a_hook_of_later_is_seen_where_hooks_are_guarded() -> None:
-    net, x = Net(), currents()
-    other = copy.deepcopy(net)
-    snnfast.compile(net)
-    assert_same(net, other, x)
-
-    def halve(module: nn.Module, given: Any, found: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        return found[0] * 0.5, found[1]
-
-    hooks = [n.lif1.register_forward_hook(halve) for n in (net, other)]
-    assert_same(net, other, x)
-    for hook in hooks:
-        hook.remove()
-    assert_same(net, other, x)
-
-
-def test_hidden_spikes_that_are_returned_have_no_gradient_and_those_of_multistep_have() -> None:
-    net, x = Net(), currents()
-
-    @snnfast.compile
-    def loop(x: Tensor) -> tuple[list[Tensor], Tensor]:
-        mem1, mem2, hidden = net.lif1.reset_mem(), net.lif2.reset_mem(), []
-        for step in range(x.size(0)):
-            spk1, mem1 = net.lif1(net.fc1(x[step]), mem1)
-            _, mem2 = net.lif2(net.fc2(spk1), mem2)
-            hidden.append(spk1)
-        return hidden, mem2
-
-    hidden, mem = loop(x)
-    with pytest.raises(RuntimeError, match="not have been used in the graph"):
-        torch.autograd.grad(mem.sum(), hidden[0])
-    over_time = snnfast.MultiStep(net.fc1, net.lif1, net.fc2, net.lif2)
-    _, mem, spikes = over_time(x, return_spikes=True, record_mem=False)
-    (gradient,) = torch.autograd.grad(mem.sum(), spikes[0])
-    assert gradient.any()
-
-
-@pytest.mark.thorough
 def test_the_reference_backend_is_not_merged() -> None:
     net, x = Net(), currents()
     other = copy.deepcopy(net)

@@ -11,6 +11,7 @@ from unittest import mock
 
 import pytest
 import torch
+from callables import function
 from helpers import assert_all_bits_equal, assert_bits_equal
 from loop_nets import Feedback, Net, assert_same, currents, graphs
 from torch import Tensor, nn
@@ -108,22 +109,6 @@ def test_reset_of_snntorch_reaches_its_layers() -> None:
         found[1].sum().backward()
 
 
-@pytest.mark.thorough
-def test_a_probe_of_snntorch_records_every_step() -> None:
-    snntorch = pytest.importorskip("snntorch")
-    from snntorch.functional import probe
-
-    plain, x = Net(snntorch.Leaky), currents()
-    net = snnfast.compile(copy.deepcopy(plain))
-    monitors = [probe.OutputMonitor(model, snntorch.Leaky) for model in (plain, net)]
-    for model in (plain, net):
-        model(x)
-        model(x)
-    assert len(monitors[0].records) == 20
-    for expected, found in zip(*(monitor.records for monitor in monitors), strict=True):
-        assert_all_bits_equal(found, expected)
-
-
 def test_hooks_that_were_registered_before_the_first_call_are_called() -> None:
     net, x = Net(), currents()
     expected = copy.deepcopy(net)(x)
@@ -160,33 +145,7 @@ def test_a_compiled_network_in_a_compiled_network_or_function_is_a_part_of_its_g
     assert_same(inner, lambda x: (other(x)[0] + 1, other(x)[1]), x)
 
 
-@pytest.mark.thorough
-def test_a_functional_call_and_an_export_are_those_of_the_network() -> None:
-    net, x = snnfast.compile(Net()), currents()
-    net(x)
-    parameters = {name: p.detach() * 0.5 for name, p in net.named_parameters()}
-    other = Net()
-    other.load_state_dict({**other.state_dict(), **parameters})
-    assert_same(lambda x: torch.func.functional_call(net, parameters, (x,)), other, x)
-    with torch.no_grad():
-        exported = torch.export.export(net, (x,))
-    assert_same(exported.module(), net, x)
-
-
 # ---- compiled again
-
-
-@pytest.mark.thorough
-def test_compiled_twice_with_other_options_it_is_compiled_anew() -> None:
-    net, x = Net(), currents()
-    other = copy.deepcopy(net)
-    assert_same(snnfast.compile(net), other, x)
-    before = graphs()
-    snnfast.compile(net, options={"inner": "aot_eager"})
-    assert_same(net, other, x)
-    assert graphs() == before + 1
-    assert_same(net, other, x)
-    assert graphs() == before + 1
 
 
 @pytest.mark.parametrize("how", ["function", "decorator", "method"])
@@ -238,15 +197,6 @@ class Sized(nn.Module):
         return torch.stack(spks)
 
 
-@pytest.mark.thorough
-@torch._dynamo.config.patch(fail_on_recompile_limit_hit=True)
-def test_twenty_sizes_of_one_class_have_caches_of_their_own() -> None:
-    nets, before = [snnfast.compile(Sized(size, split=False)) for size in range(20, 40)], graphs()
-    for net in nets * 2:
-        net(torch.rand(5, 8, 12)).sum().backward()
-    assert graphs() == before + 20
-
-
 @pytest.mark.parametrize("split", [False, True], ids=["whole", "split"])
 def test_a_network_that_dies_frees_its_parameters_and_what_was_compiled(split: bool) -> None:
     net = snnfast.compile(Sized(9, split))
@@ -261,22 +211,10 @@ def test_a_network_that_dies_frees_its_parameters_and_what_was_compiled(split: b
 # ---- a network that gains nothing runs as it is
 
 
-class Rounded(torch.autograd.Function):
-    """A straight-through estimator."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor) -> Tensor:
-        return (weight * 8).round() / 8
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return gradient
-
-
 class Quantised(Net):
     """An ``autograd.Function`` is called for each step of a neuron."""
 
-    function = Rounded
+    function: Any = None
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         mem1, mem2 = self.lif1.reset_mem(), self.lif2.reset_mem()
@@ -330,17 +268,6 @@ def test_a_network_that_gains_nothing_runs_as_it_is_and_one_warning_says_why(mak
         snnfast.compile(make())(x)  # the same reason of the same class
 
 
-def _function(forward: Any, backward: Any) -> Any:
-    """An ``autograd.Function`` of what it does with its argument, and with a gradient and the argument."""
-
-    def run(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return forward(x)
-
-    methods = {"forward": run, "backward": lambda ctx, gradient: backward(gradient, *ctx.saved_tensors)}
-    return type("Function", (torch.autograd.Function,), {name: staticmethod(f) for name, f in methods.items()})
-
-
 FUNCTIONS = {
     "elementwise": (lambda x: (x > 0.5).to(x.dtype), lambda g, x: g / (1 + (10 * x).abs()) ** 2),
     "clamped": (lambda x: x.clamp(-1, 1), lambda g, x: torch.where(x.abs() < 1, g, torch.zeros_like(g))),
@@ -356,7 +283,7 @@ FUNCTIONS = {
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_an_autograd_function_at_each_step_is_one_call_if_it_is_elementwise_else_a_class(name: str) -> None:
     net, x = Quantised(), currents()
-    net.function = _function(*FUNCTIONS[name])
+    net.function = function(*FUNCTIONS[name])
     repeated = any("autograd_function_apply" in line for line in snnfast.explain(net, x).graphs[0].repeated)
     assert repeated != (name in ("elementwise", "clamped", "a mean", "a mask"))
     same = copy.deepcopy(net)

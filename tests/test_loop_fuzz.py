@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from callables import function
 from helpers import THOROUGH
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -84,14 +85,7 @@ CALLS = [{"resets": True, "inputs": {"x": ("input", (3, 2, 4))}}]
 PLAIN = f"{NET}\n\nSETTINGS = {SETTINGS | {'calls': CALLS}}"
 
 
-class Disturbed(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, t: Any) -> Any:
-        return t.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        return grads[0] * (1 + 1e-6)
+Disturbed = function(torch.clone, lambda grad, t: grad * (1 + 1e-6))
 
 
 def real(t: Any) -> bool:
@@ -143,17 +137,6 @@ def test_a_planted_fault_is_found(fault: str) -> None:
     found = with_settings(lambda: outcome(PLAIN, backend, Counter()))
     assert found is not None
     assert message in found
-
-
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_a_program_without_a_fault_is_as_it_is_uncompiled(backend: str) -> None:
-    assert with_settings(lambda: outcome(PLAIN, backend, Counter())) is None
-
-
-def test_a_program_that_raises_uncompiled_is_left_out() -> None:
-    statistics = Counter[str]()
-    assert with_settings(lambda: outcome(PLAIN.replace("acc += spk", "acc += 'spk'"), "snnfast", statistics)) is None
-    assert statistics == {LEFT_OUT[0]: 1}
 
 
 def test_a_program_that_raises_compiled_only_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:

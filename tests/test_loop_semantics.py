@@ -93,6 +93,7 @@ EXPRESSIONS: dict[str, Callable[[Tensor, list[Tensor], list[Tensor]], Any]] = {
     "stack and its start": lambda x, s, m: (torch.stack(m), torch.stack(m[:2]), torch.stack(m)[:2]),
     "stacks of copies": lambda x, s, m: [torch.stack(q) for q in (m, [q.clone() for q in m], [q.detach() for q in m])],
     "stack and the last": lambda x, s, m: (torch.stack(s), s[-1], torch.stack(m), m[-1]),
+    "a stack and its views": lambda x, s, m: (lambda r: (r, r[0], r.flatten(1)))(torch.stack(m)),
     "two sums": lambda x, s, m: (torch.stack(s).sum(0), torch.stack(s).sum(0), sum(s)),
     "a list and its stack": lambda x, s, m: (s, torch.stack(s), m),
     "equal calls": lambda x, s, m: ((m[-1] * 2).view(-1), (m[-1] * 2).view(-1)),
@@ -118,44 +119,6 @@ PROGRAMS |= {name: lambda x, of=of: of(x, *run(x)) for name, of in EXPRESSIONS.i
 def steps_of_a_record_without_gradients(x: Tensor, s: list[Tensor], m: list[Tensor]) -> Any:
     record = torch.stack(m)
     return torch.stack(run(without(lambda: [record[t] for t in range(T)]))[1]) + record
-
-
-@after
-def filled_without_gradients(x: Tensor, s: list[Tensor], m: list[Tensor]) -> Any:
-    record = torch.zeros_like(x)
-    with torch.no_grad():
-        for t in range(T):
-            record[t] = m[t]
-    return record * x, record
-
-
-@after
-def changed_in_place_without_gradients(x: Tensor, s: list[Tensor], m: list[Tensor]) -> Any:
-    v = m[-1] * 1.0
-    without(lambda: v.mul_(3.0))
-    return v
-
-
-@after
-def changed_through_a_view_without_gradients(x: Tensor, s: list[Tensor], m: list[Tensor]) -> Any:
-    r = []
-    for t in range(T):
-        v = m[t] * 1.0
-        with torch.no_grad():
-            view = torch.broadcast_tensors(v, x[t])[0]
-            torch.nn.init.constant_(view, 0.5)
-        r.append(v * x[t])
-    return torch.stack(r)
-
-
-@after
-def gradients_inside_of_none(x: Tensor, s: list[Tensor], m: list[Tensor]) -> Any:
-    with torch.no_grad():
-        a = torch.stack(m).mean(0)
-        with torch.enable_grad():
-            b = torch.stack(m).sum(0)
-        c = b * 2
-    return a * b, c
 
 
 @program
@@ -195,31 +158,13 @@ def parts_first_read_without_gradients(x: Tensor) -> Any:
 
 
 @program
-def keywords_in_changing_order(x: Tensor) -> Any:
-    y, mem, m = x.flip(0), zeros(B, N), []
-    for t in range(T):
-        one = torch.sub(input=x[t], other=y[t])
-        spk, mem = LIF(one if t % 2 else torch.sub(other=y[t], input=x[t]), mem)
-        m.append(mem + spk)
-    return torch.stack(m)
-
-
-@after
-def written_into_a_list(x: Tensor, s: list[Tensor], m: list[Tensor]) -> Any:
-    acc, r = zeros(B, N), []
-    for t in range(T):
-        torch._foreach_add_([acc], [s[t].detach()])
-        r.append(acc * 1.0)
-    return torch.stack(r)
-
-
-@program
-def written_into_a_tuple(x: Tensor) -> Any:
+def written_into_a_list_and_a_tuple(x: Tensor) -> Any:
     _, m = run(x.detach())
-    v, i, r = zeros(B), torch.zeros(B, dtype=torch.int64), []
+    total, v, i, r = zeros(B, N), zeros(B), torch.zeros(B, dtype=torch.int64), []
     for t in range(T):
+        torch._foreach_add_([total], [m[t]])
         torch.max(m[t], 1, out=(v, i))
-        r.append(v * i)
+        r.append(total * (v * i).unsqueeze(1))
     return torch.stack(r)
 
 
@@ -266,12 +211,6 @@ def filled_and_stacked(x: Tensor, s: list[Tensor], m: list[Tensor]) -> Any:
     return record, torch.stack(s)
 
 
-@after
-def a_stack_and_its_view(x: Tensor, s: list[Tensor], m: list[Tensor]) -> Any:
-    record = torch.stack(m)
-    return record, record[0], record.flatten(1)
-
-
 @program
 def an_image_repeated(x: Tensor) -> Any:
     """As ``spikegen.rate`` does it: how often, it takes from a tensor. What is changed in place is no image."""
@@ -279,6 +218,15 @@ def an_image_repeated(x: Tensor) -> Any:
     rates, changed = (x[0].repeat([T, *counts]).mul(0.5).sub(0.1).clamp(0, 1) for _ in range(2))
     changed[0] = 0
     return torch.stack(run(rates + changed)[1]), rates, changed
+
+
+@program
+def normalised_at_each_step_with_running_averages(x: Tensor) -> Any:
+    mem, mean, variance, m = zeros(B, N), zeros(N), zeros(N), []
+    for t in range(T):
+        _, mem = LIF(2 * F.batch_norm(x[t], mean, variance, training=True), mem)
+        m.append(mem)
+    return torch.stack(m), mean, variance
 
 
 CELLS = [kind(N, N, dtype=torch.float64) for kind in (nn.LSTMCell, nn.GRUCell, nn.RNNCell, nn.GRUCell)]

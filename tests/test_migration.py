@@ -27,16 +27,6 @@ def run(call: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return spk.detach(), mem.detach(), x.grad
 
 
-def of_leaky(lif: Any, factor: float, rest: float = 0.0) -> Any:
-    def call(x: Tensor) -> tuple[Tensor, Tensor]:
-        spk, mem = lif.unroll(factor * x)
-        if lif.reset_delay:  # the membrane before the reset
-            mem = mem - spk * mem if lif.reset_mechanism == "zero" else mem - spk * lif.threshold
-        return spk, mem + rest
-
-    return call
-
-
 def current(scale: float) -> Tensor:
     return scale * torch.rand(60, 4, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
@@ -73,35 +63,6 @@ def test_neurons_of_norse(norse: SimpleNamespace, kind: str, method: str, rest: 
     assert_to_rounding(run(ours, x), run(lambda x: norse.over_time(cell, x), x))
 
 
-def test_soft_reset_of_norse(norse: SimpleNamespace) -> None:
-    p = norse.norse.LIFBoxParameters(tau_mem_inv=torch.tensor(128.0), reset_method=norse.reset_subtract)
-    cell = norse.norse.LIFBoxCell(p, dt=1 / 1024)
-    lif, factor = norse.leaky_from(cell)
-    for scale, same in ((1.0, True), (5.0, False)):
-        x = current(scale / factor)
-        ours, theirs = run(of_leaky(lif, factor), x), run(lambda x: norse.over_time(cell, x), x)
-        assert torch.equal(ours[0], theirs[0]) == same
-        if same:
-            assert_to_rounding(ours, theirs)
-
-
 def test_another_reset_value_of_norse(norse: SimpleNamespace) -> None:
     with pytest.raises(ValueError, match="v_reset"):
         norse.leaky_from(norse.norse.LIFBoxCell(norse.norse.LIFBoxParameters(v_reset=torch.tensor(0.2))))
-
-
-def test_exactly_at_the_threshold_norse_does_not_spike_either(norse: SimpleNamespace) -> None:
-    cell = norse.norse.IAFCell()
-    lif, factor = norse.leaky_from(cell)
-    x = torch.ones(1, 1, 1)
-    assert norse.over_time(cell, x)[0].item() == lif.unroll(factor * x)[0].item() == 0
-
-
-def test_the_module_over_time_of_norse(norse: SimpleNamespace) -> None:
-    module = norse.norse.LIF(norse.norse.LIFParameters(tau_mem_inv=torch.tensor(128.0)), dt=1 / 1024)
-    layer, factor = norse.synaptic_from(module)
-    x = current(4.0)
-    spk, syn, _ = layer.unroll(factor * x)
-    theirs, state = module(x)
-    assert torch.equal(spk, theirs)
-    torch.testing.assert_close(layer.alpha * syn[-1] / factor, state.i, rtol=1e-8, atol=1e-8)

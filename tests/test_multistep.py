@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import snntorch
+import snntorch_checks
 import torch
 from helpers import assert_all_bits_equal, assert_all_close, assert_bits_equal, assert_close
 from multistep_checks import NEURONS, eighths, exact, loop, make
@@ -39,6 +40,9 @@ def test_the_loop_over_time(neuron: type[SpikingLayer], num_steps: int | None, b
     assert_all_bits_equal(*outputs)
     assert_all_close(*gradients, relative=1e-5)
     spk, *records = outputs[1]
+    for record_mem in (True, False):
+        count, *states = net(x, num_steps, record_mem=record_mem, reduce="sum")
+        assert_all_bits_equal((count, *states), (spk.sum(0), *(r if record_mem else r[-1] for r in records)))
     assert_all_bits_equal(net(x, num_steps, record_mem=False), (spk, *(record[-1] for record in records)))
 
 
@@ -61,24 +65,6 @@ def test_what_is_returned_depends_on_the_last_layer(backend: str) -> None:
     assert MultiStep(linear, lif, linear)(x[0], 7).shape == (7, 4, 12)
     assert MultiStep(linear)(x).shape == (7, 4, 12)
     assert MultiStep(linear)(x[0], 7).shape == (4, 12)  # nothing has made it change with time
-
-
-@pytest.mark.parametrize("num_steps", [None, 9], ids=["sequence", "constant"])
-def test_a_sequence_counts_the_spikes_of_its_last_layer(num_steps: int | None, backend: str) -> None:
-    net = MultiStep(nn.Linear(12, 20), Leaky(0.5), nn.Linear(20, 6), Leaky(0.75, learn_beta=True))
-    x = torch.rand(4, 12) * 4 if num_steps else torch.rand(9, 4, 12) * 4
-    for record_mem in (True, False):
-        results = []
-        for reduce in ("sum", None):
-            spk, mem = net(x, num_steps, record_mem=record_mem, reduce=reduce)
-            count = spk if reduce else spk.sum(0)
-            grads = torch.autograd.grad(count.square().sum() + mem.sum(), list(net.parameters()))
-            results.append((count, mem, *grads))
-        assert results[0][0].any()
-        for i, (a, b) in enumerate(zip(*results, strict=True)):
-            assert_close(a, b, 1e-5) if i > 1 else assert_bits_equal(a, b)
-    with pytest.raises(ValueError, match=r"^reduce: needs a \w+ as the last layer, got Linear"):
-        MultiStep(Leaky(0.5), nn.Linear(12, 6))(x, num_steps, reduce="sum")
 
 
 def test_empty_sequences_and_batches(backend: str) -> None:
@@ -425,12 +411,7 @@ class Recurrent(nn.Module):
         self.lif = snntorch.RLeaky(0.9, all_to_all=False)
 
     def unroll(self, x: Tensor) -> Tensor:
-        spk, mem = self.lif.init_rleaky()
-        spk_rec = []
-        for step in x:
-            spk, mem = self.lif(step, spk, mem)
-            spk_rec.append(spk)
-        return torch.stack(spk_rec)
+        return snntorch_checks.loop(self.lif, x)[0]
 
 
 @pytest.mark.parametrize("num_steps", [None, 5], ids=["sequence", "constant"])

@@ -13,8 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import assert_bits_equal, assert_close
-from torch import Tensor
+from helpers import assert_all_bits_equal, assert_all_close, gradients_of
 
 import snnfast
 from snnfast._core import ops
@@ -36,34 +35,19 @@ def new(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
         yield module
 
 
-def by_hand(current: Tensor, beta: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
-    """Spikes and membranes ``[T, B, N]`` of a neuron with a surrogate and a delayed reset by subtraction."""
-    mem, fire = torch.zeros_like(current[0]), snnfast.surrogate.atan()
-    spk_rec, mem_rec = [], []
-    for x in current:
-        reset = (mem > 1).to(x.dtype)
-        mem = beta * (mem - rest) + (x + rest) - reset
-        spk_rec.append(fire(mem - 1))
-        mem_rec.append(mem)
-    return torch.stack(spk_rec), torch.stack(mem_rec)
-
-
 def test_the_python_file_alone_makes_a_neuron(new: Any) -> None:
-    """On the reference path: function and layer, unrolled and step by step, have the numbers of a loop by hand."""
-    current = torch.rand(12, 3, 5)
-    beta, rest = torch.tensor(0.8, requires_grad=True), torch.tensor(0.3, requires_grad=True)
-    expected = by_hand(current, beta, rest)
+    """On the reference path: with a resting membrane of 0 it is ``Leaky``, and function, layer and steps agree."""
+    current, beta = torch.rand(12, 3, 5), torch.tensor(0.8, requires_grad=True)
+    found, expected = new.resting(current, beta=beta), snnfast.functional.lif(current, beta=beta)
     assert expected[0].any()
-    layer = new.Resting(0.8, 0.3, learn_beta=True, learn_rest=True)
-    for found in (new.resting(current, beta=beta, rest=rest), layer.unroll(current)):
-        for a, b in zip(found, expected, strict=True):
-            assert_bits_equal(a.detach(), b.detach())
-    _, mem = layer(current[0], torch.zeros(3, 5))
-    assert_bits_equal(mem.detach(), expected[1][0].detach())
-    sum(t.sum() for t in layer.unroll(current)).backward()  # type: ignore[union-attr]
-    grads = torch.autograd.grad(sum(t.sum() for t in expected), [beta, rest])  # type: ignore[arg-type]
-    for name, grad in zip(("beta", "rest"), grads, strict=True):
-        assert_close(getattr(layer, name).grad, grad, 1e-5)
+    assert_all_bits_equal(found, expected)
+    assert_all_close(*(gradients_of(outputs, [beta]) for outputs in (found, expected)), relative=1e-5)
+    layer, rest = new.Resting(0.8, 0.3, learn_beta=True, learn_rest=True), torch.tensor(0.3, requires_grad=True)
+    found, expected = layer.unroll(current), new.resting(current, beta=beta, rest=rest)
+    assert_all_bits_equal(found, expected)
+    assert_all_bits_equal(layer(current[0], torch.zeros(3, 5)), (t[0] for t in found))
+    grads = gradients_of(found, [layer.beta, layer.rest]), gradients_of(expected, [beta, rest])
+    assert_all_close(*grads, relative=1e-5)
     assert repr(layer).startswith("Resting(beta=0.8, rest=0.3, threshold=1")
 
 

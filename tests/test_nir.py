@@ -11,13 +11,11 @@ from helpers import assert_bits_equal
 from snntorch_checks import NOT_LAPICQUE, make, neurons
 from torch import Tensor, nn
 
-import snnfast
 import snnfast.snntorch as snn
 
 nir = pytest.importorskip("nir", reason="nir is not installed")
 pytest.importorskip("nirtorch", reason="nirtorch is not installed")
 
-from snntorch import import_nir  # noqa: E402
 from snntorch.export_nir import export_to_nir  # noqa: E402
 from snntorch.import_nir import import_from_nir  # noqa: E402
 
@@ -90,38 +88,3 @@ def test_import_and_convert(name: str, tmp_path: Path) -> None:
 
 
 # ---- neurons whose spikes come back to them
-
-
-def recurrent(library: Any, name: str, connected: bool) -> nn.Sequential:
-    torch.manual_seed(8)
-    how: dict[str, Any] = {"linear_features": 8} if connected else {"V": torch.rand(8), "all_to_all": False}
-    decays = {"beta": 0.75} if name == "RLeaky" else {"alpha": 0.5, "beta": 0.75}
-    return nn.Sequential(nn.Linear(6, 8), getattr(library, name)(**decays, **how, threshold=0.5, init_hidden=True))
-
-
-@pytest.mark.thorough
-@pytest.mark.parametrize("connected", [True, False], ids=["connected", "own"])
-@pytest.mark.parametrize("name", ["RLeaky", "RSynaptic"])
-def test_recurrent_layers_there_and_back(name: str, connected: bool) -> None:
-    graphs = [
-        export_to_nir(recurrent(lib, name, connected), torch.rand(1, 6), ignore_dims=[0]) for lib in (snn, snntorch)
-    ]
-    assert list(graphs[0].nodes) == list(graphs[1].nodes)
-    assert sorted(graphs[0].edges) == sorted(graphs[1].edges)
-    for node, field in (("1.w_rec", "weight"), ("1.lif", "v_threshold"), ("1.lif", "r")):
-        assert_bits_equal(*(torch.as_tensor(getattr(graph.nodes[node], field)) for graph in graphs))
-    # import_from_nir has nirtorch run the two in a loop of its own; this is what else it can make of them.
-    layer: Any = import_nir._nir_to_snntorch_module(
-        import_nir._replace_rnn_subgraph_with_nirgraph(graphs[0]).nodes["1"]
-    )
-    assert type(layer) is getattr(snntorch, name)
-    assert not snn.convert(layer).left
-    expected = recurrent(snnfast, name, connected)[1]
-    assert layer.all_to_all == connected
-    expected.reset_mechanism, expected.reset_delay = "zero", False  # which the importer sets
-    x = torch.rand(9, 3, 8) * 2
-    with torch.no_grad():
-        spk, *_ = layer.unroll(x)
-        # 1 - dt / (dt / (1 - beta)) is beta up to rounding.
-        assert (spk != expected.unroll(x)[0]).float().mean() < 0.02
-    assert spk.any()

@@ -257,23 +257,6 @@ def test_inconsistent_arguments_are_refused(variant: str, direction: str, neuron
         pytest.fail(f"taken: {wrong}")
 
 
-@emulated_if_thorough
-@neurons
-@pytest.mark.parametrize("missing", ["source", "gradient"])
-def test_what_lacks_its_source_is_refused_as_the_kernels_do(neuron: str, missing: str, device: torch.device) -> None:
-    case = Case(neuron, "unroll", STEPS, SHAPE)
-    ops, given = case.kind.ops, backward_arguments(case, device, saved=SAVE_CHECKPOINTS)
-    optional = [name for name in given if name.startswith("grad_")] if missing == "gradient" else []
-    given = {**given, **dict.fromkeys(optional), "x": None, "mem_rec": None}
-    given = {**given, "rows": given["rows"] if missing == "gradient" else None}
-    message = "a gradient must be given" if missing == "gradient" else "exactly one of x, mem_rec and, alone, rows"
-    lengths = torch.full(SHAPE[:1], STEPS, device=device)
-    for steps, to in itertools.product((None, lengths), (device, torch.device("meta"))):
-        moved = {k: a.to(to) if isinstance(a, Tensor) else a for k, a in {**given, "lengths": steps}.items()}
-        with pytest.raises(RuntimeError, match=message):
-            call_op(ops.backward, moved)
-
-
 @neurons
 def test_tensors_on_different_devices_are_refused(neuron: str, device: torch.device) -> None:
     if device.type == "cpu":

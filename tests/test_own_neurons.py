@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import assert_all_bits_equal, emulated_if_thorough, gradients_of
-from random_steps import Rectangle
+from loop_ops import Masked
 from torch import Tensor, nn
 
 import snnfast
@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 def PaperLIF(x: Tensor, mem: Tensor, *, tau: float = 0.5, threshold: float = 1.0) -> Any:
     """TET's LIFSpike: hard reset at once, attached; a triangle."""
     mem = mem * tau + x
-    spk = Rectangle.apply(mem - threshold)
+    spk = Masked.apply(mem - threshold)
     return spk, (1.0 - spk) * mem
 
 
@@ -53,15 +53,6 @@ def CurrentLIF(x: Tensor, v: Tensor, i: Tensor, *, dt_mem: float = 0.1, dt_syn: 
     v = v + dt_mem * ((0.0 - v) + i)
     spk = snnfast.spike(v - 0.3, surrogate.fast_sigmoid())
     return spk, (1.0 - spk) * v, i - dt_syn * i
-
-
-@snnfast.neuron
-def AdaptiveThreshold(x: Tensor, u: Tensor, b: Tensor, *, alpha=0.9, rho=0.95, gain=1.8) -> Any:
-    """ALIF of Yin et al."""
-    theta = 0.1 + gain * b
-    u = alpha * u + (1 - alpha) * x
-    spk = snnfast.spike(u - theta, surrogate.sigmoid(4))
-    return spk, u - spk * theta, rho * b + (1 - rho) * spk
 
 
 @snnfast.neuron
@@ -111,7 +102,7 @@ def Refractory(x: Tensor, v: Tensor, left: Tensor, *, pause: int = 2) -> Any:
     return spk, v * (1 - spk), torch.where(spk > 0, pause, (left - 1).clamp(min=0))
 
 
-OWN = [PaperLIF, SoftLIF, DecayInputLIF, CurrentLIF, AdaptiveThreshold, PLIF, Izhikevich, AdLIF, Traced, Refractory]
+OWN = [PaperLIF, SoftLIF, DecayInputLIF, CurrentLIF, PLIF, Izhikevich, AdLIF, Traced, Refractory]
 
 
 def made(kind: Any, **options: Any) -> Any:
@@ -342,7 +333,7 @@ def test_spike() -> None:
     z = torch.linspace(-1, 1, 5, requires_grad=True)
     (grad,) = torch.autograd.grad(snnfast.spike(z, Smooth()).sum(), z)
     torch.testing.assert_close(grad, torch.exp(-(z.detach() ** 2)))
-    assert torch.equal(snnfast.spike(z, Rectangle.apply), (z > 0).float())
+    assert torch.equal(snnfast.spike(z, Masked.apply), (z > 0).float())
     with pytest.raises(TypeError, match=r"surrogate.atan\(\)"):
         snnfast.spike(z, surrogate.atan)
 

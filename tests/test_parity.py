@@ -1,20 +1,19 @@
 """Random layers, inputs and states against snnTorch's own loop: forward to the bit, gradients to rounding."""
 
 import random
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import snntorch
 import torch
+from callables import steep
 from helpers import (
     FLOATS,
     HALVES,
     PARAMETERS,
     SURROGATES,
     THOROUGH,
-    Bump,
     Case,
     assert_bits_equal,
     assert_close,
@@ -22,7 +21,6 @@ from helpers import (
     parameter_shapes,
     random_case,
 )
-from snntorch import surrogate as theirs
 from snntorch.functional.quant import state_quant
 from snntorch_checks import LEARNED, STATES
 from torch import Tensor, nn
@@ -31,24 +29,14 @@ import snnfast
 import snnfast.snntorch
 from snnfast import surrogate
 from snnfast.neurons import LAYERS
-from snnfast.surrogate import Surrogate
 
+# Those that both layers are given: snnTorch's own return float32, and what is made of them is in test_spike_grad.py.
+SPIKE_GRADS = {
+    **SURROGATES, "callable": steep,
+    "custom": surrogate.custom_surrogate(lambda z, grad, spk: grad * (0.3 + 0.5 * spk)),
+}  # fmt: skip
 QUANT = state_quant(num_bits=4, uniform=True, threshold=1.0)
 WILD = torch.tensor([float("inf"), -float("inf"), float("nan")])
-bump = Bump.apply  # a surrogate that the kernels do not know
-
-
-# Their makers, and the parameters: snnTorch's closures where it works and stays finite, else ours for both layers.
-CLOSURES: dict[str, Callable[[], Any]] = {
-    "atan": lambda: theirs.atan(alpha=1.5),
-    "fast_sigmoid": lambda: theirs.fast_sigmoid(slope=4.0),
-    "straight_through_estimator": theirs.straight_through_estimator,
-    "heaviside": theirs.heaviside,
-    "triangular": lambda: theirs.triangular(threshold=0.5),
-    "spike_rate_escape": lambda: theirs.spike_rate_escape(beta=1.3, slope=0.7),
-    "SFS": lambda: theirs.SFS(slope=2.0, B=0.2),
-    "custom_surrogate": lambda: theirs.custom_surrogate(lambda z, grad, spk: grad * (0.3 + 0.5 * spk)),
-}
 
 
 # snnTorch's have no reset_delay, or one that raises an error.
@@ -60,8 +48,7 @@ NAMES = {name.lower(): name for name in STATES}  # of the classes
 class Layer(Case):
     """One layer of both libraries, its input and its state: a random case, and what only layers have."""
 
-    surrogate: str = "atan"  # a name; which spike_grad it is, the libraries tell
-    closure: bool = False  # snnTorch's object instead of ours
+    surrogate: str = "atan"  # of SPIKE_GRADS
     surrogate_disable: bool = False
     inhibition: bool = False
     learn: tuple[bool, ...] = ()  # in the order of LEARNED
@@ -95,7 +82,7 @@ class Layer(Case):
 
 def random_layer(neuron: str, number: int) -> Layer:
     draw = random.Random(f"{neuron} {number}")
-    name = draw.choice((*SURROGATES, "bump", "custom_surrogate"))
+    name = draw.choice(list(SPIKE_GRADS))
     dtype = draw.choice((torch.float32, torch.float32, torch.float64, *HALVES))
     shape = draw.choice(
         (
@@ -122,8 +109,6 @@ def random_layer(neuron: str, number: int) -> Layer:
     return Layer(
         **vars(case),
         surrogate=name,
-        # Those of snnTorch return float32 spikes, which changes the arithmetic of a float64 layer.
-        closure=name in CLOSURES and dtype != torch.float64 and (draw.random() < 0.5 or name == "custom_surrogate"),
         surrogate_disable=draw.random() < 1 / 6,
         inhibition=len(shape) == 2 and shape[1] > 0 and draw.random() < 0.2,
         learn=tuple(draw.random() < 0.5 for _ in kinds),
@@ -144,19 +129,6 @@ def parameter(kind: str, shape: tuple[int, ...], low: float, high: float, case: 
         return round(float(torch.rand(())) * (high - low) + low, 1) // 0.125 * 0.125
     (size,) = parameter_shapes(kind, shape, 1)
     return (torch.rand(size, dtype=torch.float64) * (high - low) + low).to(case.acc)
-
-
-def spike_grads(case: Layer) -> tuple[Any, Any]:
-    """For our layer, for snnTorch's."""
-    if case.surrogate == "bump":
-        return bump, bump
-    if case.closure:
-        made = CLOSURES[case.surrogate]()
-        return made, made
-    if case.surrogate == "custom_surrogate":
-        made = surrogate.custom_surrogate(lambda z, grad, spk: grad * (0.3 + 0.5 * spk))
-        return made, made
-    return (SURROGATES[case.surrogate],) * 2
 
 
 RANGES = {"alpha": (-0.2, 1.2), "beta": (-0.2, 1.2), "threshold": (0.6, 1.1), "graded_spikes_factor": (0.5, 2.0)}
@@ -183,10 +155,9 @@ def both(case: Layer) -> tuple[Any, Any]:
         "state_quant": QUANT if case.quantized else False,
     }  # fmt: skip
     layers = []
-    libraries = snnfast if case.standalone else snnfast.snntorch, snntorch
-    for library, spike_grad in zip(libraries, spike_grads(case), strict=True):
+    for library in (snnfast if case.standalone else snnfast.snntorch, snntorch):
         copies = {name: v.clone() if isinstance(v, Tensor) else v for name, v in values.items()}
-        layer = getattr(library, NAMES[case.neuron])(**copies, spike_grad=spike_grad, **flags)
+        layer = getattr(library, NAMES[case.neuron])(**copies, spike_grad=SPIKE_GRADS[case.surrogate], **flags)
         layers.append(layer.to(case.acc) if case.acc == torch.float64 else layer)
     if case.surrogate_disable and case.acc == torch.float64:
         # snnTorch's own bypass returns float32 whatever it is given.
@@ -252,6 +223,11 @@ def records(spks: list[Tensor], record: list[list[Any]], case: Layer) -> list[Te
 def check(case: Layer, device: torch.device | str = "cpu") -> None:
     torch.manual_seed(case.seed)
     ours, reference = both(case)
+    assert [name for name, _ in ours.named_parameters()] == [name for name, _ in reference.named_parameters()]
+    assert list(ours.state_dict()) == list(reference.state_dict())
+    for name, t in reference.state_dict().items():
+        assert_bits_equal(ours.state_dict()[name], t, name)
+    ours.load_state_dict(reference.state_dict(), strict=True)
     ours = ours.to(device)
     constant = case.has("constant")
     x = torch.rand(case.shape if constant else (case.steps, *case.shape), dtype=torch.float64) * 2 - 0.6
@@ -324,11 +300,6 @@ def test_a_random_layer_has_the_numbers_of_snntorchs_loop(neuron: str, device: t
 def test_so_has_the_reference(neuron: str) -> None:
     with snnfast.use_backend("reference"):
         check_numbers(neuron, range(1500, 2000 if THOROUGH else 1560))
-
-
-def test_surrogates_of_both_libraries_are_drawn() -> None:
-    assert set(CLOSURES) - {"custom_surrogate"} <= set(SURROGATES)
-    assert all(isinstance(s, Surrogate) for s in SURROGATES.values())
 
 
 def test_every_neuron_is_drawn() -> None:

@@ -217,21 +217,3 @@ def test_another_default_device(name: str, backend: str) -> None:
     with torch.device("meta"):
         found = FUNCTIONS[name]()
     assert_all_bits_equal(found, expected)
-
-
-def test_second_derivatives_with_another_default_device() -> None:
-    weight = torch.linspace(-1, 1, 60).view(5, 12).requires_grad_()
-    image = torch.rand(2, 3, 3, 12, 12, requires_grad=True)
-    net = snnfast.MultiStep(nn.Conv2d(3, 8, 3), nn.MaxPool2d(2))
-
-    def twice() -> list[Tensor]:
-        second = []
-        for out, leaf in ((functional.lif(X, beta=0.9, weight=weight)[0], weight), (net(image), image)):
-            (first,) = torch.autograd.grad(out.square().sum(), leaf, create_graph=True)
-            second += torch.autograd.grad(first.square().sum(), leaf)
-        return second
-
-    expected = twice()
-    with torch.device("meta"):
-        found = twice()
-    assert_all_bits_equal(found, expected)

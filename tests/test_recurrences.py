@@ -72,18 +72,6 @@ def soft_reset_of_a_number(net: Net, x: Tensor) -> Any:
 
 
 @network
-def hard_reset_with_all_states(net: Net, x: Tensor) -> Any:
-    v, spikes, voltages = torch.zeros_like(x[0]), [], []
-    for current in x:
-        v = v + (current - v) / 2.0
-        spk = Plain.apply(v - 1.0)
-        v = (1 - spk) * v
-        spikes.append(spk)
-        voltages.append(v)
-    return torch.stack(spikes), torch.stack(voltages), v
-
-
-@network
 def adaptive_threshold(net: Net, x: Tensor) -> Any:
     v, b = torch.zeros_like(x[0]), torch.zeros_like(x[0])
     out = []

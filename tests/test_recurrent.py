@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import snntorch
 import torch
-from helpers import Bump, Case, assert_all_bits_equal, assert_all_close, assert_bits_equal, assert_close
+from callables import steep
+from helpers import Case, assert_all_bits_equal, assert_all_close, assert_bits_equal, assert_close
 from ops import forward_arguments, ordered, permuted
 from snntorch_checks import CONNECTED, RECURRENT, connected, current_of, loop, trained
 from torch import nn
@@ -120,7 +121,7 @@ def test_gradients_of_weights_by_events() -> None:
 @pytest.mark.filterwarnings("ignore:snnfast. a layer runs step by step", "ignore:Inhibition is an unstable feature")
 @pytest.mark.parametrize(
     "options",
-    [{"spike_grad": Bump.apply}, {"inhibition": True}, {"state_quant": torch.round}],
+    [{"spike_grad": steep}, {"inhibition": True}, {"state_quant": torch.round}],
     ids=lambda o: next(iter(o)),
 )
 def test_what_runs_step_by_step(options: dict[str, Any]) -> None:
@@ -150,7 +151,7 @@ def test_what_makes_a_neuron_wait_for_others_says_so() -> None:
 
 @CONNECTED
 def test_orders_in_memory(kind: str, backend: str) -> None:
-    for spike_grad in (None, Bump.apply):
+    for spike_grad in (None, steep):
         layer, x = connected(snnfast, "RLeaky", kind, spike_grad=spike_grad), current_of(kind)
         start = [torch.rand_like(x[0]) for _ in range(2)]
         expected = layer.unroll(x, *start)

@@ -12,7 +12,6 @@ from fresh import fresh
 from helpers import assert_all_bits_equal, assert_close
 from snntorch_checks import EVERY, make
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
 import snnfast
 import snnfast.snntorch as snn
@@ -119,14 +118,6 @@ def test_a_callable_under_a_transform() -> None:
     leaf = x.clone().requires_grad_()
     loss(lif)(leaf).backward()
     assert_close(torch.func.vmap(torch.func.grad(loss(lif)), in_dims=1, out_dims=1)(x), leaf.grad, 1e-6)
-
-
-def test_forward_mode(backend: str) -> None:
-    f, x = loss(snnfast.Leaky(0.9)), torch.rand(7, 3, 6)
-    with pytest.raises((RuntimeError, NotImplementedError), match=r"forward mode|jvp"):
-        torch.func.jvp(f, (x,), (x,))
-    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="jvp"):
-        f(forward_ad.make_dual(x, x))
 
 
 # ---- export

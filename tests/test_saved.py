@@ -198,18 +198,3 @@ def test_bits_with_a_threshold_out_of_reach(threshold: float, neuron: str, devic
             zero = torch.zeros_like(tensors[name])  # type: ignore[arg-type]
             a, b = (zero if g[name] is None else g[name] for g in (found, grads))
             assert_close(a, b, 1e-6, f"{case}: {name}")
-
-
-@pytest.mark.needs_extension
-@telling
-def test_bits_have_the_second_derivative_of_the_reference(neuron: str) -> None:
-    """None, on the CPU: the gradient of the current is constant, and what else it depends on is refused."""
-    case = Case(neuron, "bits", record_mem=False, spike_grad=FROM_SPIKES[0])
-    for function in (fused, expected):
-        tensors = leaves(inputs(case, torch.device("cpu")), ("current",))
-        current = tensors["current"]
-        assert current is not None
-        (grad,) = torch.autograd.grad(function(tensors, case)["spk"].sum(), [current], create_graph=True)
-        assert not grad.requires_grad or not any(
-            g is not None and g.any() for g in torch.autograd.grad(grad.sum(), [current], allow_unused=True)
-        )

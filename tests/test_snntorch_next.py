@@ -174,14 +174,6 @@ def test_a_delay_goes_on_from_what_it_holds() -> None:
     assert_bits_equal(over_time(x)[0], expected)
 
 
-def test_a_delay_of_a_constant_input() -> None:
-    delay, x = made(), torch.rand(3, 5)
-    found = MultiStep(delay)(x, 4)
-    delay.reset_delay()
-    assert_bits_equal(found, torch.stack([delay(x) for _ in range(4)]))
-    assert MultiStep(delay)(x, 0).shape == (0, 3, 5)
-
-
 def test_a_delay_that_a_module_calls_is_refused() -> None:
     class Holder(nn.Module):
         def __init__(self) -> None:

@@ -40,16 +40,6 @@ def test_the_closures_of_snntorch_are_taken_for_ours(name: str) -> None:
         assert known_to_kernels(found) == (name != "SSO")
 
 
-def test_the_object_of_snntorchs_main_branch_is_taken_for_ours() -> None:
-    # The class that atan() returns an instance of there; made here, since 1.0.0 lacks it.
-    made = type(
-        "ATanSurrogate", (), {"__module__": "snntorch.surrogate", "__init__": lambda s, a: setattr(s, "alpha", a)}
-    )
-    assert recognise(made(1.25)) == surrogate.atan(alpha=1.25)
-    elsewhere = type("ATanSurrogate", (), {"__module__": "mine", "alpha": 2.0})()
-    assert recognise(elsewhere) is elsewhere
-
-
 def test_a_custom_surrogate_of_snntorch_and_a_disabled_one_are_taken_for_ours() -> None:
     def function(z: Tensor, grad: Tensor, spk: Tensor) -> Tensor:
         return grad * spk

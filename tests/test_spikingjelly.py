@@ -1,9 +1,8 @@
-"""``snnfast.spikingjelly``: SpikingJelly's equations, and SpikingJelly itself where it is installed; its names."""
+"""``snnfast.spikingjelly``: the nodes of SpikingJelly where it is installed, and its names."""
 
 import copy
 import importlib.util
 import itertools
-import math
 import random
 import warnings
 from types import ModuleType
@@ -11,8 +10,9 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from callables import function
 from fresh import fresh
-from helpers import THOROUGH, assert_bits_equal, assert_close, gradients_of
+from helpers import THOROUGH, assert_all_close, assert_bits_equal, assert_close, gradients_of
 from snntorch_checks import copies_of
 from torch import Tensor, nn
 
@@ -70,53 +70,10 @@ def drawn(seed: int) -> Setting:
     return Setting(kind, options, draw.choice(SURROGATES), alpha, x)
 
 
-class Equations(nn.Module):
-    """A node as the equations of SpikingJelly 2.0.0 stand in its documentation, in PyTorch's operators."""
-
-    def __init__(self, setting: Setting) -> None:
-        super().__init__()
-        self.options, self.kind = setting.options, setting.kind
-        self.function = getattr(surrogate, setting.surrogate)(*setting.alpha)
-        if self.kind == "ParametricLIFNode":
-            w = torch.tensor(-math.log(self.options["init_tau"] - 1))
-            self.w = nn.Parameter(w.to(setting.x.dtype))
-        self.v: Any = self.options["v_reset"] or 0.0
-        self.v_seq: Any = None
-
-    def forward(self, x_seq: Tensor) -> Tensor:
-        threshold, v_reset = self.options["v_threshold"], self.options["v_reset"]
-        spikes, voltages, v = [], [], self.v
-        v = v if isinstance(v, Tensor) else torch.full_like(x_seq[0], v)
-        for x in x_seq:
-            h = self.charge(x, v)
-            spike = self.function(h - threshold)
-            s = spike.detach() if self.options["detach_reset"] else spike
-            v = h - s * threshold if v_reset is None else s * v_reset + (1.0 - s) * h
-            spikes.append(spike)
-            voltages.append(v)
-        self.v = v
-        if self.options["store_v_seq"]:
-            goes_on = self.options["step_mode"] == "s" and self.v_seq is not None
-            self.v_seq = torch.cat([*([self.v_seq] if goes_on else []), torch.stack(voltages)])
-        return torch.stack(spikes)
-
-    def charge(self, x: Tensor, v: Tensor) -> Tensor:
-        r = self.options["v_reset"] or 0.0
-        if self.kind == "IFNode":
-            return v + x
-        decays = self.options["decay_input"]
-        if self.kind == "LIFNode":
-            tau = self.options["tau"]
-            return v + (x - (v - r)) / tau if decays else v - (v - r) / tau + x
-        q = self.w.sigmoid()
-        return v + (x - (v - r)) * q if decays else v - (v - r) * q + x
-
-
 def outcome(node: Any, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
     """Spikes and membranes of two calls without a reset between them; and gradients of a loss on all of these."""
     x = x.clone().requires_grad_()
-    one_by_one = getattr(node, "step_mode", "m") == "s"
-    spikes = [torch.stack([node(step) for step in x]) if one_by_one else node(x) for _ in range(2)]
+    spikes = [torch.stack([node(step) for step in x]) if node.step_mode == "s" else node(x) for _ in range(2)]
     results = [*spikes, node.v] + [node.v_seq] * (node.v_seq is not None)
     return [t.detach() for t in results], gradients_of(results, [x, *node.parameters()])
 
@@ -129,23 +86,16 @@ def assert_same(found: Any, wanted: Any) -> None:
 
 
 @pytest.mark.parametrize("seed", range(24))
-def test_a_node_computes_the_equations(device: torch.device, seed: int) -> None:
+def test_a_node_is_its_reference(device: torch.device, seed: int) -> None:
     setting = drawn(seed)
-    x, node = setting.x.to(device), setting.node(neuron, surrogate).to(device)
-    assert_same(outcome(node, x), outcome(Equations(setting).to(device), x))
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_the_reference_computes_the_equations(seed: int) -> None:
-    setting = drawn(seed)
+    x, nodes = setting.x.to(device), [setting.node(neuron, surrogate).to(device) for _ in range(2)]
+    found = outcome(nodes[0], x)
     with snnfast.use_backend("reference"):
-        found = outcome(setting.node(neuron, surrogate), setting.x)
-    assert_same(found, outcome(Equations(setting), setting.x))
+        assert_same(found, outcome(nodes[1], x))
 
 
-@pytest.mark.needs_extension
 @pytest.mark.parametrize("seed", range(2000 if THOROUGH else 100))
-def test_a_node_is_spikingjellys(theirs: Any, seed: int) -> None:
+def test_a_node_is_spikingjellys(theirs: Any, seed: int, backend: str) -> None:
     setting = drawn(seed)
     node = setting.node(neuron, surrogate)
     if seed % 3 == 0:  # its own objects are recognised
@@ -153,25 +103,12 @@ def test_a_node_is_spikingjellys(theirs: Any, seed: int) -> None:
     assert_same(outcome(node, setting.x), outcome(setting.node(theirs.neuron, theirs.surrogate), setting.x))
 
 
-@pytest.mark.needs_extension
 @pytest.mark.parametrize("seed", range(5))
-def test_any_callable_is_a_surrogate_function(seed: int) -> None:
-    class Step(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, z: Tensor) -> Tensor:
-            ctx.save_for_backward(z)
-            return (z >= 0).to(z.dtype)
-
-        @staticmethod
-        def backward(ctx: Any, *grads: Any) -> Tensor:
-            return grads[0] * (ctx.saved_tensors[0].abs() < 0.5)  # type: ignore[no-any-return]
-
+def test_any_callable_is_a_surrogate_function(theirs: Any, seed: int, backend: str) -> None:
     setting = drawn(seed)
-    equations = Equations(setting)
-    del equations.function
-    equations.function = Step.apply
-    with snnfast.use_backend("fused"):
-        assert_same(outcome(setting.node(neuron, surrogate, Step.apply), setting.x), outcome(equations, setting.x))
+    step = function(lambda z: (z >= 0).to(z.dtype), lambda grad, z: grad * (z.abs() < 0.5)).apply
+    ours, others = setting.node(neuron, surrogate, step), setting.node(theirs.neuron, theirs.surrogate, step)
+    assert_same(outcome(ours, setting.x), outcome(others, setting.x))
 
 
 @pytest.mark.needs_extension
@@ -285,49 +222,6 @@ def test_a_network_is_spikingjellys(theirs: Any) -> None:
             assert_close(a, b, 1e-5, scale=1.0)
 
 
-class Residual(nn.Module):
-    """A block of a spike-element-wise residual network, as public code for SpikingJelly 0.0.0.0.4 has it."""
-
-    def __init__(self, inputs: int, planes: int, stride: int, layers: Any, node: Any) -> None:
-        super().__init__()
-        convs = [(inputs, planes, 3, stride), (planes, planes, 3, 1), (inputs, planes, 1, stride)]
-        self.convs = nn.ModuleList(
-            layers.SeqToANNContainer(nn.Conv2d(a, b, k, s, k // 2, bias=False), nn.BatchNorm2d(b))
-            for a, b, k, s in convs
-        )
-        self.nodes = nn.ModuleList(node(detach_reset=True) for _ in convs)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.nodes[1](self.convs[1](self.nodes[0](self.convs[0](x))))
-        out += self.nodes[2](self.convs[2](x))  # in place, as there
-        return out  # type: ignore[no-any-return]
-
-
-def test_a_residual_network_trains_as_spikingjellys(theirs: Any) -> None:
-    from spikingjelly.activation_based import layer as their_layer
-
-    def theirs_of_cext(detach_reset: bool) -> Any:
-        return theirs.neuron.IFNode(1.0, 0.0, theirs.surrogate.ATan(), detach_reset, "m")
-
-    images, curves = torch.rand(4, 3, 12, 12, dtype=torch.float64), []
-    for layers, node in ((layer, cext.MultiStepIFNode), (their_layer, theirs_of_cext)):
-        torch.manual_seed(0)
-        net = nn.Sequential(
-            *(Residual(*sizes, layers, node) for sizes in ((3, 16, 1), (16, 32, 2), (32, 32, 2)))
-        ).double()
-        optimizer = torch.optim.SGD(net.parameters(), 0.1, 0.9)
-        curves.append([])
-        for _ in range(20):
-            loss = (net(2 * images.expand(4, *images.shape)).mean((0, 3, 4)) - 0.5).square().mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            functional.reset_net(net)
-            curves[-1].append(loss.item())
-    assert curves[0] == pytest.approx(curves[1], rel=1e-9)
-    assert len(set(curves[0])) == 20
-
-
 def test_convert_leaves_what_it_does_not_know(theirs: Any) -> None:
     from spikingjelly.activation_based import neuron as their_neuron
 
@@ -421,7 +315,9 @@ def test_containers() -> None:
     steps = layer.MultiStepContainer(linear, nn.ReLU())
     either = layer.StepModeContainer(False, "m", linear, nn.ReLU())
     for container in (whole, steps, either):
-        torch.testing.assert_close(container(x), linear(x).relu())
+        found = container(x)
+        torch.testing.assert_close(found, linear(x).relu())
+        assert_all_close(*(gradients_of([y], [linear.weight, linear.bias]) for y in (found, linear(x).relu())), 1e-6)
     net = nn.Sequential(layer.MultiStepContainer(neuron.IFNode()), neuron.IFNode())
     functional.set_step_mode(net, "m")
     assert net[0][0].step_mode == "s"

@@ -149,14 +149,6 @@ def test_the_setting_changes_nothing_but_rounding(device: torch.device, name: st
 
 
 @pytest.mark.usefixtures("whole")
-def test_a_second_derivative_is_refused_as_before() -> None:
-    layer, x = snnfast.Leaky(0.9), inputs(2, 3)
-    spk, _ = layer(x[0], torch.zeros(3, dtype=torch.float64))
-    with pytest.raises(NotImplementedError, match="second derivative"):
-        torch.autograd.grad(torch.autograd.grad(spk.sum(), x, create_graph=True)[0].sum(), x)
-
-
-@pytest.mark.usefixtures("whole")
 def test_a_step_that_is_computed_again_in_the_backward_pass_has_the_same_gradients() -> None:
     layer, gradients = snnfast.Leaky(0.9), []
     for again in (False, True):

@@ -102,18 +102,6 @@ def test_float64_values_widen_as_those_of_a_layer_do(name: str, backend: str) ->
     assert_bits_equal(mem, as_double[1])
 
 
-def test_values_made_in_inference_mode_train(backend: str) -> None:
-    tensors = made(SHAPES[0])
-    expected = lif(**tensors, reset_delay=False)
-    with torch.inference_mode():
-        tensors |= {name: tensors[name].clone() for name in ("beta", "threshold")}
-    tensors["current"].requires_grad_()
-    spk, mem = lif(**tensors, reset_delay=False)
-    (spk.sum() + mem.sum()).backward()
-    assert tensors["current"].grad is not None
-    assert_bits_equal(mem, expected[1])
-
-
 # ---- torch.compile
 
 

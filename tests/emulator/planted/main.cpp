@@ -15,14 +15,9 @@ struct Bug {
 
 #define BUG(NAME) {#NAME, run_##NAME<true>, run_##NAME<false>}
 const Bug kBugs[] = {
-    BUG(global_bounds),       BUG(static_shared_bounds),
-    BUG(shared_index),        BUG(alignment),
-    BUG(index_overflow),      BUG(unwritten_global),
-    BUG(unwritten_shared),    BUG(unwritten_output),
-    BUG(missing_syncthreads), BUG(missing_second_syncthreads),
-    BUG(block_race),          BUG(divergent_barrier),
-    BUG(two_barriers),        BUG(block_waits),
-    BUG(block_size),
+    BUG(global_bounds),     BUG(static_shared_bounds), BUG(alignment),           BUG(unwritten_global),
+    BUG(unwritten_shared),  BUG(unwritten_output),     BUG(missing_syncthreads), BUG(block_race),
+    BUG(divergent_barrier), BUG(two_barriers),         BUG(block_waits),         BUG(block_size),
 };
 
 }  // namespace

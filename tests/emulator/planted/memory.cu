@@ -35,19 +35,6 @@ void run_static_shared_bounds() {
 }
 
 template <bool kPlanted>
-__global__ void shared_index(float* y) {
-  __shared__ float tile[2][32];
-  tile[0][threadIdx.x] = tile[1][threadIdx.x] = 1;
-  y[threadIdx.x] = tile[0][threadIdx.x + kPlanted];  // planted: shared_index
-}
-
-template <bool kPlanted>
-void run_shared_index() {
-  const Memory<float> y(32);
-  run(shared_index<kPlanted>, 1, 32, y.get());
-}
-
-template <bool kPlanted>
 __global__ void alignment(const float* x, float* y) {
   const float4 four = *reinterpret_cast<const float4*>(x + 4 * threadIdx.x + kPlanted);  // planted: alignment
   y[threadIdx.x] = four.x + four.y + four.z + four.w;
@@ -57,19 +44,6 @@ template <bool kPlanted>
 void run_alignment() {
   const Memory<float> x(132, 1), y(32);
   run(alignment<kPlanted>, 1, 32, static_cast<const float*>(x.get()), y.get());
-}
-
-template <bool kPlanted>
-__global__ void index_overflow(int64_t* y, int T, int N) {
-  for (int t = T - 1; t < T; ++t) {
-    y[0] = kPlanted ? t * N : int64_t{t} * N;  // planted: index_overflow
-  }
-}
-
-template <bool kPlanted>
-void run_index_overflow() {
-  const Memory<int64_t> y(1);
-  run(index_overflow<kPlanted>, 1, 1, y.get(), 1 << 16, 1 << 16);
 }
 
 template <bool kPlanted>

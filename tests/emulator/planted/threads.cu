@@ -18,24 +18,6 @@ void run_missing_syncthreads() {
   run(missing_syncthreads<kPlanted>, 1, 64, y.get());
 }
 
-// One barrier of two: the threads meet before each write, but not after the last.
-template <bool kPlanted>
-__global__ void missing_second_syncthreads(float* y) {
-  __shared__ float tile[64];
-  for (int k = 0; k < 2; ++k) {
-    tile[threadIdx.x] = static_cast<float>(k);  // planted: missing_second_syncthreads
-    __syncthreads();
-    y[threadIdx.x] = tile[63 - threadIdx.x];
-    if (!kPlanted) __syncthreads();
-  }
-}
-
-template <bool kPlanted>
-void run_missing_second_syncthreads() {
-  const Memory<float> y(64);
-  run(missing_second_syncthreads<kPlanted>, 1, 64, y.get());
-}
-
 template <bool kPlanted>
 __global__ void block_race(int* y) {
   if (threadIdx.x != 0) return;

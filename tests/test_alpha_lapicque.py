@@ -1,6 +1,7 @@
-"""What is particular to Lapicque: which arguments are given, what follows from them, and what of snnTorch is mended."""
+"""What is particular to Lapicque and Alpha: what is given, what follows from it, and what of snnTorch is mended."""
 
 import copy
+import math
 from typing import Any
 
 import pytest
@@ -55,8 +56,8 @@ def test_beta_or_two_of_three_must_be_given(given: Any) -> None:
         snnfast.functional.lapicque(START, R=1.0, C="2")  # type: ignore[arg-type]
 
 
-def test_a_learned_beta_trains_on_and_c_follows_it_until_it_is_snntorchs_again() -> None:
-    theirs, swapped = (snntorch.Lapicque(0.7, learn_beta=True) for _ in range(2))
+def test_a_learned_beta_trains_on_and_c_follows_it() -> None:
+    swapped = snntorch.Lapicque(0.7, learn_beta=True)
     snn.convert(swapped)
     x = torch.rand(9, 4, 5) * 3
     for layer in (snnfast.Lapicque(0.7, learn_beta=True), copy.deepcopy(swapped), swapped):
@@ -66,11 +67,6 @@ def test_a_learned_beta_trains_on_and_c_follows_it_until_it_is_snntorchs_again()
         now = snntorch.Lapicque(layer.beta.item())
         assert_bits_equal(layer.state_dict()["C"], now.C)
         assert_bits_equal(layer.unroll(x, START)[1], loop(now, x, START)[1])
-    snn.revert(swapped)
-    for layer in (theirs, swapped):
-        loop(layer, x, START)[1].sum().backward()
-        with pytest.raises(RuntimeError, match="second time"):
-            loop(layer, x, START)[1].sum().backward()
 
 
 @pytest.mark.parametrize("names", ["beta", "RC", ("beta", "R"), ("beta", "C")], ids=str)
@@ -92,3 +88,55 @@ def test_a_layer_without_a_delay_resets_at_once_and_is_not_reverted() -> None:
     assert snn.revert(net).left == {"0": "snntorch.Lapicque has no reset_delay=False"}
     now, later = (layer(torch.full((1, 1), 9.0))[1] for layer in net)
     assert now == later - 1
+
+
+# ---- Alpha
+
+
+def test_an_input_rises_and_falls_as_the_alpha_function() -> None:
+    """Of one input at step 0: tau * (alpha^t - beta^t)."""
+    x = torch.zeros(30, 1, dtype=torch.float64)
+    x[0] = 1
+    _, _, _, mem = snnfast.functional.alpha(x, alpha=0.9, beta=0.7, threshold=1e6)
+    tau = math.log(0.9) / (math.log(0.7) - math.log(0.9)) + 1
+    expected = [[tau * (0.9**t - 0.7**t)] for t in range(30)]
+    torch.testing.assert_close(mem, torch.tensor(expected, dtype=torch.float64))
+
+
+def test_decays_without_a_time_constant_are_refused() -> None:
+    for library in (snnfast, snn, snntorch):
+        for alpha, beta in ((0.5, 0.5), (0.5, 0.6), (torch.tensor([0.9, 0.4]), 0.5), (1.0, 1.0)):
+            with pytest.raises(ValueError, match="alpha"):
+                library.Alpha(alpha, beta)
+    with pytest.raises(ValueError, match=r"^alpha: expected more than beta"):
+        snnfast.functional.alpha(torch.rand(9, 4), alpha=0.5, beta=0.5)
+    with pytest.raises(TypeError, match=r"^beta: expected a number"):
+        snnfast.functional.alpha(torch.rand(9, 4), alpha=0.5, beta="x")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("how", ["layer", "function"])
+def test_learned_decays_get_the_gradient_through_the_time_constant(how: str) -> None:
+    x = (torch.rand(9, 4) * 3 - 0.6).double()
+
+    def mem_of(alpha: Tensor, beta: Tensor) -> Tensor:
+        if how == "function":
+            return snnfast.functional.alpha(x, alpha=alpha, beta=beta, threshold=1e6)[-1]
+        return torch.func.functional_call(layer, {"alpha": alpha, "beta": beta}, (x,))  # type: ignore[no-any-return]
+
+    class Unrolled(snnfast.Alpha):
+        def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+            return self.unroll(x)[-1]
+
+    layer = Unrolled(0.8, 0.5, threshold=1e6, learn_alpha=True, learn_beta=True).double()
+    assert [name for name, _ in layer.named_parameters()] == ["beta", "alpha"]
+    decays = [torch.rand(4, dtype=torch.float64) * 0.2 + low for low in (0.7, 0.3)]
+    assert torch.autograd.gradcheck(mem_of, [d.requires_grad_() for d in decays])
+
+
+def test_there_is_no_immediate_reset() -> None:
+    layer = snnfast.Alpha(0.9, 0.6)
+    layer.reset_delay = True
+    with pytest.raises(ValueError, match=r"^reset_delay: Alpha has no immediate reset"):
+        layer.reset_delay = False
+    with pytest.raises(TypeError, match="reset_delay"):
+        snnfast.Alpha(0.9, 0.6, reset_delay=False)  # type: ignore[call-arg]
