@@ -2,6 +2,7 @@
 
 import gc
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -213,6 +214,21 @@ def test_an_output_that_does_not_fit_is_named_and_the_next_one_works(empty_pool)
         snnfast.functional.lif(torch.rand(3), beta=0.9, num_steps=1 << 50)
     large()
     assert empty_pool.pool_idle_bytes() == 2 * MIB
+
+
+@pytest.mark.skipif("glibc" not in platform.libc_ver(), reason="asks for glibc's heap")
+def test_pytorchs_own_tensors_of_a_repeated_step_find_their_memory_again() -> None:
+    faults = run_python("""
+import resource
+def faults_of_a_step():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    kept = [torch.zeros(500_000) for _ in range(20)]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+step()
+print(*(faults_of_a_step() for _ in range(3)))
+""")
+    first, *others = map(int, faults.split())
+    assert max(others) < first / 10
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")

@@ -125,10 +125,23 @@ struct Pool {
   }
 };
 
+// PyTorch's own tensors, such as the outputs of convolutions, come from the C library. It maps large ones anew, and
+// gives the end of its heap back to the system, from a size on that grows with the largest mapped buffer that was
+// freed, up to 32 MiB. Free one of that size: the heap then keeps up to 64 MiB, and a repeated step has no page faults
+// below that. Nothing changes if the user has set these sizes.
+void keep_heap() {
+#if defined(__GLIBC__)
+  constexpr size_t kLargest = (size_t{32} << 20) - kSmallUnit;
+  void* volatile unused = std::malloc(kLargest);  // volatile, or the compiler leaves both calls out
+  std::free(unused);
+#endif
+}
+
 // Never destroyed: tensors may outlive every static object.
 Pool& the_pool() {
   static Pool* const pool = [] {
     auto* made = new Pool;
+    if (made->most >= kAlways) keep_heap();
     // A fork while another thread holds the lock would leave the child with a lock that nobody opens.
     pthread_atfork([] { the_pool().mutex.lock(); }, [] { the_pool().mutex.unlock(); },
                    [] { the_pool().mutex.unlock(); });
