@@ -311,8 +311,8 @@ STEPS = {
     "constant_input_and_no_grad": 6,
     "input_of_the_step_before": 6,
 }
-FUSED = {"bits_to_a_linear", "bits_to_many_outputs"}
-ROUNDED = {"two_layers_with_a_product", "recurrent_weights", "adaptive_threshold", *FUSED}  # by a product, or sigmoid
+FUSED = {"bits_to_a_linear", "bits_to_many_outputs", "two_layers_with_a_product"}
+ROUNDED = {"recurrent_weights", "adaptive_threshold", *FUSED}  # by a product, or sigmoid
 
 
 def results(net: Any, function: Any, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
@@ -85,7 +86,7 @@ class Program:
         """Run all steps, given all that the step takes: inputs ``[T, *]``, states and parameters, all of one dtype.
 
         All are broadcast to a step; states may be numbers. Returns the outputs ``[T, *]`` and the last states ``[*]``.
-        With a ``linear`` layer, that of the output ``spikes``, which is 0 or 1, takes the place of this output.
+        With a ``linear`` layer, that of the output ``spikes`` takes the place of this output.
         """
         series, states, parameters = _split(given, self.counts)
         shapes = [x.shape[1:] for x in series] + [t.shape for t in (*states, *parameters) if isinstance(t, Tensor)]
@@ -123,8 +124,9 @@ class _Call(NamedTuple):
     dtype: torch.dtype  # of inputs and outputs
     opmath: torch.dtype  # of the arithmetic
     device: torch.device
-    spikes: int = -1  # the output that a linear layer takes as bits
+    spikes: int = -1  # the output that a linear layer alone reads
     dims: int = 0  # of a step, from the last, that are the inputs of this layer
+    bits: bool = False  # whether the layer takes it as bits
 
 
 class _Variant:
@@ -168,7 +170,8 @@ class _Variant:
         x = next(iter((*series, *states, *parameters)))
         if _takes_kernels(x) and bits_pay(x, call.shape, call.steps, linear):
             weight, bias, dims = linear
-            asked = call._replace(spikes=spikes, dims=dims)
+            binary = self.forward_code(call.opmath, len(call.shape)).binary[spikes]
+            asked = call._replace(spikes=spikes, dims=dims, bits=binary)
             found = list(_Run.apply(self, asked, *series, *states, *parameters, weight, bias))
             # Not in the function: autograd forbids changes of a view that a function has made.
             found[spikes] = found[spikes].view(call.steps, *call.shape[:-dims], weight.shape[0])
@@ -293,7 +296,7 @@ ENGINES: dict[str, Any] = {"cpu": _CpuEngine(), "cuda": cuda.Engine(kernel_of)}
 
 
 class _Run(torch.autograd.Function):
-    """All steps by the kernels, and the linear layer that takes an output as bits, if there is one.
+    """All steps by the kernels, and the linear layer that alone reads an output, if there is one.
 
     Arguments are the series, the states and the parameters; behind them the weight and the bias of the layer.
     """
@@ -315,17 +318,21 @@ class _Run(torch.autograd.Function):
             call.steps,
             neurons,
             keep,
-            call.spikes,
+            call.spikes if call.bits else -1,
         )
         checkpoints = found.pop() if keep else None
-        bits = None
+        spk = None
         if linear:
             weight, bias = linear
-            bits = _bits(found[call.spikes], call)
-            found[call.spikes] = ops.spikes_linear(bits, weight, bias, _ONE, call.steps)
+            if call.bits:
+                spk = _bits(found[call.spikes], call)
+                found[call.spikes] = ops.spikes_linear(spk, weight, bias, _ONE, call.steps)
+            else:
+                spk = found[call.spikes].view(call.steps, -1, weight.shape[1])
+                found[call.spikes] = F.linear(spk, weight, bias)
         ctx.variant, ctx.call = variant, call
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors, *linear, bits, checkpoints)
+        ctx.save_for_backward(*tensors, *linear, spk, checkpoints)
         first = len(found) - len(states)
         shapes = [call.shape if i >= first else (call.steps, *call.shape) for i in range(len(found))]
         return tuple(t if i == call.spikes else t.view(shapes[i]) for i, t in enumerate(found))
@@ -339,12 +346,12 @@ class _Run(torch.autograd.Function):
         if torch.is_grad_enabled():
             return None, None, *_second(ctx, grads)
         count = sum(variant.counts)
-        *saved, bits, checkpoints = ctx.saved_tensors
+        *saved, spk, checkpoints = ctx.saved_tensors
         tensors, linear = saved[:count], saved[count:]
         behind: list[Tensor | None] = [None] * len(linear)
         few = -1  # the output whose gradient the kernels make from that of a linear layer
         if linear and grads[call.spikes] is not None:
-            of_spikes, behind = _through_linear(ctx, grads[call.spikes], bits, linear[0])
+            of_spikes, behind = _through_linear(ctx, grads[call.spikes], spk, linear[0])
             few = call.spikes if of_spikes is not None and linear[0].shape[0] <= FEW_OUTPUTS else -1
             grads = (*grads[: call.spikes], of_spikes, *grads[call.spikes + 1 :])
         if checkpoints is None:
@@ -386,7 +393,7 @@ class _Run(torch.autograd.Function):
         return None, None, *made, *behind
 
 
-def _through_linear(ctx: Any, grad: Tensor, bits: Tensor, weight: Tensor) -> tuple[Tensor | None, list[Tensor | None]]:
+def _through_linear(ctx: Any, grad: Tensor, spk: Tensor, weight: Tensor) -> tuple[Tensor | None, list[Tensor | None]]:
     """The gradients of the spikes ``[T, *]``, and of weight and bias, from that of the layer's outputs.
 
     Few outputs are left to the kernels: their own gradient ``[T, R, O]`` is in the place of that of the spikes.
@@ -399,7 +406,11 @@ def _through_linear(ctx: Any, grad: Tensor, bits: Tensor, weight: Tensor) -> tup
     elif any(needs):
         of_spikes = ops.rows_like(weight.new_empty(call.shape), call.steps)
         torch.mm(grad.flatten(0, 1), weight, out=of_spikes.view(-1, weight.shape[1]))
-    of_weight = weight_gradient(bits, grad, _ONE, again=False) if needs_weight else None
+    of_weight = None
+    if needs_weight and call.bits:
+        of_weight = weight_gradient(spk, grad, _ONE, again=False)
+    elif needs_weight:
+        of_weight = grad.flatten(0, 1).t() @ spk.flatten(0, 1)
     return of_spikes, [of_weight, grad.sum((0, 1)) if needs_bias else None]
 
 

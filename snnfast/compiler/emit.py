@@ -509,10 +509,9 @@ class Emitter:
                 user.args = (node, place - len(outputs) + len(chosen))
         made = node.target = Unrolled(recurrence, [outputs[i] for i in chosen])
         binary = made.program.binary(recurrence.dtype, len(recurrence.shape))
-        for user in list(node.users):
+        users: list[Any] = [user for user in node.users if user.args[1] < len(binary)]
+        for user in sorted(users, key=lambda user: not binary[user.args[1]]):  # bits gain the most
             place = user.args[1]
-            if place >= len(binary) or not binary[place]:
-                continue
             linear = fuse_linear(self.graph, node, user, self.effects, self.call)
             if linear is not None:
                 *weights, dims = linear
