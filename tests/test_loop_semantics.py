@@ -94,6 +94,9 @@ EXPRESSIONS: dict[str, Callable[[Tensor, list[Tensor], list[Tensor]], Any]] = {
     "stacks of copies": lambda x, s, m: [torch.stack(q) for q in (m, [q.clone() for q in m], [q.detach() for q in m])],
     "stack and the last": lambda x, s, m: (torch.stack(s), s[-1], torch.stack(m), m[-1]),
     "a stack and its views": lambda x, s, m: (lambda r: (r, r[0], r.flatten(1)))(torch.stack(m)),
+    "a loss at each step": lambda x, s, m: [
+        F.mse_loss(m[t], x[t]) + F.l1_loss(x[t], m[t], reduction="sum") for t in range(T)
+    ],
     "two sums": lambda x, s, m: (torch.stack(s).sum(0), torch.stack(s).sum(0), sum(s)),
     "a list and its stack": lambda x, s, m: (s, torch.stack(s), m),
     "equal calls": lambda x, s, m: ((m[-1] * 2).view(-1), (m[-1] * 2).view(-1)),
@@ -237,7 +240,7 @@ def cells_of_which_one_goes_on_from_the_step_before(x: Tensor) -> Any:
     (lstm, gru, rnn, last), mem, hidden = CELLS, zeros(B, N), zeros(B, N)
     for step in x:
         h, c = lstm(step)
-        hidden = last(rnn(h, gru(c, step)), hidden)
+        hidden = last(rnn(h, gru(c, x[0])), hidden)
         _, mem = LIF(5 * hidden, mem)
     return mem, c
 
