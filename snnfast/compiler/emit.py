@@ -229,10 +229,10 @@ class Emitter:
         return found
 
     def _select(self) -> None:
-        """Take a step by itself where nobody reads another: often it is asked for its shape alone."""
+        """Take a step by itself where nobody reads another, and it is asked for its shape alone."""
         for parts in self.graph.find_nodes(op="call_function", target=aten.unbind.int):
             users = [user for user in parts.users if user.users]
-            if parts in self._unbinds and len(users) == 1 and not any(n.op == "output" for n in users[0].users):
+            if parts in self._unbinds and len(users) == 1 and all(map(_asks_for_shape, users[0].users)):
                 (part,) = users
                 for user in list(parts.users):
                     if user is not part:
@@ -697,6 +697,10 @@ def _record(state: int) -> int:
 
 def _last(chain: Chain, state: int) -> int:
     return 1 + len(chain.neuron.states) + state
+
+
+def _asks_for_shape(node: Node) -> bool:
+    return node.target in (aten.zeros_like.default, aten.ones_like.default, aten.full_like.default)
 
 
 def _source_of(node: Any) -> Node | None:
