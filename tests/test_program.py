@@ -133,6 +133,8 @@ def test_what_follows_from_parameters_leaves_the_step() -> None:
 def test_the_same_is_computed_once() -> None:
     made = trace(lambda x, v: ((v + x) * (v + x), v + x), (1, 1, 0), torch.float32, 2)
     assert [node[0] for node in made.graph.nodes] == ["series", "state", "add", "mul"]
+    made = trace(lambda x, v: (-x + v, v - -x), (1, 1, 0), torch.float32, 2)
+    assert [made.graph.nodes[v][0] for v in (*made.outputs, *made.states)] == ["sub", "add"]
 
 
 # ---- what the op refuses

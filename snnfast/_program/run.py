@@ -332,6 +332,8 @@ class _Run(torch.autograd.Function):
                 found[call.spikes] = F.linear(spk, weight, bias)
         ctx.variant, ctx.call = variant, call
         ctx.set_materialize_grads(False)
+        if linear and not ctx.needs_input_grad[2 + count]:
+            spk = None  # only the gradient of the weight reads it
         ctx.save_for_backward(*tensors, *linear, spk, checkpoints)
         first = len(found) - len(states)
         shapes = [call.shape if i >= first else (call.steps, *call.shape) for i in range(len(found))]
@@ -393,7 +395,7 @@ class _Run(torch.autograd.Function):
         return None, None, *made, *behind
 
 
-def _through_linear(ctx: Any, grad: Tensor, spk: Tensor, weight: Tensor) -> tuple[Tensor | None, list[Tensor | None]]:
+def _through_linear(ctx: Any, grad: Tensor, spk: Any, weight: Tensor) -> tuple[Tensor | None, list[Tensor | None]]:
     """The gradients of the spikes ``[T, *]``, and of weight and bias, from that of the layer's outputs.
 
     Few outputs are left to the kernels: their own gradient ``[T, R, O]`` is in the place of that of the spikes.

@@ -54,6 +54,10 @@ class Graph:
         return self.leaf("constant", float(torch.tensor(float(number), dtype=self.dtype, device="cpu")))
 
     def emit(self, op: str, *operands: int) -> int:
+        if op == "add" and self._is_negative(operands[0]):
+            operands = operands[::-1]
+        if op in ("add", "sub") and self._is_negative(operands[1]):  # a + -b is a - b, to the bit
+            return self.emit("sub" if op == "add" else "add", operands[0], self.nodes[operands[1]][1])
         if op in ("add", "mul"):  # equal ones are found in either order
             operands = tuple(sorted(operands))
         if op == "mul" and self.is_constant(operands[1], 1.0):
@@ -69,6 +73,9 @@ class Graph:
 
     def is_constant(self, value: int, number: float) -> bool:
         return self.nodes[value] == ("constant", number)
+
+    def _is_negative(self, value: int) -> bool:
+        return bool(self.nodes[value][0] == "neg")
 
     def is_leaf(self, value: int) -> bool:
         return self.nodes[value][0] not in APPLY

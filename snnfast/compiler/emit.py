@@ -74,6 +74,7 @@ class Emitter:
         self._records = any(n.meta["context"].records for n in self.captured.nodes)
         self._copies: list[Node] = []  # of stacks that are returned
         self._in_place_of: dict[Any, Node] = {}  # of such copies: what they were copied from
+        self._unbinds: set[Node] = set()  # of all steps of a series
         self.effects: set[Node] = set()
         self.summed: set[Node] = set()  # of the old graph: sums that became one
         self.fused: set[Chain | Recurrence] = set()  # with the linear layer that reads their spikes
@@ -100,6 +101,7 @@ class Emitter:
                 self.fused.add(chain)
         for recurrence, node in self._recurring.items():
             self._choose_outputs(recurrence, node)
+        self._select()
         self.graph.lint()
         return self.graph
 
@@ -219,11 +221,24 @@ class Emitter:
     def _unbind(self, whole: Node) -> list[Node]:
         # Where the whole was made: its steps have gradients wherever their first reader is.
         node = parts = self._behind(whole, aten.unbind.int, whole, 0)
+        self._unbinds.add(parts)
         found = []
         for k in range(len(value(parts))):
             node = self._behind(node, operator.getitem, parts, k)
             found.append(node)
         return found
+
+    def _select(self) -> None:
+        """Take a step by itself where nobody reads another, and it is asked for its shape alone."""
+        for parts in self.graph.find_nodes(op="call_function", target=aten.unbind.int):
+            users = [user for user in parts.users if user.users]
+            if parts in self._unbinds and len(users) == 1 and all(map(_asks_for_shape, users[0].users)):
+                (part,) = users
+                for user in list(parts.users):
+                    if user is not part:
+                        self.graph.erase_node(user)
+                part.target, part.args = aten.select.int, (parts.args[0], 0, part.args[1])
+                self.graph.erase_node(parts)
 
     def _behind(self, place: Node, target: Any, *args: Any) -> Node:
         """Insert a call directly behind a node of the new graph, in its context."""
@@ -509,9 +524,8 @@ class Emitter:
                 user.args = (node, place - len(outputs) + len(chosen))
         made = node.target = Unrolled(recurrence, [outputs[i] for i in chosen])
         binary = made.program.binary(recurrence.dtype, len(recurrence.shape))
-        users: list[Any] = [user for user in node.users if user.args[1] < len(binary)]
-        for user in sorted(users, key=lambda user: not binary[user.args[1]]):  # bits gain the most
-            place = user.args[1]
+        users: dict[Any, Any] = {user: user.args[1] for user in node.users if user.args[1] in range(len(binary))}
+        for user, place in sorted(users.items(), key=lambda entry: not binary[entry[1]]):  # bits gain the most
             linear = fuse_linear(self.graph, node, user, self.effects, self.call)
             if linear is not None:
                 *weights, dims = linear
@@ -684,6 +698,10 @@ def _record(state: int) -> int:
 
 def _last(chain: Chain, state: int) -> int:
     return 1 + len(chain.neuron.states) + state
+
+
+def _asks_for_shape(node: Node) -> bool:
+    return node.target in (aten.zeros_like.default, aten.ones_like.default, aten.full_like.default)
 
 
 def _source_of(node: Any) -> Node | None:

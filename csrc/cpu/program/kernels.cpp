@@ -3,6 +3,7 @@
 //
 // A register is a pointer. Where it can, it points into the row of a tensor, so that nothing is copied: rows of series
 // and gradients are read, and rows of results written, in place. A state has two rows, which it changes between.
+#include <algorithm>
 #include <cstring>
 #include <type_traits>
 
@@ -110,17 +111,19 @@ struct Block {
         fill(registers[k] = at(series_, k), p.in[k].numbers[t]);
       } else {
         registers[k] = row(p.in[k], t, at(series_, k));
-        prefetch(p.in[k], next);
+        if (next >= 0) prefetch(p.in[k].data, p.in[k].stride, next);
       }
     }
   }
 
-  // The same neurons in another step are on another page, of which the processor fetches nothing by itself.
-  void prefetch(const Series& series, int64_t t) const {
-    if (t < 0 || t >= p.T) return;
-    const char* const from =
-        reinterpret_cast<const char*>(static_cast<const S*>(series.data) + t * series.stride + first);
-    for (int64_t byte = 0; byte < n * static_cast<int64_t>(sizeof(S)); byte += 64) __builtin_prefetch(from + byte);
+  // The same neurons in another step are on another page, of which the processor fetches nothing by itself. Steps from
+  // T on are those of the next block.
+  void prefetch(const void* tensor, int64_t stride, int64_t t) const {
+    const int64_t neuron = t < p.T ? first : first + kBlock<A>, step = t < p.T ? t : t - p.T;
+    if (step < 0 || step >= p.T || neuron >= p.N) return;
+    const int64_t count = std::min<int64_t>(p.N - neuron, kBlock<A>) * static_cast<int64_t>(sizeof(S));
+    const char* const from = reinterpret_cast<const char*>(static_cast<const S*>(tensor) + step * stride + neuron);
+    for (int64_t byte = 0; byte < count; byte += 64) __builtin_prefetch(from + byte);
   }
 
   // Whether a register can lie in the row of a result.
@@ -197,7 +200,9 @@ void forward(const Forward& p, int64_t begin, int64_t end, const Workspace& work
       block.open_series(t, t + kAhead);
       for (int s = 0; s < p.states; ++s) registers[p.state_at[s]] = block.at(states, 2 * s + t % 2);
       for (int o = 0; o < p.outputs; ++o) {
-        if (in_place && p.in_place[o]) registers[p.output_at[o]] = block.result_row(p.output[o], t);
+        if (!in_place || !p.in_place[o]) continue;
+        registers[p.output_at[o]] = block.result_row(p.output[o], t);
+        block.prefetch(p.output[o], p.N, t + kAhead);
       }
       run<A>(p.step, registers, block.padded);
       for (int o = 0; o < p.outputs; ++o) {
@@ -244,6 +249,7 @@ void backward(const Backward& p, int64_t begin, int64_t end, const Workspace& wo
     }
     for (int v = 0; v < p.saved; ++v) registers[p.saved_at[v]] = block.at(tape_saved, k * p.saved + v);
   };
+  const int64_t last = (p.T - 1) / kCheckpoint * kCheckpoint;
   for (int64_t b = begin; b < end; ++b) {
     block.open(b);
     const bool in_place = block.writes_in_place();
@@ -254,15 +260,16 @@ void backward(const Backward& p, int64_t begin, int64_t end, const Workspace& wo
     for (int j = 0; j < p.parameters; ++j) {
       for (int i = 0; i < block.padded && p.parameter_at[j] >= 0; ++i) total(j)[i] = 0;
     }
-    for (int64_t start = p.T == 0 ? -1 : (p.T - 1) / kCheckpoint * kCheckpoint; start >= 0; start -= kCheckpoint) {
+    for (int64_t start = p.T == 0 ? -1 : last; start >= 0; start -= kCheckpoint) {
       const int64_t steps = p.T - start < kCheckpoint ? p.T - start : kCheckpoint;
+      const int64_t after = start > 0 ? start - kCheckpoint : p.T + last;  // the step that is read next
       block.place_temporaries(temporaries);  // none in a row of a result, or where a carry is
       for (int s = 0; s < p.states; ++s) {
         const int64_t row = start / kCheckpoint * p.states + s;
         block.copy(block.at(tape_states, s), static_cast<const A*>(p.checkpoints) + row * p.N + block.first);
       }
       for (int64_t k = 0; k < steps; ++k) {
-        block.open_series(start + k, start + k + kAhead);
+        block.open_series(start + k, k + kAhead < steps ? start + k + kAhead : -1);
         point(k);
         run<A>(p.again, registers, block.padded);
       }
@@ -270,8 +277,8 @@ void backward(const Backward& p, int64_t begin, int64_t end, const Workspace& wo
         for (int i = 0; i < block.padded && p.parameter_at[j] >= 0; ++i) block.at(sums, j)[i] = 0;
       }
       for (int64_t k = steps - 1; k >= 0; --k) {
-        const int64_t t = start + k;
-        block.open_series(t, -1);
+        const int64_t t = start + k, before = t >= kAhead ? t - kAhead : 2 * p.T + t - kAhead;
+        block.open_series(t, k < kAhead ? after + kAhead - 1 - k : -1);
         point(k);
         for (int o = 0; o < p.outputs; ++o) {
           if (o == p.spikes) {
@@ -284,11 +291,13 @@ void backward(const Backward& p, int64_t begin, int64_t end, const Workspace& wo
             continue;
           }
           registers[grads + o] = block.row(p.grad_output[o], t, block.at(grad_rows, o));
-          block.prefetch(p.grad_output[o], t - kAhead);
+          block.prefetch(p.grad_output[o].data, p.grad_output[o].stride, before);
         }
         for (int s = 0; s < p.states; ++s) registers[p.carry_at[s]] = block.at(carry_rows, 2 * s + t % 2);
         for (int x = 0; x < p.series; ++x) {
-          if (in_place && p.in_place[x]) registers[p.series_at[x]] = block.result_row(p.grad_series[x], t);
+          if (!in_place || !p.in_place[x]) continue;
+          registers[p.series_at[x]] = block.result_row(p.grad_series[x], t);
+          block.prefetch(p.grad_series[x], p.N, before);
         }
         run<A>(p.derivative, registers, block.padded);
         for (int x = 0; x < p.series; ++x) {
