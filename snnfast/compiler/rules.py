@@ -126,7 +126,14 @@ def _folded(step: StepCall) -> Node | None:
     return step.emit(aten.unflatten.int, result, 0, (step.steps, -1))
 
 
-@rule("linear", "group_norm", "pixel_shuffle", "channel_shuffle", "mm")
+@rule("linear")
+def linear(step: StepCall) -> Node | None:
+    """PyTorch folds a contiguous ``[T, B, *]`` itself, where there is a bias: one call is in place of three."""
+    folds = step.given["bias"] is not None and step.first in step.varies and value(step.first).is_contiguous()
+    return step.again() if folds and step.only_first_varies() else with_batch(step)
+
+
+@rule("group_norm", "pixel_shuffle", "channel_shuffle", "mm")
 def with_batch(step: StepCall) -> Node | None:
     """Calls that take ``[B, *]`` and do the same for each of B."""
     if not step.only_first_varies():
