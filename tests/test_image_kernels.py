@@ -274,26 +274,6 @@ def test_what_the_kernels_do_not_take_is_pytorchs(function: Any, name: str, by_k
     assert_all_bits_equal(*(t if isinstance(t, tuple) else (t,) for t in (found, expected)))
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-def test_of_a_large_output_more_events_are_summed_forward_alone(
-    compiled: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    x, weight, bias = spikes(6, 6, 20, 19, rate=0.2), torch.randn(48, 6, 3, 3).requires_grad_(), torch.randn(48)
-
-    def results() -> tuple[list[Tensor], set[str]]:
-        with torch.profiler.profile() as profiled:
-            y = ops.conv2d(x, weight, bias, [1, 1], [0, 0]) if compiled else conv2d(x, weight, bias)
-            found = [y, *torch.autograd.grad(y.square().sum(), weight)]
-        return found, {event.name for event in profiled.events() if "event_conv2d" in event.name}
-
-    expected, kernels = results()
-    assert not kernels
-    monkeypatch.setattr(_convolution, "_LARGE", expected[0].numel() * 4)
-    found, kernels = results()
-    assert kernels == {"snnfast::event_conv2d"}
-    assert_all_close(found, expected, relative=1e-5)
-
-
 @functions
 def test_reference_transforms_and_compilers_see_pytorchs(function: Any, by_kernels: list[str]) -> None:
     x, weight, bias, _ = convolution("plain")

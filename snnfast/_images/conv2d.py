@@ -1,7 +1,6 @@
 """Convolutions of spikes: where few are not zero, a kernel adds up the weights that these reach, and no others."""
 
 from collections.abc import Sequence
-from math import prod
 from typing import Any, cast
 
 import torch
@@ -14,9 +13,6 @@ __all__ = ["NODES", "conv2d", "convolved", "pair", "takes_kernels"]
 
 MOST = 1 / 8
 """The largest share of the input that may be other than zero. Above it, PyTorch's convolution is as fast."""
-
-_MOST_OF_LARGE, _LARGE = 1 / 4, 32 << 20
-"""The same for an output of so many bytes: the C library would map it anew, and page faults cost more than the sums."""
 
 _LEAST_CHANNELS, _LEAST_TAPS = 32, 9
 """The fewest output channels and taps of a kernel. With fewer, an event costs more to find than it saves."""
@@ -55,8 +51,7 @@ def _by_events(
         return None
     if torch.compiler.is_compiling():  # what is traced must not depend on the numbers
         return cast(Tensor, torch.ops.snnfast.conv2d(x, weight, bias, pair(stride), pair(padding)))
-    given = x, weight, bias, pair(stride), pair(padding)
-    return _Events.apply(*given) if _few(x, weight, _most(*given)) else None
+    return _Events.apply(x, weight, bias, pair(stride), pair(padding)) if _few(x, weight) else None
 
 
 def _possible(x: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int) -> bool:
@@ -78,14 +73,8 @@ def _possible(x: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: An
     )
 
 
-def _most(x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int]) -> float:
-    sizes = zip(x.shape[2:], weight.shape[2:], stride, padding, strict=True)
-    pixels = prod((n + 2 * p - k) // s + 1 for n, k, s, p in sizes)
-    return _MOST_OF_LARGE if x.shape[0] * weight.shape[0] * pixels * 4 >= _LARGE else MOST
-
-
-def _few(x: Tensor, weight: Tensor, most: float = MOST) -> bool:
-    return bool(torch.ops.snnfast.count_events(x) <= most * x.numel()) and bool(weight.isfinite().all())
+def _few(x: Tensor, weight: Tensor) -> bool:
+    return bool(torch.ops.snnfast.count_events(x) <= MOST * x.numel()) and bool(weight.isfinite().all())
 
 
 def takes_kernels(x: Tensor, of_planes: bool = False) -> bool:
@@ -139,7 +128,7 @@ class _Events(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         stride, padding, biases = ctx.how
         needs = list(ctx.needs_input_grad[:3])
-        by_events = not torch.is_grad_enabled() and _few(x, weight)  # a second derivative is PyTorch's
+        by_events = not torch.is_grad_enabled()  # a second derivative is PyTorch's
         return *_gradients(grad, x, weight, stride, padding, biases, needs, by_events), None, None
 
 
@@ -171,7 +160,7 @@ def _gradients(
 
 
 def _conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int]) -> Tensor:
-    if takes_kernels(x) and _few(x, weight, _most(x, weight, bias, stride, padding)):
+    if takes_kernels(x) and _few(x, weight):
         return torch.ops.snnfast.event_conv2d(x, weight, bias, *stride, *padding)  # type: ignore[no-any-return]
     return torch.conv2d(x, weight, bias, stride, padding)
 
