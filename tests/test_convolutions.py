@@ -27,7 +27,6 @@ LAYERS: dict[str, Callable[[], list[nn.Module]]] = {
     "normalised": lambda: [conv(2, 4, 3), nn.BatchNorm2d(4).eval(), nn.ReLU(), lif(), nn.Dropout(0.0), lif()],
     "residual": lambda: [conv(2, 4, 3), Residual(conv(4, 4, 3, padding=1), lif(), shortcut=conv(4, 4, 1)), lif()],
     "residual at first": lambda: [Residual(conv(2, 2, 3, padding=1)), nn.MaxPool2d(2), lif()],
-    "transposed": lambda: [conv(2, 8, 4, 2), lif(), exact(nn.ConvTranspose2d(8, 2, 4, 2)), lif()],
     "viewed": lambda: [conv(2, 4, 3), lif(), View(), lif()],
 }  # fmt: skip
 

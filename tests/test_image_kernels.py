@@ -1,4 +1,4 @@
-"""Convolutions of spikes by their events, transposed ones, and max pooling without overlaps: PyTorch's numbers.
+"""Convolutions of spikes by their events, and max pooling over windows that do not overlap: PyTorch's numbers.
 
 And who decides between the kernels and PyTorch. Max pooling has PyTorch's numbers to the last bit.
 """
@@ -17,17 +17,13 @@ from torch._subclasses import FakeTensorMode
 from snnfast import Leaky, MultiStep, use_backend
 from snnfast._core import ops as _ops
 from snnfast._images import conv2d as _convolution
-from snnfast._images import conv_transpose2d as _transposed
 from snnfast._images import max_pool2d as _max_pooling
 from snnfast._images.conv2d import conv2d
-from snnfast._images.conv_transpose2d import conv_transpose2d
 from snnfast._images.max_pool2d import max_pool2d
 
 pytestmark = pytest.mark.needs_extension
 
-PYTORCHS: dict[Any, Any] = {
-    conv2d: torch.conv2d, conv_transpose2d: torch.conv_transpose2d, max_pool2d: F.max_pool2d,
-}  # fmt: skip
+PYTORCHS: dict[Any, Any] = {conv2d: torch.conv2d, max_pool2d: F.max_pool2d}
 functions = pytest.mark.parametrize("function", PYTORCHS, ids=lambda function: function.__name__)
 ops: Any = torch.ops.snnfast
 
@@ -52,11 +48,7 @@ def images(*sizes: int) -> Tensor:
 def by_kernels(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the functions that the kernels compute from now on."""
     seen: list[str] = []
-    for name, kind in (
-        ("conv2d", _convolution._Events),
-        ("conv_transpose2d", _transposed._ByClasses),
-        ("max_pool2d", _max_pooling._MaxPooling),
-    ):
+    for name, kind in (("conv2d", _convolution._Events), ("max_pool2d", _max_pooling._MaxPooling)):
 
         def recording(*given: Any, name: str = name, apply: Any = kind.apply) -> Any:
             seen.append(name)
@@ -178,38 +170,10 @@ def test_maxima_and_gradients_are_pytorchs_and_one_byte_is_kept(name: str, isa: 
     assert all(t.is_contiguous() if planes else t.stride(1) == 1 for t in (found, of_x))
 
 
-TRANSPOSED: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...]]] = {
-    # weight [C, O, kH, kW]; stride, padding and output padding
-    "twice as large": ((5, 1, 4, 4), (2, 2), (1, 1), (0, 0)),
-    "output padding": ((5, 3, 3, 3), (2, 2), (1, 1), (1, 1)),
-    "two strides": ((1, 2, 5, 2), (3, 2), (2, 0), (0, 0)),
-    "one stride": ((4, 4, 2, 3), (1, 2), (0, 1), (0, 1)),
-    "padding beyond the kernel": ((5, 2, 3, 3), (2, 2), (3, 4), (0, 0)),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("order", [channels_last, Tensor.contiguous], ids=["channels_last", "contiguous"])
-@pytest.mark.parametrize("name", TRANSPOSED)
-def test_transposed_convolutions_are_pytorchs(name: str, order: Any, by_kernels: list[str]) -> None:
-    sizes, *how = TRANSPOSED[name]
-    given = order(torch.randn(3, sizes[0], 6, 7)), torch.randn(sizes), torch.randn(sizes[1])
-    results = []
-    for bias in (given[2], None):
-        asking = [t.requires_grad_() for t in (*given[:2], bias) if t is not None]
-        for function in (conv_transpose2d, torch.conv_transpose2d):
-            found = function(*given[:2], bias, *how)
-            results.append((found, *torch.autograd.grad(found.square().sum(), asking)))
-        assert_all_close(*results[-2:], relative=1e-5)
-        assert results[-2][0].stride() == results[-1][0].stride()
-    assert by_kernels == ["conv_transpose2d"] * 2
-
-
 @functions
 def test_second_derivatives_are_pytorchs(function: Any, by_kernels: list[str]) -> None:
     if function is conv2d:
         x, *given, _ = convolution("plain", N=2)
-    elif function is conv_transpose2d:
-        x, *given = torch.randn(2, 5, 7, 8), torch.randn(5, 1, 4, 4), None, 2
     else:
         x, *given = channels_last(torch.randn(2, 5, 7, 8)), (2, 3), (3, 3)
     asking = [t.requires_grad_() for t in (x, *given[:1]) if isinstance(t, Tensor)]
@@ -237,17 +201,6 @@ DENSE: dict[Any, dict[str, Callable[[Tensor, Tensor], Any]]] = {
         "another order": lambda x, w: (x.contiguous(), w, {}),
         "no batch": lambda x, w: (x[0], w, {}),
         "an empty batch": lambda x, w: (x[:0], w, {}),
-    },
-    conv_transpose2d: {
-        "no stride": lambda x, w: (x, w.mT[:6, :4], {}),
-        "many outputs": lambda x, w: (x, w[:6, :5], {"stride": 2}),
-        "groups": lambda x, w: (x, w[:6, :1], {"stride": 2, "groups": 6}),
-        "dilation": lambda x, w: (x, w[:6, :1], {"stride": 2, "dilation": 2}),
-        "pixels beyond": lambda x, w: (x, w[:6, :1, :2, :2], {"stride": 2, "output_padding": 1}),
-        "float64": lambda x, w: (x.double(), w[:6, :1].double(), {"stride": 2}),
-        "one image": lambda x, w: (x[:1], w[:6, :1], {"stride": 2}),
-        "no batch": lambda x, w: (x[0], w[:6, :1], {"stride": 2}),
-        "an empty batch": lambda x, w: (x[:0], w[:6, :1], {"stride": 2}),
     },
     max_pool2d: {
         "overlap": lambda x, w: (x, 3, {"stride": 2}),
@@ -278,8 +231,6 @@ def test_what_the_kernels_do_not_take_is_pytorchs(function: Any, name: str, by_k
 def test_reference_transforms_and_compilers_see_pytorchs(function: Any, by_kernels: list[str]) -> None:
     x, weight, bias, _ = convolution("plain")
     given: tuple[Any, ...] = (weight, bias) if function is conv2d else (2,)
-    if function is conv_transpose2d:
-        given = weight[: x.shape[1], :1], None, 2
     expected = PYTORCHS[function](x, *given)
     with use_backend("reference"):
         assert torch.equal(function(x, *given), expected)

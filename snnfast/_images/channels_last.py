@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from snnfast._core.modules import is_only_called
 from snnfast._images.batch_norm import evaluated, overwrites
 from snnfast._images.conv2d import convolved
-from snnfast._images.conv_transpose2d import transposed
 from snnfast._images.max_pool2d import pooled
 
 __all__ = ["OPS_THAT_KEEP_ORDER", "Order", "keeps_order", "profits", "to_channels_last"]
@@ -24,7 +23,6 @@ _MEASURED = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untype
 
 _THAT_KEEP_ORDER: dict[type[nn.Module], tuple[str, ...]] = {
     nn.Conv2d: ("conv2d",),
-    nn.ConvTranspose2d: ("conv_transpose2d",),
     nn.MaxPool2d: ("max_pool2d", "max_pool2d_with_indices"),
     nn.AvgPool2d: ("avg_pool2d",),
     nn.AdaptiveAvgPool2d: ("adaptive_avg_pool2d",),
@@ -90,8 +88,6 @@ class Order:
         """What a stateless layer does to all steps at once."""
         if isinstance(layer, nn.MaxPool2d) and keeps_order(layer):
             return lambda x: pooled(layer, x)
-        if isinstance(layer, nn.ConvTranspose2d) and keeps_order(layer):
-            return lambda x: transposed(layer, x)
         if overwrites(layer, before):
             return partial(evaluated, layer)
         if not isinstance(layer, nn.Conv2d) or not keeps_order(layer) or x.dim() != (4 if constant else 5):

@@ -14,7 +14,6 @@ from snnfast._images import max_pool2d as _max_pooling
 from snnfast._images.batch_norm import batch_norm, over_input
 from snnfast._images.channels_last import OPS_THAT_KEEP_ORDER, profits, to_channels_last
 from snnfast._images.conv2d import conv2d
-from snnfast._images.conv_transpose2d import conv_transpose2d
 from snnfast._images.max_pool2d import max_pool2d
 from snnfast._unroll.graph import unroll_steps
 from snnfast.compiler.draws import bernoulli
@@ -158,7 +157,6 @@ def is_sum(node: Node) -> bool:
 # ---- calls that we do faster on the CPU
 
 _OURS: dict[Any, Any] = dict.fromkeys((torch.conv2d, F.conv2d, aten.conv2d.default, aten.conv2d.padding), conv2d)
-_OURS |= dict.fromkeys((F.conv_transpose2d, aten.conv_transpose2d.input), conv_transpose2d)
 _OURS |= dict.fromkeys((F.max_pool2d, aten.max_pool2d.default), max_pool2d)
 _OURS |= dict.fromkeys((torch.bernoulli, aten.bernoulli.default), bernoulli)
 for _op, _function in (_convolution.NODES | _max_pooling.NODES).items():
