@@ -160,13 +160,12 @@ def parts_first_read_without_gradients(x: Tensor) -> Any:
 # ---- arguments in other orders, and writes
 
 
-@program
-def written_into_a_list_and_a_tuple(x: Tensor) -> Any:
-    _, m = run(x.detach())
+@after
+def written_into_a_list_and_a_tuple(x: Tensor, s: list[Tensor], m: list[Tensor]) -> Any:
     total, v, i, r = zeros(B, N), zeros(B), torch.zeros(B, dtype=torch.int64), []
     for t in range(T):
-        torch._foreach_add_([total], [m[t]])
-        torch.max(m[t], 1, out=(v, i))
+        torch._foreach_add_([total], [m[t].detach()])
+        torch.max(m[t].detach(), 1, out=(v, i))
         r.append(total * (v * i).unsqueeze(1))
     return torch.stack(r)
 

@@ -257,6 +257,15 @@ def test_a_membrane_keeps_its_graph_until_it_is_detached_or_reset() -> None:
     assert node.v.shape == (5, 3)
 
 
+@pytest.mark.parametrize("name", SURROGATES)
+def test_a_surrogate_alone_is_that_of_a_node(name: str) -> None:
+    made = getattr(surrogate, name)()
+    x = torch.linspace(-2, 3.9, 25).requires_grad_()
+    found, wanted = made(x - 1), neuron.IFNode(surrogate_function=made)(x)
+    assert_bits_equal(found.detach(), wanted.detach())
+    assert_close(*(torch.autograd.grad(y.sum(), x)[0] for y in (found, wanted)), 1e-6)
+
+
 def test_a_node_can_be_copied_saved_and_moved() -> None:
     node = neuron.ParametricLIFNode(3.0, surrogate_function=surrogate.Erf(), step_mode="m", store_v_seq=True)
     node(torch.rand(4, 2, 3))
@@ -350,8 +359,7 @@ def test_multistep_hands_the_spikes_on_as_bits() -> None:
         with snnfast.use_events(events):
             out = net(x)
         outs.append((out, *torch.autograd.grad(out.square().sum(), [x, net[1].weight])))
-    for a, b in zip(*outs, strict=True):
-        torch.testing.assert_close(a, b)
+    torch.testing.assert_close(*outs)
 
 
 @pytest.mark.needs_extension
