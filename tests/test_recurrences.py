@@ -321,10 +321,8 @@ def results(net: Any, function: Any, x: Tensor) -> tuple[list[Tensor], list[Tens
     return outputs, gradients_of(outputs, [x, *net.parameters()])
 
 
-def compare(loop: Callable[..., Any], x: Tensor) -> Any:
-    """Outputs, gradients and the report of a compiled network are those of the network as it is."""
-    net = Net(loop).to(x.device, x.dtype)
-    other = copy.deepcopy(net)
+def compiled(net: Net) -> tuple[Any, list[Any]]:
+    """A network that is compiled, and the reports of its graphs, of which there are none before its first call."""
     reports = []
 
     def backend(gm: torch.fx.GraphModule, example_inputs: Any) -> Any:
@@ -332,7 +330,15 @@ def compare(loop: Callable[..., Any], x: Tensor) -> Any:
         reports.append(report)
         return merged.forward
 
-    ours, our_gradients = results(net, torch.compile(net, backend=backend), x)
+    return torch.compile(net, backend=backend), reports
+
+
+def compare(loop: Callable[..., Any], x: Tensor) -> Any:
+    """Outputs, gradients and the report of a compiled network are those of the network as it is."""
+    net = Net(loop).to(x.device, x.dtype)
+    other = copy.deepcopy(net)
+    function, reports = compiled(net)
+    ours, our_gradients = results(net, function, x)
     theirs, gradients = results(other, other, x)
     for a, b in zip(ours, theirs, strict=True):
         assert a.requires_grad == b.requires_grad
@@ -378,15 +384,8 @@ def test_a_neuron_by_hand_has_the_numbers_of_the_loop(
 )
 def test_loops_on_a_gpu_become_recurrences(name: str) -> None:
     with FakeTensorMode(), torch.device("cuda"):
-        net = Net(NETS[name])
-        reports = []
-
-        def backend(gm: torch.fx.GraphModule, example_inputs: Any) -> Any:
-            merged, report = merge(gm)
-            reports.append(report)
-            return merged.forward
-
-        found = torch.compile(net, backend=backend)(torch.randn(7, 5, 7).requires_grad_())
+        function, reports = compiled(Net(NETS[name]))
+        found = function(torch.randn(7, 5, 7).requires_grad_())
     assert "one recurrence" in str(*reports)
     assert all(t.device.type == "cuda" for t in pytree.tree_leaves(found))
 
