@@ -40,8 +40,9 @@ class Block(nn.Module):
         self.downsample = nn.Sequential(convolution(inputs, outputs, 1, stride=2), node())
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.sn2(self.conv2(self.sn1(self.conv1(x))))
-        return out + self.downsample(x)
+        out, shortcut = self.sn2(self.conv2(self.sn1(self.conv1(x)))), self.downsample(x)
+        summed: Tensor = out + shortcut
+        return summed
 
 
 class SEWResNet(nn.Module):
