@@ -48,6 +48,8 @@ class Data(NamedTuple):
 def make_data(case: Case, device: torch.device) -> Data:
     """Raise Unsupported where there is none."""
     torch.manual_seed(0)
+    if case.kind == "collection":
+        collection.forget_layers()
     dtype = DTYPES[case.dtype]
     step = (case.B, *case.shape)
     if case.trained:

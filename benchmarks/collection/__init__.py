@@ -216,6 +216,13 @@ def cases() -> list[Case]:
     return [Case("collection", "collection", p.T, p.B, (), variant=f"{p.kind}: {p.name}") for p in programs().values()]
 
 
+def forget_layers() -> None:
+    """Forget the layers of the programs before: ``utils.reset`` goes through all that a process ever made."""
+    from snnfast.snntorch import Leaky
+
+    Leaky.init()
+
+
 def functions(case: Case, peer: Peer) -> tuple[Callable[[], object], Callable[[], tuple[Tensor, ...]], list[Tensor]]:
     """A training step with Adam, whose learning rate is 0, so that what is measured stays the same; its forward pass.
 
