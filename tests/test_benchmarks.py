@@ -12,10 +12,10 @@ from torch import Tensor
 
 from benchmarks import __main__ as command_line
 from benchmarks import bars, collection, memory_use, once, report, run, runner
-from benchmarks.bars import FLOOR
+from benchmarks.bars import FLOOR, SAVED
 from benchmarks.peers import PEERS, Peer
 from benchmarks.peers.ours import DENSE, LOOPED, NUMBERS, OURS, STEPS, WITH_LOSS
-from benchmarks.peers.snntorch_loop import HOISTED, LOOP, NETWORK
+from benchmarks.peers.snntorch_loop import COMPILED, HOISTED, LOOP, NETWORK
 from benchmarks.registry import NETWORKS, PAIR, TUTORIAL5, Case, case_named, suites
 from benchmarks.runner import Row
 from benchmarks.workloads import Network
@@ -191,6 +191,29 @@ def test_bars_name_cases_and_peers_that_exist_and_all_are_measured():
     assert len(judged) == sum(map(len, bars.BARS.values()))
     assert [bar.name for bar in judged if bar.value is None] == []
     assert all(bars.judge(case, [], [LOOP, NUMBERS]) for case in GATE)
+
+
+def test_a_bar_holds_up_to_its_limit_and_is_missed_without_a_value_only_where_it_was_asked_for():
+    def verdict(value: float | None, at_least: bool = False, required: bool = True) -> str:
+        return bars.Bar("", value, 2.0, at_least, required=required).verdict
+
+    assert [verdict(1.9), verdict(2.0), verdict(2.1)] == ["holds", "holds", "MISSED"]
+    assert [verdict(1.9, True), verdict(2.0, True), verdict(2.1, True)] == ["MISSED", "holds", "holds"]
+    assert [verdict(None), verdict(None, required=False)] == ["NOT MEASURED", "not measured"]
+    assert [bar.missed for bar in (bars.Bar("", v, 2.0) for v in (1.0, 3.0, None))] == [False, True, True]
+
+
+def test_bars_are_judged_by_copy_by_bytes_and_by_peers(monkeypatch):
+    monkeypatch.setitem(bars.BARS, LAYER.name, {FLOOR: 2.0, SAVED: 4.3, LOOP: 8.0, COMPILED: 2.0})
+    rows = _rows(LAYER, share_of_copy=0.4, saved=4.2)
+    rows[0].median = 0.1
+    found = bars.judge(LAYER, rows, [LOOP], asked=[FLOOR])
+    assert [(bar.name.split(": ")[1], bar.value, bar.verdict, bar.required) for bar in found] == [
+        ("time / copy_", 2.5, "MISSED", True),
+        ("bytes saved", 4.2, "holds", False),
+        (f"{LOOP} / ours", 10.0, "holds", False),
+    ]
+    assert [bar.verdict for bar in bars.judge(LAYER, [], asked=[FLOOR])] == ["NOT MEASURED"] + ["not measured"] * 3
 
 
 @pytest.fixture
