@@ -82,11 +82,11 @@ class Program:
             outputs.insert(0, last.pop().to(x.dtype))
         return outputs, last
 
-    def unroll(self, *given: Any, steps: int, spikes: int = 0, linear: Linear | None = None) -> tuple[Tensor, ...]:
+    def unroll(self, *given: Any, steps: int, output: int = 0, linear: Linear | None = None) -> tuple[Tensor, ...]:
         """Run all steps, given all that the step takes: inputs ``[T, *]``, states and parameters, all of one dtype.
 
         All are broadcast to a step; states may be numbers. Returns the outputs ``[T, *]`` and the last states ``[*]``.
-        With a ``linear`` layer, that of the output ``spikes`` takes the place of this output.
+        With a ``linear`` layer, that of this ``output`` takes its place.
         """
         series, states, parameters = _split(given, self.counts)
         shapes = [x.shape[1:] for x in series] + [t.shape for t in (*states, *parameters) if isinstance(t, Tensor)]
@@ -95,7 +95,7 @@ class Program:
         like = next(t for t in given if isinstance(t, Tensor))
         states = [s.expand(shape) if isinstance(s, Tensor) else like.new_full((), s) for s in states]
         call = _Call(steps, shape, like.dtype, like.dtype, like.device)
-        return self._variant(_PLAIN)(call, series, states, parameters, spikes, linear)
+        return self._variant(_PLAIN)(call, series, states, parameters, output, linear)
 
     def binary(self, dtype: torch.dtype, dims: int) -> tuple[bool, ...]:
         """Which outputs are certainly 0 or 1."""
@@ -124,7 +124,7 @@ class _Call(NamedTuple):
     dtype: torch.dtype  # of inputs and outputs
     opmath: torch.dtype  # of the arithmetic
     device: torch.device
-    spikes: int = -1  # the output that a linear layer alone reads
+    output: int = -1  # that a linear layer alone reads
     dims: int = 0  # of a step, from the last, that are the inputs of this layer
     bits: bool = False  # whether the layer takes it as bits
 
@@ -146,11 +146,11 @@ class _Variant:
         series: Sequence[Tensor],
         states: Sequence[Tensor],
         parameters: Sequence[Tensor],
-        spikes: int = 0,
+        output: int = 0,
         linear: Linear | None = None,
     ) -> tuple[Tensor, ...]:
         if linear is not None:
-            return self._with_linear(call, series, states, parameters, spikes, linear)
+            return self._with_linear(call, series, states, parameters, output, linear)
         if _takes_kernels(next(iter((*series, *states, *parameters)))):
             try:
                 return _Run.apply(self, call, *series, *states, *parameters)  # type: ignore[no-any-return]
@@ -164,20 +164,20 @@ class _Variant:
         series: Sequence[Tensor],
         states: Sequence[Tensor],
         parameters: Sequence[Tensor],
-        spikes: int,
+        output: int,
         linear: Linear,
     ) -> tuple[Tensor, ...]:
         x = next(iter((*series, *states, *parameters)))
-        if _takes_kernels(x) and bits_pay(x, call.shape, call.steps, linear):
+        if _takes_kernels(x) and bits_pay(x, call.shape, call.steps, linear):  # what suffices for numbers, too
             weight, bias, dims = linear
-            binary = self.forward_code(call.opmath, len(call.shape)).binary[spikes]
-            asked = call._replace(spikes=spikes, dims=dims, bits=binary)
+            binary = self.forward_code(call.opmath, len(call.shape)).binary[output]
+            asked = call._replace(output=output, dims=dims, bits=binary)
             found = list(_Run.apply(self, asked, *series, *states, *parameters, weight, bias))
             # Not in the function: autograd forbids changes of a view that a function has made.
-            found[spikes] = found[spikes].view(call.steps, *call.shape[:-dims], weight.shape[0])
+            found[output] = found[output].view(call.steps, *call.shape[:-dims], weight.shape[0])
         else:
             found = list(self(call, series, states, parameters))
-            found[spikes] = linear.of_spikes(found[spikes])
+            found[output] = linear.of_spikes(found[output])
         return tuple(found)
 
     def step(self, *arguments: Tensor) -> tuple[Tensor, ...]:
@@ -318,26 +318,26 @@ class _Run(torch.autograd.Function):
             call.steps,
             neurons,
             keep,
-            call.spikes if call.bits else -1,
+            call.output if call.bits else -1,
         )
         checkpoints = found.pop() if keep else None
-        spk = None
+        read = None
         if linear:
             weight, bias = linear
             if call.bits:
-                spk = _bits(found[call.spikes], call)
-                found[call.spikes] = ops.spikes_linear(spk, weight, bias, _ONE, call.steps)
+                read = _bits(found[call.output], call)
+                found[call.output] = ops.spikes_linear(read, weight, bias, _ONE, call.steps)
             else:
-                spk = found[call.spikes].view(call.steps, -1, weight.shape[1])
-                found[call.spikes] = F.linear(spk, weight, bias)
+                read = found[call.output].view(call.steps, -1, weight.shape[1])
+                found[call.output] = F.linear(read, weight, bias)
         ctx.variant, ctx.call = variant, call
         ctx.set_materialize_grads(False)
         if linear and not ctx.needs_input_grad[2 + count]:
-            spk = None  # only the gradient of the weight reads it
-        ctx.save_for_backward(*tensors, *linear, spk, checkpoints)
+            read = None  # only the gradient of the weight reads it
+        ctx.save_for_backward(*tensors, *linear, read, checkpoints)
         first = len(found) - len(states)
         shapes = [call.shape if i >= first else (call.steps, *call.shape) for i in range(len(found))]
-        return tuple(t if i == call.spikes else t.view(shapes[i]) for i, t in enumerate(found))
+        return tuple(t if i == call.output else t.view(shapes[i]) for i, t in enumerate(found))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
@@ -348,14 +348,14 @@ class _Run(torch.autograd.Function):
         if torch.is_grad_enabled():
             return None, None, *_second(ctx, grads)
         count = sum(variant.counts)
-        *saved, spk, checkpoints = ctx.saved_tensors
+        *saved, read, checkpoints = ctx.saved_tensors
         tensors, linear = saved[:count], saved[count:]
         behind: list[Tensor | None] = [None] * len(linear)
         few = -1  # the output whose gradient the kernels make from that of a linear layer
-        if linear and grads[call.spikes] is not None:
-            of_spikes, behind = _through_linear(ctx, grads[call.spikes], spk, linear[0])
-            few = call.spikes if of_spikes is not None and linear[0].shape[0] <= FEW_OUTPUTS else -1
-            grads = (*grads[: call.spikes], of_spikes, *grads[call.spikes + 1 :])
+        if linear and grads[call.output] is not None:
+            of_output, behind = _through_linear(ctx, grads[call.output], read, linear[0])
+            few = call.output if of_output is not None and linear[0].shape[0] <= FEW_OUTPUTS else -1
+            grads = (*grads[: call.output], of_output, *grads[call.output + 1 :])
         if checkpoints is None:
             return None, None, *[None] * count, *behind
         series, states, parameters = _split(tensors, variant.counts)
@@ -395,25 +395,25 @@ class _Run(torch.autograd.Function):
         return None, None, *made, *behind
 
 
-def _through_linear(ctx: Any, grad: Tensor, spk: Any, weight: Tensor) -> tuple[Tensor | None, list[Tensor | None]]:
-    """The gradients of the spikes ``[T, *]``, and of weight and bias, from that of the layer's outputs.
+def _through_linear(ctx: Any, grad: Tensor, read: Any, weight: Tensor) -> tuple[Tensor | None, list[Tensor | None]]:
+    """The gradients of the output ``[T, *]``, and of weight and bias, from that of what the layer makes of it.
 
-    Few outputs are left to the kernels: their own gradient ``[T, R, O]`` is in the place of that of the spikes.
+    Where the layer has few outputs, the kernels make the first of these themselves, and ``grad`` is in its place.
     """
     call, (*needs, needs_weight, needs_bias) = ctx.call, ctx.needs_input_grad[2:]
     grad = grad.reshape(call.steps, -1, grad.shape[-1]).contiguous()
-    of_spikes = None
+    of_output = None
     if any(needs) and grad.shape[-1] <= FEW_OUTPUTS:
-        of_spikes = grad
+        of_output = grad
     elif any(needs):
-        of_spikes = ops.rows_like(weight.new_empty(call.shape), call.steps)
-        torch.mm(grad.flatten(0, 1), weight, out=of_spikes.view(-1, weight.shape[1]))
+        of_output = ops.rows_like(weight.new_empty(call.shape), call.steps)
+        torch.mm(grad.flatten(0, 1), weight, out=of_output.view(-1, weight.shape[1]))
     of_weight = None
     if needs_weight and call.bits:
-        of_weight = weight_gradient(spk, grad, _ONE, again=False)
+        of_weight = weight_gradient(read, grad, _ONE, again=False)
     elif needs_weight:
-        of_weight = grad.flatten(0, 1).t() @ spk.flatten(0, 1)
-    return of_spikes, [of_weight, grad.sum((0, 1)) if needs_bias else None]
+        of_weight = grad.flatten(0, 1).t() @ read.flatten(0, 1)
+    return of_output, [of_weight, grad.sum((0, 1)) if needs_bias else None]
 
 
 def _bits(found: Tensor, call: _Call) -> Tensor:
@@ -469,10 +469,10 @@ def _second(ctx: Any, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
     count = sum(variant.counts)
     with torch.enable_grad():
         results = list(variant.loop(call, *_split(saved[:count], variant.counts)))
-        if call.spikes >= 0:
+        if call.output >= 0:
             weight, bias = saved[count:]
-            y = Linear(weight, bias, call.dims).of_spikes(results[call.spikes])
-            results[call.spikes] = y.reshape(call.steps, -1, y.shape[-1])
+            y = Linear(weight, bias, call.dims).of_spikes(results[call.output])
+            results[call.output] = y.reshape(call.steps, -1, y.shape[-1])
         given = [i for i, g in enumerate(grads) if g is not None and results[i].requires_grad]
         wanted = [t for t, need in zip(saved, needs, strict=True) if need]
         found: Sequence[Tensor | None] = [None] * len(wanted)

@@ -530,7 +530,7 @@ class Emitter:
             if linear is not None:
                 *weights, dims = linear
                 node.args = (*node.args, *weights)
-                made.spikes, made.dims = place, dims
+                made.output, made.dims = place, dims
                 self.fused.add(recurrence)
                 return
 

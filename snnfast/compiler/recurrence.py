@@ -144,7 +144,7 @@ class Unrolled:
     """All steps of a recurrence as a function of the inputs, the first states and what is constant.
 
     Attributes:
-        spikes: The output that a linear layer alone reads. Its weight and bias are then the last arguments.
+        output: The one that a linear layer alone reads. Its weight and bias are then the last arguments.
         dims: How many dimensions of a step, from the last, are the inputs of this layer; 0 where there is none.
     """
 
@@ -152,13 +152,13 @@ class Unrolled:
 
     def __init__(self, recurrence: Recurrence, outputs: Sequence[Group]) -> None:
         self.program, self.steps = recurrence.program(outputs), recurrence.steps
-        self.spikes = self.dims = 0
+        self.output = self.dims = 0
 
     def __call__(self, *tensors: Any) -> tuple[Tensor, ...]:
         if not self.dims:
             return self.program.unroll(*tensors, steps=self.steps)
         *given, weight, bias = tensors
-        return self.program.unroll(*given, steps=self.steps, spikes=self.spikes, linear=Linear(weight, bias, self.dims))
+        return self.program.unroll(*given, steps=self.steps, output=self.output, linear=Linear(weight, bias, self.dims))
 
 
 def recurrence_of(statements: Sequence[Group], order: dict[Node, int], is_free: Callable[[Node], bool]) -> Recurrence:
