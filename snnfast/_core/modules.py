@@ -20,10 +20,10 @@ def are_plain(layer: type[nn.Module], names: Sequence[str]) -> bool:
     The attributes can then be read and written there directly. That costs a fraction of ``nn.Module.__getattr__`` and
     ``__setattr__``.
     """
-    getter = next(base for base in layer.__mro__ if "__getattr__" in vars(base))
+    ours = (nn.Module.__module__, "snnfast.neurons.base", "snnfast.snntorch._drop_ins")
+    owners = [next(base for base in layer.__mro__ if name in vars(base)) for name in ("__getattr__", "__setattr__")]
     return (
-        getter.__module__ in (nn.Module.__module__, "snnfast.snntorch._drop_ins")
+        all(owner.__module__ in ours for owner in owners)
         and layer.__getattribute__ is object.__getattribute__
-        and layer.__setattr__ is nn.Module.__setattr__
         and not any(hasattr(layer, name) for name in names)
     )

@@ -29,7 +29,7 @@ from snnfast._core.ops import (
 from snnfast._unroll import connected, reference
 from snnfast._unroll import state_gradients as _gradients
 from snnfast._unroll.call import ONE_STEP, Options, Request, UnrollCall, make_request
-from snnfast._unroll.checks import check_options
+from snnfast._unroll.checks import check_current, check_options
 from snnfast._unroll.run import run
 
 
@@ -89,19 +89,27 @@ def step(
     state_gradients: bool = False,  # the choice of use_state_gradients
     sources: str = "",  # a part of the graph's key in caches on the disk
 ) -> list[Tensor]:
-    """What the op ``snnfast::step`` does."""
-    asked = neuron, x, tensors, (options, surrogate_field, p0, p1), backend, ONE_STEP
+    """What the op ``snnfast::step`` does: it checks its tensors, and begins with zeros for a state of another shape."""
+    check_current("input_", x)
+    asked = neuron, x, of_step(neuron, x, tensors), (options, surrogate_field, p0, p1), backend, ONE_STEP
     if state_gradients == _gradients.setting.value:
         return list(_run(*asked))
     with _gradients.use_state_gradients(state_gradients):  # of a block that was traced
         return list(_run(*asked))
 
 
+def of_step(neuron: str, x: Tensor, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """The tensors of a step, with ``None`` in the place of a state that has another shape than ``x``."""
+    n = len(NEURONS[neuron].states)
+    fit = [t if t is None or t.is_nested or t.shape == x.shape else None for t in tensors[:n]]
+    return [*fit, *tensors[n:]]
+
+
 def elementwise_step(
     neuron: str, x: Tensor, tensors: list[Tensor | None], *options: Any, state_gradients: bool = False, **_: str
 ) -> list[Tensor]:
     """What :func:`step` does, in PyTorch's operators."""
-    n = len(NEURONS[neuron].states)
+    n, tensors = len(NEURONS[neuron].states), of_step(neuron, x, tensors)
     states, parameters = tuple(tensors[:n]), tuple(p for p in tensors[n:] if p is not None)
     asked = _options_of(*options[:-1])  # the last one is the backend
     with _gradients.use_state_gradients(state_gradients):

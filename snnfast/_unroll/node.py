@@ -23,8 +23,8 @@ def step(
 ) -> Sequence[Tensor] | None:
     """Make the node of one step, and return its results; ``None`` where it becomes none.
 
-    Its tensors are not checked yet: the checks would be traced at every step of a loop, as all of this is. Connected
-    neurons have ``None`` for ``V``, which is 1.
+    The node checks its tensors, and takes zeros for a state of another shape than ``x``: all lines here are traced at
+    every step of a loop. Connected neurons have ``None`` for ``V``, which is 1.
     """
     chosen = backend.current_backend()
     if chosen == "reference" or not options.kernels_do_all:

@@ -22,6 +22,7 @@ from torch.fx.experimental.proxy_tensor import (
 )
 from torch.utils import _pytree as pytree
 
+from snnfast._unroll.graph import of_step
 from snnfast.compiler.nodes import (
     arguments,
     changed,
@@ -111,6 +112,10 @@ def normal(gm: GraphModule) -> GraphModule:
             continue
         if node.op == "output":
             node.meta |= {"context": running.context, "needs_grad": running.needs_grad}
+        if is_step(node.target):
+            neuron, x, tensors, *others = node.args
+            fit = of_step(neuron, value(x), [None if t is None else value(t) for t in tensors])
+            node.args = neuron, x, [t if f is not None else None for t, f in zip(tensors, fit, strict=True)], *others
         node.meta.setdefault("context", first)
         node.meta["example_value"] = pytree.tree_map_only(Tensor, lambda t: _in_mode(t, mode), node.meta.get("val"))
     return found

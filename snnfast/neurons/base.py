@@ -79,6 +79,9 @@ class Instances(Sequence[Any]):
         return f"Instances({self._alive()!r})"
 
 
+_OPTIONS = {"spike_grad", "_reset_mechanism", "reset_delay", "inhibition", "state_quant"}
+
+
 class SpikingLayer(nn.Module):
     """What the layers of all neurons share: options, parameters, held states, and the call of the kernels.
 
@@ -99,6 +102,7 @@ class SpikingLayer(nn.Module):
     mem: Tensor
 
     _plain_attributes: ClassVar[bool]
+    _checked: Options | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -170,23 +174,37 @@ class SpikingLayer(nn.Module):
 
     def _step(self, input_: Tensor, states: tuple[Tensor | None, ...]) -> Any:
         """One time step: what ``forward`` of a layer returns."""
-        check_current("input_", input_)
-        neuron, shape = self.neuron, input_.shape
-        given: list[Tensor | None] = []
-        for name, state in zip(neuron.states, states):  # noqa: B905 - strict takes as long as the loop
-            if state is None:
-                given.append(self._held(name, input_, shape))
-                continue
-            if self.init_hidden or not isinstance(state, Tensor) or state.is_nested:
-                self._refuse(name, state)
-            given.append(state if state.shape == shape else None)
-        options, parameters = self._options(), self._values()
-        found: Any = node.step(neuron, options, input_, given, parameters) if is_dynamo_compiling() else None
+        found = self._traced_step(input_, states) if is_dynamo_compiling() else None
         if found is None:
-            found = run(UnrollCall(neuron, options, ONE_STEP, input_, tuple(given), parameters))
+            check_current("input_", input_)
+            shape = input_.shape
+            given: list[Tensor | None] = []
+            for name, state in zip(self.neuron.states, states):  # noqa: B905 - strict takes as long as the loop
+                if state is None:
+                    given.append(self._held(name, input_, shape))
+                    continue
+                if self.init_hidden or not isinstance(state, Tensor) or state.is_nested:
+                    self._refuse(name, state)
+                given.append(state if state.shape == shape else None)
+            found = run(UnrollCall(self.neuron, self._options(), ONE_STEP, input_, tuple(given), self._values()))
         spk, *after = found
-        self._hold((spk, *after) if neuron.has_spike_feedback else after)
+        self._hold(found if self.neuron.has_spike_feedback else after)
         return spk if self.init_hidden and not self.output else (spk, *after)
+
+    def _traced_step(self, input_: Tensor, states: tuple[Tensor | None, ...]) -> Sequence[Tensor] | None:
+        """One time step as a node of the graph of ``torch.compile``; ``None`` where it becomes none.
+
+        ``torch.compile`` interprets all lines again at every step of a loop, which is most of the time that it takes.
+        So these are few, and the node checks its tensors.
+        """
+        tensors: list[Any] = []
+        for name, state in zip(self.neuron.states, states):  # noqa: B905
+            if state is None:
+                state = self._held(name, input_, input_.shape)
+            elif self.init_hidden or not isinstance(state, Tensor):
+                self._refuse(name, state)
+            tensors.append(state)
+        return node.step(self.neuron, self._options(), input_, tensors, self._values())
 
     def _unroll(
         self,
@@ -225,25 +243,26 @@ class SpikingLayer(nn.Module):
         return shown + found[-n:] if last else shown
 
     def _options(self) -> Options:
-        """Options of a call. They are checked when they are made, and again only after an attribute was assigned."""
-        known = self.__dict__.get("_checked")
-        # By identity: two callables that are equal may differ in what they compute.
-        if (
-            known is not None
-            and known[0] is self.spike_grad
-            and known[1] is self._reset_mechanism
-            and known[2] is self.reset_delay
-            and known[3] is self.inhibition
-            and known[4] is self.state_quant
-        ):
-            return known[5]  # type: ignore[no-any-return]
-        given = self.spike_grad, self._reset_mechanism, self.reset_delay, self.inhibition, self.state_quant
-        spike_grad, reset_mechanism, reset_delay, inhibition, state_quant = given
-        # snnTorch takes any assigned value as true or false.
-        options = check_options(spike_grad, reset_mechanism, bool(reset_delay), bool(inhibition), state_quant)
+        """Options of a call. They are checked when they are made, and again only after one of them was assigned."""
+        known = self._checked
+        if known is not None:
+            return known
+        options = check_options(
+            self.spike_grad,
+            self._reset_mechanism,
+            bool(self.reset_delay),  # snnTorch takes any assigned value as true or false
+            bool(self.inhibition),
+            self.state_quant,
+        )
         if not torch.compiler.is_compiling():
-            self.__dict__["_checked"] = *given, options
+            self.__dict__["_checked"] = options
         return options
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name in _OPTIONS and self._checked is not None:
+            object.__setattr__(self, "_checked", None)
+            self._options()  # raises now if the value is wrong
 
     def _values(self) -> tuple[Tensor, ...]:
         """The parameters, in the order of the ops."""
