@@ -177,6 +177,26 @@ def test_a_compiled_function_is_a_function(how: str) -> None:
     assert graphs() == before + 1
 
 
+def test_a_compiled_training_step_with_backward_and_optimizer_inside_is_the_loops() -> None:
+    def trained(how: Any) -> list[Tensor]:
+        torch.manual_seed(0)
+        net = Net()
+        optimizer = torch.optim.Adam(net.parameters(), 0.01)
+
+        def step(x: Tensor) -> Tensor:
+            optimizer.zero_grad()
+            loss = (net(x)[1] ** 2).mean()
+            loss.backward()
+            optimizer.step()
+            return loss.detach()
+
+        function = how(step)
+        return [*(function(currents()) for _ in range(3)), *(p.detach() for p in net.parameters())]
+
+    for found, wanted in zip(trained(snnfast.compile), trained(lambda step: step), strict=True):
+        torch.testing.assert_close(found, wanted)
+
+
 # ---- a cache for each network
 
 
