@@ -320,6 +320,23 @@ def test_an_autograd_function_at_each_step_is_one_call_if_it_is_elementwise_else
 
 
 @pytest.mark.thorough
+def test_a_function_that_torch_compile_traces_at_every_call_in_vain_runs_as_it_is() -> None:
+    net, x = Net(), currents()
+
+    def saliency(x: Tensor) -> Tensor:
+        x = x.clone().requires_grad_()
+        return torch.autograd.grad(net(x)[1].sum(), x)[0]
+
+    compiled, frames = snnfast.compile(saliency), torch._dynamo.utils.counters["frames"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in range(3):
+            compiled(x)
+    before = frames["total"]
+    torch.testing.assert_close(compiled(x), saliency(x))
+    assert frames["total"] == before
+
+
 def test_a_first_call_that_fails_or_runs_under_the_reference_decides_nothing() -> None:
     net, x = snnfast.compile(Net()), currents()
     with pytest.raises(RuntimeError):
