@@ -177,6 +177,26 @@ def test_a_compiled_function_is_a_function(how: str) -> None:
     assert graphs() == before + 1
 
 
+def test_a_compiled_training_step_with_backward_and_optimizer_inside_is_the_loops() -> None:
+    def trained(how: Any) -> list[Tensor]:
+        torch.manual_seed(0)
+        net = Net()
+        optimizer = torch.optim.Adam(net.parameters(), 0.01)
+
+        def step(x: Tensor) -> Tensor:
+            optimizer.zero_grad()
+            loss = (net(x)[1] ** 2).mean()
+            loss.backward()
+            optimizer.step()
+            return loss.detach()
+
+        function = how(step)
+        return [*(function(currents()) for _ in range(3)), *(p.detach() for p in net.parameters())]
+
+    for found, wanted in zip(trained(snnfast.compile), trained(lambda step: step), strict=True):
+        torch.testing.assert_close(found, wanted)
+
+
 # ---- a cache for each network
 
 
@@ -300,6 +320,23 @@ def test_an_autograd_function_at_each_step_is_one_call_if_it_is_elementwise_else
 
 
 @pytest.mark.thorough
+def test_a_function_that_torch_compile_traces_at_every_call_in_vain_runs_as_it_is() -> None:
+    net, x = Net(), currents()
+
+    def saliency(x: Tensor) -> Tensor:
+        x = x.clone().requires_grad_()
+        return torch.autograd.grad(net(x)[1].sum(), x)[0]
+
+    compiled, frames = snnfast.compile(saliency), torch._dynamo.utils.counters["frames"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in range(3):
+            compiled(x)
+    before = frames["total"]
+    torch.testing.assert_close(compiled(x), saliency(x))
+    assert frames["total"] == before
+
+
 def test_a_first_call_that_fails_or_runs_under_the_reference_decides_nothing() -> None:
     net, x = snnfast.compile(Net()), currents()
     with pytest.raises(RuntimeError):

@@ -20,7 +20,7 @@ from snnfast._core.ops import (
     opmath_dtype,
     unpack,
 )
-from snnfast._core.pytorch import outside_of_vmap, transforms_are_active
+from snnfast._core.pytorch import not_compiled_alone, outside_of_vmap, transforms_are_active
 
 
 def register(namespace: str) -> None:
@@ -178,6 +178,7 @@ class _Refusing(torch.autograd.Function):
         return found.view_as(found)
 
     @staticmethod
+    @not_compiled_alone
     def backward(ctx: Any, *grads: Any) -> Any:
         raise RuntimeError(NO_TRANSFORM)
 

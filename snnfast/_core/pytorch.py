@@ -11,6 +11,7 @@ __all__ = [
     "constant_while_tracing",
     "current_graph_task_id",
     "is_forward_mode",
+    "not_compiled_alone",
     "outside_of_vmap",
     "transforms_are_active",
     "untraced",
@@ -51,9 +52,19 @@ def untraced(function: Any) -> None:
 
     ``torch.compiler.disable`` does the same, but imports the compiler, and wraps the function, which others may have
     imported by its name. The attribute ends a graph at its call. It does not keep the compiler from the frames of the
-    call itself: what their code is marked with does.
+    call itself: :func:`not_compiled_alone` does.
     """
     function._torchdynamo_disable = True
+    not_compiled_alone(function)
+
+
+def not_compiled_alone(function: Function) -> Function:
+    """Keep ``torch.compile`` from the frames of a function that PyTorch calls, such as a backward pass.
+
+    If a compiled function calls ``loss.backward()``, the compiler would make a graph of each backward pass in Python. A
+    call that it traces still becomes a part of the graph.
+    """
     frames = torch._C._dynamo.eval_frame
     skip = frames._FrameAction.SKIP
     frames.set_code_exec_strategy(function.__code__, frames._FrameExecStrategy(skip, skip))
+    return function

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from snnfast._core import backend, ops
 from snnfast._core.modules import is_only_called
-from snnfast._core.pytorch import constant_while_tracing, is_forward_mode, transforms_are_active
+from snnfast._core.pytorch import constant_while_tracing, is_forward_mode, not_compiled_alone, transforms_are_active
 
 __all__ = ["batch_norm", "evaluated", "has_batch_statistics", "normalised", "over_input", "overwrites"]
 
@@ -238,6 +238,7 @@ def _save(ctx: Any, inputs: Any, output: tuple[Tensor, Tensor, Tensor]) -> None:
     ctx.eps = eps
 
 
+@not_compiled_alone
 def _backward(ctx: Any, grad: Tensor, *_: Any) -> Any:
     x, weight, bias, mean, variance = ctx.saved_tensors
     if torch.is_grad_enabled():  # a second derivative is PyTorch's

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from snnfast._core import backend, ops, settings
-from snnfast._core.pytorch import constant_while_tracing, is_forward_mode, transforms_are_active
+from snnfast._core.pytorch import constant_while_tracing, is_forward_mode, not_compiled_alone, transforms_are_active
 
 __all__ = ["NODES", "conv2d", "convolved", "pair", "takes_kernels"]
 
@@ -124,6 +124,7 @@ class _Events(torch.autograd.Function):
         return torch.ops.snnfast.event_conv2d(x, weight, bias, *stride, *padding)  # type: ignore[no-any-return]
 
     @staticmethod
+    @not_compiled_alone
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, weight = ctx.saved_tensors
         stride, padding, biases = ctx.how
@@ -227,6 +228,7 @@ def _save(ctx: Any, inputs: Any, output: Tensor) -> None:
     ctx.how = stride, padding, None if bias is None else list(bias.shape)
 
 
+@not_compiled_alone
 def _backward(ctx: Any, grad: Tensor) -> Any:
     if torch.is_grad_enabled():
         return _Events.backward(ctx, grad)

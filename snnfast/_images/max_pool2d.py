@@ -11,6 +11,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from snnfast._core import ops
+from snnfast._core.pytorch import not_compiled_alone
 from snnfast._images.conv2d import pair, takes_kernels
 
 __all__ = ["NODES", "max_pool2d", "node", "pooled"]
@@ -84,6 +85,7 @@ class _MaxPooling(torch.autograd.Function):
         return largest  # type: ignore[no-any-return]
 
     @staticmethod
+    @not_compiled_alone
     def backward(ctx: Any, grad: Tensor) -> Any:
         return _of_images(grad, *ctx.saved_tensors, *ctx.how), None, None
 
@@ -122,6 +124,7 @@ def _save(ctx: Any, inputs: Any, output: tuple[Tensor, Tensor]) -> None:
     ctx.how = x.shape, kernel, by
 
 
+@not_compiled_alone
 def _backward(ctx: Any, grad: Tensor, _: Any) -> Any:
     return _of_images(grad, *ctx.saved_tensors, *ctx.how), None, None
 

@@ -12,7 +12,7 @@ from snnfast._core import ops
 from snnfast._core.backend import current_backend, use_fused, warn_once
 from snnfast._core.linear import FEW_OUTPUTS, Linear, bits_pay, flat_bits, weight_gradient
 from snnfast._core.ops import opmath_dtype
-from snnfast._core.pytorch import is_forward_mode, transforms_are_active
+from snnfast._core.pytorch import is_forward_mode, not_compiled_alone, transforms_are_active
 from snnfast._program import cuda
 from snnfast._program.code import Code, Counts, backward_code, forward_code
 from snnfast._program.nvrtc import NoKernelError, kernel_of
@@ -340,6 +340,7 @@ class _Run(torch.autograd.Function):
         return tuple(t if i == call.output else t.view(shapes[i]) for i, t in enumerate(found))
 
     @staticmethod
+    @not_compiled_alone
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         variant, call = ctx.variant, ctx.call
         needs = ctx.needs_input_grad[2:]

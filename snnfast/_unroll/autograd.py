@@ -25,6 +25,7 @@ from snnfast._core.ops import (
     STEP,
     Neuron,
 )
+from snnfast._core.pytorch import not_compiled_alone
 from snnfast._unroll import state_gradients
 from snnfast._unroll.call import ONE_STEP, Options, Request, count_states
 from snnfast.surrogate import DISABLED, has_derivative, straight_through_estimator
@@ -99,6 +100,7 @@ class Unroll(torch.autograd.Function):
         return tuple(found)
 
     @staticmethod
+    @not_compiled_alone
     def backward(ctx: Any, *grads: Any) -> Any:
         neuron, options, request, saved, dtype, shape = ctx.how
         if grads[0] is None and all(grad is None for grad in grads):
@@ -191,6 +193,7 @@ class Fire(Unroll):
         return spk
 
     @staticmethod
+    @not_compiled_alone
     def backward(ctx: Any, *grads: Any) -> Any:
         return Unroll.backward(ctx, *grads, None)
 
@@ -277,6 +280,7 @@ class _NoDoubleBackward(torch.autograd.Function):
         return grad.view_as(grad)
 
     @staticmethod
+    @not_compiled_alone
     def backward(ctx: Any, *grads: Any) -> Any:
         raise NotImplementedError(NO_SECOND_DERIVATIVE)
 

@@ -16,7 +16,7 @@ from snnfast._core import backend, ops, settings
 from snnfast._core import linear as _linear
 from snnfast._core.modules import is_only_called
 from snnfast._core.ops import NEEDS_AT, SAVE_CHECKPOINTS, SAVED_AT, SEQUENCE, opmath_dtype
-from snnfast._core.pytorch import is_forward_mode, transforms_are_active
+from snnfast._core.pytorch import is_forward_mode, not_compiled_alone, transforms_are_active
 from snnfast._unroll.autograd import CLAMP, of_states, refusing, sum_to
 from snnfast._unroll.call import ONE_STEP, Connections, Convolution, UnrollCall, needs_graph, step_shape
 from snnfast._unroll.checks import check_weight, out_of_inference
@@ -196,6 +196,7 @@ class UnrollConnected(torch.autograd.Function):
         return found
 
     @staticmethod
+    @not_compiled_alone
     def backward(ctx: Any, *grads: Any) -> Any:
         x, *rest = ctx.saved_tensors
         tensors, spks, rest = rest[: ctx.tensors], rest[ctx.tensors], rest[ctx.tensors + 1 :]

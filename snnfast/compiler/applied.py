@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
+from snnfast._core.pytorch import not_compiled_alone
 from snnfast.compiler.nodes import is_assert, line_of, name_of, remove_unused
 
 
@@ -62,6 +63,7 @@ class Applied:
                 return output
 
             @staticmethod
+            @not_compiled_alone
             def backward(ctx: Any, *grads: Any) -> Any:
                 kept = list(ctx.kept)
                 for i, a in zip(ctx.tracked, ctx.saved_tensors, strict=True):

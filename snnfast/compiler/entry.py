@@ -14,7 +14,7 @@ from torch import nn
 
 from snnfast._core import backend as _backend
 from snnfast.compiler.backend import backend, recorded
-from snnfast.compiler.report import Explanation, GraphReport, cuts_since, number_of_cuts
+from snnfast.compiler.report import Explanation, GraphReport, cuts_since, number_of_cuts, number_of_failures
 from snnfast.compiler.tracing import tracing
 from snnfast.neurons.network import convert
 
@@ -97,6 +97,9 @@ def _call_of_its_own() -> Compiled:
     return types.FunctionType(call.__code__.replace(co_name=f"call_{next(_numbers)}"), call.__globals__)
 
 
+# What torch.compile can't compile, it mostly traces once and never again. Some functions it traces at every call.
+_PATIENCE = 3
+
 # Where torch has this option, the functions that a call is split into have caches of their own as well.
 _OWN_CACHE = {"isolate_recompiles": True} if "isolate_recompiles" in inspect.signature(torch.compile).parameters else {}
 
@@ -107,14 +110,24 @@ def _compiled(function: Compiled, name: str, options: dict[str, Any], left: dict
     With gradients a call has other graphs than without, so the first one of either kind decides.
     """
     traced = torch.compile(function, backend="snnfast", **{**_OWN_CACHE, **options})
-
-    def compiled(*args: Any, **kwargs: Any) -> Any:
-        with tracing:
-            return traced(*args, **kwargs)
-
     another = "inner" in (options.get("options") or {})
     reports: dict[bool, list[GraphReport]] = {True: [], False: []}
     chosen: dict[bool, Compiled] = {}
+    in_vain = 0  # so many calls in a row were traced in vain
+
+    def compiled(*args: Any, **kwargs: Any) -> Any:
+        nonlocal in_vain
+        failures = number_of_failures()
+        with tracing:
+            result = traced(*args, **kwargs)
+        in_vain = in_vain + 1 if number_of_failures() > failures else 0
+        if in_vain >= _PATIENCE and not another:
+            chosen.update({True: function, False: function})
+            _backend.warn_once(
+                f"snnfast: {name} runs as it is, without torch.compile, which traces a part of it at every call in "
+                'vain. TORCH_LOGS="graph_breaks" shows where'
+            )
+        return result
 
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:

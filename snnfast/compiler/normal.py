@@ -133,6 +133,9 @@ def _check(gm: GraphModule) -> None:
     for node in gm.graph.nodes:
         if node.op == "call_module":
             raise RefusedError(f"it calls the module {node.target} as a whole")
+        if node.op == "get_attr" and isinstance(getattr(gm, str(node.target), None), Tensor):
+            # It is no input, so that an operator would change it while it is traced.
+            raise RefusedError("it has tensors of its own, as a step of an optimizer has")
         if node.op == "call_function" and "functorch" in _module_of(node.target):
             raise RefusedError("it uses a transform of torch.func, such as vmap or grad")
         if name_of(node.target) in ("set_", "shallow_copy_data_"):

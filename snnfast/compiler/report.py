@@ -136,6 +136,12 @@ def number_of_cuts() -> int:
     return len(torch._dynamo.utils.graph_break_reasons)
 
 
+def number_of_failures() -> int:
+    """How often ``torch.compile`` has traced a function so far that it then could not compile."""
+    frames = torch._dynamo.utils.counters["frames"]
+    return frames["total"] - frames["ok"]
+
+
 def cuts_since(number: int) -> list[str]:
     """File, line and code of the places where ``torch.compile`` has cut the user's code since."""
     found = torch._dynamo.utils.graph_break_reasons[number:]

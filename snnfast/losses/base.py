@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - PyTorch's own name for it
 
+from snnfast._core.pytorch import not_compiled_alone
 from snnfast._core.settings import check_flag
 from snnfast._unroll.ragged import check_steps, has_values, valid_steps
 
@@ -245,6 +246,7 @@ class _SpikeTimes(torch.autograd.Function):
         return times.to(spk.dtype)
 
     @staticmethod
+    @not_compiled_alone
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None, None]:
         (steps,) = ctx.saved_tensors
         grad = -grads[0]

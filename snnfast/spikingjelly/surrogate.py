@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from snnfast import surrogate as snnfast_surrogate
+from snnfast._core.pytorch import not_compiled_alone
 from snnfast.surrogate import Surrogate
 from snnfast.surrogate.base import number
 from snnfast.surrogate.examine import SpikeGrad
@@ -39,6 +40,7 @@ class _Spike(torch.autograd.Function):
         return heaviside(x)
 
     @staticmethod
+    @not_compiled_alone
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
         return grads[0] * ctx.function.derivative(ctx.saved_tensors[0]), None
 

@@ -8,6 +8,8 @@ from typing import Any, ClassVar, ParamSpec, TypeVar, cast
 import torch
 from torch import Tensor
 
+from snnfast._core.pytorch import not_compiled_alone
+
 P = ParamSpec("P")
 Kind = TypeVar("Kind", bound="type[Surrogate]")
 
@@ -53,6 +55,7 @@ class _Spike(torch.autograd.Function):
         ctx.save_for_backward(z)
 
     @staticmethod
+    @not_compiled_alone
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
         (z,) = ctx.saved_tensors
         return grads[0] * ctx.surrogate.derivative(z), None
@@ -86,6 +89,7 @@ class CustomSpike(torch.autograd.Function):
         ctx.save_for_backward(z, output)
 
     @staticmethod
+    @not_compiled_alone
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
         z, spk = ctx.saved_tensors
         return ctx.function(z, grads[0].clone(), spk), None
