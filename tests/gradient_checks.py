@@ -45,6 +45,12 @@ def _gradients_of(outputs: Outputs, tensors: Mapping[str, Tensor | None], case: 
     return dict(zip(asking, torch.autograd.grad(loss, list(asking.values()), allow_unused=True), strict=True))
 
 
+def outputs_and_gradients(case: Case, tensors: Mapping[str, Tensor | None]) -> Tensors:
+    """Of the kernels, by name."""
+    outputs = fused(tensors, case)
+    return {**outputs, **{f"grad of {name}": g for name, g in _gradients_of(outputs, tensors, case, "both").items()}}
+
+
 def or_zeros(found: Tensors, tensors: Mapping[str, Tensor | None]) -> Outputs:
     """Where the loss does not depend on an input, "no gradient" and zeros are the same answer."""
     return {name: torch.zeros_like(tensors[name]) if g is None else g for name, g in found.items()}  # type: ignore[arg-type]

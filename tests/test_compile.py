@@ -246,50 +246,42 @@ def trained(net: nn.Module, call: Any, x: Tensor) -> list[Tensor]:
     return [spk.detach(), mem.detach(), *(p.grad.clone() for p in net.parameters())]
 
 
-def targets(gm: GraphModule) -> list[Any]:
-    return [n.target for n in gm.graph.nodes if n.op == "call_function"]
+def recording(seen: list[Any], change: Any = lambda gm: gm) -> Callable[..., Any]:
+    """A backend that notes what a graph calls, and that can change it before."""
+
+    def backend(gm: GraphModule, example_inputs: Any) -> Any:
+        changed = change(gm)
+        seen.extend(n.target for n in changed.graph.nodes if n.op == "call_function")
+        return changed.forward
+
+    return backend
 
 
 @pytest.mark.needs_extension
-def test_each_unroll_is_one_node() -> None:
+def test_a_graph_that_stays_as_it_is_has_a_node_for_each_call_of_the_eager_network() -> None:
     seen: list[Any] = []
 
-    def recording(gm: GraphModule, example_inputs: Any) -> Any:
-        seen.extend(targets(gm))
-        return gm.forward
-
-    torch.compile(dense(), backend=recording, fullgraph=True)(torch.rand(5, 4, 6))
-    assert seen.count(torch.ops.snnfast.unroll) == 2
-    assert not any(isinstance(t, torch._ops.HigherOrderOperator) for t in seen)
-
-
-@pytest.mark.needs_extension
-def test_a_graph_that_stays_as_it_is_calls_what_the_eager_network_calls() -> None:
-    seen: list[Any] = []
-
-    def recording(gm: GraphModule, example_inputs: Any) -> Any:
+    def unchanged(gm: GraphModule) -> Any:
         merged, report = merge(gm)
         assert merged is gm
         assert not report.warnings
-        seen.extend(targets(merged))
-        return merged.forward
+        return merged
 
     net, x = convolutional(), (torch.rand(9, 2, 1, 8, 8) < 0.05).float()
-    found = trained(net, torch.compile(net, backend=recording, fullgraph=True), x)
+    found = trained(net, torch.compile(net, backend=recording(seen, unchanged), fullgraph=True), x)
     assert seen.count(graph.unroll) == 2
     assert seen.count(conv2d.conv2d) == 2
     assert seen.count(max_pool2d.node) == 1
+    assert not any(isinstance(t, torch._ops.HigherOrderOperator) for t in seen)
     assert_all_bits_equal(found, trained(net, net, x))
 
 
 @pytest.mark.needs_extension
 def test_convolutions_of_a_graph_without_neurons_are_left_alone() -> None:
-    def recording(gm: GraphModule, example_inputs: Any) -> Any:
-        merged, _ = merge(gm)
-        assert torch.conv2d in targets(merged)
-        return merged.forward
-
-    torch.compile(nn.Conv2d(1, 32, 3), backend=recording, fullgraph=True)(torch.rand(2, 1, 8, 8))
+    seen: list[Any] = []
+    backend = recording(seen, lambda gm: merge(gm)[0])
+    torch.compile(nn.Conv2d(1, 32, 3), backend=backend, fullgraph=True)(torch.rand(2, 1, 8, 8))
+    assert torch.conv2d in seen
 
 
 @pytest.mark.needs_extension
@@ -298,15 +290,7 @@ def test_a_number_that_was_assigned_to_a_layer_compiles(backend: str) -> None:
     layer, x = Leaky(0.9), torch.rand(5, 4) * 2
     del layer.beta
     layer.beta = 0.3
-
-    def loop(x: Tensor) -> Tensor:
-        mem, record = torch.zeros(4), []
-        for step in range(5):
-            _, mem = layer(x[step], mem)
-            record.append(mem)
-        return torch.stack(record)
-
-    for function in (loop, lambda x: layer.unroll(x)[1]):
+    for function in (lambda x: loop(layer, x)[1], lambda x: layer.unroll(x)[1]):
         assert_bits_equal(torch.compile(function, backend=backend, fullgraph=True)(x), function(x))
 
 
@@ -315,14 +299,9 @@ def test_other_compilers_find_the_kernels_in_the_node() -> None:
     from torch._dynamo.backends.common import aot_autograd
 
     seen: list[Any] = []
-
-    def recording(gm: GraphModule, example_inputs: Any) -> Any:
-        seen.extend(targets(gm))
-        return gm.forward
-
-    net, x = dense(), torch.rand(64, 8, 6) * 3
+    net, x, backend = dense(), torch.rand(64, 8, 6) * 3, aot_autograd(fw_compiler=recording(seen))
     wanted = trained(net, net, x)
-    found = trained(net, torch.compile(net, backend=aot_autograd(fw_compiler=recording), fullgraph=True), x)
+    found = trained(net, torch.compile(net, backend=backend, fullgraph=True), x)
     for op in (torch.ops.snnfast.leaky_forward.default, torch.ops.snnfast.leaky_backward.default):
         assert seen.count(op) == 2
     assert ops.spikes_linear in seen  # the spikes go on as bits

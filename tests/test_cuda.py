@@ -24,8 +24,10 @@ from helpers import (
     SURROGATES,
     THOROUGH,
     Case,
+    Tensors,
     assert_bits_equal,
     assert_close,
+    assert_each_equal,
     fused,
     inputs,
     leaves,
@@ -148,8 +150,8 @@ def test_no_order_of_threads_or_blocks_changes_a_bit(neuron: str, device: torch.
         for seed in range(6):
             set_seed(seed)
             found.append(gradients(fused, leaves(inputs(case, device)), case))
-        for again, (name, grad) in itertools.product(found[1:], found[0].items()):
-            assert_bits_equal(again[name], grad, f"{case}: {name}")  # type: ignore[arg-type]
+        for again in found[1:]:
+            assert_each_equal(again, found[0], case)
 
 
 # ---- which kernel a call takes
@@ -259,6 +261,16 @@ def is_chunked() -> bool:
     return take_launches()[-1].kernel.startswith("backward_plain_chunked<")
 
 
+def chunked_and_plain(case: Case, tensors: Tensors) -> list[Any]:
+    """The gradients of both kernels, by name."""
+    found = []
+    for limits in (ALWAYS, NEVER):
+        set_chunked_limits(*limits)
+        found.append(gradients(fused, leaves(tensors), case, "spk"))
+        assert is_chunked() == (limits == ALWAYS)
+    return found
+
+
 @emulated
 @pytest.mark.parametrize("name", ROWS)
 def test_chunked_calls(name: str, device: torch.device) -> None:
@@ -273,13 +285,7 @@ def test_chunked_calls(name: str, device: torch.device) -> None:
 def test_a_single_chunk_has_the_numbers_of_the_plain_kernel(device: torch.device) -> None:
     for dtype, record_mem in itertools.product((torch.float32, *HALVES), (True, False)):
         case = Case("leaky", "unroll", 16, (5, 11), dtype, record_mem=record_mem, parameters="element")
-        found = []
-        for limits in (ALWAYS, NEVER):
-            set_chunked_limits(*limits)
-            found.append(gradients(fused, leaves(inputs(case, device)), case, "spk"))
-            assert is_chunked() == (limits == ALWAYS)
-        for name, grad in found[0].items():
-            assert torch.equal(grad, found[1][name]), f"{case}: {name}"  # type: ignore[arg-type]
+        assert_each_equal(*chunked_and_plain(case, inputs(case, device)), case)
 
 
 @emulated
@@ -288,14 +294,9 @@ def test_nan_goes_where_it_goes_in_the_plain_kernel(device: torch.device) -> Non
         case = Case("leaky", "unroll", 75, (40,), record_mem=record_mem, parameters="element")
         tensors: Any = inputs(case, device)
         tensors["current"][30, 3] = tensors["beta"][5] = float("nan")
-        found = []
-        for limits in (ALWAYS, NEVER):
-            set_chunked_limits(*limits)
-            found.append(gradients(fused, leaves(tensors), case, "spk"))
-            assert is_chunked() == (limits == ALWAYS)
-        assert sum(grad.isnan().any() for grad in found[0].values()) >= 3  # type: ignore[union-attr]
-        for name, grad in found[0].items():
-            assert torch.equal(grad.isnan(), found[1][name].isnan()), f"{case}: {name}"  # type: ignore[union-attr]
+        chunked, plain_ones = ({n: g.isnan() for n, g in of.items()} for of in chunked_and_plain(case, tensors))
+        assert sum(nan.any() for nan in chunked.values()) >= 3
+        assert_each_equal(chunked, plain_ones, case)
 
 
 @emulated

@@ -67,8 +67,7 @@ def needed(code: str) -> set[str]:
 def import_or_skip(library: str) -> None:
     if importlib.util.find_spec(library) is None:
         pytest.skip(f"needs {library}")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(action="ignore"):
         importlib.import_module(library if library != "norse" else "norse.torch")
 
 

@@ -176,8 +176,7 @@ def test_what_can_not_be_done_by_bits_is_done_with_numbers() -> None:
     assert not lif(reduce="sum")
     assert not lif(graded_spikes_factor=torch.rand(4, 1))
     assert not lif(beta=torch.full((6,), 0.9, dtype=torch.float64))  # which widens the arithmetic
-    with snnfast.use_backend("auto"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that it is slow
+    with snnfast.use_backend("auto"), warnings.catch_warnings(action="ignore"):  # that it is slow
         assert not lif(state_quant=lambda mem: mem)
     with snnfast.use_backend("reference"):
         assert not lif()

@@ -144,7 +144,6 @@ def test_a_program_that_raises_compiled_only_is_wrong(monkeypatch: pytest.Monkey
         raise KeyError("planted")
 
     monkeypatch.setattr(sys.modules["snnfast.compiler.backend"], "capture", fails)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(action="ignore"):
         found = with_settings(lambda: outcome(PLAIN, "snnfast", Counter()))
     assert found == "the pass failed: KeyError: 'planted'"

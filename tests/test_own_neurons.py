@@ -11,6 +11,7 @@ import pytest
 import torch
 from helpers import assert_all_bits_equal, emulated_if_thorough, gradients_of
 from loop_ops import Masked
+from multistep_checks import Loop
 from torch import Tensor, nn
 
 import snnfast
@@ -347,28 +348,16 @@ def test_under_transforms() -> None:
 
 
 def test_in_compiled_code(nothing_compiled: None) -> None:
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.fc, self.lif = nn.Linear(N, 8), DecayInputLIF(learn_tau=True)
-
-        def forward(self, x: Tensor) -> Tensor:
-            v, rows = torch.zeros(B, 8), []
-            for step in x:
-                spk, v = self.lif(self.fc(step), v)
-                rows.append(spk)
-            return torch.stack(rows)
-
-    net, x = Net(), sequence().detach()[:4]
-    by_loop = net(x)
-    assert torch.equal(by_loop, net.lif.unroll(net.fc(x))[0])
-    unroll = torch.compile(lambda x: net.lif.unroll(x)[0], backend="eager")
+    fc, lif = net = Loop(nn.Linear(N, 8), DecayInputLIF(learn_tau=True))
+    x = sequence().detach()[:4]
+    by_loop, _ = net(x)
+    assert torch.equal(by_loop, lif.unroll(fc(x))[0])
+    unroll = torch.compile(lambda x: lif.unroll(x)[0], backend="eager")
     with pytest.warns(UserWarning, match="step by step where torch.compile traces it"):
-        assert torch.equal(by_loop, unroll(net.fc(x)))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # nothing in it is merged yet
+        assert torch.equal(by_loop, unroll(fc(x)))
+    with warnings.catch_warnings(action="ignore"):  # nothing in it is merged yet
         compiled = snnfast.compile(net)
-        torch.testing.assert_close(by_loop, compiled(x))
+        torch.testing.assert_close(by_loop, compiled(x)[0])
 
 
 @pytest.mark.needs_extension

@@ -27,8 +27,7 @@ SURROGATES = ("Sigmoid", "ATan", "PiecewiseQuadratic", "PiecewiseExp", "SoftSign
 def theirs() -> ModuleType:
     """``spikingjelly.activation_based`` of the installed SpikingJelly."""
     pytest.importorskip("spikingjelly", reason="SpikingJelly 2.0.0 is not installed")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(action="ignore"):
         from spikingjelly import activation_based
         from spikingjelly.activation_based import functional, neuron, surrogate  # noqa: F401
     return activation_based

@@ -79,11 +79,6 @@ def assert_same(found: list[Tensor | None], expected: list[Tensor | None]) -> No
             torch.testing.assert_close(a, b.to(a.dtype), rtol=1e-5, atol=1e-6)  # snnTorch's spikes are float32
 
 
-@pytest.fixture
-def new_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend, "_warned", set())
-
-
 @pytest.fixture(params=[pytest.param(snn, marks=pytest.mark.thorough), snnfast], ids=["snnfast.snntorch", "snnfast"])
 def library(request: pytest.FixtureRequest) -> Any:
     return request.param
@@ -170,16 +165,14 @@ MESSAGE = "snnfast: the gradient that a hook or retain_grad.. sees .* snnfast.us
 
 def told(act: Any) -> int:
     """How often a call warns."""
-    with warnings.catch_warnings(record=True) as found:
-        warnings.simplefilter("always")
+    with warnings.catch_warnings(record=True, action="always") as found:
         act()
     return sum("use_state_gradients" in str(w.message) for w in found)
 
 
-@pytest.mark.usefixtures("new_warnings")
 @cases
 def test_a_hook_warns_where_it_sees_less_than_in_snntorch(
-    library: Any, name: str, reset: str, delay: bool, spike_grad: Any, monkeypatch: pytest.MonkeyPatch
+    library: Any, name: str, reset: str, delay: bool, spike_grad: Any
 ) -> None:
     differ, warn = [], []
     made = [steps(layer_of(lib, name, reset, delay, spike_grad), inputs(4, 3, 5)) for lib in (library, snntorch)]
@@ -187,13 +180,12 @@ def test_a_hook_warns_where_it_sees_less_than_in_snntorch(
         ours, theirs = (torch.autograd.grad(objective(m), m[1][place], retain_graph=True)[0].double() for m in made)
         if not torch.allclose(ours, theirs, 1e-5, 1e-6):
             differ.append(place)
-        monkeypatch.setattr(backend, "_warned", set())
+        backend._warned.clear()
         if told(partial(result.register_hook, torch.clone)):
             warn.append(place)
     assert warn == differ
 
 
-@pytest.mark.usefixtures("new_warnings")
 def test_the_warning_names_the_setting_and_the_line() -> None:
     layer, x = snnfast.Leaky(0.9), inputs(2, 3)
     _, mem = layer(x[0])
@@ -203,7 +195,6 @@ def test_the_warning_names_the_setting_and_the_line() -> None:
     assert told(lambda: layer(x[1])[1].register_hook(lambda g: g)) == 0  # once per process
 
 
-@pytest.mark.usefixtures("new_warnings")
 @pytest.mark.parametrize("last", [True, False])
 def test_retain_grad_warns_before_the_gradient_can_be_read(last: bool) -> None:
     made = steps(snnfast.Leaky(0.9), inputs(3, 4))
@@ -214,7 +205,6 @@ def test_retain_grad_warns_before_the_gradient_can_be_read(last: bool) -> None:
     assert found[0].filename == __file__
 
 
-@pytest.mark.usefixtures("new_warnings")
 def test_nothing_else_warns() -> None:
     x = inputs(4, 3, 5)
 
