@@ -244,7 +244,7 @@ class WithSLSTM(nn.Module):
 
 
 GAINS_NOTHING = {
-    "no kernel": (WithSLSTM, "WithSLSTM runs as it is, without torch.compile: lstm: snnfast has no kernel for SLSTM;"),
+    "no kernel": (WithSLSTM, "WithSLSTM runs as it is, without torch.compile: lstm: snnfast has no kernel for SLSTM"),
     "one step": (OneStep, "OneStep runs as it is, without torch.compile: 1 step of leaky .*The loop may be outside"),
     "no neuron": (lambda: nn.Linear(12, 5), "Linear runs as it is, without torch.compile: there is no step of a"),
 }
