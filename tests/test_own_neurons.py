@@ -195,20 +195,13 @@ def test_held_states() -> None:
     snnfast.reset(held)
     assert torch.equal(held.v, torch.full((B, N), -65.0))
     assert torch.equal(torch.stack([held(step) for step in x]), whole[0])
+    assert torch.equal(free.unroll(x[8:], whole[1][7], whole[2][7])[0], whole[0][8:])
     spk, v, u = free(x[0], whole[1][-1], whole[2][-1])
     assert spk.shape == v.shape == u.shape == (B, N)
     with pytest.raises(TypeError, match="v: must not be passed"):
         held(x[0], whole[1][-1])
     held.reset_mem()
     assert torch.equal(Izhikevich(init_hidden=True, output=True)(x[0])[1], free.unroll(x)[1][0])
-
-
-def test_passes_states_on() -> None:
-    layer, x = CurrentLIF(), sequence().detach()
-    whole = layer.unroll(x)
-    first = layer.unroll(x[:10], record_mem=False)
-    second = layer.unroll(x[10:], *first[1:])
-    assert torch.equal(whole[1][10:], second[1])
 
 
 def test_reduce_counts() -> None:
