@@ -111,14 +111,16 @@ def bytes_of(tensors: Iterable[Tensor], beyond: Iterable[Tensor | None] = ()) ->
     return sum(sizes[at] for at in sizes.keys() - {t.untyped_storage().data_ptr() for t in beyond if t is not None})
 
 
-class Largest(TorchDispatchMode):
-    """The most elements in any result of any operator; ``floating``: in any of floating point."""
+class Operators(TorchDispatchMode):
+    """The names of those that run, and the most elements in any result; ``floating``: in any of floating point."""
 
     def __init__(self, floating: bool = False) -> None:
         super().__init__()
+        self.names: list[str] = []
         self.elements, self._floating = 0, floating
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(func.name())
         result = func(*args, **(kwargs or {}))
         for t in result if isinstance(result, tuple | list) else (result,):
             if isinstance(t, Tensor) and (t.is_floating_point() or not self._floating):

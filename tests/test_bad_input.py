@@ -19,8 +19,6 @@ from snnfast import functional, reference, surrogate
 from snnfast._core import ops
 
 CURRENT = torch.rand(4, 3, 10)
-
-
 LAYOUTS = (torch.Tensor.to_sparse, torch.Tensor.to_sparse_csr, torch.Tensor.to_mkldnn)
 
 

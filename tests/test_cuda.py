@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from emulator.build import kernels, set_chunked_limits, set_seed, set_vector_minimum, take_launches
-from gradient_checks import gradients
+from gradient_checks import Operators, gradients
 from helpers import (
     FIRST_SEED,
     FLOATS,
@@ -35,7 +35,6 @@ from helpers import (
 )
 from test_kernels import ORDINARY, check_ordinary
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import snnfast
 from benchmarks.gpu import workload
@@ -68,18 +67,6 @@ def settings(device: torch.device) -> Iterator[None]:
     set_vector_minimum(1)
     set_chunked_limits(*LIMITS)
     set_seed(FIRST_SEED)
-
-
-class Calls(TorchDispatchMode):
-    """Names of the ops that are called."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.names.append(func.name())
-        return func(*args, **(kwargs or {}))
 
 
 # ---- launches
@@ -121,10 +108,10 @@ def test_a_layer_takes_two_launches_and_no_other_op(neuron: str, device: torch.d
         assert len(take_launches()) == 1
         wanted = [t for t in given.values() if t is not None]
         weights = [torch.ones_like(t) for t in outputs]
-        with Calls() as calls:
+        with Operators() as ran:
             torch.autograd.grad(outputs, wanted, weights)
         assert len(take_launches()) == 1
-        launched = [name for name in calls.names if name != "aten::detach"]  # of an output that was saved
+        launched = [name for name in ran.names if name != "aten::detach"]  # of an output that was saved
         assert launched == [f"snnfast_emulated::{case.kind.ops.name}_backward"]
 
 
@@ -372,7 +359,7 @@ def test_a_number_of_another_device_costs_one_copy_and_of_the_same_none() -> Non
     """PyTorch wants the gradient of a number on the CPU there when ``backward`` returns, so the host waits for it."""
     total = torch.tensor(1.5)
     for device, names in (("cpu", []), ("meta", ["aten::_to_copy"])):
-        with Calls() as calls:
+        with Operators() as ran:
             found = sum_to(total, torch.empty((), device=device))
-        assert [name for name in calls.names if name != "aten::empty.memory_format"] == names
+        assert [name for name in ran.names if name != "aten::empty.memory_format"] == names
         assert found.device.type == device

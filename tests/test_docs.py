@@ -105,9 +105,7 @@ def test_every_block_is_run_or_says_why_not(page: Path) -> None:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_the_examples_of_docstrings_run(module: str) -> None:
-    if "snntorch" in module or module == "snnfast.snntorch._convert":
-        import_or_skip("snntorch")
-    if module == "snnfast.networks.multistep":
+    if "snntorch" in module or module == "snnfast.networks.multistep":
         import_or_skip("snntorch")
     torch.manual_seed(0)
     torch._dynamo.reset()

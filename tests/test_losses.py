@@ -312,7 +312,7 @@ def spoiled(rec: Tensor, lengths: Tensor, value: float = float("nan")) -> Tensor
     return rec.masked_fill((torch.arange(len(rec)).view(-1, 1) >= lengths).unsqueeze(2), value)
 
 
-def each_alone(loss: Any, rec: Tensor, targets: Tensor, lengths: Tensor) -> list[Tensor]:
+def each_alone(loss: Any, rec: Tensor, targets: Tensor, lengths: Tensor) -> list[Any]:
     return [loss(rec[:n, b : b + 1], targets[b : b + 1]) for b, n in enumerate(lengths.tolist())]
 
 
@@ -364,9 +364,7 @@ def test_lengths_of_accuracies_and_the_penalty(data: st.DataObject) -> None:
     beyond = spoiled(spk, lengths, 1.0)
     code = {"population_code": True, "num_classes": CLASSES}
     for accuracy, options in ((losses.accuracy_rate, {}), (losses.accuracy_rate, code), (losses.accuracy_temporal, {})):
-        one_by_one = [
-            accuracy(spk[:n, b : b + 1], targets[b : b + 1], **options) for b, n in enumerate(lengths.tolist())
-        ]
+        one_by_one = each_alone(functools.partial(accuracy, **options), spk, targets, lengths)
         assert accuracy(beyond, targets, **options, lengths=lengths) == pytest.approx(sum(one_by_one) / samples)
     for shaped in (beyond, beyond.view(STEPS, samples, 3, 4), beyond[..., 0]):
         wanted = sum(shaped[:n, b].sum() for b, n in enumerate(lengths.tolist()))

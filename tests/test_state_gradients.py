@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import snntorch
 import torch
+from callables import steep
 from helpers import RESETS, assert_all_bits_equal
 from snntorch import surrogate
 from snntorch_checks import DECAYS, OTHER_DECAYS, STATES, TAKE_DELAY, learning, make
@@ -28,11 +29,6 @@ pytestmark = pytest.mark.needs_extension
 ALL = [*DECAYS, *OTHER_DECAYS]
 CASES = [(n, reset, delay) for n in ALL for reset in RESETS for delay in (True, False) if delay or n in TAKE_DELAY]
 cases = pytest.mark.parametrize(("name", "reset", "delay"), CASES)
-
-
-def own(z: Tensor) -> Tensor:
-    """A surrogate that no kernel has."""
-    return (z > 0).to(z.dtype).detach() + (z.sigmoid() - z.sigmoid().detach())
 
 
 def layer_of(library: Any, name: str, reset: str, delay: bool, spike_grad: Any = None) -> Any:
@@ -86,7 +82,7 @@ def library(request: pytest.FixtureRequest) -> Any:
 
 @pytest.fixture(params=["kernel", "own"])
 def spike_grad(request: pytest.FixtureRequest) -> Any:
-    return surrogate.fast_sigmoid(slope=5) if request.param == "kernel" else own
+    return surrogate.fast_sigmoid(slope=5) if request.param == "kernel" else steep
 
 
 # ---- with the setting
@@ -250,10 +246,6 @@ def of_spikes_that_were_read(spk: Tensor, mem: Tensor) -> Tensor:
     return double
 
 
-def of_the_last_membrane(made: list[tuple[Tensor, ...]]) -> None:
-    made[-1][1].register_hook(clamped)
-
-
 def in_a_loop(layer: Any, inside: Any = None, behind: Any = None) -> Any:
     """A loop over time. ``inside`` gives the spikes of a step that are returned, ``behind`` sees all results."""
 
@@ -289,11 +281,9 @@ def compiled(nothing_compiled: None) -> Iterator[Any]:
 HOOKS: dict[str, tuple[Any, ...]] = {  # inside of the loop, behind it, and outside of what is compiled
     "inside": (of_membranes, None, None),
     "read before": (of_spikes_that_were_read, None, None),
-    "last": (None, of_the_last_membrane, None),
+    "last": (None, lambda made: made[-1][1].register_hook(clamped), None),
     "results": (None, None, lambda made: [mem.register_hook(clamped) for _, mem in made[:-1]]),
 }
-
-
 hooks_in_graphs = pytest.mark.skipif(
     find_spec("torch._higher_order_ops.register_hook") is None,
     reason="this PyTorch makes an autograd.Function of a hook in a graph",
