@@ -8,6 +8,7 @@ import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -76,7 +77,8 @@ def run_page(page: Path) -> dict[str, Any]:
     code = [b for b in blocks(page) if b.info == "python"]
     for library in needed("\n".join(b.code for b in code)):
         import_or_skip(library)
-    namespace: dict[str, Any] = {"__name__": "docs"}
+    sys.modules["a_page"] = module = ModuleType("a_page")  # torch 2.11 looks there for what a function reads
+    namespace = vars(module)
     for block in code:
         # The line numbers of an error are those of the page.
         exec(compile("\n" * (block.line - 1) + block.code, str(page), "exec"), namespace)
