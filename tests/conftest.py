@@ -34,9 +34,12 @@ def skip_unless_required(reason: str | None, variable: str) -> NoReturn:
 
 
 @pytest.fixture(autouse=True)
-def bits_for_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small tests reach the products of spikes as bits, too."""
+def as_if_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No warning has come yet, and snnTorch's list has no neuron of another test; few rows are multiplied as bits."""
+    monkeypatch.setattr(_backend, "_warned", set())
     monkeypatch.setattr(linear, "LEAST_ROWS", 1)
+    if "snntorch" in sys.modules:
+        monkeypatch.setattr(sys.modules["snntorch"].SpikingNeuron, "instances", [])
 
 
 @pytest.fixture(scope="session")
@@ -160,20 +163,12 @@ def run_example(
 
 
 @pytest.fixture
-def nothing_compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """torch.compile begins anew, and so do its counters and the warnings that come once."""
+def nothing_compiled() -> Iterator[None]:
+    """torch.compile begins anew, and so do its counters."""
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    monkeypatch.setattr(_backend, "_warned", set())
     yield
     torch._dynamo.reset()
-
-
-@pytest.fixture(autouse=True)
-def own_list_of_neurons(monkeypatch: pytest.MonkeyPatch) -> None:
-    """snnTorch keeps every neuron for good: none of another test's here."""
-    if "snntorch" in sys.modules:
-        monkeypatch.setattr(sys.modules["snntorch"].SpikingNeuron, "instances", [])
 
 
 @pytest.fixture(autouse=True)

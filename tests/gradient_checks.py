@@ -45,6 +45,12 @@ def _gradients_of(outputs: Outputs, tensors: Mapping[str, Tensor | None], case: 
     return dict(zip(asking, torch.autograd.grad(loss, list(asking.values()), allow_unused=True), strict=True))
 
 
+def outputs_and_gradients(case: Case, tensors: Mapping[str, Tensor | None]) -> Tensors:
+    """Of the kernels, by name."""
+    outputs = fused(tensors, case)
+    return {**outputs, **{f"grad of {name}": g for name, g in _gradients_of(outputs, tensors, case, "both").items()}}
+
+
 def or_zeros(found: Tensors, tensors: Mapping[str, Tensor | None]) -> Outputs:
     """Where the loss does not depend on an input, "no gradient" and zeros are the same answer."""
     return {name: torch.zeros_like(tensors[name]) if g is None else g for name, g in found.items()}  # type: ignore[arg-type]
@@ -105,14 +111,16 @@ def bytes_of(tensors: Iterable[Tensor], beyond: Iterable[Tensor | None] = ()) ->
     return sum(sizes[at] for at in sizes.keys() - {t.untyped_storage().data_ptr() for t in beyond if t is not None})
 
 
-class Largest(TorchDispatchMode):
-    """The most elements in any result of any operator; ``floating``: in any of floating point."""
+class Operators(TorchDispatchMode):
+    """The names of those that run, and the most elements in any result; ``floating``: in any of floating point."""
 
     def __init__(self, floating: bool = False) -> None:
         super().__init__()
+        self.names: list[str] = []
         self.elements, self._floating = 0, floating
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(func.name())
         result = func(*args, **(kwargs or {}))
         for t in result if isinstance(result, tuple | list) else (result,):
             if isinstance(t, Tensor) and (t.is_floating_point() or not self._floating):

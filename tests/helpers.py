@@ -308,6 +308,12 @@ def assert_close(
     )
 
 
+def assert_each_equal(actual: Mapping[str, Any], expected: Mapping[str, Tensor | None], what: object = "") -> None:
+    """By bits, or ``None`` where ``None`` is expected; of two mappings by name."""
+    for name, t in expected.items():
+        assert actual[name] is None if t is None else assert_bits_equal(actual[name], t, f"{what}: {name}") is None
+
+
 def assert_all_bits_equal(actual: Iterable[Tensor], expected: Iterable[Tensor]) -> None:
     for a, b in zip(actual, expected, strict=True):
         assert_bits_equal(a, b)

@@ -53,8 +53,7 @@ def currents(T: int = 5, B: int = 3) -> Tensor:
 
 
 def refused(function: Any, *args: Any) -> str:
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    with warnings.catch_warnings(record=True, action="always") as caught:
         function(*args)
     (message,) = [str(w.message) for w in caught if str(w.message).startswith("snnfast: ")]
     return message

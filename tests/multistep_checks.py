@@ -52,6 +52,13 @@ def loop(layers: list[nn.Module], x: Tensor, num_steps: int | None = None) -> tu
     return tuple(torch.stack(r) for r in zip(*record, strict=True))
 
 
+class Loop(nn.Sequential):
+    """The layers in a loop over time, as a network."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return loop(list(self), x)
+
+
 HOOKS = ("register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook",
          "register_full_backward_pre_hook")  # fmt: skip
 

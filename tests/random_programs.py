@@ -3,6 +3,7 @@
 Whether PyTorch allows a statement where it stands is not asked: a program that raises without a compiler is left out.
 """
 
+import math
 import random
 import re
 from collections import Counter
@@ -28,10 +29,7 @@ class Value:
 
     @property
     def size(self) -> int:
-        n = 1
-        for m in self.shape:
-            n *= m
-        return n
+        return math.prod(self.shape)
 
 
 @dataclass
@@ -83,11 +81,13 @@ class Source:
     def parameter(self, stem: str, *shape: int) -> str:
         return self.module(stem, f"nn.Parameter(torch.rand({', '.join(map(str, shape))}))")
 
+    def named(self, stem: str, code: str) -> str:
+        self.body.append(f"{(name := self.name(stem))} = {code}")
+        return name
+
     def let(self, code: str, shape: tuple[int, ...], stem: str = "h") -> Value:
-        value = Value(self.name(stem), shape)
-        self.body.append(f"{value} = {code}")
-        self.values.append(value)
-        return value
+        self.values.append(Value(self.named(stem, code), shape))
+        return self.values[-1]
 
     @contextmanager
     def written_to(self, lines: list[str]) -> Iterator[None]:
@@ -608,9 +608,7 @@ def same_shape(s: Source) -> bool:
     pool = s.values if forms in (TRANSFORMS, BREAKS) else _any_pool(s)
     found = fill(s, s.draw.choice(forms), pool)
     if found and pool is s.records:
-        name = s.name("R")
-        s.body.append(f"{name} = {found[0]}")
-        s.records.append(Value(name, found[1].shape))
+        s.records.append(Value(s.named("R", found[0]), found[1].shape))
     elif found:
         s.let(found[0], found[1].shape)
     return found is not None
@@ -618,8 +616,7 @@ def same_shape(s: Source) -> bool:
 
 def other_shape(s: Source) -> bool:
     if found := fill(s, s.draw.choice(OTHERS), _any_pool(s)):
-        s.others.append(s.name("u"))
-        s.body.append(f"{s.others[-1]} = {found[0]}")
+        s.others.append(s.named("u", found[0]))
     return found is not None
 
 
@@ -716,14 +713,21 @@ KINDS: dict[Statement, float] = {
 
 
 def statements(s: Source, count: int) -> None:
-    """So many, each perhaps in a block."""
+    def statement() -> None:
+        (kind,) = s.draw.choices(list(KINDS), list(KINDS.values()))
+        s.drawn[kind] += kind(s)
+
+    some_in_blocks(s, count, statement, 0.3)
+
+
+def some_in_blocks(s: Source, count: int, statement: Callable[[], None], probability: float) -> None:
+    """So many statements, or pairs, each perhaps in a block."""
     for _ in range(count):
         lines: list[str] = []
         with s.written_to(lines):
             for _ in range(s.draw.choice((1, 1, 2))):
-                (kind,) = s.draw.choices(list(KINDS), list(KINDS.values()))
-                s.drawn[kind] += kind(s)
-        s.body += in_block(s, lines) if s.some(0.3) else lines
+                statement()
+        s.body += in_block(s, lines) if s.some(probability) else lines
 
 
 def in_block(s: Source, lines: list[str]) -> list[str]:
@@ -870,15 +874,8 @@ def _fill(s: Source, r: str, before: list[str], body: list[str], q: str, shape: 
 
 def afterwards(s: Source) -> None:
     """A few statements on what was kept."""
-    for _ in range(s.draw.choice((1, 2, 2, 3, 4))):
-        lines: list[str] = []
-        with s.written_to(lines):
-            for _ in range(s.draw.choice((1, 1, 2))):
-                if s.some(0.75):
-                    _of_kept(s)
-                else:
-                    statements(s, 1)
-        s.body += in_block(s, lines) if s.some(0.35) else lines
+    count = s.draw.choice((1, 2, 2, 3, 4))
+    some_in_blocks(s, count, lambda: _of_kept(s) if s.some(0.75) else statements(s, 1), 0.35)
 
 
 def _of_kept(s: Source) -> None:
@@ -902,7 +899,7 @@ def _of_kept(s: Source) -> None:
     elif s.records and s.values:
         a = s.draw.choice(s.records if s.some(0.7) else s.values[-6:])
         b = s.draw.choice([u for u in [*s.records, *s.values] if u.shape == a.shape])
-        s.others.append(_named(s, "mix", s.draw.choice(MIXED).format(a=a, b=b)))
+        s.others.append(s.named("mix", s.draw.choice(MIXED).format(a=a, b=b)))
 
 
 def _enter(s: Source, forms: tuple[str, ...], code: str, v: Value) -> None:
@@ -910,17 +907,11 @@ def _enter(s: Source, forms: tuple[str, ...], code: str, v: Value) -> None:
     if forms in (SUMS, TO_STEPS):
         s.let(code, v.shape)
     elif forms is SEVERAL:
-        s.others.append(_named(s, "u", code))
+        s.others.append(s.named("u", code))
     elif forms in (STACKS, OF_RECORDS):
-        s.records.append(Value(_named(s, "R", code), v.shape))
+        s.records.append(Value(s.named("R", code), v.shape))
     else:
-        s.lists.append(Value(_named(s, "L", code), v.shape))
-
-
-def _named(s: Source, stem: str, code: str) -> str:
-    name = s.name(stem)
-    s.body.append(f"{name} = {code}")
-    return name
+        s.lists.append(Value(s.named("L", code), v.shape))
 
 
 def results(s: Source, text: str) -> str:

@@ -33,7 +33,6 @@ class Cards:
         self.asked: list[int] = []
         monkeypatch.setattr(ops, "extension", self)
         monkeypatch.setattr(backend, "_asked", {})
-        monkeypatch.setattr(backend, "_warned", set())
         for name, replacement in {
             "is_available": lambda: True,
             "current_device": lambda: self.current,
@@ -78,8 +77,7 @@ def test_a_card_that_cannot_run_the_kernels(cards: Cards) -> None:
         with pytest.warns(UserWarning, match=f"slow reference path on cuda:1: {OLD_DRIVER}") as caught:
             assert not backend.use_fused(on("cuda:1"))
         assert len(caught) == 1
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
+        with warnings.catch_warnings(action="error"):
             assert not backend.use_fused(on("cuda:1"))
     with snnfast.use_backend("fused"), pytest.raises(RuntimeError, match=f"'fused'.*cuda:1: {OLD_DRIVER}"):
         backend.use_fused(on("cuda:1"))

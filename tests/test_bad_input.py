@@ -19,64 +19,52 @@ from snnfast import functional, reference, surrogate
 from snnfast._core import ops
 
 CURRENT = torch.rand(4, 3, 10)
-
-
 LAYOUTS = (torch.Tensor.to_sparse, torch.Tensor.to_sparse_csr, torch.Tensor.to_mkldnn)
 
 
-# argument, its wrong value, error; every other argument is right
-BAD_ARGUMENTS: list[tuple[str, Any, type[Exception]]] = [
-    ("current", [1.0, 2.0], TypeError),
-    ("current", np.zeros((4, 3, 10)), TypeError),
-    ("current", None, TypeError),
-    ("current", torch.zeros(4, 3, 10, dtype=torch.int64), TypeError),
-    ("current", torch.zeros(4, 3, 10, dtype=torch.bool), TypeError),
-    ("current", torch.zeros(4, 3, 10, dtype=torch.complex64), TypeError),
-    ("current", torch.zeros(4, 3, 10).to_sparse(), TypeError),
-    ("current", torch.tensor(1.0), ValueError),
-    ("mem", 0.0, TypeError),
-    ("mem", np.zeros((3, 10)), TypeError),
-    ("mem", torch.zeros(3, 10, dtype=torch.int32), TypeError),
-    ("mem", torch.zeros(3, 10, dtype=torch.complex64), TypeError),
-    ("mem", torch.zeros(4, 3, 10), ValueError),
-    ("mem", torch.zeros(10), ValueError),
-    ("mem", torch.zeros(()), ValueError),
-    ("mem", torch.zeros(0), ValueError),
-    ("mem", torch.zeros(3, 10, device="meta"), ValueError),
-    ("current", torch.nested.nested_tensor([torch.zeros(3, 10), torch.zeros(2, 10)]), TypeError),
-    ("mem", torch.nested.nested_tensor([torch.zeros(3, 10), torch.zeros(2, 10)]), TypeError),
-    ("beta", torch.nested.nested_tensor([torch.zeros(10)]), TypeError),
-    *(("mem", layout(torch.zeros(3, 10)), TypeError) for layout in LAYOUTS),
-    *((name, layout(torch.zeros(3, 10)), TypeError) for name in ("beta", "threshold") for layout in LAYOUTS),
-    *((name, value, error) for name in ("beta", "threshold", "graded_spikes_factor") for value, error in (
-        ("0.9", TypeError), (None, TypeError), (True, TypeError), ([0.9], TypeError), (1j, TypeError),
-        (math.nan, ValueError), (10**400, ValueError), (torch.zeros(3), ValueError),
-        (torch.zeros(10, dtype=torch.complex64), TypeError), (torch.zeros(5, 3, 10), ValueError),
-        (torch.zeros(1, 3, 10), ValueError), (torch.zeros(0), ValueError), (torch.zeros(3, 0), ValueError),
-        (torch.zeros(10, device="meta"), ValueError), (torch.zeros((), device="meta"), ValueError),
-    )),
-    ("spike_grad", 2.0, TypeError),
-    ("spike_grad", "atan", TypeError),
-    ("reset_mechanism", "substract", ValueError),
-    ("reset_mechanism", "Subtract", ValueError),
-    ("reset_mechanism", 0, TypeError),
-    ("reset_mechanism", None, TypeError),
-    ("reset_delay", 2, ValueError),
-    ("reset_delay", None, TypeError),
-    ("reset_delay", torch.tensor(True), TypeError),
-    ("record_mem", 2, ValueError),
-    ("record_mem", None, TypeError),
-    ("record_mem", "last", TypeError),
-    ("reduce", "mean", ValueError),
-    ("reduce", "", ValueError),
-    ("reduce", True, TypeError),
-    ("reduce", torch.sum, TypeError),
-    ("num_steps", -1, ValueError),
-    ("num_steps", True, TypeError),
-    ("num_steps", 3.0, TypeError),
-    ("num_steps", "3", TypeError),
-    ("num_steps", torch.rand(2), TypeError),
-]  # fmt: skip
+def of(rows: dict[str, dict[type[Exception], tuple[Any, ...]]]) -> list[tuple[str, Any, type[Exception]]]:
+    """Argument, its wrong value, and the error, of a table by arguments and errors."""
+    alike = [(names.split(), error, values) for names, of_them in rows.items() for error, values in of_them.items()]
+    return [(name, value, error) for names, error, values in alike for name in names for value in values]
+
+
+NESTED = torch.nested.nested_tensor([torch.zeros(3, 10), torch.zeros(2, 10)])
+# Every other argument is right.
+BAD_ARGUMENTS = of({
+    "current": {
+        TypeError: (
+            [1.0, 2.0], np.zeros((4, 3, 10)), None, torch.zeros(4, 3, 10, dtype=torch.int64), NESTED,
+            torch.zeros(4, 3, 10, dtype=torch.bool), torch.zeros(4, 3, 10, dtype=torch.complex64),
+            torch.zeros(4, 3, 10).to_sparse(),
+        ),
+        ValueError: (torch.tensor(1.0),),
+    },
+    "mem": {
+        TypeError: (
+            0.0, np.zeros((3, 10)), torch.zeros(3, 10, dtype=torch.int32), torch.zeros(3, 10, dtype=torch.complex64),
+            NESTED, *(layout(torch.zeros(3, 10)) for layout in LAYOUTS),
+        ),
+        ValueError: (
+            torch.zeros(4, 3, 10), torch.zeros(10), torch.zeros(()), torch.zeros(0), torch.zeros(3, 10, device="meta"),
+        ),
+    },
+    "beta threshold graded_spikes_factor": {
+        TypeError: (
+            "0.9", None, True, [0.9], 1j, torch.zeros(10, dtype=torch.complex64),
+            torch.nested.nested_tensor([torch.zeros(10)]), *(layout(torch.zeros(3, 10)) for layout in LAYOUTS),
+        ),
+        ValueError: (
+            math.nan, 10**400, torch.zeros(3), torch.zeros(5, 3, 10), torch.zeros(1, 3, 10), torch.zeros(0),
+            torch.zeros(3, 0), torch.zeros(10, device="meta"), torch.zeros((), device="meta"),
+        ),
+    },
+    "spike_grad": {TypeError: (2.0, "atan")},
+    "reset_mechanism": {ValueError: ("substract", "Subtract"), TypeError: (0, None)},
+    "reset_delay": {ValueError: (2,), TypeError: (None, torch.tensor(True))},
+    "record_mem": {ValueError: (2,), TypeError: (None, "last")},
+    "reduce": {ValueError: ("mean", ""), TypeError: (True, torch.sum)},
+    "num_steps": {ValueError: (-1,), TypeError: (True, 3.0, "3", torch.rand(2))},
+})  # fmt: skip
 
 
 def label(value: Any) -> str | None:
@@ -186,26 +174,21 @@ FLAGS = (
     "surrogate_disable", "init_hidden", "inhibition", "learn_beta", "learn_threshold", "output",
     "learn_graded_spikes_factor", "reset_delay",
 )  # fmt: skip
-BAD_LAYERS: list[tuple[str, Any, type[Exception]]] = [
-    *((name, value, error) for name in ("beta", "threshold", "graded_spikes_factor") for value, error in (
-        ("0.9", TypeError), (None, TypeError), (True, TypeError), (["0.9"], TypeError), (math.nan, ValueError),
-        ([0.9, [1.0]], TypeError), ([0.9, math.nan], ValueError), (torch.tensor([0.9, math.nan]), ValueError),
-        (10**400, ValueError), (2**70, ValueError), ([10**400], TypeError), (torch.zeros(3, 10).to_sparse(), TypeError),
-    )),
-    *((name, value, error) for value, error in (
-        ("yes", TypeError), (1.0, TypeError), (torch.tensor(True), TypeError), (np.array([True]), TypeError),
-        (2, ValueError), (-1, ValueError), (np.int64(2), ValueError),
-    ) for name in FLAGS),
-    ("reset_delay", None, TypeError),
-    ("spike_grad", 2.0, TypeError),
-    ("reset_mechanism", "substract", ValueError),
-    ("reset_mechanism", 0, TypeError),
-    ("state_quant", True, TypeError),
-    ("state_quant", 8, TypeError),
-]  # fmt: skip
+BAD_LAYERS = of({
+    "beta threshold graded_spikes_factor": {
+        TypeError: ("0.9", None, True, ["0.9"], [0.9, [1.0]], [10**400], torch.zeros(3, 10).to_sparse()),
+        ValueError: (math.nan, [0.9, math.nan], torch.tensor([0.9, math.nan]), 10**400, 2**70),
+    },
+    " ".join(FLAGS): {
+        TypeError: ("yes", 1.0, torch.tensor(True), np.array([True])), ValueError: (2, -1, np.int64(2)),
+    },
+    "spike_grad": {TypeError: (2.0,)},
+    "reset_mechanism": {ValueError: ("substract",), TypeError: (0,)},
+    "state_quant": {TypeError: (True, 8)},
+})  # fmt: skip
 
 
-@pytest.mark.parametrize(("argument", "value", "error"), BAD_LAYERS, ids=label)
+@pytest.mark.parametrize(("argument", "value", "error"), [*BAD_LAYERS, ("reset_delay", None, TypeError)], ids=label)
 def test_leaky_names_the_wrong_argument(argument: str, value: Any, error: type[Exception]) -> None:
     with pytest.raises(error, match=rf"^{argument}\b"):
         snnfast.Leaky(**{"beta": 0.9, argument: value})

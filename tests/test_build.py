@@ -18,8 +18,6 @@ import setup
 import snnfast
 
 ROOT = Path(__file__).parent.parent
-
-
 VARIABLES = (
     "SNNFAST_BUILD", "SNNFAST_REQUIRE_EXT", "SNNFAST_WERROR", "SNNFAST_CUDA", "CXX", "LDFLAGS", "MAX_JOBS",
     "TORCH_CUDA_ARCH_LIST",

@@ -33,8 +33,7 @@ def trained_like_snntorch(spike_grad: Any, reset: str, delay: bool, expected_war
     expected, expected_gradients = trained(snntorch, loop)
     for call in (snnfast.Leaky.unroll, loop):
         backend._warned.clear()
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
+        with warnings.catch_warnings(record=True, action="always") as caught:
             found, gradients = trained(snnfast, call)
         messages = [str(w.message) for w in caught if "step by step" in str(w.message)]
         assert len(messages) == (expected_warning is not None), messages
@@ -100,8 +99,7 @@ def test_a_callable_is_examined_while_it_is_compiled(delay: bool) -> None:
         layer = snnfast.Leaky(0.9, spike_grad=spike_grad, reset_delay=delay)
         x = torch.rand(4, 3, 10) * 2
         compiled = torch.compile(layer.unroll, fullgraph=True, backend="aot_eager")
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
+        with warnings.catch_warnings(record=True, action="always") as caught:
             results = [compiled(x), layer.unroll(x)]
         assert_all_bits_equal(*results)
         slow = [str(w.message) for w in caught if "step by step" in str(w.message)]

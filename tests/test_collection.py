@@ -18,7 +18,7 @@ import snntorch
 from benchmarks import collection
 from snnfast.compiler.backend import merge
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("nothing_compiled")]
 PROGRAMS = collection.programs()
 SILENT = {"price": ["lif3"], "autoencoder": ["l4"]}  # their membranes are the output
 # snnTorch's SLSTM starts every step from zeros where its input has another size than its states.
@@ -36,13 +36,6 @@ OUTCOMES = {
     **dict.fromkeys(("early-exit", "episodes", "loop-outside", "stream"), "steps"),
     **{name: "recurrence" for name, p in PROGRAMS.items() if p.kind == "neurons" and name != "current-based"},
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def fresh() -> Any:
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
 
 
 @pytest.mark.parametrize(

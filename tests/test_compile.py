@@ -28,6 +28,7 @@ from helpers import (
 from linear_checks import with_linear
 from snntorch_checks import STATES, as_tuple, held, loop, make
 from test_layout import CHANNELS_LAST, SHAPES, in_place, moved
+from test_pytorch_features import dense, train
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from torch.fx import GraphModule
@@ -148,7 +149,6 @@ HOW: dict[str, Callable[[Any], Any]] = {
     "count": lambda layer: functools.partial(layer.unroll, reduce="sum", record_mem=False),
 }
 
-
 OPTIONS: dict[str, dict[str, Any]] = {
     "default": {},
     "output": {"init_hidden": True, "output": True},
@@ -231,65 +231,46 @@ def test_meta_tensors_give_the_shapes(backend: str, neuron: str) -> None:
 # ---- the graph of calls of all time steps: a node for each, and the kernels of the eager call
 
 
-def dense() -> MultiStep:
-    return MultiStep(nn.Linear(6, 40), Leaky(0.9, learn_beta=True), nn.Linear(40, 3), Leaky(0.8))
-
-
 def convolutional() -> MultiStep:
     return MultiStep(nn.Conv2d(1, 32, 3), Leaky(0.9), nn.MaxPool2d(2), nn.Conv2d(32, 32, 3), Leaky(0.9))
 
 
-def trained(net: nn.Module, call: Any, x: Tensor) -> list[Tensor]:
-    net.zero_grad()
-    spk, mem = call(x)
-    (spk.sum() + mem.square().sum()).backward()
-    return [spk.detach(), mem.detach(), *(p.grad.clone() for p in net.parameters())]
+def recording(seen: list[Any], change: Any = lambda gm: gm) -> Callable[..., Any]:
+    """A backend that notes what a graph calls, and that can change it before."""
 
+    def backend(gm: GraphModule, example_inputs: Any) -> Any:
+        changed = change(gm)
+        seen.extend(n.target for n in changed.graph.nodes if n.op == "call_function")
+        return changed.forward
 
-def targets(gm: GraphModule) -> list[Any]:
-    return [n.target for n in gm.graph.nodes if n.op == "call_function"]
-
-
-@pytest.mark.needs_extension
-def test_each_unroll_is_one_node() -> None:
-    seen: list[Any] = []
-
-    def recording(gm: GraphModule, example_inputs: Any) -> Any:
-        seen.extend(targets(gm))
-        return gm.forward
-
-    torch.compile(dense(), backend=recording, fullgraph=True)(torch.rand(5, 4, 6))
-    assert seen.count(torch.ops.snnfast.unroll) == 2
-    assert not any(isinstance(t, torch._ops.HigherOrderOperator) for t in seen)
+    return backend
 
 
 @pytest.mark.needs_extension
-def test_a_graph_that_stays_as_it_is_calls_what_the_eager_network_calls() -> None:
+def test_a_graph_that_stays_as_it_is_has_a_node_for_each_call_of_the_eager_network() -> None:
     seen: list[Any] = []
 
-    def recording(gm: GraphModule, example_inputs: Any) -> Any:
+    def unchanged(gm: GraphModule) -> Any:
         merged, report = merge(gm)
         assert merged is gm
         assert not report.warnings
-        seen.extend(targets(merged))
-        return merged.forward
+        return merged
 
     net, x = convolutional(), (torch.rand(9, 2, 1, 8, 8) < 0.05).float()
-    found = trained(net, torch.compile(net, backend=recording, fullgraph=True), x)
+    found = train(torch.compile(net, backend=recording(seen, unchanged), fullgraph=True), x)
     assert seen.count(graph.unroll) == 2
     assert seen.count(conv2d.conv2d) == 2
     assert seen.count(max_pool2d.node) == 1
-    assert_all_bits_equal(found, trained(net, net, x))
+    assert not any(isinstance(t, torch._ops.HigherOrderOperator) for t in seen)
+    assert_all_bits_equal(found, train(net, x))
 
 
 @pytest.mark.needs_extension
 def test_convolutions_of_a_graph_without_neurons_are_left_alone() -> None:
-    def recording(gm: GraphModule, example_inputs: Any) -> Any:
-        merged, _ = merge(gm)
-        assert torch.conv2d in targets(merged)
-        return merged.forward
-
-    torch.compile(nn.Conv2d(1, 32, 3), backend=recording, fullgraph=True)(torch.rand(2, 1, 8, 8))
+    seen: list[Any] = []
+    backend = recording(seen, lambda gm: merge(gm)[0])
+    torch.compile(nn.Conv2d(1, 32, 3), backend=backend, fullgraph=True)(torch.rand(2, 1, 8, 8))
+    assert torch.conv2d in seen
 
 
 @pytest.mark.needs_extension
@@ -298,15 +279,7 @@ def test_a_number_that_was_assigned_to_a_layer_compiles(backend: str) -> None:
     layer, x = Leaky(0.9), torch.rand(5, 4) * 2
     del layer.beta
     layer.beta = 0.3
-
-    def loop(x: Tensor) -> Tensor:
-        mem, record = torch.zeros(4), []
-        for step in range(5):
-            _, mem = layer(x[step], mem)
-            record.append(mem)
-        return torch.stack(record)
-
-    for function in (loop, lambda x: layer.unroll(x)[1]):
+    for function in (lambda x: loop(layer, x)[1], lambda x: layer.unroll(x)[1]):
         assert_bits_equal(torch.compile(function, backend=backend, fullgraph=True)(x), function(x))
 
 
@@ -315,14 +288,9 @@ def test_other_compilers_find_the_kernels_in_the_node() -> None:
     from torch._dynamo.backends.common import aot_autograd
 
     seen: list[Any] = []
-
-    def recording(gm: GraphModule, example_inputs: Any) -> Any:
-        seen.extend(targets(gm))
-        return gm.forward
-
-    net, x = dense(), torch.rand(64, 8, 6) * 3
-    wanted = trained(net, net, x)
-    found = trained(net, torch.compile(net, backend=aot_autograd(fw_compiler=recording), fullgraph=True), x)
+    net, x, backend = dense(hidden=40), torch.rand(64, 8, 6) * 3, aot_autograd(fw_compiler=recording(seen))
+    wanted = train(net, x)
+    found = train(torch.compile(net, backend=backend, fullgraph=True), x)
     for op in (torch.ops.snnfast.leaky_forward.default, torch.ops.snnfast.leaky_backward.default):
         assert seen.count(op) == 2
     assert ops.spikes_linear in seen  # the spikes go on as bits
@@ -332,11 +300,11 @@ def test_other_compilers_find_the_kernels_in_the_node() -> None:
 
 @pytest.mark.needs_extension
 def test_compiled_code_follows_use_events() -> None:
-    net, x = dense(), torch.rand(64, 8, 6) * 3
+    net, x = dense(hidden=40), torch.rand(64, 8, 6) * 3
     compiled = torch.compile(net, backend="aot_eager", fullgraph=True)
     for events, graphs in ((True, 1), (False, 2), (True, 2)):
         with snnfast.use_events(events):
-            assert_all_close(trained(net, compiled, x), trained(net, net, x), relative=1e-6)
+            assert_all_close(train(compiled, x), train(net, x), relative=1e-6)
         assert counters["stats"]["unique_graphs"] == graphs
 
 

@@ -14,7 +14,6 @@ from fresh import fresh
 import snnfast
 from snnfast import functional
 from snnfast._core import backend, ops, settings
-from snnfast._core import backend as _backend
 from snnfast._unroll import state_gradients
 
 CURRENT = torch.rand(3, 4)
@@ -52,7 +51,6 @@ def no_extension(monkeypatch: pytest.MonkeyPatch) -> str:
     reason = "there was no compiler"
     monkeypatch.setattr(ops, "extension", None)
     monkeypatch.setattr(ops, "missing", reason)
-    monkeypatch.setattr(backend, "_warned", set())
     return reason
 
 
@@ -62,8 +60,7 @@ def test_without_the_extension(no_extension: str) -> None:
             spk, mem = functional.lif(CURRENT, beta=0.9)
         assert len(caught) == 1
         assert caught[0].filename == __file__
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
+        with warnings.catch_warnings(action="error"):
             functional.lif(CURRENT, beta=0.9)
             snnfast.Leaky(0.9).unroll(CURRENT)
     expected = snnfast.reference.lif(CURRENT, beta=0.9)
@@ -75,8 +72,7 @@ def test_fused_without_the_extension(no_extension: str) -> None:
     with snnfast.use_backend("fused"), pytest.raises(RuntimeError, match=f"'fused'.*cpu.*{no_extension}"):
         functional.lif(CURRENT, beta=0.9)
     assert no_extension in snnfast.config()["fused on cpu"]
-    with snnfast.use_backend("reference"), warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with snnfast.use_backend("reference"), warnings.catch_warnings(action="error"):
         functional.lif(CURRENT, beta=0.9)
 
 
@@ -199,7 +195,7 @@ class Use(NamedTuple):
 
 
 SETTINGS = {
-    "backend": Use(snnfast.use_backend, _backend._setting, "reference", "fused"),
+    "backend": Use(snnfast.use_backend, backend._setting, "reference", "fused"),
     "events": Use(snnfast.use_events, settings.events, False, True),
     "state_gradients": Use(snnfast.use_state_gradients, state_gradients.setting, True, False),
 }

@@ -44,17 +44,12 @@ def network(name: str = "Leaky") -> nn.Sequential:
     )
 
 
-def reset(net: nn.Module) -> None:
-    for layer in neurons(net):
-        layer.reset_mem()
-
-
 def train(net: nn.Module, optimizer: torch.optim.Optimizer, steps: int, seed: int = 0) -> list[Tensor]:
     """A few steps of training with a loss on spikes and membranes."""
     generator = torch.Generator().manual_seed(seed)
     losses = []
     for _ in range(steps):
-        reset(net)
+        snnfast.reset(net)
         spk, *_, mem = over_time(net, torch.rand(7, 3, 6, generator=generator) * 2)
         loss = (spk.mean(0) - 0.3).square().sum() + (mem - 0.2).square().mean()
         optimizer.zero_grad()

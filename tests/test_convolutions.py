@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from helpers import assert_all_bits_equal, assert_all_close, assert_bits_equal, emulated_if_thorough, gradients_of
 from multistep_checks import eighths, exact, loop, of_their_own
+from snntorch_checks import as_tuple
 from torch import Tensor, nn
 
 import snnfast
@@ -63,11 +64,6 @@ def gradients(results: Any, net: nn.Module, x: Tensor) -> list[Tensor]:
     return gradients_of(results, [x, *net.parameters()])
 
 
-def results_of(net: MultiStep, x: Tensor, **options: Any) -> tuple[Tensor, ...]:
-    found = net(x, **options)
-    return found if isinstance(found, tuple) else (found,)
-
-
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("snnfast._images.channels_last", "snnfast.compiler.peephole"):
         monkeypatch.setattr(f"{module}.profits", lambda x, weight: False)
@@ -102,10 +98,10 @@ def test_results_gradients_and_strides_are_those_of_the_plain_path(
     net = net_of(name).to(device)
     x = (image(net).detach()[0] if constant else image(net).detach()).to(device).requires_grad_()
     steps = {"num_steps": T} if constant else {}
-    found = results_of(net, x, **steps)
+    found = as_tuple(net(x, **steps))
     found_gradients = gradients([t.cpu() for t in found], net, x)
     plain(monkeypatch)
-    expected = results_of(net, x, **steps)
+    expected = as_tuple(net(x, **steps))
     for a, b in zip(found, expected, strict=True):
         assert_bits_equal(a, b)
         assert a.stride() == b.stride()
@@ -116,7 +112,7 @@ def test_results_gradients_and_strides_are_those_of_the_plain_path(
 def test_results_and_gradients_are_those_of_the_loop(name: str) -> None:
     net = net_of(name)
     x = image(net)
-    found, expected = results_of(net, x), loop(net.layers, x)
+    found, expected = as_tuple(net(x)), loop(net.layers, x)
     assert_all_bits_equal(found, expected)
     assert_all_close(gradients(found, net, x), gradients(expected, net, x), relative=1e-5)
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from gradient_checks import check_against_reference, gradients
+from gradient_checks import check_against_reference, gradients, outputs_and_gradients
 from helpers import (
     FLOATS,
     HALVES,
@@ -14,6 +14,7 @@ from helpers import (
     THOROUGH,
     Case,
     assert_bits_equal,
+    assert_each_equal,
     every_other,
     fused,
     inputs,
@@ -29,21 +30,11 @@ pytestmark = pytest.mark.needs_extension
 MIB = 1 << 20
 
 
-def outputs_and_gradients(case, tensors):
-    """By name, also where only the last states count, and no decay asks for a gradient."""
-    outputs = fused(tensors, case)
-    grads = gradients(fused, tensors, case)
+def also_of_the_last(case, tensors):
+    """Outputs and gradients by name, also where only the last states count, and no decay asks for a gradient."""
     few = {n: t if t is None or n not in case.kind.decays else t.detach() for n, t in tensors.items()}
     last = gradients(fused, few, case, "last")
-    return {**outputs, **grads, **{f"{name}, last": g for name, g in last.items()}}
-
-
-def assert_all_equal(found, expected, what):
-    for name, value in expected.items():
-        if value is None:
-            assert found[name] is None
-        else:
-            assert_bits_equal(found[name], value, f"{what}: {name}")
+    return {**outputs_and_gradients(case, tensors), **{f"{name}, last": g for name, g in last.items()}}
 
 
 KERNELS = ("unroll", "constant", "count", "bits")  # variants with loops of their own
@@ -59,8 +50,8 @@ def test_every_instruction_set_gives_the_same_bits(dtype, neuron, isa):
         results = []
         for used in (ops.extension.isa_available()[0], isa):
             ops.extension.set_isa(used)
-            results.append(outputs_and_gradients(case, leaves(inputs(case))))
-        assert_all_equal(results[1], results[0], f"{isa}, {case}")
+            results.append(also_of_the_last(case, leaves(inputs(case))))
+        assert_each_equal(results[1], results[0], f"{isa}, {case}")
 
 
 LENGTHS = range(1, 131) if THOROUGH else (1, 3, 7, 8, 15, 16, 17, 23, 31, 33, 40, 47, 63, 65, 79, 96, 127, 129)
@@ -93,8 +84,8 @@ def test_outputs_past_the_caches_have_the_same_bits(dtype, neuron, isa, stream_b
         tensors, results = inputs(case), []
         for least in (1 << 60, 0):
             stream_bytes(least)
-            results.append(outputs_and_gradients(case, leaves(tensors, case.wrt)))
-        assert_all_equal(results[1], results[0], f"{isa}, {case}")
+            results.append(also_of_the_last(case, leaves(tensors, case.wrt)))
+        assert_each_equal(results[1], results[0], f"{isa}, {case}")
 
 
 def test_an_unknown_instruction_set_is_refused():

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from emulator.build import kernels, set_chunked_limits, set_seed, set_vector_minimum, take_launches
-from gradient_checks import gradients
+from gradient_checks import Operators, gradients
 from helpers import (
     FIRST_SEED,
     FLOATS,
@@ -24,8 +24,10 @@ from helpers import (
     SURROGATES,
     THOROUGH,
     Case,
+    Tensors,
     assert_bits_equal,
     assert_close,
+    assert_each_equal,
     fused,
     inputs,
     leaves,
@@ -33,7 +35,6 @@ from helpers import (
 )
 from test_kernels import ORDINARY, check_ordinary
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import snnfast
 from benchmarks.gpu import workload
@@ -66,18 +67,6 @@ def settings(device: torch.device) -> Iterator[None]:
     set_vector_minimum(1)
     set_chunked_limits(*LIMITS)
     set_seed(FIRST_SEED)
-
-
-class Calls(TorchDispatchMode):
-    """Names of the ops that are called."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.names.append(func.name())
-        return func(*args, **(kwargs or {}))
 
 
 # ---- launches
@@ -119,10 +108,10 @@ def test_a_layer_takes_two_launches_and_no_other_op(neuron: str, device: torch.d
         assert len(take_launches()) == 1
         wanted = [t for t in given.values() if t is not None]
         weights = [torch.ones_like(t) for t in outputs]
-        with Calls() as calls:
+        with Operators() as ran:
             torch.autograd.grad(outputs, wanted, weights)
         assert len(take_launches()) == 1
-        launched = [name for name in calls.names if name != "aten::detach"]  # of an output that was saved
+        launched = [name for name in ran.names if name != "aten::detach"]  # of an output that was saved
         assert launched == [f"snnfast_emulated::{case.kind.ops.name}_backward"]
 
 
@@ -148,8 +137,8 @@ def test_no_order_of_threads_or_blocks_changes_a_bit(neuron: str, device: torch.
         for seed in range(6):
             set_seed(seed)
             found.append(gradients(fused, leaves(inputs(case, device)), case))
-        for again, (name, grad) in itertools.product(found[1:], found[0].items()):
-            assert_bits_equal(again[name], grad, f"{case}: {name}")  # type: ignore[arg-type]
+        for again in found[1:]:
+            assert_each_equal(again, found[0], case)
 
 
 # ---- which kernel a call takes
@@ -259,6 +248,16 @@ def is_chunked() -> bool:
     return take_launches()[-1].kernel.startswith("backward_plain_chunked<")
 
 
+def chunked_and_plain(case: Case, tensors: Tensors) -> list[Any]:
+    """The gradients of both kernels, by name."""
+    found = []
+    for limits in (ALWAYS, NEVER):
+        set_chunked_limits(*limits)
+        found.append(gradients(fused, leaves(tensors), case, "spk"))
+        assert is_chunked() == (limits == ALWAYS)
+    return found
+
+
 @emulated
 @pytest.mark.parametrize("name", ROWS)
 def test_chunked_calls(name: str, device: torch.device) -> None:
@@ -273,13 +272,7 @@ def test_chunked_calls(name: str, device: torch.device) -> None:
 def test_a_single_chunk_has_the_numbers_of_the_plain_kernel(device: torch.device) -> None:
     for dtype, record_mem in itertools.product((torch.float32, *HALVES), (True, False)):
         case = Case("leaky", "unroll", 16, (5, 11), dtype, record_mem=record_mem, parameters="element")
-        found = []
-        for limits in (ALWAYS, NEVER):
-            set_chunked_limits(*limits)
-            found.append(gradients(fused, leaves(inputs(case, device)), case, "spk"))
-            assert is_chunked() == (limits == ALWAYS)
-        for name, grad in found[0].items():
-            assert torch.equal(grad, found[1][name]), f"{case}: {name}"  # type: ignore[arg-type]
+        assert_each_equal(*chunked_and_plain(case, inputs(case, device)), case)
 
 
 @emulated
@@ -288,14 +281,9 @@ def test_nan_goes_where_it_goes_in_the_plain_kernel(device: torch.device) -> Non
         case = Case("leaky", "unroll", 75, (40,), record_mem=record_mem, parameters="element")
         tensors: Any = inputs(case, device)
         tensors["current"][30, 3] = tensors["beta"][5] = float("nan")
-        found = []
-        for limits in (ALWAYS, NEVER):
-            set_chunked_limits(*limits)
-            found.append(gradients(fused, leaves(tensors), case, "spk"))
-            assert is_chunked() == (limits == ALWAYS)
-        assert sum(grad.isnan().any() for grad in found[0].values()) >= 3  # type: ignore[union-attr]
-        for name, grad in found[0].items():
-            assert torch.equal(grad.isnan(), found[1][name].isnan()), f"{case}: {name}"  # type: ignore[union-attr]
+        chunked, plain_ones = ({n: g.isnan() for n, g in of.items()} for of in chunked_and_plain(case, tensors))
+        assert sum(nan.any() for nan in chunked.values()) >= 3
+        assert_each_equal(chunked, plain_ones, case)
 
 
 @emulated
@@ -371,7 +359,7 @@ def test_a_number_of_another_device_costs_one_copy_and_of_the_same_none() -> Non
     """PyTorch wants the gradient of a number on the CPU there when ``backward`` returns, so the host waits for it."""
     total = torch.tensor(1.5)
     for device, names in (("cpu", []), ("meta", ["aten::_to_copy"])):
-        with Calls() as calls:
+        with Operators() as ran:
             found = sum_to(total, torch.empty((), device=device))
-        assert [name for name in calls.names if name != "aten::empty.memory_format"] == names
+        assert [name for name in ran.names if name != "aten::empty.memory_format"] == names
         assert found.device.type == device

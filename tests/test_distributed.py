@@ -12,6 +12,7 @@ import snntorch
 import torch
 import torch.distributed as dist
 from helpers import assert_all_close, assert_bits_equal, assert_close
+from snntorch_checks import over_time
 from torch import Tensor, multiprocessing, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
@@ -43,11 +44,6 @@ class Net(nn.Module):
 
 def data(rank: int) -> Tensor:
     return torch.rand(STEPS, BATCH, 6, generator=torch.Generator().manual_seed(rank)) * 3
-
-
-def run(net: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    spk, mem = zip(*(net(step) for step in x), strict=True)
-    return torch.stack(spk), torch.stack(mem)
 
 
 def loss(spk: Tensor, mem: Tensor) -> Tensor:
@@ -102,7 +98,7 @@ def work(rank: int, folder: str) -> None:
     found: dict[str, Any] = {}
     net = DistributedDataParallel(Net(snn))
     assert net.broadcast_buffers
-    found["membranes"] = run(net, data(rank))[1].detach()  # with a graph: else DDP broadcasts nothing
+    found["membranes"] = over_time(net, data(rank))[1].detach()  # with a graph: else DDP broadcasts nothing
     trained = DistributedDataParallel(Net(snn))
     with trained.no_sync():
         for step in data(rank)[:-1]:
@@ -128,7 +124,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 def test_every_process_keeps_its_own_membrane(ranks: list[dict[str, Any]]) -> None:
     for rank in range(2):
         with torch.no_grad():
-            expected = run(Net(snntorch), data(rank))[1]
+            expected = over_time(Net(snntorch), data(rank))[1]
         assert_bits_equal(ranks[rank]["membranes"], expected)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from gradient_checks import gradients
+from gradient_checks import outputs_and_gradients
 from helpers import (
     FLOATS,
     HALVES,
@@ -18,9 +18,9 @@ from helpers import (
     NEURONS,
     RESETS,
     Case,
-    Outputs,
     Tensors,
     assert_bits_equal,
+    assert_each_equal,
     assert_equals_reference,
     emulated_if_thorough,
     fused,
@@ -130,21 +130,11 @@ def test_results_share_no_memory_with_inputs_or_each_other(steps: int, device: t
         copies = {name: t.clone() for name, t in outputs.items()}
         for name, t in outputs.items():
             t.fill_(-5)
-            for other, u in outputs.items():
-                if other != name:
-                    assert_bits_equal(u, copies[other], f"{case}: {other} when {name} is written to")
+            assert_each_equal(outputs, {**copies, name: t}, f"{case} when {name} is written to")
             t.copy_(copies[name])
         for t in outputs.values():
             t.fill_(-7)
-        for name, t in before.items():
-            assert_bits_equal(tensors[name], t, f"{case}: {name}")  # type: ignore[arg-type]
-
-
-def with_gradients_of(case: Case, device: torch.device, seed: int = 0) -> Outputs:
-    """Outputs, and the gradients of all inputs."""
-    tensors = leaves(inputs(case, device, seed))
-    found = gradients(fused, tensors, case)
-    return fused(tensors, case) | {f"grad of {name}": g for name, g in found.items() if g is not None}
+        assert_each_equal(tensors, before, case)
 
 
 @emulated_if_thorough
@@ -156,10 +146,9 @@ def test_number_of_threads_and_repetition_change_no_bit(variant: str, neuron: st
         results = []
         for threads in (1, 2, 2, 3):
             torch.set_num_threads(threads)
-            results.append(with_gradients_of(case, device))
+            results.append(outputs_and_gradients(case, leaves(inputs(case, device))))
         for again in results[1:]:
-            for name, t in results[0].items():
-                assert_bits_equal(again[name], t, f"{case}: {name}")
+            assert_each_equal(again, results[0], case)
 
 
 @emulated_if_thorough
@@ -168,12 +157,11 @@ def test_calls_from_several_threads_at_once(device: torch.device) -> None:
         Case(neuron, "unroll", 30, (7, 501), dtype, reset)
         for neuron, dtype, reset in itertools.product(NEURONS, FLOATS, RESETS)
     ]
-    alone = [with_gradients_of(case, device) for case in cases]
+    alone = [outputs_and_gradients(case, leaves(inputs(case, device))) for case in cases]
     with ThreadPoolExecutor(4) as pool:
-        results = pool.map(lambda case: with_gradients_of(case, device), cases * 2)
-        for found, outputs in zip(results, alone * 2, strict=True):
-            for name, t in outputs.items():
-                assert_bits_equal(found[name], t, name)
+        results = pool.map(lambda case: outputs_and_gradients(case, leaves(inputs(case, device))), cases * 2)
+        for case, found, wanted in zip(cases * 2, results, alone * 2, strict=True):
+            assert_each_equal(found, wanted, case)
 
 
 # ---- a state that goes from call to call is never rounded to half precision, or neurons would spike without a reset

@@ -155,8 +155,7 @@ def test_batch_normalisation_in_evaluation() -> None:
     for model in (looped, net):
         model[1].running_var.fill_(0.25)
         model.eval()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with warnings.catch_warnings(action="error"):
         ours = MultiStep.from_sequential(net)
     assert not any(module.training for module in ours.modules())
     half = normalised()

@@ -7,18 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import (
-    FLOATS,
-    HALVES,
-    Case,
-    Outputs,
-    Tensors,
-    assert_bits_equal,
-    assert_close,
-    fused,
-    inputs,
-    leaves,
-)
+from helpers import FLOATS, HALVES, Case, Outputs, Tensors, assert_bits_equal, assert_close, fused, inputs, leaves
 from torch import Tensor
 
 import snnfast

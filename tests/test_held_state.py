@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import snntorch
 import torch
+from helpers import assert_all_bits_equal
 from snntorch import utils
 from snntorch_checks import DECAYS, NEURONS, STATES, held, make
 from torch import Tensor, nn
@@ -67,9 +68,8 @@ def test_what_begins_with_a_reset_is_recomputed(backend: str, how: str, name: st
         return torch.stack([net(step) for step in x]).sum()
 
     for x in (X, X[:, :2], X[:, :2], X):
-        found = gradient(net, checkpoint(whole, x, use_reentrant=False))
-        for grad, exact in zip(found, gradient(net, whole(x)), strict=True):
-            assert torch.equal(grad, exact)
+        found, exact = (gradient(net, loss) for loss in (checkpoint(whole, x, use_reentrant=False), whole(x)))
+        assert_all_bits_equal(found, exact)
 
 
 def test_a_recomputation_in_another_thread(backend: str) -> None:
@@ -88,8 +88,7 @@ def test_a_recomputation_in_another_thread(backend: str) -> None:
 def test_a_step_under_vmap_leaves_the_layer_usable(backend: str, name: str) -> None:
     layer = make(snnfast, name)
     x, *states = (torch.rand(4, 3, 10) for _ in range(1 + len(STATES[name])))
-    for found, expected in zip(torch.func.vmap(layer)(x, *states), layer(x, *states), strict=True):
-        assert torch.equal(found, expected)
+    assert_all_bits_equal(torch.func.vmap(layer)(x, *states), layer(x, *states))
     layer = make(snnfast, name)
     torch.func.vmap(layer)(x, *states)
     assert all(state.numel() == 0 for state in held(layer))

@@ -4,6 +4,7 @@ And who decides between the kernels and PyTorch. Max pooling has PyTorch's numbe
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,10 +27,7 @@ pytestmark = pytest.mark.needs_extension
 PYTORCHS: dict[Any, Any] = {conv2d: torch.conv2d, max_pool2d: F.max_pool2d}
 functions = pytest.mark.parametrize("function", PYTORCHS, ids=lambda function: function.__name__)
 ops: Any = torch.ops.snnfast
-
-
-def channels_last(t: Tensor) -> Tensor:
-    return t.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+channels_last = partial(torch.Tensor.contiguous, memory_format=torch.channels_last)
 
 
 def spikes(N: int, C: int, H: int, W: int, rate: float = 0.1) -> Tensor:

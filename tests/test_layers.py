@@ -10,18 +10,7 @@ import torch
 from callables import PerNeuron
 from helpers import RESETS, assert_all_bits_equal, assert_bits_equal, assert_close
 from snntorch.functional.quant import state_quant
-from snntorch_checks import (
-    EVERY,
-    NEURONS,
-    STATES,
-    TAKE_DELAY,
-    as_tuple,
-    both,
-    current,
-    held,
-    make,
-    over_time,
-)
+from snntorch_checks import EVERY, NEURONS, STATES, TAKE_DELAY, as_tuple, both, current, held, make, over_time
 from torch import Tensor, nn
 
 import snnfast

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import assert_all_bits_equal, assert_all_close, assert_bits_equal, assert_close
+from helpers import assert_all_bits_equal, assert_all_close, gradients_of
 from linear_checks import by_events, counting
 from loop_nets import Net, currents
 from multistep_checks import NEURONS, eighths, exact, make, of_their_own
@@ -25,14 +25,10 @@ def fused_backend(nothing_compiled: None) -> Iterator[None]:
         yield
 
 
-def trained(net: nn.Module, call: Callable[[], Any]) -> list[tuple[str, Tensor]]:
-    """Outputs and gradients of a network, and their names."""
-    net.zero_grad()
-    outputs = call()
-    flat = [t for t in torch.utils._pytree.tree_leaves(outputs) if isinstance(t, Tensor)]
-    sum((t * (2 + i)).sum() + t.square().sum() for i, t in enumerate(flat)).backward()  # type: ignore[union-attr]
-    found = [(f"output {i}", t.detach()) for i, t in enumerate(flat)]
-    return found + [(name, p.grad.clone()) for name, p in net.named_parameters() if p.grad is not None]
+def trained(net: nn.Module, call: Callable[[], Any]) -> tuple[list[Tensor], list[Tensor]]:
+    """Outputs and gradients of a network."""
+    outputs = [t for t in torch.utils._pytree.tree_leaves(call()) if isinstance(t, Tensor)]
+    return outputs, gradients_of(outputs, list(net.parameters()))
 
 
 def assert_same(net: nn.Module, call: Callable[[], Any]) -> None:
@@ -40,11 +36,8 @@ def assert_same(net: nn.Module, call: Callable[[], Any]) -> None:
     found = trained(net, call)
     with snnfast.use_events(False):
         wanted = trained(net, call)
-    assert [name for name, _ in found] == [name for name, _ in wanted]
-    for (name, a), (_, b) in zip(found, wanted, strict=True):
-        (assert_bits_equal if name.startswith("output") else lambda a, b, what: assert_close(a, b, 1e-5, what))(
-            a, b, name
-        )
+    assert_all_bits_equal(found[0], wanted[0])
+    assert_all_close(found[1], wanted[1], relative=1e-5)
 
 
 # ---- MultiStep
@@ -205,8 +198,7 @@ def test_a_compiled_loop(name: str) -> None:
     told = "9 steps of leaky: one unroll, with the linear behind it"
     assert (told in str(snnfast.explain(loop, x))) == (name in DONE)
     found, wanted = trained(loop, lambda: compiled(x)), trained(loop, lambda: loop.forward(x))
-    for (what, a), (_, b) in zip(found, wanted, strict=True):
-        assert_close(a, b, 1e-6, what)
+    assert_all_close([*found[0], *found[1]], [*wanted[0], *wanted[1]], relative=1e-6)
 
 
 def test_a_compiled_loop_of_several_layers() -> None:

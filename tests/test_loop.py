@@ -116,8 +116,7 @@ def test_a_single_step_runs_as_it_is_and_says_so_once() -> None:
     assert "runs as it is" in message
     assert "a single step" in message
     assert "outside of what is compiled" in message
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with warnings.catch_warnings(action="error"):
         compiled(x, torch.zeros(3, 4))
 
 
@@ -149,8 +148,7 @@ def test_a_change_of_a_shape_in_place_is_named(name: str, arguments: tuple[int, 
     x = torch.rand(4, 3, 5) * 2
     assert f"it changes the shape of a tensor in place ({name})" in refused(snnfast.compile(loop), x)
     torch._dynamo.reset()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(action="ignore"):
         assert_bits_equal(torch.compile(loop, backend="snnfast")(x), loop(x))
 
 
@@ -160,8 +158,7 @@ def test_layers_that_were_not_converted_are_named() -> None:
 
 
 def test_a_graph_without_neurons_is_left_alone() -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with warnings.catch_warnings(action="error"):
         x = currents()
         assert_bits_equal(torch.compile(lambda x: x.relu() * 2, backend="snnfast")(x), x.relu() * 2)
 

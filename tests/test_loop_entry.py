@@ -264,10 +264,7 @@ class WithSLSTM(nn.Module):
 
 
 GAINS_NOTHING = {
-    "no kernel": (
-        WithSLSTM,
-        "WithSLSTM runs as it is, without torch.compile: lstm: snnfast has no kernel for SLSTM;",
-    ),
+    "no kernel": (WithSLSTM, "WithSLSTM runs as it is, without torch.compile: lstm: snnfast has no kernel for SLSTM"),
     "one step": (OneStep, "OneStep runs as it is, without torch.compile: 1 step of leaky .*The loop may be outside"),
     "no neuron": (lambda: nn.Linear(12, 5), "Linear runs as it is, without torch.compile: there is no step of a"),
 }
@@ -281,8 +278,7 @@ def test_a_network_that_gains_nothing_runs_as_it_is_and_one_warning_says_why(mak
     with pytest.warns(UserWarning, match=reason) as caught:
         net(x)
     assert len([w for w in caught if str(w.message).startswith("snnfast: ")]) == 1
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)
+    with warnings.catch_warnings(action="error", category=UserWarning):
         assert_not_compiled(net)
         assert_all_bits_equal(net(x), other(x))
         snnfast.compile(make())(x)  # the same reason of the same class

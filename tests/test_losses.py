@@ -4,6 +4,7 @@ With lengths, they are the mean of those of each sample alone.
 """
 
 import copy
+import functools
 import inspect
 import itertools
 import pickle
@@ -311,7 +312,7 @@ def spoiled(rec: Tensor, lengths: Tensor, value: float = float("nan")) -> Tensor
     return rec.masked_fill((torch.arange(len(rec)).view(-1, 1) >= lengths).unsqueeze(2), value)
 
 
-def each_alone(loss: Any, rec: Tensor, targets: Tensor, lengths: Tensor) -> list[Tensor]:
+def each_alone(loss: Any, rec: Tensor, targets: Tensor, lengths: Tensor) -> list[Any]:
     return [loss(rec[:n, b : b + 1], targets[b : b + 1]) for b, n in enumerate(lengths.tolist())]
 
 
@@ -341,8 +342,7 @@ def test_lengths(name: str, options: dict[str, Any], reduction: str) -> None:
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize(("name", "options"), RAGGED, ids=case_id)
 def test_lengths_and_weights(name: str, options: dict[str, Any], reduction: str) -> None:
-    classes = CLASSES
-    weight = torch.rand(classes) + 0.5
+    weight = torch.rand(CLASSES) + 0.5
     rec = record(name, STEPS, len(LENGTHS), neurons(options))
     plain = getattr(losses, name)(**options, reduction="none")(rec, TARGETS, lengths=LENGTHS)
     found = getattr(losses, name)(**options, reduction=reduction, weight=weight)(rec, TARGETS, lengths=LENGTHS)
@@ -364,9 +364,7 @@ def test_lengths_of_accuracies_and_the_penalty(data: st.DataObject) -> None:
     beyond = spoiled(spk, lengths, 1.0)
     code = {"population_code": True, "num_classes": CLASSES}
     for accuracy, options in ((losses.accuracy_rate, {}), (losses.accuracy_rate, code), (losses.accuracy_temporal, {})):
-        one_by_one = [
-            accuracy(spk[:n, b : b + 1], targets[b : b + 1], **options) for b, n in enumerate(lengths.tolist())
-        ]
+        one_by_one = each_alone(functools.partial(accuracy, **options), spk, targets, lengths)
         assert accuracy(beyond, targets, **options, lengths=lengths) == pytest.approx(sum(one_by_one) / samples)
     for shaped in (beyond, beyond.view(STEPS, samples, 3, 4), beyond[..., 0]):
         wanted = sum(shaped[:n, b].sum() for b, n in enumerate(lengths.tolist()))
@@ -471,6 +469,7 @@ def call(name: str, rec: Any = None, targets: Any = None, **options: Any) -> Any
     return getattr(losses, name)(**options)(rec, targets)
 
 
+timed = functools.partial(call, "mse_temporal_loss", target_is_time=True)
 WRONG: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: losses.ce_count_loss(reduction="median"), ValueError, "reduction: "),
     (lambda: losses.ce_count_loss(weight=[1.0, 2.0]), TypeError, "weight: "),
@@ -501,22 +500,14 @@ WRONG: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: call("mse_count_loss", targets=torch.zeros(4)), ValueError, "targets: "),
     (lambda: call("ce_rate_loss", targets=torch.zeros(5, dtype=torch.long, device="meta")), ValueError, "targets is "),
     (lambda: call("mse_membrane_loss", time_var_targets=True), ValueError, "targets: "),
-    (lambda: call("mse_temporal_loss", target_is_time=True), ValueError, "targets: "),
-    (lambda: call("mse_temporal_loss", target_is_time=True, multi_spike=True), ValueError, "targets: "),
+    (lambda: timed(), ValueError, "targets: "),
+    (lambda: timed(multi_spike=True), ValueError, "targets: "),
     (lambda: call("ce_count_loss", weight=torch.ones(3)), ValueError, "weight: "),
     (lambda: call("mse_count_loss", weight=torch.ones(())), ValueError, "weight: "),
     (lambda: call("mse_count_loss", targets=torch.full((5,), 3), weight=torch.ones(3)), ValueError, "weight: "),
-    (
-        lambda: call("mse_temporal_loss", None, torch.full((4,), 5), target_is_time=True, weight=torch.ones(4)),
-        ValueError,
-        "weight: ",
-    ),
+    (lambda: timed(None, torch.full((4,), 5), weight=torch.ones(4)), ValueError, "weight: "),
     (lambda: call("ce_count_loss", weight=torch.ones(CLASSES, device="meta")), ValueError, "weight is "),
-    (
-        lambda: call("mse_temporal_loss", None, torch.zeros(4), target_is_time=True, weight=torch.ones(6)),
-        TypeError,
-        "targets: ",
-    ),
+    (lambda: timed(None, torch.zeros(4), weight=torch.ones(6)), TypeError, "targets: "),
     (lambda: losses.accuracy_temporal(torch.zeros(6, 5, 4), torch.zeros(4)), ValueError, "targets: "),
 ]
 
@@ -533,14 +524,13 @@ def test_a_label_without_a_class(name: str, label: int) -> None:
     also = ", or -100 for a sample that does not count" if name.startswith("ce") else ""
     message = rf"^targets: expected 0 to {CLASSES - 1}, the numbers of classes{also}, got {label}$"
     targets = torch.tensor([0, 1, -100 if also else 3, label, 2])
-    classes, lengths, weight = CLASSES, torch.tensor([6, 6, 3, 2, 1]), torch.ones(CLASSES)
-    for options in ({}, {"weight": weight}):
-        for more in ({}, {"lengths": lengths}):
-            with pytest.raises(ValueError, match=message):
-                getattr(losses, name)(**options)(torch.zeros(6, 5, classes), targets, **more)
+    weights, lengths = ({}, {"weight": torch.ones(CLASSES)}), ({}, {"lengths": torch.tensor([6, 6, 3, 2, 1])})
+    for options, more in itertools.product(weights, lengths):
+        with pytest.raises(ValueError, match=message):
+            getattr(losses, name)(**options)(torch.zeros(6, 5, CLASSES), targets, **more)
     if "population_code" in getattr(losses, name).__init__.__code__.co_varnames:
         with pytest.raises(ValueError, match=message):
-            call(name, torch.zeros(6, 5, 2 * classes), targets, population_code=True, num_classes=classes)
+            call(name, torch.zeros(6, 5, 2 * CLASSES), targets, population_code=True, num_classes=CLASSES)
     if not also:
         with pytest.raises(ValueError, match=r"got -100$"):
             call(name, targets=torch.tensor([0, 1, -100, 2, 3]))

@@ -20,16 +20,12 @@ from snnfast import Leaky, MultiStep, Residual, Synaptic
 from snnfast.neurons.base import SpikingLayer
 
 
-def fully_connected(neuron: type[SpikingLayer] = Leaky) -> list[nn.Module]:
-    last = make(neuron, beta=0.75, reset_mechanism="zero")
-    return [exact(nn.Linear(12, 20)), make(neuron), exact(nn.Linear(20, 6)), last]
-
-
 @pytest.mark.parametrize("num_steps", [None, 9], ids=["sequence", "constant"])
 @NEURONS
 def test_the_loop_over_time(neuron: type[SpikingLayer], num_steps: int | None, backend: str) -> None:
     """Its bits, and its gradients to rounding."""
-    layers = fully_connected(neuron)
+    last = make(neuron, beta=0.75, reset_mechanism="zero")
+    layers = [exact(nn.Linear(12, 20)), make(neuron), exact(nn.Linear(20, 6)), last]
     net, parameters = MultiStep(*layers), [p for layer in layers for p in layer.parameters()]
     x = (eighths(4, 12) if num_steps else eighths(9, 4, 12)).requires_grad_()
     outputs, gradients = (net(x, num_steps), loop(layers, x, num_steps)), []
@@ -249,20 +245,11 @@ def test_a_loss_on_hidden_rates(backend: str) -> None:
     assert_all_close(*grads, relative=1e-5)
 
 
-# ---- multiStep is an nn.Sequential: its checkpoints, nesting, skip connections, modules with an unroll of their own
+# ---- multiStep is an nn.Sequential: its names, nesting, skip connections, modules with an unroll of their own
 
 
 def layers() -> list[nn.Module]:
     return [exact(nn.Linear(6, 5)), Leaky(0.5, learn_beta=True), exact(nn.Linear(5, 4)), Leaky(0.75)]
-
-
-def test_checkpoints() -> None:
-    made = [nn.Sequential(nn.Sequential(*layers()[:2]), *layers()[2:]) for _ in range(2)]
-    net = MultiStep(*made[0])
-    assert list(net.state_dict()) == list(made[1].state_dict())
-    net.load_state_dict(made[1].state_dict(), strict=True)
-    assert_all_bits_equal(net.state_dict().values(), made[1].state_dict().values())
-    made[0].load_state_dict(net.state_dict(), strict=True)
 
 
 def test_names_indices_and_slices() -> None:

@@ -85,6 +85,3 @@ def test_import_and_convert(name: str, tmp_path: Path) -> None:
     assert spk.any()
     assert not spk.all()
     assert_bits_equal(spk, spk_expected.to(spk.dtype))
-
-
-# ---- neurons whose spikes come back to them

@@ -11,6 +11,7 @@ import pytest
 import torch
 from helpers import assert_all_bits_equal, emulated_if_thorough, gradients_of
 from loop_ops import Masked
+from multistep_checks import Loop
 from torch import Tensor, nn
 
 import snnfast
@@ -194,20 +195,13 @@ def test_held_states() -> None:
     snnfast.reset(held)
     assert torch.equal(held.v, torch.full((B, N), -65.0))
     assert torch.equal(torch.stack([held(step) for step in x]), whole[0])
+    assert torch.equal(free.unroll(x[8:], whole[1][7], whole[2][7])[0], whole[0][8:])
     spk, v, u = free(x[0], whole[1][-1], whole[2][-1])
     assert spk.shape == v.shape == u.shape == (B, N)
     with pytest.raises(TypeError, match="v: must not be passed"):
         held(x[0], whole[1][-1])
     held.reset_mem()
     assert torch.equal(Izhikevich(init_hidden=True, output=True)(x[0])[1], free.unroll(x)[1][0])
-
-
-def test_passes_states_on() -> None:
-    layer, x = CurrentLIF(), sequence().detach()
-    whole = layer.unroll(x)
-    first = layer.unroll(x[:10], record_mem=False)
-    second = layer.unroll(x[10:], *first[1:])
-    assert torch.equal(whole[1][10:], second[1])
 
 
 def test_reduce_counts() -> None:
@@ -347,28 +341,16 @@ def test_under_transforms() -> None:
 
 
 def test_in_compiled_code(nothing_compiled: None) -> None:
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.fc, self.lif = nn.Linear(N, 8), DecayInputLIF(learn_tau=True)
-
-        def forward(self, x: Tensor) -> Tensor:
-            v, rows = torch.zeros(B, 8), []
-            for step in x:
-                spk, v = self.lif(self.fc(step), v)
-                rows.append(spk)
-            return torch.stack(rows)
-
-    net, x = Net(), sequence().detach()[:4]
-    by_loop = net(x)
-    assert torch.equal(by_loop, net.lif.unroll(net.fc(x))[0])
-    unroll = torch.compile(lambda x: net.lif.unroll(x)[0], backend="eager")
+    fc, lif = net = Loop(nn.Linear(N, 8), DecayInputLIF(learn_tau=True))
+    x = sequence().detach()[:4]
+    by_loop, _ = net(x)
+    assert torch.equal(by_loop, lif.unroll(fc(x))[0])
+    unroll = torch.compile(lambda x: lif.unroll(x)[0], backend="eager")
     with pytest.warns(UserWarning, match="step by step where torch.compile traces it"):
-        assert torch.equal(by_loop, unroll(net.fc(x)))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # nothing in it is merged yet
+        assert torch.equal(by_loop, unroll(fc(x)))
+    with warnings.catch_warnings(action="ignore"):  # nothing in it is merged yet
         compiled = snnfast.compile(net)
-        torch.testing.assert_close(by_loop, compiled(x))
+        torch.testing.assert_close(by_loop, compiled(x)[0])
 
 
 @pytest.mark.needs_extension

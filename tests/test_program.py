@@ -188,18 +188,6 @@ def test_functions_to_rounding(device: torch.device) -> None:
         torch.testing.assert_close(ours, function(special), equal_nan=True)
 
 
-def test_expanded_over_time(device: torch.device) -> None:
-    step, x = RandomStep(5, exact=True), torch.rand(20, device=device).expand(18, 20).requires_grad_()
-    states = [torch.rand(20, device=device) for _ in range(step.states)]
-    parameters = [torch.rand(20, device=device) for _ in range(step.parameters)]
-    found = []
-    for given in (x, x.detach().clone().requires_grad_()):
-        outputs, _ = Program(step, 1, step.states, step.parameters)([given], states, parameters, 18)
-        found.append((outputs[0], *torch.autograd.grad(outputs[0].sum(0).square().sum(), given)))
-    for a, b in zip(*found, strict=True):
-        assert torch.equal(a, b)
-
-
 def test_op_refuses_malformed_code() -> None:
     for at, word in (
         (0, 2), (1, 0), (3, -1), (4, 1 << 20), (6, 2), (7, 5), (7, -1), (8, 3), (9, 999), (9, -1), (10, 1), (11, 5),

@@ -204,8 +204,7 @@ def test_an_inhibited_float64_layer(backend: str) -> None:
     for leaky in (snn.Leaky, Corrected, snntorch.Leaky):
         layer = leaky(0.9, inhibition=True, reset_delay=False, graded_spikes_factor=graded)
         mem, record = torch.zeros(4, 5, dtype=torch.float64), []
-        with snnfast.use_backend("auto" if backend == "fused" else backend), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with snnfast.use_backend("auto" if backend == "fused" else backend), warnings.catch_warnings(action="ignore"):
             for step in x:
                 _, mem = layer(step, mem)
                 record.append(mem)
@@ -341,36 +340,30 @@ def test_states_are_on_the_device_of_the_input(name: str) -> None:
     assert all(state.is_meta for state in make(snn, name)(x))
 
 
-MODES: dict[str, dict[str, Any]] = {
-    "record": {},
-    "last": {"record_mem": False},
-    "constant": {"num_steps": 4},
-    "constant-last": {"num_steps": 4, "record_mem": False},
-}
 KINDS: dict[str, dict[str, Any]] = {
-    "default": {},
-    "nodelay": {"reset_delay": False},
-    "inhibition": {"inhibition": True},
+    "default": {}, "nodelay": {"reset_delay": False}, "inhibition": {"inhibition": True},
     "callable": {"spike_grad": lambda z: snnfast.surrogate.fast_sigmoid(3.0)(z)},
-}
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("record_mem", [True, False], ids=["record", "last"])
+@pytest.mark.parametrize("num_steps", [None, 4], ids=["sequence", "constant"])
 @pytest.mark.parametrize(
     ("name", "kind"),  # the spikes of an inhibited recurrent layer come from no kernel
     [case for case in itertools.product(STATES, KINDS) if case[0][0] != "R" or case[1] != "inhibition"],
 )
-def test_a_held_state_is_never_a_view(name: str, mode: str, kind: str, backend: str) -> None:
+def test_a_held_state_is_never_a_view(
+    name: str, num_steps: int | None, record_mem: bool, kind: str, backend: str
+) -> None:
     layer = make(snn, name, init_hidden=True, learn_beta=True, **KINDS[kind])
     for dtype in (torch.float32, torch.float16):
-        x = torch.rand((2, 3) if "num_steps" in MODES[mode] else (4, 2, 3)).to(dtype)
-        x.requires_grad_()
-        _, *records = layer.unroll(x, **MODES[mode])
+        x = torch.rand((2, 3) if num_steps else (4, 2, 3)).to(dtype).requires_grad_()
+        _, *records = layer.unroll(x, num_steps=num_steps, record_mem=record_mem)
         for state, record in zip(held(layer)[-len(records) :], records, strict=True):
             assert not state._is_view()
             assert state.requires_grad
             assert state.dtype == torch.float32
-            assert_bits_equal(state.to(record.dtype), record if "last" in mode else record[-1])
+            assert_bits_equal(state.to(record.dtype), record[-1] if record_mem else record)
             assert state.untyped_storage().size() == 6 * state.element_size()  # and it keeps no record alive
         getattr(snn, name).detach_hidden()
         assert not any(state.requires_grad for state in held(layer))

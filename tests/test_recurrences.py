@@ -303,14 +303,13 @@ REPEATED = {
     "operator_that_knows_its_channels": "takes tensors of its own sizes alone: Mismatch of parameter numbers",
     "detached_now_and_then": "its steps are not all alike",
 }
-if torch.__version__.startswith("2.11"):  # it writes a number through a mask as a tensor
+PARTLY = {"first_step_without_a_gradient": 6, "input_of_the_step_before": 6}
+STEPS = {"another_first_step": 6, "constant_input_and_no_grad": 6, **PARTLY}
+if torch.__version__.startswith("2.11"):
+    # It writes a number through a mask as a tensor.
     REPEATED["learned_in_place_and_filled"] = "an operator takes tensors of its own sizes alone"
-STEPS = {
-    "another_first_step": 6,
-    "first_step_without_a_gradient": 6,
-    "constant_input_and_no_grad": 6,
-    "input_of_the_step_before": 6,
-}
+    # It knows the line of a call alone: of two products in one, the first step has the second.
+    PARTLY["threshold_that_begins_as_a_number"] = STEPS["threshold_that_begins_as_a_number"] = 5
 FUSED = {"bits_to_a_linear", "bits_to_many_outputs", "two_layers_with_a_product"}
 ROUNDED = {"recurrent_weights", "adaptive_threshold", *FUSED}  # by a product, or sigmoid
 
@@ -338,8 +337,7 @@ def compare(loop: Callable[..., Any], x: Tensor) -> Any:
     net = Net(loop).to(x.device, x.dtype)
     other = copy.deepcopy(net)
     function, reports = compiled(net)
-    ours, our_gradients = results(net, function, x)
-    theirs, gradients = results(other, other, x)
+    (ours, our_gradients), (theirs, gradients) = results(net, function, x), results(other, other, x)
     for a, b in zip(ours, theirs, strict=True):
         assert a.requires_grad == b.requires_grad
         if loop.__name__ in ROUNDED:
@@ -357,14 +355,9 @@ def compare(loop: Callable[..., Any], x: Tensor) -> Any:
 @emulated_if_thorough
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize("name", NETS)
-def test_a_neuron_by_hand_has_the_numbers_of_the_loop(
-    name: str, dtype: torch.dtype, device: torch.device, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("snnfast._core.linear.LEAST_ROWS", 1)
-    x = (torch.randn(7, 5, 7, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 1.2 + 0.4).to(
-        device, dtype
-    )
-    report = compare(NETS[name], x.requires_grad_())
+def test_a_neuron_by_hand_has_the_numbers_of_the_loop(name: str, dtype: torch.dtype, device: torch.device) -> None:
+    x = torch.randn(7, 5, 7, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 1.2 + 0.4
+    report = compare(NETS[name], x.to(device, dtype).requires_grad_())
     assert not report.failed
     if name in REPEATED:
         assert REPEATED[name] in str(report)
@@ -372,11 +365,11 @@ def test_a_neuron_by_hand_has_the_numbers_of_the_loop(
     else:
         recurrences = [line for line in report.merged if "one recurrence" in line]
         assert recurrences, str(report)
-        assert len(recurrences) == 1 or name not in ("trace_of_the_spikes_behind_them", "current_based_with_numbers")
+        assert len(recurrences) == 1 or name != "trace_of_the_spikes_behind_them"
         assert any("with the linear behind it" in line for line in recurrences) == (name in FUSED), str(report)
         steps = STEPS.get(name, 7)
         assert all(line.startswith((f"{steps} steps", "7 steps")) for line in recurrences), str(report)
-        assert not report.repeated or name in ("input_of_the_step_before", "first_step_without_a_gradient")
+        assert not report.repeated or name in PARTLY
 
 
 @pytest.mark.parametrize(

@@ -120,9 +120,7 @@ def test_gradients_of_weights_by_events() -> None:
 @pytest.mark.needs_extension
 @pytest.mark.filterwarnings("ignore:snnfast. a layer runs step by step", "ignore:Inhibition is an unstable feature")
 @pytest.mark.parametrize(
-    "options",
-    [{"spike_grad": steep}, {"inhibition": True}, {"state_quant": torch.round}],
-    ids=lambda o: next(iter(o)),
+    "options", [{"spike_grad": steep}, {"inhibition": True}, {"state_quant": torch.round}], ids=lambda o: next(iter(o))
 )
 def test_what_runs_step_by_step(options: dict[str, Any]) -> None:
     theirs, ours = (connected(library, "RLeaky", "linear", **options) for library in (snntorch, snnfast))
@@ -144,8 +142,7 @@ def test_what_makes_a_neuron_wait_for_others_says_so() -> None:
         backend._warned.clear()
         with snnfast.use_backend("auto"), pytest.warns(UserWarning, match=why):
             found = call()
-        with warnings.catch_warnings(), snnfast.use_backend("reference"):
-            warnings.simplefilter("error")
+        with warnings.catch_warnings(action="error"), snnfast.use_backend("reference"):
             assert_all_bits_equal(found, call())
 
 

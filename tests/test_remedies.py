@@ -58,8 +58,7 @@ def test_transforms_under_the_reference(name: str, delay: bool) -> None:
 @EVERY
 def test_vmap_without_a_derivative(name: str, backend: str) -> None:
     lif, x = make(snnfast, name), torch.rand(7, 3, 6) * 2
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("error")  # PyTorch would say that it goes sample by sample
+    with torch.no_grad(), warnings.catch_warnings(action="error"):  # PyTorch would say that it goes sample by sample
         found = torch.func.vmap(lif.unroll, in_dims=1, out_dims=1)(x)
         expected = lif.unroll(x)
     assert_all_bits_equal(found, expected)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from gradient_checks import Largest, bytes_of, check_against_reference, gradients, saved_by
+from gradient_checks import Operators, bytes_of, check_against_reference, gradients, saved_by
 from helpers import (
     FLOATS,
     FROM_SPIKES,
@@ -116,12 +116,12 @@ def test_a_count_of_a_constant_current_writes_nothing_over_time(neuron: str, dev
     for reset, delay, dtype in itertools.product(RESETS, (True, False), FLOATS + HALVES):
         case = Case(neuron, "count+constant", 100, (4, 25), dtype, reset, delay, False, "neuron")
         tensors = leaves(inputs(case, device))
-        with Largest() as largest:
+        with Operators() as ran:
             sum(t.sum() for t in fused(tensors, case).values()).backward()  # type: ignore[union-attr]
-        assert 0 < largest.elements <= (case.steps - 1) // STRIDE * len(case.kind.ops.states) * 100
-        with torch.no_grad(), Largest() as largest:
+        assert 0 < ran.elements <= (case.steps - 1) // STRIDE * len(case.kind.ops.states) * 100
+        with torch.no_grad(), Operators() as ran:
             fused(tensors, case)
-        assert 0 < largest.elements <= 100
+        assert 0 < ran.elements <= 100
 
 
 # ---- which mode is chosen, and what it tells -----------------------------------------------------------------------

@@ -15,7 +15,6 @@ from fresh import fresh
 from snntorch_checks import STATES
 
 import snnfast.snntorch as snn
-from snnfast._core import backend
 from snnfast.neurons import LAYERS
 from snnfast.snntorch import _drop_ins
 
@@ -23,16 +22,14 @@ from snnfast.snntorch import _drop_ins
 
 
 def modules() -> list[str]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # snntorch.spikevision announces its end
+    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # spikevision announces its end
         names = [module.name for module in pkgutil.walk_packages(snntorch.__path__, "snntorch.")]
     return [name for name in names if not any(part.startswith("_") for part in name.split(".")[2:])]
 
 
 def imported(name: str) -> ModuleType:
     """A module of snnTorch; a skip where it needs a package that isn't installed."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # snntorch.backprop announces its end
+    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # snntorch.backprop announces its end
         try:
             return importlib.import_module(name)
         except ModuleNotFoundError as error:
@@ -165,9 +162,7 @@ def test_versions(version: str, newer: bool | None, metadata: bool, monkeypatch:
 
     monkeypatch.setattr(importlib.metadata, "version", installed)
     monkeypatch.setattr(snntorch, "__version__", version)
-    monkeypatch.setattr(backend, "_warned", set())
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    with warnings.catch_warnings(record=True, action="always") as caught:
         for _ in range(2):
             if newer is None:
                 message = rf">= 1\.0\.0, but {re.escape(version)} .*pip install \"snntorch>="

@@ -196,24 +196,21 @@ def test_a_large_layer_is_tried_with_fewer_samples_unless_the_callable_knows_the
         assert functional.lif(torch.rand(3, 64, 4000) * 2, beta=0.9, spike_grad=by_sample)[0].shape == spk.shape
 
 
-WRONG_SHAPES: list[tuple[Any, type[Exception], str]] = [
-    (lambda z: (z > 0).float().mean(-1, keepdim=True), ValueError, r"\(3, 5\), got \(3, 1\)"),
-    (lambda z: surrogate.atan()(z).flatten(), ValueError, r"\(3, 5\), got \(15,\)"),
-    (lambda z: surrogate.atan()(z)[:1], ValueError, r"\(3, 5\), got \(1, 5\)"),
-]
-
-
 def test_an_error_of_the_callable_itself_is_the_users_to_see() -> None:
     def broken(z: Tensor) -> Tensor:
         raise ZeroDivisionError("mine")
 
-    for lif in (functional.lif, reference.lif):
-        with pytest.raises(ZeroDivisionError, match="mine"):
-            lif(torch.ones(4, 3), beta=0.9, spike_grad=broken)
-    for returns, error, message in ((lambda z: 3, TypeError, "a torch.Tensor, got int"), *WRONG_SHAPES):
+    returns = "^spike_grad: expected a callable that returns .*"
+    for spike_grad, error, message in (
+        (broken, ZeroDivisionError, "mine"),
+        (lambda z: 3, TypeError, rf"{returns}a torch.Tensor, got int"),
+        (lambda z: (z > 0).float().mean(-1, keepdim=True), ValueError, rf"{returns}\(3, 5\), got \(3, 1\)"),
+        (lambda z: surrogate.atan()(z).flatten(), ValueError, rf"{returns}\(3, 5\), got \(15,\)"),
+        (lambda z: surrogate.atan()(z)[:1], ValueError, rf"{returns}\(3, 5\), got \(1, 5\)"),
+    ):
         for lif in (functional.lif, reference.lif):
-            with pytest.raises(error, match=rf"^spike_grad: expected a callable that returns .*{message}"):
-                lif(torch.ones(4, 3, 5), beta=0.9, spike_grad=returns)
+            with pytest.raises(error, match=message):
+                lif(torch.ones(4, 3, 5), beta=0.9, spike_grad=spike_grad)
 
 
 FORGOTTEN: dict[str, tuple[Any, str]] = {
@@ -233,13 +230,10 @@ def test_brackets_that_were_forgotten_are_an_error_when_the_layer_is_made(kind: 
         for library in (snnfast, snn):
             with pytest.raises(TypeError, match=rf"^spike_grad: .*; pass {remedy}$"):
                 make(library, name, spike_grad=spike_grad)
-    for function, decays in (
-        (functional.lif, {"beta": 0.9}), (functional.synaptic, {"alpha": 0.8, "beta": 0.9}),
-        (functional.lapicque, {"beta": 0.9}), (functional.alpha, {"alpha": 0.9, "beta": 0.8}),
-        (functional.rleaky, {"beta": 0.9}), (functional.rsynaptic, {"alpha": 0.8, "beta": 0.9}),
-    ):  # fmt: skip
+        function = getattr(functional, {"Leaky": "lif"}.get(name, name.lower()))
+        decays = {decay: value for decay, value in (DECAYS | OTHER_DECAYS)[name].items() if decay in ("alpha", "beta")}
         with pytest.raises(TypeError, match=rf"^spike_grad: .*; pass {remedy}$"):
-            function(torch.ones(4, 3), **decays, spike_grad=spike_grad)  # type: ignore[operator]
+            function(torch.ones(4, 3), **decays, spike_grad=spike_grad)
 
 
 def test_convert_leaves_a_layer_whose_brackets_were_forgotten() -> None:

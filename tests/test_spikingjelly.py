@@ -12,7 +12,7 @@ import pytest
 import torch
 from callables import function
 from fresh import fresh
-from helpers import THOROUGH, assert_all_close, assert_bits_equal, assert_close, gradients_of
+from helpers import THOROUGH, assert_all_bits_equal, assert_all_close, assert_bits_equal, assert_close, gradients_of
 from snntorch_checks import copies_of
 from torch import Tensor, nn
 
@@ -27,8 +27,7 @@ SURROGATES = ("Sigmoid", "ATan", "PiecewiseQuadratic", "PiecewiseExp", "SoftSign
 def theirs() -> ModuleType:
     """``spikingjelly.activation_based`` of the installed SpikingJelly."""
     pytest.importorskip("spikingjelly", reason="SpikingJelly 2.0.0 is not installed")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(action="ignore"):
         from spikingjelly import activation_based
         from spikingjelly.activation_based import functional, neuron, surrogate  # noqa: F401
     return activation_based
@@ -296,8 +295,7 @@ def test_the_nodes_of_cext_have_its_defaults() -> None:
     for node in (cext.MultiStepIFNode(detach_reset=True), neuron.MultiStepIFNode(1.0, 0.0, surrogate.ATan(), True)):
         given = x.clone().requires_grad_()
         found.append((node(given), *torch.autograd.grad(node.v.sum(), given, retain_graph=True)))
-    for a, b in zip(*found, strict=True):
-        assert_bits_equal(a, b)
+    assert_all_bits_equal(*found)
     assert cext.MultiStepLIFNode().tau == cext.LIFNode().tau == 100
     node = cext.ParametricLIFNode(surrogate_function="Sigmoid", alpha=3.0)
     assert isinstance(node.surrogate_function, surrogate.Sigmoid)
@@ -312,8 +310,7 @@ def test_checkpoints_of_old_containers_load(layers: int) -> None:
     old.module = given[0] if layers == 1 else nn.Sequential(*given)
     container = layer.SeqToANNContainer(*(nn.Linear(3, 3) for _ in range(layers)))
     container.load_state_dict(old.state_dict())
-    for a, b in zip(container.parameters(), old.parameters(), strict=True):
-        assert_bits_equal(a, b)
+    assert_all_bits_equal(container.parameters(), old.parameters())
     assert (container.module if layers == 1 else container.module[1]) is container[-1]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import snntorch
 import torch
+from callables import steep
 from helpers import RESETS, assert_all_bits_equal
 from snntorch import surrogate
 from snntorch_checks import DECAYS, OTHER_DECAYS, STATES, TAKE_DELAY, learning, make
@@ -28,11 +29,6 @@ pytestmark = pytest.mark.needs_extension
 ALL = [*DECAYS, *OTHER_DECAYS]
 CASES = [(n, reset, delay) for n in ALL for reset in RESETS for delay in (True, False) if delay or n in TAKE_DELAY]
 cases = pytest.mark.parametrize(("name", "reset", "delay"), CASES)
-
-
-def own(z: Tensor) -> Tensor:
-    """A surrogate that no kernel has."""
-    return (z > 0).to(z.dtype).detach() + (z.sigmoid() - z.sigmoid().detach())
 
 
 def layer_of(library: Any, name: str, reset: str, delay: bool, spike_grad: Any = None) -> Any:
@@ -79,11 +75,6 @@ def assert_same(found: list[Tensor | None], expected: list[Tensor | None]) -> No
             torch.testing.assert_close(a, b.to(a.dtype), rtol=1e-5, atol=1e-6)  # snnTorch's spikes are float32
 
 
-@pytest.fixture
-def new_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend, "_warned", set())
-
-
 @pytest.fixture(params=[pytest.param(snn, marks=pytest.mark.thorough), snnfast], ids=["snnfast.snntorch", "snnfast"])
 def library(request: pytest.FixtureRequest) -> Any:
     return request.param
@@ -91,7 +82,7 @@ def library(request: pytest.FixtureRequest) -> Any:
 
 @pytest.fixture(params=["kernel", "own"])
 def spike_grad(request: pytest.FixtureRequest) -> Any:
-    return surrogate.fast_sigmoid(slope=5) if request.param == "kernel" else own
+    return surrogate.fast_sigmoid(slope=5) if request.param == "kernel" else steep
 
 
 # ---- with the setting
@@ -170,16 +161,14 @@ MESSAGE = "snnfast: the gradient that a hook or retain_grad.. sees .* snnfast.us
 
 def told(act: Any) -> int:
     """How often a call warns."""
-    with warnings.catch_warnings(record=True) as found:
-        warnings.simplefilter("always")
+    with warnings.catch_warnings(record=True, action="always") as found:
         act()
     return sum("use_state_gradients" in str(w.message) for w in found)
 
 
-@pytest.mark.usefixtures("new_warnings")
 @cases
 def test_a_hook_warns_where_it_sees_less_than_in_snntorch(
-    library: Any, name: str, reset: str, delay: bool, spike_grad: Any, monkeypatch: pytest.MonkeyPatch
+    library: Any, name: str, reset: str, delay: bool, spike_grad: Any
 ) -> None:
     differ, warn = [], []
     made = [steps(layer_of(lib, name, reset, delay, spike_grad), inputs(4, 3, 5)) for lib in (library, snntorch)]
@@ -187,13 +176,12 @@ def test_a_hook_warns_where_it_sees_less_than_in_snntorch(
         ours, theirs = (torch.autograd.grad(objective(m), m[1][place], retain_graph=True)[0].double() for m in made)
         if not torch.allclose(ours, theirs, 1e-5, 1e-6):
             differ.append(place)
-        monkeypatch.setattr(backend, "_warned", set())
+        backend._warned.clear()
         if told(partial(result.register_hook, torch.clone)):
             warn.append(place)
     assert warn == differ
 
 
-@pytest.mark.usefixtures("new_warnings")
 def test_the_warning_names_the_setting_and_the_line() -> None:
     layer, x = snnfast.Leaky(0.9), inputs(2, 3)
     _, mem = layer(x[0])
@@ -203,7 +191,6 @@ def test_the_warning_names_the_setting_and_the_line() -> None:
     assert told(lambda: layer(x[1])[1].register_hook(lambda g: g)) == 0  # once per process
 
 
-@pytest.mark.usefixtures("new_warnings")
 @pytest.mark.parametrize("last", [True, False])
 def test_retain_grad_warns_before_the_gradient_can_be_read(last: bool) -> None:
     made = steps(snnfast.Leaky(0.9), inputs(3, 4))
@@ -214,7 +201,6 @@ def test_retain_grad_warns_before_the_gradient_can_be_read(last: bool) -> None:
     assert found[0].filename == __file__
 
 
-@pytest.mark.usefixtures("new_warnings")
 def test_nothing_else_warns() -> None:
     x = inputs(4, 3, 5)
 
@@ -260,10 +246,6 @@ def of_spikes_that_were_read(spk: Tensor, mem: Tensor) -> Tensor:
     return double
 
 
-def of_the_last_membrane(made: list[tuple[Tensor, ...]]) -> None:
-    made[-1][1].register_hook(clamped)
-
-
 def in_a_loop(layer: Any, inside: Any = None, behind: Any = None) -> Any:
     """A loop over time. ``inside`` gives the spikes of a step that are returned, ``behind`` sees all results."""
 
@@ -299,11 +281,9 @@ def compiled(nothing_compiled: None) -> Iterator[Any]:
 HOOKS: dict[str, tuple[Any, ...]] = {  # inside of the loop, behind it, and outside of what is compiled
     "inside": (of_membranes, None, None),
     "read before": (of_spikes_that_were_read, None, None),
-    "last": (None, of_the_last_membrane, None),
+    "last": (None, lambda made: made[-1][1].register_hook(clamped), None),
     "results": (None, None, lambda made: [mem.register_hook(clamped) for _, mem in made[:-1]]),
 }
-
-
 hooks_in_graphs = pytest.mark.skipif(
     find_spec("torch._higher_order_ops.register_hook") is None,
     reason="this PyTorch makes an autograd.Function of a hook in a graph",
