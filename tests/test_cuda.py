@@ -144,11 +144,12 @@ def test_no_order_of_threads_or_blocks_changes_a_bit(neuron: str, device: torch.
 # ---- which kernel a call takes
 
 RESET = {"subtract": "(Reset)0", "zero": "(Reset)1"}
+NONE, FIRST, ALL = (f"(Sums){kind}" for kind in range(3))
 
 
-def plain(direction: str, width: int, *flags: bool, dtype: str = "float", reset: str = "subtract") -> str:
-    """The name of a plain kernel. ``flags``: forward, whether it records; backward, whether it reads that, and sums."""
-    words = ["Leaky", dtype, str(width), RESET[reset], *(str(flag).lower() for flag in flags)]
+def plain(direction: str, width: int, recorded: bool, *sums: str, dtype: str = "float", reset: str = "subtract") -> str:
+    """The name of a plain kernel, whether it writes or reads the record, and, backward, which parameters it sums."""
+    words = ["Leaky", dtype, str(width), RESET[reset], str(recorded).lower(), *sums]
     return f"{direction}_plain<{', '.join(words)}>"
 
 
@@ -175,31 +176,34 @@ def convolutional(x: Tensor) -> Tensor:
 EACH = {"beta": torch.linspace(0.5, 0.9, 16), "learn_beta": True}  # a number for each neuron
 LOST = "backward<Leaky, float, 4, true>"  # the general kernel of recorded membranes
 FORWARD, RECORD = plain("forward", 4, False), plain("forward", 4, True)
-BACKWARD, RECORDED = plain("backward", 4, False, False), plain("backward", 4, True, False)
+BACKWARD, RECORDED = plain("backward", 4, False, NONE), plain("backward", 4, True, NONE)
 CHOSEN: dict[str, tuple[Callable[[Tensor], Tensor], list[str]]] = {
     "defaults": (lambda x: unrolled(x, {}), [RECORD, RECORDED]),
     "record_mem=False": (lambda x: unrolled(x, {}, record_mem=False), [FORWARD, BACKWARD]),
-    "learn_beta": (lambda x: unrolled(x, {"learn_beta": True}), [RECORD, plain("backward", 4, True, True)]),
+    "learn_beta": (lambda x: unrolled(x, {"learn_beta": True}), [RECORD, plain("backward", 4, True, FIRST)]),
+    "learn_beta, constant": (
+        lambda x: unrolled(x[0], {"learn_beta": True}, num_steps=25), [RECORD, plain("backward", 1, True, ALL)],
+    ),
     "learn_threshold, record_mem=False": (
         lambda x: unrolled(x, {"learn_threshold": True}, record_mem=False),
-        [FORWARD, plain("backward", 4, False, True)],
+        [FORWARD, plain("backward", 1, False, ALL)],
     ),
     "learn_beta of each neuron": (
-        lambda x: unrolled(x, EACH), [plain("forward", 1, True), plain("backward", 1, True, True)],
+        lambda x: unrolled(x, EACH), [plain("forward", 1, True), plain("backward", 1, True, FIRST)],
     ),
     "constant": (lambda x: unrolled(x[0], {}, num_steps=25, record_mem=False), [FORWARD, BACKWARD]),
     "constant, recorded": (lambda x: unrolled(x[0], {}, num_steps=25), [RECORD, RECORDED]),
     "reset to zero": (
         lambda x: unrolled(x, {"reset_mechanism": "zero"}, record_mem=False),
-        [plain("forward", 4, False, reset="zero"), plain("backward", 4, False, False, reset="zero")],
+        [plain("forward", 4, False, reset="zero"), plain("backward", 4, False, NONE, reset="zero")],
     ),
     "half": (
         lambda x: unrolled(x.half(), {}),
-        [plain("forward", 8, True, dtype="Half"), plain("backward", 4, False, False, dtype="Half")],
+        [plain("forward", 8, True, dtype="Half"), plain("backward", 4, False, NONE, dtype="Half")],
     ),
     "few neurons, many steps": (
         lambda x: unrolled(x.repeat(20, 1, 1), {}),
-        [RECORD, plain("backward", 1, True, True).replace("plain", "plain_chunked")],
+        [RECORD, plain("backward", 1, True, ALL).replace("plain", "plain_chunked")],
     ),
     "tutorial 5": (tutorial, [FORWARD, RECORD, LOST, BACKWARD]),
     "convolutions": (convolutional, [FORWARD, BACKWARD]),
@@ -340,6 +344,24 @@ def test_sums_for_parameters_of_every_dtype(device: torch.device) -> None:
             assert_close(found.float(), wanted, 1e-6)
         else:
             assert_bits_equal(found, wanted.to(dtype))
+
+
+@emulated
+def test_beta_alone_has_the_gradients_that_it_has_beside_a_threshold(device: torch.device) -> None:
+    for dtype, record_mem, least in itertools.product((torch.float32, *HALVES), (False, True), (1, DEFAULT)):
+        set_vector_minimum(least)
+        x = torch.rand(19, 4, 40, dtype=dtype, device=device, requires_grad=True)
+        beta, threshold = (torch.tensor(number, device=device, requires_grad=True) for number in (0.75, 0.5))
+        results = []
+        for other in (threshold, threshold.detach()):
+            spk = lif(x, beta=beta, threshold=other, record_mem=record_mem)[0]
+            results.append(torch.autograd.grad(spk.square().sum(), (x, beta)))
+        assert_bits_equal(results[0][0], results[1][0])
+        assert_close(results[0][1], results[1][1], 1e-6)
+        last = [kernel for kernel, *_ in take_launches()][1::2]
+        several = f", {4 if least == 1 else 1}, "
+        alone = FIRST if dtype == torch.float32 or least == 1 else ALL
+        assert [ALL in last[0], ", 1, " in last[0], alone in last[1], several in last[1]] == [True] * 4
 
 
 @emulated

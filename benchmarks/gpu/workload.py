@@ -29,6 +29,10 @@ OPTIONS: tuple[tuple[dict[str, Any], dict[str, Any]], ...] = (
     (STRAIGHT, {"record_mem": True}),
     (STRAIGHT, {"record_mem": False, "reduce": "sum"}),
 )
+# The plain backward kernels with all sums, which in half precision learn beta, too.
+LEARNED: tuple[tuple[dict[str, Any], dict[str, Any]], ...] = tuple(
+    ({"learn_threshold": True}, {"record_mem": recorded}) for recorded in (True, False)
+)
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 MANY = 1 << 18  # neurons from which on a thread takes several of them
 Call = tuple[str, int, int, torch.dtype, dict[str, Any], dict[str, Any]]  # layer, T, N, dtype, options
@@ -43,6 +47,8 @@ def watched(many: int = MANY) -> Iterator[Call]:
                 if dtype != torch.float64:
                     yield name, 18, many, dtype, layer, call
             yield "Leaky", 272, 37, dtype, layer, call  # the warps of a block divide the time among them
+    for layer, call in LEARNED:
+        yield "Leaky", 18, 37, torch.float32, layer, call
     for dtype in DTYPES:
         for size in (37,) if dtype == torch.float64 else (37, many):
             yield "LIFNode", 18, size, dtype, {"step_mode": "m"}, {}
@@ -50,7 +56,7 @@ def watched(many: int = MANY) -> Iterator[Call]:
 
 def profiled(many: int = MANY) -> Iterator[Call]:
     """The layer and options that most networks have, at sizes that fill a card, and few neurons over many steps."""
-    for layer, call in OPTIONS:
+    for layer, call in (*OPTIONS, *LEARNED):
         yield "Leaky", 100, many, torch.float32, layer, call
     for dtype in DTYPES[1:]:
         yield "Leaky", 100, many, dtype, *OPTIONS[0]

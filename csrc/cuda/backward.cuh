@@ -269,7 +269,7 @@ struct BackwardPass {
     for (int s = 0; s < kStates; ++s) {
       if (p.grad_initial[s] != nullptr) store_row(static_cast<A*>(p.grad_initial[s]) + first, s, carry);
     }
-    finish_parameters(p, first, sums, own);
+    finish_parameters<false>(p, first, sums, own);
   }
 };
 

@@ -38,13 +38,13 @@ __device__ __forceinline__ A entering_carry(Told<A> told, int segment, int lane)
   return carry;
 }
 
-template <typename Neuron, typename S, int V, Reset kReset, bool kRecorded, bool kSums>
+template <typename Neuron, typename S, int V, Reset kReset, bool kRecorded, Sums kSums>
 __global__ void __launch_bounds__(kSegments* kLanes, 1) backward_plain_chunked_kernel(const Backward<Neuron> p) {
   static_assert(V == 1, "a lane takes one neuron");
   using A = Opmath<S>;
   constexpr int kParameters = Neuron::kParameters;
-  constexpr int kRows = 1 + (kSums ? kParameters : 1);  // after the second pass: the sums over time
-  __shared__ SharedMemory<kSegments * kLanes, kRows * sizeof(A), kSums ? kSumBytes<Neuron> : 0> shared;
+  constexpr int kRows = 1 + (kSums == Sums::kNone ? 1 : kParameters);  // after the second pass: the sums over time
+  __shared__ SharedMemory<kSegments * kLanes, kRows * sizeof(A), kSums == Sums::kNone ? 0 : kSumBytes<Neuron>> shared;
   auto* const told = reinterpret_cast<Told<A>>(shared.bytes);
   const int thread = static_cast<int>(threadIdx.x), segment = thread / kLanes, lane = thread % kLanes;
   const int T = static_cast<int>(p.T), begin = start_of(segment, T), end = start_of(segment + 1, T);
@@ -72,18 +72,18 @@ __global__ void __launch_bounds__(kSegments* kLanes, 1) backward_plain_chunked_k
   }
   told[0][thread] = neuron.grad_x_sum[0];
 #pragma unroll
-  for (int k = 0; kSums && k < kParameters; ++k) told[1 + k][thread] = neuron.sums[0][k];
+  for (int k = 0; kSums != Sums::kNone && k < kParameters; ++k) told[1 + k][thread] = neuron.sums[0][k];
   __syncthreads();
   [[maybe_unused]] double of_all[kParameters] = {};
   if (segment == 0 && there) {
     for (int at = kLanes + lane; at < kSegments * kLanes; at += kLanes) {
       neuron.grad_x_sum[0] += told[0][at];
 #pragma unroll
-      for (int k = 0; kSums && k < kParameters; ++k) neuron.sums[0][k] += told[1 + k][at];
+      for (int k = 0; kSums != Sums::kNone && k < kParameters; ++k) neuron.sums[0][k] += told[1 + k][at];
     }
     neuron.finish(of_all);
   }
-  if constexpr (kSums) {
+  if constexpr (kSums != Sums::kNone) {
     if (p.summed != 0) sum_parameters<kSegments * kLanes>(p, of_all, shared.bytes, kLanes);
   }
 }
@@ -91,7 +91,7 @@ __global__ void __launch_bounds__(kSegments* kLanes, 1) backward_plain_chunked_k
 template <typename Neuron, typename S, typename Of>
 int launch_chunked(const Backward<Neuron>& p, void* stream) {
   // One kernel serves calls with and without gradients of parameters: it is bound by latency, not by instructions.
-  constexpr bool kSums = kHasSums<Neuron> && Of::kReset == Reset::kSubtract;
+  constexpr Sums kSums = kHasSums<Neuron> && Of::kReset == Reset::kSubtract ? Sums::kAll : Sums::kNone;
   return launch_blocks(backward_plain_chunked_kernel<Neuron, S, 1, Of::kReset, Of::kRecorded, kSums>,
                        (p.N + kLanes - 1) / kLanes, kSegments * kLanes, stream, p);
 }

@@ -19,12 +19,17 @@ bool takes(const Backward<Neuron>& p) {
   return kHasSums<Neuron> || !p.sums_parameters();
 }
 
+// The parameters whose gradients a kernel sums over time. The first one is the decay, which is what most calls learn.
+// Its sum takes one instruction in a step, and all sums take five. kAll has no kernels of several neurons per thread:
+// they would be the largest of the library.
+enum class Sums { kNone, kFirst, kAll };
+
 // The template arguments of a kernel that depend on the call.
-template <Reset kReset_, bool kRecorded_, bool kSums_>
+template <Reset kReset_, bool kRecorded_, Sums kSums_>
 struct Kind {
   static constexpr Reset kReset = kReset_;
   static constexpr bool kRecorded = kRecorded_;  // the membranes are read, not recomputed
-  static constexpr bool kSums = kSums_;          // parameters have gradients
+  static constexpr Sums kSums = kSums_;
 };
 
 // Calls f with the problem as a kernel takes it, an element and a Kind. takes() must be true.
@@ -34,15 +39,20 @@ int visit(Backward<Neuron> p, F&& f) {
   // The kernel computes an address from it before it knows that the first chunk has no checkpoint.
   if (p.rows == nullptr) p.rows = p.x;
   return visit_element<false>(p.dtype, [&](auto element) {
-    if (p.rule.reset == Reset::kZero) return f(p, element, Kind<Reset::kZero, false, false>{});
+    if (p.rule.reset == Reset::kZero) return f(p, element, Kind<Reset::kZero, false, Sums::kNone>{});
+    const auto with = [&]<bool kRecorded>(std::bool_constant<kRecorded>) {
+      if constexpr (kHasSums<Neuron>) {
+        // kFirst does not sum the gradient of a constant current.
+        const bool first = p.grad_parameters[0] != nullptr && given(p.grad_parameters) == 1 && p.grad_x_sum == nullptr;
+        if (first) return f(p, element, Kind<Reset::kSubtract, kRecorded, Sums::kFirst>{});
+        if (p.sums_parameters()) return f(p, element, Kind<Reset::kSubtract, kRecorded, Sums::kAll>{});
+      }
+      return f(p, element, Kind<Reset::kSubtract, kRecorded, Sums::kNone>{});
+    };
     if constexpr (Neuron::kRecordedMembraneSuffices && std::is_same_v<decltype(element), float>) {
-      if (p.mem_rec != nullptr && p.sums_parameters()) return f(p, element, Kind<Reset::kSubtract, true, true>{});
-      if (p.mem_rec != nullptr) return f(p, element, Kind<Reset::kSubtract, true, false>{});
+      if (p.mem_rec != nullptr) return with(std::true_type{});
     }
-    if constexpr (kHasSums<Neuron>) {
-      if (p.sums_parameters()) return f(p, element, Kind<Reset::kSubtract, false, true>{});
-    }
-    return f(p, element, Kind<Reset::kSubtract, false, false>{});
+    return with(std::false_type{});
   });
 }
 
@@ -119,7 +129,7 @@ __device__ __forceinline__ int missing(int end) { return (kChunk - end % kChunk)
 
 // The part that does not depend on where the membranes come from: the given gradients, the adjoint, and the results.
 // kChunked: the pass goes through a segment of time, and its carry may not be known yet.
-template <typename Neuron, typename S, int V, Reset kReset, bool kSums, bool kChunked>
+template <typename Neuron, typename S, int V, Reset kReset, Sums kSums, bool kChunked>
 struct PlainAdjoint {
   using A = Opmath<S>;
   static constexpr int kStates = Neuron::kStates, kMem = kStates - 1, kParameters = Neuron::kParameters;
@@ -133,7 +143,7 @@ struct PlainAdjoint {
   A parameters[kParameters];
   A carry[V][kStates];     // gradients with respect to the states between two steps
   A grad_x_sum[V];         // over the steps done, for a constant current
-  A sums[V][kParameters];  // the same of the parameters' gradients
+  A sums[V][kParameters];  // the same of the parameters' gradients; of kFirst, two neurons share one
   A factor[V][kStates];    // chunked: what the steps done make of a carry of 1 without any other gradient
   bool writes = true;      // chunked: whether the carry is known, and so the gradients of the current
 
@@ -159,13 +169,14 @@ struct PlainAdjoint {
   }
 
   // `own` gets what the thread's neurons add to each gradient that is one number.
-  __device__ __forceinline__ void finish([[maybe_unused]] double (&own)[kParameters]) {
+  template <int n>
+  __device__ __forceinline__ void finish([[maybe_unused]] double (&own)[n]) {
 #pragma unroll
     for (int s = 0; s < kStates; ++s) {
       if (p.grad_initial[s] != nullptr) store_row(static_cast<A*>(p.grad_initial[s]) + first, s, carry);
     }
-    if (p.grad_x_sum != nullptr) store<V>(static_cast<S*>(p.grad_x_sum) + first, grad_x_sum);
-    if constexpr (kSums) finish_parameters(p, first, sums, own);
+    if (kSums != Sums::kFirst && p.grad_x_sum != nullptr) store<V>(static_cast<S*>(p.grad_x_sum) + first, grad_x_sum);
+    if constexpr (kSums != Sums::kNone) finish_parameters<(V > 1)>(p, first, sums, own);
   }
 
  protected:
@@ -198,9 +209,10 @@ struct PlainAdjoint {
       const auto step = [&](const Given<A>& given, A(&passed)[kStates], A(&summed)[kParameters]) {
         return Neuron::template adjoint<Fused>(kRule, x[i], before[i], v[i], given, none, parameters, passed, summed);
       };
-      dx[i] = step({spk[i], slope, true}, carry[i], kSums ? sums[i] : unused);
+      dx[i] = step({spk[i], slope, true}, carry[i],
+                   kSums == Sums::kNone ? unused : sums[kSums == Sums::kFirst ? i / 2 : i]);
       if constexpr (kChunked) step({A(0), A(0), false}, factor[i], unused);
-      grad_x_sum[i] += dx[i];
+      if constexpr (kSums != Sums::kFirst) grad_x_sum[i] += dx[i];
     }
     if (p.grad_x != nullptr && (!kChunked || writes)) store<V>(grad_x, dx);
     advance(grad_x, -p.N);
@@ -208,7 +220,7 @@ struct PlainAdjoint {
 };
 
 // Recomputes a chunk of steps from the states before it.
-template <typename Neuron, typename S, int V, Reset kReset, bool kSums, bool kChunked, int kOf>
+template <typename Neuron, typename S, int V, Reset kReset, Sums kSums, bool kChunked, int kOf>
 struct PlainRecomputed : PlainAdjoint<Neuron, S, V, kReset, kSums, kChunked> {
   using Base = PlainAdjoint<Neuron, S, V, kReset, kSums, kChunked>;
   using Base::kBatches, Base::kMem, Base::kStates, Base::kSteps, Base::first, Base::gradients, Base::p;
@@ -313,7 +325,7 @@ struct PlainRecomputed : PlainAdjoint<Neuron, S, V, kReset, kSums, kChunked> {
 };
 
 // Reads the membrane of every step. With a delayed reset it is the one before the next step.
-template <typename Neuron, typename S, int V, Reset kReset, bool kSums, bool kChunked>
+template <typename Neuron, typename S, int V, Reset kReset, Sums kSums, bool kChunked>
 struct PlainRecorded : PlainAdjoint<Neuron, S, V, kReset, kSums, kChunked> {
   using Base = PlainAdjoint<Neuron, S, V, kReset, kSums, kChunked>;
   using Base::kBatches, Base::kSteps, Base::first, Base::gradients, Base::p;

@@ -22,15 +22,15 @@ constexpr int kLeastBlocks = [] {
   return (kKeptRows<Neuron> > 1 ? 512 : Of::kReset == Reset::kZero ? 640 : 768) / kOf;
 }();
 
-template <typename Neuron, typename S, int V, Reset kReset, bool kRecorded, bool kSums>
+template <typename Neuron, typename S, int V, Reset kReset, bool kRecorded, Sums kSums>
 __global__ void __launch_bounds__(kThreads<Neuron, S, V, Kind<kReset, kRecorded, kSums>>,
                                   kLeastBlocks<Neuron, S, V, Kind<kReset, kRecorded, kSums>>)
     backward_plain_kernel(const Backward<Neuron> p) {
   using Of = Kind<kReset, kRecorded, kSums>;
-  constexpr int kOf = kThreads<Neuron, S, V, Of>;
-  __shared__ SharedMemory<kOf, kBytes<Neuron, S, V, Of>, kSums ? kSumBytes<Neuron> : 1> shared;
+  constexpr int kOf = kThreads<Neuron, S, V, Of>, kOwn = kSums == Sums::kFirst ? 1 : Neuron::kParameters;
+  __shared__ SharedMemory<kOf, kBytes<Neuron, S, V, Of>, kSums == Sums::kNone ? 1 : kOwn * sizeof(double)> shared;
   const int64_t first = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * V;
-  [[maybe_unused]] double own[Neuron::kParameters] = {};
+  [[maybe_unused]] double own[kOwn] = {};
   if (first < p.N) {
     PlainBackward<Neuron, S, V, Of, false, kOf> neurons(p, first, shared.bytes);
     const int T = static_cast<int>(p.T);
@@ -39,21 +39,26 @@ __global__ void __launch_bounds__(kThreads<Neuron, S, V, Kind<kReset, kRecorded,
     run(neurons, 0, T);
     neurons.finish(own);
   }
-  if constexpr (kSums) {
+  if constexpr (kSums != Sums::kNone) {
     if (p.summed != 0) sum_parameters<kOf>(p, own, shared.bytes, static_cast<int>(blockDim.x));
   }
 }
 
 template <typename Neuron, typename S, typename Of>
 int launch_width(const Backward<Neuron>& p, void* stream) {
-  constexpr int V = kBackwardWidth<S>;
-  if (backward_wants_vectors(p.N, V) && shares_parameters(p) &&
-      aligned(p.x, p.initial, p.mem_rec, p.rows, p.grad_spk, p.grad_last, p.grad_x, p.grad_x_sum, p.grad_initial,
-              p.grad_parameters)) {
-    return launch(backward_plain_kernel<Neuron, S, V, Of::kReset, Of::kRecorded, Of::kSums>, p.N / V,
-                  kThreads<Neuron, S, V, Of>, stream, p);
+  if constexpr (Of::kSums != Sums::kAll) {
+    constexpr int V = kBackwardWidth<S>;
+    const bool shares = shares_parameters(p) && (Of::kSums == Sums::kNone || p.summed != 0);
+    if (backward_wants_vectors(p.N, V) && shares &&
+        aligned(p.x, p.initial, p.mem_rec, p.rows, p.grad_spk, p.grad_last, p.grad_x, p.grad_x_sum, p.grad_initial,
+                p.grad_parameters)) {
+      return launch(backward_plain_kernel<Neuron, S, V, Of::kReset, Of::kRecorded, Of::kSums>, p.N / V,
+                    kThreads<Neuron, S, V, Of>, stream, p);
+    }
   }
-  return launch(backward_plain_kernel<Neuron, S, 1, Of::kReset, Of::kRecorded, Of::kSums>, p.N,
+  // Few calls in half precision with few neurons learn anything.
+  constexpr Sums kSums = Of::kSums == Sums::kFirst && sizeof(S) < sizeof(float) ? Sums::kAll : Of::kSums;
+  return launch(backward_plain_kernel<Neuron, S, 1, Of::kReset, Of::kRecorded, kSums>, p.N,
                 threads_for(p.N, kThreads<Neuron, S, 1, Of>), stream, p);
 }
 

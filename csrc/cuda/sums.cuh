@@ -27,22 +27,25 @@ constexpr int threads_in(int bytes) {
   return std::min(128, static_cast<int>(std::bit_floor(32u * 1024 / static_cast<unsigned>(std::max(bytes, 1)))));
 }
 
-// Stores the gradients of the parameters, which a thread has summed over time for its neurons. Of a gradient that is
-// one number, it adds their share to `own`.
-template <typename Neuron, typename A, int V>
+// Stores the gradients of the first n parameters, which a thread has summed over time for its neurons. Of a gradient
+// that is one number, it adds their share to `own`. kShared: each of them is.
+template <bool kShared, typename Neuron, typename A, int V, int n>
 __device__ __forceinline__ void finish_parameters(const Backward<Neuron>& p, int64_t first,
-                                                  A (&sums)[V][Neuron::kParameters],
-                                                  double (&own)[Neuron::kParameters]) {
+                                                  A (&sums)[V][Neuron::kParameters], double (&own)[n]) {
 #pragma unroll
-  for (int k = 0; k < Neuron::kParameters; ++k) {
+  for (int k = 0; k < n; ++k) {
     if (p.grad_parameters[k] == nullptr) continue;
     if (kClampedBits<Neuron> >> k & 1u) {
       A given[V];
-      parameter(p.parameters[k], first, given);
+      if constexpr (kShared) {
+        fill(given, number<A>(p.parameters[k], 0));
+      } else {
+        parameter(p.parameters[k], first, given);
+      }
 #pragma unroll
       for (int i = 0; i < V; ++i) sums[i][k] = clamp_unit_adjoint(given[i], sums[i][k], p.clamp_closed);
     }
-    if ((p.summed >> k & 1u) == 0) {
+    if (!kShared && (p.summed >> k & 1u) == 0) {
       store_row(static_cast<A*>(p.grad_parameters[k]) + first, k, sums);
       continue;
     }
@@ -102,10 +105,9 @@ __device__ __forceinline__ double sum_of_blocks(const double* partial, int first
 
 // All threads of a block call this once. `own` is what the neurons of a thread add to each sum, for the first `threads`
 // of the block. `shared` has a row of doubles for each parameter, and may hold something else before.
-template <int kThreads, typename Neuron>
-__device__ __forceinline__ void sum_parameters(const Backward<Neuron>& p, const double (&own)[Neuron::kParameters],
+template <int kThreads, typename Neuron, int kParameters>
+__device__ __forceinline__ void sum_parameters(const Backward<Neuron>& p, const double (&own)[kParameters],
                                                void* shared, int threads) {
-  constexpr int kParameters = Neuron::kParameters;
   auto* const numbers = static_cast<double (*)[kThreads]>(shared);
   const int thread = static_cast<int>(threadIdx.x);
   auto* const partial = static_cast<double*>(p.partial_sums) + 1;  // behind the counter
