@@ -65,7 +65,7 @@ def gradients(results: Any, net: nn.Module, x: Tensor) -> list[Tensor]:
 
 
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("snnfast._images.channels_last", "snnfast.compiler.peephole"):
+    for module in ("snnfast._images.channels_last", "snnfast.compiler.kernels"):
         monkeypatch.setattr(f"{module}.profits", lambda x, weight: False)
 
 
@@ -217,7 +217,7 @@ class Loop(nn.Module):
 def test_a_compiled_loop_turns_its_input_once_and_is_the_plain_path(flat: str, monkeypatch: pytest.MonkeyPatch) -> None:
     turned: list[Tensor] = []
     turn = channels_last.to_channels_last
-    monkeypatch.setattr("snnfast.compiler.peephole.to_channels_last", lambda x: turned.append(x) or turn(x))
+    monkeypatch.setattr("snnfast.compiler.kernels.to_channels_last", lambda x: turned.append(x) or turn(x))
     x = (eighths(T, B, 1, 16, 16) * 2).requires_grad_()
     results = []
     for turns in (True, False):

@@ -162,7 +162,7 @@ class _Program:
         return [_Instruction(self.graph.nodes[v][0], v, list(self.graph.operands(v))) for v in sorted(found)]
 
     def keep(self, results: list[int], states: Sequence[int], news: Sequence[int]) -> tuple[list[int], list[int]]:
-        """What is computed again before a derivative: numbers of states, and values that are kept."""
+        """What is computed again before a derivative: which states, by their numbers, and which values are kept."""
         kept: set[int] = set()
         while True:
             again = {i.to for i in self.section([news[i] for i in kept])}

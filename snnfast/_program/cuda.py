@@ -13,7 +13,7 @@ from snnfast._program.source import CHECKPOINT, Kinds, Source, backward_source, 
 
 __all__ = ["Engine"]
 
-_BLOCKS = 128  # so many multiprocessors large cards have: few neurons come in blocks of one warp
+_BLOCKS = 128  # multiprocessors of a large card; few neurons come in smaller blocks, so that all of them work
 _WARP = 32
 
 

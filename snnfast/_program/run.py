@@ -75,7 +75,7 @@ class Program:
         if counts:
             states.append(torch.zeros(shape, dtype=opmath, device=x.device))
         call = _Call(steps, shape, x.dtype, opmath, x.device)
-        results = self._variant(options)(call, series, states, given)
+        results = self._variant(options)(call, [*series, *states, *given])
         first = len(results) - len(states)
         outputs, last = list(results[:first]), list(results[first:])
         if counts:
@@ -95,7 +95,7 @@ class Program:
         like = next(t for t in given if isinstance(t, Tensor))
         states = [s.expand(shape) if isinstance(s, Tensor) else like.new_full((), s) for s in states]
         call = _Call(steps, shape, like.dtype, like.dtype, like.device)
-        return self._variant(_PLAIN)(call, series, states, parameters, output, linear)
+        return self._variant(_PLAIN)(call, [*series, *states, *parameters], output, linear)
 
     def binary(self, dtype: torch.dtype, dims: int) -> tuple[bool, ...]:
         """Which outputs are certainly 0 or 1."""
@@ -130,7 +130,7 @@ class _Call(NamedTuple):
 
 
 class _Variant:
-    """A step with what some options make of it, and its code."""
+    """A step function with the options of a call, and the codes of both."""
 
     def __init__(self, program: Program, options: _Options) -> None:
         inputs, states, parameters = program.counts
@@ -141,44 +141,30 @@ class _Variant:
         self._codes: dict[Any, Any] = {}
 
     def __call__(
-        self,
-        call: _Call,
-        series: Sequence[Tensor],
-        states: Sequence[Tensor],
-        parameters: Sequence[Tensor],
-        output: int = 0,
-        linear: Linear | None = None,
+        self, call: _Call, tensors: Sequence[Tensor], output: int = 0, linear: Linear | None = None
     ) -> tuple[Tensor, ...]:
-        if linear is not None:
-            return self._with_linear(call, series, states, parameters, output, linear)
-        if _takes_kernels(next(iter((*series, *states, *parameters)))):
-            try:
-                return _Run.apply(self, call, *series, *states, *parameters)  # type: ignore[no-any-return]
-            except NoKernelError as error:
-                _say_step_by_step(f"on {call.device.type}: {error}")
-        return self.loop(call, series, states, parameters)
-
-    def _with_linear(
-        self,
-        call: _Call,
-        series: Sequence[Tensor],
-        states: Sequence[Tensor],
-        parameters: Sequence[Tensor],
-        output: int,
-        linear: Linear,
-    ) -> tuple[Tensor, ...]:
-        x = next(iter((*series, *states, *parameters)))
-        if _takes_kernels(x) and bits_pay(x, call.shape, call.steps, linear):  # what suffices for numbers, too
+        """Outputs and last states, from series, states and parameters; in place of one, what ``linear`` makes of it."""
+        kernels = _takes_kernels(tensors[0])
+        if kernels and linear is not None and bits_pay(tensors[0], call.shape, call.steps, linear):  # as numbers, too
             weight, bias, dims = linear
             binary = self.forward_code(call.opmath, len(call.shape)).binary[output]
             asked = call._replace(output=output, dims=dims, bits=binary)
-            found = list(_Run.apply(self, asked, *series, *states, *parameters, weight, bias))
+            found = list(_Run.apply(self, asked, *tensors, weight, bias))
             # Not in the function: autograd forbids changes of a view that a function has made.
             found[output] = found[output].view(call.steps, *call.shape[:-dims], weight.shape[0])
-        else:
-            found = list(self(call, series, states, parameters))
+            return tuple(found)
+        found = list(self._results(call, tensors, kernels))
+        if linear is not None:
             found[output] = linear.of_spikes(found[output])
         return tuple(found)
+
+    def _results(self, call: _Call, tensors: Sequence[Tensor], kernels: bool) -> tuple[Tensor, ...]:
+        if kernels:
+            try:
+                return _Run.apply(self, call, *tensors)  # type: ignore[no-any-return]
+            except NoKernelError as error:
+                _say_step_by_step(f"on {call.device.type}: {error}")
+        return self.loop(call, tensors)
 
     def step(self, *arguments: Tensor) -> tuple[Tensor, ...]:
         record, constant, ragged, counted = self._options
@@ -217,10 +203,9 @@ class _Variant:
             self._codes[key] = backward_code(trace(self.step, self.counts, *key[:3]), self.counts, given, needs)
         return self._codes[key]  # type: ignore[no-any-return]
 
-    def loop(
-        self, call: _Call, series: Sequence[Tensor], states: Sequence[Tensor], parameters: Sequence[Tensor]
-    ) -> tuple[Tensor, ...]:
+    def loop(self, call: _Call, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The step function in a loop: the definition of what the kernels compute."""
+        series, states, parameters = _split(tensors, self.counts)
         rows = [x.to(call.opmath).unbind(0) for x in series]
         now, outputs = [s.expand(call.shape) for s in states], []
         for t in range(call.steps):
@@ -464,12 +449,12 @@ def _summed(gradient: Tensor, parameter: Tensor, call: _Call) -> Tensor:
 
 
 def _second(ctx: Any, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """The gradients of the loop, for a gradient of them."""
+    """The gradients by autograd through the loop, which can be differentiated again."""
     variant, call, needs = ctx.variant, ctx.call, ctx.needs_input_grad[2:]
     saved = ctx.saved_tensors[: len(needs)]
     count = sum(variant.counts)
     with torch.enable_grad():
-        results = list(variant.loop(call, *_split(saved[:count], variant.counts)))
+        results = list(variant.loop(call, saved[:count]))
         if call.output >= 0:
             weight, bias = saved[count:]
             y = Linear(weight, bias, call.dims).of_spikes(results[call.output])

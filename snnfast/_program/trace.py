@@ -8,6 +8,7 @@ the installed PyTorch.
 
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -111,6 +112,7 @@ class Graph:
         return all(map(self.is_binary, operands))
 
 
+@dataclass
 class Trace:
     """A step as a graph, with its outputs and new states.
 
@@ -119,11 +121,10 @@ class Trace:
             ``("grad", i)`` is the gradient of an output, ``("carry", i)`` that of a new state.
     """
 
-    def __init__(self, graph: Graph) -> None:
-        self.graph = graph
-        self.outputs: list[int] = []
-        self.states: list[int] = []
-        self.gradients: list[int | None] = []
+    graph: Graph
+    outputs: list[int]
+    states: list[int]
+    gradients: list[int | None]
 
 
 def trace(
@@ -140,7 +141,6 @@ def trace(
     names = ("series", "state", "parameter")
     with _disable_current_modes(), torch.inference_mode(False), torch.autocast("cpu", enabled=False):
         recorder = _Recorder(dtype, (2,) * max(dims, 1))
-        made = Trace(recorder.graph)
         leaves = [recorder.argument(name, i) for name, count in zip(names, counts, strict=True) for i in range(count)]
         for leaf in leaves:
             leaf.requires_grad_(given is not None)
@@ -149,10 +149,9 @@ def trace(
             if not isinstance(results, tuple) or len(results) < counts[1]:
                 raise NotElementwiseError(f"expected a tuple of outputs and {counts[1]} new states")
             values = [recorder.result(t) for t in results]
-            made.outputs, made.states = values[: len(values) - counts[1]], values[len(values) - counts[1] :]
-            if given is not None:
-                made.gradients = recorder.derivative(results, leaves, counts[1], given)
-    return made
+            gradients = [] if given is None else recorder.derivative(results, leaves, counts[1], given)
+    first = len(values) - counts[1]
+    return Trace(recorder.graph, values[:first], values[first:], gradients)
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]

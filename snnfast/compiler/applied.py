@@ -1,7 +1,7 @@
-"""Calls that stay in a graph as Python would make them: of an ``autograd.Function`` at its price, and ``assert``.
+"""Calls that stay in the graph, made as the user's code makes them: of an ``autograd.Function``, and ``assert``.
 
-dynamo makes two graphs of such a call, and PyTorch makes a class of them at each call, and interprets both. That takes
-longer than the call of the user's own class. Here the class is made once.
+dynamo makes two graphs of a call of an ``autograd.Function``. PyTorch makes a class of them at each call, and
+interprets both, which takes longer than the user's own class. Here the class is made once.
 """
 
 from typing import Any

@@ -13,17 +13,17 @@ from torch.fx import Graph, GraphModule
 from snnfast._core import backend as _backend
 from snnfast._unroll.graph import as_function
 from snnfast.compiler import verify
+from snnfast.compiler.align import LEAST
 from snnfast.compiler.applied import apply_by_classes, raise_in_python
 from snnfast.compiler.capture import capture
 from snnfast.compiler.emit import Emitter
-from snnfast.compiler.nodes import as_python_calls, is_random, is_step, line_of, memory_of, name_of
+from snnfast.compiler.errors import RefusedError
+from snnfast.compiler.kernels import use_channels_last, use_kernels
+from snnfast.compiler.nodes import is_random, is_step, line_of, memory_of, name_of
 from snnfast.compiler.normal import normal
-from snnfast.compiler.peephole import use_channels_last, use_kernels
-from snnfast.compiler.recurrence import LEAST
 from snnfast.compiler.report import (
     NO_NEURON,
     GraphReport,
-    RefusedError,
     describe,
     fail,
     is_unconverted,
@@ -125,12 +125,10 @@ def _merged(found: GraphModule, report: GraphReport, neurons: bool) -> GraphModu
         raise RefusedError(why_not(report, captured.chains))
     outside = {memory for node in captured.nodes if node.op == "placeholder" for memory in memory_of(node)}
     if all(outside.issuperset(memory_of(node)) for node in captured.written):
-        # Otherwise a copy in another order could be written in place of the tensor itself.
+        # A program that writes to its inputs would otherwise write to a copy in another order.
         use_channels_last(graph)
     use_kernels(graph)
     report.calls_of_loop, report.calls = _calls(captured.graph), _calls(graph)
-    for node in graph.nodes:
-        node.target = as_python_calls(node.target)
     return GraphModule(found, graph)
 
 

@@ -19,17 +19,16 @@ from snnfast.compiler.nodes import (
     body_key,
     fake_call,
     has_effect,
-    is_assert,
     is_pointwise,
     is_random,
     is_step,
-    line_of,
     literal,
     module_of,
     name_of,
     remove_unused,
     same_context,
     signature_of,
+    step_of,
     value,
 )
 
@@ -72,23 +71,19 @@ def states_of(step: Node) -> list[Any]:
 
 
 def output_of(step: Node, state: int) -> int:
-    """Which output of a step a state is: the last spike, where it is one, is the first of them anyway."""
+    """The place of a state among the outputs of a step. A last spike, where it is a state, is output 0."""
     return state + 1 - NEURONS[step.args[0]].has_spike_feedback  # type: ignore[index]
 
 
 def _step_before(step: Node) -> Node | None:
     """The step that returned all states that this one starts from."""
-    before = None
+    found: dict[Node, None] = {}
     for i, state in enumerate(states_of(step)):
-        if not (isinstance(state, Node) and state.target is operator.getitem):
+        source = step_of(state) if isinstance(state, Node) else None
+        if source is None or state.args != (source, output_of(step, i)):
             return None
-        source, place = state.args
-        if not (isinstance(source, Node) and is_step(source.target) and place == output_of(step, i)):
-            return None
-        if before is not None and source is not before:
-            return None
-        before = source
-    return before
+        found[source] = None
+    return next(iter(found)) if len(found) == 1 else None
 
 
 def _same_layer(a: Node, b: Node) -> bool:
@@ -106,7 +101,7 @@ class Captured:
     nodes: list[Node]
     order: dict[Node, int]
     before: dict[Node, list[Node]]  # nodes that must run before, beside the arguments
-    written: set[Node]  # their memory is changed in place by somebody
+    written: set[Node]  # their memory is changed in place
     written_untracked: set[Node]  # and autograd may not notice it
     effects: set[Node]  # they change something
     chains: list[Chain] = field(default_factory=list)
@@ -118,7 +113,6 @@ def capture(graph: Graph) -> Captured:
     _repeat_last(graph)
     _merge_equal(graph)
     _merge_counts(graph)
-    _merge_asserts(graph)
     absorb_connections(graph)
     memory = Memory(graph)
     effects = {n for n in graph.nodes if has_effect(n)}
@@ -174,7 +168,7 @@ def _chains(captured: Captured) -> list[Chain]:
 
 
 def _repeat_last(graph: Graph) -> None:
-    """Make elementwise calls before their tensor is repeated, as ``snntorch.spikegen.rate`` repeats an image."""
+    """Repeat a tensor behind elementwise calls: ``snntorch.spikegen.rate`` computes on T copies of an image."""
     for node in [n for n in graph.nodes if n.target is aten.repeat.default]:
         while len(node.users) == 1:
             (reader,) = node.users
@@ -217,7 +211,7 @@ def _merge_equal(graph: Graph) -> None:
         elif any(map(memory.is_written, (node, *node.all_input_nodes))):
             continue  # the two may see different numbers
         elif node.op != "get_attr" and any(s in shown for s in memory.storage[node]) and not _is_view(node, memory):
-            continue  # whoever calls may change one of the results
+            continue  # the caller may change one of the results in place
         else:
             key = node.op, node.target, literal((node.args, node.kwargs)), node.meta["context"]
         first = seen.setdefault(key, node)
@@ -227,7 +221,7 @@ def _merge_equal(graph: Graph) -> None:
 
 
 def _take_apart(graph: Graph) -> None:
-    """Let each step of a neuron have all its results, where a program reads some of the last step alone."""
+    """Add the results of a step that nobody reads: the last step of a loop then has those of the others."""
     for node in list(graph.nodes):
         if not is_step(node.target):
             continue
@@ -240,7 +234,7 @@ def _take_apart(graph: Graph) -> None:
 
 
 def _merge_counts(graph: Graph) -> None:
-    """Count once where nobody looks in between: a batch normalisation in training counts its calls."""
+    """Count once where nobody reads the count in between: batch normalisation in training counts its calls."""
     memory = Memory(graph)
     for node in graph.nodes:
         seen = [n for s in memory.storage[node] for n in memory.sharing[s] if n.op != "placeholder"]
@@ -249,26 +243,6 @@ def _merge_counts(graph: Graph) -> None:
             node.args = before.args[0], before.args[1] + node.args[1]
             graph.erase_node(before)
             before = node.args[0]
-
-
-def _merge_asserts(graph: Graph) -> None:
-    """Check the conditions of all steps at once, behind the last one."""
-    found: dict[Any, list[Node]] = {}
-    for node in graph.nodes:
-        if is_assert(node) and value(node.args[0]).dtype == torch.bool and not value(node.args[0]).dim():
-            found.setdefault((line_of(node), node.args[1:], node.meta["context"]), []).append(node)
-    for nodes in found.values():
-        conditions, last = [node.args[0] for node in nodes], nodes[-1]
-        if len(set(conditions)) < 2:
-            continue
-        with graph.inserting_before(last):
-            stacked = graph.call_function(aten.stack.default, (conditions,))
-            whole = graph.call_function(aten.all.default, (stacked,))
-        for made, target in ((stacked, aten.stack.default), (whole, aten.all.default)):
-            made.meta = {**last.meta, "example_value": fake_call(target, made.args, {})}
-        last.args = (whole, *last.args[1:])
-        for node in nodes[:-1]:
-            graph.erase_node(node)
 
 
 def _counts(node: Node) -> bool:

@@ -60,7 +60,7 @@ def _connections(node: Node) -> tuple[Node, Node, tuple[Any, ...]] | None:
     return product, spk, (given["weight"], given["bias"], form)
 
 
-# The unroll does the same where it is needed.
+# An unroll makes these itself where it needs them.
 _KEEP_NUMBERS = (aten.to.dtype, aten.contiguous.default, aten.clone.default)
 
 

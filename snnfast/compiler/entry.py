@@ -75,7 +75,7 @@ def compile(net: Any, **options: Any) -> Any:
 
 
 def _checked(net: Any) -> Any:
-    """What was given, and of a network that ``torch.compile`` has wrapped the network itself."""
+    """The function or network that is given; the network itself where ``torch.compile`` has wrapped it."""
     if not callable(net):
         raise TypeError(f"net: expected a torch.nn.Module or a function, got {type(net).__name__}")
     return net._orig_mod if isinstance(net, torch._dynamo.OptimizedModule) else net
@@ -105,7 +105,7 @@ _OWN_CACHE = {"isolate_recompiles": True} if "isolate_recompiles" in inspect.sig
 
 
 def _compiled(function: Compiled, name: str, options: dict[str, Any], left: dict[str, str]) -> Compiled:
-    """A function compiled; if its first call merges nothing that pays, it runs as it is from the second one on.
+    """Compile a function. If its first call merges nothing that pays, later calls run it as it is.
 
     With gradients a call has other graphs than without, so the first one of either kind decides.
     """
@@ -163,7 +163,7 @@ def _why_it_does_not_pay(reports: Sequence[GraphReport], left: dict[str, str]) -
     """
     if not any(report.merged for report in reports if report.refused is None):
         warned = [report for report in reports if report.warnings] or reports[:1]
-        # Where some were left, the advice to convert the layers has been followed.
+        # Where layers were left, the others are converted already: that advice would not help.
         refused = [str(report.refused) for report in warned if not (left and report.unconverted)]
         unconverted = [f"{layer or 'it'}: {reason}" for layer, reason in left.items()]
         return "; ".join(list(dict.fromkeys([*unconverted, *refused]))[:3])

@@ -109,7 +109,7 @@ class Memory:
             # A later reader of a view of the old tensor would miss the change.
             if other is not before and any(position[u] > now for u in other.users):
                 return False
-            # Without gradients, a change keeps those of the tensor, where a new tensor would have none.
+            # Under no_grad, a tensor that is changed in place keeps its gradient. A new tensor has none.
             records, recorded = node.meta["context"].records, other.meta["context"].records
             if recorded and not records and name_of(other.target) not in _NEW:
                 return False
@@ -211,7 +211,7 @@ def _new_instead(node: Node) -> Any:
 
 
 def _place(node: Any, base: Node, inside: set[Node]) -> tuple[int, int] | None:
-    """Dimension and place of a view ``base[:, ..., t]``. Enters the views between the two."""
+    """Dimension and place of a view ``base[:, ..., t]``. Adds the views between the two to ``inside``."""
     found = None
     passed = []
     while node is not base:

@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import operator
-import types
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import Any
@@ -58,7 +57,7 @@ def memory_of(node: Node) -> list[int]:
 
 
 def index_of(node: Node) -> tuple[Node, int, int] | None:
-    """Of a part of a tensor along one dimension: the tensor, the dimension and the place, counted from the front."""
+    """The tensor that a node is an index of, the dimension, and the place from the front; ``None`` for other nodes."""
     if node.target is operator.getitem and node.args[0].target is aten.unbind.int:  # type: ignore[union-attr]
         unbind, place = node.args
         given = arguments(unbind)  # type: ignore[arg-type]
@@ -136,24 +135,6 @@ def name_of(target: Any) -> str:
     return str(target if isinstance(target, str) else getattr(target, "__name__", target))
 
 
-def as_python_calls(target: Any) -> Any:
-    """The function of PyTorch that calls an ATen operator in half the time of the operator itself, if there is one."""
-    if not isinstance(target, OpOverload) or target.namespace != "aten":
-        return target
-    for a in target._schema.arguments:
-        # The function reads these in another way: "reduction", left out, is not the mean; an index must be a tensor.
-        if a.name == "reduction" or a.is_out or str(a.type) == "List[Optional[Tensor]]":
-            return target
-    if name_of(target) == "to" or target is aten.bernoulli.Tensor:
-        return target
-    name = name_of(target)
-    for place in (torch, torch._C._nn, torch.Tensor):
-        found = getattr(place, name, None)
-        if isinstance(found, types.BuiltinFunctionType | types.MethodDescriptorType):
-            return found
-    return target
-
-
 def is_step(target: Any) -> bool:
     """Whether a target is one step of a neuron of ours."""
     return target in (torch.ops.snnfast.step, torch.ops.snnfast.step.default, step)
@@ -201,7 +182,7 @@ def spelled(target: OpOverload, given: dict[str, Any]) -> tuple[tuple[Any, ...],
 
 # ---- what a call does
 
-# By the argument that asks for it, these update their running statistics. Their schemas do not say so.
+# These update their running statistics if this argument asks for it. Their schemas do not say so.
 _UPDATES_STATISTICS = {"batch_norm": "training", "instance_norm": "use_input_stats"}
 
 
@@ -283,7 +264,7 @@ def _is_own(node: Node, given: set[int]) -> bool:
 
 
 def body_key(body: GraphModule) -> Any:
-    """What two graphs of functions have in common that compute the same."""
+    """A key that is the same for two graphs of functions that compute the same."""
     numbers = {node: i for i, node in enumerate(body.graph.nodes)}
 
     def key(node: Node) -> Any:
@@ -347,7 +328,7 @@ def series_key(node: Node) -> Any:
     normalises = name_of(node.target) == "batch_norm"
 
     def is_named(parameter: Node) -> bool:
-        """A parameter of a layer is. But each step may have a batch normalisation of its own."""
+        """Whether all steps must take this very parameter. Each may have a batch normalisation of its own."""
         of_one_step = normalises and sum(name_of(user.target) == "batch_norm" for user in parameter.users) == 1
         return bool(parameter.meta.get("parameter")) and not of_one_step
 

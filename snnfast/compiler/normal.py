@@ -23,6 +23,7 @@ from torch.fx.experimental.proxy_tensor import (
 from torch.utils import _pytree as pytree
 
 from snnfast._unroll.graph import of_step
+from snnfast.compiler.errors import RefusedError
 from snnfast.compiler.nodes import (
     arguments,
     changed,
@@ -35,7 +36,6 @@ from snnfast.compiler.nodes import (
     tensors_of,
     value,
 )
-from snnfast.compiler.report import RefusedError
 
 ENTER_INFERENCE = torch.autograd.grad_mode._enter_inference_mode
 _BLOCKS = {
@@ -96,7 +96,7 @@ def normal(gm: GraphModule) -> GraphModule:
     with contextlib.ExitStack() as stack:
         stack.enter_context(mode or contextlib.nullcontext())
         stack.enter_context(torch.set_grad_enabled(torch.is_grad_enabled()))  # restored behind the graph
-        # What is saved here is no business of a checkpoint around the call.
+        # A checkpoint around the call must not see what is saved here.
         stack.enter_context(torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t))
         found = make_fx(running.run, pre_dispatch=True)(*inputs)
     made = [n for n in found.graph.nodes if n.op == "placeholder"]
@@ -274,7 +274,7 @@ class _Running(Interpreter):
         if name_of(n.target) == "autograd_function_apply":
             memory = {storage_of(t) for a in n.all_input_nodes for t in tensors_of(a)}
             returns_new = not any(storage_of(t) in memory for t in tensors_of(n))
-            # Of its forward. Backward runs when it is asked for.
+            # Only its forward runs with the graph.
             made.node.meta["computes"] = returns_new and only_computes(given[0][0])
         track_tensor_tree(found, made, constant=None, tracer=tracer)
         made.node.meta.setdefault("val", found)
@@ -287,7 +287,7 @@ def _drops_nothing(node: Node) -> bool:
 
 
 def _known_numbers(gm: GraphModule) -> dict[Node, int | float | bool]:
-    """The numbers that are taken from constant tensors, as ``torch.ones(3).tolist()`` does: sizes follow from them."""
+    """Numbers that are read from constant tensors, as ``torch.ones(3).tolist()`` does. Sizes may follow from them."""
     found: dict[Node, int | float | bool] = {}
     for made in gm.graph.nodes:
         if made.op != "call_function" or made.all_input_nodes or made.target not in (torch.ones, torch.zeros):

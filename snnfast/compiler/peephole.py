@@ -1,36 +1,24 @@
-"""Small rewrites around merged calls: a ``Linear`` behind an unroll, sums that grew, the order of images in memory."""
+"""Small rewrites of the new graph: a ``Linear`` behind an unroll becomes a part of it, and a sum that grew one call."""
 
-import operator
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
-import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
-from torch.fx import Graph, Node
+from torch.fx import Node
 
-from snnfast._images import conv2d as _convolution
-from snnfast._images import max_pool2d as _max_pooling
-from snnfast._images.batch_norm import batch_norm, over_input
-from snnfast._images.channels_last import OPS_THAT_KEEP_ORDER, profits, to_channels_last
-from snnfast._images.conv2d import conv2d
-from snnfast._images.max_pool2d import max_pool2d
-from snnfast._unroll.graph import unroll_steps
-from snnfast.compiler.draws import bernoulli
-from snnfast.compiler.nodes import arguments, aten, is_pointwise, name_of, size_of, value
+from snnfast.compiler.nodes import arguments, aten, name_of, size_of, value
+from snnfast.compiler.writer import Writer
 
 # ---- a linear layer that alone reads the spikes of an unroll, as a part of it
 
 
-def fuse_linear(graph: Graph, unroll: Node, spk: Node, effects: set[Node], call: Any) -> tuple[Any, Any, int] | None:
+def fuse_linear(writer: Writer, unroll: Node, spk: Node) -> tuple[Any, Any, int] | None:
     """Let the linear layer behind an unroll become a part of it, if it is certain that no number changes.
 
     Args:
-        graph: The graph of all nodes here.
+        writer: Has the graph of all nodes here.
         unroll: The call of the unroll.
         spk: Its result, the spikes ``[T, *]``.
-        effects: Calls that must keep their place among the others.
-        call: Appends a call to the graph and returns its node.
 
     Returns:
         The weight, the bias, and how many dimensions of a step are the inputs, which the unroll is to be given.
@@ -52,18 +40,18 @@ def fuse_linear(graph: Graph, unroll: Node, spk: Node, effects: set[Node], call:
     if (
         dims is None
         or reader.meta["context"] != unroll.meta["context"]
-        or not _come_before(unroll, reader, [weight, bias], effects)
+        or not _come_before(unroll, reader, [weight, bias], writer.effects)
     ):
         return None
     made, wanted = value(reader), value(spk).dim() - dims + 1
     spk.meta["example_value"] = made.new_empty((*value(spk).shape[: wanted - 1], made.shape[-1]))
     after = spk
     if made.dim() != wanted:
-        with graph.inserting_after(spk):
-            after = call(aten.flatten.using_ints, spk, 0, -2)
+        with writer.graph.inserting_after(spk):
+            after = writer.call(aten.flatten.using_ints, spk, 0, -2)
     reader.replace_all_uses_with(after)
     for old in (reader, *reversed(between)):
-        graph.erase_node(old)
+        writer.graph.erase_node(old)
     return weight, bias, dims
 
 
@@ -96,7 +84,7 @@ def _inputs(spk: Node, node: Node) -> int | None:
 
 
 def _come_before(unroll: Node, reader: Node, given: list[Any], effects: set[Node]) -> bool:
-    """Whether the unroll can take its reader's arguments, and no call in between matters to either."""
+    """Whether the unroll can take the arguments of its reader, and no call with an effect is in between."""
     nodes = [n for n in given if n is not None]
     if not nodes or not all(isinstance(n, Node) for n in nodes):
         return False
@@ -152,94 +140,3 @@ def is_sum(node: Node) -> bool:
         return False
     given = arguments(node)
     return given["dim"] in ([0], (0,)) and not given["keepdim"] and given["dtype"] is None
-
-
-# ---- calls that we do faster on the CPU
-
-_OURS: dict[Any, Any] = dict.fromkeys((torch.conv2d, F.conv2d, aten.conv2d.default, aten.conv2d.padding), conv2d)
-_OURS |= dict.fromkeys((F.max_pool2d, aten.max_pool2d.default), max_pool2d)
-_OURS |= dict.fromkeys((torch.bernoulli, aten.bernoulli.default), bernoulli)
-for _op, _function in (_convolution.NODES | _max_pooling.NODES).items():
-    _OURS |= {_op: _function, _op.default: _function}
-
-
-def use_channels_last(graph: Graph) -> None:
-    """Give convolutions their input in channels_last order, as ``MultiStep`` does, and other calls theirs as it was."""
-    found: set[Node] = set()  # what may be in channels_last order
-    back: dict[Node, Node] = {}
-    for node in list(graph.nodes):
-        given = [n for n in node.all_input_nodes if n in found]
-        if _takes_images(node) and not given and profits(value(node.args[0]), value(node.args[1])):
-            with graph.inserting_before(node):
-                made = graph.call_function(to_channels_last, node.args[:1])
-            made.meta["example_value"] = value(node.args[0])
-            node.update_arg(0, made)
-            found.add(made)
-            given = [made]
-        if given and _keeps(node, found):
-            found.add(node)
-            continue
-        for n in given:
-            if isinstance(value(n), Tensor):
-                node.replace_input_with(n, _in_order(graph, n, back))
-
-
-def use_kernels(graph: Graph) -> None:
-    """Let convolutions, poolings, normalisations and draws choose their kernels at each call."""
-    for node in graph.nodes:
-        if node.target is aten.batch_norm.default and _is_of_a_convolution_alone(node.args[0]):
-            node.target = over_input
-        elif node.op == "call_function":
-            node.target = _OURS.get(node.target, node.target)
-
-
-def _is_of_a_convolution_alone(node: Node) -> bool:
-    """Whether a node is the output of a convolution, and its one user the last one that sees this memory."""
-    while node.target in (aten.flatten.using_ints, aten.unflatten.int) and len(node.users) == 1:
-        node = cast(Node, node.args[0])
-    return node.target is conv2d and len(node.users) == 1
-
-
-def _is_convolution(node: Node) -> bool:
-    return name_of(node.target) == "conv2d"
-
-
-def _takes_images(node: Node) -> bool:
-    """Whether a node is the one convolution of its weight, with a batch; of several, each is one of a time step."""
-    if not _is_convolution(node):
-        return False
-    x, weight = node.args[:2]
-    if not isinstance(x, Node) or not isinstance(weight, Node) or value(x).dim() != 4:
-        return False
-    return sum(_is_convolution(user) for user in weight.users) == 1
-
-
-def _keeps(node: Node, found: set[Node]) -> bool:
-    """Whether a call returns the order that it is given, of ``[T, B, C, H, W]`` or ``[T * B, C, H, W]``."""
-    if node.target is unroll_steps:
-        return node.args[1] in found  # the currents
-    if node.target is batch_norm:
-        return node.args[0] in found
-    source = node.args[0]
-    if not isinstance(source, Node) or source not in found:
-        return False
-    if node.target is operator.getitem:
-        return not isinstance(value(source), Tensor)
-    if node.target is aten.flatten.using_ints:
-        given = arguments(node)
-        return (given["start_dim"], given["end_dim"]) == (0, 1)
-    if node.target is aten.unflatten.int:
-        return bool(arguments(node)["dim"] == 0)
-    if node.target is aten.expand.default:  # over time
-        return bool(value(node).dim() == value(source).dim() + 1)
-    if is_pointwise(node.target) or name_of(node.target) == "dropout":
-        return all(n in found for n in node.all_input_nodes if value(n).dim() >= value(source).dim())
-    return name_of(node.target) in OPS_THAT_KEEP_ORDER and bool(value(source).dim() == 4)
-
-
-def _in_order(graph: Graph, node: Node, back: dict[Node, Node]) -> Node:
-    if node not in back:
-        with graph.inserting_after(node):
-            back[node] = graph.call_function(aten.contiguous.default, (node,))
-        back[node].meta["example_value"] = value(node)
-    return back[node]

@@ -10,7 +10,7 @@ from torch.fx import GraphModule, Node
 from snnfast.compiler.capture import Chain
 from snnfast.compiler.nodes import aten, is_step, line_of, name_of, step_of, tensors_of, user_line
 from snnfast.compiler.recurrence import Recurrence
-from snnfast.compiler.series import SINGLE, Group, IndexGroup, Series
+from snnfast.compiler.series import SINGLE, IndexGroup, Series
 
 
 @dataclass
@@ -67,10 +67,6 @@ class Explanation:
         lines = [graph + f"\n  ({n} graphs are alike)" * (n > 1) for graph, n in alike.items()]
         lines += [f"torch.compile cuts the code at {cut}" for cut in self.cuts]
         return "\n".join(lines) or "nothing was compiled"
-
-
-class RefusedError(Exception):
-    """Nothing of a graph can be merged. The message is the reason, in words for the user."""
 
 
 def refuse(report: GraphReport, reason: str) -> None:
@@ -185,8 +181,6 @@ def describe(series: Series, summed: set[Node], fused: set[Chain | Recurrence], 
             report.merged.append(name)
         else:
             report.repeated.append(f"{name}{_at(group.first)}: {group.reason}")
-    if not any(isinstance(v, Chain | Group | Recurrence) for v in series.vertices()):
-        report.merged.clear()
     _describe_others(series, summed, report)
 
 

@@ -13,11 +13,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import Graph, Node, map_arg
+from torch._ops import OpOverload
+from torch.fx import Node, map_arg
 from torch.utils import _pytree as pytree
 
 from snnfast._images.batch_norm import batch_norm as batch_norm_over_time
+from snnfast.compiler.errors import UnmergedError
 from snnfast.compiler.nodes import aten, has_effect, is_pointwise, name_of, spelled, value
+from snnfast.compiler.writer import Writer
 from snnfast.losses.base import cross_entropy_over_time
 
 
@@ -64,10 +67,6 @@ class StepCall:
         return found.dim() - (of in self.varies) if isinstance(found, Tensor) else 0
 
 
-class UnmergedError(Exception):
-    """Raised by a rule where ``torch.vmap`` would not be right either. The message is the reason."""
-
-
 Rule = Callable[[StepCall], Node | None]
 RULES: dict[str, Rule] = {}
 
@@ -85,6 +84,8 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 
 def rule_for(target: Any) -> Rule | None:
     """The rule of an operator. Those that PyTorch tags as pointwise share one."""
+    if not isinstance(target, OpOverload):
+        return None
     return RULES.get(name_of(target)) or (element_wise if is_pointwise(target) else None)
 
 
@@ -107,7 +108,7 @@ def element_wise(step: StepCall) -> Node | None:
     given = _nodes(step.given)
     numbers = [a for a in given if a in step.varies and step.rank(a) == 0]
     if any(value(a).dtype != value(b).dtype for a in numbers for b in given if step.rank(b) > 0):
-        # It would count as a tensor with dimensions, which decides on the dtype of the arithmetic.
+        # With time it has a dimension, and would take part in the promotion of dtypes.
         raise UnmergedError("a tensor without dimensions has another dtype")
 
     def aligned(a: Any) -> Any:
@@ -121,14 +122,16 @@ def element_wise(step: StepCall) -> Node | None:
 # ---- a large batch: [T, B, *] -> [T * B, *]
 
 
-def _folded(step: StepCall) -> Node | None:
-    result = step.on(step.emit(aten.flatten.using_ints, step.first, 0, 1))
-    return step.emit(aten.unflatten.int, result, 0, (step.steps, -1))
+def _folded(step: StepCall, *names: str) -> Node:
+    """The call on arguments whose time is a part of the batch: on those of these names, or on the first one."""
+    names = names or (next(iter(step.given)),)
+    flat = {name: step.emit(aten.flatten.using_ints, step.given[name], 0, 1) for name in names}
+    return step.emit(aten.unflatten.int, step.again(**flat), 0, (step.steps, -1))
 
 
 @rule("linear")
 def linear(step: StepCall) -> Node | None:
-    """PyTorch folds a contiguous ``[T, B, *]`` itself, where there is a bias: one call is in place of three."""
+    """With a bias, PyTorch folds a contiguous ``[T, B, *]`` itself: one call does what else takes three."""
     folds = step.given["bias"] is not None and step.first in step.varies and value(step.first).is_contiguous()
     return step.again() if folds and step.only_first_varies() else with_batch(step)
 
@@ -212,21 +215,15 @@ def matmul(step: StepCall) -> Node | None:
 @rule("bmm")
 def products(step: StepCall) -> Node | None:
     """Products of matrices, one for each of B."""
-    if not all(a in step.varies for a in step.given.values()):
-        return None
-    flat = {name: step.emit(aten.flatten.using_ints, a, 0, 1) for name, a in step.given.items()}
-    return step.emit(aten.unflatten.int, step.again(**flat), 0, (step.steps, -1))
+    return _folded(step, *step.given) if all(a in step.varies for a in step.given.values()) else None
 
 
 @rule("scaled_dot_product_attention")
 def attention(step: StepCall) -> Node | None:
-    """Attention on ``[B, heads, L, E]``, with one mask for all steps or none."""
+    """Attention on ``[B, heads, L, E]`` without a mask."""
     names = ("query", "key", "value")
-    given = [step.given[name] for name in names]
-    if step.given["attn_mask"] is not None or any(a not in step.varies or step.rank(a) != 4 for a in given):
-        return None
-    flat = {name: step.emit(aten.flatten.using_ints, a, 0, 1) for name, a in zip(names, given, strict=True)}
-    return step.emit(aten.unflatten.int, step.again(**flat), 0, (step.steps, -1))
+    fit = all(step.given[name] in step.varies and step.rank(step.given[name]) == 4 for name in names)
+    return _folded(step, *names) if fit and step.given["attn_mask"] is None else None
 
 
 @rule("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
@@ -343,31 +340,25 @@ def mean_of_each(step: StepCall) -> Node | None:
 # ---- everything else
 
 
-def by_vmap(
-    emit: Callable[..., Node],
-    trace: Callable[[Any, list[Node]], Graph],
-    target: Any,
-    args: Any,
-    kwargs: Any,
-    varies: set[Node],
-) -> Node:
+def by_vmap(writer: Writer, target: Any, args: Any, kwargs: Any, varies: set[Node]) -> Node:
     """What ``torch.vmap`` makes of a call: one call of ATen if that is all, else the function that is mapped.
 
     Several calls are not written out: an operator made of others may switch gradients off between them, which a trace
-    does not show. ``trace`` records the ATen calls of a function of nodes.
+    does not show.
     """
     over_time, nodes = _mapped(target, args, kwargs, varies)
     functorch: Any = torch._C._functorch
     loops = functorch._is_vmap_fallback_enabled()
     functorch._set_vmap_fallback_enabled(False)  # a loop over time in vmap is no gain, and it warns
     try:
-        return _one_call(emit, trace(over_time, nodes), nodes) or emit(over_time, *nodes)
+        return _one_call(writer, over_time, nodes) or writer.call(over_time, *nodes)
     finally:
         functorch._set_vmap_fallback_enabled(loops)
 
 
-def _one_call(emit: Callable[..., Node], traced: Graph, nodes: list[Node]) -> Node | None:
-    """The call that a traced function consists of, if it returns all results of one call and does nothing else."""
+def _one_call(writer: Writer, function: Any, nodes: list[Node]) -> Node | None:
+    """The call that a function consists of, if it returns all results of one call and does nothing else."""
+    traced = writer.trace(function, nodes)
     calls = [n for n in traced.nodes if n.op not in ("placeholder", "output") and n.target is not operator.getitem]
     if len(calls) != 1 or calls[0].op != "call_function" or has_effect(calls[0]):
         return None
@@ -375,7 +366,7 @@ def _one_call(emit: Callable[..., Node], traced: Graph, nodes: list[Node]) -> No
     if output is not call and not (isinstance(output, tuple | list) and len(output) == len(call.meta["val"])):
         return None
     given = dict(zip((n for n in traced.nodes if n.op == "placeholder"), nodes, strict=True))
-    return emit(call.target, *map_arg(call.args, given.get), **map_arg(call.kwargs, given.get))
+    return writer.call(call.target, *map_arg(call.args, given.get), **map_arg(call.kwargs, given.get))
 
 
 def _mapped(target: Any, args: Any, kwargs: Any, varies: set[Node]) -> tuple[Callable[..., Any], list[Node]]:

@@ -9,13 +9,16 @@ import heapq
 import operator
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from graphlib import TopologicalSorter
 from typing import Any
 
 from torch import Tensor
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
+from snnfast.compiler.align import LEAST, recurrence_of
 from snnfast.compiler.capture import Captured, Chain
+from snnfast.compiler.errors import UnmergedError
 from snnfast.compiler.nodes import (
     index_of,
     is_pointwise,
@@ -29,17 +32,16 @@ from snnfast.compiler.nodes import (
     updates_statistics,
     value,
 )
-from snnfast.compiler.recurrence import LEAST, Recurrence, recurrence_of
-from snnfast.compiler.rules import UnmergedError
+from snnfast.compiler.recurrence import Recurrence
 
 SINGLE = "it runs for a single step"
 CHANGED = "its states or parameters are changed between two steps"
-"""Why a step is in no chain with others: there is none of its layer, or there is."""
+"""Why a step is alone in its chain: its layer makes a single step, or several."""
 FED_BACK = "its input at a step depends on its output at an earlier step"
 WAITS = "each call needs the result of an earlier one"
 
 _ODD_STEPS = 4
-"""So many of the first and last steps may differ from the others."""
+"""How many of the first and last steps may differ from the others."""
 
 
 class Group:
@@ -136,52 +138,29 @@ class Series:
                 if not (updates_statistics(node) and self.vertex(a) is vertex):
                     yield self.vertex(a)
 
-    def vertices(self) -> list[Any]:
-        return list(dict.fromkeys(map(self.vertex, self.captured.nodes)))
-
     def in_order(self) -> list[Any]:
         """The vertices, each behind all that it waits for, otherwise in the order of the old graph."""
-        found, stuck = self._sorted()
-        assert not stuck, "a cycle was left"
+        sorter = TopologicalSorter(self._graph())
+        sorter.prepare()
+        found: list[Any] = []
+        ready: list[tuple[int, Any]] = []
+        while sorter.is_active():
+            for vertex in sorter.get_ready():
+                heapq.heappush(ready, (self.captured.order[self.members(vertex)[0]], vertex))
+            found.append(heapq.heappop(ready)[1])
+            sorter.done(found[-1])
         return found
 
-    def _sorted(self) -> tuple[list[Any], dict[Any, set[Any]]]:
-        """Sort topologically, and return what the sort got stuck at, with what it waits for."""
-        before = {vertex: set(self.before(vertex)) for vertex in self.vertices()}
-        after = _reversed(before)
-        waiting = {vertex: len(others) for vertex, others in before.items()}
-
-        def entry(vertex: Any) -> tuple[int, Any]:
-            return self.captured.order[self.members(vertex)[0]], vertex
-
-        ready = [entry(v) for v, n in waiting.items() if n == 0]
-        heapq.heapify(ready)
-        found = []
-        while ready:
-            _, vertex = heapq.heappop(ready)
-            found.append(vertex)
-            for v in after[vertex]:
-                waiting[v] -= 1
-                if waiting[v] == 0:
-                    heapq.heappush(ready, entry(v))
-        return found, {v: before[v] for v, n in waiting.items() if n}
+    def _graph(self) -> dict[Any, set[Any]]:
+        """Each vertex with those that it waits for."""
+        return {vertex: set(self.before(vertex)) for vertex in dict.fromkeys(map(self.vertex, self.captured.nodes))}
 
     def _split(self, kind: type[Chain] | type[Group], reason: str) -> None:
-        """Give up the chains, or the groups, that wait for themselves: the sort gets stuck at them."""
-        _, before = self._sorted()
-        after = _reversed(before)
-        split: set[Any] = set()
-        for vertex in before:
-            if (
-                isinstance(vertex, kind | Recurrence)
-                and vertex not in split
-                and vertex in (later := _reached(vertex, after))
-            ):
-                split |= later & _reached(vertex, before)
-        for vertex in split:
+        """Give up the chains, or the groups and recurrences, that wait for themselves."""
+        for vertex in [vertex for vertices in cycles(self._graph()) for vertex in vertices]:
             if isinstance(vertex, kind):
                 vertex.reason = reason
-            elif isinstance(vertex, Recurrence) and kind is Group:
+            elif isinstance(vertex, Recurrence):
                 self.recurrences.remove(vertex)
                 for group in vertex.statements:
                     group.reason, group.recurrence = reason, None
@@ -190,8 +169,7 @@ class Series:
 
     def _recur(self) -> None:
         """Let calls that wait for one another run as programs, where they are elementwise."""
-        before = {vertex: set(self.before(vertex)) for vertex in self.vertices()}
-        for vertices in cycles(before):
+        for vertices in cycles(self._graph()):
             groups = [v for v in vertices if type(v) is Group]
             if len(groups) < 2 or any(isinstance(v, Chain) for v in vertices):
                 continue
@@ -204,7 +182,7 @@ class Series:
                 for group in groups:
                     group.reason = f"{WAITS}: {error}"
         for group in dict.fromkeys(self.group_of.values()):
-            # One call of all steps would need its graphs to be elementwise, which a program finds out.
+            # No rule merges these. A program of one statement does, if they are elementwise.
             whole = group.reason is None and group.recurrence is None
             if whole and (step_of(group.first) or name_of(group.first.target) == "autograd_function_apply"):
                 try:
@@ -233,7 +211,7 @@ class Series:
 
     def _beside(self, found: Recurrence) -> Iterator[Any]:
         """Recurrences and elementwise calls that read a recurrence, or that it reads, with nothing between them."""
-        before = {vertex: set(self.before(vertex)) for vertex in self.vertices()}
+        before = self._graph()
         after = _reversed(before)
         for other in [*dict.fromkeys(self.before(found)), *after[found]]:
             group = type(other) is Group and is_pointwise(other.first.target) and len(other.nodes) >= LEAST
@@ -285,7 +263,7 @@ class Series:
         return found
 
     def _places(self) -> list[list[Node]]:
-        """The calls of each place in the user's code that makes one at each step, but for the first or the last one."""
+        """The calls of each place in the user's code that runs once a step. The first or last step may lack one."""
         places: dict[Any, list[Node]] = defaultdict(list)
         for node in self.captured.nodes:
             if self._is_free(node) and node.stack_trace and index_of(node) is None:

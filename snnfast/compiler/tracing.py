@@ -1,8 +1,8 @@
 """How ``torch.compile`` traces what :func:`snnfast.compile` is given: numbers, prints, asserts, bars split no loop."""
 
+import contextlib
 import dis
 import functools
-import importlib
 import operator
 import sys
 import threading
@@ -27,9 +27,7 @@ class _Tracing:
         with self._lock:
             self._inside += 1
             if self._inside == 1:
-                _keep_asserts()
-                _keep_bars()
-                printing = config.reorderable_logging_functions | ({print} if _keeps_prints() else set())
+                printing = config.reorderable_logging_functions | _extend()
                 settings = {"capture_scalar_outputs": True, "reorderable_logging_functions": printing}
                 self._before = {name: getattr(config, name) for name in settings}
                 for name, wanted in settings.items():
@@ -53,85 +51,84 @@ Nor does ``assert``, which becomes a node, too, or a progress bar, which is show
 
 
 @functools.cache
-def _keeps_prints() -> bool:
+def _extend() -> frozenset[Any]:
+    """Extend what PyTorch traces, and return the functions whose calls it then may move behind the graph.
+
+    These are PyTorch's private classes. Where a version has them in another form, what needs them splits the graph, as
+    it does without an extension.
+    """
+    for extend in (_keep_asserts, _keep_bars):
+        with contextlib.suppress(AttributeError):
+            extend()
+    with contextlib.suppress(AttributeError):
+        _keep_prints()
+        return frozenset({print})
+    return frozenset()
+
+
+def _keep_prints() -> None:
     """Let what ``torch.compile`` prints behind a graph be what the program has printed.
 
     PyTorch moves a print to the end of the function that it is in. It loses it if it has inlined that function, such
     as the ``forward`` of a network. And it prints a tensor as it is at the end, changed in place since. Here, a print
-    belongs to the outermost function, and is given copies. Where PyTorch's own classes are not these, a print splits
-    the graph.
+    belongs to the outermost function, and is given copies.
     """
-    try:
-        from torch._dynamo.variables import ConstantVariable, TensorVariable  # noqa: F401
-        from torch._dynamo.variables.misc import DebuggingVariable, StringFormatVariable  # noqa: F401
-        from torch._dynamo.variables.tensor import SymNodeVariable  # noqa: F401
-    except ImportError:
-        return False
-    original: Any = DebuggingVariable.call_function
-    nothing = ConstantVariable.create(None)
+    variables: Any = torch._dynamo.variables
+    kind, nothing = variables.misc.DebuggingVariable, variables.ConstantVariable.create(None)
+    original = kind.call_function
+    known = variables.TensorVariable, variables.misc.StringFormatVariable, variables.tensor.SymNodeVariable
 
     def call_function(self: Any, tx: Any, args: Any, kwargs: Any) -> Any:
-        kept = [_as_it_is_now(a, tx) for a in args]
+        kept = [_as_it_is_now(a, tx, *known) for a in args]
         if kwargs or any(a is None for a in kept):
             return original(self, tx, [self], {})  # which PyTorch can't move, so that it splits the graph
         return original(self, tx.output.root_tx, kept, {}) or nothing  # torch 2.11 returns no variable
 
-    DebuggingVariable.call_function = call_function  # type: ignore[method-assign]
-    return True
+    kind.call_function = call_function
 
 
-def _as_it_is_now(a: Any, tx: Any) -> Any:
+def _as_it_is_now(a: Any, tx: Any, *known: Any) -> Any:
     """The value that a print would show now; ``None`` where it may be another one later."""
-    from torch._dynamo.variables import ConstantVariable, TensorVariable
-    from torch._dynamo.variables.misc import StringFormatVariable
-    from torch._dynamo.variables.tensor import SymNodeVariable
-
+    tensor, text, number = known
     a = a.realize()
     if a.is_python_constant():
-        return ConstantVariable.create(str(a.as_python_constant()))
-    if isinstance(a, SymNodeVariable):
-        return StringFormatVariable("{}", [a], {})
-    if isinstance(a, TensorVariable):
+        return torch._dynamo.variables.ConstantVariable.create(str(a.as_python_constant()))
+    if isinstance(a, number):
+        return text("{}", [a], {})
+    if isinstance(a, tensor):
         return a.call_method(tx, "clone", [], {})
-    if isinstance(a, StringFormatVariable):
-        parts = [p if isinstance(p, SymNodeVariable) else _as_it_is_now(p, tx) for p in a.sym_args]
-        named = {k: p if isinstance(p, SymNodeVariable) else _as_it_is_now(p, tx) for k, p in a.sym_kwargs.items()}
+    if isinstance(a, text):
+        parts = [p if isinstance(p, number) else _as_it_is_now(p, tx, *known) for p in a.sym_args]
+        named = {k: p if isinstance(p, number) else _as_it_is_now(p, tx, *known) for k, p in a.sym_kwargs.items()}
         if not any(p is None for p in (*parts, *named.values())):
-            return StringFormatVariable(a.format_string, parts, named)
+            return text(a.format_string, parts, named)
     return None
 
 
-@functools.cache
 def _keep_asserts() -> None:
     """Let ``assert not x`` be what PyTorch makes of ``assert x``: a call of ``torch._assert_async``.
 
     PyTorch knows an assert by the instruction that jumps over its error where ``x`` is true. Here, an instruction that
     jumps where ``x`` is false is that of ``not x``. An assert inside of ``try`` is left alone: the error of a graph
-    comes from elsewhere. Where PyTorch has no such functions, an assert splits the graph.
+    comes from elsewhere.
     """
-    traced: Any = importlib.import_module("torch._dynamo.symbolic_convert")
-    tensors: Any = importlib.import_module("torch._dynamo.variables")
-    follows = getattr(traced, "_detect_and_normalize_assert_statement", None)
+    traced: Any = torch._dynamo.symbolic_convert
+    follows, tensor = traced._detect_and_normalize_assert_statement, torch._dynamo.variables.TensorVariable
     name = next(n for n in ("POP_JUMP_FORWARD_IF_FALSE", "POP_JUMP_IF_FALSE") if n in dis.opmap)
-    base = getattr(traced, "InstructionTranslatorBase", None)
-    if follows is None or not hasattr(base, "dispatch_table") or not hasattr(tensors, "TensorVariable"):
-        return
     at, at_true = dis.opmap[name], dis.opmap[name.replace("FALSE", "TRUE")]
 
     def entered(original: Any, if_true: Any) -> Any:
-        def jump(self: Any, inst: Any) -> None:
+        def jump(self: Any, inst: Any) -> Any:
             value = self.stack[-1].realize() if tracing.is_entered else None
-            if not isinstance(value, tensors.TensorVariable) or _is_tried(self):
-                return original(self, inst)  # type: ignore[no-any-return]
-            if not follows(self, operator.truth, False):
-                return original(self, inst)  # type: ignore[no-any-return]
+            if not isinstance(value, tensor) or _is_tried(self) or not follows(self, operator.truth, False):
+                return original(self, inst)
             del self.stack[-2:]  # the value, and the message that was found
             self.push(value.call_method(self, "logical_not", [], {}))
-            return if_true(self, inst)  # type: ignore[no-any-return]
+            return if_true(self, inst)
 
         return jump
 
-    kinds: list[Any] = [base]
+    kinds: list[Any] = [traced.InstructionTranslatorBase]
     for kind in kinds:
         kinds += kind.__subclasses__()
         kind.dispatch_table[at] = entered(kind.dispatch_table[at], kind.dispatch_table[at_true])
@@ -146,19 +143,18 @@ def _is_tried(tx: Any) -> bool:
     return False
 
 
-@functools.cache
 def _keep_bars() -> None:
     """Let ``for t in tqdm(range(T))`` be a loop over the range, and show the bar as it is at the end behind the graph.
 
     Of another use of a bar, such as of its methods, PyTorch decides.
     """
-    try:
-        from torch._dynamo.source import AttrSource
-        from torch._dynamo.variables import ConstantVariable, UserDefinedClassVariable
-        from torch._dynamo.variables.misc import DebuggingVariable
-    except ImportError:
-        return
-    original: Any = UserDefinedClassVariable.call_function
+    variables: Any = torch._dynamo.variables
+    constant, kind, debugging = (
+        variables.ConstantVariable,
+        variables.UserDefinedClassVariable,
+        variables.misc.DebuggingVariable,
+    )
+    original, attribute = kind.call_function, torch._dynamo.source.AttrSource
 
     def call_function(self: Any, tx: Any, args: Any, kwargs: Any) -> Any:
         bar = getattr(sys.modules.get("tqdm"), "tqdm", None)
@@ -167,17 +163,16 @@ def _keep_bars() -> None:
         next_one = tx.instructions[tx.instruction_pointer].opname
         named = {k: a.realize() for k, a in kwargs.items()}
         steps = args[0].realize()
-        known = all(isinstance(a, ConstantVariable) for a in named.values()) and self.source is not None
+        known = all(isinstance(a, constant) for a in named.values()) and self.source is not None
         is_range = steps.is_python_constant() and isinstance(steps.as_python_constant(), range)
         if next_one != "GET_ITER" or not known or not is_range:
             return original(self, tx, args, kwargs)
-        count = ConstantVariable.create(len(steps.as_python_constant()))
-        given = [a for k, v in named.items() for a in (ConstantVariable.create(k), v)]
-        show = DebuggingVariable(_show, source=AttrSource(tx.import_source(__name__), "_show"))
-        tx.output.root_tx.debug_locals.append((show, [self, count, *given]))
+        given = [a for k, v in named.items() for a in (constant.create(k), v)]
+        show = debugging(_show, source=attribute(tx.import_source(__name__), "_show"))
+        tx.output.root_tx.debug_locals.append((show, [self, constant.create(len(steps.as_python_constant())), *given]))
         return steps
 
-    UserDefinedClassVariable.call_function = call_function  # type: ignore[method-assign]
+    kind.call_function = call_function
 
 
 def _show(bar: Any, steps: int, *named: Any) -> None:

@@ -25,7 +25,7 @@ def is_wanted() -> bool:
 
 
 def verified(loop: GraphModule, merged: Callable[..., Any], report: GraphReport) -> Callable[..., Any]:
-    """``merged`` that raises ``RuntimeError`` where it does not return what ``loop`` does."""
+    """A function that does what ``merged`` does, and raises ``RuntimeError`` where ``loop`` has other results."""
     where = report.where
 
     def both(*args: Any) -> Any:

@@ -1,0 +1,315 @@
+"""Find the steps of a recurrence among calls that are alike: where a step begins, and what each of them reads."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+from torch.utils import _pytree as pytree
+
+from snnfast._program.run import ENGINES
+from snnfast._program.trace import NotElementwiseError, trace
+from snnfast.compiler.errors import UnmergedError
+from snnfast.compiler.nodes import index_of, is_number, module_of, name_of, signature_of, tensors_of, value
+from snnfast.compiler.recurrence import Recurrence, Row, Slot, as_of, call
+
+if TYPE_CHECKING:
+    from snnfast.compiler.series import Group
+
+LEAST = 3
+"""A program pays from this number of steps on."""
+
+UNLIKE = "its steps are not all alike"
+
+_STARTS = 64
+"""How many combinations of numbers are tried as first states."""
+
+
+def recurrence_of(statements: Sequence[Group], order: dict[Node, int], is_free: Callable[[Node], bool]) -> Recurrence:
+    """Make a recurrence of statements that wait for one another.
+
+    ``is_free`` says whether it may take a node that belongs to none of the statements.
+
+    Raises:
+        UnmergedError: They are none. The message is the reason.
+    """
+    if not statements:
+        raise UnmergedError(f"it has fewer than {LEAST} steps that are alike")
+    _check(statements)
+    # A step may begin at any statement. The best beginning leaves the fewest states and takes in the most calls.
+    aligned: list[tuple[_Steps, Recurrence]] = []
+    reason = UNLIKE
+    for anchor in statements:
+        try:
+            steps = _Steps(statements, anchor, order)
+            aligned.append((steps, steps.recurrence()))
+        except UnmergedError as error:
+            reason = str(error)
+    calls = sum(len(s.nodes) for s in statements)
+    found: Recurrence | None = None
+    for steps, made in sorted(aligned, key=lambda a: (len(a[1].states), -a[1].steps, -len(a[1].nodes()))):
+        steps.take_in_first(made, is_free)
+        if found is None or (made.steps, len(made.nodes())) > (found.steps, len(found.nodes())):
+            found = made
+        if len(found.nodes()) >= calls:
+            break
+    if found is None:
+        raise UnmergedError(reason)
+    _check_program(found)
+    return found
+
+
+def _check(statements: Sequence[Group]) -> None:
+    tensors = [t for s in statements for t in tensors_of(s.first)]
+    devices = {t.device for t in tensors}
+    if len(devices) != 1:
+        raise UnmergedError("they are on several devices")
+    (device,) = devices
+    if device.type not in ENGINES:
+        raise UnmergedError(f"it is on {device.type}, for which there are no kernels of programs")
+    if len({tuple(map(str, t.shape)) for t in tensors}) != 1:
+        raise UnmergedError("they have other shapes")
+    if any(s.first.meta["context"].blocks for s in statements):
+        raise UnmergedError("it runs under autocast or inference mode")
+    dtypes = {t.dtype for t in tensors} - {torch.bool}
+    if len(dtypes) != 1 or not dtypes < {torch.float32, torch.float64}:
+        raise UnmergedError("a program has one dtype, float32 or float64")
+
+
+def _check_program(found: Recurrence) -> None:
+    try:
+        found.program(found.outputs()).check(found.dtype, len(found.shape), found.context.records)
+    except NotElementwiseError as error:
+        raise UnmergedError(error.problem) from None
+    except RuntimeError as error:  # of an operator: a program is traced with tensors of other sizes
+        raise UnmergedError(f"an operator takes tensors of its own sizes alone: {str(error).splitlines()[0]}") from None
+
+
+class _Steps:
+    """The calls of statements by steps, each of which begins with a call of one of them, and what each step reads."""
+
+    def __init__(self, statements: Sequence[Group], anchor: Group, order: dict[Node, int]) -> None:
+        begin = [order[n] for n in anchor.nodes]
+        self.rows: dict[int, Row] = {t: {} for t in range(-1, len(begin))}
+        self.place: dict[Node, tuple[Group, int]] = {}
+        for statement in statements:
+            for node in statement.nodes:
+                t = bisect_right(begin, order[node]) - 1
+                if statement in self.rows[t]:
+                    raise UnmergedError("a step makes several")
+                self.rows[t][statement] = node
+                self.place[node] = statement, t
+        complete = [t for t in self.rows if len(self.rows[t]) == len(statements)]
+        middle = [t for t in complete if t - 1 in complete]
+        if len(middle) < LEAST - 1:
+            raise UnmergedError(UNLIKE)
+        self.model = middle[len(middle) // 2]
+        self.first = self.model  # of the steps of the recurrence
+        row = self.rows[self.model]
+        self.statements = sorted(statements, key=lambda s: order[row[s]])
+        self.sources = {s: [self.source(a, self.model) for a in _leaves(row[s])] for s in self.statements}
+        if any(s is not None and s[1] not in (0, 1) for found in self.sources.values() for s in found):
+            raise UnmergedError("it reads a result of more than one step before")
+
+    def source(self, a: Any, t: int) -> tuple[Group, int] | None:
+        """The statement that returned an argument of step ``t``, and how many steps before."""
+        found = self.place.get(a) if isinstance(a, Node) else None
+        return (found[0], t - found[1]) if found is not None else None
+
+    def is_alike(self, t: int, first: bool = False) -> bool:
+        """Whether a step reads what the other steps read. The ``first`` one may read others in place of states."""
+        for statement, node in self.rows.get(t, {}).items():
+            for a, source in zip(_leaves(node), self.sources[statement], strict=True):
+                if first and source is not None and source[1] == 1:
+                    fits = isinstance(a, Node) or a is None
+                else:
+                    fits = self.source(a, t) == source
+                if not fits:
+                    return False
+        return t in self.rows
+
+    def is_whole(self, t: int, first: bool = False) -> bool:
+        """Whether a step has a call of every statement, and is alike."""
+        return len(self.rows.get(t, ())) == len(self.statements) and self.is_alike(t, first)
+
+    def recurrence(self) -> Recurrence:
+        last = first = self.model
+        while self.is_whole(last + 1):
+            last += 1
+        while self.is_whole(first - 1):
+            first -= 1
+        first -= self.is_whole(first - 1, first=True)
+        self.first = first
+        # The last step lacks the calls whose results nobody reads.
+        if self.rows.get(last + 1) and self.is_alike(last + 1):
+            with contextlib.suppress(UnmergedError):
+                return self.until(last + 1)
+        return self.until(last)
+
+    def until(self, last: int) -> Recurrence:
+        """The recurrence from the first step to the ``last`` one."""
+        if last - self.first + 1 < LEAST:
+            raise UnmergedError(UNLIKE)
+        rows = [self.rows[t] for t in range(self.first, last + 1)]
+        made = Recurrence(self.statements, [self.rows[self.model][s] for s in self.statements], rows)
+        number = {s: i for i, s in enumerate(self.statements)}
+        for statement in self.statements:
+            nodes = [row[statement] for row in rows if statement in row]
+            spec = pytree.tree_structure((nodes[0].args, nodes[0].kwargs))
+            columns = zip(*map(_leaves, nodes), strict=True)
+            slots = []
+            for column, source in zip(columns, self.sources[statement], strict=True):
+                if source is None:
+                    slots.append(self.given(made, list(column)))
+                elif source[1] == 0:
+                    slots.append(Slot("statement", number[source[0]]))
+                else:
+                    begin = 0.0 if column[0] is None else column[0]  # as a step of a neuron without a state begins
+                    slots.append(Slot("state", _enter(made.states, (source[0], begin))))
+            made.slots[statement] = slots, spec
+        for _, begin in made.states:
+            if isinstance(begin, Node):
+                _check_given(made, begin)
+        return made
+
+    # ---- a first step that differs
+
+    def take_in_first(self, made: Recurrence, is_free: Callable[[Node], bool]) -> None:
+        """Add the step before the first one, if it is the same step with numbers as states.
+
+        dynamo computes with numbers as it traces: after ``mem = 0``, the first ``mem * 0.9 + x`` is a call ``0.0 + x``.
+        """
+        row = self.rows.get(self.first - 1, {})
+        begin = [n for _, n in made.states if isinstance(n, Node)]
+        if not row and not begin:
+            return
+        places = {_place(n) for n in made.calls}
+        series: list[Node | None] = [None] * len(made.series)
+        peeled: dict[Node, None] = {}  # each behind what it reads
+        members = set(row.values())
+
+        def visit(node: Node) -> bool:
+            """Find out what a call of the step reads. Returns whether all of it is known."""
+            if len(peeled) > 2 * len(made.statements):
+                return False
+            if node in peeled or node in made.constants or isinstance(module_of(node), GraphModule):
+                return True
+            for i, nodes in enumerate(made.series):
+                if node not in members and series[i] in (None, node) and _is_before(node, nodes[0]):
+                    series[i] = node
+                    return True
+            known = node in members or (node.op == "call_function" and _place(node) in places)
+            if not known or not all(map(visit, node.all_input_nodes)):
+                return False
+            peeled[node] = None
+            return True
+
+        if not all(map(visit, (*row.values(), *begin))) or None in series or not all(n in peeled for n in begin):
+            return
+        leaves = [a for n in peeled for a in _leaves(n) if is_number(a)]
+        numbers = list(dict.fromkeys([0.0, *map(float, leaves)]))
+        starts = itertools.product(numbers, repeat=len(made.states))
+        for start in itertools.islice(starts, _STARTS):
+            values = self._values_of_first(made, series, list(peeled), start)
+            if values is None:
+                return
+            of_body, of_calls = values
+            if all(of_body[s] == of_calls[n] for s, n in (*row.items(), *made.states)):  # type: ignore[index]
+                break
+        else:
+            return
+        for statement, found in of_body.items():
+            same = [n for n, v in of_calls.items() if v == found and n not in members and is_free(n)]
+            call = made.calls[made.statements.index(statement)]
+            same = [n for n in same if signature_of(n) == signature_of(call)]
+            if statement not in row and found is not None and same:
+                row[statement] = same[0]
+                members.add(same[0])
+        made.rows.insert(0, row)
+        made.series = [[n, *nodes] for n, nodes in zip(series, made.series, strict=True)]  # type: ignore[list-item]
+        made.states = [(s, c) for (s, _), c in zip(made.states, start, strict=True)]
+
+    def _values_of_first(
+        self, made: Recurrence, series: Sequence[Node | None], peeled: list[Node], start: Sequence[float]
+    ) -> tuple[dict[Group, Any], dict[Node, Any]] | None:
+        """What the statements compute in a step that starts from these numbers, and what the first calls compute.
+
+        Both are values of one trace: equal instructions of equal operands are one value. What is no tensor has none.
+        """
+        kept = [s for s in made.statements if s in made.outputs()]
+        tensors = [n for n in peeled if isinstance(value(n), Tensor)]
+
+        def step(*given: Tensor) -> tuple[Tensor, ...]:
+            states = [torch.full_like(given[0], number) for number in start]
+            results = made.run([*given[: len(series)], *states, *given[len(series) :]])
+            nodes: list[Any] = [*series, *made.constants]
+            env: dict[Any, Any] = {node: as_of(node, t) for node, t in zip(nodes, given, strict=True)}
+            for node in peeled:
+                args, kwargs = pytree.tree_map_only(Node, lambda a: env.get(a, module_of(a)), (node.args, node.kwargs))
+                env[node] = call(node, args, kwargs)
+            found = [*(results[made.statements.index(s)] for s in kept), *(env[n] for n in tensors)]
+            return tuple(t.to(made.dtype).expand_as(given[0]) for t in found)
+
+        try:
+            found = trace(step, (len(series) + len(made.constants), 0, 0), made.dtype, len(made.shape)).outputs
+        except NotElementwiseError:
+            return None
+        of_body = dict.fromkeys(made.statements) | dict(zip(kept, found))  # noqa: B905
+        of_calls = dict.fromkeys(peeled) | dict(zip(tensors, found[len(kept) :], strict=True))
+        return of_body, of_calls
+
+    def given(self, made: Recurrence, column: list[Any]) -> Any:
+        """The argument of a statement that no statement returns."""
+        if not isinstance(column[0], Node):
+            if any(a != column[0] for a in column):
+                raise UnmergedError("a number differs from step to step")
+            return column[0]
+        if all(a is column[0] for a in column) and isinstance(body := module_of(column[0]), GraphModule):
+            return body
+        _check_given(made, *column)
+        if all(a is column[0] for a in column):
+            return Slot("constant", _enter(made.constants, column[0]))
+        if len(column) < made.steps:
+            column = next((nodes for nodes in made.series if nodes[:-1] == column), column)
+        if len(column) < made.steps:
+            raise UnmergedError(UNLIKE)
+        return Slot("series", _enter(made.series, column))
+
+
+def _check_given(made: Recurrence, *nodes: Any) -> None:
+    for n in nodes:
+        t = value(n) if isinstance(n, Node) else None
+        if not isinstance(t, Tensor) or t.dtype not in (made.dtype, torch.bool) or t.device != made.device:
+            raise UnmergedError("takes tensors of another dtype or device")
+        if signature_of(n) != signature_of(nodes[0]):
+            raise UnmergedError("its inputs have other shapes at other steps")
+
+
+def _place(node: Node) -> Any:
+    """What calls of one place in the user's code share, also if one takes a number where another takes a tensor."""
+    return node.stack_trace, name_of(node.target), node.meta["context"]
+
+
+def _is_before(node: Node, first: Node) -> bool:
+    """Whether a node may be the one before the first of a series."""
+    if node.op != "call_function" or node.target is not first.target or signature_of(node) != signature_of(first):
+        return False
+    part, other = index_of(node), index_of(first)
+    alike = part[:2] == other[:2] if part and other else node.stack_trace == first.stack_trace
+    return alike and bool(node.meta["context"] == first.meta["context"])
+
+
+def _enter(found: list[Any], entry: Any) -> int:
+    if entry not in found:
+        found.append(entry)
+    return found.index(entry)
+
+
+def _leaves(node: Node) -> list[Any]:
+    return pytree.tree_leaves((node.args, node.kwargs))

@@ -1,0 +1,122 @@
+"""Calls that have faster kernels than PyTorch's on the CPU: convolutions, poolings, normalisations, and draws."""
+
+import operator
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+from torch.fx import Graph, Node
+
+from snnfast._core.pytorch import transforms_are_active
+from snnfast._images import conv2d as _convolution
+from snnfast._images import max_pool2d as _max_pooling
+from snnfast._images.batch_norm import batch_norm, over_input
+from snnfast._images.channels_last import OPS_THAT_KEEP_ORDER, profits, to_channels_last
+from snnfast._images.conv2d import conv2d
+from snnfast._images.max_pool2d import max_pool2d
+from snnfast._unroll.graph import unroll_steps
+from snnfast.compiler.nodes import arguments, aten, is_pointwise, name_of, value
+
+
+def bernoulli(p: Tensor, *, generator: Any = None) -> Tensor:
+    """``torch.bernoulli(p)``: on the CPU, the same numbers of the same generator in a third of the time.
+
+    PyTorch draws a uniform number for each element, and compares it with the probability, which it checks on the way.
+    The three are faster one after the other.
+    """
+    fit = type(p) is Tensor and p.is_cpu and p.dtype in (torch.float32, torch.float64) and p.numel() > 0
+    if fit and generator is None and not (p.requires_grad and torch.is_grad_enabled()) and not transforms_are_active():
+        low, high = p.aminmax()
+        if low >= 0 and high <= 1:
+            return (torch.rand(p.shape, dtype=p.dtype) < p).to(p.dtype)
+    return torch.bernoulli(p, generator=generator)
+
+
+_OURS: dict[Any, Any] = dict.fromkeys((torch.conv2d, F.conv2d, aten.conv2d.default, aten.conv2d.padding), conv2d)
+_OURS |= dict.fromkeys((F.max_pool2d, aten.max_pool2d.default), max_pool2d)
+_OURS |= dict.fromkeys((torch.bernoulli, aten.bernoulli.default), bernoulli)
+for _op, _function in (_convolution.NODES | _max_pooling.NODES).items():
+    _OURS |= {_op: _function, _op.default: _function}
+
+
+def use_channels_last(graph: Graph) -> None:
+    """Give convolutions their input in channels_last order, as ``MultiStep`` does, and other calls theirs as it was."""
+    found: set[Node] = set()  # what may be in channels_last order
+    back: dict[Node, Node] = {}
+    for node in list(graph.nodes):
+        given = [n for n in node.all_input_nodes if n in found]
+        if _takes_images(node) and not given and profits(value(node.args[0]), value(node.args[1])):
+            with graph.inserting_before(node):
+                made = graph.call_function(to_channels_last, node.args[:1])
+            made.meta["example_value"] = value(node.args[0])
+            node.update_arg(0, made)
+            found.add(made)
+            given = [made]
+        if given and _keeps(node, found):
+            found.add(node)
+            continue
+        for n in given:
+            if isinstance(value(n), Tensor):
+                node.replace_input_with(n, _in_order(graph, n, back))
+
+
+def use_kernels(graph: Graph) -> None:
+    """Let convolutions, poolings, normalisations and draws choose their kernels at each call."""
+    for node in graph.nodes:
+        if node.target is aten.batch_norm.default and _is_of_a_convolution_alone(node.args[0]):
+            node.target = over_input
+        elif node.op == "call_function":
+            node.target = _OURS.get(node.target, node.target)
+
+
+def _is_of_a_convolution_alone(node: Node) -> bool:
+    """Whether a node is the output of a convolution, and its one user the last one that sees this memory."""
+    while node.target in (aten.flatten.using_ints, aten.unflatten.int) and len(node.users) == 1:
+        node = cast(Node, node.args[0])
+    return node.target is conv2d and len(node.users) == 1
+
+
+def _is_convolution(node: Node) -> bool:
+    return name_of(node.target) == "conv2d"
+
+
+def _takes_images(node: Node) -> bool:
+    """Whether a node is a convolution of a batch, and the only one of its weight. Of several, each is a time step."""
+    if not _is_convolution(node):
+        return False
+    x, weight = node.args[:2]
+    if not isinstance(x, Node) or not isinstance(weight, Node) or value(x).dim() != 4:
+        return False
+    return sum(_is_convolution(user) for user in weight.users) == 1
+
+
+def _keeps(node: Node, found: set[Node]) -> bool:
+    """Whether a call returns the order that it is given, of ``[T, B, C, H, W]`` or ``[T * B, C, H, W]``."""
+    if node.target is unroll_steps:
+        return node.args[1] in found  # the currents
+    if node.target is batch_norm:
+        return node.args[0] in found
+    source = node.args[0]
+    if not isinstance(source, Node) or source not in found:
+        return False
+    if node.target is operator.getitem:
+        return not isinstance(value(source), Tensor)
+    if node.target is aten.flatten.using_ints:
+        given = arguments(node)
+        return (given["start_dim"], given["end_dim"]) == (0, 1)
+    if node.target is aten.unflatten.int:
+        return bool(arguments(node)["dim"] == 0)
+    if node.target is aten.expand.default:  # over time
+        return bool(value(node).dim() == value(source).dim() + 1)
+    if is_pointwise(node.target) or name_of(node.target) == "dropout":
+        return all(n in found for n in node.all_input_nodes if value(n).dim() >= value(source).dim())
+    return name_of(node.target) in OPS_THAT_KEEP_ORDER and bool(value(source).dim() == 4)
+
+
+def _in_order(graph: Graph, node: Node, back: dict[Node, Node]) -> Node:
+    if node not in back:
+        with graph.inserting_after(node):
+            back[node] = graph.call_function(aten.contiguous.default, (node,))
+        back[node].meta["example_value"] = value(node)
+    return back[node]
