@@ -19,9 +19,11 @@ from snnfast.compiler.nodes import (
     body_key,
     fake_call,
     has_effect,
+    is_assert,
     is_pointwise,
     is_random,
     is_step,
+    line_of,
     literal,
     module_of,
     name_of,
@@ -113,6 +115,7 @@ def capture(graph: Graph) -> Captured:
     _repeat_last(graph)
     _merge_equal(graph)
     _merge_counts(graph)
+    _merge_asserts(graph)
     absorb_connections(graph)
     memory = Memory(graph)
     effects = {n for n in graph.nodes if has_effect(n)}
@@ -243,6 +246,26 @@ def _merge_counts(graph: Graph) -> None:
             node.args = before.args[0], before.args[1] + node.args[1]
             graph.erase_node(before)
             before = node.args[0]
+
+
+def _merge_asserts(graph: Graph) -> None:
+    """Check the conditions of all steps at once, behind the last one."""
+    found: dict[Any, list[Node]] = {}
+    for node in graph.nodes:
+        if is_assert(node) and value(node.args[0]).dtype == torch.bool and not value(node.args[0]).dim():
+            found.setdefault((line_of(node), node.args[1:], node.meta["context"]), []).append(node)
+    for nodes in found.values():
+        conditions, last = [node.args[0] for node in nodes], nodes[-1]
+        if len(set(conditions)) < 2:
+            continue
+        with graph.inserting_before(last):
+            stacked = graph.call_function(aten.stack.default, (conditions,))
+            whole = graph.call_function(aten.all.default, (stacked,))
+        for made, target in ((stacked, aten.stack.default), (whole, aten.all.default)):
+            made.meta = {**last.meta, "example_value": fake_call(target, made.args, {})}
+        last.args = (whole, *last.args[1:])
+        for node in nodes[:-1]:
+            graph.erase_node(node)
 
 
 def _counts(node: Node) -> bool:
