@@ -41,7 +41,8 @@ BARS: dict[str, Limits] = {
     "lif [100, 1, 100000] float32, forward + backward": {FLOOR: 1.4},
     "lif [1000, 1, 10000] float32, forward + backward": {FLOOR: 1.4, SAVED: 4.3},
     "lif [4096, 1, 10000] float32, forward + backward": {FLOOR: 1.4, SAVED: 4.3},
-    "lif [25, 128, 1000] float64, forward + backward": {FLOOR: 1.4, SAVED: 8.4},
+    # One step at a time and any surrogate: loops for more would be a fifth of the code to compile.
+    "lif [25, 128, 1000] float64, forward + backward": {FLOOR: 3, SAVED: 8.4},
     "lif [25, 128, 1000] float32, constant current, forward + backward": {SAVED: 0.33},
     "lif [25, 128, 1000] float32, surrogate=straight_through_estimator, forward + backward": {SAVED: 0.17},
     "inference [100, 128, 1024] float32, forward": {FLOOR: 1.1, LOOP: 20},

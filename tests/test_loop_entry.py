@@ -315,6 +315,37 @@ def test_an_autograd_function_at_each_step_is_one_call_if_it_is_elementwise_else
     assert_compiled(net)
 
 
+class Scaled(torch.autograd.Function):
+    scale = 100.0
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return (x > 0).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        (x,) = ctx.saved_tensors
+        return grad / (Scaled.scale * x.abs() + 1) ** 2
+
+
+def test_a_number_of_a_surrogates_class_splits_no_loop_and_is_read_at_every_call() -> None:
+    def loop(x: Tensor) -> Tensor:
+        mem, made = torch.zeros_like(x[0]), []
+        for current in x:
+            spk = Scaled.apply(mem - 1)
+            mem = 0.9 * mem + current - spk.detach()
+            made.append(spk)
+        return torch.stack(made)
+
+    x = currents().requires_grad_()
+    assert snnfast.explain(loop, x).graphs[0].merged
+    compiled = snnfast.compile(loop)
+    for Scaled.scale in (100.0, 10.0):
+        found, wanted = (torch.autograd.grad(f(x).square().sum(), x)[0] for f in (compiled, loop))
+        torch.testing.assert_close(found, wanted)
+
+
 @pytest.mark.thorough
 def test_a_function_that_torch_compile_traces_at_every_call_in_vain_runs_as_it_is() -> None:
     net, x = Net(), currents()

@@ -179,6 +179,17 @@ def test_a_closure_that_is_assigned_is_examined_once() -> None:
     assert len(calls) == after_one > 0
 
 
+def test_an_option_is_checked_when_it_is_assigned() -> None:
+    layer = snnfast.Leaky(0.9)
+    layer.spike_grad = theirs.fast_sigmoid(slope=5)
+    assert layer._options().kernels_do_all
+    for name, wrong in (("spike_grad", 3), ("state_quant", "8 bits")):
+        with pytest.raises(TypeError, match=name):
+            setattr(layer, name, wrong)
+        setattr(layer, name, None)
+    assert layer(torch.rand(3, 10))[0].shape == (3, 10)
+
+
 @pytest.mark.needs_extension
 def test_a_large_layer_is_tried_with_fewer_samples_unless_the_callable_knows_the_batch() -> None:
     seen = []

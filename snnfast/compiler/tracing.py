@@ -3,6 +3,7 @@
 import contextlib
 import dis
 import functools
+import inspect
 import operator
 import sys
 import threading
@@ -57,7 +58,7 @@ def _extend() -> frozenset[Any]:
     These are PyTorch's private classes. Where a version has them in another form, what needs them splits the graph, as
     it does without an extension.
     """
-    for extend in (_keep_asserts, _keep_bars):
+    for extend in (_keep_asserts, _keep_bars, _keep_numbers_of_functions):
         with contextlib.suppress(AttributeError):
             extend()
     with contextlib.suppress(AttributeError):
@@ -173,6 +174,28 @@ def _keep_bars() -> None:
         return steps
 
     kind.call_function = call_function
+
+
+def _keep_numbers_of_functions() -> None:
+    """Let a number that is an attribute of an ``autograd.Function`` be that number, as in ``Surrogate.scale * x``.
+
+    PyTorch takes it for something unknown, which splits the graph. The number is guarded: another one is traced anew.
+    A backward pass has the number of its forward pass.
+    """
+    dynamo: Any = torch._dynamo
+    kind, constant = dynamo.variables.misc.AutogradFunctionVariable, dynamo.variables.ConstantVariable
+    name_of_hook = "tp_getattro_impl" if hasattr(kind, "tp_getattro_impl") else "var_getattr"  # of torch 2.11
+    original = getattr(kind, name_of_hook)
+    guard, attribute, same = dynamo.guards.install_guard, dynamo.source.AttrSource, dynamo.guards.GuardBuilder
+
+    def read(self: Any, tx: Any, name: str) -> Any:
+        found = inspect.getattr_static(self.fn_cls, name, None)
+        if type(found) not in (int, float) or self.source is None or not tracing.is_entered:
+            return original(self, tx, name)
+        guard(attribute(self.source, name).make_guard(same.CONSTANT_MATCH))
+        return constant.create(found)
+
+    setattr(kind, name_of_hook, read)
 
 
 def _show(bar: Any, steps: int, *named: Any) -> None:

@@ -260,7 +260,7 @@ class SpikingLayer(nn.Module):
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
-        if name in _OPTIONS and self._checked is not None:
+        if name in _OPTIONS and "_checked" in self.__dict__:  # not before all of them are there
             object.__setattr__(self, "_checked", None)
             self._options()  # raises now if the value is wrong
 
