@@ -6,7 +6,7 @@ from datetime import date
 from pathlib import Path
 from textwrap import fill
 
-from .bars import Bar
+from .bars import Bar, gains_of
 from .peers.ours import LOOPED, NUMBERS, OURS, WITH_LOSS
 from .peers.snntorch_loop import COMPILED, HOISTED, LOOP, NETWORK
 from .peers.spikingjelly import PREFIX as JELLY
@@ -61,6 +61,11 @@ class Result:
         if median is None:
             raise ValueError(f"{self.name} has no time of {peer}, {case}")
         return median
+
+    @property
+    def gains(self) -> list[float]:
+        """Of each program of the collection, how many times faster it is when it is compiled; the least first."""
+        return list(gains_of(self.rows).values())
 
     @property
     def machine(self) -> str:
