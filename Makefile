@@ -23,12 +23,8 @@ OTHERS := $(VENV)/others
 # The tests of a file may run in several processes, so that no file keeps one of them busy at the end.
 PARALLEL := -n auto --maxprocesses=4 --dist worksteal
 
-# The tests that reach every line of the kernels; what the others add is outside of them.
-SANITIZED := tests/test_kernels.py tests/test_saved.py tests/test_layout.py tests/test_ops.py \
-  tests/test_cuda.py tests/test_lengths.py tests/test_program.py
-
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all bench bench-check gates wheel docs lint format types sanitize clean
+.PHONY: help demo test test-all bench bench-check gates wheel docs lint format types sanitize sanitize-threads sanitize-memory clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -77,13 +73,17 @@ types: $(VENV)/.tools $(VENV)/.torch  ## check the types
 	$(BIN)/mypy
 	$(BIN)/mypy --allow-untyped-calls --ignore-missing-imports --follow-imports=silent examples/*.py
 
-sanitize: $(VENV)/.built $(VENV)/.installed-test  ## run the CUDA sources on the CPU under the sanitizers; SNNFAST_THOROUGH=1: all tests of them
+sanitize: sanitize-threads sanitize-memory  ## run the CUDA sources on the CPU under the sanitizers; SNNFAST_THOROUGH=1: all tests of them
+
+sanitize-threads: $(VENV)/.built
 	$(BIN)/python tests/emulator/build.py driver thread
-	tests/emulator/_build/thread/driver
+	tests/emulator/_build/thread/driver $(if $(filter 1,$(SNNFAST_THOROUGH)),8)
+
+sanitize-memory: $(VENV)/.built $(VENV)/.installed-test
 	SNNFAST_EMULATOR_SANITIZE=1 $(BIN)/python tests/emulator/build.py
 	SNNFAST_EMULATOR_SANITIZE=1 ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=1 \
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
-	$(BIN)/python -m pytest $(SANITIZED) -m 'emulated$(if $(filter 1,$(SNNFAST_THOROUGH)),, and not thorough)' -k 'not opcheck and not compile' -n auto --maxprocesses=4 $(ARGS)
+	$(BIN)/python -m pytest tests -m 'emulated$(if $(filter 1,$(SNNFAST_THOROUGH)),, and not thorough)' $(PARALLEL) $(ARGS)
 
 clean:  ## remove the virtual environment and everything that was built
 	rm -rf $(VENV) .nox build dist *.egg-info snnfast/*.so tests/emulator/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis
