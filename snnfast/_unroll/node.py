@@ -9,55 +9,61 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snnfast._core import backend
+from snnfast._core import backend as _backend
 from snnfast._core.ops import SEQUENCE, STEP, Neuron
 from snnfast._core.pytorch import constant_while_tracing
 from snnfast._unroll import state_gradients
 from snnfast._unroll.call import Options, UnrollCall
 
-__all__ = ["node", "step", "takes"]
+__all__ = ["backend_of_step", "node", "step", "takes"]
+
+
+def backend_of_step(options: Options, parameters: Sequence[Any]) -> str | None:
+    """The backend of a step that becomes a node; ``None`` where it becomes none, as with connections for ``V``."""
+    if not options.kernels_do_all or not all(map(torch.is_tensor, parameters)):
+        return None
+    chosen = _backend.current_backend()
+    return None if chosen == "reference" else chosen
 
 
 def step(
-    neuron: Neuron, options: Options, x: Tensor, states: Sequence[Tensor | None], parameters: Sequence[Any]
-) -> Sequence[Tensor] | None:
-    """Make the node of one step, and return its results; ``None`` where it becomes none.
+    neuron: Neuron,
+    options: Options,
+    x: Tensor,
+    states: Sequence[Tensor | None],
+    parameters: Sequence[Tensor | None],
+    backend: str,
+) -> tuple[Tensor, ...]:
+    """Make the node of one step, and return its results.
 
     The node checks its tensors, and takes zeros for a state of another shape than ``x``: all lines here are traced at
     every step of a loop. Connected neurons have ``None`` for ``V``, which is 1.
     """
-    chosen = backend.current_backend()
-    if chosen == "reference" or not options.kernels_do_all:
-        return None
-    for p in parameters:
-        if p is not None and not isinstance(p, Tensor):
-            return None
-    return torch.ops.snnfast.step(  # type: ignore[no-any-return]
+    made = torch.ops.snnfast.step(
         neuron.name,
         x,
         [*states, *parameters],
         options.packed,
         *options.derivative,
-        chosen,
+        backend,
         state_gradients=state_gradients.setting.value,
         sources=digest(),
     )
+    return tuple(made)
 
 
 def takes(call: UnrollCall) -> bool:
     """Whether a prepared call becomes a node."""
-    return call.options.kernels_do_all and call.lengths is None and not backend.exporting()
+    return call.options.kernels_do_all and call.lengths is None and not _backend.exporting()
 
 
 def node(call: UnrollCall) -> tuple[Tensor, ...]:
     """Make the node of a prepared call, and return its results."""
     options, request = call.options, call.request
     if request.time == STEP:
-        made = step(call.neuron, options, call.current, call.states, call.parameters)
-        assert made is not None, "a prepared call goes to the kernels"
-        return tuple(made)
+        return step(call.neuron, options, call.current, call.states, call.parameters, _backend.current_backend())
     given: Any = call.neuron.name, call.current, (*call.states, *call.parameters)
-    given += options.packed, *options.derivative, backend.current_backend()
+    given += options.packed, *options.derivative, _backend.current_backend()
     steps = None if request.time == SEQUENCE else request.steps
     given += steps, request.record, request.last, request.reduce, *(call.linear or ())
     return tuple(torch.ops.snnfast.unroll(*given, sources=digest()))

@@ -46,10 +46,9 @@ def run(call: UnrollCall) -> Results:
         if call.request.time != STEP:
             return _finish(_connected(call), call.current.dtype, call.linear)
         call = connected.one_step(call)
-        if is_dynamo_compiling():
-            made = node.step(call.neuron, call.options, call.current, call.states, (None, *call.parameters[1:]))
-            if made is not None:
-                return tuple(made)
+        chosen = node.backend_of_step(call.options, call.parameters) if is_dynamo_compiling() else None
+        if chosen is not None:
+            return node.step(call.neuron, call.options, call.current, call.states, (None, *call.parameters[1:]), chosen)
     prepared = prepare(call)
     unroll, prepared = engine(prepared)
     found = unroll(prepared)

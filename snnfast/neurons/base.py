@@ -173,38 +173,30 @@ class SpikingLayer(nn.Module):
     # ---- time steps
 
     def _step(self, input_: Tensor, states: tuple[Tensor | None, ...]) -> Any:
-        """One time step: what ``forward`` of a layer returns."""
-        found = self._traced_step(input_, states) if is_dynamo_compiling() else None
-        if found is None:
-            check_current("input_", input_)
-            shape = input_.shape
-            given: list[Tensor | None] = []
-            for name, state in zip(self.neuron.states, states):  # noqa: B905 - strict takes as long as the loop
-                if state is None:
-                    given.append(self._held(name, input_, shape))
-                    continue
-                if self.init_hidden or not isinstance(state, Tensor) or state.is_nested:
-                    self._refuse(name, state)
-                given.append(state if state.shape == shape else None)
-            found = run(UnrollCall(self.neuron, self._options(), ONE_STEP, input_, tuple(given), self._values()))
-        spk, *after = found
-        self._hold(found if self.neuron.has_spike_feedback else after)
-        return spk if self.init_hidden and not self.output else (spk, *after)
-
-    def _traced_step(self, input_: Tensor, states: tuple[Tensor | None, ...]) -> Sequence[Tensor] | None:
-        """One time step as a node of the graph of ``torch.compile``; ``None`` where it becomes none.
+        """One time step: what ``forward`` of a layer returns.
 
         ``torch.compile`` interprets all lines again at every step of a loop, which is most of the time that it takes.
-        So these are few, and the node checks its tensors.
+        So they are few, and a node of its graph checks its tensors itself.
         """
-        tensors: list[Any] = []
-        for name, state in zip(self.neuron.states, states):  # noqa: B905
+        neuron, options, values = self.neuron, self._options(), self._values()
+        backend = node.backend_of_step(options, values) if is_dynamo_compiling() else None
+        if backend is None:
+            check_current("input_", input_)
+        shape = input_.shape
+        given: list[Tensor | None] = []
+        for name, state in zip(neuron.states, states):  # noqa: B905 - strict takes as long as the loop
             if state is None:
-                state = self._held(name, input_, input_.shape)
-            elif self.init_hidden or not isinstance(state, Tensor):
+                given.append(self._held(name, input_, shape))
+                continue
+            if self.init_hidden or not isinstance(state, Tensor) or state.is_nested:
                 self._refuse(name, state)
-            tensors.append(state)
-        return node.step(self.neuron, self._options(), input_, tensors, self._values())
+            given.append(state if backend is not None or state.shape == shape else None)
+        if backend is None:
+            found = run(UnrollCall(neuron, options, ONE_STEP, input_, tuple(given), values))
+        else:
+            found = node.step(neuron, options, input_, given, values, backend)
+        self._hold(found if neuron.has_spike_feedback else found[1:])
+        return found[0] if self.init_hidden and not self.output else found
 
     def _unroll(
         self,
@@ -269,7 +261,7 @@ class SpikingLayer(nn.Module):
         buffers = self._buffers
         if self._plain_attributes:
             try:  # bypasses nn.Module.__getattr__, which costs as much as the kernel of a small step
-                return tuple([buffers[name] for name in self.neuron.parameters])  # type: ignore[misc]
+                return tuple(map(buffers.__getitem__, self.neuron.parameters))  # type: ignore[arg-type]
             except KeyError:  # one of them is learned, or was replaced
                 pass
         return tuple([getattr(self, name) for name in self.neuron.parameters])
