@@ -327,7 +327,6 @@ def write_ninja(path: Path, output: Path) -> None:
         ("csrc/op/c_api.cpp", "c_api", facts),
         ("csrc/cpu/isa.cpp", "cpu_isa", []),
         ("csrc/cpu/unroll/dispatch.cpp", "cpu_dispatch", []),
-        ("csrc/cpu/memory/memory_limit.cpp", "cpu_memory_limit", []),
         ("csrc/cpu/memory/pool.cpp", "cpu_pool", []),
         ("csrc/cpu/sparse/buffers.cpp", "buffers", []),
         ("csrc/cpu/sparse/spikes_linear.cpp", "spikes_linear", []),

@@ -149,65 +149,6 @@ print(idle())
     assert after <= 64 * MIB
 
 
-@pytest.mark.thorough
-@pytest.mark.skipif(sys.platform != "linux", reason="sets limits of Linux")
-@pytest.mark.parametrize("name", ["RLIMIT_AS", "RLIMIT_DATA"])
-def test_a_limited_address_space_leaves_room_for_tensors_of_pytorch(name):
-    run_python(f"""
-import resource
-step()
-used = int(open("/proc/self/statm").read().split()[{0 if name == "RLIMIT_AS" else 5}]) * resource.getpagesize()
-resource.setrlimit(resource.{name}, (used + (768 << 20),) * 2)
-for i in range(100):
-    step()
-    if i % 5 == 0: torch.empty(400 << 20, dtype=torch.uint8)
-assert 0 < idle() <= 128 << 20, idle()
-""")
-
-
-NO_LIMIT = "9223372036854771712"
-NESTED = {"": NO_LIMIT, "a/": "512", "a/b/": "768"}
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="reads files of Linux")
-@pytest.mark.parametrize(
-    ("groups", "limits"),
-    [
-        ("0::/", {"memory.max": "512"}),
-        ("0::/a.slice/b.scope", {"a.slice/memory.max": "768", "a.slice/b.scope/memory.max": "512"}),
-        ("0::/a.slice/b.scope", {"a.slice/memory.max": "512", "a.slice/b.scope/memory.max": "max"}),
-        ("0::/not/seen/here", {"memory.max": "512"}),
-        ("0::/../other", {"memory.max": "512"}),
-        ("0::/a:b", {"a:b/memory.max": "512"}),
-        ("9:memory:/\n0::/", {"memory/memory.limit_in_bytes": "512"}),
-        ("9:cpu:/c\n8:memory:/a/b\n0::/", {f"memory/{of}memory.limit_in_bytes": limit for of, limit in NESTED.items()}),
-        ("8:cpuset,memory:/not/seen", {"memory/memory.limit_in_bytes": "512"}),
-        ("8:memory:/a\n0::/b", {"memory/a/memory.limit_in_bytes": "768", "b/memory.max": "512"}),
-    ],
-)
-def test_the_least_limit_of_a_control_group_and_those_above_it_counts(tmp_path, groups, limits):
-    write_groups(tmp_path, groups, limits)
-    assert ops.extension.memory_limit(str(tmp_path)) == 512
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="reads files of Linux")
-def test_without_a_limit_of_a_control_group_it_is_the_memory_of_the_machine(tmp_path):
-    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGESIZE")
-    assert ops.extension.memory_limit(str(tmp_path)) == machine
-    others = {"memory.max": "max", "b/memory.max": "512", "memory/a/memory.limit_in_bytes": NO_LIMIT}
-    write_groups(tmp_path, "8:memory:/a\n7:pids:/b\n0::/", others)
-    assert ops.extension.memory_limit(str(tmp_path)) == machine
-
-
-def write_groups(root: Path, groups: str, limits: dict[str, str]) -> None:
-    (root / "proc/self").mkdir(parents=True)
-    (root / "proc/self/cgroup").write_text(groups + "\n")
-    for name, limit in limits.items():
-        path = root / "sys/fs/cgroup" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(limit + "\n")
-
-
 def test_an_output_that_does_not_fit_is_named_and_the_next_one_works(empty_pool):
     large()
     with pytest.raises(RuntimeError, match=rf"snnfast: could not allocate {12 << 50} bytes .*shape \[{1 << 50}, 3\]"):

@@ -9,7 +9,6 @@
 #include <utility>
 
 #include "../cpu/isa.h"
-#include "../cpu/memory/memory_limit.h"
 #include "../cpu/memory/pool.h"
 #include "../cpu/unroll/dispatch.h"
 #include "../cuda/device.h"
@@ -137,6 +136,3 @@ SNN_API const char* snnfast_cuda_unavailable([[maybe_unused]] const char** reaso
 #endif
   });
 }
-
-// Returns the bytes of memory that this process may use, by the /proc and /sys in the folder `root`.
-SNN_API uint64_t snnfast_memory_limit(const char* root) { return cpu::memory_limit(root); }

@@ -2,7 +2,6 @@
 
 import ctypes
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "pool_idle_bytes": (_count, ()),
     "pool_idle_limit": (ctypes.c_bool, (_count_pointer,)),
     "pool_set_idle_limit": (None, (_count_pointer,)),
-    "memory_limit": (_count, (_text,)),
     "cuda_unavailable": (_text, (ctypes.POINTER(_text),)),
 }
 
@@ -125,11 +123,6 @@ class Library:
     def pool_set_idle_limit(self, limit: int | None) -> None:
         """Keep at most so many bytes; ``None``: the demand decides."""
         self._library.snnfast_pool_set_idle_limit(None if limit is None else ctypes.byref(_count(limit)))
-
-    def memory_limit(self, root: str = "") -> int:
-        """Bytes of memory that this process may use, by the ``/proc`` and ``/sys`` in the folder ``root``."""
-        size: int = self._library.snnfast_memory_limit(os.fsencode(root))
-        return size
 
     def cuda_unavailable(self) -> str | None:
         """Why the kernels can't run on the current CUDA device; ``None`` where they can. It starts CUDA there.

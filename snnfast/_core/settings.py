@@ -200,9 +200,8 @@ def empty_cache() -> None:
     Fresh memory costs page faults, which take several times as long as the kernel that writes to it. So snnfast keeps
     the memory of freed outputs of 128 KiB or more for later outputs. How much it keeps follows the demand. Together
     with the outputs in use, it is at most twice the recent peak of the memory in use, but up to 64 MiB may always be
-    kept. It is never more than 8 GiB, nor more than a quarter of the memory of the machine or of the control group
-    (container). Under a limit of address space (``ulimit -v``, ``ulimit -d``) it is at most an eighth of the room that
-    is left. :func:`set_cache_limit` sets another limit.
+    kept. It is never more than 8 GiB, nor more than a quarter of the machine's memory. :func:`set_cache_limit` sets
+    another limit, as for a container with little memory or under ``ulimit -v``.
 
     Without the compiled extension, this function does nothing. A tensor in such memory can't be resized in place
     (``resize_``, ``untyped_storage().resize_``).

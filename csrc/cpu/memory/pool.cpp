@@ -2,16 +2,14 @@
 
 #include <pthread.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstdlib>
-#include <limits>
 #include <list>
 #include <map>
 #include <mutex>
 #include <unordered_map>
-
-#include "memory_limit.h"
 
 #if defined(__GLIBC__)
 #include <malloc.h>
@@ -26,9 +24,12 @@ constexpr size_t kSmallUnit = size_t{64} << 10;  // sizes of smaller buffers are
 // By default, so much memory may be idle:
 constexpr size_t kAlways = size_t{64} << 20;  // at least, however small the demand
 constexpr size_t kMost = size_t{8} << 30;     // at most, however large the demand
-constexpr size_t kMemoryShare = 4;            // at most this part of the memory
-constexpr size_t kRoomShare = 8;  // at most this part of the room under a limit of address space: torch also allocates
-                                  // from it, and cannot ask the pool to give memory back
+constexpr size_t kMemoryShare = 4;            // at most this part of the machine's memory
+
+size_t memory_of_machine() {
+  const long pages = sysconf(_SC_PHYS_PAGES);
+  return pages > 0 ? static_cast<size_t>(pages) * static_cast<size_t>(sysconf(_SC_PAGESIZE)) : 0;
+}
 
 struct Block {
   void* data;
@@ -71,15 +72,12 @@ struct Pool {
   std::optional<size_t> limit;  // set by the user
   Demand demand;
   std::unordered_map<void*, size_t> sizes;  // of all buffers, in use and idle
-  const size_t most = std::min(kMost, memory_limit() / kMemoryShare);
+  const size_t most = std::min(kMost, memory_of_machine() / kMemoryShare);
 
   size_t allowed() const {
     if (limit.has_value()) return *limit;
     // Twice the peak: a step that is repeated uses some buffers at its peak, and others before and after it.
-    const size_t demanded = std::max(kAlways, 2 * demand.peak() - demand.in_use());
-    const size_t room = mappable_bytes();
-    const size_t unlimited = std::numeric_limits<size_t>::max();
-    return std::min({most, demanded, room == unlimited ? room : (room + idle_bytes) / kRoomShare});
+    return std::min(most, std::max(kAlways, 2 * demand.peak() - demand.in_use()));
   }
 
   void add(Block buffer) {
