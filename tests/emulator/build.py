@@ -14,6 +14,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -85,6 +86,7 @@ def _build_alone(
     inputs = [*ROOT.glob("csrc/**/*"), *HERE.glob("*.*"), *HERE.glob("planted/*"), ROOT / "setup.py"]
     if output.exists() and output.stat().st_mtime > max(path.stat().st_mtime for path in inputs):
         return output
+    began = time.time()
     compiler = shlex.split(setup.compiler())
     sanitize = SANITIZERS[sanitizer]
     flags = _flags(home)
@@ -103,6 +105,7 @@ def _build_alone(
         objects = list(pool.map(compile_one, [*sources, emulator]))
     links = [*sanitize, f"-Wl,-T,{HERE / 'shared.ld'}", *links]
     subprocess.run([*compiler, "-o", str(output), *objects, *links], check=True)
+    os.utime(output, (began, began))  # a source may have changed meanwhile
     return output
 
 
