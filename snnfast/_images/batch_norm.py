@@ -51,6 +51,7 @@ def of_batch(
         or not has_batch_statistics(layer)
         or x.shape[1:2] != (layer.num_features,)  # PyTorch says what is wrong, as of one value per channel
         or x.numel() < max(_LEAST, 2 * layer.num_features)
+        or (x.dim() > 3 and not x.is_contiguous())  # all channels of a pixel would be the work of one thread
         or not _takes_kernels(x, layer.weight, layer.bias)
     ):
         return (otherwise or layer)(x)

@@ -16,6 +16,7 @@ constexpr int kChannels = 256;    // the least of a unit in channels_last order,
 constexpr int kFewChannels = 16;  // with fewer, a row has several samples
 constexpr int kSmallImage = 128;  // the most samples of an image that is a part of a row in contiguous order
 constexpr int kImageLanes = 16;   // of a channel with larger images, which have rows of their own
+constexpr int kUnits = 8;         // the least of a call in contiguous order, if there are so many channels
 constexpr int kMostRows = 128;    // of a block
 constexpr int kBlock = 16384;     // the most elements of a block
 
@@ -54,7 +55,10 @@ int lanes_of_channel(const BatchNorm& p) {
 }
 
 int channels_per_unit(const BatchNorm& p) {
-  if (!p.channels_last) return static_cast<int>(least<int64_t>(p.C, kMostLanes / lanes_of_channel(p)));
+  if (!p.channels_last) {
+    const int64_t fair = p.T * p.C / kUnits, most = least<int64_t>(p.C, kMostLanes / lanes_of_channel(p));
+    return static_cast<int>(fair < 1 ? 1 : least(fair, most));
+  }
   const int64_t parts = p.C < kChannels ? 1 : p.C / kChannels;
   return static_cast<int>((p.C + parts - 1) / parts);
 }
