@@ -178,16 +178,20 @@ class MultiStepDropout2d(Dropout2d):
         super().__init__(p, "m")
 
 
-class SeqToANNContainer(StepModule, nn.Sequential):
+class _ForAllSteps(StepModule, nn.Sequential):
+    """Layers, inside of which no step mode is set."""
+
+    supported = ("m",)
+    _step_mode = "m"
+    keeps_step_mode = True
+
+
+class SeqToANNContainer(_ForAllSteps):
     """Layers without a state, which are called once on all steps of ``[T, B, *]`` as one batch ``[T * B, *]``.
 
     ``module[i]`` is layer ``i``, and checkpoints may have ``module.`` before the numbers of layers, as versions up to
     0.0.0.0.4 had both.
     """
-
-    supported = ("m",)
-    _step_mode = "m"
-    keeps_step_mode = True
 
     @property
     def module(self) -> Any:
@@ -205,12 +209,8 @@ class SeqToANNContainer(StepModule, nn.Sequential):
         return seq_to_ann_forward(x_seq, [to_call(module, before) for before, module in pairwise([None, *self])])
 
 
-class MultiStepContainer(StepModule, nn.Sequential):
+class MultiStepContainer(_ForAllSteps):
     """Layers for one step, which are called on each step of ``[T, B, *]``."""
-
-    supported = ("m",)
-    _step_mode = "m"
-    keeps_step_mode = True
 
     def forward(self, x_seq: Tensor) -> Tensor:
         return multi_step_forward(x_seq, super().forward)
