@@ -14,6 +14,7 @@ from snnfast import Leaky, MultiStep, Residual, use_backend
 from snnfast._core import ops as _ops
 from snnfast._images import batch_norm as batch_norm_module
 from snnfast._images.batch_norm import batch_norm, normalised
+from snnfast.spikingjelly import layer as jelly
 from snnfast.spikingjelly.layer import SeqToANNContainer
 
 ops: Any = torch.ops.snnfast
@@ -309,6 +310,47 @@ def test_multistep_takes_the_statistics_of_all_steps_on_request() -> None:
     assert net[0].num_batches_tracked == 1 + T
     with pytest.raises(TypeError, match="batch_norm_over_time"):
         MultiStep(nn.BatchNorm1d(24), batch_norm_over_time="each")
+
+
+@pytest.mark.needs_extension
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided"])
+@pytest.mark.parametrize("how", ["layer", "container", "MultiStep"])
+def test_statistics_of_all_steps(how: str, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[bool] = []
+    takes = batch_norm_module._takes_kernels
+    monkeypatch.setattr(batch_norm_module, "_LEAST", 0)
+    monkeypatch.setattr(batch_norm_module, "_takes_kernels", lambda *given: used.append(takes(*given)) or used[-1])
+
+    def call(norm: Any, x: Tensor) -> Any:
+        if how == "MultiStep":
+            return MultiStep(norm, nn.Identity(), batch_norm_over_time=True)(x)
+        return SeqToANNContainer(norm)(x) if how == "container" else norm(x)
+
+    for shape, options in (
+        (SHAPES["image"], {}),
+        (SHAPES["signal"], OPTIONS["cumulative"]),
+        ((5, 24), OPTIONS["no weights"]),
+    ):
+        norm, x = layer_of(shape, **options), steps_of(shape, layout)
+        other = copy.deepcopy(norm).double()
+        if how == "layer":
+            norm = getattr(jelly, type(norm).__name__)(shape[1], step_mode="m", **options)
+            norm.load_state_dict(other.state_dict())
+        wanted = results(lambda norm, x: norm(x.flatten(0, 1)).view(x.shape), other, x.double())
+        assert_all_close(results(call, norm, x), [t.to(x.dtype) if t.is_floating_point() else t for t in wanted], 5e-6)
+        assert set(used) == ({True} if len(shape) < 4 or layout == "contiguous" else set())
+        used.clear()
+        call(norm.eval(), x)
+        assert not used  # PyTorch's, by running averages
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        call(norm.train(), x[:1, :1])
+
+
+def test_a_wrong_number_of_channels_is_pytorchs_error() -> None:
+    norm = nn.BatchNorm1d(24, affine=False)
+    for call in (normalised, lambda norm, x: SeqToANNContainer(norm)(x)):
+        with pytest.raises(RuntimeError, match="running_mean should contain 1 elements not 24"):
+            call(norm, torch.rand(T, 5, 1))
 
 
 def test_multistep_names_the_layer_that_has_one_value_per_channel() -> None:

@@ -256,9 +256,14 @@ def test_a_membrane_keeps_its_graph_until_it_is_detached_or_reset() -> None:
     assert node.v.shape == (5, 3)
 
 
-@pytest.mark.parametrize("name", SURROGATES)
-def test_a_surrogate_alone_is_that_of_a_node(name: str) -> None:
-    made = getattr(surrogate, name)()
+class Own(surrogate.Sigmoid):
+    def derivative(self, x: Tensor) -> Tensor:
+        return x
+
+
+@pytest.mark.parametrize("kind", [*(getattr(surrogate, name) for name in SURROGATES), Own])
+def test_a_surrogate_alone_is_that_of_a_node(kind: Any) -> None:
+    made = kind()
     x = torch.linspace(-2, 3.9, 25).requires_grad_()
     found, wanted = made(x - 1), neuron.IFNode(surrogate_function=made)(x)
     assert_bits_equal(found.detach(), wanted.detach())

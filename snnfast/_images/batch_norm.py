@@ -1,11 +1,11 @@
 """Batch normalisation in training over all time steps in one call: each step has the statistics of its own batch.
 
-A loop over time computes just that, one step after the other. The kernels run at the speed of memory. They add in
-another order than PyTorch, some rows in the opmath dtype and all of them in float64. Where the kernels do not fit,
-PyTorch is called once on ``[B, T * C, *]``, which has the bits of the loop for images.
+A loop over time computes just that, one step after the other. A batch without time is one step. The kernels run at the
+speed of memory. They add in another order than PyTorch, some rows in the opmath dtype and all of them in float64. Where
+the kernels do not fit, PyTorch is called once on ``[B, T * C, *]``, which has the bits of the loop for images.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeGuard
 
 import torch
@@ -16,7 +16,13 @@ from snnfast._core import backend, ops
 from snnfast._core.modules import is_only_called
 from snnfast._core.pytorch import constant_while_tracing, is_forward_mode, not_compiled_alone, transforms_are_active
 
-__all__ = ["batch_norm", "evaluated", "has_batch_statistics", "normalised", "over_input", "overwrites"]
+__all__ = [
+    "batch_norm", "evaluated", "has_batch_statistics", "is_pytorchs", "normalised", "of_batch", "over_input",
+    "overwrites",
+]  # fmt: skip
+
+_LEAST = 1 << 17
+"""The fewest elements of a batch without time. With fewer, calls from Python cost more than the kernels save."""
 
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -26,25 +32,57 @@ def has_batch_statistics(layer: nn.Module) -> TypeGuard[_BatchNorm]:
     return isinstance(layer, _BatchNorm) and (layer.training or layer.running_mean is None)
 
 
+def is_pytorchs(layer: nn.Module) -> TypeGuard[_BatchNorm]:
+    """Whether a layer is a batch normalisation that runs PyTorch's code and nothing else."""
+    return type(layer) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d) and is_only_called(layer)
+
+
+def of_batch(
+    layer: _BatchNorm,
+    x: Tensor,  # [N, C, *]
+    otherwise: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """What a layer returns for a batch: by the kernels with :func:`has_batch_statistics`, or by PyTorch.
+
+    ``otherwise``: what calls PyTorch; by default the layer.
+    """
+    if (
+        torch.compiler.is_compiling()
+        or not has_batch_statistics(layer)
+        or x.shape[1:2] != (layer.num_features,)  # PyTorch says what is wrong, as of one value per channel
+        or x.numel() < max(_LEAST, 2 * layer.num_features)
+        or (x.dim() > 3 and not x.is_contiguous())  # all channels of a pixel would be the work of one thread
+        or not _takes_kernels(x, layer.weight, layer.bias)
+    ):
+        return (otherwise or layer)(x)
+    layer._check_input_dim(x)  # type: ignore[no-untyped-call]
+    return batch_norm(x.unsqueeze(0), layer.weight, layer.bias, *_running(layer, 1), layer.eps).squeeze(0)
+
+
 def normalised(
     layer: _BatchNorm,
     x: Tensor,  # [T, B, C, *]
 ) -> Tensor:
     """What a layer with :func:`has_batch_statistics` returns at every step. Its running averages change in place."""
-    if type(layer) not in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d) or not is_only_called(layer) or not len(x):
+    if not is_pytorchs(layer) or not len(x) or x.shape[2:3] != (layer.num_features,):
         return torch.stack([layer(step) for step in x]) if len(x) else x
     layer._check_input_dim(x[0])  # type: ignore[no-untyped-call]
     if x[0].numel() == x.shape[2]:
         raise ValueError(f"expected more than 1 value per channel when training, got a step of {tuple(x.shape[1:])}")
-    tracks = layer.training and layer.track_running_stats and layer.running_mean is not None
+    return batch_norm(x, layer.weight, layer.bias, *_running(layer, len(x)), layer.eps)
+
+
+def _running(layer: _BatchNorm, steps: int) -> tuple[Tensor | None, Tensor | None, float | list[float]]:
+    """The running averages that so many steps change, and their momentum. The layer counts the steps."""
     momentum: float | list[float] = 0.0 if layer.momentum is None else layer.momentum
-    if tracks and layer.num_batches_tracked is not None:
+    if not (layer.training and layer.track_running_stats and layer.running_mean is not None):
+        return None, None, momentum
+    if layer.num_batches_tracked is not None:
         if layer.momentum is None:
             before = int(layer.num_batches_tracked)
-            momentum = [1 / (before + t + 1) for t in range(len(x))]
-        layer.num_batches_tracked.add_(len(x))
-    running = (layer.running_mean, layer.running_var) if tracks else (None, None)
-    return batch_norm(x, layer.weight, layer.bias, *running, momentum, layer.eps)
+            momentum = [1 / (before + t + 1) for t in range(steps)]
+        layer.num_batches_tracked.add_(steps)
+    return layer.running_mean, layer.running_var, momentum
 
 
 def batch_norm(
@@ -67,7 +105,7 @@ def batch_norm(
         y, mean, variance = _by_pytorch(x, weight, bias, like, eps)
     else:
         y, mean, variance = torch.ops.snnfast.batch_norm_forward(_dense(x), weight, bias, eps)
-        n = x[0].numel() // x.shape[2]
+        n = x.numel() // (x.shape[0] * x.shape[2])
         variance = variance * (n / (n - 1))  # that of the running average is unbiased
     if running_mean is not None and running_var is not None:
         with torch.no_grad():
@@ -103,6 +141,8 @@ def _dense(x: Tensor) -> Tensor:
 
 def _like(y: Tensor, x: Tensor) -> Tensor:
     """The same numbers, in the order in which ``x`` has its dimensions in memory."""
+    if y.stride() == x.stride():
+        return y
     order = sorted(range(x.dim()), key=x.stride, reverse=True)
     back = sorted(range(x.dim()), key=order.__getitem__)
     return y.permute(order).contiguous().permute(back)
@@ -115,9 +155,9 @@ def _update(
     steps: int,
 ) -> None:
     """Update running averages in the order of the steps."""
-    found = found.expand(steps, *found.shape[1:])
     if not isinstance(running, Tensor):
         assert not isinstance(momentum, Sequence)
+        found = found.expand(steps, *found.shape[1:])
         torch._foreach_lerp_(list(running), list(found.to(running[0].dtype).unbind()), momentum)
         return
     shares: list[float] = []
@@ -125,6 +165,9 @@ def _update(
     for m in reversed(momentum if isinstance(momentum, Sequence) else [momentum] * steps):
         shares.insert(0, m * rest)
         rest *= 1 - m
+    if len(found) == 1:
+        running.lerp_(found[0].to(running.dtype), 1 - rest)
+        return
     # No product of matrices, which would lose digits under autocast.
     of_steps = found * torch.tensor(shares, dtype=found.dtype, device=found.device).unsqueeze(1)
     running.mul_(rest).add_(of_steps.sum(0))
@@ -251,7 +294,9 @@ def _backward(ctx: Any, grad: Tensor, *_: Any) -> Any:
 def _of_parameter(of_steps: Tensor, parameter: Tensor | None) -> Tensor | None:
     if parameter is None:
         return None
-    return (of_steps if parameter.dim() == 2 else of_steps.sum(0)).to(parameter.dtype)
+    if parameter.dim() == 1:
+        of_steps = of_steps.sum(0) if len(of_steps) > 1 else of_steps[0]
+    return of_steps.to(parameter.dtype)
 
 
 def _like_forward(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from snnfast._core.modules import is_only_called
-from snnfast._images.batch_norm import evaluated, overwrites
+from snnfast._images.batch_norm import evaluated, is_pytorchs, of_batch, overwrites
 from snnfast._images.conv2d import convolved
 from snnfast._images.max_pool2d import pooled
 
-__all__ = ["OPS_THAT_KEEP_ORDER", "Order", "keeps_order", "profits", "to_channels_last"]
+__all__ = ["OPS_THAT_KEEP_ORDER", "Order", "keeps_order", "profits", "to_call", "to_channels_last"]
 
 _MEASURED = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
 
@@ -62,6 +62,15 @@ def to_channels_last(x: Tensor) -> Tensor:
     return x.movedim(1, -1).clone(memory_format=torch.contiguous_format).movedim(-1, 1)
 
 
+def to_call(layer: nn.Module, before: nn.Module | None) -> Callable[[Tensor], Tensor]:
+    """What a layer without a state does to a batch that the layer before it returned."""
+    if isinstance(layer, nn.MaxPool2d) and keeps_order(layer):
+        return partial(pooled, layer)
+    if overwrites(layer, before):
+        return partial(evaluated, layer)
+    return partial(of_batch, layer) if is_pytorchs(layer) else layer
+
+
 class Order:
     """The order of a signal on its way through layers. While ``is_channels_last``, its steps may be in that order."""
 
@@ -86,12 +95,8 @@ class Order:
         before: nn.Module | None,  # the layer that returned it
     ) -> Callable[[Tensor], Tensor]:
         """What a stateless layer does to all steps at once."""
-        if isinstance(layer, nn.MaxPool2d) and keeps_order(layer):
-            return lambda x: pooled(layer, x)
-        if overwrites(layer, before):
-            return partial(evaluated, layer)
         if not isinstance(layer, nn.Conv2d) or not keeps_order(layer) or x.dim() != (4 if constant else 5):
-            return layer
+            return to_call(layer, before)
         if not profits(x, layer.weight):
             return lambda x: convolved(layer, x)
         self.is_channels_last = True

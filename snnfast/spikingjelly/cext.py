@@ -4,13 +4,11 @@ Their surrogate function is a name with ``alpha``, by default ``ATan`` with 2, a
 100 by default.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from snnfast.spikingjelly import neuron, surrogate
 
-__all__ = [
-    "IFNode", "LIFNode", "MultiStepIFNode", "MultiStepLIFNode", "MultiStepParametricLIFNode", "ParametricLIFNode",
-]  # fmt: skip
+__all__ = [name for name in neuron.__all__ if name != "BaseNode"]
 
 _SURROGATES = {"ATan": surrogate.ATan, "Sigmoid": surrogate.Sigmoid}
 
@@ -26,25 +24,10 @@ class _Named(neuron.BaseNode):
         super().__init__(*args, **{"surrogate_function": _SURROGATES[surrogate_function](alpha), **kwargs})
 
 
-class IFNode(_Named, neuron.IFNode):
-    """:class:`snnfast.spikingjelly.neuron.IFNode` with these defaults."""
+for _name in __all__:
+    _doc = f":class:`snnfast.spikingjelly.neuron.{_name}` with these defaults."
+    globals()[_name] = type(_name, (_Named, getattr(neuron, _name)), {"__module__": __name__, "__doc__": _doc})
 
+if TYPE_CHECKING:
 
-class LIFNode(_Named, neuron.LIFNode):
-    """:class:`snnfast.spikingjelly.neuron.LIFNode` with these defaults."""
-
-
-class ParametricLIFNode(_Named, neuron.ParametricLIFNode):
-    """:class:`snnfast.spikingjelly.neuron.ParametricLIFNode` with these defaults."""
-
-
-class MultiStepIFNode(_Named, neuron.MultiStepIFNode):
-    """:class:`snnfast.spikingjelly.neuron.MultiStepIFNode` with these defaults."""
-
-
-class MultiStepLIFNode(_Named, neuron.MultiStepLIFNode):
-    """:class:`snnfast.spikingjelly.neuron.MultiStepLIFNode` with these defaults."""
-
-
-class MultiStepParametricLIFNode(_Named, neuron.MultiStepParametricLIFNode):
-    """:class:`snnfast.spikingjelly.neuron.MultiStepParametricLIFNode` with these defaults."""
+    def __getattr__(name: str) -> Any: ...

@@ -1,7 +1,5 @@
 """SpikingJelly's layers: PyTorch's with a step mode, and containers of layers."""
 
-from collections.abc import Callable
-from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -10,10 +8,10 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from snnfast._core.settings import check_flag
-from snnfast._images.batch_norm import evaluated, overwrites
-from snnfast._images.channels_last import keeps_order
+from snnfast._images.batch_norm import of_batch
+from snnfast._images.channels_last import to_call
 from snnfast._images.conv2d import conv2d
-from snnfast._images.max_pool2d import max_pool2d, pooled
+from snnfast._images.max_pool2d import max_pool2d
 from snnfast.spikingjelly.base import StepModule
 from snnfast.spikingjelly.functional import multi_step_forward, seq_to_ann_forward
 
@@ -75,11 +73,18 @@ class MaxPool2d(_Layer, nn.MaxPool2d):
         return max_pool2d(x, self.kernel_size, self.stride, *how)
 
 
+class _BatchNorm(_Layer, nn.modules.batchnorm._BatchNorm):
+    """On the CPU, training goes by kernels that add in another order than PyTorch, if the input is large."""
+
+    def _of_batch(self, x: Tensor) -> Tensor:
+        return of_batch(self, x, super()._of_batch)
+
+
 def _with_step_mode(name: str, *dims: int) -> type[_Layer]:
-    doc = f"``nn.{name}`` with a step mode."
+    doc, kind = f"``nn.{name}`` with a step mode.", _Layer
     if "BatchNorm" in name:
-        doc += ' ``"m"`` takes the statistics over all steps together.'
-    return type(name, (_Layer, getattr(nn, name)), {"dims": dims, "__module__": __name__, "__doc__": doc})
+        doc, kind = f'{doc} ``"m"`` takes the statistics over all steps together.\n\n{_BatchNorm.__doc__}', _BatchNorm
+    return type(name, (kind, getattr(nn, name)), {"dims": dims, "__module__": __name__, "__doc__": doc})
 
 
 _MADE = {name: _with_step_mode(name) for name in ("Flatten", "GroupNorm", "Linear", "Upsample")}
@@ -173,16 +178,20 @@ class MultiStepDropout2d(Dropout2d):
         super().__init__(p, "m")
 
 
-class SeqToANNContainer(StepModule, nn.Sequential):
+class _ForAllSteps(StepModule, nn.Sequential):
+    """Layers, inside of which no step mode is set."""
+
+    supported = ("m",)
+    _step_mode = "m"
+    keeps_step_mode = True
+
+
+class SeqToANNContainer(_ForAllSteps):
     """Layers without a state, which are called once on all steps of ``[T, B, *]`` as one batch ``[T * B, *]``.
 
     ``module[i]`` is layer ``i``, and checkpoints may have ``module.`` before the numbers of layers, as versions up to
     0.0.0.0.4 had both.
     """
-
-    supported = ("m",)
-    _step_mode = "m"
-    keeps_step_mode = True
 
     @property
     def module(self) -> Any:
@@ -197,21 +206,11 @@ class SeqToANNContainer(StepModule, nn.Sequential):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(self, x_seq: Tensor) -> Tensor:
-        return seq_to_ann_forward(x_seq, [_of_batch(*pair) for pair in pairwise([None, *self])])
+        return seq_to_ann_forward(x_seq, [to_call(module, before) for before, module in pairwise([None, *self])])
 
 
-def _of_batch(before: nn.Module | None, module: Any) -> Callable[[Tensor], Tensor]:
-    if isinstance(module, nn.MaxPool2d) and keeps_order(module):
-        return partial(pooled, module)
-    return partial(evaluated, module) if overwrites(module, before) else module
-
-
-class MultiStepContainer(StepModule, nn.Sequential):
+class MultiStepContainer(_ForAllSteps):
     """Layers for one step, which are called on each step of ``[T, B, *]``."""
-
-    supported = ("m",)
-    _step_mode = "m"
-    keeps_step_mode = True
 
     def forward(self, x_seq: Tensor) -> Tensor:
         return multi_step_forward(x_seq, super().forward)

@@ -34,9 +34,8 @@ class BaseNode(StepModule, SpikingLayer):
     """What all nodes share: a step charges the membrane, fires where it reaches the threshold, and resets it.
 
     In the step mode ``"s"`` a call takes one step ``[B, *]``, and in ``"m"`` all steps ``[T, B, *]``, in one kernel. It
-    returns the spikes. The membrane stays in the node until :func:`snnfast.spikingjelly.functional.reset_net`. Spikes
-    and membranes equal SpikingJelly 2.0.0's on a CPU, bit for bit in float32 and float64. For half-precision inputs
-    the membrane is float32.
+    returns the spikes. The membrane stays in the node until :func:`snnfast.spikingjelly.functional.reset_net`. For
+    half-precision inputs it is float32.
 
     Args:
         v_threshold: Membrane from which on a neuron spikes.

@@ -168,10 +168,9 @@ def spike_grad_of(function: Any) -> SpikeGrad:
     kind = type(function)
     if kind.__module__ == "spikingjelly.activation_based.surrogate" and kind.__name__ in __all__:
         function = globals()[kind.__name__](function.alpha, function.spiking)
-    if isinstance(function, Sigmoid):
-        return snnfast_surrogate.sigmoid(function.alpha)
-    if isinstance(function, ATan):
-        return snnfast_surrogate.atan(function.alpha)
+    of_kernels = {Sigmoid: snnfast_surrogate.sigmoid, ATan: snnfast_surrogate.atan}.get(type(function))
+    if of_kernels is not None:
+        return of_kernels(function.alpha)
     if isinstance(function, SurrogateFunctionBase):
         return _Derivative(function.derivative)
     samples = torch.tensor([-2.0, -1e-3, 0.0, 1e-3, 2.0])

@@ -14,8 +14,9 @@ namespace {
 constexpr int kMostLanes = 512;   // of a unit
 constexpr int kChannels = 256;    // the least of a unit in channels_last order, if there are so many
 constexpr int kFewChannels = 16;  // with fewer, a row has several samples
-constexpr int kImageUnit = 16;    // channels of a unit in contiguous order
-constexpr int kImageLanes = 16;   // of each of them
+constexpr int kSmallImage = 128;  // the most samples of an image that is a part of a row in contiguous order
+constexpr int kImageLanes = 16;   // of a channel with larger images, which have rows of their own
+constexpr int kUnits = 8;         // the least of a call in contiguous order, if there are so many channels
 constexpr int kMostRows = 128;    // of a block
 constexpr int kBlock = 16384;     // the most elements of a block
 
@@ -45,8 +46,19 @@ int samples_per_row(const BatchNorm& p) {
   return samples;
 }
 
+// Whether a row has samples of all channels of a unit. In contiguous order, these are whole images.
+bool has_shared_rows(const BatchNorm& p) { return p.channels_last || p.S <= kSmallImage; }
+
+int lanes_of_channel(const BatchNorm& p) {
+  if (p.channels_last) return samples_per_row(p);
+  return has_shared_rows(p) ? static_cast<int>(p.S) : kImageLanes;
+}
+
 int channels_per_unit(const BatchNorm& p) {
-  if (!p.channels_last) return static_cast<int>(least<int64_t>(p.C, kImageUnit));
+  if (!p.channels_last) {
+    const int64_t fair = p.T * p.C / kUnits, most = least<int64_t>(p.C, kMostLanes / lanes_of_channel(p));
+    return static_cast<int>(fair < 1 ? 1 : least(fair, most));
+  }
   const int64_t parts = p.C < kChannels ? 1 : p.C / kChannels;
   return static_cast<int>((p.C + parts - 1) / parts);
 }
@@ -83,6 +95,10 @@ void each_block(const BatchNorm& p, const Unit& u, Visit&& visit) {
     each_block(Rows{step + u.first + rows * samples * p.C, rest, p.C, u.channels, 0}, visit);
     return;
   }
+  if (has_shared_rows(p)) {
+    each_block(Rows{step + u.first * p.S, p.B, p.C * p.S, static_cast<int>(u.channels * p.S), 0}, visit);
+    return;
+  }
   const int64_t rows = p.S / kImageLanes, rest = p.S % kImageLanes;
   for (int64_t b = 0; b < p.B; ++b) {
     for (int c = 0; c < u.channels; ++c) {
@@ -96,9 +112,9 @@ void each_block(const BatchNorm& p, const Unit& u, Visit&& visit) {
 // Calls `f(lane, channel)` for each lane of a unit.
 template <typename F>
 void each_lane(const BatchNorm& p, const Unit& u, F&& f) {
-  const int repeats = p.channels_last ? samples_per_row(p) : kImageLanes;
+  const int repeats = lanes_of_channel(p);
   for (int c = 0; c < u.channels; ++c) {
-    for (int i = 0; i < repeats; ++i) f(p.channels_last ? i * u.channels + c : c * kImageLanes + i, c);
+    for (int i = 0; i < repeats; ++i) f(p.channels_last ? i * u.channels + c : c * repeats + i, c);
   }
 }
 
@@ -236,12 +252,17 @@ void write(const Rows& rows, const Block<A>& to, Make&& make) {
 
 // ---- forward
 
-// Constants of lanes, and where a call has those of the channels of a unit.
+// Constants of lanes: each has that of its channel.
 template <typename A>
 struct Lanes {
   A at[kMostLanes];
+
+  Lanes(const BatchNorm& p, const Unit& u, const A* of_channels) {
+    each_lane(p, u, [&](int lane, int channel) { at[lane] = of_channels[channel]; });
+  }
 };
 
+// Where a call has the parameters of the channels of a unit.
 template <typename A>
 const A* parameter(const void* data, bool varies, const BatchNorm& p, const Unit& u) {
   return data == nullptr ? nullptr : static_cast<const A*>(data) + (varies ? u.step * p.C : 0) + u.first;
@@ -251,57 +272,60 @@ template <typename S>
 void forward_unit(const BatchNormForward& p, const Unit& u) {
   using A = Opmath<S>;
   A scratch[std::is_same_v<S, A> ? 1 : kBlock], made[std::is_same_v<S, A> ? 1 : kBlock];
-  Lanes<A> shift{}, mean, scale, bias;
-  const auto add = [&](Sums& sums, const Rows& rows) {
+  const auto add = [&](Sums& sums, const Rows& rows, const A* shift) {
     const Block<const A> x = load<S>(p.x, rows, scratch);
     sums.add<A>(rows, [&]<typename V>(int64_t r, int lane, V& s, V& t) {
-      s = lanes_at<V>(x.at + r * x.stride + lane) - lanes_at<V>(shift.at + rows.first + lane);
+      s = lanes_at<V>(x.at + r * x.stride + lane) - lanes_at<V>(shift + rows.first + lane);
       t = s * s;
     });
   };
 
   // The sum of squares loses no digits if the samples are taken from near their mean: from that of the first sample, or
   // of the first block.
+  A shift[kMostLanes] = {};
   {
+    const A zeros[kMostLanes] = {};
     Sums first;
     int64_t seen = 0, before = -1;
     each_block(p, u, [&](const Rows& rows) {
       if (rows.first <= before) return;
       before = rows.first;
-      add(first, rows);
-      seen = rows.count * rows.lanes / (p.channels_last ? u.channels : 1);
+      add(first, rows, zeros);
+      seen = rows.count * rows.lanes / (has_shared_rows(p) ? u.channels : 1);
     });
     const ChannelSums sums(p, u, first);
-    each_lane(p, u, [&](int lane, int channel) {
-      shift.at[lane] = static_cast<A>(sums.first[channel] / static_cast<double>(seen));
-    });
+    for (int c = 0; c < u.channels; ++c) shift[c] = static_cast<A>(sums.first[c] / static_cast<double>(seen));
   }
 
   Sums all;
-  each_block(p, u, [&](const Rows& rows) { add(all, rows); });
+  {
+    const Lanes<A> shifts(p, u, shift);
+    each_block(p, u, [&](const Rows& rows) { add(all, rows, shifts.at); });
+  }
   const ChannelSums sums(p, u, all);
   const double n = static_cast<double>(p.samples());
   const A* const weight = parameter<A>(p.weight, p.weight_varies, p, u);
-  const A* const given_bias = parameter<A>(p.bias, p.bias_varies, p, u);
-  A* const means = static_cast<A*>(p.mean) + u.step * p.C + u.first;
+  const A* const bias = parameter<A>(p.bias, p.bias_varies, p, u);
+  A* const mean = static_cast<A*>(p.mean) + u.step * p.C + u.first;
   A* const variances = static_cast<A*>(p.variance) + u.step * p.C + u.first;
-  each_lane(p, u, [&](int lane, int c) {
+  A scale[kMostLanes];
+  for (int c = 0; c < u.channels; ++c) {
     const double from_shift = sums.first[c] / n, found = sums.second[c] / n - from_shift * from_shift;
     const double variance = found < 0 ? 0 : found;  // NaN stays
     const double inverse = 1 / __builtin_sqrt(variance + p.eps);
-    mean.at[lane] = static_cast<A>(static_cast<double>(shift.at[lane]) + from_shift);
-    scale.at[lane] = static_cast<A>(weight == nullptr ? inverse : inverse * static_cast<double>(weight[c]));
-    bias.at[lane] = given_bias == nullptr ? A(0) : given_bias[c];
-    means[c] = mean.at[lane];
+    mean[c] = static_cast<A>(static_cast<double>(shift[c]) + from_shift);
     variances[c] = static_cast<A>(variance);
-  });
+    scale[c] = static_cast<A>(weight == nullptr ? inverse : inverse * static_cast<double>(weight[c]));
+  }
 
+  const A zeros[kMostLanes] = {};
+  const Lanes<A> means(p, u, mean), scales(p, u, scale), biases(p, u, bias == nullptr ? zeros : bias);
   each_block(p, u, [&](const Rows& rows) {
     const Block<const A> x = load<S>(p.x, rows, scratch);
     write<A>(rows, open<S>(p.y, rows, made), [&]<typename V>(V, int64_t r, int lane) {
       const int i = rows.first + lane;
-      const V from_mean = lanes_at<V>(x.at + r * x.stride + lane) - lanes_at<V>(mean.at + i);
-      return from_mean * lanes_at<V>(scale.at + i) + lanes_at<V>(bias.at + i);
+      const V from_mean = lanes_at<V>(x.at + r * x.stride + lane) - lanes_at<V>(means.at + i);
+      return from_mean * lanes_at<V>(scales.at + i) + lanes_at<V>(biases.at + i);
     });
     store<S>(p.y, rows, made);
   });
@@ -316,39 +340,39 @@ void backward_unit(const BatchNormBackward& p, const Unit& u) {
   using A = Opmath<S>;
   constexpr int kScratch = std::is_same_v<S, A> ? 1 : kBlock;
   A of_x[kScratch], of_grad[kScratch], made[kScratch];
-  Lanes<A> mean, scale, constant, slope;
   const int64_t at = u.step * p.C + u.first;
-  const A* const means = static_cast<const A*>(p.mean) + at;
   const A* const variances = static_cast<const A*>(p.variance) + at;
-  each_lane(p, u, [&](int lane, int c) { mean.at[lane] = means[c]; });
+  const Lanes<A> means(p, u, static_cast<const A*>(p.mean) + at);
 
   Sums all;
   each_block(p, u, [&](const Rows& rows) {
     const Block<const A> x = load<S>(p.x, rows, of_x), grad = load<S>(p.grad, rows, of_grad);
     all.add<A>(rows, [&]<typename V>(int64_t r, int lane, V& s, V& t) {
       s = lanes_at<V>(grad.at + r * grad.stride + lane);
-      t = s * (lanes_at<V>(x.at + r * x.stride + lane) - lanes_at<V>(mean.at + rows.first + lane));
+      t = s * (lanes_at<V>(x.at + r * x.stride + lane) - lanes_at<V>(means.at + rows.first + lane));
     });
   });
   const ChannelSums sums(p, u, all);
   const double n = static_cast<double>(p.samples());
   const A* const weight = parameter<A>(p.weight, p.weight_varies, p, u);
-  each_lane(p, u, [&](int lane, int c) {
+  A scale[kMostLanes], constant[kMostLanes], slope[kMostLanes];
+  for (int c = 0; c < u.channels; ++c) {
     const double variance = static_cast<double>(variances[c]) + p.eps, inverse = 1 / __builtin_sqrt(variance);
     p.grad_bias[at + c] = sums.first[c];
     p.grad_weight[at + c] = sums.second[c] * inverse;
-    scale.at[lane] = static_cast<A>(weight == nullptr ? inverse : inverse * static_cast<double>(weight[c]));
-    constant.at[lane] = static_cast<A>(sums.first[c] / n);
-    slope.at[lane] = static_cast<A>(sums.second[c] / n / variance);
-  });
+    scale[c] = static_cast<A>(weight == nullptr ? inverse : inverse * static_cast<double>(weight[c]));
+    constant[c] = static_cast<A>(sums.first[c] / n);
+    slope[c] = static_cast<A>(sums.second[c] / n / variance);
+  }
 
+  const Lanes<A> scales(p, u, scale), constants(p, u, constant), slopes(p, u, slope);
   each_block(p, u, [&](const Rows& rows) {
     const Block<const A> x = load<S>(p.x, rows, of_x), grad = load<S>(p.grad, rows, of_grad);
     write<A>(rows, open<S>(p.grad_x, rows, made), [&]<typename V>(V, int64_t r, int lane) {
       const int i = rows.first + lane;
-      const V from_mean = lanes_at<V>(x.at + r * x.stride + lane) - lanes_at<V>(mean.at + i);
-      const V rest = lanes_at<V>(grad.at + r * grad.stride + lane) - lanes_at<V>(constant.at + i);
-      return (rest - from_mean * lanes_at<V>(slope.at + i)) * lanes_at<V>(scale.at + i);
+      const V from_mean = lanes_at<V>(x.at + r * x.stride + lane) - lanes_at<V>(means.at + i);
+      const V rest = lanes_at<V>(grad.at + r * grad.stride + lane) - lanes_at<V>(constants.at + i);
+      return (rest - from_mean * lanes_at<V>(slopes.at + i)) * lanes_at<V>(scales.at + i);
     });
     store<S>(p.grad_x, rows, made);
   });
