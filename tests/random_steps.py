@@ -44,6 +44,7 @@ EXACT: list[Callable[[Tensor, Tensor, float], Tensor]] = [
     lambda a, b, k: torch.floor(a * 4) / 4 + b, lambda a, b, k: torch.round(a * 3) + a - torch.ceil(b),
     lambda a, b, k: a.detach() * b, lambda a, b, k: (a > b).float().to(a.dtype) * b,
     lambda a, b, k: ((a > 0) & (b < k)).to(a.dtype) * k + a, lambda a, b, k: (~(a > 0) | (b == 0)) * a,
+    lambda a, b, k: torch.logical_or(a, b < 0) * a + torch.logical_xor(a, b) * torch.logical_and(a, k - b) * b,
     lambda a, b, k: a.masked_fill(b > k, 0.5), lambda a, b, k: torch.heaviside(a.detach(), torch.zeros_like(a)) * b,
     lambda a, b, k: torch.full_like(a, k) * b, lambda a, b, k: a * torch.tensor(0.5), lambda a, b, k: _in_place(a, b),
     lambda a, b, k: _masked(a, b), lambda a, b, k: Masked.apply(a - k) * b,

@@ -393,6 +393,7 @@ def test_what_is_not_elementwise_is_named() -> None:
         (branching, "torch.any is not elementwise"),
         (reaching_out, "a tensor from outside of the step: pass it as a parameter"),
         (random, "torch.rand_like is not elementwise"),
+        (snnfast.neuron(lambda x, v: (x.round(decimals=1), v)), "torch.round with these arguments is not"),
     ):
         with pytest.raises(NotElementwiseError, match=message):
             kind().unroll(x)
@@ -413,7 +414,9 @@ ERRORS: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: SoftLIF().unroll(sequence().long()), TypeError, "current: expected"),
     (lambda: SoftLIF().unroll(sequence(), reduce="mean"), ValueError, "reduce"),
     (lambda: snnfast.neuron(lambda x, v: x)().unroll(sequence()), TypeError, r"expected it to return \(spk, v\)"),
-]
+    (lambda: snnfast.neuron(lambda x, v: (x * torch.tensor([1, 2]), v))().unroll(torch.rand(5, 2)), ValueError,
+     "step: torch.lift_fresh with these arguments is not elementwise"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("wrong", "error", "message"), ERRORS, ids=[message[:9] for _, _, message in ERRORS])

@@ -65,7 +65,7 @@ class Graph:
             return operands[0]
         if op == "mul" and self.is_constant(operands[0], 1.0):
             return operands[1]
-        if op in ("where", "gt") and self.is_binary(operands[0]) and self._repeats(op, *operands[1:]):
+        if op in ("where", "gt", "ne") and self.is_binary(operands[0]) and self._repeats(op, *operands[1:]):
             return operands[0]
         if all(self.nodes[x][0] == "constant" for x in operands):
             numbers = [torch.tensor(self.nodes[x][1], dtype=self.dtype, device="cpu") for x in operands]
@@ -100,7 +100,7 @@ class Graph:
         numbers = [self.nodes[v][1] for v in others if self.nodes[v][0] == "constant"]
         if op == "where":
             return list(map(repr, numbers)) == ["1.0", "0.0"]
-        return bool(numbers) and 0 <= numbers[0] < 1
+        return bool(numbers) and (numbers[0] == 0 if op == "ne" else 0 <= numbers[0] < 1)
 
     def _makes_binary(self, op: str, *operands: Any) -> bool:
         if op == "constant":
@@ -226,7 +226,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         out = func(*args, **kwargs)
         value = record(self, out, *args, **kwargs)
         if value is None:
-            raise self._error(f"torch.{name} with these arguments is not elementwise")
+            raise self._error(f"torch.{name} with these arguments is not elementwise, or is not known to programs")
         self._check(name, out, args)
         self._bind(out, value)
         return out
@@ -272,10 +272,10 @@ def _operator(*names: str) -> Callable[[Kind], Kind]:
 
 
 def _plain(op: str) -> Record:
-    """An operator that is one instruction of its operands."""
+    """An operator that is one instruction of its operands, without options such as ``rounding_mode``."""
 
-    def record(r: _Recorder, out: Tensor, *operands: Any) -> int:
-        return r.graph.emit(op, *map(r.value, operands))
+    def record(r: _Recorder, out: Tensor, *operands: Any, **options: Any) -> int | None:
+        return r.graph.emit(op, *map(r.value, operands)) if not any(options.values()) else None
 
     return record
 
@@ -284,9 +284,23 @@ for _op in ("neg", "abs", "sqrt", "exp", "log", "sigmoid", "tanh", "floor", "cei
     _OPERATORS[_op] = _plain(_op)
 for _op in ("mul", "div", "gt", "ge", "lt", "le", "eq", "ne", "maximum", "minimum", "where"):
     _OPERATORS[_op] = _plain(_op)
-# Truth values are the numbers 0 and 1.
+
+
+def _logical(op: str) -> Record:
+    """An operator of truth values, which are the numbers 0 and 1. Any other number but 0 is true."""
+
+    def record(r: _Recorder, out: Tensor, a: Tensor, b: Tensor) -> int:
+        return r.graph.emit(op, _truth(r, a), _truth(r, b))
+
+    return record
+
+
+def _truth(r: _Recorder, x: Tensor) -> int:
+    return r.graph.emit("ne", r.value(x), r.graph.constant(0))
+
+
 for _op, _instruction in (("and", "mul"), ("or", "maximum"), ("xor", "ne")):
-    _OPERATORS[f"logical_{_op}"] = _OPERATORS[f"bitwise_{_op}"] = _plain(_instruction)
+    _OPERATORS[f"bitwise_{_op}"], _OPERATORS[f"logical_{_op}"] = _plain(_instruction), _logical(_instruction)
 
 
 @_operator("logical_not", "bitwise_not")
@@ -436,15 +450,14 @@ def _threshold_backward(r: _Recorder, out: Tensor, grad: Tensor, x: Tensor, thre
 
 @_operator("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "zeros", "ones", "full")
 @_operator("scalar_tensor", "lift_fresh")
-def _made(r: _Recorder, out: Tensor, *_: Any, **__: Any) -> int:
-    return r.graph.constant(float(out.view(-1)[0]))
+def _made(r: _Recorder, out: Tensor, *_: Any, **__: Any) -> int | None:
+    first, *others = out.flatten().tolist()
+    return r.graph.constant(first) if all(repr(a) == repr(first) for a in others) else None
 
 
 @_operator("clone", "detach", "alias", "view", "_unsafe_view", "reshape", "expand", "view_as", "_to_copy", "contiguous")
 def _same(r: _Recorder, out: Tensor, x: Tensor, *_: Any, **__: Any) -> int:
-    value = r.value(x)
-    to_bool = out.dtype == torch.bool and x.dtype != torch.bool
-    return r.graph.emit("ne", value, r.graph.constant(0)) if to_bool else value
+    return _truth(r, x) if out.dtype == torch.bool else r.value(x)
 
 
 @_operator("copy")
