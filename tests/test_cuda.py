@@ -182,11 +182,11 @@ CHOSEN: dict[str, tuple[Callable[[Tensor], Tensor], list[str]]] = {
     "record_mem=False": (lambda x: unrolled(x, {}, record_mem=False), [FORWARD, BACKWARD]),
     "learn_beta": (lambda x: unrolled(x, {"learn_beta": True}), [RECORD, plain("backward", 4, True, FIRST)]),
     "learn_beta, constant": (
-        lambda x: unrolled(x[0], {"learn_beta": True}, num_steps=25), [RECORD, plain("backward", 1, True, ALL)],
+        lambda x: unrolled(x[0], {"learn_beta": True}, num_steps=25), [RECORD, plain("backward", 4, True, ALL)],
     ),
     "learn_threshold, record_mem=False": (
         lambda x: unrolled(x, {"learn_threshold": True}, record_mem=False),
-        [FORWARD, plain("backward", 1, False, ALL)],
+        [FORWARD, plain("backward", 4, False, ALL)],
     ),
     "learn_beta of each neuron": (
         lambda x: unrolled(x, EACH), [plain("forward", 1, True), plain("backward", 1, True, FIRST)],
@@ -361,7 +361,31 @@ def test_beta_alone_has_the_gradients_that_it_has_beside_a_threshold(device: tor
         last = [kernel for kernel, *_ in take_launches()][1::2]
         several = f", {4 if least == 1 else 1}, "
         alone = FIRST if dtype == torch.float32 or least == 1 else ALL
-        assert [ALL in last[0], ", 1, " in last[0], alone in last[1], several in last[1]] == [True] * 4
+        both = several if dtype == torch.float32 else ", 1, "
+        assert [ALL in last[0], both in last[0], alone in last[1], several in last[1]] == [True] * 4
+
+
+@emulated
+def test_several_neurons_of_a_thread_have_the_bits_of_one(device: torch.device) -> None:
+    """With every number of steps in the first and last batches. Sums over neurons have another order."""
+    counts, dtypes = (*range(1, 20), *range(31, 41)), (torch.float32, *HALVES)
+    for steps, dtype, record_mem in itertools.product(counts, dtypes, (True, False)):
+        x = torch.rand(steps, 16, dtype=dtype, device=device, requires_grad=True)
+        learned = (0, 1, 3)[steps % 3]
+        numbers = [torch.tensor(n, device=device, requires_grad=i < learned) for i, n in enumerate((0.75, 0.5, 1.5))]
+        named = dict(zip(("beta", "threshold", "graded_spikes_factor"), numbers, strict=True))
+        weights, found = torch.randn_like(x), []
+        for least in (1, DEFAULT):
+            set_vector_minimum(least)
+            spk = lif(x, **named, record_mem=record_mem)[0]
+            found.append([spk, *torch.autograd.grad(spk, [x, *numbers[:learned]], weights)])
+            alone = least == DEFAULT or (learned == 3 and dtype in HALVES)
+            assert (", 1, " in take_launches()[-1].kernel) == alone
+        for i, (several, one) in enumerate(zip(*found, strict=True)):
+            if i < 2:
+                assert_bits_equal(several, one)
+            else:
+                assert_close(several, one, 1e-5)
 
 
 @emulated

@@ -48,7 +48,8 @@ def watched(many: int = MANY) -> Iterator[Call]:
                     yield name, 18, many, dtype, layer, call
             yield "Leaky", 272, 37, dtype, layer, call  # the warps of a block divide the time among them
     for layer, call in LEARNED:
-        yield "Leaky", 18, 37, torch.float32, layer, call
+        for size in (37, many):
+            yield "Leaky", 18, size, torch.float32, layer, call
     for dtype in DTYPES:
         for size in (37,) if dtype == torch.float64 else (37, many):
             yield "LIFNode", 18, size, dtype, {"step_mode": "m"}, {}

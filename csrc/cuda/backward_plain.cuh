@@ -11,7 +11,7 @@ namespace snnfast::cuda::plain {
 template <typename Neuron>
 bool takes(const Backward<Neuron>& p) {
   if (!is_ordinary(p) || p.grad_spk == nullptr || p.derivative != nullptr || given(p.grad_record) != 0) return false;
-  // A negative slope may make the denominator 0, where the approximate quotient is wrong.
+  // A negative slope may make the denominator 0, where the approximate reciprocal is wrong.
   const bool fast_sigmoid = p.surrogate == SurrogateKind::kFastSigmoid && p.coefficients.a >= 0;
   if (p.surrogate != SurrogateKind::kATan && !fast_sigmoid) return false;
   if (p.dtype != DType::kFloat && p.mem_rec != nullptr) return false;
@@ -20,8 +20,7 @@ bool takes(const Backward<Neuron>& p) {
 }
 
 // The parameters whose gradients a kernel sums over time. The first one is the decay, which is what most calls learn.
-// Its sum takes one instruction in a step, and all sums take five. kAll has no kernels of several neurons per thread:
-// they would be the largest of the library.
+// Its sum takes one instruction in a step, and all sums take five.
 enum class Sums { kNone, kFirst, kAll };
 
 // The template arguments of a kernel that depend on the call.
@@ -36,8 +35,6 @@ struct Kind {
 template <typename Neuron, typename F>
 int visit(Backward<Neuron> p, F&& f) {
   p.rational = Rational::of(p.surrogate, p.coefficients);
-  // The kernel computes an address from it before it knows that the first chunk has no checkpoint.
-  if (p.rows == nullptr) p.rows = p.x;
   return visit_element<false>(p.dtype, [&](auto element) {
     if (p.rule.reset == Reset::kZero) return f(p, element, Kind<Reset::kZero, false, Sums::kNone>{});
     const auto with = [&]<bool kRecorded>(std::bool_constant<kRecorded>) {
@@ -127,13 +124,19 @@ struct Trajectory<Neuron, A, 1, kOf> {
 // Below it is `skip`, of a chunk or a batch that is not kWhole.
 __device__ __forceinline__ int missing(int end) { return (kChunk - end % kChunk) % kChunk; }
 
+// Whether the batches of a chunk are a loop, which takes less code. Each batch is then copied to the registers of the
+// one before. The chunk that lacks steps is done once in a call. The steps of one neuron are registers, so that they
+// can't be in a loop.
+template <int V, bool kWhole>
+constexpr bool kRolled = V > 1 && !kWhole;
+
 // The part that does not depend on where the membranes come from: the given gradients, the adjoint, and the results.
 // kChunked: the pass goes through a segment of time, and its carry may not be known yet.
 template <typename Neuron, typename S, int V, Reset kReset, Sums kSums, bool kChunked>
 struct PlainAdjoint {
   using A = Opmath<S>;
   static constexpr int kStates = Neuron::kStates, kMem = kStates - 1, kParameters = Neuron::kParameters;
-  static constexpr int kSteps = kBatch<V>, kBatches = kChunk / kSteps;
+  static constexpr int kSteps = kBatch<V>, kBatches = kChunk / kSteps, kLastBatch = kChunk - kSteps;
 
   const Backward<Neuron>& p;
   const int64_t first;
@@ -143,7 +146,7 @@ struct PlainAdjoint {
   A parameters[kParameters];
   A carry[V][kStates];     // gradients with respect to the states between two steps
   A grad_x_sum[V];         // over the steps done, for a constant current
-  A sums[V][kParameters];  // the same of the parameters' gradients; of kFirst, two neurons share one
+  A sums[V][kParameters];  // the same of the parameters' gradients; two neurons share one
   A factor[V][kStates];    // chunked: what the steps done make of a carry of 1 without any other gradient
   bool writes = true;      // chunked: whether the carry is known, and so the gradients of the current
 
@@ -165,6 +168,7 @@ struct PlainAdjoint {
     for (int s = 0; s < kStates; ++s) given.request(s, offset<A>(p.grad_last[s], first));
     in_order();
     load_numbers<S, V>(p, first, parameters);
+    parameters[kParameters - 1] *= p.rational.numerator;  // the height of a spike, which only gradients read here
     given.to(carry);
   }
 
@@ -209,8 +213,7 @@ struct PlainAdjoint {
       const auto step = [&](const Given<A>& given, A(&passed)[kStates], A(&summed)[kParameters]) {
         return Neuron::template adjoint<Fused>(kRule, x[i], before[i], v[i], given, none, parameters, passed, summed);
       };
-      dx[i] = step({spk[i], slope, true}, carry[i],
-                   kSums == Sums::kNone ? unused : sums[kSums == Sums::kFirst ? i / 2 : i]);
+      dx[i] = step({spk[i], slope, true}, carry[i], kSums == Sums::kNone ? unused : sums[i / 2]);
       if constexpr (kChunked) step({A(0), A(0), false}, factor[i], unused);
       if constexpr (kSums != Sums::kFirst) grad_x_sum[i] += dx[i];
     }
@@ -227,6 +230,7 @@ struct PlainRecomputed : PlainAdjoint<Neuron, S, V, kReset, kSums, kChunked> {
   using A = Opmath<S>;
 
   const S* x;                            // of the next step to request
+  const A* checkpoint;                   // of the chunk to request next
   Raw<S, V> currents[kBatches][kSteps];  // of the chunk to do next: the first batch
   States<Neuron, A, V> before;           // the states before it
   Trajectory<Neuron, A, V, kOf> trajectory;
@@ -238,7 +242,8 @@ struct PlainRecomputed : PlainAdjoint<Neuron, S, V, kReset, kSums, kChunked> {
   __device__ __forceinline__ void start(int end) {
     const int chunk = (end - 1) / kChunk, skip = missing(end);
     Base::start_rows(end);
-    to_chunk(chunk);
+    x = static_cast<const S*>(p.x) + static_cast<int64_t>(chunk) * kChunk * p.x_stride() + first;
+    checkpoint = further(static_cast<const A*>(p.rows), static_cast<int64_t>(chunk - 1) * kStates * p.N + first);
     request_currents<false>(0, skip);
     request_states(chunk);
     in_order();
@@ -249,12 +254,15 @@ struct PlainRecomputed : PlainAdjoint<Neuron, S, V, kReset, kSums, kChunked> {
     A state[V][kStates], start_state[V][kStates];
     before.to(start_state);
     before.to(state);
-#pragma unroll
+    constexpr bool kLoop = kRolled<V, kWhole>;
+    [[maybe_unused]] constexpr int kCopies = kLoop ? 1 : kBatches;
+#pragma unroll kCopies
     for (int b = 0; b < kBatches; ++b) {
+      const int now = kLoop ? 0 : b, next = kLoop ? 1 : b + 1;
       if (b + 1 < kBatches) {
-        request_currents<kWhole>(b + 1, skip - (b + 1) * kSteps);
+        request_currents<kWhole>(next, skip - (b + 1) * kSteps);
       } else {
-        Base::template request_gradients<kWhole>(b, skip - b * kSteps);
+        Base::template request_gradients<kWhole>(kBatches - 1, skip - b * kSteps);
       }
       in_order();
 #pragma unroll
@@ -262,19 +270,21 @@ struct PlainRecomputed : PlainAdjoint<Neuron, S, V, kReset, kSums, kChunked> {
         A current[V] = {};
         if (kWhole || b * kSteps + k >= skip) {
           A unused[V];
-          unpack(currents[b][k], current);
+          unpack(currents[now][k], current);
           step_all<Neuron, kReset>(current, this->parameters, state, unused);
         }
         trajectory.put(b * kSteps + k, Kept<Neuron, A, V>(state, current));
       }
+      if constexpr (kLoop) copy(currents[0], currents[1]);
     }
     Kept<Neuron, A, V> after = trajectory.get(kChunk - 1);
-#pragma unroll
+#pragma unroll kCopies
     for (int b = kBatches - 1; b >= 0; --b) {
+      const int now = kLoop ? kBatches - 1 : b, next = kLoop ? 0 : b - 1;
       if (b > 0) {
-        Base::template request_gradients<kWhole>(b - 1, skip - (b - 1) * kSteps);
+        Base::template request_gradients<kWhole>(next, skip - (b - 1) * kSteps);
       } else if (chunk > least) {
-        to_chunk(chunk - 1);
+        advance(x, (skip - 2 * kChunk) * p.x_stride());  // from the end of a chunk to the beginning of the one before
         request_currents<true>(0, 0);
         request_states(chunk - 1);
       }
@@ -292,17 +302,14 @@ struct PlainRecomputed : PlainAdjoint<Neuron, S, V, kReset, kSums, kChunked> {
 #pragma unroll
           for (int s = 0; s < kStates; ++s) states[i][s] = step > 0 ? earlier.rows[s][i] : start_state[i][s];
         }
-        Base::adjoint(gradients[b][k], current, states, after.rows[kMem]);
+        Base::adjoint(gradients[now][k], current, states, after.rows[kMem]);
         after = earlier;
       }
+      if constexpr (kLoop) copy(gradients[kBatches - 1], gradients[0]);
     }
   }
 
  private:
-  __device__ __forceinline__ void to_chunk(int chunk) {
-    x = static_cast<const S*>(p.x) + static_cast<int64_t>(chunk) * kChunk * p.x_stride() + first;
-  }
-
   template <bool kWhole>
   __device__ __forceinline__ void request_currents(int b, int skip) {
 #pragma unroll
@@ -315,12 +322,11 @@ struct PlainRecomputed : PlainAdjoint<Neuron, S, V, kReset, kSums, kChunked> {
 
   // The states before a chunk.
   __device__ __forceinline__ void request_states(int chunk) {
-    const A* checkpoint = static_cast<const A*>(p.rows) + static_cast<int64_t>(chunk - 1) * kStates * p.N;
 #pragma unroll
     for (int s = 0; s < kStates; ++s) {
-      const A* from = chunk > 0 ? checkpoint + s * p.N : static_cast<const A*>(p.initial[s]);
-      before.request(s, offset<A>(from, first));
+      before.request(s, chunk > 0 ? checkpoint + s * p.N : offset<A>(p.initial[s], first));
     }
+    advance(checkpoint, -kStates * p.N);
   }
 };
 
@@ -328,7 +334,7 @@ struct PlainRecomputed : PlainAdjoint<Neuron, S, V, kReset, kSums, kChunked> {
 template <typename Neuron, typename S, int V, Reset kReset, Sums kSums, bool kChunked>
 struct PlainRecorded : PlainAdjoint<Neuron, S, V, kReset, kSums, kChunked> {
   using Base = PlainAdjoint<Neuron, S, V, kReset, kSums, kChunked>;
-  using Base::kBatches, Base::kSteps, Base::first, Base::gradients, Base::p;
+  using Base::kBatches, Base::kLastBatch, Base::kSteps, Base::first, Base::gradients, Base::p;
   using A = Opmath<S>;
   static_assert(Base::kStates == 1 && std::is_same_v<S, A>);
 
@@ -344,18 +350,21 @@ struct PlainRecorded : PlainAdjoint<Neuron, S, V, kReset, kSums, kChunked> {
     mem = static_cast<const A*>(p.mem_rec) + static_cast<int64_t>(end - 1) * p.N + first;
     after = get<A, V>(mem);
     advance(mem, -p.N);
-    request<false>(kBatches - 1, missing(end), (end - 1) / kChunk);
+    request<false>(kBatches - 1, missing(end) - kLastBatch, (end - 1) / kChunk);
     in_order();
   }
 
   template <bool kWhole>
   __device__ __forceinline__ void run_chunk(int chunk, int skip, int least) {
-#pragma unroll
+    constexpr bool kLoop = kRolled<V, kWhole>;
+    [[maybe_unused]] constexpr int kCopies = kLoop ? 1 : kBatches;
+#pragma unroll kCopies
     for (int b = kBatches - 1; b >= 0; --b) {
+      const int now = kLoop ? kBatches - 1 : b, next = kLoop ? 0 : (now + kBatches - 1) % kBatches;
       if (b > 0) {
-        request<kWhole>(b - 1, skip, chunk);
+        request<kWhole>(next, skip - (b - 1) * kSteps, chunk);
       } else if (chunk > least) {
-        request<true>(kBatches - 1, 0, chunk - 1);
+        request<true>(next, -kLastBatch, chunk - 1);
       }
       in_order();
 #pragma unroll
@@ -363,27 +372,31 @@ struct PlainRecorded : PlainAdjoint<Neuron, S, V, kReset, kSums, kChunked> {
         if (!kWhole && b * kSteps + k < skip) continue;
         A states[V][1], v[V], none[V] = {};
         unpack(after, v);
-        after = before[b][k];
+        after = before[now][k];
         A row[V];
         unpack(after, row);
 #pragma unroll
         for (int i = 0; i < V; ++i) states[i][0] = row[i];
-        Base::adjoint(gradients[b][k], none, states, v);
+        Base::adjoint(gradients[now][k], none, states, v);
+      }
+      if constexpr (kLoop) {
+        copy(gradients[kBatches - 1], gradients[0]);
+        copy(before[kBatches - 1], before[0]);
       }
     }
   }
 
  private:
-  // Requests batch b of a chunk that lacks its first `skip` steps.
+  // Requests a batch, in whose chunk `skip` is the first step, as counted from the batch.
   template <bool kWhole>
   __device__ __forceinline__ void request(int b, int skip, int chunk) {
-    Base::template request_gradients<kWhole>(b, skip - b * kSteps);
+    Base::template request_gradients<kWhole>(b, skip);
 #pragma unroll
     for (int k = kSteps - 1; k >= 0; --k) {
-      const int step = b * kSteps + k;
-      if (!kWhole && step < skip) continue;
-      if ((kWhole ? step == 0 : step == skip) && chunk == 0) {
-        before[b][k] = p.initial[0] != nullptr ? get<A, V>(offset<A>(p.initial[0], first)) : Raw<A, V>{};
+      if (!kWhole && k < skip) continue;
+      if (k == skip && chunk == 0) {
+        before[b][k] = Raw<A, V>{};
+        if (p.initial[0] != nullptr) before[b][k] = get<A, V>(static_cast<const A*>(p.initial[0]) + first);
       } else {
         before[b][k] = get<A, V>(mem);
         advance(mem, -p.N);

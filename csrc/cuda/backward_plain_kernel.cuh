@@ -15,11 +15,14 @@ constexpr int kThreads = threads_in(kBytes<Neuron, S, V, Of>);
 template <typename Neuron, typename S, int V, typename Of>
 constexpr int kLeastBlocks = [] {
   constexpr int kOf = kThreads<Neuron, S, V, Of>;
-  if (V > 1) return (kKeptRows<Neuron> > 1 ? 256 : 384) / kOf;
+  if (V > 1) return (kKeptRows<Neuron> > 1 ? 256 : sizeof(S) < sizeof(float) ? 512 : 384) / kOf;
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
-  if (kKeptRows<Neuron> == 1) return 640 / kOf;  // it takes a few registers more there
+  // It takes a few registers more there.
+  constexpr bool kLearnsOrClears = Of::kSums == Sums::kAll || Of::kReset == Reset::kZero;
+  return (kKeptRows<Neuron> > 1 || (kLearnsOrClears && sizeof(S) < sizeof(float)) ? 512 : 640) / kOf;
+#else
+  return ((kKeptRows<Neuron> > 1 ? 640 : 768) - (Of::kReset == Reset::kZero ? 128 : 0)) / kOf;
 #endif
-  return (kKeptRows<Neuron> > 1 ? 512 : Of::kReset == Reset::kZero ? 640 : 768) / kOf;
 }();
 
 template <typename Neuron, typename S, int V, Reset kReset, bool kRecorded, Sums kSums>
@@ -46,7 +49,9 @@ __global__ void __launch_bounds__(kThreads<Neuron, S, V, Kind<kReset, kRecorded,
 
 template <typename Neuron, typename S, typename Of>
 int launch_width(const Backward<Neuron>& p, void* stream) {
-  if constexpr (Of::kSums != Sums::kAll) {
+  // Few calls in half precision learn anything. Those that do have fewer kernels.
+  constexpr bool kHalf = sizeof(S) < sizeof(float);
+  if constexpr (!kHalf || Of::kSums != Sums::kAll) {
     constexpr int V = kBackwardWidth<S>;
     const bool shares = shares_parameters(p) && (Of::kSums == Sums::kNone || p.summed != 0);
     if (backward_wants_vectors(p.N, V) && shares &&
@@ -56,8 +61,7 @@ int launch_width(const Backward<Neuron>& p, void* stream) {
                     kThreads<Neuron, S, V, Of>, stream, p);
     }
   }
-  // Few calls in half precision with few neurons learn anything.
-  constexpr Sums kSums = Of::kSums == Sums::kFirst && sizeof(S) < sizeof(float) ? Sums::kAll : Of::kSums;
+  constexpr Sums kSums = kHalf && Of::kSums == Sums::kFirst ? Sums::kAll : Of::kSums;
   return launch(backward_plain_kernel<Neuron, S, 1, Of::kReset, Of::kRecorded, kSums>, p.N,
                 threads_for(p.N, kThreads<Neuron, S, 1, Of>), stream, p);
 }

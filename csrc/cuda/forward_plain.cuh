@@ -62,19 +62,20 @@ struct PlainForward {
   __device__ __forceinline__ void request(Batch& batch, int count) {
 #pragma unroll
     for (int k = 0; k < kSteps; ++k) {
-      if (!kWhole && k >= count) break;
+      if (!kWhole && k >= count) continue;  // to break off would take more code
       batch[k] = get<S, V>(x);
       advance(x, x_stride);
     }
     in_order();
   }
 
+  // The steps from `t` on.
   template <bool kWhole>
-  __device__ __forceinline__ void compute(int number, const Batch& batch, int count) {
-    if (checkpoint != nullptr && number > 0 && number % (static_cast<int>(kCheckpoint) / kSteps) == 0) save();
+  __device__ __forceinline__ void compute(int t, const Batch& batch, int count) {
+    if (checkpoint != nullptr && t > 0 && t % static_cast<int>(kCheckpoint) == 0) save();
 #pragma unroll
     for (int k = 0; k < kSteps; ++k) {
-      if (!kWhole && k >= count) break;
+      if (!kWhole && k >= count) continue;
       A current[V], spikes[V];
       unpack(batch[k], current);
       step_all<Neuron, kReset>(current, parameters, state, spikes);
@@ -106,14 +107,10 @@ __global__ void __launch_bounds__(kThreads<V>, kLeastBlocks<Neuron, S, V>)
   constexpr int kSteps = kBatch<V>;
   const int64_t first = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * V;
   if (first >= p.N) return;
-  const int whole = static_cast<int>(p.T) / kSteps, rest = static_cast<int>(p.T) % kSteps;
+  const int T = static_cast<int>(p.T);
   PlainForward<Neuron, S, V, kReset, kRecord> neurons(p, first);
   Raw<S, V> now[kSteps], next[kSteps];
-  if (whole > 0) {
-    neurons.template request<true>(now, kSteps);
-  } else {
-    neurons.template request<false>(now, rest);
-  }
+  neurons.template request<false>(now, T);
   States<Neuron, A, V> initial;
 #pragma unroll
   for (int s = 0; s < Neuron::kStates; ++s) initial.request(s, offset<A>(p.initial[s], first));
@@ -121,26 +118,25 @@ __global__ void __launch_bounds__(kThreads<V>, kLeastBlocks<Neuron, S, V>)
   load_numbers<S, V>(p, first, neurons.parameters);
   initial.to(neurons.state);
 
-  int batch = 0;
+  int t = 0;
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
-  [[maybe_unused]] constexpr int kCopies = std::is_same_v<S, BFloat16> ? 1 : 2;  // two would spill its conversions
+  constexpr bool kInPairs = !std::is_same_v<S, BFloat16>;  // two batches would spill its conversions
 #else
-  [[maybe_unused]] constexpr int kCopies = 2;  // so that no batch is copied
+  constexpr bool kInPairs = true;
 #endif
-#pragma unroll kCopies
-  for (; batch + 1 < whole; ++batch) {
+#pragma unroll 1
+  for (; kInPairs && t <= T - 3 * kSteps; t += 2 * kSteps) {  // so that no batch is copied
     neurons.template request<true>(next, kSteps);
-    neurons.template compute<true>(batch, now, kSteps);
-#pragma unroll
-    for (int k = 0; k < kSteps; ++k) now[k] = next[k];
+    neurons.template compute<true>(t, now, kSteps);
+    neurons.template request<true>(now, kSteps);
+    neurons.template compute<true>(t + kSteps, next, kSteps);
   }
-  if (whole > 0) {
-    neurons.template request<false>(next, rest);
-    neurons.template compute<true>(batch, now, kSteps);
-#pragma unroll
-    for (int k = 0; k < kSteps; ++k) now[k] = next[k];
+#pragma unroll 1
+  for (; t < T; t += kSteps) {
+    neurons.template request<false>(next, T - t - kSteps);
+    neurons.template compute<false>(t, now, T - t);
+    copy(now, next);
   }
-  if (rest > 0) neurons.template compute<false>(whole, now, rest);
 #pragma unroll
   for (int s = 0; s < Neuron::kStates; ++s) {
     if (p.last[s] != nullptr) store_row(static_cast<A*>(p.last[s]) + first, s, neurons.state);

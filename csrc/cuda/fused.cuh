@@ -1,5 +1,5 @@
-// Arithmetic for gradients alone. It fuses products and sums, and refines an approximate reciprocal once for a
-// quotient. Nothing that decides a spike may be computed with it, which tools/gates checks.
+// Arithmetic for gradients alone. It fuses products and sums, and refines an approximate reciprocal once.
+// Nothing that decides a spike may be computed with it, which tools/gates checks.
 #pragma once
 
 #include <cmath>
@@ -15,13 +15,12 @@ struct Fused {
   static __device__ __forceinline__ float multiply_add(float a, float b, float c) { return std::fma(a, b, c); }
   static __device__ __forceinline__ float multiply_subtract(float a, float b, float c) { return std::fma(-a, b, c); }
 
-  // b >= 1, or NaN. A larger b than 2^126 counts as 2^126, whose reciprocal is the least normal number.
-  static __device__ __forceinline__ float quotient(float a, float b) {
+  // 1 / b, of b >= 1 or NaN. A larger b than 2^126 counts as 2^126, whose reciprocal is the least normal number.
+  static __device__ __forceinline__ float inverse(float b) {
     constexpr float kMost = 0x1p126f;
     const float within = b > kMost ? kMost : b;
-    const float inverse = reciprocal(within);
-    const float first = a * inverse;
-    return std::fma(std::fma(-within, first, a), inverse, first);
+    const float about = reciprocal(within);
+    return std::fma(std::fma(-within, about, 1.0f), about, about);
   }
 
  private:
@@ -36,10 +35,10 @@ struct Fused {
   }
 };
 
-// The derivative at z of the surrogate of a plain kernel.
+// The derivative at z of the surrogate of a plain kernel, without its numerator.
 __device__ __forceinline__ float derivative(const Rational& of, float z) {
   const float y = Fused::multiply_add(of.a, std::fabs(z), of.shift);
-  return Fused::quotient(of.numerator, Fused::multiply_add(y, y, of.rest));
+  return Fused::inverse(Fused::multiply_add(y, y, of.rest));
 }
 
 }  // namespace snnfast::cuda

@@ -24,7 +24,7 @@ namespace plain {
 // Whether a call fulfils what both passes ask for.
 template <typename Neuron>
 bool is_ordinary(const Problem<Neuron>& p) {
-  constexpr int64_t kMost = std::numeric_limits<int>::max();
+  constexpr int64_t kMost = std::numeric_limits<int>::max() - 64;  // the loops over time count a few batches further
   return p.rule.delay && p.rule.reset != Reset::kNone && p.lengths == nullptr && p.dtype != DType::kDouble && p.T > 0 &&
          p.T < kMost && p.N < kMost;
 }
@@ -115,6 +115,12 @@ __device__ __forceinline__ void advance(T*& row, int64_t elements) {
 #if !defined(SNN_EMULATED)
   asm("" : "+l"(row));
 #endif
+}
+
+template <typename T, int n>
+__device__ __forceinline__ void copy(T (&to)[n], const T (&from)[n]) {
+#pragma unroll
+  for (int k = 0; k < n; ++k) to[k] = from[k];
 }
 
 template <typename A>

@@ -38,7 +38,8 @@ def steps(name: str) -> int | None:
     """Steps of one iteration of the loop over time, where every call goes the same way through that loop.
 
     The plain backward kernels take a chunk of 16 steps. The plain forward kernels take two batches, of 16 steps each
-    with one neuron to a thread, and of 4 steps otherwise. The loops of all other kernels have branches.
+    with one neuron to a thread, and of 4 steps otherwise; on 7.5, those in bfloat16 take one batch. The loops of all
+    other kernels have branches.
     """
     if name.startswith("backward_plain<"):
         return 16
