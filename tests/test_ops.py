@@ -29,9 +29,12 @@ from snnfast._core import ops as _ops
 from snnfast._core.ops import SAVE_CHECKPOINTS, SAVE_NOTHING, SAVE_SPIKES, SAVED_MODES
 
 neurons = pytest.mark.parametrize("neuron", NEURONS)
-ALL_SAVED = range(len(SAVED_MODES))
 TIMES = ("unroll", "constant", "step", "count", "count+constant")
 OPCHECKS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
+
+
+def saved_modes(device: torch.device) -> list[int]:
+    return [mode for mode in range(len(SAVED_MODES)) if mode != SAVE_SPIKES or _ops.saves_spikes(device)]
 
 
 def some_cases(number: int, seed: int, **choices: Any) -> Any:
@@ -48,7 +51,7 @@ def test_opcheck(variant: str, neuron: str, device: torch.device) -> None:
         layout = LAYOUTS[(i + TIMES.index(variant)) % 4]
         # Every rule for one of them; the rules that take long, of tracing, for a few.
         tests = OPCHECKS if i == 0 and (THOROUGH or variant in ("unroll", "step")) else OPCHECKS[:3]
-        for saved in ALL_SAVED if i else (SAVE_CHECKPOINTS,):
+        for saved in saved_modes(device) if i else (SAVE_CHECKPOINTS,):
             if saved == SAVE_NOTHING and not (ops.recorded_membrane_suffices and case.delay and case.dtype in FLOATS):
                 continue
             forward = forward_arguments(case, device, layout, saved)
@@ -60,10 +63,10 @@ def test_opcheck(variant: str, neuron: str, device: torch.device) -> None:
 @emulated_if_thorough
 @neurons
 def test_fake_results_have_shapes_dtypes_and_strides_of_real_ones(neuron: str, device: torch.device) -> None:
-    ops = Case(neuron).kind.ops
+    ops, modes = Case(neuron).kind.ops, saved_modes(device)
     for i, case in enumerate(some_cases(80 if THOROUGH else 40, 2, neuron=(neuron,), steps=(0, 1, 2, 16, 17))):
         record, last = i % (ops.pre_reset_membrane * 2), i % 3 > 0
-        layout, saved = LAYOUTS[i // 2 % 4], ALL_SAVED[i % len(ALL_SAVED)]
+        layout, saved = LAYOUTS[i // 2 % 4], modes[i % len(modes)]
         calls = [(ops.forward, forward_arguments(case, device, layout, saved, record, last))]
         if saved != SAVE_NOTHING or (ops.recorded_membrane_suffices and case.delay and case.dtype in FLOATS):
             calls.append(
