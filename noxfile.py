@@ -28,7 +28,8 @@ def tests(session: nox.Session, torch: str) -> None:
     with tarfile.open(archive) as sources:
         sources.extractall(folder, filter="data")
     with session.chdir(folder / archive.name.removesuffix(".tar.gz")):
-        session.install("--no-build-isolation", "-e", ".[test]", env={"SNNFAST_REQUIRE_EXT": "1"})
+        # With torch once more: torchvision would otherwise be the newest, and bring a torch of its own.
+        session.install("--no-build-isolation", "-e", ".[test]", torch, env={"SNNFAST_REQUIRE_EXT": "1"})
         arguments = session.posargs or ["-m", "not thorough", "-n", "auto"]
         session.run("python", "-m", "pytest", *arguments, env={"SNNFAST_REQUIRE_EXT": "1"})
 

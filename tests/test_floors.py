@@ -1,6 +1,7 @@
 """Packages import downward only."""
 
 import ast
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,8 @@ def imported(path: Path) -> set[str]:
 def test_every_module_has_a_room() -> None:
     assert {path.stem for path in PACKAGE.glob("*.py")} == DOORS
     assert {path.parent.name for path in PACKAGE.glob("*/__init__.py")} == set(FLOOR)
+    installed = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    assert set(installed) == {"snnfast", *(f"snnfast.{name}" for name in FLOOR)}
 
 
 @pytest.mark.parametrize("package", FLOOR)
