@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from helpers import assert_all_bits_equal, assert_all_close, assert_bits_equal, emulated_if_thorough, gradients_of
+from loop_ops import Masked
 from multistep_checks import eighths, exact, loop, of_their_own
 from snntorch_checks import as_tuple
 from torch import Tensor, nn
@@ -212,8 +213,24 @@ class Loop(nn.Module):
         return torch.stack(rec1), torch.stack(rec2, 1), torch.stack(rec3), mem1
 
 
+class WrittenByHand(Loop):
+    """The neurons of many papers, with the same convolutions, and a mean over the image."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        mem1 = spk1 = torch.zeros(x.shape[1], 4, 14, 14)
+        mem2, rec = 0.0, []
+        for step in range(len(x)):
+            mem1 = mem1 * 0.5 * (1 - spk1) + self.conv1(x[step])
+            spk1 = Masked.apply(mem1 - 0.5)
+            mem2 = mem2 * 0.5 + self.conv2(F.avg_pool2d(spk1, 2))
+            spk2 = Masked.apply(mem2 - 0.5)
+            mem2 = mem2 - spk2.detach()
+            rec.append(F.avg_pool2d(spk2, 2).mean((2, 3)))
+        return torch.stack(rec), mem1, mem2
+
+
 @pytest.mark.needs_extension
-@pytest.mark.parametrize("flat", ["view", "flatten"])
+@pytest.mark.parametrize("flat", ["view", "flatten", "by hand"])
 def test_a_compiled_loop_turns_its_input_once_and_is_the_plain_path(flat: str, monkeypatch: pytest.MonkeyPatch) -> None:
     turned: list[Tensor] = []
     turn = channels_last.to_channels_last
@@ -224,7 +241,7 @@ def test_a_compiled_loop_turns_its_input_once_and_is_the_plain_path(flat: str, m
         torch._dynamo.reset()
         if not turns:
             plain(monkeypatch)
-        net = Loop(flat)
+        net = WrittenByHand(flat) if flat == "by hand" else Loop(flat)
         found = torch.compile(net, backend="snnfast")(x)
         assert_all_bits_equal(found, net(x))
         results.append((found, gradients(found, net, x)))

@@ -384,8 +384,8 @@ def test_several_neurons_of_a_thread_have_the_bits_of_one(device: torch.device) 
         for i, (several, one) in enumerate(zip(*found, strict=True)):
             if i < 2:
                 assert_bits_equal(several, one)
-            else:
-                assert_close(several, one, 1e-5)
+            else:  # a sum whose terms may cancel out
+                assert_close(several, one, 1e-6, scale=weights.float().abs().sum().item())
 
 
 @emulated

@@ -25,9 +25,11 @@ from helpers import (
     leaves,
     random_cases,
 )
-from torch import Tensor
+from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
+from torch.utils import _pytree as pytree
 
+import snnfast
 from snnfast._core import ops
 from snnfast.functional import lif
 
@@ -318,3 +320,39 @@ def test_a_current_that_repeats_its_rows_is_not_copied(device: torch.device) -> 
     assert copied(lambda: torch.autograd.grad(spk, x, torch.ones_like(spk))) == []
     assert spk.is_contiguous()
     assert mem.is_contiguous()
+
+
+@snnfast.neuron
+def filtered(x: Tensor, mem: Tensor, trace: Tensor, *, beta: Any = 0.9, rho: Any = 0.8) -> Any:
+    mem = beta * mem + x
+    spk = snnfast.spike(mem - 1.0, snnfast.surrogate.fast_sigmoid())
+    return spk, mem - spk.detach(), rho * trace + spk
+
+
+@orders
+@pytest.mark.parametrize("how", ["unroll", "lengths", "sum"])
+def test_a_neuron_of_the_users_own_has_the_order_of_its_current(
+    how: str, order: Sequence[int], device: torch.device
+) -> None:
+    shape = SHAPES[len(order)]
+    x, mem, trace = (torch.rand(*t, *shape, device=device) for t in ((5,), (), ()))
+    beta = torch.rand(shape[1], *(1,) * (len(shape) - 2), device=device)
+    options: dict[str, Any] = {} if how == "unroll" else {"reduce": "sum"}
+    if how == "lengths":
+        options = {"lengths": torch.tensor([5, 0, 2, 3][: shape[0]], device=device)}
+    results = []
+    for now in (order, range(len(order))):
+        layer = filtered(beta=nn.Parameter(beta.clone()), rho=nn.Parameter(torch.tensor(0.8, device=device)))
+        given = [in_order(t, now).requires_grad_() for t in (x, mem, trace)]
+        found = pytree.tree_leaves(layer.unroll(given[0], *given[1:], **options))
+        grads = torch.autograd.grad(sum(in_own_layout(t).mul(t).sum() for t in found), [*given, *layer.parameters()])
+        results.append([*found, *grads])
+    for i, (t, plain) in enumerate(zip(*results, strict=True)):
+        if t.numel() == 1:  # summed over the neurons
+            assert_close(t, plain, 1e-6)
+        else:
+            assert_bits_equal(t, plain, str(i))
+        if t.shape[-len(shape) :] == shape:
+            assert t.stride() == strides_in(order, t), i
+    for spk, *_ in results:
+        spk.mul_(2.0)  # an output may be changed in place

@@ -203,6 +203,9 @@ def empty_cache() -> None:
     kept. It is never more than 8 GiB, nor more than a quarter of the machine's memory. :func:`set_cache_limit` sets
     another limit, as for a container with little memory or under ``ulimit -v``.
 
+    PyTorch's own CPU tensors come from the C library. With glibc, snnfast lets that keep up to 2 GiB, or an eighth of
+    the machine's memory, from the first large output on. ``MALLOC_TRIM_THRESHOLD_`` chooses otherwise.
+
     Without the compiled extension, this function does nothing. A tensor in such memory can't be resized in place
     (``resize_``, ``untyped_storage().resize_``).
 
@@ -217,6 +220,8 @@ def empty_cache() -> None:
 
 def set_cache_limit(limit: int | None) -> None:
     """Keep at most ``limit`` bytes of freed CPU outputs for later ones, in the whole process.
+
+    The C library, from which PyTorch's own tensors come, keeps at most as much at the end of its heap.
 
     This replaces the default limit, which :func:`empty_cache` describes: the demand, the memory of the machine and
     limits of address space then play no role. Without the compiled extension, it has no effect.

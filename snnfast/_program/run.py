@@ -127,6 +127,23 @@ class _Call(NamedTuple):
     output: int = -1  # that a linear layer alone reads
     dims: int = 0  # of a step, from the last, that are the inputs of this layer
     bits: bool = False  # whether the layer takes it as bits
+    order: Sequence[int] | None = None  # of the dimensions of a step in memory, if it is not the usual one
+
+    def flat(self, t: Tensor) -> Tensor:
+        """``[N]`` of a step, or ``[T, N]`` of several: the neurons as they lie in memory."""
+        if self.order is not None:
+            lead = t.dim() - len(self.order)
+            t = t.permute(*range(lead), *(lead + d for d in self.order))
+        return t.reshape(*t.shape[: t.dim() - len(self.shape)], self.shape.numel()).contiguous()
+
+    def shaped(self, t: Tensor) -> Tensor:
+        """The reverse of ``flat``. It is no view: autograd forbids changes of those that a function has made."""
+        strides, n = [1] * len(self.shape), 1
+        for d in reversed(self.order or range(len(self.shape))):
+            strides[d], n = n, n * self.shape[d]
+        lead = t.dim() - 1
+        size, stride = (*t.shape[:lead], *self.shape), (*t.stride()[:lead], *strides)
+        return t.new_empty(0).set_(t.untyped_storage(), t.storage_offset(), size, stride)
 
 
 class _Variant:
@@ -160,8 +177,9 @@ class _Variant:
 
     def _results(self, call: _Call, tensors: Sequence[Tensor], kernels: bool) -> tuple[Tensor, ...]:
         if kernels:
+            order = _order_of(tensors[0], call) if self.counts[0] else None
             try:
-                return _Run.apply(self, call, *tensors)  # type: ignore[no-any-return]
+                return _Run.apply(self, call._replace(order=order), *tensors)  # type: ignore[no-any-return]
             except NoKernelError as error:
                 _say_step_by_step(f"on {call.device.type}: {error}")
         return self.loop(call, tensors)
@@ -298,7 +316,7 @@ class _Run(torch.autograd.Function):
             code,
             torch.empty(0, dtype=call.dtype, device=call.device),
             [_rows(x, call) for x in series],
-            [s if s.dim() == 0 else s.reshape(neurons).contiguous() for s in states],
+            [s if s.dim() == 0 else call.flat(s) for s in states],
             _flat(code.parameters(parameters), call),
             call.steps,
             neurons,
@@ -320,9 +338,7 @@ class _Run(torch.autograd.Function):
         if linear and not ctx.needs_input_grad[2 + count]:
             read = None  # only the gradient of the weight reads it
         ctx.save_for_backward(*tensors, *linear, read, checkpoints)
-        first = len(found) - len(states)
-        shapes = [call.shape if i >= first else (call.steps, *call.shape) for i in range(len(found))]
-        return tuple(t if i == call.output else t.view(shapes[i]) for i, t in enumerate(found))
+        return tuple(t if i == call.output else call.shaped(t) for i, t in enumerate(found))
 
     @staticmethod
     @not_compiled_alone
@@ -359,7 +375,7 @@ class _Run(torch.autograd.Function):
                 _flat(code.parameters(parameters), call),
                 checkpoints,
                 [g if i == few else _rows(g, call) for i, g in enumerate(grads[:first]) if g is not None],
-                [none if g is None else g.reshape(neurons).contiguous() for g in grads[first:]],
+                [none if g is None else call.flat(g) for g in grads[first:]],
                 linear[0].contiguous() if few >= 0 else None,
                 call.steps,
                 neurons,
@@ -371,11 +387,11 @@ class _Run(torch.autograd.Function):
         for i, t in enumerate(tensors):
             if len(series) <= i < len(series) + len(states):
                 gradient = found.pop(0)
-                made.append(gradient.view(call.shape) if needs[i] else None)
+                made.append(call.shaped(gradient) if needs[i] else None)
             elif i not in code.gradients:
                 made.append(None)
             elif i < len(series):
-                made.append(found.pop(0).view(call.steps, *call.shape))
+                made.append(call.shaped(found.pop(0)))
             else:
                 made.append(_summed(found.pop(0), t, call))
         return None, None, *made, *behind
@@ -410,6 +426,16 @@ def _bits(found: Tensor, call: _Call) -> Tensor:
 _ONE = torch.ones((), device="cpu", dtype=torch.float32)  # the height of a spike
 
 
+def _order_of(x: Tensor, call: _Call) -> list[int] | None:
+    """The dimensions of a step from the outermost in memory to the innermost; ``None``: as usual, or with gaps."""
+    if x.is_contiguous() or x.dim() != 1 + len(call.shape) or x.shape[0] == 0:
+        return None
+    strides = x.stride()[1:]
+    order = sorted(range(len(strides)), key=strides.__getitem__, reverse=True)
+    step = x[0]
+    return order if not step.is_contiguous() and step.permute(order).is_contiguous() else None
+
+
 def _rows(x: Tensor, call: _Call) -> Tensor:
     """A series as the kernels take it: ``[T, N]``, or ``[1, N]`` of one that was expanded over time.
 
@@ -418,19 +444,19 @@ def _rows(x: Tensor, call: _Call) -> Tensor:
     if x.dim() == 1 and call.shape:
         return x
     one = call.steps > 1 and x.stride(0) == 0
-    return (x[:1] if one else x).reshape(1 if one else call.steps, call.shape.numel()).contiguous()
+    return call.flat(x[:1] if one else x)
 
 
 def _flat(parameters: Sequence[Tensor], call: _Call) -> list[Tensor]:
     """Parameters as the engines take them: a number, ``[N]``, or the last dimensions of a step as one."""
     found = []
     for p in parameters:
-        repeats = p.dim() > 0 and p.numel() > 1 and p.shape == call.shape[-p.dim() :]
         if p.numel() == 1:
-            p = p.reshape(())
-        elif not repeats:
-            p = p.expand(call.shape)
-        found.append(p if p.dim() == 0 else p.reshape(-1).contiguous())
+            found.append(p.reshape(()))
+        elif call.order is None and p.dim() > 0 and p.shape == call.shape[-p.dim() :]:
+            found.append(p.reshape(-1).contiguous())
+        else:
+            found.append(call.flat(p.expand(call.shape)))
     return found
 
 
@@ -444,7 +470,7 @@ def _broadcast(shapes: Sequence[torch.Size]) -> torch.Size:
 def _summed(gradient: Tensor, parameter: Tensor, call: _Call) -> Tensor:
     """The gradient of a parameter, float64 until it is summed."""
     if gradient.dim() > 0:
-        gradient = gradient.view(call.shape).sum_to_size(parameter.shape)
+        gradient = call.shaped(gradient).sum_to_size(parameter.shape)
     return gradient.to(parameter.dtype).view(parameter.shape)
 
 

@@ -17,6 +17,7 @@ from snnfast._images.conv2d import conv2d
 from snnfast._images.max_pool2d import max_pool2d
 from snnfast._unroll.graph import unroll_steps
 from snnfast.compiler.nodes import arguments, aten, is_pointwise, name_of, value
+from snnfast.compiler.recurrence import Unrolled
 
 
 def bernoulli(p: Tensor, *, generator: Any = None) -> Tensor:
@@ -97,6 +98,8 @@ def _keeps(node: Node, found: set[Node]) -> bool:
         return node.args[1] in found  # the currents
     if node.target is batch_norm:
         return node.args[0] in found
+    if isinstance(node.target, Unrolled):
+        return not node.target.dims and all(n in found for n in node.target.series(node))
     source = node.args[0]
     if not isinstance(source, Node) or source not in found:
         return False
@@ -111,6 +114,8 @@ def _keeps(node: Node, found: set[Node]) -> bool:
         return bool(value(node).dim() == value(source).dim() + 1)
     if is_pointwise(node.target) or name_of(node.target) == "dropout":
         return all(n in found for n in node.all_input_nodes if value(n).dim() >= value(source).dim())
+    if name_of(node.target) in ("sum", "mean"):  # whose result is read in any order, as what it is of
+        return True
     return name_of(node.target) in OPS_THAT_KEEP_ORDER and bool(value(source).dim() == 4)
 
 

@@ -143,8 +143,13 @@ class Unrolled:
     __name__ = __qualname__ = "recurrence"
 
     def __init__(self, recurrence: Recurrence, outputs: Sequence[Group]) -> None:
-        self.program, self.steps = recurrence.program(outputs), recurrence.steps
+        self.program, self.steps, self.shape = recurrence.program(outputs), recurrence.steps, recurrence.shape
         self.output = self.dims = 0
+
+    def series(self, node: Node) -> list[Any]:
+        """The inputs of a node that calls it, without those that have fewer dimensions than a step."""
+        found: Any = node.args[: self.program.counts[0]]
+        return [n for n in found if value(n).shape[1:] == self.shape]
 
     def __call__(self, *tensors: Any) -> tuple[Tensor, ...]:
         if not self.dims:

@@ -6,6 +6,8 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <cstring>
+#include <limits>
 #include <list>
 #include <map>
 #include <mutex>
@@ -25,6 +27,9 @@ constexpr size_t kSmallUnit = size_t{64} << 10;  // sizes of smaller buffers are
 constexpr size_t kAlways = size_t{64} << 20;  // at least, however small the demand
 constexpr size_t kMost = size_t{8} << 30;     // at most, however large the demand
 constexpr size_t kMemoryShare = 4;            // at most this part of the machine's memory
+
+constexpr size_t kHeap = size_t{2} << 30;  // of the C library's heap, at most
+constexpr size_t kHeapShare = 8;           // and at most this part of the machine's memory
 
 size_t memory_of_machine() {
   const long pages = sysconf(_SC_PHYS_PAGES);
@@ -73,6 +78,7 @@ struct Pool {
   Demand demand;
   std::unordered_map<void*, size_t> sizes;  // of all buffers, in use and idle
   const size_t most = std::min(kMost, memory_of_machine() / kMemoryShare);
+  const size_t heap = std::min(kHeap, memory_of_machine() / kHeapShare);
 
   size_t allowed() const {
     if (limit.has_value()) return *limit;
@@ -123,15 +129,19 @@ struct Pool {
   }
 };
 
-// PyTorch's own tensors, such as the outputs of convolutions, come from the C library. It maps large ones anew, and
-// gives the end of its heap back to the system, from a size on that grows with the largest mapped buffer that was
-// freed, up to 32 MiB. Free one of that size: the heap then keeps up to 64 MiB, and a repeated step has no page faults
-// below that. Nothing changes if the user has set these sizes.
-void keep_heap() {
+// PyTorch's own tensors, such as the outputs of convolutions, come from the C library. glibc maps the largest of them
+// anew at each call, and returns the free end of its heap to the system, so every step of a network has page faults.
+// Let the heap keep so many bytes, as the pool does. What the user has chosen stays as it is.
+void keep_heap([[maybe_unused]] size_t bytes) {
 #if defined(__GLIBC__)
-  constexpr size_t kLargest = (size_t{32} << 20) - kSmallUnit;
-  void* volatile unused = std::malloc(kLargest);  // volatile, or the compiler leaves both calls out
-  std::free(unused);
+  const char* const tunables = std::getenv("GLIBC_TUNABLES");
+  if (std::getenv("MALLOC_TRIM_THRESHOLD_") != nullptr || std::getenv("MALLOC_MMAP_THRESHOLD_") != nullptr ||
+      (tunables != nullptr && std::strstr(tunables, "glibc.malloc") != nullptr)) {
+    return;
+  }
+  const size_t most = std::min<size_t>(bytes, std::numeric_limits<int>::max());
+  mallopt(M_TRIM_THRESHOLD, static_cast<int>(most));
+  mallopt(M_MMAP_THRESHOLD, static_cast<int>(std::clamp(most / 2, kLeast, kHeap / 2)));
 #endif
 }
 
@@ -139,7 +149,7 @@ void keep_heap() {
 Pool& the_pool() {
   static Pool* const pool = [] {
     auto* made = new Pool;
-    if (made->most >= kAlways) keep_heap();
+    keep_heap(made->heap);
     // A fork while another thread holds the lock would leave the child with a lock that nobody opens.
     pthread_atfork([] { the_pool().mutex.lock(); }, [] { the_pool().mutex.unlock(); },
                    [] { the_pool().mutex.unlock(); });
@@ -219,6 +229,7 @@ void set_idle_limit(std::optional<size_t> bytes) {
     pool.limit = bytes;
     allowed = pool.allowed();
   }
+  keep_heap(std::min(pool.heap, bytes.value_or(pool.heap)));
   trim_to(allowed);
 }
 
