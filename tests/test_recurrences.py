@@ -180,6 +180,47 @@ def first_step_without_a_gradient(net: Net, x: Tensor) -> Any:
 
 
 @network
+def no_state_at_first(net: Net, x: Tensor) -> Any:
+    mem, out = None, []
+    for t in range(x.shape[0]):
+        if mem is None:
+            mem = x[t]
+        else:
+            mem = mem * 0.9 + x[t]
+        spk = Plain.apply(mem - 1.0)
+        mem = (1 - spk) * mem
+        out.append(spk)
+    return torch.stack(out), mem
+
+
+@network
+def no_states_at_first_and_no_spike(net: Net, x: Tensor) -> Any:
+    """The first step computes its current on another line."""
+    mem, spk, out = 0.0, 0.0, []
+    for t in range(x.shape[0]):
+        if t == 0:
+            mem = net.gain * x[t] * 2
+        else:
+            mem = (mem - spk) * 0.25 + net.gain * x[t] * 2
+        spk = torch.clamp(through(mem), 0, 4)
+        out.append(spk / 4)
+    return torch.stack(out), mem
+
+
+@network
+def no_state_and_no_gradient_at_first(net: Net, x: Tensor) -> Any:
+    mem = None
+    for t in range(x.shape[0]):
+        if mem is None:
+            with torch.no_grad():
+                mem = x[t] * 2
+        else:
+            mem = mem * 0.9 + x[t] * 2
+        mem = mem - Plain.apply(mem - 1.0)
+    return mem
+
+
+@network
 def layer_whose_membrane_changes(net: Net, x: Tensor) -> Any:
     """Its first step is given no states, and only the spikes of its last step are read."""
     syn = mem = None
@@ -303,7 +344,7 @@ REPEATED = {
     "operator_that_knows_its_channels": "takes tensors of its own sizes alone: Mismatch of parameter numbers",
     "detached_now_and_then": "its steps are not all alike",
 }
-PARTLY = {"first_step_without_a_gradient": 6, "input_of_the_step_before": 6}
+PARTLY = {"first_step_without_a_gradient": 6, "input_of_the_step_before": 6, "no_state_and_no_gradient_at_first": 6}
 STEPS = {"another_first_step": 6, "constant_input_and_no_grad": 6, **PARTLY}
 if torch.__version__.startswith("2.11"):
     # It writes a number through a mask as a tensor.

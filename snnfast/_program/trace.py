@@ -65,6 +65,10 @@ class Graph:
             return operands[0]
         if op == "mul" and self.is_constant(operands[0], 1.0):
             return operands[1]
+        if op == "add" and self.is_constant(operands[0], -0.0):  # which a first step without a state starts from
+            return operands[1]
+        if op in ("add", "sub") and self.is_constant(operands[1], -0.0 if op == "add" else 0.0):
+            return operands[0]
         if op in ("where", "gt", "ne") and self.is_binary(operands[0]) and self._repeats(op, *operands[1:]):
             return operands[0]
         if all(self.nodes[x][0] == "constant" for x in operands):
@@ -73,7 +77,7 @@ class Graph:
         return self.enter((op, *operands), (op, *operands))
 
     def is_constant(self, value: int, number: float) -> bool:
-        return self.nodes[value] == ("constant", number)
+        return self.nodes[value][0] == "constant" and repr(self.nodes[value][1]) == repr(number)
 
     def _is_negative(self, value: int) -> bool:
         return bool(self.nodes[value][0] == "neg")

@@ -16,7 +16,16 @@ from torch.utils import _pytree as pytree
 from snnfast._program.run import ENGINES
 from snnfast._program.trace import NotElementwiseError, trace
 from snnfast.compiler.errors import UnmergedError
-from snnfast.compiler.nodes import index_of, is_number, module_of, name_of, signature_of, tensors_of, value
+from snnfast.compiler.nodes import (
+    index_of,
+    is_number,
+    is_pointwise,
+    module_of,
+    name_of,
+    signature_of,
+    tensors_of,
+    value,
+)
 from snnfast.compiler.recurrence import Recurrence, Row, Slot, as_of, call
 
 if TYPE_CHECKING:
@@ -189,34 +198,20 @@ class _Steps:
         begin = [n for _, n in made.states if isinstance(n, Node)]
         if not row and not begin:
             return
-        places = {_place(n) for n in made.calls}
-        series: list[Node | None] = [None] * len(made.series)
-        peeled: dict[Node, None] = {}  # each behind what it reads
-        members = set(row.values())
-
-        def visit(node: Node) -> bool:
-            """Find out what a call of the step reads. Returns whether all of it is known."""
-            if len(peeled) > 2 * len(made.statements):
-                return False
-            if node in peeled or node in made.constants or isinstance(module_of(node), GraphModule):
-                return True
-            for i, nodes in enumerate(made.series):
-                if node not in members and series[i] in (None, node) and _is_before(node, nodes[0]):
-                    series[i] = node
-                    return True
-            known = node in members or (node.op == "call_function" and _place(node) in places)
-            if not known or not all(map(visit, node.all_input_nodes)):
-                return False
-            peeled[node] = None
-            return True
-
-        if not all(map(visit, (*row.values(), *begin))) or None in series or not all(n in peeled for n in begin):
+        for anywhere in (False, True):
+            read = self._read_by_first(made, [*row.values(), *begin], anywhere)
+            if read is not None and all(n in itertools.chain(*read) for n in begin):
+                break
+        else:
             return
-        leaves = [a for n in peeled for a in _leaves(n) if is_number(a)]
-        numbers = list(dict.fromkeys([0.0, *map(float, leaves)]))
+        series, peeled = read
+        members = set(row.values())
+        leaves = [float(a) for n in peeled for a in _leaves(n) if is_number(a)]
+        # A sum with -0.0 is the other summand, to the bit. So ``mem = x`` is a step, too.
+        numbers = [0.0, -0.0, *dict.fromkeys(a for a in leaves if a)]
         starts = itertools.product(numbers, repeat=len(made.states))
         for start in itertools.islice(starts, _STARTS):
-            values = self._values_of_first(made, series, list(peeled), start)
+            values = self._values_of_first(made, series, peeled, start)
             if values is None:
                 return
             of_body, of_calls = values
@@ -225,25 +220,57 @@ class _Steps:
         else:
             return
         for statement, found in of_body.items():
-            same = [n for n, v in of_calls.items() if v == found and n not in members and is_free(n)]
+            same = [n for n, v in of_calls.items() if v == found and n in peeled and n not in members and is_free(n)]
             call = made.calls[made.statements.index(statement)]
             same = [n for n in same if signature_of(n) == signature_of(call)]
             if statement not in row and found is not None and same:
                 row[statement] = same[0]
                 members.add(same[0])
         made.rows.insert(0, row)
-        made.series = [[n, *nodes] for n, nodes in zip(series, made.series, strict=True)]  # type: ignore[list-item]
+        made.series = [[n, *nodes] for n, nodes in zip(series, made.series, strict=True)]
         made.states = [(s, c) for (s, _), c in zip(made.states, start, strict=True)]
 
+    def _read_by_first(
+        self, made: Recurrence, calls: list[Node], anywhere: bool
+    ) -> tuple[list[Node], list[Node]] | None:
+        """What the first step reads of each series, and its calls, each behind what it reads; ``None``: not known.
+
+        The branch of a first step, as in ``if mem is None: mem = x``, may be ``anywhere`` in the user's code.
+        """
+        places, contexts = {_place(n) for n in made.calls}, [n.meta["context"] for n in made.calls]
+        members = set(self.rows.get(self.first - 1, {}).values())
+        series: list[Node | None] = [None] * len(made.series)
+        peeled: dict[Node, None] = {}
+
+        def visit(node: Node) -> bool:
+            if len(peeled) > 2 * len(made.statements):
+                return False
+            if node in peeled or node in made.constants or isinstance(module_of(node), GraphModule):
+                return True
+            for i, nodes in enumerate(made.series):
+                if node not in members and series[i] in (None, node) and _is_before(node, nodes[0], anywhere):
+                    series[i] = node
+                    return True
+            known = node in members or (node.op == "call_function" and _place(node) in places)
+            known = known or (anywhere and is_pointwise(node.target) and node.meta["context"] in contexts)
+            if not known or not all(map(visit, node.all_input_nodes)):
+                return False
+            peeled[node] = None
+            return True
+
+        if not all(map(visit, calls)) or None in series:
+            return None
+        return series, list(peeled)  # type: ignore[return-value]
+
     def _values_of_first(
-        self, made: Recurrence, series: Sequence[Node | None], peeled: list[Node], start: Sequence[float]
+        self, made: Recurrence, series: list[Node], peeled: list[Node], start: Sequence[float]
     ) -> tuple[dict[Group, Any], dict[Node, Any]] | None:
         """What the statements compute in a step that starts from these numbers, and what the first calls compute.
 
         Both are values of one trace: equal instructions of equal operands are one value. What is no tensor has none.
         """
         kept = [s for s in made.statements if s in made.outputs()]
-        tensors = [n for n in peeled if isinstance(value(n), Tensor)]
+        tensors = [n for n in (*peeled, *series) if isinstance(value(n), Tensor)]
 
         def step(*given: Tensor) -> tuple[Tensor, ...]:
             states = [torch.full_like(given[0], number) for number in start]
@@ -296,12 +323,12 @@ def _place(node: Node) -> Any:
     return node.stack_trace, name_of(node.target), node.meta["context"]
 
 
-def _is_before(node: Node, first: Node) -> bool:
+def _is_before(node: Node, first: Node, anywhere: bool) -> bool:
     """Whether a node may be the one before the first of a series."""
     if node.op != "call_function" or node.target is not first.target or signature_of(node) != signature_of(first):
         return False
     part, other = index_of(node), index_of(first)
-    alike = part[:2] == other[:2] if part and other else node.stack_trace == first.stack_trace
+    alike = part[:2] == other[:2] if part and other else anywhere or node.stack_trace == first.stack_trace
     return alike and bool(node.meta["context"] == first.meta["context"])
 
 
