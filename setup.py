@@ -331,12 +331,12 @@ def write_ninja(path: Path, output: Path) -> None:
         ("csrc/cpu/sparse/buffers.cpp", "buffers", []),
         ("csrc/cpu/sparse/spikes_linear.cpp", "spikes_linear", []),
         ("csrc/cpu/sparse/spikes_conv2d.cpp", "spikes_conv2d", []),
-        ("csrc/cpu/sparse/max_pool2d.cpp", "max_pool2d", []),
+        ("csrc/cpu/sparse/pool2d.cpp", "pool2d", []),
         ("csrc/cpu/norm/batch_norm.cpp", "batch_norm", []),
         ("csrc/op/program.cpp", "program", []),
     ]
     for isa, flags in sets.items():
-        for name in ("events", "convolution", "max_pooling"):
+        for name in ("events", "convolution", "pooling"):
             objects.append((f"csrc/cpu/sparse/{name}.cpp", f"cpu_{name}_{isa}", [f"-DSNN_ISA={isa}", *flags]))
         for folder in ("norm", "program"):
             objects.append((f"csrc/cpu/{folder}/kernels.cpp", f"cpu_{folder}_{isa}", [f"-DSNN_ISA={isa}", *flags]))

@@ -1,6 +1,6 @@
-"""Convolutions of spikes by their events, and max pooling over windows that do not overlap: PyTorch's numbers.
+"""Convolutions of spikes by their events, and pooling over windows that do not overlap: PyTorch's numbers.
 
-And who decides between the kernels and PyTorch. Max pooling has PyTorch's numbers to the last bit.
+And who decides between the kernels and PyTorch. Pooling has PyTorch's numbers to the last bit.
 """
 
 from collections.abc import Callable
@@ -17,14 +17,16 @@ from torch._subclasses import FakeTensorMode
 
 from snnfast import Leaky, MultiStep, use_backend
 from snnfast._core import ops as _ops
+from snnfast._images import avg_pool2d as _avg_pooling
 from snnfast._images import conv2d as _convolution
 from snnfast._images import max_pool2d as _max_pooling
+from snnfast._images.avg_pool2d import avg_pool2d
 from snnfast._images.conv2d import conv2d
 from snnfast._images.max_pool2d import max_pool2d
 
 pytestmark = pytest.mark.needs_extension
 
-PYTORCHS: dict[Any, Any] = {conv2d: torch.conv2d, max_pool2d: F.max_pool2d}
+PYTORCHS: dict[Any, Any] = {conv2d: torch.conv2d, max_pool2d: F.max_pool2d, avg_pool2d: F.avg_pool2d}
 functions = pytest.mark.parametrize("function", PYTORCHS, ids=lambda function: function.__name__)
 ops: Any = torch.ops.snnfast
 channels_last = partial(torch.Tensor.contiguous, memory_format=torch.channels_last)
@@ -46,7 +48,8 @@ def images(*sizes: int) -> Tensor:
 def by_kernels(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the functions that the kernels compute from now on."""
     seen: list[str] = []
-    for name, kind in (("conv2d", _convolution._Events), ("max_pool2d", _max_pooling._MaxPooling)):
+    kinds = {"conv2d": _convolution._Events, "max_pool2d": _max_pooling._MaxPooling}
+    for name, kind in {**kinds, "avg_pool2d": _avg_pooling._AvgPooling}.items():
 
         def recording(*given: Any, name: str = name, apply: Any = kind.apply) -> Any:
             seen.append(name)
@@ -168,6 +171,22 @@ def test_maxima_and_gradients_are_pytorchs_and_one_byte_is_kept(name: str, isa: 
     assert all(t.is_contiguous() if planes else t.stride(1) == 1 for t in (found, of_x))
 
 
+@pytest.mark.parametrize("name", [name for name in POOLINGS if not name.startswith("planes")])
+def test_means_and_gradients_are_pytorchs_and_nothing_is_kept(name: str, isa: str, by_kernels: list[str]) -> None:
+    sizes, kernel, stride = POOLINGS[name]
+    x, kept = channels_last(torch.randn(6, *sizes)).requires_grad_(), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        found = avg_pool2d(x, kernel, stride)
+    expected = F.avg_pool2d(x, kernel, stride)
+    assert by_kernels == ["avg_pool2d"]
+    assert not kept
+    assert_bits_equal(found, expected)
+    grad = torch.randn(expected.shape)  # in another order
+    (of_x,) = torch.autograd.grad(found, x, grad)
+    assert_bits_equal(of_x, torch.autograd.grad(expected, x, grad)[0])
+    assert found.stride(1) == of_x.stride(1) == 1
+
+
 @functions
 def test_second_derivatives_are_pytorchs(function: Any, by_kernels: list[str]) -> None:
     if function is conv2d:
@@ -214,6 +233,17 @@ DENSE: dict[Any, dict[str, Callable[[Tensor, Tensor], Any]]] = {
         "no batch": lambda x, w: (x[0], 2, {}),
         "an empty batch": lambda x, w: (x[:0], 2, {}),
     },
+    avg_pool2d: {
+        "overlap": lambda x, w: (x, 3, {"stride": 2}),
+        "padding": lambda x, w: (x, 2, {"padding": 1, "count_include_pad": False}),
+        "ceil_mode": lambda x, w: (x, 3, {"ceil_mode": True}),
+        "another divisor": lambda x, w: (x, 2, {"divisor_override": 3}),
+        "few channels": lambda x, w: (channels_last(x[:, :3]), 2, {}),
+        "float64": lambda x, w: (x.double(), 2, {}),
+        "another order": lambda x, w: (x.contiguous(), 2, {}),
+        "no batch": lambda x, w: (x[0], 2, {}),
+        "an empty batch": lambda x, w: (x[:0], 2, {}),
+    },
 }
 
 
@@ -255,8 +285,8 @@ WEIGHT = torch.rand(64, 5, 3, 3)
         *((conv2d, WEIGHT, {"padding": padding}) for padding in ((1, 1, 1), -1)),
         (conv2d, WEIGHT[:, :4], {}),
         (conv2d, torch.rand(64, 5, 10, 10), {}),
-        *((max_pool2d, kernel, {}) for kernel in (0, (2, 3, 4), 10)),
-        *((max_pool2d, 2, {"stride": stride}) for stride in (0, (1, 2, 3))),
+        *((pool, kernel, {}) for pool in (max_pool2d, avg_pool2d) for kernel in (0, (2, 3, 4), 10)),
+        *((pool, 2, {"stride": stride}) for pool in (max_pool2d, avg_pool2d) for stride in (0, (1, 2, 3))),
     ],
     ids=lambda value: "weight" if isinstance(value, Tensor) else getattr(value, "__name__", str(value)),
 )
@@ -292,7 +322,7 @@ def test_a_network_has_pytorchs_spikes_and_gradients(by_kernels: list[str], monk
     for kernels in (True, False):
         if not kernels:
             monkeypatch.setattr(_convolution, "MOST", -1.0)
-            monkeypatch.setattr(_max_pooling, "_LEAST_CHANNELS", 1000)
+            monkeypatch.setattr(_max_pooling, "LEAST_CHANNELS", 1000)
         spk, mem = net(x)
         net.zero_grad()
         (spk.sum() + mem.square().sum()).backward()
@@ -322,7 +352,7 @@ def test_hooks_see_every_convolution_and_pooling(of: str, by_kernels: list[str])
 
 def test_a_network_takes_sizes_of_numpy(by_kernels: list[str]) -> None:
     x, two = channels_last(torch.rand(6, 8, 6, 6)).unflatten(0, (3, 2)), np.int64(2)
-    for layer in (nn.MaxPool2d(two), nn.MaxPool2d((two, 2), stride=two)):
+    for layer in (nn.MaxPool2d(two), nn.MaxPool2d((two, 2), stride=two), nn.AvgPool2d((two, 2))):
         assert_bits_equal(MultiStep(layer)(x), torch.stack([layer(step) for step in x]))
     assert by_kernels
 
@@ -346,6 +376,8 @@ def calls_of_ops() -> list[tuple[Any, tuple[Any, ...]]]:
         (ops.event_conv2d_weight, (x, y, *weight.shape[2:], *how)),
         (ops.max_pooling, (x, *pooled)),
         (ops.max_pooling_backward, (largest, places, *x.shape[2:], *pooled)),
+        (ops.average_pooling, (x, *pooled)),
+        (ops.average_pooling_backward, (largest, *x.shape[2:], *pooled)),
     ]
 
 
@@ -380,6 +412,10 @@ def test_the_ops_refuse_what_would_leave_memory() -> None:
         (backward, (largest, places, 10, 8, *two), "wrong shape"),
         (backward, (largest, places, 2**31, 8, 2, 2, 2**29, 2), "image: too large"),
         (backward, (largest, places, 1, 8, *two), "kernel: expected 1"),
+        (ops.average_pooling, (image.contiguous(), *two), "x: expected channels_last"),
+        (ops.average_pooling, (image, 9, 2, 9, 2), "kernel: expected 1 to the size"),
+        (ops.average_pooling_backward, (largest.double(), 8, 8, *two), "grad: expected float32"),
+        (ops.average_pooling_backward, (largest, 10, 8, *two), "grad: wrong shape"),
     ):
         with pytest.raises(RuntimeError, match=message):
             op(*given)
@@ -388,4 +424,4 @@ def test_the_ops_refuse_what_would_leave_memory() -> None:
 def test_an_empty_batch_and_no_channels_can_be_pooled() -> None:
     for sizes, pooled in (((0, 5, 4, 4), (0, 5, 2, 2)), ((2, 0, 4, 4), (2, 0, 2, 2))):
         largest, places = ops.max_pooling(torch.empty(sizes), 2, 2, 2, 2)
-        assert largest.shape == places.shape == pooled
+        assert largest.shape == places.shape == ops.average_pooling(torch.empty(sizes), 2, 2, 2, 2).shape == pooled

@@ -183,7 +183,7 @@ def first_step_without_a_gradient(net: Net, x: Tensor) -> Any:
 def no_state_at_first(net: Net, x: Tensor) -> Any:
     mem, out = None, []
     for t in range(x.shape[0]):
-        if mem is None:
+        if mem is None:  # noqa: SIM108 - as users write it
             mem = x[t]
         else:
             mem = mem * 0.9 + x[t]
@@ -198,7 +198,7 @@ def no_states_at_first_and_no_spike(net: Net, x: Tensor) -> Any:
     """The first step computes its current on another line."""
     mem, spk, out = 0.0, 0.0, []
     for t in range(x.shape[0]):
-        if t == 0:
+        if t == 0:  # noqa: SIM108
             mem = net.gain * x[t] * 2
         else:
             mem = (mem - spk) * 0.25 + net.gain * x[t] * 2

@@ -148,9 +148,9 @@ class Neuron:
 
 # All others of the product's namespace.
 OPS = (
-    "batch_norm_backward", "batch_norm_forward", "count_events", "event_conv2d", "event_conv2d_weight", "max_pooling",
-    "max_pooling_backward", "program_backward", "program_forward", "rows_like", "spikes_as_bits", "spikes_linear",
-    "spikes_linear_weight",
+    "average_pooling", "average_pooling_backward", "batch_norm_backward", "batch_norm_forward", "count_events",
+    "event_conv2d", "event_conv2d_weight", "max_pooling", "max_pooling_backward", "program_backward",
+    "program_forward", "rows_like", "spikes_as_bits", "spikes_linear", "spikes_linear_weight",
 )  # fmt: skip
 
 

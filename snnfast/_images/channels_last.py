@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from snnfast._core.modules import is_only_called
+from snnfast._images.avg_pool2d import averaged
 from snnfast._images.batch_norm import evaluated, is_pytorchs, of_batch, overwrites
 from snnfast._images.conv2d import convolved
 from snnfast._images.max_pool2d import pooled
@@ -66,6 +67,8 @@ def to_call(layer: nn.Module, before: nn.Module | None) -> Callable[[Tensor], Te
     """What a layer without a state does to a batch that the layer before it returned."""
     if isinstance(layer, nn.MaxPool2d) and keeps_order(layer):
         return partial(pooled, layer)
+    if isinstance(layer, nn.AvgPool2d) and keeps_order(layer):
+        return partial(averaged, layer)
     if overwrites(layer, before):
         return partial(evaluated, layer)
     return partial(of_batch, layer) if is_pytorchs(layer) else layer

@@ -14,9 +14,9 @@ from snnfast._core import ops
 from snnfast._core.pytorch import not_compiled_alone
 from snnfast._images.conv2d import pair, takes_kernels
 
-__all__ = ["NODES", "max_pool2d", "node", "pooled"]
+__all__ = ["LEAST_CHANNELS", "NODES", "are_apart", "like_images", "max_pool2d", "node", "pooled"]
 
-_LEAST_CHANNELS = 4
+LEAST_CHANNELS = 4
 """Fewer do not fill a vector."""
 
 _MOST_PLACES = 256
@@ -52,10 +52,17 @@ def max_pool2d(
 def _by_kernels(x: Tensor, kernel: list[int], by: list[int], padding: Any, dilation: Any, ceil_mode: bool) -> bool:
     pairs = kernel == by == [2, 2]
     return (
-        ((takes_kernels(x) and x.shape[1] >= _LEAST_CHANNELS) or (pairs and takes_kernels(x, of_planes=True)))
+        ((takes_kernels(x) and x.shape[1] >= LEAST_CHANNELS) or (pairs and takes_kernels(x, of_planes=True)))
         and (pair(padding), pair(dilation)) == ([0, 0], [1, 1])
         and not ceil_mode
-        and len(kernel) == len(by) == 2  # else PyTorch says what is wrong
+        and are_apart(x, kernel, by)
+    )
+
+
+def are_apart(x: Tensor, kernel: list[int], by: list[int]) -> bool:
+    """Whether windows of so many places lie in the image, and none over another."""
+    return (
+        len(kernel) == len(by) == 2  # else PyTorch says what is wrong
         and all(1 <= k <= min(n, s) for n, k, s in zip(x.shape[2:], kernel, by, strict=True))
         and kernel[0] * kernel[1] <= _MOST_PLACES
     )
@@ -134,7 +141,8 @@ def _like_largest(x: Tensor, kernel_y: int, kernel_x: int, stride_y: int, stride
     return largest, torch.empty_like(largest, dtype=torch.uint8)
 
 
-def _like_images(grad: Tensor, places: Tensor, height: int, width: int, *how: int) -> Tensor:
+def like_images(grad: Tensor, height: int, width: int) -> Tensor:
+    """What a gradient of images of this size looks like."""
     images = grad.new_empty(*grad.shape[:2], height, width)
     return images.contiguous(memory_format=torch.channels_last)
 
@@ -144,7 +152,9 @@ NODES: dict[Any, Any] = {}
 
 if ops.extension is not None:
     torch.library.register_fake("snnfast::max_pooling", _like_largest)
-    torch.library.register_fake("snnfast::max_pooling_backward", _like_images)
+    torch.library.register_fake(
+        "snnfast::max_pooling_backward", lambda grad, places, height, width, *how: like_images(grad, height, width)
+    )
     _op = torch.library.custom_op("snnfast::max_pool2d", _max_pool2d, mutates_args=())
     _op.register_fake(lambda x, kernel, by: _like_largest(x, *kernel, *by))
     _op.register_autograd(_backward, setup_context=_save)

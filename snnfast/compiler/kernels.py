@@ -11,6 +11,7 @@ from torch.fx import Graph, Node
 from snnfast._core.pytorch import transforms_are_active
 from snnfast._images import conv2d as _convolution
 from snnfast._images import max_pool2d as _max_pooling
+from snnfast._images.avg_pool2d import avg_pool2d
 from snnfast._images.batch_norm import batch_norm, over_input
 from snnfast._images.channels_last import OPS_THAT_KEEP_ORDER, profits, to_channels_last
 from snnfast._images.conv2d import conv2d
@@ -36,6 +37,7 @@ def bernoulli(p: Tensor, *, generator: Any = None) -> Tensor:
 
 _OURS: dict[Any, Any] = dict.fromkeys((torch.conv2d, F.conv2d, aten.conv2d.default, aten.conv2d.padding), conv2d)
 _OURS |= dict.fromkeys((F.max_pool2d, aten.max_pool2d.default), max_pool2d)
+_OURS |= dict.fromkeys((F.avg_pool2d, aten.avg_pool2d.default), avg_pool2d)
 _OURS |= dict.fromkeys((torch.bernoulli, aten.bernoulli.default), bernoulli)
 for _op, _function in (_convolution.NODES | _max_pooling.NODES).items():
     _OURS |= {_op: _function, _op.default: _function}

@@ -1,5 +1,5 @@
 // Compiled once for each instruction set. The rules at the top of kernels.cpp hold here too.
-#include "max_pooling.h"
+#include "pooling.h"
 
 #include <cstring>
 #include <type_traits>
@@ -26,7 +26,7 @@ using Lane = std::integral_constant<int, Lanes>;
 
 // Visits the places of a window by their number and their offset. Side: that of the kernel, or 0 to take it from p.
 template <int Side, typename Visit>
-void each_place(const MaxPooling& p, Visit&& visit) {
+void each_place(const Pooling& p, Visit&& visit) {
   const int rows = Side > 0 ? Side : p.kernel_y, columns = Side > 0 ? Side : p.kernel_x;
   for (int i = 0; i < rows; ++i) {
     for (int j = 0; j < columns; ++j) visit(i * columns + j, (int64_t{i} * p.W + j) * p.C);
@@ -46,7 +46,7 @@ void each_vector(int count, Visit&& visit) {
 
 // Visits the channels of all windows of an image, in vectors, by their offset in the input and in the output.
 template <typename Visit>
-void each_window(const MaxPooling& p, Visit&& visit) {
+void each_window(const Pooling& p, Visit&& visit) {
   int64_t output = 0;
   for (int y = 0; y < p.Y; ++y) {
     for (int x = 0; x < p.X; ++x, output += p.C) {
@@ -81,7 +81,7 @@ void load_places(typename Channels<Lanes>::Ints& place, const uint8_t* places) {
 }
 
 template <int Lanes, int Side>
-void forward_lanes(const MaxPooling& p, const float* window, float* largest, uint8_t* places) {
+void forward_lanes(const Pooling& p, const float* window, float* largest, uint8_t* places) {
   using C = Channels<Lanes>;
   typename C::Floats most, value;
   typename C::Ints place{};
@@ -94,7 +94,7 @@ void forward_lanes(const MaxPooling& p, const float* window, float* largest, uin
 }
 
 template <int Lanes, int Side>
-void backward_lanes(const MaxPooling& p, const float* grad, const uint8_t* places, float* window) {
+void backward_lanes(const Pooling& p, const float* grad, const uint8_t* places, float* window) {
   using C = Channels<Lanes>;
   typename C::Floats g;
   typename C::Ints place;
@@ -106,12 +106,32 @@ void backward_lanes(const MaxPooling& p, const float* grad, const uint8_t* place
   });
 }
 
+// PyTorch's order of the sum.
+template <int Lanes, int Side>
+void average_lanes(const Pooling& p, const float* window, float* mean) {
+  typename Channels<Lanes>::Floats sum{}, value;
+  each_place<Side>(p, [&](int, int64_t offset) {
+    load(value, window + offset);
+    sum += value;
+  });
+  sum /= static_cast<float>(p.kernel_y * p.kernel_x);
+  std::memcpy(mean, &sum, sizeof sum);
+}
+
+template <int Lanes, int Side>
+void average_backward_lanes(const Pooling& p, const float* grad, float* window) {
+  typename Channels<Lanes>::Floats g;
+  load(g, grad);
+  g /= static_cast<float>(p.kernel_y * p.kernel_x);
+  each_place<Side>(p, [&](int, int64_t offset) { std::memcpy(window + offset, &g, sizeof g); });
+}
+
 // ---- windows of two by two side by side, of an image of one channel: a vector has one place of several windows
 
-bool has_pairs(const MaxPooling& p) { return p.C == 1 && p.kernel_y == 2 && p.kernel_x == 2 && p.stride_x == 2; }
+bool has_pairs(const Pooling& p) { return p.C == 1 && p.kernel_y == 2 && p.kernel_x == 2 && p.stride_x == 2; }
 
 template <typename Visit>
-void each_pair(const MaxPooling& p, Visit&& visit) {
+void each_pair(const Pooling& p, Visit&& visit) {
   for (int y = 0; y < p.Y; ++y) {
     const int64_t input = int64_t{y} * p.stride_y * p.W, output = int64_t{y} * p.X;
     each_vector(p.X, [&](auto lanes, int x) { visit(lanes, input + 2 * x, output + x); });
@@ -119,7 +139,7 @@ void each_pair(const MaxPooling& p, Visit&& visit) {
 }
 
 template <int Lanes, int... I>
-void forward_pairs(const MaxPooling& p, const float* windows, float* largest, uint8_t* places,
+void forward_pairs(const Pooling& p, const float* windows, float* largest, uint8_t* places,
                    std::integer_sequence<int, I...>) {
   using C = Channels<Lanes>;
   typename C::Floats most, low, high;
@@ -137,7 +157,7 @@ void forward_pairs(const MaxPooling& p, const float* windows, float* largest, ui
 }
 
 template <int Lanes, int... I>
-void backward_pairs(const MaxPooling& p, const float* grad, const uint8_t* places, float* windows,
+void backward_pairs(const Pooling& p, const float* grad, const uint8_t* places, float* windows,
                     std::integer_sequence<int, I...>) {
   using C = Channels<Lanes>;
   typename C::Floats g;
@@ -156,12 +176,17 @@ void backward_pairs(const MaxPooling& p, const float* grad, const uint8_t* place
 
 // Calls f with the side of a common square kernel as a constant, or with 0.
 template <typename F>
-void with_side(const MaxPooling& p, F&& f) {
+void with_side(const Pooling& p, F&& f) {
   if (p.kernel_y == 2 && p.kernel_x == 2) return f(std::integral_constant<int, 2>{});
   f(std::integral_constant<int, 0>{});
 }
 
-void forward(const MaxPooling& p, const float* image, float* largest, uint8_t* places) {
+// Zeros where no window is.
+void clear_rest(const Pooling& p, float* of_image) {
+  if (!p.covers_image()) std::memset(of_image, 0, static_cast<size_t>(p.inputs()) * sizeof(float));
+}
+
+void forward(const Pooling& p, const float* image, float* largest, uint8_t* places) {
   if (has_pairs(p)) {
     return each_pair(p, [&]<int Lanes>(Lane<Lanes>, int64_t in, int64_t out) {
       if constexpr (Lanes == 1) {
@@ -178,8 +203,8 @@ void forward(const MaxPooling& p, const float* image, float* largest, uint8_t* p
   });
 }
 
-void backward(const MaxPooling& p, const float* grad, const uint8_t* places, float* of_image) {
-  if (!p.covers_image()) std::memset(of_image, 0, static_cast<size_t>(p.inputs()) * sizeof(float));
+void backward(const Pooling& p, const float* grad, const uint8_t* places, float* of_image) {
+  clear_rest(p, of_image);
   if (has_pairs(p)) {
     return each_pair(p, [&]<int Lanes>(Lane<Lanes>, int64_t in, int64_t out) {
       if constexpr (Lanes == 1) {
@@ -196,10 +221,27 @@ void backward(const MaxPooling& p, const float* grad, const uint8_t* places, flo
   });
 }
 
+void average(const Pooling& p, const float* image, float* means) {
+  with_side(p, [&]<int Side>(std::integral_constant<int, Side>) {
+    each_window(p, [&]<int Lanes>(Lane<Lanes>, int64_t in, int64_t out) {
+      average_lanes<Lanes, Side>(p, image + in, means + out);
+    });
+  });
+}
+
+void average_backward(const Pooling& p, const float* grad, float* of_image) {
+  clear_rest(p, of_image);
+  with_side(p, [&]<int Side>(std::integral_constant<int, Side>) {
+    each_window(p, [&]<int Lanes>(Lane<Lanes>, int64_t in, int64_t out) {
+      average_backward_lanes<Lanes, Side>(p, grad + out, of_image + in);
+    });
+  });
+}
+
 }  // namespace
 
-const MaxPoolingKernels& max_pooling_kernels() {
-  static constexpr MaxPoolingKernels kernels{forward, backward};
+const PoolingKernels& pooling_kernels() {
+  static constexpr PoolingKernels kernels{forward, backward, average, average_backward};
   return kernels;
 }
 

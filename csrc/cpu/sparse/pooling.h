@@ -1,5 +1,5 @@
-// Max pooling of channels_last images over windows that do not overlap. For backward it saves the place of each maximum
-// in its window, which is one byte. PyTorch saves eight. Images of one channel are planes of contiguous ones.
+// Pooling of channels_last images over windows that do not overlap. For backward, max pooling saves the place of each
+// maximum in its window, which is one byte. PyTorch saves eight. Images of one channel are planes of contiguous ones.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,7 @@
 namespace snnfast::cpu {
 
 // Windows have at most 256 places, counted row by row.
-struct MaxPooling {
+struct Pooling {
   int C, H, W;  // of the input
   int Y, X;     // of the output
   int kernel_y, kernel_x, stride_y, stride_x;
@@ -21,17 +21,19 @@ struct MaxPooling {
   }
 };
 
-struct MaxPoolingKernels {
-  void (*forward)(const MaxPooling&,
+struct PoolingKernels {
+  void (*forward)(const Pooling&,
                   const float* image,  // [H, W, C]
                   float* largest,      // [Y, X, C]
                   uint8_t* places);    // [Y, X, C]
-  void (*backward)(const MaxPooling&,
+  void (*backward)(const Pooling&,
                    const float* grad,      // [Y, X, C]
                    const uint8_t* places,  // [Y, X, C]
                    float* of_image);       // [H, W, C]
+  void (*average)(const Pooling&, const float* image, float* means);
+  void (*average_backward)(const Pooling&, const float* grad, float* of_image);
 };
 
-SNN_DECLARE_FOR_EACH_ISA(const MaxPoolingKernels& max_pooling_kernels())
+SNN_DECLARE_FOR_EACH_ISA(const PoolingKernels& pooling_kernels())
 
 }  // namespace snnfast::cpu

@@ -1,5 +1,5 @@
-// The ops of max pooling on the CPU. snnfast/_images/max_pool2d.py decides when they are called.
-#include "max_pooling.h"
+// The ops of pooling on the CPU. snnfast/_images/max_pool2d.py and avg_pool2d.py decide when they are called.
+#include "pooling.h"
 
 #include <limits>
 #include <tuple>
@@ -12,7 +12,7 @@
 namespace snnfast {
 namespace {
 
-using cpu::MaxPooling;
+using cpu::Pooling;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
@@ -20,9 +20,9 @@ constexpr int64_t kMostPlaces = 256;
 constexpr int64_t kMostSide = std::numeric_limits<int>::max();
 constexpr int64_t kGrain = 1 << 14;  // elements of the input that are worth a thread
 
-const cpu::MaxPoolingKernels& kernels(){SNN_RETURN_OF_CURRENT_ISA(max_pooling_kernels())}
+const cpu::PoolingKernels& kernels(){SNN_RETURN_OF_CURRENT_ISA(pooling_kernels())}
 
-MaxPooling described(int64_t C, int64_t H, int64_t W, const int64_t (&kernel)[2], const int64_t (&stride)[2]) {
+Pooling described(int64_t C, int64_t H, int64_t W, const int64_t (&kernel)[2], const int64_t (&stride)[2]) {
   const int64_t size[2] = {H, W};
   int outputs[2];
   for (int d = 0; d < 2; ++d) {
@@ -38,7 +38,7 @@ MaxPooling described(int64_t C, int64_t H, int64_t W, const int64_t (&kernel)[2]
 }
 
 template <typename Visit>
-void each_image(const MaxPooling& p, int64_t N, Visit&& visit) {
+void each_image(const Pooling& p, int64_t N, Visit&& visit) {
   torch::stable::parallel_for(0, N, kGrain / std::max<int64_t>(p.inputs(), 1) + 1, [&](int64_t first, int64_t last) {
     for (int64_t n = first; n < last; ++n) visit(n);
   });
@@ -48,7 +48,7 @@ void each_image(const MaxPooling& p, int64_t N, Visit&& visit) {
 std::tuple<Tensor, Tensor> max_pooling(const Tensor& x, int64_t kernel_y, int64_t kernel_x, int64_t stride_y,
                                        int64_t stride_x) {
   check_image(x, "x");
-  const MaxPooling p = described(x.size(1), x.size(2), x.size(3), {kernel_y, kernel_x}, {stride_y, stride_x});
+  const Pooling p = described(x.size(1), x.size(2), x.size(3), {kernel_y, kernel_x}, {stride_y, stride_x});
   const Tensor y = new_image(x, x.size(0), p.C, p.Y, p.X);
   const Tensor places = new_image(x, x.size(0), p.C, p.Y, p.X, ScalarType::Byte);
   const float* const images = static_cast<const float*>(x.const_data_ptr());
@@ -65,7 +65,7 @@ Tensor max_pooling_backward(const Tensor& grad, const Tensor& places, int64_t H,
                             int64_t kernel_x, int64_t stride_y, int64_t stride_x) {
   check_image(grad, "grad");
   check_image(places, "places", ScalarType::Byte);
-  const MaxPooling p = described(grad.size(1), H, W, {kernel_y, kernel_x}, {stride_y, stride_x});
+  const Pooling p = described(grad.size(1), H, W, {kernel_y, kernel_x}, {stride_y, stride_x});
   const int64_t sizes[4] = {grad.size(0), p.C, p.Y, p.X};
   for (int d = 0; d < 4; ++d) {
     STD_TORCH_CHECK(grad.size(d) == sizes[d] && places.size(d) == sizes[d], "grad, places: wrong shape");
@@ -80,9 +80,38 @@ Tensor max_pooling_backward(const Tensor& grad, const Tensor& places, int64_t H,
   return of_x;
 }
 
+// Returns the mean of each window.
+Tensor average_pooling(const Tensor& x, int64_t kernel_y, int64_t kernel_x, int64_t stride_y, int64_t stride_x) {
+  check_image(x, "x");
+  const Pooling p = described(x.size(1), x.size(2), x.size(3), {kernel_y, kernel_x}, {stride_y, stride_x});
+  const Tensor y = new_image(x, x.size(0), p.C, p.Y, p.X);
+  const float* const images = static_cast<const float*>(x.const_data_ptr());
+  float* const means = static_cast<float*>(y.mutable_data_ptr());
+  each_image(p, x.size(0), [&](int64_t n) { kernels().average(p, images + n * p.inputs(), means + n * p.outputs()); });
+  return y;
+}
+
+// Returns the gradient of an image of height H and width W, from that of its means.
+Tensor average_pooling_backward(const Tensor& grad, int64_t H, int64_t W, int64_t kernel_y, int64_t kernel_x,
+                                int64_t stride_y, int64_t stride_x) {
+  check_image(grad, "grad");
+  const Pooling p = described(grad.size(1), H, W, {kernel_y, kernel_x}, {stride_y, stride_x});
+  STD_TORCH_CHECK(grad.size(2) == p.Y && grad.size(3) == p.X, "grad: wrong shape");
+  const Tensor of_x = new_image(grad, grad.size(0), p.C, p.H, p.W);
+  const float* const given = static_cast<const float*>(grad.const_data_ptr());
+  float* const made = static_cast<float*>(of_x.mutable_data_ptr());
+  each_image(p, grad.size(0),
+             [&](int64_t n) { kernels().average_backward(p, given + n * p.outputs(), made + n * p.inputs()); });
+  return of_x;
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(SNN_NAMESPACE, m) {
+  m.def("average_pooling(Tensor x, int kernel_y, int kernel_x, int stride_y, int stride_x) -> Tensor");
+  m.def(
+      "average_pooling_backward(Tensor grad, int height, int width, int kernel_y, int kernel_x, int stride_y, int "
+      "stride_x) -> Tensor");
   m.def("max_pooling(Tensor x, int kernel_y, int kernel_x, int stride_y, int stride_x) -> (Tensor, Tensor)");
   m.def(
       "max_pooling_backward(Tensor grad, Tensor places, int height, int width, int kernel_y, int kernel_x, int "
@@ -91,6 +120,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(SNN_NAMESPACE, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(SNN_NAMESPACE, CPU, m) {
+  m.impl("average_pooling", TORCH_BOX(&average_pooling));
+  m.impl("average_pooling_backward", TORCH_BOX(&average_pooling_backward));
   m.impl("max_pooling", TORCH_BOX(&max_pooling));
   m.impl("max_pooling_backward", TORCH_BOX(&max_pooling_backward));
 }
