@@ -156,7 +156,7 @@ def surrogate_that_nobody_waits_for(net: Net, x: Tensor) -> Any:
 
 @network
 def input_of_the_step_before(net: Net, x: Tensor) -> Any:
-    """No gradient in the first two steps, so that dynamo writes their surrogates in another way."""
+    """No gradient in the first two steps, so that dynamo writes the forward pass of their surrogates into the graph."""
     syn = mem = torch.zeros(1, dtype=x.dtype).expand_as(x[0])
     out = []
     for t in range(x.shape[0]):
@@ -344,11 +344,12 @@ REPEATED = {
     "operator_that_knows_its_channels": "takes tensors of its own sizes alone: Mismatch of parameter numbers",
     "detached_now_and_then": "its steps are not all alike",
 }
-PARTLY = {"first_step_without_a_gradient": 6, "input_of_the_step_before": 6, "no_state_and_no_gradient_at_first": 6}
-STEPS = {"another_first_step": 6, "constant_input_and_no_grad": 6, **PARTLY}
+PARTLY = {"first_step_without_a_gradient": 6, "no_state_and_no_gradient_at_first": 6}
+STEPS = {"another_first_step": 6, "constant_input_and_no_grad": 6, "input_of_the_step_before": 8, **PARTLY}
 if torch.__version__.startswith("2.11"):
     # It writes a number through a mask as a tensor.
     REPEATED["learned_in_place_and_filled"] = "an operator takes tensors of its own sizes alone"
+    PARTLY["input_of_the_step_before"] = STEPS["input_of_the_step_before"] = 6
     # It knows the line of a call alone: of two products in one, the first step has the second.
     PARTLY["threshold_that_begins_as_a_number"] = STEPS["threshold_that_begins_as_a_number"] = 5
 FUSED = {"bits_to_a_linear", "bits_to_many_outputs", "two_layers_with_a_product"}
@@ -409,7 +410,9 @@ def test_a_neuron_by_hand_has_the_numbers_of_the_loop(name: str, dtype: torch.dt
         assert len(recurrences) == 1 or name != "trace_of_the_spikes_behind_them"
         assert any("with the linear behind it" in line for line in recurrences) == (name in FUSED), str(report)
         steps = STEPS.get(name, 7)
-        assert all(line.startswith((f"{steps} steps", "7 steps")) for line in recurrences), str(report)
+        found = {int(line.split()[0]) for line in recurrences}
+        # A step before the first may have its spikes.
+        assert found <= ({6, 8} if steps == 8 else {steps, 7}), str(report)
         assert not report.repeated or name in PARTLY
 
 

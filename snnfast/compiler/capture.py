@@ -14,6 +14,7 @@ from torch.fx import Graph, GraphModule, Node, map_arg
 from snnfast._core.ops import NEURONS, Neuron
 from snnfast.compiler.connected import absorb_connections
 from snnfast.compiler.functionalize import Memory
+from snnfast.compiler.inlined import call_again
 from snnfast.compiler.nodes import (
     aten,
     body_key,
@@ -112,6 +113,7 @@ class Captured:
 def capture(graph: Graph) -> Captured:
     """Clean the graph of a loop, and find out what its nodes do."""
     Memory(graph).without_changes_in_place()
+    call_again(graph)
     _repeat_last(graph)
     _merge_equal(graph)
     _merge_counts(graph)

@@ -263,7 +263,7 @@ class Series:
         return found
 
     def _places(self) -> list[list[Node]]:
-        """The calls of each place in the user's code that runs once a step. The first or last step may lack one."""
+        """The calls of each place in the user's code that runs once a step. The first or last steps may lack one."""
         places: dict[Any, list[Node]] = defaultdict(list)
         for node in self.captured.nodes:
             if self._is_free(node) and node.stack_trace and index_of(node) is None:
@@ -272,7 +272,7 @@ class Series:
         if not steps:
             counts = Counter(len(nodes) for nodes in places.values() if len(nodes) >= LEAST)
             steps = {n for n, _ in counts.most_common(1)}
-        return [nodes for nodes in places.values() if steps.intersection(range(len(nodes) - 1, len(nodes) + 3))]
+        return [nodes for nodes in places.values() if steps.intersection(range(len(nodes) - 2, len(nodes) + 3))]
 
     def _output(self, step: Node, i: int) -> Node | None:
         return next((u for u in step.users if u.target is operator.getitem and u.args[1] == i), None)
