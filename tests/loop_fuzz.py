@@ -151,7 +151,8 @@ class Run:
             grads = torch.autograd.grad(sum(losses), list(asking.values()), allow_unused=True, retain_graph=True)
         for (n, t), g in zip(asking.items(), grads, strict=True):
             found.append((f"grad of {n}", torch.zeros_like(t) if g is None else g))
-        return [*found, ("shared memory", shared)]
+        orders = [(f"{n} is contiguous", t.is_contiguous()) for n, t in results if isinstance(t, Tensor)]
+        return [*found, ("shared memory", shared), *orders]
 
     def _states(self, layer: Any) -> tuple[str, ...]:
         return tuple(state for state in STATES if hasattr(layer, state))
@@ -206,6 +207,7 @@ def difference(found: Results, expected: Results, dtype: str) -> str | None:
                 # A view that was made under no_grad says that it needs a gradient, and leads to none. What is computed
                 # of such views may do without: the gradients are compared by themselves.
                 idle = name.endswith("needs a gradient") and b is True and a is False
+                idle |= name.endswith("is contiguous") and a is True
                 if not idle and (type(a) is not type(b) or a != b):
                     return f"{name}: {a} instead of {b}"
                 continue

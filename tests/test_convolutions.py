@@ -249,3 +249,26 @@ def test_a_compiled_loop_turns_its_input_once_and_is_the_plain_path(flat: str, m
     for a, b in zip(*(found for found, _ in results), strict=True):
         assert a.stride() == b.stride()
     assert_all_close(*(grads for _, grads in results), relative=1e-5)
+
+
+@pytest.mark.needs_extension
+def test_results_of_a_compiled_loop_that_share_memory_share_it_behind_a_convolution() -> None:
+    def forward(net: Loop, x: Tensor) -> Any:
+        current = net.conv1(x.flatten(0, 1))
+        steps = current.unflatten(0, x.shape[:2])
+        mem, rec = 0.0, []
+        for step in range(len(x)):
+            mem = mem * 0.5 + steps[step]
+            spk = Masked.apply(mem - 0.5)
+            mem = mem - spk.detach()
+            rec.append(spk)
+        record = torch.stack(rec)
+        return current, steps, record, record.flatten(0, 1), record[1], mem
+
+    net, x = Loop(""), eighths(T, B, 1, 16, 16)
+    with torch.no_grad():
+        found, wanted = snnfast.compile(forward)(net, x), forward(net, x)
+        for a, b in zip(found, wanted, strict=True):
+            a.add_(1)
+            b.add_(1)
+    assert_all_bits_equal(found, wanted)

@@ -382,6 +382,7 @@ def compare(loop: Callable[..., Any], x: Tensor) -> Any:
     (ours, our_gradients), (theirs, gradients) = results(net, function, x), results(other, other, x)
     for a, b in zip(ours, theirs, strict=True):
         assert a.requires_grad == b.requires_grad
+        assert a.is_contiguous() or not b.is_contiguous()
         if loop.__name__ in ROUNDED:
             torch.testing.assert_close(a, b)
         else:
@@ -425,6 +426,27 @@ def test_loops_on_a_gpu_become_recurrences(name: str) -> None:
         found = function(torch.randn(7, 5, 7).requires_grad_())
     assert "one recurrence" in str(*reports)
     assert all(t.device.type == "cuda" for t in pytree.tree_leaves(found))
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("first", [None, 0.0], ids=["zeros", "number"])
+def test_views_of_a_neuron_whose_current_is_in_another_order(first: float | None, backend: Any) -> None:
+    def loop(net: Net, x: Tensor) -> Any:
+        mem: Any = torch.zeros(3, 4, 5, 7) if first is None else first
+        rec = []
+        for t in range(len(x)):
+            mem = mem * 0.8 + x[t]
+            spk = Masked.apply(mem - 1.0)
+            mem = mem - spk.detach()
+            rec.append(spk)
+        record = torch.stack(rec)
+        if first is None:  # zeros are contiguous, and so is what is made of them
+            return record, record.view(len(x), 3, -1), rec[2].view(-1), mem.view(3, -1)
+        return record.movedim(2, -1).view(len(x), -1, 4), mem.movedim(1, -1).view(-1), torch.stack(rec, 1)
+
+    with snnfast.use_backend(backend):
+        report = compare(loop, (torch.rand(6, 3, 5, 7, 4) * 2).movedim(-1, 2).requires_grad_())
+    assert any("one recurrence" in line for line in report.merged)
 
 
 @pytest.mark.parametrize("name", ["soft_reset_of_a_number", "constant_input_and_no_grad"])

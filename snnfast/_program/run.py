@@ -18,7 +18,7 @@ from snnfast._program.code import Code, Counts, backward_code, forward_code
 from snnfast._program.nvrtc import NoKernelError, kernel_of
 from snnfast._program.trace import Step, trace
 
-__all__ = ["Program"]
+__all__ = ["Program", "order_of"]
 
 
 class _Options(NamedTuple):
@@ -145,6 +145,14 @@ class _Call(NamedTuple):
         size, stride = (*t.shape[:lead], *self.shape), (*t.stride()[:lead], *strides)
         return t.new_empty(0).set_(t.untyped_storage(), t.storage_offset(), size, stride)
 
+    def ordered(self, t: Tensor) -> Tensor:
+        """The same numbers as ``shaped`` returns them."""
+        if self.order is None:
+            return t.contiguous()
+        lead = t.dim() - len(self.order)
+        order = [*range(lead), *(lead + d for d in self.order)]
+        return t.permute(order).contiguous().permute(sorted(range(t.dim()), key=order.__getitem__))
+
 
 class _Variant:
     """A step function with the options of a call, and the codes of both."""
@@ -162,7 +170,9 @@ class _Variant:
     ) -> tuple[Tensor, ...]:
         """Outputs and last states, from series, states and parameters; in place of one, what ``linear`` makes of it."""
         kernels = _takes_kernels(tensors[0])
-        if kernels and linear is not None and bits_pay(tensors[0], call.shape, call.steps, linear):  # as numbers, too
+        call = call._replace(order=order_of(tensors[0], call.shape) if self.counts[0] else None)
+        usual = kernels and call.order is None  # a linear layer reads the last dimensions side by side
+        if usual and linear is not None and bits_pay(tensors[0], call.shape, call.steps, linear):  # as numbers, too
             weight, bias, dims = linear
             binary = self.forward_code(call.opmath, len(call.shape)).binary[output]
             asked = call._replace(output=output, dims=dims, bits=binary)
@@ -177,12 +187,13 @@ class _Variant:
 
     def _results(self, call: _Call, tensors: Sequence[Tensor], kernels: bool) -> tuple[Tensor, ...]:
         if kernels:
-            order = _order_of(tensors[0], call) if self.counts[0] else None
             try:
-                return _Run.apply(self, call._replace(order=order), *tensors)  # type: ignore[no-any-return]
+                return _Run.apply(self, call, *tensors)  # type: ignore[no-any-return]
             except NoKernelError as error:
                 _say_step_by_step(f"on {call.device.type}: {error}")
-        return self.loop(call, tensors)
+        found = self.loop(call, tensors)
+        # In the order of the kernels, which the nodes of a compiled graph rely on.
+        return found if torch.compiler.is_compiling() else tuple(map(call.ordered, found))
 
     def step(self, *arguments: Tensor) -> tuple[Tensor, ...]:
         record, constant, ragged, counted = self._options
@@ -426,9 +437,9 @@ def _bits(found: Tensor, call: _Call) -> Tensor:
 _ONE = torch.ones((), device="cpu", dtype=torch.float32)  # the height of a spike
 
 
-def _order_of(x: Tensor, call: _Call) -> list[int] | None:
+def order_of(x: Tensor, shape: torch.Size) -> list[int] | None:
     """The dimensions of a step from the outermost in memory to the innermost; ``None``: as usual, or with gaps."""
-    if x.is_contiguous() or x.dim() != 1 + len(call.shape) or x.shape[0] == 0:
+    if x.is_contiguous() or x.shape[1:] != shape or x.shape[0] == 0:
         return None
     strides = x.stride()[1:]
     order = sorted(range(len(strides)), key=strides.__getitem__, reverse=True)

@@ -2,7 +2,7 @@
 
 import operator
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.fx import Graph, Node, map_arg
 from torch.utils import _pytree as pytree
 
+from snnfast._program.run import order_of
 from snnfast._unroll.graph import as_function, unroll_steps
 from snnfast.compiler.capture import Captured, Chain
 from snnfast.compiler.errors import TrialError, UnmergedError
@@ -387,10 +388,13 @@ class Emitter(Writer):
         is_bool = [isinstance(a, Node) and value(a).dtype == torch.bool for a in given]
         given = [self.call(aten.to.dtype, a, recurrence.dtype) if b else a for a, b in zip(given, is_bool, strict=True)]
         node = self.graph.call_function(Unrolled(recurrence, recurrence.outputs()), tuple(given))
-        shape, shapes = recurrence.shape, []
-        shapes = [(recurrence.steps, *shape) for _ in recurrence.outputs()] + [tuple(shape) for _ in states]
+        shape = recurrence.shape
+        order: Sequence[int] | None = order_of(value(given[0]), shape) if series else None
+        order = order or range(len(shape))
+        step, record = (tuple(shape), tuple(order)), ((recurrence.steps, *shape), (0, *(1 + d for d in order)))
         options = {"dtype": recurrence.dtype, "device": recurrence.device}
-        found = [fake_call(torch.empty, (s,), options, self.mode) for s in shapes]
+        wanted = [record for _ in recurrence.outputs()] + [step for _ in states]
+        found = [fake_call(torch.empty_permuted, args, options, self.mode) for args in wanted]
         node.meta |= {"example_value": tuple(found), "context": self.context}
         self._calls[recurrence] = node
 

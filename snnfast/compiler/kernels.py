@@ -1,6 +1,7 @@
 """Calls that have faster kernels than PyTorch's on the CPU: convolutions, poolings, normalisations, and draws."""
 
 import operator
+from collections import Counter
 from typing import Any, cast
 
 import torch
@@ -17,7 +18,7 @@ from snnfast._images.channels_last import OPS_THAT_KEEP_ORDER, profits, to_chann
 from snnfast._images.conv2d import conv2d
 from snnfast._images.max_pool2d import max_pool2d
 from snnfast._unroll.graph import unroll_steps
-from snnfast.compiler.nodes import arguments, aten, is_pointwise, name_of, value
+from snnfast.compiler.nodes import arguments, aten, is_pointwise, may_alias, name_of, storage_of, tensors_of, value
 from snnfast.compiler.recurrence import Unrolled
 
 
@@ -47,6 +48,8 @@ def use_channels_last(graph: Graph) -> None:
     """Give convolutions their input in channels_last order, as ``MultiStep`` does, and other calls theirs as it was."""
     found: set[Node] = set()  # what may be in channels_last order
     back: dict[Node, Node] = {}
+    results = Counter(storage_of(t) for n in graph.output_node().all_input_nodes for t in tensors_of(n))
+    shared = {storage for storage, views in results.items() if views > 1}
     for node in list(graph.nodes):
         given = [n for n in node.all_input_nodes if n in found]
         if _takes_images(node) and not given and profits(value(node.args[0]), value(node.args[1])):
@@ -56,7 +59,9 @@ def use_channels_last(graph: Graph) -> None:
             node.update_arg(0, made)
             found.add(made)
             given = [made]
-        if given and _keeps(node, found):
+        # Results that share memory are views of one tensor, which goes back as a whole.
+        is_view = may_alias(node.target) and isinstance(value(node), Tensor) and storage_of(value(node)) in shared
+        if given and not is_view and _keeps(node, found):
             found.add(node)
             continue
         for n in given:

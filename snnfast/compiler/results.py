@@ -44,6 +44,9 @@ def separate(emitter: Emitter, output: Node) -> Any:
         if memory != others and value(made).numel() and not _are_parts(made, emitter.get(by)):
             made = copies[old] = emitter.call(aten.clone.default, made)
             storage = storage_of(value(made))
+        elif value(old).is_contiguous() and not value(made).is_contiguous():  # the caller may take a view of it
+            made = copies[old] = emitter.call(aten.contiguous.default, made)
+            storage = storage_of(value(made))
         if now.setdefault(memory, storage) != storage:
             made = copies[old] = _view_of(emitter, old, now[memory], copies)
         return made
