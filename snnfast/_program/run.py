@@ -18,7 +18,7 @@ from snnfast._program.code import Code, Counts, backward_code, forward_code
 from snnfast._program.nvrtc import NoKernelError, kernel_of
 from snnfast._program.trace import Step, trace
 
-__all__ = ["Program", "order_of"]
+__all__ = ["Program", "expanded", "order_of"]
 
 
 class _Options(NamedTuple):
@@ -236,11 +236,11 @@ class _Variant:
         """The step function in a loop: the definition of what the kernels compute."""
         series, states, parameters = _split(tensors, self.counts)
         rows = [x.to(call.opmath).unbind(0) for x in series]
-        now, outputs = [s.expand(call.shape) for s in states], []
+        now, outputs = [expanded(s, call.shape) for s in states], []
         for t in range(call.steps):
             # A step that writes to its arguments must not reach what the caller, or a record, has.
             arguments = [*(x[t] for x in rows), *now]
-            results = [r.expand(call.shape) for r in self.step(*(a.clone() for a in arguments), *parameters)]
+            results = [expanded(r, call.shape) for r in self.step(*(a.clone() for a in arguments), *parameters)]
             outputs.append(results[: len(results) - len(now)])
             now = results[len(results) - len(now) :]
         if not outputs:
@@ -254,6 +254,11 @@ class _Variant:
         ]
         results = self.step(*made, *(p.detach() for p in parameters))
         return [r.new_empty(0, *call.shape, dtype=call.dtype) for r in results[: len(results) - self.counts[1]]]
+
+
+def expanded(t: Tensor, shape: torch.Size) -> Tensor:
+    # A call that does nothing has sizes, with which a compiled loop is no program.
+    return t if t.shape == shape else t.expand(shape)
 
 
 def _split(tensors: Sequence[Any], counts: Counts) -> tuple[Sequence[Any], ...]:

@@ -220,6 +220,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         name = func._schema.name.removeprefix("aten::")
         name = name.removesuffix("_")  # a write in place gives the memory another value
+        if name == "_local_scalar_dense" and self.graph.nodes[self.value(args[0])][0] == "constant":
+            return func(*args, **kwargs)  # ``item`` of a number that the step made a tensor of
         record = _OPERATORS.get(name)
         if record is None:
             raise self._error(f"torch.{name} is not elementwise, or is not known to programs")
@@ -462,6 +464,11 @@ def _made(r: _Recorder, out: Tensor, *_: Any, **__: Any) -> int | None:
 @_operator("clone", "detach", "alias", "view", "_unsafe_view", "reshape", "expand", "view_as", "_to_copy", "contiguous")
 def _same(r: _Recorder, out: Tensor, x: Tensor, *_: Any, **__: Any) -> int:
     return _truth(r, x) if out.dtype == torch.bool else r.value(x)
+
+
+@_operator("select")
+def _selected(r: _Recorder, out: Tensor, x: Tensor, *_: Any) -> int | None:
+    return r.value(x) if x.numel() == 1 else None
 
 
 @_operator("copy")

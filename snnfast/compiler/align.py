@@ -285,7 +285,7 @@ class _Steps:
 
         try:
             found = trace(step, (len(series) + len(made.constants), 0, 0), made.dtype, len(made.shape)).outputs
-        except NotElementwiseError:
+        except (NotElementwiseError, RuntimeError):  # of an operator that takes tensors of its own sizes alone
             return None
         of_body = dict.fromkeys(made.statements) | dict(zip(kept, found))  # noqa: B905
         of_calls = dict.fromkeys(peeled) | dict(zip(tensors, found[len(kept) :], strict=True))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from snnfast._core.linear import Linear
 from snnfast._core.ops import opmath_dtype
 from snnfast._core.settings import check_flag
-from snnfast._program.run import Program
+from snnfast._program.run import Program, expanded
 from snnfast._unroll.checks import (
     check_current,
     check_num_steps,
@@ -205,9 +205,9 @@ class StepLayer(SpikingLayer):
         # Copies, because the step may write to its arguments.
         arguments = [t.clone() for t in (input_.to(opmath), *now)]
         spk, *after = self._bound_step()(*arguments, *self._parameters_of(input_, shape))
-        after = [state.expand(shape) for state in after]
+        after = [expanded(state, shape) for state in after]
         self._hold(after)
-        spk = spk.expand(shape).to(input_.dtype)
+        spk = expanded(spk, shape).to(input_.dtype)
         return spk if self.init_hidden and not self.output else (spk, *after)
 
     def unroll(
