@@ -449,6 +449,34 @@ def test_views_of_a_neuron_whose_current_is_in_another_order(first: float | None
     assert any("one recurrence" in line for line in report.merged)
 
 
+class Together(nn.Module):
+    """A layer without a state on all steps at once, and a neuron that loops over them, as in TET."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(7, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        current = self.fc(x.flatten(0, 1)).view(x.shape)
+        mem, out = 0, []
+        for t in range(x.shape[1]):
+            mem = mem * 0.5 + current[:, t, ...]
+            spk = Masked.apply(mem - 0.3)
+            mem = (1 - spk) * mem
+            out.append(spk)
+        return torch.stack(out, dim=1) + x
+
+
+@pytest.mark.parametrize("steps", [4, 5, 6])
+def test_several_layers_of_one_class_are_no_steps(steps: int) -> None:
+    net, x = nn.Sequential(*(Together() for _ in range(steps))), torch.rand(3, steps, 7, requires_grad=True)
+    wanted = results(net, net, x)
+    assert f"{steps} steps of 7 calls" in str(report := snnfast.explain(net, x))
+    assert f"one recurrence ({steps} times)" in str(report)
+    found = results(net, snnfast.compile(net), x)
+    torch.testing.assert_close(found, wanted)
+
+
 def test_a_width_that_is_kept_as_a_tensor() -> None:
     def loop(net: Net, x: Tensor) -> Any:
         mem, out = 0, []

@@ -1,4 +1,4 @@
-"""Convolutional networks with batch normalisation in training."""
+"""Convolutional networks: with batch normalisation in training, and with neurons written by hand."""
 
 from typing import Any
 
@@ -9,6 +9,7 @@ from snntorch import surrogate, utils
 from torch import Tensor, nn
 
 from . import events, frames, images, program
+from .neurons import Rectangle, Triangle
 
 
 @program(frames(3, 24, 24), T=10, B=32)
@@ -91,3 +92,75 @@ class ResidualNetwork(nn.Module):
                 spk, mems[i] = block(spk, mems[i])
             out.append(self.fc(self.pool(spk).flatten(1)))
         return torch.stack(out)
+
+
+def mem_update(layer: nn.Module, x: Tensor, mem: Tensor, spike: Tensor) -> tuple[Tensor, Tensor]:
+    mem = mem * 0.5 * (1.0 - spike) + layer(x)
+    return mem, Rectangle.apply(mem)
+
+
+@program(frames(1, 28, 28), T=10, B=32)
+class SpatioTemporal(nn.Module):
+    """As in STBP: neurons written by hand, between convolutions and average pooling."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(1, 32, 3, padding=1), nn.Conv2d(32, 32, 3, padding=1)
+        self.fc1, self.fc2 = nn.Linear(32 * 7 * 7, 128), nn.Linear(128, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, options = x.shape[1], {"dtype": x.dtype, "device": x.device}
+        c1_mem = c1_spike = torch.zeros(B, 32, 28, 28, **options)
+        c2_mem = c2_spike = torch.zeros(B, 32, 14, 14, **options)
+        h1_mem = h1_spike = torch.zeros(B, 128, **options)
+        h2_mem = h2_spike = h2_sum = torch.zeros(B, 10, **options)
+        for step in range(x.shape[0]):
+            c1_mem, c1_spike = mem_update(self.conv1, x[step], c1_mem, c1_spike)
+            c2_mem, c2_spike = mem_update(self.conv2, F.avg_pool2d(c1_spike, 2), c2_mem, c2_spike)
+            pooled = F.avg_pool2d(c2_spike, 2).view(B, -1)
+            h1_mem, h1_spike = mem_update(self.fc1, pooled, h1_mem, h1_spike)
+            h2_mem, h2_spike = mem_update(self.fc2, h1_spike, h2_mem, h2_spike)
+            h2_sum = h2_sum + h2_spike
+        return (h2_sum / x.shape[0]).unsqueeze(0)
+
+
+class LIFSpike(nn.Module):
+    """As in TET: all steps of a layer ``[B, T, *]``, and then the next one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        mem, spike_pot = 0, []
+        for t in range(x.shape[1]):
+            mem = mem * 0.5 + x[:, t, ...]
+            spike = Triangle.apply(mem - 1.0, 1.0)
+            mem = (1 - spike) * mem
+            spike_pot.append(spike)
+        return torch.stack(spike_pot, dim=1)
+
+
+class SeqToANN(nn.Module):
+    """Layers without a state on all steps of a batch at once."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.module = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.module(x.flatten(0, 1).contiguous())
+        return y.view(x.shape[0], x.shape[1], *y.shape[1:])  # type: ignore[no-any-return]
+
+
+@program(frames(2, 32, 32), T=6, B=32)
+class TemporalEfficient(nn.Module):
+    """A small spiking VGG as in TET."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for channels, wider in ((2, 32), (32, 32), (32, 64)):
+            layers += [SeqToANN(nn.Conv2d(channels, wider, 3, 1, 1), nn.BatchNorm2d(wider)), LIFSpike()]
+            layers.append(SeqToANN(nn.AvgPool2d(2)))
+        self.features, self.classifier = nn.Sequential(*layers), SeqToANN(nn.Linear(64 * 4 * 4, 10))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.features(x.transpose(0, 1))
+        return self.classifier(torch.flatten(x, 2)).mean(1).unsqueeze(0)  # type: ignore[no-any-return]

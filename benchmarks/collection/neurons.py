@@ -16,12 +16,13 @@ class Triangle(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, gamma: float) -> Tensor:
         out = (x > 0).to(x.dtype)
-        ctx.save_for_backward(x, out, torch.tensor([gamma], dtype=x.dtype))
+        ctx.save_for_backward(x, out, torch.tensor([gamma]))
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        x, _, gamma = ctx.saved_tensors
+        x, _, others = ctx.saved_tensors
+        gamma = others[0].item()
         return grad * (1 / gamma) * (1 / gamma) * (gamma - x.abs()).clamp(min=0), None
 
 

@@ -81,9 +81,9 @@ def normal(gm: GraphModule) -> GraphModule:
     """The same program as a graph of ATen calls.
 
     Every node has ``meta["example_value"]``, its fake result; ``meta["context"]``; the user's line in ``stack_trace``;
-    and ``meta["parameter"]``, whether it is a parameter of the network. The output has ``meta["needs_grad"]``, which of
-    the results require a gradient. A call that PyTorch's dispatcher does not see, such as ``autograd_function_apply``,
-    stays as it is.
+    ``meta["modules"]``, the modules that it is in; and ``meta["parameter"]``, whether it is a parameter of the network.
+    The output has ``meta["needs_grad"]``, which of the results require a gradient. A call that PyTorch's dispatcher
+    does not see, such as ``autograd_function_apply``, stays as it is.
 
     Raises:
         RefusedError: The graph uses what has no such form, such as transforms of ``torch.func``.
@@ -195,6 +195,8 @@ class _Running(Interpreter):
             node.meta["context"] = self.context
             if "stack_trace" in n.meta:
                 node.meta["stack_trace"] = n.meta["stack_trace"]
+            # Each call of a module may have a number of its own behind "@".
+            node.meta["modules"] = tuple(key.partition("@")[0] for key in n.meta.get("nn_module_stack") or ())
         if len(made) == 1 and _drops_nothing(made[0]):
             self._tracer.graph.erase_node(made[0])
             return before[0][0]

@@ -263,11 +263,14 @@ class Series:
         return found
 
     def _places(self) -> list[list[Node]]:
-        """The calls of each place in the user's code that runs once a step. The first or last steps may lack one."""
+        """The calls of each place in the user's code that runs once a step. The first or last steps may lack one.
+
+        Layers of one class share their lines, but each is a module of its own.
+        """
         places: dict[Any, list[Node]] = defaultdict(list)
         for node in self.captured.nodes:
             if self._is_free(node) and node.stack_trace and index_of(node) is None:
-                places[node.stack_trace, self._key(node)].append(node)
+                places[node.stack_trace, node.meta.get("modules"), self._key(node)].append(node)
         steps = {len(nodes) for nodes in self._wanted if nodes[0] is not None and len(nodes) >= LEAST}
         if not steps:
             counts = Counter(len(nodes) for nodes in places.values() if len(nodes) >= LEAST)
