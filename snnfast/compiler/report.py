@@ -3,6 +3,7 @@
 import operator
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
@@ -189,14 +190,14 @@ _FREE = (operator.getitem, aten.slice.Tensor, aten.select.int, aten.stack.defaul
 
 def _describe_others(series: Series, summed: set[Node], report: GraphReport) -> None:
     """Enter calls that are in no series, though the same line makes one at each step."""
-    alike: dict[tuple[str, str], list[Node]] = {}
+    alike: dict[Any, list[Node]] = {}
     for node in series.captured.nodes:
         calls = node.op == "call_function" and bool(tensors_of(node)) and any(map(tensors_of, node.all_input_nodes))
         known = is_step(node.target) or node in series.group_of or node in summed
         if calls and not known and node.target not in _FREE:
-            alike.setdefault((name_of(node.target), line_of(node)), []).append(node)
+            alike.setdefault((name_of(node.target), line_of(node), node.meta.get("modules")), []).append(node)
     steps = max((len(chain.steps) for chain in series.captured.chains), default=0)
-    for (name, _), nodes in alike.items():
+    for (name, *_), nodes in alike.items():
         if 1 < steps <= len(nodes):
             changes = any(n in series.captured.effects for n in nodes)
             reason = "it changes a tensor in place" if changes else "it differs from step to step"
