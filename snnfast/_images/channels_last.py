@@ -8,17 +8,19 @@ does the same with a graph (``snnfast/compiler/kernels.py``).
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from snnfast._core.modules import is_only_called
+from snnfast._core.pytorch import not_compiled_alone, transforms_are_active
 from snnfast._images.avg_pool2d import averaged
 from snnfast._images.batch_norm import evaluated, is_pytorchs, of_batch, overwrites
 from snnfast._images.conv2d import convolved
 from snnfast._images.max_pool2d import pooled
 
-__all__ = ["OPS_THAT_KEEP_ORDER", "Order", "keeps_order", "profits", "to_call", "to_channels_last"]
+__all__ = ["OPS_THAT_KEEP_ORDER", "Order", "in_usual_order", "keeps_order", "profits", "to_call", "to_channels_last"]
 
 _MEASURED = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
 
@@ -74,6 +76,29 @@ def to_call(layer: nn.Module, before: nn.Module | None) -> Callable[[Tensor], Te
     return partial(of_batch, layer) if is_pytorchs(layer) else layer
 
 
+def in_usual_order(x: Tensor) -> Tensor:
+    """``x.contiguous()``, whose gradient lies in memory as ``x`` does.
+
+    PyTorch's batch normalisation takes far longer for a gradient that lies in another order than its input.
+    """
+    if x.is_contiguous() or torch.compiler.is_compiling() or transforms_are_active():
+        return x.contiguous()
+    return cast(Tensor, _InUsualOrder.apply(x))
+
+
+class _InUsualOrder(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.order = sorted(range(x.dim()), key=x.stride().__getitem__, reverse=True)
+        return x.contiguous()
+
+    @staticmethod
+    @not_compiled_alone
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        back = sorted(range(grad.dim()), key=ctx.order.__getitem__)
+        return grad.permute(ctx.order).contiguous().permute(back)
+
+
 class Order:
     """The order of a signal on its way through layers. While ``is_channels_last``, its steps may be in that order."""
 
@@ -83,7 +108,7 @@ class Order:
     def usual(self, x: Tensor) -> Tensor:
         """The signal in the order of its dimensions."""
         if self.is_channels_last:
-            x, self.is_channels_last = x.contiguous(), False
+            x, self.is_channels_last = in_usual_order(x), False
         return x
 
     def shown(self, x: Tensor) -> Tensor:

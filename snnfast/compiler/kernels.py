@@ -14,7 +14,7 @@ from snnfast._images import conv2d as _convolution
 from snnfast._images import max_pool2d as _max_pooling
 from snnfast._images.avg_pool2d import avg_pool2d
 from snnfast._images.batch_norm import batch_norm, over_input
-from snnfast._images.channels_last import OPS_THAT_KEEP_ORDER, profits, to_channels_last
+from snnfast._images.channels_last import OPS_THAT_KEEP_ORDER, in_usual_order, profits, to_channels_last
 from snnfast._images.conv2d import conv2d
 from snnfast._images.max_pool2d import max_pool2d
 from snnfast._unroll.graph import unroll_steps
@@ -129,6 +129,6 @@ def _keeps(node: Node, found: set[Node]) -> bool:
 def _in_order(graph: Graph, node: Node, back: dict[Node, Node]) -> Node:
     if node not in back:
         with graph.inserting_after(node):
-            back[node] = graph.call_function(aten.contiguous.default, (node,))
+            back[node] = graph.call_function(in_usual_order, (node,))
         back[node].meta["example_value"] = value(node)
     return back[node]
