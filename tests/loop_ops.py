@@ -55,22 +55,6 @@ def _(v: Tensor, factor: float) -> None:
 # ---- surrogates as public code writes them
 
 
-class Kept(torch.autograd.Function):
-    """As TET's: the width is kept as a tensor, and read back as a number."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, width: float) -> Tensor:
-        out = (x > 0).to(x.dtype)
-        ctx.save_for_backward(x, out, torch.tensor([width]))
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        x, _, others = ctx.saved_tensors
-        width = others[0].item()
-        return grad.clone() * ((1 / width) * (1 / width) * (width - x.abs()).clamp(min=0)), None
-
-
 class Masked(torch.autograd.Function):
     """Written into a tensor of zeros, with an attribute of ``ctx``, and ``None`` for a number."""
 

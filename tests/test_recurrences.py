@@ -20,7 +20,7 @@ from helpers import (
     layer_of,
     leaves,
 )
-from loop_ops import Kept, Masked, Plain, Saved, Summed, through
+from loop_ops import Masked, Plain, Saved, Summed, through
 from neuron_kinds import KINDS
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -475,24 +475,6 @@ def test_several_layers_of_one_class_are_no_steps(steps: int) -> None:
     assert f"one recurrence ({steps} times)" in str(report)
     found = results(net, snnfast.compile(net), x)
     torch.testing.assert_close(found, wanted)
-
-
-def test_a_width_that_is_kept_as_a_tensor() -> None:
-    def loop(net: Net, x: Tensor) -> Any:
-        mem, out = 0, []
-        for t in range(x.shape[0]):
-            mem = mem * 0.5 + x[t]
-            spk = Kept.apply(mem - 1.0, 0.7)
-            mem = (1 - spk) * mem
-            out.append(spk)
-        return torch.stack(out, 1)
-
-    net, x = Net(loop), (torch.rand(7, 5, 7) * 2).requires_grad_()
-    wanted = results(net, net, x)
-    assert "7 steps of 7 calls" in str(snnfast.explain(net, x))
-    found = results(net, snnfast.compile(net), x)
-    assert_bits_equal(found[0][0], wanted[0][0])
-    torch.testing.assert_close(found[1], wanted[1])
 
 
 @pytest.mark.parametrize("name", ["soft_reset_of_a_number", "constant_input_and_no_grad"])

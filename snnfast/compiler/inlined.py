@@ -25,10 +25,12 @@ def call_again(graph: Graph) -> None:
     for node in graph.nodes:
         if node.meta.get("computes") and len(node.all_input_nodes) == 3 and node.stack_trace:  # two graphs, a tensor
             calls.setdefault(node.stack_trace, node)
+    if not calls:
+        return
 
     def line_of_call(node: Node) -> str | None:
-        inside = node.stack_trace if node.op == "call_function" and calls else None
-        return next((line for line in calls if inside and inside.startswith(line) and inside != line), None)
+        inside = (node.stack_trace or "") if node.op == "call_function" else ""
+        return next((line for line in calls if inside.startswith(line) and inside != line), None)
 
     # A list: the iterator of graph.nodes begins again when it is asked behind its end.
     for line, run in [(line, list(run)) for line, run in groupby(list(graph.nodes), line_of_call)]:
