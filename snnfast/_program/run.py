@@ -129,11 +129,15 @@ class _Call(NamedTuple):
     bits: bool = False  # whether the layer takes it as bits
     order: Sequence[int] | None = None  # of the dimensions of a step in memory, if it is not the usual one
 
+    def _dims(self, t: Tensor) -> list[int]:
+        """The dimensions of a step, or of several, as they lie in memory."""
+        lead = t.dim() - len(self.shape)
+        return [*range(lead), *(lead + d for d in self.order or range(len(self.shape)))]
+
     def flat(self, t: Tensor) -> Tensor:
         """``[N]`` of a step, or ``[T, N]`` of several: the neurons as they lie in memory."""
         if self.order is not None:
-            lead = t.dim() - len(self.order)
-            t = t.permute(*range(lead), *(lead + d for d in self.order))
+            t = t.permute(self._dims(t))
         return t.reshape(*t.shape[: t.dim() - len(self.shape)], self.shape.numel()).contiguous()
 
     def shaped(self, t: Tensor) -> Tensor:
@@ -146,12 +150,9 @@ class _Call(NamedTuple):
         return t.new_empty(0).set_(t.untyped_storage(), t.storage_offset(), size, stride)
 
     def ordered(self, t: Tensor) -> Tensor:
-        """The same numbers as ``shaped`` returns them."""
-        if self.order is None:
-            return t.contiguous()
-        lead = t.dim() - len(self.order)
-        order = [*range(lead), *(lead + d for d in self.order)]
-        return t.permute(order).contiguous().permute(sorted(range(t.dim()), key=order.__getitem__))
+        """The same numbers in the order of ``shaped``."""
+        dims = self._dims(t)
+        return t.permute(dims).contiguous().permute(sorted(range(t.dim()), key=dims.__getitem__))
 
 
 class _Variant:
