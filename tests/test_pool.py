@@ -175,6 +175,23 @@ print(*(faults_of_a_step() for _ in range(2)))
     assert min(others[2:]) > first / 2
 
 
+@pytest.mark.skipif("glibc" not in platform.libc_ver(), reason="asks for glibc's heap")
+def test_a_large_output_lies_in_huge_pages_and_not_in_the_heap() -> None:
+    output = run_python("""
+def in_heap(tensor):
+    heap = next(line.split()[0] for line in open("/proc/self/maps") if "[heap]" in line)
+    start, end = (int(address, 16) for address in heap.split("-"))
+    return start <= tensor.data_ptr() < end
+step()
+used = torch.zeros(20_000_000)
+print(in_heap(used))
+del used  # its pages are small, and stay so
+spk = snnfast.functional.lif(torch.ones(20, 500_000), beta=0.9)[0]
+print(in_heap(spk), spk.data_ptr() % (2 << 20))
+""")
+    assert output.split() == ["True", "False", "0"]
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 def test_a_process_forked_while_other_threads_make_outputs_can_make_its_own():
     run_python("""

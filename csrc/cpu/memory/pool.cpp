@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <limits>
@@ -20,7 +21,7 @@
 namespace snnfast::cpu::pool {
 namespace {
 
-constexpr size_t kPage = size_t{2} << 20;        // a huge page: one fault instead of 512
+constexpr size_t kPage = size_t{2} << 20;        // a huge page: one fault instead of 512, and one TLB entry
 constexpr size_t kSmallUnit = size_t{64} << 10;  // sizes of smaller buffers are multiples of this
 
 // By default, so much memory may be idle:
@@ -42,6 +43,29 @@ struct Block {
 };
 
 using Idle = std::list<Block>;
+
+// Buffers of huge pages are mapped, not taken from the heap: heap memory that was used before keeps its small pages.
+void* map(size_t bytes) {
+  const size_t mapped = bytes + kPage;  // so that a multiple of kPage lies inside
+  void* const found = mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (found == MAP_FAILED) return nullptr;
+  char* const start = static_cast<char*>(found);
+  const size_t before = (kPage - reinterpret_cast<uintptr_t>(start) % kPage) % kPage;
+  if (before > 0) munmap(start, before);
+  if (before < kPage) munmap(start + before + bytes, kPage - before);
+  madvise(start + before, bytes, MADV_HUGEPAGE);  // advice: where huge pages are switched off, nothing is lost
+  return start + before;
+}
+
+void* allocate(size_t bytes) { return bytes < kPage ? std::aligned_alloc(kSmallUnit, bytes) : map(bytes); }
+
+void free(const Block& buffer) {
+  if (buffer.bytes < kPage) {
+    std::free(buffer.data);
+  } else {
+    munmap(buffer.data, buffer.bytes);
+  }
+}
 
 // Tracks the peak: the most bytes that were recently in use at once. A window of time ends when sixteen times its peak
 // has been taken, and the window before it counts as well. So memory that is freed too early causes page faults at most
@@ -98,7 +122,7 @@ struct Pool {
 
   void release(const Block& buffer) {
     sizes.erase(buffer.data);
-    std::free(buffer.data);
+    free(buffer);
   }
 
   Block remove(Idle::iterator place) {
@@ -179,14 +203,12 @@ Buffer take(size_t bytes) {
     const std::lock_guard lock(pool.mutex);
     if (void* const data = pool.reuse(rounded)) return Buffer(static_cast<char*>(data));
   }
-  void* data = std::aligned_alloc(unit, rounded);
+  void* data = allocate(rounded);
   if (data == nullptr) {  // idle buffers may be the memory that is missing
     clear();
-    data = std::aligned_alloc(unit, rounded);
+    data = allocate(rounded);
   }
   if (data == nullptr) return nullptr;
-  // Advice: where huge pages are switched off, nothing is lost.
-  if (unit == kPage) madvise(data, rounded, MADV_HUGEPAGE);
   const std::lock_guard lock(pool.mutex);
   pool.sizes[data] = rounded;
   pool.demand.take(rounded);
