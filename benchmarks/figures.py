@@ -15,7 +15,7 @@ from .peers.snntorch_loop import LOOP, NETWORK
 from .peers.spikingjelly import PREFIX as JELLY
 from .report import ROOT
 
-SHOWN = "amd-epyc"  # the result that the charts show
+SHOWN = "amd-epyc-avx512"  # the result that the charts show
 STYLE = ["seaborn-v0_8-whitegrid", "tableau-colorblind10"]
 INK = "#262626"  # of text and lines in this style
 SETTINGS = {

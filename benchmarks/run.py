@@ -117,7 +117,9 @@ def processor(header: Mapping[str, Any]) -> str:
 
 
 def name_of(header: Mapping[str, Any]) -> str:
-    return "-".join(re.findall(r"[a-z0-9]+", processor(header).lower()))
+    """A name for the file of a result: the processor and, of a CPU, the instructions in use."""
+    instructions = re.findall(r"CPU instructions (\w+)", header["versions"]) if header["device"] == "cpu" else []
+    return "-".join(re.findall(r"[a-z0-9]+", processor(header).lower()) + instructions)
 
 
 def measure_all(

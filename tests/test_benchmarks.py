@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import snnfast
 from benchmarks import __main__ as command_line
 from benchmarks import bars, collection, memory_use, once, report, run, runner
 from benchmarks.bars import FLOOR, SAVED
@@ -203,7 +204,19 @@ def test_a_bar_holds_up_to_its_limit_and_is_missed_without_a_value_only_where_it
     assert [bar.missed for bar in (bars.Bar("", v, 2.0) for v in (1.0, 3.0, None))] == [False, True, True]
 
 
+def in_use(monkeypatch, instructions):
+    monkeypatch.setattr(snnfast, "config", lambda: {"CPU instructions": f"{instructions} in use; available: none"})
+
+
+def test_a_bar_on_copy_is_higher_with_short_registers(monkeypatch):
+    monkeypatch.setitem(bars.BARS, LAYER.name, {FLOOR: 2.0, SAVED: 4.3})
+    for instructions, limit in (("avx512", 2.0), ("avx2", 3.2), ("baseline", 3.2)):
+        in_use(monkeypatch, instructions)
+        assert [bar.bar for bar in bars.judge(LAYER, _rows(LAYER))] == [limit, 4.3]
+
+
 def test_bars_are_judged_by_copy_by_bytes_and_by_peers(monkeypatch):
+    in_use(monkeypatch, "avx512")
     monkeypatch.setitem(bars.BARS, LAYER.name, {FLOOR: 2.0, SAVED: 4.3, LOOP: 8.0, COMPILED: 2.0})
     rows = _rows(LAYER, share_of_copy=0.4, saved=4.2)
     rows[0].median = 0.1

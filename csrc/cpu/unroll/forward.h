@@ -140,7 +140,7 @@ struct ForwardBlock {
 
 template <typename Neuron, typename S>
 void forward(const Forward<Neuron>& p, int64_t first, int64_t last, bool stream) {
-  run_blocks<ForwardBlock<Neuron, S>, S>(p, first, last, stream, stream ? kLongBlock : kBlock);
+  run_blocks<ForwardBlock<Neuron, S>, S>(p, first, last, stream, stream && kWholeLines ? kLongBlock : kBlock);
 }
 
 }  // namespace

@@ -59,7 +59,7 @@ struct Columns {
     SNN_UNROLL for (int g = 0; g < kVectors; ++g) at[g][s].store(to + g * Vec<A>::kSize);
   }
   SNN_HD void put(int s, A* to, bool non_temporal) const {
-    if (non_temporal) {
+    if (kWholeLines && non_temporal) {
       SNN_UNROLL for (int g = 0; g < kVectors; ++g) stream(to + g * Vec<A>::kSize, at[g][s]);
     } else {
       store(s, to);

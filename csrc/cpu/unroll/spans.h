@@ -95,9 +95,11 @@ int block_size(const Problem<Neuron>& p, int usual) {
   return sizeof(S) == 2 ? kShortBlock : usual;
 }
 
-// Takes neurons first to last - 1 through all time steps, block after block.
+// Takes neurons first to last - 1 through all time steps, block after block. The loops write rows of several steps and
+// tensors in turns, so only whole lines by non-temporal stores.
 template <typename Block, typename S, typename Problem>
-void run_blocks(const Problem& p, int64_t first, int64_t last, bool stream, int usual_size) {
+void run_blocks(const Problem& p, int64_t first, int64_t last, bool non_temporal, int usual_size) {
+  const bool stream = non_temporal && kWholeLines;
   // A block is kept from call to call, as fresh memory costs page faults. It is too large for a thread's stack.
   thread_local const std::unique_ptr<Block> block(new Block);
   block->open(p, stream);
