@@ -123,8 +123,8 @@ SNN_HD void stream(A* to, Vec<A> v) {
 }
 #endif
 
-// Whether one non-temporal store fills a cache line. Smaller ones are collected in a few buffers: parts of many lines in
-// turns drive each other out, and are then several times slower than ordinary stores.
+// Whether one non-temporal store fills a cache line. Smaller ones are collected in a few buffers: parts of many lines
+// in turns drive each other out, and are then several times slower than ordinary stores.
 constexpr bool kWholeLines = kVectorBytes == 64;
 
 // Orders non-temporal stores before any later store by which another thread learns that the data is there.
