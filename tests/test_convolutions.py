@@ -262,6 +262,46 @@ def test_a_compiled_loop_turns_its_input_once_and_is_the_plain_path(flat: str, m
     assert_all_close(*(grads for _, grads in results), relative=1e-5)
 
 
+class AllSteps(Loop):
+    """All steps of a layer, and then those of the next one, with the batch before time (as in TET) or behind it."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        time = int(self.flat.startswith("batch"))
+        first = self.steps(self.conv1, x.transpose(0, 1) if time else x, time)
+        pooled = F.avg_pool2d(first.flatten(0, 1), 2)
+        return first, self.steps(self.conv2, pooled.unflatten(0, first.shape[:2]), time)
+
+    def steps(self, layer: nn.Module, x: Tensor, time: int) -> Tensor:
+        y = layer(x.flatten(0, 1).contiguous())
+        viewed = self.flat.endswith("view")
+        y = y.view(*x.shape[:2], *y.shape[1:]) if viewed else y.reshape(-1, x.shape[1], *y.shape[1:])
+        mem, rec = 0.0, []
+        for t in range(x.shape[time]):
+            mem = mem * 0.5 + y.select(time, t)
+            spk = Masked.apply(mem - 0.5)
+            mem = mem - spk.detach()
+            rec.append(spk)
+        return torch.stack(rec, time)
+
+
+@pytest.mark.needs_extension
+@pytest.mark.parametrize("flat", ["batch first, view", "batch first", "time first, view", "time first"])
+def test_all_steps_of_a_layer_keep_the_order_that_its_convolution_gave(
+    flat: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turned: list[Tensor] = []
+    turn, back = channels_last.to_channels_last, channels_last.in_usual_order
+    monkeypatch.setattr("snnfast.compiler.kernels.to_channels_last", lambda x: turned.append(x) or turn(x))
+    monkeypatch.setattr("snnfast.compiler.kernels.in_usual_order", lambda x: turned.append(x) or back(x))
+    x = (eighths(T, B, 1, 16, 16) * 2).requires_grad_()
+    net = AllSteps(flat)
+    found, wanted = torch.compile(net, backend="snnfast")(x), net(x)
+    assert_all_bits_equal(found, wanted)
+    assert [t.stride() for t in found] == [t.stride() for t in wanted]
+    assert [t.shape for t in turned] == [(T * B, 1, 16, 16), *(t.shape for t in found)], "once, and back for the user"
+    assert_all_close(gradients(found, net, x), gradients(wanted, net, x), relative=1e-5)
+
+
 @pytest.mark.needs_extension
 def test_results_of_a_compiled_loop_that_share_memory_share_it_behind_a_convolution() -> None:
     def forward(net: Loop, x: Tensor) -> Any:

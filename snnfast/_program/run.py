@@ -444,13 +444,17 @@ _ONE = torch.ones((), device="cpu", dtype=torch.float32)  # the height of a spik
 
 
 def order_of(x: Tensor, shape: torch.Size) -> list[int] | None:
-    """The dimensions of a step from the outermost in memory to the innermost; ``None``: as usual, or with gaps."""
-    if x.is_contiguous() or x.shape[1:] != shape or x.shape[0] == 0:
+    """The dimensions of a step from the outermost in memory to the innermost; ``None``: as usual, or with gaps.
+
+    There may be gaps between samples, as between those of a step of ``[B, T, *]``.
+    """
+    if x.is_contiguous() or x.shape[1:] != shape or x.numel() == 0:
         return None
     strides = x.stride()[1:]
     order = sorted(range(len(strides)), key=strides.__getitem__, reverse=True)
     step = x[0]
-    return order if not step.is_contiguous() and step.permute(order).is_contiguous() else None
+    usual = step.is_contiguous() or (order[0] == 0 and step[0].is_contiguous())
+    return order if not usual and step.permute(order)[0].is_contiguous() else None
 
 
 def _rows(x: Tensor, call: _Call) -> Tensor:

@@ -18,7 +18,7 @@ from snnfast._images.channels_last import OPS_THAT_KEEP_ORDER, in_usual_order, p
 from snnfast._images.conv2d import conv2d
 from snnfast._images.max_pool2d import max_pool2d
 from snnfast._unroll.graph import unroll_steps
-from snnfast.compiler.nodes import arguments, aten, is_pointwise, may_alias, name_of, storage_of, tensors_of, value
+from snnfast.compiler.nodes import aten, is_pointwise, may_alias, name_of, storage_of, tensors_of, value
 from snnfast.compiler.recurrence import Unrolled
 
 
@@ -44,6 +44,10 @@ for _op, _function in (_convolution.NODES | _max_pooling.NODES).items():
     _OURS |= {_op: _function, _op.default: _function}
 
 
+_RESHAPING = (aten.flatten.using_ints, aten.unflatten.int, aten.reshape.default, aten.view.default)
+_MOVING = (aten.movedim.int, aten.transpose.int)
+
+
 def use_channels_last(graph: Graph) -> None:
     """Give convolutions their input in channels_last order, as ``MultiStep`` does, and other calls theirs as it was."""
     found: set[Node] = set()  # what may be in channels_last order
@@ -62,7 +66,7 @@ def use_channels_last(graph: Graph) -> None:
         # Results that share memory are views of one tensor, which goes back as a whole.
         is_view = may_alias(node.target) and isinstance(value(node), Tensor) and storage_of(value(node)) in shared
         if given and not is_view and _keeps(node, found):
-            found.add(node)
+            found.add(_reshaped_in_order(graph, node) if node.target in _RESHAPING else node)
             continue
         for n in given:
             if isinstance(value(n), Tensor):
@@ -80,7 +84,7 @@ def use_kernels(graph: Graph) -> None:
 
 def _is_of_a_convolution_alone(node: Node) -> bool:
     """Whether a node is the output of a convolution, and its one user the last one that sees this memory."""
-    while node.target in (aten.flatten.using_ints, aten.unflatten.int) and len(node.users) == 1:
+    while (node.target in _RESHAPING or node.target in _MOVING) and len(node.users) == 1:
         node = cast(Node, node.args[0])
     return node.target is conv2d and len(node.users) == 1
 
@@ -112,11 +116,9 @@ def _keeps(node: Node, found: set[Node]) -> bool:
         return False
     if node.target is operator.getitem:
         return not isinstance(value(source), Tensor)
-    if node.target is aten.flatten.using_ints:
-        given = arguments(node)
-        return (given["start_dim"], given["end_dim"]) == (0, 1)
-    if node.target is aten.unflatten.int:
-        return bool(arguments(node)["dim"] == 0)
+    if node.target in _RESHAPING or node.target in _MOVING:  # of what is before the channels
+        both = value(source).shape, value(node).shape
+        return all(len(shape) >= 4 for shape in both) and both[0][-3:] == both[1][-3:]
     if node.target is aten.expand.default:  # over time
         return bool(value(node).dim() == value(source).dim() + 1)
     if is_pointwise(node.target) or name_of(node.target) == "dropout":
@@ -124,6 +126,26 @@ def _keeps(node: Node, found: set[Node]) -> bool:
     if name_of(node.target) in ("sum", "mean"):  # whose result is read in any order, as what it is of
         return True
     return name_of(node.target) in OPS_THAT_KEEP_ORDER and bool(value(source).dim() == 4)
+
+
+def _reshaped_in_order(graph: Graph, node: Node) -> Node:
+    """The result of a call that gives images other dimensions before the channels.
+
+    Where it, or its backward pass, copies, the channels of a pixel stay side by side.
+    """
+    source, others = cast(Node, node.args[0]), node.args[1:]
+    if node.target in (aten.reshape.default, aten.view.default):
+        sizes = cast(list[Any], others[0])
+        node.target, others = aten.reshape.default, ([*sizes[:-3], *sizes[-2:], sizes[-3]],)
+    with graph.inserting_before(node):
+        moved = graph.call_function(aten.movedim.int, (source, -3, -1))
+    with graph.inserting_after(node):
+        found = graph.call_function(aten.movedim.int, (node, -1, -3))
+    node.replace_all_uses_with(found, lambda user: user is not found)
+    node.args = moved, *others
+    found.meta["example_value"] = value(node)
+    moved.meta["example_value"], node.meta["example_value"] = (value(n).movedim(-3, -1) for n in (source, node))
+    return found
 
 
 def _in_order(graph: Graph, node: Node, back: dict[Node, Node]) -> Node:
