@@ -5,10 +5,12 @@
 #include <type_traits>
 #include <utility>
 
+#include "../vec.h"
+
 namespace snnfast::cpu::SNN_ISA {
 namespace {
 
-// Vectors of so many channels of one pixel. GCC splits them into the registers of the instruction set.
+// Vectors of so many channels of one pixel. They fit a register: GCC takes the numbers of wider ones one by one.
 template <int Lanes>
 struct Channels {
   typedef float Floats __attribute__((vector_size(Lanes * 4)));
@@ -36,10 +38,11 @@ void each_place(const Pooling& p, Visit&& visit) {
 // Visits so many channels, or windows of a row, in vectors. The last one may overlap the one before.
 template <typename Visit>
 void each_vector(int count, Visit&& visit) {
+  constexpr int kMost = kVectorBytes / 4;
   int i = 0;
-  for (; i + 16 <= count; i += 16) visit(Lane<16>(), i);
-  if (i + 8 <= count) visit(Lane<8>(), i), i += 8;
-  if (i + 4 <= count) visit(Lane<4>(), i), i += 4;
+  for (; i + kMost <= count; i += kMost) visit(Lane<kMost>(), i);
+  if (kMost > 8 && i + 8 <= count) visit(Lane<8>(), i), i += 8;
+  if (kMost > 4 && i + 4 <= count) visit(Lane<4>(), i), i += 4;
   if (i < count && count >= 4) return visit(Lane<4>(), count - 4);
   for (; i < count; ++i) visit(Lane<1>(), i);
 }
@@ -64,7 +67,6 @@ void take(const Floats& value, int k, Floats& most, Ints& place) {
   place = taken ? k - Ints{} : place;
 }
 
-// Vectors wider than the registers go by reference: their calling convention differs between instruction sets.
 template <int Lanes>
 void store_results(const typename Channels<Lanes>::Floats& most, const typename Channels<Lanes>::Ints& place,
                    float* largest, uint8_t* places) {
