@@ -303,6 +303,25 @@ def test_all_steps_of_a_layer_keep_the_order_that_its_convolution_gave(
 
 
 @pytest.mark.needs_extension
+@pytest.mark.parametrize("dims", [None, (1, 2), (2, 3)], ids=["flat", "channels and rows", "rows and columns"])
+def test_a_normalisation_of_a_view_of_a_convolution_has_its_numbers(dims: tuple[int, int] | None) -> None:
+    def forward(net: Loop, x: Tensor) -> Tensor:
+        current = net.conv1(x.flatten(0, 1))
+        current = norm(current.view(len(current), -1) if dims is None else current.transpose(*dims))
+        mem, rec = 0.0, []
+        for step in range(len(x)):
+            mem = mem * 0.5 + current.unflatten(0, x.shape[:2])[step]
+            rec.append(mem)
+        return torch.stack(rec)
+
+    net, x = Loop(""), eighths(T, B, 1, 16, 16)
+    norm = (nn.BatchNorm1d(784) if dims is None else nn.BatchNorm2d(14 if dims == (1, 2) else 4)).eval()
+    with torch.no_grad():
+        norm.running_var.uniform_(0.5, 2.0)
+        torch.testing.assert_close(snnfast.compile(forward)(net, x), forward(net, x))
+
+
+@pytest.mark.needs_extension
 def test_results_of_a_compiled_loop_that_share_memory_share_it_behind_a_convolution() -> None:
     def forward(net: Loop, x: Tensor) -> Any:
         current = net.conv1(x.flatten(0, 1))
