@@ -176,7 +176,7 @@ print(*(faults_of_a_step() for _ in range(2)))
 
 
 @pytest.mark.skipif("glibc" not in platform.libc_ver(), reason="asks for glibc's heap")
-def test_a_large_output_lies_in_huge_pages_and_not_in_the_heap() -> None:
+def test_a_large_output_begins_on_a_huge_page_outside_of_the_heap() -> None:
     output = run_python("""
 def in_heap(tensor):
     heap = next(line.split()[0] for line in open("/proc/self/maps") if "[heap]" in line)

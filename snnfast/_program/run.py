@@ -446,7 +446,7 @@ _ONE = torch.ones((), device="cpu", dtype=torch.float32)  # the height of a spik
 def order_of(x: Tensor, shape: torch.Size) -> list[int] | None:
     """The dimensions of a step from the outermost in memory to the innermost; ``None``: as usual, or with gaps.
 
-    There may be gaps between samples, as between those of a step of ``[B, T, *]``.
+    Gaps in the outermost dimension do not count. The samples of a step of ``[B, T, *]`` have them.
     """
     if x.is_contiguous() or x.shape[1:] != shape or x.numel() == 0:
         return None
