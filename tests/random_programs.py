@@ -677,7 +677,10 @@ def held(s: Source) -> bool:
         return False
     m = s.draw.choice(names)
     states = ("{m}.mem = {m}.mem * 0.5", "{m}.mem.mul_(0.5)", "{m}.mem = {m}.mem.detach()", "{m}.reset_mem()")
-    weights = ("{m}.weight.data.mul_(0.5)", "with torch.no_grad():\n    {m}.weight.mul_(0.5)", "{m}.bias.data += 0.1")
+    weights = (
+        "{m}.weight.data.mul_(0.5)", "{m}.weight.data.clamp_(-0.3, 0.3)", "{m}.bias.data += 0.1",
+        "with torch.no_grad():\n    {m}.weight.mul_(0.5)",
+    )  # fmt: skip
     s.body += s.draw.choice(states if ".lif" in m else weights).format(m=m).splitlines()
     return True
 

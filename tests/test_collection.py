@@ -31,7 +31,6 @@ OUTCOMES = {
     "deep-gestures": "unroll", "spike-counts": "unroll", "prints": "unroll", "cell": "unroll", "muscles": "recurrence",
     **dict.fromkeys(("hybrid", "edges", "inhibition", "custom-surrogate", "own-function", "own-function-on-images",
                      "squashed", "masked", "bounded"), "unroll recurrence"),
-    "clamped-threshold": "unroll steps",
     **dict.fromkeys(("spatio-temporal", "temporal-efficient"), "recurrence"),
     **dict.fromkeys(("early-exit", "episodes", "loop-outside", "stream"), "steps"),
     **{name: "recurrence" for name, p in PROGRAMS.items() if p.kind == "neurons"},

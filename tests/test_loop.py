@@ -106,6 +106,23 @@ def test_explain_tells_what_is_repeated_with_its_line() -> None:
     assert re.search(r"5 steps of leaky \(.*loop_nets.py:\d+: spk, mem = self.lif\(.*\): its input at a step", layer)
 
 
+def test_a_change_made_at_every_step_alike_is_made_once() -> None:
+    class Clamped(Net):
+        def forward(self, x: Tensor) -> Any:
+            mem, spikes = self.lif1.reset_mem(), []
+            for step in range(x.size(0)):
+                self.fc1.weight.data.clamp_(-0.1, 0.1)
+                spk, mem = self.lif1(self.fc1(x[step]), mem)
+                spikes.append(spk)
+            return torch.stack(spikes)
+
+    net = Clamped()
+    (graph,) = snnfast.explain(net, currents()).graphs
+    assert graph.merged == ["5 steps of leaky: one unroll", "5 x linear"]
+    assert_same(snnfast.compile(net), copy.deepcopy(net), currents())
+    assert net.fc1.weight.abs().max() <= 0.1
+
+
 # ---- what it says where nothing, or not everything, is merged
 
 

@@ -202,6 +202,27 @@ def written_through_data_after_it_was_saved(x: Tensor) -> Any:
     return torch.stack(m)
 
 
+@program
+def changed_in_the_same_way_at_every_step(x: Tensor) -> Any:
+    """Most of these change nothing, but not those behind a change of another kind, or of what is copied."""
+    ones = [torch.full((N,), -1.0, dtype=torch.float64) for _ in range(5)]
+    clamped, halved, copied, given, tracked = ones
+    mem, m, read = zeros(B, N), [], []
+    for t in range(T):
+        clamped.data.clamp_(min=0.25)
+        halved.clamp_(min=0.5).mul_(0.5 + t % 2)
+        if t == 2:
+            given.add_(0.75)
+        copied.copy_(given)
+        tracked = (tracked * x[0, 0]).clamp_(-0.5, 0.5).clamp_(-0.5, 0.5).abs_().abs_()
+        _, mem = LIF(x[t] * clamped + halved - copied, mem)
+        m.append(mem)
+        read.append((halved.clone() * tracked).sum())
+        if t == 1:
+            clamped.data.neg_()
+    return torch.stack(m), torch.stack(read), *ones
+
+
 # ---- memory of the results
 
 

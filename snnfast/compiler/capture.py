@@ -113,6 +113,7 @@ class Captured:
 def capture(graph: Graph) -> Captured:
     """Clean the graph of a loop, and find out what its nodes do."""
     Memory(graph).without_changes_in_place()
+    Memory(graph).without_repeated_changes()
     call_again(graph)
     _repeat_last(graph)
     _merge_equal(graph)

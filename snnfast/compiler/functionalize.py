@@ -20,6 +20,7 @@ from snnfast.compiler.nodes import (
     changed,
     fake_call,
     is_opaque,
+    literal,
     memory_of,
     name_of,
     size_of,
@@ -31,6 +32,9 @@ _NEW = (
     "zeros", "ones", "full", "empty", "zeros_like", "ones_like", "full_like", "empty_like",
     "new_zeros", "new_ones", "new_full", "new_empty",
 )  # fmt: skip
+
+# What changes nothing when it is done once more.
+_SETTLE = ("clamp_", "clamp_min_", "clamp_max_", "relu_", "abs_", "fill_", "zero_", "copy_")
 
 
 class Memory:
@@ -97,6 +101,36 @@ class Memory:
                 for node in writes:
                     if not self._replace(node, s, position):
                         break
+
+    def without_repeated_changes(self) -> None:
+        """Make a change once that is made again and again: ``threshold.data.clamp_(min=0)`` at every step."""
+        for writes in self.writes.values():
+            last: Node | None = None
+            for node in [n for n in writes if not _takes_data(n)]:
+                if last is None or not self._changes_nothing(node, last):
+                    last = node
+                    continue
+                taken = node.args[0]
+                node.replace_all_uses_with(last)
+                self.graph.erase_node(node)
+                while isinstance(taken, Node) and _takes_data(taken) and not taken.users:
+                    self.graph.erase_node(taken)
+                    taken = taken.args[0]
+
+    def _changes_nothing(self, node: Node, last: Node) -> bool:
+        """Whether a change is the same as the ``last`` one of a memory, and of a kind that changes nothing then."""
+        given, before = (tuple(map(_with_data, (n.args[0], *n.args[1:]))) for n in (node, last))
+        others = [a for a in node.all_input_nodes if a is not node.args[0]]
+        return (
+            node.target is last.target
+            and isinstance(node.target, OpOverload)
+            and name_of(node.target) in _SETTLE
+            and changed(node) == [node.args[0]]
+            and len(self.storage[changed(node)[0]]) == 1
+            and node.meta["context"] == last.meta["context"]
+            and literal((given, node.kwargs)) == literal((before, last.kwargs))
+            and not any(map(self.is_written, others))
+        )
 
     def _replace(self, node: Node, s: int, position: dict[Node, int]) -> bool:
         """``acc.add_(spk)``: ``acc = acc.add(spk)``."""
@@ -190,6 +224,13 @@ class Memory:
             self.graph.erase_node(node)
         base.replace_all_uses_with(new, delete_user_cb=lambda user: position[user] > now)
         return True
+
+
+def _with_data(a: Any) -> Any:
+    """The tensor that has the memory of ``x.data``; anything else as it is."""
+    while isinstance(a, Node) and _takes_data(a):
+        a = a.args[0]
+    return a
 
 
 def _takes_data(node: Node) -> bool:
