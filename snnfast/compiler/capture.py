@@ -107,6 +107,7 @@ class Captured:
     written: set[Node]  # their memory is changed in place
     written_untracked: set[Node]  # and autograd may not notice it
     effects: set[Node]  # they change something
+    spare: set[Node]  # nobody reads them, but other steps have calls of their place in the user's code
     chains: list[Chain] = field(default_factory=list)
 
 
@@ -122,7 +123,8 @@ def capture(graph: Graph) -> Captured:
     absorb_connections(graph)
     memory = Memory(graph)
     effects = {n for n in graph.nodes if has_effect(n)}
-    remove_unused(graph, effects.__contains__)
+    spare = _spare(graph, effects)
+    remove_unused(graph, (effects | spare).__contains__)
     _take_apart(graph)
     nodes = list(graph.nodes)
     found = Captured(
@@ -133,6 +135,7 @@ def capture(graph: Graph) -> Captured:
         {n for n in nodes if memory.is_written(n)},
         {n for n in nodes if memory.is_written_untracked(n)},
         effects,
+        spare,
     )
     found.chains = _chains(found)
     return found
@@ -171,6 +174,21 @@ def _chains(captured: Captured) -> list[Chain]:
 
 
 # ---- calls that are not needed
+
+
+def _spare(graph: Graph, effects: set[Node]) -> set[Node]:
+    """Calls of the last steps that compute what a next step would read. With them, all steps are alike."""
+    needed, places = set(effects), set()
+    for node in reversed(graph.nodes):
+        if node.op == "output" or node in needed:
+            needed |= {node, *node.all_input_nodes}
+            places.add((node.stack_trace, name_of(node.target)))
+    found: set[Node] = set()
+    for node in graph.nodes:
+        alike = node.op == "call_function" and (node.stack_trace, name_of(node.target)) in places
+        if alike and node not in needed and not is_step(node.target):
+            found |= {node} if all(a in needed or a in found for a in node.all_input_nodes) else set()
+    return found
 
 
 def _repeat_last(graph: Graph) -> None:

@@ -56,6 +56,9 @@ class Group:
     def first(self) -> Node:
         return self.nodes[0]
 
+    def drop(self, node: Node) -> None:
+        self.nodes.remove(node)
+
 
 class IndexGroup(Group):
     """``x[0]``, ``x[1]``, ...: slices of one tensor along ``dim``."""
@@ -63,6 +66,10 @@ class IndexGroup(Group):
     def __init__(self, nodes: list[Node], base: Node, dim: int, places: list[int]) -> None:
         super().__init__(nodes)
         self.base, self.dim, self.places = base, dim, places
+
+    def drop(self, node: Node) -> None:
+        del self.places[self.nodes.index(node)]
+        super().drop(node)
 
 
 Place = tuple[Any, int]
@@ -104,6 +111,32 @@ class Series:
         self._split(Group, WAITS)
         if self._join():
             self._split(Group, WAITS)
+        self._drop_unused()
+
+    def _drop_unused(self) -> None:
+        """Drop the spare calls of the last steps, except those of recurrences and what these read."""
+        captured = self.captured
+        needed: set[Node] = set()
+        rest = [captured.nodes[-1], *captured.effects]
+        while rest:
+            node = rest.pop()
+            if node not in needed:
+                needed.add(node)
+                vertex = self.vertex(node)
+                rest += vertex.nodes() if isinstance(vertex, Recurrence) else ()
+                rest += node.all_input_nodes
+        dropped = captured.spare - needed
+        for node in reversed([n for n in captured.nodes if n in dropped]):
+            group = self.group_of.pop(node, None)
+            if group is not None:
+                group.drop(node)
+                self._number |= {n: k for k, n in enumerate(group.nodes)}
+            captured.graph.erase_node(node)
+        captured.nodes[:] = [n for n in captured.nodes if n not in dropped]
+        for node, before in captured.before.items():
+            captured.before[node] = [n for n in before if n not in dropped]
+        for node in [n for n, group in self.group_of.items() if len(group.nodes) == 1]:
+            del self.group_of[node]
 
     # ---- what runs before what
 
