@@ -34,7 +34,7 @@ class Net(nn.Module):
 
 
 class Feedback(nn.Module):
-    """A layer that is given its own spikes of the step before."""
+    """A layer that is given its own spikes of the step before, as shares of all."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class Feedback(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         mem, spk, rec = self.lif.reset_mem(), torch.zeros(x.shape[1], 5), []
         for step in range(x.size(0)):
-            spk, mem = self.lif(self.fc(x[step]) + self.back(spk), mem)
+            spk, mem = self.lif(self.fc(x[step]) + self.back(spk).softmax(-1), mem)
             rec.append(spk)
         return torch.stack(rec)
 

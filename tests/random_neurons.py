@@ -41,6 +41,13 @@ STARTS = (
     "torch.zeros(x.shape[-1], dtype=x.dtype)",
 )  # fmt: skip
 CURRENTS = ("x[t]", "x[t]", "x[t] * 0.5", "self.fc(x[t])", "h[t]", "x[0]", "x[t] * (0.5 + 0.25 * t)", "x[-1 - t]")
+PRODUCTS = (
+    "self.fc({0})", "self.fc({0})", "{0} @ self.m", "torch.mm({0}, self.m)", "self.fc({0} * 0.5)",
+    "torch.einsum('bi, ij -> bj', {0}, self.m)", "F.linear({0}, self.m)", "torch.matmul({0}.detach(), self.m.t())",
+    "0.5 * self.fc({0}).detach()",
+    "self.fc({0}) * {0}", "self.fc({0}) + {0} @ self.m", "torch.einsum('bi,ji->bj', ({0}, self.m))",
+    "self.fc(self.fc({0}))", "self.fc({0}.t().contiguous().t())", "self.fc({0}).sum(-1, keepdim=True)",
+)  # fmt: skip
 CONDITIONS = ("if t == 0:", "if t > 0:", "if t % 2:", "if t == {last}:", "with torch.no_grad():")
 
 
@@ -71,6 +78,7 @@ class Neurons:
             f"self.w = nn.Parameter(torch.rand({width}))" if self.some(0.6) else "self.w = 0.75",
             "self.b = nn.Parameter(torch.rand(()))" if self.some(0.4) else "self.b = -0.25",
             f"self.fc = nn.Linear({width}, {width})",
+            f"self.m = nn.Parameter(torch.rand({width}, {width}))",
         ]
         forward = [*self.before, f"for t in range({self.steps}):", *self._indented(self.body), *self.after]
         forward.append(f"return {', '.join(self.results)},")
@@ -112,11 +120,14 @@ class Neurons:
 
     def _neuron(self, current: str) -> list[str]:
         """The lines of a neuron; what the next one may read."""
-        cur = self._name("cur")
-        self.body.append(f"{cur} = {current}")
+        cur, s = self._name("cur"), self._name("s")
         states = [self._name("v") for _ in range(self.draw.choice((1, 1, 2, 2, 3)))]
-        self.before += [f"{s} = {self.draw.choice(STARTS)}" for s in states]
+        self.before += [f"{name} = {self.draw.choice(STARTS)}" for name in states]
         v = states[0]
+        if self.some(0.3):
+            self.before.append(f"{s} = torch.zeros_like(x[0])")
+            current += f" + {self.draw.choice(PRODUCTS).format(self.draw.choice((s, s, v)))}"
+        self.body.append(f"{cur} = {current}")
         values = [*states, cur]
         if self.some(0.1):
             self.body.append(f"{v} = {v} + self.fc({cur}) * 0.25")
@@ -136,7 +147,6 @@ class Neurons:
             self.body.append(line)
             values = [*states, cur, *temporaries]
         spike = self.draw.choice(ODD_SPIKES) if self.some(0.08) else self.draw.choice(SPIKES)
-        s = self._name("s")
         distance = self._name("d")
         self.body.append(f"{distance} = {v} - {self.draw.choice(('0.5', '1.0', '0.25', self.draw.choice(values)))}")
         self.body.append(f"{s} = {spike.format(distance, v)}")

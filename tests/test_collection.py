@@ -25,13 +25,13 @@ SILENT = {"price": ["lif3"], "autoencoder": ["l4"]}  # their membranes are the o
 LAZY = {"muscles": ["slstm1.lstm_cell.weight_hh"], "hybrid": ["slstm.lstm_cell.weight_hh"]}
 QUICK = {"static-image", "recurrent-student", "gestures", "spike-counts", "straight-through", "squashed", "stream",
          "lif-with-soft-reset", "refractory", "alpha-function", "recurrent-gradients", "recurrent-convolution",
-         "recurrent-unbatched", "delayed", "temporal-efficient"}  # fmt: skip
+         "recurrent-unbatched", "recurrent-by-hand", "delayed", "temporal-efficient"}  # fmt: skip
 # What becomes of the layers: elsewhere an unroll, and no call is left to be repeated.
 OUTCOMES = {
     "deep-gestures": "unroll", "spike-counts": "unroll", "prints": "unroll", "cell": "unroll", "muscles": "recurrence",
     **dict.fromkeys(("hybrid", "edges", "inhibition", "custom-surrogate", "own-function", "own-function-on-images",
-                     "squashed", "masked", "bounded"), "unroll recurrence"),
-    **dict.fromkeys(("spatio-temporal", "temporal-efficient"), "recurrence"),
+                     "squashed", "masked", "bounded", "leaky-with-feedback"), "unroll recurrence"),
+    **dict.fromkeys(("spatio-temporal", "temporal-efficient", "recurrent-by-hand", "recurrent-adaptive"), "recurrence"),
     **dict.fromkeys(("early-exit", "episodes", "loop-outside", "stream"), "steps"),
     **{name: "recurrence" for name, p in PROGRAMS.items() if p.kind == "neurons"},
 }  # fmt: skip

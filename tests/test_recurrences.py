@@ -290,6 +290,51 @@ def recurrent_weights(net: Net, x: Tensor) -> Any:
 
 
 @network
+def products_of_several_spellings(net: Net, x: Tensor) -> Any:
+    """Of the spikes, and of the membrane, which the last step writes for nobody."""
+    mem = spk = torch.zeros_like(x[0])
+    weight, out, currents = net.fc.weight, [], []
+    for t in range(x.shape[0]):
+        current = x[t] + spk @ weight + torch.mm(mem, weight.t())
+        current = current + torch.einsum("bi,ij->bj", (spk, weight)) + F.linear(spk, weight)
+        spk = Plain.apply(mem - 0.5)
+        mem = net.decay.sigmoid() * mem + current * net.gain - spk
+        out.append(spk)
+        currents.append(current)
+    return torch.stack(out), torch.stack(currents)
+
+
+@network
+def a_layer_that_hears_itself(net: Net, x: Tensor) -> Any:
+    mem, spk, out = net.lif.init_leaky(), torch.zeros_like(x[0]), []
+    for t in range(x.shape[0]):
+        spk, mem = net.lif(x[t] + net.fc(spk), mem)
+        out.append(spk)
+    return torch.stack(out), mem
+
+
+@network
+def a_product_of_what_is_detached(net: Net, x: Tensor) -> Any:
+    """The step of the program begins in the midst of that of the loop."""
+    mem = spk = torch.zeros_like(x[0])
+    for t in range(x.shape[0]):
+        mem = 0.9 * mem + x[t] - net.fc(0.5 * spk.detach())
+        spk = Plain.apply(mem - 1)
+    return mem, spk
+
+
+@network
+def a_product_under_no_grad(net: Net, x: Tensor) -> Any:
+    mem = spk = torch.zeros_like(x[0])
+    for t in range(x.shape[0]):
+        with torch.no_grad():
+            back = net.fc(spk)
+        mem = 0.9 * mem + x[t] + back
+        spk = Plain.apply(mem - 1)
+    return mem
+
+
+@network
 def another_surrogate_each_step(net: Net, x: Tensor) -> Any:
     mem = torch.zeros_like(x[0])
     for t in range(x.shape[0]):
@@ -338,13 +383,15 @@ def another_first_step(net: Net, x: Tensor) -> Any:
 
 
 REPEATED = {
-    "recurrent_weights": "linear",
+    "a_product_under_no_grad": "linear is not elementwise",
     "another_surrogate_each_step": "",
     "derivative_that_is_not_elementwise": "torch.mean is not elementwise",
     "operator_that_knows_its_channels": "takes tensors of its own sizes alone: Mismatch of parameter numbers",
     "detached_now_and_then": "its steps are not all alike",
 }
-PARTLY = {"first_step_without_a_gradient": 6, "no_state_and_no_gradient_at_first": 6}
+PARTLY = {
+    "first_step_without_a_gradient": 6, "no_state_and_no_gradient_at_first": 6, "a_product_of_what_is_detached": 6,
+}  # fmt: skip
 STEPS = {"another_first_step": 6, "constant_input_and_no_grad": 6, **PARTLY}
 if torch.__version__.startswith("2.11"):
     # It writes a number through a mask as a tensor.
@@ -353,7 +400,7 @@ if torch.__version__.startswith("2.11"):
     # It knows the line of a call alone: of two products in one, the first step has the second.
     PARTLY["threshold_that_begins_as_a_number"] = STEPS["threshold_that_begins_as_a_number"] = 5
 FUSED = {"bits_to_a_linear", "bits_to_many_outputs", "two_layers_with_a_product"}
-ROUNDED = {"recurrent_weights", "adaptive_threshold", *FUSED}  # by a product, or sigmoid
+ROUNDED = {"adaptive_threshold", *FUSED}  # by a product, or sigmoid
 
 
 def results(net: Any, function: Any, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:

@@ -136,3 +136,110 @@ def recurrent_gradients() -> nn.Module:
             return torch.stack(rec, dim=0)
 
     return Net()
+
+
+# ---- by hand: a product of the last spikes is a part of the current
+
+
+class FastSigmoid(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        out = torch.zeros_like(x)
+        out[x > 0] = 1.0
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return grad.clone() / (10.0 * torch.abs(x) + 1.0) ** 2
+
+
+class Bell(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.gt(0).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return grad * torch.exp(-(x**2) / 0.5) * 0.8
+
+
+@program(events(100), T=50)
+class RecurrentByHand(nn.Module):
+    """Current-based neurons and a readout that never spikes, in matrices, batch first, as in SpyTorch's tutorials."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w1, self.v1 = (nn.Parameter(torch.empty(n, 128)) for n in (100, 128))
+        self.w2 = nn.Parameter(torch.empty(128, 10))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h1 = torch.einsum("abc,cd->abd", (x.transpose(0, 1), self.w1))
+        syn, mem, out = (torch.zeros(h1.shape[0], 128, dtype=x.dtype) for _ in range(3))
+        spk_rec, out_rec = [], []
+        for t in range(h1.shape[1]):
+            current = h1[:, t] + torch.einsum("ab,bc->ac", (out, self.v1))
+            out = FastSigmoid.apply(mem - 1.0)
+            new_syn = 0.8 * syn + current
+            new_mem = (0.9 * mem + syn) * (1.0 - out.detach())
+            spk_rec.append(out)
+            mem, syn = new_mem, new_syn
+        h2 = torch.einsum("abc,cd->abd", (torch.stack(spk_rec, dim=1), self.w2))
+        flt, mem = torch.zeros_like(h2[:, 0]), torch.zeros_like(h2[:, 0])
+        for t in range(h2.shape[1]):
+            mem, flt = 0.9 * mem + flt, 0.8 * flt + h2[:, t]
+            out_rec.append(mem)
+        return torch.stack(out_rec)
+
+
+@program(frames(40, classes=12), T=40)
+class RecurrentAdaptive(nn.Module):
+    """Two layers with thresholds that rise with each spike and learned time constants, as in the networks of B. Yin."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.fc2, self.fc3 = nn.Linear(40, 128), nn.Linear(128, 128), nn.Linear(128, 12)
+        self.rec1, self.rec2 = nn.Linear(128, 128), nn.Linear(128, 128)
+        self.taus = nn.ParameterList(torch.full((128,), tau) for tau in (20.0, 100.0, 20.0, 100.0))
+
+    def step(self, current: Tensor, mem: Tensor, spike: Tensor, b: Any, tau_m: Tensor, tau_adp: Tensor) -> Any:
+        alpha, rho = torch.exp(-1.0 / tau_m), torch.exp(-1.0 / tau_adp)
+        b = rho * b + (1 - rho) * spike
+        threshold = 0.01 + 1.8 * b
+        mem = mem * alpha + (1 - alpha) * current * 8 - threshold * spike
+        return mem, Bell.apply(mem - threshold), b
+
+    def forward(self, x: Tensor) -> Tensor:
+        mem1 = spk1 = mem2 = spk2 = torch.zeros(x.shape[1], 128, dtype=x.dtype)
+        b1 = b2 = torch.full_like(mem1, 0.01)
+        out, outputs = torch.zeros(x.shape[1], 12, dtype=x.dtype), []
+        for i in range(x.shape[0]):
+            current = self.fc1(x[i]) + self.rec1(spk1)
+            mem1, spk1, b1 = self.step(current, mem1, spk1, b1, self.taus[0], self.taus[1])
+            current = self.fc2(spk1) + self.rec2(spk2)
+            mem2, spk2, b2 = self.step(current, mem2, spk2, b2, self.taus[2], self.taus[3])
+            out = out * 0.9 + 0.1 * self.fc3(spk2)
+            outputs.append(F.log_softmax(out, dim=1))
+        return torch.stack(outputs)
+
+
+@program(frames(64), T=30)
+class LeakyWithFeedback(nn.Module):
+    """snnTorch's ``Leaky``, which hears its own spikes through a layer of the user's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.rec, self.fc2 = nn.Linear(64, 128), nn.Linear(128, 128, bias=False), nn.Linear(128, 10)
+        self.lif1, self.lif2 = snn.Leaky(beta=0.9, reset_mechanism="zero"), snn.Leaky(beta=0.8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mem1, mem2, spk_rec = self.lif1.init_leaky(), self.lif2.init_leaky(), []
+        spk1 = torch.zeros(x.shape[1], 128, dtype=x.dtype)
+        for t in range(x.shape[0]):
+            spk1, mem1 = self.lif1(self.fc1(x[t]) + self.rec(spk1), mem1)
+            spk2, mem2 = self.lif2(self.fc2(spk1), mem2)
+            spk_rec.append(spk2)
+        return torch.stack(spk_rec)

@@ -23,6 +23,14 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using MaybeTensor = std::optional<Tensor>;
 
+// Calls the variant of a PyTorch operator that writes to its last argument.
+template <typename... Arguments>
+void call_out(const char* name, const Arguments&... arguments) {
+  StableIValue stack[] = {torch::stable::detail::from(arguments)...};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, "out", stack, TORCH_ABI_VERSION));
+  (void)torch::stable::detail::to<Tensor>(stack[0]);
+}
+
 // ---- dtypes
 
 inline ScalarType opmath_of(ScalarType dtype) {

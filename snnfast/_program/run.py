@@ -74,7 +74,7 @@ class Program:
             given.append(lengths.to(opmath).view(-1, *(1,) * (len(shape) - 1)))
         if counts:
             states.append(torch.zeros(shape, dtype=opmath, device=x.device))
-        call = _Call(steps, shape, x.dtype, opmath, x.device)
+        call = Call(steps, shape, x.dtype, opmath, x.device)
         results = self._variant(options)(call, [*series, *states, *given])
         first = len(results) - len(states)
         outputs, last = list(results[:first]), list(results[first:])
@@ -88,18 +88,18 @@ class Program:
         All are broadcast to a step; states may be numbers. Returns the outputs ``[T, *]`` and the last states ``[*]``.
         With a ``linear`` layer, that of this ``output`` takes its place.
         """
-        series, states, parameters = _split(given, self.counts)
+        series, states, parameters = split(given, self.counts)
         shapes = [x.shape[1:] for x in series] + [t.shape for t in (*states, *parameters) if isinstance(t, Tensor)]
-        shape = _broadcast(shapes)
+        shape = broadcast(shapes)
         series = [x if x.shape[1:] == shape else x.expand(steps, *shape) for x in series]
         like = next(t for t in given if isinstance(t, Tensor))
         states = [s.expand(shape) if isinstance(s, Tensor) else like.new_full((), s) for s in states]
-        call = _Call(steps, shape, like.dtype, like.dtype, like.device)
-        return self._variant(_PLAIN)(call, [*series, *states, *parameters], output, linear)
+        call = Call(steps, shape, like.dtype, like.dtype, like.device)
+        return self.plain(call, [*series, *states, *parameters], output, linear)
 
     def binary(self, dtype: torch.dtype, dims: int) -> tuple[bool, ...]:
         """Which outputs are certainly 0 or 1."""
-        return self._variant(_PLAIN).forward_code(dtype, dims).binary
+        return self.plain.forward_code(dtype, dims).binary
 
     def check(self, dtype: torch.dtype, dims: int, derivative: bool) -> None:
         """Trace the step, and its derivative.
@@ -111,6 +111,11 @@ class Program:
         if derivative:
             trace(self.step, self.counts, dtype, dims, range(len(found.outputs)))
 
+    @property
+    def plain(self) -> "_Variant":
+        """The step function as it is."""
+        return self._variant(_PLAIN)
+
     def _variant(self, options: _Options) -> "_Variant":
         variant = self._variants.get(options)
         if variant is None:
@@ -118,7 +123,7 @@ class Program:
         return variant
 
 
-class _Call(NamedTuple):
+class Call(NamedTuple):
     steps: int
     shape: torch.Size  # of a step
     dtype: torch.dtype  # of inputs and outputs
@@ -128,6 +133,10 @@ class _Call(NamedTuple):
     dims: int = 0  # of a step, from the last, that are the inputs of this layer
     bits: bool = False  # whether the layer takes it as bits
     order: Sequence[int] | None = None  # of the dimensions of a step in memory, if it is not the usual one
+
+    def like(self) -> Tensor:
+        """An empty tensor, which tells the kernels dtype and device."""
+        return torch.empty(0, dtype=self.dtype, device=self.device)
 
     def _dims(self, t: Tensor) -> list[int]:
         """The dimensions of a step, or of several, as they lie in memory."""
@@ -167,10 +176,10 @@ class _Variant:
         self._codes: dict[Any, Any] = {}
 
     def __call__(
-        self, call: _Call, tensors: Sequence[Tensor], output: int = 0, linear: Linear | None = None
+        self, call: Call, tensors: Sequence[Tensor], output: int = 0, linear: Linear | None = None
     ) -> tuple[Tensor, ...]:
         """Outputs and last states, from series, states and parameters; in place of one, what ``linear`` makes of it."""
-        kernels = _takes_kernels(tensors[0])
+        kernels = takes_kernels(tensors[0])
         call = call._replace(order=order_of(tensors[0], call.shape) if self.counts[0] else None)
         usual = kernels and call.order is None  # a linear layer reads the last dimensions side by side
         if usual and linear is not None and bits_pay(tensors[0], call.shape, call.steps, linear):  # as numbers, too
@@ -186,12 +195,12 @@ class _Variant:
             found[output] = linear.of_spikes(found[output])
         return tuple(found)
 
-    def _results(self, call: _Call, tensors: Sequence[Tensor], kernels: bool) -> tuple[Tensor, ...]:
+    def _results(self, call: Call, tensors: Sequence[Tensor], kernels: bool) -> tuple[Tensor, ...]:
         if kernels:
             try:
                 return _Run.apply(self, call, *tensors)  # type: ignore[no-any-return]
             except NoKernelError as error:
-                _say_step_by_step(f"on {call.device.type}: {error}")
+                say_step_by_step(f"on {call.device.type}: {error}")
         found = self.loop(call, tensors)
         # In the order of the kernels, which the nodes of a compiled graph rely on.
         return found if torch.compiler.is_compiling() else tuple(map(call.ordered, found))
@@ -199,7 +208,7 @@ class _Variant:
     def step(self, *arguments: Tensor) -> tuple[Tensor, ...]:
         record, constant, ragged, counted = self._options
         n = self._inputs
-        series, states, parameters = (list(part) for part in _split(arguments, self.counts))
+        series, states, parameters = (list(part) for part in split(arguments, self.counts))
         inputs = parameters[:n] if constant else series[:n]
         parameters = parameters[n:] if constant else parameters
         total = states.pop() if counted else None
@@ -226,16 +235,16 @@ class _Variant:
             self._codes[key] = forward_code(trace(self.step, self.counts, *key), self.counts)
         return self._codes[key]  # type: ignore[no-any-return]
 
-    def backward_code(self, call: _Call, given: tuple[int, ...], needs: tuple[bool, ...]) -> Code:
+    def backward_code(self, call: Call, given: tuple[int, ...], needs: tuple[bool, ...]) -> Code:
         """The code of the derivative, for outputs ``given`` a gradient, and the ``needs`` of series and parameters."""
         key: Any = call.opmath, len(call.shape), given, needs
         if key not in self._codes:
             self._codes[key] = backward_code(trace(self.step, self.counts, *key[:3]), self.counts, given, needs)
         return self._codes[key]  # type: ignore[no-any-return]
 
-    def loop(self, call: _Call, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    def loop(self, call: Call, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The step function in a loop: the definition of what the kernels compute."""
-        series, states, parameters = _split(tensors, self.counts)
+        series, states, parameters = split(tensors, self.counts)
         rows = [x.to(call.opmath).unbind(0) for x in series]
         now, outputs = [expanded(s, call.shape) for s in states], []
         for t in range(call.steps):
@@ -248,7 +257,7 @@ class _Variant:
             return (*self._no_steps(call, now[0].device, parameters), *(s.clone() for s in now))
         return (*(torch.stack(rows).to(call.dtype) for rows in zip(*outputs, strict=True)), *now)
 
-    def _no_steps(self, call: _Call, device: torch.device, parameters: Sequence[Tensor]) -> list[Tensor]:
+    def _no_steps(self, call: Call, device: torch.device, parameters: Sequence[Tensor]) -> list[Tensor]:
         """The outputs of no step: their number is that of a step on made-up arguments."""
         made = [
             torch.zeros(call.shape, dtype=call.opmath, device=device) for _ in range(self.counts[0] + self.counts[1])
@@ -262,12 +271,12 @@ def expanded(t: Tensor, shape: torch.Size) -> Tensor:
     return t if t.shape == shape else t.expand(shape)
 
 
-def _split(tensors: Sequence[Any], counts: Counts) -> tuple[Sequence[Any], ...]:
+def split(tensors: Sequence[Any], counts: Counts) -> tuple[Sequence[Any], ...]:
     first, second = counts[0], counts[0] + counts[1]
     return tensors[:first], tensors[first:second], tensors[second:]
 
 
-def _takes_kernels(x: Tensor) -> bool:
+def takes_kernels(x: Tensor) -> bool:
     """Whether a call runs by the kernels; says why not, if that was not chosen."""
     if current_backend() == "reference" or x.is_meta:
         return False
@@ -283,11 +292,11 @@ def _takes_kernels(x: Tensor) -> bool:
         reason = f"on {x.device.type}, for which there are no kernels of programs"
     else:
         return use_fused(x)
-    _say_step_by_step(reason)
+    say_step_by_step(reason)
     return False
 
 
-def _say_step_by_step(reason: str) -> None:
+def say_step_by_step(reason: str) -> None:
     if current_backend() == "fused":
         raise RuntimeError(f"backend 'fused' is not available {reason}. A neuron of your own runs step by step there")
     warn_once(
@@ -322,19 +331,19 @@ class _Run(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, variant: _Variant, call: _Call, *tensors: Any) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, variant: _Variant, call: Call, *tensors: Any) -> tuple[Tensor, ...]:
         code = variant.forward_code(call.opmath, len(call.shape))
         count = sum(variant.counts)
         tensors, linear = tensors[:count], tensors[count:]
-        series, states, parameters = _split(tensors, variant.counts)
+        series, states, parameters = split(tensors, variant.counts)
         neurons = call.shape.numel()
         keep = any(ctx.needs_input_grad[2 : 2 + count])
         found = ENGINES[call.device.type].forward(
             code,
-            torch.empty(0, dtype=call.dtype, device=call.device),
-            [_rows(x, call) for x in series],
+            call.like(),
+            [rows_of(x, call) for x in series],
             [s if s.dim() == 0 else call.flat(s) for s in states],
-            _flat(code.parameters(parameters), call),
+            flat_parameters(code.parameters(parameters), call),
             call.steps,
             neurons,
             keep,
@@ -377,8 +386,8 @@ class _Run(torch.autograd.Function):
             grads = (*grads[: call.output], of_output, *grads[call.output + 1 :])
         if checkpoints is None:
             return None, None, *[None] * count, *behind
-        series, states, parameters = _split(tensors, variant.counts)
-        needs_series, _, needs_parameters = _split(needs[:count], variant.counts)
+        series, states, parameters = split(tensors, variant.counts)
+        needs_series, _, needs_parameters = split(needs[:count], variant.counts)
         first = len(grads) - len(states)
         given = tuple(i for i in range(first) if grads[i] is not None)
         code = variant.backward_code(call, given, (*needs_series, *needs_parameters))
@@ -387,18 +396,18 @@ class _Run(torch.autograd.Function):
         try:
             found = ENGINES[call.device.type].backward(
                 code,
-                torch.empty(0, dtype=call.dtype, device=call.device),
-                [_rows(x, call) for x in series],
-                _flat(code.parameters(parameters), call),
+                call.like(),
+                [rows_of(x, call) for x in series],
+                flat_parameters(code.parameters(parameters), call),
                 checkpoints,
-                [g if i == few else _rows(g, call) for i, g in enumerate(grads[:first]) if g is not None],
+                [g if i == few else rows_of(g, call) for i, g in enumerate(grads[:first]) if g is not None],
                 [none if g is None else call.flat(g) for g in grads[first:]],
                 linear[0].contiguous() if few >= 0 else None,
                 call.steps,
                 neurons,
             )
         except NoKernelError as error:
-            _say_step_by_step(f"backward on {call.device.type}: {error}")
+            say_step_by_step(f"backward on {call.device.type}: {error}")
             return None, None, *_second(ctx, grads)
         made: list[Tensor | None] = []
         for i, t in enumerate(tensors):
@@ -410,7 +419,7 @@ class _Run(torch.autograd.Function):
             elif i < len(series):
                 made.append(call.shaped(found.pop(0)))
             else:
-                made.append(_summed(found.pop(0), t, call))
+                made.append(summed(found.pop(0), t, call))
         return None, None, *made, *behind
 
 
@@ -435,7 +444,7 @@ def _through_linear(ctx: Any, grad: Tensor, read: Any, weight: Tensor) -> tuple[
     return of_output, [of_weight, grad.sum((0, 1)) if needs_bias else None]
 
 
-def _bits(found: Tensor, call: _Call) -> Tensor:
+def _bits(found: Tensor, call: Call) -> Tensor:
     """``[rows of eight steps, R, N]`` of the spikes of all neurons of a step."""
     return flat_bits(found.view(-1, *call.shape), call.shape[-call.dims :])
 
@@ -457,7 +466,7 @@ def order_of(x: Tensor, shape: torch.Size) -> list[int] | None:
     return order if not usual and step.permute(order)[0].is_contiguous() else None
 
 
-def _rows(x: Tensor, call: _Call) -> Tensor:
+def rows_of(x: Tensor, call: Call) -> Tensor:
     """A series as the kernels take it: ``[T, N]``, or ``[1, N]`` of one that was expanded over time.
 
     Numbers of each step stay as they are.
@@ -468,7 +477,7 @@ def _rows(x: Tensor, call: _Call) -> Tensor:
     return call.flat(x[:1] if one else x)
 
 
-def _flat(parameters: Sequence[Tensor], call: _Call) -> list[Tensor]:
+def flat_parameters(parameters: Sequence[Tensor], call: Call) -> list[Tensor]:
     """Parameters as the engines take them: a number, ``[N]``, or the last dimensions of a step as one."""
     found = []
     for p in parameters:
@@ -481,14 +490,14 @@ def _flat(parameters: Sequence[Tensor], call: _Call) -> list[Tensor]:
     return found
 
 
-def _broadcast(shapes: Sequence[torch.Size]) -> torch.Size:
+def broadcast(shapes: Sequence[torch.Size]) -> torch.Size:
     longest = max(shapes, key=len)
     if all(s == longest[len(longest) - len(s) :] for s in shapes):
         return longest
     return torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call, no-any-return]  # ten times slower
 
 
-def _summed(gradient: Tensor, parameter: Tensor, call: _Call) -> Tensor:
+def summed(gradient: Tensor, parameter: Tensor, call: Call) -> Tensor:
     """The gradient of a parameter, float64 until it is summed."""
     if gradient.dim() > 0:
         gradient = call.shaped(gradient).sum_to_size(parameter.shape)

@@ -26,7 +26,7 @@ from snnfast.compiler.nodes import (
     tensors_of,
     value,
 )
-from snnfast.compiler.recurrence import Recurrence, Row, Slot, as_of, call
+from snnfast.compiler.recurrence import Recurrence, Row, Slot, as_of, call, product_of
 
 if TYPE_CHECKING:
     from snnfast.compiler.series import Group
@@ -50,20 +50,37 @@ def recurrence_of(statements: Sequence[Group], order: dict[Node, int], is_free: 
     """
     if not statements:
         raise UnmergedError(f"it has fewer than {LEAST} steps that are alike")
-    _check(statements)
+    try:
+        return _aligned(statements, order, is_free, set())
+    except UnmergedError as error:
+        outside = {s for s in statements if product_of(s.first) is not None}
+        if not outside or len(outside) == len(statements):
+            raise
+        try:
+            return _aligned(statements, order, is_free, outside)
+        except UnmergedError as other:
+            raise (error if str(other) == UNLIKE else other) from None
+
+
+def _aligned(
+    statements: Sequence[Group], order: dict[Node, int], is_free: Callable[[Node], bool], outside: set[Group]
+) -> Recurrence:
+    """The best recurrence of some statements, of which those ``outside`` are no part of its program."""
+    _check([s for s in statements if s not in outside])
     # A step may begin at any statement. The best beginning leaves the fewest states and takes in the most calls.
     aligned: list[tuple[_Steps, Recurrence]] = []
     reason = UNLIKE
     for anchor in statements:
         try:
-            steps = _Steps(statements, anchor, order)
+            steps = _Steps(statements, anchor, order, outside)
             aligned.append((steps, steps.recurrence()))
         except UnmergedError as error:
             reason = str(error)
     calls = sum(len(s.nodes) for s in statements)
     found: Recurrence | None = None
     for steps, made in sorted(aligned, key=lambda a: (len(a[1].states), -a[1].steps, -len(a[1].nodes()))):
-        steps.take_in_first(made, is_free)
+        if not outside:
+            steps.take_in_first(made, is_free)
         if found is None or (made.steps, len(made.nodes())) > (found.steps, len(found.nodes())):
             found = made
         if len(found.nodes()) >= calls:
@@ -103,7 +120,7 @@ def _check_program(found: Recurrence) -> None:
 class _Steps:
     """The calls of statements by steps, each of which begins with a call of one of them, and what each step reads."""
 
-    def __init__(self, statements: Sequence[Group], anchor: Group, order: dict[Node, int]) -> None:
+    def __init__(self, statements: Sequence[Group], anchor: Group, order: dict[Node, int], outside: set[Group]) -> None:
         begin = [order[n] for n in anchor.nodes]
         self.rows: dict[int, Row] = {t: {} for t in range(-1, len(begin))}
         self.place: dict[Node, tuple[Group, int]] = {}
@@ -125,6 +142,7 @@ class _Steps:
         self.sources = {s: [self.source(a, self.model) for a in _leaves(row[s])] for s in self.statements}
         if any(s is not None and s[1] not in (0, 1) for found in self.sources.values() for s in found):
             raise UnmergedError("it reads a result of more than one step before")
+        self.outside = outside
 
     def source(self, a: Any, t: int) -> tuple[Group, int] | None:
         """The statement that returned an argument of step ``t``, and how many steps before."""
@@ -134,7 +152,10 @@ class _Steps:
     def is_alike(self, t: int, first: bool = False) -> bool:
         """Whether a step reads what the other steps read. The ``first`` one may read others in place of states."""
         for statement, node in self.rows.get(t, {}).items():
-            for a, source in zip(_leaves(node), self.sources[statement], strict=True):
+            leaves, sources = _leaves(node), self.sources[statement]
+            if len(leaves) != len(sources):  # the call of a first step that was taken in
+                return False
+            for a, source in zip(leaves, sources, strict=True):
                 if first and source is not None and source[1] == 1:
                     fits = isinstance(a, Node) or a is None
                 else:
@@ -166,7 +187,8 @@ class _Steps:
         if last - self.first + 1 < LEAST:
             raise UnmergedError(UNLIKE)
         rows = [self.rows[t] for t in range(self.first, last + 1)]
-        made = Recurrence(self.statements, [self.rows[self.model][s] for s in self.statements], rows)
+        calls = [self.rows[self.model][s] for s in self.statements]
+        made = Recurrence(self.statements, calls, rows, between=self.outside)
         number = {s: i for i, s in enumerate(self.statements)}
         for statement in self.statements:
             nodes = [row[statement] for row in rows if statement in row]
@@ -185,6 +207,8 @@ class _Steps:
         for _, begin in made.states:
             if isinstance(begin, Node):
                 _check_given(made, begin)
+        for statement in self.outside:
+            made.product(statement)
         return made
 
     # ---- a first step that differs
@@ -274,13 +298,14 @@ class _Steps:
 
         def step(*given: Tensor) -> tuple[Tensor, ...]:
             states = [torch.full_like(given[0], number) for number in start]
-            results = made.run([*given[: len(series)], *states, *given[len(series) :]])
+            slots = [slot for kind in ("series", "state", "constant") for slot in made.slots_of(kind)]
+            results = made.run([*given[: len(series)], *states, *given[len(series) :]], slots)
             nodes: list[Any] = [*series, *made.constants]
             env: dict[Any, Any] = {node: as_of(node, t) for node, t in zip(nodes, given, strict=True)}
             for node in peeled:
                 args, kwargs = pytree.tree_map_only(Node, lambda a: env.get(a, module_of(a)), (node.args, node.kwargs))
                 env[node] = call(node, args, kwargs)
-            found = [*(results[made.statements.index(s)] for s in kept), *(env[n] for n in tensors)]
+            found = [*(results[Slot("statement", made.statements.index(s))] for s in kept), *(env[n] for n in tensors)]
             return tuple(t.to(made.dtype).expand_as(given[0]) for t in found)
 
         try:

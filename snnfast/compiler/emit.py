@@ -389,7 +389,8 @@ class Emitter(Writer):
         given = [self.call(aten.to.dtype, a, recurrence.dtype) if b else a for a, b in zip(given, is_bool, strict=True)]
         node = self.graph.call_function(Unrolled(recurrence, recurrence.outputs()), tuple(given))
         shape = recurrence.shape
-        order: Sequence[int] | None = order_of(value(given[0]), shape) if series else None
+        in_order = series and not recurrence.between
+        order: Sequence[int] | None = order_of(value(given[0]), shape) if in_order else None
         order = order or range(len(shape))
         step, record = (tuple(shape), tuple(order)), ((recurrence.steps, *shape), (0, *(1 + d for d in order)))
         options = {"dtype": recurrence.dtype, "device": recurrence.device}
@@ -418,6 +419,8 @@ class Emitter(Writer):
             else:
                 user.args = (node, place - len(outputs) + len(chosen))
         made = node.target = Unrolled(recurrence, [outputs[i] for i in chosen])
+        if recurrence.between:
+            return
         binary = made.program.binary(recurrence.dtype, len(recurrence.shape))
         users: dict[Any, Any] = {user: user.args[1] for user in node.users if user.args[1] in range(len(binary))}
         for user, place in sorted(users.items(), key=lambda entry: not binary[entry[1]]):  # bits gain the most

@@ -6,7 +6,8 @@ The calls of one step are a step function. ``snnfast._program`` makes a program 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +17,12 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from snnfast._core.linear import Linear
+from snnfast._program.between import Between, Product, unroll
 from snnfast._program.run import Program
 from snnfast._program.trace import NotElementwiseError
 from snnfast._unroll.graph import elementwise_step
-from snnfast.compiler.nodes import is_step, name_of, tensors_of, value
+from snnfast.compiler.errors import UnmergedError
+from snnfast.compiler.nodes import arguments, is_step, name_of, tensors_of, value
 
 if TYPE_CHECKING:
     from snnfast.compiler.series import Group
@@ -45,6 +48,7 @@ class Recurrence:
             those that nobody reads may be missing.
         rows: The calls of each step.
         series, constants: What is given, for each step or for all.
+        between: Statements that are products of a state and a weight, and run before the program of the others.
         states: Statements whose result the next step reads, and what the first step reads in its place, or a number.
     """
 
@@ -55,6 +59,7 @@ class Recurrence:
     constants: list[Node] = field(default_factory=list)
     states: list[tuple[Group, Node | float]] = field(default_factory=list)
     slots: dict[Group, Any] = field(default_factory=dict)
+    between: set[Group] = field(default_factory=set)
 
     @property
     def steps(self) -> int:
@@ -62,11 +67,13 @@ class Recurrence:
 
     @property
     def shape(self) -> torch.Size:
-        return tensor_of(self.calls[0]).shape
+        """Of what the program computes."""
+        return next(tensor_of(n).shape for s, n in self._calls() if s not in self.between)
 
     @property
     def dtype(self) -> torch.dtype:
-        return next(t.dtype for n in self.calls for t in tensors_of(n) if t.dtype != torch.bool)
+        calls = (n for s, n in self._calls() if s not in self.between)
+        return next(t.dtype for n in calls for t in tensors_of(n) if t.dtype != torch.bool)
 
     @property
     def device(self) -> torch.device:
@@ -77,9 +84,13 @@ class Recurrence:
         contexts = [n.meta["context"] for n in self.calls]
         return next((c for c in contexts if c.records), contexts[0])
 
+    def _calls(self) -> Iterator[tuple[Group, Node]]:
+        return zip(self.statements, self.calls, strict=True)
+
     def outputs(self) -> list[Group]:
         """The statements whose results may be read outside. Calls that return several are taken apart."""
-        return [s for s, n in zip(self.statements, self.calls, strict=True) if isinstance(value(n), Tensor)]
+        shape = self.shape
+        return [s for s, n in self._calls() if isinstance(value(n), Tensor) and value(n).shape == shape]
 
     def nodes(self) -> list[Node]:
         """All calls that it stands for."""
@@ -96,30 +107,86 @@ class Recurrence:
 
     def program(self, outputs: Sequence[Group]) -> Program:
         """The program that returns the results of some statements."""
-        places = [self.statements.index(s) for s in (*outputs, *(s for s, _ in self.states))]
+        results = [Slot("statement", self.statements.index(s)) for s in (*outputs, *(s for s, _ in self.states))]
+        series, made, constants = self.inputs_of_program()
 
         def step(*given: Tensor) -> tuple[Tensor, ...]:
-            env = self.run(given)
-            return tuple(env[i].to(self.dtype) for i in places)
+            env = self.run(given, [*series, *made, *self.slots_of("state"), *constants])
+            return tuple(env[slot].to(self.dtype) for slot in results)
 
-        return Program(step, len(self.series), len(self.states), len(self.constants))
+        return Program(step, len(series) + len(made), len(self.states), len(constants))
 
-    def run(self, given: Sequence[Tensor]) -> list[Any]:
-        """What each statement returns in a step, from series, states and constants."""
-        kinds = {
-            "series": [nodes[0] for nodes in self.series],
-            "state": [self.calls[self.statements.index(s)] for s, _ in self.states],
-            "constant": self.constants,
-        }
-        rest, env = iter(given), {}
-        for kind, nodes in kinds.items():
-            for i, node in enumerate(nodes):
-                env[Slot(kind, i)] = as_of(node, next(rest))
-        for number, (statement, node) in enumerate(zip(self.statements, self.calls, strict=True)):
-            leaves, spec = self.slots[statement]
-            args, kwargs = pytree.tree_unflatten([env[a] if isinstance(a, Slot) else a for a in leaves], spec)
-            env[Slot("statement", number)] = call(node, args, kwargs)
-        return [env[Slot("statement", number)] for number in range(len(self.calls))]
+    def inputs_of_program(self) -> tuple[list[Slot], list[Slot], list[Slot]]:
+        """What the program reads beside the states: series, products, and constants. It reads all series."""
+        read = {a for s in self.statements if s not in self.between for a in self.slots[s][0] if isinstance(a, Slot)}
+        made = [Slot("statement", i) for i, s in enumerate(self.statements) if s in self.between]
+        return self.slots_of("series"), made, [slot for slot in self.slots_of("constant") if slot in read]
+
+    def between_steps(self) -> Between:
+        """What is computed before each step of the program."""
+        _, made, constants = self.inputs_of_program()
+        products = tuple(self.product(self.statements[slot.number]) for slot in made)
+        counts = len(self.series), len(self.states), len(self.constants)
+        return Between(products, counts, tuple(slot.number for slot in constants))
+
+    def product(self, statement: Group) -> Product:
+        """The product that a statement is.
+
+        Raises:
+            UnmergedError: It is none of a state and a weight that is the same at every step.
+        """
+        node = self.calls[self.statements.index(statement)]
+        found = product_of(node)
+        alike = value(node).shape == self.shape and node.meta["context"] == self.context
+        if found is None or not alike or self.device.type != "cpu":
+            raise UnmergedError(f"{name_of(node.target)} is not elementwise")
+        name, *operands = found
+        places = dict(zip(pytree.tree_leaves((node.args, node.kwargs)), self.slots[statement][0], strict=True))
+        state, weight, *bias = (places[a] for a in operands)
+        if state.kind != "state" or any(slot.kind != "constant" for slot in (weight, *bias)):
+            raise UnmergedError(f"{name_of(node.target)} is not elementwise, and takes no result of the step before")
+        return Product(name, *(slot.number for slot in (state, weight, *bias)))
+
+    def slots_of(self, kind: str) -> list[Slot]:
+        counts = {"series": len(self.series), "state": len(self.states), "constant": len(self.constants)}
+        return [Slot(kind, i) for i in range(counts[kind])]
+
+    def _node(self, slot: Slot) -> Node:
+        """Some node that has the place of a slot."""
+        if slot.kind == "series":
+            return self.series[slot.number][0]
+        if slot.kind == "constant":
+            return self.constants[slot.number]
+        statement = self.statements.index(self.states[slot.number][0]) if slot.kind == "state" else slot.number
+        return self.calls[statement]
+
+    def run(self, given: Sequence[Tensor], slots: Sequence[Slot]) -> dict[Slot, Any]:
+        """What each statement returns in a step, from what is given for some slots."""
+        env: dict[Slot, Any] = {slot: as_of(self._node(slot), t) for slot, t in zip(slots, given, strict=True)}
+        for number, (statement, node) in enumerate(self._calls()):
+            if statement not in self.between:
+                leaves, spec = self.slots[statement]
+                args, kwargs = pytree.tree_unflatten([env[a] if isinstance(a, Slot) else a for a in leaves], spec)
+                env[Slot("statement", number)] = call(node, args, kwargs)
+        return env
+
+
+def product_of(node: Node) -> tuple[Any, ...] | None:
+    """The name of a product (see :class:`Product`), and its state, weight and bias, if it has one."""
+    name, given = name_of(node.target), arguments(node)
+    if name == "linear":
+        found = [given["input"], given["weight"], *([given["bias"]] if given["bias"] is not None else [])]
+    elif name in ("mm", "matmul"):
+        name, found = "mm", [given["self"], given.get("mat2", given.get("other"))]
+    elif name == "einsum" and _PRODUCT.fullmatch(given["equation"].replace(" ", "")) and given["path"] is None:
+        name, found = "bmm", list(given["tensors"])
+    else:
+        return None
+    ranks = [value(a).dim() if isinstance(a, Node) and isinstance(value(a), Tensor) else 0 for a in found[:2]]
+    return (name, *found) if ranks[1] == 2 and (ranks[0] == 2 or (name == "linear" and ranks[0] > 2)) else None
+
+
+_PRODUCT = re.compile(r"(\w)(\w),\2((?!\1|\2)\w)->\1\3")
 
 
 def call(node: Node, args: Any, kwargs: Any) -> Any:
@@ -144,14 +211,17 @@ class Unrolled:
 
     def __init__(self, recurrence: Recurrence, outputs: Sequence[Group]) -> None:
         self.program, self.steps, self.shape = recurrence.program(outputs), recurrence.steps, recurrence.shape
+        self.between = recurrence.between_steps() if recurrence.between else None
         self.output = self.dims = 0
 
     def series(self, node: Node) -> list[Any]:
         """The inputs of a node that calls it, without those that have fewer dimensions than a step."""
-        found: Any = node.args[: self.program.counts[0]]
+        found: Any = node.args[: (self.between or self.program).counts[0]]
         return [n for n in found if value(n).shape[1:] == self.shape]
 
     def __call__(self, *tensors: Any) -> tuple[Tensor, ...]:
+        if self.between is not None:
+            return unroll(self.program, self.between, tensors, self.steps)
         if not self.dims:
             return self.program.unroll(*tensors, steps=self.steps)
         *given, weight, bias = tensors

@@ -173,7 +173,11 @@ def describe(series: Series, summed: set[Node], fused: set[Chain | Recurrence], 
     report.repeated += [f"{_steps(count, name)}{why}" for (name, why), count in alone.items()]
     for found in series.recurrences:
         name = f"{found.steps} steps of {len(found.statements)} calls{_at(found.calls[0])}"
-        report.merged.append(f"{name}: one recurrence" + ", with the linear behind it" * (found in fused))
+        how = ", with the linear behind it" * (found in fused)
+        if found.between:
+            calls = sorted({name_of(s.first.target) for s in found.between})
+            how = f", with {' and '.join(calls)} between its steps"
+        report.merged.append(f"{name}: one recurrence{how}")
     for group in dict.fromkeys(series.group_of.values()):
         if isinstance(group, IndexGroup) or group.recurrence is not None or step_of(group.first):
             continue

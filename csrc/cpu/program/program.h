@@ -64,6 +64,7 @@ struct Forward : Program {
   void* const* last;         // [states]: [N] opmath
   void* checkpoints;         // [ceil(T / kCheckpoint), states, N] opmath, or nullptr
 
+  int instructions() const { return step.count; }
   int registers() const { return series + states + parameters + constants + temporaries; }
   int64_t rows() const { return series + 2 * states + parameters + constants + temporaries + 1; }
 };
@@ -86,6 +87,7 @@ struct Backward : Program {
   void* const* grad_initial;      // [states]: [N] opmath
   double* const* grad_parameter;  // [parameters]: [N], or [blocks] where the parameter is a number; or nullptr
 
+  int instructions() const { return again.count + derivative.count; }
   int registers() const { return series + 2 * states + parameters + constants + outputs + temporaries; }
   int64_t rows() const {
     const int64_t tape = kCheckpoint * saved + (kCheckpoint + 1) * states;

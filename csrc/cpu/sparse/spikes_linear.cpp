@@ -126,14 +126,6 @@ Tensor matrix(DType dtype, const void* data, int64_t rows, int64_t columns, bool
                                   kTypes[static_cast<int>(dtype)]);
 }
 
-// Calls the variant of a PyTorch operator that writes to its last argument.
-template <typename... Arguments>
-void call_out(const char* name, const Arguments&... arguments) {
-  StableIValue stack[] = {torch::stable::detail::from(arguments)...};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, "out", stack, TORCH_ABI_VERSION));
-  (void)torch::stable::detail::to<Tensor>(stack[0]);
-}
-
 void dense_forward(const Product& p, const Tensor& weight, const MaybeTensor& bias, char* y) {
   each_dense_block(p, dense_block(p), [&](int64_t first, int64_t last, const void* numbers) {
     void* const to = y + first * p.O * element_size(p.dtype);
