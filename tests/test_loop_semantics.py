@@ -234,6 +234,12 @@ def filled_and_stacked(x: Tensor, s: list[Tensor], m: list[Tensor]) -> Any:
     return record, torch.stack(s)
 
 
+@after
+def computed_from_a_stack_along_the_second_dimension(x: Tensor, s: list[Tensor], m: list[Tensor]) -> Any:
+    """Contiguous, as in the loop: the caller may take a view."""
+    return torch.stack(s, 1) * 2, F.pad(torch.stack(m, 1).relu(), (1, 1))
+
+
 @program
 def an_image_repeated(x: Tensor) -> Any:
     """As ``spikegen.rate`` does it: how often, it takes from a tensor. What is changed in place is no image."""

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.fx import Graph, Node, map_arg
 from torch.utils import _pytree as pytree
 
@@ -115,10 +116,17 @@ class Emitter(Writer):
             given = {storage_of(t) for a in made.all_input_nodes for t in tensors_of(a)}
             if of is None and isinstance(found, Tensor) and storage_of(found) in given:
                 made = self.call(aten.clone.default, made)  # such as ``contiguous``, where it copied in the loop
+        elif isinstance(node.target, OpOverload) and any(map(self._lies_otherwise, node.all_input_nodes)):
+            made.meta["example_value"] = self.tried(node, made)  # whose order in memory follows that of the arguments
         as_function(made)
         if node in self.captured.effects:
             self.effects.add(made)
         return made
+
+    def _lies_otherwise(self, node: Node) -> bool:
+        """Whether the result of a single step has another order in memory than in the loop."""
+        before, now = value(node), self.get(node)
+        return isinstance(before, Tensor) and value(now).stride() != before.stride()
 
     def tried(self, node: Node, made: Node) -> Any:
         """What a copied call returns in the new graph. Where strides differ there, ``view`` becomes ``reshape``."""
