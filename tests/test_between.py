@@ -72,13 +72,13 @@ def test_it_is_the_loop(name: str, shape: tuple[int, ...], dtype: torch.dtype) -
 @pytest.mark.parametrize("name", ["linear", "several of one state"])
 def test_derivatives(name: str) -> None:
     program, between = of(name)
-    tensors = given((2, 3))
+    tensors = given((2, 2))
 
     def f(*tensors: Tensor) -> tuple[Tensor, ...]:
         return unroll(program, between, tensors, T)
 
     assert torch.autograd.gradcheck(f, tensors)
-    assert torch.autograd.gradgradcheck(f, tensors)
+    assert torch.autograd.gradgradcheck(f, tensors, fast_mode=True)
 
 
 def test_steps_of_more_dimensions_and_states_that_are_numbers() -> None:

@@ -324,6 +324,15 @@ def a_product_of_what_is_detached(net: Net, x: Tensor) -> Any:
 
 
 @network
+def a_product_with_a_bias_of_one_number(net: Net, x: Tensor) -> Any:
+    mem = spk = torch.zeros_like(x[0])
+    for t in range(x.shape[0]):
+        mem = 0.9 * mem + x[t] + F.linear(spk, net.fc.weight, net.gain.view(1))
+        spk = Plain.apply(mem - 1)
+    return mem
+
+
+@network
 def a_product_under_no_grad(net: Net, x: Tensor) -> Any:
     mem = spk = torch.zeros_like(x[0])
     for t in range(x.shape[0]):
@@ -384,6 +393,7 @@ def another_first_step(net: Net, x: Tensor) -> Any:
 
 REPEATED = {
     "a_product_under_no_grad": "linear is not elementwise",
+    "a_product_with_a_bias_of_one_number": "linear",
     "another_surrogate_each_step": "",
     "derivative_that_is_not_elementwise": "torch.mean is not elementwise",
     "operator_that_knows_its_channels": "takes tensors of its own sizes alone: Mismatch of parameter numbers",

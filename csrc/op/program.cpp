@@ -374,9 +374,8 @@ std::vector<Tensor> program_backward(const Tensor& like, const std::vector<Tenso
 
 // ---- products between the steps
 
-// Products of states before each step, by PyTorch: the series behind the others. Weights are as in PyTorch's calls:
-// [N, N] and a bias for linear, [N, N] for mm, [1, N, N] for
-// bmm.
+// Products of states before each step, by PyTorch: the series behind the others. A step has rows of C neurons. Weights
+// are as in PyTorch's calls: [C, C] for linear, which has a bias, and for mm, [1, C, C] for bmm.
 class Products {
  public:
   Products(const Tensor& like, int64_t neurons, size_t states, const std::vector<Tensor>& weights,

@@ -182,8 +182,11 @@ def product_of(node: Node) -> tuple[Any, ...] | None:
         name, found = "bmm", list(given["tensors"])
     else:
         return None
-    ranks = [value(a).dim() if isinstance(a, Node) and isinstance(value(a), Tensor) else 0 for a in found[:2]]
-    return (name, *found) if ranks[1] == 2 and (ranks[0] == 2 or (name == "linear" and ranks[0] > 2)) else None
+    shapes = [value(a).shape if isinstance(a, Node) and isinstance(value(a), Tensor) else () for a in found]
+    rank = len(shapes[0])
+    fits = len(shapes[1]) == 2 and (rank == 2 or (name == "linear" and rank > 2))
+    fits = fits and all(tuple(shape) == tuple(shapes[1][:1]) for shape in shapes[2:])
+    return (name, *found) if fits else None
 
 
 _PRODUCT = re.compile(r"(\w)(\w),\2((?!\1|\2)\w)->\1\3")
