@@ -9,6 +9,7 @@ from snntorch import surrogate, utils
 from torch import Tensor, nn
 
 from . import events, frames, program
+from .neurons import SuperSpike
 
 
 @program(events(700, classes=20), T=50)
@@ -141,20 +142,6 @@ def recurrent_gradients() -> nn.Module:
 # ---- by hand: a product of the last spikes is a part of the current
 
 
-class FastSigmoid(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        out = torch.zeros_like(x)
-        out[x > 0] = 1.0
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        return grad.clone() / (10.0 * torch.abs(x) + 1.0) ** 2
-
-
 class Bell(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -182,7 +169,7 @@ class RecurrentByHand(nn.Module):
         spk_rec, out_rec = [], []
         for t in range(h1.shape[1]):
             current = h1[:, t] + torch.einsum("ab,bc->ac", (out, self.v1))
-            out = FastSigmoid.apply(mem - 1.0)
+            out = SuperSpike.apply(mem - 1.0)
             new_syn = 0.8 * syn + current
             new_mem = (0.9 * mem + syn) * (1.0 - out.detach())
             spk_rec.append(out)

@@ -17,6 +17,7 @@ from snnfast._program.run import (
     Call,
     Program,
     broadcast,
+    differentiable,
     flat_parameters,
     rows_of,
     split,
@@ -147,8 +148,11 @@ class _Run(torch.autograd.Function):
         needs = ctx.needs_input_grad[3:]
         if all(g is None for g in grads):
             return (None,) * (3 + len(needs))
-        made = _second(ctx, needs, grads) if torch.is_grad_enabled() else _backward(ctx, needs, grads)
-        return None, None, None, *made
+        if torch.is_grad_enabled():
+            program, between, call = ctx.how
+            saved = ctx.saved_tensors[: len(needs)]
+            return None, None, None, *differentiable(lambda t: _loop(program, between, call, t), saved, needs, grads)
+        return None, None, None, *_backward(ctx, needs, grads)
 
 
 def _backward(ctx: Any, needs: Sequence[bool], grads: Sequence[Tensor | None]) -> list[Tensor | None]:
@@ -201,19 +205,3 @@ def _backward(ctx: Any, needs: Sequence[bool], grads: Sequence[Tensor | None]) -
         if product.bias >= 0 and needs_constants[product.bias]:
             add(product.bias, every.sum(0))
     return result + of_constants
-
-
-def _second(ctx: Any, needs: Sequence[bool], grads: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """The gradients by autograd through the loop, which can be differentiated again."""
-    program, between, call = ctx.how
-    tensors = ctx.saved_tensors[: len(needs)]
-    with torch.enable_grad():
-        results = _loop(program, between, call, tensors)
-        given = [i for i, g in enumerate(grads) if g is not None and results[i].requires_grad]
-        wanted = [t for t, need in zip(tensors, needs, strict=True) if need]
-        found: Sequence[Tensor | None] = [None] * len(wanted)
-        if given:
-            outputs, seeds = [results[i] for i in given], [grads[i] for i in given]
-            found = torch.autograd.grad(outputs, wanted, seeds, create_graph=True, allow_unused=True)
-    made = iter(found)
-    return [next(made) if need else None for need in needs]

@@ -1,6 +1,6 @@
 """The call of a program: all steps of a step function, by the kernels or as a loop."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -507,16 +507,30 @@ def summed(gradient: Tensor, parameter: Tensor, call: Call) -> Tensor:
 def _second(ctx: Any, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
     """The gradients by autograd through the loop, which can be differentiated again."""
     variant, call, needs = ctx.variant, ctx.call, ctx.needs_input_grad[2:]
-    saved = ctx.saved_tensors[: len(needs)]
     count = sum(variant.counts)
-    with torch.enable_grad():
+
+    def loop(saved: Sequence[Tensor]) -> list[Tensor]:
         results = list(variant.loop(call, saved[:count]))
         if call.output >= 0:
             weight, bias = saved[count:]
             y = Linear(weight, bias, call.dims).of_spikes(results[call.output])
             results[call.output] = y.reshape(call.steps, -1, y.shape[-1])
+        return results
+
+    return differentiable(loop, ctx.saved_tensors[: len(needs)], needs, grads)
+
+
+def differentiable(
+    loop: Callable[[Sequence[Tensor]], Sequence[Tensor]],
+    tensors: Sequence[Tensor],
+    needs: Sequence[bool],
+    grads: Sequence[Tensor | None],
+) -> list[Tensor | None]:
+    """The gradients that are needed of tensors, by autograd through a loop of them, for those of its results."""
+    with torch.enable_grad():
+        results = loop(tensors)
         given = [i for i, g in enumerate(grads) if g is not None and results[i].requires_grad]
-        wanted = [t for t, need in zip(saved, needs, strict=True) if need]
+        wanted = [t for t, need in zip(tensors, needs, strict=True) if need]
         found: Sequence[Tensor | None] = [None] * len(wanted)
         if given:
             outputs, seeds = [results[i] for i in given], [grads[i] for i in given]

@@ -79,7 +79,7 @@ def _aligned(
     calls = sum(len(s.nodes) for s in statements)
     found: Recurrence | None = None
     for steps, made in sorted(aligned, key=lambda a: (len(a[1].states), -a[1].steps, -len(a[1].nodes()))):
-        if not outside:
+        if not outside:  # a first step is found by its instructions, and a product has none
             steps.take_in_first(made, is_free)
         if found is None or (made.steps, len(made.nodes())) > (found.steps, len(found.nodes())):
             found = made

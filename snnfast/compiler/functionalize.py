@@ -119,7 +119,7 @@ class Memory:
 
     def _changes_nothing(self, node: Node, last: Node) -> bool:
         """Whether a change is the same as the ``last`` one of a memory, and of a kind that changes nothing then."""
-        given, before = (tuple(map(_with_data, (n.args[0], *n.args[1:]))) for n in (node, last))
+        given, before = (tuple(map(_with_data, n.args)) for n in (node, last))
         others = [a for a in node.all_input_nodes if a is not node.args[0]]
         return (
             node.target is last.target
