@@ -176,7 +176,7 @@ class _Steps:
             first -= 1
         first -= self.is_whole(first - 1, first=True)
         self.first = first
-        # The last step lacks the calls whose results nobody reads.
+        # The last step may lack calls: where it begins in the midst of the loop's, the loop ends in its midst.
         if self.rows.get(last + 1) and self.is_alike(last + 1):
             with contextlib.suppress(UnmergedError):
                 return self.until(last + 1)
