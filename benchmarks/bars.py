@@ -178,12 +178,12 @@ def _of_itself(of: str, ours: Row, theirs: Row | None) -> float | None:
     return getattr(ours, of)
 
 
-def gains_of(rows: Sequence[Row]) -> dict[str, float]:
-    """How many times faster each program of the collection is when it is compiled, the slowest first."""
+def gains_of(rows: Sequence[Row], peer: str = LOOPED) -> dict[str, float]:
+    """How many times faster each program of the collection is when it is compiled, or by a peer; the slowest first."""
     times = {(row.case, row.peer): row.median for row in rows if row.case.startswith("collection ")}
     cases = dict.fromkeys(case for case, _ in times)
-    found = {case: (times.get((case, LOOP)), times.get((case, LOOPED))) for case in cases}
-    gains = {case: loop / compiled for case, (loop, compiled) in found.items() if loop and compiled}
+    found = {case: (times.get((case, LOOP)), times.get((case, peer))) for case in cases}
+    gains = {case: loop / other for case, (loop, other) in found.items() if loop and other}
     return dict(sorted(gains.items(), key=lambda item: item[1]))
 
 

@@ -4,10 +4,11 @@ import argparse
 from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
+from statistics import median
 from textwrap import fill
 
 from .bars import Bar, gains_of
-from .peers.ours import LOOPED, NUMBERS, OURS, WITH_LOSS
+from .peers.ours import LOOPED, NUMBERS, OURS, PRODUCTS, WITH_LOSS
 from .peers.snntorch_loop import COMPILED, HOISTED, LOOP, NETWORK
 from .peers.spikingjelly import PREFIX as JELLY
 from .registry import PAIR, TUTORIAL5, case_named
@@ -147,6 +148,20 @@ def by_peer(of: Result, cases: Mapping[str, str]) -> None:
             line += ["", ""] if seconds is None else [ms(seconds), times(seconds / of.seconds(case))]
         lines.append(line)
     table(["", *(head for what in cases for head in (f"{what}, ms", "/ ours"))], lines)
+
+
+def by_kind(of: Result) -> None:
+    """A line for each kind of program of the collection: what ``snnfast.compile`` gains, and what it could gain."""
+    gains, limits = gains_of(of.rows), gains_of(of.rows, PRODUCTS)
+    kinds: dict[str, list[str]] = {}
+    for case in gains:
+        kinds.setdefault(case.split(", ")[1].partition(":")[0], []).append(case)
+    lines = []
+    for kind, cases in sorted(kinds.items()):
+        found = [gains[case] for case in cases]
+        most = median(limits[case] for case in cases)
+        lines.append([kind, str(len(cases)), times(min(found)), times(median(found)), times(most)])
+    table(["programs", "number", "gain: least", "median", "products alone: median"], lines)
 
 
 def as_bits(of: Result) -> None:

@@ -213,7 +213,7 @@ def suites(device: str) -> dict[str, list[Case]]:
             Case("inference", "layer", 100, 128, (1024,), backward=False, quick=True),
             Case("inference", "layer", 1000, 16, (1024,), backward=False),
         ],
-        "compile": [Case("compile", "compile", T, 16, (784,)) for T in (25, 100, 1000)],
+        "compile": [Case("compile", "compile", T, 16, (784,), stored=T <= 100) for T in (25, 100, 1000)],
         "spikingjelly": [
             Case("spikingjelly", "jelly", 4, 32, (64, 32, 32), variant="LIFNode"),
             Case("spikingjelly", "jelly", 25, 128, (1000,), variant="LIFNode"),

@@ -126,10 +126,10 @@ def print_bars(bars: Sequence[Bar]) -> None:
         print(bar.text)
 
 
-def print_gains(gains: Mapping[str, float]) -> None:
-    """How many times faster each program of the collection is, and the median."""
+def print_gains(gains: Mapping[str, float], limits: Mapping[str, float]) -> None:
+    """How many times faster each program of the collection is, and would be with its products alone; the median."""
     for case, gain in gains.items():
-        print(f"{gain:>7.2f}  {case}")
+        print(f"{gain:>7.2f}  {case}" + (f" (products alone: {limits[case]:.2f})" if case in limits else ""))
     if gains:
         below = sum(gain < 1 for gain in gains.values())
         print(f"{median(gains.values()):>7.2f}  is the median, {below} of {len(gains)} are below 1\n")

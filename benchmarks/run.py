@@ -11,7 +11,7 @@ import torch
 from . import base, collection, report
 from .bars import BARS, OF_ITSELF, Bar, gains_of, judge, judge_gains
 from .peers import PEERS
-from .peers.ours import LOOPED, NUMBERS, OURS
+from .peers.ours import LOOPED, NUMBERS, OURS, PRODUCTS
 from .peers.snntorch_loop import LOOP
 from .registry import TUTORIAL5, Case, case_named, suites
 from .runner import FAILED, Row, run_case
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> list[Bar]:
     asked = [*OF_ITSELF, *wanted] if chosen else []
     rows, bars = measure_all(plan, asked, device, args, args.json, header)
     gains = gains_of(rows)
-    report.print_gains(gains)
+    report.print_gains(gains, gains_of(rows, PRODUCTS))
     bars += judge_gains(gains.values())
     if old is not None:
         report.print_base(old, rows)
@@ -94,7 +94,7 @@ def plan_to_store(device: torch.device) -> Plan:
     cases = [case for known in suites(device.type).values() for case in known if case.quick or case.stored]
     plan: dict[Case, Sequence[str]] = {case: peers_of(case, case == TUTORIAL5, device) for case in cases}
     if device.type == "cpu" and PEERS[LOOP].missing(device) is None:
-        plan |= dict.fromkeys(collection.cases(), (LOOP, LOOPED))
+        plan |= dict.fromkeys(collection.cases(), (LOOP, LOOPED, PRODUCTS))
     return plan
 
 

@@ -8,14 +8,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from loop_nets import Net, currents
 from torch import Tensor
 
 import snnfast
 from benchmarks import __main__ as command_line
 from benchmarks import bars, collection, memory_use, once, report, run, runner
 from benchmarks.bars import FLOOR, SAVED
+from benchmarks.collection import products
 from benchmarks.peers import PEERS, Peer
-from benchmarks.peers.ours import DENSE, LOOPED, NUMBERS, OURS, STEPS, WITH_LOSS
+from benchmarks.peers.ours import DENSE, LOOPED, NUMBERS, OURS, PRODUCTS, STEPS, WITH_LOSS
 from benchmarks.peers.snntorch_loop import COMPILED, HOISTED, LOOP, NETWORK
 from benchmarks.registry import NETWORKS, PAIR, TUTORIAL5, Case, case_named, suites
 from benchmarks.runner import Row
@@ -170,8 +172,19 @@ def test_what_is_measured_once_is_a_row_and_programs_are_cases(digits, monkeypat
     (row,) = runner.run_case(small, [LOOPED], CPU, 0.0)
     assert row.median > 0, row.problem
     (program,) = [case for case in collection.cases() if case.variant == "dense: price"]
-    rows = runner.run_case(program, [LOOPED, LOOP], CPU, 0.0)
+    rows = runner.run_case(program, [LOOPED, LOOP, PRODUCTS], CPU, 0.0)
     assert [(bar.value > 0, bar.bar) for bar in bars.judge(program, rows)] == [(True, 1)]
+    assert bars.gains_of(rows, PRODUCTS)[program.name] > 0
+
+
+@pytest.mark.needs_extension
+@pytest.mark.parametrize("T", [3, 5])
+def test_the_products_of_a_compiled_step_are_those_of_all_time_steps(T: int) -> None:
+    net, x = snnfast.compile(Net()), currents(T)
+    net(x)  # compiles
+    found = [func.name() for func, _, _ in products.products_of(lambda: net(x)[0].sum().backward())]
+    # Not one of each time step. The gradient of the spikes between the layers is a part of our kernel.
+    assert found == ["aten::addmm", "snnfast::spikes_linear", "snnfast::spikes_linear_weight", "aten::mm"]
 
 
 # ---- the bars of the benchmarks, what becomes of those that are missed, and the gate. No timing is asserted

@@ -23,8 +23,9 @@ from torch import Tensor, nn
 import snnfast
 
 from ..peers import Peer
-from ..peers.ours import LOOPED, SWAPPED
+from ..peers.ours import LOOPED, PRODUCTS, SWAPPED
 from ..registry import Case
+from . import products
 
 KINDS = (
     "dense",
@@ -40,6 +41,9 @@ KINDS = (
     "agents",
     "neurons",
 )
+
+
+COMPILED_AFTER = 3  # calls
 
 
 @dataclass(frozen=True)
@@ -235,7 +239,7 @@ def functions(case: Case, peer: Peer) -> tuple[Callable[[], object], Callable[[]
         torch._dynamo.reset()
         wrong = list(differences(program, min(case.T, 5), 3))
         assert not wrong, "; ".join(wrong)
-    net, train = built(program, peer.name)
+    net, train = built(program, LOOPED if peer.name == PRODUCTS else peer.name)
     optimizer = torch.optim.Adam(net.parameters(), lr=0.0)
     inputs = program.inputs(case.T, case.B)
 
@@ -243,10 +247,18 @@ def functions(case: Case, peer: Peer) -> tuple[Callable[[], object], Callable[[]
         with silence():
             return (loss_of(train(*inputs)),)
 
-    def step() -> None:
+    def gradients() -> None:
         optimizer.zero_grad()
         with silence():
             loss_of(train(*inputs)).backward()
+
+    if peer.name == PRODUCTS:
+        for _ in range(COMPILED_AFTER):
+            gradients()
+        gradients = products.alone(gradients)
+
+    def step() -> None:
+        gradients()
         optimizer.step()
 
     return step, forward, list(net.parameters())

@@ -18,6 +18,7 @@ OURS, LOOPED, WITH_LOSS = "snnfast", "snnfast, compiled loop", "snnfast, compile
 NUMBERS, SWAPPED = "snnfast, spikes as numbers", "snnfast, import changed"
 GRAPH = "snnfast, CUDA graph"
 BACKEND = "snnfast, torch.compile"
+PRODUCTS, TRACED = "snnfast, products alone", "snnfast, tracing alone"
 DENSE = "PyTorch, dense product"
 STEPS = "PyTorch, one call a step"
 
@@ -92,6 +93,10 @@ def compile_(loop: Any) -> Any:
     return snnfast.compile(loop)
 
 
+def only_trace(net: Any) -> Any:
+    return torch.compile(net, backend="eager")
+
+
 def compile_by_backend(net: Any) -> Any:
     return torch.compile(net, backend="snnfast")
 
@@ -136,6 +141,16 @@ PEERS = [
         WITH_LOSS, "snntorch", "snnfast", INSTALL, make, "the same, compiled together with its loss",
         network=snntorchs_loop, looped=True, compile=compile_, with_loss=True, compiled=True,
         kinds=(*NETWORKS, "compile"),
+    ),
+    Peer(
+        PRODUCTS, "snntorch", "snnfast", INSTALL, make,
+        "the convolutions and matrix products of the compiled step, called alone, and the optimizer: the least that a "
+        "step could take", compiled=True, kinds=("collection",),
+    ),
+    Peer(
+        TRACED, "snntorch", "snnfast", INSTALL, make,
+        'the network of snnTorch\'s loop on the kernels, under torch.compile(net, backend="eager"), which only traces it',
+        network=snntorchs_loop, looped=True, compile=only_trace, compiled=True, kinds=("compile",),
     ),
     Peer(DENSE, "torch", "torch", "pip install torch", make, "of spikes as numbers", kinds=("product",)),
     Peer(STEPS, "torch", "torch", "pip install torch", make, "of batch normalisation", kinds=("norm",)),

@@ -1,0 +1,47 @@
+"""The convolutions and matrix products of a training step, called alone: no layer over time can make a step shorter."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+OURS = ("event_conv2d", "event_conv2d_weight", "spikes_linear", "spikes_linear_weight")
+
+
+class _Products(TorchDispatchMode):
+    """Keeps the calls whose floating-point operations PyTorch counts, and our own of spikes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, Any, Any]] = []
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        return True  # else a compiled function would run as it is
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        ours = func.namespace == "snnfast" and func.overloadpacket.__name__ in OURS
+        if ours or func.overloadpacket in flop_registry:
+            self.calls.append((func, args, kwargs or {}))
+        return func(*args, **kwargs or {})
+
+
+def products_of(step: Callable[[], object]) -> list[tuple[Any, Any, Any]]:
+    """The products that ``step`` calls, with their arguments."""
+    with _Products() as products:
+        step()
+    return products.calls
+
+
+def alone(step: Callable[[], object]) -> Callable[[], None]:
+    """A function that calls the products of ``step`` on the same tensors."""
+    calls = products_of(step)
+
+    def run() -> None:
+        with torch.no_grad():
+            for func, args, kwargs in calls:
+                func(*args, **kwargs)
+
+    return run
