@@ -148,9 +148,11 @@ class Run:
         # Where the loss does not depend on a tensor, "no gradient" and zeros are the same answer.
         grads: Sequence[Tensor | None] = [None] * len(asking)
         if losses and asking:
-            grads = torch.autograd.grad(sum(losses), list(asking.values()), allow_unused=True, retain_graph=True)
+            again = self.settings["number"] % 3 == 0  # the gradients may then be differentiated
+            wanted = list(asking.values())
+            grads = torch.autograd.grad(sum(losses), wanted, allow_unused=True, retain_graph=True, create_graph=again)
         for (n, t), g in zip(asking.items(), grads, strict=True):
-            found.append((f"grad of {n}", torch.zeros_like(t) if g is None else g))
+            found.append((f"grad of {n}", torch.zeros_like(t) if g is None else g.detach()))
         orders = [(f"{n} is contiguous", t.is_contiguous()) for n, t in results if isinstance(t, Tensor)]
         return [*found, ("shared memory", shared), *orders]
 

@@ -46,6 +46,7 @@ PRODUCTS = (
     "torch.einsum('bi, ij -> bj', {0}, self.m)", "F.linear({0}, self.m)", "torch.matmul({0}.detach(), self.m.t())",
     "0.5 * self.fc({0}).detach()",
     "self.fc({0}) * {0}", "self.fc({0}) + {0} @ self.m", "torch.einsum('bi,ji->bj', ({0}, self.m))",
+    "torch.einsum('bb,bj->bj', ({0}, self.m))",
     "self.fc(self.fc({0}))", "self.fc({0}.t().contiguous().t())", "self.fc({0}).sum(-1, keepdim=True)",
 )  # fmt: skip
 CONDITIONS = ("if t == 0:", "if t > 0:", "if t % 2:", "if t == {last}:", "with torch.no_grad():")

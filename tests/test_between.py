@@ -81,6 +81,15 @@ def test_derivatives(name: str) -> None:
     assert torch.autograd.gradgradcheck(f, tensors, fast_mode=True)
 
 
+def test_arguments_that_are_computed_from_one_another() -> None:
+    """Where the gradients may be differentiated, none of them counts what comes by way of another argument."""
+    program, between = of("linear")
+    x, *others, decay = given((2, 3))
+    outputs = unroll(program, between, [x * decay, *others, decay], T)
+    found = torch.autograd.grad(outputs[0].sum(), [x, decay], create_graph=True)
+    torch.testing.assert_close(found, torch.autograd.grad(outputs[0].sum(), [x, decay]))
+
+
 def test_steps_of_more_dimensions_and_states_that_are_numbers() -> None:
     program, between = of("linear")
     x, v, w, *constants = given((2, 3, 4), torch.float32)

@@ -294,6 +294,9 @@ def test_second_derivative() -> None:
     x, v, k = (torch.randn(size, dtype=torch.float64, requires_grad=True) for size in ((5, 3), (3,), ()))
     assert torch.autograd.gradcheck(run, (x, v, k))
     assert torch.autograd.gradgradcheck(run, (x, v, k))
+    outputs = run(run(x, v, k)[0], v, k)  # the second call's arguments are computed from one another
+    again = torch.autograd.grad(outputs[0].sum(), k, create_graph=True)
+    torch.testing.assert_close(again, torch.autograd.grad(outputs[0].sum(), k))
 
 
 def test_in_multistep() -> None:

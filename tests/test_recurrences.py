@@ -344,6 +344,26 @@ def a_product_under_no_grad(net: Net, x: Tensor) -> Any:
 
 
 @network
+def a_product_under_autocast(net: Net, x: Tensor) -> Any:
+    mem = spk = torch.zeros_like(x[0])
+    for t in range(x.shape[0]):
+        with torch.autocast(x.device.type, torch.bfloat16):
+            back = net.fc(spk)
+        mem = 0.9 * mem + x[t] + back
+        spk = Plain.apply(mem - 1)
+    return mem
+
+
+@network
+def a_diagonal_in_place_of_a_product(net: Net, x: Tensor) -> Any:
+    square = x[:, :1].expand(-1, 7, -1)
+    mem = torch.zeros_like(square[0])
+    for t in range(x.shape[0]):
+        mem = torch.einsum("ii,ij->ij", mem, net.fc.weight) + 0.5 * square[t]
+    return mem
+
+
+@network
 def another_surrogate_each_step(net: Net, x: Tensor) -> Any:
     mem = torch.zeros_like(x[0])
     for t in range(x.shape[0]):
@@ -392,7 +412,9 @@ def another_first_step(net: Net, x: Tensor) -> Any:
 
 
 REPEATED = {
-    "a_product_under_no_grad": "linear is not elementwise",
+    "a_product_under_no_grad": "linear runs under no_grad or autocast, unlike the rest of the step",
+    "a_product_under_autocast": "linear runs under no_grad or autocast, unlike the rest of the step",
+    "a_diagonal_in_place_of_a_product": "torch.diagonal is not elementwise",
     "a_product_with_a_bias_of_one_number": "linear",
     "another_surrogate_each_step": "",
     "derivative_that_is_not_elementwise": "torch.mean is not elementwise",
@@ -533,16 +555,17 @@ def test_several_layers_of_one_class_are_no_steps(steps: int) -> None:
     torch.testing.assert_close(found, wanted)
 
 
-@pytest.mark.parametrize("name", ["soft_reset_of_a_number", "constant_input_and_no_grad"])
+@pytest.mark.parametrize("name", ["soft_reset_of_a_number", "constant_input_and_no_grad", "recurrent_weights"])
 def test_any_batch_size(name: str) -> None:
     net = Net(NETS[name])
-    compiled = torch.compile(net, backend="snnfast")
-    for batch in (5, 4, 3):
+    function, reports = compiled(net)
+    for batch in (5, 4, 3, 0):
         x = torch.randn(7, batch, 7, requires_grad=True)
-        ours, theirs = (results(net, f, x) for f in (compiled, net.forward))
+        ours, theirs = (results(net, f, x) for f in (function, net.forward))
         for a, b in zip(ours[0], theirs[0], strict=True):
             assert_bits_equal(a, b)
         torch.testing.assert_close(ours[1], theirs[1])
+        assert reports[-1].merged
 
 
 @pytest.mark.parametrize("delay", [True, False], ids=["delay", "nodelay"])

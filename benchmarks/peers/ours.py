@@ -149,7 +149,7 @@ PEERS = [
     ),
     Peer(
         TRACED, "snntorch", "snnfast", INSTALL, make,
-        'the network of snnTorch\'s loop on the kernels, under torch.compile(net, backend="eager"), which only traces it',
+        'that network on the kernels, under torch.compile(net, backend="eager"), which only traces it',
         network=snntorchs_loop, looped=True, compile=only_trace, compiled=True, kinds=("compile",),
     ),
     Peer(DENSE, "torch", "torch", "pip install torch", make, "of spikes as numbers", kinds=("product",)),

@@ -93,7 +93,7 @@ def unroll(program: Program, between: Between, given: Sequence[Any], steps: int)
     states = [s.expand(shape) if isinstance(s, Tensor) else like.new_full(shape, s) for s in states]
     tensors = [*series, *states, *constants]
     call = Call(steps, shape, like.dtype, like.dtype, like.device)
-    if takes_kernels(like):
+    if takes_kernels(like, shape):
         return _Run.apply(program, between, call, *tensors)  # type: ignore[no-any-return]
     return _loop(program, between, call, tensors)
 

@@ -179,7 +179,7 @@ class _Variant:
         self, call: Call, tensors: Sequence[Tensor], output: int = 0, linear: Linear | None = None
     ) -> tuple[Tensor, ...]:
         """Outputs and last states, from series, states and parameters; in place of one, what ``linear`` makes of it."""
-        kernels = takes_kernels(tensors[0])
+        kernels = takes_kernels(tensors[0], call.shape)
         call = call._replace(order=order_of(tensors[0], call.shape) if self.counts[0] else None)
         usual = kernels and call.order is None  # a linear layer reads the last dimensions side by side
         if usual and linear is not None and bits_pay(tensors[0], call.shape, call.steps, linear):  # as numbers, too
@@ -276,13 +276,13 @@ def split(tensors: Sequence[Any], counts: Counts) -> tuple[Sequence[Any], ...]:
     return tensors[:first], tensors[first:second], tensors[second:]
 
 
-def takes_kernels(x: Tensor) -> bool:
-    """Whether a call runs by the kernels; says why not, if that was not chosen."""
+def takes_kernels(x: Tensor, shape: torch.Size) -> bool:
+    """Whether a call with steps of a shape runs by the kernels; says why not, if that was not chosen."""
     if current_backend() == "reference" or x.is_meta:
         return False
     if torch.compiler.is_compiling():
         reason = "where torch.compile traces it"
-    elif isinstance(x, FakeTensor):  # there is nothing to compute
+    elif isinstance(x, FakeTensor) or shape.numel() == 0:  # there is nothing to compute
         return False
     elif transforms_are_active() or is_forward_mode():
         reason = "under a torch.func transform"
@@ -528,6 +528,8 @@ def differentiable(
 ) -> list[Tensor | None]:
     """The gradients that are needed of tensors, by autograd through a loop of them, for those of its results."""
     with torch.enable_grad():
+        # A tensor may have been computed from another one. A gradient stops at these views, and so is not added twice.
+        tensors = [t.view_as(t) for t in tensors]
         results = loop(tensors)
         given = [i for i, g in enumerate(grads) if g is not None and results[i].requires_grad]
         wanted = [t for t, need in zip(tensors, needs, strict=True) if need]

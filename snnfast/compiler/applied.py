@@ -4,14 +4,15 @@ dynamo makes two graphs of a call of an ``autograd.Function``. PyTorch makes a c
 interprets both, which takes longer than the user's own class. Here the class is made once.
 """
 
+from collections import Counter
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 from snnfast._core.pytorch import not_compiled_alone
-from snnfast.compiler.nodes import is_assert, line_of, name_of, remove_unused
+from snnfast.compiler.nodes import is_assert, line_of, name_of, remove_unused, value
 
 
 def apply_by_classes(gm: GraphModule) -> None:
@@ -29,6 +30,47 @@ def apply_by_classes(gm: GraphModule) -> None:
     if classes:
         remove_unused(gm.graph, lambda node: node.op != "get_attr")
         gm.recompile()
+
+
+def drop_sizes(gm: GraphModule) -> None:
+    """Take the sizes that no body reads from the calls ``autograd_function_apply``.
+
+    Where a size may differ from call to call, dynamo gives it to both bodies, for the shapes of their tensors.
+    """
+    calls = [n for n in gm.graph.nodes if n.op == "call_function" and name_of(n.target) == "autograd_function_apply"]
+    times = Counter(a.target for n in calls for a in n.args[:2])
+    for node in calls:
+        if all(times[a.target] == 1 for a in node.args[:2]):
+            while _drop_size(node, *(getattr(gm, str(a.target)) for a in node.args[:2])):
+                pass
+
+
+def _drop_size(node: Any, forward: GraphModule, backward: GraphModule) -> bool:
+    """Drop one size. It is kept for a backward pass that does not read it, and has no gradient."""
+    given, taken = (body.graph.find_nodes(op="placeholder") for body in (forward, backward))
+    end: Any = forward.graph.output_node()
+    back: Any = backward.graph.output_node()
+    outputs, kept = end.args[0]
+    gradients = list(back.args[0])
+    first = len(taken) - len(kept)
+    for i, (a, inside) in enumerate(zip(node.args[2:], given, strict=True)):
+        places = [k for k, b in enumerate(kept) if b is inside]
+        unread = gradients[i] is None and not any(taken[first + k].users for k in places)
+        is_size = isinstance(a, Node) and isinstance(value(a), torch.SymInt)
+        if not is_size or not unread or inside in outputs or any(user is not end for user in inside.users):
+            continue
+        end.args = ((outputs, tuple(b for b in kept if b is not inside)),)
+        back.args = ((*gradients[:i], *gradients[i + 1 :]),)
+        for dropped in (inside, *(taken[first + k] for k in places)):
+            dropped.graph.erase_node(dropped)
+        saved = [k for k in node.kwargs.get("saved_for_backward_idx", ()) if k not in places]
+        moved = [k - sum(place < k for place in places) for k in saved]
+        node.args = (*node.args[: 2 + i], *node.args[3 + i :])
+        node.kwargs = {**node.kwargs, "saved_for_backward_idx": moved}
+        forward.recompile()
+        backward.recompile()
+        return True
+    return False
 
 
 class Applied:

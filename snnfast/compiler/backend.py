@@ -14,7 +14,7 @@ from snnfast._core import backend as _backend
 from snnfast._unroll.graph import as_function
 from snnfast.compiler import verify
 from snnfast.compiler.align import LEAST
-from snnfast.compiler.applied import apply_by_classes, raise_in_python
+from snnfast.compiler.applied import apply_by_classes, drop_sizes, raise_in_python
 from snnfast.compiler.capture import capture
 from snnfast.compiler.emit import Emitter
 from snnfast.compiler.errors import RefusedError
@@ -90,6 +90,7 @@ def merge(gm: GraphModule) -> tuple[GraphModule, GraphReport]:
     neurons = any(is_step(n.target) for n in gm.graph.nodes)
     try:
         if neurons or (_repeats(gm) and not is_unconverted(gm)):
+            drop_sizes(gm)
             return _merged(normal(gm), report, neurons), report
         leave_alone(report, gm)
     except RefusedError as refusal:

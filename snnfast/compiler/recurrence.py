@@ -81,7 +81,7 @@ class Recurrence:
 
     @property
     def context(self) -> Any:
-        contexts = [n.meta["context"] for n in self.calls]
+        contexts = [n.meta["context"] for s, n in self._calls() if s not in self.between]
         return next((c for c in contexts if c.records), contexts[0])
 
     def _calls(self) -> Iterator[tuple[Group, Node]]:
@@ -137,9 +137,10 @@ class Recurrence:
         """
         node = self.calls[self.statements.index(statement)]
         found = product_of(node)
-        alike = value(node).shape == self.shape and node.meta["context"] == self.context
-        if found is None or not alike or self.device.type != "cpu":
+        if found is None or value(node).shape != self.shape or self.device.type != "cpu":
             raise UnmergedError(f"{name_of(node.target)} is not elementwise")
+        if value(node).dtype != self.dtype or node.meta["context"] != self.context:
+            raise UnmergedError(f"{name_of(node.target)} runs under no_grad or autocast, unlike the rest of the step")
         name, *operands = found
         places = dict(zip(pytree.tree_leaves((node.args, node.kwargs)), self.slots[statement][0], strict=True))
         state, weight, *bias = (places[a] for a in operands)
@@ -189,7 +190,7 @@ def product_of(node: Node) -> tuple[Any, ...] | None:
     return (name, *found) if fits else None
 
 
-_PRODUCT = re.compile(r"(\w)(\w),\2((?!\1|\2)\w)->\1\3")
+_PRODUCT = re.compile(r"(\w)((?!\1)\w),\2((?!\1|\2)\w)->\1\3")
 
 
 def call(node: Node, args: Any, kwargs: Any) -> Any:
