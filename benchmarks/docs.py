@@ -155,13 +155,12 @@ def by_kind(of: Result) -> None:
     gains, limits = gains_of(of.rows), gains_of(of.rows, PRODUCTS)
     kinds: dict[str, list[str]] = {}
     for case in gains:
-        kinds.setdefault(case.split(", ")[1].partition(":")[0], []).append(case)
+        kinds.setdefault(case.partition(":")[0].rpartition(" ")[2], []).append(case)
     lines = []
-    for kind, cases in sorted(kinds.items()):
-        found = [gains[case] for case in cases]
-        most = median(limits[case] for case in cases)
+    for kind, cases in [*sorted(kinds.items()), ("all", list(gains))]:
+        found, most = [gains[case] for case in cases], median(limits[case] for case in cases)
         lines.append([kind, str(len(cases)), times(min(found)), times(median(found)), times(most)])
-    table(["programs", "number", "gain: least", "median", "products alone: median"], lines)
+    table(["kind", "programs", "least", "median", "median, products alone"], lines)
 
 
 def as_bits(of: Result) -> None:

@@ -49,6 +49,7 @@ PRODUCTS = (
     "torch.einsum('bb,bj->bj', ({0}, self.m))",
     "self.fc(self.fc({0}))", "self.fc({0}.t().contiguous().t())", "self.fc({0}).sum(-1, keepdim=True)",
 )  # fmt: skip
+READ_BACK = ("max(t - 1, 0)", "t - 1", "t - 1", "t", "0", "t - 2")
 CONDITIONS = ("if t == 0:", "if t > 0:", "if t % 2:", "if t == {last}:", "with torch.no_grad():")
 
 
@@ -82,6 +83,8 @@ class Neurons:
             f"self.m = nn.Parameter(torch.rand({width}, {width}))",
         ]
         forward = [*self.before, f"for t in range({self.steps}):", *self._indented(self.body), *self.after]
+        if self.some(0.15):  # layers of the same lines, each over all time steps
+            forward = ["for layer in range(2):", *self._indented([*forward, "x = torch.stack(xs) + self.fc(x) * 0.5"])]
         forward.append(f"return {', '.join(self.results)},")
         self.source = HEAD.lstrip("\n") + "\n".join([
             "class Net(nn.Module):", "    def __init__(self, snn):", "        super().__init__()",
@@ -116,6 +119,8 @@ class Neurons:
             if values and self.some(0.6):
                 current = self.draw.choice(("self.fc({0})", "{0}", "{0} * 0.5 + x[t]")).format(values[-1])
             values = self._neuron(current)
+        self.before.append("xs = []")
+        self.body.append(f"xs.append({self.draw.choice(values)})")
         if self.some(0.2):
             self.after.append("x = x * 2")
 
@@ -128,6 +133,9 @@ class Neurons:
         if self.some(0.3):
             self.before.append(f"{s} = torch.zeros_like(x[0])")
             current += f" + {self.draw.choice(PRODUCTS).format(self.draw.choice((s, s, v)))}"
+        record = self._record() if self.some(0.15) else None
+        if record is not None:
+            current += f" + {record.format(self.draw.choice(READ_BACK))} * 0.5"
         self.body.append(f"{cur} = {current}")
         values = [*states, cur]
         if self.some(0.1):
@@ -151,6 +159,9 @@ class Neurons:
         distance = self._name("d")
         self.body.append(f"{distance} = {v} - {self.draw.choice(('0.5', '1.0', '0.25', self.draw.choice(values)))}")
         self.body.append(f"{s} = {spike.format(distance, v)}")
+        if record is not None:
+            self.body.append(f"{record.format('t')} = {s}")
+            s = record.format(self.draw.choice(READ_BACK)) if self.some(0.4) else s
         reset = self.draw.choice(RESETS).format(v=v, s=s, k=self.draw.choice((0.0, 0.5, 1.0)))
         self.body += reset.split("\n") if self.some(0.85) else []
         for other in states[1:]:
@@ -163,6 +174,15 @@ class Neurons:
             self.body.append(f"    {v}.register_hook(lambda grad: grad * 0.5)")
         self._keep([s, v, *states[1:], distance, *temporaries], [v, *states])
         return [s, v]
+
+    def _record(self) -> str:
+        """A record that is filled step by step, and read meanwhile: the spelling of a place in it."""
+        name = self._name("record")
+        self.results.append(name)
+        sizes = f"{self.steps}, *x.shape[1:]", f"*x.shape[1:], {self.steps}"
+        last = self.some(0.4)
+        self.before.append(f"{name} = torch.zeros({sizes[last]}, dtype=x.dtype)")
+        return f"{name}[..., {{0}}]" if last else f"{name}[{{0}}]"
 
     def _keep(self, values: list[str], states: list[str]) -> None:
         for name in values:

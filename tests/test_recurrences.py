@@ -277,6 +277,38 @@ def trace_of_the_spikes_behind_them(net: Net, x: Tensor) -> Any:
     return torch.stack(out)
 
 
+@network
+def the_record_of_the_step_before(net: Net, x: Tensor) -> Any:
+    mem, rec = torch.zeros_like(x[0]), torch.zeros_like(x)
+    for t in range(x.shape[0]):
+        mem = 0.75 * mem * (1 - rec[max(t - 1, 0)]) + x[t]
+        rec[t] = Plain.apply(mem - 1)
+    return rec
+
+
+@network
+def the_record_of_this_step_with_time_last(net: Net, x: Tensor) -> Any:
+    mem, rec = torch.zeros_like(x[0]), x.new_zeros(*x.shape[1:], x.shape[0])
+    for t in range(x.shape[0]):
+        mem = net.decay.sigmoid() * mem + x[t]
+        rec[:, :, t] = Plain.apply(mem - 1)
+        mem = mem - rec[:, :, t] * 0.5
+    return rec, mem
+
+
+@network
+def layers_of_the_same_lines_and_width(net: Net, x: Tensor) -> Any:
+    for _ in range(3):
+        mem, out = torch.zeros_like(x[0]), []
+        spk = mem
+        for t in range(x.shape[0]):
+            mem = mem * 0.75 * (1 - spk) + x[t]
+            spk = Plain.apply(mem - 0.5)
+            out.append(spk)
+        x = net.fc(torch.stack(out)) + 1
+    return x
+
+
 # ---- what stays as it is, and why
 
 
@@ -341,6 +373,17 @@ def a_product_under_no_grad(net: Net, x: Tensor) -> Any:
         mem = 0.9 * mem + x[t] + back
         spk = Plain.apply(mem - 1)
     return mem
+
+
+@network
+def a_record_that_is_written_twice(net: Net, x: Tensor) -> Any:
+    mem, rec = torch.zeros_like(x[0]), torch.zeros_like(x)
+    for t in range(x.shape[0]):
+        mem = 0.75 * mem + x[t]
+        rec[t] = Plain.apply(mem - 1)
+        mem = mem - rec[t]
+        rec[0] = mem
+    return rec
 
 
 @network
@@ -414,6 +457,7 @@ def another_first_step(net: Net, x: Tensor) -> Any:
 REPEATED = {
     "a_product_under_no_grad": "linear runs under no_grad or autocast, unlike the rest of the step",
     "a_product_under_autocast": "linear runs under no_grad or autocast, unlike the rest of the step",
+    "a_record_that_is_written_twice": "",
     "a_diagonal_in_place_of_a_product": "torch.diagonal is not elementwise",
     "a_product_with_a_bias_of_one_number": "linear",
     "another_surrogate_each_step": "",
@@ -424,14 +468,18 @@ REPEATED = {
 PARTLY = {
     "first_step_without_a_gradient": 6, "no_state_and_no_gradient_at_first": 6, "a_product_of_what_is_detached": 6,
 }  # fmt: skip
-STEPS = {"another_first_step": 6, "constant_input_and_no_grad": 6, **PARTLY}
+STEPS = {
+    "another_first_step": 6, "constant_input_and_no_grad": 6, "the_record_of_this_step_with_time_last": 6, **PARTLY,
+}  # fmt: skip
 if torch.__version__.startswith("2.11"):
     # It writes a number through a mask as a tensor.
     REPEATED["learned_in_place_and_filled"] = "an operator takes tensors of its own sizes alone"
     PARTLY["input_of_the_step_before"] = STEPS["input_of_the_step_before"] = 6
     # It knows the line of a call alone: of two products in one, the first step has the second.
     PARTLY["threshold_that_begins_as_a_number"] = STEPS["threshold_that_begins_as_a_number"] = 5
-FUSED = {"bits_to_a_linear", "bits_to_many_outputs", "two_layers_with_a_product"}
+FUSED = {
+    "bits_to_a_linear", "bits_to_many_outputs", "layers_of_the_same_lines_and_width", "two_layers_with_a_product",
+}  # fmt: skip
 ROUNDED = {"adaptive_threshold", *FUSED}  # by a product, or sigmoid
 
 

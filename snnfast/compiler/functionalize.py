@@ -23,6 +23,7 @@ from snnfast.compiler.nodes import (
     literal,
     memory_of,
     name_of,
+    signature_of,
     size_of,
     value,
 )
@@ -97,6 +98,7 @@ class Memory:
         for s, writes in list(self.writes.items()):
             if s in self.given or any(len(changed(n)) != 1 or _reads(n, s, self) > 1 for n in writes):
                 continue
+            self._read_what_was_written(s, writes, position)
             if not self._fill(s, writes, position):
                 for node in writes:
                     if not self._replace(node, s, position):
@@ -171,6 +173,55 @@ class Memory:
         # The next change is one of the new memory.
         self.sharing[s] = [new, *(o for o in self.sharing[s] if position[o] > now)]
         return True
+
+    def _read_what_was_written(self, s: int, writes: list[Node], position: dict[Node, int]) -> None:
+        """``rec = zeros(T, ...)``, and ``rec[t]`` behind ``rec[t] = spk``: this is ``spk``. Before it, it is zeros."""
+        base, last = self.sharing[s][0], position[writes[-1]]
+        if name_of(base.target) not in _NEW or "empty" in name_of(base.target):
+            return
+        written: dict[tuple[int, int], Node] = {}
+        for node in writes:
+            place = _place(node.args[0], base, set()) if node.target is aten.copy_.default else None
+            if place is None or place in written or not isinstance(node.args[1], Node):
+                return
+            written[place] = node
+        dims, targets = {dim for dim, _ in written}, {node.args[0] for node in writes}
+        for read in self.sharing[s][1:]:
+            place = None if read in targets or position[read] > last else _place(read, base, set())
+            if place is None or dims != {place[0]}:
+                continue
+            if any(user.op == "output" or s in self.storage[user] for user in read.users):
+                continue  # a view, which later changes reach
+            write = written.get(place)
+            if write is None or all(position[user] < position[write] for user in read.users):
+                found = self._at_first(read, s, base, *place, position)
+            elif position[write] < position[read] and self._is_copied(write, read):
+                found = write.args[1]  # type: ignore[assignment]
+            else:
+                continue
+            read.replace_all_uses_with(found)
+            view: Any = read
+            while view is not base and not view.users:
+                source = view.args[0]
+                self.sharing[s].remove(view)
+                self.graph.erase_node(view)
+                view = source
+
+    def _at_first(self, read: Node, s: int, base: Node, dim: int, place: int, position: dict[Node, int]) -> Node:
+        """What a part of new memory is before it is written."""
+        with self.graph.inserting_before(read):
+            new = self.graph.node_copy(base)
+            part = self.graph.call_function(aten.select.int, (new, dim, place))
+        for node, like in ((new, base), (part, read)):
+            node.meta = {**like.meta, "storage": [_fresh(s, position[read])]}
+            self.storage[node], position[node] = node.meta["storage"], position[read]
+        return part
+
+    def _is_copied(self, write: Node, read: Node) -> bool:
+        """Whether a part has the very numbers that were written to it, and their gradient."""
+        given: Any = write.args[1]
+        same = signature_of(given) == signature_of(read) and write.meta["context"] == read.meta["context"]
+        return same and not self.is_written(given)
 
     def _fill(self, s: int, writes: list[Node], position: dict[Node, int]) -> bool:
         """``rec = zeros(T, ...)``, then ``rec[t] = spk`` for all t: a stack of them."""
