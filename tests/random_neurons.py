@@ -46,7 +46,8 @@ PRODUCTS = (
     "torch.einsum('bi, ij -> bj', {0}, self.m)", "F.linear({0}, self.m)", "torch.matmul({0}.detach(), self.m.t())",
     "0.5 * self.fc({0}).detach()",
     "self.fc({0}) * {0}", "self.fc({0}) + {0} @ self.m", "torch.einsum('bi,ji->bj', ({0}, self.m))",
-    "torch.einsum('bb,bj->bj', ({0}, self.m))",
+    "torch.einsum('bb,bj->bj', ({0}, self.m))", "self.both(torch.cat((x[t], {0}), 1))",
+    "self.both(torch.cat(({0}, {0} * 0.5), dim=-1))", "self.both(torch.cat([{0}, x[0] + self.fc({0})], 1))",
     "self.fc(self.fc({0}))", "self.fc({0}.t().contiguous().t())", "self.fc({0}).sum(-1, keepdim=True)",
 )  # fmt: skip
 READ_BACK = ("max(t - 1, 0)", "t - 1", "t - 1", "t", "0", "t - 2")
@@ -80,6 +81,7 @@ class Neurons:
             f"self.w = nn.Parameter(torch.rand({width}))" if self.some(0.6) else "self.w = 0.75",
             "self.b = nn.Parameter(torch.rand(()))" if self.some(0.4) else "self.b = -0.25",
             f"self.fc = nn.Linear({width}, {width})",
+            f"self.both = nn.Linear({2 * width}, {width})",
             f"self.m = nn.Parameter(torch.rand({width}, {width}))",
         ]
         forward = [*self.before, f"for t in range({self.steps}):", *self._indented(self.body), *self.after]

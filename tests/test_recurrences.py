@@ -309,6 +309,18 @@ def layers_of_the_same_lines_and_width(net: Net, x: Tensor) -> Any:
     return x
 
 
+@network
+def spikes_beside_the_input(net: Net, x: Tensor) -> Any:
+    mem = spk = torch.zeros_like(x[0])
+    weight, out = torch.cat((net.fc.weight, net.fc.weight.t() * net.gain), 1), []
+    for t in range(x.shape[0]):
+        mem = 0.9 * mem + F.linear(torch.cat((x[t], spk), dim=1), weight, net.fc.bias)
+        spk = Plain.apply(mem - 1)
+        mem = mem - spk
+        out.append(mem)
+    return torch.stack(out)
+
+
 # ---- what stays as it is, and why
 
 
@@ -387,6 +399,18 @@ def a_record_that_is_written_twice(net: Net, x: Tensor) -> Any:
 
 
 @network
+def spikes_beside_the_input_and_a_weight_that_changes(net: Net, x: Tensor) -> Any:
+    mem = spk = torch.zeros_like(x[0])
+    weight = torch.cat((net.fc.weight, net.fc.weight), 1).detach()
+    for t in range(x.shape[0]):
+        weight = weight.view(7, 14)
+        mem = 0.9 * mem + F.linear(torch.cat((x[t], spk), dim=1), weight)
+        spk = Plain.apply(mem - 1)
+        weight[:, 1] += 0.1
+    return mem.detach() + x[0]
+
+
+@network
 def a_product_under_autocast(net: Net, x: Tensor) -> Any:
     mem = spk = torch.zeros_like(x[0])
     for t in range(x.shape[0]):
@@ -457,6 +481,7 @@ def another_first_step(net: Net, x: Tensor) -> Any:
 REPEATED = {
     "a_product_under_no_grad": "linear runs under no_grad or autocast, unlike the rest of the step",
     "a_product_under_autocast": "linear runs under no_grad or autocast, unlike the rest of the step",
+    "spikes_beside_the_input_and_a_weight_that_changes": "",
     "a_record_that_is_written_twice": "",
     "a_diagonal_in_place_of_a_product": "torch.diagonal is not elementwise",
     "a_product_with_a_bias_of_one_number": "linear",
@@ -480,7 +505,7 @@ if torch.__version__.startswith("2.11"):
 FUSED = {
     "bits_to_a_linear", "bits_to_many_outputs", "layers_of_the_same_lines_and_width", "two_layers_with_a_product",
 }  # fmt: skip
-ROUNDED = {"adaptive_threshold", *FUSED}  # by a product, or sigmoid
+ROUNDED = {"adaptive_threshold", "spikes_beside_the_input", *FUSED}  # by a product, or sigmoid
 
 
 def results(net: Any, function: Any, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node, map_arg
 
 from snnfast._core.ops import NEURONS, Neuron
+from snnfast.compiler.apart import take_products_apart
 from snnfast.compiler.connected import absorb_connections
 from snnfast.compiler.functionalize import Memory
 from snnfast.compiler.inlined import call_again
@@ -121,6 +122,7 @@ def capture(graph: Graph) -> Captured:
     _merge_counts(graph)
     _merge_asserts(graph)
     absorb_connections(graph)
+    take_products_apart(graph)
     memory = Memory(graph)
     effects = {n for n in graph.nodes if has_effect(n)}
     spare = _spare(graph, effects)
