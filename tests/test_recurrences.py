@@ -311,14 +311,17 @@ def layers_of_the_same_lines_and_width(net: Net, x: Tensor) -> Any:
 
 @network
 def spikes_beside_the_input(net: Net, x: Tensor) -> Any:
-    mem = spk = torch.zeros_like(x[0])
+    """Of two layers; the second one has other lines."""
+    mem = spk = first = last = torch.zeros_like(x[0])
     weight, out = torch.cat((net.fc.weight, net.fc.weight.t() * net.gain), 1), []
     for t in range(x.shape[0]):
         mem = 0.9 * mem + F.linear(torch.cat((x[t], spk), dim=1), weight, net.fc.bias)
         spk = Plain.apply(mem - 1)
         mem = mem - spk
-        out.append(mem)
-    return torch.stack(out)
+        first = 0.75 * first + F.linear(torch.cat((last, spk), -1), weight)
+        last = Plain.apply(first - 0.5)
+        out.append(first)
+    return torch.stack(out), mem
 
 
 # ---- what stays as it is, and why

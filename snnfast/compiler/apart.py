@@ -22,18 +22,22 @@ def take_products_apart(graph: Graph) -> None:
         if node.target is aten.linear.default and _parts(node) is not None:
             products[node.args[1:], node.stack_trace, node.meta["context"]].append(node)
     found = [nodes for nodes in products.values() if len(nodes) >= LEAST]
-    order = {node: i for i, node in enumerate(graph.nodes)} if found else {}
-    memory: Any = Memory(graph) if found else None
-    for nodes in found:
-        read = {a for n in nodes for a in (*n.all_input_nodes, *(_parts(n) or ()))}
-        if len({tuple(map(signature_of, _parts(n) or ())) for n in nodes}) > 1 or any(map(memory.is_written, read)):
-            continue
-        before, later = nodes[1:3]
-        waits = [part for part in _parts(later) or () if _reads(part, before, order)]
-        if waits and all(signature_of(part) == signature_of(later) for part in waits):
+    if found:
+        order, memory = {node: i for i, node in enumerate(graph.nodes)}, Memory(graph)
+        for nodes in [nodes for nodes in found if _wait_for_themselves(nodes, order, memory)]:
             weights = _split_weight(nodes[0])
             for node in nodes:
                 _take_apart(node, weights)
+
+
+def _wait_for_themselves(nodes: list[Node], order: dict[Node, int], memory: Memory) -> bool:
+    parts = [_parts(node) or [] for node in nodes]
+    read = {a for node in nodes for a in node.all_input_nodes}.union(*parts)
+    if len({tuple(map(signature_of, of)) for of in parts}) > 1 or any(map(memory.is_written, read)):
+        return False
+    before, later = nodes[1:3]
+    waits = [part for part in parts[2] if _reads(part, before, order)]
+    return bool(waits) and all(signature_of(part) == signature_of(later) for part in waits)
 
 
 def _parts(node: Node) -> list[Node] | None:
