@@ -414,6 +414,30 @@ def spikes_beside_the_input_and_a_weight_that_changes(net: Net, x: Tensor) -> An
 
 
 @network
+def a_record_without_a_gradient(net: Net, x: Tensor) -> Any:
+    mem, rec = torch.zeros_like(x[0]), torch.zeros_like(x)
+    for t in range(x.shape[0]):
+        mem = 0.75 * mem + x[t] * net.gain
+        with torch.no_grad():
+            rec[t] = mem
+            before = rec[t]
+        mem = mem - 0.5 * before
+    return mem, rec
+
+
+@network
+def spikes_beside_the_input_without_a_gradient(net: Net, x: Tensor) -> Any:
+    mem = spk = torch.zeros_like(x[0])
+    weight = torch.cat((net.fc.weight, net.fc.weight), 1)
+    for t in range(x.shape[0]):
+        with torch.no_grad():
+            both = torch.cat((x[t], spk), dim=1)
+        mem = 0.9 * mem + F.linear(both, weight)
+        spk = Plain.apply(mem - 1)
+    return mem
+
+
+@network
 def a_product_under_autocast(net: Net, x: Tensor) -> Any:
     mem = spk = torch.zeros_like(x[0])
     for t in range(x.shape[0]):
@@ -485,6 +509,8 @@ REPEATED = {
     "a_product_under_no_grad": "linear runs under no_grad or autocast, unlike the rest of the step",
     "a_product_under_autocast": "linear runs under no_grad or autocast, unlike the rest of the step",
     "spikes_beside_the_input_and_a_weight_that_changes": "",
+    "spikes_beside_the_input_without_a_gradient": "",
+    "a_record_without_a_gradient": "",
     "a_record_that_is_written_twice": "",
     "a_diagonal_in_place_of_a_product": "torch.diagonal is not elementwise",
     "a_product_with_a_bias_of_one_number": "linear",

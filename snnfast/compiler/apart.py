@@ -12,7 +12,7 @@ from torch.fx import Graph, Node
 
 from snnfast.compiler.align import LEAST
 from snnfast.compiler.functionalize import Memory
-from snnfast.compiler.nodes import aten, fake_call, signature_of, value
+from snnfast.compiler.nodes import aten, fake_call, same_context, signature_of, value
 
 
 def take_products_apart(graph: Graph) -> None:
@@ -44,6 +44,8 @@ def _parts(node: Node) -> list[Node] | None:
     """What is concatenated along the last dimension, on a CPU, and read by a product alone."""
     made: Any = node.args[0]
     if made.target is not aten.cat.default or len(made.users) > 1 or node.meta["context"].blocks:
+        return None
+    if not same_context(made, node):  # under no_grad, what is concatenated has no gradient
         return None
     parts, dim, whole = made.args[0], made.args[1] if len(made.args) > 1 else 0, value(made)
     rank = whole.dim()

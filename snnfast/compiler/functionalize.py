@@ -221,7 +221,9 @@ class Memory:
         """Whether a part has the very numbers that were written to it, and their gradient."""
         given: Any = write.args[1]
         same = signature_of(given) == signature_of(read) and write.meta["context"] == read.meta["context"]
-        return same and not self.is_written(given)
+        # Under no_grad, what was copied has no gradient, though the tensor itself may have one.
+        records = write.meta["context"].records or (given.op == "call_function" and not given.meta["context"].records)
+        return same and records and not self.is_written(given)
 
     def _fill(self, s: int, writes: list[Node], position: dict[Node, int]) -> bool:
         """``rec = zeros(T, ...)``, then ``rec[t] = spk`` for all t: a stack of them."""
