@@ -174,8 +174,9 @@ Tensor event_conv2d_weight(const Tensor& x, const Tensor& grad, int64_t kernel_y
       for (int64_t n = piece * each; n < std::min((piece + 1) * each, p.N); ++n) {
         const float* from = grads + n * output;
         if (!padded.empty()) from = (std::copy_n(from, output, padded.data()), padded.data());  // a block reads further
-        kernels().backward(p, events.data(), d.find(images + n * image, events), from + b * p.lanes,
-                           sums.data() + unit * p.weights());
+        // Before the call: it resizes the events, and C++ leaves open which argument is evaluated first.
+        const Event* const end = d.find(images + n * image, events);
+        kernels().backward(p, events.data(), end, from + b * p.lanes, sums.data() + unit * p.weights());
       }
     }
   });
