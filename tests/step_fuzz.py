@@ -48,6 +48,8 @@ class Seen(NamedTuple):
     error: tuple[str, str, str] | None  # where, type, message
     outputs: list[Tensor]
     gradients: list[Tensor | None]
+    needing: list[bool]  # which outputs need a gradient
+    given: list[Tensor]  # the arguments after the call
     parameters: list[Tensor]
     effects: str
     said: tuple[str, ...]  # warnings of a step by step
@@ -226,9 +228,15 @@ class Session:
                 setattr(layer, name, getattr(layer, name).detach())
         parameters = [getattr(layer, n).detach().clone() for n in layer.neuron.parameters]
         return Seen(
-            error, [o.detach().clone() for o in outputs], gradients, parameters, repr(self.names["effects"]()),
+            error,
+            [o.detach().clone() for o in outputs],
+            gradients,
+            [o.requires_grad for o in outputs],
+            [t.detach().clone() for t in (x, *states) if t is not None],
+            parameters,
+            repr(self.names["effects"]()),
             tuple(str(w.message) for w in said if str(w.message).startswith("snnfast:")),
-        )  # fmt: skip
+        )
 
     def _backward(
         self, number: int, outputs: list[Tensor], leaves: list[Tensor], how: str | None
@@ -324,6 +332,10 @@ def difference(ours: Seen, theirs: Seen, call: dict[str, Any], smooth: bool) -> 
     for a, b in zip(ours.parameters, theirs.parameters, strict=True):
         if a.shape != b.shape or differs(a, b, None):
             return "a parameter that the step writes to"
+    if any(b and not a for a, b in zip(ours.needing, theirs.needing, strict=True)):
+        return "gradients: none"
+    if any(differs(a, b, None) for a, b in zip(ours.given, theirs.given, strict=True)):
+        return "arguments that the step writes to"
     mine = ours.gradients or [None] * len(theirs.gradients)
     its = theirs.gradients or [None] * len(ours.gradients)
     scale = max((float(g.abs().nan_to_num(0, 0, 0).max()) for g in its if g is not None and g.numel()), default=0.0)
@@ -395,7 +407,7 @@ def judged(ours: Seen, theirs: Seen, call: dict[str, Any], smooth: bool) -> tupl
     mine, its = ours.error, theirs.error
     if mine is not None:
         text = f"{mine[1]} in {mine[0]}: {mine[2]}"
-        if mine[1] == NotElementwiseError.__name__ and mine[0] == "forward":
+        if mine[1] == NotElementwiseError.__name__ and mine[0] == "forward" and call.get("via") != "reference":
             return "refused", text
         if its is None:
             name = next((short for short, said in MESSAGES.items() if said in mine[2]), mine[1])

@@ -11,7 +11,7 @@ from random_steps import BACKWARD_WAYS, CONTEXTS, StepProgram
 from step_fuzz import GOOD, Session, outcome
 
 pytestmark = [pytest.mark.needs_extension, pytest.mark.filterwarnings("ignore")]
-PROGRAMS, CHUNK = 20000 if THOROUGH else 300, 100
+PROGRAMS, CHUNK = 5000 if THOROUGH else 300, 100
 
 
 @pytest.mark.parametrize("first", range(0, PROGRAMS, CHUNK))
