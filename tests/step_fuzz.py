@@ -39,7 +39,10 @@ MESSAGES = {
     "a register is used twice": "a register is used twice",
 }  # fmt: skip
 # The outcomes that are as they should be.
-GOOD = ("equal", "equal, of the forward's moment", "step by step", "raises another error", "raises the same", "refused")
+GOOD = (
+    "equal", "equal, of the forward's moment", "step by step", "step by step, traced before", "raises another error",
+    "raises the same", "refused",
+)  # fmt: skip
 
 
 class Seen(NamedTuple):
@@ -209,6 +212,7 @@ class Session:
         said: list[warnings.WarningMessage] = []
         phase = "forward"
         backend._warned.clear()
+        torch.manual_seed(number)
         try:
             with warnings.catch_warnings(record=True) as said:
                 warnings.simplefilter("always")
@@ -384,26 +388,26 @@ def outcome(source: str) -> tuple[str, str]:
 
 def _outcome(source: str) -> tuple[str, str]:
     ours, theirs = Session(source, plain=False), Session(source, plain=True)
-    calls, smooth = ours.names["CALLS"], ours.names["SMOOTH"]
+    calls, smooth, changes_itself = (ours.names[name] for name in ("CALLS", "SMOOTH", "CHANGES_ITSELF"))
     kinds: list[tuple[str, str]] = []
     for number, (a, b) in enumerate(zip(ours.run(), theirs.run(), strict=True)):
-        kind, text = judged(a, b, calls[number], smooth)
+        kind, text = judged(a, b, calls[number], smooth, changes_itself)
         if kind.startswith("differs: gradients") and "between" in calls[number]:
             late = list(Session(source, plain=True, late=True).run())[number]
-            if judged(a, late, calls[number], smooth)[0] == "equal":
+            if judged(a, late, calls[number], smooth, changes_itself)[0] == "equal":
                 kind = "equal, of the forward's moment"
         kinds.append((kind, f"call {number}: {text}"))
         if kind.startswith(("differs", "raises", "runs")):
             break
-        if kind != "equal" and ours.names["CHANGES_ITSELF"]:
-            break  # the loop has changed what the layer has not
+        if kind != "equal" and changes_itself:
+            break  # the layer has run its step another number of times than the loop
     for bad in kinds:
         if bad[0] not in GOOD:
             return bad
     return max(kinds, key=lambda kind: GOOD.index(kind[0]))
 
 
-def judged(ours: Seen, theirs: Seen, call: dict[str, Any], smooth: bool) -> tuple[str, str]:
+def judged(ours: Seen, theirs: Seen, call: dict[str, Any], smooth: bool, changes_itself: bool) -> tuple[str, str]:
     mine, its = ours.error, theirs.error
     if mine is not None:
         text = f"{mine[1]} in {mine[0]}: {mine[2]}"
@@ -420,6 +424,8 @@ def judged(ours: Seen, theirs: Seen, call: dict[str, Any], smooth: bool) -> tupl
     if its is not None:
         return f"runs, where the loop raises in {its[0]}", f"{its[1]}: {its[2]}"
     found = difference(ours, theirs, call, smooth)
+    if found is not None and ours.said and changes_itself:
+        return "step by step, traced before", found
     if found is not None:
         special = " (special values)" if call.get("special") else ""
         return f"differs: {found}{special}", found
