@@ -87,8 +87,7 @@ class Plain:
                 given_states = [torch.where(valid, s, s.new_tensor(0.3125)) for s in now]
             # The function may write to its arguments; a record must not change with them.
             arguments = [row.clone(), *(s.clone() for s in given_states)]
-            if t == 0 or call.get("via") in ("step", "compile"):  # a step may write to them
-                parameters = {name: getattr(layer, name).to(wide) for name in layer.neuron.parameters}
+            parameters = {name: getattr(layer, name).to(wide).clone() for name in layer.neuron.parameters}
             spk, *after = step(*arguments, **parameters, **options)
             results = [r if r.shape == shape else r.expand(shape) for r in (spk, *after)]
             if valid is not None:

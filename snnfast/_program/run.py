@@ -1,7 +1,8 @@
 """The call of a program: all steps of a step function, by the kernels or as a loop."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, cast
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -33,6 +34,20 @@ class _Options(NamedTuple):
 _PLAIN = _Options(record=False, constant=False, ragged=False, counts=False)
 
 
+class Surroundings(Protocol):
+    """What a step sees beside its arguments, as it was when its program was made."""
+
+    def are_current(self) -> bool:
+        """Whether it still is as it was.
+
+        Raises:
+            NotElementwiseError: Nobody can tell.
+        """
+
+    def undisturbed(self) -> AbstractContextManager[None]:
+        """Undo what the step changes of it."""
+
+
 class Program:
     """A step function, and the code that was made of it.
 
@@ -40,15 +55,15 @@ class Program:
         step: ``(*inputs, *states, *parameters)`` to a tuple of the outputs, and the new states behind them. Inputs and
             states have one shape and dtype; parameters broadcast to it.
         inputs: How many there are; likewise ``states`` and ``parameters``.
-        is_current: Whether the step still sees what it saw when this was made; ``None``: it sees its arguments alone.
+        surroundings: What the step sees beside its arguments; ``None``: nothing.
     """
 
     def __init__(
-        self, step: Step, inputs: int, states: int, parameters: int, is_current: Callable[[], bool] | None = None
+        self, step: Step, inputs: int, states: int, parameters: int, surroundings: "Surroundings | None" = None
     ) -> None:
         self.step = step
         self.counts = inputs, states, parameters
-        self.is_current = is_current
+        self.surroundings = surroundings
         self._variants: dict[_Options, _Variant] = {}
 
     def __call__(
@@ -246,14 +261,16 @@ class _Variant:
     def _traced(
         self, dtype: torch.dtype, dims: int, needs: tuple[bool, ...] | None, place: Place | None = None
     ) -> Trace:
-        is_current = self._program.is_current
-        known = is_current is None or is_current()  # which raises the error of a step that sees what can't be watched
-        found = trace(self.step, self.counts, dtype, dims, needs, place)
-        if is_current is None:
-            return found
-        # What the step reads elsewhere, such as a random number or a time, is seen by running it again.
-        again = trace(self.step, self.counts, dtype, dims, needs, place)
-        if not (known and is_current() and again.equals(found)):
+        surroundings = self._program.surroundings
+        if surroundings is None:
+            return trace(self.step, self.counts, dtype, dims, needs, place)
+        known = surroundings.are_current()
+        with surroundings.undisturbed():
+            found = trace(self.step, self.counts, dtype, dims, needs, place)
+            # What the step reads elsewhere, such as a random number or a time, is seen by running it again.
+            again = trace(self.step, self.counts, dtype, dims, needs, place)
+            known = known and surroundings.are_current()
+        if not (known and again.equals(found)):
             raise NotElementwiseError("it changes what it sees, or computes something else when it runs again")
         return again
 
@@ -287,8 +304,8 @@ class _Variant:
         Raises:
             RuntimeError: It would compute something else.
         """
-        is_current = self._program.is_current
-        if is_current is not None and not is_current():
+        surroundings = self._program.surroundings
+        if surroundings is not None and not surroundings.are_current():
             raise RuntimeError(
                 "what the step of a neuron of your own reads beside its arguments has changed since the forward pass, "
                 "and its second derivative needs it as it was"
@@ -300,9 +317,9 @@ class _Variant:
         rows = [x.to(call.opmath).unbind(0) for x in series]
         now, outputs = [expanded(s, call.shape) for s in states], []
         for t in range(call.steps):
-            # A step that writes to its arguments must not reach what the caller, or a record, has.
-            arguments = [*(x[t] for x in rows), *now]
-            results = [expanded(r, call.shape) for r in self.step(*(a.clone() for a in arguments), *parameters)]
+            # A step that writes to its arguments must not reach what the caller, a record, or the next step has.
+            arguments = [*(x[t] for x in rows), *now, *parameters]
+            results = [expanded(r, call.shape) for r in self.step(*(a.clone() for a in arguments))]
             outputs.append(results[: len(results) - len(now)])
             now = results[len(results) - len(now) :]
         if not outputs:

@@ -12,10 +12,12 @@ import dis
 import enum
 import functools
 import inspect
+import random
 import sys
 import sysconfig
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -23,7 +25,7 @@ from torch import Tensor, nn
 
 from snnfast._program.trace import NotElementwiseError
 
-__all__ = ["Moment", "Sight"]
+__all__ = ["Moment", "Sight", "modes"]
 
 # Code of these packages, and of Python's own, does not change between two calls.
 _SETTLED = ("torch", "snnfast", "numpy", "builtins")
@@ -68,10 +70,10 @@ class Moment(NamedTuple):
         """The name of the first thing that is another one in another moment."""
         pairs = zip(self.key, other.key, strict=False)
         at = next((i for i, (a, b) in enumerate(pairs) if a != b), len(self.key) - 1)
-        names = (
-            k for i, k in enumerate(self.key[: at + 1]) if isinstance(k, str) and (i == 0 or self.key[i - 1] is not str)
-        )
-        return list(names)[-1]
+        names = [
+            k for i, k in enumerate(self.key[: at + 1]) if type(k) is str and (i == 0 or self.key[i - 1] is not str)
+        ]
+        return names[-1] if names else "a mode of PyTorch"
 
 
 class Sight:
@@ -91,36 +93,93 @@ class Sight:
         Raises:
             NotElementwiseError: It sees something whose changes can't be seen. The message names it.
         """
+        walk = self._walk(options)
+        return Moment(tuple(walk.tokens), walk.kept)
+
+    @contextmanager
+    def undisturbed(self, options: Mapping[str, Any]) -> Iterator[None]:
+        """Undo what the function changes of all that it sees, and what it draws of random numbers."""
+        walk = self._walk(options)
+        undo = [_undo(value) for value in walk.kept]
+        undo += [functools.partial(_set_items, *space) for space in walk.written]
+        drawn = random.getstate()
+        of_numpy = sys.modules["numpy"].random.get_state() if "numpy" in sys.modules else None
+        try:
+            yield
+        finally:
+            random.setstate(drawn)
+            if of_numpy is not None:
+                sys.modules["numpy"].random.set_state(of_numpy)
+            for put_back in undo:
+                if put_back is not None:
+                    put_back()
+
+    def _walk(self, options: Mapping[str, Any]) -> "_Walk":
         while True:
             walk = _Walk(self._names)
-            walk.modes()
             walk.visit(self._function)
             walk.attributes(options, whole=True)
             if walk.names == self._names:
-                return Moment(tuple(walk.tokens), walk.kept)
+                return walk
             self._names = frozenset(walk.names)  # more of the objects that came first is seen with these
+
+
+def modes() -> tuple[Any, ...]:
+    """What functions of PyTorch without arguments tell. The grad mode is part of the key of a code."""
+    autocast = torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
+    return torch.get_default_dtype(), torch.is_inference_mode_enabled(), autocast
+
+
+def _undo(value: Any) -> Callable[[], None] | None:
+    """What puts back what an object holds now."""
+    if isinstance(value, types.CellType):
+        return functools.partial(setattr, value, "cell_contents", value.cell_contents) if _is_full(value) else None
+    if isinstance(value, list):
+        return functools.partial(value.__setitem__, slice(None), value.copy())
+    if isinstance(value, dict):
+        return functools.partial(_set_all, value, dict(value))
+    if isinstance(value, set | collections.deque):
+        return functools.partial(_set_all, value, value.copy())
+    held = getattr(value, "__dict__", None)
+    if isinstance(held, dict) and not isinstance(value, types.ModuleType | torch.Tensor):
+        return functools.partial(_set_all, held, dict(held))
+    return None
+
+
+def _set_all(held: Any, before: Any) -> None:
+    if held != before:
+        held.clear()
+        held.extend(before) if isinstance(held, collections.deque) else held.update(before)
+
+
+def _set_items(held: dict[str, Any], before: dict[str, Any]) -> None:
+    held.update(before)
 
 
 class _Code(NamedTuple):
     """The names in a code, and in the codes of the functions within it."""
 
     globals: tuple[str, ...]
+    written: tuple[str, ...]
     names: frozenset[str]
 
 
 @functools.lru_cache(4096)
 def _code(code: types.CodeType) -> _Code:
-    read, names = set(), set()
+    read, written = set(), set()
     for instruction in dis.get_instructions(code):
-        if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME", "STORE_GLOBAL"):
+        if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
             read.add(instruction.argval)
-    names |= set(code.co_names) | {c for c in code.co_consts if isinstance(c, str)}  # a text may be getattr's
+        elif instruction.opname == "STORE_GLOBAL":
+            written.add(instruction.argval)
+    names = set(code.co_names) | {c for c in code.co_consts if isinstance(c, str)}  # a text may be getattr's
     for inner in code.co_consts:
         if isinstance(inner, types.CodeType):
             found = _code(inner)
             read |= set(found.globals)
+            written |= set(found.written)
             names |= found.names
-    return _Code(tuple(sorted(read)), frozenset(names))
+    return _Code(tuple(sorted(read | written)), tuple(sorted(written)), frozenset(names))
 
 
 @functools.lru_cache(4096)
@@ -138,19 +197,16 @@ class _Walk:
 
     Attributes:
         names: The names in all codes so far. Of an object with attributes, those with these names are looked at.
+        written: Globals that the codes write to, with their values: the module's dictionary, and these of it.
     """
 
     def __init__(self, names: frozenset[str]) -> None:
         self.names = set(names)
         self.tokens: list[Any] = []
         self.kept: list[Any] = []
+        self.written: list[tuple[dict[str, Any], dict[str, Any]]] = []
         self._known: set[int] = set()
         self._whole = not names.isdisjoint(_BY_TEXT)
-
-    def modes(self) -> None:
-        """What functions of PyTorch without arguments tell. The grad mode is part of the key of a code."""
-        self.tokens += [torch.get_default_dtype(), torch.is_inference_mode_enabled()]
-        self.tokens += [torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")]
 
     def visit(self, value: Any) -> None:
         kind = type(value)
@@ -185,7 +241,7 @@ class _Walk:
             self._identity(value)
             self._of_class(value)
         elif kind is types.CellType:
-            self.visit(_contents(value))
+            self.visit(value.cell_contents if _is_full(value) else None)
         elif kind is types.MethodType:  # a new object at each access
             self.visit(value.__func__)
             self.visit(value.__self__)
@@ -228,6 +284,9 @@ class _Walk:
             self.visit(item)
 
     def _of_function(self, function: types.FunctionType) -> None:
+        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+            self.tokens.append(name)
+            self.visit(cell)
         space = function.__globals__
         if _is_settled(space.get("__name__")):  # not its ``__module__``, which a wrapper has from what it wraps
             return
@@ -241,10 +300,9 @@ class _Walk:
         self.visit(function.__defaults__)
         if function.__kwdefaults__:
             self.attributes(function.__kwdefaults__, whole=True)
-        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-            self.tokens.append(name)
-            self.visit(_contents(cell))
         self.attributes(function.__dict__)
+        if read.written:
+            self.written.append((space, {name: space[name] for name in read.written if name in space}))
         for name in read.globals:
             self.tokens.append(name)
             self.visit(space[name] if name in space else getattr(builtins, name, None))
@@ -315,11 +373,12 @@ def _is_closed(kind: type) -> bool:
     return not any(isinstance(value, types.FunctionType) for value in vars(kind).values())
 
 
-def _contents(cell: types.CellType) -> Any:
+def _is_full(cell: types.CellType) -> bool:
     try:
-        return cell.cell_contents
-    except ValueError:  # it is empty
-        return None
+        cell.cell_contents  # noqa: B018
+    except ValueError:
+        return False
+    return True
 
 
 def _is_called(name: str) -> bool:

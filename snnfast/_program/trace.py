@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import _engine_run_backward
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
@@ -240,9 +241,6 @@ def _traced(recorder: "_Recorder", step: Step, counts: tuple[int, int, int], nee
                 raise NotElementwiseError(f"it catches {type(watch.caught).__name__}: {watch.caught}")
             values = [recorder.result(t) for t in results]
             first, begin = len(values) - counts[1], counts[0]
-            for i in range(begin + counts[1], len(leaves)):
-                if recorder.value(given[i]) != recorder.value(leaves[i]):
-                    raise NotElementwiseError("it writes to a parameter, which has to be a state then")
             if needs is not False:
                 needs = list(needs)
                 for i in range(counts[1]):
@@ -291,7 +289,8 @@ _DEVICES = {
 _OTHERS = {
     Tensor.stride, Tensor.is_contiguous, Tensor.storage_offset, Tensor.data_ptr, Tensor.untyped_storage, Tensor.storage,
     Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__, Tensor.__repr__, Tensor.__format__, Tensor.apply_,
-    Tensor.map_, Tensor.map2_, Tensor.register_hook, Tensor.__deepcopy__, Tensor.__reduce_ex__,
+    Tensor.map_, Tensor.map2_, Tensor.register_hook, Tensor.requires_grad_, Tensor.retain_grad, Tensor.__deepcopy__,
+    Tensor.__reduce_ex__,
     *_getters("requires_grad", "grad_fn", "is_leaf", "grad", "_version"),
 }  # fmt: skip
 """What a step can't ask for: its answer is another one in a loop, or in another of its steps."""
@@ -397,7 +396,13 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not kinds or not wanted:
             return [None] * len(leaves)
         seeds = [self.argument(kind, number) for _, kind, number in kinds]
-        found = iter(torch.autograd.grad([results[i] for i, _, _ in kinds], wanted, seeds, allow_unused=True))
+        outputs = tuple(results[i] for i, _, _ in kinds)
+        # ``torch.autograd.grad`` would run it without the mode that watches.
+        found = iter(
+            _engine_run_backward(
+                outputs, tuple(seeds), False, False, tuple(wanted), allow_unreachable=True, accumulate_grad=False
+            )
+        )
         gradients = [next(found) if leaf.requires_grad else None for leaf in leaves]
         return [None if g is None else self.value(g) for g in gradients]
 
@@ -407,6 +412,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _record(self, func: Any, args: Any, kwargs: Any) -> Any:
         name = func._schema.name.removeprefix("aten::")
+        if name.endswith("_") and self.is_parameter(args[0]):
+            raise self.error(f"torch.{name} writes to a parameter, or to what has its shape")
         name = name.removesuffix("_")  # a write in place gives the memory another value
         if name == "_local_scalar_dense" and self.graph.nodes[self.value(args[0])][0] == "constant":
             return func(*args, **kwargs)  # ``item`` of a number that the step made a tensor of

@@ -5,8 +5,9 @@ import inspect
 import numbers
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from snnfast._core.linear import Linear
 from snnfast._core.ops import opmath_dtype
 from snnfast._core.settings import check_flag
 from snnfast._program.run import Program, expanded
-from snnfast._program.seen import Moment, Sight
+from snnfast._program.seen import Moment, Sight, modes
 from snnfast._program.trace import NotElementwiseError
 from snnfast._unroll.checks import (
     check_current,
@@ -210,8 +211,8 @@ class StepLayer(SpikingLayer):
             for name, state in zip(self.neuron.states, self._states(states, shape), strict=True)
         ]
         # Copies, because the step may write to its arguments.
-        arguments = [t.clone() for t in (input_.to(opmath), *now)]
-        spk, *after = self._bound_step()(*arguments, *self._parameters_of(input_, shape))
+        arguments = [t.clone() for t in (input_.to(opmath), *now, *self._parameters_of(input_, shape))]
+        spk, *after = self._bound_step()(*arguments)
         after = [expanded(state, shape) for state in after]
         self._hold(after)
         spk = expanded(spk, shape).to(input_.dtype)
@@ -338,6 +339,21 @@ class StepLayer(SpikingLayer):
         return ", ".join([*pairs, f"init_hidden={self.init_hidden}"])
 
 
+class _Surroundings(NamedTuple):
+    """What a step sees beside its arguments, as it was in a moment."""
+
+    sight: Sight
+    options: dict[str, Any]
+    moment: Moment | None
+
+    def are_current(self) -> bool:
+        now = self.sight.now(self.options)
+        return self.moment is not None and now.key == self.moment.key
+
+    def undisturbed(self) -> AbstractContextManager[None]:
+        return self.sight.undisturbed(self.options)
+
+
 class _Programs:
     """The programs of a step function. There is one for each moment of what the step sees beside its arguments."""
 
@@ -355,11 +371,11 @@ class _Programs:
             moment = self._sight.now(options)
         except NotElementwiseError:
             moment = None  # the program asks again, and says it
-        key = None if moment is None else moment.key
+        key = None if moment is None else (modes(), moment.key)
         if key in self._found:
             self._found.move_to_end(key)
         else:
-            program = Program(layer._bound_step(), *counts, lambda: self._sight.now(options).key == key)
+            program = Program(layer._bound_step(), *counts, _Surroundings(self._sight, options, moment))
             self._found[key] = moment, program
             if len(self._found) > _MOMENTS:
                 _, (before, _) = self._found.popitem(last=False)
