@@ -603,7 +603,7 @@ INNER_LAYERS = (
 )  # fmt: skip
 LAYER_CHANGES = (
     "LAYERS[0] = copy.deepcopy(LAYERS[0])", "LAYERS[0].requires_grad_(False)", "LAYERS[0].double()", "LAYERS[0].eval()",
-    "LAYERS.reverse()", "LAYERS[0].reset_mem()", "LAYERS[0].load_state_dict(LAYERS[0].state_dict())",
+    "LAYERS.reverse()", "LAYERS[0].load_state_dict(LAYERS[0].state_dict())",
     "LAYERS[0].train()",
 )  # fmt: skip
 WRAPPERS = (

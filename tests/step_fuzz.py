@@ -35,6 +35,7 @@ from snnfast._program.trace import NotElementwiseError
 
 TOLERANCES = {"float64": 1e-9, "float32": 2e-4, "float16": 2e-2, "bfloat16": 1e-1}
 MESSAGES = {
+    "a second derivative after a change": "its second derivative needs it as it was",
     "modified in place": "modified by an inplace operation", "an option without a hash": "unhashable",
     "a register is used twice": "a register is used twice",
 }  # fmt: skip
@@ -202,8 +203,8 @@ class Session:
 
     def _call(self, number: int, call: dict[str, Any]) -> Seen:
         at = call.get("layer", 0)
-        layer = self.layers[at]
         self._change(call.get("before", ()))
+        layer = self.layers[at]
         x, states = self._tensors(number, call, layer)
         leaves = [t for t in (x, *states, *layer.parameters()) if t is not None and t.requires_grad]
         error: tuple[str, str, str] | None = None
@@ -415,7 +416,7 @@ def judged(ours: Seen, theirs: Seen, call: dict[str, Any], smooth: bool, changes
             return "refused", text
         if its is None:
             name = next((short for short, said in MESSAGES.items() if said in mine[2]), mine[1])
-            return f"raises in {mine[0]}: {name}", text
+            return f"raises in {mine[0]}: {name}{' (of no steps)' if call['steps'] == 0 else ''}", text
         if mine[:2] == its[:2]:
             return "raises the same", text
         if mine[0] != its[0]:
