@@ -427,7 +427,7 @@ def judged(ours: Seen, theirs: Seen, call: dict[str, Any], smooth: bool, changes
     found = difference(ours, theirs, call, smooth)
     if found is not None and ours.said and changes_itself:
         return "step by step, traced before", found
-    if found is not None and ours.said and "lengths" in call:
+    if found is not None and (ours.said or call.get("via") == "reference") and "lengths" in call:
         return "step by step, sees padding", found
     if found is not None:
         special = " (special values)" if call.get("special") else ""
