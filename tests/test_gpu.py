@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import skip_unless_required
 from helpers import FLOATS, HALVES, Case, Outputs, Tensors, assert_bits_equal, assert_close, fused, inputs, leaves
 from torch import Tensor
 
@@ -28,7 +29,7 @@ CARD = torch.device("cuda")
 @pytest.fixture(autouse=True)
 def fused_on_a_card() -> Iterator[None]:
     if not torch.cuda.is_available():
-        pytest.skip("torch sees no CUDA device")
+        skip_unless_required("torch sees no CUDA device", "SNNFAST_REQUIRE_GPU")
     with use_backend("fused"):
         yield
 
