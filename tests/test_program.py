@@ -27,6 +27,7 @@ from snnfast._program.cuda import Engine
 from snnfast._program.instructions import NUMBERS
 from snnfast._program.nvrtc import Launch, NoKernelError
 from snnfast._program.run import ENGINES, Program
+from snnfast._program.source import backward_source
 from snnfast._program.trace import trace
 
 pytestmark = pytest.mark.needs_extension
@@ -250,6 +251,30 @@ def test_backward_op_survives_random_code() -> None:
 
 
 # ---- CUDA: what needs no card
+
+
+@pytest.mark.parametrize(
+    "places", [(0, 1), (0, 2), (2, 3), (1, 4)], ids=["states", "state and saved", "carries", "both"]
+)
+def test_a_register_that_two_values_share_is_refused_on_every_device(places: tuple[int, int]) -> None:
+    """The places are those of the new states, of the values that are saved and of the carries."""
+    counts = 1, 2, 0
+    made = trace(lambda x, v, a: (x * v, torch.exp(a * v) + x, a + v), counts, torch.float32, 2, [0])
+    code = program_code.backward_code(made, counts, [0], [True])
+    (saved,) = code.words[5:6].tolist()
+    table = code.words[9 : 9 + 4 + saved]
+    assert saved == 1
+    assert len(set(table.tolist())) == len(table)
+    first, second = places
+    table[second] = table[first]
+    rows = torch.rand(17, 20)
+    with pytest.raises(RuntimeError, match="code: a register is used twice"):
+        torch.ops.snnfast.program_backward(
+            torch.empty(0), [rows], code.parameters([]), torch.rand(4, 20), [rows], [torch.rand(20)] * 2, None,
+            code.words, code.constants, 17, 20,
+        )  # fmt: skip
+    with pytest.raises(RuntimeError, match="code: a register is used twice"):
+        backward_source(code, torch.float32, (("rows",), ()))
 
 
 def fifth() -> Program:
