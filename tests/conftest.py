@@ -63,7 +63,7 @@ def emulator() -> None:
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
     """Where the fused kernels run; the backend is "fused" for the duration of the test."""
     if request.param == "cuda" and not torch.cuda.is_available():
-        pytest.skip("torch sees no CUDA device")
+        skip_unless_required("torch sees no CUDA device", "SNNFAST_REQUIRE_GPU")
     if request.param == "cuda" and not ops.extension.cuda:
         skip_unless_required("snnfast was built without CUDA", "SNNFAST_REQUIRE_EXT")
     if request.param == "emulated":

@@ -72,16 +72,14 @@ def normalised(
     return batch_norm(x, layer.weight, layer.bias, *_running(layer, len(x)), layer.eps)
 
 
-def _running(layer: _BatchNorm, steps: int) -> tuple[Tensor | None, Tensor | None, float | list[float]]:
+def _running(layer: _BatchNorm, steps: int) -> tuple[Tensor | None, Tensor | None, float | Tensor]:
     """The running averages that so many steps change, and their momentum. The layer counts the steps."""
-    momentum: float | list[float] = 0.0 if layer.momentum is None else layer.momentum
+    momentum: float | Tensor = 0.0 if layer.momentum is None else layer.momentum
     if not (layer.training and layer.track_running_stats and layer.running_mean is not None):
         return None, None, momentum
     if layer.num_batches_tracked is not None:
-        if layer.momentum is None:
-            before = int(layer.num_batches_tracked)
-            momentum = [1 / (before + t + 1) for t in range(steps)]
         layer.num_batches_tracked.add_(steps)
+        momentum = layer.num_batches_tracked if layer.momentum is None else momentum
     return layer.running_mean, layer.running_var, momentum
 
 
@@ -91,7 +89,7 @@ def batch_norm(
     bias: Tensor | None,  # [C], or [T, C]
     running_mean: Tensor | Sequence[Tensor] | None,  # [C]: one for all steps, or one for each
     running_var: Tensor | Sequence[Tensor] | None,
-    momentum: float | Sequence[float],
+    momentum: float | Tensor,  # or how many steps there were with these: the averages are those of all
     eps: float,
 ) -> Tensor:
     """``torch.batch_norm`` in training of each step, one after the other. The running averages change in place."""
@@ -151,26 +149,27 @@ def _like(y: Tensor, x: Tensor) -> Tensor:
 def _update(
     running: Tensor | Sequence[Tensor],
     found: Tensor,  # [T, C], or [1, C] if it is the same at every step
-    momentum: float | Sequence[float],
+    momentum: float | Tensor,
     steps: int,
 ) -> None:
     """Update running averages in the order of the steps."""
     if not isinstance(running, Tensor):
-        assert not isinstance(momentum, Sequence)
+        assert not isinstance(momentum, Tensor)
         found = found.expand(steps, *found.shape[1:])
         torch._foreach_lerp_(list(running), list(found.to(running[0].dtype).unbind()), momentum)
         return
-    shares: list[float] = []
-    rest = 1.0
-    for m in reversed(momentum if isinstance(momentum, Sequence) else [momentum] * steps):
-        shares.insert(0, m * rest)
-        rest *= 1 - m
+    # On the device alone: a number that the host brings or asks for is a copy, which waits and which no graph captures.
+    dtype = ops.opmath_dtype(found.dtype)
+    if isinstance(momentum, Tensor):
+        running.lerp_(found.mean(0).to(running.dtype), (steps / momentum.to(dtype)).to(running.dtype))
+        return
+    rest = (1 - momentum) ** steps
     if len(found) == 1:
         running.lerp_(found[0].to(running.dtype), 1 - rest)
         return
     # No product of matrices, which would lose digits under autocast.
-    of_steps = found * torch.tensor(shares, dtype=found.dtype, device=found.device).unsqueeze(1)
-    running.mul_(rest).add_(of_steps.sum(0))
+    powers = torch.logspace(steps - 1, 0, steps, 1 - momentum, dtype=dtype, device=found.device)
+    running.mul_(rest).add_((found * powers.unsqueeze(1)).sum(0), alpha=momentum)
 
 
 # ---- in evaluation
