@@ -93,6 +93,23 @@ def test_a_node_is_its_reference(device: torch.device, seed: int) -> None:
         assert_same(found, outcome(nodes[1], x))
 
 
+@pytest.mark.parametrize("mode", ["s", "m"])
+@pytest.mark.parametrize(("kind", "tau"), [("IFNode", {}), ("LIFNode", {"tau": 2.0}), ("LIFNode", {"tau": 3.0})])
+def test_a_gradient_of_membranes_alone_passes_through_the_resets(
+    device: torch.device, kind: str, tau: dict[str, float], mode: str
+) -> None:
+    x = torch.randn(5, 3, 7, device=device, generator=torch.Generator(device).manual_seed(0)).requires_grad_()
+    found = []
+    for backend in ("fused", "reference"):
+        node = getattr(neuron, kind)(v_threshold=0.5, v_reset=-0.25, step_mode=mode, **tau)
+        with snnfast.use_backend(backend):
+            for step in x if mode == "s" else [x]:
+                node(step)  # nobody reads the spikes
+        found.append(torch.autograd.grad(node.v.sum(), x)[0])
+    assert_close(*found, 1e-5, scale=1.0)
+    assert found[0].abs().min() > 0
+
+
 @pytest.mark.parametrize("seed", range(2000 if THOROUGH else 100))
 def test_a_node_is_spikingjellys(theirs: Any, seed: int, backend: str) -> None:
     setting = drawn(seed)
