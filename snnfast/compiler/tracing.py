@@ -209,9 +209,9 @@ def _keep_resets() -> None:
     original = kind.call_function
 
     def call_function(self: Any, tx: Any, args: Any, kwargs: Any) -> Any:
-        name, module = self.fn.__name__, str(self.fn.__module__)
-        is_theirs = module.startswith("spikingjelly.activation_based.functional")
-        if not is_theirs or name not in ("reset_net", "detach_net") or not tracing.is_entered:
+        name = getattr(self.fn, "__name__", "")
+        is_one = name in ("reset_net", "detach_net") and tracing.is_entered
+        if not is_one or not self.fn.__module__.startswith("spikingjelly.activation_based.functional"):
             return original(self, tx, args, kwargs)
         ours = importlib.import_module("snnfast.spikingjelly.functional")
         return original(kind(getattr(ours, name)), tx, args, kwargs)
