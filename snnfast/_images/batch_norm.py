@@ -154,12 +154,18 @@ def _update(
     momentum: float | Sequence[float],
     steps: int,
 ) -> None:
-    """Update running averages in the order of the steps."""
+    """Update running averages in the order of the steps.
+
+    Autograd is not told of it, as by PyTorch's own call. Each call of PyTorch saves the averages for its backward pass,
+    and does not read them there in training.
+    """
     if not isinstance(running, Tensor):
         assert not isinstance(momentum, Sequence)
         found = found.expand(steps, *found.shape[1:])
-        torch._foreach_lerp_(list(running), list(found.to(running[0].dtype).unbind()), momentum)
+        every = [one.data for one in running]
+        torch._foreach_lerp_(every, list(found.to(every[0].dtype).unbind()), momentum)
         return
+    running = running.data
     shares: list[float] = []
     rest = 1.0
     for m in reversed(momentum if isinstance(momentum, Sequence) else [momentum] * steps):
