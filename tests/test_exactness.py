@@ -55,9 +55,9 @@ def classes(x: Tensor) -> Tensor:
 
 
 def block() -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(C, C, 3, bias=False), nn.BatchNorm2d(C), nn.ReLU(), nn.AvgPool2d(2), nn.BatchNorm2d(C)
-    )
+    """Smooth: at a kink, the last digit would decide."""
+    layers = nn.BatchNorm2d(C), nn.Sigmoid(), nn.AvgPool2d(2), nn.BatchNorm2d(C)
+    return nn.Sequential(nn.Conv2d(C, C, 3, bias=False), *layers)
 
 
 def batch_norm_by_hand(x: Tensor) -> Tensor:
@@ -183,10 +183,11 @@ def size(t: Tensor) -> float:
 def assert_as_exact(found: dict[str, Any], loop: dict[str, Any], exact: dict[str, Any], what: str) -> None:
     worse = []
     for name, wanted in exact.items():
-        # A gradient that is zero but for rounding, as of a bias before batch norm, is measured by the others.
-        largest = max((size(t) for key, t in wanted.items() if key != "output"), default=0.0)
+        largest = max((size(t) for key, t in wanted.items() if key.startswith("gradient")), default=0.0)
         for key, t in wanted.items():
-            scale = max(size(t), 0.1 * largest if key != "output" else 0.0, 1e-30)
+            if key.startswith("gradient") and size(t) <= 1e-4 * largest:
+                continue  # zero but for rounding, as of a bias before batch norm
+            scale = max(size(t), 0.1 * largest if key.startswith("gradient") else 1e-30)
             ours, theirs = (size(each[name][key].double() - t) / scale for each in (found, loop))
             if ours > FACTOR * max(theirs, SMALLEST):
                 worse.append(f"{name}, {key}, {what}: off by {ours:.1e}, in the loop by {theirs:.1e}")
