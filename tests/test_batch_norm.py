@@ -300,6 +300,17 @@ def test_multistep_takes_the_statistics_of_each_step(constant: bool) -> None:
     assert_close(net(x), step_by_step([layer.eval() for layer in other], x), 1e-5)
 
 
+@pytest.mark.parametrize("constant", [True, False], ids=["constant", "steps"])
+def test_multistep_updates_the_averages_of_an_instance_norm_at_each_step(constant: bool) -> None:
+    norm = nn.InstanceNorm1d(8, affine=True, track_running_stats=True, momentum=0.25)
+    net, x = MultiStep(copy.deepcopy(norm), nn.Identity()), torch.randn(5, 3, 8, 4)
+    ours = net(x[0], num_steps=5) if constant else net(x)
+    theirs = torch.stack([norm(x[0] if constant else step) for step in x])
+    torch.testing.assert_close(ours.expand_as(theirs), theirs)
+    torch.testing.assert_close(net.state_dict()["0.running_mean"], norm.running_mean)
+    torch.testing.assert_close(net.state_dict()["0.running_var"], norm.running_var)
+
+
 def test_multistep_takes_the_statistics_of_all_steps_on_request() -> None:
     net = MultiStep(nn.BatchNorm1d(24), nn.Identity(), batch_norm_over_time=True)
     other, x = nn.BatchNorm1d(24), steps_of((5, 24))

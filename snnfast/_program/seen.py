@@ -76,6 +76,10 @@ class Moment(NamedTuple):
         return names[-1] if names else "a mode of PyTorch"
 
 
+# What describes an attribute: it does not change, and what the attribute holds is seen in its object.
+_DESCRIPTORS = (types.GetSetDescriptorType, types.MemberDescriptorType, type(vars(Moment)["key"]))
+
+
 class Sight:
     """All that a function can see.
 
@@ -267,7 +271,7 @@ class _Walk:
             self.visit(value.fget)
         elif isinstance(value, functools.cached_property):
             self.visit(value.func)
-        elif isinstance(value, enum.Enum | types.GetSetDescriptorType | types.MemberDescriptorType):
+        elif isinstance(value, (enum.Enum, *_DESCRIPTORS)):
             self._identity(value)
         elif kind in (dict, types.MappingProxyType, collections.OrderedDict, collections.defaultdict):
             self._identity(value)

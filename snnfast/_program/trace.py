@@ -286,6 +286,7 @@ _DEVICES = {
     *_getters("device", "is_cuda", "is_cpu", "is_mps", "is_xpu", "is_meta"), Tensor.get_device, Tensor.type,
     Tensor.is_pinned,
 }  # fmt: skip
+_SIZED_AS = {Tensor.view_as, Tensor.expand_as, Tensor.reshape_as}
 _OTHERS = {
     Tensor.stride, Tensor.is_contiguous, Tensor.storage_offset, Tensor.data_ptr, Tensor.untyped_storage, Tensor.storage,
     Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__, Tensor.__repr__, Tensor.__format__, Tensor.apply_,
@@ -312,7 +313,8 @@ class _Watch(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if _asker(func) not in ("torch", "snnfast"):
-            if func in _SIZES and self._recorder.is_parameter(args[0]):
+            sized = args[0] if func in _SIZES else args[1] if func in _SIZED_AS and len(args) > 1 else None
+            if sized is not None and self._recorder.is_parameter(sized):
                 raise self._recorder.error("asks for the size of a parameter")
             sets = getattr(func, "__name__", "") == "__set__"
             if func in _OTHERS or sets:

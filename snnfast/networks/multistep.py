@@ -7,6 +7,7 @@ from typing import Any, Self, TypeGuard
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from snnfast._core.linear import Linear
 from snnfast._core.settings import check_flag
@@ -342,10 +343,11 @@ class _Pass:
         return x, num_steps
 
     def _of_each_step(self, layer: nn.Module, x: Tensor, num_steps: int | None) -> Callable[[Tensor], Tensor] | None:
-        """The call of a batch normalisation that takes its statistics from each step; ``None`` for any other layer."""
-        if self.batch_norm_over_time or not has_batch_statistics(layer):
+        """The call of a normalisation that takes its statistics from each step; ``None`` for any other layer."""
+        averages = isinstance(layer, _InstanceNorm) and layer.training and layer.track_running_stats
+        if self.batch_norm_over_time or not (averages or has_batch_statistics(layer)):
             return None
-        norm = layer
+        norm: Any = layer
         if num_steps is not None:
             return lambda batch: normalised(norm, batch.expand(num_steps, *batch.shape))[0]
         return lambda batch: normalised(norm, batch.view(x.shape)).flatten(0, 1)

@@ -73,7 +73,10 @@ def neuron(step: Callable[..., tuple[Tensor, ...]]) -> type["StepLayer"]:
     results equal those of the function in a loop: bit for bit, but for ``exp``, ``log``, ``sigmoid``, ``tanh`` and
     powers, which are equal up to rounding.
 
-    On CUDA the kernel is compiled by NVRTC when it is first needed. On other devices the function runs in a loop.
+    A call computes with what the function reads now: numbers of its module, of its closure, of options and of
+    surrogates may change between calls. A function that is not elementwise runs in a loop, and a warning names the
+    operator and the line once. On CUDA the kernel is compiled by NVRTC when it is first needed. On devices other than
+    CPU and CUDA the function runs in a loop.
 
     Args:
         step: The function. Its first argument is the input. The other positional arguments are the states, which begin
@@ -91,8 +94,6 @@ def neuron(step: Callable[..., tuple[Tensor, ...]]) -> type["StepLayer"]:
     Raises:
         TypeError: The function has no input and state, or arguments that are neither states nor parameters. In a call:
             it does not return spikes and new states.
-        ValueError: In a call: what the function computes is not elementwise. The message names the operator and the
-            line.
 
     Example::
 
@@ -244,7 +245,7 @@ class StepLayer(SpikingLayer):
 
         Raises:
             TypeError, ValueError: An argument has a wrong type or shape. The message names it.
-            NotElementwiseError: The step does what is not elementwise. It is a ``ValueError``.
+            RuntimeError: The backend ``"fused"`` was chosen, and the step is not elementwise.
         """
         return self._unroll(current, states, num_steps, record_mem, reduce, lengths=lengths)
 
@@ -359,7 +360,7 @@ class _Programs:
 
     def __init__(self, step: Callable[..., Any]) -> None:
         self._sight = Sight(step)
-        self._found: OrderedDict[Any, tuple[Moment | None, Program]] = OrderedDict()
+        self._found: OrderedDict[Any, tuple[Moment, Program]] = OrderedDict()
 
     def of(self, layer: StepLayer) -> Program:
         """The program of what the step sees now, with the options of a layer."""
@@ -369,9 +370,9 @@ class _Programs:
         options = {name: getattr(layer, name) for name in layer.options}
         try:
             moment = self._sight.now(options)
-        except NotElementwiseError:
-            moment = None  # the program asks again, and says it
-        key = None if moment is None else (modes(), moment.key)
+        except NotElementwiseError:  # the program asks again, and says it; it is one of this call
+            return Program(layer._bound_step(), *counts, surroundings=_Surroundings(self._sight, options, None))
+        key = modes(), moment.key
         if key in self._found:
             self._found.move_to_end(key)
         else:
@@ -382,12 +383,11 @@ class _Programs:
                 self._say_changes(layer, before, moment)
         return self._found[key][1]
 
-    def _say_changes(self, layer: StepLayer, before: Moment | None, now: Moment | None) -> None:
-        if before is not None and now is not None:
-            warn_once(
-                f"snnfast: {type(layer).__name__} was traced {_MOMENTS} times, because its step reads "
-                f"{now.differs_in(before)!r}, which changes. A parameter of the layer may change without that."
-            )
+    def _say_changes(self, layer: StepLayer, before: Moment, now: Moment) -> None:
+        warn_once(
+            f"snnfast: {type(layer).__name__} was traced {_MOMENTS} times, because its step reads "
+            f"{now.differs_in(before)!r}, which changes. A parameter of the layer may change without that."
+        )
 
 
 def _by_place(
