@@ -270,7 +270,7 @@ class Series:
             for node in group.nodes:
                 del self.group_of[node], self._number[node]
             numbers = found.number_of(group)
-            group.nodes, group.recurrence = list(numbers), found
+            group.nodes, group.recurrence, group.reason = list(numbers), found, None
             self.group_of |= dict.fromkeys(numbers, group)
             self._number |= numbers
         self.recurrences = [r for r in self.recurrences if r not in parts] + [found]
