@@ -58,9 +58,11 @@ def test_a_compiled_network_is_compiled_anew_and_stays_a_network(backend: str) -
 
 
 def test_a_mode_is_an_error_that_names_it() -> None:
-    compiled = snnfast.compile(Net(), mode="reduce-overhead")
-    with pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match="mode: 'reduce-overhead' is one of Inductor's"):
-        compiled(currents())
+    message = "mode: 'reduce-overhead' is one of Inductor's"
+    with pytest.raises(ValueError, match=message):
+        snnfast.compile(Net(), mode="reduce-overhead")
+    with pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match=message):
+        torch.compile(Net(), backend="snnfast", mode="reduce-overhead")(currents())
 
 
 @pytest.mark.thorough
@@ -71,7 +73,10 @@ def test_the_new_graph_can_be_given_to_another_backend(inner: str) -> None:
 
 
 def test_an_unknown_option_is_an_error() -> None:
-    with pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match="options: expected 'inner' at most, got 'outer'"):
+    message = "options: expected 'inner' at most, got 'outer'"
+    with pytest.raises(ValueError, match=message):
+        snnfast.compile(Net(), options={"outer": "inductor"})
+    with pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match=message):
         torch.compile(Net(), backend="snnfast", options={"outer": "inductor"})(currents())
 
 

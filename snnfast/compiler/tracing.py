@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from snnfast.compiler.failures import keep_running
+
 
 class _Tracing:
     """Settings of ``torch.compile``, which are global, while any thread is inside; one may enter again."""
@@ -58,7 +60,7 @@ def _extend() -> frozenset[Any]:
     These are PyTorch's private classes. Where a version has them in another form, what needs them splits the graph, as
     it does without an extension.
     """
-    for extend in (_keep_asserts, _keep_bars, _keep_numbers_of_functions):
+    for extend in (keep_running, _keep_asserts, _keep_bars, _keep_numbers_of_functions):
         with contextlib.suppress(AttributeError):
             extend()
     with contextlib.suppress(AttributeError):
