@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import snnfast
+from snnfast.spikingjelly import functional, neuron
 
 pytestmark = pytest.mark.usefixtures("nothing_compiled")
 
@@ -270,7 +271,51 @@ class WithSLSTM(nn.Module):
         return self.lstm(x[0], *self.lstm.reset_mem())[::2]
 
 
+class InStepModeM(nn.Module):
+    """Its nodes run all steps, one layer after the other."""
+
+    def __init__(self, blocks: int = 0) -> None:
+        super().__init__()
+        self.fc, self.lif, self.head = nn.Linear(12, 5), neuron.LIFNode(step_mode="m"), nn.Sequential(nn.Linear(5, 5))
+        self.head.append(neuron.IFNode(step_mode="m"))
+        self.blocks = nn.ModuleList([neuron.IFNode(step_mode="m") for _ in range(blocks)])
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        functional.reset_net(self)
+        x = self.lif(self.fc(x))
+        return x, self.head(x)
+
+
+class InBlocks(InStepModeM):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        spk, x = super().forward(x)
+        for block in self.blocks:
+            x = block(x)
+        return spk, x
+
+
+class AndALoop(InStepModeM):
+    """A loop by hand beside them."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        spk, x = super().forward(x)
+        return spk, self.traces(x)
+
+    def traces(self, x: Tensor) -> Tensor:
+        trace = torch.zeros_like(x[0])
+        for step in x:
+            trace = torch.tanh(0.9 * trace + step)
+        return trace
+
+
+AT_ONCE = "layers of neurons already run all steps in one call each: nothing to compile"
 GAINS_NOTHING = {
+    "step mode m": (InStepModeM, f"InStepModeM runs as it is, without torch.compile: its 2 {AT_ONCE}"),
+    "step mode m, in blocks": (lambda: InBlocks(2), f"InBlocks runs as it is, without torch.compile: its 4 {AT_ONCE}"),
+    "in sequence": (
+        lambda: snnfast.MultiStep(nn.Linear(12, 5), snnfast.Leaky(0.9)),
+        "MultiStep runs as it is, without torch.compile: its layer of neurons already runs all steps in one call: no",
+    ),
     "no kernel": (WithSLSTM, "WithSLSTM runs as it is, without torch.compile: lstm: snnfast has no kernel for SLSTM"),
     "one step": (OneStep, "OneStep runs as it is, without torch.compile: 1 step of leaky .*The loop may be outside"),
     "no neuron": (lambda: nn.Linear(12, 5), "Linear runs as it is, without torch.compile: there is no step of a"),
@@ -289,6 +334,21 @@ def test_a_network_that_gains_nothing_runs_as_it_is_and_one_warning_says_why(mak
         assert_not_compiled(net)
         assert_all_bits_equal(net(x), other(x))
         snnfast.compile(make())(x)  # the same reason of the same class
+
+
+def test_nodes_that_run_all_steps_at_once_are_not_traced_unless_there_may_be_a_loop_beside_them() -> None:
+    for make, frames in ((InStepModeM, 0), (AndALoop, 1)):
+        net, x = make(), currents()
+        plain, counted = copy.deepcopy(net), torch._dynamo.utils.counters["frames"]
+        with warnings.catch_warnings(action="ignore"):
+            snnfast.compile(net)(x)
+        assert counted["total"] == frames
+        assert_all_bits_equal(net(x), plain(x))
+    assert_compiled(net)
+    switched = InStepModeM()
+    functional.set_step_mode(snnfast.compile(switched), "s")
+    with pytest.warns(UserWarning, match="runs as it is, without torch.compile: 1 step of ifnode"):
+        switched(x[0])
 
 
 FUNCTIONS = {

@@ -16,9 +16,16 @@ from snnfast._core import backend as _backend
 from snnfast._core.pytorch import saved_tensors_are_hooked
 from snnfast.compiler.backend import backend, inner_of, recorded
 from snnfast.compiler.failures import Attempt
-from snnfast.compiler.report import Explanation, GraphReport, cuts_since, number_of_cuts, number_of_failures
+from snnfast.compiler.report import (
+    Explanation,
+    GraphReport,
+    cuts_since,
+    nothing_to_compile,
+    number_of_cuts,
+    number_of_failures,
+)
 from snnfast.compiler.tracing import tracing
-from snnfast.neurons.network import convert
+from snnfast.neurons.network import convert, layers_at_once
 
 Compiled = Callable[..., Any]
 
@@ -34,7 +41,8 @@ def compile(net: Any, **options: Any) -> Any:
     ``torch.nn.Module.compile`` keeps a compiled call, too.
 
     If the first call shows that nothing is gained, the network or function runs as it is from then on, and one warning
-    says why. So does a part of it that ``torch.compile`` can't trace, whatever error it raises. It stays compiled if another backend is asked for with ``options={"inner": ...}``.
+    says why. So does a part of it that ``torch.compile`` can't trace, whatever error it raises. It stays compiled if
+    another backend is asked for with ``options={"inner": ...}``.
 
     Args:
         net: A module with a loop over time in its ``forward``, or a function with one, such as a training step.
@@ -71,8 +79,8 @@ def compile(net: Any, **options: Any) -> Any:
     if not isinstance(net, nn.Module):
         return _compiled(net, _name_of(net), options, {})
     left = convert(net)
-    call = _compiled(_call_of_its_own(), _name_of(net), options, left)
     itself = weakref.ref(net)  # a network that is not used any more is freed at once, with all that was compiled for it
+    call = _compiled(_call_of_its_own(), _name_of(net), options, left, lambda: layers_at_once(itself()))
     net._compiled_call_impl = lambda *args, **kwargs: call(itself(), *args, **kwargs)
     return net
 
@@ -111,10 +119,14 @@ _PATIENCE = 3
 _OWN_CACHE = {"isolate_recompiles": True} if "isolate_recompiles" in inspect.signature(torch.compile).parameters else {}
 
 
-def _compiled(function: Compiled, name: str, options: dict[str, Any], left: dict[str, str]) -> Compiled:
+def _compiled(
+    function: Compiled, name: str, options: dict[str, Any], left: dict[str, str], at_once: Callable[[], int] = int
+) -> Compiled:
     """Compile a function. If its first call merges nothing that pays, later calls run it as it is.
 
     With gradients a call has other graphs than without, so the first one of either kind decides.
+
+    ``at_once`` says before how many layers there are, if all run all steps at once and there is no loop beside them.
     """
     inner_of(options.get("options"), options.get("mode"))
     traced = torch.compile(function, backend="snnfast", **{**_OWN_CACHE, **options})
@@ -147,6 +159,10 @@ def _compiled(function: Compiled, name: str, options: dict[str, Any], left: dict
             return chosen[grad](*args, **kwargs)
         if _backend.current_backend() == "reference":  # there is nothing to merge now, but there may be later
             return compiled(*args, **kwargs)
+        if not chosen and not another and (layers := at_once()):
+            chosen.update({True: function, False: function})
+            _backend.warn_once(f"snnfast: {name} runs as it is, without torch.compile: {nothing_to_compile(layers)}")
+            return function(*args, **kwargs)
         reports: list[GraphReport] = []
         cuts = number_of_cuts()
         with recorded(reports):
@@ -172,7 +188,10 @@ def _why_it_does_not_pay(reports: Sequence[GraphReport], left: dict[str, str]) -
     Whatever is merged pays, and even the calls that are repeated are shorter in a graph.
     """
     if not any(report.merged for report in reports if report.refused is None):
-        warned = [report for report in reports if report.warnings] or reports[:1]
+        warned = [report for report in reports if report.warnings] or list(reports[:1])
+        layers = sum(report.unrolled for report in reports)
+        if layers and not any(report.warnings for report in reports):
+            return nothing_to_compile(layers)
         # Where layers were left, the others are converted already: that advice would not help.
         refused = [str(report.refused) for report in warned if not (left and report.unconverted)]
         unconverted = [f"{layer or 'it'}: {reason}" for layer, reason in left.items()]

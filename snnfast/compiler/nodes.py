@@ -14,7 +14,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import _side_effectful_functions
 from torch.utils import _pytree as pytree
 
-from snnfast._unroll.graph import step
+from snnfast._unroll.graph import step, unroll
 
 aten: Any = torch.ops.aten
 
@@ -223,6 +223,11 @@ def updates_statistics(node: Node) -> bool:
 def has_effect(node: Node) -> bool:
     """Whether a call does something else than return results that depend on its arguments."""
     return bool(changed(node)) or is_opaque(node) or node.target in _side_effectful_functions
+
+
+def is_unroll(target: Any) -> bool:
+    """Whether a target is all steps of a neuron of ours."""
+    return target in (torch.ops.snnfast.unroll, torch.ops.snnfast.unroll.default, unroll)
 
 
 def is_assert(node: Node) -> bool:
