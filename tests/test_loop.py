@@ -108,7 +108,42 @@ def test_explain_tells_what_is_repeated_with_its_line() -> None:
     (graph,) = snnfast.explain(Feedback(), currents()).graphs
     assert "5 x linear" in graph.merged
     (layer,) = [line for line in graph.repeated if "leaky" in line]
-    assert re.search(r"5 steps of leaky \(.*loop_nets.py:\d+: spk, mem = self.lif\(.*\): its input at a step", layer)
+    assert re.search(r"5 steps of leaky \(.*loop_nets.py:\d+\): its input at a step", layer)
+
+
+REASONS: dict[str, tuple[Any, str]] = {
+    "shapes": (lambda v, x: 0.9 * v + (v.unsqueeze(2) + x.unsqueeze(1)).sum(2), r"several shapes: .*\[3, 12, 12\]"),
+    "dtypes": (lambda v, x: (v.double() * 0.9).float() + x, r"a step computes in float32, float64"),
+    "dtype": (lambda v, x: v * DOUBLE + x, "it takes a tensor in float64 on cpu, beside others in float32 on cpu"),
+    "sum": (lambda v, x: v + x, "each call takes its own result of the step before"),
+}
+DOUBLE = torch.tensor(0.5, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("name", REASONS)
+def test_explain_names_the_cause(name: str) -> None:
+    step, reason = REASONS[name]
+    lif = snnfast.Leaky(beta=0.9)
+
+    def loop(x: Tensor) -> Any:
+        v, mem, record = torch.zeros(3, 12), torch.zeros(3, 12), []
+        for current in x:
+            v = step(v, current)
+            _, mem = lif(current, mem)
+            record.append(mem * v)
+        return torch.stack(record)
+
+    assert re.search(reason, str(snnfast.explain(loop, currents())))
+
+
+def test_a_tensor_that_the_loop_lets_require_a_gradient_is_named() -> None:
+    def loop(x: Tensor) -> Tensor:
+        v = torch.zeros(3, 12).requires_grad_()
+        for current in x:
+            v = 0.9 * v + current
+        return v
+
+    assert "requires_grad_()" in str(snnfast.explain(loop, currents()))
 
 
 def test_a_change_made_at_every_step_alike_is_made_once() -> None:

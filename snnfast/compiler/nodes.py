@@ -104,7 +104,7 @@ def same_context(a: Node, b: Node) -> bool:
 _NOT_THE_USERS = ("/torch/", "/snnfast/", "/snntorch/")
 
 
-def line_of(node: Node | None) -> str:
+def line_of(node: Node | None, with_code: bool = True) -> str:
     """File, line and code of the user's program that a node comes from; empty if unknown."""
     lines = (node.stack_trace or "").strip().splitlines() if node is not None else []
     stack = []
@@ -112,7 +112,8 @@ def line_of(node: Node | None) -> str:
         if place.strip().startswith("File "):
             file, number, *_ = place.strip().removeprefix("File ").split(", ")
             code = code.strip()
-            stack.append((file.strip('"'), number.removeprefix("line "), "" if code.startswith("File") else code))
+            code = "" if code.startswith("File") or not with_code else code
+            stack.append((file.strip('"'), number.removeprefix("line "), code))
     return user_line(reversed(stack))
 
 

@@ -138,6 +138,8 @@ def _check(gm: GraphModule) -> None:
         if node.op == "get_attr" and isinstance(getattr(gm, str(node.target), None), Tensor):
             # It is no input, so that an operator would change it while it is traced.
             raise RefusedError("it has tensors of its own, as a step of an optimizer has")
+        if name_of(node.target) in ("requires_grad_", "set_inplace_requires_grad_allowed"):
+            raise RefusedError("it calls requires_grad_() on a tensor, as the first states of Norse's neurons do")
         if node.op == "call_function" and "functorch" in _module_of(node.target):
             raise RefusedError("it uses a transform of torch.func, such as vmap or grad")
         if name_of(node.target) in ("set_", "shallow_copy_data_"):

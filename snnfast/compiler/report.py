@@ -175,7 +175,7 @@ def describe(series: Series, summed: set[Node], fused: set[Chain | Recurrence], 
         else:
             report.repeated.append(f"{steps}{at}: {chain.reason}")
             report.warnings.append(
-                f"snnfast: in a compiled loop, {steps} run one by one{at}: {chain.reason}. "
+                f"snnfast: in a compiled loop, {steps} run one by one{_at(chain.steps[0], True)}: {chain.reason}. "
                 "snnfast.explain tells what is merged"
             )
     report.repeated += [f"{_steps(count, name)}{why}" for (name, why), count in alone.items()]
@@ -216,6 +216,6 @@ def _describe_others(series: Series, summed: set[Node], report: GraphReport) -> 
             report.repeated.append(f"{len(nodes)} x {name}{_at(nodes[0])}: {reason}")
 
 
-def _at(node: Node) -> str:
-    line = line_of(node)
+def _at(node: Node, with_code: bool = False) -> str:
+    line = line_of(node, with_code)
     return f" ({line})" if line else ""
