@@ -752,7 +752,10 @@ def test_an_index_that_a_tensor_holds_is_no_error(loop: Any) -> None:
             assert_bits_equal(compiled(x, order), loop(x, order))
         assert_bits_equal(compiled(x, order.flip(0)), loop(x, order.flip(0)))
         snnfast.explain(loop, x, order)
-    assert not any("fault of snnfast" in str(w.message) for w in caught)
+    said = [str(w.message) for w in caught]
+    assert not any("fault of snnfast" in message for message in said)
+    cut = any(re.search(r"cuts the code at .*test_loop_entry.py:\d+: ", message) for message in said)
+    assert cut or loop in (written, from_a_list)
 
 
 STAYS_COMPILED: dict[str, tuple[Any, dict[str, Any], str]] = {

@@ -66,8 +66,8 @@ def keep_running() -> None:
     """
     dynamo: Any = torch._dynamo
     kind, result, types = dynamo.convert_frame.ConvertFrame, dynamo.types.ConvertFrameReturn, dynamo.types
-    skip, only_run = types.FrameAction.SKIP, types.FrameAction.RUN_ONLY
-    as_it_is = functools.partial(result, types.FrameExecStrategy(skip, skip), apply_to_code=False)
+    skipped, only_run = types.FrameAction.SKIP, types.FrameAction.RUN_ONLY
+    as_it_is = functools.partial(result, types.FrameExecStrategy(skipped, skipped), apply_to_code=False)
     original, counters = kind.__call__, dynamo.utils.counters
 
     def convert(self: Any, frame: Any, *given: Any, skip: int = 0) -> Any:
@@ -87,7 +87,7 @@ def keep_running() -> None:
                     error, dynamo.exc.FailOnRecompileLimitHit
                 ):
                     raise  # what the user asked for
-                stack = list(getattr(error, "real_stack", None) or ())
+                stack = _stack_of(error)
                 where, reason = attempt.where(code), _reason(error, stack)
                 attempt.failed[code] = GraphReport(
                     where, refused=reason, warnings=[f"snnfast: {where} runs as it is: {reason}"]
@@ -102,6 +102,15 @@ def keep_running() -> None:
         return as_it_is()
 
     kind.__call__ = convert
+
+
+def _stack_of(error: BaseException | None) -> list[Any]:
+    """Where an error is in the user's program. PyTorch wraps some errors without it."""
+    while error is not None:
+        if found := getattr(error, "real_stack", None):
+            return list(found)
+        error = error.__context__
+    return []
 
 
 def _reason(error: Exception, stack: list[Any]) -> str:
