@@ -10,7 +10,7 @@ from torch import Tensor
 
 import snnfast
 from snnfast._program.between import Between, Product, unroll
-from snnfast._program.run import Call, Program
+from snnfast._program.run import Program
 
 pytestmark = pytest.mark.needs_extension
 
@@ -116,7 +116,8 @@ def test_only_what_is_asked_for_has_a_gradient() -> None:
 def arguments(direction: str) -> dict[str, Any]:
     program, _ = of("linear")
     x, v, w, weight, _, bias, decay = (t.detach() for t in given((3, 4), torch.float32))
-    forward = program.plain.forward_code(torch.float32, 2)
+    codes = program.plain.codes(torch.float32, 2, (True,) * sum(program.counts))
+    forward = codes.forward
     found: dict[str, Any] = {
         "like": torch.empty(0), "series": [x.flatten(1)], "states": [v.flatten(), w.flatten()], "parameters": [decay],
         "weights": [weight], "biases": [bias], "of_states": [0], "columns": 4, "code": forward.words,
@@ -125,8 +126,7 @@ def arguments(direction: str) -> dict[str, Any]:
     if direction == "forward":
         return found
     *_, tape, made = torch.ops.snnfast.program_between_forward(*found.values())
-    call = Call(T, torch.Size([3, 4]), torch.float32, torch.float32, torch.device("cpu"))
-    code = program.plain.backward_code(call, (0,), (True, True, True))
+    code = codes.backward((0,), (True, True, True))
     return {
         "like": torch.empty(0), "series": [x.flatten(1), made], "parameters": [decay], "tape": tape,
         "grad_outputs": [torch.ones(T, 12)], "grad_last": [torch.zeros(())] * 2, "weights": [weight],

@@ -226,7 +226,7 @@ def test_op_survives_random_code() -> None:
 def test_backward_op_survives_random_code() -> None:
     step = RandomStep(3, exact=True)
     counts = 1, step.states, step.parameters
-    made = trace(step, counts, torch.float32, 1, [0])
+    made = trace(step, counts, torch.float32, 1, [True] * sum(counts))
     code = program_code.backward_code(made, counts, [0], [True] * (1 + step.parameters))
     parameters = code.parameters([torch.tensor(0.5)] * step.parameters)
     drawn = random.Random(1)

@@ -15,10 +15,12 @@ from snnfast._core.pytorch import not_compiled_alone
 from snnfast._program.code import Counts
 from snnfast._program.run import (
     Call,
+    Codes,
     Program,
     broadcast,
     differentiable,
     flat_parameters,
+    needs_of,
     rows_of,
     split,
     summed,
@@ -94,7 +96,19 @@ def unroll(program: Program, between: Between, given: Sequence[Any], steps: int)
     tensors = [*series, *states, *constants]
     call = Call(steps, shape, like.dtype, like.dtype, like.device)
     if takes_kernels(like, shape):
-        return _Run.apply(program, between, call, *tensors)  # type: ignore[no-any-return]
+        needs = needs_of(tensors)
+        if needs is not None:
+            of_constants = needs[len(series) + len(states) :]
+            # A product asks for a gradient where a state does, which is so from the second step on if it ever is.
+            made = (any(needs),) * len(between.products)
+            needs = (
+                *needs[: len(series)],
+                *made,
+                *needs[len(series) : len(series) + len(states)],
+                *(of_constants[i] for i in between.constants),
+            )
+        codes = program.plain.codes(call.opmath, len(call.shape), needs)
+        return _Run.apply(program, codes, between, call, *tensors)  # type: ignore[no-any-return]
     return _loop(program, between, call, tensors)
 
 
@@ -115,10 +129,12 @@ class _Run(torch.autograd.Function):
     """All steps, the products by PyTorch and the program by the kernels."""
 
     @staticmethod
-    def forward(ctx: Any, program: Program, between: Between, call: Call, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, program: Program, codes: Codes, between: Between, call: Call, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
         series, states, constants = split(tensors, between.counts)
-        code = program.plain.forward_code(call.opmath, len(call.shape))
-        keep = any(ctx.needs_input_grad[3:])
+        code = codes.forward
+        keep = any(ctx.needs_input_grad[4:])
         found = torch.ops.snnfast.program_between_forward(
             call.like(),
             [rows_of(x, call) for x in series],
@@ -134,7 +150,7 @@ class _Run(torch.autograd.Function):
             call.shape.numel(),
             keep,
         )
-        ctx.how = program, between, call
+        ctx.how = program, codes, between, call
         ctx.set_materialize_grads(False)
         results = len(found)
         if keep:
@@ -145,18 +161,24 @@ class _Run(torch.autograd.Function):
     @staticmethod
     @not_compiled_alone
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        needs = ctx.needs_input_grad[3:]
+        needs = ctx.needs_input_grad[4:]
         if all(g is None for g in grads):
-            return (None,) * (3 + len(needs))
+            return (None,) * (4 + len(needs))
         if torch.is_grad_enabled():
-            program, between, call = ctx.how
+            program, _, between, call = ctx.how
             saved = ctx.saved_tensors[: len(needs)]
-            return None, None, None, *differentiable(lambda t: _loop(program, between, call, t), saved, needs, grads)
-        return None, None, None, *_backward(ctx, needs, grads)
+            return (
+                None,
+                None,
+                None,
+                None,
+                *differentiable(lambda t: _loop(program, between, call, t), saved, needs, grads),
+            )
+        return None, None, None, None, *_backward(ctx, needs, grads)
 
 
 def _backward(ctx: Any, needs: Sequence[bool], grads: Sequence[Tensor | None]) -> list[Tensor | None]:
-    program, between, call = ctx.how
+    _, codes, between, call = ctx.how
     *tensors, tape = ctx.saved_tensors[: len(needs) + 1]
     products, made = between.products, ctx.saved_tensors[len(needs) + 1 :]
     series, states, constants = split(tensors, between.counts)
@@ -164,7 +186,7 @@ def _backward(ctx: Any, needs: Sequence[bool], grads: Sequence[Tensor | None]) -
     outputs, last = grads[: len(grads) - len(states)], grads[len(grads) - len(states) :]
     given = tuple(i for i, g in enumerate(outputs) if g is not None)
     wanted = *needs_series, *(True for _ in products), *(needs_constants[i] for i in between.constants)
-    code = program.plain.backward_code(call, given, wanted)
+    code = codes.backward(given, wanted)
     none = torch.zeros((), dtype=call.opmath, device=call.device)
     found = torch.ops.snnfast.program_between_backward(
         call.like(),

@@ -66,6 +66,7 @@ class Code:
 
 def forward_code(trace: Trace, counts: Counts) -> Code:
     """The code of all steps: header, registers of the outputs and of the new states, instructions."""
+    trace = trace.copy()
     program = _Program(trace.graph, counts, given=None)
     states = program.distinct(trace.states)
     results = [*trace.outputs, *states]
@@ -79,13 +80,16 @@ def backward_code(trace: Trace, counts: Counts, given: Sequence[int], needs: Seq
     """The code of the derivative, in two sections.
 
     The first computes the states again, and the values that are kept for each step; the second is the derivative of a
-    step. ``needs`` says which gradients of series and parameters are wanted; those of the states always are.
+    step. ``given`` are the outputs that have a gradient. ``needs`` says which gradients of series and parameters are
+    wanted; those of the states always are.
     """
     series, states, _ = counts
+    trace, gradients = trace.copy(), trace.gradients
+    gradients = trace.graph.without([i for i in range(len(trace.outputs)) if i not in given], gradients)
     program = _Program(trace.graph, counts, given)
     zero = trace.graph.constant(0)
-    carries = [zero if v is None else v for v in trace.gradients[series : series + states]]
-    others = trace.gradients[:series] + trace.gradients[series + states :]
+    carries = [zero if v is None else v for v in gradients[series : series + states]]
+    others = gradients[:series] + gradients[series + states :]
     others = [value if need else None for value, need in zip(others, needs, strict=True)]
     news = program.distinct(trace.states)
     kept, saved = program.keep([v for v in [*carries, *others] if v is not None], trace.states, news)
@@ -147,7 +151,8 @@ class _Program:
         made: list[int] = []
         for value in values:
             free = self.is_free(value) or value in made or value in self.names
-            made.append(self.graph.enter(("move", value), ("move", value, len(made))) if free else value)
+            # A key of its own for each: the same value may be that of a state and of a carry.
+            made.append(self.graph.enter(("move", value), ("move", len(self.graph.nodes))) if free else value)
         return made
 
     def section(self, results: Iterable[int], at_hand: Iterable[int] = ()) -> list[_Instruction]:

@@ -1,7 +1,8 @@
 """The call of a program: all steps of a step function, by the kernels or as a loop."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, cast
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -16,7 +17,7 @@ from snnfast._core.pytorch import is_forward_mode, not_compiled_alone, transform
 from snnfast._program import cuda
 from snnfast._program.code import Code, Counts, backward_code, forward_code
 from snnfast._program.nvrtc import NoKernelError, kernel_of
-from snnfast._program.trace import Step, trace
+from snnfast._program.trace import NotElementwiseError, Place, Step, Trace, trace
 
 __all__ = ["Program", "expanded", "order_of"]
 
@@ -33,6 +34,20 @@ class _Options(NamedTuple):
 _PLAIN = _Options(record=False, constant=False, ragged=False, counts=False)
 
 
+class Surroundings(Protocol):
+    """What a step sees beside its arguments, as it was when its program was made."""
+
+    def are_current(self) -> bool:
+        """Whether it still is as it was.
+
+        Raises:
+            NotElementwiseError: Nobody can tell.
+        """
+
+    def undisturbed(self) -> AbstractContextManager[None]:
+        """Undo what the step changes of it."""
+
+
 class Program:
     """A step function, and the code that was made of it.
 
@@ -40,11 +55,15 @@ class Program:
         step: ``(*inputs, *states, *parameters)`` to a tuple of the outputs, and the new states behind them. Inputs and
             states have one shape and dtype; parameters broadcast to it.
         inputs: How many there are; likewise ``states`` and ``parameters``.
+        surroundings: What the step sees beside its arguments; ``None``: nothing.
     """
 
-    def __init__(self, step: Step, inputs: int, states: int, parameters: int) -> None:
+    def __init__(
+        self, step: Step, inputs: int, states: int, parameters: int, surroundings: "Surroundings | None" = None
+    ) -> None:
         self.step = step
         self.counts = inputs, states, parameters
+        self.surroundings = surroundings
         self._variants: dict[_Options, _Variant] = {}
 
     def __call__(
@@ -99,7 +118,7 @@ class Program:
 
     def binary(self, dtype: torch.dtype, dims: int) -> tuple[bool, ...]:
         """Which outputs are certainly 0 or 1."""
-        return self.plain.forward_code(dtype, dims).binary
+        return self.plain.codes(dtype, dims).forward.binary
 
     def check(self, dtype: torch.dtype, dims: int, derivative: bool) -> None:
         """Trace the step, and its derivative.
@@ -107,9 +126,7 @@ class Program:
         Raises:
             NotElementwiseError: It can't be a program.
         """
-        found = trace(self.step, self.counts, dtype, dims)
-        if derivative:
-            trace(self.step, self.counts, dtype, dims, range(len(found.outputs)))
+        trace(self.step, self.counts, dtype, dims, (True,) * sum(self.counts) if derivative else None)
 
     @property
     def plain(self) -> "_Variant":
@@ -172,38 +189,90 @@ class _Variant:
         series = options.ragged + (0 if options.constant else inputs)
         others = options.ragged + (inputs if options.constant else 0)
         self.counts: Counts = series, states + options.counts, parameters + others
-        self._step, self._options, self._inputs = program.step, options, inputs
-        self._codes: dict[Any, Any] = {}
+        self._program, self._options, self._inputs = program, options, inputs
+        self._codes: dict[Any, Codes] = {}
 
     def __call__(
         self, call: Call, tensors: Sequence[Tensor], output: int = 0, linear: Linear | None = None
     ) -> tuple[Tensor, ...]:
         """Outputs and last states, from series, states and parameters; in place of one, what ``linear`` makes of it."""
-        kernels = takes_kernels(tensors[0], call.shape)
+        codes = self._codes_of(call, tensors) if takes_kernels(tensors[0], call.shape) else None
         call = call._replace(order=order_of(tensors[0], call.shape) if self.counts[0] else None)
-        usual = kernels and call.order is None  # a linear layer reads the last dimensions side by side
-        if usual and linear is not None and bits_pay(tensors[0], call.shape, call.steps, linear):  # as numbers, too
+        # A linear layer reads the last dimensions side by side, as bits or as numbers.
+        usual = call.order is None and linear is not None and bits_pay(tensors[0], call.shape, call.steps, linear)
+        if codes is not None and linear is not None and usual:
             weight, bias, dims = linear
-            binary = self.forward_code(call.opmath, len(call.shape)).binary[output]
-            asked = call._replace(output=output, dims=dims, bits=binary)
-            found = list(_Run.apply(self, asked, *tensors, weight, bias))
+            asked = call._replace(output=output, dims=dims, bits=codes.forward.binary[output])
+            found = list(_Run.apply(self, codes, asked, *tensors, weight, bias))
             # Not in the function: autograd forbids changes of a view that a function has made.
             found[output] = found[output].view(call.steps, *call.shape[:-dims], weight.shape[0])
             return tuple(found)
-        found = list(self._results(call, tensors, kernels))
+        found = list(self._results(call, tensors, codes))
         if linear is not None:
             found[output] = linear.of_spikes(found[output])
         return tuple(found)
 
-    def _results(self, call: Call, tensors: Sequence[Tensor], kernels: bool) -> tuple[Tensor, ...]:
-        if kernels:
+    def _results(self, call: Call, tensors: Sequence[Tensor], codes: "Codes | None") -> tuple[Tensor, ...]:
+        if codes is not None:
             try:
-                return _Run.apply(self, call, *tensors)  # type: ignore[no-any-return]
+                return _Run.apply(self, codes, call, *tensors)  # type: ignore[no-any-return]
             except NoKernelError as error:
                 say_step_by_step(f"on {call.device.type}: {error}")
         found = self.loop(call, tensors)
         # In the order of the kernels, which the nodes of a compiled graph rely on.
         return found if torch.compiler.is_compiling() else tuple(map(call.ordered, found))
+
+    def _codes_of(self, call: Call, tensors: Sequence[Tensor]) -> "Codes | None":
+        """The codes of a call, ``None``, once said, where there are none.
+
+        They are made before the call, of one moment: the derivative is that of what the forward pass computed.
+        """
+        try:
+            return self.codes(call.opmath, len(call.shape), needs_of(tensors), Place(call.shape, call.device))
+        except NotElementwiseError as error:
+            say_step_by_step(f"because a program can't compute it ({error})")
+            return None
+
+    def codes(
+        self, dtype: torch.dtype, dims: int, needs: tuple[bool, ...] | None = None, place: Place | None = None
+    ) -> "Codes":
+        """The codes for an opmath dtype and a number of dimensions of a step.
+
+        Args:
+            dtype, dims: Of the step.
+            needs: Which series, states and parameters ask for a gradient; ``None``: the grad mode is off.
+            place: Of the call. A step that asks for its sizes has other codes elsewhere.
+
+        Raises:
+            NotElementwiseError: There are none.
+        """
+        key: Any = dtype, dims, needs
+        found = self._codes.get(key)
+        if found is not None and found.trace.asks:
+            key = (*key, place)
+            found = self._codes.get(key)
+        if found is None:
+            found = Codes(self, self._traced(*key))
+            self._codes[key] = found
+            if found.trace.asks and len(key) == 3:
+                return self.codes(dtype, dims, needs, place)
+        return found
+
+    def _traced(
+        self, dtype: torch.dtype, dims: int, needs: tuple[bool, ...] | None, place: Place | None = None
+    ) -> Trace:
+        surroundings = self._program.surroundings
+        if surroundings is None:
+            return trace(self.step, self.counts, dtype, dims, needs, place)
+        known = surroundings.are_current()
+        with surroundings.undisturbed():
+            found = trace(self.step, self.counts, dtype, dims, needs, place)
+            # What the step reads elsewhere, such as a random number or a time, is seen by running it again.
+            again = trace(self.step, self.counts, dtype, dims, needs, place)
+            known = known and surroundings.are_current()
+        if not (known and again.equals(found)):
+            raise NotElementwiseError("it changes what it sees, or computes something else when it runs again")
+        return again
 
     def step(self, *arguments: Tensor) -> tuple[Tensor, ...]:
         record, constant, ragged, counted = self._options
@@ -217,7 +286,7 @@ class _Variant:
             valid = series[-1] < parameters.pop()
             inputs = [torch.where(valid, x, 0) for x in inputs]  # padding may be NaN
             states = [s.clone() for s in states]  # the step may write to them
-        results = self._step(*inputs, *states, *parameters)
+        results = self._program.step(*inputs, *states, *parameters)
         first = len(results) - len(before)
         outputs, after = list(results[:first]), list(results[first:])
         if ragged:
@@ -229,18 +298,18 @@ class _Variant:
             after.append(total + outputs.pop(0))
         return (*outputs, *after)
 
-    def forward_code(self, *key: Any) -> Code:
-        """The code for an opmath dtype and a number of dimensions of a step."""
-        if key not in self._codes:
-            self._codes[key] = forward_code(trace(self.step, self.counts, *key), self.counts)
-        return self._codes[key]  # type: ignore[no-any-return]
+    def check_current(self) -> None:
+        """Before the step runs for a forward pass that was.
 
-    def backward_code(self, call: Call, given: tuple[int, ...], needs: tuple[bool, ...]) -> Code:
-        """The code of the derivative, for outputs ``given`` a gradient, and the ``needs`` of series and parameters."""
-        key: Any = call.opmath, len(call.shape), given, needs
-        if key not in self._codes:
-            self._codes[key] = backward_code(trace(self.step, self.counts, *key[:3]), self.counts, given, needs)
-        return self._codes[key]  # type: ignore[no-any-return]
+        Raises:
+            RuntimeError: It would compute something else.
+        """
+        surroundings = self._program.surroundings
+        if surroundings is not None and not surroundings.are_current():
+            raise RuntimeError(
+                "what the step of a neuron of your own reads beside its arguments has changed since the forward pass, "
+                "and its second derivative needs it as it was"
+            )
 
     def loop(self, call: Call, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The step function in a loop: the definition of what the kernels compute."""
@@ -248,9 +317,9 @@ class _Variant:
         rows = [x.to(call.opmath).unbind(0) for x in series]
         now, outputs = [expanded(s, call.shape) for s in states], []
         for t in range(call.steps):
-            # A step that writes to its arguments must not reach what the caller, or a record, has.
-            arguments = [*(x[t] for x in rows), *now]
-            results = [expanded(r, call.shape) for r in self.step(*(a.clone() for a in arguments), *parameters)]
+            # A step that writes to its arguments must not reach what the caller, a record, or the next step has.
+            arguments = [*(x[t] for x in rows), *now, *parameters]
+            results = [expanded(r, call.shape) for r in self.step(*(a.clone() for a in arguments))]
             outputs.append(results[: len(results) - len(now)])
             now = results[len(results) - len(now) :]
         if not outputs:
@@ -264,6 +333,28 @@ class _Variant:
         ]
         results = self.step(*made, *(p.detach() for p in parameters))
         return [r.new_empty(0, *call.shape, dtype=call.dtype) for r in results[: len(results) - self.counts[1]]]
+
+
+class Codes:
+    """The codes of a variant that come from one trace: of the forward pass, and of its derivative."""
+
+    def __init__(self, variant: _Variant, trace: Trace) -> None:
+        self.trace = trace
+        self._counts = variant.counts
+        self.forward = forward_code(trace, variant.counts)
+        self._backward: dict[Any, Code] = {}
+
+    def backward(self, given: tuple[int, ...], needs: tuple[bool, ...]) -> Code:
+        """The derivative, for outputs ``given`` a gradient, and the ``needs`` of series and parameters."""
+        key = given, needs
+        if key not in self._backward:
+            self._backward[key] = backward_code(self.trace, self._counts, given, needs)
+        return self._backward[key]
+
+
+def needs_of(tensors: Sequence[Tensor]) -> tuple[bool, ...] | None:
+    """Which tensors ask for a gradient; ``None``: the grad mode is off."""
+    return tuple(t.requires_grad for t in tensors) if torch.is_grad_enabled() else None
 
 
 def expanded(t: Tensor, shape: torch.Size) -> Tensor:
@@ -331,13 +422,13 @@ class _Run(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, variant: _Variant, call: Call, *tensors: Any) -> tuple[Tensor, ...]:
-        code = variant.forward_code(call.opmath, len(call.shape))
+    def forward(ctx: Any, variant: _Variant, codes: Codes, call: Call, *tensors: Any) -> tuple[Tensor, ...]:
+        code = codes.forward
         count = sum(variant.counts)
         tensors, linear = tensors[:count], tensors[count:]
         series, states, parameters = split(tensors, variant.counts)
         neurons = call.shape.numel()
-        keep = any(ctx.needs_input_grad[2 : 2 + count])
+        keep = any(ctx.needs_input_grad[3 : 3 + count])
         found = ENGINES[call.device.type].forward(
             code,
             call.like(),
@@ -359,9 +450,9 @@ class _Run(torch.autograd.Function):
             else:
                 read = found[call.output].view(call.steps, -1, weight.shape[1])
                 found[call.output] = F.linear(read, weight, bias)
-        ctx.variant, ctx.call = variant, call
+        ctx.variant, ctx.codes, ctx.call = variant, codes, call
         ctx.set_materialize_grads(False)
-        if linear and not ctx.needs_input_grad[2 + count]:
+        if linear and not ctx.needs_input_grad[3 + count]:
             read = None  # only the gradient of the weight reads it
         ctx.save_for_backward(*tensors, *linear, read, checkpoints)
         return tuple(t if i == call.output else call.shaped(t) for i, t in enumerate(found))
@@ -370,11 +461,11 @@ class _Run(torch.autograd.Function):
     @not_compiled_alone
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         variant, call = ctx.variant, ctx.call
-        needs = ctx.needs_input_grad[2:]
+        needs = ctx.needs_input_grad[3:]
         if all(g is None for g in grads):
-            return (None,) * (2 + len(needs))
+            return (None,) * (3 + len(needs))
         if torch.is_grad_enabled():
-            return None, None, *_second(ctx, grads)
+            return None, None, None, *_second(ctx, grads)
         count = sum(variant.counts)
         *saved, read, checkpoints = ctx.saved_tensors
         tensors, linear = saved[:count], saved[count:]
@@ -385,12 +476,12 @@ class _Run(torch.autograd.Function):
             few = call.output if of_output is not None and linear[0].shape[0] <= FEW_OUTPUTS else -1
             grads = (*grads[: call.output], of_output, *grads[call.output + 1 :])
         if checkpoints is None:
-            return None, None, *[None] * count, *behind
+            return None, None, None, *[None] * count, *behind
         series, states, parameters = split(tensors, variant.counts)
         needs_series, _, needs_parameters = split(needs[:count], variant.counts)
         first = len(grads) - len(states)
         given = tuple(i for i in range(first) if grads[i] is not None)
-        code = variant.backward_code(call, given, (*needs_series, *needs_parameters))
+        code = ctx.codes.backward(given, (*needs_series, *needs_parameters))
         neurons = call.shape.numel()
         none = torch.zeros((), dtype=call.opmath, device=call.device)
         try:
@@ -408,7 +499,7 @@ class _Run(torch.autograd.Function):
             )
         except NoKernelError as error:
             say_step_by_step(f"backward on {call.device.type}: {error}")
-            return None, None, *_second(ctx, grads)
+            return None, None, None, *_second(ctx, grads)
         made: list[Tensor | None] = []
         for i, t in enumerate(tensors):
             if len(series) <= i < len(series) + len(states):
@@ -420,7 +511,7 @@ class _Run(torch.autograd.Function):
                 made.append(call.shaped(found.pop(0)))
             else:
                 made.append(summed(found.pop(0), t, call))
-        return None, None, *made, *behind
+        return None, None, None, *made, *behind
 
 
 def _through_linear(ctx: Any, grad: Tensor, read: Any, weight: Tensor) -> tuple[Tensor | None, list[Tensor | None]]:
@@ -428,7 +519,7 @@ def _through_linear(ctx: Any, grad: Tensor, read: Any, weight: Tensor) -> tuple[
 
     Where the layer has few outputs, the kernels make the first of these themselves, and ``grad`` is in its place.
     """
-    call, (*needs, needs_weight, needs_bias) = ctx.call, ctx.needs_input_grad[2:]
+    call, (*needs, needs_weight, needs_bias) = ctx.call, ctx.needs_input_grad[3:]
     grad = grad.reshape(call.steps, -1, grad.shape[-1]).contiguous()
     of_output = None
     if any(needs) and grad.shape[-1] <= FEW_OUTPUTS:
@@ -506,8 +597,9 @@ def summed(gradient: Tensor, parameter: Tensor, call: Call) -> Tensor:
 
 def _second(ctx: Any, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
     """The gradients by autograd through the loop, which can be differentiated again."""
-    variant, call, needs = ctx.variant, ctx.call, ctx.needs_input_grad[2:]
+    variant, call, needs = ctx.variant, ctx.call, ctx.needs_input_grad[3:]
     count = sum(variant.counts)
+    variant.check_current()
 
     def loop(saved: Sequence[Tensor]) -> list[Tensor]:
         results = list(variant.loop(call, saved[:count]))

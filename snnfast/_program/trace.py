@@ -6,18 +6,22 @@ derivative is recorded in the same way while autograd runs: all conventions, suc
 the installed PyTorch.
 """
 
+import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import _engine_run_backward
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from snnfast._program.instructions import APPLY
 
-__all__ = ["Graph", "NotElementwiseError", "Trace", "trace"]
+__all__ = ["Graph", "NotElementwiseError", "Place", "Trace", "trace"]
 
 Step = Callable[..., tuple[Tensor, ...]]
 """``(*series, *states, *parameters)`` to the outputs followed by the new states."""
@@ -76,6 +80,40 @@ class Graph:
             return self.constant(float(APPLY[op](*numbers)))
         return self.enter((op, *operands), (op, *operands))
 
+    def copy(self) -> "Graph":
+        made = Graph(self.dtype)
+        made.nodes, made._numbers, made._binary = [*self.nodes], {**self._numbers}, [*self._binary]
+        return made
+
+    def without(self, outputs: Sequence[int], gradients: Sequence[int | None]) -> list[int | None]:
+        """Gradients where some outputs have none. As in autograd, nothing is added for these."""
+        gone = {self._numbers.get(("grad", repr(i))) for i in outputs}
+        found: dict[int, int | None] = {}
+
+        def of(value: int) -> int | None:
+            if value not in found:
+                found[value] = None if value in gone else self._without(value, [of(v) for v in self.operands(value)])
+            return found[value]
+
+        return [None if v is None else of(v) for v in gradients] if gone - {None} else list(gradients)
+
+    def _without(self, value: int, operands: list[int | None]) -> int | None:
+        """An instruction whose operands may be gone; ``None``: it is gone itself."""
+        op, *before = self.nodes[value]
+        if self.is_leaf(value) or operands == before:
+            return value
+        if op in ("add", "sub") and None in operands:
+            first, second = operands
+            return second if first is None and op == "add" else first if second is None else self.emit("neg", second)
+        if op == "fma" and None in operands:
+            return operands[2] if operands[0] is None else self.emit("mul", operands[0], before[1])
+        if op in ("neg", "mul", "move") or (op == "div" and operands[0] is None):
+            if None in operands:
+                return None
+        elif op == "where" and all(v is None or self.is_constant(v, 0.0) for v in operands[1:]):
+            return None
+        return self.emit(op, *(self.constant(0) if v is None else v for v in operands))
+
     def is_constant(self, value: int, number: float) -> bool:
         return self.nodes[value][0] == "constant" and repr(self.nodes[value][1]) == repr(number)
 
@@ -123,12 +161,33 @@ class Trace:
     Attributes:
         gradients: With respect to series, states and parameters, in this order; ``None`` where there is none. A leaf
             ``("grad", i)`` is the gradient of an output, ``("carry", i)`` that of a new state.
+        asks: Whether the step asks its arguments for their sizes or their device. It may compute something else where
+            these are others.
     """
 
     graph: Graph
     outputs: list[int]
     states: list[int]
     gradients: list[int | None]
+    asks: bool = False
+
+    def copy(self) -> "Trace":
+        """Another one, to whose graph a code may add."""
+        return Trace(self.graph.copy(), self.outputs, self.states, self.gradients, self.asks)
+
+    def equals(self, other: "Trace") -> bool:
+        """Whether two steps compute the same."""
+        # By the text, NaN equals itself, and the zeros are two.
+        return repr((self.graph.nodes, self.outputs, self.states, self.gradients)) == repr(
+            (other.graph.nodes, other.outputs, other.states, other.gradients)
+        )
+
+
+class Place(NamedTuple):
+    """Where a step is traced: the shape of its arguments, and their device."""
+
+    shape: tuple[int, ...]
+    device: torch.device
 
 
 def trace(
@@ -136,43 +195,168 @@ def trace(
     counts: tuple[int, int, int],  # of series, states and parameters
     dtype: torch.dtype,
     dims: int,
-    given: Sequence[int] | None = None,
+    needs: Sequence[bool] | None = None,
+    place: Place | None = None,
 ) -> Trace:
-    """Trace a step for arguments of so many ``dims``; with ``given``, also its derivative.
+    """Trace a step for arguments of so many ``dims``; with ``needs``, also its derivative.
 
-    ``given`` are the numbers of those outputs that have a gradient.
+    Args:
+        step, counts: The step, and how many series, states and parameters it has.
+        dtype, dims: Of its arguments.
+        needs: Which arguments ask for a gradient before the first step; ``None``: the grad mode is off.
+        place: Where to trace. ``None``: on a few elements on the CPU.
+
+    Raises:
+        NotElementwiseError: It can't be a program.
     """
+    # No two sizes are equal, and none is one that a step would name.
+    made_up = Place((13, 11, 7, 3, *(2,) * (dims - 4))[: max(dims, 1)], torch.device("cpu"))
+    asks = needs is not None and list(needs)
+    with _undisturbed(needs):
+        while True:
+            recorder = _Recorder(dtype, place or made_up, place is not None)
+            found, needed = _traced(recorder, step, counts, asks)
+            if asks == needed:
+                return found
+            asks = needed  # a state that asks for no gradient in the first step does in the next one
+
+
+def _traced(recorder: "_Recorder", step: Step, counts: tuple[int, int, int], needs: Any) -> tuple[Trace, Any]:
+    """What a step computes, and which of its arguments ask for a gradient in the step after it."""
     names = ("series", "state", "parameter")
-    with _disable_current_modes(), torch.inference_mode(False), torch.autocast("cpu", enabled=False):
-        recorder = _Recorder(dtype, (2,) * max(dims, 1))
-        leaves = [recorder.argument(name, i) for name, count in zip(names, counts, strict=True) for i in range(count)]
-        for leaf in leaves:
-            leaf.requires_grad_(given is not None)
-        with torch.set_grad_enabled(given is not None), recorder:
-            results = step(*(leaf.clone() for leaf in leaves))  # which the step may write to
-            if not isinstance(results, tuple) or len(results) < counts[1]:
-                raise NotElementwiseError(f"expected a tuple of outputs and {counts[1]} new states")
+    kinds = [(name, i) for name, count in zip(names, counts, strict=True) for i in range(count)]
+    leaves = [recorder.argument(*kind).requires_grad_(bool(needs and needs[i])) for i, kind in enumerate(kinds)]
+    watch = _Watch(recorder)
+    gradients: list[int | None] = []
+    try:
+        with recorder, torch.set_grad_enabled(needs is not False):
+            given = [leaf.clone() for leaf in leaves]  # which the step may write to
+            with watch:
+                results = step(*given)
+            # A step may catch exceptions. Those of the recorder are not its own, and others may be of made-up sizes.
+            if recorder.refused is not None:
+                raise recorder.refused
+            watch.asks = watch.asks or watch.caught is not None
+            if watch.caught is not None and recorder.is_real:
+                raise NotElementwiseError(f"it catches {type(watch.caught).__name__}: {watch.caught}")
             values = [recorder.result(t) for t in results]
-            gradients = [] if given is None else recorder.derivative(results, leaves, counts[1], given)
-    first = len(values) - counts[1]
-    return Trace(recorder.graph, values[:first], values[first:], gradients)
+            first, begin = len(values) - counts[1], counts[0]
+            if needs is not False:
+                needs = list(needs)
+                for i in range(counts[1]):
+                    needs[begin + i] = needs[begin + i] or results[first + i].requires_grad
+                with watch:
+                    gradients = recorder.derivative(results, leaves, counts[1])
+    except NotElementwiseError:
+        raise
+    except Exception as error:
+        # The loop shows whether it is the step's own, or only that of these arguments.
+        raise NotElementwiseError(f"{type(error).__name__}: {error}") from error
+    return Trace(recorder.graph, values[:first], values[first:], gradients, watch.asks), needs
+
+
+@contextmanager
+def _undisturbed(needs: object) -> Iterator[None]:
+    """Without what the caller does to its own operators: modes, anomaly detection, hooks of saved tensors."""
+    hooks = []
+    while (pair := torch._C._autograd._top_saved_tensors_default_hooks(True)) is not None:
+        torch._C._autograd._pop_saved_tensors_default_hooks()
+        hooks.append(pair)
+    try:
+        with (
+            _disable_current_modes(),
+            torch.inference_mode(needs is None and torch.is_inference_mode_enabled()),
+            torch.autograd.set_detect_anomaly(False),
+        ):
+            yield
+    finally:
+        for pair in reversed(hooks):
+            torch._C._autograd._push_saved_tensors_default_hooks(*pair)
+
+
+def _getters(*names: str) -> set[Any]:
+    return {getattr(Tensor, name).__get__ for name in names}
+
+
+_SIZES = {
+    *_getters("shape", "ndim", "nbytes"), Tensor.size, Tensor.numel, Tensor.nelement, Tensor.__len__, torch.numel,
+    Tensor.dim, Tensor.ndimension,
+}  # fmt: skip
+_DEVICES = {
+    *_getters("device", "is_cuda", "is_cpu", "is_mps", "is_xpu", "is_meta"), Tensor.get_device, Tensor.type,
+    Tensor.is_pinned,
+}  # fmt: skip
+_OTHERS = {
+    Tensor.stride, Tensor.is_contiguous, Tensor.storage_offset, Tensor.data_ptr, Tensor.untyped_storage, Tensor.storage,
+    Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__, Tensor.__repr__, Tensor.__format__, Tensor.apply_,
+    Tensor.map_, Tensor.map2_, Tensor.register_hook, Tensor.requires_grad_, Tensor.retain_grad, Tensor.__deepcopy__,
+    Tensor.__reduce_ex__,
+    *_getters("requires_grad", "grad_fn", "is_leaf", "grad", "_version"),
+}  # fmt: skip
+"""What a step can't ask for: its answer is another one in a loop, or in another of its steps."""
+
+
+class _Watch(TorchFunctionMode):
+    """Sees what a step asks its tensors for, beside what they hold.
+
+    Attributes:
+        asks: Whether it asks for sizes or a device.
+        caught: An exception of one of its operators. If the step returns, it has caught it.
+    """
+
+    def __init__(self, recorder: "_Recorder") -> None:
+        super().__init__()
+        self.asks = False
+        self.caught: Exception | None = None
+        self._recorder = recorder
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if _asker(func) not in ("torch", "snnfast"):
+            if func in _SIZES and self._recorder.is_parameter(args[0]):
+                raise self._recorder.error("asks for the size of a parameter")
+            sets = getattr(func, "__name__", "") == "__set__"
+            if func in _OTHERS or sets:
+                name = func.__self__.__name__ if sets or func.__name__ == "__get__" else func.__name__
+                raise self._recorder.error(f"{'changes the' if sets else 'asks a tensor for its'} {name}")
+            self.asks = self.asks or func in _SIZES or func in _DEVICES
+        try:
+            return func(*args, **(kwargs or {}))
+        except Exception as error:
+            self.caught = error
+            raise
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    def __init__(self, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    def __init__(self, dtype: torch.dtype, place: Place, is_real: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.graph = Graph(dtype)
-        self.shape = shape
+        self.shape, self.device = place
+        self.is_real = is_real
         self.backward = False
         self._values: dict[int, int] = {}  # by the memory of a tensor: those that share it have one value
         self._kept: list[Tensor] = []  # so that memory is not used again
+        self.refused: NotElementwiseError | None = None
 
     def argument(self, kind: str, number: int) -> Tensor:
         # Between 0 and 1, and no number twice: nothing overflows.
         with _disable_current_modes():
-            values = torch.linspace(0.1, 0.9, 2 ** len(self.shape), dtype=self.graph.dtype, device="cpu")
+            values = torch.linspace(0.1, 0.9, math.prod(self.shape), dtype=self.graph.dtype, device=self.device)
             values = values.view(self.shape)
         return self._bind(values, self.graph.leaf(kind, number))
+
+    def is_parameter(self, t: Tensor) -> bool:
+        """Whether a tensor follows from parameters, whose shapes are not those of a step."""
+        with torch._C.DisableTorchFunction():
+            value = self._values.get(t.untyped_storage().data_ptr())
+        found, stack = False, [] if value is None else [value]
+        while stack:
+            value = stack.pop()
+            kind = self.graph.nodes[value][0]
+            if self.graph.is_leaf(value) and kind not in ("parameter", "constant"):
+                return False
+            found = found or kind == "parameter"
+            stack += self.graph.operands(value)
+        return found
 
     def _bind(self, t: Tensor, value: int) -> Tensor:
         self._values[t.untyped_storage().data_ptr()] = value
@@ -184,9 +368,9 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return self.graph.constant(operand)
         found = self._values.get(operand.untyped_storage().data_ptr())
         if found is None:
-            raise self._error("a tensor from outside of the step: pass it as a parameter")
+            raise self.error("a tensor from outside of the step: pass it as a parameter")
         if not self._fits(operand):
-            raise self._error(f"a tensor of another shape, {tuple(operand.shape)}")
+            raise self.error(f"a tensor of another shape, {tuple(operand.shape)}")
         return found
 
     def _fits(self, t: Tensor) -> bool:
@@ -203,59 +387,86 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             )
         return self.value(t)
 
-    def derivative(
-        self, results: Sequence[Tensor], leaves: list[Tensor], states: int, given: Sequence[int]
-    ) -> list[int | None]:
+    def derivative(self, results: Sequence[Tensor], leaves: list[Tensor], states: int) -> list[int | None]:
         self.backward = True
         first = len(results) - states
-        kinds = [(i, "grad", i) for i in given] + [(first + i, "carry", i) for i in range(states)]
+        kinds = [(i, "grad", i) for i in range(first)] + [(first + i, "carry", i) for i in range(states)]
         kinds = [k for k in kinds if results[k[0]].requires_grad]
-        if not kinds:
+        wanted = [leaf for leaf in leaves if leaf.requires_grad]
+        if not kinds or not wanted:
             return [None] * len(leaves)
         seeds = [self.argument(kind, number) for _, kind, number in kinds]
-        found = torch.autograd.grad([results[i] for i, _, _ in kinds], leaves, seeds, allow_unused=True)
-        return [None if g is None else self.value(g) for g in found]
+        outputs = tuple(results[i] for i, _, _ in kinds)
+        # ``torch.autograd.grad`` would run it without the mode that watches.
+        found = iter(
+            _engine_run_backward(
+                outputs, tuple(seeds), False, False, tuple(wanted), allow_unreachable=True, accumulate_grad=False
+            )
+        )
+        gradients = [next(found) if leaf.requires_grad else None for leaf in leaves]
+        return [None if g is None else self.value(g) for g in gradients]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+        with torch._C.DisableTorchFunction():  # what is asked here is not the step's question
+            return self._record(func, args, kwargs or {})
+
+    def _record(self, func: Any, args: Any, kwargs: Any) -> Any:
         name = func._schema.name.removeprefix("aten::")
+        if name.endswith("_") and self.is_parameter(args[0]):
+            raise self.error(f"torch.{name} writes to a parameter, or to what has its shape")
         name = name.removesuffix("_")  # a write in place gives the memory another value
         if name == "_local_scalar_dense" and self.graph.nodes[self.value(args[0])][0] == "constant":
             return func(*args, **kwargs)  # ``item`` of a number that the step made a tensor of
         record = _OPERATORS.get(name)
         if record is None:
-            raise self._error(f"torch.{name} is not elementwise, or is not known to programs")
-        if record is not _made:
+            raise self.error(f"torch.{name} is not elementwise, or is not known to programs")
+        if record not in (_made, _empty):
             for operand in args:
                 if isinstance(operand, Tensor):
                     self.value(operand)  # before PyTorch finds that its shape is another one
-        out = func(*args, **kwargs)
+        # A tensor of zeros without memory is one that has it.
+        out = torch.zeros(*args, **kwargs) if name == "_efficientzerotensor" else func(*args, **kwargs)
         value = record(self, out, *args, **kwargs)
         if value is None:
-            raise self._error(f"torch.{name} with these arguments is not elementwise, or is not known to programs")
+            raise self.error(f"torch.{name} with these arguments is not elementwise, or is not known to programs")
         self._check(name, out, args)
         self._bind(out, value)
         return out
 
     def _check(self, name: str, out: Tensor, args: Any) -> None:
         if not self._fits(out):
-            raise self._error(f"torch.{name} makes a tensor of shape {tuple(out.shape)}")
+            raise self.error(f"torch.{name} makes a tensor of shape {tuple(out.shape)}")
         if out.dtype in (self.graph.dtype, torch.bool):
             return
         truth = name == "_to_copy" and args[0].dtype == torch.bool  # as integers
-        if not (truth or _OPERATORS[name] is _made):
-            raise self._error(f"torch.{name} computes in {out.dtype}, not in the dtype of the input")
+        if not (truth or _OPERATORS[name] in (_made, _empty)):
+            raise self.error(f"torch.{name} computes in {out.dtype}, not in the dtype of the input")
 
-    def _error(self, problem: str) -> NotElementwiseError:
-        return NotElementwiseError(f"{problem}{' (in its derivative)' if self.backward else ''}", _line())
+    def error(self, problem: str) -> NotElementwiseError:
+        self.refused = NotElementwiseError(f"{problem}{' (in its derivative)' if self.backward else ''}", _line())
+        return self.refused
+
+
+def _package(frame: Any) -> str:
+    return str(frame.f_globals.get("__name__", "")).partition(".")[0]
+
+
+def _asker(func: Any) -> str:
+    """The package that asks a tensor for something, by calling ``func``."""
+    frame: Any = sys._getframe(2)
+    code = getattr(func, "__code__", None)
+    while code is not None and frame is not None and frame.f_back is not None:  # PyTorch's function asks again
+        found, frame = frame.f_code is code, frame.f_back
+        if found:
+            break
+    return _package(frame)
 
 
 def _line() -> str:
     """The line of the step that runs."""
     frame: Any = sys._getframe(1)
     while frame is not None:
-        package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
-        if package not in ("snnfast", "torch"):
+        if _package(frame) not in ("snnfast", "torch"):
             return f", {frame.f_code.co_filename}:{frame.f_lineno}"
         frame = frame.f_back
     return ""
@@ -455,15 +666,32 @@ def _threshold_backward(r: _Recorder, out: Tensor, grad: Tensor, x: Tensor, thre
 
 
 @_operator("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "zeros", "ones", "full")
-@_operator("scalar_tensor", "lift_fresh")
+@_operator("scalar_tensor", "lift_fresh", "_efficientzerotensor")
 def _made(r: _Recorder, out: Tensor, *_: Any, **__: Any) -> int | None:
-    first, *others = out.flatten().tolist()
-    return r.graph.constant(first) if all(repr(a) == repr(first) for a in others) else None
+    flat = out.flatten()
+    first = flat[0].item()
+    equal = flat.isnan() if first != first else (flat == first) & (flat.signbit() == flat[0].signbit())
+    return r.graph.constant(first) if bool(equal.all()) else None
 
 
-@_operator("clone", "detach", "alias", "view", "_unsafe_view", "reshape", "expand", "view_as", "_to_copy", "contiguous")
+@_operator("empty_like", "new_empty", "new_empty_strided", "empty_strided", "empty")
+def _empty(r: _Recorder, out: Tensor, *_: Any, **__: Any) -> int:
+    return r.graph.constant(0)  # whatever the memory held: it is written before it is read
+
+
+@_operator("as_strided")
+def _as_strided(r: _Recorder, out: Tensor, x: Tensor, *_: Any, **__: Any) -> int | None:
+    return r.value(x) if out.shape == x.shape and out.stride() == x.stride() else None
+
+
+@_operator("clone", "detach", "alias", "expand", "_to_copy", "contiguous")
 def _same(r: _Recorder, out: Tensor, x: Tensor, *_: Any, **__: Any) -> int:
     return _truth(r, x) if out.dtype == torch.bool else r.value(x)
+
+
+@_operator("view", "_unsafe_view", "reshape", "view_as")
+def _view(r: _Recorder, out: Tensor, x: Tensor, *_: Any, **__: Any) -> int | None:
+    return None if r.is_parameter(x) else r.value(x)  # the sizes of a parameter are others
 
 
 @_operator("select")

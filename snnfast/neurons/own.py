@@ -3,17 +3,22 @@
 import functools
 import inspect
 import numbers
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from snnfast._core.backend import warn_once
 from snnfast._core.linear import Linear
 from snnfast._core.ops import opmath_dtype
 from snnfast._core.settings import check_flag
 from snnfast._program.run import Program, expanded
+from snnfast._program.seen import Moment, Sight, modes
+from snnfast._program.trace import NotElementwiseError
 from snnfast._unroll.checks import (
     check_current,
     check_num_steps,
@@ -27,6 +32,9 @@ from snnfast.neurons.base import SpikingLayer
 from snnfast.surrogate.base import spike_of
 
 __all__ = ["StepLayer", "neuron", "spike"]
+
+# How many programs of one step are kept. A surrogate whose slope changes in each epoch has one in each.
+_MOMENTS = 64
 
 
 def spike(x: Tensor, surrogate: Any) -> Tensor:
@@ -102,7 +110,7 @@ def neuron(step: Callable[..., tuple[Tensor, ...]]) -> type["StepLayer"]:
         >>> spk_rec.shape
         torch.Size([25, 128, 100])
     """
-    if not callable(step):
+    if not callable(step) or not hasattr(step, "__name__"):
         raise TypeError(f"step: expected a function, got {type(step).__name__}")
     initial, parameters, options, required = _read_signature(step)
     described = SimpleNamespace(
@@ -118,7 +126,7 @@ def neuron(step: Callable[..., tuple[Tensor, ...]]) -> type["StepLayer"]:
         "defaults": parameters,
         "options": options,
         "required": required,
-        "_programs": {},
+        "_programs": _Programs(step),
     }
     return type(step.__name__, (StepLayer,), attributes)
 
@@ -163,7 +171,7 @@ class StepLayer(SpikingLayer):
     defaults: ClassVar[dict[str, Any]]
     options: ClassVar[dict[str, Any]]
     required: ClassVar[set[str]]
-    _programs: ClassVar[dict[Any, Program]]
+    _programs: ClassVar["_Programs"]
 
     def __init__(self, *, init_hidden: bool = False, output: bool = False, **given: Any) -> None:
         nn.Module.__init__(self)
@@ -203,8 +211,8 @@ class StepLayer(SpikingLayer):
             for name, state in zip(self.neuron.states, self._states(states, shape), strict=True)
         ]
         # Copies, because the step may write to its arguments.
-        arguments = [t.clone() for t in (input_.to(opmath), *now)]
-        spk, *after = self._bound_step()(*arguments, *self._parameters_of(input_, shape))
+        arguments = [t.clone() for t in (input_.to(opmath), *now, *self._parameters_of(input_, shape))]
+        spk, *after = self._bound_step()(*arguments)
         after = [expanded(state, shape) for state in after]
         self._hold(after)
         spk = expanded(spk, shape).to(input_.dtype)
@@ -269,7 +277,7 @@ class StepLayer(SpikingLayer):
             if state is None:
                 state = self._held(name, current, shape) if self.init_hidden else self._first(name, current, shape)
             now.append(out_of_inference(state.to(opmath)))
-        (spk, *records), after = self._program()(
+        (spk, *records), after = self._programs.of(self)(
             [out_of_inference(current)],
             now,
             self._parameters_of(current, shape),
@@ -283,13 +291,6 @@ class StepLayer(SpikingLayer):
             self._hold(after)
         shown = (spk if linear is None else linear.of_spikes(spk), *(records if record else after))
         return (*shown, *after) if last else shown
-
-    def _program(self) -> Program:
-        key = tuple(getattr(self, name) for name in self.options)
-        if key not in self._programs:
-            count, parameters = len(self.neuron.states), len(self.neuron.parameters)
-            self._programs[key] = Program(self._bound_step(), 1, count, parameters)
-        return self._programs[key]
 
     def _bound_step(self) -> Callable[..., tuple[Tensor, ...]]:
         """The step with parameters by their places, and with the options of this layer."""
@@ -336,6 +337,57 @@ class StepLayer(SpikingLayer):
         texts = [f"{v.item():g}" if v.numel() == 1 and not v.is_meta else str(tuple(v.shape)) for v in values]
         pairs = [f"{name}={text}" for name, text in zip(shown, texts, strict=True)]
         return ", ".join([*pairs, f"init_hidden={self.init_hidden}"])
+
+
+class _Surroundings(NamedTuple):
+    """What a step sees beside its arguments, as it was in a moment."""
+
+    sight: Sight
+    options: dict[str, Any]
+    moment: Moment | None
+
+    def are_current(self) -> bool:
+        now = self.sight.now(self.options)
+        return self.moment is not None and now.key == self.moment.key
+
+    def undisturbed(self) -> AbstractContextManager[None]:
+        return self.sight.undisturbed(self.options)
+
+
+class _Programs:
+    """The programs of a step function. There is one for each moment of what the step sees beside its arguments."""
+
+    def __init__(self, step: Callable[..., Any]) -> None:
+        self._sight = Sight(step)
+        self._found: OrderedDict[Any, tuple[Moment | None, Program]] = OrderedDict()
+
+    def of(self, layer: StepLayer) -> Program:
+        """The program of what the step sees now, with the options of a layer."""
+        counts = 1, len(layer.neuron.states), len(layer.neuron.parameters)
+        if torch.compiler.is_compiling():  # which sees for itself what changes
+            return Program(layer._bound_step(), *counts)
+        options = {name: getattr(layer, name) for name in layer.options}
+        try:
+            moment = self._sight.now(options)
+        except NotElementwiseError:
+            moment = None  # the program asks again, and says it
+        key = None if moment is None else (modes(), moment.key)
+        if key in self._found:
+            self._found.move_to_end(key)
+        else:
+            program = Program(layer._bound_step(), *counts, _Surroundings(self._sight, options, moment))
+            self._found[key] = moment, program
+            if len(self._found) > _MOMENTS:
+                _, (before, _) = self._found.popitem(last=False)
+                self._say_changes(layer, before, moment)
+        return self._found[key][1]
+
+    def _say_changes(self, layer: StepLayer, before: Moment | None, now: Moment | None) -> None:
+        if before is not None and now is not None:
+            warn_once(
+                f"snnfast: {type(layer).__name__} was traced {_MOMENTS} times, because its step reads "
+                f"{now.differs_in(before)!r}, which changes. A parameter of the layer may change without that."
+            )
 
 
 def _by_place(
