@@ -20,11 +20,17 @@ EXTRAS_docs := docs
 # and come without their dependencies (gigabytes), which their neurons do not need.
 OTHERS := $(VENV)/others
 
+# A second compiler: it evaluates and optimises in another order, and what is right does not depend on that.
+CLANG ?= clang++-19
+CLANG_TESTS := $(addprefix tests/test_,batch_norm.py convolutions.py cpu_backend.py image_kernels.py kernels.py lengths.py linear.py program.py saved.py)
+# SAFEPATH: Python would otherwise find the package of this folder first.
+OF_CLANG := PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/build/clang/lib:$(CURDIR):$(CURDIR)/tests
+
 # The tests of a file may run in several processes, so that no file keeps one of them busy at the end.
 PARALLEL := -n auto --maxprocesses=4 --dist worksteal
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all bench bench-check gates wheel docs lint format types sanitize sanitize-threads sanitize-memory clean
+.PHONY: help demo test test-all clang bench bench-check gates wheel docs lint format types sanitize sanitize-threads sanitize-memory clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +44,14 @@ test: $(VENV)/.built $(VENV)/.installed-test $(VENV)/.others  ## run the tests o
 
 test-all: $(VENV)/.built $(VENV)/.installed-test $(VENV)/.others  ## also examples, tools, and more random cases
 	SNNFAST_THOROUGH=1 PYTHONPATH=$(CURDIR)/$(OTHERS) $(BIN)/python -m pytest tests $(PARALLEL) $(ARGS)
+
+# The build of g++ stays: this one has a copy of the package.
+clang: $(VENV)/.installed-test  ## build the CPU kernels with clang, beside those of g++, and run their tests; CLANG=clang++
+	CXX='$(CLANG)' SNNFAST_CUDA=0 SNNFAST_REQUIRE_EXT=1 \
+	$(BIN)/python setup.py -q build --build-base build/clang --build-lib build/clang/lib
+	$(OF_CLANG) $(BIN)/python -m snnfast | grep '^compiler *clang'
+	$(OF_CLANG) SNNFAST_REQUIRE_EXT=1 $(BIN)/python -m pytest -o pythonpath= $(CLANG_TESTS) \
+	-m 'not thorough and not emulated and not gpu' $(PARALLEL) $(ARGS)
 
 bench: $(VENV)/.built $(VENV)/.installed-bench  ## measure beside snnTorch and others for twenty minutes; bars, and a result to store
 	$(BIN)/python -m benchmarks $(ARGS)

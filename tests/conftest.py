@@ -1,5 +1,6 @@
 """Fixtures: where the fused kernels run, which backend runs, and the same random numbers for every test."""
 
+import gc
 import os
 import random
 import struct
@@ -24,6 +25,12 @@ from snnfast._program.run import ENGINES
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("needs_extension") and ops.extension is None:
         skip_unless_required(ops.missing, "SNNFAST_REQUIRE_EXT")
+
+
+def pytest_collection_finish() -> None:
+    """Set aside what is there before the first test: a search for garbage would go through half a million objects."""
+    gc.collect()
+    gc.freeze()
 
 
 def skip_unless_required(reason: str | None, variable: str) -> NoReturn:
@@ -63,7 +70,7 @@ def emulator() -> None:
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
     """Where the fused kernels run; the backend is "fused" for the duration of the test."""
     if request.param == "cuda" and not torch.cuda.is_available():
-        pytest.skip("torch sees no CUDA device")
+        skip_unless_required("torch sees no CUDA device", "SNNFAST_REQUIRE_GPU")
     if request.param == "cuda" and not ops.extension.cuda:
         skip_unless_required("snnfast was built without CUDA", "SNNFAST_REQUIRE_EXT")
     if request.param == "emulated":
@@ -169,6 +176,21 @@ def nothing_compiled() -> Iterator[None]:
     torch._dynamo.utils.counters.clear()
     yield
     torch._dynamo.reset()
+
+
+@pytest.fixture
+def reports(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Those of the graphs that the backend ``snnfast`` makes from now on: no loop is traced again to explain it."""
+    backend = import_module("snnfast.compiler.backend")
+    made, merge = [], backend.merge
+
+    def watched(gm: torch.fx.GraphModule) -> Any:
+        merged, report = merge(gm)
+        made.append(report)
+        return merged, report
+
+    monkeypatch.setattr(backend, "merge", watched)
+    return made
 
 
 @pytest.fixture(autouse=True)

@@ -41,6 +41,7 @@ STARTS = (
     "torch.zeros(x.shape[-1], dtype=x.dtype)",
 )  # fmt: skip
 CURRENTS = ("x[t]", "x[t]", "x[t] * 0.5", "self.fc(x[t])", "h[t]", "x[0]", "x[t] * (0.5 + 0.25 * t)", "x[-1 - t]")
+NORMALISED = ("self.bn(x[t])", "self.bn(self.fc(x[t]))", "self.bn(x[t] + 4096)")  # in float64: no number is exact
 PRODUCTS = (
     "self.fc({0})", "self.fc({0})", "{0} @ self.m", "torch.mm({0}, self.m)", "self.fc({0} * 0.5)",
     "torch.einsum('bi, ij -> bj', {0}, self.m)", "F.linear({0}, self.m)", "torch.matmul({0}.detach(), self.m.t())",
@@ -83,8 +84,12 @@ class Neurons:
             f"self.fc = nn.Linear({width}, {width})",
             f"self.both = nn.Linear({2 * width}, {width})",
             f"self.m = nn.Parameter(torch.rand({width}, {width}))",
+            f"self.bn = nn.BatchNorm1d({width})",
         ]
-        forward = [*self.before, f"for t in range({self.steps}):", *self._indented(self.body), *self.after]
+        loop = [f"for t in range({self.steps}):", *self._indented(self.body)]
+        if self.steps > 1 and self.some(0.15):  # the first step stands outside
+            loop = ["t = 0", *"\n".join(self.body).split("\n"), f"for t in range(1, {self.steps}):", *loop[1:]]
+        forward = [*self.before, *loop, *self.after]
         if self.some(0.15):  # layers of the same lines, each over all time steps
             forward = ["for layer in range(2):", *self._indented([*forward, "x = torch.stack(xs) + self.fc(x) * 0.5"])]
         forward.append(f"return {', '.join(self.results)},")
@@ -116,7 +121,7 @@ class Neurons:
     def _write(self) -> None:
         self.before.append("h = self.fc(x)")
         values: list[str] = []
-        current = self.draw.choice(CURRENTS)
+        current = self.draw.choice((*CURRENTS, *NORMALISED * (self.dtype == "float64")))
         for _ in range(self.draw.choice((1, 1, 1, 2))):
             if values and self.some(0.6):
                 current = self.draw.choice(("self.fc({0})", "{0}", "{0} * 0.5 + x[t]")).format(values[-1])

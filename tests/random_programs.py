@@ -278,6 +278,12 @@ def batch_norm(s: Source, v: Value) -> Value:
     # With momentum=None a number is read from a tensor at every step, where dynamo ends its graph.
     kinds = ["", "", "", ", momentum=0.3", ", affine=False", *[", track_running_stats=False"] * s.train]
     name = f"nn.BatchNorm{max(len(v.shape) - 1, 1)}d({v.shape[0]}{s.draw.choice(kinds)})"
+    if s.some(0.3):  # a mean that is large beside the deviations
+        v = s.let(f"{v} + 4096", v.shape)
+    if s.some(0.15):  # at the first step, or at all others
+        s.uses_t = True
+        condition = s.draw.choice(("t == 0", "t > 0", "t != 1"))
+        return s.let(f"{s.module('bn', name)}({v}) if {condition} else {v} * 0.5", v.shape)
     if s.some(0.2):  # one for each step, as in "BatchNorm through time"
         s.uses_t = True
         norms = s.module("bntt", f"nn.ModuleList([{name} for _ in range({s.literal_steps()})])")
@@ -1317,6 +1323,10 @@ class Program:
             if self.some(0.5):
                 begin = ["with torch.no_grad():", *(f"    {line}" for line in begin)]
             return [*begin, f"for t in range({T // 2}, {T}):", *inner]
+        if T > 1 and self.some(0.06):  # the first step, or the last one, stands outside
+            outer, steps = self.draw.choice(((0, f"range(1, {T})"), (T - 1, f"range({T - 1})")))
+            alone, rest = [f"t = {outer}", f"xt = {step}", *body], [f"for t in {steps}:", *inner]
+            return [*rest, *alone] if outer else [*alone, *rest]
         if T and T < 4 and last and self.some(0.05):
             return ["for again in range(2):", f"    for t in range({T}):", *(f"    {line}" for line in inner)]
         return [f"for t in range({T}):", *inner]

@@ -355,6 +355,16 @@ NUMBERS_OUTSIDE = {
         "global ${n}_k\n${n}_k = $b",
         "global ${n}_k\n${n}_k = $b\n$n.cache_clear()",
     ),
+    "context manager": _outside(
+        "${n}_k = $a\n\n\n@contextlib.contextmanager\ndef $n():\n    yield ${n}_k",
+        "$n().__enter__()",
+        "global ${n}_k\n${n}_k = $b",
+    ),
+    "dispatched": _outside(
+        "${n}_k = $a\n\n\n@functools.singledispatch\ndef $n(y):\n    return ${n}_k * y",
+        "$n(1.0)",
+        "global ${n}_k\n${n}_k = $b",
+    ),
     "context variable": _outside("$n = contextvars.ContextVar('$n', default=$a)", "$n.get()", "$n.set($b)"),
     "environment": _outside(
         "os.environ['STEP_FUZZ_$n'] = '$a'", "float(os.environ['STEP_FUZZ_$n'])", "os.environ['STEP_FUZZ_$n'] = '$b'"
@@ -428,9 +438,12 @@ FUNCTIONS_OUTSIDE = {
         "$n = nn.Sequential(nn.ReLU())", "$n({a})", "$n.append(nn.LeakyReLU(0.5))", "$n[0] = nn.Hardtanh()"
     ),
     "PReLU": _outside("$n = nn.PReLU()", "$n({a})", "$n.requires_grad_(False)"),
-    "no_grad": _outside(
-        "@torch.no_grad()\ndef $n(y):\n    return y * ${n}_k\n\n\n${n}_k = $a", "$n({a})", "global ${n}_k\n${n}_k = $b"
-    ),
+    **{
+        wrapper: _outside(
+            f"$n = {wrapper}(lambda y: y * ${{n}}_k)\n${{n}}_k = $a", "$n({a})", "global ${n}_k\n${n}_k = $b"
+        )
+        for wrapper in ("torch.no_grad()", "torch.enable_grad()", "torch.compiler.disable", "torch.vmap")
+    },
 }
 _SPIKINGJELLY = """
 class ${n}_f(torch.autograd.Function):
@@ -590,8 +603,11 @@ INNER_LAYERS = (
 )  # fmt: skip
 LAYER_CHANGES = (
     "LAYERS[0] = copy.deepcopy(LAYERS[0])", "LAYERS[0].requires_grad_(False)", "LAYERS[0].double()", "LAYERS[0].eval()",
-    "LAYERS.reverse()", "LAYERS[0].reset_mem()", "LAYERS[0].load_state_dict(LAYERS[-1].state_dict())",
+    "LAYERS.reverse()", "LAYERS[0].load_state_dict(LAYERS[0].state_dict())",
     "LAYERS[0].train()",
+)  # fmt: skip
+WRAPPERS = (
+    "torch.no_grad()", "torch.enable_grad()", "torch.compiler.disable", "torch.autocast('cpu', enabled=False)",
 )  # fmt: skip
 CONTEXTS = (
     "no_grad", "no_grad", "inference", "enable_in_no_grad", "anomaly", "hooks", "copies", "default64", "autocast",
@@ -874,7 +890,7 @@ class StepProgram:
 
     def _wrap(self) -> None:
         """The step may be a method, or decorated."""
-        self.how = self.draw.choices(("plain", "method", "decorated", "no_grad"), (40, 2, 2, 1))[0]
+        self.how = self.draw.choices(("plain", "method", "decorated", "by a library"), (40, 2, 2, 2))[0]
         self.factor, other = self.two()
         self.tags[f"step: {self.how}"] += 1
         if self.how == "method":
@@ -967,7 +983,7 @@ class StepProgram:
                 "def step(x, *states, **options):\n    return inside(x * scale.k, *states, **options)\n\n"
                 "step.scale = scale"
             ],
-            "no_grad": ["\nstep = torch.no_grad()(step)"],
+            "by a library": [f"\nstep = {self.pick(WRAPPERS)}(step)"],
         }[self.how]
         parts = [HEAD.strip("\n"), *self.top, "def make():\n" + indented(*inner, "\nreturn step, close")]
         parts.append("step, CLOSE = make()")

@@ -35,11 +35,15 @@ from snnfast._program.trace import NotElementwiseError
 
 TOLERANCES = {"float64": 1e-9, "float32": 2e-4, "float16": 2e-2, "bfloat16": 1e-1}
 MESSAGES = {
+    "a second derivative after a change": "its second derivative needs it as it was",
     "modified in place": "modified by an inplace operation", "an option without a hash": "unhashable",
     "a register is used twice": "a register is used twice",
 }  # fmt: skip
 # The outcomes that are as they should be.
-GOOD = ("equal", "equal, of the forward's moment", "step by step", "raises another error", "raises the same", "refused")
+GOOD = (
+    "equal", "equal, of the forward's moment", "step by step", "step by step, traced before",
+    "step by step, sees padding", "raises another error", "raises the same", "refused",
+)  # fmt: skip
 
 
 class Seen(NamedTuple):
@@ -199,8 +203,8 @@ class Session:
 
     def _call(self, number: int, call: dict[str, Any]) -> Seen:
         at = call.get("layer", 0)
-        layer = self.layers[at]
         self._change(call.get("before", ()))
+        layer = self.layers[at]
         x, states = self._tensors(number, call, layer)
         leaves = [t for t in (x, *states, *layer.parameters()) if t is not None and t.requires_grad]
         error: tuple[str, str, str] | None = None
@@ -209,6 +213,7 @@ class Session:
         said: list[warnings.WarningMessage] = []
         phase = "forward"
         backend._warned.clear()
+        torch.manual_seed(number)
         try:
             with warnings.catch_warnings(record=True) as said:
                 warnings.simplefilter("always")
@@ -384,26 +389,26 @@ def outcome(source: str) -> tuple[str, str]:
 
 def _outcome(source: str) -> tuple[str, str]:
     ours, theirs = Session(source, plain=False), Session(source, plain=True)
-    calls, smooth = ours.names["CALLS"], ours.names["SMOOTH"]
+    calls, smooth, changes_itself = (ours.names[name] for name in ("CALLS", "SMOOTH", "CHANGES_ITSELF"))
     kinds: list[tuple[str, str]] = []
     for number, (a, b) in enumerate(zip(ours.run(), theirs.run(), strict=True)):
-        kind, text = judged(a, b, calls[number], smooth)
+        kind, text = judged(a, b, calls[number], smooth, changes_itself)
         if kind.startswith("differs: gradients") and "between" in calls[number]:
             late = list(Session(source, plain=True, late=True).run())[number]
-            if judged(a, late, calls[number], smooth)[0] == "equal":
+            if judged(a, late, calls[number], smooth, changes_itself)[0] == "equal":
                 kind = "equal, of the forward's moment"
         kinds.append((kind, f"call {number}: {text}"))
         if kind.startswith(("differs", "raises", "runs")):
             break
-        if kind != "equal" and ours.names["CHANGES_ITSELF"]:
-            break  # the loop has changed what the layer has not
+        if kind != "equal" and changes_itself:
+            break  # the layer has run its step another number of times than the loop
     for bad in kinds:
         if bad[0] not in GOOD:
             return bad
     return max(kinds, key=lambda kind: GOOD.index(kind[0]))
 
 
-def judged(ours: Seen, theirs: Seen, call: dict[str, Any], smooth: bool) -> tuple[str, str]:
+def judged(ours: Seen, theirs: Seen, call: dict[str, Any], smooth: bool, changes_itself: bool) -> tuple[str, str]:
     mine, its = ours.error, theirs.error
     if mine is not None:
         text = f"{mine[1]} in {mine[0]}: {mine[2]}"
@@ -411,7 +416,7 @@ def judged(ours: Seen, theirs: Seen, call: dict[str, Any], smooth: bool) -> tupl
             return "refused", text
         if its is None:
             name = next((short for short, said in MESSAGES.items() if said in mine[2]), mine[1])
-            return f"raises in {mine[0]}: {name}", text
+            return f"raises in {mine[0]}: {name}{' (of no steps)' if call['steps'] == 0 else ''}", text
         if mine[:2] == its[:2]:
             return "raises the same", text
         if mine[0] != its[0]:
@@ -420,6 +425,10 @@ def judged(ours: Seen, theirs: Seen, call: dict[str, Any], smooth: bool) -> tupl
     if its is not None:
         return f"runs, where the loop raises in {its[0]}", f"{its[1]}: {its[2]}"
     found = difference(ours, theirs, call, smooth)
+    if found is not None and ours.said and changes_itself:
+        return "step by step, traced before", found
+    if found is not None and (ours.said or call.get("via") == "reference") and "lengths" in call:
+        return "step by step, sees padding", found
     if found is not None:
         special = " (special values)" if call.get("special") else ""
         return f"differs: {found}{special}", found

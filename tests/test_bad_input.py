@@ -288,6 +288,15 @@ def test_surrogates_name_the_wrong_argument(name: str) -> None:
                 factory(**{argument: value})
 
 
+def test_the_ops_of_a_graph_name_an_unknown_neuron() -> None:
+    asked = "nobody", CURRENT, [None] * 4, 0, 0, 0.0, 0.0, "auto"
+    message = r"^neuron: expected one of .*leaky.*, got 'nobody'$"
+    with pytest.raises(ValueError, match=message):
+        torch.ops.snnfast.step(*asked, state_gradients=False, sources="")
+    with pytest.raises(ValueError, match=message):
+        torch.ops.snnfast.unroll(*asked, None, 0, False, False, sources="")
+
+
 # A setting, its wrong value, error, and the argument that it names.
 BAD_SETTINGS: list[tuple[Any, Any, type[Exception], str]] = [
     *((snnfast.use_backend, value, ValueError, "name") for value in ("cuda", "")),

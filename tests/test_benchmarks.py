@@ -3,7 +3,11 @@
 No timing is asserted.
 """
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -281,3 +285,48 @@ def test_the_gate_measures_all_its_cases_and_misses_spikes_as_bits_where_they_ar
     measured.ratios = [1.0] * run.ATTEMPTS  # of spikes as numbers to ours
     assert command_line.main(["check"]) == 1
     assert f"{NUMBERS} / ours" in capsys.readouterr().out.splitlines()[-1]
+
+
+# ---- what runs on a GPU
+
+GPU = Path(__file__).parent.parent / "benchmarks" / "gpu.sh"
+STAND_IN = """#!/bin/sh
+case "$*" in
+  "-m snnfast") echo "fused on cuda       yes" ;;
+  *times*) echo measuring; sleep 60 ;;
+  *test_gpu.py) [ "$SNNFAST_REQUIRE_EXT$SNNFAST_REQUIRE_GPU" = 11 ] ;;
+  *) exit 3 ;;
+esac
+"""
+
+
+def on_gpu(output: Path, *steps: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [str(GPU), str(output), *steps]
+    return subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
+
+
+def test_the_steps_for_a_gpu_fail_without_one(tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a card")
+    done = on_gpu(tmp_path, "card", PYTHON=sys.executable)
+    assert done.returncode == 1
+    assert "fused on cpu" in done.stdout
+    assert done.stdout.endswith("=== failed: the kernels do not run on a card here; no other step was begun\n")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_gpu.py", "-k", "two_devices"]
+    environment = os.environ | {"SNNFAST_REQUIRE_GPU": "1"}
+    tests = subprocess.run(command, cwd=GPU.parent.parent, env=environment, capture_output=True, text=True, check=False)
+    assert tests.returncode == 1
+    assert "SNNFAST_REQUIRE_GPU=1, but torch sees no CUDA device" in tests.stdout
+
+
+def test_a_step_for_a_gpu_that_hangs_or_fails_leaves_the_others(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text(STAND_IN)
+    python.chmod(0o755)
+    done = on_gpu(tmp_path / "out", "times", "benchmarks", "card", PYTHON=str(python), LIMIT="1")
+    assert done.returncode == 1
+    *_, headline, last = done.stdout.splitlines()
+    assert (headline, last) == ("=== card", "=== failed: times (exit code 124) benchmarks (exit code 3)")
+    assert (tmp_path / "out" / "gpu.log").read_text() == done.stdout
+    assert "measuring" in done.stdout
+    assert on_gpu(tmp_path / "out", "card", PYTHON=str(python)).returncode == 0

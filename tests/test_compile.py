@@ -20,6 +20,7 @@ from helpers import (
     assert_all_close,
     assert_bits_equal,
     assert_close,
+    emulated_if_thorough,
     fused,
     inputs,
     leaves,
@@ -174,6 +175,7 @@ QUICK = {*(f"Leaky-{h}" for h in HOW), *(f"{n}-steps" for n in STATES)}
 QUICK |= {"drop-in-Leaky-default", "drop-in-Synaptic-callable-learn"}
 
 
+@emulated_if_thorough  # it compiles layers as calls, which are above
 @pytest.mark.parametrize("case", [thorough(case, quick=case in QUICK) for case in LAYERS])
 def test_a_layer(case: str, device: torch.device) -> None:
     library, name, how, options = LAYERS[case]

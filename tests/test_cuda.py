@@ -1,13 +1,17 @@
-"""What the CUDA kernels alone do: which of them runs, time shared out among warps, sums over neurons.
+"""What the CUDA kernels alone do: which of them runs, time shared out among warps, sums over neurons; and that no
+forward pass copies between host and card or waits.
 
 Other files compare their numbers with the reference; here it is known which kernel ran.
 """
 
+import contextlib
+import inspect
 import itertools
 import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +39,16 @@ from helpers import (
 )
 from test_kernels import ORDINARY, check_ordinary
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import snnfast
 from benchmarks.gpu import workload
-from snnfast import surrogate
+from snnfast import losses, spikingjelly, surrogate
 from snnfast._core import ops
+from snnfast._program import run as program_run
+from snnfast._program.cuda import Engine
 from snnfast._unroll.autograd import sum_to
 from snnfast.functional import lif
 
@@ -409,3 +418,234 @@ def test_a_number_of_another_device_costs_one_copy_and_of_the_same_none() -> Non
             found = sum_to(total, torch.empty((), device=device))
         assert [name for name in ran.names if name != "aten::empty.memory_format"] == names
         assert found.device.type == device
+
+
+# ---- a forward pass neither copies between host and card nor waits
+
+
+class Waits(TorchDispatchMode):
+    """The operators that copy from one device to another, or whose result the host would have to know."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(op.tags):
+            self.found.append(str(op))
+        result = op(*args, **(kwargs or {}))
+        tensors = [t for t in pytree.tree_leaves((args, kwargs, result)) if isinstance(t, Tensor)]
+        # A number on the CPU goes along with a launch, if it is not copied by itself.
+        by_itself = op in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
+        if len({t.device for t in tensors if t.dim() > 0 or t.device.type != "cpu" or by_itself}) > 1:
+            self.found.append(str(op))
+        return result
+
+
+STEPS, BATCH = 4, 3
+LAYERS: dict[str, Callable[..., Any]] = {
+    "Leaky": partial(snnfast.Leaky, 0.9), "Synaptic": partial(snnfast.Synaptic, 0.9, 0.8),
+    "Alpha": partial(snnfast.Alpha, 0.9, 0.8), "Lapicque": partial(snnfast.Lapicque, 0.9),
+    "RLeaky": partial(snnfast.RLeaky, 0.9, linear_features=8),
+    "RSynaptic": partial(snnfast.RSynaptic, 0.9, 0.8, linear_features=8),
+    "RLeaky alone": partial(snnfast.RLeaky, 0.9, V=0.5, all_to_all=False),
+}  # fmt: skip
+Calls = Iterator[Callable[[], object]]
+
+
+def on_card(make: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """A module there; it is called outside of this block, in which every tensor is made there."""
+    with torch.device("cuda"):
+        return make(*args, **options)
+
+
+def record() -> Tensor:
+    return torch.rand(STEPS, BATCH, 8, device="cuda")
+
+
+def images() -> Tensor:
+    return torch.rand(STEPS, BATCH, 2, 8, 8, device="cuda")
+
+
+def lengths() -> Tensor:
+    return torch.ones(BATCH, dtype=torch.int64, device="cuda")
+
+
+def labels() -> Tensor:
+    return torch.randint(4, (BATCH,), device="cuda")
+
+
+def step_by_step(layer: Any) -> object:
+    return [layer(x) for x in record()]
+
+
+def calls_of_layers(name: str) -> Calls:
+    make = partial(on_card, LAYERS[name])
+    layer = make(learn_beta=True, learn_threshold=True)
+    yield lambda: layer.unroll(record())
+    layer = make(reset_mechanism="zero", spike_grad=surrogate.sigmoid())
+    yield lambda: layer.unroll(record()[0], num_steps=STEPS, record_mem=False)
+    yield lambda: layer.unroll(record(), lengths=lengths())
+    yield lambda: layer.unroll(record(), reduce="sum")
+    layer = make(init_hidden=True)
+    yield lambda: step_by_step(layer)
+    yield lambda: snnfast.reset(layer)
+    if not name.startswith("R"):  # whose connections are on the card
+        numbers_on_host = LAYERS[name]()
+        yield lambda: numbers_on_host.unroll(record())
+        yield lambda: step_by_step(numbers_on_host)
+
+
+def convolutions(**of_norm: Any) -> Any:
+    return snnfast.MultiStep(
+        nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4, **of_norm), snnfast.Leaky(0.9), nn.MaxPool2d(2),
+        snnfast.Residual(nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4, **of_norm), snnfast.Leaky(0.9)),
+        nn.AvgPool2d(2), nn.Flatten(), nn.Dropout(0.5), nn.Linear(16, 8), nn.BatchNorm1d(8, **of_norm),
+        snnfast.Leaky(0.9),
+    )  # fmt: skip
+
+
+def loop() -> nn.Sequential:
+    first, second = (snnfast.Leaky(0.9, init_hidden=True) for _ in range(2))
+    return nn.Sequential(nn.Linear(8, 8), first, nn.Linear(8, 8), second)
+
+
+def calls_of_networks() -> Calls:
+    net = on_card(convolutions)
+    yield lambda: net(images())
+    yield lambda: net(images(), lengths=lengths())
+    yield lambda: net(images()[0], num_steps=STEPS)
+    net.batch_norm_over_time = True
+    yield lambda: net(images())
+    net.eval()
+    yield lambda: net(images())
+    for of_norm in ({"momentum": None}, {"track_running_stats": False}, {"affine": False}):
+        other = on_card(convolutions, **of_norm)
+        yield lambda other=other: other(images())
+    held = on_card(lambda: snnfast.MultiStep.from_sequential(loop()))
+    yield lambda: held(record())
+    yield lambda: held(record()[0], num_steps=STEPS)
+    yield lambda: snnfast.reset(held)
+
+
+def calls_of_losses() -> Calls:
+    for name in losses.__all__:
+        if name == "l1_rate_sparsity":
+            yield lambda: losses.l1_rate_sparsity()(record())
+        elif isinstance(getattr(losses, name), type):
+            measure = getattr(losses, name)()
+            yield lambda measure=measure: measure(record(), labels())
+            yield lambda measure=measure: measure(record(), labels(), lengths=lengths())
+    for name in ("ce_rate_loss", "ce_count_loss", "mse_count_loss"):
+        measure = getattr(losses, name)(population_code=True, num_classes=4)
+        yield lambda measure=measure: measure(record(), labels())
+
+
+def calls_of_spikingjelly() -> Calls:
+    neuron, layer, m = spikingjelly.neuron, spikingjelly.layer, {"step_mode": "m"}
+    for kind in (neuron.IFNode, neuron.LIFNode, neuron.ParametricLIFNode, partial(neuron.LIFNode, v_reset=None)):
+        node, of_all = on_card(kind), on_card(kind, **m)
+        yield lambda node=node: step_by_step(node)
+        yield lambda of_all=of_all: of_all(record())
+    net = on_card(
+        lambda: nn.Sequential(
+            layer.Conv2d(2, 4, 3, padding=1, **m),
+            layer.BatchNorm2d(4, **m),
+            neuron.LIFNode(**m),
+            layer.MaxPool2d(2, **m),
+            layer.SeqToANNContainer(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)),
+            neuron.IFNode(**m),
+            layer.AvgPool2d(2, **m),
+            layer.Flatten(**m),
+            layer.Dropout(0.5, **m),
+            layer.Linear(16, 10, **m),
+            neuron.ParametricLIFNode(**m),
+            layer.VotingLayer(2, **m),
+        )
+    )
+    for _ in range(2):  # the second call goes on from held states
+        yield lambda: net(images())
+    yield lambda: spikingjelly.functional.reset_net(net)
+
+
+@snnfast.neuron
+def adaptive(x: Tensor, v: Tensor, a: Tensor, *, beta: float = 0.9, tau: Any = 3.0) -> tuple[Tensor, ...]:
+    v = beta * v + x / tau
+    spk = snnfast.spike(v - 1.0 - 0.1 * a, surrogate.atan())
+    return spk, v * (1 - spk), 0.9 * a + spk
+
+
+def calls_of_own_neurons() -> Calls:
+    for layer in (on_card(adaptive), on_card(lambda: adaptive(learn_beta=True, tau=torch.rand(8) + 2))):
+        yield lambda layer=layer: layer.unroll(record())
+        yield lambda layer=layer: layer.unroll(record()[0], num_steps=STEPS, record_mem=False)
+        yield lambda layer=layer: layer.unroll(record(), lengths=lengths())
+
+
+FORWARD: dict[str, Callable[[], Calls]] = {
+    **{name: partial(calls_of_layers, name) for name in LAYERS}, "networks": calls_of_networks,
+    "losses": calls_of_losses, "spikingjelly": calls_of_spikingjelly, "own neurons": calls_of_own_neurons,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("backend", ["fused", "reference"])
+@pytest.mark.parametrize("name", FORWARD)
+def test_a_forward_pass_neither_copies_nor_waits(name: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On tensors without values, for which there need be no card."""
+    if backend == "fused" and not (ops.extension is not None and ops.extension.cuda):
+        pytest.skip("built without CUDA")
+    monkeypatch.setattr(Engine, "_run", lambda *arguments: None)  # launches nothing, and needs no code
+    monkeypatch.setattr(program_run, "takes_kernels", lambda x, shape: backend == "fused")
+    gradients = torch.set_grad_enabled(torch.backends.cuda.is_built())  # PyTorch for the CPU aborts with them
+    with FakeTensorMode(), gradients, snnfast.use_backend(backend):
+        for call in FORWARD[name]():
+            with Waits() as waits:
+                call()
+            assert waits.found == []
+
+
+class Loop(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.fc = nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Linear(256, 8)
+        self.first, self.second = snnfast.Leaky(0.9), snnfast.Leaky(0.9)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mem1, mem2, spk_rec = self.first.reset_mem(), self.second.reset_mem(), []
+        for step in range(x.shape[0]):
+            spk, mem1 = self.first(self.norm(self.conv(x[step])), mem1)
+            spk, mem2 = self.second(self.fc(spk.flatten(1)), mem2)
+            spk_rec.append(spk)
+        return torch.stack(spk_rec)
+
+
+def test_a_compiled_loop_neither_copies_nor_waits(nothing_compiled: None) -> None:
+    if not (ops.extension is not None and ops.extension.cuda and torch.backends.cuda.is_built()):
+        pytest.skip("built without CUDA")
+    with FakeTensorMode(), snnfast.use_backend("fused"):
+        net, x = snnfast.compile(on_card(Loop)), images()
+        net(x)
+        with Waits() as waits:
+            net(x)
+    assert waits.found == []
+
+
+@pytest.mark.parametrize("measure", [losses.accuracy_rate, losses.accuracy_temporal])
+def test_an_accuracy_waits_once_for_its_number(measure: Any) -> None:
+    with FakeTensorMode(), torch.no_grad(), Waits() as waits, pytest.raises(DataDependentOutputException):
+        measure(record(), labels(), lengths=lengths())
+    assert waits.found == ["aten._local_scalar_dense.default"]
+
+
+def test_a_copy_or_a_wait_is_seen() -> None:
+    """By the test before this one."""
+    with FakeTensorMode(), torch.no_grad():
+        x = torch.rand(3, device="cuda")
+        for call in (
+            lambda: torch.tensor([1.0, 2.0], device="cuda"), lambda: x.to("cpu"), lambda: x.copy_(torch.rand(3)),
+            lambda: torch.tensor(2.0).to("cuda"), lambda: x.sum().item(), lambda: x[x > 0], lambda: x.nonzero(),
+            lambda: torch.equal(x, x),
+        ):  # fmt: skip
+            with Waits() as waits, contextlib.suppress(Exception):
+                call()
+            assert waits.found, inspect.getsource(call)

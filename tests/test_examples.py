@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import skip_unless_required
 
 pytestmark = pytest.mark.thorough
 
@@ -113,7 +114,7 @@ def test_real_recordings_are_binned_by_time_and_channel(run_example: Run, tmp_pa
 @pytest.mark.gpu
 def test_replays_of_a_cuda_graph_train_as_eager_steps(run_example: Run) -> None:
     if torch.cuda.device_count() == 0:
-        pytest.skip("torch sees no CUDA device")
+        skip_unless_required("torch sees no CUDA device", "SNNFAST_REQUIRE_GPU")
     outs = [run_example("cuda_graph", "--epochs", "1", *eager) for eager in ([], ["--eager"])]
     graph, eager = (float(re.search(r"last loss (\S+),", out)[1]) for out in outs)
     assert graph == pytest.approx(eager, rel=1e-3)

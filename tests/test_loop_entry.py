@@ -366,13 +366,17 @@ FUNCTIONS = {
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_an_autograd_function_at_each_step_is_one_call_if_it_is_elementwise_else_a_class(name: str) -> None:
-    net, x = Quantised(), currents()
+def test_an_autograd_function_at_each_step_is_one_call_if_it_is_elementwise_else_a_class(
+    name: str, reports: list[Any]
+) -> None:
+    net, x = Quantised(), currents(T=3)
     net.function = function(*FUNCTIONS[name])
-    repeated = any("autograd_function_apply" in line for line in snnfast.explain(net, x).graphs[0].repeated)
-    assert repeated != (name in ("elementwise", "clamped", "a mean", "a mask"))
     same = copy.deepcopy(net)
-    snnfast.compile(net)(x)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".* runs as it is, without torch.compile")
+        snnfast.compile(net)(x)
+    repeated = any("autograd_function_apply" in line for line in reports[0].repeated)
+    assert repeated != (name in ("elementwise", "clamped", "a mean", "a mask"))
     of_each_call = type(torch.ops.higher_order.autograd_function_apply)
     with mock.patch.object(of_each_call, "__call__", side_effect=AssertionError):
         found, expected = net(x), same(x)
@@ -381,7 +385,6 @@ def test_an_autograd_function_at_each_step_is_one_call_if_it_is_elementwise_else
         sum(t.sum() for t in results).backward()
     for p, q in zip(net.parameters(), same.parameters(), strict=True):
         torch.testing.assert_close(p.grad, q.grad)
-    assert_compiled(net)
 
 
 class Scaled(torch.autograd.Function):

@@ -3,12 +3,11 @@
 import gc
 import os
 import platform
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from fresh import fresh
 from helpers import assert_bits_equal
 
 import snnfast
@@ -35,9 +34,7 @@ def idle():
 
 
 def run_python(code: str) -> str:
-    done = subprocess.run([sys.executable, "-c", VARYING + code], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return fresh(VARYING + code)
 
 
 @pytest.fixture
@@ -179,9 +176,8 @@ print(*(faults_of_a_step() for _ in range(2)))
 def test_a_large_output_begins_on_a_huge_page_outside_of_the_heap() -> None:
     output = run_python("""
 def in_heap(tensor):
-    heap = next(line.split()[0] for line in open("/proc/self/maps") if "[heap]" in line)
-    start, end = (int(address, 16) for address in heap.split("-"))
-    return start <= tensor.data_ptr() < end
+    parts = [line.split()[0].split("-") for line in open("/proc/self/maps") if "[heap]" in line]
+    return any(int(start, 16) <= tensor.data_ptr() < int(end, 16) for start, end in parts)
 step()
 used = torch.zeros(20_000_000)
 print(in_heap(used))

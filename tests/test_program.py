@@ -2,8 +2,12 @@
 
 import contextlib
 import ctypes
+import pwd
 import random
 import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from enum import IntEnum
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +27,7 @@ from snnfast._program.cuda import Engine
 from snnfast._program.instructions import NUMBERS
 from snnfast._program.nvrtc import Launch, NoKernelError
 from snnfast._program.run import ENGINES, Program
+from snnfast._program.source import backward_source
 from snnfast._program.trace import trace
 
 pytestmark = pytest.mark.needs_extension
@@ -248,6 +253,30 @@ def test_backward_op_survives_random_code() -> None:
 # ---- CUDA: what needs no card
 
 
+@pytest.mark.parametrize(
+    "places", [(0, 1), (0, 2), (2, 3), (1, 4)], ids=["states", "state and saved", "carries", "both"]
+)
+def test_a_register_that_two_values_share_is_refused_on_every_device(places: tuple[int, int]) -> None:
+    """The places are those of the new states, of the values that are saved and of the carries."""
+    counts = 1, 2, 0
+    made = trace(lambda x, v, a: (x * v, torch.exp(a * v) + x, a + v), counts, torch.float32, 2, [0])
+    code = program_code.backward_code(made, counts, [0], [True])
+    (saved,) = code.words[5:6].tolist()
+    table = code.words[9 : 9 + 4 + saved]
+    assert saved == 1
+    assert len(set(table.tolist())) == len(table)
+    first, second = places
+    table[second] = table[first]
+    rows = torch.rand(17, 20)
+    with pytest.raises(RuntimeError, match="code: a register is used twice"):
+        torch.ops.snnfast.program_backward(
+            torch.empty(0), [rows], code.parameters([]), torch.rand(4, 20), [rows], [torch.rand(20)] * 2, None,
+            code.words, code.constants, 17, 20,
+        )  # fmt: skip
+    with pytest.raises(RuntimeError, match="code: a register is used twice"):
+        backward_source(code, torch.float32, (("rows",), ()))
+
+
 def fifth() -> Program:
     step = RandomStep(5, exact=True)
     return Program(step, 1, step.states, step.parameters)
@@ -333,45 +362,111 @@ def test_nvrtc_compiles_without_spills(
         assert int(re.findall(r"Used (\d+) registers", said)[0]) <= 128
 
 
-def test_machine_code_is_kept(
-    nvrtc: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nothing_compiled: None
-) -> None:
-    compiled = []
+TEXT = 'extern "C" __global__ void snnfast_program(float* x) { x[0] = x[1] * x[2] + x[3] / x[4]; }'
+
+
+@pytest.fixture
+def compiled(nvrtc: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What NVRTC compiles; it is kept in a folder of the test."""
+    compiled: list[Any] = []
     compile_text = nvrtc.compile_text
     monkeypatch.setattr(nvrtc, "compile_text", lambda *a: compiled.append(a) or compile_text(*a))
     monkeypatch.setenv("SNNFAST_KERNEL_CACHE", str(tmp_path / "kernels"))
-    text = 'extern "C" __global__ void snnfast_program(float* x) { *x = 1; }'
-    codes = [nvrtc.machine_code(text, architecture) for architecture in (90, 80, 90)]
+    return compiled
+
+
+def test_machine_code_is_kept(
+    nvrtc: Any, compiled: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nothing_compiled: None
+) -> None:
+    codes = [nvrtc.machine_code(TEXT, architecture) for architecture in (90, 80, 90)]
     assert codes[0] == codes[2] != codes[1]
     assert len(compiled) == len(list((tmp_path / "kernels").iterdir())) == 2
     (tmp_path / "file").touch()
     monkeypatch.setenv("SNNFAST_KERNEL_CACHE", str(tmp_path / "file"))
     with pytest.warns(UserWarning, match="can't be kept in"):
-        assert nvrtc.machine_code(text, 90) == codes[0]
+        assert nvrtc.machine_code(TEXT, 90) == codes[0]
     with pytest.raises(NoKernelError, match=r"can't compile the program: [\s\S]*error"):
         nvrtc.machine_code("no C++", 90)
     with pytest.raises(NoKernelError, match=r"compute capability 1\.1"):
-        nvrtc.machine_code(text, 11)
+        nvrtc.machine_code(TEXT, 11)
+
+
+def test_what_is_kept_of_another_nvrtc_is_not_taken(
+    nvrtc: Any, compiled: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bindings = nvrtc._bindings("nvrtc")
+    _, major, minor = bindings.nvrtcVersion()
+    for version in ((major, minor), (major, minor + 1), (major + 1, minor)):
+        monkeypatch.setattr(bindings, "nvrtcVersion", lambda version=version: (0, *version))
+        for _ in range(2):
+            nvrtc.machine_code(TEXT, 90)
+    assert len(compiled) == 3
+
+
+@pytest.mark.parametrize("damage", [lambda data: b"", lambda data: data[:-1], lambda data: data[:99] + bytes(1000)])
+def test_a_damaged_file_is_made_again(damage: Any, nvrtc: Any, compiled: list[Any], tmp_path: Path) -> None:
+    code = nvrtc.machine_code(TEXT, 90)
+    (file,) = (tmp_path / "kernels").iterdir()
+    file.write_bytes(damage(file.read_bytes()))
+    for _ in range(2):
+        assert nvrtc.machine_code(TEXT, 90) == code
+    assert len(compiled) == 2
+
+
+def test_a_user_without_a_home_has_kernels(nvrtc: Any, compiled: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container that runs under any number."""
+
+    def no_entry(user: int) -> Any:
+        raise KeyError(user)
+
+    for name in ("SNNFAST_KERNEL_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", no_entry)
+    with pytest.warns(UserWarning, match="can't be kept .*home.*SNNFAST_KERNEL_CACHE"):
+        assert nvrtc.machine_code(TEXT, 90).startswith(b"\x7fELF")
+
+
+def test_a_card_newer_than_nvrtc_gets_code_that_its_driver_compiles(nvrtc: Any) -> None:
+    code, _ = nvrtc.compile_text(TEXT, 990)
+    newest = max(nvrtc._bindings("nvrtc").nvrtcGetSupportedArchs()[1])
+    assert f".target sm_{newest}".encode() in code
+    assert code.endswith(b"\0")
+    assert [operation in code for operation in (b"mul.rn.f32", b"add.rn.f32", b"div.rn.f32", b"fma.")] == [1, 1, 1, 0]
+
+
+class Status(IntEnum):
+    SUCCESS = 0
+    INVALID_CONTEXT = 201
 
 
 @pytest.mark.emulated
 def test_launch_by_the_driver(nvrtc: Any, emulator: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A driver of the test runs on the emulator what it is given."""
+    """A driver of the test runs on the emulator what it is given, on threads that have the context of PyTorch."""
     from emulator.build import kernel_library
 
     texts: list[str] = []
+    current = threading.local()
 
-    def launch(function: str, *given: int) -> tuple[int]:
+    def of_context(function: Any) -> Any:
+        return lambda *given: function(*given) if current.__dict__.get("context") == 5 else (Status.INVALID_CONTEXT,)
+
+    def launch(text: str, *given: int) -> tuple[int]:
         blocks, *ones, threads, y, z, shared, stream, pointers, extra = given
-        assert (function, *ones, y, z, shared, stream, extra) == ("kernel", 1, 1, 1, 1, 0, 77, 0)
-        return (kernel_library(texts[-1]).snnfast_launch(blocks, threads, ctypes.c_void_p(pointers)),)
+        assert (*ones, y, z, shared, stream, extra) == (1, 1, 1, 1, 0, 77, 0)
+        return (kernel_library(text).snnfast_launch(blocks, threads, ctypes.c_void_p(pointers)),)
 
     def load(code: bytes) -> tuple[int, str]:
         assert code.startswith(b"\x7fELF")
-        return 0, "module"
+        return 0, texts[-1]
 
     driver = SimpleNamespace(
-        cuModuleLoadData=load, cuModuleGetFunction=lambda module, name: (0, "kernel"), cuLaunchKernel=launch
+        cuDeviceGet=lambda ordinal: (0, 3),
+        cuDevicePrimaryCtxRetain=lambda device: (0, device + 2),
+        cuCtxGetCurrent=lambda: (0, current.__dict__.get("context", 0)),
+        cuCtxSetCurrent=lambda context: (current.__dict__.update(context=context) or 0,),
+        cuModuleLoadData=of_context(load),
+        cuModuleGetFunction=lambda module, name: (0, module),
+        cuLaunchKernel=of_context(launch),
     )
     bindings = nvrtc._bindings
     monkeypatch.setattr(nvrtc, "_bindings", lambda name: driver if name == "driver" else bindings(name))
@@ -386,7 +481,9 @@ def test_launch_by_the_driver(nvrtc: Any, emulator: None, tmp_path: Path, monkey
         made: Launch = nvrtc.kernel_of.__wrapped__(text, device)
         return made
 
-    wanted = trained(fifth())
+    wanted, program = trained(fifth()), fifth()
     monkeypatch.setitem(ENGINES, "cpu", Engine(kernel_of))
-    torch.testing.assert_close(trained(fifth()), wanted)
+    with ThreadPoolExecutor(1) as first, ThreadPoolExecutor(1) as second:
+        for thread in (first, second):
+            torch.testing.assert_close(thread.submit(trained, program).result(), wanted)
     assert len(texts) == 2

@@ -576,9 +576,16 @@ def compare(loop: Callable[..., Any], x: Tensor) -> Any:
     return report
 
 
+# In turns: what the kernels compute in each dtype is in test_program.py.
+NETS_AND_DTYPES = [
+    pytest.param(name, dtype, id=f"{name}-{dtype}".replace("torch.", ""), marks=[pytest.mark.thorough] * (i % 2 != j))
+    for i, name in enumerate(NETS)
+    for j, dtype in enumerate((torch.float32, torch.float64))
+]
+
+
 @emulated_if_thorough
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize(("name", "dtype"), NETS_AND_DTYPES)
 def test_a_neuron_by_hand_has_the_numbers_of_the_loop(name: str, dtype: torch.dtype, device: torch.device) -> None:
     x = torch.randn(7, 5, 7, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 1.2 + 0.4
     report = compare(NETS[name], x.to(device, dtype).requires_grad_())
@@ -647,14 +654,14 @@ class Together(nn.Module):
         return torch.stack(out, dim=1) + x
 
 
-@pytest.mark.parametrize("steps", [4, 5, 6])
-def test_several_layers_of_one_class_are_no_steps(steps: int) -> None:
+@pytest.mark.parametrize("steps", [4, *(pytest.param(n, marks=pytest.mark.thorough) for n in (5, 6))])
+def test_several_layers_of_one_class_are_no_steps(steps: int, reports: list[Any]) -> None:
     net, x = nn.Sequential(*(Together() for _ in range(steps))), torch.rand(3, steps, 7, requires_grad=True)
     wanted = results(net, net, x)
-    assert f"{steps} steps of 7 calls" in str(report := snnfast.explain(net, x))
-    assert f"one recurrence ({steps} times)" in str(report)
     found = results(net, snnfast.compile(net), x)
     torch.testing.assert_close(found, wanted)
+    assert f"{steps} steps of 7 calls" in str(*reports)
+    assert f"one recurrence ({steps} times)" in str(*reports)
 
 
 @pytest.mark.parametrize("name", ["soft_reset_of_a_number", "constant_input_and_no_grad", "recurrent_weights"])

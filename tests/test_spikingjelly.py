@@ -93,6 +93,23 @@ def test_a_node_is_its_reference(device: torch.device, seed: int) -> None:
         assert_same(found, outcome(nodes[1], x))
 
 
+@pytest.mark.parametrize("mode", ["s", "m"])
+@pytest.mark.parametrize(("kind", "tau"), [("IFNode", {}), ("LIFNode", {"tau": 2.0}), ("LIFNode", {"tau": 3.0})])
+def test_a_gradient_of_membranes_alone_passes_through_the_resets(
+    device: torch.device, kind: str, tau: dict[str, float], mode: str
+) -> None:
+    x = torch.randn(5, 3, 7, device=device, generator=torch.Generator(device).manual_seed(0)).requires_grad_()
+    found = []
+    for backend in ("fused", "reference"):
+        node = getattr(neuron, kind)(v_threshold=0.5, v_reset=-0.25, step_mode=mode, **tau)
+        with snnfast.use_backend(backend):
+            for step in x if mode == "s" else [x]:
+                node(step)  # nobody reads the spikes
+        found.append(torch.autograd.grad(node.v.sum(), x)[0])
+    assert_close(*found, 1e-5, scale=1.0)
+    assert found[0].abs().min() > 0
+
+
 @pytest.mark.parametrize("seed", range(2000 if THOROUGH else 100))
 def test_a_node_is_spikingjellys(theirs: Any, seed: int, backend: str) -> None:
     setting = drawn(seed)
@@ -240,6 +257,39 @@ def test_convert_leaves_what_it_does_not_know(theirs: Any) -> None:
     assert_bits_equal(node.v_seq[-1], node.v)
 
 
+def test_reset_begins_at_the_reset_value(theirs: Any) -> None:
+    begin, x = torch.tensor([[0.1, 0.2], [0.3, 0.4]]), torch.full((2, 2), 0.25)
+    for value in (None, 0.3, begin):
+        others, ours = (kind.LIFNode(v_reset=-0.25) for kind in (theirs.neuron, neuron))
+        for node in (others, ours):
+            node.v_reset = 0.4  # after a spike; what a reset leaves stays -0.25
+            if value is not None:
+                node.set_reset_value("v", value)
+            theirs.functional.reset_net(node)
+        converted = copy.deepcopy(others)
+        assert convert(converted) == {}
+        for node in (others, ours, converted):
+            assert torch.equal(torch.as_tensor(node.get_reset_value("v")), torch.as_tensor(ours.get_reset_value("v")))
+            node(x)
+            functional.reset_net(node)
+            node(x)
+        assert_all_bits_equal([ours.v, converted.v], [others.v, others.v])
+    assert_bits_equal(begin, torch.tensor([[0.1, 0.2], [0.3, 0.4]]))
+    with pytest.raises(KeyError, match="u: the only state of a node is v"):
+        ours.set_reset_value("u", 0.0)
+
+
+def test_an_assigned_value_is_checked_at_once() -> None:
+    node = neuron.LIFNode()
+    with pytest.raises(TypeError, match="v_threshold: expected a number, got str"):
+        node.v_threshold = "1"
+    with pytest.raises(TypeError, match="tau: expected a number, got Tensor"):
+        neuron.LIFNode().tau = torch.tensor(2.0)
+    node.surrogate_function.spiking = False
+    with pytest.raises(ValueError, match="spiking: expected True"):
+        node(torch.rand(2, 3))
+
+
 def test_a_membrane_keeps_its_graph_until_it_is_detached_or_reset() -> None:
     node, x = neuron.IFNode(10.0), torch.full((2, 3), 0.5, requires_grad=True)
     node(x)
@@ -268,6 +318,21 @@ def test_a_surrogate_alone_is_that_of_a_node(kind: Any) -> None:
     found, wanted = made(x - 1), neuron.IFNode(surrogate_function=made)(x)
     assert_bits_equal(found.detach(), wanted.detach())
     assert_close(*(torch.autograd.grad(y.sum(), x)[0] for y in (found, wanted)), 1e-6)
+
+
+@pytest.mark.parametrize("mode", ["s", "m"])
+@pytest.mark.parametrize("name", SURROGATES)
+def test_a_gradient_is_that_of_the_alpha_at_the_forward_pass(theirs: Any, name: str, mode: str) -> None:
+    x, gradients = torch.linspace(-0.5, 1.5, 24).view(4, 6), []
+    for neurons, surrogates in ((theirs.neuron, theirs.surrogate), (neuron, surrogate), (neuron, theirs.surrogate)):
+        of_node, of_function = x.clone().requires_grad_(), x.clone().requires_grad_()
+        node = neurons.IFNode(surrogate_function=getattr(surrogates, name)(2.0), step_mode=mode)
+        made = node(of_node).sum() + node.surrogate_function(of_function - 1).sum()
+        node.surrogate_function.alpha = 0.1
+        made.backward()
+        gradients.append((of_node.grad, of_function.grad))
+    for found in gradients[1:]:
+        assert_all_close(found, gradients[0], 1e-5)  # type: ignore[arg-type]
 
 
 def test_a_node_can_be_copied_saved_and_moved() -> None:
@@ -339,6 +404,101 @@ def test_containers() -> None:
     assert net[1].backend == "cupy"
 
 
+class TimeLast(nn.Module):
+    """A container of those that take time as the last dimension."""
+
+    def __init__(self, container: nn.Module) -> None:
+        super().__init__()
+        self.container = container
+
+    def forward(self, x: Tensor) -> Any:
+        return self.container(x.movedim(0, -1)).movedim(-1, 0)
+
+
+# With SpikingJelly's layers, and nodes of either.
+MIXED: dict[str, Any] = {
+    "linear recurrent": lambda L, N: L.LinearRecurrentContainer(N.LIFNode(v_threshold=0.4), 4, 4),
+    "element-wise recurrent": lambda L, N: L.ElementWiseRecurrentContainer(N.IFNode(), torch.add),
+    "steps": lambda L, N: L.MultiStepContainer(nn.Linear(4, 4), N.LIFNode(v_threshold=0.4)),
+    "one batch": lambda L, N: [
+        L.SeqToANNContainer(L.Linear(4, 4), nn.BatchNorm1d(4)), N.ParametricLIFNode(v_threshold=0.2)
+    ],
+    "stateful": lambda L, N: L.StepModeContainer(True, "s", nn.Linear(4, 4), N.LIFNode(v_threshold=0.4)),
+    "stateless": lambda L, N: [L.StepModeContainer(False, "s", L.Linear(4, 4)), N.LIFNode(v_threshold=0.4)],
+    "steps, time last": lambda L, N: TimeLast(L.TLastMultiStepContainer(L.Linear(4, 4), N.IFNode())),
+    "one batch, time last": lambda L, N: [TimeLast(L.TLastSeqToANNContainer(L.Linear(4, 4))), N.IFNode()],
+    "filter": lambda L, N: [L.SynapseFilter(3.0, learnable=True), L.Linear(4, 4), N.LIFNode(), L.SynapseFilter(2.0)],
+    "nested": lambda L, N: [
+        nn.Sequential(L.LinearRecurrentContainer(nn.Sequential(nn.Linear(4, 4), N.IFNode(0.3)), 4, 4)),
+        L.TemporalWiseAttention(6, 2, 2), N.LIFNode(v_threshold=0.4),
+    ],
+}  # fmt: skip
+
+
+def trained(net: nn.Module, functions: Any) -> tuple[list[Any], list[Tensor]]:
+    """The step modes that a function sets, and the numbers of two training steps with a reset between them."""
+    modes: list[Any] = []
+    for mode in ("s", "m") if not any(type(m).__name__ == "TemporalWiseAttention" for m in net.modules()) else ("m",):
+        functions.set_step_mode(net, mode)
+        modes += [(mode, name, getattr(module, "step_mode", None)) for name, module in net.named_modules()]
+    x = (2 * torch.rand(6, 3, 4, generator=torch.Generator().manual_seed(1))).requires_grad_()
+    results = []
+    for _ in range(2):
+        spikes = net(x)
+        results += [spikes.detach(), *torch.autograd.grad(spikes.square().sum(), [x, *net.parameters()])]
+        functions.reset_net(net)
+    return modes, results
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_networks_of_both_are_handled_by_either_functions(theirs: Any, name: str) -> None:
+    from spikingjelly.activation_based import layer as their_layer
+
+    def made(neurons: Any) -> nn.Module:
+        torch.manual_seed(0)
+        found = MIXED[name](their_layer, neurons)
+        net = nn.Sequential(*(found if isinstance(found, list) else [found]))
+        for parameter in net.parameters():
+            nn.init.uniform_(parameter, -0.3, 0.7)
+        return net
+
+    converted = made(theirs.neuron)
+    assert convert(converted) == {}
+    modes, results = trained(made(theirs.neuron), theirs.functional)
+    assert len(results[0].unique()) > 1
+    for net in (made(theirs.neuron), made(neuron), converted):
+        for functions in (functional, theirs.functional):
+            ours = trained(net, functions)
+            assert ours[0] == modes
+            for a, b in zip(ours[1], results, strict=True):
+                assert_close(a, b, 1e-5, scale=1.0)
+
+
+def test_detach_net_reaches_spikingjellys_modules(theirs: Any) -> None:
+    from spikingjelly.activation_based import layer as their_layer
+
+    x, net = torch.rand(2, 3, requires_grad=True), nn.Sequential(their_layer.SynapseFilter(), neuron.IFNode())
+    net(x)
+    functional.detach_net(net)
+    assert not net[0].out_i.requires_grad
+    assert not net[1].v.requires_grad
+
+
+def test_our_containers_refuse_a_step_mode_that_was_set_inside(theirs: Any) -> None:
+    for container in (layer.MultiStepContainer(neuron.IFNode()), layer.StepModeContainer(True, "m", neuron.IFNode())):
+        theirs.functional.set_step_mode(container, "m")  # which knows SpikingJelly's containers only
+        with pytest.raises(ValueError, match=r"step_mode: expected 's' of the layers in a .*Container, got 'm' of 0"):
+            container(torch.rand(2, 3, 4))
+
+
+def test_seq_to_ann_forward_takes_and_returns_tuples() -> None:
+    a, b = torch.rand(4, 2, 3), torch.rand(4, 2, 5)
+    found = functional.seq_to_ann_forward((a, b), lambda a, b: (a + 1, b.sum(1)))
+    assert_all_bits_equal(found, (a + 1, b.flatten(0, 1).sum(1).view(4, 2)))
+    with pytest.raises(ValueError, match="x_seq: expected tensors with the same"):
+        functional.seq_to_ann_forward((a, b[:3]), torch.add)
+
+
 @pytest.mark.needs_extension
 def test_backward_keeps_a_current_of_a_node_and_a_byte_of_a_maximum() -> None:
     x, kept = torch.rand(4, 2, 8, 8, 8, requires_grad=True), []
@@ -404,6 +564,95 @@ def test_compile_converts_the_nodes_of_an_installed_spikingjelly(theirs: Any) ->
     functional.reset_net(net)
     (graph,) = snnfast.explain(net, x).graphs
     assert "7 steps of ifnode: one unroll, with the linear behind it" in graph.merged
+
+
+class Steps(nn.Module):
+    """A loop over time, which resets the network first."""
+
+    def __init__(self, net: nn.Module, resets: Any = functional.reset_net) -> None:
+        super().__init__()
+        self.net, self.resets = net, resets
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.resets(self)
+        return torch.stack([self.net(step) for step in x])
+
+
+@pytest.mark.needs_extension
+@pytest.mark.usefixtures("nothing_compiled")
+@pytest.mark.parametrize("name", ["reset_net", "detach_net"])
+def test_spikingjellys_own_functions_do_not_split_a_loop(theirs: Any, name: str) -> None:
+    from spikingjelly.activation_based import layer as their_layer
+
+    net = nn.Sequential(their_layer.SynapseFilter(), theirs.neuron.LIFNode())
+    explanation = snnfast.explain(Steps(net, getattr(theirs.functional, name)), torch.rand(4, 2, 3))
+    (graph,) = explanation.graphs
+    assert "4 steps of ifnode: one unroll" in graph.merged
+    assert explanation.cuts == []
+
+
+@pytest.mark.needs_extension
+@pytest.mark.usefixtures("nothing_compiled")
+@pytest.mark.parametrize("name", ["linear recurrent", "element-wise recurrent"])
+def test_a_recurrent_container_becomes_one_call(theirs: Any, name: str) -> None:
+    from spikingjelly.activation_based import layer as their_layer
+
+    torch.manual_seed(0)
+    net = Steps(MIXED[name](their_layer, theirs.neuron)).double()
+    x = (2 * torch.rand(6, 3, 4, dtype=torch.float64)).requires_grad_()
+    spikes = net(x)
+    wanted = [spikes.detach(), *gradients_of([spikes], [x, *net.parameters()])]
+    functional.reset_net(net)  # a state with a graph can't be copied
+    (graph,) = snnfast.explain(net, x).graphs
+    assert any("one recurrence" in line for line in graph.merged)
+    assert graph.repeated == []
+    spikes = snnfast.compile(net)(x)
+    assert_all_close([spikes.detach(), *gradients_of([spikes], [x, *net.parameters()])], wanted, 1e-10)
+
+
+@pytest.mark.needs_extension
+@pytest.mark.usefixtures("nothing_compiled")
+@pytest.mark.parametrize("name", ["ATan", "Erf"])
+def test_what_is_assigned_takes_effect_in_a_compiled_loop(name: str) -> None:
+    node = neuron.LIFNode(3.0, surrogate_function=getattr(surrogate, name)())
+    node.v_threshold = 0.5
+    net, x = Steps(node), (2 * torch.rand(3, 2, 5)).requires_grad_()
+    compiled = snnfast.compile(copy.deepcopy(net), options={"inner": "eager"})
+
+    def compare() -> None:
+        spikes = [each(x) for each in (net, compiled)]
+        gradients = [
+            torch.autograd.grad(s.sum() + each.net.v.sum(), x)[0]
+            for s, each in zip(spikes, (net, compiled), strict=True)
+        ]
+        assert_bits_equal(*(s.detach() for s in spikes))
+        assert_close(*gradients, 1e-5, scale=1.0)
+
+    compare()
+    with torch.compiler.set_stance("fail_on_recompile"):  # a number of the kernels is an input of the graph
+        for attribute, value in (("v_threshold", 0.8), ("v_reset", 0.2), ("tau", 1.5), ("detach_reset", True)):
+            setattr(node, attribute, value)
+            setattr(compiled.net, attribute, value)
+            compare()
+    for each in (net, compiled):
+        each.net.surrogate_function.alpha = 0.5
+        each.net.tau = 4.0
+    compare()
+
+
+def test_random_sessions_are_spikingjellys(theirs: Any) -> None:
+    from spikingjelly_sessions import wrong
+
+    assert wrong(range(2000 if THOROUGH else 60), compiled=False) == []
+
+
+@pytest.mark.needs_extension
+@pytest.mark.usefixtures("nothing_compiled")
+@pytest.mark.filterwarnings("ignore")  # of networks in which nothing is merged
+def test_random_compiled_sessions_are_spikingjellys(theirs: Any) -> None:
+    from spikingjelly_sessions import wrong
+
+    assert wrong(range(100 if THOROUGH else 2), compiled=True) == []
 
 
 @pytest.mark.needs_extension

@@ -13,6 +13,13 @@
 #include "../math/exponential.h"
 #include "../math/scalar.h"
 
+// Before a loop, none of whose turns reads what another one writes.
+#if defined(__clang__)
+#define SNN_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
+#else
+#define SNN_INDEPENDENT _Pragma("GCC ivdep")
+#endif
+
 namespace snnfast::cpu::SNN_ISA {
 namespace {
 

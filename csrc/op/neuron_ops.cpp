@@ -42,6 +42,14 @@ std::string declare(const char* type, const char* before, const char* const (&na
 template <typename Neuron>
 inline constexpr bool kHasSpikeFeedback = std::string_view(Neuron::kStateNames[0]) == "spk";
 
+// Whether the membrane after a step depends on the spike of that very step. A neuron with an after() of its own delays
+// no reset, whatever `rule.delay` is.
+template <typename Neuron>
+bool resets_at_once(ResetRule rule) {
+  constexpr bool kNeverDelays = requires(float h, const float (&p)[Neuron::kParameters]) { Neuron::after(rule, h, p); };
+  return rule.reset != Reset::kNone && (kNeverDelays || !rule.delay);
+}
+
 // The arguments that both ops of a neuron have: their last tensors and their first options.
 template <typename Neuron>
 struct Common {
@@ -283,7 +291,7 @@ void backward_op(StableIValue* stack, uint64_t, uint64_t) {
 
   p.surrogate = p.derivative != nullptr ? SurrogateKind::kStraightThrough : static_cast<SurrogateKind>(surrogate);
   if (!kHasSpikeFeedback<Neuron> && p.grad_spk == nullptr && p.outputs.grad == nullptr &&
-      (p.rule.delay || p.rule.reset == Reset::kNone)) {
+      !resets_at_once<Neuron>(p.rule)) {
     // No gradient passes through a spike, so its derivative must not matter, not even where it is NaN.
     p.surrogate = SurrogateKind::kNone;
     p.derivative = nullptr;

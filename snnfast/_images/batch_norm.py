@@ -3,6 +3,9 @@
 A loop over time computes just that, one step after the other. A batch without time is one step. The kernels run at the
 speed of memory. They add in another order than PyTorch, some rows in the opmath dtype and all of them in float64. Where
 the kernels do not fit, PyTorch is called once on ``[B, T * C, *]``, which has the bits of the loop for images.
+
+PyTorch adds images in channels_last order in float32, and those in the usual order in float64. The order that images
+are given here must not cost digits that a loop has, so :func:`in_any_order` takes PyTorch's place.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,8 +20,8 @@ from snnfast._core.modules import is_only_called
 from snnfast._core.pytorch import constant_while_tracing, is_forward_mode, not_compiled_alone, transforms_are_active
 
 __all__ = [
-    "batch_norm", "evaluated", "has_batch_statistics", "is_pytorchs", "normalised", "of_batch", "over_input",
-    "overwrites",
+    "batch_norm", "evaluated", "has_batch_statistics", "in_any_order", "is_pytorchs", "normalised", "of_batch",
+    "over_input", "overwrites",
 ]  # fmt: skip
 
 _LEAST = 1 << 17
@@ -46,15 +49,15 @@ def of_batch(
 
     ``otherwise``: what calls PyTorch; by default the layer.
     """
-    if (
-        torch.compiler.is_compiling()
-        or not has_batch_statistics(layer)
-        or x.shape[1:2] != (layer.num_features,)  # PyTorch says what is wrong, as of one value per channel
-        or x.numel() < max(_LEAST, 2 * layer.num_features)
-        or (x.dim() > 3 and not x.is_contiguous())  # all channels of a pixel would be the work of one thread
-        or not _takes_kernels(x, layer.weight, layer.bias)
-    ):
-        return (otherwise or layer)(x)
+    call = otherwise or layer
+    if x.shape[1:2] != (layer.num_features,):  # PyTorch says what is wrong, as of one value per channel
+        return call(x)
+    if not has_batch_statistics(layer):
+        return _evaluated(layer, x) if _loses_digits(x) else call(x)
+    few = x.numel() < max(_LEAST, 2 * layer.num_features)
+    takes_kernels = not few and not torch.compiler.is_compiling() and _takes_kernels(x, layer.weight, layer.bias)
+    if not takes_kernels and not _loses_digits(x):
+        return call(x)
     layer._check_input_dim(x)  # type: ignore[no-untyped-call]
     return batch_norm(x.unsqueeze(0), layer.weight, layer.bias, *_running(layer, 1), layer.eps).squeeze(0)
 
@@ -72,16 +75,14 @@ def normalised(
     return batch_norm(x, layer.weight, layer.bias, *_running(layer, len(x)), layer.eps)
 
 
-def _running(layer: _BatchNorm, steps: int) -> tuple[Tensor | None, Tensor | None, float | list[float]]:
+def _running(layer: _BatchNorm, steps: int) -> tuple[Tensor | None, Tensor | None, float | Tensor]:
     """The running averages that so many steps change, and their momentum. The layer counts the steps."""
-    momentum: float | list[float] = 0.0 if layer.momentum is None else layer.momentum
+    momentum: float | Tensor = 0.0 if layer.momentum is None else layer.momentum
     if not (layer.training and layer.track_running_stats and layer.running_mean is not None):
         return None, None, momentum
     if layer.num_batches_tracked is not None:
-        if layer.momentum is None:
-            before = int(layer.num_batches_tracked)
-            momentum = [1 / (before + t + 1) for t in range(steps)]
         layer.num_batches_tracked.add_(steps)
+        momentum = layer.num_batches_tracked if layer.momentum is None else momentum
     return layer.running_mean, layer.running_var, momentum
 
 
@@ -91,7 +92,7 @@ def batch_norm(
     bias: Tensor | None,  # [C], or [T, C]
     running_mean: Tensor | Sequence[Tensor] | None,  # [C]: one for all steps, or one for each
     running_var: Tensor | Sequence[Tensor] | None,
-    momentum: float | Sequence[float],
+    momentum: float | Tensor,  # or how many steps there were with these: the averages are those of all
     eps: float,
 ) -> Tensor:
     """``torch.batch_norm`` in training of each step, one after the other. The running averages change in place."""
@@ -151,26 +152,33 @@ def _like(y: Tensor, x: Tensor) -> Tensor:
 def _update(
     running: Tensor | Sequence[Tensor],
     found: Tensor,  # [T, C], or [1, C] if it is the same at every step
-    momentum: float | Sequence[float],
+    momentum: float | Tensor,
     steps: int,
 ) -> None:
-    """Update running averages in the order of the steps."""
+    """Update running averages in the order of the steps.
+
+    Autograd is not told of it, as by PyTorch's own call. Each call of PyTorch saves the averages for its backward pass,
+    and does not read them there in training.
+    """
     if not isinstance(running, Tensor):
-        assert not isinstance(momentum, Sequence)
+        assert not isinstance(momentum, Tensor)
         found = found.expand(steps, *found.shape[1:])
-        torch._foreach_lerp_(list(running), list(found.to(running[0].dtype).unbind()), momentum)
+        every = [one.data for one in running]
+        torch._foreach_lerp_(every, list(found.to(every[0].dtype).unbind()), momentum)
         return
-    shares: list[float] = []
-    rest = 1.0
-    for m in reversed(momentum if isinstance(momentum, Sequence) else [momentum] * steps):
-        shares.insert(0, m * rest)
-        rest *= 1 - m
+    running = running.data
+    # On the device alone: a number that the host brings or asks for is a copy, which waits and which no graph captures.
+    dtype = ops.opmath_dtype(found.dtype)
+    if isinstance(momentum, Tensor):
+        running.lerp_(found.mean(0).to(running.dtype), (steps / momentum.to(dtype)).to(running.dtype))
+        return
+    rest = (1 - momentum) ** steps
     if len(found) == 1:
         running.lerp_(found[0].to(running.dtype), 1 - rest)
         return
     # No product of matrices, which would lose digits under autocast.
-    of_steps = found * torch.tensor(shares, dtype=found.dtype, device=found.device).unsqueeze(1)
-    running.mul_(rest).add_(of_steps.sum(0))
+    powers = torch.logspace(steps - 1, 0, steps, 1 - momentum, dtype=dtype, device=found.device)
+    running.mul_(rest).add_((found * powers.unsqueeze(1)).sum(0), alpha=momentum)
 
 
 # ---- in evaluation
@@ -189,8 +197,18 @@ def overwrites(layer: nn.Module, before: nn.Module | None) -> TypeGuard[nn.Batch
 
 def evaluated(layer: nn.BatchNorm2d, x: Tensor) -> Tensor:
     """What a layer that :func:`overwrites` its input returns."""
+    return over_input(x, *_fixed(layer))
+
+
+def _evaluated(layer: _BatchNorm, x: Tensor) -> Tensor:
+    layer._check_input_dim(x)  # type: ignore[no-untyped-call]
+    return in_any_order(x, *_fixed(layer))
+
+
+def _fixed(layer: _BatchNorm) -> tuple[Any, ...]:
+    """The arguments of :func:`in_any_order` behind the input."""
     given = layer.weight, layer.bias, layer.running_mean, layer.running_var
-    return over_input(x, *given, False, 0.0, layer.eps, torch.backends.cudnn.enabled)
+    return *given, False, 0.0, layer.eps, torch.backends.cudnn.enabled
 
 
 def over_input(
@@ -214,7 +232,7 @@ def over_input(
         out = {"out": x, "save_mean": unused, "save_invstd": unused}
         torch.ops.aten.native_batch_norm.out(x, *given, False, momentum, eps, **out)
         return x
-    return torch.batch_norm(x, *given, training, momentum, eps, cudnn_enabled)
+    return in_any_order(x, *given, training, momentum, eps, cudnn_enabled)
 
 
 def _can_be_overwritten(x: Tensor, given: Sequence[Tensor | None]) -> bool:
@@ -231,12 +249,54 @@ def _can_be_overwritten(x: Tensor, given: Sequence[Tensor | None]) -> bool:
     )
 
 
+# ---- images in channels_last order
+
+
+def in_any_order(
+    x: Tensor,  # [N, C, *]
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool,
+) -> Tensor:
+    """``torch.batch_norm``, with as many digits in channels_last order as it has in the usual one."""
+    given = weight, bias, running_mean, running_var
+    if training and _loses_digits(x):
+        return batch_norm(x.unsqueeze(0), *given, momentum, eps).squeeze(0)
+    adds = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (weight, bias))
+    if running_mean is not None and running_var is not None and adds and _loses_digits(x):
+        return _by_elements(x, weight, bias, running_mean, running_var, eps)
+    return torch.batch_norm(x, *given, training, momentum, eps, cudnn_enabled)
+
+
+def _loses_digits(x: Tensor) -> bool:
+    """Whether PyTorch adds the samples of a channel in float32."""
+    return x.device.type == "cpu" and x.dim() > 3 and not x.is_contiguous()
+
+
+def _by_elements(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, variance: Tensor, eps: float
+) -> Tensor:
+    """With fixed statistics. The gradients of the weight and the bias are PyTorch's sums, which keep their digits."""
+
+    def of_channels(parameter: Tensor) -> Tensor:
+        return parameter.view(-1, *(1,) * (x.dim() - 2))
+
+    scale = (variance + eps).rsqrt()
+    y = (x - of_channels(mean)) * of_channels(scale if weight is None else scale * weight)
+    return (y if bias is None else y + of_channels(bias)).to(x.dtype)
+
+
 # ---- by PyTorch: channels of different steps are different channels
 
 
 def _channels(x: Tensor) -> Tensor:
-    """``[T, B, C, *]`` to ``[B, T * C, *]``."""
-    return x.transpose(0, 1).flatten(1, 2)
+    """``[T, B, C, *]`` to ``[B, T * C, *]`` in the usual order."""
+    return x.transpose(0, 1).flatten(1, 2).contiguous()
 
 
 def _steps(y: Tensor, x: Tensor) -> Tensor:

@@ -34,14 +34,14 @@ class NoKernelError(RuntimeError):
 
 
 def _call(function: Any, *arguments: Any) -> Any:
-    """What a function of ``cuda.bindings`` returns behind its status."""
+    """What a function of ``cuda.bindings`` returns behind its status: one value, or a tuple."""
     try:
         status, *found = function(*arguments)
     except RuntimeError as error:  # there is no such library
         raise NoKernelError(str(error)) from error
     if int(status) != 0:
         raise NoKernelError(f"{function.__name__} failed with {status.name}")
-    return found[0] if found else None
+    return found[0] if len(found) == 1 else tuple(found)
 
 
 def _bindings(name: str) -> Any:
@@ -52,25 +52,30 @@ def _bindings(name: str) -> Any:
 
 
 def compile_text(text: str, architecture: int, *options: str) -> tuple[bytes, str]:
-    """Machine code for an architecture such as 90, and what the compiler says.
+    """Code for an architecture such as 90, and what the compiler says.
+
+    It is machine code. For an architecture that this NVRTC does not know, it is PTX of the newest older one, which the
+    driver compiles.
 
     Raises:
-        NoKernelError: There is no NVRTC, it does not know the architecture, or the text is wrong.
+        NoKernelError: There is no NVRTC, it knows no architecture that is old enough, or the text is wrong.
     """
     nvrtc = _bindings("nvrtc")
-    if architecture not in _call(nvrtc.nvrtcGetSupportedArchs):
+    known = max((a for a in _call(nvrtc.nvrtcGetSupportedArchs) if a <= architecture), default=None)
+    if known is None:
         raise NoKernelError(f"this NVRTC does not compile for cards of compute capability {architecture / 10}")
+    kind, language = ("sm", "CUBIN") if known == architecture else ("compute", "PTX")
     program = _call(nvrtc.nvrtcCreateProgram, text.encode(), f"{NAME}.cu".encode(), 0, [], [])
     try:
-        given = [option.encode() for option in (f"--gpu-architecture=sm_{architecture}", *_OPTIONS, *options)]
+        given = [option.encode() for option in (f"--gpu-architecture={kind}_{known}", *_OPTIONS, *options)]
         (status,) = nvrtc.nvrtcCompileProgram(program, len(given), given)
         log = bytearray(_call(nvrtc.nvrtcGetProgramLogSize, program))
         _call(nvrtc.nvrtcGetProgramLog, program, log)
         said = log.rstrip(b"\0 \n").decode(errors="replace")
         if int(status) != 0:
             raise NoKernelError(f"NVRTC can't compile the program: {said or status.name}")
-        code = bytearray(_call(nvrtc.nvrtcGetCUBINSize, program))
-        _call(nvrtc.nvrtcGetCUBIN, program, code)
+        code = bytearray(_call(getattr(nvrtc, f"nvrtcGet{language}Size"), program))
+        _call(getattr(nvrtc, f"nvrtcGet{language}"), program, code)
     finally:
         nvrtc.nvrtcDestroyProgram(program)
     return bytes(code), said
@@ -83,22 +88,41 @@ def _cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "snnfast"
 
 
+def _digest(data: bytes) -> bytes:
+    return hashlib.sha256(data).digest()
+
+
+def _kept(path: Path) -> bytes | None:
+    """The code that a file holds behind its digest. The driver reads a damaged one beyond its end."""
+    try:
+        content = path.read_bytes()
+    except OSError:  # there is none; a folder without access is reported when the code is to be kept there
+        return None
+    digest, code = content[:32], content[32:]
+    return code if digest == _digest(code) else None
+
+
 def machine_code(text: str, architecture: int) -> bytes:
-    """The machine code from the cache, or else compiled and kept there.
+    """The code from the cache, or else compiled and kept there.
 
     A name is made of all that decides the code, so that a file is never out of date. It appears at once and whole, also
-    if several processes compile the same.
+    if several processes compile the same. One that is damaged is made again.
     """
     version = _call(_bindings("nvrtc").nvrtcVersion)
-    key = hashlib.sha256(repr((text, architecture, version, _OPTIONS)).encode()).hexdigest()
-    path = _cache() / f"{key}.cubin"
-    if path.is_file():
-        return path.read_bytes()
+    name = _digest(repr((text, architecture, version, _OPTIONS)).encode()).hex()
+    try:
+        path = _cache() / name
+    except RuntimeError as error:  # the user has no home, as in a container that runs under any number
+        warn_once(f"snnfast: compiled kernels can't be kept ({error}); see SNNFAST_KERNEL_CACHE")
+        return compile_text(text, architecture)[0]
+    kept = _kept(path)
+    if kept is not None:
+        return kept
     code, _ = compile_text(text, architecture)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            file.write(code)
+            file.write(_digest(code) + code)
         os.replace(file.name, path)
     except OSError as error:
         warn_once(f"snnfast: compiled kernels can't be kept in {path.parent} ({error}); see SNNFAST_KERNEL_CACHE")
@@ -115,6 +139,12 @@ def pack(arguments: Sequence[int | float]) -> Any:
     return memory
 
 
+def _make_current(driver: Any, context: Any) -> None:
+    """Give this thread a context if it has none: PyTorch binds one only when the thread uses the card through it."""
+    if int(_call(driver.cuCtxGetCurrent)) == 0:
+        _call(driver.cuCtxSetCurrent, context)
+
+
 @functools.cache
 def kernel_of(text: str, device: torch.device) -> Launch:
     """The kernel of a text on a CUDA device.
@@ -129,7 +159,10 @@ def kernel_of(text: str, device: torch.device) -> Launch:
     driver = _bindings("driver")
     major, minor = torch.cuda.get_device_capability(device)
     code = machine_code(text, 10 * major + minor)
+    # The context of PyTorch, which lives as long as the process.
+    context = _call(driver.cuDevicePrimaryCtxRetain, _call(driver.cuDeviceGet, device.index))
     with torch.cuda.device(device):
+        _make_current(driver, context)
         module = _call(driver.cuModuleLoadData, code)
         function = _call(driver.cuModuleGetFunction, module, NAME.encode())
 
@@ -137,6 +170,7 @@ def kernel_of(text: str, device: torch.device) -> Launch:
         memory = pack(arguments)
         pointers = ctypes.addressof(memory) + 8 * len(arguments)
         with torch.cuda.device(device):
+            _make_current(driver, context)
             stream = torch.cuda.current_stream(device).cuda_stream
             (status,) = driver.cuLaunchKernel(function, blocks, 1, 1, threads, 1, 1, 0, stream, pointers, 0)
         if int(status) != 0:  # with which a loop would not help

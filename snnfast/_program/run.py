@@ -54,15 +54,22 @@ class Program:
     Args:
         step: ``(*inputs, *states, *parameters)`` to a tuple of the outputs, and the new states behind them. Inputs and
             states have one shape and dtype; parameters broadcast to it.
-        inputs: How many there are; likewise ``states`` and ``parameters``.
+        inputs: How many there are; likewise ``states``, ``parameters`` and ``outputs``.
         surroundings: What the step sees beside its arguments; ``None``: nothing.
     """
 
     def __init__(
-        self, step: Step, inputs: int, states: int, parameters: int, surroundings: "Surroundings | None" = None
+        self,
+        step: Step,
+        inputs: int,
+        states: int,
+        parameters: int,
+        outputs: int = 1,
+        surroundings: "Surroundings | None" = None,
     ) -> None:
         self.step = step
         self.counts = inputs, states, parameters
+        self.outputs = outputs
         self.surroundings = surroundings
         self._variants: dict[_Options, _Variant] = {}
 
@@ -264,15 +271,19 @@ class _Variant:
         surroundings = self._program.surroundings
         if surroundings is None:
             return trace(self.step, self.counts, dtype, dims, needs, place)
-        known = surroundings.are_current()
+
+        def step(*arguments: Tensor) -> tuple[Tensor, ...]:
+            results = self.step(*arguments)
+            if not surroundings.are_current():
+                raise NotElementwiseError("it changes what it sees")
+            return results
+
         with surroundings.undisturbed():
-            found = trace(self.step, self.counts, dtype, dims, needs, place)
+            found = trace(step, self.counts, dtype, dims, needs, place)
             # What the step reads elsewhere, such as a random number or a time, is seen by running it again.
-            again = trace(self.step, self.counts, dtype, dims, needs, place)
-            known = known and surroundings.are_current()
-        if not (known and again.equals(found)):
-            raise NotElementwiseError("it changes what it sees, or computes something else when it runs again")
-        return again
+            if not trace(step, self.counts, dtype, dims, needs, place).equals(found):
+                raise NotElementwiseError("it computes something else when it runs again")
+        return found
 
     def step(self, *arguments: Tensor) -> tuple[Tensor, ...]:
         record, constant, ragged, counted = self._options
@@ -323,16 +334,11 @@ class _Variant:
             outputs.append(results[: len(results) - len(now)])
             now = results[len(results) - len(now) :]
         if not outputs:
-            return (*self._no_steps(call, now[0].device, parameters), *(s.clone() for s in now))
+            _, recorded, _ = self._program.counts
+            count = self._program.outputs + (recorded if self._options.record else 0) - self._options.counts
+            rows_of_none = [torch.empty(0, *call.shape, dtype=call.dtype, device=call.device) for _ in range(count)]
+            return (*rows_of_none, *(s.clone() for s in now))
         return (*(torch.stack(rows).to(call.dtype) for rows in zip(*outputs, strict=True)), *now)
-
-    def _no_steps(self, call: Call, device: torch.device, parameters: Sequence[Tensor]) -> list[Tensor]:
-        """The outputs of no step: their number is that of a step on made-up arguments."""
-        made = [
-            torch.zeros(call.shape, dtype=call.opmath, device=device) for _ in range(self.counts[0] + self.counts[1])
-        ]
-        results = self.step(*made, *(p.detach() for p in parameters))
-        return [r.new_empty(0, *call.shape, dtype=call.dtype) for r in results[: len(results) - self.counts[1]]]
 
 
 class Codes:
@@ -454,6 +460,9 @@ class _Run(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         if linear and not ctx.needs_input_grad[3 + count]:
             read = None  # only the gradient of the weight reads it
+        if keep:  # A buffer may change before the backward pass: where no gradient needs it, a loop has not saved it.
+            buffers = [p if p.requires_grad else p.clone() for p in parameters]
+            tensors = (*series, *states, *buffers)
         ctx.save_for_backward(*tensors, *linear, read, checkpoints)
         return tuple(t if i == call.output else call.shaped(t) for i, t in enumerate(found))
 

@@ -147,9 +147,15 @@ def _undo(value: Any) -> Callable[[], None] | None:
 
 
 def _set_all(held: Any, before: Any) -> None:
-    if held != before:
+    items = (held.items(), before.items()) if isinstance(held, dict) else (held, before)
+    # Nobody knows what the objects' own comparison does.
+    if len(held) != len(before) or not all(map(_is_same, *items)):
         held.clear()
         held.extend(before) if isinstance(held, collections.deque) else held.update(before)
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    return one is other or (type(one) is tuple and len(one) == 2 and one[0] is other[0] and one[1] is other[1])
 
 
 def _set_items(held: dict[str, Any], before: dict[str, Any]) -> None:
@@ -365,10 +371,11 @@ class _Walk:
 
 @functools.lru_cache(4096)
 def _is_closed(kind: type) -> bool:
-    """Whether a class of Python's own keeps what it holds in C."""
-    if kind.__module__.partition(".")[0] in (*_WHOLE, "numpy"):  # what these hold in C is no number
+    """Whether a class of Python's own, or of NumPy, keeps what it holds in C."""
+    package = kind.__module__.partition(".")[0]
+    if kind in _OPEN or kind.__module__ in _FIXED or not _is_settled(package):
         return False
-    if kind in _OPEN or kind.__module__ in _FIXED or not _is_settled(kind.__module__):
+    if package in _WHOLE or kind.__name__ == "ufunc":  # what these hold in C is no number
         return False
     return not any(isinstance(value, types.FunctionType) for value in vars(kind).values())
 

@@ -133,6 +133,14 @@ class _Kernel:
         found, self.words = self.words[:count], self.words[count:]
         return found
 
+    def registers_of_their_own(self, *counts: int) -> list[list[int]]:
+        """The registers of values that the next step or the other section reads, in several tables. -1 is none."""
+        tables = [self.take(count) for count in counts]
+        used = [r for table in tables for r in table if r >= 0]
+        if len(set(used)) < len(used):  # which the op of the CPU refuses in these words
+            raise RuntimeError("code: a register is used twice")
+        return tables
+
     def section(self, count: int) -> list[str]:
         return [_statement(self.take(6), self.f) for _ in range(count)]
 
@@ -221,7 +229,7 @@ def forward_source(code: Code, dtype: torch.dtype, kinds: Kinds) -> Source:
     """
     kernel = _Kernel(code, dtype, kinds)
     outputs, temporaries, count = kernel.take(3)
-    output_at, state_at = kernel.take(outputs), kernel.take(len(kernel.states))
+    output_at, (state_at,) = kernel.take(outputs), kernel.registers_of_their_own(len(kernel.states))
     kernel.inputs()
     kernel.pointers("const A", "initial", kernel.states)
     kernel.parameters()
@@ -252,7 +260,7 @@ def backward_source(code: Code, dtype: torch.dtype, kinds: Kinds) -> Source:
     kernel = _Kernel(code, dtype, kinds)
     states, parameters = kernel.states, len(kinds[1])
     outputs, saved, temporaries, first, second = kernel.take(5)
-    new_at, saved_at, carry_at = (kernel.take(n) for n in (len(states), saved, len(states)))
+    new_at, saved_at, carry_at = kernel.registers_of_their_own(len(states), saved, len(states))
     series_at = {k: r for k, r in enumerate(kernel.take(len(kernel.series))) if r >= 0}
     parameter_at = {j: r for j, r in enumerate(kernel.take(parameters)) if r >= 0}
     kernel.inputs()

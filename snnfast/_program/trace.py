@@ -412,8 +412,6 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _record(self, func: Any, args: Any, kwargs: Any) -> Any:
         name = func._schema.name.removeprefix("aten::")
-        if name.endswith("_") and self.is_parameter(args[0]):
-            raise self.error(f"torch.{name} writes to a parameter, or to what has its shape")
         name = name.removesuffix("_")  # a write in place gives the memory another value
         if name == "_local_scalar_dense" and self.graph.nodes[self.value(args[0])][0] == "constant":
             return func(*args, **kwargs)  # ``item`` of a number that the step made a tensor of

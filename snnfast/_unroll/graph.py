@@ -23,6 +23,7 @@ from snnfast._core.ops import (
     RESET_MECHANISMS,
     SEQUENCE,
     SURROGATE_AT,
+    Neuron,
     opmath_dtype,
     unpack,
 )
@@ -31,6 +32,14 @@ from snnfast._unroll import state_gradients as _gradients
 from snnfast._unroll.call import ONE_STEP, Options, Request, UnrollCall, make_request
 from snnfast._unroll.checks import check_current, check_options
 from snnfast._unroll.run import run
+
+
+def _spec(neuron: str) -> Neuron:
+    """The neuron of a name that anybody may have written."""
+    found = NEURONS.get(neuron)
+    if found is None:
+        raise ValueError(f"neuron: expected one of {', '.join(NEURONS)}, got {neuron!r}")
+    return found
 
 
 @lru_cache
@@ -100,7 +109,7 @@ def step(
 
 def of_step(neuron: str, x: Tensor, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
     """The tensors of a step, with ``None`` in the place of a state that has another shape than ``x``."""
-    n = len(NEURONS[neuron].states)
+    n = len(_spec(neuron).states)
     fit = [t if t is None or t.is_nested or t.shape == x.shape else None for t in tensors[:n]]
     return [*fit, *tensors[n:]]
 
@@ -153,7 +162,7 @@ def _run(
     request: Request,
     linear: Linear | None = None,
 ) -> tuple[Tensor, ...]:
-    neuron, asked = NEURONS[name], _options_of(*options)
+    neuron, asked = _spec(name), _options_of(*options)
     n = len(neuron.states)
     states: Any = tuple(tensors[:n])
     parameters: Any = tuple(tensors[n:])

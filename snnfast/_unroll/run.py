@@ -25,7 +25,7 @@ from snnfast._unroll.checks import check_current, check_request, prepare, varies
 from snnfast._unroll.linear import check_linear, takes_bits
 from snnfast._unroll.ragged import check_lengths, valid_steps
 from snnfast._unroll.steps import over_steps
-from snnfast.surrogate import DISABLED, has_derivative, known_to_kernels
+from snnfast.surrogate import DISABLED, has_derivative, is_elementwise
 from snnfast.surrogate.examine import examine
 
 Results = tuple[Tensor, ...]
@@ -77,6 +77,7 @@ def engine(call: UnrollCall) -> tuple[Engine, UnrollCall]:
         not backend.use_fused(call.current)
         or ((call.lengths is not None or not call.options.kernels_do_all) and refuses_kernels(call))
         or (in_parts and not state_gradients.kernels_take(call))
+        or (is_dynamo_compiling() and _becomes_program(call))
     ):
         return reference.unroll, call
     if call.varies:
@@ -127,7 +128,7 @@ def why_not_fused(call: UnrollCall) -> str | None:
     if options.state_quant is not None:
         return "state_quant is called on the states of every step before the next one"
     goes_on, feedback = _spikes_go_on(call), call.neuron.has_spike_feedback
-    if not known_to_kernels(options.spike_grad):
+    if not is_elementwise(options.spike_grad):
         if transformed:
             return "of its spike_grad: it can't be tried out under a torch.func transform"
         x, shape = call.current, _of_known_sizes(step_shape(call))
@@ -142,6 +143,15 @@ def why_not_fused(call: UnrollCall) -> str | None:
         why = f"in a {call.neuron.name} layer" if feedback else "with reset_delay=False"
         return f"inhibition {why} makes each neuron wait for all others"
     return None
+
+
+def _becomes_program(call: UnrollCall) -> bool:
+    """Whether the operators of a step become a program, in a loop that is compiled.
+
+    The kernels do not have its surrogate, so that the step is no node of the graph; its operators are all elementwise.
+    """
+    is_plain = call.request.time == STEP and call.current.dtype == opmath_dtype(call.current.dtype)
+    return is_plain and not call.options.kernels_do_all and is_elementwise(call.options.spike_grad)
 
 
 def _of_known_sizes(shape: torch.Size) -> torch.Size:

@@ -326,14 +326,22 @@ class _Steps:
             return column[0]
         if all(a is column[0] for a in column) and isinstance(body := module_of(column[0]), GraphModule):
             return body
-        _check_given(made, *column)
         if all(a is column[0] for a in column):
+            if not _is_scalar(column[0]):
+                _check_given(made, column[0])
             return Slot("constant", _enter(made.constants, column[0]))
+        _check_given(made, *column)
         if len(column) < made.steps:
             column = next((nodes for nodes in made.series if nodes[:-1] == column), column)
         if len(column) < made.steps:
             raise UnmergedError(UNLIKE)
         return Slot("series", _enter(made.series, column))
+
+
+def _is_scalar(node: Node) -> bool:
+    """Whether a tensor is one number on the CPU, which PyTorch's operators take beside tensors of any dtype."""
+    t = value(node)
+    return isinstance(t, Tensor) and t.dim() == 0 and t.is_cpu and t.is_floating_point()
 
 
 def _check_given(made: Recurrence, *nodes: Any) -> None:

@@ -393,8 +393,9 @@ class Emitter(Writer):
         series = [self._with_rank(self.over_time(nodes), len(recurrence.shape)) for nodes in recurrence.series]
         states = [self.get(n) if isinstance(n, Node) else n for _, n in recurrence.states]
         given = [*series, *states, *map(self.get, recurrence.constants)]
-        is_bool = [isinstance(a, Node) and value(a).dtype == torch.bool for a in given]
-        given = [self.call(aten.to.dtype, a, recurrence.dtype) if b else a for a, b in zip(given, is_bool, strict=True)]
+        dtype = recurrence.dtype
+        other = [isinstance(a, Node) and value(a).dtype != dtype for a in given]
+        given = [self.call(aten.to.dtype, a, dtype) if b else a for a, b in zip(given, other, strict=True)]
         node = self.graph.call_function(Unrolled(recurrence, recurrence.outputs()), tuple(given))
         shape = recurrence.shape
         in_order = series and not recurrence.between

@@ -13,7 +13,7 @@ from snnfast._core.pytorch import transforms_are_active
 from snnfast._images import conv2d as _convolution
 from snnfast._images import max_pool2d as _max_pooling
 from snnfast._images.avg_pool2d import avg_pool2d
-from snnfast._images.batch_norm import batch_norm, over_input
+from snnfast._images.batch_norm import batch_norm, in_any_order, over_input
 from snnfast._images.channels_last import OPS_THAT_KEEP_ORDER, in_usual_order, profits, to_channels_last
 from snnfast._images.conv2d import conv2d
 from snnfast._images.max_pool2d import max_pool2d
@@ -76,8 +76,8 @@ def use_channels_last(graph: Graph) -> None:
 def use_kernels(graph: Graph) -> None:
     """Let convolutions, poolings, normalisations and draws choose their kernels at each call."""
     for node in graph.nodes:
-        if node.target is aten.batch_norm.default and _is_of_a_convolution_alone(node.args[0]):
-            node.target = over_input
+        if node.target is aten.batch_norm.default:
+            node.target = over_input if _is_of_a_convolution_alone(node.args[0]) else in_any_order
         elif node.op == "call_function":
             node.target = _OURS.get(node.target, node.target)
 

@@ -114,7 +114,7 @@ class Recurrence:
             env = self.run(given, [*series, *made, *self.slots_of("state"), *constants])
             return tuple(env[slot].to(self.dtype) for slot in results)
 
-        return Program(step, len(series) + len(made), len(self.states), len(constants))
+        return Program(step, len(series) + len(made), len(self.states), len(constants), len(outputs))
 
     def inputs_of_program(self) -> tuple[list[Slot], list[Slot], list[Slot]]:
         """What the program reads beside the states: series, products, and constants. It reads all series."""

@@ -3,6 +3,7 @@
 import contextlib
 import dis
 import functools
+import importlib
 import inspect
 import operator
 import sys
@@ -60,7 +61,7 @@ def _extend() -> frozenset[Any]:
     These are PyTorch's private classes. Where a version has them in another form, what needs them splits the graph, as
     it does without an extension.
     """
-    for extend in (keep_running, _keep_asserts, _keep_bars, _keep_numbers_of_functions):
+    for extend in (keep_running, _keep_asserts, _keep_bars, _keep_numbers_of_functions, _keep_resets):
         with contextlib.suppress(AttributeError):
             extend()
     with contextlib.suppress(AttributeError):
@@ -229,6 +230,26 @@ def _keep_numbers_of_functions() -> None:
         return constant.create(found)
 
     setattr(kind, name_of_hook, read)
+
+
+def _keep_resets() -> None:
+    """Let ``reset_net`` and ``detach_net`` of SpikingJelly be those of :mod:`snnfast.spikingjelly`.
+
+    These do the same to a network. SpikingJelly's own write to a log, which asks Python for its frames and so splits
+    the graph, and they look the modules up in a cache.
+    """
+    kind: Any = torch._dynamo.variables.UserFunctionVariable
+    original = kind.call_function
+
+    def call_function(self: Any, tx: Any, args: Any, kwargs: Any) -> Any:
+        name = getattr(self.fn, "__name__", "")
+        is_one = name in ("reset_net", "detach_net") and tracing.is_entered
+        if not is_one or not self.fn.__module__.startswith("spikingjelly.activation_based.functional"):
+            return original(self, tx, args, kwargs)
+        ours = importlib.import_module("snnfast.spikingjelly.functional")
+        return original(kind(getattr(ours, name)), tx, args, kwargs)
+
+    kind.call_function = call_function
 
 
 def _show(bar: Any, steps: int, *named: Any) -> None:

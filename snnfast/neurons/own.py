@@ -375,7 +375,7 @@ class _Programs:
         if key in self._found:
             self._found.move_to_end(key)
         else:
-            program = Program(layer._bound_step(), *counts, _Surroundings(self._sight, options, moment))
+            program = Program(layer._bound_step(), *counts, surroundings=_Surroundings(self._sight, options, moment))
             self._found[key] = moment, program
             if len(self._found) > _MOMENTS:
                 _, (before, _) = self._found.popitem(last=False)

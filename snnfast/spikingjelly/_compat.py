@@ -91,8 +91,8 @@ def _is_theirs(kind: type) -> bool:
 
 
 def _swap(node: Any, kind: type[BaseNode]) -> None:
-    kept = {name: getattr(node, name) for name in ("v", "v_seq", "store_v_seq")}
-    for name in ("_memories", "_memories_rv", "_store_v_seq"):
+    kept = {"v": node.v, "_begins": node.get_reset_value("v")}
+    for name in ("_memories", "_memories_rv"):
         del node.__dict__[name]
     node.__class__ = kind
     vars(node).update(kept, backend="torch")

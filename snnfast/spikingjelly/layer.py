@@ -36,7 +36,7 @@ class _Layer(StepModule):
         if self.dims and x.dim() not in self.dims:
             expected = " or ".join(map(str, self.dims))
             raise ValueError(f"x: expected all steps [T, B, *] with {expected} dimensions, got shape {tuple(x.shape)}")
-        return seq_to_ann_forward(x, self._of_batch)
+        return seq_to_ann_forward(x, self._of_batch)  # type: ignore[no-any-return]
 
     def _of_batch(self, x: Tensor) -> Tensor:
         return super().forward(x)  # type: ignore[no-any-return]
@@ -178,15 +178,22 @@ class MultiStepDropout2d(Dropout2d):
         super().__init__(p, "m")
 
 
-class _ForAllSteps(StepModule, nn.Sequential):
-    """Layers, inside of which no step mode is set."""
+class _Container(nn.Sequential):
+    """Layers for one step: ``functional.set_step_mode`` leaves them in ``"s"``."""
 
-    supported = ("m",)
-    _step_mode = "m"
     keeps_step_mode = True
 
+    def _check_layers(self) -> None:
+        """SpikingJelly's own ``set_step_mode`` knows its own containers only."""
+        for name, module in self.named_modules():
+            if module is not self and (mode := getattr(module, "step_mode", "s")) != "s":
+                raise ValueError(
+                    f"step_mode: expected 's' of the layers in a {type(self).__name__}, got {mode!r} of {name}; set "
+                    "that of the network by snnfast.spikingjelly.functional.set_step_mode"
+                )
 
-class SeqToANNContainer(_ForAllSteps):
+
+class SeqToANNContainer(_Container):
     """Layers without a state, which are called once on all steps of ``[T, B, *]`` as one batch ``[T * B, *]``.
 
     ``module[i]`` is layer ``i``, and checkpoints may have ``module.`` before the numbers of layers, as versions up to
@@ -206,17 +213,20 @@ class SeqToANNContainer(_ForAllSteps):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(self, x_seq: Tensor) -> Tensor:
-        return seq_to_ann_forward(x_seq, [to_call(module, before) for before, module in pairwise([None, *self])])
+        self._check_layers()
+        modules = [to_call(module, before) for before, module in pairwise([None, *self])]
+        return seq_to_ann_forward(x_seq, modules)  # type: ignore[no-any-return]
 
 
-class MultiStepContainer(_ForAllSteps):
+class MultiStepContainer(_Container):
     """Layers for one step, which are called on each step of ``[T, B, *]``."""
 
     def forward(self, x_seq: Tensor) -> Tensor:
+        self._check_layers()
         return multi_step_forward(x_seq, super().forward)
 
 
-class StepModeContainer(StepModule, nn.Sequential):
+class StepModeContainer(StepModule, _Container):
     """Layers for one step, with a step mode: for all steps, those with a state are called on each of them.
 
     Args:
@@ -225,14 +235,13 @@ class StepModeContainer(StepModule, nn.Sequential):
         *layers: Layers in order of application.
     """
 
-    keeps_step_mode = True
-
     def __init__(self, stateful: bool, step_mode: str = "s", *layers: nn.Module) -> None:
         super().__init__(*layers)
         self.stateful = check_flag("stateful", stateful)
         self.step_mode = step_mode
 
     def forward(self, x: Tensor) -> Tensor:
+        self._check_layers()
         if self._step_mode == "s":
             return super().forward(x)  # type: ignore[no-any-return,no-untyped-call]
         return multi_step_forward(x, super().forward) if self.stateful else seq_to_ann_forward(x, super().forward)

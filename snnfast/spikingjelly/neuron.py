@@ -14,8 +14,9 @@ from snnfast._unroll.checks import check_options
 from snnfast.neurons.base import SpikingLayer
 from snnfast.neurons.ifnode import IFNODE
 from snnfast.spikingjelly.base import StepModule
-from snnfast.spikingjelly.surrogate import Sigmoid, spike_grad_of
+from snnfast.spikingjelly.surrogate import Sigmoid, settings_of, spike_grad_of
 from snnfast.surrogate.base import number
+from snnfast.surrogate.examine import SpikeGrad
 
 __all__ = [
     "BaseNode",
@@ -28,6 +29,12 @@ __all__ = [
 ]
 
 BACKENDS = ("torch", "cupy", "triton", "inductor", "lava")
+
+_Checked = tuple[Any, tuple[float, bool] | None, Options, tuple[Tensor, ...] | None]
+"""A surrogate function with its settings, and the options and parameters of a call; ``None``: they are to be made."""
+
+_NUMBERS = {"v_threshold", "v_reset", "surrogate_function", "detach_reset", "tau", "decay_input"}
+"""What may be assigned to a node at any time, and takes effect with the next step."""
 
 
 class BaseNode(StepModule, SpikingLayer):
@@ -65,6 +72,9 @@ class BaseNode(StepModule, SpikingLayer):
     init_hidden, output = True, False
     surrogate_function: Any
     v: Any
+    v_seq: Tensor | None
+    _begins: float | Tensor
+    _checked: _Checked | None = None  # type: ignore[assignment]
 
     def __init__(
         self,
@@ -88,13 +98,50 @@ class BaseNode(StepModule, SpikingLayer):
         self.detach_reset = check_flag("detach_reset", detach_reset)
         self.step_mode = step_mode
         self.backend = backend
-        self.store_v_seq = check_flag("store_v_seq", store_v_seq)
+        self.store_v_seq = store_v_seq
+        self.set_reset_value("v", 0.0 if self.v_reset is None else self.v_reset)
         self.reset()
 
     def reset(self) -> None:
-        """Forget the membrane, and with it its graph: the next step starts from ``v_reset``."""
-        self.v = 0.0 if self.v_reset is None else self.v_reset
-        self.v_seq: Tensor | None = None
+        """Forget the membrane, and with it its graph: the next step starts from the reset value.
+
+        This is the ``v_reset`` that the node was made with, until :meth:`set_reset_value` sets another one.
+        """
+        begin = self._begins
+        self.v = begin.clone() if isinstance(begin, Tensor) else begin
+        self.v_seq = None
+
+    def set_reset_value(self, name: str, value: float | Tensor) -> None:
+        """Set the membrane that :meth:`reset` leaves: a number, or a tensor of the shape of a step ``[B, *]``.
+
+        Args:
+            name: ``"v"``, the only state of a node.
+            value: It is copied.
+
+        Raises:
+            KeyError: The node has no such state.
+        """
+        _check_state_name(name)
+        self._begins = value.detach().clone() if isinstance(value, Tensor) else float(value)
+
+    def get_reset_value(self, name: str) -> float | Tensor:
+        """The membrane that :meth:`reset` leaves.
+
+        Raises:
+            KeyError: The node has no such state.
+        """
+        _check_state_name(name)
+        return self._begins
+
+    @property
+    def store_v_seq(self) -> bool:
+        """Whether ``v_seq`` is kept. Where it is assigned, the present ``v_seq`` is forgotten."""
+        return self._store_v_seq
+
+    @store_v_seq.setter
+    def store_v_seq(self, store_v_seq: bool) -> None:
+        self._store_v_seq = check_flag("store_v_seq", store_v_seq)
+        self.v_seq = None
 
     def detach(self) -> None:
         """Cut the membrane from its graph: truncated backpropagation through time."""
@@ -132,26 +179,40 @@ class BaseNode(StepModule, SpikingLayer):
         return self._known()[1]
 
     def _known(self) -> tuple[Options, tuple[Tensor, ...]]:
-        """Options and parameters of a call, which are made again after an attribute was assigned."""
-        function = self.surrogate_function
-        given = self.v_reset is None, getattr(function, "alpha", None), self._constants()  # alpha may change in place
-        known = self.__dict__.get("_checked")
-        if known is not None and known[0] is function and known[1] == given:
-            return known[2]  # type: ignore[no-any-return]
+        """Options and parameters of a call, which are made again after an attribute was assigned.
+
+        ``torch.compile`` traces this at every step, and guards what is read here. The numbers of a node are not read:
+        ``__setattr__`` makes tensors of them, which are inputs of the graph. So a new number needs no new graph.
+        """
+        function, known = self.surrogate_function, self._checked
+        settings = settings_of(function)  # which may change in place
+        if known is None or known[0] is not function or known[1] != settings:
+            spike_grad: SpikeGrad = spike_grad_of(function)
+        elif known[3] is not None:
+            return known[2], known[3]
+        else:
+            spike_grad = known[2].spike_grad
         mechanism = RESET_MECHANISMS[0 if self.v_reset is None else 1]
         # The membrane that is passed on is the one after the reset. Whether that has a gradient is a parameter.
-        options = check_options(spike_grad_of(function), mechanism, False, False, None)
+        options = check_options(spike_grad, mechanism, False, False, None)
         if not _divides(self._tau()):
             options = options._replace(packed=options.packed | 1 << RESET_DELAY_AT)  # as csrc/neurons/ifnode.h has it
-        made = options, tuple([torch.tensor(value, dtype=torch.float64, device="cpu") for value in given[2]])
+        values = tuple([torch.tensor(value, dtype=torch.float64, device="cpu") for value in self._constants()])
         if not torch.compiler.is_compiling():
-            self.__dict__["_checked"] = function, given, made
-        return made
+            self.__dict__["_checked"] = function, settings, options, values
+        return options, values
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        nn.Module.__setattr__(self, name, value)
+        if name in _NUMBERS and "_checked" in self.__dict__:  # not before all of them are there
+            function, settings, options, _ = self._checked  # type: ignore[misc]
+            object.__setattr__(self, "_checked", (function, settings, options, None))
+            self._known()  # raises now if the value is wrong
 
     def _constants(self) -> tuple[float, ...]:
-        v_reset, tau = 0.0 if self.v_reset is None else self.v_reset, self._tau()
+        v_reset, tau = 0.0 if self.v_reset is None else number("v_reset", self.v_reset), self._tau()
         paces = (tau, 1.0) if _divides(tau) else (1.0, 1 / tau)
-        return *paces, self._charge(), not self.detach_reset, v_reset, self.v_threshold, 1.0
+        return *paces, self._charge(), not self.detach_reset, v_reset, number("v_threshold", self.v_threshold), 1.0
 
     def _tau(self) -> float:
         return 1.0
@@ -182,8 +243,9 @@ class BaseNode(StepModule, SpikingLayer):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         nn.Module._apply(self, fn, recurse)  # type: ignore[no-untyped-call]
-        if isinstance(self.v, Tensor):
-            self.v = fn(self.v)
+        for name in ("v", "_begins"):
+            if isinstance(held := getattr(self, name), Tensor):
+                setattr(self, name, fn(held))
         return self
 
     def _load_from_state_dict(self, *args: Any) -> None:
@@ -254,7 +316,7 @@ class LIFNode(_Leaking):
         self._register()
 
     def _tau(self) -> float:
-        return self.tau
+        return number("tau", self.tau)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, tau={self.tau}"
@@ -305,6 +367,11 @@ class MultiStepLIFNode(_MultiStep, LIFNode):
 
 class MultiStepParametricLIFNode(_MultiStep, ParametricLIFNode):
     """:class:`ParametricLIFNode` for all steps, as in ``clock_driven`` of SpikingJelly 0.0.0.0.12 and before."""
+
+
+def _check_state_name(name: str) -> None:
+    if name != "v":
+        raise KeyError(f"{name}: the only state of a node is v")
 
 
 def _divides(tau: float) -> bool:

@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,9 @@ __all__ = [
 ]
 
 
+_NO_SPIKES = "spiking: expected True; snnfast has no surrogate function without spikes"
+
+
 def heaviside(x: Tensor) -> Tensor:
     """Spikes ``1[x >= 0]`` (``[*]``, dtype of ``x``)."""
     return (x >= 0).to(x.dtype)
@@ -34,19 +38,21 @@ def heaviside(x: Tensor) -> Tensor:
 
 class _Spike(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, function: "SurrogateFunctionBase") -> Tensor:
+    def forward(ctx: Any, x: Tensor, spike_grad: Surrogate) -> Tensor:
         ctx.save_for_backward(x)
-        ctx.function = function
+        ctx.spike_grad = spike_grad
         return heaviside(x)
 
     @staticmethod
     @not_compiled_alone
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
-        return grads[0] * ctx.function.derivative(ctx.saved_tensors[0]), None
+        return grads[0] * ctx.spike_grad.derivative(ctx.saved_tensors[0]), None
 
 
 class SurrogateFunctionBase(nn.Module):
     """A surrogate function: called with ``x`` (``[*]``), it returns ``1[x >= 0]`` with the gradient ``derivative(x)``.
+
+    ``alpha`` may be assigned at any time: the gradient of a spike is that of the ``alpha`` of its forward pass.
 
     Args:
         alpha: The larger ``alpha``, the narrower the peak; a number above 0.
@@ -58,6 +64,7 @@ class SurrogateFunctionBase(nn.Module):
     """
 
     default = 1.0
+    spiking = True
 
     def __init__(self, alpha: float | None = None, spiking: bool = True) -> None:
         super().__init__()
@@ -65,7 +72,7 @@ class SurrogateFunctionBase(nn.Module):
         if not self.alpha > 0:
             raise ValueError(f"alpha: expected a number above 0, got {alpha}")
         if not spiking:
-            raise ValueError("spiking: expected True; snnfast has no surrogate function without spikes")
+            raise ValueError(_NO_SPIKES)
 
     def derivative(self, x: Tensor) -> Tensor:
         """The derivative of a spike with respect to ``x`` (``[*]`` -> ``[*]``)."""
@@ -73,67 +80,101 @@ class SurrogateFunctionBase(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The spikes ``[*]`` of ``x = v - v_threshold``: 1 from 0 on."""
-        return cast(Tensor, _Spike.apply(x, self))
+        return cast(Tensor, _Spike.apply(x, spike_grad_of(self)))
 
     def extra_repr(self) -> str:
         return f"alpha={self.alpha}"
 
 
-class Sigmoid(SurrogateFunctionBase):
+class _Known(SurrogateFunctionBase):
+    """A function of SpikingJelly. All that defines it is ``alpha``."""
+
+    of_alpha: ClassVar[Any]  # called with alpha, it returns the surrogate of the kernels, or of PyTorch
+
+    def derivative(self, x: Tensor) -> Tensor:
+        return cast(Tensor, type(self).of_alpha(self.alpha).derivative(x))
+
+
+@dataclass(frozen=True)
+class _OfAlpha(Surrogate):
+    """A derivative that the kernels do not have. PyTorch computes it, element by element."""
+
+    is_elementwise = True
+    alpha: float
+
+
+class _PiecewiseQuadratic(_OfAlpha):
+    def derivative(self, z: Tensor) -> Tensor:
+        return (self.alpha - self.alpha**2 * z.abs()).clamp(min=0)
+
+
+class _PiecewiseExp(_OfAlpha):
+    def derivative(self, z: Tensor) -> Tensor:
+        return self.alpha / 2 * (-self.alpha * z.abs()).exp()
+
+
+class _SoftSign(_OfAlpha):
+    def derivative(self, z: Tensor) -> Tensor:
+        return 1 / (2 * self.alpha * (1 / self.alpha + z.abs()).square())
+
+
+class _SuperSpike(_OfAlpha):
+    def derivative(self, z: Tensor) -> Tensor:
+        return self.alpha / (z.abs() + 1).square()
+
+
+class _Erf(_OfAlpha):
+    def derivative(self, z: Tensor) -> Tensor:
+        return self.alpha / math.sqrt(math.pi) * (-(self.alpha * z).square()).exp()
+
+
+class Sigmoid(_Known):
     """``alpha * s * (1 - s)`` with ``s = sigmoid(alpha * x)``; ``alpha`` is 4 by default. The default of all nodes."""
 
     default = 4.0
-
-    def derivative(self, x: Tensor) -> Tensor:
-        return snnfast_surrogate.sigmoid(self.alpha).derivative(x)
+    of_alpha = staticmethod(snnfast_surrogate.sigmoid)
 
 
-class ATan(SurrogateFunctionBase):
+class ATan(_Known):
     """``alpha / 2 / (1 + (pi / 2 * alpha * x)^2)``; ``alpha`` is 2 by default."""
 
     default = 2.0
-
-    def derivative(self, x: Tensor) -> Tensor:
-        return snnfast_surrogate.atan(self.alpha).derivative(x)
+    of_alpha = staticmethod(snnfast_surrogate.atan)
 
 
-class PiecewiseQuadratic(SurrogateFunctionBase):
+class PiecewiseQuadratic(_Known):
     """``max(0, alpha - alpha^2 * |x|)``; ``alpha`` is 1 by default."""
 
-    def derivative(self, x: Tensor) -> Tensor:
-        return (self.alpha - self.alpha**2 * x.abs()).clamp(min=0)
+    of_alpha = _PiecewiseQuadratic
 
 
-class PiecewiseExp(SurrogateFunctionBase):
+class PiecewiseExp(_Known):
     """``alpha / 2 * exp(-alpha * |x|)``; ``alpha`` is 1 by default."""
 
-    def derivative(self, x: Tensor) -> Tensor:
-        return self.alpha / 2 * (-self.alpha * x.abs()).exp()
+    of_alpha = _PiecewiseExp
 
 
-class SoftSign(SurrogateFunctionBase):
+class SoftSign(_Known):
     """``1 / (2 * alpha * (1 / alpha + |x|)^2)``; ``alpha`` is 2 by default."""
 
     default = 2.0
-
-    def derivative(self, x: Tensor) -> Tensor:
-        return 1 / (2 * self.alpha * (1 / self.alpha + x.abs()).square())
+    of_alpha = _SoftSign
 
 
-class SuperSpike(SurrogateFunctionBase):
+class SuperSpike(_Known):
     """``alpha / (1 + |x|)^2``; ``alpha`` is 1 by default."""
 
-    def derivative(self, x: Tensor) -> Tensor:
-        return self.alpha / (x.abs() + 1).square()
+    of_alpha = _SuperSpike
 
 
-class Erf(SurrogateFunctionBase):
+class Erf(_Known):
     """``alpha / sqrt(pi) * exp(-(alpha * x)^2)``; ``alpha`` is 2 by default."""
 
     default = 2.0
+    of_alpha = _Erf
 
-    def derivative(self, x: Tensor) -> Tensor:
-        return self.alpha / math.sqrt(math.pi) * (-(self.alpha * x).square()).exp()
+
+_KINDS: dict[str, type[_Known]] = {kind.__name__: kind for kind in _Known.__subclasses__()}
 
 
 class _Derivative(Surrogate):
@@ -152,10 +193,22 @@ def _by_autograd(function: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
         return torch.autograd.grad(function(z), z, torch.ones_like(z))[0]
 
 
+def settings_of(function: Any) -> tuple[float, bool] | None:
+    """What may be assigned to SpikingJelly's own functions, and to ours of the same name; ``None`` of any other."""
+    return None if _kind_of(function) is None else (function.alpha, function.spiking)
+
+
+def _kind_of(function: Any) -> type[_Known] | None:
+    kind = type(function)
+    found = _KINDS.get(kind.__name__)
+    return found if kind is found or kind.__module__ == "spikingjelly.activation_based.surrogate" else None
+
+
 def spike_grad_of(function: Any) -> SpikeGrad:
     """The derivative of a surrogate function as the kernels, or PyTorch, compute it.
 
-    SpikingJelly's own functions, and those of :mod:`snnfast.surrogate`, are recognised.
+    SpikingJelly's own functions, and those of :mod:`snnfast.surrogate`, are recognised. Of these it is the derivative
+    with the present ``alpha``, whatever ``alpha`` is later.
 
     Raises:
         TypeError: ``function`` is not callable, or a class.
@@ -165,12 +218,11 @@ def spike_grad_of(function: Any) -> SpikeGrad:
         return function
     if isinstance(function, type) or not callable(function):
         raise TypeError(f"surrogate_function: expected a callable of (v - v_threshold), got {function!r}")
-    kind = type(function)
-    if kind.__module__ == "spikingjelly.activation_based.surrogate" and kind.__name__ in __all__:
-        function = globals()[kind.__name__](function.alpha, function.spiking)
-    of_kernels = {Sigmoid: snnfast_surrogate.sigmoid, ATan: snnfast_surrogate.atan}.get(type(function))
-    if of_kernels is not None:
-        return of_kernels(function.alpha)
+    kind = _kind_of(function)
+    if kind is not None:
+        if not function.spiking:
+            raise ValueError(_NO_SPIKES)
+        return cast(Surrogate, kind.of_alpha(number("alpha", function.alpha)))
     if isinstance(function, SurrogateFunctionBase):
         return _Derivative(function.derivative)
     samples = torch.tensor([-2.0, -1e-3, 0.0, 1e-3, 2.0])

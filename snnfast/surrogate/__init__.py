@@ -212,6 +212,11 @@ def has_derivative(spike_grad: object) -> TypeGuard[Surrogate]:
     return isinstance(spike_grad, Surrogate) and type(spike_grad).__call__ is Surrogate.__call__
 
 
+def is_elementwise(spike_grad: object) -> bool:
+    """Whether all that the kernels assume of a derivative is known to hold, so that nobody needs to try it out."""
+    return known_to_kernels(spike_grad) or (isinstance(spike_grad, Surrogate) and spike_grad.is_elementwise)
+
+
 ops.check_names("surrogates", list(KERNELS))
 _KNOWN = frozenset(KERNELS.values())
 

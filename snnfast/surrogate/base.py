@@ -25,6 +25,9 @@ class Surrogate(ABC):
     kernel_id: ClassVar[int]
     """Number of the derivative in the kernels, if they have it."""
 
+    is_elementwise: ClassVar[bool] = False
+    """Whether each element of the derivative is known to depend on one of ``z`` alone. Any other class is examined."""
+
     @abstractmethod
     def derivative(self, z: Tensor) -> Tensor:
         """The surrogate derivative of the spike with respect to ``z`` (``[*]`` -> ``[*]``, same dtype)."""

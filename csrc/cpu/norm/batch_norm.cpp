@@ -61,10 +61,18 @@ Tensor statistics(const Tensor& x, ScalarType dtype) {
 }
 
 template <typename P>
-void run(void (*kernel)(const P&, int64_t, int64_t), const P& p) {
-  const int64_t units = kernels().units(p), elements = p.T * p.C * p.samples();
-  torch::stable::parallel_for(0, units, kGrain / (elements / units) + 1,
-                              [&](int64_t first, int64_t last) { kernel(p, first, last); });
+void run(const cpu::BatchNormPass<P>& pass, P& p) {
+  const int64_t elements = p.T * p.C * p.samples();
+  const auto share_out = [&](int64_t number, void (*kernel)(const P&, int64_t, int64_t)) {
+    torch::stable::parallel_for(0, number, kGrain / (elements / number) + 1,
+                                [&](int64_t first, int64_t last) { kernel(p, first, last); });
+  };
+  const int64_t units = kernels().units(p), parts = units > 1 ? 1 : kernels().parts(p);
+  if (parts == 1) return share_out(units, pass.units);
+  std::vector<double> sums(parts * 2 * p.C);
+  p.sums = sums.data();
+  share_out(parts, pass.add_parts);
+  share_out(parts, pass.write_parts);
 }
 
 // Returns the output like x, and the mean and the variance [T, C].

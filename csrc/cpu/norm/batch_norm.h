@@ -9,7 +9,7 @@
 namespace snnfast::cpu {
 
 // Steps [T, B, C, S], or [T, B, S, C] if `channels_last`. Nothing of one channel of a step depends on another, so a
-// unit of work is some channels of one step.
+// unit of work is some channels of one step. A unit that is the whole call is divided into parts, each some samples.
 struct BatchNorm {
   DType dtype;  // of x, y and their gradients. All other arrays are opmath or double.
   int64_t T, B, C, S;
@@ -18,6 +18,7 @@ struct BatchNorm {
   const void* weight;  // [C], or [T, C]; nullptr: ones
   bool weight_varies;  // it is [T, C]
   double eps;
+  double* sums;  // [parts, 2, C], what the parts of a call add up
 
   int64_t samples() const { return B * S; }  // of a channel of a step
 };
@@ -39,11 +40,19 @@ struct BatchNormBackward : BatchNorm {
   double* grad_bias;     // [T, C]
 };
 
+// For units, or parts, first to last - 1.
+template <typename P>
+struct BatchNormPass {
+  void (*units)(const P&, int64_t first, int64_t last);
+  void (*add_parts)(const P&, int64_t first, int64_t last);    // all of them first
+  void (*write_parts)(const P&, int64_t first, int64_t last);  // and then these
+};
+
 struct BatchNormKernels {
   int64_t (*units)(const BatchNorm&);
-  // By the dtype, for units first to last - 1.
-  void (*forward[4])(const BatchNormForward&, int64_t first, int64_t last);
-  void (*backward[4])(const BatchNormBackward&, int64_t first, int64_t last);
+  int64_t (*parts)(const BatchNorm&);          // of a call with one unit; 1: it is not divided
+  BatchNormPass<BatchNormForward> forward[4];  // by the dtype
+  BatchNormPass<BatchNormBackward> backward[4];
 };
 
 SNN_DECLARE_FOR_EACH_ISA(const BatchNormKernels& batch_norm_kernels())

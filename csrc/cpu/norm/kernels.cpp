@@ -1,8 +1,8 @@
 // Compiled once for each instruction set. The rules at the top of ../unroll/kernels.cpp hold here too.
 //
-// The samples of a channel are rows of lanes. A lane sums over the rows of a block in the opmath dtype, blocks and
-// lanes are then added in double. Units, lanes and blocks depend on the shape only, so no sum depends on the number of
-// threads or on the instruction set.
+// The samples of a channel are rows of lanes. A lane sums over the rows of a block in the opmath dtype, a few rows at a
+// time; blocks and lanes are then added in double. Units, parts, lanes and blocks depend on the shape only, so no sum
+// depends on the number of threads or on the instruction set.
 #include <type_traits>
 
 #include "../convert.h"
@@ -17,7 +17,10 @@ constexpr int kFewChannels = 16;  // with fewer, a row has several samples
 constexpr int kSmallImage = 128;  // the most samples of an image that is a part of a row in contiguous order
 constexpr int kImageLanes = 16;   // of a channel with larger images, which have rows of their own
 constexpr int kUnits = 8;         // the least of a call in contiguous order, if there are so many channels
+constexpr int kParts = 16;        // the most of a call
+constexpr int kPartRows = 1024;   // the least of a part
 constexpr int kMostRows = 128;    // of a block
+constexpr int kFewRows = 16;      // that are added one by one; the rounding error of a long sum is larger
 constexpr int kBlock = 16384;     // the most elements of a block
 
 template <typename T>
@@ -27,10 +30,11 @@ T least(T a, T b) {
 
 // ---- how a call is divided
 
-// Some channels of a step.
+// Some channels of a step; in channels_last order perhaps one of several parts of the rows.
 struct Unit {
   int64_t step, first;
   int channels;
+  int64_t part = 0, parts = 1;
 };
 
 // Rows of lanes in memory, and the number of the first lane in its unit.
@@ -75,6 +79,13 @@ Unit unit(const BatchNorm& p, int64_t number) {
   return {number / per_step, first, static_cast<int>(least(channels, p.C - first))};
 }
 
+int64_t parts(const BatchNorm& p) {
+  const int64_t found = p.channels_last ? p.samples() / samples_per_row(p) / kPartRows : 1;
+  return found < 1 ? 1 : least<int64_t>(found, kParts);
+}
+
+Unit part(const BatchNorm& p, int64_t number) { return {0, 0, static_cast<int>(p.C), number, parts(p)}; }
+
 template <typename Visit>
 void each_block(const Rows& rows, Visit&& visit) {
   if (rows.lanes == 0) return;
@@ -90,9 +101,10 @@ void each_block(const BatchNorm& p, const Unit& u, Visit&& visit) {
   const int64_t step = u.step * p.C * p.samples();
   if (p.channels_last) {
     const int samples = samples_per_row(p);
-    const int64_t rows = p.samples() / samples, rest = p.samples() % samples;
-    each_block(Rows{step + u.first, rows, p.C * samples, u.channels * samples, 0}, visit);
-    each_block(Rows{step + u.first + rows * samples * p.C, rest, p.C, u.channels, 0}, visit);
+    const int64_t rows = p.samples() / samples, rest = p.samples() % samples, row = p.C * samples;
+    const int64_t begin = rows * u.part / u.parts, end = rows * (u.part + 1) / u.parts;
+    each_block(Rows{step + u.first + begin * row, end - begin, row, u.channels * samples, 0}, visit);
+    if (u.part + 1 == u.parts) each_block(Rows{step + u.first + rows * row, rest, p.C, u.channels, 0}, visit);
     return;
   }
   if (has_shared_rows(p)) {
@@ -205,13 +217,18 @@ struct Sums {
       constexpr int kStep = kWidth<V, A>;
       V x[N], y[N];
       for (int j = 0; j < N; ++j) x[j] = y[j] = V(A(0));
-      for (int64_t r = 0; r < rows.count; ++r) {
-        for (int j = 0; j < N; ++j) {
-          V s, t;
-          terms(r, lane + j * kStep, s, t);
-          x[j] += s;
-          y[j] += t;
+      for (int64_t r = 0; r < rows.count;) {
+        V few_x[N], few_y[N];
+        for (int j = 0; j < N; ++j) few_x[j] = few_y[j] = V(A(0));
+        for (const int64_t end = least(r + kFewRows, rows.count); r < end; ++r) {
+          for (int j = 0; j < N; ++j) {
+            V s, t;
+            terms(r, lane + j * kStep, s, t);
+            few_x[j] += s;
+            few_y[j] += t;
+          }
         }
+        for (int j = 0; j < N; ++j) x[j] += few_x[j], y[j] += few_y[j];
       }
       for (int j = 0; j < N; ++j) {
         put_lanes(a + lane + j * kStep, x[j]);
@@ -234,6 +251,20 @@ struct ChannelSums {
       first[channel] += sums.first[lane];
       second[channel] += sums.second[lane];
     });
+  }
+
+  // Of all parts of a call.
+  explicit ChannelSums(const BatchNorm& p) {
+    for (int64_t i = 0; i < parts(p); ++i) {
+      const double* const sums = p.sums + i * 2 * p.C;
+      for (int c = 0; c < p.C; ++c) first[c] += sums[c], second[c] += sums[p.C + c];
+    }
+  }
+
+  // Keeps those of one part.
+  void keep(const BatchNorm& p, int64_t number) const {
+    double* const sums = p.sums + number * 2 * p.C;
+    for (int c = 0; c < p.C; ++c) sums[c] = first[c], sums[p.C + c] = second[c];
   }
 };
 
@@ -268,54 +299,68 @@ const A* parameter(const void* data, bool varies, const BatchNorm& p, const Unit
   return data == nullptr ? nullptr : static_cast<const A*>(data) + (varies ? u.step * p.C : 0) + u.first;
 }
 
-template <typename S>
-void forward_unit(const BatchNormForward& p, const Unit& u) {
-  using A = Opmath<S>;
-  A scratch[std::is_same_v<S, A> ? 1 : kBlock], made[std::is_same_v<S, A> ? 1 : kBlock];
-  const auto add = [&](Sums& sums, const Rows& rows, const A* shift) {
-    const Block<const A> x = load<S>(p.x, rows, scratch);
-    sums.add<A>(rows, [&]<typename V>(int64_t r, int lane, V& s, V& t) {
-      s = lanes_at<V>(x.at + r * x.stride + lane) - lanes_at<V>(shift + rows.first + lane);
-      t = s * s;
-    });
-  };
+// Adds x - shift and its square.
+template <typename S, typename A = Opmath<S>>
+void add_block(const BatchNorm& p, const Rows& rows, const A* shift, A* scratch, Sums& sums) {
+  const Block<const A> x = load<S>(p.x, rows, scratch);
+  sums.add<A>(rows, [&]<typename V>(int64_t r, int lane, V& s, V& t) {
+    s = lanes_at<V>(x.at + r * x.stride + lane) - lanes_at<V>(shift + rows.first + lane);
+    t = s * s;
+  });
+}
 
-  // The sum of squares loses no digits if the samples are taken from near their mean: from that of the first sample, or
-  // of the first block.
-  A shift[kMostLanes] = {};
-  {
+template <typename S>
+constexpr int kScratch = std::is_same_v<S, Opmath<S>> ? 1 : kBlock;
+
+// The sum of squares loses no digits if the samples are taken from near their mean: from that of the first sample, or
+// of the first block. All parts of a unit have the same.
+template <typename S, typename A = Opmath<S>>
+struct Shift {
+  A at[kMostLanes] = {};
+
+  Shift(const BatchNorm& p, Unit u) {
+    u.part = 0, u.parts = 1;
+    A scratch[kScratch<S>];
     const A zeros[kMostLanes] = {};
     Sums first;
     int64_t seen = 0, before = -1;
     each_block(p, u, [&](const Rows& rows) {
       if (rows.first <= before) return;
       before = rows.first;
-      add(first, rows, zeros);
+      add_block<S>(p, rows, zeros, scratch, first);
       seen = rows.count * rows.lanes / (has_shared_rows(p) ? u.channels : 1);
     });
     const ChannelSums sums(p, u, first);
-    for (int c = 0; c < u.channels; ++c) shift[c] = static_cast<A>(sums.first[c] / static_cast<double>(seen));
+    for (int c = 0; c < u.channels; ++c) at[c] = static_cast<A>(sums.first[c] / static_cast<double>(seen));
   }
+};
 
+template <typename S, typename A = Opmath<S>>
+ChannelSums add(const BatchNormForward& p, const Unit& u, const Shift<S>& shift) {
+  A scratch[kScratch<S>];
   Sums all;
-  {
-    const Lanes<A> shifts(p, u, shift);
-    each_block(p, u, [&](const Rows& rows) { add(all, rows, shifts.at); });
-  }
-  const ChannelSums sums(p, u, all);
+  const Lanes<A> shifts(p, u, shift.at);
+  each_block(p, u, [&](const Rows& rows) { add_block<S>(p, rows, shifts.at, scratch, all); });
+  return {p, u, all};
+}
+
+template <typename S, typename A = Opmath<S>>
+void write_output(const BatchNormForward& p, const Unit& u, const Shift<S>& shift, const ChannelSums& sums) {
+  A scratch[kScratch<S>], made[kScratch<S>];
   const double n = static_cast<double>(p.samples());
   const A* const weight = parameter<A>(p.weight, p.weight_varies, p, u);
   const A* const bias = parameter<A>(p.bias, p.bias_varies, p, u);
-  A* const mean = static_cast<A*>(p.mean) + u.step * p.C + u.first;
-  A* const variances = static_cast<A*>(p.variance) + u.step * p.C + u.first;
-  A scale[kMostLanes];
+  A mean[kMostLanes], scale[kMostLanes];
   for (int c = 0; c < u.channels; ++c) {
     const double from_shift = sums.first[c] / n, found = sums.second[c] / n - from_shift * from_shift;
     const double variance = found < 0 ? 0 : found;  // NaN stays
     const double inverse = 1 / __builtin_sqrt(variance + p.eps);
-    mean[c] = static_cast<A>(static_cast<double>(shift[c]) + from_shift);
-    variances[c] = static_cast<A>(variance);
+    mean[c] = static_cast<A>(static_cast<double>(shift.at[c]) + from_shift);
     scale[c] = static_cast<A>(weight == nullptr ? inverse : inverse * static_cast<double>(weight[c]));
+    if (u.part > 0) continue;
+    const int64_t at = u.step * p.C + u.first + c;
+    static_cast<A*>(p.mean)[at] = mean[c];
+    static_cast<A*>(p.variance)[at] = static_cast<A>(variance);
   }
 
   const A zeros[kMostLanes] = {};
@@ -331,19 +376,36 @@ void forward_unit(const BatchNormForward& p, const Unit& u) {
   });
 }
 
+template <typename S>
+void forward(const BatchNormForward& p, int64_t first, int64_t last) {
+  for (int64_t i = first; i < last; ++i) {
+    const Unit u = unit(p, i);
+    const Shift<S> shift(p, u);
+    write_output(p, u, shift, add(p, u, shift));
+  }
+}
+
+template <typename S>
+void forward_add_parts(const BatchNormForward& p, int64_t first, int64_t last) {
+  const Shift<S> shift(p, part(p, first));
+  for (int64_t i = first; i < last; ++i) add(p, part(p, i), shift).keep(p, i);
+}
+
+template <typename S>
+void forward_write_parts(const BatchNormForward& p, int64_t first, int64_t last) {
+  const Shift<S> shift(p, part(p, first));
+  const ChannelSums sums(p);
+  for (int64_t i = first; i < last; ++i) write_output(p, part(p, i), shift, sums);
+}
+
 // ---- backward
 
 // With g the gradient of the output, and m and s the mean and 1 / sqrt(variance + eps):
 //   weight * s * (g - mean(g) - (x - m) * s^2 * mean(g * (x - m)))
-template <typename S>
-void backward_unit(const BatchNormBackward& p, const Unit& u) {
-  using A = Opmath<S>;
-  constexpr int kScratch = std::is_same_v<S, A> ? 1 : kBlock;
-  A of_x[kScratch], of_grad[kScratch], made[kScratch];
-  const int64_t at = u.step * p.C + u.first;
-  const A* const variances = static_cast<const A*>(p.variance) + at;
-  const Lanes<A> means(p, u, static_cast<const A*>(p.mean) + at);
-
+template <typename S, typename A = Opmath<S>>
+ChannelSums add(const BatchNormBackward& p, const Unit& u) {
+  A of_x[kScratch<S>], of_grad[kScratch<S>];
+  const Lanes<A> means(p, u, static_cast<const A*>(p.mean) + u.step * p.C + u.first);
   Sums all;
   each_block(p, u, [&](const Rows& rows) {
     const Block<const A> x = load<S>(p.x, rows, of_x), grad = load<S>(p.grad, rows, of_grad);
@@ -352,20 +414,29 @@ void backward_unit(const BatchNormBackward& p, const Unit& u) {
       t = s * (lanes_at<V>(x.at + r * x.stride + lane) - lanes_at<V>(means.at + rows.first + lane));
     });
   });
-  const ChannelSums sums(p, u, all);
+  return {p, u, all};
+}
+
+template <typename S, typename A = Opmath<S>>
+void write_gradients(const BatchNormBackward& p, const Unit& u, const ChannelSums& sums) {
+  A of_x[kScratch<S>], of_grad[kScratch<S>], made[kScratch<S>];
+  const int64_t at = u.step * p.C + u.first;
   const double n = static_cast<double>(p.samples());
   const A* const weight = parameter<A>(p.weight, p.weight_varies, p, u);
+  const A* const variances = static_cast<const A*>(p.variance) + at;
   A scale[kMostLanes], constant[kMostLanes], slope[kMostLanes];
   for (int c = 0; c < u.channels; ++c) {
     const double variance = static_cast<double>(variances[c]) + p.eps, inverse = 1 / __builtin_sqrt(variance);
-    p.grad_bias[at + c] = sums.first[c];
-    p.grad_weight[at + c] = sums.second[c] * inverse;
     scale[c] = static_cast<A>(weight == nullptr ? inverse : inverse * static_cast<double>(weight[c]));
     constant[c] = static_cast<A>(sums.first[c] / n);
     slope[c] = static_cast<A>(sums.second[c] / n / variance);
+    if (u.part > 0) continue;
+    p.grad_bias[at + c] = sums.first[c];
+    p.grad_weight[at + c] = sums.second[c] * inverse;
   }
 
-  const Lanes<A> scales(p, u, scale), constants(p, u, constant), slopes(p, u, slope);
+  const Lanes<A> means(p, u, static_cast<const A*>(p.mean) + at), scales(p, u, scale), constants(p, u, constant),
+      slopes(p, u, slope);
   each_block(p, u, [&](const Rows& rows) {
     const Block<const A> x = load<S>(p.x, rows, of_x), grad = load<S>(p.grad, rows, of_grad);
     write<A>(rows, open<S>(p.grad_x, rows, made), [&]<typename V>(V, int64_t r, int lane) {
@@ -379,22 +450,38 @@ void backward_unit(const BatchNormBackward& p, const Unit& u) {
 }
 
 template <typename S>
-void forward(const BatchNormForward& p, int64_t first, int64_t last) {
-  for (int64_t i = first; i < last; ++i) forward_unit<S>(p, unit(p, i));
+void backward(const BatchNormBackward& p, int64_t first, int64_t last) {
+  for (int64_t i = first; i < last; ++i) {
+    const Unit u = unit(p, i);
+    write_gradients<S>(p, u, add<S>(p, u));
+  }
 }
 
 template <typename S>
-void backward(const BatchNormBackward& p, int64_t first, int64_t last) {
-  for (int64_t i = first; i < last; ++i) backward_unit<S>(p, unit(p, i));
+void backward_add_parts(const BatchNormBackward& p, int64_t first, int64_t last) {
+  for (int64_t i = first; i < last; ++i) add<S>(p, part(p, i)).keep(p, i);
 }
+
+template <typename S>
+void backward_write_parts(const BatchNormBackward& p, int64_t first, int64_t last) {
+  const ChannelSums sums(p);
+  for (int64_t i = first; i < last; ++i) write_gradients<S>(p, part(p, i), sums);
+}
+
+template <typename S>
+constexpr BatchNormPass<BatchNormForward> kForward{forward<S>, forward_add_parts<S>, forward_write_parts<S>};
+
+template <typename S>
+constexpr BatchNormPass<BatchNormBackward> kBackward{backward<S>, backward_add_parts<S>, backward_write_parts<S>};
 
 }  // namespace
 
 const BatchNormKernels& batch_norm_kernels() {
   static constexpr BatchNormKernels kernels{
       units,
-      {forward<float>, forward<double>, forward<Half>, forward<BFloat16>},
-      {backward<float>, backward<double>, backward<Half>, backward<BFloat16>},
+      parts,
+      {kForward<float>, kForward<double>, kForward<Half>, kForward<BFloat16>},
+      {kBackward<float>, kBackward<double>, kBackward<Half>, kBackward<BFloat16>},
   };
   return kernels;
 }

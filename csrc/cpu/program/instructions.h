@@ -42,8 +42,8 @@ SNN_BINARY(LessEqual, truth<A>(a.r <= b.r))
 SNN_BINARY(Equal, truth<A>(a.r == b.r))
 SNN_BINARY(NotEqual, truth<A>(a.r != b.r))
 // NaN is larger, and smaller, than any number; of equal ones the second is taken, as by PyTorch's vectors.
-SNN_BINARY(Maximum, Vec<A>((a.r > b.r) | (a.r != a.r) ? a.r : b.r))
-SNN_BINARY(Minimum, Vec<A>((a.r < b.r) | (a.r != a.r) ? a.r : b.r))
+SNN_BINARY(Maximum, Vec<A>(((a.r > b.r) | (a.r != a.r)) ? a.r : b.r))
+SNN_BINARY(Minimum, Vec<A>(((a.r < b.r) | (a.r != a.r)) ? a.r : b.r))
 #undef SNN_BINARY
 
 // exp(x): 2^n exp(r), of x > 0 with half the power, which overflows where the result does.

@@ -200,7 +200,7 @@ struct BackwardBlock {
     if (grad_spk != nullptr) {
       rows.grad_spk = {grad_spk, 0};
     } else if (p.outputs.grad != nullptr) {
-      rows.grad_spk = {grad_spk_scratch[0], grad_spk_scratch[1] - grad_spk_scratch[0]};
+      rows.grad_spk = {grad_spk_scratch[0], kMost<A> + kColumn<A>};
       through_weight(p.outputs, p.N, t, steps, first, n, grad_spk_scratch);
     } else {
       const S* const row = row_of<const S>(p.grad_spk, t, p.grad_spk_stride, first - p.grad_spk_first);

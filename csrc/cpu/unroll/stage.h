@@ -164,7 +164,7 @@ void save_spikes(int n, const A* mem, const Lane<A>& threshold, int bit, uint8_t
 template <typename A>
 void from_spikes(int n, const uint8_t* saved, int bit, const Lane<A>& threshold, A* mem) {
   const auto fill_membranes = [=](auto threshold_of) {
-#pragma GCC ivdep
+    SNN_INDEPENDENT
     for (int i = 0; i < n; ++i) {
       const A t = threshold_of(i), above = just_above(t);
       mem[i] = (saved[i] >> bit & 1) != 0 ? above : t;
