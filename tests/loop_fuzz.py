@@ -22,7 +22,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,11 +32,14 @@ import torch
 from random_neurons import Neurons
 from random_programs import Program
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import snnfast.snntorch
 from snnfast import GraphReport
 from snnfast.compiler.backend import merge
+from snnfast.compiler.failures import Attempt
 from snnfast.compiler.nodes import is_step
+from snnfast.compiler.tracing import tracing
 
 # Of a value relative to the largest of its tensor, and of a gradient.
 TOLERANCES = {"float64": (1e-9, 1e-8), "float32": (1e-5, 1e-4), "bfloat16": (0.02, 0.1)}
@@ -52,6 +55,14 @@ SETTINGS = {
     "number": 0, "dtype": "float64", "train": True, "grad": True, "x_grad": True, "leaf": True, "held_in_loss": False,
     "carries": False, "same_input": False, "strided_input": False,
 }  # fmt: skip
+# What may be around the forward pass, the backward pass or both.
+AROUND: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+    "": nullcontext,
+    "checkpoint": nullcontext,
+    "anomaly": partial(torch.autograd.detect_anomaly, check_nan=False),
+    # A copy: PyTorch does not notice that what a hook returned was changed in place.
+    "hooks": partial(torch.autograd.graph.saved_tensors_hooks, lambda t: t.detach().clone(), lambda t: t),
+}
 ATTEMPTS = 8  # to draw a program that runs
 Results = list[tuple[str, Any]]
 
@@ -126,7 +137,11 @@ class Run:
             given.update((n, given["x"]) for n, t in given.items() if t.shape == given["x"].shape)
         torch.manual_seed(settings["number"])
         carried = [self.carried] if settings["carries"] else []
-        with torch.set_grad_enabled(settings["grad"]):
+        context, places = settings.get("around") or ("", ())
+        forward, backward = (AROUND[context if place in places else ""] for place in ("forward", "backward"))
+        with torch.set_grad_enabled(settings["grad"]), forward():
+            if context == "checkpoint":
+                function = partial(checkpoint, function, use_reentrant=False, early_stop=False)
             outputs = function(*carried, *given.values())
         if settings["carries"]:
             detached = settings["carries"] == "detached"
@@ -150,7 +165,9 @@ class Run:
         if losses and asking:
             again = self.settings["number"] % 3 == 0  # the gradients may then be differentiated
             wanted = list(asking.values())
-            grads = torch.autograd.grad(sum(losses), wanted, allow_unused=True, retain_graph=True, create_graph=again)
+            with backward():
+                loss = sum(losses)
+                grads = torch.autograd.grad(loss, wanted, allow_unused=True, retain_graph=True, create_graph=again)
         for (n, t), g in zip(asking.items(), grads, strict=True):
             found.append((f"grad of {n}", torch.zeros_like(t) if g is None else g.detach()))
         orders = [(f"{n} is contiguous", t.is_contiguous()) for n, t in results if isinstance(t, Tensor)]
@@ -287,7 +304,13 @@ def check(make: Callable[[], Run], backend: Any, statistics: Counter[str], dtype
         statistics[LEFT_OUT[0]] += 1
         return None
     dtype = dtype or ours.settings["dtype"]
-    found = _compare(ours, torch.compile(ours.net, backend=backend), expected, dtype)
+    compiled, given_up = torch.compile(ours.net, backend=backend), set[Any]()
+
+    def as_compile_does(*args: Any) -> Any:
+        with tracing, Attempt("a program", given_up):
+            return compiled(*args)
+
+    found = _compare(ours, as_compile_does, expected, dtype)
     if found or not isinstance(backend, Watched) or backend.graphs != 1:
         torch._dynamo.reset()  # its caches of code that is not the program's
     if isinstance(backend, Watched):

@@ -1,5 +1,6 @@
 """Small networks with a loop over time, for the tests of the backend ``snnfast`` of ``torch.compile``."""
 
+import contextlib
 import warnings
 from typing import Any
 
@@ -76,3 +77,43 @@ def check(t: int, spk: Tensor, mem: Tensor, count: Tensor) -> None:
         assert t < 99
     finally:
         assert t >= 0
+
+
+def check_numbers(t: int, spk: Tensor, mem: Tensor, count: Tensor) -> None:
+    assert mem.sum().item() == mem.sum().item(), "the membrane diverged"
+    assert not mem.max().item() >= 100
+
+
+def mended(t: int, spk: Tensor, mem: Tensor, count: Tensor) -> Tensor:
+    """An assert that the loop itself obeys."""
+    try:
+        with torch.no_grad():
+            assert not (mem > 1).any()
+    except AssertionError:
+        mem = mem * 0
+    try:
+        assert (spk < 1).all()
+        mem = mem + 1
+    except AssertionError:
+        mem = mem - 1
+    return mem
+
+
+def mended_by_numbers(t: int, spk: Tensor, mem: Tensor, count: Tensor) -> Tensor:
+    def large() -> None:
+        assert mem.max().item() < 1
+
+    try:
+        large()
+    except AssertionError:
+        return mem * 0
+    finally:
+        mem = mem - 1
+    return mem
+
+
+def unmended(t: int, spk: Tensor, mem: Tensor, count: Tensor) -> Tensor:
+    with contextlib.suppress(AssertionError):
+        assert mem.max() < 1
+        mem = mem * 0
+    return mem

@@ -415,7 +415,8 @@ WRITES = (
     "{o}.diagonal().zero_()", "{o}.as_strided((1,), (1,)).fill_(0.5)", "{o}.expand_as({o}).mul_(0.5)",
     "{o}.t_()\n{o}.t_()", "{o}.unsqueeze_(0)\n{o}.squeeze_(0)", "{o}.set_({w})", "{o}.view_as({o}).mul_(0.5)",
     "for q in {o}:\n    q.mul_(0.5)", "{o}[0].add_({o}[-1])", "scaled_(factor=0.5, v={o})",
-    "torch._assert_async({w}.isfinite().all())\n{o}.mul_(0.5)", "{o}.requires_grad_({o}.requires_grad).mul_(0.5)",
+    "{o}[{w}.argmax() % {o}.shape[0]] = 0.5", "torch._assert_async({w}.isfinite().all())\n{o}.mul_(0.5)",
+    "{o}.requires_grad_({o}.requires_grad).mul_(0.5)",
 )  # fmt: skip
 # ``{n}``, ``{m}``: names of the results.
 WRITTEN_RESULTS = (
@@ -429,6 +430,9 @@ WRITTEN_RESULTS = (
     "{n} = {v} * 1\n{m} = {n}.unbind(0)[0]\n{m} += 1", "{n} = {v} * 1\n{m} = {n}\n{n} += 1",
     "{n} = {v} * 1\n{m} = {n}\n{n} = {n} + 1", "{n}, {m} = {v}.frexp()",
     "{n} = {v} * 1\n{m} = {n}.expand(2, *{n}.shape)\n{n}.mul_(0.5)", "{n} = {m} = {v} * 1\n{n} *= 0.5",
+    "assert not {v}.isnan().any(), 'not a number'\nassert {v}.abs().max().item() < 1e9\n{n} = {m} = {v} * 2",
+    "{n} = {m} = {v} * 1\ntry:\n    assert not ({v} > 0.5).any(), 'large'\nexcept AssertionError:\n    {m} = {n} * 0.5",
+    "{n} = {m} = {v} * 1\ntry:\n    assert {v}.max().item() < 0.5\n    {n} = {n} + 1\nexcept AssertionError:\n    pass",
 )  # fmt: skip
 
 COUNTS = (
@@ -462,6 +466,7 @@ COPIES = (
     # What a batch of all time steps would get wrong.
     "{v}.flip(0)", "{v} + {v}[0]", "{v} + {v}[-1:]", "{v}.roll(1)", "torch.cat([{v}[1:], {v}[:1]])",
     "torch.stack(list({v}))", "{v} + 0.3 * {v}.mean()", "{v} / (1 + {v}.norm())", "{v} + {v}.sum() / {v}.numel()",
+    "{v} + {v}[{w}.argmax() % {v}.shape[0]]", "{v} * [0.5, 1.0, 2.0][int({w}.argmax()) % 3]",
     "{v}.reshape(-1).flip(0).view({v}.shape)", "{v} / {v}.size(0) + {v}", "{v} + {v}.flatten()[0]",
 )  # fmt: skip
 TIES = (
@@ -1207,6 +1212,10 @@ STEPS = {
 }  # fmt: skip
 
 
+PLACES = (("forward",), ("backward",), ("forward", "backward"))
+"""What a context is around."""
+
+
 class Program:
     """One program, drawn from its number.
 
@@ -1242,6 +1251,8 @@ class Program:
                 for n in ("x", *self.s.inputs)
             }
             self.settings["calls"].append({"resets": self.some(0.5), "inputs": shapes})
+        context = self.draw.choice(("anomaly", "hooks", "checkpoint")) if self.some(0.1) else ""
+        self.settings["around"] = (context, self.draw.choice(PLACES))
         settings = "".join(f'    "{k}": {v!r},\n' for k, v in self.settings.items())
         self.source += f"\n\nSETTINGS = {{\n{settings}}}\n"
 

@@ -58,9 +58,11 @@ def test_a_compiled_network_is_compiled_anew_and_stays_a_network(backend: str) -
 
 
 def test_a_mode_is_an_error_that_names_it() -> None:
-    compiled = snnfast.compile(Net(), mode="reduce-overhead")
-    with pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match="mode: 'reduce-overhead' is one of Inductor's"):
-        compiled(currents())
+    message = "mode: 'reduce-overhead' is one of Inductor's"
+    with pytest.raises(ValueError, match=message):
+        snnfast.compile(Net(), mode="reduce-overhead")
+    with pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match=message):
+        torch.compile(Net(), backend="snnfast", mode="reduce-overhead")(currents())
 
 
 @pytest.mark.thorough
@@ -71,7 +73,10 @@ def test_the_new_graph_can_be_given_to_another_backend(inner: str) -> None:
 
 
 def test_an_unknown_option_is_an_error() -> None:
-    with pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match="options: expected 'inner' at most, got 'outer'"):
+    message = "options: expected 'inner' at most, got 'outer'"
+    with pytest.raises(ValueError, match=message):
+        snnfast.compile(Net(), options={"outer": "inductor"})
+    with pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match=message):
         torch.compile(Net(), backend="snnfast", options={"outer": "inductor"})(currents())
 
 
@@ -103,7 +108,40 @@ def test_explain_tells_what_is_repeated_with_its_line() -> None:
     (graph,) = snnfast.explain(Feedback(), currents()).graphs
     assert "5 x linear" in graph.merged
     (layer,) = [line for line in graph.repeated if "leaky" in line]
-    assert re.search(r"5 steps of leaky \(.*loop_nets.py:\d+: spk, mem = self.lif\(.*\): its input at a step", layer)
+    assert re.search(r"5 steps of leaky \(.*loop_nets.py:\d+\): its input at a step", layer)
+
+
+REASONS: dict[str, tuple[Any, str]] = {
+    "shapes": (lambda v, x: 0.9 * v + (v.unsqueeze(2) + x.unsqueeze(1)).sum(2), r"several shapes: .*\[3, 12, 12\]"),
+    "dtypes": (lambda v, x: (v.double() * 0.9).float() + x, r"a step computes in float32, float64"),
+    "sum": (lambda v, x: v + x, "each call takes its own result of the step before"),
+}
+
+
+@pytest.mark.parametrize("name", REASONS)
+def test_explain_names_the_cause(name: str) -> None:
+    step, reason = REASONS[name]
+    lif = snnfast.Leaky(beta=0.9)
+
+    def loop(x: Tensor) -> Any:
+        v, mem, record = torch.zeros(3, 12), torch.zeros(3, 12), []
+        for current in x:
+            v = step(v, current)
+            _, mem = lif(current, mem)
+            record.append(mem * v)
+        return torch.stack(record)
+
+    assert re.search(reason, str(snnfast.explain(loop, currents())))
+
+
+def test_a_tensor_that_the_loop_lets_require_a_gradient_is_named() -> None:
+    def loop(x: Tensor) -> Tensor:
+        v = torch.zeros(3, 12).requires_grad_()
+        for current in x:
+            v = 0.9 * v + current
+        return v
+
+    assert "requires_grad_()" in str(snnfast.explain(loop, currents()))
 
 
 def test_a_change_made_at_every_step_alike_is_made_once() -> None:

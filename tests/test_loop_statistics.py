@@ -72,11 +72,12 @@ def test_what_a_loop_prints_is_printed_in_order_with_the_values_that_it_had(
     assert one_unroll(reports) == (name not in SPLIT)
 
 
+@pytest.mark.parametrize("look", [loop_nets.check, loop_nets.check_numbers], ids=["tensors", "numbers"])
 @pytest.mark.parametrize(("value", "message"), [(torch.nan, "the membrane diverged"), (1e6, "")])
 def test_asserts_of_all_steps_are_checked_at_once_and_raise_what_the_loop_raises(
-    value: float, message: str, reports: list[Any]
+    value: float, message: str, look: Callable[..., Any], reports: list[Any]
 ) -> None:
-    net, same = compiled(loop_nets.check)
+    net, same = compiled(look)
     x = torch.rand(5, 4, 12)
     torch.testing.assert_close(net(x)[0], same(x)[0])
     x[3, 1] = value
@@ -85,6 +86,14 @@ def test_asserts_of_all_steps_are_checked_at_once_and_raise_what_the_loop_raises
             each(x)
         assert str(raised.value) == message
     assert one_unroll(reports)
+
+
+@pytest.mark.parametrize("look", [loop_nets.mended, loop_nets.mended_by_numbers, loop_nets.unmended])
+def test_an_assert_inside_of_try_is_obeyed_where_it_stands(look: Callable[..., Any]) -> None:
+    net, same = compiled(look)
+    for x in (torch.rand(5, 4, 12), torch.rand(5, 4, 12) * 3):
+        for found, wanted in zip(same(x)[1], net(x)[1], strict=True):
+            torch.testing.assert_close(found, wanted)
 
 
 def test_a_progress_bar_over_the_steps_is_shown_when_they_are_done(capsys: Any, reports: list[Any]) -> None:

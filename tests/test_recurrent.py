@@ -14,7 +14,7 @@ from callables import steep
 from helpers import Case, assert_all_bits_equal, assert_all_close, assert_bits_equal, assert_close
 from ops import forward_arguments, ordered, permuted
 from snntorch_checks import CONNECTED, RECURRENT, connected, current_of, loop, trained
-from torch import nn
+from torch import Tensor, nn
 
 import snnfast
 import snnfast.snntorch as snn
@@ -322,6 +322,51 @@ def test_checkpoints_and_copies_of_connections(name: str) -> None:
     expected = loop(layers[0], x)
     for layer in (layers[1], pickle.loads(pickle.dumps(layers[2]))):
         assert_all_bits_equal(layer.unroll(x), expected)
+
+
+# ---- compiled loops
+
+
+def sample_by_sample(layer: Any, x: Tensor) -> Tensor:
+    """All samples begin with the product of the same zeros."""
+    out = []
+    for b in range(x.shape[1]):
+        state, record = [torch.zeros_like(x[0, 0])] * 2, []
+        for step in x:
+            state = layer(step[b], *state)
+            record.append(state[-1])
+        out.append(torch.stack(record))
+    return torch.stack(out, 1)
+
+
+def single_steps(layer: Any, x: Tensor) -> Tensor:
+    """No step goes on from another."""
+    return torch.stack([layer(x[t], x[0].abs(), torch.zeros_like(x[0]))[-1] for t in range(len(x))])
+
+
+def with_its_products(layer: Any, x: Tensor) -> Tensor:
+    """Somebody else reads the product of the spikes, too."""
+    products: list[Tensor] = []
+    hook = layer.recurrent.register_forward_hook(lambda module, inputs, output: products.append(output))
+    spk, mem = torch.ones_like(x[0]), torch.zeros_like(x[0])
+    for step in x:
+        spk, mem = layer(step, spk, mem * 0.5)
+    hook.remove()
+    return torch.stack([*products, mem])
+
+
+@pytest.mark.parametrize("loop_of", [sample_by_sample, single_steps, with_its_products])
+@pytest.mark.parametrize("kind", [None, "linear", "conv"])
+def test_a_compiled_loop_of_connected_neurons_is_the_loop(kind: str | None, loop_of: Any) -> None:
+    torch._dynamo.reset()
+    layer, x = connected(snnfast, "RLeaky", kind), current_of(kind, steps=4).requires_grad_()
+    with warnings.catch_warnings(record=True, action="always") as caught:
+        found = snnfast.compile(functools.partial(loop_of, layer))(x)
+    assert not any("fault of snnfast" in str(w.message) for w in caught)
+    expected = loop_of(layer, x)
+    assert_all_bits_equal([found], [expected])
+    for a, b in zip(*(trained(layer, out, [x]) for out in (found, expected)), strict=True):
+        torch.testing.assert_close(a, b)
 
 
 # ---- the ops of a loop

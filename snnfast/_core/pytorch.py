@@ -13,6 +13,7 @@ __all__ = [
     "is_forward_mode",
     "not_compiled_alone",
     "outside_of_vmap",
+    "saved_tensors_are_hooked",
     "transforms_are_active",
     "untraced",
 ]
@@ -29,6 +30,11 @@ current_graph_task_id: Callable[[], int] = torch._C._current_graph_task_id
 def is_forward_mode() -> bool:
     """Whether forward-mode differentiation runs."""
     return getattr(forward_ad, "_current_level", -1) >= 0
+
+
+def saved_tensors_are_hooked() -> bool:
+    """Whether hooks get the tensors that are saved for a backward pass now, as those of a checkpoint do."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
 
 
 def outside_of_vmap() -> AbstractContextManager[None]:

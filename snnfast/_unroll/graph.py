@@ -119,6 +119,8 @@ def elementwise_step(
 ) -> list[Tensor]:
     """What :func:`step` does, in PyTorch's operators."""
     n, tensors = len(NEURONS[neuron].states), of_step(neuron, x, tensors)
+    if NEURONS[neuron].has_spike_feedback and tensors[n] is None:  # the last spikes are behind their product
+        tensors[n] = torch.ones_like(x)
     states, parameters = tuple(tensors[:n]), tuple(p for p in tensors[n:] if p is not None)
     asked = _options_of(*options[:-1])  # the last one is the backend
     with _gradients.use_state_gradients(state_gradients):

@@ -99,13 +99,15 @@ def _check(statements: Sequence[Group]) -> None:
     (device,) = devices
     if device.type not in ENGINES:
         raise UnmergedError(f"it is on {device.type}, for which there are no kernels of programs")
-    if len({tuple(map(str, t.shape)) for t in tensors}) != 1:
-        raise UnmergedError("they have other shapes")
+    shapes = dict.fromkeys(f"[{', '.join(map(str, t.shape))}]" for t in tensors)
+    if len(shapes) != 1:
+        raise UnmergedError(f"a step computes tensors of several shapes: {', '.join(list(shapes)[:3])}")
     if any(s.first.meta["context"].blocks for s in statements):
         raise UnmergedError("it runs under autocast or inference mode")
     dtypes = {t.dtype for t in tensors} - {torch.bool}
     if len(dtypes) != 1 or not dtypes < {torch.float32, torch.float64}:
-        raise UnmergedError("a program has one dtype, float32 or float64")
+        found = ", ".join(sorted(map(_short, dtypes)))
+        raise UnmergedError(f"a program has one dtype, float32 or float64, and a step computes in {found}")
 
 
 def _check_program(found: Recurrence) -> None:
@@ -345,10 +347,17 @@ def _is_scalar(node: Node) -> bool:
 def _check_given(made: Recurrence, *nodes: Any) -> None:
     for n in nodes:
         t = value(n) if isinstance(n, Node) else None
-        if not isinstance(t, Tensor) or t.dtype not in (made.dtype, torch.bool) or t.device != made.device:
-            raise UnmergedError("takes tensors of another dtype or device")
+        if not isinstance(t, Tensor):
+            raise UnmergedError("it takes a number that is not known before the call")
+        if t.dtype not in (made.dtype, torch.bool) or t.device != made.device:
+            where = f"{_short(t.dtype)} on {t.device}", f"{_short(made.dtype)} on {made.device}"
+            raise UnmergedError("it takes a tensor in {}, beside others in {}".format(*where))
         if signature_of(n) != signature_of(nodes[0]):
             raise UnmergedError("its inputs have other shapes at other steps")
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _place(node: Node) -> Any:

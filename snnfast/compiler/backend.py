@@ -4,13 +4,15 @@ import operator
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any
 
+import torch
 from torch.fx import Graph, GraphModule
 
 from snnfast._core import backend as _backend
+from snnfast._core.pytorch import saved_tensors_are_hooked
 from snnfast._unroll.graph import as_function
 from snnfast.compiler import verify
 from snnfast.compiler.align import LEAST
@@ -49,6 +51,25 @@ def recorded(reports: list[GraphReport]) -> Iterator[None]:
         _recording.reset(before)
 
 
+def enter(report: GraphReport) -> None:
+    """Record a report, or show its warnings."""
+    recording = _recording.get()
+    if recording is not None:
+        recording.append(report)
+        return
+    for message in report.warnings:
+        _backend.warn_once(message)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Let hooks of saved tensors, such as those of a checkpoint around the call, and anomaly detection see nothing."""
+    hooked = saved_tensors_are_hooked()
+    hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t) if hooked else nullcontext()
+    with hooks, torch.autograd.set_detect_anomaly(False):
+        yield
+
+
 def backend(
     gm: GraphModule, example_inputs: Any, *, options: dict[str, Any] | None = None, mode: str | None = None
 ) -> Compiled:
@@ -64,16 +85,10 @@ def backend(
     Raises:
         ValueError: An unknown option, or a mode.
     """
-    if mode is not None:
-        raise ValueError(f"mode: {mode!r} is one of Inductor's, and the backend 'snnfast' has none; leave it out")
-    inner = _inner(options)
-    merged, report = merge(gm)
-    recording = _recording.get()
-    if recording is not None:
-        recording.append(report)
-    else:
-        for message in report.warnings:
-            _backend.warn_once(message)
+    inner = inner_of(options, mode)
+    with _undisturbed():
+        merged, report = merge(gm)
+    enter(report)
     if inner is None:
         apply_by_classes(merged)
         raise_in_python(merged)
@@ -137,7 +152,10 @@ def _calls(graph: Graph) -> int:
     return sum(n.op.startswith("call") and n.target is not operator.getitem for n in graph.nodes)
 
 
-def _inner(options: dict[str, Any] | None) -> Any:
+def inner_of(options: dict[str, Any] | None, mode: str | None) -> Any:
+    """The backend that the options of :func:`backend` ask for, or ``None``. It raises the errors of wrong ones."""
+    if mode is not None:
+        raise ValueError(f"mode: {mode!r} is one of Inductor's, and the backend 'snnfast' has none; leave it out")
     given = dict(options or {})
     name = given.pop("inner", None)
     if given:

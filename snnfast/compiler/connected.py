@@ -28,17 +28,25 @@ def absorb_connections(graph: Graph) -> None:
         node.target = step
         states = first, *tensors[1:places], connections, *tensors[places + 1 :]
         node.args = (*node.args[:2], states, *node.args[3:])
-        graph.erase_node(product)
+        if not product.users:
+            graph.erase_node(product)
 
 
 def _connections(node: Node) -> tuple[Node, Node, tuple[Any, ...]] | None:
-    """The product that a step reads alone, the spikes that it is of, and weight, bias and form of a convolution."""
+    """The product that steps read alone, the spikes that it is of, and weight, bias and form of a convolution.
+
+    Several steps read the product of the same first spikes.
+    """
     neuron, tensors = NEURONS[node.args[0]], node.args[2]  # type: ignore[index]
     if not neuron.has_spike_feedback or tensors[len(neuron.states)] is not None:  # type: ignore[index]
         return None
     product: Any = tensors[0]  # type: ignore[index]
     name, context = name_of(product.target), node.meta["context"]
-    if name not in ("linear", "conv2d") or len(product.users) > 1 or product.meta["context"] != context:
+    if (
+        name not in ("linear", "conv2d")
+        or not all(is_step(u.target) for u in product.users)
+        or product.meta["context"] != context
+    ):
         return None
     if context.blocks:  # such as autocast, under which the product has another dtype
         return None

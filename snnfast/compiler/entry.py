@@ -13,10 +13,19 @@ import torch
 from torch import nn
 
 from snnfast._core import backend as _backend
-from snnfast.compiler.backend import backend, recorded
-from snnfast.compiler.report import Explanation, GraphReport, cuts_since, number_of_cuts, number_of_failures
+from snnfast._core.pytorch import saved_tensors_are_hooked
+from snnfast.compiler.backend import backend, inner_of, recorded
+from snnfast.compiler.failures import Attempt
+from snnfast.compiler.report import (
+    Explanation,
+    GraphReport,
+    cuts_since,
+    nothing_to_compile,
+    number_of_cuts,
+    number_of_failures,
+)
 from snnfast.compiler.tracing import tracing
-from snnfast.neurons.network import convert
+from snnfast.neurons.network import convert, layers_at_once
 
 Compiled = Callable[..., Any]
 
@@ -32,7 +41,8 @@ def compile(net: Any, **options: Any) -> Any:
     ``torch.nn.Module.compile`` keeps a compiled call, too.
 
     If the first call shows that nothing is gained, the network or function runs as it is from then on, and one warning
-    says why. It stays compiled if another backend is asked for with ``options={"inner": ...}``.
+    says why. So does a part of it that ``torch.compile`` can't trace, whatever error it raises. It stays compiled if
+    another backend is asked for with ``options={"inner": ...}``.
 
     Args:
         net: A module with a loop over time in its ``forward``, or a function with one, such as a training step.
@@ -45,6 +55,7 @@ def compile(net: Any, **options: Any) -> Any:
 
     Raises:
         TypeError: ``net`` can't be called.
+        ValueError: A ``mode``, or an option that the backend does not have.
 
     Example::
 
@@ -66,10 +77,10 @@ def compile(net: Any, **options: Any) -> Any:
     """
     net = _checked(net)
     if not isinstance(net, nn.Module):
-        return _compiled(net, getattr(net, "__name__", type(net).__name__), options, {})
+        return _compiled(net, _name_of(net), options, {})
     left = convert(net)
-    call = _compiled(_call_of_its_own(), type(net).__name__, options, left)
     itself = weakref.ref(net)  # a network that is not used any more is freed at once, with all that was compiled for it
+    call = _compiled(_call_of_its_own(), _name_of(net), options, left, lambda: layers_at_once(itself()))
     net._compiled_call_impl = lambda *args, **kwargs: call(itself(), *args, **kwargs)
     return net
 
@@ -79,6 +90,10 @@ def _checked(net: Any) -> Any:
     if not callable(net):
         raise TypeError(f"net: expected a torch.nn.Module or a function, got {type(net).__name__}")
     return net._orig_mod if isinstance(net, torch._dynamo.OptimizedModule) else net
+
+
+def _name_of(net: Any) -> str:
+    return str(getattr(net, "__name__", type(net).__name__))
 
 
 _numbers = itertools.count()
@@ -104,21 +119,26 @@ _PATIENCE = 3
 _OWN_CACHE = {"isolate_recompiles": True} if "isolate_recompiles" in inspect.signature(torch.compile).parameters else {}
 
 
-def _compiled(function: Compiled, name: str, options: dict[str, Any], left: dict[str, str]) -> Compiled:
+def _compiled(
+    function: Compiled, name: str, options: dict[str, Any], left: dict[str, str], at_once: Callable[[], int] = int
+) -> Compiled:
     """Compile a function. If its first call merges nothing that pays, later calls run it as it is.
 
     With gradients a call has other graphs than without, so the first one of either kind decides.
+
+    ``at_once`` says before how many layers there are, if all run all steps at once and there is no loop beside them.
     """
+    inner_of(options.get("options"), options.get("mode"))
     traced = torch.compile(function, backend="snnfast", **{**_OWN_CACHE, **options})
     another = "inner" in (options.get("options") or {})
-    reports: dict[bool, list[GraphReport]] = {True: [], False: []}
     chosen: dict[bool, Compiled] = {}
+    given_up: set[types.CodeType] = set()
     in_vain = 0  # so many calls in a row were traced in vain
 
     def compiled(*args: Any, **kwargs: Any) -> Any:
         nonlocal in_vain
         failures = number_of_failures()
-        with tracing:
+        with tracing, Attempt(name, given_up):
             result = traced(*args, **kwargs)
         in_vain = in_vain + 1 if number_of_failures() > failures else 0
         if in_vain >= _PATIENCE and not another:
@@ -134,18 +154,24 @@ def _compiled(function: Compiled, name: str, options: dict[str, Any], left: dict
         if torch.compiler.is_compiling():  # it is a part of another function that is compiled
             return function(*args, **kwargs)
         grad = torch.is_grad_enabled()
-        if grad in chosen:
+        # A checkpoint runs what it has seen a second time: it must see the same calls, whatever is chosen in between.
+        if grad in chosen and not saved_tensors_are_hooked():
             return chosen[grad](*args, **kwargs)
         if _backend.current_backend() == "reference":  # there is nothing to merge now, but there may be later
             return compiled(*args, **kwargs)
-        before, cuts = len(reports[grad]), number_of_cuts()
-        with recorded(reports[grad]):
+        if not chosen and not another and (layers := at_once()):
+            chosen.update({True: function, False: function})
+            _backend.warn_once(f"snnfast: {name} runs as it is, without torch.compile: {nothing_to_compile(layers)}")
+            return function(*args, **kwargs)
+        reports: list[GraphReport] = []
+        cuts = number_of_cuts()
+        with recorded(reports):
             result = compiled(*args, **kwargs)
-        if len(reports[grad]) > before:  # not while torch.compile is switched off
-            reason = None if another else _why_it_does_not_pay(reports[grad], left)
+        if reports:  # not while torch.compile is switched off
+            reason = None if another else _why_it_does_not_pay(reports, left)
             chosen[grad] = compiled if reason is None else function
-            if reason is None or any(report.failed for report in reports[grad]):
-                messages = [message for report in reports[grad] for message in report.warnings]
+            if reason is None or any(report.failed for report in reports):
+                messages = [message for report in reports for message in report.warnings]
             else:
                 cut = "".join(f". torch.compile cuts the code at {cut}" for cut in cuts_since(cuts)[:2])
                 messages = [f"snnfast: {name} runs as it is, without torch.compile: {reason}{cut}"]
@@ -162,7 +188,10 @@ def _why_it_does_not_pay(reports: Sequence[GraphReport], left: dict[str, str]) -
     Whatever is merged pays, and even the calls that are repeated are shorter in a graph.
     """
     if not any(report.merged for report in reports if report.refused is None):
-        warned = [report for report in reports if report.warnings] or reports[:1]
+        warned = [report for report in reports if report.warnings] or list(reports[:1])
+        layers = sum(report.unrolled for report in reports)
+        if layers and not any(report.warnings for report in reports):
+            return nothing_to_compile(layers)
         # Where layers were left, the others are converted already: that advice would not help.
         refused = [str(report.refused) for report in warned if not (left and report.unconverted)]
         unconverted = [f"{layer or 'it'}: {reason}" for layer, reason in left.items()]
@@ -207,6 +236,6 @@ def explain(net: Any, *inputs: Any, **named: Any) -> Explanation:
     # A backend that is new to torch.compile compiles what another call has compiled before.
     compiled = torch.compile(function, backend=lambda gm, inputs: backend(gm, inputs))
     cuts = number_of_cuts()
-    with recorded(reports), tracing:
+    with recorded(reports), tracing, Attempt(_name_of(net), set()):
         compiled(*inputs, **named)  # type: ignore[no-untyped-call]
     return Explanation(reports, cuts_since(cuts))

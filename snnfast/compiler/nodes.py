@@ -14,7 +14,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import _side_effectful_functions
 from torch.utils import _pytree as pytree
 
-from snnfast._unroll.graph import step
+from snnfast._unroll.graph import step, unroll
 
 aten: Any = torch.ops.aten
 
@@ -104,7 +104,7 @@ def same_context(a: Node, b: Node) -> bool:
 _NOT_THE_USERS = ("/torch/", "/snnfast/", "/snntorch/")
 
 
-def line_of(node: Node | None) -> str:
+def line_of(node: Node | None, with_code: bool = True) -> str:
     """File, line and code of the user's program that a node comes from; empty if unknown."""
     lines = (node.stack_trace or "").strip().splitlines() if node is not None else []
     stack = []
@@ -112,7 +112,8 @@ def line_of(node: Node | None) -> str:
         if place.strip().startswith("File "):
             file, number, *_ = place.strip().removeprefix("File ").split(", ")
             code = code.strip()
-            stack.append((file.strip('"'), number.removeprefix("line "), "" if code.startswith("File") else code))
+            code = "" if code.startswith("File") or not with_code else code
+            stack.append((file.strip('"'), number.removeprefix("line "), code))
     return user_line(reversed(stack))
 
 
@@ -223,6 +224,11 @@ def updates_statistics(node: Node) -> bool:
 def has_effect(node: Node) -> bool:
     """Whether a call does something else than return results that depend on its arguments."""
     return bool(changed(node)) or is_opaque(node) or node.target in _side_effectful_functions
+
+
+def is_unroll(target: Any) -> bool:
+    """Whether a target is all steps of a neuron of ours."""
+    return target in (torch.ops.snnfast.unroll, torch.ops.snnfast.unroll.default, unroll)
 
 
 def is_assert(node: Node) -> bool:

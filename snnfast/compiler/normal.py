@@ -20,6 +20,7 @@ from torch.fx.experimental.proxy_tensor import (
     make_fx,
     track_tensor_tree,
 )
+from torch.fx.experimental.symbolic_shapes import PendingUnbackedSymbolNotFound
 from torch.utils import _pytree as pytree
 
 from snnfast._unroll.graph import of_step
@@ -96,9 +97,10 @@ def normal(gm: GraphModule) -> GraphModule:
     with contextlib.ExitStack() as stack:
         stack.enter_context(mode or contextlib.nullcontext())
         stack.enter_context(torch.set_grad_enabled(torch.is_grad_enabled()))  # restored behind the graph
-        # A checkpoint around the call must not see what is saved here.
-        stack.enter_context(torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t))
-        found = make_fx(running.run, pre_dispatch=True)(*inputs)
+        try:
+            found = make_fx(running.run, pre_dispatch=True)(*inputs)
+        except PendingUnbackedSymbolNotFound:  # which PyTorch raises for x[i] where i is a tensor
+            raise RefusedError("it takes a number that a tensor holds as an index") from None
     made = [n for n in found.graph.nodes if n.op == "placeholder"]
     assert len(made) == len(given), "an input was lost"
     for old, new in zip(given, made, strict=True):
@@ -136,6 +138,8 @@ def _check(gm: GraphModule) -> None:
         if node.op == "get_attr" and isinstance(getattr(gm, str(node.target), None), Tensor):
             # It is no input, so that an operator would change it while it is traced.
             raise RefusedError("it has tensors of its own, as a step of an optimizer has")
+        if name_of(node.target) in ("requires_grad_", "set_inplace_requires_grad_allowed"):
+            raise RefusedError("it calls requires_grad_() on a tensor, as the first states of Norse's neurons do")
         if node.op == "call_function" and "functorch" in _module_of(node.target):
             raise RefusedError("it uses a transform of torch.func, such as vmap or grad")
         if name_of(node.target) in ("set_", "shallow_copy_data_"):

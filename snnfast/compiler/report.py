@@ -9,7 +9,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from snnfast.compiler.capture import Chain
-from snnfast.compiler.nodes import aten, is_step, line_of, name_of, step_of, tensors_of, user_line
+from snnfast.compiler.nodes import aten, is_step, is_unroll, line_of, name_of, step_of, tensors_of, user_line
 from snnfast.compiler.recurrence import Recurrence
 from snnfast.compiler.series import SINGLE, IndexGroup, Series
 
@@ -39,6 +39,7 @@ class GraphReport:
     random: bool = field(default=False, repr=False)  # it draws random numbers
     failed: bool = field(default=False, repr=False)  # the pass had a fault
     unconverted: bool = field(default=False, repr=False)  # its layers are snnTorch's own
+    unrolled: int = field(default=0, repr=False)  # neuron layers that run all steps at once as they stand
 
     def __str__(self) -> str:
         if self.refused is not None:
@@ -98,9 +99,16 @@ _STAY = ("slstm.py", "sconv2dlstm.py")
 NO_NEURON = "there is no step of a neuron in it"
 
 
+def nothing_to_compile(layers: int) -> str:
+    """What is said of a network whose neurons all run in step mode "m", by ``unroll`` or in a ``MultiStep``."""
+    its = f"its {layers} layers of neurons already run" if layers > 1 else "its layer of neurons already runs"
+    return f"{its} all steps in one call{' each' * (layers > 1)}: nothing to compile"
+
+
 def leave_alone(report: GraphReport, gm: GraphModule, reason: str = NO_NEURON) -> None:
     """Enter a graph without a step of ours. It may be another part of a program, such as an optimizer: no warning."""
-    report.refused = reason
+    report.unrolled = sum(is_unroll(n.target) for n in gm.graph.nodes)
+    report.refused = nothing_to_compile(report.unrolled) if report.unrolled else reason
     inner = (m.graph for m in gm.modules() if isinstance(m, GraphModule))
     if any(is_step(n.target) for graph in inner for n in graph.nodes):
         refuse(report, "its steps are in calls that have their own graphs, such as checkpointing at each step")
@@ -167,7 +175,7 @@ def describe(series: Series, summed: set[Node], fused: set[Chain | Recurrence], 
         else:
             report.repeated.append(f"{steps}{at}: {chain.reason}")
             report.warnings.append(
-                f"snnfast: in a compiled loop, {steps} run one by one{at}: {chain.reason}. "
+                f"snnfast: in a compiled loop, {steps} run one by one{_at(chain.steps[0], True)}: {chain.reason}. "
                 "snnfast.explain tells what is merged"
             )
     report.repeated += [f"{_steps(count, name)}{why}" for (name, why), count in alone.items()]
@@ -208,6 +216,6 @@ def _describe_others(series: Series, summed: set[Node], report: GraphReport) -> 
             report.repeated.append(f"{len(nodes)} x {name}{_at(nodes[0])}: {reason}")
 
 
-def _at(node: Node) -> str:
-    line = line_of(node)
+def _at(node: Node, with_code: bool = False) -> str:
+    line = line_of(node, with_code)
     return f" ({line})" if line else ""

@@ -39,6 +39,7 @@ CHANGED = "its states or parameters are changed between two steps"
 """Why a step is alone in its chain: its layer makes a single step, or several."""
 FED_BACK = "its input at a step depends on its output at an earlier step"
 WAITS = "each call needs the result of an earlier one"
+SUMS = "each call takes its own result of the step before, as a running sum does"
 
 _ODD_STEPS = 4
 """How many of the first and last steps may differ from the others."""
@@ -190,9 +191,9 @@ class Series:
 
     def _split(self, kind: type[Chain] | type[Group], reason: str) -> None:
         """Give up the chains, or the groups and recurrences, that wait for themselves."""
-        for vertex in [vertex for vertices in cycles(self._graph()) for vertex in vertices]:
+        for vertex, alone in [(v, len(vertices) == 1) for vertices in cycles(self._graph()) for v in vertices]:
             if isinstance(vertex, kind):
-                vertex.reason = reason
+                vertex.reason = SUMS if alone and reason == WAITS else reason
             elif isinstance(vertex, Recurrence):
                 self.recurrences.remove(vertex)
                 for group in vertex.statements:
@@ -270,7 +271,7 @@ class Series:
             for node in group.nodes:
                 del self.group_of[node], self._number[node]
             numbers = found.number_of(group)
-            group.nodes, group.recurrence = list(numbers), found
+            group.nodes, group.recurrence, group.reason = list(numbers), found, None
             self.group_of |= dict.fromkeys(numbers, group)
             self._number |= numbers
         self.recurrences = [r for r in self.recurrences if r not in parts] + [found]

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from snnfast.compiler.failures import keep_running
+
 
 class _Tracing:
     """Settings of ``torch.compile``, which are global, while any thread is inside; one may enter again."""
@@ -59,7 +61,7 @@ def _extend() -> frozenset[Any]:
     These are PyTorch's private classes. Where a version has them in another form, what needs them splits the graph, as
     it does without an extension.
     """
-    for extend in (_keep_asserts, _keep_bars, _keep_numbers_of_functions, _keep_resets):
+    for extend in (keep_running, _keep_asserts, _keep_bars, _keep_numbers_of_functions, _keep_resets):
         with contextlib.suppress(AttributeError):
             extend()
     with contextlib.suppress(AttributeError):
@@ -108,38 +110,69 @@ def _as_it_is_now(a: Any, tx: Any, *known: Any) -> Any:
 
 
 def _keep_asserts() -> None:
-    """Let ``assert not x`` be what PyTorch makes of ``assert x``: a call of ``torch._assert_async``.
+    """Let every ``assert`` of what a tensor holds be a call of ``torch._assert_async``.
 
-    PyTorch knows an assert by the instruction that jumps over its error where ``x`` is true. Here, an instruction that
-    jumps where ``x`` is false is that of ``not x``. An assert inside of ``try`` is left alone: the error of a graph
-    comes from elsewhere.
+    PyTorch makes this call of ``assert x``, which it knows by the instruction that jumps over the error where ``x`` is
+    true. Of ``assert not x`` and of a number, as in ``assert x.item() < 9``, it is made here. An assert inside of
+    ``try`` is none: its error must come where the program expects it. PyTorch then splits the graph.
     """
-    traced: Any = torch._dynamo.symbolic_convert
-    follows, tensor = traced._detect_and_normalize_assert_statement, torch._dynamo.variables.TensorVariable
-    name = next(n for n in ("POP_JUMP_FORWARD_IF_FALSE", "POP_JUMP_IF_FALSE") if n in dis.opmap)
-    at, at_true = dis.opmap[name], dis.opmap[name.replace("FALSE", "TRUE")]
+    dynamo: Any = torch._dynamo
+    traced, config = dynamo.symbolic_convert, dynamo.config
+    follows, tensor = traced._detect_and_normalize_assert_statement, dynamo.variables.TensorVariable
+    number, unknown = (
+        dynamo.variables.tensor.SymNodeVariable,
+        torch.fx.experimental.symbolic_shapes.free_unbacked_symbols,
+    )
 
     def entered(original: Any, if_true: Any) -> Any:
         def jump(self: Any, inst: Any) -> Any:
-            value = self.stack[-1].realize() if tracing.is_entered else None
-            if not isinstance(value, tensor) or _is_tried(self) or not follows(self, operator.truth, False):
+            value: Any = self.stack[-1].realize() if tracing.is_entered else None
+            is_number = isinstance(value, number) and bool(unknown(value.sym_num))
+            if not isinstance(value, tensor) and not is_number:
+                return original(self, inst)
+            if _is_tried(self):
+                with config.patch(rewrite_assert_with_torch_assert=False):
+                    return original(self, inst)
+            negated = original is not if_true
+            if not (negated or is_number) or not follows(self, operator.truth, False):
                 return original(self, inst)
             del self.stack[-2:]  # the value, and the message that was found
-            self.push(value.call_method(self, "logical_not", [], {}))
+            if is_number:
+                value = _as_tensor(value, self)
+            self.push(value.call_method(self, "logical_not", [], {}) if negated else value)
             return if_true(self, inst)
 
         return jump
 
+    forms = [name for name in ("POP_JUMP_FORWARD_IF_", "POP_JUMP_IF_") if f"{name}FALSE" in dis.opmap]
+    if_false, if_true = (dis.opmap[forms[0] + truth] for truth in ("FALSE", "TRUE"))
     kinds: list[Any] = [traced.InstructionTranslatorBase]
     for kind in kinds:
         kinds += kind.__subclasses__()
-        kind.dispatch_table[at] = entered(kind.dispatch_table[at], kind.dispatch_table[at_true])
+        jump = kind.dispatch_table[if_true]
+        for at in (if_false, if_true):
+            kind.dispatch_table[at] = entered(kind.dispatch_table[at], jump)
+
+
+def _as_tensor(value: Any, tx: Any) -> Any:
+    """A number that is a node of the graph, as a tensor."""
+    made = torch._dynamo.variables.builder.wrap_fx_proxy
+    return made(tx, tx.output.create_proxy("call_function", torch.scalar_tensor, (value.as_proxy(),), {}))
 
 
 def _is_tried(tx: Any) -> bool:
-    """Whether what is traced is inside of ``try``."""
+    """Whether what is traced is inside of ``try``, or of a ``with`` that may stop an error."""
+    known: Any = torch._dynamo.variables.ctx_manager.ContextWrappingVariable  # PyTorch's own, which stop none
     while tx is not None:
-        if any(block.with_context is None for block in tx.block_stack):
+        entry = tx.current_instruction.exn_tab_entry
+        while entry is not None:
+            handler = tx.indexof[entry.target]
+            names = [i.opname for i in tx.instructions[handler : handler + 2]]
+            # The handler of ``with`` runs its end. Another one only restores the stack.
+            if names[0] == "PUSH_EXC_INFO" and names[1] != "WITH_EXCEPT_START":
+                return True
+            entry = entry.target.exn_tab_entry
+        if not all(isinstance(block.with_context, known) for block in tx.block_stack):
             return True
         tx = getattr(tx, "parent", None)
     return False
