@@ -1038,8 +1038,9 @@ _WRITTEN = (
     "{c} = {a} + 0.0 * {b} + 0.0 * x\n{c} += {b}\n{c} *= 0.5",
     "{c} = {a} * 1.5 + 0.0 * x\n{c}[{b} + {c} > 0] = 0.25",
 )
-_BROADCASTING = (*(t for t in TERMS if not any(s in t for s in ("_(", "_as(", "sgn"))), *_WRITTEN)
-_ROUNDED = tuple(t for t in SMOOTH if "mem" not in t)
+_BROADCASTING = (*(t for t in TERMS if not any(s in t for s in ("_(", "_as(", "sgn", ".float()", "alpha="))), *_WRITTEN)
+# Without infinite derivatives at 0, which times 0 are NaN.
+_ROUNDED = tuple(t for t in SMOOTH if not any(s in t for s in ("mem", "torch.sqrt", "** 0.5")))
 _SURROGATES = (
     "atan()", "fast_sigmoid()", "sigmoid(4)", "straight_through_estimator()", "heaviside()", "triangular()",
     "spike_rate_escape()", "SFS()", "LSO()", "custom_surrogate(lambda z, grad, spk: grad * torch.exp(-z.abs()))",

@@ -259,7 +259,7 @@ def test_backward_op_survives_random_code() -> None:
 def test_a_register_that_two_values_share_is_refused_on_every_device(places: tuple[int, int]) -> None:
     """The places are those of the new states, of the values that are saved and of the carries."""
     counts = 1, 2, 0
-    made = trace(lambda x, v, a: (x * v, torch.exp(a * v) + x, a + v), counts, torch.float32, 2, [0])
+    made = trace(lambda x, v, a: (x * v, torch.exp(a * v) + x, a + v), counts, torch.float32, 2, [True] * sum(counts))
     code = program_code.backward_code(made, counts, [0], [True])
     (saved,) = code.words[5:6].tolist()
     table = code.words[9 : 9 + 4 + saved]

@@ -424,6 +424,12 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             for operand in args:
                 if isinstance(operand, Tensor):
                     self.value(operand)  # before PyTorch finds that its shape is another one
+        tensors = [t for t in args if isinstance(t, Tensor)]
+        of_parameters = [self.is_parameter(t) for t in tensors]
+        # A parameter may be a number, which decides no dtype beside a tensor.
+        narrow = [t.dim() > 0 and t.is_floating_point() and t.dtype != self.graph.dtype for t in tensors]
+        if any(of_parameters) and any(n and not p for n, p in zip(narrow, of_parameters, strict=True)):
+            raise self.error(f"torch.{name} computes in a dtype that depends on the shape of a parameter")
         # A tensor of zeros without memory is one that has it.
         out = torch.zeros(*args, **kwargs) if name == "_efficientzerotensor" else func(*args, **kwargs)
         value = record(self, out, *args, **kwargs)
