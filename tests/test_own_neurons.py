@@ -457,6 +457,11 @@ def seen_by_steps() -> dict[str, tuple[Any, list[Callable[[], Any]]]]:
         v = 0.9 * v + x / x.shape[-1]
         return (v if x.size(0) > 2 else -v) + torch.zeros(x.shape, dtype=x.dtype, device=x.device), v
 
+    def by_rank(x: Tensor, v: Tensor) -> Any:
+        if x.shape[0] not in (2, 3):
+            raise ValueError("two or three samples are expected")
+        return v * x.dim(), 0.9 * v + x
+
     def by_default_dtype(x: Tensor, v: Tensor) -> Any:
         return v * (2.0 if torch.get_default_dtype() == torch.float64 else 1.0), 0.9 * v + x
 
@@ -469,6 +474,7 @@ def seen_by_steps() -> dict[str, tuple[Any, list[Callable[[], Any]]]]:
         "closure": (step, [lambda: change(-0.5), lambda: change(0.5)]),
         "mode": (by_mode, []),
         "size": (by_size, []),
+        "rank": (by_rank, []),
         "dtype": (by_default_dtype, [lambda: torch.set_default_dtype(torch.float64)]),
     }
 

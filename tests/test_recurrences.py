@@ -512,7 +512,7 @@ REPEATED = {
     "spikes_beside_the_input_without_a_gradient": "",
     "a_record_without_a_gradient": "",
     "a_record_that_is_written_twice": "",
-    "a_diagonal_in_place_of_a_product": "torch.diagonal is not elementwise",
+    "a_diagonal_in_place_of_a_product": "takes tensors of its own sizes alone",
     "a_product_with_a_bias_of_one_number": "linear",
     "another_surrogate_each_step": "",
     "derivative_that_is_not_elementwise": "torch.mean is not elementwise",

@@ -198,6 +198,7 @@ class _Variant:
         self.counts: Counts = series, states + options.counts, parameters + others
         self._program, self._options, self._inputs = program, options, inputs
         self._codes: dict[Any, Codes] = {}
+        self._placed: set[Any] = set()  # what has other codes in each place
 
     def __call__(
         self, call: Call, tensors: Sequence[Tensor], output: int = 0, linear: Linear | None = None
@@ -237,8 +238,11 @@ class _Variant:
         try:
             return self.codes(call.opmath, len(call.shape), needs_of(tensors), Place(call.shape, call.device))
         except NotElementwiseError as error:
-            say_step_by_step(f"because a program can't compute it ({error})")
-            return None
+            problem = str(error)
+        except Exception as error:  # The loop shows whether it is the step's own, or only that of made-up arguments.
+            problem = f"step: {type(error).__name__}: {error}"
+        say_step_by_step(f"because a program can't compute it ({problem})")
+        return None
 
     def codes(
         self, dtype: torch.dtype, dims: int, needs: tuple[bool, ...] | None = None, place: Place | None = None
@@ -254,23 +258,32 @@ class _Variant:
             NotElementwiseError: There are none.
         """
         key: Any = dtype, dims, needs
-        found = self._codes.get(key)
-        if found is not None and found.trace.asks:
+        if key in self._placed:
             key = (*key, place)
-            found = self._codes.get(key)
-        if found is None:
-            found = Codes(self, self._traced(*key))
-            self._codes[key] = found
-            if found.trace.asks and len(key) == 3:
+        if key not in self._codes:
+            made_up = len(key) == 3
+            try:
+                found = self._traced(*key)
+            except NotElementwiseError:
+                raise
+            except Exception:
+                if not made_up or place is None:
+                    raise
+                found = None  # The step may raise it of made-up sizes alone.
+            if made_up and (found is None or found.asks):
+                self._placed.add(key)
                 return self.codes(dtype, dims, needs, place)
-        return found
+            assert found is not None
+            self._codes[key] = Codes(self, found)
+        return self._codes[key]
 
     def _traced(
         self, dtype: torch.dtype, dims: int, needs: tuple[bool, ...] | None, place: Place | None = None
     ) -> Trace:
         surroundings = self._program.surroundings
+        constant = self._inputs if self._options.constant else 0
         if surroundings is None:
-            return trace(self.step, self.counts, dtype, dims, needs, place)
+            return trace(self.step, self.counts, dtype, dims, needs, place, constant)
 
         def step(*arguments: Tensor) -> tuple[Tensor, ...]:
             results = self.step(*arguments)
@@ -279,9 +292,9 @@ class _Variant:
             return results
 
         with surroundings.undisturbed():
-            found = trace(step, self.counts, dtype, dims, needs, place)
+            found = trace(step, self.counts, dtype, dims, needs, place, constant)
             # What the step reads elsewhere, such as a random number or a time, is seen by running it again.
-            if not trace(step, self.counts, dtype, dims, needs, place).equals(found):
+            if not trace(step, self.counts, dtype, dims, needs, place, constant).equals(found):
                 raise NotElementwiseError("it computes something else when it runs again")
         return found
 

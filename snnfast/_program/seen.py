@@ -48,7 +48,7 @@ _UNUSED = {"__init__", "__new__", "__repr__", "__doc__", "__module__", "__dict__
 _FIXED = ("decimal", "fractions", "re", "datetime", "operator", "typing", "abc")
 
 # Classes of Python's own whose objects show all that they hold.
-_OPEN = {object, type, complex, types.SimpleNamespace, BaseException, Exception, slice}
+_OPEN = {object, type, complex, types.SimpleNamespace, slice}
 _OPEN |= {int, float, str, bytes, dict, list, set, frozenset, tuple, collections.deque, collections.OrderedDict}
 
 # A step that sees more than this would be slow to look at.
@@ -377,7 +377,7 @@ class _Walk:
 def _is_closed(kind: type) -> bool:
     """Whether a class of Python's own, or of NumPy, keeps what it holds in C."""
     package = kind.__module__.partition(".")[0]
-    if kind in _OPEN or kind.__module__ in _FIXED or not _is_settled(package):
+    if kind in _OPEN or kind.__module__ in _FIXED or not _is_settled(package) or issubclass(kind, BaseException):
         return False
     if package in _WHOLE or kind.__name__ == "ufunc":  # what these hold in C is no number
         return False

@@ -197,6 +197,7 @@ def trace(
     dims: int,
     needs: Sequence[bool] | None = None,
     place: Place | None = None,
+    constant: int = 0,
 ) -> Trace:
     """Trace a step for arguments of so many ``dims``; with ``needs``, also its derivative.
 
@@ -205,6 +206,7 @@ def trace(
         dtype, dims: Of its arguments.
         needs: Which arguments ask for a gradient before the first step; ``None``: the grad mode is off.
         place: Where to trace. ``None``: on a few elements on the CPU.
+        constant: How many of the parameters, from the first, are inputs that are the same at each step.
 
     Raises:
         NotElementwiseError: It can't be a program.
@@ -214,7 +216,7 @@ def trace(
     asks = needs is not None and list(needs)
     with _undisturbed(needs):
         while True:
-            recorder = _Recorder(dtype, place or made_up, place is not None)
+            recorder = _Recorder(dtype, place or made_up, place is not None, constant)
             found, needed = _traced(recorder, step, counts, asks)
             if asks == needed:
                 return found
@@ -228,30 +230,24 @@ def _traced(recorder: "_Recorder", step: Step, counts: tuple[int, int, int], nee
     leaves = [recorder.argument(*kind).requires_grad_(bool(needs and needs[i])) for i, kind in enumerate(kinds)]
     watch = _Watch(recorder)
     gradients: list[int | None] = []
-    try:
-        with recorder, torch.set_grad_enabled(needs is not False):
-            given = [leaf.clone() for leaf in leaves]  # which the step may write to
+    with recorder, torch.set_grad_enabled(needs is not False):
+        given = [leaf.clone() for leaf in leaves]  # which the step may write to
+        with watch:
+            results = step(*given)
+        # A step may catch exceptions. Those of the recorder are not its own, and others may be of made-up sizes.
+        if recorder.refused is not None:
+            raise recorder.refused
+        watch.asks = watch.asks or watch.caught is not None
+        if watch.caught is not None and recorder.is_real:
+            raise NotElementwiseError(f"it catches {type(watch.caught).__name__}: {watch.caught}")
+        values = [recorder.result(t) for t in results]
+        first, begin = len(values) - counts[1], counts[0]
+        if needs is not False:
+            needs = list(needs)
+            for i in range(counts[1]):
+                needs[begin + i] = needs[begin + i] or results[first + i].requires_grad
             with watch:
-                results = step(*given)
-            # A step may catch exceptions. Those of the recorder are not its own, and others may be of made-up sizes.
-            if recorder.refused is not None:
-                raise recorder.refused
-            watch.asks = watch.asks or watch.caught is not None
-            if watch.caught is not None and recorder.is_real:
-                raise NotElementwiseError(f"it catches {type(watch.caught).__name__}: {watch.caught}")
-            values = [recorder.result(t) for t in results]
-            first, begin = len(values) - counts[1], counts[0]
-            if needs is not False:
-                needs = list(needs)
-                for i in range(counts[1]):
-                    needs[begin + i] = needs[begin + i] or results[first + i].requires_grad
-                with watch:
-                    gradients = recorder.derivative(results, leaves, counts[1])
-    except NotElementwiseError:
-        raise
-    except Exception as error:
-        # The loop shows whether it is the step's own, or only that of these arguments.
-        raise NotElementwiseError(f"{type(error).__name__}: {error}") from error
+                gradients = recorder.derivative(results, leaves, counts[1])
     return Trace(recorder.graph, values[:first], values[first:], gradients, watch.asks), needs
 
 
@@ -286,6 +282,7 @@ _DEVICES = {
     *_getters("device", "is_cuda", "is_cpu", "is_mps", "is_xpu", "is_meta"), Tensor.get_device, Tensor.type,
     Tensor.is_pinned,
 }  # fmt: skip
+_INDEXES = {Tensor.__getitem__, Tensor.__setitem__}
 _SIZED_AS = {Tensor.view_as, Tensor.expand_as, Tensor.reshape_as}
 _OTHERS = {
     Tensor.stride, Tensor.is_contiguous, Tensor.storage_offset, Tensor.data_ptr, Tensor.untyped_storage, Tensor.storage,
@@ -316,6 +313,8 @@ class _Watch(TorchFunctionMode):
             sized = args[0] if func in _SIZES else args[1] if func in _SIZED_AS and len(args) > 1 else None
             if sized is not None and self._recorder.is_parameter(sized):
                 raise self._recorder.error("asks for the size of a parameter")
+            if func in _INDEXES and self._recorder.is_parameter(args[0]):
+                raise self._recorder.error("indexes a parameter, whose size is another one in a program")
             sets = getattr(func, "__name__", "") == "__set__"
             if func in _OTHERS or sets:
                 name = func.__self__.__name__ if sets or func.__name__ == "__get__" else func.__name__
@@ -329,9 +328,10 @@ class _Watch(TorchFunctionMode):
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    def __init__(self, dtype: torch.dtype, place: Place, is_real: bool) -> None:
+    def __init__(self, dtype: torch.dtype, place: Place, is_real: bool, constant: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.graph = Graph(dtype)
+        self._constant = constant
         self.shape, self.device = place
         self.is_real = is_real
         self.backward = False
@@ -353,8 +353,9 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         found, stack = False, [] if value is None else [value]
         while stack:
             value = stack.pop()
-            kind = self.graph.nodes[value][0]
-            if self.graph.is_leaf(value) and kind not in ("parameter", "constant"):
+            kind, *operands = self.graph.nodes[value]
+            of_inputs = kind == "parameter" and operands[0] < self._constant
+            if self.graph.is_leaf(value) and (of_inputs or kind not in ("parameter", "constant")):
                 return False
             found = found or kind == "parameter"
             stack += self.graph.operands(value)
