@@ -51,7 +51,7 @@ _FIXED = ("decimal", "fractions", "re", "datetime", "operator", "typing", "abc")
 _OPEN = {object, type, complex, types.SimpleNamespace, slice}
 _OPEN |= {int, float, str, bytes, dict, list, set, frozenset, tuple, collections.deque, collections.OrderedDict}
 
-# A step that sees more than this would be slow to look at.
+# A step that sees more objects, or an array of more bytes, would be slow to look at.
 _MOST = 4000
 
 
