@@ -131,7 +131,7 @@ class Sight:
 def modes() -> tuple[Any, ...]:
     """What functions of PyTorch without arguments tell. The grad mode is part of the key of a code."""
     autocast = torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
-    return torch.get_default_dtype(), torch.is_inference_mode_enabled(), autocast
+    return torch.get_default_dtype(), torch.is_inference_mode_enabled(), torch.is_anomaly_enabled(), autocast
 
 
 def _undo(value: Any) -> Callable[[], None] | None:

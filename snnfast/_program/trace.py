@@ -246,14 +246,15 @@ def _traced(recorder: "_Recorder", step: Step, counts: tuple[int, int, int], nee
             needs = list(needs)
             for i in range(counts[1]):
                 needs[begin + i] = needs[begin + i] or results[first + i].requires_grad
-            with watch:
+            # Anomaly detection looks for NaN in each gradient; the step itself may ask whether it is on.
+            with torch.autograd.set_detect_anomaly(False), watch:
                 gradients = recorder.derivative(results, leaves, counts[1])
     return Trace(recorder.graph, values[:first], values[first:], gradients, watch.asks), needs
 
 
 @contextmanager
 def _undisturbed(needs: object) -> Iterator[None]:
-    """Without what the caller does to its own operators: modes, anomaly detection, hooks of saved tensors."""
+    """Without what the caller does to its own operators: modes and hooks of saved tensors."""
     hooks = []
     while (pair := torch._C._autograd._top_saved_tensors_default_hooks(True)) is not None:
         torch._C._autograd._pop_saved_tensors_default_hooks()
@@ -262,7 +263,6 @@ def _undisturbed(needs: object) -> Iterator[None]:
         with (
             _disable_current_modes(),
             torch.inference_mode(needs is None and torch.is_inference_mode_enabled()),
-            torch.autograd.set_detect_anomaly(False),
         ):
             yield
     finally:
