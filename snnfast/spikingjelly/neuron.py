@@ -105,7 +105,7 @@ class BaseNode(StepModule, SpikingLayer):
     def reset(self) -> None:
         """Forget the membrane, and with it its graph: the next step starts from the reset value.
 
-        This is the ``v_reset`` that the node was made with, until :meth:`set_reset_value` sets another one.
+        This is the ``v_reset`` that the node was made with, until ``set_reset_value`` sets another one.
         """
         begin = self._begins
         self.v = begin.clone() if isinstance(begin, Tensor) else begin

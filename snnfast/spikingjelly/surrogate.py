@@ -89,10 +89,10 @@ class SurrogateFunctionBase(nn.Module):
 class _Known(SurrogateFunctionBase):
     """A function of SpikingJelly. All that defines it is ``alpha``."""
 
-    of_alpha: ClassVar[Any]  # called with alpha, it returns the surrogate of the kernels, or of PyTorch
+    _of_alpha: ClassVar[Any]  # called with alpha, it returns the surrogate of the kernels, or of PyTorch
 
     def derivative(self, x: Tensor) -> Tensor:
-        return cast(Tensor, type(self).of_alpha(self.alpha).derivative(x))
+        return cast(Tensor, type(self)._of_alpha(self.alpha).derivative(x))
 
 
 @dataclass(frozen=True)
@@ -132,46 +132,46 @@ class Sigmoid(_Known):
     """``alpha * s * (1 - s)`` with ``s = sigmoid(alpha * x)``; ``alpha`` is 4 by default. The default of all nodes."""
 
     default = 4.0
-    of_alpha = staticmethod(snnfast_surrogate.sigmoid)
+    _of_alpha = staticmethod(snnfast_surrogate.sigmoid)
 
 
 class ATan(_Known):
     """``alpha / 2 / (1 + (pi / 2 * alpha * x)^2)``; ``alpha`` is 2 by default."""
 
     default = 2.0
-    of_alpha = staticmethod(snnfast_surrogate.atan)
+    _of_alpha = staticmethod(snnfast_surrogate.atan)
 
 
 class PiecewiseQuadratic(_Known):
     """``max(0, alpha - alpha^2 * |x|)``; ``alpha`` is 1 by default."""
 
-    of_alpha = _PiecewiseQuadratic
+    _of_alpha = _PiecewiseQuadratic
 
 
 class PiecewiseExp(_Known):
     """``alpha / 2 * exp(-alpha * |x|)``; ``alpha`` is 1 by default."""
 
-    of_alpha = _PiecewiseExp
+    _of_alpha = _PiecewiseExp
 
 
 class SoftSign(_Known):
     """``1 / (2 * alpha * (1 / alpha + |x|)^2)``; ``alpha`` is 2 by default."""
 
     default = 2.0
-    of_alpha = _SoftSign
+    _of_alpha = _SoftSign
 
 
 class SuperSpike(_Known):
     """``alpha / (1 + |x|)^2``; ``alpha`` is 1 by default."""
 
-    of_alpha = _SuperSpike
+    _of_alpha = _SuperSpike
 
 
 class Erf(_Known):
     """``alpha / sqrt(pi) * exp(-(alpha * x)^2)``; ``alpha`` is 2 by default."""
 
     default = 2.0
-    of_alpha = _Erf
+    _of_alpha = _Erf
 
 
 _KINDS: dict[str, type[_Known]] = {kind.__name__: kind for kind in _Known.__subclasses__()}
@@ -222,7 +222,7 @@ def spike_grad_of(function: Any) -> SpikeGrad:
     if kind is not None:
         if not function.spiking:
             raise ValueError(_NO_SPIKES)
-        return cast(Surrogate, kind.of_alpha(number("alpha", function.alpha)))
+        return cast(Surrogate, kind._of_alpha(number("alpha", function.alpha)))
     if isinstance(function, SurrogateFunctionBase):
         return _Derivative(function.derivative)
     samples = torch.tensor([-2.0, -1e-3, 0.0, 1e-3, 2.0])
