@@ -345,14 +345,13 @@ class _Walk:
         self.visit(kind)
         held = getattr(value, "__dict__", None)
         whole = str(kind.__module__).partition(".")[0] in _WHOLE
-        slots = [name for c in kind.__mro__ for name, v in vars(c).items() if isinstance(v, types.MemberDescriptorType)]
         if isinstance(held, dict):
             self.attributes(held, whole)
             if isinstance(value, nn.Module) and not whole:
                 self._of_module(held)
             if "__wrapped__" in held:
                 self.visit(held["__wrapped__"])
-        for name in slots:
+        for name in _slots(kind):
             if whole or self._whole or name in self.names:
                 self.tokens.append(name)
                 self.visit(getattr(value, name, None))
@@ -371,6 +370,11 @@ class _Walk:
         for name in _OF_MODULES:
             inner = held.get(name)
             self.attributes(inner, whole="hooks" in name) if isinstance(inner, dict) else self.visit(inner)
+
+
+@functools.lru_cache(4096)
+def _slots(kind: type) -> list[str]:
+    return [name for c in kind.__mro__ for name, v in vars(c).items() if isinstance(v, types.MemberDescriptorType)]
 
 
 @functools.lru_cache(4096)
