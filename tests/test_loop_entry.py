@@ -774,7 +774,7 @@ def test_an_index_that_a_tensor_holds_is_no_error(loop: Any) -> None:
     said = [str(w.message) for w in caught]
     assert not any("fault of snnfast" in message for message in said)
     cut = any(re.search(r"cuts the code at .*test_loop_entry.py:\d+: ", message) for message in said)
-    assert cut or loop in (written, from_a_list) or torch.__version__.startswith("2.11")  # which tells no place
+    assert cut or loop in (written, from_a_list) or torch.__version__ < (2, 15)  # older versions tell no place
 
 
 STAYS_COMPILED: dict[str, tuple[Any, dict[str, Any], str]] = {
