@@ -16,6 +16,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 import snnfast
+from benchmarks.collection.neurons import Levels
 from snnfast import MultiStep
 
 pytestmark = [pytest.mark.needs_extension, pytest.mark.usefixtures("nothing_compiled")]
@@ -26,20 +27,6 @@ SMALLEST = 2.0**-23
 """An error, relative to what it is an error of, that counts for nothing."""
 MEANS = (0.0, 100.0)
 """Of a channel, in standard deviations."""
-
-
-class Rounded(torch.autograd.Function):
-    """Spikes that are whole numbers, as of SpikeYOLO: one that is rounded in another way is far off."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return torch.round(torch.clamp(x, 0, 4))
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        return grad * ((x > 0) & (x < 4))
 
 
 class Of(nn.Module):
@@ -128,7 +115,7 @@ class Layers(nn.Module):
         mem, rec = torch.zeros_like(x[0]), []
         for t in range(x.shape[0]):
             mem = mem * 0.5 + x[t]
-            spk = Rounded.apply(mem)
+            spk = Levels.apply(mem)
             mem = mem - spk.detach()
             rec.append(spk)
         return torch.stack(rec)

@@ -22,7 +22,9 @@ from torch import Tensor, nn
 
 import snnfast
 from snnfast import surrogate
-from snnfast._program.run import Program
+from snnfast._program import run as program_run
+from snnfast._program.run import ENGINES, Program
+from snnfast._program.trace import trace
 
 T, B, N = 21, 3, 37
 CPU = torch.device("cpu")
@@ -561,6 +563,38 @@ def test_what_can_not_be_watched_runs_as_the_loop() -> None:
             calls[0] = 0
             results.append(run())
         assert_all_bits_equal(*results)  # what the trace drew and counted is put back
+
+
+def test_a_step_that_is_no_program_is_traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    monkeypatch.setattr(program_run, "trace", lambda *given: made.append(given) or trace(*given))  # type: ignore[func-returns-value]
+
+    @snnfast.neuron
+    def mixing(x: Tensor, v: Tensor) -> Any:
+        v = v + x
+        return v - v.mean(), v
+
+    layer, x = mixing(), torch.rand(3, 2, 4)
+    with warnings.catch_warnings(action="ignore"):
+        for _ in range(3):
+            layer.unroll(x)
+    assert len(made) == 1
+
+
+def test_evaluation_keeps_no_states_for_a_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = []
+    original = ENGINES["cpu"].forward
+
+    def forward(*given: Any) -> Any:
+        kept.append(given[7])
+        return original(*given)
+
+    monkeypatch.setattr(ENGINES["cpu"], "forward", forward)
+    layer, x = SoftLIF(learn_beta=True), sequence().detach()
+    with torch.no_grad():
+        layer.unroll(x)
+    layer.unroll(x)
+    assert kept == [False, True]
 
 
 def test_what_a_step_writes_to_its_arguments_stays_in_the_step() -> None:

@@ -1,8 +1,7 @@
 """The call of a program: all steps of a step function, by the kernels or as a loop."""
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -17,6 +16,7 @@ from snnfast._core.pytorch import is_forward_mode, not_compiled_alone, transform
 from snnfast._program import cuda
 from snnfast._program.code import Code, Counts, backward_code, forward_code
 from snnfast._program.nvrtc import NoKernelError, kernel_of
+from snnfast._program.seen import Surroundings
 from snnfast._program.trace import NotElementwiseError, Place, Step, Trace, trace
 
 __all__ = ["Program", "expanded", "order_of"]
@@ -32,20 +32,6 @@ class _Options(NamedTuple):
 
 
 _PLAIN = _Options(record=False, constant=False, ragged=False, counts=False)
-
-
-class Surroundings(Protocol):
-    """What a step sees beside its arguments, as it was when its program was made."""
-
-    def are_current(self) -> bool:
-        """Whether it still is as it was.
-
-        Raises:
-            NotElementwiseError: Nobody can tell.
-        """
-
-    def undisturbed(self) -> AbstractContextManager[None]:
-        """Undo what the step changes of it."""
 
 
 class Program:
@@ -65,7 +51,7 @@ class Program:
         states: int,
         parameters: int,
         outputs: int = 1,
-        surroundings: "Surroundings | None" = None,
+        surroundings: Surroundings | None = None,
     ) -> None:
         self.step = step
         self.counts = inputs, states, parameters
@@ -197,7 +183,7 @@ class _Variant:
         others = options.ragged + (inputs if options.constant else 0)
         self.counts: Counts = series, states + options.counts, parameters + others
         self._program, self._options, self._inputs = program, options, inputs
-        self._codes: dict[Any, Codes] = {}
+        self._codes: dict[Any, Codes | Exception] = {}
         self._placed: set[Any] = set()  # what has other codes in each place
 
     def __call__(
@@ -261,21 +247,20 @@ class _Variant:
         if key in self._placed:
             key = (*key, place)
         if key not in self._codes:
-            made_up = len(key) == 3
+            found: Trace | Exception
             try:
                 found = self._traced(*key)
-            except NotElementwiseError:
-                raise
-            except Exception:
-                if not made_up or place is None:
-                    raise
-                found = None  # The step may raise it of made-up sizes alone.
-            if made_up and (found is None or found.asks):
+            except Exception as error:
+                found = error.with_traceback(None)  # whose frames hold tensors
+            if len(key) == 3 and _is_of_sizes(found, place):
                 self._placed.add(key)
                 return self.codes(dtype, dims, needs, place)
-            assert found is not None
-            self._codes[key] = Codes(self, found)
-        return self._codes[key]
+            # What can't be a program is not traced again, either.
+            self._codes[key] = Codes(self, found) if isinstance(found, Trace) else found
+        codes = self._codes[key]
+        if isinstance(codes, Exception):
+            raise codes
+        return codes
 
     def _traced(
         self, dtype: torch.dtype, dims: int, needs: tuple[bool, ...] | None, place: Place | None = None
@@ -352,6 +337,13 @@ class _Variant:
             rows_of_none = [torch.empty(0, *call.shape, dtype=call.dtype, device=call.device) for _ in range(count)]
             return (*rows_of_none, *(s.clone() for s in now))
         return (*(torch.stack(rows).to(call.dtype) for rows in zip(*outputs, strict=True)), *now)
+
+
+def _is_of_sizes(found: "Trace | Exception", place: Place | None) -> bool:
+    """Whether a trace at made-up sizes says nothing of a call: the step asks for its sizes, or fails with these."""
+    if isinstance(found, Trace):
+        return found.asks
+    return place is not None and not isinstance(found, NotElementwiseError)
 
 
 class Codes:
@@ -447,7 +439,7 @@ class _Run(torch.autograd.Function):
         tensors, linear = tensors[:count], tensors[count:]
         series, states, parameters = split(tensors, variant.counts)
         neurons = call.shape.numel()
-        keep = any(ctx.needs_input_grad[3 : 3 + count])
+        keep = bool(codes.trace.gradients) and any(ctx.needs_input_grad[3 : 3 + count])  # not under no_grad
         found = ENGINES[call.device.type].forward(
             code,
             call.like(),

@@ -17,7 +17,7 @@ import sys
 import sysconfig
 import types
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from snnfast._program.trace import NotElementwiseError
 
-__all__ = ["Moment", "Sight", "modes"]
+__all__ = ["Moment", "Sight", "Surroundings", "modes"]
 
 # Code of these packages, and of Python's own, does not change between two calls.
 _SETTLED = ("torch", "snnfast", "numpy", "builtins")
@@ -126,6 +126,27 @@ class Sight:
             if walk.names == self._names:
                 return walk
             self._names = frozenset(walk.names)  # more of the objects that came first is seen with these
+
+
+class Surroundings(NamedTuple):
+    """What a step sees beside its arguments, as it was in a moment; ``None``: nobody can tell."""
+
+    sight: Sight
+    options: dict[str, Any]
+    moment: Moment | None
+
+    def are_current(self) -> bool:
+        """Whether it still is as it was.
+
+        Raises:
+            NotElementwiseError: Nobody can tell.
+        """
+        now = self.sight.now(self.options)
+        return self.moment is not None and now.key == self.moment.key
+
+    def undisturbed(self) -> AbstractContextManager[None]:
+        """Undo what the step changes of it."""
+        return self.sight.undisturbed(self.options)
 
 
 def modes() -> tuple[Any, ...]:

@@ -3,11 +3,9 @@
 import functools
 import inspect
 import numbers
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from types import SimpleNamespace
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +15,7 @@ from snnfast._core.linear import Linear
 from snnfast._core.ops import opmath_dtype
 from snnfast._core.settings import check_flag
 from snnfast._program.run import Program, expanded
-from snnfast._program.seen import Moment, Sight, modes
+from snnfast._program.seen import Moment, Sight, Surroundings, modes
 from snnfast._program.trace import NotElementwiseError
 from snnfast._unroll.checks import (
     check_current,
@@ -34,7 +32,7 @@ from snnfast.surrogate.base import spike_of
 __all__ = ["StepLayer", "neuron", "spike"]
 
 # How many programs of one step are kept. A surrogate whose slope changes in each epoch has one in each.
-_MOMENTS = 64
+_MOMENTS = 256
 
 
 def spike(x: Tensor, surrogate: Any) -> Tensor:
@@ -340,27 +338,12 @@ class StepLayer(SpikingLayer):
         return ", ".join([*pairs, f"init_hidden={self.init_hidden}"])
 
 
-class _Surroundings(NamedTuple):
-    """What a step sees beside its arguments, as it was in a moment."""
-
-    sight: Sight
-    options: dict[str, Any]
-    moment: Moment | None
-
-    def are_current(self) -> bool:
-        now = self.sight.now(self.options)
-        return self.moment is not None and now.key == self.moment.key
-
-    def undisturbed(self) -> AbstractContextManager[None]:
-        return self.sight.undisturbed(self.options)
-
-
 class _Programs:
     """The programs of a step function. There is one for each moment of what the step sees beside its arguments."""
 
     def __init__(self, step: Callable[..., Any]) -> None:
         self._sight = Sight(step)
-        self._found: OrderedDict[Any, tuple[Moment, Program]] = OrderedDict()
+        self._found: dict[Any, tuple[Moment, Program]] = {}
 
     def of(self, layer: StepLayer) -> Program:
         """The program of what the step sees now, with the options of a layer."""
@@ -371,17 +354,19 @@ class _Programs:
         try:
             moment = self._sight.now(options)
         except NotElementwiseError:  # the program asks again, and says it; it is one of this call
-            return Program(layer._bound_step(), *counts, surroundings=_Surroundings(self._sight, options, None))
+            return Program(layer._bound_step(), *counts, surroundings=Surroundings(self._sight, options, None))
         key = modes(), moment.key
-        if key in self._found:
-            self._found.move_to_end(key)
-        else:
-            program = Program(layer._bound_step(), *counts, surroundings=_Surroundings(self._sight, options, moment))
-            self._found[key] = moment, program
+        found = self._found.get(key)
+        if found is None:
+            found = (
+                moment,
+                Program(layer._bound_step(), *counts, surroundings=Surroundings(self._sight, options, moment)),
+            )
+            self._found[key] = found
             if len(self._found) > _MOMENTS:
-                _, (before, _) = self._found.popitem(last=False)
+                before, _ = self._found.pop(next(iter(self._found)))
                 self._say_changes(layer, before, moment)
-        return self._found[key][1]
+        return found[1]
 
     def _say_changes(self, layer: StepLayer, before: Moment, now: Moment) -> None:
         warn_once(
