@@ -19,6 +19,7 @@ from snnfast._core import backend as _backend
 from snnfast._core import linear, ops
 from snnfast._program.cuda import Engine
 from snnfast._program.run import ENGINES
+from snnfast.compiler import stages
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -45,6 +46,7 @@ def as_if_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """No warning has come yet, and snnTorch's list has no neuron of another test; few rows are multiplied as bits."""
     monkeypatch.setattr(_backend, "_warned", set())
     monkeypatch.setattr(linear, "LEAST_ROWS", 1)
+    monkeypatch.setattr(stages, "CHECKS", True)
     if "snntorch" in sys.modules:
         monkeypatch.setattr(sys.modules["snntorch"].SpikingNeuron, "instances", [])
 

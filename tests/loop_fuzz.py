@@ -37,8 +37,8 @@ from torch.utils.checkpoint import checkpoint
 import snnfast.snntorch
 from snnfast import GraphReport
 from snnfast.compiler.backend import merge
+from snnfast.compiler.calls import is_step
 from snnfast.compiler.failures import Attempt
-from snnfast.compiler.nodes import is_step
 from snnfast.compiler.tracing import tracing
 
 # Of a value relative to the largest of its tensor, and of a gradient.

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import snnfast
-from snnfast.compiler.kernels import bernoulli
+from snnfast.compiler.lower.kernels import bernoulli
 
 pytestmark = pytest.mark.usefixtures("nothing_compiled")
 

@@ -15,24 +15,24 @@ from torch.utils import _pytree as pytree
 
 from snnfast._program.run import ENGINES
 from snnfast._program.trace import NotElementwiseError, trace
-from snnfast.compiler.errors import UnmergedError
-from snnfast.compiler.nodes import (
+from snnfast.compiler.calls import (
+    LEAST,
     index_of,
     is_number,
     is_pointwise,
     module_of,
     name_of,
+    product_of,
+    run_call,
     signature_of,
     tensors_of,
     value,
 )
-from snnfast.compiler.recurrence import Recurrence, Row, Slot, as_of, call, product_of
+from snnfast.compiler.errors import UnmergedError
+from snnfast.compiler.recurrence import Recurrence, Row, Slot, as_of
 
 if TYPE_CHECKING:
     from snnfast.compiler.series import Group
-
-LEAST = 3
-"""A program pays from this number of steps on."""
 
 UNLIKE = "its steps are not all alike"
 
@@ -306,7 +306,7 @@ class _Steps:
             env: dict[Any, Any] = {node: as_of(node, t) for node, t in zip(nodes, given, strict=True)}
             for node in peeled:
                 args, kwargs = pytree.tree_map_only(Node, lambda a: env.get(a, module_of(a)), (node.args, node.kwargs))
-                env[node] = call(node, args, kwargs)
+                env[node] = run_call(node, args, kwargs)
             found = [*(results[Slot("statement", made.statements.index(s))] for s in kept), *(env[n] for n in tensors)]
             return tuple(t.to(made.dtype).expand_as(given[0]) for t in found)
 

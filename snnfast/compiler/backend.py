@@ -15,14 +15,18 @@ from snnfast._core import backend as _backend
 from snnfast._core.pytorch import saved_tensors_are_hooked
 from snnfast._unroll.graph import as_function
 from snnfast.compiler import verify
-from snnfast.compiler.align import LEAST
-from snnfast.compiler.applied import apply_by_classes, drop_sizes, raise_in_python
+from snnfast.compiler.aten import to_aten
+from snnfast.compiler.calls import LEAST, is_random, is_step, line_of, site_of
 from snnfast.compiler.capture import capture
 from snnfast.compiler.emit import Emitter
 from snnfast.compiler.errors import RefusedError
-from snnfast.compiler.kernels import use_channels_last, use_kernels
-from snnfast.compiler.nodes import is_random, is_step, line_of, memory_of, name_of
-from snnfast.compiler.normal import normal
+from snnfast.compiler.functions import drop_sizes
+from snnfast.compiler.lower.asserts import raise_in_python
+from snnfast.compiler.lower.bodies import apply_by_classes
+from snnfast.compiler.lower.channels_last import use_channels_last
+from snnfast.compiler.lower.kernels import use_kernels
+from snnfast.compiler.memory import memory_of
+from snnfast.compiler.passes import run_passes
 from snnfast.compiler.report import (
     NO_NEURON,
     GraphReport,
@@ -34,6 +38,7 @@ from snnfast.compiler.report import (
     why_not,
 )
 from snnfast.compiler.series import Series
+from snnfast.compiler.stages import Stages
 
 Compiled = Callable[..., Any]
 
@@ -106,7 +111,7 @@ def merge(gm: GraphModule) -> tuple[GraphModule, GraphReport]:
     try:
         if neurons or (_repeats(gm) and not is_unconverted(gm)):
             drop_sizes(gm)
-            return _merged(normal(gm), report, neurons), report
+            return _merged(to_aten(gm), report, neurons), report
         leave_alone(report, gm)
     except RefusedError as refusal:
         if neurons:
@@ -123,12 +128,16 @@ def merge(gm: GraphModule) -> tuple[GraphModule, GraphReport]:
 
 def _repeats(gm: GraphModule) -> bool:
     """Whether a line of the program is in the graph several times, as that of a loop."""
-    lines = Counter((n.stack_trace, name_of(n.target)) for n in gm.graph.nodes if n.op.startswith("call"))
-    return any(times >= LEAST for (line, _), times in lines.items() if line)
+    sites = Counter(site_of(n) for n in gm.graph.nodes if n.op.startswith("call"))
+    return any(times >= LEAST for site, times in sites.items() if site.trace)
 
 
 def _merged(found: GraphModule, report: GraphReport, neurons: bool) -> GraphModule:
+    stages = Stages(report.where)
+    report.stages = stages.forms
+    stages.after("aten", found.graph)
     report.random = any(map(is_random, found.graph.nodes))
+    run_passes(found.graph, stages.after)
     captured = capture(found.graph)
     series = Series(captured)
     if not neurons and not series.recurrences:
@@ -136,6 +145,7 @@ def _merged(found: GraphModule, report: GraphReport, neurons: bool) -> GraphModu
         raise RefusedError("; ".join([NO_NEURON, *list(reasons)[:2]]))
     emitter = Emitter(series)
     graph = emitter.write()
+    stages.after("emit", graph)
     describe(series, emitter.summed, emitter.fused, report)
     if not report.merged:
         raise RefusedError(why_not(report, captured.chains))
@@ -143,7 +153,9 @@ def _merged(found: GraphModule, report: GraphReport, neurons: bool) -> GraphModu
     if all(outside.issuperset(memory_of(node)) for node in captured.written):
         # A program that writes to its inputs would otherwise write to a copy in another order.
         use_channels_last(graph)
+        stages.after("channels_last", graph)
     use_kernels(graph)
+    stages.after("kernels", graph)
     report.calls_of_loop, report.calls = _calls(captured.graph), _calls(graph)
     return GraphModule(found, graph)
 

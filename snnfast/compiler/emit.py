@@ -14,9 +14,7 @@ from torch.utils import _pytree as pytree
 
 from snnfast._program.run import order_of
 from snnfast._unroll.graph import as_function, unroll_steps
-from snnfast.compiler.capture import Captured, Chain
-from snnfast.compiler.errors import TrialError, UnmergedError
-from snnfast.compiler.nodes import (
+from snnfast.compiler.calls import (
     are_alike,
     arguments,
     aten,
@@ -26,17 +24,20 @@ from snnfast.compiler.nodes import (
     is_number,
     is_opaque,
     may_alias,
-    memory_of,
     named,
-    remove_unused,
     signature_of,
     size_of,
     storage_of,
     tensors_of,
     value,
 )
-from snnfast.compiler.normal import Context
-from snnfast.compiler.peephole import fuse_linear, is_sum, terms_of
+from snnfast.compiler.capture import Captured, Chain
+from snnfast.compiler.context import Context
+from snnfast.compiler.errors import TrialError, UnmergedError
+from snnfast.compiler.lower.linear import fuse_linear
+from snnfast.compiler.lower.sums import is_sum, terms_of
+from snnfast.compiler.memory import memory_of
+from snnfast.compiler.passes.dead import remove_unused
 from snnfast.compiler.recurrence import Recurrence, Unrolled
 from snnfast.compiler.results import separate
 from snnfast.compiler.rules import StepCall, by_vmap, rule_for

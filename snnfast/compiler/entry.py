@@ -14,6 +14,7 @@ from torch import nn
 
 from snnfast._core import backend as _backend
 from snnfast._core.pytorch import saved_tensors_are_hooked
+from snnfast.compiler import stages
 from snnfast.compiler.backend import backend, inner_of, recorded
 from snnfast.compiler.failures import Attempt
 from snnfast.compiler.report import (
@@ -236,6 +237,6 @@ def explain(net: Any, *inputs: Any, **named: Any) -> Explanation:
     # A backend that is new to torch.compile compiles what another call has compiled before.
     compiled = torch.compile(function, backend=lambda gm, inputs: backend(gm, inputs))
     cuts = number_of_cuts()
-    with recorded(reports), tracing, Attempt(_name_of(net), set()):
+    with recorded(reports), stages.kept(), tracing, Attempt(_name_of(net), set()):
         compiled(*inputs, **named)  # type: ignore[no-untyped-call]
     return Explanation(reports, cuts_since(cuts))

@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from snnfast._core import backend as _backend
 from snnfast.compiler.backend import enter
-from snnfast.compiler.nodes import user_line
+from snnfast.compiler.calls import user_line
 from snnfast.compiler.report import GraphReport
 
 

@@ -6,7 +6,6 @@ The calls of one step are a step function. ``snnfast._program`` makes a program 
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -19,10 +18,8 @@ from torch.utils import _pytree as pytree
 from snnfast._core.linear import Linear
 from snnfast._program.between import Between, Product, unroll
 from snnfast._program.run import Program
-from snnfast._program.trace import NotElementwiseError
-from snnfast._unroll.graph import elementwise_step
+from snnfast.compiler.calls import name_of, product_of, run_call, tensors_of, value
 from snnfast.compiler.errors import UnmergedError
-from snnfast.compiler.nodes import arguments, is_step, name_of, tensors_of, value
 
 if TYPE_CHECKING:
     from snnfast.compiler.series import Group
@@ -168,39 +165,8 @@ class Recurrence:
             if statement not in self.between:
                 leaves, spec = self.slots[statement]
                 args, kwargs = pytree.tree_unflatten([env[a] if isinstance(a, Slot) else a for a in leaves], spec)
-                env[Slot("statement", number)] = call(node, args, kwargs)
+                env[Slot("statement", number)] = run_call(node, args, kwargs)
         return env
-
-
-def product_of(node: Node) -> tuple[Any, ...] | None:
-    """The name of a product (see :class:`Product`), and its state, weight and bias, if it has one."""
-    name, given = name_of(node.target), arguments(node)
-    if name == "linear":
-        found = [given["input"], given["weight"], *([given["bias"]] if given["bias"] is not None else [])]
-    elif name in ("mm", "matmul"):
-        name, found = "mm", [given["self"], given.get("mat2", given.get("other"))]
-    elif name == "einsum" and _PRODUCT.fullmatch(given["equation"].replace(" ", "")) and given["path"] is None:
-        name, found = "bmm", list(given["tensors"])
-    else:
-        return None
-    shapes = [value(a).shape if isinstance(a, Node) and isinstance(value(a), Tensor) else () for a in found]
-    rank = len(shapes[0])
-    fits = len(shapes[1]) == 2 and (rank == 2 or (name == "linear" and rank > 2))
-    fits = fits and all(tuple(shape) == tuple(shapes[1][:1]) for shape in shapes[2:])
-    return (name, *found) if fits else None
-
-
-_PRODUCT = re.compile(r"(\w)((?!\1)\w),\2((?!\1|\2)\w)->\1\3")
-
-
-def call(node: Node, args: Any, kwargs: Any) -> Any:
-    """Make the call of a node, under its grad mode."""
-    try:
-        with torch.set_grad_enabled(torch.is_grad_enabled() and node.meta["context"].records):
-            target: Any = elementwise_step if is_step(node.target) else node.target
-            return target(*args, **kwargs)
-    except NotElementwiseError as error:
-        raise NotElementwiseError(f"{name_of(node.target)} is no operator of programs: {error.problem}") from None
 
 
 class Unrolled:

@@ -3,13 +3,23 @@
 import operator
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
 
+from snnfast.compiler.calls import (
+    Site,
+    aten,
+    is_step,
+    is_unroll,
+    line_of,
+    name_of,
+    site_of,
+    step_of,
+    tensors_of,
+    user_line,
+)
 from snnfast.compiler.capture import Chain
-from snnfast.compiler.nodes import aten, is_step, is_unroll, line_of, name_of, step_of, tensors_of, user_line
 from snnfast.compiler.recurrence import Recurrence
 from snnfast.compiler.series import SINGLE, IndexGroup, Series
 
@@ -26,6 +36,8 @@ class GraphReport:
         warnings: Messages that are shown as warnings.
         calls_of_loop: How many calls the loop makes, of PyTorch and of neurons.
         calls: How many there are now. Of small networks, the ratio of both tells what to expect.
+        stages: The graph after each stage of the compiler, as text by the name of the stage: filled by
+            :func:`snnfast.explain`, and where ``SNNFAST_LOG=stages`` is set.
     """
 
     where: str
@@ -35,6 +47,7 @@ class GraphReport:
     warnings: list[str] = field(default_factory=list)
     calls_of_loop: int = 0
     calls: int = 0
+    stages: dict[str, str] = field(default_factory=dict, repr=False)
     # For the compiler itself:
     random: bool = field(default=False, repr=False)  # it draws random numbers
     failed: bool = field(default=False, repr=False)  # the pass had a fault
@@ -202,18 +215,18 @@ _FREE = (operator.getitem, aten.slice.Tensor, aten.select.int, aten.stack.defaul
 
 def _describe_others(series: Series, summed: set[Node], report: GraphReport) -> None:
     """Enter calls that are in no series, though the same line makes one at each step."""
-    alike: dict[Any, list[Node]] = {}
+    alike: dict[Site, list[Node]] = {}
     for node in series.captured.nodes:
         calls = node.op == "call_function" and bool(tensors_of(node)) and any(map(tensors_of, node.all_input_nodes))
         known = is_step(node.target) or node in series.group_of or node in summed
         if calls and not known and node.target not in _FREE:
-            alike.setdefault((name_of(node.target), line_of(node), node.meta.get("modules")), []).append(node)
+            alike.setdefault(site_of(node).of_line, []).append(node)
     steps = max((len(chain.steps) for chain in series.captured.chains), default=0)
-    for (name, *_), nodes in alike.items():
+    for site, nodes in alike.items():
         if 1 < steps <= len(nodes):
             changes = any(n in series.captured.effects for n in nodes)
             reason = "it changes a tensor in place" if changes else "it differs from step to step"
-            report.repeated.append(f"{len(nodes)} x {name}{_at(nodes[0])}: {reason}")
+            report.repeated.append(f"{len(nodes)} x {site.name}{_at(nodes[0])}: {reason}")
 
 
 def _at(node: Node, with_code: bool = False) -> str:

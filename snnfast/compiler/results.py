@@ -10,8 +10,9 @@ from torch._ops import OpOverload
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
+from snnfast.compiler.calls import aten, fake_call, signature_of, storage_of, tensors_of, value
 from snnfast.compiler.errors import RefusedError
-from snnfast.compiler.nodes import aten, fake_call, memory_of, signature_of, storage_of, tensors_of, value
+from snnfast.compiler.memory import memory_of
 
 if TYPE_CHECKING:
     from snnfast.compiler.emit import Emitter

@@ -18,8 +18,8 @@ from torch.fx import Node, map_arg
 from torch.utils import _pytree as pytree
 
 from snnfast._images.batch_norm import batch_norm as batch_norm_over_time
+from snnfast.compiler.calls import aten, has_effect, is_pointwise, name_of, spelled, value
 from snnfast.compiler.errors import UnmergedError
-from snnfast.compiler.nodes import aten, has_effect, is_pointwise, name_of, spelled, value
 from snnfast.compiler.writer import Writer
 from snnfast.losses.base import cross_entropy_over_time
 

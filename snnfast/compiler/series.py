@@ -16,10 +16,9 @@ from torch import Tensor
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
-from snnfast.compiler.align import LEAST, recurrence_of
-from snnfast.compiler.capture import Captured, Chain
-from snnfast.compiler.errors import UnmergedError
-from snnfast.compiler.nodes import (
+from snnfast.compiler.align import recurrence_of
+from snnfast.compiler.calls import (
+    LEAST,
     index_of,
     is_pointwise,
     line_of,
@@ -32,6 +31,8 @@ from snnfast.compiler.nodes import (
     updates_statistics,
     value,
 )
+from snnfast.compiler.capture import Captured, Chain
+from snnfast.compiler.errors import UnmergedError
 from snnfast.compiler.recurrence import Recurrence
 
 SINGLE = "it runs for a single step"

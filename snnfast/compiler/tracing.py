@@ -83,6 +83,8 @@ def _keep_prints() -> None:
     known = variables.TensorVariable, variables.misc.StringFormatVariable, variables.tensor.SymNodeVariable
 
     def call_function(self: Any, tx: Any, args: Any, kwargs: Any) -> Any:
+        if not tracing.is_entered:
+            return original(self, tx, args, kwargs)
         kept = [_as_it_is_now(a, tx, *known) for a in args]
         if kwargs or any(a is None for a in kept):
             return original(self, tx, [self], {})  # which PyTorch can't move, so that it splits the graph

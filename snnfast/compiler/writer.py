@@ -7,9 +7,9 @@ import torch
 from torch.fx import Graph, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from snnfast.compiler.calls import fake_call
+from snnfast.compiler.context import ENTER_INFERENCE, Context
 from snnfast.compiler.errors import TrialError
-from snnfast.compiler.nodes import fake_call
-from snnfast.compiler.normal import ENTER_INFERENCE, Context
 
 
 class Writer:

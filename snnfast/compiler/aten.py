@@ -9,7 +9,7 @@ own (:class:`Context`).
 
 import contextlib
 import operator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,50 +24,20 @@ from torch.fx.experimental.symbolic_shapes import PendingUnbackedSymbolNotFound
 from torch.utils import _pytree as pytree
 
 from snnfast._unroll.graph import of_step
-from snnfast.compiler.errors import RefusedError
-from snnfast.compiler.nodes import (
+from snnfast.compiler.calls import (
     arguments,
     changed,
     fake_mode_of,
     is_step,
     name_of,
-    only_computes,
     storage_of,
     tensors_in,
     tensors_of,
     value,
 )
-
-ENTER_INFERENCE = torch.autograd.grad_mode._enter_inference_mode
-_BLOCKS = {
-    torch.amp.autocast_mode._enter_autocast: torch.amp.autocast_mode._exit_autocast,
-    ENTER_INFERENCE: torch.autograd.grad_mode._exit_inference_mode,
-}
-
-
-class Context(NamedTuple):
-    """What a call runs under.
-
-    Attributes:
-        grad: Whether autograd records it.
-        blocks: The blocks around it that the graph enters, outermost first: how each is entered, with what, and how it
-            is left. These are autocast and inference mode.
-    """
-
-    grad: bool
-    blocks: tuple[tuple[Any, tuple[Any, ...], Any], ...] = ()
-
-    @property
-    def infers(self) -> bool:
-        """Whether results are inference tensors."""
-        inside = [given[0] for enter, given, _ in self.blocks if enter is ENTER_INFERENCE]
-        return bool(inside and inside[-1])
-
-    @property
-    def records(self) -> bool:
-        """Whether results may require a gradient."""
-        return self.grad and not self.infers
-
+from snnfast.compiler.context import BLOCKS, ENTER_INFERENCE, Context
+from snnfast.compiler.errors import RefusedError
+from snnfast.compiler.functions import only_computes
 
 _HOOKS = ("register_hook", "register_post_accumulate_grad_hook", "retain_grad")
 _TRACED = ("torch", "_operator", "operator", "math", "builtins", "None")  # modules whose functions end in ATen calls
@@ -75,11 +45,11 @@ _DATA = (
     int, float, complex, bool, str, type(None), torch.SymInt, torch.SymFloat, torch.SymBool, torch.Size, torch.dtype,
     torch.device, torch.layout, torch.memory_format,
 )  # fmt: skip
-"""Types of what a call may look up without a trace in the graph."""
+"""Types of results of calls that only read metadata, such as ``x.shape``. They leave no node."""
 
 
-def normal(gm: GraphModule) -> GraphModule:
-    """The same program as a graph of ATen calls.
+def to_aten(gm: GraphModule) -> GraphModule:
+    """Record dynamo's graph as a graph of ATen calls.
 
     Every node has ``meta["example_value"]``, its fake result; ``meta["context"]``; the user's line in ``stack_trace``;
     ``meta["modules"]``, the modules that it is in; and ``meta["parameter"]``, whether it is a parameter of the network.
@@ -229,7 +199,7 @@ class _Running(Interpreter):
 
     def _is_switch(self, n: Node) -> bool:
         return n.op == "call_function" and (
-            n.target is torch._C._set_grad_enabled or n.target in _BLOCKS or n.target in _BLOCKS.values()
+            n.target is torch._C._set_grad_enabled or n.target in BLOCKS or n.target in BLOCKS.values()
         )
 
     def _switched(self, n: Node) -> Any:
@@ -239,9 +209,9 @@ class _Running(Interpreter):
             found = target(*args)
         if target is torch._C._set_grad_enabled:
             self.context = self.context._replace(grad=args[0])
-        elif target in _BLOCKS:
+        elif target in BLOCKS:
             self._outside.append(self.context)
-            entered = (target, tuple(args), _BLOCKS[target])
+            entered = (target, tuple(args), BLOCKS[target])
             grad = not args[0] if target is ENTER_INFERENCE else self.context.grad
             self.context = Context(grad, (*self.context.blocks, entered))
         else:
@@ -253,7 +223,7 @@ class _Running(Interpreter):
     # ---- calls that stay as they are
 
     def _since(self, last: Node | None) -> list[Node]:
-        """The nodes that were recorded behind ``last``."""
+        """The nodes recorded behind ``last``, newest first."""
         made = []
         for node in reversed(self._tracer.graph.nodes):
             if node is last:

@@ -1,7 +1,13 @@
-"""Products of what is concatenated: ``linear(torch.cat((x[t], spk), -1))`` becomes a sum of two products.
+"""Products of what is concatenated become sums of products, where one part waits for the step before.
 
 That of the input needs no step before it, and is one product for all steps. That of the spikes of the step before runs
-between the steps of a recurrence (see ``recurrence.py``).
+between the steps of a recurrence (see ``recurrence.py``)::
+
+    cat = cat([x, spk], -1)           W_x = slice(W, 1, 0, 4)
+    linear = linear(cat, W, b)        W_spk = slice(W, 1, 4, 6)
+                                      linear = linear(x, W_x, b)
+                                      linear_1 = linear(spk, W_spk)
+                                      add = add(linear, linear_1)
 """
 
 from collections import defaultdict
@@ -10,24 +16,22 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
-from snnfast.compiler.align import LEAST
-from snnfast.compiler.functionalize import Memory
-from snnfast.compiler.nodes import aten, fake_call, same_context, signature_of, value
+from snnfast.compiler.calls import LEAST, aten, insert_call, same_context, signature_of, site_of, value
+from snnfast.compiler.memory import Memory
 
 
-def take_products_apart(graph: Graph) -> None:
-    """Take those products apart that wait for themselves by a part of what they read."""
+def run(graph: Graph) -> None:
     products: dict[Any, list[Node]] = defaultdict(list)
     for node in graph.nodes:
         if node.target is aten.linear.default and _parts(node) is not None:
-            products[node.args[1:], node.stack_trace, node.meta["context"]].append(node)
+            products[node.args[1:], site_of(node).of_any_module, node.meta["context"]].append(node)
     found = [nodes for nodes in products.values() if len(nodes) >= LEAST]
     if found:
         order, memory = {node: i for i, node in enumerate(graph.nodes)}, Memory(graph)
         for nodes in [nodes for nodes in found if _wait_for_themselves(nodes, order, memory)]:
             weights = _split_weight(nodes[0])
             for node in nodes:
-                _take_apart(node, weights)
+                _sum_of_products(node, weights)
 
 
 def _wait_for_themselves(nodes: list[Node], order: dict[Node, int], memory: Memory) -> bool:
@@ -68,37 +72,28 @@ def _reads(node: Node, wanted: Node, order: dict[Node, int]) -> bool:
     return False
 
 
-def _call(before: Node, target: Any, *args: Any, like: Node, modules: Any = ()) -> Node:
-    with before.graph.inserting_before(before):
-        made = before.graph.call_function(target, args)
-    made.meta = {**like.meta, "example_value": fake_call(target, args, {})}
-    made.meta["modules"] = (*like.meta["modules"], *modules)
-    made.meta.pop("storage", None)
-    return made
-
-
 def _split_weight(node: Node) -> list[Node]:
     """The columns of the weight for each part."""
     found, at = [], 0
     for part in _parts(node) or ():
         width = value(part).shape[-1]
-        found.append(_call(node, aten.slice.Tensor, node.args[1], 1, at, at + width, like=node))
+        found.append(insert_call(node, aten.slice.Tensor, (node.args[1], 1, at, at + width), like=node))
         at += width
     return found
 
 
-def _take_apart(node: Node, weights: list[Node]) -> None:
-    made: Any = node.args[0]
-    parts, bias = _parts(node) or [], node.args[2:]
-    total: Node | None = None
-    for i, (part, weight) in enumerate(zip(parts, weights, strict=True)):
-        # Each part is a place of its own in the user's code.
-        added = () if i else bias
-        product = _call(node, aten.linear.default, part, weight, *added, like=node, modules=[f"part {i}"])
+def _sum_of_products(node: Node, weights: list[Node]) -> None:
+    concatenated: Any = node.args[0]
+    modules, total = node.meta["modules"], None
+    for i, (part, weight) in enumerate(zip(_parts(node) or (), weights, strict=True)):
+        bias = () if i else node.args[2:]
+        product = insert_call(node, aten.linear.default, (part, weight, *bias), like=node)
+        product.meta["modules"] = (*modules, f"part {i}")  # each part is a site of its own
         if total is not None:
-            product = _call(node, aten.add.Tensor, total, product, like=node, modules=[f"sum {i}"])
+            product = insert_call(node, aten.add.Tensor, (total, product), like=node)
+            product.meta["modules"] = (*modules, f"sum {i}")
         total = product
     assert total is not None
     node.replace_all_uses_with(total)
     node.graph.erase_node(node)
-    node.graph.erase_node(made)
+    node.graph.erase_node(concatenated)

@@ -1,7 +1,10 @@
-"""Steps of connected neurons: the product that brings their last spikes back becomes a part of the step.
+"""The product of the last spikes of connected neurons becomes a part of their step.
 
-In the graph of a loop it stands in front of the step, which has no ``V`` of its own (see ``snnfast/_unroll/graph.py``).
-As a part of the step, the chain of steps is one of states alone, and becomes one unroll.
+It stands in front of the step, which has no ``V`` of its own (see ``snnfast/_unroll/graph.py``). The steps then are a
+chain of states alone, and become one unroll::
+
+    linear = linear(spk, V)           step_1 = step(x, [spk, mem, (V, None, None), ...])
+    step_1 = step(x, [linear, mem, None, ...])
 """
 
 from typing import Any
@@ -10,12 +13,11 @@ from torch.fx import Graph, Node
 
 from snnfast._core.ops import NEURONS
 from snnfast._unroll.graph import step
-from snnfast.compiler.functionalize import Memory
-from snnfast.compiler.nodes import arguments, aten, is_step, name_of, signature_of
+from snnfast.compiler.calls import arguments, aten, is_step, name_of, signature_of
+from snnfast.compiler.memory import Memory
 
 
-def absorb_connections(graph: Graph) -> None:
-    """Let each step of connected neurons take the weights of its connections, and the spikes before their product."""
+def run(graph: Graph) -> None:
     memory = Memory(graph)
     for node in list(graph.nodes):
         found = _connections(node) if is_step(node.target) else None
@@ -24,16 +26,15 @@ def absorb_connections(graph: Graph) -> None:
         product, spk, connections = found
         first = None if _is_zero(spk) and not memory.is_written(spk) else spk
         tensors: Any = node.args[2]
-        places = len(NEURONS[node.args[0]].states)
+        v = len(NEURONS[node.args[0]].states)
         node.target = step
-        states = first, *tensors[1:places], connections, *tensors[places + 1 :]
-        node.args = (*node.args[:2], states, *node.args[3:])
+        node.args = (*node.args[:2], (first, *tensors[1:v], connections, *tensors[v + 1 :]), *node.args[3:])
         if not product.users:
             graph.erase_node(product)
 
 
 def _connections(node: Node) -> tuple[Node, Node, tuple[Any, ...]] | None:
-    """The product that steps read alone, the spikes that it is of, and weight, bias and form of a convolution.
+    """The product that steps alone read, the spikes it takes, and (weight, bias, form of a convolution).
 
     Several steps read the product of the same first spikes.
     """

@@ -1,8 +1,11 @@
-"""Calls of an ``autograd.Function`` that dynamo wrote out.
+"""Calls of an ``autograd.Function`` that dynamo wrote out become calls again, so that all steps are alike.
 
-Where no input needs a gradient, dynamo writes the forward pass into the graph in place of the call. In a loop such as
-SpyTorch's, in which a spike is computed of the membrane of the step before, that happens in the first two steps. They
-become calls again, so that all steps are alike.
+Where no input needs a gradient, dynamo writes the forward pass in place of the call. In a loop such as SpyTorch's, in
+which a spike is computed of the membrane of the step before, that happens in the first two steps::
+
+    gt = gt(mem, 0)                   f = autograd_function_apply(forward, backward, mem)
+    to = to(gt, torch.float32)        getitem = f[0]
+    out = add(x, to)                  out = add(x, getitem)
 """
 
 import operator
@@ -14,40 +17,40 @@ from torch import Tensor
 from torch.fx import Graph, Node
 from torch.utils import _pytree as pytree
 
-from snnfast._program.trace import NotElementwiseError, trace
-from snnfast.compiler.nodes import module_of, signature_of, value
-from snnfast.compiler.recurrence import call
+from snnfast._program.trace import NotElementwiseError
+from snnfast._program.trace import trace as trace_step
+from snnfast.compiler.calls import module_of, run_call, signature_of, site_of, value
 
 
-def call_again(graph: Graph) -> None:
-    """Replace what was written out by calls, where both are elementwise and compute the same."""
+def run(graph: Graph) -> None:
     calls: dict[str, Node] = {}
     for node in graph.nodes:
-        if node.meta.get("computes") and len(node.all_input_nodes) == 3 and node.stack_trace:  # two graphs, a tensor
-            calls.setdefault(node.stack_trace, node)
+        site = site_of(node)
+        if node.meta.get("computes") and len(node.all_input_nodes) == 3 and site.trace:  # two graphs, a tensor
+            calls.setdefault(site.trace, node)
     if not calls:
         return
 
-    def line_of_call(node: Node) -> str | None:
-        inside = (node.stack_trace or "") if node.op == "call_function" else ""
-        return next((line for line in calls if inside.startswith(line) and inside != line), None)
+    def trace_of_call(node: Node) -> str | None:
+        found = site_of(node).trace if node.op == "call_function" else ""
+        return next((trace for trace in calls if found.startswith(trace) and found != trace), None)
 
     # A list: the iterator of graph.nodes begins again when it is asked behind its end.
-    for line, run in [(line, list(run)) for line, run in groupby(list(graph.nodes), line_of_call)]:
-        if line is not None:
-            _call(calls[line], run)
+    for trace, inside in [(trace, list(inside)) for trace, inside in groupby(list(graph.nodes), trace_of_call)]:
+        if trace is not None:
+            _call_again(calls[trace], inside)
 
 
-def _call(like: Node, run: list[Node]) -> None:
+def _call_again(like: Node, inside: list[Node]) -> None:
     """Make the call ``like`` in place of these nodes, if they are what it is for their input."""
-    given = {a for n in run for a in n.all_input_nodes if a not in run}
-    read = [n for n in run if any(user not in run for user in n.users)]
+    given = {a for n in inside for a in n.all_input_nodes if a not in inside}
+    read = [n for n in inside if any(user not in inside for user in n.users)]
     if len(given) != 1 or len(read) != 1 or not isinstance(value(like), tuple):
         return
     (x,), (out,), taken = given, read, like.all_input_nodes[2]
     if signature_of(x) != signature_of(taken) or signature_of(out) != signature_of(like):
         return
-    if not _computes(like, taken, run, x, out):
+    if not _computes(like, taken, inside, x, out):
         return
     graph = like.graph
     with graph.inserting_after(out):
@@ -62,13 +65,13 @@ def _call(like: Node, run: list[Node]) -> None:
     out.replace_all_uses_with(result)
 
 
-def _computes(like: Node, taken: Node, run: list[Node], x: Node, out: Node) -> bool:
+def _computes(like: Node, taken: Node, inside: list[Node], x: Node, out: Node) -> bool:
     """Whether the forward pass of a call computes of ``x`` what the nodes compute."""
 
     def step(t: Tensor) -> tuple[Tensor, ...]:
         env: dict[Node, Any] = {x: t}
-        for node in run:
-            env[node] = call(node, *pytree.tree_map_only(Node, env.__getitem__, (node.args, node.kwargs)))
+        for node in inside:
+            env[node] = run_call(node, *pytree.tree_map_only(Node, env.__getitem__, (node.args, node.kwargs)))
         forward, _, *arguments = like.args
         result, _ = module_of(forward)(*(t if a is taken else a for a in arguments))  # type: ignore[arg-type]
         return env[out], result[0] if isinstance(result, tuple | list) else result
@@ -77,7 +80,7 @@ def _computes(like: Node, taken: Node, run: list[Node], x: Node, out: Node) -> b
     if t.dtype not in (torch.float32, torch.float64):
         return False
     try:
-        found = trace(step, (1, 0, 0), t.dtype, t.dim()).outputs
+        found = trace_step(step, (1, 0, 0), t.dtype, t.dim()).outputs
     except (NotElementwiseError, RuntimeError):  # an operator takes tensors of its own sizes
         return False
     return found[0] == found[1]

@@ -1,20 +1,21 @@
-"""Questions about the nodes of a graph of ATen calls (see ``normal.py``)."""
+"""Questions about one call of a graph of ATen calls (see ``aten.py``): its schema, its results, its site."""
 
 import contextlib
-import functools
 import operator
+import re
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import Node
 from torch.fx.node import _side_effectful_functions
 from torch.utils import _pytree as pytree
 
-from snnfast._unroll.graph import step, unroll
+from snnfast._program.trace import NotElementwiseError
+from snnfast._unroll.graph import elementwise_step, step, unroll
 
 aten: Any = torch.ops.aten
 
@@ -51,26 +52,21 @@ def storage_of(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
 
-def memory_of(node: Node) -> list[int]:
-    """The memory of the tensors that a node returns, by numbers; ``functionalize.py`` adds its own."""
-    return node.meta.get("storage") or [storage_of(t) for t in tensors_of(node)]
-
-
 def index_of(node: Node) -> tuple[Node, int, int] | None:
-    """The tensor that a node is an index of, the dimension, and the place from the front; ``None`` for other nodes."""
+    """The tensor that a node is a part of, the dimension, and the index from the front; ``None`` for other nodes."""
     if node.target is operator.getitem and node.args[0].target is aten.unbind.int:  # type: ignore[union-attr]
-        unbind, place = node.args
+        unbind, index = node.args
         given = arguments(unbind)  # type: ignore[arg-type]
     elif node.target is aten.select.int:
         given = arguments(node)
-        place = given["index"]
+        index = given["index"]
     else:
         return None
     base, dim = given["self"], given["dim"] % value(given["self"]).dim()
     size = size_of(value(base), dim)
-    if not isinstance(place, int) or (place < 0 and size is None):
+    if not isinstance(index, int) or (index < 0 and size is None):
         return None
-    return base, dim, place if size is None else place % size
+    return base, dim, index if size is None else index % size
 
 
 def tensors_in(found: Any) -> list[Tensor]:
@@ -94,23 +90,63 @@ def fake_call(target: Callable[..., Any], args: Any, kwargs: Any, mode: Any = No
         return target(*args, **kwargs)
 
 
+def insert_call(before: Node, target: Any, args: Any, kwargs: Any = None, *, like: Node) -> Node:
+    """Insert a call before a node, at the site and in the context of another one."""
+    kwargs = kwargs or {}
+    meta = {**like.meta, "example_value": fake_call(target, args, kwargs, blocks=like.meta["context"].blocks)}
+    with before.graph.inserting_before(before):
+        made = before.graph.call_function(target, args, kwargs)
+    made.meta = meta
+    made.meta.pop("storage", None)  # of the other one
+    return made
+
+
 def same_context(a: Node, b: Node) -> bool:
     """Whether two calls run under the same grad mode, autocast and inference mode."""
     return bool(a.meta["context"] == b.meta["context"])
 
 
-# ---- the user's program
+# ---- the place of a call in the user's code
 
-_NOT_THE_USERS = ("/torch/", "/snnfast/", "/snntorch/")
+
+class Site(NamedTuple):
+    """The place of a call in the user's code. The steps of a loop make their calls at the same sites.
+
+    Attributes:
+        trace: The lines that lead to the call, as text; empty if unknown.
+        name: The name of what is called.
+        modules: The modules around it. Layers of one class share their lines, but each is a module of its own.
+    """
+
+    trace: str
+    name: str
+    modules: tuple[str, ...]
+
+    @property
+    def of_any_module(self) -> "Site":
+        """The site that layers of one class share."""
+        return self._replace(modules=())
+
+    @property
+    def of_line(self) -> "Site":
+        """The site by its line alone, whatever leads there."""
+        return self._replace(trace=_line_in(self.trace))
+
+
+def site_of(node: Node) -> Site:
+    return Site(node.stack_trace or "", name_of(node.target), node.meta.get("modules", ()))
 
 
 def line_of(node: Node | None, with_code: bool = True) -> str:
     """File, line and code of the user's program that a node comes from; empty if unknown."""
-    lines = (node.stack_trace or "").strip().splitlines() if node is not None else []
+    return _line_in((node.stack_trace or "") if node is not None else "", with_code)
+
+
+def _line_in(trace: str, with_code: bool = True) -> str:
     stack = []
-    for place, code in pairwise([*lines, ""]):
-        if place.strip().startswith("File "):
-            file, number, *_ = place.strip().removeprefix("File ").split(", ")
+    for frame, code in pairwise([*trace.strip().splitlines(), ""]):
+        if frame.strip().startswith("File "):
+            file, number, *_ = frame.strip().removeprefix("File ").split(", ")
             code = code.strip()
             code = "" if code.startswith("File") or not with_code else code
             stack.append((file.strip('"'), number.removeprefix("line "), code))
@@ -118,11 +154,14 @@ def line_of(node: Node | None, with_code: bool = True) -> str:
 
 
 def user_line(stack: Iterable[tuple[str, Any, str]]) -> str:
-    """The first place, of file, line and code each, that is in the user's program; empty if none is."""
+    """The first line, of file, number and code each, that is in the user's program; empty if none is."""
     for file, number, code in stack:
         if not any(part in file for part in _NOT_THE_USERS):
             return f"{file}:{number}" + (f": {code}" if code else "")
     return ""
+
+
+_NOT_THE_USERS = ("/torch/", "/snnfast/", "/snntorch/")
 
 
 # ---- what a call is
@@ -158,9 +197,9 @@ def may_alias(target: Any) -> bool:
 
 def named(target: OpOverload, args: Any, kwargs: Any) -> dict[str, Any]:
     """Arguments by their names in a schema and in its order. Those that were left out have their defaults."""
-    places = target._schema.arguments
-    found: dict[str, Any] = {a.name: a.default_value for a in places}
-    found.update(zip((a.name for a in places), args))  # noqa: B905 - the last may be left out
+    known = target._schema.arguments
+    found: dict[str, Any] = {a.name: a.default_value for a in known}
+    found.update(zip((a.name for a in known), args))  # noqa: B905 - the last may be left out
     found.update(kwargs)
     return found
 
@@ -173,12 +212,12 @@ def arguments(node: Node) -> dict[str, Any]:
 
 def spelled(target: OpOverload, given: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Positional and named arguments of a call with these; what is left out has its default."""
-    places = target._schema.arguments
-    args = [given.get(a.name, a.default_value) for a in places if not a.kwarg_only]
-    while args and places[len(args) - 1].has_default_value() and args[-1] == places[len(args) - 1].default_value:
+    known = target._schema.arguments
+    args = [given.get(a.name, a.default_value) for a in known if not a.kwarg_only]
+    while args and known[len(args) - 1].has_default_value() and args[-1] == known[len(args) - 1].default_value:
         args.pop()
-    named = {a.name: given.get(a.name, a.default_value) for a in places if a.kwarg_only}
-    return tuple(args), {a.name: named[a.name] for a in places if a.kwarg_only and named[a.name] != a.default_value}
+    named = {a.name: given.get(a.name, a.default_value) for a in known if a.kwarg_only}
+    return tuple(args), {a.name: named[a.name] for a in known if a.kwarg_only and named[a.name] != a.default_value}
 
 
 # ---- what a call does
@@ -248,62 +287,9 @@ def is_random(node: Node) -> bool:
     return not idle
 
 
-def only_computes(body: Any) -> bool:
-    """Whether the graph of a function, as dynamo makes it, changes no tensor that it was given."""
-    given = {storage_of(t) for node in body.graph.nodes if node.op == "placeholder" for t in tensors_of(node)}
-    for node in body.graph.nodes:
-        name = name_of(node.target)
-        if node.op in ("call_function", "call_method"):
-            changes = (name.endswith("_") and not name.endswith("__")) or name in _CHANGING
-            if node.kwargs.get("out") is not None or (changes and not _is_own(node, given)):
-                return False
-        elif node.op == "call_module" or isinstance(getattr(body, str(node.target), None), torch.nn.Module):
-            return False
-    return True
-
-
-def _is_own(node: Node, given: set[int]) -> bool:
-    """Whether what a call changes is a tensor that was made in the body, as ``out`` in ``out[x > 0] = 1``."""
-    target = node.args[0] if node.args and name_of(node.target) not in _NORMS else None
-    tensors = tensors_of(target) if isinstance(target, Node) and target.op.startswith("call") else []
-    return bool(tensors) and not any(storage_of(t) in given for t in tensors)
-
-
-def body_key(body: GraphModule) -> Any:
-    """A key that is the same for two graphs of functions that compute the same."""
-    numbers = {node: i for i, node in enumerate(body.graph.nodes)}
-
-    def key(node: Node) -> Any:
-        target: Any = node.target
-        if node.op == "placeholder":
-            target = None
-        elif node.op == "get_attr":
-            found = functools.reduce(getattr, str(target).split("."), body)
-            target = body_key(found) if isinstance(found, GraphModule) else id(found)
-        args, kwargs = pytree.tree_map_only(Node, lambda a: ("node", numbers[a]), (node.args, node.kwargs))
-        return node.op, target, literal((args, kwargs)), signature_of(node)
-
-    return tuple(map(key, body.graph.nodes))
-
-
 def module_of(node: Node) -> Any:
     """The graph of a function that a node stands for, or another attribute of the program."""
     return getattr(node.graph.owning_module, str(node.target), None) if node.op == "get_attr" else None
-
-
-_NORMS = ("batch_norm", "instance_norm")
-_CHANGING = (
-    "setitem", "iadd", "isub", "imul", "itruediv", "ifloordiv", "ipow", "imod", "iand", "ior", "ixor",
-    *_NORMS,
-)  # fmt: skip
-"""Calls of dynamo's graphs that change a tensor, beside those whose names end in an underscore."""
-
-
-def remove_unused(graph: Graph, needed: Callable[[Node], bool]) -> None:
-    """Remove calls whose results nobody reads. ``Graph.eliminate_dead_code`` would go into the bodies of functions."""
-    for node in reversed(list(graph.nodes)):
-        if not node.users and node.op not in ("placeholder", "output") and not needed(node):
-            graph.erase_node(node)
 
 
 # ---- calls that are alike
@@ -352,3 +338,40 @@ def series_key(node: Node) -> Any:
         return literal(tree)
 
     return node.op, node.target, shape_of((node.args, node.kwargs)), signature_of(node), node.meta["context"]
+
+
+# ---- calls of recurrences
+
+LEAST = 3
+"""A program pays from this number of steps on."""
+
+
+def run_call(node: Node, args: Any, kwargs: Any) -> Any:
+    """Make the call of a node, under its grad mode."""
+    try:
+        with torch.set_grad_enabled(torch.is_grad_enabled() and node.meta["context"].records):
+            target: Any = elementwise_step if is_step(node.target) else node.target
+            return target(*args, **kwargs)
+    except NotElementwiseError as error:
+        raise NotElementwiseError(f"{name_of(node.target)} is no operator of programs: {error.problem}") from None
+
+
+def product_of(node: Node) -> tuple[Any, ...] | None:
+    """The name of a product (see :class:`Product`), and its state, weight and bias, if it has one."""
+    name, given = name_of(node.target), arguments(node)
+    if name == "linear":
+        found = [given["input"], given["weight"], *([given["bias"]] if given["bias"] is not None else [])]
+    elif name in ("mm", "matmul"):
+        name, found = "mm", [given["self"], given.get("mat2", given.get("other"))]
+    elif name == "einsum" and _PRODUCT.fullmatch(given["equation"].replace(" ", "")) and given["path"] is None:
+        name, found = "bmm", list(given["tensors"])
+    else:
+        return None
+    shapes = [value(a).shape if isinstance(a, Node) and isinstance(value(a), Tensor) else () for a in found]
+    rank = len(shapes[0])
+    fits = len(shapes[1]) == 2 and (rank == 2 or (name == "linear" and rank > 2))
+    fits = fits and all(tuple(shape) == tuple(shapes[1][:1]) for shape in shapes[2:])
+    return (name, *found) if fits else None
+
+
+_PRODUCT = re.compile(r"(\w)((?!\1)\w),\2((?!\1|\2)\w)->\1\3")

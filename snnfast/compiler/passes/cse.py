@@ -1,0 +1,73 @@
+"""Equal calls become one: the same index, the same Linear of the same input at every step.
+
+::
+
+    linear = linear(x, W)             linear = linear(x, W)
+    y = add(linear, a)                y = add(linear, a)
+    linear_1 = linear(x, W)           y_1 = add(linear, b)
+    y_1 = add(linear_1, b)
+"""
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, GraphModule, Node
+from torch.utils import _pytree as pytree
+
+from snnfast.compiler.calls import has_effect, is_random, is_step, literal, module_of, signature_of, value
+from snnfast.compiler.memory import Memory
+
+
+def run(graph: Graph) -> None:
+    memory = Memory(graph)
+    shown = {s for n in graph.output_node().all_input_nodes for s in memory.storage[n]}
+    seen: dict[Any, Node] = {}
+    for node in list(graph.nodes):
+        if node.op not in ("call_function", "get_attr"):
+            continue
+        found = value(node)
+        key: Any
+        body = module_of(node)
+        if isinstance(body, GraphModule):
+            key = "body", _body_key(body)
+        elif isinstance(body, Tensor) and body.numel() == 1 and not memory.is_written(node):
+            key = "number", body.dtype, body.shape, body.device, repr(body.item())
+        elif isinstance(found, int | torch.SymInt | torch.Size):
+            key = "size", str(found)
+        elif has_effect(node) or is_random(node) or is_step(node.target):
+            continue
+        elif any(map(memory.is_written, (node, *node.all_input_nodes))):
+            continue  # the two may see different numbers
+        elif node.op != "get_attr" and any(s in shown for s in memory.storage[node]) and not _is_view(node, memory):
+            continue  # the caller may change one of the results in place
+        else:
+            key = node.op, node.target, literal((node.args, node.kwargs)), node.meta["context"]
+        first = seen.setdefault(key, node)
+        if first is not node:
+            node.replace_all_uses_with(first)
+            graph.erase_node(node)
+
+
+def _is_view(node: Node, memory: Memory) -> bool:
+    """Whether a node has the memory of an argument: two such nodes share it anyway."""
+    given = {s for a in node.all_input_nodes for s in memory.storage[a]}
+    return all(s in given for s in memory.storage[node])
+
+
+def _body_key(body: GraphModule) -> Any:
+    """A key that two bodies of functions share if they make the same calls."""
+    numbers = {node: i for i, node in enumerate(body.graph.nodes)}
+
+    def key(node: Node) -> Any:
+        target: Any = node.target
+        if node.op == "placeholder":
+            target = None
+        elif node.op == "get_attr":
+            found = functools.reduce(getattr, str(target).split("."), body)
+            target = _body_key(found) if isinstance(found, GraphModule) else id(found)
+        args, kwargs = pytree.tree_map_only(Node, lambda a: ("node", numbers[a]), (node.args, node.kwargs))
+        return node.op, target, literal((args, kwargs)), signature_of(node)
+
+    return tuple(map(key, body.graph.nodes))

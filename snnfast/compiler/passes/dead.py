@@ -1,0 +1,44 @@
+"""Calls whose results nobody reads are removed.
+
+::
+
+    neg = neg(x)                      exp = exp(x)
+    exp = exp(x)                      output exp
+    output exp
+
+Calls of the last step are kept for now where other steps have them, so that all steps look alike.
+"""
+
+from collections.abc import Callable
+
+from torch.fx import Graph, Node
+
+from snnfast.compiler.calls import Site, has_effect, is_step, site_of
+
+
+def run(graph: Graph) -> None:
+    kept = spare(graph)
+    remove_unused(graph, lambda node: node in kept or has_effect(node))
+
+
+def remove_unused(graph: Graph, needed: Callable[[Node], bool]) -> None:
+    """Remove calls whose results nobody reads. ``Graph.eliminate_dead_code`` would go into the bodies of functions."""
+    for node in reversed(list(graph.nodes)):
+        if not node.users and node.op not in ("placeholder", "output") and not needed(node):
+            graph.erase_node(node)
+
+
+def spare(graph: Graph) -> set[Node]:
+    """Dead calls of the last steps, which compute what a next step would read."""
+    needed: set[Node] = {n for n in graph.nodes if has_effect(n)}
+    sites: set[Site] = set()
+    for node in reversed(graph.nodes):
+        if node.op == "output" or node in needed:
+            needed |= {node, *node.all_input_nodes}
+            sites.add(site_of(node).of_any_module)
+    found: set[Node] = set()
+    for node in graph.nodes:
+        if node.op == "call_function" and node not in needed and not is_step(node.target):
+            alike = site_of(node).of_any_module in sites
+            found |= {node} if alike and all(a in needed or a in found for a in node.all_input_nodes) else set()
+    return found
