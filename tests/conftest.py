@@ -46,9 +46,26 @@ def as_if_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """No warning has come yet, and snnTorch's list has no neuron of another test; few rows are multiplied as bits."""
     monkeypatch.setattr(_backend, "_warned", set())
     monkeypatch.setattr(linear, "LEAST_ROWS", 1)
-    monkeypatch.setattr(stages, "CHECKS", True)
     if "snntorch" in sys.modules:
         monkeypatch.setattr(sys.modules["snntorch"].SpikingNeuron, "instances", [])
+
+
+@pytest.fixture(autouse=True)
+def forms_are_checked(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Each graph after each stage of the compiler; a loop with a fault there would run as it is."""
+    check, faults = stages.check, []
+
+    def checked(graph: torch.fx.Graph) -> None:
+        try:
+            check(graph)
+        except Exception as error:
+            faults.append(error)
+            raise
+
+    monkeypatch.setattr(stages, "CHECKS", True)
+    monkeypatch.setattr(stages, "check", checked)
+    yield
+    assert not faults
 
 
 @pytest.fixture(scope="session")

@@ -28,7 +28,7 @@ def use_channels_last(graph: Graph) -> None:
         if _takes_images(node) and not given and profits(value(node.args[0]), value(node.args[1])):
             with graph.inserting_before(node):
                 made = graph.call_function(to_channels_last, node.args[:1])
-            made.meta["example_value"] = value(node.args[0])
+            made.meta = {"example_value": value(node.args[0]), "context": node.meta["context"]}
             node.update_arg(0, made)
             found.add(made)
             given = [made]
@@ -96,8 +96,9 @@ def _reshaped_in_order(graph: Graph, node: Node) -> Node:
         found = graph.call_function(aten.movedim.int, (node, -1, -3))
     node.replace_all_uses_with(found, lambda user: user is not found)
     node.args = moved, *others
-    found.meta["example_value"] = value(node)
-    moved.meta["example_value"], node.meta["example_value"] = (value(n).movedim(-3, -1) for n in (source, node))
+    found.meta = dict(node.meta)
+    moved.meta = {"example_value": value(source).movedim(-3, -1), "context": node.meta["context"]}
+    node.meta["example_value"] = value(node).movedim(-3, -1)
     return found
 
 
@@ -105,5 +106,5 @@ def _in_order(graph: Graph, node: Node, back: dict[Node, Node]) -> Node:
     if node not in back:
         with graph.inserting_after(node):
             back[node] = graph.call_function(in_usual_order, (node,))
-        back[node].meta["example_value"] = value(node)
+        back[node].meta = {"example_value": value(node), "context": node.meta["context"]}
     return back[node]

@@ -1,0 +1,41 @@
+"""Calls of an ``autograd.Function`` that dynamo wrote out become calls again."""
+
+from typing import Any
+
+import torch
+from compiler.forms import after, x, xs
+from expecttest import assert_expected_inline
+from torch import Tensor
+
+
+class Spike(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, mem: Tensor) -> Tensor:
+        ctx.save_for_backward(mem)
+        return (mem > 0).float()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        (mem,) = ctx.saved_tensors
+        return grad / (1 + mem.abs()) ** 2
+
+
+def test_a_first_step_without_a_gradient_is_a_call_as_all_others() -> None:
+    def loop(xs: list[Tensor], mem: Tensor, w: Tensor) -> list[Tensor]:
+        found = []
+        for x in xs:
+            found.append(Spike.apply(mem))
+            mem = mem + w * x
+        return found
+
+    assert_expected_inline(
+        after("dead", loop, xs(), x(), x().requires_grad_()),
+        """\
+autograd_function_apply = autograd_function_apply(body, body_1, x)
+getitem = autograd_function_apply[0]
+mul = mul(x_1, x_2)
+add = add(x, mul)
+autograd_function_apply_1 = autograd_function_apply(body, body_1, add)
+getitem_1 = autograd_function_apply_1[0]
+return [getitem, getitem_1]""",
+    )

@@ -1,0 +1,103 @@
+"""The new graph: a Linear in its unroll, sums, the memory order of images, kernels."""
+
+import torch
+from compiler.forms import after_merging, x, xs
+from expecttest import assert_expected_inline
+from torch import Tensor, nn
+
+import snnfast
+
+lif, fc, conv, norm = snnfast.Leaky(beta=0.5), nn.Linear(2, 3), nn.Conv2d(16, 16, 3), nn.BatchNorm2d(16)
+
+
+def test_a_linear_that_alone_reads_the_spikes_is_a_part_of_the_unroll() -> None:
+    def loop(x: Tensor, mem: Tensor) -> Tensor:
+        found = []
+        for t in range(2):
+            spk, mem = lif(x[t], mem)
+            found.append(fc(spk))
+        return torch.stack(found)
+
+    assert_expected_inline(
+        after_merging("emit", loop, x(2, 1, 2), x(1, 2)),
+        """\
+unroll_steps = unroll_steps('leaky', x, [x_4, x_1, x_2, x_3], 16, 0, 2.0, 0.0, 'auto', None, 0, False, W, b, 1)
+getitem = unroll_steps[2]
+getitem_1 = unroll_steps[0]
+detach = detach(getitem)
+return [getitem_1, detach]""",
+    )
+
+
+def test_a_linear_beside_another_reader_is_a_call_of_its_own() -> None:
+    def loop(x: Tensor, mem: Tensor) -> Tensor:
+        found = []
+        for t in range(2):
+            spk, mem = lif(x[t], mem)
+            found.append(fc(spk) + spk.sum())
+        return torch.stack(found)
+
+    assert_expected_inline(
+        after_merging("emit", loop, x(2, 1, 2), x(1, 2)),
+        """\
+unroll_steps = unroll_steps('leaky', x, [x_4, x_1, x_2, x_3], 16, 0, 2.0, 0.0, 'auto', None, 0, False)
+getitem = unroll_steps[2]
+getitem_1 = unroll_steps[0]
+linear = linear(getitem_1, W, b)
+sum = sum(getitem_1, [1, 2])
+unsqueeze = unsqueeze(sum, 1)
+unsqueeze_1 = unsqueeze(unsqueeze, 1)
+add = add(linear, unsqueeze_1)
+detach = detach(getitem)
+return [add, detach]""",
+    )
+
+
+def test_a_sum_that_grows_is_one_call_or_a_part_of_the_unroll() -> None:
+    def loop(x: Tensor, mem: Tensor) -> tuple[Tensor, Tensor]:
+        count = loss = 0
+        for t in range(2):
+            spk, mem = lif(x[t], mem)
+            count, loss = count + spk, loss + x[t].exp()
+        return count, loss
+
+    assert_expected_inline(
+        after_merging("emit", loop, x(2, 1, 2), x(1, 2)),
+        """\
+unroll_steps = unroll_steps('leaky', x, [x_4, x_1, x_2, x_3], 16, 0, 2.0, 0.0, 'auto', None, 0, True)
+getitem = unroll_steps[2]
+getitem_1 = unroll_steps[0]
+exp = exp(x)
+sum = sum(exp, [0])
+detach = detach(getitem_1)
+detach_1 = detach(sum)
+detach_2 = detach(getitem)
+return [detach, detach_1, detach_2]""",
+    )
+
+
+def images(xs: list[Tensor], mem: Tensor) -> Tensor:
+    for x in xs:
+        _, mem = lif(norm(conv(torch.bernoulli(x))), mem)
+    return mem
+
+
+def test_a_convolution_is_given_channels_last_order_and_calls_have_their_kernels() -> None:
+    assert_expected_inline(
+        after_merging("kernels", images, xs(2, 16, 6, 6), x(2, 16, 4, 4)),
+        """\
+stack = stack([x, x_8])
+bernoulli = bernoulli(stack)
+flatten = flatten(bernoulli, 0, 1)
+to_channels_last = to_channels_last(flatten)
+conv2d = conv2d(to_channels_last, W, b)
+movedim = movedim(conv2d, -3, -1)
+unflatten = unflatten(movedim, 0, [2, -1])
+movedim_1 = movedim(unflatten, -1, -3)
+batch_norm = batch_norm(movedim_1, b_1, b_2, x_2, x_3, 0.1, 1e-05)
+unroll_steps = unroll_steps('leaky', batch_norm, [x_7, x_4, x_5, x_6], 16, 0, 2.0, 0.0, 'auto', None, 0, False)
+getitem = unroll_steps[2]
+in_usual_order = in_usual_order(getitem)
+add_ = add_(x_1, 2)
+return [in_usual_order]""",
+    )
