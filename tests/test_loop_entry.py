@@ -789,3 +789,22 @@ def test_what_stays_compiled(make: Any, options: dict[str, Any], warning: str) -
     with pytest.warns(UserWarning, match=warning):
         net(currents())
     assert_compiled(net)
+
+
+# ---- torch.compile without us
+
+
+def printing(x: Tensor) -> Tensor:
+    y = x * 2
+    print(y)
+    return y.add_(1)
+
+
+def test_what_others_compile_prints_as_pytorch_prints_it(capsys: pytest.CaptureFixture[str]) -> None:
+    """That is, behind the graph, with the numbers of its end; in a call of ours, with those of the line."""
+    x = torch.zeros(2)
+    snnfast.explain(printing, x)
+    assert "0., 0." in capsys.readouterr().out
+    with torch._dynamo.config.patch(reorderable_logging_functions={print}):
+        torch.compile(printing, backend="eager")(x)
+    assert "1., 1." in capsys.readouterr().out

@@ -5,28 +5,27 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from expecttest import assert_expected_inline
 from torch import Tensor
 
 import snnfast
 from snnfast.compiler.aten import to_aten
 from snnfast.compiler.passes import run_passes
-from snnfast.compiler.stages import Stages
+from snnfast.compiler.stages import Stages, kept
 from snnfast.compiler.tracing import tracing
 
 
-def after(name: str, function: Callable[..., Any], *inputs: Any) -> str:
-    """The form after a pass, without the lines of the user's code."""
-    return _without_lines(stages_of(function, *inputs)[name])
+class Form(str):
+    """A printed form, without the lines of the user's code."""
+
+    def expect(self, text: str) -> None:
+        """Compare it; ``EXPECTTEST_ACCEPT=1`` writes it into the test instead."""
+        assert_expected_inline(self, text, skip=1)
 
 
-def after_merging(name: str, function: Callable[..., Any], *inputs: Any) -> str:
-    """The form after a stage behind the passes."""
-    (report,) = snnfast.explain(function, *inputs).graphs
-    return _without_lines(report.stages[name])
-
-
-def stages_of(function: Callable[..., Any], *inputs: Any) -> dict[str, str]:
-    with snnfast.compiler.stages.kept():
+def after(name: str, function: Callable[..., Any], *inputs: Any) -> Form:
+    """The form after a pass."""
+    with kept():
         stages = Stages("here")
 
     def backend(gm: torch.fx.GraphModule, _: Any) -> Any:
@@ -36,21 +35,26 @@ def stages_of(function: Callable[..., Any], *inputs: Any) -> dict[str, str]:
         return gm
 
     with tracing:
-        torch.compile(function, backend=backend)(*inputs)  # type: ignore[no-untyped-call]
-    return stages.forms
+        torch.compile(function, backend=backend)(*inputs)
+    return _form(stages.forms[name])
 
 
-def _without_lines(form: str) -> str:
-    return re.sub(" *# .*", "", form)
+def after_merging(name: str, function: Callable[..., Any], *inputs: Any) -> Form:
+    """The form after a stage behind the passes."""
+    return _form(snnfast.explain(function, *inputs).graphs[0].stages[name])
 
 
-def x(*shape: int) -> Tensor:
+def _form(text: str) -> Form:
+    return Form(re.sub(" *# .*", "", text))
+
+
+def tensor(*shape: int) -> Tensor:
     return torch.rand(shape or (2,))
 
 
-def xs(*shape: int) -> list[Tensor]:
+def steps(*shape: int) -> list[Tensor]:
     """The input of two steps."""
-    return [x(*shape), x(*shape)]
+    return [tensor(*shape), tensor(*shape)]
 
 
 def asserting(xs: list[Tensor]) -> list[Tensor]:

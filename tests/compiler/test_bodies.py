@@ -3,8 +3,7 @@
 from typing import Any
 
 import torch
-from compiler.forms import after, x, xs
-from expecttest import assert_expected_inline
+from compiler.forms import after, steps, tensor
 from torch import Tensor
 
 
@@ -28,14 +27,11 @@ def test_a_first_step_without_a_gradient_is_a_call_as_all_others() -> None:
             mem = mem + w * x
         return found
 
-    assert_expected_inline(
-        after("dead", loop, xs(), x(), x().requires_grad_()),
-        """\
+    after("dead", loop, steps(), tensor(), tensor().requires_grad_()).expect("""\
 autograd_function_apply = autograd_function_apply(body, body_1, x)
 getitem = autograd_function_apply[0]
 mul = mul(x_1, x_2)
 add = add(x, mul)
 autograd_function_apply_1 = autograd_function_apply(body, body_1, add)
 getitem_1 = autograd_function_apply_1[0]
-return [getitem, getitem_1]""",
-    )
+return [getitem, getitem_1]""")

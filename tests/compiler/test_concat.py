@@ -1,8 +1,7 @@
 """Products of what is concatenated become sums of products, where one part waits for the step before."""
 
 import torch
-from compiler.forms import after, x, xs
-from expecttest import assert_expected_inline
+from compiler.forms import after, steps, tensor
 from torch import Tensor, nn
 
 fc = nn.Linear(3, 1)
@@ -14,9 +13,7 @@ def test_a_product_of_input_and_spikes_is_a_sum_of_two() -> None:
             spk = fc(torch.cat((x, spk), 1))
         return spk
 
-    assert_expected_inline(
-        after("concat", loop, [*xs(2, 2), x(2, 2)], x(2, 1)),
-        """\
+    after("concat", loop, [*steps(2, 2), tensor(2, 2)], tensor(2, 1)).expect("""\
 slice = slice(W, 1, 0, 2)
 slice_1 = slice(W, 1, 2, 3)
 linear = linear(x, slice, b)
@@ -28,22 +25,18 @@ add_1 = add(linear_2, linear_3)
 linear_4 = linear(x_3, slice, b)
 linear_5 = linear(add_1, slice_1)
 add_2 = add(linear_4, linear_5)
-return [add_2]""",
-    )
+return [add_2]""")
 
 
 def test_without_a_part_that_waits_it_stays_one() -> None:
     def loop(xs: list[Tensor], y: Tensor) -> list[Tensor]:
         return [fc(torch.cat((x, y), 1)) for x in xs]
 
-    assert_expected_inline(
-        after("concat", loop, [*xs(2, 2), x(2, 2)], x(2, 1)),
-        """\
+    after("concat", loop, [*steps(2, 2), tensor(2, 2)], tensor(2, 1)).expect("""\
 cat = cat([x_1, x], 1)
 linear = linear(cat, W, b)
 cat_1 = cat([x_2, x], 1)
 linear_1 = linear(cat_1, W, b)
 cat_2 = cat([x_3, x], 1)
 linear_2 = linear(cat_2, W, b)
-return [linear, linear_1, linear_2]""",
-    )
+return [linear, linear_1, linear_2]""")

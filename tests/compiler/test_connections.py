@@ -1,7 +1,6 @@
 """The product of the last spikes of connected neurons becomes a part of their step."""
 
-from compiler.forms import after, x, xs
-from expecttest import assert_expected_inline
+from compiler.forms import after, steps, tensor
 from torch import Tensor
 
 import snnfast
@@ -15,14 +14,11 @@ def test_a_step_takes_the_weights_and_the_spikes_before() -> None:
             spk, mem = lif(x, spk, mem)
         return spk
 
-    assert_expected_inline(
-        after("dead", loop, xs(1, 2), x(1, 2), x(1, 2)),
-        """\
+    after("dead", loop, steps(1, 2), tensor(1, 2), tensor(1, 2)).expect("""\
 step = step('rleaky', x_3, [x_4, x_5, [W, b, None], x, x_1, x_2])
 getitem = step[0]
 getitem_1 = step[1]
 step_1 = step('rleaky', x_6, [getitem, getitem_1, [W, b, None], x, x_1, x_2])
 getitem_2 = step_1[0]
 getitem_3 = step_1[1]
-return [getitem_2, getitem_3]""",
-    )
+return [getitem_2, getitem_3]""")

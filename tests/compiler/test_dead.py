@@ -1,7 +1,6 @@
 """Calls whose results nobody reads are removed."""
 
-from compiler.forms import after, x, xs
-from expecttest import assert_expected_inline
+from compiler.forms import after, steps, tensor
 from torch import Tensor
 
 
@@ -14,11 +13,8 @@ def test_only_calls_that_other_steps_need_are_kept() -> None:
             mem = mem + x
         return found
 
-    assert_expected_inline(
-        after("dead", loop, xs(), x()),
-        """\
+    after("dead", loop, steps(), tensor()).expect("""\
 sin = sin(x_1)
 add = add(x_1, x)
 sin_1 = sin(add)
-return [sin, sin_1]""",
-    )
+return [sin, sin_1]""")

@@ -1,8 +1,7 @@
 """Changes in place become new tensors, where nothing depends on the old ones."""
 
 import torch
-from compiler.forms import after, x, xs
-from expecttest import assert_expected_inline
+from compiler.forms import after, steps, tensor
 from torch import Tensor
 
 
@@ -14,9 +13,7 @@ def test_a_record_is_a_stack_and_a_running_sum_makes_new_tensors() -> None:
             acc += x
         return rec, acc
 
-    assert_expected_inline(
-        after("functionalize", loop, xs()),
-        """\
+    after("functionalize", loop, steps()).expect("""\
 zeros = zeros([2, 2], device=cpu, pin_memory=False)
 mul = mul(x, 0)
 sin = sin(x)
@@ -24,8 +21,7 @@ add = add(mul, x)
 sin_1 = sin(x_1)
 stack = stack([sin, sin_1], 0)
 add_1 = add(add, x_1)
-return [stack, add_1]""",
-    )
+return [stack, add_1]""")
 
 
 def test_a_row_read_after_it_was_written_is_what_was_written() -> None:
@@ -35,17 +31,14 @@ def test_a_row_read_after_it_was_written_is_what_was_written() -> None:
             rec[t] = x + rec[t - 1]
         return rec
 
-    assert_expected_inline(
-        after("functionalize", loop, xs()),
-        """\
+    after("functionalize", loop, steps()).expect("""\
 zeros = zeros([2, 2], device=cpu, pin_memory=False)
 zeros_1 = zeros([2, 2], device=cpu, pin_memory=False)
 select = select(zeros_1, 0, 1)
 add = add(x, select)
 add_1 = add(x_1, add)
 stack = stack([add, add_1], 0)
-return [stack]""",
-    )
+return [stack]""")
 
 
 def test_what_is_read_through_a_view_or_comes_from_outside_stays_in_place() -> None:
@@ -56,13 +49,10 @@ def test_what_is_read_through_a_view_or_comes_from_outside_stays_in_place() -> N
         acc += view
         return view * 2
 
-    assert_expected_inline(
-        after("functionalize", loop, x()),
-        """\
+    after("functionalize", loop, tensor()).expect("""\
 mul = mul(x, 2)
 slice = slice(mul, 0, 0, 1)
 add_ = add_(mul, x)
 add__1 = add_(x, slice)
 mul_1 = mul(slice, 2)
-return [mul_1]""",
-    )
+return [mul_1]""")
