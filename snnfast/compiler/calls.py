@@ -48,7 +48,7 @@ def size_of(tensor: Tensor, dim: int) -> int | None:
 
 
 def storage_of(tensor: Tensor) -> int:
-    """What tensors that share memory have in common."""
+    """A number that tensors share if they share memory."""
     return int(tensor.untyped_storage()._cdata)
 
 
@@ -314,7 +314,7 @@ def is_number(a: object) -> bool:
 
 
 def series_key(node: Node) -> Any:
-    """What two nodes of a series must have in common: all arguments that are no nodes, and the names of parameters."""
+    """A key that two nodes of a series share: all arguments that are no nodes, and the names of parameters."""
 
     numbers = node.target in _TAKE_NUMBERS and all(t.dtype in (torch.float32, torch.float64) for t in tensors_of(node))
     normalises = name_of(node.target) == "batch_norm"

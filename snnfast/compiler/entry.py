@@ -1,4 +1,4 @@
-"""What users call: :func:`compile`, :func:`explain`."""
+"""The functions that users call: :func:`compile`, :func:`explain`."""
 
 import copy
 import functools

@@ -46,7 +46,7 @@ class Attempt:
                 enter(report)
 
     def where(self, code: CodeType) -> str:
-        """What the user knows a frame by."""
+        """The name by which the user knows a frame."""
         at = user_line([(code.co_filename, code.co_firstlineno, "")])
         if not at:  # a function of ours or of PyTorch, which calls the user's
             return self.name

@@ -1,4 +1,4 @@
-"""What was done with a graph, in words."""
+"""Reports: what became of a graph, in words."""
 
 import operator
 from collections import Counter
@@ -26,7 +26,7 @@ from snnfast.compiler.series import SINGLE, IndexGroup, Series
 
 @dataclass
 class GraphReport:
-    """What was done with one of the graphs that ``torch.compile`` made. ``str`` describes it in a few lines.
+    """A report on one of the graphs that ``torch.compile`` made. ``str`` describes it in a few lines.
 
     Attributes:
         where: File and line of the first call in the graph.
@@ -66,7 +66,7 @@ class GraphReport:
 
 @dataclass
 class Explanation:
-    """What :func:`snnfast.explain` found. ``print`` it.
+    """The reports of :func:`snnfast.explain`. ``print`` it.
 
     Attributes:
         graphs: One :class:`GraphReport` for each graph, in order. There are several if ``torch.compile`` had to split
@@ -113,7 +113,7 @@ NO_NEURON = "there is no step of a neuron in it"
 
 
 def nothing_to_compile(layers: int) -> str:
-    """What is said of a network whose neurons all run in step mode "m", by ``unroll`` or in a ``MultiStep``."""
+    """The message for a network whose neurons all run in step mode "m", by ``unroll`` or in a ``MultiStep``."""
     its = f"its {layers} layers of neurons already run" if layers > 1 else "its layer of neurons already runs"
     return f"{its} all steps in one call{' each' * (layers > 1)}: nothing to compile"
 
@@ -146,7 +146,7 @@ OUTSIDE = (
     "The loop may be outside of what is compiled: compile the function that has it. Or it is cut by what torch.compile "
     "can't trace"
 )
-"""What to do where there is a single step."""
+"""Advice where there is a single step."""
 
 
 def number_of_cuts() -> int:

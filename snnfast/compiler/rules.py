@@ -49,12 +49,12 @@ class StepCall:
         return next(iter(self.given.values()), None)
 
     def again(self, /, **changes: Any) -> Node:
-        """The same call with some arguments changed."""
+        """Repeat the call with some arguments changed."""
         args, kwargs = spelled(self.node.target, self.given | changes)  # type: ignore[arg-type]
         return self.emit(self.node.target, *args, **kwargs)
 
     def on(self, first: Any, /, **changes: Any) -> Node:
-        """The same call on another first argument."""
+        """Repeat the call on another first argument."""
         return self.again(**{next(iter(self.given)): first}, **changes)
 
     def only_first_varies(self) -> bool:
@@ -341,7 +341,7 @@ def mean_of_each(step: StepCall) -> Node | None:
 
 
 def by_vmap(writer: Writer, target: Any, args: Any, kwargs: Any, varies: set[Node]) -> Node:
-    """What ``torch.vmap`` makes of a call: one call of ATen if that is all, else the function that is mapped.
+    """Merge a call by ``torch.vmap``: into one call of ATen if that is all, else into the function that is mapped.
 
     Several calls are not written out: an operator made of others may switch gradients off between them, which a trace
     does not show.

@@ -39,7 +39,7 @@ class Writer:
         return node
 
     def run(self, target: Any, args: Any, kwargs: Any) -> Any:
-        """What a call would return, as fake tensors.
+        """Run a call on fake tensors, and return its results.
 
         Raises:
             TrialError: PyTorch does not take these arguments.
@@ -53,13 +53,13 @@ class Writer:
         """The ATen calls of a function of nodes."""
         return cast(Graph, self.run(make_fx(function), nodes, {}).graph)
 
-    def behind(self, place: Node, target: Any, *args: Any) -> Node:
+    def behind(self, before: Node, target: Any, *args: Any) -> Node:
         """Insert a call directly behind a node of the new graph, in its context."""
-        if place.op == "placeholder":
-            place = next(reversed([n for n in self.graph.nodes if n.op == "placeholder"]))
-        with self.graph.inserting_after(place):
+        if before.op == "placeholder":
+            before = next(reversed([n for n in self.graph.nodes if n.op == "placeholder"]))
+        with self.graph.inserting_after(before):
             made = self.call(target, *args)
-        made.meta["context"] = place.meta["context"]
+        made.meta["context"] = before.meta["context"]
         return made
 
     def switch_to(self, context: Context) -> None:
@@ -72,7 +72,7 @@ class Writer:
             self._effect(leave, self._entered.pop())
         for enter, given, _ in wanted[common:]:
             self._entered.append(self._effect(enter, *given))
-        # Inference mode has a grad mode of its own, and leaves that of the place where it was entered.
+        # Inference mode has a grad mode of its own, and restores the one in which it was entered.
         inference = any(enter is ENTER_INFERENCE for enter, *_ in (*now[common:], *wanted[common:]))
         if inference or context.grad != self.context.grad:
             self._effect(torch._C._set_grad_enabled, context.grad)

@@ -40,7 +40,7 @@ def after(name: str, function: Callable[..., Any], *inputs: Any) -> Form:
 
 
 def after_merging(name: str, function: Callable[..., Any], *inputs: Any) -> Form:
-    """The form after a stage behind the passes."""
+    """The form after a stage that follows the passes."""
     return _form(snnfast.explain(function, *inputs).graphs[0].stages[name])
 
 

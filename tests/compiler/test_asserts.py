@@ -1,9 +1,6 @@
 """The conditions of an ``assert`` at all steps are checked at once."""
 
-import pytest
 from compiler.forms import after, asserting, steps
-
-import snnfast
 
 
 def test_there_is_one_check_behind_the_last_condition() -> None:
@@ -18,9 +15,3 @@ all_2 = all(stack)
 _assert_async = _assert_async(all_2, 'negative')
 sin_1 = sin(x_1)
 return [sin, sin_1]""")
-
-
-def test_it_raises_the_error_of_the_loop() -> None:
-    with pytest.raises(AssertionError, match="negative") as raised:
-        snnfast.compile(asserting)([-x for x in steps() + steps()])
-    assert "forms.py:" in str(raised.value.__notes__)

@@ -26,17 +26,3 @@ linear_4 = linear(x_3, slice, b)
 linear_5 = linear(add_1, slice_1)
 add_2 = add(linear_4, linear_5)
 return [add_2]""")
-
-
-def test_without_a_part_that_waits_it_stays_one() -> None:
-    def loop(xs: list[Tensor], y: Tensor) -> list[Tensor]:
-        return [fc(torch.cat((x, y), 1)) for x in xs]
-
-    after("concat", loop, [*steps(2, 2), tensor(2, 2)], tensor(2, 1)).expect("""\
-cat = cat([x_1, x], 1)
-linear = linear(cat, W, b)
-cat_1 = cat([x_2, x], 1)
-linear_1 = linear(cat_1, W, b)
-cat_2 = cat([x_3, x], 1)
-linear_2 = linear(cat_2, W, b)
-return [linear, linear_1, linear_2]""")

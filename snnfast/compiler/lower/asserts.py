@@ -31,4 +31,4 @@ class Assert:
 
 
 NO_MESSAGE = "assertion error"
-"""What PyTorch writes where an ``assert`` has no message."""
+"""PyTorch's message for an ``assert`` without one."""

@@ -45,7 +45,7 @@ def _wait_for_themselves(nodes: list[Node], order: dict[Node, int], memory: Memo
 
 
 def _parts(node: Node) -> list[Node] | None:
-    """What is concatenated along the last dimension, on a CPU, and read by a product alone."""
+    """The parts that are concatenated along the last dimension, on a CPU, for a product alone; else ``None``."""
     made: Any = node.args[0]
     if made.target is not aten.cat.default or len(made.users) > 1 or node.meta["context"].blocks:
         return None

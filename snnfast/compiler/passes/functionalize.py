@@ -43,7 +43,7 @@ class _Changes:
     Attributes:
         sharing: The nodes that have this memory.
         writes: The calls that change it.
-        position: The places of all nodes in the program.
+        position: The order of all nodes.
     """
 
     def __init__(self, memory: Memory, s: int, writes: list[Node], position: dict[Node, int]) -> None:
