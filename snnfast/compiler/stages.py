@@ -53,9 +53,10 @@ class Stages:
         if self._checks and isinstance(form, Graph):
             check(form)
         if self._prints:
-            self.forms[name] = print_graph(form) if isinstance(form, Graph) else str(form)
-        if self._logs:
-            _log.warning("snnfast: %s after %s:\n%s", self.where, name, self.forms[name])
+            before = next(reversed(self.forms.values()), "")
+            self.forms[name] = text = print_graph(form) if isinstance(form, Graph) else str(form)
+            if self._logs:
+                _log.warning("snnfast: %s after %s:\n%s", self.where, name, "as before" if text == before else text)
 
 
 def check(graph: Graph) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from torch.fx import Graph, Node
 
-from snnfast.compiler.calls import Site, has_effect, is_step, site_of
+from snnfast.compiler.calls import has_effect, is_step, site_of
 
 
 def run(graph: Graph) -> None:
@@ -31,14 +31,13 @@ def remove_unused(graph: Graph, needed: Callable[[Node], bool]) -> None:
 def spare(graph: Graph) -> set[Node]:
     """Dead calls of the last steps, which compute what a next step would read."""
     needed: set[Node] = {n for n in graph.nodes if has_effect(n)}
-    sites: set[Site] = set()
     for node in reversed(graph.nodes):
         if node.op == "output" or node in needed:
             needed |= {node, *node.all_input_nodes}
-            sites.add(site_of(node).of_any_module)
+    dead = [n for n in graph.nodes if n.op == "call_function" and n not in needed and not is_step(n.target)]
+    sites = {site_of(n).of_any_module for n in needed} if dead else set()
     found: set[Node] = set()
-    for node in graph.nodes:
-        if node.op == "call_function" and node not in needed and not is_step(node.target):
-            alike = site_of(node).of_any_module in sites
-            found |= {node} if alike and all(a in needed or a in found for a in node.all_input_nodes) else set()
+    for node in dead:
+        alike = site_of(node).of_any_module in sites
+        found |= {node} if alike and all(a in needed or a in found for a in node.all_input_nodes) else set()
     return found
