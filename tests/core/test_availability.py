@@ -190,5 +190,5 @@ def test_a_wrong_instruction_set_after_the_import_is_an_error() -> None:
         "try: snnfast.config()\nexcept RuntimeError as error: print(error)"
     )
     command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
     assert "SNNFAST_ISA: 'mmx' is not available" in done.stdout, done.stderr

@@ -1,4 +1,4 @@
-"""Some of the random calls that ``tests/fuzz.py`` draws by the hundred thousand."""
+"""Some of the random calls that ``tests/unroll/fuzz.py`` draws by the hundred thousand."""
 
 from dataclasses import replace
 

@@ -289,7 +289,7 @@ def test_the_gate_measures_all_its_cases_and_misses_spikes_as_bits_where_they_ar
 
 # ---- what runs on a GPU
 
-GPU = Path(__file__).parent.parent / "benchmarks" / "gpu.sh"
+GPU = Path(__file__).parents[2] / "benchmarks" / "gpu.sh"
 STAND_IN = """#!/bin/sh
 case "$*" in
   "-m snnfast") echo "fused on cuda       yes" ;;
@@ -312,7 +312,8 @@ def test_the_steps_for_a_gpu_fail_without_one(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "fused on cpu" in done.stdout
     assert done.stdout.endswith("=== failed: the kernels do not run on a card here; no other step was begun\n")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_gpu.py", "-k", "two_devices"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/cuda/test_gpu.py"]
+    command += ["-k", "two_devices"]
     environment = os.environ | {"SNNFAST_REQUIRE_GPU": "1"}
     tests = subprocess.run(command, cwd=GPU.parent.parent, env=environment, capture_output=True, text=True, check=False)
     assert tests.returncode == 1

@@ -1,9 +1,9 @@
 """Random loops over time: compiled, each does what the loop does as it is written.
 
-``python tests/loop_fuzz.py --cases 1000`` draws that many networks from pieces and statements that programs are made
-of, and runs each twice, compiled and not. Compared are outputs and what may need a gradient, gradients, the states that
-the layers hold, buffers, inputs that are changed in place, random numbers (which steps have the same ones) and which
-results and inputs share memory. A program that raises without the compiler is left out, and so is one that
+``python tests/compiler/loop_fuzz.py --cases 1000`` draws that many networks from pieces and statements that programs
+are made of, and runs each twice, compiled and not. Compared are outputs and what may need a gradient, gradients, the
+states that the layers hold, buffers, inputs that are changed in place, random numbers (which steps have the same ones)
+and which results and inputs share memory. A program that raises without the compiler is left out, and so is one that
 torch.compile gets wrong without our backend.
 
 Each program that differs is printed as Python, which runs by itself in this folder. ``--start N --cases 1`` repeats

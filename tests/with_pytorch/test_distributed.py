@@ -168,7 +168,7 @@ def test_a_compiled_loop(ranks: list[dict[str, Any]], around: bool) -> None:
 # ---- the example for many processes: the losses of one process, and a worker that is killed
 
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SMALL = """
 import torch, mnist_distributed
 torch.set_num_threads(1)

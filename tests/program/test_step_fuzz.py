@@ -1,4 +1,4 @@
-"""Some of the random steps that ``tests/step_fuzz.py`` draws by the thousand."""
+"""Some of the random steps that ``tests/program/step_fuzz.py`` draws by the thousand."""
 
 from collections import Counter
 from typing import Any

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 # Tests with the marker, with the fixture "device" and with the fixture "backend".
-FILES = ("test_config.py", "test_autograd.py", "test_varying.py")
+FILES = ("core/test_config.py", "unroll/test_autograd.py", "unroll/test_varying.py")
 RUN = """
 import pathlib, sys, pytest
 exists = pathlib.Path.exists
@@ -38,5 +38,5 @@ def test_a_missing_extension_skips_or_fails(required: str, outcome: str) -> None
 def test_only_the_marker_asks_whether_there_is_an_extension() -> None:
     # A test that asks itself may skip where the extension is required.
     asks = re.compile(r"extension is (not )?None|not _ops\.extension\b(?!\.)|extension is not built")
-    others = [path for path in TESTS.glob("test_*.py") if path.name != Path(__file__).name]
+    others = [path for path in TESTS.rglob("test_*.py") if path.name != Path(__file__).name]
     assert [path.name for path in others if asks.search(path.read_text())] == []

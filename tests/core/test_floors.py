@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parent.parent / "snnfast"
+PACKAGE = Path(__file__).parents[2] / "snnfast"
 FLOORS = (
     ("_core",),
     ("surrogate",),

@@ -18,8 +18,8 @@ from helpers import assert_all_bits_equal, assert_all_close, gradients_of
 import snnfast
 from snnfast._core import ops
 
-ROOT = Path(__file__).parent.parent
-NEW = Path(__file__).parent / "new_neuron"
+ROOT = Path(__file__).parents[2]
+NEW = Path(__file__).parents[1] / "new_neuron"
 
 
 @pytest.fixture

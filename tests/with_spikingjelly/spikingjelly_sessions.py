@@ -1,8 +1,9 @@
 """Random sessions with SpikingJelly's nodes: calls, and what is assigned, set or reset between them.
 
-``python tests/spikingjelly_sessions.py --cases 1000`` draws that many, and runs each with SpikingJelly's own nodes and
-with snnfast's, ``--compiled`` also under ``snnfast.compile``. Spikes and membranes of every call are compared bit for
-bit, gradients up to rounding. ``--start N --cases 1`` repeats number N, and prints what it does.
+``python tests/with_spikingjelly/spikingjelly_sessions.py --cases 1000`` draws that many, and runs each with
+SpikingJelly's own nodes and with snnfast's, ``--compiled`` also under ``snnfast.compile``. Spikes and membranes of
+every call are compared bit for bit, gradients up to rounding. ``--start N --cases 1`` repeats number N, and prints what
+it does.
 """
 
 import argparse

@@ -12,7 +12,7 @@ from conftest import skip_unless_required
 
 pytestmark = pytest.mark.thorough
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 Run = Callable[..., str]
 
 ACCURACY = r"test accuracy.*: (\S+)$"

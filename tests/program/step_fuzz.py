@@ -1,12 +1,12 @@
 """Random step functions of ``@snnfast.neuron``: ``unroll`` does what the function does in a plain loop.
 
-``python tests/step_fuzz.py --cases 20000`` draws that many programs (random_steps.py) and runs each twice: its
-original function in a loop over time, and the layer that is made of it. A program is called several times, and what
-its function reads changes between the calls. Compared are outputs, states, gradients, errors, parameters that were
-written to, and what the function itself changes, such as a counter.
+``python tests/program/step_fuzz.py --cases 20000`` draws that many programs (random_steps.py) and runs each twice: its
+original function in a loop over time, and the layer that is made of it. A program is called several times, and what its
+function reads changes between the calls. Compared are outputs, states, gradients, errors, parameters that were written
+to, and what the function itself changes, such as a counter.
 
-Each program that differs is printed as Python, which ``python tests/step_fuzz.py --file FILE`` runs. ``--first N
---cases 1`` repeats number N.
+Each program that differs is printed as Python, which ``python tests/program/step_fuzz.py --file FILE`` runs. ``--first
+N --cases 1`` repeats number N.
 """
 
 import argparse

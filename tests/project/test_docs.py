@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
 LANGUAGES = {"python", "sh", "text", "cpp", "diff", "{toctree}", "{include}", "{eval-rst}"}

@@ -1,7 +1,7 @@
 """Random calls of every neuron against its reference: outputs by their bits, every gradient to rounding.
 
-``python tests/fuzz.py --cases 100000`` draws that many calls over all options, dtypes, shapes, layouts and kinds of
-parameters, with decays at exactly 0 and 1 and thresholds at and beyond every edge. It prints each call that differs
+``python tests/unroll/fuzz.py --cases 100000`` draws that many calls over all options, dtypes, shapes, layouts and kinds
+of parameters, with decays at exactly 0 and 1 and thresholds at and beyond every edge. It prints each call that differs
 with its number, which ``--first N --cases 1`` repeats.
 
 ``--digest`` prints the SHA-256 of the outputs and gradients of each call instead. A change that is to change no number
@@ -15,11 +15,14 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-from helpers import VARIANTS, Outputs, assert_same_outputs, expected, fused, parameter_shapes, random_case
 from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # as pytest has it
+from helpers import VARIANTS, Outputs, assert_same_outputs, expected, fused, parameter_shapes, random_case
 
 import snnfast
 from snnfast._core import ops

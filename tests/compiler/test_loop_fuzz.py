@@ -1,4 +1,4 @@
-"""Some of the random loops that ``tests/loop_fuzz.py`` draws by the thousand."""
+"""Some of the random loops that ``tests/compiler/loop_fuzz.py`` draws by the thousand."""
 
 import sys
 import warnings

@@ -120,7 +120,7 @@ def leaky(x: Tensor, mem: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def test_instructions_are_those_of_the_kernels() -> None:
-    source = Path(__file__).parent.parent / "csrc/cpu/program/instructions.h"
+    source = Path(__file__).parents[2] / "csrc/cpu/program/instructions.h"
     table = re.search(r"kInstructions\[\] = \{(.*?)\n\};", source.read_text(), flags=re.S)
     assert table is not None
     listed = [name.strip() for name in table[1].split("\n") if name.strip()]

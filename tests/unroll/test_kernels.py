@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from gradient_checks import FLOWS, check_against_reference
+from gradient_checks import FLOWS, ORDINARY, check_against_reference, check_ordinary
 from helpers import (
     FLOATS,
     HALVES,
@@ -86,24 +86,6 @@ def test_special_calls(name: str, device: torch.device) -> None:
     number = 4 if THOROUGH else 1  # of each neuron
     drawn = (random_cases(number, f"{name}-{neuron}", neuron=(neuron,), **ROWS[name]) for neuron in KINDS)
     check(itertools.chain(*drawn), device)
-
-
-# CUDA has kernels of its own for the calls of a training loop.
-ORDINARY: dict[str, Any] = {
-    "variant": ("unroll", "unroll", "count", "constant"), "steps": (1, 15, 16, 17, 18),
-    "shape": ((7,), (3, 10), (1, 64), (2, 64)), "reset": ("subtract", "subtract", "zero"), "delay": (True,),
-    "parameters": ("scalar", "one", "neuron"), "spike_grad": (SURROGATES["atan"], SURROGATES["fast_sigmoid"]),
-}  # fmt: skip
-
-
-def check_ordinary(case: Case, device: torch.device, i: int) -> None:
-    """With gradients of the current alone, with the states, and with the parameters; the membrane recorded or not."""
-    if case.reset == "zero":  # as other calls, if it is recorded or learns
-        case = replace(case, record_mem=False)
-    states = case.kind.ops.states if case.states else ()
-    wrt = ("current", *states) if case.reset == "zero" else (("current",), ("current", *states), case.names)[i % 3]
-    flow = "spk" if case.record_mem else ("spk", "both")[i % 2]
-    check_against_reference(case, device, flow, i, wrt=[name for name in wrt if name not in states or case.states])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, *HALVES], ids=lambda dtype: str(dtype)[6:])

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 from emulator.build import kernels, set_chunked_limits, set_seed, set_vector_minimum, take_launches
-from gradient_checks import Operators, gradients
+from gradient_checks import ORDINARY, Operators, check_ordinary, gradients
 from helpers import (
     FIRST_SEED,
     FLOATS,
@@ -37,7 +37,6 @@ from helpers import (
     leaves,
     random_cases,
 )
-from test_kernels import ORDINARY, check_ordinary
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils import _pytree as pytree
@@ -52,7 +51,7 @@ from snnfast._program.cuda import Engine
 from snnfast._unroll.autograd import sum_to
 from snnfast.functional import lif
 
-CSRC = Path(__file__).parent.parent / "csrc"
+CSRC = Path(__file__).parents[2] / "csrc"
 DTYPES = FLOATS + HALVES
 LIMITS = (256, 12288)  # steps from which, neurons up to which many warps share out the time of a few neurons
 ALWAYS, NEVER = (0, 1 << 40), (1 << 40, 0)

@@ -11,7 +11,7 @@ import torch
 pytestmark = pytest.mark.thorough
 pytest.importorskip("snntorch")
 plt = pytest.importorskip("matplotlib.pyplot")
-NOTEBOOK = json.loads((Path(__file__).parent.parent / "examples" / "tutorial5.ipynb").read_text())
+NOTEBOOK = json.loads((Path(__file__).parents[2] / "examples" / "tutorial5.ipynb").read_text())
 CODE = {cell["id"]: "".join(cell["source"]) for cell in NOTEBOOK["cells"] if cell["cell_type"] == "code"}
 
 

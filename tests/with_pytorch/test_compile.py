@@ -26,9 +26,9 @@ from helpers import (
     leaves,
     random_cases,
 )
+from layouts import CHANNELS_LAST, SHAPES, in_place, moved
 from linear_checks import with_linear
 from snntorch_checks import STATES, as_tuple, held, loop, make
-from test_layout import CHANNELS_LAST, SHAPES, in_place, moved
 from test_pytorch_features import dense, train
 from torch import Tensor, nn
 from torch._dynamo.utils import counters

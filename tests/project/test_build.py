@@ -17,7 +17,7 @@ import setuptools
 import setup
 import snnfast
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 VARIABLES = (
     "SNNFAST_BUILD", "SNNFAST_REQUIRE_EXT", "SNNFAST_WERROR", "SNNFAST_CUDA", "CXX", "LDFLAGS", "MAX_JOBS",
     "TORCH_CUDA_ARCH_LIST",
