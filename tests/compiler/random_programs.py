@@ -979,8 +979,8 @@ class Layer:
 class Layers:
     """Writes the spiking layers of one program."""
 
-    def __init__(self, s: Source, carries: bool) -> None:
-        self.s, self.draw, self.carries = s, s.draw, carries
+    def __init__(self, s: Source, carries: bool, by_hand: float) -> None:
+        self.s, self.draw, self.carries, self.by_hand = s, s.draw, carries, by_hand
         self.carried: list[str] = []  # states that the network returns and is given
         self.all: list[Layer] = []
         self.surrogate = self.draw.choice(SURROGATES)
@@ -1021,6 +1021,11 @@ class Layers:
     def add(self, v: Value) -> Layer:
         """A layer behind ``v``; sometimes one that is used already."""
         s = self.s
+        if s.some(self.by_hand):
+            s.drawn[neuron_by_hand] += 1
+            layer = neuron_by_hand(s, v)
+            self._between_steps(layer)
+            return layer
         same = [layer for layer in self.all if layer.shape == v.shape and layer.explicit]
         if same and s.some(0.15):
             return self._again(self.draw.choice(same), v)
@@ -1093,7 +1098,7 @@ class Layers:
         s, mem = self.s, layer.mem
         if s.some(0.03) and layer.every_step:
             s.body.append(self.draw.choice((f"{layer.spk} *= 2", f"{layer.spk}[..., 0] = 1", f"{layer.spk}.mul_(0.5)")))
-        if s.some(0.02) and not layer.learned:
+        if s.some(0.02) and layer.name and not layer.learned:
             s.body.append(f"{layer.name}.threshold = {layer.name}.threshold * 1.25")
         if mem is None or not layer.explicit or not s.some(0.12):
             return
@@ -1117,6 +1122,119 @@ class Layers:
         names = ", ".join(states)
         s.body.append(f"{spk}, {names} = {layer.name}({v}, {names})")
         return Layer(layer.name, layer.neuron, v.shape, True, spk, mem, states)
+
+
+# ---- neurons that are written by hand: in ``{v}``, ``{s}``, ``{c}`` are a state, spikes and a current of the neuron
+
+SPIKES = (
+    "Masked.apply({0})", "Masked.apply({0}, 0.5)", "Plain.apply({0})", "Saved.apply({0}, torch.zeros_like({0}))",
+    "through({0})", "({0} > 0).to({0}.dtype)", "Saved.apply({0} + {1}, {1})",
+)  # fmt: skip
+ODD_SPIKES = ("Summed.apply({0})", "Masked.apply({0}, 0.5 + 0.25 * t)")
+STARTS = (
+    "0", "0.0", "0", "1.0", "torch.zeros({dims}, dtype=x.dtype)", "torch.full(({dims},), 0.25, dtype=x.dtype)", "None",
+    "x.new_zeros({dims})", "{b} * torch.ones({dims}, dtype=x.dtype)", "torch.zeros({n}, dtype=x.dtype)",
+)  # fmt: skip
+LEAKS = ("{v} * 0.75 + {c}", "{v} + ({c} - {v}) / 2.0", "0.5 * {v} + {c}", "{w} * {v} + {c}")
+TERMS = (
+    "{0} * {k}", "{0} + {1}", "{0} - {1}", "{k} * {0} + {1}", "{0} + ({1} - {0}) / 2.0", "{1} - {k} * {0}",
+    "torch.clamp({0}, -1.0, 1.5)", "torch.where({0} > {1}, {0}, {1} * {k})", "{0}.abs()", "{0} * {w}", "{w} * {0}",
+    "{0} + {b}", "torch.maximum({0}, {1})", "{0}.detach() * {k} + {1}", "{0}.masked_fill({1} > {k}, 0.25)",
+    "{0}.clone()", "({0} > {k}).to({0}.dtype) * {1}", "F.hardtanh({0})", "-{0}", "torch.floor({0} * 4) / 4",
+)  # fmt: skip
+ROUNDED_TERMS = (
+    "{0} * {1}", "{0} * torch.relu({1})", "{0} ** 2 * 0.25", "{0} / (1 + {1}.abs())", "torch.sigmoid({0})",
+    "torch.exp(-{0}.abs()) * {1}", "torch.tanh({0})",
+)  # fmt: skip
+HAND_RESETS = (
+    "{v} = {v} - {s}", "{v} = {v} - {s}.detach() * {k}", "{v} = {v} * (1 - {s})", "{v} = {v} * (1.0 - {s}.detach())",
+    "{v} = torch.where({s} > 0, torch.zeros_like({v}), {v})", "{v} = {v}.masked_fill({s} > 0, {k})",
+    "{v} = (1 - {s}) * {v} + {s} * {k}", "{v} = {v}.clone()\n{v}[{s}.detach() > 0.5] = {k}",
+    "{v} = {v}.clone()\n{v}.mul_(1 - {s}.detach())", "{v} = {v}.clone()\n{v} -= {s} * {k}",
+)  # fmt: skip
+# Of ``{0}``, a state or the spikes of the step before; ``{f2}`` is a linear layer of twice as many inputs as ``{f}``.
+PRODUCTS = (
+    "{f}({0})", "{f}({0})", "{0} @ {m}", "torch.mm({0}, {m})", "{f}({0} * 0.5)", "torch.einsum('bi,ij->bj', {0}, {m})",
+    "F.linear({0}, {m})", "torch.matmul({0}.detach(), {m}.t())", "0.5 * {f}({0}).detach()", "{f}({0}) * {0}",
+    "{f}({0}) + {0} @ {m}", "torch.einsum('bi,ji->bj', ({0}, {m}))", "torch.einsum('bb,bj->bj', ({0}, {m}))",
+    "{f2}(torch.cat(({c}, {0}), 1))", "{f2}(torch.cat(({0}, {0} * 0.5), dim=-1))",
+    "{f2}(torch.cat([{0}, {c} + {f}({0})], 1))", "{f}({f}({0}))", "{f}({0}.t().contiguous().t())",
+    "{f}({0}).sum(-1, keepdim=True)",
+)  # fmt: skip
+READ_BACK = ("max(t - 1, 0)", "t - 1", "t - 1", "t", "0", "t - 2")
+CONDITIONS = ("if t == 0:", "if t > 0:", "if t % 2:", "if t == {last}:", "with torch.no_grad():")
+
+
+def neuron_by_hand(s: Source, v: Value) -> "Layer":
+    """States that leak, take in the current ``v`` and are reset, by elementwise lines for the most part."""
+    draw, n, number = s.draw, v.shape[-1], s.name("hand").removeprefix("hand")
+    states, spk, cur = [f"v{number}_{i}" for i in range(draw.choice((1, 1, 2, 2, 3)))], f"s{number}", f"cur{number}"
+    mem = states[0]
+    names: dict[str, Any] = {
+        "w": s.parameter("w", n) if s.some(0.6) else "0.75", "n": n, "dims": s.dims(*v.shape),
+        "b": s.module("b", "nn.Parameter(torch.rand(()))") if s.some(0.4) else "-0.25",
+    }  # fmt: skip
+    starts = [draw.choice(STARTS).format(**names) for _ in states]
+    # Most terms take no number.
+    starts[1:] = [s.zeros(v.shape, "zero") if start == "None" or s.some(0.6) else start for start in starts[1:]]
+    s.before += [f"{name} = {start}" for name, start in zip(states, starts, strict=True)]
+    current = str(v)
+    if s.batch and len(v.shape) == 1 and s.some(0.3):
+        s.before.append(f"{spk} = {s.zeros(v.shape, 'zero')}")
+        weights = {"f": s.module("fc", f"nn.Linear({n}, {n})"), "f2": s.module("fc", f"nn.Linear({2 * n}, {n})")}
+        fed = spk if starts[0] in ("None", "0", "0.0", "1.0") else draw.choice((spk, spk, mem))
+        current += f" + {draw.choice(PRODUCTS).format(fed, c=v, m=s.parameter('weight', n, n), **weights)}"
+    record = _record_of(s, v) if s.some(0.15) else ""
+    if record:
+        current += f" + {record.format(draw.choice(READ_BACK))} * 0.5"
+    s.body.append(f"{cur} = {current}")
+    if s.some(0.1):
+        s.body.append(f"{mem} = ({mem} or 0) + {cur}" if starts[0] == "None" else f"{mem} = {mem} + {cur} * 0.25")
+    leak = draw.choice(LEAKS).format(v=mem, c=cur, **names)
+    s.body += [f"if {mem} is None:", f"    {mem} = {cur}", "else:", f"    {mem} = {leak}"] if starts[0] == "None" else [
+        f"{mem} = {leak}"
+    ]  # fmt: skip
+    known = [*states, cur]
+
+    def term(first: str = "") -> str:
+        forms = ROUNDED_TERMS if not s.exact and s.some(0.2) else TERMS
+        k = draw.choice((0.25, 0.5, 0.75, 1.5, -0.5))
+        return draw.choice(forms).format(first or draw.choice(known), draw.choice(known), k=k, **names)
+
+    for i in range(draw.randint(0, 4)):
+        name = f"a{number}_{i}" if s.some(0.6) else draw.choice(states)
+        line = f"{name} = {term()}"
+        if name in states and s.some(0.15):
+            s.uses_t = True
+            line = f"{draw.choice(CONDITIONS).format(last=s.steps - 1)}\n    {line}"
+        s.body += line.splitlines()
+        known += [name] * (name not in known)
+    spike = draw.choice(ODD_SPIKES) if s.some(0.08) else draw.choice(SPIKES)
+    s.uses_t |= "* t" in spike
+    distance = s.let(f"{mem} - {draw.choice(('0.5', '1.0', '0.25', draw.choice(known)))}", v.shape, "d")
+    s.body.append(f"{spk} = {spike.format(distance, mem)}")
+    heard = spk
+    if record:
+        s.body.append(f"{record.format('t')} = {spk}")
+        heard = record.format(draw.choice(READ_BACK)) if s.some(0.4) else spk
+    if s.some(0.85):
+        s.body += draw.choice(HAND_RESETS).format(v=mem, s=heard, k=draw.choice((0.0, 0.5, 1.0))).splitlines()
+    known.append(spk)
+    for other in states[1:]:
+        s.body += [f"{other} = {term(other)}", f"{other} = {other} * 0.5"]
+    s.values += [Value(name, v.shape) for name in known if name.startswith("a") and s.some(0.5)]
+    return Layer("", "by hand", v.shape, True, Value(spk, v.shape), Value(mem, v.shape), states)
+
+
+def _record_of(s: Source, v: Value) -> str:
+    """A record that is filled step by step, and read meanwhile: the spelling of a place in it."""
+    name, last, steps = s.name("record"), s.some(0.4), s.literal_steps()
+    s.uses_t = True
+    s.before.append(
+        f"{name} = torch.zeros({s.dims(*v.shape, steps) if last else f'{steps}, {s.dims(*v.shape)}'}, dtype=x.dtype)"
+    )
+    s.others.append(name)
+    return f"{name}[..., {{0}}]" if last else f"{name}[{{0}}]"
 
 
 def feedback(s: Source, v: Value) -> tuple[Value, str]:
@@ -1181,19 +1299,11 @@ import operator
 import torch
 import torch.nn.functional as F
 from callables import steep
-from loop_ops import Named, Results, doubled, noise, scaled_
+from loop_ops import Masked, Named, Plain, Results, Saved, Summed, doubled, noise, scaled_, through
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from {surrogates} import surrogate
-"""
-# For who has the program alone.
-FOOTER = """
-
-if __name__ == "__main__":  # in the folder of loop_fuzz.py
-    import loop_fuzz
-
-    loop_fuzz.run(__file__)
 """
 LAYOUTS = ("time first",) * 7 + ("batch first",) * 3 + ("constant",) * 2 + ("time last", "strided", "late", "backwards")
 STEP = {"time first": "{x}[t]", "list": "{x}[t]", "batch first": "{x}[:, t]", "time last": "{x}[..., t]",
@@ -1229,10 +1339,12 @@ class Program:
         # Float64: how a product over all steps is rounded does not decide on a spike. Float32 where nothing is rounded.
         self.dtype = "float32" if self.some(0.1) else "float64"
         self.train, self.grad, x_grad = self.some(0.7), self.some(0.75), self.some(0.7)
-        self.steps = self.draw.choice((2, 2, 2, 3, 3, 4)) if self.some(0.95) else self.draw.choice((0, 1))
+        by_hand = self.draw.choice((0.0, 0.0, 0.3, 1.0, 1.0))  # how many of the layers
+        steps = (3, 3, 4, 5) if by_hand == 1 else (2, 2, 2, 3, 3, 4)  # two are too few for a recurrence
+        self.steps = self.draw.choice(steps) if self.some(0.95) else self.draw.choice((0, 1))
         self.s = Source(self.draw, self.dtype == "float32", self.steps, self.train)
         self.carries = self.some(0.06)
-        self.layers = Layers(self.s, self.carries)
+        self.layers = Layers(self.s, self.carries, by_hand)
         self._write()
         batches = (2, 3, 4) if self.train else (1, 2, 3, 4)  # of one sample, batch norm has no statistics
         batch, calls = self.draw.choice(batches), 2 if self.carries or self.some(0.12) else 1
@@ -1265,11 +1377,13 @@ class Program:
         s.place = "step"
         s.values.append(v)
         seen: list[Value] = []
+        alone = self.layers.by_hand == 1 and self.some(0.7)  # nothing else that might keep a step from being one
+        counts = (0,) if alone else (0, 0, 1, 2)
         for _ in range(count):
             mark, begin = len(s.values), len(s.body)
             for _ in range(self.draw.choice((0, 1))):
                 v = add_piece(s, v)
-            statements(s, self.draw.choice((0, 0, 1, 2)))
+            statements(s, self.draw.choice(counts))
             if len(s.values) > mark and self.some(0.5):
                 v = self.draw.choice(s.values[mark:])
             if len(v.shape) > 1 and (v.size > 12 or self.some(0.2)):
@@ -1288,7 +1402,7 @@ class Program:
             if self.some(0.06):
                 s.uses_t = True
                 s.body[begin:] = [self.draw.choice(OF_STEPS[:3]), *(f"    {line}" for line in s.body[begin:])]
-            statements(s, self.draw.choice((0, 0, 1, 2)))
+            statements(s, self.draw.choice(counts))
             if self.some(0.06):
                 v = memory(s, v)
         text = "\n".join(s.body)
@@ -1391,7 +1505,12 @@ class Program:
             returned = f"{{'draws': [{', '.join(s.draws)}], 'rest': {returned}}}"
         if self.carries:
             returned = f"{returned}, ({''.join(f'{state}, ' for state in self.layers.carried)})"
-        text = "\n".join([*s.before, *code, *s.after])
+        lines = [*s.before, *code, *s.after]
+        alike = [record for record in s.lists if record.shape == shape]
+        if layout == "time first" and alike and self.some(0.3):  # layers of the same lines, each over all time steps
+            lines.append(f"x = torch.stack({draw.choice(alike)}) + x * 0.5")
+            lines = ["for layer in range(2):", *(f"    {line}" for line in "\n".join(lines).splitlines())]
+        text = "\n".join(lines)
         for name in ("fixed", "square"):
             if f"self.{name}" in text:
                 s.init.insert(0, f"self.{name} = nn.Linear({shape[-1]}, {shape[-1]})")
@@ -1416,6 +1535,3 @@ class Program:
                     "time last": (*B, *self.shape, T)}.get(self.layout, (length, *B, *self.shape))  # fmt: skip
         kind, shape = self.s.inputs[name]
         return (*((T,) if "per step" in kind else ()), *B, *(() if kind.startswith("classes") else shape))
-
-    def __str__(self) -> str:
-        return f"{self.source}{FOOTER}"

@@ -1,6 +1,6 @@
 """What ``torch.compile(..., backend="snnfast")`` promises around the merging.
 
-What ``snnfast.compile`` makes of a network is in test_loop_entry.py; programs are in test_collection.py.
+What ``snnfast.compile`` makes of a network is in test_loop_entry.py; programs are in test_programs.py.
 """
 
 import copy
@@ -11,13 +11,12 @@ from typing import Any
 import pytest
 import torch
 from helpers import assert_all_bits_equal, assert_bits_equal
+from internals import emit, merge
 from loop_nets import Feedback, Net, assert_same, currents, graphs, refused
 from torch import Tensor, nn
 
 import snnfast
 from snnfast._unroll.graph import unroll_steps
-from snnfast.compiler import emit
-from snnfast.compiler.backend import merge
 
 pytestmark = pytest.mark.usefixtures("nothing_compiled")
 

@@ -6,7 +6,6 @@ import gc
 import itertools
 import pickle
 import re
-import sys
 import time
 import warnings
 import weakref
@@ -20,6 +19,7 @@ import pytest
 import torch
 from callables import function
 from helpers import assert_all_bits_equal, assert_bits_equal
+from internals import BACKEND, LONG, merge
 from loop_nets import Feedback, Net, assert_same, currents, graphs
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -700,10 +700,8 @@ def test_a_compilation_that_takes_long_says_what_is_compiled(
     net, x = snnfast.compile(Net()), currents()
     net(x)
     assert not [record for record in caplog.records if record.name == "snnfast"]
-    monkeypatch.setattr("snnfast.compiler.failures.LONG", 0.01)
-    module: Any = sys.modules["snnfast.compiler.backend"]
-    merge = module.merge
-    monkeypatch.setattr(module, "merge", lambda gm: (time.sleep(0.2), merge(gm))[1])
+    monkeypatch.setattr(LONG, 0.01)
+    monkeypatch.setattr(BACKEND, "merge", lambda gm: (time.sleep(0.2), merge(gm))[1])
     net(currents(7))
     (record,) = [record for record in caplog.records if record.name == "snnfast"]
     assert "compiling Net for tensors of [7, 3, 12]" in record.getMessage()

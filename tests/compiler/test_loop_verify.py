@@ -6,13 +6,12 @@ from typing import Any
 import pytest
 import torch
 from helpers import assert_all_bits_equal, assert_bits_equal
+from internals import rules, verified
 from loop_nets import Net, currents, refused
 from torch import Tensor, nn
 
 import snnfast
-from snnfast.compiler import rules
-from snnfast.compiler.report import GraphReport
-from snnfast.compiler.verify import verified
+from snnfast import GraphReport
 
 pytestmark = pytest.mark.usefixtures("nothing_compiled")
 

@@ -14,7 +14,19 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import emulated_if_thorough
+from helpers import (
+    RESETS,
+    SURROGATES,
+    Case,
+    assert_bits_equal,
+    emulated_if_thorough,
+    every_other,
+    fused,
+    inputs,
+    layer_of,
+    leaves,
+)
+from neuron_kinds import KINDS
 from random_steps import RandomStep
 from test_own_neurons import OWN, made
 from torch import Tensor
@@ -29,6 +41,7 @@ from snnfast._program.nvrtc import Launch, NoKernelError
 from snnfast._program.run import ENGINES, Program
 from snnfast._program.source import backward_source
 from snnfast._program.trace import trace
+from snnfast._unroll.graph import elementwise_step
 
 pytestmark = pytest.mark.needs_extension
 CPU = torch.device("cpu")
@@ -487,3 +500,28 @@ def test_launch_by_the_driver(nvrtc: Any, emulator: None, tmp_path: Path, monkey
         for thread in (first, second):
             torch.testing.assert_close(thread.submit(trained, program).result(), wanted)
     assert len(texts) == 2
+
+
+@pytest.mark.parametrize("delay", [True, False], ids=["delay", "nodelay"])
+@pytest.mark.parametrize("reset", RESETS)
+@pytest.mark.parametrize("neuron", KINDS)
+def test_the_step_of_a_layer_is_a_program_with_the_bits_of_its_kernel(neuron: str, reset: str, delay: bool) -> None:
+    for spike_grad in every_other(SURROGATES.values(), neuron, delay):
+        case = Case(neuron, "step", reset=reset, delay=delay, spike_grad=spike_grad, parameters="neuron")
+        ours, theirs = (leaves(inputs(case)) for _ in range(2))
+        wanted = fused(theirs, case)
+        options, ops = layer_of(case, theirs)._options(), case.kind.ops
+
+        def step(*given: Tensor, ops: Any = ops, options: Any = options) -> tuple[Tensor, ...]:
+            found = elementwise_step(ops.name, given[0], list(given[1:]), options.packed, *options.derivative, "auto")
+            return (*found, *found[not ops.has_spike_feedback :])
+
+        program = Program(step, 1, len(ops.states), len(ops.parameters))
+        records = program.unroll(*(ours[name] for name in case.names), steps=case.steps)
+        found = dict(zip(case.kind.results, records, strict=False))
+        for name, t in wanted.items():
+            assert_bits_equal(found[name], t, f"{case} {name}")
+        for outputs in (found, wanted):
+            sum((t * (1 + i)).sum() for i, t in enumerate(outputs.values())).backward()  # type: ignore[union-attr]
+        for name in case.names:
+            torch.testing.assert_close(ours[name].grad, theirs[name].grad, msg=lambda m, name=name: f"{name}: {m}")
