@@ -246,21 +246,26 @@ def outcome(source: str, backend: Any, statistics: Counter[str]) -> str | None:
     return found
 
 
-def assert_alike(ours: Callable[[Tensor], Any], plain: Any, x: Tensor, tolerances: tuple[float, float]) -> None:
-    """What a compiled network or function leaves, and its gradients, are those of the plain one."""
+def assert_alike(
+    ours: Callable[[Tensor], Any], plain: Callable[[Tensor], Any], x: Tensor, tolerances: tuple[float, float],
+    forward: Callable[[], Any] = nullcontext, backward: Callable[[], Any] = nullcontext,
+) -> None:  # fmt: skip
+    """What networks leave, and their gradients, are equal; ``forward``, ``backward``: what is around the passes."""
     found = []
-    for function in (ours, plain):
-        module = getattr(function, "__self__", function)
-        named = [("x", x), *(module.named_parameters() if isinstance(module, nn.Module) else ())]
-        outputs = function(x)
-        asking = [(n.removeprefix("_orig_mod."), t) for n, t in named if t.requires_grad]
+    for net in (ours, plain):
+        module = getattr(net, "__self__", net)
+        asking = {n.removeprefix("_orig_mod."): p for n, p in module.named_parameters()}  # type: ignore[attr-defined]
+        asking |= {"x": x} if x.requires_grad else {}
+        with forward():
+            outputs = net(x)
         weights = torch.Generator().manual_seed(1)
         results = [t for _, t in leaves("output", outputs) if isinstance(t, Tensor) and t.requires_grad]
-        losses = [(t * torch.randn(t.shape, generator=weights)).sum() for t in results]
-        grads = torch.autograd.grad(sum(losses), [t for _, t in asking], allow_unused=True)
-        both = zip((t for _, t in asking), grads, strict=True)
-        found.append([*seen(outputs), *gradients(zip((n for n, _ in asking), both, strict=True))])
-    assert difference(found[0], found[1], tolerances) is None
+        with backward():
+            for t in asking.values():
+                t.grad = None
+            sum((t * torch.randn(t.shape, generator=weights)).sum() for t in results).backward()  # type: ignore[union-attr]
+        found.append([*seen(outputs), *gradients((n, (t, t.grad)) for n, t in asking.items())])
+    assert difference(*found, tolerances) is None
 
 
 @contextmanager
