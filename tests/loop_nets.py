@@ -62,7 +62,8 @@ def refused(function: Any, *args: Any) -> str:
 
 def assert_same(compiled: Any, net: Any, x: Tensor) -> None:
     """Results bit for bit those of the network as it is, with its memory, and as they need gradients."""
-    assert difference(seen(compiled(x)), seen(net(x)), EXACT["float32"]) is None
+    differs = difference(seen(compiled(x)), seen(net(x)), EXACT["float32"])
+    assert differs is None, differs
 
 
 def graphs() -> int:

@@ -265,7 +265,8 @@ def assert_alike(
                 t.grad = None
             sum((t * torch.randn(t.shape, generator=weights)).sum() for t in results).backward()  # type: ignore[union-attr]
         found.append([*seen(outputs), *gradients((n, (t, t.grad)) for n, t in asking.items())])
-    assert difference(*found, tolerances) is None
+    differs = difference(found[0], found[1], tolerances)
+    assert differs is None, differs
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import snnfast
-from benchmarks.collection.comparison import EXACT, TOLERANCES
+from benchmarks.collection.comparison import TOLERANCES
 from snnfast.spikingjelly import functional, neuron
 
 pytestmark = pytest.mark.usefixtures("nothing_compiled")
@@ -371,7 +371,7 @@ FUNCTIONS = {
 def test_an_autograd_function_at_each_step_is_one_call_if_it_is_elementwise_else_a_class(
     name: str, reports: list[Any]
 ) -> None:
-    net, x = Quantised(), currents(T=3)
+    net, x = Quantised().double(), currents(T=3).double()  # some of the gradients are zero but for rounding
     net.function = function(*FUNCTIONS[name])
     same = copy.deepcopy(net)
     with warnings.catch_warnings():
@@ -382,7 +382,7 @@ def test_an_autograd_function_at_each_step_is_one_call_if_it_is_elementwise_else
     of_each_call = type(torch.ops.higher_order.autograd_function_apply)
     with mock.patch.object(of_each_call, "__call__", side_effect=AssertionError):
         net(x)
-    assert_alike(net, same, x, EXACT["float32"])
+    assert_alike(net, same, x, TOLERANCES["float64"])
 
 
 class Scaled(torch.autograd.Function):
