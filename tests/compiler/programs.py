@@ -278,6 +278,13 @@ def no_state_and_no_gradient_at_first(net: Any, x: Tensor) -> Any:
     return mem
 
 
+@a_step("6 steps of 8 calls: one recurrence", returns="last")
+def first_step_that_is_not_elementwise(net: Any, x: Tensor, t: int, mem: Tensor) -> Any:
+    mem = (x[t].cumsum(-1) if t == 0 else x[t] * 2 + mem * 0.9) * net.gain
+    mem = mem - Plain.apply(mem - 1.0)
+    return mem, mem
+
+
 @by_hand("7 steps of 6 calls: one recurrence")
 def layer_whose_membrane_changes(net: Any, x: Tensor) -> Any:
     """Its first step is given no states, and only the spikes of its last step are read."""
@@ -504,6 +511,13 @@ def a_diagonal_in_place_of_a_product(net: Any, x: Tensor) -> Any:
     return mem
 
 
+@a_step(f"{NO}: its inputs have other shapes at other steps", returns="last")
+def inputs_of_several_shapes(net: Any, x: Tensor, t: int, mem: Tensor) -> Any:
+    mem = 0.9 * mem + x[t][: 1 if t % 2 else 5]
+    mem = mem - Plain.apply(mem - 1)
+    return mem, mem
+
+
 @a_step(f"{NO}: it takes a number that is not known before the call", returns="last")
 def another_surrogate_each_step(net: Any, x: Tensor, t: int, mem: Tensor) -> Any:
     mem = 0.9 * mem + x[t]
@@ -653,6 +667,11 @@ EXPRESSIONS: dict[str, Callable[[Tensor, list[Tensor], list[Tensor]], Any]] = {
     "strides": lambda x, s, m: torch.stack([(m[t] * 2)[1].as_strided((N,), (1,), 0) for t in range(T)]),
     "numbers of another dtype": lambda x, s, m: torch.stack([(q.float() >= q.max()).double() for q in m]),
     "memory format": lambda x, s, m: [q.to(torch.float32, memory_format=torch.contiguous_format) for q in m],
+    "images": lambda x, s, m: [F.interpolate(q[:, None], scale_factor=2) for q in m],
+    "bits of numbers": lambda x, s, m: [q.detach().view(torch.int64) for q in m],
+    # what is merged in another way than most
+    "another number at each step": lambda x, s, m: [m[t] * (t + 1.5) for t in range(T)],
+    "stacks of one": lambda x, s, m: (torch.stack(m[:1]), torch.stack([m[0], m[0]]), torch.cat([m[1]])),
 }
 # Those that say more than that the layer is one unroll.
 SAYS = {
@@ -677,6 +696,9 @@ SAYS = {
     "strides": "refused: it reads a tensor by strides (as_strided)",
     "numbers of another dtype": ("4 x to (2 times); 4 x max; 4 x ge: a tensor without dimensions has another dtype"),
     "memory format": "4 x to",
+    "images": "4 x upsample_nearest1d; 4 x unsqueeze",
+    "bits of numbers": "4 x view; 4 x detach",
+    "another number at each step": "4 x mul",
 }
 for name, expression in EXPRESSIONS.items():
     enter(name, lambda x, of=expression: of(x, *run(x)), SAYS.get(name, ""))
@@ -816,6 +838,15 @@ def filled_and_stacked(x: Tensor, s: list[Tensor], m: list[Tensor]) -> Any:
 def computed_from_a_stack_along_the_second_dimension(x: Tensor, s: list[Tensor], m: list[Tensor]) -> Any:
     """Contiguous, as in the loop: the caller may take a view."""
     return torch.stack(s, 1) * 2, F.pad(torch.stack(m, 1).relu(), (1, 1))
+
+
+@after("4 x copy_: it changes a tensor in place")
+def steps_of_what_is_filled(x: Tensor, s: list[Tensor], m: list[Tensor]) -> Any:
+    record, read = torch.zeros_like(x), []
+    for t in range(T):
+        record[t] = m[t]
+        read.append(record[t])
+    return record, read
 
 
 @program()

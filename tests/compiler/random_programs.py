@@ -1188,12 +1188,10 @@ def neuron_by_hand(s: Source, v: Value) -> "Layer":
     if record:
         current += f" + {record.format(draw.choice(READ_BACK))} * 0.5"
     s.body.append(f"{cur} = {current}")
-    if s.some(0.1):
-        s.body.append(f"{mem} = ({mem} or 0) + {cur}" if starts[0] == "None" else f"{mem} = {mem} + {cur} * 0.25")
-    leak = draw.choice(LEAKS).format(v=mem, c=cur, **names)
-    s.body += [f"if {mem} is None:", f"    {mem} = {cur}", "else:", f"    {mem} = {leak}"] if starts[0] == "None" else [
-        f"{mem} = {leak}"
-    ]  # fmt: skip
+    if s.some(0.1) and starts[0] != "None":
+        s.body.append(f"{mem} = {mem} + {cur} * 0.25")
+    leak = f"{mem} = {draw.choice(LEAKS).format(v=mem, c=cur, **names)}"
+    s.body += [f"if {mem} is None:", f"    {mem} = {cur}", "else:", f"    {leak}"] if starts[0] == "None" else [leak]
     known = [*states, cur]
 
     def term(first: str = "") -> str:
