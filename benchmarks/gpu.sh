@@ -38,8 +38,8 @@ run() {
   echo "=== $1"
   case $1 in
     environment) environment ;;
-    card) tests --junitxml "$output/card.xml" tests/test_gpu.py ;;
-    tests) tests --junitxml "$output/tests.xml" -n 8 --ignore tests/test_gpu.py tests ;;
+    card) tests --junitxml "$output/card.xml" tests/cuda/test_gpu.py ;;
+    tests) tests --junitxml "$output/tests.xml" -n 8 --ignore tests/cuda/test_gpu.py tests ;;
     times) limited "$python" -m benchmarks.gpu.times --json "$output/times.json" ;;
     benchmarks) limited "$python" -m benchmarks run --device cuda --json "$output/benchmarks.json" ;;
     memcheck | racecheck | synccheck | initcheck) sanitizer "$1" ;;

@@ -2,10 +2,23 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-from helpers import Case, Outputs, Tensors, assert_close, assert_same_outputs, expected, fused, inputs, leaves, named
+from helpers import (
+    SURROGATES,
+    Case,
+    Outputs,
+    Tensors,
+    assert_close,
+    assert_same_outputs,
+    expected,
+    fused,
+    inputs,
+    leaves,
+    named,
+)
 from torch import Tensor
 from torch.autograd.gradcheck import gradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -222,3 +235,22 @@ def check_is_a_gradient(case: Case, device: torch.device) -> None:
         rtol=1e-5,
         fast_mode=True,
     )
+
+
+# CUDA has kernels of its own for the calls of a training loop.
+
+ORDINARY: dict[str, Any] = {
+    "variant": ("unroll", "unroll", "count", "constant"), "steps": (1, 15, 16, 17, 18),
+    "shape": ((7,), (3, 10), (1, 64), (2, 64)), "reset": ("subtract", "subtract", "zero"), "delay": (True,),
+    "parameters": ("scalar", "one", "neuron"), "spike_grad": (SURROGATES["atan"], SURROGATES["fast_sigmoid"]),
+}  # fmt: skip
+
+
+def check_ordinary(case: Case, device: torch.device, i: int) -> None:
+    """With gradients of the current alone, with the states, and with the parameters; the membrane recorded or not."""
+    if case.reset == "zero":  # as other calls, if it is recorded or learns
+        case = replace(case, record_mem=False)
+    states = case.kind.ops.states if case.states else ()
+    wrt = ("current", *states) if case.reset == "zero" else (("current",), ("current", *states), case.names)[i % 3]
+    flow = "spk" if case.record_mem else ("spk", "both")[i % 2]
+    check_against_reference(case, device, flow, i, wrt=[name for name in wrt if name not in states or case.states])

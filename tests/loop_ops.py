@@ -1,4 +1,4 @@
-"""Functions, operators and classes as users define them, for the random programs of ``tests/loop_fuzz.py``."""
+"""Functions, operators and classes as users define them, for the random programs of ``tests/compiler/loop_fuzz.py``."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple

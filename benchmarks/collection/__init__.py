@@ -26,6 +26,7 @@ from ..peers import Peer
 from ..peers.ours import LOOPED, PRODUCTS, SWAPPED
 from ..registry import Case
 from . import products
+from .comparison import TOLERANCES, Seen, difference, gradients, leaves, seen
 
 KINDS = (
     "dense",
@@ -158,7 +159,7 @@ def silence() -> Any:
 
 
 def differences(program: Program, T: int, B: int, calls: int = 2) -> Iterable[str]:
-    """What a compiled program does otherwise than its loop: results, prints, gradients, states, buffers.
+    """What a compiled program does otherwise than its loop.
 
     In float64, where one product of all steps rounds as T products do to far more digits than are compared. snnTorch's
     spikes are always float32, so it is the loop on snnfast's layers, which have the bits of snnTorch's. Dropout does
@@ -167,36 +168,21 @@ def differences(program: Program, T: int, B: int, calls: int = 2) -> Iterable[st
     dtype = torch.get_default_dtype()
     torch.set_default_dtype(program.dtype)
     try:
-        ours, theirs = (_seen(program, T, B, calls, how) for how in (LOOPED, SWAPPED))
+        ours, theirs = (_calls(program, T, B, calls, how) for how in (LOOPED, SWAPPED))
     finally:
         torch.set_default_dtype(dtype)
-    near = 1e-8 if program.dtype == torch.float64 else 1e-4
-    for name, wanted in theirs.items():
-        found = ours.get(name)
-        if isinstance(wanted, Tensor):
-            same = isinstance(found, Tensor) and found.shape == wanted.shape and found.dtype == wanted.dtype
-            least = near * max(1.0, wanted.abs().max().item() if wanted.numel() else 0.0)
-            if not same or not torch.allclose(found, wanted, rtol=near, atol=least, equal_nan=True):
-                yield f"{name}: {_far(found, wanted)}"
-        elif isinstance(wanted, float) and isinstance(found, float | int):
-            if abs(found - wanted) > near * max(1.0, abs(wanted)):
-                yield f"{name}: {found} in place of {wanted}"
-        elif found != wanted:
-            yield f"{name}: {found} in place of {wanted}"
+    tolerances = TOLERANCES[str(program.dtype).removeprefix("torch.")]
+    for call, (found, wanted) in enumerate(zip(ours, theirs, strict=True)):
+        if differs := difference(found, wanted, tolerances):
+            yield f"call {call}: {differs}"
 
 
-def _far(found: Any, wanted: Tensor) -> str:
-    if isinstance(found, Tensor) and found.shape == wanted.shape:
-        return f"differs by {(found - wanted).abs().max().item():.1e} of {wanted.abs().max().item():.1e}"
-    return f"{getattr(found, 'shape', found)} in place of {tuple(wanted.shape)}"
-
-
-def _seen(program: Program, T: int, B: int, calls: int, how: str) -> dict[str, Any]:
+def _calls(program: Program, T: int, B: int, calls: int, how: str) -> list[Seen]:
     net, train = built(program, how)
     for module in net.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    seen: dict[str, Any] = {}
+    found = []
     for call in range(calls):
         torch.manual_seed(call)
         inputs = deepcopy(program.inputs(T, B))
@@ -204,13 +190,12 @@ def _seen(program: Program, T: int, B: int, calls: int, how: str) -> dict[str, A
         with silence() as printed:
             result = train(*inputs)
             loss_of(result).backward()
-        leaves = torch.utils._pytree.tree_leaves(result)
-        seen |= {f"call {call}: result {i}": t.detach() if isinstance(t, Tensor) else t for i, t in enumerate(leaves)}
-        seen |= {f"call {call}: gradient of {name}": p.grad for name, p in net.named_parameters()}
-        seen |= {f"call {call}: {name}": t.clone() for name, t in net.state_dict().items()}
         # A tensor may be made by another call of PyTorch.
-        seen[f"call {call}: prints"] = re.sub(r", grad_fn=<\w+>", "", printed.getvalue())
-    return seen
+        prints = re.sub(r", grad_fn=<\w+>", "", printed.getvalue())
+        others = [*leaves("input", inputs), *net.state_dict().items(), ("prints", prints)]
+        asking = ((name, (p, p.grad)) for name, p in net.named_parameters())
+        found.append([*seen(result, others=others), *gradients(asking)])
+    return found
 
 
 # ---- as cases of the benchmarks

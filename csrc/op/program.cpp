@@ -222,7 +222,7 @@ bool streams(const Program& p, int rows, const std::vector<void*>& written) {
   return p.dtype == DType::kFloat || p.dtype == DType::kDouble;
 }
 
-// What the code of all steps has behind its series, states, parameters and constants.
+// Reads the rest of the code of all steps, behind its series, states, parameters and constants.
 void read_code(Forward& p, Words& words) {
   p.outputs = words.count();
   p.temporaries = words.count();
@@ -456,7 +456,7 @@ class OneStep {
   int64_t bytes_;
 };
 
-// As program_forward, with products before each step. The states before each of them are kept, [T * states, N], and
+// program_forward with products before each step. The states before each step are kept, [T * states, N], and
 // behind these the results of the products, [T, N].
 std::vector<Tensor> program_between_forward(const Tensor& like, const std::vector<Tensor>& series,
                                             const std::vector<Tensor>& states, const std::vector<Tensor>& parameters,
@@ -526,7 +526,7 @@ void add(const void* from, void* to, int64_t n) {
   for (int64_t i = 0; i < n; ++i) static_cast<A*>(to)[i] += static_cast<const A*>(from)[i];
 }
 
-// As program_backward, of that. Of the products of outputs and `weights`.
+// The backward pass of program_between_forward. Weights are [outputs, inputs].
 std::vector<Tensor> program_between_backward(const Tensor& like, const std::vector<Tensor>& series,
                                              const std::vector<Tensor>& parameters, const Tensor& tape,
                                              const std::vector<Tensor>& grad_outputs,

@@ -1,4 +1,4 @@
-"""What this installation is made of, for bug reports."""
+"""The versions and choices of this installation, for bug reports."""
 
 import platform
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""What PyTorch needs of an op beside its kernels: the shapes of its results while tracing, and a rule for ``vmap``."""
+"""Rules of the ops beside their kernels: the shapes of the results while tracing, and ``vmap``."""
 
 import math
 from functools import partial

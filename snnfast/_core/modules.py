@@ -1,4 +1,4 @@
-"""What a call of a module runs, and where a layer keeps its tensors."""
+"""Questions about a module: whether its call runs more than ``forward``, and where it keeps its tensors."""
 
 from collections.abc import Sequence
 

@@ -38,13 +38,13 @@ rows_like: Any = None
 """``(like, rows)`` to memory for ``[rows, *]`` like ``[*]``; ``None`` where a namespace has it not."""
 
 spikes_as_bits: Any = None
-"""``[T, R, N]`` to ``[(T + 7) // 8, R, N]``, as ``spikes_linear_weight`` takes them; likewise."""
+"""``[T, R, N]`` to ``[(T + 7) // 8, R, N]`` for ``spikes_linear_weight``; ``None`` where a namespace has it not."""
 
 # Numbers of the kernels are places in these lists. They are compared with those of the extension.
 RESET_MECHANISMS = ("subtract", "zero", "none")
 TIMES = ("sequence", "constant", "step")  # what time is in the shapes of a call: [T, *], [*] at T steps, [*]
 SEQUENCE, CONSTANT, STEP = range(len(TIMES))
-# What forward saves for backward beside inputs and outputs. T steps take (T + plus) // per rows.
+# Forward saves this for backward, beside inputs and outputs. T steps take (T + plus) // per rows.
 SAVED_MODES = (("nothing", 0, 0, 0), ("checkpoints", -1, 16, 0), ("spikes", 7, 8, 1))
 SAVE_NOTHING, SAVE_CHECKPOINTS, SAVE_SPIKES = range(len(SAVED_MODES))
 
@@ -219,7 +219,7 @@ CLAMP_CLOSED = clamp_is_closed()
 
 
 def opmath_dtype(dtype: torch.dtype) -> torch.dtype:
-    """What a current of ``dtype`` is computed with where nothing else widens it."""
+    """The dtype that a current of ``dtype`` is computed in where nothing else widens it."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 

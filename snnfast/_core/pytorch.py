@@ -1,4 +1,4 @@
-"""What PyTorch tells by private names alone, all of which are here: in which modes a call runs."""
+"""Private PyTorch APIs that tell in which modes a call runs, or how ``torch.compile`` treats a function."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager

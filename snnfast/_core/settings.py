@@ -26,7 +26,7 @@ class _Made(Generic[T]):
         number: The later it was made, the larger.
         entered: It is that of a block, not of a statement.
         ended: The block was left.
-        before: What held before it, known once it has ended.
+        before: The choice that held before it, known once it has ended.
     """
 
     def __init__(self, value: T, number: int) -> None:
@@ -39,10 +39,10 @@ class Setting(Generic[T]):
     """A setting with a value for the whole process, and one for each thread.
 
     Attributes:
-        value: What was chosen last, in whatever thread, and still holds. ``torch.compile`` guards such an attribute,
+        value: The choice that was made last, in any thread, and holds. ``torch.compile`` guards such an attribute,
             which it does not do with a ContextVar in every supported version. The threads of a backward pass, which
             may compute forward passes again (activation checkpointing), see it; they have no context of their own.
-        own: What the present thread has chosen; ``None``: nothing.
+        own: The choice of the present thread; ``None``: it has made none.
     """
 
     def __init__(self, name: str, default: T) -> None:
@@ -83,7 +83,7 @@ class Setting(Generic[T]):
 
 
 class Choice(Generic[T]):
-    """What the functions ``use_*`` return. It takes effect when it is made, like ``torch.set_grad_enabled``.
+    """The result of the functions ``use_*``. It takes effect when it is made, like ``torch.set_grad_enabled``.
 
     As a context it holds inside the block, and as a decorator inside the function.
     """

@@ -45,9 +45,9 @@ def of_batch(
     x: Tensor,  # [N, C, *]
     otherwise: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """What a layer returns for a batch: by the kernels with :func:`has_batch_statistics`, or by PyTorch.
+    """The output of a layer for a batch: by the kernels with :func:`has_batch_statistics`, or by PyTorch.
 
-    ``otherwise``: what calls PyTorch; by default the layer.
+    ``otherwise`` calls PyTorch; by default it is the layer.
     """
     call = otherwise or layer
     if x.shape[1:2] != (layer.num_features,):  # PyTorch says what is wrong, as of one value per channel
@@ -66,7 +66,7 @@ def normalised(
     layer: _BatchNorm,
     x: Tensor,  # [T, B, C, *]
 ) -> Tensor:
-    """What a layer with :func:`has_batch_statistics` returns at every step. Its running averages change in place."""
+    """The output at every step of a layer with :func:`has_batch_statistics`. Its running averages change in place."""
     if not is_pytorchs(layer) or not len(x) or x.shape[2:3] != (layer.num_features,):
         return torch.stack([layer(step) for step in x]) if len(x) else x
     layer._check_input_dim(x[0])  # type: ignore[no-untyped-call]
@@ -136,12 +136,12 @@ def _transforms() -> bool:
 
 
 def _dense(x: Tensor) -> Tensor:
-    """The same numbers, with steps in one of the two orders that the kernels take."""
+    """A copy, or ``x`` itself, with steps in one of the two orders in memory that the kernels take."""
     return x if x.movedim(2, -1).is_contiguous() else x.contiguous()
 
 
 def _like(y: Tensor, x: Tensor) -> Tensor:
-    """The same numbers, in the order in which ``x`` has its dimensions in memory."""
+    """``y`` with its dimensions in memory in the order of those of ``x``."""
     if y.stride() == x.stride():
         return y
     order = sorted(range(x.dim()), key=x.stride, reverse=True)
@@ -196,7 +196,7 @@ def overwrites(layer: nn.Module, before: nn.Module | None) -> TypeGuard[nn.Batch
 
 
 def evaluated(layer: nn.BatchNorm2d, x: Tensor) -> Tensor:
-    """What a layer that :func:`overwrites` its input returns."""
+    """The output of a layer that :func:`overwrites` its input."""
     return over_input(x, *_fixed(layer))
 
 

@@ -42,7 +42,7 @@ OPS_THAT_KEEP_ORDER = frozenset(name for names in _THAT_KEEP_ORDER.values() for 
 
 
 def keeps_order(layer: nn.Module) -> bool:
-    """Whether a layer takes any order and returns the one that it is given. What a user has added to it may not."""
+    """Whether a layer takes any order and returns the one that it is given. A subclass or a hook may not."""
     return type(layer) in _THAT_KEEP_ORDER and is_only_called(layer)
 
 
@@ -66,7 +66,7 @@ def to_channels_last(x: Tensor) -> Tensor:
 
 
 def to_call(layer: nn.Module, before: nn.Module | None) -> Callable[[Tensor], Tensor]:
-    """What a layer without a state does to a batch that the layer before it returned."""
+    """The function that runs a layer without a state on a batch that the layer before it returned."""
     if isinstance(layer, nn.MaxPool2d) and keeps_order(layer):
         return partial(pooled, layer)
     if isinstance(layer, nn.AvgPool2d) and keeps_order(layer):
@@ -122,7 +122,7 @@ class Order:
         constant: bool,
         before: nn.Module | None,  # the layer that returned it
     ) -> Callable[[Tensor], Tensor]:
-        """What a stateless layer does to all steps at once."""
+        """The function that runs a stateless layer on all steps at once."""
         if not isinstance(layer, nn.Conv2d) or not keeps_order(layer) or x.dim() != (4 if constant else 5):
             return to_call(layer, before)
         if not profits(x, layer.weight):

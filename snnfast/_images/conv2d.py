@@ -107,7 +107,7 @@ def _transforms() -> bool:
 
 
 def pair(given: Any) -> list[int]:
-    """One number, or two, as ``[rows, columns]``. Of more or none PyTorch says what is wrong."""
+    """One number, or two, as ``[rows, columns]``. PyTorch refuses more of them, or none."""
     numbers = list(given) if isinstance(given, Sequence) else [given]
     return numbers * 2 if len(numbers) == 1 else numbers
 

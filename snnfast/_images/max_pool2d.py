@@ -142,7 +142,7 @@ def _like_largest(x: Tensor, kernel_y: int, kernel_x: int, stride_y: int, stride
 
 
 def like_images(grad: Tensor, height: int, width: int) -> Tensor:
-    """What a gradient of images of this size looks like."""
+    """An uninitialised gradient of images of this size."""
     images = grad.new_empty(*grad.shape[:2], height, width)
     return images.contiguous(memory_format=torch.channels_last)
 

@@ -69,12 +69,12 @@ class Product(NamedTuple):
 
 
 class Between(NamedTuple):
-    """What is computed before each step of a program, and what else the program takes.
+    """The products before each step of a program, and the constants that the program itself takes.
 
     Attributes:
         products: Their results are inputs of the program, behind its series.
         counts: How many series, states and constants ``unroll`` is given.
-        constants: Those of them that the program takes, by their numbers.
+        constants: The numbers of the constants that the program takes.
     """
 
     products: tuple[Product, ...]
@@ -113,7 +113,7 @@ def unroll(program: Program, between: Between, given: Sequence[Any], steps: int)
 
 
 def _loop(program: Program, between: Between, call: Call, given: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """The same by a call of the program for each step, which autograd records."""
+    """Run all steps by a call of the program for each, which autograd records."""
     series, states, constants = split(given, between.counts)
     taken = [constants[i] for i in between.constants]
     found = []

@@ -23,7 +23,7 @@ _LONG = dict.fromkeys(("div", "sqrt", "exp", "log", "sigmoid", "tanh", "pow"), 9
 
 @dataclass(frozen=True)
 class Code:
-    """What the kernels read.
+    """A program as the kernels read it.
 
     Attributes:
         words: int32, as ``csrc/op/program.cpp`` describes them.
@@ -34,7 +34,7 @@ class Code:
         outputs: How many there are, in backward those that have a gradient.
         binary: Which outputs are certainly 0 or 1, in forward.
         gradients: Which series and parameters have one, by their numbers among series, states and parameters.
-        kernels: What is compiled of the code alone, by what it was compiled for.
+        kernels: The kernels that were compiled of the code alone, by the sizes that they were compiled for.
     """
 
     words: Tensor
@@ -167,7 +167,7 @@ class _Program:
         return [_Instruction(self.graph.nodes[v][0], v, list(self.graph.operands(v))) for v in sorted(found)]
 
     def keep(self, results: list[int], states: Sequence[int], news: Sequence[int]) -> tuple[list[int], list[int]]:
-        """What is computed again before a derivative: which states, by their numbers, and which values are kept."""
+        """The numbers of the states that are computed again before a derivative, and the values that are kept."""
         kept: set[int] = set()
         while True:
             again = {i.to for i in self.section([news[i] for i in kept])}

@@ -34,7 +34,7 @@ class NoKernelError(RuntimeError):
 
 
 def _call(function: Any, *arguments: Any) -> Any:
-    """What a function of ``cuda.bindings`` returns behind its status: one value, or a tuple."""
+    """The results of a function of ``cuda.bindings`` without their status: one value, or a tuple."""
     try:
         status, *found = function(*arguments)
     except RuntimeError as error:  # there is no such library

@@ -41,7 +41,7 @@ class Program:
         step: ``(*inputs, *states, *parameters)`` to a tuple of the outputs, and the new states behind them. Inputs and
             states have one shape and dtype; parameters broadcast to it.
         inputs: How many there are; likewise ``states``, ``parameters`` and ``outputs``.
-        surroundings: What the step sees beside its arguments; ``None``: nothing.
+        surroundings: All that the step sees beside its arguments; ``None``: nothing.
     """
 
     def __init__(
@@ -169,7 +169,7 @@ class Call(NamedTuple):
         return t.new_empty(0).set_(t.untyped_storage(), t.storage_offset(), size, stride)
 
     def ordered(self, t: Tensor) -> Tensor:
-        """The same numbers in the order of ``shaped``."""
+        """A tensor with its dimensions in memory in the order of ``shaped``."""
         dims = self._dims(t)
         return t.permute(dims).contiguous().permute(sorted(range(t.dim()), key=dims.__getitem__))
 
@@ -236,9 +236,9 @@ class _Variant:
         """The codes for an opmath dtype and a number of dimensions of a step.
 
         Args:
-            dtype, dims: Of the step.
+            dtype, dims: The opmath dtype, and the number of dimensions of a step.
             needs: Which series, states and parameters ask for a gradient; ``None``: the grad mode is off.
-            place: Of the call. A step that asks for its sizes has other codes elsewhere.
+            place: Where the call runs. A step that asks for its sizes has other codes elsewhere.
 
         Raises:
             NotElementwiseError: There are none.
@@ -255,7 +255,7 @@ class _Variant:
             if len(key) == 3 and _is_of_sizes(found, place):
                 self._placed.add(key)
                 return self.codes(dtype, dims, needs, place)
-            # What can't be a program is not traced again, either.
+            # A step that can't be a program is not traced again, either.
             self._codes[key] = Codes(self, found) if isinstance(found, Trace) else found
         codes = self._codes[key]
         if isinstance(codes, Exception):
@@ -278,7 +278,7 @@ class _Variant:
 
         with surroundings.undisturbed():
             found = trace(step, self.counts, dtype, dims, needs, place, constant)
-            # What the step reads elsewhere, such as a random number or a time, is seen by running it again.
+            # A second run shows whether the step reads anything else, such as a random number or a time.
             if not trace(step, self.counts, dtype, dims, needs, place, constant).equals(found):
                 raise NotElementwiseError("it computes something else when it runs again")
         return found
@@ -321,7 +321,7 @@ class _Variant:
             )
 
     def loop(self, call: Call, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """The step function in a loop: the definition of what the kernels compute."""
+        """The step function in a loop, which defines the results of the kernels."""
         series, states, parameters = split(tensors, self.counts)
         rows = [x.to(call.opmath).unbind(0) for x in series]
         now, outputs = [expanded(s, call.shape) for s in states], []
@@ -423,7 +423,7 @@ class _CpuEngine:
 
 
 ENGINES: dict[str, Any] = {"cpu": _CpuEngine(), "cuda": cuda.Engine(kernel_of)}
-"""What runs the codes of a program, by the type of the device."""
+"""The engine that runs the codes of a program, by the type of the device."""
 
 
 class _Run(torch.autograd.Function):
@@ -529,7 +529,7 @@ class _Run(torch.autograd.Function):
 
 
 def _through_linear(ctx: Any, grad: Tensor, read: Any, weight: Tensor) -> tuple[Tensor | None, list[Tensor | None]]:
-    """The gradients of the output ``[T, *]``, and of weight and bias, from that of what the layer makes of it.
+    """The gradients of the output ``[T, *]``, and of weight and bias, from that of the linear layer behind it.
 
     Where the layer has few outputs, the kernels make the first of these themselves, and ``grad`` is in its place.
     """
@@ -627,18 +627,18 @@ def _second(ctx: Any, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
 
 
 def differentiable(
-    loop: Callable[[Sequence[Tensor]], Sequence[Tensor]],
-    tensors: Sequence[Tensor],
+    loop: Callable[[Sequence[Any]], Sequence[Tensor]],
+    tensors: Sequence[Tensor | None],
     needs: Sequence[bool],
     grads: Sequence[Tensor | None],
 ) -> list[Tensor | None]:
     """The gradients that are needed of tensors, by autograd through a loop of them, for those of its results."""
     with torch.enable_grad():
         # A tensor may have been computed from another one. A gradient stops at these views, and so is not added twice.
-        tensors = [t.view_as(t) for t in tensors]
+        tensors = [None if t is None else t.view_as(t) for t in tensors]
         results = loop(tensors)
         given = [i for i, g in enumerate(grads) if g is not None and results[i].requires_grad]
-        wanted = [t for t, need in zip(tensors, needs, strict=True) if need]
+        wanted = [t for t, need in zip(tensors, needs, strict=True) if t is not None and need]
         found: Sequence[Tensor | None] = [None] * len(wanted)
         if given:
             outputs, seeds = [results[i] for i in given], [grads[i] for i in given]

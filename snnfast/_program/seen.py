@@ -1,4 +1,4 @@
-"""What the function of a step can see beside its arguments, and whether that is still what it was.
+"""Everything that the function of a step can see beside its arguments, and whether it has changed.
 
 A step may read numbers of its module, of its closure, of options, of surrogates and of classes. A program holds these
 numbers as they were when the step was traced, so that a call has to know whether they have changed. ``Sight.now`` walks
@@ -39,7 +39,7 @@ _CONTAINERS = (list, set, frozenset, collections.deque)
 _BY_TEXT = {"getattr", "vars", "attrgetter", "__dict__"}
 _ANYTHING = {"globals", "eval", "exec", "locals", "__import__", "import_module"}
 
-# What PyTorch calls by these names of a class that derives from its own.
+# PyTorch calls these methods of a class that derives from its own.
 _CALLED = {"forward", "backward", "jvp", "setup_context", "derivative"}
 _OF_MODULES = {"_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks", "training"}
 _UNUSED = {"__init__", "__new__", "__repr__", "__doc__", "__module__", "__dict__", "__weakref__", "__init_subclass__"}
@@ -56,7 +56,7 @@ _MOST = 4000
 
 
 class Moment(NamedTuple):
-    """What a step sees at one time.
+    """A record of all that a step sees at one time.
 
     Attributes:
         key: Equal for two moments between which nothing has changed that could change what the step computes.
@@ -76,7 +76,7 @@ class Moment(NamedTuple):
         return names[-1] if names else "a mode of PyTorch"
 
 
-# What describes an attribute: it does not change, and what the attribute holds is seen in its object.
+# Descriptors of attributes do not change. The value of the attribute is seen in its object.
 _DESCRIPTORS = (types.GetSetDescriptorType, types.MemberDescriptorType, type(vars(Moment)["key"]))
 
 
@@ -92,7 +92,7 @@ class Sight:
         self._names: frozenset[str] = frozenset(_CALLED)
 
     def now(self, options: Mapping[str, Any]) -> Moment:
-        """What the function sees now, given the values of its options.
+        """Record all that the function sees now, given the values of its options.
 
         Raises:
             NotElementwiseError: It sees something whose changes can't be seen. The message names it.
@@ -129,7 +129,7 @@ class Sight:
 
 
 class Surroundings(NamedTuple):
-    """What a step sees beside its arguments, as it was in a moment; ``None``: nobody can tell."""
+    """The things that a step sees beside its arguments, and their :class:`Moment`; ``None``: nobody can tell."""
 
     sight: Sight
     options: dict[str, Any]
@@ -150,13 +150,13 @@ class Surroundings(NamedTuple):
 
 
 def modes() -> tuple[Any, ...]:
-    """What functions of PyTorch without arguments tell. The grad mode is part of the key of a code."""
+    """The modes of PyTorch, but for the grad mode, which is part of the key of a code."""
     autocast = torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
     return torch.get_default_dtype(), torch.is_inference_mode_enabled(), torch.is_anomaly_enabled(), autocast
 
 
 def _undo(value: Any) -> Callable[[], None] | None:
-    """What puts back what an object holds now."""
+    """A function that puts back what an object holds now."""
     if isinstance(value, types.CellType):
         return functools.partial(setattr, value, "cell_contents", value.cell_contents) if _is_full(value) else None
     if isinstance(value, list):

@@ -22,8 +22,8 @@ _THREADS = 128  # of a block, at most
 _SHARED_BYTES = 48 * 1024  # that a block may have without asking for more
 
 Kinds = tuple[tuple[str, ...], tuple[str, ...]]
-"""Of the series: ``rows`` ``[T, N]`` or ``numbers`` ``[T]``. Of the parameters: a ``value`` among the arguments, one
-``number`` in memory, or ``neurons`` ``[N]``.
+"""The layout of each series: ``rows`` ``[T, N]`` or ``numbers`` ``[T]``; and of each parameter: a ``value`` among the
+arguments, one ``number`` in memory, or ``neurons`` ``[N]``.
 """
 
 

@@ -41,7 +41,7 @@ class NotElementwiseError(ValueError):
 class Graph:
     """Values of a step by number. Each is a leaf, such as ``("state", 0)``, or an instruction and its operands.
 
-    The same instruction of the same operands is the same value.
+    Equal instructions of equal operands are one value.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
@@ -203,7 +203,7 @@ def trace(
 
     Args:
         step, counts: The step, and how many series, states and parameters it has.
-        dtype, dims: Of its arguments.
+        dtype, dims: The dtype of its arguments, and how many dimensions they have.
         needs: Which arguments ask for a gradient before the first step; ``None``: the grad mode is off.
         place: Where to trace. ``None``: on a few elements on the CPU.
         constant: How many of the parameters, from the first, are inputs that are the same at each step.
@@ -224,7 +224,7 @@ def trace(
 
 
 def _traced(recorder: "_Recorder", step: Step, counts: tuple[int, int, int], needs: Any) -> tuple[Trace, Any]:
-    """What a step computes, and which of its arguments ask for a gradient in the step after it."""
+    """The trace of a step, and whether each argument asks for a gradient in the step after it."""
     names = ("series", "state", "parameter")
     kinds = [(name, i) for name, count in zip(names, counts, strict=True) for i in range(count)]
     leaves = [recorder.argument(*kind).requires_grad_(bool(needs and needs[i])) for i, kind in enumerate(kinds)]
@@ -291,7 +291,7 @@ _OTHERS = {
     Tensor.__reduce_ex__,
     *_getters("requires_grad", "grad_fn", "is_leaf", "grad", "_version"),
 }  # fmt: skip
-"""What a step can't ask for: its answer is another one in a loop, or in another of its steps."""
+"""Methods that a step can't call: their answer is another one in a loop, or in another of its steps."""
 
 
 class _Watch(TorchFunctionMode):

@@ -224,13 +224,13 @@ def by_input(
 
 
 def refusing(gradients: Sequence[Tensor | None], *sources: Tensor | None) -> tuple[Tensor | None, ...]:
-    """The same gradients, which raise an error when they are differentiated again."""
+    """Gradients that raise an error when they are differentiated again."""
     given = [t for t in sources if t is not None]
     return tuple([g if g is None else _NoDoubleBackward.apply(g, *given) for g in gradients])
 
 
 def what_to_save(neuron: Neuron, options: Options, request: Request, x: Tensor, needs: Sequence[bool]) -> int:
-    """What forward saves, one of ``SAVE_*``.
+    """Choose the tensors that forward saves: one of ``SAVE_*``.
 
     With ``SAVE_NOTHING``, backward uses the recorded membrane. ``SAVE_CHECKPOINTS`` goes with the current. ``needs``:
     whether the current, each state and each parameter asks for its gradient.

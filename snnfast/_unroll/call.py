@@ -30,7 +30,7 @@ class Options(NamedTuple):
 
 
 class Request(NamedTuple):
-    """What one call asks for, checked: its steps, and the results that it returns."""
+    """The steps of one call, and the results that it asks for, checked."""
 
     time: int  # a place in TIMES: what time is in the shape of the current
     steps: int
@@ -59,7 +59,7 @@ class Convolution(NamedTuple):
 
 
 class Connections(NamedTuple):
-    """What makes of the last spikes of all neurons a current to each; in place of ``V`` among the parameters.
+    """The recurrent layer of an ``all_to_all`` neuron. It stands where ``V`` would in the parameters.
 
     Where the weights are not known, ``call`` may be any module: each step then has a graph of its own.
     """

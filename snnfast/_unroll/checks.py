@@ -55,7 +55,7 @@ def check_options(
 def check_request(
     neuron: Neuron, current: Tensor, num_steps: object, record_mem: object, reduce: object, last: bool = False
 ) -> Request:
-    """The same for the options of a call of all time steps. ``current`` is checked already.
+    """Check the options of a call of all time steps. ``current`` is checked already.
 
     ``last``: return all states after the last step in any case.
     """
@@ -71,7 +71,7 @@ def check_request(
 
 
 def prepare(call: UnrollCall) -> UnrollCall:
-    """The same call, with its tensors as the kernels take them.
+    """A call with its tensors as the kernels take them.
 
     A wrong tensor is an error that names it. Kernels convert states and parameters themselves, unless one of them
     makes the opmath dtype float64. Then all tensors are returned as float64.
@@ -144,7 +144,7 @@ def _varies(parameter: object, request: Request, current: Tensor) -> bool:
 
 
 def _prepare_each_step(call: UnrollCall) -> UnrollCall:
-    """The same for parameters that vary: the values of one step are checked as those of a layer are."""
+    """Prepare a call with parameters that vary: the values of one step are checked as those of a layer are."""
     given, steps = list(call.parameters), call.request.steps
     varying = {i: name for i, name in enumerate(call.neuron.may_vary) if _varies(given[i], call.request, call.current)}
     for i, name in varying.items():

@@ -1,8 +1,8 @@
 """Neurons that are connected to one another: the loop over time, one product and one kernel a step.
 
-What the connections make of the last spikes takes the place of the neuron's own last spike, with ``V = 1``, which
-multiplies exactly: each step is one step of the kernels, and the numbers are snnTorch's. The gradient of the weights is
-one product after all steps.
+The kernel of the neuron with ``V`` is reused: it is given the recurrent product in place of the last spike. ``V`` is 1
+there, so that the multiplication is exact and the numbers are snnTorch's. The gradient of the weights is one product
+after all steps.
 """
 
 from collections.abc import Sequence
@@ -45,14 +45,14 @@ def one(x: Tensor) -> Tensor:
 
 
 def in_place_of_v(given: Any, x: Tensor) -> Any:
-    """What a node of a graph has in the place of ``V``: weight, bias and form; or ``None`` behind their product."""
+    """The parameter ``V`` of a node of a graph, which has (weight, bias, form), or ``None`` behind their product."""
     if given is None:
         return one(x)
     weight, bias, form = given
-    return _of_weights_alone(weight, bias, None if form is None else Convolution(*form))
+    return _connections_of_weights(weight, bias, None if form is None else Convolution(*form))
 
 
-def _of_weights_alone(weight: Tensor, bias: Tensor | None, how: Convolution | None) -> Connections:
+def _connections_of_weights(weight: Tensor, bias: Tensor | None, how: Convolution | None) -> Connections:
     if how is None:
         return Connections(lambda spk: F.linear(spk, weight, bias), weight, bias)
     return Connections(lambda spk: F.conv2d(spk, weight, bias, *how), weight, bias, how)
@@ -81,7 +81,7 @@ def check_connections(V: Any, weight: object, bias: object, current: Tensor) -> 
         raise ValueError(f"recurrent_bias: expected ({weight.shape[0]},), got {tuple(bias.shape)}")
     weight, bias = out_of_inference(weight), None if bias is None else out_of_inference(bias)
     how = None if dims == 2 else Convolution((1, 1), tuple(n // 2 for n in weight.shape[2:]), (1, 1), 1)
-    return _of_weights_alone(weight, bias, how)
+    return _connections_of_weights(weight, bias, how)
 
 
 def one_step(call: UnrollCall) -> UnrollCall:
@@ -152,7 +152,7 @@ class _Forward:
         self.states = [self._rows(few, self.opmath) for _ in now]
         back = self._rows(request.steps if keeps else min(1, request.steps), x.dtype).unbind(0)
         spks, states = self.spks.unbind(0), list(zip(*(s.unbind(0) for s in self.states), strict=True))
-        product = _product(self.like, weight, bias, convolution)
+        product = _recurrent_product(self.like, weight, bias, convolution)
         asked = options.packed | ONE_STEP.packed
         for t, step in enumerate(x.unbind(0) if request.time == SEQUENCE else (x,) * request.steps):
             came_back = product(spk, back[t % len(back)])
@@ -278,7 +278,7 @@ def _backward(
         if wanted[j]:
             made[1 + n + j] = sum_to(next(rest), parameter)
     if needs[-2]:
-        made[-2] = _of_weights(every, spks, tensors[0], weight, convolution, parameters[-1])
+        made[-2] = _weight_gradient(every, spks, tensors[0], weight, convolution, parameters[-1])
     if needs[-1]:
         place = every.dim() - (1 if convolution is None else 3)
         made[-1] = every.sum([d for d in range(every.dim()) if d != place])
@@ -292,8 +292,8 @@ def rows_like(like: Tensor, rows: int) -> Tensor:
     return ops.rows_like(like.contiguous(), rows)  # type: ignore[no-any-return]
 
 
-def _product(like: Tensor, weight: Tensor, bias: Tensor | None, how: Convolution | None) -> Any:
-    """What the connections make of the spikes of a step, by the very product that snnTorch calls; given a free row."""
+def _recurrent_product(like: Tensor, weight: Tensor, bias: Tensor | None, how: Convolution | None) -> Any:
+    """A function of the spikes and a free row: the recurrent product of a step by snnTorch's operator."""
     # The order of its sums may depend on whether memory begins where that of a tensor of its own would.
     aligned = like.numel() * like.element_size() % 64 == 0
     if how is not None:
@@ -307,14 +307,14 @@ def _product(like: Tensor, weight: Tensor, bias: Tensor | None, how: Convolution
 
 
 def _through(dx: Tensor, grad: Tensor | None, weight: Tensor, how: Convolution | None, out: Tensor) -> Tensor:
-    """The gradient of the spikes before a step from that of what came back to it, added to what there is."""
+    """The gradient of the spikes before a step: ``grad``, plus that through the recurrent product, ``dx``."""
     if how is None and dx.dim() == 2:
         return torch.mm(dx, weight, out=out) if grad is None else torch.addmm(grad, dx, weight, out=out)
     found = dx @ weight if how is None else _convolution_backward(dx, dx, weight, how, (True, False, False))[0]
     return found if grad is None else found + grad
 
 
-def _of_weights(
+def _weight_gradient(
     every: Tensor, spks: Tensor, first: Tensor | None, weight: Tensor, how: Convolution | None, graded: Tensor
 ) -> Tensor:
     """The gradient of the weights, of all steps at once."""
@@ -322,15 +322,17 @@ def _of_weights(
         return torch.zeros_like(weight)
     total = None
     if len(every) > 1:
-        total = _of_weight(every[1:], spks[:-1], weight, how, graded)
+        total = _gradient_of_rows(every[1:], spks[:-1], weight, how, graded)
     if first is not None:
-        one = _of_weight(every[:1], first.to(every.dtype).unsqueeze(0), weight, how, None)
+        one = _gradient_of_rows(every[:1], first.to(every.dtype).unsqueeze(0), weight, how, None)
         total = one if total is None else total + one
     return torch.zeros_like(weight) if total is None else total
 
 
-def _of_weight(every: Tensor, spks: Tensor, weight: Tensor, how: Convolution | None, graded: Tensor | None) -> Tensor:
-    """The same of some steps. ``graded``: the height of the spikes; ``None``: they are any numbers."""
+def _gradient_of_rows(
+    every: Tensor, spks: Tensor, weight: Tensor, how: Convolution | None, graded: Tensor | None
+) -> Tensor:
+    """The gradient of the weights of some steps. ``graded``: the spike height; ``None``: the inputs are no spikes."""
     if how is not None:
         every, spks = (t.reshape(-1, *t.shape[-3:]) for t in (every, spks))
         return _convolution_backward(every, spks, weight, how, (False, True, False))[1]

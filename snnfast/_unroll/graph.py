@@ -98,7 +98,7 @@ def step(
     state_gradients: bool = False,  # the choice of use_state_gradients
     sources: str = "",  # a part of the graph's key in caches on the disk
 ) -> list[Tensor]:
-    """What the op ``snnfast::step`` does: it checks its tensors, and begins with zeros for a state of another shape."""
+    """The op ``snnfast::step``. It checks its tensors, and begins with zeros for a state of another shape."""
     check_current("input_", x)
     asked = neuron, x, of_step(neuron, x, tensors), (options, surrogate_field, p0, p1), backend, ONE_STEP
     if state_gradients == _gradients.setting.value:
@@ -117,7 +117,7 @@ def of_step(neuron: str, x: Tensor, tensors: Sequence[Tensor | None]) -> list[Te
 def elementwise_step(
     neuron: str, x: Tensor, tensors: list[Tensor | None], *options: Any, state_gradients: bool = False, **_: str
 ) -> list[Tensor]:
-    """What :func:`step` does, in PyTorch's operators."""
+    """:func:`step` in PyTorch's operators."""
     n, tensors = len(NEURONS[neuron].states), of_step(neuron, x, tensors)
     if NEURONS[neuron].has_spike_feedback and tensors[n] is None:  # the last spikes are behind their product
         tensors[n] = torch.ones_like(x)
@@ -146,7 +146,7 @@ def unroll(
     *,
     sources: str = "",
 ) -> list[Tensor]:
-    """What the op ``snnfast::unroll`` does: a call of all time steps, whose arguments are checked already."""
+    """The op ``snnfast::unroll``: a call of all time steps, whose arguments are checked already."""
     time, steps = (SEQUENCE, x.shape[0]) if steps is None else (CONSTANT, steps)
     request = make_request(time, steps, record, last, reduce)
     linear = None if weight is None else Linear(weight, bias, dims)

@@ -79,7 +79,10 @@ def _in_parts(
     states: Sequence[Tensor | None],
     parameters: Sequence[Tensor],
 ) -> tuple[Tensor, ...]:
-    """The same. A synaptic current is the membrane of a leaky neuron without a reset, and the current of another."""
+    """One step in the opmath dtype.
+
+    ``Synaptic`` runs as two leaky steps: one without a reset gives the synaptic current, which drives the other.
+    """
     if neuron.synapse is not None and RESET_MECHANISMS[options.reset] in neuron.membrane_of_states:
         quiet = Options(DISABLED, _NONE, True, False, None, True, _PACKED, _NO_DERIVATIVE)
         _, syn = Unroll.apply((neuron.synapse, quiet, ONE_STEP, 1), x, *states[:-1], *parameters[:-3], _ZERO, _ZERO)

@@ -35,7 +35,10 @@ def check_lengths(lengths: object, current: Tensor, request: Request) -> Tensor 
 
 
 def check_steps(lengths: object, like: Tensor, name: str, steps: int, samples: int, least: int = 0) -> Tensor | None:
-    """The same for the ``steps`` of any tensor, of which each sample has the ``least`` number or more."""
+    """Check the lengths of samples in a tensor of so many ``steps``. Each sample has ``least`` steps or more.
+
+    Returns them as :func:`check_lengths`.
+    """
     if not isinstance(lengths, Tensor):
         raise TypeError(f"lengths: expected a torch.Tensor or None, got {type(lengths).__name__}")
     if lengths.dtype not in _INTEGERS:
@@ -85,7 +88,7 @@ class RaggedMask:
         return [torch.where(self._valid[t], a, 0 if b is None else b) for a, b in pairs]
 
     def freeze(self, t: int, after: Sequence[Tensor], before: Sequence[Tensor | None]) -> None:
-        """The same in place."""
+        """Write the states ``before`` step ``t`` over those ``after`` it, for the samples that lack the step."""
         for a, b in zip(after, before, strict=True):
             if b is None:
                 a.masked_fill_(self._padding[t], 0)

@@ -65,7 +65,7 @@ def _finish(found: Results, dtype: torch.dtype, linear: Linear | None) -> Result
 
 
 def engine(call: UnrollCall) -> tuple[Engine, UnrollCall]:
-    """What computes a prepared call, and the call that it takes: without the linear layer where that comes afterwards.
+    """The engine of a prepared call, and the call that it takes: without the linear layer where that comes afterwards.
 
     The questions are independent of one another, and asked in this order.
     """
@@ -169,7 +169,7 @@ def _spikes_go_on(call: UnrollCall) -> bool:
 
 
 def _without_gradient(options: Options) -> Options:
-    """The same options without a gradient through the spikes."""
+    """Options without a gradient through the spikes."""
     return options._replace(spike_grad=DISABLED, inhibition=False, kernels_do_all=True)
 
 
@@ -249,7 +249,7 @@ def run_function(
     bias: object,
     lengths: object,
 ) -> Any:
-    """What a function of :mod:`snnfast.functional` returns."""
+    """The results of a function of :mod:`snnfast.functional`."""
     check_current("current", current)
     request = check_request(neuron, current, num_steps, record_mem, reduce)
     linear = check_linear(weight, bias, current, current.shape[1:] if num_steps is None else current.shape)

@@ -85,7 +85,7 @@ def kernels_take(call: UnrollCall) -> bool:
 
 
 def register_hook_dict(node: Any, tensor: Tensor) -> None:
-    """What ``Tensor.register_hook`` calls on the node of autograd that made the tensor."""
+    """Warn of a hook. ``Tensor.register_hook`` calls this on the node of autograd that made the tensor."""
     tell(node, tensor)
     super(type(node), node)._register_hook_dict(tensor)
 

@@ -9,24 +9,29 @@ from contextvars import ContextVar
 from typing import Any
 
 import torch
-from torch.fx import Graph, GraphModule
+from torch.fx import Graph, GraphModule, Node
 
 from snnfast._core import backend as _backend
 from snnfast._core.pytorch import saved_tensors_are_hooked
 from snnfast._unroll.graph import as_function
 from snnfast.compiler import verify
+from snnfast.compiler.any_steps import AnySteps, form_of, with_rows_together
 from snnfast.compiler.aten import to_aten
 from snnfast.compiler.calls import LEAST, is_random, is_step, line_of, site_of
-from snnfast.compiler.capture import capture
+from snnfast.compiler.distribute import Distributed
 from snnfast.compiler.emit import Emitter
 from snnfast.compiler.errors import RefusedError
+from snnfast.compiler.facts import facts_of
 from snnfast.compiler.functions import drop_sizes
 from snnfast.compiler.lower.asserts import raise_in_python
 from snnfast.compiler.lower.bodies import apply_by_classes
 from snnfast.compiler.lower.channels_last import use_channels_last
 from snnfast.compiler.lower.kernels import use_kernels
 from snnfast.compiler.memory import memory_of
+from snnfast.compiler.parts.base import Part
+from snnfast.compiler.parts.program import Program
 from snnfast.compiler.passes import run_passes
+from snnfast.compiler.passes.dead import remove_unused
 from snnfast.compiler.report import (
     NO_NEURON,
     GraphReport,
@@ -37,7 +42,8 @@ from snnfast.compiler.report import (
     refuse,
     why_not,
 )
-from snnfast.compiler.series import Series
+from snnfast.compiler.results import separate
+from snnfast.compiler.roll import roll
 from snnfast.compiler.stages import Stages
 
 Compiled = Callable[..., Any]
@@ -94,13 +100,17 @@ def backend(
     with _undisturbed():
         merged, report = merge(gm)
     enter(report)
-    if inner is None:
-        apply_by_classes(merged)
-        raise_in_python(merged)
-    compiled = merged.forward if inner is None else inner(merged, example_inputs)
+    compiled = executable(merged).forward if inner is None else inner(merged, example_inputs)
     if verify.is_wanted() and merged is not gm:
         return verify.verified(gm, compiled, report)
     return compiled
+
+
+def executable(gm: GraphModule) -> GraphModule:
+    """A graph that runs as it is, whose calls of functions and asserts are those of Python."""
+    apply_by_classes(gm)
+    raise_in_python(gm)
+    return gm
 
 
 def merge(gm: GraphModule) -> tuple[GraphModule, GraphReport]:
@@ -135,29 +145,100 @@ def _repeats(gm: GraphModule) -> bool:
 def _merged(found: GraphModule, report: GraphReport, neurons: bool) -> GraphModule:
     stages = Stages(report.where)
     report.stages = stages.forms
-    stages.after("aten", found.graph)
+    parts = _distributed(found, stages, neurons)
     report.random = any(map(is_random, found.graph.nodes))
-    run_passes(found.graph, stages.after)
-    captured = capture(found.graph)
-    series = Series(captured)
-    if not neurons and not series.recurrences:
-        reasons = dict.fromkeys(g.reason for g in series.group_of.values() if g.reason is not None)
-        raise RefusedError("; ".join([NO_NEURON, *list(reasons)[:2]]))
-    emitter = Emitter(series)
-    graph = emitter.write()
+    emitter = Emitter(parts.rolled)
+    graph = write(parts, emitter)
     stages.after("emit", graph)
-    describe(series, emitter.summed, emitter.fused, report)
+    describe(parts, emitter.summed, report)
     if not report.merged:
-        raise RefusedError(why_not(report, captured.chains))
-    outside = {memory for node in captured.nodes if node.op == "placeholder" for memory in memory_of(node)}
-    if all(outside.issuperset(memory_of(node)) for node in captured.written):
+        raise RefusedError(why_not(report, parts.rolled.layers))
+    _lower(graph, parts, stages)
+    report.calls_of_loop, report.calls = _calls(parts.facts.graph), _calls(graph)
+    return GraphModule(found, graph)
+
+
+def _distributed(found: GraphModule, stages: Stages, neurons: bool) -> Distributed:
+    """The calls of a graph as parts of loops.
+
+    Raises:
+        RefusedError: There is neither a neuron in it nor a program.
+    """
+    stages.after("aten", found.graph)
+    run_passes(found.graph, stages.after)
+    rolled = roll(facts_of(found.graph))
+    stages.after("roll", rolled)
+    parts = Distributed(rolled)
+    stages.after("distribute", rolled)
+    if not neurons and not any(isinstance(part, Program) for part in parts.parts):
+        reasons = dict.fromkeys(s.reason for s in rolled.statements if s.reason is not None)
+        raise RefusedError("; ".join([NO_NEURON, *list(reasons)[:2]]))
+    return parts
+
+
+def _lower(graph: Graph, parts: Distributed, stages: Stages) -> None:
+    """Let the calls of a new graph choose their kernels and their order in memory."""
+    outside = {memory for node in parts.facts.nodes if node.op == "placeholder" for memory in memory_of(node)}
+    if all(outside.issuperset(memory_of(node)) for node in parts.facts.written):
         # A program that writes to its inputs would otherwise write to a copy in another order.
         use_channels_last(graph)
         stages.after("channels_last", graph)
     use_kernels(graph)
     stages.after("kernels", graph)
-    report.calls_of_loop, report.calls = _calls(captured.graph), _calls(graph)
-    return GraphModule(found, graph)
+
+
+def for_any_steps(gm: GraphModule, known: dict[Any, AnySteps]) -> tuple[AnySteps, list[int]]:
+    """The graph of a loop as one for any number of steps, and the numbers of this one.
+
+    ``known`` keeps the graphs by their forms: one that differs by its numbers of steps alone is not written again,
+    unless it repeats calls step by step.
+
+    Raises:
+        RefusedError: Nothing in it is merged.
+    """
+    drop_sizes(gm)
+    found, stages = to_aten(gm), Stages("a graph")
+    parts = _distributed(found, stages, neurons=True)
+    lengths = parts.rolled.lengths
+    form = form_of(parts.rolled)
+    of_these = form, *lengths
+    if form not in known and of_these not in known:
+        emitter = Emitter(parts.rolled, any_steps=True)
+        graph = write(parts, emitter)
+        key = of_these if _repeats_calls(parts, emitter) else form
+        _lower(graph, parts, stages)
+        with_rows_together(graph)
+        known[key] = AnySteps(executable(GraphModule(found, graph)))
+    return known.get(form) or known[of_these], lengths
+
+
+def _repeats_calls(parts: Distributed, emitter: Emitter) -> bool:
+    """Whether the calls of a statement are in the new graph. The last one of a running sum may be, as a sum."""
+    repeated = (s for s in parts.rolled.statements if s.reason is not None)
+    made = (map(emitter.new.get, s.calls) for s in repeated)
+    return any(sum(isinstance(n, Node) and bool(n.users) for n in nodes) > 1 for nodes in made)
+
+
+def write(parts: Distributed, emitter: Emitter) -> Graph:
+    """Write the new graph."""
+    written = []
+    for vertex in parts.in_order():
+        if isinstance(vertex, Part):
+            emitter.switch_to(vertex.context)
+            vertex.emit(emitter)
+            written.append(vertex)
+        else:
+            emitter.switch_to(vertex.meta["context"])
+            if vertex.op == "output":
+                emitter.graph.output(separate(emitter, vertex))
+            else:
+                emitter.single(vertex)
+    # A call that was tried in vain, or that is not needed, must not count as a reader.
+    remove_unused(emitter.graph, emitter.effects.__contains__)
+    for part in dict.fromkeys(s.part for vertex in written for s in vertex.statements):
+        part.finish(emitter)
+    emitter.graph.lint()
+    return emitter.graph
 
 
 def _calls(graph: Graph) -> int:

@@ -114,7 +114,7 @@ class Site(NamedTuple):
 
     Attributes:
         trace: The lines that lead to the call, as text; empty if unknown.
-        name: The name of what is called.
+        name: The name of the operator or function.
         modules: The modules around it. Layers of one class share their lines, but each is a module of its own.
     """
 
@@ -151,6 +151,14 @@ def _line_in(trace: str, with_code: bool = True) -> str:
             code = "" if code.startswith("File") or not with_code else code
             stack.append((file.strip('"'), number.removeprefix("line "), code))
     return user_line(reversed(stack))
+
+
+def frames_of(node: Node) -> list[tuple[str, int]]:
+    """File and line of each frame that a node comes from, outermost first."""
+    return [(file, int(line)) for file, line in _FRAME.findall(node.stack_trace or "")]
+
+
+_FRAME = re.compile(r'File "(.*?)", line (\d+)')
 
 
 def user_line(stack: Iterable[tuple[str, Any, str]]) -> str:

@@ -27,7 +27,7 @@ class Attempt:
     that the program itself raises decides nothing: the next call is traced anew.
 
     Args:
-        name: Of the network or function, as its user knows it.
+        name: The name of the network or function, as its user knows it.
         given_up: Code of it that could not be traced in a call before.
     """
 

@@ -1,12 +1,14 @@
 """Calls of an ``autograd.Function`` in dynamo's graph. Each has a graph of its forward and one of its backward pass."""
 
+import functools
 from collections import Counter
 from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
+from torch.utils import _pytree as pytree
 
-from snnfast.compiler.calls import name_of, storage_of, tensors_of, value
+from snnfast.compiler.calls import literal, name_of, signature_of, storage_of, tensors_of, value
 
 
 def drop_sizes(gm: GraphModule) -> None:
@@ -77,3 +79,20 @@ _CHANGING = (
     *_NORMS,
 )  # fmt: skip
 """Calls of dynamo's graphs that change a tensor, beside those whose names end in an underscore."""
+
+
+def body_key(body: GraphModule) -> Any:
+    """A key that two bodies of functions share if they make the same calls."""
+    numbers = {node: i for i, node in enumerate(body.graph.nodes)}
+
+    def key(node: Node) -> Any:
+        target: Any = node.target
+        if node.op == "placeholder":
+            target = None
+        elif node.op == "get_attr":
+            found = functools.reduce(getattr, str(target).split("."), body)
+            target = body_key(found) if isinstance(found, GraphModule) else id(found)
+        args, kwargs = pytree.tree_map_only(Node, lambda a: ("node", numbers[a]), (node.args, node.kwargs))
+        return node.op, target, literal((args, kwargs)), signature_of(node)
+
+    return tuple(map(key, body.graph.nodes))

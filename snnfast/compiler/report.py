@@ -12,16 +12,18 @@ from snnfast.compiler.calls import (
     aten,
     is_step,
     is_unroll,
-    line_of,
     name_of,
     site_of,
     step_of,
     tensors_of,
     user_line,
 )
-from snnfast.compiler.capture import Chain
-from snnfast.compiler.recurrence import Recurrence
-from snnfast.compiler.series import SINGLE, IndexGroup, Series
+from snnfast.compiler.distribute import Distributed
+from snnfast.compiler.loop import Statement
+from snnfast.compiler.parts.base import at_line, steps_of
+from snnfast.compiler.parts.program import Program
+from snnfast.compiler.parts.unroll import Unroll
+from snnfast.compiler.roll import SINGLE
 
 
 @dataclass
@@ -134,10 +136,10 @@ def leave_alone(report: GraphReport, gm: GraphModule, reason: str = NO_NEURON) -
         report.warnings = [f"snnfast: {report.where} runs as it is: {report.refused}"]
 
 
-def why_not(report: GraphReport, chains: list[Chain]) -> str:
+def why_not(report: GraphReport, layers: list[Statement]) -> str:
     """Why nothing was merged, in words."""
     reasons = "; ".join(report.repeated[:3]) or "no call in it is made at every step"
-    if all(chain.reason == SINGLE for chain in chains):
+    if all(layer.reason == SINGLE for layer in layers):
         reasons += ". " + OUTSIDE
     return reasons
 
@@ -167,68 +169,58 @@ def cuts_since(number: int) -> list[str]:
     return list(dict.fromkeys(line for stack in stacks if (line := user_line(stack))))
 
 
-def _steps(count: int, name: str) -> str:
-    return f"{count} step{'s' * (count != 1)} of {name}"
-
-
-def describe(series: Series, summed: set[Node], fused: set[Chain | Recurrence], report: GraphReport) -> None:
-    """Enter chains and groups into a report."""
-    alone: dict[tuple[str, str], int] = {}  # steps that are chains of their own, by name and what is said of them
-    for chain in series.captured.chains:
-        if all((group := series.group_of.get(step)) and group.recurrence for step in chain.steps):
+def describe(parts: Distributed, summed: set[Node], report: GraphReport) -> None:
+    """Enter what became of the loops into a report."""
+    rolled = parts.rolled
+    alone: dict[tuple[str, str], int] = {}  # steps by themselves, by their neuron and what is said of them
+    for layer in rolled.layers:
+        found = rolled.at.get(layer.calls[0])
+        if found is not None and layer.reason is None:
+            report.merged += found[0].part.describe()
+            continue
+        if all((entry := rolled.at.get(step)) and isinstance(entry[0].part, Program) for step in layer.calls):
             continue  # it is told below
-        at = _at(chain.steps[0])
-        steps = _steps(len(chain.steps), chain.neuron.name)
-        if chain.merged:
-            how = ", connected: one product a step" if chain.connected else ""
-            report.merged.append(f"{steps}: one unroll{how}" + ", with the linear behind it" * (chain in fused))
-        elif len(chain.steps) == 1:
-            key = chain.neuron.name, f"{at}: {chain.reason}"
+        name = str(layer.node.args[0])
+        if len(layer.calls) == 1:
+            key = name, f"{at_line(layer.node)}: {layer.reason}"
             alone[key] = alone.get(key, 0) + 1
         else:
-            report.repeated.append(f"{steps}{at}: {chain.reason}")
+            steps = steps_of(len(layer.calls), name)
+            report.repeated.append(f"{steps}{at_line(layer.calls[0])}: {layer.reason}")
             report.warnings.append(
-                f"snnfast: in a compiled loop, {steps} run one by one{_at(chain.steps[0], True)}: {chain.reason}. "
+                f"snnfast: in a compiled loop, {steps} run one by one{at_line(layer.calls[0], True)}: {layer.reason}. "
                 "snnfast.explain tells what is merged"
             )
-    report.repeated += [f"{_steps(count, name)}{why}" for (name, why), count in alone.items()]
-    for found in series.recurrences:
-        name = f"{found.steps} steps of {len(found.statements)} calls{_at(found.calls[0])}"
-        how = ", with the linear behind it" * (found in fused)
-        if found.between:
-            calls = sorted({name_of(s.first.target) for s in found.between})
-            how = f", with {' and '.join(calls)} between its steps"
-        report.merged.append(f"{name}: one recurrence{how}")
-    for group in dict.fromkeys(series.group_of.values()):
-        if isinstance(group, IndexGroup) or group.recurrence is not None or step_of(group.first):
+    report.repeated += [f"{steps_of(count, name)}{why}" for (name, why), count in alone.items()]
+    for part in parts.parts:
+        if isinstance(part, Program):
+            report.merged += part.describe()
+    for statement in rolled.statements:
+        if isinstance(statement.part, Unroll | Program) or statement.is_index or step_of(statement.node):
             continue
-        name = f"{len(group.nodes)} x {name_of(group.first.target)}"
-        if group.reason is None or summed.issuperset(group.nodes):
-            report.merged.append(name)
+        if statement.reason is None or summed.issuperset(statement.calls):
+            report.merged += statement.part.describe()
         else:
-            report.repeated.append(f"{name}{_at(group.first)}: {group.reason}")
-    _describe_others(series, summed, report)
+            name = f"{len(statement.calls)} x {name_of(statement.node.target)}"
+            report.repeated.append(f"{name}{at_line(statement.calls[0])}: {statement.reason}")
+    _describe_others(parts, summed, report)
 
 
 _FREE = (operator.getitem, aten.slice.Tensor, aten.select.int, aten.stack.default, aten.cat.default)
 
 
-def _describe_others(series: Series, summed: set[Node], report: GraphReport) -> None:
-    """Enter calls that are in no series, though the same line makes one at each step."""
+def _describe_others(parts: Distributed, summed: set[Node], report: GraphReport) -> None:
+    """Enter calls that are in no statement, though the same line makes one at each step."""
+    rolled, facts = parts.rolled, parts.facts
     alike: dict[Site, list[Node]] = {}
-    for node in series.captured.nodes:
+    for node in facts.nodes:
         calls = node.op == "call_function" and bool(tensors_of(node)) and any(map(tensors_of, node.all_input_nodes))
-        known = is_step(node.target) or node in series.group_of or node in summed
+        known = is_step(node.target) or node in rolled.at or node in summed
         if calls and not known and node.target not in _FREE:
             alike.setdefault(site_of(node).of_line, []).append(node)
-    steps = max((len(chain.steps) for chain in series.captured.chains), default=0)
+    steps = max((len(layer.calls) for layer in rolled.layers), default=0)
     for site, nodes in alike.items():
         if 1 < steps <= len(nodes):
-            changes = any(n in series.captured.effects for n in nodes)
+            changes = any(n in facts.effects for n in nodes)
             reason = "it changes a tensor in place" if changes else "it differs from step to step"
-            report.repeated.append(f"{len(nodes)} x {site.name}{_at(nodes[0])}: {reason}")
-
-
-def _at(node: Node, with_code: bool = False) -> str:
-    line = line_of(node, with_code)
-    return f" ({line})" if line else ""
+            report.repeated.append(f"{len(nodes)} x {site.name}{at_line(nodes[0])}: {reason}")

@@ -1,9 +1,7 @@
 """The results of the new graph: what shares memory, and what has a gradient, is as in the loop."""
 
-from __future__ import annotations
-
 import operator
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from torch import Tensor
 from torch._ops import OpOverload
@@ -11,11 +9,9 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from snnfast.compiler.calls import aten, fake_call, signature_of, storage_of, tensors_of, value
+from snnfast.compiler.emit import Emitter
 from snnfast.compiler.errors import RefusedError
 from snnfast.compiler.memory import memory_of
-
-if TYPE_CHECKING:
-    from snnfast.compiler.emit import Emitter
 
 
 def separate(emitter: Emitter, output: Node) -> Any:
@@ -25,7 +21,7 @@ def separate(emitter: Emitter, output: Node) -> Any:
     """
     _leave_out_copies(emitter, output)
     shared: dict[int, tuple[Node, int]] = {}  # by memory of the new graph: a node that has it, and its old memory
-    for old in emitter.captured.nodes:
+    for old in emitter.facts.nodes:
         if old.op == "placeholder" and isinstance(value(old), Tensor):
             shared.setdefault(storage_of(value(emitter.get(old))), (old, memory_of(old)[0]))
     now = {memory: storage for storage, (_, memory) in shared.items()}
@@ -81,7 +77,7 @@ def _view_of(emitter: Emitter, old: Node, storage: int, copies: dict[Node, Any])
 
 def _leave_out_copies(emitter: Emitter, output: Node) -> None:
     """Leave out copies of stacks that are returned, where nobody else has the memory that they are copied from."""
-    old = [n for n in emitter.captured.nodes if n.op == "placeholder"]
+    old = [n for n in emitter.facts.nodes if n.op == "placeholder"]
     nodes = [emitter.get(n) for n in (*old, *output.all_input_nodes)]
     claimed = {storage_of(t) for n in nodes for t in tensors_of(n)}
     for made in emitter.copies:
@@ -101,7 +97,7 @@ def _leave_out_copies(emitter: Emitter, output: Node) -> None:
 
 
 def _source_of(node: Any) -> Node | None:
-    """Of a view in the old graph: what it is a view of."""
+    """The base of a view in the old graph; ``None`` for any other node."""
     if not isinstance(node, Node) or not isinstance(node.target, OpOverload):
         return None
     memory = memory_of(node)

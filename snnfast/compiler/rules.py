@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
-from torch.fx import Node, map_arg
+from torch.fx import Graph, Node, map_arg
 from torch.utils import _pytree as pytree
 
 from snnfast._images.batch_norm import batch_norm as batch_norm_over_time
-from snnfast.compiler.calls import aten, has_effect, is_pointwise, name_of, spelled, value
+from snnfast.compiler.calls import aten, has_effect, is_pointwise, literal, name_of, spelled, value
 from snnfast.compiler.errors import UnmergedError
 from snnfast.compiler.writer import Writer
 from snnfast.losses.base import cross_entropy_over_time
@@ -351,14 +351,18 @@ def by_vmap(writer: Writer, target: Any, args: Any, kwargs: Any, varies: set[Nod
     loops = functorch._is_vmap_fallback_enabled()
     functorch._set_vmap_fallback_enabled(False)  # a loop over time in vmap is no gain, and it warns
     try:
-        return _one_call(writer, over_time, nodes) or writer.call(over_time, *nodes)
+        return _one_call(writer, over_time, nodes, varies) or writer.call(over_time, *nodes)
     finally:
         functorch._set_vmap_fallback_enabled(loops)
 
 
-def _one_call(writer: Writer, function: Any, nodes: list[Node]) -> Node | None:
+def _one_call(writer: Writer, function: Any, nodes: list[Node], varies: set[Node]) -> Node | None:
     """The call that a function consists of, if it returns all results of one call and does nothing else."""
-    traced = writer.trace(function, nodes)
+    traced = writer.trace(function, list(map(value, nodes)))
+    if writer.any_steps and _numbers_in(traced) != _numbers_in(
+        writer.trace(function, [writer.run(_one_more, (n,), {}) if n in varies else value(n) for n in nodes])
+    ):
+        return None
     calls = [n for n in traced.nodes if n.op not in ("placeholder", "output") and n.target is not operator.getitem]
     if len(calls) != 1 or calls[0].op != "call_function" or has_effect(calls[0]):
         return None
@@ -367,6 +371,17 @@ def _one_call(writer: Writer, function: Any, nodes: list[Node]) -> Node | None:
         return None
     given = dict(zip((n for n in traced.nodes if n.op == "placeholder"), nodes, strict=True))
     return writer.call(call.target, *map_arg(call.args, given.get), **map_arg(call.kwargs, given.get))
+
+
+def _one_more(t: Tensor) -> Tensor:
+    """A tensor with one more step."""
+    return torch.cat((t, t[:1]))
+
+
+def _numbers_in(graph: Graph) -> list[Any]:
+    """The constants among the arguments of the calls of a graph."""
+    leaves = (a for n in graph.nodes if n.op == "call_function" for a in pytree.tree_leaves((n.args, n.kwargs)))
+    return [literal(a) for a in leaves if not isinstance(a, Node)]
 
 
 def _mapped(target: Any, args: Any, kwargs: Any, varies: set[Node]) -> tuple[Callable[..., Any], list[Node]]:

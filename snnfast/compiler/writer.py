@@ -18,10 +18,12 @@ class Writer:
     Attributes:
         mode: The mode of the fake tensors, or ``None``.
         effects: Calls that stay though nobody reads their results.
+        any_steps: Whether the graph is to run for any number of steps.
     """
 
-    def __init__(self, mode: Any, context: Context) -> None:
+    def __init__(self, mode: Any, context: Context, any_steps: bool = False) -> None:
         self.graph = Graph()
+        self.any_steps = any_steps
         self.mode = mode
         self.context = context
         self.effects: set[Node] = set()
@@ -49,9 +51,9 @@ class Writer:
         except Exception as error:
             raise TrialError(f"{type(error).__name__}: {str(error).partition(chr(10))[0]}") from error
 
-    def trace(self, function: Any, nodes: list[Node]) -> Graph:
-        """The ATen calls of a function of nodes."""
-        return cast(Graph, self.run(make_fx(function), nodes, {}).graph)
+    def trace(self, function: Any, given: list[Any]) -> Graph:
+        """The ATen calls of a function of nodes or fake tensors."""
+        return cast(Graph, self.run(make_fx(function), given, {}).graph)
 
     def behind(self, before: Node, target: Any, *args: Any) -> Node:
         """Insert a call directly behind a node of the new graph, in its context."""

@@ -15,7 +15,7 @@ A loss is made once. It is called with the record of the output layer and the la
     >>> loss_fn(spk_out, torch.tensor([3, 7]))
     tensor(2.3026, grad_fn=<NllLossBackward0>)
 
-What all have in common:
+All have this in common:
 
 - The record is ``[T, B, N]`` with ``T >= 1``: spikes, or membranes in units of the threshold, of any real dtype.
   Integers and booleans count as float32; snnTorch's cross-entropies refuse them. Inputs are never changed in place. One
@@ -410,7 +410,7 @@ class mse_temporal_loss(Loss):
         target_is_time: ``targets`` are times in steps, not labels. They are broadcastable to ``[B, N]``, or to
             ``[F, B, N]`` with ``multi_spike``. Negative times count from the end.
         on_target: Wanted time of the right class. With ``multi_spike``, one for each of ``F`` spikes.
-        off_target: The same for the other classes. As in snnTorch, a negative ``off_target`` below ``on_target`` counts
+        off_target: Wanted time of other classes. As in snnTorch, a negative ``off_target`` below ``on_target`` counts
             as 0. So the default ``(0, -1)`` wants *every* class to spike at the first step. For the last step, pass
             ``T - 1``.
         tolerance: A time that is closer to its target than this counts as no error.

@@ -163,7 +163,7 @@ _VECTOR = 16
 
 
 _OUT_OF_RANGE = (IndexError, RuntimeError)
-"""What PyTorch raises for a label without a class. The labels are looked at only then: looking first costs time."""
+"""PyTorch's errors for a label without a class. The labels are looked at only then: looking first costs time."""
 
 _IGNORED = -100
 """The label of samples that a cross-entropy does not count."""

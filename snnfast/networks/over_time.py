@@ -99,7 +99,7 @@ def check_stateless(layer: nn.Module, argument: str, to_convert: bool) -> None:
 
 
 def over_time(layer: nn.Module, call: Callable[[Tensor], Tensor], x: Tensor, num_steps: int | None) -> Tensor:
-    """What a stateless layer, by its ``call``, makes of ``[T, B, *]`` as one batch of ``T * B``, or of a constant."""
+    """Run a stateless layer, by its ``call``, on ``[T, B, *]`` as one batch of ``T * B``, or on a constant."""
     batch = x.flatten(0, 1) if num_steps is None else x
     y: Any
     if torch.compiler.is_compiling():  # it can't trace a note, and tells the line and the shapes itself

@@ -128,7 +128,7 @@ def check_decays(alpha: Tensor, beta: Tensor) -> None:
 
 
 def kernel_tau(alpha: Tensor, beta: Tensor) -> Tensor:
-    """What snnTorch computes of them at each step."""
+    """The parameter ``tau`` of the kernel, which snnTorch computes at each step."""
     log_alpha = torch.log(alpha.clamp(0, 1))
     return log_alpha / (torch.log(beta.clamp(0, 1)) - log_alpha) + 1
 

@@ -83,7 +83,7 @@ _OPTIONS = {"spike_grad", "_reset_mechanism", "reset_delay", "inhibition", "stat
 
 
 class SpikingLayer(nn.Module):
-    """What the layers of all neurons share: options, parameters, held states, and the call of the kernels.
+    """The base of the layers of all neurons: options, parameters, held states, and the call of the kernels.
 
     A layer names its ``neuron``, adds its parameters in the order of snnTorch's ``state_dict``, and has a ``forward``
     and an ``unroll`` with its own states as arguments.
@@ -209,7 +209,7 @@ class SpikingLayer(nn.Module):
         linear: Linear | None = None,
         lengths: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
-        """What ``unroll`` of a layer returns. With ``last``, the states after the last step follow.
+        """The results of ``unroll`` of a layer. With ``last``, the states after the last step follow.
 
         With ``linear``, its output takes the place of the spikes.
         """
@@ -401,7 +401,7 @@ class SpikingLayer(nn.Module):
             error_msgs += filter(None, problems)
             return
         super()._load_from_state_dict(state_dict, prefix, *args)
-        # What is loaded takes effect.
+        # A reset mechanism that was loaded takes effect.
         if not self.reset_mechanism_val.is_meta:
             self._reset_mechanism = RESET_MECHANISMS[int(self.reset_mechanism_val)]
 
@@ -443,7 +443,7 @@ def source_parameter(name: str, value: Any, current: Tensor, num_steps: object) 
 
 
 def _problem(state_dict: dict[str, Any], key: str) -> str | None:
-    """What is wrong with an entry of a checkpoint, where PyTorch would copy it all the same."""
+    """The error of an entry of a checkpoint that PyTorch would copy all the same; ``None``: it is right."""
     value = state_dict.get(key)
     if not isinstance(value, Tensor) or value.is_meta:
         return None

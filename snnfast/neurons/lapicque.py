@@ -120,7 +120,7 @@ def infer_rc(beta: Any, R: Any, C: Any, time_step: Tensor) -> tuple[Any, Any]:
 
 
 def kernel_rc(R: Tensor, C: Tensor, time_step: Tensor) -> tuple[Tensor, ...]:
-    """What snnTorch computes of them at each step: all but the last two parameters of the kernel."""
+    """The parameters of the kernel but for the last two. snnTorch computes them at each step."""
     rc = R * C
     return R, 1 / rc, time_step, 1 - time_step / rc
 

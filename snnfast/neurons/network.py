@@ -1,4 +1,4 @@
-"""What is done with all neurons of a network: :func:`reset`, :func:`convert`."""
+"""Functions of all neurons of a network: :func:`reset`, :func:`convert`."""
 
 import dis
 import importlib

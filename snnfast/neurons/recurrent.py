@@ -20,16 +20,16 @@ class RecurrentOneToOne(nn.Module):
         self.V = V  # a parameter is the layer's own, under two names
 
     def forward(self, spk: Tensor) -> Tensor:
-        """What comes back to each neuron, ``[B, *]``."""
+        """The recurrent input of each neuron, ``[B, *]``."""
         return spk * self.V
 
 
 class RecurrentLayer(SpikingLayer):
-    """What the layers share whose spikes come back to their neurons.
+    """The base of the layers whose spikes come back to their neurons.
 
     Attributes:
-        recurrent: What makes of the last spikes what comes back: ``nn.Linear``, ``nn.Conv2d``, or the product with
-            ``V``.
+        recurrent: The module that computes the recurrent input from the last spikes: ``nn.Linear``, ``nn.Conv2d``, or
+            the product with ``V``.
         V: Weight of a neuron's own last spike; only with ``all_to_all=False``.
     """
 

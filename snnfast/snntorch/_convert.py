@@ -30,7 +30,7 @@ _subclasses: dict[type, type[DropIn]] = {}
 
 @dataclass(frozen=True)
 class Report:
-    """What :func:`convert` or :func:`revert` did to the layers of a model, by their names in it.
+    """The result of :func:`convert` or :func:`revert`: the layers of a model by their names in it.
 
     Attributes:
         swapped: Names of the layers that were swapped (``""`` is the model itself).

@@ -52,7 +52,7 @@ _check_version()
 
 
 class DropIn(SpikingLayer):
-    """What all layers of :mod:`snnfast.snntorch` share. A layer has two more bases: snnfast's class and snnTorch's."""
+    """The base of all layers of :mod:`snnfast.snntorch`. Each has two more bases: snnfast's class and snnTorch's."""
 
     _drop_in: ClassVar[type["DropIn"]]  # the layer itself, also for a user's subclass of it
     _fused: ClassVar[type[SpikingLayer]]

@@ -97,7 +97,7 @@ def seq_to_ann_forward(x_seq: Any, stateless_module: Module) -> Any:
 
     Args:
         x_seq: A tensor, or a tuple of tensors with the same ``T`` and ``B``, which are the arguments of the module.
-        stateless_module: What is called. It may return a tuple of tensors.
+        stateless_module: The module, or the modules. It may return a tuple of tensors.
 
     Raises:
         ValueError: The tensors differ in ``T`` or ``B``.

@@ -34,11 +34,11 @@ _Checked = tuple[Any, tuple[float, bool] | None, Options, tuple[Tensor, ...] | N
 """A surrogate function with its settings, and the options and parameters of a call; ``None``: they are to be made."""
 
 _NUMBERS = {"v_threshold", "v_reset", "surrogate_function", "detach_reset", "tau", "decay_input"}
-"""What may be assigned to a node at any time, and takes effect with the next step."""
+"""Attributes that may be assigned to a node at any time, which takes effect with the next step."""
 
 
 class BaseNode(StepModule, SpikingLayer):
-    """What all nodes share: a step charges the membrane, fires where it reaches the threshold, and resets it.
+    """The base of all nodes: a step charges the membrane, fires where it reaches the threshold, and resets it.
 
     In the step mode ``"s"`` a call takes one step ``[B, *]``, and in ``"m"`` all steps ``[T, B, *]``, in one kernel. It
     returns the spikes. The membrane stays in the node until :func:`snnfast.spikingjelly.functional.reset_net`. For
@@ -232,7 +232,7 @@ class BaseNode(StepModule, SpikingLayer):
     # ---- what SpikingLayer does for layers with snnTorch's parameters and states
 
     def reset_mem(self) -> None:
-        """What :func:`snnfast.reset` calls: :meth:`reset`."""
+        """Call :meth:`reset`, as :func:`snnfast.reset` asks of every neuron."""
         self.reset()
 
     @classmethod

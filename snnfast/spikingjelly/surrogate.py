@@ -194,7 +194,7 @@ def _by_autograd(function: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
 
 
 def settings_of(function: Any) -> tuple[float, bool] | None:
-    """What may be assigned to SpikingJelly's own functions, and to ours of the same name; ``None`` of any other."""
+    """The settings of SpikingJelly's own functions and of ours of the same name, which users assign; else ``None``."""
     return None if _kind_of(function) is None else (function.alpha, function.spiking)
 
 

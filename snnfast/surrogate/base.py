@@ -1,4 +1,4 @@
-"""What the surrogates of :mod:`snnfast.surrogate` have in common: their base class, and the lists that they enter."""
+"""The base class of the surrogates of :mod:`snnfast.surrogate`, and the lists that they enter."""
 
 import numbers
 from abc import ABC, abstractmethod

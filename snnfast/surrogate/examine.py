@@ -1,4 +1,4 @@
-"""What the kernels may assume of a ``spike_grad``. snnTorch's own are recognised. Any other callable is examined."""
+"""The properties of a ``spike_grad`` that kernels rely on. snnTorch's are recognised, other callables examined."""
 
 import types
 import weakref
@@ -79,7 +79,7 @@ def recognise(spike_grad: Any) -> Any:
 
 
 def how_to_make(given: Any) -> str | None:
-    """What to pass where a user gave a factory of surrogates, or a class, without the brackets; else ``None``."""
+    """The argument that a user meant who gave a factory of surrogates, or a class, without brackets; else ``None``."""
     if isinstance(given, Surrogate) or torch.compiler.is_compiling():
         return None
     if isinstance(given, type):
@@ -214,7 +214,7 @@ def _equal(a: Tensor, b: Tensor) -> bool:
 
 
 def check_spikes(spk: object, z: Tensor) -> Tensor:
-    """What a ``spike_grad`` returned for one step of ``mem - threshold``."""
+    """Check the result of a ``spike_grad`` for one step of ``mem - threshold``, and return it."""
     if not isinstance(spk, Tensor):
         raise TypeError(f"spike_grad: expected a callable that returns a torch.Tensor, got {type(spk).__name__}")
     if spk.shape != z.shape:

@@ -10,7 +10,9 @@ from torch import Tensor
 
 import snnfast
 from snnfast.compiler.aten import to_aten
+from snnfast.compiler.facts import facts_of
 from snnfast.compiler.passes import run_passes
+from snnfast.compiler.roll import Rolled, roll
 from snnfast.compiler.stages import Stages, kept
 from snnfast.compiler.tracing import tracing
 
@@ -44,6 +46,21 @@ def after_merging(name: str, function: Callable[..., Any], *inputs: Any) -> Form
     return _form(snnfast.explain(function, *inputs).graphs[0].stages[name])
 
 
+def rolled(function: Callable[..., Any], *inputs: Any) -> Rolled:
+    """A loop as the compiler rolls it up."""
+    found: list[Rolled] = []
+
+    def backend(gm: torch.fx.GraphModule, _: Any) -> Any:
+        graph = to_aten(gm).graph
+        run_passes(graph, Stages("here").after)
+        found.append(roll(facts_of(graph)))
+        return gm
+
+    with tracing:
+        torch.compile(function, backend=backend)(*inputs)
+    return found[0]
+
+
 def _form(text: str) -> Form:
     return Form(re.sub(" *# .*", "", text))
 
@@ -64,3 +81,19 @@ def asserting(xs: list[Tensor]) -> list[Tensor]:
         assert (x >= 0).all(), "negative"
         found.append(x.sin())
     return found
+
+
+def leaky(
+    current: Callable[[Tensor, int], Tensor] = lambda x, t: x[t], made: Callable[[Any], Any] = list, T: int = 5
+) -> Callable[[Tensor], Any]:
+    """A loop of leaky neurons, with the input of each step and what is made of all spikes."""
+    lif = snnfast.Leaky(beta=0.9)
+
+    def loop(x: Tensor) -> Any:
+        mem, out = lif.reset_mem(), []
+        for t in range(T):
+            spk, mem = lif(current(x, t), mem)
+            out.append(spk)
+        return made(out)
+
+    return loop

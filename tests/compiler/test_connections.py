@@ -15,10 +15,10 @@ def test_a_step_takes_the_weights_and_the_spikes_before() -> None:
         return spk
 
     after("dead", loop, steps(1, 2), tensor(1, 2), tensor(1, 2)).expect("""\
-step = step('rleaky', x_3, [x_4, x_5, [W, b, None], x, x_1, x_2])
+step = step[rleaky](x_3, x_4, x_5, [W, b, None])
 getitem = step[0]
 getitem_1 = step[1]
-step_1 = step('rleaky', x_6, [getitem, getitem_1, [W, b, None], x, x_1, x_2])
+step_1 = step[rleaky](x_6, getitem, getitem_1, [W, b, None])
 getitem_2 = step_1[0]
 getitem_3 = step_1[1]
 return [getitem_2, getitem_3]""")

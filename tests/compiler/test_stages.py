@@ -8,7 +8,8 @@ from compiler.forms import tensor
 from torch import Tensor, nn
 
 import snnfast
-from snnfast.compiler.stages import check, print_graph
+from snnfast.compiler.printing import print_graph
+from snnfast.compiler.stages import check
 
 pytestmark = pytest.mark.usefixtures("nothing_compiled")
 fc = nn.Linear(2, 3)

@@ -11,7 +11,7 @@ from snnfast._images.batch_norm import batch_norm
 from snnfast._images.channels_last import OPS_THAT_KEEP_ORDER, in_usual_order, profits, to_channels_last
 from snnfast._unroll.graph import unroll_steps
 from snnfast.compiler.calls import aten, is_pointwise, may_alias, name_of, storage_of, tensors_of, value
-from snnfast.compiler.recurrence import Unrolled
+from snnfast.compiler.parts.program import Unrolled
 
 RESHAPING = (aten.flatten.using_ints, aten.unflatten.int, aten.reshape.default, aten.view.default)
 MOVING = (aten.movedim.int, aten.transpose.int)

@@ -1,6 +1,7 @@
 """Sums that grow in a loop: ``out = out + spk``, ``loss += ...``, ``sum(rec)``."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 from torch import Tensor
@@ -27,6 +28,11 @@ def terms_of(node: Node, may_be_inside: Callable[[Node], bool]) -> tuple[list[An
         else:
             terms.append(term)
     return terms, parts
+
+
+def is_running_sum(calls: Sequence[Node]) -> bool:
+    """Whether calls are the additions of a sum that grows, and nothing reads it in between."""
+    return all(_is_add(node) for node in calls) and all(list(a.users) == [b] for a, b in pairwise(calls))
 
 
 def _is_add(node: Any) -> bool:

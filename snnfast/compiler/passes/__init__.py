@@ -14,10 +14,11 @@ from snnfast.compiler.passes import (
     dead,
     functionalize,
     idempotent,
+    outputs,
     repeats,
 )
 
-PASSES = (functionalize, idempotent, bodies, repeats, cse, counts, asserts, connections, concat, dead)
+PASSES = (functionalize, idempotent, bodies, repeats, cse, counts, asserts, connections, concat, dead, outputs)
 """In this order: calls are compared once nothing is changed in place, and removed when nothing needs them."""
 
 

@@ -1,7 +1,7 @@
-"""Products of what is concatenated become sums of products, where one part waits for the step before.
+"""A product of concatenated tensors becomes a sum of products, where one tensor waits for the step before.
 
-That of the input needs no step before it, and is one product for all steps. That of the spikes of the step before runs
-between the steps of a recurrence (see ``recurrence.py``)::
+The product of the input needs no step before it, and is one product for all steps. The product of the last spikes runs
+between the steps of a program (see ``parts/program.py``)::
 
     cat = cat([x, spk], -1)           W_x = slice(W, 1, 0, 4)
     linear = linear(cat, W, b)        W_spk = slice(W, 1, 4, 6)

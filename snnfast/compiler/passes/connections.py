@@ -1,4 +1,4 @@
-"""The product of the last spikes of connected neurons becomes a part of their step.
+"""The recurrent product of connected neurons becomes a part of their step.
 
 It stands in front of the step, which has no ``V`` of its own (see ``snnfast/_unroll/graph.py``). The steps then are a
 chain of states alone, and become one unroll::

@@ -8,15 +8,14 @@
     y_1 = add(linear_1, b)
 """
 
-import functools
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
-from torch.utils import _pytree as pytree
 
-from snnfast.compiler.calls import has_effect, is_random, is_step, literal, module_of, signature_of, value
+from snnfast.compiler.calls import has_effect, is_random, is_step, literal, module_of, value
+from snnfast.compiler.functions import body_key
 from snnfast.compiler.memory import Memory
 
 
@@ -31,7 +30,7 @@ def run(graph: Graph) -> None:
         key: Any
         body = module_of(node)
         if isinstance(body, GraphModule):
-            key = "body", _body_key(body)
+            key = "body", body_key(body)
         elif isinstance(body, Tensor) and body.numel() == 1 and not memory.is_written(node):
             key = "number", body.dtype, body.shape, body.device, repr(body.item())
         elif isinstance(found, int | torch.SymInt | torch.Size):
@@ -54,20 +53,3 @@ def _is_view(node: Node, memory: Memory) -> bool:
     """Whether a node has the memory of an argument: two such nodes share it anyway."""
     given = {s for a in node.all_input_nodes for s in memory.storage[a]}
     return all(s in given for s in memory.storage[node])
-
-
-def _body_key(body: GraphModule) -> Any:
-    """A key that two bodies of functions share if they make the same calls."""
-    numbers = {node: i for i, node in enumerate(body.graph.nodes)}
-
-    def key(node: Node) -> Any:
-        target: Any = node.target
-        if node.op == "placeholder":
-            target = None
-        elif node.op == "get_attr":
-            found = functools.reduce(getattr, str(target).split("."), body)
-            target = _body_key(found) if isinstance(found, GraphModule) else id(found)
-        args, kwargs = pytree.tree_map_only(Node, lambda a: ("node", numbers[a]), (node.args, node.kwargs))
-        return node.op, target, literal((args, kwargs)), signature_of(node)
-
-    return tuple(map(key, body.graph.nodes))

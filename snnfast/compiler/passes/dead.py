@@ -6,7 +6,7 @@
     exp = exp(x)                      output exp
     output exp
 
-Calls of the last step are kept for now where other steps have them, so that all steps look alike.
+A dead call stays where a call of its site is needed at another step: so the last step of a loop is like the others.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from snnfast.compiler.calls import has_effect, is_step, site_of
 
 
 def run(graph: Graph) -> None:
-    kept = spare(graph)
+    kept = _of_last_steps(graph)
     remove_unused(graph, lambda node: node in kept or has_effect(node))
 
 
@@ -28,7 +28,7 @@ def remove_unused(graph: Graph, needed: Callable[[Node], bool]) -> None:
             graph.erase_node(node)
 
 
-def spare(graph: Graph) -> set[Node]:
+def _of_last_steps(graph: Graph) -> set[Node]:
     """Dead calls of the last steps, which compute what a next step would read."""
     needed: set[Node] = {n for n in graph.nodes if has_effect(n)}
     for node in reversed(graph.nodes):

@@ -1,0 +1,160 @@
+"""One graph for any number of steps.
+
+A graph that was emitted with the numbers of steps as inputs runs for all graphs that roll up to the same form:
+:func:`form_of` is equal for two graphs that differ by the numbers of steps alone.
+"""
+
+import operator
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+from torch import Tensor
+from torch.fx import Graph, GraphModule, Node
+
+from snnfast.compiler.calls import LEAST, aten, index_of, literal, module_of, name_of, signature_of, size_of, value
+from snnfast.compiler.emit import numbers_as, span
+from snnfast.compiler.functions import body_key
+from snnfast.compiler.loop import Argument, Each, Of, Same, Statement
+from snnfast.compiler.roll import Rolled
+
+_FEW = 64
+"""Constants of so many elements are compared by their values."""
+
+
+def form_of(rolled: Rolled) -> Any:
+    """A key that two rolled graphs share if one graph runs for both."""
+    return _Form(rolled).key()
+
+
+class _Form:
+    def __init__(self, rolled: Rolled) -> None:
+        self._rolled = rolled
+        self._statements = {s: i for i, s in enumerate(s for loop in rolled.loops for s in loop.statements)}
+        self._singles = [n for n in rolled.facts.nodes if n not in rolled.at]
+        self._numbers = {n: i for i, n in enumerate(self._singles)}
+
+    def key(self) -> Any:
+        loops = [[self._statement(s) for s in loop.statements] for loop in self._rolled.loops]
+        return tuple(map(self._single, self._singles)), tuple(map(tuple, loops))
+
+    def _single(self, node: Node) -> Any:
+        found = module_of(node)
+        what: Any = name_of(node.target) if node.op.startswith("call") else node.op
+        if node.op == "placeholder":
+            what = node.op, *(self._size(size) for t in [value(node)] if isinstance(t, Tensor) for size in t.shape)
+        elif isinstance(found, GraphModule):
+            what = body_key(found)
+        elif isinstance(found, Tensor):
+            what = literal(found.tolist()) if found.numel() <= _FEW else id(found)
+        args, kwargs = numbers_as(self._number, (node.args, node.kwargs))
+        return what, self._spelled(args), self._spelled(kwargs), node.meta.get("context")
+
+    def _number(self, number: int) -> Any:
+        lengths = self._rolled.lengths
+        return ("steps", lengths.index(number)) if number in lengths else number
+
+    def _size(self, size: Any) -> str:
+        return str(self._number(size) if isinstance(size, int) else size)
+
+    def _statement(self, s: Statement) -> Any:
+        assert s.loop is not None
+        ends = s.steps[0], s.loop.length - s.steps[-1], len(s.steps) == s.steps[-1] - s.steps[0] + 1
+        what = name_of(s.node.target), s.is_index, signature_of(s.node), s.node.meta["context"], s.reason is None
+        return what, ends, self._left(s), tuple(self._argument(a, s) for a in s.args)
+
+    def _left(self, s: Statement) -> int | None:
+        """How many rows are behind those that an index reads, if they are few."""
+        index = index_of(s.node)
+        size = None if index is None else size_of(value(index[0]), index[1])
+        left = LEAST if size is None else size - 1 - max(index_of(n)[2] for n in s.calls)  # type: ignore[index]
+        return left if left < LEAST else None
+
+    def _argument(self, a: Argument, s: Statement) -> Any:
+        if isinstance(a, Of):
+            return "of", self._statements[a.statement], a.back, self._spelled(a.first)
+        if isinstance(a, Each):
+            return "each", self._spelled(a.rows)
+        if isinstance(a, Same):
+            return "same", self._spelled(a.value)
+        last = a.start + a.stride * (len(s.calls) - 1)  # rows in reverse are told from the end
+        return "count", a.stride, a.start if a.stride > 0 else last
+
+    def _spelled(self, tree: Any) -> Any:
+        if isinstance(tree, Node):
+            place = self._rolled.at.get(tree)
+            if place is None:
+                return "node", self._numbers[tree]
+            (statement, row), length = place, place[0].part.length(place[0])
+            return "row", self._statements[statement], row if 2 * row < length else row - length
+        if isinstance(tree, list | tuple):
+            return "list", *(self._run(run) for run in runs_of(list(tree), self._rolled))
+        if isinstance(tree, dict):
+            return "dict", *((k, self._spelled(v)) for k, v in sorted(tree.items()))
+        return literal(tree)
+
+    def _run(self, run: list[Any]) -> Any:
+        return self._spelled(run[0]) if len(run) == 1 else ("rows", self._spelled(run[0]), self._spelled(run[-1]))
+
+
+def runs_of(leaves: list[Any], rolled: Rolled) -> list[list[Any]]:
+    """Leaves, of which consecutive rows of one statement are together."""
+    found: list[list[Any]] = []
+    for a in leaves:
+        place = rolled.at.get(a) if isinstance(a, Node) else None
+        before = rolled.at.get(found[-1][-1]) if found and isinstance(found[-1][-1], Node) else None
+        if place is not None and before is not None and place[0] is before[0] and place[1] == before[1] + 1:
+            found[-1].append(a)
+        else:
+            found.append([a])
+    return found
+
+
+def with_rows_together(graph: Graph) -> None:
+    """Let a graph return rows of one tensor that follow one another as one tuple, which is of any length."""
+    output = graph.output_node()
+    leaves: list[Any] = list(output.args[0])  # type: ignore[arg-type]
+    found: list[Any] = []
+    for _, run in groupby(enumerate(leaves), lambda entry: _of_unbind(entry[1], entry[0])):
+        nodes = [a for _, a in run]
+        source, first = _of_unbind(nodes[0], 0) or (None, 0)
+        if source is None or len(nodes) < LEAST:
+            found += nodes
+            continue
+        length = len(value(source))
+        rows = span(first, first + len(nodes), length)
+        with graph.inserting_before(output):
+            together = graph.call_function(operator.getitem, (source, rows))
+        together.meta |= {"example_value": value(source)[rows], "context": output.meta.get("context")}
+        found.append(together)
+    output.args = (tuple(found),)
+    for node in dict.fromkeys(leaves):
+        if isinstance(node, Node) and not node.users:
+            graph.erase_node(node)  # a row that shorter loops may not have
+
+
+def _of_unbind(node: Any, number: int) -> tuple[Node, int] | None:
+    """The rows that a node is one of, and its own number less another one."""
+    if not isinstance(node, Node) or node.target is not operator.getitem:
+        return None
+    rows, row = node.args
+    if not isinstance(rows, Node) or rows.target is not aten.unbind.int or not isinstance(row, int):
+        return None
+    return rows, row % len(value(rows)) - number
+
+
+class AnySteps:
+    """A graph with the numbers of steps as its first inputs.
+
+    Args:
+        graph: It returns a flat tuple, of which some entries may be tuples of rows.
+    """
+
+    def __init__(self, graph: GraphModule) -> None:
+        self._graph = graph
+
+    def __call__(self, steps: Sequence[int], inputs: Sequence[Any]) -> list[Any]:
+        found: list[Any] = []
+        for entry in self._graph(*steps, *inputs):
+            found += entry if isinstance(entry, list | tuple) else [entry]
+        return found

@@ -1,0 +1,349 @@
+"""Elementwise calls that wait for one another over the steps, such as a neuron that the user wrote: one program.
+
+The calls of one step are a step function. ``snnfast._program`` makes a program of it, which runs for all steps.
+"""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+from torch.utils import _pytree as pytree
+
+from snnfast._core.linear import Linear
+from snnfast._program.between import Between, Product
+from snnfast._program.between import unroll as unroll_between
+from snnfast._program.run import Program as StepProgram
+from snnfast._program.run import order_of
+from snnfast._program.trace import NotElementwiseError
+from snnfast.compiler.calls import (
+    aten,
+    fake_call,
+    name_of,
+    product_of,
+    run_call,
+    tensors_of,
+    value,
+)
+from snnfast.compiler.emit import Emitter
+from snnfast.compiler.errors import UnmergedError
+from snnfast.compiler.loop import Each, Of, Same, Statement
+from snnfast.compiler.lower.linear import fuse_linear
+from snnfast.compiler.parts.base import Part, at_line
+from snnfast.compiler.roll import Rolled
+
+UNLIKE = "its steps are not all alike"
+
+Row = dict[Statement, Node]
+"""The calls of one step. Of the first and the last step, those that nobody reads may be missing."""
+
+
+class Program(Part):
+    """Statements of a loop that run as one program.
+
+    Attributes:
+        statements: In the order in which they run.
+        samples: One call of each.
+        rows: The calls of each step.
+        args: The leaves of the arguments of each statement. ``Of(statement, 1, (begin,))`` is a state.
+        products: Statements that are products of a state and a weight. They run before the program of the others.
+    """
+
+    kind = "Program"
+
+    def __init__(self, statements: Sequence[Statement], rows: list[Row], model: Row, products: set[Statement]) -> None:
+        self.statements, self.rows, self.products = list(statements), rows, products
+        self.samples = [model[s] for s in statements]
+        self.args: dict[Statement, list[Any]] = {}
+        self.fused = False
+        self._call: Any = None
+        self._results: dict[int, Node] = {}
+
+    # ---- what it reads
+
+    def _given(self, kind: type[Any], back: int = 0) -> list[Any]:
+        every = itertools.chain.from_iterable(self.args.get(s, ()) for s in self.statements)
+        found = dict.fromkeys(a for a in every if isinstance(a, kind))
+        return [a for a in found if not isinstance(a, Of) or a.back == back]
+
+    @property
+    def series(self) -> list[Each]:
+        """Inputs of each step."""
+        return self._given(Each)
+
+    @property
+    def states(self) -> list[Of]:
+        """Results that the next step reads, each with what the first step reads in its place."""
+        return self._given(Of, back=1)
+
+    @property
+    def constants(self) -> list[Same]:
+        """Tensors that are the same at every step."""
+        return self._given(Same)
+
+    def begins(self) -> list[Any]:
+        """The initial value of each state, which the first step reads: a node or a number."""
+        return [a.first[0] for a in self.states]
+
+    def arguments(self, statement: Statement) -> list[Any]:
+        return self.args[statement]
+
+    def reads(self) -> list[Node]:
+        begins = [n for n in self.begins() if isinstance(n, Node)]
+        return [
+            *itertools.chain.from_iterable(a.rows for a in self.series),
+            *begins,
+            *(a.value for a in self.constants),
+        ]
+
+    # ---- what it is
+
+    @property
+    def steps(self) -> int:
+        return len(self.rows)
+
+    def _own(self) -> list[Node]:
+        return [n for s, n in zip(self.statements, self.samples, strict=True) if s not in self.products]
+
+    @property
+    def shape(self) -> torch.Size:
+        """The shape of a step of the results."""
+        return tensors_of(self._own()[0])[0].shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(t.dtype for n in self._own() for t in tensors_of(n) if t.dtype != torch.bool)
+
+    @property
+    def device(self) -> torch.device:
+        return tensors_of(self.samples[0])[0].device
+
+    @property
+    def context(self) -> Any:
+        contexts = [n.meta["context"] for n in self._own()]
+        return next((c for c in contexts if c.records), contexts[0])
+
+    def calls(self) -> list[Node]:
+        return [n for row in self.rows for n in row.values()]
+
+    def length(self, statement: Statement) -> int:
+        return self.steps
+
+    def take(self, rolled: Rolled) -> None:
+        """Let its calls be those of the statements, and let go of the other calls that these had."""
+        gone = {node for s in self.statements for node in s.calls}
+        for statement in self.statements:
+            first = next(s - t for t, s in enumerate(self._steps_of(statement)) if s is not None)
+            numbers = {row[statement]: t for t, row in enumerate(self.rows) if statement in row}
+            statement.calls, statement.steps = list(numbers), [first + t for t in numbers.values()]
+            statement.part, statement.reason = self, None
+            rolled.at |= {node: (statement, t) for node, t in numbers.items()}
+            gone.difference_update(numbers)
+        for node in gone:
+            del rolled.at[node]
+
+    def _steps_of(self, statement: Statement) -> list[int | None]:
+        """The step of the loop of each call that the statement had before."""
+        steps = dict(zip(statement.calls, statement.steps, strict=True))
+        return [steps.get(row.get(statement)) for row in self.rows]  # type: ignore[arg-type]
+
+    def outputs(self) -> list[Statement]:
+        """The statements whose results may be read outside. Calls that return several are taken apart by others."""
+        every, shape = zip(self.statements, self.samples, strict=True), self.shape
+        return [s for s, n in every if isinstance(value(n), Tensor) and value(n).shape == shape]
+
+    def sample(self, statement: Statement) -> Node:
+        return self.samples[self.statements.index(statement)]
+
+    # ---- as a step function
+
+    def step_program(self, outputs: Sequence[Statement]) -> StepProgram:
+        """The program that returns the results of some statements."""
+        wanted = [*outputs, *(a.statement for a in self.states)]
+        given = self._given_to_program()
+
+        def step(*tensors: Tensor) -> tuple[Tensor, ...]:
+            env = self.run(given, tensors)
+            return tuple(env[Of(s, 0)].to(self.dtype) for s in wanted)
+
+        counts = len(self.series) + len(self.products), len(self.states), len(self._read_constants())
+        return StepProgram(step, *counts, len(outputs))
+
+    def _given_to_program(self) -> list[Any]:
+        made = [Of(s, 0) for s in self.statements if s in self.products]
+        return [*self.series, *made, *self.states, *self._read_constants()]
+
+    def _read_constants(self) -> list[Same]:
+        """The constants that the program itself reads, and not its products alone."""
+        read = {a for s in self.statements if s not in self.products for a in self.args[s] if isinstance(a, Same)}
+        return [a for a in self.constants if a in read]
+
+    def run(self, given: Sequence[Any], tensors: Sequence[Tensor]) -> dict[Any, Any]:
+        """The result of each statement in a step, from the tensors that are given for some arguments."""
+        env: dict[Any, Any] = {a: as_of(self._node(a), t) for a, t in zip(given, tensors, strict=True)}
+        for statement, node in zip(self.statements, self.samples, strict=True):
+            if statement not in self.products:
+                leaves = [env[a] if isinstance(a, Of | Each | Same) else a for a in self.args[statement]]
+                spec = pytree.tree_structure((node.args, node.kwargs))
+                args, kwargs = pytree.tree_unflatten(leaves, spec)
+                env[Of(statement, 0)] = run_call(node, args, kwargs)
+        return env
+
+    def _node(self, a: Of | Each | Same) -> Node:
+        """Some node that stands for an argument."""
+        return self.sample(a.statement) if isinstance(a, Of) else a.rows[0] if isinstance(a, Each) else a.value
+
+    def check(self) -> None:
+        """Check that a program can compute it.
+
+        Raises:
+            UnmergedError: None can.
+        """
+        try:
+            self.step_program(self.outputs()).check(self.dtype, len(self.shape), self.context.records)
+        except NotElementwiseError as error:
+            raise UnmergedError(error.problem) from None
+        except RuntimeError as error:  # of an operator: a program is traced with tensors of other sizes
+            message = f"an operator takes tensors of its own sizes alone: {str(error).splitlines()[0]}"
+            raise UnmergedError(message) from None
+
+    # ---- products between the steps
+
+    def between(self) -> Between:
+        """The products that are computed before each step of the program."""
+        products = tuple(self.product(s) for s in self.statements if s in self.products)
+        numbers = {a: i for i, a in enumerate(self.constants)}
+        counts = len(self.series), len(self.states), len(self.constants)
+        return Between(products, counts, tuple(numbers[a] for a in self._read_constants()))
+
+    def product(self, statement: Statement) -> Product:
+        """The product that a statement is.
+
+        Raises:
+            UnmergedError: It is none of a state and a weight that is the same at every step.
+        """
+        node = self.sample(statement)
+        found = product_of(node)
+        if found is None or value(node).shape != self.shape or self.device.type != "cpu":
+            raise UnmergedError(f"{name_of(node.target)} is not elementwise")
+        if value(node).dtype != self.dtype or node.meta["context"] != self.context:
+            raise UnmergedError(f"{name_of(node.target)} runs under no_grad or autocast, unlike the rest of the step")
+        name, *operands = found
+        args = dict(zip(pytree.tree_leaves((node.args, node.kwargs)), self.args[statement], strict=True))
+        state, weight, *bias = (args[a] for a in operands)
+        if state not in self.states or not all(isinstance(a, Same) for a in (weight, *bias)):
+            raise UnmergedError(f"{name_of(node.target)} is not elementwise, and takes no result of the step before")
+        return Product(name, self.states.index(state), *map(self.constants.index, (weight, *bias)))
+
+    # ---- the new graph
+
+    def emit(self, to: Emitter) -> None:
+        shape, states = self.shape, self.begins()
+        series = [_with_rank(to.over_time(list(a.rows)), len(shape), to) for a in self.series]
+        begins = [to.get(n) if isinstance(n, Node) else n for n in states]
+        given = [*series, *begins, *(to.get(a.value) for a in self.constants)]
+        other = [isinstance(a, Node) and value(a).dtype != self.dtype for a in given]
+        given = [to.call(aten.to.dtype, a, self.dtype) if b else a for a, b in zip(given, other, strict=True)]
+        node = to.graph.call_function(
+            Unrolled(self, self.outputs()), tuple(given), {"steps": to.times(self.statements[0])}
+        )
+        order = order_of(value(given[0]), shape) if series and not self.products else None
+        dims = order or range(len(shape))
+        step, record = (tuple(shape), tuple(dims)), ((self.steps, *shape), (0, *(1 + d for d in dims)))
+        options = {"dtype": self.dtype, "device": self.device}
+        wanted = [record for _ in self.outputs()] + [step for _ in states]
+        found = [fake_call(torch.empty_permuted, args, options, to.mode) for args in wanted]
+        node.meta |= {"example_value": tuple(found), "context": to.context}
+        self._call = node
+
+    def _result(self, number: int, to: Emitter) -> Node:
+        return to.result_of(self._call, number)
+
+    def whole(self, statement: Statement, to: Emitter) -> Node:
+        made = self._result(self.outputs().index(statement), to)
+        bools = value(statement.node).dtype == torch.bool
+        return to.behind(made, aten.to.dtype, made, torch.bool) if bools else made
+
+    def last(self, statement: Statement, to: Emitter) -> Node | None:
+        state = next((i for i, a in enumerate(self.states) if a.statement is statement), None)
+        if state is None or value(statement.node).dtype == torch.bool:
+            return None
+        return self._result(len(self.outputs()) + state, to)
+
+    def finish(self, to: Emitter) -> None:
+        """Make the program return only what is read."""
+        node, outputs = self._call, self.outputs()
+        read: list[Any] = [user.args[1] for user in node.users if user.users]
+        chosen = sorted(i for i in read if i < len(outputs))
+        for user in list(node.users):
+            number: Any = user.args[1]
+            if not user.users:
+                to.graph.erase_node(user)
+            elif number < len(outputs):
+                user.args = (node, chosen.index(number))
+            else:
+                user.args = (node, number - len(outputs) + len(chosen))
+        made = node.target = Unrolled(self, [outputs[i] for i in chosen])
+        if self.products:
+            return
+        binary = made.program.binary(self.dtype, len(self.shape))
+        users: dict[Any, Any] = {user: user.args[1] for user in node.users if user.args[1] in range(len(binary))}
+        for user, number in sorted(users.items(), key=lambda entry: not binary[entry[1]]):  # bits gain the most
+            linear = fuse_linear(to, node, user)
+            if linear is not None:
+                *weights, dims = linear
+                node.args = (*node.args, *weights)
+                made.output, made.dims = number, dims
+                self.fused = True
+                return
+
+    def describe(self) -> Iterator[str]:
+        name = f"{self.steps} steps of {len(self.statements)} calls{at_line(self.samples[0])}"
+        how = ", with the linear behind it" * self.fused
+        if self.products:
+            calls = sorted({name_of(s.node.target) for s in self.products})
+            how = f", with {' and '.join(calls)} between its steps"
+        yield f"{name}: one recurrence{how}"
+
+
+class Unrolled:
+    """All steps of a program as a function of the inputs, the first states and what is constant.
+
+    Attributes:
+        output: The one that a linear layer alone reads. Its weight and bias are then the last arguments.
+        dims: How many dimensions of a step, from the last, are the inputs of this layer; 0 where there is none.
+    """
+
+    __name__ = __qualname__ = "recurrence"
+
+    def __init__(self, part: Program, outputs: Sequence[Statement]) -> None:
+        self.program, self.shape = part.step_program(outputs), part.shape
+        self.between = part.between() if part.products else None
+        self.output = self.dims = 0
+
+    def series(self, node: Node) -> list[Any]:
+        """The inputs of a node that calls it, without those that have fewer dimensions than a step."""
+        found: Any = node.args[: (self.between or self.program).counts[0]]
+        return [n for n in found if value(n).shape[1:] == self.shape]
+
+    def __call__(self, *tensors: Any, steps: int) -> tuple[Tensor, ...]:
+        if self.between is not None:
+            return unroll_between(self.program, self.between, tensors, steps)
+        if not self.dims:
+            return self.program.unroll(*tensors, steps=steps)
+        *given, weight, bias = tensors
+        return self.program.unroll(*given, steps=steps, output=self.output, linear=Linear(weight, bias, self.dims))
+
+
+def _with_rank(whole: Node, rank: int, to: Emitter) -> Node:
+    """Inputs of all steps, with the dimensions of a step; a program broadcasts them when it runs."""
+    for _ in range(rank + 1 - value(whole).dim()):
+        whole = to.call(aten.unsqueeze.default, whole, 1)
+    return whole
+
+
+def as_of(node: Node, t: Tensor) -> Tensor:
+    """A tensor of a program, in which truth values are numbers, as what a node takes."""
+    return t.to(torch.bool) if tensors_of(node)[0].dtype == torch.bool else t

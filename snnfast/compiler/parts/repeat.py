@@ -1,0 +1,151 @@
+"""Statements that are called one by one: a loop of the new graph, whose body is a graph of one step."""
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+from torch._ops import OpOverload
+from torch.fx import Graph, GraphModule, Node
+from torch.nn import Module
+from torch.utils import _pytree as pytree
+
+from snnfast._unroll.graph import as_function
+from snnfast.compiler.calls import are_alike, aten, is_step, value
+from snnfast.compiler.emit import Emitter
+from snnfast.compiler.facts import Facts
+from snnfast.compiler.loop import Argument, Count, Each, Of, Same, Statement
+from snnfast.compiler.lower.kernels import use_kernels
+from snnfast.compiler.parts.base import Part
+
+
+class Repeat(Part):
+    """Statements that make all calls of a step before those of the next one."""
+
+    kind = "Repeat"
+
+    def __init__(self, statements: Sequence[Statement], order: dict[Node, int]) -> None:
+        super().__init__(sorted(statements, key=lambda s: order[s.node]))
+        self._call: Any = None
+        self._body = Graph()
+
+    def reads(self) -> list[Node]:
+        own = set(self.calls())
+        return [a for a in super().reads() if a not in own]
+
+    def emit(self, to: Emitter) -> None:
+        inputs: dict[Argument, Node] = {}
+        made: dict[Statement, Node] = {}
+        inside = set(self.statements)
+
+        def given(a: Argument, row: tuple[Any, ...]) -> Any:
+            if isinstance(a, Of) and a.statement in inside and a.back == 0:
+                return made[a.statement]
+            if isinstance(a, Same) and not isinstance(a.value, Node):
+                return a.value
+            # Rows of other statements are told by the nodes themselves.
+            a = Each(row) if isinstance(a, Of) and a.statement not in inside else a
+            if a not in inputs:
+                inputs[a] = self._body.placeholder(f"input_{len(inputs)}")
+            return inputs[a]
+
+        for s in self.statements:
+            node = s.node
+            leaves = [given(a, row) for a, row in zip(s.args, s.columns(), strict=True)]
+            args, kwargs = pytree.tree_unflatten(leaves, pytree.tree_structure((node.args, node.kwargs)))
+            made[s] = self._body.call_function(node.target, args, kwargs)  # type: ignore[arg-type]
+            made[s].meta = {**node.meta}
+            as_function(made[s])
+        self._body.output(tuple(made.values()))
+        results = {s: i for i, s in enumerate(self.statements)}
+        sources = [a._replace(statement=results[a.statement]) if isinstance(a, Of) else a for a in inputs]  # type: ignore[arg-type]
+        filled = [self._input(a, to) for a in inputs]
+        repeated = Repeated(GraphModule(Module(), self._body), sources)
+        self._call = to.call(repeated, *filled, steps=to.times(self.statements[0]))
+
+    def _input(self, a: Argument, to: Emitter) -> Any:
+        """The input of the loop for an argument of its body."""
+        if isinstance(a, Same):
+            return to.get(a.value)
+        if isinstance(a, Of):
+            return [to.get(n) if isinstance(n, Node) else n for n in a.first]
+        if isinstance(a, Each) and isinstance(a.rows[0], Node):
+            rows = list(a.rows)
+            whole = all(isinstance(value(n), Tensor) for n in rows) and are_alike(rows) and any(map(to.place, rows))
+            return to.over_time(rows) if whole else [to.get(n) for n in rows]
+        return None
+
+    def each(self, statement: Statement, to: Emitter) -> Any:
+        return to.result_of(self._call, self.statements.index(statement))
+
+    def whole(self, statement: Statement, to: Emitter) -> Node:
+        rows = self.each(statement, to)
+        return to.behind(rows, aten.stack.default, rows)
+
+    def finish(self, to: Emitter) -> None:
+        use_kernels(self._body)
+        self._call.target.body.recompile()
+
+
+def repeat(statement: Statement, reason: str, to: Emitter) -> None:
+    """Write a statement that can't be merged: as a loop, or as the calls themselves."""
+    statement.reason = reason
+    if can_repeat([statement], to.facts):
+        Repeat([statement], to.facts.order).emit(to)
+    else:
+        to.new |= {node: to.copy(node) for node in statement.calls}
+
+
+def can_repeat(statements: Sequence[Statement], facts: Facts) -> bool:
+    """Whether a loop can make the calls: all statements are at the same steps, and do nothing but compute."""
+    first, own = statements[0], {n for s in statements for n in s.calls}
+    given = [a for s in statements for a in s.args if isinstance(a, Each)]
+    return not any(own.intersection(a.rows) for a in given) and all(
+        s.steps == first.steps
+        and len(s.steps) == s.steps[-1] - s.steps[0] + 1
+        and not s.is_index
+        and s.node.meta["context"] == first.node.meta["context"]
+        and (isinstance(s.node.target, OpOverload) or s.node.target is operator.getitem or is_step(s.node.target))
+        and not facts.effects.intersection(s.calls)
+        and not facts.written_untracked.intersection(a for n in s.calls for a in n.all_input_nodes)
+        and len(s.alike()) == len(s.calls)
+        for s in statements
+    )
+
+
+class Repeated:
+    """A loop over the steps as a function of what its body takes.
+
+    Args:
+        body: A step. It returns a tuple of results.
+        sources: Where it finds each input: ``Of`` has the number of a result in place of the statement.
+    """
+
+    __name__ = __qualname__ = "repeated"
+
+    def __init__(self, body: GraphModule, sources: Sequence[Any]) -> None:
+        self.body, self.sources = body, sources
+
+    def __call__(self, *inputs: Any, steps: int) -> tuple[list[Any], ...]:
+        rows = [x.unbind(0) if isinstance(a, Each) and isinstance(x, Tensor) else x for a, x in self._given(inputs)]
+        results: list[list[Any]] = []
+        for t in range(steps):
+            found = self.body(*(_at(a, x, t, results) for a, x in zip(self.sources, rows, strict=True)))
+            results = results or [[] for _ in found]
+            for every, result in zip(results, found, strict=True):
+                every.append(result)
+        return tuple(results)
+
+    def _given(self, inputs: Sequence[Any]) -> Any:
+        return zip(self.sources, inputs, strict=True)
+
+
+def _at(a: Any, x: Any, t: int, results: Sequence[Sequence[Any]]) -> Any:
+    """An input of the body at a step."""
+    if isinstance(a, Same):
+        return x
+    if isinstance(a, Count):
+        return a.start + a.stride * t
+    if isinstance(a, Each):
+        return a.rows[t] if x is None else x[t]
+    return x[t] if t < len(a.first) else results[a.statement][t - a.back]

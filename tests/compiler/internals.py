@@ -1,0 +1,15 @@
+"""The only imports from inside of the compiler that its tests have, but for those of a single module or pass."""
+
+import sys
+from typing import Any
+
+from snnfast.compiler import emit, rules  # noqa: F401
+from snnfast.compiler.backend import merge  # noqa: F401
+from snnfast.compiler.calls import is_step  # noqa: F401
+from snnfast.compiler.failures import Attempt  # noqa: F401
+from snnfast.compiler.lower.kernels import bernoulli  # noqa: F401
+from snnfast.compiler.tracing import tracing  # noqa: F401
+from snnfast.compiler.verify import verified  # noqa: F401
+
+BACKEND: Any = sys.modules["snnfast.compiler.backend"]  # the package has a function of that name
+LONG = "snnfast.compiler.failures.LONG"

@@ -1,0 +1,1535 @@
+"""Random networks with a random loop over time, drawn from a number and written as Python (see ``loop_fuzz.py``).
+
+Whether PyTorch allows a statement where it stands is not asked: a program that raises without a compiler is left out.
+"""
+
+import math
+import random
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+# ---- the text of a program, while it is written
+
+
+@dataclass(frozen=True)
+class Value:
+    """A variable of the program: ``[B, *shape]``, or ``shape`` in a program without a batch."""
+
+    name: str
+    shape: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclass
+class Source:
+    """The lines of a program while it is written, and what its parts agree on."""
+
+    draw: random.Random
+    exact: bool  # float32, of numbers whose sums are exact
+    steps: int
+    train: bool
+    init: list[str] = field(default_factory=list)
+    before: list[str] = field(default_factory=list)
+    body: list[str] = field(default_factory=list)
+    after: list[str] = field(default_factory=list)
+    inputs: dict[str, tuple[str, tuple[int, ...]]] = field(default_factory=dict)  # name: kind, shape behind the batch
+    counts: Counter[str] = field(default_factory=Counter)
+    drawn: Counter[Any] = field(default_factory=Counter)  # kinds of statements, and pieces
+    uses_t: bool = False
+    permuted: bool = False  # no ``view`` from here on
+    batch: str = "x.shape[1]"  # empty: a program without a batch
+    needs_steps: bool = False  # the number of steps stands in the program
+    results: list[str] = field(default_factory=list)
+    # What a statement may read and write: tensors of one step; [T, B, *] and lists of a tensor for each step, both with
+    # the shape of one of them; any others.
+    values: list[Value] = field(default_factory=list)
+    records: list[Value] = field(default_factory=list)
+    lists: list[Value] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
+    draws: list[str] = field(default_factory=list)  # lists of random numbers
+    kept: list[Value] = field(default_factory=list)  # lists, whole behind the loop
+    later: list[Value] = field(default_factory=list)  # sums and filled tensors, likewise
+    modules: list[str] = field(default_factory=list)
+    place: str = "before"  # where statements are written: "before" the loop, in a "step", "after" the loop
+
+    def some(self, probability: float) -> bool:
+        return self.draw.random() < probability
+
+    def name(self, stem: str) -> str:
+        self.counts[stem] += 1
+        return f"{stem}{self.counts[stem]}"
+
+    def module(self, stem: str, code: str) -> str:
+        name = f"self.{self.name(stem)}"
+        self.init.append(f"{name} = {code}")
+        if not code.startswith(("nn.Parameter", "nn.ModuleList")):
+            self.modules.append(name)
+        return name
+
+    def parameter(self, stem: str, *shape: int) -> str:
+        return self.module(stem, f"nn.Parameter(torch.rand({', '.join(map(str, shape))}))")
+
+    def named(self, stem: str, code: str) -> str:
+        self.body.append(f"{(name := self.name(stem))} = {code}")
+        return name
+
+    def let(self, code: str, shape: tuple[int, ...], stem: str = "h") -> Value:
+        self.values.append(Value(self.named(stem, code), shape))
+        return self.values[-1]
+
+    @contextmanager
+    def written_to(self, lines: list[str]) -> Iterator[None]:
+        """Write statements there instead of in the body of the loop."""
+        body, self.body = self.body, lines
+        yield
+        self.body = body
+
+    def literal_steps(self) -> int:
+        self.needs_steps = True
+        return self.steps
+
+    def dims(self, *shape: int) -> str:
+        return ", ".join([*[self.batch] * bool(self.batch), *map(str, shape)])
+
+    def zeros(self, shape: tuple[int, ...], stem: str) -> str:
+        """A variable of zeros ``[B, *shape]`` from before the loop."""
+        name = self.name(stem)
+        dims = self.dims(*shape)
+        made = self.draw.choice((f"x.new_zeros({dims})", f"torch.zeros({dims}, dtype=x.dtype, device=x.device)"))
+        self.before.append(f"{name} = {made}")
+        return name
+
+    def add_input(self, kind: str, shape: tuple[int, ...], per_step: bool) -> str:
+        """An argument of ``forward``; the expression of it at one step."""
+        name = self.name({"classes": "y", "target": "target", "input": "z"}[kind])
+        self.inputs[name] = (kind + (" per step" if per_step else ""), shape)
+        if per_step:
+            self.uses_t = True
+        return f"{name}[t]" if per_step else name
+
+
+# ---- what may stand between two spiking layers; calls that keep the shape, and need no weights, are statements
+
+Write = Callable[[Source, Value], Value | None]  # ``None``: not for this shape
+
+
+@dataclass(frozen=True)
+class Piece:
+    write: Write
+    weight: float
+    exact: bool  # sums of a few bits stay sums of a few bits
+    unbatched: bool  # has no need of a batch
+
+
+PIECES: list[Piece] = []
+
+
+def piece(weight: float = 1.0, exact: bool = False, unbatched: bool = False) -> Callable[[Write], Write]:
+    def add(write: Write) -> Write:
+        PIECES.append(Piece(write, weight, exact, unbatched))
+        return write
+
+    return add
+
+
+def add_piece(s: Source, v: Value) -> Value:
+    """One piece that is drawn, behind ``v``."""
+    candidates = [p for p in PIECES if (p.exact or not s.exact) and (p.unbatched or s.batch)]
+    while True:
+        drawn = s.draw.choices(candidates, [p.weight for p in candidates])[0]
+        if (found := drawn.write(s, v)) is not None:
+            s.drawn[drawn.write] += 1
+            return found
+
+
+@piece(5, exact=True, unbatched=True)
+def linear(s: Source, v: Value) -> Value:
+    n, out = v.shape[-1], s.draw.randint(1, 9)
+    shape = (*v.shape[:-1], out)
+    kinds = ("module", "module", "module", "no bias", "functional", "matmul", "masked", "einsum", "addmm")
+    kind = s.draw.choice(kinds[: None if s.batch else -2])
+    if kind in ("module", "no bias"):
+        layer = s.module("fc", f"nn.Linear({n}, {out}{', bias=False' if kind == 'no bias' else ''})")
+        return s.let(f"{layer}({v})", shape)
+    w = s.parameter("weight", out, n)
+    if kind == "functional":
+        return s.let(f"F.linear({v}, {w}, {s.parameter('bias', out)})", shape)
+    if kind == "masked":
+        return s.let(f"F.linear({v}, {w} * ({w} > 0))", shape)
+    if kind == "einsum" or (kind == "addmm" and len(shape) > 1):
+        return s.let(f"torch.einsum('b...i,oi->b...o', {v}, {w})", shape)
+    if kind == "addmm":
+        return s.let(f"torch.addmm({s.parameter('bias', out)}, {v}, {w}.t())", shape)
+    return s.let(s.draw.choice((f"{v} @ {w}.t()", f"torch.matmul({v}, {w}.T)")), shape)
+
+
+@piece(4, exact=True)
+def conv(s: Source, v: Value) -> Value | None:
+    if len(v.shape) < 2:
+        return None
+    channels, *spatial = v.shape
+    out, d = s.draw.randint(1, 4), len(spatial)
+    kernel = s.draw.choice([k for k in (1, 2, 3) if k <= min(spatial) + 2])
+    padding, stride = s.draw.choice((0, 1)) if kernel <= min(spatial) else 1, s.draw.choice((1, 1, 2))
+    groups = channels if s.some(0.1) else 1
+    out = out * groups
+    sizes = [(n + 2 * padding - kernel) // stride + 1 for n in spatial]
+    options = f"stride={stride}, padding={padding}, groups={groups}"
+    if s.some(0.15):
+        w = s.parameter("weight", out, channels // groups, *[kernel] * d)
+        return s.let(f"F.conv{d}d({v}, {w}, {options})", (out, *sizes))
+    options += ", bias=False" if s.some(0.2) else ""
+    return s.let(f"{s.module('conv', f'nn.Conv{d}d({channels}, {out}, {kernel}, {options})')}({v})", (out, *sizes))
+
+
+@piece(3)
+def pool(s: Source, v: Value) -> Value | None:
+    if len(v.shape) < 2 or min(v.shape[1:]) < 2:
+        return None
+    channels, *spatial = v.shape
+    d, half = len(spatial), [n // 2 for n in spatial]
+    forms = [(f"F.{kind}_pool{d}d({{v}}, 2)", half) for kind in ("max", "avg")]
+    forms += [(f"nn.{kind}Pool{d}d(2)({{v}})", half) for kind in ("Max", "Avg")]
+    forms += [(f"F.adaptive_avg_pool{d}d({{v}}, 1)", [1] * d)]
+    if max(spatial) <= 4:
+        forms += [("F.interpolate({v}, scale_factor=2)", [2 * n for n in spatial])]
+    form, sizes = s.draw.choice(forms)
+    return s.let(form.format(v=v), (channels, *sizes))
+
+
+def flatten(s: Source, v: Value) -> Value:
+    forms = [f"{v}.flatten(1)", f"{v}.reshape({v}.size(0), -1)", f"{v}.reshape(-1, {v.size})", f"nn.Flatten()({v})"]
+    if not s.permuted:
+        forms += [f"{v}.view({v}.shape[0], -1)", f"{v}.view(-1, {v.size})"]
+    return s.let(s.draw.choice(forms), (v.size,))
+
+
+@piece(5, exact=True)
+def reshape(s: Source, v: Value) -> Value | None:
+    if len(v.shape) > 1:
+        return flatten(s, v)
+    n = v.shape[0]
+    factor = s.draw.choice([k for k in range(1, n + 1) if n % k == 0])
+    shape = (factor, n // factor)
+    if s.some(0.3) and n >= 2:
+        shape = (1, *shape)
+    dims = ", ".join(map(str, shape))
+    forms = [f"{v}.unflatten(1, ({dims}))", f"{v}.reshape(-1, {dims})", f"{v}.reshape({v}.shape[0], {dims})"]
+    return s.let(s.draw.choice(forms), shape)
+
+
+@piece(3, exact=True)
+def transpose(s: Source, v: Value) -> Value | None:
+    if len(v.shape) < 2:
+        return None
+    s.permuted = True
+    if len(v.shape) == 2:
+        forms = [f"{v}.transpose(1, 2)", f"{v}.mT", f"{v}.permute(0, 2, 1)", f"torch.transpose({v}, -1, -2)"]
+        return s.let(s.draw.choice(forms), v.shape[::-1])
+    return s.let(f"{v}.permute(0, 2, 3, 1)", (*v.shape[1:], v.shape[0]))
+
+
+@piece(4)
+def reduce(s: Source, v: Value) -> Value | None:
+    if len(v.shape) < 2:
+        return None
+    forms = ("{v}.sum(1)", "{v}.amax(1)", "{v}.max(1)[0]", "{v}[:, 0]", "{v}.select(1, -1)", "{v}.mean(1)",
+             "{v}.var(1, correction=0)", "torch.logsumexp({v}, dim=1)")  # fmt: skip
+    return s.let(s.draw.choice(forms).format(v=v), v.shape[1:])
+
+
+@piece(1, exact=True)
+def slice_or_pad(s: Source, v: Value) -> Value:
+    n = v.shape[-1]
+    if n > 1 and s.some(0.5):
+        s.permuted = True
+        forms = [(f"{v}[..., ::2]", (n + 1) // 2), (f"{v}[..., 1:]", n - 1), (f"{v}.narrow(-1, 0, {n - 1})", n - 1)]
+        forms += [(f"torch.stack({v}.chunk(2, -1)).sum(0)", n // 2)] * (n % 2 == 0)
+        code, m = s.draw.choice(forms)
+        return s.let(code, (*v.shape[:-1], m))
+    return s.let(f"F.pad({v}, (0, 1), value=0.5)", (*v.shape[:-1], n + 1))
+
+
+@piece(3)
+def module(s: Source, v: Value) -> Value:
+    """A module that keeps the shape."""
+    n = v.shape[-1]
+    forms = [f"nn.LayerNorm({n})", f"nn.LayerNorm({list(v.shape)})", f"nn.RMSNorm({n}, eps=1e-3)", "nn.PReLU()",
+             "nn.ReLU(inplace=True)", "nn.Dropout(p=0.0)", "nn.Softmax(dim=-1)"]  # fmt: skip
+    forms += [f"nn.GroupNorm(1, {v.shape[0]})"] * (len(v.shape) > 1)
+    forms += ["nn.Dropout(0.5)", *["nn.Dropout1d(0.2)"] * (len(v.shape) < 3)] * (not s.train)
+    return s.let(f"{s.module('module', s.draw.choice(forms))}({v} * 1)", v.shape)
+
+
+@piece(2)
+def batch_norm(s: Source, v: Value) -> Value:
+    # With momentum=None a number is read from a tensor at every step, where dynamo ends its graph.
+    kinds = ["", "", "", ", momentum=0.3", ", affine=False", *[", track_running_stats=False"] * s.train]
+    name = f"nn.BatchNorm{max(len(v.shape) - 1, 1)}d({v.shape[0]}{s.draw.choice(kinds)})"
+    if s.some(0.3):  # a mean that is large beside the deviations
+        v = s.let(f"{v} + 4096", v.shape)
+    if s.some(0.15):  # at the first step, or at all others
+        s.uses_t = True
+        condition = s.draw.choice(("t == 0", "t > 0", "t != 1"))
+        return s.let(f"{s.module('bn', name)}({v}) if {condition} else {v} * 0.5", v.shape)
+    if s.some(0.2):  # one for each step, as in "BatchNorm through time"
+        s.uses_t = True
+        norms = s.module("bntt", f"nn.ModuleList([{name} for _ in range({s.literal_steps()})])")
+        return s.let(f"{norms}[t]({v})", v.shape)
+    return s.let(f"{s.module('bn', name)}({v})", v.shape)
+
+
+@piece(2, exact=True)
+def branches(s: Source, v: Value) -> Value:
+    """Concatenated or added."""
+    a = add_piece(s, v) if s.some(0.5) else v
+    b = add_piece(s, v)
+    if a.shape == b.shape and s.some(0.6):
+        return s.let(s.draw.choice((f"{a} + {b}", f"{a} - {b}", f"torch.add({a}, {b})")), a.shape)
+    a, b = (w if len(w.shape) == 1 else flatten(s, w) for w in (a, b))
+    code = s.draw.choice((f"torch.cat([{a}, {b}], 1)", f"torch.cat(({a}, {b}), dim=-1)", f"torch.hstack([{a}, {b}])"))
+    wide = s.let(code, (a.size + b.size,))
+    return linear(s, wide) if wide.size > 9 else wide
+
+
+@piece(3)
+def attention(s: Source, v: Value) -> Value | None:
+    if len(v.shape) != 2:
+        return None
+    module = s.module("attention", f"nn.MultiheadAttention({v.shape[-1]}, 1, batch_first=True)")
+    forms = (f"torch.softmax({v} @ {v}.transpose(-2, -1), -1) @ {v}", f"F.scaled_dot_product_attention({v}, {v}, {v})",
+             f"torch.bmm(torch.bmm({v}, {v}.transpose(1, 2)).softmax(2), {v})",
+             f"{module}({v}, {v}, {v}, need_weights=False)[0]")  # fmt: skip
+    return s.let(s.draw.choice(forms), v.shape)
+
+
+@piece(1, exact=True, unbatched=True)
+def by_step(s: Source, v: Value) -> Value:
+    """What is another operation, or has another number, at each step."""
+    s.uses_t = True
+    n, steps = v.shape[-1], max(s.literal_steps(), 1)
+    kind = s.draw.choice(("number", "layers", "input", "if", "growing"))
+    if kind == "number":
+        scale = s.parameter("scale", steps, n)
+        forms = ("{v} * (t + 1)", "{v} * 0.5**t", "{v} + t", "{v} * (t % 2)", "{v} * {w}[t]", "{v} + {w}[t]")
+        return s.let(s.draw.choice(forms).format(v=v, w=scale), v.shape)
+    if kind == "layers":
+        layers = s.module("layers", f"nn.ModuleList([nn.Linear({n}, {n}) for _ in range({steps})])")
+        return s.let(f"{layers}[t]({v})", v.shape)
+    if kind == "input" and len(v.shape) == 1:
+        return s.let(f"{v} + {s.add_input('input', v.shape, per_step=True)}", v.shape)
+    if kind == "growing":
+        return s.let(f"{v} + {v}[..., : t + 1].sum(-1, keepdim=True)", v.shape)
+    w = s.let(f"{v}", v.shape)
+    s.body += [f"if {s.draw.choice(('t == 0', f't == {steps - 1}', 't % 2'))}:", f"    {w} = {v} * 2 + 0.5"]
+    return w
+
+
+@piece(0.7, exact=True, unbatched=True)
+def constant(s: Source, v: Value) -> Value:
+    """With something that is the same at every step, though it is computed in the loop."""
+    if len(v.shape) == 1 and s.some(0.4):
+        return s.let(f"{v} + {s.add_input('input', v.shape, per_step=False)}", v.shape)
+    w = s.parameter("offset", v.shape[-1])
+    return s.let(f"{v} * ({w} + {w}.abs().sum())", v.shape)
+
+
+@piece(0.5, exact=True)
+def buffer(s: Source, v: Value) -> Value:
+    """A buffer that moves with the steps."""
+    name = s.name("seen")
+    s.init.append(f"self.register_buffer('{name}', torch.zeros({v.shape[-1]}))")
+    rate = f"{v}.detach().reshape(-1, {v.shape[-1]}).sum(0)"
+    lines = (f"self.{name} += {rate}", f"self.{name}.add_({rate})", f"self.{name} = 0.5 * self.{name} + {rate}")
+    s.body.append(s.draw.choice(lines))
+    return s.let(f"{v} - 0.25 * self.{name}", v.shape) if s.some(0.3) and not s.exact else v
+
+
+@piece(1, exact=True)
+def several_results(s: Source, v: Value) -> Value:
+    """Of an operator that returns a tuple, the second one whole numbers."""
+    values, indices = s.name("part"), s.name("part")
+    form = s.draw.choice((f"{v}.max(-1, keepdim=True)", f"torch.sort({v}, dim=-1, stable=True)"))
+    s.body.append(f"{values}, {indices} = {form}")
+    return s.let(f"{v} + {values} + ({indices} * 0.25).to(x.dtype)", v.shape)
+
+
+@piece(1, exact=True)
+def whole_numbers(s: Source, v: Value) -> Value:
+    embedding = s.module("embedding", f"nn.Embedding(2, {v.shape[-1]})")
+    forms = (f"{embedding}(({v} > 0.4).long()).sum(-1)", f"{v} + ({v} > 0.4).sum(-1, keepdim=True)",
+             f"{v} * ({v} > 0.2).any(-1, keepdim=True)", f"{v} + F.one_hot(({v} > 0.4).long(), 2)[..., 1]",
+             f"{v} + ({v} > 0).long().cumsum(-1)", f"{v} * (({v} > 0.3) & ({v} < 2))")  # fmt: skip
+    return s.let(s.draw.choice(forms), v.shape)
+
+
+@piece(1)
+def larger_module(s: Source, v: Value) -> Value:
+    n, out = v.shape[-1], s.draw.randint(1, 5)
+    s.permuted = True
+    if len(v.shape) == 3:
+        return s.let(f"{s.module('up', f'nn.ConvTranspose2d({v.shape[0]}, {out}, 1)')}({v})", (out, *v.shape[1:]))
+    if s.some(0.5):
+        return s.let(f"{s.module('bilinear', f'nn.Bilinear({n}, {n}, {out})')}({v}, {v})", (*v.shape[:-1], out))
+    gru = s.module("gru", f"nn.GRU({n}, {out}, batch_first=True)")
+    code = f"{gru}({v})[0]" if len(v.shape) == 2 else f"{gru}({v}.unsqueeze(1))[0].squeeze(1)"
+    return s.let(code, (*v.shape[:-1], out))
+
+
+# ---- statements that may stand anywhere. In the forms, ``v`` is a tensor that is read, ``w`` another one of its
+# shape, ``o`` one that is written
+
+WRITES = (
+    "{o}.mul_(0.5)", "{o} += {w}", "{o} *= 0.5", "{o}.add_(other={w}, alpha=0.5)", "{o}.copy_({w})", "{o}.zero_()",
+    "{o}.fill_(0.5)", "{o}.clamp_(min=0.25)", "{o}.relu_()", "{o}.lerp_({w}, 0.5)", "{o}.detach_()",
+    "{o}.masked_fill_({w} > 0.5, 0.25)", "{o}.addcmul_({w}, {w}, value=0.5)", "{o}[{o} > 0.5] = 0.25",
+    "{o}[:, 0] = 0.5", "{o}[..., 0] = {w}[..., 0]", "{o}[0] = 0.25", "{o}[:] = {w}", "{o}[[0]] = 0.5",
+    "{o}[..., 1:] *= 2", "{o}[-1] += 1", "{o}[0, 0] = {w}[0, 0]", "{o}[:, [0]] = {w}[:, [0]]",
+    "{o}[:1], {o}[..., :1] = 0.25, 0.5", "{o}.data.mul_(0.5)", "{o}.data[0] = 1", "{o}.detach().add_(0.5)",
+    "torch.add({o}, {w}, out={o})", "torch.mul({w}, 0.5, out={o})", "torch.add({w}, {w}, out={o}[:])",
+    "torch.sub(other={w}, input={o}, out={o})", "torch.ops.aten.add_({o}, {w})", "torch.cat([{w}], out={o})",
+    "torch.ops.aten.clamp.out({w}, 0.25, out={o})", "torch.stack(list({w}), out={o})",
+    "torch._foreach_add_([{o}], [{w}])", "torch._foreach_mul_([{o}], 0.5)", "torch._foreach_copy_([{o}], [{w}])",
+    "torch._foreach_lerp_(({o},), ({w},), 0.5)", "torch._foreach_add_(list({o}), 1)",
+    "{o}.index_copy_(-1, torch.tensor([0]), {w}[..., :1])", "{o}.index_add_(0, torch.tensor([0]), {w}[:1])",
+    "{o}.index_fill_(1, torch.tensor([0]), 0.5)", "{o}.index_put_((torch.tensor([0]),), {w}[0])",
+    "{o}.scatter_add_(-1, torch.zeros({w}.shape, dtype=torch.long), {w})", "{o}.masked_scatter_({w} > 0.5, {w})",
+    "{o}.put_(torch.tensor([0]), torch.ones(1, dtype={o}.dtype))", "{o}.fill_diagonal_(0.5)", "{o}.cumsum_(-1)",
+    "F.relu(input={o}, inplace=True)", "F.leaky_relu({o}, 0.1, True)", "F.elu(inplace=True, input={o})",
+    "F.dropout({o}, 0.5, training=False, inplace=True)", "torch.nn.init.constant_({o}, 0.5)",
+    "operator.iadd({o}, {w})", "operator.setitem({o}, 0, 0.5)", "operator.imul({o}[0], 0.5)", "{o}.view(-1)[0] = 1",
+    "{o}.flatten()[0] = 1", "{o}.unbind(0)[0].mul_(2)", "{o}.split(1, 1)[0].add_(1)", "{o}.chunk(2, -1)[0].zero_()",
+    "{o}.T.mul_(2)", "{o}.transpose(0, 1)[0] = 0.5", "{o}.select(0, 0).copy_({w}[0])", "{o}.narrow(0, 0, 1).add_(1)",
+    "{o}.diagonal().zero_()", "{o}.as_strided((1,), (1,)).fill_(0.5)", "{o}.expand_as({o}).mul_(0.5)",
+    "{o}.t_()\n{o}.t_()", "{o}.unsqueeze_(0)\n{o}.squeeze_(0)", "{o}.set_({w})", "{o}.view_as({o}).mul_(0.5)",
+    "for q in {o}:\n    q.mul_(0.5)", "{o}[0].add_({o}[-1])", "scaled_(factor=0.5, v={o})",
+    "{o}[{w}.argmax() % {o}.shape[0]] = 0.5", "torch._assert_async({w}.isfinite().all())\n{o}.mul_(0.5)",
+    "{o}.requires_grad_({o}.requires_grad).mul_(0.5)",
+)  # fmt: skip
+# ``{n}``, ``{m}``: names of the results.
+WRITTEN_RESULTS = (
+    "{n}, {m} = torch.empty_like({v}[..., 0]), torch.zeros({v}[..., 0].shape, dtype=torch.long)\n"
+    "torch.max({v}, -1, out=({n}, {m}))",
+    "{n}, {m} = torch.empty_like({v}), torch.zeros({v}.shape, dtype=torch.long)\ntorch.sort({v}, -1, out=({n}, {m}))",
+    "{n}, {m} = {v} * 1, {v} * 2\ntorch._foreach_add_([{n}, {m}], [{v}, {n}])",
+    "{n}, {m} = {v}.clone(), {v}.detach().clone()\ntorch._foreach_mul_(({n}, {m}), 0.5)",
+    "{n}, {m} = {v} * 1, torch.zeros_like({v})\ntorch.add({n}, {v}, out={m})\n{n}.mul_(2)",
+    "{n} = {v} * 1\n{m} = {n}[..., :1]\n{n}.mul_(3)", "{n} = {v} * 1\n{m} = {n}.detach()\n{m}.mul_(3)",
+    "{n} = {v} * 1\n{m} = {n}.unbind(0)[0]\n{m} += 1", "{n} = {v} * 1\n{m} = {n}\n{n} += 1",
+    "{n} = {v} * 1\n{m} = {n}\n{n} = {n} + 1", "{n}, {m} = {v}.frexp()",
+    "{n} = {v} * 1\n{m} = {n}.expand(2, *{n}.shape)\n{n}.mul_(0.5)", "{n} = {m} = {v} * 1\n{n} *= 0.5",
+    "assert not {v}.isnan().any(), 'not a number'\nassert {v}.abs().max().item() < 1e9\n{n} = {m} = {v} * 2",
+    "{n} = {m} = {v} * 1\ntry:\n    assert not ({v} > 0.5).any(), 'large'\nexcept AssertionError:\n    {m} = {n} * 0.5",
+    "{n} = {m} = {v} * 1\ntry:\n    assert {v}.max().item() < 0.5\n    {n} = {n} + 1\nexcept AssertionError:\n    pass",
+)  # fmt: skip
+
+COUNTS = (
+    "{a} += {v}", "{a} = {a} + {v}", "{a} = {v} + {a}", "{a} = {a} + {v}.detach()", "{a}.add_({v})", "{a} -= {v}",
+    "{a} = torch.add({a}, {v})", "{a} = {a} + {v}.sum(-1, keepdims=True)", "torch._foreach_add_([{a}], [{v}])",
+    "{a} = {a} + {v} * (t + 1)", "torch.add({a}, {v}, out={a})", "{a} = 0.5 * {a} + {v}", "{a}.data += {v}",
+    "{a}.detach().add_({v})",
+)  # fmt: skip
+
+VIEWS = (
+    "{v}", "{v}[:]", "{v}.detach()", "{v}.data", "{v}.view_as({v})", "{v}.expand_as({v})", "{v}[None][0]",
+    "{v}.unsqueeze(0).squeeze(0)", "{v}.split({v}.shape[0])[0]", "{v}.chunk(1)[0]", "{v}.narrow(0, 0, {v}.shape[0])",
+    "{v}.transpose(0, 1).transpose(0, 1)", "{v}.reshape({v}.shape)", "{v}.contiguous()", "{v}.to({v}.dtype)",
+    "{v}.type_as({v})", "{v}.flatten(1)", "torch.broadcast_tensors({v}, {w})[0]", "+{v}", "{v}.real",
+    "{v}.view({v}.dtype)", "{v}.sum_to_size({v}.shape)", "torch.as_tensor({v})", "{v}.swapaxes(0, 1).T",
+    "{v}.unbind(0)[0].expand_as({v})", "torch.movedim({v}, 0, 0)", "F.dropout({v}, 0.5, training=False)",
+    "torch.ops.aten.alias({v})", "{v}[0:9]", "{v}.as_strided({v}.shape, {v}.stride())", "{v}[..., None][..., 0]",
+    "{v}.unflatten(0, (-1, 1)).squeeze(1)", "nn.Identity()({v})",
+)  # fmt: skip
+COPIES = (
+    "{v}.clone()", "{v} * 1", "{v} + 0", "{v} * {w}", "{v} + {w}", "{v} - 0.5 * {w}", "{v} * 0.5 + {w}.detach()",
+    "1 + {v}", "torch.cat([{v}])", "torch.stack([{v}])[0]", "torch.stack([{v}, {w}], axis=1).sum(axis=1)",
+    "torch.zeros_like({v})", "torch.where({v} > {w}, {v}, {w})", "{v}.repeat([1] * {v}.dim())", "{v}.roll(0)",
+    "{v}.masked_fill({w} > 0.5, 0)", "{v}.float()", "F.pad({v}, (0, 0))", "{v}.new_zeros({v}.shape)",
+    "{v}[torch.arange({v}.shape[0])]", "torch.ones_like({v}) * 0.5", "{v} * {v}.sum(-1, keepdim=True)",
+    "{v} - {v}.mean(axis=-1, keepdims=True)", "{v} + {v}.amax(axis=-1, keepdims=True)", "{v}.double()",
+    "torch.tanh({v})", "{v}.index_add(0, torch.tensor([0]), {w}[:1])", "{v}.scatter(-1, ({w} > 9).long(), 0.5)",
+    "torch.addcmul({v}, {w}, {w})", "{v}.to(torch.float32).to(x.dtype)", "({v} > 0.5).to(x.dtype)",
+    "torch.sum({v}, 0) + {w}", "F.gelu({v})", "{v}.clamp(-1, 1)", "{v} - {v}.detach() + {v}.abs()",
+    "{v} + torch.full(({v}.shape[-1],), 0.5, dtype=x.dtype)", "{v}.cumsum(-1)", "{v} - {v}[..., -1:]",
+    # What a batch of all time steps would get wrong.
+    "{v}.flip(0)", "{v} + {v}[0]", "{v} + {v}[-1:]", "{v}.roll(1)", "torch.cat([{v}[1:], {v}[:1]])",
+    "torch.stack(list({v}))", "{v} + 0.3 * {v}.mean()", "{v} / (1 + {v}.norm())", "{v} + {v}.sum() / {v}.numel()",
+    "{v} + {v}[{w}.argmax() % {v}.shape[0]]", "{v} * [0.5, 1.0, 2.0][int({w}.argmax()) % 3]",
+    "{v}.reshape(-1).flip(0).view({v}.shape)", "{v} / {v}.size(0) + {v}", "{v} + {v}.flatten()[0]",
+)  # fmt: skip
+TIES = (
+    "{v} * {w}.nanmedian()", "{v} * {w}.nanmedian(-1, keepdim=True).values", "{v} + {w}.median()",
+    "{v}.sort(dim=-1, descending=True)[0]", "{v} + {w}.topk(1, -1)[0]", "{v}.msort()", "{v} + {w}.max()",
+    "{v} * {w}.kthvalue(1, -1, True)[0]", "{v} + {w}.max(-1, keepdim=True)[0]", "{v} + {w}.min(0).values",
+    "{v}.cummax(-1)[0]", "{v} + {w}.amax(0)", "{v} + {w}.norm(float('inf'))", "{v} + torch.quantile({w}, 0.5)",
+    "{v} + {w}.mode(-1, True)[0]", "{v} + torch.aminmax({w}).max", "torch.maximum({v}, {v}.flip(-1))",
+    "torch.fmin({v}, {w})", "{v} + {w}.argmax(-1, keepdim=True)", "{v} + {w}.prod(-1, keepdim=True)",
+    "{v} + {w}.abs().max().detach()", "{v}.gather(-1, {w}.argsort(-1))", "{v} + {w}.logcumsumexp(0)",
+    "F.max_pool1d({v}, 3, 1, 1)", "{v} + {w}.std()", "{v} + torch.nanmedian(input={w}, dim=0)[0]",
+)  # fmt: skip
+TRANSFORMS = (
+    "torch.vmap(lambda a: a * 2)({v})", "torch.vmap(torch.sort)({v})[0]",
+    "torch.func.grad(lambda a: (a**2).sum())({v})", "torch.func.jvp(torch.sin, ({v},), ({w},))[1]",
+    "torch.func.vjp(torch.tanh, {v})[1]({w})[0]", "torch.vmap(torch.mul, in_dims=(1, 1), out_dims=1)({v}, {w})",
+    "torch.func.functional_call(self.fixed, dict(self.fixed.named_parameters()), ({v},))",
+    "torch.vmap(lambda a: a + a.sum())({v})", "checkpoint(torch.tanh, {v}, use_reentrant=False)",
+    "checkpoint(self.fixed, {v}, use_reentrant=False)", "doubled({v})",
+    "checkpoint(lambda a, b: torch.sigmoid(a) * b, {v}, {w}, use_reentrant=False)", "steep({v})",
+    "torch.cond({v}.sum() > 1, lambda a: a * 2, lambda a: a + 1, ({v},))",
+    "torch.func.vmap(torch.func.grad(lambda a: a.square().sum()))({v})", "{v} * {w}.shape[0]",
+)  # fmt: skip
+OTHERS = (
+    "{v}.sum()", "{v}.mean(0)", "{v}.sum(axis=0)", "{v}[0]", "{v}[..., 0]", "{v}.unbind(axis=1)[0]", "{v}.T",
+    "{v}.unsqueeze(0)", "{v}.expand(2, *{v}.shape)", "{v}.view(-1)", "{v}.argmax(-1)", "({v} > 0.5)",
+    "{v}.sum(-1, keepdims=True)", "{v}.shape[0]", "{v}.split(1)[0]", "torch.stack([{v}, {w}], axis=-1)",
+    "torch.cat(({v}, {w}), axis=1)", "{v}.any()", "{v}.max(-1)", "{v}.to(torch.float32)", "{v}.long()",
+    "torch.outer({v}[0], {w}[0])", "F.mse_loss({v}, {w})", "F.cross_entropy({v}, {w}.argmax(-1))", "[{v}, {w}]",
+    "{{'v': {v}}}", "({v},) * 2",
+)  # fmt: skip
+# One of two spellings at every second step. ``[name, value]`` in the order of the signature.
+SPELLED: dict[str, tuple[tuple[str, str], ...]] = {
+    "torch.sub": (("input", "{v}"), ("other", "{w}")), "torch.div": (("input", "{v}"), ("other", "{w} + 2")),
+    "torch.add": (("input", "{v}"), ("other", "{w}"), ("*alpha", "0.5")),
+    "torch.sum": (("input", "{v}"), ("dim", "-1"), ("keepdim", "True")),
+    "torch.mean": (("input", "{v}"), ("dim", "0"), ("keepdim", "True")),
+    "torch.clamp": (("input", "{v}"), ("min", "0.25"), ("max", "0.75")),
+    "torch.where": (("condition", "{v} > 0.5"), ("input", "{v}"), ("other", "{w}")),
+    "torch.lerp": (("input", "{v}"), ("end", "{w}"), ("weight", "0.25")),
+    "torch.addcmul": (("input", "{v}"), ("tensor1", "{w}"), ("tensor2", "{v}"), ("*value", "0.5")),
+    "torch.cumsum": (("input", "{v}"), ("dim", "0")), "torch.softmax": (("input", "{v}"), ("dim", "0")),
+    "F.softmax": (("input", "{v}"), ("dim", "-1")), "torch.flip": (("input", "{v}"), ("dims", "(1,)")),
+    "torch.roll": (("input", "{v}"), ("shifts", "1"), ("dims", "0")),
+    "F.leaky_relu": (("input", "{v}"), ("negative_slope", "0.5")),
+    "F.normalize": (("input", "{v}"), ("p", "1"), ("dim", "0")),
+    "torch.logsumexp": (("input", "{v}"), ("dim", "-1"), ("keepdim", "True")),
+    "torch.transpose": (("input", "{v}.T"), ("dim0", "0"), ("dim1", "1")),
+    "torch.var": (("input", "{v}"), ("dim", "-1"), ("*correction", "0"), ("*keepdim", "True")),
+    "F.linear": (("input", "{v}"), ("weight", "self.square.weight"), ("bias", "self.square.bias")),
+    "torch.masked_fill": (("input", "{v}"), ("mask", "{w} > 0.5"), ("value", "0.25")),
+    "torch.index_select": (("input", "{v}"), ("dim", "0"), ("index", "torch.arange({v}.shape[0]).flip(0)")),
+    "torch.gather": (("input", "{v}"), ("dim", "-1"), ("index", "torch.zeros({v}.shape, dtype=torch.long)")),
+    "F.layer_norm": (("input", "{v}"), ("normalized_shape", "{v}.shape[-1:]")),
+}  # fmt: skip
+NUMPY = {"dim": "axis", "keepdim": "keepdims", "input": "x1", "other": "x2"}
+
+DRAWS = (
+    "torch.bernoulli({c})", "torch.rand_like({c})", "torch.randn({c}.shape)", "F.dropout({c}, 0.5, training=True)",
+    "torch.binomial(prob={c}, count={c} * 20)", "torch.poisson({c} * 20)", "torch.normal({c}, 1.0)", "torch.rand(20)",
+    "torch._standard_gamma({c})", "torch._sample_dirichlet({c})", "torch.randint_like({c}, 1000)", "torch.randperm(20)",
+    "torch.empty_like({c}).uniform_()", "torch.zeros_like({c}).exponential_()", "{c}.clone().normal_()",
+    "{c}.clone().bernoulli_(0.5)", "torch.multinomial({c}, 20, replacement=True)", "F.gumbel_softmax({c}, dim=0)",
+    "F.rrelu(-{c}, 0.1, 0.9, training=True)", "F.alpha_dropout({c}, 0.5, training=True)", "nn.Dropout(0.5)({c})",
+    "torch.distributions.Gamma({c}, 1.0).sample()", "torch.distributions.Normal({c}, 1.0).rsample()",
+    "F.scaled_dot_product_attention({c}.view(1, 20, 1), {c}.view(1, 20, 1), {c}.view(1, 20, 1), dropout_p=0.5)",
+    "torch.randn_like({c}) * {c}", "F.feature_alpha_dropout({c}.view(1, 20, 1), 0.5, training=True)", "noise({c})",
+    "torch.nn.init.normal_({c}.clone())", "torch.rand(20, out=torch.empty(20))",
+    "F.dropout1d({c}.view(1, 20, 1), 0.5)", "torch.vmap(torch.bernoulli, randomness='different')({c})",
+)  # fmt: skip
+
+# Where torch.compile ends a graph.
+BREAKS = (
+    "{v} * float({w}.detach().sum() > 1)", "torch.compiler.disable(torch.sin)({v})", "{v} + torch.unique({w}).sum()",
+    "{v} * {w}[{w} > 0.5].numel()", "torch.autograd.grad({v}.square().sum(), {v}, create_graph=True)[0]",
+    "(print(end=''), {v})[1]", "{v} * (1 + int({w}.detach().sum()))",
+)  # fmt: skip
+HOOKS = (
+    "{v}.register_hook(lambda g: g * 2)", "{v}.register_hook(lambda g: g.clamp(-0.1, 0.1))",
+    "{v}.register_hook(torch.sin)", "{v}.register_hook(lambda g: None)", "{v}.register_hook(torch.zeros_like)",
+)  # fmt: skip
+OF_MODULES = (
+    "{m}.register_forward_hook(lambda m, args, out: out)",
+    "{m}.register_forward_pre_hook(lambda m, args: (args[0] * 0.5, *args[1:]))",
+    "{m}.register_forward_hook(lambda m, _, out: (out[0] * 1, *out[1:]) if isinstance(out, tuple) else out * 0.5)",
+    "{m}.register_forward_hook(lambda m, args, out: torch.detach(args[0]).mul_(0.5).shape and None)",
+    "{m}.register_full_backward_hook(lambda m, grads, outs: None)",
+)  # fmt: skip
+BLOCKS = (
+    *("with torch.no_grad():",) * 6, *("with torch.enable_grad():",) * 2, "with torch.set_grad_enabled(False):",
+    "with torch.inference_mode():", "with torch.autocast('cpu', torch.bfloat16):",
+    "with torch.autocast('cpu', enabled=False):", "with torch.no_grad(), torch.enable_grad():",
+    "with torch.set_grad_enabled(x.shape[0] > 2):", "with torch.set_grad_enabled(not torch.is_grad_enabled()):",
+    "if x.shape[-1] > 2:", "with torch.inference_mode(False):",
+)  # fmt: skip
+HELPERS = (*("@torch.no_grad()",) * 2, "@torch.no_grad", "@torch.enable_grad()", "@torch.inference_mode()")
+OF_STEPS = (
+    "with torch.set_grad_enabled(t % 2 == 1):", "with torch.set_grad_enabled(t > 0):",
+    "with torch.set_grad_enabled(t == 0):", "if t % 2:", "if t == 0:",
+)  # fmt: skip
+
+Statement = Callable[[Source], bool]
+
+
+def fill(s: Source, form: str, pool: list[Value] | None = None, **names: object) -> tuple[str, Value] | None:
+    """The form with names from a pool, and which of them ``v`` (or ``o``) is."""
+    pool = s.values if pool is None else pool
+    if not pool:
+        return None
+    v = s.draw.choice(pool[-6:] if s.some(0.7) else pool)
+    w = s.draw.choice([u for u in pool if u.shape == v.shape and (u != v or s.some(0.2))] or [v])
+    return form.format(v=v, o=v, w=w, **names), v
+
+
+def _any_pool(s: Source) -> list[Value]:
+    """Mostly tensors of a step; or records, or of the first or last tensor of a list."""
+    if s.records and s.some(0.3):
+        return s.records
+    if s.lists and s.some(0.15):
+        v = s.draw.choice(s.lists)
+        return [Value(f"{v}[{s.draw.choice((0, -1))}]", v.shape)]
+    return s.values
+
+
+def write(s: Source) -> bool:
+    pool = _any_pool(s)
+    if (
+        pool is s.values
+        and s.some(0.6)
+        and (found := fill(s, s.draw.choice(("{v} * 1", "{v}.clone()", "torch.zeros_like({v})", "{v}[:]"))))
+    ):
+        new = s.let(found[0], found[1].shape)
+        pool = [u for u in pool if u.shape == new.shape and s.some(0.5)] + [new]
+    if not (found := fill(s, s.draw.choice(WRITES), pool)):
+        return False
+    s.body += found[0].splitlines()
+    return True
+
+
+def written_results(s: Source) -> bool:
+    n, m = s.name("n"), s.name("m")
+    if found := fill(s, s.draw.choice(WRITTEN_RESULTS), n=n, m=m):
+        s.body += found[0].splitlines()
+        s.others += [n, m]
+    return found is not None
+
+
+def same_shape(s: Source) -> bool:
+    forms = s.draw.choices((VIEWS, COPIES, TIES, TRANSFORMS, BREAKS), (4, 4, 2, 1, 0.15))[0]
+    pool = s.values if forms in (TRANSFORMS, BREAKS) else _any_pool(s)
+    found = fill(s, s.draw.choice(forms), pool)
+    if found and pool is s.records:
+        s.records.append(Value(s.named("R", found[0]), found[1].shape))
+    elif found:
+        s.let(found[0], found[1].shape)
+    return found is not None
+
+
+def other_shape(s: Source) -> bool:
+    if found := fill(s, s.draw.choice(OTHERS), _any_pool(s)):
+        s.others.append(s.named("u", found[0]))
+    return found is not None
+
+
+def spelled(s: Source) -> bool:
+    # More often of two tensors, which must not be taken for each other.
+    weights = [4 if any("{w}" in value for _, value in arguments) else 1 for arguments in SPELLED.values()]
+    name, arguments = s.draw.choices(list(SPELLED.items()), weights)[0]
+    codes = []
+    positional = len([a for a, _ in arguments if not a.startswith("*")])
+    first = s.draw.choice((0, s.draw.randint(0, positional)))
+    for _ in range(2):
+        first = first if s.some(0.6) else s.draw.randint(0, positional)
+        named = [(a.strip("*"), value) for a, value in arguments[first:]]
+        s.draw.shuffle(named)
+        numpy = NUMPY if s.some(0.2) and name.startswith("torch") else {}
+        given = [*(v for _, v in arguments[:first]), *(f"{numpy.get(a, a)}={v}" for a, v in named)]
+        codes.append(f"{name}({', '.join(given)})")
+    code = codes[0] if s.place != "step" or s.some(0.4) else f"{codes[0]} if t % 2 else {codes[1]}"
+    if found := fill(s, code):
+        s.uses_t |= "t %" in code
+        shape = found[1].shape
+        kept = any(value == "True" for _, value in arguments)
+        s.let(f"({found[0]}) + torch.zeros_like({found[1]})" if kept else found[0], shape)
+    return found is not None
+
+
+def draw_random(s: Source) -> bool:
+    """Random numbers of each step in a list that only the results hold, since they are not the same when compiled."""
+    if s.place != "step" or not s.values:
+        return False
+    c = s.name("c")
+    s.before.append(f"{c} = torch.full((20,), 0.5, dtype=x.dtype)")
+    if s.some(0.3):
+        s.body.append(f"{c} = {c} * (1 + {s.draw.choice(s.values)}.detach().sigmoid().mean() * 0.01)")
+    if s.some(0.07):
+        s.body.append(s.draw.choice(("torch.manual_seed(3)", "torch.manual_seed(t)", "torch.random.manual_seed(3)")))
+        s.uses_t = True
+    for draws in (s.name("draws"), s.name("draws")):
+        s.before.append(f"{draws} = []")
+        s.body.append(f"{draws}.append({s.draw.choice(DRAWS).format(c=c)})")
+        s.draws.append(draws)
+    return True
+
+
+def hook(s: Source) -> bool:
+    if s.modules and s.some(0.3):
+        s.init.append(s.draw.choice(OF_MODULES).format(m=s.draw.choice(s.modules)))
+        return True
+    if found := fill(s, s.draw.choice(HOOKS)):
+        s.body += [f"if {found[1]}.requires_grad:", f"    {found[0]}"]
+    return found is not None
+
+
+def held(s: Source) -> bool:
+    """A change of a parameter or a buffer."""
+    names = [m for m in s.modules if ".fc" in m or ".lif" in m]
+    if not names:
+        return False
+    m = s.draw.choice(names)
+    states = ("{m}.mem = {m}.mem * 0.5", "{m}.mem.mul_(0.5)", "{m}.mem = {m}.mem.detach()", "{m}.reset_mem()")
+    weights = (
+        "{m}.weight.data.mul_(0.5)", "{m}.weight.data.clamp_(-0.3, 0.3)", "{m}.bias.data += 0.1",
+        "with torch.no_grad():\n    {m}.weight.mul_(0.5)",
+    )  # fmt: skip
+    s.body += s.draw.choice(states if ".lif" in m else weights).format(m=m).splitlines()
+    return True
+
+
+def any_piece(s: Source) -> bool:
+    if s.values and (s.place == "step" or s.some(0.3)):
+        add_piece(s, s.draw.choice(s.values[-4:]))
+        return True
+    return False
+
+
+def count(s: Source) -> bool:
+    """A sum that is carried from step to step."""
+    if s.place != "step" or not s.values:
+        return False
+    v, acc = s.draw.choice(s.values), s.zeros((), "acc")
+    if not v.shape:
+        return False
+    s.before[-1] = f"{acc} = {s.draw.choice((f'x.new_zeros({s.dims(*v.shape)})', '0', '0.0'))}"
+    form = s.draw.choice(COUNTS)
+    s.uses_t |= "t + 1" in form
+    s.body.append(form.format(a=acc, v=v))
+    s.later.append(Value(acc, v.shape))
+    if s.some(0.4):
+        s.let(f"{acc} * 1" if s.some(0.5) else f"{v} + 0.25 * {acc}", v.shape)
+    return True
+
+
+KINDS: dict[Statement, float] = {
+    write: 4, written_results: 1, same_shape: 5, other_shape: 1, spelled: 2, draw_random: 1, hook: 0.7, held: 0.4,
+    any_piece: 2, count: 1.5,
+}  # fmt: skip
+
+
+def statements(s: Source, count: int) -> None:
+    def statement() -> None:
+        (kind,) = s.draw.choices(list(KINDS), list(KINDS.values()))
+        s.drawn[kind] += kind(s)
+
+    some_in_blocks(s, count, statement, 0.3)
+
+
+def some_in_blocks(s: Source, count: int, statement: Callable[[], None], probability: float) -> None:
+    """So many statements, or pairs, each perhaps in a block."""
+    for _ in range(count):
+        lines: list[str] = []
+        with s.written_to(lines):
+            for _ in range(s.draw.choice((1, 1, 2))):
+                statement()
+        s.body += in_block(s, lines) if s.some(probability) else lines
+
+
+def in_block(s: Source, lines: list[str]) -> list[str]:
+    """The lines under a grad mode, or autocast, or a condition."""
+    if not lines:
+        return []
+    indented = [f"    {line}" for line in lines]
+    if s.place == "step" and s.some(0.25):
+        s.uses_t = True
+        return [s.draw.choice(OF_STEPS), *indented]
+    form = s.draw.choice((*BLOCKS, *("set",) * 3, *("helper",) * 4))
+    if form == "set":
+        was = s.name("was")
+        mode = s.draw.choice(("False", "False", "True", f"not {was}"))
+        begin = [f"{was} = torch.is_grad_enabled()", f"torch.set_grad_enabled({mode})"]
+        return [*begin, *lines, f"torch.set_grad_enabled({was})"]
+    if form == "helper":
+        # Its own names are those that are assigned for the first time.
+        assigned = dict.fromkeys(line.split(" = ")[0] for line in lines if " = " in line.split("(")[0])
+        new = ", ".join(names for names in assigned if names.replace(", ", "").isidentifier())
+        name, mode = s.name("helper"), s.draw.choice(HELPERS)
+        body = [*indented, *[f"    return {new}"] * bool(new)]
+        return [mode, f"def {name}():", *body, f"{new} = {name}()" if new else f"{name}()"]
+    if s.some(0.15):
+        return [form, "    with torch.enable_grad():", *(f"    {line}" for line in indented)]
+    return [form, *indented]
+
+
+# ---- what a program keeps of its steps, makes of it and returns
+
+APPENDS = ("{L}.append({v})",) * 12 + (
+    "{L} += [{v}]", "{L} = [*{L}, {v}]", "{L}.insert(0, {v})", "{L}.extend([{v}, {v} * 2])",
+    "if t % 2 == 0:\n    {L}.append({v})", "{L}.append({v}.detach())", "{L}.append({v}.clone())", "{L}.append({v}[:])",
+    "{L}.append({v}.data)", "{L}.append({v} * 1)", "with torch.no_grad():\n    {L}.append({v})",
+    "with torch.no_grad():\n    {L}.append({v} * 1)", "{L}.append({v} if t else {v}.detach())",
+)  # fmt: skip
+# Of a list: to a record, to a tensor of one step, to a list, to anything.
+STACKS = (
+    *("torch.stack({L})",) * 8, "torch.stack({L}, axis=0)", "torch.stack([q.clone() for q in {L}])",
+    "torch.stack([q.detach() for q in {L}])", "torch.stack({L}[::-1])", "torch.stack([q * 1 for q in {L}])",
+    "torch.cat([q.unsqueeze(0) for q in {L}], axis=0)", "torch.stack({L}, 1).transpose(0, 1)",
+    "torch.stack({L}, -1).movedim(-1, 0)", "torch.stack([q.data for q in {L}])", "torch.stack({L}).clone()",
+    "torch.nn.utils.rnn.pad_sequence({L}).transpose(0, 1)", "torch.stack({L}).detach()", "torch.stack({L}) * 1",
+    "torch.stack({L}, out=torch.empty(len({L}), *{L}[0].shape))", "torch.cat({L}).view(len({L}), *{L}[0].shape)",
+    "torch.concat({L}, axis=-1).unflatten(-1, (len({L}), -1)).movedim(-2, 0)",
+    "torch.stack([q.view_as(q) for q in {L}])", "torch.vstack([q[None] for q in {L}])",
+)  # fmt: skip
+SUMS = (
+    *("sum({L})", "torch.stack({L}).sum(0)") * 3, "torch.stack({L}).sum(axis=0)", "functools.reduce(torch.add, {L})",
+    "torch.stack({L}).mean(0)", "torch.stack({L}, axis=1).sum(axis=1)", "torch.stack({L}).amax(0)",
+    "torch.stack({L}).max(0).values", "torch.stack({L}).nanmedian(0).values", "torch.stack({L}).median(dim=0).values",
+    "torch.stack({L}).kthvalue(1, 0).values", "torch.stack({L}).sort(0).values[0]", "torch.stack({L}).logsumexp(0)",
+    "{L}[-1]", "{L}[0]", "torch.stack({L})[-1]", "sum({L}) / len({L})", "torch.stack({L}).prod(0)",
+    "torch.einsum('t...->...', torch.stack({L}))", "torch.stack({L}).cumsum(0)[-1]", "torch.stack({L}[-2:]).sum(0)",
+    "sum(q.detach() for q in {L})", "torch.add(*{L}[:2])", "torch.stack({L}).sum(axis=0, keepdims=True)[0]",
+    "torch.stack({L}).topk(1, 0)[0][0]", "torch.stack({L}).quantile(0.5, 0)", "sum({L}).detach()",
+    "sum((t + 1) * q for t, q in enumerate({L}))", "torch.stack({L}).softmax(0)[0]", "torch.stack({L}).sum(0).data",
+)  # fmt: skip
+TO_LISTS = (
+    "{L}[::-1]", "list({L})", "{L}", "[q.detach() for q in {L}]", "[q.clone() for q in {L}]", "{L}[1:]",
+    "[q * 2 for q in {L}]", "[q[:] for q in {L}]",
+)  # fmt: skip
+# Several results of one list, in one place.
+SEVERAL = (
+    "torch.stack({L}), torch.stack({L})", "torch.stack({L}), torch.cat({L})", "torch.stack({L}), torch.stack({L}, 1)",
+    "torch.stack({L}), torch.stack({L}[:2])", "torch.stack({L}), {L}[-1]", "{L}, torch.stack({L})", "{L}, {L}[0]",
+    "torch.stack({L}), torch.stack([q.clone() for q in {L}])", "torch.stack({L}), torch.stack({L}).detach()",
+    "torch.stack({L}), torch.stack([q.detach() for q in {L}])", "sum({L}), torch.stack({L}).sum(0)",
+    "torch.stack({L}), torch.stack({L}).sum(0)", "sum({L}), sum({L})", "torch.stack({L})[0], {L}[0]",
+    "torch.stack({L}).unbind(0), torch.stack({L})", "torch.stack({L}).split(1)", "{L}[::2], {L}[1::2]",
+    "torch.stack({L})[1:], torch.stack({L})[:-1]", "torch.stack({L}), torch.stack({L}).transpose(0, 1)",
+    "torch.stack({L}).view(-1), torch.stack({L}).flatten(1)", "torch.stack({L}, axis=1).softmax(1)",
+    "torch.cat({L}, -1)", "torch.stack({L}).expand(2, *[-1] * torch.stack({L}).dim())",
+)  # fmt: skip
+OF_RECORDS = (
+    "{R}.detach()", "{R}.clone()", "{R} * 2", "{R}.flip(0)", "{R}.contiguous()", "{R}[:]", "{R}.cumsum(0)",
+    "{R}.softmax(0)", "torch.stack(list({R}))", "torch.stack([{R}[t] for t in range({R}.shape[0])])",
+    "torch.cat({R}.split(1))", "{R} * (1 + {Q})", "{R}.data", "{R}.transpose(0, 1).transpose(0, 1)",
+    "{R} - {Q}.mean(0)", "{R} * {Q}.sum(axis=0)", "torch.sort({R}, 0)[0]", "{R} * (1 + {Q}[-1])",
+)  # fmt: skip
+TO_STEPS = (
+    "{R}[0]", "{R}[-1]", "{R}.sum(0)", "{R}.select(0, 0)", "{R}.split(1)[0].squeeze(0)", "{R}.mean(axis=0)",
+    "{R}.sum(dim=0, keepdim=True)[0]", "{R}.amax(0)", "sum({R})", "sum({R}.unbind(0))", "{R}[0] + {R}[-1]",
+    "sum({R}[t] for t in range({R}.shape[0]))", "{R}[:1].squeeze(0)", "{R}.nanmedian(0)[0]",
+)  # fmt: skip
+LISTS = (
+    *("[{R}[t] for t in range({R}.shape[0])]",) * 4, "{R}.unbind(0)", "list({R})",
+    "[q.squeeze(0) for q in {R}.split(1)]", "[q[0] for q in {R}.chunk({R}.shape[0])]",
+    "[{R}.select(0, t) for t in range({R}.shape[0])]", "[{R}[t].clone() for t in range({R}.shape[0])]",
+    "[q.detach() for q in {R}]", "torch.unbind({R}.transpose(0, 1), axis=1)",
+    "[{R}.narrow(0, t, 1)[0] for t in range({R}.shape[0])]",
+)  # fmt: skip
+MIXED = (
+    "{a} * {b}", "{a} + {b}", "{a} * (1 + {b})", "({a} * {b}).sum()", "{a} * {b}.detach() + {b}", "{a} - {b}",
+    "{a} / (1 + {b}.abs())", "torch.mul(other={b}, input={a})",
+)  # fmt: skip
+FILLS = (
+    *("{r}[t] = {q}",) * 4, "{r}[t] += {q}", "{r}[t].copy_({q})", "{r}.select(0, t).copy_({q})", "{r}.data[t] = {q}",
+    "{r}[t : t + 1] = {q}", "{r}[t, :] = {q}", "{r}[t] = {q} * 2", "{r}.index_copy_(0, torch.tensor([t]), {q}[None])",
+    "{r} = {r}.index_copy(0, torch.tensor([t]), {q}[None])", "torch.ops.aten.copy_({r}[t], {q})",
+    "torch._foreach_copy_([{r}[t]], [{q}])", "torch.add({q}, 0, out={r}[t])", "{r}.narrow(0, t, 1).copy_({q})",
+    "{r}[t].add_({q})", "{r} = torch.select_scatter({r}, {q}, 0, t)", "{r}.unbind(0)[t].copy_({q})",
+    "{r}[-1 - t] = {q}", "if t % 2:\n    {r}[t] = {q}", "{r}[t][:] = {q}", "{r}.detach()[t] = {q}",
+    "operator.setitem({r}, t, {q})", "{r}[t, ..., 0] = {q}[..., 0]", "{r}.index_put_((torch.tensor(t),), {q})",
+)  # fmt: skip
+BATCH_FIRST = (
+    "{r}[:, t] = {q}", "{r}[:, t].copy_({q})", "{r}.select(1, t).copy_({q})", "{r}.transpose(0, 1)[t] = {q}",
+    "{r}[:, t, ...] = {q}", "{r}[:, t] += {q}",
+)  # fmt: skip
+OF_INPUTS = (
+    "x", "x[0]", "x.detach()", "x[:1]", "[x[t] for t in range(x.shape[0])]", "torch.stack(list(x))", "x.unbind(0)",
+    "torch.stack([x[t] for t in range(x.shape[0])])",
+)  # fmt: skip
+CONTAINERS = (
+    "({r},)", "[{r}]", "{{'a': {r0}, 'b': ({r},)}}", "Results({r0}, [{r}])", "Named({r0}, ({r},))", "[[{r0}], ({r},)]",
+    "{{**dict(enumerate([{r}]))}}",
+)  # fmt: skip
+
+
+def keep(s: Source, v: Value) -> None:
+    """In a list, or in a tensor that is filled, in the loop."""
+    if s.some(0.25) and s.steps:
+        r = s.name("filled")
+        _fill(s, r, s.before, s.body, str(v), v.shape, s.literal_steps())
+        s.uses_t = True
+        s.later.append(Value(r, v.shape))
+        return
+    L = s.name("rec")
+    s.before.append(f"{L} = []")
+    form = s.draw.choice(APPENDS)
+    s.uses_t |= "if t" in form
+    lines = form.format(L=L, v=v).splitlines()
+    s.body += lines
+    s.kept.append(Value(L, v.shape))
+
+
+def _fill(s: Source, r: str, before: list[str], body: list[str], q: str, shape: tuple[int, ...], steps: object) -> None:
+    first = s.some(0.7) or not s.batch
+    dims = f"{steps}, {s.dims(*shape)}" if first else f"{s.batch}, {steps}, {', '.join(map(str, shape))}"
+    made = (f"torch.zeros({dims}, dtype=x.dtype)", f"x.new_zeros({dims})", f"torch.full(({dims}), 0.5, dtype=x.dtype)")
+    before.append(f"{r} = {s.draw.choice(made)}")
+    body += s.draw.choice(FILLS if first else BATCH_FIRST).format(r=r, q=q).splitlines()
+
+
+def afterwards(s: Source) -> None:
+    """A few statements on what was kept."""
+    count = s.draw.choice((1, 2, 2, 3, 4))
+    some_in_blocks(s, count, lambda: _of_kept(s) if s.some(0.75) else statements(s, 1), 0.35)
+
+
+def _of_kept(s: Source) -> None:
+    way = s.draw.choices(("list", "record", "mix", "fill"), (4, 2.5, 2.5, 1))[0]
+    if way == "list" and s.lists:
+        v = s.draw.choice(s.lists)
+        forms = s.draw.choices((STACKS, SUMS, TO_LISTS, SEVERAL), (4, 4, 1, 1.5))[0]
+        _enter(s, forms, s.draw.choice(forms).format(L=v), v)
+    elif way == "record" and s.records:
+        v = s.draw.choice(s.records[-4:])
+        forms = s.draw.choice((OF_RECORDS, TO_STEPS, LISTS))
+        _enter(
+            s, forms, s.draw.choice(forms).format(R=v, Q=s.draw.choice([u for u in s.records if u.shape == v.shape])), v
+        )
+    elif way == "fill" and s.lists:
+        v, r = s.draw.choice(s.lists), s.name("filled")
+        inner: list[str] = []
+        _fill(s, r, s.body, inner, f"{v}[t]", v.shape, f"len({v})")
+        s.body += [f"for t in range(len({v})):", *(f"    {line}" for line in inner)]
+        s.others.append(r)
+    elif s.records and s.values:
+        a = s.draw.choice(s.records if s.some(0.7) else s.values[-6:])
+        b = s.draw.choice([u for u in [*s.records, *s.values] if u.shape == a.shape])
+        s.others.append(s.named("mix", s.draw.choice(MIXED).format(a=a, b=b)))
+
+
+def _enter(s: Source, forms: tuple[str, ...], code: str, v: Value) -> None:
+    """A statement on a record or a list of the shape of ``v``, and its result where later ones find it."""
+    if forms in (SUMS, TO_STEPS):
+        s.let(code, v.shape)
+    elif forms is SEVERAL:
+        s.others.append(s.named("u", code))
+    elif forms in (STACKS, OF_RECORDS):
+        s.records.append(Value(s.named("R", code), v.shape))
+    else:
+        s.lists.append(Value(s.named("L", code), v.shape))
+
+
+def results(s: Source, text: str) -> str:
+    """What is returned: mostly what is not read otherwise."""
+    behind = [*map(str, s.records[1:]), *map(str, s.lists), *map(str, s.values[-8:]), *s.others * 2]
+    unread = [name for name in dict.fromkeys(behind) if len(re.findall(rf"\b{re.escape(name)}\b", text)) == 1]
+    chosen = [
+        s.draw.choice(unread if unread and s.some(0.75) else behind) for _ in range(s.draw.choice((1, 2, 2, 3, 4, 5)))
+    ]
+    if s.lists and s.some(0.5):
+        chosen.append(s.draw.choice((*SEVERAL, *STACKS)).format(L=s.draw.choice(s.lists)))
+    if s.records and s.some(0.1):
+        chosen.append(s.draw.choice(OF_INPUTS))
+    if len(chosen) == 1 and s.some(0.5):
+        return chosen[0]
+    form = s.draw.choice(CONTAINERS[:2] if s.some(0.6) else CONTAINERS)
+    rest = chosen[1:] if "{r0}" in form else chosen
+    return form.format(r0=chosen[0], r=", ".join(rest)).replace("(,)", "()")
+
+
+# ---- the spiking layers, and what else is carried from step to step
+
+# In float64 always given: without one, snnTorch's spikes are float32, which no layer of float64 takes.
+SURROGATES = (
+    "surrogate.atan()", "surrogate.atan(alpha=1.5)", "surrogate.fast_sigmoid(slope=4)",
+    "surrogate.fast_sigmoid(slope=2)", "surrogate.sigmoid(slope=3)", "surrogate.straight_through_estimator()",
+    "surrogate.triangular()", "surrogate.heaviside()", "surrogate.atan(alpha=2.5)", "surrogate.fast_sigmoid(slope=3)",
+    "surrogate.sigmoid(slope=2)", "surrogate.triangular(threshold=2)", "lambda z: steep(z)", "steep",
+)  # fmt: skip
+if torch.torch_version.TorchVersion(torch.__version__) < "2.12":
+    # It can't trace how a callable is examined where the batch size varies, whatever the backend.
+    SURROGATES = SURROGATES[:-2]
+RESETS = ("subtract", "zero", "zero", "none")
+
+
+@dataclass
+class Layer:
+    """A spiking layer, one call of it in a step, and the variables of its states."""
+
+    name: str
+    neuron: str
+    shape: tuple[int, ...]
+    explicit: bool
+    spk: Value
+    mem: Value | None = None
+    states: list[str] = field(default_factory=list)
+    learned: bool = False
+    every_step: bool = True
+
+
+class Layers:
+    """Writes the spiking layers of one program."""
+
+    def __init__(self, s: Source, carries: bool, by_hand: float) -> None:
+        self.s, self.draw, self.carries, self.by_hand = s, s.draw, carries, by_hand
+        self.carried: list[str] = []  # states that the network returns and is given
+        self.all: list[Layer] = []
+        self.surrogate = self.draw.choice(SURROGATES)
+        self.style = self.draw.choice(("explicit", "explicit", "held", "mixed"))
+
+    # ---- constructors
+
+    def _number(self, shape: tuple[int, ...], low: float, high: float, few_bits: tuple[float, ...], each: bool) -> str:
+        if each and self.s.some(0.08):
+            low, high = (0.5, 0.5) if self.s.exact else (low, high)
+            return f"torch.linspace({low}, {high}, {shape[-1]})"
+        return repr(self.draw.choice(few_bits) if self.s.exact else round(self.draw.uniform(low, high), 2))
+
+    def _arguments(self, neuron: str, shape: tuple[int, ...]) -> list[str]:
+        """Of a constructor."""
+        s, draw, lapicque = self.s, self.draw, neuron == "Lapicque"
+        args: list[str] = []
+        if lapicque:
+            args += [f"beta={round(draw.uniform(0.4, 0.8), 2)}", *["learn_beta=True"] * s.some(0.4)]
+        else:
+            for decay, low in (("alpha", 0.2), ("beta", 0.3))[neuron == "Leaky" :]:
+                args.append(f"{decay}={self._number(shape, low, 1 - (0.3 - low), (0.5, 0.5, 1.0), each=True)}")
+                args += [f"learn_{decay}=True"] * s.some(0.25)
+        if s.some(0.15):
+            args.append("reset_delay=False")
+        args.append(f"threshold={self._number(shape, 0.3, 1.0, (0.5, 1.0, 0.75), each=not lapicque)}")
+        args += ["learn_threshold=True"] * s.some(0.2)
+        if neuron == "Leaky" and s.some(0.05):
+            args += ["graded_spikes_factor=2.0", *["learn_graded_spikes_factor=True"] * s.some(0.5)]
+        if not s.exact or s.some(0.6):
+            args.append(f"spike_grad={draw.choice(SURROGATES) if s.some(0.2) else self.surrogate}")
+        args += [f'reset_mechanism="{draw.choice(RESETS)}"'] * s.some(0.35)
+        args += ["inhibition=True"] * (len(shape) == 1 and bool(s.batch) and s.some(0.06))
+        return args
+
+    # ---- one step
+
+    def add(self, v: Value) -> Layer:
+        """A layer behind ``v``; sometimes one that is used already."""
+        s = self.s
+        if s.some(self.by_hand):
+            s.drawn[neuron_by_hand] += 1
+            layer = neuron_by_hand(s, v)
+            self._between_steps(layer)
+            return layer
+        same = [layer for layer in self.all if layer.shape == v.shape and layer.explicit]
+        if same and s.some(0.15):
+            return self._again(self.draw.choice(same), v)
+        neuron = self.draw.choice(("Leaky",) * 7 + ("Synaptic", "Synaptic", "Leaky" if s.exact else "Lapicque"))
+        held = self.style == "held" or (self.style == "mixed" and s.some(0.5))
+        output = held and s.some(0.5)
+        args = [*self._arguments(neuron, v.shape), *["init_hidden=True"] * held, *["output=True"] * output]
+        name = s.module("lif", f"snn.{neuron}({', '.join(args)})")
+        number = name.removeprefix("self.lif")
+        layer = Layer(name, neuron, v.shape, not held, Value(f"spk{number}", v.shape))
+        layer.learned = "learn_threshold=True" in args
+        states = [f"{state}{number}" for state in (("syn", "mem") if neuron == "Synaptic" else ("mem",))]
+        if not held or output:
+            layer.mem, layer.states = Value(states[-1], v.shape), states
+        if held:
+            s.before += [f"{name}.reset_mem()"] * s.some(0.6)
+            call = f"{', '.join([str(layer.spk), *layer.states])} = {name}({v})"
+        else:
+            names = ", ".join(states)
+            begun = self._begin(layer)
+            call = f"{layer.spk}, {names} = {name}({v}{f', {names}' if begun else ''})"
+        self._call(layer, call)
+        self._between_steps(layer)
+        self.all.append(layer)
+        return layer
+
+    def _call(self, layer: Layer, call: str) -> None:
+        """At every step; or twice in one, or at every other one."""
+        s = self.s
+        if s.some(0.03):
+            s.body += ["for _ in range(2):", f"    {call}"]
+        elif s.some(0.03) and not (layer.mem and not layer.explicit):
+            s.uses_t, layer.every_step = True, False
+            s.before.append(f"{layer.spk} = {s.zeros(layer.shape, 'zero')}")
+            if layer.mem and not any(
+                line.startswith(f"{layer.mem} =") or f", {layer.mem} =" in line for line in s.before
+            ):
+                s.before.append(f"{layer.mem} = {s.zeros(layer.shape, 'zero')}")
+            s.body += ["if t % 2 == 0:", f"    {call}"]
+        else:
+            s.body.append(call)
+
+    def _begin(self, layer: Layer) -> bool:
+        """The states before the first step; whether they are passed."""
+        s, names = self.s, ", ".join(layer.states)
+        begin = self.draw.choice(("reset_mem",) * 6 + ("init", "zeros", "none", "parameter", "unnamed"))
+        if self.carries:
+            for state in layer.states:
+                place = f"carried[{len(self.carried)}]"
+                s.before.append(f"{state} = {place} if carried else {s.zeros(layer.shape, 'zero')}")
+                self.carried.append(state)
+            return True
+        if begin == "unnamed":  # goes on from what the layer holds
+            return False
+        if begin in ("reset_mem", "init"):
+            method = "reset_mem" if begin == "reset_mem" else f"init_{layer.neuron.lower()}"
+            s.before.append(f"{names} = {layer.name}.{method}()")
+        for state in layer.states:
+            if begin == "none":
+                s.before.append(f"{state} = None")
+            elif begin == "zeros":
+                s.before.append(f"{state} = {s.zeros(layer.shape, 'zero')}")
+            elif begin == "parameter":
+                dims = ", ".join([*[s.batch] * bool(s.batch), *["-1"] * len(layer.shape)])
+                s.before.append(f"{state} = {s.parameter('start', *layer.shape)}.expand({dims})")
+        return True
+
+    def _between_steps(self, layer: Layer) -> None:
+        """What a program may do with the results of a step."""
+        s, mem = self.s, layer.mem
+        if s.some(0.03) and layer.every_step:
+            s.body.append(self.draw.choice((f"{layer.spk} *= 2", f"{layer.spk}[..., 0] = 1", f"{layer.spk}.mul_(0.5)")))
+        if s.some(0.02) and layer.name and not layer.learned:
+            s.body.append(f"{layer.name}.threshold = {layer.name}.threshold * 1.25")
+        if mem is None or not layer.explicit or not s.some(0.12):
+            return
+        forms = ["{mem} = {mem} * 0.5", "{mem} = {mem}.clamp(-2, 2)", "{mem} = {mem} + 0.25 * {spk}", "{mem} *= 0.5",
+                 "{mem} = {mem}.clone()", "{mem} = {mem} - 0.5 * {spk}", "{mem} = {mem}.detach()",
+                 "{mem} = {mem}.relu()",
+                 "if t % 2 == 1:\n    {mem} = {mem}.detach()", "if t == 1:\n    {mem} = torch.zeros_like({mem})",
+                 "if t % 3 == 2:\n    {mem} = {mem}.detach() * 0.5"]  # fmt: skip
+        form = self.draw.choice(forms)
+        s.uses_t |= "t " in form
+        s.body += form.format(mem=mem, spk=layer.spk).splitlines()
+
+    def _again(self, layer: Layer, v: Value) -> Layer:
+        """The same layer once more in a step: with states of its own, or with the same ones."""
+        s, spk = self.s, Value(self.s.name("again"), v.shape)
+        states, mem = layer.states, layer.mem
+        if s.some(0.5):
+            states = [f"{spk}_{state}" for state in (("syn", "mem") if layer.neuron == "Synaptic" else ("mem",))]
+            mem = Value(states[-1], v.shape)
+            s.before += [f"{state} = {s.zeros(v.shape, 'zero')}" for state in states]
+        names = ", ".join(states)
+        s.body.append(f"{spk}, {names} = {layer.name}({v}, {names})")
+        return Layer(layer.name, layer.neuron, v.shape, True, spk, mem, states)
+
+
+# ---- neurons that are written by hand: in ``{v}``, ``{s}``, ``{c}`` are a state, spikes and a current of the neuron
+
+SPIKES = (
+    "Masked.apply({0})", "Masked.apply({0}, 0.5)", "Plain.apply({0})", "Saved.apply({0}, torch.zeros_like({0}))",
+    "through({0})", "({0} > 0).to({0}.dtype)", "Saved.apply({0} + {1}, {1})",
+)  # fmt: skip
+ODD_SPIKES = ("Summed.apply({0})", "Masked.apply({0}, 0.5 + 0.25 * t)")
+STARTS = (
+    "0", "0.0", "0", "1.0", "torch.zeros({dims}, dtype=x.dtype)", "torch.full(({dims},), 0.25, dtype=x.dtype)", "None",
+    "x.new_zeros({dims})", "{b} * torch.ones({dims}, dtype=x.dtype)", "torch.zeros({n}, dtype=x.dtype)",
+)  # fmt: skip
+LEAKS = ("{v} * 0.75 + {c}", "{v} + ({c} - {v}) / 2.0", "0.5 * {v} + {c}", "{w} * {v} + {c}")
+TERMS = (
+    "{0} * {k}", "{0} + {1}", "{0} - {1}", "{k} * {0} + {1}", "{0} + ({1} - {0}) / 2.0", "{1} - {k} * {0}",
+    "torch.clamp({0}, -1.0, 1.5)", "torch.where({0} > {1}, {0}, {1} * {k})", "{0}.abs()", "{0} * {w}", "{w} * {0}",
+    "{0} + {b}", "torch.maximum({0}, {1})", "{0}.detach() * {k} + {1}", "{0}.masked_fill({1} > {k}, 0.25)",
+    "{0}.clone()", "({0} > {k}).to({0}.dtype) * {1}", "F.hardtanh({0})", "-{0}", "torch.floor({0} * 4) / 4",
+)  # fmt: skip
+ROUNDED_TERMS = (
+    "{0} * {1}", "{0} * torch.relu({1})", "{0} ** 2 * 0.25", "{0} / (1 + {1}.abs())", "torch.sigmoid({0})",
+    "torch.exp(-{0}.abs()) * {1}", "torch.tanh({0})",
+)  # fmt: skip
+HAND_RESETS = (
+    "{v} = {v} - {s}", "{v} = {v} - {s}.detach() * {k}", "{v} = {v} * (1 - {s})", "{v} = {v} * (1.0 - {s}.detach())",
+    "{v} = torch.where({s} > 0, torch.zeros_like({v}), {v})", "{v} = {v}.masked_fill({s} > 0, {k})",
+    "{v} = (1 - {s}) * {v} + {s} * {k}", "{v} = {v}.clone()\n{v}[{s}.detach() > 0.5] = {k}",
+    "{v} = {v}.clone()\n{v}.mul_(1 - {s}.detach())", "{v} = {v}.clone()\n{v} -= {s} * {k}",
+)  # fmt: skip
+# Of ``{0}``, a state or the spikes of the step before; ``{f2}`` is a linear layer of twice as many inputs as ``{f}``.
+PRODUCTS = (
+    "{f}({0})", "{f}({0})", "{0} @ {m}", "torch.mm({0}, {m})", "{f}({0} * 0.5)", "torch.einsum('bi,ij->bj', {0}, {m})",
+    "F.linear({0}, {m})", "torch.matmul({0}.detach(), {m}.t())", "0.5 * {f}({0}).detach()", "{f}({0}) * {0}",
+    "{f}({0}) + {0} @ {m}", "torch.einsum('bi,ji->bj', ({0}, {m}))", "torch.einsum('bb,bj->bj', ({0}, {m}))",
+    "{f2}(torch.cat(({c}, {0}), 1))", "{f2}(torch.cat(({0}, {0} * 0.5), dim=-1))",
+    "{f2}(torch.cat([{0}, {c} + {f}({0})], 1))", "{f}({f}({0}))", "{f}({0}.t().contiguous().t())",
+    "{f}({0}).sum(-1, keepdim=True)",
+)  # fmt: skip
+READ_BACK = ("max(t - 1, 0)", "t - 1", "t - 1", "t", "0", "t - 2")
+CONDITIONS = ("if t == 0:", "if t > 0:", "if t % 2:", "if t == {last}:", "with torch.no_grad():")
+
+
+def neuron_by_hand(s: Source, v: Value) -> "Layer":
+    """States that leak, take in the current ``v`` and are reset, by elementwise lines for the most part."""
+    draw, n, number = s.draw, v.shape[-1], s.name("hand").removeprefix("hand")
+    states, spk, cur = [f"v{number}_{i}" for i in range(draw.choice((1, 1, 2, 2, 3)))], f"s{number}", f"cur{number}"
+    mem = states[0]
+    names: dict[str, Any] = {
+        "w": s.parameter("w", n) if s.some(0.6) else "0.75", "n": n, "dims": s.dims(*v.shape),
+        "b": s.module("b", "nn.Parameter(torch.rand(()))") if s.some(0.4) else "-0.25",
+    }  # fmt: skip
+    starts = [draw.choice(STARTS).format(**names) for _ in states]
+    # Most terms take no number.
+    starts[1:] = [s.zeros(v.shape, "zero") if start == "None" or s.some(0.6) else start for start in starts[1:]]
+    s.before += [f"{name} = {start}" for name, start in zip(states, starts, strict=True)]
+    current = str(v)
+    if s.batch and len(v.shape) == 1 and s.some(0.3):
+        s.before.append(f"{spk} = {s.zeros(v.shape, 'zero')}")
+        weights = {"f": s.module("fc", f"nn.Linear({n}, {n})"), "f2": s.module("fc", f"nn.Linear({2 * n}, {n})")}
+        fed = spk if starts[0] in ("None", "0", "0.0", "1.0") else draw.choice((spk, spk, mem))
+        current += f" + {draw.choice(PRODUCTS).format(fed, c=v, m=s.parameter('weight', n, n), **weights)}"
+    record = _record_of(s, v) if s.some(0.15) else ""
+    if record:
+        current += f" + {record.format(draw.choice(READ_BACK))} * 0.5"
+    s.body.append(f"{cur} = {current}")
+    if s.some(0.1) and starts[0] != "None":
+        s.body.append(f"{mem} = {mem} + {cur} * 0.25")
+    leak = f"{mem} = {draw.choice(LEAKS).format(v=mem, c=cur, **names)}"
+    s.body += [f"if {mem} is None:", f"    {mem} = {cur}", "else:", f"    {leak}"] if starts[0] == "None" else [leak]
+    known = [*states, cur]
+
+    def term(first: str = "") -> str:
+        forms = ROUNDED_TERMS if not s.exact and s.some(0.2) else TERMS
+        k = draw.choice((0.25, 0.5, 0.75, 1.5, -0.5))
+        return draw.choice(forms).format(first or draw.choice(known), draw.choice(known), k=k, **names)
+
+    for i in range(draw.randint(0, 4)):
+        name = f"a{number}_{i}" if s.some(0.6) else draw.choice(states)
+        line = f"{name} = {term()}"
+        if name in states and s.some(0.15):
+            s.uses_t = True
+            line = f"{draw.choice(CONDITIONS).format(last=s.steps - 1)}\n    {line}"
+        s.body += line.splitlines()
+        known += [name] * (name not in known)
+    spike = draw.choice(ODD_SPIKES) if s.some(0.08) else draw.choice(SPIKES)
+    s.uses_t |= "* t" in spike
+    distance = s.let(f"{mem} - {draw.choice(('0.5', '1.0', '0.25', draw.choice(known)))}", v.shape, "d")
+    s.body.append(f"{spk} = {spike.format(distance, mem)}")
+    heard = spk
+    if record:
+        s.body.append(f"{record.format('t')} = {spk}")
+        heard = record.format(draw.choice(READ_BACK)) if s.some(0.4) else spk
+    if s.some(0.85):
+        s.body += draw.choice(HAND_RESETS).format(v=mem, s=heard, k=draw.choice((0.0, 0.5, 1.0))).splitlines()
+    known.append(spk)
+    for other in states[1:]:
+        s.body += [f"{other} = {term(other)}", f"{other} = {other} * 0.5"]
+    s.values += [Value(name, v.shape) for name in known if name.startswith("a") and s.some(0.5)]
+    return Layer("", "by hand", v.shape, True, Value(spk, v.shape), Value(mem, v.shape), states)
+
+
+def _record_of(s: Source, v: Value) -> str:
+    """A record that is filled step by step, and read meanwhile: the spelling of a place in it."""
+    name, last, steps = s.name("record"), s.some(0.4), s.literal_steps()
+    s.uses_t = True
+    s.before.append(
+        f"{name} = torch.zeros({s.dims(*v.shape, steps) if last else f'{steps}, {s.dims(*v.shape)}'}, dtype=x.dtype)"
+    )
+    s.others.append(name)
+    return f"{name}[..., {{0}}]" if last else f"{name}[{{0}}]"
+
+
+def feedback(s: Source, v: Value) -> tuple[Value, str]:
+    """``v`` with the spikes of the layer behind it, one step late; and the variable of them."""
+    fed = s.zeros(v.shape, "fed")
+    if s.some(0.6):
+        layer = s.module("rec", f"nn.Linear({v.shape[-1]}, {v.shape[-1]})")
+        return s.let(f"{v} + {layer}({fed})", v.shape), fed
+    return s.let(f"{v} - 0.5 * {fed}", v.shape), fed
+
+
+def memory(s: Source, v: Value) -> Value:
+    """``v`` with something of the steps before."""
+    n = v.shape[-1]
+    kinds = ["delay", "delay", "list", "window", "trace", "trace", "sum", "weights"]
+    if not s.exact:
+        kinds += ["recurrence", *["cell", "lstm"] * (len(v.shape) == 1)]
+    kind = s.draw.choice(kinds)
+    if kind in ("list", "window"):
+        rec = s.name("late")
+        s.before.append(f"{rec} = []")
+        s.body.append(f"{rec}.append({v})")
+        if kind == "window":
+            return s.let(f"{v} + torch.stack({rec}[-2:]).sum(0)", v.shape)
+        s.uses_t = True
+        return s.let(f"{v} + {rec}[max(t - 2, 0)]", v.shape)
+    if kind == "weights":
+        fast = s.name("fast")
+        s.before.append(f"{fast} = {s.parameter('weight', n)}")
+        w = s.let(f"{v} * {fast}", v.shape)
+        s.body.append(f"{fast} = 0.5 * {fast} + {v}.reshape(-1, {n})[0]")
+        return w
+    was = s.zeros(v.shape, "was")
+    if kind == "cell":
+        cell = s.draw.choice(("RNN", "GRU"))
+        s.body.append(f"{was} = {s.module('cell', f'nn.{cell}Cell({n}, {n})')}({v}, {was})")
+        return Value(was, v.shape)
+    if kind == "lstm":
+        other = s.zeros(v.shape, "was")
+        s.body.append(f"{was}, {other} = {s.module('cell', f'nn.LSTMCell({n}, {n})')}({v}, ({was}, {other}))")
+        return Value(was, v.shape)
+    if kind == "trace":
+        s.body.append(f"{was} = {0.5 if s.exact else 0.8} * {was} + {v}")
+        return s.let(f"{v} + 0.5 * {was}", v.shape) if s.some(0.5) else Value(was, v.shape)
+    if kind == "sum":
+        s.body.append(f"{was} += {v}")
+        return s.let(f"{v} - 0.25 * {was}", v.shape)
+    if kind == "recurrence":
+        s.body.append(f"{was} = torch.tanh({s.module('rec', f'nn.Linear({n}, {n})')}({was}) + {v})")
+        return Value(was, v.shape)
+    tap = f"{s.module('tap', f'nn.Linear({n}, {n})')}({was})" if s.some(0.5) else f"0.5 * {was}"
+    w = s.let(f"{v} + {tap}", v.shape)
+    s.body.append(f"{was} = {v}")
+    return w
+
+
+# ---- a program
+
+HEADER = """import functools
+import operator
+
+import torch
+import torch.nn.functional as F
+from callables import steep
+from loop_ops import Masked, Named, Plain, Results, Saved, Summed, doubled, noise, scaled_, through
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from {surrogates} import surrogate
+"""
+LAYOUTS = ("time first",) * 7 + ("batch first",) * 3 + ("constant",) * 2 + ("time last", "strided", "late", "backwards")
+STEP = {"time first": "{x}[t]", "list": "{x}[t]", "batch first": "{x}[:, t]", "time last": "{x}[..., t]",
+        "constant": "{x}", "strided": "{x}[2 * t]", "late": "{x}[t + 1]", "backwards": "{x}[{last} - t]"}  # fmt: skip
+OTHER_STEP = {
+    "time first": ("{x}.select(0, t)", "{x}[t : t + 1].squeeze(0)", "{x}[t, :]", "{x}.narrow(0, t, 1)[0]"),
+    "batch first": ("{x}.transpose(0, 1)[t]", "{x}.select(1, t)", "{x}[:, t, ...]", "{x}[:, t : t + 1].squeeze(1)"),
+}
+LENGTH = {"time first": "{x}.shape[0]", "list": "len({x})", "batch first": "{x}.size(1)", "time last": "{x}.shape[-1]"}
+STEPS = {
+    "time first": ("{x}", "{x}.unbind(0)", "torch.unbind({x})", "{x}.unbind()"),
+    "batch first": ("{x}.unbind(1)", "{x}.transpose(0, 1)", "torch.unbind({x}, dim=1)",
+                    "{x}.permute(1, 0, *range(2, {x}.dim()))"),
+    "time last": ("{x}.unbind(-1)", "{x}.movedim(-1, 0)"),
+    "list": ("{x}", "{x}[:]"),
+}  # fmt: skip
+
+
+PLACES = (("forward",), ("backward",), ("forward", "backward"))
+"""What a context is around."""
+
+
+class Program:
+    """One program, drawn from its number.
+
+    Attributes:
+        source: Python text: a class ``Net``, whose constructor takes the library of the spiking layers, and
+            ``SETTINGS``, how it is called.
+    """
+
+    def __init__(self, number: int, attempt: int = 0) -> None:
+        self.draw = random.Random(1000 * number + attempt)
+        # Float64: how a product over all steps is rounded does not decide on a spike. Float32 where nothing is rounded.
+        self.dtype = "float32" if self.some(0.1) else "float64"
+        self.train, self.grad, x_grad = self.some(0.7), self.some(0.75), self.some(0.7)
+        by_hand = self.draw.choice((0.0, 0.0, 0.3, 1.0, 1.0))  # how many of the layers
+        steps = (3, 3, 4, 5) if by_hand == 1 else (2, 2, 2, 3, 3, 4)  # two are too few for a recurrence
+        self.steps = self.draw.choice(steps) if self.some(0.95) else self.draw.choice((0, 1))
+        self.s = Source(self.draw, self.dtype == "float32", self.steps, self.train)
+        self.carries = self.some(0.06)
+        self.layers = Layers(self.s, self.carries, by_hand)
+        self._write()
+        batches = (2, 3, 4) if self.train else (1, 2, 3, 4)  # of one sample, batch norm has no statistics
+        batch, calls = self.draw.choice(batches), 2 if self.carries or self.some(0.12) else 1
+        self.settings = {
+            "number": number, "attempt": attempt, "dtype": self.dtype, "train": self.train,
+            "grad": self.grad, "x_grad": x_grad, "leaf": self.some(0.4), "held_in_loss": self.some(0.3),
+            "carries": self.carries and self.draw.choice(("held", "detached")),
+            "same_input": self.some(0.05), "strided_input": self.some(0.08), "calls": [],
+        }  # fmt: skip
+        for i in range(calls):
+            again = i and not self.carries
+            batch = self.draw.choice(batches) if again and self.some(0.2) else batch
+            steps = self.draw.randint(1, 4) if again and self.flexible and self.some(0.5) else self.steps
+            shapes = {
+                n: (self.s.inputs.get(n, ("input",))[0].split()[0], self.shape_of(n, batch, steps))
+                for n in ("x", *self.s.inputs)
+            }
+            self.settings["calls"].append({"resets": self.some(0.5), "inputs": shapes})
+        context = self.draw.choice(("anomaly", "hooks", "checkpoint")) if self.some(0.1) else ""
+        self.settings["around"] = (context, self.draw.choice(PLACES))
+        settings = "".join(f'    "{k}": {v!r},\n' for k, v in self.settings.items())
+        self.source += f"\n\nSETTINGS = {{\n{settings}}}\n"
+
+    def some(self, probability: float) -> bool:
+        return self.draw.random() < probability
+
+    def _step(self, v: Value, count: int) -> list[Value]:
+        """The lines of a step from its input to its last layer; what may be kept."""
+        s = self.s
+        s.place = "step"
+        s.values.append(v)
+        seen: list[Value] = []
+        alone = self.layers.by_hand == 1 and self.some(0.7)  # nothing else that might keep a step from being one
+        counts = (0,) if alone else (0, 0, 1, 2)
+        for _ in range(count):
+            mark, begin = len(s.values), len(s.body)
+            for _ in range(self.draw.choice((0, 1))):
+                v = add_piece(s, v)
+            statements(s, self.draw.choice(counts))
+            if len(s.values) > mark and self.some(0.5):
+                v = self.draw.choice(s.values[mark:])
+            if len(v.shape) > 1 and (v.size > 12 or self.some(0.2)):
+                v = flatten(s, v)
+            if self.some(0.5) or v.size > 12:
+                v = (conv(s, v) if len(v.shape) == 3 else None) or linear(s, v)
+            fed = None
+            if self.some(0.06):
+                v, fed = feedback(s, v)
+            layer = self.layers.add(v)
+            if fed:
+                s.body.append(f"{fed} = {layer.spk}")
+            seen += [layer.spk, *[layer.mem] * (layer.mem is not None)]
+            s.values += [layer.spk, *(Value(n, layer.shape) for n in layer.states)]
+            v = layer.spk
+            if self.some(0.06):
+                s.uses_t = True
+                s.body[begin:] = [self.draw.choice(OF_STEPS[:3]), *(f"    {line}" for line in s.body[begin:])]
+            statements(s, self.draw.choice(counts))
+            if self.some(0.06):
+                v = memory(s, v)
+        text = "\n".join(s.body)
+        return [
+            *seen,
+            *[u for u in s.values[-6:] if u not in seen and self.some(0.6 if text.count(u.name) == 1 else 0.2)],
+        ]
+
+    # ---- the loop
+
+    def _loop_over(self, x: str, layout: str, body: list[str], first: bool, last: bool) -> list[str]:
+        """A loop whose step has its input in ``xt``."""
+        s, T, draw = self.s, self.steps, self.draw
+        indented = [f"    {line}" for line in body]
+        flexible = first and not s.needs_steps and layout in LENGTH and T > 0 and self.some(0.4)
+        self.flexible &= flexible
+        if layout in STEPS and T and self.some(0.45):
+            over = draw.choice(STEPS[layout]).format(x=x)
+            return [f"for t, xt in enumerate({over}):" if s.uses_t else f"for xt in {over}:", *indented]
+        step = STEP[layout].format(x=x, last=T - 1)
+        if layout in OTHER_STEP and self.some(0.2):
+            step = draw.choice(OTHER_STEP[layout]).format(x=x)
+        inner = [f"    xt = {step}", *indented]
+        if flexible or (layout in LENGTH and self.some(0.2)):
+            return [f"for t in range({LENGTH[layout].format(x=x)}):", *inner]
+        if layout == "backwards" and self.some(0.5):
+            return [f"for t in reversed(range({T})):", f"    xt = {x}[t]", *indented]
+        if T and self.some(0.05):
+            return ["t = 0", f"while t < {T}:", *inner, "    t += 1"]
+        if T > 1 and self.some(0.06):  # in two loops, the first of them perhaps without gradients
+            begin = [f"for t in range({T // 2}):", *inner]
+            if self.some(0.5):
+                begin = ["with torch.no_grad():", *(f"    {line}" for line in begin)]
+            return [*begin, f"for t in range({T // 2}, {T}):", *inner]
+        if T > 1 and self.some(0.06):  # the first step, or the last one, stands outside
+            outer, steps = self.draw.choice(((0, f"range(1, {T})"), (T - 1, f"range({T - 1})")))
+            alone, rest = [f"t = {outer}", f"xt = {step}", *body], [f"for t in {steps}:", *inner]
+            return [*rest, *alone] if outer else [*alone, *rest]
+        if T and T < 4 and last and self.some(0.05):
+            return ["for again in range(2):", f"    for t in range({T}):", *(f"    {line}" for line in inner)]
+        return [f"for t in range({T}):", *inner]
+
+    def _write(self) -> None:
+        s, draw = self.s, self.draw
+        dims = draw.choice((1, 1, 1, 1, 1, 2, 2, 3))
+        shape = (draw.randint(1, 3) if dims > 1 else draw.randint(1, 4), *(draw.randint(2, 4) for _ in range(dims - 1)))
+        layout = draw.choice(LAYOUTS)
+        s.batch = "x.shape[0]" if layout in ("batch first", "time last", "constant") else "x.shape[1]"
+        if dims == 1 and layout != "batch first" and self.some(0.03):
+            s.batch = ""
+        s.permuted = layout == "time last"
+        self.layout, self.shape, self.flexible = layout, shape, True
+        if layout == "time first":
+            s.records.append(Value("x", shape))
+        elif layout == "batch first" and self.some(0.5):
+            s.before.append("X = x.transpose(0, 1)")
+            s.records.append(Value("X", shape))
+        elif layout == "constant":
+            s.values.append(Value("x", shape))
+        with s.written_to(s.before):
+            statements(s, draw.choice((0, 0, 0, 1, 2)))
+        count, loops = draw.choice((1, 1, 1, 1, 1, 1, 2, 2, 3)), 2 if self.some(0.1) and self.steps else 1
+        v, x, code = Value("xt", shape), "x", []
+        for loop in range(loops):
+            if layout == "time first" and self.some(0.2) and self.steps:
+                x, layout, form = s.name("xs"), "list", draw.choice(LISTS).format(R=x)
+                code += in_block(s, [f"{x} = {form}"]) if self.some(0.4) else [f"{x} = {form}"]
+            seen = self._step(v, max(1, count // loops))
+            last, hand_on = loop == loops - 1, s.name("rec")
+            if not last:
+                s.before.append(f"{hand_on} = []")
+                s.body.append(f"{hand_on}.append({seen[-1]})")
+            for w in draw.sample(seen, min(len(seen), draw.choice((1, 2, 2, 3, 3)) if last else draw.choice((0, 1)))):
+                keep(s, w)
+            code += self._loop_over(x, layout, s.body, loop == 0, last)
+            s.body, s.uses_t, s.place = [], False, "after"
+            s.lists += s.kept
+            s.kept = []
+            s.records += [u for u in s.later if u.name.startswith("filled")]
+            s.values += [u for u in s.later if u.name.startswith("acc")]
+            s.later = []
+            if not last:
+                v, x, layout = Value("xt", seen[-1].shape), hand_on, "time first"
+                s.literal_steps()
+                self.flexible = False
+                if self.some(0.6):
+                    x = s.name("series")
+                    code.append(f"{x} = torch.stack({hand_on})")
+                    s.records.append(Value(x, v.shape))
+                else:
+                    layout = "list"
+        with s.written_to(s.after):
+            if not self.steps:  # the variables of a step are not there
+                s.values, s.lists = [v for v in s.values if v.name.startswith("acc")], []
+            afterwards(s)
+        if not (s.lists or s.values or s.others or len(s.records) > 1):
+            s.others.append("x.sum()")
+        returned = results(s, "\n".join([*s.before, *code, *s.after]))
+        if s.draws:
+            returned = f"{{'draws': [{', '.join(s.draws)}], 'rest': {returned}}}"
+        if self.carries:
+            returned = f"{returned}, ({''.join(f'{state}, ' for state in self.layers.carried)})"
+        lines = [*s.before, *code, *s.after]
+        alike = [record for record in s.lists if record.shape == shape]
+        if layout == "time first" and alike and self.some(0.3):  # layers of the same lines, each over all time steps
+            lines.append(f"x = torch.stack({draw.choice(alike)}) + x * 0.5")
+            lines = ["for layer in range(2):", *(f"    {line}" for line in "\n".join(lines).splitlines())]
+        text = "\n".join(lines)
+        for name in ("fixed", "square"):
+            if f"self.{name}" in text:
+                s.init.insert(0, f"self.{name} = nn.Linear({shape[-1]}, {shape[-1]})")
+        lines = [
+            "class Net(nn.Module):",
+            "    def __init__(self, snn):",
+            "        super().__init__()",
+            *(f"        {line}" for line in s.init),
+            "",
+            f"    def forward({', '.join(['self', *['carried'] * self.carries, 'x', *s.inputs])}):",
+            *(f"        {line}" for line in (*text.splitlines(), f"return {returned}")),
+        ]
+        surrogates = "snnfast" if self.dtype == "float64" else "snntorch"
+        self.source = "\n".join([HEADER.format(surrogates=surrogates), "", *lines, ""])
+
+    def shape_of(self, name: str, batch: int, steps: int) -> tuple[int, ...]:
+        """The shape of an input."""
+        T, B = steps, (batch,) if self.s.batch else ()
+        if name == "x":
+            length = {"strided": 2 * T + 1, "late": T + 1}.get(self.layout, T)
+            return {"batch first": (*B, T, *self.shape), "constant": (*B, *self.shape),
+                    "time last": (*B, *self.shape, T)}.get(self.layout, (length, *B, *self.shape))  # fmt: skip
+        kind, shape = self.s.inputs[name]
+        return (*((T,) if "per step" in kind else ()), *B, *(() if kind.startswith("classes") else shape))

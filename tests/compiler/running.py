@@ -1,0 +1,291 @@
+"""A program with a loop over time, run as it is and compiled, for the random programs and for those of the registry."""
+
+import linecache
+import logging
+import re
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # as pytest has it
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import snntorch
+import torch
+from internals import Attempt, is_step, merge, tracing
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import snnfast.snntorch
+from benchmarks.collection.comparison import TOLERANCES, Seen, difference, gradients, leaves, seen
+from snnfast import GraphReport
+
+STATES = ("syn_exc", "syn_inh", "syn", "mem")
+OUTCOMES = ("wholly", "partly", "recurrence", "repeated", "refused", "without a neuron")
+LEFT_OUT = ("raises without a compiler", "wrong without snnfast")
+# A write that autograd is not told of: which gradient is right depends on what a layer keeps for its backward pass.
+UNSEEN = re.compile(r"\.data(\.\w+_\(|\[[^]]*\] .?= | .= )")
+# As the random programs have them, for one that is written by hand.
+SETTINGS = {
+    "number": 0, "dtype": "float64", "train": True, "grad": True, "x_grad": True, "leaf": True, "held_in_loss": False,
+    "carries": False, "same_input": False, "strided_input": False,
+}  # fmt: skip
+# What may be around the forward pass, the backward pass or both.
+AROUND: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+    "": nullcontext,
+    "checkpoint": nullcontext,
+    "anomaly": partial(torch.autograd.detect_anomaly, check_nan=False),
+    # A copy: PyTorch does not notice that what a hook returned was changed in place.
+    "hooks": partial(torch.autograd.graph.saved_tensors_hooks, lambda t: t.detach().clone(), lambda t: t),
+}
+
+# It flushes the caches of the processor to measure the guards, which takes a sixth of the time of a program.
+torch._dynamo.guards.profile_guard_manager = lambda *args: 0.0
+
+
+class Run:
+    """A network of a program, and its calls.
+
+    ``made``: the network, of the module that its layers come from. ``drawn``: with weights that let most layers spike,
+    and in float32 of numbers whose sums are exact.
+    """
+
+    def __init__(
+        self, made: Callable[[Any], nn.Module], settings: dict[str, Any], unseen: bool = False, drawn: bool = True,
+        device: torch.device | str = "cpu",
+    ) -> None:  # fmt: skip
+        self.settings, self.unseen, self.drawn, self.device = settings, unseen, drawn, device
+        self.dtype = getattr(torch, settings["dtype"])
+        self.random = torch.Generator().manual_seed(settings["number"])
+        torch.manual_seed(settings["number"])
+        self.net = made(snnfast.snntorch).to(device, self.dtype).train(settings["train"])
+        self.layers = {n: m for n, m in self.net.named_modules() if isinstance(m, snntorch.SpikingNeuron)}
+        self.carried: Any = None
+        if drawn:
+            self._draw_weights()
+
+    @classmethod
+    def of(cls, source: str) -> "Run":
+        name = f"<program {abs(hash(source))}>"
+        linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)  # for tracebacks and dynamo
+        names: dict[str, Any] = {"__name__": name}
+        exec(compile(source, name, "exec"), names)
+        return cls(names["Net"], names["SETTINGS"], UNSEEN.search(source) is not None)
+
+    def _uniform(self, shape: Sequence[int], low: float, high: float, eighths: bool = True) -> Tensor:
+        t = torch.rand(tuple(shape), generator=self.random, dtype=torch.float64) * (high - low) + low
+        eighths &= self.drawn and self.dtype == torch.float32
+        return ((t * 8).round() / 8 if eighths else t).to(self.device, self.dtype)
+
+    @torch.no_grad()
+    def _draw_weights(self) -> None:
+        for name, module in self.net.named_modules():
+            if name in self.layers:
+                continue
+            for parameter_name, p in module.named_parameters(recurse=False):
+                if p.dim() < 2:
+                    low, high = (-0.1, 0.5) if parameter_name.startswith("bias") else (0.5, 1.5)
+                else:
+                    low, high = (x / p[0].numel() ** 0.5 for x in (-1.2, 2.4))
+                p.copy_(self._uniform(p.shape, low, high))
+
+    def inputs(self, call: dict[str, Any]) -> dict[str, Tensor]:
+        made: dict[str, Tensor] = {}
+        for name, (kind, shape) in call["inputs"].items():
+            if kind == "classes":
+                made[name] = torch.randint(2, tuple(shape), generator=self.random)
+                continue
+            made[name] = self._uniform(shape, -0.5, 1.5)
+            if self.settings["strided_input"] and len(shape) > 1:
+                made[name] = made[name].transpose(0, 1).contiguous().transpose(0, 1)
+            made[name].requires_grad_(kind == "input" and self.settings["x_grad"])
+        return made
+
+    def call(self, call: dict[str, Any], function: Callable[..., Any]) -> Seen:
+        """What a call leaves, and the gradients."""
+        net, settings = self.net, self.settings
+        for layer in self.layers.values():
+            for state in self._states(layer):
+                setattr(layer, state, getattr(layer, state).detach())
+            if call["resets"]:  # not by snntorch.utils.reset, which resets the layers of all networks
+                layer.reset_mem()
+        inputs = self.inputs(call)
+        # A leaf may not be changed in place.
+        given = {n: t if settings["leaf"] or not t.is_floating_point() else t * 1 for n, t in inputs.items()}
+        if settings["same_input"]:
+            given.update((n, given["x"]) for n, t in given.items() if t.shape == given["x"].shape)
+        torch.manual_seed(settings["number"])
+        carried = [self.carried] if settings["carries"] else []
+        context, places = settings.get("around") or ("", ())
+        forward, backward = (AROUND[context if place in places else ""] for place in ("forward", "backward"))
+        with torch.set_grad_enabled(settings["grad"]), forward():
+            if context == "checkpoint":
+                function = partial(checkpoint, function, use_reentrant=False, early_stop=False)
+            outputs = function(*carried, *given.values())
+        if settings["carries"]:
+            detached = settings["carries"] == "detached"
+            self.carried = tuple(t.detach() if detached else t for t in outputs[1])
+        held = [(f"{n}.{state}", getattr(m, state)) for n, m in self.layers.items() for state in self._states(m)]
+        buffers = [(n, b) for n, b in net.named_buffers() if n.rpartition(".")[2] not in STATES]
+        found = seen(outputs, held, [*((f"input {n}", t) for n, t in given.items()), *buffers], net.named_parameters())
+        asking = {n: t for n, t in [*inputs.items(), *net.named_parameters()] if t.requires_grad and not self.unseen}
+        losses = []
+        for n, t in [*leaves("output", outputs), *(held if settings["held_in_loss"] else [])]:
+            if isinstance(t, Tensor) and "draws" not in n:
+                weights = self._uniform(t.shape, -1, 1, eighths=False)
+                if t.requires_grad:
+                    losses.append((t * weights).sum())
+        grads: Sequence[Tensor | None] = [None] * len(asking)
+        if losses and asking:
+            again = self.settings["number"] % 3 == 0  # the gradients may then be differentiated
+            wanted = list(asking.values())
+            with backward():
+                loss = sum(losses)
+                grads = torch.autograd.grad(loss, wanted, allow_unused=True, retain_graph=True, create_graph=again)
+        return [*found, *gradients(zip(asking, zip(asking.values(), grads, strict=True), strict=True))]
+
+    def _states(self, layer: Any) -> tuple[str, ...]:
+        return tuple(state for state in STATES if hasattr(layer, state))
+
+
+class Watched:
+    """The backend, and its reports of graphs."""
+
+    def __init__(self) -> None:
+        self.reports: list[GraphReport] = []
+        self.of_neurons: list[GraphReport] = []
+
+    def __call__(self, gm: torch.fx.GraphModule, example_inputs: Any) -> Any:
+        merged, report = merge(gm)
+        self.reports.append(report)
+        if any(is_step(n.target) for n in gm.graph.nodes) or report.failed or report.refused is None:
+            self.of_neurons.append(report)
+        return merged.forward
+
+    def outcome(self) -> str:
+        """What became of the neurons of a program, or how the backend failed."""
+        reports = self.of_neurons
+        for report in reports:
+            if report.refused is not None and "a fault of snnfast" in report.refused:
+                return f"the pass failed: {report.refused.strip().splitlines()[-1]}"
+        if not reports:
+            return "without a neuron"
+        if all(r.refused is not None for r in reports):
+            return "refused"
+        if not any("one unroll" in line for r in reports for line in r.merged):
+            return "recurrence" if any("one recurrence" in line for r in reports for line in r.merged) else "repeated"
+        return "partly" if any(r.repeated or r.refused for r in reports) else "wholly"
+
+
+def check(
+    make: Callable[[], Run], backend: Any, statistics: Counter[str], tolerances: tuple[float, float] | None = None
+) -> str | None:
+    """What differs; ``None``: nothing. ``tolerances``: not those of the dtype of the program."""
+    spikes: dict[str, set[bool]] = {}
+
+    def look(name: str, layer: nn.Module, args: Any, out: Any) -> None:
+        spk = out[0] if isinstance(out, tuple) else out
+        spikes.setdefault(name, set()).update((spk > 0).unique().tolist())
+
+    try:
+        plain, ours = make(), make()
+        for name, layer in plain.layers.items():
+            layer.register_forward_hook(partial(look, name))
+        expected = [plain.call(call, plain.net) for call in plain.settings["calls"]]
+    except Exception:
+        statistics[LEFT_OUT[0]] += 1
+        return None
+    tolerances = tolerances or TOLERANCES[ours.settings["dtype"]]
+    compiled, given_up = torch.compile(ours.net, backend=backend), set[Any]()
+
+    def as_compile_does(*args: Any) -> Any:
+        with tracing, Attempt("a program", given_up):
+            return compiled(*args)
+
+    found = _compare(ours, as_compile_does, expected, tolerances)
+    if found or not isinstance(backend, Watched) or len(backend.reports) != 1:
+        torch._dynamo.reset()  # its caches of code that is not the program's
+    if isinstance(backend, Watched):
+        if found and not found.startswith("the pass"):
+            alone = make()
+            if _compare(alone, torch.compile(alone.net, backend="eager"), expected, tolerances):
+                statistics[LEFT_OUT[1]] += 1
+                return None
+        if (outcome := backend.outcome()) in OUTCOMES:
+            statistics[outcome] += 1
+        else:
+            found = outcome
+    if of_each := list(spikes.values()):
+        statistics.update(compared=1, last=True in of_each[-1], spiking=all(len(seen) == 2 for seen in of_each))
+    statistics["with gradients"] += any(n.startswith("grad") and bool(t.any()) for call in expected for n, t in call)
+    return found
+
+
+def _compare(run: Run, function: Any, expected: list[Seen], tolerances: tuple[float, float]) -> str | None:
+    for number, call in enumerate(run.settings["calls"]):
+        try:
+            if found := difference(run.call(call, function), expected[number], tolerances):
+                return f"call {number}: {found}"
+        except Exception as error:
+            return f"call {number}: {type(error).__name__}: {error}"
+    return None
+
+
+def outcome(source: str, backend: Any, statistics: Counter[str]) -> str | None:
+    """What differs or fails; ``None``: nothing."""
+    half = "bfloat16" in source and ("'float64'" not in source or ".float()" in source)
+    dtype = "bfloat16" if half else "float32" if ".float()" in source else None
+    with surroundings("float64" if "'float64'" in source else "float32"):
+        backend = Watched() if backend == "snnfast" else backend
+        found = check(partial(Run.of, source), backend, statistics, TOLERANCES[dtype] if dtype else None)
+    linecache.cache.pop(f"<program {abs(hash(source))}>", None)
+    return found
+
+
+def assert_alike(
+    ours: Callable[[Tensor], Any], plain: Callable[[Tensor], Any], x: Tensor, tolerances: tuple[float, float],
+    forward: Callable[[], Any] = nullcontext, backward: Callable[[], Any] = nullcontext,
+) -> None:  # fmt: skip
+    """What networks leave, and their gradients, are equal; ``forward``, ``backward``: what is around the passes."""
+    found = []
+    for net in (ours, plain):
+        module = getattr(net, "__self__", net)
+        asking = {n.removeprefix("_orig_mod."): p for n, p in module.named_parameters()}  # type: ignore[attr-defined]
+        asking |= {"x": x} if x.requires_grad else {}
+        with forward():
+            outputs = net(x)
+        weights = torch.Generator().manual_seed(1)
+        results = [t for _, t in leaves("output", outputs) if isinstance(t, Tensor) and t.requires_grad]
+        with backward():
+            for t in asking.values():
+                t.grad = None
+            sum((t * torch.randn(t.shape, generator=weights)).sum() for t in results).backward()  # type: ignore[union-attr]
+        found.append([*seen(outputs), *gradients((n, (t, t.grad)) for n, t in asking.items())])
+    differs = difference(found[0], found[1], tolerances)
+    assert differs is None, differs
+
+
+@contextmanager
+def surroundings(dtype: str) -> Iterator[None]:
+    """What a program finds, and what is left as it was."""
+    neurons, grad = list(snntorch.SpikingNeuron.instances), torch.is_grad_enabled()
+    logging.disable(logging.CRITICAL)  # dynamo tells much of a program that fails
+    torch.set_default_dtype(getattr(torch, dtype))
+    try:
+        yield
+    finally:
+        torch.set_grad_enabled(grad)
+        torch.set_default_dtype(torch.float32)
+        logging.disable(logging.NOTSET)
+        snntorch.SpikingNeuron.instances[:] = neurons  # it keeps every layer for good
+
+
+def with_settings(function: Callable[[], Any]) -> Any:
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")  # a layer that runs step by step says so
+    with snnfast.use_backend("auto"):
+        return function()

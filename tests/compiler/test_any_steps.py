@@ -1,0 +1,166 @@
+"""A graph that was emitted for some number of steps runs for any other."""
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from compiler.internals import BACKEND
+from torch import Tensor
+from torch.fx import Graph, GraphModule
+
+import snnfast
+from benchmarks import collection
+from snnfast.compiler.backend import for_any_steps
+from snnfast.compiler.errors import RefusedError
+from snnfast.compiler.report import GraphReport
+
+pytestmark = [pytest.mark.usefixtures("nothing_compiled"), pytest.mark.needs_extension]
+programs = collection.programs()
+
+QUICK = ("recurrent-student", "static-image")
+
+SEVERAL = {
+    **dict.fromkeys(
+        ["active-neurons", "prints", "prints-sometimes", "spike-counts"],
+        "the calls that make numbers are in no statement",
+    ),
+    "delayed": "in a short loop, the steps that read the first entries of its queue are rolled up otherwise",
+    "event-camera": "a graph without a loop takes the record of all steps",
+    "truncated": "its states are detached every ten steps",
+}
+"""Programs that have another graph for another number of steps, and why."""
+
+STEPS: dict[str, tuple[int, ...]] = {
+    "edges": (14, 11, 37),
+    "sequential-function": (14, 8, 16),
+    "spatio-temporal": (13, 9, 37),
+}
+"""Other numbers of steps: a size of the program is one of the usual, or a loss that is summed in float32 rounds."""
+
+
+@pytest.fixture
+def known(monkeypatch: pytest.MonkeyPatch) -> dict[Any, Any]:
+    """The graphs for any number of steps that the backend has written, which it runs in place of its own."""
+    found: dict[Any, Any] = {}
+
+    def merge(gm: GraphModule) -> tuple[GraphModule, GraphReport]:
+        report = GraphReport("a graph")
+        try:
+            run, steps = for_any_steps(gm, found)
+        except RefusedError as refusal:
+            report.refused = str(refusal)
+            gm.recompile()
+            return gm, report
+        report.merged.append("all steps")
+        graph = Graph()
+        inputs = [graph.placeholder(node.name) for node in gm.graph.find_nodes(op="placeholder")]
+
+        def call(*inputs: Any) -> list[Any]:
+            return run(steps, inputs)
+
+        graph.output(graph.call_function(call, tuple(inputs)))
+        return GraphModule(gm, graph), report
+
+    monkeypatch.setattr(BACKEND, "merge", merge)
+    return found
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.thorough) for name in programs]
+)
+def test_programs_do_what_their_loops_do_for_other_numbers_of_steps(name: str, known: dict[Any, Any]) -> None:
+    first, *others = STEPS.get(name, (14, 9, 37))
+    assert not list(collection.differences(programs[name], first, 3, calls=1))
+    graphs = len(known)
+    assert graphs
+    for T in others:
+        torch._dynamo.reset()
+        assert not list(collection.differences(programs[name], T, 3, calls=1))
+    assert (len(known) == graphs) == (name not in SEVERAL)
+
+
+def spikes(factor: float = 0.5, layers: int = 1, made: Callable[[Any], Any] = torch.stack, **options: Any) -> Any:
+    """A loop of leaky neurons behind one another, and what is made of its spikes."""
+    neurons = [snnfast.Leaky(beta=0.9, **options) for _ in range(layers)]
+
+    def loop(x: Tensor) -> Any:
+        mems, out = [neuron.reset_mem() for neuron in neurons], []
+        for t in range(len(x)):
+            spk = x[t] * factor
+            for i, neuron in enumerate(neurons):
+                spk, mems[i] = neuron(spk, mems[i])
+            out.append(spk)
+        return made(out)
+
+    return loop
+
+
+@pytest.mark.parametrize(
+    ("other", "size"),
+    [(spikes(0.6), 2), (spikes(), 3), (spikes(reset_mechanism="zero"), 2), (spikes(layers=2), 2)],
+    ids=["constant", "size", "option", "layers"],
+)
+def test_a_loop_that_differs_by_more_than_its_steps_has_another_graph(
+    other: Any, size: int, known: dict[Any, Any]
+) -> None:
+    for loop, T, width in [(spikes(), 7, 2), (spikes(), 9, 2), (other, 7, size), (other, 9, size)]:
+        torch._dynamo.reset()
+        torch.compile(loop, backend="snnfast")(torch.rand(T, width))
+    assert len(known) == 2
+
+
+DETACHED = "each entry is detached by a call of its own, of which the graph has as many as it was emitted with"
+
+
+@pytest.mark.parametrize(
+    ("made", "records"),
+    [
+        (list, True),
+        pytest.param(list, False, marks=pytest.mark.xfail(reason=DETACHED, strict=True)),
+        (torch.stack, True),
+        (sum, True),
+        (lambda out: (out[0], out[-1]), True),
+        (lambda out: torch.stack(out[-3:]), True),
+    ],
+    ids=["list", "detached", "stack", "sum", "ends", "last"],
+)
+def test_results_of_another_number_of_steps(made: Callable[[Any], Any], records: bool, known: dict[Any, Any]) -> None:
+    loop = spikes(2.0, made=made)
+    for T in (19, 7, 30):
+        torch._dynamo.reset()
+        x = torch.rand(T, 4, requires_grad=records)
+        torch.testing.assert_close(torch.compile(loop, backend="snnfast")(x), loop(x), rtol=0, atol=0)
+    assert len(known) == 1
+
+
+def summed(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Any], Tensor]:
+    """A stack of results, each of which needs the one before."""
+    return lambda out: torch.stack(list(itertools.accumulate(out, function)))
+
+
+class Share(torch.autograd.Function):
+    """A function that is not elementwise. PyTorch gives each call of it a graph of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x / (1 + x.sum())
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad
+
+
+@pytest.mark.parametrize(
+    ("function", "graphs"), [(torch.logaddexp, 1), (lambda a, b: Share.apply(a + b), 2)], ids=["loop", "calls"]
+)
+def test_what_is_repeated_is_a_loop_where_that_is_possible(
+    function: Callable[[Tensor, Tensor], Tensor], graphs: int, known: dict[Any, Any]
+) -> None:
+    loop = spikes(2.0, made=summed(function))
+    for T in (7, 19):
+        torch._dynamo.reset()
+        x = torch.rand(T, 4, requires_grad=True)
+        torch.testing.assert_close(torch.compile(loop, backend="snnfast")(x), loop(x), rtol=0, atol=0)
+    assert len(known) == graphs

@@ -1,0 +1,66 @@
+"""The new graph: one call for all steps, and what is made of its results."""
+
+import pytest
+import torch
+from compiler.forms import after_merging, leaky, tensor
+
+pytestmark = pytest.mark.usefixtures("nothing_compiled")
+
+
+def test_a_stack_is_the_result_of_the_unroll() -> None:
+    after_merging("emit", leaky(made=torch.stack), tensor(5, 2)).expect("""\
+unroll_steps = unroll_steps('leaky', x, [None, x_1, x_2, x_3], 16, 0, 2.0, 0.0, 'auto', None, 0, False)
+getitem = unroll_steps[2]
+getitem_1 = unroll_steps[0]
+detach = detach(getitem_1)
+detach_1 = detach(getitem)
+return [detach, detach_1]""")
+
+
+def test_a_sum_over_time_is_a_result_of_the_unroll() -> None:
+    after_merging("emit", leaky(made=sum), tensor(5, 2)).expect("""\
+unroll_steps = unroll_steps('leaky', x, [None, x_1, x_2, x_3], 16, 0, 2.0, 0.0, 'auto', None, 0, True)
+getitem = unroll_steps[2]
+getitem_1 = unroll_steps[0]
+detach = detach(getitem_1)
+detach_1 = detach(getitem)
+return [detach, detach_1]""")
+
+
+@pytest.mark.parametrize(("first", "stop"), [(2, 7), (0, 3), (5, 8)])
+def test_steps_are_told_from_the_end_that_is_nearer(first: int, stop: int) -> None:
+    form = after_merging("emit", leaky(made=lambda out: torch.stack(out[first:stop]), T=8), tensor(8, 2))
+    told = [first if first < 4 else first - 8, stop if stop < 4 else stop - 8 or None]
+    assert f"[slice({told[0]}, {told[1]}, None)]" in form
+
+
+def test_single_steps() -> None:
+    after_merging("emit", leaky(made=lambda out: (out[1], out[-2]), T=8), tensor(8, 2)).expect("""\
+unroll_steps = unroll_steps('leaky', x, [None, x_1, x_2, x_3], 16, 0, 2.0, 0.0, 'auto', None, 0, False)
+getitem = unroll_steps[2]
+getitem_1 = unroll_steps[0]
+unbind = unbind(getitem_1, 0)
+getitem_2 = unbind[-2]
+getitem_3 = unbind[1]
+detach = detach(getitem_3)
+detach_1 = detach(getitem_2)
+clone = clone(detach_1)
+detach_2 = detach(getitem)
+return [detach, clone, detach_2]""")
+
+
+def test_numbers_that_differ_from_step_to_step() -> None:
+    loop = leaky(lambda x, t: x[t] * (0.5 * t + 1.0) + 0.7**t, torch.stack)
+    after_merging("emit", loop, tensor(5, 2)).expect("""\
+_counted = _counted(1.0, 0.5, 5, torch.float32, cpu)
+view = view(_counted, [-1, 1])
+mul = mul(x, view)
+tensor = tensor([1.0, 0.7, 0.48999999999999994, 0.3429999999999999, 0.24009999999999995])
+view_1 = view(tensor, [-1, 1])
+add = add(mul, view_1)
+unroll_steps = unroll_steps('leaky', add, [None, x_1, x_2, x_3], 16, 0, 2.0, 0.0, 'auto', None, 0, False)
+getitem = unroll_steps[2]
+getitem_1 = unroll_steps[0]
+detach = detach(getitem_1)
+detach_1 = detach(getitem)
+return [detach, detach_1]""")

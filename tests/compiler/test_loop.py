@@ -1,0 +1,321 @@
+"""What ``torch.compile(..., backend="snnfast")`` promises around the merging.
+
+What ``snnfast.compile`` makes of a network is in test_loop_entry.py; programs are in test_programs.py.
+"""
+
+import copy
+import re
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from helpers import assert_all_bits_equal, assert_bits_equal
+from internals import emit, merge
+from loop_nets import Feedback, Net, assert_same, currents, graphs, refused
+from torch import Tensor, nn
+
+import snnfast
+from snnfast._unroll.graph import unroll_steps
+
+pytestmark = pytest.mark.usefixtures("nothing_compiled")
+
+
+# ---- the entry point
+
+
+def test_the_backend_is_found_by_its_name_without_an_import() -> None:
+    assert "snnfast" in torch._dynamo.list_backends()
+    net = Net()
+    assert_same(torch.compile(net, backend="snnfast"), copy.deepcopy(net), currents())
+
+
+def test_compile_converts_snntorchs_layers() -> None:
+    snntorch = pytest.importorskip("snntorch")
+    net = Net(snntorch.Leaky)
+    reference = copy.deepcopy(net)
+    compiled = snnfast.compile(net)
+    assert isinstance(net.lif1, snnfast.Leaky)
+    assert_same(compiled, reference, currents())
+
+
+def test_what_can_not_be_compiled_is_an_error() -> None:
+    for function in (snnfast.compile, snnfast.explain):
+        with pytest.raises(TypeError, match=r"net: expected a torch\.nn\.Module or a function, got int"):
+            function(3)
+
+
+@pytest.mark.parametrize("backend", ["snnfast", "eager"])
+def test_a_compiled_network_is_compiled_anew_and_stays_a_network(backend: str) -> None:
+    """As when a cell of a notebook is run twice."""
+    net = Net()
+    compiled = snnfast.compile(torch.compile(net, backend=backend))
+    assert all(p is q for p, q in zip(compiled.parameters(), net.parameters(), strict=True))
+    assert_same(compiled, copy.deepcopy(net), currents())
+    (graph,) = snnfast.explain(compiled, currents()).graphs
+    assert "5 x linear" in graph.merged
+
+
+def test_a_mode_is_an_error_that_names_it() -> None:
+    message = "mode: 'reduce-overhead' is one of Inductor's"
+    with pytest.raises(ValueError, match=message):
+        snnfast.compile(Net(), mode="reduce-overhead")
+    with pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match=message):
+        torch.compile(Net(), backend="snnfast", mode="reduce-overhead")(currents())
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("inner", ["aot_eager", "inductor"])
+def test_the_new_graph_can_be_given_to_another_backend(inner: str) -> None:
+    net = Net()
+    assert_same(torch.compile(net, backend="snnfast", options={"inner": inner}), copy.deepcopy(net), currents())
+
+
+def test_an_unknown_option_is_an_error() -> None:
+    message = "options: expected 'inner' at most, got 'outer'"
+    with pytest.raises(ValueError, match=message):
+        snnfast.compile(Net(), options={"outer": "inductor"})
+    with pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match=message):
+        torch.compile(Net(), backend="snnfast", options={"outer": "inductor"})(currents())
+
+
+# ---- explain
+
+
+def test_explain_tells_what_is_merged_and_changes_nothing() -> None:
+    snntorch = pytest.importorskip("snntorch")
+    net = Net(snntorch.Leaky)
+    before = copy.deepcopy(net.state_dict())
+    explanation = snnfast.explain(net, currents())
+    assert isinstance(explanation, snnfast.Explanation)
+    assert isinstance(explanation.graphs[0], snnfast.GraphReport)
+    (graph,) = explanation.graphs
+    assert graph.merged[:2] == [f"5 steps of leaky: one unroll{more}" for more in (", with the linear behind it", "")]
+    assert graph.merged.count("5 x linear") == 2
+    assert not graph.repeated
+    assert graph.refused is None
+    assert "loop_nets.py" in graph.where
+    assert "merged    5 x linear (2 times)" in str(explanation)
+    assert "27 calls of the loop became 3" in str(explanation)
+    assert type(net.lif1) is snntorch.Leaky
+    assert net.lif1.mem.shape == (0,)
+    for name, t in net.state_dict().items():
+        assert torch.equal(t, before[name])
+
+
+def test_explain_tells_what_is_repeated_with_its_line() -> None:
+    (graph,) = snnfast.explain(Feedback(), currents()).graphs
+    assert "5 x linear" in graph.merged
+    (layer,) = [line for line in graph.repeated if "leaky" in line]
+    assert re.search(r"5 steps of leaky \(.*loop_nets.py:\d+\): its input at a step", layer)
+
+
+REASONS: dict[str, tuple[Any, str]] = {
+    "shapes": (lambda v, x: 0.9 * v + (v.unsqueeze(2) + x.unsqueeze(1)).sum(2), r"several shapes: .*\[3, 12, 12\]"),
+    "dtypes": (lambda v, x: (v.double() * 0.9).float() + x, r"a step computes in float32, float64"),
+    "sum": (lambda v, x: v + x, "each call takes its own result of the step before"),
+}
+
+
+@pytest.mark.parametrize("name", REASONS)
+def test_explain_names_the_cause(name: str) -> None:
+    step, reason = REASONS[name]
+    lif = snnfast.Leaky(beta=0.9)
+
+    def loop(x: Tensor) -> Any:
+        v, mem, record = torch.zeros(3, 12), torch.zeros(3, 12), []
+        for current in x:
+            v = step(v, current)
+            _, mem = lif(current, mem)
+            record.append(mem * v)
+        return torch.stack(record)
+
+    assert re.search(reason, str(snnfast.explain(loop, currents())))
+
+
+def test_a_tensor_that_the_loop_lets_require_a_gradient_is_named() -> None:
+    def loop(x: Tensor) -> Tensor:
+        v = torch.zeros(3, 12).requires_grad_()
+        for current in x:
+            v = 0.9 * v + current
+        return v
+
+    assert "requires_grad_()" in str(snnfast.explain(loop, currents()))
+
+
+def test_a_change_made_at_every_step_alike_is_made_once() -> None:
+    class Clamped(Net):
+        def forward(self, x: Tensor) -> Any:
+            mem, spikes = self.lif1.reset_mem(), []
+            for step in range(x.size(0)):
+                self.fc1.weight.data.clamp_(-0.1, 0.1)
+                spk, mem = self.lif1(self.fc1(x[step]), mem)
+                spikes.append(spk)
+            return torch.stack(spikes)
+
+    net = Clamped()
+    (graph,) = snnfast.explain(net, currents()).graphs
+    assert graph.merged == ["5 steps of leaky: one unroll", "5 x linear"]
+    assert_same(snnfast.compile(net), copy.deepcopy(net), currents())
+    assert net.fc1.weight.abs().max() <= 0.1
+
+
+# ---- what it says where nothing, or not everything, is merged
+
+
+def test_a_single_step_runs_as_it_is_and_says_so_once() -> None:
+    lif = snnfast.Leaky(beta=0.9)
+    compiled, x = snnfast.compile(lambda x, mem: lif(x, mem)), torch.rand(3, 4)
+    message = refused(compiled, x, torch.zeros(3, 4))
+    assert "runs as it is" in message
+    assert "a single step" in message
+    assert "outside of what is compiled" in message
+    with warnings.catch_warnings(action="error"):
+        compiled(x, torch.zeros(3, 4))
+
+
+def test_a_loop_that_is_cut_at_each_step_says_so() -> None:
+    class Printing(Net):
+        def forward(self, x: Tensor) -> Any:
+            mem, spikes = self.lif1.reset_mem(), []
+            for step in range(x.size(0)):
+                spk, mem = self.lif1(self.fc1(x[step]), mem)
+                torch._dynamo.graph_break()
+                spikes.append(spk)
+            return torch.stack(spikes)
+
+    message = refused(snnfast.compile(Printing()), currents())
+    assert re.search(r"torch.compile cuts the code at .*test_loop.py:\d+: torch._dynamo.graph_break\(\)$", message)
+
+
+@pytest.mark.parametrize(("name", "arguments"), [("unsqueeze_", (0,)), ("t_", ())], ids=["unsqueeze_", "t_"])
+def test_a_change_of_a_shape_in_place_is_named(name: str, arguments: tuple[int, ...]) -> None:
+    lif = snnfast.Leaky(beta=0.9)
+
+    def loop(x: Tensor) -> Tensor:
+        mem, made = torch.zeros_like(x[0]), []
+        for current in x:
+            spk, mem = lif(current, mem)
+            made.append(getattr(spk * 2, name)(*arguments))
+        return torch.stack(made)
+
+    x = torch.rand(4, 3, 5) * 2
+    assert f"it changes the shape of a tensor in place ({name})" in refused(snnfast.compile(loop), x)
+    torch._dynamo.reset()
+    with warnings.catch_warnings(action="ignore"):
+        assert_bits_equal(torch.compile(loop, backend="snnfast")(x), loop(x))
+
+
+def test_layers_that_were_not_converted_are_named() -> None:
+    snntorch = pytest.importorskip("snntorch")
+    assert "snnfast.compile(net)" in refused(torch.compile(Net(snntorch.Leaky), backend="snnfast"), currents())
+
+
+def test_a_graph_without_neurons_is_left_alone() -> None:
+    with warnings.catch_warnings(action="error"):
+        x = currents()
+        assert_bits_equal(torch.compile(lambda x: x.relu() * 2, backend="snnfast")(x), x.relu() * 2)
+
+
+def test_a_fault_in_the_pass_falls_back_loudly(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*given: Any) -> Any:
+        raise KeyError("planted")
+
+    monkeypatch.setattr(emit.Emitter, "single", broken)
+    net, x = Net(), currents()
+    expected = copy.deepcopy(net)(x)
+    compiled = snnfast.compile(net)
+    with pytest.warns(UserWarning, match=r"(?s)fault of snnfast.*please report it.*KeyError: 'planted'"):
+        found = compiled(x)
+    assert_all_bits_equal(found, expected)
+
+
+# ---- what nobody reads is not made
+
+
+def asked_for(readout: Any) -> tuple[int, bool]:
+    """States that the unroll of a loop records, as bits; and whether it sums the spikes instead of writing them."""
+    lif, fc, seen = snnfast.Leaky(beta=0.9), nn.Linear(12, 4), []
+
+    def loop(x: Tensor) -> Any:
+        mem, spks, mems, total = lif.reset_mem(), [], [], torch.zeros(3, 4)
+        for step in range(5):
+            spk, mem = lif(fc(x[step]), mem)
+            spks.append(spk)
+            mems.append(mem)
+            total = total + spk
+        return readout(spks, mems, total)
+
+    def backend(gm: torch.fx.GraphModule, example_inputs: Any) -> Any:
+        merged, _ = merge(gm)
+        seen.extend(n.args[-2:] for n in merged.graph.nodes if n.target is unroll_steps)
+        return merged.forward
+
+    x = currents()
+    found, expected = torch.compile(loop, backend=backend)(x), loop(x)
+    torch.testing.assert_close(found, expected)
+    (asked,) = seen
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("readout", "record", "reduce"),
+    [
+        (lambda spks, mems, total: torch.stack(spks), 0, False),
+        (lambda spks, mems, total: torch.stack(mems), 1, False),
+        (lambda spks, mems, total: mems[-1], 0, False),
+        (lambda spks, mems, total: total, 0, True),
+        (lambda spks, mems, total: sum(spks), 0, True),
+        (lambda spks, mems, total: torch.stack(spks).sum(0), 0, True),
+        (lambda spks, mems, total: (total, spks[-1]), 0, False),
+        (lambda spks, mems, total: (total, torch.stack(mems)), 1, True),
+    ],
+)
+def test_what_nobody_reads_is_not_made(readout: Any, record: int, reduce: bool) -> None:
+    assert asked_for(readout) == (record, reduce)
+
+
+# ---- compiling again
+
+
+def test_how_often_a_loop_is_compiled() -> None:
+    net = Net()
+    other, compiled = copy.deepcopy(net), snnfast.compile(net)
+
+    def count(T: int, B: int, grad: bool = True) -> int:
+        before, x = graphs(), currents(T, B)
+        with torch.set_grad_enabled(grad):
+            found, expected = compiled(x), other(x)
+        assert_bits_equal(found[0], expected[0])
+        torch.testing.assert_close(found[1], expected[1])
+        return graphs() - before
+
+    assert count(3, 8) == 1
+    assert count(3, 8) == 0
+    assert count(3, 5) == 1  # a second batch size: from now on any
+    assert count(3, 6) == 0
+    assert count(3, 1) <= 1  # torch.compile may have a graph of its own for a batch of one
+    assert count(3, 16, grad=False) == 1
+    assert count(3, 7, grad=False) == 0
+    assert count(4, 8) == 1  # each number of steps
+    assert count(3, 4) == 0
+
+
+# ---- what else users do with a network
+
+
+def test_a_held_state_can_be_detached_in_place() -> None:
+    net = Net()
+    snnfast.compile(net)(currents())
+    assert net.lif1.mem.requires_grad
+    snnfast.Leaky.detach_hidden()
+    assert not net.lif1.mem.requires_grad
+
+
+@pytest.mark.thorough
+def test_the_reference_backend_is_not_merged() -> None:
+    net, x = Net(), currents()
+    other = copy.deepcopy(net)
+    with snnfast.use_backend("reference"):
+        assert_same(snnfast.compile(net), other, x)
+    assert_same(snnfast.compile(net), other, x)

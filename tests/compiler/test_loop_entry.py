@@ -1,0 +1,788 @@
+"""``snnfast.compile(net)`` changes a network in place, which then lives in a program as before."""
+
+import copy
+import gc
+import itertools
+import pickle
+import re
+import time
+import warnings
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from callables import function
+from helpers import assert_all_bits_equal, assert_bits_equal
+from internals import BACKEND, LONG, merge
+from loop_nets import Feedback, Net, assert_same, currents, graphs
+from running import assert_alike
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import snnfast
+from benchmarks.collection.comparison import TOLERANCES
+from snnfast.spikingjelly import functional, neuron
+
+pytestmark = pytest.mark.usefixtures("nothing_compiled")
+THOROUGH = pytest.mark.thorough
+NEAR = TOLERANCES["float32"]
+
+
+def assert_compiled(net: nn.Module) -> None:
+    before = graphs()
+    net(currents(T=3))
+    assert graphs() == before + 1
+
+
+def assert_not_compiled(net: nn.Module) -> None:
+    before = graphs()
+    net(currents(T=4))
+    assert graphs() == before
+
+
+# ---- the network stays what it is
+
+
+def test_it_returns_the_network_itself_with_the_same_type_and_keys_and_there_is_a_way_back() -> None:
+    net, x = Net(), currents()
+    keys, other = list(net.state_dict()), copy.deepcopy(net)
+    compiled = snnfast.compile(net)
+    assert compiled is net
+    assert type(compiled) is Net
+    assert list(compiled.state_dict()) == keys
+    assert_compiled(net)
+    net._compiled_call_impl = None
+    assert_not_compiled(net)
+    assert_same(net, other, x)
+
+
+def test_a_checkpoint_is_that_of_the_network_in_both_directions(tmp_path: Path) -> None:
+    plain, compiled, x = Net(), snnfast.compile(Net()), currents()
+    compiled(x)
+    torch.save(compiled.state_dict(), tmp_path / "compiled.pt")
+    plain.load_state_dict(torch.load(tmp_path / "compiled.pt"))
+    assert_same(compiled, plain, x)
+    other = Net()
+    compiled.load_state_dict(other.state_dict())
+    assert_same(compiled, other, x)
+
+
+@pytest.mark.parametrize(
+    "how", ["deepcopy", *(pytest.param(how, marks=pytest.mark.thorough) for how in ("pickle", "save"))]
+)
+def test_a_copy_is_the_network_uncompiled_and_can_be_compiled(how: str, tmp_path: Path) -> None:
+    net, x = snnfast.compile(Net()), currents()
+    net(x)
+    if how == "deepcopy":
+        copied = copy.deepcopy(net)
+    elif how == "pickle":
+        copied = pickle.loads(pickle.dumps(net))
+    else:
+        torch.save(net, tmp_path / "net.pt")
+        copied = torch.load(tmp_path / "net.pt", weights_only=False)
+    assert_not_compiled(copied)
+    with torch.no_grad():
+        for p in net.parameters():  # those of the copy are its own
+            p.mul_(0.5)
+    assert not torch.equal(copied(x)[1], net(x)[1])
+    net.load_state_dict(copied.state_dict())
+    assert_same(net, copied, x)
+    assert_compiled(snnfast.compile(copied))
+    assert_same(copied, net, x)
+
+
+def test_reset_of_snntorch_reaches_its_layers() -> None:
+    snntorch = pytest.importorskip("snntorch")
+    from snntorch import utils
+
+    class Held(nn.Module):
+        """A step: the loop is outside, as in snnTorch's tutorials 6 and 7."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.lif = nn.Linear(12, 5), snntorch.Leaky(beta=0.9, init_hidden=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.lif(self.fc(x))
+
+    plain = Held()
+    net = snnfast.compile(copy.deepcopy(plain))
+    for batch in torch.rand(2, 5, 3, 12) * 3:
+        found = []
+        for model in (plain, net):
+            utils.reset(model)
+            found.append(torch.stack([model(step) for step in batch]))
+        assert_bits_equal(*found)
+        found[1].sum().backward()
+
+
+def test_hooks_that_were_registered_before_the_first_call_are_called() -> None:
+    net, x = Net(), currents()
+    expected = copy.deepcopy(net)(x)
+    net.register_forward_pre_hook(lambda module, inputs: (inputs[0] * 2,))
+    net.register_forward_hook(lambda module, inputs, outputs: (outputs[0] + 1, outputs[1]))
+    net.fc1.register_forward_hook(lambda module, inputs, output: output / 2)
+    snnfast.compile(net)
+    with torch.no_grad():
+        net.fc1.bias.zero_()
+    expected = net.forward(x * 2)
+    spk, mem = net(x)
+    assert_bits_equal(spk, expected[0] + 1)
+    assert_bits_equal(mem, expected[1])
+
+
+def test_it_is_called_with_names_and_as_a_part_of_a_network() -> None:
+    net, x = Net(), currents()
+    other = copy.deepcopy(net)
+    snnfast.compile(net)
+    assert_same(lambda x: net(x=x), other, x)
+    assert_same(nn.Sequential(net), other, x)
+
+
+@pytest.mark.thorough
+def test_a_compiled_network_in_a_compiled_network_or_function_is_a_part_of_its_graph() -> None:
+    inner, x = snnfast.compile(Net()), currents()
+    other = copy.deepcopy(inner)
+    for outer in (snnfast.compile(nn.Sequential(inner)), snnfast.compile(lambda x: inner(x))):
+        before = graphs()
+        assert_same(outer, other, x)
+        assert graphs() == before + 1
+    inner.register_forward_hook(lambda module, inputs, outputs: (outputs[0] + 1, outputs[1]))
+    assert_bits_equal(snnfast.compile(lambda x: inner(x))(x)[0], other(x)[0] + 1)
+    assert_same(inner, lambda x: (other(x)[0] + 1, other(x)[1]), x)
+
+
+# ---- compiled again
+
+
+@pytest.mark.parametrize("how", ["function", "decorator", "method"])
+def test_a_compiled_function_is_a_function(how: str) -> None:
+    net, x = Net(), currents()
+    other = copy.deepcopy(net)
+    if how == "function":
+        loop = snnfast.compile(lambda x: net(x))
+    elif how == "decorator":
+
+        @snnfast.compile
+        def loop(x: Tensor) -> Any:
+            """A loop."""
+            return net(x)
+
+        assert (loop.__name__, loop.__doc__) == ("loop", "A loop.")
+    else:
+
+        class Other(Net):
+            @snnfast.compile
+            def forward(self, x: Tensor) -> Any:
+                return super().forward(x)
+
+        loop = Other()
+        loop.load_state_dict(net.state_dict())
+    before = graphs()
+    assert_same(loop, other, x)
+    assert_same(loop, other, x)
+    assert graphs() == before + 1
+
+
+def test_a_compiled_training_step_with_backward_and_optimizer_inside_is_the_loops() -> None:
+    def trained(how: Any) -> list[Tensor]:
+        torch.manual_seed(0)
+        net = Net()
+        optimizer = torch.optim.Adam(net.parameters(), 0.01)
+
+        def step(x: Tensor) -> Tensor:
+            optimizer.zero_grad()
+            loss = (net(x)[1] ** 2).mean()
+            loss.backward()
+            optimizer.step()
+            return loss.detach()
+
+        function = how(step)
+        return [*(function(currents()) for _ in range(3)), *(p.detach() for p in net.parameters())]
+
+    for found, wanted in zip(trained(snnfast.compile), trained(lambda step: step), strict=True):
+        torch.testing.assert_close(found, wanted)
+
+
+# ---- a cache for each network
+
+
+class Sized(nn.Module):
+    """A network of any size; with a call of ``reset`` that splits its graph, or without."""
+
+    def __init__(self, size: int, split: bool) -> None:
+        super().__init__()
+        self.fc, self.lif, self.split = nn.Linear(12, size), snnfast.Leaky(beta=0.9), split
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.split:
+            torch._dynamo.graph_break()
+        mem, spks = self.lif.reset_mem(), []
+        for step in x:
+            spk, mem = self.lif(self.fc(step), mem)
+            spks.append(spk)
+        return torch.stack(spks)
+
+
+@pytest.mark.parametrize("split", [False, True], ids=["whole", "split"])
+def test_a_network_that_dies_frees_its_parameters_and_what_was_compiled(split: bool) -> None:
+    net = snnfast.compile(Sized(9, split))
+    net(currents()).sum().backward()
+    net(currents())
+    died = [weakref.ref(o) for o in (net, net.fc.weight, net._compiled_call_impl)]
+    del net
+    gc.collect()
+    assert [ref() for ref in died] == [None] * 3
+
+
+# ---- a network that gains nothing runs as it is
+
+
+class Quantised(Net):
+    """An ``autograd.Function`` is called for each step of a neuron."""
+
+    function: Any = None
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        mem1, mem2 = self.lif1.reset_mem(), self.lif2.reset_mem()
+        for step in x:
+            spk, mem1 = self.lif1(self.function.apply(self.fc1(step)), mem1)
+            spk, mem2 = self.lif2(self.function.apply(self.fc2(spk)), mem2)
+        return spk, mem2
+
+
+class OneStep(Net):
+    """The loop is outside."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        spk, _ = self.lif1(self.fc1(x[0]), torch.zeros(x.shape[1], 9))
+        return self.lif2(self.fc2(spk), torch.zeros(x.shape[1], 4))
+
+
+class WithSLSTM(nn.Module):
+    """One step: the loop is outside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = pytest.importorskip("snntorch").SLSTM(12, 5)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.lstm(x[0], *self.lstm.reset_mem())[::2]
+
+
+class InStepModeM(nn.Module):
+    """Its nodes run all steps, one layer after the other."""
+
+    def __init__(self, blocks: int = 0) -> None:
+        super().__init__()
+        self.fc, self.lif, self.head = nn.Linear(12, 5), neuron.LIFNode(step_mode="m"), nn.Sequential(nn.Linear(5, 5))
+        self.head.append(neuron.IFNode(step_mode="m"))
+        self.blocks = nn.ModuleList([neuron.IFNode(step_mode="m") for _ in range(blocks)])
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        functional.reset_net(self)
+        x = self.lif(self.fc(x))
+        return x, self.head(x)
+
+
+class InBlocks(InStepModeM):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        spk, x = super().forward(x)
+        for block in self.blocks:
+            x = block(x)
+        return spk, x
+
+
+class AndALoop(InStepModeM):
+    """A loop by hand beside them."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        spk, x = super().forward(x)
+        return spk, self.traces(x)
+
+    def traces(self, x: Tensor) -> Tensor:
+        trace = torch.zeros_like(x[0])
+        for step in x:
+            trace = torch.tanh(0.9 * trace + step)
+        return trace
+
+
+AT_ONCE = "layers of neurons already run all steps in one call each: nothing to compile"
+GAINS_NOTHING = {
+    "step mode m": (InStepModeM, f"InStepModeM runs as it is, without torch.compile: its 2 {AT_ONCE}"),
+    "step mode m, in blocks": (lambda: InBlocks(2), f"InBlocks runs as it is, without torch.compile: its 4 {AT_ONCE}"),
+    "in sequence": (
+        lambda: snnfast.MultiStep(nn.Linear(12, 5), snnfast.Leaky(0.9)),
+        "MultiStep runs as it is, without torch.compile: its layer of neurons already runs all steps in one call: no",
+    ),
+    "no kernel": (WithSLSTM, "WithSLSTM runs as it is, without torch.compile: lstm: snnfast has no kernel for SLSTM"),
+    "one step": (OneStep, "OneStep runs as it is, without torch.compile: 1 step of leaky .*The loop may be outside"),
+    "no neuron": (lambda: nn.Linear(12, 5), "Linear runs as it is, without torch.compile: there is no step of a"),
+}
+
+
+@pytest.mark.parametrize(("make", "reason"), GAINS_NOTHING.values(), ids=GAINS_NOTHING)
+def test_a_network_that_gains_nothing_runs_as_it_is_and_one_warning_says_why(make: Any, reason: str) -> None:
+    net, x = make(), currents()
+    other = copy.deepcopy(net)
+    snnfast.compile(net)
+    with pytest.warns(UserWarning, match=reason) as caught:
+        net(x)
+    assert len([w for w in caught if str(w.message).startswith("snnfast: ")]) == 1
+    with warnings.catch_warnings(action="error", category=UserWarning):
+        assert_not_compiled(net)
+        assert_all_bits_equal(net(x), other(x))
+        snnfast.compile(make())(x)  # the same reason of the same class
+
+
+def test_nodes_that_run_all_steps_at_once_are_not_traced_unless_there_may_be_a_loop_beside_them() -> None:
+    for make, frames in ((InStepModeM, 0), (AndALoop, 1)):
+        net, x = make(), currents()
+        plain, counted = copy.deepcopy(net), torch._dynamo.utils.counters["frames"]
+        with warnings.catch_warnings(action="ignore"):
+            snnfast.compile(net)(x)
+        assert counted["total"] == frames
+        assert_all_bits_equal(net(x), plain(x))
+    assert_compiled(net)
+    switched = InStepModeM()
+    functional.set_step_mode(snnfast.compile(switched), "s")
+    with pytest.warns(UserWarning, match="runs as it is, without torch.compile: 1 step of ifnode"):
+        switched(x[0])
+
+
+FUNCTIONS = {
+    "elementwise": (lambda x: (x > 0.5).to(x.dtype), lambda g, x: g / (1 + (10 * x).abs()) ** 2),
+    "clamped": (lambda x: x.clamp(-1, 1), lambda g, x: torch.where(x.abs() < 1, g, torch.zeros_like(g))),
+    "over a step": (lambda x: x / x.abs().max(), lambda g, x: g / x.abs().max()),
+    "over a row": (lambda x: x * 1, lambda g, x: g * x.softmax(-1)),
+    "of the batch": (lambda x: x - x.mean(0), lambda g, x: g - g.mean(0)),
+    "a mean": (lambda x: x * 2, lambda g, x: g * 2 / x.size(0)),
+    "in order": (lambda x: x.cumsum(0), lambda g, x: g.flip(0).cumsum(0).flip(0)),
+    "a mask": (lambda x: x * 1, lambda g, x: g.masked_fill(x < 0.1, 0)),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_an_autograd_function_at_each_step_is_one_call_if_it_is_elementwise_else_a_class(
+    name: str, reports: list[Any]
+) -> None:
+    net, x = Quantised().double(), currents(T=3).double()  # some of the gradients are zero but for rounding
+    net.function = function(*FUNCTIONS[name])
+    same = copy.deepcopy(net)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".* runs as it is, without torch.compile")
+        snnfast.compile(net)(x)
+    repeated = any("autograd_function_apply" in line for line in reports[0].repeated)
+    assert repeated != (name in ("elementwise", "clamped", "a mean", "a mask"))
+    of_each_call = type(torch.ops.higher_order.autograd_function_apply)
+    with mock.patch.object(of_each_call, "__call__", side_effect=AssertionError):
+        net(x)
+    assert_alike(net, same, x, TOLERANCES["float64"])
+
+
+class Scaled(torch.autograd.Function):
+    scale = 100.0
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return (x > 0).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        (x,) = ctx.saved_tensors
+        return grad / (Scaled.scale * x.abs() + 1) ** 2
+
+
+def test_a_number_of_a_surrogates_class_splits_no_loop_and_is_read_at_every_call() -> None:
+    def loop(x: Tensor) -> Tensor:
+        mem, made = torch.zeros_like(x[0]), []
+        for current in x:
+            spk = Scaled.apply(mem - 1)
+            mem = 0.9 * mem + current - spk.detach()
+            made.append(spk)
+        return torch.stack(made)
+
+    x = currents().requires_grad_()
+    assert snnfast.explain(loop, x).graphs[0].merged
+    compiled = snnfast.compile(loop)
+    for Scaled.scale in (100.0, 10.0):
+        found, wanted = (torch.autograd.grad(f(x).square().sum(), x)[0] for f in (compiled, loop))
+        torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.thorough
+def test_a_function_that_torch_compile_traces_at_every_call_in_vain_runs_as_it_is() -> None:
+    net, x = Net(), currents()
+
+    def saliency(x: Tensor) -> Tensor:
+        x = x.clone().requires_grad_()
+        return torch.autograd.grad(net(x)[1].sum(), x)[0]
+
+    compiled, frames = snnfast.compile(saliency), torch._dynamo.utils.counters["frames"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in range(3):
+            compiled(x)
+    before = frames["total"]
+    torch.testing.assert_close(compiled(x), saliency(x))
+    assert frames["total"] == before
+
+
+def test_a_first_call_that_fails_or_runs_under_the_reference_decides_nothing() -> None:
+    net, x = snnfast.compile(Net()), currents()
+    with pytest.raises(RuntimeError):
+        net(torch.rand(5, 3, 7))
+    with snnfast.use_backend("reference"):
+        net(x)
+    with torch.compiler.set_stance("force_eager"):
+        net(x)
+    assert_compiled(net)
+
+
+# ---- what torch.compile fails to trace runs as it is
+
+
+@torch.library.custom_op("snnfast_tests::untraceable", mutates_args=())
+def untraceable(x: Tensor) -> Tensor:
+    return x * 2
+
+
+@untraceable.register_fake
+def _(x: Tensor) -> Tensor:
+    raise KeyError("planted")
+
+
+class Failing(nn.Module):
+    """A loop in front of what torch.compile fails to trace."""
+
+    def __init__(self, least: int = 0, cut: bool = False) -> None:
+        super().__init__()
+        self.fc, self.lif, self.least, self.cut = nn.Linear(12, 5), snnfast.Leaky(beta=0.9), least, cut
+        self.seen: list[int] | None = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.seen is not None:
+            self.seen.append(len(x))
+        mem, rec = torch.zeros(x.shape[1], 5), []
+        for step in x:
+            spk, mem = self.lif(self.fc(step), mem)
+            rec.append(spk)
+        if self.cut:
+            torch._dynamo.graph_break()
+        spikes = torch.stack(rec)
+        if len(x) < self.least:
+            return spikes
+        if self.least and not spikes.any():
+            raise ValueError("silent")
+        return spikes + untraceable(spikes.detach())
+
+
+def message_of(function: Any, *args: Any) -> str:
+    """The one warning of a call."""
+    with pytest.warns(UserWarning, match="snnfast: ") as caught:
+        function(*args)
+    (message,) = [str(w.message) for w in caught if str(w.message).startswith("snnfast: ")]
+    return message
+
+
+@pytest.mark.parametrize("cut", [False, pytest.param(True, marks=THOROUGH)], ids=["whole", "behind a cut"])
+def test_a_network_that_torch_compile_fails_to_trace_runs_as_it_is_and_one_warning_says_why(cut: bool) -> None:
+    net, x = Failing(cut=cut), currents()
+    plain = copy.deepcopy(net)
+    snnfast.compile(net)
+    message = message_of(net, x)
+    assert re.search(
+        r"^snnfast: Failing(, in forward \(.*\),)? runs as it is.*: torch.compile raises an error at .*"
+        r"test_loop_entry.py:\d+: return spikes \+ untraceable\(.*\(TorchRuntimeError: KeyError\('planted'\)\)",
+        message,
+    )
+    plain(x)
+    with warnings.catch_warnings(action="error", category=UserWarning):
+        for _ in range(3):
+            assert_bits_equal(net(x), plain(x))
+    assert net.seen == plain.seen
+    assert "torch.compile raises an error" in str(snnfast.explain(net, x))
+
+
+def test_a_later_call_that_can_not_be_traced_runs_as_it_is_and_the_others_stay_compiled() -> None:
+    net = snnfast.compile(Failing(least=7))
+    net.seen = None  # torch.compile would compile anew for each length of the list
+    plain = copy.deepcopy(net)
+    net(currents(5))
+    assert re.match("snnfast: Failing, in forward .* runs as it is: torch.compile raises", message_of(net, currents(7)))
+    with warnings.catch_warnings(action="error", category=UserWarning):
+        for T in (7, 5):
+            x = currents(T)
+            assert_bits_equal(net(x), plain(x))
+    with torch.compiler.set_stance("fail_on_recompile"):
+        net(x)
+
+
+def test_an_error_of_the_program_leaves_the_call_as_it_leaves_the_loop_and_decides_nothing() -> None:
+    net, wrong, silent = snnfast.compile(Failing(least=7)), torch.rand(5, 3, 7), torch.zeros(7, 3, 12)
+    with torch.no_grad():
+        net.fc.bias.zero_()
+    plain = copy.deepcopy(net)
+    for x, kind in ((wrong, RuntimeError), (silent, ValueError), (wrong, RuntimeError)):
+        errors = []
+        for model in (plain, net):
+            with pytest.raises(kind) as caught:
+                model(x)
+            errors.append((type(caught.value), str(caught.value)))
+        assert errors[0] == errors[1]
+        assert net.seen == plain.seen
+    assert_compiled(net)
+
+
+def test_an_error_of_what_was_compiled_is_raised_and_nothing_runs_again() -> None:
+    seen = []
+
+    def loop(x: Tensor, at: Tensor) -> Tensor:
+        mem, rec = torch.zeros(3, 12), []
+        for step in x:
+            _, mem = LIF(step, mem)
+            seen.append(1)
+            rec.append(mem.index_select(0, at))
+        return torch.stack(rec)
+
+    compiled, x = snnfast.compile(loop), currents()
+    compiled(x, torch.tensor([1]))
+    seen.clear()
+    with pytest.raises((IndexError, RuntimeError), match=r"out of (range|bounds)"):
+        compiled(x, torch.tensor([4]))
+    assert len(seen) <= 1
+
+
+def test_several_threads_may_fail_at_once() -> None:
+    nets, x = [Failing() for _ in range(3)], currents()
+    plain = copy.deepcopy(nets)
+    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
+        warnings.simplefilter("ignore")
+        found = list(pool.map(lambda net: snnfast.compile(net)(x), nets))
+    assert_all_bits_equal(found, [net(x) for net in plain])
+
+
+def test_a_backend_that_fails_is_no_error_unless_fullgraph_asks_for_it() -> None:
+    x = currents()
+
+    def fails(gm: Any, inputs: Any) -> Any:
+        raise KeyError("planted")
+
+    registry = torch._dynamo.backends.registry
+    with mock.patch.dict(registry._COMPILER_FNS, fails=fails), mock.patch.dict(registry._BACKENDS, fails=None):
+        net = snnfast.compile(Net(), options={"inner": "fails"})
+        assert "(KeyError: 'planted')" in message_of(net, x)
+        assert_same(net, copy.deepcopy(net), x)
+        with pytest.raises(torch._dynamo.exc.BackendCompilerFailed):
+            snnfast.compile(Net(), options={"inner": "fails"}, fullgraph=True)(x)
+
+
+class ByHand(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mem, count = torch.zeros(x.shape[1], 5), 0
+        for step in x:
+            mem = 0.9 * mem + self.fc(step)
+            spk = torch.sigmoid(4 * (mem - 1))
+            mem, count = mem - spk, count + spk
+        return count
+
+
+class InOrder(ByHand):
+    """Nothing of it is merged."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        mem = torch.zeros(x.shape[1], 5)
+        for step in x:
+            mem = (0.9 * mem + self.fc(step)).cumsum(1)
+        return mem
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("reentrant", [False, pytest.param(True, marks=THOROUGH)])
+@pytest.mark.parametrize("make", [ByHand, InOrder, Failing])
+def test_the_first_calls_may_be_inside_of_a_checkpoint(make: Any, reentrant: bool) -> None:
+    net = make()
+    plain = copy.deepcopy(net)
+    snnfast.compile(net)
+    again = partial(checkpoint, net, use_reentrant=reentrant)
+    again.named_parameters = net.named_parameters
+    for T in (5, 5, 6):
+        assert_alike(again, plain, currents(T).requires_grad_(), NEAR)
+
+
+def hooks(pack: Any, unpack: Any) -> Any:
+    return partial(torch.autograd.graph.saved_tensors_hooks, pack, unpack)
+
+
+AROUND = {
+    "anomaly": torch.autograd.detect_anomaly,
+    "numpy": hooks(lambda t: t.detach().numpy().copy(), torch.from_numpy),
+    "dtype": hooks(lambda t: (t.double(), t.dtype), lambda saved: saved[0].to(saved[1])),
+    "cpu": torch.autograd.graph.save_on_cpu,
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "places",
+    [(("backward",), ("forward", "backward")), pytest.param((("forward",),), marks=THOROUGH)],
+    ids=["backward-both", "forward"],
+)
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (ByHand, "anomaly"),
+        (Net, "numpy"),
+        *(pytest.param(*case, marks=THOROUGH) for case in itertools.product((Net, ByHand, InOrder, Quantised), AROUND)),
+    ],
+)
+def test_anomaly_detection_and_hooks_of_saved_tensors_change_no_number(make: Any, name: str, places: Any) -> None:
+    net = make()
+    net.function = function(*FUNCTIONS["elementwise"])
+    plain = copy.deepcopy(net)
+    for place in places:
+        snnfast.compile(net)
+        for _ in range(2):  # the second one runs what was chosen
+            around = dict.fromkeys(place, AROUND[name])
+            assert_alike(net, plain, currents().requires_grad_(), NEAR, **around)
+
+
+def test_the_limit_of_compilations_is_told_with_the_name_of_the_network() -> None:
+    net = snnfast.compile(Net())
+    plain = copy.deepcopy(net)
+    with torch._dynamo.config.patch(recompile_limit=2), warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        for T in (3, 4):
+            net(currents(T))
+        with pytest.warns(
+            UserWarning, match=r"snnfast: Net has been compiled as often as .*recompile_limit \(2\) allows"
+        ):
+            assert_same(net, plain, currents(5))
+        for T in (6, 7, 3):
+            assert_same(net, plain, currents(T))
+        with torch.compiler.set_stance("fail_on_recompile"):
+            net(currents(3))
+
+
+def test_a_compilation_that_takes_long_says_what_is_compiled(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    net, x = snnfast.compile(Net()), currents()
+    net(x)
+    assert not [record for record in caplog.records if record.name == "snnfast"]
+    monkeypatch.setattr(LONG, 0.01)
+    monkeypatch.setattr(BACKEND, "merge", lambda gm: (time.sleep(0.2), merge(gm))[1])
+    net(currents(7))
+    (record,) = [record for record in caplog.records if record.name == "snnfast"]
+    assert "compiling Net for tensors of [7, 3, 12]" in record.getMessage()
+
+
+LIF = snnfast.Leaky(beta=0.9)
+
+
+def picked(x: Tensor, order: Tensor) -> Tensor:
+    mem, rec = torch.zeros(3, 12), []
+    for t in range(5):
+        _, mem = LIF(x[order[t]], mem)
+        rec.append(mem)
+    return torch.stack(rec)
+
+
+def iterated(x: Tensor, order: Tensor) -> Tensor:
+    mem, rec = torch.zeros(3, 12), []
+    for t in order:
+        _, mem = LIF(x[t], mem)
+        rec.append(mem)
+    return torch.stack(rec)
+
+
+def of_the_largest(x: Tensor, order: Tensor) -> Tensor:
+    mem, rec = torch.zeros(3, 12), []
+    for step in x:
+        _, mem = LIF(step, mem)
+        rec.append(mem[:, mem[0].argmax()])
+    return torch.stack(rec)
+
+
+def written(x: Tensor, order: Tensor) -> Tensor:
+    mem, rec = torch.zeros(3, 12), torch.zeros(5, 3, 12)
+    for t in range(5):
+        _, mem = LIF(x[t], mem)
+        rec[order[t]] = mem
+    return rec
+
+
+def added(x: Tensor, order: Tensor) -> Tensor:
+    mem, rec = torch.zeros(3, 12), torch.zeros(5, 3, 12)
+    for t in range(5):
+        _, mem = LIF(x[t], mem)
+        rec[order[t]] += mem
+    return rec
+
+
+def from_a_list(x: Tensor, order: Tensor) -> Tensor:
+    mem, rec, factors = torch.zeros(3, 12), [], [1.0, 2.0, 3.0]
+    for step in x:
+        _, mem = LIF(step, mem)
+        rec.append(mem * factors[order[0] % 3])
+    return torch.stack(rec)
+
+
+@pytest.mark.parametrize(
+    "loop",
+    [picked, written, *(pytest.param(f, marks=THOROUGH) for f in (iterated, of_the_largest, added, from_a_list))],
+)
+def test_an_index_that_a_tensor_holds_is_no_error(loop: Any) -> None:
+    x, order, compiled = currents(), torch.tensor([2, 0, 3, 1, 4]), snnfast.compile(loop)
+    with warnings.catch_warnings(record=True, action="always") as caught:
+        for _ in range(2):
+            assert_bits_equal(compiled(x, order), loop(x, order))
+        assert_bits_equal(compiled(x, order.flip(0)), loop(x, order.flip(0)))
+        snnfast.explain(loop, x, order)
+    said = [str(w.message) for w in caught]
+    assert not any("fault of snnfast" in message for message in said)
+    cut = any(re.search(r"cuts the code at .*test_loop_entry.py:\d+: ", message) for message in said)
+    assert cut or loop in (written, from_a_list) or torch.__version__ < (2, 15)  # older versions tell no place
+
+
+STAYS_COMPILED: dict[str, tuple[Any, dict[str, Any], str]] = {
+    "only layers without a state are merged": (Feedback, {}, r"5 steps of leaky run one by one \(.*loop_nets.py"),
+    "another backend is behind it": (OneStep, {"options": {"inner": "aot_eager"}}, "runs as it is"),
+}
+
+
+@pytest.mark.parametrize(("make", "options", "warning"), STAYS_COMPILED.values(), ids=STAYS_COMPILED)
+def test_what_stays_compiled(make: Any, options: dict[str, Any], warning: str) -> None:
+    net = snnfast.compile(make(), **options)
+    with pytest.warns(UserWarning, match=warning):
+        net(currents())
+    assert_compiled(net)
+
+
+# ---- torch.compile without us
+
+
+def printing(x: Tensor) -> Tensor:
+    y = x * 2
+    print(y)
+    return y.add_(1)
+
+
+def test_what_others_compile_prints_as_pytorch_prints_it(capsys: pytest.CaptureFixture[str]) -> None:
+    """That is, behind the graph, with the numbers of its end; in a call of ours, with those of the line."""
+    x = torch.zeros(2)
+    snnfast.explain(printing, x)
+    assert "0., 0." in capsys.readouterr().out
+    with torch._dynamo.config.patch(reorderable_logging_functions={print}):
+        torch.compile(printing, backend="eager")(x)
+    assert "1., 1." in capsys.readouterr().out

@@ -1,0 +1,138 @@
+"""Some of the random loops that ``tests/compiler/loop_fuzz.py`` draws by the thousand."""
+
+import warnings
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from callables import function
+from helpers import THOROUGH
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from internals import BACKEND
+from loop_fuzz import wrong
+from random_programs import KINDS, PIECES, Program, neuron_by_hand
+from running import LEFT_OUT, OUTCOMES, SETTINGS, outcome, with_settings
+
+pytestmark = [pytest.mark.needs_extension, pytest.mark.filterwarnings("ignore")]
+PROGRAMS, CHUNK = 500 if THOROUGH else 40, 20
+
+
+def compare(numbers: range | list[int]) -> Counter[str]:
+    differ: list[str] = []
+    _, statistics = with_settings(lambda: wrong(numbers, differ.append))
+    assert not differ, "\n".join(differ)
+    return statistics
+
+
+@pytest.mark.parametrize("first", range(0, PROGRAMS, CHUNK))
+def test_random_loops_do_what_they_do_uncompiled(first: int) -> None:
+    statistics = compare(range(first, first + CHUNK))
+    assert sum(statistics[name] for name in (*OUTCOMES, LEFT_OUT[1])) == CHUNK
+    assert statistics["last"] > statistics["compared"] / 2
+    assert statistics["recurrence"] > 2
+
+
+# No database and no shrinking: a number near another one is another program altogether.
+@pytest.mark.thorough
+@settings(
+    max_examples=20, deadline=None, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
+)
+@given(st.integers(min_value=10**6, max_value=10**9))
+def test_any_loop_does_what_it_does_uncompiled(number: int) -> None:
+    compare([number])
+
+
+def test_programs_are_drawn_by_their_number_alone_and_have_every_statement_and_piece() -> None:
+    programs = [Program(number) for number in range(500)]
+    assert programs[7].source == Program(7).source
+    assert len({p.source for p in programs}) == len(programs)
+    counts = sum((p.s.drawn for p in programs), Counter[Any]())
+    assert {f.__name__ for f in (*KINDS, neuron_by_hand, *(p.write for p in PIECES)) if counts[f] < 5} == set()
+    assert {p.dtype for p in programs} == {"float32", "float64"}
+    assert {p.steps for p in programs} == set(range(6))
+
+
+# ---- planted faults, in a backend that changes nothing else
+
+NET = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, snn):
+        super().__init__()
+        self.lif = snn.Leaky(beta=0.5)
+
+    def forward(self, x):
+        mem, rec, acc = torch.zeros_like(x[0]), [], torch.zeros_like(x[0])
+        for t in range(x.shape[0]):
+            spk, mem = self.lif(x[t], mem)
+            rec.append(mem)
+            with torch.no_grad():
+                acc += spk
+        draws = [torch.rand(20) for _ in range(3)]
+        return {"draws": draws, "rest": (torch.stack(rec), torch.stack(rec, 1), acc, torch.stack(list(x)))}
+"""
+CALLS = [{"resets": True, "inputs": {"x": ("input", (3, 2, 4))}}]
+PLAIN = f"{NET}\n\nSETTINGS = {SETTINGS | {'calls': CALLS}}"
+Disturbed = function(torch.clone, lambda grad, t: grad * (1 + 1e-6))
+
+
+def real(t: Any) -> bool:
+    return isinstance(t, torch.Tensor) and t.is_floating_point()
+
+
+def needs_grad(t: Any) -> bool:
+    return real(t) and t.requires_grad
+
+
+def without(name: str, gm: torch.fx.GraphModule) -> Any:
+    """The graph without the calls of a name; what reads them reads their first argument."""
+    for node in [n for n in gm.graph.nodes if name in str(n.target)]:
+        node.replace_all_uses_with(node.args[0])
+        gm.graph.erase_node(node)
+    gm.recompile()
+    return gm
+
+
+def of_outputs(change: Any) -> Any:
+    return lambda gm, inputs: lambda *args: tuple(map(change, gm(*args)))
+
+
+FAULTS = {
+    "a moved output": ("off by", of_outputs(lambda t: t * (1 + 1e-6) if real(t) else t)),
+    "a wrong gradient": ("grad of x", of_outputs(lambda t: Disturbed.apply(t) if needs_grad(t) else t)),
+    "a gradient that is lost": ("grad of x", of_outputs(lambda t: t.detach() if needs_grad(t) else t)),
+    "a gradient too many": ("needs a gradient", lambda gm, _: without("_set_grad_enabled", gm)),
+    "a write that is dropped": ("off by", lambda gm, _: without("iadd", gm)),
+    "a write too many": ("input x", lambda gm, _: lambda *args: (gm(*args), args[0].data.mul_(0.5))[0]),
+    "results that share memory": ("shared memory", lambda gm, _: lambda *args: shared(gm(*args))),
+    "equal random numbers": ("same draws", of_outputs(lambda t: torch.zeros(20) if t.shape == (20,) else t)),
+    "an error": ("KeyError", lambda gm, _: lambda *args: {}["planted"]),
+}
+
+
+def shared(results: Any) -> Any:
+    first = next(i for i, t in enumerate(results) if t.dim() == 3)
+    return [results[first].transpose(0, 1) if i == first + 1 else t for i, t in enumerate(results)]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_found(fault: str) -> None:
+    message, backend = FAULTS[fault]
+    found = with_settings(lambda: outcome(PLAIN, backend, Counter()))
+    assert found is not None
+    assert message in found
+
+
+def test_a_program_that_raises_compiled_only_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(gm: Any) -> Any:
+        raise KeyError("planted")
+
+    monkeypatch.setattr(BACKEND, "roll", fails)
+    with warnings.catch_warnings(action="ignore"):
+        found = with_settings(lambda: outcome(PLAIN, "snnfast", Counter()))
+    assert found == "the pass failed: KeyError: 'planted'"

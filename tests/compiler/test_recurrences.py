@@ -1,0 +1,90 @@
+"""Neurons that a user wrote by hand, in a compiled loop: their calls become one recurrence, of any size and order.
+
+What becomes of each kind of loop is in programs.py.
+"""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from loop_ops import Masked
+from programs import PROGRAMS, ByHand
+from running import assert_alike
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _pytree as pytree
+
+import snnfast
+from benchmarks.collection.comparison import EXACT, TOLERANCES
+
+pytestmark = [pytest.mark.usefixtures("nothing_compiled"), pytest.mark.needs_extension]
+
+
+@pytest.mark.parametrize(
+    "name", ["soft_reset_of_a_number", "two_layers_with_a_product", "adaptive_threshold", "bits_to_a_linear"]
+)
+def test_loops_on_a_gpu_become_recurrences(name: str, reports: list[Any]) -> None:
+    with FakeTensorMode(), torch.device("cuda"):
+        found = torch.compile(ByHand(PROGRAMS[name].loop), backend="snnfast")(torch.randn(7, 5, 7).requires_grad_())
+    assert "one recurrence" in str(*reports)
+    assert all(t.device.type == "cuda" for t in pytree.tree_leaves(found))
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("first", [None, 0.0], ids=["zeros", "number"])
+def test_views_of_a_neuron_whose_current_is_in_another_order(
+    first: float | None, backend: Any, reports: list[Any]
+) -> None:
+    def loop(net: Any, x: Tensor) -> Any:
+        mem: Any = torch.zeros(3, 4, 5, 7) if first is None else first
+        rec = []
+        for t in range(len(x)):
+            mem = mem * 0.8 + x[t]
+            spk = Masked.apply(mem - 1.0)
+            mem = mem - spk.detach()
+            rec.append(spk)
+        record = torch.stack(rec)
+        if first is None:  # zeros are contiguous, and so is what is made of them
+            return record, record.view(len(x), 3, -1), rec[2].view(-1), mem.view(3, -1)
+        return record.movedim(2, -1).view(len(x), -1, 4), mem.movedim(1, -1).view(-1), torch.stack(rec, 1)
+
+    net, x = ByHand(loop), (torch.rand(6, 3, 5, 7, 4) * 2).movedim(-1, 2).requires_grad_()
+    with snnfast.use_backend(backend):
+        assert_alike(torch.compile(net, backend="snnfast"), net, x, EXACT["float32"])
+    assert "one recurrence" in str(*reports)
+
+
+class Together(nn.Module):
+    """A layer without a state on all steps at once, and a neuron that loops over them, as in TET."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(7, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        current = self.fc(x.flatten(0, 1)).view(x.shape)
+        mem, out = 0, []
+        for t in range(x.shape[1]):
+            mem = mem * 0.5 + current[:, t, ...]
+            spk = Masked.apply(mem - 0.3)
+            mem = (1 - spk) * mem
+            out.append(spk)
+        return torch.stack(out, dim=1) + x
+
+
+@pytest.mark.parametrize("steps", [4, *(pytest.param(n, marks=pytest.mark.thorough) for n in (5, 6))])
+def test_several_layers_of_one_class_are_no_steps(steps: int, reports: list[Any]) -> None:
+    net, x = nn.Sequential(*(Together() for _ in range(steps))), torch.rand(3, steps, 7, requires_grad=True)
+    assert_alike(snnfast.compile(copy.deepcopy(net)), net, x, TOLERANCES["float32"])
+    assert f"{steps} steps of 7 calls" in str(*reports)
+    assert f"one recurrence ({steps} times)" in str(*reports)
+
+
+@pytest.mark.parametrize("name", ["soft_reset_of_a_number", "constant_input_and_no_grad", "recurrent_weights"])
+def test_any_batch_size(name: str, reports: list[Any]) -> None:
+    net = ByHand(PROGRAMS[name].loop)
+    function = torch.compile(net, backend="snnfast")
+    for batch in (5, 4, 3, 0):
+        assert_alike(function, net.forward, torch.randn(7, batch, 7, requires_grad=True), EXACT["float32"])
+        assert reports[-1].merged

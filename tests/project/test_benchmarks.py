@@ -1,0 +1,333 @@
+"""The benchmarks run, count right and train all implementations alike; and their bars.
+
+No timing is asserted.
+"""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from loop_nets import Net, currents
+from torch import Tensor
+
+import snnfast
+from benchmarks import __main__ as command_line
+from benchmarks import bars, collection, memory_use, once, report, run, runner
+from benchmarks.bars import FLOOR, SAVED
+from benchmarks.collection import products
+from benchmarks.peers import PEERS, Peer
+from benchmarks.peers.ours import DENSE, LOOPED, NUMBERS, OURS, PRODUCTS, STEPS, WITH_LOSS
+from benchmarks.peers.snntorch_loop import COMPILED, HOISTED, LOOP, NETWORK
+from benchmarks.registry import NETWORKS, PAIR, TUTORIAL5, Case, case_named, suites
+from benchmarks.runner import Row
+from benchmarks.workloads import Network
+
+pytestmark = pytest.mark.thorough
+
+CPU = torch.device("cpu")
+SMALLEST = "lif [1, 1, 10] float32, forward"
+CASES = [case for cases in suites("cpu").values() for case in cases]
+TRAINED = next(case for case in CASES if case.trained)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_every_case_has_a_name_of_its_own_and_a_suite(device):
+    known = suites(device)
+    names = [case.name for cases in known.values() for case in cases]
+    assert len(names) == len(set(names))
+    assert all(case.suite == suite for suite, cases in known.items() for case in cases)
+    assert all(case_named(name).name == name for name in names)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (["lif"], "check"),
+        (["run", "--suite", "nothing"], "inference"),
+        (["run", "--peer", "nothing"], LOOP),
+        (["run", "--case", SMALLEST, "--base", "no-such-revision"], "neither a file nor a revision"),
+        (["run", "--case", SMALLEST, "--device", "cpu", "--json", "no/such/folder.json"], "[Errno 2]"),
+    ],
+    ids=["command", "suite", "peer", "base", "json"],
+)
+def test_what_there_is_not_is_an_error_that_says_so(wrong, said, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        command_line.main(wrong)
+    assert said in capsys.readouterr().err
+
+
+def _shrunk(device: str) -> dict[str, list[Case]]:
+    """Up to three cases of each suite, in a size that takes no time."""
+    small: dict[str, list[Case]] = {}
+    for name, known in suites(device).items():
+        few = [known[0], known[1 % len(known)], known[-1]]
+        layers = [
+            case if case.kind in (*NETWORKS, "jelly") else replace(case, shape=(8,) * len(case.shape)) for case in few
+        ]
+        cases = [replace(case, T=3, B=2, hidden=(16,) * len(case.hidden)) for case in layers]
+        small[name] = list({case.name: case for case in cases}.values())
+    return small
+
+
+@pytest.mark.needs_extension
+@pytest.mark.parametrize("suite", [suite for suite in suites("cpu") if suite not in ("compile", "epoch")])
+def test_each_suite_runs(suite, capsys, monkeypatch, tmp_path, digits):
+    pytest.importorskip("snntorch")
+    monkeypatch.setattr(run, "suites", _shrunk)
+    file = tmp_path / "run.json"
+    command = ["run", "--suite", suite, "--device", "cpu", "--seconds", "0.05", "--threads", "1", "--attempts", "1"]
+    named = {"products": [DENSE], "norm": [STEPS], "numbers": ["snnfast, threshold=1"], "spikingjelly": []}
+    others = named.get(suite, [LOOP])
+    command_line.main([*command, "--peer", OURS, *others, "--json", str(file)])
+    output = capsys.readouterr().out
+    rows = [row for row in report.load(file)["rows"] if case_named(row.case) != PAIR]
+    fit = [row for row in rows if row.problem != runner.UNFIT]
+    assert {row.peer for row in fit} >= {OURS, *others}
+    assert all(row.median > 0 and row.repeats > 0 and row.problem == "" and row.case in output for row in fit)
+    assert all(row.agree in (None, 1.0) for row in fit)
+
+
+def test_store_measures_what_the_documents_show(tmp_path, monkeypatch, capsys):
+    case = Case("lif", "layer", 2, 1, (16,))
+    planned = {case.name for case in run.plan_to_store(CPU)}
+    assert {row.case for file in run.RESULTS.glob("*.json") for row in report.load(file)["rows"]} <= planned
+    assert command_line.parse([]).function is run.store
+    monkeypatch.setattr(run, "plan_to_store", lambda device: {case: [OURS]})
+    assert command_line.main(["store", "--out", str(tmp_path), "--seconds", "0", "--device", "cpu"]) == 0
+    (file,) = tmp_path.glob("*.json")
+    assert report.load(file)["complete"]
+    assert f"wrote {file}" in capsys.readouterr().out
+
+
+# ---- rows
+
+
+def test_missing_failing_and_slow_peers_are_rows_that_say_why(monkeypatch):
+    def broken(case, device):
+        raise RuntimeError("of its own")
+
+    for name, module in (("absent", "package_that_is_not_there"), ("broken", "torch")):
+        monkeypatch.setitem(PEERS, name, Peer(name, module, module, f"pip install {name}", broken))
+    rows = {row.peer: row for row in runner.run_case(Case("lif", "layer", 2, 1, (3,)), ["absent", "broken"], CPU, 0.0)}
+    assert rows["absent"].problem == "not installed: pip install absent"
+    assert rows["broken"].problem == "failed: RuntimeError: of its own"
+    assert rows[OURS].median is not None
+    rows = runner.run_case(Case("lif", "layer", 4096, 1, (10**7,)), [LOOP], CPU, 0.0)
+    assert all(row.problem.startswith("left out") for row in rows)
+    assert NETWORK not in run.peers_of(TUTORIAL5, False, CPU)
+    assert NETWORK in run.peers_of(TUTORIAL5, True, CPU)
+
+
+class Known(torch.autograd.Function):
+    """Saves its input, its output and 100 bytes, twice."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        y, extra = x * 2, torch.zeros(25)
+        ctx.save_for_backward(x, y, extra, extra[5:])
+        return y
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        return grad * 2
+
+
+def test_bytes_kept_are_those_of_a_function_that_is_known():
+    x = torch.rand(50, requires_grad=True)
+    assert memory_use.kept(lambda: (Known.apply(x),), [x]) == memory_use.Kept(200 + 200 + 100, 100)
+    # What is neither given nor returned is held by the graph alone.
+    assert memory_use.kept(lambda: (Known.apply(x).sum(),), []) == memory_use.Kept(500, 500)
+
+
+# ---- networks, compiled or not
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize("peer", [LOOPED, WITH_LOSS, LOOP, HOISTED])
+def test_networks_train_alike_whoever_computes_them(kind, peer):
+    pytest.importorskip("snntorch")
+    torch._dynamo.reset()
+    case = replace(next(case for case in CASES if case.kind == kind), T=8, B=4, trained=False)
+    ours, theirs = (Network(case, PEERS[name], CPU) for name in (OURS, peer))
+    x, labels = torch.rand(case.B, *case.shape), torch.randint(10, (case.B,))
+    with torch.no_grad():
+        for parameter in (*ours.parameters, *theirs.parameters):
+            parameter.mul_(4)  # so that all layers spike
+    assert ours(x)[0].any()
+    for _ in range(3):
+        expected = ours.train(x, labels)
+        torch.testing.assert_close(theirs.train(x, labels).reshape(()), expected)
+    torch.testing.assert_close(list(ours.parameters), list(theirs.parameters), rtol=1e-3, atol=1e-4)
+
+
+def test_what_is_measured_once_is_a_row_and_programs_are_cases(digits, monkeypatch):
+    pytest.importorskip("snntorch")
+    monkeypatch.setattr(once, "SEEDS", 1)
+    epoch = Case("epoch", "epoch", 3, 64, (784,))
+    ours, theirs = runner.run_case(epoch, [OURS, LOOP], CPU, 0.0)
+    assert 0 <= ours.accuracy < 1 > theirs.accuracy >= 0
+    monkeypatch.setitem(once.ONCE, "compile", lambda case, peer: {"median": once.seconds_to_compile(case, peer)})
+    small = Case("compile", "compile", 3, 4, (784,))
+    (row,) = runner.run_case(small, [LOOPED], CPU, 0.0)
+    assert row.median > 0, row.problem
+    (program,) = [case for case in collection.cases() if case.variant == "dense: price"]
+    rows = runner.run_case(program, [LOOPED, LOOP, PRODUCTS], CPU, 0.0)
+    assert [(bar.value > 0, bar.bar) for bar in bars.judge(program, rows)] == [(True, 1)]
+    assert bars.gains_of(rows, PRODUCTS)[program.name] > 0
+
+
+@pytest.mark.needs_extension
+@pytest.mark.parametrize("T", [3, 5])
+def test_the_products_of_a_compiled_step_are_those_of_all_time_steps(T: int) -> None:
+    net, x = snnfast.compile(Net()), currents(T)
+    net(x)  # compiles
+    found = [func.name() for func, _, _ in products.products_of(lambda: net(x)[0].sum().backward())]
+    # Not one of each time step. The gradient of the spikes between the layers is a part of our kernel.
+    assert found == ["aten::addmm", "snnfast::spikes_linear", "snnfast::spikes_linear_weight", "aten::mm"]
+
+
+# ---- the bars of the benchmarks, what becomes of those that are missed, and the gate. No timing is asserted
+
+
+LAYER = case_named("lif [25, 128, 1000] float32, forward + backward")
+GATE = [case for case in CASES if case.gate]
+HERE = ["run", "--case", LAYER.name, "--device", "cpu"]
+
+
+def _rows(case: Case, **values: object) -> list[Row]:
+    filled = {"share_of_copy": 1.0, "saved": 1.0, "held": 0.1, "accuracy": 0.93, "median": 1.0, **values}
+    return [Row(case.name, peer.name, **filled) for peer in PEERS.values() if peer.fits(case)]
+
+
+def test_bars_name_cases_and_peers_that_exist_and_all_are_measured():
+    judged = [bar for name in bars.BARS for bar in bars.judge(case_named(name), _rows(case_named(name)))]
+    assert len(judged) == sum(map(len, bars.BARS.values()))
+    assert [bar.name for bar in judged if bar.value is None] == []
+    assert all(bars.judge(case, [], [LOOP, NUMBERS]) for case in GATE)
+
+
+def test_a_bar_holds_up_to_its_limit_and_is_missed_without_a_value_only_where_it_was_asked_for():
+    def verdict(value: float | None, at_least: bool = False, required: bool = True) -> str:
+        return bars.Bar("", value, 2.0, at_least, required=required).verdict
+
+    assert [verdict(1.9), verdict(2.0), verdict(2.1)] == ["holds", "holds", "MISSED"]
+    assert [verdict(1.9, True), verdict(2.0, True), verdict(2.1, True)] == ["MISSED", "holds", "holds"]
+    assert [verdict(None), verdict(None, required=False)] == ["NOT MEASURED", "not measured"]
+    assert [bar.missed for bar in (bars.Bar("", v, 2.0) for v in (1.0, 3.0, None))] == [False, True, True]
+
+
+def in_use(monkeypatch, instructions):
+    monkeypatch.setattr(snnfast, "config", lambda: {"CPU instructions": f"{instructions} in use; available: none"})
+
+
+def test_a_bar_on_copy_is_higher_with_short_registers(monkeypatch):
+    monkeypatch.setitem(bars.BARS, LAYER.name, {FLOOR: 2.0, SAVED: 4.3})
+    for instructions, limit in (("avx512", 2.0), ("avx2", 4.0), ("baseline", 4.0)):
+        in_use(monkeypatch, instructions)
+        assert [bar.bar for bar in bars.judge(LAYER, _rows(LAYER))] == [limit, 4.3]
+
+
+def test_bars_are_judged_by_copy_by_bytes_and_by_peers(monkeypatch):
+    in_use(monkeypatch, "avx512")
+    monkeypatch.setitem(bars.BARS, LAYER.name, {FLOOR: 2.0, SAVED: 4.3, LOOP: 8.0, COMPILED: 2.0})
+    rows = _rows(LAYER, share_of_copy=0.4, saved=4.2)
+    rows[0].median = 0.1
+    found = bars.judge(LAYER, rows, [LOOP], asked=[FLOOR])
+    assert [(bar.name.split(": ")[1], bar.value, bar.verdict, bar.required) for bar in found] == [
+        ("time / copy_", 2.5, "MISSED", True),
+        ("bytes saved", 4.2, "holds", False),
+        (f"{LOOP} / ours", 10.0, "holds", False),
+    ]
+    assert [bar.verdict for bar in bars.judge(LAYER, [], asked=[FLOOR])] == ["NOT MEASURED"] + ["not measured"] * 3
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """In place of measuring: rows whose ratios the test sets; the cases that were measured."""
+    found = SimpleNamespace(ratios=[], cases=[], problem="")
+
+    def run_case(case: Case, peers: list[str], *rest: object) -> list[Row]:
+        found.cases.append(case.name)
+        ratio = found.ratios.pop(0) if found.ratios else 1e3
+        rows = [row for row in _rows(case, median=ratio) if row.peer in (OURS, *peers)]
+        rows[0].median = 1.0
+        for row in rows[1:] if found.problem else ():
+            row.problem, row.median = found.problem, None
+        return rows
+
+    monkeypatch.setattr(run, "run_case", run_case)
+    monkeypatch.setitem(bars.BARS, LAYER.name, {FLOOR: 2.0, LOOP: 8.0})
+    return found
+
+
+@pytest.mark.parametrize("command", [["check"], HERE], ids=["check", "run"])
+def test_a_missed_bar_is_measured_again_before_it_is_the_exit_code(command, measured, monkeypatch, capsys):
+    monkeypatch.setattr(run, "suites", lambda device: {"lif": [LAYER]})
+    most = run.ATTEMPTS
+    for ratios, code, attempts in (([9.0], 0, 1), ([1.0, 9.0], 0, 2), ([1.0] * most + [9.0], 1, most)):
+        measured.ratios, measured.cases = ratios, []
+        assert command_line.main(command) == code
+        assert measured.cases == [LAYER.name] * attempts
+    output = capsys.readouterr().out
+    assert output.count("once more, in case") == 1 + most - 1  # said before each that follows
+    assert output.splitlines()[-1].startswith("MISSED             1 >= 8 ")
+
+
+def test_the_gate_measures_all_its_cases_and_misses_spikes_as_bits_where_they_are_lost(measured, monkeypatch, capsys):
+    assert command_line.main(["check"]) == 0
+    assert set(measured.cases) == {case.name for case in GATE}
+    monkeypatch.setattr(run, "suites", lambda device: {"events": [PAIR]})
+    measured.ratios = [1.0] * run.ATTEMPTS  # of spikes as numbers to ours
+    assert command_line.main(["check"]) == 1
+    assert f"{NUMBERS} / ours" in capsys.readouterr().out.splitlines()[-1]
+
+
+# ---- what runs on a GPU
+
+GPU = Path(__file__).parents[2] / "benchmarks" / "gpu.sh"
+STAND_IN = """#!/bin/sh
+case "$*" in
+  "-m snnfast") echo "fused on cuda       yes" ;;
+  *times*) echo measuring; sleep 60 ;;
+  *test_gpu.py) [ "$SNNFAST_REQUIRE_EXT$SNNFAST_REQUIRE_GPU" = 11 ] ;;
+  *) exit 3 ;;
+esac
+"""
+
+
+def on_gpu(output: Path, *steps: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [str(GPU), str(output), *steps]
+    return subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
+
+
+def test_the_steps_for_a_gpu_fail_without_one(tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a card")
+    done = on_gpu(tmp_path, "card", PYTHON=sys.executable)
+    assert done.returncode == 1
+    assert "fused on cpu" in done.stdout
+    assert done.stdout.endswith("=== failed: the kernels do not run on a card here; no other step was begun\n")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/cuda/test_gpu.py"]
+    command += ["-k", "two_devices"]
+    environment = os.environ | {"SNNFAST_REQUIRE_GPU": "1"}
+    tests = subprocess.run(command, cwd=GPU.parent.parent, env=environment, capture_output=True, text=True, check=False)
+    assert tests.returncode == 1
+    assert "SNNFAST_REQUIRE_GPU=1, but torch sees no CUDA device" in tests.stdout
+
+
+def test_a_step_for_a_gpu_that_hangs_or_fails_leaves_the_others(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text(STAND_IN)
+    python.chmod(0o755)
+    done = on_gpu(tmp_path / "out", "times", "benchmarks", "card", PYTHON=str(python), LIMIT="1")
+    assert done.returncode == 1
+    *_, headline, last = done.stdout.splitlines()
+    assert (headline, last) == ("=== card", "=== failed: times (exit code 124) benchmarks (exit code 3)")
+    assert (tmp_path / "out" / "gpu.log").read_text() == done.stdout
+    assert "measuring" in done.stdout
+    assert on_gpu(tmp_path / "out", "card", PYTHON=str(python)).returncode == 0
