@@ -109,6 +109,7 @@ def can_repeat(statements: Sequence[Statement], facts: Facts) -> bool:
         and not facts.effects.intersection(s.calls)
         and not facts.written_untracked.intersection(a for n in s.calls for a in n.all_input_nodes)
         and len(s.alike()) == len(s.calls)
+        and all(len(a.first) == a.back for a in s.args if isinstance(a, Of) and a.statement in statements)
         for s in statements
     )
 
@@ -127,25 +128,23 @@ class Repeated:
         self.body, self.sources = body, sources
 
     def __call__(self, *inputs: Any, steps: int) -> tuple[list[Any], ...]:
-        rows = [x.unbind(0) if isinstance(a, Each) and isinstance(x, Tensor) else x for a, x in self._given(inputs)]
-        results: list[list[Any]] = []
+        rows = [_rows(a, x, steps) for a, x in zip(self.sources, inputs, strict=True)]
+        states = [(rows[i], a.statement) for i, a in enumerate(self.sources) if isinstance(a, Of)]
+        step, results = self.body.forward, []
         for t in range(steps):
-            found = self.body(*(_at(a, x, t, results) for a, x in zip(self.sources, rows, strict=True)))
-            results = results or [[] for _ in found]
-            for every, result in zip(results, found, strict=True):
-                every.append(result)
-        return tuple(results)
-
-    def _given(self, inputs: Sequence[Any]) -> Any:
-        return zip(self.sources, inputs, strict=True)
+            found = step(*[every[t] for every in rows])
+            for every, number in states:
+                every.append(found[number])
+            results.append(found)
+        return tuple(map(list, zip(*results, strict=True)))
 
 
-def _at(a: Any, x: Any, t: int, results: Sequence[Sequence[Any]]) -> Any:
-    """An input of the body at a step."""
+def _rows(a: Any, x: Any, steps: int) -> Any:
+    """An input of each step. Those of a state grow with the steps."""
     if isinstance(a, Same):
-        return x
+        return [x] * steps
     if isinstance(a, Count):
-        return a.start + a.stride * t
-    if isinstance(a, Each):
-        return a.rows[t] if x is None else x[t]
-    return x[t] if t < len(a.first) else results[a.statement][t - a.back]
+        return [a.start + a.stride * t for t in range(steps)]
+    if isinstance(a, Of):
+        return list(x)
+    return a.rows if x is None else x.unbind(0) if isinstance(x, Tensor) else x
