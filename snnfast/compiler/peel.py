@@ -14,7 +14,7 @@ from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from snnfast._program.trace import NotElementwiseError, trace
-from snnfast.compiler.calls import index_of, is_number, is_pointwise, module_of, name_of, run_call, signature_of, value
+from snnfast.compiler.calls import index_of, is_number, is_pointwise, module_of, run_call, signature_of, site_of, value
 from snnfast.compiler.loop import Each, Of, Statement
 from snnfast.compiler.parts.program import Program, Row, as_of
 
@@ -69,7 +69,7 @@ def _read_by_first(
 
     The branch of a first step, as in ``if mem is None: mem = x``, may be ``anywhere`` in the user's code.
     """
-    places, contexts = {_place(n) for n in program.samples}, [n.meta["context"] for n in program.samples]
+    sites, contexts = {_site(n) for n in program.samples}, [n.meta["context"] for n in program.samples]
     members, every = set(row.values()), program.series
     constants = {a.value for a in program.constants}
     series: list[Node | None] = [None] * len(every)
@@ -84,7 +84,7 @@ def _read_by_first(
             if node not in members and series[i] in (None, node) and _is_before(node, a.rows[0], anywhere):
                 series[i] = node
                 return True
-        known = node in members or (node.op == "call_function" and _place(node) in places)
+        known = node in members or (node.op == "call_function" and _site(node) in sites)
         known = known or (anywhere and is_pointwise(node.target) and node.meta["context"] in contexts)
         if not known or not all(map(visit, node.all_input_nodes)):
             return False
@@ -128,9 +128,9 @@ def _values_of_first(
     return of_body, of_calls
 
 
-def _place(node: Node) -> Any:
-    """A key of calls of one place in the user's code, also if one takes a number where another takes a tensor."""
-    return node.stack_trace, name_of(node.target), node.meta["context"]
+def _site(node: Node) -> Any:
+    """The site and the context of a call, also if it takes a number where another one takes a tensor."""
+    return site_of(node).of_any_module, node.meta["context"]
 
 
 def _is_before(node: Node, first: Node, anywhere: bool) -> bool:
@@ -138,5 +138,5 @@ def _is_before(node: Node, first: Node, anywhere: bool) -> bool:
     if node.op != "call_function" or node.target is not first.target or signature_of(node) != signature_of(first):
         return False
     part, other = index_of(node), index_of(first)
-    alike = part[:2] == other[:2] if part and other else anywhere or node.stack_trace == first.stack_trace
+    alike = part[:2] == other[:2] if part and other else anywhere or site_of(node).trace == site_of(first).trace
     return alike and bool(node.meta["context"] == first.meta["context"])

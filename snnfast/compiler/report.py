@@ -19,11 +19,11 @@ from snnfast.compiler.calls import (
     user_line,
 )
 from snnfast.compiler.distribute import Distributed
+from snnfast.compiler.layers import SINGLE
 from snnfast.compiler.loop import Statement
 from snnfast.compiler.parts.base import at_line, steps_of
 from snnfast.compiler.parts.program import Program
 from snnfast.compiler.parts.unroll import Unroll
-from snnfast.compiler.roll import SINGLE
 
 
 @dataclass

@@ -10,11 +10,11 @@ from snnfast._core.ops import NEURONS
 from snnfast._unroll.graph import unroll_steps
 from snnfast.compiler.calls import aten, value
 from snnfast.compiler.emit import Emitter
+from snnfast.compiler.layers import inputs_of_layer, is_connected, parameters_of, states_of
 from snnfast.compiler.loop import Statement
 from snnfast.compiler.lower.linear import fuse_linear
 from snnfast.compiler.lower.sums import is_sum
 from snnfast.compiler.parts.base import Part, steps_of
-from snnfast.compiler.roll import inputs_of_layer, is_connected, parameters_of, states_of
 
 _SPIKES = 0
 """The number of the spikes among the results of ``unroll_steps``. Behind them are the records, then the last states."""
