@@ -10,6 +10,7 @@ from itertools import groupby
 from typing import Any
 
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.fx import Graph, GraphModule, Node
 
 from snnfast.compiler.calls import LEAST, aten, index_of, literal, module_of, name_of, signature_of, size_of, value
@@ -40,9 +41,13 @@ class _Form:
 
     def _single(self, node: Node) -> Any:
         found = module_of(node)
-        what: Any = name_of(node.target) if node.op.startswith("call") else node.op
+        what: Any = _target(node) if node.op.startswith("call") else node.op
         if node.op == "placeholder":
-            what = node.op, *(self._size(size) for t in [value(node)] if isinstance(t, Tensor) for size in t.shape)
+            what = node.op, *(self._input(t) for t in [value(node)] if isinstance(t, Tensor))
+        elif node.op == "output":
+            # Results without a gradient are detached. Rows of one statement have one alike.
+            needs = dict(zip(node.args[0], node.meta["needs_grad"], strict=True))  # type: ignore[arg-type]
+            what = node.op, *(needs[run[0]] for run in runs_of(list(needs), self._rolled))
         elif isinstance(found, GraphModule):
             what = body_key(found)
         elif isinstance(found, Tensor):
@@ -54,13 +59,16 @@ class _Form:
         lengths = self._rolled.lengths
         return ("steps", lengths.index(number)) if number in lengths else number
 
-    def _size(self, size: Any) -> str:
-        return str(self._number(size) if isinstance(size, int) else size)
+    def _input(self, t: Tensor) -> Any:
+        strides = t.stride()
+        order = tuple(sorted(range(t.dim()), key=lambda dim: -strides[dim]))
+        sizes = tuple(str(self._number(size) if isinstance(size, int) else size) for size in t.shape)
+        return sizes, order, t.is_contiguous(), t.dtype, t.device, t.requires_grad
 
     def _statement(self, s: Statement) -> Any:
         assert s.loop is not None
         ends = s.steps[0], s.loop.length - s.steps[-1], len(s.steps) == s.steps[-1] - s.steps[0] + 1
-        what = name_of(s.node.target), s.is_index, signature_of(s.node), s.node.meta["context"], s.reason is None
+        what = _target(s.node), s.is_index, signature_of(s.node), s.node.meta["context"], s.reason is None
         return what, ends, self._left(s), tuple(self._argument(a, s) for a in s.args)
 
     def _left(self, s: Statement) -> int | None:
@@ -78,7 +86,7 @@ class _Form:
         if isinstance(a, Same):
             return "same", self._spelled(a.value)
         last = a.start + a.stride * (len(s.calls) - 1)  # rows in reverse are told from the end
-        return "count", a.stride, a.start if a.stride > 0 else last
+        return "count", literal(a.stride), literal(a.start if a.stride > 0 else last)
 
     def _spelled(self, tree: Any) -> Any:
         if isinstance(tree, Node):
@@ -97,6 +105,11 @@ class _Form:
         return self._spelled(run[0]) if len(run) == 1 else ("rows", self._spelled(run[0]), self._spelled(run[-1]))
 
 
+def _target(node: Node) -> str:
+    """The operator with its overload, or the name of another function."""
+    return str(node.target) if isinstance(node.target, OpOverload) else name_of(node.target)
+
+
 def runs_of(leaves: list[Any], rolled: Rolled) -> list[list[Any]]:
     """Leaves, of which consecutive rows of one statement are together."""
     found: list[list[Any]] = []
@@ -110,8 +123,11 @@ def runs_of(leaves: list[Any], rolled: Rolled) -> list[list[Any]]:
     return found
 
 
-def with_rows_together(graph: Graph) -> None:
-    """Let a graph return rows of one tensor that follow one another as one tuple, which is of any length."""
+def with_rows_together(graph: Graph) -> int:
+    """Let a graph return rows of one tensor that follow one another as one tuple, which is of any length.
+
+    Returns how many results there are then.
+    """
     output = graph.output_node()
     leaves: list[Any] = list(output.args[0])  # type: ignore[arg-type]
     found: list[Any] = []
@@ -131,6 +147,7 @@ def with_rows_together(graph: Graph) -> None:
     for node in dict.fromkeys(leaves):
         if isinstance(node, Node) and not node.users:
             graph.erase_node(node)  # a row that shorter loops may not have
+    return len(found)
 
 
 def _of_unbind(node: Any, number: int) -> tuple[Node, int] | None:

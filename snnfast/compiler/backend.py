@@ -15,11 +15,11 @@ from snnfast._core import backend as _backend
 from snnfast._core.pytorch import saved_tensors_are_hooked
 from snnfast._unroll.graph import as_function
 from snnfast.compiler import verify
-from snnfast.compiler.any_steps import AnySteps, form_of, with_rows_together
+from snnfast.compiler.any_steps import AnySteps, form_of, runs_of, with_rows_together
 from snnfast.compiler.aten import to_aten
 from snnfast.compiler.calls import LEAST, is_random, is_step, line_of, site_of
 from snnfast.compiler.distribute import Distributed
-from snnfast.compiler.emit import Emitter
+from snnfast.compiler.emit import LEAST_NUMBER, Emitter
 from snnfast.compiler.errors import RefusedError
 from snnfast.compiler.facts import facts_of
 from snnfast.compiler.functions import drop_sizes
@@ -191,7 +191,7 @@ def for_any_steps(gm: GraphModule, known: dict[Any, AnySteps]) -> tuple[AnySteps
     """The graph of a loop as one for any number of steps, and the numbers of this one.
 
     ``known`` keeps the graphs by their forms: one that differs by its numbers of steps alone is not written again,
-    unless it repeats calls step by step.
+    unless it repeats calls step by step, or has so few steps that their number may be that of a dimension.
 
     Raises:
         RefusedError: Nothing in it is merged.
@@ -205,10 +205,13 @@ def for_any_steps(gm: GraphModule, known: dict[Any, AnySteps]) -> tuple[AnySteps
     if form not in known and of_these not in known:
         emitter = Emitter(parts.rolled, any_steps=True)
         graph = write(parts, emitter)
-        key = of_these if _repeats_calls(parts, emitter) else form
+        repeats = _repeats_calls(parts, emitter)
         _lower(graph, parts, stages)
-        with_rows_together(graph)
-        known[key] = AnySteps(executable(GraphModule(found, graph)))
+        # The last row may be a result of its own. More are rows that are detached or copied one by one.
+        returned: Any = parts.facts.graph.output_node().args[0]
+        results = runs_of(list(returned), parts.rolled)
+        repeats |= with_rows_together(graph) > 2 * len(results) or min(lengths) < LEAST_NUMBER
+        known[of_these if repeats else form] = AnySteps(executable(GraphModule(found, graph)))
     return known.get(form) or known[of_these], lengths
 
 

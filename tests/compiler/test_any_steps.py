@@ -98,41 +98,58 @@ def spikes(factor: float = 0.5, layers: int = 1, made: Callable[[Any], Any] = to
 
 
 @pytest.mark.parametrize(
-    ("other", "size"),
-    [(spikes(0.6), 2), (spikes(), 3), (spikes(reset_mechanism="zero"), 2), (spikes(layers=2), 2)],
-    ids=["constant", "size", "option", "layers"],
-)
+    ("loop", "other", "width", "options"),
+    [
+        (spikes(), spikes(0.6), 2, {}),
+        (spikes(), spikes(), 3, {}),
+        (spikes(), spikes(reset_mechanism="zero"), 2, {}),
+        (spikes(), spikes(layers=2), 2, {}),
+        (spikes(), spikes(), 2, {"requires_grad": True}),
+        (spikes(), spikes(), 2, {"dtype": torch.float64}),
+        (spikes(made=lambda out: torch.stack([t * spk for t, spk in enumerate(out)])),
+         spikes(made=lambda out: torch.stack([float(t) * spk for t, spk in enumerate(out)])), 2, {}),
+    ],
+    ids=["constant", "size", "option", "layers", "gradient", "dtype", "numbers"],
+)  # fmt: skip
 def test_a_loop_that_differs_by_more_than_its_steps_has_another_graph(
-    other: Any, size: int, known: dict[Any, Any]
+    loop: Any, other: Any, width: int, options: dict[str, Any], known: dict[Any, Any]
 ) -> None:
-    for loop, T, width in [(spikes(), 7, 2), (spikes(), 9, 2), (other, 7, size), (other, 9, size)]:
+    for which, T, size, given in [(loop, 7, 2, {}), (loop, 9, 2, {}), (other, 7, width, options)]:
         torch._dynamo.reset()
-        torch.compile(loop, backend="snnfast")(torch.rand(T, width))
+        torch.compile(which, backend="snnfast")(torch.rand(T, size, **given))
     assert len(known) == 2
 
 
-DETACHED = "each entry is detached by a call of its own, of which the graph has as many as it was emitted with"
-
-
 @pytest.mark.parametrize(
-    ("made", "records"),
+    ("made", "records", "graphs"),
     [
-        (list, True),
-        pytest.param(list, False, marks=pytest.mark.xfail(reason=DETACHED, strict=True)),
-        (torch.stack, True),
-        (sum, True),
-        (lambda out: (out[0], out[-1]), True),
-        (lambda out: torch.stack(out[-3:]), True),
+        (list, True, 1),
+        (list, False, 3),  # each entry is detached by a call of its own
+        (torch.stack, True, 1),
+        (sum, True, 1),
+        (lambda out: (out[0], out[-1]), True, 1),
+        (lambda out: torch.stack(out[-3:]), True, 1),
     ],
     ids=["list", "detached", "stack", "sum", "ends", "last"],
 )
-def test_results_of_another_number_of_steps(made: Callable[[Any], Any], records: bool, known: dict[Any, Any]) -> None:
+def test_results_of_another_number_of_steps(
+    made: Callable[[Any], Any], records: bool, graphs: int, known: dict[Any, Any]
+) -> None:
     loop = spikes(2.0, made=made)
     for T in (19, 7, 30):
         torch._dynamo.reset()
         x = torch.rand(T, 4, requires_grad=records)
         torch.testing.assert_close(torch.compile(loop, backend="snnfast")(x), loop(x), rtol=0, atol=0)
-    assert len(known) == 1
+    assert len(known) == graphs
+
+
+def test_a_loop_of_few_steps_has_a_graph_of_its_own(known: dict[Any, Any]) -> None:
+    loop = spikes(2.0, made=lambda out: out)
+    for T in (2, 7, 3):
+        torch._dynamo.reset()
+        x = torch.rand(T, 4, requires_grad=True)
+        torch.testing.assert_close(torch.compile(loop, backend="snnfast")(x), loop(x), rtol=0, atol=0)
+    assert len(known) == 2  # that of seven steps runs for three, too
 
 
 def summed(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Any], Tensor]:
