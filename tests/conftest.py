@@ -52,12 +52,12 @@ def as_if_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def forms_are_checked(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Each graph after each stage of the compiler; a loop with a fault there would run as it is."""
+    """Each form after each stage of the compiler; a loop with a fault there would run as it is."""
     check, faults = stages.check, []
 
-    def checked(graph: torch.fx.Graph) -> None:
+    def checked(form: Any) -> None:
         try:
-            check(graph)
+            check(form)
         except Exception as error:
             faults.append(error)
             raise

@@ -12,7 +12,7 @@ from torch._ops import OpOverload
 from torch.fx import Graph, Node
 
 from snnfast._core.ops import NEURONS
-from snnfast.compiler.calls import is_step, line_of, module_of, name_of, tensors_of, value
+from snnfast.compiler.calls import is_step, line_of, module_of, name_of, value
 
 
 class Names:
@@ -42,7 +42,7 @@ class Names:
         return str(a) if isinstance(a, torch.dtype | torch.device) else repr(a)
 
 
-def print_graph(graph: Graph, shapes: bool = False) -> str:
+def print_graph(graph: Graph) -> str:
     """Print a graph, one line a call: ``linear = linear(x, W, b)  # net.py:14``."""
     names, lines = Names(), []
     for node in graph.nodes:
@@ -53,8 +53,6 @@ def print_graph(graph: Graph, shapes: bool = False) -> str:
         if not node.op.startswith("call"):
             continue
         text = text_of(node, node.args, node.kwargs, names.spelled)
-        if shapes:
-            text += "".join(f" [{', '.join(map(str, t.shape))}]" for t in tensors_of(node))
         context = node.meta.get("context")
         modes = [enter.__name__.removeprefix("_enter_") for enter, *_ in context.blocks] if context else []
         modes += ["no_grad"] if context and not context.grad else []

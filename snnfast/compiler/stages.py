@@ -46,7 +46,7 @@ class Stages:
     def after(self, name: str, form: Any) -> None:
         """Check, keep and log a form: a graph, or one that prints and checks itself."""
         if self._checks:
-            check(form) if isinstance(form, Graph) else form.check()
+            check(form)
         if self._prints:
             before = next(reversed(self.forms.values()), "")
             self.forms[name] = text = print_graph(form) if isinstance(form, Graph) else str(form)
@@ -54,8 +54,14 @@ class Stages:
                 _log.warning("snnfast: %s after %s:\n%s", self.where, name, "as before" if text == before else text)
 
 
-def check(graph: Graph) -> None:
-    """Check that a graph can run, that nothing removed is left in it, and that its calls have what passes ask for."""
+def check(graph: Any) -> None:
+    """Check that a graph can run, that nothing removed is left in it, and that its calls have what passes ask for.
+
+    Another form checks itself.
+    """
+    if not isinstance(graph, Graph):
+        graph.check()
+        return
     graph.lint()
     nodes = set(graph.nodes)
     for node in graph.nodes:

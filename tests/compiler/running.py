@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # as pytest has it
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import snntorch
 import torch
-from internals import Attempt, is_step, merge, tracing
+from internals import Attempt, is_step, merge, stages, tracing
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -286,6 +286,7 @@ def surroundings(dtype: str) -> Iterator[None]:
 
 def with_settings(function: Callable[[], Any]) -> Any:
     torch.set_num_threads(1)
+    stages.CHECKS = True  # a form that is wrong lets the pass fail
     warnings.simplefilter("ignore")  # a layer that runs step by step says so
     with snnfast.use_backend("auto"):
         return function()

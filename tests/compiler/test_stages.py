@@ -1,5 +1,6 @@
 """Forms between the stages: who asks for them, how they are printed, and what is checked."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,10 +26,38 @@ def aten_graph() -> Any:
     return snnfast.compiler.aten.to_aten(seen[0]).graph
 
 
-def test_a_graph_is_printed_with_short_names_lines_and_shapes() -> None:
-    text = print_graph(aten_graph(), shapes=True)
-    assert "\nlinear = linear(select, W, b) [3]  # test_stages.py:" in text
+def test_a_graph_is_printed_with_short_names_and_lines() -> None:
+    text = print_graph(aten_graph())
+    assert "\nlinear = linear(select, W, b)  # test_stages.py:" in text
     assert text.endswith("\nreturn [exp, exp_1, exp_2]")
+
+
+class Tutorial5(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.lif1 = nn.Linear(784, 1000), snnfast.Leaky(beta=0.95)
+        self.fc2, self.lif2 = nn.Linear(1000, 10), snnfast.Leaky(beta=0.95)
+
+    def forward(self, x: Tensor) -> Any:
+        mem1, mem2 = self.lif1.init_leaky(), self.lif2.init_leaky()
+        spk_rec, mem_rec = [], []
+        for _ in range(25):
+            cur1 = self.fc1(x)
+            spk1, mem1 = self.lif1(cur1, mem1)
+            cur2 = self.fc2(spk1)
+            spk2, mem2 = self.lif2(cur2, mem2)
+            spk_rec.append(spk2)
+            mem_rec.append(mem2)
+        return torch.stack(spk_rec), torch.stack(mem_rec)
+
+
+def test_the_docs_show_the_loop_as_it_is_printed() -> None:
+    (graph,) = snnfast.explain(Tutorial5(), torch.rand(2, 784)).graphs
+    page = (Path(__file__).parents[2] / "docs" / "adding-a-rule.md").read_text()
+    shown = page.partition("```text\n")[2].partition("```")[0].splitlines()
+    assert [line.partition("  #")[0] for line in shown] == [
+        line.partition("  #")[0] for line in graph.stages["distribute"].splitlines()
+    ]
 
 
 def test_explain_keeps_the_form_after_each_stage_and_does_not_print_it() -> None:
