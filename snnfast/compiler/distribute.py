@@ -53,7 +53,7 @@ class Distributed:
         if self._join():
             self._give_up_cycles()
         self._drop_dead()
-        describe_arguments(rolled)
+        describe_arguments(rolled, rolled.statements)
 
     @property
     def parts(self) -> list[Part]:
@@ -162,7 +162,7 @@ class Distributed:
         statements = [s for part in parts for s in part.statements]
         for statement in statements:
             statement.reason, statement.part = reason, Call([statement])
-        describe_arguments(self.rolled)
+        describe_arguments(self.rolled, statements)
         sums = len(statements) == 1 and is_running_sum(statements[0].calls)  # which the emitter makes one sum
         if statements and len(parts) == len(vertices) and not sums and can_repeat(statements, self.facts):
             Repeat(statements, self.facts.order)

@@ -38,7 +38,8 @@ def take_in_first(program: Program, row: Row, is_free: Callable[[Node], bool]) -
     leaves = [float(a) for n in peeled for a in pytree.tree_leaves((n.args, n.kwargs)) if is_number(a)]
     # A sum with -0.0 is the other summand, to the bit. So ``mem = x`` is a step, too.
     numbers = [0.0, -0.0, *dict.fromkeys(a for a in leaves if a)]
-    starts = itertools.product(numbers, repeat=len(program.states))
+    states = program.states
+    starts = (s for s in itertools.product(numbers, repeat=len(states)) if _one_each([a.statement for a in states], s))
     wanted = [*row.items(), *((a.statement, a.first[0]) for a in program.states)]
     for start in itertools.islice(starts, _STARTS):
         values = _values_of_first(program, series, peeled, start)
@@ -60,6 +61,11 @@ def take_in_first(program: Program, row: Row, is_free: Callable[[Node], bool]) -
     now |= {a: a._replace(first=(c,)) for a, c in zip(program.states, start, strict=True)}
     for args in program.args.values():
         args[:] = [now.get(a, a) if isinstance(a, Each | Of) else a for a in args]
+
+
+def _one_each(statements: Sequence[Statement], start: Sequence[float]) -> bool:
+    """Whether the results of a statement begin with one number, in which 0.0 and -0.0 differ."""
+    return len(set(statements)) == len({(s, repr(number)) for s, number in zip(statements, start, strict=True)})
 
 
 def _read_by_first(

@@ -81,7 +81,7 @@ class Rolled:
         self.enter(statement)
 
     def release(self, nodes: Iterable[Node]) -> None:
-        """Take calls out of their statements. Those of a program stay: it computes them anyway."""
+        """Take calls out of their statements, which are none of programs."""
         gone = {n for n in nodes if n in self.at}
         for statement in dict.fromkeys(self.at[n][0] for n in gone):
             kept = [(n, step) for n, step in zip(statement.calls, statement.steps, strict=True) if n not in gone]
@@ -97,7 +97,7 @@ def roll(facts: Facts) -> Rolled:
     rolled = Rolled(facts)
     _Search(rolled).run()
     _find_loops(rolled)
-    describe_arguments(rolled)
+    describe_arguments(rolled, rolled.statements)
     return rolled
 
 
@@ -323,9 +323,9 @@ def _sort(loop: Loop, order: dict[Node, int]) -> None:
     loop.statements.sort(key=place)
 
 
-def describe_arguments(rolled: Rolled) -> None:
-    """Let each statement know its arguments."""
-    for statement in rolled.statements:
+def describe_arguments(rolled: Rolled, statements: Sequence[Statement]) -> None:
+    """Let statements know their arguments."""
+    for statement in statements:
         steps = [step for step, _ in statement.alike()]
         statement.args = [argument_of(list(c), steps, statement.loop, rolled.at) for c in statement.columns()]
 

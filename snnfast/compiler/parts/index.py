@@ -39,13 +39,13 @@ class Index(Part):
         last = None if size is None else size - 1 - max(places)
         if stride > 0:
             if min(places) != 0 or stride != 1 or last != 0:
-                made = to.call(aten.slice.Tensor, base, axis, places[0], self._stop(to, last), stride)
+                made = to.call(aten.slice.Tensor, base, axis, places[0], self._stop(places, last, to), stride)
         elif not to.context.records and to.records:
             # Under no_grad, a view of what needs a gradient says that it needs one, too; a copy does not.
             return None
         elif stride == -1:
             if places[-1] != 0 or last != 0:
-                made = to.call(aten.slice.Tensor, base, axis, places[-1], self._stop(to, last))
+                made = to.call(aten.slice.Tensor, base, axis, places[-1], self._stop(places, last, to))
             made = to.call(aten.flip.default, made, [axis])
         else:
             made = to.call(operator.getitem, base, (*(slice(None),) * axis, places))
@@ -55,11 +55,8 @@ class Index(Part):
             made = to.call(operator.getitem, base, slice(None))  # whose steps have gradients as in this context
         return made
 
-    def _stop(self, to: Emitter, last: int | None) -> Any:
+    def _stop(self, places: list[int], last: int | None, to: Emitter) -> Any:
         """Where the rows end: so many before the last one, or where all steps are done."""
-        (statement,) = self.statements
-        places = [index_of(node)[2] for node in statement.calls]  # type: ignore[index]
         if last is not None and last < LEAST:
             return -last or None
-        first, stride = min(places), abs(places[1] - places[0])
-        return to.times(statement, first) if stride == 1 else max(places) + 1
+        return to.times(self.statements[0], min(places)) if abs(places[1] - places[0]) == 1 else max(places) + 1
