@@ -153,9 +153,12 @@ def _line_in(trace: str, with_code: bool = True) -> str:
     return user_line(reversed(stack))
 
 
-def frames_of(node: Node) -> list[tuple[str, int]]:
+Frames = tuple[tuple[str, int], ...]
+
+
+def frames_of(node: Node) -> Frames:
     """File and line of each frame that a node comes from, outermost first."""
-    return [(file, int(line)) for file, line in _FRAME.findall(node.stack_trace or "")]
+    return tuple((file, int(line)) for file, line in _FRAME.findall(node.stack_trace or ""))
 
 
 _FRAME = re.compile(r'File "(.*?)", line (\d+)')

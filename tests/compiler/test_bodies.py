@@ -35,3 +35,19 @@ add = add(x, mul)
 autograd_function_apply_1 = autograd_function_apply(body, body_1, add)
 getitem_1 = autograd_function_apply_1[0]
 return [getitem, getitem_1]""")
+
+
+def test_what_is_computed_in_the_line_of_a_call_is_no_part_of_it() -> None:
+    """Python marks no columns of an expression that is the whole line, so that its text is that of its parts."""
+
+    def loop(xs: list[Tensor], mem: Tensor, w: Tensor) -> list[Tensor]:
+        found = []
+        for x in xs:
+            found.append(
+                Spike.apply(mem - 1)
+            )  # fmt: skip
+            mem = mem + w * x
+        return found
+
+    text = after("dead", loop, steps(), tensor(), tensor().requires_grad_())
+    assert text.count("autograd_function_apply(") == 2

@@ -19,26 +19,26 @@ from torch.utils import _pytree as pytree
 
 from snnfast._program.trace import NotElementwiseError
 from snnfast._program.trace import trace as trace_step
-from snnfast.compiler.calls import module_of, run_call, signature_of, site_of, value
+from snnfast.compiler.calls import Frames, frames_of, module_of, run_call, signature_of, value
 
 
 def run(graph: Graph) -> None:
-    calls: dict[str, Node] = {}
+    calls: dict[Frames, Node] = {}
     for node in graph.nodes:
-        site = site_of(node)
-        if node.meta.get("computes") and len(node.all_input_nodes) == 3 and site.trace:  # two graphs, a tensor
-            calls.setdefault(site.trace, node)
+        if node.meta.get("computes") and len(node.all_input_nodes) == 3 and frames_of(node):  # two graphs, a tensor
+            calls.setdefault(frames_of(node), node)
     if not calls:
         return
 
-    def trace_of_call(node: Node) -> str | None:
-        found = site_of(node).trace if node.op == "call_function" else ""
-        return next((trace for trace in calls if found.startswith(trace) and found != trace), None)
+    def frames_of_call(node: Node) -> Frames | None:
+        # Of what is in the same line as the call, such as its argument, the call has all frames.
+        found = frames_of(node) if node.op == "call_function" else ()
+        return next((frames for frames in calls if found[: len(frames)] == frames != found), None)
 
     # A list: the iterator of graph.nodes begins again when it is asked behind its end.
-    for trace, inside in [(trace, list(inside)) for trace, inside in groupby(list(graph.nodes), trace_of_call)]:
-        if trace is not None:
-            _call_again(calls[trace], inside)
+    for frames, inside in [(frames, list(inside)) for frames, inside in groupby(list(graph.nodes), frames_of_call)]:
+        if frames is not None:
+            _call_again(calls[frames], inside)
 
 
 def _call_again(like: Node, inside: list[Node]) -> None:
