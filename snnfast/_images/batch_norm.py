@@ -305,8 +305,8 @@ def _steps(y: Tensor, x: Tensor) -> Tensor:
 
 
 def _of_channels(parameter: Tensor | None, steps: int) -> Tensor | None:
-    """``[C]`` or ``[T, C]`` to ``[T * C]``."""
-    return None if parameter is None else parameter.expand(steps, parameter.shape[-1]).flatten()
+    """``[C]`` or ``[T, C]`` to ``[T * C]``. PyTorch's backward pass reads it as contiguous, whatever its stride is."""
+    return None if parameter is None else parameter.expand(steps, parameter.shape[-1]).flatten().contiguous()
 
 
 def _by_pytorch(

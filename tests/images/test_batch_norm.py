@@ -210,6 +210,17 @@ def test_derivatives(layout: str) -> None:
 
 
 @pytest.mark.needs_extension
+def test_a_second_derivative_of_one_channel_is_prepared() -> None:
+    """Its weight has a stride of 0 over the steps, which PyTorch's backward pass does not look at."""
+    x = torch.rand(5, 4, 1, dtype=torch.float64, requires_grad=True)
+    weight, weights = torch.rand(1, dtype=torch.float64), torch.rand(5, 4, 1, dtype=torch.float64)
+    loss = (batch_norm(x, weight, None, None, None, 0.1, 1e-5) * weights).sum()
+    (found,) = torch.autograd.grad(loss, x, create_graph=True)
+    steps = torch.stack([nn.functional.batch_norm(step, None, None, weight, None, True, 0.1, 1e-5) for step in x])
+    (expected,) = torch.autograd.grad((steps * weights).sum(), x)
+    torch.testing.assert_close(found, expected)
+
+
 def test_under_transforms_and_in_a_graph() -> None:
     layer, x = layer_of((5, 24)).double(), steps_of((5, 24)).double()
 
