@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from loop_ops import Masked
+from helpers import assert_all_close
+from loop_ops import Masked, Saved
 from programs import PROGRAMS, ByHand
 from running import assert_alike
 from torch import Tensor, nn
@@ -88,3 +89,22 @@ def test_any_batch_size(name: str, reports: list[Any]) -> None:
     for batch in (5, 4, 3, 0):
         assert_alike(function, net.forward, torch.randn(7, batch, 7, requires_grad=True), EXACT["float32"])
         assert reports[-1].merged
+
+
+def test_a_first_state_in_a_record_that_is_filled_later() -> None:
+    """The program keeps it for its backward pass, and the record it is a part of changes."""
+    torch.manual_seed(0)
+    fc = nn.Linear(4, 4).double()
+
+    def loop(x: Tensor) -> Tensor:
+        mem, record = torch.zeros(2, 4, dtype=x.dtype), torch.zeros(2, 4, 5, dtype=x.dtype)
+        for t in range(5):
+            with torch.set_grad_enabled(t > 0):
+                mem = 0.5 * mem + fc(x[t]) + record[..., max(t - 1, 0)] * 0.5
+                spk = Saved.apply(mem - 0.25, torch.zeros_like(mem))
+                record[..., t] = spk
+        return spk * mem
+
+    x = torch.rand(5, 2, 4, dtype=torch.float64, requires_grad=True)
+    found, expected = (torch.autograd.grad(f(x).sum(), [x, *fc.parameters()]) for f in (snnfast.compile(loop), loop))
+    assert_all_close(found, expected, 1e-12)

@@ -243,6 +243,10 @@ class Program(Part):
         shape, states = self.shape, self.begins()
         series = [_with_rank(to.over_time(list(a.rows)), len(shape), to) for a in self.series]
         begins = [to.get(n) if isinstance(n, Node) else n for n in states]
+        # The program keeps a first state for its backward pass. A part of a tensor that is filled step by step changes.
+        begins = [
+            to.call(aten.clone.default, a) if n in to.facts.written else a for a, n in zip(begins, states, strict=True)
+        ]
         given = [*series, *begins, *(to.get(a.value) for a in self.constants)]
         other = [isinstance(a, Node) and value(a).dtype != self.dtype for a in given]
         given = [to.call(aten.to.dtype, a, self.dtype) if b else a for a, b in zip(given, other, strict=True)]
