@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from . import docs, report, run
+from . import docs, lengths, report, run
 from .bars import Bar
 from .registry import suites
 
@@ -25,6 +25,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     listing = command("list", run.list_cases, "list suites, cases and peers (the implementations that are compared)")
     running = command("run", run.run, "measure cases against every installed peer; five minutes by default")
     checking = command("check", run.check, "check a few cases against snnTorch for regressions, within a minute")
+    varying = command("lengths", lengths.run, "time batches that differ by their numbers of steps; many minutes")
     writing = command("docs", docs.run, "compare the figures in README and docs with the stored results")
 
     for each in (listing, running):
@@ -41,6 +42,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     storing.add_argument("--out", type=Path, default=run.RESULTS, metavar="FOLDER", help="of the result")
     for each, seconds in ((storing, run.QUICK_SECONDS), (checking, run.GATE_SECONDS)):
         each.add_argument("--seconds", type=float, default=seconds, help="per case (default: %(default)s)")
+    varying.add_argument("--case", default="", metavar="TEXT", help="only networks whose names contain TEXT")
+    varying.add_argument("--way", nargs="+", choices=lengths.WAYS, metavar="W", help="only snnTorch and these")
+    varying.add_argument("--threads", type=int, help="CPU threads (default: as many as PyTorch chooses)")
     for each, attempts in ((storing, 1), (running, run.ATTEMPTS), (checking, run.ATTEMPTS)):
         add = each.add_argument
         add("--patience", type=float, default=60.0, help="leave out calls of more seconds (default: %(default)s)")

@@ -8,7 +8,7 @@ import importlib
 import logging
 import re
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from copy import deepcopy
 from dataclasses import dataclass
@@ -158,8 +158,8 @@ def silence() -> Any:
         yield printed
 
 
-def differences(program: Program, T: int, B: int, calls: int = 2) -> Iterable[str]:
-    """What a compiled program does otherwise than its loop.
+def differences(program: Program, T: int | Sequence[int], B: int, calls: int = 2) -> Iterable[str]:
+    """What a compiled program does otherwise than its loop, in so many calls, or one for each number of steps.
 
     In float64, where one product of all steps rounds as T products do to far more digits than are compared. snnTorch's
     spikes are always float32, so it is the loop on snnfast's layers, which have the bits of snnTorch's. Dropout does
@@ -168,7 +168,8 @@ def differences(program: Program, T: int, B: int, calls: int = 2) -> Iterable[st
     dtype = torch.get_default_dtype()
     torch.set_default_dtype(program.dtype)
     try:
-        ours, theirs = (_calls(program, T, B, calls, how) for how in (LOOPED, SWAPPED))
+        steps = [T] * calls if isinstance(T, int) else T
+        ours, theirs = (_calls(program, steps, B, how) for how in (LOOPED, SWAPPED))
     finally:
         torch.set_default_dtype(dtype)
     tolerances = TOLERANCES[str(program.dtype).removeprefix("torch.")]
@@ -177,13 +178,13 @@ def differences(program: Program, T: int, B: int, calls: int = 2) -> Iterable[st
             yield f"call {call}: {differs}"
 
 
-def _calls(program: Program, T: int, B: int, calls: int, how: str) -> list[Seen]:
+def _calls(program: Program, steps: Sequence[int], B: int, how: str) -> list[Seen]:
     net, train = built(program, how)
     for module in net.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     found = []
-    for call in range(calls):
+    for call, T in enumerate(steps):
         torch.manual_seed(call)
         inputs = deepcopy(program.inputs(T, B))
         net.zero_grad()

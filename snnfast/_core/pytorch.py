@@ -6,10 +6,13 @@ from typing import Any, TypeVar
 
 import torch
 from torch.autograd import forward_ad
+from torch.compiler import is_dynamo_compiling
 
 __all__ = [
+    "becomes_node",
     "constant_while_tracing",
     "current_graph_task_id",
+    "current_recorder",
     "is_forward_mode",
     "not_compiled_alone",
     "outside_of_vmap",
@@ -35,6 +38,18 @@ def is_forward_mode() -> bool:
 def saved_tensors_are_hooked() -> bool:
     """Whether hooks get the tensors that are saved for a backward pass now, as those of a checkpoint do."""
     return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+
+
+def current_recorder() -> Any:
+    """The recorder that takes the calls of PyTorch's functions now, or ``None``: see ``snnfast.compiler.recording``."""
+    count = torch._C._len_torch_function_stack()
+    mode: Any = torch._C._get_function_stack_at(count - 1) if count else None
+    return mode if getattr(mode, "records", False) else None
+
+
+def becomes_node() -> bool:
+    """Whether a call becomes a node of a graph: ``torch.compile`` traces it, or it is recorded."""
+    return is_dynamo_compiling() or current_recorder() is not None
 
 
 def outside_of_vmap() -> AbstractContextManager[None]:

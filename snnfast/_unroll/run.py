@@ -5,12 +5,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.compiler import is_dynamo_compiling
 
 from snnfast._core import backend, settings
 from snnfast._core.linear import Linear
 from snnfast._core.ops import STEP, Neuron, opmath_dtype
-from snnfast._core.pytorch import transforms_are_active
+from snnfast._core.pytorch import becomes_node, transforms_are_active
 from snnfast._unroll import connected, kernels, node, reference, state_gradients
 from snnfast._unroll.call import (
     ONE_STEP,
@@ -46,7 +45,7 @@ def run(call: UnrollCall) -> Results:
         if call.request.time != STEP:
             return _finish(_connected(call), call.current.dtype, call.linear)
         call = connected.one_step(call)
-        chosen = node.backend_of_step(call.options, call.parameters) if is_dynamo_compiling() else None
+        chosen = node.backend_of_step(call.options, call.parameters) if becomes_node() else None
         if chosen is not None:
             return node.step(call.neuron, call.options, call.current, call.states, (None, *call.parameters[1:]), chosen)
     prepared = prepare(call)
@@ -77,7 +76,7 @@ def engine(call: UnrollCall) -> tuple[Engine, UnrollCall]:
         not backend.use_fused(call.current)
         or ((call.lengths is not None or not call.options.kernels_do_all) and refuses_kernels(call))
         or (in_parts and not state_gradients.kernels_take(call))
-        or (is_dynamo_compiling() and _becomes_program(call))
+        or (becomes_node() and _becomes_program(call))
     ):
         return reference.unroll, call
     if call.varies:
@@ -88,7 +87,7 @@ def engine(call: UnrollCall) -> tuple[Engine, UnrollCall]:
             call = call._replace(options=_without_gradient(call.options))
         elif not _spikes_go_on(call):
             return spikes_afterwards, call
-    if is_dynamo_compiling() and node.takes(call):
+    if becomes_node() and node.takes(call):
         takes_linear = linear is not None and settings.events.value  # a global, which torch.compile guards
         return node.node, (call._replace(linear=linear) if takes_linear else call)
     if in_parts:

@@ -5,15 +5,30 @@ A graph that was emitted with the numbers of steps as inputs runs for all graphs
 """
 
 import operator
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
 from torch import Tensor
 from torch._ops import OpOverload
 from torch.fx import Graph, GraphModule, Node
+from torch.utils import _pytree as pytree
 
-from snnfast.compiler.calls import LEAST, aten, index_of, literal, module_of, name_of, signature_of, size_of, value
+from snnfast.compiler.calls import (
+    LEAST,
+    aten,
+    index_of,
+    literal,
+    module_of,
+    name_of,
+    signature_of,
+    size_of,
+    storage_of,
+    tensors_of,
+    value,
+)
 from snnfast.compiler.emit import numbers_as, span
 from snnfast.compiler.functions import body_key
 from snnfast.compiler.loop import Argument, Each, Of, Same, Statement
@@ -23,14 +38,14 @@ _FEW = 64
 """Constants of so many elements are compared by their values."""
 
 
-def form_of(rolled: Rolled) -> Any:
-    """A key that two rolled graphs share if one graph runs for both."""
-    return _Form(rolled).key()
+def form_of(rolled: Rolled, numbers: list[int]) -> Any:
+    """A key that two rolled graphs share if one graph runs for both, given the numbers that follow from the steps."""
+    return _Form(rolled, numbers).key()
 
 
 class _Form:
-    def __init__(self, rolled: Rolled) -> None:
-        self._rolled = rolled
+    def __init__(self, rolled: Rolled, of_steps: list[int]) -> None:
+        self._rolled, self._of_steps = rolled, of_steps
         self._statements = {s: i for i, s in enumerate(s for loop in rolled.loops for s in loop.statements)}
         self._singles = [n for n in rolled.facts.nodes if n not in rolled.at]
         self._numbers = {n: i for i, n in enumerate(self._singles)}
@@ -56,8 +71,7 @@ class _Form:
         return what, self._spelled(args), self._spelled(kwargs), node.meta.get("context")
 
     def _number(self, number: int) -> Any:
-        lengths = self._rolled.lengths
-        return ("steps", lengths.index(number)) if number in lengths else number
+        return ("steps", self._of_steps.index(number)) if number in self._of_steps else number
 
     def _input(self, t: Tensor) -> Any:
         strides = t.stride()
@@ -135,7 +149,7 @@ def with_rows_together(graph: Graph) -> int:
         nodes = [a for _, a in run]
         source, first = _of_unbind(nodes[0], 0) or (None, 0)
         if source is None or len(nodes) < LEAST:
-            found += nodes
+            found += [_own(a, leaves) for a in nodes]
             continue
         length = len(value(source))
         rows = span(first, first + len(nodes), length)
@@ -150,6 +164,24 @@ def with_rows_together(graph: Graph) -> int:
     return len(found)
 
 
+def _own(node: Any, returned: list[Any]) -> Any:
+    """A row in memory of its own, unless another result is a view of it."""
+    rows = _of_unbind(node, 0)
+    if rows is None:
+        return node
+    others = [
+        a for a in returned if isinstance(a, Node) and a is not node and (_of_unbind(a, 0) or (None,))[0] is not rows[0]
+    ]
+    others += node.graph.find_nodes(op="placeholder")
+    storage = storage_of(value(node))
+    if any(storage_of(t) == storage for a in others for t in tensors_of(a)):
+        return node
+    with node.graph.inserting_after(node):
+        made: Node = node.graph.call_function(aten.clone.default, (node,))
+    made.meta |= node.meta
+    return made
+
+
 def _of_unbind(node: Any, number: int) -> tuple[Node, int] | None:
     """The rows that a node is one of, and its own number less another one."""
     if not isinstance(node, Node) or node.target is not operator.getitem:
@@ -158,6 +190,13 @@ def _of_unbind(node: Any, number: int) -> tuple[Node, int] | None:
     if not isinstance(rows, Node) or rows.target is not aten.unbind.int or not isinstance(row, int):
         return None
     return rows, row % len(value(rows)) - number
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A node, by its number."""
+
+    number: int
 
 
 class AnySteps:
@@ -169,9 +208,28 @@ class AnySteps:
 
     def __init__(self, graph: GraphModule) -> None:
         self._graph = graph
+        returned: Any = graph.graph.output_node().args[0]
+        held = [n for n in [*graph.graph.find_nodes(op="placeholder"), *returned] if isinstance(n, Node)]
+        times = Counter(storage for n in held for storage in {storage_of(t) for t in tensors_of(n)})
+        self._shared = [isinstance(n, Node) and any(times[storage_of(t)] > 1 for t in tensors_of(n)) for n in returned]
+
+    def is_like(self, other: "AnySteps") -> bool:
+        """Whether another graph makes the same calls, with the same constants. Their forms must be equal."""
+        ours, others = list(self._graph.graph.nodes), list(other._graph.graph.nodes)
+        places = [{node: i for i, node in enumerate(nodes)} for nodes in (ours, others)]
+
+        def told(node: Node, place: dict[Node, int]) -> Any:
+            args = pytree.tree_map_only(Node, lambda a: _Place(place[a]), (node.args, node.kwargs))
+            return node.op, _target(node), literal(args)
+
+        return len(ours) == len(others) and all(
+            told(a, places[0]) == told(b, places[1]) for a, b in zip(ours, others, strict=True)
+        )
 
     def __call__(self, steps: Sequence[int], inputs: Sequence[Any]) -> list[Any]:
         found: list[Any] = []
-        for entry in self._graph(*steps, *inputs):
-            found += entry if isinstance(entry, list | tuple) else [entry]
+        for entry, is_shared in zip(self._graph(*steps, *inputs), self._shared, strict=True):
+            rows = entry if isinstance(entry, list | tuple) else [entry]
+            # The caller may change a row in place, which autograd does not allow of the results of ``unbind``.
+            found += [row.clone() for row in rows] if rows is entry and not is_shared else rows
         return found

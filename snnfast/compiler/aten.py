@@ -38,6 +38,7 @@ from snnfast.compiler.calls import (
 from snnfast.compiler.context import BLOCKS, ENTER_INFERENCE, Context
 from snnfast.compiler.errors import RefusedError
 from snnfast.compiler.functions import only_computes
+from snnfast.compiler.recording.functions import Applied
 
 _HOOKS = ("register_hook", "register_post_accumulate_grad_hook", "retain_grad")
 _TRACED = ("torch", "_operator", "operator", "math", "builtins", "None")  # modules whose functions end in ATen calls
@@ -256,6 +257,8 @@ class _Running(Interpreter):
             returns_new = not any(storage_of(t) in memory for t in tensors_of(n))
             # Only its forward runs with the graph.
             made.node.meta["computes"] = returns_new and only_computes(given[0][0])
+        elif isinstance(n.target, Applied):
+            made.node.meta["computes"] = n.target.computes
         track_tensor_tree(found, made, constant=None, tracer=tracer)
         made.node.meta.setdefault("val", found)
         return found

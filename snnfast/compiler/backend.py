@@ -3,7 +3,7 @@
 import operator
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any
@@ -187,8 +187,10 @@ def _lower(graph: Graph, parts: Distributed, stages: Stages) -> None:
     stages.after("kernels", graph)
 
 
-def for_any_steps(gm: GraphModule, known: dict[Any, AnySteps]) -> tuple[AnySteps, list[int]]:
+def for_any_steps(gm: GraphModule, known: dict[Any, AnySteps], sizes: Sequence[int] = ()) -> tuple[AnySteps, list[int]]:
     """The graph of a loop as one for any number of steps, and the numbers of this one.
+
+    These are the lengths of the loops and, if they are others, ``sizes`` of the program that follow from them.
 
     ``known`` keeps the graphs by their forms: one that differs by its numbers of steps alone is not written again,
     unless it repeats calls step by step, or has so few steps that their number may be that of a dimension.
@@ -200,10 +202,13 @@ def for_any_steps(gm: GraphModule, known: dict[Any, AnySteps]) -> tuple[AnySteps
     found, stages = to_aten(gm), Stages("a graph")
     parts = _distributed(found, stages, neurons=True)
     lengths = parts.rolled.lengths
-    form = form_of(parts.rolled)
-    of_these = form, *lengths
+    if not lengths:
+        raise RefusedError("it has no loop")
+    numbers = list(dict.fromkeys([*lengths, *sizes]))
+    form = form_of(parts.rolled, numbers)
+    of_these = form, *numbers
     if form not in known and of_these not in known:
-        emitter = Emitter(parts.rolled, any_steps=True)
+        emitter = Emitter(parts.rolled, numbers)
         graph = write(parts, emitter)
         repeats = _repeats_calls(parts, emitter)
         _lower(graph, parts, stages)
@@ -212,7 +217,7 @@ def for_any_steps(gm: GraphModule, known: dict[Any, AnySteps]) -> tuple[AnySteps
         results = runs_of(list(returned), parts.rolled)
         repeats |= with_rows_together(graph) > 2 * len(results) or min(lengths) < LEAST_NUMBER
         known[of_these if repeats else form] = AnySteps(executable(GraphModule(found, graph)))
-    return known.get(form) or known[of_these], lengths
+    return known.get(form) or known[of_these], numbers
 
 
 def _repeats_calls(parts: Distributed, emitter: Emitter) -> bool:

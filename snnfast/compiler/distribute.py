@@ -107,7 +107,7 @@ class Distributed:
             # No rule merges these. A program of one statement does, if they are elementwise.
             target = statement.node.target
             alone = isinstance(statement.part, Call) and statement.reason is None
-            if alone and (step_of(statement.node) or name_of(target) == "autograd_function_apply"):
+            if alone and (step_of(statement.node) or name_of(target).startswith("autograd_function")):
                 try:
                     self._become_program([statement])
                 except UnmergedError as error:

@@ -2,7 +2,7 @@
 
 import operator
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -19,9 +19,11 @@ from snnfast.compiler.calls import (
     aten,
     fake_call,
     fake_mode_of,
+    index_of,
     is_opaque,
     may_alias,
     signature_of,
+    size_of,
     storage_of,
     tensors_of,
     value,
@@ -52,12 +54,15 @@ class Emitter(Writer):
         copies: Stacks that are copied because they are returned.
         in_place_of: The source of such a copy, if the copy turned out not to be needed.
         summed: Additions of the old graph that became one sum.
+
+    Args:
+        numbers: Those that follow from the numbers of steps, and become inputs; none for a graph of these steps alone.
     """
 
-    def __init__(self, rolled: Rolled, any_steps: bool = False) -> None:
+    def __init__(self, rolled: Rolled, numbers: Sequence[int] = ()) -> None:
         self.rolled, self.facts = rolled, rolled.facts
         nodes = self.facts.nodes
-        super().__init__(fake_mode_of([value(node) for node in nodes]), nodes[0].meta["context"], any_steps)
+        super().__init__(fake_mode_of([value(node) for node in nodes]), nodes[0].meta["context"], bool(numbers))
         self.new: dict[Node, Any] = {}
         (output,) = (n for n in nodes if n.op == "output")
         self.returned = set(output.all_input_nodes)
@@ -71,9 +76,9 @@ class Emitter(Writer):
         self._stacked: dict[tuple[tuple[Node, ...], Context], Node] = {}
         self._results: dict[Node, dict[int, Node]] = defaultdict(dict)
         self._numbers: dict[int, Node] = {}  # the inputs that are numbers of steps
-        for length in rolled.lengths if any_steps else ():
-            self._numbers[length] = self.graph.placeholder(f"steps_{len(self._numbers)}")
-            self._numbers[length].meta |= {"example_value": length, "context": self.context}
+        for number in numbers:
+            self._numbers[number] = self.graph.placeholder(f"steps_{len(self._numbers)}")
+            self._numbers[number].meta |= {"example_value": number, "context": self.context}
 
     # ---- single calls
 
@@ -88,7 +93,7 @@ class Emitter(Writer):
             return source[node.args[1]]  # type: ignore[index]
         made = self.graph.node_copy(node, self.get)
         if self._numbers and node not in self.rolled.at:
-            made.args, made.kwargs = numbers_as(lambda n: self._numbers.get(n, n), (made.args, made.kwargs))
+            made.args, made.kwargs = numbers_as(lambda n: self._numbers.get(n, n), self._from_the_end(made))
         of = next((a for a in node.all_input_nodes if any(s in memory_of(a) for s in memory_of(node))), None)
         if is_opaque(node):
             if of is not None and signature_of(of) == signature_of(node):
@@ -107,6 +112,14 @@ class Emitter(Writer):
         if node in self.facts.effects:
             self.effects.add(made)
         return made
+
+    def _from_the_end(self, made: Node) -> tuple[Any, Any]:
+        """The arguments of a call, in which a late index of a dimension that grows with the steps is negative."""
+        index = index_of(made) if made.target is aten.select.int else None
+        size = None if index is None else size_of(value(index[0]), index[1])
+        if index is None or size not in self._numbers or 2 * index[2] < size:
+            return made.args, made.kwargs
+        return (*index[:2], index[2] - size), {}
 
     def _lies_otherwise(self, node: Node) -> bool:
         """Whether the result of a single step has another order in memory than in the loop."""

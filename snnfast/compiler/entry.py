@@ -13,10 +13,11 @@ import torch
 from torch import nn
 
 from snnfast._core import backend as _backend
-from snnfast._core.pytorch import saved_tensors_are_hooked
+from snnfast._core.pytorch import current_recorder, saved_tensors_are_hooked
 from snnfast.compiler import stages
 from snnfast.compiler.backend import backend, inner_of, recorded
 from snnfast.compiler.failures import Attempt
+from snnfast.compiler.recording.calls import Recorded
 from snnfast.compiler.report import (
     Explanation,
     GraphReport,
@@ -30,8 +31,10 @@ from snnfast.neurons.network import convert, layers_at_once
 
 Compiled = Callable[..., Any]
 
+TRACING, RECORDING = "tracing", "recording"
 
-def compile(net: Any, **options: Any) -> Any:
+
+def compile(net: Any, *, by: str = TRACING, **options: Any) -> Any:
     """Replace the loop over time in a network or function by one call per layer for all time steps.
 
     A network is changed in place: its snnTorch layers are put on snnfast's kernels (:func:`snnfast.snntorch.convert`),
@@ -49,14 +52,21 @@ def compile(net: Any, **options: Any) -> Any:
         net: A module with a loop over time in its ``forward``, or a function with one, such as a training step.
             Networks that a function calls are not converted: do so beforehand. A network that is compiled already, with
             any backend, is compiled anew from the original network.
-        **options: Options of ``torch.compile``, for example ``dynamic=False``.
+        by: How the loop is seen. By ``"tracing"``, ``torch.compile`` reads the code: a loop is compiled for one number
+            of steps, which takes longer for more of them, and again for another number, at most eight times. By
+            ``"recording"``, the code runs at each call, and its calls of PyTorch are written down instead of made: one
+            graph serves any number of steps, and the first call takes about a second. Writing a call down takes some
+            microseconds at each step. A loop that needs values as it goes, such as ``loss.item()`` at each step, runs
+            as it is.
+        **options: Options of ``torch.compile``, for example ``dynamic=False``. None for a loop that is recorded.
 
     Returns:
         The network itself, or a compiled function in place of a function.
 
     Raises:
         TypeError: ``net`` can't be called.
-        ValueError: A ``mode``, or an option that the backend does not have.
+        ValueError: ``by`` is neither, an option for a loop that is recorded, a ``mode``, or an option that the backend
+            does not have.
 
     Example::
 
@@ -77,13 +87,39 @@ def compile(net: Any, **options: Any) -> Any:
         torch.Size([25, 128, 10])
     """
     net = _checked(net)
+    records = _check_by(by) == RECORDING
+    if records and options:
+        raise ValueError(f"{next(iter(options))}: torch.compile has no part in a loop that is recorded; leave it out")
     if not isinstance(net, nn.Module):
+        if records:
+            return _recorded(net)
         return _compiled(net, _name_of(net), options, {})
     left = convert(net)
+    if records:
+        recorded = Recorded(_call_of_its_own(), _name_of(net))
+        of_net = weakref.ref(net)
+        net._compiled_call_impl = lambda *args, **kwargs: recorded(of_net(), *args, **kwargs)
+        return net
     itself = weakref.ref(net)  # a network that is not used any more is freed at once, with all that was compiled for it
     call = _compiled(_call_of_its_own(), _name_of(net), options, left, lambda: layers_at_once(itself()))
     net._compiled_call_impl = lambda *args, **kwargs: call(itself(), *args, **kwargs)
     return net
+
+
+def _recorded(function: Compiled) -> Compiled:
+    recorded = Recorded(function, _name_of(function))
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return recorded(*args, **kwargs)
+
+    return wrapper
+
+
+def _check_by(by: str) -> str:
+    if by not in (TRACING, RECORDING):
+        raise ValueError(f"by: expected {TRACING!r} or {RECORDING!r}, got {by!r}")
+    return by
 
 
 def _checked(net: Any) -> Any:
@@ -152,7 +188,8 @@ def _compiled(
 
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling():  # it is a part of another function that is compiled
+        # It is a part of another function that is compiled or recorded.
+        if torch.compiler.is_compiling() or current_recorder() is not None:
             return function(*args, **kwargs)
         grad = torch.is_grad_enabled()
         # A checkpoint runs what it has seen a second time: it must see the same calls, whatever is chosen in between.
@@ -200,7 +237,7 @@ def _why_it_does_not_pay(reports: Sequence[GraphReport], left: dict[str, str]) -
     return None
 
 
-def explain(net: Any, *inputs: Any, **named: Any) -> Explanation:
+def explain(net: Any, *inputs: Any, by: str = TRACING, **named: Any) -> Explanation:
     """Explain what :func:`compile` does with a network or a function: what is merged, repeated or refused, and why.
 
     It works on a copy of a network, so that the network does not change. A function is called once.
@@ -208,6 +245,7 @@ def explain(net: Any, *inputs: Any, **named: Any) -> Explanation:
     Args:
         net: As for :func:`compile`, compiled already or not.
         *inputs: Arguments of the call.
+        by: As for :func:`compile`.
         **named: Named arguments of the call.
 
     Returns:
@@ -215,6 +253,7 @@ def explain(net: Any, *inputs: Any, **named: Any) -> Explanation:
 
     Raises:
         TypeError: ``net`` can't be called.
+        ValueError: ``by`` is neither.
 
     Example::
 
@@ -234,6 +273,9 @@ def explain(net: Any, *inputs: Any, **named: Any) -> Explanation:
         net = copy.deepcopy(net)
         convert(net)
         function = functools.partial(_call_of_its_own(), net)
+    if _check_by(by) == RECORDING:
+        with stages.kept():
+            return Recorded(function, _name_of(net)).explain(*inputs, **named)
     # A backend that is new to torch.compile compiles what another call has compiled before.
     compiled = torch.compile(function, backend=lambda gm, inputs: backend(gm, inputs))
     cuts = number_of_cuts()

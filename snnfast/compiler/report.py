@@ -74,15 +74,18 @@ class Explanation:
         graphs: One :class:`GraphReport` for each graph, in order. There are several if ``torch.compile`` had to split
             the code because it could not trace a part of it.
         cuts: File, line and code of these parts.
+        notes: What was recorded, and why calls were made at once, if the loop was recorded.
     """
 
     graphs: list[GraphReport]
     cuts: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         alike = Counter(map(str, self.graphs))
         lines = [graph + f"\n  ({n} graphs are alike)" * (n > 1) for graph, n in alike.items()]
         lines += [f"torch.compile cuts the code at {cut}" for cut in self.cuts]
+        lines += self.notes
         return "\n".join(lines) or "nothing was compiled"
 
 

@@ -1,5 +1,6 @@
 """See :class:`SpikingLayer`."""
 
+import functools
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, Self, overload
@@ -11,7 +12,7 @@ from torch.compiler import is_dynamo_compiling
 from snnfast._core.linear import Linear
 from snnfast._core.modules import are_plain
 from snnfast._core.ops import RESET_MECHANISMS, Neuron, opmath_dtype
-from snnfast._core.pytorch import current_graph_task_id, transforms_are_active
+from snnfast._core.pytorch import becomes_node, current_graph_task_id, current_recorder, transforms_are_active
 from snnfast._core.settings import check_flag
 from snnfast._unroll import node
 from snnfast._unroll.call import ONE_STEP, Options, StateQuant, UnrollCall
@@ -179,7 +180,7 @@ class SpikingLayer(nn.Module):
         So they are few, and a node of its graph checks its tensors itself.
         """
         neuron, options, values = self.neuron, self._options(), self._values()
-        backend = node.backend_of_step(options, values) if is_dynamo_compiling() else None
+        backend = node.backend_of_step(options, values) if becomes_node() else None
         if backend is None:
             check_current("input_", input_)
         shape = input_.shape
@@ -194,7 +195,9 @@ class SpikingLayer(nn.Module):
         if backend is None:
             found = run(UnrollCall(neuron, options, ONE_STEP, input_, tuple(given), values))
         else:
-            found = node.step(neuron, options, input_, given, values, backend)
+            made = functools.partial(node.step, neuron, options, input_, given, values, backend)
+            recorder = None if is_dynamo_compiling() else current_recorder()
+            found = made() if recorder is None else recorder.step(neuron, options, input_, given, values, backend, made)
         self._hold(found if neuron.has_spike_feedback else found[1:])
         return found[0] if self.init_hidden and not self.output else found
 
@@ -330,10 +333,10 @@ class SpikingLayer(nn.Module):
     def reset_mem(self) -> Any:
         """Set the held states to zeros (of their present shape) and return them.
 
-        While ``torch.compile`` traces, they are empty, as in a new layer, and stand for zeros of any shape. So compiled
-        code does not depend on the batch before.
+        In a compiled network they are empty, as in a new layer, and stand for zeros of any shape. So compiled code does
+        not depend on the batch before.
         """
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or current_recorder() is not None:
             zeros = [torch.zeros(0) for _ in self.neuron.states]
         else:
             zeros = [torch.zeros_like(getattr(self, name)) for name in self.neuron.states]

@@ -8,6 +8,7 @@ from snnfast.compiler.backend import merge  # noqa: F401
 from snnfast.compiler.calls import is_step  # noqa: F401
 from snnfast.compiler.failures import Attempt  # noqa: F401
 from snnfast.compiler.lower.kernels import bernoulli  # noqa: F401
+from snnfast.compiler.recording.calls import Recorded  # noqa: F401
 from snnfast.compiler.tracing import tracing  # noqa: F401
 from snnfast.compiler.verify import verified  # noqa: F401
 

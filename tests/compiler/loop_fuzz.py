@@ -24,13 +24,15 @@ from running import LEFT_OUT, outcome, with_settings
 ATTEMPTS = 8  # to draw a program that runs
 
 
-def wrong(numbers: Sequence[int], report: Callable[[str], None]) -> tuple[int, Counter[str]]:
+def wrong(
+    numbers: Sequence[int], report: Callable[[str], None], how: str = "snnfast", long: bool = False
+) -> tuple[int, Counter[str]]:
     """How many of the programs with these numbers differ; what is known of all."""
     count, statistics = 0, Counter[str]()
     for number in numbers:
         for attempt in range(ATTEMPTS):
-            program, before = Program(number, attempt), statistics[LEFT_OUT[0]]
-            found = outcome(program.source, "snnfast", statistics)
+            program, before = Program(number, attempt, long), statistics[LEFT_OUT[0]]
+            found = outcome(program.source, how, statistics)
             if statistics[LEFT_OUT[0]] == before:
                 break
         if found is not None:
@@ -42,9 +44,9 @@ def wrong(numbers: Sequence[int], report: Callable[[str], None]) -> tuple[int, C
     return count, statistics
 
 
-def _share(numbers: Sequence[int]) -> tuple[int, Counter[str]]:
+def _share(numbers: Sequence[int], how: str, long: bool) -> tuple[int, Counter[str]]:
     """What one process does."""
-    return with_settings(partial(wrong, numbers, partial(print, flush=True)))
+    return with_settings(partial(wrong, numbers, partial(print, flush=True), how, long))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,17 +54,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--cases", type=int, default=1000, help="programs to draw (default: %(default)s)")
     parser.add_argument("--first", type=int, default=0, help="number of the first of them")
     parser.add_argument("--file", type=Path, help="a program that was printed, to run alone")
+    parser.add_argument("--recorded", action="store_true", help="record the loops, without torch.compile")
+    parser.add_argument("--long", action="store_true", help="programs of many steps, of another number at each call")
     parser.add_argument("--jobs", type=int, default=1, help="processes (default: %(default)s)")
     args = parser.parse_args(argv)
+    how = "recording" if args.recorded else "snnfast"
     if args.file:
-        found = with_settings(partial(outcome, args.file.read_text(), "snnfast", Counter()))
+        found = with_settings(partial(outcome, args.file.read_text(), how, Counter()))
         print(found or "as without a compiler")
         return 1 if found else 0
     start = time.perf_counter()
     numbers = range(args.first, args.first + args.cases)
     shares = [numbers[i :: args.jobs] for i in range(args.jobs)]
     with ProcessPoolExecutor(args.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        results = list(pool.map(_share, shares))
+        results = list(pool.map(partial(_share, how=how, long=args.long), shares))
     count, statistics = sum(n for n, _ in results), sum((c for _, c in results), Counter[str]())
     print(f"torch {torch.__version__}, {time.perf_counter() - start:.0f} s")
     print(", ".join(f"{name}: {n}" for name, n in sorted(statistics.items())))

@@ -1332,13 +1332,15 @@ class Program:
             ``SETTINGS``, how it is called.
     """
 
-    def __init__(self, number: int, attempt: int = 0) -> None:
-        self.draw = random.Random(1000 * number + attempt)
+    def __init__(self, number: int, attempt: int = 0, long: bool = False) -> None:
+        """``long``: of many steps, mostly of another number of them at each call."""
+        self.draw, self.long = random.Random(1000 * number + attempt), long
         # Float64: how a product over all steps is rounded does not decide on a spike. Float32 where nothing is rounded.
         self.dtype = "float32" if self.some(0.1) else "float64"
         self.train, self.grad, x_grad = self.some(0.7), self.some(0.75), self.some(0.7)
         by_hand = self.draw.choice((0.0, 0.0, 0.3, 1.0, 1.0))  # how many of the layers
         steps = (3, 3, 4, 5) if by_hand == 1 else (2, 2, 2, 3, 3, 4)  # two are too few for a recurrence
+        steps = (8, 9, 11, 14) if long else steps
         self.steps = self.draw.choice(steps) if self.some(0.95) else self.draw.choice((0, 1))
         self.s = Source(self.draw, self.dtype == "float32", self.steps, self.train)
         self.carries = self.some(0.06)
@@ -1346,6 +1348,7 @@ class Program:
         self._write()
         batches = (2, 3, 4) if self.train else (1, 2, 3, 4)  # of one sample, batch norm has no statistics
         batch, calls = self.draw.choice(batches), 2 if self.carries or self.some(0.12) else 1
+        calls = 4 if long else calls
         self.settings = {
             "number": number, "attempt": attempt, "dtype": self.dtype, "train": self.train,
             "grad": self.grad, "x_grad": x_grad, "leaf": self.some(0.4), "held_in_loss": self.some(0.3),
@@ -1355,7 +1358,10 @@ class Program:
         for i in range(calls):
             again = i and not self.carries
             batch = self.draw.choice(batches) if again and self.some(0.2) else batch
-            steps = self.draw.randint(1, 4) if again and self.flexible and self.some(0.5) else self.steps
+            least, most = (6, 15) if long else (1, 4)
+            steps = (
+                self.draw.randint(least, most) if again and self.flexible and (long or self.some(0.5)) else self.steps
+            )
             shapes = {
                 n: (self.s.inputs.get(n, ("input",))[0].split()[0], self.shape_of(n, batch, steps))
                 for n in ("x", *self.s.inputs)
@@ -1415,7 +1421,7 @@ class Program:
         """A loop whose step has its input in ``xt``."""
         s, T, draw = self.s, self.steps, self.draw
         indented = [f"    {line}" for line in body]
-        flexible = first and not s.needs_steps and layout in LENGTH and T > 0 and self.some(0.4)
+        flexible = first and not s.needs_steps and layout in LENGTH and T > 0 and self.some(0.9 if self.long else 0.4)
         self.flexible &= flexible
         if layout in STEPS and T and self.some(0.45):
             over = draw.choice(STEPS[layout]).format(x=x)

@@ -1,0 +1,156 @@
+"""Batches with another number of steps each, as event data has them: first calls included, how long an epoch takes."""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+import snnfast
+
+from .bars import Bar
+from .collection.surrogates import SuperSpike
+
+BATCHES = 12
+WAYS = ("snnTorch", "by tracing", "by recording")
+
+
+class Work(NamedTuple):
+    """A network of snnTorch's layers, and what it is given.
+
+    Attributes:
+        steps: The least and the most steps of a batch.
+        shape: Of one step.
+    """
+
+    name: str
+    net: Callable[[Any], nn.Module]
+    steps: tuple[int, int]
+    batch: int
+    shape: tuple[int, ...]
+
+
+class Events(nn.Module):
+    """The network of snnTorch's tutorial 7, and its loop."""
+
+    def __init__(self, snn: Any) -> None:
+        super().__init__()
+
+        def leaky(**options: Any) -> nn.Module:
+            return snn.Leaky(beta=0.5, init_hidden=True, **options)  # type: ignore[no-any-return]
+
+        self.net = nn.Sequential(
+            nn.Conv2d(2, 12, 5), leaky(), nn.MaxPool2d(2), nn.Conv2d(12, 32, 5), leaky(), nn.MaxPool2d(2),
+            nn.Flatten(), nn.Linear(32 * 5 * 5, 10), leaky(output=True),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        spk_rec = []
+        for layer in self.net:
+            if hasattr(layer, "reset_mem"):
+                layer.reset_mem()
+        for step in range(x.size(0)):
+            spk, _ = self.net(x[step])
+            spk_rec.append(spk)
+        return torch.stack(spk_rec)
+
+
+class Dense(nn.Module):
+    """Three dense layers: a learned decay, a synaptic neuron, and a readout without reset."""
+
+    def __init__(self, snn: Any) -> None:
+        super().__init__()
+        self.fc1, self.lif1 = nn.Linear(700, 128), snn.Leaky(beta=0.9, learn_beta=True)
+        self.fc2, self.lif2 = nn.Linear(128, 128), snn.Synaptic(alpha=0.8, beta=0.9)
+        self.fc3, self.lif3 = nn.Linear(128, 20), snn.Leaky(beta=0.95, reset_mechanism="none")
+
+    def forward(self, x: Tensor) -> Tensor:
+        mem1, (syn2, mem2), mem3 = self.lif1.reset_mem(), self.lif2.reset_mem(), self.lif3.reset_mem()
+        mem_rec = []
+        for step in range(x.size(0)):
+            spk1, mem1 = self.lif1(self.fc1(x[step]), mem1)
+            spk2, syn2, mem2 = self.lif2(self.fc2(spk1), syn2, mem2)
+            _, mem3 = self.lif3(self.fc3(spk2), mem3)
+            mem_rec.append(mem3)
+        return torch.stack(mem_rec)
+
+
+class ByHand(nn.Module):
+    """Two layers of neurons written by hand."""
+
+    def __init__(self, snn: Any) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(700, 128), nn.Linear(128, 20)
+
+    def forward(self, x: Tensor) -> Tensor:
+        syn = mem1 = torch.zeros(x.shape[1], 128)
+        mem2 = torch.zeros(x.shape[1], 20)
+        rec = []
+        for step in range(x.size(0)):
+            syn = 0.8 * syn + self.fc1(x[step])
+            mem1 = 0.9 * mem1 + syn
+            spk = SuperSpike.apply(mem1 - 1.0)
+            mem1 = mem1 * (1 - spk.detach())
+            mem2 = 0.95 * mem2 + self.fc2(spk)
+            rec.append(mem2)
+        return torch.stack(rec)
+
+
+WORKS = (
+    Work("tutorial 7: events, two convolutions", Events, (290, 310), 32, (2, 34, 34)),
+    Work("three dense layers", Dense, (80, 120), 64, (700,)),
+    Work("two layers of neurons written by hand", ByHand, (80, 120), 64, (700,)),
+)
+
+
+def run(args: argparse.Namespace) -> list[Bar]:
+    """Print a table of seconds: each way from the same weights, on the same batches."""
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; {BATCHES} batches, each of other steps")
+    print(f"{'':40}{'way':14}{'first':>8}{'others':>9}{'all':>9}   of snnTorch's; slowest other call, of their median")
+    for work in WORKS:
+        if args.case in work.name:
+            _measure(work, [way for way in WAYS if way == WAYS[0] or not args.way or way in args.way])
+    return []
+
+
+def _measure(work: Work, ways: list[str]) -> None:
+    lengths = torch.linspace(*work.steps, BATCHES).int().tolist()
+    lengths = [lengths[i] for i in torch.randperm(BATCHES, generator=torch.Generator().manual_seed(0)).tolist()]
+    whole = 0.0
+    for way in ways:
+        seconds = _seconds(work, way, lengths)
+        first, *others = seconds
+        # By the step, as the numbers of steps differ.
+        later = [s / n for s, n in zip(others, lengths[1:], strict=True)]
+        whole = whole or sum(seconds)
+        slowest = max(later) / statistics.median(later)
+        print(
+            f"{work.name if way == WAYS[0] else '':40}{way:14}{first:8.2f}{sum(others):9.2f}{sum(seconds):9.2f}"
+            f"   {whole / sum(seconds):.2f} times as fast; {slowest:.2f}",
+            flush=True,
+        )
+
+
+def _seconds(work: Work, way: str, lengths: list[int]) -> list[float]:
+    import snntorch
+
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    net = work.net(snntorch)
+    if way != WAYS[0]:
+        net = snnfast.compile(net, by=way.removeprefix("by "))
+    optimizer = torch.optim.Adam(net.parameters(), lr=5e-4, fused=True)
+    draws = torch.Generator().manual_seed(0)
+    found = []
+    for T in lengths:
+        x = (torch.rand(T, work.batch, *work.shape, generator=draws) < 0.03).float()
+        labels = torch.randint(10, (work.batch,), generator=draws)
+        start = time.perf_counter()
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(x).sum(0), labels).backward()
+        optimizer.step()
+        found.append(time.perf_counter() - start)
+    return found

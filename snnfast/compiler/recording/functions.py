@@ -1,0 +1,149 @@
+"""Calls of an ``autograd.Function`` are recorded as one call.
+
+PyTorch's C++ code runs ``Function.apply``, and looks ``forward`` up in the class. While a recorder is active, it finds
+a method that records the call and returns what the call will return.
+"""
+
+import functools
+import threading
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._functorch import eager_transforms, vmap
+from torch._higher_order_ops import cond, while_loop
+from torch.autograd.function import Function, FunctionMeta
+from torch.overrides import _pop_mode_temporarily
+
+from snnfast._core.pytorch import current_recorder
+
+
+class Applied:
+    """The call of an ``autograd.Function``.
+
+    Attributes:
+        function: The class.
+        computes: Whether it changes none of its arguments and returns new tensors.
+    """
+
+    __name__ = __qualname__ = "autograd_function"
+
+    def __init__(self, function: Any) -> None:
+        self.function = function
+        self.computes = True
+
+    def __call__(self, *args: Any) -> Any:
+        return self.function.apply(*args)
+
+
+_grad = threading.local()
+_setup = torch.autograd.function._SingleLevelFunction.setup_context
+
+
+def _look_up(cls: Any, name: str) -> Any:
+    found = type.__getattribute__(cls, name)
+    if name == "_backward_cls":
+        _grad.outside = torch.is_grad_enabled()  # forward is looked up in a block without gradients
+    elif name in ("forward", "setup_context") and (recorder := current_recorder()) is not None:
+        grad = _grad.__dict__.get("outside", True)
+        if name == "forward":
+            splits = type.__getattribute__(cls, "setup_context") is not _setup
+            return lambda *args: recorder.function(cls, args if splits else args[1:], grad)
+        if found is not _setup:
+            return lambda *args: None
+    return found
+
+
+class _Hook:
+    """The hooks, while any recorder is inside: in the metaclass of functions, and where transforms begin."""
+
+    def __init__(self) -> None:
+        self._lock, self._inside = threading.Lock(), 0
+        self._begins: list[tuple[Any, str, Any]] = []
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                FunctionMeta.__getattribute__ = _look_up  # type: ignore[method-assign]
+                for module, name in _RUN_FIRST:
+                    function = getattr(module, name)
+                    self._begins.append((module, name, function))
+                    setattr(module, name, _flushed(function))
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                del FunctionMeta.__getattribute__
+                for module, name, begin in self._begins:
+                    setattr(module, name, begin)
+                self._begins.clear()
+
+
+_SEEDS = ("manual_seed", "seed", "initial_seed", "get_rng_state", "set_rng_state")
+_RUN_FIRST = (
+    *((module, name) for module in (torch, torch.random) for name in _SEEDS),
+    (vmap, "_vmap_increment_nesting"),
+    (eager_transforms, "_grad_increment_nesting"),
+    (eager_transforms, "_jvp_increment_nesting"),
+    (eager_transforms, "_func_increment_nesting"),
+    *(
+        (module, name)
+        for module in (torch, cond, while_loop)
+        for name in ("cond", "while_loop")
+        if hasattr(module, name)
+    ),
+)
+"""Functions that need all calls before them to have run: those of the random numbers, where transforms
+begin, and what compiles a part of the program."""
+
+
+def _flushed(function: Any) -> Any:
+    @functools.wraps(function)
+    def flushed(*args: Any, **kwargs: Any) -> Any:
+        recorder = current_recorder()
+        if recorder is None:
+            return function(*args, **kwargs)
+        recorder.flush()
+        with _pop_mode_temporarily():
+            return function(*args, **kwargs)
+
+    return flushed
+
+
+hook = _Hook()
+"""A context for each call that is recorded."""
+
+
+def read_from_outside(cls: Any) -> tuple[Any, ...]:
+    """The numbers that a function reads, beside its arguments: attributes of its class, globals, closures.
+
+    A call with others is a call of another kind.
+    """
+    found: list[Any] = []
+    seen: set[int] = set()
+    for base in cls.__mro__[: cls.__mro__.index(Function)]:
+        for name, value in vars(base).items():
+            if isinstance(value, staticmethod | classmethod):
+                value = value.__func__
+            _read(name, value, found, seen)
+    return tuple(found)
+
+
+def _read(name: str, value: Any, found: list[Any], seen: set[int]) -> None:
+    if isinstance(value, bool | int | float | str | tuple | None):
+        found.append((name, type(value).__name__, repr(value)))
+    elif isinstance(value, Tensor):
+        found.append((name, id(value)))
+    elif isinstance(value, FunctionType) and id(value) not in seen:
+        seen.add(id(value))
+        if value.__module__.partition(".")[0] == "torch":
+            return
+        names = value.__code__.co_names
+        cells = zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)
+        for inner, v in [(n, value.__globals__[n]) for n in names if n in value.__globals__]:
+            _read(inner, v, found, seen)
+        for inner, cell in cells:
+            _read(inner, cell.cell_contents, found, seen)

@@ -1,0 +1,258 @@
+"""Kinds of recorded calls: what they return, found once on fake tensors."""
+
+import contextlib
+import logging
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _pytree as pytree
+
+from snnfast.compiler.recording.functions import Applied
+from snnfast.compiler.recording.later import Later, Like, like_of
+from snnfast.compiler.recording.modes import entered
+
+
+class NeedsValueError(Exception):
+    """A call can't wait: it needs what tensors hold, or nothing is known of it. It is raised to nobody but us."""
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Let PyTorch log nothing of a function that fails on fake tensors: it then runs on real ones."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
+
+
+class Hole:
+    """The place of a tensor, or of a number that may differ from call to call, among arguments."""
+
+    __slots__ = ("number",)
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __repr__(self) -> str:
+        return f"_{self.number}"
+
+
+class Kind:
+    """Calls of one function with equal constants, on tensors of which equal things are known.
+
+    Attributes:
+        func: The function.
+        grad: Whether autograd records it.
+        modes: Autocast and inference mode, if they are not those around the recorded call.
+        args: The arguments, with a :class:`Hole` for each leaf.
+        kwargs: The named ones.
+        tensors: Of each leaf, whether it is a tensor.
+        likes: The tensors that it returns.
+        spec: The structure of what it returns; ``None`` for one tensor, or nothing.
+        leaves: What is in the structure: a :class:`Hole` for a tensor, or a constant.
+        container: ``tuple`` or ``list``, if it returns tensors in one.
+        same: The number of the argument that it returns; ``"out"``.
+        grown: What is known of the first argument afterwards, where its changed.
+        writes: Whether it changes a tensor that it is given.
+        direct: Whether it only reads what is known of tensors, and is made at once.
+    """
+
+    __slots__ = (
+        "args", "container", "direct", "func", "grad", "grown", "kwargs", "leaves", "likes", "modes", "same", "spec",
+        "tensors", "writes",
+    )  # fmt: skip
+
+    def __init__(self, func: Any = None, grad: bool = True, modes: Any = None) -> None:
+        self.func, self.grad, self.modes = func, grad, modes
+        self.args: tuple[Any, ...] = ()
+        self.kwargs: dict[str, Any] = {}
+        self.tensors: tuple[bool, ...] = ()
+        self.likes: tuple[Like, ...] = ()
+        self.spec: Any = None
+        self.leaves: list[Any] = []
+        self.same: Any = None
+        self.container: Any = None
+        self.grown: Like | None = None
+        self.writes = self.direct = False
+
+    def tensors_of(self, found: Any) -> list[Tensor]:
+        """The tensors among what a call has returned."""
+        if self.spec is None:
+            return [found] if self.likes else []
+        return [t for t, c in zip(pytree.tree_leaves(found), self.leaves, strict=True) if c is Hole]
+
+    @property
+    def places(self) -> list[int]:
+        """Where in the structure the tensors are."""
+        return [i for i, c in enumerate(self.leaves) if c is Hole]
+
+    def arguments(self, leaves: Iterable[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of a call with these leaves."""
+        given = list(leaves)
+        args = tuple([_filled(a, given) for a in self.args])
+        return args, {name: _filled(a, given) for name, a in self.kwargs.items()}
+
+
+def _filled(a: Any, given: list[Any]) -> Any:
+    t = type(a)
+    if t is Hole:
+        return given[a.number]
+    if t is tuple or t is list:
+        return t([_filled(b, given) for b in a])
+    if t is dict:
+        return {name: _filled(b, given) for name, b in a.items()}
+    if t is slice:
+        return slice(*(_filled(b, given) for b in (a.start, a.stop, a.step)))
+    return a
+
+
+class Kinds(dict[Any, Kind]):
+    """The kinds that are known, by the keys of their calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._mode: FakeTensorMode | None = None
+        self._functions: dict[Any, Applied] = {}
+        self._options: dict[int, Any] = {}
+        self.spare: dict[Like, list[Later]] = {}  # results of earlier calls that nobody holds
+
+    def applied(self, cls: Any, outside: tuple[Any, ...]) -> Applied:
+        """The call of an ``autograd.Function`` that reads these numbers from outside."""
+        return self._functions.setdefault((cls, outside), Applied(cls))
+
+    def token(self, options: Any) -> int:
+        """A number for options that are one object. It is kept, so that no other object gets its id."""
+        self._options.setdefault(id(options), options)
+        return id(options)
+
+    def fake(self, like: Like) -> Tensor:
+        if self._mode is None:
+            self._mode = FakeTensorMode()
+        with self._mode, torch.inference_mode(like.kind == "inference"):
+            made = torch.empty_strided(like.shape, like.stride, dtype=like.dtype, device=like.device)
+            if like.requires_grad:
+                made.requires_grad_()
+            return made if like.is_leaf else made.clone().as_strided(like.shape, like.stride)
+
+    def find(self, func: Any, args: Any, kwargs: Any, grad: bool, modes: Any, ambient: Any, holes: Any) -> Kind:
+        """A new kind. ``holes`` says which argument is an index, and which numbers may differ from call to call.
+
+        Raises:
+            NeedsValueError: The result depends on values, or the function fails.
+        """
+        kind = Kind(func, grad, modes)
+        template = _Template(self.fake)
+        at, numbers = holes
+        kind.args = tuple([template.of(a, numbers if at in (None, i) else "") for i, a in enumerate(args)])
+        kind.kwargs = {name: template.of(a, "") for name, a in kwargs.items()}
+        kind.tensors = tuple(template.tensors)
+        fakes = template.leaves
+        given, named = kind.arguments(fakes)
+        before = [like_of(t) if isinstance(t, Tensor) else None for t in fakes]
+        versions = [_version(t) for t in fakes]
+        try:
+            with quiet(), entered(grad, modes, ambient), self._mode or FakeTensorMode():
+                found = func(*given, **named)
+        except Exception as error:
+            raise NeedsValueError(f"{getattr(func, '__name__', func)} raises {type(error).__name__}") from None
+        kind.writes = any(v != _version(t) for v, t in zip(versions, fakes, strict=True))
+        if isinstance(func, Applied):
+            func.computes = func.computes and not kind.writes
+        self._describe(kind, found, given, named)
+        for t, like in zip(fakes, before, strict=True):
+            try:
+                now = None if like is None else like_of(t)
+            except RuntimeError as error:
+                raise NeedsValueError(str(error)) from None
+            if like is not None and now is not None and now != like:
+                if t is not given[0] or now.but(requires_grad=like.requires_grad, is_leaf=like.is_leaf) != like:
+                    raise NeedsValueError(f"{getattr(func, '__name__', func)} changes what is known of a tensor")
+                kind.grown = now
+        return kind
+
+    def _describe(self, kind: Kind, found: Any, args: Any, kwargs: Any) -> None:
+        """Tell what was returned."""
+        if found is None:
+            return
+        if isinstance(found, Tensor):
+            same = [i for i, a in enumerate(args) if a is found]
+            if same:
+                kind.same = same[0]
+            elif kwargs.get("out") is found:
+                kind.same = "out"
+            elif any(found is t for t in pytree.tree_leaves((args, kwargs))):
+                raise NeedsValueError("a call returns a tensor that it was given")
+            else:
+                kind.likes = (_result_like(found),)
+            return
+        leaves, kind.spec = pytree.tree_flatten(found)
+        if not any(isinstance(t, Tensor) for t in leaves):
+            kind.direct = True
+            return
+        known = {id(t) for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        tensors = [t for t in leaves if isinstance(t, Tensor)]
+        if any(id(t) in known for t in tensors) or len({id(t) for t in tensors}) < len(tensors):
+            raise NeedsValueError("a call returns a tensor that it was given")
+        kind.leaves = [Hole if isinstance(t, Tensor) else t for t in leaves]
+        kind.likes = tuple(map(_result_like, tensors))
+        if type(found) in (tuple, list) and len(tensors) == len(found):
+            kind.container = type(found)
+
+
+def _version(t: Any) -> int:
+    return t._version if isinstance(t, Tensor) and not t.is_inference() else 0
+
+
+def _result_like(t: Tensor) -> Like:
+    if t.layout is not torch.strided or t.is_complex():
+        raise NeedsValueError("a tensor that is not dense, or complex")
+    like = like_of(t)
+    if not all(isinstance(size, int) for size in (*like.shape, *like.stride)):
+        raise NeedsValueError("a size that depends on values")
+    return like
+
+
+_MANY = 8
+
+
+class _Template:
+    """Arguments with holes, and what is in the holes: fake tensors and numbers."""
+
+    def __init__(self, fake: Any) -> None:
+        self.leaves: list[Any] = []
+        self.tensors: list[bool] = []
+        self._fake = fake
+        self._fakes: dict[Any, Tensor] = {}
+
+    def of(self, a: Any, numbers: str, many: bool = False) -> Any:
+        """An argument with holes: ``numbers`` are holes, too, if it is "all", or those of an "index"."""
+        t = type(a)
+        if isinstance(a, Tensor):
+            like = a.like if isinstance(a, Later) else like_of(a)
+            # One tensor in two places is one fake tensor. So are results of one call at all steps.
+            key = like if many else id(a)
+            if key not in self._fakes:
+                self._fakes[key] = self._fake(like)
+            return self._hole(self._fakes[key], True)
+        if (numbers and t is int) or (numbers == "all" and t is float):
+            return self._hole(a, False)
+        if numbers == "index" and t is tuple:
+            return tuple([self.of(b, numbers if type(b) is int else "") for b in a])
+        numbers = "all" if numbers == "all" else ""
+        if t is tuple or t is list:
+            return t([self.of(b, numbers, many or len(a) > _MANY) for b in a])
+        if t is dict:
+            return {name: self.of(b, numbers) for name, b in a.items()}
+        if t is slice:
+            return slice(*(self.of(b, "") for b in (a.start, a.stop, a.step)))
+        return a
+
+    def _hole(self, value: Any, is_tensor: bool) -> Hole:
+        self.leaves.append(value)
+        self.tensors.append(is_tensor)
+        return Hole(len(self.leaves) - 1)

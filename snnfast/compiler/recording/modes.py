@@ -1,0 +1,49 @@
+"""Grad mode, autocast and inference mode of recorded calls."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+Modes = tuple[bool, tuple[tuple[str, torch.dtype], ...]]
+"""Whether inference mode is on, and the devices with autocast and its dtypes."""
+
+_any_autocast = torch._C._is_any_autocast_enabled
+_infers = torch.is_inference_mode_enabled
+_NONE: Modes = (False, ())
+_DEVICES = ("cpu", "cuda")
+
+
+def modes() -> Modes:
+    """The modes that are on, beside grad mode."""
+    if not _any_autocast() and not _infers():
+        return _NONE
+    casts = [(d, torch.get_autocast_dtype(d)) for d in _DEVICES if torch.is_autocast_enabled(d)]
+    return _infers(), tuple(casts)
+
+
+@contextlib.contextmanager
+def entered(grad: bool, wanted: Modes | None, ambient: Modes) -> Iterator[None]:
+    """Run under a grad mode, and under modes that are not the ambient ones, if any are given."""
+    if wanted is None:
+        with torch.set_grad_enabled(grad):
+            yield
+        return
+    with contextlib.ExitStack() as stack:
+        for enter in switches(wanted, ambient):
+            stack.enter_context(enter())
+        stack.enter_context(torch.set_grad_enabled(grad))
+        yield
+
+
+def switches(wanted: Modes, ambient: Modes) -> list[Any]:
+    """Functions that make the contexts which lead from the ambient modes to others."""
+    found: list[Any] = []
+    if wanted[0] != ambient[0]:
+        found.append(lambda: torch.inference_mode(wanted[0]))
+    for device in _DEVICES:
+        now, before = dict(wanted[1]).get(device), dict(ambient[1]).get(device)
+        if now != before:
+            found.append(lambda device=device, now=now: torch.autocast(device, now, enabled=now is not None))
+    return found

@@ -1,0 +1,302 @@
+"""The graph of a form, and what runs it for any number of steps."""
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Graph, GraphModule, Node
+from torch.utils import _pytree as pytree
+
+from snnfast.compiler.any_steps import AnySteps
+from snnfast.compiler.backend import for_any_steps
+from snnfast.compiler.recording.form import (
+    Constant,
+    Counted,
+    EachGiven,
+    Entry,
+    Form,
+    Given,
+    Inside,
+    Moving,
+    Result,
+    Row,
+    Rows,
+    Size,
+    UnknownFormError,
+)
+from snnfast.compiler.recording.kinds import Hole, Kind, Kinds, quiet
+from snnfast.compiler.recording.lines import Lines
+
+_FIRST = 11
+"""The first number of steps that a graph is made for."""
+
+_ODD_STEPS = 3
+"""So many steps may be apart from those of a loop."""
+
+
+class Plan:
+    """A graph that runs the records of one form.
+
+    Args:
+        form: The form.
+        kinds: Makes fake tensors.
+        lines: The lines of the program that make the calls of the record.
+
+    Attributes:
+        limits: Why it is for its number of steps alone; empty if it is for any.
+
+    Raises:
+        RefusedError: Nothing in it is merged.
+    """
+
+    def __init__(self, form: Form, kinds: Kinds, lines: Sequence[Lines]) -> None:
+        self._form, self._kinds, self._lines = form, kinds, lines
+        self._sizes: list[Size] | None = None
+        self.limits = "" if form.is_general else "few steps"
+        self._steps: list[int] = []
+        if not form.is_general or not any(map(self._for_any_steps, (False, True))):
+            self._run, self._steps = self._at(form.steps, {})
+
+    def _for_any_steps(self, grow: bool) -> bool:
+        """Make a graph for any number of steps. Returns whether there is one."""
+        taken, steps, more = self._form.numbers(), [], []
+        for i, (like, extra) in enumerate(self._form.like):
+            if like is None:
+                steps.append(extra)
+                more.append(extra)
+            else:  # by different numbers, so that a length is known to follow from one of them
+                steps.append(_free(taken, _FIRST + 7 * i) if like == i else steps[like] + extra)
+                more.append(_free(taken, steps[i] + 1 + i) if like == i else more[like] + extra)
+        forms: dict[Any, AnySteps] = {}
+        others: dict[Any, AnySteps] = {}
+        try:
+            with quiet():
+                (self._run, first), (other, second) = self._at(steps, forms, grow), self._at(more, others, grow)
+        except (RuntimeError, UnknownFormError) as error:
+            # A number that is equal to that of the steps is not one of steps.
+            self.limits = str(error).strip().partition("\n")[0]
+            return False
+        if len(first) != len(second):
+            self.limits = "another number of steps has another graph"
+            return False
+        known = {size.at(steps): size for size in reversed(self._form.sizes)}
+        sizes = [known.get(a) or _size(a, b, steps, more) for a, b in zip(first, second, strict=True)]
+        if forms.keys() != others.keys() or not self._run.is_like(other):
+            self.limits = "another number of steps has another graph"
+            return False
+        if None in sizes:
+            self.limits = "a loop of which it is unknown how its length follows from the steps"
+            return False
+        self._sizes = sizes  # type: ignore[assignment]
+        return True
+
+    def _at(self, steps: Sequence[int], known: dict[Any, AnySteps], grow: bool = False) -> tuple[AnySteps, list[int]]:
+        sizes = [size.at(steps) for size in self._form.sizes]
+        return for_any_steps(write(self._form, steps, self._kinds, self._lines, grow), known, sizes)
+
+    @property
+    def is_general(self) -> bool:
+        """Whether it is for any number of steps."""
+        return self._sizes is not None
+
+    def __call__(self, form: Form, given: Sequence[Tensor]) -> list[Tensor]:
+        """Run a record. Returns its results."""
+        inputs = [torch.stack([given[m] for m in n]) if isinstance(n, list) else given[n] for n in form.inputs]
+        steps = self._steps if self._sizes is None else [size.at(form.steps) for size in self._sizes]
+        return self._run(steps, inputs)
+
+
+def _free(taken: set[int], n: int) -> int:
+    """A number of steps that is told from all numbers of a program, also where a first step is apart."""
+    while any(n + more in taken for more in (-2, -1, 0, 1, 2)):
+        n += 1
+    return n
+
+
+def _size(a: int, b: int, steps: Sequence[int], more: Sequence[int]) -> Size | None:
+    """How a length of a loop follows from the numbers of steps: it is ``a`` for the first ones, ``b`` for others."""
+    found: set[Size] = set()
+    for run, (n, m) in enumerate(zip(steps, more, strict=True)):
+        if n != m and n not in steps[:run]:
+            factor, rest = divmod(b - a, m - n)
+            if not rest and factor > 0 and abs(a - factor * n) <= _ODD_STEPS * factor:
+                found.add(Size(run, factor, a - factor * n))
+    return found.pop() if len(found) == 1 else None
+
+
+def write(form: Form, steps: Sequence[int], kinds: Kinds, lines: Sequence[Lines], grow: bool = False) -> GraphModule:
+    """A form as the graph that ``torch.compile`` would make of so many steps.
+
+    ``grow``: results of neuron layers and functions outside of the loop have rows for its steps.
+
+    Raises:
+        UnknownFormError: It has no such graph.
+    """
+    return _Writer(form, steps, kinds, lines, grow).module
+
+
+class _Writer:
+    """Writes a form as the graph that ``torch.compile`` would make of so many steps."""
+
+    def __init__(
+        self, form: Form, steps: Sequence[int], kinds: Kinds, lines: Sequence[Lines], grow: bool = False
+    ) -> None:
+        self._form, self._steps, self._kinds, self._lines, self._grow = form, steps, kinds, lines, grow
+        self._graph = Graph()
+        self._made: dict[Any, Node] = {}  # by place, or by loop, step and offset
+        self._results: dict[tuple[Node, int], Node] = {}
+        self._kinds_of: dict[Node, Kind] = {}
+        self._root = nn.Module()
+        self._inputs = [self._input(i, n) for i, n in enumerate(form.inputs)]
+        self._grad = torch.is_grad_enabled()
+        self._write()
+        self._switch(torch.is_grad_enabled(), None)
+        self._graph.output(tuple(self._entries(form.outputs, None, 0)))
+        self.module = GraphModule(self._root, self._graph)
+
+    def _input(self, number: int, given: Any) -> Node:
+        form = self._form
+        node = self._graph.placeholder(f"given_{number}")
+        like = form.likes[given[0] if isinstance(given, list) else given]
+        if isinstance(given, list):
+            if any(number in numbers for numbers in form.shared):
+                raise UnknownFormError("tensors of the caller at every step share memory")
+            shape = (self._steps[form.each[number]], *like.shape)
+            stride = torch.empty(shape, device="meta").stride()
+            like = like.but(shape=shape, stride=stride, is_leaf=not like.requires_grad)
+        else:
+            like = form.like_at(like, self._steps)
+        t = self._kinds.fake(like)
+        node.meta["example_value"] = nn.Parameter(t, like.requires_grad) if like.kind is nn.Parameter else t
+        return node
+
+    def _write(self) -> None:
+        form = self._form
+        place = 0
+        while place < len(form.calls):
+            run = form.calls[place].run
+            if run is None:
+                self._made["at", place] = self._call(place, None, 0)
+                place += 1
+                continue
+            period = form.runs[run].period
+            for q in range(self._steps[run]):
+                for j in range(period):
+                    self._made["row", run, q, j] = self._call(place + j, run, q)
+            place += period
+
+    # ---- calls
+
+    def _call(self, place: int, run: int | None, q: int) -> Node:
+        form = self._form
+        call = form.calls[place]
+        self._switch(call.grad, call.modes)
+        args, kwargs = self._argument(call.args, run, q), self._argument(call.kwargs, run, q)
+        func: Any = call.func
+        if getattr(func, "__name__", "") == "__get__":
+            func, args = getattr, (args[0], func.__self__.__name__)
+        func = {Tensor.__getitem__: operator.getitem, Tensor.__setitem__: operator.setitem}.get(func, func)
+        node = self._graph.call_function(func, tuple(args), kwargs)
+        number = form.at[place]
+        kind = form.kinds[number]
+        # A constructor takes its sizes from its arguments. Other calls that stay are mostly those of one step.
+        grows = call.run is None and (self._grow or func in (torch.zeros, torch.ones))
+        likes = [form.like_at(like, self._steps) if grows else like for like in kind.likes]
+        lines = self._lines[number]
+        node.meta["stack_trace"] = lines.trace
+        node.meta["nn_module_stack"] = dict.fromkeys(lines.modules)
+        self._kinds_of[node] = kind
+        if getattr(func, "computes", None) is not None or _is_op(func) or func in (torch.zeros, torch.ones):
+            fakes = iter([self._kinds.fake(like) for like in likes])
+            if kind.spec is None:
+                node.meta["example_value"] = next(fakes, None)
+            else:
+                node.meta["example_value"] = pytree.tree_unflatten(
+                    [next(fakes) if c is Hole else c for c in kind.leaves], kind.spec
+                )
+        return node
+
+    def _switch(self, grad: bool, modes: Any) -> None:
+        """Enter the modes of a call."""
+        if modes is not None:
+            raise UnknownFormError("autocast or inference mode inside of the call")
+        if grad is not self._grad:
+            self._graph.call_function(torch._C._set_grad_enabled, (grad,))
+            self._grad = grad
+
+    # ---- arguments
+
+    def _argument(self, a: Any, run: int | None, q: int) -> Any:
+        t = type(a)
+        if t is Constant:
+            return a.value
+        if t is Inside:
+            entries = self._entries(a.entries, run, q)
+            if type(a.kind) is tuple:
+                return dict(zip(a.kind, entries, strict=True))
+            if a.kind is slice:
+                return slice(*entries)
+            return a.kind(entries)
+        if t is Size:
+            return a.at(self._steps)
+        if t is Counted:
+            first = a.first.at(self._steps) if type(a.first) is Size else a.first
+            return first + a.stride * q
+        return self._tensor(a, run, q)
+
+    def _entries(self, entries: Sequence[Any], run: int | None, q: int) -> list[Any]:
+        found: list[Any] = []
+        for a in entries:
+            if type(a) is Rows:
+                rows = range(a.first, self._steps[a.run] + a.last + 1)
+                found += [self._row(a.run, a.offset, step, a.number) for step in (reversed(rows) if a.back else rows)]
+            else:
+                found.append(self._argument(a, run, q))
+        return found
+
+    def _tensor(self, a: Any, run: int | None, q: int) -> Any:
+        t = type(a)
+        if t is Given:
+            return self._inputs[a.number]
+        if t is EachGiven:
+            return self._graph.call_function(operator.getitem, (self._inputs[a.number], q))
+        if t is Result:
+            return self._result(self._made["at", a.place], a.number)
+        if t is Row:
+            return self._row(a.run, a.offset, a.step if a.step >= 0 else self._steps[a.run] + a.step, a.number)
+        if t is Entry:
+            return self._result(self._made["at", a.place], a.first + a.stride * q)
+        assert t is Moving
+        step = self._steps[a.run] - 1 - q + a.step if a.back else q + a.step
+        return self._row(a.run, a.offset, step, a.number)
+
+    def _row(self, run: int, offset: int, step: int, number: int) -> Node:
+        """A result of a step of a loop. Steps before the first and behind the last one are outside of it."""
+        form = self._form
+        if 0 <= step < self._steps[run]:
+            made: Any = self._made.get(("row", run, step, offset))
+        else:
+            period, first = form.runs[run].period, form.folded.first(run)
+            behind = step - self._steps[run] + 1 if step > 0 else step
+            made = self._made.get(("at", first + behind * period + offset))
+        if made is None:
+            raise UnknownFormError("it reads a step that is apart from those of the loop")
+        return self._result(made, number)
+
+    def _result(self, made: Node, number: int) -> Node:
+        kind = self._kinds_of[made]
+        if kind.spec is None:
+            return made
+        if kind.spec.num_nodes != len(kind.leaves) + 1:
+            raise UnknownFormError("a call that returns tensors in a structure")
+        key = made, number
+        if key not in self._results:
+            at = number if number < 0 or all(c is Hole for c in kind.leaves) else kind.places[number]
+            self._results[key] = self._graph.call_function(operator.getitem, (made, at))
+        return self._results[key]
+
+
+def _is_op(func: Any) -> bool:
+    return str(getattr(func, "__module__", "")).startswith("torch._ops")

@@ -1,0 +1,502 @@
+"""Write down the calls of PyTorch's functions instead of making them."""
+
+import sys
+from collections.abc import Callable, Sequence
+from types import EllipsisType, NoneType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+from torch.utils._device import _device_constructors
+
+from snnfast._core.pytorch import transforms_are_active
+from snnfast.compiler.recording.functions import Applied, read_from_outside
+from snnfast.compiler.recording.kinds import Hole, Kind, Kinds, NeedsValueError
+from snnfast.compiler.recording.later import Later, Like, become, later, like_of
+from snnfast.compiler.recording.lines import Lines, lines_of
+from snnfast.compiler.recording.modes import entered, modes
+from snnfast.surrogate import Surrogate
+
+AT = 20
+"""An address is the number of a call, shifted by so many bits, plus the number of the result."""
+
+
+def _accessors(kind: str, *names: str) -> set[Any]:
+    return {getattr(getattr(Tensor, name), kind) for name in names if hasattr(Tensor, name)}
+
+
+_DIRECT = _accessors(
+    "__get__", "shape", "dtype", "device", "layout", "ndim", "is_cuda", "is_cpu", "is_sparse",
+    "is_quantized", "is_meta", "is_nested", "is_mkldnn", "is_mps", "is_xla", "is_xpu", "names", "itemsize", "nbytes",
+) | {
+    Tensor.size, Tensor.dim, Tensor.ndimension, Tensor.stride, Tensor.numel, Tensor.nelement, Tensor.element_size,
+    Tensor.__len__, Tensor.is_floating_point, Tensor.is_complex, Tensor.is_signed, Tensor.is_contiguous,
+    Tensor.get_device, Tensor.__hash__, torch.is_floating_point, torch.is_complex, torch.numel, torch.is_tensor,
+    torch.is_storage, torch._C._set_grad_enabled, Tensor.storage_offset,
+}  # fmt: skip
+"""These read what is known of a tensor, or switch a mode."""
+
+_REQUIRES_GRAD, _IS_LEAF = Tensor.requires_grad.__get__, Tensor.is_leaf.__get__  # type: ignore[attr-defined]
+
+_READS = _accessors("__get__", "T", "mT", "H", "mH")
+"""Properties that are calls like any other."""
+
+_CONSTRUCTORS = set(_device_constructors()) - {torch.as_tensor, torch.tensor, torch.asarray, torch.from_file}
+
+_INDEXES = {Tensor.__getitem__: 1, Tensor.__setitem__: 1, torch.select: 2, Tensor.select: 2}
+"""Which argument is an index. Its numbers may differ from step to step."""
+
+_TAKE_NUMBERS = {
+    getattr(where, name)
+    for where in (torch, Tensor)
+    for name in (
+        "add", "sub", "mul", "div", "true_divide", "multiply", "subtract", "divide", "__add__", "__radd__", "__sub__",
+        "__rsub__", "__mul__", "__rmul__", "__truediv__", "__rtruediv__", "__rdiv__", "rsub", "add_", "sub_", "mul_",
+        "div_", "__iadd__", "__isub__", "__imul__", "__itruediv__",
+    )
+    if hasattr(where, name)
+}  # fmt: skip
+"""Functions whose numbers may differ from step to step."""
+
+_NEED_VALUES = {
+    "__repr__", "__str__", "__format__", "item", "tolist", "numpy", "__array__", "__array_wrap__", "__bool__",
+    "__float__", "__int__", "__index__", "__complex__", "__contains__", "data_ptr", "const_data_ptr", "backward",
+    "grad", "register_hook", "register_post_accumulate_grad_hook", "retain_grad", "__deepcopy__", "__reduce_ex__",
+    "__setstate__", "__dlpack__", "__dlpack_device__", "storage", "untyped_storage", "_typed_storage",
+    "share_memory_", "is_shared", "is_pinned", "pin_memory", "is_set_to", "is_same_size", "record_stream",
+    "requires_grad_", "resize_", "resize_as_", "set_", "equal", "allclose", "save", "compile",
+}  # fmt: skip
+"""Functions that need what tensors hold, or that change what is known of them."""
+
+_ENDS = {"backward", "grad", "item", "tolist", "numpy", "__float__", "__int__", "__index__", "__bool__"}
+"""Functions before which a loop may be merged. Another one may be for the gradients of the very calls, as a hook is."""
+
+_TENSORS = {Tensor, nn.Parameter, nn.Buffer}
+_CONSTANTS = {
+    str, bool, NoneType, EllipsisType, torch.dtype, torch.device, torch.layout, torch.memory_format,
+}  # fmt: skip
+
+_IN_THE_LIST, _IN_A_TUPLE = 3, 2
+"""References to a result that only the recorder holds, while it counts them."""
+
+
+class Recorder(TorchFunctionMode):
+    """The context of a call that is recorded.
+
+    Args:
+        kinds: The kinds of calls that are known, by their keys.
+        run: Runs what was recorded, or returns ``False`` if it can't; see :meth:`flush`.
+        learns: Whether it writes down the lines of the calls.
+    """
+
+    def __init__(self, kinds: Kinds, run: Callable[["Recorder", list[int]], bool], learns: bool = True) -> None:
+        super().__init__()
+        self._known, self._run = kinds, run
+        self._spare = kinds.spare
+        self.records, self._runs = True, False
+        self.reasons: list[str] = []  # why calls were made that could not wait, or had no plan
+        self.has_plan = False  # a part of the call had one
+        self.learns = learns
+        self.ambient = modes()
+        self.keys = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
+        self.grad = torch.is_grad_enabled()  # of the last call
+        self._begin()
+
+    def _begin(self) -> None:
+        self.kinds: list[Kind] = []
+        self.leaves: list[tuple[Any, ...]] = []  # of the arguments of each call: addresses and numbers
+        self.made: list[Any] = []  # of each call: a tensor, a tuple of tensors, or None
+        self.given: list[Tensor] = []  # tensors from outside
+        self.likes: list[Like] = []  # of them
+        self.lines: list[Lines] = []  # of each call, if it learns them
+        self._numbers: dict[int, int] = {}  # of them, by their ids
+        self._functions: dict[Any, Applied] = {}
+
+    # ---- calls
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _DIRECT or not self.records or transforms_are_active():
+            return func(*args, **kwargs) if kwargs else func(*args)
+        return self.call(func, args, kwargs or {}, torch.is_grad_enabled())
+
+    def call(self, func: Any, args: Any, kwargs: Any, grad: bool) -> Any:
+        """Record a call, or make it now behind all that was recorded."""
+        self.grad = grad
+        try:
+            return self._record(func, args, kwargs, grad)
+        except NeedsValueError as error:
+            self.reasons.append(str(error))
+        self.flush(as_it_stands=getattr(func, "__name__", "") not in _ENDS)
+        with torch.set_grad_enabled(grad):
+            return func(*args, **kwargs)
+
+    def step(
+        self,
+        neuron: Any,
+        options: Any,
+        x: Tensor,
+        states: Sequence[Tensor | None],
+        parameters: Sequence[Tensor],
+        backend: str,
+        make: Callable[[], Any],
+    ) -> Any:
+        """Record one step of a neuron layer, as its call ``make`` does, in less time."""
+        key = [neuron, self._known.token(options), backend, torch.is_grad_enabled(), modes()]
+        leaves: list[int] = []
+        for t in (x, *states, *parameters):
+            if type(t) is Later:
+                key.append(t.like)
+                leaves.append(t.address)
+            elif t is None:
+                key.append(None)
+            elif (number := self._numbers.get(id(t))) is not None:
+                key.append(self.likes[number])
+                key.append(number if type(t) is nn.Parameter else None)
+                leaves.append(~number)
+            else:
+                return make()
+        spelled = tuple(key)
+        kind = self._known.get(spelled)
+        if kind is not None:
+            return self._made(kind, tuple(leaves), (), {})
+        before = len(self.kinds)
+        found = make()
+        if len(self.kinds) == before + 1 and self.leaves[-1] == tuple(leaves):
+            self._known[spelled] = self.kinds[-1]
+        return found
+
+    def function(self, cls: Any, args: Any, grad: bool) -> Any:
+        """Record a call of an ``autograd.Function``."""
+        applied = self._functions.get(cls)
+        if applied is None:
+            applied = self._functions[cls] = self._known.applied(cls, read_from_outside(cls))
+        before, self.records = self.records, False
+        try:
+            return self._record(applied, args, {}, grad)
+        except NeedsValueError as error:
+            self.reasons.append(str(error))
+            self.flush()
+            with torch.set_grad_enabled(grad):
+                found = applied(*args)
+            return self._computed(found, args)
+        finally:
+            self.records = before
+
+    def _computed(self, found: Any, args: Any) -> Any:
+        """Record a call that was made. PyTorch must not see its results while it makes the call that they are of."""
+        taken = {id(a) for a in args}
+        leaves, spec = pytree.tree_flatten(found)
+        leaves = [t.view_as(t) if id(t) in taken else t for t in leaves]
+        kind = Kind(lambda: pytree.tree_unflatten(leaves, spec))
+        kind.likes = tuple([like_of(t) for t in leaves if isinstance(t, Tensor)])
+        kind.leaves = [Hole if isinstance(t, Tensor) else t for t in leaves]
+        kind.spec = None if isinstance(found, Tensor) else spec
+        return self._made(kind, (), (), {})
+
+    def _record(self, func: Any, args: Any, kwargs: Any, grad: bool) -> Any:
+        key: list[Any] = [func, grad]
+        leaves: list[Any] = []
+        now = modes()
+        if now is not self.ambient and now != self.ambient:
+            key.append(now)
+        at = _INDEXES.get(func)
+        if at is None:
+            numbers = func in _TAKE_NUMBERS
+            for i, a in enumerate(args):  # as _spell does: most arguments are these
+                t = type(a)
+                if t is Later:
+                    key.append(a.like)
+                    leaves.append(a.address)
+                elif t is float and not numbers and a:
+                    key.append(t)
+                    key.append(a)
+                else:
+                    self._spell(args[i:], key, leaves, numbers)
+                    break
+        else:
+            dim = args[1] if at == 2 and len(args) > 2 else 0
+            self._spell(args[:at], key, leaves, False)
+            if len(args) > at:
+                self._spell_index(args[0], args[at], dim, key, leaves)
+            self._spell(args[at + 1 :], key, leaves, False)
+        for name, a in kwargs.items():
+            key.append(name)
+            self._spell((a,), key, leaves, False)
+        if func is Tensor.detach_:
+            if type(args[0]) is Later:
+                return self._detached(args[0], key, leaves, grad)
+            if not args[0].requires_grad:
+                return args[0]
+            raise NeedsValueError("detach_ of a tensor of the caller")
+        spelled = tuple(key)
+        kind = self._known.get(spelled)
+        if kind is None:
+            if func in (_REQUIRES_GRAD, _IS_LEAF):
+                return self._known_of(args[0], func)
+            holes = "index" if at is not None else "all" if func in _TAKE_NUMBERS else ""
+            kind = self._kind(func, args, kwargs, grad, None if now == self.ambient else now, (at, holes))
+            self._known[spelled] = kind
+        if kind.direct:
+            return func(*args, **kwargs)
+        return self._made(kind, tuple(leaves), args, kwargs)
+
+    def _known_of(self, t: Any, func: Any) -> bool:
+        """Whether a tensor requires a gradient, or is a leaf."""
+        known = t.like if type(t) is Later else self.likes[self._numbers[id(t)]]
+        return bool(known.requires_grad if func == _REQUIRES_GRAD else known.is_leaf)
+
+    def _detached(self, t: Later, key: list[Any], leaves: list[Any], grad: bool) -> Later:
+        """Record ``t.detach_()``: the tensor is another result from now on."""
+        key[0] = Tensor.detach
+        kind = self._known.get(tuple(key))
+        if kind is None:
+            kind = self._known[tuple(key)] = self._kind(Tensor.detach, (t,), {}, grad, None, (None, ""))
+        before = self.made[t.address >> AT]
+        made = self._made(kind, tuple(leaves), (t,), {})
+        if type(before) is tuple:
+            self.made[t.address >> AT] = tuple([None if a is t else a for a in before])
+        else:
+            self.made[t.address >> AT] = None
+        t.address, t.like = made.address, made.like
+        self.made[-1] = t
+        return t
+
+    def _kind(self, func: Any, args: Any, kwargs: Any, grad: bool, modes: Any, holes: Any) -> Kind:
+        if func not in _CONSTRUCTORS and not any(isinstance(a, Tensor) for a in pytree.tree_leaves((args, kwargs))):
+            kind = Kind()
+            kind.direct = True
+            return kind
+        name = getattr(func, "__name__", "")
+        if kwargs.get("requires_grad"):
+            raise NeedsValueError("a tensor that is made to require a gradient")
+        if name in _NEED_VALUES:
+            raise NeedsValueError(f"{name} needs a value")
+        if name in ("__get__", "__set__", "__delete__") and func not in _READS:
+            raise NeedsValueError(f"the property {getattr(func.__self__, '__name__', func)}")
+        return self._known.find(func, args, kwargs, grad, modes, self.ambient, holes)
+
+    def _made(self, kind: Kind, leaves: tuple[Any, ...], args: Any, kwargs: Any) -> Any:
+        number = len(self.kinds)
+        self.kinds.append(kind)
+        self.leaves.append(leaves)
+        if self.learns:
+            self.lines.append(lines_of(sys._getframe(1)))
+        if kind.grown is not None:
+            self._grow(args[0], kind.grown)
+        if kind.likes and kind.spec is None:
+            one = self._later(kind.likes[0], number << AT)
+            self.made.append(one)
+            return one
+        if kind.spec is not None:
+            address = number << AT
+            made = tuple([self._later(like, address + i) for i, like in enumerate(kind.likes)])
+            self.made.append(made)
+            if kind.container is not None:
+                return (*made,) if kind.container is tuple else [*made]  # not the one that is kept here
+            results = iter(made)
+            return pytree.tree_unflatten([next(results) if c is Hole else c for c in kind.leaves], kind.spec)
+        self.made.append(None)
+        return None if kind.same is None else kwargs["out"] if kind.same == "out" else args[kind.same]
+
+    def _later(self, like: Like, address: int) -> Later:
+        spare = self._spare.get(like)
+        if not spare:
+            return later(like, address, self)
+        t = spare.pop()
+        t.address, t.recorder = address, self
+        return t
+
+    def _grow(self, t: Any, like: Like) -> None:
+        """A tensor requires a gradient from now on: it was written to in place."""
+        if type(t) is Later:
+            t.like = like
+        else:
+            self.likes[self._numbers[id(t)]] = like
+
+    # ---- the key of a call
+
+    def _spell(self, found: Any, key: list[Any], leaves: list[Any], numbers: bool) -> None:
+        """Append what tells one kind of call from another to ``key``, and to ``leaves`` what differs between calls."""
+        for a in found:
+            t = type(a)
+            if t is Later:
+                key.append(a.like)
+                leaves.append(a.address)
+            elif t in _TENSORS:
+                number = self._numbers.get(id(a))
+                if number is None:
+                    number = self._enter(a)
+                key.append(self.likes[number])
+                leaves.append(~number)
+                if t is nn.Parameter:
+                    key.append(number)
+            elif t is float or t is int:
+                key.append(t)
+                if numbers:
+                    leaves.append(a)
+                else:
+                    key.append(a if a else repr(a))
+            elif t is tuple or t is list:
+                inside: list[Any] = [t]
+                self._spell(a, inside, leaves, numbers)
+                key.append(tuple(inside))
+            elif t is slice:
+                inside = [t]
+                self._spell((a.start, a.stop, a.step), inside, leaves, False)
+                key.append(tuple(inside))
+            elif t in _CONSTANTS:
+                key.append(t)
+                key.append(a)
+            elif t is dict:
+                inside = [t]
+                for name, b in a.items():
+                    inside.append(name)
+                    self._spell((b,), inside, leaves, numbers)
+                key.append(tuple(inside))
+            elif isinstance(a, torch.Size):
+                key.append((torch.Size, *a))
+            elif isinstance(a, Surrogate):
+                key.append(a)
+            elif isinstance(a, torch.Generator):
+                raise NeedsValueError("a generator of random numbers")
+            else:
+                raise NeedsValueError(f"an argument of the type {t.__name__}")
+
+    def _spell_index(self, t: Any, index: Any, dim: Any, key: list[Any], leaves: list[Any]) -> None:
+        """Spell an index of a tensor, in which each number is a leaf."""
+        if type(index) is not int and type(index) is not tuple:
+            self._spell((index,), key, leaves, False)
+            return
+        shape = t.shape
+        parts: tuple[Any, ...] = index if isinstance(index, tuple) else (index,)
+        inside: list[Any] = [type(index)]
+        for i, at in zip(parts, [dim] if type(index) is int else _dims(parts, len(shape)), strict=True):
+            if type(i) is not int:
+                self._spell((i,), inside, leaves, False)
+                continue
+            if not at < len(shape) or not -shape[at] <= i < shape[at]:
+                raise NeedsValueError("an index out of range")
+            inside.append(Hole)
+            leaves.append(i)
+        key.append(tuple(inside))
+
+    def _enter(self, t: Tensor) -> int:
+        """Number a tensor from outside."""
+        if t.layout is not torch.strided or t.is_complex() or t.is_quantized or t.is_nested:
+            raise NeedsValueError("a tensor that is not dense, or complex")
+        try:
+            like = like_of(t)
+        except RuntimeError as error:  # a view that autograd does not allow to be used any more
+            raise NeedsValueError(str(error)) from None
+        number = self._numbers[id(t)] = len(self.given)
+        self.given.append(t)
+        self.likes.append(like)
+        return number
+
+    # ---- running what was recorded
+
+    def flush(self, as_it_stands: bool = True) -> None:
+        """Run what was recorded, or make its calls one by one. All tensors that the program holds become real."""
+        if not self.kinds or self._runs:
+            return
+        alive = self._alive()
+        before, self.records, self._runs = self.records, False, True
+        try:
+            with entered(self.grad, self.ambient, modes()):
+                if as_it_stands or not self._run(self, alive):
+                    self.replay(alive)
+                else:
+                    self.has_plan = True
+        finally:
+            self.records, self._runs = before, False
+            self._keep_spare()
+            self._begin()
+
+    def _keep_spare(self) -> None:
+        """Keep results that nobody holds for later calls: to make one takes a microsecond."""
+        count, spare = sys.getrefcount, self._spare
+        for number in range(len(self.made)):
+            made = self.made[number]
+            if type(made) is tuple:
+                for i in range(len(made)):
+                    if type(made[i]) is Later and count(made[i]) == _IN_A_TUPLE:
+                        spare.setdefault(made[i].like, []).append(made[i])
+            elif type(made) is Later and count(made) == _IN_THE_LIST:
+                spare.setdefault(made.like, []).append(made)
+
+    def _alive(self) -> list[int]:
+        """The addresses of results that the program still holds."""
+        count, found = sys.getrefcount, []
+        for number in range(len(self.made)):
+            made = self.made[number]  # not by an iterator, which may hold it, too
+            if type(made) is tuple:
+                found += [
+                    (number << AT) + i for i in range(len(made)) if count(made[i]) > _IN_A_TUPLE and made[i] is not None
+                ]
+            elif made is not None and count(made) > _IN_THE_LIST:
+                found.append(number << AT)
+        return found
+
+    def deliver(self, alive: list[int], values: list[Tensor]) -> None:
+        """Let tensors become their values."""
+        holders = {id(t): t for t in self.given}
+        with torch.enable_grad():  # a view that is made without may not be changed in place
+            for address, value in zip(alive, values, strict=True):
+                made = self.made[address >> AT]
+                t = made[address & _LOW] if type(made) is tuple else made
+                # A call may return what it was given, or one tensor twice.
+                holder = holders.setdefault(id(value), t)
+                become(t, value if holder is t else holder.view_as(holder))
+
+    def replay(self, alive: list[int]) -> None:
+        """Make the calls one after the other. After an error, the results so far are there."""
+        values: dict[int, Any] = {}
+        lasts, needed = self._last_readers(), set(alive)
+        done = 0
+        try:
+            for number, (kind, leaves) in enumerate(zip(self.kinds, self.leaves, strict=True)):
+                args, kwargs = kind.arguments(
+                    a if not is_tensor else self.given[~a] if a < 0 else values[a]
+                    for a, is_tensor in zip(leaves, kind.tensors, strict=True)
+                )
+                with entered(kind.grad, kind.modes, self.ambient):
+                    found = kind.func(*args, **kwargs)
+                for i, t in enumerate(kind.tensors_of(found)):
+                    values[(number << AT) + i] = t
+                done = number + 1
+                for address in lasts.get(number, ()):
+                    if address not in needed:
+                        values.pop(address, None)
+        finally:
+            # What is delivered must be in nobody else's hands.
+            args = kwargs = found = t = None  # type: ignore[assignment]
+            there = [a for a in alive if a >> AT < done]
+            self.deliver(there, [values.pop(a) for a in there])
+
+    def _last_readers(self) -> dict[int, list[int]]:
+        """The addresses that are read last by each call."""
+        last: dict[int, int] = {}
+        for number, (kind, leaves) in enumerate(zip(self.kinds, self.leaves, strict=True)):
+            last.update((a, number) for a, is_tensor in zip(leaves, kind.tensors, strict=True) if is_tensor and a >= 0)
+        found: dict[int, list[int]] = {}
+        for address, number in last.items():
+            found.setdefault(number, []).append(address)
+        return found
+
+
+_LOW = (1 << AT) - 1
+
+
+def _dims(index: tuple[Any, ...], dims: int) -> list[int]:
+    """The dimension that each entry of an index begins at."""
+    sizes = [
+        a.dim() if isinstance(a, Tensor) and a.dtype == torch.bool else 0 if a is None or a is Ellipsis else 1
+        for a in index
+    ]
+    found, at = [], 0
+    for a, size in zip(index, sizes, strict=True):
+        found.append(at)
+        at += dims - sum(sizes) if a is Ellipsis else size
+    return found

@@ -1,0 +1,389 @@
+"""Loops that are recorded as they run: one graph for any number of steps, and whatever a loop does still works."""
+
+import copy
+import gc
+import random
+import weakref
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from compiler.internals import Recorded
+from loop_nets import Net
+from loop_ops import Saved
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import snnfast
+from benchmarks import collection
+
+pytestmark = [pytest.mark.needs_extension]
+programs = collection.programs()
+
+QUICK = ("recurrent-student", "static-image", "lif-with-soft-reset", "all-of-snntorch", "prints", "population")
+
+VALUES = "it needs values as it goes"
+OUTSIDE = "its loop is outside of the call"
+NO_PLAN = {
+    **dict.fromkeys(
+        ["active-neurons", "asserts", "early-exit", "prints", "rates", "records-in-numpy", "spike-counts"], VALUES
+    ),
+    "prints-sometimes": VALUES,
+    **dict.fromkeys(["episodes", "loop-outside", "stream"], OUTSIDE),
+    "clamped-threshold": "it writes through .data at each step",
+    "custom-surrogate": "a surrogate that is a Python function must be called",
+    "inhibition": "its rows are made outside of the call",
+}
+"""Programs that run call by call, and why."""
+
+ALONE = ("alpha-function", "autoencoder", "edges", "recurrent-policy", "thinking-policy", "truncated")
+"""Programs whose graph is for one number of steps."""
+
+
+STEPS = {"sequential-function": (14, 8, 16, 14)}
+"""Other numbers of steps: a loss that is summed in float32 rounds."""
+
+
+def currents(T: int = 9, B: int = 3, N: int = 12) -> Tensor:
+    return torch.rand(T, B, N, generator=torch.Generator().manual_seed(T)) * 2
+
+
+def by_hand(x: Tensor) -> Tensor:
+    """A neuron written by hand."""
+    mem = torch.zeros_like(x[0])
+    out = torch.zeros_like(x)
+    for t, x_t in enumerate(x):
+        mem = 0.8 * mem + x_t
+        spk = Saved.apply(mem - 1.0, torch.zeros_like(mem))
+        mem = mem - spk
+        out[t] = spk
+    return out
+
+
+def same(function: Callable[..., Any], recorded: Callable[..., Any], *inputs: Any) -> None:
+    """Check that a recorded function returns what the function returns."""
+    for a, b in zip(*(torch.utils._pytree.tree_leaves(f(*inputs)) for f in (recorded, function)), strict=True):
+        assert type(a) is type(b)
+        if isinstance(a, Tensor):
+            torch.testing.assert_close(a, b)
+            assert a.requires_grad == b.requires_grad
+
+
+# ---- one graph
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.thorough) for name in programs]
+)
+def test_programs_do_what_their_loops_do_for_any_number_of_steps(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Recorded] = []
+
+    def init(self: Recorded, *args: Any) -> None:
+        original(self, *args)
+        made.append(self)
+
+    original = Recorded.__init__
+    monkeypatch.setattr(Recorded, "__init__", init)
+    monkeypatch.setattr(snnfast, "compile", partial(snnfast.compile, by="recording"))
+    assert not list(collection.differences(programs[name], STEPS.get(name, (13, 9, 37, 13)), 3))
+    plans = [plan for recorded in made for plan in recorded.plans if not isinstance(plan, str)]
+    assert bool(plans) == (name not in NO_PLAN)
+    assert any(plan.is_general for plan in plans) == (name not in NO_PLAN and name not in ALONE)
+
+
+def test_one_graph_serves_any_number_of_steps() -> None:
+    net = Net()
+    recorded = Recorded(net, "net")
+    for T in (9, 40, 5, 200, 9):
+        same(net, recorded, currents(T))
+    assert [plan.is_general for plan in recorded.plans if not isinstance(plan, str)] == [True]
+
+
+def test_gradients_are_those_of_the_loop() -> None:
+    net = Net().double()
+    recorded = Recorded(net, "net")
+    for T in (9, 12):
+        x = currents(T).double().requires_grad_()
+        found, expected = (torch.autograd.grad(f(x)[1].square().sum(), [x, *net.parameters()]) for f in (recorded, net))
+        for a, b in zip(found, expected, strict=True):
+            torch.testing.assert_close(a, b)
+
+
+def test_compile_keeps_the_network() -> None:
+    net = Net()
+    plain = copy.deepcopy(net)
+    assert snnfast.compile(net, by="recording") is net
+    same(plain, net, currents())
+    assert net.state_dict().keys() == plain.state_dict().keys()
+    same(plain, copy.deepcopy(net), currents())
+
+
+def test_compile_decorates_a_function() -> None:
+    recorded = snnfast.compile(by_hand, by="recording")
+    assert recorded.__name__ == "by_hand"
+    for T in (8, 11):
+        same(by_hand, recorded, currents(T).requires_grad_())
+
+
+def test_a_number_that_is_equal_to_that_of_the_steps_is_not_one_of_steps() -> None:
+    """Nine steps, beside nine neurons."""
+    net = Net()
+    recorded = Recorded(net, "net")
+    for T in (9, 10, 6, 4):
+        same(net, recorded, currents(T))
+
+
+def test_a_recorded_network_is_freed() -> None:
+    net = snnfast.compile(Net(), by="recording")
+    net(currents())
+    ref = weakref.ref(net)
+    del net
+    gc.collect()
+    assert ref() is None
+
+
+def test_wrong_arguments() -> None:
+    with pytest.raises(ValueError, match="by: expected 'tracing' or 'recording', got 'fast'"):
+        snnfast.compile(Net(), by="fast")
+    with pytest.raises(ValueError, match=r"dynamic: torch\.compile has no part in a loop that is recorded"):
+        snnfast.compile(Net(), by="recording", dynamic=False)
+
+
+def test_explain() -> None:
+    text = str(snnfast.explain(Net(), currents(9), by="recording"))
+    assert "9 steps of leaky" in text
+    assert "its graph is for any number of steps" in text
+    stages = snnfast.explain(Net(), currents(9), by="recording").graphs[0].stages
+    assert "loop of 9 steps" in stages["roll"]
+
+
+# ---- nothing that works as a loop may fail
+
+
+def _prints(x: Tensor) -> Tensor:
+    mem = x[0] * 0
+    for x_t in x:
+        mem = 0.5 * mem + x_t
+        if mem.max() > 1.5:
+            mem = mem.clamp(max=float(mem.mean()))
+    return mem
+
+
+def _numpy(x: Tensor) -> Any:
+    return torch.as_tensor(x.cumsum(0)[-1].numpy() * 2)
+
+
+def _hook(x: Tensor) -> Tensor:
+    mem = x[0] * 0
+    for x_t in x:
+        mem = 0.5 * mem + x_t
+        if mem.requires_grad:
+            mem.register_hook(lambda g: g * 0.5)
+    return mem
+
+
+def _trains(x: Tensor) -> Any:
+    w = torch.ones(12, requires_grad=True)
+    loss = by_hand(x * w).square().sum() + (w * 2).sum()
+    loss.backward()
+    return w.grad, loss.item()
+
+
+def _random(x: Tensor) -> Any:
+    draws = []
+    for x_t in x:
+        torch.manual_seed(3)
+        draws.append(torch.rand_like(x_t))
+        draws.append(nn.functional.dropout(x_t, 0.5))
+    state = torch.get_rng_state()
+    draws.append(torch.rand(3))
+    torch.set_rng_state(state)
+    return [*draws, torch.rand(3)]
+
+
+def _vmap(x: Tensor) -> Tensor:
+    rows = [x_t * 2 for x_t in x]
+    return (
+        torch.vmap(lambda row: row.sum() + 1)(torch.stack(rows))
+        + torch.func.grad(lambda a: (a * a).sum())(rows[0]).sum()
+    )
+
+
+def _checkpointed(x: Tensor) -> Any:
+    return checkpoint(by_hand, x, use_reentrant=False)
+
+
+def _inference(x: Tensor) -> Any:
+    mem = x[0] * 0
+    for x_t in x:
+        mem = 0.5 * mem + x_t
+        with torch.inference_mode():
+            shown = mem * 2
+    return mem, shown
+
+
+def _autocast(x: Tensor) -> Any:
+    rows = []
+    for x_t in x:
+        with torch.autocast("cpu", torch.bfloat16):
+            rows.append(x_t @ x_t.T)
+    return torch.stack(rows)
+
+
+def _in_place(x: Tensor) -> Any:
+    rows = [x_t * 1 for x_t in x]
+    rows[1] += rows[0]
+    rows[2][0] = 5.0
+    mem = rows[0].detach_()
+    mem.unsqueeze_(0).squeeze_(0)
+    return rows, mem
+
+
+def _structures(x: Tensor) -> Any:
+    values, places = x.max(0)
+    parts = x.split(2)
+    return {"values": values, "places": places, "parts": parts, "sorted": torch.sort(x, 0), "shape": x.shape}
+
+
+def _pickled(x: Tensor) -> Any:
+    row = x[0] * 2
+    return copy.deepcopy(row), repr(row), f"{row.sum():.3f}", row.tolist()
+
+
+WORKS = (
+    _prints, _numpy, _hook, _trains, _random, _vmap, _checkpointed, _inference, _autocast, _in_place, _structures,
+    _pickled,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("function", WORKS, ids=lambda f: f.__name__.strip("_"))
+@pytest.mark.parametrize("needs", [False, True], ids=["", "with gradients"])
+def test_what_a_loop_may_do(function: Callable[..., Any], needs: bool) -> None:
+    if needs and function in (_numpy, _pickled):
+        pytest.skip("PyTorch allows it of no tensor with a gradient")
+    recorded = Recorded(function, "a function")
+    for call in range(2):
+        torch.manual_seed(call)
+        plain = function(currents(8).requires_grad_(needs) * 1)
+        torch.manual_seed(call)
+        ours = recorded(currents(8).requires_grad_(needs) * 1)
+        same(lambda plain=plain: plain, lambda ours=ours: ours)
+
+
+def test_an_error_leaves_what_the_loop_leaves() -> None:
+    def fails(record: list[Tensor], buffer: Tensor, x: Tensor) -> None:
+        for t, x_t in enumerate(x):
+            record.append(x_t * 2 + torch.rand(12))
+            buffer.add_(x_t)
+            if t == 3:
+                raise KeyError("stop")
+
+    left = []
+    for function in (Recorded(fails, "fails"), fails):
+        record, buffer = list[Tensor](), torch.zeros(3, 12)
+        torch.manual_seed(0)
+        with pytest.raises(KeyError, match="stop"):
+            function(record, buffer, currents())
+        left.append([*record, buffer, torch.rand(2)])
+    assert len(left[0]) == 6
+    same(lambda: left[1], lambda: left[0])
+
+
+@pytest.mark.parametrize("wrong", [lambda x: x @ x, lambda x: x[99], lambda x: torch.cat([x, x[0]])])
+def test_an_error_of_pytorch_is_that_of_the_loop(wrong: Callable[[Tensor], Tensor]) -> None:
+    def call(x: Tensor) -> Tensor:
+        return wrong(torch.stack([x_t * 2 for x_t in x]))
+
+    with pytest.raises((RuntimeError, IndexError)) as expected:
+        call(currents(8))
+    with pytest.raises(expected.type) as found:
+        Recorded(call, "call")(currents(8))
+    assert str(found.value) == str(expected.value)
+
+
+def test_what_outlives_the_call_is_real() -> None:
+    class Keeps(nn.Module):
+        def forward(self, x: Tensor) -> Callable[[], Tensor]:
+            self.rows = [x_t * 2 for x_t in x]
+            self.last = {"mem": self.rows[-1] + 1}
+            return lambda: self.rows[0] + x[0]
+
+    net = Keeps()
+    later = Recorded(net, "net")(currents(8))
+    held = [*net.rows, *net.last.values(), later()]
+    assert all(type(t) is Tensor for t in held)
+    torch.testing.assert_close(torch.stack(net.rows), currents(8) * 2)
+
+
+def test_numbers_of_a_function_are_read_at_each_call() -> None:
+    class Scaled(torch.autograd.Function):
+        scale = 2.0
+
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x * Scaled.scale
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> Tensor:
+            return grad * Scaled.scale
+
+    def loop(x: Tensor) -> Tensor:
+        mem = x[0] * 0
+        for x_t in x:
+            mem = 0.5 * mem + Scaled.apply(x_t)
+        return mem
+
+    recorded = Recorded(loop, "loop")
+    for scale in (2.0, 3.0, 2.0):
+        Scaled.scale = scale
+        same(loop, recorded, currents())
+
+
+def test_a_function_without_a_loop_is_recorded_three_times_at_most() -> None:
+    def plain(x: Tensor) -> Tensor:
+        return x.relu() + 1
+
+    recorded = Recorded(plain, "plain")
+    for _ in range(2):
+        same(plain, recorded, currents())
+    with pytest.warns(UserWarning, match="plain runs as it is, without a recorder: no loop"):
+        recorded(currents())
+    same(plain, recorded, currents())
+
+
+def test_nested_and_beside_torch_compile() -> None:
+    inner, outer = Net(), Net()
+    expected = outer(currents())[0]
+    snnfast.compile(inner, by="recording")
+
+    def both(x: Tensor) -> Tensor:
+        return inner(x)[0] + outer(x)[0]
+
+    torch.testing.assert_close(Recorded(both, "both")(currents()), inner(currents())[0] + expected)
+    torch.testing.assert_close(torch.compile(both, backend="eager")(currents()), inner(currents())[0] + expected)
+
+
+@pytest.mark.parametrize("number", [pytest.param(n, marks=pytest.mark.thorough if n else ()) for n in range(8)])
+def test_random_programs(number: int) -> None:
+    from collections import Counter
+
+    from random_programs import Program
+    from running import outcome, with_settings
+
+    draw = random.Random(number)
+
+    def run() -> list[str]:
+        found = []
+        for _ in range(12):
+            program = Program(draw.randrange(10**6), 0, draw.random() < 0.3)
+            if (wrong := outcome(program.source, "recording", Counter())) is not None:
+                found.append(f"{wrong}\n{program.source}")
+        return found
+
+    threads = torch.get_num_threads()
+    try:
+        assert not with_settings(run)
+    finally:
+        torch.set_num_threads(threads)
