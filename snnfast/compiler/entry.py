@@ -55,9 +55,9 @@ def compile(net: Any, *, by: str = TRACING, **options: Any) -> Any:
         by: How the loop is seen. By ``"tracing"``, ``torch.compile`` reads the code: a loop is compiled for one number
             of steps, which takes longer for more of them, and again for another number, at most eight times. By
             ``"recording"``, the code runs at each call, and its calls of PyTorch are written down instead of made: one
-            graph serves any number of steps, and the first call takes about a second. Writing a call down takes some
-            microseconds at each step. A loop that needs values as it goes, such as ``loss.item()`` at each step, runs
-            as it is.
+            graph serves any number of steps, and the first call takes seconds, however many there are. Writing a call
+            down takes some microseconds at each step. A loop that needs values as it goes, such as ``loss.item()`` at
+            each step, runs as it is.
         **options: Options of ``torch.compile``, for example ``dynamic=False``. None for a loop that is recorded.
 
     Returns:

@@ -341,6 +341,48 @@ def test_numbers_of_a_function_are_read_at_each_call() -> None:
         same(loop, recorded, currents())
 
 
+def test_a_function_that_draws_random_numbers_does_so_at_each_step() -> None:
+    class Noisy(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x + torch.rand_like(x)
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> Tensor:
+            return grad
+
+    net = Net()
+
+    def loop(x: Tensor) -> Any:
+        return torch.stack([Noisy.apply(x[0]) for _ in range(6)]), net(x)
+
+    recorded = Recorded(loop, "loop")
+    for _ in range(2):
+        assert len(recorded(currents())[0].sum((1, 2)).unique()) == 6
+
+
+def test_tensors_of_the_caller_that_change_at_each_step() -> None:
+    class Normed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norms = nn.ModuleList([nn.BatchNorm1d(12) for _ in range(6)])
+            self.lif = snnfast.Leaky(beta=0.9)
+
+        def forward(self, x: Tensor) -> Tensor:
+            mem, rec = self.lif.reset_mem(), []
+            for norm, x_t in zip(self.norms, x, strict=True):
+                spk, mem = self.lif(norm(x_t), mem)
+                rec.append(spk)
+            return torch.stack(rec)
+
+    net = Normed()
+    other = copy.deepcopy(net)
+    recorded = Recorded(net, "net")
+    for _ in range(2):
+        same(lambda: other(currents(6)), lambda: recorded(currents(6)))
+        same(lambda: list(other.buffers()), lambda: list(net.buffers()))
+
+
 def test_a_function_without_a_loop_is_recorded_three_times_at_most() -> None:
     def plain(x: Tensor) -> Tensor:
         return x.relu() + 1

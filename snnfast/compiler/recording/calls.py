@@ -105,9 +105,6 @@ class Recorded:
 
     def _run(self, known: _Known, recorder: Recorder, alive: list[int]) -> bool:
         """Run what was recorded by its plan. Returns whether it has one."""
-        if _backend.current_backend() == "reference":
-            recorder.reasons.append("the reference has no kernels to merge it for")
-            return False
         try:
             form = Form(recorder, alive)
         except UnknownFormError as error:
@@ -158,9 +155,13 @@ class Recorded:
 
 
 def _is_unknown() -> bool:
-    """Whether a call is made where nothing is recorded: it is traced, transformed, recorded, or in a checkpoint."""
+    """Whether a call is made where nothing is recorded.
+
+    It is traced, transformed, recorded, or in a checkpoint; or the reference is chosen, which merges nothing.
+    """
     return (
         torch.compiler.is_compiling()
+        or _backend.current_backend() == "reference"
         or current_recorder() is not None
         or saved_tensors_are_hooked()
         or transforms_are_active()

@@ -163,6 +163,7 @@ class Form:
         self.kinds: list[Kind] = recorder.kinds
         self.leaves: list[tuple[Any, ...]] = recorder.leaves
         self.likes: list[Like] = recorder.likes
+        self._writes = any(any(kind.writes) for kind in set(self.kinds))
         runs = runs_of(self.kinds, self.leaves)
         if not runs:
             raise UnknownFormError("no loop")
@@ -315,7 +316,12 @@ class Form:
                 return self._counted(a, stride, self._dim(number, k))
             if stride == 0:
                 return self._tensor(a)
-            return self._each(i, a, stride) if a < 0 else self._moving(i, a, stride)
+            if a < 0:
+                kind = self.kinds[number]
+                if kind.writes[k] or (kind.aliases[k] and self._writes):
+                    raise UnknownFormError("a tensor of the caller is changed, which is another one at each step")
+                return self._each(i, a, stride)
+            return self._moving(i, a, stride)
 
         return leaf
 

@@ -24,7 +24,7 @@ class Applied:
 
     Attributes:
         function: The class.
-        computes: Whether it changes none of its arguments and returns new tensors.
+        computes: Whether it changes none of its arguments, draws no random numbers, and returns new tensors.
     """
 
     __name__ = __qualname__ = "autograd_function"

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from snnfast.compiler.calls import storage_of, tensors_in
 from snnfast.compiler.recording.functions import Applied
 from snnfast.compiler.recording.later import Later, Like, like_of
 from snnfast.compiler.recording.modes import entered
@@ -42,6 +44,16 @@ class Hole:
         return f"_{self.number}"
 
 
+class _Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Sees whether random numbers are drawn inside."""
+
+    any = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.any |= torch.Tag.nondeterministic_seeded in func.tags
+        return func(*args, **(kwargs or {}))
+
+
 class Kind:
     """Calls of one function with equal constants, on tensors of which equal things are known.
 
@@ -52,19 +64,20 @@ class Kind:
         args: The arguments, with a :class:`Hole` for each leaf.
         kwargs: The named ones.
         tensors: Of each leaf, whether it is a tensor.
+        writes: Of each leaf, whether it is changed in place.
+        aliases: Of each leaf, whether a result shares its memory.
         likes: The tensors that it returns.
         spec: The structure of what it returns; ``None`` for one tensor, or nothing.
         leaves: What is in the structure: a :class:`Hole` for a tensor, or a constant.
         container: ``tuple`` or ``list``, if it returns tensors in one.
         same: The number of the argument that it returns; ``"out"``.
         grown: What is known of the first argument afterwards, where its changed.
-        writes: Whether it changes a tensor that it is given.
         direct: Whether it only reads what is known of tensors, and is made at once.
     """
 
     __slots__ = (
-        "args", "container", "direct", "func", "grad", "grown", "kwargs", "leaves", "likes", "modes", "same", "spec",
-        "tensors", "writes",
+        "aliases", "args", "container", "direct", "func", "grad", "grown", "kwargs", "leaves", "likes", "modes", "same",
+        "spec", "tensors", "writes",
     )  # fmt: skip
 
     def __init__(self, func: Any = None, grad: bool = True, modes: Any = None) -> None:
@@ -72,13 +85,15 @@ class Kind:
         self.args: tuple[Any, ...] = ()
         self.kwargs: dict[str, Any] = {}
         self.tensors: tuple[bool, ...] = ()
+        self.writes: tuple[bool, ...] = ()
+        self.aliases: tuple[bool, ...] = ()
         self.likes: tuple[Like, ...] = ()
         self.spec: Any = None
         self.leaves: list[Any] = []
         self.same: Any = None
         self.container: Any = None
         self.grown: Like | None = None
-        self.writes = self.direct = False
+        self.direct = False
 
     def tensors_of(self, found: Any) -> list[Tensor]:
         """The tensors among what a call has returned."""
@@ -155,14 +170,17 @@ class Kinds(dict[Any, Kind]):
         given, named = kind.arguments(fakes)
         before = [like_of(t) if isinstance(t, Tensor) else None for t in fakes]
         versions = [_version(t) for t in fakes]
+        draws = _Draws()  # type: ignore[no-untyped-call]
         try:
-            with quiet(), entered(grad, modes, ambient), self._mode or FakeTensorMode():
+            with quiet(), entered(grad, modes, ambient), self._mode or FakeTensorMode(), draws:
                 found = func(*given, **named)
         except Exception as error:
             raise NeedsValueError(f"{getattr(func, '__name__', func)} raises {type(error).__name__}") from None
-        kind.writes = any(v != _version(t) for v, t in zip(versions, fakes, strict=True))
+        returned = {storage_of(t) for t in tensors_in(found)}
+        kind.writes = tuple([v != _version(t) for v, t in zip(versions, fakes, strict=True)])
+        kind.aliases = tuple([isinstance(t, Tensor) and storage_of(t) in returned for t in fakes])
         if isinstance(func, Applied):
-            func.computes = func.computes and not kind.writes
+            func.computes &= not (any(kind.writes) or any(kind.aliases) or draws.any)
         self._describe(kind, found, given, named)
         for t, like in zip(fakes, before, strict=True):
             try:

@@ -67,6 +67,8 @@ class Later(Tensor):
         recorder = next(a.recorder for a in pytree.tree_leaves((args, kwargs)) if type(a) is Later)
         with torch._C._ForceDispatchKeyGuard(*recorder.keys), torch.set_grad_enabled(recorder.grad):
             recorder.flush()
+            if any(type(a) is Later for a in pytree.tree_leaves((args, kwargs))):
+                raise RuntimeError(f"{func}: a tensor of a recorded call was read after it, where nobody could see it")
             return func(*args, **(kwargs or {}))
 
 
