@@ -13,12 +13,8 @@ from torch import Tensor, nn
 
 from snnfast.compiler.emit import LEAST_NUMBER
 from snnfast.compiler.recording.kinds import Hole, Kind
-from snnfast.compiler.recording.later import Like
+from snnfast.compiler.recording.later import AT, LOW, Like
 from snnfast.compiler.recording.runs import LEAST, Folded, runs_of
-
-AT = 20
-LOW = (1 << AT) - 1
-
 
 _NEAR = 3
 """Loops whose numbers of steps differ by so many at most are taken for loops over the same steps."""

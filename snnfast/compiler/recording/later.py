@@ -7,6 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+AT = 20
+"""An address is the number of a call, shifted by so many bits, plus the number of the result."""
+
+LOW = (1 << AT) - 1
+
 _make = Tensor._make_wrapper_subclass
 
 
@@ -45,7 +50,7 @@ class Later(Tensor):
     When the call has run, the object becomes a plain tensor with the value, wherever the program keeps it.
 
     Attributes:
-        address: The number of the call, and of the result among those of the call.
+        address: The number of the call, and of the result among those of the call: see ``AT``.
         like: What is known of it.
         recorder: The recorder that runs the call.
     """

@@ -89,7 +89,7 @@ class Plan:
         if None in sizes:
             self.limits = "a loop of which it is unknown how its length follows from the steps"
             return False
-        self._sizes = sizes  # type: ignore[assignment]
+        self._sizes, self.limits = sizes, ""  # type: ignore[assignment]
         return True
 
     def _at(self, steps: Sequence[int], known: dict[Any, AnySteps], grow: bool = False) -> tuple[AnySteps, list[int]]:

@@ -14,13 +14,10 @@ from torch.utils._device import _device_constructors
 from snnfast._core.pytorch import transforms_are_active
 from snnfast.compiler.recording.functions import Applied, read_from_outside
 from snnfast.compiler.recording.kinds import Hole, Kind, Kinds, NeedsValueError
-from snnfast.compiler.recording.later import Later, Like, become, later, like_of
+from snnfast.compiler.recording.later import AT, LOW, Later, Like, become, later, like_of
 from snnfast.compiler.recording.lines import Lines, lines_of
 from snnfast.compiler.recording.modes import entered, modes
 from snnfast.surrogate import Surrogate
-
-AT = 20
-"""An address is the number of a call, shifted by so many bits, plus the number of the result."""
 
 
 def _accessors(kind: str, *names: str) -> set[Any]:
@@ -445,7 +442,7 @@ class Recorder(TorchFunctionMode):
         with torch.enable_grad():  # a view that is made without may not be changed in place
             for address, value in zip(alive, values, strict=True):
                 made = self.made[address >> AT]
-                t = made[address & _LOW] if type(made) is tuple else made
+                t = made[address & LOW] if type(made) is tuple else made
                 # A call may return what it was given, or one tensor twice.
                 holder = holders.setdefault(id(value), t)
                 become(t, value if holder is t else holder.view_as(holder))
@@ -484,9 +481,6 @@ class Recorder(TorchFunctionMode):
         for address, number in last.items():
             found.setdefault(number, []).append(address)
         return found
-
-
-_LOW = (1 << AT) - 1
 
 
 def _dims(index: tuple[Any, ...], dims: int) -> list[int]:
