@@ -1,6 +1,5 @@
 """See :class:`SpikingLayer`."""
 
-import functools
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, Self, overload
@@ -12,7 +11,7 @@ from torch.compiler import is_dynamo_compiling
 from snnfast._core.linear import Linear
 from snnfast._core.modules import are_plain
 from snnfast._core.ops import RESET_MECHANISMS, Neuron, opmath_dtype
-from snnfast._core.pytorch import becomes_node, current_graph_task_id, current_recorder, transforms_are_active
+from snnfast._core.pytorch import current_graph_task_id, current_recorder, transforms_are_active
 from snnfast._core.settings import check_flag
 from snnfast._unroll import node
 from snnfast._unroll.call import ONE_STEP, Options, StateQuant, UnrollCall
@@ -180,7 +179,9 @@ class SpikingLayer(nn.Module):
         So they are few, and a node of its graph checks its tensors itself.
         """
         neuron, options, values = self.neuron, self._options(), self._values()
-        backend = node.backend_of_step(options, values) if becomes_node() else None
+        traced = is_dynamo_compiling()
+        recorder = None if traced else current_recorder()
+        backend = node.backend_of_step(options, values) if traced or recorder is not None else None
         if backend is None:
             check_current("input_", input_)
         shape = input_.shape
@@ -195,9 +196,8 @@ class SpikingLayer(nn.Module):
         if backend is None:
             found = run(UnrollCall(neuron, options, ONE_STEP, input_, tuple(given), values))
         else:
-            made = functools.partial(node.step, neuron, options, input_, given, values, backend)
-            recorder = None if is_dynamo_compiling() else current_recorder()
-            found = made() if recorder is None else recorder.step(neuron, options, input_, given, values, backend, made)
+            step = node.step if recorder is None else recorder.step
+            found = step(neuron, options, input_, given, values, backend)
         self._hold(found if neuron.has_spike_feedback else found[1:])
         return found[0] if self.init_hidden and not self.output else found
 

@@ -9,6 +9,9 @@ from snnfast.compiler.calls import is_step  # noqa: F401
 from snnfast.compiler.failures import Attempt  # noqa: F401
 from snnfast.compiler.lower.kernels import bernoulli  # noqa: F401
 from snnfast.compiler.recording.calls import Recorded  # noqa: F401
+from snnfast.compiler.recording.functions import hook  # noqa: F401
+from snnfast.compiler.recording.kinds import Kinds  # noqa: F401
+from snnfast.compiler.recording.recorder import Recorder  # noqa: F401
 from snnfast.compiler.tracing import tracing  # noqa: F401
 from snnfast.compiler.verify import verified  # noqa: F401
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from compiler.internals import Recorded
+from compiler.internals import Kinds, Recorded, Recorder, hook
 from loop_nets import Net
 from loop_ops import Saved
 from torch import Tensor, nn
@@ -133,6 +133,28 @@ def test_a_number_that_is_equal_to_that_of_the_steps_is_not_one_of_steps() -> No
     recorded = Recorded(net, "net")
     for T in (9, 10, 6, 4):
         same(net, recorded, currents(T))
+
+
+def test_a_step_is_recorded_with_the_settings_of_its_call() -> None:
+    net, kinds = Net(), Kinds()
+    for choice in (False, True, False):
+        recorder = Recorder(kinds, lambda recorder, alive: False)
+        with snnfast.use_state_gradients(choice), hook, recorder:
+            net(currents())
+        assert {k.kwargs["state_gradients"] for k in recorder.kinds if "state_gradients" in k.kwargs} == {choice}
+
+
+def test_a_function_has_sixteen_plans_at_most() -> None:
+    def loop(x: Tensor, factor: float) -> Tensor:
+        mem = x[0] * 0
+        for x_t in x:
+            mem = 0.5 * mem + (x_t * factor).tanh()
+        return mem.clamp(max=factor)
+
+    recorded = Recorded(loop, "loop")
+    for number in range(40):
+        same(loop, recorded, currents(), 1.0 + number)
+    assert len(recorded.plans) == 16
 
 
 def test_a_recorded_network_is_freed() -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import snnfast
 from benchmarks import __main__ as command_line
-from benchmarks import bars, collection, memory_use, once, report, run, runner
+from benchmarks import bars, collection, lengths, memory_use, once, report, run, runner
 from benchmarks.bars import FLOOR, SAVED
 from benchmarks.collection import products
 from benchmarks.peers import PEERS, Peer
@@ -331,3 +331,12 @@ def test_a_step_for_a_gpu_that_hangs_or_fails_leaves_the_others(tmp_path: Path) 
     assert (tmp_path / "out" / "gpu.log").read_text() == done.stdout
     assert "measuring" in done.stdout
     assert on_gpu(tmp_path / "out", "card", PYTHON=str(python)).returncode == 0
+
+
+def test_batches_of_other_numbers_of_steps(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    work = lengths.Work("small", lengths.ByHand, (6, 9), 2, (700,))
+    monkeypatch.setattr(lengths, "WORKS", (work,))
+    monkeypatch.setattr(lengths, "BATCHES", 2)
+    assert command_line.main(["lengths", "--way", "by recording", "--threads", str(torch.get_num_threads())]) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if "times as fast" in line]
+    assert [next(way for way in lengths.WAYS if way in row) for row in rows] == ["snnTorch", "by recording"]

@@ -33,7 +33,7 @@ def run_recorded(function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
 
 @dataclass
 class _Known:
-    """Kinds and plans of calls under the same autocast, inference mode and default dtype.
+    """Kinds and plans of calls under the same autocast, inference mode, default dtype and default device.
 
     Attributes:
         plans: By the keys of forms. Where a form has none, the reason.
@@ -75,7 +75,7 @@ class Recorded:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self._in_vain >= _PATIENCE or _is_unknown():
             return self._function(*args, **kwargs)
-        surroundings = modes(), torch.get_default_dtype()
+        surroundings = modes(), torch.get_default_dtype(), torch.get_default_device()
         known = self._known.setdefault(surroundings, _Known())
         learns, self._learns = self._learns, False
         recorder = Recorder(known.kinds, lambda recorder, alive: self._run(known, recorder, alive), learns)

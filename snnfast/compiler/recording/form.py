@@ -190,7 +190,7 @@ class Form:
                     self._add(run.start + j, i, self._of_run(i, j))
                 number = run.end
         assert len(self.calls) == folded.places
-        self.outputs = tuple(self._list(alive, self._tensor))
+        self.outputs = tuple(self._list(alive))
         likes = [self._like(self.likes[n[0] if isinstance(n, list) else n]) for n in self.inputs]
         steps = tuple(self.like) if self.is_general else tuple(self.steps)
         self.key = self.is_general, steps, tuple(self.calls), self.outputs, tuple(likes), self._sharing(recorder.given)
@@ -214,7 +214,7 @@ class Form:
             tensors = self.kinds[number].tensors
             if run is None and len(a) >= LEAST and all(type(b) is Hole and tensors[b.number] for b in a):
                 addresses = [self.leaves[number][b.number] for b in a]
-                return Inside(t, tuple(self._list(addresses, self._tensor)))
+                return Inside(t, tuple(self._list(addresses)))
             return Inside(t, tuple([self._spelled(b, number, run, leaf) for b in a]))
         if t is dict:
             return Inside(tuple(a), tuple([self._spelled(b, number, run, leaf) for b in a.values()]))
@@ -228,12 +228,12 @@ class Form:
         leaves, tensors = self.leaves[number], self.kinds[number].tensors
         return lambda i: self._tensor(leaves[i]) if tensors[i] else self._number(leaves[i], self._dim(number, i))
 
-    def _list(self, addresses: list[int], tensor: Callable[[int], Any]) -> Iterator[Any]:
+    def _list(self, addresses: list[int]) -> Iterator[Any]:
         """Tensors, of which rows of one call that follow one another are one entry."""
         i = 0
         while i < len(addresses):
             rows, count = self._rows(addresses[i:])
-            yield tensor(addresses[i]) if rows is None else rows
+            yield self._tensor(addresses[i]) if rows is None else rows
             i += count
 
     def _rows(self, addresses: list[int]) -> tuple[Rows | None, int]:

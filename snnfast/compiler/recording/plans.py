@@ -1,7 +1,8 @@
 """The graph of a form, and what runs it for any number of steps."""
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -52,17 +53,17 @@ class Plan:
     """
 
     def __init__(self, form: Form, kinds: Kinds, lines: Sequence[Lines]) -> None:
-        self._form, self._kinds, self._lines = form, kinds, lines
+        at = partial(_graph_at, form, kinds, lines)
         self._sizes: list[Size] | None = None
         self.limits = "" if form.is_general else "few steps"
         self._steps: list[int] = []
-        if not form.is_general or not any(map(self._for_any_steps, (False, True))):
-            self._run, self._steps = self._at(form.steps, {})
+        if not form.is_general or not any(self._for_any_steps(form, at, grow) for grow in (False, True)):
+            self._run, self._steps = at(form.steps, {})
 
-    def _for_any_steps(self, grow: bool) -> bool:
+    def _for_any_steps(self, form: Form, at: Callable[..., tuple[AnySteps, list[int]]], grow: bool) -> bool:
         """Make a graph for any number of steps. Returns whether there is one."""
-        taken, steps, more = self._form.numbers(), [], []
-        for i, (like, extra) in enumerate(self._form.like):
+        taken, steps, more = form.numbers(), [], []
+        for i, (like, extra) in enumerate(form.like):
             if like is None:
                 steps.append(extra)
                 more.append(extra)
@@ -73,7 +74,7 @@ class Plan:
         others: dict[Any, AnySteps] = {}
         try:
             with quiet():
-                (self._run, first), (other, second) = self._at(steps, forms, grow), self._at(more, others, grow)
+                (self._run, first), (other, second) = at(steps, forms, grow), at(more, others, grow)
         except (RuntimeError, UnknownFormError) as error:
             # A number that is equal to that of the steps is not one of steps.
             self.limits = str(error).strip().partition("\n")[0]
@@ -81,7 +82,7 @@ class Plan:
         if len(first) != len(second):
             self.limits = "another number of steps has another graph"
             return False
-        known = {size.at(steps): size for size in reversed(self._form.sizes)}
+        known = {size.at(steps): size for size in reversed(form.sizes)}
         sizes = [known.get(a) or _size(a, b, steps, more) for a, b in zip(first, second, strict=True)]
         if forms.keys() != others.keys() or not self._run.is_like(other):
             self.limits = "another number of steps has another graph"
@@ -91,10 +92,6 @@ class Plan:
             return False
         self._sizes, self.limits = sizes, ""  # type: ignore[assignment]
         return True
-
-    def _at(self, steps: Sequence[int], known: dict[Any, AnySteps], grow: bool = False) -> tuple[AnySteps, list[int]]:
-        sizes = [size.at(steps) for size in self._form.sizes]
-        return for_any_steps(write(self._form, steps, self._kinds, self._lines, grow), known, sizes)
 
     @property
     def is_general(self) -> bool:
@@ -106,6 +103,19 @@ class Plan:
         inputs = [torch.stack([given[m] for m in n]) if isinstance(n, list) else given[n] for n in form.inputs]
         steps = self._steps if self._sizes is None else [size.at(form.steps) for size in self._sizes]
         return self._run(steps, inputs)
+
+
+def _graph_at(
+    form: Form,
+    kinds: Kinds,
+    lines: Sequence[Lines],
+    steps: Sequence[int],
+    known: dict[Any, AnySteps],
+    grow: bool = False,
+) -> tuple[AnySteps, list[int]]:
+    """The graph of a form at numbers of steps, and the numbers that it takes."""
+    sizes = [size.at(steps) for size in form.sizes]
+    return for_any_steps(write(form, steps, kinds, lines, grow), known, sizes)
 
 
 def _free(taken: set[int], n: int) -> int:

@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._device import _device_constructors
 
 from snnfast._core.pytorch import transforms_are_active
+from snnfast._unroll import node, state_gradients
 from snnfast.compiler.recording.functions import Applied, read_from_outside
 from snnfast.compiler.recording.kinds import Hole, Kind, Kinds, NeedsValueError
 from snnfast.compiler.recording.later import AT, LOW, Later, Like, become, later, like_of
@@ -75,8 +76,21 @@ _CONSTANTS = {
     str, bool, NoneType, EllipsisType, torch.dtype, torch.device, torch.layout, torch.memory_format,
 }  # fmt: skip
 
-_IN_THE_LIST, _IN_A_TUPLE = 3, 2
-"""References to a result that only the recorder holds, while it counts them."""
+
+def _references() -> tuple[int, int]:
+    """References to a result that only the recorder holds, in its list and in a tuple, as it counts them itself.
+
+    They differ between versions of Python.
+    """
+    count, kept = sys.getrefcount, [object(), (object(),)]
+    found = []
+    for number in range(len(kept)):
+        made: Any = kept[number]
+        found.append(count(made[0]) if type(made) is tuple else count(made))
+    return found[0], found[1]
+
+
+_IN_THE_LIST, _IN_A_TUPLE = _references()
 
 
 class Recorder(TorchFunctionMode):
@@ -137,10 +151,10 @@ class Recorder(TorchFunctionMode):
         states: Sequence[Tensor | None],
         parameters: Sequence[Tensor],
         backend: str,
-        make: Callable[[], Any],
     ) -> Any:
-        """Record one step of a neuron layer, as its call ``make`` does, in less time."""
-        key = [neuron, self._known.token(options), backend, torch.is_grad_enabled(), modes()]
+        """Record ``node.step`` of a neuron layer, in less time than its call takes."""
+        setting = state_gradients.setting.value
+        key = [neuron, self._known.token(options), backend, setting, torch.is_grad_enabled(), modes()]
         leaves: list[int] = []
         for t in (x, *states, *parameters):
             if type(t) is Later:
@@ -152,14 +166,14 @@ class Recorder(TorchFunctionMode):
                 key.append(self.likes[number])
                 key.append(number if type(t) is nn.Parameter else None)
                 leaves.append(~number)
-            else:
-                return make()
+            else:  # a tensor of the caller that is new here
+                return node.step(neuron, options, x, states, parameters, backend)
         spelled = tuple(key)
         kind = self._known.get(spelled)
         if kind is not None:
             return self._made(kind, tuple(leaves), (), {})
         before = len(self.kinds)
-        found = make()
+        found = node.step(neuron, options, x, states, parameters, backend)
         if len(self.kinds) == before + 1 and self.leaves[-1] == tuple(leaves):
             self._known[spelled] = self.kinds[-1]
         return found

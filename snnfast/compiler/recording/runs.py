@@ -130,7 +130,7 @@ class Folded:
     """
 
     def __init__(self, runs: list[Run], calls: int) -> None:
-        self.runs, self.calls = runs, calls
+        self.runs = runs
         self._starts = [run.start for run in runs]
         cut = [0]
         for run in runs:
