@@ -2,6 +2,7 @@
 
 import contextlib
 import warnings
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from torch._dynamo.utils import counters
 
 import snnfast
 from benchmarks.collection.comparison import EXACT, difference, seen
+
+by_tracing, explain_tracing = partial(snnfast.compile, by="tracing"), partial(snnfast.explain, by="tracing")
 
 
 class Net(nn.Module):

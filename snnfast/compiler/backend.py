@@ -6,20 +6,20 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import Graph, GraphModule
 
 from snnfast._core import backend as _backend
 from snnfast._core.pytorch import saved_tensors_are_hooked
 from snnfast._unroll.graph import as_function
 from snnfast.compiler import verify
-from snnfast.compiler.any_steps import AnySteps, form_of, runs_of, with_rows_together
+from snnfast.compiler.any_steps import AnySteps, with_rows_together
 from snnfast.compiler.aten import to_aten
 from snnfast.compiler.calls import LEAST, is_random, is_step, line_of, site_of
 from snnfast.compiler.distribute import Distributed
-from snnfast.compiler.emit import LEAST_NUMBER, Emitter
+from snnfast.compiler.emit import Emitter
 from snnfast.compiler.errors import RefusedError
 from snnfast.compiler.facts import facts_of
 from snnfast.compiler.functions import drop_sizes
@@ -34,6 +34,7 @@ from snnfast.compiler.passes import run_passes
 from snnfast.compiler.passes.dead import remove_unused
 from snnfast.compiler.report import (
     NO_NEURON,
+    UNCONVERTED,
     GraphReport,
     describe,
     fail,
@@ -187,44 +188,45 @@ def _lower(graph: Graph, parts: Distributed, stages: Stages) -> None:
     stages.after("kernels", graph)
 
 
-def for_any_steps(gm: GraphModule, known: dict[Any, AnySteps], sizes: Sequence[int] = ()) -> tuple[AnySteps, list[int]]:
-    """The graph of a loop as one for any number of steps, and the numbers of this one.
+class ForAnySteps(NamedTuple):
+    """The graph of a loop as one for any number of steps.
 
-    These are the lengths of the loops and, if they are others, ``sizes`` of the program that follow from them.
+    Attributes:
+        numbers: What it takes for this number of steps: the lengths of the loops, and those that were given.
+        report: What became of the loop.
+    """
 
-    ``known`` keeps the graphs by their forms: one that differs by its numbers of steps alone is not written again,
-    unless it repeats calls step by step, or has so few steps that their number may be that of a dimension.
+    graph: AnySteps
+    numbers: list[int]
+    report: GraphReport
+
+
+def for_any_steps(gm: GraphModule, sizes: Sequence[int] = ()) -> ForAnySteps:
+    """The graph of a loop as one for any number of steps. ``sizes`` of the program follow from these.
 
     Raises:
         RefusedError: Nothing in it is merged.
     """
+    report = GraphReport("a graph")
+    neurons = any(is_step(n.target) for n in gm.graph.nodes)
+    if not neurons and is_unconverted(gm):
+        raise RefusedError(UNCONVERTED)
     drop_sizes(gm)
-    found, stages = to_aten(gm), Stages("a graph")
-    parts = _distributed(found, stages, neurons=True)
+    found, stages = to_aten(gm), Stages(report.where)
+    parts = _distributed(found, stages, neurons)
     lengths = parts.rolled.lengths
     if not lengths:
-        raise RefusedError("it has no loop")
+        describe(parts, set(), report)
+        raise RefusedError(why_not(report, parts.rolled.layers))
     numbers = list(dict.fromkeys([*lengths, *sizes]))
-    form = form_of(parts.rolled, numbers)
-    of_these = form, *numbers
-    if form not in known and of_these not in known:
-        emitter = Emitter(parts.rolled, numbers)
-        graph = write(parts, emitter)
-        repeats = _repeats_calls(parts, emitter)
-        _lower(graph, parts, stages)
-        # The last row may be a result of its own. More are rows that are detached or copied one by one.
-        returned: Any = parts.facts.graph.output_node().args[0]
-        results = runs_of(list(returned), parts.rolled)
-        repeats |= with_rows_together(graph) > 2 * len(results) or min(lengths) < LEAST_NUMBER
-        known[of_these if repeats else form] = AnySteps(executable(GraphModule(found, graph)))
-    return known.get(form) or known[of_these], numbers
-
-
-def _repeats_calls(parts: Distributed, emitter: Emitter) -> bool:
-    """Whether the calls of a statement are in the new graph. The last one of a running sum may be, as a sum."""
-    repeated = (s for s in parts.rolled.statements if s.reason is not None)
-    made = (map(emitter.new.get, s.calls) for s in repeated)
-    return any(sum(isinstance(n, Node) and bool(n.users) for n in nodes) > 1 for nodes in made)
+    emitter = Emitter(parts.rolled, numbers)
+    graph = write(parts, emitter)
+    describe(parts, emitter.summed, report)
+    if not report.merged:
+        raise RefusedError(why_not(report, parts.rolled.layers))
+    _lower(graph, parts, stages)
+    with_rows_together(graph)
+    return ForAnySteps(AnySteps(executable(GraphModule(found, graph))), numbers, report)
 
 
 def write(parts: Distributed, emitter: Emitter) -> Graph:

@@ -111,6 +111,10 @@ def is_unconverted(gm: GraphModule) -> bool:
 
 
 _NEURONS = "/snntorch/_neurons/"
+UNCONVERTED = (
+    "its layers are snnTorch's own; put them on snnfast's kernels with snnfast.compile(net), or with "
+    "snnfast.snntorch.convert(net) before torch.compile"
+)
 _STAY = ("slstm.py", "sconv2dlstm.py")
 
 
@@ -132,10 +136,7 @@ def leave_alone(report: GraphReport, gm: GraphModule, reason: str = NO_NEURON) -
         refuse(report, "its steps are in calls that have their own graphs, such as checkpointing at each step")
     elif is_unconverted(gm):
         report.unconverted = True
-        report.refused = (
-            "its layers are snnTorch's own; put them on snnfast's kernels with snnfast.compile(net), or with "
-            "snnfast.snntorch.convert(net) before torch.compile"
-        )
+        report.refused = UNCONVERTED
         report.warnings = [f"snnfast: {report.where} runs as it is: {report.refused}"]
 
 

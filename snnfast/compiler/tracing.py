@@ -1,12 +1,9 @@
-"""How ``torch.compile`` traces what :func:`snnfast.compile` is given: numbers, prints, asserts, bars split no loop."""
+"""How ``torch.compile`` traces what :func:`snnfast.compile` is given: numbers, prints and asserts split no loop."""
 
 import contextlib
 import dis
 import functools
-import importlib
-import inspect
 import operator
-import sys
 import threading
 from typing import Any
 
@@ -32,10 +29,14 @@ class _Tracing:
             self._inside += 1
             if self._inside == 1:
                 printing = config.reorderable_logging_functions | _extend()
-                settings = {"capture_scalar_outputs": True, "reorderable_logging_functions": printing}
-                self._before = {name: getattr(config, name) for name in settings}
-                for name, wanted in settings.items():
-                    setattr(config, name, wanted)
+                settings = {
+                    "capture_scalar_outputs": True,
+                    "reorderable_logging_functions": printing,
+                    "max_loop_unroll_nodes": 0,  # no loop is too long; not all versions of PyTorch have this limit
+                }
+                self._before = {name: getattr(config, name) for name in settings if hasattr(config, name)}
+                for name in self._before:
+                    setattr(config, name, settings[name])
 
     def __exit__(self, *error: object) -> None:
         with self._lock:
@@ -50,7 +51,7 @@ tracing = _Tracing()
 
 A number that ``.item()``, ``float`` or ``int`` makes of a tensor becomes a node of the graph. It splits the graph only
 where the program decides by it. ``print`` does not split it either: what a graph prints comes behind it, in order.
-Nor does ``assert``, which becomes a node, too, or a progress bar, which is shown when its loop is done.
+Nor does ``assert``, which becomes a node, too.
 """
 
 
@@ -61,7 +62,7 @@ def _extend() -> frozenset[Any]:
     These are PyTorch's private classes. Where a version has them in another form, what needs them splits the graph, as
     it does without an extension.
     """
-    for extend in (keep_running, _keep_asserts, _keep_bars, _keep_numbers_of_functions, _keep_resets):
+    for extend in (keep_running, _keep_asserts):
         with contextlib.suppress(AttributeError):
             extend()
     with contextlib.suppress(AttributeError):
@@ -178,83 +179,3 @@ def _is_tried(tx: Any) -> bool:
             return True
         tx = getattr(tx, "parent", None)
     return False
-
-
-def _keep_bars() -> None:
-    """Let ``for t in tqdm(range(T))`` be a loop over the range, and show the bar as it is at the end behind the graph.
-
-    Of another use of a bar, such as of its methods, PyTorch decides.
-    """
-    variables: Any = torch._dynamo.variables
-    constant, kind, debugging = (
-        variables.ConstantVariable,
-        variables.UserDefinedClassVariable,
-        variables.misc.DebuggingVariable,
-    )
-    original, attribute = kind.call_function, torch._dynamo.source.AttrSource
-
-    def call_function(self: Any, tx: Any, args: Any, kwargs: Any) -> Any:
-        bar = getattr(sys.modules.get("tqdm"), "tqdm", None)
-        if bar is None or not issubclass(self.value, bar) or not tracing.is_entered or len(args) != 1:
-            return original(self, tx, args, kwargs)
-        next_one = tx.instructions[tx.instruction_pointer].opname
-        named = {k: a.realize() for k, a in kwargs.items()}
-        steps = args[0].realize()
-        known = all(isinstance(a, constant) for a in named.values()) and self.source is not None
-        is_range = steps.is_python_constant() and isinstance(steps.as_python_constant(), range)
-        if next_one != "GET_ITER" or not known or not is_range:
-            return original(self, tx, args, kwargs)
-        given = [a for k, v in named.items() for a in (constant.create(k), v)]
-        show = debugging(_show, source=attribute(tx.import_source(__name__), "_show"))
-        tx.output.root_tx.debug_locals.append((show, [self, constant.create(len(steps.as_python_constant())), *given]))
-        return steps
-
-    kind.call_function = call_function
-
-
-def _keep_numbers_of_functions() -> None:
-    """Let a number that is an attribute of an ``autograd.Function`` be that number, as in ``Surrogate.scale * x``.
-
-    PyTorch takes it for something unknown, which splits the graph. The number is guarded: another one is traced anew.
-    A backward pass has the number of its forward pass.
-    """
-    dynamo: Any = torch._dynamo
-    kind, constant = dynamo.variables.misc.AutogradFunctionVariable, dynamo.variables.ConstantVariable
-    name_of_hook = "tp_getattro_impl" if hasattr(kind, "tp_getattro_impl") else "var_getattr"  # of torch 2.11
-    original = getattr(kind, name_of_hook)
-    guard, attribute, same = dynamo.guards.install_guard, dynamo.source.AttrSource, dynamo.guards.GuardBuilder
-
-    def read(self: Any, tx: Any, name: str) -> Any:
-        found = inspect.getattr_static(self.fn_cls, name, None)
-        if type(found) not in (int, float) or self.source is None or not tracing.is_entered:
-            return original(self, tx, name)
-        guard(attribute(self.source, name).make_guard(same.CONSTANT_MATCH))
-        return constant.create(found)
-
-    setattr(kind, name_of_hook, read)
-
-
-def _keep_resets() -> None:
-    """Let ``reset_net`` and ``detach_net`` of SpikingJelly be those of :mod:`snnfast.spikingjelly`.
-
-    These do the same to a network. SpikingJelly's own write to a log, which asks Python for its frames and so splits
-    the graph, and they look the modules up in a cache.
-    """
-    kind: Any = torch._dynamo.variables.UserFunctionVariable
-    original = kind.call_function
-
-    def call_function(self: Any, tx: Any, args: Any, kwargs: Any) -> Any:
-        name = getattr(self.fn, "__name__", "")
-        is_one = name in ("reset_net", "detach_net") and tracing.is_entered
-        if not is_one or not self.fn.__module__.startswith("spikingjelly.activation_based.functional"):
-            return original(self, tx, args, kwargs)
-        ours = importlib.import_module("snnfast.spikingjelly.functional")
-        return original(kind(getattr(ours, name)), tx, args, kwargs)
-
-    kind.call_function = call_function
-
-
-def _show(bar: Any, steps: int, *named: Any) -> None:
-    """A progress bar when all steps are done."""
-    with bar(total=steps, **dict(zip(named[::2], named[1::2], strict=True))) as shown:
-        shown.update(steps)

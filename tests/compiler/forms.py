@@ -43,7 +43,7 @@ def after(name: str, function: Callable[..., Any], *inputs: Any) -> Form:
 
 def after_merging(name: str, function: Callable[..., Any], *inputs: Any) -> Form:
     """The form after a stage that follows the passes."""
-    return _form(snnfast.explain(function, *inputs).graphs[0].stages[name])
+    return _form(snnfast.explain(function, *inputs, by="tracing").graphs[0].stages[name])
 
 
 def rolled(function: Callable[..., Any], *inputs: Any) -> Rolled:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from helpers import assert_all_bits_equal, assert_bits_equal
 from internals import emit, merge
-from loop_nets import Feedback, Net, assert_same, currents, graphs, refused
+from loop_nets import Feedback, Net, assert_same, by_tracing, currents, explain_tracing, graphs, refused
 from torch import Tensor, nn
 
 import snnfast
@@ -140,7 +140,7 @@ def test_a_tensor_that_the_loop_lets_require_a_gradient_is_named() -> None:
             v = 0.9 * v + current
         return v
 
-    assert "requires_grad_()" in str(snnfast.explain(loop, currents()))
+    assert "requires_grad_()" in str(explain_tracing(loop, currents()))
 
 
 def test_a_change_made_at_every_step_alike_is_made_once() -> None:
@@ -165,7 +165,7 @@ def test_a_change_made_at_every_step_alike_is_made_once() -> None:
 
 def test_a_single_step_runs_as_it_is_and_says_so_once() -> None:
     lif = snnfast.Leaky(beta=0.9)
-    compiled, x = snnfast.compile(lambda x, mem: lif(x, mem)), torch.rand(3, 4)
+    compiled, x = by_tracing(lambda x, mem: lif(x, mem)), torch.rand(3, 4)
     message = refused(compiled, x, torch.zeros(3, 4))
     assert "runs as it is" in message
     assert "a single step" in message
@@ -184,7 +184,7 @@ def test_a_loop_that_is_cut_at_each_step_says_so() -> None:
                 spikes.append(spk)
             return torch.stack(spikes)
 
-    message = refused(snnfast.compile(Printing()), currents())
+    message = refused(by_tracing(Printing()), currents())
     assert re.search(r"torch.compile cuts the code at .*test_loop.py:\d+: torch._dynamo.graph_break\(\)$", message)
 
 
@@ -200,7 +200,7 @@ def test_a_change_of_a_shape_in_place_is_named(name: str, arguments: tuple[int, 
         return torch.stack(made)
 
     x = torch.rand(4, 3, 5) * 2
-    assert f"it changes the shape of a tensor in place ({name})" in refused(snnfast.compile(loop), x)
+    assert f"it changes the shape of a tensor in place ({name})" in refused(by_tracing(loop), x)
     torch._dynamo.reset()
     with warnings.catch_warnings(action="ignore"):
         assert_bits_equal(torch.compile(loop, backend="snnfast")(x), loop(x))
@@ -224,7 +224,7 @@ def test_a_fault_in_the_pass_falls_back_loudly(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(emit.Emitter, "single", broken)
     net, x = Net(), currents()
     expected = copy.deepcopy(net)(x)
-    compiled = snnfast.compile(net)
+    compiled = by_tracing(net)
     with pytest.warns(UserWarning, match=r"(?s)fault of snnfast.*please report it.*KeyError: 'planted'"):
         found = compiled(x)
     assert_all_bits_equal(found, expected)
@@ -280,7 +280,7 @@ def test_what_nobody_reads_is_not_made(readout: Any, record: int, reduce: bool) 
 
 def test_how_often_a_loop_is_compiled() -> None:
     net = Net()
-    other, compiled = copy.deepcopy(net), snnfast.compile(net)
+    other, compiled = copy.deepcopy(net), by_tracing(net)
 
     def count(T: int, B: int, grad: bool = True) -> int:
         before, x = graphs(), currents(T, B)

@@ -19,7 +19,7 @@ import torch
 from callables import function
 from helpers import assert_all_bits_equal, assert_bits_equal
 from internals import BACKEND, LONG, merge
-from loop_nets import Feedback, Net, assert_same, currents, graphs
+from loop_nets import Feedback, Net, assert_same, by_tracing, currents, explain_tracing, graphs
 from running import assert_alike
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -51,7 +51,7 @@ def assert_not_compiled(net: nn.Module) -> None:
 def test_it_returns_the_network_itself_with_the_same_type_and_keys_and_there_is_a_way_back() -> None:
     net, x = Net(), currents()
     keys, other = list(net.state_dict()), copy.deepcopy(net)
-    compiled = snnfast.compile(net)
+    compiled = by_tracing(net)
     assert compiled is net
     assert type(compiled) is Net
     assert list(compiled.state_dict()) == keys
@@ -76,7 +76,7 @@ def test_a_checkpoint_is_that_of_the_network_in_both_directions(tmp_path: Path) 
     "how", ["deepcopy", *(pytest.param(how, marks=pytest.mark.thorough) for how in ("pickle", "save"))]
 )
 def test_a_copy_is_the_network_uncompiled_and_can_be_compiled(how: str, tmp_path: Path) -> None:
-    net, x = snnfast.compile(Net()), currents()
+    net, x = by_tracing(Net()), currents()
     net(x)
     if how == "deepcopy":
         copied = copy.deepcopy(net)
@@ -92,7 +92,7 @@ def test_a_copy_is_the_network_uncompiled_and_can_be_compiled(how: str, tmp_path
     assert not torch.equal(copied(x)[1], net(x)[1])
     net.load_state_dict(copied.state_dict())
     assert_same(net, copied, x)
-    assert_compiled(snnfast.compile(copied))
+    assert_compiled(by_tracing(copied))
     assert_same(copied, net, x)
 
 
@@ -165,10 +165,10 @@ def test_a_compiled_function_is_a_function(how: str) -> None:
     net, x = Net(), currents()
     other = copy.deepcopy(net)
     if how == "function":
-        loop = snnfast.compile(lambda x: net(x))
+        loop = by_tracing(lambda x: net(x))
     elif how == "decorator":
 
-        @snnfast.compile
+        @by_tracing
         def loop(x: Tensor) -> Any:
             """A loop."""
             return net(x)
@@ -177,7 +177,7 @@ def test_a_compiled_function_is_a_function(how: str) -> None:
     else:
 
         class Other(Net):
-            @snnfast.compile
+            @by_tracing
             def forward(self, x: Tensor) -> Any:
                 return super().forward(x)
 
@@ -330,14 +330,14 @@ GAINS_NOTHING = {
 def test_a_network_that_gains_nothing_runs_as_it_is_and_one_warning_says_why(make: Any, reason: str) -> None:
     net, x = make(), currents()
     other = copy.deepcopy(net)
-    snnfast.compile(net)
+    by_tracing(net)
     with pytest.warns(UserWarning, match=reason) as caught:
         net(x)
     assert len([w for w in caught if str(w.message).startswith("snnfast: ")]) == 1
     with warnings.catch_warnings(action="error", category=UserWarning):
         assert_not_compiled(net)
         assert_all_bits_equal(net(x), other(x))
-        snnfast.compile(make())(x)  # the same reason of the same class
+        by_tracing(make())(x)  # the same reason of the same class
 
 
 def test_nodes_that_run_all_steps_at_once_are_not_traced_unless_there_may_be_a_loop_beside_them() -> None:
@@ -345,12 +345,12 @@ def test_nodes_that_run_all_steps_at_once_are_not_traced_unless_there_may_be_a_l
         net, x = make(), currents()
         plain, counted = copy.deepcopy(net), torch._dynamo.utils.counters["frames"]
         with warnings.catch_warnings(action="ignore"):
-            snnfast.compile(net)(x)
+            by_tracing(net)(x)
         assert counted["total"] == frames
         assert_all_bits_equal(net(x), plain(x))
     assert_compiled(net)
     switched = InStepModeM()
-    functional.set_step_mode(snnfast.compile(switched), "s")
+    functional.set_step_mode(by_tracing(switched), "s")
     with pytest.warns(UserWarning, match="runs as it is, without torch.compile: 1 step of ifnode"):
         switched(x[0])
 
@@ -376,7 +376,7 @@ def test_an_autograd_function_at_each_step_is_one_call_if_it_is_elementwise_else
     same = copy.deepcopy(net)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".* runs as it is, without torch.compile")
-        snnfast.compile(net)(x)
+        by_tracing(net)(x)
     repeated = any("autograd_function_apply" in line for line in reports[0].repeated)
     assert repeated != (name in ("elementwise", "clamped", "a mean", "a mask"))
     of_each_call = type(torch.ops.higher_order.autograd_function_apply)
@@ -435,7 +435,7 @@ def test_a_function_that_torch_compile_traces_at_every_call_in_vain_runs_as_it_i
 
 
 def test_a_first_call_that_fails_or_runs_under_the_reference_decides_nothing() -> None:
-    net, x = snnfast.compile(Net()), currents()
+    net, x = by_tracing(Net()), currents()
     with pytest.raises(RuntimeError):
         net(torch.rand(5, 3, 7))
     with snnfast.use_backend("reference"):
@@ -495,7 +495,7 @@ def message_of(function: Any, *args: Any) -> str:
 def test_a_network_that_torch_compile_fails_to_trace_runs_as_it_is_and_one_warning_says_why(cut: bool) -> None:
     net, x = Failing(cut=cut), currents()
     plain = copy.deepcopy(net)
-    snnfast.compile(net)
+    by_tracing(net)
     message = message_of(net, x)
     assert re.search(
         r"^snnfast: Failing(, in forward \(.*\),)? runs as it is.*: torch.compile raises an error at .*"
@@ -507,11 +507,11 @@ def test_a_network_that_torch_compile_fails_to_trace_runs_as_it_is_and_one_warni
         for _ in range(3):
             assert_bits_equal(net(x), plain(x))
     assert net.seen == plain.seen
-    assert "torch.compile raises an error" in str(snnfast.explain(net, x))
+    assert "torch.compile raises an error" in str(explain_tracing(net, x))
 
 
 def test_a_later_call_that_can_not_be_traced_runs_as_it_is_and_the_others_stay_compiled() -> None:
-    net = snnfast.compile(Failing(least=7))
+    net = by_tracing(Failing(least=7))
     net.seen = None  # torch.compile would compile anew for each length of the list
     plain = copy.deepcopy(net)
     net(currents(5))
@@ -525,7 +525,7 @@ def test_a_later_call_that_can_not_be_traced_runs_as_it_is_and_the_others_stay_c
 
 
 def test_an_error_of_the_program_leaves_the_call_as_it_leaves_the_loop_and_decides_nothing() -> None:
-    net, wrong, silent = snnfast.compile(Failing(least=7)), torch.rand(5, 3, 7), torch.zeros(7, 3, 12)
+    net, wrong, silent = by_tracing(Failing(least=7)), torch.rand(5, 3, 7), torch.zeros(7, 3, 12)
     with torch.no_grad():
         net.fc.bias.zero_()
     plain = copy.deepcopy(net)
@@ -551,7 +551,7 @@ def test_an_error_of_what_was_compiled_is_raised_and_nothing_runs_again() -> Non
             rec.append(mem.index_select(0, at))
         return torch.stack(rec)
 
-    compiled, x = snnfast.compile(loop), currents()
+    compiled, x = by_tracing(loop), currents()
     compiled(x, torch.tensor([1]))
     seen.clear()
     with pytest.raises((IndexError, RuntimeError), match=r"out of (range|bounds)"):
@@ -658,7 +658,7 @@ def test_anomaly_detection_and_hooks_of_saved_tensors_change_no_number(make: Any
 
 
 def test_the_limit_of_compilations_is_told_with_the_name_of_the_network() -> None:
-    net = snnfast.compile(Net())
+    net = by_tracing(Net())
     plain = copy.deepcopy(net)
     with torch._dynamo.config.patch(recompile_limit=2), warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
@@ -677,7 +677,7 @@ def test_the_limit_of_compilations_is_told_with_the_name_of_the_network() -> Non
 def test_a_compilation_that_takes_long_says_what_is_compiled(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    net, x = snnfast.compile(Net()), currents()
+    net, x = by_tracing(Net()), currents()
     net(x)
     assert not [record for record in caplog.records if record.name == "snnfast"]
     monkeypatch.setattr(LONG, 0.01)
@@ -743,12 +743,12 @@ def from_a_list(x: Tensor, order: Tensor) -> Tensor:
     [picked, written, *(pytest.param(f, marks=THOROUGH) for f in (iterated, of_the_largest, added, from_a_list))],
 )
 def test_an_index_that_a_tensor_holds_is_no_error(loop: Any) -> None:
-    x, order, compiled = currents(), torch.tensor([2, 0, 3, 1, 4]), snnfast.compile(loop)
+    x, order, compiled = currents(), torch.tensor([2, 0, 3, 1, 4]), by_tracing(loop)
     with warnings.catch_warnings(record=True, action="always") as caught:
         for _ in range(2):
             assert_bits_equal(compiled(x, order), loop(x, order))
         assert_bits_equal(compiled(x, order.flip(0)), loop(x, order.flip(0)))
-        snnfast.explain(loop, x, order)
+        explain_tracing(loop, x, order)
     said = [str(w.message) for w in caught]
     assert not any("fault of snnfast" in message for message in said)
     cut = any(re.search(r"cuts the code at .*test_loop_entry.py:\d+: ", message) for message in said)
@@ -763,7 +763,7 @@ STAYS_COMPILED: dict[str, tuple[Any, dict[str, Any], str]] = {
 
 @pytest.mark.parametrize(("make", "options", "warning"), STAYS_COMPILED.values(), ids=STAYS_COMPILED)
 def test_what_stays_compiled(make: Any, options: dict[str, Any], warning: str) -> None:
-    net = snnfast.compile(make(), **options)
+    net = by_tracing(make(), **options)
     with pytest.warns(UserWarning, match=warning):
         net(currents())
     assert_compiled(net)

@@ -3,11 +3,14 @@
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import loop_nets
 import pytest
 import torch
+from compiler.internals import tracing
+from loop_nets import by_tracing, explain_tracing
 from torch import Tensor, nn
 
 import snnfast
@@ -38,7 +41,7 @@ def compiled(look: Callable[..., Any]) -> tuple[nn.Module, nn.Module]:
     net.load_state_dict(state := {k: v.clone() for k, v in net.state_dict().items()})
     same = Net(look)
     same.load_state_dict(state)
-    return snnfast.compile(same), net
+    return by_tracing(same), net
 
 
 def one_unroll(reports: list[Any]) -> bool:
@@ -96,16 +99,10 @@ def test_an_assert_inside_of_try_is_obeyed_where_it_stands(look: Callable[..., A
             torch.testing.assert_close(found, wanted)
 
 
-def test_a_progress_bar_over_the_steps_is_shown_when_they_are_done(capsys: Any, reports: list[Any]) -> None:
+def test_a_progress_bar_over_the_steps_splits_no_loop(capsys: Any) -> None:
     tqdm, lif = pytest.importorskip("tqdm").tqdm, snnfast.Leaky(beta=0.9)
 
     def loop(x: Tensor) -> Tensor:
-        mem = torch.zeros_like(x[0])
-        for t in tqdm(range(x.size(0)), desc="time"):
-            _, mem = lif(x[t], mem)
-        return mem
-
-    def changes_its_bar(x: Tensor) -> Tensor:
         bar = tqdm(range(x.size(0)), desc="time")
         mem = x[0]
         for t in bar:
@@ -114,11 +111,9 @@ def test_a_progress_bar_over_the_steps_is_shown_when_they_are_done(capsys: Any, 
         return mem
 
     x = torch.rand(5, 4, 12)
-    for function in (loop, changes_its_bar):
-        torch.testing.assert_close(snnfast.compile(function)(x), function(x))
-        assert capsys.readouterr().err.count("| 5/5") == 2
-        if function is loop:
-            assert one_unroll(reports)
+    torch.testing.assert_close(snnfast.compile(loop)(x), loop(x))
+    assert capsys.readouterr().err.count("| 5/5") == 2
+    assert one_unroll(snnfast.explain(loop, x).graphs)
 
 
 def test_the_settings_of_torch_compile_are_the_callers_afterwards_also_in_threads() -> None:
@@ -126,12 +121,24 @@ def test_the_settings_of_torch_compile_are_the_callers_afterwards_also_in_thread
     names = ("capture_scalar_outputs", "reorderable_logging_functions")
     before = [getattr(torch._dynamo.config, name) for name in names]
     x = torch.rand(5, 4, 12)
-    net = snnfast.compile(lambda x: inner(x)[0] * 2)
+    net = by_tracing(lambda x: inner(x)[0] * 2)
     wanted = inner(x)[0]
     with ThreadPoolExecutor(4) as threads:
         for found in threads.map(lambda _: net(x), range(12)):
             torch.testing.assert_close(found, wanted * 2)
     assert [getattr(torch._dynamo.config, name) for name in names] == before
+
+
+def test_a_limit_on_the_length_of_a_loop_that_a_version_of_pytorch_may_have_is_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = {"capture_scalar_outputs": False, "reorderable_logging_functions": frozenset()}
+    config = SimpleNamespace(max_loop_unroll_nodes=5000, **settings)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch._dynamo, "config", config)
+        with tracing:
+            assert config.max_loop_unroll_nodes == 0
+        assert config.max_loop_unroll_nodes == 5000
 
 
 NUMBERS = {
@@ -171,5 +178,5 @@ def test_a_loop_that_a_number_decides_in_is_cut_and_the_message_names_the_line()
     where = r'test_loop_statistics.py:\d+: "decides": lambda .* if spk.sum\(\).item\(\) > 20'
     with pytest.warns(UserWarning, match=rf"Net runs as it is, .*torch.compile cuts the code at .*{where}"):
         net(x)
-    (cut,) = snnfast.explain(same, x).cuts
+    (cut,) = explain_tracing(same, x).cuts
     assert re.search(where, cut)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from helpers import assert_all_bits_equal, assert_bits_equal
 from internals import rules, verified
-from loop_nets import Net, currents, refused
+from loop_nets import Net, by_tracing, currents, refused
 from torch import Tensor, nn
 
 import snnfast
@@ -66,7 +66,7 @@ def test_verification_finds_a_wrong_rule(wrong: Any, message: str, monkeypatch: 
 
     monkeypatch.setitem(rules.RULES, "linear", planted)
     with pytest.raises(RuntimeError, match=message):
-        snnfast.compile(Net())(currents().requires_grad_())
+        by_tracing(Net())(currents().requires_grad_())
 
 
 def test_verification_leaves_running_averages_to_the_loop() -> None:
@@ -97,7 +97,7 @@ def test_random_numbers_are_not_compared() -> None:
             total = total + spk
         return total
 
-    assert "draws random numbers" in refused(snnfast.compile(loop), currents())
+    assert "draws random numbers" in refused(by_tracing(loop), currents())
 
 
 def test_verification_finds_wrong_changes_in_place() -> None:

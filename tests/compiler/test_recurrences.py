@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import assert_all_close
+from loop_nets import by_tracing
 from loop_ops import Masked, Saved
 from programs import PROGRAMS, ByHand
 from running import assert_alike
@@ -77,7 +78,7 @@ class Together(nn.Module):
 @pytest.mark.parametrize("steps", [4, *(pytest.param(n, marks=pytest.mark.thorough) for n in (5, 6))])
 def test_several_layers_of_one_class_are_no_steps(steps: int, reports: list[Any]) -> None:
     net, x = nn.Sequential(*(Together() for _ in range(steps))), torch.rand(3, steps, 7, requires_grad=True)
-    assert_alike(snnfast.compile(copy.deepcopy(net)), net, x, TOLERANCES["float32"])
+    assert_alike(by_tracing(copy.deepcopy(net)), net, x, TOLERANCES["float32"])
     assert f"{steps} steps of 7 calls" in str(*reports)
     assert f"one recurrence ({steps} times)" in str(*reports)
 

@@ -1,26 +1,26 @@
 """A function whose calls are recorded."""
 
+import time
 import traceback
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 
 from snnfast._core import backend as _backend
 from snnfast._core.pytorch import current_recorder, saved_tensors_are_hooked, transforms_are_active
+from snnfast.compiler import stages, verify
 from snnfast.compiler.backend import merge
 from snnfast.compiler.errors import RefusedError
 from snnfast.compiler.recording.form import Form, UnknownFormError
 from snnfast.compiler.recording.functions import hook
 from snnfast.compiler.recording.kinds import Kinds
+from snnfast.compiler.recording.lines import Lines
 from snnfast.compiler.recording.modes import modes
-from snnfast.compiler.recording.plans import Plan, write
+from snnfast.compiler.recording.plans import Plan, plan_for_any_steps, plan_for_its_steps, write
 from snnfast.compiler.recording.recorder import Recorder
+from snnfast.compiler.recording.twins import Told, Twins
 from snnfast.compiler.report import Explanation
-
-_PATIENCE = 3
-"""So many calls in a row without a plan, and the function is recorded no more."""
 
 _MOST_PLANS = 16
 """So many forms have a plan. Others run call by call."""
@@ -31,16 +31,49 @@ def run_recorded(function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     return function(*args, **kwargs)
 
 
-@dataclass
+class _NoPlan(NamedTuple):
+    """Why a form has no plan.
+
+    Attributes:
+        is_refused: Tracing it would not help.
+    """
+
+    reason: str
+    is_refused: bool = False
+
+
+class _Family:
+    """Forms that differ by numbers alone.
+
+    Attributes:
+        first: The first one, which has a plan of its own.
+        any_steps: Their graphs are for any number of steps.
+        limits: Why a graph is not for all of them, or why it is for its number of steps alone.
+        twins: The form for any size of a batch, and its plan, if there is one.
+        tries: There may be one; it is looked for when another form has come.
+        seen: Keys of forms that have come once, and have no plan.
+    """
+
+    def __init__(self, first: Form) -> None:
+        self.first, self.any_steps = first, first.is_general
+        self.limits = "" if first.is_general else "few steps"
+        self.twins: tuple[Twins, Plan] | None = None
+        self.tries = True
+        self.seen: set[Any] = set()
+
+
 class _Known:
     """Kinds and plans of calls under the same autocast, inference mode, default dtype and default device.
 
     Attributes:
         plans: By the keys of forms. Where a form has none, the reason.
+        families: By the structures of forms.
     """
 
-    kinds: Kinds = field(default_factory=Kinds)
-    plans: dict[Any, Plan | str] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self.kinds = Kinds()
+        self.plans: dict[Any, Plan | _NoPlan] = {}
+        self.families: dict[Any, _Family] = {}
 
 
 class Recorded:
@@ -55,29 +88,31 @@ class Recorded:
         self._function, self._name = function, name
         self._known: dict[Any, _Known] = {}
         self._learns = True  # the next call writes its lines down
-        self._in_vain = 0  # so many calls in a row had no plan
         self._explained: Explanation | None = None
 
     @property
     def plans(self) -> list[Plan | str]:
         """The plans of all forms; where one has none, the reason."""
-        return [plan for known in self._known.values() for plan in known.plans.values()]
+        plans = [plan for known in self._known.values() for plan in known.plans.values()]
+        return [plan.reason if isinstance(plan, _NoPlan) else plan for plan in plans]
 
-    def explain(self, *args: Any, **kwargs: Any) -> Explanation:
-        """Make one call, and tell what was recorded and what becomes of it."""
+    def explain(self, *args: Any, **kwargs: Any) -> tuple[Explanation, Recorder]:
+        """Make one call. Returns what was recorded and what becomes of it."""
         self._explained, self._learns = Explanation([]), True
         try:
-            self(*args, **kwargs)
-            return self._explained
+            with stages.kept():
+                _, recorder = self(*args, **kwargs)
+            told = {report.refused for report in self._explained.graphs}
+            self._explained.notes += [reason for reason in dict.fromkeys(recorder.reasons) if reason not in told]
+            return self._explained, recorder
         finally:
             self._explained = None
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self._in_vain >= _PATIENCE or _is_unknown():
-            return self._function(*args, **kwargs)
+    def __call__(self, *args: Any, **kwargs: Any) -> tuple[Any, Recorder]:
+        """Call the function. Returns its result, and what recorded it."""
         surroundings = modes(), torch.get_default_dtype(), torch.get_default_device()
         known = self._known.setdefault(surroundings, _Known())
-        learns, self._learns = self._learns, False
+        learns, self._learns = self._learns or verify.is_wanted(), False
         recorder = Recorder(known.kinds, lambda recorder, alive: self._run(known, recorder, alive), learns)
         with hook:
             try:
@@ -86,20 +121,10 @@ class Recorded:
             except BaseException:
                 recorder.flush()  # buffers and random numbers are as the loop leaves them
                 raise
+            recorder.is_over = True
             recorder.flush(as_it_stands=False)
-        self._look_back(recorder)
-        return result
-
-    def _look_back(self, recorder: Recorder) -> None:
-        if self._explained is not None:
-            self._explained.notes += dict.fromkeys(recorder.reasons)
-        if recorder.has_plan or self._learns:
-            self._in_vain = 0
-            return
-        self._in_vain += 1
-        if self._in_vain == _PATIENCE:
-            reasons = "; ".join(list(dict.fromkeys(recorder.reasons))[:3])
-            _backend.warn_once(f"snnfast: {self._name} runs as it is, without a recorder: {reasons}")
+        recorder.asks_again = self._learns
+        return result, recorder
 
     # ---- plans
 
@@ -107,6 +132,8 @@ class Recorded:
         """Run what was recorded by its plan. Returns whether it has one."""
         try:
             form = Form(recorder, alive)
+            if not form.runs and not recorder.is_whole:
+                raise UnknownFormError("no loop")
         except UnknownFormError as error:
             recorder.reasons.append(str(error))
             return False
@@ -114,32 +141,75 @@ class Recorded:
             if self._explained is not None:
                 self._tell(form, known, recorder)
             plan = self._plan_of(form, known, recorder)
-            if isinstance(plan, str):
-                recorder.reasons.append(plan)
+            if isinstance(plan, _NoPlan):
+                recorder.reasons.append(plan.reason)
+                recorder.is_refused |= plan.is_refused and recorder.is_whole
                 return False
-            found = plan(form, recorder.given)
+            start = time.perf_counter()
+            graph = plan.graph_of(form)
+            if verify.is_wanted():
+                graph = verify.verified(write(form, form.steps, known.kinds, recorder.lines), graph, plan.report)
+            found = graph(*form.inputs_of(recorder.given))
+            recorder.seconds += time.perf_counter() - start
+        recorder.steps += form.steps
         recorder.deliver(alive, found)
         return True
 
-    def _plan_of(self, form: Form, known: _Known, recorder: Recorder) -> Plan | str:
+    def _plan_of(self, form: Form, known: _Known, recorder: Recorder) -> Plan | _NoPlan:
         """The plan of a form, or why there is none."""
-        of_these = form.key, tuple(form.steps)
-        plan = known.plans.get(form.key) or known.plans.get(of_these)
-        if plan is None and len(known.plans) >= _MOST_PLANS:
-            return f"there are {_MOST_PLANS} other forms of it already"
-        if plan is None and not recorder.learns:
+        keys = form.key, (form.key, tuple(form.steps))
+        plan = known.plans.get(keys[0]) or known.plans.get(keys[1])
+        if plan is not None:
+            return plan
+        told = Told(form)
+        family = known.families.get(told.structure)
+        if family is not None and family.twins is not None and (batch := family.twins[0].fits(told, form)) is not None:
+            plan = known.plans[form.key] = family.twins[1]._replace(batch=(batch,))
+            return plan
+        if len({id(plan.graph) for plan in known.plans.values() if isinstance(plan, Plan)}) >= _MOST_PLANS:
+            return _NoPlan(f"there are {_MOST_PLANS} graphs of it already", is_refused=True)
+        if family is not None and not family.tries and keys[1] not in family.seen:
+            family.seen.add(keys[1])
+            return _NoPlan(f"another call like it needs a graph of its own: {family.limits}", is_refused=True)
+        if not recorder.learns:
             self._learns = True
-            return "not seen before: the next call asks for its lines"
+            return _NoPlan("not seen before: the next call asks for its lines")
+        if family is None:
+            family = known.families[told.structure] = _Family(form)
+        elif family.tries:
+            family.tries = False
+            plan = self._plan_for_any_batch(form, family, known, recorder)
+            if isinstance(plan, _NoPlan):
+                family.limits = family.limits or plan.reason
+                return self._plan_of(form, known, recorder)
         if plan is None:
-            plan = _plan(form, known.kinds, recorder)
-            is_general = isinstance(plan, str) or plan.is_general
-            known.plans[form.key if is_general else of_these] = plan
+            plan = self._plan_of_its_own(form, family, known, recorder)
+        known.plans[keys[0] if isinstance(plan, _NoPlan) or plan.is_general else keys[1]] = plan
+        return plan
+
+    def _plan_of_its_own(self, form: Form, family: _Family, known: _Known, recorder: Recorder) -> Plan | _NoPlan:
+        if family.any_steps:
+            plan = _made(plan_for_any_steps, form, known.kinds, recorder)
+            if isinstance(plan, Plan) or plan.is_refused:
+                return plan
+            family.any_steps, family.limits = False, plan.reason
+        return _made(plan_for_its_steps, form, known.kinds, recorder)
+
+    def _plan_for_any_batch(self, form: Form, family: _Family, known: _Known, recorder: Recorder) -> Plan | _NoPlan:
+        try:
+            twins = Twins(form, family.first, family.any_steps)
+        except UnknownFormError as error:
+            return _NoPlan(str(error))
+        plan = _made(plan_for_any_steps, twins, known.kinds, recorder)
+        if isinstance(plan, Plan):
+            plan = plan._replace(batch=(twins.steps[-1],))
+            family.twins = twins, plan
         return plan
 
     def _tell(self, form: Form, known: _Known, recorder: Recorder) -> None:
         """Enter what becomes of a record, with its own number of steps."""
         assert self._explained is not None
-        loops = ", ".join(f"{run.steps} x {run.period}" for run in form.runs)
+        loops = ", ".join(f"{run.steps} x {run.period}" for run in form.runs) or "none"
         self._explained.notes.append(f"recorded {len(form.kinds)} calls; in loops, steps x calls: {loops}")
         try:
             _, report = merge(write(form, form.steps, known.kinds, recorder.lines))
@@ -149,17 +219,19 @@ class Recorded:
         self._explained.graphs.append(report)
         plan = self._plan_of(form, known, recorder)
         if isinstance(plan, Plan):
+            family = known.families[Told(form).structure]
             self._explained.notes.append(
-                "its graph is for any number of steps" if plan.is_general else f"for these steps alone: {plan.limits}"
+                "its graph is for any number of steps" if plan.is_general else f"for these steps alone: {family.limits}"
             )
 
 
-def _is_unknown() -> bool:
-    """Whether a call is made where nothing is recorded.
+def may_record() -> bool:
+    """Whether calls can be recorded here.
 
-    It is traced, transformed, recorded, or in a checkpoint; or the reference is chosen, which merges nothing.
+    They are not where they are traced, transformed, recorded, or in a checkpoint; or where the reference is chosen,
+    which merges nothing.
     """
-    return (
+    return not (
         torch.compiler.is_compiling()
         or _backend.current_backend() == "reference"
         or current_recorder() is not None
@@ -169,14 +241,21 @@ def _is_unknown() -> bool:
     )
 
 
-def _plan(form: Form, kinds: Kinds, recorder: Recorder) -> Plan | str:
+def _made(
+    make: Callable[[Form, Kinds, Sequence[Lines]], Plan], form: Form, kinds: Kinds, recorder: Recorder
+) -> Plan | _NoPlan:
     try:
-        return Plan(form, kinds, recorder.lines)
-    except (UnknownFormError, RefusedError) as error:
-        return str(error)
+        plan = make(form, kinds, recorder.lines)
+    except UnknownFormError as error:
+        return _NoPlan(str(error))
+    except RefusedError as error:
+        return _NoPlan(str(error), is_refused=True)
     except Exception:
         problem = f"a fault of snnfast: {traceback.format_exc()}"
         _backend.warn_once(
             f"snnfast: a recorded loop runs step by step, because of {problem}; please report it with the program"
         )
-        return problem
+        return _NoPlan(problem)
+    for message in plan.report.warnings:
+        _backend.warn_once(message)
+    return plan

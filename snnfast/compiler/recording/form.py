@@ -161,8 +161,6 @@ class Form:
         self.likes: list[Like] = recorder.likes
         self._writes = any(any(kind.writes) for kind in set(self.kinds))
         runs = runs_of(self.kinds, self.leaves)
-        if not runs:
-            raise UnknownFormError("no loop")
         self.folded = folded = Folded(runs, len(self.kinds))
         self.runs = runs
         self.steps = [run.steps for run in runs]
@@ -191,7 +189,7 @@ class Form:
                 number = run.end
         assert len(self.calls) == folded.places
         self.outputs = tuple(self._list(alive))
-        likes = [self._like(self.likes[n[0] if isinstance(n, list) else n]) for n in self.inputs]
+        likes = [self._like(self.like_of_input(i)) for i in range(len(self.inputs))]
         steps = tuple(self.like) if self.is_general else tuple(self.steps)
         self.key = self.is_general, steps, tuple(self.calls), self.outputs, tuple(likes), self._sharing(recorder.given)
 
@@ -402,7 +400,8 @@ class Form:
         if like.kind is not nn.Parameter:
             shape = tuple([self._sizes.get(size, size) for size in shape])
         order = tuple(sorted(range(len(shape)), key=lambda d: (-like.stride[d], d)))
-        strides: Any = order if _is_dense(like) else like.stride
+        expanded = tuple([stride == 0 for stride in like.stride])
+        strides: Any = (order, expanded) if _is_dense(like) else like.stride
         return shape, strides, like.dtype, like.device, like.requires_grad, like.is_leaf, like.kind
 
     def _sharing(self, given: Sequence[Tensor]) -> Any:
@@ -416,17 +415,28 @@ class Form:
 
     # ---- at a number of steps
 
-    def like_at(self, like: Like, steps: Sequence[int]) -> Like:
+    def inputs_of(self, given: Sequence[Tensor]) -> list[Tensor]:
+        """The inputs of its graph, of the tensors from outside."""
+        return [torch.stack([given[m] for m in n]) if isinstance(n, list) else given[n] for n in self.inputs]
+
+    def input_at(self, number: int, steps: Sequence[int]) -> Like:
         """An input at other numbers of steps."""
+        like = self.like_of_input(number)
+        return like if like.kind is nn.Parameter else self._at(like, steps)
+
+    def results_at(self, place: int, steps: Sequence[int], grows: bool) -> list[Like]:
+        """The results of a call. With ``grows``, sizes that may follow from the numbers of steps do."""
+        likes = self.kinds[self.at[place]].likes
+        return [self._at(like, steps) for like in likes] if grows else list(likes)
+
+    def like_of_input(self, number: int) -> Like:
+        """An input as it is known; of tensors at each step, the first one."""
+        given = self.inputs[number]
+        return self.likes[given[0] if isinstance(given, list) else given]
+
+    def _at(self, like: Like, steps: Sequence[int]) -> Like:
         shape = tuple([self._sizes[size].at(steps) if size in self._sizes else size for size in like.shape])
-        if shape == like.shape or like.kind is nn.Parameter:
-            return like
-        if not _is_dense(like):
-            raise UnknownFormError("an input that is not dense has rows for the steps")
-        stride, size = [0] * len(shape), 1
-        for d in sorted(range(len(shape)), key=lambda d: (like.stride[d], -d)):
-            stride[d], size = size, size * max(shape[d], 1)
-        return like.but(shape=shape, stride=tuple(stride))
+        return resized(like, shape)
 
     def numbers(self) -> set[int]:
         """All numbers that are told literally, which a number of steps must not be."""
@@ -454,10 +464,28 @@ class Form:
         return found - set(self._sizes)
 
 
+def resized(like: Like, shape: tuple[int, ...]) -> Like:
+    """A tensor with other sizes, in the same order in memory.
+
+    Raises:
+        UnknownFormError: It has gaps.
+    """
+    if shape == like.shape:
+        return like
+    if not _is_dense(like):
+        raise UnknownFormError("a tensor with gaps in memory has another size")
+    stride, size = [0] * len(shape), 1
+    for d in sorted(range(len(shape)), key=lambda d: (like.stride[d], -d)):
+        if like.stride[d]:
+            stride[d], size = size, size * max(shape[d], 1)
+    return like.but(shape=shape, stride=tuple(stride))
+
+
 def _is_dense(like: Like) -> bool:
+    """Whether there are no gaps in memory between its elements. Dimensions may be expanded."""
     size = 1
     for d in sorted(range(len(like.shape)), key=lambda d: (like.stride[d], -d)):
-        if like.shape[d] == 1:
+        if like.shape[d] == 1 or like.stride[d] == 0:
             continue
         if like.stride[d] != size:
             return False

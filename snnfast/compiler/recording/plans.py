@@ -2,8 +2,7 @@
 
 import operator
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +10,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from snnfast.compiler.any_steps import AnySteps
-from snnfast.compiler.backend import for_any_steps
+from snnfast.compiler.backend import ForAnySteps, for_any_steps
 from snnfast.compiler.recording.form import (
     Constant,
     Counted,
@@ -29,6 +28,7 @@ from snnfast.compiler.recording.form import (
 )
 from snnfast.compiler.recording.kinds import Hole, Kind, Kinds, quiet
 from snnfast.compiler.recording.lines import Lines
+from snnfast.compiler.report import GraphReport
 
 _FIRST = 11
 """The first number of steps that a graph is made for."""
@@ -37,92 +37,104 @@ _ODD_STEPS = 3
 """So many steps may be apart from those of a loop."""
 
 
-class Plan:
+class Plan(NamedTuple):
     """A graph that runs the records of one form.
 
-    Args:
-        form: The form.
-        kinds: Makes fake tensors.
-        lines: The lines of the program that make the calls of the record.
-
     Attributes:
-        limits: Why it is for its number of steps alone; empty if it is for any.
-
-    Raises:
-        RefusedError: Nothing in it is merged.
+        sizes: What the graph takes, as it follows from the steps; numbers, if it is for these alone.
+        report: What became of the calls.
+        batch: The size of the batch, if the graph is for any.
     """
 
-    def __init__(self, form: Form, kinds: Kinds, lines: Sequence[Lines]) -> None:
-        at = partial(_graph_at, form, kinds, lines)
-        self._sizes: list[Size] | None = None
-        self.limits = "" if form.is_general else "few steps"
-        self._steps: list[int] = []
-        if not form.is_general or not any(self._for_any_steps(form, at, grow) for grow in (False, True)):
-            self._run, self._steps = at(form.steps, {})
-
-    def _for_any_steps(self, form: Form, at: Callable[..., tuple[AnySteps, list[int]]], grow: bool) -> bool:
-        """Make a graph for any number of steps. Returns whether there is one."""
-        taken, steps, more = form.numbers(), [], []
-        for i, (like, extra) in enumerate(form.like):
-            if like is None:
-                steps.append(extra)
-                more.append(extra)
-            else:  # by different numbers, so that a length is known to follow from one of them
-                steps.append(_free(taken, _FIRST + 7 * i) if like == i else steps[like] + extra)
-                more.append(_free(taken, steps[i] + 1 + i) if like == i else more[like] + extra)
-        forms: dict[Any, AnySteps] = {}
-        others: dict[Any, AnySteps] = {}
-        try:
-            with quiet():
-                (self._run, first), (other, second) = at(steps, forms, grow), at(more, others, grow)
-        except (RuntimeError, UnknownFormError) as error:
-            # A number that is equal to that of the steps is not one of steps.
-            self.limits = str(error).strip().partition("\n")[0]
-            return False
-        if len(first) != len(second):
-            self.limits = "another number of steps has another graph"
-            return False
-        known = {size.at(steps): size for size in reversed(form.sizes)}
-        sizes = [known.get(a) or _size(a, b, steps, more) for a, b in zip(first, second, strict=True)]
-        if forms.keys() != others.keys() or not self._run.is_like(other):
-            self.limits = "another number of steps has another graph"
-            return False
-        if None in sizes:
-            self.limits = "a loop of which it is unknown how its length follows from the steps"
-            return False
-        self._sizes, self.limits = sizes, ""  # type: ignore[assignment]
-        return True
+    graph: AnySteps
+    sizes: Sequence[Any]
+    report: GraphReport
+    batch: tuple[int, ...] = ()
 
     @property
     def is_general(self) -> bool:
         """Whether it is for any number of steps."""
-        return self._sizes is not None
+        return any(isinstance(size, Size) for size in self.sizes)
 
-    def __call__(self, form: Form, given: Sequence[Tensor]) -> list[Tensor]:
-        """Run a record. Returns its results."""
-        inputs = [torch.stack([given[m] for m in n]) if isinstance(n, list) else given[n] for n in form.inputs]
-        steps = self._steps if self._sizes is None else [size.at(form.steps) for size in self._sizes]
-        return self._run(steps, inputs)
-
-
-def _graph_at(
-    form: Form,
-    kinds: Kinds,
-    lines: Sequence[Lines],
-    steps: Sequence[int],
-    known: dict[Any, AnySteps],
-    grow: bool = False,
-) -> tuple[AnySteps, list[int]]:
-    """The graph of a form at numbers of steps, and the numbers that it takes."""
-    sizes = [size.at(steps) for size in form.sizes]
-    return for_any_steps(write(form, steps, kinds, lines, grow), known, sizes)
+    def graph_of(self, form: Form) -> Callable[..., list[Tensor]]:
+        """A function that runs a record of this form on what it is given."""
+        numbers = [*form.steps, *self.batch]
+        steps = [size.at(numbers) if type(size) is Size else size for size in self.sizes]
+        return lambda *inputs: self.graph(steps, inputs)
 
 
-def _free(taken: set[int], n: int) -> int:
-    """A number of steps that is told from all numbers of a program, also where a first step is apart."""
-    while any(n + more in taken for more in (-2, -1, 0, 1, 2)):
-        n += 1
-    return n
+def plan_for_any_steps(form: Form, kinds: Kinds, lines: Sequence[Lines]) -> Plan:
+    """The graph of a form for any number of steps.
+
+    Raises:
+        UnknownFormError: There is none.
+        RefusedError: Nothing in it is merged.
+    """
+    try:
+        return _for_any_steps(form, kinds, lines, grow=False)
+    except UnknownFormError:
+        return _for_any_steps(form, kinds, lines, grow=True)
+
+
+def _for_any_steps(form: Form, kinds: Kinds, lines: Sequence[Lines], grow: bool) -> Plan:
+    numbers = _Numbers(form)
+    steps, more = numbers.draw(), numbers.draw()
+    try:
+        with quiet():
+            first, second = (_graph_at(form, kinds, lines, at, grow) for at in (steps, more))
+    except RuntimeError as error:  # a number that is equal to that of the steps is not one of steps
+        raise UnknownFormError(str(error).strip().partition("\n")[0]) from None
+    if len(first.numbers) != len(second.numbers) or not first.graph.is_like(second.graph):
+        raise UnknownFormError("another number of steps has another graph")
+    known = {size.at(steps): size for size in reversed(form.sizes)}
+    loops = len(form.runs)
+    sizes = [
+        a if a == b else known.get(a) or _size(a, b, steps[:loops], more[:loops])
+        for a, b in zip(first.numbers, second.numbers, strict=True)
+    ]
+    if None in sizes:
+        raise UnknownFormError("a loop of which it is unknown how its length follows from the steps")
+    return Plan(first.graph, sizes, first.report)
+
+
+def plan_for_its_steps(form: Form, kinds: Kinds, lines: Sequence[Lines]) -> Plan:
+    """The graph of a form for its own number of steps; errors as of :func:`plan_for_any_steps`."""
+    graph, numbers, report = _graph_at(form, kinds, lines, form.steps, grow=False)
+    return Plan(graph, numbers, report)
+
+
+def _graph_at(form: Form, kinds: Kinds, lines: Sequence[Lines], steps: Sequence[int], grow: bool) -> ForAnySteps:
+    return for_any_steps(write(form, steps, kinds, lines, grow), [size.at(steps) for size in form.sizes])
+
+
+class _Numbers:
+    """Numbers of steps that are told from all numbers of a program, and from one another."""
+
+    def __init__(self, form: Form) -> None:
+        self._form, self._taken = form, form.numbers()
+
+    def draw(self) -> list[int]:
+        """Numbers of steps, and a size of a batch, that were not drawn before."""
+        found: list[int] = []
+        for i, (like, extra) in enumerate(self._form.like):
+            if like is None:
+                found.append(extra)
+            elif like == i:
+                found.append(self._free(i))
+            else:
+                found.append(found[like] + extra)
+        self._taken.update(size.at(found) for size in self._form.sizes)
+        self._taken.update(found)
+        return found
+
+    def _free(self, i: int) -> int:
+        is_batch = i == len(self._form.runs)
+        n = max(_FIRST, self._form.steps[i]) if is_batch else _FIRST + 7 * i
+        factors = {size.factor for size in self._form.sizes if size.run == i} | {1}
+        while any(factor * n + more in self._taken for factor in factors for more in (-2, -1, 0, 1, 2)):
+            n += 1
+        self._taken.update(factor * n for factor in factors)
+        return n
 
 
 def _size(a: int, b: int, steps: Sequence[int], more: Sequence[int]) -> Size | None:
@@ -169,15 +181,13 @@ class _Writer:
     def _input(self, number: int, given: Any) -> Node:
         form = self._form
         node = self._graph.placeholder(f"given_{number}")
-        like = form.likes[given[0] if isinstance(given, list) else given]
+        like = form.input_at(number, self._steps)
         if isinstance(given, list):
             if any(number in numbers for numbers in form.shared):
                 raise UnknownFormError("tensors of the caller at every step share memory")
             shape = (self._steps[form.each[number]], *like.shape)
             stride = torch.empty(shape, device="meta").stride()
             like = like.but(shape=shape, stride=stride, is_leaf=not like.requires_grad)
-        else:
-            like = form.like_at(like, self._steps)
         t = self._kinds.fake(like)
         node.meta["example_value"] = nn.Parameter(t, like.requires_grad) if like.kind is nn.Parameter else t
         return node
@@ -213,13 +223,12 @@ class _Writer:
         kind = form.kinds[number]
         # A constructor takes its sizes from its arguments. Other calls that stay are mostly those of one step.
         grows = call.run is None and (self._grow or func in (torch.zeros, torch.ones))
-        likes = [form.like_at(like, self._steps) if grows else like for like in kind.likes]
         lines = self._lines[number]
         node.meta["stack_trace"] = lines.trace
         node.meta["nn_module_stack"] = dict.fromkeys(lines.modules)
         self._kinds_of[node] = kind
         if getattr(func, "computes", None) is not None or _is_op(func) or func in (torch.zeros, torch.ones):
-            fakes = iter([self._kinds.fake(like) for like in likes])
+            fakes = iter([self._kinds.fake(like) for like in form.results_at(place, self._steps, grows)])
             if kind.spec is None:
                 node.meta["example_value"] = next(fakes, None)
             else:

@@ -108,7 +108,12 @@ class Recorder(TorchFunctionMode):
         self._spare = kinds.spare
         self.records, self._runs = True, False
         self.reasons: list[str] = []  # why calls were made that could not wait, or had no plan
-        self.has_plan = False  # a part of the call had one
+        self.is_refused = False  # tracing it would not help
+        self.asks_again = False  # the next call shows whether there is a plan
+        self.steps: list[int] = []  # of the loops that ran by a plan
+        self.seconds = 0.0  # that plans took
+        self.is_over = False  # the call has returned
+        self._planned = self._others = 0  # so many calls ran by a plan, or one by one
         self.learns = learns
         self.ambient = modes()
         self.keys = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
@@ -417,13 +422,24 @@ class Recorder(TorchFunctionMode):
         try:
             with entered(self.grad, self.ambient, modes()):
                 if as_it_stands or not self._run(self, alive):
+                    self._others += len(self.kinds)
                     self.replay(alive)
                 else:
-                    self.has_plan = True
+                    self._planned += len(self.kinds)
         finally:
             self.records, self._runs = before, False
             self._keep_spare()
             self._begin()
+
+    @property
+    def pays(self) -> bool:
+        """Whether at least half of the calls ran by a plan."""
+        return self._planned > 0 and self._planned >= self._others
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all calls that the function has made are in the record."""
+        return self.is_over and not self._planned and not self._others
 
     def _keep_spare(self) -> None:
         """Keep results that nobody holds for later calls: to make one takes a microsecond."""

@@ -1,0 +1,141 @@
+"""How the loops of a function are seen: it is recorded, traced, or runs as it is. This is decided here alone.
+
+A function is recorded first. Where that merges less than half of its calls, three times in a row, it is traced. Where
+it takes more than a tenth of a call to record it, and calls like it have come often enough to pay for tracing one, such
+calls are traced. What is neither worth recording nor tracing runs as it is, and one warning says why.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from snnfast._core import backend as _backend
+from snnfast._core.pytorch import current_recorder, saved_tensors_are_hooked
+from snnfast.compiler.recording.calls import Recorded, may_record
+from snnfast.compiler.recording.recorder import Recorder
+from snnfast.compiler.report import nothing_to_compile
+from snnfast.compiler.traced import Traced
+
+TRACING, RECORDING = "tracing", "recording"
+
+_PATIENCE = 3
+"""So many calls in a row that were recorded in vain, and calls are recorded no more."""
+
+_OFTEN = 600
+"""To trace a call takes about as long as to record it so many times."""
+
+_DEAR = 0.1
+"""The part of a call that may be spent on recording it."""
+
+
+class _Cost:
+    """The cost of calls with arguments of the same shapes.
+
+    Attributes:
+        steps: The numbers of steps of their loops; ``()`` once they have differed.
+        is_paid: Tracing has been tried.
+    """
+
+    __slots__ = ("calls", "is_paid", "recording", "seconds", "steps")
+
+    def __init__(self) -> None:
+        self.calls, self.seconds, self.recording, self.is_paid = 0, 0.0, 0.0, False
+        self.steps: tuple[int, ...] | None = None
+
+    def add(self, recorder: Recorder, seconds: float) -> None:
+        self.calls += 1
+        self.seconds += seconds
+        self.recording += seconds - recorder.seconds
+        steps = tuple(recorder.steps)
+        self.steps = steps if self.steps in (None, steps) else ()
+
+    @property
+    def is_dear(self) -> bool:
+        return self.calls >= _OFTEN and bool(self.steps) and self.recording > _DEAR * self.seconds
+
+
+class Choice:
+    """A function whose calls are recorded or traced, whichever pays, or made as they are.
+
+    Args:
+        function: The function.
+        name: Its name in messages.
+        by: ``"recording"`` or ``"tracing"``, if that is decided.
+        options: Those of ``torch.compile``.
+        left: The layers of the network that could not be converted, and why.
+        at_once: Says before the first call how many layers there are, if all run all steps at once and there is no loop
+            beside them.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        name: str,
+        by: str | None,
+        options: dict[str, Any],
+        left: dict[str, str],
+        at_once: Callable[[], int] = int,
+    ) -> None:
+        self._function, self._name, self._left = function, name, left
+        self._traced = None if by == RECORDING else Traced(function, name, options, left)
+        self._recorded = None if by == TRACING else Recorded(function, name)
+        self._layers = None if (options.get("options") or {}).get("inner") else at_once
+        self._in_vain: dict[bool, int] = {True: 0, False: 0}  # with gradients, and without
+        self._costs: dict[Any, _Cost] = {}
+        self._as_it_is: set[bool] = set()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        grad = torch.is_grad_enabled()
+        # It may be a part of another function that is compiled or recorded.
+        if grad in self._as_it_is or torch.compiler.is_compiling() or current_recorder() is not None:
+            return self._function(*args, **kwargs)
+        if self._layers is not None and _backend.current_backend() != "reference":
+            layers, self._layers = self._layers(), None
+            if layers:
+                self._as_it_is = {True, False}
+                self._warn(f"as it is, without torch.compile: {nothing_to_compile(layers)}")
+                return self._function(*args, **kwargs)
+        if self._recorded is None:
+            assert self._traced is not None
+            return self._traced(*args, **kwargs)
+        return self._choose(self._recorded, grad, args, kwargs)
+
+    def _choose(self, recorded: Recorded, grad: bool, args: Any, kwargs: Any) -> Any:
+        if not may_record():
+            if saved_tensors_are_hooked():
+                self._warn('as it is in a checkpoint, and under other hooks of saved tensors, unless by="tracing"')
+            return self._function(*args, **kwargs)
+        if self._traced is not None and self._in_vain[grad] >= _PATIENCE:
+            return self._traced(*args, **kwargs)
+        cost = self._costs.setdefault((grad, *_shapes_of(args), *_shapes_of(kwargs.values())), _Cost())
+        if self._traced is not None and cost.is_dear and self._traced.pays(grad) is not False:
+            return self._traced.attempt(args, kwargs)[0]
+        start = time.perf_counter()
+        result, recorder = recorded(*args, **kwargs)
+        if not recorder.learns:
+            cost.add(recorder, time.perf_counter() - start)
+        self._judge(recorder, grad)
+        return result
+
+    def _judge(self, recorder: Recorder, grad: bool) -> None:
+        if recorder.pays:
+            self._in_vain[grad] = 0
+            return
+        if recorder.asks_again:  # the next call shows whether there is a plan
+            return
+        self._in_vain[grad] += 1
+        if self._in_vain[grad] >= _PATIENCE and (self._traced is None or recorder.is_refused):
+            self._as_it_is.add(grad)
+            left = [f"{layer or 'it'}: {reason}" for layer, reason in self._left.items()]
+            reasons = list(dict.fromkeys([*left, *recorder.reasons]))
+            self._warn(f"as it is, without a recorder: {'; '.join(reasons[:3])}")
+
+    def _warn(self, how: str) -> None:
+        _backend.warn_once(f"snnfast: {self._name} runs {how}")
+
+
+def _shapes_of(args: Any) -> list[Any]:
+    return [tuple(a.shape) if isinstance(a, Tensor) else None for a in args]

@@ -1,0 +1,224 @@
+"""How the loops of what is compiled are seen: they are recorded, traced, or run as they are."""
+
+import copy
+import re
+import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from compiler.internals import ByRecording
+from loop_nets import Net, currents
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import snnfast
+
+pytestmark = [pytest.mark.needs_extension, pytest.mark.usefixtures("nothing_compiled")]
+CHOICE = "snnfast.compiler.choice"
+
+
+def traced() -> int:
+    """How many functions torch.compile has traced."""
+    return int(torch._dynamo.utils.counters["frames"]["total"])
+
+
+def call(net: Callable[..., Any], *inputs: Tensor) -> list[str]:
+    """Call it, and check that it returns what it returned without a compiler. Returns the warnings."""
+    with warnings.catch_warnings(record=True, action="always") as caught:
+        found = net(*inputs)
+    plain = net._call_impl if isinstance(net, nn.Module) else net.__wrapped__  # type: ignore[attr-defined]
+    torch.testing.assert_close(found, plain(*inputs))
+    return [str(w.message) for w in caught if str(w.message).startswith("snnfast: ")]
+
+
+def prints_each(x: Tensor, look: Callable[[Tensor], object] = Tensor.item) -> Tensor:
+    """A loop that needs values."""
+    mem, rec = torch.zeros_like(x[0]), []
+    for step in x:
+        _, mem = LIF(step, mem)
+        look(mem.sum())
+        rec.append(mem)
+    return torch.stack(rec)
+
+
+LIF = snnfast.Leaky(beta=0.9)
+
+
+def by_hand(x: Tensor) -> Tensor:
+    mem, rec = torch.zeros_like(x[0]), []
+    for step in x:
+        mem = torch.tanh(0.9 * mem + step)
+        rec.append(mem)
+    return torch.stack(rec)
+
+
+def test_a_loop_is_recorded_and_nothing_is_traced() -> None:
+    net = snnfast.compile(Net())
+    for T in (9, 12, 2):
+        assert call(net, currents(T)) == []
+    assert traced() == 0
+    assert "its graph is for any number of steps" in str(snnfast.explain(net, currents(9)))
+
+
+def test_a_loop_that_needs_values_is_traced_after_three_calls() -> None:
+    compiled = snnfast.compile(prints_each)
+    for frames in (0, 0, 0, 1, 1):
+        assert call(compiled, currents()) == []
+        assert traced() == frames
+    said = snnfast.explain(prints_each, currents())
+    assert "5 steps of leaky: one unroll" in said.graphs[0].merged
+    assert said.notes[-1] == "so it is traced by torch.compile after three calls"
+    assert "item needs a value" in said.notes
+
+
+@pytest.mark.parametrize("by", ["tracing", "recording"])
+def test_one_way_may_be_asked_for(by: str) -> None:
+    compiled = snnfast.compile(prints_each, by=by)
+    said = [message for _ in range(4) for message in call(compiled, currents())]
+    assert (traced() > 0) == (by == "tracing")
+    assert len(said) == (by == "recording")
+
+
+def test_options_of_torch_compile_ask_for_tracing() -> None:
+    net = snnfast.compile(Net(), dynamic=False)
+    call(net, currents())
+    assert traced() == 1
+
+
+def test_what_tracing_would_not_merge_either_runs_as_it_is_and_is_not_traced() -> None:
+    class WithLSTM(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = pytest.importorskip("snntorch").SLSTM(12, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.lstm(x[0], *self.lstm.reset_mem())[0]  # type: ignore[no-any-return]
+
+    class OneStep(Net):
+        def forward(self, x: Tensor) -> Any:
+            return self.lif1(self.fc1(x), self.lif1.reset_mem())
+
+    for net, reason in (
+        (OneStep(), "1 step of leaky .*: it runs for a single step. The loop may be outside of what is compiled"),
+        (nn.Linear(12, 5), "there is no step of a neuron in it"),
+        (WithLSTM(), "lstm: snnfast has no kernel for SLSTM"),
+    ):
+        snnfast.compile(net)
+        said = [message for _ in range(5) for message in call(net, currents())]
+        assert len(said) == 1
+        assert re.search(f"{type(net).__name__} runs as it is, without a recorder: {reason}", said[0])
+    assert traced() == 0
+
+
+def test_layers_of_snntorch_in_a_function_are_named() -> None:
+    snntorch = pytest.importorskip("snntorch")
+    lif = snntorch.Leaky(beta=0.9)
+
+    def loop(x: Tensor) -> Tensor:
+        mem = torch.zeros_like(x[0])
+        for step in x:
+            spk, mem = lif(step, mem)
+        return spk
+
+    compiled = snnfast.compile(loop)
+    (message,) = [message for _ in range(3) for message in call(compiled, currents())]
+    assert "its layers are snnTorch's own" in message
+
+
+def test_calls_that_are_dear_to_record_are_traced_when_they_have_come_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(f"{CHOICE}._OFTEN", 3)
+    monkeypatch.setattr(f"{CHOICE}._DEAR", 0.0)
+    compiled = snnfast.compile(by_hand)
+    for T in (9, 10, 11, 12, 13):
+        call(compiled, currents(T))
+    for frames in (0, 0, 0, 1, 1):
+        call(compiled, currents(9))
+        assert traced() == frames
+    call(compiled, currents(10))  # this number of steps has come twice
+    assert traced() == 1
+
+
+def test_loops_that_differ_although_the_inputs_are_alike_are_not_traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(f"{CHOICE}._OFTEN", 3)
+    monkeypatch.setattr(f"{CHOICE}._DEAR", 0.0)
+    compiled = snnfast.compile(lambda steps: by_hand(torch.stack(steps)))
+    for T in (9, 10, 11, 12, 13, 13, 13, 13):
+        call(compiled, list(currents(T)))  # type: ignore[arg-type]
+    assert traced() == 0
+
+
+def test_where_tracing_does_not_pay_a_loop_stays_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(f"{CHOICE}._OFTEN", 2)
+    monkeypatch.setattr(f"{CHOICE}._DEAR", 0.0)
+
+    def split(x: Tensor) -> Tensor:
+        mem, rec = torch.zeros_like(x[0]), []
+        for step in x:
+            _, mem = LIF(step, mem)
+            rec.append(mem)
+            torch._dynamo.graph_break()
+        return torch.stack(rec)
+
+    compiled = snnfast.compile(split)
+    said = [message for _ in range(4) for message in call(compiled, currents())]
+    frames = traced()
+    assert frames
+    said += [message for _ in range(3) for message in call(compiled, currents())]
+    assert (traced(), said) == (frames, [])
+
+
+def test_a_loop_that_needs_a_graph_for_each_number_of_steps_runs_as_it_is_if_these_vary() -> None:
+    def loop(x: Tensor) -> Tensor:
+        mem = torch.zeros_like(x[0])
+        for step in x:
+            _, mem = LIF(step / (x.size(0) ** 2), mem)
+        return mem
+
+    compiled = snnfast.compile(loop)
+    said = [call(compiled, currents(T)) for T in (9, 9, 10, 10, 11, 12, 13, 14)]
+    assert [len(messages) for messages in said] == [0, 0, 0, 0, 0, 0, 1, 0]
+    assert "runs as it is, without a recorder: another call like it needs a graph of its own" in said[6][0]
+    assert traced() == 0
+
+
+def test_in_a_checkpoint_a_loop_runs_as_it_is_and_one_warning_says_so() -> None:
+    net, x = Net(), currents().requires_grad_()
+    plain = copy.deepcopy(net)
+    snnfast.compile(net)
+    net(x)
+    with pytest.warns(UserWarning, match="Net runs as it is in a checkpoint") as caught:
+        found = [checkpoint(net, x, use_reentrant=False) for _ in range(2)]
+    assert len(caught) == 1
+    asked = [torch.autograd.grad(out[1].sum(), x)[0] for out in (found[0], plain(x))]
+    torch.testing.assert_close(*asked)
+
+
+def test_training_and_evaluation_decide_each_for_itself() -> None:
+    def loop(x: Tensor) -> Tensor:
+        return prints_each(x, Tensor.item if torch.is_grad_enabled() else Tensor.abs)
+
+    compiled = snnfast.compile(loop)
+    for frames in (0, 0, 0, 1):
+        with torch.no_grad():
+            call(compiled, currents())
+        before = traced()
+        call(compiled, currents())
+        assert traced() - before == frames
+
+
+def test_one_more_graph_serves_all_sizes_of_a_batch() -> None:
+    compiled = ByRecording(net := Net())
+    for T, B in ((9, 8), (9, 8), (9, 5), (10, 5), (11, 7), (9, 30), (14, 12)):
+        x = torch.rand(T, B, 12)
+        torch.testing.assert_close(compiled(x), net(x))
+    assert len({id(plan.graph) for plan in compiled.plans}) == 2
+
+
+@pytest.mark.parametrize("how", [partial, None])
+def test_what_has_no_name_can_be_compiled(how: Any) -> None:
+    function = partial(by_hand) if how else by_hand
+    x = currents()
+    torch.testing.assert_close(snnfast.compile(function)(x), by_hand(x))
