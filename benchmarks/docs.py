@@ -8,7 +8,7 @@ from statistics import median
 from textwrap import fill
 
 from .bars import Bar, gains_of
-from .peers.ours import LOOPED, NUMBERS, OURS, PRODUCTS, WITH_LOSS
+from .peers.ours import LOOPED, NUMBERS, OURS, PRODUCTS, RECORDED, WITH_LOSS
 from .peers.snntorch_loop import COMPILED, HOISTED, LOOP, NETWORK
 from .peers.spikingjelly import PREFIX as JELLY
 from .registry import PAIR, TUTORIAL5, case_named
@@ -37,6 +37,7 @@ WORDS = {
     f"{JELLY}, compiled": "SpikingJelly, `torch.compile`",
     HOISTED: "snnTorch, `Linear` hoisted",
     LOOPED: "`snnfast.compile(net)`",
+    RECORDED: "`snnfast.compile(net)`, its first calls",
     WITH_LOSS: "`snnfast.compile`, loss inside",
     OURS: "`snnfast.MultiStep`",
 }

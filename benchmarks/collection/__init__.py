@@ -23,7 +23,7 @@ from torch import Tensor, nn
 import snnfast
 
 from ..peers import Peer
-from ..peers.ours import LOOPED, PRODUCTS, SWAPPED
+from ..peers.ours import LOOPED, PRODUCTS, RECORDED, SWAPPED
 from ..registry import Case
 from . import products
 from .comparison import TOLERANCES, Seen, difference, gradients, leaves, seen
@@ -133,14 +133,15 @@ def built(program: Program, how: str) -> tuple[nn.Module, Callable[..., Any]]:
             if p.dim() > 1:  # weights with which every layer spikes
                 p.copy_(1.2 / p[0].numel() + torch.randn_like(p) / p[0].numel() ** 0.5)
     function = program.train
-    if how == SWAPPED or (how == LOOPED and program.whole):
+    by = {LOOPED: "tracing", RECORDED: "recording"}.get(how)
+    if how == SWAPPED or (by and program.whole):
         from snnfast.snntorch import convert
 
         convert(net)
-    if how == LOOPED and program.whole:
-        function = snnfast.compile(function)
-    elif how == LOOPED:
-        net = snnfast.compile(net)
+    if by and program.whole:
+        function = snnfast.compile(function, by=by)
+    elif by:
+        net = snnfast.compile(net, by=by)
     return net, lambda *inputs: function(net, *inputs)
 
 
@@ -158,7 +159,7 @@ def silence() -> Any:
         yield printed
 
 
-def differences(program: Program, T: int | Sequence[int], B: int, calls: int = 2) -> Iterable[str]:
+def differences(program: Program, T: int | Sequence[int], B: int, calls: int = 2, how: str = LOOPED) -> Iterable[str]:
     """What a compiled program does otherwise than its loop, in so many calls, or one for each number of steps.
 
     In float64, where one product of all steps rounds as T products do to far more digits than are compared. snnTorch's
@@ -169,7 +170,7 @@ def differences(program: Program, T: int | Sequence[int], B: int, calls: int = 2
     torch.set_default_dtype(program.dtype)
     try:
         steps = [T] * calls if isinstance(T, int) else T
-        ours, theirs = (_calls(program, steps, B, how) for how in (LOOPED, SWAPPED))
+        ours, theirs = (_calls(program, steps, B, way) for way in (how, SWAPPED))
     finally:
         torch.set_default_dtype(dtype)
     tolerances = TOLERANCES[str(program.dtype).removeprefix("torch.")]
@@ -221,9 +222,9 @@ def functions(case: Case, peer: Peer) -> tuple[Callable[[], object], Callable[[]
     """
     program = programs()[case.variant.rpartition(" ")[2]]
     logging.getLogger("torch._dynamo").setLevel(logging.ERROR)  # no word of recompilations
-    if peer.name == LOOPED:
+    if peer.name in (LOOPED, RECORDED):
         torch._dynamo.reset()
-        wrong = list(differences(program, min(case.T, 5), 3))
+        wrong = list(differences(program, min(case.T, 5), 3, how=peer.name))
         assert not wrong, "; ".join(wrong)
     net, train = built(program, LOOPED if peer.name == PRODUCTS else peer.name)
     optimizer = torch.optim.Adam(net.parameters(), lr=0.0)

@@ -15,6 +15,7 @@ from . import snntorch_loop
 from .base import KINDS, Neuron, Peer, layer_options, stepping
 
 OURS, LOOPED, WITH_LOSS = "snnfast", "snnfast, compiled loop", "snnfast, compiled loop and loss"
+RECORDED = "snnfast, recorded loop"
 NUMBERS, SWAPPED = "snnfast, spikes as numbers", "snnfast, import changed"
 GRAPH = "snnfast, CUDA graph"
 BACKEND = "snnfast, torch.compile"
@@ -89,8 +90,12 @@ def snntorchs_loop(case: Case) -> nn.Module:
     return net
 
 
-def compile_(loop: Any) -> Any:
-    return snnfast.compile(loop)
+def trace(loop: Any) -> Any:
+    return snnfast.compile(loop, by="tracing")
+
+
+def record(loop: Any) -> Any:
+    return snnfast.compile(loop, by="recording")
 
 
 def only_trace(net: Any) -> Any:
@@ -133,13 +138,19 @@ PEERS = [
     ),
     Peer(
         LOOPED, "snntorch", "snnfast", INSTALL, make,
-        "the network of snnTorch's loop and layers, unchanged, compiled by snnfast.compile; its loss is not compiled",
-        network=snntorchs_loop, looped=True, compile=compile_, compiled=True,
+        "the network of snnTorch's loop and layers, unchanged, under snnfast.compile, which traces it, as it does after "
+        "many calls of one kind; its loss is not compiled",
+        network=snntorchs_loop, looped=True, compile=trace, compiled=True,
+        kinds=(*NETWORKS, "recurrent", "collection", "compile"),
+    ),
+    Peer(
+        RECORDED, "snntorch", "snnfast", INSTALL, make, "the same, recorded, as it is at first",
+        network=snntorchs_loop, looped=True, compile=record, compiled=True,
         kinds=(*NETWORKS, "recurrent", "collection", "compile"),
     ),
     Peer(
         WITH_LOSS, "snntorch", "snnfast", INSTALL, make, "the same, compiled together with its loss",
-        network=snntorchs_loop, looped=True, compile=compile_, with_loss=True, compiled=True,
+        network=snntorchs_loop, looped=True, compile=trace, with_loss=True, compiled=True,
         kinds=(*NETWORKS, "compile"),
     ),
     Peer(

@@ -96,7 +96,7 @@ class Choice:
             layers, self._layers = self._layers(), None
             if layers:
                 self._as_it_is = {True, False}
-                self._warn(f"as it is, without torch.compile: {nothing_to_compile(layers)}")
+                self._warn(f"runs as it is, without torch.compile: {nothing_to_compile(layers)}")
                 return self._function(*args, **kwargs)
         if self._recorded is None:
             assert self._traced is not None
@@ -106,7 +106,7 @@ class Choice:
     def _choose(self, recorded: Recorded, grad: bool, args: Any, kwargs: Any) -> Any:
         if not may_record():
             if saved_tensors_are_hooked():
-                self._warn('as it is in a checkpoint, and under other hooks of saved tensors, unless by="tracing"')
+                self._warn('runs as it is in a checkpoint, and under other hooks of saved tensors, unless by="tracing"')
             return self._function(*args, **kwargs)
         if self._traced is not None and self._in_vain[grad] >= _PATIENCE:
             return self._traced(*args, **kwargs)
@@ -131,10 +131,10 @@ class Choice:
             self._as_it_is.add(grad)
             left = [f"{layer or 'it'}: {reason}" for layer, reason in self._left.items()]
             reasons = list(dict.fromkeys([*left, *recorder.reasons]))
-            self._warn(f"as it is, without a recorder: {'; '.join(reasons[:3])}")
+            self._warn(f"runs as it is, without a recorder: {'; '.join(reasons[:3])}")
 
     def _warn(self, how: str) -> None:
-        _backend.warn_once(f"snnfast: {self._name} runs {how}")
+        _backend.warn_once(f"snnfast: {self._name} {how}")
 
 
 def _shapes_of(args: Any) -> list[Any]:

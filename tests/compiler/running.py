@@ -65,6 +65,7 @@ class Run:
         self.net = made(snnfast.snntorch).to(device, self.dtype).train(settings["train"])
         self.layers = {n: m for n, m in self.net.named_modules() if isinstance(m, snntorch.SpikingNeuron)}
         self.carried: Any = None
+        self.calls = 0
         if drawn:
             self._draw_weights()
 
@@ -80,6 +81,9 @@ class Run:
         t = torch.rand(tuple(shape), generator=self.random, dtype=torch.float64) * (high - low) + low
         eighths &= self.drawn and self.dtype == torch.float32
         return ((t * 8).round() / 8 if eighths else t).to(self.device, self.dtype)
+
+    def _seed(self, n: int) -> None:
+        self.random.manual_seed((self.settings["number"] + 1) * 100 + n)
 
     @torch.no_grad()
     def _draw_weights(self) -> None:
@@ -113,6 +117,8 @@ class Run:
                 setattr(layer, state, getattr(layer, state).detach())
             if call["resets"]:  # not by snntorch.utils.reset, which resets the layers of all networks
                 layer.reset_mem()
+        self.calls += 1
+        self._seed(-self.calls)
         inputs = self.inputs(call)
         # A leaf may not be changed in place.
         given = {n: t if settings["leaf"] or not t.is_floating_point() else t * 1 for n, t in inputs.items()}
@@ -134,8 +140,9 @@ class Run:
         found = seen(outputs, held, [*((f"input {n}", t) for n, t in given.items()), *buffers], net.named_parameters())
         asking = {n: t for n, t in [*inputs.items(), *net.named_parameters()] if t.requires_grad and not self.unseen}
         losses = []
-        for n, t in [*leaves("output", outputs), *(held if settings["held_in_loss"] else [])]:
+        for i, (n, t) in enumerate([*leaves("output", outputs), *(held if settings["held_in_loss"] else [])]):
             if isinstance(t, Tensor) and "draws" not in n:
+                self._seed(i)  # a state may be empty in a compiled network alone
                 weights = self._uniform(t.shape, -1, 1, eighths=False)
                 if t.requires_grad:
                     losses.append((t * weights).sum())

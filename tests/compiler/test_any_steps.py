@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 from compiler.internals import BACKEND
-from loop_nets import by_tracing
 from torch import Tensor
 from torch.fx import Graph, GraphModule
 
@@ -66,7 +65,6 @@ def known(monkeypatch: pytest.MonkeyPatch) -> list[AnySteps]:
         return GraphModule(gm, graph), report
 
     monkeypatch.setattr(BACKEND, "merge", merge)
-    monkeypatch.setattr(snnfast, "compile", by_tracing)
     return found
 
 

@@ -9,10 +9,8 @@ from typing import Any
 import pytest
 import snntorch
 import torch
-from loop_nets import by_tracing
 from programs import COLLECTED, LAZY, OLD, OTHERWISE, PROGRAMS, SILENT, ByHand, Entry
 
-import snnfast
 from benchmarks import collection
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("nothing_compiled")]
@@ -37,9 +35,8 @@ def cases() -> Iterator[Any]:
 
 @pytest.mark.parametrize(("program", "dtype", "grad", "device"), cases(), indirect=["device"])
 def test_a_compiled_program_does_what_its_loop_does_and_explain_says_how(
-    program: Entry, dtype: str, grad: bool, device: torch.device, reports: list[Any], monkeypatch: pytest.MonkeyPatch
+    program: Entry, dtype: str, grad: bool, device: torch.device, reports: list[Any]
 ) -> None:
-    monkeypatch.setattr(snnfast, "compile", by_tracing)
     found, said = program.compare(dtype, grad, device, reports)
     assert found is None
     if OLD and program.name in PROGRAMS:

@@ -5,7 +5,6 @@ import gc
 import random
 import weakref
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import pytest
@@ -18,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 import snnfast
 from benchmarks import collection
+from benchmarks.peers.ours import RECORDED
 
 pytestmark = [pytest.mark.needs_extension]
 programs = collection.programs()
@@ -86,8 +86,7 @@ def test_programs_do_what_their_loops_do_for_any_number_of_steps(name: str, monk
 
     original = Recorded.__init__
     monkeypatch.setattr(Recorded, "__init__", init)
-    monkeypatch.setattr(snnfast, "compile", partial(snnfast.compile, by="recording"))
-    assert not list(collection.differences(programs[name], STEPS.get(name, (13, 9, 37, 13)), 3))
+    assert not list(collection.differences(programs[name], STEPS.get(name, (13, 9, 37, 13)), 3, how=RECORDED))
     plans = [plan for recorded in made for plan in recorded.plans if not isinstance(plan, str)]
     assert bool(plans) == (name not in NO_PLAN)
     assert any(plan.is_general for plan in plans) == (name not in NO_PLAN and name not in ALONE)

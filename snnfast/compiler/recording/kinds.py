@@ -1,6 +1,7 @@
 """Kinds of recorded calls: what they return, found once on fake tensors."""
 
 import contextlib
+import gc
 import logging
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -30,6 +31,18 @@ def quiet() -> Iterator[None]:
         yield
     finally:
         log.disabled = before
+
+
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """Let Python collect no garbage: a graph is many objects, all of which stay, and a collection looks at each."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 class Hole:
@@ -73,11 +86,12 @@ class Kind:
         same: The number of the argument that it returns; ``"out"``.
         grown: What is known of the first argument afterwards, where its changed.
         direct: Whether it only reads what is known of tensors, and is made at once.
+        peeks: Whether it is a view that is made without gradients of a tensor that may require one.
     """
 
     __slots__ = (
-        "aliases", "args", "container", "direct", "func", "grad", "grown", "kwargs", "leaves", "likes", "modes", "same",
-        "spec", "tensors", "writes",
+        "aliases", "args", "container", "direct", "func", "grad", "grown", "kwargs", "leaves", "likes", "modes",
+        "peeks", "same", "spec", "tensors", "writes",
     )  # fmt: skip
 
     def __init__(self, func: Any = None, grad: bool = True, modes: Any = None) -> None:
@@ -93,7 +107,7 @@ class Kind:
         self.same: Any = None
         self.container: Any = None
         self.grown: Like | None = None
-        self.direct = False
+        self.direct = self.peeks = False
 
     def tensors_of(self, found: Any) -> list[Tensor]:
         """The tensors among what a call has returned."""
@@ -150,6 +164,8 @@ class Kinds(dict[Any, Kind]):
             self._mode = FakeTensorMode()
         with self._mode, torch.inference_mode(like.kind == "inference"):
             made = torch.empty_strided(like.shape, like.stride, dtype=like.dtype, device=like.device)
+            if like.kind == "view":
+                made = made.as_strided(like.shape, like.stride)
             if like.requires_grad:
                 made.requires_grad_()
             return made if like.is_leaf else made.clone().as_strided(like.shape, like.stride)
@@ -179,6 +195,7 @@ class Kinds(dict[Any, Kind]):
         returned = {storage_of(t) for t in tensors_in(found)}
         kind.writes = tuple([v != _version(t) for v, t in zip(versions, fakes, strict=True)])
         kind.aliases = tuple([isinstance(t, Tensor) and storage_of(t) in returned for t in fakes])
+        kind.peeks = not grad and any(kind.aliases)
         if isinstance(func, Applied):
             func.computes &= not (any(kind.writes) or any(kind.aliases) or draws.any)
         self._describe(kind, found, given, named)

@@ -20,7 +20,8 @@ class Like:
     """A tensor without its values, as far as it is known. There is one object for all that are equal.
 
     Attributes:
-        kind: ``nn.Parameter``, or ``"inference"`` for a tensor made in inference mode.
+        kind: ``nn.Parameter``; ``"inference"`` for a tensor that was made in inference mode; ``"view"`` for a leaf with
+            a gradient that is a view of a tensor without one.
     """
 
     shape: tuple[int, ...]
@@ -95,4 +96,6 @@ def like_of(t: Tensor) -> Like:
     kind: Any = nn.Parameter if isinstance(t, nn.Parameter) else Tensor
     if t.is_inference():
         kind = "inference"
+    elif t.requires_grad and t.is_leaf and t._base is not None and not t._base.requires_grad:
+        kind = "view"
     return like(tuple(t.shape), t.stride(), t.dtype, t.device, t.requires_grad, t.is_leaf, kind)

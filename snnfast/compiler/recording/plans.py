@@ -30,7 +30,7 @@ from snnfast.compiler.recording.kinds import Hole, Kind, Kinds, quiet
 from snnfast.compiler.recording.lines import Lines
 from snnfast.compiler.report import GraphReport
 
-_FIRST = 11
+_FIRST = 8
 """The first number of steps that a graph is made for."""
 
 _ODD_STEPS = 3

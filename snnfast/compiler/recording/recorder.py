@@ -129,6 +129,7 @@ class Recorder(TorchFunctionMode):
         self.lines: list[Lines] = []  # of each call, if it learns them
         self._numbers: dict[int, int] = {}  # of them, by their ids
         self._functions: dict[Any, Applied] = {}
+        self._peeked: set[int] = set()  # addresses of tensors with views that follow whether they need a gradient
 
     # ---- calls
 
@@ -176,7 +177,7 @@ class Recorder(TorchFunctionMode):
         spelled = tuple(key)
         kind = self._known.get(spelled)
         if kind is not None:
-            return self._made(kind, tuple(leaves), (), {})
+            return tuple(self._made(kind, tuple(leaves), (), {}))
         before = len(self.kinds)
         found = node.step(neuron, options, x, states, parameters, backend)
         if len(self.kinds) == before + 1 and self.leaves[-1] == tuple(leaves):
@@ -265,6 +266,8 @@ class Recorder(TorchFunctionMode):
 
     def _detached(self, t: Later, key: list[Any], leaves: list[Any], grad: bool) -> Later:
         """Record ``t.detach_()``: the tensor is another result from now on."""
+        if t.address in self._peeked:
+            raise NeedsValueError("detach_ of a tensor with a view that was made without gradients, which it cuts, too")
         key[0] = Tensor.detach
         kind = self._known.get(tuple(key))
         if kind is None:
@@ -301,6 +304,8 @@ class Recorder(TorchFunctionMode):
             self.lines.append(lines_of(sys._getframe(1)))
         if kind.grown is not None:
             self._grow(args[0], kind.grown)
+        if kind.peeks:
+            self._peeked.update(leaves)
         if kind.likes and kind.spec is None:
             one = self._later(kind.likes[0], number << AT)
             self.made.append(one)
