@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import snnfast
+import snnfast.snntorch as snn
+from snnfast.compiler.recording.calls import Recorded
 
 from .bars import Bar
 from .collection.surrogates import SuperSpike
@@ -121,14 +123,87 @@ WORKS = (
 )
 
 
+class Tutorial5(nn.Module):
+    """The network of snnTorch's tutorial 5, of an input that changes with time."""
+
+    def __init__(self, snn: Any) -> None:
+        super().__init__()
+        self.fc1, self.lif1 = nn.Linear(784, 1000), snn.Leaky(beta=0.95)
+        self.fc2, self.lif2 = nn.Linear(1000, 10), snn.Leaky(beta=0.95)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mem1, mem2, mem_rec = self.lif1.reset_mem(), self.lif2.reset_mem(), []
+        for step in range(x.size(0)):
+            spk1, mem1 = self.lif1(self.fc1(x[step]), mem1)
+            _, mem2 = self.lif2(self.fc2(spk1), mem2)
+            mem_rec.append(mem2)
+        return torch.stack(mem_rec)
+
+
+class Recurrent(nn.Module):
+    """A recurrent layer, and a readout."""
+
+    def __init__(self, snn: Any) -> None:
+        super().__init__()
+        self.fc1, self.lif1 = nn.Linear(700, 128), snn.RLeaky(beta=0.9, linear_features=128)
+        self.fc2, self.lif2 = nn.Linear(128, 20), snn.Leaky(beta=0.95, reset_mechanism="none")
+
+    def forward(self, x: Tensor) -> Tensor:
+        (spk, mem1), mem2, mem_rec = self.lif1.reset_mem(), self.lif2.reset_mem(), []
+        for step in range(x.size(0)):
+            spk, mem1 = self.lif1(self.fc1(x[step]), spk, mem1)
+            _, mem2 = self.lif2(self.fc2(spk), mem2)
+            mem_rec.append(mem2)
+        return torch.stack(mem_rec)
+
+
+STEPS = (25, 100, 500)
+CALLED = (
+    ("tutorial 5", Tutorial5, 128, (784,)),
+    ("tutorial 7: events, two convolutions", Events, 8, (2, 34, 34)),
+    ("a recurrent layer", Recurrent, 64, (700,)),
+    ("two layers of neurons written by hand", ByHand, 64, (700,)),
+)
+LATER = 7
+
+
 def run(args: argparse.Namespace) -> list[Bar]:
-    """Print a table of seconds: each way from the same weights, on the same batches."""
+    """Print tables: batches of other steps each, of the same weights and inputs each way; and single calls."""
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; {BATCHES} batches, each of other steps")
     print(f"{'':40}{'way':16}{'first':>8}{'others':>9}{'all':>9}   of snnTorch's; slowest other call, of their median")
     for work in WORKS:
         if args.case in work.name:
             _measure(work, [way for way in WAYS if way == LOOP or not args.way or way in args.way])
+    print("\nrecorded training steps: seconds of the first; of a later one, milliseconds, those of recording it, and")
+    print("microseconds of recording one call of PyTorch; one with another number of steps, of that later one's time")
+    for name, net, batch, shape in CALLED:
+        if args.case in name:
+            for T in STEPS:
+                print(f"{name if STEPS[0] == T else '':40}{T:5} steps  {_of_calls(net, T, batch, shape)}", flush=True)
     return []
+
+
+def _of_calls(make: Callable[[Any], nn.Module], T: int, batch: int, shape: tuple[int, ...]) -> str:
+    torch.manual_seed(0)
+    net = make(snn)
+    recorded, optimizer = Recorded(net, "the network"), torch.optim.Adam(net.parameters(), lr=5e-4, fused=True)
+
+    def step(T: int) -> tuple[float, float, int]:
+        """Seconds in all, seconds of recording, recorded calls."""
+        x, labels = (torch.rand(T, batch, *shape) < 0.03).float(), torch.randint(10, (batch,))
+        start = time.perf_counter()
+        optimizer.zero_grad()
+        mem, recorder = recorded(x)
+        recording = time.perf_counter() - start - recorder.seconds
+        nn.functional.cross_entropy(mem.sum(0), labels).backward()
+        optimizer.step()
+        return time.perf_counter() - start, recording, recorder.calls
+
+    first = step(T)[0]
+    later, recording, calls = (statistics.median(n) for n in zip(*(step(T) for _ in range(LATER)), strict=True))
+    other = step(T + 1)[0] * T / (T + 1)
+    ms, us = (1e3 * later, 1e3 * recording), 1e6 * recording / calls
+    return f"{first:6.2f}{ms[0]:9.1f}{ms[1]:8.2f}{us:7.1f}   {other / later:.2f} of it"
 
 
 def _measure(work: Work, ways: list[str]) -> None:

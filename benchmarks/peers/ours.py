@@ -138,7 +138,7 @@ PEERS = [
     ),
     Peer(
         LOOPED, "snntorch", "snnfast", INSTALL, make,
-        "the network of snnTorch's loop and layers, unchanged, under snnfast.compile, which traces it, as it does after "
+        "the network of snnTorch's loop and layers, unchanged, under snnfast.compile, which traces it as after "
         "many calls of one kind; its loss is not compiled",
         network=snntorchs_loop, looped=True, compile=trace, compiled=True,
         kinds=(*NETWORKS, "recurrent", "collection", "compile"),

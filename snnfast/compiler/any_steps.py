@@ -63,7 +63,7 @@ def with_rows_together(graph: Graph) -> None:
 def _own(node: Any, returned: list[Any]) -> Any:
     """A row in memory of its own, unless another result is a view of it."""
     rows = _of_unbind(node, 0)
-    if rows is None:
+    if rows is None or _overlaps(value(node)):
         return node
     others = [
         a for a in returned if isinstance(a, Node) and a is not node and (_of_unbind(a, 0) or (None,))[0] is not rows[0]
@@ -76,6 +76,11 @@ def _own(node: Any, returned: list[Any]) -> Any:
         made: Node = node.graph.call_function(aten.clone.default, (node,))
     made.meta |= node.meta
     return made
+
+
+def _overlaps(t: Tensor) -> bool:
+    """Whether several elements are one place in memory, so that PyTorch lets nobody change them."""
+    return any(stride == 0 and size > 1 for size, stride in zip(t.shape, t.stride(), strict=True))
 
 
 def _of_unbind(node: Any, number: int) -> tuple[Node, int] | None:
@@ -134,5 +139,7 @@ class AnySteps:
         for entry, is_shared in zip(self._graph(*steps, *inputs), self._shared, strict=True):
             rows = entry if isinstance(entry, list | tuple) else [entry]
             # The caller may change a row in place, which autograd does not allow of the results of ``unbind``.
-            found += [row.clone() for row in rows] if rows is entry and not is_shared else rows
+            found += (
+                [row if _overlaps(row) else row.clone() for row in rows] if rows is entry and not is_shared else rows
+            )
         return found

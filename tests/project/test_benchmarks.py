@@ -4,6 +4,7 @@ No timing is asserted.
 """
 
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -334,9 +335,15 @@ def test_a_step_for_a_gpu_that_hangs_or_fails_leaves_the_others(tmp_path: Path) 
 
 
 def test_batches_of_other_numbers_of_steps(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    work = lengths.Work("small", lengths.ByHand, (6, 9), 2, (700,))
-    monkeypatch.setattr(lengths, "WORKS", (work,))
+    works = [work._replace(steps=(6, 9), batch=2) for work in lengths.WORKS if work.name.startswith("two")]
+    monkeypatch.setattr(lengths, "WORKS", works)
     monkeypatch.setattr(lengths, "BATCHES", 2)
-    assert command_line.main(["lengths", "--way", "by recording", "--threads", str(torch.get_num_threads())]) == 0
-    rows = [line for line in capsys.readouterr().out.splitlines() if "times as fast" in line]
-    assert [next(way for way in lengths.WAYS if way in row) for row in rows] == ["snnTorch", "by recording"]
+    monkeypatch.setattr(lengths, "STEPS", (6, 7))
+    monkeypatch.setattr(lengths, "CALLED", [("a recurrent layer", lengths.Recurrent, 2, (700,))])
+    assert command_line.main(["lengths", "--threads", str(torch.get_num_threads())]) == 0
+    first, second = capsys.readouterr().out.split("\n\n")
+    rows = [line for line in first.splitlines() if "times as fast" in line]
+    assert [next(way for way in lengths.WAYS if way in row) for row in rows] == list(lengths.WAYS)
+    rows = [line for line in second.splitlines() if " steps " in line]
+    assert [line.split(" steps ")[0].split()[-1] for line in rows] == ["6", "7"]
+    assert all(re.search(r"( +\d+\.\d+){5} of it", row) for row in rows)

@@ -239,6 +239,13 @@ class Kinds(dict[Any, Kind]):
             kind.container = type(found)
 
 
+def known_of(t: Tensor) -> Like:
+    try:
+        return like_of(t)
+    except RuntimeError as error:  # a view that autograd does not allow to be used any more
+        raise NeedsValueError(str(error)) from None
+
+
 def _version(t: Any) -> int:
     return t._version if isinstance(t, Tensor) and not t.is_inference() else 0
 
@@ -268,7 +275,7 @@ class _Template:
         """An argument with holes: ``numbers`` are holes, too, if it is "all", or those of an "index"."""
         t = type(a)
         if isinstance(a, Tensor):
-            like = a.like if isinstance(a, Later) else like_of(a)
+            like = a.like if isinstance(a, Later) else known_of(a)
             # One tensor in two places is one fake tensor. So are results of one call at all steps.
             key = like if many else id(a)
             if key not in self._fakes:

@@ -14,7 +14,7 @@ from torch.utils._device import _device_constructors
 from snnfast._core.pytorch import transforms_are_active
 from snnfast._unroll import node, state_gradients
 from snnfast.compiler.recording.functions import Applied, read_from_outside
-from snnfast.compiler.recording.kinds import Hole, Kind, Kinds, NeedsValueError
+from snnfast.compiler.recording.kinds import Hole, Kind, Kinds, NeedsValueError, known_of
 from snnfast.compiler.recording.later import AT, LOW, Later, Like, become, later, like_of
 from snnfast.compiler.recording.lines import Lines, lines_of
 from snnfast.compiler.recording.modes import entered, modes
@@ -407,10 +407,7 @@ class Recorder(TorchFunctionMode):
         """Number a tensor from outside."""
         if t.layout is not torch.strided or t.is_complex() or t.is_quantized or t.is_nested:
             raise NeedsValueError("a tensor that is not dense, or complex")
-        try:
-            like = like_of(t)
-        except RuntimeError as error:  # a view that autograd does not allow to be used any more
-            raise NeedsValueError(str(error)) from None
+        like = known_of(t)
         number = self._numbers[id(t)] = len(self.given)
         self.given.append(t)
         self.likes.append(like)
@@ -420,7 +417,10 @@ class Recorder(TorchFunctionMode):
 
     def flush(self, as_it_stands: bool = True) -> None:
         """Run what was recorded, or make its calls one by one. All tensors that the program holds become real."""
-        if not self.kinds or self._runs:
+        if self._runs:
+            return
+        if not self.kinds:
+            self._begin()  # the call that is made next may change what is known of its arguments
             return
         alive = self._alive()
         before, self.records, self._runs = self.records, False, True
@@ -442,9 +442,14 @@ class Recorder(TorchFunctionMode):
         return self._planned > 0 and self._planned >= self._others
 
     @property
+    def calls(self) -> int:
+        """How many calls have run."""
+        return self._planned + self._others
+
+    @property
     def is_whole(self) -> bool:
         """Whether all calls that the function has made are in the record."""
-        return self.is_over and not self._planned and not self._others
+        return self.is_over and not self.calls
 
     def _keep_spare(self) -> None:
         """Keep results that nobody holds for later calls: to make one takes a microsecond."""
