@@ -5,12 +5,14 @@ it takes more than a tenth of a call to record it, and calls like it have come o
 calls are traced. What is neither worth recording nor tracing runs as it is, and one warning says why.
 """
 
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
 from snnfast._core import backend as _backend
 from snnfast._core.pytorch import current_recorder, saved_tensors_are_hooked
@@ -86,11 +88,12 @@ class Choice:
         self._in_vain: dict[bool, int] = {True: 0, False: 0}  # with gradients, and without
         self._costs: dict[Any, _Cost] = {}
         self._as_it_is: set[bool] = set()
+        self._lock = threading.RLock()  # a network that holds states has those of one recorded call at a time
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         grad = torch.is_grad_enabled()
         # It may be a part of another function that is compiled or recorded.
-        if grad in self._as_it_is or torch.compiler.is_compiling() or current_recorder() is not None:
+        if grad in self._as_it_is or is_dynamo_compiling() or current_recorder() is not None:
             return self._function(*args, **kwargs)
         if self._layers is not None and _backend.current_backend() != "reference":
             layers, self._layers = self._layers(), None
@@ -113,11 +116,12 @@ class Choice:
         cost = self._costs.setdefault((grad, *_shapes_of(args), *_shapes_of(kwargs.values())), _Cost())
         if self._traced is not None and cost.is_dear and self._traced.pays(grad) is not False:
             return self._traced.attempt(args, kwargs)[0]
-        start = time.perf_counter()
-        result, recorder = recorded(*args, **kwargs)
-        if not recorder.learns:
-            cost.add(recorder, time.perf_counter() - start)
-        self._judge(recorder, grad)
+        with self._lock:
+            start = time.perf_counter()
+            result, recorder = recorded(*args, **kwargs)
+            if not recorder.learns:
+                cost.add(recorder, time.perf_counter() - start)
+            self._judge(recorder, grad)
         return result
 
     def _judge(self, recorder: Recorder, grad: bool) -> None:

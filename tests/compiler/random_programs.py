@@ -1333,7 +1333,7 @@ class Program:
     """
 
     def __init__(self, number: int, attempt: int = 0, long: bool = False) -> None:
-        """``long``: of many steps, mostly of another number of them at each call."""
+        """``long``: of many steps, mostly of another number of them at each call, and often of another batch."""
         self.draw, self.long = random.Random(1000 * number + attempt), long
         # Float64: how a product over all steps is rounded does not decide on a spike. Float32 where nothing is rounded.
         self.dtype = "float32" if self.some(0.1) else "float64"
@@ -1347,8 +1347,9 @@ class Program:
         self.layers = Layers(self.s, self.carries, by_hand)
         self._write()
         batches = (2, 3, 4) if self.train else (1, 2, 3, 4)  # of one sample, batch norm has no statistics
+        batches += (5, 7) if long else ()
         batch, calls = self.draw.choice(batches), 2 if self.carries or self.some(0.12) else 1
-        calls = 4 if long else calls
+        calls = 6 if long else calls
         self.settings = {
             "number": number, "attempt": attempt, "dtype": self.dtype, "train": self.train,
             "grad": self.grad, "x_grad": x_grad, "leaf": self.some(0.4), "held_in_loss": self.some(0.3),
@@ -1357,7 +1358,7 @@ class Program:
         }  # fmt: skip
         for i in range(calls):
             again = i and not self.carries
-            batch = self.draw.choice(batches) if again and self.some(0.2) else batch
+            batch = self.draw.choice(batches) if again and self.some(0.5 if long else 0.2) else batch
             least, most = (6, 15) if long else (1, 4)
             steps = (
                 self.draw.randint(least, most) if again and self.flexible and (long or self.some(0.5)) else self.steps

@@ -4,6 +4,7 @@ import copy
 import re
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -209,12 +210,47 @@ def test_training_and_evaluation_decide_each_for_itself() -> None:
         assert traced() - before == frames
 
 
-def test_one_more_graph_serves_all_sizes_of_a_batch() -> None:
+@pytest.mark.parametrize(
+    ("sizes", "graphs"),
+    [
+        (((9, 8), (9, 8), (9, 5), (10, 5), (11, 7), (9, 30), (14, 15)), 2),
+        (((4, 8), (4, 8), (4, 5), (4, 5), (4, 7), (4, 30)), 2),
+        (((4, 8), (4, 5), (4, 5), (4, 7), (3, 8), (3, 8), (3, 5), (3, 5), (3, 7), (4, 10)), 4),
+    ],
+    ids=["any steps", "few steps", "few steps, others"],
+)
+def test_one_more_graph_serves_all_sizes_of_a_batch(sizes: tuple[tuple[int, int], ...], graphs: int) -> None:
     compiled = ByRecording(net := Net())
-    for T, B in ((9, 8), (9, 8), (9, 5), (10, 5), (11, 7), (9, 30), (14, 12)):
+    for T, B in sizes:
         x = torch.rand(T, B, 12)
         torch.testing.assert_close(compiled(x), net(x))
-    assert len({id(plan.graph) for plan in compiled.plans}) == 2
+    assert len({id(plan.graph) for plan in compiled.plans}) == graphs
+
+
+def test_a_loop_for_one_number_of_steps_may_be_for_any_size_of_a_batch() -> None:
+    """The loop makes other calls at every third step."""
+
+    def loop(x: Tensor) -> Tensor:
+        mem = torch.zeros_like(x[0])
+        for step in x:
+            _, mem = LIF(step, mem)
+            mem = mem * x.size(0) ** 0.5
+        return mem
+
+    compiled = ByRecording(loop)
+    for T, B in ((9, 8), (9, 5), (9, 5), (9, 7), (10, 8), (10, 8), (10, 8), (10, 5), (9, 6)):
+        x = torch.rand(T, B, 12)
+        torch.testing.assert_close(compiled(x), loop(x))
+
+
+def test_several_threads_record_one_network() -> None:
+    net = Net()
+    plain = copy.deepcopy(net)
+    snnfast.compile(net)
+    inputs = [torch.rand(9 + i % 3, 4 + i % 2, 12) for i in range(24)]
+    with ThreadPoolExecutor(4) as threads:
+        for x, found in zip(inputs, threads.map(net, inputs), strict=True):
+            torch.testing.assert_close(found, plain(x))
 
 
 @pytest.mark.parametrize("how", [partial, None])

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from torch.compiler import is_dynamo_compiling
 
 from snnfast._core import backend as _backend
 from snnfast._core.pytorch import current_recorder, saved_tensors_are_hooked, transforms_are_active
@@ -148,7 +149,8 @@ class Recorded:
             start = time.perf_counter()
             graph = plan.graph_of(form)
             if verify.is_wanted():
-                graph = verify.verified(write(form, form.steps, known.kinds, recorder.lines), graph, plan.report)
+                loop = write(form, form.steps, known.kinds, recorder.lines)
+                graph = verify.verified(loop, graph, plan.report)
             found = graph(*form.inputs_of(recorder.given))
             recorder.seconds += time.perf_counter() - start
         recorder.steps += form.steps
@@ -164,7 +166,8 @@ class Recorded:
         told = Told(form)
         family = known.families.get(told.structure)
         if family is not None and family.twins is not None and (batch := family.twins[0].fits(told, form)) is not None:
-            plan = known.plans[form.key] = family.twins[1]._replace(batch=(batch,))
+            plan = family.twins[1]._replace(batch=(batch,))
+            known.plans[keys[not plan.is_general]] = plan
             return plan
         if len({id(plan.graph) for plan in known.plans.values() if isinstance(plan, Plan)}) >= _MOST_PLANS:
             return _NoPlan(f"there are {_MOST_PLANS} graphs of it already", is_refused=True)
@@ -184,7 +187,7 @@ class Recorded:
                 return self._plan_of(form, known, recorder)
         if plan is None:
             plan = self._plan_of_its_own(form, family, known, recorder)
-        known.plans[keys[0] if isinstance(plan, _NoPlan) or plan.is_general else keys[1]] = plan
+        known.plans[keys[not (isinstance(plan, _NoPlan) or plan.is_general)]] = plan
         return plan
 
     def _plan_of_its_own(self, form: Form, family: _Family, known: _Known, recorder: Recorder) -> Plan | _NoPlan:
@@ -232,7 +235,7 @@ def may_record() -> bool:
     which merges nothing.
     """
     return not (
-        torch.compiler.is_compiling()
+        is_dynamo_compiling()
         or _backend.current_backend() == "reference"
         or current_recorder() is not None
         or saved_tensors_are_hooked()

@@ -42,19 +42,21 @@ class Plan(NamedTuple):
 
     Attributes:
         sizes: What the graph takes, as it follows from the steps; numbers, if it is for these alone.
+        loops: How many loops there are.
         report: What became of the calls.
         batch: The size of the batch, if the graph is for any.
     """
 
     graph: AnySteps
     sizes: Sequence[Any]
+    loops: int
     report: GraphReport
     batch: tuple[int, ...] = ()
 
     @property
     def is_general(self) -> bool:
         """Whether it is for any number of steps."""
-        return any(isinstance(size, Size) for size in self.sizes)
+        return any(isinstance(size, Size) and size.run < self.loops for size in self.sizes)
 
     def graph_of(self, form: Form) -> Callable[..., list[Tensor]]:
         """A function that runs a record of this form on what it is given."""
@@ -94,13 +96,13 @@ def _for_any_steps(form: Form, kinds: Kinds, lines: Sequence[Lines], grow: bool)
     ]
     if None in sizes:
         raise UnknownFormError("a loop of which it is unknown how its length follows from the steps")
-    return Plan(first.graph, sizes, first.report)
+    return Plan(first.graph, sizes, loops, first.report)
 
 
 def plan_for_its_steps(form: Form, kinds: Kinds, lines: Sequence[Lines]) -> Plan:
     """The graph of a form for its own number of steps; errors as of :func:`plan_for_any_steps`."""
     graph, numbers, report = _graph_at(form, kinds, lines, form.steps, grow=False)
-    return Plan(graph, numbers, report)
+    return Plan(graph, numbers, len(form.runs), report)
 
 
 def _graph_at(form: Form, kinds: Kinds, lines: Sequence[Lines], steps: Sequence[int], grow: bool) -> ForAnySteps:
