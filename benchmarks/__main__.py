@@ -44,6 +44,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         each.add_argument("--seconds", type=float, default=seconds, help="per case (default: %(default)s)")
     varying.add_argument("--case", default="", metavar="TEXT", help="only networks whose names contain TEXT")
     varying.add_argument("--way", nargs="+", choices=lengths.WAYS, metavar="W", help="only snnTorch and these")
+    varying.add_argument("--json", type=Path, metavar="FILE", help="write the seconds of all batches to FILE")
     varying.add_argument("--threads", type=int, help="CPU threads (default: as many as PyTorch chooses)")
     for each, attempts in ((storing, 1), (running, run.ATTEMPTS), (checking, run.ATTEMPTS)):
         add = each.add_argument

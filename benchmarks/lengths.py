@@ -14,8 +14,11 @@ import snnfast
 import snnfast.snntorch as snn
 from snnfast.compiler.recording.calls import Recorded
 
+from . import report
 from .bars import Bar
 from .collection.surrogates import SuperSpike
+from .peers import PEERS, snntorch_loop
+from .runner import Row
 
 BATCHES = 12
 LOOP, COMPILED, TRACED, PRODUCTS = "snnTorch", "snnfast.compile", "by tracing", "products alone"
@@ -169,11 +172,15 @@ LATER = 7
 
 def run(args: argparse.Namespace) -> list[Bar]:
     """Print tables: batches of other steps each, of the same weights and inputs each way; and single calls."""
+    header = report.header(torch.device("cpu"), [PEERS[snntorch_loop.LOOP]])
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; {BATCHES} batches, each of other steps")
     print(f"{'':40}{'way':16}{'first':>8}{'others':>9}{'all':>9}   of snnTorch's; slowest other call, of their median")
+    rows: list[Row] = []
     for work in WORKS:
         if args.case in work.name:
-            _measure(work, [way for way in WAYS if way == LOOP or not args.way or way in args.way])
+            rows += _measure(work, [way for way in WAYS if way == LOOP or not args.way or way in args.way])
+    if args.json is not None:
+        report.save(args.json, header, rows)
     print("\nrecorded training steps: seconds of the first; of a later one, milliseconds, those of recording it, and")
     print("microseconds of recording one call of PyTorch; one with another number of steps, of that later one's time")
     for name, net, batch, shape in CALLED:
@@ -206,22 +213,24 @@ def _of_calls(make: Callable[[Any], nn.Module], T: int, batch: int, shape: tuple
     return f"{first:6.2f}{ms[0]:9.1f}{ms[1]:8.2f}{us:7.1f}   {other / later:.2f} of it"
 
 
-def _measure(work: Work, ways: list[str]) -> None:
+def _measure(work: Work, ways: list[str]) -> list[Row]:
     lengths = torch.linspace(*work.steps, BATCHES).int().tolist()
     lengths = [lengths[i] for i in torch.randperm(BATCHES, generator=torch.Generator().manual_seed(0)).tolist()]
-    whole = 0.0
+    whole, rows = 0.0, []
     for way in ways:
         seconds = _seconds(work, way, lengths)
         first, *others = seconds
         # By the step, as the numbers of steps differ.
         later = [s / n for s, n in zip(others, lengths[1:], strict=True)]
         whole = whole or sum(seconds)
+        rows.append(Row(work.name, way, median=sum(seconds), low=first, repeats=1))
         slowest = max(later) / statistics.median(later)
         print(
             f"{work.name if way == LOOP else '':40}{way:16}{first:8.2f}{sum(others):9.2f}{sum(seconds):9.2f}"
             f"   {whole / sum(seconds):.2f} times as fast; {slowest:.2f}",
             flush=True,
         )
+    return rows
 
 
 def _seconds(work: Work, way: str, lengths: list[int]) -> list[float]:
