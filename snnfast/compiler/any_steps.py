@@ -63,7 +63,7 @@ def with_rows_together(graph: Graph) -> None:
 def _own(node: Any, returned: list[Any]) -> Any:
     """A row in memory of its own, unless another result is a view of it."""
     rows = _of_unbind(node, 0)
-    if rows is None or _overlaps(value(node)):
+    if rows is None or _overlaps(value(node)) or sum(a is node for a in returned) > 1:
         return node
     others = [
         a for a in returned if isinstance(a, Node) and a is not node and (_of_unbind(a, 0) or (None,))[0] is not rows[0]

@@ -113,29 +113,25 @@ class _Numbers:
     """Numbers of steps that are told from all numbers of a program, and from one another."""
 
     def __init__(self, form: Form) -> None:
-        self._form, self._taken = form, form.numbers()
+        self._form, self._taken = form, form.numbers() | {n for like, n in form.like if like is None}
 
     def draw(self) -> list[int]:
         """Numbers of steps, and a size of a batch, that were not drawn before."""
         found: list[int] = []
+        taken = set(self._taken)
         for i, (like, extra) in enumerate(self._form.like):
-            if like is None:
-                found.append(extra)
-            elif like == i:
-                found.append(self._free(i))
-            else:
-                found.append(found[like] + extra)
-        self._taken.update(size.at(found) for size in self._form.sizes)
+            found.append(extra if like is None else self._free(i, taken) if like == i else found[like] + extra)
         self._taken.update(found)
         return found
 
-    def _free(self, i: int) -> int:
+    def _free(self, i: int, taken: set[int]) -> int:
         is_batch = i == len(self._form.runs)
-        n = max(_FIRST, self._form.steps[i]) if is_batch else _FIRST + 7 * i
+        n = max(_FIRST, self._form.steps[i]) if is_batch else _FIRST
         factors = {size.factor for size in self._form.sizes if size.run == i} | {1}
-        while any(factor * n + more in self._taken for factor in factors for more in (-2, -1, 0, 1, 2)):
+        near = range(-_ODD_STEPS, _ODD_STEPS + 1)  # a loop, or one like it, may have so many steps more or less
+        while not taken.isdisjoint(factor * n + more for factor in factors for more in near):
             n += 1
-        self._taken.update(factor * n for factor in factors)
+        taken.update(factor * n + more for factor in factors for more in near)
         return n
 
 
