@@ -1,5 +1,6 @@
 """Private PyTorch APIs that tell in which modes a call runs, or how ``torch.compile`` treats a function."""
 
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
@@ -7,12 +8,15 @@ from typing import Any, TypeVar
 import torch
 from torch.autograd import forward_ad
 from torch.compiler import is_dynamo_compiling
+from torch.utils.checkpoint import CheckpointFunction
 
 __all__ = [
     "becomes_node",
     "constant_while_tracing",
     "current_graph_task_id",
     "current_recorder",
+    "in_reentrant_checkpoint",
+    "is_eager_forced",
     "is_forward_mode",
     "not_compiled_alone",
     "outside_of_vmap",
@@ -20,6 +24,8 @@ __all__ = [
     "transforms_are_active",
     "untraced",
 ]
+
+_CHECKPOINTED = CheckpointFunction.forward.__code__
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -38,6 +44,19 @@ def is_forward_mode() -> bool:
 def saved_tensors_are_hooked() -> bool:
     """Whether hooks get the tensors that are saved for a backward pass now, as those of a checkpoint do."""
     return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+
+
+def is_eager_forced() -> bool:
+    """Whether ``torch.compiler.set_stance("force_eager")`` holds."""
+    return bool(torch._dynamo.eval_frame._stance.stance == "force_eager")
+
+
+def in_reentrant_checkpoint() -> bool:
+    """Whether a reentrant checkpoint runs its function for the first time: without gradients, and without hooks."""
+    frame = None if torch.is_grad_enabled() else sys._getframe()
+    while frame is not None and frame.f_code is not _CHECKPOINTED:
+        frame = frame.f_back
+    return frame is not None
 
 
 def current_recorder() -> Any:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
 from snnfast._core import backend as _backend
-from snnfast._core.pytorch import current_recorder, saved_tensors_are_hooked
+from snnfast._core.pytorch import current_recorder, in_reentrant_checkpoint, saved_tensors_are_hooked
 from snnfast.compiler.recording.calls import Recorded, may_record
 from snnfast.compiler.recording.recorder import Recorder
 from snnfast.compiler.report import nothing_to_compile
@@ -26,11 +26,20 @@ TRACING, RECORDING = "tracing", "recording"
 _PATIENCE = 3
 """So many calls in a row that were recorded in vain, and calls are recorded no more."""
 
+_PATIENCE_WITH_PLANS = 30
+"""So many, where other calls had a plan."""
+
 _OFTEN = 600
 """To trace a call takes about as long as to record it so many times."""
 
 _DEAR = 0.1
 """The part of a call that may be spent on recording it."""
+
+_MOST_DEAR = 4
+"""Calls of so many shapes are traced: torch.compile makes eight graphs of a function at most."""
+
+_MOST_SHAPES = 1000
+"""The costs of so many are known at a time."""
 
 
 class _Cost:
@@ -38,19 +47,18 @@ class _Cost:
 
     Attributes:
         steps: The numbers of steps of their loops; ``()`` once they have differed.
-        is_paid: Tracing has been tried.
     """
 
-    __slots__ = ("calls", "is_paid", "recording", "seconds", "steps")
+    __slots__ = ("calls", "recording", "seconds", "steps")
 
     def __init__(self) -> None:
-        self.calls, self.seconds, self.recording, self.is_paid = 0, 0.0, 0.0, False
+        self.calls, self.seconds, self.recording = 0, 0.0, 0.0
         self.steps: tuple[int, ...] | None = None
 
     def add(self, recorder: Recorder, seconds: float) -> None:
         self.calls += 1
         self.seconds += seconds
-        self.recording += seconds - recorder.seconds
+        self.recording += recorder.seconds
         steps = tuple(recorder.steps)
         self.steps = steps if self.steps in (None, steps) else ()
 
@@ -86,7 +94,9 @@ class Choice:
         self._recorded = None if by == TRACING else Recorded(function, name)
         self._layers = None if (options.get("options") or {}).get("inner") else at_once
         self._in_vain: dict[bool, int] = {True: 0, False: 0}  # with gradients, and without
+        self._patience = {True: _PATIENCE, False: _PATIENCE}
         self._costs: dict[Any, _Cost] = {}
+        self._dear: set[Any] = set()  # shapes whose calls are traced
         self._as_it_is: set[bool] = set()
         self._lock = threading.RLock()  # a network that holds states has those of one recorded call at a time
 
@@ -108,30 +118,38 @@ class Choice:
 
     def _choose(self, recorded: Recorded, grad: bool, args: Any, kwargs: Any) -> Any:
         if not may_record():
-            if saved_tensors_are_hooked():
+            if saved_tensors_are_hooked() or in_reentrant_checkpoint():
                 self._warn('runs as it is in a checkpoint, and under other hooks of saved tensors, unless by="tracing"')
             return self._function(*args, **kwargs)
-        if self._traced is not None and self._in_vain[grad] >= _PATIENCE:
+        if self._traced is not None and self._in_vain[grad] >= self._patience[grad]:
             return self._traced(*args, **kwargs)
-        cost = self._costs.setdefault((grad, *_shapes_of(args), *_shapes_of(kwargs.values())), _Cost())
-        if self._traced is not None and cost.is_dear and self._traced.pays(grad) is not False:
+        shapes = (grad, *_shapes_of(args), *_shapes_of(kwargs.values()))
+        if self._traced is not None and shapes in self._dear and self._traced.pays(grad) is not False:
             return self._traced.attempt(args, kwargs)[0]
         with self._lock:
             start = time.perf_counter()
             result, recorder = recorded(*args, **kwargs)
             if not recorder.learns:
-                cost.add(recorder, time.perf_counter() - start)
+                self._count(recorder, time.perf_counter() - start, shapes)
             self._judge(recorder, grad)
         return result
 
+    def _count(self, recorder: Recorder, seconds: float, shapes: Any) -> None:
+        if len(self._costs) >= _MOST_SHAPES:
+            self._costs.clear()
+        cost = self._costs.setdefault(shapes, _Cost())
+        cost.add(recorder, seconds)
+        if cost.is_dear and len(self._dear) < _MOST_DEAR:
+            self._dear.add(shapes)
+
     def _judge(self, recorder: Recorder, grad: bool) -> None:
         if recorder.pays:
-            self._in_vain[grad] = 0
+            self._in_vain[grad], self._patience[grad] = 0, _PATIENCE_WITH_PLANS
             return
         if recorder.asks_again:  # the next call shows whether there is a plan
             return
         self._in_vain[grad] += 1
-        if self._in_vain[grad] >= _PATIENCE and (self._traced is None or recorder.is_refused):
+        if self._in_vain[grad] >= self._patience[grad] and (self._traced is None or recorder.is_refused):
             self._as_it_is.add(grad)
             left = [f"{layer or 'it'}: {reason}" for layer, reason in self._left.items()]
             reasons = list(dict.fromkeys([*left, *recorder.reasons]))

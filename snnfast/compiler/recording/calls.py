@@ -9,7 +9,14 @@ import torch
 from torch.compiler import is_dynamo_compiling
 
 from snnfast._core import backend as _backend
-from snnfast._core.pytorch import current_recorder, saved_tensors_are_hooked, transforms_are_active
+from snnfast._core.pytorch import (
+    current_graph_task_id,
+    current_recorder,
+    in_reentrant_checkpoint,
+    is_eager_forced,
+    saved_tensors_are_hooked,
+    transforms_are_active,
+)
 from snnfast.compiler import stages, verify
 from snnfast.compiler.backend import merge
 from snnfast.compiler.errors import RefusedError
@@ -47,7 +54,7 @@ class _Family:
     """Forms that differ by numbers alone.
 
     Attributes:
-        first: The first one, which has a plan of its own.
+        first: The first one, or a later one that could not be its twin.
         any_steps: Their graphs are for any number of steps.
         limits: Why a graph is not for all of them, or why it is for its number of steps alone.
         twins: The form for any size of a batch, and its plan, if there is one.
@@ -131,6 +138,7 @@ class Recorded:
 
     def _run(self, known: _Known, recorder: Recorder, alive: list[int]) -> bool:
         """Run what was recorded by its plan. Returns whether it has one."""
+        start = time.perf_counter()
         try:
             form = Form(recorder, alive)
             if not form.runs and not recorder.is_whole:
@@ -146,13 +154,12 @@ class Recorded:
                 recorder.reasons.append(plan.reason)
                 recorder.is_refused |= plan.is_refused and recorder.is_whole
                 return False
-            start = time.perf_counter()
+            recorder.seconds += time.perf_counter() - start
             graph = plan.graph_of(form)
             if verify.is_wanted():
                 loop = write(form, form.steps, known.kinds, recorder.lines)
                 graph = verify.verified(loop, graph, plan.report)
             found = graph(*form.inputs_of(recorder.given))
-            recorder.seconds += time.perf_counter() - start
         recorder.steps += form.steps
         recorder.deliver(alive, found)
         return True
@@ -169,26 +176,41 @@ class Recorded:
             plan = family.twins[1]._replace(batch=(batch,))
             known.plans[keys[not plan.is_general]] = plan
             return plan
+        # Tracing is for one number of steps at a time.
+        varies = family is not None and form.steps != family.first.steps
         if len({id(plan.graph) for plan in known.plans.values() if isinstance(plan, Plan)}) >= _MOST_PLANS:
-            return _NoPlan(f"there are {_MOST_PLANS} graphs of it already", is_refused=True)
-        if family is not None and not family.tries and keys[1] not in family.seen:
-            family.seen.add(keys[1])
-            return _NoPlan(f"another call like it needs a graph of its own: {family.limits}", is_refused=True)
+            return _NoPlan(f"there are {_MOST_PLANS} graphs of it already", is_refused=varies)
+        twins = None if family is None else self._twins(form, family)
+        if family is not None and twins is None and (key := keys[not family.any_steps]) not in family.seen:
+            family.seen.add(key)
+            return _NoPlan(f"another call like it needs a graph of its own: {family.limits}", is_refused=varies)
         if not recorder.learns:
             self._learns = True
             return _NoPlan("not seen before: the next call asks for its lines")
         if family is None:
             family = known.families[told.structure] = _Family(form)
-        elif family.tries:
+        if twins is not None:
             family.tries = False
-            plan = self._plan_for_any_batch(form, family, known, recorder)
+            plan = _made(plan_for_any_steps, twins, known.kinds, recorder)
             if isinstance(plan, _NoPlan):
                 family.limits = family.limits or plan.reason
                 return self._plan_of(form, known, recorder)
-        if plan is None:
+            plan = plan._replace(batch=(twins.steps[-1],))
+            family.twins = twins, plan
+        else:
             plan = self._plan_of_its_own(form, family, known, recorder)
         known.plans[keys[not (isinstance(plan, _NoPlan) or plan.is_general)]] = plan
         return plan
+
+    def _twins(self, form: Form, family: _Family) -> Twins | None:
+        """The form for any size of a batch, if it may have a plan."""
+        if not family.tries:
+            return None
+        try:
+            return Twins(form, family.first, family.any_steps)
+        except UnknownFormError as error:
+            family.limits, family.first = family.limits or str(error), form  # a batch of one sample tells nothing
+            return None
 
     def _plan_of_its_own(self, form: Form, family: _Family, known: _Known, recorder: Recorder) -> Plan | _NoPlan:
         if family.any_steps:
@@ -197,17 +219,6 @@ class Recorded:
                 return plan
             family.any_steps, family.limits = False, plan.reason
         return _made(plan_for_its_steps, form, known.kinds, recorder)
-
-    def _plan_for_any_batch(self, form: Form, family: _Family, known: _Known, recorder: Recorder) -> Plan | _NoPlan:
-        try:
-            twins = Twins(form, family.first, family.any_steps)
-        except UnknownFormError as error:
-            return _NoPlan(str(error))
-        plan = _made(plan_for_any_steps, twins, known.kinds, recorder)
-        if isinstance(plan, Plan):
-            plan = plan._replace(batch=(twins.steps[-1],))
-            family.twins = twins, plan
-        return plan
 
     def _tell(self, form: Form, known: _Known, recorder: Recorder) -> None:
         """Enter what becomes of a record, with its own number of steps."""
@@ -231,8 +242,8 @@ class Recorded:
 def may_record() -> bool:
     """Whether calls can be recorded here.
 
-    They are not where they are traced, transformed, recorded, or in a checkpoint; or where the reference is chosen,
-    which merges nothing.
+    They are not where they are traced, transformed, recorded, in a checkpoint or in a backward pass; where PyTorch is
+    told to compile nothing; or where the reference is chosen, which merges nothing.
     """
     return not (
         is_dynamo_compiling()
@@ -241,6 +252,10 @@ def may_record() -> bool:
         or saved_tensors_are_hooked()
         or transforms_are_active()
         or bool(torch._C._len_torch_dispatch_stack())
+        or torch._C._get_tracing_state() is not None
+        or current_graph_task_id() != -1
+        or is_eager_forced()
+        or in_reentrant_checkpoint()
     )
 
 

@@ -411,6 +411,8 @@ class Form:
             for m in n if isinstance(n, list) else [n]:
                 found.setdefault(given[m].untyped_storage()._cdata, []).append(i)
         self.shared = [numbers for numbers in found.values() if len(set(numbers)) > 1]
+        if self.shared and self._writes:
+            raise UnknownFormError("a tensor is changed, and tensors from outside share memory")
         return tuple(map(tuple, self.shared))
 
     # ---- at a number of steps

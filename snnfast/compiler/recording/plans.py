@@ -11,6 +11,8 @@ from torch.utils import _pytree as pytree
 
 from snnfast.compiler.any_steps import AnySteps
 from snnfast.compiler.backend import ForAnySteps, for_any_steps
+from snnfast.compiler.calls import is_step
+from snnfast.compiler.errors import RefusedError
 from snnfast.compiler.recording.form import (
     Constant,
     Counted,
@@ -84,7 +86,10 @@ def _for_any_steps(form: Form, kinds: Kinds, lines: Sequence[Lines], grow: bool)
     try:
         with quiet():
             first, second = (_graph_at(form, kinds, lines, at, grow) for at in (steps, more))
-    except RuntimeError as error:  # a number that is equal to that of the steps is not one of steps
+    except RefusedError:
+        raise
+    except Exception as error:
+        # A number that is equal to that of the steps is not one of steps, or the loop is not one of so few.
         raise UnknownFormError(str(error).strip().partition("\n")[0]) from None
     if len(first.numbers) != len(second.numbers) or not first.graph.is_like(second.graph):
         raise UnknownFormError("another number of steps has another graph")
@@ -220,13 +225,17 @@ class _Writer:
         number = form.at[place]
         kind = form.kinds[number]
         # A constructor takes its sizes from its arguments. Other calls that stay are mostly those of one step.
-        grows = call.run is None and (self._grow or func in (torch.zeros, torch.ones))
+        is_constructor = func in (torch.zeros, torch.ones)
+        grows = call.run is None and (is_constructor or (self._grow and not is_step(func)))
         lines = self._lines[number]
         node.meta["stack_trace"] = lines.trace
         node.meta["nn_module_stack"] = dict.fromkeys(lines.modules)
         self._kinds_of[node] = kind
         if getattr(func, "computes", None) is not None or _is_op(func) or func in (torch.zeros, torch.ones):
-            fakes = iter([self._kinds.fake(like) for like in form.results_at(place, self._steps, grows)])
+            likes = form.results_at(place, self._steps, grows)
+            if not grows and likes != form.results_at(place, self._steps, True):
+                raise UnknownFormError("the number of steps is also a size of a call")
+            fakes = iter([self._kinds.fake(like) for like in likes])
             if kind.spec is None:
                 node.meta["example_value"] = next(fakes, None)
             else:

@@ -1,6 +1,7 @@
 """Write down the calls of PyTorch's functions instead of making them."""
 
 import sys
+import time
 from collections.abc import Callable, Sequence
 from types import EllipsisType, NoneType
 from typing import Any
@@ -92,6 +93,9 @@ def _references() -> tuple[int, int]:
 
 _IN_THE_LIST, _IN_A_TUPLE = _references()
 
+_MOST_SPARE = 64
+"""Results of so many shapes are kept for later calls."""
+
 
 class Recorder(TorchFunctionMode):
     """The context of a call that is recorded.
@@ -111,7 +115,8 @@ class Recorder(TorchFunctionMode):
         self.is_refused = False  # tracing it would not help
         self.asks_again = False  # the next call shows whether there is a plan
         self.steps: list[int] = []  # of the loops that ran by a plan
-        self.seconds = 0.0  # that plans took
+        self.seconds = 0.0  # that recording took
+        self._since = time.perf_counter()  # recording goes on since then
         self.is_over = False  # the call has returned
         self._planned = self._others = 0  # so many calls ran by a plan, or one by one
         self.learns = learns
@@ -147,7 +152,9 @@ class Recorder(TorchFunctionMode):
             self.reasons.append(str(error))
         self.flush(as_it_stands=getattr(func, "__name__", "") not in _ENDS)
         with torch.set_grad_enabled(grad):
-            return func(*args, **kwargs)
+            found = func(*args, **kwargs)
+        self._since = time.perf_counter()
+        return found
 
     def step(
         self,
@@ -424,6 +431,7 @@ class Recorder(TorchFunctionMode):
             return
         alive = self._alive()
         before, self.records, self._runs = self.records, False, True
+        self.seconds += time.perf_counter() - self._since
         try:
             with entered(self.grad, self.ambient, modes()):
                 if as_it_stands or not self._run(self, alive):
@@ -435,6 +443,7 @@ class Recorder(TorchFunctionMode):
             self.records, self._runs = before, False
             self._keep_spare()
             self._begin()
+            self._since = time.perf_counter()
 
     @property
     def pays(self) -> bool:
@@ -454,6 +463,8 @@ class Recorder(TorchFunctionMode):
     def _keep_spare(self) -> None:
         """Keep results that nobody holds for later calls: to make one takes a microsecond."""
         count, spare = sys.getrefcount, self._spare
+        if len(spare) > _MOST_SPARE:
+            spare.clear()
         for number in range(len(self.made)):
             made = self.made[number]
             if type(made) is tuple:
