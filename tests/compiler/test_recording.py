@@ -38,16 +38,17 @@ NO_PLAN = {
 }
 """Programs that run call by call, and why."""
 
-ALONE = ("autoencoder", "edges", "recurrent-policy", "thinking-policy", "truncated")
-"""Programs whose graph is for one number of steps."""
-
-
-STEPS = {
-    "sequential-function": (14, 8, 20, 14),
-    "own-function-on-images": (16, 9, 37, 16),
-    "static-convolution": (16, 9, 37, 16),
+ALONE = {
+    **dict.fromkeys(
+        ["autoencoder", "edges", "recurrent-policy", "thinking-policy", "truncated"], "its calls depend on it"
+    ),
+    **dict.fromkeys(["own-function-on-images", "static-convolution"], "it has ten steps and ten classes"),
 }
-"""Other numbers of steps: one of the usual is also the size of an image or a layer, or rounds a loss in float32."""
+"""Programs whose graph is for one number of steps, and why."""
+
+
+STEPS = {"sequential-function": (14, 8, 20, 14)}
+"""Other numbers of steps: a loss that is summed in float32 rounds."""
 
 
 def currents(T: int = 9, B: int = 3, N: int = 12) -> Tensor:
