@@ -2,8 +2,8 @@
 
 A function is recorded first. Where that merges less than half of its calls, three times in a row, it is traced; thirty
 times in a row, if others of its calls were merged. Where it takes more than a tenth of a call to record it, and calls
-like it have come often enough to pay for tracing one, such calls are traced. What is neither worth recording nor tracing
-runs as it is, and one warning says why.
+like it have come often enough to pay for tracing one, such calls are traced. What is worth neither runs as it is, and
+one warning says why.
 """
 
 import threading
