@@ -10,6 +10,7 @@ from snnfast.compiler.choice import RECORDING, Choice
 from snnfast.compiler.failures import Attempt  # noqa: F401
 from snnfast.compiler.lower.kernels import bernoulli  # noqa: F401
 from snnfast.compiler.recording.calls import Recorded
+from snnfast.compiler.recording.form import Form  # noqa: F401
 from snnfast.compiler.recording.functions import hook  # noqa: F401
 from snnfast.compiler.recording.kinds import Kinds  # noqa: F401
 from snnfast.compiler.recording.recorder import Recorder  # noqa: F401

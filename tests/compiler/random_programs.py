@@ -1129,6 +1129,7 @@ class Layers:
 SPIKES = (
     "Masked.apply({0})", "Masked.apply({0}, 0.5)", "Plain.apply({0})", "Saved.apply({0}, torch.zeros_like({0}))",
     "through({0})", "({0} > 0).to({0}.dtype)", "Saved.apply({0} + {1}, {1})",
+    "snnfast.spike({0}, surrogate.atan(alpha=1.5))", "snnfast.surrogate.sigmoid(slope=3)({0})",
 )  # fmt: skip
 ODD_SPIKES = ("Summed.apply({0})", "Masked.apply({0}, 0.5 + 0.25 * t)")
 STARTS = (
@@ -1301,6 +1302,7 @@ from loop_ops import Masked, Named, Plain, Results, Saved, Summed, doubled, nois
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+import snnfast
 from {surrogates} import surrogate
 """
 LAYOUTS = ("time first",) * 7 + ("batch first",) * 3 + ("constant",) * 2 + ("time last", "strided", "late", "backwards")

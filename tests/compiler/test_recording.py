@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from compiler.internals import ByRecording, Kinds, Recorded, Recorder, hook
+from compiler.internals import ByRecording, Form, Kinds, Recorded, Recorder, hook
 from loop_nets import Net
 from loop_ops import Saved
 from torch import Tensor, nn
@@ -366,6 +366,82 @@ def test_numbers_of_a_function_are_read_at_each_call() -> None:
     for scale in (2.0, 3.0, 2.0):
         Scaled.scale = scale
         same(loop, recorded, currents())
+
+
+@pytest.mark.parametrize(
+    "spike",
+    [
+        lambda z: snnfast.spike(z, snnfast.surrogate.atan()),
+        lambda z: snnfast.surrogate.fast_sigmoid(slope=4)(z),
+        snnfast.surrogate.triangular(),
+    ],
+)
+def test_neurons_by_hand_with_our_surrogates_are_one_recurrence(spike: Callable[[Tensor], Tensor]) -> None:
+    def loop(x: Tensor) -> Tensor:
+        mem, spk = torch.zeros_like(x[0]), torch.zeros_like(x[0])
+        for x_t in x:
+            mem = 0.9 * mem * (1 - spk) + x_t
+            spk = spike(mem - 1)
+        return mem
+
+    (graph,) = snnfast.explain(loop, currents().requires_grad_(), by="recording").graphs
+    assert len(graph.merged) == 1
+    assert "one recurrence" in graph.merged[0]
+    assert not graph.repeated
+    recorded = ByRecording(loop)
+    for T in (9, 12):
+        x = currents(T).requires_grad_()
+        found, expected = (torch.autograd.grad(f(x).square().sum(), x) for f in (recorded, loop))
+        torch.testing.assert_close(found, expected)
+
+
+def test_a_surrogate_that_changes_is_read_at_each_call() -> None:
+    class Annealed(snnfast.surrogate.Surrogate):
+        slope = 1.0
+
+        def derivative(self, z: Tensor) -> Tensor:
+            return self.slope * (1 - z.abs()).relu()
+
+    surrogate = Annealed()
+
+    def loop(x: Tensor) -> Tensor:
+        mem = x[0] * 0
+        for x_t in x:
+            mem = 0.5 * mem + x_t
+            mem = mem - surrogate(mem - 1)
+        return mem
+
+    recorded = ByRecording(loop)
+    for slope in (1.0, 3.0, 1.0):
+        surrogate.slope = slope
+        x = currents().requires_grad_()
+        found, expected = (torch.autograd.grad(f(x).square().sum(), x) for f in (recorded, loop))
+        torch.testing.assert_close(found, expected)
+
+
+def test_a_record_that_came_before_has_its_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    init = Form.__init__
+    monkeypatch.setattr(
+        Form, "__init__", lambda self, *given: (made.append(len(given[0].kinds)), init(self, *given))[1]
+    )
+    recorded = ByRecording(by_hand)
+    for T in (9, 9, 11, 9, 11, 9):
+        same(by_hand, recorded, currents(T))
+    assert len(made) == len(set(made)) == 2
+
+
+@pytest.mark.parametrize("zeros", [(0.0, -0.0), (-0.0, 0.0)])
+def test_zeros_of_both_signs_differ(zeros: tuple[float, float]) -> None:
+    def loop(x: Tensor, zero: float) -> Tensor:
+        mem = x[0] * 0
+        for x_t in x:
+            mem = (mem + x_t) * zero
+        return 1 / mem
+
+    recorded = ByRecording(loop)
+    for zero in zeros:
+        same(loop, recorded, currents(), zero)
 
 
 def test_a_function_that_draws_random_numbers_does_so_at_each_step() -> None:

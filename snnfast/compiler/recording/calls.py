@@ -30,6 +30,9 @@ from snnfast.compiler.recording.recorder import Recorder
 from snnfast.compiler.recording.twins import Told, Twins
 from snnfast.compiler.report import Explanation
 
+_MOST_FORMS = 16
+"""So many forms are kept."""
+
 _MOST_PLANS = 16
 """So many forms have a plan. Others run call by call."""
 
@@ -76,12 +79,25 @@ class _Known:
     Attributes:
         plans: By the keys of forms. Where a form has none, the reason.
         families: By the structures of forms.
+        forms: The last form of each number of calls.
     """
 
     def __init__(self) -> None:
         self.kinds = Kinds()
         self.plans: dict[Any, Plan | _NoPlan] = {}
         self.families: dict[Any, _Family] = {}
+        self.forms: dict[int, Form] = {}
+
+    def form_of(self, recorder: Recorder, alive: list[int]) -> Form:
+        """The form of a record. Most records are those of an earlier call, which is seen sooner than a form is made."""
+        number = len(recorder.kinds)
+        form = self.forms.get(number)
+        if form is None or not form.is_of(recorder, alive):
+            form = Form(recorder, alive)
+            if len(self.forms) >= _MOST_FORMS:
+                self.forms.clear()
+            self.forms[number] = form
+        return form
 
 
 class Recorded:
@@ -140,7 +156,7 @@ class Recorded:
         """Run what was recorded by its plan. Returns whether it has one."""
         start = time.perf_counter()
         try:
-            form = Form(recorder, alive)
+            form = known.form_of(recorder, alive)
             if not form.runs and not recorder.is_whole:
                 raise UnknownFormError("no loop")
         except UnknownFormError as error:

@@ -159,6 +159,7 @@ class Form:
         self.kinds: list[Kind] = recorder.kinds
         self.leaves: list[tuple[Any, ...]] = recorder.leaves
         self.likes: list[Like] = recorder.likes
+        self._alive = alive
         self._writes = any(any(kind.writes) for kind in set(self.kinds))
         runs = runs_of(self.kinds, self.leaves)
         self.folded = folded = Folded(runs, len(self.kinds))
@@ -191,7 +192,21 @@ class Form:
         self.outputs = tuple(self._list(alive))
         likes = [self._like(self.like_of_input(i)) for i in range(len(self.inputs))]
         steps = tuple(self.like) if self.is_general else tuple(self.steps)
-        self.key = self.is_general, steps, tuple(self.calls), self.outputs, tuple(likes), self._sharing(recorder.given)
+        self._sharing = self._shared_by(recorder.given)
+        self.shared = [numbers for numbers in self._sharing if len(set(numbers)) > 1]
+        if self.shared and self._writes:
+            raise UnknownFormError("a tensor is changed, and tensors from outside share memory")
+        self.key = self.is_general, steps, tuple(self.calls), self.outputs, tuple(likes), tuple(self.shared)
+
+    def is_of(self, recorder: Any, alive: list[int]) -> bool:
+        """Whether it is the form of another record, call by call."""
+        return (
+            self.kinds == recorder.kinds
+            and self.leaves == recorder.leaves
+            and self.likes == recorder.likes
+            and self._alive == alive
+            and self._sharing == self._shared_by(recorder.given)
+        )
 
     def _add(self, number: int, run: int | None, leaf: Callable[[int], Any]) -> None:
         kind = self.kinds[number]
@@ -404,16 +419,13 @@ class Form:
         strides: Any = (order, expanded) if _is_dense(like) else like.stride
         return shape, strides, like.dtype, like.device, like.requires_grad, like.is_leaf, like.kind
 
-    def _sharing(self, given: Sequence[Tensor]) -> Any:
-        """Which inputs share memory."""
+    def _shared_by(self, given: Sequence[Tensor]) -> list[tuple[int, ...]]:
+        """The inputs that lie in each memory."""
         found: dict[int, list[int]] = {}
         for i, n in enumerate(self.inputs):
             for m in n if isinstance(n, list) else [n]:
                 found.setdefault(given[m].untyped_storage()._cdata, []).append(i)
-        self.shared = [numbers for numbers in found.values() if len(set(numbers)) > 1]
-        if self.shared and self._writes:
-            raise UnknownFormError("a tensor is changed, and tensors from outside share memory")
-        return tuple(map(tuple, self.shared))
+        return list(map(tuple, found.values()))
 
     # ---- at a number of steps
 

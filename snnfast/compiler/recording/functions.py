@@ -6,6 +6,7 @@ a method that records the call and returns what the call will return.
 
 import functools
 import threading
+from collections.abc import Iterable, Sequence
 from types import FunctionType
 from typing import Any
 
@@ -24,17 +25,21 @@ class Applied:
 
     Attributes:
         function: The class.
+        objects: Arguments by their places that no graph holds: surrogates.
         computes: Whether it changes none of its arguments, draws no random numbers, and returns new tensors.
     """
 
     __name__ = __qualname__ = "autograd_function"
 
-    def __init__(self, function: Any) -> None:
-        self.function = function
+    def __init__(self, function: Any, objects: Sequence[tuple[int, Any]] = ()) -> None:
+        self.function, self.objects = function, objects
         self.computes = True
 
     def __call__(self, *args: Any) -> Any:
-        return self.function.apply(*args)
+        given = list(args)
+        for place, a in self.objects:
+            given.insert(place, a)
+        return self.function.apply(*given)
 
 
 _grad = threading.local()
@@ -117,15 +122,15 @@ hook = _Hook()
 """A context for each call that is recorded."""
 
 
-def read_from_outside(cls: Any) -> tuple[Any, ...]:
+def read_from_outside(cls: Any, objects: Iterable[Any] = ()) -> tuple[Any, ...]:
     """The numbers that a function reads, beside its arguments: attributes of its class, globals, closures.
 
-    A call with others is a call of another kind.
+    So do the methods of ``objects`` among the arguments. A call with other numbers is a call of another kind.
     """
     found: list[Any] = []
     seen: set[int] = set()
-    for base in cls.__mro__[: cls.__mro__.index(Function)]:
-        for name, value in vars(base).items():
+    for place in (*cls.__mro__[: cls.__mro__.index(Function)], *objects, *map(type, objects)):
+        for name, value in getattr(place, "__dict__", {}).items():
             if isinstance(value, staticmethod | classmethod):
                 value = value.__func__
             _read(name, value, found, seen)

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from snnfast.compiler.calls import storage_of, tensors_in
-from snnfast.compiler.recording.functions import Applied
+from snnfast.compiler.recording.functions import Applied, read_from_outside
 from snnfast.compiler.recording.later import Later, Like, like_of
 from snnfast.compiler.recording.modes import entered
 
@@ -150,9 +150,10 @@ class Kinds(dict[Any, Kind]):
         self._options: dict[int, Any] = {}
         self.spare: dict[Like, list[Later]] = {}  # results of earlier calls that nobody holds
 
-    def applied(self, cls: Any, outside: tuple[Any, ...]) -> Applied:
-        """The call of an ``autograd.Function`` that reads these numbers from outside."""
-        return self._functions.setdefault((cls, outside), Applied(cls))
+    def applied(self, cls: Any, objects: tuple[tuple[int, Any], ...]) -> Applied:
+        """The call of an ``autograd.Function`` with these objects among its arguments, for what it reads now."""
+        key = cls, objects, read_from_outside(cls, [a for _, a in objects])
+        return self._functions.setdefault(key, Applied(cls, objects))
 
     def token(self, options: Any) -> int:
         """A number for options that are one object. It is kept, so that no other object gets its id."""

@@ -14,7 +14,7 @@ from torch.utils._device import _device_constructors
 
 from snnfast._core.pytorch import transforms_are_active
 from snnfast._unroll import node, state_gradients
-from snnfast.compiler.recording.functions import Applied, read_from_outside
+from snnfast.compiler.recording.functions import Applied
 from snnfast.compiler.recording.kinds import Hole, Kind, Kinds, NeedsValueError, known_of
 from snnfast.compiler.recording.later import AT, LOW, Later, Like, become, later, like_of
 from snnfast.compiler.recording.lines import Lines, lines_of
@@ -193,9 +193,12 @@ class Recorder(TorchFunctionMode):
 
     def function(self, cls: Any, args: Any, grad: bool) -> Any:
         """Record a call of an ``autograd.Function``."""
-        applied = self._functions.get(cls)
+        objects = tuple([(i, a) for i, a in enumerate(args) if _holds(a)])
+        if objects:
+            args = tuple([a for a in args if not _holds(a)])
+        applied = self._functions.get((cls, objects))
         if applied is None:
-            applied = self._functions[cls] = self._known.applied(cls, read_from_outside(cls))
+            applied = self._functions[cls, objects] = self._known.applied(cls, objects)
         before, self.records = self.records, False
         try:
             return self._record(applied, args, {}, grad)
@@ -364,7 +367,7 @@ class Recorder(TorchFunctionMode):
                 key.append(t)
                 if numbers:
                     leaves.append(a)
-                else:
+                if not numbers or (a == 0.0 and t is float):  # 0.0 and -0.0 are equal, and differ
                     key.append(a if a else repr(a))
             elif t is tuple or t is list:
                 inside: list[Any] = [t]
@@ -385,8 +388,6 @@ class Recorder(TorchFunctionMode):
                 key.append(tuple(inside))
             elif isinstance(a, torch.Size):
                 key.append((torch.Size, *a))
-            elif isinstance(a, Surrogate):
-                key.append(a)
             elif isinstance(a, torch.Generator):
                 raise NeedsValueError("a generator of random numbers")
             else:
@@ -532,6 +533,11 @@ class Recorder(TorchFunctionMode):
         for address, number in last.items():
             found.setdefault(number, []).append(address)
         return found
+
+
+def _holds(a: Any) -> bool:
+    """Whether an argument of a function is an object that a call can hold."""
+    return isinstance(a, Surrogate) and type(a).__hash__ is not None
 
 
 def _dims(index: tuple[Any, ...], dims: int) -> list[int]:
