@@ -18,7 +18,7 @@ from snnfast import use_backend
 from snnfast._core import backend as _backend
 from snnfast._core import linear, ops
 from snnfast._program.cuda import Engine
-from snnfast._program.run import ENGINES
+from snnfast._program.engines import ENGINES
 from snnfast.compiler import stages
 
 

@@ -20,6 +20,7 @@ from snnfast._core.ops import (
     opmath_dtype,
     unpack,
 )
+from snnfast._core.order import order_of, strides_of
 from snnfast._core.pytorch import not_compiled_alone, outside_of_vmap, transforms_are_active
 
 
@@ -46,7 +47,7 @@ class _Outputs:
         self.step = like.shape[1:] if has_rows else like.shape
         self.numel = math.prod(self.step)  # Size.numel makes an int of a symbol
         strides = like.stride()[1:] if has_rows else like.stride()
-        self.order = sorted(range(len(strides)), key=lambda d: -strides[d])  # a stable sort
+        self.order = order_of(strides)
         if like.is_contiguous() or not self._fits(like, has_rows):
             self.order = list(range(len(strides)))
 
@@ -54,17 +55,11 @@ class _Outputs:
         strides = t.stride()[1:] if has_rows else t.stride()
         if has_rows and t.shape[0] > 1 and t.stride(0) != self.numel and t.stride(0) != 0:
             return False
-        return all(n <= 1 or a == b for n, a, b in zip(self.step, strides, self._strides(), strict=True))
-
-    def _strides(self) -> list[int]:
-        strides, stride = [1] * len(self.step), 1
-        for d in reversed(self.order):
-            strides[d] = stride
-            stride = stride * (self.step[d] if self.step[d] > 1 else 1)
-        return strides
+        dense = strides_of(self.step, self.order)
+        return all(n <= 1 or a == b for n, a, b in zip(self.step, strides, dense, strict=True))
 
     def make(self, dtype: torch.dtype, rows: int | None = None) -> Tensor:
-        strides = self._strides()
+        strides = strides_of(self.step, self.order)
         if rows is None:
             return self.like.new_empty_strided(self.step, strides, dtype=dtype)
         return self.like.new_empty_strided((rows, *self.step), (max(self.numel, 1), *strides), dtype=dtype)

@@ -12,7 +12,7 @@ from torch._subclasses.functional_tensor import FunctionalTensor
 from snnfast._core import ops, settings
 from snnfast._core.backend import exporting
 from snnfast._core.ops import opmath_dtype
-from snnfast._core.pytorch import is_forward_mode, transforms_are_active
+from snnfast._core.pytorch import is_transformed
 
 LEAST_ROWS = 256
 """Samples times steps from which on bits are faster. Below, their packing and one more op cost more than they save."""
@@ -42,9 +42,7 @@ def bits_pay(x: Tensor, shape: torch.Size, steps: int, linear: Linear) -> bool:
     weight, bias, dims = linear
     if not settings.events.value or ops.spikes_linear is None or not x.is_cpu or torch.is_autocast_enabled("cpu"):
         return False
-    if is_forward_mode():
-        return False
-    if not torch.compiler.is_compiling() and transforms_are_active():
+    if is_transformed():
         return False
     if not _is_fit(weight, x) or weight.dim() != 2 or (bias is not None and not _is_fit(bias, x)):
         return False

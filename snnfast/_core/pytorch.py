@@ -18,6 +18,7 @@ __all__ = [
     "in_reentrant_checkpoint",
     "is_eager_forced",
     "is_forward_mode",
+    "is_transformed",
     "not_compiled_alone",
     "outside_of_vmap",
     "saved_tensors_are_hooked",
@@ -29,6 +30,16 @@ _CHECKPOINTED = CheckpointFunction.forward.__code__
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
+
+def constant_while_tracing(function: Function) -> Function:
+    """Let ``torch.compile`` call a function while it traces, and make a constant of the result.
+
+    ``torch.compiler.assume_constant_result`` does the same, but imports the compiler, which few programs need.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
 transforms_are_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
 """Whether a transform of ``torch.func`` runs. ``torch.compile`` does not trace it."""
 
@@ -39,6 +50,16 @@ current_graph_task_id: Callable[[], int] = torch._C._current_graph_task_id
 def is_forward_mode() -> bool:
     """Whether forward-mode differentiation runs."""
     return getattr(forward_ad, "_current_level", -1) >= 0
+
+
+@constant_while_tracing
+def _transforms() -> bool:
+    return transforms_are_active()
+
+
+def is_transformed() -> bool:
+    """Whether forward mode or a transform of ``torch.func`` sees the calls, for which kernels have no rules."""
+    return is_forward_mode() or _transforms()
 
 
 def saved_tensors_are_hooked() -> bool:
@@ -76,15 +97,6 @@ def outside_of_vmap() -> AbstractContextManager[None]:
     from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
 
     return retrieve_current_functorch_interpreter().lower()
-
-
-def constant_while_tracing(function: Function) -> Function:
-    """Let ``torch.compile`` call a function while it traces, and make a constant of the result.
-
-    ``torch.compiler.assume_constant_result`` does the same, but imports the compiler, which few programs need.
-    """
-    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
-    return function
 
 
 def untraced(function: Any) -> None:

@@ -12,20 +12,11 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from snnfast._core.pytorch import not_compiled_alone
-from snnfast._program.code import Counts
-from snnfast._program.run import (
-    Call,
-    Codes,
-    Program,
-    broadcast,
-    differentiable,
-    flat_parameters,
-    needs_of,
-    rows_of,
-    split,
-    summed,
-    takes_kernels,
-)
+from snnfast._program.autograd import differentiable
+from snnfast._program.call import Call, broadcast, flat_parameters, needs_of, rows_of, split, summed
+from snnfast._program.code import Codes, Counts
+from snnfast._program.engines import takes_kernels
+from snnfast._program.run import Program
 
 __all__ = ["Between", "Product", "unroll"]
 

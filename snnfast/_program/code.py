@@ -10,7 +10,7 @@ from torch import Tensor
 from snnfast._program.instructions import APPLY, COMPARES, FIRSTS, NUMBERS, SECONDS
 from snnfast._program.trace import Graph, Trace
 
-__all__ = ["Code", "Counts", "backward_code", "forward_code"]
+__all__ = ["Code", "Codes", "Counts"]
 
 Counts = tuple[int, int, int]
 """How many series, states and parameters a step has."""
@@ -62,6 +62,22 @@ class Code:
             return known[value]
 
         return [*given, *map(compute, self.fixed)]
+
+
+class Codes:
+    """The codes that come from one trace: of the forward pass, and of its derivative."""
+
+    def __init__(self, trace: Trace, counts: Counts) -> None:
+        self.trace, self.counts = trace, counts
+        self.forward = forward_code(trace, counts)
+        self._backward: dict[Any, Code] = {}
+
+    def backward(self, given: tuple[int, ...], needs: tuple[bool, ...]) -> Code:
+        """The derivative, for outputs ``given`` a gradient, and the ``needs`` of series and parameters."""
+        key = given, needs
+        if key not in self._backward:
+            self._backward[key] = backward_code(self.trace, self.counts, given, needs)
+        return self._backward[key]
 
 
 def forward_code(trace: Trace, counts: Counts) -> Code:

@@ -1,25 +1,22 @@
-"""The call of a program: all steps of a step function, by the kernels or as a loop."""
+"""Programs: all steps of a step function, by the kernels or as a loop."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, cast
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 
-from snnfast._core import ops
-from snnfast._core.backend import current_backend, use_fused, warn_once
-from snnfast._core.linear import FEW_OUTPUTS, Linear, bits_pay, flat_bits, weight_gradient
+from snnfast._core.linear import Linear, bits_pay
 from snnfast._core.ops import opmath_dtype
-from snnfast._core.pytorch import is_forward_mode, not_compiled_alone, transforms_are_active
-from snnfast._program import cuda
-from snnfast._program.code import Code, Counts, backward_code, forward_code
-from snnfast._program.nvrtc import NoKernelError, kernel_of
+from snnfast._program.autograd import Run
+from snnfast._program.call import Call, broadcast, expanded, needs_of, order_of_steps, split
+from snnfast._program.code import Codes, Counts
+from snnfast._program.engines import say_step_by_step, takes_kernels
+from snnfast._program.nvrtc import NoKernelError
 from snnfast._program.seen import Surroundings
 from snnfast._program.trace import NotElementwiseError, Place, Step, Trace, trace
 
-__all__ = ["Program", "expanded", "order_of"]
+__all__ = ["Program"]
 
 
 class _Options(NamedTuple):
@@ -133,47 +130,6 @@ class Program:
         return variant
 
 
-class Call(NamedTuple):
-    steps: int
-    shape: torch.Size  # of a step
-    dtype: torch.dtype  # of inputs and outputs
-    opmath: torch.dtype  # of the arithmetic
-    device: torch.device
-    output: int = -1  # that a linear layer alone reads
-    dims: int = 0  # of a step, from the last, that are the inputs of this layer
-    bits: bool = False  # whether the layer takes it as bits
-    order: Sequence[int] | None = None  # of the dimensions of a step in memory, if it is not the usual one
-
-    def like(self) -> Tensor:
-        """An empty tensor, which tells the kernels dtype and device."""
-        return torch.empty(0, dtype=self.dtype, device=self.device)
-
-    def _dims(self, t: Tensor) -> list[int]:
-        """The dimensions of a step, or of several, as they lie in memory."""
-        lead = t.dim() - len(self.shape)
-        return [*range(lead), *(lead + d for d in self.order or range(len(self.shape)))]
-
-    def flat(self, t: Tensor) -> Tensor:
-        """``[N]`` of a step, or ``[T, N]`` of several: the neurons as they lie in memory."""
-        if self.order is not None:
-            t = t.permute(self._dims(t))
-        return t.reshape(*t.shape[: t.dim() - len(self.shape)], self.shape.numel()).contiguous()
-
-    def shaped(self, t: Tensor) -> Tensor:
-        """The reverse of ``flat``. It is no view: autograd forbids changes of those that a function has made."""
-        strides, n = [1] * len(self.shape), 1
-        for d in reversed(self.order or range(len(self.shape))):
-            strides[d], n = n, n * self.shape[d]
-        lead = t.dim() - 1
-        size, stride = (*t.shape[:lead], *self.shape), (*t.stride()[:lead], *strides)
-        return t.new_empty(0).set_(t.untyped_storage(), t.storage_offset(), size, stride)
-
-    def ordered(self, t: Tensor) -> Tensor:
-        """A tensor with its dimensions in memory in the order of ``shaped``."""
-        dims = self._dims(t)
-        return t.permute(dims).contiguous().permute(sorted(range(t.dim()), key=dims.__getitem__))
-
-
 class _Variant:
     """A step function with the options of a call, and the codes of both."""
 
@@ -191,13 +147,13 @@ class _Variant:
     ) -> tuple[Tensor, ...]:
         """Outputs and last states, from series, states and parameters; in place of one, what ``linear`` makes of it."""
         codes = self._codes_of(call, tensors) if takes_kernels(tensors[0], call.shape) else None
-        call = call._replace(order=order_of(tensors[0], call.shape) if self.counts[0] else None)
+        call = call._replace(order=order_of_steps(tensors[0], call.shape) if self.counts[0] else None)
         # A linear layer reads the last dimensions side by side, as bits or as numbers.
         usual = call.order is None and linear is not None and bits_pay(tensors[0], call.shape, call.steps, linear)
         if codes is not None and linear is not None and usual:
             weight, bias, dims = linear
             asked = call._replace(output=output, dims=dims, bits=codes.forward.binary[output])
-            found = list(_Run.apply(self, codes, asked, *tensors, weight, bias))
+            found = list(Run.apply(self.again, codes, asked, *tensors, weight, bias))
             # Not in the function: autograd forbids changes of a view that a function has made.
             found[output] = found[output].view(call.steps, *call.shape[:-dims], weight.shape[0])
             return tuple(found)
@@ -206,17 +162,17 @@ class _Variant:
             found[output] = linear.of_spikes(found[output])
         return tuple(found)
 
-    def _results(self, call: Call, tensors: Sequence[Tensor], codes: "Codes | None") -> tuple[Tensor, ...]:
+    def _results(self, call: Call, tensors: Sequence[Tensor], codes: Codes | None) -> tuple[Tensor, ...]:
         if codes is not None:
             try:
-                return _Run.apply(self, codes, call, *tensors)  # type: ignore[no-any-return]
+                return Run.apply(self.again, codes, call, *tensors)  # type: ignore[no-any-return]
             except NoKernelError as error:
                 say_step_by_step(f"on {call.device.type}: {error}")
         found = self.loop(call, tensors)
         # In the order of the kernels, which the nodes of a compiled graph rely on.
         return found if torch.compiler.is_compiling() else tuple(map(call.ordered, found))
 
-    def _codes_of(self, call: Call, tensors: Sequence[Tensor]) -> "Codes | None":
+    def _codes_of(self, call: Call, tensors: Sequence[Tensor]) -> Codes | None:
         """The codes of a call, ``None``, once said, where there are none.
 
         They are made before the call, of one moment: the derivative is that of what the forward pass computed.
@@ -232,7 +188,7 @@ class _Variant:
 
     def codes(
         self, dtype: torch.dtype, dims: int, needs: tuple[bool, ...] | None = None, place: Place | None = None
-    ) -> "Codes":
+    ) -> Codes:
         """The codes for an opmath dtype and a number of dimensions of a step.
 
         Args:
@@ -256,7 +212,7 @@ class _Variant:
                 self._placed.add(key)
                 return self.codes(dtype, dims, needs, place)
             # A step that can't be a program is not traced again, either.
-            self._codes[key] = Codes(self, found) if isinstance(found, Trace) else found
+            self._codes[key] = Codes(found, self.counts) if isinstance(found, Trace) else found
         codes = self._codes[key]
         if isinstance(codes, Exception):
             raise codes
@@ -307,8 +263,8 @@ class _Variant:
             after.append(total + outputs.pop(0))
         return (*outputs, *after)
 
-    def check_current(self) -> None:
-        """Before the step runs for a forward pass that was.
+    def again(self, call: Call, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The loop of a forward pass that was.
 
         Raises:
             RuntimeError: It would compute something else.
@@ -319,6 +275,7 @@ class _Variant:
                 "what the step of a neuron of your own reads beside its arguments has changed since the forward pass, "
                 "and its second derivative needs it as it was"
             )
+        return self.loop(call, tensors)
 
     def loop(self, call: Call, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The step function in a loop, which defines the results of the kernels."""
@@ -339,309 +296,8 @@ class _Variant:
         return (*(torch.stack(rows).to(call.dtype) for rows in zip(*outputs, strict=True)), *now)
 
 
-def _is_of_sizes(found: "Trace | Exception", place: Place | None) -> bool:
+def _is_of_sizes(found: Trace | Exception, place: Place | None) -> bool:
     """Whether a trace at made-up sizes says nothing of a call: the step asks for its sizes, or fails with these."""
     if isinstance(found, Trace):
         return found.asks
     return place is not None and not isinstance(found, NotElementwiseError)
-
-
-class Codes:
-    """The codes of a variant that come from one trace: of the forward pass, and of its derivative."""
-
-    def __init__(self, variant: _Variant, trace: Trace) -> None:
-        self.trace = trace
-        self._counts = variant.counts
-        self.forward = forward_code(trace, variant.counts)
-        self._backward: dict[Any, Code] = {}
-
-    def backward(self, given: tuple[int, ...], needs: tuple[bool, ...]) -> Code:
-        """The derivative, for outputs ``given`` a gradient, and the ``needs`` of series and parameters."""
-        key = given, needs
-        if key not in self._backward:
-            self._backward[key] = backward_code(self.trace, self._counts, given, needs)
-        return self._backward[key]
-
-
-def needs_of(tensors: Sequence[Tensor]) -> tuple[bool, ...] | None:
-    """Which tensors ask for a gradient; ``None``: the grad mode is off."""
-    return tuple(t.requires_grad for t in tensors) if torch.is_grad_enabled() else None
-
-
-def expanded(t: Tensor, shape: torch.Size) -> Tensor:
-    # A call that does nothing has sizes, with which a compiled loop is no program.
-    return t if t.shape == shape else t.expand(shape)
-
-
-def split(tensors: Sequence[Any], counts: Counts) -> tuple[Sequence[Any], ...]:
-    first, second = counts[0], counts[0] + counts[1]
-    return tensors[:first], tensors[first:second], tensors[second:]
-
-
-def takes_kernels(x: Tensor, shape: torch.Size) -> bool:
-    """Whether a call with steps of a shape runs by the kernels; says why not, if that was not chosen."""
-    if current_backend() == "reference" or x.is_meta:
-        return False
-    if torch.compiler.is_compiling():
-        reason = "where torch.compile traces it"
-    elif isinstance(x, FakeTensor) or shape.numel() == 0:  # there is nothing to compute
-        return False
-    elif transforms_are_active() or is_forward_mode():
-        reason = "under a torch.func transform"
-    elif x.is_cuda:  # NVRTC makes the kernels, also where the library has none
-        return True
-    elif not x.is_cpu:
-        reason = f"on {x.device.type}, for which there are no kernels of programs"
-    else:
-        return use_fused(x)
-    say_step_by_step(reason)
-    return False
-
-
-def say_step_by_step(reason: str) -> None:
-    if current_backend() == "fused":
-        raise RuntimeError(f"backend 'fused' is not available {reason}. A neuron of your own runs step by step there")
-    warn_once(
-        f"snnfast: a neuron of your own runs step by step {reason}. use_backend('reference') chooses it without this "
-        "warning."
-    )
-
-
-class _CpuEngine:
-    """Runs codes by the ops of the library."""
-
-    def forward(self, code: Code, like: Tensor, *arguments: Any) -> list[Tensor]:
-        *tensors, steps, neurons, keep, bits = arguments
-        words, constants = code.words, code.constants
-        found = torch.ops.snnfast.program_forward(like, *tensors, words, constants, steps, neurons, keep, bits)
-        return cast(list[Tensor], found)
-
-    def backward(self, code: Code, like: Tensor, *arguments: Any) -> list[Tensor]:
-        *tensors, steps, neurons = arguments
-        found = torch.ops.snnfast.program_backward(like, *tensors, code.words, code.constants, steps, neurons)
-        return cast(list[Tensor], found)
-
-
-ENGINES: dict[str, Any] = {"cpu": _CpuEngine(), "cuda": cuda.Engine(kernel_of)}
-"""The engine that runs the codes of a program, by the type of the device."""
-
-
-class _Run(torch.autograd.Function):
-    """All steps by the kernels, and the linear layer that alone reads an output, if there is one.
-
-    Arguments are the series, the states and the parameters; behind them the weight and the bias of the layer.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, variant: _Variant, codes: Codes, call: Call, *tensors: Any) -> tuple[Tensor, ...]:
-        code = codes.forward
-        count = sum(variant.counts)
-        tensors, linear = tensors[:count], tensors[count:]
-        series, states, parameters = split(tensors, variant.counts)
-        neurons = call.shape.numel()
-        keep = bool(codes.trace.gradients) and any(ctx.needs_input_grad[3 : 3 + count])  # not under no_grad
-        found = ENGINES[call.device.type].forward(
-            code,
-            call.like(),
-            [rows_of(x, call) for x in series],
-            [s if s.dim() == 0 else call.flat(s) for s in states],
-            flat_parameters(code.parameters(parameters), call),
-            call.steps,
-            neurons,
-            keep,
-            call.output if call.bits else -1,
-        )
-        checkpoints = found.pop() if keep else None
-        read = None
-        if linear:
-            weight, bias = linear
-            if call.bits:
-                read = _bits(found[call.output], call)
-                found[call.output] = ops.spikes_linear(read, weight, bias, _ONE, call.steps)
-            else:
-                read = found[call.output].view(call.steps, -1, weight.shape[1])
-                found[call.output] = F.linear(read, weight, bias)
-        ctx.variant, ctx.codes, ctx.call = variant, codes, call
-        ctx.set_materialize_grads(False)
-        if linear and not ctx.needs_input_grad[3 + count]:
-            read = None  # only the gradient of the weight reads it
-        if keep:  # A buffer may change before the backward pass: where no gradient needs it, a loop has not saved it.
-            buffers = [p if p.requires_grad else p.clone() for p in parameters]
-            tensors = (*series, *states, *buffers)
-        ctx.save_for_backward(*tensors, *linear, read, checkpoints)
-        return tuple(t if i == call.output else call.shaped(t) for i, t in enumerate(found))
-
-    @staticmethod
-    @not_compiled_alone
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        variant, call = ctx.variant, ctx.call
-        needs = ctx.needs_input_grad[3:]
-        if all(g is None for g in grads):
-            return (None,) * (3 + len(needs))
-        if torch.is_grad_enabled():
-            return None, None, None, *_second(ctx, grads)
-        count = sum(variant.counts)
-        *saved, read, checkpoints = ctx.saved_tensors
-        tensors, linear = saved[:count], saved[count:]
-        behind: list[Tensor | None] = [None] * len(linear)
-        few = -1  # the output whose gradient the kernels make from that of a linear layer
-        if linear and grads[call.output] is not None:
-            of_output, behind = _through_linear(ctx, grads[call.output], read, linear[0])
-            few = call.output if of_output is not None and linear[0].shape[0] <= FEW_OUTPUTS else -1
-            grads = (*grads[: call.output], of_output, *grads[call.output + 1 :])
-        if checkpoints is None:
-            return None, None, None, *[None] * count, *behind
-        series, states, parameters = split(tensors, variant.counts)
-        needs_series, _, needs_parameters = split(needs[:count], variant.counts)
-        first = len(grads) - len(states)
-        given = tuple(i for i in range(first) if grads[i] is not None)
-        code = ctx.codes.backward(given, (*needs_series, *needs_parameters))
-        neurons = call.shape.numel()
-        none = torch.zeros((), dtype=call.opmath, device=call.device)
-        try:
-            found = ENGINES[call.device.type].backward(
-                code,
-                call.like(),
-                [rows_of(x, call) for x in series],
-                flat_parameters(code.parameters(parameters), call),
-                checkpoints,
-                [g if i == few else rows_of(g, call) for i, g in enumerate(grads[:first]) if g is not None],
-                [none if g is None else call.flat(g) for g in grads[first:]],
-                linear[0].contiguous() if few >= 0 else None,
-                call.steps,
-                neurons,
-            )
-        except NoKernelError as error:
-            say_step_by_step(f"backward on {call.device.type}: {error}")
-            return None, None, None, *_second(ctx, grads)
-        made: list[Tensor | None] = []
-        for i, t in enumerate(tensors):
-            if len(series) <= i < len(series) + len(states):
-                gradient = found.pop(0)
-                made.append(call.shaped(gradient) if needs[i] else None)
-            elif i not in code.gradients:
-                made.append(None)
-            elif i < len(series):
-                made.append(call.shaped(found.pop(0)))
-            else:
-                made.append(summed(found.pop(0), t, call))
-        return None, None, None, *made, *behind
-
-
-def _through_linear(ctx: Any, grad: Tensor, read: Any, weight: Tensor) -> tuple[Tensor | None, list[Tensor | None]]:
-    """The gradients of the output ``[T, *]``, and of weight and bias, from that of the linear layer behind it.
-
-    Where the layer has few outputs, the kernels make the first of these themselves, and ``grad`` is in its place.
-    """
-    call, (*needs, needs_weight, needs_bias) = ctx.call, ctx.needs_input_grad[3:]
-    grad = grad.reshape(call.steps, -1, grad.shape[-1]).contiguous()
-    of_output = None
-    if any(needs) and grad.shape[-1] <= FEW_OUTPUTS:
-        of_output = grad
-    elif any(needs):
-        of_output = ops.rows_like(weight.new_empty(call.shape), call.steps)
-        torch.mm(grad.flatten(0, 1), weight, out=of_output.view(-1, weight.shape[1]))
-    of_weight = None
-    if needs_weight and call.bits:
-        of_weight = weight_gradient(read, grad, _ONE, again=False)
-    elif needs_weight:
-        of_weight = grad.flatten(0, 1).t() @ read.flatten(0, 1)
-    return of_output, [of_weight, grad.sum((0, 1)) if needs_bias else None]
-
-
-def _bits(found: Tensor, call: Call) -> Tensor:
-    """``[rows of eight steps, R, N]`` of the spikes of all neurons of a step."""
-    return flat_bits(found.view(-1, *call.shape), call.shape[-call.dims :])
-
-
-_ONE = torch.ones((), device="cpu", dtype=torch.float32)  # the height of a spike
-
-
-def order_of(x: Tensor, shape: torch.Size) -> list[int] | None:
-    """The dimensions of a step from the outermost in memory to the innermost; ``None``: as usual, or with gaps.
-
-    Gaps in the outermost dimension do not count. The samples of a step of ``[B, T, *]`` have them.
-    """
-    if x.is_contiguous() or x.shape[1:] != shape or x.numel() == 0:
-        return None
-    strides = x.stride()[1:]
-    order = sorted(range(len(strides)), key=strides.__getitem__, reverse=True)
-    step = x[0]
-    usual = step.is_contiguous() or (order[0] == 0 and step[0].is_contiguous())
-    return order if not usual and step.permute(order)[0].is_contiguous() else None
-
-
-def rows_of(x: Tensor, call: Call) -> Tensor:
-    """A series as the kernels take it: ``[T, N]``, or ``[1, N]`` of one that was expanded over time.
-
-    Numbers of each step stay as they are.
-    """
-    if x.dim() == 1 and call.shape:
-        return x
-    one = call.steps > 1 and x.stride(0) == 0
-    return call.flat(x[:1] if one else x)
-
-
-def flat_parameters(parameters: Sequence[Tensor], call: Call) -> list[Tensor]:
-    """Parameters as the engines take them: a number, ``[N]``, or the last dimensions of a step as one."""
-    found = []
-    for p in parameters:
-        if p.numel() == 1:
-            found.append(p.reshape(()))
-        elif call.order is None and p.dim() > 0 and p.shape == call.shape[-p.dim() :]:
-            found.append(p.reshape(-1).contiguous())
-        else:
-            found.append(call.flat(p.expand(call.shape)))
-    return found
-
-
-def broadcast(shapes: Sequence[torch.Size]) -> torch.Size:
-    longest = max(shapes, key=len)
-    if all(s == longest[len(longest) - len(s) :] for s in shapes):
-        return longest
-    return torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call, no-any-return]  # ten times slower
-
-
-def summed(gradient: Tensor, parameter: Tensor, call: Call) -> Tensor:
-    """The gradient of a parameter, float64 until it is summed."""
-    if gradient.dim() > 0:
-        gradient = call.shaped(gradient).sum_to_size(parameter.shape)
-    return gradient.to(parameter.dtype).view(parameter.shape)
-
-
-def _second(ctx: Any, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """The gradients by autograd through the loop, which can be differentiated again."""
-    variant, call, needs = ctx.variant, ctx.call, ctx.needs_input_grad[3:]
-    count = sum(variant.counts)
-    variant.check_current()
-
-    def loop(saved: Sequence[Tensor]) -> list[Tensor]:
-        results = list(variant.loop(call, saved[:count]))
-        if call.output >= 0:
-            weight, bias = saved[count:]
-            y = Linear(weight, bias, call.dims).of_spikes(results[call.output])
-            results[call.output] = y.reshape(call.steps, -1, y.shape[-1])
-        return results
-
-    return differentiable(loop, ctx.saved_tensors[: len(needs)], needs, grads)
-
-
-def differentiable(
-    loop: Callable[[Sequence[Any]], Sequence[Tensor]],
-    tensors: Sequence[Tensor | None],
-    needs: Sequence[bool],
-    grads: Sequence[Tensor | None],
-) -> list[Tensor | None]:
-    """The gradients that are needed of tensors, by autograd through a loop of them, for those of its results."""
-    with torch.enable_grad():
-        # A tensor may have been computed from another one. A gradient stops at these views, and so is not added twice.
-        tensors = [None if t is None else t.view_as(t) for t in tensors]
-        results = loop(tensors)
-        given = [i for i, g in enumerate(grads) if g is not None and results[i].requires_grad]
-        wanted = [t for t, need in zip(tensors, needs, strict=True) if t is not None and need]
-        found: Sequence[Tensor | None] = [None] * len(wanted)
-        if given:
-            outputs, seeds = [results[i] for i in given], [grads[i] for i in given]
-            found = torch.autograd.grad(outputs, wanted, seeds, create_graph=True, allow_unused=True)
-    made = iter(found)
-    return [next(made) if need else None for need in needs]

@@ -131,7 +131,7 @@ def _convert(call: UnrollCall, step_shape: torch.Size) -> UnrollCall:
         for name, value in zip(neuron.parameters, call.parameters, strict=True)
     )
     current = current.to(opmath) if opmath == torch.float64 else current
-    return UnrollCall(neuron, call.options, call.request, current, states, parameters, *call[6:])
+    return call._replace(current=current, states=states, parameters=parameters)
 
 
 def varies(neuron: Neuron, request: Request, current: Tensor, parameters: tuple[Any, ...]) -> bool:

@@ -16,7 +16,7 @@ from snnfast._core import backend, ops, settings
 from snnfast._core import linear as _linear
 from snnfast._core.modules import is_only_called
 from snnfast._core.ops import NEEDS_AT, SAVE_CHECKPOINTS, SAVED_AT, SEQUENCE, opmath_dtype
-from snnfast._core.pytorch import is_forward_mode, not_compiled_alone, transforms_are_active
+from snnfast._core.pytorch import is_transformed, not_compiled_alone
 from snnfast._unroll.autograd import CLAMP, of_states, refusing, sum_to
 from snnfast._unroll.call import ONE_STEP, Connections, Convolution, UnrollCall, needs_graph, step_shape
 from snnfast._unroll.checks import check_weight, out_of_inference
@@ -105,11 +105,9 @@ def takes(call: UnrollCall) -> bool:
     """Whether all steps of a prepared call may be one function of autograd."""
     x, connections = call.current, call.connections
     assert connections is not None
-    if not call.options.kernels_do_all or torch.compiler.is_compiling() or transforms_are_active():
+    if not call.options.kernels_do_all or torch.compiler.is_compiling() or is_transformed():
         return False
     if x.device.type not in ("cpu", "cuda") or torch.is_autocast_enabled(x.device.type):
-        return False
-    if is_forward_mode():
         return False
     for t in (x, connections.weight, connections.bias):
         if t is not None and not (type(t) in (Tensor, nn.Parameter) and t.dtype == x.dtype and t.device == x.device):

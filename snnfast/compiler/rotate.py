@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
-from snnfast._program.run import ENGINES
+from snnfast._program.engines import ENGINES
 from snnfast.compiler.calls import LEAST, module_of, product_of, signature_of, tensors_of, value
 from snnfast.compiler.errors import UnmergedError
 from snnfast.compiler.loop import Each, Of, Same, Statement

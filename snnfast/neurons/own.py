@@ -14,18 +14,18 @@ from snnfast._core.backend import warn_once
 from snnfast._core.linear import Linear
 from snnfast._core.ops import opmath_dtype
 from snnfast._core.settings import check_flag
-from snnfast._program.run import Program, expanded
+from snnfast._program.call import expanded
+from snnfast._program.run import Program
 from snnfast._program.seen import Moment, Sight, Surroundings, modes
 from snnfast._program.trace import NotElementwiseError
 from snnfast._unroll.checks import (
     check_current,
-    check_num_steps,
     check_parameter,
-    check_reduce,
+    check_request,
     check_spike_grad,
     out_of_inference,
 )
-from snnfast._unroll.ragged import check_steps
+from snnfast._unroll.ragged import check_lengths
 from snnfast.neurons.base import SpikingLayer
 from snnfast.surrogate.base import spike_of
 
@@ -113,7 +113,11 @@ def neuron(step: Callable[..., tuple[Tensor, ...]]) -> type["StepLayer"]:
         raise TypeError(f"step: expected a function, got {type(step).__name__}")
     initial, parameters, options, required = _read_signature(step)
     described = SimpleNamespace(
-        name=step.__name__, states=tuple(initial), parameters=tuple(parameters), has_spike_feedback=False
+        name=step.__name__,
+        states=tuple(initial),
+        parameters=tuple(parameters),
+        every_state=(1 << len(initial)) - 1,
+        has_spike_feedback=False,
     )
     attributes = {
         "__doc__": step.__doc__,
@@ -259,17 +263,10 @@ class StepLayer(SpikingLayer):
         lengths: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         check_current("current", current)
-        constant = num_steps is not None
-        if current.dim() == 0 and not constant:
-            raise ValueError("current: expected [T, *], got a tensor without dimensions")
-        steps = len(current) if num_steps is None else check_num_steps(num_steps)
+        request = check_request(self.neuron, current, num_steps, record_mem, reduce)
+        constant, record = num_steps is not None, request.record > 0
         shape = current.shape if constant else current.shape[1:]
-        record = check_flag("record_mem", record_mem)
-        counts = check_reduce(reduce) is not None
-        if lengths is not None:
-            if len(shape) == 0:
-                raise ValueError("lengths: needs steps with a batch dimension, [B, *]")
-            lengths = check_steps(lengths, current, "current", steps, shape[0])
+        lengths = check_lengths(lengths, current, request)
         opmath = opmath_dtype(current.dtype)
         now = []
         for name, state in zip(self.neuron.states, self._states(states, shape), strict=True):
@@ -280,11 +277,11 @@ class StepLayer(SpikingLayer):
             [out_of_inference(current)],
             now,
             self._parameters_of(current, shape),
-            steps,
+            request.steps,
             record,
             constant,
             lengths,
-            counts,
+            request.reduce,
         )
         if self.init_hidden:
             self._hold(after)

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 import snnfast
 from snnfast import surrogate
 from snnfast._program import run as program_run
-from snnfast._program.run import ENGINES, Program
+from snnfast._program.engines import ENGINES
+from snnfast._program.run import Program
 from snnfast._program.trace import trace
 
 T, B, N = 21, 3, 37

@@ -36,9 +36,10 @@ from snnfast._program import code as program_code
 from snnfast._program import cuda
 from snnfast._program import nvrtc as nvrtc_of_programs
 from snnfast._program.cuda import Engine
+from snnfast._program.engines import ENGINES
 from snnfast._program.instructions import NUMBERS
 from snnfast._program.nvrtc import Launch, NoKernelError
-from snnfast._program.run import ENGINES, Program
+from snnfast._program.run import Program
 from snnfast._program.source import backward_source
 from snnfast._program.trace import trace
 from snnfast._unroll.graph import elementwise_step

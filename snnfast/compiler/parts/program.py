@@ -15,8 +15,8 @@ from torch.utils import _pytree as pytree
 from snnfast._core.linear import Linear
 from snnfast._program.between import Between, Product
 from snnfast._program.between import unroll as unroll_between
+from snnfast._program.call import order_of_steps
 from snnfast._program.run import Program as StepProgram
-from snnfast._program.run import order_of
 from snnfast._program.trace import NotElementwiseError
 from snnfast.compiler.calls import (
     aten,
@@ -253,7 +253,7 @@ class Program(Part):
         node = to.graph.call_function(
             Unrolled(self, self.outputs()), tuple(given), {"steps": to.times(self.statements[0])}
         )
-        order = order_of(value(given[0]), shape) if series and not self.products else None
+        order = order_of_steps(value(given[0]), shape) if series and not self.products else None
         dims = order or range(len(shape))
         step, record = (tuple(shape), tuple(dims)), ((self.steps, *shape), (0, *(1 + d for d in dims)))
         options = {"dtype": self.dtype, "device": self.device}

@@ -1,0 +1,187 @@
+"""The gradient of a program: what is saved for the kernels of the backward pass, and what they are given."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from snnfast._core import ops
+from snnfast._core.linear import FEW_OUTPUTS, Linear, flat_bits, weight_gradient
+from snnfast._core.pytorch import not_compiled_alone
+from snnfast._program.call import Call, flat_parameters, rows_of, split, summed
+from snnfast._program.code import Codes
+from snnfast._program.engines import ENGINES, say_step_by_step
+from snnfast._program.nvrtc import NoKernelError
+
+Again = Callable[[Call, Sequence[Tensor]], tuple[Tensor, ...]]
+"""All steps as a loop, which defines the results of the kernels."""
+
+
+class Run(torch.autograd.Function):
+    """All steps by the kernels, and the linear layer that alone reads an output, if there is one.
+
+    Arguments are the series, the states and the parameters; behind them the weight and the bias of the layer.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, again: Again, codes: Codes, call: Call, *tensors: Any) -> tuple[Tensor, ...]:
+        code = codes.forward
+        count = sum(codes.counts)
+        tensors, linear = tensors[:count], tensors[count:]
+        series, states, parameters = split(tensors, codes.counts)
+        neurons = call.shape.numel()
+        keep = bool(codes.trace.gradients) and any(ctx.needs_input_grad[3 : 3 + count])  # not under no_grad
+        found = ENGINES[call.device.type].forward(
+            code,
+            call.like(),
+            [rows_of(x, call) for x in series],
+            [s if s.dim() == 0 else call.flat(s) for s in states],
+            flat_parameters(code.parameters(parameters), call),
+            call.steps,
+            neurons,
+            keep,
+            call.output if call.bits else -1,
+        )
+        checkpoints = found.pop() if keep else None
+        read = None
+        if linear:
+            weight, bias = linear
+            if call.bits:
+                read = _bits(found[call.output], call)
+                found[call.output] = ops.spikes_linear(read, weight, bias, _ONE, call.steps)
+            else:
+                read = found[call.output].view(call.steps, -1, weight.shape[1])
+                found[call.output] = F.linear(read, weight, bias)
+        ctx.again, ctx.codes, ctx.call = again, codes, call
+        ctx.set_materialize_grads(False)
+        if linear and not ctx.needs_input_grad[3 + count]:
+            read = None  # only the gradient of the weight reads it
+        if keep:  # A buffer may change before the backward pass: where no gradient needs it, a loop has not saved it.
+            buffers = [p if p.requires_grad else p.clone() for p in parameters]
+            tensors = (*series, *states, *buffers)
+        ctx.save_for_backward(*tensors, *linear, read, checkpoints)
+        return tuple(t if i == call.output else call.shaped(t) for i, t in enumerate(found))
+
+    @staticmethod
+    @not_compiled_alone
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        codes, call = ctx.codes, ctx.call
+        needs = ctx.needs_input_grad[3:]
+        if all(g is None for g in grads):
+            return (None,) * (3 + len(needs))
+        if torch.is_grad_enabled():
+            return None, None, None, *_second(ctx, grads)
+        count = sum(codes.counts)
+        *saved, read, checkpoints = ctx.saved_tensors
+        tensors, linear = saved[:count], saved[count:]
+        behind: list[Tensor | None] = [None] * len(linear)
+        few = -1  # the output whose gradient the kernels make from that of a linear layer
+        if linear and grads[call.output] is not None:
+            of_output, behind = _through_linear(ctx, grads[call.output], read, linear[0])
+            few = call.output if of_output is not None and linear[0].shape[0] <= FEW_OUTPUTS else -1
+            grads = (*grads[: call.output], of_output, *grads[call.output + 1 :])
+        if checkpoints is None:
+            return None, None, None, *[None] * count, *behind
+        series, states, parameters = split(tensors, codes.counts)
+        needs_series, _, needs_parameters = split(needs[:count], codes.counts)
+        first = len(grads) - len(states)
+        given = tuple(i for i in range(first) if grads[i] is not None)
+        code = codes.backward(given, (*needs_series, *needs_parameters))
+        neurons = call.shape.numel()
+        none = torch.zeros((), dtype=call.opmath, device=call.device)
+        try:
+            found = ENGINES[call.device.type].backward(
+                code,
+                call.like(),
+                [rows_of(x, call) for x in series],
+                flat_parameters(code.parameters(parameters), call),
+                checkpoints,
+                [g if i == few else rows_of(g, call) for i, g in enumerate(grads[:first]) if g is not None],
+                [none if g is None else call.flat(g) for g in grads[first:]],
+                linear[0].contiguous() if few >= 0 else None,
+                call.steps,
+                neurons,
+            )
+        except NoKernelError as error:
+            say_step_by_step(f"backward on {call.device.type}: {error}")
+            return None, None, None, *_second(ctx, grads)
+        made: list[Tensor | None] = []
+        for i, t in enumerate(tensors):
+            if len(series) <= i < len(series) + len(states):
+                gradient = found.pop(0)
+                made.append(call.shaped(gradient) if needs[i] else None)
+            elif i not in code.gradients:
+                made.append(None)
+            elif i < len(series):
+                made.append(call.shaped(found.pop(0)))
+            else:
+                made.append(summed(found.pop(0), t, call))
+        return None, None, None, *made, *behind
+
+
+def _through_linear(ctx: Any, grad: Tensor, read: Any, weight: Tensor) -> tuple[Tensor | None, list[Tensor | None]]:
+    """The gradients of the output ``[T, *]``, and of weight and bias, from that of the linear layer behind it.
+
+    Where the layer has few outputs, the kernels make the first of these themselves, and ``grad`` is in its place.
+    """
+    call, (*needs, needs_weight, needs_bias) = ctx.call, ctx.needs_input_grad[3:]
+    grad = grad.reshape(call.steps, -1, grad.shape[-1]).contiguous()
+    of_output = None
+    if any(needs) and grad.shape[-1] <= FEW_OUTPUTS:
+        of_output = grad
+    elif any(needs):
+        of_output = ops.rows_like(weight.new_empty(call.shape), call.steps)
+        torch.mm(grad.flatten(0, 1), weight, out=of_output.view(-1, weight.shape[1]))
+    of_weight = None
+    if needs_weight and call.bits:
+        of_weight = weight_gradient(read, grad, _ONE, again=False)
+    elif needs_weight:
+        of_weight = grad.flatten(0, 1).t() @ read.flatten(0, 1)
+    return of_output, [of_weight, grad.sum((0, 1)) if needs_bias else None]
+
+
+def _bits(found: Tensor, call: Call) -> Tensor:
+    """``[rows of eight steps, R, N]`` of the spikes of all neurons of a step."""
+    return flat_bits(found.view(-1, *call.shape), call.shape[-call.dims :])
+
+
+_ONE = torch.ones((), device="cpu", dtype=torch.float32)  # the height of a spike
+
+
+def _second(ctx: Any, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """The gradients by autograd through the loop, which can be differentiated again."""
+    call, needs = ctx.call, ctx.needs_input_grad[3:]
+    count = sum(ctx.codes.counts)
+
+    def loop(saved: Sequence[Tensor]) -> list[Tensor]:
+        results = list(ctx.again(call, saved[:count]))
+        if call.output >= 0:
+            weight, bias = saved[count:]
+            y = Linear(weight, bias, call.dims).of_spikes(results[call.output])
+            results[call.output] = y.reshape(call.steps, -1, y.shape[-1])
+        return results
+
+    return differentiable(loop, ctx.saved_tensors[: len(needs)], needs, grads)
+
+
+def differentiable(
+    loop: Callable[[Sequence[Any]], Sequence[Tensor]],
+    tensors: Sequence[Tensor | None],
+    needs: Sequence[bool],
+    grads: Sequence[Tensor | None],
+) -> list[Tensor | None]:
+    """The gradients that are needed of tensors, by autograd through a loop of them, for those of its results."""
+    with torch.enable_grad():
+        # A tensor may have been computed from another one. A gradient stops at these views, and so is not added twice.
+        tensors = [None if t is None else t.view_as(t) for t in tensors]
+        results = loop(tensors)
+        given = [i for i, g in enumerate(grads) if g is not None and results[i].requires_grad]
+        wanted = [t for t, need in zip(tensors, needs, strict=True) if t is not None and need]
+        found: Sequence[Tensor | None] = [None] * len(wanted)
+        if given:
+            outputs, seeds = [results[i] for i in given], [grads[i] for i in given]
+            found = torch.autograd.grad(outputs, wanted, seeds, create_graph=True, allow_unused=True)
+    made = iter(found)
+    return [next(made) if need else None for need in needs]
