@@ -1,11 +1,13 @@
 """The documentation: what its pages say in code is run, and what they point to exists."""
 
+import ast
 import doctest
 import importlib
 import importlib.util
 import re
 import sys
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -163,3 +165,73 @@ def test_links_lead_to_files_and_headings_of_the_repository(page: Path) -> None:
         assert there.exists(), f"{page.name}: {target}"
         if anchor and there.suffix == ".md":
             assert anchor in anchors(there), f"{page.name}: {target}"
+
+
+def defined_in(path: Path) -> set[str]:
+    """Functions and classes of a file, and methods behind the names of their classes, as its language writes them."""
+    return set(python_names(ast.parse(path.read_text()).body)) if path.suffix == ".py" else cpp_names(path.read_text())
+
+
+def python_names(body: list[ast.stmt]) -> Iterator[str]:
+    for found in body:
+        if isinstance(found, ast.FunctionDef | ast.ClassDef):
+            yield found.name
+        if isinstance(found, ast.ClassDef):
+            yield from (f"{found.name}.{inner}" for inner in python_names(found.body))
+
+
+def cpp_names(source: str) -> set[str]:
+    """A method is one that stands in the braces of its struct."""
+    source = re.sub(r"//.*", "", source)
+    functions = [(m[1], m.start()) for m in re.finditer(r"[\w>&*] [&*]?(\w+)\([^;{}]*\)(?: const)? \{", source)]
+    names = {name for name, _ in functions}
+    for struct in re.finditer(r"^( *)(?:struct|class) (\w+)[^;{]*\{.*?^\1\};", source, flags=re.M | re.S):
+        names.add(struct[2])
+        names |= {f"{struct[2]}::{name}" for name, at in functions if struct.start() < at < struct.end()}
+    return names
+
+
+def walks(page: str) -> list[tuple[str, list[str]]]:
+    """The files that the three paths name, each with the names that follow it in its line."""
+    section = page.partition("## Three paths through the code\n")[2].partition("\n## ")[0]
+    found: list[tuple[str, list[str]]] = []
+    for line in re.findall(r"^\d+\. (.*?)(?=^\S|\Z)", section, flags=re.M | re.S):
+        for i, span in enumerate(re.findall(r"`([^`]+)`", line)):
+            if "/" in span:
+                found.append((span, []))
+            else:
+                assert i > 0, f"a name without a file: {line}"
+                found[-1][1].append(span)
+    return found
+
+
+def unknown(page: str) -> list[str]:
+    found = []
+    for file, names in walks(page):
+        there = ROOT / file
+        found += [f"{file}: {n}" for n in names if n not in defined_in(there)] if there.is_file() else [file]
+    return found
+
+
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
+
+
+def test_the_paths_through_the_code_name_files_and_what_is_in_them() -> None:
+    assert sum(len(names) for _, names in walks(CONTRIBUTING)) > 40
+    assert unknown(CONTRIBUTING) == []
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("snnfast/_unroll/run.py", "snnfast/_unroll/runs.py"),
+        ("`what_to_save`", "`what_to_keep`"),
+        ("`Recorder.flush`", "`Recorder.flushed`"),
+        ("`ForwardBlock::run`", "`ForwardBlock::forward`"),
+        ("`share_out`", "`cache_bytes`"),  # which another file has
+        ("`forward_loop`", "`step`"),  # which is only called there
+    ],
+)
+def test_a_wrong_file_or_name_in_the_paths_is_found(right: str, wrong: str) -> None:
+    assert right in CONTRIBUTING
+    assert unknown(CONTRIBUTING.replace(right, wrong)) != []
