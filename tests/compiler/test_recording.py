@@ -12,6 +12,7 @@ import torch
 from compiler.internals import ByRecording, Form, Kinds, Recorded, Recorder, hook
 from loop_nets import Net
 from loop_ops import Saved
+from programs import PROGRAMS
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -95,6 +96,29 @@ def test_programs_do_what_their_loops_do_for_any_number_of_steps(name: str, monk
     plans = [plan for recorded in made for plan in recorded.plans if not isinstance(plan, str)]
     assert bool(plans) == (name not in NO_PLAN)
     assert any(plan.is_general for plan in plans) == (name not in NO_PLAN and name not in ALONE)
+
+
+LESS = {
+    "another_surrogate_each_step": "a function is one call by its class, and each step has another one",
+    "derivative_that_is_not_elementwise": "a function is one call, with its derivative",
+    "functions_that_change_an_argument": "a function is one call",
+    "functions_that_change_their_own_or_return_a_view": "a function is one call",
+    "threshold_that_begins_as_a_number": "it has seven steps and seven neurons",
+}
+"""Programs of which recording merges less than tracing, and why."""
+
+
+@pytest.mark.thorough
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_recording_merges_what_tracing_merges(name: str) -> None:
+    program = PROGRAMS[name]
+    repeated = []
+    for by in ("tracing", "recording"):
+        torch.manual_seed(0)
+        found = snnfast.explain(program.net(program.loop).double(), torch.rand(program.shape).double(), by=by).graphs
+        repeated.append(sum(len(g.repeated) + (g.refused is not None) for g in found))
+    assert (repeated[1] > repeated[0]) == (name in LESS)
 
 
 def test_one_graph_serves_any_number_of_steps() -> None:
