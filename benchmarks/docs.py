@@ -158,7 +158,7 @@ def by_kind(of: Result) -> None:
     for case, gain in gains.items():
         kinds.setdefault(case.partition(":")[0].rpartition(" ")[2], []).append(gain)
     rows = [*sorted(kinds.items()), ("all", list(gains.values()))]
-    lines = [[kind, str(len(found)), times(min(found)), times(median(found)), times(max(found))] for kind, found in rows]
+    lines = [[kind, str(len(of_kind)), *(times(f(of_kind)) for f in (min, median, max))] for kind, of_kind in rows]
     table(["kind", "programs", "least", "median", "most"], lines)
 
 
@@ -193,7 +193,7 @@ def floors(of: Result) -> dict[str, Row]:
 
 
 def run(args: argparse.Namespace) -> list[Bar]:
-    """Compare what documents and charts show with the stored results, or write it anew."""
+    """Compare what the documents and the chart show with the stored results, or write it anew."""
     wrong = not agree(args.update)
     if wrong:
         args.error("not what the stored results give: python -m benchmarks docs --update")
@@ -208,10 +208,10 @@ def agree(update: bool = False) -> bool:
     documents = [str(file) for file in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))]
     options = ["--verbosity=1", "-P", "-p", NAMES, "-r" if update else "--check"]
     same = Cog().main(["cog", *options, *documents]) == 0
-    for file, text in figures.drawn().items():
-        if update:
-            file.write_text(text)
-        elif not file.exists() or figures.texts(file.read_text()) != figures.texts(text):
-            print(f"{file.relative_to(ROOT)}: not what the stored result gives")
-            same = False
+    file, chart = ROOT / figures.FILE, figures.drawn()
+    if update:
+        file.write_text(chart)
+    elif figures.texts(file.read_text()) != figures.texts(chart):
+        print(f"{figures.FILE}: not what the stored result gives")
+        same = False
     return same
