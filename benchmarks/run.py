@@ -148,7 +148,6 @@ def measure_all(
         bars += judged
         save()
     save(complete=True)
-    report.print_notes(rows)
     return rows, bars
 
 

@@ -172,7 +172,7 @@ def _prepare(case: Case, peer: Peer, data: Data, row: Row, patience: float, besi
         print(f"{peer.name}: compiled in {time.perf_counter() - start:.0f} s", file=sys.stderr)
     if case.kind in ("product", "norm", "collection"):  # neither spikes nor bytes of a layer
         return candidate.run
-    if peer.name != OURS and beside_ours and case.kind != "jelly":  # whose nodes are the same
+    if peer.name != OURS and beside_ours:
         row.agree = _agreement(case, peer, data, candidate)
     if peer.name == OURS:
         row.rates = list(data.rates)

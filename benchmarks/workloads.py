@@ -12,7 +12,7 @@ from torch.nn import functional as F  # noqa: N812 - PyTorch's own name for it
 import snnfast
 from snnfast._images.batch_norm import normalised
 
-from . import collection, jelly, mnist
+from . import collection, mnist
 from .networks import OverTime, loss_of, over_time
 from .peers import PEERS, Neuron, Peer, Unsupported
 from .peers.ours import OURS, layer_of
@@ -116,9 +116,6 @@ def _build(case: Case, peer: Peer, data: Data) -> Candidate:
         return _norm(case, data, by_step=peer.name != OURS)
     if case.kind == "collection":
         return Candidate(*collection.functions(case, peer))
-    if case.kind == "jelly":
-        assert data.grad is not None
-        return Candidate(*jelly.functions(case, peer, data.x, data.grad))
     if case.kind in NETWORKS:
         assert data.labels is not None
         network, x, labels = Network(case, peer, device, data.weights), data.x, data.labels

@@ -23,7 +23,7 @@ import snnfast
 from ..networks import over_time
 from ..peers.base import Neuron
 from ..peers.ours import make
-from ..registry import DTYPES, Case, suites
+from ..registry import DTYPES, NODE, Case, suites
 
 ROTATED = 128 << 20  # bytes that the calls of a graph move at least, and more where the L2 cache is larger
 MOST_CALLS = 64  # of a graph
@@ -40,7 +40,7 @@ def cases(text: str = "") -> list[Case]:
         case
         for suite in suites("cuda").values()
         for case in suite
-        if case.kind == "layer" and case.neuron != "connected" and text in case.name
+        if case.kind == "layer" and case.neuron not in ("connected", NODE) and text in case.name
         if case.backward and LEAST_STEPS <= case.neuron_steps <= MOST_STEPS
     ]
 
