@@ -42,7 +42,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     storing.add_argument("--out", type=Path, default=run.RESULTS, metavar="FOLDER", help="of the result")
     for each, seconds in ((storing, run.QUICK_SECONDS), (checking, run.GATE_SECONDS)):
         each.add_argument("--seconds", type=float, default=seconds, help="per case (default: %(default)s)")
-    varying.add_argument("--case", default="", metavar="TEXT", help="only networks whose names contain TEXT")
     varying.add_argument("--way", nargs="+", choices=lengths.WAYS, metavar="W", help="only snnTorch and these")
     varying.add_argument("--json", type=Path, metavar="FILE", help="write the seconds of all batches to FILE")
     varying.add_argument("--threads", type=int, help="CPU threads (default: as many as PyTorch chooses)")

@@ -65,7 +65,7 @@ class Case:
     """One workload: ``kind`` names what computes it, in :mod:`benchmarks.workloads` or :mod:`benchmarks.runner`."""
 
     suite: str
-    # layer, loop, numbers, recurrent, pair, product, norm, collection, compile, epoch, or a network
+    # layer, loop, recurrent, pair, product, norm, collection, compile, epoch, or a network
     kind: str
     T: int
     B: int
@@ -173,7 +173,6 @@ def suites(device: str) -> dict[str, list[Case]]:
             Case("loop", "recurrent", 25, 32, (100,), variant="recurrent", quick=True),
             Case("loop", "recurrent", 25, 128, (1000,), variant="recurrent"),
         ],
-        "numbers": [Case("numbers", "numbers", 25, B, (n,)) for B, n in ((1, 10), (128, 1000))],
         "neurons": [
             *(
                 Case("neurons", "layer", 25, 128, (1000,), neuron=n, quick=True, gate=True)

@@ -13,8 +13,7 @@ import torch
 
 import snnfast
 
-from . import memory_use
-from .measure import alternate, seconds_of, seconds_on_gpu
+from .measure import alternate, available, kept, peak_on_gpu, seconds_of, seconds_on_gpu
 from .networks import neuron_steps
 from .once import ONCE
 from .peers import PEERS, Peer, Unsupported
@@ -112,7 +111,7 @@ def run_case(
             rows[COPY] = Row(case.name, COPY)
         least = 5 if len(functions) < 3 or seconds >= 5 else 3
         clock = seconds_on_gpu if device.type == "cuda" else seconds_of
-        times = alternate(functions, seconds, least=least, slow=0.1, clock=clock) if functions else {}
+        times = alternate(functions, seconds, least, slow=0.1, clock=clock)
     for name, taken in (times | twice).items():
         row = rows[name]
         row.median, row.repeats = median(taken), len(taken)
@@ -152,7 +151,7 @@ def _fused(case: Case, device: torch.device) -> AbstractContextManager[Any]:
 def _too_large(case: Case, ours: bool, device: torch.device, patience: float) -> str:
     count = neuron_steps(case)
     needed = count * case.itemsize * (OUR_ELEMENTS if ours else LOOP_ELEMENTS)
-    if needed > 0.7 * memory_use.available(device):
+    if needed > 0.7 * available(device):
         return f"left out: would need about {needed / 1e9:.0f} GB"
     expected = count * LOOP_SECONDS[device.type] / (10 if ours else 1)
     return f"left out: would take about {expected:.0f} s per call" if expected > patience else ""
@@ -177,10 +176,10 @@ def _prepare(case: Case, peer: Peer, data: Data, row: Row, patience: float, besi
     if peer.name == OURS:
         row.rates = list(data.rates)
     if case.backward and peer.name != RECORDED:  # the bytes are counted by hooks, under which nothing is recorded
-        found, count = memory_use.kept(candidate.forward, candidate.given), neuron_steps(case)
+        found, count = kept(candidate.forward, candidate.given), neuron_steps(case)
         row.saved, row.held = found.saved / count, found.held / count
     if device.type == "cuda":
-        row.peak = memory_use.peak_on_gpu(candidate.run) / neuron_steps(case)
+        row.peak = peak_on_gpu(candidate.run) / neuron_steps(case)
     return candidate.run
 
 

@@ -126,7 +126,7 @@ def _build(case: Case, peer: Peer, data: Data) -> Candidate:
     neuron = peer.make(case, device)
     if case.kind == "recurrent":
         return _recurrent(case, neuron, data, peer.compile)
-    return {"layer": _layer, "loop": _loop, "numbers": _loop, "pair": _pair}[case.kind](case, neuron, data)
+    return {"layer": _layer, "loop": _loop, "pair": _pair}[case.kind](case, neuron, data)
 
 
 def replayed(run: Callable[[], object]) -> Callable[[], object]:
@@ -175,10 +175,9 @@ def _loop(case: Case, neuron: Neuron, data: Data) -> Candidate:
     if step is None:
         raise Unsupported("has no one-step call")
     assert data.grad is not None
-    dtype = neuron.dtype or data.x.dtype
-    currents = [x.detach().to(dtype, copy=True).requires_grad_() for x in data.x]
+    currents = [x.detach().clone().requires_grad_() for x in data.x]
     wanted = [*currents, *neuron.parameters]
-    grads = list(data.grad.to(dtype))
+    grads = list(data.grad)
 
     def forward() -> tuple[Tensor, ...]:
         state = None

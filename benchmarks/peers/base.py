@@ -29,8 +29,6 @@ class Neuron(NamedTuple):
     """As ``unroll``, of one current and a number of steps, where that is more than an expanded current."""
     followed_by: Callable[[nn.Linear], Callable[[Tensor, int], Tensor]] | None = None
     """This layer and a linear one as a function of one current and a number of steps."""
-    dtype: torch.dtype | None = None
-    """The dtype of the currents, if it is not that of the case."""
 
 
 class Peer(NamedTuple):
@@ -92,8 +90,7 @@ def layer_options(case: Case) -> dict[str, Any]:
 def only(case: Case, **supported: Any) -> None:
     """Raise for options that are not among those supported."""
     for name, values in supported.items():
-        value = case.dtype if name == "dtype" else getattr(case.options, name)
-        if value not in values:
+        if (value := getattr(case.options, name)) not in values:
             raise Unsupported(f"has no {name}={value}")
 
 

@@ -1,7 +1,5 @@
 """This library: all steps in one kernel, one call per step, or snnTorch's loop compiled."""
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -48,32 +46,6 @@ def make(case: Case, device: torch.device) -> Neuron:
     return Neuron(unroll, step, parameters, constant, lambda linear: snnfast.MultiStep(layer, linear))
 
 
-def _of_numpy() -> snnfast.Leaky:
-    import numpy as np
-
-    return snnfast.Leaky(np.float64(0.95), np.float64(1))
-
-
-# Layers of another kind of number than float32, the dtype of their currents, and the most that they may cost beside it.
-_NUMBERS: dict[str, tuple[Callable[[], snnfast.Leaky], torch.dtype, float]] = {
-    "snnfast, threshold=1": (lambda: snnfast.Leaky(0.95, threshold=1), torch.float32, 1.1),
-    "snnfast, beta=1": (lambda: snnfast.Leaky(1), torch.float32, 1.1),
-    "snnfast, float64 tensor": (lambda: snnfast.Leaky(torch.tensor(0.95, dtype=torch.float64)), torch.float32, 1.1),
-    "snnfast, numpy.float64": (_of_numpy, torch.float32, 1.1),
-    "snnfast, bfloat16 current": (lambda: snnfast.Leaky(0.95), torch.bfloat16, 1.4),
-    "snnfast, float16 current": (lambda: snnfast.Leaky(0.95), torch.float16, 1.4),
-    "snnfast, layer.bfloat16()": (lambda: snnfast.Leaky(0.95).bfloat16(), torch.bfloat16, 1.4),
-    "snnfast, layer.half()": (lambda: snnfast.Leaky(0.95).half(), torch.float16, 1.4),
-}
-KINDS_OF_NUMBER: dict[str | tuple[str, str], float] = {name: most for name, (_, _, most) in _NUMBERS.items()}
-
-
-def make_of_number(name: str, case: Case, device: torch.device) -> Neuron:
-    layer, dtype, _ = _NUMBERS[name]
-    eager = make(case, device)
-    return eager._replace(step=stepping(layer().to(device), NEURONS[case.neuron]), parameters=(), dtype=dtype)
-
-
 class OverTime(snnfast.MultiStep):
     """The network of a tutorial, the same image at every step."""
 
@@ -118,7 +90,7 @@ LOOPS = (*NETWORKS, "recurrent", "collection", "compile")
 PEERS = [
     Peer(
         OURS, "snnfast", make, network=OverTime, loss=loss,
-        kinds=(*KINDS, "numbers", "pair", "recurrent", "product", "norm", "epoch"), neurons=tuple(NEURONS),
+        kinds=(*KINDS, "pair", "recurrent", "product", "norm", "epoch"), neurons=tuple(NEURONS),
     ),
     Peer(GRAPH, "snnfast", make, network=OverTime, loss=loss, graph=True, devices=("cuda",), kinds=NETWORKS),
     Peer(
@@ -143,5 +115,4 @@ PEERS = [
     ),
     Peer(DENSE, "torch", make, kinds=("product",)),
     Peer(STEPS, "torch", make, kinds=("norm",)),
-    *(Peer(name, "numpy", partial(make_of_number, name), kinds=("numbers",)) for name in _NUMBERS),
 ]  # fmt: skip

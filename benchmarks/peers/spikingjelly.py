@@ -9,7 +9,7 @@ from ..registry import NODE, Case
 from .base import Neuron, Peer, Unsupported, node, only
 
 PREFIX = "SpikingJelly"
-# fast_sigmoid is half of SoftSign's slope.
+# The gradient of SoftSign is slope / 2 times that of fast_sigmoid.
 SURROGATES = {"atan": ("ATan", 2.0), "sigmoid": ("Sigmoid", 25.0), "fast_sigmoid": ("SoftSign", 25.0)}
 
 
