@@ -32,7 +32,6 @@ pytestmark = pytest.mark.thorough
 CPU = torch.device("cpu")
 SMALLEST = "lif [1, 1, 10] float32, forward"
 CASES = [case for cases in suites("cpu").values() for case in cases]
-TRAINED = next(case for case in CASES if case.trained)
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
@@ -207,53 +206,41 @@ def test_bars_name_cases_and_peers_that_exist_and_all_are_measured():
     assert all(bars.judge(case, [], [LOOP, NUMBERS]) for case in GATE)
 
 
-def test_a_bar_holds_up_to_its_limit_and_is_missed_without_a_value_only_where_it_was_asked_for():
-    def verdict(value: float | None, at_least: bool = False, required: bool = True) -> str:
-        return bars.Bar("", value, 2.0, at_least, required=required).verdict
+def test_a_bar_holds_up_to_its_limit():
+    def verdict(value: float, at_least: bool = False) -> str:
+        return bars.Bar("", value, 2.0, at_least).verdict
 
     assert [verdict(1.9), verdict(2.0), verdict(2.1)] == ["holds", "holds", "MISSED"]
     assert [verdict(1.9, True), verdict(2.0, True), verdict(2.1, True)] == ["MISSED", "holds", "holds"]
-    assert [verdict(None), verdict(None, required=False)] == ["NOT MEASURED", "not measured"]
-    assert [bar.missed for bar in (bars.Bar("", v, 2.0) for v in (1.0, 3.0, None))] == [False, True, True]
 
 
-def in_use(monkeypatch, instructions):
+@pytest.mark.parametrize(("instructions", "limit", "verdict"), [("avx512", 2.0, "MISSED"), ("avx2", 4.0, "holds")])
+def test_bars_are_judged_by_copy_by_bytes_and_by_peers(instructions, limit, verdict, monkeypatch):
     monkeypatch.setattr(snnfast, "config", lambda: {"CPU instructions": f"{instructions} in use; available: none"})
-
-
-def test_a_bar_on_copy_is_higher_with_short_registers(monkeypatch):
-    monkeypatch.setitem(bars.BARS, LAYER.name, {FLOOR: 2.0, SAVED: 4.3})
-    for instructions, limit in (("avx512", 2.0), ("avx2", 4.0), ("baseline", 4.0)):
-        in_use(monkeypatch, instructions)
-        assert [bar.bar for bar in bars.judge(LAYER, _rows(LAYER))] == [limit, 4.3]
-
-
-def test_bars_are_judged_by_copy_by_bytes_and_by_peers(monkeypatch):
-    in_use(monkeypatch, "avx512")
     monkeypatch.setitem(bars.BARS, LAYER.name, {FLOOR: 2.0, SAVED: 4.3, LOOP: 8.0, COMPILED: 2.0})
     rows = _rows(LAYER, share_of_copy=0.4, saved=4.2)
     rows[0].median = 0.1
-    found = bars.judge(LAYER, rows, [LOOP], asked=[FLOOR])
-    assert [(bar.name.split(": ")[1], bar.value, bar.verdict, bar.required) for bar in found] == [
-        ("time / copy_", 2.5, "MISSED", True),
-        ("bytes saved", 4.2, "holds", False),
-        (f"{LOOP} / ours", 10.0, "holds", False),
+    found = bars.judge(LAYER, rows, [LOOP])
+    assert [(bar.name.split(": ")[1], bar.value, bar.bar, bar.verdict) for bar in found] == [
+        ("time / copy_", 2.5, limit, verdict),
+        ("bytes saved", 4.2, 4.3, "holds"),
+        (f"{LOOP} / ours", 10.0, 8.0, "holds"),
     ]
-    assert [bar.verdict for bar in bars.judge(LAYER, [], asked=[FLOOR])] == ["NOT MEASURED"] + ["not measured"] * 3
+    # Without a value, those that were asked for are missed.
+    found = bars.judge(LAYER, [], asked=[FLOOR])
+    assert [(bar.verdict, bar.missed) for bar in found] == [("NOT MEASURED", True)] + [("not measured", False)] * 3
 
 
 @pytest.fixture
 def measured(monkeypatch):
     """In place of measuring: rows whose ratios the test sets; the cases that were measured."""
-    found = SimpleNamespace(ratios=[], cases=[], problem="")
+    found = SimpleNamespace(ratios=[], cases=[])
 
     def run_case(case: Case, peers: list[str], *rest: object) -> list[Row]:
         found.cases.append(case.name)
         ratio = found.ratios.pop(0) if found.ratios else 1e3
         rows = [row for row in _rows(case, median=ratio) if row.peer in (OURS, *peers)]
         rows[0].median = 1.0
-        for row in rows[1:] if found.problem else ():
-            row.problem, row.median = found.problem, None
         return rows
 
     monkeypatch.setattr(run, "run_case", run_case)
