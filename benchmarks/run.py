@@ -152,13 +152,9 @@ def measure_all(
 def check(args: argparse.Namespace) -> list[Bar]:
     """A few cases against snnTorch and spikes as numbers, within a minute; also bars that are not measured count."""
     device = torch.device("cpu")
-    report.print_header(report.header(device, [PEERS[LOOP]]))
     cases = [case for cases in suites("cpu").values() for case in cases if case.gate]
-    bars = []
-    for case in cases:
-        peers = [NUMBERS] if case.kind == "pair" else [LOOP]
-        bars += measure(case, peers, (*OF_ITSELF, *peers), device, args)[1]
-    return bars
+    plan = {case: [NUMBERS] if case.kind == "pair" else [LOOP] for case in cases}
+    return measure_all(plan, (*OF_ITSELF, LOOP, NUMBERS), device, args, None, _header(plan, device))[1]
 
 
 def measure(
