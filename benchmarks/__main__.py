@@ -38,7 +38,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--peer", nargs="+", type=run.named, metavar="P", help="only these peers, by name or beginning of the name")
     add("--seconds", type=float, help=f"per case (default: {run.SECONDS:g}; selection: {run.QUICK_SECONDS:g})")
     add("--json", type=Path, metavar="FILE", help="write the results to FILE")
-    add("--base", metavar="REV_OR_JSON", help="compare with a file of --json, or with a git revision")
+    add("--base", metavar="REV_OR_JSON", help="compare with a file of --json, or a git revision")
     storing.add_argument("--out", type=Path, default=run.RESULTS, metavar="FOLDER", help="of the result")
     for each, seconds in ((storing, run.QUICK_SECONDS), (checking, run.GATE_SECONDS)):
         each.add_argument("--seconds", type=float, default=seconds, help="per case (default: %(default)s)")

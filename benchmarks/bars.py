@@ -7,7 +7,7 @@ from statistics import median
 
 import snnfast
 
-from .peers.ours import BACKEND, DENSE, KINDS_OF_NUMBER, LOOPED, NUMBERS, OURS, WITH_LOSS
+from .peers.ours import BACKEND, DENSE, LOOPED, NUMBERS, OURS, WITH_LOSS
 from .peers.snntorch_loop import COMPILED, HOISTED, LOOP, NETWORK
 from .peers.spikingjelly import PREFIX as JELLY
 from .registry import DIRECTIONS, Case
@@ -22,9 +22,8 @@ OF_ITSELF = {
     ACCURACY: ("test accuracy", True),
     DIFFERENCE: ("difference from the test accuracy of snnTorch", False),
 }
-# A time of snnfast, used in another way, is at most a multiple of ours; not with spikes as numbers, nor dense products,
-# than which bits must be faster.
-OWN = (OURS, LOOPED, WITH_LOSS, BACKEND, *KINDS_OF_NUMBER)
+# A time of snnfast, used in another way, is at most a multiple of ours. Not with spikes as numbers: bits are faster.
+OWN = (OURS, LOOPED, WITH_LOSS, BACKEND)
 
 # The bars on FLOOR are for AVX-512. With shorter registers they are so many times higher: the arithmetic of a backward
 # pass then takes longer than its way to memory.
@@ -55,8 +54,6 @@ BARS: dict[str, Limits] = {
     "inference [100, 128, 1024] float32, forward": {FLOOR: 1.1, LOOP: 12},
     "loop [25, 128, 1000] float32, forward + backward": {LOOP: 2.5},
     "loop [25, 1, 10] float32, forward + backward": {LOOP: 2},
-    "numbers [25, 1, 10] float32, forward + backward": KINDS_OF_NUMBER,
-    "numbers [25, 128, 1000] float32, forward + backward": KINDS_OF_NUMBER,
     "neurons [25, 128, 1000] float32, synaptic, forward + backward": {LOOP: 8},
     "neurons [25, 128, 1000] float32, lapicque, forward + backward": {LOOP: 7.5},
     "neurons [25, 128, 1000] float32, alpha, forward + backward": {LOOP: 8},

@@ -1,21 +1,19 @@
-"""The charts of README and the docs, by matplotlib. They are narrow, so that a phone shows their text in full size.
+"""The chart of README, by matplotlib. It is narrow, so that a phone shows its text in full size.
 
 Text and lines have the colour of the page: light or dark, as the reader's system or the switch of the site says.
 """
 
 import io
 import re
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 
-from .docs import CONV, CONV_INFERENCE, LARGE, LAYER, MEMORY, STEP, WORDS, Result, digits, floors, result
-from .peers import PEERS
-from .peers.ours import BACKEND, LOOPED, NUMBERS, OURS, SWAPPED, WITH_LOSS
+from .docs import STEP, WORDS, digits, result
+from .peers.ours import LOOPED, OURS
 from .peers.snntorch_loop import LOOP, NETWORK
 from .peers.spikingjelly import PREFIX as JELLY
-from .report import ROOT
 
-SHOWN = "amd-epyc-avx512"  # the result that the charts show
+SHOWN = "amd-epyc-avx512"  # the result that the chart shows
+FILE = "docs/figures/tutorial5.svg"
 STYLE = ["seaborn-v0_8-whitegrid", "tableau-colorblind10"]
 INK = "#262626"  # of text and lines in this style
 SETTINGS = {
@@ -34,16 +32,14 @@ SETTINGS = {
     "grid.alpha": 0.2,
 }
 PAGE = "svg{color:#1f2328}@media (prefers-color-scheme: dark){svg{color:#f0f6fc}}"
-OWN = (OURS, LOOPED, WITH_LOSS, NUMBERS, SWAPPED, BACKEND)
-Panels = Mapping[str, Mapping[str, float]]  # titles, and the bars below each: names and values
-Chart = tuple[Panels, str, Callable[[float], str]]  # the unit, and how a value is written
 
 
-def drawn() -> dict[Path, str]:
-    """Every chart as SVG, by its file."""
+def drawn() -> str:
+    """The chart as SVG: a training step of each implementation, the longest first."""
     of = result(SHOWN)
-    folder = ROOT / "docs" / "figures"
-    return {folder / f"{name}.svg": draw(*chart(of)) for name, chart in CHARTS.items()}
+    peers = sorted((LOOP, JELLY, NETWORK, LOOPED, OURS), key=lambda peer: -of.seconds(STEP, peer))
+    bars = {WORDS.get(peer, peer).replace("`", ""): of.seconds(STEP, peer) * 1e3 for peer in peers}
+    return draw("A training step of snnTorch's tutorial 5", bars, f"ms, {of.title}")
 
 
 def texts(svg: str) -> list[str]:
@@ -51,86 +47,24 @@ def texts(svg: str) -> list[str]:
     return re.findall(r"<text[^>]*>([^<]*)</text>", svg)
 
 
-def draw(panels: Panels, unit: str, show: Callable[[float], str]) -> str:
-    """Panels one below the other; in each, a name above its bar, so that the bars have the whole width."""
+def draw(title: str, bars: Mapping[str, float], unit: str) -> str:
+    """Each name above its bar, so that the bars have the whole width."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
     with plt.style.context([*STYLE, SETTINGS]):
-        heights = [len(bars) + 1.2 for bars in panels.values()]
-        figure, axes = plt.subplots(
-            len(panels), figsize=(4.8, 0.5 * sum(heights)), layout="constrained", squeeze=False, height_ratios=heights
-        )
-        for ax, (title, bars) in zip(axes[:, 0], panels.items(), strict=True):
-            colours = ["C1" if _is_ours(name) else "C2" for name in bars]
-            drawn = ax.barh(range(len(bars)), bars.values(), height=0.4, color=colours)
-            ax.bar_label(drawn, [show(value) for value in bars.values()], padding=4)
-            for i, name in enumerate(bars):
-                ax.text(0, i - 0.27, name, va="bottom")
-            ax.set(title=title, xlabel=unit, yticks=[])
-            ax.set(ylim=(len(bars) - 0.7, -0.8), xlim=(0, max(bars.values()) * 1.25))
+        figure, ax = plt.subplots(figsize=(4.8, 0.5 * (len(bars) + 1.2)), layout="constrained")
+        colours = ["C1" if "snnfast" in name else "C2" for name in bars]
+        drawn = ax.barh(range(len(bars)), bars.values(), height=0.4, color=colours)
+        ax.bar_label(drawn, [f"{digits(value)} ms" for value in bars.values()], padding=4)
+        for i, name in enumerate(bars):
+            ax.text(0, i - 0.27, name, va="bottom")
+        ax.set(title=title, xlabel=unit, yticks=[])
+        ax.set(ylim=(len(bars) - 0.7, -0.8), xlim=(0, max(bars.values()) * 1.25))
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
         plt.close(figure)
     text = buffer.getvalue().replace(INK, "currentColor").replace('<style type="text/css">', f"<style>{PAGE}", 1)
     return "\n".join(line.rstrip() for line in text.splitlines()) + "\n"
-
-
-def _is_ours(name: str) -> bool:
-    return "snnfast" in name or name.startswith("[")
-
-
-def _name(peer: str, layer: bool = False) -> str:
-    """Without Markdown; a layer alone is no MultiStep."""
-    return peer if layer and peer in OWN else WORDS.get(peer, peer).replace("`", "")
-
-
-def _ms(value: float) -> str:
-    return f"{digits(value)} ms"
-
-
-def _times(of: Result, case: str, peers: Sequence[str] = ()) -> dict[str, float]:
-    """Milliseconds of ``peers``, or of all, the longest first."""
-    rows = [row for row in of.rows if row.case == case and row.peer in (peers or PEERS) and row.median is not None]
-    rows.sort(key=lambda row: of.seconds(case, row.peer), reverse=True)
-    return {_name(row.peer, case in (LAYER, LARGE)): of.seconds(case, row.peer) * 1e3 for row in rows}
-
-
-def _of_training_step(of: Result) -> Chart:
-    bars = _times(of, STEP, (LOOP, JELLY, NETWORK, LOOPED, OURS))
-    return {"A training step of snnTorch's tutorial 5": bars}, f"ms, {of.title}", _ms
-
-
-def _of_time(of: Result) -> Chart:
-    panels = {
-        "training step of tutorial 5": STEP,
-        "training step, convolutions": CONV,
-        "inference, convolutions": CONV_INFERENCE,
-        "layer [25, 128, 1000]": LAYER,
-        "layer [100, 128, 1024]": LARGE,
-    }
-    return {title: _times(of, case) for title, case in panels.items()}, "ms", _ms
-
-
-def _of_share(of: Result) -> Chart:
-    shares = {shape: row.share_of_copy * 100 for shape, row in floors(of).items() if row.share_of_copy is not None}
-    return {"Speed of a layer beside copy_": shares}, "% of the speed of copy_", "{:.0f} %".format
-
-
-def _of_memory(of: Result) -> Chart:
-    panels = {"784-1000-10": STEP, "784-1000-1000-1000-1000-10": MEMORY, "convolutional": CONV}
-    bars = {
-        network: {_name(peer, True): of.row(case, peer).held or 0.0 for peer in (LOOP, JELLY, NUMBERS, OURS)}
-        for network, case in panels.items()
-    }
-    return bars, "bytes per neuron-step", "{:.2f}".format
-
-
-CHARTS: dict[str, Callable[[Result], Chart]] = {
-    "tutorial5": _of_training_step,
-    "time": _of_time,
-    "share": _of_share,
-    "memory": _of_memory,
-}

@@ -1,13 +1,15 @@
-"""Timing side by side, and the machine it was done on."""
+"""Timing side by side, the bytes that are kept, and the machine."""
 
 import math
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 TURN = 5  # calls, or
 TURN_SECONDS = 0.05  # what is more
@@ -15,26 +17,24 @@ TURN_SECONDS = 0.05  # what is more
 
 def alternate(
     functions: Mapping[str, Callable[[], object]],
-    seconds: float = 20.0,
-    warm_up: int = 1,
-    least: int = 5,
-    slow: float = math.inf,
-    clock: Callable[[Callable[[], object]], float] | None = None,
+    seconds: float,
+    least: int,
+    slow: float,
+    clock: Callable[[Callable[[], object]], float],
 ) -> dict[str, list[float]]:
     """Seconds of each call, the functions taking turns, so that a slow moment of the machine hits all alike.
 
     A turn is ``TURN`` calls, or as many as take ``TURN_SECONDS``. Its first fifth is not counted: these calls find the
-    caches as another function left them. There are at least ``least`` turns after ``warm_up`` uncounted ones, and the
-    turns go on for ``seconds``. A function that takes longer than ``slow`` seconds gets turns of one call, which
-    counts: what the caches hold does not matter to it. ``clock`` times one call, by default :func:`seconds_of`.
+    caches as another function left them. There are at least ``least`` turns after an uncounted one, and the turns go on
+    for ``seconds``. A function that takes longer than ``slow`` seconds gets turns of one call, which counts: what the
+    caches hold does not matter to it. ``clock`` times one call.
     """
-    clock = clock or seconds_of
     times: dict[str, list[float]] = {name: [] for name in functions}
-    end = None
+    end = math.inf
     turns = 0
     calls = dict.fromkeys(functions, TURN)
-    while turns < warm_up + least or (end is not None and time.perf_counter() < end):
-        if turns == warm_up:
+    while functions and (turns <= least or time.perf_counter() < end):
+        if turns == 1:
             end = time.perf_counter() + seconds
         for name, function in functions.items():
             taken = [clock(function) for _ in range(min(2, calls[name]))]
@@ -42,7 +42,7 @@ def alternate(
                 best = min(taken)
                 calls[name] = 1 if best > slow else max(TURN, math.ceil(TURN_SECONDS / max(best, 1e-6)))
             taken += [clock(function) for _ in range(calls[name] - 2)]
-            if turns >= warm_up:
+            if turns > 0:
                 times[name] += taken[len(taken) // TURN :]
         turns += 1
     return times
@@ -71,6 +71,57 @@ def seconds_on_gpu(function: Callable[[], object]) -> float:
     end.synchronize()
     del result
     return start.elapsed_time(end) / 1e3
+
+
+class Kept(NamedTuple):
+    """Bytes of unique storages that autograd saves for the backward pass."""
+
+    saved: int  # all of them
+    held: int  # of these, what neither the caller passed in nor the forward pass returned
+
+
+def kept(forward: Callable[[], Iterable[Tensor]], given: Iterable[Tensor]) -> Kept:
+    """Run ``forward`` and count what its graph keeps alive.
+
+    Every tensor that a node of the graph saves passes ``saved_tensors_hooks``. A storage counts once, with its whole
+    size, however many views of it are saved. ``given`` are tensors of the caller: inputs, weights. What a node hides
+    elsewhere than among its saved tensors is not seen.
+    """
+    storages: dict[int, int] = {}
+    alive = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = storage.nbytes()
+        alive.append(storage)  # no address is used twice
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        outputs = tuple(forward())
+    known = {tensor.untyped_storage().data_ptr() for tensor in (*outputs, *given)}
+    return Kept(sum(storages.values()), sum(size for address, size in storages.items() if address not in known))
+
+
+def peak_on_gpu(run: Callable[[], object]) -> int:
+    """Most bytes allocated during a call, beyond those allocated before it."""
+    run()
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    run()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def available(device: torch.device) -> int:
+    """Free bytes of a device's memory."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info()[0]
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return 4 << 30
 
 
 def processor() -> str:

@@ -36,7 +36,9 @@ NEURONS = {
     "rsynaptic": Model("RSynaptic", ("alpha", "beta"), ("spk", "syn", "mem"), fixed={"V": 0.5, "all_to_all": False}),
     "connected": Model("RLeaky", states=("spk", "mem"), connected=True),
 }
-
+SNNTORCH = tuple(NEURONS)
+NODE = "LIFNode"  # of SpikingJelly, over all steps, with its default surrogate
+NEURONS[NODE] = Model(NODE, (), ("v",), {"tau": 2.0, "detach_reset": True, "step_mode": "m"})
 
 NETWORKS = ("tutorial5", "deep", "convolution")
 
@@ -63,7 +65,7 @@ class Case:
     """One workload: ``kind`` names what computes it, in :mod:`benchmarks.workloads` or :mod:`benchmarks.runner`."""
 
     suite: str
-    # layer, loop, numbers, recurrent, pair, product, norm, collection, jelly, compile, epoch, or a network
+    # layer, loop, recurrent, pair, product, norm, collection, compile, epoch, or a network
     kind: str
     T: int
     B: int
@@ -171,11 +173,10 @@ def suites(device: str) -> dict[str, list[Case]]:
             Case("loop", "recurrent", 25, 32, (100,), variant="recurrent", quick=True),
             Case("loop", "recurrent", 25, 128, (1000,), variant="recurrent"),
         ],
-        "numbers": [Case("numbers", "numbers", 25, B, (n,)) for B, n in ((1, 10), (128, 1000))],
         "neurons": [
             *(
                 Case("neurons", "layer", 25, 128, (1000,), neuron=n, quick=True, gate=True)
-                for n in NEURONS
+                for n in SNNTORCH
                 if n not in ("leaky", "connected")
             ),
             *(
@@ -215,10 +216,8 @@ def suites(device: str) -> dict[str, list[Case]]:
         ],
         "compile": [Case("compile", "compile", T, 16, (784,), stored=T <= 100) for T in (25, 100, 1000)],
         "spikingjelly": [
-            Case("spikingjelly", "jelly", 4, 32, (64, 32, 32), variant="LIFNode"),
-            Case("spikingjelly", "jelly", 25, 128, (1000,), variant="LIFNode"),
-            Case("spikingjelly", "jelly", 4, 8, (3, 32, 32), variant="Spikformer"),
-            Case("spikingjelly", "jelly", 4, 8, (3, 32, 32), variant="SEW-ResNet"),
+            Case("spikingjelly", "layer", T, B, shape, neuron=NODE)
+            for T, B, shape in ((4, 32, (64, 32, 32)), (25, 128, (1000,)))
         ],
         "epoch": [Case("epoch", "epoch", 25, 128, (784,), stored=True)],
     }

@@ -19,7 +19,7 @@ import snnfast
 from .bars import Bar
 from .measure import environment, processor
 from .networks import neuron_steps
-from .peers import PEERS, Peer
+from .peers import Peer
 from .registry import Case, case_named
 from .runner import Row, compare
 
@@ -41,7 +41,7 @@ def header(device: torch.device, peers: Iterable[Peer]) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "load": _load(),
         "environment": environment(),
-        "peers": {peer.package: peer.version() for peer in peers if peer.package not in ("snnfast", "torch")},
+        "peers": {peer.module: peer.version() for peer in peers if peer.module not in ("snnfast", "torch")},
     }
 
 
@@ -106,18 +106,6 @@ def print_case(case: Case, rows: Sequence[Row]) -> None:
     if rows[0].rates:
         print(f"spikes: {', '.join(f'{rate:.1%}' for rate in rows[0].rates)} of the neuron-steps of the hidden layers")
     print(flush=True)
-
-
-def print_notes(rows: Iterable[Row]) -> None:
-    """Where the models and their use differ, of those that took part."""
-    seen = {row.peer for row in rows if row.median is not None}
-    notes: dict[str, list[str]] = {}
-    for peer in PEERS.values():
-        if peer.name in seen and peer.note:
-            notes.setdefault(peer.note, []).append(peer.name)
-    for note, names in notes.items():
-        print(f"{'; '.join(names)}: {note}.")
-    print()
 
 
 def print_bars(bars: Sequence[Bar]) -> None:

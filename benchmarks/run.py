@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from . import base, collection, report
-from .bars import BARS, OF_ITSELF, Bar, gains_of, judge, judge_gains
+from .bars import OF_ITSELF, Bar, gains_of, judge, judge_gains
 from .peers import PEERS
 from .peers.ours import LOOPED, NUMBERS, OURS, PRODUCTS
 from .peers.snntorch_loop import LOOP
-from .registry import TUTORIAL5, Case, case_named, suites
+from .registry import TUTORIAL5, Case, suites
 from .runner import FAILED, Row, run_case
 
 QUICK_SECONDS, SECONDS, GATE_SECONDS = 2.0, 5.0, 3.0
@@ -84,8 +84,6 @@ def run(args: argparse.Namespace) -> list[Bar]:
     bars += judge_gains(gains.values())
     if old is not None:
         report.print_base(old, rows)
-    if not chosen and device.type == "cpu":
-        bars += not_measured(plan, wanted or None)
     return bars
 
 
@@ -107,7 +105,7 @@ def store(args: argparse.Namespace) -> list[Bar]:
     file = args.out / f"{name_of(header)}.json"
     _, bars = measure_all(plan, (), device, args, file, header)
     print(f"wrote {file}\n")
-    return bars + (not_measured(plan) if device.type == "cpu" else [])
+    return bars
 
 
 def processor(header: Mapping[str, Any]) -> str:
@@ -148,27 +146,15 @@ def measure_all(
         bars += judged
         save()
     save(complete=True)
-    report.print_notes(rows)
     return rows, bars
-
-
-def not_measured(plan: Plan, peers: Collection[str] | None = None) -> list[Bar]:
-    """Bars of the cases that are not in a plan."""
-    measured = {case.name for case in plan}
-    cases = [case for name in BARS if name not in measured and (case := case_named(name))]
-    return [bar for case in cases for bar in judge(case, [], peers)]
 
 
 def check(args: argparse.Namespace) -> list[Bar]:
     """A few cases against snnTorch and spikes as numbers, within a minute; also bars that are not measured count."""
     device = torch.device("cpu")
-    report.print_header(report.header(device, [PEERS[LOOP]]))
     cases = [case for cases in suites("cpu").values() for case in cases if case.gate]
-    bars = []
-    for case in cases:
-        peers = [NUMBERS] if case.kind == "pair" else [LOOP]
-        bars += measure(case, peers, (*OF_ITSELF, *peers), device, args)[1]
-    return bars
+    plan = {case: [NUMBERS] if case.kind == "pair" else [LOOP] for case in cases}
+    return measure_all(plan, (*OF_ITSELF, LOOP, NUMBERS), device, args, None, _header(plan, device))[1]
 
 
 def measure(

@@ -13,8 +13,7 @@ import torch
 
 import snnfast
 
-from . import memory_use
-from .measure import alternate, seconds_of, seconds_on_gpu
+from .measure import alternate, available, kept, peak_on_gpu, seconds_of, seconds_on_gpu
 from .networks import neuron_steps
 from .once import ONCE
 from .peers import PEERS, Peer, Unsupported
@@ -75,28 +74,27 @@ def run_case(
     """Measure ``names``; ours comes first where it fits, and a row without a measurement says why."""
     first = [OURS] if PEERS[OURS].fits(case) else []
     rows = {name: Row(case.name, name) for name in dict.fromkeys([*first, *names])}
-    problem = "" if case.kind in ONCE else _too_large(case, True, device, patience)
     data = None
-    if case.kind not in ONCE and not problem:
+    if case.kind not in ONCE:
         if any(PEERS[name].compiled for name in rows):
             torch._dynamo.reset()  # shapes of other cases would make this one's dynamic
         try:
+            _check_size(case, True, device, patience)
             data = make_data(case, device)
         except Unsupported as error:
-            problem = str(error)
-    if problem:
-        for row in rows.values():
-            row.problem = problem
-        return list(rows.values())
+            return [replace(row, problem=str(error)) for row in rows.values()]
     functions: dict[str, Callable[[], object]] = {}
     twice: dict[str, list[float]] = {}
     with _fused(case, device):
         for name, row in rows.items():
+            peer = PEERS[name]
             try:
+                if problem := peer.missing(device) or ("" if peer.fits(case) else UNFIT):
+                    raise Unsupported(problem)
                 if data is None:
-                    _measure_once(case, PEERS[name], device, row)
+                    vars(row).update(ONCE[case.kind](case, peer))
                     continue
-                functions[name] = _prepare(case, PEERS[name], data, row, patience, not rows.get(OURS, row).problem)
+                functions[name] = _prepare(case, peer, data, row, patience, not rows.get(OURS, row).problem)
                 taken = [seconds_of(functions[name])]
                 if taken[0] > max(2 * seconds, 1.0):  # or a slow moment: once more
                     taken.append(seconds_of(functions[name]))
@@ -112,22 +110,13 @@ def run_case(
             rows[COPY] = Row(case.name, COPY)
         least = 5 if len(functions) < 3 or seconds >= 5 else 3
         clock = seconds_on_gpu if device.type == "cuda" else seconds_of
-        times = alternate(functions, seconds, least=least, slow=0.1, clock=clock) if functions else {}
+        times = alternate(functions, seconds, least, slow=0.1, clock=clock)
     for name, taken in (times | twice).items():
         row = rows[name]
         row.median, row.repeats = median(taken), len(taken)
         row.low, _, row.high = quantiles(taken, n=4) if len(taken) > 1 else (taken[0],) * 3
     compare(case, list(rows.values()))
     return list(rows.values())
-
-
-def _measure_once(case: Case, peer: Peer, device: torch.device, row: Row) -> None:
-    if problem := peer.missing(device):
-        raise Unsupported(problem)
-    if not peer.fits(case):
-        raise Unsupported(UNFIT)
-    for name, value in ONCE[case.kind](case, peer).items():
-        setattr(row, name, value)
 
 
 def copying(moved: float, device: torch.device) -> Callable[[], object]:
@@ -149,22 +138,21 @@ def _fused(case: Case, device: torch.device) -> AbstractContextManager[Any]:
     return snnfast.use_backend("fused") if there_are_kernels and case.kind != "collection" else contextlib.nullcontext()
 
 
-def _too_large(case: Case, ours: bool, device: torch.device, patience: float) -> str:
+def _check_size(case: Case, ours: bool, device: torch.device, patience: float) -> None:
+    """Raise Unsupported for a case that needs too much memory or time."""
     count = neuron_steps(case)
     needed = count * case.itemsize * (OUR_ELEMENTS if ours else LOOP_ELEMENTS)
-    if needed > 0.7 * memory_use.available(device):
-        return f"left out: would need about {needed / 1e9:.0f} GB"
+    if needed > 0.7 * available(device):
+        raise Unsupported(f"left out: would need about {needed / 1e9:.0f} GB")
     expected = count * LOOP_SECONDS[device.type] / (10 if ours else 1)
-    return f"left out: would take about {expected:.0f} s per call" if expected > patience else ""
+    if expected > patience:
+        raise Unsupported(f"left out: would take about {expected:.0f} s per call")
 
 
 def _prepare(case: Case, peer: Peer, data: Data, row: Row, patience: float, beside_ours: bool) -> Callable[[], object]:
     """Build, call once (which compiles), compare the spikes and count the bytes; return what is timed."""
     device = data.x.device
-    if problem := peer.missing(device) or _too_large(case, peer.name == OURS, device, patience):
-        raise Unsupported(problem)
-    if not peer.fits(case):
-        raise Unsupported(UNFIT)
+    _check_size(case, peer.name == OURS, device, patience)
     candidate = build(case, peer, data)
     start = time.perf_counter()
     candidate.run()
@@ -172,15 +160,15 @@ def _prepare(case: Case, peer: Peer, data: Data, row: Row, patience: float, besi
         print(f"{peer.name}: compiled in {time.perf_counter() - start:.0f} s", file=sys.stderr)
     if case.kind in ("product", "norm", "collection"):  # neither spikes nor bytes of a layer
         return candidate.run
-    if peer.name != OURS and beside_ours and case.kind != "jelly":  # whose nodes are the same
+    if peer.name != OURS and beside_ours:
         row.agree = _agreement(case, peer, data, candidate)
     if peer.name == OURS:
         row.rates = list(data.rates)
     if case.backward and peer.name != RECORDED:  # the bytes are counted by hooks, under which nothing is recorded
-        found, count = memory_use.kept(candidate.forward, candidate.given), neuron_steps(case)
+        found, count = kept(candidate.forward, candidate.given), neuron_steps(case)
         row.saved, row.held = found.saved / count, found.held / count
     if device.type == "cuda":
-        row.peak = memory_use.peak_on_gpu(candidate.run) / neuron_steps(case)
+        row.peak = peak_on_gpu(candidate.run) / neuron_steps(case)
     return candidate.run
 
 

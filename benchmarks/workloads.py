@@ -12,7 +12,7 @@ from torch.nn import functional as F  # noqa: N812 - PyTorch's own name for it
 import snnfast
 from snnfast._images.batch_norm import normalised
 
-from . import collection, jelly, mnist
+from . import collection, mnist
 from .networks import OverTime, loss_of, over_time
 from .peers import PEERS, Neuron, Peer, Unsupported
 from .peers.ours import OURS, layer_of
@@ -116,9 +116,6 @@ def _build(case: Case, peer: Peer, data: Data) -> Candidate:
         return _norm(case, data, by_step=peer.name != OURS)
     if case.kind == "collection":
         return Candidate(*collection.functions(case, peer))
-    if case.kind == "jelly":
-        assert data.grad is not None
-        return Candidate(*jelly.functions(case, peer, data.x, data.grad))
     if case.kind in NETWORKS:
         assert data.labels is not None
         network, x, labels = Network(case, peer, device, data.weights), data.x, data.labels
@@ -129,7 +126,7 @@ def _build(case: Case, peer: Peer, data: Data) -> Candidate:
     neuron = peer.make(case, device)
     if case.kind == "recurrent":
         return _recurrent(case, neuron, data, peer.compile)
-    return {"layer": _layer, "loop": _loop, "numbers": _loop, "pair": _pair}[case.kind](case, neuron, data)
+    return {"layer": _layer, "loop": _loop, "pair": _pair}[case.kind](case, neuron, data)
 
 
 def replayed(run: Callable[[], object]) -> Callable[[], object]:
@@ -178,10 +175,9 @@ def _loop(case: Case, neuron: Neuron, data: Data) -> Candidate:
     if step is None:
         raise Unsupported("has no one-step call")
     assert data.grad is not None
-    dtype = neuron.dtype or data.x.dtype
-    currents = [x.detach().to(dtype, copy=True).requires_grad_() for x in data.x]
+    currents = [x.detach().clone().requires_grad_() for x in data.x]
     wanted = [*currents, *neuron.parameters]
-    grads = list(data.grad.to(dtype))
+    grads = list(data.grad)
 
     def forward() -> tuple[Tensor, ...]:
         state = None

@@ -29,21 +29,9 @@ from . import products
 from .comparison import TOLERANCES, Seen, difference, gradients, leaves, seen
 
 KINDS = (
-    "dense",
-    "recurrent",
-    "vision",
-    "convolutional",
-    "statistics",
-    "weights",
-    "states",
-    "cells",
-    "surrogates",
-    "attention",
-    "agents",
-    "neurons",
-)
-
-
+    "dense", "recurrent", "vision", "convolutional", "statistics", "weights", "states", "cells", "surrogates",
+    "attention", "agents", "neurons",
+)  # fmt: skip
 COMPILED_AFTER = 3  # calls
 
 

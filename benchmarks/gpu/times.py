@@ -23,7 +23,7 @@ import snnfast
 from ..networks import over_time
 from ..peers.base import Neuron
 from ..peers.ours import make
-from ..registry import DTYPES, Case, suites
+from ..registry import DTYPES, NODE, Case, suites
 
 ROTATED = 128 << 20  # bytes that the calls of a graph move at least, and more where the L2 cache is larger
 MOST_CALLS = 64  # of a graph
@@ -40,7 +40,7 @@ def cases(text: str = "") -> list[Case]:
         case
         for suite in suites("cuda").values()
         for case in suite
-        if case.kind == "layer" and case.neuron != "connected" and text in case.name
+        if case.kind == "layer" and case.neuron not in ("connected", NODE) and text in case.name
         if case.backward and LEAST_STEPS <= case.neuron_steps <= MOST_STEPS
     ]
 
@@ -105,27 +105,15 @@ def seconds_of(replay: Callable[[], None]) -> float:
     return float(start.elapsed_time(end)) / 1e3 / REPLAYS
 
 
-def in_turns(
-    replays: Mapping[str, Callable[[], None]],
-    seconds: float,
-    clock: Callable[[Callable[[], None]], float] = seconds_of,
-    warm_up: float = WARM_UP,
-) -> dict[str, float]:
+def in_turns(replays: Mapping[str, Callable[[], None]], seconds: float) -> dict[str, float]:
     """Median seconds of a replay of each, without the turns of the warm-up."""
     times: dict[str, list[float]] = {name: [] for name in replays}
-    start = time.perf_counter()
-    while time.perf_counter() < start + warm_up + seconds or min(map(len, times.values())) < LEAST_TURNS:
-        warm = time.perf_counter() >= start + warm_up
+    start = time.perf_counter() + WARM_UP
+    while (now := time.perf_counter()) < start + seconds or min(map(len, times.values())) < LEAST_TURNS:
         for name, replay in replays.items():
-            taken = clock(replay)
-            times[name] += [taken] if warm else []
+            taken = seconds_of(replay)
+            times[name] += [taken] if now >= start else []
     return {name: median(taken) for name, taken in times.items()}
-
-
-def row(case: Case, direction: str, moved: float, calls: int, kernel: float, copy: float) -> dict[str, Any]:
-    """What is kept of a pass whose kernels take so many seconds, and ``copy_`` so many."""
-    found = {"case": case.name, "pass": direction, "bytes": moved, "calls": calls, "kernel": kernel, "copy": copy}
-    return found | {"share of copy_": copy / kernel, "GB/s": 1e-9 * moved / kernel}
 
 
 def measure(case: Case, seconds: float) -> list[dict[str, Any]]:
@@ -137,7 +125,8 @@ def measure(case: Case, seconds: float) -> list[dict[str, Any]]:
     for direction, functions in zip(moved, both, strict=True):
         replays = {"kernel": captured(functions), "copy": captured(copies(moved[direction], calls))}
         kernel, copy = (taken / calls for taken in in_turns(replays, seconds).values())
-        rows.append(row(case, direction, moved[direction], calls, kernel, copy))
+        found = {"case": case.name, "pass": direction, "bytes": moved[direction], "calls": calls, "kernel": kernel}
+        rows.append(found | {"copy": copy, "share of copy_": copy / kernel, "GB/s": 1e-9 * moved[direction] / kernel})
     return rows
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from importlib import metadata, util
+from importlib import import_module, metadata
 from typing import Any, NamedTuple
 
 import torch
@@ -29,19 +29,14 @@ class Neuron(NamedTuple):
     """As ``unroll``, of one current and a number of steps, where that is more than an expanded current."""
     followed_by: Callable[[nn.Linear], Callable[[Tensor, int], Tensor]] | None = None
     """This layer and a linear one as a function of one current and a number of steps."""
-    dtype: torch.dtype | None = None
-    """The dtype of the currents, if it is not that of the case."""
 
 
 class Peer(NamedTuple):
-    """An implementation."""
+    """An implementation. docs/benchmarks.md says where its model and its use differ."""
 
     name: str
-    module: str  # that must be importable
-    package: str  # of PyPI
-    install: str  # a command
+    module: str  # that it needs
     make: Callable[[Case, torch.device], Neuron]
-    note: str = ""  # where its model or its use differs
     nearest: Callable[[Case], dict[str, Any]] = lambda case: {}
     """Options of snnfast that make the model nearest to this one's: whose spikes are compared."""
     network: Callable[[Case], nn.Module] | None = None
@@ -69,20 +64,14 @@ class Peer(NamedTuple):
         if device.type not in self.devices:
             return f"runs on {' and '.join(self.devices)} only"
         try:
-            found = util.find_spec(self.module) is not None
-        except ModuleNotFoundError:  # of a package around it
-            found = False
-        if not found:
-            return f"not installed: {self.install}"
-        try:
-            __import__(self.module)
-        except Exception as error:  # what it needs in turn, or a library built for another torch
-            return f"import fails ({type(error).__name__}: {error}): {self.install}"
+            import_module(self.module)
+        except Exception as error:  # also where a library was built for another torch
+            return f"not installed: {error}"
         return None
 
     def version(self) -> str:
         try:
-            return metadata.version(self.package)
+            return metadata.version(self.module)
         except metadata.PackageNotFoundError:
             return "not installed"
 
@@ -101,8 +90,7 @@ def layer_options(case: Case) -> dict[str, Any]:
 def only(case: Case, **supported: Any) -> None:
     """Raise for options that are not among those supported."""
     for name, values in supported.items():
-        value = case.dtype if name == "dtype" else getattr(case.options, name)
-        if value not in values:
+        if (value := getattr(case.options, name)) not in values:
             raise Unsupported(f"has no {name}={value}")
 
 
@@ -114,6 +102,17 @@ def stepping(layer: Callable[..., Sequence[Tensor]], model: Model) -> Callable[[
         return spk, [spk, *state] if model.fed_back else state
 
     return step
+
+
+def node(kind: Callable[..., Any], case: Case, device: torch.device) -> Neuron:
+    """A node of SpikingJelly, or ours with its name, over all steps."""
+    layer = kind(**NEURONS[case.neuron].fixed).to(device)
+
+    def unroll(x: Tensor, record_mem: bool) -> tuple[Tensor, ...]:
+        layer.reset()
+        return (layer(x),)
+
+    return Neuron(unroll)
 
 
 def unrolled(

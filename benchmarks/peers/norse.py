@@ -44,16 +44,7 @@ def nearest(case: Case) -> dict[str, Any]:
     return {"reset_delay": False, "reset_mechanism": "zero"}
 
 
-NOTE = (
-    "LIFBox: the membrane is set to 0 in the step of the spike, whatever the case's reset; SuperSpike as surrogate; "
-    "the current is scaled by 1 / (1 - beta), which rounds. Compared with snnfast's reset_mechanism='zero', "
-    "reset_delay=False. Its cell in a loop over x.unbind(0): its own LIFBox indexes x[t]"
-)
-INSTALL = "pip install norse"
 PEERS = [
-    Peer("Norse", "norse", "norse", INSTALL, make, NOTE, nearest),
-    Peer(
-        "Norse, compiled step", "norse", "norse", INSTALL, make_compiled, NOTE, nearest, compiled=True,
-        kinds=("layer", "loop"),
-    ),
-]  # fmt: skip
+    Peer("Norse", "norse", make, nearest),
+    Peer("Norse, compiled step", "norse", make_compiled, nearest, compiled=True, kinds=("layer", "loop")),
+]

@@ -1,7 +1,5 @@
 """This library: all steps in one kernel, one call per step, or snnTorch's loop compiled."""
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -10,9 +8,9 @@ from torch import Tensor, nn
 import snnfast
 
 from ..networks import stages, wants_membranes
-from ..registry import NETWORKS, NEURONS, Case
+from ..registry import NETWORKS, NEURONS, NODE, Case
 from . import snntorch_loop
-from .base import KINDS, Neuron, Peer, layer_options, stepping
+from .base import KINDS, Neuron, Peer, layer_options, node, stepping
 
 OURS, LOOPED, WITH_LOSS = "snnfast", "snnfast, compiled loop", "snnfast, compiled loop and loss"
 RECORDED = "snnfast, recorded loop"
@@ -30,6 +28,10 @@ def layer_of(case: Case) -> Any:
 
 
 def make(case: Case, device: torch.device) -> Neuron:
+    if case.neuron == NODE:
+        from snnfast.spikingjelly.neuron import LIFNode
+
+        return node(LIFNode, case, device)
     layer = layer_of(case).to(device)
 
     def unroll(x: Tensor, record_mem: bool, **steps: int) -> tuple[Tensor, ...]:
@@ -42,32 +44,6 @@ def make(case: Case, device: torch.device) -> Neuron:
     parameters = [p for p in layer.parameters() if p.requires_grad]
     step = stepping(layer, NEURONS[case.neuron])
     return Neuron(unroll, step, parameters, constant, lambda linear: snnfast.MultiStep(layer, linear))
-
-
-def _of_numpy() -> snnfast.Leaky:
-    import numpy as np
-
-    return snnfast.Leaky(np.float64(0.95), np.float64(1))
-
-
-# Layers of another kind of number than float32, the dtype of their currents, and the most that they may cost beside it.
-_NUMBERS: dict[str, tuple[Callable[[], snnfast.Leaky], torch.dtype, float]] = {
-    "snnfast, threshold=1": (lambda: snnfast.Leaky(0.95, threshold=1), torch.float32, 1.1),
-    "snnfast, beta=1": (lambda: snnfast.Leaky(1), torch.float32, 1.1),
-    "snnfast, float64 tensor": (lambda: snnfast.Leaky(torch.tensor(0.95, dtype=torch.float64)), torch.float32, 1.1),
-    "snnfast, numpy.float64": (_of_numpy, torch.float32, 1.1),
-    "snnfast, bfloat16 current": (lambda: snnfast.Leaky(0.95), torch.bfloat16, 1.4),
-    "snnfast, float16 current": (lambda: snnfast.Leaky(0.95), torch.float16, 1.4),
-    "snnfast, layer.bfloat16()": (lambda: snnfast.Leaky(0.95).bfloat16(), torch.bfloat16, 1.4),
-    "snnfast, layer.half()": (lambda: snnfast.Leaky(0.95).half(), torch.float16, 1.4),
-}
-KINDS_OF_NUMBER: dict[str | tuple[str, str], float] = {name: most for name, (_, _, most) in _NUMBERS.items()}
-
-
-def make_of_number(name: str, case: Case, device: torch.device) -> Neuron:
-    layer, dtype, _ = _NUMBERS[name]
-    eager = make(case, device)
-    return eager._replace(step=stepping(layer().to(device), NEURONS[case.neuron]), parameters=(), dtype=dtype)
 
 
 class OverTime(snnfast.MultiStep):
@@ -110,63 +86,33 @@ def loss(mem_rec: Tensor, labels: Tensor) -> Tensor:
     return snnfast.losses.ce_membrane_loss()(mem_rec, labels)
 
 
-HERE = "pip install --no-build-isolation ."
-INSTALL = "pip install --no-build-isolation '.[snntorch]'"
+LOOPS = (*NETWORKS, "recurrent", "collection", "compile")
 PEERS = [
     Peer(
-        OURS, "snnfast", "snnfast", HERE, make, network=OverTime, loss=loss,
-        kinds=(*KINDS, "numbers", "pair", "recurrent", "product", "norm", "epoch", "jelly"), neurons=tuple(NEURONS),
+        OURS, "snnfast", make, network=OverTime, loss=loss,
+        kinds=(*KINDS, "pair", "recurrent", "product", "norm", "epoch"), neurons=tuple(NEURONS),
+    ),
+    Peer(GRAPH, "snnfast", make, network=OverTime, loss=loss, graph=True, devices=("cuda",), kinds=NETWORKS),
+    Peer(
+        NUMBERS, "snnfast", make, network=OverTime, loss=loss, around=lambda: snnfast.use_events(False),
+        kinds=("pair", *NETWORKS),
     ),
     Peer(
-        GRAPH, "snnfast", "snnfast", HERE, make, "the same, captured in a CUDA graph and replayed", network=OverTime,
-        loss=loss, graph=True, devices=("cuda",), kinds=NETWORKS,
+        BACKEND, "snnfast", make, network=OverTime, loss=loss, compile=compile_by_backend, compiled=True,
+        kinds=("tutorial5",),
     ),
+    Peer(SWAPPED, "snntorch", make, network=snntorchs_loop, looped=True, kinds=NETWORKS),
+    Peer(LOOPED, "snntorch", make, network=snntorchs_loop, looped=True, compile=trace, compiled=True, kinds=LOOPS),
+    Peer(RECORDED, "snntorch", make, network=snntorchs_loop, looped=True, compile=record, compiled=True, kinds=LOOPS),
     Peer(
-        NUMBERS, "snnfast", "snnfast", HERE, make,
-        "the same, but the spikes go to the linear layer behind them as numbers: use_events(False)",
-        network=OverTime, loss=loss, around=lambda: snnfast.use_events(False), kinds=("pair", *NETWORKS),
-    ),
-    Peer(
-        BACKEND, "snnfast", "snnfast", HERE, make,
-        'the same under torch.compile(net, backend="snnfast"), though there is nothing to merge',
-        network=OverTime, loss=loss, compile=compile_by_backend, compiled=True, kinds=("tutorial5",),
-    ),
-    Peer(
-        SWAPPED, "snntorch", "snnfast", INSTALL, make,
-        "the network of snnTorch's loop on the kernels, as after a change of the import; the loop stays",
-        network=snntorchs_loop, looped=True, kinds=NETWORKS,
-    ),
-    Peer(
-        LOOPED, "snntorch", "snnfast", INSTALL, make,
-        "the network of snnTorch's loop and layers, unchanged, under snnfast.compile, which traces it as after "
-        "many calls of one kind; its loss is not compiled",
-        network=snntorchs_loop, looped=True, compile=trace, compiled=True,
-        kinds=(*NETWORKS, "recurrent", "collection", "compile"),
-    ),
-    Peer(
-        RECORDED, "snntorch", "snnfast", INSTALL, make, "the same, recorded, as it is at first",
-        network=snntorchs_loop, looped=True, compile=record, compiled=True,
-        kinds=(*NETWORKS, "recurrent", "collection", "compile"),
-    ),
-    Peer(
-        WITH_LOSS, "snntorch", "snnfast", INSTALL, make, "the same, compiled together with its loss",
-        network=snntorchs_loop, looped=True, compile=trace, with_loss=True, compiled=True,
+        WITH_LOSS, "snntorch", make, network=snntorchs_loop, looped=True, compile=trace, with_loss=True, compiled=True,
         kinds=(*NETWORKS, "compile"),
     ),
+    Peer(PRODUCTS, "snntorch", make, compiled=True, kinds=("collection",)),
     Peer(
-        PRODUCTS, "snntorch", "snnfast", INSTALL, make,
-        "the convolutions and matrix products of the compiled step, called alone, and the optimizer: the least that a "
-        "step could take", compiled=True, kinds=("collection",),
+        TRACED, "snntorch", make, network=snntorchs_loop, looped=True, compile=only_trace, compiled=True,
+        kinds=("compile",),
     ),
-    Peer(
-        TRACED, "snntorch", "snnfast", INSTALL, make,
-        'that network on the kernels, under torch.compile(net, backend="eager"), which only traces it',
-        network=snntorchs_loop, looped=True, compile=only_trace, compiled=True, kinds=("compile",),
-    ),
-    Peer(DENSE, "torch", "torch", "pip install torch", make, "of spikes as numbers", kinds=("product",)),
-    Peer(STEPS, "torch", "torch", "pip install torch", make, "of batch normalisation", kinds=("norm",)),
-    *(
-        Peer(name, "numpy", "snnfast", "pip install numpy", partial(make_of_number, name), kinds=("numbers",))
-        for name in _NUMBERS
-    ),
+    Peer(DENSE, "torch", make, kinds=("product",)),
+    Peer(STEPS, "torch", make, kinds=("norm",)),
 ]  # fmt: skip

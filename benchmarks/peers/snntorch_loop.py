@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ..networks import in_loop
-from ..registry import NETWORKS, NEURONS, Case
+from ..registry import NETWORKS, NEURONS, SNNTORCH, Case
 from .base import KINDS, Neuron, Peer, Unsupported, layer_options, stepping, unrolled
 
 LOOP, COMPILED, HOISTED = "snnTorch, loop", "snnTorch, compiled loop", "snnTorch, loop, hoisted layers"
@@ -57,27 +57,15 @@ def make_compiled(case: Case, device: torch.device) -> Neuron:
     return Neuron(unrolled(step, records_of(case)), step, eager.parameters)
 
 
-INSTALL = "pip install 'snntorch>=1.0.0'"
-COMPILER = INSTALL + " (and a C++ compiler, on a GPU Triton)"
 PEERS = [
     Peer(
-        LOOP, "snntorch", "snntorch", INSTALL, make, network=network, looped=True,
-        kinds=(*KINDS, "recurrent", "collection", "epoch"), neurons=tuple(NEURONS),
+        LOOP, "snntorch", make, network=network, looped=True, kinds=(*KINDS, "recurrent", "collection", "epoch"),
+        neurons=SNNTORCH,
     ),
+    Peer(HOISTED, "snntorch", make, kinds=NETWORKS),
+    Peer(COMPILED, "snntorch", make_compiled, compiled=True, kinds=("layer", "loop"), neurons=SNNTORCH),
     Peer(
-        HOISTED, "snntorch", "snntorch", INSTALL, make,
-        "networks with their stateless layers applied to all steps at once; only the neurons stay in the loop",
-        kinds=NETWORKS,
-    ),
-    Peer(
-        COMPILED, "snntorch", "snntorch", COMPILER, make_compiled,
-        f"torch.compile of the whole loop up to {WHOLE} steps, of the step beyond; its compilation is not counted",
-        compiled=True, kinds=("layer", "loop"), neurons=tuple(NEURONS),
-    ),
-    Peer(
-        NETWORK, "snntorch", "snntorch", COMPILER, make,
-        f"the network of {LOOP} under torch.compile, up to {WHOLE} steps; its compilation is not counted",
-        network=network_to_compile, looped=True, compile=compile_, compiled=True, slow=True,
+        NETWORK, "snntorch", make, network=network_to_compile, looped=True, compile=compile_, compiled=True, slow=True,
         kinds=(*NETWORKS, "compile"),
     ),
 ]  # fmt: skip

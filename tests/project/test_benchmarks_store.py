@@ -1,4 +1,4 @@
-"""Stored results, and the documents and charts that show them: no measured figure without a result."""
+"""Stored results, and the documents and the chart that show them: no measured figure without a result."""
 
 import re
 import shutil
@@ -19,7 +19,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SMALLEST = "lif [1, 1, 10] float32, forward + backward"
 
 
-def test_documents_and_charts_show_what_the_stored_results_hold():
+def test_documents_and_the_chart_show_what_the_stored_results_hold():
     assert docs.agree()
 
 
@@ -37,12 +37,11 @@ def test_no_measured_figure_stands_outside_of_what_a_result_gives(page):
 
 @pytest.fixture
 def documents(tmp_path, monkeypatch) -> Path:
-    """README and charts in a folder of their own."""
+    """README and its chart in a folder of their own."""
     (tmp_path / "docs").mkdir()
     shutil.copytree(ROOT / "docs" / "figures", tmp_path / "docs" / "figures")
     shutil.copy(ROOT / "README.md", tmp_path)
-    for module in (docs, figures):
-        monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setattr(docs, "ROOT", tmp_path)
     return tmp_path
 
 
