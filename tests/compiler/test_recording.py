@@ -110,15 +110,17 @@ LESS = {
 
 @pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.usefixtures("nothing_compiled")
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_recording_merges_what_tracing_merges(name: str) -> None:
     program = PROGRAMS[name]
-    repeated = []
+    repeated, refused = [], []
     for by in ("tracing", "recording"):
         torch.manual_seed(0)
         found = snnfast.explain(program.net(program.loop).double(), torch.rand(program.shape).double(), by=by).graphs
-        repeated.append(sum(len(g.repeated) + (g.refused is not None) for g in found))
-    assert (repeated[1] > repeated[0]) == (name in LESS)
+        repeated.append(sum(len(g.repeated) for g in found))
+        refused.append(any(g.refused is not None for g in found))
+    assert (repeated[1] > repeated[0] or refused[1] > refused[0]) == (name in LESS)
 
 
 def test_one_graph_serves_any_number_of_steps() -> None:
