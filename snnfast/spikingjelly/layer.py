@@ -1,6 +1,5 @@
 """SpikingJelly's layers: PyTorch's with a step mode, and containers of layers."""
 
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -214,8 +213,7 @@ class SeqToANNContainer(_Container):
 
     def forward(self, x_seq: Tensor) -> Tensor:
         self._check_layers()
-        modules = [to_call(module, before) for before, module in pairwise([None, *self])]
-        return seq_to_ann_forward(x_seq, modules)  # type: ignore[no-any-return]
+        return seq_to_ann_forward(x_seq, [to_call(module) for module in self])  # type: ignore[no-any-return]
 
 
 class MultiStepContainer(_Container):
