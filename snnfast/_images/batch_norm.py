@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from snnfast._core import backend, ops
+from snnfast._core import ops
 from snnfast._core.modules import is_only_called
-from snnfast._core.pytorch import constant_while_tracing, is_forward_mode, not_compiled_alone, transforms_are_active
+from snnfast._core.pytorch import not_compiled_alone
+from snnfast._images.choice import has_numbers, runs_here
 
 __all__ = ["batch_norm", "has_batch_statistics", "in_any_order", "is_pytorchs", "normalised", "of_batch"]
 
@@ -119,21 +120,11 @@ def batch_norm(
 def _takes_kernels(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
     dtypes = x.dtype, ops.opmath_dtype(x.dtype)
     return (
-        not backend.exporting()  # what is exported is PyTorch's alone
-        and type(x) is Tensor  # one that has numbers
-        and not _transforms()
-        and x.device.type == "cpu"
+        has_numbers(x)
         and x.dtype in _DTYPES
-        and x.numel() > 0
         and all(t is None or (t.device.type == "cpu" and t.dtype in dtypes) for t in (weight, bias))
-        and backend.use_fused(x)
-        and not is_forward_mode()
+        and runs_here(x)
     )
-
-
-@constant_while_tracing
-def _transforms() -> bool:
-    return transforms_are_active()
 
 
 def _dense(x: Tensor) -> Tensor:

@@ -15,10 +15,9 @@ from torch import Tensor, nn
 
 from snnfast._core.modules import is_only_called
 from snnfast._core.pytorch import not_compiled_alone, transforms_are_active
-from snnfast._images.avg_pool2d import averaged
 from snnfast._images.batch_norm import is_pytorchs, of_batch
 from snnfast._images.conv2d import convolved
-from snnfast._images.max_pool2d import pooled
+from snnfast._images.pool2d import averaged, pooled
 
 __all__ = ["OPS_THAT_KEEP_ORDER", "Order", "in_usual_order", "keeps_order", "profits", "to_call", "to_channels_last"]
 

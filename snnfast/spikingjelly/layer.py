@@ -10,7 +10,7 @@ from snnfast._core.settings import check_flag
 from snnfast._images.batch_norm import of_batch
 from snnfast._images.channels_last import to_call
 from snnfast._images.conv2d import conv2d
-from snnfast._images.max_pool2d import max_pool2d
+from snnfast._images.pool2d import pooled
 from snnfast.spikingjelly.base import StepModule
 from snnfast.spikingjelly.functional import multi_step_forward, seq_to_ann_forward
 
@@ -68,8 +68,7 @@ class MaxPool2d(_Layer, nn.MaxPool2d):
     dims = (5,)
 
     def _of_batch(self, x: Tensor) -> Tensor:
-        how = self.padding, self.dilation, self.ceil_mode, self.return_indices
-        return max_pool2d(x, self.kernel_size, self.stride, *how)
+        return pooled(self, x)
 
 
 class _BatchNorm(_Layer, nn.modules.batchnorm._BatchNorm):

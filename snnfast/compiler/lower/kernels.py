@@ -8,12 +8,10 @@ from torch import Tensor
 from torch.fx import Graph
 
 from snnfast._core.pytorch import transforms_are_active
-from snnfast._images import conv2d as _convolution
-from snnfast._images import max_pool2d as _max_pooling
-from snnfast._images.avg_pool2d import avg_pool2d
 from snnfast._images.batch_norm import in_any_order
+from snnfast._images.choice import NODES
 from snnfast._images.conv2d import conv2d
-from snnfast._images.max_pool2d import max_pool2d
+from snnfast._images.pool2d import avg_pool2d, max_pool2d
 from snnfast.compiler.calls import aten
 
 
@@ -36,7 +34,7 @@ _OURS |= dict.fromkeys((F.max_pool2d, aten.max_pool2d.default), max_pool2d)
 _OURS |= dict.fromkeys((F.avg_pool2d, aten.avg_pool2d.default), avg_pool2d)
 _OURS |= dict.fromkeys((torch.bernoulli, aten.bernoulli.default), bernoulli)
 _OURS[aten.batch_norm.default] = in_any_order
-for _op, _function in (_convolution.NODES | _max_pooling.NODES).items():
+for _op, _function in NODES.items():
     _OURS |= {_op: _function, _op.default: _function}
 
 
