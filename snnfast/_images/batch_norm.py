@@ -15,14 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from snnfast._core import backend, ops
+from snnfast._core import ops
 from snnfast._core.modules import is_only_called
-from snnfast._core.pytorch import constant_while_tracing, is_forward_mode, not_compiled_alone, transforms_are_active
+from snnfast._core.pytorch import not_compiled_alone
+from snnfast._images.choice import has_numbers, runs_here
 
-__all__ = [
-    "batch_norm", "evaluated", "has_batch_statistics", "in_any_order", "is_pytorchs", "normalised", "of_batch",
-    "over_input", "overwrites",
-]  # fmt: skip
+__all__ = ["batch_norm", "has_batch_statistics", "in_any_order", "is_pytorchs", "normalised", "of_batch"]
 
 _LEAST = 1 << 17
 """The fewest elements of a batch without time. With fewer, calls from Python cost more than the kernels save."""
@@ -53,7 +51,11 @@ def of_batch(
     if x.shape[1:2] != (layer.num_features,):  # PyTorch says what is wrong, as of one value per channel
         return call(x)
     if not has_batch_statistics(layer):
-        return _evaluated(layer, x) if _loses_digits(x) else call(x)
+        if not _loses_digits(x):
+            return call(x)
+        layer._check_input_dim(x)  # type: ignore[no-untyped-call]
+        given = layer.weight, layer.bias, layer.running_mean, layer.running_var
+        return in_any_order(x, *given, False, 0.0, layer.eps, torch.backends.cudnn.enabled)
     few = x.numel() < max(_LEAST, 2 * layer.num_features)
     takes_kernels = not few and not torch.compiler.is_compiling() and _takes_kernels(x, layer.weight, layer.bias)
     if not takes_kernels and not _loses_digits(x):
@@ -118,21 +120,11 @@ def batch_norm(
 def _takes_kernels(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
     dtypes = x.dtype, ops.opmath_dtype(x.dtype)
     return (
-        not backend.exporting()  # what is exported is PyTorch's alone
-        and type(x) is Tensor  # one that has numbers
-        and not _transforms()
-        and x.device.type == "cpu"
+        has_numbers(x)
         and x.dtype in _DTYPES
-        and x.numel() > 0
         and all(t is None or (t.device.type == "cpu" and t.dtype in dtypes) for t in (weight, bias))
-        and backend.use_fused(x)
-        and not is_forward_mode()
+        and runs_here(x)
     )
-
-
-@constant_while_tracing
-def _transforms() -> bool:
-    return transforms_are_active()
 
 
 def _dense(x: Tensor) -> Tensor:
@@ -179,74 +171,6 @@ def _update(
     # No product of matrices, which would lose digits under autocast.
     powers = torch.logspace(steps - 1, 0, steps, 1 - momentum, dtype=dtype, device=found.device)
     running.mul_(rest).add_((found * powers.unsqueeze(1)).sum(0), alpha=momentum)
-
-
-# ---- in evaluation
-
-
-def overwrites(layer: nn.Module, before: nn.Module | None) -> TypeGuard[nn.BatchNorm2d]:
-    """Whether :func:`evaluated` may take the place of a layer: behind a convolution, whose output nobody else holds."""
-    return (
-        type(layer) is nn.BatchNorm2d
-        and type(before) is nn.Conv2d
-        and is_only_called(layer)
-        and is_only_called(before)
-        and not has_batch_statistics(layer)
-    )
-
-
-def evaluated(layer: nn.BatchNorm2d, x: Tensor) -> Tensor:
-    """The output of a layer that :func:`overwrites` its input."""
-    return over_input(x, *_fixed(layer))
-
-
-def _evaluated(layer: _BatchNorm, x: Tensor) -> Tensor:
-    layer._check_input_dim(x)  # type: ignore[no-untyped-call]
-    return in_any_order(x, *_fixed(layer))
-
-
-def _fixed(layer: _BatchNorm) -> tuple[Any, ...]:
-    """The arguments of :func:`in_any_order` behind the input."""
-    given = layer.weight, layer.bias, layer.running_mean, layer.running_var
-    return *given, False, 0.0, layer.eps, torch.backends.cudnn.enabled
-
-
-def over_input(
-    x: Tensor,  # [N, C, H, W]
-    weight: Tensor | None,
-    bias: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    training: bool,
-    momentum: float,
-    eps: float,
-    cudnn_enabled: bool,
-) -> Tensor:
-    """``torch.batch_norm`` of what nobody else holds. In evaluation without a graph, it is written over the input.
-
-    The numbers are the same, and the page faults of new memory cost more than the normalisation.
-    """
-    given = weight, bias, running_mean, running_var
-    if not training and not torch.is_grad_enabled() and _can_be_overwritten(x, given):
-        unused = x.new_empty(0)
-        out = {"out": x, "save_mean": unused, "save_invstd": unused}
-        torch.ops.aten.native_batch_norm.out(x, *given, False, momentum, eps, **out)
-        return x
-    return in_any_order(x, *given, training, momentum, eps, cudnn_enabled)
-
-
-def _can_be_overwritten(x: Tensor, given: Sequence[Tensor | None]) -> bool:
-    return (
-        not torch.compiler.is_compiling()
-        and not backend.exporting()
-        and type(x) is Tensor  # one that has numbers
-        and not transforms_are_active()
-        and not is_forward_mode()
-        and x.device.type == "cpu"
-        and x.dim() == 4
-        and (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last))
-        and all(t is None or (t.dtype == x.dtype and t.shape == x.shape[1:2]) for t in given)
-    )
 
 
 # ---- images in channels_last order

@@ -15,10 +15,9 @@ from torch import Tensor, nn
 
 from snnfast._core.modules import is_only_called
 from snnfast._core.pytorch import not_compiled_alone, transforms_are_active
-from snnfast._images.avg_pool2d import averaged
-from snnfast._images.batch_norm import evaluated, is_pytorchs, of_batch, overwrites
+from snnfast._images.batch_norm import is_pytorchs, of_batch
 from snnfast._images.conv2d import convolved
-from snnfast._images.max_pool2d import pooled
+from snnfast._images.pool2d import averaged, pooled
 
 __all__ = ["OPS_THAT_KEEP_ORDER", "Order", "in_usual_order", "keeps_order", "profits", "to_call", "to_channels_last"]
 
@@ -65,14 +64,12 @@ def to_channels_last(x: Tensor) -> Tensor:
     return x.movedim(1, -1).clone(memory_format=torch.contiguous_format).movedim(-1, 1)
 
 
-def to_call(layer: nn.Module, before: nn.Module | None) -> Callable[[Tensor], Tensor]:
-    """The function that runs a layer without a state on a batch that the layer before it returned."""
+def to_call(layer: nn.Module) -> Callable[[Tensor], Tensor]:
+    """The function that runs a layer without a state on a batch."""
     if isinstance(layer, nn.MaxPool2d) and keeps_order(layer):
         return partial(pooled, layer)
     if isinstance(layer, nn.AvgPool2d) and keeps_order(layer):
         return partial(averaged, layer)
-    if overwrites(layer, before):
-        return partial(evaluated, layer)
     return partial(of_batch, layer) if is_pytorchs(layer) else layer
 
 
@@ -120,11 +117,10 @@ class Order:
         layer: nn.Module,
         x: Tensor,  # [T, B, *], or [B, *] if it is constant
         constant: bool,
-        before: nn.Module | None,  # the layer that returned it
     ) -> Callable[[Tensor], Tensor]:
         """The function that runs a stateless layer on all steps at once."""
         if not isinstance(layer, nn.Conv2d) or not keeps_order(layer) or x.dim() != (4 if constant else 5):
-            return to_call(layer, before)
+            return to_call(layer)
         if not profits(x, layer.weight):
             return lambda x: convolved(layer, x)
         self.is_channels_last = True

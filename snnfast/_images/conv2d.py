@@ -1,15 +1,15 @@
 """Convolutions of spikes: where few are not zero, a kernel adds up the weights that these reach, and no others."""
 
-from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from snnfast._core import backend, ops, settings
-from snnfast._core.pytorch import constant_while_tracing, is_forward_mode, not_compiled_alone, transforms_are_active
+from snnfast._core import ops, settings
+from snnfast._core.pytorch import not_compiled_alone
+from snnfast._images.choice import define_node, pair, takes_kernels
 
-__all__ = ["NODES", "conv2d", "convolved", "pair", "takes_kernels"]
+__all__ = ["conv2d", "convolved"]
 
 MOST = 1 / 8
 """The largest share of the input that may be other than zero. Above it, PyTorch's convolution is as fast."""
@@ -51,7 +51,7 @@ def _by_events(
         return None
     if torch.compiler.is_compiling():  # what is traced must not depend on the numbers
         return cast(Tensor, torch.ops.snnfast.conv2d(x, weight, bias, pair(stride), pair(padding)))
-    return _Events.apply(x, weight, bias, pair(stride), pair(padding)) if _few(x, weight) else None
+    return _Convolution.apply(x, weight, bias, pair(stride), pair(padding)) if _few(x, weight) else None
 
 
 def _possible(x: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int) -> bool:
@@ -77,43 +77,11 @@ def _few(x: Tensor, weight: Tensor) -> bool:
     return bool(torch.ops.snnfast.count_events(x) <= MOST * x.numel()) and bool(weight.isfinite().all())
 
 
-def takes_kernels(x: Tensor, of_planes: bool = False) -> bool:
-    """Whether the kernels for images may be given ``x``: a batch in float32 and in channels_last order on the CPU.
+class _Convolution(torch.autograd.Function):
+    """A convolution by events, with the gradient of its weights by events. PyTorch computes that of the input.
 
-    Or in contiguous order, where a kernel takes each plane by itself.
+    While a compiler traces, there are no numbers to choose by, and its ops choose at each call.
     """
-    return (
-        not backend.exporting()  # what is exported is PyTorch's alone
-        and type(x) is Tensor  # one that has numbers
-        and not _transforms()  # vmap cannot tell the order in memory
-        and x.dim() == 4
-        and x.device.type == "cpu"
-        and x.dtype == torch.float32
-        and (
-            x.is_contiguous()
-            if of_planes
-            else x.is_contiguous(memory_format=torch.channels_last)
-            and x.stride(1) == 1  # not one channel in the other order
-        )
-        and x.numel() > 0
-        and backend.use_fused(x)
-        and not is_forward_mode()
-    )
-
-
-@constant_while_tracing
-def _transforms() -> bool:
-    return transforms_are_active()
-
-
-def pair(given: Any) -> list[int]:
-    """One number, or two, as ``[rows, columns]``. PyTorch refuses more of them, or none."""
-    numbers = list(given) if isinstance(given, Sequence) else [given]
-    return numbers * 2 if len(numbers) == 1 else numbers
-
-
-class _Events(torch.autograd.Function):
-    """A convolution by events, with the gradient of its weights by events. PyTorch computes that of the input."""
 
     @staticmethod
     def forward(
@@ -121,16 +89,20 @@ class _Events(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.how = stride, padding, None if bias is None else list(bias.shape)
-        return torch.ops.snnfast.event_conv2d(x, weight, bias, *stride, *padding)  # type: ignore[no-any-return]
+        if type(x) is Tensor:
+            return torch.ops.snnfast.event_conv2d(x, weight, bias, *stride, *padding)  # type: ignore[no-any-return]
+        return torch.ops.snnfast.conv2d_forward(x, weight, bias, stride, padding)  # type: ignore[no-any-return]
 
     @staticmethod
     @not_compiled_alone
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, weight = ctx.saved_tensors
-        stride, padding, biases = ctx.how
-        needs = list(ctx.needs_input_grad[:3])
-        by_events = not torch.is_grad_enabled()  # a second derivative is PyTorch's
-        return *_gradients(grad, x, weight, stride, padding, biases, needs, by_events), None, None
+        how = *ctx.how, list(ctx.needs_input_grad[:3])
+        again = torch.is_grad_enabled()  # a second derivative is PyTorch's
+        if again or type(x) is Tensor:
+            return *_gradients(grad, x, weight, *how, by_events=not again), None, None
+        found = iter(torch.ops.snnfast.conv2d_backward(grad, x, weight, *how))
+        return *(next(found) if need else None for need in how[-1]), None, None
 
 
 def _gradients(
@@ -141,6 +113,7 @@ def _gradients(
     padding: list[int],
     biases: list[int] | None,  # the shape of the bias
     needs: list[bool],
+    *,
     by_events: bool,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """With respect to the input, the weight and the bias."""
@@ -157,10 +130,10 @@ def _gradients(
     return of_x, of_weight, of_bias
 
 
-# ---- in a graph of torch.compile, one node that chooses at each call
+# ---- in a graph of torch.compile: ops that choose at each call
 
 
-def _conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int]) -> Tensor:
+def _conv2d_forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int]) -> Tensor:
     if takes_kernels(x) and _few(x, weight):
         return torch.ops.snnfast.event_conv2d(x, weight, bias, *stride, *padding)  # type: ignore[no-any-return]
     return torch.conv2d(x, weight, bias, stride, padding)
@@ -177,7 +150,7 @@ def _conv2d_backward(
 ) -> list[Tensor]:
     _check_backward(grad, x, weight, stride, padding, biases, needs)
     by_events = takes_kernels(x) and _few(x, weight)
-    found = _gradients(grad, x, weight, stride, padding, biases, needs, by_events)
+    found = _gradients(grad, x, weight, stride, padding, biases, needs, by_events=by_events)
     in_order = zip(found, (x, weight, found[2]), needs, strict=True)
     return [_in_order(t, like) for t, like, need in in_order if need and t is not None and like is not None]
 
@@ -222,21 +195,6 @@ def _like_gradients(grad: Tensor, x: Tensor, weight: Tensor, *how: Any) -> list[
     return [t for t, need in zip(made, how[-1], strict=True) if need]
 
 
-def _save(ctx: Any, inputs: Any, output: Tensor) -> None:
-    x, weight, bias, stride, padding = inputs
-    ctx.save_for_backward(x, weight)
-    ctx.how = stride, padding, None if bias is None else list(bias.shape)
-
-
-@not_compiled_alone
-def _backward(ctx: Any, grad: Tensor) -> Any:
-    if torch.is_grad_enabled():
-        return _Events.backward(ctx, grad)
-    needs = list(ctx.needs_input_grad[:3])
-    found = iter(torch.ops.snnfast.conv2d_backward(grad, *ctx.saved_tensors, *ctx.how, needs))
-    return *(next(found) if need else None for need in needs), None, None
-
-
 def _like_output(x: Tensor, weight: Tensor, bias: Tensor | None, *how: int) -> Tensor:
     return torch.conv2d(x, weight, bias, how[:2], how[2:])
 
@@ -245,16 +203,13 @@ def _like_weight(x: Tensor, grad: Tensor, kernel_y: int, kernel_x: int, *how: in
     return x.new_empty(grad.shape[1], x.shape[1], kernel_y, kernel_x)
 
 
-NODES: dict[Any, Any] = {}
-"""The op that a convolution is in a graph, if there are kernels; and what to call where Python runs the graph."""
-
 if ops.extension is not None:
     torch.library.register_fake("snnfast::event_conv2d", _like_output)
     torch.library.register_fake("snnfast::event_conv2d_weight", _like_weight)
-    _op = torch.library.custom_op("snnfast::conv2d", _conv2d, mutates_args=())
-    _op.register_fake(torch.conv2d)
-    _op.register_autograd(_backward, setup_context=_save)
-    torch.library.custom_op("snnfast::conv2d_backward", _conv2d_backward, mutates_args=()).register_fake(
-        _like_gradients
-    )
-    NODES[torch.ops.snnfast.conv2d] = conv2d
+    for _name, _function, _fake in (
+        ("conv2d_forward", _conv2d_forward, torch.conv2d),
+        ("conv2d_backward", _conv2d_backward, _like_gradients),
+    ):
+        torch.library.custom_op(f"snnfast::{_name}", _function, mutates_args=()).register_fake(_fake)
+_ARGUMENTS = "(Tensor input, Tensor weight, Tensor? bias, int[] stride, int[] padding)"
+define_node("conv2d", _ARGUMENTS, conv2d, _Convolution.apply)

@@ -318,9 +318,9 @@ class _Pass:
         self.spikes: list[Tensor] = []
 
     def sequence(self, layers: Sequence[nn.Module], x: Tensor, num_steps: int | None) -> tuple[Tensor, int | None]:
-        rest, layer = list(layers), None
+        rest = list(layers)
         while rest:
-            before, layer = layer, rest.pop(0)
+            layer = rest.pop(0)
             if not isinstance(layer, SpikingLayer | Residual) and not keeps_order(layer):
                 x = self.order.usual(x)
             if isinstance(layer, SpikingLayer):
@@ -338,7 +338,7 @@ class _Pass:
                 if not torch.compiler.is_compiling():
                     _check_layer(layer)  # a model may have been changed, or reverted to snnTorch's layers
                 call = self._of_each_step(layer, x, num_steps)
-                call = call or self.order.to_call(layer, x, num_steps is not None, before)
+                call = call or self.order.to_call(layer, x, num_steps is not None)
                 x = over_time(layer, call, x, num_steps)
         return x, num_steps
 

@@ -1,6 +1,5 @@
 """SpikingJelly's layers: PyTorch's with a step mode, and containers of layers."""
 
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,7 +10,7 @@ from snnfast._core.settings import check_flag
 from snnfast._images.batch_norm import of_batch
 from snnfast._images.channels_last import to_call
 from snnfast._images.conv2d import conv2d
-from snnfast._images.max_pool2d import max_pool2d
+from snnfast._images.pool2d import pooled
 from snnfast.spikingjelly.base import StepModule
 from snnfast.spikingjelly.functional import multi_step_forward, seq_to_ann_forward
 
@@ -69,8 +68,7 @@ class MaxPool2d(_Layer, nn.MaxPool2d):
     dims = (5,)
 
     def _of_batch(self, x: Tensor) -> Tensor:
-        how = self.padding, self.dilation, self.ceil_mode, self.return_indices
-        return max_pool2d(x, self.kernel_size, self.stride, *how)
+        return pooled(self, x)
 
 
 class _BatchNorm(_Layer, nn.modules.batchnorm._BatchNorm):
@@ -214,8 +212,7 @@ class SeqToANNContainer(_Container):
 
     def forward(self, x_seq: Tensor) -> Tensor:
         self._check_layers()
-        modules = [to_call(module, before) for before, module in pairwise([None, *self])]
-        return seq_to_ann_forward(x_seq, modules)  # type: ignore[no-any-return]
+        return seq_to_ann_forward(x_seq, [to_call(module) for module in self])  # type: ignore[no-any-return]
 
 
 class MultiStepContainer(_Container):

@@ -6,8 +6,6 @@ from typing import Any
 import pytest
 import torch
 from helpers import assert_all_bits_equal, assert_all_close, assert_bits_equal, assert_close, gradients_of
-from multistep_checks import Loop
-from snntorch_checks import as_tuple
 from torch import Tensor, nn
 
 from snnfast import Leaky, MultiStep, Residual, use_backend
@@ -430,36 +428,3 @@ def test_a_call_that_stays_alone_trains_beside_those_of_all_other_steps(kind: An
         for optimizer in optimizers:
             optimizer.step()
         assert_all_close(net.buffers(), other.buffers(), 1e-9)
-
-
-# ---- in evaluation
-
-
-@pytest.mark.needs_extension
-@pytest.mark.parametrize("how", ["MultiStep", "container", "compiled loop"])
-def test_in_evaluation_the_output_of_a_convolution_is_overwritten(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch._dynamo.reset()
-    overwritten: list[bool] = []
-    can = batch_norm_module._can_be_overwritten
-    monkeypatch.setattr(
-        batch_norm_module, "_can_be_overwritten", lambda *given: overwritten.append(can(*given)) or overwritten[-1]
-    )
-    conv, norm, x = nn.Conv2d(2, 6, 3, padding=1), layer_of((5, 6, 8, 8)).eval(), torch.rand(T, 5, 2, 8, 8)
-    nn.init.uniform_(norm.running_var, 0.5, 2)
-    layers = [conv, norm, *[Leaky(0.5)] * (how == "compiled loop")]
-    made: Any = {"MultiStep": MultiStep, "container": SeqToANNContainer, "compiled loop": Loop}[how](*layers)
-    plain = Loop(*layers)
-    call = torch.compile(made, backend="snnfast") if how == "compiled loop" else made
-    with torch.no_grad():
-        assert_close(as_tuple(call(x))[-1], plain(x)[-1], 1e-5)
-    assert overwritten == [True]
-    assert_close(as_tuple(call(x))[-1], plain(x)[-1], 1e-5)
-    assert overwritten == [True]  # with a graph, backward needs it
-    if how != "compiled loop":
-        kept: list[Tensor] = []
-        conv.register_forward_hook(lambda module, given, y: kept.append(y))
-        with torch.no_grad():
-            call(x)
-            y = kept[0].unflatten(0, (T, 5))
-            assert_close(y, loop(conv, x), 1e-5)
-        assert overwritten == [True]

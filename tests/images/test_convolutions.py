@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import snnfast
 from snnfast import Leaky, MultiStep, Residual, surrogate
-from snnfast._images import channels_last, max_pool2d
+from snnfast._images import channels_last, pool2d
 
 T, B = 4, 3
 LAYERS: dict[str, Callable[[], list[nn.Module]]] = {
@@ -84,9 +84,9 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
 
     for kind in (nn.Conv2d, nn.MaxPool2d):
         monkeypatch.setattr(kind, "forward", recording(kind.forward))
-    apply = max_pool2d._MaxPooling.apply
+    apply = pool2d._MaxPooling.apply
     by_kernels = recording(lambda how, x: apply(x, *how))
-    monkeypatch.setattr(max_pool2d._MaxPooling, "apply", lambda x, *how: by_kernels(how, x))
+    monkeypatch.setattr(pool2d._MaxPooling, "apply", lambda x, *how: by_kernels(how, x))
     return tensors
 
 

@@ -17,12 +17,10 @@ from torch._subclasses import FakeTensorMode
 
 from snnfast import Leaky, MultiStep, use_backend
 from snnfast._core import ops as _ops
-from snnfast._images import avg_pool2d as _avg_pooling
 from snnfast._images import conv2d as _convolution
-from snnfast._images import max_pool2d as _max_pooling
-from snnfast._images.avg_pool2d import avg_pool2d
+from snnfast._images import pool2d as _pooling
 from snnfast._images.conv2d import conv2d
-from snnfast._images.max_pool2d import max_pool2d
+from snnfast._images.pool2d import avg_pool2d, max_pool2d
 
 pytestmark = pytest.mark.needs_extension
 
@@ -48,8 +46,8 @@ def images(*sizes: int) -> Tensor:
 def by_kernels(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the functions that the kernels compute from now on."""
     seen: list[str] = []
-    kinds = {"conv2d": _convolution._Events, "max_pool2d": _max_pooling._MaxPooling}
-    for name, kind in {**kinds, "avg_pool2d": _avg_pooling._AvgPooling}.items():
+    kinds = {"conv2d": _convolution._Convolution, "max_pool2d": _pooling._MaxPooling}
+    for name, kind in {**kinds, "avg_pool2d": _pooling._AvgPooling}.items():
 
         def recording(*given: Any, name: str = name, apply: Any = kind.apply) -> Any:
             seen.append(name)
@@ -256,14 +254,13 @@ def test_what_the_kernels_do_not_take_is_pytorchs(function: Any, name: str, by_k
 
 
 @functions
-def test_reference_transforms_and_compilers_see_pytorchs(function: Any, by_kernels: list[str]) -> None:
+def test_the_reference_and_transforms_see_pytorchs(function: Any, by_kernels: list[str]) -> None:
     x, weight, bias, _ = convolution("plain")
     given: tuple[Any, ...] = (weight, bias) if function is conv2d else (2,)
     expected = PYTORCHS[function](x, *given)
     with use_backend("reference"):
         assert torch.equal(function(x, *given), expected)
     torch.vmap(lambda x: function(x, *given))(x.unsqueeze(0))
-    torch.compile(function, backend="eager", fullgraph=True)(x, *given)
     with FakeTensorMode() as mode:
         fake = [mode.from_tensor(t) if isinstance(t, Tensor) else t for t in (x, *given)]
         assert function(*fake).shape == expected.shape
@@ -273,6 +270,16 @@ def test_reference_transforms_and_compilers_see_pytorchs(function: Any, by_kerne
     assert not by_kernels
     function(x, *given)
     assert by_kernels == [function.__name__]
+
+
+@functions
+def test_a_graph_chooses_as_the_call_does(function: Any, by_kernels: list[str]) -> None:
+    """But for average pooling, which no other compiler knows."""
+    x, weight, bias, _ = convolution("plain")
+    given: tuple[Any, ...] = (weight, bias) if function is conv2d else (2,)
+    compiled = torch.compile(function, backend="eager", fullgraph=True)
+    assert_bits_equal(compiled(x, *given), function(x, *given))
+    assert by_kernels == [function.__name__] * (1 if function is avg_pool2d else 2)
 
 
 WEIGHT = torch.rand(64, 5, 3, 3)
@@ -322,7 +329,7 @@ def test_a_network_has_pytorchs_spikes_and_gradients(by_kernels: list[str], monk
     for kernels in (True, False):
         if not kernels:
             monkeypatch.setattr(_convolution, "MOST", -1.0)
-            monkeypatch.setattr(_max_pooling, "LEAST_CHANNELS", 1000)
+            monkeypatch.setattr(_pooling, "LEAST_CHANNELS", 1000)
         spk, mem = net(x)
         net.zero_grad()
         (spk.sum() + mem.square().sum()).backward()

@@ -1,4 +1,4 @@
-// The ops of pooling on the CPU. snnfast/_images/max_pool2d.py and avg_pool2d.py decide when they are called.
+// The ops of pooling on the CPU. snnfast/_images/pool2d.py decides when they are called.
 #include "pooling.h"
 
 #include <limits>

@@ -13,8 +13,8 @@ from snnfast._unroll.graph import unroll_steps
 from snnfast.compiler.calls import aten, is_pointwise, may_alias, name_of, storage_of, tensors_of, value
 from snnfast.compiler.parts.program import Unrolled
 
-RESHAPING = (aten.flatten.using_ints, aten.unflatten.int, aten.reshape.default, aten.view.default)
-MOVING = (aten.movedim.int, aten.transpose.int)
+_RESHAPING = (aten.flatten.using_ints, aten.unflatten.int, aten.reshape.default, aten.view.default)
+_MOVING = (aten.movedim.int, aten.transpose.int)
 
 
 def use_channels_last(graph: Graph) -> None:
@@ -35,7 +35,7 @@ def use_channels_last(graph: Graph) -> None:
         # Results that share memory are views of one tensor, which goes back as a whole.
         is_view = may_alias(node.target) and isinstance(value(node), Tensor) and storage_of(value(node)) in shared
         if given and not is_view and _keeps(node, found):
-            found.add(_reshaped_in_order(graph, node) if node.target in RESHAPING else node)
+            found.add(_reshaped_in_order(graph, node) if node.target in _RESHAPING else node)
             continue
         for n in given:
             if isinstance(value(n), Tensor):
@@ -69,7 +69,7 @@ def _keeps(node: Node, found: set[Node]) -> bool:
         return False
     if node.target is operator.getitem:
         return not isinstance(value(source), Tensor)
-    if node.target in RESHAPING or node.target in MOVING:  # of what is before the channels
+    if node.target in _RESHAPING or node.target in _MOVING:  # of what is before the channels
         both = value(source).shape, value(node).shape
         return all(len(shape) >= 4 for shape in both) and both[0][-3:] == both[1][-3:]
     if node.target is aten.expand.default:  # over time

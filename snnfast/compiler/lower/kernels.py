@@ -1,21 +1,18 @@
 """Calls that have faster kernels than PyTorch's on the CPU: convolutions, poolings, normalisations, and draws."""
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
-from torch.fx import Graph, Node
+from torch.fx import Graph
 
 from snnfast._core.pytorch import transforms_are_active
-from snnfast._images import conv2d as _convolution
-from snnfast._images import max_pool2d as _max_pooling
-from snnfast._images.avg_pool2d import avg_pool2d
-from snnfast._images.batch_norm import in_any_order, over_input
+from snnfast._images.batch_norm import in_any_order
+from snnfast._images.choice import NODES
 from snnfast._images.conv2d import conv2d
-from snnfast._images.max_pool2d import max_pool2d
+from snnfast._images.pool2d import avg_pool2d, max_pool2d
 from snnfast.compiler.calls import aten
-from snnfast.compiler.lower.channels_last import MOVING, RESHAPING
 
 
 def bernoulli(p: Tensor, *, generator: Any = None) -> Tensor:
@@ -36,21 +33,13 @@ _OURS: dict[Any, Any] = dict.fromkeys((torch.conv2d, F.conv2d, aten.conv2d.defau
 _OURS |= dict.fromkeys((F.max_pool2d, aten.max_pool2d.default), max_pool2d)
 _OURS |= dict.fromkeys((F.avg_pool2d, aten.avg_pool2d.default), avg_pool2d)
 _OURS |= dict.fromkeys((torch.bernoulli, aten.bernoulli.default), bernoulli)
-for _op, _function in (_convolution.NODES | _max_pooling.NODES).items():
+_OURS[aten.batch_norm.default] = in_any_order
+for _op, _function in NODES.items():
     _OURS |= {_op: _function, _op.default: _function}
 
 
 def use_kernels(graph: Graph) -> None:
     """Let convolutions, poolings, normalisations and draws choose their kernels at each call."""
     for node in graph.nodes:
-        if node.target is aten.batch_norm.default:
-            node.target = over_input if _is_of_a_convolution_alone(node.args[0]) else in_any_order
-        elif node.op == "call_function":
+        if node.op == "call_function":
             node.target = _OURS.get(node.target, node.target)
-
-
-def _is_of_a_convolution_alone(node: Node) -> bool:
-    """Whether a node is the output of a convolution, and its one user the last one that sees this memory."""
-    while (node.target in RESHAPING or node.target in MOVING) and len(node.users) == 1:
-        node = cast(Node, node.args[0])
-    return node.target is conv2d and len(node.users) == 1
