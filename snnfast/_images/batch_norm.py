@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from snnfast._core import ops
+from snnfast._core import backend, ops
 from snnfast._core.modules import is_only_called
+from snnfast._core.order import in_order, order_of
 from snnfast._core.pytorch import not_compiled_alone
-from snnfast._images.choice import has_numbers, runs_here
+from snnfast._images.choice import has_numbers
 
 __all__ = ["batch_norm", "has_batch_statistics", "in_any_order", "is_pytorchs", "normalised", "of_batch"]
 
@@ -123,7 +124,7 @@ def _takes_kernels(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> boo
         has_numbers(x)
         and x.dtype in _DTYPES
         and all(t is None or (t.device.type == "cpu" and t.dtype in dtypes) for t in (weight, bias))
-        and runs_here(x)
+        and backend.use_fused(x)
     )
 
 
@@ -136,9 +137,7 @@ def _like(y: Tensor, x: Tensor) -> Tensor:
     """``y`` with its dimensions in memory in the order of those of ``x``."""
     if y.stride() == x.stride():
         return y
-    order = sorted(range(x.dim()), key=x.stride, reverse=True)
-    back = sorted(range(x.dim()), key=order.__getitem__)
-    return y.permute(order).contiguous().permute(back)
+    return in_order(y, order_of(x.stride()))
 
 
 def _update(

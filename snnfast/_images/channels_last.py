@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from snnfast._core.modules import is_only_called
+from snnfast._core.order import in_order, order_of
 from snnfast._core.pytorch import not_compiled_alone, transforms_are_active
 from snnfast._images.batch_norm import is_pytorchs, of_batch
 from snnfast._images.conv2d import convolved
@@ -86,14 +87,13 @@ def in_usual_order(x: Tensor) -> Tensor:
 class _InUsualOrder(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.order = sorted(range(x.dim()), key=x.stride().__getitem__, reverse=True)
+        ctx.order = order_of(x.stride())
         return x.contiguous()
 
     @staticmethod
     @not_compiled_alone
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        back = sorted(range(grad.dim()), key=ctx.order.__getitem__)
-        return grad.permute(ctx.order).contiguous().permute(back)
+        return in_order(grad, ctx.order)
 
 
 class Order:

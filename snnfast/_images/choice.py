@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from snnfast._core import backend, ops
-from snnfast._core.pytorch import constant_while_tracing, is_forward_mode, transforms_are_active
+from snnfast._core.pytorch import is_transformed
 
-__all__ = ["NODES", "define_node", "has_numbers", "pair", "runs_here", "takes_kernels"]
+__all__ = ["NODES", "define_node", "has_numbers", "pair", "takes_kernels"]
 
 
 def takes_kernels(x: Tensor, of_planes: bool = False) -> bool:
@@ -27,7 +27,7 @@ def takes_kernels(x: Tensor, of_planes: bool = False) -> bool:
             else x.is_contiguous(memory_format=torch.channels_last)
             and x.stride(1) == 1  # not one channel in the other order
         )
-        and runs_here(x)
+        and backend.use_fused(x)
     )
 
 
@@ -36,20 +36,10 @@ def has_numbers(x: Tensor) -> bool:
     return (
         not backend.exporting()  # what is exported is PyTorch's alone
         and type(x) is Tensor
-        and not _transforms()  # vmap cannot tell the order in memory
+        and not is_transformed()  # vmap cannot tell the order in memory
         and x.device.type == "cpu"
         and x.numel() > 0
     )
-
-
-def runs_here(x: Tensor) -> bool:
-    """Whether the chosen backend is the kernels, which have no forward-mode derivative."""
-    return backend.use_fused(x) and not is_forward_mode()
-
-
-@constant_while_tracing
-def _transforms() -> bool:
-    return transforms_are_active()
 
 
 def pair(given: Any) -> list[int]:
