@@ -82,8 +82,6 @@ class Neuron:
         parameters: Names in the order of the ops; the last two are the threshold and the height of a spike.
         recorded_membrane_suffices: Whether, with a delayed reset, the recorded membrane is all that backward needs.
         may_vary: Parameters that may have values for every time step.
-        synapse: The neuron whose membrane, without a reset, is the synaptic current of this one. The membrane is then
-            that of a leaky neuron with this current.
         membrane_of_states: Reset mechanisms with which snnTorch computes the membrane from the other states that the
             step returns. See :func:`snnfast.use_state_gradients`.
 
@@ -110,7 +108,6 @@ class Neuron:
         *,
         recorded_membrane_suffices: bool = False,
         may_vary: tuple[str, ...] = (),
-        synapse: "Neuron | None" = None,
         membrane_of_states: tuple[str, ...] = (),
     ) -> None:
         self.name = name
@@ -118,7 +115,6 @@ class Neuron:
         self.parameters = parameters
         self.recorded_membrane_suffices = recorded_membrane_suffices
         self.may_vary = may_vary
-        self.synapse = synapse
         self.membrane_of_states = membrane_of_states
         self.has_spike_feedback = states[0] == "spk"
         self.every_state = (1 << len(states)) - 1 - self.has_spike_feedback  # as bits: what to record
