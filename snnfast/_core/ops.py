@@ -25,8 +25,6 @@ missing: str | None = None
 """Why ``extension`` is ``None``, in words for the user."""
 
 NAMESPACE = "snnfast"
-used = NAMESPACE
-"""The namespace whose ops are called; another one only in tests."""
 
 spikes_linear: Any = None
 """``(bits, weight, bias, graded, steps)`` to ``[steps, R, O]``; ``None`` where a namespace has it not."""
@@ -219,19 +217,8 @@ def opmath_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def pack(**options: int) -> int:
-    """The options of an op, by their names, as its one number. The two paths of a call put them together themselves."""
-    places = {name: (at, bits) for name, at, bits in OPTION_FIELDS}
-    packed = 0
-    for name, value in options.items():
-        at, bits = places[name]
-        assert 0 <= value < 1 << bits, f"{name}: {value}"
-        packed |= value << at
-    return packed
-
-
 def unpack(options: int, name: str) -> int:
-    """One of the options that :func:`pack` has put together."""
+    """One of the options in the one number of an op."""
     at, bits = next((at, bits) for field, at, bits in OPTION_FIELDS if field == name)
     return options >> at & (1 << bits) - 1
 
@@ -243,8 +230,8 @@ def saves_spikes(device: torch.device) -> bool:
 
 def use(namespace: str) -> None:
     """Call the ops of a namespace from now on: the product's, or one that a test library registered beside it."""
-    global used, spikes_linear, spikes_linear_weight, rows_like, spikes_as_bits
-    used, ops = namespace, getattr(torch.ops, namespace)
+    global spikes_linear, spikes_linear_weight, rows_like, spikes_as_bits
+    ops = getattr(torch.ops, namespace)
     has_linear = hasattr(ops, "spikes_linear")  # the emulated kernels have none
     spikes_linear = ops.spikes_linear.default if has_linear else None
     spikes_linear_weight = ops.spikes_linear_weight.default if has_linear else None
