@@ -75,7 +75,7 @@ def engine(call: UnrollCall) -> tuple[Engine, UnrollCall]:
     if (
         not backend.use_fused(call.current)
         or ((call.lengths is not None or not call.options.kernels_do_all) and refuses_kernels(call))
-        or (state_gradients.setting.value and call.request.time == STEP and needs_graph(call))
+        or (state_gradients.setting.value and _wants_state_gradients(call))
         or (becomes_node() and _becomes_program(call))
     ):
         return reference.unroll, call
@@ -140,6 +140,14 @@ def why_not_fused(call: UnrollCall) -> str | None:
         why = f"in a {call.neuron.name} layer" if feedback else "with reset_delay=False"
         return f"inhibition {why} makes each neuron wait for all others"
     return None
+
+
+def _wants_state_gradients(call: UnrollCall) -> bool:
+    """Whether the setting is about a call: autograd is to see its results apart, which the reference does."""
+    wants = call.request.time == STEP and needs_graph(call)
+    if wants and backend.current_backend() == "fused":
+        raise RuntimeError("backend 'fused' is not available for steps under use_state_gradients(True)")
+    return wants
 
 
 def _becomes_program(call: UnrollCall) -> bool:

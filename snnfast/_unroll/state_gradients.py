@@ -24,7 +24,7 @@ def use_state_gradients(wanted: bool) -> Choice[bool]:
     both. So a gradient that comes through ``spk`` goes past ``mem``: it reaches the inputs and parameters, but neither
     ``mem.grad`` after ``mem.retain_grad()``, nor a hook of ``mem``, nor ``torch.autograd.grad(loss, mem)``. The first
     two warn. With this setting they have snnTorch's numbers, and a hook may change the gradient. The step then runs
-    as PyTorch operators, at snnTorch's speed.
+    as PyTorch operators, at snnTorch's speed; under ``use_backend("fused")`` it is an error.
 
     It is needed only for the gradient of a state. Gradients of inputs and parameters are the same without it. It
     concerns calls of one step. A record of :meth:`Leaky.unroll` or :class:`MultiStep` is a result: its gradient is what

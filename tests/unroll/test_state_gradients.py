@@ -99,6 +99,16 @@ def test_every_result_of_a_step_has_snntorchs_gradient_and_obeys_its_hook(
             torch.testing.assert_close(ours, theirs.to(ours.dtype), rtol=1e-5, atol=1e-6)  # its spikes are float32
 
 
+@pytest.mark.usefixtures("whole")
+def test_steps_that_must_run_on_the_kernels_have_no_such_gradient() -> None:
+    layer, x = snnfast.Leaky(0.9), inputs(2, 3)
+    with snnfast.use_backend("fused"):
+        layer.unroll(x)
+        layer(x[0].detach())
+        with pytest.raises(RuntimeError, match=r"'fused' is not available for steps under use_state_gradients"):
+            layer(x[0])
+
+
 # ---- without it
 
 
