@@ -25,8 +25,6 @@ missing: str | None = None
 """Why ``extension`` is ``None``, in words for the user."""
 
 NAMESPACE = "snnfast"
-used = NAMESPACE
-"""The namespace whose ops are called; another one only in tests."""
 
 spikes_linear: Any = None
 """``(bits, weight, bias, graded, steps)`` to ``[steps, R, O]``; ``None`` where a namespace has it not."""
@@ -82,8 +80,6 @@ class Neuron:
         parameters: Names in the order of the ops; the last two are the threshold and the height of a spike.
         recorded_membrane_suffices: Whether, with a delayed reset, the recorded membrane is all that backward needs.
         may_vary: Parameters that may have values for every time step.
-        synapse: The neuron whose membrane, without a reset, is the synaptic current of this one. The membrane is then
-            that of a leaky neuron with this current.
         membrane_of_states: Reset mechanisms with which snnTorch computes the membrane from the other states that the
             step returns. See :func:`snnfast.use_state_gradients`.
 
@@ -110,7 +106,6 @@ class Neuron:
         *,
         recorded_membrane_suffices: bool = False,
         may_vary: tuple[str, ...] = (),
-        synapse: "Neuron | None" = None,
         membrane_of_states: tuple[str, ...] = (),
     ) -> None:
         self.name = name
@@ -118,7 +113,6 @@ class Neuron:
         self.parameters = parameters
         self.recorded_membrane_suffices = recorded_membrane_suffices
         self.may_vary = may_vary
-        self.synapse = synapse
         self.membrane_of_states = membrane_of_states
         self.has_spike_feedback = states[0] == "spk"
         self.every_state = (1 << len(states)) - 1 - self.has_spike_feedback  # as bits: what to record
@@ -223,19 +217,8 @@ def opmath_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def pack(**options: int) -> int:
-    """The options of an op, by their names, as its one number. The two paths of a call put them together themselves."""
-    places = {name: (at, bits) for name, at, bits in OPTION_FIELDS}
-    packed = 0
-    for name, value in options.items():
-        at, bits = places[name]
-        assert 0 <= value < 1 << bits, f"{name}: {value}"
-        packed |= value << at
-    return packed
-
-
 def unpack(options: int, name: str) -> int:
-    """One of the options that :func:`pack` has put together."""
+    """One of the options in the one number of an op."""
     at, bits = next((at, bits) for field, at, bits in OPTION_FIELDS if field == name)
     return options >> at & (1 << bits) - 1
 
@@ -247,8 +230,8 @@ def saves_spikes(device: torch.device) -> bool:
 
 def use(namespace: str) -> None:
     """Call the ops of a namespace from now on: the product's, or one that a test library registered beside it."""
-    global used, spikes_linear, spikes_linear_weight, rows_like, spikes_as_bits
-    used, ops = namespace, getattr(torch.ops, namespace)
+    global spikes_linear, spikes_linear_weight, rows_like, spikes_as_bits
+    ops = getattr(torch.ops, namespace)
     has_linear = hasattr(ops, "spikes_linear")  # the emulated kernels have none
     spikes_linear = ops.spikes_linear.default if has_linear else None
     spikes_linear_weight = ops.spikes_linear_weight.default if has_linear else None

@@ -14,7 +14,6 @@ from snnfast._core.ops import (
     CLAMP_CLOSED,
     CLAMP_CLOSED_AT,
     NEEDS_AT,
-    NEURONS,
     RECORD_AT,
     RESET_MECHANISMS,
     SAVE_CHECKPOINTS,
@@ -27,7 +26,7 @@ from snnfast._core.ops import (
 )
 from snnfast._core.pytorch import not_compiled_alone
 from snnfast._unroll import state_gradients
-from snnfast._unroll.call import ONE_STEP, Options, Request, count_states
+from snnfast._unroll.call import Options, Request, count_states
 from snnfast.surrogate import DISABLED, has_derivative, straight_through_estimator
 from snnfast.surrogate.examine import SpikeGrad
 
@@ -174,28 +173,6 @@ def _through_linear(
         grad_bias = grad.sum((0, 1))
     passes = options.spike_grad is not DISABLED or needs[-1]  # through a spike
     return (grad if passes else None), (grad_weight, grad_bias, None)
-
-
-class Fire(Unroll):
-    """The spikes of a membrane as a function of their own: those of a leaky neuron that the membrane is all input of.
-
-    The kernel that made the membrane has computed them already.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, how: Any, mem: Tensor, *tensors: Any) -> Any:
-        options, spk = how
-        deciding = () if options.kernels_do_all else (mem, None, None, None)
-        ctx.save_for_backward(mem, None, *tensors, *deciding)
-        ctx.how = NEURONS["leaky"], options, ONE_STEP, SAVE_CHECKPOINTS, mem.dtype, None
-        ctx.results = ()
-        ctx.set_materialize_grads(False)
-        return spk
-
-    @staticmethod
-    @not_compiled_alone
-    def backward(ctx: Any, *grads: Any) -> Any:
-        return Unroll.backward(ctx, *grads, None)
 
 
 def of_states(neuron: Neuron, request: Request, grads: tuple[Any, ...]) -> tuple[Any, ...]:

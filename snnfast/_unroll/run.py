@@ -18,6 +18,7 @@ from snnfast._unroll.call import (
     UnrollCall,
     count_states,
     make_request,
+    needs_graph,
     step_shape,
 )
 from snnfast._unroll.checks import check_current, check_request, prepare, varies
@@ -71,11 +72,10 @@ def engine(call: UnrollCall) -> tuple[Engine, UnrollCall]:
     linear = call.linear
     if linear is not None:
         call = call._replace(linear=None)
-    in_parts = state_gradients.setting.value and state_gradients.wants_parts(call)
     if (
         not backend.use_fused(call.current)
         or ((call.lengths is not None or not call.options.kernels_do_all) and refuses_kernels(call))
-        or (in_parts and not state_gradients.kernels_take(call))
+        or (state_gradients.setting.value and _wants_state_gradients(call))
         or (becomes_node() and _becomes_program(call))
     ):
         return reference.unroll, call
@@ -90,8 +90,6 @@ def engine(call: UnrollCall) -> tuple[Engine, UnrollCall]:
     if becomes_node() and node.takes(call):
         takes_linear = linear is not None and settings.events.value  # a global, which torch.compile guards
         return node.node, (call._replace(linear=linear) if takes_linear else call)
-    if in_parts:
-        return kernels.step_in_parts, call
     if linear is not None and takes_bits(call, linear):
         return kernels.unroll_linear, call._replace(linear=linear)
     return kernels.unroll, call
@@ -142,6 +140,14 @@ def why_not_fused(call: UnrollCall) -> str | None:
         why = f"in a {call.neuron.name} layer" if feedback else "with reset_delay=False"
         return f"inhibition {why} makes each neuron wait for all others"
     return None
+
+
+def _wants_state_gradients(call: UnrollCall) -> bool:
+    """Whether the setting is about a call: autograd is to see its results apart, which the reference does."""
+    wants = call.request.time == STEP and needs_graph(call)
+    if wants and backend.current_backend() == "fused":
+        raise RuntimeError("backend 'fused' is not available for steps under use_state_gradients(True)")
+    return wants
 
 
 def _becomes_program(call: UnrollCall) -> bool:

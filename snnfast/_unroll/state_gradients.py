@@ -1,15 +1,13 @@
 """Whether the states that a step returns have all of their gradient, as in snnTorch."""
 
-from functools import lru_cache
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from snnfast._core.backend import warn_once
 from snnfast._core.ops import RESET_MECHANISMS, STEP, Neuron
 from snnfast._core.settings import Choice, Setting, check_flag
-from snnfast._unroll.call import Options, UnrollCall, needs_graph
+from snnfast._unroll.call import Options
 from snnfast.surrogate import DISABLED
 
 __all__ = ["use_state_gradients"]
@@ -25,16 +23,16 @@ def use_state_gradients(wanted: bool) -> Choice[bool]:
     In ``spk, mem = lif(x, mem)``, snnTorch computes ``spk`` from the ``mem`` that it returns. Here one kernel computes
     both. So a gradient that comes through ``spk`` goes past ``mem``: it reaches the inputs and parameters, but neither
     ``mem.grad`` after ``mem.retain_grad()``, nor a hook of ``mem``, nor ``torch.autograd.grad(loss, mem)``. The first
-    two warn. With this setting they have snnTorch's numbers, and a hook may change the gradient. A training step
-    takes longer.
+    two warn. With this setting they have snnTorch's numbers, and a hook may change the gradient. The step then runs
+    as PyTorch operators, at snnTorch's speed; under ``use_backend("fused")`` it is an error.
 
     It is needed only for the gradient of a state. Gradients of inputs and parameters are the same without it. It
     concerns calls of one step. A record of :meth:`Leaky.unroll` or :class:`MultiStep` is a result: its gradient is what
     the loss has for it.
 
     Args:
-        wanted: ``True``: a step is recorded as in snnTorch, the spike behind the membrane. ``False``: as one function,
-            the default.
+        wanted: ``True``: a step that autograd records runs on the reference path, the spike behind the membrane.
+            ``False``: as one function, the default.
 
     Raises:
         TypeError: ``wanted`` is not a bool.
@@ -53,35 +51,17 @@ def use_state_gradients(wanted: bool) -> Choice[bool]:
     return Choice(setting, check_flag("wanted", wanted))
 
 
-@lru_cache
-def lacking(neuron: Neuron, reset: int, reset_delay: bool, disabled: bool) -> tuple[int, ...]:
-    """The outputs of a step that another output is computed from in snnTorch. ``disabled``: no gradient of spikes."""
-    mechanism, outputs = RESET_MECHANISMS[reset], len(neuron.states) + 1 - neuron.has_spike_feedback
+def lacking(neuron: Neuron, options: Options) -> tuple[int, ...]:
+    """The outputs of a step that another output is computed from in snnTorch."""
+    mechanism, outputs = RESET_MECHANISMS[options.reset], len(neuron.states) + 1 - neuron.has_spike_feedback
     found = []
-    if mechanism != "none" and (not reset_delay or neuron.whole_step is not None):
+    if mechanism != "none" and (not options.reset_delay or neuron.whole_step is not None):
         found.append(0)  # the membrane is that after the reset, by the spike
-    elif not disabled:
+    elif not isinstance(options.spike_grad, type(DISABLED)):  # a copied layer has another one
         found.append(outputs - 1)
     if mechanism in neuron.membrane_of_states:
         found += range(1, outputs - 1)
     return tuple(found)
-
-
-def lacking_of(neuron: Neuron, options: Options) -> tuple[int, ...]:
-    disabled = isinstance(options.spike_grad, type(DISABLED))  # a copied layer has another one
-    return lacking(neuron, options.reset, options.reset_delay, disabled)
-
-
-def wants_parts(call: UnrollCall) -> bool:
-    """Whether autograd is to see a result of a step before the others that are computed from it."""
-    return call.request.time == STEP and needs_graph(call) and len(lacking_of(call.neuron, call.options)) > 0
-
-
-def kernels_take(call: UnrollCall) -> bool:
-    """Whether the kernels can compute such results one after the other."""
-    apart = lacking_of(call.neuron, call.options)
-    fits = 0 not in apart and (len(apart) <= 1 or call.neuron.synapse is not None)
-    return fits and not torch.compiler.is_compiling()
 
 
 def register_hook_dict(node: Any, tensor: Tensor) -> None:
@@ -93,7 +73,7 @@ def register_hook_dict(node: Any, tensor: Tensor) -> None:
 def tell(node: Any, tensor: Tensor) -> None:
     """Warn if somebody looks at the gradient of an output of a step, and it is not all."""
     neuron, options, call = node.how[:3]
-    if call.time == STEP and tensor.output_nr in lacking_of(neuron, options):
+    if call.time == STEP and tensor.output_nr in lacking(neuron, options):
         warn_once(
             "snnfast: the gradient that a hook or retain_grad() sees of a result of one step lacks what comes through "
             "the other results of that step, such as the spikes. snnfast.use_state_gradients(True) gives snnTorch's."

@@ -53,10 +53,6 @@ class StepCall:
         args, kwargs = spelled(self.node.target, self.given | changes)  # type: ignore[arg-type]
         return self.emit(self.node.target, *args, **kwargs)
 
-    def on(self, first: Any, /, **changes: Any) -> Node:
-        """Repeat the call on another first argument."""
-        return self.again(**{next(iter(self.given)): first}, **changes)
-
     def only_first_varies(self) -> bool:
         others = list(self.given.values())[1:]
         return self.first in self.varies and not any(a in self.varies for a in _nodes(others))
@@ -288,7 +284,7 @@ def stacked(step: StepCall) -> Node | None:
 
 # ---- losses
 
-_NONE, _MEAN, _SUM = 0, 1, 2  # of the argument "reduction"
+_NONE, _MEAN = 0, 1  # of the argument "reduction"
 
 
 @rule("cross_entropy_loss", "nll_loss_nd", "nll_loss")

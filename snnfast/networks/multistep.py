@@ -27,7 +27,7 @@ from snnfast.networks.over_time import (
 )
 from snnfast.neurons import LAYERS
 from snnfast.neurons.base import SpikingLayer
-from snnfast.neurons.network import convert, is_delay, is_snntorchs
+from snnfast.neurons.network import convert, is_snntorchs
 
 __all__ = ["MultiStep", "Residual"]
 
@@ -442,7 +442,7 @@ def _check_neurons(layers: Sequence[tuple[str, nn.Module]]) -> None:
     """Raise unless every neuron layer can be unrolled and has a state of its own."""
     names: dict[nn.Module, str] = {}
     for name, layer in layers:
-        if not isinstance(layer, SpikingLayer) and not is_snntorchs(layer) and not is_delay(layer):
+        if not isinstance(layer, SpikingLayer) and not is_snntorchs(layer):
             continue
         kind = type(layer).__name__
         if layer in names:
@@ -451,7 +451,7 @@ def _check_neurons(layers: Sequence[tuple[str, nn.Module]]) -> None:
                 "unrolled; make a layer for each"
             )
         names[layer] = name
-        if not is_delay(layer) and (reason := _why_not_unrolled(layer)) is not None:
+        if (reason := _why_not_unrolled(layer)) is not None:
             raise TypeError(f"net.{name}: {kind} can't be unrolled: {reason}; keep the loop over time")
 
 

@@ -12,7 +12,7 @@ from snnfast._core.modules import is_only_called
 from snnfast._unroll.checks import check_num_steps
 from snnfast.neurons import LAYERS
 from snnfast.neurons.base import SpikingLayer
-from snnfast.neurons.network import is_delay, is_snntorchs
+from snnfast.neurons.network import is_snntorchs
 
 __all__ = [
     "check_input",
@@ -82,7 +82,7 @@ def check_stateless(layer: nn.Module, argument: str, to_convert: bool) -> None:
         )
     for module in layer.modules():
         fused = [cls.__name__ for cls in type(module).__mro__ if cls.__name__ in LAYERS]
-        if isinstance(module, SpikingLayer) or is_delay(module) or (to_convert and fused and is_snntorchs(module)):
+        if isinstance(module, SpikingLayer) or (to_convert and fused and is_snntorchs(module)):
             raise TypeError(
                 f"{argument}: {kind} calls a {type(module).__name__} in its forward, which can't be unrolled; pass its "
                 "layers one by one or in an nn.Sequential, or give it a method unroll that takes all time steps "
@@ -136,15 +136,13 @@ def _is_of_shapes(error: Exception, layer: nn.Module, x: Tensor) -> bool:
 
 
 def has_unroll(layer: nn.Module) -> bool:
-    """Whether a layer that is no neuron takes all time steps: snnTorch's ``SynapticDelay``, and any with a method."""
-    return callable(getattr(layer, "unroll", None)) or is_delay(layer)
+    """Whether a layer that is no neuron takes all time steps."""
+    return callable(getattr(layer, "unroll", None))
 
 
 def unrolled(layer: Any, x: Tensor, lengths: Tensor | None) -> Tensor:
-    """A module with an ``unroll`` of its own, which takes ``lengths`` if it has such an argument; or a delay."""
-    if not callable(getattr(layer, "unroll", None)):
-        y = _delayed(layer, x)
-    elif lengths is not None and "lengths" in inspect.signature(layer.unroll).parameters:
+    """A module with an ``unroll`` of its own, which takes ``lengths`` if it has such an argument."""
+    if lengths is not None and "lengths" in inspect.signature(layer.unroll).parameters:
         y = layer.unroll(x, lengths=lengths)
     elif lengths is not None and any(isinstance(module, SpikingLayer) for module in layer.modules()):
         raise ValueError(
@@ -157,13 +155,6 @@ def unrolled(layer: Any, x: Tensor, lengths: Tensor | None) -> Tensor:
         got = f"shape {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
         raise ValueError(f"{type(layer).__name__}.unroll: expected it to return [T, B, *], T={len(x)}, got {got}")
     return y
-
-
-def _delayed(layer: Any, x: Tensor) -> Tensor:
-    """snnTorch's ``SynapticDelay``: one step at a time it goes on from what it holds, as in a loop."""
-    if not layer.step_mode:
-        return layer(x)  # type: ignore[no-any-return]
-    return torch.stack([layer(step) for step in x]) if len(x) else x
 
 
 def linear_behind(layers: Sequence[nn.Module], step_dims: int) -> tuple[Linear | None, int]:

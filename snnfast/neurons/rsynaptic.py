@@ -8,7 +8,6 @@ from snnfast._unroll.checks import check_current, check_options
 from snnfast._unroll.connected import check_connections
 from snnfast._unroll.run import run_function
 from snnfast.neurons.recurrent import RecurrentLayer
-from snnfast.neurons.rleaky import RLEAKY
 from snnfast.surrogate.examine import SpikeGrad
 
 __all__ = ["RSYNAPTIC", "RSynaptic", "rsynaptic"]
@@ -17,7 +16,6 @@ RSYNAPTIC = Neuron(
     "rsynaptic",
     states=("spk", "syn", "mem"),
     parameters=("V", "alpha", "beta", "threshold", "graded_spikes_factor"),
-    synapse=RLEAKY,
     membrane_of_states=("subtract", "none"),  # as of Synaptic
 )
 

@@ -7,7 +7,6 @@ from snnfast._unroll.call import Parameters, StateQuant
 from snnfast._unroll.checks import check_options
 from snnfast._unroll.run import run_function
 from snnfast.neurons.base import SpikingLayer
-from snnfast.neurons.leaky import LEAKY
 from snnfast.surrogate.examine import SpikeGrad
 
 __all__ = ["SYNAPTIC", "Synaptic", "synaptic"]
@@ -16,7 +15,6 @@ SYNAPTIC = Neuron(
     "synaptic",
     states=("syn", "mem"),
     parameters=("alpha", "beta", "threshold", "graded_spikes_factor"),
-    synapse=LEAKY,
     membrane_of_states=("subtract", "none"),  # after a reset to zero, snnTorch writes syn once more
 )
 

@@ -146,8 +146,6 @@ def _reason_to_leave(module: Any) -> str | None:
     theirs = layer._theirs
     if parametrize.is_parametrized(module):
         return "it is parametrized: convert it before register_parametrization"
-    if getattr(module, "_homeostasis_enabled", False):
-        return "its threshold follows its spikes (enable_homeostasis)"
     for method in ("forward", *layer._parts, "reset_mem", "_init_mem"):
         if getattr(cls, method) is not getattr(theirs, method):
             return f"{cls.__name__} has its own {method}"

@@ -71,8 +71,6 @@ class DropIn(SpikingLayer):
             for through_all in (cls._theirs.reset_hidden, cls._theirs.detach_hidden):
                 untraced(through_all.__func__)  # torch.compile does not follow the weak references of its list
             cls._takes_delay = "reset_delay" in inspect.signature(cls._theirs).parameters
-            if hasattr(cls._theirs, "enable_homeostasis"):
-                cls.enable_homeostasis = _enable_homeostasis  # type: ignore[attr-defined]
             cls._entry = type("_Entry", (_Entry, cls), {name: _entered(name) for name in cls.neuron.states})
         elif cls.forward is cls._drop_in.forward:
             for part in cls._parts:
@@ -119,15 +117,6 @@ class DropIn(SpikingLayer):
     def reset_hidden(cls) -> None:
         """Set the held states of every layer of this neuron, snnTorch's included, to zeros."""
         cls._theirs.reset_hidden()
-
-
-def _enable_homeostasis(self: DropIn, *args: Any, **kwargs: Any) -> None:
-    """snnTorch's, after 1.0.0, lets the threshold of a step follow the spikes before it."""
-    name = self._drop_in.__name__
-    raise NotImplementedError(
-        f"enable_homeostasis: the fused step of snnfast.snntorch.{name} has a threshold that does not follow its "
-        f"spikes: use snntorch.{name}"
-    )
 
 
 class _Entry:

@@ -45,9 +45,8 @@ _customs: weakref.WeakKeyDictionary[types.FunctionType, Surrogate] = weakref.Wea
 def recognise(spike_grad: Any) -> Any:
     """Return our equal of one of snnTorch's surrogates, and anything else as it is.
 
-    snnTorch 1.0.0 returns closures ``atan.<locals>.inner``, whose free variables are the parameters. Its main branch
-    returns an object ``ATanSurrogate`` with the same names as attributes. They are recognised by name, so that snnTorch
-    is never imported for it.
+    snnTorch 1.0.0 returns closures ``atan.<locals>.inner``, whose free variables are the parameters. They are
+    recognised by name, so that snnTorch is never imported for it.
     """
     # The names of a function can't be traced by torch.compile; layers recognise theirs when they are made.
     if isinstance(spike_grad, Surrogate) or torch.compiler.is_compiling():
@@ -57,21 +56,18 @@ def recognise(spike_grad: Any) -> Any:
         if isinstance(owner, type) and issubclass(owner, torch.autograd.Function) and spike_grad.__name__ == "apply":
             return _applied.setdefault(owner, Applied(owner))
         return spike_grad
-    if isinstance(spike_grad, types.FunctionType):
-        if (spike_grad.__module__, spike_grad.__qualname__) == _BYPASS:
-            return surrogate.DISABLED
-        name, _, inner = spike_grad.__qualname__.partition(".<locals>.")
-        if spike_grad.__module__ != "snntorch.surrogate" or inner != "inner":
-            return spike_grad
-        cells = (cell.cell_contents for cell in spike_grad.__closure__ or ())
-        values = dict(zip(spike_grad.__code__.co_freevars, cells, strict=True))
-        if name == "custom_surrogate" and "func" in values:
-            # One object for one closure: what has been examined is known by its identity.
-            return _customs.setdefault(spike_grad, surrogate.custom_surrogate(values["func"]))
-    elif type(spike_grad).__module__ == "snntorch.surrogate" and type(spike_grad).__name__ == "ATanSurrogate":
-        name, values = "atan", vars(spike_grad)
-    else:
+    if not isinstance(spike_grad, types.FunctionType):
         return spike_grad
+    if (spike_grad.__module__, spike_grad.__qualname__) == _BYPASS:
+        return surrogate.DISABLED
+    name, _, inner = spike_grad.__qualname__.partition(".<locals>.")
+    if spike_grad.__module__ != "snntorch.surrogate" or inner != "inner":
+        return spike_grad
+    cells = (cell.cell_contents for cell in spike_grad.__closure__ or ())
+    values = dict(zip(spike_grad.__code__.co_freevars, cells, strict=True))
+    if name == "custom_surrogate" and "func" in values:
+        # One object for one closure: what has been examined is known by its identity.
+        return _customs.setdefault(spike_grad, surrogate.custom_surrogate(values["func"]))
     factory = FACTORIES.get(name)
     if factory is None or not all(map(_is_number, values.values())):
         return spike_grad

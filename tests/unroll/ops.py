@@ -21,7 +21,8 @@ def ordered(op: Any, given: Mapping[str, Any]) -> tuple[Any, ...]:
     if "lengths" in names:
         given = {"lengths": None, **given}
     options = {name: int(given[name]) for name, _, _ in _ops.OPTION_FIELDS if name in given}
-    given = {name: value for name, value in given.items() if name not in options} | {"options": _ops.pack(**options)}
+    packed = {"options": sum(options[name] << at for name, at, _ in _ops.OPTION_FIELDS if name in options)}
+    given = {name: value for name, value in given.items() if name not in options} | packed
     assert sorted(names) == sorted(given)
     return tuple(given[name] for name in names)
 
