@@ -328,18 +328,15 @@ def write_ninja(path: Path, output: Path) -> None:
         ("csrc/cpu/isa.cpp", "cpu_isa", []),
         ("csrc/cpu/unroll/dispatch.cpp", "cpu_dispatch", []),
         ("csrc/cpu/memory/pool.cpp", "cpu_pool", []),
-        ("csrc/cpu/sparse/buffers.cpp", "buffers", []),
-        ("csrc/cpu/sparse/spikes_linear.cpp", "spikes_linear", []),
-        ("csrc/cpu/sparse/spikes_conv2d.cpp", "spikes_conv2d", []),
-        ("csrc/cpu/sparse/pool2d.cpp", "pool2d", []),
+        *((f"csrc/cpu/spikes/{name}.cpp", f"spikes_{name}", []) for name in ("connected", "conv2d", "linear")),
+        ("csrc/cpu/images/pool2d.cpp", "pool2d", []),
         ("csrc/cpu/norm/batch_norm.cpp", "batch_norm", []),
         ("csrc/op/program.cpp", "program", []),
     ]
     for isa, flags in sets.items():
-        for name in ("events", "convolution", "pooling"):
-            objects.append((f"csrc/cpu/sparse/{name}.cpp", f"cpu_{name}_{isa}", [f"-DSNN_ISA={isa}", *flags]))
-        for folder in ("norm", "program"):
-            objects.append((f"csrc/cpu/{folder}/kernels.cpp", f"cpu_{folder}_{isa}", [f"-DSNN_ISA={isa}", *flags]))
+        for file in ("spikes/events", "spikes/convolution", "images/pooling", "norm/kernels", "program/kernels"):
+            name = f"cpu_{file.replace('/', '_')}_{isa}"
+            objects.append((f"csrc/cpu/{file}.cpp", name, [f"-DSNN_ISA={isa}", *flags]))
     for neuron in NEURONS:
         objects.append(("csrc/op/neuron_ops.cpp", f"neuron_ops_{neuron}", of_neuron(neuron)))
         for isa, flags in sets.items():

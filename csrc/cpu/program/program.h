@@ -60,7 +60,7 @@ struct Forward : Program {
   const bool* in_place;      // [outputs], whether the register can lie in the row of the output
   int bits;                  // the output that is returned as bits, [ceil(T / 8), N]; or -1
   const Parameter* initial;  // [states]
-  void* const* output;       // [outputs]: [T, N]; bits as ../sparse/events.h describes them
+  void* const* output;       // [outputs]: [T, N]; bits as ../spikes/events.h describes them
   void* const* last;         // [states]: [N] opmath
   void* checkpoints;         // [ceil(T / kCheckpoint), states, N] opmath, or nullptr
 

@@ -90,7 +90,7 @@ void forward(const Forward<Neuron>& p) {
 
 // Calls f with the gradients [T, last - first, columns] of the spikes that went through a Linear with many outputs, a
 // few samples at a time, so that they stay in the caches until they are read. PyTorch's product makes them; for few
-// outputs the kernels are faster. Defined in cpu/sparse/spikes_linear.cpp.
+// outputs the kernels are faster. Defined in cpu/spikes/linear.cpp.
 void each_spike_gradient(const Outputs& outputs, DType dtype, int64_t T, int64_t samples,
                          const std::function<void(int64_t first, int64_t last, const void* gradient)>& f);
 

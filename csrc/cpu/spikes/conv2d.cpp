@@ -11,7 +11,7 @@
 
 #include "../../op/backend.h"
 #include "convolution.h"
-#include "images.h"
+#include "../images/images.h"
 
 namespace snnfast {
 namespace {
