@@ -79,24 +79,27 @@ class _Known:
     Attributes:
         plans: By the keys of forms. Where a form has none, the reason.
         families: By the structures of forms.
-        forms: The last form of each number of calls.
+        forms: The last form of each number of calls; ``None`` where one has come only once.
     """
 
     def __init__(self) -> None:
         self.kinds = Kinds()
         self.plans: dict[Any, Plan | _NoPlan] = {}
         self.families: dict[Any, _Family] = {}
-        self.forms: dict[int, Form] = {}
+        self.forms: dict[int, Form | None] = {}
 
     def form_of(self, recorder: Recorder, alive: list[int]) -> Form:
-        """The form of a record. Most records are those of an earlier call, which is seen sooner than a form is made."""
+        """The form of a record. Most records are those of an earlier call, which is seen sooner than a form is made.
+
+        A form keeps the record, so that of a number of steps that does not come again is not kept.
+        """
         number = len(recorder.kinds)
         form = self.forms.get(number)
         if form is None or not form.is_of(recorder, alive):
             form = Form(recorder, alive)
             if len(self.forms) >= _MOST_FORMS:
                 self.forms.clear()
-            self.forms[number] = form
+            self.forms[number] = form if number in self.forms else None
         return form
 
 
