@@ -10,8 +10,8 @@
 #include <torch/csrc/stable/library.h>
 
 #include "../../op/backend.h"
-#include "convolution.h"
 #include "../images/images.h"
+#include "convolution.h"
 
 namespace snnfast {
 namespace {
