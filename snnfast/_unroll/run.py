@@ -32,8 +32,8 @@ Results = tuple[Tensor, ...]
 Engine = Callable[[UnrollCall], Results]
 
 
-def run(call: UnrollCall) -> Results:
-    """Compute all time steps of a call, or one.
+def run(call: UnrollCall, in_unroll: bool = False) -> Results:
+    """Compute all time steps of a call, or one; ``in_unroll``: one of a call of all steps.
 
     While torch.compile traces, a call becomes one node of the graph.
 
@@ -50,7 +50,7 @@ def run(call: UnrollCall) -> Results:
         if chosen is not None:
             return node.step(call.neuron, call.options, call.current, call.states, (None, *call.parameters[1:]), chosen)
     prepared = prepare(call)
-    unroll, prepared = engine(prepared)
+    unroll, prepared = engine(prepared, in_unroll)
     found = unroll(prepared)
     if prepared is call:  # nearly always
         return found
@@ -64,7 +64,7 @@ def _finish(found: Results, dtype: torch.dtype, linear: Linear | None) -> Result
     return found if linear is None else (linear.of_spikes(found[0]), *found[1:])
 
 
-def engine(call: UnrollCall) -> tuple[Engine, UnrollCall]:
+def engine(call: UnrollCall, in_unroll: bool = False) -> tuple[Engine, UnrollCall]:
     """The engine of a prepared call, and the call that it takes: without the linear layer where that comes afterwards.
 
     The questions are independent of one another, and asked in this order.
@@ -75,7 +75,7 @@ def engine(call: UnrollCall) -> tuple[Engine, UnrollCall]:
     if (
         not backend.use_fused(call.current)
         or ((call.lengths is not None or not call.options.kernels_do_all) and refuses_kernels(call))
-        or (state_gradients.setting.value and _wants_state_gradients(call))
+        or (state_gradients.setting.value and not in_unroll and _wants_state_gradients(call))
         or (becomes_node() and _becomes_program(call))
     ):
         return reference.unroll, call
@@ -144,7 +144,8 @@ def why_not_fused(call: UnrollCall) -> str | None:
 
 def _wants_state_gradients(call: UnrollCall) -> bool:
     """Whether the setting is about a call: autograd is to see its results apart, which the reference does."""
-    wants = call.request.time == STEP and needs_graph(call)
+    lacks = len(state_gradients.lacking(call.neuron, call.options)) > 0
+    wants = call.request.time == STEP and lacks and needs_graph(call)
     if wants and backend.current_backend() == "fused":
         raise RuntimeError("backend 'fused' is not available for steps under use_state_gradients(True)")
     return wants
@@ -203,7 +204,8 @@ def one_by_one(call: UnrollCall, current: Tensor) -> Results:
     def step(x: Tensor, states: list[Tensor], parameters: Any) -> tuple[Tensor, list[Tensor]]:
         if call.connections is not None:
             parameters = call.connections, *parameters[1:]
-        spk, *after = run(UnrollCall(neuron, call.options, ONE_STEP, x, tuple(states), parameters))
+        step_call = UnrollCall(neuron, call.options, ONE_STEP, x, tuple(states), parameters)
+        spk, *after = run(step_call, in_unroll=True)
         return spk, [spk.to(opmath), *after] if neuron.has_spike_feedback else after
 
     return over_steps(call, current, step)

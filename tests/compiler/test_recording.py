@@ -421,28 +421,74 @@ def test_neurons_by_hand_with_our_surrogates_are_one_recurrence(spike: Callable[
         torch.testing.assert_close(found, expected)
 
 
-def test_a_surrogate_that_changes_is_read_at_each_call() -> None:
-    class Annealed(snnfast.surrogate.Surrogate):
-        slope = 1.0
+class Annealed(snnfast.surrogate.Surrogate):
+    slope = 1.0
 
-        def derivative(self, z: Tensor) -> Tensor:
-            return self.slope * (1 - z.abs()).relu()
+    def derivative(self, z: Tensor) -> Tensor:
+        return self.slope * (1 - z.abs()).relu()
 
-    surrogate = Annealed()
 
-    def loop(x: Tensor) -> Tensor:
+class OfItsBase(Annealed):
+    pass
+
+
+class OfADict(Annealed):
+    def __init__(self) -> None:
+        self.numbers = {"slope": 1.0}
+
+    def derivative(self, z: Tensor) -> Tensor:
+        return self.numbers["slope"] * (1 - z.abs()).relu()
+
+
+of_a_dict = OfADict()
+
+
+@pytest.mark.parametrize(
+    ("surrogate", "change"),
+    [
+        (of_itself := Annealed(), lambda slope, t: setattr(of_itself, "slope", slope)),
+        (OfItsBase(), lambda slope, t: setattr(Annealed, "slope", slope)),
+        (of_a_dict, lambda slope, t: of_a_dict.numbers.update(slope=slope)),
+        (by_step := Annealed(), lambda slope, t: setattr(by_step, "slope", slope * t)),
+    ],
+    ids=["itself", "base", "dict", "step"],
+)
+def test_a_surrogate_that_changes_is_read_at_each_call(surrogate: Any, change: Callable[[float, int], None]) -> None:
+    def loop(x: Tensor, slope: float) -> Tensor:
         mem = x[0] * 0
-        for x_t in x:
+        for t, x_t in enumerate(x):
+            change(slope, t)
             mem = 0.5 * mem + x_t
             mem = mem - surrogate(mem - 1)
         return mem
 
     recorded = ByRecording(loop)
     for slope in (1.0, 3.0, 1.0):
-        surrogate.slope = slope
         x = currents().requires_grad_()
-        found, expected = (torch.autograd.grad(f(x).square().sum(), x) for f in (recorded, loop))
+        found, expected = (torch.autograd.grad(f(x, slope).square().sum(), x) for f in (recorded, loop))
         torch.testing.assert_close(found, expected)
+
+
+def test_a_function_that_needs_values_is_no_fault(recwarn: pytest.WarningsRecorder) -> None:
+    class Scaled(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x * float(x.max())
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> Tensor:
+            return grad
+
+    def loop(x: Tensor) -> Tensor:
+        mem = x[0] * 0
+        for x_t in x:
+            mem = 0.5 * mem + x_t
+        return Scaled.apply(mem)
+
+    recorded = ByRecording(loop)
+    for _ in range(3):
+        same(loop, recorded, currents())
+    assert not any("fault" in str(w.message) for w in recwarn)
 
 
 def test_a_record_that_came_before_has_its_form(monkeypatch: pytest.MonkeyPatch) -> None:

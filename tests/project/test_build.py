@@ -202,8 +202,12 @@ def test_the_instruction_set_is_the_best_of_the_processor(
     [
         ("SNNFAST_BUILD", "everything", "expected here or all, got 'everything'"),
         ("SNNFAST_CUDA", "yes", "expected 0 or 1, got 'yes'"),
+        ("SNNFAST_REQUIRE_EXT", "true", "expected 0 or 1, got 'true'"),
+        ("SNNFAST_WERROR", "2", "expected 0 or 1, got '2'"),
+        ("MAX_JOBS", "abc", "expected a number from 1 to 999999, got 'abc'"),
         ("MAX_JOBS", "0", "expected a number from 1 to 999999, got '0'"),
         ("TORCH_CUDA_ARCH_LIST", "8.0;nine", "expected e.g. '8.0;9.0+PTX', got '8.0;nine'"),
+        ("TORCH_CUDA_ARCH_LIST", "8.0,9.0", "expected e.g. '8.0;9.0+PTX', got '8.0,9.0'"),
         ("CXX", "", "expected the command of a C++ compiler"),
         ("CXX", "g++ 'x", "No closing quotation"),
         ("CXX", "no-such-compiler", "no-such-compiler was not found"),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import setup
-from tools.gates import analysis, arithmetic, budgets, compile, memory, sass
+from tools.gates import analysis, arithmetic, budgets, compile, memory, occupancy, sass
 from tools.gates.__main__ import kernel_gates, library_gates, rounding_gate, wanted
 from tools.gates.analysis import Resources
 from tools.gates.budgets import Taken
@@ -88,10 +88,14 @@ def test_a_kernel_above_its_budget_or_without_one_fails_and_one_within_it_holds(
     assert problems == ["a, 9.0: a budget for a kernel that is not there", "b, 9.0: no budget"]
 
 
-def test_budgets_are_for_the_architectures_that_are_built(monkeypatch: pytest.MonkeyPatch) -> None:
-    for told, architectures in (("", setup.DEFAULT_ARCHITECTURES), ("9.0+PTX 7.5", ["7.5", "9.0"])):
-        monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", told)
-        assert wanted() == architectures
+def test_every_stored_budget_has_all_architectures_and_no_spill(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, stored = budgets.load(budgets.FILE)
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
+    assert wanted() == setup.DEFAULT_ARCHITECTURES == list(occupancy.CARDS)
+    assert stored.keys() == {(name, a) for name, _ in stored for a in wanted()}
+    assert all((taken.spill, taken.stack) == (0, 0) for taken in stored.values())
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0+PTX 7.5")
+    assert wanted() == ["7.5", "9.0"]
 
 
 def test_ptx_that_rounds_otherwise_is_named() -> None:

@@ -81,12 +81,13 @@ def whole() -> Iterator[None]:
 @cases
 @pytest.mark.usefixtures("whole")
 @pytest.mark.parametrize("hooked", [False, True], ids=["as it is", "clamped"])
+@pytest.mark.parametrize("spike_grad", [KERNELS, steep], ids=["kernel", "own"])
 def test_every_result_of_a_step_has_snntorchs_gradient_and_obeys_its_hook(
-    name: str, reset: str, delay: bool, hooked: bool
+    name: str, reset: str, delay: bool, hooked: bool, spike_grad: Any
 ) -> None:
     gradients = []
     for lib in (snnfast, snntorch):
-        layer, x = layer_of(lib, name, reset, delay), inputs(4, 3, 5)
+        layer, x = layer_of(lib, name, reset, delay, spike_grad), inputs(4, 3, 5)
         made = steps(layer, x, hook=clamped if hooked else None)
         results = [t for found in made for t in found if t.requires_grad]
         for t in results:
@@ -107,6 +108,16 @@ def test_steps_that_must_run_on_the_kernels_have_no_such_gradient() -> None:
         layer(x[0].detach())
         with pytest.raises(RuntimeError, match=r"'fused' is not available for steps under use_state_gradients"):
             layer(x[0])
+
+
+@pytest.mark.usefixtures("whole")
+def test_the_steps_of_an_unroll_and_those_that_lack_nothing_run_on_the_kernels() -> None:
+    x = torch.rand(6, 3, 4, requires_grad=True)
+    with snnfast.use_backend("fused"):
+        snnfast.functional.lif(x, beta=torch.rand(6, 1, 1))
+        with torch.autocast("cpu", torch.bfloat16):
+            snnfast.RLeaky(0.9, linear_features=4).unroll(x)
+        snnfast.Leaky(0.9, reset_mechanism="none", surrogate_disable=True)(x[0])
 
 
 # ---- without it

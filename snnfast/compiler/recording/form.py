@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from snnfast.compiler.emit import LEAST_NUMBER
+from snnfast.compiler.recording.functions import Computed
 from snnfast.compiler.recording.kinds import Hole, Kind
 from snnfast.compiler.recording.later import AT, LOW, Like
 from snnfast.compiler.recording.runs import LEAST, Folded, runs_of
@@ -210,6 +211,8 @@ class Form:
 
     def _add(self, number: int, run: int | None, leaf: Callable[[int], Any]) -> None:
         kind = self.kinds[number]
+        if type(kind.func) is Computed:
+            raise UnknownFormError("a function needs values")
         if kind.grad and "out" in kind.kwargs:
             raise UnknownFormError("out=, which autograd does not allow of every argument")
         args, kwargs = (self._spelled(a, number, run, leaf) for a in (kind.args, kind.kwargs))

@@ -6,7 +6,7 @@ a method that records the call and returns what the call will return.
 
 import functools
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from types import FunctionType
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch._functorch import eager_transforms, vmap
 from torch._higher_order_ops import cond, while_loop
 from torch.autograd.function import Function, FunctionMeta
 from torch.overrides import _pop_mode_temporarily
+from torch.utils import _pytree as pytree
 
 from snnfast._core.pytorch import current_recorder
 
@@ -25,7 +26,7 @@ class Applied:
 
     Attributes:
         function: The class.
-        objects: Arguments by their places that no graph holds: surrogates.
+        objects: Arguments by their places that no graph holds, and that never change: surrogates of the kernels.
         computes: Whether it changes none of its arguments, draws no random numbers, and returns new tensors.
     """
 
@@ -40,6 +41,16 @@ class Applied:
         for place, a in self.objects:
             given.insert(place, a)
         return self.function.apply(*given)
+
+
+class Computed:
+    """A call that was made while others were recorded: its function needs values. It returns what it has returned."""
+
+    def __init__(self, leaves: list[Any], spec: Any) -> None:
+        self._leaves, self._spec = leaves, spec
+
+    def __call__(self) -> Any:
+        return pytree.tree_unflatten(self._leaves, self._spec)
 
 
 _grad = threading.local()
@@ -122,15 +133,15 @@ hook = _Hook()
 """A context for each call that is recorded."""
 
 
-def read_from_outside(cls: Any, objects: Iterable[Any] = ()) -> tuple[Any, ...]:
+def read_from_outside(cls: Any) -> tuple[Any, ...]:
     """The numbers that a function reads, beside its arguments: attributes of its class, globals, closures.
 
-    So do the methods of ``objects`` among the arguments. A call with other numbers is a call of another kind.
+    A call with others is a call of another kind.
     """
     found: list[Any] = []
     seen: set[int] = set()
-    for place in (*cls.__mro__[: cls.__mro__.index(Function)], *objects, *map(type, objects)):
-        for name, value in getattr(place, "__dict__", {}).items():
+    for base in cls.__mro__[: cls.__mro__.index(Function)]:
+        for name, value in vars(base).items():
             if isinstance(value, staticmethod | classmethod):
                 value = value.__func__
             _read(name, value, found, seen)

@@ -152,7 +152,7 @@ class Kinds(dict[Any, Kind]):
 
     def applied(self, cls: Any, objects: tuple[tuple[int, Any], ...]) -> Applied:
         """The call of an ``autograd.Function`` with these objects among its arguments, for what it reads now."""
-        key = cls, objects, read_from_outside(cls, [a for _, a in objects])
+        key = cls, objects, read_from_outside(cls)
         return self._functions.setdefault(key, Applied(cls, objects))
 
     def token(self, options: Any) -> int:

@@ -14,12 +14,12 @@ from torch.utils._device import _device_constructors
 
 from snnfast._core.pytorch import transforms_are_active
 from snnfast._unroll import node, state_gradients
-from snnfast.compiler.recording.functions import Applied
+from snnfast.compiler.recording.functions import Applied, Computed
 from snnfast.compiler.recording.kinds import Hole, Kind, Kinds, NeedsValueError, known_of
 from snnfast.compiler.recording.later import AT, LOW, Later, Like, become, later, like_of
 from snnfast.compiler.recording.lines import Lines, lines_of
 from snnfast.compiler.recording.modes import entered, modes
-from snnfast.surrogate import Surrogate
+from snnfast.surrogate import known_to_kernels
 
 
 def _accessors(kind: str, *names: str) -> set[Any]:
@@ -193,9 +193,9 @@ class Recorder(TorchFunctionMode):
 
     def function(self, cls: Any, args: Any, grad: bool) -> Any:
         """Record a call of an ``autograd.Function``."""
-        objects = tuple([(i, a) for i, a in enumerate(args) if _holds(a)])
+        objects = tuple([(i, a) for i, a in enumerate(args) if known_to_kernels(a)])
         if objects:
-            args = tuple([a for a in args if not _holds(a)])
+            args = tuple([a for a in args if not known_to_kernels(a)])
         applied = self._functions.get((cls, objects))
         if applied is None:
             applied = self._functions[cls, objects] = self._known.applied(cls, objects)
@@ -216,7 +216,7 @@ class Recorder(TorchFunctionMode):
         taken = {id(a) for a in args}
         leaves, spec = pytree.tree_flatten(found)
         leaves = [t.view_as(t) if id(t) in taken else t for t in leaves]
-        kind = Kind(lambda: pytree.tree_unflatten(leaves, spec))
+        kind = Kind(Computed(leaves, spec))
         kind.likes = tuple([like_of(t) for t in leaves if isinstance(t, Tensor)])
         kind.leaves = [Hole if isinstance(t, Tensor) else t for t in leaves]
         kind.spec = None if isinstance(found, Tensor) else spec
@@ -533,11 +533,6 @@ class Recorder(TorchFunctionMode):
         for address, number in last.items():
             found.setdefault(number, []).append(address)
         return found
-
-
-def _holds(a: Any) -> bool:
-    """Whether an argument of a function is an object that a call can hold."""
-    return isinstance(a, Surrogate) and type(a).__hash__ is not None
 
 
 def _dims(index: tuple[Any, ...], dims: int) -> list[int]:
