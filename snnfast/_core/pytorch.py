@@ -1,8 +1,8 @@
 """Private PyTorch APIs that tell in which modes a call runs, or how ``torch.compile`` treats a function."""
 
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -23,6 +23,7 @@ __all__ = [
     "outside_of_vmap",
     "saved_tensors_are_hooked",
     "transforms_are_active",
+    "unrecorded",
     "untraced",
 ]
 
@@ -85,6 +86,20 @@ def current_recorder() -> Any:
     count = torch._C._len_torch_function_stack()
     mode: Any = torch._C._get_function_stack_at(count - 1) if count else None
     return mode if getattr(mode, "records", False) else None
+
+
+@contextmanager
+def unrecorded() -> Iterator[None]:
+    """A block of calls that are no part of the program, and are made at once where others are recorded."""
+    recorder = current_recorder()
+    if recorder is None:
+        yield
+        return
+    recorder.records = False
+    try:
+        yield
+    finally:
+        recorder.records = True
 
 
 def becomes_node() -> bool:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from snnfast import surrogate
-from snnfast._core.pytorch import constant_while_tracing
+from snnfast._core.pytorch import constant_while_tracing, unrecorded
 from snnfast.surrogate import Surrogate
 from snnfast.surrogate.base import FACTORIES
 
@@ -126,13 +126,8 @@ def examine(spike_grad: SpikeGrad, shape: torch.Size, dtype: torch.dtype, device
     known = _examined.get(id(spike_grad))
     if known is not None and known.spike_grad() is spike_grad and key in known.verdicts:
         return known.verdicts[key]
-    fewer = _fewer_samples(shape)
-    try:
-        verdict = _examine(spike_grad, fewer, dtype, device)
-    except Exception:
-        if fewer == shape:
-            raise
-        verdict = _examine(spike_grad, shape, dtype, device)  # it may know the batch
+    with unrecorded():
+        verdict = _verdict(spike_grad, shape, dtype, device)
     if known is None or known.spike_grad() is not spike_grad:
         try:
             known = _Examined(weakref.ref(spike_grad, partial(_forget, id(spike_grad))), {})
@@ -141,6 +136,16 @@ def examine(spike_grad: SpikeGrad, shape: torch.Size, dtype: torch.dtype, device
         _examined[id(spike_grad)] = known
     known.verdicts[key] = verdict
     return verdict
+
+
+def _verdict(spike_grad: SpikeGrad, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Traits:
+    fewer = _fewer_samples(shape)
+    try:
+        return _examine(spike_grad, fewer, dtype, device)
+    except Exception:
+        if fewer == shape:
+            raise
+        return _examine(spike_grad, shape, dtype, device)  # it may know the batch
 
 
 def _forget(number: int, _: object) -> None:

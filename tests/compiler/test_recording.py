@@ -491,6 +491,26 @@ def test_a_function_that_needs_values_is_no_fault(recwarn: pytest.WarningsRecord
     assert not any("fault" in str(w.message) for w in recwarn)
 
 
+def test_a_tensor_that_is_given_other_memory_is_read_before() -> None:
+    def loop(x: Tensor, other: Tensor) -> Any:
+        rows = []
+        for x_t in x:
+            cur = x_t * 2
+            float(cur.sum())  # it is no recorded result from here on
+            rows.append(cur * 3)
+            cur.set_(other)
+        return rows
+
+    same(loop, ByRecording(loop), currents(), torch.rand(5))
+
+
+def test_a_surrogate_is_tried_out_beside_what_is_recorded() -> None:
+    net = Net()
+    net.lif1.spike_grad = lambda z: Saved.apply(z, torch.zeros_like(z))
+    _, recorder = Recorded(net, "a network")(currents())
+    assert not recorder.reasons
+
+
 def test_a_record_that_came_before_has_its_form(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[int] = []
     init = Form.__init__

@@ -100,6 +100,7 @@ class _Hook:
 
 _SEEDS = ("manual_seed", "seed", "initial_seed", "get_rng_state", "set_rng_state")
 _RUN_FIRST = (
+    (Tensor, "set_"),  # which PyTorch calls without asking anybody
     *((module, name) for module in (torch, torch.random) for name in _SEEDS),
     (vmap, "_vmap_increment_nesting"),
     (eager_transforms, "_grad_increment_nesting"),
@@ -112,8 +113,8 @@ _RUN_FIRST = (
         if hasattr(module, name)
     ),
 )
-"""Functions that need all calls before them to have run: those of the random numbers, where transforms
-begin, and what compiles a part of the program."""
+"""Functions that need all calls before them to have run: those of the random numbers, where transforms begin, what
+compiles a part of the program, and what changes a tensor unseen."""
 
 
 def _flushed(function: Any) -> Any:
