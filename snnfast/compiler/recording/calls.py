@@ -97,7 +97,7 @@ class _Known:
         form = self.forms.get(number)
         if form is None or not form.is_of(recorder, alive):
             form = Form(recorder, alive)
-            if len(self.forms) >= _MOST_FORMS:
+            if number not in self.forms and len(self.forms) >= _MOST_FORMS:
                 self.forms.clear()
             self.forms[number] = form if number in self.forms else None
         return form
