@@ -443,6 +443,28 @@ class OfADict(Annealed):
 of_a_dict = OfADict()
 
 
+@pytest.mark.usefixtures("nothing_compiled")
+def test_a_loop_with_a_surrogate_of_ones_own_is_traced() -> None:
+    surrogate = Annealed()
+
+    def loop(x: Tensor) -> Tensor:
+        mem = x[0] * 0
+        for x_t in x:
+            mem = 0.5 * mem + x_t
+            mem = mem - surrogate(mem - 1)
+        return mem
+
+    compiled = snnfast.compile(loop)
+    for slope in (1.0, 3.0, 1.0, 1.0, 3.0):
+        surrogate.slope = slope
+        x = currents().requires_grad_()
+        found, expected = (torch.autograd.grad(f(x).square().sum(), x) for f in (compiled, loop))
+        torch.testing.assert_close(found, expected)
+    explained = snnfast.explain(compiled, currents().requires_grad_())
+    assert "one recurrence" in str(explained)
+    assert "so it is traced" in str(explained)
+
+
 @pytest.mark.parametrize(
     ("surrogate", "change"),
     [
