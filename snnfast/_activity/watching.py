@@ -1,0 +1,386 @@
+"""Watch a network: hooks see the spikes that its neurons return, and a mode of PyTorch's dispatcher the products.
+
+The mode sees all products below autograd, however they are spelled, and those of our kernels. While it is active, no
+call is compiled. Hooks see the steps of neurons. :mod:`snnfast._core.watch` tells what no hook sees.
+"""
+
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from snnfast._activity.counts import Counts, count_bits, count_steps, has_only_spikes, total
+from snnfast._activity.layers import neurons_of, runs_all_steps, spikes_surely, unrolls_inside
+from snnfast._activity.membranes import Membranes, states_of
+from snnfast._activity.products import PRODUCTS, Operand, Work
+from snnfast._activity.tally import Neurons, Product, Record
+from snnfast._core import watch
+from snnfast._core.pytorch import current_graph_task_id
+from snnfast._unroll.call import Request
+
+__all__ = ["Watch"]
+
+_MODES = torch._C.DispatchKeySet(torch._C.DispatchKey.Python) | torch._C.DispatchKeySet(
+    torch._C.DispatchKey.PythonTLSSnapshot
+)
+
+
+class _Known(NamedTuple):
+    """Spikes that were counted when a layer returned them, as long as their memory exists.
+
+    Attributes:
+        version: That of the tensor: a change in place makes it another one.
+        like: The strides and the shape of a step, in which ``neurons`` are.
+    """
+
+    memory: StorageWeakRef
+    version: int
+    numel: int
+    like: tuple[Any, ...]
+    spikes: Tensor
+    neurons: Tensor
+
+
+class Seen:
+    """The sums of one module.
+
+    Attributes:
+        module: The module.
+        neurons: The sums of its spikes, if it is a layer of neurons.
+        products: Those of its products, by their weights, or by their places in the code where these are not known.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.neurons: Neurons | None = None
+        self.membranes: Membranes | None = None
+        self.products: dict[Any, Product] = {}
+        self.record: Record | None = None
+        self.is_called = self.is_told = False  # its call runs; and has told of an unroll in it
+        self.holds = False  # it holds the membrane of its last step
+        self.is_doubted = False  # it is taken for a neuron by what it returns
+        self.returns_others = False  # it returned other numbers than spikes, or spikes where it was given spikes
+
+
+class _Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """PyTorch's ops, told to a watch."""
+
+    supports_higher_order_operators = True
+
+    def __init__(self, count: Callable[[Work], None]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._count = count
+        self._products: dict[Any, Callable[..., Sequence[Work]] | None] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        try:
+            works = self._products[func]
+        except KeyError:
+            works = self._products[func] = PRODUCTS.get(getattr(func, "_overloadpacket", None))
+        if works is None:
+            if torch.is_inference_mode_enabled() and isinstance(func, torch._ops.OpOverload):
+                with self:  # where autograd does not, it shows the products in ops that have no kernel of their own
+                    found = func.decompose(*args, **kwargs)
+                if found is not NotImplemented:
+                    return found
+            return func(*args, **kwargs)
+        out = func(*args, **kwargs)
+        if current_graph_task_id() == -1:  # not in a backward pass
+            for work in works(*args, out):
+                self._count(work)
+        return out
+
+
+class Watch:
+    """A context in which the calls of a network are counted. It can be entered again.
+
+    Args:
+        net: The network.
+        record: Names of layers whose spikes are kept as bits.
+    """
+
+    def __init__(self, net: nn.Module, record: Sequence[str]) -> None:
+        self.net = net
+        self.seen: dict[str, Seen] = {}  # by the names of the modules, in the order of their definition
+        self._names: dict[nn.Module, str] = {}
+        for name, module in net.named_modules():
+            self._names[module] = name or type(module).__name__
+            self.seen[self._names[module]] = Seen(module)
+        self._neurons = neurons_of(net)
+        for module in self._neurons:
+            self._of(module).is_doubted = not self._neurons[module]
+        for name in record:
+            self.seen[name].record = Record()
+        self._weights: dict[int, str | None] = {}  # by their memory; None where modules share it
+        self._sure: set[nn.Module] = set()
+        self._known: dict[int, _Known] = {}
+        self._last: dict[nn.Module, int] = {}  # the keys of what is known of each layer's last spikes
+        self._handed_on: Counts | None = None
+        self._stack: ExitStack | None = None
+        self._thread = 0
+        self.calls = 0
+
+    def _of(self, module: nn.Module) -> Seen:
+        return self.seen[self._names[module]]
+
+    # ---- entering
+
+    def __enter__(self) -> "Watch":
+        if self._stack is not None:
+            raise RuntimeError("activity: it counts already; leave its block first")
+        self._thread = threading.get_ident()
+        with ExitStack() as undo:  # what was entered is left where entering fails
+            for module in self._names:
+                if getattr(module, "_compiled_call_impl", None) is not None:
+                    undo.callback(setattr, module, "_compiled_call_impl", module._compiled_call_impl)
+                    module._compiled_call_impl = None
+            if "torch._dynamo" in sys.modules:
+                undo.enter_context(torch.compiler.set_stance("force_eager"))
+            undo.callback(self.net.register_forward_pre_hook(self._begin, prepend=True).remove)
+            for module in self._neurons:
+                undo.callback(module.register_forward_hook(self._returned, with_kwargs=True).remove)
+                if unrolls_inside(module):
+                    undo.callback(module.register_forward_pre_hook(self._is_called).remove)
+            undo.callback(self.net.register_forward_hook(self._end, always_call=True).remove)
+            watch.watchers = (*watch.watchers, self)
+            undo.callback(self._leave)
+            self._prepare()
+            undo.enter_context(_Mode(self._count))
+            self._stack = undo.pop_all()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        assert self._stack is not None
+        stack, self._stack = self._stack, None
+        stack.close()
+        self._end_calls()
+        self._known.clear()
+        self._last.clear()
+
+    def _leave(self) -> None:
+        watch.watchers = tuple(w for w in watch.watchers if w is not self)
+
+    def _prepare(self) -> None:
+        """Look up weights, and layers whose spikes are surely 0 or 1: both may change between calls."""
+        self._weights.clear()
+        for module, name in self._names.items():
+            for t in (*module._parameters.values(), *module._buffers.values()):
+                if t is not None and t.dim() > 1 and t.layout is torch.strided:
+                    key = t.untyped_storage()._cdata
+                    self._weights[key] = name if self._weights.get(key, name) == name else None
+        self._sure = {module for module in self._neurons if spikes_surely(module)}
+
+    # ---- the network and its neurons
+
+    def _begin(self, net: nn.Module, args: Any) -> None:
+        with torch._C._ExcludeDispatchKeyGuard(_MODES), torch.no_grad():
+            self._end_calls()
+            self._prepare()
+        for seen in self.seen.values():
+            if seen.record is not None:
+                seen.record = Record()
+        self.calls += 1
+
+    def _end(self, net: nn.Module, args: Any, output: Any) -> None:
+        with torch._C._ExcludeDispatchKeyGuard(_MODES), torch.no_grad():
+            self._end_calls()
+
+    def _end_calls(self) -> None:
+        self._handed_on = None
+        for seen in self.seen.values():
+            if seen.neurons is not None:
+                seen.neurons.end_call()
+                if seen.holds and seen.membranes is not None:
+                    seen.membranes.add_held(seen.module)
+                seen.holds = False
+
+    def _returned(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        """A layer of neurons has returned."""
+        seen = self._of(module)
+        is_told, seen.is_called, seen.is_told = seen.is_told, False, False
+        spk = output[0] if isinstance(output, tuple | list) and output else output
+        if is_told or not isinstance(spk, Tensor) or spk.dim() == 0 or not self._sees(spk):
+            return
+        seen.holds = True
+        with torch._C._ExcludeDispatchKeyGuard(_MODES), torch.no_grad():
+            if seen.is_doubted and not self._may_be_spikes(seen, spk, (*args, *kwargs.values())):
+                return
+            # Without a batch dimension, a step is that of one sample.
+            x = spk if runs_all_steps(module) else (spk if spk.dim() > 1 else spk.unsqueeze(0)).unsqueeze(0)
+            self._add(seen, x.detach(), spk)
+
+    def _is_called(self, module: nn.Module, args: Any) -> None:
+        self._of(module).is_called = True
+
+    def _may_be_spikes(self, seen: Seen, spk: Tensor, given: Sequence[Any]) -> bool:
+        """Whether a module that was written by hand makes spikes of something else."""
+        if seen.returns_others:
+            return False
+        x = next((a for a in given if isinstance(a, Tensor)), None)
+        if (
+            not spk.is_floating_point()
+            or not has_only_spikes(spk)
+            or (seen.neurons is None and x is not None and _has_values(x) and x.any() and has_only_spikes(x))
+        ):
+            seen.returns_others, seen.neurons = True, None
+            return False
+        return True
+
+    def _add(self, seen: Seen, x: Tensor, spk: Tensor, lengths: Tensor | None = None) -> None:
+        """Add the spikes ``[T, B, *]`` of a call; ``spk``: the tensor that it returned."""
+        if x.numel() == 0:
+            return
+        only_spikes = seen.module in self._sure or seen.is_doubted or has_only_spikes(x)
+        counts = count_steps(x, only_spikes)
+        self._enter(seen, counts, x.shape[1], x.shape[0], lengths)
+        if only_spikes and not spk.is_inference():
+            self._know(seen.module, spk, x.shape[2:], counts)
+        if seen.record is not None:
+            seen.record.add(x)
+
+    def _enter(self, seen: Seen, counts: Counts, samples: int, steps: int, lengths: Tensor | None = None) -> None:
+        if seen.neurons is None:
+            seen.neurons = Neurons()
+            seen.membranes = Membranes()
+        seen.neurons.add(counts, samples, steps, None if lengths is None else int(lengths.sum()))
+
+    def _know(self, module: nn.Module, spk: Tensor, step: torch.Size, counts: Counts) -> None:
+        storage = spk.untyped_storage()
+        key = storage._cdata
+        if (last := self._last.get(module)) is not None:
+            self._known.pop(last, None)
+        self._last[module] = key
+        like = tuple(step), spk.stride()[spk.dim() - len(step) :]
+        self._known[key] = _Known(
+            _weakly(storage), spk._version, spk.numel(), like, total(counts.steps), counts.neurons
+        )
+
+    # ---- calls of all steps
+
+    def handed_on(self, spk: Tensor, steps: int | None) -> None:
+        if not self._sees(spk):
+            return
+        with torch._C._ExcludeDispatchKeyGuard(_MODES), torch.no_grad():
+            if steps is not None:
+                self._handed_on = count_bits(spk, steps)
+            elif spk.dim() > 1:
+                self._handed_on = count_steps(spk.detach(), has_only_spikes(spk))
+
+    def unrolled(
+        self, layer: Any, found: tuple[Tensor, ...], request: Request, lengths: Tensor | None, on: bool
+    ) -> None:
+        counts, self._handed_on = self._handed_on, None
+        if layer not in self._neurons or not self._sees(found[0]):
+            return
+        seen, spk, steps = self._of(layer), found[0], request.steps
+        seen.is_told = seen.is_called
+        with torch._C._ExcludeDispatchKeyGuard(_MODES), torch.no_grad():
+            if on:
+                if counts is not None:
+                    self._enter(
+                        seen, counts, found[-1].shape[found[-1].dim() - counts.neurons.dim() - 1], steps, lengths
+                    )
+            elif request.reduce:
+                graded = getattr(layer, "graded_spikes_factor", 1)
+                each = (spk.detach() / graded).round().nan_to_num().to(torch.float64)
+                samples = each if each.dim() > 1 else each.unsqueeze(0)
+                self._enter(seen, Counts(each.new_empty(0), samples.sum(0)), len(samples), steps, lengths)
+            elif spk.numel():
+                x = spk if spk.dim() > 2 else spk.unsqueeze(1)
+                self._add(seen, x.detach(), spk, lengths)
+            self._add_membranes(seen, layer, found, request)
+
+    def _add_membranes(self, seen: Seen, layer: Any, found: tuple[Tensor, ...], request: Request) -> None:
+        name, threshold = states_of(layer)
+        if not name or seen.membranes is None:
+            return
+        states = layer.neuron.states
+        mem = found[states.index(name) - len(states)]
+        seen.membranes.add(mem[-1] if request.record and not request.last else mem, threshold)
+
+    # ---- products
+
+    def _count(self, work: Work) -> None:
+        place = self._place_of(work)
+        if place is None:
+            return
+        name, key, operand = place
+        products = self.seen[name].products
+        if (product := products.get(key)) is None:
+            product = products[key] = Product()
+        product.dense += work.dense
+        if product.is_analog:
+            return
+        if operand is None:
+            product.is_analog = True
+        elif operand.steps is not None:
+            product.add(_of_bits(operand), operand.fan_out)
+        else:
+            self._count_operand(product, operand)
+
+    def _place_of(self, work: Work) -> tuple[str, Any, Operand | None] | None:
+        """The name of the module that a product is of, what tells it from others of it, and the operand to count.
+
+        ``None`` for a product of another module than those of the network, or that holds no numbers.
+        """
+        if any(not _has_values(o.given) for o in work.operands):
+            return None
+        operands: Sequence[Operand | None] = work.operands or (None,)
+        for operand in operands:
+            weight = work.weight if operand is None else operand.weight
+            key = None if weight is None else weight.untyped_storage()._cdata
+            if key is not None and (name := self._weights.get(key)) is not None:
+                return name, key, operand
+        frame: Any = sys._getframe(3)
+        while frame is not None:
+            code = frame.f_code
+            first = frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
+            if isinstance(first, nn.Module) and (name := self._names.get(first)) is not None:
+                return name, (code, frame.f_lasti), operands[0]
+            frame = frame.f_back
+        return None
+
+    def _count_operand(self, product: Product, operand: Operand) -> None:
+        x = operand.given
+        known = self._known.get(x.untyped_storage()._cdata)
+        if known is not None and (
+            _is_gone(known.memory) or x.is_inference() or x._version != known.version or x.numel() != known.numel
+        ):
+            known = None
+        if known is None and not has_only_spikes(x):
+            product.is_analog = True
+            return
+        if operand.by_position is None:
+            product.add(total(x) if known is None else known.spikes, operand.fan_out)
+            return
+        step = tuple(x.shape[1:]), x.stride()[1:]
+        neurons = (
+            known.neurons if known is not None and known.like == step else count_steps(x.unsqueeze(0), True).neurons
+        )
+        product.add_map(operand.key, neurons, operand.by_position)
+
+    def _sees(self, spk: Tensor) -> bool:
+        """Whether a call of a layer is a part of what is counted: not another thread's, nor one of a backward pass."""
+        return threading.get_ident() == self._thread and current_graph_task_id() == -1 and _has_values(spk)
+
+
+def _has_values(x: Tensor) -> bool:
+    return not x.is_meta and not isinstance(x, FakeTensor) and x.layout is torch.strided
+
+
+_weakly: Callable[..., StorageWeakRef] = StorageWeakRef
+_is_gone: Callable[[StorageWeakRef], bool] = StorageWeakRef.expired
+
+
+def _of_bits(operand: Operand) -> Tensor:
+    """The number of spikes in bits ``[rows of eight steps, R, N]``."""
+    assert operand.steps is not None
+    return total(count_bits(operand.given, operand.steps).steps)
