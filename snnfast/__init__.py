@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from snnfast import functional, losses, neurons, reference, surrogate
 from snnfast._activity import Activity, Bits, LayerActivity, activity
-from snnfast._core.backend import use_backend
 from snnfast._core import flops
+from snnfast._core.backend import use_backend
 from snnfast._core.config import config, show_config
 from snnfast._core.settings import empty_cache, set_cache_limit, use_events
 from snnfast._unroll import graph  # noqa: F401 - the import registers the op

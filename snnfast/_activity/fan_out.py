@@ -1,52 +1,51 @@
 """The fan-out of a convolution: how many outputs an input reaches, which depends on its position only."""
 
-from collections.abc import Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["fan_out"]
+__all__ = ["FanOut"]
+
+
+class FanOut(NamedTuple):
+    """The sizes of a convolution, which say how many outputs each input reaches.
+
+    Attributes:
+        inputs, kernel, outputs: Their spatial sizes.
+        channels: The output channels that an input channel reaches, those of its group.
+        stride, padding, dilation: One number for each spatial dimension, or one for all.
+        transposed: Whether it is a transposed convolution.
+    """
+
+    inputs: tuple[int, ...]
+    kernel: tuple[int, ...]
+    outputs: tuple[int, ...]
+    channels: int
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    transposed: bool
+
+    def by_position(self) -> Tensor:
+        """The outputs that an input reaches at each position, int64 ``[*spatial]``."""
+        dims = len(self.inputs)
+        how = [n * (dims if len(n) == 1 else 1) for n in (self.stride, self.padding, self.dilation)]
+        fan = torch.full((), self.channels, dtype=torch.int64, device="cpu")
+        for sizes in zip(self.inputs, self.kernel, *how, self.outputs, strict=True):
+            fan = fan.unsqueeze(-1) * _along(*sizes, self.transposed)
+        return fan
 
 
 @lru_cache(maxsize=256)
 def _along(size: int, kernel: int, stride: int, padding: int, dilation: int, outputs: int, transposed: bool) -> Tensor:
-    """Pairs of an output and a tap that read each input of one dimension, int64 ``[size]``."""
-    fan = torch.zeros(size, dtype=torch.int64, device="cpu")
-    if transposed:  # the input is where the output of a convolution would be
-        at = torch.arange(size) * stride - padding
-        for tap in range(kernel):
-            reached = at + tap * dilation
-            fan += (reached >= 0) & (reached < outputs)
-        return fan
-    for tap in range(kernel):
-        read = torch.arange(outputs) * stride - padding + tap * dilation
-        read = read[(read >= 0) & (read < size)]
-        fan.index_add_(0, read, torch.ones_like(read))
-    return fan
-
-
-def fan_out(
-    inputs: Sequence[int],
-    weight: Sequence[int],
-    outputs: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    transposed: bool,
-) -> Tensor:
-    """The outputs that one spike reaches by its position, over all output channels, int64 ``[*spatial]``.
-
-    Args:
-        inputs, outputs: The spatial sizes of the input and of the output.
-        weight: The shape of the weight. Its groups are in it: ``[O, C / groups, *]``, or ``[C, O / groups, *]`` of a
-            transposed convolution.
-        stride, padding, dilation: One number for each spatial dimension, or one for all.
-        transposed: Whether it is a transposed convolution.
-    """
-    dims = len(inputs)
-    stride, padding, dilation = (list(n) * (dims if len(n) == 1 else 1) for n in (stride, padding, dilation))
-    fan = torch.ones((), dtype=torch.int64)
-    for sizes in zip(inputs, weight[2:], stride, padding, dilation, outputs, strict=True):
-        fan = fan.unsqueeze(-1) * _along(*sizes, transposed)
-    return fan
+    """Pairs of a tap and an output that an input reaches by it, in one dimension, int64 ``[size]``."""
+    inputs, taps = torch.arange(size, device="cpu"), torch.arange(kernel, device="cpu").unsqueeze(1)
+    if transposed:
+        reached = inputs * stride - padding + taps * dilation
+        reaches = (reached >= 0) & (reached < outputs)
+    else:
+        first = inputs + padding - taps * dilation  # the place of the kernel in the input, where this tap is here
+        reaches = (first >= 0) & (first % stride == 0) & (first // stride < outputs)
+    return reaches.sum(0)

@@ -29,12 +29,13 @@ def _of_layer(layer: "Seen") -> Iterator[str]:
     if neurons is None:
         for product in layer.products.values():
             if not product.is_analog and not product.synops:
-                yield "it was given no spikes, so its weights do not matter"
+                yield "all that it was given is 0, so its weights do not matter"
                 break
         return
-    number = sum(counts.numel() for counts in neurons.counts.values())
-    silent = sum(int((counts == 0).sum()) for counts in neurons.counts.values()) / max(1, number)
-    saturated = sum(int((c == neurons.seen[shape]).sum()) for shape, c in neurons.counts.items()) / max(1, number)
+    found = neurons.counts
+    number = sum(counts.numel() for counts, _ in found)
+    silent = sum(int((counts == 0).sum()) for counts, _ in found) / max(1, number)
+    saturated = sum(int((counts == seen).sum()) for counts, seen in found) / max(1, number)
     if silent >= MOST_SILENT:
         yield f"{_percent(silent)} of the neurons never spike{_membrane(layer)}"
     if saturated >= MOST_SATURATED:

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from snnfast._activity.fan_out import fan_out
+from snnfast._activity.fan_out import FanOut
 from snnfast._core.ops import NAMESPACE
 
-__all__ = ["PRODUCTS", "Operand", "Work"]
+__all__ = ["PRODUCTS", "FanOut", "Operand", "Work"]
 
 aten = torch.ops.aten
 
@@ -23,16 +23,12 @@ class Operand(NamedTuple):
 
     Attributes:
         fan_out: The outputs that one of its numbers reaches.
-        by_position: Instead, those for each position ``[*]`` of ``[C, *]``.
-        key: What these depend on.
         steps: The number of steps, if ``given`` is bits ``[rows of eight steps, R, N]``.
     """
 
     given: Tensor
     weight: Tensor
-    fan_out: int = 0
-    by_position: Callable[[], Tensor] | None = None
-    key: object = None
+    fan_out: int | FanOut
     steps: int | None = None
 
 
@@ -89,15 +85,13 @@ def _convolution(
     _groups: int,
     out: Tensor,
 ) -> Works:
-    sizes = tuple(x.shape[2:]), tuple(weight.shape), tuple(out.shape[2:])
-    how = tuple(stride), tuple(padding), tuple(dilation)
+    inputs, kernel, outputs = tuple(x.shape[2:]), tuple(weight.shape[2:]), tuple(out.shape[2:])
     channels = weight.shape[1] if transposed else weight.shape[0] * weight.shape[1] // x.shape[1]  # of a group
-
-    def by_position() -> Tensor:
-        return fan_out(*sizes, *how, transposed) * channels
-
+    fan_out = FanOut(
+        inputs, kernel, outputs, channels, tuple(stride), tuple(padding), tuple(dilation), bool(transposed)
+    )
     dense = x.shape[0] * weight.numel() * (x if transposed else out).shape[2:].numel()
-    return (Work(dense, (Operand(x, weight, by_position=by_position, key=(*sizes, *how, transposed)),)),)
+    return (Work(dense, (Operand(x, weight, fan_out),)),)
 
 
 def _event_conv2d(x: Tensor, weight: Tensor, bias: Any, *how: Any) -> Works:

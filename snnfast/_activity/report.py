@@ -33,19 +33,19 @@ class LayerActivity:
     def spikes(self) -> int | None:
         """The number of spikes: of outputs that are not 0."""
         neurons = self._seen.neurons
-        return None if neurons is None else sum(int(counts.sum()) for counts in neurons.counts.values())
+        return None if neurons is None else sum(int(counts.sum()) for counts, _ in neurons.counts)
 
     @property
     def neuron_steps(self) -> int | None:
         """The number of outputs: neurons times samples times steps."""
         neurons = self._seen.neurons
-        return None if neurons is None else sum(n.numel() * neurons.seen[shape] for shape, n in neurons.counts.items())
+        return None if neurons is None else sum(counts.numel() * seen for counts, seen in neurons.counts)
 
     @property
     def neurons(self) -> int | None:
         """The number of neurons: of outputs of one step of one sample."""
         neurons = self._seen.neurons
-        return None if neurons is None else sum(n.numel() for n in neurons.counts.values())
+        return None if neurons is None else sum(counts.numel() for counts, _ in neurons.counts)
 
     @property
     def rate(self) -> float | None:
@@ -95,7 +95,7 @@ class LayerActivity:
         neurons = self._seen.neurons
         if neurons is None:
             return None
-        found = sum(int(tell(counts, neurons.seen[shape]).sum()) for shape, counts in neurons.counts.items())
+        found = sum(int(tell(counts, seen).sum()) for counts, seen in neurons.counts)
         return _share(found, self.neurons)
 
     def to_dict(self) -> dict[str, Any]:

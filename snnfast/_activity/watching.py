@@ -16,10 +16,10 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from snnfast._activity.counts import Counts, count_bits, count_steps, has_only_spikes, total
+from snnfast._activity.counts import Counts, count_bits, count_samples, count_steps, exact, has_only_spikes
 from snnfast._activity.layers import neurons_of, runs_all_steps, spikes_surely, unrolls_inside
 from snnfast._activity.membranes import Membranes, states_of
-from snnfast._activity.products import PRODUCTS, Operand, Work
+from snnfast._activity.products import PRODUCTS, FanOut, Operand, Work
 from snnfast._activity.tally import Neurons, Product, Record
 from snnfast._core import watch
 from snnfast._core.pytorch import current_graph_task_id
@@ -37,14 +37,14 @@ class _Known(NamedTuple):
 
     Attributes:
         version: That of the tensor: a change in place makes it another one.
-        like: The strides and the shape of a step, in which ``neurons`` are.
+        strides: Those of ``neurons`` in a step.
+        neurons: The spikes of each ``[*]``.
     """
 
     memory: StorageWeakRef
     version: int
     numel: int
-    like: tuple[Any, ...]
-    spikes: Tensor
+    strides: tuple[int, ...]
     neurons: Tensor
 
 
@@ -65,14 +65,36 @@ class Seen:
         self.record: Record | None = None
         self.is_called = self.is_told = False  # its call runs; and has told of an unroll in it
         self.holds = False  # it holds the membrane of its last step
+        self.has_ended = False  # what it recorded is of a call that is over
         self.is_doubted = False  # it is taken for a neuron by what it returns
         self.returns_others = False  # it returned other numbers than spikes, or spikes where it was given spikes
+
+    def end_call(self) -> None:
+        """Enter a call of the network, or all calls of one step each."""
+        if self.neurons is None:
+            return
+        self.neurons.end_call()
+        if self.holds and self.membranes is not None:
+            self.membranes.add_held(self.module)
+        self.holds, self.has_ended = False, True
+
+    def to_record(self) -> Record | None:
+        """The record of this call, if the layer is recorded."""
+        if self.record is not None and self.has_ended:
+            self.record = Record()
+        self.has_ended = False
+        return self.record
 
 
 class _Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """PyTorch's ops, told to a watch."""
 
     supports_higher_order_operators = True
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """PyTorch asks whether to wrap the method below, which imports its compiler. Nothing is compiled here."""
+        return False
 
     def __init__(self, count: Callable[[Work], None]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -121,9 +143,11 @@ class Watch:
             self.seen[name].record = Record()
         self._weights: dict[int, str | None] = {}  # by their memory; None where modules share it
         self._sure: set[nn.Module] = set()
+        self._of_all_steps: set[nn.Module] = set()
         self._known: dict[int, _Known] = {}
         self._last: dict[nn.Module, int] = {}  # the keys of what is known of each layer's last spikes
-        self._handed_on: Counts | None = None
+        self._handed_on: tuple[Counts, Tensor | None, int | None] | None = None
+        self._records = bool(record)
         self._stack: ExitStack | None = None
         self._thread = 0
         self.calls = 0
@@ -152,7 +176,8 @@ class Watch:
             undo.callback(self.net.register_forward_hook(self._end, always_call=True).remove)
             watch.watchers = (*watch.watchers, self)
             undo.callback(self._leave)
-            self._prepare()
+            self._look_up_weights()
+            self._look_up_layers()
             undo.enter_context(_Mode(self._count))
             self._stack = undo.pop_all()
         return self
@@ -161,46 +186,49 @@ class Watch:
         assert self._stack is not None
         stack, self._stack = self._stack, None
         stack.close()
-        self._end_calls()
+        with torch.no_grad():
+            for seen in self.seen.values():
+                seen.end_call()
         self._known.clear()
         self._last.clear()
 
     def _leave(self) -> None:
         watch.watchers = tuple(w for w in watch.watchers if w is not self)
 
-    def _prepare(self) -> None:
-        """Look up weights, and layers whose spikes are surely 0 or 1: both may change between calls."""
+    def _look_up_weights(self) -> None:
+        """Whose weights are where. One that moves later is found by the code that runs."""
         self._weights.clear()
         for module, name in self._names.items():
             for t in (*module._parameters.values(), *module._buffers.values()):
                 if t is not None and t.dim() > 1 and t.layout is torch.strided:
                     key = t.untyped_storage()._cdata
                     self._weights[key] = name if self._weights.get(key, name) == name else None
+
+    def _look_up_layers(self) -> None:
+        """Which layers return nothing but 0 and 1 for sure, and which take all steps. A user may change both."""
         self._sure = {module for module in self._neurons if spikes_surely(module)}
+        self._of_all_steps = {module for module in self._neurons if runs_all_steps(module)}
 
     # ---- the network and its neurons
 
     def _begin(self, net: nn.Module, args: Any) -> None:
+        if threading.get_ident() != self._thread or current_graph_task_id() != -1:
+            return
         with torch._C._ExcludeDispatchKeyGuard(_MODES), torch.no_grad():
-            self._end_calls()
-            self._prepare()
-        for seen in self.seen.values():
-            if seen.record is not None:
-                seen.record = Record()
+            self._look_up_layers()
         self.calls += 1
 
     def _end(self, net: nn.Module, args: Any, output: Any) -> None:
-        with torch._C._ExcludeDispatchKeyGuard(_MODES), torch.no_grad():
-            self._end_calls()
-
-    def _end_calls(self) -> None:
+        """The network has returned. Where that was one step, the next call goes on behind it."""
+        if threading.get_ident() != self._thread or current_graph_task_id() != -1:
+            return
         self._handed_on = None
-        for seen in self.seen.values():
-            if seen.neurons is not None:
-                seen.neurons.end_call()
-                if seen.holds and seen.membranes is not None:
-                    seen.membranes.add_held(seen.module)
-                seen.holds = False
+        with torch._C._ExcludeDispatchKeyGuard(_MODES), torch.no_grad():
+            for seen in self.seen.values():
+                if seen.neurons is not None and seen.neurons.steps_of_call > 1:
+                    seen.end_call()
+                elif seen.neurons is not None:
+                    seen.neurons.steps_of_call = 0
 
     def _returned(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """A layer of neurons has returned."""
@@ -213,9 +241,11 @@ class Watch:
         with torch._C._ExcludeDispatchKeyGuard(_MODES), torch.no_grad():
             if seen.is_doubted and not self._may_be_spikes(seen, spk, (*args, *kwargs.values())):
                 return
-            # Without a batch dimension, a step is that of one sample.
-            x = spk if runs_all_steps(module) else (spk if spk.dim() > 1 else spk.unsqueeze(0)).unsqueeze(0)
-            self._add(seen, x.detach(), spk)
+            if module in self._of_all_steps:
+                self._add(seen, spk.detach(), spk)
+            else:
+                # Without a batch dimension, a step is that of one sample.
+                self._add_step(seen, (spk if spk.dim() > 1 else spk.unsqueeze(0)).detach(), spk)
 
     def _is_called(self, module: nn.Module, args: Any) -> None:
         self._of(module).is_called = True
@@ -234,34 +264,44 @@ class Watch:
             return False
         return True
 
+    def _add_step(self, seen: Seen, x: Tensor, spk: Tensor) -> None:
+        """Add the spikes ``[B, *]`` of a step; ``spk``: the tensor that the layer returned."""
+        only_spikes = seen.module in self._sure or seen.is_doubted or has_only_spikes(x)
+        row = count_samples(x, only_spikes)
+        self._sums_of(seen).add_step(row, len(x))
+        if only_spikes:
+            self._know(seen.module, spk, x.stride()[1:], row)
+        if (record := seen.to_record()) is not None:
+            record.add(x.unsqueeze(0))
+
     def _add(self, seen: Seen, x: Tensor, spk: Tensor, lengths: Tensor | None = None) -> None:
-        """Add the spikes ``[T, B, *]`` of a call; ``spk``: the tensor that it returned."""
-        if x.numel() == 0:
-            return
+        """Add the spikes ``[T, B, *]`` of all steps; ``spk``: the tensor that the layer returned."""
         only_spikes = seen.module in self._sure or seen.is_doubted or has_only_spikes(x)
         counts = count_steps(x, only_spikes)
         self._enter(seen, counts, x.shape[1], x.shape[0], lengths)
-        if only_spikes and not spk.is_inference():
-            self._know(seen.module, spk, x.shape[2:], counts)
-        if seen.record is not None:
-            seen.record.add(x)
+        if only_spikes:
+            self._know(seen.module, spk, x.stride()[2:], counts.neurons)
+        if (record := seen.to_record()) is not None:
+            record.add(x)
 
     def _enter(self, seen: Seen, counts: Counts, samples: int, steps: int, lengths: Tensor | None = None) -> None:
-        if seen.neurons is None:
-            seen.neurons = Neurons()
-            seen.membranes = Membranes()
-        seen.neurons.add(counts, samples, steps, None if lengths is None else int(lengths.sum()))
+        self._sums_of(seen).add(counts, samples, steps, samples * steps if lengths is None else int(lengths.sum()))
 
-    def _know(self, module: nn.Module, spk: Tensor, step: torch.Size, counts: Counts) -> None:
+    def _sums_of(self, seen: Seen) -> Neurons:
+        if seen.neurons is None:
+            seen.neurons, seen.membranes = Neurons(), Membranes()
+        return seen.neurons
+
+    def _know(self, module: nn.Module, spk: Tensor, strides: tuple[int, ...], neurons: Tensor) -> None:
+        """Remember the spikes that a layer returned, for the products that read them."""
+        if spk.is_inference():  # it has no version
+            return
         storage = spk.untyped_storage()
         key = storage._cdata
         if (last := self._last.get(module)) is not None:
             self._known.pop(last, None)
         self._last[module] = key
-        like = tuple(step), spk.stride()[spk.dim() - len(step) :]
-        self._known[key] = _Known(
-            _weakly(storage), spk._version, spk.numel(), like, total(counts.steps), counts.neurons
-        )
+        self._known[key] = _Known(_weakly(storage), spk._version, spk.numel(), strides, neurons)
 
     # ---- calls of all steps
 
@@ -269,30 +309,36 @@ class Watch:
         if not self._sees(spk):
             return
         with torch._C._ExcludeDispatchKeyGuard(_MODES), torch.no_grad():
+            kept = spk.detach() if self._records else None  # else nobody holds them longer for it
             if steps is not None:
-                self._handed_on = count_bits(spk, steps)
+                self._handed_on = count_bits(spk, steps), kept, steps
             elif spk.dim() > 1:
-                self._handed_on = count_steps(spk.detach(), has_only_spikes(spk))
+                self._handed_on = count_steps(spk.detach(), has_only_spikes(spk)), kept, None
 
     def unrolled(
         self, layer: Any, found: tuple[Tensor, ...], request: Request, lengths: Tensor | None, on: bool
     ) -> None:
-        counts, self._handed_on = self._handed_on, None
+        handed_on, self._handed_on = self._handed_on, None
         if layer not in self._neurons or not self._sees(found[0]):
             return
         seen, spk, steps = self._of(layer), found[0], request.steps
         seen.is_told = seen.is_called
         with torch._C._ExcludeDispatchKeyGuard(_MODES), torch.no_grad():
             if on:
-                if counts is not None:
-                    self._enter(
-                        seen, counts, found[-1].shape[found[-1].dim() - counts.neurons.dim() - 1], steps, lengths
-                    )
+                if handed_on is not None:
+                    counts, kept, in_bits = handed_on
+                    samples = found[-1].shape[found[-1].dim() - counts.neurons.dim() - 1]
+                    self._enter(seen, counts, samples, steps, lengths)
+                    if kept is not None and (record := seen.to_record()) is not None:
+                        if in_bits is None:
+                            record.add(kept)
+                        else:
+                            record.add_bits(kept, in_bits)
             elif request.reduce:
                 graded = getattr(layer, "graded_spikes_factor", 1)
-                each = (spk.detach() / graded).round().nan_to_num().to(torch.float64)
-                samples = each if each.dim() > 1 else each.unsqueeze(0)
-                self._enter(seen, Counts(each.new_empty(0), samples.sum(0)), len(samples), steps, lengths)
+                each = (spk.detach() / graded).round().nan_to_num().to(exact(spk))
+                each = each if each.dim() > 1 else each.unsqueeze(0)
+                self._enter(seen, Counts(each.new_empty(0), each.sum(0)), len(each), steps, lengths)
             elif spk.numel():
                 x = spk if spk.dim() > 2 else spk.unsqueeze(1)
                 self._add(seen, x.detach(), spk, lengths)
@@ -320,9 +366,11 @@ class Watch:
         if product.is_analog:
             return
         if operand is None:
-            product.is_analog = True
+            product.become_analog()
         elif operand.steps is not None:
-            product.add(_of_bits(operand), operand.fan_out)
+            told = self._handed_on  # these very bits
+            counts = count_bits(operand.given, operand.steps) if told is None or told[2] is None else told[0]
+            product.add(counts.neurons, operand.fan_out)
         else:
             self._count_operand(product, operand)
 
@@ -356,16 +404,12 @@ class Watch:
         ):
             known = None
         if known is None and not has_only_spikes(x):
-            product.is_analog = True
+            product.become_analog()
             return
-        if operand.by_position is None:
-            product.add(total(x) if known is None else known.spikes, operand.fan_out)
-            return
-        step = tuple(x.shape[1:]), x.stride()[1:]
-        neurons = (
-            known.neurons if known is not None and known.like == step else count_steps(x.unsqueeze(0), True).neurons
-        )
-        product.add_map(operand.key, neurons, operand.by_position)
+        if known is not None and isinstance(operand.fan_out, FanOut):
+            is_same = known.neurons.shape == x.shape[1:] and known.strides == x.stride()[1:]
+            known = known if is_same else None
+        product.add(count_samples(x) if known is None else known.neurons, operand.fan_out)
 
     def _sees(self, spk: Tensor) -> bool:
         """Whether a call of a layer is a part of what is counted: not another thread's, nor one of a backward pass."""
@@ -378,9 +422,3 @@ def _has_values(x: Tensor) -> bool:
 
 _weakly: Callable[..., StorageWeakRef] = StorageWeakRef
 _is_gone: Callable[[StorageWeakRef], bool] = StorageWeakRef.expired
-
-
-def _of_bits(operand: Operand) -> Tensor:
-    """The number of spikes in bits ``[rows of eight steps, R, N]``."""
-    assert operand.steps is not None
-    return total(count_bits(operand.given, operand.steps).steps)

@@ -65,7 +65,7 @@ def _convolution_weight(x: Shape, grad: Shape, kernel_y: int, kernel_x: int, *_:
 
 def _convolution_backward(grad: Shape, x: Shape, weight: Shape, *how: Any, **_: Any) -> int:
     of_input, of_weight, _ = how[-1]
-    return 2 * grad[0] * prod(weight) * prod(grad[2:]) * (of_input + of_weight)
+    return int(2 * grad[0] * prod(weight) * prod(grad[2:]) * (of_input + of_weight))
 
 
 _FORMULAS: dict[str, Callable[..., int]] = {
