@@ -54,9 +54,8 @@ def activity(net: nn.Module, *inputs: Any, record: Sequence[str] = (), **named: 
         >>> import torch, snnfast
         >>> from torch import nn
         >>> net = snnfast.MultiStep(nn.Linear(8, 4, bias=False), snnfast.Leaky(0.5), nn.Linear(4, 2))
-        >>> with torch.no_grad():
-        ...     net[0].weight.fill_(1.0)
-        ...     a = snnfast.activity(net, torch.ones(10, 1, 8))
+        >>> _ = nn.init.ones_(net[0].weight)
+        >>> a = snnfast.activity(net, torch.ones(10, 1, 8))
         >>> a.layers["1"].spikes, a.layers["1"].rate, a.layers["2"].synops
         (40, 1.0, 80)
         >>> a.layers["1"].saturated, a.macs, a.synops

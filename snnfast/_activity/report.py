@@ -114,7 +114,7 @@ _COLUMNS = (
 
 
 class Activity:
-    """What a network computes, counted: see :func:`snnfast.activity`, which makes it.
+    """The counts of a network: see :func:`snnfast.activity`, which makes it.
 
     Attributes:
         net: The network.

@@ -13,8 +13,8 @@ from snnfast._activity.products import FanOut
 
 __all__ = ["Bits", "Neurons", "Product", "Record"]
 
-_ROWS = 32
-"""So many rows are added up at a time."""
+_ROWS, _NUMBERS = 32, 1 << 15
+"""So many rows are added up at a time, or fewer that have so many numbers."""
 
 
 class Neurons:
@@ -37,7 +37,7 @@ class Neurons:
     def add_step(self, row: Tensor, samples: int) -> None:
         """Add a step: the spikes of each neuron ``[*]``."""
         rows = self._rows
-        if rows and (samples != self._samples or row.shape != rows[0].shape or len(rows) == _ROWS):
+        if rows and (samples != self._samples or not _go_together(rows, row)):
             self._add_rows()
         self._samples = samples
         self.steps_of_call += 1
@@ -86,6 +86,11 @@ class Neurons:
             self._now.append((counts.steps, samples * shape.numel()))
 
 
+def _go_together(rows: Sequence[Tensor], row: Tensor) -> bool:
+    """Whether a row can be added up with others."""
+    return row.shape == rows[0].shape and len(rows) < _ROWS and len(rows) * row.numel() < _NUMBERS
+
+
 def _padded(x: Tensor, length: int) -> Tensor:
     return torch.nn.functional.pad(x, (0, length - x.shape[1]))
 
@@ -111,7 +116,7 @@ class Product:
     def add(self, row: Tensor, fan_out: int | FanOut) -> None:
         """Add spikes: some sums of them, of any shape, or those of each position ``[C, *]``, and their fan-out."""
         rows, before = self._rows, self._fan_out
-        if rows and (len(rows) == _ROWS or row.shape != rows[0].shape or fan_out != before):
+        if rows and (fan_out != before or not _go_together(rows, row)):
             self._add_rows()
         self._fan_out = fan_out
         rows.append(row)

@@ -37,13 +37,14 @@ class _Known(NamedTuple):
 
     Attributes:
         version: That of the tensor: a change in place makes it another one.
+        where: Where in the memory they are: the first one, their number, and their dtype.
         strides: Those of ``neurons`` in a step.
         neurons: The spikes of each ``[*]``.
     """
 
     memory: StorageWeakRef
     version: int
-    numel: int
+    where: tuple[int, int, torch.dtype]
     strides: tuple[int, ...]
     neurons: Tensor
 
@@ -294,14 +295,14 @@ class Watch:
 
     def _know(self, module: nn.Module, spk: Tensor, strides: tuple[int, ...], neurons: Tensor) -> None:
         """Remember the spikes that a layer returned, for the products that read them."""
-        if spk.is_inference():  # it has no version
+        if spk.is_inference() or not _is_dense(spk):  # it has no version; not all of the memory are its numbers
             return
         storage = spk.untyped_storage()
         key = storage._cdata
         if (last := self._last.get(module)) is not None:
             self._known.pop(last, None)
         self._last[module] = key
-        self._known[key] = _Known(_weakly(storage), spk._version, spk.numel(), strides, neurons)
+        self._known[key] = _Known(_weakly(storage), spk._version, _where(spk), strides, neurons)
 
     # ---- calls of all steps
 
@@ -400,7 +401,11 @@ class Watch:
         x = operand.given
         known = self._known.get(x.untyped_storage()._cdata)
         if known is not None and (
-            _is_gone(known.memory) or x.is_inference() or x._version != known.version or x.numel() != known.numel
+            _is_gone(known.memory)
+            or x.is_inference()
+            or x._version != known.version
+            or _where(x) != known.where
+            or not _is_dense(x)  # each of its numbers is another one
         ):
             known = None
         if known is None and not has_only_spikes(x):
@@ -414,6 +419,22 @@ class Watch:
     def _sees(self, spk: Tensor) -> bool:
         """Whether a call of a layer is a part of what is counted: not another thread's, nor one of a backward pass."""
         return threading.get_ident() == self._thread and current_graph_task_id() == -1 and _has_values(spk)
+
+
+def _where(x: Tensor) -> tuple[int, int, torch.dtype]:
+    return int(x.storage_offset()), x.numel(), x.dtype
+
+
+def _is_dense(x: Tensor) -> bool:
+    """Whether a tensor has each place in a range of memory once."""
+    if x.is_contiguous():
+        return True
+    size = 1
+    for stride, n in sorted(zip(x.stride(), x.shape, strict=True)):
+        if n != 1 and stride != size:
+            return False
+        size *= n
+    return True
 
 
 def _has_values(x: Tensor) -> bool:

@@ -40,7 +40,7 @@ def _backward(grad: Shape | None, weight: Shape | None, *_: Any, **__: Any) -> i
 
 
 def _program_backward(*args: Any, **_: Any) -> int:
-    """The same of a program, whose arguments are in the order of its schema."""
+    """The gradient of a program's output likewise; the arguments are in the order of the schema."""
     weight, steps, neurons = args[6], args[9], args[10]
     return 0 if weight is None else int(2 * steps * neurons * weight[0])
 
@@ -85,7 +85,9 @@ def _register(counter: ModuleType) -> None:
     ops = getattr(torch.ops, NAMESPACE)
     formulas = {**_FORMULAS, **{f"{name}_backward": _backward for name in NEURONS}}
     for name, formula in formulas.items():
-        counter.register_flop_formula(getattr(ops, name))(formula)
+        op = getattr(ops, name)
+        if op not in counter.flop_registry:  # which outlives a reload of this package
+            counter.register_flop_formula(op)(formula)
 
 
 class _AtImport(MetaPathFinder):

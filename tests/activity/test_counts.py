@@ -317,3 +317,39 @@ def test_spikes_that_are_changed_in_place_are_looked_at_again() -> None:
         lif.reset_mem()
         fc(lif(torch.full((B, 4), 3.0)).mul_(2))
     assert (a.layers["1"].synops, a.layers["1"].macs) == (0, B * 8)
+
+
+def test_another_view_of_the_same_memory_is_looked_at() -> None:
+    lif, fc = snnfast.Leaky(0.9, init_hidden=True), nn.Linear(4, 2)
+    with torch.no_grad(), snnfast.activity(nn.Sequential(lif, fc)) as a:
+        spk = lif(torch.tensor([[3.0, 0.0, 0.0, 0.0]] * B))
+        fc(spk[:, :1].expand(B, 4))
+        fc(spk.t().contiguous().t())
+        fc(spk.view(4, B).t().reshape(B, 4))
+    assert (a.layers["0"].spikes, a.layers["1"].synops) == (B, 2 * (4 * B + B + B))
+
+
+def test_spikingjellys_own_nodes_are_counted() -> None:
+    theirs = pytest.importorskip("spikingjelly.activation_based.neuron", reason="SpikingJelly is not installed")
+    x = 2 * torch.rand(T, B, 8)
+    for mode in ("s", "m"):
+        node = theirs.LIFNode(step_mode=mode)
+        with torch.no_grad(), snnfast.activity(node) as a:
+            spk = node(x) if mode == "m" else torch.stack([node(step) for step in x])
+        expect(a.layers["LIFNode"], spk)
+        assert a.layers["LIFNode"].membrane == pytest.approx(float(node.v.mean()))
+
+
+def test_norses_neurons_are_counted() -> None:
+    norse = pytest.importorskip("norse.torch", reason="Norse is not installed")
+    x = 8 * torch.rand(T, B, 8)
+    all_steps, step = norse.LIF(), norse.LIFCell()
+    with torch.no_grad(), snnfast.activity(nn.ModuleList([all_steps, step])) as a:
+        spk, _ = all_steps(x)
+        state, rows = None, []
+        for row in x:
+            out, state = step(row, state)
+            rows.append(out)
+    expect(a.layers["0"], spk)
+    expect(a.layers["1"], torch.stack(rows))
+    assert a.spikes > 0
