@@ -100,14 +100,14 @@ class _Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, count: Callable[[Work], None]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._count = count
-        self._products: dict[Any, Callable[..., Sequence[Work]] | None] = {}
+        self._products: dict[int, tuple[Any, Callable[..., Sequence[Work]] | None]] = {}  # by the ids of the ops
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        try:
-            works = self._products[func]
-        except KeyError:
-            works = self._products[func] = PRODUCTS.get(getattr(func, "_overloadpacket", None))
+        known = self._products.get(id(func))  # an op computes its hash in Python
+        if known is None:
+            known = self._products[id(func)] = func, PRODUCTS.get(getattr(func, "_overloadpacket", None))
+        works = known[1]
         if works is None:
             if torch.is_inference_mode_enabled() and isinstance(func, torch._ops.OpOverload):
                 with self:  # where autograd does not, it shows the products in ops that have no kernel of their own
@@ -239,23 +239,25 @@ class Watch:
         if is_told or not isinstance(spk, Tensor) or spk.dim() == 0 or not self._sees(spk):
             return
         seen.holds = True
-        with torch._C._ExcludeDispatchKeyGuard(_MODES), torch.no_grad():
-            if seen.is_doubted and not self._may_be_spikes(seen, spk, (*args, *kwargs.values())):
+        with torch._C._ExcludeDispatchKeyGuard(_MODES):
+            x = spk.detach()
+            if seen.is_doubted and not self._may_be_spikes(seen, x, (*args, *kwargs.values())):
                 return
             if module in self._of_all_steps:
-                self._add(seen, spk.detach(), spk)
+                self._add(seen, x, spk)
             else:
                 # Without a batch dimension, a step is that of one sample.
-                self._add_step(seen, (spk if spk.dim() > 1 else spk.unsqueeze(0)).detach(), spk)
+                self._add_step(seen, x if x.dim() > 1 else x.unsqueeze(0), spk)
 
     def _is_called(self, module: nn.Module, args: Any) -> None:
-        self._of(module).is_called = True
+        seen = self._of(module)
+        seen.is_called, seen.is_told = True, False
 
     def _may_be_spikes(self, seen: Seen, spk: Tensor, given: Sequence[Any]) -> bool:
         """Whether a module that was written by hand makes spikes of something else."""
         if seen.returns_others:
             return False
-        x = next((a for a in given if isinstance(a, Tensor)), None)
+        x = next((a.detach() for a in given if isinstance(a, Tensor)), None)
         if (
             not spk.is_floating_point()
             or not has_only_spikes(spk)
