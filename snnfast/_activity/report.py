@@ -31,19 +31,19 @@ class LayerActivity:
 
     @property
     def spikes(self) -> int | None:
-        """The number of spikes: of outputs that are not 0."""
+        """The number of spikes, which are the outputs that are not 0."""
         neurons = self._seen.neurons
         return None if neurons is None else sum(int(counts.sum()) for counts, _ in neurons.counts)
 
     @property
     def neuron_steps(self) -> int | None:
-        """The number of outputs: neurons times samples times steps."""
+        """The number of outputs, which is that of neurons times samples times steps."""
         neurons = self._seen.neurons
         return None if neurons is None else sum(counts.numel() * seen for counts, seen in neurons.counts)
 
     @property
     def neurons(self) -> int | None:
-        """The number of neurons: of outputs of one step of one sample."""
+        """The number of neurons, which is that of the outputs of one step of one sample."""
         neurons = self._seen.neurons
         return None if neurons is None else sum(counts.numel() for counts, _ in neurons.counts)
 
@@ -78,7 +78,7 @@ class LayerActivity:
 
     @property
     def synops(self) -> int:
-        """Synaptic operations of its weights: spikes times fan-out."""
+        """The synaptic operations of its weights, spikes times fan-out."""
         return sum(product.synops for product in self._seen.products.values())
 
     @property
@@ -88,7 +88,7 @@ class LayerActivity:
 
     @property
     def bits(self) -> Bits | None:
-        """The spikes of the last call, if they were asked for: :class:`Bits`."""
+        """The spikes of the last call as :class:`Bits`, if they were asked for and more than their count was computed."""
         return None if self._seen.record is None else self._seen.record.bits
 
     def _share_of(self, tell: Callable[[Tensor, int], Tensor]) -> float | None:

@@ -9,7 +9,7 @@ import torch
 from torch import Size, Tensor
 
 from snnfast._activity.counts import Counts, exact
-from snnfast._activity.products import FanOut
+from snnfast._activity.fan_out import FanOut
 
 __all__ = ["Bits", "Neurons", "Product", "Record"]
 

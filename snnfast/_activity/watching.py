@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from snnfast._activity.counts import Counts, count_bits, count_samples, count_steps, exact, has_only_spikes
@@ -22,7 +23,7 @@ from snnfast._activity.membranes import Membranes, states_of
 from snnfast._activity.products import PRODUCTS, FanOut, Operand, Work
 from snnfast._activity.tally import Neurons, Product, Record
 from snnfast._core import watch
-from snnfast._core.pytorch import current_graph_task_id
+from snnfast._core.pytorch import current_graph_task_id, transforms_are_active
 from snnfast._unroll.call import Request
 
 __all__ = ["Watch"]
@@ -30,6 +31,9 @@ __all__ = ["Watch"]
 _MODES = torch._C.DispatchKeySet(torch._C.DispatchKey.Python) | torch._C.DispatchKeySet(
     torch._C.DispatchKey.PythonTLSSnapshot
 )
+
+
+_UNKNOWN = None, None
 
 
 class _Known(NamedTuple):
@@ -134,15 +138,17 @@ class Watch:
         self.net = net
         self.seen: dict[str, Seen] = {}  # by the names of the modules, in the order of their definition
         self._names: dict[nn.Module, str] = {}
-        for name, module in net.named_modules():
-            self._names[module] = name or type(module).__name__
+        modules, kind = dict(net.named_modules()), type(net).__name__
+        for name, module in modules.items():
+            self._names[module] = name or ("" if kind in modules else kind)
             self.seen[self._names[module]] = Seen(module)
         self._neurons = neurons_of(net)
         for module in self._neurons:
             self._of(module).is_doubted = not self._neurons[module]
         for name in record:
             self.seen[name].record = Record()
-        self._weights: dict[int, str | None] = {}  # by their memory; None where modules share it
+        # By their memory, which is held, so that no other tensor gets its place. None where modules share it.
+        self._weights: dict[int, tuple[torch.UntypedStorage, str | None]] = {}
         self._sure: set[nn.Module] = set()
         self._of_all_steps: set[nn.Module] = set()
         self._known: dict[int, _Known] = {}
@@ -201,9 +207,11 @@ class Watch:
         self._weights.clear()
         for module, name in self._names.items():
             for t in (*module._parameters.values(), *module._buffers.values()):
-                if t is not None and t.dim() > 1 and t.layout is torch.strided:
-                    key = t.untyped_storage()._cdata
-                    self._weights[key] = name if self._weights.get(key, name) == name else None
+                if t is None or is_lazy(t) or t.dim() < 2 or t.layout is not torch.strided:
+                    continue
+                memory = t.untyped_storage()
+                _, known = self._weights.get(memory._cdata, (memory, name))
+                self._weights[memory._cdata] = memory, name if known == name else None
 
     def _look_up_layers(self) -> None:
         """Which layers return nothing but 0 and 1 for sure, and which take all steps. A user may change both."""
@@ -241,7 +249,7 @@ class Watch:
         seen.holds = True
         with torch._C._ExcludeDispatchKeyGuard(_MODES):
             x = spk.detach()
-            if seen.is_doubted and not self._may_be_spikes(seen, x, (*args, *kwargs.values())):
+            if seen.is_doubted and not self._may_be_spikes(seen, x, (*args, *kwargs.values()), output is not spk):
                 return
             if module in self._of_all_steps:
                 self._add(seen, x, spk)
@@ -253,16 +261,15 @@ class Watch:
         seen = self._of(module)
         seen.is_called, seen.is_told = True, False
 
-    def _may_be_spikes(self, seen: Seen, spk: Tensor, given: Sequence[Any]) -> bool:
-        """Whether a module that was written by hand makes spikes of something else."""
+    def _may_be_spikes(self, seen: Seen, spk: Tensor, given: Sequence[Any], has_states: bool) -> bool:
+        """Whether a module that was written by hand makes spikes. One without states makes them of other numbers."""
         if seen.returns_others:
             return False
+        others = vars(seen.module)
+        has_states |= any(isinstance(a, Tensor) for a in (*others.values(), *others["_buffers"].values()))
         x = next((a.detach() for a in given if isinstance(a, Tensor)), None)
-        if (
-            not spk.is_floating_point()
-            or not has_only_spikes(spk)
-            or (seen.neurons is None and x is not None and _has_values(x) and x.any() and has_only_spikes(x))
-        ):
+        passes_on = seen.neurons is None and x is not None and _has_values(x) and bool(x.any()) and has_only_spikes(x)
+        if not spk.is_floating_point() or not has_only_spikes(spk) or (passes_on and not has_states):
             seen.returns_others, seen.neurons = True, None
             return False
         return True
@@ -388,7 +395,8 @@ class Watch:
         for operand in operands:
             weight = work.weight if operand is None else operand.weight
             key = None if weight is None else weight.untyped_storage()._cdata
-            if key is not None and (name := self._weights.get(key)) is not None:
+            _, name = self._weights.get(key, _UNKNOWN) if key is not None else _UNKNOWN
+            if name is not None:
                 return name, key, operand
         frame: Any = sys._getframe(3)
         while frame is not None:
@@ -420,7 +428,11 @@ class Watch:
 
     def _sees(self, spk: Tensor) -> bool:
         """Whether a call of a layer is a part of what is counted: not another thread's, nor one of a backward pass."""
-        return threading.get_ident() == self._thread and current_graph_task_id() == -1 and _has_values(spk)
+        if threading.get_ident() != self._thread or current_graph_task_id() != -1 or not _has_values(spk):
+            return False
+        if transforms_are_active():
+            raise RuntimeError("activity: a call under a torch.func transform can't be counted")
+        return True
 
 
 def _where(x: Tensor) -> tuple[int, int, torch.dtype]:

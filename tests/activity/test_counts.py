@@ -245,6 +245,34 @@ class ByHand(nn.Module):
         return torch.stack(rows), torch.stack(spikes)
 
 
+def test_a_neuron_by_hand_with_a_state_may_be_given_spikes() -> None:
+    lif, events = ByHand.LIF(), (torch.rand(T, B, 8) < 0.5).float()
+    mem, rows = torch.zeros(B, 8), []
+    with torch.no_grad(), snnfast.activity(lif) as a:
+        for step in events:
+            spk, mem = lif(step, mem)
+            rows.append(spk)
+    expect(a.layers["LIF"], torch.stack(rows))
+
+
+def test_a_transform_is_refused() -> None:
+    lif = snnfast.Leaky(0.9)
+    with snnfast.activity(lif), pytest.raises(RuntimeError, match=r"under a torch\.func transform"):
+        torch.func.vmap(lambda x: lif(x, torch.zeros(4))[0])(torch.rand(B, 4))
+
+
+def test_weights_that_are_made_by_the_first_call_or_replaced_count() -> None:
+    net = nn.Sequential(nn.LazyLinear(3), nn.Linear(3, 2))
+    x = torch.ones(B, 4)
+    with torch.no_grad(), snnfast.activity(net) as a:
+        net(x)
+        net[0].weight.data = torch.rand(3, 4)
+        net(x)
+        net[1].weight = nn.Parameter(torch.rand(2, 3))
+        net(x)
+    assert (a.layers["0"].synops, a.layers["1"].macs) == (3 * B * 12, 3 * B * 6)
+
+
 def test_a_neuron_that_was_written_by_hand_is_found_by_its_spikes() -> None:
     net, x = ByHand(), 3 * torch.rand(T, B, 8)
     a = snnfast.activity(net, x)
