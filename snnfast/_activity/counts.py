@@ -10,8 +10,8 @@ from snnfast._core import ops
 
 __all__ = ["Counts", "count_bits", "count_samples", "count_steps", "exact", "has_only_spikes"]
 
-_PIECE = 1 << 18
-"""So many elements are counted at a time: a megabyte of float32, which stays in the cache."""
+_PIECE = 1 << 16
+"""So many elements are counted at a time: a quarter of a megabyte of float32, which stays in the cache."""
 
 
 class Counts(NamedTuple):

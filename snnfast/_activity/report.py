@@ -88,7 +88,7 @@ class LayerActivity:
 
     @property
     def bits(self) -> Bits | None:
-        """The spikes of the last call as :class:`Bits`, if they were asked for and more than their count was computed."""
+        """The spikes of the last call as :class:`Bits`, if they were asked for and not only counted by the layer."""
         return None if self._seen.record is None else self._seen.record.bits
 
     def _share_of(self, tell: Callable[[Tensor, int], Tensor]) -> float | None:

@@ -301,6 +301,25 @@ def test_a_compiled_network_counts_as_its_loop_and_stays_compiled(by: str, nothi
     assert net._compiled_call_impl is call
 
 
+@pytest.mark.needs_extension
+@pytest.mark.parametrize("graded", [1.0, 0.5])
+def test_no_copy_of_a_record_is_made(graded: float) -> None:
+    net = snnfast.MultiStep(snnfast.Leaky(0.9, graded_spikes_factor=graded), nn.ReLU(), nn.Linear(500, 5))
+    x = torch.rand(100, 32, 500)
+    record = x.numel() * x.element_size()
+
+    def allocations() -> int:
+        """How many are larger than a 16th of a record."""
+        with torch.profiler.profile(profile_memory=True) as profile, torch.no_grad():
+            net(x)
+        return sum(event.self_cpu_memory_usage > record / 16 for event in profile.events())
+
+    wanted = allocations()
+    with snnfast.activity(net) as a:
+        assert allocations() == wanted
+    assert a.layers["0"].spikes > 0
+
+
 def test_spikes_of_chosen_layers_are_kept_as_bits() -> None:
     net = snnfast.MultiStep(nn.Linear(6, 20), snnfast.Leaky(0.9), nn.Flatten(), nn.Linear(20, 5), snnfast.Leaky(0.9))
     x = 3 * torch.rand(T, B, 6)
