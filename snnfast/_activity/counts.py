@@ -47,7 +47,7 @@ def count_steps(x: Tensor, only_spikes: bool) -> Counts:
     """Count the spikes of ``[T, B, *]``, or its numbers that are not 0."""
     x, back = _in_order(x, 2)
     steps, neurons = [], None
-    for part in _pieces(x):
+    for part in _pieces(x, _PIECE * x.shape[1] if only_spikes else _PIECE):  # so many numbers are made
         rows = (part if only_spikes else part.ne(0)).sum(1, dtype=_accumulates(x))
         steps.append(rows.flatten(1).sum(1, dtype=exact(x)))
         found = rows.sum(0, dtype=exact(x))
@@ -76,9 +76,9 @@ def _accumulates(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def _pieces(x: Tensor) -> Sequence[Tensor]:
+def _pieces(x: Tensor, size: int = _PIECE) -> Sequence[Tensor]:
     """Parts of ``x`` along its first dimension."""
-    return torch.split(x, max(1, _PIECE * len(x) // max(1, x.numel()))) if x.dim() and len(x) else (x,)
+    return torch.split(x, max(1, size * len(x) // max(1, x.numel()))) if x.dim() and len(x) else (x,)
 
 
 def _in_order(x: Tensor, first: int) -> tuple[Tensor, list[int]]:

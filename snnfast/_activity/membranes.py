@@ -42,8 +42,9 @@ class Membranes:
         mean = (mem.mean(dtype=torch.float32) / bound.reshape(())) if whole else (mem / bound).mean(dtype=torch.float32)
         self._sum = mean if self._sum is None else self._sum + mean
         self._calls += 1
-        step = -(-mem.numel() // _MOST)
-        self.distances = (mem - bound).reshape(-1)[::step].clone() if not whole else mem.reshape(-1)[::step] - bound
+        samples = mem[: -(-len(mem) * _MOST // mem.numel())] if mem.dim() > 1 else mem
+        distances = (samples - bound).reshape(-1)
+        self.distances = distances[:: -(-distances.numel() // _MOST)].clone()
 
     def add_held(self, module: nn.Module) -> None:
         """Add the membranes that a layer holds."""

@@ -6,7 +6,7 @@ call is compiled. Hooks see the steps of neurons. :mod:`snnfast._core.watch` tel
 
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
@@ -319,11 +319,16 @@ class Watch:
         if not self._sees(spk):
             return
         with torch._C._ExcludeDispatchKeyGuard(_MODES), torch.no_grad():
-            kept = spk.detach() if self._records else None  # else nobody holds them longer for it
+            x = spk.detach()
+            kept = x if self._records else None  # else nobody holds them longer for it
             if steps is not None:
-                self._handed_on = count_bits(spk, steps), kept, steps
-            elif spk.dim() > 1:
-                self._handed_on = count_steps(spk.detach(), has_only_spikes(spk)), kept, None
+                self._handed_on = count_bits(x, steps), kept, steps
+            elif x.dim() > 1:
+                layer, _ = self._running(self._neurons)
+                only_spikes = layer in self._sure or has_only_spikes(x)
+                self._handed_on = count_steps(x, only_spikes), kept, None
+                if layer is not None and only_spikes:
+                    self._know(layer, spk, x.stride()[2:], self._handed_on[0].neurons)
 
     def unrolled(
         self, layer: Any, found: tuple[Tensor, ...], request: Request, lengths: Tensor | None, on: bool
@@ -398,14 +403,19 @@ class Watch:
             _, name = self._weights.get(key, _UNKNOWN) if key is not None else _UNKNOWN
             if name is not None:
                 return name, key, operand
-        frame: Any = sys._getframe(3)
+        module, place = self._running(self._names)
+        return None if module is None else (self._names[module], place, operands[0])
+
+    def _running(self, modules: Container[nn.Module]) -> tuple[nn.Module | None, Any]:
+        """The innermost of some modules whose method runs, and the place in its code."""
+        frame: Any = sys._getframe(2)
         while frame is not None:
             code = frame.f_code
             first = frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
-            if isinstance(first, nn.Module) and (name := self._names.get(first)) is not None:
-                return name, (code, frame.f_lasti), operands[0]
+            if isinstance(first, nn.Module) and first in modules:
+                return first, (code, frame.f_lasti)
             frame = frame.f_back
-        return None
+        return None, None
 
     def _count_operand(self, product: Product, operand: Operand) -> None:
         x = operand.given
