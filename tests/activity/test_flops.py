@@ -40,22 +40,42 @@ def test_a_linear_layer_behind_spikes_counts_as_with_numbers(training: bool, out
     assert found == wanted > 0
 
 
+NETWORKS: dict[str, tuple[Callable[[Callable[[], nn.Module]], list[nn.Module]], tuple[int, ...]]] = {
+    "dense": (lambda lif: [nn.Linear(6, 20), lif(), nn.Linear(20, 5), lif()], (6,)),
+    "convolutional": (
+        lambda lif: [
+            *(nn.Conv2d(1, 32, 5), nn.MaxPool2d(2), lif(), nn.Conv2d(32, 64, 3, padding=1), nn.MaxPool2d(2), lif()),
+            *(nn.Flatten(), nn.Linear(64 * 9, 10), lif()),
+        ],
+        (1, 16, 16),
+    ),
+}
+
+
 @pytest.mark.parametrize("training", [False, True])
-def test_steps_at_once_count_as_snntorchs_loop(training: bool) -> None:
+@pytest.mark.parametrize("name", NETWORKS)
+def test_steps_at_once_and_compiled_loops_count_as_snntorchs_loop(name: str, training: bool) -> None:
     snntorch = pytest.importorskip("snntorch")
-    utils = pytest.importorskip("snntorch.utils")
-    layers = [nn.Linear(6, 20), nn.Linear(20, 5)]
-    x = torch.rand(T, B, 6)
-    loop = nn.Sequential(*[m for fc in layers for m in (fc, snntorch.Leaky(0.9, init_hidden=True))])
+    make, shape = NETWORKS[name]
+    x = torch.rand(T, B, *shape)
 
-    def steps() -> None:
-        utils.reset(loop)
-        spk = torch.stack([loop(step) for step in x])
-        if training:
-            spk.sum().backward()
+    def loop(net: nn.Module) -> Callable[[], None]:
+        def run() -> None:
+            snnfast.reset(net)
+            spk = torch.stack([net(step) for step in x])
+            if training:
+                spk.sum().backward()
 
-    net = snnfast.MultiStep(layers[0], snnfast.Leaky(0.9), layers[1], snnfast.Leaky(0.9))
-    assert flops(trained(net, x) if training else lambda: net(x)) == flops(steps) > 0
+        return run
+
+    theirs = nn.Sequential(*make(lambda: snntorch.Leaky(0.9, init_hidden=True)))
+    wanted = flops(loop(theirs))
+    net = snnfast.MultiStep(*make(lambda: snnfast.Leaky(0.9)))
+    assert flops(trained(net, x) if training else lambda: net(x)) == wanted > 0
+    ours = nn.Sequential(*make(lambda: snnfast.Leaky(0.9, init_hidden=True)))
+    compiled = snnfast.compile(loop(ours))
+    compiled()
+    assert flops(compiled) == wanted
 
 
 @pytest.mark.parametrize("needs_input", [False, True])
