@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from torch import nn
 
 from snnfast.neurons.base import SpikingLayer
@@ -16,8 +15,11 @@ _LIBRARIES = ("torch", "snnfast", "snntorch", "spikingjelly", "norse")
 _BASES = {"spikingjelly": {"BaseNode"}, "norse": {"SNN", "SNNCell", "SNNRecurrent", "SNNRecurrentCell"}}
 """The base classes of the neurons of libraries."""
 
-_OF_ALL_STEPS = {"LeakyParallel", "StateLeaky", "AssociativeLeaky", "SNN", "SNNRecurrent"}
-"""Classes of snnTorch and Norse whose call takes all steps ``[T, B, *]``."""
+_OF_ALL_STEPS = {
+    "snntorch": {"LeakyParallel", "StateLeaky", "AssociativeLeaky"},
+    "norse": {"SNN", "SNNRecurrent"},
+}
+"""Classes of libraries whose call takes all steps ``[T, B, *]``."""
 
 
 def neurons_of(net: nn.Module) -> dict[nn.Module, bool]:
@@ -41,7 +43,12 @@ def neurons_of(net: nn.Module) -> dict[nn.Module, bool]:
 def _is_known_neuron(module: nn.Module) -> bool:
     if isinstance(module, SpikingLayer) or is_snntorchs(module):
         return True
-    return any(c.__name__ in _BASES.get(c.__module__.partition(".")[0], ()) for c in type(module).__mro__)
+    return _is_of(module, _BASES)
+
+
+def _is_of(module: nn.Module, classes: dict[str, set[str]]) -> bool:
+    """Whether a module is of some classes of libraries."""
+    return any(c.__name__ in classes.get(c.__module__.partition(".")[0], ()) for c in type(module).__mro__)
 
 
 def _may_be_neuron(module: nn.Module) -> bool:
@@ -56,7 +63,7 @@ def runs_all_steps(module: Any) -> bool:
     """Whether a call of a layer takes all steps ``[T, B, *]``."""
     if hasattr(module, "step_mode"):
         return bool(module.step_mode == "m")
-    return any(c.__name__ in _OF_ALL_STEPS for c in type(module).__mro__) and not isinstance(module, SpikingLayer)
+    return _is_of(module, _OF_ALL_STEPS)
 
 
 def unrolls_inside(module: nn.Module) -> bool:
@@ -72,4 +79,4 @@ def spikes_surely(module: Any) -> bool:
         return False
     graded: Any = getattr(module, "graded_spikes_factor", None)
     is_one = graded is None or (not graded.is_meta and bool((graded == 1).all()))
-    return is_one and module._options().kernels_do_all and not torch.compiler.is_compiling()
+    return is_one and module._options().kernels_do_all
