@@ -32,9 +32,11 @@ _FEW = 64
 """Constants of so many elements are compared by their values."""
 
 
-def _target(node: Node) -> str:
-    """The operator with its overload, or the name of another function."""
-    return str(node.target) if isinstance(node.target, OpOverload) else name_of(node.target)
+def _target(node: Node) -> Any:
+    """The operator with its overload, or the name of another function and the constants that it holds."""
+    if isinstance(node.target, OpOverload):
+        return str(node.target)
+    return name_of(node.target), literal(getattr(node.target, "constants", None))
 
 
 def with_rows_together(graph: Graph) -> None:

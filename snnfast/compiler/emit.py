@@ -93,7 +93,7 @@ class Emitter(Writer):
             return source[node.args[1]]  # type: ignore[index]
         made = self.graph.node_copy(node, self.get)
         if self._numbers and node not in self.rolled.at:
-            made.args, made.kwargs = numbers_as(lambda n: self._numbers.get(n, n), self._from_the_end(made))
+            made.args, made.kwargs = self.with_numbers(self._from_the_end(made))
         of = next((a for a in node.all_input_nodes if any(s in memory_of(a) for s in memory_of(node))), None)
         if is_opaque(node):
             if of is not None and signature_of(of) == signature_of(node):
@@ -112,6 +112,9 @@ class Emitter(Writer):
         if node in self.facts.effects:
             self.effects.add(made)
         return made
+
+    def with_numbers(self, tree: Any) -> Any:
+        return numbers_as(lambda n: self._numbers.get(n, n), tree)
 
     def _from_the_end(self, made: Node) -> tuple[Any, Any]:
         """The arguments of a call, in which a late index of a dimension that grows with the steps is negative."""

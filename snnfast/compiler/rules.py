@@ -342,7 +342,7 @@ def by_vmap(writer: Writer, target: Any, args: Any, kwargs: Any, varies: set[Nod
     Several calls are not written out: an operator made of others may switch gradients off between them, which a trace
     does not show.
     """
-    over_time, nodes = _mapped(target, args, kwargs, varies)
+    over_time, nodes = _mapped(writer, target, args, kwargs, varies)
     functorch: Any = torch._C._functorch
     loops = functorch._is_vmap_fallback_enabled()
     functorch._set_vmap_fallback_enabled(False)  # a loop over time in vmap is no gain, and it warns
@@ -354,6 +354,8 @@ def by_vmap(writer: Writer, target: Any, args: Any, kwargs: Any, varies: set[Nod
 
 def _one_call(writer: Writer, function: Any, nodes: list[Node], varies: set[Node]) -> Node | None:
     """The call that a function consists of, if it returns all results of one call and does nothing else."""
+    if any(type(value(n)) is int for n in nodes):  # a trace has it as a constant
+        return None
     traced = writer.trace(function, list(map(value, nodes)))
     if writer.any_steps and _numbers_in(traced) != _numbers_in(
         writer.trace(function, [writer.run(_one_more, (n,), {}) if n in varies else value(n) for n in nodes])
@@ -380,9 +382,11 @@ def _numbers_in(graph: Graph) -> list[Any]:
     return [literal(a) for a in leaves if not isinstance(a, Node)]
 
 
-def _mapped(target: Any, args: Any, kwargs: Any, varies: set[Node]) -> tuple[Callable[..., Any], list[Node]]:
+def _mapped(
+    writer: Writer, target: Any, args: Any, kwargs: Any, varies: set[Node]
+) -> tuple[Callable[..., Any], list[Node]]:
     """A call as a function that ``torch.vmap`` maps over time, and what it is given."""
-    leaves, spec = pytree.tree_flatten((args, kwargs))
+    leaves, spec = pytree.tree_flatten(writer.with_numbers((args, kwargs)))
     places = [i for i, a in enumerate(leaves) if isinstance(a, Node)]
     nodes = [leaves[i] for i in places]
     fixed = [None if isinstance(a, Node) else a for a in leaves]
@@ -398,4 +402,5 @@ def _mapped(target: Any, args: Any, kwargs: Any, varies: set[Node]) -> tuple[Cal
     def over_time(*tensors: Any) -> Any:
         return torch.vmap(step, in_dims=dims, randomness="different")(*tensors)
 
+    over_time.constants = fixed  # type: ignore[attr-defined]
     return over_time, nodes

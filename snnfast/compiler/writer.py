@@ -29,6 +29,10 @@ class Writer:
         self.effects: set[Node] = set()
         self._entered: list[Node] = []  # the nodes that entered the blocks of the context
 
+    def with_numbers(self, tree: Any) -> Any:
+        """Arguments, in which the inputs stand for the numbers that follow from the numbers of steps."""
+        return tree
+
     def call(self, target: Any, *args: Any, **kwargs: Any) -> Node:
         """Append a call, and run it on fake tensors to know its results.
 

@@ -370,6 +370,55 @@ def test_what_outlives_the_call_is_real() -> None:
     torch.testing.assert_close(torch.stack(net.rows), currents(8) * 2)
 
 
+def test_a_slice_of_one_row_has_one_at_any_number_of_steps() -> None:
+    """Also where the loop is too short for it to be known as one, and another loop tells the number of steps."""
+
+    def loop(x: Tensor) -> tuple[Tensor, Tensor]:
+        lif, rec = snnfast.Leaky(0.5), []
+        mem = lif.init_leaky()
+        for t in range(len(x)):
+            spk, mem = lif(x[t : t + 1].squeeze(0), mem)
+            rec.append(mem)
+        _ = [row.squeeze(0) for row in x.split(1)]
+        return spk, torch.stack(rec)
+
+    recorded = snnfast.compile(loop, by="recording")
+    for T, B in ((8, 5), (9, 2), (8, 5), (15, 2), (7, 5)):
+        same(loop, recorded, torch.rand(T, B, 3))
+
+
+FACTORIES: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {
+    "new_zeros": lambda x, mem, T: x.new_zeros(x.shape) + mem,
+    "new_ones": lambda x, mem, T: mem.new_ones(len(x), 1) * mem,
+    "new_full": lambda x, mem, T: x.new_full((T,), 2.0).sum() + mem,
+    "new_empty": lambda x, mem, T: x.new_empty(x.size()).fill_(0.5) * mem,
+    "zeros": lambda x, mem, T: torch.zeros(x.shape) + mem,
+    "rand": lambda x, mem, T: torch.rand(x.shape) * 0 + mem,
+    "randint": lambda x, mem, T: torch.randint(1, 2, (T, len(x), 1)).sum(0) * mem,
+    "reshape": lambda x, mem, T: mem.flatten().reshape(x.shape) * 2,
+    "expand": lambda x, mem, T: torch.ones(1, 1).expand(len(x), 1) * mem,
+}
+
+
+@pytest.mark.parametrize("name", FACTORIES)
+def test_tensors_that_a_step_makes_have_the_sizes_of_each_call(name: str) -> None:
+    """Those of other batches, and of other numbers of steps."""
+    make = FACTORIES[name]
+
+    def loop(x: Tensor) -> tuple[Tensor, Tensor]:
+        lif, rec, out = snnfast.Leaky(0.5), [], []
+        mem = lif.init_leaky()
+        for x_t in x:
+            _, mem = lif(x_t, mem)
+            rec.append(mem)
+            out.append(make(x_t, mem, len(x)))
+        return torch.stack(rec), torch.stack(out)
+
+    recorded = snnfast.compile(loop, by="recording")
+    for T, B in ((8, 4), (8, 5), (9, 2), (8, 2), (11, 7), (12, 7), (8, 4)):
+        same(loop, recorded, torch.rand(T, B, 3))
+
+
 def test_a_profiler_that_holds_tensors_changes_nothing() -> None:
     """It remembers what each call of PyTorch was given, such as a result of the graph that the graph reads."""
     net, x = Net(), currents()

@@ -41,7 +41,7 @@ class Repeat(Part):
         def given(a: Argument, row: tuple[Any, ...]) -> Any:
             if isinstance(a, Of) and a.statement in inside and a.back == 0:
                 return made[a.statement]
-            if isinstance(a, Same) and not isinstance(a.value, Node):
+            if isinstance(a, Same) and not isinstance(to.with_numbers(a.value), Node):
                 return a.value
             # Rows of other statements are told by the nodes themselves.
             a = Each(row) if isinstance(a, Of) and a.statement not in inside else a
@@ -66,7 +66,7 @@ class Repeat(Part):
     def _input(self, a: Argument, to: Emitter) -> Any:
         """The input of the loop for an argument of its body."""
         if isinstance(a, Same):
-            return to.get(a.value)
+            return to.get(a.value) if isinstance(a.value, Node) else to.with_numbers(a.value)
         if isinstance(a, Of):
             return [to.get(n) if isinstance(n, Node) else n for n in a.first]
         if isinstance(a, Each) and isinstance(a.rows[0], Node):
@@ -127,6 +127,13 @@ class Repeated:
     def __init__(self, body: GraphModule, sources: Sequence[Any]) -> None:
         self.body, self.sources = body, sources
 
+    @property
+    def constants(self) -> Any:
+        """What it does, with what it has besides its inputs."""
+        places = {node: i for i, node in enumerate(self.body.graph.nodes)}
+        calls = [(n.op, str(n.target), *pytree.tree_map_only(Node, places.get, (n.args, n.kwargs))) for n in places]
+        return calls, [_own_of(a) for a in self.sources]
+
     def __call__(self, *inputs: Any, steps: int) -> tuple[list[Any], ...]:
         rows = [_rows(a, x, steps) for a, x in zip(self.sources, inputs, strict=True)]
         states = [(rows[i], a.statement) for i, a in enumerate(self.sources) if isinstance(a, Of)]
@@ -137,6 +144,13 @@ class Repeated:
                 every.append(found[number])
             results.append(found)
         return tuple(map(list, zip(*results, strict=True)))
+
+
+def _own_of(a: Any) -> Any:
+    """What a source has that is no node of the graph."""
+    if isinstance(a, Of):
+        return a.statement, a.back
+    return [b for b in (a.rows if isinstance(a, Each) else a) if not isinstance(b, Node)]
 
 
 def _rows(a: Any, x: Any, steps: int) -> Any:

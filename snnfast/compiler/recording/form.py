@@ -235,8 +235,16 @@ class Form:
         if t is dict:
             return Inside(tuple(a), tuple([self._spelled(b, number, run, leaf) for b in a.values()]))
         if t is slice:
-            return Inside(slice, tuple([self._spelled(b, number, run, leaf) for b in (a.start, a.stop, a.step)]))
+            return self._slice(*(self._spelled(b, number, run, leaf) for b in (a.start, a.stop, a.step)))
         return Constant(a)
+
+    def _slice(self, start: Any, stop: Any, step: Any) -> Inside:
+        """Its start is told from the nearer end, as an index is: a slice of one row has one at any number of steps."""
+        if type(stop) is Size and type(start) is Constant and type(start.value) is int:
+            end = stop.at(self.steps)
+            if 2 * start.value >= end:
+                start = stop._replace(more=stop.more + start.value - end)
+        return Inside(slice, (start, stop, step))
 
     # ---- where arguments come from
 
