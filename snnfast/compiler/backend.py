@@ -117,7 +117,7 @@ def executable(gm: GraphModule) -> GraphModule:
 def merge(gm: GraphModule) -> tuple[GraphModule, GraphReport]:
     """Merge what can be merged. Returns the new graph, or the old one if nothing can, and a report."""
     first = next((n for n in gm.graph.nodes if n.op.startswith("call")), None)
-    report = GraphReport(line_of(first) or "a graph")
+    report = GraphReport(line_of(first, with_code=False) or "a graph")
     neurons = any(is_step(n.target) for n in gm.graph.nodes)
     try:
         if neurons or (_repeats(gm) and not is_unconverted(gm)):

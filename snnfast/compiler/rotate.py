@@ -17,6 +17,7 @@ from snnfast._program.engines import ENGINES
 from snnfast.compiler.calls import LEAST, module_of, product_of, signature_of, tensors_of, value
 from snnfast.compiler.errors import UnmergedError
 from snnfast.compiler.loop import Each, Of, Same, Statement
+from snnfast.compiler.parts.between import is_piece
 from snnfast.compiler.parts.program import UNLIKE, Program, Row
 from snnfast.compiler.peel import take_in_first
 
@@ -34,7 +35,7 @@ def program_of(statements: Sequence[Statement], order: dict[Node, int], is_free:
     try:
         return _best(statements, order, is_free, set())
     except UnmergedError as error:
-        products = {s for s in statements if product_of(s.node) is not None}
+        products = {s for s in statements if product_of(s.node) is not None or is_piece(s.node)}
         if not products or len(products) == len(statements):
             raise
         try:
@@ -47,7 +48,7 @@ def _best(
     statements: Sequence[Statement], order: dict[Node, int], is_free: Callable[[Node], bool], products: set[Statement]
 ) -> Program:
     """The program with the most calls; of those with as many, the one with the fewest states."""
-    _check([s for s in statements if s not in products])
+    _check([s for s in statements if s not in products], alike=not products)
     loops = {s.loop for s in statements}
     if len(loops) > 1:
         raise UnmergedError(UNLIKE)
@@ -74,7 +75,7 @@ def _best(
     return best
 
 
-def _check(statements: Sequence[Statement]) -> None:
+def _check(statements: Sequence[Statement], alike: bool) -> None:
     tensors = [t for s in statements for t in tensors_of(s.node)]
     devices = {t.device for t in tensors}
     if len(devices) != 1:
@@ -83,7 +84,7 @@ def _check(statements: Sequence[Statement]) -> None:
     if device.type not in ENGINES:
         raise UnmergedError(f"it is on {device.type}, for which there are no kernels of programs")
     shapes = dict.fromkeys(f"[{', '.join(map(str, t.shape))}]" for t in tensors)
-    if len(shapes) != 1:
+    if alike and len(shapes) != 1:
         raise UnmergedError(f"a step computes tensors of several shapes: {', '.join(list(shapes)[:3])}")
     if any(s.node.meta["context"].blocks for s in statements):
         raise UnmergedError("it runs under autocast or inference mode")
@@ -183,8 +184,8 @@ class _Steps:
         for begin in made.begins():
             if isinstance(begin, Node):
                 _check_given(made, begin)
-        for statement in self.products:
-            made.product(statement)
+        if self.products:
+            made.arrange()
         return made
 
     def _fill_last(self, made: Program) -> None:

@@ -414,6 +414,79 @@ def a_layer_that_hears_itself(net: Any, x: Tensor, t: int, mem: Tensor, spk: Ten
     return spk, mem, spk
 
 
+@by_hand("?", rounded=True)
+def layers_of_several_widths(net: Any, x: Tensor) -> Any:
+    """The spikes of the second layer hold back the first one, at the next step."""
+    there, back = net.fc.weight[:3], net.fc.weight.t()[:, :3] * net.gain
+    e, i = torch.zeros_like(x[0]), x.new_zeros(x.shape[1], 3)
+    s_e, s_i, out = e, i, []
+    for t in range(x.shape[0]):
+        e = 0.9 * e * (1 - s_e) + x[t] - F.linear(s_i, back)
+        s_e = Plain.apply(e - 0.5)
+        i = torch.sigmoid(net.gain) * i - s_i + F.linear(s_e, there, net.decay[:3])
+        s_i = Plain.apply(i - 0.25)
+        out.append(s_e)
+    return torch.stack(out), e, i, s_i
+
+
+@by_hand("?", rounded=True)
+def a_layer_that_hears_the_one_behind_it(net: Any, x: Tensor) -> Any:
+    """Both are of one width, and of snnfast."""
+    mem, syn, high = net.lif.reset_mem(), *net.syn.reset_mem()
+    top, out = torch.zeros_like(x[0]), []
+    for t in range(x.shape[0]):
+        spk, mem = net.lif(x[t] + net.fc(top), mem)
+        top, syn, high = net.syn(net.fc(spk), syn, high)
+        out.append(high)
+    return torch.stack(out), top
+
+
+@a_step("?", start=(None, None), rounded=True)
+def gates_that_are_cut_by_chunk(net: Any, x: Tensor, t: int, h: Tensor, c: Tensor) -> Any:
+    wide = torch.cat([net.fc.weight * k for k in (1.0, -0.5, 0.7, 0.2)])
+    i, f, g, o = (F.linear(x[t], wide) + F.linear(h, wide, net.decay.repeat(4))).chunk(4, 1)
+    c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+    return i, torch.sigmoid(o) * torch.tanh(c), c
+
+
+@a_step("?", start=(None,), rounded=True)
+def gates_that_are_cut_by_slices(net: Any, x: Tensor, t: int, h: Tensor) -> Any:
+    wide = torch.cat([net.fc.weight * k for k in (1.0, -0.5)])
+    gates = torch.sigmoid(torch.mm(h, wide.t()) * net.gain + net.decay.repeat(2))
+    h = gates[:, :7] * h + gates[:, 7:] * x[t]
+    return h, h
+
+
+@a_step("?", start=(None, None, None, None), rounded=True)
+def cells_of_pytorch(net: Any, x: Tensor, t: int, h: Tensor, c: Tensor, h2: Tensor, h3: Tensor) -> Any:
+    wide = torch.cat([net.fc.weight * k for k in (1.0, -0.5, 0.7, 0.2)])
+    bias = net.decay.repeat(4)
+    h, c = torch.lstm_cell(x[t], (h, c), wide, wide, bias, bias)
+    h2 = torch.gru_cell(h, h2, wide[7:], wide[7:], bias[7:])
+    h3 = torch.rnn_relu_cell(h2, h3, net.fc.weight, net.fc.weight) - torch.rnn_tanh_cell(
+        h2, h3, net.fc.weight, wide[:7]
+    )
+    return h3 * c, h, c, h2, h3
+
+
+@a_step("?", start=(None, None), returns="last")
+def gates_of_other_widths(net: Any, x: Tensor, t: int, mem: Tensor, spk: Tensor) -> Any:
+    a, b = F.linear(spk, net.fc.weight.repeat(2, 1)[:10]).split([7, 3], 1)
+    mem = 0.9 * mem + x[t] + a + b.sum(1, keepdim=True)
+    spk = Plain.apply(mem - 1)
+    return spk, mem, spk
+
+
+@a_step("?", start=(None, None), returns="last")
+def a_layer_that_takes_spikes_by_a_product_and_by_themselves(
+    net: Any, x: Tensor, t: int, mem: Tensor, high: Tensor
+) -> Any:
+    mem = 0.9 * mem + x[t] - net.fc(high)
+    spk = Plain.apply(mem - 1)
+    high = 0.8 * high + net.fc(spk) + spk
+    return spk, mem, high
+
+
 @by_hand("6 steps of 9 calls: one recurrence, with linear between its steps")
 def a_product_of_what_is_detached(net: Any, x: Tensor) -> Any:
     """The step of the program begins in the midst of that of the loop."""
