@@ -73,7 +73,7 @@ class Explanation:
     Attributes:
         graphs: One :class:`GraphReport` for each graph, in order. There are several if ``torch.compile`` had to split
             the code because it could not trace a part of it.
-        cuts: File and line of these parts.
+        cuts: File, line and code of these parts.
         notes: What was recorded, and why calls were made at once, if the loop was recorded.
     """
 
@@ -167,9 +167,9 @@ def number_of_failures() -> int:
 
 
 def cuts_since(number: int) -> list[str]:
-    """File and line of the places where ``torch.compile`` has cut the user's code since."""
+    """File, line and code of the places where ``torch.compile`` has cut the user's code since."""
     found = torch._dynamo.utils.graph_break_reasons[number:]
-    stacks = ([(f.filename, f.lineno, "") for f in reversed(reason.user_stack)] for reason in found)
+    stacks = ([(f.filename, f.lineno, f.line or "") for f in reversed(reason.user_stack)] for reason in found)
     return list(dict.fromkeys(line for stack in stacks if (line := user_line(stack))))
 
 

@@ -414,7 +414,7 @@ def a_layer_that_hears_itself(net: Any, x: Tensor, t: int, mem: Tensor, spk: Ten
     return spk, mem, spk
 
 
-@by_hand("?", rounded=True)
+@by_hand("7 steps of 16 calls: one recurrence, with linear between its steps", rounded=True)
 def layers_of_several_widths(net: Any, x: Tensor) -> Any:
     """The spikes of the second layer hold back the first one, at the next step."""
     there, back = net.fc.weight[:3], net.fc.weight.t()[:, :3] * net.gain
@@ -429,7 +429,7 @@ def layers_of_several_widths(net: Any, x: Tensor) -> Any:
     return torch.stack(out), e, i, s_i
 
 
-@by_hand("?", rounded=True)
+@by_hand("7 steps of 10 calls: one recurrence, with linear between its steps", rounded=True)
 def a_layer_that_hears_the_one_behind_it(net: Any, x: Tensor) -> Any:
     """Both are of one width, and of snnfast."""
     mem, syn, high = net.lif.reset_mem(), *net.syn.reset_mem()
@@ -441,7 +441,11 @@ def a_layer_that_hears_the_one_behind_it(net: Any, x: Tensor) -> Any:
     return torch.stack(out), top
 
 
-@a_step("?", start=(None, None), rounded=True)
+@a_step(
+    "7 steps of 18 calls: one recurrence, with linear between its steps; 7 x slice (4 times); 7 x linear",
+    start=(None, None),
+    rounded=True,
+)
 def gates_that_are_cut_by_chunk(net: Any, x: Tensor, t: int, h: Tensor, c: Tensor) -> Any:
     wide = torch.cat([net.fc.weight * k for k in (1.0, -0.5, 0.7, 0.2)])
     i, f, g, o = (F.linear(x[t], wide) + F.linear(h, wide, net.decay.repeat(4))).chunk(4, 1)
@@ -449,7 +453,7 @@ def gates_that_are_cut_by_chunk(net: Any, x: Tensor, t: int, h: Tensor, c: Tenso
     return i, torch.sigmoid(o) * torch.tanh(c), c
 
 
-@a_step("?", start=(None,), rounded=True)
+@a_step("7 steps of 12 calls: one recurrence, with mm between its steps; 7 x slice (2 times)", rounded=True)
 def gates_that_are_cut_by_slices(net: Any, x: Tensor, t: int, h: Tensor) -> Any:
     wide = torch.cat([net.fc.weight * k for k in (1.0, -0.5)])
     gates = torch.sigmoid(torch.mm(h, wide.t()) * net.gain + net.decay.repeat(2))
@@ -457,7 +461,13 @@ def gates_that_are_cut_by_slices(net: Any, x: Tensor, t: int, h: Tensor) -> Any:
     return h, h
 
 
-@a_step("?", start=(None, None, None, None), rounded=True)
+@a_step(
+    "7 steps of 18 calls: one recurrence, with linear between its steps; 7 steps of 14 calls: one recurrence, with "
+    "linear between its steps; 7 steps of 8 calls: one recurrence, with linear between its steps; 7 x linear (4 "
+    "times); 7 x slice (7 times)",
+    start=(None, None, None, None),
+    rounded=True,
+)
 def cells_of_pytorch(net: Any, x: Tensor, t: int, h: Tensor, c: Tensor, h2: Tensor, h3: Tensor) -> Any:
     wide = torch.cat([net.fc.weight * k for k in (1.0, -0.5, 0.7, 0.2)])
     bias = net.decay.repeat(4)
@@ -469,7 +479,7 @@ def cells_of_pytorch(net: Any, x: Tensor, t: int, h: Tensor, c: Tensor, h2: Tens
     return h3 * c, h, c, h2, h3
 
 
-@a_step("?", start=(None, None), returns="last")
+@a_step(f"{NO}: the result of linear is not cut into equal parts alone", start=(None, None), returns="last")
 def gates_of_other_widths(net: Any, x: Tensor, t: int, mem: Tensor, spk: Tensor) -> Any:
     a, b = F.linear(spk, net.fc.weight.repeat(2, 1)[:10]).split([7, 3], 1)
     mem = 0.9 * mem + x[t] + a + b.sum(1, keepdim=True)
@@ -477,7 +487,7 @@ def gates_of_other_widths(net: Any, x: Tensor, t: int, mem: Tensor, spk: Tensor)
     return spk, mem, spk
 
 
-@a_step("?", start=(None, None), returns="last")
+@a_step(f"{NO}: a layer takes a result of its own step by a product and by itself", start=(None, None), returns="last")
 def a_layer_that_takes_spikes_by_a_product_and_by_themselves(
     net: Any, x: Tensor, t: int, mem: Tensor, high: Tensor
 ) -> Any:
@@ -528,7 +538,7 @@ def a_record_that_is_written_twice(net: Any, x: Tensor) -> Any:
     return rec
 
 
-@by_hand(f"{NO}: a step computes tensors of several shapes: [5, 7], [5, 14]")
+@by_hand(f"{NO}: linear has another weight or bias at another step")
 def spikes_beside_the_input_and_a_weight_that_changes(net: Any, x: Tensor) -> Any:
     mem = spk = torch.zeros_like(x[0])
     weight = torch.cat((net.fc.weight, net.fc.weight), 1).detach()
@@ -571,8 +581,7 @@ def a_product_under_autocast(net: Any, x: Tensor, t: int, mem: Tensor, spk: Tens
 
 
 @by_hand(
-    f"{NO}: an operator takes tensors of its own sizes alone: einsum(): subscript i is repeated for operand 0 but the "
-    "sizes don't match, 11 != 13",
+    f"{NO}: einsum is not elementwise",
 )
 def a_diagonal_in_place_of_a_product(net: Any, x: Tensor) -> Any:
     square = x[:, :1].expand(-1, 7, -1)
@@ -604,8 +613,7 @@ def derivative_that_is_not_elementwise(net: Any, x: Tensor, t: int, mem: Tensor)
 
 
 @a_step(
-    f"{NO}: an operator takes tensors of its own sizes alone: Mismatch of parameter numbers and input channel size. "
-    "Found parameter numbers = 143 and channel size = 11.",
+    f"{NO}: prelu is not elementwise",
     returns="last",
 )
 def operator_that_knows_its_channels(net: Any, x: Tensor, t: int, mem: Tensor) -> Any:
@@ -820,7 +828,7 @@ def parts_first_read_without_gradients(x: Tensor) -> Any:
 
 
 @after(
-    "4 x unsqueeze; 4 x detach; 4 x mul: each call needs the result of an earlier one (2 times); 4 x max: it "
+    "4 x unsqueeze; 4 x detach; 4 x mul: each call needs the result of an earlier one; 4 x max: it "
     "changes a tensor in place",
 )
 def written_into_a_list_and_a_tuple(x: Tensor, s: list[Tensor], m: list[Tensor]) -> Any:
@@ -868,11 +876,9 @@ def written_through_data_after_it_was_saved(x: Tensor) -> Any:
 
 
 @program(
-    "4 steps of 7 calls: one recurrence; 4 x sum; 4 x add; 4 x sub: each call needs the result of an earlier one;"
-    " 4 x mul: each call needs the result of an earlier one; 4 x mul: each call needs the result of an earlier "
-    "one: a number differs from step to step; 4 x clamp: each call needs the result of an earlier one: a number "
-    "differs from step to step; 2 x full: none of its inputs varies with time; 4 x copy_: it changes a tensor in "
-    "place",
+    "4 steps of 7 calls: one recurrence; 4 x sum; 4 x add; 4 x sub, mul: each call needs the result of an earlier "
+    "one; 4 x mul, clamp: each call needs the result of an earlier one: a number differs from step to step; 2 x full: "
+    "none of its inputs varies with time; 4 x copy_: it changes a tensor in place",
 )
 def changed_in_the_same_way_at_every_step(x: Tensor) -> Any:
     """Most of these change nothing, but not those behind a change of another kind, or of what is copied."""
@@ -942,8 +948,8 @@ CELLS = [kind(N, N, dtype=torch.float64) for kind in (nn.LSTMCell, nn.GRUCell, n
 
 
 @program(
-    "4 x mul; 4 x rnn_tanh_cell; 4 x gru_cell; 4 x getitem (2 times); 4 x lstm_cell; 4 x gru_cell: each call "
-    "takes its own result of the step before, as a running sum does",
+    "4 steps of 15 calls: one recurrence, with linear between its steps; 4 x slice (3 times); 4 x linear; 4 x "
+    "rnn_tanh_cell; 4 x gru_cell; 4 x getitem (2 times); 4 x lstm_cell",
 )
 def cells_of_which_one_goes_on_from_the_step_before(x: Tensor) -> Any:
     (lstm, gru, rnn, last), mem, hidden = CELLS, zeros(B, N), zeros(B, N)

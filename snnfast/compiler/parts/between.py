@@ -61,6 +61,10 @@ def layers_of(part: Any) -> list[Layer]:
             statement = ends[statement]
         return statement
 
+    def shape_of(statement: Statement) -> tuple[str, ...]:
+        node = samples[products[statement][0]] if statement in products else samples[statement]
+        return tuple(map(str, tensors_of(node)[0].shape))
+
     for product, pieces in products.items():
         for piece in pieces:
             ends[end_of(piece)] = end_of(product)
@@ -68,7 +72,15 @@ def layers_of(part: Any) -> list[Layer]:
         for a in part.args[s] if s not in part.products else ():
             if isinstance(a, Of):
                 ends[end_of(s)] = end_of(a.statement)
-    levels = dict.fromkeys(map(end_of, part.statements), 0)
+    shapes: dict[Statement, dict[Any, None]] = defaultdict(dict)
+    for s in part.statements:
+        if s not in part.products or s in products:
+            shapes[end_of(s)][shape_of(s)] = None
+    several = next((found for found in shapes.values() if len(found) > 1), None)
+    if several is not None:
+        told = [f"[{', '.join(shape)}]" for shape in several]
+        raise UnmergedError(f"a step computes tensors of several shapes: {', '.join(told)}")
+    levels = dict.fromkeys(shapes, 0)
     sources = {p: part.source_of(p) for p in products}
     for turn in count():
         before = dict(levels)
@@ -78,28 +90,16 @@ def layers_of(part: Any) -> list[Layer]:
         if levels == before:
             break
         if turn > len(levels):
-            raise UnmergedError("a product takes a result of its own step that waits for it")
+            raise UnmergedError("a layer takes a result of its own step by a product and by itself")
     found: dict[Any, Layer] = defaultdict(lambda: Layer([], {}, samples))
     for s in part.statements:
-        if s in products:
-            s_shape = value(samples[products[s][0]]).shape
-        elif s not in part.products:
-            s_shape = tensors_of(samples[s])[0].shape
-        else:
-            continue
-        layer = found[levels[end_of(s)], tuple(map(str, s_shape))]
-        if s in products:
+        layer = found[levels[end_of(s)], shape_of(s)] if s not in part.products or s in products else None
+        if layer is not None and s in products:
             layer.products[s] = products[s]
-        else:
+        elif layer is not None:
             layer.statements.append(s)
-    shapes: dict[Statement, set[Any]] = defaultdict(set)
-    for (_, shape), layer in found.items():
-        for s in (*layer.statements, *layer.products):
-            shapes[end_of(s)].add(shape)
-    several = next((of for of in shapes.values() if len(of) > 1), None)
-    if several is not None or any(not layer.statements for layer in found.values()):
-        told = sorted(f"[{', '.join(shape)}]" for shape in several or ())
-        raise UnmergedError(f"a step computes tensors of several shapes: {', '.join(told)}")
+    if any(not layer.statements for layer in found.values()):
+        raise UnmergedError("the result of a product is read outside of the recurrence alone")
     return [found[key] for key in sorted(found, key=lambda key: key[0])]
 
 

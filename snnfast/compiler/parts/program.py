@@ -242,9 +242,10 @@ class Program(Part):
         if value(node).dim() != len(self.shape):
             raise UnmergedError(f"{name} has another number of dimensions than the rest of the step")
         source, *weights = self._operands(statement) if found is not None else self.args[statement][:1]
-        fits = isinstance(source, Of) and (source.statement in self.products) == (found is None)
-        if not fits or not all(isinstance(a, Same) for a in weights):
+        if not isinstance(source, Of) or (source.statement in self.products) != (found is None):
             raise UnmergedError(f"{name} is not elementwise, and takes no result of the recurrence alone")
+        if not all(isinstance(a, Same) for a in weights):
+            raise UnmergedError(f"{name} has another weight or bias at another step")
         if found is None and source.back > 0:
             raise UnmergedError(f"{name} takes a part of a product of the step before")
 
