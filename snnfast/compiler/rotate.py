@@ -54,9 +54,10 @@ def _best(
         raise UnmergedError(UNLIKE)
     found: list[tuple[_Steps, Program]] = []
     reason = UNLIKE
+    leaves = {n: pytree.tree_leaves((n.args, n.kwargs)) for s in statements for n in s.calls}
     for begin in range(len(statements)):
         try:
-            steps = _Steps(statements, begin, order, products)
+            steps = _Steps(statements, begin, order, products, leaves)
             found.append((steps, steps.program()))
         except UnmergedError as error:
             reason = str(error) if reason == UNLIKE else reason
@@ -98,10 +99,15 @@ class _Steps:
     """The calls of statements by steps that begin with the statement number ``begin``, and what each step reads."""
 
     def __init__(
-        self, statements: Sequence[Statement], begin: int, order: dict[Node, int], products: set[Statement]
+        self,
+        statements: Sequence[Statement],
+        begin: int,
+        order: dict[Node, int],
+        products: set[Statement],
+        leaves: dict[Node, list[Any]],
     ) -> None:
         body = sorted(statements, key=statements[0].loop.statements.index)  # type: ignore[union-attr]
-        self.products = products
+        self.products, self._leaves = products, leaves
         self.rows: dict[int, Row] = {}
         self.at: dict[Node, tuple[Statement, int]] = {}
         for statement in statements:
@@ -117,7 +123,7 @@ class _Steps:
         self.first = self.model  # of the steps of the program
         row = self.rows[self.model]
         self.statements = sorted(statements, key=lambda s: order[row[s]])
-        self.sources = {s: [self._source(a, self.model) for a in _leaves(row[s])] for s in self.statements}
+        self.sources = {s: [self._source(a, self.model) for a in leaves[row[s]]] for s in self.statements}
         if any(s is not None and s[1] not in (0, 1) for found in self.sources.values() for s in found):
             raise UnmergedError("it reads a result of more than one step before")
 
@@ -133,7 +139,7 @@ class _Steps:
     def _is_alike(self, t: int, first: bool = False) -> bool:
         """Whether a step reads what the other steps read. The ``first`` one may read others in place of states."""
         for statement, node in self.rows.get(t, {}).items():
-            leaves, sources = _leaves(node), self.sources[statement]
+            leaves, sources = self._leaves[node], self.sources[statement]
             if len(leaves) != len(sources):  # the call of a first step that was taken in
                 return False
             for a, source in zip(leaves, sources, strict=True):
@@ -169,7 +175,7 @@ class _Steps:
         rows = [self.rows[t] for t in range(self.first, last + 1)]
         made = Program(self.statements, rows, self.rows[self.model], self.products)
         for statement in self.statements:
-            columns = zip(*(_leaves(row[statement]) for row in rows if statement in row), strict=True)
+            columns = zip(*(self._leaves[row[statement]] for row in rows if statement in row), strict=True)
             args: list[Any] = []
             for column, source in zip(columns, self.sources[statement], strict=True):
                 if source is None:
@@ -234,7 +240,3 @@ def _check_given(made: Program, *nodes: Any) -> None:
 
 def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _leaves(node: Node) -> list[Any]:
-    return pytree.tree_leaves((node.args, node.kwargs))

@@ -562,7 +562,7 @@ def a_record_without_a_gradient(net: Any, x: Tensor) -> Any:
     return mem, rec
 
 
-@a_step(f"{NO}: a step computes tensors of several shapes: [5, 7], [5, 14]", start=(None, None), returns="last")
+@a_step(f"{NO}: a step computes tensors of several shapes: [5, 14], [5, 7]", start=(None, None), returns="last")
 def spikes_beside_the_input_without_a_gradient(net: Any, x: Tensor, t: int, mem: Tensor, spk: Tensor) -> Any:
     with torch.no_grad():
         both = torch.cat((x[t], spk), dim=1)
