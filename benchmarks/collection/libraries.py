@@ -133,8 +133,8 @@ class NorseCells(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         of_lif = of_out = None
         voltages = []
-        for step in x:
-            z, of_lif = self.lif(10 * self.fc1(step.flatten(1)), of_lif)
+        for step in range(x.shape[0]):
+            z, of_lif = self.lif(10 * self.fc1(x[step].flatten(1)), of_lif)
             v, of_out = self.out(self.fc2(z), of_out)
             voltages.append(v)
         return torch.stack(voltages)

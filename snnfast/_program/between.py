@@ -22,7 +22,7 @@ __all__ = ["Between", "Part", "Product", "Source", "unroll"]
 
 
 class Source(NamedTuple):
-    """What a product takes: a state before the step, or, ``now``, an output of an earlier part in this step."""
+    """The operand of a product: a state before the step, or, ``now``, an output of an earlier part in this step."""
 
     part: int
     number: int

@@ -250,7 +250,7 @@ class Program(Part):
             raise UnmergedError(f"{name} takes a part of a product of the step before")
 
     def _operands(self, product: Statement) -> list[Any]:
-        """What a product takes: a result, a weight, and a bias, if it has one."""
+        """The operands of a product: a result, a weight, and a bias, if it has one."""
         node = self.sample(product)
         args = dict(zip(pytree.tree_leaves((node.args, node.kwargs)), self.args[product], strict=True))
         return [args[a] for a in product_of(node)[1:]]  # type: ignore[index]
