@@ -115,7 +115,7 @@ def _stack_of(error: BaseException | None) -> list[Any]:
 
 def _reason(error: Exception, stack: list[Any]) -> str:
     """An error of torch.compile in words: where it is in the user's program, and its first line."""
-    at = user_line((f.filename, f.lineno, "") for f in reversed(stack))
+    at = user_line((f.filename, f.lineno, f.line or "") for f in reversed(stack))
     inner = getattr(error, "inner_exception", error)  # of a backend
     text = " ".join(re.split(r"\n\n|\n +Hint:", str(inner).strip())[0].split())
     what = text.rpartition(": got ")[2]  # the error of an operator, behind its arguments

@@ -1029,12 +1029,13 @@ QUICK = {"static-image", "recurrent-student", "gestures", "spike-counts", "strai
          "recurrent-unbatched", "recurrent-by-hand", "delayed", "temporal-efficient"}  # fmt: skip
 # What becomes of the layers: elsewhere an unroll. Where nothing is given, no call is left to be repeated.
 OUTCOMES = {
-    "deep-gestures": "unroll", "spike-counts": "unroll", "prints": "unroll", "cell": "unroll", "muscles": "recurrence",
+    "deep-gestures": "unroll", "spike-counts": "unroll", "prints": "unroll", "muscles": "recurrence",
+    "all-steps-on-images": "", "norse-cells": "", "rows-of-an-image": "unroll recurrence",
     **dict.fromkeys(("hybrid", "edges", "inhibition", "custom-surrogate", "own-function", "own-function-on-images",
-                     "squashed", "masked", "bounded", "leaky-with-feedback"), "unroll recurrence"),
+                     "squashed", "masked", "bounded", "leaky-with-feedback", "cell"), "unroll recurrence"),
     **dict.fromkeys(("spatio-temporal", "temporal-efficient", "recurrent-by-hand", "recurrent-adaptive"), "recurrence"),
     **dict.fromkeys(("early-exit", "episodes", "loop-outside", "stream"), "steps"),
-    **{name: "recurrence" for name, p in collection.programs().items() if p.kind == "neurons"},
+    **{name: "recurrence" for name, p in collection.programs().items() if p.kind in ("neurons", "feedback")},
 }  # fmt: skip
 
 
