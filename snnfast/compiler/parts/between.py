@@ -52,9 +52,8 @@ def layers_of(part: Any) -> list[Layer]:
     """
     samples = dict(zip(part.statements, part.samples, strict=True))
     products = _products(part, samples)
-    ends: dict[Statement, Statement] = {
-        s: s for s in part.statements
-    }  # of sets of statements, each with one of the same set
+    # Each statement leads to another one of its set; the last one leads to itself.
+    ends: dict[Statement, Statement] = {s: s for s in part.statements}
 
     def end_of(statement: Statement) -> Statement:
         while ends[statement] is not statement:
