@@ -638,6 +638,7 @@ std::vector<Tensor> program_between_forward(const Tensor& like, const std::vecto
   const std::vector<PartCounts> all = read_counts(counts, codes.size());
   const Products between(like, rows, all, weights, biases, products, /*turned=*/false);
   std::vector<std::vector<Tensor>> made(weights.size());
+  std::vector<std::vector<char*>> pieces(weights.size());  // of the step
   std::vector<std::unique_ptr<ForwardPart>> parts;
   Rest of_series(series, "series"), of_states(states, "states"), of_parameters(parameters, "parameters");
   for (size_t i = 0; i < all.size(); ++i) {
@@ -645,6 +646,7 @@ std::vector<Tensor> program_between_forward(const Tensor& like, const std::vecto
     for (size_t k = 0; k < made.size(); ++k) {
       for (size_t piece = 0; between.all()[k].to == i && piece < between.all()[k].pieces; ++piece) {
         made[k].push_back(between.empty(all[i].columns, keep ? steps : 1));
+        pieces[k].push_back(static_cast<char*>(made[k].back().mutable_data_ptr()));
         every.push_back(made[k].back());
       }
     }
@@ -664,13 +666,10 @@ std::vector<Tensor> program_between_forward(const Tensor& like, const std::vecto
       for (size_t k = 0; k < made.size(); ++k) {
         const Product& p = between.all()[k];
         if (p.to != i) continue;
-        std::vector<char*> pieces;
-        for (const Tensor& piece : made[k]) {
-          const int64_t row = rows * all[i].columns * between.element();
-          pieces.push_back(static_cast<char*>(piece.mutable_data_ptr()) + (keep ? t * row : 0));
-        }
         const ForwardPart& from = *parts[p.from];
-        between.multiply(k, p.now ? from.output(t, p.number) : from.before(t, p.number), pieces);
+        between.multiply(k, p.now ? from.output(t, p.number) : from.before(t, p.number), pieces[k]);
+        if (!keep) continue;
+        for (char*& piece : pieces[k]) piece += rows * all[i].columns * between.element();
       }
       parts[i]->run_step(t);
     }
@@ -682,7 +681,7 @@ std::vector<Tensor> program_between_forward(const Tensor& like, const std::vecto
   }
   if (!keep) return results;
   results.insert(results.end(), kept.begin(), kept.end());
-  for (const std::vector<Tensor>& pieces : made) results.insert(results.end(), pieces.begin(), pieces.end());
+  for (const std::vector<Tensor>& of : made) results.insert(results.end(), of.begin(), of.end());
   return results;
 }
 
@@ -853,9 +852,10 @@ std::vector<Tensor> program_between_backward(const Tensor& like, const std::vect
                     p.now ? "output" : "state");
     if (p.now) parts[p.from]->read_by_products(p.number);
   }
+  std::vector<char*> pieces;
   const auto back = [&](size_t k) {
     const Product& p = between.all()[k];
-    std::vector<char*> pieces;
+    pieces.clear();
     for (size_t i = 0; i < p.pieces; ++i) pieces.push_back(parts[p.to]->of_series(first[k] + i));
     if (std::count(pieces.begin(), pieces.end(), nullptr) == static_cast<std::ptrdiff_t>(pieces.size())) return;
     between.multiply_back(k, pieces, p.now ? parts[p.from]->of_output(p.number) : parts[p.from]->of_state(p.number));

@@ -5,6 +5,8 @@ The gradient of a weight is one product after all steps. There is no such op on 
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -94,7 +96,8 @@ class Part(NamedTuple):
     constants: tuple[int, ...]
 
 
-class Between(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Between:
     """Parts, and the products before them.
 
     Attributes:
@@ -109,9 +112,16 @@ class Between(NamedTuple):
     def to(self, part: int) -> list[Product]:
         return [p for p in self.products if p.to == part]
 
-    def read(self, part: int) -> list[int]:
-        """The outputs of a part that products take."""
-        return sorted({p.source.number for p in self.products if p.source.now and p.source.part == part})
+    @cached_property
+    def read(self) -> list[list[int]]:
+        """The outputs of each part that products take."""
+        read = [p.source for p in self.products if p.source.now]
+        return [sorted({s.number for s in read if s.part == part}) for part in range(len(self.parts))]
+
+    @cached_property
+    def numbers(self) -> list[int]:
+        """The products as the ops take them."""
+        return [n for p in self.products for n in p.numbers()]
 
 
 def taken(found: Sequence[Any], counts: Sequence[int]) -> Iterator[Sequence[Any]]:
@@ -148,21 +158,24 @@ def unroll(between: Between, given: Sequence[Any], steps: int) -> tuple[Tensor, 
 def _shapes(between: Between, given: Sequence[Any]) -> list[torch.Size]:
     """The shape of a step of each part. All have the same dimensions before the last."""
     series, states, constants = split(given, between.counts)
-    found = []
-    for number, part in enumerate(between.parts):
-        shapes = [series[i].shape[1:] for i in part.series]
+    rows, widths = [], []
+    for part in between.parts:
         others = [*(states[i] for i in part.states), *(constants[i] for i in part.constants)]
-        shapes += [t.shape for t in others if isinstance(t, Tensor)]
-        widths = [p.by_outputs(constants).shape[0] // p.pieces for p in between.to(number)]
-        widths += [p.by_outputs(constants).shape[1] for p in between.products if p.source.part == number]
-        found.append(broadcast([*shapes, *(torch.Size((width,)) for width in widths)]))
-    rank = max(map(len, found))
-    rows = torch.Size((*broadcast([shape[:-1] for shape in found if len(shape) == rank]), 1))
-    return [broadcast([rows, shape]) for shape in found]
+        shapes = [*(series[i].shape[1:] for i in part.series), *(t.shape for t in others if isinstance(t, Tensor))]
+        rows += [shape[:-1] for shape in shapes]
+        widths.append(max((shape[-1] for shape in shapes if shape), default=1))
+    for p in between.products:
+        weight = constants[p.weight].shape
+        outputs, inputs = weight if p.name == "linear" else reversed(weight)
+        widths[p.to] = max(widths[p.to], outputs // p.pieces)
+        widths[p.source.part] = max(widths[p.source.part], inputs)
+    lead = broadcast(rows)
+    return [torch.Size((*lead, width)) for width in widths]
 
 
 def _codes(between: Between, calls: Sequence[Call], tensors: Sequence[Tensor]) -> list[Codes]:
     needs, found = needs_of(tensors), []
+    needed = needs is not None and any(needs)
     for number, (part, call) in enumerate(zip(between.parts, calls, strict=True)):
         asked = None
         if needs is not None:
@@ -171,7 +184,7 @@ def _codes(between: Between, calls: Sequence[Call], tensors: Sequence[Tensor]) -
             # A product asks for a gradient where a state does, which is so from the second step on if it ever is.
             asked = (
                 *(of_series[i] for i in part.series),
-                *(any(needs) for _ in range(made)),
+                *(needed for _ in range(made)),
                 *(of_states[i] for i in part.states),
                 *(of_constants[i] for i in part.constants),
             )
@@ -223,7 +236,7 @@ class _Run(torch.autograd.Function):
             _counts(between, calls, [part.series for part in between.parts], parameters),
             [p.weight_of(constants) for p in products],
             [p.bias_of(constants) for p in products],
-            [n for p in products for n in p.numbers()],
+            between.numbers,
             calls[0].steps,
             _rows(calls),
             keep,
@@ -238,7 +251,7 @@ class _Run(torch.autograd.Function):
         ctx.how = between, codes, calls
         ctx.set_materialize_grads(False)
         if keep:
-            read = [outputs[i][o] for i in range(len(parts)) for o in between.read(i)]
+            read = [outputs[i][o] for i in range(len(parts)) for o in between.read[i]]
             ctx.save_for_backward(*tensors, *read, *found[sum(counts) :])
         return (*(t for of_part in outputs for t in of_part), *last)
 
@@ -283,7 +296,7 @@ def _backward(ctx: Any, needs: Sequence[bool], grads: Sequence[Tensor | None]) -
     tensors, others = ctx.saved_tensors[: len(needs)], list(ctx.saved_tensors[len(needs) :])
     series, states, constants = split(tensors, between.counts)
     needs_series, _, needs_constants = split(needs, between.counts)
-    read: dict[tuple[int, int], Tensor] = {(i, o): others.pop(0) for i in numbers for o in between.read(i)}
+    read: dict[tuple[int, int], Tensor] = {(i, o): others.pop(0) for i in numbers for o in between.read[i]}
     tapes = [others.pop(0) for _ in parts]
     made = [[others.pop(0) for _ in range(p.pieces)] for p in products]
     outputs = list(taken(grads, [c.forward.outputs for c in codes]))
@@ -312,7 +325,7 @@ def _backward(ctx: Any, needs: Sequence[bool], grads: Sequence[Tensor | None]) -
         _counts(between, calls, every, parameters),
         list(map(len, given)),
         [p.by_outputs(constants) for p in products],
-        [n for p in products for n in p.numbers(given)],
+        between.numbers if not any(between.read) else [n for p in products for n in p.numbers(given)],
         calls[0].steps,
         _rows(calls),
     )
