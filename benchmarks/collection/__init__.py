@@ -13,6 +13,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from io import StringIO
 from typing import Any
 
@@ -21,6 +22,7 @@ import torch.nn.functional as F  # noqa: N812 - PyTorch's own name for it
 from torch import Tensor, nn
 
 import snnfast
+from snnfast.neurons.network import convert
 
 from ..peers import Peer
 from ..peers.ours import LOOPED, PRODUCTS, RECORDED, SWAPPED
@@ -30,8 +32,9 @@ from .comparison import TOLERANCES, Seen, difference, gradients, leaves, seen
 
 KINDS = (
     "dense", "recurrent", "vision", "convolutional", "statistics", "weights", "states", "cells", "surrogates",
-    "attention", "agents", "neurons",
+    "attention", "agents", "neurons", "feedback",
 )  # fmt: skip
+LIBRARIES = "libraries"
 COMPILED_AFTER = 3  # calls
 
 
@@ -55,8 +58,8 @@ _programs: dict[str, Program] = {}
 
 @cache
 def programs() -> dict[str, Program]:
-    """All programs by their names. They import snnTorch."""
-    for kind in KINDS:
+    """All programs by their names. They import snnTorch; some are of SpikingJelly and Norse, where these are there."""
+    for kind in (*KINDS, *[LIBRARIES] * all(map(find_spec, ("spikingjelly", "norse")))):
         importlib.import_module(f".{kind}", __name__)
     return _programs
 
@@ -123,8 +126,6 @@ def built(program: Program, how: str) -> tuple[nn.Module, Callable[..., Any]]:
     function = program.train
     by = {LOOPED: "tracing", RECORDED: "recording"}.get(how)
     if how == SWAPPED or (by and program.whole):
-        from snnfast.snntorch import convert
-
         convert(net)
     if by and program.whole:
         function = snnfast.compile(function, by=by)

@@ -11,7 +11,9 @@
 #include <algorithm>
 #include <cstring>
 #include <memory>
+#include <optional>
 #include <set>
+#include <utility>
 #include <vector>
 
 #include <torch/csrc/stable/library.h>
@@ -374,67 +376,167 @@ std::vector<Tensor> program_backward(const Tensor& like, const std::vector<Tenso
 
 // ---- products between the steps
 
-// Products of states before each step, by PyTorch: the series behind the others. A step has rows of C neurons. Weights
-// are as in PyTorch's calls: [C, C] for linear, which has a bias, and for mm, [1, C, C] for bmm.
+// A recurrence of several layers: a part is a program of `rows` rows of so many columns. At every step, the parts run
+// one after the other. What a part takes beside its series are products, by PyTorch: of a state before the step, or of
+// an output that an earlier part has made in this step.
+struct PartCounts {
+  int64_t series, states, parameters, columns;
+};
+
+std::vector<PartCounts> read_counts(const std::vector<int64_t>& counts, size_t parts) {
+  STD_TORCH_CHECK(counts.size() == 4 * parts, "counts: expected series, states, parameters and columns of each part");
+  std::vector<PartCounts> found;
+  for (size_t i = 0; i < counts.size(); i += 4) {
+    for (size_t k = 0; k < 4; ++k) {
+      STD_TORCH_CHECK(counts[i + k] >= 0 && counts[i + k] <= kMost, "counts: expected 0 to ", kMost, " of anything");
+    }
+    found.push_back({counts[i], counts[i + 1], counts[i + 2], counts[i + 3]});
+  }
+  return found;
+}
+
+// A list of tensors, from its beginning to its end.
+template <typename T>
+class Rest {
+ public:
+  Rest(const std::vector<T>& all, const char* name) : all_(all), name_(name) {}
+
+  std::vector<T> take(int64_t count) {
+    STD_TORCH_CHECK(count <= static_cast<int64_t>(all_.size() - next_), name_, ": too few");
+    const auto begin = all_.begin() + static_cast<std::ptrdiff_t>(next_);
+    next_ += static_cast<size_t>(count);
+    return {begin, begin + static_cast<std::ptrdiff_t>(count)};
+  }
+  void end() const { STD_TORCH_CHECK(next_ == all_.size(), name_, ": too many"); }
+
+ private:
+  const std::vector<T>& all_;
+  const char* name_;
+  size_t next_ = 0;
+};
+
+template <typename A>
+void add(const void* from, void* to, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) static_cast<A*>(to)[i] += static_cast<const A*>(from)[i];
+}
+
+// What a product takes, and where its result goes: `pieces` series of part `to`, which lie side by side in it.
+struct Product {
+  size_t to, pieces, from;
+  bool now;  // an output of this step; otherwise a state before it
+  size_t number;
+};
+
+// The products of all parts. Weights are as in PyTorch's calls: [outputs, inputs] for linear, which has a bias,
+// [inputs, outputs] for mm, [1, inputs, outputs] for bmm; `turned`: all are [outputs, inputs].
 class Products {
  public:
-  Products(const Tensor& like, int64_t neurons, size_t states, const std::vector<Tensor>& weights,
-           const std::vector<int64_t>& of_states, int64_t columns)
-      : like_(like), N_(neurons), columns_(columns), weights_(weights), of_states_(of_states) {
+  Products(const Tensor& like, int64_t rows, const std::vector<PartCounts>& parts, const std::vector<Tensor>& weights,
+           const std::vector<MaybeTensor>& biases, const std::vector<int64_t>& products, bool turned)
+      : like_(like), rows_(rows), weights_(weights), biases_(biases) {
     const ScalarType type = like.scalar_type();
     STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double,
                     "like: products are in float32 and float64 alone");
-    STD_TORCH_CHECK(weights.size() == of_states.size(), "of_states: expected one for each weight");
-    STD_TORCH_CHECK(columns > 0 && neurons % columns == 0, "columns: expected the last dimension of a step");
+    STD_TORCH_CHECK(products.size() == 5 * weights.size(), "products: expected five numbers for each weight");
+    STD_TORCH_CHECK(turned || biases.size() == weights.size(),
+                    "biases: expected one for each weight, or none in its place");
     for (size_t k = 0; k < weights.size(); ++k) {
+      const int64_t* const p = products.data() + 5 * k;
+      const auto count = static_cast<int64_t>(parts.size());
+      STD_TORCH_CHECK(p[0] >= 0 && p[0] < count && p[2] >= 0 && p[2] < count, "products: no such part");
+      STD_TORCH_CHECK(p[1] > 0 && p[1] <= kMost && p[4] >= 0 && p[4] <= kMost, "products: no such number");
+      STD_TORCH_CHECK(p[3] == 0 || p[2] < p[0], "products: a part takes outputs of earlier parts");
+      all_.push_back({static_cast<size_t>(p[0]), static_cast<size_t>(p[1]), static_cast<size_t>(p[2]), p[3] != 0,
+                      static_cast<size_t>(p[4])});
+      const Product& product = all_.back();
       const Tensor& w = weights[k];
-      const bool fits = (w.dim() == 2 || (w.dim() == 3 && w.size(0) == 1)) && w.size(w.dim() - 1) == columns &&
-                        w.size(w.dim() - 2) == columns;
+      const int64_t inputs = parts[product.from].columns, piece = parts[product.to].columns;
+      const bool by_outputs = turned || biases[k].has_value();
+      const int64_t d = w.dim(), i = by_outputs ? d - 1 : d - 2, o = by_outputs ? d - 2 : d - 1;
+      const bool fits =
+          (d == 2 || (d == 3 && w.size(0) == 1 && !by_outputs)) && w.size(i) == inputs && w.size(o) == piece * p[1];
       STD_TORCH_CHECK(fits && w.is_cpu() && w.scalar_type() == type,
-                      "weights: expected square matrices on the CPU of the dtype of the call");
-      STD_TORCH_CHECK(of_states[k] >= 0 && of_states[k] < static_cast<int64_t>(states), "of_states: no such state");
-    }
-    aligned_ = N_ * element() % kLine == 0;
-    if (!aligned_) {
-      for (Tensor* t : {&from_, &to_}) {
-        Shape shape;
-        shape.push_back(N_);
-        *t = CpuBackend::empty(like, shape, contiguous_strides(shape), type);
-      }
+                      "weights: expected matrices on the CPU of the dtype of the call, from the columns of one part to "
+                      "those of the other");
+      inputs_.push_back(inputs);
+      pieces_.push_back(piece);
+      scratch_.push_back({empty(inputs), empty(piece * p[1])});
     }
   }
 
-  size_t count() const { return weights_.size(); }
-  int64_t state(size_t k) const { return of_states_[k]; }
+  const std::vector<Product>& all() const { return all_; }
   int64_t element() const { return like_.scalar_type() == ScalarType::Double ? 8 : 4; }
 
+  Tensor empty(int64_t columns, int64_t steps = 1) const {
+    Shape shape;
+    shape.push_back(steps);
+    shape.push_back(rows_ * columns);
+    return CpuBackend::empty(like_, shape, contiguous_strides(shape), like_.scalar_type());
+  }
+
   // The order of the sums in a product may depend on where memory begins: rows begin where tensors do.
-  void multiply(size_t k, const char* name, const void* state, const MaybeTensor* bias, void* to) {
-    const size_t bytes = static_cast<size_t>(N_ * element());
-    const void* const from = aligned_ ? state : std::memcpy(from_.mutable_data_ptr(), state, bytes);
-    void* const result = aligned_ ? to : to_.mutable_data_ptr();
+  void multiply(size_t k, const void* from, const std::vector<char*>& to) const {
+    const int64_t inputs = inputs_[k], piece = pieces_[k], outputs = piece * static_cast<int64_t>(to.size());
+    char* const whole = to.size() == 1 && is_aligned(outputs) ? to[0] : data(scratch_[k].second);
+    if (!is_aligned(inputs)) from = std::memcpy(data(scratch_[k].first), from, bytes(inputs));
     const bool batch = weights_[k].dim() == 3;
-    const Tensor rows = matrix(from, batch), made = matrix(result, batch);
-    bias == nullptr ? call_out(name, rows, weights_[k], made) : call_out(name, rows, weights_[k], *bias, made);
-    if (!aligned_) std::memcpy(to, result, bytes);
+    const Tensor x = matrix(from, inputs, batch), made = matrix(whole, outputs, batch);
+    if (biases_[k].has_value()) {
+      call_out("aten::linear", x, weights_[k], biases_[k], made);
+    } else {
+      call_out(batch ? "aten::bmm" : "aten::mm", x, weights_[k], made);
+    }
+    if (whole != to[0]) side_by_side(to, piece, whole, /*apart=*/true);
+  }
+
+  // Adds the gradient of what a product takes, from those of its pieces; nullptr: of zeros.
+  void multiply_back(size_t k, const std::vector<char*>& from, void* to) const {
+    const int64_t inputs = inputs_[k], piece = pieces_[k], outputs = piece * static_cast<int64_t>(from.size());
+    char* const whole = from.size() == 1 && is_aligned(outputs) ? from[0] : data(scratch_[k].second);
+    if (whole != from[0]) side_by_side(from, piece, whole, /*apart=*/false);
+    void* const made = data(scratch_[k].first);
+    call_out("aten::mm", matrix(whole, outputs, false), weights_[k], matrix(made, inputs, false));
+    element() == 8 ? add<double>(made, to, rows_ * inputs) : add<float>(made, to, rows_ * inputs);
   }
 
  private:
   static constexpr int64_t kLine = 64;
 
-  Tensor matrix(const void* data, bool batch) const {
-    const int64_t sizes[] = {1, N_ / columns_, columns_}, strides[] = {N_, columns_, 1};
+  static char* data(const Tensor& t) { return static_cast<char*>(t.mutable_data_ptr()); }
+  size_t bytes(int64_t columns) const { return static_cast<size_t>(rows_ * columns * element()); }
+  bool is_aligned(int64_t columns) const { return bytes(columns) % kLine == 0; }
+
+  // Copies between the columns of a matrix and its pieces.
+  void side_by_side(const std::vector<char*>& pieces, int64_t columns, char* whole, bool apart) const {
+    const size_t row = static_cast<size_t>(columns * element());
+    for (int64_t r = 0; r < rows_; ++r) {
+      for (size_t i = 0; i < pieces.size(); ++i, whole += row) {
+        char* const piece = pieces[i] == nullptr ? nullptr : pieces[i] + static_cast<size_t>(r) * row;
+        if (apart) {
+          std::memcpy(piece, whole, row);
+        } else if (piece != nullptr) {
+          std::memcpy(whole, piece, row);
+        } else {
+          std::memset(whole, 0, row);
+        }
+      }
+    }
+  }
+
+  Tensor matrix(const void* data, int64_t columns, bool batch) const {
+    const int64_t sizes[] = {1, rows_, columns}, strides[] = {rows_ * columns, columns, 1};
     const size_t first = batch ? 0 : 1;
     return torch::stable::from_blob(const_cast<void*>(data), {sizes + first, 3 - first}, {strides + first, 3 - first},
                                     torch::stable::Device(torch::headeronly::DeviceType::CPU), like_.scalar_type());
   }
 
   const Tensor& like_;
-  int64_t N_, columns_;
+  int64_t rows_;
   const std::vector<Tensor>& weights_;
-  const std::vector<int64_t>& of_states_;
-  bool aligned_;
-  Tensor from_, to_;
+  const std::vector<MaybeTensor>& biases_;
+  std::vector<Product> all_;
+  std::vector<int64_t> inputs_, pieces_;            // columns
+  std::vector<std::pair<Tensor, Tensor>> scratch_;  // of what each takes and makes
 };
 
 // Series of which a problem has one step.
@@ -456,153 +558,328 @@ class OneStep {
   int64_t bytes_;
 };
 
-// program_forward with products before each step. The states before each step are kept, [T * states, N], and
-// behind these the results of the products, [T, N].
+// The steps of a part, one by one. The states before each step are kept, [T * states, N], or those of two steps.
+class ForwardPart {
+ public:
+  ForwardPart(const Tensor& like, int64_t steps, int64_t neurons, int64_t element, const std::vector<Tensor>& series,
+              const std::vector<Tensor>& states, const std::vector<Tensor>& parameters, const Tensor& code,
+              const Tensor& constants, bool keep)
+      : operands_(like, steps, neurons), steps_(steps), row_(neurons * element), keep_(keep) {
+    Words words(code);
+    operands_.describe(p_, words, series, states.size(), parameters, constants);
+    read_code(p_, words);
+    p_.bits = -1;
+    for (int o = 0; o < p_.outputs; ++o) {
+      outputs_.push_back(static_cast<char*>(operands_.make(like.scalar_type(), steps)));
+    }
+    for (int s = 0; s < p_.states; ++s)
+      last_.push_back(static_cast<char*>(operands_.make(operands_.opmath(), kNoRows)));
+    count_ = p_.states;
+    tape_ = static_cast<char*>(operands_.make(operands_.opmath(), (keep ? steps : 2) * count_));
+    now_ = operands_.read_values(states, "states", /*repeat=*/false);
+    for (size_t s = 0; s < now_.size(); ++s) {
+      STD_TORCH_CHECK(now_[s].data != nullptr, "states: expected [N]");
+      std::memcpy(steps > 0 ? before(0, s) : last_[s], now_[s].data, static_cast<size_t>(row_));
+    }
+    where_ = in_place(p_.output_at, p_.outputs, p_.registers() - p_.temporaries, {});
+    p_.in_place = where_.get();
+    rows_.emplace(p_.in, p_.series, element);
+    to_.resize(outputs_.size());
+    after_.resize(last_.size());
+    p_.initial = now_.data();
+    p_.output = to_.data();
+    p_.last = after_.data();
+    p_.T = 1;
+  }
+
+  size_t outputs() const { return outputs_.size(); }
+  char* output(int64_t t, size_t o) const { return outputs_[o] + t * row_; }
+  char* before(int64_t t, size_t s) const {
+    return tape_ + ((keep_ ? t : t % 2) * count_ + static_cast<int64_t>(s)) * row_;
+  }
+
+  void run_step(int64_t t) {
+    for (size_t o = 0; o < to_.size(); ++o) to_[o] = output(t, o);
+    for (size_t s = 0; s < after_.size(); ++s) {
+      now_[s].data = before(t, s);
+      after_[s] = t + 1 < steps_ ? before(t + 1, s) : last_[s];
+    }
+    p_.in = rows_->at(t);
+    run(p_, kernels().forward[static_cast<int>(p_.dtype)]);
+  }
+
+  // Outputs, last states and, behind them, the states before each step.
+  const std::vector<Tensor>& results() const { return operands_.results; }
+
+ private:
+  Operands operands_;
+  Forward p_{};
+  int64_t steps_, row_, count_;
+  bool keep_;
+  std::vector<char*> outputs_, last_;
+  char* tape_;
+  std::vector<Parameter> now_;
+  std::vector<void*> to_, after_;
+  std::unique_ptr<bool[]> where_;
+  std::optional<OneStep> rows_;
+};
+
+// To the outputs of the first part, [T, N], and its last states, [N]; those of the others; and, to keep, the states of
+// each part before each step, [T * states, N], and the pieces of the products, [T, N].
 std::vector<Tensor> program_between_forward(const Tensor& like, const std::vector<Tensor>& series,
                                             const std::vector<Tensor>& states, const std::vector<Tensor>& parameters,
-                                            const std::vector<Tensor>& weights, const std::vector<MaybeTensor>& biases,
-                                            const std::vector<int64_t>& of_states, int64_t columns, const Tensor& code,
-                                            const Tensor& constants, int64_t steps, int64_t neurons, bool keep) {
-  Operands operands(like, steps, neurons);
-  Products products(like, neurons, states.size(), weights, of_states, columns);
-  STD_TORCH_CHECK(biases.size() == products.count(), "biases: expected one for each weight, or none in its place");
-  const int64_t row = neurons * products.element(), count = static_cast<int64_t>(states.size());
-  std::vector<Tensor> made, every(series);
-  for (size_t k = 0; k < products.count(); ++k) {
-    Shape shape;
-    shape.push_back(keep ? steps : 1);
-    shape.push_back(neurons);
-    made.push_back(CpuBackend::empty(like, shape, contiguous_strides(shape), like.scalar_type()));
-    every.push_back(made.back());
+                                            const std::vector<Tensor>& codes, const std::vector<Tensor>& constants,
+                                            const std::vector<int64_t>& counts, const std::vector<Tensor>& weights,
+                                            const std::vector<MaybeTensor>& biases,
+                                            const std::vector<int64_t>& products, int64_t steps, int64_t rows,
+                                            bool keep) {
+  STD_TORCH_CHECK(steps >= 0 && rows >= 0 && rows <= kMostValues / kMost, "expected sizes of 0 or more");
+  STD_TORCH_CHECK(constants.size() == codes.size(), "constants: expected those of each code");
+  const std::vector<PartCounts> all = read_counts(counts, codes.size());
+  const Products between(like, rows, all, weights, biases, products, /*turned=*/false);
+  std::vector<std::vector<Tensor>> made(weights.size());
+  std::vector<std::vector<char*>> pieces(weights.size());  // of the step
+  std::vector<std::unique_ptr<ForwardPart>> parts;
+  Rest of_series(series, "series"), of_states(states, "states"), of_parameters(parameters, "parameters");
+  for (size_t i = 0; i < all.size(); ++i) {
+    std::vector<Tensor> every = of_series.take(all[i].series);
+    for (size_t k = 0; k < made.size(); ++k) {
+      for (size_t piece = 0; between.all()[k].to == i && piece < between.all()[k].pieces; ++piece) {
+        made[k].push_back(between.empty(all[i].columns, keep ? steps : 1));
+        pieces[k].push_back(static_cast<char*>(made[k].back().mutable_data_ptr()));
+        every.push_back(made[k].back());
+      }
+    }
+    parts.push_back(std::make_unique<ForwardPart>(like, steps, rows * all[i].columns, between.element(), every,
+                                                  of_states.take(all[i].states), of_parameters.take(all[i].parameters),
+                                                  codes[i], constants[i], keep));
   }
-  Words words(code);
-  Forward p{};
-  operands.describe(p, words, every, states.size(), parameters, constants);
-  read_code(p, words);
-  p.bits = -1;
-  std::vector<char*> output, last;
-  for (int o = 0; o < p.outputs; ++o) output.push_back(static_cast<char*>(operands.make(like.scalar_type(), steps)));
-  for (int s = 0; s < p.states; ++s) last.push_back(static_cast<char*>(operands.make(operands.opmath(), kNoRows)));
-  char* const tape = static_cast<char*>(operands.make(operands.opmath(), (keep ? steps : 2) * count));
-  const auto before = [&](int64_t t, int64_t s) { return tape + ((keep ? t : t % 2) * count + s) * row; };
-  const std::vector<Parameter> given = operands.read_values(states, "states", /*repeat=*/false);
-  for (int64_t s = 0; s < count; ++s) {
-    const void* const from = given[static_cast<size_t>(s)].data;
-    STD_TORCH_CHECK(from != nullptr, "states: expected [N]");
-    std::memcpy(steps > 0 ? before(0, s) : last[static_cast<size_t>(s)], from, static_cast<size_t>(row));
+  of_series.end();
+  of_states.end();
+  of_parameters.end();
+  for (const Product& p : between.all()) {
+    const auto known = p.now ? parts[p.from]->outputs() : static_cast<size_t>(all[p.from].states);
+    STD_TORCH_CHECK(p.number < known, "products: no such ", p.now ? "output" : "state");
   }
-  const auto where = in_place(p.output_at, p.outputs, p.registers() - p.temporaries, {});
-  p.in_place = where.get();
-  OneStep rows(p.in, p.series, products.element());
-  std::vector<void*> to(output.size()), after(last.size());
-  std::vector<Parameter> now(given);
-  p.initial = now.data();
-  p.output = to.data();
-  p.last = after.data();
-  p.T = 1;
   for (int64_t t = 0; t < steps; ++t) {
-    for (size_t k = 0; k < products.count(); ++k) {
-      char* const result = static_cast<char*>(made[k].mutable_data_ptr()) + (keep ? t * row : 0);
-      const char* const name = weights[k].dim() == 3   ? "aten::bmm"
-                               : biases[k].has_value() ? "aten::linear"
-                                                       : "aten::mm";
-      products.multiply(k, name, before(t, products.state(k)), biases[k].has_value() ? &biases[k] : nullptr, result);
+    for (size_t i = 0; i < parts.size(); ++i) {
+      for (size_t k = 0; k < made.size(); ++k) {
+        const Product& p = between.all()[k];
+        if (p.to != i) continue;
+        const ForwardPart& from = *parts[p.from];
+        between.multiply(k, p.now ? from.output(t, p.number) : from.before(t, p.number), pieces[k]);
+        if (!keep) continue;
+        for (char*& piece : pieces[k]) piece += rows * all[i].columns * between.element();
+      }
+      parts[i]->run_step(t);
     }
-    for (size_t o = 0; o < to.size(); ++o) to[o] = output[o] + t * row;
-    for (size_t s = 0; s < after.size(); ++s) {
-      now[s].data = before(t, static_cast<int64_t>(s));
-      after[s] = t + 1 < steps ? before(t + 1, static_cast<int64_t>(s)) : last[s];
-    }
-    p.in = rows.at(t);
-    run(p, kernels().forward[static_cast<int>(p.dtype)]);
   }
-  if (!keep) operands.results.pop_back();
-  if (keep) operands.results.insert(operands.results.end(), made.begin(), made.end());
-  return std::move(operands.results);
+  std::vector<Tensor> results, kept;
+  for (const auto& part : parts) {
+    results.insert(results.end(), part->results().begin(), part->results().end() - 1);
+    kept.push_back(part->results().back());
+  }
+  if (!keep) return results;
+  results.insert(results.end(), kept.begin(), kept.end());
+  for (const std::vector<Tensor>& of : made) results.insert(results.end(), of.begin(), of.end());
+  return results;
 }
 
-template <typename A>
-void add(const void* from, void* to, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) static_cast<A*>(to)[i] += static_cast<const A*>(from)[i];
-}
+// The steps of the derivative of a part, from the last to the first.
+class BackwardPart {
+ public:
+  BackwardPart(const Tensor& like, int64_t steps, int64_t neurons, int64_t element, const std::vector<Tensor>& series,
+               const std::vector<Tensor>& parameters, const Tensor& tape, const std::vector<MaybeTensor>& grad_outputs,
+               const std::vector<Tensor>& grad_last, const Tensor& code, const Tensor& constants)
+      : operands_(like, steps, neurons), like_(like), neurons_(neurons), row_(neurons * element) {
+    Words words(code);
+    operands_.describe(p_, words, series, grad_last.size(), parameters, constants);
+    const std::set<int32_t> registers = read_code(p_, words, grad_outputs.size());
+    kept_ = static_cast<const char*>(operands_.read(tape, "tape", operands_.opmath(), steps * p_.states));
+    const size_t outputs = grad_outputs.size(), states = grad_last.size();
+    std::vector<Series> grads;
+    for (const MaybeTensor& t : grad_outputs) {
+      grads.push_back(t.has_value() ? operands_.read_series(*t, "gradients of outputs") : Series{nullptr, 0, nullptr});
+    }
+    p_.spikes = -1;
+    carry_ = operands_.read_values(grad_last, "gradients of states", /*repeat=*/false);
+    for (int k = 0; k < p_.series; ++k) {
+      const bool none = p_.series_at[k] < 0;
+      of_series_.push_back(none ? nullptr : static_cast<char*>(operands_.make(like.scalar_type(), steps)));
+    }
+    for (size_t s = 0; s < 2 * states; ++s) {
+      carries_.push_back(static_cast<char*>(operands_.make(operands_.opmath(), kNoRows)));
+      if (s < states) continue;
+      others_.push_back(operands_.results.back());
+      operands_.results.pop_back();
+    }
+    const int64_t size = cpu::program::block_size(p_.dtype);
+    blocks_ = (neurons + size - 1) / size;
+    for (int j = 0; j < p_.parameters; ++j) {
+      const bool none = p_.parameter_at[j] < 0, number = p_.parameter[j].data == nullptr;
+      const int64_t length = none ? 0 : number ? blocks_ : neurons;
+      sums_.push_back(none ? nullptr : operands_.make_numbers(length));
+      std::fill_n(sums_.back(), length, 0.0);
+      memory_.emplace_back(static_cast<size_t>(length));
+      of_step_.push_back(none ? nullptr : memory_.back().data());
+      if (!none && number) numbers_.push_back(operands_.results.size() - 1);
+    }
+    where_ = in_place(p_.series_at, p_.series, p_.registers() - p_.temporaries, registers);
+    p_.in_place = where_.get();
+    rows_.emplace(p_.in, p_.series, element);
+    grad_rows_.emplace(grads.data(), p_.outputs, element);
+    given_.resize(outputs);
+    through_.resize(outputs);
+    to_.resize(of_series_.size());
+    to_states_.resize(states);
+    p_.grad_last = carry_.data();
+    p_.grad_series = to_.data();
+    p_.grad_initial = to_states_.data();
+    p_.grad_parameter = of_step_.data();
+    p_.T = 1;
+  }
 
-// The backward pass of program_between_forward. Weights are [outputs, inputs].
+  // The row to which gradients of an output of this step are added.
+  void* of_output(size_t o) { return through_[o].data(); }
+  void* of_state(size_t s) { return to_states_[s]; }
+  char* of_series(size_t k) const { return static_cast<char*>(to_[k]); }
+  size_t outputs() const { return given_.size(); }
+  size_t states() const { return to_states_.size(); }
+  size_t series() const { return to_.size(); }
+
+  // An output that products read has a gradient by these, too.
+  void read_by_products(size_t o) { through_[o].resize(static_cast<size_t>(row_)); }
+
+  void begin_step(int64_t t) {
+    const Series* const rows = grad_rows_->at(t);
+    for (size_t o = 0; o < given_.size(); ++o) {
+      given_[o] = rows[o];
+      std::vector<char>& through = through_[o];
+      if (through.empty()) {
+        STD_TORCH_CHECK(neurons_ == 0 || rows[o].data != nullptr, "gradients of outputs: one is missing");
+        continue;
+      }
+      if (rows[o].data != nullptr) {
+        std::memcpy(through.data(), rows[o].data, through.size());
+      } else {
+        std::memset(through.data(), 0, through.size());
+      }
+      given_[o].data = through.data();
+    }
+    for (size_t k = 0; k < to_.size(); ++k) to_[k] = of_series_[k] == nullptr ? nullptr : of_series_[k] + t * row_;
+    for (size_t s = 0; s < to_states_.size(); ++s) to_states_[s] = carries_[s + (t % 2 == 0 ? 0 : to_states_.size())];
+    p_.in = rows_->at(t);
+    p_.grad_output = given_.data();
+    p_.checkpoints = kept_ + t * p_.states * row_;
+  }
+
+  void run_step() {
+    run(p_, kernels().backward[static_cast<int>(p_.dtype)]);
+    for (size_t j = 0; j < sums_.size(); ++j) {
+      add<double>(of_step_[j], sums_[j], static_cast<int64_t>(memory_[j].size()));
+    }
+  }
+
+  void end_step() {
+    for (size_t s = 0; s < to_states_.size(); ++s) carry_[s] = {to_states_[s], 0, neurons_};
+  }
+
+  std::vector<Tensor> finish() {
+    sum_numbers(like_, operands_.results, numbers_, blocks_);
+    return std::move(operands_.results);
+  }
+
+ private:
+  Operands operands_;
+  const Tensor& like_;
+  Backward p_{};
+  int64_t neurons_, row_, blocks_;
+  const char* kept_;
+  std::vector<Parameter> carry_;
+  std::vector<char*> of_series_, carries_;
+  std::vector<Tensor> others_;  // the gradients of the states of every other step
+  std::vector<double*> sums_, of_step_;
+  std::vector<std::vector<double>> memory_;
+  std::vector<size_t> numbers_;
+  std::vector<Series> given_;
+  std::vector<std::vector<char>> through_;
+  std::vector<void*> to_, to_states_;
+  std::unique_ptr<bool[]> where_;
+  std::optional<OneStep> rows_, grad_rows_;
+};
+
+// The backward pass of program_between_forward, to what program_backward returns, of part after part. Series are all
+// that a part takes, the pieces of its products at their end. Weights are [outputs, inputs]. The outputs, also those
+// that products take, are numbered among the ones that have a gradient, which is none where only products read one.
 std::vector<Tensor> program_between_backward(const Tensor& like, const std::vector<Tensor>& series,
-                                             const std::vector<Tensor>& parameters, const Tensor& tape,
-                                             const std::vector<Tensor>& grad_outputs,
-                                             const std::vector<Tensor>& grad_last, const std::vector<Tensor>& weights,
-                                             const std::vector<int64_t>& of_states, int64_t columns, const Tensor& code,
-                                             const Tensor& constants, int64_t steps, int64_t neurons) {
-  Operands operands(like, steps, neurons);
-  Products products(like, neurons, grad_last.size(), weights, of_states, columns);
-  Words words(code);
-  Backward p{};
-  operands.describe(p, words, series, grad_last.size(), parameters, constants);
-  STD_TORCH_CHECK(series.size() >= products.count(), "series: expected those of the products at their end");
-  const std::set<int32_t> registers = read_code(p, words, grad_outputs.size());
-  const int64_t row = neurons * products.element(), count = p.states;
-  const char* const kept = static_cast<const char*>(operands.read(tape, "tape", operands.opmath(), steps * count));
-  std::vector<Series> grads;
-  for (const Tensor& t : grad_outputs) grads.push_back(operands.read_series(t, "gradients of outputs"));
-  p.spikes = -1;
-  std::vector<Parameter> carry = operands.read_values(grad_last, "gradients of states", /*repeat=*/false);
-  std::vector<char*> of_series;
-  for (int k = 0; k < p.series; ++k) {
-    const bool none = p.series_at[k] < 0;
-    of_series.push_back(none ? nullptr : static_cast<char*>(operands.make(like.scalar_type(), steps)));
-  }
-  std::vector<Tensor> others;  // the gradients of the states of every other step
-  std::vector<char*> carries;
-  for (int64_t s = 0; s < 2 * count; ++s) {
-    carries.push_back(static_cast<char*>(operands.make(operands.opmath(), kNoRows)));
-    if (s < count) continue;
-    others.push_back(operands.results.back());
-    operands.results.pop_back();
-  }
+                                             const std::vector<Tensor>& parameters, const std::vector<Tensor>& tapes,
+                                             const std::vector<MaybeTensor>& grad_outputs,
+                                             const std::vector<Tensor>& grad_last, const std::vector<Tensor>& codes,
+                                             const std::vector<Tensor>& constants, const std::vector<int64_t>& counts,
+                                             const std::vector<int64_t>& outputs, const std::vector<Tensor>& weights,
+                                             const std::vector<int64_t>& products, int64_t steps, int64_t rows) {
   STD_TORCH_CHECK(steps > 0, "steps: expected 1 or more");
-  const int64_t size = cpu::program::block_size(p.dtype), blocks = (neurons + size - 1) / size;
-  std::vector<size_t> numbers;
-  std::vector<double*> sums, of_step;
-  std::vector<std::vector<double>> memory;
-  for (int j = 0; j < p.parameters; ++j) {
-    const bool none = p.parameter_at[j] < 0, number = p.parameter[j].data == nullptr;
-    const int64_t length = none ? 0 : number ? blocks : neurons;
-    sums.push_back(none ? nullptr : operands.make_numbers(length));
-    std::fill_n(sums.back(), length, 0.0);
-    memory.emplace_back(static_cast<size_t>(length));
-    of_step.push_back(none ? nullptr : memory.back().data());
-    if (!none && number) numbers.push_back(operands.results.size() - 1);
+  STD_TORCH_CHECK(rows >= 0 && rows <= kMostValues / kMost, "expected sizes of 0 or more");
+  for (const size_t size : {constants.size(), tapes.size(), outputs.size()}) {
+    STD_TORCH_CHECK(size == codes.size(), "constants, tapes, outputs: expected those of each code");
   }
-  const auto where = in_place(p.series_at, p.series, p.registers() - p.temporaries, registers);
-  p.in_place = where.get();
-  OneStep rows(p.in, p.series, products.element()), grad_rows(grads.data(), p.outputs, products.element());
-  std::vector<void*> to(of_series.size()), to_states(static_cast<size_t>(count));
-  p.grad_last = carry.data();
-  p.grad_series = to.data();
-  p.grad_initial = to_states.data();
-  p.grad_parameter = of_step.data();
-  p.T = 1;
-  std::vector<char> through(static_cast<size_t>(row) + 64);
-  void* const aligned = through.data() + (64 - reinterpret_cast<uintptr_t>(through.data()) % 64) % 64;
+  const std::vector<PartCounts> all = read_counts(counts, codes.size());
+  const std::vector<MaybeTensor> no_biases(weights.size());
+  const Products between(like, rows, all, weights, no_biases, products, /*turned=*/true);
+  std::vector<std::unique_ptr<BackwardPart>> parts;
+  Rest of_series(series, "series"), of_parameters(parameters, "parameters"), of_last(grad_last, "gradients of states");
+  Rest of_outputs(grad_outputs, "gradients of outputs");
+  for (size_t i = 0; i < all.size(); ++i) {
+    STD_TORCH_CHECK(outputs[i] >= 0, "outputs: expected 0 or more");
+    parts.push_back(std::make_unique<BackwardPart>(like, steps, rows * all[i].columns, between.element(),
+                                                   of_series.take(all[i].series), of_parameters.take(all[i].parameters),
+                                                   tapes[i], of_outputs.take(outputs[i]), of_last.take(all[i].states),
+                                                   codes[i], constants[i]));
+  }
+  of_series.end();
+  of_parameters.end();
+  of_last.end();
+  of_outputs.end();
+  std::vector<size_t> first;  // of the series of its part, for each product
+  std::vector<size_t> next;
+  for (const auto& part : parts) next.push_back(part->series());
+  for (size_t k = weights.size(); k-- > 0;) {
+    const Product& p = between.all()[k];
+    STD_TORCH_CHECK(p.pieces <= next[p.to], "series: expected those of the products at their end");
+    first.insert(first.begin(), next[p.to] -= p.pieces);
+    const BackwardPart& from = *parts[p.from];
+    STD_TORCH_CHECK(p.number < (p.now ? from.outputs() : from.states()), "products: no such ",
+                    p.now ? "output" : "state");
+    if (p.now) parts[p.from]->read_by_products(p.number);
+  }
+  std::vector<char*> pieces;
+  const auto back = [&](size_t k) {
+    const Product& p = between.all()[k];
+    pieces.clear();
+    for (size_t i = 0; i < p.pieces; ++i) pieces.push_back(parts[p.to]->of_series(first[k] + i));
+    if (std::count(pieces.begin(), pieces.end(), nullptr) == static_cast<std::ptrdiff_t>(pieces.size())) return;
+    between.multiply_back(k, pieces, p.now ? parts[p.from]->of_output(p.number) : parts[p.from]->of_state(p.number));
+  };
   for (int64_t t = steps - 1; t >= 0; --t) {
-    for (size_t k = 0; k < to.size(); ++k) to[k] = of_series[k] == nullptr ? nullptr : of_series[k] + t * row;
-    for (size_t s = 0; s < to_states.size(); ++s) to_states[s] = carries[s + (t % 2 == 0 ? 0 : to_states.size())];
-    p.in = rows.at(t);
-    p.grad_output = grad_rows.at(t);
-    p.checkpoints = kept + t * count * row;
-    run(p, kernels().backward[static_cast<int>(p.dtype)]);
-    for (size_t j = 0; j < sums.size(); ++j) add<double>(of_step[j], sums[j], static_cast<int64_t>(memory[j].size()));
-    for (size_t k = 0; k < products.count(); ++k) {
-      const char* const of_made = static_cast<const char*>(to[to.size() - products.count() + k]);
-      if (of_made == nullptr) continue;
-      products.multiply(k, "aten::mm", of_made, nullptr, aligned);
-      void* const state = to_states[static_cast<size_t>(products.state(k))];
-      p.dtype == DType::kDouble ? add<double>(aligned, state, neurons) : add<float>(aligned, state, neurons);
+    for (const auto& part : parts) part->begin_step(t);
+    for (size_t i = parts.size(); i-- > 0;) {
+      parts[i]->run_step();
+      for (size_t k = 0; k < weights.size(); ++k) {
+        if (between.all()[k].to == i && between.all()[k].now) back(k);
+      }
     }
-    for (size_t s = 0; s < to_states.size(); ++s) carry[s] = {to_states[s], 0, neurons};
+    // The gradients of the states are there once all parts have run.
+    for (size_t k = 0; k < weights.size(); ++k) {
+      if (!between.all()[k].now) back(k);
+    }
+    for (const auto& part : parts) part->end_step();
   }
-  sum_numbers(like, operands.results, numbers, blocks);
-  return std::move(operands.results);
+  std::vector<Tensor> results;
+  for (const auto& part : parts) {
+    const std::vector<Tensor> found = part->finish();
+    results.insert(results.end(), found.begin(), found.end());
+  }
+  return results;
 }
 
 }  // namespace
@@ -615,13 +892,13 @@ STABLE_TORCH_LIBRARY_FRAGMENT(SNN_NAMESPACE, m) {
       "program_backward(Tensor like, Tensor[] series, Tensor[] parameters, Tensor checkpoints, Tensor[] grad_outputs, "
       "Tensor[] grad_last, Tensor? weight, Tensor code, Tensor constants, int steps, int neurons) -> Tensor[]");
   m.def(
-      "program_between_forward(Tensor like, Tensor[] series, Tensor[] states, Tensor[] parameters, Tensor[] weights, "
-      "Tensor?[] biases, int[] of_states, int columns, Tensor code, Tensor constants, int steps, int neurons, bool "
+      "program_between_forward(Tensor like, Tensor[] series, Tensor[] states, Tensor[] parameters, Tensor[] codes, "
+      "Tensor[] constants, int[] counts, Tensor[] weights, Tensor?[] biases, int[] products, int steps, int rows, bool "
       "keep) -> Tensor[]");
   m.def(
-      "program_between_backward(Tensor like, Tensor[] series, Tensor[] parameters, Tensor tape, Tensor[] grad_outputs, "
-      "Tensor[] grad_last, Tensor[] weights, int[] of_states, int columns, Tensor code, Tensor constants, int steps, "
-      "int neurons) -> Tensor[]");
+      "program_between_backward(Tensor like, Tensor[] series, Tensor[] parameters, Tensor[] tapes, Tensor?[] "
+      "grad_outputs, Tensor[] grad_last, Tensor[] codes, Tensor[] constants, int[] counts, int[] outputs, Tensor[] "
+      "weights, int[] products, int steps, int rows) -> Tensor[]");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(SNN_NAMESPACE, CPU, m) {

@@ -46,13 +46,13 @@ def _program_backward(*args: Any, **_: Any) -> int:
 
 
 def _between_forward(*args: Any, **_: Any) -> int:
-    weights, columns, steps, neurons = args[4], args[7], args[10], args[11]
-    return int(2 * steps * neurons // columns * sum(map(prod, weights)))
+    weights, steps, rows = args[7], args[10], args[11]
+    return int(2 * steps * rows * sum(map(prod, weights)))
 
 
 def _between_backward(*args: Any, **_: Any) -> int:
-    weights, columns, steps, neurons = args[6], args[8], args[11], args[12]
-    return int(2 * steps * neurons // columns * sum(map(prod, weights)))
+    weights, steps, rows = args[10], args[12], args[13]
+    return int(2 * steps * rows * sum(map(prod, weights)))
 
 
 def _convolution(x: Shape, weight: Shape, *_: Any, out_shape: Any, **__: Any) -> int:

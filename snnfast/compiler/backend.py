@@ -117,7 +117,7 @@ def executable(gm: GraphModule) -> GraphModule:
 def merge(gm: GraphModule) -> tuple[GraphModule, GraphReport]:
     """Merge what can be merged. Returns the new graph, or the old one if nothing can, and a report."""
     first = next((n for n in gm.graph.nodes if n.op.startswith("call")), None)
-    report = GraphReport(line_of(first) or "a graph")
+    report = GraphReport(line_of(first, with_code=False) or "a graph")
     neurons = any(is_step(n.target) for n in gm.graph.nodes)
     try:
         if neurons or (_repeats(gm) and not is_unconverted(gm)):
@@ -145,7 +145,7 @@ def _repeats(gm: GraphModule) -> bool:
 
 def _merged(found: GraphModule, report: GraphReport, neurons: bool) -> GraphModule:
     stages = Stages(report.where)
-    report.stages = stages.forms
+    report.stages, report.calls_of_loop = stages.forms, _calls(found.graph)
     parts = _distributed(found, stages, neurons)
     report.random = any(map(is_random, found.graph.nodes))
     emitter = Emitter(parts.rolled)
@@ -155,7 +155,7 @@ def _merged(found: GraphModule, report: GraphReport, neurons: bool) -> GraphModu
     if not report.merged:
         raise RefusedError(why_not(report, parts.rolled.layers))
     _lower(graph, parts, stages)
-    report.calls_of_loop, report.calls = _calls(parts.facts.graph), _calls(graph)
+    report.calls = _calls(graph)
     return GraphModule(found, graph)
 
 

@@ -365,6 +365,8 @@ def run_call(node: Node, args: Any, kwargs: Any) -> Any:
             return target(*args, **kwargs)
     except NotElementwiseError as error:
         raise NotElementwiseError(f"{name_of(node.target)} is no operator of programs: {error.problem}") from None
+    except RuntimeError as error:  # a program is traced with tensors of other sizes
+        raise NotElementwiseError(f"{name_of(node.target)} is not elementwise") from error
 
 
 def product_of(node: Node) -> tuple[Any, ...] | None:

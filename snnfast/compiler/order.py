@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 from graphlib import TopologicalSorter
 from typing import Any
 
+from torch.fx import Node
+
 Edges = Mapping[Any, Iterable[Any]]
 """Each vertex with those that it waits for."""
 
@@ -74,3 +76,16 @@ def cycles(before: Edges) -> list[list[Any]]:
                     while not found[-1] or found[-1][-1] is not vertex:
                         found[-1].append(open_.popitem()[0])
     return [vertices for vertices in found if len(vertices) > 1 or vertices[0] in set(before[vertices[0]])]
+
+
+def reads(node: Node, wanted: Node, order: Mapping[Node, int]) -> bool:
+    """Whether a node needs the result of another one, by their numbers in ``order``."""
+    seen, rest = {node}, [node]
+    while rest:
+        found = rest.pop()
+        if found is wanted:
+            return True
+        new = [a for a in found.all_input_nodes if order[a] >= order[wanted] and a not in seen]
+        seen.update(new)
+        rest += new
+    return False

@@ -117,7 +117,7 @@ def _values_of_first(
     def step(*given: Tensor) -> tuple[Tensor, ...]:
         states = [torch.full_like(given[0], number) for number in start]
         arguments = [*program.series, *program.states, *constants]
-        results = program.run(arguments, [*given[: len(series)], *states, *given[len(series) :]])
+        results = program.run(program.layers[0], arguments, [*given[: len(series)], *states, *given[len(series) :]])
         env: dict[Any, Any] = {node: as_of(node, t) for node, t in zip(nodes, given, strict=True)}
         for node in peeled:
             args, kwargs = pytree.tree_map_only(Node, lambda a: env.get(a, module_of(a)), (node.args, node.kwargs))

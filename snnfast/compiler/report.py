@@ -192,21 +192,27 @@ def describe(parts: Distributed, summed: set[Node], report: GraphReport) -> None
             steps = steps_of(len(layer.calls), name)
             report.repeated.append(f"{steps}{at_line(layer.calls[0])}: {layer.reason}")
             report.warnings.append(
-                f"snnfast: in a compiled loop, {steps} run one by one{at_line(layer.calls[0], True)}: {layer.reason}. "
+                f"snnfast: in a compiled loop, {steps} run one by one{at_line(layer.calls[0])}: {layer.reason}. "
                 "snnfast.explain tells what is merged"
             )
     report.repeated += [f"{steps_of(count, name)}{why}" for (name, why), count in alone.items()]
     for part in parts.parts:
         if isinstance(part, Program):
             report.merged += part.describe()
+    apart: dict[tuple[str, str, str], list[str]] = {}  # names of calls, by their number, place and reason
     for statement in rolled.statements:
         if isinstance(statement.part, Unroll | Program) or statement.is_index or step_of(statement.node):
             continue
         if statement.reason is None or summed.issuperset(statement.calls):
             report.merged += statement.part.describe()
         else:
-            name = f"{len(statement.calls)} x {name_of(statement.node.target)}"
-            report.repeated.append(f"{name}{at_line(statement.calls[0])}: {statement.reason}")
+            told = f"{len(statement.calls)} x ", at_line(statement.calls[0]), statement.reason
+            apart.setdefault(told, []).append(name_of(statement.node.target))
+    for (steps, where, reason), names in apart.items():
+        calls = dict.fromkeys(names)
+        if len(calls) > 1:
+            calls.pop("getitem", None)  # of the results of another one
+        report.repeated.append(f"{steps}{', '.join(calls)}{where}: {reason}")
     _describe_others(parts, summed, report)
 
 

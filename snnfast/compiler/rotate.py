@@ -17,6 +17,7 @@ from snnfast._program.engines import ENGINES
 from snnfast.compiler.calls import LEAST, module_of, product_of, signature_of, tensors_of, value
 from snnfast.compiler.errors import UnmergedError
 from snnfast.compiler.loop import Each, Of, Same, Statement
+from snnfast.compiler.parts.between import is_piece
 from snnfast.compiler.parts.program import UNLIKE, Program, Row
 from snnfast.compiler.peel import take_in_first
 
@@ -34,7 +35,7 @@ def program_of(statements: Sequence[Statement], order: dict[Node, int], is_free:
     try:
         return _best(statements, order, is_free, set())
     except UnmergedError as error:
-        products = {s for s in statements if product_of(s.node) is not None}
+        products = {s for s in statements if product_of(s.node) is not None or is_piece(s.node)}
         if not products or len(products) == len(statements):
             raise
         try:
@@ -47,15 +48,16 @@ def _best(
     statements: Sequence[Statement], order: dict[Node, int], is_free: Callable[[Node], bool], products: set[Statement]
 ) -> Program:
     """The program with the most calls; of those with as many, the one with the fewest states."""
-    _check([s for s in statements if s not in products])
+    _check([s for s in statements if s not in products], alike=not products)
     loops = {s.loop for s in statements}
     if len(loops) > 1:
         raise UnmergedError(UNLIKE)
     found: list[tuple[_Steps, Program]] = []
     reason = UNLIKE
+    leaves = {n: pytree.tree_leaves((n.args, n.kwargs)) for s in statements for n in s.calls}
     for begin in range(len(statements)):
         try:
-            steps = _Steps(statements, begin, order, products)
+            steps = _Steps(statements, begin, order, products, leaves)
             found.append((steps, steps.program()))
         except UnmergedError as error:
             reason = str(error) if reason == UNLIKE else reason
@@ -74,7 +76,7 @@ def _best(
     return best
 
 
-def _check(statements: Sequence[Statement]) -> None:
+def _check(statements: Sequence[Statement], alike: bool) -> None:
     tensors = [t for s in statements for t in tensors_of(s.node)]
     devices = {t.device for t in tensors}
     if len(devices) != 1:
@@ -83,7 +85,7 @@ def _check(statements: Sequence[Statement]) -> None:
     if device.type not in ENGINES:
         raise UnmergedError(f"it is on {device.type}, for which there are no kernels of programs")
     shapes = dict.fromkeys(f"[{', '.join(map(str, t.shape))}]" for t in tensors)
-    if len(shapes) != 1:
+    if alike and len(shapes) != 1:
         raise UnmergedError(f"a step computes tensors of several shapes: {', '.join(list(shapes)[:3])}")
     if any(s.node.meta["context"].blocks for s in statements):
         raise UnmergedError("it runs under autocast or inference mode")
@@ -97,10 +99,15 @@ class _Steps:
     """The calls of statements by steps that begin with the statement number ``begin``, and what each step reads."""
 
     def __init__(
-        self, statements: Sequence[Statement], begin: int, order: dict[Node, int], products: set[Statement]
+        self,
+        statements: Sequence[Statement],
+        begin: int,
+        order: dict[Node, int],
+        products: set[Statement],
+        leaves: dict[Node, list[Any]],
     ) -> None:
         body = sorted(statements, key=statements[0].loop.statements.index)  # type: ignore[union-attr]
-        self.products = products
+        self.products, self._leaves = products, leaves
         self.rows: dict[int, Row] = {}
         self.at: dict[Node, tuple[Statement, int]] = {}
         for statement in statements:
@@ -116,7 +123,7 @@ class _Steps:
         self.first = self.model  # of the steps of the program
         row = self.rows[self.model]
         self.statements = sorted(statements, key=lambda s: order[row[s]])
-        self.sources = {s: [self._source(a, self.model) for a in _leaves(row[s])] for s in self.statements}
+        self.sources = {s: [self._source(a, self.model) for a in leaves[row[s]]] for s in self.statements}
         if any(s is not None and s[1] not in (0, 1) for found in self.sources.values() for s in found):
             raise UnmergedError("it reads a result of more than one step before")
 
@@ -132,7 +139,7 @@ class _Steps:
     def _is_alike(self, t: int, first: bool = False) -> bool:
         """Whether a step reads what the other steps read. The ``first`` one may read others in place of states."""
         for statement, node in self.rows.get(t, {}).items():
-            leaves, sources = _leaves(node), self.sources[statement]
+            leaves, sources = self._leaves[node], self.sources[statement]
             if len(leaves) != len(sources):  # the call of a first step that was taken in
                 return False
             for a, source in zip(leaves, sources, strict=True):
@@ -168,7 +175,7 @@ class _Steps:
         rows = [self.rows[t] for t in range(self.first, last + 1)]
         made = Program(self.statements, rows, self.rows[self.model], self.products)
         for statement in self.statements:
-            columns = zip(*(_leaves(row[statement]) for row in rows if statement in row), strict=True)
+            columns = zip(*(self._leaves[row[statement]] for row in rows if statement in row), strict=True)
             args: list[Any] = []
             for column, source in zip(columns, self.sources[statement], strict=True):
                 if source is None:
@@ -183,8 +190,8 @@ class _Steps:
         for begin in made.begins():
             if isinstance(begin, Node):
                 _check_given(made, begin)
-        for statement in self.products:
-            made.product(statement)
+        if self.products:
+            made.arrange()
         return made
 
     def _fill_last(self, made: Program) -> None:
@@ -233,7 +240,3 @@ def _check_given(made: Program, *nodes: Any) -> None:
 
 def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _leaves(node: Node) -> list[Any]:
-    return pytree.tree_leaves((node.args, node.kwargs))

@@ -100,14 +100,14 @@ def test_products_between_the_steps_of_a_program_count() -> None:
     from snnfast._core.flops import _FORMULAS
 
     shapes = [(6, 6), (1, 6, 6)]
-    forward = (None, [], [], [], shapes, [None, None], [0, 0], 6, None, None, T, B * 6, True)
-    backward = (None, [], [], None, [], [], shapes, [0, 0], 6, None, None, T, B * 6)
+    forward = (None, [], [], [], [], [], [], shapes, [None, None], [], T, B, True)
+    backward = (None, [], [], [], [], [], [], [], [], [], shapes, [], T, B)
     schemas = {n: str(getattr(torch.ops.snnfast, n).default._schema) for n in _FORMULAS if "between" in n}
     for name, args in (("program_between_forward", forward), ("program_between_backward", backward)):
         names = [a.name for a in getattr(torch.ops.snnfast, name).default._schema.arguments]
         assert len(names) == len(args), schemas[name]
         given = dict(zip(names, args, strict=True))
-        assert (given["weights"], given["columns"], given["steps"], given["neurons"]) == (shapes, 6, T, B * 6)
+        assert (given["weights"], given["steps"], given["rows"]) == (shapes, T, B)
         assert _FORMULAS[name](*args) == 2 * T * 2 * B * 36
 
 

@@ -414,6 +414,89 @@ def a_layer_that_hears_itself(net: Any, x: Tensor, t: int, mem: Tensor, spk: Ten
     return spk, mem, spk
 
 
+@by_hand("7 steps of 16 calls: one recurrence, with linear between its steps", rounded=True)
+def layers_of_several_widths(net: Any, x: Tensor) -> Any:
+    """The spikes of the second layer hold back the first one, at the next step."""
+    there, back = net.fc.weight[:3], net.fc.weight.t()[:, :3] * net.gain
+    e, i = torch.zeros_like(x[0]), x.new_zeros(x.shape[1], 3)
+    s_e, s_i, out = e, i, []
+    for t in range(x.shape[0]):
+        e = 0.9 * e * (1 - s_e) + x[t] - F.linear(s_i, back)
+        s_e = Plain.apply(e - 0.5)
+        i = torch.sigmoid(net.gain) * i - s_i + F.linear(s_e, there, net.decay[:3])
+        s_i = Plain.apply(i - 0.25)
+        out.append(s_e)
+    return torch.stack(out), e, i, s_i
+
+
+@by_hand("7 steps of 10 calls: one recurrence, with linear between its steps", rounded=True)
+def a_layer_that_hears_the_one_behind_it(net: Any, x: Tensor) -> Any:
+    """Both are of one width, and of snnfast."""
+    mem, syn, high = net.lif.reset_mem(), *net.syn.reset_mem()
+    top, out = torch.zeros_like(x[0]), []
+    for t in range(x.shape[0]):
+        spk, mem = net.lif(x[t] + net.fc(top), mem)
+        top, syn, high = net.syn(net.fc(spk), syn, high)
+        out.append(high)
+    return torch.stack(out), top
+
+
+@a_step(
+    "7 steps of 18 calls: one recurrence, with linear between its steps; 7 x slice (4 times); 7 x linear",
+    start=(None, None),
+    rounded=True,
+)
+def gates_that_are_cut_by_chunk(net: Any, x: Tensor, t: int, h: Tensor, c: Tensor) -> Any:
+    wide = torch.cat([net.fc.weight * k for k in (1.0, -0.5, 0.7, 0.2)])
+    i, f, g, o = (F.linear(x[t], wide) + F.linear(h, wide, net.decay.repeat(4))).chunk(4, 1)
+    c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+    return i, torch.sigmoid(o) * torch.tanh(c), c
+
+
+@a_step("7 steps of 12 calls: one recurrence, with mm between its steps; 7 x slice (2 times)", rounded=True)
+def gates_that_are_cut_by_slices(net: Any, x: Tensor, t: int, h: Tensor) -> Any:
+    wide = torch.cat([net.fc.weight * k for k in (1.0, -0.5)])
+    gates = torch.sigmoid(torch.mm(h, wide.t()) * net.gain + net.decay.repeat(2))
+    h = gates[:, :7] * h + gates[:, 7:] * x[t]
+    return h, h
+
+
+@a_step(
+    "7 steps of 18 calls: one recurrence, with linear between its steps; 7 steps of 14 calls: one recurrence, with "
+    "linear between its steps; 7 steps of 8 calls: one recurrence, with linear between its steps; 7 x linear (4 "
+    "times); 7 x slice (7 times)",
+    start=(None, None, None, None),
+    rounded=True,
+)
+def cells_of_pytorch(net: Any, x: Tensor, t: int, h: Tensor, c: Tensor, h2: Tensor, h3: Tensor) -> Any:
+    wide = torch.cat([net.fc.weight * k for k in (1.0, -0.5, 0.7, 0.2)])
+    bias = net.decay.repeat(4)
+    h, c = torch.lstm_cell(x[t], (h, c), wide, wide, bias, bias)
+    h2 = torch.gru_cell(h, h2, wide[7:], wide[7:], bias[7:])
+    h3 = torch.rnn_relu_cell(h2, h3, net.fc.weight, net.fc.weight) - torch.rnn_tanh_cell(
+        h2, h3, net.fc.weight, wide[:7]
+    )
+    return h3 * c, h, c, h2, h3
+
+
+@a_step(f"{NO}: the result of linear is not cut into equal parts alone", start=(None, None), returns="last")
+def gates_of_other_widths(net: Any, x: Tensor, t: int, mem: Tensor, spk: Tensor) -> Any:
+    a, b = F.linear(spk, net.fc.weight.repeat(2, 1)[:10]).split([7, 3], 1)
+    mem = 0.9 * mem + x[t] + a + b.sum(1, keepdim=True)
+    spk = Plain.apply(mem - 1)
+    return spk, mem, spk
+
+
+@a_step(f"{NO}: a layer takes a result of its own step by a product and by itself", start=(None, None), returns="last")
+def a_layer_that_takes_spikes_by_a_product_and_by_themselves(
+    net: Any, x: Tensor, t: int, mem: Tensor, high: Tensor
+) -> Any:
+    mem = 0.9 * mem + x[t] - net.fc(high)
+    spk = Plain.apply(mem - 1)
+    high = 0.8 * high + net.fc(spk) + spk
+    return spk, mem, high
+
+
 @by_hand("6 steps of 9 calls: one recurrence, with linear between its steps")
 def a_product_of_what_is_detached(net: Any, x: Tensor) -> Any:
     """The step of the program begins in the midst of that of the loop."""
@@ -455,7 +538,7 @@ def a_record_that_is_written_twice(net: Any, x: Tensor) -> Any:
     return rec
 
 
-@by_hand(f"{NO}: a step computes tensors of several shapes: [5, 7], [5, 14]")
+@by_hand(f"{NO}: linear has another weight or bias at another step")
 def spikes_beside_the_input_and_a_weight_that_changes(net: Any, x: Tensor) -> Any:
     mem = spk = torch.zeros_like(x[0])
     weight = torch.cat((net.fc.weight, net.fc.weight), 1).detach()
@@ -479,7 +562,7 @@ def a_record_without_a_gradient(net: Any, x: Tensor) -> Any:
     return mem, rec
 
 
-@a_step(f"{NO}: a step computes tensors of several shapes: [5, 7], [5, 14]", start=(None, None), returns="last")
+@a_step(f"{NO}: a step computes tensors of several shapes: [5, 14], [5, 7]", start=(None, None), returns="last")
 def spikes_beside_the_input_without_a_gradient(net: Any, x: Tensor, t: int, mem: Tensor, spk: Tensor) -> Any:
     with torch.no_grad():
         both = torch.cat((x[t], spk), dim=1)
@@ -498,8 +581,7 @@ def a_product_under_autocast(net: Any, x: Tensor, t: int, mem: Tensor, spk: Tens
 
 
 @by_hand(
-    f"{NO}: an operator takes tensors of its own sizes alone: einsum(): subscript i is repeated for operand 0 but the "
-    "sizes don't match, 11 != 13",
+    f"{NO}: einsum is not elementwise",
 )
 def a_diagonal_in_place_of_a_product(net: Any, x: Tensor) -> Any:
     square = x[:, :1].expand(-1, 7, -1)
@@ -531,8 +613,7 @@ def derivative_that_is_not_elementwise(net: Any, x: Tensor, t: int, mem: Tensor)
 
 
 @a_step(
-    f"{NO}: an operator takes tensors of its own sizes alone: Mismatch of parameter numbers and input channel size. "
-    "Found parameter numbers = 143 and channel size = 11.",
+    f"{NO}: prelu is not elementwise",
     returns="last",
 )
 def operator_that_knows_its_channels(net: Any, x: Tensor, t: int, mem: Tensor) -> Any:
@@ -747,7 +828,7 @@ def parts_first_read_without_gradients(x: Tensor) -> Any:
 
 
 @after(
-    "4 x unsqueeze; 4 x detach; 4 x mul: each call needs the result of an earlier one (2 times); 4 x max: it "
+    "4 x unsqueeze; 4 x detach; 4 x mul: each call needs the result of an earlier one; 4 x max: it "
     "changes a tensor in place",
 )
 def written_into_a_list_and_a_tuple(x: Tensor, s: list[Tensor], m: list[Tensor]) -> Any:
@@ -795,11 +876,9 @@ def written_through_data_after_it_was_saved(x: Tensor) -> Any:
 
 
 @program(
-    "4 steps of 7 calls: one recurrence; 4 x sum; 4 x add; 4 x sub: each call needs the result of an earlier one;"
-    " 4 x mul: each call needs the result of an earlier one; 4 x mul: each call needs the result of an earlier "
-    "one: a number differs from step to step; 4 x clamp: each call needs the result of an earlier one: a number "
-    "differs from step to step; 2 x full: none of its inputs varies with time; 4 x copy_: it changes a tensor in "
-    "place",
+    "4 steps of 7 calls: one recurrence; 4 x sum; 4 x add; 4 x sub, mul: each call needs the result of an earlier "
+    "one; 4 x mul, clamp: each call needs the result of an earlier one: a number differs from step to step; 2 x full: "
+    "none of its inputs varies with time; 4 x copy_: it changes a tensor in place",
 )
 def changed_in_the_same_way_at_every_step(x: Tensor) -> Any:
     """Most of these change nothing, but not those behind a change of another kind, or of what is copied."""
@@ -869,8 +948,8 @@ CELLS = [kind(N, N, dtype=torch.float64) for kind in (nn.LSTMCell, nn.GRUCell, n
 
 
 @program(
-    "4 x mul; 4 x rnn_tanh_cell; 4 x gru_cell; 4 x getitem (2 times); 4 x lstm_cell; 4 x gru_cell: each call "
-    "takes its own result of the step before, as a running sum does",
+    "4 steps of 15 calls: one recurrence, with linear between its steps; 4 x slice (3 times); 4 x linear; 4 x "
+    "rnn_tanh_cell; 4 x gru_cell; 4 x getitem (2 times); 4 x lstm_cell",
 )
 def cells_of_which_one_goes_on_from_the_step_before(x: Tensor) -> Any:
     (lstm, gru, rnn, last), mem, hidden = CELLS, zeros(B, N), zeros(B, N)
@@ -950,12 +1029,13 @@ QUICK = {"static-image", "recurrent-student", "gestures", "spike-counts", "strai
          "recurrent-unbatched", "recurrent-by-hand", "delayed", "temporal-efficient"}  # fmt: skip
 # What becomes of the layers: elsewhere an unroll. Where nothing is given, no call is left to be repeated.
 OUTCOMES = {
-    "deep-gestures": "unroll", "spike-counts": "unroll", "prints": "unroll", "cell": "unroll", "muscles": "recurrence",
+    "deep-gestures": "unroll", "spike-counts": "unroll", "prints": "unroll", "muscles": "recurrence",
+    "all-steps-on-images": "", "norse-cells": "", "rows-of-an-image": "unroll recurrence",
     **dict.fromkeys(("hybrid", "edges", "inhibition", "custom-surrogate", "own-function", "own-function-on-images",
-                     "squashed", "masked", "bounded", "leaky-with-feedback"), "unroll recurrence"),
+                     "squashed", "masked", "bounded", "leaky-with-feedback", "cell"), "unroll recurrence"),
     **dict.fromkeys(("spatio-temporal", "temporal-efficient", "recurrent-by-hand", "recurrent-adaptive"), "recurrence"),
     **dict.fromkeys(("early-exit", "episodes", "loop-outside", "stream"), "steps"),
-    **{name: "recurrence" for name, p in collection.programs().items() if p.kind == "neurons"},
+    **{name: "recurrence" for name, p in collection.programs().items() if p.kind in ("neurons", "feedback")},
 }  # fmt: skip
 
 

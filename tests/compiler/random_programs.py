@@ -1245,12 +1245,26 @@ def feedback(s: Source, v: Value) -> tuple[Value, str]:
     return s.let(f"{v} - 0.5 * {fed}", v.shape), fed
 
 
+class FromAbove:
+    """Something that an early layer takes of the last one, one step late, whatever width that has."""
+
+    def __init__(self, s: Source, v: Value) -> None:
+        self.s, self.layer, self.fed, self.width = s, f"self.{s.name('back')}", s.name("fed"), v.shape[-1]
+        self.taken = s.let(f"{v} {s.draw.choice('+-')} {self.layer}({self.fed})", v.shape)
+
+    def give(self, v: Value) -> None:
+        n, bias = v.shape[-1], self.s.draw.choice(("", ", bias=False"))
+        self.s.init.append(f"{self.layer} = nn.Linear({n}, {self.width}{bias})")
+        self.s.before.append(f"{self.fed} = x.new_zeros({self.s.dims(*v.shape)})")
+        self.s.body.append(f"{self.fed} = {v}")
+
+
 def memory(s: Source, v: Value) -> Value:
     """``v`` with something of the steps before."""
     n = v.shape[-1]
     kinds = ["delay", "delay", "list", "window", "trace", "trace", "sum", "weights"]
     if not s.exact:
-        kinds += ["recurrence", *["cell", "lstm"] * (len(v.shape) == 1)]
+        kinds += ["recurrence", *["cell", "lstm", "gates"] * (len(v.shape) == 1)]
     kind = s.draw.choice(kinds)
     if kind in ("list", "window"):
         rec = s.name("late")
@@ -1274,6 +1288,18 @@ def memory(s: Source, v: Value) -> Value:
     if kind == "lstm":
         other = s.zeros(v.shape, "was")
         s.body.append(f"{was}, {other} = {s.module('cell', f'nn.LSTMCell({n}, {n})')}({v}, ({was}, {other}))")
+        return Value(was, v.shape)
+    if kind == "gates":
+        other, m = s.zeros(v.shape, "was"), s.draw.choice((3, 4))
+        sizes = f"nn.Linear({n}, {m * n})", f"nn.Linear({n}, {m * n}, bias=False)"
+        of_input, of_state = (s.module("gates", sizes[s.some(0.5)]) for _ in range(2))
+        cut = s.draw.choice((f".chunk({m}, -1)", f".split({n}, 1)", f".unflatten(1, ({m}, {n})).unbind(1)"))
+        names = [s.name("gate") for _ in range(m)]
+        total = s.draw.choice(("{0}({v}) + {1}({was})", "torch.sigmoid({1}({was}) - {0}({v}))", "{1}({was})"))
+        s.body.append(f"{', '.join(names)} = ({total.format(of_input, of_state, v=v, was=was)}){cut}")
+        i, f, *_, o = names
+        s.body.append(f"{other} = torch.sigmoid({f}) * {other} + {i} * 0.5 + {v}")
+        s.body.append(f"{was} = {o} * torch.tanh({other})")
         return Value(was, v.shape)
     if kind == "trace":
         s.body.append(f"{was} = {0.5 if s.exact else 0.8} * {was} + {v}")
@@ -1386,6 +1412,7 @@ class Program:
         seen: list[Value] = []
         alone = self.layers.by_hand == 1 and self.some(0.7)  # nothing else that might keep a step from being one
         counts = (0,) if alone else (0, 0, 1, 2)
+        above = None
         for _ in range(count):
             mark, begin = len(s.values), len(s.body)
             for _ in range(self.draw.choice((0, 1))):
@@ -1400,6 +1427,9 @@ class Program:
             fed = None
             if self.some(0.06):
                 v, fed = feedback(s, v)
+            if above is None and self.some(0.08):
+                above = FromAbove(s, v)
+                v = above.taken
             layer = self.layers.add(v)
             if fed:
                 s.body.append(f"{fed} = {layer.spk}")
@@ -1412,6 +1442,8 @@ class Program:
             statements(s, self.draw.choice(counts))
             if self.some(0.06):
                 v = memory(s, v)
+        if above is not None:
+            above.give(v)
         text = "\n".join(s.body)
         return [
             *seen,

@@ -96,7 +96,7 @@ def test_explain_tells_what_is_merged_and_changes_nothing() -> None:
     assert graph.refused is None
     assert "loop_nets.py" in graph.where
     assert "merged    5 x linear (2 times)" in str(explanation)
-    assert "27 calls of the loop became 3" in str(explanation)
+    assert "29 calls of the loop became 3" in str(explanation)
     assert type(net.lif1) is snntorch.Leaky
     assert net.lif1.mem.shape == (0,)
     for name, t in net.state_dict().items():

@@ -70,9 +70,9 @@ class Part:
         return iter(())
 
 
-def at_line(node: Node, with_code: bool = False) -> str:
+def at_line(node: Node) -> str:
     """The user's line of a call in brackets; empty if it is unknown."""
-    line = line_of(node, with_code)
+    line = line_of(node, with_code=False)
     return f" ({line})" if line else ""
 
 

@@ -13,7 +13,8 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from snnfast._core.linear import Linear
-from snnfast._program.between import Between, Product
+from snnfast._program.between import Between, Product, Source
+from snnfast._program.between import Part as Layered
 from snnfast._program.between import unroll as unroll_between
 from snnfast._program.call import order_of_steps
 from snnfast._program.run import Program as StepProgram
@@ -32,6 +33,7 @@ from snnfast.compiler.errors import UnmergedError
 from snnfast.compiler.loop import Each, Of, Same, Statement
 from snnfast.compiler.lower.linear import fuse_linear
 from snnfast.compiler.parts.base import Part, at_line
+from snnfast.compiler.parts.between import Layer, is_piece, layers_of
 from snnfast.compiler.roll import Rolled
 
 UNLIKE = "its steps are not all alike"
@@ -48,7 +50,9 @@ class Program(Part):
         samples: One call of each.
         rows: The calls of each step.
         args: The leaves of the arguments of each statement. ``Of(statement, 1, (begin,))`` is a state.
-        products: Statements that are products of a state and a weight. They run before the program of the others.
+        products: Statements that are products with a weight, and pieces of their results. They run before the programs
+            of the others.
+        layers: The others, by the shape of their results.
     """
 
     kind = "Program"
@@ -57,6 +61,8 @@ class Program(Part):
         self.statements, self.rows, self.products = list(statements), rows, products
         self.samples = [model[s] for s in statements]
         self.args: dict[Statement, list[Any]] = {}
+        own = [s for s in statements if s not in products]
+        self.layers = [Layer(own, {}, dict(zip(self.statements, self.samples, strict=True)))]
         self.fused = False
         self._call: Any = None
         self._results: dict[int, Node] = {}
@@ -75,8 +81,14 @@ class Program(Part):
 
     @property
     def states(self) -> list[Of]:
-        """Results that the next step reads, each with what the first step reads in its place."""
-        return self._given(Of, back=1)
+        """Results that the next step reads, each with what the first step reads in its place; layer after layer."""
+        if len(self.layers) == 1:
+            return self._given(Of, back=1)
+        return [a for layer in self.layers for a in self._states_of(layer)]
+
+    def _states_of(self, layer: Layer) -> list[Of]:
+        every = {*layer.statements, *layer.inputs()}
+        return [a for a in self._given(Of, back=1) if len(self.layers) == 1 or a.statement in every]
 
     @property
     def constants(self) -> list[Same]:
@@ -109,8 +121,8 @@ class Program(Part):
 
     @property
     def shape(self) -> torch.Size:
-        """The shape of a step of the results."""
-        return tensors_of(self._own()[0])[0].shape
+        """The shape of a step of the results; of several layers, of the first."""
+        return self.layers[0].shape
 
     @property
     def dtype(self) -> torch.dtype:
@@ -150,45 +162,40 @@ class Program(Part):
         return [steps.get(row.get(statement)) for row in self.rows]  # type: ignore[arg-type]
 
     def outputs(self) -> list[Statement]:
-        """The statements whose results may be read outside. Calls that return several are taken apart by others."""
-        every, shape = zip(self.statements, self.samples, strict=True), self.shape
-        return [s for s, n in every if isinstance(value(n), Tensor) and value(n).shape == shape]
+        """The statements whose results may be read outside, layer after layer."""
+        return [s for layer in self.layers for s in layer.outputs()]
 
     def sample(self, statement: Statement) -> Node:
         return self.samples[self.statements.index(statement)]
 
     # ---- as a step function
 
-    def step_program(self, outputs: Sequence[Statement]) -> StepProgram:
-        """The program that returns the results of some statements."""
-        wanted = [*outputs, *(a.statement for a in self.states)]
-        given = self._given_to_program()
+    def step_program(self, layer: Layer, outputs: Sequence[Statement]) -> StepProgram:
+        """The program of a layer, which returns the results of some statements."""
+        series, constants = self._read(layer, Each), self._read(layer, Same)
+        made, states = [Of(s, 0) for s in layer.inputs()], self._states_of(layer)
+        given, wanted = [*series, *made, *states, *constants], [*outputs, *(a.statement for a in states)]
 
         def step(*tensors: Tensor) -> tuple[Tensor, ...]:
-            env = self.run(given, tensors)
+            env = self.run(layer, given, tensors)
             return tuple(env[Of(s, 0)].to(self.dtype) for s in wanted)
 
-        counts = len(self.series) + len(self.products), len(self.states), len(self._read_constants())
-        return StepProgram(step, *counts, len(outputs))
+        return StepProgram(step, len(series) + len(made), len(states), len(constants), len(outputs))
 
-    def _given_to_program(self) -> list[Any]:
-        made = [Of(s, 0) for s in self.statements if s in self.products]
-        return [*self.series, *made, *self.states, *self._read_constants()]
+    def _read(self, layer: Layer, kind: type[Any]) -> list[Any]:
+        """The series or constants that a layer reads itself, and not its products alone."""
+        read = {a for s in layer.statements for a in self.args[s] if isinstance(a, kind)}
+        return [a for a in self._given(kind) if a in read]
 
-    def _read_constants(self) -> list[Same]:
-        """The constants that the program itself reads, and not its products alone."""
-        read = {a for s in self.statements if s not in self.products for a in self.args[s] if isinstance(a, Same)}
-        return [a for a in self.constants if a in read]
-
-    def run(self, given: Sequence[Any], tensors: Sequence[Tensor]) -> dict[Any, Any]:
+    def run(self, layer: Layer, given: Sequence[Any], tensors: Sequence[Tensor]) -> dict[Any, Any]:
         """The result of each statement in a step, from the tensors that are given for some arguments."""
         env: dict[Any, Any] = {a: as_of(self._node(a), t) for a, t in zip(given, tensors, strict=True)}
-        for statement, node in zip(self.statements, self.samples, strict=True):
-            if statement not in self.products:
-                leaves = [env[a] if isinstance(a, Of | Each | Same) else a for a in self.args[statement]]
-                spec = pytree.tree_structure((node.args, node.kwargs))
-                args, kwargs = pytree.tree_unflatten(leaves, spec)
-                env[Of(statement, 0)] = run_call(node, args, kwargs)
+        for statement in layer.statements:
+            node = layer.samples[statement]
+            leaves = [env[a] if isinstance(a, Of | Each | Same) else a for a in self.args[statement]]
+            spec = pytree.tree_structure((node.args, node.kwargs))
+            args, kwargs = pytree.tree_unflatten(leaves, spec)
+            env[Of(statement, 0)] = run_call(node, args, kwargs)
         return env
 
     def _node(self, a: Of | Each | Same) -> Node:
@@ -202,7 +209,9 @@ class Program(Part):
             UnmergedError: None can.
         """
         try:
-            self.step_program(self.outputs()).check(self.dtype, len(self.shape), self.context.records)
+            for layer in self.layers:
+                program = self.step_program(layer, layer.outputs())
+                program.check(self.dtype, len(layer.shape), self.context.records)
         except NotElementwiseError as error:
             raise UnmergedError(error.problem) from None
         except RuntimeError as error:  # of an operator: a program is traced with tensors of other sizes
@@ -211,31 +220,70 @@ class Program(Part):
 
     # ---- products between the steps
 
-    def between(self) -> Between:
-        """The products that are computed before each step of the program."""
-        products = tuple(self.product(s) for s in self.statements if s in self.products)
-        numbers = {a: i for i, a in enumerate(self.constants)}
-        counts = len(self.series), len(self.states), len(self.constants)
-        return Between(products, counts, tuple(numbers[a] for a in self._read_constants()))
-
-    def product(self, statement: Statement) -> Product:
-        """The product that a statement is.
+    def arrange(self) -> None:
+        """Find the layers.
 
         Raises:
-            UnmergedError: It is none of a state and a weight that is the same at every step.
+            UnmergedError: A product is none of a result and a weight that is the same at every step.
         """
+        for statement in self.statements:
+            if statement in self.products:
+                self._check_product(statement)
+        self.layers = layers_of(self)
+
+    def _check_product(self, statement: Statement) -> None:
         node = self.sample(statement)
+        name = name_of(node.target)
         found = product_of(node)
-        if found is None or value(node).shape != self.shape or self.device.type != "cpu":
-            raise UnmergedError(f"{name_of(node.target)} is not elementwise")
+        if self.device.type != "cpu" or (found is None and not is_piece(node)):
+            raise UnmergedError(f"{name} is not elementwise")
         if value(node).dtype != self.dtype or node.meta["context"] != self.context:
-            raise UnmergedError(f"{name_of(node.target)} runs under no_grad or autocast, unlike the rest of the step")
-        name, *operands = found
-        args = dict(zip(pytree.tree_leaves((node.args, node.kwargs)), self.args[statement], strict=True))
-        state, weight, *bias = (args[a] for a in operands)
-        if state not in self.states or not all(isinstance(a, Same) for a in (weight, *bias)):
-            raise UnmergedError(f"{name_of(node.target)} is not elementwise, and takes no result of the step before")
-        return Product(name, self.states.index(state), *map(self.constants.index, (weight, *bias)))
+            raise UnmergedError(f"{name} runs under no_grad or autocast, unlike the rest of the step")
+        if value(node).dim() != len(self.shape):
+            raise UnmergedError(f"{name} has another number of dimensions than the rest of the step")
+        source, *weights = self._operands(statement) if found is not None else self.args[statement][:1]
+        if not isinstance(source, Of) or (source.statement in self.products) != (found is None):
+            raise UnmergedError(f"{name} is not elementwise, and takes no result of the recurrence alone")
+        if not all(isinstance(a, Same) for a in weights):
+            raise UnmergedError(f"{name} has another weight or bias at another step")
+        if found is None and source.back > 0:
+            raise UnmergedError(f"{name} takes a part of a product of the step before")
+
+    def _operands(self, product: Statement) -> list[Any]:
+        """The operands of a product: a result, a weight, and a bias, if it has one."""
+        node = self.sample(product)
+        args = dict(zip(pytree.tree_leaves((node.args, node.kwargs)), self.args[product], strict=True))
+        return [args[a] for a in product_of(node)[1:]]  # type: ignore[index]
+
+    def source_of(self, product: Statement) -> Of:
+        """The result that a product takes."""
+        found: Of = self._operands(product)[0]
+        return found
+
+    def read_by_products(self) -> set[Statement]:
+        """The statements whose results of the same step are in products."""
+        sources = [self.source_of(p) for layer in self.layers for p in layer.products]
+        return {a.statement for a in sources if a.back == 0}
+
+    def between(self, outputs: Sequence[Statement]) -> Between:
+        """The layers, and the products that are computed before each, where some results are read."""
+        of_layers = [[s for s in layer.outputs() if s in outputs] for layer in self.layers]
+        parts, products = [], []
+        for number, (layer, wanted) in enumerate(zip(self.layers, of_layers, strict=True)):
+            series, states, constants = self._read(layer, Each), self._states_of(layer), self._read(layer, Same)
+            pairs: Any = ((self.series, series), (self.states, states), (self.constants, constants))
+            numbers = [tuple(map(every.index, some)) for every, some in pairs]
+            parts.append(Layered(self.step_program(layer, wanted), *numbers))
+            for product, pieces in layer.products.items():
+                source, *weights = self._operands(product)
+                of = [source.statement in (*other.statements, *other.inputs()) for other in self.layers].index(True)
+                now = source.back == 0
+                place = of_layers[of].index(source.statement) if now else self._states_of(self.layers[of]).index(source)
+                name = product_of(self.sample(product))[0]  # type: ignore[index]
+                made = Product(name, Source(of, place, now), number, *map(self.constants.index, weights))
+                products.append(made._replace(pieces=len(pieces)))
+        counts = len(self.series), len(self.states), len(self.constants)
+        return Between(tuple(parts), tuple(products), counts)
 
     # ---- the new graph
 
@@ -255,9 +303,10 @@ class Program(Part):
         )
         order = order_of_steps(value(given[0]), shape) if series and not self.products else None
         dims = order or range(len(shape))
-        step, record = (tuple(shape), tuple(dims)), ((self.steps, *shape), (0, *(1 + d for d in dims)))
+        step, record = tuple(dims), (0, *(1 + d for d in dims))
         options = {"dtype": self.dtype, "device": self.device}
-        wanted = [record for _ in self.outputs()] + [step for _ in states]
+        wanted: list[Any] = [((self.steps, *value(self.sample(s)).shape), record) for s in self.outputs()]
+        wanted += [(tuple(value(self.sample(a.statement)).shape), step) for a in self.states]
         found = [fake_call(torch.empty_permuted, args, options, to.mode) for args in wanted]
         node.meta |= {"example_value": tuple(found), "context": to.context}
         self._call = node
@@ -279,8 +328,9 @@ class Program(Part):
     def finish(self, to: Emitter) -> None:
         """Make the program return only what is read."""
         node, outputs = self._call, self.outputs()
-        read: list[Any] = [user.args[1] for user in node.users if user.users]
-        chosen = sorted(i for i in read if i < len(outputs))
+        read: set[Any] = {user.args[1] for user in node.users if user.users}
+        needed = self.read_by_products()
+        chosen = [i for i, s in enumerate(outputs) if i in read or s in needed]
         for user in list(node.users):
             number: Any = user.args[1]
             if not user.users:
@@ -290,7 +340,7 @@ class Program(Part):
             else:
                 user.args = (node, number - len(outputs) + len(chosen))
         made = node.target = Unrolled(self, [outputs[i] for i in chosen])
-        if self.products:
+        if made.program is None:
             return
         binary = made.program.binary(self.dtype, len(self.shape))
         users: dict[Any, Any] = {user: user.args[1] for user in node.users if user.args[1] in range(len(binary))}
@@ -307,7 +357,7 @@ class Program(Part):
         name = f"{self.steps} steps of {len(self.statements)} calls{at_line(self.samples[0])}"
         how = ", with the linear behind it" * self.fused
         if self.products:
-            calls = sorted({name_of(s.node.target) for s in self.products})
+            calls = sorted({name_of(p.node.target) for layer in self.layers for p in layer.products})
             how = f", with {' and '.join(calls)} between its steps"
         yield f"{name}: one recurrence{how}"
 
@@ -323,18 +373,22 @@ class Unrolled:
     __name__ = __qualname__ = "recurrence"
 
     def __init__(self, part: Program, outputs: Sequence[Statement]) -> None:
-        self.program, self.shape = part.step_program(outputs), part.shape
-        self.between = part.between() if part.products else None
+        self.between = part.between(outputs) if part.products else None
+        self.program = None if part.products else part.step_program(part.layers[0], outputs)
+        self.shape = part.shape
         self.output = self.dims = 0
 
     def series(self, node: Node) -> list[Any]:
         """The inputs of a node that calls it, without those that have fewer dimensions than a step."""
-        found: Any = node.args[: (self.between or self.program).counts[0]]
+        made = self.between or self.program
+        assert made is not None
+        found: Any = node.args[: made.counts[0]]
         return [n for n in found if value(n).shape[1:] == self.shape]
 
     def __call__(self, *tensors: Any, steps: int) -> tuple[Tensor, ...]:
-        if self.between is not None:
-            return unroll_between(self.program, self.between, tensors, steps)
+        if self.program is None:
+            assert self.between is not None
+            return unroll_between(self.between, tensors, steps)
         if not self.dims:
             return self.program.unroll(*tensors, steps=steps)
         *given, weight, bias = tensors

@@ -13,12 +13,13 @@ from snnfast.compiler.passes import (
     cse,
     dead,
     functionalize,
+    gates,
     idempotent,
     outputs,
     repeats,
 )
 
-PASSES = (functionalize, idempotent, bodies, repeats, cse, counts, asserts, connections, concat, dead, outputs)
+PASSES = (functionalize, idempotent, bodies, repeats, cse, counts, asserts, connections, concat, gates, dead, outputs)
 """In this order: calls are compared once nothing is changed in place, and removed when nothing needs them."""
 
 

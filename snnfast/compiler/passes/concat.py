@@ -18,6 +18,7 @@ from torch.fx import Graph, Node
 
 from snnfast.compiler.calls import LEAST, aten, insert_call, same_context, signature_of, site_of, value
 from snnfast.compiler.memory import Memory
+from snnfast.compiler.order import reads
 
 
 def run(graph: Graph) -> None:
@@ -40,7 +41,7 @@ def _wait_for_themselves(nodes: list[Node], order: dict[Node, int], memory: Memo
     if len({tuple(map(signature_of, of)) for of in parts}) > 1 or any(map(memory.is_written, read)):
         return False
     before, later = nodes[1:3]
-    waits = [part for part in parts[2] if _reads(part, before, order)]
+    waits = [part for part in parts[2] if reads(part, before, order)]
     return bool(waits) and all(signature_of(part) == signature_of(later) for part in waits)
 
 
@@ -57,19 +58,6 @@ def _parts(node: Node) -> list[Node] | None:
     fits = fits and len(set(parts)) == len(parts) > 1
     alike = all(value(part).dim() == rank and isinstance(value(part).shape[-1], int) for part in parts)
     return list(parts) if fits and alike else None
-
-
-def _reads(node: Node, wanted: Node, order: dict[Node, int]) -> bool:
-    """Whether a node needs the result of another one."""
-    seen, rest = {node}, [node]
-    while rest:
-        found = rest.pop()
-        if found is wanted:
-            return True
-        new = [a for a in found.all_input_nodes if order[a] >= order[wanted] and a not in seen]
-        seen.update(new)
-        rest += new
-    return False
 
 
 def _split_weight(node: Node) -> list[Node]:
