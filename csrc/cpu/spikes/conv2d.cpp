@@ -11,6 +11,7 @@
 
 #include "../../op/backend.h"
 #include "../images/images.h"
+#include "../parallel.h"
 #include "convolution.h"
 
 namespace snnfast {
@@ -95,7 +96,7 @@ int64_t count_events(const Tensor& x) {
   check_image(x, "x");
   const float* const data = static_cast<const float*>(x.const_data_ptr());
   std::atomic<int64_t> total = 0;
-  torch::stable::parallel_for(0, x.numel(), 4 * kCountGrain, [&](int64_t first, int64_t last) {
+  cpu::in_parallel(0, x.numel(), 4 * kCountGrain, [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last;) {
       int32_t count = 0;  // narrow numbers are added up faster, and a part's count fits
       for (const int64_t end = std::min(i + kCountGrain, last); i < end; ++i) count += data[i] != 0;
@@ -131,7 +132,7 @@ Tensor event_conv2d(const Tensor& x, const Tensor& weight, const std::optional<T
   const float* const images = static_cast<const float*>(x.const_data_ptr());
   float* const outputs = static_cast<float*>(y.mutable_data_ptr());
   const int64_t image = int64_t{p.C} * p.H * p.W, pixels = int64_t{p.Y} * p.X;
-  torch::stable::parallel_for(0, p.N, 1, [&](int64_t first, int64_t last) {
+  cpu::in_parallel(0, p.N, 1, [&](int64_t first, int64_t last) {
     std::vector<Event> events;
     const bool whole = p.O == p.lanes;  // the output itself is the tile of the only block
     std::vector<float> scratch(whole ? 0 : static_cast<size_t>(pixels) * p.lanes);
@@ -166,7 +167,7 @@ Tensor event_conv2d_weight(const Tensor& x, const Tensor& grad, int64_t kernel_y
   const float* const images = static_cast<const float*>(x.const_data_ptr());
   const float* const grads = static_cast<const float*>(grad.const_data_ptr());
   const int64_t image = int64_t{p.C} * p.H * p.W, output = int64_t{p.Y} * p.X * p.O;
-  torch::stable::parallel_for(0, pieces * p.blocks, 1, [&](int64_t first, int64_t last) {
+  cpu::in_parallel(0, pieces * p.blocks, 1, [&](int64_t first, int64_t last) {
     std::vector<Event> events;
     std::vector<float> padded(p.O % p.lanes != 0 ? static_cast<size_t>(output) + p.lanes : 0);
     for (int64_t unit = first; unit < last; ++unit) {
@@ -185,7 +186,7 @@ Tensor event_conv2d_weight(const Tensor& x, const Tensor& grad, int64_t kernel_y
   const Tensor made = CpuBackend::empty(
       x, shape, Shape(std::vector<int64_t>{taps, int64_t{p.kernel_y} * p.kernel_x, p.kernel_x, 1}), ScalarType::Float);
   float* const to = static_cast<float*>(made.mutable_data_ptr());
-  torch::stable::parallel_for(0, p.O, 1, [&](int64_t first, int64_t last) {
+  cpu::in_parallel(0, p.O, 1, [&](int64_t first, int64_t last) {
     for (int64_t o = first; o < last; ++o) {
       for (int64_t k = 0; k < taps; ++k) {
         float sum = 0;
@@ -212,9 +213,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(SNN_NAMESPACE, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(SNN_NAMESPACE, CPU, m) {
-  m.impl("count_events", TORCH_BOX(&count_events));
-  m.impl("event_conv2d", TORCH_BOX(&event_conv2d));
-  m.impl("event_conv2d_weight", TORCH_BOX(&event_conv2d_weight));
+  m.impl("count_events", SNN_BOX(count_events));
+  m.impl("event_conv2d", SNN_BOX(event_conv2d));
+  m.impl("event_conv2d_weight", SNN_BOX(event_conv2d_weight));
 }
 
 }  // namespace snnfast
