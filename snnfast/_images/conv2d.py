@@ -11,11 +11,19 @@ from snnfast._images.choice import define_node, pair, takes_kernels
 
 __all__ = ["conv2d", "convolved"]
 
-MOST = 1 / 8
-"""The largest share of the input that may be other than zero. Above it, PyTorch's convolution is as fast."""
+_LEAST_TAPS = 4
+"""The fewest taps of a kernel. With fewer, the gradient of the weights by events takes longer than PyTorch's."""
 
-_LEAST_CHANNELS, _LEAST_TAPS = 32, 9
-"""The fewest output channels and taps of a kernel. With fewer, an event costs more to find than it saves."""
+
+def most(outputs: int, values: int) -> float:
+    """The largest share of the input that may be other than zero. Above it, PyTorch's convolution is as fast.
+
+    ``values``: those of the input under a row of the kernel. Where they or the output channels are few, an event takes
+    longer to find than to add.
+    """
+    if outputs < 8 or (outputs < 32 and values <= 16):
+        return 0.0
+    return 0.3 if values >= 80 or (outputs >= 32 and values > 16) else 0.125
 
 
 def convolved(layer: nn.Conv2d, x: Tensor) -> Tensor:
@@ -65,8 +73,8 @@ def _possible(x: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: An
         and len(pair(stride)) == len(pair(padding)) == 2  # else PyTorch says what is wrong, as of the channels
         and min(pair(stride)) >= 1
         and all(p >= 0 and n + 2 * p >= k for n, p, k in zip(x.shape[2:], pair(padding), weight.shape[2:], strict=True))
-        and weight.shape[0] >= _LEAST_CHANNELS
         and weight.shape[2:].numel() >= _LEAST_TAPS
+        and most(weight.shape[0], weight.shape[1] * weight.shape[3]) > 0
         and weight.device.type == "cpu"
         and weight.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
@@ -74,11 +82,16 @@ def _possible(x: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: An
 
 
 def _few(x: Tensor, weight: Tensor) -> bool:
-    return bool(torch.ops.snnfast.count_events(x) <= MOST * x.numel()) and bool(weight.isfinite().all())
+    return _has_few(x, weight.shape[0], weight.shape[3]) and bool(weight.isfinite().all())
+
+
+def _has_few(x: Tensor, outputs: int, width: int) -> bool:
+    """Whether a kernel of so many columns has few events among its input."""
+    return bool(torch.ops.snnfast.count_events(x) <= most(outputs, x.shape[1] * width) * x.numel())
 
 
 class _Convolution(torch.autograd.Function):
-    """A convolution by events, with the gradient of its weights by events. PyTorch computes that of the input.
+    """A convolution by events, with the gradient of its weights by events, and that of the input if it has few.
 
     While a compiler traces, there are no numbers to choose by, and its ops choose at each call.
     """
@@ -118,16 +131,31 @@ def _gradients(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """With respect to the input, the weight and the bias."""
     grad = grad.contiguous(memory_format=torch.channels_last)
+    found = _of_input(grad, weight, stride, padding) if by_events and needs[0] else None
     # PyTorch would compute the gradient of the weights for that of the bias alone.
-    rest = [needs[0], False, False] if by_events else needs
+    rest = [needs[0] and found is None, False, False] if by_events else needs
     of_x, of_weight, of_bias = torch.ops.aten.convolution_backward(
         grad, x, weight, biases, stride, padding, [1, 1], False, [0, 0], 1, rest
     )
+    of_x = of_x if found is None else found
     if by_events and needs[1]:
         of_weight = torch.ops.snnfast.event_conv2d_weight(x, grad, *weight.shape[2:], *stride, *padding)
     if by_events and needs[2]:
         of_bias = grad.sum((0, 2, 3))
     return of_x, of_weight, of_bias
+
+
+def _of_input(grad: Tensor, weight: Tensor, stride: list[int], padding: list[int]) -> Tensor | None:
+    """The gradient of the input, by the events of that of the output, or None where PyTorch is to compute it.
+
+    Behind max pooling three of four values of it are zero; behind a surrogate that is zero far from the threshold,
+    often more. It is the convolution with the kernel turned round.
+    """
+    turned = [n - 1 - p for n, p in zip(weight.shape[2:], padding, strict=True)]
+    if stride != [1, 1] or min(turned) < 0 or not _has_few(grad, *weight.shape[1::2]):
+        return None
+    kernel = weight.flip(2, 3).transpose(0, 1)
+    return torch.ops.snnfast.event_conv2d(grad, kernel, None, *stride, *turned)  # type: ignore[no-any-return]
 
 
 # ---- in a graph of torch.compile: ops that choose at each call

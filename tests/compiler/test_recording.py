@@ -370,6 +370,19 @@ def test_what_outlives_the_call_is_real() -> None:
     torch.testing.assert_close(torch.stack(net.rows), currents(8) * 2)
 
 
+def test_a_profiler_that_holds_tensors_changes_nothing() -> None:
+    """It remembers what each call of PyTorch was given, such as a result of the graph that the graph reads."""
+    net, x = Net(), currents()
+    plain, compiled = copy.deepcopy(net), snnfast.compile(net)
+    compiled(x)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True):
+        found = compiled(x)
+    expected = plain(x)
+    for a, b in zip(*map(torch.utils._pytree.tree_leaves, (found, expected)), strict=True):
+        torch.testing.assert_close(a, b)
+        a.sum().backward(retain_graph=True)
+
+
 def test_numbers_of_a_function_are_read_at_each_call() -> None:
     class Scaled(torch.autograd.Function):
         scale = 2.0

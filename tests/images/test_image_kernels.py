@@ -74,17 +74,19 @@ CONVOLUTIONS: dict[str, dict[str, Any]] = {  # channels in and out, image, kerne
 }
 
 
-def convolution(name: str, N: int = 40) -> tuple[Tensor, Tensor, Tensor, tuple[int, ...]]:
-    """An input, a weight, a bias, and stride and padding."""
+def convolution(name: str, N: int = 40, wider: int = 1) -> tuple[Tensor, Tensor, Tensor, tuple[int, ...]]:
+    """An input, perhaps of so many times more channels, a weight, a bias, and stride and padding."""
     case = CONVOLUTIONS[name]
     C, O, H, W, ky, kx = case["sizes"]  # noqa: E741 - PyTorch's names
+    C *= wider
     how = (*case.get("stride", (1, 1)), *case.get("padding", (0, 0)))
     return spikes(N, C, H, W), torch.randn(O, C, ky, kx), torch.randn(O), how
 
 
+@pytest.mark.parametrize("wider", [1, 7], ids=["", "many channels"])
 @pytest.mark.parametrize("name", CONVOLUTIONS)
-def test_the_ops_of_convolutions_have_pytorchs_numbers(name: str, isa: str) -> None:
-    x, weight, bias, how = convolution(name)
+def test_the_ops_of_convolutions_have_pytorchs_numbers(name: str, wider: int, isa: str) -> None:
+    x, weight, bias, how = convolution(name, wider=wider)
     found = ops.event_conv2d(x, weight, bias, *how)
     expected = torch.conv2d(x.double(), weight.double(), bias.double(), how[:2], how[2:])
     assert_close(found, expected.float(), 1e-5)
@@ -97,8 +99,9 @@ def test_the_ops_of_convolutions_have_pytorchs_numbers(name: str, isa: str) -> N
     assert of_weight.is_contiguous()
 
 
-def test_no_bit_of_a_convolution_depends_on_threads_or_the_instruction_set(isa: str) -> None:
-    x, weight, bias, how = convolution("several blocks", N=70)
+@pytest.mark.parametrize("wider", [1, 7], ids=["", "many channels"])
+def test_no_bit_of_a_convolution_depends_on_threads_or_the_instruction_set(wider: int, isa: str) -> None:
+    x, weight, bias, how = convolution("several blocks", N=70, wider=wider)
     results = []
     for n, used in ((1, _ops.extension.isa_available()[0]), (1, isa), (2, isa), (5, isa)):
         torch.set_num_threads(n)
@@ -131,6 +134,41 @@ def test_gradients_of_a_convolution_are_pytorchs(needs: str, by_kernels: list[st
         results.append((y, *(torch.autograd.grad(y, wanted, grad) if wanted else ())))
     assert by_kernels == ["conv2d"]
     assert_all_close(*results, relative=1e-5)
+
+
+SPARSE = {  # channels in and out, kernel, stride, padding: whether kernels compute the gradient of the input
+    "plain": ((24, 32, 3, 1, 0), True),
+    "padding": ((12, 32, 5, 1, 2), True),
+    "another padding": ((40, 70, 3, 1, 2), True),
+    "stride": ((24, 32, 3, 2, 1), False),
+    "padding beyond the kernel": ((24, 32, 3, 1, 3), False),
+    "few channels of the input": ((7, 32, 3, 1, 1), False),
+}
+
+
+@pytest.mark.parametrize("name", SPARSE)
+def test_the_gradient_of_an_input_is_by_events_behind_max_pooling(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (C, O, k, stride, padding), by_events = SPARSE[name]  # noqa: E741
+    x, weight = spikes(6, C, 11, 14).requires_grad_(), torch.randn(O, C, k, k)
+    kernel, given = ops.event_conv2d, []
+    monkeypatch.setattr(ops, "event_conv2d", lambda *args: given.append(args[0].shape) or kernel(*args))
+    y = conv2d(x, weight, None, stride, padding)
+    assert given == [x.shape]
+    for sparse in (True, False):
+        grad = torch.randn(F.max_pool2d(y, 2).shape) if sparse else torch.randn(y.shape)
+        found, expected = (
+            torch.autograd.grad(F.max_pool2d(output, 2) if sparse else output, x, grad, retain_graph=True)[0]
+            for output in (y, torch.conv2d(x, weight, None, stride, padding))
+        )
+        assert_close(found, expected, 1e-5)
+    assert given[1:] == [y.shape] * by_events
+
+
+def test_a_gradient_that_is_not_finite_reaches_the_input_as_in_pytorch() -> None:
+    x, weight, grad = spikes(2, 24, 6, 6).requires_grad_(), torch.randn(32, 24, 3, 3), torch.zeros(2, 32, 6, 6)
+    grad[0, 3, 2, 2], grad[1, 5, 0, 0] = torch.nan, torch.inf
+    found, expected = (torch.autograd.grad(f(x, weight, None, 1, 1), x, grad)[0] for f in (conv2d, torch.conv2d))
+    assert_close(found, expected, 1e-5)
 
 
 POOLINGS: dict[str, tuple[tuple[int, int, int], Any, Any]] = {  # channels, height, width; kernel; stride
@@ -210,7 +248,7 @@ DENSE: dict[Any, dict[str, Callable[[Tensor, Tensor], Any]]] = {
         "groups": lambda x, w: (x, w[:, :1], {"groups": x.shape[1]}),
         "dilation": lambda x, w: (x, w, {"dilation": 2}),
         "same padding": lambda x, w: (x, w, {"padding": "same"}),
-        "few outputs": lambda x, w: (x, w[:8], {}),
+        "few outputs": lambda x, w: (x, w[:7], {}),
         "one tap": lambda x, w: (x, w[:, :, :1, :1], {}),
         "float64": lambda x, w: (x.double(), w.double(), {}),
         "another order": lambda x, w: (x.contiguous(), w, {}),
@@ -328,7 +366,7 @@ def test_a_network_has_pytorchs_spikes_and_gradients(by_kernels: list[str], monk
     results = []
     for kernels in (True, False):
         if not kernels:
-            monkeypatch.setattr(_convolution, "MOST", -1.0)
+            monkeypatch.setattr(_convolution, "most", lambda *_: -1.0)
             monkeypatch.setattr(_pooling, "LEAST_CHANNELS", 1000)
         spk, mem = net(x)
         net.zero_grad()

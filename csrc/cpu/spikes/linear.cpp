@@ -7,7 +7,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "../../op/tensors.h"
-#include "../memory/pool.h"
+#include "../memory/scratch.h"
 #include "../parallel.h"
 #include "../unroll/dispatch.h"
 #include "events.h"
@@ -23,6 +23,7 @@ using cpu::Packed;
 using cpu::SpikeBits;
 using cpu::Tiles;
 using cpu::pool::Buffer;
+using cpu::pool::scratch;
 
 const EventKernels& kernels() { SNN_RETURN_OF_CURRENT_ISA(event_kernels()) }
 
@@ -60,13 +61,6 @@ struct Product {
  private:
   MaybeTensor height_of_each_;
 };
-
-// Takes memory of the pool for the time of a call.
-Buffer scratch(int64_t bytes) {
-  Buffer buffer = cpu::pool::take(static_cast<size_t>(bytes));
-  STD_TORCH_CHECK(buffer != nullptr, "snnfast: could not allocate ", bytes, " bytes");
-  return buffer;
-}
 
 // Neuron-steps below which another thread costs more than it saves.
 constexpr int64_t kGrain = 65536;
