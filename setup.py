@@ -416,8 +416,9 @@ def write_ninja(path: Path, output: Path) -> None:
     system = SYSTEMS[target().system]
     cxx = [*CXX_FLAGS, system.flags, *strict]
     sets = instruction_sets()
-    if is_zig():  # which adds debug information, and spells the names of processors in its own way
+    if is_zig():  # which adds debug information, spells the names of processors in its own way, and hides its libraries
         cxx.append("-g0")
+        system = system._replace(links=system.links.replace("-Wl,--exclude-libs,ALL ", ""))
         sets = {isa: [flag.replace("x86-64-v", "x86_64_v") for flag in flags] for isa, flags in sets.items()}
     listed = " ".join(f"X({isa}, __VA_ARGS__)" for isa in sets)
     cxx.append(quote(f"-DSNN_ISAS(X, ...)={listed}"))

@@ -28,9 +28,10 @@ inline const char* current_message() noexcept {
   }
 }
 
-// Calls a function, and returns nullptr or the message of the exception that it threw.
+// Calls a function, and returns nullptr or the message of the exception that it threw. Not inlined: an error of torch
+// passes the caller, which may have no handlers. Those of another C++ library can't read torch's exceptions.
 template <typename Function>
-const char* message_of(Function&& function) {
+__attribute__((noinline)) const char* message_of(Function&& function) {
   try {
     function();
     return nullptr;
@@ -42,7 +43,7 @@ const char* message_of(Function&& function) {
 using Boxed = void(StableIValue*, uint64_t, uint64_t);
 
 // The kernel of an op, as torch calls it. An exception becomes an error of torch's own, which a function of its C API
-// raises. That error passes this function, so nothing here may need a destructor.
+// raises. That error passes this function, so it catches nothing itself, and nothing in it has a destructor.
 template <Boxed* kernel>
 void guarded(StableIValue* stack, uint64_t inputs, uint64_t outputs) {
   const char* const message = message_of([&] { kernel(stack, inputs, outputs); });

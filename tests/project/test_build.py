@@ -327,3 +327,14 @@ def test_an_architecture_unknown_to_nvcc_fails(nvcc: Callable[[str], Path], monk
 def test_the_oldest_torch_that_is_installed_with_the_package_is_the_one_that_it_is_built_for() -> None:
     oldest = ".".join(map(str, setup.TORCH_TARGET))
     assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"] == [f"torch>={oldest}"]
+
+
+def test_torch_calls_the_library_only_through_what_catches_exceptions() -> None:
+    """Kernels of ops through csrc/op/guard.h, and the parts of threads through csrc/cpu/parallel.h."""
+    sources = [path for folder in ("csrc/op", "csrc/cpu") for path in (ROOT / folder).rglob("*.*")]
+    texts = {path.name: path.read_text() for path in sources}
+    assert [name for name, text in texts.items() if "TORCH_BOX(" in text] == ["guard.h"]
+    assert [name for name, text in texts.items() if "parallel_for(" in text] == ["parallel.h"]
+    kernels = [line for text in texts.values() for line in text.splitlines() if "m.impl(" in line]
+    assert len(kernels) > 10
+    assert [line for line in kernels if not re.search(r"SNN_BOX\(|&guarded<", line)] == []
