@@ -64,9 +64,10 @@ def imports(binary: lief.Binary, torch: dict[str, set[str]]) -> dict[str, set[st
         for imported in binary.imports:
             found[imported.name] = {entry.name for entry in imported.entries}
     elif isinstance(binary, lief.MachO.Binary):
+        own = {symbol.name for symbol in binary.symbols if symbol.value != 0}  # weak ones are looked up by their names
         for binding in binary.bindings:
-            if binding.has_symbol:
-                name = binding.library.name if binding.has_library else "nowhere"
+            name = binding.library.name if binding.has_library else "nowhere"
+            if binding.has_symbol and not (name == "nowhere" and binding.symbol.name in own):
                 found.setdefault(name, set()).add(binding.symbol.name)
     else:
         versions = {
