@@ -7,6 +7,7 @@ Where to start:
 - :func:`neuron` makes a layer of a function that computes one step.
 - :func:`compile` runs a loop over time as layers over time.
 - :class:`MultiStep` is layers in sequence over time, and :class:`Residual` a skip connection in it.
+- :func:`activity` counts the spikes, synaptic operations and silent neurons of a network.
 - :mod:`snnfast.snntorch` is for code that goes on using snnTorch (``import snnfast.snntorch as snn``).
 - :mod:`snnfast.functional` has the stateless functions, and :mod:`snnfast.reference` the definition that all equal.
 - :func:`reset` sets the states that layers hold to zeros.
@@ -16,6 +17,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from snnfast import functional, losses, neurons, reference, surrogate
+from snnfast._activity import Activity, Bits, LayerActivity, activity
+from snnfast._core import flops
 from snnfast._core.backend import use_backend
 from snnfast._core.config import config, show_config
 from snnfast._core.settings import empty_cache, set_cache_limit, use_events
@@ -29,11 +32,15 @@ from snnfast.neurons.network import reset
 from snnfast.neurons.own import neuron, spike
 
 __all__ = [
+    "Activity",
+    "Bits",
     "Explanation",
     "GraphReport",
+    "LayerActivity",
     "MultiStep",
     "Residual",
     "__version__",
+    "activity",
     "compile",
     "config",
     "empty_cache",
@@ -52,6 +59,8 @@ __all__ = [
     "use_state_gradients",
 ]
 __all__ += neurons.__all__
+
+flops.register_when_imported()
 
 if TYPE_CHECKING:
     from snnfast import snntorch as snntorch

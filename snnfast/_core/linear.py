@@ -9,7 +9,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 
-from snnfast._core import ops, settings
+from snnfast._core import ops, settings, watch
 from snnfast._core.backend import exporting
 from snnfast._core.ops import opmath_dtype
 from snnfast._core.pytorch import is_transformed
@@ -31,6 +31,8 @@ class Linear(NamedTuple):
 
     def of_spikes(self, spk: Tensor) -> Tensor:
         """``[*rows, O]`` of spikes as numbers, ``[*rows, N]``."""
+        for watcher in watch.watchers:
+            watcher.handed_on(spk, None)
         return F.linear(spk if self.dims == 1 else spk.flatten(-self.dims), self.weight, self.bias)
 
 
@@ -72,6 +74,8 @@ def _is_fit(t: Tensor, x: Tensor) -> bool:
 
 def product(bits: Tensor, weight: Tensor, bias: Tensor | None, graded: Tensor, shape: torch.Size, steps: int) -> Tensor:
     """The outputs of the layer, ``[T, R, O]``."""
+    for watcher in watch.watchers:
+        watcher.handed_on(bits, steps)
     heights = heights_of(graded, shape, weight.dtype)
     return ops.spikes_linear(flat_bits(bits, shape), weight, bias, heights, steps)  # type: ignore[no-any-return]
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.compiler import is_dynamo_compiling
 
+from snnfast._core import watch
 from snnfast._core.linear import Linear
 from snnfast._core.modules import are_plain
 from snnfast._core.ops import RESET_MECHANISMS, Neuron, opmath_dtype
@@ -228,6 +229,8 @@ class SpikingLayer(nn.Module):
                 self._refuse(name, state)
             given.append(self._held(name, current, shape) if state is None and self.init_hidden else state)
         found = run(UnrollCall(self.neuron, options, request, current, tuple(given), self._values(), linear, ragged))
+        for watcher in watch.watchers:
+            watcher.unrolled(self, found, request, ragged, linear is not None)
         n = len(self.neuron.states)
         if self.init_hidden:
             self._hold(found[-n:])

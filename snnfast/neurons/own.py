@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from snnfast._core import watch
 from snnfast._core.backend import warn_once
 from snnfast._core.linear import Linear
 from snnfast._core.ops import opmath_dtype
@@ -286,6 +287,8 @@ class StepLayer(SpikingLayer):
         if self.init_hidden:
             self._hold(after)
         shown = (spk if linear is None else linear.of_spikes(spk), *(records if record else after))
+        for watcher in watch.watchers:
+            watcher.unrolled(self, shown, request, lengths, linear is not None)
         return (*shown, *after) if last else shown
 
     def _bound_step(self) -> Callable[..., tuple[Tensor, ...]]:

@@ -13,7 +13,7 @@ FLOORS = (
     ("surrogate",),
     ("_unroll", "_images", "_program"),
     ("neurons", "losses"),
-    ("snntorch", "spikingjelly", "networks"),
+    ("snntorch", "spikingjelly", "networks", "_activity"),
     ("compiler",),
 )
 DOORS = {"__init__", "__main__", "_version", "functional", "reference"}

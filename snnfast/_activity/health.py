@@ -1,0 +1,94 @@
+"""Say in words why a network may learn nothing."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from snnfast._activity.watching import Seen
+
+__all__ = ["problems_of"]
+
+MOST_SILENT, MOST_SATURATED = 0.5, 0.5
+"""The shares of neurons from which a layer has a problem."""
+
+LEAST_GRADIENT = 1e-4
+"""The gradient of a weight, relative to the weight, is small where it is this part of the largest in the network."""
+
+
+def problems_of(net: nn.Module, seen: "dict[str, Seen]") -> list[str]:
+    """The problems of the layers in order, then those of the gradients."""
+    found = [f"{name}: {problem}" for name, layer in seen.items() for problem in _of_layer(layer)]
+    return found + list(_of_gradients(net, seen))
+
+
+def _of_layer(layer: "Seen") -> Iterator[str]:
+    neurons = layer.neurons
+    if neurons is None:
+        for product in layer.products.values():
+            if not product.is_analog and not product.synops:
+                yield "all that it was given is 0, so its weights do not matter"
+                break
+        return
+    found = neurons.counts
+    number = sum(counts.numel() for counts, _ in found)
+    silent = sum(int((counts == 0).sum()) for counts, _ in found) / max(1, number)
+    saturated = sum(int((counts == seen).sum()) for counts, seen in found) / max(1, number)
+    if silent >= MOST_SILENT:
+        yield f"{_percent(silent)} of the neurons never spike{_membrane(layer)}"
+    if saturated >= MOST_SATURATED:
+        yield f"{_percent(saturated)} of the neurons spike at every step{_membrane(layer)}"
+    dead = _without_derivative(layer)
+    if dead is not None and dead >= MOST_SILENT:
+        yield f"its surrogate is 0 at {_percent(dead)} of the membranes, where no gradient passes"
+
+
+def _membrane(layer: "Seen") -> str:
+    mean = None if layer.membranes is None else layer.membranes.mean
+    return "" if mean is None else f"; the membrane's mean is {mean:.2g} of the threshold"
+
+
+def _without_derivative(layer: "Seen") -> float | None:
+    """The share of the last membranes at which the surrogate of a layer has the derivative 0."""
+    surrogate: Any = getattr(layer.module, "spike_grad", None)
+    if surrogate is None:
+        surrogate = getattr(layer.module, "surrogate_function", None)
+    distances = None if layer.membranes is None else layer.membranes.distances
+    if not callable(surrogate) or distances is None:
+        return None
+    with torch.enable_grad():
+        x = distances.detach().float().requires_grad_()
+        spk: Tensor = surrogate(x)
+        (derivative,) = torch.autograd.grad(spk.sum(), x) if spk.requires_grad else (torch.zeros_like(x),)
+    return float((derivative == 0).float().mean())
+
+
+def _of_gradients(net: nn.Module, seen: "dict[str, Seen]") -> Iterator[str]:
+    """Problems of the gradients that parameters hold, if any do."""
+    learned = {name: p for name, p in net.named_parameters() if p.requires_grad}
+    given = {name: p.grad.detach() for name, p in learned.items() if p.grad is not None}
+    if not given:
+        return
+    sizes: dict[str, float] = {}
+    for name, p in learned.items():
+        if name not in given:
+            yield f"{name}: it has no gradient, as the loss does not depend on it"
+            continue
+        grad = given[name]
+        if not bool(grad.isfinite().all()):
+            yield f"{name}: its gradient is not finite"
+        elif not bool(grad.any()):
+            yield f"{name}: its gradient is 0"
+        elif p.dim() > 1:
+            sizes[name] = float(grad.float().norm() / p.detach().float().norm().clamp(min=1e-30))
+    largest = max(sizes, key=sizes.__getitem__, default="")
+    for name, size in sizes.items():
+        if size < LEAST_GRADIENT * sizes[largest]:
+            part = size / sizes[largest]
+            yield f"{name}: its gradient vanishes: relative to the weight, it is {part:.1e} of that of {largest}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.3g} %"

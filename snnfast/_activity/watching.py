@@ -1,0 +1,469 @@
+"""Watch a network: hooks see the spikes that its neurons return, and a mode of PyTorch's dispatcher the products.
+
+The mode sees all products below autograd, however they are spelled, and those of our kernels. While it is active, no
+call is compiled. Hooks see the steps of neurons. :mod:`snnfast._core.watch` tells what no hook sees.
+"""
+
+import sys
+import threading
+from collections.abc import Callable, Container, Sequence
+from contextlib import ExitStack
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn.parameter import is_lazy
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from snnfast._activity.counts import Counts, count_bits, count_samples, count_steps, exact, has_only_spikes
+from snnfast._activity.layers import neurons_of, runs_all_steps, spikes_surely, unrolls_inside
+from snnfast._activity.membranes import Membranes, states_of
+from snnfast._activity.products import PRODUCTS, FanOut, Operand, Work
+from snnfast._activity.tally import Neurons, Product, Record
+from snnfast._core import watch
+from snnfast._core.pytorch import current_graph_task_id, transforms_are_active
+from snnfast._unroll.call import Request
+
+__all__ = ["Watch"]
+
+_MODES = torch._C.DispatchKeySet(torch._C.DispatchKey.Python) | torch._C.DispatchKeySet(
+    torch._C.DispatchKey.PythonTLSSnapshot
+)
+
+
+_UNKNOWN = None, None
+
+
+class _Known(NamedTuple):
+    """Spikes that were counted when a layer returned them, as long as their memory exists.
+
+    Attributes:
+        version: That of the tensor: a change in place makes it another one.
+        where: Where in the memory they are: the first one, their number, and their dtype.
+        strides: Those of ``neurons`` in a step.
+        neurons: The spikes of each ``[*]``.
+    """
+
+    memory: StorageWeakRef
+    version: int
+    where: tuple[int, int, torch.dtype]
+    strides: tuple[int, ...]
+    neurons: Tensor
+
+
+class Seen:
+    """The sums of one module.
+
+    Attributes:
+        module: The module.
+        neurons: The sums of its spikes, if it is a layer of neurons.
+        products: Those of its products, by their weights, or by their places in the code where these are not known.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.neurons: Neurons | None = None
+        self.membranes: Membranes | None = None
+        self.products: dict[Any, Product] = {}
+        self.record: Record | None = None
+        self.is_called = self.is_told = False  # its call runs; and has told of an unroll in it
+        self.holds = False  # it holds the membrane of its last step
+        self.has_ended = False  # what it recorded is of a call that is over
+        self.is_doubted = False  # it is taken for a neuron by what it returns
+        self.returns_others = False  # it returned other numbers than spikes, or spikes where it was given spikes
+
+    def end_call(self) -> None:
+        """Enter a call of the network, or all calls of one step each."""
+        if self.neurons is None:
+            return
+        self.neurons.end_call()
+        if self.holds and self.membranes is not None:
+            self.membranes.add_held(self.module)
+        self.holds, self.has_ended = False, True
+
+    def to_record(self) -> Record | None:
+        """The record of this call, if the layer is recorded."""
+        if self.record is not None and self.has_ended:
+            self.record = Record()
+        self.has_ended = False
+        return self.record
+
+
+class _Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """PyTorch's ops, told to a watch."""
+
+    supports_higher_order_operators = True
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """PyTorch asks whether to wrap the method below, which imports its compiler. Nothing is compiled here."""
+        return False
+
+    def __init__(self, count: Callable[[Work], None]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._count = count
+        self._products: dict[int, tuple[Any, Callable[..., Sequence[Work]] | None]] = {}  # by the ids of the ops
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        known = self._products.get(id(func))  # an op computes its hash in Python
+        if known is None:
+            known = self._products[id(func)] = func, PRODUCTS.get(getattr(func, "_overloadpacket", None))
+        works = known[1]
+        if works is None:
+            if torch.is_inference_mode_enabled() and isinstance(func, torch._ops.OpOverload):
+                with self:  # where autograd does not, it shows the products in ops that have no kernel of their own
+                    found = func.decompose(*args, **kwargs)
+                if found is not NotImplemented:
+                    return found
+            return func(*args, **kwargs)
+        out = func(*args, **kwargs)
+        if current_graph_task_id() == -1:  # not in a backward pass
+            for work in works(*args, out):
+                self._count(work)
+        return out
+
+
+class Watch:
+    """A context in which the calls of a network are counted. It can be entered again.
+
+    Args:
+        net: The network.
+        record: Names of layers whose spikes are kept as bits.
+    """
+
+    def __init__(self, net: nn.Module, record: Sequence[str]) -> None:
+        self.net = net
+        self.seen: dict[str, Seen] = {}  # by the names of the modules, in the order of their definition
+        self._names: dict[nn.Module, str] = {}
+        modules, kind = dict(net.named_modules()), type(net).__name__
+        for name, module in modules.items():
+            self._names[module] = name or ("" if kind in modules else kind)
+            self.seen[self._names[module]] = Seen(module)
+        self._neurons = neurons_of(net)
+        for module in self._neurons:
+            self._of(module).is_doubted = not self._neurons[module]
+        for name in record:
+            self.seen[name].record = Record()
+        # By their memory, which is held, so that no other tensor gets its place. None where modules share it.
+        self._weights: dict[int, tuple[torch.UntypedStorage, str | None]] = {}
+        self._sure: set[nn.Module] = set()
+        self._of_all_steps: set[nn.Module] = set()
+        self._known: dict[int, _Known] = {}
+        self._last: dict[nn.Module, int] = {}  # the keys of what is known of each layer's last spikes
+        self._handed_on: tuple[Counts, Tensor | None, int | None] | None = None
+        self._records = bool(record)
+        self._stack: ExitStack | None = None
+        self._thread = 0
+        self.calls = 0
+
+    def _of(self, module: nn.Module) -> Seen:
+        return self.seen[self._names[module]]
+
+    # ---- entering
+
+    def __enter__(self) -> "Watch":
+        if self._stack is not None:
+            raise RuntimeError("activity: it counts already; leave its block first")
+        self._thread = threading.get_ident()
+        with ExitStack() as undo:  # what was entered is left where entering fails
+            for module in self._names:
+                if getattr(module, "_compiled_call_impl", None) is not None:
+                    undo.callback(setattr, module, "_compiled_call_impl", module._compiled_call_impl)
+                    module._compiled_call_impl = None
+            if "torch._dynamo" in sys.modules:
+                undo.enter_context(torch.compiler.set_stance("force_eager"))
+            undo.callback(self.net.register_forward_pre_hook(self._begin, prepend=True).remove)
+            for module in self._neurons:
+                undo.callback(module.register_forward_hook(self._returned, with_kwargs=True).remove)
+                if unrolls_inside(module):
+                    undo.callback(module.register_forward_pre_hook(self._is_called).remove)
+            undo.callback(self.net.register_forward_hook(self._end, always_call=True).remove)
+            watch.watchers = (*watch.watchers, self)
+            undo.callback(self._leave)
+            self._look_up_weights()
+            self._look_up_layers()
+            undo.enter_context(_Mode(self._count))
+            self._stack = undo.pop_all()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        assert self._stack is not None
+        stack, self._stack = self._stack, None
+        stack.close()
+        with torch.no_grad():
+            for seen in self.seen.values():
+                seen.end_call()
+        self._known.clear()
+        self._last.clear()
+
+    def _leave(self) -> None:
+        watch.watchers = tuple(w for w in watch.watchers if w is not self)
+
+    def _look_up_weights(self) -> None:
+        """Whose weights are where. One that moves later is found by the code that runs."""
+        self._weights.clear()
+        for module, name in self._names.items():
+            for t in (*module._parameters.values(), *module._buffers.values()):
+                if t is None or is_lazy(t) or t.dim() < 2 or t.layout is not torch.strided:
+                    continue
+                memory = t.untyped_storage()
+                _, known = self._weights.get(memory._cdata, (memory, name))
+                self._weights[memory._cdata] = memory, name if known == name else None
+
+    def _look_up_layers(self) -> None:
+        """Which layers return nothing but 0 and 1 for sure, and which take all steps. A user may change both."""
+        self._sure = {module for module in self._neurons if spikes_surely(module)}
+        self._of_all_steps = {module for module in self._neurons if runs_all_steps(module)}
+
+    # ---- the network and its neurons
+
+    def _begin(self, net: nn.Module, args: Any) -> None:
+        if threading.get_ident() != self._thread or current_graph_task_id() != -1:
+            return
+        with torch._C._ExcludeDispatchKeyGuard(_MODES), torch.no_grad():
+            self._look_up_layers()
+        self.calls += 1
+
+    def _end(self, net: nn.Module, args: Any, output: Any) -> None:
+        """The network has returned. Where that was one step, the next call goes on behind it."""
+        if threading.get_ident() != self._thread or current_graph_task_id() != -1:
+            return
+        self._handed_on = None
+        with torch._C._ExcludeDispatchKeyGuard(_MODES), torch.no_grad():
+            for seen in self.seen.values():
+                if seen.neurons is not None and seen.neurons.steps_of_call > 1:
+                    seen.end_call()
+                elif seen.neurons is not None:
+                    seen.neurons.steps_of_call = 0
+
+    def _returned(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        """A layer of neurons has returned."""
+        seen = self._of(module)
+        is_told, seen.is_called, seen.is_told = seen.is_told, False, False
+        spk = output[0] if isinstance(output, tuple | list) and output else output
+        if is_told or not isinstance(spk, Tensor) or spk.dim() == 0 or not self._sees(spk):
+            return
+        seen.holds = True
+        with torch._C._ExcludeDispatchKeyGuard(_MODES):
+            x = spk.detach()
+            if seen.is_doubted and not self._may_be_spikes(seen, x, (*args, *kwargs.values()), output is not spk):
+                return
+            if module in self._of_all_steps:
+                self._add(seen, x, spk)
+            else:
+                # Without a batch dimension, a step is that of one sample.
+                self._add_step(seen, x if x.dim() > 1 else x.unsqueeze(0), spk)
+
+    def _is_called(self, module: nn.Module, args: Any) -> None:
+        seen = self._of(module)
+        seen.is_called, seen.is_told = True, False
+
+    def _may_be_spikes(self, seen: Seen, spk: Tensor, given: Sequence[Any], has_states: bool) -> bool:
+        """Whether a module that was written by hand makes spikes. One without states makes them of other numbers."""
+        if seen.returns_others:
+            return False
+        others = vars(seen.module)
+        has_states |= any(isinstance(a, Tensor) for a in (*others.values(), *others["_buffers"].values()))
+        x = next((a.detach() for a in given if isinstance(a, Tensor)), None)
+        passes_on = seen.neurons is None and x is not None and _has_values(x) and bool(x.any()) and has_only_spikes(x)
+        if not spk.is_floating_point() or not has_only_spikes(spk) or (passes_on and not has_states):
+            seen.returns_others, seen.neurons = True, None
+            return False
+        return True
+
+    def _add_step(self, seen: Seen, x: Tensor, spk: Tensor) -> None:
+        """Add the spikes ``[B, *]`` of a step; ``spk``: the tensor that the layer returned."""
+        only_spikes = seen.module in self._sure or seen.is_doubted or has_only_spikes(x)
+        row = count_samples(x, only_spikes)
+        self._sums_of(seen).add_step(row, len(x))
+        if only_spikes:
+            self._know(seen.module, spk, x.stride()[1:], row)
+        if (record := seen.to_record()) is not None:
+            record.add(x.unsqueeze(0))
+
+    def _add(self, seen: Seen, x: Tensor, spk: Tensor, lengths: Tensor | None = None) -> None:
+        """Add the spikes ``[T, B, *]`` of all steps; ``spk``: the tensor that the layer returned."""
+        only_spikes = seen.module in self._sure or seen.is_doubted or has_only_spikes(x)
+        counts = count_steps(x, only_spikes)
+        self._enter(seen, counts, x.shape[1], x.shape[0], lengths)
+        if only_spikes:
+            self._know(seen.module, spk, x.stride()[2:], counts.neurons)
+        if (record := seen.to_record()) is not None:
+            record.add(x)
+
+    def _enter(self, seen: Seen, counts: Counts, samples: int, steps: int, lengths: Tensor | None = None) -> None:
+        self._sums_of(seen).add(counts, samples, steps, samples * steps if lengths is None else int(lengths.sum()))
+
+    def _sums_of(self, seen: Seen) -> Neurons:
+        if seen.neurons is None:
+            seen.neurons, seen.membranes = Neurons(), Membranes()
+        return seen.neurons
+
+    def _know(self, module: nn.Module, spk: Tensor, strides: tuple[int, ...], neurons: Tensor) -> None:
+        """Remember the spikes that a layer returned, for the products that read them."""
+        if spk.is_inference() or not _is_dense(spk):  # it has no version; not all of the memory are its numbers
+            return
+        storage = spk.untyped_storage()
+        key = storage._cdata
+        if (last := self._last.get(module)) is not None:
+            self._known.pop(last, None)
+        self._last[module] = key
+        self._known[key] = _Known(_weakly(storage), spk._version, _where(spk), strides, neurons)
+
+    # ---- calls of all steps
+
+    def handed_on(self, spk: Tensor, steps: int | None) -> None:
+        if not self._sees(spk):
+            return
+        with torch._C._ExcludeDispatchKeyGuard(_MODES), torch.no_grad():
+            x = spk.detach()
+            kept = x if self._records else None  # else nobody holds them longer for it
+            if steps is not None:
+                self._handed_on = count_bits(x, steps), kept, steps
+            elif x.dim() > 1:
+                layer, _ = self._running(self._neurons)
+                only_spikes = layer in self._sure or has_only_spikes(x)
+                self._handed_on = count_steps(x, only_spikes), kept, None
+                if layer is not None and only_spikes:
+                    self._know(layer, spk, x.stride()[2:], self._handed_on[0].neurons)
+
+    def unrolled(
+        self, layer: Any, found: tuple[Tensor, ...], request: Request, lengths: Tensor | None, on: bool
+    ) -> None:
+        handed_on, self._handed_on = self._handed_on, None
+        if layer not in self._neurons or not self._sees(found[0]):
+            return
+        seen, spk, steps = self._of(layer), found[0], request.steps
+        seen.is_told = seen.is_called
+        with torch._C._ExcludeDispatchKeyGuard(_MODES), torch.no_grad():
+            if on:
+                if handed_on is not None:
+                    counts, kept, in_bits = handed_on
+                    samples = found[-1].shape[found[-1].dim() - counts.neurons.dim() - 1]
+                    self._enter(seen, counts, samples, steps, lengths)
+                    if kept is not None and (record := seen.to_record()) is not None:
+                        if in_bits is None:
+                            record.add(kept)
+                        else:
+                            record.add_bits(kept, in_bits)
+            elif request.reduce:
+                graded = getattr(layer, "graded_spikes_factor", 1)
+                each = (spk.detach() / graded).round().nan_to_num().to(exact(spk))
+                each = each if each.dim() > 1 else each.unsqueeze(0)
+                self._enter(seen, Counts(each.new_empty(0), each.sum(0)), len(each), steps, lengths)
+            elif spk.numel():
+                x = spk if spk.dim() > 2 else spk.unsqueeze(1)
+                self._add(seen, x.detach(), spk, lengths)
+            self._add_membranes(seen, layer, found, request)
+
+    def _add_membranes(self, seen: Seen, layer: Any, found: tuple[Tensor, ...], request: Request) -> None:
+        name, threshold = states_of(layer)
+        if not name or seen.membranes is None:
+            return
+        states = layer.neuron.states
+        mem = found[states.index(name) - len(states)]
+        seen.membranes.add(mem[-1] if request.record and not request.last else mem, threshold)
+
+    # ---- products
+
+    def _count(self, work: Work) -> None:
+        place = self._place_of(work)
+        if place is None:
+            return
+        name, key, operand = place
+        products = self.seen[name].products
+        if (product := products.get(key)) is None:
+            product = products[key] = Product()
+        product.dense += work.dense
+        if product.is_analog:
+            return
+        if operand is None:
+            product.become_analog()
+        elif operand.steps is not None:
+            told = self._handed_on  # these very bits
+            counts = count_bits(operand.given, operand.steps) if told is None or told[2] is None else told[0]
+            product.add(counts.neurons, operand.fan_out)
+        else:
+            self._count_operand(product, operand)
+
+    def _place_of(self, work: Work) -> tuple[str, Any, Operand | None] | None:
+        """The name of the module that a product is of, what tells it from others of it, and the operand to count.
+
+        ``None`` for a product of another module than those of the network, or that holds no numbers.
+        """
+        if any(not _has_values(o.given) for o in work.operands):
+            return None
+        operands: Sequence[Operand | None] = work.operands or (None,)
+        for operand in operands:
+            weight = work.weight if operand is None else operand.weight
+            key = None if weight is None else weight.untyped_storage()._cdata
+            _, name = self._weights.get(key, _UNKNOWN) if key is not None else _UNKNOWN
+            if name is not None:
+                return name, key, operand
+        module, place = self._running(self._names)
+        return None if module is None else (self._names[module], place, operands[0])
+
+    def _running(self, modules: Container[nn.Module]) -> tuple[nn.Module | None, Any]:
+        """The innermost of some modules whose method runs, and the place in its code."""
+        frame: Any = sys._getframe(2)
+        while frame is not None:
+            code = frame.f_code
+            first = frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
+            if isinstance(first, nn.Module) and first in modules:
+                return first, (code, frame.f_lasti)
+            frame = frame.f_back
+        return None, None
+
+    def _count_operand(self, product: Product, operand: Operand) -> None:
+        x = operand.given
+        known = self._known.get(x.untyped_storage()._cdata)
+        if known is not None and (
+            _is_gone(known.memory)
+            or x.is_inference()
+            or x._version != known.version
+            or _where(x) != known.where
+            or not _is_dense(x)  # each of its numbers is another one
+        ):
+            known = None
+        if known is None and not has_only_spikes(x):
+            product.become_analog()
+            return
+        if known is not None and isinstance(operand.fan_out, FanOut):
+            is_same = known.neurons.shape == x.shape[1:] and known.strides == x.stride()[1:]
+            known = known if is_same else None
+        product.add(count_samples(x) if known is None else known.neurons, operand.fan_out)
+
+    def _sees(self, spk: Tensor) -> bool:
+        """Whether a call of a layer is a part of what is counted: not another thread's, nor one of a backward pass."""
+        if threading.get_ident() != self._thread or current_graph_task_id() != -1 or not _has_values(spk):
+            return False
+        if transforms_are_active():
+            raise RuntimeError("activity: a call under a torch.func transform can't be counted")
+        return True
+
+
+def _where(x: Tensor) -> tuple[int, int, torch.dtype]:
+    return int(x.storage_offset()), x.numel(), x.dtype
+
+
+def _is_dense(x: Tensor) -> bool:
+    """Whether a tensor has each place in a range of memory once."""
+    if x.is_contiguous():
+        return True
+    size = 1
+    for stride, n in sorted(zip(x.stride(), x.shape, strict=True)):
+        if n != 1 and stride != size:
+            return False
+        size *= n
+    return True
+
+
+def _has_values(x: Tensor) -> bool:
+    return not x.is_meta and not isinstance(x, FakeTensor) and x.layout is torch.strided
+
+
+_weakly: Callable[..., StorageWeakRef] = StorageWeakRef
+_is_gone: Callable[[StorageWeakRef], bool] = StorageWeakRef.expired
