@@ -67,7 +67,7 @@ gates: $(VENV)/.built $(VENV)/.disassemblers  ## check the machine code of the C
 wheel: $(VENV)/.nox  ## build dist/*.whl for every Python >= 3.11 and torch >= 2.11; CUDA kernels where nvcc is found
 	$(BIN)/nox -s build -- $(ARGS)
 
-test-machines: $(VENV)/.nox  ## build for Linux aarch64, macOS and Windows, and test under qemu and wine; twenty minutes
+test-machines: $(VENV)/.nox  ## build for Linux aarch64, macOS and Windows, and test under qemu and wine
 	$(BIN)/nox -s machines -- $(ARGS)
 
 docs: $(VENV)/.built $(VENV)/.installed-docs  ## build the site into build/docs; any warning is an error
