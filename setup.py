@@ -1,4 +1,4 @@
-"""Build of the library ``snnfast/_kernels.so``: C++ for the CPU, and CUDA kernels for cards.
+"""Build of the library ``snnfast/_kernels.so``, or ``.dll``: C++ for the CPU, and CUDA kernels for cards.
 
 By default it is built for this machine: for the instruction set of its processor, and for the cards that the driver
 sees. ``SNNFAST_BUILD=all`` builds for all processors and cards.
@@ -8,7 +8,8 @@ registered on torch's stable ABI, so that one binary serves every torch from 2.1
 ``CUDAExtension`` refuses to build CUDA code beside a CPU build of torch; nothing here needs torch's CUDA, because the
 ``.cu`` files include no torch header. Environment variables are described in docs/install.md.
 
-There are kernels for Linux. On other systems the package is pure Python, and its reference path runs.
+What differs between Linux, macOS and Windows is in one table, ``SYSTEMS``. ``SNNFAST_TARGET`` builds for another system
+than this one. On systems that are not in the table the package is pure Python, and its reference path runs.
 """
 
 import ctypes
@@ -21,13 +22,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
-LIBRARY = "snnfast/_kernels.so"
 CPUINFO = Path("/proc/cpuinfo")
 EXTENSION = Extension("snnfast._kernels", [], optional=True)  # as setuptools sees it
 TORCH_TARGET = (2, 11)
@@ -35,7 +36,6 @@ TORCH_TARGET_FLAG = f"-DTORCH_TARGET_VERSION=0x{TORCH_TARGET[0]:02x}{TORCH_TARGE
 DEFAULT_ARCHITECTURES = ["7.5", "8.0", "9.0", "10.0", "12.0"]  # and PTX of the last, for what comes later
 # Most of nvcc's time goes into PTX. For these architectures that of another gives code of the same size.
 PTX_OF = {"12.0": "10.0"}
-X86 = platform.machine().lower() in ("x86_64", "amd64")
 # The instruction sets of x86-64, best first: flags of the compiler, and what Linux calls what they need. 512: g++'s own
 # choice for v4 is vectors of 256 bits. Processors without AVX2 are older than 2013: for them the smaller code.
 INSTRUCTION_SETS = {
@@ -50,9 +50,55 @@ NEURONS = sorted(path.stem for path in (ROOT / "csrc/neurons").glob("*.h"))
 
 # No contraction to fused multiply-add: it would round membranes differently from PyTorch. g++ vectorises the threshold
 # compare only where it need not preserve floating-point exception flags.
-CXX_FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno"]
+CXX_FLAGS = ["-std=c++20", "-O3", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno"]
 CXX_FLAGS += ["-fno-trapping-math", "-Wall", "-Wextra"]
 NVCC_FLAGS = ["-std=c++20", "-O3", "-fmad=false", "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall,-Wextra"]
+
+
+class System(NamedTuple):
+    """What the build of one operating system does in its own way."""
+
+    compiler: str | None  # the usual one; without it, zig is
+    install: str  # how its compiler is installed
+    zig: str  # the target of zig, which compiles for every system on every other one
+    suffix: str  # of the library
+    flags: str
+    links: str
+
+
+# By the beginnings of the tags of wheels. On macOS torch's libraries are found where they are loaded already; the rpath
+# is for programs without torch's Python.
+SYSTEMS = {
+    "linux": System(
+        compiler="g++",
+        install="on Debian and Ubuntu: apt install g++; on Fedora: dnf install gcc-c++",
+        zig="{}-linux-gnu.2.28",
+        suffix=".so",
+        flags="-fPIC",
+        # defs: no symbol may be missing but those that are weak. libtorch is linked although nothing in it is needed:
+        # in a CUDA build of torch it brings in libtorch_cuda, where the one weak symbol is, and a library that the
+        # extension does not name is out of its sight.
+        links="-Wl,-z,defs -Wl,--exclude-libs,ALL -Wl,--no-as-needed -ltorch -Wl,--as-needed -ltorch_cpu -lc10 "
+        "-lpthread -ldl",
+    ),
+    "macosx_11_0": System(
+        compiler="clang++",
+        install="xcode-select --install",
+        zig="{}-macos.11.0",
+        suffix=".so",
+        flags="-fPIC -mmacosx-version-min=11.0",
+        links="-mmacosx-version-min=11.0 -Wl,-install_name,@rpath/_kernels.so "
+        "-Wl,-rpath,@loader_path/../torch/lib -ltorch_cpu -lc10",
+    ),
+    "win": System(
+        compiler=None,
+        install="pip install ziglang",
+        zig="{}-windows-gnu",
+        suffix=".dll",
+        flags="-D_CRT_SECURE_NO_WARNINGS",
+        links="-ltorch_cpu -lc10",
+    ),
+}
 
 
 class BuildError(Exception):
@@ -85,12 +131,50 @@ def asks_for_cuda() -> bool:
     return bool(wanted_architectures()) if wanted is None else wanted
 
 
+class Target(NamedTuple):
+    """The machine that the kernels are built for."""
+
+    system: str  # a key of SYSTEMS
+    machine: str  # the processor, as the system calls it
+
+    @property
+    def tag(self) -> str:
+        """What the name of a wheel calls it."""
+        return f"{self.system}_{self.machine}"
+
+    @property
+    def library(self) -> str:
+        """The file of the kernels in the package."""
+        return f"snnfast/_kernels{SYSTEMS[self.system].suffix if self.system in SYSTEMS else '.so'}"
+
+    @property
+    def x86(self) -> bool:
+        return self.machine in ("x86_64", "amd64")
+
+
+def this_machine() -> Target:
+    system = {"darwin": "macosx_11_0", "win32": "win"}.get(sys.platform, sys.platform)
+    return Target(system, platform.machine().lower())
+
+
+def target() -> Target:
+    """``SNNFAST_TARGET``, the tag of a wheel, such as ``win_amd64``; or this machine."""
+    tag = os.environ.get("SNNFAST_TARGET", "")
+    if not tag:
+        return this_machine()
+    for system in SYSTEMS:
+        if tag.startswith(f"{system}_"):
+            return Target(system, tag.removeprefix(f"{system}_"))
+    raise VariableError(f"SNNFAST_TARGET: expected e.g. linux_aarch64, macosx_11_0_arm64 or win_amd64, got {tag!r}")
+
+
 def instruction_sets() -> dict[str, list[str]]:
     """Those that the CPU kernels are built for, best first, with their flags."""
-    if not X86:
+    if not target().x86:
         return {"baseline": []}
     known = {name: flags for name, (flags, _) in INSTRUCTION_SETS.items()}
-    if for_all():
+    # The names of the flags are those of Linux.
+    if for_all() or target() != this_machine() or target().system != "linux":
         return known
     found = re.search(r"^flags\s*:(.*)$", CPUINFO.read_text(), flags=re.MULTILINE)
     has = set(found[1].split()) if found else set()
@@ -131,18 +215,35 @@ def compiler() -> str:
     """The command of the C++ compiler; ``CXX`` may have words before it, as in ``ccache g++``."""
     command = os.environ.get("CXX")
     if command is None:
-        if shutil.which("g++") is None:
-            raise BuildError("no C++ compiler: g++ was not found")
-        return "g++"
+        return usual_compiler()
     try:
         words = shlex.split(command)
     except ValueError as error:
         raise VariableError(f"CXX: {error}, got {command!r}") from error
     if not words:
-        raise VariableError("CXX: expected the command of a C++ compiler, got nothing; unset it for g++")
+        raise VariableError("CXX: expected the command of a C++ compiler, got nothing; unset it for the usual one")
     if shutil.which(words[0]) is None:
         raise VariableError(f"CXX: {words[0]} was not found")
     return command
+
+
+def usual_compiler() -> str:
+    """That of the system, or zig where the system has none, or is not the one that is built for."""
+    wanted = target()
+    system = SYSTEMS[wanted.system]
+    if system.compiler is not None and wanted == this_machine():
+        if shutil.which(system.compiler) is None:
+            raise BuildError(f"no C++ compiler: {system.compiler} was not found; {system.install}")
+        return system.compiler
+    if importlib.util.find_spec("ziglang") is None:
+        raise BuildError(f"no C++ compiler: zig was not found; {SYSTEMS['win'].install}")
+    machine = {"amd64": "x86_64", "arm64": "aarch64"}.get(wanted.machine, wanted.machine)
+    python = quote(Path(sys.executable).as_posix())
+    return f"{python} -m ziglang c++ -target {system.zig.format(machine)}"
+
+
+def is_zig() -> bool:
+    return any(Path(word).stem in ("zig", "ziglang") for word in shlex.split(compiler()))
 
 
 def cuda_home() -> Path | None:
@@ -219,6 +320,7 @@ def check_variables() -> None:
     if switch("SNNFAST_CUDA") is not False:
         wanted_architectures()
     for_all()
+    target()
     if "CXX" in os.environ:
         compiler()
     if switch("SNNFAST_CUDA"):
@@ -253,7 +355,7 @@ def gencode(names: list[str]) -> list[str]:
 def of_neuron(name: str) -> list[str]:
     """Flags of a source that is compiled once for each neuron: its struct, and the header of it before all others."""
     header = ROOT.resolve() / "csrc/neurons" / f"{name}.h"
-    return [f"-DSNN_NEURON={struct_of(name)}", f"-include {shlex.quote(str(header))}"]
+    return [f"-DSNN_NEURON={struct_of(name)}", f"-include {quote(str(header))}"]
 
 
 def of_all_neurons() -> list[str]:
@@ -279,12 +381,17 @@ def cuda_sources() -> list[tuple[Path, str, list[str]]]:
     return made
 
 
+def quote(word: str) -> str:
+    """``word`` for the shell that ninja calls. On Windows it calls none."""
+    return subprocess.list2cmdline([word]) if os.name == "nt" else shlex.quote(word)
+
+
 def define(name: str, text: str) -> str:
-    return shlex.quote(f'-D{name}="{text}"')
+    return quote(f'-D{name}="{text}"')
 
 
 def isystem(folder: Path | str) -> str:
-    return "-isystem " + shlex.quote(str(folder))
+    return "-isystem " + quote(str(folder))
 
 
 def torch_folder() -> Path:
@@ -306,10 +413,15 @@ def write_ninja(path: Path, output: Path) -> None:
     home = cuda_home()
     strict = ["-Werror"] if switch("SNNFAST_WERROR") else []
     of_torch = [TORCH_TARGET_FLAG, isystem(torch_dir / "include")]
-    cxx = [*CXX_FLAGS, *strict]
+    system = SYSTEMS[target().system]
+    cxx = [*CXX_FLAGS, system.flags, *strict]
     sets = instruction_sets()
+    if is_zig():  # which adds debug information, spells the names of processors in its own way, and hides its libraries
+        cxx.append("-g0")
+        system = system._replace(links=system.links.replace("-Wl,--exclude-libs,ALL ", ""))
+        sets = {isa: [flag.replace("x86-64-v", "x86_64_v") for flag in flags] for isa, flags in sets.items()}
     listed = " ".join(f"X({isa}, __VA_ARGS__)" for isa in sets)
-    cxx.append(shlex.quote(f"-DSNN_ISAS(X, ...)={listed}"))
+    cxx.append(quote(f"-DSNN_ISAS(X, ...)={listed}"))
     nvcc_version = ""
     if home is not None:
         cxx.append("-DSNN_CUDA")
@@ -328,6 +440,7 @@ def write_ninja(path: Path, output: Path) -> None:
         ("csrc/cpu/isa.cpp", "cpu_isa", []),
         ("csrc/cpu/unroll/dispatch.cpp", "cpu_dispatch", []),
         ("csrc/cpu/memory/pool.cpp", "cpu_pool", []),
+        ("csrc/cpu/memory/system.cpp", "cpu_system", []),
         *((f"csrc/cpu/spikes/{name}.cpp", f"spikes_{name}", []) for name in ("connected", "conv2d", "linear")),
         ("csrc/cpu/images/pool2d.cpp", "pool2d", []),
         ("csrc/cpu/norm/batch_norm.cpp", "batch_norm", []),
@@ -350,10 +463,7 @@ def write_ninja(path: Path, output: Path) -> None:
         "  deps = gcc",
         "  description = c++ $out",
     ]
-    # libtorch is linked although nothing in it is needed: in a CUDA build of torch it brings in libtorch_cuda, where
-    # the one weak symbol is, and a library that the extension does not name is out of its sight.
-    links = [f"-L{shlex.quote(str(torch_dir / 'lib'))}", "-Wl,--no-as-needed", "-ltorch", "-Wl,--as-needed"]
-    links += ["-ltorch_cpu", "-lc10"]
+    links = [f"-L{quote(str(torch_dir / 'lib'))}"]
     outputs = []
     for source, name, flags in objects:
         outputs.append(f"{name}.o")
@@ -362,11 +472,11 @@ def write_ninja(path: Path, output: Path) -> None:
     if home is not None:
         nvcc = [*NVCC_FLAGS, *compression(home), *gencode(architectures(home))]
         if "CXX" in os.environ:
-            nvcc.append(f"-ccbin={shlex.quote(shlex.split(compiler())[-1])}")
+            nvcc.append(f"-ccbin={quote(shlex.split(compiler())[-1])}")
         if strict:
             nvcc += ["-Werror all-warnings", "-Xcompiler=-Werror"]
         lines += [
-            f"nvcc = {shlex.quote(str(home / 'bin/nvcc'))}",
+            f"nvcc = {quote(str(home / 'bin/nvcc'))}",
             "rule nvcc",
             "  command = $nvcc -MD -MF $out.d --threads 0 $flags -c $in -o $out",
             "  depfile = $out.d",
@@ -376,10 +486,9 @@ def write_ninja(path: Path, output: Path) -> None:
         for source, name, flags in cuda_sources():
             outputs.append(f"{name}.o")
             lines += [f"build {name}.o: nvcc {ninja_path(source)}", "  flags = " + " ".join([*nvcc, *flags])]
-        links += [f"-L{shlex.quote(str(home / folder))}" for folder in ("lib64", "lib")]
+        links += [f"-L{quote(str(home / folder))}" for folder in ("lib64", "lib")]
         links += ["-lcudart_static", "-lrt"]
-    # defs: no symbol may be missing but those that are weak. LDFLAGS comes first, so that its -L does.
-    links = [os.environ.get("LDFLAGS", ""), "-Wl,-z,defs", "-Wl,--exclude-libs,ALL", *links, "-lpthread", "-ldl"]
+    links = [os.environ.get("LDFLAGS", ""), *links, system.links]  # LDFLAGS comes first, so that its -L does
     lines += [
         "rule link",
         "  command = $cxx -shared -o $out $in $libs",
@@ -405,7 +514,7 @@ class NinjaBuild(build_ext):
             self._ninja(output)
         except (BuildError, OSError, subprocess.CalledProcessError) as error:
             # What an earlier build left must not be taken for this one.
-            for stale in (output, *([ROOT / LIBRARY] if self.for_source_tree else [])):
+            for stale in (output, *([ROOT / target().library] if self.for_source_tree else [])):
                 stale.unlink(missing_ok=True)
             reason = "compilation failed, see above" if isinstance(error, subprocess.CalledProcessError) else error
             if switch("SNNFAST_REQUIRE_EXT"):
@@ -417,9 +526,9 @@ class NinjaBuild(build_ext):
             )
 
     def _ninja(self, output: Path) -> None:
-        if sys.platform != "linux":
-            raise BuildError(f"there are kernels for Linux only, and this is {sys.platform}")
-        folder = Path(self.build_temp).resolve()
+        if target().system not in SYSTEMS:
+            raise BuildError(f"there are kernels for Linux, macOS and Windows, and this is {sys.platform}")
+        folder = Path(self.build_temp).resolve() / target().tag
         folder.mkdir(parents=True, exist_ok=True)
         output.parent.mkdir(parents=True, exist_ok=True)
         write_ninja(folder / "build.ninja", output)
@@ -432,7 +541,7 @@ class NinjaBuild(build_ext):
 
     def get_ext_filename(self, fullname: str) -> str:
         # No suffix that names a Python; the whole path of "snnfast._kernels", or the last part of it.
-        return str(Path(*fullname.split("."))) + ".so"
+        return str(Path(*fullname.split("."))) + Path(target().library).suffix
 
     def get_outputs(self) -> list[str]:
         # A library that was not built is not there to be installed.
@@ -444,11 +553,11 @@ class AnyPythonWheel(bdist_wheel):
 
     def run(self) -> None:
         self.run_command("build")
-        self.root_is_pure = not Path(self.get_finalized_command("build_ext").build_lib, LIBRARY).exists()
+        self.root_is_pure = not Path(self.get_finalized_command("build_ext").build_lib, target().library).exists()
         super().run()
 
     def get_tag(self) -> tuple[str, str, str]:
-        return ("py3", "none", super().get_tag()[2])
+        return ("py3", "none", "any" if self.root_is_pure else target().tag)
 
 
 if __name__ == "__main__":

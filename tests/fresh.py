@@ -17,8 +17,9 @@ def fresh(code: str, folder: Path | None = None, **variables: str) -> str:
 
     ``folder``: where it runs, and finds modules besides; ``variables``: of its environment, without our others.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch"])
+    context = multiprocessing.get_context("spawn" if sys.platform == "win32" else "forkserver")
+    if sys.platform != "win32":
+        context.set_forkserver_preload(["torch"])
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(_run, code, str(folder or ROOT), variables).result(timeout=300)
 

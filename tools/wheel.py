@@ -3,18 +3,25 @@
 The build sees the headers of the oldest torch. The link sees the symbols of glibc 2.28, which torch's own wheels need
 as well: a compiler's own C library may be newer than that of a user. auditwheel fails if the library needs newer
 symbols of any system library. The objects stay in build/ for the next run.
+
+`--target win_amd64`, for example, builds the wheel of another system, without CUDA kernels. zig compiles it, against
+PyTorch's wheel for that system. tools/symbols.py checks what the library needs.
 """
 
 import argparse
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import setup
+from tools import symbols
+from tools.packages import install
 
 ROOT = Path(__file__).parent.parent
 WORK = ROOT / "build/wheel"
@@ -22,17 +29,18 @@ GLIBC = "2.28"
 MOST_BYTES = 12_000_000
 # Every installation of torch has these libraries, so the wheel does not contain them.
 TORCH_LIBRARIES = ("libtorch*.so", "libc10*.so")
+OLDEST_TORCH = f"torch=={'.'.join(map(str, setup.TORCH_TARGET))}.*"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser("wheel", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=ROOT / "dist", help="where the wheel goes; default: %(default)s")
-    folder = parser.parse_args().folder.resolve()
-    repaired = WORK / "repaired"
-    for stale in (WORK / "raw", repaired, *(ROOT / "build").glob("lib*")):  # setuptools packs what is in build/lib
+    parser.add_argument("--target", metavar="TAG", help="linux_aarch64, macosx_11_0_arm64 or win_amd64, on any system")
+    arguments = parser.parse_args()
+    folder = arguments.folder.resolve()
+    for stale in (WORK / "raw", WORK / "repaired", *(ROOT / "build").glob("lib*")):  # setuptools packs build/lib
         shutil.rmtree(stale, ignore_errors=True)
-    repair(build(WORK / "raw"), repaired)
-    (wheel,) = repaired.glob("*.whl")
+    wheel = cross(arguments.target) if arguments.target else repair(build_here())
     size = wheel.stat().st_size
     if size > MOST_BYTES:
         sys.exit(f"{wheel} has {size / 1e6:.1f} MB, more than {MOST_BYTES / 1e6:.1f}")
@@ -40,23 +48,47 @@ def main() -> None:
     print(f"{shutil.copy(wheel, folder)}: {size / 1e6:.1f} MB, at most {MOST_BYTES / 1e6:.1f}")
 
 
-def build(folder: Path) -> Path:
+def build_here() -> Path:
     """A wheel with the kernels for all machines, which says only that it is for Linux."""
     # -lgcc: the conversions of 16-bit floats, which libgcc_s has only since GCC 12, from the static library.
     flags = f"-L{old_glibc(WORK / f'glibc-{GLIBC}')} -s -lgcc"
-    variables = {"SNNFAST_BUILD": "all", "SNNFAST_REQUIRE_EXT": "1", "LDFLAGS": flags}
-    pip = [sys.executable, "-m", "pip", "wheel", "-q", "--no-build-isolation", "--no-deps", "-w", folder, ROOT]
+    return build({"LDFLAGS": flags})
+
+
+def build(variables: dict[str, str]) -> Path:
+    variables = {"SNNFAST_BUILD": "all", "SNNFAST_REQUIRE_EXT": "1"} | variables
+    raw = WORK / "raw"
+    pip = [sys.executable, "-m", "pip", "wheel", "-q", "--no-build-isolation", "--no-deps", "-w", raw, ROOT]
     subprocess.run(pip, check=True, env=os.environ | variables)
-    (wheel,) = folder.glob("*.whl")
+    (wheel,) = raw.glob("*.whl")
     return wheel
 
 
-def repair(wheel: Path, folder: Path) -> None:
-    """The same wheel with the tag of the oldest Linux that has all symbols; an error if that is none of GLIBC."""
+def cross(tag: str) -> Path:
+    """The wheel of another system, whose library finds all its symbols there."""
+    packages = WORK / f"torch-{tag}"
+    if not packages.exists():
+        install([OLDEST_TORCH], packages, tag)
+    wheel = build({"SNNFAST_TARGET": tag, "SNNFAST_CUDA": "0", "PYTHONPATH": str(packages)})
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if "/_kernels." in name)
+        library = Path(archive.extract(name, WORK / "raw"))
+    for line in symbols.needed(library, packages / "torch/lib"):
+        print(line)
+    return repair(wheel) if tag.startswith("linux") else wheel
+
+
+def repair(wheel: Path) -> Path:
+    """The same wheel with the tag of the oldest Linux that has all symbols; an error if that is newer than GLIBC."""
     excluded = [word for name in TORCH_LIBRARIES for word in ("--exclude", name)]
-    tag = f"manylinux_{GLIBC.replace('.', '_')}_{platform.machine()}"
-    command = [sys.executable, "-m", "auditwheel", "repair", "--plat", tag, *excluded, "-w", folder, wheel]
+    folder = WORK / "repaired"
+    command = [sys.executable, "-m", "auditwheel", "repair", "--plat", "auto", *excluded, "-w", folder, wheel]
     subprocess.run(command, check=True)
+    (repaired,) = folder.glob("*.whl")
+    oldest = re.search(r"-manylinux_(\d+)_(\d+)_", repaired.name)
+    if oldest is None or tuple(map(int, oldest.groups())) > tuple(map(int, GLIBC.split("."))):
+        sys.exit(f"{repaired.name} needs a newer glibc than {GLIBC}")
+    return repaired
 
 
 def old_glibc(folder: Path) -> Path:

@@ -54,6 +54,14 @@ inline void load_row(const Half* row, int n, float* to) {
   }
   for (; i < n; ++i) to[i] = widen(row[i]);
 }
+#elif defined(__ARM_NEON)
+inline void load_row(const Half* row, int n, float* to) {
+  int i = 0;
+  for (; i + 4 <= n; i += 4) {
+    vst1q_f32(to + i, vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(reinterpret_cast<const uint16_t*>(row + i)))));
+  }
+  for (; i < n; ++i) to[i] = widen(row[i]);
+}
 #endif
 inline void load_row(const float* row, int n, float* to) { std::memcpy(to, row, static_cast<size_t>(n) * sizeof *to); }
 inline void load_row(const double* row, int n, double* to) {
@@ -73,6 +81,8 @@ inline Narrowed narrow(Vec<float> v, BFloat16*) {
 inline Narrowed narrow(Vec<float> v, Half*) { return reinterpret_cast<Narrowed>(_mm512_cvtps_ph(v.r, 0)); }
 #elif defined(__F16C__)
 inline Narrowed narrow(Vec<float> v, Half*) { return reinterpret_cast<Narrowed>(_mm256_cvtps_ph(v.r, 0)); }
+#elif defined(__ARM_NEON)
+inline Narrowed narrow(Vec<float> v, Half*) { return Narrowed(vreinterpret_u16_f16(vcvt_f16_f32(float32x4_t(v.r)))); }
 #else
 inline Narrowed narrow(Vec<float> v, Half*) {  // one by one: no instruction converts several
   Narrowed narrowed{};

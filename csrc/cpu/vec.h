@@ -6,6 +6,8 @@
 
 #if defined(__SSE2__)
 #include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
 #endif
 
 #include <limits>
@@ -24,11 +26,13 @@ namespace snnfast::cpu::SNN_ISA {
 namespace {
 
 #if defined(__AVX512F__)
-constexpr int kVectorBytes = 64;
+constexpr int kVectorBytes = 64, kRegisters = 32;
 #elif defined(__AVX__)
-constexpr int kVectorBytes = 32;
+constexpr int kVectorBytes = 32, kRegisters = 16;
+#elif defined(__ARM_NEON)
+constexpr int kVectorBytes = 16, kRegisters = 32;
 #else
-constexpr int kVectorBytes = 16;
+constexpr int kVectorBytes = 16, kRegisters = 16;
 #endif
 
 template <typename A>
@@ -108,6 +112,13 @@ SNN_HD Vec<A> multiply_add(Vec<A> a, Vec<A> b, Vec<A> c) {
 #elif defined(__FMA__)
   if constexpr (sizeof(A) == 4) return Vec<A>(typename Vec<A>::Value(_mm256_fmadd_ps(a.r, b.r, c.r)));
   if constexpr (sizeof(A) == 8) return Vec<A>(typename Vec<A>::Value(_mm256_fmadd_pd(a.r, b.r, c.r)));
+#elif defined(__ARM_NEON)
+  using Value = typename Vec<A>::Value;
+  if constexpr (sizeof(A) == 4) {
+    return Vec<A>(Value(vfmaq_f32(float32x4_t(c.r), float32x4_t(a.r), float32x4_t(b.r))));
+  } else {
+    return Vec<A>(Value(vfmaq_f64(float64x2_t(c.r), float64x2_t(a.r), float64x2_t(b.r))));
+  }
 #else
   return a * b + c;
 #endif

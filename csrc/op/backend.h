@@ -10,6 +10,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include "guard.h"
 #include "layout.h"
 #include "problem.h"
 

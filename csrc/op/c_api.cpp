@@ -2,7 +2,6 @@
 // throws no exception: a function that can fail returns nullptr, or a message that is valid until the thread's next
 // failure.
 #include <cstdint>
-#include <exception>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -12,6 +11,7 @@
 #include "../cpu/memory/pool.h"
 #include "../cpu/unroll/dispatch.h"
 #include "../cuda/device.h"
+#include "guard.h"
 #include "problem.h"
 
 #if defined(__clang__)
@@ -19,12 +19,18 @@
 #else
 #define SNN_COMPILER "g++ " __VERSION__
 #endif
+#if defined(_WIN32)
+#define SNN_API extern "C" __declspec(dllexport)
+#else
 #define SNN_API extern "C" __attribute__((visibility("default")))
+#endif
 
+#if defined(__GLIBC__)
 // libstdc++ reads this variable to skip atomic operations while there is one thread. glibc has it only since 2.32, so
 // the library defines its own. 0: there may be several threads.
 extern "C" __attribute__((visibility("hidden"))) char __libc_single_threaded;
 char __libc_single_threaded = 0;
+#endif
 
 namespace {
 
@@ -72,19 +78,6 @@ std::string facts() {
   std::string object;
   for (const auto& [name, value] : all) object += (object.empty() ? "" : ",") + json(name) + ":" + value;
   return "{" + object + "}";
-}
-
-// Calls a function, and returns nullptr or the message of the exception that it threw.
-template <typename Function>
-const char* message_of(Function function) {
-  thread_local std::string message;
-  try {
-    function();
-    return nullptr;
-  } catch (const std::exception& error) {
-    message = error.what();
-    return message.c_str();
-  }
 }
 
 }  // namespace

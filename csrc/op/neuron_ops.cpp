@@ -345,11 +345,11 @@ void define(Library& m) {
 template <typename Neuron, typename Backend, typename Library>
 void implement(Library& m) {
   const std::string name = Neuron::kName;
-  m.impl((name + "_forward").c_str(), &forward_op<Neuron, Backend, false>);
-  m.impl((name + "_backward").c_str(), &backward_op<Neuron, Backend, false>);
+  m.impl((name + "_forward").c_str(), &guarded<forward_op<Neuron, Backend, false>>);
+  m.impl((name + "_backward").c_str(), &guarded<backward_op<Neuron, Backend, false>>);
   if constexpr (kHasSpikeFeedback<Neuron>) {
-    m.impl((name + "_forward_into").c_str(), &forward_op<Neuron, Backend, true>);
-    m.impl((name + "_backward_into").c_str(), &backward_op<Neuron, Backend, true>);
+    m.impl((name + "_forward_into").c_str(), &guarded<forward_op<Neuron, Backend, true>>);
+    m.impl((name + "_backward_into").c_str(), &guarded<backward_op<Neuron, Backend, true>>);
   }
 }
 

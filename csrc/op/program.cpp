@@ -18,6 +18,7 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include "../cpu/parallel.h"
 #include "tensors.h"
 
 namespace snnfast {
@@ -201,7 +202,7 @@ void run(const Problem& p, void (*kernel)(const Problem&, int64_t, int64_t, cons
   const int64_t size = cpu::program::block_size(p.dtype), blocks = (p.N + size - 1) / size;
   const int64_t work = size * std::max<int64_t>(p.T, 1) * std::max<int64_t>(p.instructions(), 1);
   const int64_t least = std::max<int64_t>(1, kGrain / work);
-  torch::stable::parallel_for(0, blocks, least, [&](int64_t begin, int64_t end) {
+  cpu::in_parallel(0, blocks, least, [&](int64_t begin, int64_t end) {
     constexpr size_t kLine = 64;
     std::vector<char> memory(static_cast<size_t>(p.rows() * cpu::program::kRowBytes) + kLine);
     std::vector<void*> registers(static_cast<size_t>(p.registers()));
@@ -902,10 +903,10 @@ STABLE_TORCH_LIBRARY_FRAGMENT(SNN_NAMESPACE, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(SNN_NAMESPACE, CPU, m) {
-  m.impl("program_forward", TORCH_BOX(&program_forward));
-  m.impl("program_backward", TORCH_BOX(&program_backward));
-  m.impl("program_between_forward", TORCH_BOX(&program_between_forward));
-  m.impl("program_between_backward", TORCH_BOX(&program_between_backward));
+  m.impl("program_forward", SNN_BOX(program_forward));
+  m.impl("program_backward", SNN_BOX(program_backward));
+  m.impl("program_between_forward", SNN_BOX(program_between_forward));
+  m.impl("program_between_backward", SNN_BOX(program_between_backward));
 }
 
 }  // namespace snnfast

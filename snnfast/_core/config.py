@@ -51,7 +51,10 @@ def config() -> Mapping[str, str]:
 
 
 def show_config() -> None:
-    """Print :func:`config`, one fact per line. ``python -m snnfast`` does the same."""
+    """Print :func:`config`, one fact per line.
+
+    ``python -m snnfast`` does so, too, compares the kernels with the reference, and times them.
+    """
     facts = config()
     width = max(map(len, facts))
     for name, value in facts.items():

@@ -2,12 +2,13 @@
 
 import ctypes
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
-PATH = Path(__file__).parent.parent / "_kernels.so"
+PATH = Path(__file__).parent.parent / f"_kernels{'.dll' if sys.platform == 'win32' else '.so'}"
 REBUILD = "build it again: SNNFAST_REQUIRE_EXT=1 pip install --no-build-isolation -e . beside its setup.py"
 
 _text, _count, _count_pointer = ctypes.c_char_p, ctypes.c_uint64, ctypes.POINTER(ctypes.c_uint64)

@@ -171,8 +171,8 @@ def _load() -> None:
     global extension, missing
     if library.PATH.exists():
         extension = Library(library.PATH)
-    elif sys.platform != "linux":
-        missing = f"snnfast has kernels for Linux only, and this is {sys.platform}"
+    elif sys.platform not in ("linux", "darwin", "win32"):
+        missing = f"snnfast has kernels for Linux, macOS and Windows, and this is {sys.platform}"
     else:
         missing = (
             "snnfast was installed without its compiled kernels (an isolated build that saw no torch, no C++ "

@@ -5,6 +5,7 @@ import operator
 import re
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
+from pathlib import PurePath
 from typing import Any, NamedTuple
 
 import torch
@@ -167,12 +168,12 @@ _FRAME = re.compile(r'File "(.*?)", line (\d+)')
 def user_line(stack: Iterable[tuple[str, Any, str]]) -> str:
     """The first line, of file, number and code each, that is in the user's program; empty if none is."""
     for file, number, code in stack:
-        if not any(part in file for part in _NOT_THE_USERS):
+        if _NOT_THE_USERS.isdisjoint(PurePath(file).parts):
             return f"{file}:{number}" + (f": {code}" if code else "")
     return ""
 
 
-_NOT_THE_USERS = ("/torch/", "/snnfast/", "/snntorch/")
+_NOT_THE_USERS = {"torch", "snnfast", "snntorch"}  # folders
 
 
 # ---- what a call is

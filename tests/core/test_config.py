@@ -95,9 +95,15 @@ SAID: dict[str, tuple[str, dict[str, str], str]] = {
     "events": (EVENTS, {"SNNFAST_EVENTS": "1"}, "yes"),
     "no events": (EVENTS, {"SNNFAST_EVENTS": "0"}, "no: spikes go to linear layers as numbers"),
     "empty events": (EVENTS, {"SNNFAST_EVENTS": ""}, "yes"),
-    "windows": (ELSEWHERE.format("win32"), {}, "no: snnfast has kernels for Linux only, and this is win32"),
-    "mac": (ELSEWHERE.format("darwin"), {}, "no: snnfast has kernels for Linux only, and this is darwin"),
-    "no kernels": (ELSEWHERE.format("linux"), {}, "no: snnfast was installed without its compiled kernels"),
+    "elsewhere": (ELSEWHERE.format("aix"), {}, "no: snnfast has kernels for Linux, macOS and Windows, and this is aix"),
+    **{
+        f"no kernels, {system}": (
+            ELSEWHERE.format(system),
+            {},
+            "no: snnfast was installed without its compiled kernels",
+        )
+        for system in ("linux", "darwin", "win32")
+    },
 }
 
 

@@ -1,11 +1,15 @@
 """What the CPU backend does beside the arithmetic: instruction sets, threads, and outputs past the caches."""
 
+import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from fresh import fresh
 from gradient_checks import check_against_reference, gradients, outputs_and_gradients
 from helpers import (
     FLOATS,
@@ -23,6 +27,7 @@ from helpers import (
 )
 from torch import Tensor
 
+import setup
 import snnfast
 from snnfast._core import ops
 
@@ -91,6 +96,45 @@ def test_outputs_past_the_caches_have_the_same_bits(dtype, neuron, isa, stream_b
 def test_an_unknown_instruction_set_is_refused():
     with pytest.raises(RuntimeError, match=r"SNNFAST_ISA.*available"):
         ops.extension.set_isa("mmx")
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="compares with what Linux says of the processor")
+def test_the_instruction_sets_are_those_of_the_processor():
+    flags = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), flags=re.MULTILINE)
+    has = set(flags[1].split()) if flags else set()
+    known = [name for name, (_, needs) in setup.INSTRUCTION_SETS.items() if has.issuperset(needs.split())]
+    available = ops.extension.isa_available()
+    assert [name for name in known if name in available] == available
+    if os.environ.get("SNNFAST_BUILD") == "all":
+        assert available == known
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits the memory of a process")
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_thread_without_memory_makes_the_call_an_error(threads):
+    """The events of an image take twice its memory, which each thread takes for itself."""
+    code = f"""
+import resource, torch
+import snnfast
+torch.set_num_threads({threads})
+image, weight = torch.zeros(2, 1, 4096, 4096), torch.ones(16, 1, 1, 1)
+def convolve(image):
+    return torch.ops.snnfast.event_conv2d(image, weight, None, 64, 64, 0, 0)
+convolve(image[..., :64, :64].contiguous())
+pages = int(open("/proc/self/statm").read().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (128 << 20), resource.RLIM_INFINITY))
+try:
+    convolve(image)
+except RuntimeError as error:
+    print(error)
+"""
+    assert re.search(r"scratch\.h:\d+, snnfast: could not allocate \d+ bytes$", fresh(code))
+
+
+def test_a_wrong_argument_of_an_op_is_an_error_with_its_message():
+    spikes, weight = torch.zeros(1, 1, 8, dtype=torch.uint8), torch.ones(4, 7)
+    with pytest.raises(RuntimeError, match=r"spikes_linear, .*linear\.cpp:\d+, weight: expected \[O, N\]$"):
+        torch.ops.snnfast.spikes_linear(spikes, weight, None, torch.tensor(1.0), 8)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads an ELF file")

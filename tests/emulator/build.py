@@ -132,7 +132,7 @@ def _compile_once(source: str, options: list[str], suffix: str) -> Path:
 
 
 def _flags(home: Path) -> list[str]:
-    flags = [flag for flag in setup.CXX_FLAGS if flag != "-O3"]
+    flags = [flag for flag in [*setup.CXX_FLAGS, "-fPIC"] if flag != "-O3"]
     # Line numbers for the reports of sanitizers; all of -g and -O2 take twice as long to compile.
     flags += ["-g1", "-Werror", "-Wno-unknown-pragmas", "-fno-strict-aliasing", setup.TORCH_TARGET_FLAG]
     flags += ["-DSNN_EMULATED", "-DSNN_CUDA", f"-DSNN_NAMESPACE={NAMESPACE}", f"-I{HERE}", f"-isystem{home}/include"]

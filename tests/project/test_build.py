@@ -1,6 +1,7 @@
 """What the build is told to do, and what an installation does where the extension can't be built."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,8 +21,9 @@ import snnfast
 ROOT = Path(__file__).parents[2]
 VARIABLES = (
     "SNNFAST_BUILD", "SNNFAST_REQUIRE_EXT", "SNNFAST_WERROR", "SNNFAST_CUDA", "CXX", "LDFLAGS", "MAX_JOBS",
-    "TORCH_CUDA_ARCH_LIST",
+    "TORCH_CUDA_ARCH_LIST", "SNNFAST_TARGET",
 )  # fmt: skip
+LIBRARY = setup.this_machine().library
 
 
 def build(
@@ -63,7 +65,7 @@ def test_an_installation_without_kernels_says_so_and_leaves_no_stale_ones(
     packages.mkdir()
     for name in ("setuptools", "_distutils_hack"):
         (packages / name).symlink_to(Path(setuptools.__file__).parent.parent / name)
-    (tree / setup.LIBRARY).write_bytes(b"of an earlier build")
+    (tree / LIBRARY).write_bytes(b"of an earlier build")
     options = ["-S"] if "PYTHONPATH" in variables else []  # as in an isolated build
     done = build(tree, *options, **{k: str(packages) if v == "." else v for k, v in variables.items()})
     assert (done.returncode == 0) == succeeds, done.stderr
@@ -71,8 +73,8 @@ def test_an_installation_without_kernels_says_so_and_leaves_no_stale_ones(
     assert not succeeds or not list(tree.rglob("*.so"))
 
 
-@pytest.mark.parametrize("system", ["darwin", "win32"])
-def test_other_systems_than_linux_get_the_reference_path_and_are_told(
+@pytest.mark.parametrize("system", ["aix", "freebsd14"])
+def test_systems_without_kernels_get_the_reference_path_and_are_told(
     system: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(setup, "sys", SimpleNamespace(platform=system, executable=sys.executable, stderr=sys.stderr))
@@ -88,18 +90,64 @@ def test_other_systems_than_linux_get_the_reference_path_and_are_told(
         return command
 
     assert built().get_outputs() == []
-    reason = f"there are kernels for Linux only, and this is {system}"
+    reason = f"there are kernels for Linux, macOS and Windows, and this is {system}"
     assert f"WITHOUT the compiled kernels: {reason}" in capsys.readouterr().err
     monkeypatch.setenv("SNNFAST_REQUIRE_EXT", "1")
     with pytest.raises(SystemExit, match=f"the kernels were not built: {reason}"):
         built()
 
 
+@pytest.mark.parametrize(
+    ("platform", "said"),
+    [
+        ("linux", "g++ was not found; on Debian and Ubuntu: apt install g++; on Fedora: dnf install gcc-c++"),
+        ("darwin", "clang++ was not found; xcode-select --install"),
+        ("win32", "zig was not found; pip install ziglang"),
+    ],
+)
+def test_where_no_compiler_is_each_system_is_told_what_to_install(
+    platform: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.delenv("SNNFAST_TARGET", raising=False)
+    monkeypatch.setattr(setup.sys, "platform", platform)
+    monkeypatch.setattr(setup.shutil, "which", lambda name: None)
+    monkeypatch.setattr(setup.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(setup.BuildError, match=rf"^no C\+\+ compiler: {re.escape(said)}$"):
+        setup.compiler()
+
+
+@pytest.mark.parametrize(
+    ("tag", "zig", "library", "sets"),
+    [
+        ("linux_aarch64", "aarch64-linux-gnu.2.28", "snnfast/_kernels.so", ["baseline"]),
+        ("macosx_11_0_arm64", "aarch64-macos.11.0", "snnfast/_kernels.so", ["baseline"]),
+        ("win_amd64", "x86_64-windows-gnu", "snnfast/_kernels.dll", ["avx512", "avx2", "baseline"]),
+    ],
+)
+def test_zig_builds_for_other_systems(
+    tag: str, zig: str, library: str, sets: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SNNFAST_TARGET", tag)
+    monkeypatch.setenv("SNNFAST_CUDA", "0")
+    monkeypatch.setattr(setup, "this_machine", lambda: setup.Target("linux", "x86_64"))
+    find_spec = setup.importlib.util.find_spec
+    monkeypatch.setattr(setup.importlib.util, "find_spec", lambda name: name == "ziglang" or find_spec(name))
+    assert (setup.target().tag, setup.target().library) == (tag, library)
+    setup.write_ninja(tmp_path / "build.ninja", tmp_path / Path(library).name)
+    written = (tmp_path / "build.ninja").read_text()
+    assert f"-m ziglang c++ -target {zig}\n" in written
+    assert [isa for isa in setup.INSTRUCTION_SETS if f"-DSNN_ISA={isa}" in written] == sets
+    assert "-march=x86-64-v3" not in written
+
+
 @pytest.mark.thorough
 @pytest.mark.parametrize("built", [True, False])
 def test_a_wheel_fits_every_python_and_without_kernels_every_system(tree: Path, tmp_path: Path, built: bool) -> None:
     """Without kernels it takes none of an earlier build from the source tree, and leaves them there."""
-    (tree / setup.LIBRARY).write_bytes(b"of an earlier build")
+    (tree / LIBRARY).write_bytes(b"of an earlier build")
     # The compiler is a script, and what it "links" is enough for a wheel.
     compiler = tmp_path / "compiler"
     compiler.write_text(
@@ -114,8 +162,8 @@ def test_a_wheel_fits_every_python_and_without_kernels_every_system(tree: Path, 
     with zipfile.ZipFile(wheel) as archive:
         (record,) = (name for name in archive.namelist() if name.endswith("/WHEEL"))
         assert f"Root-Is-Purelib: {'false' if built else 'true'}" in archive.read(record).decode()
-        assert [name for name in archive.namelist() if ".so" in name] == ([setup.LIBRARY] if built else [])
-    assert (tree / setup.LIBRARY).read_bytes() == b"of an earlier build"
+        assert [name for name in archive.namelist() if ".so" in name] == ([LIBRARY] if built else [])
+    assert (tree / LIBRARY).read_bytes() == b"of an earlier build"
 
 
 @pytest.fixture
@@ -179,7 +227,7 @@ def test_it_is_built_for_this_machine_unless_others_are_asked_for(
     monkeypatch.setattr(setup, "find_toolkit", lambda: toolkit)
     home = setup.cuda_home()
     assert (None if home is None else setup.architectures(home)) == architectures
-    assert (list(setup.instruction_sets()) == list(setup.INSTRUCTION_SETS)) == (everywhere and setup.X86)
+    assert (list(setup.instruction_sets()) == list(setup.INSTRUCTION_SETS)) == (everywhere and setup.target().x86)
 
 
 @pytest.mark.parametrize(
@@ -191,7 +239,7 @@ def test_the_instruction_set_is_the_best_of_the_processor(
 ) -> None:
     (tmp_path / "cpuinfo").write_text(f"processor : 0\nflags\t\t: {flags or setup.INSTRUCTION_SETS['avx512'][1]}\n")
     monkeypatch.setenv("SNNFAST_BUILD", "here")
-    monkeypatch.setattr(setup, "X86", True)
+    monkeypatch.setattr(setup, "this_machine", lambda: setup.Target("linux", "x86_64"))
     monkeypatch.setattr(setup, "CPUINFO", tmp_path / "cpuinfo")
     assert setup.instruction_sets() == {expected: setup.INSTRUCTION_SETS[expected][0]}
 
@@ -211,6 +259,11 @@ def test_the_instruction_set_is_the_best_of_the_processor(
         ("CXX", "", "expected the command of a C++ compiler"),
         ("CXX", "g++ 'x", "No closing quotation"),
         ("CXX", "no-such-compiler", "no-such-compiler was not found"),
+        (
+            "SNNFAST_TARGET",
+            "plan9_mips",
+            "expected e.g. linux_aarch64, macosx_11_0_arm64 or win_amd64, got 'plan9_mips'",
+        ),
     ],
 )
 def test_a_wrong_variable_stops_the_build_before_it_begins(variable: str, value: str, message: str, tree: Path) -> None:
@@ -274,3 +327,14 @@ def test_an_architecture_unknown_to_nvcc_fails(nvcc: Callable[[str], Path], monk
 def test_the_oldest_torch_that_is_installed_with_the_package_is_the_one_that_it_is_built_for() -> None:
     oldest = ".".join(map(str, setup.TORCH_TARGET))
     assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"] == [f"torch>={oldest}"]
+
+
+def test_torch_calls_the_library_only_through_what_catches_exceptions() -> None:
+    """Kernels of ops through csrc/op/guard.h, and the parts of threads through csrc/cpu/parallel.h."""
+    sources = [path for folder in ("csrc/op", "csrc/cpu") for path in (ROOT / folder).rglob("*.*")]
+    texts = {path.name: path.read_text() for path in sources}
+    assert [name for name, text in texts.items() if "TORCH_BOX(" in text] == ["guard.h"]
+    assert [name for name, text in texts.items() if "parallel_for(" in text] == ["parallel.h"]
+    kernels = [line for text in texts.values() for line in text.splitlines() if "m.impl(" in line]
+    assert len(kernels) > 10
+    assert [line for line in kernels if not re.search(r"SNN_BOX\(|&guarded<", line)] == []

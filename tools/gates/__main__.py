@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.exit(1, f"TORCH_CUDA_ARCH_LIST: there are budgets for {', '.join(setup.DEFAULT_ARCHITECTURES)}\n")
     if update and architectures != setup.DEFAULT_ARCHITECTURES:
         parser.exit(1, "TORCH_CUDA_ARCH_LIST: --update needs all architectures; unset it\n")
-    library = setup.ROOT / setup.LIBRARY
+    library = setup.ROOT / setup.this_machine().library
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         units, ptx = compile.taken_out(cuobjdump, library, folder) if compile.is_current(library) else ([], [])

@@ -7,6 +7,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "../../op/backend.h"
+#include "../parallel.h"
 #include "images.h"
 
 namespace snnfast {
@@ -39,7 +40,7 @@ Pooling described(int64_t C, int64_t H, int64_t W, const int64_t (&kernel)[2], c
 
 template <typename Visit>
 void each_image(const Pooling& p, int64_t N, Visit&& visit) {
-  torch::stable::parallel_for(0, N, kGrain / std::max<int64_t>(p.inputs(), 1) + 1, [&](int64_t first, int64_t last) {
+  cpu::in_parallel(0, N, kGrain / std::max<int64_t>(p.inputs(), 1) + 1, [&](int64_t first, int64_t last) {
     for (int64_t n = first; n < last; ++n) visit(n);
   });
 }
@@ -120,10 +121,10 @@ STABLE_TORCH_LIBRARY_FRAGMENT(SNN_NAMESPACE, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(SNN_NAMESPACE, CPU, m) {
-  m.impl("average_pooling", TORCH_BOX(&average_pooling));
-  m.impl("average_pooling_backward", TORCH_BOX(&average_pooling_backward));
-  m.impl("max_pooling", TORCH_BOX(&max_pooling));
-  m.impl("max_pooling_backward", TORCH_BOX(&max_pooling_backward));
+  m.impl("average_pooling", SNN_BOX(average_pooling));
+  m.impl("average_pooling_backward", SNN_BOX(average_pooling_backward));
+  m.impl("max_pooling", SNN_BOX(max_pooling));
+  m.impl("max_pooling_backward", SNN_BOX(max_pooling_backward));
 }
 
 }  // namespace snnfast

@@ -1,27 +1,18 @@
 #include "pool.h"
 
-#include <pthread.h>
-#include <sys/mman.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <cstdint>
-#include <cstdlib>
-#include <cstring>
 #include <limits>
 #include <list>
 #include <map>
 #include <mutex>
 #include <unordered_map>
 
-#if defined(__GLIBC__)
-#include <malloc.h>
-#endif
+#include "system.h"
 
 namespace snnfast::cpu::pool {
 namespace {
 
-constexpr size_t kPage = size_t{2} << 20;        // a huge page: one fault instead of 512, and one TLB entry
+using system::kPage;
 constexpr size_t kSmallUnit = size_t{64} << 10;  // sizes of smaller buffers are multiples of this
 
 // By default, so much memory may be idle:
@@ -32,11 +23,6 @@ constexpr size_t kMemoryShare = 4;            // at most this part of the machin
 constexpr size_t kHeap = size_t{2} << 30;  // of the C library's heap, at most
 constexpr size_t kHeapShare = 8;           // and at most this part of the machine's memory
 
-size_t memory_of_machine() {
-  const long pages = sysconf(_SC_PHYS_PAGES);
-  return pages > 0 ? static_cast<size_t>(pages) * static_cast<size_t>(sysconf(_SC_PAGESIZE)) : 0;
-}
-
 struct Block {
   void* data;
   size_t bytes;
@@ -44,26 +30,13 @@ struct Block {
 
 using Idle = std::list<Block>;
 
-// Buffers of huge pages are mapped, not taken from the heap: heap memory that was used before keeps its small pages.
-void* map(size_t bytes) {
-  const size_t mapped = bytes + kPage;  // so that a multiple of kPage lies inside
-  void* const found = mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (found == MAP_FAILED) return nullptr;
-  char* const start = static_cast<char*>(found);
-  const size_t before = (kPage - reinterpret_cast<uintptr_t>(start) % kPage) % kPage;
-  if (before > 0) munmap(start, before);
-  if (before < kPage) munmap(start + before + bytes, kPage - before);
-  madvise(start + before, bytes, MADV_HUGEPAGE);  // advice: where huge pages are switched off, nothing is lost
-  return start + before;
-}
-
-void* allocate(size_t bytes) { return bytes < kPage ? std::aligned_alloc(kSmallUnit, bytes) : map(bytes); }
+void* allocate(size_t bytes) { return bytes < kPage ? system::allocate(kSmallUnit, bytes) : system::map(bytes); }
 
 void free(const Block& buffer) {
   if (buffer.bytes < kPage) {
-    std::free(buffer.data);
+    system::release(buffer.data);
   } else {
-    munmap(buffer.data, buffer.bytes);
+    system::unmap(buffer.data, buffer.bytes);
   }
 }
 
@@ -101,8 +74,8 @@ struct Pool {
   std::optional<size_t> limit;  // set by the user
   Demand demand;
   std::unordered_map<void*, size_t> sizes;  // of all buffers, in use and idle
-  const size_t most = std::min(kMost, memory_of_machine() / kMemoryShare);
-  const size_t heap = std::min(kHeap, memory_of_machine() / kHeapShare);
+  const size_t most = std::min(kMost, system::memory_of_machine() / kMemoryShare);
+  const size_t heap = std::min(kHeap, system::memory_of_machine() / kHeapShare);
 
   size_t allowed() const {
     if (limit.has_value()) return *limit;
@@ -155,18 +128,10 @@ struct Pool {
 
 // PyTorch's own tensors, such as the outputs of convolutions, come from the C library. glibc maps the largest of them
 // anew at each call, and returns the free end of its heap to the system, so every step of a network has page faults.
-// Let the heap keep so many bytes, as the pool does. What the user has chosen stays as it is.
-void keep_heap([[maybe_unused]] size_t bytes) {
-#if defined(__GLIBC__)
-  const char* const tunables = std::getenv("GLIBC_TUNABLES");
-  if (std::getenv("MALLOC_TRIM_THRESHOLD_") != nullptr || std::getenv("MALLOC_MMAP_THRESHOLD_") != nullptr ||
-      (tunables != nullptr && std::strstr(tunables, "glibc.malloc") != nullptr)) {
-    return;
-  }
+// Let the heap keep so many bytes, as the pool does.
+void keep_heap(size_t bytes) {
   const size_t most = std::min<size_t>(bytes, std::numeric_limits<int>::max());
-  mallopt(M_TRIM_THRESHOLD, static_cast<int>(most));
-  mallopt(M_MMAP_THRESHOLD, static_cast<int>(std::clamp(most / 2, kLeast, kHeap / 2)));
-#endif
+  system::keep_heap(most, std::clamp(most / 2, kLeast, kHeap / 2));
 }
 
 // Never destroyed: tensors may outlive every static object.
@@ -175,8 +140,7 @@ Pool& the_pool() {
     auto* made = new Pool;
     keep_heap(made->heap);
     // A fork while another thread holds the lock would leave the child with a lock that nobody opens.
-    pthread_atfork([] { the_pool().mutex.lock(); }, [] { the_pool().mutex.unlock(); },
-                   [] { the_pool().mutex.unlock(); });
+    system::around_fork([] { the_pool().mutex.lock(); }, [] { the_pool().mutex.unlock(); });
     return made;
   }();
   return *pool;
@@ -188,9 +152,7 @@ void trim_to(size_t bytes) {
     const std::lock_guard lock(pool.mutex);
     pool.trim(bytes);
   }
-#if defined(__GLIBC__)
-  malloc_trim(0);  // otherwise the C library keeps buffers that are too small to be mapped
-#endif
+  system::trim_heap();  // otherwise the C library keeps buffers that are too small to be mapped
 }
 
 }  // namespace
@@ -216,7 +178,7 @@ Buffer take(size_t bytes) {
   return Buffer(static_cast<char*>(data));
 }
 
-void give_back(void* buffer) {
+void give_back(void* buffer) noexcept {
   Pool& pool = the_pool();
   const std::lock_guard lock(pool.mutex);
   pool.add({buffer, pool.sizes.at(buffer)});

@@ -14,7 +14,7 @@ namespace snnfast::cpu::pool {
 // Outputs of at least so many bytes come from the pool. The C library recycles smaller ones by itself.
 inline constexpr size_t kLeast = size_t{128} << 10;
 
-void give_back(void* buffer);
+void give_back(void* buffer) noexcept;  // torch calls it when a tensor dies
 
 struct GiveBack {
   void operator()(void* buffer) const { give_back(buffer); }

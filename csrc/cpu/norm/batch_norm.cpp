@@ -7,6 +7,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "../../op/tensors.h"
+#include "../parallel.h"
 
 namespace snnfast {
 namespace {
@@ -64,8 +65,8 @@ template <typename P>
 void run(const cpu::BatchNormPass<P>& pass, P& p) {
   const int64_t elements = p.T * p.C * p.samples();
   const auto share_out = [&](int64_t number, void (*kernel)(const P&, int64_t, int64_t)) {
-    torch::stable::parallel_for(0, number, kGrain / (elements / number) + 1,
-                                [&](int64_t first, int64_t last) { kernel(p, first, last); });
+    cpu::in_parallel(0, number, kGrain / (elements / number) + 1,
+                     [&](int64_t first, int64_t last) { kernel(p, first, last); });
   };
   const int64_t units = kernels().units(p), parts = units > 1 ? 1 : kernels().parts(p);
   if (parts == 1) return share_out(units, pass.units);
@@ -129,8 +130,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(SNN_NAMESPACE, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(SNN_NAMESPACE, CPU, m) {
-  m.impl("batch_norm_forward", TORCH_BOX(&forward));
-  m.impl("batch_norm_backward", TORCH_BOX(&backward));
+  m.impl("batch_norm_forward", SNN_BOX(forward));
+  m.impl("batch_norm_backward", SNN_BOX(backward));
 }
 
 }  // namespace snnfast

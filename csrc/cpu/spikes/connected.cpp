@@ -64,8 +64,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(SNN_NAMESPACE, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(SNN_NAMESPACE, CPU, m) {
-  m.impl("rows_like", TORCH_BOX(&rows_like));
-  m.impl("spikes_as_bits", TORCH_BOX(&spikes_as_bits));
+  m.impl("rows_like", SNN_BOX(rows_like));
+  m.impl("spikes_as_bits", SNN_BOX(spikes_as_bits));
 }
 
 }  // namespace snnfast

@@ -12,6 +12,7 @@
 #include "../../op/backend.h"
 #include "../images/images.h"
 #include "../memory/scratch.h"
+#include "../parallel.h"
 #include "convolution.h"
 
 namespace snnfast {
@@ -98,7 +99,7 @@ int64_t count_events(const Tensor& x) {
   check_image(x, "x");
   const float* const data = static_cast<const float*>(x.const_data_ptr());
   std::atomic<int64_t> total = 0;
-  torch::stable::parallel_for(0, x.numel(), 4 * kCountGrain, [&](int64_t first, int64_t last) {
+  cpu::in_parallel(0, x.numel(), 4 * kCountGrain, [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last;) {
       int32_t count = 0;  // narrow numbers are added up faster, and a part's count fits
       for (const int64_t end = std::min(i + kCountGrain, last); i < end; ++i) count += data[i] != 0;
@@ -137,7 +138,7 @@ Tensor event_conv2d(const Tensor& x, const Tensor& weight, const std::optional<T
   const float* const images = static_cast<const float*>(x.const_data_ptr());
   float* const outputs = static_cast<float*>(y.mutable_data_ptr());
   const int64_t image = int64_t{p.C} * p.H * p.W, pixels = int64_t{p.Y} * p.X;
-  torch::stable::parallel_for(0, p.N, 1, [&](int64_t first, int64_t last) {
+  cpu::in_parallel(0, p.N, 1, [&](int64_t first, int64_t last) {
     EventLists lists(p, 1);
     Scratch<float> tile(p.O % p.lanes == 0 ? 1 : pixels * p.lanes);
     for (int64_t n = first; n < last; ++n) {
@@ -335,7 +336,7 @@ Tensor event_conv2d_weight(const Tensor& x, const Tensor& grad, int64_t kernel_y
   Scratch<float> sums(pieces * sums_of_piece);
   const float* const images = static_cast<const float*>(x.const_data_ptr());
   const float* const grads = static_cast<const float*>(grad.const_data_ptr());
-  torch::stable::parallel_for(0, pieces * p.blocks, 1, [&](int64_t first, int64_t last) {
+  cpu::in_parallel(0, pieces * p.blocks, 1, [&](int64_t first, int64_t last) {
     const auto add_units = [&](auto gradient) {
       for (int64_t unit = first; unit < last; ++unit) {
         const int64_t piece = unit / p.blocks, end = std::min((piece + 1) * each, p.N);
@@ -352,7 +353,7 @@ Tensor event_conv2d_weight(const Tensor& x, const Tensor& grad, int64_t kernel_y
   const Tensor made =
       CpuBackend::empty(x, shape, Shape(std::vector<int64_t>{row, taps, kernel_x, 1}), ScalarType::Float);
   float* const to = static_cast<float*>(made.mutable_data_ptr());
-  torch::stable::parallel_for(0, int64_t{p.blocks} * p.C, 1, [&](int64_t first, int64_t last) {
+  cpu::in_parallel(0, int64_t{p.blocks} * p.C, 1, [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) {
       const int64_t b = i / p.C, c = i % p.C;
       for (int64_t k = 0; k < taps; ++k) {
@@ -383,9 +384,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(SNN_NAMESPACE, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(SNN_NAMESPACE, CPU, m) {
-  m.impl("count_events", TORCH_BOX(&count_events));
-  m.impl("event_conv2d", TORCH_BOX(&event_conv2d));
-  m.impl("event_conv2d_weight", TORCH_BOX(&event_conv2d_weight));
+  m.impl("count_events", SNN_BOX(count_events));
+  m.impl("event_conv2d", SNN_BOX(event_conv2d));
+  m.impl("event_conv2d_weight", SNN_BOX(event_conv2d_weight));
 }
 
 }  // namespace snnfast

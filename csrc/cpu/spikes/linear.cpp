@@ -8,6 +8,7 @@
 
 #include "../../op/tensors.h"
 #include "../memory/scratch.h"
+#include "../parallel.h"
 #include "../unroll/dispatch.h"
 #include "events.h"
 
@@ -16,6 +17,7 @@ namespace {
 
 using cpu::EventKernels;
 using cpu::Height;
+using cpu::in_parallel;
 using cpu::Isa;
 using cpu::Packed;
 using cpu::SpikeBits;
@@ -62,12 +64,6 @@ struct Product {
 
 // Neuron-steps below which another thread costs more than it saves.
 constexpr int64_t kGrain = 65536;
-
-// Calls f with ranges of at least `least`, in parallel.
-template <typename F>
-void in_parallel(int64_t first, int64_t last, int64_t least, F&& f) {
-  torch::stable::parallel_for(first, last, std::max<int64_t>(1, least), f);
-}
 
 // ---- events or the dense product
 
@@ -290,8 +286,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(SNN_NAMESPACE, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(SNN_NAMESPACE, CPU, m) {
-  m.impl("spikes_linear", TORCH_BOX(&spikes_linear));
-  m.impl("spikes_linear_weight", TORCH_BOX(&spikes_linear_weight));
+  m.impl("spikes_linear", SNN_BOX(spikes_linear));
+  m.impl("spikes_linear_weight", SNN_BOX(spikes_linear_weight));
 }
 
 }  // namespace snnfast

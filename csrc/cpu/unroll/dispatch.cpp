@@ -1,9 +1,9 @@
 #include "dispatch.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <utility>
+
+#include "../memory/system.h"
 
 namespace snnfast::cpu {
 namespace {
@@ -18,23 +18,13 @@ constexpr int64_t kAlignment = 64;
 // tells the size of the whole cache only, even to a virtual machine that shares it with others.
 constexpr int64_t kCachePerThread = int64_t{8} << 20;
 
-// Bytes of the last-level cache; 0 if the system does not tell.
-int64_t cache_bytes() {
-#if defined(_SC_LEVEL3_CACHE_SIZE)
-  static const int64_t bytes = sysconf(_SC_LEVEL3_CACHE_SIZE);
-  return bytes > 0 ? bytes : 0;
-#else
-  return 0;
-#endif
-}
-
 int64_t forced_stream_bytes = -1;
 
 // Calls that touch this many bytes write their outputs by non-temporal stores: such outputs leave the caches before
 // anybody reads them, and an ordinary store first reads each cache line from memory.
 int64_t stream_bytes() {
   if (forced_stream_bytes >= 0) return forced_stream_bytes;
-  const int64_t share = kCachePerThread * torch::stable::get_num_threads(), cache = cache_bytes();
+  const int64_t share = kCachePerThread * torch::stable::get_num_threads(), cache = system::last_level_cache();
   return cache > 0 && cache < share ? cache : share;
 }
 

@@ -9,6 +9,7 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include "../parallel.h"
 #include "kernels.h"
 
 namespace snnfast::cpu {
@@ -72,11 +73,10 @@ void share_out(Kernel kernel, const P& p, int64_t begin, int64_t end, int64_t le
   const Shares work = shares(p.T, end - begin, least_units);
   if (p.lengths != nullptr && work.units > work.least && torch::stable::get_num_threads() > 1) {
     const Division division(p, begin, end, work.units);
-    return torch::stable::parallel_for(0, work.units, work.least, [&](int64_t first, int64_t last) {
-      kernel(p, division.at(first), division.at(last), stream);
-    });
+    return in_parallel(0, work.units, work.least,
+                       [&](int64_t first, int64_t last) { kernel(p, division.at(first), division.at(last), stream); });
   }
-  torch::stable::parallel_for(0, work.units, work.least, [&](int64_t first, int64_t last) {
+  in_parallel(0, work.units, work.least, [&](int64_t first, int64_t last) {
     kernel(p, begin + first * kUnit, begin + last * kUnit < end ? begin + last * kUnit : end, stream);
   });
 }

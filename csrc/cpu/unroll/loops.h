@@ -15,7 +15,7 @@ namespace {
 // ---- a column: the neurons that a loop takes at once
 
 // The vectors of a column. Two hide the latency of the recurrence, but do not fit in 16 registers.
-constexpr int kVectors = kVectorBytes == 64 ? 2 : 1;
+constexpr int kVectors = kRegisters == 32 ? 2 : 1;
 
 template <typename A>
 constexpr int kColumn = kVectors * Vec<A>::kSize;
