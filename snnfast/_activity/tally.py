@@ -78,10 +78,10 @@ class Neurons:
     def _add(self, counts: Counts, samples: int, seen: int) -> None:
         shape = counts.neurons.shape
         if shape in self._counts:
-            self._counts[shape] += counts.neurons
+            self._counts[shape] = self._counts[shape] + counts.neurons  # in place, inference mode forbids some
             self._seen[shape] += seen
         else:
-            self._counts[shape], self._seen[shape] = counts.neurons.clone(), seen
+            self._counts[shape], self._seen[shape] = counts.neurons, seen
         if counts.steps.numel():
             self._now.append((counts.steps, samples * shape.numel()))
 
@@ -151,10 +151,9 @@ class Product:
         if not isinstance(fan_out, FanOut):
             found = rows.sum(dtype=exact(rows)) * fan_out
             self._events = found if self._events is None else self._events + found
-        elif fan_out in self._maps:
-            self._maps[fan_out].add_(rows.sum(0, dtype=exact(rows)))
         else:
-            self._maps[fan_out] = rows.sum(0, dtype=exact(rows))
+            found = rows.sum(0, dtype=exact(rows))
+            self._maps[fan_out] = self._maps[fan_out] + found if fan_out in self._maps else found
 
 
 class Bits:
@@ -201,7 +200,7 @@ class Record:
             if at == 0:
                 self._rows.append(bit)
             else:
-                self._rows[-1].bitwise_or_(bit)
+                self._rows[-1] = self._rows[-1] | bit
             self._steps += 1
 
     @property

@@ -91,6 +91,55 @@ class Seen:
         return self.record
 
 
+class _Hook:
+    """A hook on a module of a watched network.
+
+    Who copies or saves the network meanwhile gets one that does nothing, and goes when it is called: a copy of the
+    watch would count on, and its weak references can't be copied.
+    """
+
+    def __init__(self, call: Callable[..., None] | None = None) -> None:
+        self._call = call
+
+    def __call__(self, module: nn.Module, *args: Any) -> None:
+        if self._call is not None:
+            return self._call(module, *args)
+        for m in module.modules():
+            for hooks in (m._forward_pre_hooks, m._forward_hooks):
+                for key in [key for key, hook in hooks.items() if isinstance(hook, _Hook) and hook._call is None]:
+                    del hooks[key]
+                    m._forward_hooks_with_kwargs.pop(key, None)
+                    m._forward_hooks_always_called.pop(key, None)
+        return None
+
+    def __reduce__(self) -> Any:
+        return _Hook, ()
+
+
+class _Process:
+    """The state of the process: who watches, in all threads, and that PyTorch compiles nothing while anybody does."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._eager: Any = None
+
+    def add(self, watcher: "Watch") -> None:
+        with self._lock:
+            if self._eager is None and "torch._dynamo" in sys.modules:
+                self._eager = torch.compiler.set_stance("force_eager")
+            watch.watchers = (*watch.watchers, watcher)
+
+    def remove(self, watcher: "Watch") -> None:
+        with self._lock:
+            watch.watchers = tuple(w for w in watch.watchers if w is not watcher)
+            if self._eager is not None and not watch.watchers:  # blocks of threads may end in any order
+                eager, self._eager = self._eager, None
+                eager.__exit__(None, None, None)
+
+
+_process = _Process()
+
+
 class _Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """PyTorch's ops, told to a watch."""
 
@@ -119,6 +168,8 @@ class _Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 if found is not NotImplemented:
                     return found
             return func(*args, **kwargs)
+        if args[0].is_nested:
+            raise RuntimeError(f"activity: {func}: a product of nested tensors can't be counted")
         out = func(*args, **kwargs)
         if current_graph_task_id() == -1:  # not in a backward pass
             for work in works(*args, out):
@@ -173,16 +224,14 @@ class Watch:
                 if getattr(module, "_compiled_call_impl", None) is not None:
                     undo.callback(setattr, module, "_compiled_call_impl", module._compiled_call_impl)
                     module._compiled_call_impl = None
-            if "torch._dynamo" in sys.modules:
-                undo.enter_context(torch.compiler.set_stance("force_eager"))
-            undo.callback(self.net.register_forward_pre_hook(self._begin, prepend=True).remove)
+            _process.add(self)
+            undo.callback(_process.remove, self)
+            undo.callback(self.net.register_forward_pre_hook(_Hook(self._begin), prepend=True).remove)
             for module in self._neurons:
-                undo.callback(module.register_forward_hook(self._returned, with_kwargs=True).remove)
+                undo.callback(module.register_forward_hook(_Hook(self._returned), with_kwargs=True).remove)
                 if unrolls_inside(module):
-                    undo.callback(module.register_forward_pre_hook(self._is_called).remove)
-            undo.callback(self.net.register_forward_hook(self._end, always_call=True).remove)
-            watch.watchers = (*watch.watchers, self)
-            undo.callback(self._leave)
+                    undo.callback(module.register_forward_pre_hook(_Hook(self._is_called)).remove)
+            undo.callback(self.net.register_forward_hook(_Hook(self._end), always_call=True).remove)
             self._look_up_weights()
             self._look_up_layers()
             undo.enter_context(_Mode(self._count))
@@ -198,9 +247,6 @@ class Watch:
                 seen.end_call()
         self._known.clear()
         self._last.clear()
-
-    def _leave(self) -> None:
-        watch.watchers = tuple(w for w in watch.watchers if w is not self)
 
     def _look_up_weights(self) -> None:
         """Whose weights are where. One that moves later is found by the code that runs."""
@@ -221,7 +267,7 @@ class Watch:
     # ---- the network and its neurons
 
     def _begin(self, net: nn.Module, args: Any) -> None:
-        if threading.get_ident() != self._thread or current_graph_task_id() != -1:
+        if not self._is_here():
             return
         with torch._C._ExcludeDispatchKeyGuard(_MODES), torch.no_grad():
             self._look_up_layers()
@@ -229,7 +275,7 @@ class Watch:
 
     def _end(self, net: nn.Module, args: Any, output: Any) -> None:
         """The network has returned. Where that was one step, the next call goes on behind it."""
-        if threading.get_ident() != self._thread or current_graph_task_id() != -1:
+        if not self._is_here():
             return
         self._handed_on = None
         with torch._C._ExcludeDispatchKeyGuard(_MODES), torch.no_grad():
@@ -241,6 +287,8 @@ class Watch:
 
     def _returned(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """A layer of neurons has returned."""
+        if not self._is_here():  # such as a copy in a thread of nn.DataParallel
+            return
         seen = self._of(module)
         is_told, seen.is_called, seen.is_told = seen.is_told, False, False
         spk = output[0] if isinstance(output, tuple | list) and output else output
@@ -258,6 +306,8 @@ class Watch:
                 self._add_step(seen, x if x.dim() > 1 else x.unsqueeze(0), spk)
 
     def _is_called(self, module: nn.Module, args: Any) -> None:
+        if not self._is_here():
+            return
         seen = self._of(module)
         seen.is_called, seen.is_told = True, False
 
@@ -333,8 +383,10 @@ class Watch:
     def unrolled(
         self, layer: Any, found: tuple[Tensor, ...], request: Request, lengths: Tensor | None, on: bool
     ) -> None:
+        if not self._sees(found[0]):
+            return
         handed_on, self._handed_on = self._handed_on, None
-        if layer not in self._neurons or not self._sees(found[0]):
+        if layer not in self._neurons:
             return
         seen, spk, steps = self._of(layer), found[0], request.steps
         seen.is_told = seen.is_called
@@ -436,9 +488,13 @@ class Watch:
             known = known if is_same else None
         product.add(count_samples(x) if known is None else known.neurons, operand.fan_out)
 
+    def _is_here(self) -> bool:
+        """Whether a call is a part of what is counted: not another thread's, nor one of a backward pass."""
+        return threading.get_ident() == self._thread and current_graph_task_id() == -1
+
     def _sees(self, spk: Tensor) -> bool:
-        """Whether a call of a layer is a part of what is counted: not another thread's, nor one of a backward pass."""
-        if threading.get_ident() != self._thread or current_graph_task_id() != -1 or not _has_values(spk):
+        """Whether a call of a layer that returned these spikes is a part of what is counted."""
+        if not self._is_here() or not _has_values(spk):
             return False
         if transforms_are_active():
             raise RuntimeError("activity: a call under a torch.func transform can't be counted")
