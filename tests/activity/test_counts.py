@@ -255,6 +255,23 @@ def test_a_neuron_by_hand_with_a_state_may_be_given_spikes() -> None:
     expect(a.layers["LIF"], torch.stack(rows))
 
 
+def test_a_threshold_by_hand_that_does_not_fit_the_membrane_is_left_alone() -> None:
+    class ByChannel(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.threshold, self.mem = torch.tensor([0.2, 0.5, 0.7]), torch.zeros(())
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.mem = 0.5 * self.mem + x
+            return (self.mem > self.threshold.view(-1, 1, 1)).float()
+
+    net = ByChannel()
+    a = snnfast.activity(net, torch.rand(2, 3, 4, 5))
+    assert (a.spikes, a.layers["ByChannel"].membrane) == (int((net.mem > net.threshold.view(-1, 1, 1)).sum()), None)
+    net.threshold = net.threshold.view(-1, 1, 1)
+    assert snnfast.activity(net, torch.rand(2, 3, 4, 5)).layers["ByChannel"].membrane > 0
+
+
 def test_a_transform_is_refused() -> None:
     lif = snnfast.Leaky(0.9)
     with snnfast.activity(lif), pytest.raises(RuntimeError, match=r"under a torch\.func transform"):
