@@ -196,7 +196,12 @@ class Watch:
         self._neurons = neurons_of(net)
         for module in self._neurons:
             self._of(module).is_doubted = not self._neurons[module]
+        names = [self._names[module] for module in self._neurons]
         for name in record:
+            if name not in names:
+                raise ValueError(
+                    f"record: expected names of layers of neurons, {', '.join(names) or 'none'}; got {name!r}"
+                )
             self.seen[name].record = Record()
         # By their memory, which is held, so that no other tensor gets its place. None where modules share it.
         self._weights: dict[int, tuple[torch.UntypedStorage, str | None]] = {}

@@ -350,6 +350,11 @@ def test_spikes_of_chosen_layers_are_kept_as_bits() -> None:
         assert a.layers[f"{prefix}1"].bits is None
 
 
+def test_a_network_that_is_one_layer_can_be_recorded_by_its_class() -> None:
+    a = snnfast.activity(snnfast.Leaky(0.9, init_hidden=True), torch.full((B, 4), 3.0), record=["Leaky"])
+    assert a.layers["Leaky"].bits.unpack().all()
+
+
 @pytest.mark.needs_extension
 def test_the_spikes_of_a_layer_whose_spikes_go_on_as_bits_can_be_kept() -> None:
     net = snnfast.MultiStep(nn.Linear(6, 20), snnfast.Leaky(0.9), nn.Linear(20, 5))

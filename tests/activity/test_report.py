@@ -124,8 +124,9 @@ def test_without_matplotlib_only_a_figure_fails(monkeypatch: pytest.MonkeyPatch)
     [
         (torch.relu, {}, TypeError, "net: expected a torch.nn.Module, got builtin_function_or_method"),
         (nn.Linear(2, 2), {"x": 1}, TypeError, "x: a call needs an argument by position"),
-        (nn.Linear(2, 2), {"record": ["lif"]}, ValueError, "record: expected names of modules.*got 'lif'"),
-        (nn.Linear(2, 2), {"record": "lif"}, ValueError, "record: expected names of modules.*got 'lif'"),
+        (nn.Linear(2, 2), {"record": ["lif"]}, ValueError, "record: expected names of layers.*none; got 'lif'"),
+        (snnfast.Leaky(0.9), {"record": "lif"}, ValueError, "record: expected names of layers.*Leaky; got 'lif'"),
+        (nn.Sequential(nn.Linear(2, 2), snnfast.Leaky(0.9)), {"record": "0"}, ValueError, "record.*, 1; got '0'"),
     ],
 )
 def test_bad_arguments_are_named(net: Any, named: dict[str, Any], error: type[Exception], message: str) -> None:
