@@ -210,6 +210,7 @@ class Watch:
         self._known: dict[int, _Known] = {}
         self._last: dict[nn.Module, int] = {}  # the keys of what is known of each layer's last spikes
         self._handed_on: tuple[Counts, Tensor | None, int | None] | None = None
+        self._taker: nn.Module | None = None  # the linear layer that takes what is handed on, if it is known
         self._records = bool(record)
         self._stack: ExitStack | None = None
         self._thread = 0
@@ -282,7 +283,7 @@ class Watch:
         """The network has returned. Where that was one step, the next call goes on behind it."""
         if not self._is_here():
             return
-        self._handed_on = None
+        self._handed_on = self._taker = None
         with torch._C._ExcludeDispatchKeyGuard(_MODES), torch.no_grad():
             for seen in self.seen.values():
                 if seen.neurons is not None and seen.neurons.steps_of_call > 1:
@@ -370,6 +371,10 @@ class Watch:
 
     # ---- calls of all steps
 
+    def taken_by(self, layer: nn.Module) -> None:
+        if self._is_here():
+            self._taker = layer
+
     def handed_on(self, spk: Tensor, steps: int | None) -> None:
         if not self._sees(spk):
             return
@@ -390,7 +395,7 @@ class Watch:
     ) -> None:
         if not self._sees(found[0]):
             return
-        handed_on, self._handed_on = self._handed_on, None
+        handed_on, self._handed_on, self._taker = self._handed_on, None, None
         if layer not in self._neurons:
             return
         seen, spk, steps = self._of(layer), found[0], request.steps
@@ -461,6 +466,8 @@ class Watch:
             if name is not None:
                 return name, key, operand
         module, place = self._running(self._names)
+        if module in self._neurons and self._handed_on is not None and self._taker in self._names:
+            module = self._taker
         return None if module is None else (self._names[module], place, operands[0])
 
     def _running(self, modules: Container[nn.Module]) -> tuple[nn.Module | None, Any]:

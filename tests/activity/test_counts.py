@@ -114,6 +114,23 @@ def test_spikes_that_go_on_as_bits_stay_bits_and_are_counted() -> None:
     assert a.layers["3"].synops == 5 * a.layers["1"].spikes > 0
 
 
+@pytest.mark.parametrize("samples", [3, 64], ids=["numbers", "bits"])
+@pytest.mark.parametrize("how", ["shared weight", "autocast"])
+def test_a_product_is_that_of_the_linear_layer_also_where_its_weight_does_not_tell(how: str, samples: int) -> None:
+    net = snnfast.MultiStep(nn.Linear(6, 6), snnfast.Leaky(0.5), nn.Linear(6, 6), snnfast.Leaky(0.9))
+    if how == "shared weight":
+        net[2].weight = net[0].weight
+    x = 3 * torch.rand(T, samples, 6)
+    for form, prefix in ((net, ""), (Loop(net), "layers.")):
+        with snnfast.activity(form) as a, torch.no_grad(), torch.autocast("cpu", enabled=how == "autocast"):
+            form(x)
+        layers = a.layers
+        found = {name.removeprefix(prefix): (layer.synops, layer.macs) for name, layer in layers.items()}
+        spikes = layers[f"{prefix}1"].spikes
+        assert found == {"0": (0, T * samples * 36), "1": (0, 0), "2": (6 * spikes, 0), "3": (0, 0)}
+        assert spikes > 0
+
+
 @pytest.mark.parametrize("reduce", [None, "sum"])
 def test_steps_that_a_sample_does_not_have_are_not_counted(backend: str, reduce: str | None) -> None:
     lif = snnfast.Leaky(0.9)
