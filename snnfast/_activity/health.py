@@ -91,7 +91,7 @@ def _of_gradients(net: nn.Module, seen: "dict[str, Seen]") -> Iterator[str]:
 
 
 def _numbers(grad: Tensor) -> Tensor:
-    """Those that a gradient stores: one of an embedding may be sparse."""
+    """The numbers that a gradient stores: one of an embedding may be sparse."""
     return (grad.coalesce().values() if grad.is_sparse else grad).detach()
 
 

@@ -32,7 +32,7 @@ class Neurons:
         self._seen: dict[Size, int] = {}  # samples times steps
         self._rows: list[Tensor] = []  # [*]
         self._samples = 0  # of each of them
-        self._now: list[tuple[Tensor, int]] = []  # spikes [T] in this call of the network, neurons times samples
+        self._now: list[tuple[Tensor, int | Tensor]] = []  # of this call: spikes [T], neurons times samples
 
     def add_step(self, row: Tensor, samples: int) -> None:
         """Add a step: the spikes of each neuron ``[*]``."""
@@ -43,8 +43,8 @@ class Neurons:
         self.steps_of_call += 1
         rows.append(row)
 
-    def add(self, counts: Counts, samples: int, steps: int, seen: int) -> None:
-        """Add some steps. ``seen``: samples times steps, or the sum of the steps of all samples."""
+    def add(self, counts: Counts, samples: int | Tensor, steps: int, seen: int) -> None:
+        """Add some steps. ``samples``: those that have each step. ``seen``: the sum of the steps of all samples."""
         self._add_rows()
         self.steps_of_call += steps
         self._add(counts, samples, seen)
@@ -61,7 +61,7 @@ class Neurons:
         if not self._now:
             return
         spikes = torch.cat([found.to("cpu", torch.float64) for found, _ in self._now])
-        sizes = torch.cat([torch.full(found.shape, float(size), dtype=torch.float64) for found, size in self._now])
+        sizes = torch.cat([torch.zeros(found.shape, dtype=torch.float64) + size for found, size in self._now])
         self._now.clear()
         self.steps_of_call = 0
         found = torch.stack((spikes, sizes))
@@ -75,7 +75,7 @@ class Neurons:
             sums = rows.flatten(1).sum(1, dtype=exact(rows)), rows.sum(0, dtype=exact(rows))
             self._add(Counts(*sums), self._samples, self._samples * len(rows))
 
-    def _add(self, counts: Counts, samples: int, seen: int) -> None:
+    def _add(self, counts: Counts, samples: int | Tensor, seen: int) -> None:
         shape = counts.neurons.shape
         if shape in self._counts:
             self._counts[shape] = self._counts[shape] + counts.neurons  # in place, inference mode forbids some

@@ -351,7 +351,10 @@ class Watch:
             record.add(x)
 
     def _enter(self, seen: Seen, counts: Counts, samples: int, steps: int, lengths: Tensor | None = None) -> None:
-        self._sums_of(seen).add(counts, samples, steps, samples * steps if lengths is None else int(lengths.sum()))
+        having: int | Tensor = samples
+        if lengths is not None:
+            having = (lengths.cpu() > torch.arange(steps, device="cpu").unsqueeze(1)).sum(1)
+        self._sums_of(seen).add(counts, having, steps, samples * steps if lengths is None else int(lengths.sum()))
 
     def _sums_of(self, seen: Seen) -> Neurons:
         if seen.neurons is None:

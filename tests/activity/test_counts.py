@@ -143,6 +143,13 @@ def test_steps_that_a_sample_does_not_have_are_not_counted(backend: str, reduce:
     assert len(layer.rate_by_step) == (0 if reduce else T)
 
 
+def test_the_rate_of_a_step_is_that_of_the_samples_that_have_it() -> None:
+    net = snnfast.Leaky(0.9)
+    with snnfast.activity(net) as a:
+        net.unroll(torch.full((4, 3, 5), 9.0), lengths=torch.tensor([1, 4, 2]))
+    assert (a.rate, a.layers["Leaky"].rate_by_step) == (1.0, [1.0] * 4)
+
+
 def test_a_graded_spike_is_one_spike_and_its_products_are_multiplications(backend: str) -> None:
     net = snnfast.MultiStep(nn.Linear(6, 20), snnfast.Leaky(0.9, graded_spikes_factor=0.5), nn.Linear(20, 5))
     x = 4 * torch.rand(T, B, 6)
