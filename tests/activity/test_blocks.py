@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import snnfast
+from snnfast._core import watch
 
 T, B = 7, 3
 
@@ -134,3 +135,27 @@ def test_a_replica_in_another_thread_runs_uncounted() -> None:
         thread.join()
     assert not errors
     assert a.layers == {}
+
+
+def test_a_layer_in_another_thread_does_not_end_that_which_is_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, other = networks()["1"], snnfast.Leaky(0.9)
+    x = 3 * torch.rand(T, B, 6)
+    wanted = snnfast.activity(net, x)
+
+    class Between:
+        """Calls the other layer before the spikes that are handed on are used."""
+
+        def handed_on(self, *args: Any) -> None:
+            thread = threading.Thread(target=other.unroll, args=(torch.rand(T, B, 4),))
+            thread.start()
+            thread.join()
+
+        taken_by = unrolled = lambda self, *args: None
+
+    with snnfast.activity(net) as a:
+        monkeypatch.setattr(watch, "watchers", (*watch.watchers, Between()))
+        with torch.no_grad():
+            net(x)
+        monkeypatch.undo()
+    assert (a.spikes, a.synops) == (wanted.spikes, wanted.synops)
+    assert a.layers["1"].spikes > 0
