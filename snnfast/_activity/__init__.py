@@ -46,7 +46,7 @@ def activity(net: nn.Module, *inputs: Any, record: Sequence[str] = (), **named: 
 
     Raises:
         TypeError: ``net`` is no module, or there are named arguments of a call and none by position.
-        ValueError: ``record`` has a name that is no module of the network.
+        ValueError: ``record`` has a name that is no layer of neurons of the network.
         RuntimeError: A block is entered that is entered already.
 
     Example::
@@ -75,10 +75,6 @@ def activity(net: nn.Module, *inputs: Any, record: Sequence[str] = (), **named: 
         raise TypeError(f"{next(iter(named))}: a call needs an argument by position; enter a block for other calls")
     if isinstance(record, str):
         record = (record,)
-    names = dict(net.named_modules())
-    for name in record:
-        if name not in names:
-            raise ValueError(f"record: expected names of modules, as in net.named_modules(), got {name!r}")
     found = Activity(net, record)
     if inputs:
         with found, torch.no_grad():

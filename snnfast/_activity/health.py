@@ -56,10 +56,10 @@ def _without_derivative(layer: "Seen") -> float | None:
     if surrogate is None:
         surrogate = getattr(layer.module, "surrogate_function", None)
     distances = None if layer.membranes is None else layer.membranes.distances
-    if not callable(surrogate) or distances is None:
+    if not callable(surrogate) or distances is None or layer.is_doubted:  # by hand, it may be a function of more
         return None
-    with torch.enable_grad():
-        x = distances.detach().float().requires_grad_()
+    with torch.inference_mode(False), torch.enable_grad():
+        x = distances.to(torch.float32, copy=True).requires_grad_()
         spk: Tensor = surrogate(x)
         (derivative,) = torch.autograd.grad(spk.sum(), x) if spk.requires_grad else (torch.zeros_like(x),)
     return float((derivative == 0).float().mean())
@@ -68,7 +68,7 @@ def _without_derivative(layer: "Seen") -> float | None:
 def _of_gradients(net: nn.Module, seen: "dict[str, Seen]") -> Iterator[str]:
     """Problems of the gradients that parameters hold, if any do."""
     learned = {name: p for name, p in net.named_parameters() if p.requires_grad}
-    given = {name: p.grad.detach() for name, p in learned.items() if p.grad is not None}
+    given = {name: _numbers(p.grad) for name, p in learned.items() if p.grad is not None}
     if not given:
         return
     sizes: dict[str, float] = {}
@@ -88,6 +88,11 @@ def _of_gradients(net: nn.Module, seen: "dict[str, Seen]") -> Iterator[str]:
         if size < LEAST_GRADIENT * sizes[largest]:
             part = size / sizes[largest]
             yield f"{name}: its gradient vanishes: relative to the weight, it is {part:.1e} of that of {largest}"
+
+
+def _numbers(grad: Tensor) -> Tensor:
+    """The numbers that a gradient stores: one of an embedding may be sparse."""
+    return (grad.coalesce().values() if grad.is_sparse else grad).detach()
 
 
 def _percent(share: float) -> str:

@@ -36,7 +36,9 @@ class Membranes:
         if not mem.is_floating_point() or mem.numel() == 0 or mem.is_meta:
             return
         bound = torch.as_tensor(threshold, dtype=torch.float32).detach().to(mem.device)
-        if bool((bound == 0).any()):
+        sizes = zip(reversed(bound.shape), reversed(mem.shape), strict=False)
+        fits = bound.dim() <= mem.dim() and all(n in (1, size) for n, size in sizes)
+        if not fits or bool((bound == 0).any()):  # a module by hand may turn it to fit
             return
         whole = bound.numel() == 1
         mean = (mem.mean(dtype=torch.float32) / bound.reshape(())) if whole else (mem / bound).mean(dtype=torch.float32)

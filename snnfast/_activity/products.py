@@ -136,6 +136,19 @@ def _native_attention(
     return *inputs, Work(2 * scores * size + query.shape[:-1].numel() * out.numel(), weight=out)
 
 
+def _encoder_layer(src: Tensor, size: int, _heads: int, weight: Tensor, _bias: Any, *args: Any) -> Works:
+    """``nn.TransformerEncoderLayer`` in one op: its attention, and then the two weights of its perceptron."""
+    out, first, second = args[0], args[9], args[11]
+    attention = _native_attention(src, src, src, size, _heads, weight, _bias, out)
+    rows = src.shape[:-1].numel()
+    return *attention, *(Work(rows * w.numel(), weight=w) for w in (first, second))
+
+
+def _trilinear(x: Tensor, weight: Tensor, y: Tensor, *_: Any) -> Works:
+    """``nn.Bilinear``: ``[B, N]``, a weight ``[O, N, M]``, and ``[B, M]``."""
+    return (Work(len(x) * (weight.numel() + weight.shape[0] * y.shape[1]), weight=weight),)
+
+
 PRODUCTS: dict[Any, Callable[..., Works]] = {
     aten.mm: _mm,
     aten.addmm: _added(_mm),
@@ -152,6 +165,8 @@ PRODUCTS: dict[Any, Callable[..., Works]] = {
     aten.mkldnn_rnn_layer: _rnn_layer,
     aten._cudnn_rnn: _cudnn_rnn,
     aten._native_multi_head_attention: _native_attention,
+    aten._transformer_encoder_layer_fwd: _encoder_layer,
+    aten._trilinear: _trilinear,
     **{
         getattr(aten, name): _attention
         for name in (

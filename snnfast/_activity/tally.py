@@ -32,7 +32,7 @@ class Neurons:
         self._seen: dict[Size, int] = {}  # samples times steps
         self._rows: list[Tensor] = []  # [*]
         self._samples = 0  # of each of them
-        self._now: list[tuple[Tensor, int]] = []  # spikes [T] in this call of the network, neurons times samples
+        self._now: list[tuple[Tensor, int | Tensor]] = []  # of this call: spikes [T], neurons times samples
 
     def add_step(self, row: Tensor, samples: int) -> None:
         """Add a step: the spikes of each neuron ``[*]``."""
@@ -43,8 +43,8 @@ class Neurons:
         self.steps_of_call += 1
         rows.append(row)
 
-    def add(self, counts: Counts, samples: int, steps: int, seen: int) -> None:
-        """Add some steps. ``seen``: samples times steps, or the sum of the steps of all samples."""
+    def add(self, counts: Counts, samples: int | Tensor, steps: int, seen: int) -> None:
+        """Add some steps. ``samples``: those that have each step. ``seen``: the sum of the steps of all samples."""
         self._add_rows()
         self.steps_of_call += steps
         self._add(counts, samples, seen)
@@ -61,7 +61,7 @@ class Neurons:
         if not self._now:
             return
         spikes = torch.cat([found.to("cpu", torch.float64) for found, _ in self._now])
-        sizes = torch.cat([torch.full(found.shape, float(size), dtype=torch.float64) for found, size in self._now])
+        sizes = torch.cat([torch.zeros(found.shape, dtype=torch.float64) + size for found, size in self._now])
         self._now.clear()
         self.steps_of_call = 0
         found = torch.stack((spikes, sizes))
@@ -75,13 +75,13 @@ class Neurons:
             sums = rows.flatten(1).sum(1, dtype=exact(rows)), rows.sum(0, dtype=exact(rows))
             self._add(Counts(*sums), self._samples, self._samples * len(rows))
 
-    def _add(self, counts: Counts, samples: int, seen: int) -> None:
+    def _add(self, counts: Counts, samples: int | Tensor, seen: int) -> None:
         shape = counts.neurons.shape
         if shape in self._counts:
-            self._counts[shape] += counts.neurons
+            self._counts[shape] = self._counts[shape] + counts.neurons  # in place, inference mode forbids some
             self._seen[shape] += seen
         else:
-            self._counts[shape], self._seen[shape] = counts.neurons.clone(), seen
+            self._counts[shape], self._seen[shape] = counts.neurons, seen
         if counts.steps.numel():
             self._now.append((counts.steps, samples * shape.numel()))
 
@@ -151,10 +151,9 @@ class Product:
         if not isinstance(fan_out, FanOut):
             found = rows.sum(dtype=exact(rows)) * fan_out
             self._events = found if self._events is None else self._events + found
-        elif fan_out in self._maps:
-            self._maps[fan_out].add_(rows.sum(0, dtype=exact(rows)))
         else:
-            self._maps[fan_out] = rows.sum(0, dtype=exact(rows))
+            found = rows.sum(0, dtype=exact(rows))
+            self._maps[fan_out] = self._maps[fan_out] + found if fan_out in self._maps else found
 
 
 class Bits:
@@ -201,7 +200,7 @@ class Record:
             if at == 0:
                 self._rows.append(bit)
             else:
-                self._rows[-1].bitwise_or_(bit)
+                self._rows[-1] = self._rows[-1] | bit
             self._steps += 1
 
     @property

@@ -91,6 +91,55 @@ class Seen:
         return self.record
 
 
+class _Hook:
+    """A hook on a module of a watched network.
+
+    Who copies or saves the network meanwhile gets one that does nothing, and goes when it is called: a copy of the
+    watch would count on, and its weak references can't be copied.
+    """
+
+    def __init__(self, call: Callable[..., None] | None = None) -> None:
+        self._call = call
+
+    def __call__(self, module: nn.Module, *args: Any) -> None:
+        if self._call is not None:
+            return self._call(module, *args)
+        for m in module.modules():
+            for hooks in (m._forward_pre_hooks, m._forward_hooks):
+                for key in [key for key, hook in hooks.items() if isinstance(hook, _Hook) and hook._call is None]:
+                    del hooks[key]
+                    m._forward_hooks_with_kwargs.pop(key, None)
+                    m._forward_hooks_always_called.pop(key, None)
+        return None
+
+    def __reduce__(self) -> Any:
+        return _Hook, ()
+
+
+class _Process:
+    """The state of the process: who watches, in all threads, and that PyTorch compiles nothing while anybody does."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._eager: Any = None
+
+    def add(self, watcher: "Watch") -> None:
+        with self._lock:
+            if self._eager is None and "torch._dynamo" in sys.modules:
+                self._eager = torch.compiler.set_stance("force_eager")
+            watch.watchers = (*watch.watchers, watcher)
+
+    def remove(self, watcher: "Watch") -> None:
+        with self._lock:
+            watch.watchers = tuple(w for w in watch.watchers if w is not watcher)
+            if self._eager is not None and not watch.watchers:  # blocks of threads may end in any order
+                eager, self._eager = self._eager, None
+                eager.__exit__(None, None, None)
+
+
+_process = _Process()
+
+
 class _Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """PyTorch's ops, told to a watch."""
 
@@ -119,6 +168,8 @@ class _Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 if found is not NotImplemented:
                     return found
             return func(*args, **kwargs)
+        if args[0].is_nested:
+            raise RuntimeError(f"activity: {func}: a product of nested tensors can't be counted")
         out = func(*args, **kwargs)
         if current_graph_task_id() == -1:  # not in a backward pass
             for work in works(*args, out):
@@ -145,7 +196,12 @@ class Watch:
         self._neurons = neurons_of(net)
         for module in self._neurons:
             self._of(module).is_doubted = not self._neurons[module]
+        names = [self._names[module] for module in self._neurons]
         for name in record:
+            if name not in names:
+                raise ValueError(
+                    f"record: expected names of layers of neurons, {', '.join(names) or 'none'}; got {name!r}"
+                )
             self.seen[name].record = Record()
         # By their memory, which is held, so that no other tensor gets its place. None where modules share it.
         self._weights: dict[int, tuple[torch.UntypedStorage, str | None]] = {}
@@ -154,6 +210,7 @@ class Watch:
         self._known: dict[int, _Known] = {}
         self._last: dict[nn.Module, int] = {}  # the keys of what is known of each layer's last spikes
         self._handed_on: tuple[Counts, Tensor | None, int | None] | None = None
+        self._taker: nn.Module | None = None  # the linear layer that takes what is handed on, if it is known
         self._records = bool(record)
         self._stack: ExitStack | None = None
         self._thread = 0
@@ -173,16 +230,14 @@ class Watch:
                 if getattr(module, "_compiled_call_impl", None) is not None:
                     undo.callback(setattr, module, "_compiled_call_impl", module._compiled_call_impl)
                     module._compiled_call_impl = None
-            if "torch._dynamo" in sys.modules:
-                undo.enter_context(torch.compiler.set_stance("force_eager"))
-            undo.callback(self.net.register_forward_pre_hook(self._begin, prepend=True).remove)
+            _process.add(self)
+            undo.callback(_process.remove, self)
+            undo.callback(self.net.register_forward_pre_hook(_Hook(self._begin), prepend=True).remove)
             for module in self._neurons:
-                undo.callback(module.register_forward_hook(self._returned, with_kwargs=True).remove)
+                undo.callback(module.register_forward_hook(_Hook(self._returned), with_kwargs=True).remove)
                 if unrolls_inside(module):
-                    undo.callback(module.register_forward_pre_hook(self._is_called).remove)
-            undo.callback(self.net.register_forward_hook(self._end, always_call=True).remove)
-            watch.watchers = (*watch.watchers, self)
-            undo.callback(self._leave)
+                    undo.callback(module.register_forward_pre_hook(_Hook(self._is_called)).remove)
+            undo.callback(self.net.register_forward_hook(_Hook(self._end), always_call=True).remove)
             self._look_up_weights()
             self._look_up_layers()
             undo.enter_context(_Mode(self._count))
@@ -198,9 +253,6 @@ class Watch:
                 seen.end_call()
         self._known.clear()
         self._last.clear()
-
-    def _leave(self) -> None:
-        watch.watchers = tuple(w for w in watch.watchers if w is not self)
 
     def _look_up_weights(self) -> None:
         """Whose weights are where. One that moves later is found by the code that runs."""
@@ -221,7 +273,7 @@ class Watch:
     # ---- the network and its neurons
 
     def _begin(self, net: nn.Module, args: Any) -> None:
-        if threading.get_ident() != self._thread or current_graph_task_id() != -1:
+        if not self._is_here():
             return
         with torch._C._ExcludeDispatchKeyGuard(_MODES), torch.no_grad():
             self._look_up_layers()
@@ -229,9 +281,9 @@ class Watch:
 
     def _end(self, net: nn.Module, args: Any, output: Any) -> None:
         """The network has returned. Where that was one step, the next call goes on behind it."""
-        if threading.get_ident() != self._thread or current_graph_task_id() != -1:
+        if not self._is_here():
             return
-        self._handed_on = None
+        self._handed_on = self._taker = None
         with torch._C._ExcludeDispatchKeyGuard(_MODES), torch.no_grad():
             for seen in self.seen.values():
                 if seen.neurons is not None and seen.neurons.steps_of_call > 1:
@@ -241,6 +293,8 @@ class Watch:
 
     def _returned(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """A layer of neurons has returned."""
+        if not self._is_here():  # such as a copy in a thread of nn.DataParallel
+            return
         seen = self._of(module)
         is_told, seen.is_called, seen.is_told = seen.is_told, False, False
         spk = output[0] if isinstance(output, tuple | list) and output else output
@@ -258,6 +312,8 @@ class Watch:
                 self._add_step(seen, x if x.dim() > 1 else x.unsqueeze(0), spk)
 
     def _is_called(self, module: nn.Module, args: Any) -> None:
+        if not self._is_here():
+            return
         seen = self._of(module)
         seen.is_called, seen.is_told = True, False
 
@@ -295,7 +351,10 @@ class Watch:
             record.add(x)
 
     def _enter(self, seen: Seen, counts: Counts, samples: int, steps: int, lengths: Tensor | None = None) -> None:
-        self._sums_of(seen).add(counts, samples, steps, samples * steps if lengths is None else int(lengths.sum()))
+        having: int | Tensor = samples
+        if lengths is not None:
+            having = (lengths.cpu() > torch.arange(steps, device="cpu").unsqueeze(1)).sum(1)
+        self._sums_of(seen).add(counts, having, steps, samples * steps if lengths is None else int(lengths.sum()))
 
     def _sums_of(self, seen: Seen) -> Neurons:
         if seen.neurons is None:
@@ -315,6 +374,10 @@ class Watch:
 
     # ---- calls of all steps
 
+    def taken_by(self, layer: nn.Module) -> None:
+        if self._is_here():
+            self._taker = layer
+
     def handed_on(self, spk: Tensor, steps: int | None) -> None:
         if not self._sees(spk):
             return
@@ -333,8 +396,10 @@ class Watch:
     def unrolled(
         self, layer: Any, found: tuple[Tensor, ...], request: Request, lengths: Tensor | None, on: bool
     ) -> None:
-        handed_on, self._handed_on = self._handed_on, None
-        if layer not in self._neurons or not self._sees(found[0]):
+        if not self._sees(found[0]):
+            return
+        handed_on, self._handed_on, self._taker = self._handed_on, None, None
+        if layer not in self._neurons:
             return
         seen, spk, steps = self._of(layer), found[0], request.steps
         seen.is_told = seen.is_called
@@ -404,6 +469,8 @@ class Watch:
             if name is not None:
                 return name, key, operand
         module, place = self._running(self._names)
+        if module in self._neurons and self._handed_on is not None and self._taker in self._names:
+            module = self._taker
         return None if module is None else (self._names[module], place, operands[0])
 
     def _running(self, modules: Container[nn.Module]) -> tuple[nn.Module | None, Any]:
@@ -436,9 +503,13 @@ class Watch:
             known = known if is_same else None
         product.add(count_samples(x) if known is None else known.neurons, operand.fan_out)
 
+    def _is_here(self) -> bool:
+        """Whether a call is a part of what is counted: not another thread's, nor one of a backward pass."""
+        return threading.get_ident() == self._thread and current_graph_task_id() == -1
+
     def _sees(self, spk: Tensor) -> bool:
-        """Whether a call of a layer is a part of what is counted: not another thread's, nor one of a backward pass."""
-        if threading.get_ident() != self._thread or current_graph_task_id() != -1 or not _has_values(spk):
+        """Whether a call of a layer that returned these spikes is a part of what is counted."""
+        if not self._is_here() or not _has_values(spk):
             return False
         if transforms_are_active():
             raise RuntimeError("activity: a call under a torch.func transform can't be counted")

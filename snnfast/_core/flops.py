@@ -4,11 +4,10 @@ Importing ``torch.utils.flop_counter`` takes as long as the rest of snnfast. So 
 else imports it: a finder of modules, which is asked about each import that is not known yet, looks for its name.
 """
 
-import importlib.util
 import sys
 from collections.abc import Callable, Sequence
 from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, PathFinder
 from math import prod
 from types import ModuleType
 from typing import Any
@@ -94,16 +93,17 @@ class _AtImport(MetaPathFinder):
     """Registers the formulas behind the import of PyTorch's counter, and is no finder from then on."""
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
-        if name != _COUNTER or self not in sys.meta_path:
+        if name != _COUNTER:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
+        spec = PathFinder.find_spec(name, path, target)
         if spec is not None and spec.loader is not None:
             execute = spec.loader.exec_module
 
             def and_register(module: ModuleType) -> None:
                 execute(module)
                 _register(module)
+                if self in sys.meta_path:
+                    sys.meta_path.remove(self)
 
             spec.loader.exec_module = and_register  # type: ignore[method-assign]
         return spec

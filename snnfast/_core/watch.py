@@ -14,6 +14,9 @@ __all__ = ["Watcher"]
 class Watcher(Protocol):
     """The methods that layers call while one is among :data:`watchers`."""
 
+    def taken_by(self, layer: Any) -> None:
+        """Tell that the layer of neurons that runs next hands its spikes on to this linear layer."""
+
     def handed_on(self, spk: Tensor, steps: int | None) -> None:
         """Spikes ``[T, B, *]`` go to a linear layer; with ``steps``, bits ``[rows of eight steps, B, *]``."""
 

@@ -14,6 +14,9 @@ __all__ = ["conv2d", "convolved"]
 _LEAST_TAPS = 4
 """The fewest taps of a kernel. With fewer, the gradient of the weights by events takes longer than PyTorch's."""
 
+_MOST_VALUES, _MOST_PIXELS = 1 << 28, 1 << 25
+"""The largest image for the kernels, which count in 32 bits: its values; its pixels with padding and kernel around."""
+
 
 def most(outputs: int, values: int) -> float:
     """The largest share of the input that may be other than zero. Above it, PyTorch's convolution is as fast.
@@ -45,7 +48,8 @@ def conv2d(
     """``torch.conv2d``, by its events where the input has few of them. Its numbers up to the order of the sums.
 
     A weight that is not finite makes NaN of a zero of the input in PyTorch; so it does here. A gradient of the output
-    that is not finite reaches the weights through events only.
+    that is not finite reaches the weights through events only, and an event that is not finite makes NaN of taps by
+    which it reaches no output.
     """
     found = _by_events(input, weight, bias, stride, padding, dilation, groups)
     return torch.conv2d(input, weight, bias, stride, padding, dilation, groups) if found is None else found
@@ -73,6 +77,7 @@ def _possible(x: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: An
         and len(pair(stride)) == len(pair(padding)) == 2  # else PyTorch says what is wrong, as of the channels
         and min(pair(stride)) >= 1
         and all(p >= 0 and n + 2 * p >= k for n, p, k in zip(x.shape[2:], pair(padding), weight.shape[2:], strict=True))
+        and _rows(x, weight, padding, 0) * _rows(x, weight, padding, 1) <= _MOST_PIXELS
         and weight.shape[2:].numel() >= _LEAST_TAPS
         and most(weight.shape[0], weight.shape[1] * weight.shape[3]) > 0
         and weight.device.type == "cpu"
@@ -81,13 +86,18 @@ def _possible(x: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: An
     )
 
 
+def _rows(x: Tensor, weight: Tensor, padding: Any, dim: int) -> int:
+    return x.shape[2 + dim] + 2 * pair(padding)[dim] + weight.shape[2 + dim]
+
+
 def _few(x: Tensor, weight: Tensor) -> bool:
     return _has_few(x, weight.shape[0], weight.shape[3]) and bool(weight.isfinite().all())
 
 
 def _has_few(x: Tensor, outputs: int, width: int) -> bool:
-    """Whether a kernel of so many columns has few events among its input."""
-    return bool(torch.ops.snnfast.count_events(x) <= most(outputs, x.shape[1] * width) * x.numel())
+    """Whether a kernel of so many columns has few events among its input, which is small enough to list them."""
+    share = most(outputs, x.shape[1] * width)
+    return x.shape[1:].numel() <= _MOST_VALUES and bool(torch.ops.snnfast.count_events(x) <= share * x.numel())
 
 
 class _Convolution(torch.autograd.Function):

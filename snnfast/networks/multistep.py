@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from snnfast._core import watch
 from snnfast._core.linear import Linear
 from snnfast._core.settings import check_flag
 from snnfast._images.batch_norm import has_batch_statistics, normalised
@@ -327,6 +328,9 @@ class _Pass:
                 linear, taken = None, 0
                 if not self.return_spikes:
                     linear, taken = linear_behind(rest, x.dim() - (num_steps is None))
+                if linear is not None:
+                    for watcher in watch.watchers:
+                        watcher.taken_by(rest[taken - 1])
                 rest = rest[taken:]
                 x, num_steps = self.neuron(layer, x, num_steps, linear=linear)[0], None
             elif isinstance(layer, Residual):

@@ -114,6 +114,23 @@ def test_spikes_that_go_on_as_bits_stay_bits_and_are_counted() -> None:
     assert a.layers["3"].synops == 5 * a.layers["1"].spikes > 0
 
 
+@pytest.mark.parametrize("samples", [3, 64], ids=["numbers", "bits"])
+@pytest.mark.parametrize("how", ["shared weight", "autocast"])
+def test_a_product_is_that_of_the_linear_layer_also_where_its_weight_does_not_tell(how: str, samples: int) -> None:
+    net = snnfast.MultiStep(nn.Linear(6, 6), snnfast.Leaky(0.5), nn.Linear(6, 6), snnfast.Leaky(0.9))
+    if how == "shared weight":
+        net[2].weight = net[0].weight
+    x = 3 * torch.rand(T, samples, 6)
+    for form, prefix in ((net, ""), (Loop(net), "layers.")):
+        with snnfast.activity(form) as a, torch.no_grad(), torch.autocast("cpu", enabled=how == "autocast"):
+            form(x)
+        layers = a.layers
+        found = {name.removeprefix(prefix): (layer.synops, layer.macs) for name, layer in layers.items()}
+        spikes = layers[f"{prefix}1"].spikes
+        assert found == {"0": (0, T * samples * 36), "1": (0, 0), "2": (6 * spikes, 0), "3": (0, 0)}
+        assert spikes > 0
+
+
 @pytest.mark.parametrize("reduce", [None, "sum"])
 def test_steps_that_a_sample_does_not_have_are_not_counted(backend: str, reduce: str | None) -> None:
     lif = snnfast.Leaky(0.9)
@@ -124,6 +141,13 @@ def test_steps_that_a_sample_does_not_have_are_not_counted(backend: str, reduce:
     assert layer.neuron_steps == 4 * int(lengths.sum())
     assert (layer.rate, layer.saturated) == (1.0, 1.0)
     assert len(layer.rate_by_step) == (0 if reduce else T)
+
+
+def test_the_rate_of_a_step_is_that_of_the_samples_that_have_it() -> None:
+    net = snnfast.Leaky(0.9)
+    with snnfast.activity(net) as a:
+        net.unroll(torch.full((4, 3, 5), 9.0), lengths=torch.tensor([1, 4, 2]))
+    assert (a.rate, a.layers["Leaky"].rate_by_step) == (1.0, [1.0] * 4)
 
 
 def test_a_graded_spike_is_one_spike_and_its_products_are_multiplications(backend: str) -> None:
@@ -255,6 +279,23 @@ def test_a_neuron_by_hand_with_a_state_may_be_given_spikes() -> None:
     expect(a.layers["LIF"], torch.stack(rows))
 
 
+def test_a_threshold_by_hand_that_does_not_fit_the_membrane_is_left_alone() -> None:
+    class ByChannel(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.threshold, self.mem = torch.tensor([0.2, 0.5, 0.7]), torch.zeros(())
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.mem = 0.5 * self.mem + x
+            return (self.mem > self.threshold.view(-1, 1, 1)).float()
+
+    net = ByChannel()
+    a = snnfast.activity(net, torch.rand(2, 3, 4, 5))
+    assert (a.spikes, a.layers["ByChannel"].membrane) == (int((net.mem > net.threshold.view(-1, 1, 1)).sum()), None)
+    net.threshold = net.threshold.view(-1, 1, 1)
+    assert snnfast.activity(net, torch.rand(2, 3, 4, 5)).layers["ByChannel"].membrane > 0
+
+
 def test_a_transform_is_refused() -> None:
     lif = snnfast.Leaky(0.9)
     with snnfast.activity(lif), pytest.raises(RuntimeError, match=r"under a torch\.func transform"):
@@ -331,6 +372,11 @@ def test_spikes_of_chosen_layers_are_kept_as_bits() -> None:
         assert torch.equal(bits.unpack(), spikes[1] != 0)
         assert torch.equal(bits.unpack(torch.float32), spikes[1].detach())
         assert a.layers[f"{prefix}1"].bits is None
+
+
+def test_a_network_that_is_one_layer_can_be_recorded_by_its_class() -> None:
+    a = snnfast.activity(snnfast.Leaky(0.9, init_hidden=True), torch.full((B, 4), 3.0), record=["Leaky"])
+    assert a.layers["Leaky"].bits.unpack().all()
 
 
 @pytest.mark.needs_extension

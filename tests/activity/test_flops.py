@@ -117,3 +117,5 @@ def test_importing_snnfast_does_not_import_the_counter_and_either_order_has_the_
     late = "from torch.utils import flop_counter; assert not any('AtImport' in str(f) for f in sys.meta_path)"
     fresh(f"{first}; {late}; {check}")
     fresh(f"import torch; from torch.utils import flop_counter; import snnfast; {check}")
+    probe = "import importlib.util, sys, torch, snnfast; importlib.util.find_spec('torch.utils.flop_counter')"
+    fresh(f"{probe}; {late}; {check}")

@@ -153,6 +153,26 @@ def test_attention_counts(training: bool) -> None:
     assert (a.synops, a.macs) == (0, projections + scores)
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_a_layer_of_a_transformer_counts(training: bool) -> None:
+    net = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 1).train(training)
+    with torch.set_grad_enabled(training), snnfast.activity(net) as a:
+        net(torch.rand(3, 5, 8))
+    attention = 3 * 5 * 4 * 64 + 2 * 3 * 5 * 5 * 8
+    assert (a.synops, a.macs) == (0, attention + 3 * 5 * 2 * 8 * 16)
+
+
+def test_a_bilinear_layer_counts() -> None:
+    assert snnfast.activity(nn.Bilinear(4, 5, 6), torch.rand(2, 4), torch.rand(2, 5)).macs == 2 * 6 * (4 + 1) * 5
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_products_of_nested_tensors_are_refused() -> None:
+    x = torch.nested.nested_tensor([torch.rand(3, 4), torch.rand(5, 4)])
+    with pytest.raises(RuntimeError, match="a product of nested tensors can't be counted"):
+        snnfast.activity(nn.Linear(4, 2), x)
+
+
 def test_recurrent_weights_of_connected_neurons_count(backend: str) -> None:
     net = snnfast.RLeaky(0.9, linear_features=6)
     current = 2 * torch.rand(7, 3, 6)

@@ -99,6 +99,38 @@ def test_gradients_that_are_missing_not_finite_or_vanish_are_told() -> None:
     ]
 
 
+def test_a_sparse_gradient_is_examined_by_what_it_stores() -> None:
+    net = nn.Sequential(nn.Embedding(10, 4, sparse=True), nn.Linear(4, 2))
+    with snnfast.activity(net) as a:
+        net(torch.tensor([1, 1, 3])).sum().backward()
+    assert a.health() == []
+    net[0].weight.grad = net[0].weight.grad * torch.nan
+    assert a.health() == ["0.weight: its gradient is not finite"]
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_a_surrogate_is_asked_about_membranes_of_inference_mode(inference: bool) -> None:
+    net = snnfast.Leaky(0.9, spike_grad=surrogate.triangular(), init_hidden=True)
+    with torch.inference_mode():
+        a = snnfast.activity(net, torch.zeros(3, 4))
+    with torch.inference_mode(inference):
+        assert "never spike" in a.health()[0]
+
+
+def test_a_surrogate_of_a_neuron_by_hand_is_not_called() -> None:
+    class ByHand(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.threshold, self.mem = 1.0, torch.zeros(())
+            self.spike_grad = lambda x, slope: (slope * x > 0).float()
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.mem = 0.5 * self.mem + x
+            return self.spike_grad(self.mem - self.threshold, 25)
+
+    assert snnfast.activity(ByHand(), torch.full((3, 4), 1.5)).health()[0].startswith("ByHand: 100 % of the neurons")
+
+
 def test_a_figure_has_the_rates_and_the_spikes_of_one_sample() -> None:
     pytest.importorskip("matplotlib")
     x = torch.full((10, 3, 8), 0.5)
@@ -124,8 +156,9 @@ def test_without_matplotlib_only_a_figure_fails(monkeypatch: pytest.MonkeyPatch)
     [
         (torch.relu, {}, TypeError, "net: expected a torch.nn.Module, got builtin_function_or_method"),
         (nn.Linear(2, 2), {"x": 1}, TypeError, "x: a call needs an argument by position"),
-        (nn.Linear(2, 2), {"record": ["lif"]}, ValueError, "record: expected names of modules.*got 'lif'"),
-        (nn.Linear(2, 2), {"record": "lif"}, ValueError, "record: expected names of modules.*got 'lif'"),
+        (nn.Linear(2, 2), {"record": ["lif"]}, ValueError, "record: expected names of layers.*none; got 'lif'"),
+        (snnfast.Leaky(0.9), {"record": "lif"}, ValueError, "record: expected names of layers.*Leaky; got 'lif'"),
+        (nn.Sequential(nn.Linear(2, 2), snnfast.Leaky(0.9)), {"record": "0"}, ValueError, "record.*, 1; got '0'"),
     ],
 )
 def test_bad_arguments_are_named(net: Any, named: dict[str, Any], error: type[Exception], message: str) -> None:

@@ -291,6 +291,19 @@ def test_what_the_kernels_do_not_take_is_pytorchs(function: Any, name: str, by_k
     assert_all_bits_equal(*(t if isinstance(t, tuple) else (t,) for t in (found, expected)))
 
 
+@pytest.mark.parametrize("limit", ["_MOST_VALUES", "_MOST_PIXELS"])
+def test_an_image_that_is_too_large_for_the_kernels_is_pytorchs(
+    limit: str, by_kernels: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, weight = spikes(2, 6, 20, 19), torch.randn(48, 6, 3, 3)
+    most = {"_MOST_VALUES": 6 * 20 * 19, "_MOST_PIXELS": (20 + 2 + 3) * (19 + 2 + 3)}[limit]
+    for less in (0, 1):
+        monkeypatch.setattr(_convolution, limit, most - less)
+        found = conv2d(x, weight, None, 1, 1)
+        assert by_kernels == ["conv2d"]
+    assert torch.equal(found, torch.conv2d(x, weight, None, 1, 1))
+
+
 @functions
 def test_the_reference_and_transforms_see_pytorchs(function: Any, by_kernels: list[str]) -> None:
     x, weight, bias, _ = convolution("plain")
@@ -448,6 +461,11 @@ def test_the_ops_refuse_what_would_leave_memory() -> None:
         (conv, (x, w, b, 1, 1, 2**40, 0), "too large"),
         (conv, (x[:, :, :2], w, b, *one), "channels_last|larger than the image"),
         (ops.event_conv2d_weight, (x, spikes(2, 64, 6, 7), 3, 3, *one), "grad: wrong shape"),
+        (
+            ops.event_conv2d_weight,
+            (images(1, 32, 0, 4), images(1, 32, 2, 6), 1, 1, 1, 1, 1, 1),
+            "image: expected 1 pixel",
+        ),
         (pool, (image.contiguous(), *two), "x: expected channels_last"),
         (pool, (image.double(), *two), "x: expected float32"),
         (pool, (image, 9, 2, 9, 2), "kernel: expected 1 to the size"),

@@ -48,6 +48,7 @@ Convolution described(const Tensor& input, int64_t O, const int64_t (&kernel)[2]
     output[d] = (size + 2 * padding[d] - kernel[d]) / stride[d] + 1;
   }
   STD_TORCH_CHECK(O >= 1 && sizes[1] >= 1 && O < kMost && sizes[1] < kMost, "channels: expected 1 or more");
+  STD_TORCH_CHECK(sizes[2] >= 1 && sizes[3] >= 1, "image: expected 1 pixel or more");
   STD_TORCH_CHECK(sizes[2] * sizes[3] < kMost / sizes[1], "image: too large");
   auto small = [](int64_t value) { return static_cast<int>(value); };
   Convolution p{};
