@@ -73,6 +73,8 @@ def _of_neurons(found: Counted, name: str) -> Any:
 def _of_synapses(found: Counted, name: str) -> Any:
     def hook(module: Any, args: Any, output: Tensor) -> None:
         x = args[0].detach()
+        if not isinstance(module, nn.Linear) and x.dim() > module.weight.dim():  # of all steps
+            x = x.flatten(0, 1)
         spk, ones = (x != 0).double(), torch.ones_like(module.weight, dtype=torch.float64)
         with torch.no_grad():
             if isinstance(module, nn.Linear):

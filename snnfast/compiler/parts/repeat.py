@@ -129,7 +129,7 @@ class Repeated:
 
     @property
     def constants(self) -> Any:
-        """What it does, with what it has besides its inputs."""
+        """The calls of its body, and the constants of its sources, to compare it with others."""
         places = {node: i for i, node in enumerate(self.body.graph.nodes)}
         calls = [(n.op, str(n.target), *pytree.tree_map_only(Node, places.get, (n.args, n.kwargs))) for n in places]
         return calls, [_own_of(a) for a in self.sources]
@@ -147,7 +147,7 @@ class Repeated:
 
 
 def _own_of(a: Any) -> Any:
-    """What a source has that is no node of the graph."""
+    """The constants of a source, which are no nodes of the graph."""
     if isinstance(a, Of):
         return a.statement, a.back
     return [b for b in (a.rows if isinstance(a, Each) else a) if not isinstance(b, Node)]
