@@ -96,7 +96,7 @@ SYSTEMS = {
         zig="{}-windows-gnu",
         suffix=".dll",
         flags="-D_CRT_SECURE_NO_WARNINGS",
-        links="-ltorch_cpu -lc10",
+        links="-s -ltorch_cpu -lc10",  # -s: no debug information, which would be a file beside the library
     ),
 }
 

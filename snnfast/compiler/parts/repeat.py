@@ -110,6 +110,7 @@ def can_repeat(statements: Sequence[Statement], facts: Facts) -> bool:
         and not facts.written_untracked.intersection(a for n in s.calls for a in n.all_input_nodes)
         and len(s.alike()) == len(s.calls)
         and all(len(a.first) == a.back for a in s.args if isinstance(a, Of) and a.statement in statements)
+        and own.isdisjoint(n for a in s.args if isinstance(a, Of) for n in a.first if isinstance(n, Node))
         for s in statements
     )
 
