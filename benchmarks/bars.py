@@ -7,7 +7,7 @@ from statistics import median
 
 import snnfast
 
-from .peers.ours import BACKEND, DENSE, LOOPED, NUMBERS, OURS, WITH_LOSS
+from .peers.ours import BACKEND, CHECKPOINT, DENSE, LOOPED, NUMBERS, OURS, WITH_LOSS
 from .peers.snntorch_loop import COMPILED, HOISTED, LOOP, NETWORK
 from .peers.spikingjelly import PREFIX as JELLY
 from .registry import DIRECTIONS, Case
@@ -23,7 +23,7 @@ OF_ITSELF = {
     DIFFERENCE: ("difference from the test accuracy of snnTorch", False),
 }
 # A time of snnfast, used in another way, is at most a multiple of ours. Not with spikes as numbers: bits are faster.
-OWN = (OURS, LOOPED, WITH_LOSS, BACKEND)
+OWN = (OURS, CHECKPOINT, LOOPED, WITH_LOSS, BACKEND)
 
 # The bars on FLOOR are for AVX-512. With shorter registers they are so many times higher: the arithmetic of a backward
 # pass then takes longer than its way to memory.
@@ -81,6 +81,7 @@ BARS: dict[str, Limits] = {
     "events [25, 128, 784] float32, 784-1000-1000-10, trained on MNIST, forward + backward": {NUMBERS: 1},
     "events [25, 128, 784] float32, 784-1000-1000-10, trained on MNIST, forward": {NUMBERS: 1.25},
     "memory [25, 128, 784] float32, 784-1000-1000-1000-1000-10, forward + backward": {HELD: 3.5},
+    "memory [2048, 64, 512] float32, 512-512-512-512-10, forward + backward": {CHECKPOINT: 1.5},
     "spikingjelly [4, 32, 64, 32, 32] float32, LIFNode, forward + backward": {JELLY: 8},
     "spikingjelly [25, 128, 1000] float32, LIFNode, forward + backward": {JELLY: 8},
     "long [1000, 1, 100] float32, forward + backward": {LOOP: 350},

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - PyTorch's own name for it
 
-from .registry import CLASSES, HIDDEN, NETWORKS, Case, widths
+from .registry import CLASSES, HIDDEN, NETWORKS, SEQUENCE, Case, widths
 
 if TYPE_CHECKING:
     from .peers import Neuron
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 CHANNELS = (12, 64)
 FEATURES = CHANNELS[1] * 4 * 4  # of 28 x 28 pixels after two convolutions of 5 x 5, each pooled by 2
 
-WHOLE = (*NETWORKS, "compile", "epoch")  # kinds of cases whose neurons are those of a network
+WHOLE = (*NETWORKS, SEQUENCE, "compile", "epoch")  # kinds of cases whose neurons are those of a network
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -49,7 +49,7 @@ def wants_membranes(case: Case) -> bool:
 
 def in_loop(case: Case, neuron: Callable[[], nn.Module]) -> nn.Module:
     """A network of snnTorch's layers, or of layers that are called like them."""
-    return {"deep": Deep, "convolution": Convolutional}.get(case.kind, FullyConnected)(case, neuron)
+    return {"deep": Deep, SEQUENCE: Deep, "convolution": Convolutional}.get(case.kind, FullyConnected)(case, neuron)
 
 
 class FullyConnected(nn.Module):

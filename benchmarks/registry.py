@@ -41,6 +41,7 @@ NODE = "LIFNode"  # of SpikingJelly, over all steps, with its default surrogate
 NEURONS[NODE] = Model(NODE, (), ("v",), {"tau": 2.0, "detach_reset": True, "step_mode": "m"})
 
 NETWORKS = ("tutorial5", "deep", "convolution")
+SEQUENCE = "sequence"  # as deep, of so many steps that no loop of them is compiled
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Case:
     """One workload: ``kind`` names what computes it, in :mod:`benchmarks.workloads` or :mod:`benchmarks.runner`."""
 
     suite: str
-    # layer, loop, recurrent, pair, product, norm, collection, compile, epoch, or a network
+    # layer, loop, recurrent, pair, product, norm, collection, sequence, compile, epoch, or a network
     kind: str
     T: int
     B: int
@@ -75,7 +76,7 @@ class Case:
     options: Options = field(default_factory=Options)
     backward: bool = True
     constant: bool = False  # the same current at every step
-    hidden: tuple[int, ...] = ()  # of deep: the sizes of its hidden layers
+    hidden: tuple[int, ...] = ()  # of deep and sequence: the sizes of its hidden layers
     trained: bool = False  # of deep: images of MNIST and weights that have learned from it, which training then leaves
     rate: float | None = None  # of product: share of the neuron-steps with a spike
     variant: str = ""  # what tells cases of a kind apart
@@ -208,7 +209,10 @@ def suites(device: str) -> dict[str, list[Case]]:
             _convolution(25, 32, backward=False),
         ],
         "long": [Case("long", "layer", 1000, 1, (100,), quick=True)],
-        "memory": [Case("memory", "deep", 25, 128, (784,), hidden=(HIDDEN,) * 4, stored=True)],
+        "memory": [
+            Case("memory", "deep", 25, 128, (784,), hidden=(HIDDEN,) * 4, stored=True),
+            Case("memory", SEQUENCE, 2048, 64, (512,), hidden=(512,) * 3, stored=True),
+        ],
         "inference": [
             Case("inference", "layer", 25, 128, (1000,), backward=False),
             Case("inference", "layer", 100, 128, (1024,), backward=False, quick=True),

@@ -13,10 +13,10 @@ import snnfast
 from snnfast._images.batch_norm import normalised
 
 from . import collection, mnist
-from .networks import OverTime, loss_of, over_time
+from .networks import WHOLE, OverTime, loss_of, over_time
 from .peers import PEERS, Neuron, Peer, Unsupported
 from .peers.ours import OURS, layer_of
-from .registry import CLASSES, DTYPES, FORWARD, NETWORKS, WEIGHT_GRADIENT, Case
+from .registry import CLASSES, DTYPES, FORWARD, WEIGHT_GRADIENT, Case
 
 LEARNING_RATE = 5e-4
 ITERATIONS = 150  # after which a network counts as trained
@@ -58,7 +58,7 @@ def make_data(case: Case, device: torch.device) -> Data:
     if case.kind == "product":
         linear, spk_rec = nn.Linear(case.shape[0], case.shape[0]), torch.rand(case.T, *step) < case.rate
         return Data(spk_rec.float().to(device), torch.randn(case.T, *step, device=device), linear=linear.to(device))
-    if case.kind in NETWORKS:
+    if case.kind in WHOLE:
         return Data(torch.rand(step, device=device), labels=torch.randint(CLASSES, (case.B,), device=device))
     if case.kind == "norm":
         x, grad = (torch.randn(case.T, *step, device=device).movedim(2, -1).contiguous().movedim(-1, 2) for _ in "xg")
@@ -116,7 +116,7 @@ def _build(case: Case, peer: Peer, data: Data) -> Candidate:
         return _norm(case, data, by_step=peer.name != OURS)
     if case.kind == "collection":
         return Candidate(*collection.functions(case, peer))
-    if case.kind in NETWORKS:
+    if case.kind in WHOLE:
         assert data.labels is not None
         network, x, labels = Network(case, peer, device, data.weights), data.x, data.labels
         given = [x, labels, *network.parameters]

@@ -8,12 +8,13 @@ from torch import Tensor, nn
 import snnfast
 
 from ..networks import stages, wants_membranes
-from ..registry import NETWORKS, NEURONS, NODE, Case
+from ..registry import NETWORKS, NEURONS, NODE, SEQUENCE, Case
 from . import snntorch_loop
 from .base import KINDS, Neuron, Peer, layer_options, node, stepping
 
 OURS, LOOPED, WITH_LOSS = "snnfast", "snnfast, compiled loop", "snnfast, compiled loop and loss"
 RECORDED = "snnfast, recorded loop"
+CHECKPOINT = "snnfast, checkpoint"
 NUMBERS, SWAPPED = "snnfast, spikes as numbers", "snnfast, import changed"
 GRAPH = "snnfast, CUDA graph"
 BACKEND = "snnfast, torch.compile"
@@ -57,6 +58,13 @@ class OverTime(snnfast.MultiStep):
         return super().forward(x, **self.steps)
 
 
+def in_parts(case: Case) -> OverTime:
+    """The same with activation checkpointing."""
+    net = OverTime(case)
+    net.steps["checkpoint"] = True
+    return net
+
+
 def snntorchs_loop(case: Case) -> nn.Module:
     """snnTorch's network as it is, on the fused kernels."""
     import snnfast.snntorch
@@ -90,8 +98,9 @@ LOOPS = (*NETWORKS, "recurrent", "collection", "compile")
 PEERS = [
     Peer(
         OURS, "snnfast", make, network=OverTime, loss=loss,
-        kinds=(*KINDS, "pair", "recurrent", "product", "norm", "epoch"), neurons=tuple(NEURONS),
+        kinds=(*KINDS, SEQUENCE, "pair", "recurrent", "product", "norm", "epoch"), neurons=tuple(NEURONS),
     ),
+    Peer(CHECKPOINT, "snnfast", make, network=in_parts, loss=loss, kinds=(SEQUENCE,)),
     Peer(GRAPH, "snnfast", make, network=OverTime, loss=loss, graph=True, devices=("cuda",), kinds=NETWORKS),
     Peer(
         NUMBERS, "snnfast", make, network=OverTime, loss=loss, around=lambda: snnfast.use_events(False),

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ..networks import in_loop
-from ..registry import NETWORKS, NEURONS, SNNTORCH, Case
+from ..registry import NETWORKS, NEURONS, SEQUENCE, SNNTORCH, Case
 from .base import KINDS, Neuron, Peer, Unsupported, layer_options, stepping, unrolled
 
 LOOP, COMPILED, HOISTED = "snnTorch, loop", "snnTorch, compiled loop", "snnTorch, loop, hoisted layers"
@@ -59,7 +59,8 @@ def make_compiled(case: Case, device: torch.device) -> Neuron:
 
 PEERS = [
     Peer(
-        LOOP, "snntorch", make, network=network, looped=True, kinds=(*KINDS, "recurrent", "collection", "epoch"),
+        LOOP, "snntorch", make, network=network, looped=True,
+        kinds=(*KINDS, SEQUENCE, "recurrent", "collection", "epoch"),
         neurons=SNNTORCH,
     ),
     Peer(HOISTED, "snntorch", make, kinds=NETWORKS),

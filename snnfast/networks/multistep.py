@@ -16,6 +16,7 @@ from snnfast._images.batch_norm import has_batch_statistics, normalised
 from snnfast._images.channels_last import Order, keeps_order
 from snnfast._unroll.checks import check_reduce
 from snnfast._unroll.ragged import check_steps
+from snnfast.networks.checkpoint import State, check_part, in_parts
 from snnfast.networks.over_time import (
     check_input,
     check_state,
@@ -31,9 +32,6 @@ from snnfast.neurons.base import SpikingLayer
 from snnfast.neurons.network import convert, is_snntorchs
 
 __all__ = ["MultiStep", "Residual"]
-
-State = Tensor | tuple[Tensor | None, ...] | None
-"""State of one neuron layer, or a tuple of states where its neurons have several."""
 
 
 class MultiStep(nn.Sequential):
@@ -175,6 +173,7 @@ class MultiStep(nn.Sequential):
         return_states: bool = False,
         return_spikes: bool = False,
         lengths: Tensor | None = None,
+        checkpoint: bool | int = False,
     ) -> Any:
         """Apply the layers to every time step.
 
@@ -195,6 +194,9 @@ class MultiStep(nn.Sequential):
             return_spikes: Return the spikes of every neuron layer as well, for example to regularise their rates.
             lengths: The number of steps of each sample ``[B]``, for every neuron layer (see
                 :func:`snnfast.functional.lif`). Other layers compute the padding, too. ``None``: all have ``T``.
+            checkpoint: Whether to trade time for memory in long sequences: the steps run in parts, autograd keeps the
+                states between these, and the backward pass computes each part again. ``True``: parts of ``sqrt(T)``
+                steps. An integer: parts of so many. Parameters must not change in place before the backward pass.
 
         Returns:
             If the last layer is a neuron layer, what its ``unroll`` returns: ``(spk_rec, mem_rec)``, or
@@ -214,7 +216,8 @@ class MultiStep(nn.Sequential):
                 PyTorch's layers can't take its shape. ``reduce`` is given, and the last layer is no neuron layer.
                 ``states`` has another number of entries or other shapes, has an entry for a layer with ``init_hidden``,
                 or is given where a module with an ``unroll`` of its own has neurons; with ``lengths``, that ``unroll``
-                must take them as an argument of that name.
+                must take them as an argument of that name. ``checkpoint`` is less than 1, or given with a module that
+                has an ``unroll`` of its own, or with ``batch_norm_over_time`` in training.
 
         Example::
 
@@ -235,16 +238,61 @@ class MultiStep(nn.Sequential):
             raise ValueError(f"reduce: needs a neuron as the last layer, got {type(layers[-1]).__name__}")
         return_states = check_flag("return_states", return_states)
         return_spikes = check_flag("return_spikes", return_spikes)
+        every = _without_skips(layers)
         if states is not None or return_states:
-            check_states(states, _without_skips(layers))
+            check_states(states, every)
         if lengths is not None:
             lengths = check_steps(lengths, x, "x", *(x.shape[:2] if num_steps is None else (num_steps, x.shape[0])))
-        run = _Pass(states, return_states, return_spikes, lengths, self.batch_norm_over_time)
-        x, num_steps = run.sequence(layers if final is None else layers[:-1], x, num_steps)
-        x = run.order.usual(x)
-        results = (x,) if final is None else run.neuron(final, x, num_steps, record_mem, reduce)
-        results += (run.last,) * return_states + (run.spikes,) * return_spikes  # type: ignore[operator]
+        steps = x.shape[0] if num_steps is None else num_steps
+        size = check_part(checkpoint, steps, every, self.batch_norm_over_time)
+        if size is None:
+            run = _Pass(states, return_states, return_spikes, lengths, self.batch_norm_over_time)
+            results, last, spikes = run.network(layers, x, num_steps, record_mem, reduce), run.last, run.spikes
+        else:
+            found = self._in_parts(size, layers, x, num_steps, record_mem, reduce, states, return_spikes, lengths)
+            results, last, spikes = found
+        results += (last,) * return_states + (spikes,) * return_spikes  # type: ignore[operator]
         return results if len(results) > 1 else results[0]
+
+    def _in_parts(
+        self,
+        size: int,
+        layers: Sequence[nn.Module],
+        x: Tensor,
+        num_steps: int | None,
+        record_mem: bool,
+        reduce: str | None,
+        states: Sequence[State] | None,
+        return_spikes: bool,
+        lengths: Tensor | None,
+    ) -> tuple[tuple[Tensor, ...], list[State], list[Tensor]]:
+        """The results of a pass in parts of ``size`` steps, its last states, and the spikes if they are asked for."""
+        if num_steps is not None:  # what is the same at every step is computed once
+            first = next((i for i, layer in enumerate(layers) if isinstance(layer, SpikingLayer | Residual)), None)
+            lead = _Pass(batch_norm_over_time=self.batch_norm_over_time)
+            x = lead.order.usual(lead.sequence(layers[:first], x, num_steps)[0])
+            if first is None:
+                return (x,), [], []
+            layers = layers[first:]
+
+        def run(
+            x: Tensor, num_steps: int | None, states: Sequence[State], lengths: Tensor | None
+        ) -> tuple[tuple[tuple[Tensor, ...], list[Tensor]], list[State]]:
+            run = _Pass(states, True, return_spikes, lengths, self.batch_norm_over_time)
+            return (run.network(layers, x, num_steps, record_mem, reduce), run.spikes), run.last
+
+        every = _without_skips(layers)
+        if states is None:
+            states = [None] * sum(isinstance(layer, SpikingLayer) for layer in every)
+        parts, last = in_parts(self, run, every, x, num_steps, states, lengths, size)
+        results, every_spikes = zip(*parts, strict=True)
+        first_results, *others = zip(*results, strict=True)
+        head = torch.cat(first_results) if reduce is None else torch.stack(first_results).sum(0)
+        rest = [torch.cat(each) if record_mem else each[-1] for each in others]
+        spikes = list(map(torch.cat, zip(*every_spikes, strict=True)))
+        if spikes and isinstance(layers[-1], SpikingLayer):
+            spikes[-1] = head  # the two are one result, a count with ``reduce``
+        return (head, *rest), last, spikes
 
 
 class Residual(nn.Module):
@@ -317,6 +365,15 @@ class _Pass:
         self.order = Order()
         self.last: list[State] = []
         self.spikes: list[Tensor] = []
+
+    def network(
+        self, layers: Sequence[nn.Module], x: Tensor, num_steps: int | None, record_mem: bool, reduce: str | None
+    ) -> tuple[Tensor, ...]:
+        """Run all layers. Returns what a call does, without the last states and the spikes."""
+        final = layers[-1] if isinstance(layers[-1], SpikingLayer) else None
+        x, num_steps = self.sequence(layers if final is None else layers[:-1], x, num_steps)
+        x = self.order.usual(x)
+        return (x,) if final is None else self.neuron(final, x, num_steps, record_mem, reduce)
 
     def sequence(self, layers: Sequence[nn.Module], x: Tensor, num_steps: int | None) -> tuple[Tensor, int | None]:
         rest = list(layers)

@@ -1,0 +1,164 @@
+"""A network in parts of some steps: between them states are kept, and the backward pass computes each part again.
+
+Source of the idea: T. Chen et al., *Training deep nets with sublinear memory cost*, arXiv:1604.06174, by PyTorch's
+``torch.utils.checkpoint``.
+"""
+
+import math
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from itertools import chain
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from snnfast._images.batch_norm import has_batch_statistics
+from snnfast.networks.over_time import has_unroll
+from snnfast.neurons.base import SpikingLayer
+
+__all__ = ["State", "check_part", "in_parts"]
+
+T = TypeVar("T")
+
+State = Tensor | tuple[Tensor | None, ...] | None
+"""State of one neuron layer, or a tuple of states where its neurons have several."""
+
+Run = Callable[[Tensor, int | None, Sequence[State], Tensor | None], tuple[T, list[State]]]
+"""A network on ``x``, ``num_steps``, states and lengths. It returns its results and the states after the last step."""
+
+
+def check_part(given: object, steps: int, layers: Sequence[nn.Module], batch_norm_over_time: bool) -> int | None:
+    """The number of steps of a part; ``None``: all steps at once."""
+    if given is False:
+        return None
+    size = math.isqrt(max(steps - 1, 0)) + 1  # the square root, rounded up
+    if given is not True:
+        try:
+            size = operator.index(given)  # type: ignore[arg-type]
+        except TypeError:
+            raise TypeError(f"checkpoint: expected a bool or an int, got {type(given).__name__}") from None
+        if size < 1:
+            raise ValueError(f"checkpoint: expected at least 1 step, got {size}")
+    for layer in layers:
+        if has_unroll(layer) and not isinstance(layer, SpikingLayer):
+            kind = type(layer).__name__
+            raise ValueError(f"checkpoint: {kind} has an unroll of its own, which takes all steps at once")
+        if batch_norm_over_time and any(map(has_batch_statistics, layer.modules())):
+            raise ValueError("checkpoint: batch_norm_over_time takes the statistics of all steps at once")
+    return size if size < steps else None
+
+
+@torch.compiler.disable(reason="the backward pass computes its forward pass again")  # type: ignore[no-untyped-call, untyped-decorator]
+def in_parts(
+    net: nn.Module,
+    run: Run[T],
+    layers: Sequence[nn.Module],  # of the network, in order of application
+    x: Tensor,  # [T, B, *], or [B, *]
+    num_steps: int | None,
+    states: Sequence[State],
+    lengths: Tensor | None,
+    size: int,
+) -> tuple[list[T], list[State]]:
+    """The results of ``run`` for each part of ``size`` steps, and the states after the last one."""
+    holding = [layer for layer in layers if isinstance(layer, SpikingLayer) and layer.init_hidden]
+    again = _Again(net, holding)
+    steps = x.shape[0] if num_steps is None else num_steps
+    results = []
+    for start in range(0, steps, size):
+        n = min(size, steps - start)
+        given = [*map(_held, holding), *(entry if isinstance(entry, tuple | list) else (entry,) for entry in states)]
+        result, states = checkpoint(
+            partial(_part, run, None if num_steps is None else n, holding, list(map(len, given))),
+            x[start : start + n] if num_steps is None else x,
+            None if lengths is None else (lengths - start).clamp(0, n),
+            *chain.from_iterable(given),
+            use_reentrant=False,
+            context_fn=again.contexts,
+        )
+        results.append(result)
+    return results, list(states)
+
+
+def _part(
+    run: Run[T],
+    num_steps: int | None,
+    holding: Sequence[SpikingLayer],
+    widths: Sequence[int],
+    x: Tensor,
+    lengths: Tensor | None,
+    *given: Tensor | None,  # the states that layers hold, then an entry for each layer
+) -> tuple[T, list[State]]:
+    rest = iter(given)
+    states = [tuple(next(rest) for _ in range(width)) for width in widths]
+    for layer, held in zip(holding, states, strict=False):
+        layer._hold(held)  # type: ignore[arg-type]
+    entries = [entry if len(entry) > 1 else entry[0] for entry in states[len(holding) :]]
+    return run(x, num_steps, entries, lengths)
+
+
+def _held(layer: SpikingLayer) -> tuple[Tensor, ...]:
+    return tuple([getattr(layer, name) for name in layer.neuron.states])
+
+
+_Module = tuple[nn.Module, dict[str, Tensor | None], dict[str, Tensor | None], bool]
+"""A module with its parameters, its buffers and whether it is in training."""
+
+
+class _Again:
+    """Parameters, buffers, held states and modes: a part finds them as they were when it runs again, and changes none.
+
+    Parameters of a ``torch.func.functional_call`` are no longer there in the backward pass. A second run that updated
+    the running averages of a batch normalisation would count its batch twice.
+    """
+
+    def __init__(self, net: nn.Module, holding: Sequence[SpikingLayer]) -> None:
+        self._holding = holding
+        self._before = list(map(_of_module, net.modules()))
+        self._versions = [(name, p, p._version) for name, p in net.named_parameters() if not p.is_inference()]
+
+    def contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        """Return the context of the first run and that of the second."""
+        return nullcontext(), self._as_it_was()
+
+    @contextmanager
+    def _as_it_was(self) -> Iterator[None]:
+        for name, parameter, version in self._versions:
+            if parameter._version != version:
+                raise RuntimeError(
+                    f"checkpoint: the parameter {name} was changed in place between the forward pass and the backward "
+                    "pass, which computes the former again"
+                )
+        now = [_of_module(module) for module, *_ in self._before]
+        held = [(layer, _held(layer)) for layer in self._holding]
+        for (module, parameters, buffers, training), (_, present, _, _) in zip(self._before, now, strict=True):
+            # FSDP puts its own kinds of tensors in the place of a parameter, and knows when.
+            plain = {name: p for name, p in parameters.items() if _is_plain(p) and _is_plain(present.get(name))}
+            copies = {name: None if b is None else b.clone() for name, b in buffers.items()}
+            _put((module, plain, copies, training))
+        try:
+            yield
+        finally:
+            for each in now:
+                _put(each)
+            for layer, states in held:
+                for name, state in zip(layer.neuron.states, states, strict=True):
+                    setattr(layer, name, state)
+
+
+def _of_module(module: nn.Module) -> _Module:
+    return module, dict(module._parameters), dict(module._buffers), module.training
+
+
+def _put(kept: _Module) -> None:
+    module, parameters, buffers, training = kept
+    module.training = training
+    module._parameters.update(parameters)  # type: ignore[arg-type]
+    module._buffers.update(buffers)
+
+
+def _is_plain(p: Tensor | None) -> bool:
+    return type(p) in (Tensor, nn.Parameter)
