@@ -2,7 +2,8 @@
 
 A loop over time computes just that, one step after the other. A batch without time is one step. The kernels run at the
 speed of memory. They add in another order than PyTorch, some rows in the opmath dtype and all of them in float64. Where
-the kernels do not fit, PyTorch is called once on ``[B, T * C, *]``, which has the bits of the loop for images.
+the kernels do not fit, PyTorch is called once on ``[B, T * C, *]``, which has the bits of the loop for images. So is
+``SyncBatchNorm``: the processes exchange the statistics of all steps at once.
 
 PyTorch adds images in channels_last order in float32, and those in the usual order in float64. The order that images
 are given here must not cost digits that a loop has, so :func:`in_any_order` takes PyTorch's place.
@@ -13,6 +14,7 @@ from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from snnfast._core import backend, ops
@@ -70,12 +72,13 @@ def normalised(
     x: Tensor,  # [T, B, C, *]
 ) -> Tensor:
     """The output at every step of a layer with :func:`has_batch_statistics`. Its running averages change in place."""
-    if not is_pytorchs(layer) or not len(x) or x.shape[2:3] != (layer.num_features,):
+    by = _synchronised(layer) if type(layer) is nn.SyncBatchNorm and is_only_called(layer) else None
+    if not (by or is_pytorchs(layer)) or not len(x) or x.shape[2:3] != (layer.num_features,):
         return torch.stack([layer(step) for step in x]) if len(x) else x
     layer._check_input_dim(x[0])  # type: ignore[no-untyped-call]
-    if x[0].numel() == x.shape[2]:
+    if by is None and x[0].numel() == x.shape[2]:
         raise ValueError(f"expected more than 1 value per channel when training, got a step of {tuple(x.shape[1:])}")
-    return batch_norm(x, layer.weight, layer.bias, *_running(layer, len(x)), layer.eps)
+    return batch_norm(x, layer.weight, layer.bias, *_running(layer, len(x)), layer.eps, by)
 
 
 def _running(layer: _BatchNorm, steps: int) -> tuple[Tensor | None, Tensor | None, float | Tensor]:
@@ -97,6 +100,7 @@ def batch_norm(
     running_var: Tensor | Sequence[Tensor] | None,
     momentum: float | Tensor,  # or how many steps there were with these: the averages are those of all
     eps: float,
+    by: Callable[..., Tensor] | None = None,  # takes the place of ``torch.batch_norm``, and of the kernels
 ) -> Tensor:
     """``torch.batch_norm`` in training of each step, one after the other. The running averages change in place."""
     steps = x.shape[0]
@@ -104,9 +108,9 @@ def batch_norm(
     repeats = not varies and steps > 1 and isinstance(x.stride(0), int) and x.stride(0) == 0
     if repeats:
         x = x[:1]
-    if not _takes_kernels(x, weight, bias):
+    if by is not None or not _takes_kernels(x, weight, bias):
         like = running_mean if running_mean is None or isinstance(running_mean, Tensor) else running_mean[0]
-        y, mean, variance = _by_pytorch(x, weight, bias, like, eps)
+        y, mean, variance = _by_pytorch(x, weight, bias, like, eps, by or _batch_norm)
     else:
         y, mean, variance = torch.ops.snnfast.batch_norm_forward(_dense(x), weight, bias, eps)
         n = x.numel() // (x.shape[0] * x.shape[2])
@@ -232,14 +236,38 @@ def _of_channels(parameter: Tensor | None, steps: int) -> Tensor | None:
     return None if parameter is None else parameter.expand(steps, parameter.shape[-1]).flatten().contiguous()
 
 
+def _batch_norm(x: Tensor, *given: Any) -> Tensor:
+    *tensors, eps = given
+    return torch.batch_norm(x, *tensors, True, 1.0, eps, torch.backends.cudnn.enabled)  # type: ignore[call-arg]
+
+
+def _synchronised(layer: nn.SyncBatchNorm) -> Callable[..., Tensor]:
+    """The call of a layer for more channels than it has."""
+
+    def call(x: Tensor, *given: Any) -> Tensor:
+        *tensors, eps = given
+        averages, group = tensors[2] is not None, layer.process_group
+        wide = nn.SyncBatchNorm(x.shape[1], eps, 1.0, False, averages, group, device="meta").train(layer.training)
+        names = "weight", "bias", "running_mean", "running_var"
+        named = {name: t for name, t in zip(names, tensors, strict=True) if t is not None}
+        return functional_call(wide, named, (x,))  # type: ignore[no-any-return]
+
+    return call
+
+
 def _by_pytorch(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, running: Tensor | None, eps: float
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running: Tensor | None,
+    eps: float,
+    call: Callable[..., Tensor],  # of ``[B, T * C, *]``
 ) -> tuple[Tensor, Any, Any]:
     """The output, and the mean and unbiased variance of each step ``[T, C]`` where there are running averages."""
     T, C = x.shape[0], x.shape[2]
     found = (None, None) if running is None else (running.new_zeros(T * C), running.new_zeros(T * C))
     given = _of_channels(weight, T), _of_channels(bias, T)
-    y = torch.batch_norm(_channels(x), *given, *found, True, 1.0, eps, torch.backends.cudnn.enabled)  # type: ignore[call-arg]
+    y = call(_channels(x), *given, *found, eps)
     mean, variance = (None if t is None else t.view(T, C) for t in found)
     return _steps(y, x), mean, variance
 

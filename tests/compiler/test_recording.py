@@ -432,6 +432,36 @@ def test_a_profiler_that_holds_tensors_changes_nothing() -> None:
         a.sum().backward(retain_graph=True)
 
 
+def test_a_loop_with_names_for_the_profiler_is_one_graph() -> None:
+    def loop(x: Tensor) -> Tensor:
+        with torch.profiler.record_function("loop"):
+            mem = x[0] * 0
+            for x_t in x:
+                with torch.profiler.record_function("step"):
+                    mem = 0.5 * mem + x_t
+        return mem
+
+    recorded = ByRecording(loop)
+    for T in (9, 9, 12):
+        same(loop, recorded, currents(T))
+    assert len(recorded.plans) == 1
+    assert not isinstance(recorded.plans[0], str)
+
+
+def test_a_version_that_is_set_back_is_that_after_the_calls_before() -> None:
+    """FSDP writes parameters so, which autograd must not see."""
+
+    def loop(x: Tensor) -> Tensor:
+        held = (x[0] * 2).detach()
+        with torch.autograd._unsafe_preserve_version_counter(held):
+            for x_t in x:
+                held.add_(x_t.detach())
+        assert held._version == 0
+        return (x * held).sum()
+
+    same(loop, ByRecording(loop), currents().requires_grad_())
+
+
 def test_numbers_of_a_function_are_read_at_each_call() -> None:
     class Scaled(torch.autograd.Function):
         scale = 2.0

@@ -178,6 +178,73 @@ def test_functional_call(name: str) -> None:
     assert all(p.grad is None for p in net.parameters())
 
 
+class Normalised(nn.Module):
+    """A loop over time, or the same layers in a MultiStep."""
+
+    def __init__(self, by_loop: bool, init_hidden: bool) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        lif = Leaky(0.9, learn_beta=True, learn_threshold=True, init_hidden=init_hidden, output=init_hidden)
+        self.net = MultiStep(nn.Linear(6, 8), nn.BatchNorm1d(8), lif)
+        self.by_loop = by_loop
+
+    def forward(self, x: Tensor) -> Any:
+        snnfast.reset(self)
+        if not self.by_loop:
+            return self.net(x)
+        fc, norm, lif = self.net
+        mem, steps = lif.reset_mem(), []
+        for x_t in x:
+            current = norm(fc(x_t))
+            spk, mem = lif(current) if lif.init_hidden else lif(current, mem)
+            steps.append((spk, mem))
+        return tuple(torch.stack(of_steps) for of_steps in zip(*steps, strict=True))
+
+
+class Average(nn.Module):
+    """What timm's ``ModelEmaV3`` does: a copy of a network, in place moved towards its parameters and buffers."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.module = copy.deepcopy(net).eval()
+
+    @torch.no_grad()
+    def update(self, net: nn.Module) -> None:
+        pairs = list(zip(self.module.state_dict().values(), net.state_dict().values(), strict=True))
+        moved = [pair for pair in pairs if pair[0].is_floating_point()]
+        torch._foreach_lerp_([a for a, _ in moved], [b for _, b in moved], weight=0.3)
+        for mine, theirs in pairs:
+            if not mine.is_floating_point():
+                mine.copy_(theirs)
+
+
+@pytest.mark.parametrize("init_hidden", [False, True], ids=["", "init_hidden"])
+@pytest.mark.parametrize("compiled", ["", "before the copy", "after the copy", "both"])
+def test_a_moving_average_of_a_network(compiled: str, init_hidden: bool) -> None:
+    def evaluations(by_loop: bool, compiled: str) -> list[Tensor]:
+        net = Normalised(by_loop, init_hidden).double()
+        net = snnfast.compile(net) if "before" in compiled else net
+        average = Average(net)
+        assert average.module._compiled_call_impl is None
+        if compiled in ("after the copy", "both"):
+            snnfast.compile(net)
+        if compiled == "both":
+            snnfast.compile(average.module)
+        optimizer, seen = torch.optim.SGD(net.parameters(), lr=0.1), []
+        for i in range(4):
+            x = torch.rand(9, 4, 6, generator=torch.Generator().manual_seed(i), dtype=torch.float64) * 3
+            optimizer.zero_grad()
+            sum(out.square().mean() for out in net(x)).backward()  # type: ignore[union-attr]
+            optimizer.step()
+            average.update(net)
+            with torch.no_grad():
+                seen += average.module(x)
+        return [*seen, *average.module.state_dict().values()]
+
+    expected = evaluations(by_loop=True, compiled="")
+    assert_all_close(evaluations(by_loop=bool(compiled), compiled=compiled), expected, relative=1e-9)
+
+
 @pytest.mark.parametrize(("linear", "threads_of_calls"), [(True, (2, 2)), (False, (1, 2, 2))])
 def test_deterministic_mode(linear: bool, threads_of_calls: tuple[int, ...]) -> None:
     x = torch.rand(30, 64, 300) * 2

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch._functorch import eager_transforms, vmap
 from torch._higher_order_ops import cond, while_loop
 from torch.autograd.function import Function, FunctionMeta
+from torch.nn.parallel import distributed
 from torch.overrides import _pop_mode_temporarily
 from torch.utils import _pytree as pytree
 
@@ -83,10 +84,10 @@ class _Hook:
             self._inside += 1
             if self._inside == 1:
                 FunctionMeta.__getattribute__ = _look_up  # type: ignore[method-assign]
-                for module, name in _RUN_FIRST:
+                for module, name, as_it_stands in _RUN_FIRST:
                     function = getattr(module, name)
                     self._begins.append((module, name, function))
-                    setattr(module, name, _flushed(function))
+                    setattr(module, name, _flushed(function, as_it_stands))
 
     def __exit__(self, *error: object) -> None:
         with self._lock:
@@ -100,30 +101,36 @@ class _Hook:
 
 _SEEDS = ("manual_seed", "seed", "initial_seed", "get_rng_state", "set_rng_state")
 _RUN_FIRST = (
-    (Tensor, "set_"),  # which PyTorch calls without asking anybody
-    *((module, name) for module in (torch, torch.random) for name in _SEEDS),
-    (vmap, "_vmap_increment_nesting"),
-    (eager_transforms, "_grad_increment_nesting"),
-    (eager_transforms, "_jvp_increment_nesting"),
-    (eager_transforms, "_func_increment_nesting"),
+    (Tensor, "set_", True),  # which PyTorch calls without asking anybody
+    (torch._C._autograd, "_unsafe_set_version_counter", True),
+    *((module, name, True) for module in (torch, torch.random) for name in _SEEDS),
+    (vmap, "_vmap_increment_nesting", True),
+    (eager_transforms, "_grad_increment_nesting", True),
+    (eager_transforms, "_jvp_increment_nesting", True),
+    (eager_transforms, "_func_increment_nesting", True),
     *(
-        (module, name)
+        (module, name, True)
         for module in (torch, cond, while_loop)
         for name in ("cond", "while_loop")
         if hasattr(module, name)
     ),
+    (distributed, "_find_tensors", False),
 )
-"""Functions that need all calls before them to have run: those of the random numbers, where transforms begin, what
-compiles a part of the program, and what changes a tensor unseen."""
+"""Functions that need all calls before them to have run, and whether these run one by one, or by a plan as at the end.
+
+They are those of the random numbers, where transforms begin, what compiles a part of the program, what changes a tensor
+unseen, and what reads the graph of autograd: ``DistributedDataParallel`` looks there for parameters without use.
+"""
 
 
-def _flushed(function: Any) -> Any:
+@functools.cache
+def _flushed(function: Any, as_it_stands: bool) -> Any:
     @functools.wraps(function)
     def flushed(*args: Any, **kwargs: Any) -> Any:
         recorder = current_recorder()
         if recorder is None:
             return function(*args, **kwargs)
-        recorder.flush()
+        recorder.flush(as_it_stands)
         with _pop_mode_temporarily():
             return function(*args, **kwargs)
 

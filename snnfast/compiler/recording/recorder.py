@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules._functions import SyncBatchNorm
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._device import _device_constructors
@@ -34,8 +35,9 @@ _DIRECT = _accessors(
     Tensor.__len__, Tensor.is_floating_point, Tensor.is_complex, Tensor.is_signed, Tensor.is_contiguous,
     Tensor.get_device, Tensor.__hash__, torch.is_floating_point, torch.is_complex, torch.numel, torch.is_tensor,
     torch.is_storage, torch._C._set_grad_enabled, Tensor.storage_offset,
+    torch.ops.profiler._record_function_enter_new, torch.ops.profiler._record_function_exit._RecordFunction,
 }  # fmt: skip
-"""These read what is known of a tensor, or switch a mode."""
+"""These read what is known of a tensor, switch a mode, or name a part of the program for the profiler."""
 
 _REQUIRES_GRAD, _IS_LEAF = Tensor.requires_grad.__get__, Tensor.is_leaf.__get__  # type: ignore[attr-defined]
 
@@ -76,6 +78,10 @@ _TENSORS = {Tensor, nn.Parameter, nn.Buffer}
 _CONSTANTS = {
     str, bool, NoneType, EllipsisType, torch.dtype, torch.device, torch.layout, torch.memory_format,
 }  # fmt: skip
+
+_SYNCHRONISES = (
+    "SyncBatchNorm exchanges statistics with other processes at each step; in a MultiStep, once for all steps"
+)
 
 
 def _references() -> tuple[int, int]:
@@ -201,6 +207,9 @@ class Recorder(TorchFunctionMode):
             applied = self._functions[cls, objects] = self._known.applied(cls, objects)
         before, self.records = self.records, False
         try:
+            if cls is SyncBatchNorm:
+                self.is_refused = True
+                raise NeedsValueError(_SYNCHRONISES)
             return self._record(applied, args, {}, grad)
         except NeedsValueError as error:
             self.reasons.append(str(error))
