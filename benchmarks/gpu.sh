@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.." || exit 1
 python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
 steps=("$@")
 # The benchmarks are last: what they compare with compiles for minutes.
-[ $# -gt 0 ] || steps=(card times tests memcheck racecheck synccheck initcheck profile benchmarks)
+[ $# -gt 0 ] || steps=(card training times tests memcheck racecheck synccheck initcheck profile benchmarks)
 export SNNFAST_REQUIRE_EXT=1 SNNFAST_REQUIRE_GPU=1  # without which tests would be skipped, and the step would pass
 
 # Most tools write what they have when they are interrupted.
@@ -30,7 +30,7 @@ sanitizer() {
 }
 
 profile() {
-  limited ncu --clock-control none --kernel-name 'regex:^(forward|backward)[a-z_]*_kernel$' --csv --page raw \
+  limited ncu --clock-control none --kernel-name 'regex:^((forward|backward)[a-z_]*_kernel|snnfast_program)$' --csv --page raw \
     --print-units base --log-file "$output/profile.csv" --set detailed "$python" -m benchmarks.gpu.workload --profiled
 }
 
@@ -40,6 +40,7 @@ run() {
     environment) environment ;;
     card) tests --junitxml "$output/card.xml" tests/cuda/test_gpu.py ;;
     tests) tests --junitxml "$output/tests.xml" -n 8 --ignore tests/cuda/test_gpu.py tests ;;
+    training) limited "$python" -m benchmarks.gpu.training --json "$output/training.json" ;;
     times) limited "$python" -m benchmarks.gpu.times --json "$output/times.json" ;;
     benchmarks) limited "$python" -m benchmarks run --device cuda --json "$output/benchmarks.json" ;;
     memcheck | racecheck | synccheck | initcheck) sanitizer "$1" ;;

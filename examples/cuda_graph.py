@@ -1,14 +1,11 @@
-"""Train by replays of a CUDA graph: a training step on a GPU is one launch.
+"""Train by replays of a CUDA graph: ``snnfast.graphed`` makes a training step on a GPU one launch.
 
-With a small network, the host takes longer to launch the kernels of a step than the GPU takes to run them. A CUDA graph
-launches forward pass, backward pass and optimizer at once. The network is that of ``mnist.py``; docs/gpu.md says what
-to look out for.
+The network is that of ``mnist.py``. docs/gpu.md says what a step may do in a graph.
 """
 
 import argparse
-import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from statistics import median
 
 import torch
@@ -19,39 +16,6 @@ import snnfast
 from snnfast.losses import accuracy_rate, ce_membrane_loss
 
 BETA, LR, BATCH_SIZE, NUM_STEPS = 0.95, 5e-4, 128, 25
-
-
-def capture(
-    step: Callable[[Tensor, Tensor], Tensor],
-    net: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    images: Tensor,
-    labels: Tensor,
-) -> Callable[[Tensor, Tensor], Tensor]:
-    """The same as ``step``, replayed, for minibatches of the shape of ``images`` and ``labels``."""
-    images, labels = images.clone(), labels.clone()  # what the graph reads
-    untrained = copy.deepcopy(net.state_dict())
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):  # what libraries set up at their first calls must not happen while a graph is captured
-            step(images, labels)
-    torch.cuda.current_stream().wait_stream(stream)
-    net.load_state_dict(untrained)  # Nothing is learned yet. It copies in place, to where the graph will look.
-    for state in optimizer.state.values():
-        for moment in state.values():
-            moment.zero_()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        loss = step(images, labels)
-
-    def replay(new_images: Tensor, new_labels: Tensor) -> Tensor:
-        images.copy_(new_images)
-        labels.copy_(new_labels)
-        graph.replay()
-        return loss.clone()
-
-    return replay
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -74,9 +38,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        return loss.detach()
+        return loss
 
-    train_on = step if args.eager else capture(step, net, optimizer, *next(data.batches(BATCH_SIZE)))
+    train_on = step if args.eager else snnfast.graphed(step, optimizer)
     seconds: list[float] = []
     for _ in range(args.epochs or data.epochs):
         for images, labels in data.batches(BATCH_SIZE):

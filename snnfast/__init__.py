@@ -7,6 +7,7 @@ Where to start:
 - :func:`neuron` makes a layer of a function that computes one step.
 - :func:`compile` runs a loop over time as layers over time.
 - :class:`MultiStep` is layers in sequence over time, and :class:`Residual` a skip connection in it.
+- :func:`graphed` runs a training step as one CUDA graph.
 - :func:`activity` counts the spikes, synaptic operations and silent neurons of a network.
 - :mod:`snnfast.snntorch` is for code that goes on using snnTorch (``import snnfast.snntorch as snn``).
 - :mod:`snnfast.functional` has the stateless functions, and :mod:`snnfast.reference` the definition that all equal.
@@ -26,6 +27,7 @@ from snnfast._unroll import graph  # noqa: F401 - the import registers the op
 from snnfast._unroll.state_gradients import use_state_gradients
 from snnfast._version import __version__
 from snnfast.compiler import Explanation, GraphReport, compile, explain
+from snnfast.networks.graphed import graphed
 from snnfast.networks.multistep import MultiStep, Residual
 from snnfast.neurons import *  # noqa: F403 - the layers
 from snnfast.neurons.network import reset
@@ -46,6 +48,7 @@ __all__ = [
     "empty_cache",
     "explain",
     "functional",
+    "graphed",
     "losses",
     "neuron",
     "reference",

@@ -1,7 +1,8 @@
-"""Forward and backward of layers as training calls them, for tests and tools that look at kernels from outside."""
+"""Forward and backward of layers and networks as training calls them, for tests and tools that look at the kernels."""
 
 import argparse
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,6 +10,8 @@ from torch import Tensor
 
 import snnfast
 from snnfast import spikingjelly
+
+from . import training
 
 LAYERS: dict[str, dict[str, Any]] = {
     "Leaky": {"beta": 0.9},
@@ -86,15 +89,37 @@ def run(call: Call, x: Tensor, grad: Tensor) -> list[Tensor]:
     return [spk.detach(), *torch.autograd.grad(spk, [x, *neuron.parameters()], grad)]
 
 
+def steps(profiled: bool, size: training.Size) -> Iterator[tuple[str, training.Make]]:
+    """What launches kernels that the library does not have, or several kernels behind one another.
+
+    They are those of neurons of your own, and of networks: connected neurons, batch normalisation, compiled loops.
+    """
+    for name, make in training.QUESTIONS.items():
+        if not profiled or "own" in name or "adaptive" in name:
+            yield name, make
+    if not profiled:
+        for dtype in DTYPES:
+            yield f"a number of each neuron, {dtype}", partial(training.program, make=of_each(size), dtype=dtype)
+
+
+def of_each(size: training.Size) -> training.MakeLayer:
+    return lambda: training.own(beta=torch.full((size.neurons,), 0.9), learn_beta=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.workload", description=__doc__)
     parser.add_argument("--profiled", action="store_true", help="a few launches that fill a card, instead of all kinds")
     args = parser.parse_args()
+    device, size = torch.device("cuda"), training.Size() if args.profiled else training.SMALL
     with snnfast.use_backend("fused"):
         for call in profiled() if args.profiled else watched():
             print(*call)
-            run(call, *given(call, torch.device("cuda")))
+            run(call, *given(call, device))
             torch.cuda.synchronize()  # an error belongs to this call
+        for name, make in steps(args.profiled, size):
+            print(name)
+            make(device, size).call()
+            torch.cuda.synchronize()
 
 
 if __name__ == "__main__":

@@ -27,18 +27,18 @@ class Run(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, again: Again, codes: Codes, call: Call, *tensors: Any) -> tuple[Tensor, ...]:
-        code = codes.forward
+        code, engine = codes.forward, ENGINES[call.device.type]
         count = sum(codes.counts)
         tensors, linear = tensors[:count], tensors[count:]
         series, states, parameters = split(tensors, codes.counts)
         neurons = call.shape.numel()
         keep = bool(codes.trace.gradients) and any(ctx.needs_input_grad[3 : 3 + count])  # not under no_grad
-        found = ENGINES[call.device.type].forward(
+        found = engine.forward(
             code,
             call.like(),
             [rows_of(x, call) for x in series],
             [s if s.dim() == 0 else call.flat(s) for s in states],
-            flat_parameters(code.parameters(parameters), call),
+            flat_parameters(engine.parameters(code, parameters), call),
             call.steps,
             neurons,
             keep,
@@ -89,14 +89,14 @@ class Run(torch.autograd.Function):
         first = len(grads) - len(states)
         given = tuple(i for i in range(first) if grads[i] is not None)
         code = codes.backward(given, (*needs_series, *needs_parameters))
-        neurons = call.shape.numel()
+        engine, neurons = ENGINES[call.device.type], call.shape.numel()
         none = torch.zeros((), dtype=call.opmath, device=call.device)
         try:
-            found = ENGINES[call.device.type].backward(
+            found = engine.backward(
                 code,
                 call.like(),
                 [rows_of(x, call) for x in series],
-                flat_parameters(code.parameters(parameters), call),
+                flat_parameters(engine.parameters(code, parameters), call),
                 checkpoints,
                 [g if i == few else rows_of(g, call) for i, g in enumerate(grads[:first]) if g is not None],
                 [none if g is None else call.flat(g) for g in grads[first:]],

@@ -276,10 +276,11 @@ def _parameters(
     between: Between, calls: Sequence[Call], codes: Sequence[Code], constants: Sequence[Tensor]
 ) -> list[list[Tensor]]:
     """The parameters of each part as the kernels take them."""
-    every = zip(between.parts, calls, codes, strict=True)
-    return [
-        flat_parameters(code.parameters([constants[i] for i in part.constants]), call) for part, call, code in every
-    ]
+    found = []
+    for part, call, code in zip(between.parts, calls, codes, strict=True):
+        given = [constants[i] for i in part.constants]
+        found.append(flat_parameters(code.parameters(given, code.fixed), call))
+    return found
 
 
 def _counts(

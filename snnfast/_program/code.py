@@ -1,5 +1,6 @@
 """From a traced step to what the kernels read: dead code goes, pairs of instructions fuse, registers are shared."""
 
+import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,6 +19,7 @@ Counts = tuple[int, int, int]
 # The derivative computes a value of the forward pass again, if that takes at most so many instructions; any other is
 # kept for each step. Some instructions count as several.
 _RECOMPUTED = 2
+_ROUNDED = ("fma", "exp", "log", "sigmoid", "tanh", "pow")
 _LONG = dict.fromkeys(("div", "sqrt", "exp", "log", "sigmoid", "tanh", "pow"), 9)
 
 
@@ -28,8 +30,8 @@ class Code:
     Attributes:
         words: int32, as ``csrc/op/program.cpp`` describes them.
         constants: float64.
-        fixed: Values that follow from parameters alone. They are computed once for a call, and are parameters to the
-            kernels, behind the others.
+        fixed: Values that follow from parameters alone, which no step computes. They are parameters to the kernels,
+            behind the others.
         graph: The graph of these values.
         outputs: How many there are, in backward those that have a gradient.
         binary: Which outputs are certainly 0 or 1, in forward.
@@ -46,8 +48,24 @@ class Code:
     gradients: frozenset[int] = frozenset()
     kernels: dict[Any, Any] = field(default_factory=dict)
 
-    def parameters(self, given: Sequence[Tensor]) -> list[Tensor]:
-        """The parameters of the kernels, from those of the step."""
+    @functools.cached_property
+    def functions(self) -> list[int]:
+        """The values on the way to ``fixed`` that PyTorch rounds in its own way, such as ``exp``.
+
+        A kernel that is given these computes the others itself, with the same bits.
+        """
+        found: dict[int, None] = {}
+        stack = [*self.fixed]
+        while stack:
+            value = stack.pop()
+            if self.graph.nodes[value][0] in _ROUNDED:
+                found[value] = None
+            else:
+                stack += self.graph.operands(value)
+        return sorted(found)
+
+    def parameters(self, given: Sequence[Tensor], values: Sequence[int]) -> list[Tensor]:
+        """The parameters of the step, and some values that follow from them: ``fixed`` or ``functions``."""
         known: dict[int, Tensor] = {}
 
         def compute(value: int) -> Tensor:
@@ -61,7 +79,7 @@ class Code:
                     known[value] = APPLY[op](*map(compute, operands))
             return known[value]
 
-        return [*given, *map(compute, self.fixed)]
+        return [*given, *map(compute, values)]
 
 
 class Codes:

@@ -27,6 +27,10 @@ class Engine:
     def __init__(self, kernel_of: Callable[[str, torch.device], Launch]) -> None:
         self._kernel_of = kernel_of
 
+    def parameters(self, code: Code, given: Sequence[Tensor]) -> list[Tensor]:
+        """The parameters of the kernels, which compute what follows from them: each operator would be a launch."""
+        return code.parameters(given, code.functions)
+
     def forward(
         self,
         code: Code,

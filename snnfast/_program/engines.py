@@ -1,5 +1,6 @@
 """The engines that run the codes of a program: the ops of the library, or kernels that NVRTC makes."""
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -44,6 +45,9 @@ def say_step_by_step(reason: str) -> None:
 
 class _CpuEngine:
     """Runs codes by the ops of the library."""
+
+    def parameters(self, code: Code, given: Sequence[Tensor]) -> list[Tensor]:
+        return code.parameters(given, code.fixed)
 
     def forward(self, code: Code, like: Tensor, *arguments: Any) -> list[Tensor]:
         *tensors, steps, neurons, keep, bits = arguments

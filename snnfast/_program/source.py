@@ -127,6 +127,7 @@ class _Kernel:
         self.first_constant = self.first_parameter + len(parameters)
         self.behind = self.first_constant + len(constants)  # the number of the first register behind the constants
         self.constants = code.constants.tolist()
+        self.code, self.given = code, len(parameters) - len(code.fixed)  # parameters of the step
         self.arguments = ["long long T", "long long N"]
 
     def take(self, count: int) -> list[int]:
@@ -174,10 +175,33 @@ class _Kernel:
     def registers(self, end: int) -> str:
         """All registers; ``end`` is behind the last of them."""
         values = {"value": "A(p{0})", "number": "p{0}[0]", "neurons": "p{0}[i]"}
-        read = [f"const A r{self.first_parameter + j} = {values[k].format(j)};" for j, k in enumerate(self.kinds[1])]
+        names = [f"r{self.first_parameter + j}" for j in range(self.given)] + [f"v{v}" for v in self.code.functions]
+        given = enumerate(zip(names, self.kinds[1], strict=True))
+        read = [f"const A {name} = {values[kind].format(j)};" for j, (name, kind) in given]
+        read += self.fixed()
         read += [f"const A r{self.first_constant + c} = {_literal(v, self.f)};" for c, v in enumerate(self.constants)]
         others = [*range(self.first_parameter), *range(self.behind, end)]
         return _lines([*read, *(f"A r{r} = 0;" for r in others)])
+
+    def fixed(self) -> list[str]:
+        """What follows from parameters: the value ``v`` of each node of the graph on the way to it."""
+        graph, known, found = self.code.graph, {*self.code.functions}, []
+        stack = [*self.code.fixed]
+        for value in stack:  # which grows
+            if value not in known:
+                known.add(value)
+                stack += graph.operands(value)
+        for value in sorted(known - {*self.code.functions}):
+            op, *operands = graph.nodes[value]
+            if op == "parameter":
+                text = f"r{self.first_parameter + operands[0]}"
+            elif op == "constant":
+                text = _literal(operands[0], self.f)
+            else:
+                text = _EXPRESSIONS[op].format(*(f"v{v}" for v in operands), f=self.f)
+            found.append(f"const A v{value} = {text};")
+        first = self.first_parameter + self.given
+        return found + [f"const A r{first + i} = v{value};" for i, value in enumerate(self.code.fixed)]
 
     def loop(self, grads: int, body: Iterable[str], backwards: bool = False) -> str:
         """The steps between two checkpoints: series and ``grads`` into registers, then the body."""
@@ -258,7 +282,7 @@ def backward_source(code: Code, dtype: torch.dtype, kinds: Kinds) -> Source:
     stride) and of last states; then what it writes: gradients of series, of states, and of parameters, float64 ``[N]``.
     """
     kernel = _Kernel(code, dtype, kinds)
-    states, parameters = kernel.states, len(kinds[1])
+    states, parameters = kernel.states, kernel.given + len(code.fixed)
     outputs, saved, temporaries, first, second = kernel.take(5)
     new_at, saved_at, carry_at = kernel.registers_of_their_own(len(states), saved, len(states))
     series_at = {k: r for k, r in enumerate(kernel.take(len(kernel.series))) if r >= 0}

@@ -1,1 +1,1 @@
-"""Layers in sequence over time."""
+"""Layers in sequence over time, and training steps as CUDA graphs."""

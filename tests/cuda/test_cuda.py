@@ -1,5 +1,5 @@
 """What the CUDA kernels alone do: which of them runs, time shared out among warps, sums over neurons; and that no
-forward pass copies between host and card or waits.
+forward pass and no training step copies between host and card or waits.
 
 Other files compare their numbers with the reference; here it is known which kernel ran.
 """
@@ -9,6 +9,7 @@ import inspect
 import itertools
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -17,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+import training_steps
 from emulator.build import kernels, set_chunked_limits, set_seed, set_vector_minimum, take_launches
 from gradient_checks import ORDINARY, Operators, check_ordinary, gradients
 from helpers import (
@@ -419,7 +421,7 @@ def test_a_number_of_another_device_costs_one_copy_and_of_the_same_none() -> Non
         assert found.device.type == device
 
 
-# ---- a forward pass neither copies between host and card nor waits
+# ---- a forward pass, and a training step, neither copies between host and card nor waits
 
 
 class Waits(TorchDispatchMode):
@@ -603,30 +605,68 @@ def test_a_forward_pass_neither_copies_nor_waits(name: str, backend: str, monkey
             assert waits.found == []
 
 
-class Loop(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.norm, self.fc = nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Linear(256, 8)
-        self.first, self.second = snnfast.Leaky(0.9), snnfast.Leaky(0.9)
+def backward(loss: Tensor) -> None:
+    """``loss.backward()`` by the nodes of the graph, without PyTorch's engine, which wants a card for its streams."""
+    root: Any = loss.grad_fn
+    nodes, expected = [root], Counter()
+    for node in nodes:  # which grows
+        new = [n for n, _ in node.next_functions if n is not None]
+        nodes += [n for n in dict.fromkeys(new) if n not in expected]
+        expected.update(new)
+    grads: dict[Any, list[Tensor | None]] = {node: [None] * len(node._input_metadata) for node in nodes}
+    grads[root][0], ready = torch.ones_like(loss), [root]
+    with torch.no_grad():
+        while ready:
+            node = ready.pop()
+            given, edges = grads.pop(node), node.next_functions
+            own = isinstance(node, torch.autograd.function.BackwardCFunction)
+            if not own:
+                for i, m in enumerate(node._input_metadata):
+                    given[i] = torch.zeros(m.shape, dtype=m.dtype, device=m.device) if given[i] is None else given[i]
+            found = node.apply(*given) if own else node(*given)
+            found = found if isinstance(found, tuple) else (found,)
+            if own:  # it has a result for each argument of its forward pass, and may have more
+                found = tuple(itertools.compress(found, node.needs_input_grad))
+                edges = [(n, i) for n, i in edges if n is not None]
+            for (n, i), t in zip(edges, found, strict=True):
+                if n is not None and t is not None:
+                    grad = t.sum_to_size(n._input_metadata[i].shape).to(n._input_metadata[i].dtype)
+                    before = grads[n][i]
+                    grads[n][i] = grad if before is None else before + grad
+                if n is not None:
+                    expected[n] -= 1
+                    ready += [n] * (expected[n] == 0)
 
-    def forward(self, x: Tensor) -> Tensor:
-        mem1, mem2, spk_rec = self.first.reset_mem(), self.second.reset_mem(), []
-        for step in range(x.shape[0]):
-            spk, mem1 = self.first(self.norm(self.conv(x[step])), mem1)
-            spk, mem2 = self.second(self.fc(spk.flatten(1)), mem2)
-            spk_rec.append(spk)
-        return torch.stack(spk_rec)
 
-
-def test_a_compiled_loop_neither_copies_nor_waits(nothing_compiled: None) -> None:
+@pytest.mark.parametrize("amp", [False, True], ids=["float32", "amp"])
+@pytest.mark.parametrize("name", training_steps.NETWORKS)
+def test_a_training_step_neither_copies_nor_waits(
+    name: str, amp: bool, nothing_compiled: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Forward, backward and the optimizer, and the scaler of mixed precision."""
     if not (getattr(ops.extension, "cuda", False) and torch.backends.cuda.is_built()):
         pytest.skip("built without CUDA")
+    monkeypatch.setattr(Engine, "_run", lambda *arguments: None)
+    monkeypatch.setattr(program_run, "takes_kernels", lambda x, shape: True)
+    monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
     with FakeTensorMode(), snnfast.use_backend("fused"):
-        net, x = snnfast.compile(on_card(Loop)), images()
-        net(x)
+        net, optimizer, step = training_steps.training(name, amp, backward)
+        step(*training_steps.minibatch())
         with Waits() as waits:
-            net(x)
-    assert waits.found == []
+            step(*training_steps.minibatch())
+        assert waits.found == []
+        assert all(p.grad is not None for p in net.parameters())
+        assert set(optimizer.state) == set(net.parameters())
+
+
+def test_a_backward_pass_by_the_nodes_is_that_of_the_engine() -> None:
+    results = []
+    for call in (backward, Tensor.backward):
+        torch.manual_seed(0)
+        net, x = convolutions(), torch.rand(STEPS, BATCH, 2, 8, 8)
+        call(net(x)[0].square().mean())
+        results.append([p.grad for p in net.parameters()])
+    torch.testing.assert_close(*results)
 
 
 @pytest.mark.parametrize("measure", [losses.accuracy_rate, losses.accuracy_temporal])

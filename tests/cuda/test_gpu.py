@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+import training_steps
 from conftest import skip_unless_required
 from helpers import FLOATS, HALVES, Case, Outputs, Tensors, assert_bits_equal, assert_close, fused, inputs, leaves
-from torch import Tensor, nn
+from torch import Tensor
 
 import snnfast
 from benchmarks.gpu import workload
-from snnfast import spikingjelly, surrogate, use_backend
+from snnfast import surrogate, use_backend
 from snnfast.functional import lif
 
 pytestmark = [pytest.mark.gpu, pytest.mark.needs_extension]
@@ -254,76 +255,20 @@ def test_a_thread_whose_first_work_is_a_neuron_of_your_own() -> None:
         assert_bits_equal(ours, theirs)
 
 
-# ---- networks: a whole step is captured, for which nothing may copy from the host or wait
-
-
-def convolutions() -> nn.Module:
-    return snnfast.MultiStep(
-        nn.Conv2d(2, 8, 3, padding=1), nn.BatchNorm2d(8), snnfast.Leaky(0.5), nn.MaxPool2d(2), nn.Flatten(),
-        nn.Linear(128, 10), nn.BatchNorm1d(10, momentum=None), snnfast.Leaky(0.5, learn_beta=True),
-    )  # fmt: skip
-
-
-class Jelly(nn.Sequential):
-    def __init__(self) -> None:
-        layer, neuron, m = spikingjelly.layer, spikingjelly.neuron, {"step_mode": "m"}
-        super().__init__(
-            layer.Conv2d(2, 8, 3, padding=1, **m), layer.BatchNorm2d(8, **m), neuron.LIFNode(**m),
-            layer.Flatten(**m), layer.Linear(512, 10, **m), neuron.ParametricLIFNode(**m),
-        )  # fmt: skip
-
-    def forward(self, x: Tensor) -> Tensor:
-        spikingjelly.functional.reset_net(self)
-        return super().forward(x)  # type: ignore[no-any-return]
-
-
-class Loop(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc1, self.norm, self.fc2 = nn.Linear(128, 50), nn.BatchNorm1d(50), nn.Linear(50, 10)
-        self.lif1, self.lif2 = snnfast.Leaky(0.9), snnfast.Leaky(0.9)
-
-    def forward(self, x: Tensor) -> Tensor:
-        mem1, mem2, spk_rec = self.lif1.reset_mem(), self.lif2.reset_mem(), []
-        for step in x.flatten(2):
-            spk, mem1 = self.lif1(self.norm(self.fc1(step)), mem1)
-            spk, mem2 = self.lif2(self.fc2(spk), mem2)
-            spk_rec.append(spk)
-        return torch.stack(spk_rec)
-
-
-def recurrent() -> nn.Module:
-    return snnfast.MultiStep(nn.Flatten(), nn.Linear(128, 50), snnfast.RLeaky(0.9, linear_features=50))
-
-
-NETWORKS: dict[str, Callable[[], nn.Module]] = {
-    "MultiStep": convolutions, "spikingjelly": Jelly, "compiled loop": lambda: snnfast.compile(Loop()),
-    "recurrent": recurrent,
-}  # fmt: skip
-
-
-def step_of(net: nn.Module, x: Tensor) -> list[Tensor]:
-    """What a training step computes, and what it has changed in the network."""
-    out = net(x)
-    spk = out if isinstance(out, Tensor) else out[0]
-    grads = torch.autograd.grad(spk.square().mean(), list(net.parameters()), allow_unused=True)
-    return [spk.detach(), *(g for g in grads if g is not None), *net.buffers()]
-
-
-@pytest.mark.parametrize("name", NETWORKS)
-def test_a_training_step_of_a_network_in_a_graph(name: str) -> None:
+@pytest.mark.parametrize("amp", [False, True], ids=["float32", "amp"])
+@pytest.mark.parametrize("name", training_steps.NETWORKS)
+def test_a_training_step_as_one_graph(name: str, amp: bool) -> None:
+    """On minibatches of two sizes, so that there are two graphs."""
     torch._dynamo.reset()
-    torch.manual_seed(0)
-    eager = NETWORKS[name]().to(CARD)
-    captive = NETWORKS[name]().to(CARD)
-    captive.load_state_dict(eager.state_dict())
-    first, second = torch.rand(2, 5, 4, 2, 8, 8, device=CARD)
-    given, found = first.clone(), []
-    graph = captured(lambda: found.append(step_of(captive, given)))
-    for _ in range(3):  # as often as before a capture
-        step_of(eager, first)
-    given.copy_(second)
-    graph.replay()
-    torch.cuda.synchronize()
-    for ours, theirs in zip(found[-1], step_of(eager, second), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    made = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        made.append(training_steps.training(name, amp))
+    (eager, _, step), (captive, optimizer, captured_step) = made
+    train = snnfast.graphed(captured_step, optimizer)
+    for i in range(12):
+        given = training_steps.minibatch(training_steps.BATCH - i % 2)
+        torch.testing.assert_close(train(*given), step(*given).detach(), rtol=1e-2, atol=1e-2)
+    for (key, ours), theirs in zip(captive.state_dict().items(), eager.state_dict().values(), strict=True):
+        # Atomic sums of a convolution may turn the sign of a gradient near zero, and with it that of Adam's steps.
+        torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=4e-3, msg=lambda m, key=key: f"{key}: {m}")

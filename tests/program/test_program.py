@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from gradient_checks import Operators
 from helpers import (
     RESETS,
     SURROGATES,
@@ -145,7 +146,39 @@ def test_what_follows_from_parameters_leaves_the_step() -> None:
     made = trace(leaky, (1, 1, 1), torch.float32, 2)
     code = program_code.forward_code(made, (1, 1, 1))
     assert len(code.fixed) == 1
-    assert torch.equal(code.parameters([torch.tensor(1.5)])[1], torch.tensor(1.0))
+    assert torch.equal(code.parameters([torch.tensor(1.5)], code.fixed)[1], torch.tensor(1.0))
+
+
+def decaying(x: Tensor, v: Tensor, beta: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
+    decay = torch.exp(-tau)
+    v = beta.clamp(0, 1) * v + (1 - beta) * (1 - decay) * x
+    return torch.sigmoid(v), v * decay
+
+
+@pytest.mark.emulated
+def test_what_follows_from_parameters_is_computed_by_the_kernels_of_cuda(
+    emulator: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch computes functions alone, such as ``exp``, and what leads to them: each operator is a launch."""
+    from emulator.build import kernel_of
+
+    x, v = torch.rand(9, 5).requires_grad_(), torch.rand(5)
+    beta, tau = torch.tensor(0.3), torch.linspace(1, 4, 5)
+    found, names = [], []
+    for engine in (ENGINES["cpu"], Engine(kernel_of)):
+        monkeypatch.setitem(ENGINES, "cpu", engine)
+        program = Program(decaying, 1, 1, 2)
+        for _ in range(2):
+            with Operators() as ran:
+                outputs, last = program([x], [v], [beta, tau], 9)
+                grads = torch.autograd.grad(outputs[0].sum() + last[0].sum(), x)
+        found.append([*outputs, *last, *grads])
+        names.append([name.partition("::")[2].partition(".")[0] for name in ran.names])
+    assert_bits_equal(found[0][1], found[1][1])
+    torch.testing.assert_close(*found)
+    computed = {"sub", "rsub", "mul", "maximum", "minimum", "exp"}
+    assert computed & {*names[0]} == {"sub", "mul", "maximum", "minimum", "exp"}
+    assert computed & {*names[1]} == {"exp"}
 
 
 def test_the_same_is_computed_once() -> None:
@@ -246,7 +279,7 @@ def test_backward_op_survives_random_code() -> None:
     counts = 1, step.states, step.parameters
     made = trace(step, counts, torch.float32, 1, [True] * sum(counts))
     code = program_code.backward_code(made, counts, [0], [True] * (1 + step.parameters))
-    parameters = code.parameters([torch.tensor(0.5)] * step.parameters)
+    parameters = code.parameters([torch.tensor(0.5)] * step.parameters, code.fixed)
     drawn = random.Random(1)
     for _ in range(3000):
         words = code.words.clone()
@@ -283,8 +316,8 @@ def test_a_register_that_two_values_share_is_refused_on_every_device(places: tup
     rows = torch.rand(17, 20)
     with pytest.raises(RuntimeError, match="code: a register is used twice"):
         torch.ops.snnfast.program_backward(
-            torch.empty(0), [rows], code.parameters([]), torch.rand(4, 20), [rows], [torch.rand(20)] * 2, None,
-            code.words, code.constants, 17, 20,
+            torch.empty(0), [rows], code.parameters([], code.fixed), torch.rand(4, 20), [rows], [torch.rand(20)] * 2,
+            None, code.words, code.constants, 17, 20,
         )  # fmt: skip
     with pytest.raises(RuntimeError, match="code: a register is used twice"):
         backward_source(code, torch.float32, (("rows",), ()))

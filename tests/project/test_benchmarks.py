@@ -21,6 +21,7 @@ from benchmarks import __main__ as command_line
 from benchmarks import bars, collection, lengths, measure, once, report, run, runner
 from benchmarks.bars import FLOOR, SAVED
 from benchmarks.collection import products
+from benchmarks.gpu import training, workload
 from benchmarks.peers import PEERS, Peer
 from benchmarks.peers.ours import DENSE, LOOPED, NUMBERS, OURS, PRODUCTS, STEPS, WITH_LOSS
 from benchmarks.peers.snntorch_loop import COMPILED, HOISTED, LOOP, NETWORK
@@ -315,6 +316,49 @@ def test_a_step_for_a_gpu_that_hangs_or_fails_leaves_the_others(tmp_path: Path) 
     assert (tmp_path / "out" / "gpu.log").read_text() == done.stdout
     assert "measuring" in done.stdout
     assert on_gpu(tmp_path / "out", "card", PYTHON=str(python)).returncode == 0
+
+
+@pytest.fixture
+def card(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A card of the test, on which the CPU computes; the modes in which it was told to find waits."""
+    modes: list[str] = []
+    for name, answer in {"synchronize": None, "reset_peak_memory_stats": None, "max_memory_allocated": 9}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda answer=answer: answer)
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+    monkeypatch.setattr(training, "captured", lambda calls: calls[0])
+    monkeypatch.setattr(training, "seconds_of", lambda replay: 2e-6)
+    return modes
+
+
+@pytest.mark.needs_extension
+def test_training_steps_for_a_gpu(card: list[str]) -> None:
+    for name, make in workload.steps(False, training.SMALL):
+        work = make(CPU, training.SMALL)
+        work.call()
+        assert (work.moved is None) == name.startswith(("tutorial", "convolutions", "RLeaky")), name
+    found = {"question": "it"}
+    training.answer(training.leaky(CPU, training.SMALL), 0.0, found)
+    assert training.line(found).endswith("2 us as a graph,    10 GB/s: it")
+    assert card == ["error", "default"]
+    training.answer(training.tutorial5(CPU, training.SMALL, compiled=False), 0.0, found)
+    assert re.search(r"2 us as a graph, +[1-9]\d+ us by graphed: it$", training.line(found))
+
+
+def test_a_training_step_that_waits(card: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def wait() -> None:
+        if card[-1:] == ["error"]:
+            raise RuntimeError("called a synchronizing CUDA operation")
+
+    def refuse(calls: object) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    found = {"question": "it"}
+    training.answer(training.Work(wait), 0.0, found)
+    assert training.line(found).endswith(" us as a graph, WAITS: called a synchronizing CUDA operation: it")
+    monkeypatch.setattr(training, "captured", refuse)
+    with pytest.raises(RuntimeError, match="when stream is capturing"):
+        training.answer(training.Work(wait), 0.0, found := {})
+    assert {"waits", "launches", "host"} <= set(found)
 
 
 def test_batches_of_other_numbers_of_steps(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
