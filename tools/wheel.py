@@ -2,7 +2,8 @@
 
 The build sees the headers of the oldest torch. The link sees the symbols of glibc 2.28, which torch's own wheels need
 as well: a compiler's own C library may be newer than that of a user. auditwheel fails if the library needs newer
-symbols of any system library. The objects stay in build/ for the next run.
+symbols of any system library, torch-abi-audit if it needs what PyTorch may change. The objects stay in build/ for the
+next run.
 
 `--target win_amd64`, for example, builds the wheel of another system, without CUDA kernels. zig compiles it, against
 PyTorch's wheel for that system. tools/symbols.py checks what the library needs.
@@ -70,10 +71,7 @@ def cross(tag: str) -> Path:
     if not packages.exists():
         install([OLDEST_TORCH], packages, tag)
     wheel = build({"SNNFAST_TARGET": tag, "SNNFAST_CUDA": "0", "PYTHONPATH": str(packages)})
-    with zipfile.ZipFile(wheel) as archive:
-        (name,) = (name for name in archive.namelist() if "/_kernels." in name)
-        library = Path(archive.extract(name, WORK / "raw"))
-    for line in symbols.needed(library, packages / "torch/lib"):
+    for line in symbols.needed(library_in(wheel), packages / "torch/lib"):
         print(line)
     return repair(wheel) if tag.startswith("linux") else wheel
 
@@ -88,7 +86,14 @@ def repair(wheel: Path) -> Path:
     oldest = re.search(r"-manylinux_(\d+)_(\d+)_", repaired.name)
     if oldest is None or tuple(map(int, oldest.groups())) > tuple(map(int, GLIBC.split("."))):
         sys.exit(f"{repaired.name} needs a newer glibc than {GLIBC}")
+    subprocess.run(["torch-abi-audit", "--check", "torch", library_in(repaired)], check=True)
     return repaired
+
+
+def library_in(wheel: Path) -> Path:
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if "/_kernels." in name)
+        return Path(archive.extract(name, WORK / "raw"))
 
 
 def old_glibc(folder: Path) -> Path:
