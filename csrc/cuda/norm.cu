@@ -34,7 +34,7 @@ __global__ void __launch_bounds__(kThreads) statistics_norm_kernel(const P p) {
       sums[1] += value * value;
     }
   }
-  sum_channels<kC>(p.norm, T, own, memory, [&](int64_t at, int channel, double sum, double squares, double share) {
+  sum_channels<kC>(p.norm, T, own, memory, [&](int64_t at, int64_t channel, double sum, double squares, double share) {
     const double mean = sum * share, apart = squares * share - mean * mean, variance = apart < 0 ? 0 : apart;
     const double inverse = 1 / std::sqrt(variance + p.eps);
     const double scale = p.weight != nullptr ? p.weight[channel] * inverse : inverse;
@@ -138,7 +138,7 @@ __global__ void __launch_bounds__(kThreads, 3) backward_norm_kernel(const Backwa
     }
   }
   if constexpr (!kWrite) {
-    sum_channels<kC>(p.norm, T, own, memory, [&](int64_t at, int, double sum, double apart, double share) {
+    sum_channels<kC>(p.norm, T, own, memory, [&](int64_t at, int64_t, double sum, double apart, double share) {
       float numbers[kNormNumbers];
       load<kNormNumbers>(p.numbers + kNormNumbers * at, numbers);
       const double scale = numbers[0], inverse = numbers[3];

@@ -83,7 +83,7 @@ __device__ __forceinline__ void sum_channels(const Norm& q, int T, const A (&own
 #pragma unroll 1
   for (int k = 0; k < n; ++k) {
     double sum = 0;
-    const double* const at = partial + group * sums + (k << q.shift) + column;
+    const double* const at = partial + static_cast<int64_t>(group) * sums + (k << q.shift) + column;
 #pragma unroll 4
     for (unsigned block = threadIdx.x >> q.shift; block < q.blocks; block += kThreads >> q.shift) {
       sum += __ldcg(at + static_cast<int64_t>(block) * q.groups * sums);
@@ -94,7 +94,8 @@ __device__ __forceinline__ void sum_channels(const Norm& q, int T, const A (&own
   const int rows = static_cast<int>(q.rows_of(T)), log = q.shift + (kC > 1 ? 2 : 0);
 #pragma unroll 1
   for (int i = thread; i < rows << log; i += kThreads) {
-    const int row = i >> log, at = i & ((1 << log) - 1), channel = (group << log) + at;
+    const int row = i >> log, at = i & ((1 << log) - 1);
+    const int64_t channel = (static_cast<int64_t>(group) << log) + at;
     if (channel >= q.C) continue;
     double first = 0, second = 0;
 #pragma unroll 1

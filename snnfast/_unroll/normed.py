@@ -29,6 +29,7 @@ _MOST_STEPS = 16
 """The kernels hold all steps in registers."""
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_DIMS: dict[Any, tuple[int, ...]] = {nn.BatchNorm1d: (3, 4), nn.BatchNorm2d: (5,), nn.BatchNorm3d: (6,)}
 _SUBTRACT = RESET_MECHANISMS.index("subtract")
 _ATAN, _FAST_SIGMOID = surrogate.atan().kernel_id, surrogate.fast_sigmoid().kernel_id
 
@@ -63,14 +64,15 @@ def spikes_behind(
     call = prepare(UnrollCall(layer.neuron, options, request, x, (None,), layer._values()))
     if call.current is not x or not all(_is_constant(t) for t in call.parameters):
         return None
-    norm._check_input_dim(x[0])  # type: ignore[no-untyped-call]
     how = _How(layer.neuron, options, norm.eps, over_time)
     averages = running_averages(norm, 1 if over_time else len(x))
     return _spikes(how, dense(x), norm.weight, norm.bias, averages, call.parameters)
 
 
 def _fits(norm: _BatchNorm, x: Tensor, over_time: bool) -> bool:
-    if not ops.has_norm(x.device) or x.dim() < 3 or x.dtype not in _DTYPES or x.shape[2] != norm.num_features:
+    if not ops.has_norm(x.device) or x.dtype not in _DTYPES:
+        return False
+    if x.dim() not in _DIMS[type(norm)] or x.shape[2] != norm.num_features:  # PyTorch says what is wrong
         return False
     if not 0 < len(x) <= _MOST_STEPS or _samples(x, over_time) < 2 or becomes_node() or is_transformed():
         return False
